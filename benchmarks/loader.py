@@ -33,7 +33,7 @@ from upperson.data.pictures import Pictures, cached_pictures, pixels_of
 from upperson.data.records import Record, read_dataset
 from upperson.data.transforms import CLIP_STATISTICS, PixelStatistics
 from upperson.data.vocabulary import clip_tokenizer
-from upperson_rt.backends.measurement import time_in_turns
+from upperson_rt.backends.autotune import time_in_turns
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug
 from upperson_rt.cli.output import show_progress

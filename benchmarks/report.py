@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import typer
 
-from upperson_rt.backends.measurement import Timing
+from upperson_rt.backends.autotune import Timing
 from upperson_rt.cli.output import new_table, print_table
 from upperson_rt.machine import describe_machine, machine_lines
 

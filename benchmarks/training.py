@@ -34,7 +34,7 @@ from benchmarks.training_step import (
     TrainingStep,
     peak_extra_bytes,
 )
-from upperson_rt.backends.measurement import Timing, time_in_turns
+from upperson_rt.backends.autotune import Timing, time_in_turns
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Threads
 from upperson_rt.cli.output import show_progress

@@ -22,7 +22,7 @@ from filelock import FileLock
 
 import upperson_rt  # noqa: F401 - Before onnxruntime, which it keeps from telling of itself.
 from tests.helpers.command_line import run_program
-from upperson_rt.machine import return_freed
+from upperson_rt.machine import trim_heap
 
 # Hundreds of processes import the same files: one of them compiles each.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -149,7 +149,7 @@ def memory_is_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
             value.__traceback__ = value.__context__ = None
     if _resident_pages() - _kept_pages > _MANY_PAGES:
         _collect_garbage()  # Graphs are cyclic, and hold their weights until somebody looks.
-        return_freed()
+        trim_heap()
         _kept_pages = _resident_pages()
 
 

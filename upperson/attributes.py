@@ -1,4 +1,4 @@
-"""Does a model understand the words? Its answers to `questions`, held against the truth.
+"""Measure which attributes a model recognises, by its answers to `questions`.
 
 Every function is pure: it takes embeddings of pictures and a function that embeds sentences,
 whatever either comes from.
@@ -36,8 +36,8 @@ from upperson_rt.phrases import Kind, parse
 from upperson_rt.phrases.evidence import EmbedTexts, Evidence, with_article
 
 _FIRST = 10
-_UNSAID = frozenset({"skin"})
-_SAID_BY: Mapping[Kind, tuple[tuple[str, str], ...]] = {
+_NEVER_MENTIONED = frozenset({"skin"})
+_MENTIONED_BY: Mapping[Kind, tuple[tuple[str, str], ...]] = {
     "person": (("gender", ""),),
     "upper": (("upper", "upper_colour"),),
     "lower": (("lower", "lower_colour"),),
@@ -74,14 +74,14 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class ShortQuestions:
-    """Answers to one form of short question, over those that somebody satisfies."""
+    """Answers to one form of short question, over those that some picture satisfies."""
 
     example: str
-    """One of those that somebody satisfies."""
+    """One of those that some picture satisfies."""
 
     asked: int
     present: int
-    """How many of the questions somebody satisfies."""
+    """Questions that some picture satisfies."""
 
     parts: Mapping[str, Share]
     """By part (`PARTS`) and for ``all`` of them at once."""
@@ -91,8 +91,8 @@ class ShortQuestions:
     """Its expectation over random rankings."""
 
     presence_auroc: float | None
-    """How often the best score of a question that somebody satisfies is above that of one that
-    nobody does; 50 is chance, None where there is no question of either kind."""
+    """How often the best score of a question with a right picture is above that of one without;
+    50 is chance, None if there is no question of either kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class CaptionShare:
     """How often a random picture has it."""
 
     said: int
-    """How many captions say it, as far as `upperson_rt.phrases` reads them."""
+    """How many captions mention it, as far as `upperson_rt.phrases` reads them."""
 
     said_top1: float | None
     """Of those, how often the first picture has it; None if there are none."""
@@ -172,7 +172,7 @@ def measure_attributes(
     image_GE: NDArray[np.float32],
     embed_texts: EmbedTexts,
 ) -> AttributeReport:
-    """Ask all questions that the attributes of some pictures allow, and compare.
+    """Rank the pictures for all questions that their attributes allow, and compare.
 
     Args:
         records: The pictures with their captions.
@@ -210,7 +210,7 @@ def measure_attributes(
                 found[name]["all"] = _share(np.concatenate(has_NG), np.concatenate(order_NG))
         return found
 
-    def denied(name: str, clothed: bool) -> list[Question]:
+    def excluding(name: str, clothed: bool) -> list[Question]:
         return [
             question
             for anything in (False, True)
@@ -222,8 +222,8 @@ def measure_attributes(
         pictures=len(image_GE),
         short=_short_by_form(columns, image_GE, evidence),
         with_thing=shares(lambda name: thing_questions(columns, name), forbidden=False),
-        without_thing=shares(lambda name: denied(name, clothed=False), forbidden=True),
-        clothed_without=shares(lambda name: denied(name, clothed=True), forbidden=True),
+        without_thing=shares(lambda name: excluding(name, clothed=False), forbidden=True),
+        clothed_without=shares(lambda name: excluding(name, clothed=True), forbidden=True),
         clothed=_measure_clothed(columns, image_GE, evidence),
         evidence=measure_evidence(columns, image_GE, evidence),
         swapped=_measure_swapped(image_GE, columns, embed_texts),
@@ -235,7 +235,7 @@ def measure_attributes(
 def measure_short(
     records: Sequence[Record], image_GE: NDArray[np.float32], embed_texts: EmbedTexts
 ) -> dict[str, ShortQuestions]:
-    """Ask the short questions alone, by name of the form; the rest is as for `measure_attributes`.
+    """Measure the short questions only, by name of the form; arguments as for `measure_attributes`.
 
     Raises:
         InputError: As for `attribute_columns`.
@@ -279,7 +279,7 @@ def _percent(values: NDArray[Any]) -> float:
 def _measure_clothed(
     columns: Columns, image_GE: NDArray[np.float32], evidence: Evidence
 ) -> dict[str, Share]:
-    """Tell what a denial costs and brings: *a person in a red coat* with and without one."""
+    """Measure *a person in a red coat* with and without an excluded phrase."""
     asked = [
         question for name in THINGS for question in negated_questions(columns, name, clothed=True)
     ]
@@ -354,7 +354,7 @@ def _measure_captions(
 ) -> tuple[float, dict[str, CaptionShare]]:
     pids = np.array([record.pid for record in records])
     described = np.repeat(np.arange(len(records)), [len(record.captions) for record in records])
-    names = [name for name in columns if name not in _UNSAID]
+    names = [name for name in columns if name not in _NEVER_MENTIONED]
     codes = {name: np.unique(columns[name], return_inverse=True)[1] for name in names}
     right = np.empty(len(text_QE), dtype=bool)
     shared = {name: right.copy() for name in names}
@@ -370,7 +370,7 @@ def _measure_captions(
             same = code[own][:, None] == code[None, :]
             best = np.where(same, scores_QG, -np.inf).argmax(axis=1)
             filtered[name][rows] = pids[best] == pids[own]
-    said = _said(records, columns)
+    mentioned = _mentioned(records, columns)
     chance = {
         name: (np.bincount(code) / len(code))[code[described]] for name, code in codes.items()
     }
@@ -379,33 +379,33 @@ def _measure_captions(
         name: CaptionShare(
             top1=_percent(shared[name]),
             chance=_percent(chance[name]),
-            said=int(said[name].sum()),
-            said_top1=_percent(shared[name][said[name]]) if said[name].any() else None,
-            said_chance=_percent(chance[name][said[name]]) if said[name].any() else None,
+            said=int(mentioned[name].sum()),
+            said_top1=_percent(shared[name][mentioned[name]]) if mentioned[name].any() else None,
+            said_chance=_percent(chance[name][mentioned[name]]) if mentioned[name].any() else None,
             r1_lost=_percent(filtered[name]) - r1,
         )
         for name in names
     }
 
 
-def _said(records: Sequence[Record], columns: Columns) -> dict[str, NDArray[np.bool_]]:
+def _mentioned(records: Sequence[Record], columns: Columns) -> dict[str, NDArray[np.bool_]]:
     """Return which captions [Q] say an attribute of the person they describe."""
     texts = [(row, text) for row, record in enumerate(records) for text in record.captions]
-    said = {name: np.zeros(len(texts), dtype=bool) for name in columns}
+    mentioned = {name: np.zeros(len(texts), dtype=bool) for name in columns}
     for place, (row, text) in enumerate(texts):
         for phrase in parse(text).phrases:
             if phrase.negated or phrase.noun == "person":
                 continue
-            for thing, colour in _SAID_BY.get(phrase.kind, ()):
-                # Bags and some accessories are carried: the truth tells which of them this is.
+            for thing, colour in _MENTIONED_BY.get(phrase.kind, ()):
+                # Bags and some accessories are carried: the true attributes decide which this is.
                 carried = phrase.kind == "carried" and thing in columns
                 if carried and columns[thing][row] != phrase.noun:
                     continue
                 pattern = "pattern" if phrase.kind == "upper" and phrase.pattern else ""
                 for name in (thing, colour if phrase.colours else "", pattern):
-                    if name in said:
-                        said[name][place] = True
-    return said
+                    if name in mentioned:
+                        mentioned[name][place] = True
+    return mentioned
 
 
 def _measure_swapped(
@@ -433,7 +433,7 @@ def _swaps(
 ) -> Iterator[tuple[int, str, str]]:
     """Yield pictures with a true sentence and one whose colours are exchanged.
 
-    Only if somebody wears either thing in the other's colour: nobody makes pink jeans.
+    Only if either thing also occurs in the other's colour: there are no pink jeans.
     """
     for row, (upper_colour, upper, lower_colour, lower) in enumerate(rows):
         exchanged = {(lower_colour, upper), (upper_colour, lower)}

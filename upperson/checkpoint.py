@@ -107,7 +107,9 @@ class Checkpointer:
             if not bool(torch.isfinite(tensor).all()):
                 raise InputError(
                     f"the run diverged: '{name}' is not finite; start a new run with a lower lr or "
-                    "prefix_scale"
+                    "prefix_scale",
+                    code="run_diverged",
+                    tensor=name,
                 )
         tensors: dict[str, Tensor] = {}
         tensors |= {f"trained/{name}": tensor for name, tensor in self._parameters.items()}
@@ -144,20 +146,29 @@ class Checkpointer:
         if problems:
             raise IntegrityError(
                 f"no checkpoint in {self._folder} is whole: {'; '.join(problems)}; remove the "
-                "folder to start the run from its beginning"
+                "folder to start the run from its beginning",
+                code="checkpoints_damaged",
+                path=self._folder,
+                problems=problems,
             )
         return None, problems
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> RunState:
         if set(facts) != {"progress", "identity", "scaler"}:
-            raise IntegrityError("the checkpoint is of another version: start a new run")
+            raise IntegrityError(
+                "the checkpoint is of another version: start a new run", code="checkpoint_version"
+            )
         began = _DEFAULTS | facts["identity"]
         for fact, value in self._identity.items():
             found = began.get(fact)
             if found != value:
                 raise IntegrityError(
                     f"the run to resume began with other {fact} ({str(found)[:40]}, now "
-                    f"{value[:40]}): put the original in place, or start a new run"
+                    f"{value[:40]}): put the original in place, or start a new run",
+                    code="run_changed",
+                    fact=fact,
+                    before=found,
+                    now=value,
                 )
         groups: dict[str, dict[str, Tensor]] = {"trained": {}, "best": {}, "optimizer": {}}
         for key, tensor in tensors.items():
@@ -167,7 +178,8 @@ class Checkpointer:
         if expected != {name: tensor.shape for name, tensor in groups["trained"].items()}:
             raise IntegrityError(
                 "the checkpoint holds other trained tensors than this configuration has: "
-                "config.yaml was changed after the run began"
+                "config.yaml was changed after the run began",
+                code="checkpoint_tensors",
             )
         with torch.no_grad():
             for name, tensor in groups["trained"].items():

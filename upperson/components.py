@@ -66,24 +66,39 @@ def build_components(config: TrainConfig) -> Components:
     if config.student is not None:
         raise UsageError(
             "a student is not trained with captions but distilled: go on with  upperson distill "
-            "--resume RUN, or leave 'student' out of the recipe"
+            "--resume RUN, or leave 'student' out of the recipe",
+            code="student_in_training",
         )
     if config.model.is_plain:
-        raise UsageError("no part is trained: set prefix_length, lora_rank or adapter_reduction")
+        raise UsageError(
+            "no part is trained: set prefix_length, lora_rank or adapter_reduction",
+            code="no_trained_part",
+        )
     if config.leave_out_noisy and config.warmup_epochs >= config.epochs:
         raise UsageError(
             f"leave_out_noisy begins after the warm-up, and warmup_epochs ({config.warmup_epochs}) "
             f"leaves none of the epochs ({config.epochs}): train longer, pass  --set warmup_epochs="
-            f"{config.epochs - 1},  or switch leave_out_noisy off"
+            f"{config.epochs - 1},  or switch leave_out_noisy off",
+            code="noisy_in_warmup",
+            epochs=config.epochs,
+            warmup_epochs=config.warmup_epochs,
         )
     splits = read_dataset(config.dataset, Path(config.root))
     if not splits["train"]:
-        raise InputError(f"{config.root} has no image in split 'train': check 'split' in its lines")
+        raise InputError(
+            f"{config.root} has no image in split 'train': check 'split' in its lines",
+            code="split_empty",
+            split="train",
+        )
     require_images(record.image for records in splits.values() for record in records)
     if not config.allow_partial:
         require_published_counts(config.dataset, Path(config.root), splits)
     if config.select_on == "test" and not splits["test"]:
-        raise InputError(f"{config.root} has no image in split 'test' to select on")
+        raise InputError(
+            f"{config.root} has no image in split 'test' to select on",
+            code="split_empty",
+            split="test",
+        )
     captions = [caption for record in splits["train"] for caption in record.captions]
     rewordings: tuple[Rewording, ...] = ("shorten_captions", "wrong_captions")
     read = [require_phrases(captions, option) for option in rewordings if getattr(config, option)]
@@ -93,7 +108,9 @@ def build_components(config: TrainConfig) -> Components:
     if config.mask_captions and not base.has_clips_vocabulary:
         raise UsageError(
             f"mask_captions needs CLIP's vocabulary, which {base.name} does not have: pass  "
-            "--set mask_captions=false"
+            "--set mask_captions=false",
+            code="vocabulary_without_mask",
+            base=base.name,
         )
     model = UPPerson(base.clip, config.model, image_size, base.statistics)
     model.checkpoint_activations = config.checkpoint_activations
@@ -114,12 +131,17 @@ def choose_device(device: str) -> torch.device:
         BackendError: No CUDA device is there.
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device must be auto, cpu or cuda, found '{device}'")
+        raise UsageError(
+            f"--device must be auto, cpu or cuda, found '{device}'",
+            code="device_unknown",
+            device=device,
+        )
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
         raise BackendError(
             "no CUDA device is available to torch: pass --device cpu, or install a CUDA build of "
-            "torch and its driver"
+            "torch and its driver",
+            code="cuda_unavailable",
         )
     return torch.device("cuda" if has_cuda and device != "cpu" else "cpu")
 
@@ -127,7 +149,11 @@ def choose_device(device: str) -> torch.device:
 def check_precision(precision: MixedPrecision, device: torch.device) -> None:
     """Raise BackendError where a device cannot train in a precision."""
     if precision == "fp16" and device.type == "cpu":
-        raise BackendError("precision fp16 needs a CUDA device: use bf16 or fp32 on a CPU")
+        raise BackendError(
+            "precision fp16 needs a CUDA device: use bf16 or fp32 on a CPU",
+            code="precision_unavailable",
+            precision=precision,
+        )
 
 
 def usable_precision(precision: MixedPrecision, device: torch.device) -> MixedPrecision:

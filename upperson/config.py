@@ -8,7 +8,7 @@ equal one.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,34 @@ _WITHOUT_TRAINING = (
 
 MixedPrecision = Literal["fp32", "bf16", "fp16"]
 """What the towers compute in while they are trained; fp32 is no mixture."""
+
+_Range = tuple[str, Callable[[Any], bool]]
+_COUNT: _Range = ("at least 1", lambda value: value >= 1)
+_SIZE: _Range = (f"from 1 to {MOST_PX}", lambda value: 1 <= value <= MOST_PX)
+_RATE: _Range = (f"above 0 and below {LARGEST:g}", lambda value: 0 < value < LARGEST)
+_NUMBER: _Range = ("0 or more", lambda value: 0 <= value < math.inf)
+_RANGES: dict[str, _Range] = {
+    "height_px": _SIZE,
+    "width_px": _SIZE,
+    "epochs": _COUNT,
+    "batch_size": ("at least 2 for a contrastive loss", lambda value: value >= 2),
+    "accumulate": _COUNT,
+    "eval_every": _COUNT,
+    "checkpoint_every": _COUNT,
+    "warmup_epochs": _NUMBER,
+    "workers": _NUMBER,
+    "seed": ("from 0 and below 2**63", lambda value: 0 <= value < 2**63),
+    "lr": _RATE,
+    "prefix_lr": _RATE,
+    "adam_eps": _RATE,
+    "weight_decay": _NUMBER,
+    "temperature": (
+        f"from {LOWEST_TEMPERATURE} to 1",
+        lambda value: LOWEST_TEMPERATURE <= value <= 1,
+    ),
+    "shorten_captions": ("a share from 0 to 1", lambda value: 0 <= value <= 1),
+    "kept_share": ("a share above 0 and at most 1", lambda value: 0 < value <= 1),
+}
 
 T = TypeVar("T")
 
@@ -76,7 +104,7 @@ class TrainConfig:
     model: UPPersonConfig = field(default_factory=UPPersonConfig)
 
     student: StudentConfig | None = None
-    """A distilled image tower in place of the base's; ``upperson distill`` makes such runs."""
+    """A distilled image tower in place of the base's, from ``upperson distill``."""
 
     loss: str = "sdm"
     """One or more of sdm, asdm, tal, itc, cmpm and id, joined by + (``upperson/losses.py``)."""
@@ -86,8 +114,8 @@ class TrainConfig:
     least; the paper's value is twice that of CLIP's weights."""
 
     leave_out_noisy: bool = False
-    """After the warm-up, leave out of every epoch the pairs whose losses say that the caption is of
-    somebody else (``upperson/division.py``)."""
+    """After the warm-up, leave noisy pairs out of every epoch: those whose caption probably
+    describes another person (``upperson/division.py``)."""
 
     epochs: int = 60
     batch_size: int = 128
@@ -121,12 +149,12 @@ class TrainConfig:
 
     shorten_captions: float = 0.0
     """Share of captions that are drawn with a random part of their phrases only, from *red coat*
-    to all of them. If there are any, a caption counts as right for everybody whose captions say as
-    much (``upperson/data/rewording.py`` does both)."""
+    to all of them. If there are any, a caption counts as right for every person whose captions
+    mention the same attributes (``upperson/data/rewording.py`` does both)."""
 
     wrong_captions: bool = False
-    """Keep every image away from a wrong version of its caption, too: another colour, exchanged
-    colours, another thing, or one that is denied. For captions that the grammar reads."""
+    """Also separate every image from a wrong version of its caption: another colour, exchanged
+    colours, another thing, or an excluded one. For captions that the grammar reads."""
 
     kept_share: float = 1.0
     """Share of what LoRA and L-Adapters add to the base that is kept when a model is measured and
@@ -161,50 +189,27 @@ class TrainConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for name in (
-            "height_px", "width_px", "epochs", "batch_size", "accumulate", "eval_every",
-            "checkpoint_every",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                instead = _WITHOUT_TRAINING if name == "epochs" else ""
-                raise UsageError(f"{name} must be at least 1, found {getattr(self, name)}{instead}")
-        for name in ("warmup_epochs", "workers", "seed"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} must be 0 or more, found {getattr(self, name)}")
-        if self.seed >= 2**63:
-            raise UsageError(f"seed must be below 2**63, found {self.seed}")
-        for name in ("lr", "prefix_lr", "adam_eps"):
+        for name, (expected, is_valid) in _RANGES.items():
             value = getattr(self, name)
-            if value is not None and not 0 < value < LARGEST:
-                instead = _WITHOUT_TRAINING if name == "lr" and value == 0 else ""
+            if value is not None and not is_valid(value):
+                instead = _WITHOUT_TRAINING if name in ("epochs", "lr") and value == 0 else ""
                 raise UsageError(
-                    f"{name} must be above 0 and below {LARGEST:g}, found {value}{instead}"
+                    f"{name} must be {expected}, found {value}{instead}",
+                    code="setting_out_of_range",
+                    setting=name,
+                    found=value,
                 )
-        for name in ("height_px", "width_px"):
-            if getattr(self, name) > MOST_PX:
-                raise UsageError(f"{name} must be at most {MOST_PX}, found {getattr(self, name)}")
-        if not LOWEST_TEMPERATURE <= self.temperature <= 1:
-            raise UsageError(
-                f"temperature must be from {LOWEST_TEMPERATURE} to 1, found {self.temperature}"
-            )
-        if not 0 <= self.shorten_captions <= 1:
-            raise UsageError(
-                f"shorten_captions is a share from 0 to 1, found {self.shorten_captions}"
-            )
-        if not 0 < self.kept_share <= 1:
-            raise UsageError(f"kept_share is above 0 and at most 1, found {self.kept_share}")
         if self.kept_share < 1 and not (self.model.lora_rank or self.model.adapter_reduction):
             raise UsageError("kept_share is a share of LoRA and L-Adapters: this model has none")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UsageError(f"weight_decay must be 0 or more, found {self.weight_decay}")
         if self.warmup_epochs > self.epochs:
             raise UsageError(
                 f"warmup_epochs ({self.warmup_epochs}) must be at most epochs ({self.epochs}): "
-                "set it in the recipe, or with  --set warmup_epochs=N"
+                "set it in the recipe, or with  --set warmup_epochs=N",
+                code="warmup_too_long",
+                warmup_epochs=self.warmup_epochs,
+                epochs=self.epochs,
             )
         loss_names(self.loss)
-        if self.batch_size < 2:
-            raise UsageError("batch_size must be at least 2 for a contrastive loss, found 1")
 
     def to_yaml(self) -> str:
         """Return the object as YAML that `read_config` reads back."""
@@ -233,8 +238,17 @@ def read_recipe(name: str, overrides: dict[str, Any], settings: Sequence[str] = 
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.is_file():
         if path.suffix and path != RECIPES / f"{name}.yaml":
-            raise UsageError(f"expected a recipe at {path}, found no such file")
-        raise UsageError(f"recipe '{name}' is unknown: {suggestion(name, recipe_names())}")
+            raise UsageError(
+                f"expected a recipe at {path}, found no such file",
+                code="recipe_not_found",
+                path=path,
+            )
+        raise UsageError(
+            f"recipe '{name}' is unknown: {suggestion(name, recipe_names())}",
+            code="recipe_unknown",
+            recipe=name,
+            suggestion=suggestion(name, recipe_names()),
+        )
     given = {key: value for key, value in overrides.items() if value is not None}
     if overrides.get("base") == SMALL and overrides.get("pretrained") is None:
         given["pretrained"] = None  # It brings its own weights, whatever the recipe's base needs.
@@ -253,7 +267,7 @@ def require_settings(given: dict[str, Any], settings: Sequence[str] = ()) -> Non
     try:
         require_values(TrainConfig, _as_read(content), "options")
     except InputError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(str(error), code=error.code, **error.fields) from error
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -265,17 +279,18 @@ def read_yaml(kind: type[T], path: Path) -> T:
     """Read a YAML file into a dataclass; InputError names the file and the key at fault."""
     try:
         return _read(kind, _parse(path), str(path))
-    except UsageError as error:  # Values that contradict each other: not the command's fault.
-        raise InputError(str(error)) from error
+    except UsageError as error:  # A fault of the file, not of the command.
+        raise InputError(str(error), code=error.code, **error.fields) from error
 
 
 @contextmanager
 def settings_from(path: Path) -> Iterator[None]:
-    """Turn complaints about settings (UsageError) into one about the file they stand in."""
+    """Turn a UsageError about settings into an InputError that names their file."""
     try:
         yield
     except UsageError as error:
-        raise InputError(f"{path}: {error}") from error
+        fields = error.fields | {"path": path}
+        raise InputError(f"{path}: {error}", code=error.code, **fields) from error
 
 
 _MOST_BYTES = 1 << 20
@@ -294,14 +309,20 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(read_bounded(path, _MOST_BYTES).decode("utf-8"), _Loader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as YAML: {_problem(error)}") from error
+        raise InputError(
+            f"{path} cannot be read as YAML: {_problem(error)}", code="not_yaml", path=path
+        ) from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected keys and values, found {type(content).__name__}")
+        raise InputError(
+            f"{path}: expected keys and values, found {type(content).__name__}",
+            code="not_yaml",
+            path=path,
+        )
     return content
 
 
 def _problem(error: Exception) -> str:
-    """Say where a file is wrong, without a word of it: it may be a link to a secret."""
+    """Describe a fault without quoting the file, which may be a link to a secret."""
     if isinstance(error, UnicodeDecodeError):
         return "no text in UTF-8"
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark) is not None:
@@ -314,21 +335,35 @@ def _replace(content: dict[str, Any], setting: str) -> None:
     path, equals, text = setting.partition("=")
     *groups, key = path.strip().split(".")
     if not equals or not key:
-        raise UsageError(f"--set wants KEY=VALUE such as model.lora_rank=16, found '{setting}'")
+        raise UsageError(
+            f"--set wants KEY=VALUE such as model.lora_rank=16, found '{setting}'",
+            code="setting_malformed",
+            setting=setting,
+        )
     try:
         value = yaml.load(text, _Loader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UsageError(f"--set {setting}: the value is not YAML") from error
+        raise UsageError(
+            f"--set {setting}: the value is not YAML", code="setting_malformed", setting=setting
+        ) from error
     for group in groups:
         content = content.setdefault(group, {})
         if not isinstance(content, dict):
-            raise UsageError(f"--set {setting}: '{group}' has no settings of its own")
+            raise UsageError(
+                f"--set {setting}: '{group}' has no settings of its own",
+                code="setting_malformed",
+                setting=setting,
+            )
     content[key] = value
 
 
 def _read(kind: type[T], content: dict[str, Any], where: str) -> T:
     if kind is TrainConfig and "root" not in content:
-        raise InputError(f"{where}: 'root' is missing: set it in the file or as an option")
+        raise InputError(
+            f"{where}: 'root' is missing: set it in the file or as an option",
+            code="root_missing",
+            where=where,
+        )
     return read_fields(kind, _as_read(content), where)
 
 

@@ -1,15 +1,15 @@
-"""Distil a run's image tower into a smaller one, top to bottom in one file.
+"""Distil a run's image tower into a smaller one.
 
-The student sees what the teacher sees and learns to embed it alike; captions are not needed. The
-text tower stays the teacher's, and so does the space: sentences find the pictures of both. What is
-reported at the end is measured on the files that are left, as in training.
+The student learns to embed pictures as its teacher does; captions are not needed. The text tower
+and the embedding space stay the teacher's. The results are measured on the saved files, as in
+training.
 
 Shapes: N pictures, E embedding width.
 """
 
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from upperson.checkpoint import Checkpointer, identity_of
+from upperson.checkpoint import Checkpointer, RunState, identity_of
 from upperson.components import start_accelerator
 from upperson.config import TrainConfig, require_settings
 from upperson.data.batches import (
@@ -33,55 +33,51 @@ from upperson.data.images import truncated_images
 from upperson.data.pictures import PictureBatches, Pictures, cached_pictures, pixels_of
 from upperson.data.records import Record, read_dataset
 from upperson.data.transforms import PixelStatistics, flips_only, prepare_pixels
-from upperson.evaluate import evaluate_both
+from upperson.evaluate import evaluate
 from upperson.model.encoder import ImageEncoder
 from upperson.model.student import build_student, read_size, start_from_teacher
 from upperson.observer import Observer
-from upperson.ongoing import OngoingRun, TrainResult
 from upperson.run import LAST, Run, load_run, space_of_run
 from upperson.run_writer import RunWriter
-from upperson.step import set_learning_rate
+from upperson.trainer import Trainer, TrainResult
 from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError
 from upperson_rt.preprocess import iter_image_files
 from upperson_rt.strict import read_fields
 from upperson_rt.tokenizer import Tokenizer
 
-# --- What a teacher makes of the pictures that its student learns from
+# --- The teacher's embeddings, which the student learns
 #
-# Pictures that are augmented are new at every step, and so it is asked at every step. Those that
-# are only flipped are two each: it is asked once, before the first step, and half of the work is
-# saved.
+# Augmented pictures are new at every step, so the teacher embeds each batch. Pictures that are only
+# flipped have two versions each: the teacher embeds all of them once, before the first step, which
+# halves the work.
 #
 # Shapes: P pictures, N of a batch, E embedding width.
 
 
-class AskedAtEveryStep:
-    """Embeds the very pictures that the student sees."""
+class LiveTeacher:
+    """Embeds every batch as the student sees it."""
 
     def __init__(self, tower: ImageEncoder, statistics: PixelStatistics) -> None:
         self._tower = tower
         self._statistics = statistics
 
     @torch.no_grad()
-    def lesson(self, loaded: LoadedBatch, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the pictures of a batch, [N, 3, H, W] and normalised, and what to make of them.
-
-        The latter is [N, E] and unit norm.
-        """
+    def targets(self, loaded: LoadedBatch, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return a batch's normalised pictures [N, 3, H, W] and their unit-norm targets [N, E]."""
         image_N3HW = loaded.to(device, self._statistics).image_N3HW
         return image_N3HW, F.normalize(self._tower(image_N3HW).float(), dim=-1)
 
 
-class AskedOnce:
-    """Remembers what the teacher made of every picture and of its mirror image.
+class CachedTeacher:
+    """Embeds every picture and its mirror image once, and keeps the embeddings.
 
     Args:
         tower: The teacher, on its device.
         statistics: Of its pixels.
-        pictures: All of them; a batch's labels are places in them.
-        batch_size: How many it is asked of at a time.
-        progress: Is told of how many it has been asked.
+        pictures: All of them; a batch's labels are indices into them.
+        batch_size: Pictures that the teacher embeds at a time.
+        progress: Called with the pictures done and in all.
 
     Raises:
         InputError: A picture cannot be decoded.
@@ -101,8 +97,8 @@ class AskedOnce:
         count = len(pictures)
         places = torch.split(torch.arange(count), batch_size)
         assert tower.proj is not None  # No student is built for a tower without.
-        # Filled in place: autocast of a CPU joins no float16.
-        self._made_2PE = torch.empty(
+        # Filled in place: autocast on a CPU cannot concatenate float16.
+        self._target_2PE = torch.empty(
             2, count, tower.proj.shape[1], dtype=torch.float16, device=device
         )
         batches = PictureBatches(pictures, [each.tolist() for each in places])
@@ -112,16 +108,18 @@ class AskedOnce:
                 raise item
             image_N3HW = prepare_pixels(pixels_of(item).to(device), None, statistics)
             for side, image in enumerate((image_N3HW, image_N3HW.flip(3))):
-                made_NE = F.normalize(tower(image).float(), dim=-1)
-                self._made_2PE[side, place] = made_NE.half()
+                target_NE = F.normalize(tower(image).float(), dim=-1)
+                self._target_2PE[side, place] = target_NE.half()
             progress(int(place[-1]) + 1, count)
 
-    def lesson(self, loaded: LoadedBatch, device: torch.device) -> tuple[Tensor, Tensor]:
-        """As of `AskedAtEveryStep`."""
-        assert loaded.moves_N7 is not None
-        batch = loaded._replace(moves_N7=flips_only(loaded.moves_N7)).to(device, self._statistics)
-        flipped_N = loaded.moves_N7[:, 0].to(device)
-        return batch.image_N3HW, self._made_2PE[flipped_N, batch.labels_N].float()
+    def targets(self, loaded: LoadedBatch, device: torch.device) -> tuple[Tensor, Tensor]:
+        """As of `LiveTeacher`."""
+        assert loaded.augmentation_N7 is not None
+        batch = loaded._replace(augmentation_N7=flips_only(loaded.augmentation_N7)).to(
+            device, self._statistics
+        )
+        flipped_N = loaded.augmentation_N7[:, 0].to(device)
+        return batch.image_N3HW, self._target_2PE[flipped_N, batch.labels_N].float()
 
 
 # --- Distilling
@@ -186,19 +184,12 @@ def distill(
 ) -> TrainResult:
     """Distil a student into a run folder; the last epoch is kept.
 
-    With ``resume`` the run in the folder goes on from its newest checkpoint.
-
-    Args:
-        config: From `student_config`.
-        run_path: Its folder.
-        observer: Told what goes on.
-        device: ``cpu``, ``cuda`` or ``auto``.
-        resume: Whether to go on with the run in the folder.
+    With ``resume`` the run in the folder continues from its newest checkpoint.
 
     Raises:
         UsageError: Several processes, or a configuration without a student.
-        InputError, BackendError, IntegrityError: As training raises them; or the teacher is not the
-            one that the run began with.
+        InputError, BackendError, IntegrityError: As training raises them, or the teacher has
+            changed since the run began.
     """
     with ExitStack() as closing:
         return _distill(config, run_path, observer, device, resume, closing)
@@ -214,16 +205,23 @@ def _distill(
 ) -> TrainResult:
     started = time.perf_counter()
     if config.student is None:
-        raise UsageError("the configuration names no student: make it with  upperson distill RUN")
+        raise UsageError(
+            "the configuration names no student: make it with  upperson distill RUN",
+            code="no_student",
+        )
     closing.enter_context(truncated_images(config.load_truncated))
     accelerator = start_accelerator(config.precision, device)
     if accelerator.num_processes > 1:
-        raise UsageError("distilling takes one process: start it without torchrun")
+        raise UsageError(
+            "distilling takes one process: start it without torchrun", code="several_processes"
+        )
     run = load_run(Path(config.student.teacher))
     if space_of_run(Path(config.student.teacher), run) != config.student.space:
         raise IntegrityError(
             f"{config.student.teacher} is not the run that this student began with: put the "
-            "original in place, or distil a new student"
+            "original in place, or distil a new student",
+            code="teacher_changed",
+            path=config.student.teacher,
         )
     splits = read_dataset(config.dataset, Path(config.root))
     teacher, student = run.model.image, _fresh_student(run, config)
@@ -248,7 +246,7 @@ def _distill(
     trained, optimizer = accelerator.prepare(student, optimizer)
     identity = identity_of(config, run.base.sha256, splits)
     student_parts = nn.ModuleDict({"image": student})
-    ongoing = OngoingRun(
+    trainer = Trainer(
         path=run_path,
         config=config,
         splits=splits,
@@ -259,62 +257,65 @@ def _distill(
             run_path / LAST, student_parts, optimizer, accelerator.scaler, identity
         ),
         observer=observer,
-        epoch_steps=len(sampler),
+        optimizer=optimizer,
+        sampler=sampler,
         started=started,
     )
     if resume:
-        ongoing.resume()
-    state = ongoing.state
-    closing.callback(ongoing.writer.close)
-    ongoing.begin()
-    asked: AskedAtEveryStep | AskedOnce = AskedAtEveryStep(teacher, model.statistics)
-    if not config.augment and state.epoch < config.epochs:
+        trainer.resume()
+    closing.callback(trainer.writer.close)
+    trainer.begin()
+    teaching: LiveTeacher | CachedTeacher = LiveTeacher(teacher, model.statistics)
+    if not config.augment and trainer.state.epoch < config.epochs:
         with accelerator.autocast():
-            asked = AskedOnce(
-                teacher, model.statistics, pictures, config.batch_size, observer.asking
+            teaching = CachedTeacher(
+                teacher, model.statistics, pictures, config.batch_size, observer.teaching
             )
+    trainer.fit(loader, _Distillation(trainer, teaching, trained))
 
-    while state.epoch < config.epochs:
-        rate = set_learning_rate(optimizer, state.epoch, config)
-        student.train()
-        sampler.start_at(state.epoch, state.step)
-        ongoing.start_lap()
-        for item in loader:
-            if isinstance(item, UppersonError):
-                ongoing.save()
-                raise InputError(f"{item}: mend it, then go on with  --resume {run_path}")
-            with accelerator.autocast():
-                image_N3HW, made_NE = asked.lesson(item, accelerator.device)
-                loss = distance(trained(image_N3HW), made_NE)
-            optimizer.zero_grad()
-            accelerator.backward(loss)
-            optimizer.step()
-            state.step += 1
-            ongoing.tell_step(state.step, loss.item(), rate, len(image_N3HW))
-            if state.step % config.checkpoint_every == 0 or state.step == len(sampler):
-                ongoing.save()
-        ongoing.end_epoch(
-            {"epoch": state.epoch + 1, "lr": rate, "loss": state.loss_sum / state.step}
-        )
-
-    state.best_epoch = config.epochs
-    ongoing.writer.save_adapter(model.trained_state())
-    measured = ongoing.measure()
+    trainer.state.best_epoch = config.epochs
+    trainer.writer.save_adapter(model.trained_state())
+    measured = trainer.measure()
     model.image = teacher
     facts: dict[str, Any] = {
         "operations": operations(student, model.image_size),
         "teacher_operations": operations(teacher, model.image_size),
         "teacher": {
-            name: evaluate_both(model, tokenizer, splits[name]).text_to_image.as_dict()
+            name: evaluate(model, tokenizer, splits[name]).text_to_image.as_dict()
             for name in measured
         },
     }
-    return ongoing.finish("last epoch", measured, facts)
+    return trainer.finish("last epoch", measured, facts)
 
 
-def distance(student_NE: Tensor, made_NE: Tensor) -> Tensor:
+@dataclass
+class _Distillation:
+    """The `Method` that learns a teacher's embeddings of pictures."""
+
+    trainer: Trainer
+    teacher: LiveTeacher | CachedTeacher
+    student: nn.Module
+
+    def start_epoch(self, state: RunState) -> None:
+        self.student.train()
+
+    def step(self, batch: LoadedBatch, step: int) -> tuple[Tensor, int]:
+        accelerator, optimizer = self.trainer.accelerator, self.trainer.optimizer
+        with accelerator.autocast():
+            image_N3HW, target_NE = self.teacher.targets(batch, accelerator.device)
+            loss = distance(self.student(image_N3HW), target_NE)
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        optimizer.step()
+        return loss.detach(), len(image_N3HW)
+
+    def end_epoch(self, trainer: Trainer) -> dict[str, float]:
+        return {}
+
+
+def distance(student_NE: Tensor, target_NE: Tensor) -> Tensor:
     """Return the mean of 1 - cosine between a student's features and unit-norm embeddings."""
-    return (1 - (F.normalize(student_NE.float(), dim=-1) * made_NE).sum(dim=-1)).mean()
+    return (1 - (F.normalize(student_NE.float(), dim=-1) * target_NE).sum(dim=-1)).mean()
 
 
 def operations(tower: ImageEncoder, image_size: tuple[int, int]) -> int:
@@ -343,7 +344,11 @@ def _pictures_of(config: TrainConfig, records: list[Record], observer: Observer)
     files = [record.image for record in records]
     files += iter_image_files(others) if others else ()
     if not files:
-        raise InputError(f"{config.root} has no image in split 'train': add some with  --pictures")
+        raise InputError(
+            f"{config.root} has no image in split 'train': add some with  --pictures",
+            code="split_empty",
+            split="train",
+        )
     image_size = (config.height_px, config.width_px)
     if config.cache is None:
         return Pictures(files, image_size)
@@ -356,7 +361,7 @@ def _pictures_of(config: TrainConfig, records: list[Record], observer: Observer)
 def _picture_loader(
     config: TrainConfig, pictures: Pictures, tokenizer: Tokenizer, device: torch.device
 ) -> tuple[Any, BatchSampler]:
-    """Load pictures in batches whose labels are their places; nobody reads the captions."""
+    """Load pictures in batches whose labels are their indices; the captions are not used."""
     sampler = BatchSampler(len(pictures), config.batch_size, config.seed)
     pairs = PairDataset(
         [Record(image=Path(), pid=i, captions=("a person",)) for i in range(len(pictures))],
@@ -365,5 +370,5 @@ def _picture_loader(
         augment=True,
         mask_captions=False,
     )
-    workers = usable_workers(config.workers, config.batch_size * pictures.handed_bytes)
+    workers = usable_workers(config.workers, config.batch_size * pictures.transfer_bytes)
     return pair_loader(pairs, sampler, device, workers), sampler

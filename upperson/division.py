@@ -1,8 +1,8 @@
-"""Which captions are probably of somebody else: a clean/noisy division of the training pairs.
+"""Find noisy training pairs, whose caption probably describes another person.
 
-As in RDE (arXiv 2308.09911): a mixture of two Gaussians is fitted to the loss of every pair, and a
-pair is clean if the one with the lower mean explains it better. RDE asks two embeddings for
-consensus; there is one here.
+As in RDE (arXiv 2308.09911): a mixture of two Gaussians is fitted to the losses of all pairs, and a
+pair is clean if the Gaussian with the lower mean explains it better. RDE requires consensus of two
+embeddings; there is one here.
 
 Shapes: P pairs, G images, E embedding width.
 """
@@ -68,8 +68,8 @@ def matching_losses(
 ) -> npt.NDArray[np.float64]:
     """Return the loss of every pair in a random batch, [P].
 
-    It is -log of the probability that goes to the same identity, the sum of both directions: what
-    every loss here wants to be small, whichever one is trained with.
+    It is -log of the probability of the same identity, summed over both directions: every training
+    loss makes it small.
 
     Args:
         text_PE: Unit-norm captions.

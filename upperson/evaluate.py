@@ -56,7 +56,12 @@ def read_split(dataset: str, root: Path, split: Split) -> list[Record]:
     splits = read_dataset(dataset, root)
     if not splits[split]:
         found = ", ".join(f"{name} {len(records)}" for name, records in splits.items())
-        raise InputError(f"{root} has no image in split '{split}' (found: {found})")
+        raise InputError(
+            f"{root} has no image in split '{split}' (found: {found})",
+            code="split_empty",
+            split=split,
+            found=found,
+        )
     require_images(record.image for record in splits[split])
     return splits[split]
 
@@ -83,7 +88,7 @@ def embed_records(
         records: What is encoded.
         batch_size: Captions or images at a time.
         workers: Processes of this machine that decode images.
-        progress: Is told what is done.
+        progress: Called with the items done and in all.
         pictures: The images of the records, if they do not come from their files.
         together: All processes of a distributed run call this with the same model and records: each
             encodes a share, and all of them get everything.
@@ -181,33 +186,11 @@ def pids_of(
 
 
 def evaluate(
-    model: UPPerson,
-    tokenizer: Tokenizer,
-    records: Sequence[Record],
-    *,
-    workers: int = 0,
-    progress: Progress | None = None,
-) -> RetrievalMetrics:
-    """Text-to-image retrieval: every caption queries all images of the split.
-
-    Arguments and errors as for `embed_records`.
-    """
-    text_QE, image_GE = embed_records(model, tokenizer, records, workers=workers, progress=progress)
-    device = model.device
-    return rank_and_average(text_QE, image_GE, *pids_of(records), device)
-
-
-def evaluate_both(
-    model: UPPerson,
-    tokenizer: Tokenizer,
-    records: Sequence[Record],
-    *,
-    workers: int = 0,
-    progress: Progress | None = None,
+    model: UPPerson, tokenizer: Tokenizer, records: Sequence[Record], *, workers: int = 0
 ) -> Evaluation:
     """Both directions from one pass over the split; arguments and errors as for `embed_records`."""
-    text_QE, image_GE = embed_records(model, tokenizer, records, workers=workers, progress=progress)
-    return both_directions(text_QE, image_GE, records, model.device)
+    embeds = embed_records(model, tokenizer, records, workers=workers)
+    return both_directions(*embeds, records, model.device)
 
 
 def both_directions(
@@ -296,21 +279,26 @@ def measure_by_length(
     """
     pids_Q, pids_G = pids_of(records)
     captions = [text for record in records for text in record.captions]
-    asked: dict[str, list[tuple[int, str]]] = {}
+    by_length: dict[str, list[tuple[int, str]]] = {}
     for row, caption in enumerate(captions):
         phrases = [phrase for phrase in parse(caption).understood if phrase.noun]
         person = [phrase for phrase in phrases if phrase.kind == "person"][:1]
         things = [phrase for phrase in phrases if phrase.kind != "person"]
         for count in range(1, len(things) + 1):
             text = describe([*person, *things[:count]], "bare")
-            asked.setdefault(str(count), []).append((row, text))
-    if not asked:
+            by_length.setdefault(str(count), []).append((row, text))
+    if not by_length:
         raise InputError(
             f"no caption of {len(captions)} has a phrase that the grammar reads, such as 'red "
-            "coat': their length cannot be told"
+            "coat': their length is unknown",
+            code="captions_not_readable",
+            captions=len(captions),
         )
     found = {}
-    for length, questions in [*sorted(asked.items()), ("as written", list(enumerate(captions)))]:
+    for length, questions in [
+        *sorted(by_length.items()),
+        ("as written", list(enumerate(captions))),
+    ]:
         rows, texts = zip(*questions, strict=True)
         metrics = retrieval_metrics(embed_texts(texts), image_GE, pids_Q[list(rows)], pids_G)
         found[length] = LengthResult(len(texts), metrics)
@@ -327,7 +315,7 @@ def _load(
     """Yield pictures on a device, uint8 [N, H, W, 3], with their places."""
     starts = range(0, len(pictures), batch_size)[share[0] :: share[1]]
     places = [range(len(pictures))[start : start + batch_size] for start in starts]
-    batch_bytes = batch_size * pictures.handed_bytes
+    batch_bytes = batch_size * pictures.transfer_bytes
     loader: DataLoader[Tensor | StoredPictures | UppersonError] = DataLoader(
         PictureBatches(pictures, places),
         batch_size=None,

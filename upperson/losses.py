@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upperson_rt.errors import UsageError
-from upperson_rt.printable import shown
+from upperson_rt.printable import safe_repr
 from upperson_rt.strict import suggestion
 
 LOSSES = ("sdm", "asdm", "tal", "itc", "cmpm", "id")
@@ -44,9 +44,17 @@ def loss_names(text: str) -> tuple[str, ...]:
     names = tuple(text.split("+"))
     for name in names:
         if name not in LOSSES:
-            raise UsageError(f"loss {shown(name)} is unknown: {suggestion(name, LOSSES)}")
+            raise UsageError(
+                f"loss {safe_repr(name)} is unknown: {suggestion(name, LOSSES)}",
+                code="loss_unknown",
+                loss=name,
+            )
     if len(set(names)) < len(names):
-        raise UsageError(f"loss {shown(text)} names a loss twice: every one counts once")
+        raise UsageError(
+            f"loss {safe_repr(text)} names a loss twice: name each once",
+            code="loss_repeated",
+            loss=text,
+        )
     return names
 
 
@@ -89,8 +97,8 @@ class Objective(nn.Module):
             image_NE: Images.
             text_NE: The text of each.
             labels_N: Their identities.
-            fits_NN: bool, of whose images a text is true although it was written of somebody else;
-                sdm, asdm and tal take those for right as well.
+            fits_NN: bool, which images a text also describes, though written about another person;
+                sdm, asdm and tal count those as right, too.
         """
         right_NN = same_identity(labels_N)
         if fits_NN is not None:

@@ -1,4 +1,4 @@
-"""Who sees a run while it goes on: a progress display, a benchmark, a test. Loads no torch."""
+"""Events of a run, for progress displays, benchmarks and tests. Loads no torch."""
 
 from dataclasses import dataclass
 
@@ -25,16 +25,16 @@ class Step:
 
 
 class Observer:
-    """Looks at nothing: a class derived from it overrides what it wants to see."""
+    """Ignores every event; subclasses override those they need."""
 
     def note(self, text: str) -> None:
-        """Something a person should know, in one line."""
+        """A notice for the user, in one line."""
 
     def caching(self, done: int, total: int) -> None:
         """So many pictures are in the cache."""
 
-    def asking(self, done: int, total: int) -> None:
-        """A teacher has been asked of so many pictures."""
+    def teaching(self, done: int, total: int) -> None:
+        """A teacher has embedded so many pictures."""
 
     def expecting(self, step_s: float, steps: int) -> None:
         """Before the first step: how long one should take, loading apart, and how many are left."""

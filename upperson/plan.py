@@ -1,6 +1,6 @@
 """What a training run would do and need, before it does it.
 
-The memory of activations is measured, not derived from a formula: two small forward passes tell
+The memory of activations is measured, not derived from a formula: two small forward passes show
 what autograd keeps for the backward pass, and the difference is what one more pair costs.
 
 Shapes: N batch, H image height, W image width, L tokens.
@@ -198,7 +198,7 @@ def expected_step_s(model: UPPerson, config: TrainConfig, *, length: int, pairs:
     while seconds < _WORTH_MENTIONING_S and count < piece:
         count = min(2 * count, piece)
         seconds = _pass_seconds(model, config, length, count)
-        if seconds >= _WORTH_MENTIONING_S:  # So few pairs, or somebody was in the way.
+        if seconds >= _WORTH_MENTIONING_S:  # So few pairs, or another process interfered.
             seconds = min(seconds, _pass_seconds(model, config, length, count))
     return (seconds or _pass_seconds(model, config, length, count)) / count * pairs
 

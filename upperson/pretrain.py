@@ -41,7 +41,7 @@ from upperson_synthetic.sampling import chance
 from upperson_synthetic.scene import encode_jpeg, render_person
 
 _ANY = -1
-_NOBODYS = -2
+_UNKNOWN = -2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +113,7 @@ def pretrain_small(
 ) -> Iterator[tuple[int, float]]:
     """Train and write the base, yielding (step, contrastive loss) as it goes.
 
-    Before the first step all people are rendered, which `rendering` is told of.
+    Before the first step all people are rendered; `rendering` is called while it goes on.
 
     Every step draws pairs of people, one picture of each, and for each person a fresh caption and a
     fresh short question. The file is written after the last step: float16, embedding rows of tokens
@@ -167,12 +167,13 @@ def pretrain_small(
             text_TE = torch.cat([model.encode_text(ids_NL) for ids_NL in ids])
         image_NE = F.normalize(image_NE.float(), dim=-1)
         text_TE = F.normalize(text_TE.float(), dim=-1)
-        said_TA, denied_TA = attributes.of_texts([*captions, *briefs])
+        mentioned_TA, excluded_TA = attributes.of_texts([*captions, *briefs])
         has_NA = attributes.of_people[chosen]
         loss = _contrastive(
-            clip.logit_scale.exp() * text_TE @ image_NE.T, _is_true(said_TA, denied_TA, has_NA)
+            clip.logit_scale.exp() * text_TE @ image_NE.T,
+            _is_true(mentioned_TA, excluded_TA, has_NA),
         )
-        known = (heads.loss(image_NE, has_NA) + heads.loss(text_TE, said_TA)) / 2
+        known = (heads.loss(image_NE, has_NA) + heads.loss(text_TE, mentioned_TA)) / 2
         optimizer.zero_grad()
         total = loss + config.attribute_weight * known
         total.backward()  # type: ignore[no-untyped-call]
@@ -212,7 +213,7 @@ def _render(
 class _Attributes:
     """The attributes of people and of texts as numbers.
 
-    `_ANY` stands where a text says nothing, `_NOBODYS` where it denies what nobody has.
+    `_ANY` is an attribute that a text does not mention, `_UNKNOWN` an excluded value of no person.
     """
 
     def __init__(self, people: Sequence[Person]) -> None:
@@ -242,23 +243,23 @@ class _Attributes:
         return [gender if name == "gender" else 1.0 for name in self._names]
 
     def of_texts(self, texts: Sequence[Caption]) -> tuple[Tensor, Tensor]:
-        """What texts say and what they deny, int64 [T, A] each."""
+        """The attributes that texts mention and exclude, int64 [T, A] each."""
 
         def numbers(values: Mapping[str, object]) -> list[int]:
             return [
-                codes.get(values[name], _NOBODYS) if name in values else _ANY
+                codes.get(values[name], _UNKNOWN) if name in values else _ANY
                 for name, codes in zip(self._names, self._codes, strict=True)
             ]
 
-        said_TA = torch.tensor([numbers(text.said) for text in texts])
-        return said_TA, torch.tensor([numbers(text.denied) for text in texts])
+        mentioned_TA = torch.tensor([numbers(text.mentioned) for text in texts])
+        return mentioned_TA, torch.tensor([numbers(text.excluded) for text in texts])
 
 
-def _is_true(said_TA: Tensor, denied_TA: Tensor, has_NA: Tensor) -> Tensor:
-    """Return of whom each text is true, bool [T, N]."""
-    has_1NA, said_T1A, denied_T1A = has_NA[None], said_TA[:, None], denied_TA[:, None]
-    agrees_TNA = (said_T1A == _ANY) | (said_T1A == has_1NA)
-    return (agrees_TNA & (denied_T1A != has_1NA)).all(dim=-1)
+def _is_true(mentioned_TA: Tensor, excluded_TA: Tensor, has_NA: Tensor) -> Tensor:
+    """Return which people each text describes, bool [T, N]."""
+    has_1NA, mentioned_T1A, excluded_T1A = has_NA[None], mentioned_TA[:, None], excluded_TA[:, None]
+    agrees_TNA = (mentioned_T1A == _ANY) | (mentioned_T1A == has_1NA)
+    return (agrees_TNA & (excluded_T1A != has_1NA)).all(dim=-1)
 
 
 # --- Losses
@@ -278,8 +279,8 @@ def _contrastive(logits_TN: Tensor, true_TN: Tensor) -> Tensor:
 class _Heads(nn.Module):
     """One linear classifier for each attribute, the same ones for pictures and texts.
 
-    They are thrown away in the end. They give both towers a reason to know every attribute from
-    the first step on, and to put it in the same place.
+    They are discarded at the end. They make both towers learn every attribute from the first step
+    on, in the same direction of the space.
     """
 
     def __init__(self, width: int, sizes: list[int], weights: list[float]) -> None:
@@ -310,7 +311,7 @@ def _standardise(pixels_N3HW: Tensor) -> Tensor:
 
 
 def _augment(pixels_N3HW: Tensor, rng: np.random.Generator) -> Tensor:
-    """Move, tint and light pictures, 0..1, a little otherwise each time they are seen."""
+    """Augment pictures in 0..1: shift, zoom, flip, tint, light and noise."""
     count = len(pixels_N3HW)
 
     def between(low: float, high: float, *shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Questions made of attributes, and the truth that answers and evidence are held against.
+"""Questions made of attributes, and the ground truth for answers and evidence.
 
 A picture's truth is its record's ``attributes``.
 
@@ -35,7 +35,7 @@ SHORT_FORMS: Mapping[str, str] = {
 """Short questions: *red coat* and *woman in red coat*."""
 
 THINGS = ("bag", "headwear", "accessory")
-"""Attributes that are asked for by *a person with a backpack*, and refused by *without*."""
+"""Attributes of questions with *with a backpack*, and excluded by *without a backpack*."""
 
 ANY_WORDS = {"bag": "bag", "headwear": "headwear"}
 """What any value of an attribute of `THINGS` is called."""
@@ -43,7 +43,7 @@ ANY_WORDS = {"bag": "bag", "headwear": "headwear"}
 PARTS = {"gender": "gender", "upper_colour": "colour", "upper": "garment"}
 """What an answer to a short question is right or wrong in: attributes, and names for people."""
 
-_CHILDREN = frozenset({"boy", "girl"})  # Few, and a child's clothes are asked for like an adult's.
+_CHILDREN = frozenset({"boy", "girl"})  # Few, with the clothes of adults.
 WORDS = {"hood": "raised hood"}
 """What values are called in questions, where another word than their own."""
 
@@ -66,13 +66,15 @@ def attribute_columns(records: Sequence[Record]) -> Columns:
 
     Raises:
         InputError: A record has none, or one has an attribute that means something here and
-            another lacks it: what is not said cannot be held against an answer.
+            another lacks it: an answer cannot be judged without the truth.
     """
     for record in records:
         if record.attributes is None:
             raise InputError(
                 f"{record.image} has no attributes: put  attributes  into each line of "
-                "annotations.jsonl; a synthetic set of before has them when it is rendered anew"
+                "annotations.jsonl; a synthetic set of before has them when it is rendered anew",
+                code="attributes_missing",
+                image=record.image,
             )
     columns: dict[str, NDArray[np.str_]] = {}
     for name in ATTRIBUTE_KINDS:
@@ -83,12 +85,16 @@ def attribute_columns(records: Sequence[Record]) -> Columns:
         if lacking:
             raise InputError(
                 f"{records[lacking[0]].image} lacks attribute '{name}', which other pictures have: "
-                "write it, or null for no such thing"
+                "write it, or null for no such thing",
+                code="attribute_missing",
+                image=records[lacking[0]].image,
+                attribute=name,
             )
         columns[name] = np.array(values)
     if not columns:
         raise InputError(
-            f"no attribute means anything here: known are {', '.join(ATTRIBUTE_KINDS)}"
+            f"no attribute means anything here: known are {', '.join(ATTRIBUTE_KINDS)}",
+            code="no_known_attribute",
         )
     return columns
 
@@ -101,10 +107,10 @@ def _text(record: Record, name: str) -> str | None:
 
 
 def short_questions(columns: Columns, form: str) -> list[Question]:
-    """All questions of a form (of `SHORT_FORMS`) that could be asked about such people.
+    """All questions of a form (of `SHORT_FORMS`) about such people.
 
-    A garment is asked for in every colour, also in one that nobody wears it in, and with each
-    gender that somebody wears it with. Adults only.
+    Each garment comes in every colour, also in colours without a picture, and with each gender that
+    wears it. Adults only.
     """
     parts = [name for name in PARTS if f"{{{name}}}" in form]
     if not set(parts) <= columns.keys():
@@ -135,9 +141,9 @@ def negated_questions(
     Args:
         columns: The truth.
         name: The attribute.
-        clothed: Ask for *a person in a red coat without a backpack* instead, for all that somebody
-            wears without the thing and somebody with it.
-        anything: Ask for *without a bag* instead, where the attribute has such a word.
+        clothed: Return *a person in a red coat without a backpack* instead, for clothes that occur
+            both with and without the thing.
+        anything: Return *without a bag* instead, if the attribute has such a word.
     """
     questions = []
     values = _values(columns, name)
@@ -184,7 +190,7 @@ def has_all(columns: Columns, values: Mapping[str, str]) -> NDArray[np.bool_]:
     return right_G
 
 
-# --- Is the evidence of a phrase right? What `Evidence` says, held against the truth of pictures
+# --- Phrase evidence, compared with the true attributes of pictures
 #
 # Shapes: G pictures, E embedding width.
 
@@ -200,7 +206,7 @@ _THINGS = ("gender", *_COLOUR_OF, "accessory")
 
 @dataclass(frozen=True, slots=True)
 class PhraseTruth:
-    """How well the evidence of some phrases tells pictures apart, in percent; 50 is chance."""
+    """How well the evidence of some phrases separates pictures, in percent; 50 is chance."""
 
     example: str
     phrases: int
@@ -216,7 +222,7 @@ class PhraseTruth:
 def measure_evidence(
     columns: Columns, image_GE: NDArray[np.float32], evidence: Evidence
 ) -> dict[str, PhraseTruth]:
-    """Weigh every phrase that the attributes of some pictures make.
+    """Measure the evidence of every phrase that the attributes of some pictures make.
 
     Args:
         columns: The truth.
@@ -226,19 +232,19 @@ def measure_evidence(
     Returns:
         By attribute: a thing (``upper``: *coat*), and its colour (``upper_colour``: *red coat*,
         among all pictures); ``any bag`` and ``any headwear``, ``hair_colour`` and ``glasses``.
-        What nobody has, or everybody, is left out.
+        A phrase that is true of no picture, or of all, is left out.
     """
     found = {}
-    for name, said in _said(columns).items():
-        truth = _truth(said, columns, image_GE, evidence)
+    for name, phrases_of in _phrases_by_attribute(columns).items():
+        truth = _truth(phrases_of, columns, image_GE, evidence)
         if truth is not None:
             found[name] = truth
     return found
 
 
-def _said(columns: Columns) -> dict[str, list[tuple[str, dict[str, str]]]]:
+def _phrases_by_attribute(columns: Columns) -> dict[str, list[tuple[str, dict[str, str]]]]:
     """Return phrases and the values that make them true, by what they are about."""
-    said: dict[str, list[tuple[str, dict[str, str]]]] = {}
+    phrases_of: dict[str, list[tuple[str, dict[str, str]]]] = {}
     for thing in _THINGS:
         colour = _COLOUR_OF.get(thing)
         for names in ((thing,), *(((colour, thing),) if colour else ())):
@@ -248,33 +254,33 @@ def _said(columns: Columns) -> dict[str, list[tuple[str, dict[str, str]]]]:
                 if NOTHING not in values:
                     text = " ".join(WORDS.get(value, value) for value in values)
                     row = dict(zip(names, values, strict=True))
-                    said.setdefault(names[0], []).append((text, row))
+                    phrases_of.setdefault(names[0], []).append((text, row))
         if thing in ANY_WORDS and thing in columns:
-            said[f"any {thing}"] = [(ANY_WORDS[thing], {thing: ANY})]
-    said["hair_colour"] = [
+            phrases_of[f"any {thing}"] = [(ANY_WORDS[thing], {thing: ANY})]
+    phrases_of["hair_colour"] = [
         (f"{value} hair", {"hair_colour": value}) for value in _values(columns, "hair_colour")
     ]
     if "glasses" in columns:
-        said["glasses"] = [("glasses", {"glasses": str(True)})]
-    return said
+        phrases_of["glasses"] = [("glasses", {"glasses": str(True)})]
+    return phrases_of
 
 
 def _truth(
-    said: Sequence[tuple[str, Mapping[str, str]]],
+    phrases_of: Sequence[tuple[str, Mapping[str, str]]],
     columns: Columns,
     image_GE: NDArray[np.float32],
     evidence: Evidence,
 ) -> PhraseTruth | None:
     phrases: list[Phrase] = []
     aurocs: list[float] = []
-    for text, values in said:
+    for text, values in phrases_of:
         phrase = _phrase(text)
         right_G = has_all(columns, values)
         if phrase is None or right_G.all() or not right_G.any():
             continue
         evidence_G = evidence.of(phrase, image_GE)
         found = auroc(evidence_G[right_G], evidence_G[~right_G])
-        assert found is not None, "somebody has it, and somebody has not"
+        assert found is not None, "it is true of some pictures and not of others"
         phrases.append(phrase)
         aurocs.append(found)
     if not phrases:

@@ -95,7 +95,11 @@ def load_run(path: Path) -> Run:
         raise IntegrityError(
             f"{path} was trained on base '{trained_on.get('name')}' with weights "
             f"{str(trained_on.get('sha256'))[:12]}, found '{base.name}' with "
-            f"{base.sha256[:12]}: {what}"
+            f"{base.sha256[:12]}: {what}",
+            code="base_changed",
+            path=path,
+            expected=trained_on.get("sha256"),
+            found=base.sha256,
         )
     _fill(model, state, adapter)
     return Run(config, base, model.eval())
@@ -149,7 +153,9 @@ def start_from(source: Path, model: UPPerson, base: Base, parts: UPPersonConfig)
         raise InputError(
             f"init_from wants a run over the same base: {source} was trained on "
             f"'{trained_on.get('name')}' with weights {str(trained_on.get('sha256'))[:12]}, this "
-            f"run has '{base.name}' with {base.sha256[:12]}: pass that base and its weights"
+            f"run has '{base.name}' with {base.sha256[:12]}: pass that base and its weights",
+            code="init_from_other_base",
+            path=source,
         )
     before = read_config(source / CONFIG).model
     differing = [
@@ -160,7 +166,10 @@ def start_from(source: Path, model: UPPerson, base: Base, parts: UPPersonConfig)
     if differing and _shapes(state) != _shapes(model.trained_state()):
         raise InputError(
             f"init_from wants a run with the same trained parts: {source} has "
-            f"{', '.join(differing)}: pass the same with --set"
+            f"{', '.join(differing)}: pass the same with --set",
+            code="init_from_other_parts",
+            path=source,
+            differing=differing,
         )
     _fill(model, state, source / ADAPTER)
 
@@ -176,7 +185,9 @@ def _require_run_folder(path: Path) -> None:
     if not (path / CONFIG).is_file() or not (path / ADAPTER).is_file():
         raise InputError(
             f"expected a run folder with {CONFIG} and {ADAPTER} at {path}: "
-            "pass the folder that  upperson train  printed"
+            "pass the folder that  upperson train  printed",
+            code="not_a_run",
+            path=path,
         )
 
 
@@ -188,7 +199,10 @@ def _fill(model: UPPerson, state: dict[str, Tensor], adapter: Path) -> None:
             name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
         )
         raise InputError(
-            f"{adapter} does not fit {CONFIG}: {len(odd)} tensors differ, first '{odd[0]}'"
+            f"{adapter} does not fit {CONFIG}: {len(odd)} tensors differ, first '{odd[0]}'",
+            code="adapter_does_not_fit",
+            path=adapter,
+            tensors=odd,
         )
     for name, tensor in state.items():
         require_finite(f"{adapter}: {name}", tensor)
@@ -206,7 +220,12 @@ def _read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             base = parse_json((file.metadata() or {}).get("base", "{}"), "base")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, InputError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        raise InputError(
+            f"{path} cannot be read: {error}",
+            code="adapter_unreadable",
+            path=path,
+            reason=str(error),
+        ) from error
     if not isinstance(base, dict):
         raise InputError(f"{path}: base: expected an object, found {base!r}")
     return state, base

@@ -22,8 +22,13 @@ from upperson.model.base import Base
 from upperson.plan import count_split
 from upperson.run import ADAPTER, CARD, CONFIG, CURVES, METRICS_CSV, RESULTS, pack_adapter
 from upperson_rt.errors import InputError
-from upperson_rt.files import make_folder, remove_unfinished, unfinished, write_atomically
-from upperson_rt.locks import lock_until_closed
+from upperson_rt.files import (
+    lock_until_closed,
+    make_folder,
+    remove_unfinished,
+    unfinished,
+    write_atomically,
+)
 from upperson_rt.printable import code_span, show_text
 
 # --- The run's model card: what the model is, how well it does, what it must not be used for
@@ -149,7 +154,9 @@ class RunWriter:
         if not resume and path.is_dir() and set(path.iterdir()) - unfinished(path, CONFIG):
             raise InputError(
                 f"{path} is not empty: choose another --output for the new run, or go on with "
-                f"the run in it:  --resume {path}"
+                f"the run in it:  --resume {path}",
+                code="run_not_empty",
+                path=path,
             )
         self._path = path
         self._config = config
@@ -173,7 +180,9 @@ class RunWriter:
             make_folder(self._path)
         except OSError as error:
             raise InputError(
-                f"cannot make the run folder {self._path}: {error.strerror}"
+                f"cannot make the run folder {self._path}: {error.strerror}",
+                code="run_not_writable",
+                path=self._path,
             ) from error
         if not (self._path / CONFIG).exists():
             write_atomically(self._path / CONFIG, self._config.to_yaml())
@@ -182,7 +191,11 @@ class RunWriter:
         try:
             lock_until_closed(self._locked.fileno())
         except BlockingIOError as error:
-            raise InputError(f"{self._path} is being written by another process") from error
+            raise InputError(
+                f"{self._path} is being written by another process",
+                code="run_locked",
+                path=self._path,
+            ) from error
         for name in (CONFIG, ADAPTER, METRICS_CSV, CURVES, RESULTS, CARD):
             remove_unfinished(self._path, name)
         if best:
@@ -236,7 +249,9 @@ class RunWriter:
         except OSError as error:
             raise InputError(
                 f"cannot write TensorBoard's events in {self._path}: {error.strerror or error}; "
-                f"mend it, then go on with --resume {self._path}"
+                f"repair it, then go on with --resume {self._path}",
+                code="events_not_written",
+                path=self._path,
             ) from error
 
     def finish(

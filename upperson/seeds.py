@@ -54,7 +54,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         InputError: There is no run, or they were not measured on the same splits and metrics.
     """
     if not results:
-        raise InputError("expected the results of at least one run, found none")
+        raise InputError("expected the results of at least one run, found none", code="no_runs")
     return {
         "seeds": [result.get("seed") for result in results],
         "best_epochs": [result.get("best_epoch") for result in results],
@@ -72,7 +72,10 @@ def _summarise_split(
             raise InputError(
                 f"expected the same metrics of {split} from every run, found "
                 f"{', '.join(names) or 'none'} in run 1 and {', '.join(metrics) or 'none'} in run "
-                f"{number}: summarise runs of the same data set"
+                f"{number}: summarise runs of the same data set",
+                code="runs_differ",
+                split=split,
+                run=number,
             )
     if not names:
         return None

@@ -73,9 +73,9 @@ def backward_through_batch(
     image_NE = gather(image_nE, sizes)
     text_NCE = gather(text_nE.reshape(len(image_nE), len(captions), -1), sizes)
     fits_NN = None
-    if share.said_NK is not None and share.known_NK is not None:
+    if share.mentioned_NK is not None and share.known_NK is not None:
         unknown_NK = ~gather(share.known_NK, sizes)
-        fits_NN = gather(share.said_NK, sizes).float() @ unknown_NK.float().T == 0
+        fits_NN = gather(share.mentioned_NK, sizes).float() @ unknown_NK.float().T == 0
     labels_N = gather(share.labels_N, sizes)
     loss: Tensor = objective(image_NE, text_NCE[:, 0], labels_N, fits_NN)
     if share.wrong_NL is not None:

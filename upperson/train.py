@@ -1,22 +1,19 @@
-"""Fine-tune the trained parts of UP-Person, top to bottom in one file.
+"""Fine-tune the trained parts of UP-Person on pairs of image and caption.
 
-The epoch with the best R@1 on the selecting split is kept. What a run reports at its end is
-measured on the files it leaves behind, in float32, exactly as anyone who loads them will.
+The epoch with the best R@1 on the selection split is kept. The results are measured on the saved
+files, in float32, as every later command loads them.
 """
 
-import math
 import time
-from collections import deque
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from upperson.checkpoint import Checkpointer, identity_of
+from upperson.checkpoint import Checkpointer, RunState, identity_of
 from upperson.components import (
     NO_BF16,
     Components,
@@ -27,25 +24,25 @@ from upperson.components import (
     usable_precision,
 )
 from upperson.config import TrainConfig, settings_from
-from upperson.data.batches import BatchSampler, PairDataset, pair_loader, usable_workers
+from upperson.data.batches import (
+    BatchSampler,
+    LoadedBatch,
+    PairDataset,
+    pair_loader,
+    usable_workers,
+)
 from upperson.data.images import truncated_images
 from upperson.data.pictures import Pictures, cached_pictures
 from upperson.data.records import Split
 from upperson.division import find_noisy
 from upperson.evaluate import embed_records, pids_of, rank_and_average
 from upperson.observer import Observer
-from upperson.ongoing import OngoingRun, TrainResult
 from upperson.plan import expected_step_s
 from upperson.run import CONFIG, LAST, start_from
 from upperson.run_writer import RunWriter
-from upperson.step import (
-    COMPILED_LENGTHS,
-    backward_through_batch,
-    build_optimizer,
-    compile_blocks,
-    set_learning_rate,
-)
-from upperson_rt.errors import InputError, UppersonError, UsageError
+from upperson.step import COMPILED_LENGTHS, backward_through_batch, build_optimizer, compile_blocks
+from upperson.trainer import Trainer, TrainResult
+from upperson_rt.errors import InputError, UsageError
 from upperson_rt.tokenizer import Tokenizer
 
 
@@ -59,15 +56,14 @@ def train(
 ) -> TrainResult:
     """Train one run into a run folder.
 
-    With ``resume`` the run in the folder goes on from its newest checkpoint and ends as if it had
+    With ``resume`` the run in the folder continues from its newest checkpoint and ends as if it had
     never stopped: bit for bit on a CPU with as many threads.
 
     Raises:
         UsageError, InputError: The base, the recipe or the data cannot be used; nothing is written.
         BackendError: The device or the precision is not available.
-        IntegrityError: Data or base are not those that the run to resume began with.
-        InputError: The loss is not finite, an image cannot be decoded, or the disk is full; the
-            last checkpoint and the best epoch so far stay in the run folder.
+        IntegrityError: Data or base differ from those of the run to resume.
+        InputError: As `Trainer.fit` raises it.
     """
     with ExitStack() as closing:
         return _train(config, run_path, observer, device, resume, closing)
@@ -93,21 +89,21 @@ def _train(
     if config.batch_size < accelerator.num_processes:
         raise UsageError(
             f"batch_size ({config.batch_size}) must be at least the number of processes "
-            f"({accelerator.num_processes}): each needs a pair"
+            f"({accelerator.num_processes}): each needs a pair",
+            code="batch_size_too_small",
+            batch_size=config.batch_size,
+            processes=accelerator.num_processes,
         )
     with settings_from(run_path / CONFIG) if resume else nullcontext():
         components = build_components(config)
-    splits, model, tokenizer = components.splits, components.model, components.tokenizer
-    # Without a split to select on the last epoch is kept.
-    selecting = config.select_on if splits[config.select_on] else None
-    objective = components.objective
-    trained = nn.ModuleDict({"model": model, "objective": objective})
+    splits, model = components.splits, components.model
+    trained = nn.ModuleDict({"model": model, "objective": components.objective})
     writer = RunWriter(run_path, config, components.base, trained, resume=resume)
     pictures = _pictures_of(config, splits, model.image_size, observer)
     pairs = PairDataset(
         splits["train"],
         pictures["train"],
-        tokenizer,
+        components.tokenizer,
         augment=config.augment,
         mask_captions=config.mask_captions,
         shorten_captions=config.shorten_captions,
@@ -122,7 +118,7 @@ def _train(
         accelerator.num_processes,
     )
     share = max(sampler.share_sizes(0))
-    batch_bytes = share * pictures["train"].handed_bytes
+    batch_bytes = share * pictures["train"].transfer_bytes
     workers = _workers(config, batch_bytes, observer if main else None)
     loader = pair_loader(pairs, sampler, accelerator.device, workers)
 
@@ -133,150 +129,141 @@ def _train(
         compile_blocks(model)
     towers, optimizer = accelerator.prepare(model, optimizer)
     identity = identity_of(config, components.base.sha256, splits)
-    run = OngoingRun(
+    trainer = Trainer(
         path=run_path,
         config=config,
         splits=splits,
-        tokenizer=tokenizer,
+        tokenizer=components.tokenizer,
         accelerator=accelerator,
         writer=writer,
         checkpointer=Checkpointer(
             run_path / LAST, trained, optimizer, accelerator.scaler, identity
         ),
         observer=observer,
-        epoch_steps=len(sampler),
+        optimizer=optimizer,
+        sampler=sampler,
         started=started,
     )
     if main:
         for line in components.notes:
             observer.note(line)
-        _tell_cut_captions(splits, tokenizer, observer)
+        _note_cut_captions(splits, components.tokenizer, observer)
     if resume:
-        run.resume()
-    state = run.state
-    if config.init_from is not None and run.steps == 0:
+        trainer.resume()
+    if config.init_from is not None and trainer.steps == 0:
         start_from(Path(config.init_from), model, components.base, config.model)
         if main:
             observer.note(f"starting from the trained tensors of {config.init_from}")
     accelerator.wait_for_everyone()
     closing.callback(writer.close)
-    run.begin()
-    if main and (left := config.epochs * len(sampler) - run.steps):
+    trainer.begin()
+    if main and (left := config.epochs * len(sampler) - trainer.steps):
         observer.expecting(step_s, left)
+    pair_training = _PairTraining(trainer, components, towers, pictures)
+    trainer.fit(loader, pair_training)
+    return trainer.finish(pair_training.selecting or "last epoch", trainer.measure(pictures))
 
-    waiting: deque[tuple[int, Tensor, int]] = deque()
 
-    def read_losses(late: int) -> None:
-        """Read the losses of all steps but the last few, and tell them."""
-        while len(waiting) > late:
-            number, tensor, count = waiting.popleft()
-            loss = float(tensor)
-            if not math.isfinite(loss):
-                raise InputError(
-                    f"the loss became {loss} in epoch {state.epoch + 1}, step {number}: start a "
-                    f"new run with a lower lr ({config.lr}) or prefix_scale "
-                    f"({config.model.prefix_scale}); the best epoch so far, if there is one, is "
-                    f"kept in {run_path}"
-                )
-            run.tell_step(number, loss, rate, count)
+@dataclass
+class _PairTraining:
+    """The `Method` that learns from pairs of image and caption."""
 
-    # A GPU is told of the next step before anybody waits for the loss of this one.
-    late = 1 if accelerator.device.type == "cuda" else 0
-    while state.epoch < config.epochs:
-        epoch = state.epoch
-        rate = set_learning_rate(optimizer, epoch, config)
-        if config.leave_out_noisy and epoch >= config.warmup_epochs and state.step == 0:
+    trainer: Trainer
+    components: Components
+    towers: nn.Module
+    """The model, as accelerate prepared it."""
+
+    pictures: dict[Split, Pictures]
+
+    @property
+    def selecting(self) -> Split | None:
+        """The split that selects the best epoch; without one the last epoch is kept."""
+        split = self.trainer.config.select_on
+        return split if self.components.splits[split] else None
+
+    def start_epoch(self, state: RunState) -> None:
+        config = self.trainer.config
+        if config.leave_out_noisy and state.epoch >= config.warmup_epochs and state.step == 0:
             try:
-                state.left_out = _find_noisy(config, components, pictures, accelerator, epoch)
+                state.left_out = self._find_noisy(state.epoch)
             except InputError as error:
-                raise InputError(
-                    f"{error} (epoch {epoch + 1}, step 1): mend it, then go on with --resume "
-                    f"{run_path}"
-                ) from error
-            if main:
-                observer.note(f"epoch {epoch + 1}: {len(state.left_out)} pairs left out as noisy")
-        model.train()
-        sampler.start_at(epoch, state.step, state.left_out)
-        run.start_lap()
-        for item in loader:
-            if isinstance(item, UppersonError):
-                read_losses(0)
-                run.save()
-                raise InputError(
-                    f"{item} (epoch {epoch + 1}, step {state.step + 1}): mend it, then go on with "
-                    f"--resume {run_path}"
+                raise self.trainer.input_error(error) from error
+            if self.trainer.main:
+                self.trainer.observer.note(
+                    f"epoch {state.epoch + 1}: {len(state.left_out)} pairs left out as noisy"
                 )
-            batch = item.to(accelerator.device, model.statistics)
-            sizes = sampler.share_sizes(state.step)
-            optimizer.zero_grad()
-            loss = backward_through_batch(
-                accelerator, towers, objective, batch, sizes, config.accumulate
-            )
-            optimizer.step()
-            state.step += 1
-            waiting.append((state.step, loss, sum(sizes)))
-            # Before an evaluation, too: a picture of its split may turn out broken.
-            keep = state.step % config.checkpoint_every == 0 or state.step == len(sampler)
-            read_losses(0 if keep else late)
-            if keep:
-                run.save()
+        self.components.model.train()
 
+    def step(self, batch: LoadedBatch, step: int) -> tuple[Tensor, int]:
+        accelerator, optimizer = self.trainer.accelerator, self.trainer.optimizer
+        share = batch.to(accelerator.device, self.components.model.statistics)
+        sizes = self.trainer.sampler.share_sizes(step)
+        optimizer.zero_grad()
+        loss = backward_through_batch(
+            accelerator,
+            self.towers,
+            self.components.objective,
+            share,
+            sizes,
+            self.trainer.config.accumulate,
+        )
+        optimizer.step()
+        return loss, sum(sizes)
+
+    def end_epoch(self, trainer: Trainer) -> dict[str, float]:
+        config, state, model = trainer.config, trainer.state, self.components.model
+        epoch, selecting = state.epoch, self.selecting
         last = epoch + 1 == config.epochs
-        embeds = None
-        if selecting is not None and ((epoch + 1) % config.eval_every == 0 or last):
-            keeping = model.keeping(config.kept_share)
-            with accelerator.autocast(), _uncompiled(config), keeping:
-                embeds = embed_records(
-                    model,
-                    tokenizer,
-                    splits[selecting],
-                    workers=config.workers,
-                    pictures=pictures[selecting],
-                    together=True,
-                )
-        row = {"epoch": epoch + 1, "lr": rate, "loss": state.loss_sum / state.step}
+        row: dict[str, float] = {}
         if config.leave_out_noisy:
             row["left out"] = len(state.left_out)
         r1 = None
-        if main and selecting is not None and embeds is not None:
-            metrics = rank_and_average(*embeds, *pids_of(splits[selecting]), accelerator.device)
-            observer.evaluated(epoch, selecting, metrics)
-            row |= {f"{selecting} {name}": value for name, value in metrics.as_dict().items()}
-            r1 = metrics.r1
-        if main and (last if selecting is None else r1 is not None and r1 > state.best_r1):
+        if selecting is not None and ((epoch + 1) % config.eval_every == 0 or last):
+            records = self.components.splits[selecting]
+            with (
+                trainer.accelerator.autocast(),
+                _uncompiled(config),
+                model.keeping(config.kept_share),
+            ):
+                embeds = embed_records(
+                    model,
+                    trainer.tokenizer,
+                    records,
+                    workers=config.workers,
+                    pictures=self.pictures[selecting],
+                    together=True,
+                )
+            if trainer.main:
+                device = trainer.accelerator.device
+                metrics = rank_and_average(*embeds, *pids_of(records), device)
+                trainer.observer.evaluated(epoch, selecting, metrics)
+                row |= {f"{selecting} {name}": value for name, value in metrics.as_dict().items()}
+                r1 = metrics.r1
+        if trainer.main and (last if selecting is None else r1 is not None and r1 > state.best_r1):
             with model.keeping(config.kept_share):
                 best = model.trained_state()
-            run.keep_best(best, r1)
-        run.end_epoch(row)
-        accelerator.wait_for_everyone()
+            trainer.keep_best(best, r1)
+        return row
 
-    return run.finish(selecting or "last epoch", run.measure(pictures))
-
-
-def _find_noisy(
-    config: TrainConfig,
-    components: Components,
-    pictures: dict[Split, Pictures],
-    accelerator: Accelerator,
-    epoch: int,
-) -> list[int]:
-    """Divide the training pairs by what the model makes of them now; the same on all processes."""
-    with accelerator.autocast(), _uncompiled(config):
-        found = [
-            find_noisy(
-                components.model,
-                components.tokenizer,
-                components.splits["train"],
-                config.batch_size,
-                config.temperature,
-                seed=[config.seed, epoch],
-                workers=config.workers,
-                pictures=pictures["train"],
-                together=True,
-            )
-        ]
-    broadcast_object_list(found)
-    return found[0]
+    def _find_noisy(self, epoch: int) -> list[int]:
+        """Find the noisy training pairs under the current model; the same on all processes."""
+        config = self.trainer.config
+        with self.trainer.accelerator.autocast(), _uncompiled(config):
+            found = [
+                find_noisy(
+                    self.components.model,
+                    self.trainer.tokenizer,
+                    self.components.splits["train"],
+                    config.batch_size,
+                    config.temperature,
+                    seed=[config.seed, epoch],
+                    workers=config.workers,
+                    pictures=self.pictures["train"],
+                    together=True,
+                )
+            ]
+        broadcast_object_list(found)
+        return found[0]
 
 
 def _pictures_of(
@@ -292,7 +279,7 @@ def _pictures_of(
 
 
 def _workers(config: TrainConfig, batch_bytes: int, observer: Observer | None) -> int:
-    """Return the loader processes of this one; say so if shared memory holds fewer."""
+    """Return the number of loader processes; note it if shared memory allows fewer."""
     workers = usable_workers(config.workers, batch_bytes)
     if observer is not None and workers < usable_workers(config.workers, 1):
         observer.note(
@@ -303,11 +290,11 @@ def _workers(config: TrainConfig, batch_bytes: int, observer: Observer | None) -
 
 
 def _uncompiled(config: TrainConfig) -> AbstractContextManager[object]:
-    """Run compiled blocks as they are: evaluation would have them compiled for its batches, too."""
+    """Run blocks eagerly: evaluation would compile them again for its own batches."""
     return torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
 
 
-def _tell_cut_captions(splits: Splits, tokenizer: Tokenizer, observer: Observer) -> None:
+def _note_cut_captions(splits: Splits, tokenizer: Tokenizer, observer: Observer) -> None:
     captions = [text for split in splits.values() for row in split for text in row.captions]
     if cut := len(tokenizer.encode(captions).truncated):
         observer.note(

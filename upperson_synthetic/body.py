@@ -83,7 +83,7 @@ def hand_position(sketch: Sketch, side: int) -> Point:
 def _rings(person: Person, pose: Pose) -> list[Ring]:
     hem, loose, flare = _CUT[person.upper]
     # Loose cloth hides a waist less than in life, and a profile too: in a crop of 40 pixels nothing
-    # else tells a woman in a coat, seen from behind or from the side, from a man.
+    # else distinguishes a woman in a coat, seen from behind or the side, from a man.
     if person.is_female:
         shoulder = Ring(_SHOULDER_Y, 0.097, 0.055)
         chest, waist = Ring(0.27, 0.089, 0.074, 0.022), Ring(0.41, 0.07, 0.05)
@@ -154,7 +154,7 @@ def _draw_arm(sketch: Sketch, stencil: ImageDraw.ImageDraw | None, side: int, cl
 
 
 def _draw_details(sketch: Sketch, colour: Rgb) -> None:
-    """Draw what tells the garments apart: collars, buttons, zips, pockets and ribs."""
+    """Draw what distinguishes the garments: collars, buttons, zips, pockets and ribs."""
     person, pose = sketch.person, sketch.pose
     hem = _CUT[person.upper][0]
     mark = contrast(colour, 0.5)
@@ -266,7 +266,7 @@ def draw_legs(sketch: Sketch) -> None:
         spread = abs(pose.stride) * 0.25
         rings = (Ring(0.42, 0.085, 0.065), Ring(0.5, 0.11, 0.09), Ring(0.69, 0.13, 0.1 + spread))
         sketch.draw.polygon(pose.outline(rings), fill=colour)
-        # Pleats tell a skirt from shorts.
+        # Pleats distinguish a skirt from shorts.
         half = pose.half_width(0.12, 0.1)
         for share in (-0.55, 0.0, 0.55):
             pleat = [pose.flat(half * share * 0.8, 0.52), pose.flat(half * share, 0.685)]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from upperson_rt.phrases.evidence import with_article
-from upperson_synthetic.clauses import Clause, Said, Topic, sample_clauses, say
+from upperson_synthetic.clauses import Clause, Mentioned, Topic, sample_clauses, say
 from upperson_synthetic.look import CaptionStyle, Look
 from upperson_synthetic.people import ACCESSORIES, BAGS, GENDERS, HEADWEAR, Person, Value
 from upperson_synthetic.sampling import chance, choose
@@ -44,7 +44,7 @@ _ACTIONS: Mapping[str, float] = {
     "moving forward": 1,
     "on the street": 1,
 }
-#: Who is meant where no gender is said.
+#: Who is meant where no gender is mentioned.
 _ANYONE: Mapping[str, float] = {"person": 10, "someone": 2, "somebody": 1, "anyone": 1}
 _PRONOUNS = _ANYONE.keys() - {"person"}
 #: Verb pairs (finite, participle) by what is carried.
@@ -73,17 +73,17 @@ class Caption:
 
     text: str
 
-    said: Said
+    mentioned: Mentioned
     """The values of which it says that the person has them."""
 
-    denied: Said = field(default_factory=dict)
+    excluded: Mentioned = field(default_factory=dict)
     """The values of which it says that the person does not have them."""
 
     def holds(self, person: Person) -> bool:
         """Whether the text is true of a person."""
-        return all(getattr(person, name) == value for name, value in self.said.items()) and all(
-            getattr(person, name) != value for name, value in self.denied.items()
-        )
+        return all(
+            getattr(person, name) == value for name, value in self.mentioned.items()
+        ) and all(getattr(person, name) != value for name, value in self.excluded.items())
 
 
 def describe(person: Person, look: Look, rng: np.random.Generator) -> str:
@@ -99,7 +99,7 @@ def caption(person: Person, look: Look, rng: np.random.Generator) -> Caption:
     """Write the text of `describe`, and say what it says."""
     style = look.caption_style
     clauses = sample_clauses(person, style, choose(rng, _COUNTS[style]), rng)
-    return Caption(_write(person, clauses, style, rng), _said(person, clauses))
+    return Caption(_write(person, clauses, style, rng), _mentioned(person, clauses))
 
 
 def brief(person: Person, rng: np.random.Generator) -> Caption:
@@ -129,15 +129,15 @@ def brief(person: Person, rng: np.random.Generator) -> Caption:
             elif clause.carried:
                 verb = choose(rng, {"with": 3, "carrying": 1, "holding": 1})
                 text = f"{text} {verb} {_named(clause, articles)}"
-    said = _said(person, clauses) if gendered else _said(None, clauses)
-    return Caption(text, said) if last is None else last.after(text, said)
+    mentioned = _mentioned(person, clauses) if gendered else _mentioned(None, clauses)
+    return Caption(text, mentioned) if last is None else last.after(text, mentioned)
 
 
-def _said(person: Person | None, clauses: Sequence[Clause]) -> Said:
-    said: dict[str, object] = {} if person is None else {"gender": person.gender}
+def _mentioned(person: Person | None, clauses: Sequence[Clause]) -> Mentioned:
+    mentioned: dict[str, object] = {} if person is None else {"gender": person.gender}
     for clause in clauses:
-        said |= clause.said
-    return said
+        mentioned |= clause.mentioned
+    return mentioned
 
 
 def _named(clause: Clause, articles: bool) -> str:
@@ -182,11 +182,11 @@ class _Ending:
     """The last words of a short text, with what they say and deny."""
 
     words: str
-    said: Said
-    denied: Said
+    mentioned: Mentioned
+    excluded: Mentioned
 
-    def after(self, text: str, said: Said) -> Caption:
-        return Caption(f"{text} {self.words}", {**said, **self.said}, self.denied)
+    def after(self, text: str, mentioned: Mentioned) -> Caption:
+        return Caption(f"{text} {self.words}", {**mentioned, **self.mentioned}, self.excluded)
 
 
 def _write(

@@ -30,7 +30,7 @@ Topic = Literal[
     "upper", "lower", "shoes", "bag", "hair", "headwear", "glasses", "umbrella", "phone", "scarf"
 ]
 
-Said = Mapping[str, object]
+Mentioned = Mapping[str, object]
 """Names of `Person`'s fields with values."""
 
 _TOPICS: Mapping[Topic, float] = {
@@ -79,7 +79,7 @@ class Clause:
     plural: bool
     """Whether it takes no indefinite article (jeans, shoes, hair)."""
 
-    said: Said
+    mentioned: Mentioned
     """What the words say."""
 
     @property
@@ -89,7 +89,7 @@ class Clause:
 
     @property
     def worn(self) -> bool:
-        """Whether one can be said to wear it."""
+        """Whether a person wears it."""
         return not self.carried and self.topic != "hair"
 
     @property
@@ -134,12 +134,12 @@ def _clause(person: Person, topic: Topic, style: CaptionStyle, rng: np.random.Ge
     words, colour, plural = _thing(person, topic)
     noun = say(words, style, rng)
     kind, colour_field = _FIELDS[topic]
-    said = {kind: getattr(person, kind)}
+    mentioned = {kind: getattr(person, kind)}
     # Now and then people do not mention a colour.
     if colour is not None and not chance(rng, 0.08):
         noun = _join_adjectives(say(COLOURS[colour].words, style, rng), noun)
-        said[colour_field] = colour
-    return Clause(topic, noun, plural, said)
+        mentioned[colour_field] = colour
+    return Clause(topic, noun, plural, mentioned)
 
 
 def _thing(person: Person, topic: Topic) -> tuple[Words, Colour | None, bool]:
@@ -167,40 +167,42 @@ def _join_adjectives(adjectives: str, noun: str) -> str:
 
 def _upper(person: Person, style: CaptionStyle, rng: np.random.Generator) -> Clause:
     words = []
-    said: dict[str, object] = {"upper": person.upper}
+    mentioned: dict[str, object] = {"upper": person.upper}
     if person.pattern == "plain" and chance(rng, 0.06):
         words.append("plain")
-        said["pattern"] = person.pattern
+        mentioned["pattern"] = person.pattern
     if chance(rng, 0.94):
         words.append(say(COLOURS[person.upper_colour].words, style, rng))
-        said["upper_colour"] = person.upper_colour
+        mentioned["upper_colour"] = person.upper_colour
     if person.pattern not in {"plain", "logo"} and chance(rng, 0.75):
         words.append(say(PATTERNS[person.pattern].words, style, rng))
-        said["pattern"] = person.pattern
+        mentioned["pattern"] = person.pattern
     # Sleeves are worth a word only where both lengths occur.
     if person.upper in {"shirt", "dress"} and chance(rng, 0.3):
         words.append(say(SLEEVES[person.sleeves], style, rng))
-        said["sleeves"] = person.sleeves
+        mentioned["sleeves"] = person.sleeves
     words = [_join_adjectives(" ".join(words), say(UPPERS[person.upper].words, style, rng))]
     if person.pattern == "logo" and chance(rng, 0.6):
         words.append(say(PATTERNS["logo"].words, style, rng))
-        said["pattern"] = person.pattern
-    return Clause("upper", " ".join(words), plural=False, said=said)
+        mentioned["pattern"] = person.pattern
+    return Clause("upper", " ".join(words), plural=False, mentioned=mentioned)
 
 
 def _hair(person: Person, style: CaptionStyle, rng: np.random.Generator) -> Clause:
     colour = say(HAIR_COLOURS[person.hair_colour].words, style, rng)
-    said = {"hair_style": person.hair_style, "hair_colour": person.hair_colour}
+    mentioned = {"hair_style": person.hair_style, "hair_colour": person.hair_colour}
     if person.hair_style in {"short", "long"}:
         if chance(rng, 0.7):
-            return Clause("hair", f"{person.hair_style} {colour} hair", plural=True, said=said)
+            return Clause(
+                "hair", f"{person.hair_style} {colour} hair", plural=True, mentioned=mentioned
+            )
         alone = chance(rng, 0.3)
-        del said["hair_colour" if alone else "hair_style"]
+        del mentioned["hair_colour" if alone else "hair_style"]
         words = f"{person.hair_style if alone else colour} hair"
-        return Clause("hair", words, plural=True, said=said)
+        return Clause("hair", words, plural=True, mentioned=mentioned)
     if chance(rng, 0.5):
         words = f"{colour} {person.hair_style}"
-        return Clause("hair", words, plural=False, said=said)
+        return Clause("hair", words, plural=False, mentioned=mentioned)
     tied = "tied in" if chance(rng, 0.4) else "in"
     words = f"{colour} hair {tied} a {person.hair_style}"
-    return Clause("hair", words, plural=True, said=said)
+    return Clause("hair", words, plural=True, mentioned=mentioned)

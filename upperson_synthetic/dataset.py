@@ -37,7 +37,7 @@ Split: TypeAlias = Literal["train", "val", "test"]
 _SPLITS: tuple[Split, ...] = get_args(Split)
 _ANNOTATIONS = "annotations.jsonl"
 _ORDER: tuple[Split, ...] = ("test", "val", "train")
-"""Test comes first: its people and numbers stay when more training people are asked for."""
+"""Test comes first: its people and numbers do not depend on the training size."""
 
 _PEOPLE, _IMAGE, _CAPTION, _CAMERAS = range(4)
 
@@ -68,13 +68,19 @@ class SyntheticSpec:
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.look not in LOOKS:
-            raise UsageError(f"unknown look {self.look!r}; there are {', '.join(LOOKS)}")
-        for name in ("train_ids", "val_ids", "test_ids", "seed"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("views", "captions_per_image"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+            raise UsageError(
+                f"unknown look {self.look!r}; there are {', '.join(LOOKS)}",
+                code="setting_out_of_range",
+                setting="look",
+            )
+        lowest = {"train_ids": 0, "val_ids": 0, "test_ids": 0, "seed": 0}
+        for name, least in (lowest | {"views": 1, "captions_per_image": 1}).items():
+            if (value := getattr(self, name)) < least:
+                raise UsageError(
+                    f"{name} must be at least {least}, found {value}",
+                    code="setting_out_of_range",
+                    setting=name,
+                )
 
     def people(self, split: Split) -> int:
         """Return the number of people in a split."""
@@ -88,7 +94,7 @@ class SyntheticSpec:
 def generate_people(spec: SyntheticSpec, split: Split) -> list[Person]:
     """Sample the people of a split; their numbers begin with ``spec.first_pid(split)``.
 
-    Nobody of an earlier split occurs among them. The look does not matter.
+    No person of an earlier split is among them. The look does not matter.
     """
     earlier: list[Person] = []
     for current in _ORDER[: _ORDER.index(split)]:
@@ -142,7 +148,11 @@ def write_dataset(
     if found is not None and not (replace_older and found < FORMAT):
         raise InputError(
             f"{root} holds this data set as another version made it (format {found}, this version "
-            f"makes {FORMAT}): delete it to have it rendered anew, or choose another folder"
+            f"makes {FORMAT}): delete it to have it rendered anew, or choose another folder",
+            code="dataset_of_another_version",
+            path=root,
+            found=found,
+            expected=FORMAT,
         )
     with new_folder(root, all_names if found is None else _foreign) as folder:
         _write_content(folder, spec, progress)
@@ -204,13 +214,18 @@ def _written_format(root: Path, spec: SyntheticSpec) -> int | None:
     except InputError:
         raise InputError(
             f"{root} exists and is not a synthetic data set (no readable {_DOCUMENT} in it): "
-            "choose another folder"
+            "choose another folder",
+            code="not_synthetic",
+            path=root,
         ) from None
     made = found.get("format") if isinstance(found, dict) else None
     if not isinstance(made, int) or found != _document(spec) | {"format": made}:
         raise InputError(
-            f"{root} holds another data set than asked for{_differences(found, spec)}: choose "
-            "another folder, or delete this one"
+            f"{root} holds another data set{_differences(found, spec)}: choose "
+            "another folder, or delete this one",
+            code="another_dataset",
+            path=root,
+            differences=_differences(found, spec),
         )
     return made
 
@@ -221,7 +236,7 @@ def _foreign(root: Path) -> set[str]:
 
 
 def _differences(found: object, spec: SyntheticSpec) -> str:
-    """Return what differs, such as ``: train_ids is 40, not 500``; nothing if it cannot be told."""
+    """Return what differs, such as ``: train_ids is 40, not 500``; empty if unknown."""
     there = found.get("spec") if isinstance(found, dict) else None
     if not isinstance(there, dict):
         return ""

@@ -292,7 +292,7 @@ def sample_people(
     distractors: float = 0.3,
     exclude: Collection[Person] = (),
 ) -> list[Person]:
-    """Sample people of whom no two can be told by the same full description, in random order.
+    """Sample people with different full descriptions, in random order.
 
     Args:
         count: How many.

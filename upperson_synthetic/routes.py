@@ -16,7 +16,7 @@ _ENCOUNTERS = {"straight": 4.0, "pause": 2.0, "turn": 1.5, "pace": 2.0}
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where somebody is at one moment."""
+    """Where a person is at one moment."""
 
     middle: float
     """Pixels from the left."""
@@ -56,7 +56,7 @@ class Route:
         )
 
     def beside(self, offset: float) -> "Route":
-        """Return the way of somebody who walks along, so many pixels to the right."""
+        """Return the way of a companion, so many pixels to the right."""
         return Route(self.times_s, self.middles + offset, self.sizes)
 
 
@@ -100,7 +100,7 @@ def street_route(
     duration_s = sum(legs_s)
     start_s = between(rng, (-0.5 * duration_s, seconds - 0.3 * duration_s))
     times_s = start_s + np.append(0.0, np.cumsum(legs_s))
-    # Some come nearer or go away while they cross; somebody who stands does neither.
+    # Some come nearer or go away while they cross; a standing person does neither.
     grown = math.exp(between(rng, (-0.22, 0.22))) if chance(rng, 0.4) else 1.0
     way = np.append(0.0, np.cumsum(np.abs(np.diff(middles))))
     return Route(times_s, np.array(middles), grown ** (way / way[-1]))

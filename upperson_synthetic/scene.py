@@ -229,7 +229,7 @@ def _draw_thing(
         draw.rectangle((x - 3, horizon * 0.5, x + 3, horizon + 6), fill=(80, 64, 50))
         y = horizon * between(rng, (0.1, 0.45))
         draw.ellipse((x - 20, y - 26, x + 20, y + 26), fill=_vary((74, 102, 62), rng))
-    else:  # somebody else, far away at the edge of the crop
+    else:  # another person, far away at the edge of the crop
         x = -4.0 if x < width / 2 else width + 4.0
         y = height * between(rng, (0.3, 0.5))
         draw.ellipse((x - 5, y, x + 5, y + 12), fill=(150, 120, 100))

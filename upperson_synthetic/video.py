@@ -30,7 +30,7 @@ _LEAST_INSIDE = 0.5
 _ADULTS = 0.26, 0.42
 """Heights of adults on a busy street, in heights of the frame."""
 _TOGETHER = 0.3
-"""How often somebody on a busy street walks beside the one before."""
+"""How often a person on a busy street walks beside the one before."""
 _STANDS = 2
 """Stands on a busy street, which hide who passes behind them."""
 
@@ -79,7 +79,7 @@ class Sighting:
     box: Box
     """All of the person that is inside the frame, hidden or not."""
     visible: float
-    """Which share of that nobody and nothing hides, 0 to 1."""
+    """Visible share of it, 0 to 1."""
     visible_box: Box | None
     """Around what is not hidden; None if all is."""
 
@@ -205,7 +205,7 @@ def write_video(
     The truth has ``frames``, for each frame a list of ``{"box": [x0, y0, x1, y1], "person": n,
     "visible": share}``, and ``people``, for each person ``person``, ``captions``, ``first_frame``,
     ``last_frame`` and ``attributes``. A person has a box while at least half of their width is
-    inside the frame; who stands behind somebody else has one, too. ``progress`` is called after
+    inside the frame; a person behind another one has one, too. ``progress`` is called after
     every frame with the number of frames done and of all.
 
     Returns:
@@ -249,7 +249,7 @@ def write_video(
 
 
 def _draw_shadow(frame: Image.Image, placed: _Placed) -> None:
-    """Darken the ground under somebody; only what lies around it is worked on."""
+    """Darken the ground under a person; only its surroundings are processed."""
     half, middle = 0.3 * placed.picture.width, placed.left + placed.picture.width / 2
     left, top = math.floor(middle - half) - 4, math.floor(placed.feet - half) - 4
     ground = frame.crop((left, top, left + math.ceil(2 * half) + 9, top + math.ceil(2 * half) + 9))
@@ -306,7 +306,7 @@ def _walk(person: Person, spec: VideoSpec, rng: np.random.Generator, before: _Wa
 
 
 def _walk_along(person: Person, spec: VideoSpec, rng: np.random.Generator, before: _Walk) -> _Walk:
-    """Return the walk of somebody beside another one, a little nearer to the camera."""
+    """Return the walk of a companion, a little nearer to the camera."""
     adult = before.near_feet / 1.6 * between(rng, (1.01, 1.06))
     offset = between(rng, (0.25, 0.5)) * adult * (1 if chance(rng, 0.5) else -1)
     rightwards = bool(before.route.middles[1] > before.route.middles[0])

@@ -1,8 +1,8 @@
-"""``calibration.json``: what calibration found, to read, to compare and to use again.
+"""``calibration.json``: the result of a calibration, to read, to compare and to use again.
 
-It belongs to the float32 graphs it was made from. Numbers are rounded to six digits, so that two
-files differ where calibrations do, and everything that is a set is sorted. The classes here are the
-layout of the file: a field is a key.
+It belongs to the float32 graphs it was made from. Numbers are rounded to six digits and sets are
+sorted, so that two files differ only where calibrations do. The classes here are the layout of the
+file: a field is a key.
 """
 
 import hashlib
@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from upperson_calibration.ranges import Estimator
 from upperson_calibration.samples import CalibrationSet
-from upperson_calibration.sensitivity import LayerDamage
+from upperson_calibration.sensitivity import LayerSensitivity
 from upperson_calibration.smoothing import Smoothing
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import write_atomically
-from upperson_rt.printable import shown
+from upperson_rt.printable import safe_repr
 from upperson_rt.strict import (
     Constraint,
     Sha256,
@@ -32,17 +32,17 @@ from upperson_rt.towers import TOWERS
 SCHEMA_VERSION = 2
 
 Smoothness: TypeAlias = Literal["plain", "smoothed"]
-"""A tower as it was folded, or with outliers of its activations moved into its weights."""
+"""A tower as it was folded, or with activation outliers moved into its weights."""
 
 Range: TypeAlias = Annotated[float, Constraint(lambda value: value >= 0, "a range of at least 0")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleHashes:
-    """Which pictures, or which captions, set the ranges."""
+    """The pictures, or the captions, that set the ranges."""
 
     source: str
-    """Where they came from, for people."""
+    """Where they came from, for messages."""
 
     sha256: tuple[Sha256, ...]
     """One for each picture's pixels at the model's size, or each caption's ids; sorted."""
@@ -53,7 +53,7 @@ class SampleHashes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
-    """Which samples set the ranges."""
+    """The samples that set the ranges."""
 
     images: SampleHashes
     texts: SampleHashes
@@ -72,16 +72,16 @@ class Samples:
 
     @property
     def sha256(self) -> str:
-        """Hash over all samples: tells whether two calibrations saw the same, in any order."""
+        """Hash over all samples, in any order."""
         hashes = [*self.images.sha256, "", *self.texts.sha256]
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
     def same_as(self, calibration: CalibrationSet) -> bool:
-        """Whether a set has these samples, wherever it came from."""
+        """Whether a set has these samples, of any source."""
         return self.sha256 == Samples.of(calibration).sha256
 
     def describe(self) -> dict[str, Any]:
-        """Return what manifest and report record."""
+        """Return the record for manifest and report."""
         return {
             "images": len(self.images.sha256),
             "image_source": self.images.source,
@@ -93,40 +93,42 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranges:
-    """What was seen in a tower, by names of tensors; empty where nobody looked."""
+    """Ranges of a tower's tensors, by name; empty if they were not measured."""
 
     amax: Mapping[str, Range]
     """Range of each activation that enters a block Linear."""
 
     largest: Mapping[str, Range]
-    """Largest absolute value seen, by the same names: a range below it saturates."""
+    """Largest absolute value, by the same names: a smaller range saturates."""
 
     largest_anywhere: Mapping[str, Range]
-    """Largest absolute value of every computed float tensor, which float16 has to hold."""
+    """Largest absolute value of every computed float tensor, for float16."""
 
     def __post_init__(self) -> None:
         if different := sorted(self.amax.keys() ^ self.largest.keys()):
-            raise InputError(f"amax: {shown(different[0])} and 'largest' name not the same tensors")
+            raise InputError(
+                f"amax: {safe_repr(different[0])} and 'largest' name not the same tensors"
+            )
 
 
-NOTHING_SEEN = Ranges(amax={}, largest={}, largest_anywhere={})
+NO_RANGES = Ranges(amax={}, largest={}, largest_anywhere={})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TowerCalibration:
-    """What was found for one tower."""
+    """The calibration of one tower."""
 
     graph_sha256: str
     """Hash of the float32 ONNX file before smoothing."""
 
     forms: Mapping[Smoothness, Ranges]
-    """Ranges of the towers that were looked at."""
+    """Ranges of the plain and the smoothed tower, if measured."""
 
     smoothing: Mapping[str, Smoothing]
-    """By site; empty if none was chosen."""
+    """By site; empty if it was not chosen."""
 
-    damage: tuple[LayerDamage, ...]
-    """Most harmful first; empty if it was not measured."""
+    damage: tuple[LayerSensitivity, ...]
+    """Layer sensitivity, most sensitive first; empty if it was not measured."""
 
     def __post_init__(self) -> None:
         _require_known(self.forms, get_args(Smoothness), "forms")
@@ -137,7 +139,7 @@ class Calibration:
     """The content of a calibration file."""
 
     estimator: Estimator
-    """How ``amax`` followed from what was seen."""
+    """Estimator of ``amax``."""
 
     samples: Samples
 
@@ -152,12 +154,15 @@ class Calibration:
         """Hash of what `to_json` writes."""
         return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
 
-    def require_estimator(self, asked: Estimator | None) -> Estimator:
-        """Return its estimator. Raises UsageError if another one was asked for."""
-        if asked not in (None, self.estimator):
+    def require_estimator(self, wanted: Estimator | None) -> Estimator:
+        """Return its estimator; raise UsageError if another one is wanted."""
+        if wanted not in (None, self.estimator):
             raise UsageError(
-                f"--estimator {asked} does not go with a calibration whose ranges are "
-                f"{self.estimator}: leave --estimator or --calibration out"
+                f"--estimator {wanted} does not go with a calibration whose ranges are "
+                f"{self.estimator}: leave --estimator or --calibration out",
+                code="estimator_differs",
+                expected=self.estimator,
+                found=wanted,
             )
         return self.estimator
 
@@ -174,13 +179,17 @@ class Calibration:
             if tower not in self.towers:
                 raise IntegrityError(
                     f"the calibration has no {tower} tower, only {', '.join(sorted(self.towers))}: "
-                    "calibrate again"
+                    "calibrate again",
+                    code="tower_not_calibrated",
+                    tower=tower,
                 )
             expected = self.towers[tower].graph_sha256
             if expected != found:
                 raise IntegrityError(
                     f"the calibration belongs to another {tower} tower: expected the fp32 graph "
-                    f"with SHA-256 {expected[:12]}..., found {found[:12]}...; calibrate again"
+                    f"with SHA-256 {expected[:12]}..., found {found[:12]}...; calibrate again",
+                    code="calibration_of_other_model",
+                    tower=tower,
                 )
         return self
 
@@ -194,14 +203,15 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
     """Write the file, whole or not at all.
 
     Raises:
-        InputError: It cannot be written, or something that was measured is not finite.
+        InputError: It cannot be written, or a value is not finite.
     """
     try:
         text = calibration.to_json()
     except ValueError as error:  # JSON has no NaN and no infinity.
         raise InputError(
             "the calibration measured values that are not finite: the weights are so large that "
-            "sums overflow; export another run"
+            "sums overflow; export another run",
+            code="calibration_not_finite",
         ) from error
     write_atomically(path, text)
 
@@ -240,4 +250,4 @@ def _rounded(value: float) -> float:
 def _require_known(names: Collection[str], known: Collection[str], where: str) -> None:
     for name in names:
         if name not in known:
-            raise InputError(f"{where}: unknown key {shown(name)}, {suggestion(name, known)}")
+            raise InputError(f"{where}: unknown key {safe_repr(name)}, {suggestion(name, known)}")

@@ -1,6 +1,6 @@
-"""A tower's float32 graph as calibration sees it: which Linears int8 covers, and samples run.
+"""A tower's float32 graph for calibration: the Linears that int8 covers, and samples through it.
 
-Whoever writes the graph says which Linears it has; calibration knows no names of its own.
+The exporter describes the Linears; calibration knows no names of its own.
 """
 
 import tempfile
@@ -23,7 +23,7 @@ from upperson_rt.towers import Tower, batch_slices
 
 @dataclass(frozen=True, slots=True)
 class BlockLinear:
-    """A Linear of a transformer block: what int8 covers, and nothing else."""
+    """A Linear of a transformer block; int8 covers these alone."""
 
     node: str
     """Name of its MatMul node."""
@@ -35,13 +35,13 @@ class BlockLinear:
     """Name of the initializer [in, out]."""
 
     site: str | None
-    """Where a factor for each channel of the activation folds into what computes it, such as a norm
-    and the adapter beside it; several Linears may share one. None: nothing takes such a factor."""
+    """The producer of the activation, such as a norm and its adapter, that takes a factor for each
+    channel; several Linears may share one. None: there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class TowerGraph:
-    """A float32 ONNX file of a tower, described by its writer."""
+    """A float32 ONNX file of a tower, described by the exporter."""
 
     tower: Tower
     file: Path
@@ -49,7 +49,7 @@ class TowerGraph:
     """In graph order."""
 
     padding_counts: bool = False
-    """Whether padding of captions, which the graph then adds itself, counts like words."""
+    """Whether the graph pads captions itself, and attends to the padding."""
 
     def load(self) -> ir.Model:
         """Read the file."""
@@ -58,12 +58,12 @@ class TowerGraph:
 
 def array_of(value: ir.Value) -> NDArray[Any]:
     """Return the values of an initializer."""
-    assert value.const_value is not None  # An initializer always has them.
+    assert value.const_value is not None  # An initializer has values.
     return value.const_value.numpy()
 
 
 def constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """Return the initializer of that name, made if it is not there."""
+    """Return the initializer of that name, adding it if it is missing."""
     if name not in graph.initializers:
         graph.register_initializer(ir.val(name, const_value=ir.tensor(array, name=name)))
     return graph.initializers[name]
@@ -79,10 +79,7 @@ def new_node(
     dtype: ir.DataType | None = None,
     shape: ir.Shape | None = None,
 ) -> tuple[ir.Node, ir.Value]:
-    """Make a node with one output, and return both; whoever calls puts it in its place.
-
-    The output is called ``result``, or as the node.
-    """
+    """Make a node with one output, named ``result`` or as the node; the caller inserts it."""
     node = ir.node(operator, inputs, attributes, name=name)
     value = node.outputs[0]
     value.name, value.shape = result or name, shape
@@ -92,7 +89,7 @@ def new_node(
 
 
 class ObservedBatch(NamedTuple):
-    """Some samples and what the graph made of them."""
+    """A batch of samples and the graph's outputs."""
 
     samples: NDArray[np.int64]
     """Their places among all samples, [B]."""
@@ -107,7 +104,7 @@ class ObservedBatch(NamedTuple):
 
 
 class SampleStream:
-    """Samples that stream through a changed graph in ONNX Runtime on the CPU.
+    """Streams samples through a changed graph in ONNX Runtime on the CPU.
 
     Captions run sorted by length, so that little padding is computed.
 
@@ -117,9 +114,6 @@ class SampleStream:
         change: Changes the graph in place.
         batch_size: Samples run at a time; memory is proportional to it.
         threads: CPU threads; None lets ONNX Runtime choose.
-
-    Raises:
-        InputError: There is no sample.
     """
 
     def __init__(
@@ -132,7 +126,7 @@ class SampleStream:
         threads: int | None,
     ) -> None:
         if not len(inputs):
-            raise InputError("calibration needs at least one sample, found none")
+            raise InputError("calibration needs at least one sample, found none", code="no_samples")
         self._inputs = inputs
         self._padding_counts = graph.padding_counts
         self._batch_size = batch_size
@@ -158,9 +152,9 @@ class SampleStream:
         """Run all samples, batch by batch.
 
         Args:
-            outputs: Names of what to compute; None for all outputs of the graph.
-            replaced: Values for further inputs of the graph, which have others of their own.
-            progress: Told after each batch.
+            outputs: Names of tensors to compute; None for all outputs of the graph.
+            replaced: Values for further inputs of the graph, which replace its own.
+            progress: Called after each batch.
         """
         inputs, name = self._inputs, self._session.get_inputs()[0].name
         lengths = token_lengths(inputs) if inputs.ndim == 2 else None

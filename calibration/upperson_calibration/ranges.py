@@ -1,7 +1,6 @@
-"""Ranges of int8: activations are watched, then the largest value to represent is chosen.
+"""Activation ranges of int8: observe activations, then estimate the largest value to represent.
 
-A step is amax / 127, and what lies beyond amax saturates. Ways to choose amax, from a histogram of
-|x|:
+A step is amax / 127, and values beyond amax saturate. Estimators of amax, from a histogram of |x|:
 
 - ``min-max``: nothing saturates; one outlier makes all steps coarse.
 - ``percentile-P``: P percent of the values do not saturate.
@@ -23,13 +22,13 @@ from upperson_calibration.graph import ObservedBatch, SampleStream, TowerGraph, 
 from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError
 
-# --- Watch the activations of a float32 tower while calibration samples stream through
+# --- Observe the activations of a float32 tower while calibration samples stream through
 #
-# Nothing grows with the number of samples: a tensor leaves its maxima, a histogram of 1 MiB and a
-# fixed number of rows.
+# Memory does not grow with the number of samples: a tensor leaves its maxima, a histogram of 1 MiB
+# and a fixed number of rows.
 
 KEPT_ROWS = 256
-"""Rows kept of a tensor: enough to compare roundings of its Linear, 9 MB a block of ViT-B/16."""
+"""Rows kept of a tensor, to compare roundings of its Linear: 9 MB a block of ViT-B/16."""
 
 MOVES_VALUES = (
     "Concat", "Expand", "Gather", "GatherElements", "Reshape", "Slice", "Split", "Squeeze",
@@ -43,11 +42,11 @@ _CHUNK = 1 << 18  # Values at a time: 2 MB of bin numbers, which stay in the cac
 
 
 class AbsHistogram:
-    """Counts of |x| in bins that never have to move, 1 MiB whatever is added.
+    """Counts of |x| in fixed bins, 1 MiB.
 
     Bins are the upper bits of a float32: all of its exponent and 9 bits of its mantissa. Each is at
-    most 0.2 % wide, from the smallest value to the largest, so that samples can stream through
-    without knowing the range before; a histogram with equal bins has to guess or to grow.
+    most 0.2 % wide, from the smallest value to the largest, so samples can stream through although
+    the range is unknown; equal bins would have to be guessed or to grow.
     """
 
     def __init__(self) -> None:
@@ -84,7 +83,7 @@ class AbsHistogram:
 
 @dataclass(slots=True)
 class Observed:
-    """What calibration saw of one activation tensor [N, L, C]."""
+    """Statistics of one activation tensor [N, L, C]."""
 
     histogram: AbsHistogram
     half_max: NDArray[np.float32]
@@ -116,17 +115,16 @@ def observe(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Observed]:
-    """Run a float32 tower over samples and watch what enters its block Linears.
+    """Run a float32 tower over samples and observe the inputs of its block Linears.
 
-    What a tower computes at padding is left out: it reaches no embedding, so it must not set a
-    range.
+    Values at padding are left out: they reach no embedding, so they must not set a range.
 
     Args:
         graph: The tower.
         inputs: uint8 [N, H, W, 3] or zero-padded int32 [N, L].
         batch_size: Samples run at a time; memory is proportional to it.
         threads: CPU threads; None lets ONNX Runtime choose.
-        progress: Told after each batch.
+        progress: Called after each batch.
 
     Returns:
         Observations by the name of the activation tensor, in graph order.
@@ -167,7 +165,9 @@ def observe(
             if not np.isfinite(seen.half_max).all():
                 raise InputError(
                     f"{graph.file.name}: the activation '{name}' is not finite for a calibration "
-                    "sample: the model diverged or its weights are damaged"
+                    "sample: the model diverged or its weights are damaged",
+                    code="activation_not_finite",
+                    tensor=name,
                 )
     for name, seen in observed.items():
         seen.rows, seen.row_half = seen.rows[: kept[name]], seen.row_half[: kept[name]]
@@ -182,16 +182,13 @@ def largest_values(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Return the largest absolute value of each computed float tensor, which float16 has to hold.
+    """Return the largest absolute value of each computed float tensor, for float16.
 
-    The extremes are taken inside the graph, so memory does not grow with tensors either. Tensors
-    that only move values of others are left out. Padding inside a batch counts: an infinite number
-    in a padded row would spoil the others, too.
+    Extremes are computed inside the graph, so memory does not grow with tensors. Tensors that only
+    move values of others are left out. Padding inside a batch counts: an infinite number in a
+    padded row would spoil the others, too.
 
     Arguments are those of `observe`.
-
-    Raises:
-        InputError: There is no sample, or a value is not finite.
     """
     names: list[str] = []
     stream = SampleStream(
@@ -269,7 +266,7 @@ def _valid_rows(
     return rows_RC, list(map(slice, ends - counts, ends))
 
 
-# --- Symmetric int8: the largest absolute value it should still represent, and what rounding costs
+# --- Symmetric int8: estimators of the largest value to represent, and the error of rounding
 
 
 Estimator = Literal[
@@ -284,10 +281,10 @@ LEVELS = 127
 _ENTROPY_BINS = 2048
 _MSE_CANDIDATES = 120
 _MSE_SMALLEST = 1e-3
-"""Smallest range tried, as a part of the largest value."""
+"""Smallest range tried, as a share of the largest value."""
 
 _SMALLEST = 1e-30
-"""Stands for zero where something is divided by it; float32 still holds a step of it."""
+"""Replaces zero as a divisor; float32 still holds a step of it."""
 
 
 def estimate(observed: Mapping[str, Observed], estimator: Estimator) -> dict[str, float]:
@@ -311,7 +308,7 @@ def amax_of(tensor: Observed, estimator: Estimator) -> float:
 
 
 def _entropy(counts: NDArray[np.float64]) -> float:
-    """Return the best end of the range as a part of the last bin's end."""
+    """Return the best end of the range as a share of the last bin's end."""
     levels = LEVELS + 1
     ends = np.arange(levels, len(counts) + 1)
     divergence = [_divergence(counts, end, levels) for end in ends.tolist()]
@@ -350,7 +347,7 @@ def _mse(
 
 
 def round_activation(x: NDArray[np.float32], amax: float) -> NDArray[np.float32]:
-    """Round x to 255 steps of [-amax, amax]; what lies beyond saturates."""
+    """Round x to 255 steps of [-amax, amax]; values beyond saturate."""
     return _rounded(x, np.float32(max(amax, _SMALLEST) / LEVELS))
 
 

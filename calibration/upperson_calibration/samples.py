@@ -1,10 +1,9 @@
-"""Choose calibration samples that span a data set, and record which they were.
+"""Choose calibration samples that span a data set, and record them.
 
-Samples are evenly spaced order statistics of several features. For every feature the candidates are
-sorted and picked at equal distances, both ends included. So the rarest picture in a feature's tail,
-which sets an activation range, is always there, and between the ends a feature keeps its
-distribution, which percentile, entropy and MSE estimators need. A random draw of 512 out of 40,000
-misses a given extreme picture 99 times of 100.
+For each of several features, pictures are sorted and picked at equal distances, both ends included.
+So the extreme pictures of a feature, which set activation ranges, are always chosen, and a feature
+keeps its distribution, which percentile, entropy and MSE estimators need. A random draw of 512 out
+of 40,000 misses a given extreme picture 99 times of 100.
 """
 
 import hashlib
@@ -26,7 +25,7 @@ LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of R, G and B in brightness (ITU-R BT.601)."""
 
 CANDIDATES_PER_SAMPLE = 8
-"""Pictures looked at for each one chosen: all of a small set, a seeded draw of a large one."""
+"""Pictures read for each one chosen: all of a small set, a seeded draw of a large one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class CalibrationSet:
     text_source: str
 
     def inputs(self, tower: Tower) -> npt.NDArray[Any]:
-        """Return what a tower reads."""
+        """Return the inputs of a tower."""
         return self.images if tower == "image" else self.input_ids
 
     @property
@@ -93,10 +92,10 @@ def choose_samples(
     seed: int,
     progress: Progress | None = None,
 ) -> CalibrationSet:
-    """Choose up to ``count`` pictures and as many captions that span what there is.
+    """Choose up to ``count`` pictures and as many captions that span those given.
 
     Pictures span brightness, contrast, two colour axes, size, shape and camera, captions their
-    length in tokens: the darkest picture looked at and the longest caption are always among them.
+    length in tokens: the darkest picture read and the longest caption are always chosen.
 
     Args:
         pictures: Candidates; more than ``CANDIDATES_PER_SAMPLE * count`` are thinned at random
@@ -107,7 +106,7 @@ def choose_samples(
         width_px: Width of the model's input.
         count: Number of pictures, and of captions.
         seed: Equal seeds give equal samples.
-        progress: Told after each picture looked at.
+        progress: Called after each picture.
 
     Raises:
         InputError: There is no image or no text, or an image cannot be read.
@@ -116,17 +115,20 @@ def choose_samples(
     if not files or not texts:
         raise InputError(
             f"calibration needs images and texts, found {len(files)} images in {pictures.source} "
-            f"and {len(texts)} texts in {captions.source}: pass a data set with a training split"
+            f"and {len(texts)} texts in {captions.source}: pass a data set with a training split",
+            code="no_samples",
+            images=len(files),
+            texts=len(texts),
         )
     rng = np.random.default_rng(seed)
-    looked_at = np.sort(rng.permutation(len(files))[: CANDIDATES_PER_SAMPLE * count])
+    read = np.sort(rng.permutation(len(files))[: CANDIDATES_PER_SAMPLE * count])
     features = []
-    for done, row in enumerate(looked_at, 1):
+    for done, row in enumerate(read, 1):
         features.append(image_features(load_image(files[row])))
         if progress is not None:
-            progress(done, len(looked_at))
-    groups = None if cameras is None else [cameras[row] for row in looked_at]
-    chosen = looked_at[cover(np.array(features), count, rng, groups)]
+            progress(done, len(read))
+    groups = None if cameras is None else [cameras[row] for row in read]
+    chosen = read[cover(np.array(features), count, rng, groups)]
     # Filled in place: a list of pictures beside their stack would be all of them twice.
     images = np.empty((len(chosen), height_px, width_px, 3), np.uint8)
     for place, row in enumerate(chosen):
@@ -146,7 +148,7 @@ def image_features(image: npt.NDArray[np.uint8]) -> tuple[float, ...]:
         number of pixels, and height / width.
     """
     height, width = image.shape[:2]
-    # A few thousand pixels tell means as well as all of them do.
+    # Means of a few thousand pixels are as good as those of all.
     step = max(1, int(np.sqrt(height * width / 4096)))
     pixels = image[::step, ::step].reshape(-1, 3).astype(np.float64)
     red, green, blue = pixels.mean(axis=0)

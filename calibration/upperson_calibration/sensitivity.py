@@ -1,9 +1,8 @@
-"""Which block Linears cost retrieval when they become int8: what to keep in float first.
+"""Layer sensitivity: how much retrieval loses when one block Linear alone becomes int8.
 
-Each Linear is rounded alone, the rest of its tower stays in float32, and rankings of captions over
-pictures are compared with those of the float32 towers. Cosine losses of single Linears add up
-to that of the whole tower nearly exactly, and they need few samples: two dozen are enough for an
-order.
+The rest of the tower stays in float32, and rankings of captions over pictures are compared with
+those of the float32 towers. Cosine losses of single Linears add up to that of the whole tower
+nearly exactly, and need few samples: two dozen are enough to rank the Linears.
 
 One session serves all Linears: weights and rounding steps are initializers that a run may replace.
 """
@@ -30,28 +29,28 @@ from upperson_rt.encoder import Progress
 from upperson_rt.towers import Tower
 
 _NO_STEP = 2.0**-40
-"""Rounding to this changes no activation: a power of two, far below what float32 resolves."""
+"""A step that changes no activation: a power of two, far below float32's resolution."""
 
 
 @dataclass(frozen=True, slots=True)
-class LayerDamage:
-    """What int8 in one Linear alone does to retrieval."""
+class LayerSensitivity:
+    """Loss of retrieval by int8 in one Linear alone."""
 
     node: str
     """Name of the MatMul node."""
 
     order_loss: float
     """Percent of pairs of pictures that change their order for a caption, mean over captions; 0
-    where there is one picture alone, which has no order."""
+    for one picture."""
 
     overlap_loss: float
-    """Percent of the first 10 pictures that are others, mean over captions."""
+    """Percent of the first 10 pictures that change, mean over captions."""
 
     cosine_loss: float
     """1 - mean cosine of the tower's embeddings to those in float32."""
 
 
-def rank_by_damage(
+def rank_by_sensitivity(
     graph: TowerGraph,
     amax: Mapping[str, float],
     inputs: NDArray[Any],
@@ -60,8 +59,8 @@ def rank_by_damage(
     batch_size: int = 8,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> list[LayerDamage]:
-    """Rank a tower's block Linears by the damage of int8, most harmful first.
+) -> list[LayerSensitivity]:
+    """Rank a tower's block Linears by their sensitivity to int8, most sensitive first.
 
     Takes one pass over the samples for each block Linear.
 
@@ -72,10 +71,7 @@ def rank_by_damage(
         other_embeds: float32 embeddings of the other tower's samples, [M, D] of unit length.
         batch_size: Samples run at a time.
         threads: CPU threads; None lets ONNX Runtime choose.
-        progress: Told after each Linear.
-
-    Raises:
-        InputError: There is no sample.
+        progress: Called after each Linear.
     """
     weights: dict[str, NDArray[np.float32]] = {}
 
@@ -88,7 +84,7 @@ def rank_by_damage(
     exact = _embed(stream, len(inputs), {})
     found = []
     for done, linear in enumerate(graph.linears, 1):
-        # What is zero everywhere stays zero with any step.
+        # A tensor of zeros stays zero with any step.
         step = amax[linear.activation] / LEVELS or _NO_STEP
         replaced = {
             linear.weight: round_weight(weights[linear.weight]),
@@ -97,7 +93,7 @@ def rank_by_damage(
             f"{linear.node}/high": np.array(LEVELS, np.float32),
         }
         embeds = _embed(stream, len(inputs), replaced)
-        found.append(_damage(linear.node, graph.tower, exact, embeds, other_embeds))
+        found.append(_sensitivity(linear.node, graph.tower, exact, embeds, other_embeds))
         if progress is not None:
             progress(done, len(graph.linears))
     return sorted(found, key=lambda layer: (-layer.order_loss, -layer.cosine_loss))
@@ -146,19 +142,19 @@ def _embed(
     return embeds_ND
 
 
-def _damage(
+def _sensitivity(
     node: str,
     tower: Tower,
     exact_ND: NDArray[np.float32],
     embeds_ND: NDArray[np.float32],
     other_MD: NDArray[np.float32],
-) -> LayerDamage:
+) -> LayerSensitivity:
     def scores(embeds: NDArray[np.float32]) -> NDArray[np.float32]:
         texts, images = (other_MD, embeds) if tower == "image" else (embeds, other_MD)
         return texts @ images.T
 
     exact_TI, scores_TI = scores(exact_ND), scores(embeds_ND)
-    return LayerDamage(
+    return LayerSensitivity(
         node,
         order_loss=100 * _swapped_pairs(exact_TI, scores_TI),
         overlap_loss=100 * float((1 - top_k_overlap(exact_TI, scores_TI)).mean()),
@@ -167,11 +163,11 @@ def _damage(
 
 
 def _swapped_pairs(exact_TI: NDArray[np.float32], scores_TI: NDArray[np.float32]) -> float:
-    """Return the part of picture pairs that change their order, mean over captions."""
+    """Return the share of picture pairs that change their order, mean over captions."""
     first, second = np.triu_indices(exact_TI.shape[1], 1)
     if not len(first):
         return 0.0
-    # One caption after the other: all pairs of all captions would be large.
+    # One caption at a time: all pairs of all captions would be large.
     swapped = [
         ((exact_I[first] > exact_I[second]) != (scores_I[first] > scores_I[second])).mean()
         for exact_I, scores_I in zip(exact_TI, scores_TI, strict=True)

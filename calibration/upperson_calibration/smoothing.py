@@ -1,12 +1,12 @@
-"""Factors that move outliers of activations into weights, where int8 has a scale per channel.
+"""Smoothing factors: they move activation outliers into weights, which have a scale per channel.
 
 After G. Xiao et al., "SmoothQuant", ICML 2023. The input u of a block Linear is divided by a
 factor for each channel and the weight's row multiplied by it:
 
     u W = (u / s) (diag(s) W),      s_c = amax_c ** alpha / wmax_c ** (1 - alpha)
 
-A site is where such factors fold into what stands before; the description of a graph says which
-Linears read from it, and some have none.
+A site is the producer that such factors fold into; the description of a graph says which Linears
+read from it, and some have none.
 
 Factors are powers of 2 ** (1 / 8), which costs no accuracy and lets a file hold them exactly.
 """
@@ -30,24 +30,24 @@ _LARGEST_OCTAVE = 12
 """Factors lie between 2 ** -12 and 2 ** 12: smoothed weights stay inside float16's range."""
 
 _LARGEST_EXPONENT = 100
-"""What a file may ask for."""
+"""Limit for a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Smoothing:
-    """What is done at one site, as a calibration file holds it."""
+    """The smoothing of one site, as in a calibration file."""
 
     alpha: float | None
     """None: rounding is best without factors."""
 
     error_before: float
-    """Relative squared error of the Linears' int8 outputs without factors, on unseen samples."""
+    """Relative squared error of the Linears' int8 outputs without factors, on held-out samples."""
 
     error_after: float
     """The same with factors."""
 
     log2_factors_in_eighths: str
-    """Whole numbers, by channel; one line, so that a site that differs is one of a difference."""
+    """Whole numbers, by channel, in one line, for ``diff``."""
 
     def __post_init__(self) -> None:
         name = "log2_factors_in_eighths"
@@ -95,10 +95,10 @@ def choose_smoothing(graph: TowerGraph, observed: Mapping[str, Observed]) -> dic
 
 
 def _search(seen: Observed, weight_IO: NDArray[np.float32]) -> Smoothing:
-    """Choose alpha on samples that did not set the factors.
+    """Choose alpha on held-out samples.
 
-    Factors made from the maxima of few samples leave unseen ones no room: judged on the same
-    samples, the strongest smoothing always looks best and then saturates.
+    On the samples that set the factors, the strongest smoothing always looks best; others then
+    saturate.
     """
     wmax_I = np.abs(weight_IO).max(axis=1)
 
@@ -107,7 +107,7 @@ def _search(seen: Observed, weight_IO: NDArray[np.float32]) -> Smoothing:
         for half in (0, 1):
             rows = seen.rows[seen.row_half != half]
             amax_I = seen.half_max[half]
-            if not len(rows) or not amax_I.any():  # There is one sample alone.
+            if not len(rows) or not amax_I.any():  # There is one sample.
                 rows, amax_I = seen.rows, seen.channel_max
             s_I = factors_of(_exponents(amax_I, wmax_I, alpha))
             smoothed = rows / s_I, weight_IO * s_I[:, None]

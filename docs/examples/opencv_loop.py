@@ -32,7 +32,7 @@ def watch(pipeline: upperson_rt.Pipeline, source: str) -> None:
 
 
 def main(bundle: str, place: str, source: str, sentence: str) -> None:
-    """Fill a gallery, then ask."""
+    """Fill a gallery, then search it."""
     encoder = upperson_rt.open(bundle)
     with upperson_rt.Gallery.open(
         place, encoder.fingerprint, encoder.embed_dim, create=True

@@ -3,11 +3,11 @@
 Written for ONNX: weights are stored the way MatMul reads them ([in, out]), and attention is spelled
 out with the scale already inside the query rows.
 
-A block says which of its Linears int8 covers, and where factors that even out the channels of their
-inputs can go. Another kind of block says the same of itself: smoothing, calibration and
-quantization know no more of it.
+A block describes which of its Linears int8 covers, and the sites where smoothing factors can go.
+Smoothing, calibration and quantization rely on that description alone, so another kind of block
+needs no more than it.
 
-Shapes: N batch, L tokens, Q rows that ask, D width, H heads, d head width, P prefix rows.
+Shapes: N batch, L tokens, Q query rows, D width, H heads, d head width, P prefix rows.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class Linear(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A place where what some Linears read can be divided by channel, and they make up for it."""
+    """A place where the input of some Linears can be divided by channel, and weights scaled."""
 
     divide: Callable[[Tensor], None]
     """Divides by factors [C]: changes the weights that compute the Linears' input [..., C]."""
@@ -107,7 +107,7 @@ class Attention(nn.Module):
 
         Args:
             u_NLD: Rows that give keys and values.
-            queries_NQD: Rows that ask.
+            queries_NQD: Query rows.
             mask: None, or what is added to the scores, broadcastable to [N, H, Q, P + L].
         """
         k_NLD, v_NLD = self.kv(u_NLD).split(self.width, dim=-1)
@@ -132,7 +132,7 @@ class Attention(nn.Module):
 
 
 class PackedAttention(Attention):
-    """Attention in which every row asks: one projection D -> 3D, one activation scale in INT8."""
+    """Attention in which every row is a query: one projection D -> 3D, one activation scale."""
 
     def __init__(
         self,
@@ -240,7 +240,7 @@ class AttentionPool(nn.Module):
         key_value: Keys and values in one projection D -> 2D.
         out: Output projection.
         mlp_norm: Norm before the MLP.
-        mlp: Added to what it is given.
+        mlp: Added to its input.
         heads: Number of heads H.
     """
 

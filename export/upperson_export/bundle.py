@@ -1,4 +1,4 @@
-"""Write a bundle: fold, export, calibrate, climb the ladder, and only then put it in place."""
+"""Write a bundle: fold, export, calibrate, search precisions, and only then put it in place."""
 
 import shutil
 from collections.abc import Mapping
@@ -11,18 +11,18 @@ import onnx_ir as ir
 from upperson_calibration.calibration_file import Calibration, Samples, write_calibration
 from upperson_calibration.ranges import DEFAULT_ESTIMATOR, Estimator
 from upperson_calibration.samples import CalibrationSet
-from upperson_export.bundle_files import (
-    CALIBRATION,
-    BundleFiles,
-    ModelIdentity,
-    foreign_to_bundle,
+from upperson_export.bundle_files import CALIBRATION, BundleFiles, ModelIdentity, unowned_in_bundle
+from upperson_export.candidates import (
+    CalibrationTask,
+    CandidateEmbeddings,
+    StageProgress,
+    TowerCandidates,
 )
 from upperson_export.fold import TrainedModel, fold_image_tower, fold_text_tower
-from upperson_export.forms import CalibrationTask, FormEmbeddings, StageProgress, TowerForms
-from upperson_export.graphs import HalfSums, require_one_file
-from upperson_export.ladder import MIN_OVERLAP, Ladder, RetrievalSplit
+from upperson_export.graphs import Fp16Accumulation, require_one_file
 from upperson_export.lint import lint
 from upperson_export.plain import PlainTower
+from upperson_export.precision_search import MIN_OVERLAP, PrecisionSearch, RetrievalSplit
 from upperson_export.report import (
     CalibrationRecord,
     ExportReport,
@@ -37,26 +37,26 @@ from upperson_rt.files import new_folder, sha256_of_file
 from upperson_rt.signature import read_private_key, sign_folder
 from upperson_rt.towers import TOWERS, Tower
 
-__all__ = ["ExportOptions", "ModelIdentity", "export_bundle", "foreign_to_bundle"]
+__all__ = ["ExportOptions", "ModelIdentity", "export_bundle", "unowned_in_bundle"]
 
 _WORK = ".building"
 
-Rungs = Mapping[Tower, str]
-"""The rung of each tower."""
+Accepted = Mapping[Tower, str]
+"""The accepted candidate of each tower."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportOptions:
-    """What to export and what accuracy to insist on."""
+    """The variants to export and the accuracy that they must keep."""
 
     variants: tuple[VariantName, ...] = ("int8",)
     """Beside fp32, which is always written."""
 
     max_r1_drop: float = 0.5
-    """Most points of R@1 that a variant may lose against fp32, where identities are known."""
+    """Maximum R@1 drop against fp32 in percentage points, where identities are known."""
 
     min_overlap: float = MIN_OVERLAP
-    """Least percent of fp32's first ten pictures that a variant must keep, where they are not."""
+    """Minimum overlap with fp32's first ten pictures in percent, where they are not."""
 
     int8_only: bool = False
     """Refuse float towers in the int8 variants: AccuracyGateError instead."""
@@ -87,21 +87,21 @@ def export_bundle(
         model: A trained dual encoder in evaluation mode.
         identity: Recorded in the manifest; decides the fingerprint.
         tokenizer_json: Content of ``tokenizer.json``.
-        calibration: Sets ranges; its first samples become the canaries.
-        split: Every form is measured on it, through the runtime. None switches the gate off, which
-            manifest and report record.
+        calibration: Sets ranges; its first samples become the golden samples.
+        split: Every candidate is measured on it, through the runtime. None switches the gate off,
+            which manifest and report record.
         output: Folder to write; an older bundle there is replaced.
         options: What to export.
-        progress: Told what goes on.
+        progress: Called with (stage, done, total).
         reused: An earlier calibration of this model: what it holds is not measured again, and its
             samples are recorded in place of ``calibration``.
 
     Raises:
         UsageError: A reused calibration has another estimator than the options.
         InputError: NaN weights, a tower of more than 2 GiB, a key that cannot sign, ``output``
-            holds something that is not a bundle, or a reused calibration saw other samples and
-            lacks what is needed.
-        AccuracyGateError: No form that is allowed keeps the accuracy.
+            holds something that is not a bundle, or a reused calibration lacks what is needed and
+            has other samples.
+        AccuracyGateError: No candidate that is allowed keeps the accuracy.
         IntegrityError: ONNX and torch disagree, a typed graph would be refused by TensorRT, a
             reused calibration is of another model, or a file does not work in the runtime.
     """
@@ -109,7 +109,7 @@ def export_bundle(
     if reused is not None:
         estimator = reused.require_estimator(options.estimator)
     key = None if options.sign is None else read_private_key(options.sign)
-    with new_folder(output, foreign_to_bundle) as folder:
+    with new_folder(output, unowned_in_bundle) as folder:
         work = folder / _WORK
         work.mkdir()
         task = CalibrationTask(
@@ -121,39 +121,39 @@ def export_bundle(
         files = BundleFiles(folder, identity, model, tokenizer_json, calibration)
         for tower in TOWERS:
             files.add(EXACT, tower, towers[tower].fp32.file, EXACT)
-        files.write_draft()  # The ladder embeds with its tokenizer and sizes.
-        ladder = _ladder(folder, towers, split, options, progress)
-        chosen: dict[VariantName, Rungs] = {EXACT: dict.fromkeys(TOWERS, EXACT)}
-        half_sums: dict[VariantName, dict[Tower, HalfSums]] = {}
+        files.write_draft()  # The search embeds with its tokenizer and sizes.
+        search = _search(folder, towers, split, options, progress)
+        accepted: dict[VariantName, Accepted] = {EXACT: dict.fromkeys(TOWERS, EXACT)}
+        accumulation: dict[VariantName, dict[Tower, Fp16Accumulation]] = {}
         for variant in options.variants:
-            ungated = dict.fromkeys(TOWERS, VARIANTS[variant].ungated_rung)
-            chosen[variant] = ungated if ladder is None else ladder.climb(variant)
-            if _left_out(variant, chosen[variant]) is None:
-                half_sums[variant] = {
-                    tower: sums
-                    for tower, rung in chosen[variant].items()
-                    if (sums := towers[tower].bear_half_sums(variant, rung)) is not None
+            ungated = dict.fromkeys(TOWERS, VARIANTS[variant].ungated_candidate)
+            accepted[variant] = ungated if search is None else search.run(variant)
+            if _left_out(variant, accepted[variant]) is None:
+                accumulation[variant] = {
+                    tower: found
+                    for tower, candidate in accepted[variant].items()
+                    if (found := towers[tower].make_overflow_safe(variant, candidate)) is not None
                 }
-                _add(files, towers, variant, chosen[variant])
+                _add(files, towers, variant, accepted[variant])
         record = _write_calibration(folder, towers, task) if options.variants else None
         kept_float = {
-            variant: {tower: towers[tower].kept_float(rungs[tower]) for tower in TOWERS}
-            for variant, rungs in chosen.items()
+            variant: {tower: towers[tower].kept_float(chosen[tower]) for tower in TOWERS}
+            for variant, chosen in accepted.items()
         }
         shutil.rmtree(work)
-        files.write_canaries()
+        files.write_golden_samples()
         progress("measuring latency", 0, 1)
         stopwatch = Stopwatch(calibration)
         variants = {}
-        for variant, rungs in chosen.items():
-            measured = {} if ladder is None else ladder.accuracy(variant, rungs)
+        for variant, chosen in accepted.items():
+            measured = {} if search is None else search.accuracy(variant, chosen)
             variants[variant] = VariantReport(
-                rungs=rungs,
+                candidates=chosen,
                 accuracy=measured.pop(VARIANTS[variant].measured_on, None),
                 elsewhere=measured,
                 kept_float=kept_float[variant],
-                half_sums=half_sums.get(variant, {}),
-                left_out=_left_out(variant, rungs),
+                fp16_accumulation=accumulation.get(variant, {}),
+                left_out=_left_out(variant, chosen),
                 size_bytes=files.size_bytes(variant),
                 times=stopwatch.measure(files.graphs.get(variant, {}), variant),
             )
@@ -164,7 +164,7 @@ def export_bundle(
             max_r1_drop=options.max_r1_drop if split and split.has_identities else None,
             min_overlap=options.min_overlap if split and not split.has_identities else None,
             variants=variants,
-            ladder=[] if ladder is None else ladder.measured,
+            measured=[] if search is None else search.measured,
             conditions=stopwatch.conditions(),
             calibration=record,
         )
@@ -176,31 +176,31 @@ def export_bundle(
     return report
 
 
-def _towers(model: TrainedModel, work: Path, task: CalibrationTask) -> dict[Tower, TowerForms]:
+def _towers(model: TrainedModel, work: Path, task: CalibrationTask) -> dict[Tower, TowerCandidates]:
     plain: dict[Tower, PlainTower] = {
         "image": fold_image_tower(model),
         "text": fold_text_tower(model),
     }
     for tower in TOWERS:
         require_one_file(plain[tower], tower)
-    towers = {tower: TowerForms(tower, plain[tower], work, task) for tower in TOWERS}
-    towers["image"].calibrator.know_other(towers["text"].calibrator)
-    towers["text"].calibrator.know_other(towers["image"].calibrator)
+    towers = {tower: TowerCandidates(tower, plain[tower], work, task) for tower in TOWERS}
+    towers["image"].calibrator.set_other(towers["text"].calibrator)
+    towers["text"].calibrator.set_other(towers["image"].calibrator)
     return towers
 
 
-def _ladder(
+def _search(
     folder: Path,
-    towers: Mapping[Tower, TowerForms],
+    towers: Mapping[Tower, TowerCandidates],
     split: RetrievalSplit | None,
     options: ExportOptions,
     progress: StageProgress,
-) -> Ladder | None:
+) -> PrecisionSearch | None:
     if split is None:
         return None
-    return Ladder(
+    return PrecisionSearch(
         split=split,
-        source=FormEmbeddings(folder, towers, split, progress),
+        source=CandidateEmbeddings(folder, towers, split, progress),
         max_r1_drop=options.max_r1_drop,
         min_overlap=options.min_overlap,
         int8_only=options.int8_only,
@@ -209,15 +209,14 @@ def _ladder(
 
 
 def _write_calibration(
-    folder: Path, towers: Mapping[Tower, TowerForms], task: CalibrationTask
+    folder: Path, towers: Mapping[Tower, TowerCandidates], task: CalibrationTask
 ) -> CalibrationRecord:
-    """Keep what was found, to read and to use again; return what report and manifest say of it."""
+    """Write the calibration file; return its record for report and manifest."""
     reused = task.reused
     samples = Samples.of(task.samples) if reused is None else reused.samples
-    found = {str(tower): forms.calibrator.found() for tower, forms in towers.items()}
+    found = {str(tower): candidates.calibrator.found() for tower, candidates in towers.items()}
     write_calibration(
-        folder / CALIBRATION,
-        Calibration(samples=samples, estimator=task.estimator, towers=found),
+        folder / CALIBRATION, Calibration(samples=samples, estimator=task.estimator, towers=found)
     )
     return CalibrationRecord(
         samples=samples,
@@ -226,30 +225,26 @@ def _write_calibration(
     )
 
 
-def _left_out(variant: VariantName, rungs: Rungs) -> str | None:
-    """Say why a variant is not worth a place: it would be another one under its name."""
-    if set(rungs.values()) & set(VARIANTS[variant].own_rungs):
+def _left_out(variant: VariantName, accepted: Accepted) -> str | None:
+    """Return why a variant is left out, if it would be another one under its name."""
+    if set(accepted.values()) & set(VARIANTS[variant].own_candidates):
         return None
     return f"no tower keeps its accuracy in {variant}"
 
 
 def _add(
     files: BundleFiles,
-    towers: Mapping[Tower, TowerForms],
+    towers: Mapping[Tower, TowerCandidates],
     variant: VariantName,
-    rungs: Rungs,
+    accepted: Accepted,
 ) -> None:
-    """Build and place the graphs of a variant, if TensorRT would take them.
-
-    Raises:
-        IntegrityError: It would not; every bundle may be taken to a device.
-    """
-    for tower, rung in rungs.items():
-        built = towers[tower].build(variant, rung)
+    """Build and place the graphs of a variant."""
+    for tower, candidate in accepted.items():
+        built = towers[tower].build(variant, candidate)
         if findings := lint(ir.load(built)):
             first = findings[0]
             raise IntegrityError(
                 f"{built.name} has {len(findings)} problems for TensorRT, first {first.rule} at "
                 f"{first.node}: {first.message}: report the versions of torch, onnxscript and onnx"
             )
-        files.add(variant, tower, built, VARIANTS[variant].at(rung).name)
+        files.add(variant, tower, built, VARIANTS[variant].variant_of(candidate).name)

@@ -1,4 +1,4 @@
-"""The files of a bundle: graphs, manifest, canaries, report and model card."""
+"""The files of a bundle: graphs, manifest, golden samples, report and model card."""
 
 import io
 import json
@@ -36,7 +36,7 @@ from upperson_rt.towers import Tower, run_tower
 
 CALIBRATION = "calibration.json"
 
-CANARIES = 8
+GOLDEN_SAMPLES = 8
 
 _TOKENIZER, _CANARIES, _REPORT = "tokenizer.json", "canaries.npz", "report.json"
 _NOT_IN_MANIFEST = {MANIFEST_FILE, CALIBRATION, "report.html", "README.md", SIGNATURE_FILE}
@@ -44,7 +44,7 @@ _NOT_IN_MANIFEST = {MANIFEST_FILE, CALIBRATION, "report.html", "README.md", SIGN
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelIdentity:
-    """Where the model's weights come from."""
+    """Origin of the model's weights."""
 
     name: str
     base: str
@@ -58,15 +58,7 @@ class ModelIdentity:
 
 
 class BundleFiles:
-    """Writes a bundle into an empty folder.
-
-    Args:
-        folder: The folder.
-        identity: Recorded in the manifest; decides the fingerprint.
-        model: Its sizes are recorded.
-        tokenizer_json: Content of ``tokenizer.json``.
-        calibration: Its first samples become the canaries.
-    """
+    """Writes a bundle into an empty folder."""
 
     def __init__(
         self,
@@ -85,14 +77,7 @@ class BundleFiles:
         (folder / _TOKENIZER).write_text(tokenizer_json, "utf-8")
 
     def add(self, variant: VariantName, tower: Tower, built: Path, made: VariantName) -> None:
-        """Copy a tower's graph to its place, unless another variant has brought it.
-
-        Args:
-            variant: Gets the graph.
-            tower: Which tower it is.
-            built: The file; it stays where it is.
-            made: What the graph is written in: ``variant``, or a float variant in its place.
-        """
+        """Copy a tower's graph to its place, unless another variant has brought it."""
         target = self._folder / f"{tower}.{made}.onnx"
         if not target.exists():
             shutil.copyfile(built, target)
@@ -104,13 +89,13 @@ class BundleFiles:
 
     def write_draft(self) -> None:
         """Make the graphs so far a bundle that the runtime opens."""
-        self.write_canaries()
+        self.write_golden_samples()
         self._write_manifest(self._describe(None))
 
-    def write_canaries(self) -> None:
-        """Write the first calibration samples and what every graph makes of them here."""
+    def write_golden_samples(self) -> None:
+        """Write the first calibration samples and the embeddings of every graph on this machine."""
         samples = self._calibration
-        count = min(CANARIES, len(samples.images), len(samples.input_ids))
+        count = min(GOLDEN_SAMPLES, len(samples.images), len(samples.input_ids))
         inputs: dict[Tower, npt.NDArray[Any]] = {
             "image": samples.images[:count],
             "text": samples.input_ids[:count],
@@ -125,7 +110,7 @@ class BundleFiles:
         (self._folder / _CANARIES).write_bytes(buffer.getvalue())
 
     def finish(self, report: ExportReport) -> None:
-        """Write report, model card and the final manifest, which is what makes it a bundle."""
+        """Write report, model card and, last, the final manifest."""
         manifest = self._describe(report)
         text = json.dumps(report.as_dict(), indent=2, allow_nan=False) + "\n"
         (self._folder / _REPORT).write_text(text, "utf-8")
@@ -134,7 +119,7 @@ class BundleFiles:
         self._write_manifest(replace(manifest, report=self._entry(_REPORT)))
 
     def _describe(self, report: ExportReport | None) -> Manifest:
-        """Return the manifest of the files so far; accuracy and rungs come from the report."""
+        """Return the manifest of the files so far; accuracy and candidates come from the report."""
         height_px, width_px = self._model.image_size
         identity = self._identity
         model = ModelSection(
@@ -187,8 +172,8 @@ class BundleFiles:
 
 
 def _recorded(report: ExportReport, variant: VariantName) -> dict[str, Any]:
-    """Return what the manifest keeps of how a variant came about."""
-    recorded: dict[str, Any] = {"rungs": dict(report.variants[variant].rungs)}
+    """Return the manifest's record of how a variant was made."""
+    recorded: dict[str, Any] = {"rungs": dict(report.variants[variant].candidates)}
     if variant != EXACT and report.calibration is not None:
         recorded |= report.calibration.as_dict()
     if not VARIANTS[variant].int8:
@@ -200,8 +185,8 @@ def _recorded(report: ExportReport, variant: VariantName) -> dict[str, Any]:
     return recorded
 
 
-def foreign_to_bundle(folder: Path) -> set[str]:
-    """Return the names in a folder that are of no bundle: all, if it is none."""
+def unowned_in_bundle(folder: Path) -> set[str]:
+    """Return the names in a folder that do not belong to its bundle; all, if it has none."""
     names = set(all_names(folder))
     try:
         manifest = read_manifest(folder)

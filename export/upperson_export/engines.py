@@ -1,9 +1,9 @@
 """Engines of a finished bundle, as far as this machine can build them.
 
-TensorRT's are built where a GPU with TensorRT is, into the runtime's cache. Those of TensorRT for
+TensorRT engines need a GPU with TensorRT and go into the runtime's cache. Those of TensorRT for
 RTX, NVIDIA's sibling for consumer cards, need no GPU and go beside the bundle, into a folder with a
-record of what they are. They run on no Jetson; for everyone else that compiler answers what no
-linter can: whether it takes a graph, and what it fuses.
+record. They run on no Jetson. That compiler also shows what no linter can: whether it takes a
+graph, and what it fuses.
 """
 
 import re
@@ -19,9 +19,9 @@ from typing import Any
 from upperson_export.made_files import RecordedFolder
 from upperson_export.variants import VARIANTS
 from upperson_rt.bundle import read_manifest
-from upperson_rt.cuda_driver import probe_cuda_driver
 from upperson_rt.errors import BackendError, UsageError
 from upperson_rt.files import require_writable
+from upperson_rt.nvidia import probe_cuda_driver
 from upperson_rt.towers import TOWERS
 from upperson_tensorrt.bindings import import_tensorrt
 from upperson_tensorrt.builder import (
@@ -42,7 +42,7 @@ _LAYER = re.compile(
 )
 
 Note = Callable[[str], None]
-"""Told what is going on, a line at a time."""
+"""Called with each line of progress."""
 
 
 def rtx_folder(bundle: Path) -> Path:
@@ -51,13 +51,7 @@ def rtx_folder(bundle: Path) -> Path:
 
 
 def require_engines(bundle: Path, rtx_capability: str | None) -> None:
-    """Refuse what `build_engines` would refuse, as far as it can be told before any work.
-
-    Raises:
-        BackendError: TensorRT is too old or does not load; TensorRT for RTX is not installed.
-        InputError: A folder for engines holds something else, or cannot be written to.
-        UsageError: TensorRT for RTX knows no such GPU.
-    """
+    """Refuse what `build_engines` would refuse, as far as that is known before any work."""
     if rtx_capability is not None:
         rtx_target(rtx_capability)
         _RTX_FOLDER.require_place(rtx_folder(bundle))
@@ -75,8 +69,8 @@ def build_engines(
         bundle: A complete bundle.
         rtx_capability: Compute capability of a GPU to build engines of TensorRT for RTX for, which
             needs none here; None for no such engines.
-        note: Told what is going on, a line at a time.
-        progress: Told about each step of a build.
+        note: Called with each line of progress.
+        progress: Called for each step of a build.
 
     Raises:
         BackendError: A compiler is missing, fails, or refuses a graph.
@@ -120,10 +114,6 @@ def write_rtx_engines(
 
     Returns:
         A description of each engine, as ``engines.json`` in the folder has it.
-
-    Raises:
-        BackendError, IntegrityError, UsageError: As `build_rtx_engine`.
-        InputError: The folder holds something else, or cannot be written to.
     """
     manifest = read_manifest(bundle)
     engines = []
@@ -175,7 +165,7 @@ class FusedLayer:
 
 @dataclass(frozen=True, slots=True)
 class RtxEngine:
-    """A serialized engine and what the compiler said about it."""
+    """A serialized engine and the compiler's description of it."""
 
     content: bytes
     version: str
@@ -198,21 +188,15 @@ class RtxEngine:
 
 
 def rtx_target(compute_capability: str) -> tuple[ModuleType, str]:
-    """Return the bindings and the compiler's name of a GPU; cheap, so it may come before any work.
-
-    Args:
-        compute_capability: Of the GPU, such as 8.6.
-
-    Raises:
-        BackendError: The package is missing.
-        UsageError: The compiler knows no such GPU.
-    """
+    """Return the bindings and the compiler's name of a GPU, which is cheap."""
     try:
         trt = import_module("tensorrt_rtx")
     except (ImportError, OSError) as error:
         raise BackendError(
             f"TensorRT for RTX is not installed ({error}): run  pip install tensorrt-rtx-cu13 "
-            "(x86-64 Linux)"
+            "(x86-64 Linux)",
+            code="extra_missing",
+            package="tensorrt_rtx",
         ) from error
     names = {
         f"{name[2:-1]}.{name[-1]}": name for name in dir(trt.ComputeCapability) if name[:2] == "SM"
@@ -222,7 +206,9 @@ def rtx_target(compute_capability: str) -> tuple[ModuleType, str]:
         raise UsageError(
             f"TensorRT for RTX {trt.__version__} compiles for the compute capabilities {known}, "
             f"not for {compute_capability}: a Jetson or a data centre GPU builds its own engine "
-            "with  upperson-rt compile"
+            "with  upperson-rt compile",
+            code="capability_unsupported",
+            found=compute_capability,
         )
     return trt, names[compute_capability]
 
@@ -239,13 +225,13 @@ def build_rtx_engine(
         onnx_file: The tower, best a typed one (``fp16`` or ``int8-fp16``).
         profile: Its input and the shapes it must take.
         compute_capability: Of the GPU: 7.5, 8.0, 8.6, 8.9, 12.0 or 12.1.
-        progress: Told about each step.
+        progress: Called for each step.
 
     Raises:
         BackendError: The package is missing, or the compiler refuses the graph or fails; the
             message names the node.
         IntegrityError: The graph is not a tower.
-        UsageError: The compiler knows no such GPU.
+        UsageError: The compiler supports no such GPU.
     """
     trt, target = rtx_target(compute_capability)
     built = build_engine(

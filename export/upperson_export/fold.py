@@ -1,4 +1,4 @@
-"""Fold a trained UP-Person, and factors that smooth its activations, into plain towers, exactly.
+"""Fold a trained UP-Person, and smoothing factors, into plain towers, exactly.
 
     LoRA dW                      -> rows of the key and value projection
     1 / sqrt(head width)         -> query rows and bias
@@ -52,7 +52,7 @@ AnyPlainTower = TypeVar("AnyPlainTower", bound=PlainTower)
 
 
 class TrainedModel(Protocol):
-    """What folding reads of a model; ``upperson.model.encoder.UPPerson`` is one.
+    """Attributes that folding reads of a model, such as ``upperson.model.encoder.UPPerson``.
 
     ``image`` has stem (convolutions that do not overlap, with activations between them),
     class_embedding, positional_embedding, ln_pre, blocks, ln_post, pool, proj and proj_bias;
@@ -189,7 +189,9 @@ def smooth(tower: AnyPlainTower, factors: Mapping[str, npt.NDArray[np.float32]])
     if unknown := [name for name in factors if name not in sites]:
         raise InputError(
             f"smoothing factors for '{unknown[0]}', but the tower has {len(smoothed.blocks)} "
-            "blocks and no such site: calibrate this model again"
+            "blocks and no such site: calibrate this model again",
+            code="site_unknown",
+            site=unknown[0],
         )
     for name, site in sites.items():
         if (s_C := factors.get(name)) is None:
@@ -198,7 +200,9 @@ def smooth(tower: AnyPlainTower, factors: Mapping[str, npt.NDArray[np.float32]])
         if s_C.shape != (width,) or not (np.isfinite(s_C) & (s_C > 0)).all():
             raise InputError(
                 f"smoothing factors of '{name}' must be {width} positive numbers, found shape "
-                f"{s_C.shape}: calibrate this model again"
+                f"{s_C.shape}: calibrate this model again",
+                code="factors_unusable",
+                site=name,
             )
         factors_C = torch.from_numpy(s_C.astype(np.float32))
         site.divide(factors_C)
@@ -263,7 +267,11 @@ def _activation(activation: nn.Module) -> Activation:
     name = type(activation).__name__
     found = _ACTIVATIONS.get((name, getattr(activation, "approximate", "none")))
     if found is None:
-        raise UsageError(f"expected an MLP with QuickGELU or GELU, found {name}: not exportable")
+        raise UsageError(
+            f"expected an MLP with QuickGELU or GELU, found {name}: not exportable",
+            code="activation_unknown",
+            found=name,
+        )
     return found
 
 
@@ -272,5 +280,8 @@ def _require_finite(tower: nn.Module, name: str) -> None:
         if not bool(torch.isfinite(value).all()):
             raise InputError(
                 f"the {name} tower's tensor '{key}' has NaN or infinite values: "
-                "the run diverged, train again with a lower rate"
+                "the run diverged, train again with a lower rate",
+                code="weight_not_finite",
+                tower=name,
+                tensor=key,
             )

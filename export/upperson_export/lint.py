@@ -1,7 +1,7 @@
-"""What TensorRT rejects or gets wrong in a graph, and what saturates on a CPU, found without them.
+"""Linter for graphs: what TensorRT rejects or computes wrongly, and what saturates on a CPU.
 
 The rules hold for TensorRT 10.3 (JetPack 6) to 11: strongly typed networks, symmetric int8 by
-explicit Q/DQ. Each was met in the parser's own messages or in its support matrix.
+explicit Q/DQ. Each comes from the parser's own messages or its support matrix.
 """
 
 from collections.abc import Callable, Iterator
@@ -57,7 +57,7 @@ def lint(model: ir.Model) -> list[Finding]:
     for node in typed.graph:
         for value in node.outputs:
             if not value.is_graph_output():
-                value.type = value.shape = None  # Inferred: what a file says need not be so.
+                value.type = value.shape = None  # Inferred, since a file may be wrong.
     common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(typed)
     return [finding for rule in _RULES for finding in rule(typed)]
 
@@ -82,9 +82,7 @@ def _opset(model: ir.Model) -> Iterator[Finding]:
     for domain, version in model.opset_imports.items():
         if domain in ("", "ai.onnx") and version not in OPSETS:
             yield Finding(
-                "opset",
-                "model",
-                f"opset {OPSETS[0]} to {OPSETS[-1]} expected, found {version}",
+                "opset", "model", f"opset {OPSETS[0]} to {OPSETS[-1]} expected, found {version}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Files made from templates, in a folder with a record by which an earlier one is known again."""
+"""Folders with a record of their files, and the templates that files are made from."""
 
 import json
 import re
@@ -19,28 +19,24 @@ from upperson_rt.strict import read_json
 
 @dataclass(frozen=True, slots=True)
 class RecordedFolder:
-    """A kind of folder that is written complete or not at all, and replaced if nobody touched it.
+    """A kind of folder that is written complete or not at all, and replaced only if unchanged.
 
-    Files that were changed or put beside the recorded ones, such as an engine, are somebody's.
+    A file that was changed or added, such as an engine, is unowned: the folder then stays.
     """
 
     kind: str
-    """What the folder is, as the record says."""
+    """Format of the folder, as the record has it."""
 
     record: str
     """File name of the record."""
 
     def require_place(self, output: Path) -> None:
         """Refuse what `create` would refuse, before any work; see `files.require_place`."""
-        require_place(output, self._foreign)
+        require_place(output, self._unowned)
 
     def create(self, output: Path) -> AbstractContextManager[Path]:
-        """Give a temporary folder to fill that takes the place of ``output`` in the end.
-
-        Raises:
-            InputError: ``output`` holds something else, or cannot be written to.
-        """
-        return new_folder(output, self._foreign)
+        """Return a temporary folder to fill, which replaces ``output`` in the end."""
+        return new_folder(output, self._unowned)
 
     def write_record(self, folder: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
         """Write the record of a filled folder with more facts of its content.
@@ -59,13 +55,13 @@ class RecordedFolder:
         (folder / self.record).write_text(text, "utf-8")
         return tuple(sorted(files))
 
-    def _foreign(self, folder: Path) -> list[str]:
-        """Return the files that are not as a record of this kind says, new or changed."""
+    def _unowned(self, folder: Path) -> list[str]:
+        """Return the files that are new or changed since the record of this kind was written."""
         try:
             record = read_json(folder / self.record)
             written = dict(record["files"]) if record["format"] == self.kind else None
         except (InputError, ValueError, KeyError, TypeError):
-            written = None  # Not a record of ours, so not a folder of ours.
+            written = None  # Another record, so another folder.
         if written is None:
             return all_names(folder)
         return [
@@ -86,18 +82,16 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 # --- Files from templates: HTML escapes all that it prints, Markdown prints outside names as code
-#
-# Whatever a template prints is printable (`upperson_rt.printable`).
 
 _SHARED = Path(__file__).parent / "templates"
 
 
 def templates(folder: Path = _SHARED) -> jinja2.Environment:
-    """Return the templates of a folder; a name that is missing is an error.
+    """Return the templates of a folder; a missing name is an error.
 
-    ``*.html.j2`` escape whatever they print, and may extend ``page.html.j2``, the common look.
-    Other files print names from outside through the filters ``code``, a code span of Markdown, or
-    ``quoted``, a string literal that Python and protobuf's text format both read back unchanged.
+    All values are printable (`upperson_rt.printable`). ``*.html.j2`` escape them, and may extend
+    ``page.html.j2``. Other files print names from outside through the filters ``code``, a code span
+    of Markdown, or ``quoted``, a string literal of Python and of protobuf's text format.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, _SHARED]),

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from upperson_export.ladder import Accuracy, Compared, Measured
 from upperson_export.made_files import templates
+from upperson_export.precision_search import Accuracy, Compared, Measured
 from upperson_export.report import CalibrationRecord, ExportReport
 from upperson_export.variants import SIMULATED, VARIANTS
 from upperson_rt.manifest import NO_ADAPTER, Manifest
@@ -14,7 +14,7 @@ from upperson_rt.towers import TOWERS
 _METRICS = ("R@1", "R@5", "R@10", "mAP", "mINP")
 
 Quote = Callable[[str], str]
-"""How a page marks a name that comes from outside, such as a folder's."""
+"""Marks a name that comes from outside, such as a folder's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class TextTable:
 
     @property
     def numbers(self) -> set[int]:
-        """Columns of nothing but numbers, or dashes in their place."""
+        """Columns of numbers, or dashes in their place."""
         return {
             place
             for place, cells in enumerate(zip(*self.body, strict=True))
@@ -34,7 +34,7 @@ class TextTable:
         }
 
     def filled(self) -> "TextTable":
-        """Return it without columns of nothing but dashes."""
+        """Return the table without columns that are all dashes."""
         shown = [
             place for place, cells in enumerate(zip(*self.body, strict=True)) if set(cells) != {"-"}
         ]
@@ -52,7 +52,7 @@ def report_html(report: ExportReport, manifest: Manifest) -> str:
         measured_on=_measured_on(report, str),
         accuracy=accuracy_table(report),
         notes=_notes(report, str),
-        ladder=ladder_table(report),
+        candidates=candidate_table(report),
         linears=float_linear_table(report),
         facts=_facts(report, manifest, str),
     )
@@ -73,7 +73,7 @@ def model_card(report: ExportReport, manifest: Manifest) -> str:
 
 
 def accuracy_table(report: ExportReport) -> TextTable:
-    """Return one row a variant and backend: accuracy, change, form, size, time."""
+    """Return one row a variant and backend: accuracy, change, candidates, size, time."""
     by_rankings = report.min_overlap is not None
     measures = ["same top 10 %"]
     if not by_rankings:
@@ -92,7 +92,7 @@ def accuracy_table(report: ExportReport) -> TextTable:
                     name,
                     _place(backend, types.values()),
                     *([_overlap(found)] if by_rankings else [*_metrics(found), _change(found)]),
-                    *(row.rungs[tower] for tower in TOWERS),
+                    *(row.candidates[tower] for tower in TOWERS),
                     f"{row.size_bytes / 2**20:.1f}" if row.shipped else "-",
                     *(f"{times[tower].ms_per_item:.1f}" if times else "-" for tower in TOWERS),
                     "yes" if row.shipped else "no",
@@ -101,17 +101,17 @@ def accuracy_table(report: ExportReport) -> TextTable:
     return TextTable(head, body)
 
 
-def ladder_table(report: ExportReport) -> TextTable:
-    """Return one row for every form that was measured, in order."""
+def candidate_table(report: ExportReport) -> TextTable:
+    """Return one row for every candidate that was measured, in order."""
     head = [
-        "variant", "towers", "form", "on", *(f"{name} %" for name in _METRICS),
+        "variant", "towers", "candidate", "on", *(f"{name} %" for name in _METRICS),
         "R@1 change (95 %)", "cosine min / 1 % / median", "same top 10 %", "accepted",
     ]  # fmt: skip
-    return TextTable(head, [_measured(row) for row in report.ladder]).filled()
+    return TextTable(head, [_measured(row) for row in report.measured]).filled()
 
 
 def float_linear_table(report: ExportReport) -> TextTable:
-    """Return one row for every Linear that an int8 variant leaves in float, with its damage."""
+    """Return one row for every Linear that an int8 variant leaves in float."""
     head = ["variant", "tower", "Linear", "order changed %", "top 10 changed %", "cosine lost"]
     body = [
         [
@@ -135,7 +135,7 @@ def _measured(row: Measured) -> list[str]:
     return [
         row.variant,
         row.tower,
-        row.rung,
+        row.candidate,
         _place(row.backend, types),
         *_metrics(found),
         _change(found),
@@ -146,7 +146,7 @@ def _measured(row: Measured) -> list[str]:
 
 
 def _place(backend: str, float_types: Iterable[str]) -> str:
-    """Name a backend and what it computes floats in, unless its name says that."""
+    """Name a backend and the types that it computes floats in."""
     known = [] if backend == SIMULATED else list(dict.fromkeys(float_types))
     return ", ".join([backend, *([" + ".join(known)] if known else [])])
 
@@ -176,8 +176,8 @@ def _measured_on(report: ExportReport, quote: Quote) -> str:
         return "Accuracy was not measured: the gate was switched off when this bundle was made."
     if report.min_overlap is not None:
         return (
-            "How well it finds people was not measured: nobody said who is on the pictures. "
-            f"Compared were rankings, through the runtime: {split.captions} sentences that the "
+            "Retrieval accuracy was not measured: the identities on the pictures are unknown. "
+            f"Rankings were compared, through the runtime: {split.captions} sentences that the "
             f"exporter brings, each querying {split.images} images of {quote(split.name)}."
         )
     return (
@@ -187,7 +187,7 @@ def _measured_on(report: ExportReport, quote: Quote) -> str:
 
 
 def _notes(report: ExportReport, quote: Quote) -> list[str]:
-    """Return what has to be known to read the accuracy table."""
+    """Return notes on the accuracy table."""
     notes = [
         f"{variant} is not in the bundle: {row.left_out}."
         for variant, row in report.variants.items()
@@ -197,28 +197,29 @@ def _notes(report: ExportReport, quote: Quote) -> list[str]:
         notes.append(f"Measure it before use: {quote('upperson evaluate BUNDLE --root DIR')}")
     if report.min_overlap is not None:
         notes.append(
-            f"Every tower has the smallest form that keeps at least {report.min_overlap} % of "
+            f"Every tower has the smallest candidate that keeps at least {report.min_overlap} % of "
             "fp32's first ten pictures, alone and with the other tower, on every backend named: "
             "plain int8, smoothed, mixed (a share of the Linears left in float), then float."
         )
     if report.max_r1_drop is not None:
         notes += [
-            f"Every tower has the smallest form that loses at most {report.max_r1_drop} points "
-            "of R@1 against fp32 on the same queries, alone and with the other tower, on every "
-            "backend named: plain int8, smoothed, mixed (a share of the Linears left in float), "
-            "then float. The interval is a paired bootstrap over queries.",
-            "Forms are chosen and measured on the same queries, so the accuracy of what ships is "
-            f"slightly optimistic; {quote('upperson evaluate BUNDLE --root DIR --split val')} "
+            f"Every tower has the smallest candidate that loses at most {report.max_r1_drop} "
+            "points of R@1 against fp32 on the same queries, alone and with the other tower, on "
+            "every backend named: plain int8, smoothed, mixed (a share of the Linears left in "
+            "float), then float. The interval is a paired bootstrap over queries.",
+            "Candidates are chosen and measured on the same queries, so the accuracy of what ships "
+            f"is slightly optimistic; {quote('upperson evaluate BUNDLE --root DIR --split val')} "
             "measures it on other queries.",
         ]
         if warning := report.too_few_queries():
             notes.append(f"{warning[0].upper()}{warning[1:]}.")
     notes += [
-        f"{variant}: sums in float16, as TensorRT may choose, leave the {tower} tower a cosine of "
-        f"{sums.cosine:.6f} to sums in float32 in the worst case (needs {sums.min_cosine:.6f})"
-        + (f"; {len(sums.float_sums)} products got casts to float32." if sums.float_sums else ".")
+        f"{variant}: fp16 accumulation, which TensorRT may choose, leaves the {tower} tower a "
+        f"cosine of {found.cosine:.6f} to accumulation in float32 in the worst case (needs "
+        f"{found.min_cosine:.6f})"
+        + (f"; {len(found.float_sums)} products got casts to float32." if found.float_sums else ".")
         for variant, row in report.variants.items()
-        for tower, sums in row.half_sums.items()
+        for tower, found in row.fp16_accumulation.items()
     ]
     times = report.conditions
     versions = ", ".join(f"{name} {version}" for name, version in times.backends.items())

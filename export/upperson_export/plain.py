@@ -121,7 +121,7 @@ class PlainTower(nn.Module):
     """`PlainBlock`s, or blocks with the same description."""
 
     padding_counts = False
-    """Whether captions are padded to the context, inside, and all of that is computed with."""
+    """Whether the tower pads captions to the context, and attends to the padding."""
 
     def described(self) -> dict[str, "PlainBlock | AttentionPool"]:
         """Return what describes its Linears, by module path, such as ``blocks.0``."""

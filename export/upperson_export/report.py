@@ -1,4 +1,8 @@
-"""What an export found and measured: the content of a bundle's ``report.json``."""
+"""The report of an export: the content of a bundle's ``report.json``.
+
+Keys of the file keep their names: ``ladder`` has the measured candidates, ``rungs`` the accepted
+ones, ``half_sums`` the fp16 accumulation.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -11,16 +15,16 @@ from typing import Any
 from upperson_calibration.calibration_file import Samples
 from upperson_calibration.ranges import Estimator
 from upperson_calibration.samples import CalibrationSet
-from upperson_calibration.sensitivity import LayerDamage
-from upperson_export.graphs import HalfSums, float_type_of
-from upperson_export.ladder import Accuracy, Compared, Measured, RetrievalSplit
+from upperson_calibration.sensitivity import LayerSensitivity
+from upperson_export.graphs import Fp16Accumulation, float_type_of
+from upperson_export.precision_search import Accuracy, Compared, Measured, RetrievalSplit
 from upperson_export.variants import VARIANTS, VariantName
 from upperson_rt.backends import open_backend
 from upperson_rt.machine import describe_machine
 from upperson_rt.tokenizer import token_lengths
 from upperson_rt.towers import Tower, run_tower
 
-# --- Milliseconds an item of a variant takes on this machine, by backend: a hint, not a benchmark
+# --- Milliseconds an item on this machine, by backend: a hint, not a benchmark
 
 BATCH = 8
 REPEATS = 3
@@ -28,29 +32,28 @@ REPEATS = 3
 
 @dataclass(frozen=True, slots=True)
 class TowerTime:
-    """How long a tower takes on a backend."""
+    """Time of a tower on a backend."""
 
     ms_per_item: float
     """Median."""
 
     float_type: str
-    """What the backend computed floats in."""
 
 
 Times = Mapping[str, Mapping[Tower, TowerTime]]
-"""What each tower takes, by backend."""
+"""Time of each tower, by backend."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conditions:
-    """What times depend on."""
+    """Conditions of the times."""
 
     machine: Mapping[str, Any]
-    """What `describe_machine` says."""
+    """As `describe_machine` returns it."""
 
     threads: int
     backends: Mapping[str, str]
-    """Versions of those that ran, by name."""
+    """Versions, by name."""
 
     batch: Mapping[Tower, int]
     caption_tokens: int
@@ -60,11 +63,7 @@ class Conditions:
 
 
 class Stopwatch:
-    """Times towers on every CPU backend that is installed, all under the same conditions.
-
-    Args:
-        calibration: Its first samples are what is embedded.
-    """
+    """Times towers on every CPU backend that is installed, all under the same conditions."""
 
     def __init__(self, calibration: CalibrationSet) -> None:
         captions = calibration.input_ids[:BATCH]
@@ -91,14 +90,14 @@ class Stopwatch:
         self._versions[name] = backend.version
         inputs = self._inputs[tower]
         times = []
-        for _ in range(REPEATS + 1):  # The first is for warming up.
+        for _ in range(REPEATS + 1):  # The first warms up.
             started = time.perf_counter()
             run_tower(backend, tower, inputs)
             times.append((time.perf_counter() - started) / len(inputs))
         return TowerTime(round(1000 * median(times[1:]), 3), float_type_of(backend))
 
     def conditions(self) -> Conditions:
-        """Return what the times so far depend on."""
+        """Return the conditions of the times so far."""
         return Conditions(
             machine=self._machine,
             threads=self._threads,
@@ -109,12 +108,9 @@ class Stopwatch:
         )
 
 
-# --- What an export found: the content of a bundle's ``report.json``
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitSize:
-    """What accuracy was measured on."""
+    """The split that accuracy was measured on."""
 
     name: str
     images: int
@@ -122,13 +118,13 @@ class SplitSize:
 
     @classmethod
     def of(cls, split: RetrievalSplit) -> "SplitSize":
-        """Count what a split holds."""
+        """Count images and captions."""
         return cls(name=split.name, images=len(split.image_files), captions=len(split.captions))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrationRecord:
-    """What ranges come from."""
+    """The source of activation ranges."""
 
     samples: Samples
     estimator: Estimator
@@ -136,7 +132,7 @@ class CalibrationRecord:
     """Hash of the calibration file that was taken over, if one was."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what report and manifest keep."""
+        """Return the record for report and manifest."""
         return {
             **self.samples.describe(),
             "estimator": self.estimator,
@@ -146,21 +142,22 @@ class CalibrationRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VariantReport:
-    """One variant: how well it retrieves, how it was made, what it costs."""
+    """One variant: its accuracy, how it was made, its size and times."""
 
-    rungs: Mapping[Tower, str]
+    candidates: Mapping[Tower, str]
+    """The accepted candidate of each tower."""
 
     accuracy: Accuracy | None = None
-    """What the chosen towers do together, where the variant is measured first; None: no gate."""
+    """Of both towers together, on the variant's first backend; None: no gate."""
 
     elsewhere: Mapping[str, Accuracy] = field(default_factory=dict)
-    """What they do on further backends, by name."""
+    """On further backends, by name."""
 
-    kept_float: Mapping[Tower, Sequence[LayerDamage]]
-    """Linears left in float, most harmful first."""
+    kept_float: Mapping[Tower, Sequence[LayerSensitivity]]
+    """Linears left in float, most sensitive first."""
 
-    half_sums: Mapping[Tower, HalfSums] = field(default_factory=dict)
-    """What sums in float16 do to it in the worst case, of towers that have floats in float16."""
+    fp16_accumulation: Mapping[Tower, Fp16Accumulation] = field(default_factory=dict)
+    """Worst case of towers that have floats in float16."""
 
     left_out: str | None = None
     """Why it is not in the bundle."""
@@ -184,18 +181,17 @@ class ExportReport:
     """None: the gate was off."""
 
     max_r1_drop: float | None
-    """Most points of R@1 that a variant may lose; None where R@1 was not measured."""
+    """Maximum R@1 drop in percentage points; None if R@1 was not measured."""
 
     min_overlap: float | None = None
-    """Least percent of float32's first ten pictures that a variant must keep; None where rankings
-    were not what decided."""
+    """Minimum overlap with float32's first ten pictures in percent; None if rankings did not
+    decide."""
 
     variants: Mapping[VariantName, VariantReport]
-    ladder: Sequence[Measured]
-    """Every form that was measured, in order."""
+    measured: Sequence[Measured]
+    """Every candidate that was measured, in order."""
 
     conditions: Conditions
-    """What all times depend on."""
 
     calibration: CalibrationRecord | None
     """None: fp32 alone was written."""
@@ -208,13 +204,13 @@ class ExportReport:
             "max_r1_drop": self.max_r1_drop,
             "min_overlap": self.min_overlap,
             "variants": {name: _variant(row) for name, row in self.variants.items()},
-            "ladder": [_measured(row) for row in self.ladder],
+            "ladder": [_measured(row) for row in self.measured],
             "latency_conditions": asdict(self.conditions),
             "calibration": self.calibration and self.calibration.as_dict(),
         }
 
     def too_few_queries(self) -> str | None:
-        """Say that the split is too small for the gate, if one query is more than it allows."""
+        """Return a warning if one query of the split is more than the gate allows."""
         if self.split is None or self.max_r1_drop is None:
             return None
         one = 100 / self.split.captions
@@ -222,7 +218,7 @@ class ExportReport:
             return None
         return (
             f"one of the {self.split.captions} queries is {one:.2f} points of R@1, more than the "
-            f"{self.max_r1_drop} allowed: forms pass or fail by chance; measure on more queries"
+            f"{self.max_r1_drop} allowed: candidates pass or fail by chance; use more queries"
         )
 
 
@@ -230,11 +226,11 @@ def _variant(row: VariantReport) -> dict[str, Any]:
     return {
         **_accuracy(row.accuracy),
         "elsewhere": {backend: _accuracy(found) for backend, found in row.elsewhere.items()},
-        "rungs": dict(row.rungs),
+        "rungs": dict(row.candidates),
         "kept_float": {
             tower: [asdict(layer) for layer in layers] for tower, layers in row.kept_float.items()
         },
-        "half_sums": {tower: asdict(sums) for tower, sums in row.half_sums.items()},
+        "half_sums": {tower: asdict(found) for tower, found in row.fp16_accumulation.items()},
         "shipped": row.shipped,
         "reason": row.left_out,
         "size_bytes": row.size_bytes,
@@ -261,7 +257,7 @@ def _measured(row: Measured) -> dict[str, Any]:
     return {
         "variant": row.variant,
         "tower": row.tower,
-        "rung": row.rung,
+        "rung": row.candidate,
         "backend": row.backend,
         "float_types": {},
         "metrics": None,

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +19,14 @@ from upperson_rt.towers import GRAPH_NAMES, SHORTEST_TEXT, TOWERS, Tower
 Format = Literal["triton", "deepstream"]
 
 RECORD = "serving.json"
-"""Says where the folder comes from and which files are of it."""
+"""The record: where the folder comes from, and its files."""
 
 _TEMPLATES = templates(Path(__file__).parent / "templates" / "serving")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServingFolder:
-    """What was written."""
+    """A folder that was written."""
 
     format: Format
     folder: Path
@@ -55,13 +54,8 @@ def require_serving_place(output: Path, kind: Format) -> None:
     RecordedFolder(kind, RECORD).require_place(output)
 
 
-def serving_folder(output: Path, kind: Format) -> AbstractContextManager[Path]:
-    """Give a temporary folder to fill; see `RecordedFolder.create`."""
-    return RecordedFolder(kind, RECORD).create(output)
-
-
 def write_serving_record(folder: Path, output: Path, kind: Format, bundle: Bundle) -> ServingFolder:
-    """Write the record of a filled folder, and return what it says."""
+    """Write the record of a filled folder, and return it."""
     manifest = bundle.manifest
     facts = {
         "model": manifest.model.name,
@@ -85,19 +79,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def open_variant(bundle: Path, variant: str | None, trust: Path | None = None) -> Bundle:
-    """Open a bundle for serving; its hashes are checked.
-
-    Args:
-        bundle: The folder.
-        variant: Which variant; None takes the last one there that is for servers.
-        trust: Public key that must have signed the bundle; see `Bundle.open`.
-
-    Raises:
-        InputError: Not a bundle.
-        UsageError: The variant is not there, or none was named and neither default is there.
-        IntegrityError: A file is missing or differs from its hash, or the signature does not hold.
-        BackendError: ``trust`` needs a package that is missing.
-    """
+    """Open a bundle for serving; its hashes are checked."""
     if variant is None:
         variants = read_manifest(bundle, trust).variants
         wanted = [row.name for row in list(VARIANTS.values())[::-1] if row.servers]
@@ -105,7 +87,9 @@ def open_variant(bundle: Path, variant: str | None, trust: Path | None = None) -
         if variant is None:
             raise UsageError(
                 f"bundle {bundle} has neither of the variants {' and '.join(wanted)}: name "
-                f"one of its own with  --variant  ({', '.join(variants)})"
+                f"one of its own with  --variant  ({', '.join(variants)})",
+                code="no_variant_for_servers",
+                path=bundle,
             )
     opened = Bundle.open(bundle, variant, trust=trust)
     opened.check_files()
@@ -113,7 +97,7 @@ def open_variant(bundle: Path, variant: str | None, trust: Path | None = None) -
 
 
 def signature(manifest: Manifest, tower: Tower) -> Signature:
-    """Return what the manifest says of a tower's input and output."""
+    """Return a tower's input and output, from the manifest."""
     input_name, output_name = GRAPH_NAMES[tower]
     image = manifest.image
     return Signature(
@@ -125,18 +109,9 @@ def signature(manifest: Manifest, tower: Tower) -> Signature:
     )
 
 
-def tower_file(bundle: Bundle, tower: Tower) -> Path:
-    """Return the tower's ONNX file."""
-    return bundle.path / bundle.entry.file(tower).file
-
-
 def load_tower(bundle: Bundle, tower: Tower) -> onnx.ModelProto:
-    """Load a tower's graph.
-
-    Raises:
-        IntegrityError: Not an ONNX file, or its inputs and outputs are not the manifest's.
-    """
-    path = tower_file(bundle, tower)
+    """Load a tower's graph."""
+    path = bundle.path / bundle.entry.file(tower).file
     try:
         model = onnx.load(path)
     except Exception as error:  # Protobuf's DecodeError, which has no type stubs.
@@ -150,7 +125,9 @@ def load_tower(bundle: Bundle, tower: Tower) -> onnx.ModelProto:
     if found != wanted:
         raise IntegrityError(
             f"{path} has the inputs and outputs {_readable(found)}, but the manifest says "
-            f"{_readable(wanted)}: export the bundle again"
+            f"{_readable(wanted)}: export the bundle again",
+            code="graph_not_as_manifest",
+            path=path,
         )
     return model
 
@@ -181,22 +158,13 @@ def _readable(values: list[tuple[str, int, tuple[int, ...]]]) -> str:
 CONFIG = "config_infer_secondary_person.txt"
 
 BATCH_SIZE = 16
-"""Most people embedded at once; the engine's profile ends there, too."""
+"""Maximum number of people embedded at once, and of the engine's profile."""
 
-MOST_SCALING = 16
-"""A Jetson's scaler enlarges no more than that; asked for more, nvinfer ends the pipeline."""
+MAX_SCALING = 16
+"""Limit of a Jetson's scaler; beyond it nvinfer ends the pipeline."""
 
 GIE_ID = 2
 """Number of this nvinfer in the pipeline; the detector has 1 in all of DeepStream's samples."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Names:
-    """Names of files that mention each other."""
-
-    config: str
-    onnx: str
-    engine: str
 
 
 def write_deepstream(
@@ -209,8 +177,8 @@ def write_deepstream(
 
     Args:
         bundle: Folder of the bundle.
-        output: Folder to write; an earlier one there is replaced if nobody changed it.
-        variant: Which variant; by default fp16, or fp32 where the bundle has none.
+        output: Folder to write; an earlier one there is replaced if it is unchanged.
+        variant: Which variant; by default fp16, or fp32 if the bundle has none.
         trust: Public key that must have signed the bundle; see `Bundle.open`.
 
     Raises:
@@ -226,16 +194,18 @@ def write_deepstream(
     values = {
         "bundle": opened,
         "manifest": opened.manifest,
-        "names": _Names(
-            config=CONFIG, onnx=f"{stem}.planar.onnx", engine=f"{stem}.b{BATCH_SIZE}.engine"
-        ),
+        "names": {
+            "config": CONFIG,
+            "onnx": f"{stem}.planar.onnx",
+            "engine": f"{stem}.b{BATCH_SIZE}.engine",
+        },
         "dims": (channels, height_px, width_px),
         "image": expected,
         "batch_size": BATCH_SIZE,
         "gie_id": GIE_ID,
-        "least": (-(-height_px // MOST_SCALING), -(-width_px // MOST_SCALING)),
+        "least": (-(-height_px // MAX_SCALING), -(-width_px // MAX_SCALING)),
     }
-    with serving_folder(output, "deepstream") as folder:
+    with RecordedFolder("deepstream", RECORD).create(output) as folder:
         adapted = planar_float_input(load_tower(opened, "image"))
         onnx.save(adapted, folder / f"{stem}.planar.onnx")
         (folder / CONFIG).write_text(render("nvinfer.txt.j2", **values), "utf-8")
@@ -246,9 +216,9 @@ def write_deepstream(
 def planar_float_input(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the image tower as nvinfer feeds it: float32 [N, 3, H, W] of values 0 to 255.
 
-    One Transpose is put before the graph; everything behind it stays, so equal pixels give equal
-    embeddings. A Cast to float32 that read the pixels would do nothing any more and goes; one to
-    another type stays, because typed graphs allow no mixed operands.
+    One Transpose is put before the graph; the rest stays, so equal pixels give equal embeddings.
+    A Cast of the pixels to float32 is removed; one to another type stays, because typed graphs
+    allow no mixed operands.
 
     Args:
         model: An image tower with the one input uint8 [N, H, W, 3]; it is not changed.
@@ -261,9 +231,10 @@ def planar_float_input(model: onnx.ModelProto) -> onnx.ModelProto:
     pixels = graph.inputs[0]
     if len(graph.inputs) != 1 or pixels.dtype != ir.DataType.UINT8 or len(pixels.shape or ()) != 4:
         raise IntegrityError(
-            "expected an image tower with one input uint8 [N, H, W, 3]: export the bundle again"
+            "expected an image tower with one input uint8 [N, H, W, 3]: export the bundle again",
+            code="input_not_pixels",
         )
-    assert pixels.shape is not None  # Its length was asked for.
+    assert pixels.shape is not None  # Its length was checked.
     readers = list(pixels.uses())
     transpose = ir.node("Transpose", [pixels], {"perm": [0, 2, 3, 1]}, name="planar/Transpose")
     interleaved = transpose.outputs[0]
@@ -297,7 +268,7 @@ def _unused(graph: ir.Graph, name: str) -> str:
 # configuration, model repository, ragged batching).
 
 MAX_BATCH_SIZE: dict[Tower, int] = {"image": 32, "text": 64}
-"""Most pictures or sentences the server runs at once."""
+"""Maximum number of pictures or sentences that the server runs at once."""
 
 MAX_QUEUE_DELAY_US = 1000
 """How long the server waits for more requests to fill a batch, in microseconds."""
@@ -320,27 +291,18 @@ def write_triton(
     ``output`` gets ``<name>_image/`` and ``<name>_text/``, each with ``config.pbtxt`` and
     ``1/model.onnx``, and for clients ``tokenizer.json`` and a README with a working client.
 
-    Args:
-        bundle: Folder of the bundle.
-        output: The model repository; an earlier one there is replaced if nobody changed it.
-        variant: Which variant; by default fp16, or fp32 where the bundle has none.
-        trust: Public key that must have signed the bundle; see `Bundle.open`.
-
-    Raises:
-        InputError: Not a bundle, or ``output`` holds something else.
-        UsageError: No such variant.
-        IntegrityError: The bundle is damaged or not signed by the key that is trusted, or its
-            graphs are not what its manifest says.
+    Arguments and errors are those of `write_deepstream`.
     """
     opened = open_variant(bundle, variant, trust)
     manifest = opened.manifest
     names = {tower: f"{file_name(manifest.model.name)}_{tower}" for tower in TOWERS}
-    with serving_folder(output, "triton") as folder:
+    with RecordedFolder("triton", RECORD).create(output) as folder:
         for tower in TOWERS:
-            load_tower(opened, tower)  # Only to check it.
+            load_tower(opened, tower)  # To check it.
             version = folder / names[tower] / "1"
             version.mkdir(parents=True)
-            shutil.copyfile(tower_file(opened, tower), version / "model.onnx")
+            graph = opened.path / opened.entry.file(tower).file
+            shutil.copyfile(graph, version / "model.onnx")
             text = model_config(opened, tower, names[tower])
             (version.parent / "config.pbtxt").write_text(text, "utf-8")
         tokenizer = opened.path / manifest.text.tokenizer.file

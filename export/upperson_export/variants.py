@@ -1,7 +1,7 @@
-"""The number formats that a tower is written in: one row each.
+"""The precision variants, one row each.
 
-All that differs between variants is a column here, and nothing else compares their names. A new
-format is a row, the pass that makes it, and their tests. Only `Variant.passes` needs onnx.
+All that differs between variants is a column here, and no other code compares their names. A new
+variant is a row, the pass that makes it, and their tests. Only `Variant.passes` needs onnx.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -20,79 +20,76 @@ if TYPE_CHECKING:
 VariantName: TypeAlias = Literal["fp32", "fp16", "int8", "int8-fp16"]
 
 EXACT: VariantName = "fp32"
-"""What the others are made from and compared with; every bundle has it."""
+"""The reference that the others are made from and compared with; every bundle has it."""
 
 AS_RUN = "onnxruntime"
-"""Measured by what ONNX Runtime makes of the file on a CPU."""
+"""Measured in ONNX Runtime on a CPU, as the file is."""
 
 SIMULATED = "onnxruntime, float16 simulated"
-"""Measured with float16's range and rounding: a CPU computes in float32, which would hide them."""
+"""Measured with float16's range and rounding, which a CPU, computing in float32, would hide."""
 
 
 @dataclass(frozen=True, slots=True)
-class Int8Rung:
-    """A way to make a tower int8."""
+class Int8Candidate:
+    """A candidate of an int8 tower."""
 
     graph: "Smoothness" = "plain"
-    """Which float32 graph is quantized."""
+    """The float32 graph that is quantized."""
 
     in_float: Fraction = Fraction(0)
-    """Share of the block Linears, the most harmful ones, that stays in float, rounded up."""
+    """Share of the block Linears, the most sensitive ones, that stays in float, rounded up."""
 
 
-INT8_RUNGS: Mapping[str, Int8Rung] = {
-    "plain": Int8Rung(),
-    "smoothed": Int8Rung("smoothed"),
-    "mixed-1/8": Int8Rung("smoothed", Fraction(1, 8)),
-    "mixed-1/4": Int8Rung("smoothed", Fraction(1, 4)),
-    "mixed-1/2": Int8Rung("smoothed", Fraction(1, 2)),
+INT8_CANDIDATES: Mapping[str, Int8Candidate] = {
+    "plain": Int8Candidate(),
+    "smoothed": Int8Candidate("smoothed"),
+    "mixed-1/8": Int8Candidate("smoothed", Fraction(1, 8)),
+    "mixed-1/4": Int8Candidate("smoothed", Fraction(1, 4)),
+    "mixed-1/2": Int8Candidate("smoothed", Fraction(1, 2)),
 }
 """From smallest to safest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tensors:
-    """What a pass is told of the tower that it changes."""
+    """Tensors of a tower, for passes."""
 
     linears: Sequence[str]
-    """Names of the block Linears' MatMul nodes that leave float."""
+    """MatMul nodes of the block Linears that become int8."""
 
     amax: Mapping[str, float]
-    """Calibrated range of what enters them, by tensor name; empty for variants without int8."""
+    """Activation ranges of their inputs, by tensor; empty for variants without int8."""
 
     largest: Mapping[str, float] | None
-    """Largest absolute value seen of any float tensor, by name."""
+    """Largest absolute value observed of each float tensor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """A number format, and all that depends on it."""
+    """A precision variant, and all that depends on it."""
 
     name: VariantName
 
     float_type: Literal["f32", "f16"] = "f32"
-    """What is computed in where nothing is quantized."""
+    """Type of all that is not quantized."""
 
     quantized: Literal["INT8"] | None = None
-    """What the weights of block Linears are stored in, by ONNX's name; None: a float type."""
+    """ONNX type of the weights of block Linears; None: a float type."""
 
-    pair_limit: int | None = None
-    """See `QuantizeLinears`: what CPUs run may not saturate on any; GPUs add up in 32 bits."""
+    candidates: tuple[str, ...]
+    """Candidates of the precision search, smallest first: names of `INT8_CANDIDATES`, or of float
+    variants. The last one loses nothing."""
 
-    rungs: tuple[str, ...]
-    """What the ladder may take, smallest first: names of `INT8_RUNGS`, or of float variants. The
-    last one loses nothing."""
-
-    ungated_rung: str
-    """What ships where accuracy is not measured."""
+    ungated_candidate: str
+    """The candidate that ships if accuracy is not measured."""
 
     min_cosine: float
-    """Of an embedding to the one that float32 gives, in `upperson_export.parity`."""
+    """Minimum cosine of an embedding to that of float32, in `upperson_export.parity`."""
 
     canary_min_cosine: float
-    """To the golden embeddings, which are this variant's own, from the machine that exported. What
-    CPUs run in int8 is the same on all of them but for the rounding of floats; of sums that
-    saturate, 0.9994 is the mildest ever seen. GPUs sum in other orders and types."""
+    """Minimum cosine to the variant's own golden embeddings, made on the machine that exported. On
+    CPUs int8 differs by the rounding of floats alone; saturated sums gave 0.9994 at best. GPUs sum
+    in other orders and types."""
 
     measured_on: str = AS_RUN
     """`AS_RUN` or `SIMULATED`."""
@@ -105,27 +102,27 @@ class Variant:
     """Whether `--trt` builds engines of it."""
 
     servers: bool = False
-    """Whether Triton and DeepStream take it unasked: the last such row that a bundle has."""
+    """Whether Triton and DeepStream take it by default: the last such row that a bundle has."""
 
-    asked_by: frozenset[str] = frozenset()
-    """Options of ``upperson export``; each of them asks for it."""
+    chosen_by: frozenset[str] = frozenset()
+    """Options of ``upperson export``, each of which chooses it."""
 
     passes: Callable[[Tensors], Iterable["InPlacePass"]] = field(repr=False)
-    """Make it from the float32 graph."""
+    """The passes that make it from the float32 graph."""
 
     @property
     def int8(self) -> bool:
-        """Whether block Linears compute in int8, for which ranges are calibrated."""
+        """Whether block Linears compute in int8, which needs activation ranges."""
         return self.quantized == "INT8"
 
     @property
-    def own_rungs(self) -> tuple[str, ...]:
-        """The rungs that are in this format: the others are another, larger variant."""
-        return tuple(rung for rung in self.rungs if self.at(rung) is self)
+    def own_candidates(self) -> tuple[str, ...]:
+        """The candidates that are this variant; the others are larger variants."""
+        return tuple(name for name in self.candidates if self.variant_of(name) is self)
 
-    def at(self, rung: str) -> "Variant":
-        """Return what a tower is written in on a rung: a float variant if that is its name."""
-        return VARIANTS.get(rung, self)
+    def variant_of(self, candidate: str) -> "Variant":
+        """Return the variant of a candidate: a float variant if that is its name."""
+        return VARIANTS.get(candidate, self)
 
 
 def _no_pass(_: Tensors) -> Iterable["InPlacePass"]:
@@ -155,8 +152,8 @@ def _int8_fp16(given: Tensors) -> Iterable["InPlacePass"]:
 _ROWS = (
     Variant(
         name="fp32",
-        rungs=("fp32",),
-        ungated_rung="fp32",
+        candidates=("fp32",),
+        ungated_candidate="fp32",
         min_cosine=0.9999,
         canary_min_cosine=0.9999,
         made_for="any",
@@ -166,41 +163,40 @@ _ROWS = (
     Variant(
         name="int8",
         quantized="INT8",
-        pair_limit=PAIR_LIMIT,
-        rungs=(*INT8_RUNGS, "fp32"),
-        ungated_rung="smoothed",  # Exact in float, and robust to outliers.
+        candidates=(*INT8_CANDIDATES, "fp32"),
+        ungated_candidate="smoothed",  # Exact in float, and robust to outliers.
         min_cosine=0.99,
         canary_min_cosine=0.9998,
         made_for="cpu",
-        asked_by=frozenset({"int8"}),
+        chosen_by=frozenset({"int8"}),
         passes=_int8,
     ),
     Variant(
         name="fp16",
         float_type="f16",
-        rungs=("fp16", "fp32"),
-        ungated_rung="fp16",
+        candidates=("fp16", "fp32"),
+        ungated_candidate="fp16",
         min_cosine=0.999,
         canary_min_cosine=0.999,
         measured_on=SIMULATED,
         made_for="gpu",
         tensorrt=True,
         servers=True,
-        asked_by=frozenset({"fp16", "trt"}),
+        chosen_by=frozenset({"fp16", "trt"}),
         passes=_fp16,
     ),
     Variant(
         name="int8-fp16",
         float_type="f16",
         quantized="INT8",
-        rungs=(*INT8_RUNGS, "fp16", "fp32"),
-        ungated_rung="smoothed",
+        candidates=(*INT8_CANDIDATES, "fp16", "fp32"),
+        ungated_candidate="smoothed",
         min_cosine=0.99,
         canary_min_cosine=0.99,
         measured_on=SIMULATED,
         made_for="gpu",
         tensorrt=True,
-        asked_by=frozenset({"trt"}),
+        chosen_by=frozenset({"trt"}),
         passes=_int8_fp16,
     ),
 )
@@ -209,15 +205,15 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType({row.name: row for row in _RO
 """The table, in the order of reports; what comes later suits TensorRT and servers better."""
 
 
-def variants_asked(options: Collection[str]) -> tuple[VariantName, ...]:
-    """Return the variants that options ask for, without ``int8`` none of int8."""
+def variants_for(options: Collection[str]) -> tuple[VariantName, ...]:
+    """Return the variants that options choose; none of int8 without ``int8``."""
     return tuple(
         row.name
         for row in _ROWS
-        if row.asked_by.intersection(options) and (not row.int8 or "int8" in options)
+        if row.chosen_by.intersection(options) and (not row.int8 or "int8" in options)
     )
 
 
 def is_half(precision: str) -> bool:
-    """Whether a manifest's precision has floats in float16; False for one not known here."""
+    """Whether a manifest's precision has floats in float16; False if it is unknown here."""
     return precision in VARIANTS and VARIANTS[precision].float_type == "f16"

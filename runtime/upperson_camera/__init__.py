@@ -1,27 +1,21 @@
-"""Camera pipelines: from pictures to rows in a gallery.
+"""Camera pipelines: from frames to rows of a gallery.
 
-The files in the order in which a frame comes by them:
+A frame passes these modules, in this order:
 
-``settings``    what pipeline and cameras are told, checked once
-``source``      what can be read, and what OpenCV reads of it; ``stream`` reads from networks;
-                names and passwords by host, from a file
-``access``      which hosts and certificates a stream may have; ``web`` and ``relay`` see to it
+``source``      files, devices, GStreamer; ``stream`` network streams
 ``capture``     the thread that reads a source, and opens a lost one again
-``frames``      what travels: frames, boxes, views of people, crops
-``camera``      where the frames of a camera come in and get number and time
-``worker``      the thread of a camera, which does the next three
-``detectors``   who is in the frame
-``tracker``     which boxes are one person, by our own tracker or by others
-``crops``       which view of a person is best, what is kept of it, and its embedding
-``queues``      what lies between threads, bounded, and what a stage is
-``commit``      pictures to disk, rows to the gallery
-``stats``       what came in, went out and was dropped; ``prometheus`` publishes it
-``pipeline``    all of them together
+``camera``      numbers and times the frames
+``queues``      bounded queues between threads, and the threads themselves
+``worker``      the thread of a camera: detects, tracks, selects
+``detectors``   networks in ONNX files, HOG, boxes from a file
+``tracker``     our own tracker, and those of the package ``trackers``
+``crops``       selection of detections, crops, and the thread of the encoder
+``commit``      the thread that saves pictures and commits rows
 
-And before any of that, for `upperson-rt cameras`:
-
-``onvif``       which cameras the local network has and which streams they have; ``soap`` how they
-                are asked
+Around them: ``settings``, ``frames`` (the types), ``stats`` and ``prometheus`` (the counters),
+``pipeline`` (all of it). ``access``, ``web``, ``hls`` and ``relay`` keep a stream at its host;
+``reasons`` finds out why a source does not open. ``onvif`` and ``soap`` are for
+`upperson-rt cameras`.
 """
 
 from importlib import import_module
@@ -35,8 +29,8 @@ if TYPE_CHECKING:
     from upperson_camera.source import OpenCVReader, Reader, Source, parse_source
     from upperson_camera.stats import CameraStats, Latency, PipelineStats
     from upperson_camera.stream import StreamReader, open_source
+    from upperson_rt.ingest.boxes import QualityRules
     from upperson_rt.ingest.detector import BatchDetector, Detector
-    from upperson_rt.ingest.quality import QualityRules
 
 __all__ = [
     "Access",
@@ -61,28 +55,18 @@ __all__ = [
     "parse_source",
 ]
 
-_OWNERS = {
-    "Access": "upperson_camera.access",
-    "BatchDetector": "upperson_rt.ingest.detector",
-    "BoxesFile": "upperson_camera.detectors",
-    "CameraStats": "upperson_camera.stats",
-    "CaptureRules": "upperson_camera.settings",
-    "Detector": "upperson_rt.ingest.detector",
-    "HogDetector": "upperson_camera.detectors",
-    "Latency": "upperson_camera.stats",
-    "OnnxDetector": "upperson_camera.detectors",
-    "OpenCVReader": "upperson_camera.source",
-    "Pipeline": "upperson_camera.pipeline",
-    "PipelineSettings": "upperson_camera.settings",
-    "PipelineStats": "upperson_camera.stats",
-    "QualityRules": "upperson_rt.ingest.quality",
-    "Reader": "upperson_camera.source",
-    "Source": "upperson_camera.source",
-    "StreamReader": "upperson_camera.stream",
-    "open_detector": "upperson_camera.detectors",
-    "open_source": "upperson_camera.stream",
-    "parse_source": "upperson_camera.source",
+_MODULES = {
+    "upperson_camera.access": ("Access",),
+    "upperson_camera.detectors": ("BoxesFile", "HogDetector", "OnnxDetector", "open_detector"),
+    "upperson_camera.pipeline": ("Pipeline",),
+    "upperson_camera.settings": ("CaptureRules", "PipelineSettings"),
+    "upperson_camera.source": ("OpenCVReader", "Reader", "Source", "parse_source"),
+    "upperson_camera.stats": ("CameraStats", "Latency", "PipelineStats"),
+    "upperson_camera.stream": ("StreamReader", "open_source"),
+    "upperson_rt.ingest.detector": ("BatchDetector", "Detector"),
+    "upperson_rt.ingest.boxes": ("QualityRules",),
 }
+_OWNERS = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:

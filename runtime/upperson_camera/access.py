@@ -1,4 +1,4 @@
-"""What a camera's stream may open: its own host, whose certificate is verified, and no other."""
+"""Which addresses a camera's stream may open: its own host's, with a verified certificate."""
 
 import ssl
 import string
@@ -30,12 +30,12 @@ _WITH_TLS = {"rtsp": "rtsps", "http": "https"}
 
 
 class RefusedAddressError(InputError):
-    """A camera sends us to an address that may not be opened."""
+    """A camera redirects to an address that may not be opened."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Access:
-    """Which hosts a camera may send us to, and which certificates are trusted."""
+    """Which hosts a camera may redirect to, and which certificates are trusted."""
 
     ca_file: Path | None = None
     """Certificates of authorities in PEM that are trusted, too, besides those of the system."""
@@ -68,7 +68,9 @@ class Access:
             except OSError as error:  # Of which ssl.SSLError is one.
                 raise InputError(
                     f"{self.ca_file} holds no certificates that can be read, expected PEM: "
-                    f"{error.strerror or type(error).__name__}"
+                    f"{error.strerror or type(error).__name__}",
+                    code="ca_unreadable",
+                    path=self.ca_file,
                 ) from error
         return context
 
@@ -94,7 +96,7 @@ def without_login(parts: SplitResult) -> str:
 
 
 def target_of(address: str, location: str, base: str | None, access: Access) -> str:
-    """Return the address that a camera sends us to, if that may be opened.
+    """Return the address that a camera redirects to, if it may be opened.
 
     It has the camera's login only if it is of the same scheme, host and port, or the same host with
     TLS, both at their usual ports. A login that the camera names is left out.
@@ -113,17 +115,23 @@ def target_of(address: str, location: str, base: str | None, access: Access) -> 
         found = urlsplit(_joined(base or without_login(own), location))
         host, port = place_of(found)
     except ValueError:
-        raise RefusedAddressError("it sends to an address that cannot be read") from None
+        raise RefusedAddressError(
+            "it sends to an address that cannot be read", code="redirect_unreadable"
+        ) from None
     secure = _WITH_TLS.get(own.scheme, own.scheme)
     if found.scheme not in (own.scheme, secure) or not host:
         raise RefusedAddressError(
             f"it sends to an address of {shortened(found.scheme or '?')}:, and a stream of "
-            f"{own.scheme}: goes on with {' or '.join(dict.fromkeys((own.scheme, secure)))} only"
+            f"{own.scheme}: goes on with {' or '.join(dict.fromkeys((own.scheme, secure)))} only",
+            code="redirect_to_other_protocol",
+            scheme=found.scheme,
         )
     if host != own.hostname and host not in access.allowed_hosts:
         raise RefusedAddressError(
             f"it sends to another host, {shortened(host)}: if that is right, name it with "
-            "--allow-host, or as the camera's address"
+            "--allow-host, or as the camera's address",
+            code="redirect_to_other_host",
+            host=host,
         )
     own_port = place_of(own)[1]
     places = {(own.hostname, own.scheme, own_port)}

@@ -1,4 +1,4 @@
-"""One camera: where its frames come in, from its own source or from anybody's loop."""
+"""One camera: takes frames from its own source or from `Pipeline.submit`."""
 
 import threading
 import time as time_module
@@ -23,12 +23,12 @@ __all__ = ["Camera"]
 
 
 class Camera:
-    """Numbers and times the frames of one camera, and puts them in line for its worker."""
+    """Numbers and times the frames of one camera, and queues them for its worker."""
 
     def __init__(self, camera: CameraSettings, shared: Shared) -> None:
         self.name = camera.name
         self._settings = camera
-        self._ledger = shared.ledger
+        self._counters = shared.counters
         self._patience_s = shared.settings.end_within_s
         self._frames: BoundedQueue[Frame] = BoundedQueue(shared.settings.frame_queue)
         self._worker = CameraWorker(camera, shared, self._frames)
@@ -38,7 +38,7 @@ class Camera:
                 camera,
                 shared.settings.capture_rules,
                 self._receive,
-                lambda what: self._ledger.count(self.name, what),
+                lambda what: self._counters.count(self.name, what),
             )
         self._clock = SteadyClock()
         self._count = 0
@@ -51,34 +51,25 @@ class Camera:
             self._capture.start()
 
     def stop(self, patience_s: float) -> None:
-        """Ask the source to end, and let go a file that waits for room: there will be none.
-
-        Args:
-            patience_s: How long a call of the source may still last.
-        """
+        """Ask the source to end; a file that waits for room in the queue goes on."""
         if self._capture is not None:
             self._capture.stop(patience_s)
         if self._capture is None or self._settings.drop == "block":
             self._frames.close()
 
     def has_ended(self, stopped: float, late: bool) -> bool:
-        """Return whether all frames are dealt with, after `stop`; leave behind what hangs.
-
-        Args:
-            stopped: When that was, on `time.monotonic`.
-            late: Whether frames that wait are given up.
-        """
+        """Return whether the work is done, after `stop`; abandon what is stuck."""
         if self._capture is not None:
-            self._capture.leave_stuck(stopped)
+            self._capture.abandon_stuck(stopped)
             if self._capture.is_alive:
                 return False
         self._frames.close()
         if late:
-            given_up = len(self._frames.clear())
-            self._ledger.count(self.name, "frames.dropped.stopped", given_up)
-            # One that began shortly before that has its time, too: it may only be slow.
+            dropped = len(self._frames.clear())
+            self._counters.count(self.name, "frames_dropped.stopped", dropped)
+            # A call that began shortly before may only be slow: it has its time, too.
             if self._worker.call_s(stopped) > self._patience_s:
-                self._worker.leave()
+                self._worker.abandon()
         return not self._worker.is_alive
 
     @property
@@ -86,13 +77,13 @@ class Camera:
         """Its threads."""
         return (self._worker,) if self._capture is None else (self._worker, self._capture)
 
-    def abandon(self) -> None:
-        """Let no more frames in at once; what waits is dealt with."""
+    def refuse_frames(self) -> None:
+        """Let no more frames in at once; those that wait are still worked on."""
         self.stop(self._patience_s)
         self._frames.close()
 
     def flush(self) -> None:
-        """Have the best views so far chosen as soon as no frame waits."""
+        """Have the best detections so far selected as soon as no frame waits."""
         if self._worker.is_alive:
             self._worker.flush()
 
@@ -116,7 +107,7 @@ class Camera:
         error = self._worker.error
         if error is None and self._capture is not None:
             error = self._capture.error
-        return camera_stats(self._ledger.of(self.name), self._state, error)
+        return camera_stats(self._counters.of(self.name), self._state, error)
 
     @property
     def _state(self) -> str:
@@ -139,18 +130,19 @@ class Camera:
         """Take a frame from outside; see `Pipeline.submit`."""
         now = time_module.monotonic()
         if self._capture is not None:
-            raise UsageError(f"camera {shortened(self.name)} reads its own source")
-        if not isinstance(frame, np.ndarray):
-            raise InputError(f"a frame must be uint8 [H, W, 3], found {type(frame).__name__}")
-        if frame.dtype != np.uint8 or frame.ndim != 3 or (frame.size and frame.shape[2] != 3):
-            raise InputError(
-                f"a frame must be uint8 [H, W, 3], found {frame.dtype} {list(frame.shape)}"
+            raise UsageError(
+                f"camera {shortened(self.name)} reads its own source",
+                code="camera_has_source",
+                camera=self.name,
             )
+        _check_frame(frame)
         check_unix_time(time)
         if boxes is None and self._settings.detector is None:
             raise UsageError(
                 f"camera {shortened(self.name)} has no detector: pass boxes with each frame, or a "
-                "detector to add_camera"
+                "detector to add_camera",
+                code="detector_missing",
+                camera=self.name,
             )
         height, width = frame.shape[:2]
         cleaned = None if boxes is None else clean_boxes(boxes, width, height)
@@ -161,14 +153,16 @@ class Camera:
                 for name in check_list(tracks, "tracks")
             )
             if boxes is None or len(names) != len(boxes):
-                raise InputError(f"{len(names)} tracks need as many boxes")
+                raise InputError(
+                    f"{len(names)} tracks need as many boxes", code="tracks_without_boxes"
+                )
         copy = frame[:, :, ::-1].copy() if rgb else frame.copy()
         if time is None:
             return self._enter(copy, time_module.time(), now, now, cleaned, names)
         return self._enter(copy, float(time), float(time), now, cleaned, names)
 
     def _receive(self, image: NDArray[np.generic], unix_time: float, clock: float) -> None:
-        """Take a frame from the capture; one that is no picture counts as empty."""
+        """Take a frame from the capture; one without pixels counts as empty."""
         if self._worker.error is not None and self._capture is not None:
             self._capture.stop()
         self._enter(as_bgr(image), unix_time, clock, time_module.monotonic())
@@ -183,11 +177,11 @@ class Camera:
         tracks: tuple[str, ...] | None = None,
     ) -> bool:
         with self._lock:
-            self._ledger.count(self.name, "frames.read")
+            self._counters.count(self.name, "frames_read")
             steady, index = self._clock.advance(clock, now), self._count
             self._count += 1
             if not image.size:
-                self._ledger.count(self.name, "frames.dropped.empty")
+                self._counters.count(self.name, "frames_dropped.empty")
                 return False
             frame = Frame(
                 image=image,
@@ -201,5 +195,16 @@ class Camera:
             dropped = self._frames.put(frame, self._settings.drop)
         if dropped is not None:
             reason = "stopped" if self._frames.closed else "queue_full"
-            self._ledger.count(self.name, f"frames.dropped.{reason}")
+            self._counters.count(self.name, f"frames_dropped.{reason}")
         return dropped is not frame
+
+
+def _check_frame(frame: object) -> None:
+    found = type(frame).__name__
+    if isinstance(frame, np.ndarray):
+        if frame.dtype == np.uint8 and frame.ndim == 3 and (not frame.size or frame.shape[2] == 3):
+            return
+        found = f"{frame.dtype} {list(frame.shape)}"
+    raise InputError(
+        f"a frame must be uint8 [H, W, 3], found {found}", code="frame_malformed", found=found
+    )

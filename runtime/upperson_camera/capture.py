@@ -26,22 +26,22 @@ CaptureState: TypeAlias = Literal[
 ]
 
 _MOST_HANGING = 4
-"""Threads that may hang in a dead source at a time; then nothing is opened until one comes back."""
+"""Readers that may be stuck at a time; then nothing is opened until one returns."""
 _FAR_FROM_END = 0.02
 _STALLED = 0.9
-"""Share of the time for a stall after which the end of a stream counts as one."""
+"""Share of ``stall_s`` of silence from which the end of a stream counts as a stall."""
 _STEP_S = 0.1
 _PATIENCE_S = 3.0
-"""A call that lasts longer when the end has come is left behind."""
+"""Longest call of a source after `Capture.stop`; then it is abandoned."""
 _USUAL_RATE = 25.0
-"""Pictures a second of a file that tells neither times nor rate."""
+"""Pictures a second of a file without times and rate."""
 
 
 class Capture(Stage):
-    """Reads the source of a camera in a thread of its own and hands every picture on.
+    """Reads the source of a camera in a thread of its own and delivers every picture.
 
     A live source is opened again whenever it ends, fails or stalls. `Reader.read` cannot be
-    interrupted, so a reader that hangs is left alone, in a thread that ends when the call does.
+    interrupted: a stuck reader is abandoned in a thread that ends when the call returns.
     """
 
     def __init__(
@@ -51,16 +51,7 @@ class Capture(Stage):
         deliver: Callable[[NDArray[np.generic], float, float], None],
         count: Callable[[str], None],
     ) -> None:
-        """Get ready; `start` begins.
-
-        Args:
-            camera: One with a source.
-            rules: How patient to be.
-            deliver: Gets picture, unix time, and a clock that the wall clock's jumps do not touch;
-                may block for a file, not for a live source.
-            count: Told ``outages``, ``reconnects``, ``stalls`` and ``resolution_changes``, and
-                ``failures.source_error`` and ``failures.source_stuck``.
-        """
+        """Get ready; `start` begins."""
         super().__init__(
             f"capture {camera.name}", "source", lambda error: self._give_up(_problem(error))
         )
@@ -80,25 +71,21 @@ class Capture(Stage):
         self._size: tuple[int, int] | None = None
 
     def stop(self, patience_s: float = _PATIENCE_S) -> None:
-        """Ask the thread to end; one that hangs in its source is left behind.
-
-        Args:
-            patience_s: How long a call of the source may last; at most 3 s.
-        """
+        """Ask the thread to end; one that is stuck in its source is abandoned."""
         self._patience_s = min(patience_s, _PATIENCE_S)
         self._stop.set()
 
-    def leave_stuck(self, stopped: float) -> None:
-        """Leave behind a file that does not answer; ``stopped`` is on `time.monotonic`.
+    def abandon_stuck(self, stopped: float) -> None:
+        """Abandon a stuck file; ``stopped`` is on `time.monotonic`.
 
-        A live source has threads of its own for what may hang, and sees to it itself.
+        A live source has threads of its own for calls that may be stuck.
         """
-        if not self._source.is_live and self.call_s(stopped) > self._patience_s and self._leave():
+        if not self._source.is_live and self.call_s(stopped) > self._patience_s and self._abandon():
             self._give_up(f"{self._source.shown} did not answer at the end", "source_stuck")
 
     @property
     def is_over(self) -> bool:
-        """Whether no picture will come any more."""
+        """Whether it delivers no more pictures."""
         return self._ended.is_set()
 
     def _run(self) -> None:
@@ -135,18 +122,18 @@ class Capture(Stage):
             self._end("ended")
 
     def _play(self, reader: Reader) -> int:
-        """Hand on the frames of a file; return how many there were."""
+        """Deliver the frames of a file; return their number."""
         began, position_s, frames = time.monotonic(), 0.0, 0
         while not self._stop.is_set():
             with self._calling("source"):
                 image = reader.read()
-                told_s = 0.0 if image is None else reader.position_s
+                given_s = 0.0 if image is None else reader.position_s
             if image is None:
                 break
             if frames == 0:
-                position_s = max(0.0, told_s)
-            elif told_s > position_s:
-                position_s = told_s
+                position_s = max(0.0, given_s)
+            elif given_s > position_s:
+                position_s = given_s
             else:  # Broken or missing time stamps: go by the frame rate.
                 position_s += 1 / (reader.frame_rate or _USUAL_RATE)
             frames += 1
@@ -154,7 +141,7 @@ class Capture(Stage):
                 early_s = began + position_s - time.monotonic()
                 if self._stop.wait(max(0.0, early_s)):
                     break
-            self._hand_on(image, (self._camera.start_time or 0.0) + position_s, position_s)
+            self._deliver_frame(image, (self._camera.start_time or 0.0) + position_s, position_s)
         return frames
 
     def _run_live(self) -> None:
@@ -171,7 +158,7 @@ class Capture(Stage):
                 self._count("outages")
             wait_s = min(max(2 * wait_s, self._rules.first_wait_s), self._rules.longest_wait_s)
             self.state = "reconnecting"
-            self._tell_loss(wait_s)
+            self._log_loss(wait_s)
             if self._stop.wait(wait_s):
                 break
         if any(thread.is_alive() for thread in self._hanging):
@@ -185,8 +172,8 @@ class Capture(Stage):
             )
         self._end("stopped")
 
-    def _tell_loss(self, wait_s: float) -> None:
-        """Say once that the source is lost, and again only if the reason is another one."""
+    def _log_loss(self, wait_s: float) -> None:
+        """Warn once that the source is lost, and again if the reason changes."""
         reason, outage = self.error or "nothing came", self._outage
         if outage is None:
             outage = self._outage = _Outage(time.monotonic())
@@ -199,8 +186,8 @@ class Capture(Stage):
         extra = {"camera": self._camera.name, "event": "lost", "wait_s": wait_s}
         _log.log(level, text, self._camera.name, reason, wait_s, extra=extra)
 
-    def _tell_connection(self) -> None:
-        """Say once that the source is there, or is back."""
+    def _log_connection(self) -> None:
+        """Log that the source is connected, or is back."""
         name, outage = self._camera.name, self._outage
         self._outage = None
         if outage is None:
@@ -208,7 +195,7 @@ class Capture(Stage):
             _log.info("camera %s: connected to %s", name, self._source.shown, extra=extra)
             return
         lasted_s = time.monotonic() - outage.began
-        _log.warning(  # As loud as what it takes back.
+        _log.warning(  # At the level of the loss.
             "camera %s: is back after %.0f s, at attempt %d",
             name,
             lasted_s,
@@ -217,7 +204,7 @@ class Capture(Stage):
         )
 
     def _read_live(self) -> bool:
-        """Read until the source ends or stalls; return whether it gave any picture."""
+        """Read until the source ends or stalls; return whether there was a picture."""
         self._hanging = [thread for thread in self._hanging if thread.is_alive()]
         if len(self._hanging) >= _MOST_HANGING:
             self.error = f"{len(self._hanging)} readers hang in {self._source.shown}"
@@ -232,7 +219,7 @@ class Capture(Stage):
             thread.join(_STEP_S)
             if time.monotonic() - session.alive > self._rules.stall_s:
                 break
-        if self._stop.is_set():  # A call that is new may come back; one that is old hardly will.
+        if self._stop.is_set():  # A new call may return; an old one hardly will.
             silent_s = time.monotonic() - session.alive
             thread.join(max(min(5 * _STEP_S, self._patience_s), self._patience_s - silent_s))
         with session.lock:
@@ -242,7 +229,7 @@ class Capture(Stage):
             if not self._stop.is_set():
                 self._note_stall(session)
         elif session.end is not None:
-            raise session.end  # It wants to end, such as with SystemExit, so it is given up.
+            raise session.end  # Such as SystemExit: the camera fails.
         elif session.stalled:
             self._note_stall(session)
         elif session.error is not None:
@@ -270,31 +257,31 @@ class Capture(Stage):
             session.end = error
 
     def _read_one(self, reader: Reader, session: "_Session") -> bool:
-        """Read and hand on one picture; return whether to go on."""
+        """Read and deliver one picture; return whether to go on."""
         image = reader.read()
-        with session.lock:  # A reader that was given up must not deliver any more.
+        with session.lock:  # An abandoned reader delivers nothing more.
             if session.abandoned or self._stop.is_set():
                 return False
             silent_s = time.monotonic() - session.alive
             if image is None:
-                # A reader gives up a stream that hangs about when we would, and need not say.
+                # A reader may itself give up a silent stream, shortly before we would.
                 session.stalled = silent_s >= _STALLED * self._rules.stall_s
                 session.error = "the stream ended"
                 return False
-            if not image.size:  # No sign of life: a camera may send nothing but rubbish.
+            if not image.size:  # No sign of life: a camera may send only undecodable pictures.
                 session.undecodable += 1
                 session.stalled = silent_s > self._rules.stall_s
-                self._hand_on(image, time.time(), time.monotonic())
+                self._deliver_frame(image, time.time(), time.monotonic())
                 return not session.stalled
             if session.frames == 0:
                 self.state, self.error = "running", None
-                self._tell_connection()
+                self._log_connection()
             session.frames += 1
             session.alive = time.monotonic()
-            self._hand_on(image, time.time(), session.alive)
+            self._deliver_frame(image, time.time(), session.alive)
             return True
 
-    def _hand_on(self, image: NDArray[np.generic], unix_time: float, clock: float) -> None:
+    def _deliver_frame(self, image: NDArray[np.generic], unix_time: float, clock: float) -> None:
         if image.size and image.ndim >= 2:
             size = image.shape[1], image.shape[0]
             if self._size not in (None, size):
@@ -326,12 +313,12 @@ class Capture(Stage):
 
 @dataclass(slots=True)
 class _Outage:
-    """From the loss of a source, or the first attempt that failed, until a picture comes."""
+    """From the loss of a source, or the first failed attempt, to the next picture."""
 
     began: float
     attempts: int = 0
     reason: str | None = None
-    """What was said last."""
+    """The one that was logged last."""
 
 
 class _Session:

@@ -1,4 +1,4 @@
-"""The thread that saves the pictures of crops and commits their rows, and leaves no half behind."""
+"""The thread that saves the pictures of crops and commits their rows."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -8,13 +8,12 @@ from numpy.typing import NDArray
 
 from upperson_camera.crops import EncodedCrops
 from upperson_camera.frames import CameraCrop
-from upperson_camera.queues import BoundedQueue, LeftBehindError, Stage
+from upperson_camera.queues import AbandonedError, BoundedQueue, Stage
 from upperson_camera.settings import PipelineSettings
-from upperson_camera.stats import Durations, Ledger
+from upperson_camera.stats import Counters, Durations
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.ingest.crop_folder import CropFolder, remove_left_behind
-from upperson_rt.ingest.service import Ingest
+from upperson_rt.ingest.service import CropFolder, Ingest, remove_unfinished
 from upperson_rt.printable import count_of, get_logger
 
 __all__ = [
@@ -22,54 +21,54 @@ __all__ = [
     "OtherWriters",
 ]
 
-# --- Notices that another process adds pictures of a camera of the same name, as a second box may
+# --- Another process with a camera of the same name
 
-_LOOK_EVERY_S = 60.0
+_CHECK_EVERY_S = 60.0
 
 
 class OtherWriters:
-    """Compares what a gallery holds of our cameras with what we have added to it.
+    """Detects rows of our cameras that other processes added, by counting.
 
-    Two boxes whose cameras have one name mix up what they see: filters and retention by camera
-    then mean both. What is deleted in the meantime hides as many pictures of others.
+    With two cameras of one name, filters and retention by camera mean both. Rows that are deleted
+    in the meantime hide as many of others.
     """
 
-    def __init__(self, gallery: Gallery, ledger: Ledger) -> None:
+    def __init__(self, gallery: Gallery, counters: Counters) -> None:
         self._gallery = gallery
-        self._ledger = ledger
+        self._counters = counters
         self._expected: dict[str, int] = {}
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
 
     @property
     def is_due(self) -> bool:
-        """Whether the last look was a while ago."""
-        return time.monotonic() - self._looked >= _LOOK_EVERY_S
+        """Whether it is time to check again."""
+        return time.monotonic() - self._checked >= _CHECK_EVERY_S
 
-    def know(self, cameras: Iterable[str]) -> None:
-        """Count what is there of cameras whose first pictures are about to be added."""
+    def count_existing(self, cameras: Iterable[str]) -> None:
+        """Count the rows of cameras to which nothing was added yet."""
         for camera in set(cameras) - self._expected.keys():
             self._expected[camera] = self._gallery.count(Filter(camera=camera))
 
     def count_ours(self, items: Sequence[Item], replaced: Sequence[str]) -> None:
-        """Take what was added into account, and the keys of it that were there before."""
+        """Note added rows, and the keys of those that were there before."""
         before = set(replaced)
         for item in items:
             if item.camera is not None:
                 self._expected[item.camera] += item.key not in before
-                self._ledger.count(item.camera, "replaced", item.key in before)
+                self._counters.count(item.camera, "replaced", item.key in before)
 
-    def look(self) -> None:
-        """Count, and warn of, what others have added since the last look."""
-        self._looked = time.monotonic()
+    def check(self) -> None:
+        """Count the rows that others added since the last check, and warn of them."""
+        self._checked = time.monotonic()
         for camera, expected in self._expected.items():
             try:
                 found = self._gallery.count(Filter(camera=camera))
-            except UppersonError as error:  # Nothing is lost by it, and commits will tell.
+            except UppersonError as error:  # Nothing is lost; commits fail themselves.
                 _log.warning("cannot tell whether others add pictures of %s: %s", camera, error)
                 return
             self._expected[camera] = found
             if found > expected:
-                self._ledger.count(camera, "added_by_others", found - expected)
+                self._counters.count(camera, "added_by_others", found - expected)
                 _log.warning(
                     "another process has added %s of a camera that is called %s as well: if it is "
                     "another camera, give it another name",
@@ -79,7 +78,7 @@ class OtherWriters:
                 )
 
 
-# --- The thread that saves the pictures of crops and commits their rows, and leaves no half behind
+# --- The thread
 
 _log = get_logger(__name__)
 
@@ -96,7 +95,7 @@ class CommitStage(Stage):
         settings: PipelineSettings,
         run_name: str,
         batches: BoundedQueue[EncodedCrops],
-        ledger: Ledger,
+        counters: Counters,
         fail: Callable[[BaseException], None],
     ) -> None:
         super().__init__("commit", "gallery", fail)
@@ -104,39 +103,39 @@ class CommitStage(Stage):
         self._crops_dir = ingest.gallery.crops_dir if settings.save_crops else None
         self._run_name = run_name
         self._batches = batches
-        self._ledger = ledger
-        self._others = OtherWriters(ingest.gallery, ledger)
+        self._counters = counters
+        self._others = OtherWriters(ingest.gallery, counters)
         self._crops: list[CameraCrop] = []
         self.latency = Durations()
         self.encode_latency = Durations()
 
     def start(self) -> None:
-        """Clear up after processes that were killed, then begin to work.
-
-        Raises:
-            InputError: The folder of pictures cannot be written to.
-        """
+        """Remove what killed processes left unfinished, then start."""
         if self._crops_dir is not None:
             try:
-                remove_left_behind(self._ingest.gallery, self._crops_dir)
+                remove_unfinished(self._ingest.gallery, self._crops_dir)
             except OSError as error:
-                raise InputError(f"cannot write {self._crops_dir}: {error.strerror}") from error
+                raise InputError(
+                    f"cannot write {self._crops_dir}: {error.strerror}",
+                    code="file_not_writable",
+                    path=self._crops_dir,
+                ) from error
             self._ingest.folder = CropFolder(self._crops_dir, self._run_name)
         super().start()
 
-    def leave(self) -> str | None:
-        """Leave behind a gallery or a callback that does not return; return which one hung.
+    def abandon(self) -> str | None:
+        """Abandon a gallery or an output that does not return; return which one was stuck.
 
-        After a callback the commits go on in another thread, and nobody is told of them.
+        After an output, commits continue in another thread without outputs.
         """
-        if not self._leave():
+        if not self._abandon():
             return None
         part = self.part
         if part == "on_commit":
             self._ingest.outputs = ()
             self._go_on()
         else:
-            self._ledger.count_crops(self._crops, "crops.dropped.failed")
+            self._counters.count_crops(self._crops, "crops_dropped.failed")
         return part
 
     def _run(self) -> None:
@@ -148,21 +147,21 @@ class CommitStage(Stage):
                     self._commit(self._crops, np.concatenate([embeds for _, embeds in taken]))
                     self._batches.done(len(taken))
                 if self._others.is_due:
-                    self._look_at_others()
-            self._look_at_others()
-        except LeftBehindError:
+                    self._check_others()
+            self._check_others()
+        except AbandonedError:
             raise
         except BaseException:
             self._close_folder()
             raise
         self._close_folder()
 
-    def _look_at_others(self) -> None:
-        self._crops = []  # Committed: a look that hangs takes nothing along.
+    def _check_others(self) -> None:
+        self._crops = []  # Committed: a stuck check loses nothing.
         try:
             with self._calling("gallery"):
-                self._others.look()
-        except LeftBehindError:
+                self._others.check()
+        except AbandonedError:
             self._close_folder()
             raise
 
@@ -170,20 +169,20 @@ class CommitStage(Stage):
         items = [crop.item for crop in crops]
         try:
             with self._calling("gallery"):
-                self._others.know(crop.camera for crop in crops)
+                self._others.count_existing(crop.camera for crop in crops)
                 replaced = self._ingest.commit(crops, embeds)
-        except LeftBehindError:
-            self._close_folder()  # After a callback it is the next thread's.
+        except AbandonedError:
+            self._close_folder()  # After an output it is the next thread's.
             raise
         except BaseException:
-            self._ledger.count_crops(crops, "crops.dropped.failed")
+            self._counters.count_crops(crops, "crops_dropped.failed")
             raise
         now = time.monotonic()
         for crop in crops:
             self.latency.add(now - crop.arrived)
             self.encode_latency.add(now - crop.chosen)
         self._others.count_ours(items, replaced)
-        self._ledger.count_crops(crops, "committed")
+        self._counters.count_crops(crops, "committed")
         if self._ingest.outputs:
             with self._calling("on_commit"):
                 self._ingest.deliver(crops, replaced)

@@ -1,4 +1,4 @@
-"""From the views of a track to crops, the best one of every few seconds, and their embeddings."""
+"""From the detections of a track to crops, the best one of every few seconds, and embeddings."""
 
 import datetime
 import hashlib
@@ -12,11 +12,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_camera.frames import CameraCrop, View
-from upperson_camera.queues import BoundedQueue, LeftBehindError, Stage
+from upperson_camera.frames import CameraCrop, Detection
+from upperson_camera.queues import AbandonedError, BoundedQueue, Stage
 from upperson_camera.settings import CameraSettings, PipelineSettings
 from upperson_camera.source import import_cv2
-from upperson_camera.stats import Ledger
+from upperson_camera.stats import Counters
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
@@ -34,9 +34,9 @@ __all__ = [
 
 _SHARPNESS_HEIGHT_PX = 128
 _LONGEST_NAME = 60
-_LOOK = 0.25
-"""Share of ``every_s`` for which a better view is waited for; longer, and whoever passes quickly is
-gone before a second picture may be taken."""
+_WINDOW = 0.25
+"""Share of ``every_s`` to wait for a better detection. If it were longer, a person who passes
+quickly would be gone before a second crop may be taken."""
 _SAME_TIME_S = 1e-6
 """Less is the rounding of sums of frame times."""
 
@@ -55,106 +55,102 @@ def sharpness(image: NDArray[np.uint8]) -> float:
 @dataclass(slots=True)
 class _Window:
     opened: float
-    """When the first view came that is as whole as the best one."""
-    best: View | None = None
+    """Time of the first detection that is as whole as the best one."""
+    best: Detection | None = None
     seen: float = 0.0
-    """When ``best`` was."""
+    """Time of ``best``."""
     next: float = -math.inf
-    """When the next one may be taken."""
+    """Time from which the next one may be taken."""
     sightings: int = 0
 
 
 class Selection:
-    """Keeps the best view of every track, and gives one away every so often.
+    """Selects the best detection of every track, at most one every ``every_s``.
 
-    A window opens with the first view of a track that passes, closes a quarter of ``every_s``
-    later, and the best view in it is chosen. As long as all are cut off, it stays open for
-    ``every_s``. The next window opens no sooner than ``every_s`` after the chosen view, so that no
-    two pictures of a track are closer. A track that ends closes its window early. A track that was
-    seen in fewer than ``min_views`` frames gives nothing.
+    A window opens with a track's first detection that passes the quality rules, closes a quarter of
+    ``every_s`` later, and its best detection is selected. While all are cut off at the border, it
+    stays open for ``every_s``. The next window opens ``every_s`` after the selected detection at
+    the earliest. The end of a track closes its window early. A track that was detected in fewer
+    than ``min_views`` frames gives nothing.
     """
 
     def __init__(self, settings: PipelineSettings, drop: Callable[[str], None]) -> None:
-        """Start without tracks.
-
-        Args:
-            settings: Tell ``every_s`` and ``min_views``.
-            drop: Told the reason for every view that is given up: ``not_best``, ``too_soon``,
-                ``seen_once``.
-        """
+        """Start without tracks."""
         self.every_s = settings.every_s
         self.min_views = settings.min_views
         self._drop = drop
         self._windows: dict[str, _Window] = {}
 
     def saw(self, track: str, clock: float) -> bool:
-        """Note that a track is in this frame, whether its view is usable or not.
+        """Count a frame of a track, also if its detection is unusable.
 
         Returns:
-            Whether it has been seen often enough now, and had not before.
+            Whether this frame was the ``min_views``-th.
         """
         window = self._windows.setdefault(track, _Window(clock))
         window.sightings += 1
         return window.sightings == self.min_views
 
-    def offer(self, view: View, clock: float) -> None:
-        """Consider a view of a track that was `saw`."""
-        window = self._windows[view.track]
+    def offer(self, detection: Detection, clock: float) -> None:
+        """Consider a detection, after `saw` for its track."""
+        window = self._windows[detection.track]
         if clock < window.next - _SAME_TIME_S:
             self._drop("too_soon")
             return
         best = window.best
-        if best is None or best.at_border > view.at_border:
+        if best is None or best.at_border > detection.at_border:
             window.opened = clock
-        if best is None or view.rank > best.rank:
-            window.best, window.seen = view, clock
+        if best is None or detection.rank > best.rank:
+            window.best, window.seen = detection, clock
         if best is not None:
             self._drop("not_best")
 
-    def due(self, clock: float) -> list[View]:
-        """Return the views whose windows are over."""
+    def due(self, clock: float) -> list[Detection]:
+        """Return the selected detections of windows that are over."""
         return [
-            view
+            detection
             for window in self._windows.values()
             if window.sightings >= self.min_views
             and window.best is not None
-            and clock - window.opened >= self._look_s(window.best) - _SAME_TIME_S
-            and (view := self._take(window)) is not None
+            and clock - window.opened >= self._window_s(window.best) - _SAME_TIME_S
+            and (detection := self._take(window)) is not None
         ]
 
-    def end(self, track: str) -> View | None:
-        """Forget a track; return its last view, if there is one and it was seen often enough."""
+    def end(self, track: str) -> Detection | None:
+        """Forget a track; return its last selected detection, if any."""
         window = self._windows.pop(track, None)
-        view = None if window is None else self._take(window)
-        if window is not None and view is not None and window.sightings < self.min_views:
+        detection = None if window is None else self._take(window)
+        if window is not None and detection is not None and window.sightings < self.min_views:
             self._drop("seen_once")
             return None
-        return view
+        return detection
 
-    def end_all(self) -> list[View]:
-        """Forget all tracks; return their last views."""
-        return [view for track in list(self._windows) if (view := self.end(track)) is not None]
-
-    def flush(self) -> list[View]:
-        """Close all windows of tracks that were seen often enough; the tracks go on."""
+    def end_all(self) -> list[Detection]:
+        """Forget all tracks; return their last selected detections."""
         return [
-            view
-            for window in self._windows.values()
-            if window.sightings >= self.min_views and (view := self._take(window)) is not None
+            detection for track in list(self._windows) if (detection := self.end(track)) is not None
         ]
 
-    def _look_s(self, best: View) -> float:
-        return self.every_s if best.at_border else _LOOK * self.every_s
+    def flush(self) -> list[Detection]:
+        """Close the windows of all tracks with enough frames; the tracks go on."""
+        return [
+            detection
+            for window in self._windows.values()
+            if window.sightings >= self.min_views and (detection := self._take(window)) is not None
+        ]
 
-    def _take(self, window: _Window) -> View | None:
-        view, window.best = window.best, None
-        if view is not None:
+    def _window_s(self, best: Detection) -> float:
+        return self.every_s if best.at_border else _WINDOW * self.every_s
+
+    def _take(self, window: _Window) -> Detection | None:
+        detection, window.best = window.best, None
+        if detection is not None:
             window.next = window.seen + self.every_s
-        return view
+        return detection
 
 
 def safe_folder_name(camera: str) -> str:
-    """Return a name for a camera's folder that any file system takes; differs for each camera."""
+    """Return a name for a camera's folder that any file system takes, unique to the camera."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", camera)[:_LONGEST_NAME]
     if plain == camera:
         return plain
@@ -163,7 +159,7 @@ def safe_folder_name(camera: str) -> str:
 
 
 class CropMaker:
-    """Turns the views of one camera into crops."""
+    """Makes crops of the detections of one camera."""
 
     def __init__(
         self, camera: CameraSettings, settings: PipelineSettings, encoder: Encoder
@@ -175,60 +171,60 @@ class CropMaker:
         self._jpeg_quality = settings.jpeg_quality if settings.save_crops else None
         self._encoder = encoder
 
-    def make(self, view: View, now: float) -> CameraCrop:
-        """Return the crop of a view.
+    def make(self, detection: Detection, now: float) -> CameraCrop:
+        """Return the crop of a detection.
 
-        A frame of a file has the same key each time the file is read, so that a second run replaces
-        the rows of the first one. Frames of live cameras have keys of their own track.
+        The key of a file's crop is the same in every run, so that a second run replaces the rows of
+        the first. The key of a live camera's crop begins with its track, which is unique to a run.
 
         Raises:
-            InputError: The view cannot be encoded as JPEG.
+            InputError: The detection cannot be encoded as JPEG.
         """
-        box = ",".join(map(str, view.box))
-        stamp = datetime.datetime.fromtimestamp(view.time, datetime.timezone.utc)
+        box = ",".join(map(str, detection.box))
+        stamp = datetime.datetime.fromtimestamp(detection.time, datetime.timezone.utc)
         if self._is_file:
-            place = f"{self._source}#frame={view.index}"
+            place = f"{self._source}#frame={detection.index}"
             key = f"{self._camera}|{place}|{box}"
         else:
             moment = stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")
             place = f"{self._source or self._camera}#time={moment}"
-            key = f"{self._camera}|{view.track}|{view.index}|{box}"
+            key = f"{self._camera}|{detection.track}|{detection.index}|{box}"
         name, jpeg = None, None
         if self._jpeg_quality is not None:
-            jpeg = self._jpeg(view, self._jpeg_quality)
+            jpeg = self._jpeg(detection, self._jpeg_quality)
             local = stamp.astimezone()
             unique = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:12]
             stem = f"{local:%H%M%S}-{local.microsecond // 1000:03d}-{unique}"
             name = f"{self._folder}/{local:%Y-%m-%d}/{name_with_hash(stem, jpeg)}"
-        attributes = {"frame": view.index, "sharpness": round(view.sharpness, 1)}
-        if view.score is not None:
-            attributes["score"] = round(view.score, 4)
+        attributes = {"frame": detection.index, "sharpness": round(detection.sharpness, 1)}
+        if detection.score is not None:
+            attributes["score"] = round(detection.score, 4)
         return CameraCrop(
             item=Item(
                 key=key,
                 source=place,
                 camera=self._camera,
-                time=view.time,
-                track=view.track,
-                box=view.box,
+                time=detection.time,
+                track=detection.track,
+                box=detection.box,
                 attributes=attributes,
                 crop=name,
             ),
             camera=self._camera,
-            pixels=self._encoder.prepare_image(np.ascontiguousarray(view.image[:, :, ::-1])),
+            pixels=self._encoder.prepare_image(np.ascontiguousarray(detection.image[:, :, ::-1])),
             jpeg=jpeg,
-            arrived=view.arrived,
+            arrived=detection.arrived,
             chosen=now,
         )
 
-    def _jpeg(self, view: View, quality: int) -> bytes:
+    def _jpeg(self, detection: Detection, quality: int) -> bytes:
         cv2 = import_cv2()
         try:
-            ok, data = cv2.imencode(".jpg", view.image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+            ok, data = cv2.imencode(".jpg", detection.image, [cv2.IMWRITE_JPEG_QUALITY, quality])
         except cv2.error:
             ok = False
         if not ok:
-            height, width = view.image.shape[:2]
+            height, width = detection.image.shape[:2]
             raise InputError(f"{width} x {height} pixels cannot be written as JPEG")
         return bytes(data)
 
@@ -242,10 +238,9 @@ _STEP_S = 0.1
 
 
 class EncodeStage(Stage):
-    """Takes crops, embeds them by batches, gives the batches on.
+    """Embeds crops in batches: full ones, or those whose first crop has waited ``max_delay_s``.
 
-    A batch is run when it is full, or when its first crop has waited for ``max_delay_s``. An error
-    of the encoder goes to ``fail``.
+    An error of the encoder goes to ``fail``.
     """
 
     def __init__(
@@ -254,7 +249,7 @@ class EncodeStage(Stage):
         settings: PipelineSettings,
         crops: BoundedQueue[CameraCrop],
         batches: BoundedQueue[EncodedCrops],
-        ledger: Ledger,
+        counters: Counters,
         fail: Callable[[BaseException], None],
     ) -> None:
         super().__init__("encode", "encoder", fail)
@@ -263,7 +258,7 @@ class EncodeStage(Stage):
         self._max_delay_s = settings.max_delay_s
         self._crops = crops
         self._batches = batches
-        self._ledger = ledger
+        self._counters = counters
         self._busy_s = 0.0
         self._batch: list[CameraCrop] = []
         self.count = 0
@@ -271,14 +266,14 @@ class EncodeStage(Stage):
 
     @property
     def busy_s(self) -> float:
-        """Seconds in which the encoder worked, up to now."""
+        """Seconds for which the encoder has worked so far."""
         return self._busy_s + self.call_s(-math.inf)
 
-    def leave(self) -> str | None:
-        """Leave behind an encoder that does not return, and its batch; return what hung."""
-        if not self._leave():
+    def abandon(self) -> str | None:
+        """Abandon an encoder that does not return, and its batch; return what was stuck."""
+        if not self._abandon():
             return None
-        self._ledger.count_crops(self._batch, "crops.dropped.failed")
+        self._counters.count_crops(self._batch, "crops_dropped.failed")
         return self.part
 
     def _run(self) -> None:
@@ -288,14 +283,14 @@ class EncodeStage(Stage):
             self._batch = batch
             try:
                 embeds = self._embed(batch)
-            except LeftBehindError:
+            except AbandonedError:
                 raise
             except BaseException:
-                self._ledger.count_crops(batch, "crops.dropped.failed")
+                self._counters.count_crops(batch, "crops_dropped.failed")
                 raise
-            self._ledger.count_crops(batch, "embedded")
+            self._counters.count_crops(batch, "embedded")
             if self._batches.put((batch, embeds), "block") is not None:
-                self._ledger.count_crops(batch, "crops.dropped.failed")  # The gallery has failed.
+                self._counters.count_crops(batch, "crops_dropped.failed")  # The gallery has failed.
             self._crops.done(len(batch))
 
     def _next(self) -> list[CameraCrop] | None:

@@ -1,4 +1,4 @@
-"""What travels through a pipeline: frames with their times and boxes, views of people, crops."""
+"""What travels through a pipeline: frames, detections and crops."""
 
 import time
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from upperson_rt.arguments import is_finite
 from upperson_rt.errors import InputError
 from upperson_rt.ingest.boxes import Boxes
-from upperson_rt.ingest.crop import Crop
-from upperson_rt.printable import shown
+from upperson_rt.ingest.service import Crop
+from upperson_rt.printable import safe_repr
 
 __all__ = [
     "CameraCrop",
+    "Detection",
     "Frame",
     "SteadyClock",
-    "View",
     "as_bgr",
     "check_unix_time",
 ]
@@ -41,13 +41,13 @@ class Frame:
     arrived: float
     """When it came into the pipeline, on `time.monotonic`."""
     boxes: Boxes | None = None
-    """Boxes found elsewhere; None lets the camera's detector look."""
+    """Boxes found elsewhere; None runs the camera's detector."""
     tracks: tuple[str, ...] | None = None
     """Names of tracks found elsewhere, one a box."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class View:
+class Detection:
     """A person in one frame."""
 
     image: NDArray[np.uint8]
@@ -59,15 +59,15 @@ class View:
     at_border: bool
     track: str
     index: int
-    """Number of the frame; a view must not keep the frame itself in memory."""
+    """Number of the frame; the frame itself is not kept in memory."""
     time: float
     arrived: float
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """Orders the views of a track, the best one last.
+        """Orders the detections of a track, the best one last.
 
-        A view that is cut off loses against any that is not. Otherwise sharpness and height both
+        One that is cut off at the border comes before any that is not. Then sharpness and height
         count, each up to where more adds little.
         """
         height = min(1.0, self.image.shape[0] / 256)
@@ -76,13 +76,13 @@ class View:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraCrop(Crop):
-    """A view that was chosen to be embedded."""
+    """A detection that was selected to be embedded."""
 
     camera: str
     arrived: float
     """When its frame came into the pipeline, on `time.monotonic`."""
     chosen: float
-    """When it was chosen, on `time.monotonic`."""
+    """When it was selected, on `time.monotonic`."""
 
 
 def as_bgr(image: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -107,15 +107,17 @@ def check_unix_time(given: float | None) -> None:
     if given is not None and not (is_finite(given) and 0 <= given < _LATEST_S):
         raise InputError(
             f"a time must be finite and in unix seconds, not milliseconds, such as "
-            f"{time.time():.0f}; found {shown(given)}"
+            f"{time.time():.0f}; found {safe_repr(given)}",
+            code="time_malformed",
+            found=given,
         )
 
 
 class SteadyClock:
-    """Seconds since the first frame of a camera; never decrease.
+    """Seconds since the first frame of a camera; they never decrease.
 
-    Wall clocks are set back by time servers, and files can have broken time stamps. Where the given
-    time does not go forward, the time that really passed is taken instead.
+    Time servers set wall clocks back, and files can have broken time stamps. If the given time does
+    not go forward, the time that really passed counts instead.
     """
 
     def __init__(self) -> None:

@@ -44,17 +44,7 @@ class Playlist(io.RawIOBase):
     """Reads the segments of a playlist one after the other, of the best of several variants."""
 
     def __init__(self, file: _File, open_file: _Open, check_time: Callable[[], float]) -> None:
-        """Find the media playlist.
-
-        Args:
-            file: The playlist.
-            open_file: Opens a file; raises InputError if it may not.
-            check_time: Returns how many seconds are left, and raises TimeoutError if none are.
-
-        Raises:
-            InputError: It may not be opened, or its segments are encrypted.
-            OSError: A file cannot be read.
-        """
+        """Find the media playlist."""
         self.name, self._open, self._check_time = file.name, open_file, check_time
         self._files: list[_File] = []
         self._header: _Part | None = None
@@ -145,7 +135,9 @@ def _parts(text: str) -> tuple[list[_Part], float, bool]:
             target_s = float(_number(value))
         elif line.startswith("#EXT-X-KEY:"):
             if _attributes(line).get("METHOD") != "NONE":
-                raise InputError("its segments are encrypted, which is not read")
+                raise InputError(
+                    "its segments are encrypted, which is not read", code="playlist_encrypted"
+                )
         elif line.startswith("#EXT-X-MAP:"):
             found = _attributes(line)
             start, stop = _range(found.get("BYTERANGE", ""), 0)

@@ -1,4 +1,4 @@
-"""Finds ONVIF cameras on the local network, and asks them for the addresses of their streams."""
+"""Finds ONVIF cameras on the local network, and gets the addresses of their streams."""
 
 import datetime
 import ipaddress
@@ -16,12 +16,13 @@ from xml.etree.ElementTree import Element
 from xml.sax.saxutils import escape, quoteattr
 
 from upperson_camera.access import USUAL_ACCESS, Access
-from upperson_camera.soap import Caller, RefusedError, child_text, named, parse_xml
+from upperson_camera.soap import Caller, RefusedError, child_text, named
 from upperson_camera.source import Logins, Source, without_secrets
 from upperson_camera.stream import check_address
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.printable import shortened, shown
+from upperson_rt.printable import safe_repr, shortened
 from upperson_rt.remote import may_hide_login
+from upperson_rt.soap import ENVELOPE, parse_xml
 
 __all__ = [
     "Answer",
@@ -33,10 +34,10 @@ __all__ = [
     "read_answer",
 ]
 
-# --- Finds cameras on the local network, by WS-Discovery as ONVIF has it
+# --- Discovery on the local network, by WS-Discovery
 #
-# A question goes to a multicast address, which no router passes on, and whoever answers within a
-# few seconds is listed. Nothing does so by itself: it takes a call of `discover`.
+# A probe goes to a multicast address, which routers do not forward. Devices that answer within a
+# few seconds are listed. Only `discover` sends probes.
 
 _GROUP, _PORT = "239.255.255.250", 3702
 _TYPES = (
@@ -45,7 +46,7 @@ _TYPES = (
 )
 """Devices answer to the one, the other, or both."""
 _AGAIN_S = 0.2
-"""After that the question is sent once more: UDP may lose it."""
+"""After that the probe is sent once more: UDP may lose it."""
 _MOST_DEVICES = 1024
 _SCOPE = "onvif://www.onvif.org/"
 
@@ -55,7 +56,7 @@ class Answer:
     """A device that answered."""
 
     host: str
-    """IPv4 address that the answer came from."""
+    """IPv4 address of the answer."""
     address: str | None
     """Of its device service; None if it names no address of its own."""
     name: str | None
@@ -68,7 +69,7 @@ def discover(
     port: int = _PORT,
     begun: Callable[[], None] | None = None,
 ) -> dict[str, Answer]:
-    """Ask the local network which cameras there are.
+    """Search the local network for cameras.
 
     Args:
         timeout_s: How long to wait for answers; devices take up to half a second.
@@ -115,7 +116,9 @@ def discover(
             where = "the local network" if interface is None else interface
             raise InputError(
                 f"{where} cannot be asked for cameras ({error.strerror}): name an IPv4 address of "
-                "this machine in their network with --interface"
+                "this machine in their network with --interface",
+                code="network_unreachable",
+                interface=interface,
             ) from error
     return {host: found[host] for host in sorted(found, key=ipaddress.IPv4Address)}
 
@@ -125,14 +128,16 @@ def _check_interface(text: str) -> None:
         ipaddress.IPv4Address(text)
     except ValueError as error:
         raise UsageError(
-            f"'{text}' is no IPv4 address: expected one of this machine, such as 192.168.1.10"
+            f"'{text}' is no IPv4 address: expected one of this machine, such as 192.168.1.10",
+            code="interface_malformed",
+            interface=text,
         ) from error
 
 
 def _probe(namespace: str, kind: str, message: str) -> bytes:
     return (
         '<?xml version="1.0" encoding="utf-8"?>'
-        '<s:Envelope xmlns:s="http://www.w3.org/2003/05/soap-envelope" '
+        f'<s:Envelope xmlns:s="{ENVELOPE}" '
         'xmlns:a="http://schemas.xmlsoap.org/ws/2004/08/addressing" '
         'xmlns:d="http://schemas.xmlsoap.org/ws/2005/04/discovery"><s:Header>'
         f"<a:MessageID>{message}</a:MessageID>"
@@ -144,7 +149,7 @@ def _probe(namespace: str, kind: str, message: str) -> bytes:
 
 
 def read_answer(content: bytes, host: str, asked: list[str]) -> Answer | None:
-    """Return what an answer says; None if it is none, or one to somebody else's question."""
+    """Return the device of an answer; None if it is none, or answers another probe."""
     try:
         root = parse_xml(content)
     except ValueError:
@@ -162,7 +167,7 @@ def read_answer(content: bytes, host: str, asked: list[str]) -> Answer | None:
 
 
 def _own_address(addresses: list[str], host: str) -> str | None:
-    """Return where its service is, without TLS if it can be; a device vouches for itself only."""
+    """Return the address of its service, without TLS if possible, and at its own host only."""
     own = []
     for address in addresses:
         try:
@@ -180,16 +185,16 @@ def _scope(scopes: list[str], key: str) -> str | None:
     return unquote(values[0]) if values else None
 
 
-# --- Asks ONVIF cameras for the addresses of their streams
+# --- The streams of a device
 
 
 _DEVICE = "http://www.onvif.org/ver10/device/wsdl"
 _MEDIA = ("http://www.onvif.org/ver20/media/wsdl", "http://www.onvif.org/ver10/media/wsdl")
-"""The newer one first: the older cannot tell of H.265."""
+"""The newer one first: the older has no H.265."""
 _AT_A_TIME = 16
 _MOST_STREAMS = 16
 _MOST_AHEAD_S = 100 * 365 * 86400.0
-"""A clock that is further off is none."""
+"""A clock that is further off is ignored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,7 +214,7 @@ class FoundStream:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FoundCamera:
-    """A camera that was asked."""
+    """A device that was asked for its streams."""
 
     host: str
     name: str
@@ -218,7 +223,9 @@ class FoundCamera:
     model: str | None
     streams: tuple[FoundStream, ...]
     problem: str | None
-    """Why it tells no streams, or not all."""
+    """Why it has no streams here."""
+    code: str | None
+    """The same as a code, such as ``credentials_missing``."""
 
 
 def device_at(place: str) -> Answer:
@@ -235,10 +242,11 @@ def device_at(place: str) -> Answer:
     except ValueError:
         host = None
     if host is None or parts.scheme not in ("http", "https") or has_login:
-        told = "an address with a login" if "@" in place else shown(place)
+        name = "an address with a login" if "@" in place else safe_repr(place)
         raise UsageError(
-            f"{told} is no camera's host: expected such as 10.0.0.5, 10.0.0.5:8000 or "
-            "http://10.0.0.5/onvif/device_service; names and passwords go into a file, see --netrc"
+            f"{name} is no camera's host: expected such as 10.0.0.5, 10.0.0.5:8000 or "
+            "http://10.0.0.5/onvif/device_service; names and passwords go into a file, see --netrc",
+            code="device_malformed",
         )
     if parts.path in ("", "/"):
         address = f"{parts.scheme}://{parts.netloc}/onvif/device_service"
@@ -251,7 +259,7 @@ def ask_cameras(
     access: Access = USUAL_ACCESS,
     insecure: frozenset[str] = frozenset(),
 ) -> list[FoundCamera]:
-    """Ask devices for their streams, several at a time; each has some seconds for each question.
+    """Ask devices for their streams, several at a time; each call has some seconds.
 
     Args:
         answers: Devices, see `discover` and `device_at`.
@@ -296,9 +304,10 @@ def _ask(answer: Answer, login: tuple[str, str] | None, access: Access) -> Found
         model=answer.hardware,
         streams=(),
         problem=None,
+        code=None,
     )
     if answer.address is None:
-        return replace(camera, problem="it names no address of its own")
+        return replace(camera, problem="it names no address of its own", code="service_elsewhere")
     caller = Caller(answer.host, login, access)
     try:
         caller.clock_ahead_s = _clock_ahead_s(caller, answer.address)
@@ -311,8 +320,10 @@ def _ask(answer: Answer, login: tuple[str, str] | None, access: Access) -> Found
             if named(profile, "VideoEncoderConfiguration") or named(profile, "VideoEncoder")
         )
     except InputError as error:
-        return replace(camera, problem=str(error))
-    return replace(camera, streams=streams, problem=None if streams else "it has no video stream")
+        return replace(camera, problem=str(error), code=error.code)
+    if not streams:
+        return replace(camera, problem="it has no video stream", code="no_stream")
+    return replace(camera, streams=streams)
 
 
 _EVERYTHING: Mapping[str, str] = {
@@ -334,17 +345,17 @@ def _call(
 
 
 def _clock_ahead_s(caller: Caller, address: str) -> float:
-    """Return how far the device's clock is ahead of ours; anybody may ask for it."""
+    """Return how far the device's clock is ahead of ours; that needs no login."""
     try:
         answer = _call(caller, address, _DEVICE, "GetSystemDateAndTime", with_login=False)
     except RefusedError:
-        return 0.0  # One that does not tell its time has to take ours.
+        return 0.0  # A device without a time has ours.
     for element in named(answer, "UTCDateTime"):
         names = ("Year", "Month", "Day", "Hour", "Minute", "Second")
         values = [child_text(element, name) or "" for name in names]
         try:
-            told = datetime.datetime(*map(int, values), tzinfo=datetime.timezone.utc)  # type: ignore[arg-type,misc]
-            ahead_s = told.timestamp() - time.time()
+            moment = datetime.datetime(*map(int, values), tzinfo=datetime.timezone.utc)  # type: ignore[arg-type,misc]
+            ahead_s = moment.timestamp() - time.time()
         except (ValueError, OverflowError):
             break
         if abs(ahead_s) < _MOST_AHEAD_S:
@@ -362,19 +373,19 @@ def _media_service(caller: Caller, address: str) -> tuple[str, str]:
         )  # fmt: skip
         for service in named(answer, "Service"):
             services[child_text(service, "Namespace")] = child_text(service, "XAddr")
-    except RefusedError:  # Old ones only know the other question, which may be refused as well.
+    except RefusedError:  # Old devices have only the other call, which may be refused as well.
         answer = _call(caller, address, _DEVICE, "GetCapabilities", "<m:Category>All</m:Category>")
         for media in named(answer, "Media"):
             services[_MEDIA[1]] = child_text(media, "XAddr")
     for namespace in _MEDIA:
         if (found := services.get(namespace)) is not None:
             return namespace, found
-    raise InputError("it has no media service")
+    raise InputError("it has no media service", code="no_media_service")
 
 
 def _with_maker(camera: FoundCamera, caller: Caller, address: str) -> FoundCamera:
-    told = _call(caller, address, _DEVICE, "GetDeviceInformation")
-    maker, model = child_text(told, "Manufacturer"), child_text(told, "Model")
+    answer = _call(caller, address, _DEVICE, "GetDeviceInformation")
+    maker, model = child_text(answer, "Manufacturer"), child_text(answer, "Model")
     name = camera.name
     if name == camera.host and model is not None:
         name = _as_name(model)
@@ -395,7 +406,7 @@ def _stream(caller: Caller, media: str, namespace: str, profile: Element) -> Fou
     answer = _call(caller, media, namespace, "GetStreamUri", asked)
     address = child_text(answer, "Uri")
     if address is None:
-        raise InputError("it gives no address for its stream")
+        raise InputError("it gives no address for its stream", code="no_stream_address")
     encoder = (named(profile, "VideoEncoderConfiguration") or named(profile, "VideoEncoder"))[0]
     width, height = _number(encoder, "Width"), _number(encoder, "Height")
     return FoundStream(
@@ -411,25 +422,32 @@ def _stream(caller: Caller, media: str, namespace: str, profile: Element) -> Fou
 def _watchable(address: str, caller: Caller) -> str:
     """Return the address of a stream without logins.
 
-    It ends on a command line of `watch`, which also reads files and pipelines: from a device it is
-    taken as nothing but a stream's.
+    Users paste it into a command line of `watch`, which also reads files and pipelines: so it must
+    be the address of a network stream.
 
     Raises:
         InputError: It is something else, or at a host that is neither the device's nor allowed.
     """
     if not re.fullmatch(r"[a-z]{3,5}://[\x21-\x7e]{1,2000}", address) or "!" in address:
-        told = shortened(without_secrets(address))
-        raise InputError(f"its stream has an address that is none: {told}")
+        found = shortened(without_secrets(address))
+        raise InputError(
+            f"its stream has an address that is none: {found}", code="stream_address_malformed"
+        )
     source = Source(address=address, kind="network")
     try:
         check_address(source)
     except UsageError as error:
-        raise InputError(f"its stream has an address that cannot be read: {error}") from error
+        raise InputError(
+            f"its stream has an address that cannot be read: {error}",
+            code="stream_address_malformed",
+        ) from error
     host = urlsplit(address).hostname
     if host != caller.host and host not in caller.access.allowed_hosts:
         raise InputError(
             f"its stream is at another host, {shortened(host or 'none')}: if that is right, name "
-            "it with --allow-host"
+            "it with --allow-host",
+            code="stream_elsewhere",
+            host=host,
         )
     return source.shown
 

@@ -21,7 +21,7 @@ from upperson_camera.frames import CameraCrop
 from upperson_camera.queues import BoundedQueue, DropPolicy
 from upperson_camera.settings import CameraSettings, PipelineSettings
 from upperson_camera.source import Opener, Source, guess_start_time, import_cv2, parse_source
-from upperson_camera.stats import Durations, Latency, Ledger, PipelineStats
+from upperson_camera.stats import Counters, Durations, Latency, PipelineStats
 from upperson_camera.worker import Shared
 from upperson_rt.arguments import check_callable, check_number, check_object
 from upperson_rt.encoder import Encoder
@@ -35,7 +35,7 @@ from upperson_rt.errors import (
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.ingest.detector import Detector
 from upperson_rt.ingest.service import Ingest, Output
-from upperson_rt.printable import error_text, get_logger, shortened, shown
+from upperson_rt.printable import error_text, get_logger, safe_repr, shortened
 
 __all__ = ["Pipeline"]
 
@@ -48,11 +48,11 @@ _SHARED: Mapping[str, tuple[str, type[UppersonError]]] = {
     "gallery": ("the gallery", InputError),
     "on_commit": ("on_commit", UppersonError),
 }
-"""What all cameras share: its name in a message, and the error if it fails or hangs."""
+"""What all cameras share: its name in a message, and the error if it fails or is stuck."""
 
 
 class Pipeline:
-    """Watches cameras, or takes your frames, and fills a gallery with the people in them.
+    """Fills a gallery with crops of the people in front of cameras, or in your own frames.
 
         with upperson_rt.Pipeline(encoder, gallery) as pipeline:
             pipeline.add_camera("gate", "rtsp://10.0.0.5/stream", detector=my_detector)
@@ -60,13 +60,13 @@ class Pipeline:
             ...
             pipeline.submit("hall", frame, boxes)      # from your own loop, in any thread
 
-    Between a picture and its row lie four stages in threads of their own: capture and detection,
-    tracking and choice for each camera, then one encoder and one writer for all. The queues between
-    them are bounded. What gives way when one is full is the drop policy, and everything that was
-    dropped is counted in `stats`.
+    Between a picture and its row lie four stages in threads of their own: for each camera capture,
+    and detection with tracking and selection; for all cameras one encoder and one writer. The
+    queues between them are bounded. The drop policy decides what a full queue drops, and `stats`
+    counts everything that was dropped.
 
-    A camera that fails leaves the others alone. If the encoder or the gallery fails, the pipeline
-    stops, and every later call raises that error. At the end nothing is waited for that hangs.
+    If a camera fails, the others go on. If the encoder or the gallery fails, the pipeline stops,
+    and every later call raises that error. What is stuck at the end is abandoned.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Pipeline:
             encoder: Whose image tower to use.
             gallery: Opened with the encoder's fingerprint; stays open.
             settings: How to work; the defaults if left out.
-            on_commit: Told the items of each batch once it is durable, from the writer's thread; an
-                error in it stops the pipeline.
+            on_commit: Called with the items of each batch once it is durable, in the writer's
+                thread; an error in it stops the pipeline.
             outputs: Get the same items, after ``on_commit``.
             options: Fields of `PipelineSettings`, such as ``every_s=5.0``; they go before
                 ``settings``. None is the default.
@@ -99,7 +99,7 @@ class Pipeline:
         check_object(encoder, "an encoder", ("encode_pixels", "fingerprint", "variant"))
         check_object(gallery, "a gallery", ("add", "fingerprint"))
         if not isinstance(settings, PipelineSettings | None):
-            raise UsageError(f"settings must be PipelineSettings, found {shown(settings)}")
+            raise UsageError(f"settings must be PipelineSettings, found {safe_repr(settings)}")
         if on_commit is not None:
             check_callable(on_commit, "on_commit")
             outputs = (_Callback(on_commit), *outputs)
@@ -108,19 +108,21 @@ class Pipeline:
         if gallery.fingerprint != encoder.fingerprint:
             raise IntegrityError(
                 f"gallery {gallery.location} holds embeddings of another model "
-                f"({gallery.fingerprint}) than the encoder's ({encoder.fingerprint})"
+                f"({gallery.fingerprint}) than the encoder's ({encoder.fingerprint})",
+                code="other_model",
             )
         if self.settings.save_crops and gallery.crops_dir is None:
             raise UsageError(
                 f"gallery {gallery.location} has no place for pictures: keep vectors only "
-                "(save_crops=False, or --vectors-only)"
+                "(save_crops=False, or --vectors-only)",
+                code="no_place_for_pictures",
             )
         now = datetime.datetime.now(datetime.timezone.utc)
-        # The random part tells runs apart on devices that boot with the same wrong time.
+        # The random part: devices may boot with the same wrong time.
         self.run_name = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-        """Unique to this run; begins the names of its tracks."""
+        """Unique to this run; the prefix of its track names."""
         self._encoder = encoder
-        self._ledger = ledger = Ledger()
+        self._counters = counters = Counters()
         self._crops: BoundedQueue[CameraCrop] = BoundedQueue(self.settings.crop_queue)
         self._batches: BoundedQueue[EncodedCrops] = BoundedQueue(_COMMITS_WAITING)
         self._shared = Shared(
@@ -128,7 +130,7 @@ class Pipeline:
             run_name=self.run_name,
             encoder=encoder,
             crops=self._crops,
-            ledger=ledger,
+            counters=counters,
         )
         ingest = Ingest(encoder, gallery, self.settings.batch_size, outputs)
         self._encode = EncodeStage(
@@ -136,7 +138,7 @@ class Pipeline:
             self.settings,
             self._crops,
             self._batches,
-            ledger,
+            counters,
             lambda error: self._fail(error, self._encode.part),
         )
         self._commit = CommitStage(
@@ -144,7 +146,7 @@ class Pipeline:
             self.settings,
             self.run_name,
             self._batches,
-            ledger,
+            counters,
             lambda error: self._fail(error, self._commit.part),
         )
         self._cameras: dict[str, Camera] = {}
@@ -190,7 +192,7 @@ class Pipeline:
         import_cv2()
         found = parse_source(source) if isinstance(source, str) else source
         if not isinstance(found, Source | None):
-            raise UsageError(f"expected a source, found {shown(found)}")
+            raise UsageError(f"expected a source, found {safe_repr(found)}")
         is_file = found is not None and not found.is_live
         added = CameraSettings(
             name=name,
@@ -205,9 +207,13 @@ class Pipeline:
             added = replace(added, start_time=guess_start_time(found, added.opener))
         with self._lock:
             if name in self._cameras:
-                raise UsageError(f"there is a camera {shortened(name)} already")
+                raise UsageError(
+                    f"there is a camera {shortened(name)} already",
+                    code="camera_exists",
+                    camera=name,
+                )
             if self._stopping:
-                raise UsageError("the pipeline has been stopped")
+                raise UsageError("the pipeline has been stopped", code="not_running")
             camera = self._cameras[name] = Camera(added, self._shared)
             if self._started is not None:
                 camera.start()
@@ -224,7 +230,7 @@ class Pipeline:
         self._encoder.backend("image")
         with self._lock:
             if self._started is not None or self._stopping:
-                raise UsageError("a pipeline can be started once")
+                raise UsageError("a pipeline can be started once", code="started_twice")
             self._commit.start()
             self._encode.start()
             self._started = time_module.monotonic()
@@ -241,20 +247,20 @@ class Pipeline:
         tracks: Sequence[str | int] | None = None,
         rgb: bool = False,
     ) -> bool:
-        """Hand over a frame; returns at once, from any thread.
+        """Submit a frame; returns at once, from any thread.
 
         Args:
             camera: Name of a camera that was added without a source.
             frame: uint8 BGR [H, W, 3]; copied, so its memory is yours again.
-            boxes: Rows of x0, y0, x1, y1 and perhaps a score in pixels; an empty list if nobody is
-                there. None has the camera's detector look.
+            boxes: Rows of x0, y0, x1, y1 and perhaps a score in pixels; an empty list for
+                none. None runs the camera's detector.
             time: When it was taken, unix seconds; now, if left out. Frames of a camera come in the
                 order of their times.
             tracks: Names of your own tracks, one a box; None has the pipeline track.
             rgb: The frame is RGB instead.
 
         Returns:
-            Whether the frame is in line. False means that it was dropped, and counted.
+            Whether the frame was queued. False means that it was dropped, and counted.
 
         Raises:
             UsageError: No such camera, or the pipeline does not run.
@@ -264,21 +270,23 @@ class Pipeline:
         self._raise_failure()
         known = self._cameras.get(camera) if isinstance(camera, str) else None
         if known is None:
-            raise UsageError(f"no camera {shown(camera)}: add it first")
+            raise UsageError(
+                f"no camera {safe_repr(camera)}: add it first", code="camera_unknown", camera=camera
+            )
         if self._started is None or self._stopping:
-            raise UsageError("the pipeline does not run: start it first")
+            raise UsageError("the pipeline does not run: start it first", code="not_running")
         return known.submit(frame, boxes, time, tracks, rgb)
 
     def drain(self, timeout_s: float | None = None) -> bool:
-        """Have the best views so far chosen, and wait until all that came in is committed.
+        """Select the best detections so far, and wait until all accepted frames are committed.
 
-        The pipeline goes on; while frames keep coming, it may never be without work.
+        The pipeline goes on.
 
         Returns:
-            Whether that was reached in time.
+            Whether that was reached in time; while frames keep coming, it may never be.
 
         Raises:
-            UsageError: It is called from ``on_commit``, a detector, or what else works in it.
+            UsageError: A thread of the pipeline calls it, such as from ``on_commit`` or a detector.
             UppersonError: What stopped the pipeline.
         """
         self._refuse_own_threads("drain")
@@ -313,15 +321,15 @@ class Pipeline:
     def stop(self) -> None:
         """Take no more frames, finish and commit what was accepted, and end all threads.
 
-        What hangs is left behind, named in the log and counted in `stats` (``failures``):
-        ``end_within_s`` after the call cameras give up the frames that wait; a detector, an
-        encoder, a gallery or ``on_commit`` is given up when one of its calls lasts longer. While
-        the last three work, however slowly, they are waited for.
+        What is stuck is abandoned, named in the log and counted in `stats` (``failures``): a
+        detector, an encoder, a gallery or ``on_commit`` when one of its calls lasts longer than
+        ``end_within_s``. After that time cameras drop the frames that wait. The encoder, the
+        gallery and ``on_commit`` have any number of calls that return in time.
 
         Raises:
-            UsageError: It is called from ``on_commit``, a detector, or what else works in it.
-            UppersonError: What had stopped the pipeline, or hung in the encoder, the gallery or
-                ``on_commit``; some of what was accepted is then lost, unless it was the last.
+            UsageError: A thread of the pipeline calls it, such as from ``on_commit`` or a detector.
+            UppersonError: What stopped the pipeline, or was stuck: the encoder or the gallery, and
+                accepted crops are lost; or ``on_commit``, and none are.
         """
         self._refuse_own_threads("stop")
         with self._lock:
@@ -335,12 +343,12 @@ class Pipeline:
         while busy:
             now = time_module.monotonic()
             busy = [camera for camera in busy if not camera.has_ended(began, now > late)]
-            self._leave_what_hangs(began)
+            self._abandon_stuck(began)
             time_module.sleep(_STEP_S if busy else 0)
         for queue, stage in ((self._crops, self._encode), (self._batches, self._commit)):
             queue.close()
             while stage.is_alive:
-                self._leave_what_hangs(began)
+                self._abandon_stuck(began)
                 stage.join(_STEP_S)
         if self._stopped is None:
             self._stopped = time_module.monotonic()
@@ -388,39 +396,41 @@ class Pipeline:
                 raise
             _log.error("the pipeline had failed as well: %s", failure)
 
-    def _leave_what_hangs(self, since: float) -> None:
-        """Leave behind an encoder, a gallery or a callback that does not return."""
+    def _abandon_stuck(self, since: float) -> None:
+        """Abandon an encoder, a gallery or an output that does not return."""
         limit_s = self.settings.end_within_s
         for stage in (self._encode, self._commit):
-            if stage.call_s(since) > limit_s and (part := stage.leave()) is not None:
+            if stage.call_s(since) > limit_s and (part := stage.abandon()) is not None:
                 name, kind = _SHARED[part]
-                error = kind(f"{name} did not return within {limit_s:g} s of the end")
-                # Without on_commit all is committed, and nobody is told.
-                self._failed(error, f"{part}_stuck", abandon=part != "on_commit")
+                error = kind(
+                    f"{name} did not return within {limit_s:g} s of the end", code=f"{part}_stuck"
+                )
+                # Without outputs, the rest is still committed.
+                self._failed(error, f"{part}_stuck", discard=part != "on_commit")
 
     def _fail(self, error: BaseException, part: str) -> None:
-        """Stop everything: without encoder and gallery nothing has a use."""
-        if not isinstance(error, Exception):  # SystemExit must not end whoever is told of it.
+        """Stop everything: without encoder and gallery all work is lost."""
+        if not isinstance(error, Exception):  # SystemExit must not end the caller.
             name, kind = _SHARED[part]
-            told = kind(f"{name} ended with {error_text(error)}")
-            told.__cause__, error = error, told
+            refusal = kind(f"{name} ended with {error_text(error)}", code=f"{part}_ended")
+            refusal.__cause__, error = error, refusal
         self._failed(error, f"{part}_error")
 
-    def _failed(self, error: BaseException, reason: str, abandon: bool = True) -> None:
+    def _failed(self, error: BaseException, reason: str, discard: bool = True) -> None:
         self._failures[reason] += 1
         self._failure = self._failure or error
-        if abandon:  # Before the log is told, whose handlers are anybody's code.
-            self._abandon()
+        if discard:  # Before logging: its handlers are a plug-in boundary.
+            self._discard()
         _log.error("the pipeline stops: %s", error, extra={"event": "failed"})
 
-    def _abandon(self) -> None:
+    def _discard(self) -> None:
         for camera in list(self._cameras.values()):
-            camera.abandon()
+            camera.refuse_frames()
         self._crops.close()
         self._batches.close()
-        self._ledger.count_crops(self._crops.clear(), "crops.dropped.failed")
+        self._counters.count_crops(self._crops.clear(), "crops_dropped.failed")
         for crops, _ in self._batches.clear():
-            self._ledger.count_crops(crops, "crops.dropped.failed")
+            self._counters.count_crops(crops, "crops_dropped.failed")
 
     def _refuse_own_threads(self, what: str) -> None:
         """Raise UsageError in a thread of the pipeline: it would wait for itself."""
@@ -429,7 +439,10 @@ class Pipeline:
             if stage.is_current:
                 raise UsageError(
                     f"{what} was called from {stage.part}, for which it would wait: call it from a "
-                    "thread of your own"
+                    "thread of your own",
+                    code="called_from_own_thread",
+                    call=what,
+                    part=stage.part,
                 )
 
     def _raise_failure(self) -> None:
@@ -437,7 +450,7 @@ class Pipeline:
             raise self._failure
 
     def _is_idle(self) -> bool:
-        """Look from the first stage to the last, so that nothing slips past between two looks."""
+        """Check from the first stage to the last, so that no crop slips past."""
         return (
             all(camera.is_idle for camera in list(self._cameras.values()))
             and self._crops.is_idle

@@ -15,11 +15,11 @@ __all__ = ["MetricsFile", "MetricsServer"]
 _log = get_logger(__name__)
 
 _EDGES = range(0, len(BOUNDS_S), 4)
-"""Every fourth edge is enough for Prometheus: each is double the one before."""
+"""Every fourth edge: each is double the one before."""
 _BY_REASON = {
     "frames_dropped": "Frames that were dropped, by reason.",
     "crops_dropped": "Detections that did not become a row, by reason.",
-    "failures": "What failed for good or did not end in time, by reason; no camera: for all.",
+    "failures": "What failed for good or were stuck at the end, by reason; no camera: for all.",
 }
 _PLAIN = {
     "frames_read": "Frames that came in.",
@@ -48,7 +48,7 @@ def _prometheus() -> Any:
 
 
 class _Collector:
-    """Turns statistics into metric families whenever somebody asks."""
+    """Collects the statistics as metric families."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
@@ -128,7 +128,7 @@ class MetricsServer:
     """Serves the metrics at ``http://ADDRESS:PORT/metrics`` until it is closed."""
 
     def __init__(self, pipeline: Pipeline, port: int, address: str = "127.0.0.1") -> None:
-        """Start to serve.
+        """Start serving.
 
         Args:
             pipeline: Whose statistics.
@@ -145,12 +145,14 @@ class MetricsServer:
             )
         except OSError as error:
             raise InputError(
-                f"metrics cannot be served at {address}:{port}: {error.strerror}"
+                f"metrics cannot be served at {address}:{port}: {error.strerror}",
+                code="port_not_usable",
+                port=port,
             ) from error
         self.url = f"http://{address}:{self._server.server_port}/metrics"
 
     def close(self) -> None:
-        """Stop to serve."""
+        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -163,7 +165,7 @@ class MetricsFile:
     """
 
     def __init__(self, pipeline: Pipeline, path: Path, every_s: float = 5.0) -> None:
-        """Write the file once, and go on in a thread.
+        """Write the file once, then start a thread that goes on.
 
         Raises:
             BackendError: prometheus-client is not installed.
@@ -178,7 +180,7 @@ class MetricsFile:
         self._thread.start()
 
     def close(self, within_s: float = 10.0) -> None:
-        """Write the last state, if the disk lets it, and end; a disk that hangs is left behind."""
+        """Write the last state and end; abandon a disk that is stuck."""
         self._stop.set()
         self._thread.join(within_s)
         if self._thread.is_alive():
@@ -205,4 +207,8 @@ class MetricsFile:
         try:
             write(str(self.path), self._registry)
         except OSError as error:
-            raise InputError(f"cannot write metrics {self.path}: {error.strerror}") from error
+            raise InputError(
+                f"cannot write metrics {self.path}: {error.strerror}",
+                code="file_not_writable",
+                path=self.path,
+            ) from error

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import Generic, Literal, TypeAlias, TypeVar, get_args
 
 from upperson_rt.errors import UsageError
-from upperson_rt.printable import shown
+from upperson_rt.printable import safe_repr
 
 __all__ = [
     "DROP_POLICIES",
+    "AbandonedError",
     "BoundedQueue",
     "DropPolicy",
-    "LeftBehindError",
     "Stage",
     "check_policy",
 ]
@@ -22,7 +22,7 @@ __all__ = [
 T = TypeVar("T")
 
 DropPolicy: TypeAlias = Literal["oldest", "newest", "block"]
-"""What gives way when a queue is full: what waits longest, what comes, or nobody (wait)."""
+"""What a full queue drops: the item that waits longest, the new one, or none (the caller waits)."""
 
 DROP_POLICIES: tuple[DropPolicy, ...] = get_args(DropPolicy)
 
@@ -32,14 +32,18 @@ def check_policy(policy: str) -> DropPolicy:
     for known in DROP_POLICIES:
         if isinstance(policy, str) and policy == known:
             return known
-    raise UsageError(f"no drop policy {shown(policy)}: it is one of {', '.join(DROP_POLICIES)}")
+    raise UsageError(
+        f"no drop policy {safe_repr(policy)}: it is one of {', '.join(DROP_POLICIES)}",
+        code="unknown_policy",
+        found=policy,
+    )
 
 
 class BoundedQueue(Generic[T]):
     """First in, first out, for any number of threads; never holds more than ``capacity``.
 
-    What was put in counts as unfinished until it was dropped or `done` was called for it, so that
-    `is_idle` also covers what a consumer holds in its hands.
+    An item counts as unfinished until it is dropped or `done` is called for it: `is_idle` also
+    covers the items that a consumer works on.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -51,7 +55,7 @@ class BoundedQueue(Generic[T]):
         self._closed = False
 
     def put(self, item: T, policy: DropPolicy) -> T | None:
-        """Add an item; return what was dropped for it: nothing, an older item, or the item itself.
+        """Add an item; return the dropped one: none, an older item, or the item itself.
 
         After `close` it is always the item itself.
         """
@@ -73,7 +77,7 @@ class BoundedQueue(Generic[T]):
             return dropped
 
     def get(self, timeout_s: float | None = None) -> T | None:
-        """Take the oldest item; None if there is none in time, or never will be any."""
+        """Take the oldest item; None if none comes in time, or the queue is finished."""
         until = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
             while not self._items:
@@ -86,7 +90,7 @@ class BoundedQueue(Generic[T]):
             return item
 
     def get_all(self, timeout_s: float) -> list[T]:
-        """Take everything that waits, oldest first; nothing if nothing comes in time."""
+        """Take all items, oldest first; an empty list if none comes in time."""
         first = self.get(timeout_s)
         if first is None:
             return []
@@ -97,20 +101,20 @@ class BoundedQueue(Generic[T]):
             return items
 
     def done(self, count: int = 1) -> None:
-        """Say that items that were taken out are dealt with."""
+        """Mark taken items as finished."""
         with self._changed:
             self._unfinished -= count
             assert self._unfinished >= 0
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let nothing in any more; what waits can still be taken out."""
+        """Accept no more items; those that wait can still be taken."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def clear(self) -> list[T]:
-        """Take everything out at once."""
+        """Remove and return all items."""
         with self._changed:
             items = list(self._items)
             self._items.clear()
@@ -125,7 +129,7 @@ class BoundedQueue(Generic[T]):
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits and nothing is being worked on."""
+        """Whether no item waits or is worked on."""
         return self._unfinished == 0
 
     @property
@@ -137,33 +141,27 @@ class BoundedQueue(Generic[T]):
         return len(self._items)
 
 
-class LeftBehindError(BaseException):
-    """Ends a thread whose call came back after it had been left behind; nobody else sees it."""
+class AbandonedError(BaseException):
+    """Ends a detached worker: a thread whose call returned after it had been abandoned."""
 
 
 class Stage:
-    """A thread that works until what it works on has ended; derive from it and write ``_run``.
+    """A thread that works until its input has ended; a subclass implements ``_run``.
 
     Detectors, sources, encoders, galleries and callbacks may never return, and no thread can be
-    stopped from outside. They are called in `_calling`; while such a call lasts, `leave` gives its
-    thread up. What that thread does afterwards has no effect any more: it ends.
+    stopped from outside. They are called within `_calling`; while such a call lasts, `_abandon`
+    detaches the thread. It has no effect after that, and ends when its call returns.
     """
 
     def __init__(self, name: str, part: str, fail: Callable[[BaseException], None]) -> None:
-        """Make the thread.
-
-        Args:
-            name: Of the thread.
-            part: What it calls first, such as ``detector``.
-            fail: Told the error that ends it, if one does.
-        """
+        """Make the thread."""
         self.part = part
         """What it called last."""
         self._name = name
         self._fail = fail
         self._thread: threading.Thread | None = self._new_thread()
         self._call_began: float | None = None
-        self._turn = threading.Lock()  # Either a call comes back, or its thread is left behind.
+        self._turn = threading.Lock()  # A call returns, or its thread is detached.
 
     def start(self) -> None:
         """Begin to work."""
@@ -178,7 +176,7 @@ class Stage:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread runs, and was not left behind."""
+        """Whether the thread runs, and was not detached."""
         thread = self._thread
         return thread is not None and thread.is_alive()
 
@@ -192,8 +190,8 @@ class Stage:
         began = self._call_began
         return 0.0 if began is None else time.monotonic() - max(began, since)
 
-    def _leave(self) -> bool:
-        """Leave the thread behind if it is in a call; return whether it was."""
+    def _abandon(self) -> bool:
+        """Detach the thread if it is in a call; return whether it was."""
         with self._turn:
             if self._call_began is None:
                 return False
@@ -201,24 +199,20 @@ class Stage:
             return True
 
     def _go_on(self) -> None:
-        """Work on in another thread, after `_leave`."""
+        """Continue in another thread, after `_abandon`."""
         self._thread = self._new_thread()
         self._thread.start()
 
     @contextmanager
     def _calling(self, part: str) -> Iterator[None]:
-        """Mark a call of what is not ours.
-
-        Raises:
-            LeftBehindError: It came back, or raised something, after it had been left behind.
-        """
+        """Mark a call of a plug-in."""
         self.part, self._call_began = part, time.monotonic()
         try:
             yield
         finally:
             with self._turn:
                 if not self.is_current:
-                    raise LeftBehindError
+                    raise AbandonedError
                 self._call_began = None
 
     def _new_thread(self) -> threading.Thread:
@@ -227,7 +221,7 @@ class Stage:
     def _guarded(self) -> None:
         try:
             self._run()
-        except LeftBehindError:
+        except AbandonedError:
             return
         except BaseException as error:
             self._fail(error)

@@ -1,7 +1,7 @@
-"""Why a source does not open: what reads it hardly tells, so whoever keeps it is asked.
+"""Why a source does not open, asked of the server itself, for OpenCV and FFmpeg hardly say.
 
-The answers tell what to do about it: an unknown host, a port that nobody listens on, credentials
-that are missing or wrong, a path that the server has not.
+A reason is an `InputError` with a code, such as ``host_unknown``, ``connection_refused``,
+``credentials_missing`` or ``certificate_untrusted``; `not_opened` adds the source to it.
 """
 
 import base64
@@ -19,10 +19,11 @@ from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from upperson_camera.access import PORTS, USUAL_ACCESS, Access, place_of, without_login
+from upperson_rt.errors import InputError
 from upperson_rt.printable import one_line, shortened
 from upperson_rt.remote import http_target, http_within, may_hide_login, within
 
-__all__ = ["answer_challenge", "reason_of_address", "reason_of_device"]
+__all__ = ["answer_challenge", "not_opened", "reason_of_address", "reason_of_device"]
 
 _LONGEST_S = 3.0
 _LONGEST_ANSWER_BYTES = 65536
@@ -30,33 +31,45 @@ _HEADER = re.compile(r"[!-9;-~]+:|[ \t]")
 """A line of a header, or one that goes on with the line before."""
 _NO_VIDEO = ("text/", "application/json", "image/svg")
 
-_OTHER_CREDENTIALS = "the server wants another proof of who asks than Basic and Digest with MD5"
-
 _STATUS = {
-    401: "user name and password are {credentials}",
-    403: "it forbids that",
-    404: "it has no such stream: check the path",
-    454: "it knows no such session",
-    461: "it does not offer this transport",
-    503: "it is busy or has too many clients",
+    401: ("credentials_{state}", "user name and password are {state}"),
+    403: ("forbidden", "it forbids that"),
+    404: ("stream_not_found", "it has no such stream: check the path"),
+    454: ("session_unknown", "it knows no such session"),
+    461: ("transport_not_offered", "it does not offer this transport"),
+    503: ("server_busy", "it is busy or has too many clients"),
 }
 
 
-def reason_of_device(number: int) -> str:
+def not_opened(source: str, reason: InputError) -> InputError:
+    """Return the error of a source that does not open, with the reason's code and fields."""
+    return InputError(
+        f"cannot open {source}: {reason}", code=reason.code, source=source, **reason.fields
+    )
+
+
+def reason_of_device(number: int) -> InputError:
     """Return why the device ``/dev/videoN`` does not open."""
     path = f"/dev/video{number}"
     if not os.path.exists(path):
-        return "there is no such device: plug the camera in, or name another"
+        return _reason(
+            "device_not_found", "there is no such device: plug the camera in, or name another"
+        )
     if not os.access(path, os.R_OK | os.W_OK):
-        return "it may not be read: add the user to the group that owns it, mostly  video"
-    return "it is in use or gives no pictures"
+        return _reason(
+            "device_forbidden",
+            "it may not be read: add the user to the group that owns it, mostly  video",
+        )
+    return _reason("device_busy", "it is in use or gives no pictures")
 
 
-def reason_of_address(address: str, timeout_s: float, access: Access = USUAL_ACCESS) -> str | None:
-    """Return why an address does not open, without its secrets; None if that cannot be told.
+def reason_of_address(
+    address: str, timeout_s: float, access: Access = USUAL_ACCESS
+) -> InputError | None:
+    """Return why an address does not open, without its secrets; None if the server does not say.
 
-    The server is asked once more, and once again with credentials if it wants some; looking it up,
-    connecting and the answer take 3 seconds at most. It sends nobody anywhere else.
+    It asks the server once more, and again with credentials if the server wants them. Look-up,
+    connection and answer take 3 seconds at most. It follows no redirect.
     """
     timeout_s = min(timeout_s, _LONGEST_S)
     try:
@@ -64,8 +77,8 @@ def reason_of_address(address: str, timeout_s: float, access: Access = USUAL_ACC
         host, port = parts.hostname, parts.port
         if may_hide_login(address):
             raise ValueError
-    except ValueError:  # Of which Python tells a part of the address.
-        return "the address is malformed: its host or port cannot be read"
+    except ValueError:  # Its message holds a part of the address.
+        return _malformed(": its host or port cannot be read")
     scheme = parts.scheme.lower()
     if host is None or scheme not in PORTS:
         return None
@@ -78,42 +91,64 @@ def reason_of_address(address: str, timeout_s: float, access: Access = USUAL_ACC
             return _ask_http(parts, timeout_s, context)
         with within(timeout_s) as limit:
             limit.connect(host, port or PORTS[scheme], context)
-    except socket.gaierror as error:
-        return f"the host '{host}' is unknown ({error.strerror})"
-    except TimeoutError:
-        return f"{place} does not answer"
-    except ConnectionRefusedError:
-        return f"{place} refuses connections: nothing listens there"
-    except ssl.SSLCertVerificationError as error:
-        return (
-            f"the certificate of {place} is not trusted ({one_line(error.verify_message)}): name "
-            "the file of its authority with --ca, or accept any of this camera with --insecure"
-        )
     except http.client.InvalidURL:
-        return "the address is malformed: write %20 for a blank in it"
+        return _malformed(": write %20 for a blank in it")
     except UnicodeError as error:
-        return f"the address is malformed ({error})"
+        return _malformed(f" ({error})")
     except (OSError, http.client.HTTPException) as error:
-        if isinstance(error, OSError) and error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
-            return f"there is no way to {host} ({error.strerror})"
-        return f"{place} breaks off ({type(error).__name__})"
+        return _reason_of_failure(error, host, place)
     return None
 
 
-def _refusal(status: int, phrase: str, headers: Message, parts: SplitResult) -> str | None:
+def _reason(code: str, text: str, **fields: object) -> InputError:
+    return InputError(text, code=code, **fields)
+
+
+def _malformed(how: str) -> InputError:
+    return _reason("address_malformed", f"the address is malformed{how}")
+
+
+def _reason_of_failure(error: Exception, host: str, place: str) -> InputError:
+    if isinstance(error, socket.gaierror):
+        return _reason(
+            "host_unknown", f"the host '{host}' is unknown ({error.strerror})", host=host
+        )
+    if isinstance(error, TimeoutError):
+        return _reason("no_answer", f"{place} does not answer", place=place)
+    if isinstance(error, ConnectionRefusedError):
+        text = f"{place} refuses connections: nothing listens there"
+        return _reason("connection_refused", text, place=place)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _reason(
+            "certificate_untrusted",
+            f"the certificate of {place} is not trusted ({one_line(error.verify_message)}): name "
+            "the file of its authority with --ca, or accept any of this camera with --insecure",
+            place=place,
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+        return _reason("no_route", f"there is no way to {host} ({error.strerror})", host=host)
+    text = f"{place} breaks off ({type(error).__name__})"
+    return _reason("broke_off", text, place=place, error=type(error).__name__)
+
+
+def _refusal(status: int, phrase: str, headers: Message, parts: SplitResult) -> InputError | None:
     """Return what a status of RTSP or HTTP means; None if it is no refusal."""
     if status < 300:
         return None
     if status < 400:
-        meaning = _way_on(headers.get("Location"), parts)
+        code, meaning = "redirected", _redirect(headers.get("Location"), parts)
     else:
-        meaning = _STATUS.get(status, "it does not say why")
-        meaning = meaning.format(credentials="missing" if parts.username is None else "wrong")
-    return f"the server answers {status} {phrase}: {meaning}".replace(" :", ":")
+        state = "missing" if parts.username is None else "wrong"
+        code, meaning = (
+            text.format(state=state)
+            for text in _STATUS.get(status, ("server_error", "it does not say why"))
+        )
+    text = f"the server answers {status} {phrase}: {meaning}".replace(" :", ":")
+    return _reason(code, text, status=status)
 
 
-def _way_on(location: str | None, parts: SplitResult) -> str:
-    """Return where a server sends those who ask it, without what may be secret."""
+def _redirect(location: str | None, parts: SplitResult) -> str:
+    """Return where a server redirects to, without what may be secret."""
     if location is None:
         return "it does not say where to"
     try:
@@ -129,24 +164,34 @@ def _way_on(location: str | None, parts: SplitResult) -> str:
     )
 
 
+def _unknown_challenge() -> InputError:
+    return _reason(
+        "challenge_unknown", "the server wants other credentials than Basic and Digest with MD5"
+    )
+
+
 def _credentials(parts: SplitResult) -> tuple[str, str] | None:
     if parts.username is None:
         return None
     return unquote(parts.username), unquote(parts.password or "")
 
 
-def _ask_http(parts: SplitResult, timeout_s: float, context: ssl.SSLContext | None) -> str | None:
+def _ask_http(
+    parts: SplitResult, timeout_s: float, context: ssl.SSLContext | None
+) -> InputError | None:
     known, address = _credentials(parts), without_login(parts)
     status, headers = _get(address, timeout_s, None, context)
     if status == 401 and known is not None:
         challenges = headers.get_all("WWW-Authenticate", [])
         answer = answer_challenge(challenges, known, address, "GET", http_target(address))
         if answer is None:
-            return _OTHER_CREDENTIALS
+            return _unknown_challenge()
         status, headers = _get(address, timeout_s, answer, context)
     kind = headers.get("Content-Type", "")
     if 200 <= status < 300 and kind.startswith(_NO_VIDEO):
-        return f"the server answers with {kind.partition(';')[0]}, which is no video"
+        kind = kind.partition(";")[0]
+        text = f"the server answers with {kind}, which is no video"
+        return _reason("not_video", text, kind=kind)
     phrase = http.client.responses.get(status, "")  # Not the server's own, which may be anything.
     return _refusal(status, phrase, headers, parts)
 
@@ -164,7 +209,7 @@ def _get(
 
 def _ask_rtsp(
     parts: SplitResult, place: str, timeout_s: float, context: ssl.SSLContext | None
-) -> str | None:
+) -> InputError | None:
     """Ask for the description of a stream, as a player does first, with credentials if wanted."""
     known = _credentials(parts)
     address = without_login(parts)
@@ -175,10 +220,10 @@ def _ask_rtsp(
             challenges = head[2].get_all("WWW-Authenticate", [])
             answer = answer_challenge(challenges, known, address, "DESCRIBE", address)
             if answer is None:
-                return _OTHER_CREDENTIALS
+                return _unknown_challenge()
             head = _describe(connection, address, 2, answer)
     if head is None:
-        return f"{place} does not speak RTSP"
+        return _reason("not_rtsp", f"{place} does not speak RTSP", place=place)
     return _refusal(*head, parts)
 
 
@@ -207,18 +252,7 @@ def _describe(
 def answer_challenge(
     challenges: list[str], login: tuple[str, str], address: str, method: str, target: str
 ) -> str | None:
-    """Return what to send as ``Authorization``, for Digest rather than Basic.
-
-    Args:
-        challenges: Values of ``WWW-Authenticate``.
-        login: User name and password.
-        address: What was asked for, without them.
-        method: How.
-        target: What stood behind the method.
-
-    Returns:
-        None if no challenge is of a kind that is known.
-    """
+    """Return what to send as ``Authorization``, for Digest rather than Basic."""
     passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
     passwords.add_password(None, address, *login)
     digest: Any = urllib.request.HTTPDigestAuthHandler(passwords)

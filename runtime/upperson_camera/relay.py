@@ -57,11 +57,7 @@ class _Units:
         """With fewer bytes nothing more is complete."""
 
     def add(self, received: bytes) -> "Iterator[bytes | _Message]":
-        """Yield what is complete.
-
-        Raises:
-            ValueError: It is no RTSP.
-        """
+        """Yield what is complete."""
         buffer = self._buffer
         buffer += received
         if len(buffer) < self._wanted:
@@ -124,17 +120,7 @@ class Relay:
     """
 
     def __init__(self, address: str, access: Access, timeout_s: float) -> None:
-        """Connect to the camera.
-
-        Args:
-            address: Of ``rtsp`` or ``rtsps``, perhaps with a login.
-            access: Of the camera.
-            timeout_s: For looking up the host, connecting and TLS.
-
-        Raises:
-            OSError: The host is unknown or cannot be reached, or its certificate is not trusted.
-            ValueError: No host can have that name.
-        """
+        """Connect to the camera."""
         parts = urlsplit(escaped(address))
         self._login = (
             None
@@ -164,7 +150,7 @@ class Relay:
     def close(self) -> None:
         """End it; what FFmpeg sent last still goes out."""
         with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # Who waits in `accept` learns of that.
+            self._listener.shutdown(socket.SHUT_RDWR)  # Ends `accept`.
         self._listener.close()
         self._thread.join(_LAST_S)
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a pipeline and its cameras are told: checked once, here, then handed down whole."""
+"""Settings of a pipeline and its cameras, checked once, here."""
 
 from dataclasses import dataclass, field
 
@@ -14,34 +14,42 @@ from upperson_rt.arguments import (
     check_number,
 )
 from upperson_rt.errors import UsageError
+from upperson_rt.ingest.boxes import QualityRules
 from upperson_rt.ingest.detector import Detector
-from upperson_rt.ingest.quality import QualityRules
-from upperson_rt.printable import shortened, shown
+from upperson_rt.printable import safe_repr, shortened
 
 __all__ = ["CameraSettings", "CaptureRules", "PipelineSettings"]
 
 _LONGEST_S = 7 * 86_400.0
 
 
+def _check_limit(name: str, value: float, least: float, *, above: bool = False) -> None:
+    if not (value > least if above else value >= least):
+        raise UsageError(
+            f"{name} must be {'above' if above else 'at least'} {least}, got {value}",
+            code="setting_out_of_range",
+            setting=name,
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptureRules:
-    """How patient the reading of a source is.
+    """When a source counts as stalled, and how often it is opened again.
 
     Raises:
         UsageError: On construction, if a number is negative, or longer than a week.
     """
 
     stall_s: float = 10.0
-    """A live source that gives nothing for so long is closed and opened again."""
+    """A live source without a picture for so long is closed and opened again."""
     first_wait_s: float = 0.5
-    """Before the first attempt to reconnect; doubles with each one that fails."""
+    """Before the first attempt to reconnect; doubles with each failed one."""
     longest_wait_s: float = 30.0
 
     def __post_init__(self) -> None:
         for name in ("stall_s", "first_wait_s", "longest_wait_s"):
             check_number(getattr(self, name), name, least=0.0, most=_LONGEST_S)
-        if self.stall_s == 0:
-            raise UsageError("stall_s must be above 0")
+        _check_limit("stall_s", self.stall_s, 0, above=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,14 +64,13 @@ class PipelineSettings:
     every_s: float = 2.0
     """No two crops of a track are closer than so many seconds; 0 takes all."""
     min_views: int = 2
-    """A track seen in fewer frames is taken for a mistake of the detector."""
+    """A track in fewer frames counts as a false detection."""
     lost_after_s: float = 2.0
-    """A person not seen for so long, and then again, is a new track."""
+    """A track ends when no box belongs to it for so long."""
     tracker: TrackerName = "upperson"
-    """What follows people: our own, or ``bytetrack``, ``ocsort`` or ``botsort`` of the package
-    ``trackers``."""
+    """Our own tracker, or ``bytetrack``, ``ocsort`` or ``botsort`` of the package ``trackers``."""
     quality: QualityRules = field(default_factory=QualityRules)
-    """What views must have."""
+    """Which detections may become crops."""
     save_crops: bool = True
     """Save the pictures under ``gallery.crops_dir``."""
     jpeg_quality: int = 90
@@ -77,10 +84,10 @@ class PipelineSettings:
     crop_queue: int = 256
     """Crops of all cameras that may wait for the encoder."""
     drop: DropPolicy = "oldest"
-    """What gives way in a full queue, ``oldest`` or ``newest``. Files wait instead."""
+    """What a full queue drops, ``oldest`` or ``newest``. Files wait instead."""
     end_within_s: float = 10.0
     """At the end: for how long cameras may work on what waits, and a call of an encoder, a gallery
-    or ``on_commit`` may last. What takes longer is left behind."""
+    or ``on_commit`` may last. What takes longer is abandoned."""
     capture_rules: CaptureRules = CaptureRules()
     """When a live source counts as stalled, and how it is opened again."""
     opener: Opener = open_source
@@ -90,26 +97,26 @@ class PipelineSettings:
         check_fields(self)
         for rules, kind in ((self.quality, QualityRules), (self.capture_rules, CaptureRules)):
             if not isinstance(rules, kind):
-                raise UsageError(f"expected {kind.__name__}, found {shown(rules)}")
+                raise UsageError(f"expected {kind.__name__}, found {safe_repr(rules)}")
         check_callable(self.opener, "opener")
-        if not self.max_delay_s >= 0 or self.batch_size < 1:  # NaN is refused, too.
-            raise UsageError("max_delay_s must be at least 0, batch_size at least 1")
-        if not (self.every_s >= 0 and self.lost_after_s > 0) or self.min_views < 1:
-            raise UsageError(
-                "every_s must be at least 0, lost_after_s above 0, min_views at least 1"
-            )
-        new_tracker(
-            check_tracker(self.tracker), self.lost_after_s
-        )  # Missing packages are told before it starts.
-        if not self.end_within_s > 0:
-            raise UsageError(f"end_within_s must be above 0, got {self.end_within_s}")
+        for name in ("max_delay_s", "every_s"):
+            _check_limit(name, getattr(self, name), 0)
+        for name in ("batch_size", "min_views", "frame_queue", "crop_queue"):
+            _check_limit(name, getattr(self, name), 1)
+        for name in ("lost_after_s", "end_within_s"):
+            _check_limit(name, getattr(self, name), 0, above=True)
         if self.save_crops and not 1 <= self.jpeg_quality <= 100:
-            raise UsageError(f"jpeg_quality must be 1 to 100, got {self.jpeg_quality}")
-        for name in ("frame_queue", "crop_queue"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+            raise UsageError(
+                f"jpeg_quality must be 1 to 100, got {self.jpeg_quality}",
+                code="setting_out_of_range",
+                setting="jpeg_quality",
+            )
+        new_tracker(check_tracker(self.tracker), self.lost_after_s)  # Is its package installed?
         if check_policy(self.drop) == "block":
-            raise UsageError("only files can wait; the policy of live cameras drops something")
+            raise UsageError(
+                "only files can wait; the policy of live cameras drops something",
+                code="only_files_wait",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,16 +143,24 @@ class CameraSettings:
     def __post_init__(self) -> None:
         name = check_name(self.name, "the name of a camera", UsageError)
         object.__setattr__(self, "name", name)
-        told = shortened(name)
+        shown_name = shortened(name)
         if self.source is not None:
-            check_name(self.source.shown, f"the source of camera {told}")
+            check_name(self.source.shown, f"the source of camera {shown_name}")
         if self.detector is not None:
-            check_callable(self.detector, f"the detector of camera {told}")
-        check_callable(self.opener, f"the opener of camera {told}")
+            check_callable(self.detector, f"the detector of camera {shown_name}")
+        check_callable(self.opener, f"the opener of camera {shown_name}")
         if self.source is not None and self.detector is None:
-            raise UsageError(f"camera {told} has a source and so needs a detector")
+            raise UsageError(
+                f"camera {shown_name} has a source and so needs a detector",
+                code="detector_missing",
+                camera=name,
+            )
         if check_policy(self.drop) == "block" and not self.is_file:
-            raise UsageError(f"camera {told} cannot wait, only a file can: drop oldest or newest")
+            raise UsageError(
+                f"camera {shown_name} cannot wait, only a file can: drop oldest or newest",
+                code="only_files_wait",
+                camera=name,
+            )
         if self.source is not None and self.opener in (open_source, StreamReader):
             StreamReader.require(self.source)
         check_unix_time(self.start_time)

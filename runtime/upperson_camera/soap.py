@@ -1,7 +1,7 @@
-"""One question to an ONVIF device, and its answer: SOAP 1.2 with WS-Security, over HTTP.
+"""One call of an ONVIF device: SOAP 1.2 with WS-Security, over HTTP.
 
-A device is a stranger: it is given little time and room, sent nowhere else, and its XML may declare
-nothing. A password is never sent, only a digest of it.
+A device is not trusted: its time and its answers are bounded, and it cannot redirect. A password is
+never sent, only a digest of it.
 """
 
 import base64
@@ -12,9 +12,7 @@ import socket
 import ssl
 import time
 from dataclasses import dataclass
-from typing import NoReturn
 from urllib.parse import urlsplit
-from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 from xml.sax.saxutils import escape
 
@@ -23,29 +21,23 @@ from upperson_camera.reasons import answer_challenge
 from upperson_rt.errors import InputError
 from upperson_rt.printable import one_line, shortened
 from upperson_rt.remote import http_target, http_within, password_digest
+from upperson_rt.soap import ENVELOPE, parse_xml
 
-__all__ = ["Caller", "RefusedError", "child_text", "named", "parse_xml"]
+__all__ = ["Caller", "RefusedError", "child_text", "named"]
 
-_SOAP = "http://www.w3.org/2003/05/soap-envelope"
 _WSS = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss"
 _CALL_S = 5.0
 _CALLS_S = 20.0
-"""For all questions to one device together, but for the last one."""
+"""For all calls of one device together, except the last one."""
 _MOST_BYTES = 2**20
 
 
 class RefusedError(InputError):
-    """A device answered, and did not do what it was asked."""
+    """A device answered with a refusal."""
 
 
 class Caller:
-    """Asks one device, with a login if there is one, and at no other host.
-
-    Args:
-        host: The only host that is asked.
-        login: User name and password.
-        access: Which certificates are trusted.
-    """
+    """Calls one device, with a login if any, and no other host."""
 
     def __init__(
         self, host: str, login: tuple[str, str] | None, access: Access = USUAL_ACCESS
@@ -57,21 +49,19 @@ class Caller:
         """How far the device's clock is ahead of ours: it refuses digests of another time."""
 
     def ask(self, address: str, body: str, *, with_login: bool = True) -> Element:
-        """Send the body of a request to a service; return the body of the answer.
-
-        Raises:
-            RefusedError: The device refuses.
-            InputError: The address is of another host, or the device does not answer, or not with
-                SOAP.
-        """
+        """Send the body of a request to a service; return the body of the answer."""
         if time.monotonic() > self._until:
-            raise InputError(f"it is too slow: it has {_CALLS_S:g} s to tell everything")
+            raise InputError(
+                f"it is too slow: it has {_CALLS_S:g} s for all calls", code="device_too_slow"
+            )
         if not _is_of(address, self.host):
-            raise InputError(f"it sends on to another place, {shortened(address)}")
+            raise InputError(
+                f"it sends on to another place, {shortened(address)}", code="service_elsewhere"
+            )
         login = self._login if with_login else None
         token = "" if login is None else _username_token(*login, self.clock_ahead_s)
         envelope = (
-            f'<?xml version="1.0" encoding="utf-8"?><s:Envelope xmlns:s="{_SOAP}">'
+            f'<?xml version="1.0" encoding="utf-8"?><s:Envelope xmlns:s="{ENVELOPE}">'
             f"<s:Header>{token}</s:Header><s:Body>{body}</s:Body></s:Envelope>"
         ).encode()
         reply = _post(address, envelope, None, self.access)
@@ -120,26 +110,31 @@ def _post(address: str, envelope: bytes, authorization: str | None, access: Acce
             answer = connection.getresponse()
             content = answer.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
-            raise InputError("its answer is longer than any")
+            raise InputError("its answer is longer than any", code="answer_too_long")
         challenges = answer.headers.get_all("WWW-Authenticate", [])
         return _Reply(answer.status, challenges, content)
     except socket.gaierror as error:
-        raise InputError(f"the host is unknown ({error.strerror})") from error
+        raise InputError(f"the host is unknown ({error.strerror})", code="host_unknown") from error
     except TimeoutError as error:
-        raise InputError(str(error)) from error
+        raise InputError(str(error), code="no_answer") from error
     except ssl.SSLCertVerificationError as error:
         raise InputError(
             f"its certificate is not trusted ({one_line(error.verify_message)}): name the file of "
-            "its authority with --ca, or accept any of this host with --insecure"
+            "its authority with --ca, or accept any of this host with --insecure",
+            code="certificate_untrusted",
         ) from error
     except ConnectionRefusedError as error:
-        raise InputError(f"nothing listens at {shortened(address)}") from error
+        raise InputError(
+            f"nothing listens at {shortened(address)}", code="connection_refused"
+        ) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise InputError(f"{shortened(address)} breaks off ({type(error).__name__})") from error
+        raise InputError(
+            f"{shortened(address)} breaks off ({type(error).__name__})", code="broke_off"
+        ) from error
 
 
 def _is_of(address: str, host: str) -> bool:
-    """Tell whether something is an address of HTTP on a host."""
+    """Return whether an address is one of HTTP on a host."""
     try:
         parts = urlsplit(address)
     except ValueError:
@@ -150,40 +145,27 @@ def _is_of(address: str, host: str) -> bool:
 def _body_of(reply: _Reply, has_login: bool) -> Element:
     said = "wrong" if has_login else "missing"
     if reply.status == 401:
-        raise RefusedError(f"user name and password are {said}")
+        raise RefusedError(f"user name and password are {said}", code=f"credentials_{said}")
     try:
         root = parse_xml(reply.content)
     except ValueError as error:
-        raise InputError(f"it answers {reply.status} and no SOAP ({error})") from error
+        raise InputError(
+            f"it answers {reply.status} and no SOAP ({error})", code="not_soap", status=reply.status
+        ) from error
     body = next(iter(named(root, "Body")), None)
     if body is None:
-        raise InputError(f"it answers {reply.status} and no SOAP (there is no body)")
+        raise InputError(
+            f"it answers {reply.status} and no SOAP (there is no body)",
+            code="not_soap",
+            status=reply.status,
+        )
     for fault in named(body, "Fault"):
         values = [value.text or "" for value in named(fault, "Value")]
         if any(value.rpartition(":")[2].strip() == "NotAuthorized" for value in values):
-            raise RefusedError(f"user name and password are {said}")
-        raise RefusedError(f"it refuses: {shortened(one_line(child_text(fault, 'Text') or '?'))}")
+            raise RefusedError(f"user name and password are {said}", code=f"credentials_{said}")
+        text = shortened(one_line(child_text(fault, "Text") or "?"))
+        raise RefusedError(f"it refuses: {text}", code="device_refuses")
     return body
-
-
-class _WithoutDeclarations(ElementTree.TreeBuilder):
-    """Entities can make gigabytes of a few bytes; no SOAP message declares any."""
-
-    def doctype(self, name: str, pubid: str, system: str) -> NoReturn:
-        raise ValueError("a document type")
-
-
-def parse_xml(content: bytes) -> Element:
-    """Return the root of a message.
-
-    Raises:
-        ValueError: It is no XML, or declares a document type.
-    """
-    parser = ElementTree.XMLParser(target=_WithoutDeclarations())
-    try:
-        return ElementTree.fromstring(content, parser)
-    except (ElementTree.ParseError, LookupError) as error:  # The latter for unknown encodings.
-        raise ValueError("not XML") from error
 
 
 def named(element: Element, name: str) -> list[Element]:

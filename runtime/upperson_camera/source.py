@@ -1,4 +1,4 @@
-"""Where pictures come from, what OpenCV reads of it (files, devices, GStreamer), and logins."""
+"""Sources of pictures, the reader of OpenCV (files, devices, GStreamer), and logins."""
 
 import netrc
 import os
@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_camera.access import USUAL_ACCESS, Access
-from upperson_camera.reasons import reason_of_device
+from upperson_camera.reasons import not_opened, reason_of_device
 from upperson_rt.arguments import LONGEST_PATH, check_name
 from upperson_rt.errors import BackendError, InputError, UsageError, missing_extra
+from upperson_rt.extensions import extension_names
 from upperson_rt.remote import may_hide_login, require_private
 
 __all__ = [
@@ -35,7 +36,7 @@ __all__ = [
     "without_secrets",
 ]
 
-SourceKind: TypeAlias = Literal["file", "network", "device", "gstreamer"]
+SourceKind: TypeAlias = Literal["file", "network", "device", "gstreamer", "extension"]
 
 # Name and value apart: one expression for both takes the square of the time for a long name.
 _NAME = re.compile(r"(?<![\w-])[\w-]+=")
@@ -45,7 +46,7 @@ _LOGIN = re.compile(r"(?<=://)[^/?#\s]+@")  # Up to the last one: a password may
 _DEVICE = re.compile(r"/dev/video([0-9]{1,4})|([0-9]{1,4})")
 _OPENING_S = 10.0
 MOST_FRAME_PIXELS = 36_000_000
-"""Seven bytes a pixel are in use while one is decoded; a stream tells the size beforehand."""
+"""Decoding takes seven bytes a pixel; a stream announces the size beforehand."""
 
 
 def import_cv2() -> Any:
@@ -60,8 +61,8 @@ def import_cv2() -> Any:
 def quiet_opencv() -> None:
     """Keep OpenCV and FFmpeg from writing their own lines on stderr, for the whole process.
 
-    What a camera's user has to know is in our errors. The levels that a user sets in
-    ``$OPENCV_LOG_LEVEL`` and ``$OPENCV_FFMPEG_LOGLEVEL`` stay.
+    Our errors say what users need. Levels in ``$OPENCV_LOG_LEVEL`` and
+    ``$OPENCV_FFMPEG_LOGLEVEL`` stay.
     """
     cv2 = import_cv2()
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; read at first use.
@@ -83,7 +84,7 @@ def without_secrets(text: str) -> str:
 
 
 def _without_login(word: re.Match[str]) -> str:
-    """Leave out what is a login, and what may be one whose password was not escaped."""
+    """Remove a login, and what may be one with a password that is not escaped."""
     text, last = word[0], word[0].rfind("@")
     for found in re.finditer(r"://[^/?#]*", text):
         if found.end() <= last and may_hide_login(text[found.start() :]):
@@ -93,7 +94,7 @@ def _without_login(word: re.Match[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A source that was understood, not opened."""
+    """A parsed source, not opened."""
 
     address: str
     """What is opened; may hold a password."""
@@ -103,7 +104,7 @@ class Source:
 
     @property
     def is_live(self) -> bool:
-        """Whether its pictures come when they want and can be lost, unlike those of a file."""
+        """Whether its pictures come at their own time and can be lost, unlike a file's."""
         return self.kind != "file"
 
     @property
@@ -114,13 +115,18 @@ class Source:
         return without_secrets(self.address)
 
     @property
+    def scheme(self) -> str:
+        """What stands before ``://``, in lower case."""
+        return self.address.partition("://")[0].lower()
+
+    @property
     def default_name(self) -> str:
         """A camera name that suits the source."""
         if self.kind == "file":
             return Path(self.address).stem
         if self.kind == "device":
             return f"video{self.address}"
-        if self.kind == "network":
+        if self.kind in ("network", "extension"):
             try:
                 return urlsplit(self.address).hostname or "camera"
             except ValueError:  # Such as half an IPv6 address; opening it says what is wrong.
@@ -129,9 +135,10 @@ class Source:
 
 
 def parse_source(text: str) -> Source:
-    """Understand a source: a file, an address, a device or a GStreamer pipeline.
+    """Parse a source: a file, an address, a device or a GStreamer pipeline.
 
-    Addresses have a ``://``; devices are ``/dev/video0`` or ``0``; pipelines are told by a ``!``.
+    Addresses have a ``://``, and an extension of ``upperson.sources`` goes before what we read
+    ourselves; devices are ``/dev/video0`` or ``0``; pipelines contain a ``!``.
 
     Raises:
         InputError: Nothing of the kind, such as a file that is not there.
@@ -141,42 +148,53 @@ def parse_source(text: str) -> Source:
     check_name(text, "a source of pictures")
     if len(text) > LONGEST_PATH:
         raise InputError(
-            f"a source of pictures has {len(text)} characters, expected at most {LONGEST_PATH}"
+            f"a source of pictures has {len(text)} characters, expected at most {LONGEST_PATH}",
+            code="source_too_long",
         )
     device = _DEVICE.fullmatch(text.strip())
     is_file = os.path.isfile(text)  # False also for what no file can be called.
     if device and not is_file:
         return Source(address=device[1] or device[2], kind="device")
+    found = Source(address=text, kind="extension")
+    if "://" in text and not is_file and found.scheme in extension_names("sources"):
+        return found
     if "!" in text and not is_file:
         OpenCVReader.require_gstreamer()
         return Source(address=text, kind="gstreamer")
     if "://" in text:
         if text.lower().startswith("file://"):
-            raise UsageError(f"{without_secrets(text)}: name a file by its path")
+            raise UsageError(
+                f"{without_secrets(text)}: name a file by its path", code="file_by_address"
+            )
         return Source(address=text, kind="network")
     if not is_file:
         raise InputError(
             f"no video {text}: expected a file, an address such as rtsp://host/stream, a device "
-            "such as /dev/video0, or a GStreamer pipeline"
+            "such as /dev/video0, or a GStreamer pipeline",
+            code="source_not_found",
+            source=text,
         )
     return Source(address=text, kind="file")
 
 
 def check_frame_size(source: Source, width: int, height: int) -> None:
-    """Raise InputError if a source says that its pictures are larger than any camera's."""
+    """Raise InputError if a source announces pictures larger than any camera's."""
     if width * height > MOST_FRAME_PIXELS:
         raise InputError(
             f"{source.shown} has pictures of {width}x{height} pixels, at most "
-            f"{MOST_FRAME_PIXELS:,} are read (8K): have it send smaller ones"
+            f"{MOST_FRAME_PIXELS:,} are read (8K): have it send smaller ones",
+            code="frame_too_large",
+            width=width,
+            height=height,
         )
 
 
 class Reader(ABC):
-    """An opened source. A new kind of source is one class like this.
+    """An opened source. A new kind of source is one such class.
 
     Give the class itself to `Pipeline.add_camera` as ``opener``: it is called with the `Source` and
     the seconds that opening and reading may take, and raises `InputError` if it cannot be opened.
-    `read` and `close` are all that a live source needs; the fields are asked of files.
+    A live source needs `read` and `close` only; the fields are for files.
     """
 
     frame_rate: float = 0.0
@@ -190,7 +208,7 @@ class Reader(ABC):
     def read(self) -> NDArray[np.generic] | None:
         """Return the next picture, BGR or grey; None at the end. May wait, and hang.
 
-        One without pixels stands for a picture that could not be decoded; it is counted.
+        A picture without pixels counts as one that could not be decoded.
         """
 
     @abstractmethod
@@ -203,17 +221,20 @@ Opener: TypeAlias = Callable[[Source, float], Reader]
 
 
 class OpenCVReader(Reader):
-    """Reads files, devices and GStreamer pipelines; nothing else knows OpenCV's names for them."""
+    """Reads files, devices and GStreamer pipelines with OpenCV."""
 
     def __init__(self, source: Source, timeout_s: float) -> None:
-        """Open a source; OpenCV keeps to no time limit here.
+        """Open a source; OpenCV has no time limit here.
 
         Raises:
             InputError: It cannot be opened, or its pictures are too large.
             UsageError: It is a network stream.
         """
         if source.kind == "network":
-            raise UsageError(f"{source.shown} is a network stream: open it with StreamReader")
+            raise UsageError(
+                f"{source.shown} is a network stream: open it with StreamReader",
+                code="wrong_reader",
+            )
         cv2 = import_cv2()
         if source.kind == "device":
             capture = cv2.VideoCapture(int(source.address))
@@ -224,7 +245,7 @@ class OpenCVReader(Reader):
             capture = cv2.VideoCapture(source.address)
         if not capture.isOpened():
             capture.release()
-            raise InputError(_why_not(source))
+            raise _unopened(source)
         width = round(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
         height = round(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
         try:
@@ -237,7 +258,7 @@ class OpenCVReader(Reader):
         if not source.is_live:
             self.frame_rate = max(0.0, capture.get(cv2.CAP_PROP_FPS))
             count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-            # Where the file does not tell, OpenCV makes up something enormous or negative.
+            # If the file has no count, OpenCV returns an enormous or a negative one.
             self.frame_count = int(count) if 0 < count < 1e9 else 0
 
     @staticmethod
@@ -247,15 +268,16 @@ class OpenCVReader(Reader):
         if not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
             raise BackendError(
                 f"OpenCV {cv2.__version__} here has no GStreamer, as all wheels from PyPI: use "
-                "the OpenCV of JetPack or of the system, or name the camera as rtsp://..."
+                "the OpenCV of JetPack or of the system, or name the camera as rtsp://...",
+                code="gstreamer_missing",
             )
 
     def read(self) -> NDArray[np.generic] | None:
         """Return the next picture."""
-        there_is_one, image = self._capture.read()
+        is_there, image = self._capture.read()
         if self._position_property is not None:
             self.position_s = self._capture.get(self._position_property) / 1000
-        picture: NDArray[np.generic] | None = image if there_is_one else None
+        picture: NDArray[np.generic] | None = image if is_there else None
         return picture
 
     def close(self) -> None:
@@ -271,14 +293,17 @@ def _refuse_playlist(source: Source) -> None:
     except OSError:
         return  # Opening it says why.
     if head.startswith((b"#EXTM3U", b"ffconcat")):
-        raise InputError(f"{source.shown} is a playlist, expected a video: name the videos in it")
+        raise InputError(
+            f"{source.shown} is a playlist, expected a video: name the videos in it",
+            code="file_is_playlist",
+        )
 
 
-def _why_not(source: Source) -> str:
+def _unopened(source: Source) -> InputError:
     if source.kind == "device":
         number = int(source.address)
-        return f"cannot open /dev/video{number}: {reason_of_device(number)}"
-    return f"cannot open {source.shown} as a video"
+        return not_opened(f"/dev/video{number}", reason_of_device(number))
+    return InputError(f"cannot open {source.shown} as a video", code="video_unreadable")
 
 
 def guess_start_time(source: Source, opener: Opener = OpenCVReader) -> float:
@@ -301,7 +326,7 @@ def guess_start_time(source: Source, opener: Opener = OpenCVReader) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Logins:
-    """Who to be for which host; the empty one knows nobody."""
+    """Logins by host."""
 
     _by_host: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
 
@@ -318,17 +343,21 @@ class Logins:
         try:
             hosts = netrc.netrc(path).hosts
         except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
-        except netrc.NetrcParseError as error:
-            # Not its message: that quotes what it did not understand.
             raise InputError(
-                f"{path}, line {error.lineno}: expected  machine HOST login NAME password PASSWORD"
+                f"cannot read {path}: {error.strerror}", code="netrc_unreadable", path=path
+            ) from error
+        except netrc.NetrcParseError as error:
+            # Not its message, which quotes the line.
+            raise InputError(
+                f"{path}, line {error.lineno}: expected  machine HOST login NAME password PASSWORD",
+                code="netrc_malformed",
+                line=error.lineno,
             ) from None
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is no text in UTF-8") from error
         except ValueError as error:  # Of Python 3.10, for quotes without an end.
             raise InputError(f"{path} cannot be understood: {error}") from error
-        # Names of hosts are the same in any letters, and addresses give them in small ones.
+        # Host names are case-insensitive.
         return cls(
             {host.lower(): (user, password or "") for host, (user, _, password) in hosts.items()}
         )

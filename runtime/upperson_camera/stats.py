@@ -5,7 +5,7 @@ import threading
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from upperson_camera.frames import CameraCrop
@@ -13,15 +13,15 @@ from upperson_camera.frames import CameraCrop
 __all__ = [
     "BOUNDS_S",
     "CameraStats",
+    "Counters",
     "Durations",
     "Latency",
-    "Ledger",
     "PipelineStats",
     "camera_stats",
 ]
 
 BOUNDS_S = tuple(0.001 * 2 ** (step / 4) for step in range(81))
-"""Upper edges of the classes of `Durations`: 1 ms to 17 minutes, 19 % apart."""
+"""Upper edges of the bins of `Durations`: 1 ms to 17 minutes, 19 % apart."""
 
 
 class Durations:
@@ -39,7 +39,7 @@ class Durations:
             self._sum_s += max(0.0, seconds)
 
     def quantile_s(self, share: float) -> float | None:
-        """Return the upper edge of the class that holds a quantile; None if nothing was counted.
+        """Return the upper edge of the bin that holds a quantile; None if nothing was counted.
 
         Durations beyond the last edge give infinity.
         """
@@ -55,15 +55,15 @@ class Durations:
         raise AssertionError("a quantile lies within its histogram")
 
     def snapshot(self) -> tuple[list[int], float]:
-        """Return the counts of the classes, the last one unbounded, and the sum in seconds."""
+        """Return the counts of the bins, the last one unbounded, and the sum in seconds."""
         with self._lock:
             return list(self._counts), self._sum_s
 
 
-class Ledger:
+class Counters:
     """Counters by camera and name; safe to use from all threads.
 
-    Names of what is dropped are ``frames.dropped.<reason>`` and ``crops.dropped.<reason>``.
+    Names are those of `CameraStats`, with the reason behind a dot: ``crops_dropped.blurred``.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class CameraStats:
-    """One camera. Nothing is lost without a number: two sums always hold.
+    """The counters of one camera; two sums always hold.
 
     ``frames_read`` = ``frames_processed`` + all of ``frames_dropped`` + ``frames_waiting``, and
     ``detections`` = ``committed`` + all of ``crops_dropped`` + ``crops_waiting``.
@@ -116,23 +116,23 @@ class CameraStats:
     """``running``, ``connecting``, ``reconnecting``, ``ended``, ``failed``, ``stopped`` or, before
     the start and without a source, ``waiting``."""
     error: str | None
-    """Why the camera failed, or was lost last."""
+    """Why the camera failed, or its last loss."""
     frames_read: int
     frames_processed: int
     frames_waiting: int
     frames_dropped: Mapping[str, int]
-    """By reason: ``queue_full``, ``empty`` (what is no picture, or could not be decoded),
+    """By reason: ``queue_full``, ``empty`` (no picture, or it could not be decoded),
     ``detector_error``, ``detector_stuck``, ``camera_failed``, ``stopped``."""
     detections: int
     """Boxes that came from the detector or with the frames."""
     tracks: int
-    """Those that were seen in ``min_views`` frames."""
+    """Those with at least ``min_views`` frames."""
     accepted: int
-    """Crops that were chosen and put in line for the encoder; some may be dropped there."""
+    """Crops that were queued for the encoder; some may be dropped there."""
     embedded: int
     committed: int
     replaced: int
-    """Those of them that took the place of an earlier row: of a file that was watched before."""
+    """Committed rows that replaced an earlier one: of a file that was watched before."""
     added_by_others: int
     """Pictures of a camera of this name that other processes added meanwhile."""
     crops_waiting: int
@@ -141,13 +141,13 @@ class CameraStats:
     ``blurred``, ``at_border``, ``not_best``, ``too_soon``, ``seen_once``, ``unusable``,
     ``queue_full``, ``failed``."""
     outages: int
-    """How often a source that had given pictures was lost."""
+    """Losses of a source that had given pictures."""
     reconnects: int
-    """Attempts to open it again, those that failed included."""
+    """Attempts to open it again, failed ones included."""
     stalls: int
     resolution_changes: int
     failures: Mapping[str, int]
-    """What gave the camera up, or did not end in time: ``detector_error``, ``detector_stuck``,
+    """Why the camera failed, or what was stuck at the end: ``detector_error``, ``detector_stuck``,
     ``source_error``, ``source_stuck`` or ``defect``."""
 
 
@@ -158,7 +158,7 @@ class PipelineStats:
     seconds: float
     """Since the start."""
     failures: Mapping[str, int]
-    """What stopped the pipeline, or did not end in time, for all cameras at once: ``encoder``,
+    """What stopped the pipeline, or was stuck at the end, for all cameras at once: ``encoder``,
     ``gallery`` or ``on_commit`` with ``_error`` or ``_stuck``."""
     cameras: Mapping[str, CameraStats]
     batches: int
@@ -172,9 +172,9 @@ class PipelineStats:
     commit_queue: int
     """Batches that wait for the gallery."""
     latency: Latency
-    """From a frame's arrival to its crop in the gallery, the wait for a better view included."""
+    """From a frame's arrival to its crop in the gallery, with the wait for a better detection."""
     encode_latency: Latency
-    """From the choice of a crop to the gallery."""
+    """From the selection of a crop to the gallery."""
 
     def total(self, name: str) -> int:
         """Return the sum of a number of all cameras, such as ``committed``."""
@@ -189,44 +189,32 @@ class PipelineStats:
 
     @property
     def stuck(self) -> bool:
-        """Whether a call did not return in time: its thread hangs on."""
+        """Whether a call did not return in time: its thread is detached."""
         every = (self.failures, *(camera.failures for camera in self.cameras.values()))
         return any(reason.endswith("_stuck") for failures in every for reason in failures)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON would have it."""
+        """Return it as JSON values."""
         return asdict(self)
 
 
 def camera_stats(counts: Counter[str], state: str, error: str | None) -> CameraStats:
-    """Sort the counters of a camera, as of one moment."""
-    frames_dropped = _below(counts, "frames.dropped.")
-    crops_dropped = _below(counts, "crops.dropped.")
-    gone = counts["committed"] + sum(crops_dropped.values())
+    """Return the statistics of one camera from its counters."""
+    values: dict[str, Any] = {name: _below(counts, f"{name}.") for name in _BY_REASON}
+    values |= {f.name: counts[f.name] for f in fields(CameraStats) if f.name not in _NOT_PLAIN}
+    frames_done = counts["frames_processed"] + sum(values["frames_dropped"].values())
+    crops_done = counts["committed"] + sum(values["crops_dropped"].values())
     return CameraStats(
         state=state,
         error=error,
-        frames_read=counts["frames.read"],
-        frames_processed=counts["frames.processed"],
-        frames_waiting=counts["frames.read"]
-        - counts["frames.processed"]
-        - sum(frames_dropped.values()),
-        frames_dropped=frames_dropped,
-        detections=counts["crops.offered"],
-        tracks=counts["tracks"],
-        accepted=counts["accepted"],
-        embedded=counts["embedded"],
-        committed=counts["committed"],
-        replaced=counts["replaced"],
-        added_by_others=counts["added_by_others"],
-        crops_waiting=counts["crops.offered"] - gone,
-        crops_dropped=crops_dropped,
-        outages=counts["outages"],
-        reconnects=counts["reconnects"],
-        stalls=counts["stalls"],
-        resolution_changes=counts["resolution_changes"],
-        failures=_below(counts, "failures."),
+        frames_waiting=counts["frames_read"] - frames_done,
+        crops_waiting=counts["detections"] - crops_done,
+        **values,
     )
+
+
+_BY_REASON = ("frames_dropped", "crops_dropped", "failures")
+_NOT_PLAIN = {"state", "error", "frames_waiting", "crops_waiting", *_BY_REASON}
 
 
 def _below(counts: Counter[str], prefix: str) -> dict[str, int]:

@@ -1,9 +1,7 @@
 """Reads network streams with FFmpeg's libraries, by PyAV.
 
-OpenCV uses FFmpeg, too, but for some streams, MJPEG over HTTP among them, it takes the size of all
-pictures from the first one. What comes after a change is scaled to it, out of proportion if need
-be, by older versions with stripes, and nobody can tell
-(https://github.com/opencv/opencv/issues/27116).
+OpenCV uses FFmpeg, too, but for some streams, such as MJPEG over HTTP, it scales all pictures to
+the size of the first one (https://github.com/opencv/opencv/issues/27116).
 """
 
 import errno
@@ -19,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_camera.access import MOST_REDIRECTS, RefusedAddressError, target_of, without_login
-from upperson_camera.reasons import reason_of_address
+from upperson_camera.reasons import not_opened, reason_of_address
 from upperson_camera.relay import Relay
 from upperson_camera.source import MOST_FRAME_PIXELS, OpenCVReader, Reader, Source, check_frame_size
 from upperson_camera.web import WebReader
 from upperson_rt.errors import InputError, UsageError, missing_extra
+from upperson_rt.extensions import load_extension
 from upperson_rt.remote import may_hide_login
 
 __all__ = ["StreamReader", "check_address", "open_source", "show_ffmpeg_lines"]
@@ -64,11 +63,13 @@ def check_address(source: Source) -> None:
     Raises:
         UsageError: It is one.
     """
-    scheme = source.address.partition("://")[0].lower()
+    scheme = source.scheme
     if scheme not in _SCHEMES:
         raise UsageError(
             f"{source.shown} cannot be read: an address begins with {', '.join(_SCHEMES)} and "
-            f"://, found {scheme}://"
+            f"://, found {scheme}://",
+            code="unknown_scheme",
+            scheme=scheme,
         )
     try:
         parts = urlsplit(source.address)
@@ -80,7 +81,8 @@ def check_address(source: Source) -> None:
         raise UsageError(
             f"an address of {scheme}:// has an @ behind its host, or a password that is not "
             "escaped: write in a password %2F for /, %3F for ?, %23 for # and %40 for @, or put it "
-            "into a file, see --netrc; and elsewhere %40 for @"
+            "into a file, see --netrc; and elsewhere %40 for @",
+            code="login_not_escaped",
         )
     if not readable:
         # Part of a password may be where the port is.
@@ -88,7 +90,8 @@ def check_address(source: Source) -> None:
         raise UsageError(
             f"{named} has no host or port that can be read: expected such as "
             f"{scheme}://10.0.0.5:8554/path, and in a password %2F for /, %23 for #, "
-            "%40 for @, %5B for [, %5D for ], or the password in a file, see --netrc"
+            "%40 for @, %5B for [, %5D for ], or the password in a file, see --netrc",
+            code="address_without_host",
         )
 
 
@@ -103,12 +106,15 @@ def show_ffmpeg_lines() -> None:
 
 
 def open_source(source: Source, timeout_s: float) -> Reader:
-    """Open any source: a network stream with FFmpeg's libraries, all else with OpenCV.
+    """Open any source: an extension's, a network stream with PyAV, or all else with OpenCV.
 
     Raises:
         InputError: It cannot be opened.
         BackendError: What reads it is not installed.
     """
+    if source.kind == "extension":
+        reader: Reader = load_extension("sources", source.scheme)(source, timeout_s)
+        return reader
     return (StreamReader if source.kind == "network" else OpenCVReader)(source, timeout_s)
 
 
@@ -130,7 +136,10 @@ class StreamReader(Reader):
             BackendError: PyAV is not installed.
         """
         if source.kind != "network":
-            raise UsageError(f"{source.shown} is no network stream: open it with OpenCVReader")
+            raise UsageError(
+                f"{source.shown} is no network stream: open it with OpenCVReader",
+                code="wrong_reader",
+            )
         self._av = _import_av()
         self._source = source
         self._timeout_s = timeout_s
@@ -151,10 +160,10 @@ class StreamReader(Reader):
         try:
             self._container = self._open()
         except InputError as error:
-            raise InputError(f"cannot open {source.shown}: {error}") from None
+            raise not_opened(source.shown, error) from None
         except (OSError, ValueError, http.client.HTTPException, self._av.FFmpegError) as error:
             # Not as its cause: PyAV's error holds the address, with the password.
-            raise InputError(_why_not(source, self._timeout_s, error)) from None
+            raise _unopened(source, self._timeout_s, error) from None
         self._packets = self._first_stream()
 
     def _open(self) -> Any:
@@ -195,7 +204,9 @@ class StreamReader(Reader):
                     raise
             base = without_login(urlsplit(address))
             address = target_of(source.address, relay.location, base, source.access)
-        raise RefusedAddressError(f"it sends on more than {MOST_REDIRECTS} times")
+        raise RefusedAddressError(
+            f"it sends on more than {MOST_REDIRECTS} times", code="too_many_redirects"
+        )
 
     def _first_stream(self) -> Iterator[Any]:
         if not self._container.streams.video:
@@ -213,12 +224,14 @@ class StreamReader(Reader):
 
     @staticmethod
     def require(source: Source) -> None:
-        """Check that a network stream can be read at all; other sources pass.
+        """Check that a network stream or an extension's source can be read; others pass.
 
         Raises:
             UsageError: Its address is malformed or of an unknown kind, see `check_address`.
-            BackendError: PyAV is not installed.
+            BackendError: PyAV is not installed, or the extension cannot be imported.
         """
+        if source.kind == "extension":
+            load_extension("sources", source.scheme)
         if source.kind == "network":
             check_address(source)
             _import_av()
@@ -284,10 +297,10 @@ def _nothing() -> NDArray[np.uint8]:
     return np.zeros((0, 0, 3), np.uint8)
 
 
-def _why_not(source: Source, timeout_s: float, error: Exception) -> str:
+def _unopened(source: Source, timeout_s: float, error: Exception) -> InputError:
     reason = reason_of_address(source.address, timeout_s, source.access)
     if reason is None and getattr(error, "errno", None) == errno.EPERM:  # FFmpeg's bare -1.
-        reason = "what it answers is not understood"
+        reason = InputError("what it answers is not understood", code="answer_malformed")
     if reason is None:
-        reason = getattr(error, "strerror", None) or type(error).__name__
-    return f"cannot open {source.shown}: {reason}"
+        reason = InputError(getattr(error, "strerror", None) or type(error).__name__)
+    return not_opened(source.shown, reason)

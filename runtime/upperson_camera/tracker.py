@@ -1,4 +1,4 @@
-"""Tracks: which boxes of a camera belong to one person crossing its view."""
+"""Trackers: which boxes of a camera belong to one person."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from upperson_camera.source import import_cv2
 from upperson_rt.errors import BackendError, UsageError, install_command, missing_extra
 from upperson_rt.ingest.boxes import Boxes
-from upperson_rt.printable import shown
+from upperson_rt.printable import safe_repr
 
 __all__ = [
     "CLASSES",
     "COLOURS",
     "TRACKERS",
-    "Follower",
     "RoboflowTracker",
     "Tracker",
     "TrackerName",
+    "UppersonTracker",
     "check_tracker",
     "colours_of",
     "new_tracker",
@@ -32,28 +32,27 @@ __all__ = [
 #
 # https://github.com/roboflow/trackers, Apache-2.0; the extra ``trackers``.
 
+Numbers: TypeAlias = tuple[list[int], list[int]]
+"""Of each box's track, -1 for none, and of the tracks that have ended; see `Tracker`."""
+
 CLASSES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "bytetrack": ("ByteTrackTracker", {}),
     "ocsort": ("OCSORTTracker", {}),
-    # Cameras hang on walls: nothing is gained by estimating how they move from every frame.
+    # Mounted cameras do not move: no compensation of camera motion.
     "botsort": ("BoTSORTTracker", {"enable_cmc": False}),
 }
-"""The class of each, and how it differs from the defaults."""
+"""Class and options that differ from its defaults, by name."""
 
 _BUFFER_FPS = 30.0
-"""Their unit for how long somebody may be lost is a frame of this rate."""
+"""Their ``lost_track_buffer`` counts frames of this rate."""
 _FIRST_FRAMES = 5
-"""So many tell a camera's frame rate, without which their filters expect too little of people."""
+"""Frames that give a camera's frame rate, which their filters need."""
 _INTERVALS_S = 1 / 60, 2.0
-"""Between two frames; beyond these it is an accident of the first ones."""
+"""Limits of the interval between two frames."""
 
 
 def _import_tracker(kind: str) -> Any:
-    """Return a class of the package ``trackers``.
-
-    Raises:
-        BackendError: The package, or what it needs, is not installed, or another one is.
-    """
+    """Return a class of the package ``trackers``."""
     try:
         import trackers
     except ImportError as error:
@@ -63,16 +62,17 @@ def _import_tracker(kind: str) -> Any:
     if found is None or "timestamp" not in signature(found.update).parameters:
         raise BackendError(
             f"the package 'trackers' that is installed has no {kind} that goes by time, as 2.6 "
-            f"has: run  {install_command('trackers')}"
+            f"has: run  {install_command('trackers')}",
+            code="trackers_too_old",
         )
     return found
 
 
 class RoboflowTracker:
-    """Follows boxes with a tracker of the package ``trackers``.
+    """A tracker of the package ``trackers``, which compares boxes by their overlap.
 
-    They compare boxes by their overlap. Boxes below their threshold of score, the first ones of
-    every track, and those of a camera's first frames, which tell its rate, have no track.
+    Boxes below its score threshold, the first ones of every track, and those of a camera's first
+    frames, which give its frame rate, have no track.
     """
 
     def __init__(self, name: str, lost_after_s: float) -> None:
@@ -80,10 +80,7 @@ class RoboflowTracker:
 
         Args:
             name: One of `CLASSES`.
-            lost_after_s: A person not seen for so long, and then again, is a new track.
-
-        Raises:
-            BackendError: The package is not installed.
+            lost_after_s: A track ends when no box belongs to it for so long.
         """
         kind, options = CLASSES[name]
         tracker = _import_tracker(kind)
@@ -100,23 +97,21 @@ class RoboflowTracker:
         self._clock = -math.inf
         self._alive: set[int] = set()
 
-    def update(
-        self, boxes: Boxes, clock: float, image: NDArray[np.uint8]
-    ) -> tuple[list[int], list[int]]:
-        """Take the boxes of the next frame; see `upperson_camera.tracker.Follower`."""
-        # They warn of a time that stands still, as a camera's clock may.
+    def update(self, boxes: Boxes, clock: float, image: NDArray[np.uint8]) -> Numbers:
+        """Take the boxes of the next frame; see `Tracker`."""
+        # They warn if time stands still, as a camera's clock may.
         self._clock = clock if clock > self._clock else math.nextafter(self._clock, math.inf)
         if self._tracker is not None:
-            return self._follow(boxes, self._clock)
+            return self._update(boxes, self._clock)
         self._first.append((boxes, self._clock))
         if len(self._first) < _FIRST_FRAMES:
             return [-1] * len(boxes.edges), []
         steps = np.diff([moment for _, moment in self._first])
         interval_s = float(np.clip(np.median(steps), *_INTERVALS_S))
         self._tracker = self._make(frame_rate=1 / interval_s)
-        return [self._follow(*frame) for frame in self._first][-1]
+        return [self._update(*frame) for frame in self._first][-1]
 
-    def _follow(self, boxes: Boxes, clock: float) -> tuple[list[int], list[int]]:
+    def _update(self, boxes: Boxes, clock: float) -> Numbers:
         scores = None if np.isnan(boxes.scores).any() else boxes.scores
         numbers = [-1] * len(boxes.edges)
         given = self._detections(
@@ -133,14 +128,14 @@ class RoboflowTracker:
         return numbers, ended
 
 
-# --- What somebody wears, as colours: enough to tell two people of one camera apart
+# --- Colour histograms of clothes
 
 _BINS = 8, 3, 4
 """Of hue, saturation and value."""
 COLOURS = 2 * _BINS[0] * _BINS[1] * _BINS[2]
 """Length of a histogram."""
 _SIZE = 16, 48
-"""Width and height that a person is scaled to; the sides and the head are left out."""
+"""Width and height that a box is scaled to; the sides and the head are left out."""
 _PARTS = slice(8, 24), slice(24, 48)
 _MIDDLE = slice(3, 13)
 
@@ -173,44 +168,42 @@ def colours_of(image: NDArray[np.uint8], edges: NDArray[np.int64]) -> NDArray[np
     return found
 
 
-# --- Tracks: which boxes of a camera belong to one person crossing its view
+# --- Our own tracker
 
 
 TrackerName: TypeAlias = Literal["upperson", "bytetrack", "ocsort", "botsort"]
-"""Our own `Tracker`, and those of the package ``trackers``."""
+"""`UppersonTracker`, and those of the package ``trackers``."""
 TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
 
 _MEASURED = np.array([0.05, 0.04, 0.04])
-"""How exact a box is: its middle and its lower edge in heights of the person, its height as a
-logarithm. Standard deviations, as all of these."""
+"""Standard deviations of a box: centre and lower edge in heights of the person, and the height as a
+logarithm; the next ones have the same units."""
 _DOUBT = np.array([0.06, 0.04, 0.06])
-"""How much further off a box of the person may be: legs swing, and things hide them."""
+"""Added when a box is compared with a track: legs swing, and objects hide people."""
 _START = np.array([0.7, 0.12, 0.1])
-"""How fast somebody new may be, in the same a second."""
+"""Speed of a new track, per second."""
 _CHANGE = np.array([0.2, 0.03, 0.03])
-"""How much the speed changes in a second."""
+"""Change of the speed in a second."""
 _COLOURS = 0.2
-"""How far apart the colours of one person are, as 1 minus their product."""
+"""Of the colours of one person, as 1 minus their product."""
 _MOST_BY_COLOURS = 8.0
-"""A square like the others; less than the gate, since light changes, too."""
+"""Largest square of the colours; below the gate, since light changes, too."""
 _GATE = 12.0
-"""Sum of squares from which on a box is somebody else."""
+"""Sum of squares from which a box is another person."""
 _NEW_COLOURS = 0.2
-"""Share that each box has in what is known of a person's colours."""
+"""Weight of a new box in the colours of a track."""
 _TENTATIVE_S = 0.5
-"""Who was seen once is given up after so long, or after two frames."""
+"""A track of one frame ends after so long, or after two frames."""
 _DOUBLE = 0.6
-"""From this overlap with a box that has a track on, another box is a second one of the person."""
+"""From this overlap (IoU) with a tracked box, a box is a second one of the same person."""
 _LEAVING_SPEED = 0.05
-"""From so many heights a second towards the border, a person at it is on the way out."""
+"""From so many heights a second towards the border, a person at the border is leaving."""
 
 
-class Follower(Protocol):
-    """What a pipeline needs of a tracker; each camera has one of its own."""
+class Tracker(Protocol):
+    """A tracker; each camera has one of its own."""
 
-    def update(
-        self, boxes: Boxes, clock: float, image: NDArray[np.uint8]
-    ) -> tuple[list[int], list[int]]:
+    def update(self, boxes: Boxes, clock: float, image: NDArray[np.uint8]) -> Numbers:
         """Take the boxes of the next frame.
 
         Args:
@@ -225,25 +218,21 @@ class Follower(Protocol):
 
 
 def check_tracker(name: str) -> TrackerName:
-    """Return the name of a tracker.
-
-    Raises:
-        UsageError: There is none of this name.
-    """
+    """Return the name of a tracker."""
     for known in TRACKERS:
         if isinstance(name, str) and name == known:
             return known
-    raise UsageError(f"no tracker {shown(name)}: it is one of {', '.join(TRACKERS)}")
+    raise UsageError(
+        f"no tracker {safe_repr(name)}: it is one of {', '.join(TRACKERS)}",
+        code="unknown_tracker",
+        found=name,
+    )
 
 
-def new_tracker(name: TrackerName, lost_after_s: float) -> Follower:
-    """Return a new tracker, without tracks.
-
-    Raises:
-        BackendError: The package it comes from is not installed.
-    """
+def new_tracker(name: TrackerName, lost_after_s: float) -> Tracker:
+    """Return a new tracker, without tracks."""
     if name == "upperson":
-        return Tracker(lost_after_s)
+        return UppersonTracker(lost_after_s)
     return RoboflowTracker(name, lost_after_s)
 
 
@@ -253,9 +242,9 @@ class _Track:
 
     number: int
     box: NDArray[np.int64]
-    """The last one, for the border."""
+    """The last box."""
     place: NDArray[np.float64]
-    """(3,) where the person is expected now."""
+    """(3,) the expected coordinates."""
     colours: NDArray[np.float32]
     seen: float
     sightings: int = 1
@@ -273,7 +262,7 @@ class _Track:
         return np.array([height, height, 1.0])
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Predict."""
         change = _CHANGE**2
         self.place = self.place + seconds * self.speed * self.scale
         self.variance = (
@@ -292,7 +281,7 @@ class _Track:
         colours: NDArray[np.float32],
         clock: float,
     ) -> None:
-        """Learn from a box."""
+        """Correct the prediction by a box."""
         total = self.variance + _MEASURED**2
         scale = self.scale
         surprise = (place - self.place) / scale
@@ -308,7 +297,7 @@ class _Track:
         self.sightings += 1
 
     def is_leaving(self, size: tuple[int, int]) -> bool:
-        """Tell whether the person touches the border and moves towards it."""
+        """Return whether the person touches the border and moves towards it."""
         x0, y0, x1, y1 = self.box
         across, down, _ = self.speed
         return bool(
@@ -319,16 +308,15 @@ class _Track:
         )
 
 
-class Tracker:
-    """Follows boxes by place, size and constant velocity, and by the colours of clothes.
+class UppersonTracker:
+    """Tracks boxes by place, size and constant velocity, and by the colours of clothes.
 
-    Each person is expected somewhere, the less surely the longer they have not been seen; boxes go
-    to those for whom they are most likely, best pairs first. The lower edge and the height of a
-    walking person hardly change, so they count more than the middle, which swings with the legs.
-    Colours tell two people apart who cross or come out from behind something; alone they end no
-    track. A person who is not seen is gone after ``lost_after_s``, or after three frames of a
-    camera that is slower than that. Who walked out at the border is gone at once, so that the next
-    one to come in there is somebody else.
+    A Kalman filter predicts each track; boxes are assigned to the most likely tracks, best pairs
+    first. The lower edge and the height of a walking person hardly change, so they count more than
+    the centre, which swings with the legs. Colours distinguish people who cross or reappear; alone
+    they end no track. A track without boxes ends after ``lost_after_s``, or after three frames of
+    a slower camera. A track that leaves at the border ends at once, so that the next person there
+    is a new one.
     """
 
     def __init__(self, lost_after_s: float = 2.0) -> None:
@@ -338,12 +326,10 @@ class Tracker:
         self._clock: float | None = None
         self._interval_s = 0.0
 
-    def update(
-        self, boxes: Boxes, clock: float, image: NDArray[np.uint8]
-    ) -> tuple[list[int], list[int]]:
-        """Take the boxes of the next frame; see `Follower`.
+    def update(self, boxes: Boxes, clock: float, image: NDArray[np.uint8]) -> Numbers:
+        """Take the boxes of the next frame; see `Tracker`.
 
-        Every box has a track, except the second one of a person.
+        Every box has a track, except a second one of the same person.
         """
         size = image.shape[1], image.shape[0]
         ended: list[int] = []
@@ -351,7 +337,7 @@ class Tracker:
             ended = self._end(clock, size)
             for track in self._tracks:
                 track.advance(clock - self._clock)
-            # A gap is no frame rate: it must not make the tracker more patient.
+            # A gap is no frame rate.
             step = min(clock - self._clock, self.lost_after_s)
             share = 0.5 if self._interval_s else 1.0
             self._interval_s += share * (step - self._interval_s)
@@ -362,10 +348,10 @@ class Tracker:
             track = self._tracks[row]
             track.correct(boxes.edges[column], places[column], colours[column], clock)
             numbers[column] = track.number
-        followed = boxes.edges[[number >= 0 for number in numbers]]
+        tracked = boxes.edges[[number >= 0 for number in numbers]]
         for column, number in enumerate(numbers):
             box = boxes.edges[column]
-            if number == -1 and _most_overlap(box, followed) < _DOUBLE:
+            if number == -1 and _most_overlap(box, tracked) < _DOUBLE:
                 track = _Track(self._count, box, places[column], colours[column], clock)
                 self._tracks.append(track)
                 numbers[column] = self._count
@@ -393,7 +379,7 @@ class Tracker:
 def _costs(
     tracks: Sequence[_Track], places: NDArray[np.float64], colours: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Return (T, N) how unlikely it is that a box is the person of a track; infinite beyond."""
+    """Return (T, N) negative log-likelihoods of boxes for tracks; infinite beyond the gate."""
     costs = np.full((len(tracks), len(places)), np.inf)
     if not costs.size:
         return costs
@@ -424,7 +410,7 @@ def _pairs(costs: NDArray[np.float64]) -> list[tuple[int, int]]:
 
 
 def _coordinates(boxes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return (N, 3): middle, lower edge, logarithm of the height."""
+    """Return (N, 3): centre, lower edge, logarithm of the height."""
     heights = np.maximum(boxes[:, 3] - boxes[:, 1], 1.0)
     middles = (boxes[:, 0] + boxes[:, 2]) / 2
     return np.stack([middles, boxes[:, 3], np.log(heights)], axis=1)

@@ -89,12 +89,7 @@ class WebReader:
     """
 
     def __init__(self, source: Source, timeout_s: float) -> None:
-        """Open the camera's own address; a playlist is one file.
-
-        Raises:
-            InputError: A redirect or playlist may not be followed.
-            OSError: The host cannot be reached, refuses, or its certificate is not trusted.
-        """
+        """Open the camera's own address; a playlist is one file."""
         self._source, self._timeout_s = source, timeout_s
         self.problem: Exception | None = None
         self._responses: set[http.client.HTTPResponse] = set()
@@ -154,11 +149,7 @@ class WebReader:
         self._until = time.monotonic() + self._timeout_s
 
     def check_time(self) -> float:
-        """Return how many seconds are left.
-
-        Raises:
-            TimeoutError: None are.
-        """
+        """Return how many seconds are left."""
         left_s = self._until - time.monotonic()
         if left_s <= 0:
             raise TimeoutError(errno.ETIMEDOUT, f"nothing came within {self._timeout_s:g} s")
@@ -177,12 +168,7 @@ class WebReader:
     def get(
         self, address: str, start: int, end: int | None
     ) -> tuple[str, http.client.HTTPResponse]:
-        """Return the last address of redirects and its answer.
-
-        Raises:
-            RefusedAddressError: A redirect may not be followed.
-            OSError: The host cannot be reached, refuses, or its certificate is not trusted.
-        """
+        """Return the last address of redirects and its answer."""
         for _ in range(MOST_REDIRECTS + 1):
             address = escaped(address)
             response = self._get_with_login(address, start, end)
@@ -195,7 +181,9 @@ class WebReader:
             self.end(response)
             base = without_login(urlsplit(address))
             address = target_of(self._source.address, location, base, self._source.access)
-        raise RefusedAddressError(f"it sends on more than {MOST_REDIRECTS} times")
+        raise RefusedAddressError(
+            f"it sends on more than {MOST_REDIRECTS} times", code="too_many_redirects"
+        )
 
     def _get_with_login(
         self, address: str, start: int, end: int | None

@@ -1,4 +1,4 @@
-"""The thread of a camera: detects people, tracks them, and chooses their best views."""
+"""The thread of a camera: detects people, tracks them, and selects their best detections."""
 
 import threading
 import time
@@ -10,14 +10,14 @@ import numpy as np
 
 from upperson_camera.crops import CropMaker, Selection, sharpness
 from upperson_camera.detectors import BoxesFile
-from upperson_camera.frames import CameraCrop, Frame, View
-from upperson_camera.queues import BoundedQueue, LeftBehindError, Stage
+from upperson_camera.frames import CameraCrop, Detection, Frame
+from upperson_camera.queues import AbandonedError, BoundedQueue, Stage
 from upperson_camera.settings import CameraSettings, PipelineSettings
-from upperson_camera.stats import Ledger
+from upperson_camera.stats import Counters
 from upperson_camera.tracker import new_tracker
 from upperson_rt.encoder import Encoder
 from upperson_rt.ingest.boxes import Boxes, clean_boxes
-from upperson_rt.ingest.detector import Turns
+from upperson_rt.ingest.detector import SharedDetector
 from upperson_rt.printable import error_text, get_logger
 
 __all__ = ["CameraWorker", "Shared"]
@@ -26,7 +26,7 @@ _log = get_logger(__name__)
 
 _STEP_S = 0.1
 _MOST_ERRORS = 25
-"""Frames in a row on which a detector may fail before its camera is given up."""
+"""Frames in a row on which a detector may fail before its camera fails."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,29 +38,31 @@ class Shared:
     """Unique to this run of the program; begins the names of tracks."""
     encoder: Encoder
     crops: BoundedQueue[CameraCrop]
-    """In line for the encoder."""
-    ledger: Ledger
-    turns: dict[int, Turns] = field(default_factory=dict)
+    """Waiting for the encoder."""
+    counters: Counters
+    detectors: dict[int, SharedDetector] = field(default_factory=dict)
     """By the `id` of a detector, for the cameras that share it."""
 
 
 class CameraWorker(Stage):
-    """Takes the frames of one camera: detects, tracks, chooses, and gives crops on."""
+    """Works on the frames of one camera: detects, tracks, selects, and makes crops."""
 
     def __init__(self, camera: CameraSettings, shared: Shared, frames: BoundedQueue[Frame]) -> None:
         super().__init__(
             f"camera {camera.name}",
             "detector",
-            lambda error: self._give_up(error_text(error), "defect"),
+            lambda error: self._fail_camera(error_text(error), "defect"),
         )
         self.error: str | None = None
         self._camera = camera
         self._shared = shared
         self._settings = shared.settings
         self._frames = frames
-        self._turns: Turns | None = None
+        self._detector: SharedDetector | None = None
         if camera.detector is not None:
-            self._turns = shared.turns.setdefault(id(camera.detector), Turns(camera.detector))
+            self._detector = shared.detectors.setdefault(
+                id(camera.detector), SharedDetector(camera.detector)
+            )
         self._maker = CropMaker(camera, shared.settings, shared.encoder)
         self._tracker = new_tracker(shared.settings.tracker, shared.settings.lost_after_s)
         self._given_tracks: dict[str, float] = {}
@@ -70,17 +72,17 @@ class CameraWorker(Stage):
         self._flush_wanted = threading.Event()
 
     def flush(self) -> None:
-        """Have the best views so far chosen as soon as no frame waits."""
+        """Have the best detections so far selected as soon as no frame waits."""
         self._flush_wanted.set()
 
-    def leave(self) -> None:
-        """Leave behind a detector that does not return; what was seen before it hung is kept."""
-        if not self._leave():
+    def abandon(self) -> None:
+        """Abandon a detector that does not return; earlier detections are kept."""
+        if not self._abandon():
             return
-        if self._turns is not None:
-            self._turns.close()
-        self._count("frames.dropped.detector_stuck")
-        self._give_up(
+        if self._detector is not None:
+            self._detector.close()
+        self._count("frames_dropped.detector_stuck")
+        self._fail_camera(
             f"the detector did not return within {self._settings.end_within_s:g} s of the end",
             "detector_stuck",
         )
@@ -99,39 +101,41 @@ class CameraWorker(Stage):
                 if self._frames.is_finished:
                     break
                 if self._flush_wanted.is_set() or time.monotonic() - last > self._idle_s:
-                    self._choose(self._selection.flush())
+                    self._select(self._selection.flush())
                     self._flush_wanted.clear()
                 continue
             last = time.monotonic()
             try:
                 self._work(frame)
-            except LeftBehindError:
+            except AbandonedError:
                 raise
-            except BaseException as error:  # Whatever it is: the other cameras go on.
-                self._give_up(error_text(error), "defect")
+            except BaseException as error:  # A defect: the other cameras go on.
+                self._fail_camera(error_text(error), "defect")
             finally:
                 self._frames.done()
-        self._choose(self._selection.end_all())
+        self._select(self._selection.end_all())
         self._flush_wanted.clear()
 
     def _work(self, frame: Frame) -> None:
         if self.error is not None:
-            self._count("frames.dropped.camera_failed")
+            self._count("frames_dropped.camera_failed")
             return
         try:
             boxes = self._detect(frame)
-        except LeftBehindError:
+        except AbandonedError:
             raise
-        except BaseException as error:  # A detector is anybody's code; its camera alone suffers.
+        except BaseException as error:  # The plug-in boundary: only its camera fails.
             self._detector_failed(error)
             return
         self._errors = 0
-        self._count("crops.offered", len(boxes.edges) + sum(boxes.dropped.values()))
+        self._count("detections", len(boxes.edges) + sum(boxes.dropped.values()))
         for reason, number in boxes.dropped.items():
-            self._count(f"crops.dropped.{reason}", number)
-        self._count("frames.processed")
+            self._count(f"crops_dropped.{reason}", number)
+        self._count("frames_processed")
         names, ended = self._track(frame, boxes)
-        self._choose([view for track in ended if (view := self._selection.end(track)) is not None])
+        self._select(
+            [detection for track in ended if (detection := self._selection.end(track)) is not None]
+        )
         for name, edges, score in zip(names, boxes.edges, boxes.scores, strict=True):
             if name is None:
                 self._drop("no_track")
@@ -139,36 +143,33 @@ class CameraWorker(Stage):
             if self._selection.saw(name, frame.clock):
                 self._count("tracks")
             self._consider(frame, name, edges.tolist(), float(score))
-        self._choose(self._selection.due(frame.clock))
+        self._select(self._selection.due(frame.clock))
 
     def _detect(self, frame: Frame) -> Boxes:
         if frame.boxes is not None:
             return frame.boxes
         height, width = frame.image.shape[:2]
         detector = self._camera.detector
-        assert self._turns is not None  # Checked where the frame came in.
+        assert self._detector is not None  # Checked where the frame came in.
         with self._calling("detector"):
             if isinstance(detector, BoxesFile):
                 given: Any = detector.boxes_at(frame.index)
             else:
-                given = self._turns.detect(frame.image)
+                given = self._detector.detect(frame.image)
             return clean_boxes(given, width, height)
 
     def _track(self, frame: Frame, boxes: Boxes) -> tuple[Sequence[str | None], list[str]]:
-        """Return the name of each box's track, and the names of tracks that have ended.
-
-        None is a box without a track, as other trackers than ours have them.
-        """
+        """Return the name of each box's track, None for none, and the names of ended tracks."""
         run = self._shared.run_name
         if frame.tracks is not None:
             names = [f"{run}-{frame.tracks[row]}" for row in boxes.rows]
-            return names, self._follow_given(names, frame.clock)
+            return names, self._end_given(names, frame.clock)
         numbers, gone = self._tracker.update(boxes, frame.clock, frame.image)
         names_or_none = [f"{run}-{number}" if number >= 0 else None for number in numbers]
         return names_or_none, [f"{run}-{number}" for number in gone]
 
-    def _follow_given(self, names: list[str], clock: float) -> list[str]:
-        """Note tracks that somebody else follows; return those not seen for too long."""
+    def _end_given(self, names: list[str], clock: float) -> list[str]:
+        """Return the given tracks that have not been in a frame for too long."""
         self._given_tracks.update(dict.fromkeys(names, clock))
         lost_after_s = self._settings.lost_after_s
         ended = [name for name, seen in self._given_tracks.items() if clock - seen > lost_after_s]
@@ -190,7 +191,7 @@ class CameraWorker(Stage):
             self._drop(problem)
             return
         self._selection.offer(
-            View(
+            Detection(
                 image=image.copy(),
                 box=(x0, y0, x1, y1),
                 score=None if np.isnan(score) else score,
@@ -204,15 +205,15 @@ class CameraWorker(Stage):
             frame.clock,
         )
 
-    def _choose(self, views: Sequence[View]) -> None:
-        for view in views:
+    def _select(self, detections: Sequence[Detection]) -> None:
+        for detection in detections:
             try:
-                crop = self._maker.make(view, time.monotonic())
-            except Exception as error:  # One picture that cannot be made must not cost the others.
+                crop = self._maker.make(detection, time.monotonic())
+            except Exception as error:  # One crop that cannot be made does not cost the others.
                 _log.warning(
                     "camera %s: frame %d gives no picture: %s",
                     self._camera.name,
-                    view.index,
+                    detection.index,
                     error_text(error),
                     extra={"camera": self._camera.name, "event": "bad_crop"},
                 )
@@ -221,22 +222,22 @@ class CameraWorker(Stage):
             self._count("accepted")
             crops = self._shared.crops
             dropped = crops.put(crop, self._camera.drop)
-            if dropped is not None:  # Perhaps that of another camera.
+            if dropped is not None:  # Maybe a crop of another camera.
                 reason = "failed" if crops.closed else "queue_full"
-                self._shared.ledger.count(dropped.camera, f"crops.dropped.{reason}")
+                self._shared.counters.count(dropped.camera, f"crops_dropped.{reason}")
 
     def _count(self, name: str, number: int = 1) -> None:
-        self._shared.ledger.count(self._camera.name, name, number)
+        self._shared.counters.count(self._camera.name, name, number)
 
     def _drop(self, reason: str) -> None:
-        self._count(f"crops.dropped.{reason}")
+        self._count(f"crops_dropped.{reason}")
 
     def _detector_failed(self, error: BaseException) -> None:
         self._errors += 1
-        self._count("frames.dropped.detector_error")
+        self._count("frames_dropped.detector_error")
         problem = error_text(error)
         if not isinstance(error, Exception):  # Such as SystemExit: it wants to end, so it does.
-            self._give_up(f"the detector ended with {problem}", "detector_error")
+            self._fail_camera(f"the detector ended with {problem}", "detector_error")
             return
         if self._errors == 1:
             _log.error(
@@ -246,16 +247,16 @@ class CameraWorker(Stage):
                 extra={"camera": self._camera.name, "event": "detector_error"},
             )
         if self._errors >= _MOST_ERRORS:
-            self._give_up(
+            self._fail_camera(
                 f"the detector failed on {self._errors} frames in a row: {problem}",
                 "detector_error",
             )
 
-    def _give_up(self, problem: str, reason: str) -> None:
+    def _fail_camera(self, problem: str, reason: str) -> None:
         self.error = problem
         self._count(f"failures.{reason}")
         _log.error(
-            "camera %s is given up: %s",
+            "camera %s failed: %s",
             self._camera.name,
             problem,
             extra={"camera": self._camera.name, "event": "failed"},

@@ -1,4 +1,4 @@
-"""Who asks and may do what: tokens, which are stored hashed, roles, and sessions of browsers."""
+"""Accounts of the console: tokens (stored as hashes), roles, and browser sessions."""
 
 import hashlib
 import hmac
@@ -13,7 +13,7 @@ from fastapi import Depends, Request
 
 from upperson_console.credentials import (
     Credential,
-    Followed,
+    CredentialFile,
     change_listed,
     put,
     read_listed,
@@ -31,15 +31,15 @@ __all__ = [
     "Access",
     "Account",
     "Accounts",
+    "BrowserSessions",
     "Role",
-    "Sessions",
     "add_token",
     "read_tokens",
     "revoke_token",
 ]
 
 Role: TypeAlias = Literal["viewer", "operator", "admin"]
-"""Each may do what those before may: search; mark and export; delete and prune."""
+"""Each may also do what those before it may: search; mark and export; delete and prune."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
 _SESSION_S = 12 * 3600.0
@@ -48,33 +48,33 @@ _MOST_SESSIONS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """Somebody who uses the console."""
+    """A user of the console: a person or a program."""
 
     name: str
-    """Stands in the log."""
+    """As it stands in the query log."""
     role: Role
     cameras: tuple[str, ...] | None = None
-    """The cameras whose pictures a viewer may see; None for all, those without a camera, too."""
+    """The cameras whose pictures a viewer may see; None for all, and for those without a camera."""
     logs_in: bool = True
-    """Whether it has a token; whoever sits at the machine needs none."""
+    """Whether it has a token; the user at this machine needs none."""
 
     def may(self, role: Role) -> bool:
-        """Whether this account may do what a role may."""
+        """Return whether this account has the rights of a role."""
         return ROLES.index(self.role) >= ROLES.index(role)
 
     def sees(self, camera: str | None) -> bool:
-        """Whether this account may see pictures of a camera."""
+        """Return whether this account may see pictures of a camera."""
         return self.cameras is None or camera in self.cameras
 
     def visible(self, where: Filter) -> Filter | None:
         """Return a filter without the cameras that this account may not see; None if none is left.
 
-        What it may not see is as if it were not there.
+        Hidden cameras look as if they did not exist.
         """
         if self.cameras is None:
             return where
-        asked = self.cameras if where.cameras is None else where.cameras
-        left = tuple(camera for camera in asked if camera in self.cameras)
+        wanted = self.cameras if where.cameras is None else where.cameras
+        left = tuple(camera for camera in wanted if camera in self.cameras)
         return replace(where, camera=left) if left else None
 
 
@@ -84,7 +84,7 @@ class Token(Credential):
 
     role: Role
     sha256: Sha256
-    """Of the token. It is random and long, so one round of a fast hash is enough."""
+    """Of the token, which is random and long: one round of a fast hash is enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,26 +94,28 @@ class _TokenFile:
 
 
 class Accounts:
-    """Those whom a token file names, as it is now: a change counts from the next request on."""
+    """The accounts of a token file; a change of the file counts from the next request on."""
 
     def __init__(self, path: Path) -> None:
         """Read a token file, as `add_token` writes it.
 
         Raises:
-            InputError: It cannot be read, is malformed, or names nobody.
+            InputError: It cannot be read, is malformed, or has no account.
         """
         if not read_tokens(path):
             raise InputError(
-                f"{path} names nobody: add somebody with  upperson-rt token {path} NAME"
+                f"{path} has no account: add one with  upperson-rt token {path} NAME",
+                code="credentials_empty",
+                path=path,
             )
-        self._tokens = Followed(path, read_tokens)
+        self._tokens = CredentialFile(path, read_tokens)
 
     def of_token(self, token: str) -> Account | None:
-        """Return whose token it is; takes as long for a wrong one as for any other."""
+        """Return the account of a token, in a time that does not depend on the token."""
         return self.of_digest(digest_of(token))
 
     def of_digest(self, digest: str) -> Account | None:
-        """Return whose token has a SHA-256, as long as the file has it and it has not expired."""
+        """Return the account whose token has a SHA-256, unless it was revoked or has expired."""
         found = None
         for known in self._tokens.entries():
             if hmac.compare_digest(known.sha256, digest):
@@ -130,9 +132,9 @@ def add_token(
     cameras: tuple[str, ...] | None,
     lasts_s: float | None = None,
 ) -> str:
-    """Put an account into a token file, made if need be, and return the new token.
+    """Add an account to a token file, which is created if missing, and return the new token.
 
-    An earlier token of the same name is replaced. The token itself is not stored.
+    An earlier token of the same name is replaced. Only the hash of the token is stored.
 
     Args:
         path: The file.
@@ -147,7 +149,11 @@ def add_token(
     """
     check_name(name, "the name of an account", UsageError)
     if cameras is not None and role != "viewer":
-        raise UsageError(f"an {role} sees all cameras: leave --camera out, or make it a viewer")
+        raise UsageError(
+            f"an {role} sees all cameras: leave --camera out, or make it a viewer",
+            code="cameras_need_viewer",
+            role=role,
+        )
     token, now = secrets.token_urlsafe(32), time.time()
     made = Token(
         name=name,
@@ -179,10 +185,10 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
     return read_listed(path, _TokenFile, "tokens").tokens
 
 
-class Sessions:
-    """Browsers that are logged in. They are kept in memory: a restart logs everybody out.
+class BrowserSessions:
+    """Sessions of logged-in browsers, in memory: a restart logs all of them out.
 
-    A session stands for its token, and ends with that.
+    A session ends with its token.
     """
 
     def __init__(self) -> None:
@@ -190,7 +196,7 @@ class Sessions:
         self._known: dict[str, tuple[str, float]] = {}
 
     def begin(self, token: str) -> str:
-        """Return the value of the cookie of a new session with a token."""
+        """Begin a session for a token; return the value of its cookie."""
         value = secrets.token_urlsafe(32)
         with self._lock:
             now = time.monotonic()
@@ -203,13 +209,13 @@ class Sessions:
         return value
 
     def find(self, value: str) -> str | None:
-        """Return the SHA-256 of a session's token, as long as the session lasts."""
+        """Return the SHA-256 of a session's token; None after the session has ended."""
         with self._lock:
             token, until = self._known.get(digest_of(value), (None, 0.0))
         return token if until > time.monotonic() else None
 
     def end(self, value: str) -> None:
-        """Forget a session."""
+        """End a session."""
         with self._lock:
             self._known.pop(digest_of(value), None)
 
@@ -219,27 +225,27 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-# --- Who sends a request: by a token, by a session's cookie, or whoever sits at this machine
+# --- Authentication of a request: a token, a session cookie, or none on this machine alone
 
 COOKIE = "upperson_session"
 
 
 class Access:
-    """Tells whose request it is."""
+    """Authenticates requests."""
 
     def __init__(self, accounts: Accounts | None, local: Account) -> None:
-        """Ask for tokens.
+        """Authenticate by tokens, or not at all.
 
         Args:
-            accounts: Those who have one; None asks for none.
-            local: Who it is then.
+            accounts: The accounts with tokens; None for a console without a login.
+            local: The account of every request without a login.
         """
         self.accounts = accounts
-        self.sessions = Sessions()
+        self.sessions = BrowserSessions()
         self._local = local
 
     def find(self, request: Request) -> Account | None:
-        """Return whose request it is, or None for nobody's."""
+        """Return the account of a request; None if it has no valid token or session."""
         if self.accounts is None:
             return self._local
         kind, _, token = request.headers.get("authorization", "").partition(" ")
@@ -250,9 +256,9 @@ class Access:
         return None if digest is None else self.accounts.of_digest(digest)
 
     def needs(self, role: Role) -> Any:
-        """Return the default of a route's account: one that may do what a role may."""
+        """Return the dependency of a route that needs a role."""
 
-        async def account(request: Request) -> Account:  # No thread is waited for.
+        async def account(request: Request) -> Account:  # Async, so that it takes no thread.
             found = self.find(request)
             if found is None:
                 raise ProblemError(
@@ -261,7 +267,11 @@ class Access:
                     {"WWW-Authenticate": "Bearer"},
                 )
             if not found.may(role):
-                raise ProblemError(403, f"this needs the role {role}; {found.name} is {found.role}")
+                raise ProblemError(
+                    403,
+                    f"this needs the role {role}; {found.name} is {found.role}",
+                    code="role_missing",
+                )
             return found
 
         return Depends(account)

@@ -1,4 +1,4 @@
-"""The API under /api/v1: thin routes over the desk, which the pages use, too."""
+"""The API under /api/v1: thin routes over the console's use cases."""
 
 import base64
 import binascii
@@ -14,9 +14,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import ValidationError
 
 from upperson_console.accounts import Access, Account
-from upperson_console.answers import Answer, answer_of, write_evidence
 from upperson_console.bounds import BoundedRoute, check_json
-from upperson_console.desk import Desk, Person, span_of
 from upperson_console.models import (
     CameraOut,
     DeletedOut,
@@ -46,18 +44,20 @@ from upperson_console.models import (
 from upperson_console.pictures import PIECE_BYTES, Size
 from upperson_console.problems import MEDIA_TYPE, ProblemError
 from upperson_console.rendering import server_metrics, templates
+from upperson_console.results import ConsoleResult, run_search, write_evidence
 from upperson_console.search import LONGEST_SENTENCE
+from upperson_console.service import ConsoleService, TrackViews, span_of
 from upperson_rt import __version__
-from upperson_rt.errors import UppersonError, UsageError
+from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Item
 
 __all__ = ["PICTURE_HEADERS", "api_routes", "notes_of", "picture_response", "zip_response"]
 
 PICTURE_HEADERS = {
     "cache-control": "private, max-age=3600",
-    "vary": "Cookie, Authorization",  # Whoever logs in next at this browser asks anew.
+    "vary": "Cookie, Authorization",  # Another login at this browser does not reuse it.
 }
-"""Of a picture: browsers keep it for an hour, for whoever got it."""
+"""Of a picture: browsers cache it for an hour, for one account."""
 
 _Reason = Annotated[str, Query(min_length=1, max_length=500, description="Why; stands in the log.")]
 _PROBLEM: dict[int | str, dict[str, Any]] = {
@@ -69,30 +69,33 @@ _PROBLEM: dict[int | str, dict[str, Any]] = {
 }
 
 
-def api_routes(desk: Desk, access: Access) -> list[APIRouter]:
+def api_routes(service: ConsoleService, access: Access) -> list[APIRouter]:
     """Return the routes of /api/v1 and /v1."""
     routes = APIRouter(prefix="/api/v1", responses=_PROBLEM, route_class=BoundedRoute)
-    _searching(routes, desk, access)
-    _looking(routes, desk, access)
-    _deleting(routes, desk, access)
-    _watching(routes, desk, access)
+    _searching(routes, service, access)
+    _looking(routes, service, access)
+    _deleting(routes, service, access)
+    _watching(routes, service, access)
     openai = APIRouter(
         prefix="/v1", responses=_PROBLEM, tags=["embeddings"], route_class=BoundedRoute
     )
-    _embedding(openai, desk, access)
+    _embedding(openai, service, access)
     return [routes, openai]
 
 
-def _searching(routes: APIRouter, desk: Desk, access: Access) -> None:
+def _searching(routes: APIRouter, service: ConsoleService, access: Access) -> None:
     viewer, operator = access.needs("viewer"), access.needs("operator")
 
-    def answer(account: Account, asked: SearchIn) -> SearchOut:
-        search = asked.as_search()
-        found = answer_of(desk, account, search, asked.limit, asked.cursor)
+    def results_of(account: Account, request: SearchIn) -> SearchOut:
+        search = request.as_search()
+        found = run_search(service, account, search, request.limit, request.cursor)
         return SearchOut(
             hits=[
                 HitOut.of_hit(
-                    found.page.first + place, hit, match, desk.pictures.file(hit.item) is not None
+                    found.page.first + place,
+                    hit,
+                    match,
+                    service.pictures.file(hit.item) is not None,
                 )
                 for place, (hit, match) in enumerate(
                     zip(found.page.hits, found.labels, strict=True)
@@ -105,22 +108,20 @@ def _searching(routes: APIRouter, desk: Desk, access: Access) -> None:
         )
 
     @routes.post("/search", tags=["search"], summary="Search by sentence, picture or both")
-    def search(asked: SearchIn, account: Account = viewer) -> SearchOut:
-        return answer(account, asked)
+    def search(request: SearchIn, account: Account = viewer) -> SearchOut:
+        return results_of(account, request)
 
-    @routes.post(
-        "/pictures", tags=["search"], status_code=201, summary="Give a picture to ask with"
-    )
+    @routes.post("/pictures", tags=["search"], status_code=201, summary="Send a query picture")
     def give(
         picture: Annotated[UploadFile, File(description="BMP, GIF, JPEG, PNG, PPM, TIFF or WebP.")],
         account: Account = viewer,
     ) -> PictureOut:
-        kept = desk.query_pictures.add(picture.file)
+        kept = service.query_pictures.add(picture.file)
         return PictureOut(
             picture=kept.id, sha256=kept.sha256, width=kept.size[0], height=kept.size[1]
         )
 
-    @routes.post("/search/picture", tags=["search"], summary="Give a picture and search with it")
+    @routes.post("/search/picture", tags=["search"], summary="Send a picture and search with it")
     def search_picture(
         picture: Annotated[UploadFile, File(description="As for /pictures.")],
         search: Annotated[
@@ -130,21 +131,20 @@ def _searching(routes: APIRouter, desk: Desk, access: Access) -> None:
     ) -> SearchOut:
         check_json(search.encode("utf-8", "surrogatepass"))
         try:
-            asked = SearchIn.model_validate_json(search)
+            request = SearchIn.model_validate_json(search)
         except ValidationError as error:
             raise ProblemError(422, f"search: {error.errors()[0]['msg']}") from error
-        if asked.picture is not None:
+        if request.picture is not None:
             raise ProblemError(422, "search: leave 'picture' out, it was sent")
-        kept = desk.query_pictures.add(picture.file)
-        return answer(account, asked.model_copy(update={"picture": kept.id}))
+        kept = service.query_pictures.add(picture.file)
+        return results_of(account, request.model_copy(update={"picture": kept.id}))
 
     @routes.put("/marks", tags=["search"], summary="Keep the marks of a search")
-    def mark(asked: MarksIn, account: Account = operator) -> MarksOut:
-        search = asked.as_search()
-        if search.is_empty:
-            raise UsageError("describe the person in a few words, or give a picture")
-        desk.mark(account, search)
-        return MarksOut(yes=asked.yes, no=asked.no)
+    def mark(request: MarksIn, account: Account = operator) -> MarksOut:
+        search = request.as_search()
+        search.require_query()
+        service.mark(account, search)
+        return MarksOut(yes=request.yes, no=request.no)
 
     @routes.post(
         "/export",
@@ -153,22 +153,22 @@ def _searching(routes: APIRouter, desk: Desk, access: Access) -> None:
         response_class=StreamingResponse,
         responses={200: {"content": {"application/zip": {}}, "description": "The zip."}},
     )
-    def export(asked: ExportIn, account: Account = operator) -> Response:
+    def export(request: ExportIn, account: Account = operator) -> Response:
         query = (
             {}
-            if asked.search is None
-            else asked.search.model_dump(mode="json", exclude_defaults=True)
+            if request.search is None
+            else request.search.model_dump(mode="json", exclude_defaults=True)
         )
-        return zip_response(desk, account, [int(one) for one in asked.ids], query)
+        return zip_response(service, account, [int(one) for one in request.ids], query)
 
 
-def _looking(routes: APIRouter, desk: Desk, access: Access) -> None:
+def _looking(routes: APIRouter, service: ConsoleService, access: Access) -> None:
     viewer = access.needs("viewer")
 
     @routes.get("/items/{id}", tags=["items"], summary="A picture's facts")
     def item(id: Id, account: Account = viewer) -> ItemOut:
-        found, _ = desk.item(account, int(id))
-        return ItemOut.of(int(id), found, desk.pictures.file(found) is not None)
+        found, _ = service.item(account, int(id))
+        return ItemOut.of(int(id), found, service.pictures.file(found) is not None)
 
     @routes.get(
         "/items/{id}/picture",
@@ -178,76 +178,80 @@ def _looking(routes: APIRouter, desk: Desk, access: Access) -> None:
         responses={200: {"content": {"image/jpeg": {}}, "description": "The picture."}},
     )
     def picture(id: Id, size: Size = "view", account: Account = viewer) -> Response:
-        return picture_response(desk, account, int(id), size)
+        return picture_response(service, account, int(id), size)
 
     @routes.get("/tracks", tags=["items"], summary="All views of a track")
     def track(track: Name, camera: Name | None = None, account: Account = viewer) -> TrackOut:
-        person = desk.track(account, camera, track)
-        return _track(desk, person)
+        person = service.track(account, camera, track)
+        return _track(service, person)
 
-    @routes.get("/cameras", tags=["items"], summary="Cameras and what there is of them")
+    @routes.get("/cameras", tags=["items"], summary="Cameras and their pictures")
     def cameras(account: Account = viewer) -> list[CameraOut]:
-        return [CameraOut.of(name, info) for name, info in desk.cameras(account).items()]
+        return [CameraOut.of(name, info) for name, info in service.cameras(account).items()]
 
 
-def _deleting(routes: APIRouter, desk: Desk, access: Access) -> None:
+def _deleting(routes: APIRouter, service: ConsoleService, access: Access) -> None:
     admin = access.needs("admin")
 
     @routes.delete("/items/{id}", tags=["delete"], summary="Delete a picture")
     def delete_item(id: Id, reason: _Reason, account: Account = admin) -> DeletedOut:
-        desk.item(account, int(id))
-        return DeletedOut(deleted=desk.delete(account, [int(id)], reason, {}))
+        service.item(account, int(id))
+        return DeletedOut(deleted=service.delete(account, [int(id)], reason, {}))
 
     @routes.delete("/tracks", tags=["delete"], summary="Delete a track")
     def delete_track(
         track: Name, reason: _Reason, camera: Name | None = None, account: Account = admin
     ) -> DeletedOut:
-        ids = desk.track_ids(account, camera, track)
-        return DeletedOut(deleted=desk.delete(account, ids, reason, {"track": track}))
+        ids = service.track_ids(account, camera, track)
+        return DeletedOut(deleted=service.delete(account, ids, reason, {"track": track}))
 
-    @routes.delete("/items/{id}/alike", tags=["delete"], summary="Delete everyone like this one")
+    @routes.delete(
+        "/items/{id}/alike", tags=["delete"], summary="Delete all pictures that look like one"
+    )
     def delete_alike(
         id: Id,
-        min_score: Annotated[float, Query(ge=-1, le=1, description="Cosine; look first.")],
+        min_score: Annotated[
+            float, Query(ge=-1, le=1, description="Cosine; count with dry_run first.")
+        ],
         reason: Annotated[str, Query(max_length=500, description="Why; needed to delete.")] = "",
         dry_run: Annotated[bool, Query(description="Only count.")] = True,
         account: Account = admin,
     ) -> DeletedOut:
-        hits = desk.alike(account, int(id), min_score)
+        hits = service.alike(account, int(id), min_score)
         if dry_run:
             return DeletedOut(deleted=len(hits), dry_run=True)
         details = {"like": id, "min_score": min_score}
-        deleted = desk.delete(account, [hit.id for hit in hits], reason, details)
+        deleted = service.delete(account, [hit.id for hit in hits], reason, details)
         return DeletedOut(deleted=deleted)
 
-    @routes.post("/prune", tags=["delete"], summary="Delete what is too old or too much")
-    def prune(asked: PruneIn, account: Account = admin) -> DeletedOut:
-        before = None if asked.older_than is None else asked.older_than.timestamp()
-        count = desk.prune(
-            account, before, asked.keep_newest, asked.camera, asked.reason, asked.dry_run
+    @routes.post("/prune", tags=["delete"], summary="Delete old pictures, or all but the newest")
+    def prune(request: PruneIn, account: Account = admin) -> DeletedOut:
+        before = None if request.older_than is None else request.older_than.timestamp()
+        count = service.prune(
+            account, before, request.keep_newest, request.camera, request.reason, request.dry_run
         )
-        return DeletedOut(deleted=count, dry_run=asked.dry_run)
+        return DeletedOut(deleted=count, dry_run=request.dry_run)
 
 
-def _watching(routes: APIRouter, desk: Desk, access: Access) -> None:
+def _watching(routes: APIRouter, service: ConsoleService, access: Access) -> None:
     viewer = access.needs("viewer")
 
-    @routes.get("/info", tags=["server"], summary="What is served")
+    @routes.get("/info", tags=["server"], summary="The model and gallery of this server")
     def info(account: Account = viewer) -> InfoOut:
-        encoder = desk.encoder
-        index = desk.current.now().info().index if account.cameras is None else None
+        encoder = service.encoder
+        index = service.current.now().info().index if account.cameras is None else None
         return InfoOut(
             version=__version__,
             model=encoder.fingerprint,
             variant=encoder.variant,
             embed_dim=encoder.embed_dim,
-            pictures=sum(info.pictures for info in desk.cameras(account).values())
+            pictures=sum(info.pictures for info in service.cameras(account).values())
             if account.cameras is not None
-            else desk.gallery.count(),
+            else service.gallery.count(),
             index="" if index is None else index.kind,
             user=account.name,
             role=account.role,
-            log_problem=desk.log_problem,
+            log_problem=service.log_problem,
         )
 
     @routes.get("/health", tags=["server"], summary="Whether the server answers")
@@ -257,7 +261,7 @@ def _watching(routes: APIRouter, desk: Desk, access: Access) -> None:
     @routes.get("/ready", tags=["server"], summary="Whether searches can be answered")
     def ready(request: Request) -> HealthOut:
         try:
-            desk.gallery.count()
+            service.gallery.count()
         except UppersonError as error:
             known = access.find(request) is not None
             why = str(error) if known else "searches cannot be answered: log in to see why"
@@ -265,68 +269,76 @@ def _watching(routes: APIRouter, desk: Desk, access: Access) -> None:
         return HealthOut()
 
     @routes.get(
-        "/metrics", tags=["server"], summary="For Prometheus", response_class=PlainTextResponse
+        "/metrics",
+        tags=["server"],
+        summary="Metrics for Prometheus",
+        response_class=PlainTextResponse,
     )
     def metrics(account: Account = viewer) -> PlainTextResponse:
-        return PlainTextResponse(server_metrics(desk), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(server_metrics(service), media_type="text/plain; version=0.0.4")
 
 
-def _embedding(routes: APIRouter, desk: Desk, access: Access) -> None:
+def _embedding(routes: APIRouter, service: ConsoleService, access: Access) -> None:
     viewer = access.needs("viewer")
 
     @routes.post("/embeddings", summary="Embed sentences and pictures")
-    def embeddings(asked: EmbeddingsIn, account: Account = viewer) -> EmbeddingsOut:
-        inputs = [asked.input] if isinstance(asked.input, str) else asked.input
+    def embeddings(request: EmbeddingsIn, account: Account = viewer) -> EmbeddingsOut:
+        inputs = [request.input] if isinstance(request.input, str) else request.input
         decoded = [_picture_or_sentence(place, one) for place, one in enumerate(inputs)]
-        embeds_ND = desk.query_pictures.embed(decoded).astype("<f4")
+        embeds_ND = service.query_pictures.embed(decoded).astype("<f4")
         sentences = [one for one in decoded if isinstance(one, str)]
-        tokens = desk.encoder.tokenizer.count(sentences)
+        tokens = service.encoder.tokenizer.count(sentences)
         return EmbeddingsOut(
             data=[
                 EmbeddingOut(
                     index=index,
                     embedding=base64.b64encode(row.tobytes()).decode()
-                    if asked.encoding_format == "base64"
+                    if request.encoding_format == "base64"
                     else row.astype(np.float64).tolist(),
                 )
                 for index, row in enumerate(embeds_ND)
             ],
-            model=desk.encoder.fingerprint,
+            model=service.encoder.fingerprint,
             usage=UsageOut(prompt_tokens=tokens, total_tokens=tokens),
         )
 
 
-def notes_of(found: Answer) -> list[str]:
-    """Return the notices of an answer as sentences."""
+def notes_of(found: ConsoleResult) -> list[str]:
+    """Return the notices of a search as sentences."""
     return [f"{text[:1].upper()}{text[1:]}." for text in (one.text for one in found.notices)]
 
 
-def picture_response(desk: Desk, account: Account, id_: int, size: Size) -> Response:
-    """Return an item's picture; browsers keep it for an hour."""
-    item, _ = desk.item(account, id_)
-    made = desk.pictures.jpeg(item, size)
+def picture_response(service: ConsoleService, account: Account, id_: int, size: Size) -> Response:
+    """Return an item's picture, which browsers cache for an hour."""
+    item, _ = service.item(account, id_)
+    made = service.pictures.jpeg(item, size)
     if made is None:
-        raise ProblemError(404, f"no {'frame' if size == 'frame' else 'picture'} of {id_} is kept")
+        what = "frame" if size == "frame" else "picture"
+        raise ProblemError(404, f"no {what} of {id_} is kept", code=f"{what}_not_kept")
     return Response(made[0], media_type="image/jpeg", headers=PICTURE_HEADERS)
 
 
 def zip_response(
-    desk: Desk, account: Account, ids: Sequence[int], query: dict[str, Any]
+    service: ConsoleService, account: Account, ids: Sequence[int], query: dict[str, Any]
 ) -> Response:
-    """Return a zip of items; the log has its hash before it is sent."""
-    found = desk.gallery.get(ids)
+    """Return a zip of items; its hash is logged before it is sent."""
+    found = service.gallery.get(ids)
     items: list[tuple[int, Item]] = [
         (id_, found[id_][0]) for id_ in ids if id_ in found and account.sees(found[id_][0].camera)
     ]
     if not items:
-        raise ProblemError(404, "none of these pictures is there; they may have been deleted")
-    encoder = desk.encoder
+        raise ProblemError(
+            404,
+            "none of these pictures is there; they may have been deleted",
+            code="picture_not_found",
+        )
+    encoder = service.encoder
     model = {"fingerprint": encoder.fingerprint, "variant": encoder.variant}
-    asked = {"user": account.name, "search": query}
-    file, digest = write_evidence(items, desk.pictures, asked, model, templates())
+    about = {"user": account.name, "search": query}
+    file, digest = write_evidence(items, service.pictures, about, model, templates())
     try:
         details = {"sha256": digest, "search": json.dumps(query)}
-        desk.note_items(account, "export", items, details)
+        service.note_items(account, "export", items, details)
     except ProblemError:
         file.close()
         raise
@@ -343,7 +355,7 @@ def zip_response(
     )
 
 
-def _track(desk: Desk, person: Person) -> TrackOut:
+def _track(service: ConsoleService, person: TrackViews) -> TrackOut:
     span = span_of(person.views)
     return TrackOut(
         camera=person.item.camera,
@@ -354,7 +366,7 @@ def _track(desk: Desk, person: Person) -> TrackOut:
             pictures=person.total,
         ),
         views=[
-            ItemOut.of(id_, item, desk.pictures.file(item) is not None)
+            ItemOut.of(id_, item, service.pictures.file(item) is not None)
             for id_, item in person.views
         ],
     )
@@ -367,6 +379,7 @@ def _picture_or_sentence(place: int, text: str) -> str | IO[bytes]:
                 422,
                 f"input {place} has {len(text):,} letters, at most {LONGEST_SENTENCE:,} are "
                 "taken: shorten the sentence",
+                code="sentence_too_long",
             )
         return text
     start = text.find(",") + 1
@@ -376,16 +389,14 @@ def _picture_or_sentence(place: int, text: str) -> str | IO[bytes]:
         return _decoded(text, start)
     except (binascii.Error, ValueError) as error:
         raise ProblemError(
-            422, "a picture must be a data URL such as data:image/jpeg;base64,/9j/..."
+            422,
+            "a picture must be a data URL such as data:image/jpeg;base64,/9j/...",
+            code="data_url_malformed",
         ) from error
 
 
 def _decoded(text: str, start: int) -> IO[bytes]:
-    """Decode base64 in pieces, between which other threads work.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """Decode base64 in pieces, between which other threads run; raises ValueError."""
     file = BytesIO()
     for at in range(start, len(text), PIECE_BYTES):
         piece = base64.b64decode(text[at : at + PIECE_BYTES], validate=True)

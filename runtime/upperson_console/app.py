@@ -1,4 +1,4 @@
-"""The application: API, pages and files behind the guard, and what errors look like."""
+"""The ASGI application: API, pages and static files behind the guard, and error responses."""
 
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -15,15 +15,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from upperson_console.accounts import Access
 from upperson_console.api import api_routes
 from upperson_console.bounds import LARGE_BODIES
-from upperson_console.desk import Desk
-from upperson_console.guard import Guard, RefusedError
+from upperson_console.guard import BodyRefusedError, Guard
+from upperson_console.limits import BusyError
 from upperson_console.live import Live
 from upperson_console.onvif.routes import PATH, OnvifRoutes
 from upperson_console.pages import page_routes
 from upperson_console.problems import MEDIA_TYPE, ProblemError, problem_of
 from upperson_console.rendering import STATIC, render
+from upperson_console.service import ConsoleService
 from upperson_console.side_pages import side_routes
-from upperson_console.turns import BusyError
 from upperson_rt import __version__
 from upperson_rt.errors import UppersonError
 from upperson_rt.printable import error_text, get_logger, one_line
@@ -31,47 +31,47 @@ from upperson_rt.printable import error_text, get_logger, one_line
 __all__ = ["make_app"]
 
 _LOG = get_logger(__name__)
-_KEEPS = {"cache-control": "private, max-age=31536000, immutable"}
+_CACHED = {"cache-control": "private, max-age=31536000, immutable"}
 
 
 def make_app(
-    desk: Desk,
+    service: ConsoleService,
     access: Access,
     names: Iterable[str] = (),
     live: Live | None = None,
     onvif: OnvifRoutes | None = None,
 ) -> Guard:
-    """Return the console as an application of ASGI.
+    """Return the console as an ASGI application.
 
     Args:
-        desk: What it can do.
-        access: Who may do it.
-        names: By which the server is called, see `Guard`.
-        live: Reads what cameras do; by default the gallery alone tells.
-        onvif: Answers searches by ONVIF; by default nobody does.
+        service: The console's use cases.
+        access: Authenticates requests.
+        names: Host names of the server, see `Guard`.
+        live: State of the cameras; by default only what the gallery has.
+        onvif: Routes of the ONVIF search service; none by default.
     """
     app = FastAPI(
         title="UP-Person Edge",
         version=__version__,
         summary="Find a person's pictures from a sentence or a picture.",
-        docs_url=None,  # It would load its parts from elsewhere.
+        docs_url=None,  # It would load scripts from another site.
         redoc_url=None,
         openapi_url=None,
     )
-    for routes in api_routes(desk, access):
+    for routes in api_routes(service, access):
         app.include_router(routes)
-    document = cache(lambda: _document(app, access))  # It takes a while, and few ask.
+    document = cache(lambda: _openapi(app, access))  # Made when it is first requested.
 
     @app.get("/api/v1/openapi.json", include_in_schema=False)
     def openapi() -> JSONResponse:
         return JSONResponse(document())
 
-    app.include_router(page_routes(desk, access))
-    app.include_router(side_routes(desk, access, live or Live(())))
+    app.include_router(page_routes(service, access))
+    app.include_router(side_routes(service, access, live or Live(())))
     if onvif is not None:
         app.include_router(onvif.router)
     app.mount("/static", _Static(directory=STATIC))
-    _tell_problems(app, access)
+    _handle_problems(app, access)
     apart = None if onvif is None else PATH
 
     def sender(scope: Scope) -> str | None:
@@ -82,43 +82,43 @@ def make_app(
 
 
 class _Defects:
-    """Answers defects: Starlette would raise them again, and the log would have the whole trace."""
+    """Answers defects; Starlette would raise them again, with a traceback in the log."""
 
-    def __init__(self, app: ASGIApp, told: Callable[[Request, Exception], Response]) -> None:
+    def __init__(self, app: ASGIApp, respond: Callable[[Request, Exception], Response]) -> None:
         self._app = app
-        self._told = told
+        self._respond = respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         started = False
 
-        async def noted(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self._app(scope, receive, noted)
-        except RefusedError:
+            await self._app(scope, receive, send_and_note)
+        except BodyRefusedError:
             raise
         except Exception as error:
-            response = self._told(Request(scope), error)
+            response = self._respond(Request(scope), error)
             if not started:
                 await response(scope, receive, send)
 
 
 class _Static(StaticFiles):
-    """Files whose addresses change with their content."""
+    """Static files, whose addresses change with their content."""
 
     def file_response(self, *args: Any, **named: Any) -> Response:
-        """Return a file that browsers keep."""
+        """Return a file that browsers cache for a year."""
         response = super().file_response(*args, **named)
-        response.headers.update(_KEEPS)
+        response.headers.update(_CACHED)
         return response
 
 
-def _document(app: FastAPI, access: Access) -> dict[str, Any]:
-    """Return the description of the API, with how to log in where that is asked for."""
+def _openapi(app: FastAPI, access: Access) -> dict[str, Any]:
+    """Return the OpenAPI document, with the security scheme if tokens are needed."""
     document = get_openapi(
         title=app.title, version=app.version, summary=app.summary, routes=app.routes
     )
@@ -144,8 +144,8 @@ def _document(app: FastAPI, access: Access) -> dict[str, Any]:
     return document
 
 
-def _tell_problems(app: FastAPI, access: Access) -> None:
-    def told(request: Request, problem: ProblemError) -> Response:
+def _handle_problems(app: FastAPI, access: Access) -> None:
+    def response_to(request: Request, problem: ProblemError) -> Response:
         if request.url.path.startswith(("/api/", "/v1/", f"{PATH}/")):
             return JSONResponse(
                 problem.as_dict(), problem.status, problem.headers, media_type=MEDIA_TYPE
@@ -159,10 +159,10 @@ def _tell_problems(app: FastAPI, access: Access) -> None:
         page.headers.update(problem.headers)
         return page
 
-    async def ours(request: Request, error: Exception) -> Response:
+    async def of_upperson(request: Request, error: Exception) -> Response:
         problem = problem_of(error)
         assert problem is not None
-        return told(request, problem)
+        return response_to(request, problem)
 
     async def malformed(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -171,22 +171,22 @@ def _tell_problems(app: FastAPI, access: Access) -> None:
         what = f"{place}: {one_line(first['msg'])}"
         if first["type"] == "json_invalid":  # The place is a number.
             what = f"the body is no JSON: {one_line(first['ctx']['error'])} at character {place}"
-        return told(request, ProblemError(422, what))
+        return response_to(request, ProblemError(422, what, code="request_invalid"))
 
     async def of_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         what = "there is nothing at this address" if error.status_code == 404 else error.detail
-        return told(request, ProblemError(error.status_code, what, error.headers))
+        return response_to(request, ProblemError(error.status_code, what, error.headers))
 
     def defect(request: Request, error: Exception) -> Response:
         _LOG.error("internal error at %s: %s", request.url.path, error_text(error))
         name = type(error).__name__
-        return told(
+        return response_to(
             request, ProblemError(500, f"internal error: {name}; the server's log says more")
         )
 
     for kind in (UppersonError, BusyError, ProblemError):
-        app.add_exception_handler(kind, ours)
+        app.add_exception_handler(kind, of_upperson)
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, of_http)
-    app.add_middleware(_Defects, told=defect)
+    app.add_middleware(_Defects, respond=defect)

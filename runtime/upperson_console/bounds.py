@@ -1,8 +1,8 @@
-"""Bounds of a request's body, checked on its bytes before a form or a JSON tree is made of it.
+"""Limits of a request's body, checked on its bytes before it is parsed as JSON or a form.
 
-A tree takes up to a hundred times the bytes that it is made of, and an error for each of a million
-unknown keys more. So length, number, depth and the longest text are counted first, at the speed of
-`bytes.find`. `BoundedRoute` does so for every route of a router.
+A parsed tree takes up to a hundred times the bytes of its text, and more for the errors of a
+million unknown keys. So length, elements, depth and the longest text are counted first, at the
+speed of `bytes.find`. `BoundedRoute` does so for each route of a router.
 """
 
 from collections.abc import Callable, Coroutine
@@ -37,22 +37,18 @@ _NO_BRACKETS = bytes({*range(256)} - {*b"[]{}"})
 
 
 def check_json(content: bytes) -> None:
-    """Refuse a JSON document that is larger than any request needs, before it is parsed.
-
-    Raises:
-        ProblemError: See `JsonBounds`.
-    """
+    """Refuse a JSON document beyond the limits; raises ProblemError, see `JsonBounds`."""
     JsonBounds().feed(content)
 
 
 class JsonBounds:
-    """Counts a JSON document as its parts come, and refuses it at the first part beyond a bound.
+    """Counts a JSON document part by part, and refuses it at the first part beyond a limit.
 
-    What is no JSON may pass: as far as a parser would read it, it is within the bounds.
+    Malformed JSON may pass: the part that a parser would read is within the limits.
     """
 
     def __init__(self, may_hold_pictures: bool = False) -> None:
-        """Begin a document, whose texts may be data URLs of any length where it holds pictures."""
+        """Begin a document; with pictures, texts that are data URLs may be of any length."""
         self._may_hold_pictures = may_hold_pictures
         self._quotes = self._elements = self._between = self._depth = 0
         self._is_text = self._is_escaped = False
@@ -60,14 +56,11 @@ class JsonBounds:
         """Of the text that is under way."""
 
     def feed(self, part: bytes) -> None:
-        """Count a part.
-
-        Raises:
-            ProblemError: The document has too many elements, is nested too deeply, holds a text
-                that is too long, or is not UTF-8.
-        """
-        if b"\0" in part:  # Of UTF-16 and its like, which would hide what is counted here.
-            raise ProblemError(422, "the body is no JSON in UTF-8: send it in UTF-8")
+        """Count a part."""
+        if b"\0" in part:  # UTF-16 and UTF-32 would hide the counted characters.
+            raise ProblemError(
+                422, "the body is no JSON in UTF-8: send it in UTF-8", code="json_not_utf8"
+            )
         self._quotes += part.count(b'"')
         if self._quotes > 2 * _MOST_ELEMENTS:
             raise _too_many()
@@ -94,6 +87,7 @@ class JsonBounds:
                 422,
                 f"a text of the body has more than {_LONGEST_TEXT_BYTES:,} bytes: shorten the "
                 "sentence or the name",
+                code="json_text_too_long",
             )
 
     def _count_between(self, part: bytes, start: int, end: int) -> None:
@@ -104,7 +98,11 @@ class JsonBounds:
         for bracket in part[start:end].translate(None, _NO_BRACKETS):
             self._depth += 1 if bracket in b"[{" else -1
             if self._depth > _MOST_DEPTH:
-                raise ProblemError(422, f"the body is nested more than {_MOST_DEPTH} deep")
+                raise ProblemError(
+                    422,
+                    f"the body is nested more than {_MOST_DEPTH} deep",
+                    code="json_too_deep",
+                )
 
 
 def _too_many() -> ProblemError:
@@ -112,14 +110,15 @@ def _too_many() -> ProblemError:
         422,
         f"the body has more than {_MOST_ELEMENTS:,} keys, values and elements, or "
         f"{_MOST_BETWEEN_BYTES >> 10} KiB of them: send fewer at a time",
+        code="json_too_large",
     )
 
 
 class BoundedRoute(APIRoute):
-    """A route whose body is checked before FastAPI parses it."""
+    """A route that checks the body before FastAPI parses it."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the handler of FastAPI behind the check."""
+        """Return FastAPI's handler behind the check."""
         handle = super().get_route_handler()
 
         field = self.body_field
@@ -136,7 +135,7 @@ class BoundedRoute(APIRoute):
 
 
 def _bounded(request: Request) -> Callable[[], Coroutine[Any, Any, Message]]:
-    """Return what receives a body and refuses it at the first part beyond a bound."""
+    """Return a receive function that refuses a body at the first part beyond a limit."""
     bounds = JsonBounds(may_hold_pictures=request.url.path == EMBEDDINGS)
 
     async def receive() -> Message:
@@ -151,5 +150,9 @@ async def _check_form(request: Request) -> None:
     if not request.headers.get("content-type", "").lower().startswith("multipart/"):
         content = await request.body()
         if content.count(b"&") + content.count(b";") >= _MOST_FIELDS:
-            raise ProblemError(422, f"the form has more than {_MOST_FIELDS} fields: send fewer")
+            raise ProblemError(
+                422,
+                f"the form has more than {_MOST_FIELDS} fields: send fewer",
+                code="form_too_large",
+            )
     await request.form(max_files=_MOST_FILES, max_fields=_MOST_FIELDS)

@@ -1,198 +1,250 @@
 """`upperson-rt serve`."""
 
 import sys
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from upperson_rt.cli.app import ending_gently
-from upperson_rt.cli.options import (
-    BackendOption,
-    BundleOption,
-    Debug,
-    DeviceOption,
-    GalleryOption,
-    Json,
-    QueryLogOption,
-    Threads,
-    TrustOption,
-    VariantOption,
-    default_bundle,
-    default_gallery,
-)
+from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
+from upperson_rt.cli.options import GalleryOption, Model, Output, QueryLogOption, default_gallery
 from upperson_rt.cli.output import print_json, print_line, print_note, print_warning
 from upperson_rt.errors import BackendError, UsageError, missing_extra
 
 if TYPE_CHECKING:
     from upperson_console.accounts import Access
+    from upperson_console.server import Server
     from upperson_rt.query_log import QueryLog
 
 __all__ = ["serve"]
 
 _PORT = 8480
 _PICTURE_BYTES = 240 << 20
-"""Shared by all pictures that the console decodes; one takes half, which are 18 megapixels."""
-
+"""Shared by all decoded pictures; one takes half at most, which are 18 megapixels."""
 _SWITCH_S = 0.0005
-"""Between threads of Python: an answer changes threads a few times, and each time waits so long for
-one that computes."""
+"""Python's switch interval. A request changes threads several times, and waits this long each time
+if another thread computes."""
 
 
-def serve(
-    bundle: BundleOption = default_bundle,
-    trust: TrustOption = None,
-    gallery: GalleryOption = default_gallery,
-    host: Annotated[
-        str,
-        typer.Option(
-            "--host", help="Address to listen at; any but this machine's own needs --token-file."
-        ),
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes any that is free.")
-    ] = _PORT,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--token-file", metavar="FILE", help="Who may do what; made by  upperson-rt token."
-        ),
-    ] = None,
-    tls_cert: Annotated[
-        Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate, PEM.")
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key, PEM.")
-    ] = None,
-    name: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--name",
-            help="Host name by which browsers call this server, besides the machine's own; may be "
-            "given again.",
-        ),
-    ] = None,
-    watch: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--watch",
-            metavar="FILE|URL",
-            help="What  upperson-rt watch  publishes with --metrics-file or --metrics-port, for "
-            "the live page; may be given again.",
-        ),
-    ] = None,
+@dataclass(frozen=True)
+class Served(OptionGroup, panel="Model and gallery"):
+    """The gallery, and the files that the console writes."""
+
+    gallery: GalleryOption = default_gallery
     state: Annotated[
         Path,
         typer.Option(
             "--state",
             metavar="FOLDER",
-            help="Saved searches, marks, pictures that were asked with, and the query log.",
+            help="Query log, saved searches, marks and query pictures.",
         ),
-    ] = Path("console"),
-    query_log: QueryLogOption = None,
+    ] = Path("console")
+    query_log: QueryLogOption = None
+
+
+@dataclass(frozen=True)
+class Address(OptionGroup, panel="Address"):
+    """Where the console listens."""
+
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host", help="Address to listen at; any but this machine's own needs --token-file."
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")
+    ] = _PORT
+    open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--name",
+            help="Host name of this server for browsers, besides the machine's own; may be given "
+            "again.",
+            rich_help_panel=ADVANCED,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Security(OptionGroup, panel="Access"):
+    """Accounts and TLS."""
+
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file", metavar="FILE", help="Accounts and roles; made by  upperson-rt token."
+        ),
+    ] = None
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate, PEM.")
+    ] = None
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key, PEM.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Services(OptionGroup, panel="Services"):
+    """What the console offers beside searches."""
+
+    watch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--watch",
+            metavar="FILE|URL",
+            help="Metrics of  upperson-rt watch  (--metrics-file or --metrics-port) for the live "
+            "page; may be given again.",
+        ),
+    ] = None
     onvif: Annotated[
         Path | None,
         typer.Option(
             "--onvif",
             metavar="FILE",
-            help="Also offer the ONVIF search service to those whom a file names; made by  "
+            help="Also serve the ONVIF search service to the users of a file; made by  "
             "upperson-rt token --onvif.",
         ),
-    ] = None,
-    open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
-    variant: VariantOption = None,
-    backend: BackendOption = "auto",
-    device: DeviceOption = "cpu",
-    threads: Threads = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
+    ] = None
+
+
+@grouped
+def serve(
+    *, model: Model, served: Served, address: Address, access: Security, services: Services,
+    output: Output,
+) -> None:  # fmt: skip
     """Serve the console: search pages for people, an API for programs.
 
-    On this machine alone nobody logs in. Everything that is searched, looked at, exported, marked
-    and deleted goes to the query log. Ctrl-C or SIGTERM ends it.
+    On this machine alone no login is needed. Each search, view, export, mark and deletion goes to
+    the query log. Ctrl-C or SIGTERM ends the server.
 
     Example: `upperson-rt serve -b bundle -g gallery --open`
     """
+    _require_packages()
+    from upperson_console.guard import is_loopback
+
+    is_local = is_loopback(address.host)
+    if not is_local and access.token_file is None:
+        raise UsageError(
+            f"--host {address.host} opens the console to the network: make tokens with  "
+            "upperson-rt token FILE NAME  and name the file with  --token-file",
+            code="token_file_missing",
+            host=address.host,
+        )
+    if (access.tls_cert is None) != (access.tls_key is None):
+        raise UsageError("--tls-cert and --tls-key go together: give both", code="tls_incomplete")
+    with _opened(model, served, address, access, services) as (server, log, onvif):
+        if not is_local and access.tls_cert is None:
+            print_warning("without --tls-cert tokens and pictures cross the network in the clear")
+        _run(server, log, onvif, served.state, address.open_browser, output.as_json)
+
+
+@contextmanager
+def _opened(
+    model: Model, served: Served, address: Address, access: Security, services: Services
+) -> "Iterator[tuple[Server, QueryLog, str | None]]":
+    """Open everything; yield server, query log and the address of the ONVIF device service."""
+    from upperson_console.live import Live, check_source
+    from upperson_console.onvif.routes import PATH, OnvifRoutes
+    from upperson_console.onvif.security import Users
+    from upperson_console.server import Server, listening, tls_context
+    from upperson_console.service import ConsoleService
+    from upperson_console.user_state import UserState
+    from upperson_rt.bundle import Bundle
+    from upperson_rt.gallery import Gallery
+    from upperson_rt.query_log import QueryLog
+
+    live = Live([check_source(source) for source in services.watch or ()])
+    accounts = _access(access.token_file)
+    users = None if services.onvif is None else Users(services.onvif)
+    opened = Bundle.open(
+        model.bundle, model.variant, model.backend, model.device,
+        threads=model.threads, trust=model.trust,
+    )  # fmt: skip
+    encoder = opened.encoder()
+    tls = None
+    if access.tls_cert is not None and access.tls_key is not None:
+        tls = tls_context(access.tls_cert, access.tls_key)
+
+    def open_gallery() -> Gallery:
+        return Gallery.open(served.gallery, encoder.fingerprint, encoder.embed_dim)
+
+    with ExitStack() as stack:
+        place = stack.enter_context(listening(address.host, address.port))
+        open_gallery().close()  # Before files are created: a refused start leaves none.
+        log = None
+        if served.query_log is not None:
+            log = stack.enter_context(QueryLog(served.query_log))
+        user_state = stack.enter_context(closing(UserState(served.state / "console.sqlite")))
+        log = log or stack.enter_context(QueryLog(served.state / "query.log"))
+        background_KD = opened.canaries.image_embeds
+        service = ConsoleService(encoder, open_gallery, log, user_state, background_KD)
+        stack.callback(service.close)
+        routes = None if users is None else OnvifRoutes(service, users, live)
+        names = [address.host, *(address.name or ())]
+        server = Server(service, accounts, place, names, live, tls, routes)
+        onvif = None if users is None else f"{server.url.rstrip('/')}{PATH}/device_service"
+        yield server, log, onvif
+
+
+def _run(
+    server: "Server",
+    log: "QueryLog",
+    onvif: str | None,
+    state: Path,
+    open_browser: bool,
+    as_json: bool,
+) -> None:
+    """Serve until a signal; report address and last chain.
+
+    Raises:
+        BackendError: The server ended by itself.
+    """
+    from upperson_rt.image_file import limit_memory
+
+    limit_memory(_PICTURE_BYTES)
+    sys.setswitchinterval(_SWITCH_S)
+    with ending_gently() as stopped:
+        server.start()
+        addresses = {"url": server.url} | ({} if onvif is None else {"onvif": onvif})
+        if as_json:
+            print_json({**addresses, "state": str(state), "log": str(log.path)})
+        else:
+            print_line(f"console: {server.url}")
+            if onvif is not None:
+                print_line(f"onvif: {onvif}")
+        _note_chain(log)
+        if open_browser:
+            import webbrowser
+
+            webbrowser.open(server.url)
+        while not stopped and not server.wait(0.2):
+            pass
+        print_note("ending: running requests are answered first")
+        server.end()
+        _note_chain(log)
+        if not stopped:
+            raise BackendError("the server ended by itself; its log says why")
+
+
+def _require_packages() -> None:
     try:
-        import fastapi  # noqa: F401 - Only whether it is there.
+        import fastapi  # noqa: F401 - Only whether it is installed.
         import jinja2  # noqa: F401
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise missing_extra(error.name or "fastapi", "serve", "the console") from error
-    from upperson_console.desk import Desk
-    from upperson_console.guard import is_loopback
-    from upperson_console.live import Live, check_source
-    from upperson_console.memory import Memory
-    from upperson_console.onvif.routes import PATH, OnvifRoutes
-    from upperson_console.onvif.security import Users
-    from upperson_console.server import Server, listening, tls_context
-    from upperson_rt.bundle import Bundle
-    from upperson_rt.gallery import Gallery
-    from upperson_rt.image_file import limit_memory
-    from upperson_rt.query_log import QueryLog
-
-    if not is_loopback(host) and token_file is None:
-        raise UsageError(
-            f"--host {host} lets others in: make tokens with  upperson-rt token FILE NAME  and "
-            "name the file with  --token-file"
-        )
-    if (tls_cert is None) != (tls_key is None):
-        raise UsageError("--tls-cert and --tls-key go together: give both")
-    live = Live([check_source(source) for source in watch or ()])
-    access = _access(token_file)
-    users = None if onvif is None else Users(onvif)
-    opened = Bundle.open(bundle, variant, backend, device, threads=threads, trust=trust)
-    encoder = opened.encoder()
-    tls = None if tls_cert is None or tls_key is None else tls_context(tls_cert, tls_key)
-
-    def open_gallery() -> Gallery:
-        return Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim)
-
-    with ExitStack() as stack:
-        place = stack.enter_context(listening(host, port))
-        open_gallery().close()  # What cannot be served leaves no state behind.
-        log = None if query_log is None else stack.enter_context(QueryLog(query_log))
-        memory = stack.enter_context(closing(Memory(state / "console.sqlite")))
-        log = log or stack.enter_context(QueryLog(state / "query.log"))
-        desk = Desk(encoder, open_gallery, log, memory, opened.canaries.image_embeds)
-        stack.callback(desk.close)
-        routes = None if users is None else OnvifRoutes(desk, users, live)
-        server = Server(desk, access, place, [host, *(name or ())], live, tls, routes)
-        if not is_loopback(host) and tls is None:
-            print_warning("without --tls-cert tokens and pictures cross the network in the clear")
-        limit_memory(_PICTURE_BYTES)
-        sys.setswitchinterval(_SWITCH_S)
-        with ending_gently() as stopped:
-            server.start()
-            told = {"url": server.url}
-            if users is not None:
-                told["onvif"] = f"{server.url.rstrip('/')}{PATH}/device_service"
-            if as_json:
-                print_json({**told, "state": str(state), "log": str(log.path)})
-            else:
-                print_line(f"console: {server.url}")
-                if users is not None:
-                    print_line(f"onvif: {told['onvif']}")
-            _note_chain(log)
-            if open_browser:
-                import webbrowser
-
-                webbrowser.open(server.url)
-            while not stopped and not server.wait(0.2):
-                pass
-            print_note("ending: what has been asked is answered first")
-            server.end()
-            _note_chain(log)
-            if not stopped:
-                raise BackendError("the server ended by itself; its log says why")
 
 
 def _note_chain(log: "QueryLog") -> None:
-    """Say the last chain where a service manager keeps it, out of reach of this user."""
+    """Print the last chain, which a service manager keeps out of reach of this user."""
     if log.problem:
         print_warning(log.problem)
     print_note(f"query log {log.path}: last chain {log.last_chain() or 'none'}")

@@ -1,9 +1,9 @@
-"""Connections: how many there may be, and for how long one without a request is waited for.
+"""Limits on connections without a request: how many, and for how long.
 
-`guard` sees requests. Connections that send none, half of one, or no handshake of TLS would take
-the descriptors of this process until no other client gets in. So each has a place in a `Crowd` from
-the moment it is accepted until its request is there. Idle connections of accounts have places of
-their own. Where descriptors run out nevertheless, accepting pauses.
+`guard` limits requests. Connections that send none, half of one, or no TLS handshake would use up
+the descriptors of this process. So each takes a place in a `ConcurrencyLimit` from its acceptance
+until its request has arrived. Idle connections of accounts have places of their own. If descriptors
+run out nevertheless, accepting pauses.
 """
 
 import asyncio
@@ -18,35 +18,34 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from upperson_console.guard import KNOWN
-from upperson_console.turns import Crowd, network_of
-from upperson_rt.machine import return_freed
+from upperson_console.limits import ConcurrencyLimit, network_of
+from upperson_rt.machine import trim_heap
 from upperson_rt.printable import error_text, get_logger
 
 __all__ = ["Connection", "Listener", "Loop", "log_seldom"]
 
 _MOST_IDLE = 256
-"""Connections without a request, and as many more of accounts; fewer where this process may have
-few descriptors."""
+"""Idle connections, and as many more of accounts; fewer if few descriptors are allowed."""
 _REQUEST_WITHIN_S = 15.0
-"""The head of a request must be there after so long; uvicorn waits for ever."""
+"""Deadline for the head of a request; uvicorn has none."""
 _HANDSHAKE_WITHIN_S = 5.0
 _ACCEPTED_AT_ONCE = 32
 _MANY = 64
-"""Handshakes under way, after which their memory is worth returning."""
+"""Handshakes under way, after which the heap is trimmed."""
 _PAUSE_S = 1.0
-"""Without accepting, when there is no descriptor for one more connection."""
+"""Pause of accepting after the last descriptor was used."""
 _SELDOM_S = 10.0
 
 
 class _Seldom(logging.Filter):
-    """Lets each message pass once in `_SELDOM_S`, with the number of those that did not."""
+    """Pass each message once in `_SELDOM_S`, with the number of suppressed ones."""
 
     def __init__(self) -> None:
         super().__init__()
         self._last: dict[str, tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether a record is logged."""
+        """Return whether a record is logged."""
         key, now = f"{record.name} {record.msg}"[:200], time.monotonic()
         last, more = self._last.get(key, (-_SELDOM_S, 0))
         if now - last < _SELDOM_S:
@@ -62,10 +61,10 @@ _SELDOM = _Seldom()
 
 
 def log_seldom(name: str) -> logging.Logger:
-    """Return a logger as `get_logger` does, each of whose messages comes once in ten seconds."""
+    """Return a logger whose messages are each logged once in ten seconds at most."""
     found = get_logger(name)
     if _SELDOM not in found.filters:
-        found.filters.insert(0, _SELDOM)  # Before a message is put together.
+        found.filters.insert(0, _SELDOM)  # Before the message is formatted.
     return found
 
 
@@ -73,13 +72,13 @@ _LOG = log_seldom(__name__)
 
 
 class Connection(H11Protocol):
-    """One connection."""
+    """A connection with a deadline for each request."""
 
     request_within_s = _REQUEST_WITHIN_S
     accepted: Callable[[], None] | None = None
-    """Leaves the place that it has had since it was accepted."""
+    """Releases the place that it has held since it was accepted."""
     _timer: asyncio.TimerHandle | None = None
-    _place: tuple[Crowd, object | None] | None = None
+    _place: tuple[ConcurrencyLimit, object | None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for a request."""
@@ -89,30 +88,33 @@ class Connection(H11Protocol):
         self._wait(self.transport.abort)
 
     def data_received(self, data: bytes) -> None:
-        """Take what comes."""
+        """Read bytes; a complete request head ends the wait."""
         super().data_received(data)
-        self._look()
+        self._check_request()
 
     def on_response_complete(self) -> None:
-        """Begin to wait for the next request, which may be there already."""
+        """Begin to wait for the next request, which may have arrived already."""
         self._wait(self.timeout_keep_alive_handler, bool(self.scope.get(KNOWN)))
         super().on_response_complete()
-        self._look()
+        self._check_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
+        """End the wait."""
         self._stop_waiting()
         super().connection_lost(exc)
 
-    def _wait(self, leave: Callable[[], None], is_known: bool = False) -> None:
+    def _wait(self, evict: Callable[[], None], is_known: bool = False) -> None:
         self._stop_waiting()
         assert isinstance(self.loop, Loop)
-        crowd = self.loop.known if is_known else self.loop.strangers
-        self._place = crowd, crowd.enter(network_of(self.client[0] if self.client else ""), leave)
+        places = self.loop.authenticated if is_known else self.loop.anonymous
+        self._place = (
+            places,
+            places.acquire(network_of(self.client[0] if self.client else ""), evict),
+        )
         self._timer = self.loop.call_later(self.request_within_s, self.transport.abort)
 
-    def _look(self) -> None:
-        """Wait no longer if a request is being answered; who sends it is the guard's business."""
+    def _check_request(self) -> None:
+        """End the wait if a request is being answered; the guard limits those."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_waiting()
 
@@ -121,32 +123,32 @@ class Connection(H11Protocol):
             self._timer.cancel()
             self._timer = None
         if self._place is not None:
-            crowd, place = self._place
-            crowd.leave(place)
+            limit, place = self._place
+            limit.release(place)
             self._place = None
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop whose servers are a `Listener`, and that logs errors seldom and in a line."""
+    """An event loop that serves with a `Listener`, and logs errors at a bounded rate."""
 
     def __init__(self) -> None:
         super().__init__()
         most = _most_idle()
-        self.strangers, self.known = Crowd(most), Crowd(most)
-        """Connections without a request: of any client, and of those that sent a token before."""
+        self.anonymous, self.authenticated = ConcurrencyLimit(most), ConcurrencyLimit(most)
+        """Idle connections: of any client, and of those that sent a token before."""
         self.set_exception_handler(_log_error)
 
     async def create_server(  # type: ignore[override]
         self, make: Callable[[], Connection], *, sock: socket.socket, **more: Any
     ) -> "Listener":
-        """Return what accepts connections from a socket that listens, see asyncio."""
+        """Return the listener of a socket, see asyncio."""
         return Listener(self, make, sock, more.get("ssl"))
 
 
 class Listener:
-    """Accepts connections, each of which has a place among those without a request.
+    """Accepts connections, each of which takes a place among the idle ones.
 
-    It has what uvicorn uses of a server of asyncio.
+    It has the methods of an asyncio server that uvicorn calls.
     """
 
     def __init__(
@@ -165,7 +167,7 @@ class Listener:
         loop.add_reader(place, self._accept)
 
     def close(self) -> None:
-        """Accept no more, and close what has not shaken hands."""
+        """Stop accepting, and close connections whose handshake is not complete."""
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._place)
@@ -193,15 +195,15 @@ class Listener:
             self._begin(connection, network_of(str(address[0])))
 
     def _begin(self, connection: socket.socket, network: str) -> None:
-        def leave() -> None:
+        def evict() -> None:
             _LOG.warning("too many connections send no request: the oldest ones are closed")
             _shut(connection)
 
-        place = self._loop.strangers.enter(network, leave)
+        place = self._loop.anonymous.acquire(network, evict)
 
         def make() -> Connection:
             made = self._make()
-            made.accepted = lambda: self._loop.strangers.leave(place)
+            made.accepted = lambda: self._loop.anonymous.release(place)
             return made
 
         async def connect() -> None:
@@ -214,10 +216,10 @@ class Listener:
 
         def ended(task: asyncio.Task[None]) -> None:
             self._beginning.pop(task)
-            self._loop.strangers.leave(place)
+            self._loop.anonymous.release(place)
             if not self._beginning and self._had_many:
                 self._had_many = False
-                return_freed()
+                trim_heap()
 
         task = self._loop.create_task(connect())
         self._beginning[task] = connection
@@ -226,20 +228,20 @@ class Listener:
 
 
 def _shut(connection: socket.socket) -> None:
-    """Let whatever reads from a connection see its end; that closes it, too."""
+    """End both directions of a connection: its reader sees the end and closes it."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
 
 def _most_idle() -> int:
-    """Return how many idle connections leave descriptors for requests and files."""
+    """Return how many idle connections are allowed, a fifth of the descriptors at most."""
     try:
         import resource
     except ImportError:  # Windows has no such limit.
         return _MOST_IDLE
     try:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    except OSError:  # A filter of system calls does not let it tell.
+    except OSError:  # A filter of system calls forbids it.
         return _MOST_IDLE
     return _MOST_IDLE if limit < 0 else max(16, min(_MOST_IDLE, limit // 5))
 

@@ -1,12 +1,13 @@
-"""What every request passes first: whose page sent it, how large it is, how many there are.
+"""Checks on every request: origin, size, and limits per client.
 
-Pages of other sites can make a browser send requests here, and a name of theirs can be made to
-point here (DNS rebinding). So the Host must be one that this server is known by or a plain number,
-which no name can be rebound to; what another site's page sends is refused by its Origin or by
-Sec-Fetch-Site, except for following a link; and answers carry a policy that lets no other site show
-or read them. Who has no token has a small body, little time and places of its own, so that
-strangers do not keep out those who have one; and among strangers whoever is waited for the longest
-gives way (`turns`), so that somebody can log in whoever else is there.
+Pages of other sites can make a browser send requests here, and their names can be made to resolve
+to this server (DNS rebinding). So the Host must be a configured name or an IP address, which cannot
+be rebound. Requests of another site's page are refused by Origin or Sec-Fetch-Site, except for
+followed links, and the headers of each response keep other sites from embedding or reading it.
+
+Requests without a valid token have small bodies, short deadlines and a concurrency limit of their
+own, so that they cannot block requests with one. Among them the oldest unfinished one gives way
+(`limits`), so that logging in is always possible.
 """
 
 import asyncio
@@ -18,13 +19,20 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMa
 from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import Any, TypeAlias
 
+from upperson_console.limits import CLIENT, ConcurrencyLimit, network_of
 from upperson_console.problems import MEDIA_TYPE, ProblemError
-from upperson_console.turns import CLIENT, Crowd, network_of
 
-__all__ = ["KNOWN", "MOST_BODY_BYTES", "MOST_SMALL_BYTES", "Guard", "RefusedError", "is_loopback"]
+__all__ = [
+    "KNOWN",
+    "MOST_BODY_BYTES",
+    "MOST_SMALL_BYTES",
+    "BodyRefusedError",
+    "Guard",
+    "is_loopback",
+]
 
 KNOWN = "upperson_known"
-"""Of a request's scope: whether it came with a valid token or session."""
+"""Key in a request's scope: whether it has a valid token or session."""
 
 _Message: TypeAlias = MutableMapping[str, Any]
 _Receive: TypeAlias = Callable[[], Awaitable[_Message]]
@@ -35,24 +43,26 @@ MOST_BODY_BYTES = 20 << 20
 """Of a request with pictures."""
 MOST_SMALL_BYTES = (1 << 20) + (64 << 10)
 """Of any other request."""
-_MOST_STRANGE_BYTES = 64 << 10
-"""Of a body whose sender is nobody: a login is smaller."""
+_MOST_ANONYMOUS_BYTES = 64 << 10
+"""Of a body without a valid token: a login is smaller."""
 _BODY_WITHIN_S = 30.0
-_STRANGE_BODY_WITHIN_S = 10.0
+_ANONYMOUS_BODY_WITHIN_S = 10.0
 _MOST_DRAINED_BYTES = 128 << 20
-"""Read and thrown away of what is too large: a browser shows an answer only after it has sent."""
+"""Read and discarded of a body that is too large: browsers read the response after sending."""
 _MOST_REQUESTS = 64
-"""At a time, of those who are known; and as many of those who are not."""
+"""At a time, with a valid token; and as many without."""
 _MOST_EACH = 32
-"""Of these, requests of one account."""
+"""Of these, of one account."""
 _MOST_RUNNING = 4
-"""Requests of one account at a time, until an answer begins; its further ones wait. Fewer than the
-threads of the server and than the places at the encoder, so that others find some free."""
+"""Requests of one account that run at a time, until their responses begin. Fewer than the server's
+threads and the encoder's queue, so that other accounts find room."""
 _MOST_LARGE = 3
 """Bodies above `MOST_SMALL_BYTES` at a time, one of each account; others wait unread."""
-_LARGE_BYTES_PER_S = 40 << 20
+_LARGE_BYTES_PER_S = 4 << 20
+"""Of a large body, so that searches of others take at most twice their time meanwhile."""
+_DRAINED_BYTES_PER_S = 40 << 20
 _ALWAYS = {"/api/v1/health", "/api/v1/ready"}
-"""Answered however many requests there are: who watches the server asks there."""
+"""Exempt from the limits: monitoring polls them."""
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -67,46 +77,45 @@ _HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
     "cache-control": "no-store",
 }
-"""Of every answer; one that says more of its own, such as how long a picture keeps, goes first."""
+"""Of every response that does not set them itself."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Return whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-class RefusedError(Exception):
-    """The body of a request is not read to its end; the guard answers."""
+class BodyRefusedError(Exception):
+    """The guard reads no more of a body, and answers the request itself."""
 
 
 class Guard:
-    """Stands in front of an application."""
+    """Middleware in front of the application."""
 
     def __init__(
         self,
         app: _App,
         names: Iterable[str] = (),
         sender: Callable[[_Message], str | None] = lambda scope: "",
-        body_within_s: tuple[float, float] = (_BODY_WITHIN_S, _STRANGE_BODY_WITHIN_S),
+        body_within_s: tuple[float, float] = (_BODY_WITHIN_S, _ANONYMOUS_BODY_WITHIN_S),
         apart: str | None = None,
         large: Collection[str] | None = None,
     ) -> None:
         """Guard an application.
 
         Args:
-            app: Of ASGI.
-            names: By which this server is called, besides its addresses, ``localhost`` and its own
-                host name.
-            sender: Returns from a request's scope the name of the account that sends it, None for
-                a client without a valid token or session.
-            body_within_s: A whole body must be there after so long, of those who are known, and
-                of others.
-            apart: Below this path the application itself tells who sends, as it reads: requests
-                may be large, and have places of their own, where strangers give way as above.
-            large: Paths that take bodies above `MOST_SMALL_BYTES`; by default all do.
+            app: An ASGI application.
+            names: Host names of this server, besides its addresses, ``localhost`` and the name of
+                the machine.
+            sender: Returns the name of the account of a request's scope; None without a valid
+                token or session.
+            body_within_s: Deadlines for a whole body, with and without a valid token, in seconds.
+            apart: Path below which the application itself authenticates requests as it reads them.
+                They may be large, and have a concurrency limit of their own.
+            large: Paths that take bodies above `MOST_SMALL_BYTES`; by default all.
         """
         self._app = app
         self._sender = sender
@@ -116,10 +125,13 @@ class Guard:
         self._body_within_s = body_within_s
         own = socket.gethostname().lower()
         self._names = {"localhost", own, own.partition(".")[0], *(n.lower() for n in names)}
-        self._known, self._strangers = Crowd(_MOST_REQUESTS), Crowd(_MOST_REQUESTS)
-        self._apart, self._others = apart, Crowd(_MOST_REQUESTS)
+        self._authenticated, self._anonymous = (
+            ConcurrencyLimit(_MOST_REQUESTS),
+            ConcurrencyLimit(_MOST_REQUESTS),
+        )
+        self._apart, self._others = apart, ConcurrencyLimit(_MOST_REQUESTS)
         self.refused = 0
-        """Requests that were told to come back."""
+        """Requests refused by a concurrency limit."""
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
         """Answer one request."""
@@ -131,34 +143,37 @@ class Guard:
         }
         is_apart = self._apart is not None and scope["path"].startswith(f"{self._apart}/")
         sender = None if is_apart else self._sender(scope)
-        known = is_apart or sender is not None
+        may_send_large = is_apart or sender is not None
         scope[KNOWN] = sender is not None
         network = network_of((scope.get("client") or ("",))[0])
         CLIENT.set(f"network {network}" if sender is None else f"account {sender}")
-        most_bytes = self._most_bytes(scope["path"], known, is_apart)
-        body = _Body(receive, known, self._body_within_s[0 if known else 1], most_bytes)
+        most_bytes = self._most_bytes(scope["path"], may_send_large, is_apart)
+        within_s = self._body_within_s[0 if may_send_large else 1]
+        body = _Body(receive, may_send_large, within_s, most_bytes)
         problem = self._problem(scope, headers, body)
         if scope["path"] in _ALWAYS:
             await self._limited(scope, body, send, problem)
             return
-        crowd = self._others if is_apart else self._known if known else self._strangers
+        limit = self._authenticated if sender is not None else self._anonymous
+        if is_apart:
+            limit = self._others
         share = None if sender is None else self._shares.setdefault(sender, _Share())
         is_full = share is not None and share.there >= _MOST_EACH
-        place = None if is_full else crowd.enter(network, body.give_way)
+        place = None if is_full else limit.acquire(network, body.evict)
         if place is None:
             self.refused += 1
             await _answer(_busy(), send)
             return
-        body.settled = lambda: crowd.settle(place)
-        if (known and not is_apart) or not _has_body(headers):
-            body.settled()
+        body.completed = lambda: limit.pin(place)
+        if sender is not None or not _has_body(headers):
+            body.completed()
         try:
             if share is None or sender is None:
                 await self._limited(scope, body, send, problem)
             else:
                 await self._shared(scope, body, send, problem, sender)
         finally:
-            crowd.leave(place)
+            limit.release(place)
 
     async def _shared(
         self,
@@ -168,7 +183,7 @@ class Guard:
         problem: ProblemError | None,
         sender: str,
     ) -> None:
-        """Answer a request of an account when its share allows."""
+        """Answer a request of an account within the account's limits."""
         share = self._shares[sender]
         share.there += 1
         try:
@@ -197,24 +212,25 @@ class Guard:
                 421,
                 "this server is not known by the name in the header Host: start it with  "
                 "--name NAME  if it should be",
+                code="host_unknown",
             )
         origin = headers.get("origin")
         own = f"{scope['scheme']}://{host}"
         unsafe = scope["method"] not in _SAFE
         if origin is not None and origin.lower() != own.lower() and (unsafe or origin != "null"):
-            return ProblemError(403, f"a page of another site sent this; only {own} may")
+            return _cross_site(own)
         site = headers.get("sec-fetch-site", "none")
         follows_link = headers.get("sec-fetch-mode") == "navigate" and not unsafe
         if site not in ("same-origin", "none") and not follows_link:
-            return ProblemError(403, f"a page of another site sent this; only {own} may")
+            return _cross_site(own)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 19 or int(length) > body.most_bytes:
             return body.too_large()
         return None
 
-    def _most_bytes(self, path: str, known: bool, is_apart: bool) -> int:
-        if not known:
-            return _MOST_STRANGE_BYTES
+    def _most_bytes(self, path: str, may_send_large: bool, is_apart: bool) -> int:
+        if not may_send_large:
+            return _MOST_ANONYMOUS_BYTES
         is_large = is_apart or self._large is None or path in self._large
         return MOST_BODY_BYTES if is_large else MOST_SMALL_BYTES
 
@@ -229,7 +245,7 @@ class Guard:
     async def _limited(
         self, scope: _Message, body: "_Body", send: _Send, problem: ProblemError | None
     ) -> None:
-        """Answer a request, or with the problem that it has."""
+        """Answer a request, or report its problem."""
         started = False
 
         async def sealed(message: _Message) -> None:
@@ -250,11 +266,11 @@ class Guard:
             await send(message)
 
         async def metered() -> _Message:
-            # What comes after the answer has begun is the end of the connection, however late.
+            # After the response has begun, only the end of the connection can come.
             return await (body.receive() if started else body.next())
 
-        # Told below: the frameworks turn it into an answer of their own, or let it pass.
-        with suppress(RefusedError):
+        # Reported below: frameworks may turn it into a response of their own, or let it pass.
+        with suppress(BodyRefusedError):
             if problem is None:
                 await self._app(scope, metered, sealed)
         problem = problem or body.problem
@@ -265,7 +281,7 @@ class Guard:
 
 
 class _Share:
-    """What the requests of one account have of the server."""
+    """Limits of one account."""
 
     def __init__(self) -> None:
         self.there = 0
@@ -274,46 +290,45 @@ class _Share:
 
 
 class _Body:
-    """A body as it comes: in time, not too large, and as long as nobody else needs its place."""
+    """A body as it arrives: within a deadline and a size, until it is evicted."""
 
-    def __init__(self, receive: _Receive, known: bool, within_s: float, most_bytes: int) -> None:
+    def __init__(
+        self, receive: _Receive, may_send_large: bool, within_s: float, most_bytes: int
+    ) -> None:
         self.receive = receive
         self.most_bytes = most_bytes
         self.places: tuple[AsyncExitStack, Iterable[asyncio.Semaphore]] | None = None
-        """Taken by a large body, and left with the stack."""
+        """Semaphores that a large body acquires, and the stack that releases them."""
         self.problem: ProblemError | None = None
         """Why it is not read to its end."""
-        self.settled: Callable[[], None] = lambda: None
-        """Called when its end is there."""
-        self._known = known
+        self.completed: Callable[[], None] = lambda: None
+        """Called when all of it has arrived."""
+        self._may_send_large = may_send_large
         self._within_s = within_s
         self._until = time.monotonic() + within_s
         self._left = most_bytes
         self._read_bytes = 0
+        self._bytes_per_s = _LARGE_BYTES_PER_S
         self._ended = False
-        self._gone: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._evicted: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    def give_way(self) -> None:
-        """Stop to wait for it."""
-        if not self._gone.done():
-            self._gone.set_result(None)
+    def evict(self) -> None:
+        """Wait for it no longer."""
+        if not self._evicted.done():
+            self._evicted.set_result(None)
 
     async def next(self) -> _Message:
-        """Return the next part.
-
-        Raises:
-            RefusedError: There is a `problem`.
-        """
-        if self._ended:  # Such as a framework that looks whether the client is still there.
+        """Return the next part."""
+        if self._ended:  # Frameworks poll whether the client is still connected.
             return await self.receive()
         message = await self._next()
         if message is None:
-            self.problem = self._not_waited_for()
-            raise RefusedError
+            self.problem = self._late()
+            raise BodyRefusedError
         self._left -= len(message.get("body", b""))
         if self._left < 0:
             self.problem = self.too_large()
-            raise RefusedError
+            raise BodyRefusedError
         if self.places is not None and self.most_bytes - self._left > MOST_SMALL_BYTES:
             stack, places = self.places
             self.places = None
@@ -321,24 +336,20 @@ class _Body:
         return message
 
     async def _take(self, stack: AsyncExitStack, places: Iterable[asyncio.Semaphore]) -> None:
-        """Take the places of a large body; what comes meanwhile stays unread.
-
-        Raises:
-            RefusedError: There were none for long.
-        """
+        """Acquire the semaphores of a large body, which stays unread meanwhile."""
         began = time.monotonic()
         for place in places:
             try:
                 await asyncio.wait_for(place.acquire(), began + self._within_s - time.monotonic())
             except asyncio.TimeoutError as error:
                 self.problem = _busy()
-                raise RefusedError from error
+                raise BodyRefusedError from error
             stack.callback(place.release)
         self._until += time.monotonic() - began
 
     async def drain(self) -> None:
-        """Read what is left and throw it away: a browser shows an answer only after it has sent."""
-        left = _MOST_DRAINED_BYTES
+        """Read and discard the rest: browsers show a response only after they have sent all."""
+        left, self._bytes_per_s = _MOST_DRAINED_BYTES, _DRAINED_BYTES_PER_S
         while left > 0 and not self._ended:
             message = await self._next()
             if message is None:
@@ -346,12 +357,12 @@ class _Body:
             left -= len(message.get("body", b""))
 
     async def _next(self) -> _Message | None:
-        """Return the next part, or None if there is no more time for it."""
+        """Return the next part, or None after the deadline or an eviction."""
         reading: asyncio.Future[Any] = asyncio.ensure_future(self.receive())
         try:
             timeout_s = max(0.0, self._until - time.monotonic())
             await asyncio.wait(
-                {reading, self._gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+                {reading, self._evicted}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
             )
             if not reading.done():
                 return None
@@ -361,41 +372,50 @@ class _Body:
         message: _Message = reading.result()
         size_bytes = len(message.get("body", b""))
         self._read_bytes += size_bytes
-        if self._read_bytes > MOST_SMALL_BYTES:  # Other requests are answered between the parts.
-            await asyncio.sleep(size_bytes / _LARGE_BYTES_PER_S)
+        if self._read_bytes > MOST_SMALL_BYTES:  # Let other requests run between the parts.
+            await asyncio.sleep(size_bytes / self._bytes_per_s)
         if message["type"] != "http.request" or not message.get("more_body"):
             self._ended = True
-            self.settled()
+            self.completed()
         return message
 
     def too_large(self) -> ProblemError:
-        """Return the problem of a body beyond its bound."""
-        if not self._known:
+        """Return the problem of a body beyond its limit."""
+        if not self._may_send_large:
             return ProblemError(
                 401,
-                f"log in, or send a token, to send more than {_MOST_STRANGE_BYTES >> 10} KiB:  "
+                f"log in, or send a token, to send more than {_MOST_ANONYMOUS_BYTES >> 10} KiB:  "
                 "Authorization: Bearer TOKEN",
                 {"WWW-Authenticate": "Bearer", "Connection": "close"},
             )
         is_large = self.most_bytes == MOST_BODY_BYTES
         return ProblemError(
             413,
-            f"what was sent is larger than {self.most_bytes >> 20} MiB: send "
+            f"the request is larger than {self.most_bytes >> 20} MiB: send "
             f"{'a smaller picture' if is_large else 'less at a time'}",
             {"Connection": "close"},
         )
 
-    def _not_waited_for(self) -> ProblemError:
-        why = f"what was sent did not come to its end within {self._within_s:g} s"
-        if self._gone.done():
-            why = "others came before what was sent had come to its end"
+    def _late(self) -> ProblemError:
+        why = f"not all of the request arrived within {self._within_s:g} s"
+        if self._evicted.done():
+            why = "newer requests took the place of this one before all of it had arrived"
         return ProblemError(
-            408, f"{why}: send it again, or something smaller", {"Connection": "close"}
+            408,
+            f"{why}: send it again, or something smaller",
+            {"Connection": "close"},
+            code="body_evicted" if self._evicted.done() else "body_timeout",
         )
 
 
 def _has_body(headers: dict[str, str]) -> bool:
     return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+
+
+def _cross_site(own: str) -> ProblemError:
+    return ProblemError(
+        403, f"a page of another site sent this; only {own} may", code="cross_site_request"
+    )
 
 
 def _busy() -> ProblemError:

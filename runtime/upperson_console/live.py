@@ -1,4 +1,4 @@
-"""What cameras do now: read from what `watch` publishes, beside what the gallery has of them."""
+"""The state of the cameras: metrics that `watch` publishes, and what the gallery has of them."""
 
 import http.client
 import math
@@ -13,18 +13,18 @@ from urllib.parse import urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from upperson_console.accounts import Account
-from upperson_console.desk import Desk
+from upperson_console.service import ConsoleService
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Item
-from upperson_rt.printable import one_line, shortened, shown
+from upperson_rt.printable import one_line, safe_repr, shortened
 from upperson_rt.remote import http_target, http_within, may_hide_login
 
-__all__ = ["CameraNow", "Live", "Process", "check_source"]
+__all__ = ["CameraStatus", "Live", "Process", "check_source"]
 
 _STALE_S = 30.0
-"""A metrics file is written every 5 s; an older one was left behind."""
+"""Age of a metrics file, which is written every 5 s, from which its process has ended."""
 _MOST_BYTES = 1 << 20
-"""Of what a process publishes: a camera has some 2 KB."""
+"""Of the metrics of a process; a camera has some 2 KB."""
 _TIMEOUT_S = 1.0
 _MOST_COUNTED = 2.0**63
 _NEWEST = 5
@@ -40,23 +40,23 @@ class Process:
     problem: str | None
     """Why it cannot be read, or is not running."""
     busy: float | None = None
-    """Share of the time in which its encoder worked lately, 0 to 1."""
+    """Share of the recent time in which its encoder worked, 0 to 1."""
     waiting: int = 0
     """Pictures that wait for the encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CameraNow:
+class CameraStatus:
     """A camera."""
 
     name: str
     runs: bool | None
-    """None where no process tells."""
+    """None if no process publishes it."""
     pictures: int
     last_time: float | None
     frames: int | None = None
     dropped: int = 0
-    """Frames that nobody looked at, for whatever reason."""
+    """Frames that were not processed, for any reason."""
     outages: int = 0
     newest: tuple[tuple[int, Item], ...] = ()
 
@@ -65,11 +65,11 @@ class CameraNow:
 class _Read:
     time: float
     values: dict[str, dict[str, float]]
-    """Sums by metric and camera; the empty name is the whole process."""
+    """Sums by metric and camera; the empty name stands for the process."""
 
 
 class Live:
-    """Reads what processes publish. Safe to use from several threads."""
+    """Reads the metrics of processes. Safe for several threads."""
 
     def __init__(self, sources: Sequence[str]) -> None:
         """Read files and addresses, see `check_source`."""
@@ -77,23 +77,25 @@ class Live:
         self._lock = threading.Lock()
         self._before: dict[str, _Read] = {}
         self.has_ended = False
-        """Whether the server is about to end: streams end, too."""
+        """Whether the server ends, and with it streams."""
 
-    def now(self, desk: Desk, account: Account) -> tuple[list[Process], list[CameraNow]]:
-        """Return the processes, and the cameras that somebody may see."""
-        processes, told = [], {}
+    def now(
+        self, service: ConsoleService, account: Account
+    ) -> tuple[list[Process], list[CameraStatus]]:
+        """Return the processes, and the cameras that an account may see."""
+        processes, published = [], {}
         for source in self._sources:
             process, values = self._read(source)
             processes.append(process)
             for name, up in values.get("camera_up", {}).items():
-                told[name] = values, up > 0 and process.problem is None
-        there = desk.cameras(account)
+                published[name] = values, up > 0 and process.problem is None
+        known = service.cameras(account)
         cameras = []
-        for name in sorted({*there, *(name for name in told if account.sees(name))}):
-            values, runs = told.get(name, ({}, None))
-            info = there.get(name)
+        for name in sorted({*known, *(name for name in published if account.sees(name))}):
+            values, runs = published.get(name, ({}, None))
+            info = known.get(name)
             cameras.append(
-                CameraNow(
+                CameraStatus(
                     name=name,
                     runs=runs,
                     pictures=0 if info is None else info.pictures,
@@ -101,7 +103,7 @@ class Live:
                     frames=None if runs is None else int(_of(values, "frames_read", name)),
                     dropped=int(_of(values, "frames_dropped", name)),
                     outages=int(_of(values, "outages", name)),
-                    newest=_newest(desk, name, None if info is None else info.last_time),
+                    newest=_newest(service, name, None if info is None else info.last_time),
                 )
             )
         return processes, cameras
@@ -114,8 +116,8 @@ class Live:
             reason = getattr(error, "strerror", None) or one_line(error) or type(error).__name__
             return Process(source=source, problem=f"not running: {shortened(reason)}"), {}
         except ValueError as error:
-            told = f"publishes no metrics: {shortened(one_line(error))}"
-            return Process(source=source, problem=told), {}
+            reason = shortened(one_line(error))
+            return Process(source=source, problem=f"publishes no metrics: {reason}"), {}
         problem = None if age_s < _STALE_S else "ended: its file is not written any more"
         return (
             Process(
@@ -128,7 +130,7 @@ class Live:
         )
 
     def _busy(self, source: str, values: dict[str, dict[str, float]]) -> float | None:
-        """Return the encoder's share since it was last read, or since the start."""
+        """Return the encoder's share of the time since the last read, or since the start."""
         seconds, uptime = (
             values.get(name, {}).get("", 0.0) for name in ("encoder_busy_seconds", "uptime_seconds")
         )
@@ -143,17 +145,19 @@ class Live:
 
 
 def check_source(source: str) -> str:
-    """Return a metrics file or address as it is.
+    """Return a metrics file or an HTTP address unchanged.
 
     Raises:
-        UsageError: It is an address, but not of HTTP, without a host, or with a login, which the
-            live page would show and nobody asks for.
+        UsageError: It is another address, or one with a login, which the live page would show.
     """
     if "://" in source and not _is_http(source):
-        found = "one that may hold a login (write %40 for @)" if "@" in source else shown(source)
+        found = (
+            "one that may hold a login (write %40 for @)" if "@" in source else safe_repr(source)
+        )
         raise UsageError(
             f"--watch takes a metrics file or an address such as http://127.0.0.1:9095/metrics, "
-            f"found {found}"
+            f"found {found}",
+            code="watch_source_invalid",
         )
     return source
 
@@ -169,18 +173,13 @@ def _is_http(address: str) -> bool:
 
 
 def _fetched(source: str) -> tuple[str, float]:
-    """Return what a process publishes, and how old it is in seconds.
-
-    Raises:
-        OSError, http.client.HTTPException: Nobody publishes there.
-        ValueError: It is no text, no file or too long.
-    """
+    """Return the metrics of a process, and their age in seconds."""
     if "://" in source:
-        content, age_s = _asked(source), 0.0
+        content, age_s = _downloaded(source), 0.0
     else:
         path = Path(source)
         about = path.stat()
-        if not stat.S_ISREG(about.st_mode):  # A pipe would be waited for.
+        if not stat.S_ISREG(about.st_mode):  # Reading a pipe would block.
             raise ValueError("no file")
         age_s = time.time() - about.st_mtime
         with open(path, "rb") as file:
@@ -190,8 +189,8 @@ def _fetched(source: str) -> tuple[str, float]:
     return content.decode("utf-8"), age_s
 
 
-def _asked(address: str) -> bytes:
-    """Return the beginning of what is served at an address, within a second."""
+def _downloaded(address: str) -> bytes:
+    """Return what an address serves, cut off after the limit, within a second."""
     with http_within(_TIMEOUT_S, address) as connection:
         connection.request("GET", http_target(address))
         answer = connection.getresponse()
@@ -201,11 +200,7 @@ def _asked(address: str) -> bytes:
 
 
 def _sums(text: str) -> dict[str, dict[str, float]]:
-    """Return sums by metric and camera.
-
-    Raises:
-        ValueError: It is in no format of Prometheus, or has a value that counts nothing.
-    """
+    """Return sums by metric and camera."""
     values: dict[str, dict[str, float]] = {}
     try:
         for family in text_string_to_metric_families(text):
@@ -217,7 +212,7 @@ def _sums(text: str) -> dict[str, dict[str, float]]:
                 sums[camera] = sums.get(camera, 0.0) + sample.value
                 if not math.isfinite(sums[camera]) or abs(sums[camera]) > _MOST_COUNTED:
                     raise ValueError(f"{family.name} is {sums[camera]:g}")
-    except (LookupError, TypeError, AttributeError) as error:  # Of a parser that trusts its input.
+    except (LookupError, TypeError, AttributeError) as error:  # The parser trusts its input.
         raise ValueError("not in the format of Prometheus") from error
     return values
 
@@ -226,19 +221,21 @@ def _of(values: dict[str, dict[str, float]], metric: str, camera: str) -> float:
     return values.get(metric, {}).get(camera, 0.0)
 
 
-def _newest(desk: Desk, camera: str, last: float | None) -> tuple[tuple[int, Item], ...]:
-    """Return the last people of a camera, a picture a track."""
+def _newest(
+    service: ConsoleService, camera: str, last: float | None
+) -> tuple[tuple[int, Item], ...]:
+    """Return the newest items of a camera, one a track."""
     if last is None:
         return ()
     items: dict[str, Item] = {}
     for span in (60.0, _LOOK_BACK_S):
         where = Filter(camera=camera, since=last - span)
-        for number, item in enumerate(desk.gallery.items(where)):
+        for number, item in enumerate(service.gallery.items(where)):
             items[item.track or item.key] = item
             if number >= _MOST_READ:
                 break
         if len(items) >= _NEWEST:
             break
     newest = sorted(items.values(), key=lambda item: -(item.time or 0.0))[:_NEWEST]
-    ids = desk.gallery.ids([item.key for item in newest])
+    ids = service.gallery.ids([item.key for item in newest])
     return tuple((ids[item.key], item) for item in newest if item.key in ids)

@@ -1,4 +1,4 @@
-"""Requests and answers of the API."""
+"""Requests and responses of the API."""
 
 import datetime
 import re
@@ -58,7 +58,7 @@ Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 def _written_time(value: object) -> object:
-    """Refuse numbers, which pydantic would take for seconds or milliseconds, by their size."""
+    """Refuse numbers, which pydantic reads as seconds or milliseconds depending on their size."""
     if isinstance(value, str) and not re.match(r"\d{4}-\d\d-\d\d", value):
         value = None
     if not isinstance(value, str | datetime.datetime):
@@ -77,16 +77,20 @@ class _Strict(BaseModel):
 
 
 class ProblemOut(BaseModel):
-    """What went wrong (RFC 9457)."""
+    """An error (RFC 9457)."""
 
     type: str = "about:blank"
     title: str = Field(examples=["Unprocessable Entity"])
     status: int = Field(examples=[422])
     detail: str = Field(description="One line: what was expected, found, and what to do.")
+    code: str = Field(
+        description="What went wrong; stable, for programs to compare.",
+        examples=["cursor_unknown"],
+    )
 
 
 class FilterIn(_Strict):
-    """Which pictures to look at; all conditions must hold."""
+    """Conditions on pictures, all of which must hold."""
 
     cameras: list[Name] | None = Field(
         None, min_length=1, max_length=100, examples=[["gate", "hall"]]
@@ -99,7 +103,7 @@ class FilterIn(_Strict):
     )
 
     def as_filter(self) -> Filter:
-        """Return it as galleries know it."""
+        """Return the gallery's filter."""
         return Filter(
             camera=None if self.cameras is None else tuple(self.cameras),
             since=None if self.since is None else self.since.timestamp(),
@@ -129,22 +133,22 @@ class SearchIn(_Strict):
     )
     like: Id | None = Field(None, description="Id of an item, instead of a picture.")
     picture_share: StrictFloat = Field(
-        0.5, ge=0, le=1, description="Of the picture, where both are given."
+        0.5, ge=0, le=1, description="Weight of the picture beside a sentence."
     )
     filter: FilterIn = Field(default_factory=lambda: FilterIn.model_validate({}))
     by_track: StrictBool = Field(True, description="One hit a track, with its best picture.")
     order: Order = Field("match", description="`time`: the best 200, newest first.")
     yes: list[Id] = Field(
-        default_factory=list, max_length=MOST_MARKS, description="Items that are right."
+        default_factory=list, max_length=MOST_MARKS, description="Items marked as right."
     )
     no: list[Id] = Field(
-        default_factory=list, max_length=MOST_MARKS, description="Items that are not."
+        default_factory=list, max_length=MOST_MARKS, description="Items marked as wrong."
     )
     limit: StrictInt = Field(24, ge=1, le=100, description="Hits a page.")
     cursor: str | None = Field(None, max_length=500, description="`next` of the page before.")
 
     def as_search(self) -> Search:
-        """Return it as the console knows it."""
+        """Return the search."""
         return Search(
             sentence=self.sentence or "",
             picture=self.picture,
@@ -191,12 +195,12 @@ class SpanOut(BaseModel):
 
 
 class HitOut(ItemOut):
-    """An item that was found."""
+    """A hit."""
 
     rank: int
     score: float = Field(description="Cosine; compare scores of one search only.")
     match: MatchLabel = Field(
-        description="How far the score stands above those of other questions of the same kind."
+        description="Match label: how far the score stands above those of other queries."
     )
     span: SpanOut | None
 
@@ -213,12 +217,12 @@ class HitOut(ItemOut):
 
 
 class NoticeOut(BaseModel):
-    """Something to know about a search."""
+    """A notice about a search."""
 
     code: str = Field(description="Stable, such as `words_unknown`.")
     level: Literal["warning", "note"]
     text: str
-    fields: dict[str, Any] = Field(description="What the text names, such as the words.")
+    fields: dict[str, Any] = Field(description="Values that the text names.")
 
     @classmethod
     def of(cls, notice: Notice) -> "NoticeOut":
@@ -232,14 +236,14 @@ class SearchOut(BaseModel):
     hits: list[HitOut]
     next: str | None = Field(description="Cursor of the next page; null at the end.")
     total: int | None = Field(
-        description="Pictures that pass the filter; null where counting would take long."
+        description="Pictures that pass the filter; null if counting would take long."
     )
     notes: list[str] = Field(description="The texts of `notices` as sentences.")
-    notices: list[NoticeOut] = Field(description="How the search was understood, and what to know.")
+    notices: list[NoticeOut] = Field(description="How the search was understood.")
 
 
 class PictureOut(BaseModel):
-    """A picture to ask with."""
+    """A query picture."""
 
     picture: str = Field(pattern="^[0-9a-f]{32}$", description="Its id.")
     sha256: str
@@ -276,32 +280,32 @@ class CameraOut(BaseModel):
 
 
 class MarksIn(SearchIn):
-    """A search with its marks, which are kept with its sentence and picture."""
+    """A search with marks, which are kept with its sentence and picture."""
 
 
 class MarksOut(BaseModel):
-    """What is kept."""
+    """The kept marks."""
 
     yes: list[Id]
     no: list[Id]
 
 
 class ExportIn(_Strict):
-    """What to put into a zip."""
+    """Pictures to export."""
 
     ids: list[Id] = Field(min_length=1, max_length=_MOST_AT_ONCE, examples=[["777", "299"]])
     search: SearchIn | None = Field(None, description="The search that found them, for the record.")
 
 
 class DeletedOut(BaseModel):
-    """How many pictures went."""
+    """Number of deleted pictures."""
 
     deleted: int
     dry_run: bool = False
 
 
 class PruneIn(_Strict):
-    """Which pictures are too old or too many."""
+    """Pictures to delete by age or number."""
 
     older_than: _Moment | None = None
     keep_newest: StrictInt | None = Field(None, ge=0, le=2**31 - 1)
@@ -311,7 +315,7 @@ class PruneIn(_Strict):
 
 
 class InfoOut(BaseModel):
-    """What is served."""
+    """The model and gallery of this server."""
 
     version: str
     model: str = Field(description="Fingerprint of the embedding space.")
@@ -322,7 +326,7 @@ class InfoOut(BaseModel):
     user: str
     role: str
     log_problem: str = Field(
-        description="Why the query log goes on in a new file, until that is acknowledged."
+        description="The break of the query log that is not acknowledged; empty if none."
     )
 
 
@@ -333,7 +337,7 @@ class HealthOut(BaseModel):
 
 
 class EmbeddingsIn(BaseModel):
-    """As OpenAI's API has it; a picture is a data URL."""
+    """A request of OpenAI's API; a picture is a data URL."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"input": ["woman in a red coat"]}]})
 

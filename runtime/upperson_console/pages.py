@@ -1,4 +1,4 @@
-"""The pages: rendered here, so that they work before any script runs; the desk does the work."""
+"""The pages: search, person, deletion and login. They work without scripts."""
 
 from dataclasses import replace
 from typing import Annotated, Any
@@ -9,14 +9,14 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import Field
 
 from upperson_console.accounts import COOKIE, Access, Account
-from upperson_console.answers import answer_of, best_of, match_of
 from upperson_console.api import PICTURE_HEADERS, notes_of, picture_response, zip_response
 from upperson_console.bounds import BoundedRoute
-from upperson_console.desk import Desk, span_of
 from upperson_console.pictures import Size
 from upperson_console.problems import ProblemError
 from upperson_console.rendering import render
+from upperson_console.results import match_of, run_search, timeline_hits
 from upperson_console.search import MOST_BY_TIME, Search, read_id
+from upperson_console.service import ConsoleService, span_of
 from upperson_console.timeline import timeline_of, whereabouts
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Item, TrackSpan
@@ -26,26 +26,26 @@ __all__ = ["page_routes"]
 
 _PAGE = 24
 _LAST = 2**63 - 1
-"""No id is larger."""
+"""The largest id."""
 _AROUND_S = 300.0
 _MEASURED = {"frame": "Frame", "sharpness": "Sharpness", "score": "Detector's score"}
-"""Metadata that cameras and detectors write, by what people call it."""
+"""Labels of attributes that cameras and detectors write."""
 _NO_MORE = {"command": None, "last": None, "also": None}
 
 
-def page_routes(desk: Desk, access: Access) -> APIRouter:
+def page_routes(service: ConsoleService, access: Access) -> APIRouter:
     """Return the routes of the pages."""
     routes = APIRouter(
         include_in_schema=False, default_response_class=HTMLResponse, route_class=BoundedRoute
     )
-    _search_pages(routes, desk, access)
-    _person_pages(routes, desk, access)
-    _delete_pages(routes, desk, access)
+    _search_pages(routes, service, access)
+    _person_pages(routes, service, access)
+    _delete_pages(routes, service, access)
     _login_pages(routes, access)
     return routes
 
 
-def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
+def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) -> None:
     viewer, operator = access.needs("viewer"), access.needs("operator")
 
     @routes.get("/")
@@ -54,13 +54,13 @@ def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
         cursor = request.query_params.get("cursor")
         values: dict[str, Any] = {
             "search": search,
-            "cameras": desk.cameras(account),
-            "answer": None,
+            "cameras": service.cameras(account),
+            "result": None,
             "problem": problem,
-            "asked": None,
-            "saved": desk.memory.saved(account.name),
-            "kept": ((), ()),
-            "pictures": desk.pictures,
+            "query_picture": None,
+            "saved": service.user_state.saved(account.name),
+            "kept_marks": ((), ()),
+            "pictures": service.pictures,
             "notes": [],
             "empty": None,
         }
@@ -68,19 +68,19 @@ def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
         if problem is None and not search.is_empty:
             try:
                 if search.picture is not None:
-                    values["asked"] = desk.query_pictures.get(search.picture)
-                answer = answer_of(desk, account, search, _PAGE, cursor)
+                    values["query_picture"] = service.query_pictures.get(search.picture)
+                result = run_search(service, account, search, _PAGE, cursor)
             except (UsageError, ProblemError) as error:
                 values["problem"] = getattr(error, "detail", str(error))
                 status = getattr(error, "status", 422)
             else:
-                values |= {"answer": answer, "notes": notes_of(answer)}
-                values["kept"] = desk.memory.marks(account.name, search.question)
-                if not answer.page.hits:
-                    values["empty"] = _nothing(desk, account, search)
-        elif problem is None and not desk.count(account, search.where):
-            values["empty"] = _nothing(desk, account, search)
-        return render("search", account, status, log_problem=desk.log_problem, **values)
+                values |= {"result": result, "notes": notes_of(result)}
+                values["kept_marks"] = service.user_state.marks(account.name, search.marks_key)
+                if not result.page.hits:
+                    values["empty"] = _nothing(service, account, search)
+        elif problem is None and not service.count(account, search.where):
+            values["empty"] = _nothing(service, account, search)
+        return render("search", account, status, log_problem=service.log_problem, **values)
 
     @routes.post("/picture")
     def give(
@@ -90,13 +90,13 @@ def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
     ) -> Response:
         search = _read(address)
         if not picture.size:
-            raise UsageError("no picture was chosen: choose a file first")
-        kept = desk.query_pictures.add(picture.file)
+            raise UsageError("no picture was chosen: choose a file first", code="no_file_chosen")
+        kept = service.query_pictures.add(picture.file)
         return _see(f"/?{search.address(picture=kept.id, like=None, marks=())}")
 
-    @routes.get("/asked/{id}")
-    def asked(id: str, account: Account = viewer) -> Response:
-        picture = desk.query_pictures.get(id)
+    @routes.get("/query-pictures/{id}")
+    def query_picture(id: str, account: Account = viewer) -> Response:
+        picture = service.query_pictures.get(id)
         return Response(picture.jpeg, media_type="image/jpeg", headers=PICTURE_HEADERS)
 
     @routes.post("/marks")
@@ -113,9 +113,9 @@ def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
             kept = () if undo == "all" else search.marks[:-1]
             search = _read(search.address(marks=kept))
         for id_, right in ((yes, True), (no, False)):
-            if id_ is not None:  # Once more takes it back.
+            if id_ is not None:  # The same mark again removes it.
                 search = search.marked(id_, None if (id_, right) in search.marks else right)
-        desk.mark(account, search)
+        service.mark(account, search)
         page = "" if person is None else f"people/{person}"
         return _see(f"/{page}?{search.address()}")
 
@@ -124,7 +124,7 @@ def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
         problem, search = _searched(request)
         if problem is not None or search.is_empty:
             return HTMLResponse("")
-        hits = best_of(desk, account, search, MOST_BY_TIME)
+        hits = timeline_hits(service, account, search, MOST_BY_TIME)
         return render("timeline", account, timeline=timeline_of(search, hits))
 
     @routes.post("/saved")
@@ -132,24 +132,24 @@ def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
         name: Annotated[str, Form()], address: Annotated[str, Form()], account: Account = viewer
     ) -> Response:
         search = _read(address)
-        desk.memory.save(account.name, name, search.address())
+        service.user_state.save(account.name, name, search.address())
         return _see(f"/?{search.address()}")
 
     @routes.post("/saved/forget")
     def forget(saved: Annotated[int, Form(ge=1, le=_LAST)], account: Account = viewer) -> Response:
-        desk.memory.forget_saved(account.name, saved)
+        service.user_state.forget_saved(account.name, saved)
         return _see("/")
 
 
-def _person_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
+def _person_pages(routes: APIRouter, service: ConsoleService, access: Access) -> None:
     viewer, operator = access.needs("viewer"), access.needs("operator")
 
     @routes.get("/people/{id}")
     def person(id: int, request: Request, account: Account = viewer) -> Response:
         _, search = _searched(request)
-        found = desk.person(account, id)
-        elsewhere = desk.elsewhere(account, found)
-        score, word = match_of(desk, account, search, id) or (None, "")
+        found = service.person(account, id)
+        elsewhere = service.elsewhere(account, found)
+        score, label = match_of(service, account, search, id) or (None, "")
         span = span_of(found.views)
         return render(
             "person",
@@ -157,19 +157,19 @@ def _person_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
             person=found,
             measured=_MEASURED,
             score=score,
-            word=word,
+            label=label,
             span=span,
             around=_around(search, found.item.camera, span),
             elsewhere=elsewhere,
             line=whereabouts(found, elsewhere),
-            frame=desk.pictures.frame(found.item) is not None,
-            pictures=desk.pictures,
+            frame=service.pictures.frame(found.item) is not None,
+            pictures=service.pictures,
             search=search,
         )
 
     @routes.get("/people/{id}/picture")
     def picture(id: int, size: Size = "view", account: Account = viewer) -> Response:
-        return picture_response(desk, account, id, size)
+        return picture_response(service, account, id, size)
 
     @routes.post("/export")
     def export(
@@ -177,25 +177,27 @@ def _person_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
         address: Annotated[str, Form()] = "",
         account: Account = operator,
     ) -> Response:
-        return zip_response(desk, account, ids, {"address": _read(address).address()})
+        return zip_response(service, account, ids, {"address": _read(address).address()})
 
 
-def _delete_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
+def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) -> None:
     admin = access.needs("admin")
 
     @routes.get("/people/{id}/delete")
     def look(
         id: int, what: str = "picture", min_score: float = 0.9, account: Account = admin
     ) -> Response:
-        item, _ = desk.item(account, id)
+        item, _ = service.item(account, id)
         chosen: list[tuple[int, Item, float | None]]
         if what == "alike":
-            chosen = [(hit.id, hit.item, hit.score) for hit in desk.alike(account, id, min_score)]
+            chosen = [
+                (hit.id, hit.item, hit.score) for hit in service.alike(account, id, min_score)
+            ]
         elif what == "track" and item.track is not None:
-            chosen = [(one, view, None) for one, view in desk.person(account, id).views]
+            chosen = [(one, view, None) for one, view in service.person(account, id).views]
         else:
             what, chosen = "picture", [(id, item, None)]
-            desk.note_items(account, "view", [(id, item)], {"picture": str(id)})
+            service.note_items(account, "view", [(id, item)], {"picture": str(id)})
         return render(
             "delete",
             account,
@@ -204,7 +206,7 @@ def _delete_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
             what=what,
             chosen=chosen,
             min_score=min_score,
-            pictures=desk.pictures,
+            pictures=service.pictures,
         )
 
     @routes.post("/delete")
@@ -215,8 +217,8 @@ def _delete_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
         account: Account = admin,
     ) -> Response:
         chosen = [read_id(one) for one in ids.split()]
-        deleted = desk.delete(account, chosen, reason, {"what": what})
-        return render("deleted", account, deleted=deleted, asked=len(chosen))
+        deleted = service.delete(account, chosen, reason, {"what": what})
+        return render("deleted", account, deleted=deleted, chosen=len(chosen))
 
 
 def _login_pages(routes: APIRouter, access: Access) -> None:
@@ -253,24 +255,24 @@ def _login_pages(routes: APIRouter, access: Access) -> None:
 
 
 def _around(search: Search, camera: str | None, span: TrackSpan) -> str | None:
-    """Return the address of whoever a camera saw at about the time of a track, in time order."""
+    """Return the address of what a camera saw around the time of a track, by time."""
     if camera is None or span.first_time is None or span.last_time is None:
         return None
     where = Filter(
         camera=(camera,), since=span.first_time - _AROUND_S, until=span.last_time + _AROUND_S
     )
-    asked = Search(sentence=search.sentence.strip() or "person", where=where, order="time")
-    return asked.address()
+    around = Search(sentence=search.sentence.strip() or "person", where=where, order="time")
+    return around.address()
 
 
-def _nothing(desk: Desk, account: Account, search: Search) -> dict[str, Any]:
-    """Say why nothing was found, and what to do next."""
-    cameras = desk.cameras(account)
-    if not desk.count(account, Search().where):
+def _nothing(service: ConsoleService, account: Account, search: Search) -> dict[str, Any]:
+    """Describe why nothing was found, and what to do next."""
+    cameras = service.cameras(account)
+    if not service.count(account, Search().where):
         return {
             "title": "The gallery is empty",
             "text": "No pictures are in it yet. Add some, or let a camera do it:",
-            "command": f"upperson-rt index PICTURES -g {desk.gallery.location}",
+            "command": f"upperson-rt index PICTURES -g {service.gallery.location}",
             "link": "/live",
             "link_text": "See whether a camera is watching",
             "last": None,
@@ -280,7 +282,7 @@ def _nothing(desk: Desk, account: Account, search: Search) -> dict[str, Any]:
     for name in where.cameras or ():
         if name not in cameras:
             known = ", ".join(list(cameras)[:8]) or "none that has a name"
-            return _text(
+            return _message(
                 f"No pictures of the camera \u201c{name}\u201d",
                 f"It may be written in another way. There are: {known}.",
                 search.address(where=Search().where),
@@ -290,7 +292,7 @@ def _nothing(desk: Desk, account: Account, search: Search) -> dict[str, Any]:
     if late and where.cameras:
         last = {name: cameras[name].last_time for name in where.cameras}
         return {
-            **_text(
+            **_message(
                 "No picture in this time",
                 "The newest picture of these cameras is older; a camera may have stopped.",
                 search.address(where=replace(where, since=None, until=None), last=None),
@@ -300,21 +302,22 @@ def _nothing(desk: Desk, account: Account, search: Search) -> dict[str, Any]:
             "also": "/live",
             "also_text": "See whether the cameras are running",
         }
-    return _text(
+    total = count_of(service.count(account, Search().where), "picture")
+    return _message(
         "Nothing passes the filter",
-        f"There are {count_of(desk.count(account, Search().where), 'picture')}, and none passes.",
+        f"There are {total}, and none passes.",
         search.address(where=Search().where, last=None),
         "Search without the filter",
     )
 
 
-def _text(title: str, text: str, address: str, next_text: str) -> dict[str, Any]:
+def _message(title: str, text: str, address: str, link_text: str) -> dict[str, Any]:
     link = f"/?{address}"
-    return {"title": title, "text": text, "link": link, "link_text": next_text, **_NO_MORE}
+    return {"title": title, "text": text, "link": link, "link_text": link_text, **_NO_MORE}
 
 
 def _searched(request: Request) -> tuple[str | None, Search]:
-    """Return what is wrong with the address of a page, or None, and the search it asks for."""
+    """Return the problem of a page's address, or None, and its search."""
     pairs = [pair for pair in request.query_params.multi_items() if pair[0] != "cursor"]
     try:
         return None, Search.from_address(pairs)
@@ -331,6 +334,6 @@ def _see(place: str) -> RedirectResponse:
 
 
 def _local_path(place: str) -> str:
-    """Return a place on this server: what leads elsewhere becomes the first page."""
+    """Return a path of this server; any other address becomes the first page."""
     is_local = place.startswith("/") and not place.startswith(("//", "/\\"))
     return place if is_local and place.isprintable() else "/"

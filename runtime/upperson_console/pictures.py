@@ -1,8 +1,7 @@
-"""Pictures as browsers get them: decoded within bounds, made small, always a plain JPEG.
+"""Pictures for browsers: decoded within limits, scaled down, always a plain JPEG.
 
-Nothing is asked for by path: an item of the gallery names its file, and what does not decode as a
-picture is not shown. Nothing is sent as it lies on the disk, with one exception: an export (see
-`answers`) has the files themselves, byte for byte, so that their hashes prove something.
+No request names a path: the item of the gallery names its file, and a file that does not decode is
+not sent. Only an export (see `results`) sends files byte for byte, so that hashes match.
 """
 
 import hashlib
@@ -24,10 +23,10 @@ from upperson_rt.gallery import Item
 from upperson_rt.gallery.crops import picture_file, use_picture
 from upperson_rt.preprocess import use_image
 
-__all__ = ["PIECE_BYTES", "Pictures", "Size", "Upload", "as_jpeg", "read_upload"]
+__all__ = ["PIECE_BYTES", "GalleryPictures", "Size", "Upload", "as_jpeg", "read_upload"]
 
 Size: TypeAlias = Literal["thumb", "view", "frame"]
-"""``thumb`` for a card, ``view`` for a page of its own, ``frame`` for what it was cut from."""
+"""``thumb`` for a card, ``view`` for a person's page, ``frame`` for the frame of a crop."""
 
 _BOUNDS: dict[Size, tuple[int, int]] = {
     "thumb": (256, 384),
@@ -36,24 +35,24 @@ _BOUNDS: dict[Size, tuple[int, int]] = {
 }
 _CACHE_BYTES = 64 << 20
 PIECE_BYTES = 1 << 20
-"""Of a file, read and written at a time."""
+"""Bytes of a file that are read at a time."""
 _QUALITY = 85
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A picture that somebody asks with."""
+    """A decoded query picture."""
 
     pixels: NDArray[np.uint8]
-    """uint8 RGB [H, W, 3], made smaller if it was large."""
+    """uint8 RGB [H, W, 3], scaled down if it was large."""
     sha256: str
-    """Of the file as it came."""
+    """Of the file that was sent."""
     size: tuple[int, int]
     """Width and height of ``pixels``."""
 
 
 def as_jpeg(pixels: NDArray[np.uint8], size: Size) -> tuple[bytes, tuple[int, int]]:
-    """Return a picture as JPEG, no larger than a size allows, and the width and height it had."""
+    """Return a picture as JPEG, scaled down to a size, and its width and height before."""
     whole = pixels.shape[1], pixels.shape[0]
     image = Image.fromarray(pixels)
     image.thumbnail(_BOUNDS[size])
@@ -63,11 +62,7 @@ def as_jpeg(pixels: NDArray[np.uint8], size: Size) -> tuple[bytes, tuple[int, in
 
 
 def read_upload(content: IO[bytes]) -> Upload:
-    """Decode a picture that was sent, from a file that is read in pieces.
-
-    Raises:
-        InputError: It is none, is damaged, or too large to decode.
-    """
+    """Decode a picture file, which is read in pieces."""
 
     def small(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         image = Image.fromarray(pixels)
@@ -89,8 +84,8 @@ def read_upload(content: IO[bytes]) -> Upload:
     return Upload(pixels, digest.hexdigest(), size)
 
 
-class Pictures:
-    """Pictures of items, the newest kept in memory. Safe to use from several threads."""
+class GalleryPictures:
+    """Pictures of a gallery's items, with a cache. Safe for several threads."""
 
     def __init__(self, crops_dir: Path | None) -> None:
         """Read saved pictures from `Gallery.crops_dir`."""
@@ -103,33 +98,28 @@ class Pictures:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of the pictures that are kept in memory."""
+        """Bytes of the cached pictures."""
         return self._bytes
 
     def file(self, item: Item) -> Path | None:
-        """Return the file of an item's picture, or None if none is kept."""
+        """Return the file of an item's picture, or None."""
         return picture_file(item, self._crops_dir)
 
     def frame(self, item: Item) -> Path | None:
-        """Return the picture that an item was cut from, if there is one beside its own."""
+        """Return the file of the frame that an item was cut from, or None."""
         if item.source is None or item.box is None:
             return None
         file = picture_file(Item(key=item.key, source=item.source), None)
         return file if file is not None and _is_picture(file) else None
 
     def jpeg(self, item: Item, size: Size) -> tuple[bytes, tuple[int, int]] | None:
-        """Return an item's picture, and the width and height of its file; None if none is kept.
-
-        Raises:
-            InputError: The file is no picture any more.
-            IntegrityError: It is a crop that was altered.
-        """
+        """Return an item's picture as JPEG, and the size of its file in pixels, or None."""
         file = self.frame(item) if size == "frame" else self.file(item)
         if file is None:
             return None
         try:
             found = file.stat()
-        except OSError:  # It went meanwhile.
+        except OSError:  # It was deleted meanwhile.
             return None
         key = str(file), found.st_mtime_ns, found.st_size, size
         with self._lock:
@@ -139,8 +129,8 @@ class Pictures:
         box = item.box if item.crop is None and size != "frame" else None
         return self._keep(key, use_picture(file, _cut(box, size)))
 
-    def forget(self) -> None:
-        """Forget what was kept: something was deleted."""
+    def clear_cache(self) -> None:
+        """Clear the cache after a deletion."""
         with self._lock:
             self._kept.clear()
             self._bytes = 0

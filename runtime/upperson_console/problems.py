@@ -1,12 +1,12 @@
-"""What goes wrong, as problem+json (RFC 9457) for programs and as a page for people.
+"""Errors of the console: problem+json (RFC 9457) for programs, and a page for people.
 
-Either says in one line what was expected, what was found and what to do; nobody gets a traceback.
+Both say in one line what was expected, what was found and what to do. Neither shows a traceback.
 """
 
 from collections.abc import Mapping
 from http import HTTPStatus
 
-from upperson_console.turns import BusyError
+from upperson_console.limits import BusyError
 from upperson_rt.errors import (
     BackendError,
     InputError,
@@ -14,7 +14,7 @@ from upperson_rt.errors import (
     UppersonError,
     UsageError,
 )
-from upperson_rt.printable import printable
+from upperson_rt.printable import escape_for_display
 
 __all__ = ["MEDIA_TYPE", "ProblemError", "problem_of"]
 
@@ -25,21 +25,50 @@ _STATUS: dict[type[UppersonError], int] = {
     BackendError: 503,
     IntegrityError: 503,
 }
+_CODES = {
+    401: "login_required",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "body_timeout",
+    413: "body_too_large",
+    422: "request_invalid",
+    429: "too_many_requests",
+    500: "internal_error",
+    503: "unavailable",
+    507: "storage_full",
+}
+"""Codes of problems that have none of their own, by status."""
 
 
 class ProblemError(Exception):
     """A request that is answered with an error."""
 
-    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
-        """Answer with a status, one line that says what is wrong, and perhaps more headers."""
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        code: str | None = None,
+    ) -> None:
+        """Make a problem.
+
+        Args:
+            status: Of HTTP.
+            detail: What was expected, what was found and what to do, in one line.
+            headers: More headers of the response.
+            code: What went wrong, such as ``cursor_unknown``; by default that of the status.
+        """
         super().__init__(detail)
         self.status = status
-        self.detail = printable(detail)
+        self.detail = escape_for_display(detail)
         self.headers = dict(headers or {})
+        self.code = code or _CODES.get(status, "request_invalid")
 
     @property
     def title(self) -> str:
-        """The words of the status."""
+        """The phrase of the status."""
         return HTTPStatus(self.status).phrase
 
     def as_dict(self) -> dict[str, object]:
@@ -49,16 +78,18 @@ class ProblemError(Exception):
             "title": self.title,
             "status": self.status,
             "detail": self.detail,
+            "code": self.code,
         }
 
 
 def problem_of(error: Exception) -> ProblemError | None:
-    """Return what an error is to whoever asked; None for a defect of the program."""
+    """Return the problem that reports an error; None for a defect of the program."""
     if isinstance(error, ProblemError):
         return error
     if isinstance(error, BusyError):
-        return ProblemError(429, str(error), {"Retry-After": str(error.retry_after_s)})
+        headers = {"Retry-After": str(error.retry_after_s)}
+        return ProblemError(429, str(error), headers, code="encoder_busy")
     if isinstance(error, UppersonError):
         kind = next((kind for kind in type(error).__mro__ if kind in _STATUS), None)
-        return ProblemError(500 if kind is None else _STATUS[kind], str(error))
+        return ProblemError(500 if kind is None else _STATUS[kind], str(error), code=error.code)
     return None

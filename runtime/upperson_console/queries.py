@@ -1,4 +1,4 @@
-"""The encoder as the console's requests share it: a bounded queue, and pictures to search with."""
+"""The encoder behind a request queue, and query pictures."""
 
 from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING
@@ -6,10 +6,10 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_console.memory import AskedPicture, Memory
+from upperson_console.limits import RequestQueue
 from upperson_console.pictures import as_jpeg, read_upload
 from upperson_console.problems import ProblemError
-from upperson_console.turns import Turns
+from upperson_console.user_state import QueryPicture, UserState
 from upperson_rt.encoder import Encoder, Progress
 from upperson_rt.tokenizer import TokenBatch
 from upperson_rt.towers import batch_slices
@@ -20,20 +20,19 @@ if TYPE_CHECKING:
 __all__ = ["QueryPictures", "QueuedEncoder"]
 
 _SENTENCES_AT_ONCE = 4
-"""Of one request, before another client has its turn."""
+"""Of one request, before the queue serves another client."""
 _MOST_DECODING = 4
-"""Pictures that wait to be decoded. With those that wait for the encoder they are fewer than the
-threads of the server, so that it shows pictures meanwhile."""
+"""Waiting query pictures. With the encoder's queue they are fewer than the server's threads."""
 
 
 class QueuedEncoder(Encoder):
-    """An encoder whose calls wait in a queue; `BusyError` where too many wait already."""
+    """An encoder whose calls wait in a queue; raises `BusyError` if it is full."""
 
-    def __init__(self, encoder: Encoder, turns: Turns) -> None:
+    def __init__(self, encoder: Encoder, queue: RequestQueue) -> None:
         """Queue the calls of an encoder."""
         super().__init__(encoder.manifest, encoder.variant, encoder.tokenizer, encoder.backend)
         self.unqueued = encoder
-        self.turns = turns
+        self.queue = queue
 
     def encode_images(
         self,
@@ -43,82 +42,62 @@ class QueuedEncoder(Encoder):
         channels: "Channels" = "rgb",
     ) -> NDArray[np.float32]:
         """Embed pictures, see `Encoder.encode_images`."""
-        with self.turns.turn():
+        with self.queue.slot():
             return self.unqueued.encode_images(images, batch_size, progress, channels)
 
     def encode_tokens(self, tokens: TokenBatch, batch_size: int = 64) -> NDArray[np.float32]:
         """Embed sentences, see `Encoder.encode_tokens`."""
-        with self.turns.turn():
+        with self.queue.slot():
             return self.unqueued.encode_tokens(tokens, batch_size)
 
 
 class QueryPictures:
-    """Pictures that users search with. Safe to use from several threads."""
+    """Pictures that users search with. Safe for several threads."""
 
-    def __init__(self, encoder: QueuedEncoder, memory: Memory) -> None:
-        """Embed pictures with an encoder, and keep them.
-
-        Args:
-            encoder: Of the bundle.
-            memory: Keeps the pictures.
-        """
-        self.decoding = Turns(waiting=_MOST_DECODING)
-        """Pictures are decoded beside the encoder, and do not hold it."""
+    def __init__(self, encoder: QueuedEncoder, user_state: UserState) -> None:
+        """Embed pictures with an encoder, and keep them in the user state store."""
+        self.decoding = RequestQueue(waiting=_MOST_DECODING)
+        """Decoding has a queue of its own, and does not hold the encoder."""
         self._encoder = encoder
-        self._memory = memory
+        self._user_state = user_state
 
-    def add(self, content: IO[bytes]) -> AskedPicture:
-        """Embed a picture that was sent, and keep it.
-
-        Args:
-            content: Its file, read in pieces.
-
-        Raises:
-            InputError: It is no picture.
-            BusyError: Too many wait for the encoder.
-        """
-        with self.decoding.turn():
+    def add(self, content: IO[bytes]) -> QueryPicture:
+        """Embed and keep a picture file, which is read in pieces."""
+        with self.decoding.slot():
             upload = read_upload(content)
         vector_D = self._encoder.encode_images([upload.pixels])[0]
         jpeg, size = as_jpeg(upload.pixels, "thumb")
-        picture = AskedPicture(
+        picture = QueryPicture(
             id=upload.sha256[:32], sha256=upload.sha256, vector_D=vector_D, jpeg=jpeg, size=size
         )
-        self._memory.keep_picture(picture, self._encoder.fingerprint)
+        self._user_state.keep_picture(picture, self._encoder.fingerprint)
         return picture
 
-    def get(self, id_: str) -> AskedPicture:
-        """Return a picture that was added.
-
-        Raises:
-            ProblemError: There is none.
-        """
-        picture = self._memory.picture(id_, self._encoder.fingerprint)
+    def get(self, id_: str) -> QueryPicture:
+        """Return a kept picture."""
+        picture = self._user_state.picture(id_, self._encoder.fingerprint)
         if picture is None:
             raise ProblemError(
-                404, "the picture of this search is not kept any more: give it again"
+                404,
+                "the picture of this search is not kept any more: send it again",
+                code="query_picture_not_found",
             )
         return picture
 
     def embed(self, inputs: Sequence[str | IO[bytes]]) -> NDArray[np.float32]:
-        """Return (N, D) embeddings of sentences and files of pictures, mixed.
-
-        Raises:
-            InputError: One cannot be used.
-            BusyError: Too many wait for the encoder.
-        """
+        """Return (N, D) embeddings of sentences and picture files, mixed."""
         embeds_ND = np.empty((len(inputs), self._encoder.embed_dim), np.float32)
         texts = [place for place, one in enumerate(inputs) if isinstance(one, str)]
-        with self._encoder.turns.turn():
+        with self._encoder.queue.slot():
             for rows in batch_slices(len(texts), _SENTENCES_AT_ONCE):
                 part = texts[rows]
                 sentences = [str(inputs[place]) for place in part]
                 embeds_ND[part] = self._encoder.unqueued.encode_texts(sentences)
-                self._encoder.turns.pause()
+                self._encoder.queue.pause()
         for place, one in enumerate(inputs):
             if isinstance(one, str):
                 continue
-            with self.decoding.turn():
+            with self.decoding.slot():
                 pixels = read_upload(one).pixels
             embeds_ND[place] = self._encoder.encode_images([pixels])[0]
         return embeds_ND

@@ -1,4 +1,4 @@
-"""Templates of the pages, and how they write times, names and numbers."""
+"""Templates of the pages with their filters, and the server's metrics."""
 
 import datetime
 import hashlib
@@ -18,7 +18,7 @@ from upperson_rt.printable import count_of, local_time, show_text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from upperson_console.desk import Desk
+    from upperson_console.service import ConsoleService
 
 __all__ = [
     "STATIC",
@@ -32,7 +32,7 @@ STATIC = Path(__file__).parent / "static"
 
 @cache
 def templates() -> jinja2.Environment:
-    """Return the templates; they escape whatever they print, and show what is no letter."""
+    """Return the templates, which escape HTML and control characters."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -61,7 +61,7 @@ def render(name: str, account: Account | None, status: int = 200, **values: Any)
 
 @cache
 def _static(name: str) -> str:
-    """Return the address of a file of `STATIC`, which is another one if its content is."""
+    """Return the address of a static file, which changes with its content."""
     digest = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]
     return f"/static/{name}?{digest}"
 
@@ -71,7 +71,7 @@ def _zone() -> str:
 
 
 def _input_time(seconds: float | None) -> str:
-    """Return a time as fields for times want it."""
+    """Return a time as the value of an HTML input."""
     return local_time(seconds).replace(" ", "T")
 
 
@@ -89,7 +89,7 @@ def _period(first: float | None, last: float | None) -> str:
 
 
 def _ago(seconds: float | None) -> str:
-    """Return how long ago a time was, in its largest unit."""
+    """Return the age of a time in its largest unit."""
     if seconds is None:
         return "never"
     passed = time.time() - seconds
@@ -99,34 +99,34 @@ def _ago(seconds: float | None) -> str:
     return "just now" if passed > -60 else "in the future"
 
 
-# --- What the server counts, as text for Prometheus
+# --- Metrics for Prometheus
 
 
 class _Collector:
-    def __init__(self, desk: "Desk") -> None:
-        self._desk = desk
+    def __init__(self, service: "ConsoleService") -> None:
+        self._service = service
 
     def collect(self) -> "Iterator[CounterMetricFamily | GaugeMetricFamily]":
-        turns = self._desk.turns
+        queue = self._service.queue
         for name, text, value in (
-            ("searches", "Searches that were answered.", self._desk.searches),
-            ("encoder_turns", "Times the encoder ran for the console.", turns.taken),
-            ("encoder_refusals", "Requests refused because too many waited.", turns.refused),
-            ("encoder_busy_seconds", "Seconds in which the encoder worked.", turns.busy_s),
+            ("searches", "Searches.", self._service.searches),
+            ("encoder_turns", "Requests that the encoder served.", queue.served),
+            ("encoder_refusals", "Requests refused because the queue was full.", queue.refused),
+            ("encoder_busy_seconds", "Seconds in which the encoder worked.", queue.busy_s),
         ):
             yield CounterMetricFamily(f"upperson_serve_{name}", text, value=value)
-        kept = self._desk.pictures.kept_bytes
-        broken = int(bool(self._desk.log_problem))
+        kept = self._service.pictures.kept_bytes
+        broken = int(bool(self._service.log_problem))
         for name, text, value in (
-            ("encoder_waiting", "Requests at the encoder.", turns.waiting),
-            ("kept_picture_bytes", "Bytes of pictures that are kept ready.", kept),
+            ("encoder_waiting", "Requests that run at the encoder or wait for it.", queue.waiting),
+            ("kept_picture_bytes", "Bytes of cached pictures.", kept),
             ("log_broken", "1 while a break of the query log is not acknowledged.", broken),
         ):
             yield GaugeMetricFamily(f"upperson_serve_{name}", text, value=value)
 
 
-def server_metrics(desk: "Desk") -> str:
-    """Return the metrics of a desk."""
+def server_metrics(service: "ConsoleService") -> str:
+    """Return the metrics in the text format of Prometheus."""
     registry = CollectorRegistry()
-    registry.register(_Collector(desk))
+    registry.register(_Collector(service))
     return generate_latest(registry).decode()

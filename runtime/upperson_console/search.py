@@ -1,6 +1,6 @@
-"""A search as the console knows it: what is asked, how it is written as an address, its pages.
+"""A search of the console: its fields, its address, and its pages of hits.
 
-The address of a page is the search: everything that decides what is found stands in it.
+The address of a page holds the whole search, so that it can be bookmarked and sent.
 """
 
 import base64
@@ -17,7 +17,7 @@ from upperson_console.problems import ProblemError
 from upperson_rt.arguments import read_attributes
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Hit
-from upperson_rt.printable import shown
+from upperson_rt.printable import safe_repr
 
 __all__ = [
     "LAST",
@@ -37,9 +37,9 @@ Order: TypeAlias = Literal["match", "time"]
 LONGEST_SENTENCE = 2000
 MOST_MARKS = 100
 MOST_HITS = 2000
-"""How far one may page: nobody looks at more, and each page costs more than the one before."""
+"""Limit of paging: each page costs more than the one before."""
 MOST_BY_TIME = 200
-"""By time the best so many are ordered: after those a gallery has everybody."""
+"""Hits that are ordered by time: the best ones."""
 LAST = {"hour": 3600.0, "day": 86400.0, "week": 7 * 86400.0}
 _MOST_FILTERS = 200
 _Key: TypeAlias = tuple[float, int]
@@ -47,81 +47,97 @@ _Key: TypeAlias = tuple[float, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """What is asked."""
+    """A search."""
 
     sentence: str = ""
     picture: str | None = None
-    """Id of a picture that was given to ask with."""
+    """Id of a query picture."""
     like: int | None = None
-    """Id of an item, instead of such a picture."""
+    """Id of an item to search with, instead of a query picture."""
     share: float = 0.5
-    """Of the picture in a question of both, 0 to 1."""
+    """Weight of the picture beside a sentence, 0 to 1."""
     where: Filter = field(default_factory=Filter)
     last: str | None = None
     """``hour``, ``day`` or ``week`` before now, instead of `Filter.since`."""
     by_track: bool = True
     order: Order = "match"
     marks: tuple[tuple[int, bool], ...] = ()
-    """Items, and whether they are right, in the order in which somebody said so."""
+    """Marked items, and whether they are right, in the order of marking."""
 
     def __post_init__(self) -> None:
         if len(self.sentence) > LONGEST_SENTENCE:
             raise UsageError(
                 f"the sentence has {len(self.sentence):,} letters, at most {LONGEST_SENTENCE:,} "
-                "are taken: describe the person in a few words"
+                "are taken: describe the person in a few words",
+                code="sentence_too_long",
+                found=len(self.sentence),
             )
         if self.picture is not None and self.like is not None:
-            raise UsageError("a picture and 'like' exclude each other: leave one of them out")
+            raise UsageError(
+                "a picture and 'like' exclude each other: leave one of them out",
+                code="two_pictures",
+            )
         for id_ in (self.like or 0, *(id_ for id_, _ in self.marks)):
             if not 0 <= id_ < 1 << 63:
-                raise UsageError(f"there is no picture {id_}: ids have up to 63 bits")
+                raise UsageError(
+                    f"there is no picture {id_}: ids have up to 63 bits", code="id_malformed"
+                )
         if len(self.marks) > MOST_MARKS:
-            raise UsageError(f"a search takes {MOST_MARKS} marks at most: undo some")
+            raise UsageError(
+                f"a search takes {MOST_MARKS} marks at most: undo some", code="too_many_marks"
+            )
 
     @property
     def yes(self) -> tuple[int, ...]:
-        """Items that are right."""
+        """Items marked as right."""
         return tuple(id_ for id_, right in self.marks if right)
 
     @property
     def no(self) -> tuple[int, ...]:
-        """Items that are not."""
+        """Items marked as wrong."""
         return tuple(id_ for id_, right in self.marks if not right)
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is asked."""
+        """Whether there is neither sentence nor picture."""
         return not self.sentence.strip() and self.picture is None and self.like is None
 
     @property
     def has_both(self) -> bool:
-        """Whether a sentence and a picture are asked together."""
+        """Whether there are a sentence and a picture."""
         return bool(self.sentence.strip()) and (self.picture is not None or self.like is not None)
 
     @property
-    def question(self) -> str:
-        """What marks belong to: the same sentence and picture, whatever is filtered."""
-        asked = (self.sentence.strip(), self.picture, self.like)
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+    def marks_key(self) -> str:
+        """Key of kept marks: sentence and picture, whatever the filter."""
+        query = (self.sentence.strip(), self.picture, self.like)
+        return hashlib.sha256(json.dumps(query).encode()).hexdigest()[:32]
 
     @property
     def digest(self) -> str:
-        """What a cursor belongs to: all of it."""
+        """Hash of all fields, which a cursor carries."""
         text = json.dumps(asdict(self), default=str, sort_keys=True)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
+    def require_query(self) -> None:
+        """Raise UsageError if there is neither sentence nor picture."""
+        if self.is_empty:
+            raise UsageError(
+                "describe the person in a few words, or give a picture", code="query_empty"
+            )
+
     def filter_at(self, now: float) -> Filter:
-        """Return the filter, with the last hour, day or week counted from a time."""
+        """Return the filter, with `last` counted back from a time."""
         if self.last is None:
             return self.where
         return replace(self.where, since=now - LAST[self.last])
 
     @classmethod
     def from_address(cls, pairs: Sequence[tuple[str, str]]) -> "Search":
-        """Read the query string of the search page; empty values count as left out.
+        """Read the query string of the search page, where empty values count as missing.
 
         Raises:
-            UsageError: A value is none of those that the page writes.
+            UsageError: A value is malformed.
         """
         given: dict[str, list[str]] = {}
         for name, value in pairs:
@@ -154,12 +170,12 @@ class Search:
 
     @property
     def pairs(self) -> list[str]:
-        """The metadata of the filter as ``KEY=VALUE``."""
+        """The attributes of the filter as ``KEY=VALUE``."""
         return [_pair(name, value) for name, value in self.where.attributes.items()]
 
     @property
     def marks_text(self) -> str:
-        """The marks as they stand in an address: ``y12.n7``."""
+        """The marks in the form of an address: ``y12.n7``."""
         return ".".join(f"{'y' if right else 'n'}{id_}" for id_, right in self.marks)
 
     def without_filter(self) -> str:
@@ -167,14 +183,14 @@ class Search:
         return self.address(where=Filter(), last=None)
 
     def with_marks(self, kept: tuple[Sequence[int], Sequence[int]]) -> str:
-        """Return the address with marks that were kept: what is right, and what is not."""
+        """Return the address with kept marks: right items, and wrong ones."""
         yes, no = (
             [(id_, right) for id_ in ids] for ids, right in zip(kept, (True, False), strict=True)
         )
         return self.address(marks=(*yes, *no))
 
     def marked(self, id_: int, right: bool | None) -> "Search":
-        """Return the search with a mark set, or taken away for None."""
+        """Return the search with a mark set, or removed for None."""
         others = tuple(mark for mark in self.marks if mark[0] != id_)
         return replace(self, marks=others if right is None else (*others, (id_, right)))
 
@@ -210,13 +226,13 @@ class Search:
 
 @dataclass(frozen=True)
 class Page:
-    """Some of the hits of a search, in its order."""
+    """A page of hits, in the order of the search."""
 
     hits: list[Hit]
     first: int
-    """Rank of the first one, from 1."""
+    """Rank of the first hit, from 1."""
     cursor: str | None
-    """What the next page is asked with; None at the end."""
+    """Cursor of the next page; None at the end."""
 
 
 def page_of(
@@ -224,17 +240,14 @@ def page_of(
 ) -> Page:
     """Return a page of a search.
 
-    A page begins behind the last hit of the page before, by score and id, so that what is added
-    to the gallery meanwhile shows nothing twice.
+    A page begins after the last hit of the page before, by score and id, so that no hit is shown
+    twice if items are added between pages.
 
     Args:
-        search: What is asked.
+        search: The search.
         limit: Hits a page.
         cursor: Of the page before.
         best: Returns the k best hits, best first.
-
-    Raises:
-        ProblemError: The cursor is of another search, or none.
     """
     offset, last = (0, None) if cursor is None else _read_cursor(cursor, search)
     most = MOST_BY_TIME if search.order == "time" else MOST_HITS
@@ -275,28 +288,30 @@ def _read_cursor(cursor: str, search: Search) -> tuple[int, _Key]:
             raise ValueError
     except (ValueError, TypeError, RecursionError, AttributeError, OverflowError):
         raise ProblemError(
-            422, "this cursor is none that a search gave: begin again without one"
+            422,
+            "this cursor is none that a search gave: begin again without one",
+            code="cursor_unknown",
         ) from None
     if digest != search.digest:
         raise ProblemError(
-            422, "this cursor belongs to another search: repeat the search that gave it as it was"
+            422,
+            "this cursor belongs to another search: repeat the search that gave it as it was",
+            code="cursor_of_other_search",
         )
     return offset, key
 
 
 def read_time(text: str | None, what: str) -> float | None:
-    """Read a time of ISO 8601, in this machine's zone without an offset; return unix seconds.
-
-    Raises:
-        UsageError: It is none.
-    """
+    """Read an ISO 8601 time, local if it has no offset; return unix seconds."""
     if text is None:
         return None
     try:
         return datetime.datetime.fromisoformat(text.strip().replace("Z", "+00:00")).timestamp()
     except (ValueError, OverflowError, OSError) as error:
         raise UsageError(
-            f"'{what}' must be a time such as 2026-11-24T14:00, found {shown(text)}"
+            f"'{what}' must be a time such as 2026-11-24T14:00, found {safe_repr(text)}",
+            code="time_malformed",
+            field=what,
         ) from error
 
 
@@ -311,7 +326,11 @@ def _share(text: str | None) -> float:
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise UsageError(f"the share of the picture must be from 0 to 1, found {shown(text)}")
+        raise UsageError(
+            f"the share of the picture must be from 0 to 1, found {safe_repr(text)}",
+            code="share_out_of_range",
+            found=text,
+        )
     return share
 
 
@@ -319,24 +338,26 @@ def _marks(text: str | None) -> tuple[tuple[int, bool], ...]:
     marks: dict[int, bool] = {}
     for one in () if text is None else text.split("."):
         if one[:1] not in ("y", "n"):
-            raise UsageError(f"a mark is such as y12 or n12, found {shown(one)}")
+            raise UsageError(
+                f"a mark is such as y12 or n12, found {safe_repr(one)}",
+                code="mark_malformed",
+                found=one,
+            )
         marks[read_id(one[1:])] = one[0] == "y"
     return tuple(marks.items())
 
 
 def read_id(text: str) -> int:
-    """Read the id of a picture.
-
-    Raises:
-        UsageError: It is none.
-    """
+    """Read the id of a picture; raises UsageError if it is malformed."""
     if not re.fullmatch("[0-9]{1,19}", text):
-        raise UsageError(f"the id of a picture is a whole number, found {shown(text)}")
+        raise UsageError(
+            f"the id of a picture is a whole number, found {safe_repr(text)}", code="id_malformed"
+        )
     return int(text)
 
 
 def _pair(name: str, value: str | int | float | bool) -> str:
-    """Return a pair as `read_attributes` reads it: a text that looks like a number in quotes."""
+    """Return a pair that `read_attributes` reads: texts that look like numbers are quoted."""
     if isinstance(value, str) and read_attributes([f"k={value}"], "")["k"] == value:
         return f"{name}={value}"
     return f"{name}={json.dumps(value)}"

@@ -1,4 +1,4 @@
-"""The server process: opens everything, listens, and ends without losing anything."""
+"""The server: TLS, the listening socket, and a thread that runs uvicorn."""
 
 import errno
 import logging
@@ -16,11 +16,11 @@ from anyio import to_thread
 from upperson_console.accounts import Access
 from upperson_console.app import make_app
 from upperson_console.connections import Connection, Loop, log_seldom
-from upperson_console.desk import Desk
 from upperson_console.live import Live
 from upperson_console.onvif.routes import OnvifRoutes
+from upperson_console.service import ConsoleService
 from upperson_rt.errors import InputError
-from upperson_rt.machine import keep_little
+from upperson_rt.machine import limit_heap
 
 __all__ = [
     "Server",
@@ -31,19 +31,18 @@ __all__ = [
 # --- TLS
 
 _CIPHERS = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Of TLS 1.2; those of 1.3 are of this kind: what was read today stays secret if the private key is
-lost later."""
+"""Of TLS 1.2, with forward secrecy as those of 1.3."""
 _LONGEST_PEM_BYTES = 1 << 20
 _REFUSED = {
     "MISMATCH": "the key is not that of the certificate",
     "KEY_TOO_SMALL": "the key is too short; of RSA take 2,048 bits or more",
     "MD_TOO_WEAK": "the certificate is signed by a hash that is broken; take SHA-256",
 }
-"""What OpenSSL says, and what it means."""
+"""OpenSSL's reasons, and what they mean."""
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """Return what TLS is spoken with: 1.2 or newer, with keys that do not outlive a connection.
+    """Return a TLS context: 1.2 or newer, ciphers with forward secrecy.
 
     Raises:
         InputError: Certificate or key cannot be used, or are too weak.
@@ -51,8 +50,10 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
 
     def encrypted() -> str:
         raise InputError(
-            f"{key} is encrypted, and nobody is there to enter its password: store it without, for "
-            "this user alone, with  openssl pkey -in KEY -out PLAIN_KEY"
+            f"{key} is encrypted, which a server cannot use: store it without a password, readable "
+            "by this user alone, with  openssl pkey -in KEY -out PLAIN_KEY",
+            code="tls_key_encrypted",
+            path=key,
         )
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -61,21 +62,23 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     try:
         context.load_cert_chain(certificate, key, encrypted)
     except OSError as error:
-        _check_pem(f"--tls-cert {certificate}", certificate, "a certificate", b"CERTIFICATE-----")
-        _check_pem(f"--tls-key {key}", key, "a private key", b"PRIVATE KEY-----")
+        _check_pem("--tls-cert", certificate, "a certificate", b"CERTIFICATE-----")
+        _check_pem("--tls-key", key, "a private key", b"PRIVATE KEY-----")
         found = (error.reason if isinstance(error, ssl.SSLError) else error.strerror) or ""
-        told = next((text for name, text in _REFUSED.items() if name in found), None)
-        why = told or found.replace("_", " ").lower() or "one of them is damaged"
+        known = next((text for name, text in _REFUSED.items() if name in found), None)
+        why = known or found.replace("_", " ").lower() or "one of them is damaged"
         raise InputError(
-            f"--tls-cert {certificate} and --tls-key {key} cannot be used: {why}"
+            f"--tls-cert {certificate} and --tls-key {key} cannot be used: {why}",
+            code="tls_unusable",
+            reason=why,
         ) from error
     return context
 
 
-def _check_pem(given: str, file: Path, what: str, mark: bytes) -> None:
-    """Say what OpenSSL does not: which of the files it is, and what stands in it.
+def _check_pem(option: str, file: Path, what: str, mark: bytes) -> None:
+    """Raise InputError for a file that cannot be read or is no PEM, which OpenSSL does not name.
 
-    What can be read once only, as a pipe of the shell, gave OpenSSL what it had and is left alone.
+    A pipe is not read again: OpenSSL has read it already.
     """
     try:
         kind = file.stat().st_mode
@@ -84,29 +87,36 @@ def _check_pem(given: str, file: Path, what: str, mark: bytes) -> None:
         with open(file, "rb") as opened:
             content = opened.read(_LONGEST_PEM_BYTES)
     except OSError as error:
-        raise InputError(f"{given} cannot be read: {error.strerror}") from error
+        raise InputError(
+            f"{option} {file} cannot be read: {error.strerror}",
+            code="tls_file_unreadable",
+            option=option,
+            path=file,
+        ) from error
     if mark not in content:
         raise InputError(
-            f"{given} holds no {what.partition(' ')[2]}: expected {what} in PEM, a text that "
-            "begins with  -----BEGIN"
+            f"{option} {file} holds no {what.partition(' ')[2]}: expected {what} in PEM, a text "
+            "that begins with  -----BEGIN",
+            code="tls_file_not_pem",
+            option=option,
+            path=file,
         )
 
 
-# --- The server process: opens everything, listens, and ends without losing anything
+# --- The server
 
 
 _END_WITHIN_S = 4
-"""What is being answered may take so long when the server ends."""
+"""Grace period for running requests when the server ends."""
 _THREADS = 12
-"""Work on requests at a time; others wait for their turn. More would hold more memory (a heap and a
-connection to the gallery each) and be no quicker. More than wait for the encoder, see `turns`, so
-that pictures are shown meanwhile."""
+"""Worker threads, each with a heap and a connection to the gallery. They outnumber the
+encoder's queue (`limits`), so that pictures are sent while it is full."""
 _LARGEST_IN_HEAP = 1 << 20
-"""Parts of the search index that grows meanwhile are larger, and made by whichever thread comes."""
+"""Larger blocks, such as those of a growing search index, are returned to the system."""
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """Return a socket that listens.
+    """Return a listening socket.
 
     Raises:
         InputError: The address or port cannot be used.
@@ -114,23 +124,28 @@ def listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         place = socket.create_server((host, port), family=family, backlog=128)
-        # Its connections take it over. Without it an answer's body waits until the other side has
-        # acknowledged the head, for 40 ms; asyncio sees to that for sockets of its own making only.
+        # Inherited by connections. Without it a response's body waits 40 ms for the acknowledgement
+        # of its head; asyncio sets it only on sockets that it makes.
         place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return place
     except (OSError, OverflowError) as error:
         number = getattr(error, "errno", None)
         reason = os.strerror(number) if number and number > 0 else str(error)
         hint = "; choose another with  --port" if number == errno.EADDRINUSE else ""
-        raise InputError(f"cannot listen at {host} port {port}: {reason}{hint}") from error
+        raise InputError(
+            f"cannot listen at {host} port {port}: {reason}{hint}",
+            code="cannot_listen",
+            host=host,
+            port=port,
+        ) from error
 
 
 class Server:
-    """A console that answers in a thread of its own, from `start` until `end`."""
+    """A console that serves in a thread of its own, from `start` until `end`."""
 
     def __init__(
         self,
-        desk: Desk,
+        service: ConsoleService,
         access: Access,
         place: socket.socket,
         names: Iterable[str] = (),
@@ -141,19 +156,19 @@ class Server:
         """Prepare to serve.
 
         Args:
-            desk: What it can do.
-            access: Who may do it.
-            place: See `listening`; whoever made it closes it.
-            names: By which the server is called.
-            live: Reads what cameras do.
+            service: The console's use cases.
+            access: Authenticates requests.
+            place: See `listening`; the caller closes it.
+            names: Host names of the server.
+            live: State of the cameras.
             tls: See `tls_context`.
-            onvif: Answers searches by ONVIF.
+            onvif: Routes of the ONVIF search service.
         """
         self._place = place
         self._live = live or Live(())
         log_seldom("uvicorn.error")
         config = uvicorn.Config(
-            make_app(desk, access, names, self._live, onvif),
+            make_app(service, access, names, self._live, onvif),
             log_config=None,
             log_level=logging.WARNING,
             access_log=False,
@@ -169,20 +184,20 @@ class Server:
         host, port = place.getsockname()[:2]
         name = f"[{host}]" if ":" in host else host
         self.url = f"{'http' if tls is None else 'https'}://{name}:{port}/"
-        """Where it answers."""
+        """Its address."""
 
     def start(self) -> None:
-        """Begin to answer; from here on this process gives large blocks back."""
-        keep_little(_LARGEST_IN_HEAP)
+        """Begin to serve; from now on large free blocks return to the system."""
+        limit_heap(_LARGEST_IN_HEAP)
         self._thread.start()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for its end; return whether it has ended."""
+        """Wait for the end of the thread; return whether it has ended."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def end(self) -> None:
-        """Answer what has been asked, and end."""
+        """Answer the running requests, and end."""
         self._live.has_ended = True
         self._server.should_exit = True
         self._thread.join()

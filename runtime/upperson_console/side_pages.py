@@ -1,4 +1,4 @@
-"""The pages around the search: cameras now, the frame of a picture, and an admin's records."""
+"""The pages around the search: live state, the frame of a picture, and records."""
 
 import asyncio
 import time
@@ -13,59 +13,59 @@ from starlette.concurrency import run_in_threadpool
 
 from upperson_console.accounts import Access, Account
 from upperson_console.bounds import BoundedRoute
-from upperson_console.desk import Desk
 from upperson_console.live import Live
 from upperson_console.problems import ProblemError
 from upperson_console.rendering import render, templates
+from upperson_console.service import ConsoleService
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
 from upperson_rt.log_chain import SOON_BYTES, verify_log
-from upperson_rt.printable import local_time, shown
+from upperson_rt.printable import local_time, safe_repr
 from upperson_rt.strict import parse_json
 
 __all__ = ["side_routes"]
 
 _RENEWED_S = 2.0
-_LOOKED_S = 0.5
-"""How often a stream looks whether the server ends."""
+_POLLED_S = 0.5
+"""Interval at which a stream checks whether the server ends."""
 _MOST_STREAMS = 20
 _LINES = 50
 _TAIL_BYTES = 256 << 10
 
 
-def side_routes(desk: Desk, access: Access, live: Live) -> APIRouter:
+def side_routes(service: ConsoleService, access: Access, live: Live) -> APIRouter:
     """Return the routes of these pages."""
     routes = APIRouter(
         include_in_schema=False, default_response_class=HTMLResponse, route_class=BoundedRoute
     )
-    _live_pages(routes, desk, access, live)
-    _record_pages(routes, desk, access)
+    _live_pages(routes, service, access, live)
+    _record_pages(routes, service, access)
     viewer = access.needs("viewer")
 
     @routes.get("/people/{id}/frame")
     def frame(id: int, account: Account = viewer) -> Response:
-        item, _ = desk.item(account, id)
-        made = desk.pictures.jpeg(item, "frame")
+        item, _ = service.item(account, id)
+        made = service.pictures.jpeg(item, "frame")
         if made is None:
-            raise ProblemError(404, f"no frame of picture {id} is kept")
+            raise ProblemError(404, f"no frame of picture {id} is kept", code="frame_not_found")
         items: list[tuple[int, Item]] = [(id, item)]
-        desk.note_items(account, "view", items, {"frame": str(id)})
+        service.note_items(account, "view", items, {"frame": str(id)})
         return render("frame", account, id=id, item=item, size=made[1])
 
     return routes
 
 
-def _live_pages(routes: APIRouter, desk: Desk, access: Access, live: Live) -> None:
+def _live_pages(routes: APIRouter, service: ConsoleService, access: Access, live: Live) -> None:
     viewer = access.needs("viewer")
     streams: set[object] = set()
 
     def values(account: Account) -> dict[str, Any]:
-        processes, cameras = live.now(desk, account)
+        processes, cameras = live.now(service, account)
         return {
             "processes": processes,
             "cameras": cameras,
-            "pictures": desk.pictures,
-            "gallery": desk.gallery.location,
+            "pictures": service.pictures,
+            "gallery": service.gallery.location,
         }
 
     @routes.get("/live")
@@ -89,8 +89,8 @@ def _live_pages(routes: APIRouter, desk: Desk, access: Access, live: Live) -> No
             waited = 0.0
             try:
                 while not live.has_ended:
-                    await asyncio.sleep(_LOOKED_S)
-                    waited += _LOOKED_S
+                    await asyncio.sleep(_POLLED_S)
+                    waited += _POLLED_S
                     if waited < _RENEWED_S:
                         continue
                     waited = 0.0
@@ -103,25 +103,25 @@ def _live_pages(routes: APIRouter, desk: Desk, access: Access, live: Live) -> No
         return StreamingResponse(stream(), media_type="text/event-stream")
 
 
-def _record_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
+def _record_pages(routes: APIRouter, service: ConsoleService, access: Access) -> None:
     admin = access.needs("admin")
 
     def page(account: Account, check: bool = False, **more: Any) -> Response:
         try:
-            size, lines = desk.log_file.stat().st_size, _last_lines(desk.log_file)
+            size, lines = service.log_file.stat().st_size, _last_lines(service.log_file)
         except OSError as error:
             raise ProblemError(
-                503, f"the query log {desk.log_file} cannot be read: {error.strerror}"
+                503, f"the query log {service.log_file} cannot be read: {error.strerror}"
             ) from error
         given = {"count": None, "dry": True, "days": None, "camera": "", **more}
         return render(
             "records",
             account,
-            info=desk.current.now().info(),
-            cameras=list(desk.cameras(account)),
-            report=verify_log(desk.log_file) if check or size <= SOON_BYTES else None,
+            info=service.current.now().info(),
+            cameras=list(service.cameras(account)),
+            report=verify_log(service.log_file) if check or size <= SOON_BYTES else None,
             megabytes=round(size / 1e6),
-            log_problem=desk.log_problem,
+            log_problem=service.log_problem,
             lines=lines,
             **given,
         )
@@ -140,18 +140,18 @@ def _record_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
     ) -> Response:
         dry = act != "delete"
         before = time.time() - days * 86400
-        count = desk.prune(account, before, None, camera or None, reason, dry)
+        count = service.prune(account, before, None, camera or None, reason, dry)
         return page(account, count=count, dry=dry, days=f"{days:g}", camera=camera)
 
 
 @dataclass(frozen=True)
 class _LogLine:
-    """A line of the log as the page shows it."""
+    """A line of the log, as the page shows it."""
 
     time: str
     user: str
     action: str
-    asked: str
+    query: str
     count: int
 
 
@@ -162,25 +162,25 @@ def _last_lines(path: Path) -> list[_LogLine]:
         file.seek(max(0, size - _TAIL_BYTES))
         tail = file.read().decode("ascii", "replace").splitlines()
         if size > _TAIL_BYTES:
-            del tail[0]  # Its beginning was not read.
+            del tail[0]  # It is not whole.
     found = []
     for line in reversed(tail):
         try:
             entry = parse_json(line, "a line of the log")
             details = entry.get("details") or {}
-            asked = entry.get("sentence") or ", ".join(f"{k} {v}" for k, v in details.items() if v)
+            query = entry.get("sentence") or ", ".join(f"{k} {v}" for k, v in details.items() if v)
             moment = _moment(str(entry["time"]))
             ids = entry.get("ids", [])
             found.append(
                 _LogLine(
-                    moment, str(entry["user"]), str(entry["action"]), str(asked)[:200], len(ids)
+                    moment, str(entry["user"]), str(entry["action"]), str(query)[:200], len(ids)
                 )
             )
         except (
             KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError,
             InputError,
         ):  # fmt: skip
-            found.append(_LogLine("", "", "damaged", shown(line), 0))
+            found.append(_LogLine("", "", "damaged", safe_repr(line), 0))
         if len(found) == _LINES:
             break
     return found

@@ -1,11 +1,11 @@
-"""Hits over time as a drawing: a line a camera, a bar for each part of the time."""
+"""Timelines: hits by camera and time, and a person's tracks over cameras."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from upperson_console.desk import Person, span_of
 from upperson_console.search import Search
+from upperson_console.service import TrackViews, span_of
 from upperson_rt.gallery import Hit, TrackSpan
 from upperson_rt.printable import local_time
 from upperson_rt.search.calibration import MatchLabel
@@ -19,13 +19,13 @@ _MOST_LINES = 8
 
 @dataclass(frozen=True)
 class Bar:
-    """Hits of one camera in one part of the time."""
+    """Hits of one camera in one interval."""
 
     place: float
-    """Where it begins, 0 to 1."""
+    """Start of the interval, 0 to 1."""
     width: float
     height: float
-    """0 to 1, of the most hits that any bar has."""
+    """Hits as a share of the highest bar, 0 to 1."""
     count: int
     text: str
     address: str
@@ -34,7 +34,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Line:
-    """A camera."""
+    """The bars of one camera."""
 
     camera: str
     bars: list[Bar]
@@ -44,22 +44,22 @@ class Line:
 
 @dataclass(frozen=True)
 class Stop:
-    """A track: where somebody was from when to when."""
+    """A track on the line of its camera."""
 
     id: int
     row: int
-    """Of the cameras, from 0."""
+    """Index of the camera."""
     place: float
-    """When it began, 0 to 1."""
+    """Start of the track, 0 to 1."""
     width: float
     is_own: bool
-    """Whether it is the track that is looked at, not one that looks like it."""
+    """Whether it is the track of the page, not a similar one."""
     text: str
 
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """Where somebody was, and where somebody like that was, over time."""
+    """A track and similar ones over cameras and time."""
 
     cameras: list[str]
     stops: list[Stop]
@@ -70,7 +70,7 @@ class Whereabouts:
 
 @dataclass(frozen=True)
 class Timeline:
-    """The whole drawing."""
+    """Hits by camera and time."""
 
     lines: list[Line]
     begin: str
@@ -79,7 +79,7 @@ class Timeline:
 
 
 def timeline_of(search: Search, hits: Sequence[Hit]) -> Timeline | None:
-    """Return the timeline of some hits; None where too few have a camera and a time."""
+    """Return the timeline of hits; None if fewer than two have a camera and a time."""
     timed = [(h.item.camera, h.item.time) for h in hits if h.item.time is not None]
     placed = [(camera, time) for camera, time in timed if camera is not None]
     if len(placed) < 2:
@@ -114,22 +114,21 @@ def timeline_of(search: Search, hits: Sequence[Hit]) -> Timeline | None:
     return Timeline(lines, local_time(begin), local_time(begin + parts * step), len(placed))
 
 
-def whereabouts(person: Person, elsewhere: Sequence[tuple[Hit, MatchLabel]]) -> Whereabouts | None:
-    """Return a line over cameras of a person and the nearest tracks in other ones.
-
-    None where there is no time to tell.
-    """
+def whereabouts(
+    person: TrackViews, elsewhere: Sequence[tuple[Hit, MatchLabel]]
+) -> Whereabouts | None:
+    """Return a track and the nearest ones of other cameras over time; None without times."""
     own = span_of(person.views)
     tracks: list[tuple[int, str, TrackSpan, str]] = [
         (person.id, person.item.camera or "no camera", own, "this track")
     ]
     tracks += [
-        (hit.id, hit.item.camera or "no camera", hit.span or span_of([(hit.id, hit.item)]), word)
-        for hit, word in elsewhere
+        (hit.id, hit.item.camera or "no camera", hit.span or span_of([(hit.id, hit.item)]), label)
+        for hit, label in elsewhere
     ]
     timed = [
-        (span.first_time, span.last_time, id_, camera, word)
-        for id_, camera, span, word in tracks
+        (span.first_time, span.last_time, id_, camera, label)
+        for id_, camera, span, label in tracks
         if span.first_time is not None and span.last_time is not None
     ]
     if len(timed) < 2 or own.first_time is None:
@@ -145,8 +144,8 @@ def whereabouts(person: Person, elsewhere: Sequence[tuple[Hit, MatchLabel]]) -> 
             place=(first - begin) / length,
             width=(last - first) / length,
             is_own=id_ == person.id,
-            text=f"{camera}, {local_time(first)}: {word}",
+            text=f"{camera}, {local_time(first)}: {label}",
         )
-        for first, last, id_, camera, word in timed
+        for first, last, id_, camera, label in timed
     ]
     return Whereabouts(cameras, stops, local_time(begin), local_time(end))

@@ -1,12 +1,14 @@
 """`upperson-rt token`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from upperson_rt.cli.options import Debug, Json, age_seconds
+from upperson_rt.cli.groups import OptionGroup, grouped
+from upperson_rt.cli.options import Output, age_seconds
 from upperson_rt.cli.output import new_table, print_json, print_line, print_note, print_table
 from upperson_rt.errors import UsageError
 from upperson_rt.printable import local_time
@@ -17,98 +19,121 @@ if TYPE_CHECKING:
 __all__ = ["token"]
 
 
-def token(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Token file; made if need be.")],
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Who it is for; stands in the log.")
-    ] = None,
+@dataclass(frozen=True)
+class NewToken(OptionGroup, panel="Token"):
+    """A new token or password."""
+
     role: Annotated[
         str,
         typer.Option(
             "--role",
             help="viewer (search), operator (also mark and export), admin (also delete and prune).",
         ),
-    ] = "viewer",
+    ] = "viewer"
     camera: Annotated[
         list[str] | None,
         typer.Option("--camera", help="A viewer sees only this camera; may be given again."),
-    ] = None,
+    ] = None
     expires: Annotated[
         float | None,
         typer.Option(
             "--expires",
             parser=age_seconds,
             metavar="AGE",
-            help="The token stops working after this, such as 30d or 12h.",
+            help="The token expires after this, such as 30d or 12h.",
             show_default="never",
         ),
-    ] = None,
-    revoke: Annotated[
-        bool, typer.Option("--revoke", help="Remove the token of NAME instead.")
-    ] = False,
+    ] = None
+
+    @property
+    def cameras(self) -> tuple[str, ...] | None:
+        """The cameras, or None for all."""
+        return tuple(self.camera) if self.camera else None
+
+    def require_default(self, option: str) -> None:
+        """Raise UsageError if any of these options was given beside another one."""
+        if self != NewToken():
+            raise UsageError(f"{option} makes no token: leave --role, --camera and --expires out")
+
+
+@dataclass(frozen=True)
+class Action(OptionGroup, panel="File"):
+    """What happens to the file."""
+
+    revoke: Annotated[bool, typer.Option("--revoke", help="Remove the token of NAME instead.")] = (
+        False
+    )
     list_all: Annotated[
         bool, typer.Option("--list", help="List the names in the file instead, without secrets.")
-    ] = False,
+    ] = False
     onvif: Annotated[
         bool,
         typer.Option(
             "--onvif",
-            help="Passwords for the ONVIF search instead, in a file of their own, where they are "
-            "kept as they are: ONVIF cannot do with a hash.",
+            help="Passwords of ONVIF users instead, in a file of their own. It holds them in the "
+            "clear: ONVIF cannot authenticate by a hash.",
         ),
-    ] = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Make a token for the console, and print it: it is stored hashed and never shown again.
+    ] = False
 
-    An earlier one of the same name stops working. A running console follows every change of the
-    file.
+
+@grouped
+def token(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Token file; created if missing.")],
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Its user, as named in the query log.")
+    ] = None,
+    *,
+    new: NewToken,
+    action: Action,
+    output: Output,
+) -> None:
+    """Make a token for the console, and print it once: the file has only its hash.
+
+    An earlier token of the same name stops working. A running console reads the file again after
+    each change.
 
     Example: `upperson-rt token tokens.json anna --role operator --expires 90d`
     """
-    cameras = tuple(camera) if camera else None
-    is_new = role != "viewer" or cameras is not None or expires is not None
-    if list_all:
-        if name is not None or revoke or is_new:
+    if action.list_all:
+        if name is not None or action.revoke:
             raise UsageError("--list takes the file alone, and --onvif: leave the rest out")
-        _list(file, onvif, as_json)
+        new.require_default("--list")
+        _list(file, action.onvif, output.as_json)
         return
     if name is None:
-        raise UsageError("name who the token is for, or list the file with  --list")
-    if revoke:
-        if is_new:
-            raise UsageError("--revoke takes file and name alone, and --onvif: leave the rest out")
-        _revoke(file, name, onvif, as_json)
+        raise UsageError("name the user of the token, or list the file with  --list")
+    if action.revoke:
+        new.require_default("--revoke")
+        _revoke(file, name, action.onvif, output.as_json)
         return
-    made = _make(file, name, role, cameras, expires, onvif)
-    if as_json:
-        shown = None if cameras is None else list(cameras)
-        print_json({"name": name, "role": role, "cameras": shown, "file": str(file), "token": made})
+    secret = _make(file, name, new, action.onvif)
+    if output.as_json:
+        print_json(
+            {
+                "name": name,
+                "role": new.role,
+                "cameras": None if new.cameras is None else list(new.cameras),
+                "file": str(file),
+                "token": secret,
+            }
+        )
         return
-    what = "ONVIF password" if onvif else "token"
-    print_note(f"the {what} of {name}, {role}, in {file}; keep it, it is not shown again:")
-    print_line(made)
+    what = "ONVIF password" if action.onvif else "token"
+    print_note(f"the {what} of {name}, {new.role}, in {file}; keep it, it is not shown again:")
+    print_line(secret)
 
 
-def _make(
-    file: Path,
-    name: str,
-    role: str,
-    cameras: tuple[str, ...] | None,
-    expires: float | None,
-    onvif: bool,
-) -> str:
+def _make(file: Path, name: str, new: NewToken, onvif: bool) -> str:
     from upperson_console.accounts import ROLES, add_token
     from upperson_console.onvif.security import add_user
     from upperson_rt.arguments import check_choice
 
-    check_choice(role, "--role", ROLES)
+    check_choice(new.role, "--role", ROLES)
     if not onvif:
-        return add_token(file, name, ROLES[ROLES.index(role)], cameras, expires)
-    if role != "viewer":
-        raise UsageError(f"by ONVIF one can only search: leave --role {role} out")
-    return add_user(file, name, cameras, expires)
+        return add_token(file, name, ROLES[ROLES.index(new.role)], new.cameras, new.expires)
+    if new.role != "viewer":
+        raise UsageError(f"ONVIF users can only search: leave --role {new.role} out")
+    return add_user(file, name, new.cameras, new.expires)
 
 
 def _revoke(file: Path, name: str, onvif: bool, as_json: bool) -> None:

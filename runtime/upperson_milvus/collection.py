@@ -1,4 +1,4 @@
-"""The collection of a Milvus gallery: made, told from any other, read, searched and written.
+"""The collection of a Milvus gallery: made, recognised, read, searched and written.
 
 What a gallery says about itself is the description of its collection, made in the same request as
 the collection. milvus-lite keeps no descriptions; there it is a property.
@@ -112,16 +112,10 @@ class Collection:
         """Open a collection and load it; make it for a fingerprint and embed_dim if there is none.
 
         It gets its index if an earlier attempt was cut off before that.
-
-        Raises:
-            InputError: There is none, or its schema is another.
-            IntegrityError: It is no gallery.
-            BackendError: pymilvus is not installed, or the server does not answer, or cannot do
-                what the location asks for.
         """
         self.location = location
         self.writing = threading.RLock()
-        """Held by whoever reads in order to write."""
+        """Held while rows are read in order to write."""
         self._name = location.collection
         self._recent = RecentWrites()
         self._has_waited = False
@@ -153,27 +147,19 @@ class Collection:
 
     @contextmanager
     def client(self) -> Iterator[Any]:
-        """Give the client, and translate its errors.
-
-        Raises:
-            UsageError: It has been closed.
-        """
+        """Give the client, and translate its errors."""
         client = self._connection
         if client is None:
-            raise UsageError(f"gallery {self.location.text} has been closed")
+            raise UsageError(f"gallery {self.location.text} has been closed", code="gallery_closed")
         with translated(self.location):
             yield client
 
-    def _ask(self, request: str, **arguments: Any) -> Any:
+    def _request(self, request: str, **arguments: Any) -> Any:
         """Make a request of `pymilvus.MilvusClient` about this collection, see `_insist`."""
         return self._insist(lambda client: getattr(client, request)(self._name, **arguments))
 
     def _insist(self, request: Callable[[Any], _T]) -> _T:
-        """Make a request, and again while the server restarts: what it writes, it writes by id.
-
-        Raises:
-            BackendError: The server is away for longer than the location's timeout.
-        """
+        """Make a request, and again while the server restarts: what it writes, it writes by id."""
         until = time.monotonic() + self.location.options.timeout_s
         while True:
             try:
@@ -186,7 +172,7 @@ class Collection:
 
     def count(self, condition: str) -> int:
         """Return how many rows pass."""
-        (row,) = self._ask("query", filter=condition, output_fields=["count(*)"], **self._read)
+        (row,) = self._request("query", filter=condition, output_fields=["count(*)"], **self._read)
         return int(row["count(*)"])
 
     def rows(self, condition: str, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -204,18 +190,18 @@ class Collection:
             if first:
                 yield sorted(first, key=lambda row: row["id"])
             return
-        asked = _asked(condition, fields)
-        iterator = self._ask("query_iterator", **asked, batch_size=size, **self._timeout)
+        query = _query(condition, fields)
+        iterator = self._request("query_iterator", **query, batch_size=size, **self._timeout)
         try:
             while page := self._insist(lambda _: iterator.next()):
                 yield list(page)
-        finally:  # Whoever has seen enough goes, too.
+        finally:  # Also where the caller has seen enough.
             iterator.close()
 
     def some(self, condition: str, fields: Sequence[str], count: int) -> list[dict[str, Any]]:
         """Return fields of at most `count` of the rows that pass, of any, in one request."""
-        asked = _asked(condition, fields)
-        return list(self._ask("query", **asked, limit=min(count, MOST_HITS), **self._read))
+        query = _query(condition, fields)
+        return list(self._request("query", **query, limit=min(count, MOST_HITS), **self._read))
 
     def search(
         self, queries_QD: NDArray[np.float32], limit: int, condition: str
@@ -226,7 +212,7 @@ class Collection:
         found: list[list[Hit]] = []
         step = max(1, MOST_HITS // limit)
         for start in range(0, len(data), step):
-            answer = self._ask(
+            answer = self._request(
                 "search",
                 data=data[start : start + step],
                 anns_field="vector",
@@ -245,11 +231,7 @@ class Collection:
         return found
 
     def item(self, row: Mapping[str, Any]) -> Item:
-        """Return the item of a row.
-
-        Raises:
-            IntegrityError: The row is damaged.
-        """
+        """Return the item of a row."""
         return read_item(item_from_row, row, self.location.text)
 
     def rows_of(self, ids: Sequence[int], fields: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -269,7 +251,7 @@ class Collection:
         """
         known: dict[int, Known] = {}
         for start in range(0, len(ids), _AT_A_TIME):
-            found = self._ask(
+            found = self._request(
                 "query",
                 filter=expression_of_ids(ids[start : start + _AT_A_TIME]),
                 output_fields=["id", "key", "camera", "added"],
@@ -283,14 +265,14 @@ class Collection:
 
     def write(self, rows: Mapping[int, dict[str, Any]], known: Mapping[int, Known]) -> None:
         """Add rows by id, or replace those that are there, in one request."""
-        self._ask("upsert", data=list(rows.values()), **self._timeout)
+        self._request("upsert", data=list(rows.values()), **self._timeout)
         self._recent.record({id_: known[id_] for id_ in rows})
 
     def delete(self, ids: Sequence[int]) -> int:
         """Delete rows that are there; return how many."""
         for start in range(0, len(ids), _AT_A_TIME):
             part = list(ids[start : start + _AT_A_TIME])
-            self._ask("delete", ids=part, **self._timeout)
+            self._request("delete", ids=part, **self._timeout)
             self._recent.record(dict.fromkeys(part))
         return len(ids)
 
@@ -318,7 +300,8 @@ def _create(client: Any, location: MilvusLocation, fingerprint: str, embed_dim: 
     if kind == "float16" and (numbers is None or (int(numbers[1]), int(numbers[2])) < (2, 4)):
         raise BackendError(
             f"{location.text} asks for float16 vectors, which needs Milvus 2.4 or newer, found "
-            f"{version}: leave vectors=float16 out"
+            f"{version}: leave vectors=float16 out",
+            code="float16_unsupported",
         )
     meta = MilvusMeta(
         schema_version=SCHEMA_VERSION,
@@ -359,9 +342,10 @@ def _create(client: Any, location: MilvusLocation, fingerprint: str, embed_dim: 
 
 
 def _read_meta(location: MilvusLocation, description: dict[str, Any]) -> MilvusMeta:
-    foreign = IntegrityError(
+    no_gallery = IntegrityError(
         f"{location.text} is a collection, but not a gallery; it was left as it is: name another "
-        "with  --gallery"
+        "with  --gallery",
+        code="not_a_gallery",
     )
     try:
         text = description["description"] or description["properties"][_NAME]
@@ -369,9 +353,9 @@ def _read_meta(location: MilvusLocation, description: dict[str, Any]) -> MilvusM
         check_schema_version(location.text, int(values["schema_version"]), SCHEMA_VERSION)
         meta = MilvusMeta(**values)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise foreign from error
+        raise no_gallery from error
     if not {field["name"] for field in description["fields"]} >= _FIELDS:
-        raise foreign
+        raise no_gallery
     return meta
 
 
@@ -391,5 +375,5 @@ def _make_index(client: Any, location: MilvusLocation) -> None:
     client.load_collection(name, timeout=_LOAD_TIMEOUT_S)
 
 
-def _asked(condition: str, fields: Sequence[str]) -> dict[str, Any]:
+def _query(condition: str, fields: Sequence[str]) -> dict[str, Any]:
     return {"filter": condition or "id >= 0", "output_fields": [*fields, "id"]}

@@ -11,6 +11,7 @@ and is never shown.
 """
 
 import logging
+import math
 import os
 import re
 import threading
@@ -95,32 +96,33 @@ class MilvusLocation:
 
 
 def parse(location: str) -> MilvusLocation:
-    """Take a location apart.
-
-    Raises:
-        UsageError: It is malformed, or there is no password for its user.
-    """
+    """Take a location apart."""
     try:
         split = urlsplit(location)
         port = split.port or _DEFAULT_PORT
         if may_hide_login(location):
             raise ValueError
     except ValueError as error:
-        # Python tells what should be a port, which may be a part of a password.
-        told = "a password wants %2F for / and %40 for @" if "@" in location else error
-        raise UsageError(f"malformed address of a gallery ({told}): write  {_EXAMPLE}") from None
+        # Python's message quotes the port, which may be a part of a password.
+        reason = "a password wants %2F for / and %40 for @" if "@" in location else error
+        raise UsageError(
+            f"malformed address of a gallery ({reason}): write  {_EXAMPLE}",
+            code="location_malformed",
+        ) from None
     *folders, collection = unquote(split.path).split("/")[1:] or [""]
     if not _NAME.fullmatch(collection):
         raise UsageError(
             f"'{collection}' is not the name of a Milvus collection (letters, digits and _ only): "
-            f"write  {_EXAMPLE}"
+            f"write  {_EXAMPLE}",
+            code="location_malformed",
         )
     options = _options(split.query)
     if not split.hostname:
         path = Path("/", *folders)
         if path.suffix != ".db" or split.username:
             raise UsageError(
-                f"a gallery of milvus-lite is a folder that ends in .db: write  {_EXAMPLE}"
+                f"a gallery of milvus-lite is a folder that ends in .db: write  {_EXAMPLE}",
+                code="location_malformed",
             )
         text = f"milvus://{quote(str(path))}/{collection}{_query(split)}"
         return MilvusLocation(
@@ -128,7 +130,8 @@ def parse(location: str) -> MilvusLocation:
         )
     if len(folders) > 1 or not all(_NAME.fullmatch(name) for name in folders):
         raise UsageError(
-            f"write a database as  milvus://host/database/collection,  not '{split.path}'"
+            f"write a database as  milvus://host/database/collection,  not '{split.path}'",
+            code="location_malformed",
         )
     host = f"[{split.hostname}]" if ":" in split.hostname else split.hostname
     user = f"{split.username}@" if split.username else ""
@@ -152,7 +155,9 @@ def _token(split: SplitResult) -> str:
         return f"{user}:{unquote(split.password)}"
     if not given.startswith(f"{user}:"):
         raise UsageError(
-            f"no password for the Milvus user '{user}': set  {TOKEN_VARIABLE}={user}:PASSWORD"
+            f"no password for the Milvus user '{user}': set  {TOKEN_VARIABLE}={user}:PASSWORD",
+            code="password_missing",
+            user=user,
         )
     return given
 
@@ -166,31 +171,37 @@ def _options(query: str) -> Options:
     values: dict[str, object] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in known:
-            raise UsageError(f"unknown option '{name}' of a Milvus gallery; there are {[*known]}")
+            raise UsageError(
+                f"unknown option '{name}' of a Milvus gallery; there are {[*known]}",
+                code="option_invalid",
+                option=name,
+            )
         choices = Options.CHOICES.get(name)
         if choices is not None and value not in choices:
             raise UsageError(
-                f"option {name} of a Milvus gallery is one of {choices}, not '{value}'"
+                f"option {name} of a Milvus gallery is one of {choices}, not '{value}'",
+                code="option_invalid",
+                option=name,
             )
         if name == "timeout":
             try:
-                values["timeout_s"] = float(value)
-            except ValueError as error:
-                raise UsageError(f"option timeout takes seconds, not '{value}'") from error
-            if not 0 < float(value) < 1e6:
-                raise UsageError(f"option timeout takes seconds above 0, not '{value}'")
+                seconds = float(value)
+            except ValueError:
+                seconds = math.nan
+            if not 0 < seconds < 1e6:
+                raise UsageError(
+                    f"option timeout takes seconds above 0, not '{value}'",
+                    code="option_invalid",
+                    option=name,
+                )
+            values["timeout_s"] = seconds
         else:
             values[name] = value == "true" if name == "tls" else value
     return Options(**values)  # type: ignore[arg-type]
 
 
 def connect(location: MilvusLocation, create: bool) -> Any:
-    """Return a `pymilvus.MilvusClient`; give it back to `disconnect`.
-
-    Raises:
-        BackendError: pymilvus is not installed, or the server does not answer.
-        InputError: The folder of milvus-lite is missing or in use by another process.
-    """
+    """Return a `pymilvus.MilvusClient`; give it back to `disconnect`."""
     try:
         from pymilvus import MilvusClient
         from pymilvus import exceptions as milvus
@@ -217,14 +228,17 @@ def connect(location: MilvusLocation, create: bool) -> Any:
         if location.file is None:
             raise _ours(location, error) from error
         raise InputError(
-            f"cannot open gallery {location.text}: another process has it open, or it is damaged"
+            f"cannot open gallery {location.text}: another process has it open, or it is damaged",
+            code="gallery_in_use",
         ) from error
     except (milvus.MilvusException, grpc.RpcError, grpc.FutureTimeoutError) as error:
         if "auth" in _line(error).lower():
             raise _ours(location, error) from error
         raise BackendError(
             f"no Milvus server answers at {location.uri} ({_line(error)}): start it, or name "
-            "another with  --gallery"
+            "another with  --gallery",
+            code="server_away",
+            address=location.uri,
         ) from error
     if location.file is not None:
         with _lite_lock:
@@ -242,7 +256,9 @@ def _prepare_lite(location: MilvusLocation, folder: Path, create: bool) -> None:
     except ImportError as error:
         raise BackendError(
             f"{location.text} needs the package 'milvus-lite', which is not installed: run  "
-            "pip install milvus-lite"
+            "pip install milvus-lite",
+            code="extra_missing",
+            package="milvus_lite",
         ) from error
     if folder.is_file() or (not folder.exists() and not create):
         raise no_gallery(location.text)
@@ -285,18 +301,20 @@ def _ours(location: MilvusLocation, error: Exception) -> UppersonError:
     if "larger than max" in line:
         return InputError(
             f"gallery {location.text}: more than the server takes at once, nothing was stored: "
-            f"add fewer items at a time ({line})"
+            f"add fewer items at a time ({line})",
+            code="batch_too_large",
         )
     if "auth" in line.lower() or "PERMISSION" in line.upper():
         return BackendError(
             f"Milvus refused the user of {location.text} ({line}): set  {TOKEN_VARIABLE}="
-            "user:password"
+            "user:password",
+            code="user_refused",
         )
-    return BackendError(f"Milvus failed for gallery {location.text}: {line}")
+    return BackendError(f"Milvus failed for gallery {location.text}: {line}", code="server_failed")
 
 
 def comes_back(error: BaseException | None) -> bool:
-    """Tell whether what a request raised is that of a server that is away, or has just started."""
+    """Whether a request failed because the server is away or has just started."""
     code = getattr(error, "code", None)
     if callable(code):  # Of a gRPC error.
         code = code()

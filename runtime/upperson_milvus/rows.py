@@ -83,18 +83,15 @@ def _hash(name: str, value: str | int | float) -> str:
 
 
 def row_from_item(item: Item) -> dict[str, Any]:
-    """Return the fields `METADATA`, and those that filters look at.
-
-    Raises:
-        InputError: The attributes are not JSON, or something is too large for Milvus.
-    """
+    """Return the fields `METADATA`, and those that filters look at."""
     text = attributes_as_json(item)
     attributes, size = json.loads(text), len(text.encode("utf-8"))
     hashes = hashes_of(attributes)
     if size > TEXT_LIMIT or len(hashes) > MOST_ATTRIBUTES:
         raise InputError(
             f"item {item.key}: Milvus takes up to {MOST_ATTRIBUTES} attributes and {TEXT_LIMIT} "
-            f"bytes of them as JSON, found {len(hashes)} and {size}"
+            f"bytes of them as JSON, found {len(hashes)} and {size}",
+            code="item_too_large",
         )
     texts = {
         name: encode_text(getattr(item, name), f"item {item.key[:200]}: {name}")
@@ -106,11 +103,7 @@ def row_from_item(item: Item) -> dict[str, Any]:
 
 
 def item_from_row(row: Mapping[str, Any]) -> Item:
-    """Read the fields `METADATA`.
-
-    Raises:
-        KeyError, ValueError, TypeError, InputError: The row is damaged.
-    """
+    """Read the fields `METADATA`."""
     box = row["box"]
     edges = [int(box[name]) for name in _EDGES] if box else None
     return Item(
@@ -126,11 +119,7 @@ def item_from_row(row: Mapping[str, Any]) -> Item:
 
 
 def encode_text(text: str | None, name: str) -> str:
-    """Return a text for a VARCHAR field.
-
-    Raises:
-        InputError: It is too long, or not Unicode.
-    """
+    """Return a text for a VARCHAR field."""
     if text is None:
         return ""
     stored = text + _PAD if not text.strip(_PAD) else text
@@ -139,7 +128,11 @@ def encode_text(text: str | None, name: str) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f"{name} is not valid Unicode: {text!r}") from error
     if size > TEXT_LIMIT:
-        raise InputError(f"{name} has {size} bytes, Milvus takes up to {TEXT_LIMIT}")
+        raise InputError(
+            f"{name} has {size} bytes, Milvus takes up to {TEXT_LIMIT}",
+            code="item_too_large",
+            found=size,
+        )
     return stored
 
 

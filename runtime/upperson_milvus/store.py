@@ -29,12 +29,7 @@ from upperson_rt.gallery.records import (
     with_spans,
 )
 
-__all__ = [
-    "MilvusGallery",
-    "best_of_each_track",
-    "best_rows",
-    "spans_of",
-]
+__all__ = ["MilvusGallery", "best_of_each_track", "best_rows", "spans_of"]
 
 # --- Exact order and hits by track on top of a search that only knows the best rows
 #
@@ -158,7 +153,9 @@ class MilvusGallery(Gallery):
                 if before.key != row["key"]:
                     raise IntegrityError(
                         f"the keys '{item.key}' and '{before.key}' have the same id {id_} in "
-                        f"gallery {self.location}: rename one of them"
+                        f"gallery {self.location}: rename one of them",
+                        code="ids_equal",
+                        id=id_,
                     )
                 known[id_] = Known(before.key, row["camera"] or before.camera, before.added)
                 new[id_] = {
@@ -193,11 +190,6 @@ class MilvusGallery(Gallery):
             row["id"]: (self._collection.item(row), vector)
             for row, vector in zip(found, self._decoded(found), strict=True)
         }
-
-    def _vectors_of(self, ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
-        found = [*self._collection.rows_of(ids, ("vector",))]
-        vectors = self._decoded(found)
-        return {row["id"]: vector for row, vector in zip(found, vectors, strict=True)}
 
     def _items(self, where: Filter) -> Iterator[Item]:
         # Of one state of the gallery from Milvus 2.4 on.
@@ -295,8 +287,8 @@ class MilvusGallery(Gallery):
     def verify(self) -> list[str]:
         """Read the whole collection and check it; return what is wrong, one line each, or nothing.
 
-        Looks at every item's id, metadata and vector, and for items that are there twice. Let
-        nobody write meanwhile.
+        Looks at every item's id, metadata and vector, and for items that are there twice. No
+        process may write meanwhile.
         """
         problems = []
         read = 0
@@ -309,12 +301,12 @@ class MilvusGallery(Gallery):
         if counted != read:
             problems.append(
                 f"Milvus counts {counted} items, {read} different ones were read: some are there "
-                "twice, or somebody has written meanwhile"
+                "twice, or a process has written meanwhile"
             )
         return problems
 
     def rebuild(self) -> None:
-        """Make the index anew, as the location asks for; nobody can search meanwhile."""
+        """Make the index anew, as the location asks for; no process can search meanwhile."""
         self._collection.make_index()
 
     def _problem(self, row: Mapping[str, Any]) -> str | None:

@@ -1,8 +1,8 @@
-"""Millions of pictures on a cluster of Ray: a shard is what a worker does, repeats and finishes.
+"""Indexing millions of pictures on a cluster of Ray, shard by shard.
 
-The driver lists the pictures once and writes the list of each shard. Ray Data hands the shards to
-actors, each with one encoder, which index them as ``upperson-rt index --shard`` does. If a worker
-dies, Ray gives its shard to another one; what is finished stays, in this run and in later ones.
+The driver lists the pictures once and writes a list for each shard. Ray Data hands the shards to
+actors with one encoder each, which index them as ``upperson-rt index --shard`` does. If a worker
+dies, Ray gives its shard to another one. Finished shards are kept, also for later runs.
 """
 
 import os
@@ -32,26 +32,25 @@ _LISTS = "lists"
 _NAMES_IN_MEMORY = 1_000_000
 _MOST_FAILURES_SHOWN = 3
 _RETRIES = 5
-"""Of a shard whose worker died: one that lacks memory would be tried for ever."""
+"""How often a shard whose worker died is tried again."""
 _THE_SAME = ("fingerprint", "whole", "own")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsDone:
-    """What `index_on_ray` has brought to an end: all parts of one list, each once."""
+    """The result of `index_on_ray`: all parts of one list, each once."""
 
     folders: Sequence[Path]
-    """Of the shards' galleries, for `merge_shards`; of their records, for a gallery that they
-    share."""
+    """The shards' galleries, for `merge_shards`; their records, if they share a gallery."""
     earlier: int
-    """Shards that an earlier run had finished."""
+    """Shards that earlier runs finished."""
     pictures: int
-    """In the list: the sum of the next three."""
+    """Length of the list: the sum of the next three."""
     with_items: int
     empty: int
     skipped: int
     items: Tally
-    """Of the keys that were added."""
+    """Tally of the keys that were added."""
 
 
 def index_on_ray(
@@ -68,35 +67,38 @@ def index_on_ray(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> ShardsDone:
-    """Index pictures on a cluster of Ray, which is started on this machine if there is none.
+    """Index pictures on a cluster of Ray; without one, Ray starts on this machine.
 
-    Run it again after it was interrupted: what is finished is left alone.
+    Run it again after an interruption: finished shards are kept.
 
     Args:
-        bundle: On every machine of the cluster at the same place, as the pictures are.
+        bundle: Like the pictures, at the same path on every machine of the cluster.
         paths: Pictures and folders, see `iter_named_images`.
-        output: A folder that all machines see. It gets a list of names and, for each shard, a
-            gallery of its own, ``shard-3-of-16``, or its record if they share one.
-        shards: How many; one should take minutes, for it is what is repeated.
-        workers: Actors, each with an encoder of its own.
-        gallery: A collection of Milvus for all of them; None for a gallery each.
-        cpus: That Ray reserves for an actor.
-        gpus: That Ray reserves for an actor.
+        output: A folder that all machines share. It gets a list of names and, for each shard, a
+            gallery, ``shard-3-of-16``, or its record if they share a gallery.
+        shards: Number of shards; one should take minutes, since it is repeated as a whole.
+        workers: Number of actors, each with its own encoder.
+        gallery: Address of a gallery that all shards share; None for a gallery each.
+        cpus: CPUs that Ray reserves for an actor.
+        gpus: GPUs that Ray reserves for an actor.
         encoder: Options of `open_encoder`, such as ``{"variant": "int8", "threads": 4}``.
-        progress: Told how many shards are done, and how many there are.
+        progress: Called with the number of finished shards, and of all.
         options: Of `index_images`, such as ``camera``.
 
     Raises:
         UsageError: shards or workers is below 1.
-        InputError: A path cannot be read, the output holds shards of other pictures, of another
-            number or model, of a folder elsewhere or made with other options, or a shard could not
-            be finished.
-        BackendError: Ray is not installed, or a shard could not be finished for want of something.
+        InputError: A path cannot be read, or the output holds shards of other pictures, another
+            model or other options.
+        BackendError: Ray is not installed, or a shard could not be finished.
         IntegrityError: The shards are not the parts of one list.
     """
     shards, workers = check_count(shards, "shards"), check_count(workers, "workers")
     if gallery is not None and "://" not in gallery:
-        raise InputError(f"shards share no gallery in a folder, such as {gallery}: leave it out")
+        raise InputError(
+            f"shards cannot share a gallery in a folder, such as {gallery}: leave it out",
+            code="gallery_not_shared",
+            gallery=gallery,
+        )
     try:
         import_module("ray.data")
     except ImportError as error:
@@ -141,8 +143,11 @@ def index_on_ray(
         more = "; ..." if len(failures) > _MOST_FAILURES_SHOWN else ""
         raise BackendError(
             f"{len(failures)} of {shards} shards were not finished "
-            f"({'; '.join(failures[:_MOST_FAILURES_SHOWN])}{more}): mend that and run it again, "
-            "what is finished is left alone"
+            f"({'; '.join(failures[:_MOST_FAILURES_SHOWN])}{more}): fix that and run it again, "
+            "finished shards are kept",
+            code="shards_failed",
+            failed=len(failures),
+            shards=shards,
         )
     records = [ShardRecord.read(_record_file(place, gallery)) for place in places]
     check_whole(places, records)
@@ -160,10 +165,10 @@ def index_on_ray(
 def _run(
     numbers: Sequence[int], worker: Mapping[str, Any], workers: int, cpus: float, gpus: float
 ) -> Iterable[tuple[int, str]]:
-    """Yield the number of each shard that is done, and why it could not be finished, or ""."""
+    """Yield the number of each shard, and why it failed, or ""."""
     if not numbers:
         return
-    # Ray tells its makers how it is used unless it is told not to.
+    # Ray sends usage statistics by default.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     data: Any = import_module("ray.data")
     found = data.from_items(
@@ -183,12 +188,13 @@ def _run(
             yield int(row["shard"]), str(row["problem"])
     except errors.RayError as error:
         raise BackendError(
-            f"Ray gave up ({error_text(error)}): run it again, what is finished is left alone"
+            f"Ray failed ({error_text(error)}): run it again, finished shards are kept",
+            code="ray_failed",
         ) from error
 
 
 class _Worker:
-    """An actor: one encoder, and a shard at a time."""
+    """An actor with one encoder; indexes a shard at a time."""
 
     def __init__(
         self,
@@ -214,7 +220,7 @@ class _Worker:
         return {"shard": numbers, "problem": [self._problem(number) for number in numbers]}
 
     def _problem(self, number: int) -> str:
-        """Index a shard; say why it could not be finished: others may be."""
+        """Index a shard; return why it failed, so that the others go on."""
         try:
             self._index(Shard(number=number, of=self._shards))
         except UppersonError as error:
@@ -234,16 +240,16 @@ class _Worker:
                 record = _record_file(place, self._gallery)
                 index_shard(self._encoder, store, chosen, record, **self._options)
             return
-        # SQLite needs a disk of this machine; the output may be another's.
+        # SQLite needs a local disk; the output may be a network share.
         with tempfile.TemporaryDirectory() as name:
             local = Path(name) / "gallery"
             with Gallery.open(local, *space, create=True) as store:
                 index_shard(self._encoder, store, chosen, local / RECORD_FILE, **self._options)
-            with new_folder(place, _foreign) as temporary:
+            with new_folder(place, _unowned) as temporary:
                 shutil.copytree(local, temporary, dirs_exist_ok=True)
 
 
-def _foreign(folder: Path) -> set[str]:
+def _unowned(folder: Path) -> set[str]:
     names = set(all_names(folder))
     return set() if RECORD_FILE in names else names
 
@@ -257,11 +263,7 @@ def _record_file(place: Path, gallery: str | None) -> Path:
 
 
 def _finished(file: Path, wanted: ShardRecord) -> ShardRecord | None:
-    """Return the record of a shard that an earlier run has finished; None for what is to be done.
-
-    Raises:
-        InputError: It is of other pictures, another model or other options.
-    """
+    """Return the record of a shard that an earlier run finished, or None."""
     if not file.exists():
         return None
     found = ShardRecord.read(file)
@@ -269,7 +271,9 @@ def _finished(file: Path, wanted: ShardRecord) -> ShardRecord | None:
         raise InputError(
             f"{file} is of {found.whole.count} pictures and model {found.fingerprint}, now there "
             f"are {wanted.whole.count}, or others, and model {wanted.fingerprint}: choose another "
-            "output"
+            "output",
+            code="shard_of_other_pictures",
+            path=file,
         )
     if not found.finished:
         return None
@@ -305,7 +309,7 @@ def _write_lists(
 
 
 def _read_list(file: Path) -> tuple[list[str], list[Path]]:
-    if not file.exists():  # A shard may be empty.
+    if not file.exists():  # An empty shard.
         return [], []
     texts = [os.fsdecode(text) for text in file.read_bytes().split(b"\0")[:-1]]
     return texts[::2], [Path(text) for text in texts[1::2]]

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from upperson_rt.gallery import Filter, Gallery, GalleryInfo, Hit, Item, TrackSpan
+    from upperson_rt.ingest.boxes import QualityRules
     from upperson_rt.ingest.files import IndexReport, index_images
-    from upperson_rt.ingest.quality import QualityRules
     from upperson_rt.manifest import Manifest
     from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
     from upperson_rt.phrases.evidence import Explanation
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from upperson_rt.query_log import QueryLog
     from upperson_rt.retriever import Retriever
     from upperson_rt.search.notices import Notice
-    from upperson_rt.search.request import SearchRequest
+    from upperson_rt.search.query import SearchRequest
     from upperson_rt.search.service import SearchResult
     from upperson_rt.sheet import save_sheet
     from upperson_rt.tokenizer import Tokenizer
@@ -98,43 +98,27 @@ __all__ = [
     "save_sheet",
 ]
 
-_OWNERS = {
-    "AccuracyGateError": "errors",
-    "BackendError": "errors",
-    "Bundle": "bundle",
-    "CameraStats": "upperson_camera",
-    "Encoder": "encoder",
-    "Explanation": "phrases.evidence",
-    "Filter": "gallery",
-    "Gallery": "gallery",
-    "GalleryInfo": "gallery",
-    "Hit": "gallery",
-    "IndexReport": "ingest.files",
-    "InputError": "errors",
-    "IntegrityError": "errors",
-    "Item": "gallery",
-    "Manifest": "manifest",
-    "Notice": "search.notices",
-    "Pipeline": "upperson_camera",
-    "PipelineStats": "upperson_camera",
-    "QualityRules": "ingest.quality",
-    "QueryLog": "query_log",
-    "RetrievalMetrics": "metrics",
-    "Retriever": "retriever",
-    "SearchRequest": "search.request",
-    "SearchResult": "search.service",
-    "Tokenizer": "tokenizer",
-    "TrackSpan": "gallery",
-    "UppersonError": "errors",
-    "UsageError": "errors",
-    "index_images": "ingest.files",
-    "iter_image_files": "preprocess",
-    "load_image": "preprocess",
-    "open": "bundle",
-    "resize_image": "preprocess",
-    "retrieval_metrics": "metrics",
-    "save_sheet": "sheet",
+_MODULES = {
+    "bundle": "Bundle open",
+    "encoder": "Encoder",
+    "errors": "AccuracyGateError BackendError InputError IntegrityError UppersonError UsageError",
+    "gallery": "Filter Gallery GalleryInfo Hit Item TrackSpan",
+    "ingest.boxes": "QualityRules",
+    "ingest.files": "IndexReport index_images",
+    "manifest": "Manifest",
+    "metrics": "RetrievalMetrics retrieval_metrics",
+    "phrases.evidence": "Explanation",
+    "preprocess": "iter_image_files load_image resize_image",
+    "query_log": "QueryLog",
+    "retriever": "Retriever",
+    "search.notices": "Notice",
+    "search.query": "SearchRequest",
+    "search.service": "SearchResult",
+    "sheet": "save_sheet",
+    "tokenizer": "Tokenizer",
+    "upperson_camera": "CameraStats Pipeline PipelineStats",
 }
+_OWNERS = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> object:

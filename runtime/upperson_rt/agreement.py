@@ -1,4 +1,4 @@
-"""Do embeddings agree? One answer for canaries, engines, exports, the gate, parity and benchmarks.
+"""Do embeddings agree? One rule for golden samples, engines, exports, the gate and benchmarks.
 
 What is not finite agrees with nothing, whatever the tolerance.
 
@@ -12,17 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import IntegrityError
-
-__all__ = [
-    "TOP_K",
-    "Agreement",
-    "compare_embeds",
-    "exchanged_item",
-    "is_constant",
-    "require_agreement",
-    "row_cosines",
-    "top_k_overlap",
-]
 
 TOP_K = 10
 """Pictures that people look at first: what overlaps of rankings are taken over."""
@@ -107,33 +96,32 @@ def require_agreement(
     row: str,
     reference: str,
     advice: str,
+    **fields: object,
 ) -> Agreement:
     """Compare embeddings [N, E] of the same shape, all of which must agree.
 
-    Args:
-        expected_NE: What they should be.
-        found_NE: What they are.
-        min_cosine: Lowest cosine of a row that counts as the same.
-        where: What was compared, for messages, as are the next three.
-        row: What a row is called, such as ``canary``.
-        reference: What it is compared with, such as ``its golden embedding``.
-        advice: What to do.
-
-    Raises:
-        IntegrityError: A row is not finite or too far away.
+    Messages say ``where`` it was, what a ``row`` and its ``reference`` are called, and the
+    ``advice``; errors get the ``fields`` as well.
     """
     agreement = compare_embeds(expected_NE, found_NE)
     if agreement.not_finite:
         raise IntegrityError(
             f"{where}: {agreement.not_finite} of {len(found_NE)} embeddings are not finite; "
-            f"{advice}"
+            f"{advice}",
+            code="embeds_not_finite",
+            count=agreement.not_finite,
+            **fields,
         )
     agrees_N = agreement.agrees(min_cosine=min_cosine)
     if not agrees_N.all():
         raise IntegrityError(
             f"{where}: {row} {agreement.worst_cosine} has cosine {agreement.min_cosine:.5f} to "
             f"{reference}, expected at least {min_cosine:.5f} "
-            f"({np.count_nonzero(~agrees_N)} of {len(found_NE)} differ); {advice}"
+            f"({np.count_nonzero(~agrees_N)} of {len(found_NE)} differ); {advice}",
+            code="embeds_differ",
+            row=agreement.worst_cosine,
+            count=int(np.count_nonzero(~agrees_N)),
+            **fields,
         )
     return agreement
 
@@ -157,16 +145,11 @@ def is_constant(embeds_NE: NDArray[Any]) -> bool:
 def exchanged_item(
     own_NE: NDArray[Any], found_ME: NDArray[Any], items_M: NDArray[np.int64]
 ) -> tuple[int, int] | None:
-    """Find an item that got the embedding of another: ten times nearer to that than to its own.
+    """Find an item that got another's embedding: ten times nearer to that than to its own.
 
-    Args:
-        own_NE: What belongs to each item.
-        found_ME: What some items got; rows that are not finite count for nothing.
-        items_M: Their indices.
-
-    Returns:
-        (the item, the one whose embedding it has), the clearest case; None if there is none. Items
-        that are alike to rounding cannot be told apart and do not count.
+    Takes what belongs to each item [N, E], what some items got [M, E] and their indices [M].
+    Returns the item and the other one, the clearest case. Items that are alike to rounding do not
+    count.
     """
     apart_MN = 1 - _unit_rows(found_ME) @ _unit_rows(own_NE).T
     gain_MN = apart_MN[np.arange(len(items_M)), items_M][:, None] - 10 * apart_MN
@@ -177,11 +160,10 @@ def exchanged_item(
 def top_k_overlap(
     expected_QG: NDArray[Any], found_QG: NDArray[Any], top_k: int = TOP_K
 ) -> NDArray[np.float64]:
-    """Return for each query which part [Q] of the highest scores two rankings share, 0 to 1.
+    """Return the share [Q] of the `top_k` highest scores that two rankings have in common, 0 to 1.
 
-    The first `top_k` count, or the whole gallery if it is smaller. Equal scores rank in the order
-    of the gallery, and what is not finite ranks last. A query that scores all pictures alike shares
-    nothing: its ranking would be the order of the files.
+    Equal scores rank in the order of the gallery; what is not finite ranks last. A query that
+    scores all pictures alike shares nothing: its ranking would be the order of the files.
     """
     top_k = min(top_k, expected_QG.shape[1])
     lowest = np.finfo(found_QG.dtype).min
@@ -213,6 +195,5 @@ def _unit_rows(x_NE: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _finite_rows(x_NE: NDArray[Any]) -> NDArray[np.float64]:
-    """Return float64 with zeros in the rows that are not finite."""
     finite_N1 = np.isfinite(x_NE).all(axis=1, keepdims=True)
     return np.where(finite_N1, x_NE, 0.0).astype(np.float64)

@@ -15,29 +15,13 @@ from numbers import Real
 from typing import Any
 
 from upperson_rt.errors import InputError, UppersonError, UsageError
-from upperson_rt.printable import shown
-
-__all__ = [
-    "LONGEST_PATH",
-    "check_callable",
-    "check_choice",
-    "check_count",
-    "check_fields",
-    "check_list",
-    "check_name",
-    "check_number",
-    "check_object",
-    "check_path",
-    "check_text",
-    "is_finite",
-    "read_attributes",
-]
+from upperson_rt.printable import safe_repr
 
 LONGEST_PATH = 4096
 """Characters; Linux opens no longer one, and messages name paths whole."""
 
 _MOST = 2**31 - 1
-_NUMBERS = (float, int, Real)  # The first two are told from their type, Real by a search.
+_NUMBERS = (float, int, Real)  # The first two by their type, Real by a search.
 
 
 def check_text(value: object, what: str, error: type[UppersonError] = InputError) -> str:
@@ -45,12 +29,14 @@ def check_text(value: object, what: str, error: type[UppersonError] = InputError
     if type(value) is str and value.isascii():
         return value
     if not isinstance(value, str):
-        raise error(f"{what} must be a text, found {shown(value)}")
+        raise error(f"{what} must be a text, found {safe_repr(value)}", code="no_text", what=what)
     text = str.__str__(value)  # What an enumeration or numpy derives from it is shown otherwise.
     try:
         text.encode()
     except UnicodeEncodeError as problem:
-        raise error(f"{what} is not valid Unicode: {shown(value)}") from problem
+        raise error(
+            f"{what} is not valid Unicode: {safe_repr(value)}", code="no_unicode", what=what
+        ) from problem
     return text
 
 
@@ -59,7 +45,7 @@ def check_name(value: object, what: str, error: type[UppersonError] = InputError
     text = check_text(value, what, error)
     if not text or "\0" in text:
         found = "holds a null character" if text else "is empty"
-        raise error(f"{what} {found}: choose another name")
+        raise error(f"{what} {found}: choose another name", code="no_name", what=what)
     return text
 
 
@@ -87,9 +73,12 @@ def check_number(
         number = math.nan
     if not least <= number <= most:
         if least == -math.inf and most == math.inf:
-            raise error(f"{what} must be a number, found {shown(value)}")
+            raise error(
+                f"{what} must be a number, found {safe_repr(value)}", code="no_number", what=what
+            )
         limit = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
-        raise error(f"{what} must be a number {limit}, found {shown(value)}")
+        message = f"{what} must be a number {limit}, found {safe_repr(value)}"
+        raise error(message, code="out_of_range", what=what)
     return number
 
 
@@ -104,14 +93,15 @@ def check_count(
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise error(f"{what} must be a whole number, found {shown(value)}") from None
+        message = f"{what} must be a whole number, found {safe_repr(value)}"
+        raise error(message, code="no_whole_number", what=what) from None
     if number < least or (most is not None and number > most):
         limit = f"be at least {least}" if number < least else f"be at most {most}"
         if most is not None and most < _MOST:
             limit = f"be from {least} to {most}"
         if number < least == 0:
             limit = "not be negative"
-        raise error(f"{what} must {limit}, got {shown(value)}")
+        raise error(f"{what} must {limit}, got {safe_repr(value)}", code="out_of_range", what=what)
     return number
 
 
@@ -120,7 +110,8 @@ def check_fields(settings: Any, error: type[UppersonError] = UsageError) -> None
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if field.type is bool and type(value) is not bool:
-            raise error(f"{field.name} must be True or False, found {shown(value)}")
+            message = f"{field.name} must be True or False, found {safe_repr(value)}"
+            raise error(message, code="no_bool", what=field.name)
         if field.type is float:
             check_number(value, field.name, error)
         elif field.type is int:
@@ -134,7 +125,8 @@ def check_list(value: object, what: str, error: type[UppersonError] = InputError
             return list(value)
         except TypeError:  # An array of numpy without dimensions says that it is iterable.
             pass
-    raise error(f"{what} must be a list, found {shown(value)}: put a single one in a list")
+    message = f"{what} must be a list, found {safe_repr(value)}: put a single one in a list"
+    raise error(message, code="no_list", what=what)
 
 
 def check_choice(
@@ -142,50 +134,49 @@ def check_choice(
 ) -> None:
     """Refuse what is none of some names; an array would be compared with each letter of them."""
     if not isinstance(value, str) or value not in known:
-        raise error(f"{what} must be one of {', '.join(known)}, found {shown(value)}")
+        message = f"{what} must be one of {', '.join(known)}, found {safe_repr(value)}"
+        raise error(message, code="choice_unknown", what=what)
 
 
 def check_callable(value: object, what: str) -> None:
-    """Refuse what cannot be called, before something has been done that it was to be told of."""
+    """Refuse what cannot be called, before any work is done."""
     if not callable(value):
-        raise UsageError(f"{what} must be a function or an object to call, found {shown(value)}")
+        message = f"{what} must be a function or an object to call, found {safe_repr(value)}"
+        raise UsageError(message, code="not_callable", what=what)
 
 
 def check_object(value: object, what: str, names: Collection[str]) -> None:
-    """Refuse an object without what is used of it; one of a class of somebody's own will do."""
+    """Refuse an object without the attributes that are used; its class does not matter."""
     if isinstance(value, type) or not all(hasattr(value, name) for name in names):
-        raise UsageError(f"expected {what}, found {shown(value)}")
+        raise UsageError(
+            f"expected {what}, found {safe_repr(value)}", code="wrong_object", what=what
+        )
 
 
 def check_path(value: object, what: str) -> str:
-    """Return a path as text.
-
-    Raises:
-        InputError: It is none, or nothing can be there: the name is too long, or a folder on the
-            way to it may not be read.
-    """
+    """Return a path as text."""
     path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    no_path = InputError(
+        f"{what} must be a path, found {safe_repr(value)}", code="no_path", what=what
+    )
     if not isinstance(path, str) or not path or "\0" in path:
-        raise InputError(f"{what} must be a path, found {shown(value)}")
+        raise no_path
     try:
         os.stat(path)
     except UnicodeEncodeError as error:
-        raise InputError(f"{what} must be a path, found {shown(value)}") from error
+        raise no_path from error
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            name = shown(path) if error.errno == errno.ENAMETOOLONG else path
-            raise InputError(f"cannot use {what} {name}: {error.strerror}") from error
+            name = safe_repr(path) if error.errno == errno.ENAMETOOLONG else path
+            message = f"cannot use {what} {name}: {error.strerror}"
+            raise InputError(message, code="path_unusable", what=what) from error
     return path
 
 
 def read_attributes(
     pairs: Sequence[str] | None, option: str
 ) -> dict[str, str | int | float | bool]:
-    """Read ``KEY=VALUE`` pairs: numbers, true and false as such, ``"5"`` in quotes as text.
-
-    Raises:
-        UsageError: Not a pair, or a key that is there twice.
-    """
+    """Read ``KEY=VALUE`` pairs: numbers, true and false as such, ``"5"`` in quotes as text."""
     found: dict[str, str | int | float | bool] = {}
     for pair in pairs or ():
         key, equals, text = pair.partition("=")

@@ -10,27 +10,25 @@ from numpy.typing import NDArray
 
 from upperson_rt.arguments import check_path, check_text
 from upperson_rt.backends import installed_backends, open_backend, require_device
-from upperson_rt.backends.fastest import Choice, Contest
-from upperson_rt.canaries import Canaries, CanaryCheck, check_tower
+from upperson_rt.backends.autotune import Autotuner, Choice
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import folder_near, sha256_of_file
+from upperson_rt.golden_samples import GoldenCheck, GoldenSamples, check_tower
 from upperson_rt.manifest import FileEntry, Manifest, VariantEntry, parse_manifest
 from upperson_rt.onnx_file import check_graph
-from upperson_rt.printable import get_logger, shown
+from upperson_rt.printable import get_logger, safe_repr
 from upperson_rt.signature import verify_folder
 from upperson_rt.strict import suggestion
 from upperson_rt.tokenizer import Tokenizer
 from upperson_rt.towers import TOWERS, Backend, Tower, run_tower
-
-__all__ = ["MANIFEST_FILE", "Bundle", "open_encoder", "read_manifest"]
 
 MANIFEST_FILE = "bundle.json"
 
 # What is read whole; some ten times of what exports write.
 _MOST_MANIFEST_BYTES = 1 << 20
 _MOST_TOKENIZER_BYTES = 8 << 20
-_MOST_CANARY_BYTES = 32 << 20
+_MOST_GOLDEN_BYTES = 32 << 20
 
 _log = get_logger(__name__)
 
@@ -43,9 +41,9 @@ def open_encoder(
     threads: int | None = None,
     trust: str | os.PathLike[str] | None = None,
 ) -> Encoder:
-    """Open a bundle and return its encoder; public as ``upperson_rt.open``.
+    """Open a bundle and return its encoder, as `Bundle.open` does.
 
-    Arguments and errors are those of `Bundle.open`.
+    Public as ``upperson_rt.open``.
     """
     return Bundle.open(bundle, variant, backend, device, threads=threads, trust=trust).encoder()
 
@@ -54,7 +52,7 @@ class Bundle:
     """An opened bundle in one of its variants. Safe to use from several threads.
 
     A tower is loaded when it is first needed, by one thread; others that need it wait. Loading
-    checks its hash and then its canaries, so that a query does not wait for the image tower.
+    checks its hash and then its golden samples, so that a query does not wait for the image tower.
     """
 
     def __init__(
@@ -63,7 +61,7 @@ class Bundle:
         manifest: Manifest,
         variant: str,
         tokenizer: Tokenizer,
-        canaries: Canaries,
+        golden: GoldenSamples,
         backend: str,
         device: str,
         threads: int | None,
@@ -74,7 +72,7 @@ class Bundle:
         self.manifest = manifest
         self.variant = variant
         self.tokenizer = tokenizer
-        self.canaries = canaries
+        self.golden = golden
         self._backend = backend
         self._device = device
         self._threads = threads
@@ -100,11 +98,11 @@ class Bundle:
             path: The folder.
             variant: Which precision; by default the manifest's default.
             backend: See `open_backend`. ``auto`` takes the fastest one on a CPU, which is measured
-                once for each machine and image tower (`upperson_rt.backends.fastest`); for a text
+                once for each machine and image tower (`upperson_rt.backends.autotune`); for a text
                 tower the first one that is installed, unless it has been measured, too.
             device: See `open_backend`.
-            verify: Check the hashes of tokenizer and canaries now, and a tower's hash and
-                canaries when it is loaded. Only switch it off to look into a bundle that is
+            verify: Check the hashes of tokenizer and golden samples now, and a tower's hash and
+                golden samples when it is loaded. Only switch it off to look into a bundle that is
                 known to be broken.
             threads: CPU threads per tower; None lets the library choose.
             trust: File with a public key (PEM). Its owner must have signed the bundle, which is
@@ -126,19 +124,23 @@ class Bundle:
             variant = manifest.default_variant
         elif check_text(variant, "variant", UsageError) not in manifest.variants:
             raise UsageError(
-                f"bundle {root} has no variant {shown(variant)}, "
-                f"{suggestion(variant, manifest.variants)}"
+                f"bundle {root} has no variant {safe_repr(variant)}, "
+                f"{suggestion(variant, manifest.variants)}",
+                code="variant_unknown",
+                variant=variant,
             )
         require_device(backend, device)
         entry = manifest.variants[variant]
         for file, most_bytes in (
             (manifest.text.tokenizer, _MOST_TOKENIZER_BYTES),
-            (manifest.canaries, _MOST_CANARY_BYTES),
+            (manifest.canaries, _MOST_GOLDEN_BYTES),
         ):
             if file.size_bytes > most_bytes:
                 raise IntegrityError(
-                    f"{root / file.file} has {shown(file.size_bytes)} bytes, expected at most "
-                    f"{most_bytes}: export the bundle again"
+                    f"{root / file.file} has {safe_repr(file.size_bytes)} bytes, expected at most "
+                    f"{most_bytes}: export the bundle again",
+                    code="file_too_large",
+                    path=str(root / file.file),
                 )
             _check_file(root, file, check_hash=verify)
         for file in map(entry.file, TOWERS):
@@ -150,7 +152,7 @@ class Bundle:
             tokenizer=Tokenizer.from_file(
                 root / manifest.text.tokenizer.file, manifest.text.context_length
             ),
-            canaries=Canaries.from_file(root / manifest.canaries.file, manifest, variant),
+            golden=GoldenSamples.from_file(root / manifest.canaries.file, manifest, variant),
             backend=backend,
             device=device,
             threads=threads,
@@ -163,11 +165,11 @@ class Bundle:
         return self.manifest.variants[self.variant]
 
     def backend(self, tower: Tower) -> Backend:
-        """Return the loaded tower, loading it and checking its canaries the first time.
+        """Return the loaded tower, loading it and checking its golden samples the first time.
 
         Raises:
             BackendError: The backend or device is missing, or the graph does not load.
-            IntegrityError: The file was changed, or the canaries do not come out as they should.
+            IntegrityError: The file was changed, or a golden sample comes out wrong.
         """
         with self._locks[tower]:
             if tower not in self._towers:
@@ -189,8 +191,8 @@ class Bundle:
         for tower in TOWERS:
             self._check_tower(tower)
 
-    def check_canaries(self) -> list[CanaryCheck]:
-        """Run the canaries through both towers, at batch 1 and as one batch.
+    def check_golden_samples(self) -> list[GoldenCheck]:
+        """Run the golden samples through both towers, at batch 1 and in batches.
 
         Raises:
             BackendError: As for `backend`.
@@ -205,18 +207,20 @@ class Bundle:
                     checks += self._open(tower, measure=True, check=True)
         return checks
 
+    check_canaries = check_golden_samples
+    """Earlier name."""
+
+    @property
+    def canaries(self) -> GoldenSamples:
+        """Earlier name of `golden`."""
+        return self.golden
+
     def encoder(self) -> Encoder:
         """Return the encoder of this bundle."""
         return Encoder(self.manifest, self.variant, self.tokenizer, self.backend)
 
-    def _open(self, tower: Tower, *, measure: bool, check: bool) -> list[CanaryCheck]:
-        """Load a tower; its lock is held.
-
-        Args:
-            tower: Which of the two.
-            measure: Find the fastest backend, if ``auto`` may choose and it is not known.
-            check: Run the canaries.
-        """
+    def _open(self, tower: Tower, *, measure: bool, check: bool) -> list[GoldenCheck]:
+        """Load a tower; its lock is held."""
         entry = self.entry.file(tower)
         if self._verify:
             self._check_tower(tower)
@@ -225,16 +229,16 @@ class Bundle:
         load = partial(self._load, tower)
         taken = None
         if len(names) > 1 and check and self._device.lower() == "cpu":
-            contest = Contest(
+            tuner = Autotuner(
                 names=names,
                 tower=tower,
                 graph_sha256=entry.sha256,
                 threads=self._threads,
-                inputs=self.canaries.images if tower == "image" else self.canaries.input_ids,
+                inputs=self.golden.images if tower == "image" else self.golden.input_ids,
                 load=load,
                 check=partial(self._check, tower),
             )
-            taken = contest.decide() if measure else contest.known()
+            taken = tuner.decide() if measure else tuner.known()
         if taken is None:
             loaded = load(names[0])
             checks = self._check(tower, loaded) if check else []
@@ -257,42 +261,37 @@ class Bundle:
         path = self.path / self.entry.file(tower).file
         return open_backend(path, name, self._device, self._threads)
 
-    def _check(self, tower: Tower, backend: Backend) -> list[CanaryCheck]:
+    def _check(self, tower: Tower, backend: Backend) -> list[GoldenCheck]:
         def embed(inputs: NDArray[np.generic]) -> NDArray[np.float32]:
             return run_tower(backend, tower, inputs)
 
         return check_tower(
             tower,
             embed,
-            self.canaries,
-            self.entry.canary_floor(backend),
+            self.golden,
+            self.entry.min_golden_cosine(backend),
             f"bundle {self.path}, variant {self.variant}, {backend.name} {backend.version} on "
             f"{backend.device}",
         )
 
 
 def read_manifest(root: Path, trust: str | os.PathLike[str] | None = None) -> Manifest:
-    """Read and check `bundle.json` of a bundle folder.
-
-    Args:
-        root: The folder.
-        trust: File with the public key that must have signed the bundle, or None.
-
-    Raises:
-        InputError: Not a bundle, or the manifest is of a newer schema.
-        IntegrityError: The manifest is malformed, or the signature does not hold.
-        BackendError: ``trust`` needs a package that is missing.
-    """
+    """Read and check `bundle.json`; the owner of the key ``trust`` must have signed the folder."""
     file = root / MANIFEST_FILE
     if not file.is_file():
         problem = f"no {MANIFEST_FILE} in it" if root.is_dir() else "no such folder"
         if (near := folder_near(root, MANIFEST_FILE)) is not None:
             raise InputError(
-                f"{root} is not a bundle ({problem}), but {near} is: name that with  --bundle"
+                f"{root} is not a bundle ({problem}), but {near} is: name that with  --bundle",
+                code="no_bundle",
+                path=str(root),
+                near=near,
             )
         raise InputError(
             f"{root} is not a bundle ({problem}): expected a folder that  upperson export  has "
-            "made, or  upperson demo  to try things out"
+            "made, or  upperson demo  to try things out",
+            code="no_bundle",
+            path=str(root),
         )
     if trust is not None:
         verify_folder(root, trust)
@@ -303,11 +302,17 @@ def read_manifest(root: Path, trust: str | os.PathLike[str] | None = None) -> Ma
         raise InputError(f"cannot read {file}: {error.strerror}") from error
     advice = "copy the bundle again, or export it again"
     if len(content) > _MOST_MANIFEST_BYTES:
-        raise IntegrityError(f"{file} has more than {_MOST_MANIFEST_BYTES} bytes: {advice}")
+        raise IntegrityError(
+            f"{file} has more than {_MOST_MANIFEST_BYTES} bytes: {advice}",
+            code="file_too_large",
+            path=str(file),
+        )
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise IntegrityError(f"{file} is no text in UTF-8: {error}; {advice}") from error
+        raise IntegrityError(
+            f"{file} is no text in UTF-8: {error}; {advice}", code="no_utf8", path=str(file)
+        ) from error
     return parse_manifest(text, where=os.fspath(file))
 
 
@@ -316,21 +321,31 @@ def _check_file(root: Path, entry: FileEntry, check_hash: bool) -> None:
     path = root / entry.file
     advice = "copy the bundle again, or export it again"
     if not path.is_file():
-        raise IntegrityError(f"{path} is missing from the bundle: {advice}")
+        raise IntegrityError(
+            f"{path} is missing from the bundle: {advice}", code="file_missing", path=str(path)
+        )
     if not path.resolve().is_relative_to(root.resolve()):
         raise IntegrityError(
-            f"{path} is a link out of the bundle, to {path.resolve()}: put the file itself there"
+            f"{path} is a link out of the bundle, to {path.resolve()}: put the file itself there",
+            code="link_outside",
+            path=str(path),
         )
     size_bytes = path.stat().st_size
     if size_bytes != entry.size_bytes:
         raise IntegrityError(
-            f"{path} has {size_bytes} bytes, expected {shown(entry.size_bytes)}: the file "
-            f"was changed or not copied completely; {advice}"
+            f"{path} has {size_bytes} bytes, expected {safe_repr(entry.size_bytes)}: the file "
+            f"was changed or not copied completely; {advice}",
+            code="size_differs",
+            path=str(path),
+            found=size_bytes,
+            expected=entry.size_bytes,
         )
     if check_hash:
         sha256 = sha256_of_file(path)
         if sha256 != entry.sha256:
             raise IntegrityError(
                 f"{path} has sha256 {sha256}, expected {entry.sha256}: the file was changed; "
-                f"{advice}"
+                f"{advice}",
+                code="checksum_differs",
+                path=str(path),
             )

@@ -12,7 +12,6 @@ import numpy as np
 from upperson_rt.backends import auto_order, open_backend
 from upperson_rt.backends.openvino import import_openvino, same_signal_stack
 from upperson_rt.bundle import Bundle
-from upperson_rt.cuda_driver import probe_cuda_driver
 from upperson_rt.errors import IntegrityError, UppersonError, install_command
 from upperson_rt.extensions import extension_names, load_extension
 from upperson_rt.gallery import Gallery
@@ -22,14 +21,15 @@ from upperson_rt.installed import (
     fail_from_error,
     failed,
     installed_checks,
-    version_of,
+    ok,
+    warning,
 )
 from upperson_rt.log_chain import verify_log
+from upperson_rt.machine import version_of
+from upperson_rt.nvidia import probe_cuda_driver
 from upperson_rt.printable import count_of, one_line
 from upperson_rt.signature import named_key
 from upperson_rt.towers import TOWERS, Tower
-
-__all__ = ["Check", "diagnose", "kernel_driver"]
 
 _KERNEL_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -51,14 +51,8 @@ def diagnose(
 ) -> list[Check]:
     """Check the installation, and a bundle, a gallery and a query log where given.
 
-    Args:
-        bundle: Folder of a bundle: hashes, then canaries on the backend that really runs.
-        gallery: Location of a gallery: opens, counts, and belongs to the bundle.
-        variant: Of the bundle; None for its default.
-        backend: See `open_backend`.
-        device: See `open_backend`.
-        trust: Public key that must have signed the bundle; see `Bundle.open`.
-        query_log: File of a query log: its lines are as they were written.
+    Of a bundle hashes and golden samples are checked, of a gallery that it opens and belongs to the
+    bundle, of a query log that its lines are as they were written. Arguments as `Bundle.open`.
     """
     checks = [*installed_checks(), *_backends(), _driver(), *_device(backend, device)]
     fingerprint = None
@@ -79,24 +73,21 @@ def _query_log(path: Path) -> Check:
         return fail_from_error("query log", error)
     if report.problems:
         return fail_from_error("query log", IntegrityError(report.problems[0]))
-    return Check("query log", "ok", f"{count_of(report.lines, 'line')} as they were written")
+    return ok("query log", f"{count_of(report.lines, 'line')} as they were written")
 
 
 def _backends() -> list[Check]:
     gpu_build, cpu_build = version_of("onnxruntime-gpu"), version_of("onnxruntime")
     checks = []
     if find_spec("onnxruntime") is None:
-        checks.append(Check("onnxruntime", "ok", OPTIONAL))
+        checks.append(ok("onnxruntime", OPTIONAL))
     elif gpu_build and cpu_build:
-        checks.append(
-            Check(
-                "onnxruntime",
-                "warn",
-                f"both onnxruntime {cpu_build} and onnxruntime-gpu {gpu_build} are installed; they "
-                "overwrite each other",
-                "pip uninstall onnxruntime onnxruntime-gpu, then install one of them",
-            )
+        both = (
+            f"both onnxruntime {cpu_build} and onnxruntime-gpu {gpu_build} are installed; they "
+            "overwrite each other"
         )
+        fix = "pip uninstall onnxruntime onnxruntime-gpu, then install one of them"
+        checks.append(warning("onnxruntime", both, fix))
     else:
         checks.append(_onnxruntime(gpu_build or cpu_build or "unknown version"))
     checks.append(_openvino())
@@ -118,14 +109,15 @@ def _onnxruntime(version: str) -> Check:
         return failed(
             "onnxruntime", f"{version} does not import: {one_line(error)}", "install it again"
         )
-    providers = [name.removesuffix("ExecutionProvider") for name in _providers(onnxruntime)]
+    available: list[str] = onnxruntime.get_available_providers()
+    providers = [name.removesuffix("ExecutionProvider") for name in available]
     facts = {"version": version, "providers": providers}
     wanted, driver = _onnxruntime_cuda(), probe_cuda_driver().version
     if wanted is not None and driver is not None and int(driver.partition(".")[0]) < wanted:
         detail = f"{version} is for CUDA {wanted}, but the driver only goes up to CUDA {driver}"
         fix = "update the driver, or  pip install 'onnxruntime-gpu[cuda,cudnn]<1.27'"
-        return Check("onnxruntime", "warn", detail, fix, facts=facts)
-    return Check("onnxruntime", "ok", f"{version} with {', '.join(providers)}", facts=facts)
+        return warning("onnxruntime", detail, fix, **facts)
+    return ok("onnxruntime", f"{version} with {', '.join(providers)}", **facts)
 
 
 def _onnxruntime_cuda() -> int | None:
@@ -141,7 +133,7 @@ def _onnxruntime_cuda() -> int | None:
 def _openvino() -> Check:
     version = version_of("openvino")
     if version is None or find_spec("openvino") is None:
-        return Check("openvino", "ok", version or OPTIONAL)
+        return ok("openvino", version or OPTIONAL)
     try:
         openvino = import_openvino()
         with same_signal_stack():
@@ -151,7 +143,7 @@ def _openvino() -> Check:
             "openvino", f"{version} does not start: {one_line(error)}", "install it again"
         )
     found = f"{version} with {', '.join(devices) or 'no device'}"
-    return Check("openvino", "ok", found, facts={"version": version, "devices": devices})
+    return ok("openvino", found, version=version, devices=devices)
 
 
 def _device(backend: str, device: str) -> list[Check]:
@@ -178,12 +170,7 @@ def _device(backend: str, device: str) -> list[Check]:
     facts = {"backend": running.name, "version": running.version, "device": running.device}
     how = "the first one installed" if backend == "auto" else "as asked for"
     detail = f"{running.name} {running.version} really runs on {running.device} ({how})"
-    return [Check("device", "ok", detail, facts=facts)]
-
-
-def _providers(onnxruntime: object) -> list[str]:
-    names: list[str] = onnxruntime.get_available_providers()  # type: ignore[attr-defined]
-    return names
+    return [ok("device", detail, **facts)]
 
 
 def _driver() -> Check:
@@ -192,18 +179,14 @@ def _driver() -> Check:
     if driver.version is not None:
         gpus = ", ".join(driver.devices) or "no GPU"
         release = f", driver {facts['version']}" if facts["version"] else ""
-        return Check("NVIDIA driver", "ok", f"CUDA {driver.version}, {gpus}{release}", facts=facts)
+        return ok("NVIDIA driver", f"CUDA {driver.version}, {gpus}{release}", **facts)
     wanted = version_of("onnxruntime-gpu") or find_spec("tensorrt")
     problem = driver.problem or "unknown"
     if wanted:
-        return Check(
-            "NVIDIA driver",
-            "warn",
-            f"{problem}, but a GPU package is installed",
-            "install the driver, or run the container with --gpus all",
-            facts=facts,
-        )
-    return Check("NVIDIA driver", "ok", f"{problem}; only GPUs need it", facts=facts)
+        detail = f"{problem}, but a GPU package is installed"
+        fix = "install the driver, or run the container with --gpus all"
+        return warning("NVIDIA driver", detail, fix, **facts)
+    return ok("NVIDIA driver", f"{problem}; only GPUs need it", **facts)
 
 
 def kernel_driver() -> str | None:
@@ -218,7 +201,6 @@ def kernel_driver() -> str | None:
 def _bundle(
     path: Path, variant: str | None, backend: str, device: str, trust: Path | None
 ) -> tuple[list[Check], str | None]:
-    """Return the checks of a bundle, and its fingerprint if it opens."""
     try:
         bundle = Bundle.open(path, variant, backend, device, trust=trust)
         bundle.check_files()
@@ -226,42 +208,34 @@ def _bundle(
     except UppersonError as error:
         return [fail_from_error("bundle", error)], None
     model = bundle.manifest.model
-    checks = [
-        Check(
-            "bundle",
-            "ok",
-            f"{path}: {model.name}, {model.base}, {model.embed_dim} dimensions, variants "
-            f"{', '.join(bundle.manifest.variants)} (using {bundle.variant}, its hashes match)",
-            facts={
-                "model": model.name,
-                "variant": bundle.variant,
-                "variants": list(bundle.manifest.variants),
-                "fingerprint": bundle.manifest.fingerprint,
-            },
-        )
-    ]
-    checks.append(signature)
+    row = ok(
+        "bundle",
+        f"{path}: {model.name}, {model.base}, {model.embed_dim} dimensions, variants "
+        f"{', '.join(bundle.manifest.variants)} (using {bundle.variant}, its hashes match)",
+        model=model.name,
+        variant=bundle.variant,
+        variants=list(bundle.manifest.variants),
+        fingerprint=bundle.manifest.fingerprint,
+    )
+    checks = [row, signature]
     try:
-        canaries = bundle.check_canaries()
+        golden = bundle.check_golden_samples()
     except UppersonError as error:
         return [*checks, fail_from_error("canaries", error)], bundle.manifest.fingerprint
-    worst = min(canary.min_cosine for canary in canaries)
+    worst = min(check.min_cosine for check in golden)
     towers = {tower: bundle.backend(tower) for tower in TOWERS}
     places = [f"{found.name} {found.version} on {found.device}" for found in towers.values()]
     running = towers["image"]
-    needed = min(bundle.entry.canary_floor(found) for found in towers.values())
+    needed = min(bundle.entry.min_golden_cosine(found) for found in towers.values())
     checks.append(
-        Check(
+        ok(
             "canaries",
-            "ok",
             f"lowest cosine {worst:.6f} (needs {needed:g}) with "
             f"{' and '.join(dict.fromkeys(places))}",
-            facts={
-                "min_cosine": worst,
-                "backend": running.name,
-                "version": running.version,
-                "device": running.device,
-            },
+            min_cosine=worst,
+            backend=running.name,
+            version=running.version,
+            device=running.device,
         )
     )
     checks += [_tower(bundle, tower) for tower in TOWERS]
@@ -271,18 +245,16 @@ def _bundle(
 def _signature(path: Path, verified: bool) -> Check:
     """Say which key has signed a bundle; that it did is known if it was verified."""
     key = named_key(path)
-    facts = {"key": key, "verified": verified}
     if key is None:
         found = "the bundle is not signed: hashes tell damage, not who made it"
     elif verified:
         found = f"by the trusted key sha256:{key}, of all files as they are"
     else:
         found = f"says it is by the key sha256:{key}, unchecked:  --trust PUBKEY  checks it"
-    return Check("signature", "ok", found, facts=facts)
+    return ok("signature", found, key=key, verified=verified)
 
 
 def _tower(bundle: Bundle, tower: Tower) -> Check:
-    """Say what runs a tower and why, with what was measured."""
     running, choice = bundle.backend(tower), bundle.choice(tower)
     detail = f"{running.name} {running.version} on {running.device} ({choice.why})"
     facts: dict[str, Any] = {"backend": running.name, "why": choice.why}
@@ -311,16 +283,12 @@ def _gallery(location: str | Path, fingerprint: str | None) -> Check:
         return fail_from_error("gallery", error)
     belongs = "" if fingerprint is None else ", made with this bundle's model"
     index = "" if info.index is None else f", index {info.index.kind}"
-    facts = {
-        "items": info.items,
-        "index": None if info.index is None else info.index.kind,
-        "fingerprint": info.fingerprint,
-        "size_bytes": info.size_bytes,
-    }
-    return Check(
+    return ok(
         "gallery",
-        "ok",
         f"{info.location}: {count_of(info.items, 'picture')}{belongs}{index}; a quick look:  "
         "upperson-rt gallery verify  reads every row",
-        facts=facts,
+        items=info.items,
+        index=None if info.index is None else info.index.kind,
+        fingerprint=info.fingerprint,
+        size_bytes=info.size_bytes,
     )

@@ -9,14 +9,12 @@ from numpy.typing import NDArray
 from upperson_rt.arguments import check_callable, check_list
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.manifest import Manifest
-from upperson_rt.printable import shown
+from upperson_rt.printable import safe_repr
 from upperson_rt.tokenizer import TokenBatch, Tokenizer, token_lengths
 from upperson_rt.towers import Backend, Tower, batch_slices, run_tower
 
 if TYPE_CHECKING:  # Loads Pillow, which sentences do without.
     from upperson_rt.preprocess import Channels, ImageSource
-
-__all__ = ["Encoder", "Progress"]
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called as ``progress(done, total)`` after each batch."""
@@ -26,7 +24,9 @@ class Encoder:
     """Embeds pictures and sentences; the cosine of two embeddings says how well they match.
 
     Made by `Bundle.encoder` or ``upperson_rt.open``. A tower is loaded when it is first used.
-    Safe to use from several threads: a tower is loaded once, and the others wait for it.
+    Safe to use from several threads: a tower is loaded once, and the others wait for it. Methods
+    raise InputError for what cannot be embedded, BackendError if a tower cannot be loaded or fails,
+    and IntegrityError if it gives wrong results.
     """
 
     def __init__(
@@ -36,14 +36,6 @@ class Encoder:
         tokenizer: Tokenizer,
         backend: Callable[[Tower], Backend],
     ) -> None:
-        """Embed with the towers that ``backend`` gives; `upperson_rt.open` makes encoders.
-
-        Args:
-            manifest: Sizes and identity of the model.
-            variant: Name of the variant, for the record.
-            tokenizer: Of the same bundle.
-            backend: Gives the loaded tower.
-        """
         self.manifest = manifest
         self.variant = variant
         self.tokenizer = tokenizer
@@ -67,9 +59,6 @@ class Encoder:
         Args:
             source: A file, a Pillow image or a uint8 array, of any size.
             channels: ``bgr`` for arrays of OpenCV.
-
-        Raises:
-            InputError: The picture cannot be used; see `load_image`.
         """
         from upperson_rt.preprocess import prepare_image
 
@@ -95,12 +84,6 @@ class Encoder:
 
         Returns:
             (N, D) float32 of unit length, in the order given; (0, D) for no picture.
-
-        Raises:
-            InputError: A picture cannot be used, or it is one picture instead of a list.
-            UsageError: There is no such order of channels.
-            BackendError: The image tower cannot be loaded or fails.
-            IntegrityError: The image tower gives wrong results.
         """
         _check_list(images)
         if progress is not None:
@@ -122,19 +105,17 @@ class Encoder:
 
         Returns:
             (N, D) float32 of unit length.
-
-        Raises:
-            InputError: Another type or shape.
-            BackendError: The image tower cannot be loaded or fails.
-            IntegrityError: The image tower gives wrong results.
         """
         size = (self.manifest.image.height_px, self.manifest.image.width_px, 3)
         if not isinstance(pixels, np.ndarray):
-            raise InputError(f"expected pixels as an array of numpy, found {shown(pixels)}")
+            message = f"expected pixels as an array of numpy, found {safe_repr(pixels)}"
+            raise InputError(message, code="pixels_unfit")
         if pixels.dtype != np.uint8 or pixels.shape[1:] != size:
             raise InputError(
                 f"expected pixels uint8 (N, {size[0]}, {size[1]}, 3), found {pixels.dtype} "
-                f"{pixels.shape}: prepare_image makes them of any picture"
+                f"{pixels.shape}: prepare_image makes them of any picture",
+                code="pixels_unfit",
+                found=f"{pixels.dtype} {pixels.shape}",
             )
         embeds = np.empty((len(pixels), self.embed_dim), dtype=np.float32)
         for rows in batch_slices(len(pixels), batch_size):
@@ -152,11 +133,6 @@ class Encoder:
 
         Returns:
             (N, D) float32 of unit length, in the order given; (0, D) for no sentence.
-
-        Raises:
-            InputError: A sentence is empty, or it is one sentence instead of a list.
-            BackendError: The text tower cannot be loaded or fails.
-            IntegrityError: The text tower gives wrong results.
         """
         texts = check_list(texts, "sentences")
         if not texts:
@@ -185,7 +161,9 @@ class Encoder:
             raise IntegrityError(
                 f"the {tower} tower gave embeddings of shape {embeds.shape} with values that "
                 f"cannot be used, expected {(len(inputs), self.embed_dim)} and finite: see "
-                " upperson-rt doctor"
+                " upperson-rt doctor",
+                code="embeds_unusable",
+                tower=tower,
             )
         unit: NDArray[np.float32] = embeds / norms
         return unit
@@ -197,11 +175,13 @@ def _check_list(images: object) -> None:
         if images.ndim != 4 and images.dtype != np.object_:
             raise InputError(
                 f"expected a list of pictures or an array (N, H, W, 3), found an array "
-                f"{images.shape}: put a single picture in a list"
+                f"{images.shape}: put a single picture in a list",
+                code="no_picture_list",
             )
     elif isinstance(images, str | bytes) or not isinstance(images, Sequence):
         raise InputError(
-            f"expected a list of pictures, found {type(images).__name__}: make it a list"
+            f"expected a list of pictures, found {type(images).__name__}: make it a list",
+            code="no_picture_list",
         )
 
 

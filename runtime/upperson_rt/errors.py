@@ -111,7 +111,7 @@ def install_command(extra: str) -> str:
     import platform
     from importlib import metadata
 
-    from upperson_rt import jetson
+    from upperson_rt import nvidia
 
     try:
         metadata.distribution("upperson")
@@ -119,8 +119,8 @@ def install_command(extra: str) -> str:
     except metadata.PackageNotFoundError:
         distribution = "upperson-rt"
     if extra == "gpu" and platform.machine() == "aarch64":
-        return f"pip install '{distribution}[cpu]', then {jetson.ADVICE}"
-    if extra == "camera" and jetson.jetson_line() is not None:
+        return f"pip install '{distribution}[cpu]', then {nvidia.ADVICE}"
+    if extra == "camera" and nvidia.jetson_line() is not None:
         return "sudo apt install nvidia-opencv, then  pip install av  (PyPI's has no GStreamer)"
     if extra == "trackers":  # It asks for opencv-python, which would overwrite the OpenCV there is.
         return f"pip install '{distribution}[trackers]' && pip install --no-deps 'trackers>=2.6'"

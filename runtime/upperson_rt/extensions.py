@@ -20,7 +20,7 @@ from importlib import metadata
 from typing import Any, Literal, TypeAlias
 
 from upperson_rt.errors import BackendError, UppersonError, UsageError
-from upperson_rt.printable import error_text, shown
+from upperson_rt.printable import error_text, safe_repr
 
 __all__ = ["Group", "extension_names", "load_extension"]
 
@@ -36,19 +36,25 @@ def load_extension(group: Group, name: str) -> Any:
     """Import the extension of that name.
 
     Raises:
-        UsageError: There is none, or two packages offer it.
+        UsageError: There is none, or two installed packages have that name.
         BackendError: It cannot be imported.
     """
     found = _entry_points(group).get(name, [])
     if not found:
         known = ", ".join(extension_names(group)) or "none is installed"
         raise UsageError(
-            f"no extension {shown(name)} in upperson.{group}: expected one of them ({known})"
+            f"no extension {safe_repr(name)} in upperson.{group}: expected one of them ({known})",
+            code="extension_not_found",
+            group=group,
+            name=name,
         )
     if len({point.value for point in found}) > 1:
         values = " and ".join(sorted(point.value for point in found))
         raise UsageError(
-            f"{values} are both installed as {shown(name)} in upperson.{group}: uninstall one"
+            f"{values} are both installed as {safe_repr(name)} in upperson.{group}: uninstall one",
+            code="extension_twice",
+            group=group,
+            name=name,
         )
     try:
         return found[0].load()
@@ -57,7 +63,10 @@ def load_extension(group: Group, name: str) -> Any:
     except Exception as error:  # Code of another package: it may raise anything.
         raise BackendError(
             f"the extension {found[0].value} of upperson.{group} cannot be imported "
-            f"({error_text(error)}): install what it needs, or uninstall it"
+            f"({error_text(error)}): install what it needs, or uninstall it",
+            code="extension_broken",
+            group=group,
+            name=name,
         ) from error
 
 

@@ -2,8 +2,8 @@
 
 What is written gets a temporary name first. When it is complete, its content is put on disk, then
 it is renamed, then the folder with its name is put on disk, and only then an older one goes. So at
-any moment a kill or a power failure leaves the old or the new one, and what a caller was told is
-written stays written.
+any moment a kill or a power failure leaves the old or the new one, and what was reported as written
+stays written.
 """
 
 import ctypes
@@ -24,30 +24,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from upperson_rt.errors import InputError
-from upperson_rt.locks import lock_until_closed, try_lock
 
-__all__ = [
-    "all_names",
-    "cache_folder",
-    "folder_near",
-    "make_folder",
-    "new_folder",
-    "put_in_place",
-    "read_bounded",
-    "remove_leftovers",
-    "remove_unfinished",
-    "require_place",
-    "require_writable",
-    "scratch_folder",
-    "sha256_of_file",
-    "sync_folder",
-    "unfinished",
-    "write_all_atomically",
-    "write_atomically",
-]
-
-Foreign: TypeAlias = Callable[[Path], Collection[str]]
-"""Tells what a folder holds beside an older result; nothing, if it may be replaced."""
+Unowned: TypeAlias = Callable[[Path], Collection[str]]
+"""Returns what a folder holds beside an older result; nothing if it may be replaced."""
 
 _RENAME_EXCHANGE = 2  # renameat2(2)
 _AT_FDCWD = -100
@@ -58,26 +37,19 @@ _SYNCS = 8  # At once: a thousand pictures take 0.07 s instead of 2 s.
 
 
 def cache_folder() -> Path:
-    """Return `$UPPERSON_CACHE`, else ``upperson`` in the user's cache folder (XDG).
-
-    Raises:
-        InputError: The user has no home folder.
-    """
+    """Return `$UPPERSON_CACHE`, else ``upperson`` in the user's cache folder (XDG)."""
     if named := os.environ.get("UPPERSON_CACHE"):
         return Path(named)
     caches = Path(os.environ.get("XDG_CACHE_HOME", ""))  # The standard ignores relative paths.
     try:
         return (caches if caches.is_absolute() else Path.home() / ".cache") / "upperson"
     except RuntimeError as error:
-        raise InputError("there is no home folder for a cache: set $UPPERSON_CACHE") from error
+        message = "there is no home folder for a cache: set $UPPERSON_CACHE"
+        raise InputError(message, code="no_home") from error
 
 
 def make_folder(path: Path, mode: int = 0o777) -> None:
-    """Make a folder with its missing parents, each of them there after a power failure, too.
-
-    Raises:
-        OSError: The place cannot be written to.
-    """
+    """Make a folder with its missing parents, durably; raises OSError."""
     missing = [place for place in (path, *path.parents) if not place.exists()]
     path.mkdir(mode, parents=True, exist_ok=True)
     for place in reversed(missing):
@@ -85,31 +57,23 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
 
 
 def write_atomically(path: Path, content: bytes | str, private: bool = False) -> None:
-    """Write a file under a temporary name beside it, put it on disk, then rename it.
+    """Write a file (text as UTF-8) under a temporary name, put it on disk, rename it.
 
-    Text is written as UTF-8. Missing parent folders are made. A power failure afterwards changes
-    nothing; one meanwhile leaves what was there before, or all of the new. A private file is for
-    its owner alone. What killed processes left of the same file goes.
-
-    Raises:
-        InputError: The place cannot be written to; what was there before is untouched, or replaced
-            by all of the new if only that could not be put on disk.
+    Missing parent folders are made, and what killed processes left of the same file is removed. A
+    power failure leaves the old or all of the new file. ``private`` gives permissions to the owner
+    alone.
     """
-    with _told(path):
+    with _naming(path):
         remove_leftovers(path)
         _replace(path, content, 0o600 if private else 0o666 & ~_umask())
         sync_folder(path.parent)
 
 
 def write_all_atomically(contents: Mapping[Path, bytes], pool: Executor) -> None:
-    """Write files as `write_atomically` does, several at a time: each waits for the disk.
-
-    Raises:
-        InputError: A place cannot be written to; other files may have been written.
-    """
+    """Write files as `write_atomically` does, several at a time: each waits for the disk."""
 
     def write(path: Path) -> None:
-        with _told(path):
+        with _naming(path):
             _replace(path, contents[path], 0o666 & ~_umask())
 
     writes = [pool.submit(write, path) for path in contents]
@@ -117,7 +81,7 @@ def write_all_atomically(contents: Mapping[Path, bytes], pool: Executor) -> None
     for done in writes:
         done.result()
     for folder in {path.parent for path in contents}:
-        with _told(folder):
+        with _naming(folder):
             sync_folder(folder)
 
 
@@ -127,16 +91,13 @@ def unfinished(folder: Path, name: str) -> set[Path]:
 
 
 def remove_unfinished(folder: Path, name: str) -> None:
-    """Remove what `unfinished` finds; nobody may be writing such files meanwhile."""
+    """Remove what `unfinished` finds; no process may be writing such files meanwhile."""
     for path in unfinished(folder, name):
         path.unlink(missing_ok=True)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed processes left beside a file that they were writing.
-
-    The file of a live process is locked. A folder is not: it goes an hour after its last change.
-    """
+    """Remove what killed processes left beside a file; an unlocked folder goes after an hour."""
     for left in unfinished(path.parent, glob.escape(path.name)):
         if left.is_symlink() or (lock := _locked(left)) is None:
             continue
@@ -153,10 +114,9 @@ def remove_leftovers(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on disk: without that a rename may not outlive a power failure.
+    """Put the names in a folder on disk, so that a rename outlives a power failure.
 
-    Raises:
-        OSError: The disk fails.
+    Raises OSError.
     """
     if sys.platform == "win32":  # Folders cannot be opened there.
         return
@@ -189,11 +149,9 @@ def _replace(path: Path, content: bytes | str, mode: int) -> None:
 
 
 def _own_file(path: Path) -> tuple[int, str, int | None]:
-    """Make a file beside ``path`` and lock it.
+    """Make and lock a file beside ``path``.
 
-    Returns:
-        The handle to write with, the name, and another handle, which holds the lock until it, too,
-        is closed.
+    Return its handle, name, and another handle for the lock.
     """
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -206,12 +164,12 @@ def _own_file(path: Path) -> tuple[int, str, int | None]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turn errors of the system into ours, naming what was to be written."""
+def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+        message = f"cannot write {path}: {error.strerror or error}"
+        raise InputError(message, code="cannot_write", path=str(path)) from error
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
@@ -224,11 +182,7 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 
 
 def read_bounded(path: str | os.PathLike[str], most_bytes: int) -> bytes:
-    """Read a whole file that must not be longer: a sparse one may name more than the memory has.
-
-    Raises:
-        InputError: It cannot be read, or is longer.
-    """
+    """Read a whole file that must not be longer: a sparse one may name more than the memory has."""
     try:
         with open(path, "rb") as file:
             too_long = os.fstat(file.fileno()).st_size > most_bytes
@@ -245,17 +199,12 @@ def read_bounded(path: str | os.PathLike[str], most_bytes: int) -> bytes:
 
 
 def all_names(folder: Path) -> list[str]:
-    """Return the names in a folder: what is foreign where no older result is known."""
+    """Return the names in a folder: all are unowned where no older result is known."""
     return [path.name for path in folder.iterdir()]
 
 
 def folder_near(place: Path, name: str) -> str | None:
-    """Return the folder with a file of a name that lies in a place, or around it; None if none is.
-
-    Args:
-        place: A folder, or a file, or missing.
-        name: Of the file that makes a folder what was looked for.
-    """
+    """Find a folder that holds a file of this name, in a place or around it; None if none does."""
     try:
         inside = [place / found for found in sorted(os.listdir(place))]
     except OSError:
@@ -264,76 +213,62 @@ def folder_near(place: Path, name: str) -> str | None:
     return next((str(folder) for folder in places if os.path.isfile(folder / name)), None)
 
 
-def require_place(path: Path, foreign: Foreign = all_names) -> None:
-    """Refuse what `new_folder` would refuse. It makes nothing, so it may come before long work.
-
-    Raises:
-        InputError: ``path`` holds something else, or cannot be written to.
-    """
+def require_place(path: Path, unowned: Unowned = all_names) -> None:
+    """Refuse what `new_folder` would refuse. It makes nothing, so it may come before long work."""
     path = path.resolve()
     if path == Path.cwd():
-        raise InputError(f"{path} is the working folder: choose a folder inside it as output")
+        message = f"{path} is the working folder: choose a folder inside it as output"
+        raise InputError(message, code="working_folder", path=str(path))
     if path.is_mount():
-        raise InputError(f"{path} is a mount point: choose a folder inside it as output")
+        message = f"{path} is a mount point: choose a folder inside it as output"
+        raise InputError(message, code="mount_point", path=str(path))
     if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file, expected a folder: choose another output")
-    if path.exists() and (others := sorted(foreign(path))):
+        message = f"{path} is a file, expected a folder: choose another output"
+        raise InputError(message, code="no_folder", path=str(path))
+    if path.exists() and (others := sorted(unowned(path))):
         shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         raise InputError(
             f"{path} exists and is not an earlier result, or was changed or holds other files as "
-            f"well ({shown}): choose another output, or move it away"
+            f"well ({shown}): choose another output, or move it away",
+            code="unowned_files",
+            path=str(path),
+            names=shown,
         )
     require_writable(path.parent)
 
 
 def require_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written to, or could not be made; nothing is made.
-
-    Raises:
-        InputError: Neither it nor what is there of its parents is a folder that can be written to.
-    """
+    """Refuse a folder that cannot be written to, or could not be made; nothing is made."""
     folder = folder.resolve()
     there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not there.is_dir():
-        raise InputError(f"cannot write to {folder}: {there} is not a folder")
+        message = f"cannot write to {folder}: {there} is not a folder"
+        raise InputError(message, code="no_folder", path=str(there))
     if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write to {folder}: folder {there} is not writable")
+        message = f"cannot write to {folder}: folder {there} is not writable"
+        raise InputError(message, code="not_writable", path=str(there))
 
 
 @contextmanager
-def new_folder(path: Path, foreign: Foreign = all_names) -> Iterator[Path]:
+def new_folder(path: Path, unowned: Unowned = all_names) -> Iterator[Path]:
     """Give a temporary folder to fill; on success it takes the place of ``path``.
 
-    A folder that is there is replaced only if nothing in it is foreign, so nothing of the user's
-    is lost; it goes after the new one is in place and on disk. On an error the temporary folder
-    goes and ``path`` stays as it was. What a killed process left behind goes, or comes back, the
+    A folder that is there is replaced only if it has no unowned files. It goes after the new one is
+    on disk; on an error it stays as it was. What a killed process left goes, or comes back, the
     next time.
-
-    Args:
-        path: Final place.
-        foreign: Tells what a folder holds that no older result of the same kind does.
-
-    Raises:
-        InputError: ``path`` holds something else, or cannot be written to.
     """
     path = path.resolve()
-    require_place(path, foreign)
+    require_place(path, unowned)
     with scratch_folder(path) as temporary:
         yield temporary
-        require_place(path, foreign)  # Again: the work may have taken hours.
+        require_place(path, unowned)  # Again: the work may have taken hours.
         put_in_place(temporary, path)
 
 
 @contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder beside ``path`` and named after it, which goes at the end.
-
-    What a killed process left behind goes, or comes back, the next time.
-
-    Raises:
-        InputError: The place cannot be written to, or is full.
-    """
-    with _told(path):
+    """Give an empty folder beside ``path``, which goes at the end or the next time."""
+    with _naming(path):
         make_folder(path.parent)
         _sweep(path)
         temporary, lock = _own_folder(path)
@@ -343,7 +278,9 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno in _FULL:  # Which says of itself neither where nor what to do.
             raise InputError(
-                f"cannot write {path}: {error.strerror}; free some space, then try again"
+                f"cannot write {path}: {error.strerror}; free some space, then try again",
+                code="disk_full",
+                path=str(path),
             ) from error
         raise
     finally:
@@ -354,13 +291,9 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 def put_in_place(temporary: Path, path: Path) -> None:
     """Put a finished file or folder on disk, rename it, and put its new name on disk.
 
-    An older folder at the new place ends up in the temporary place, an older file goes. Both places
-    are on one file system.
-
-    Raises:
-        InputError: The place cannot be written to; an older folder is where it was.
+    An older folder at the new place ends up in the temporary place, on the same file system.
     """
-    with _told(path):
+    with _naming(path):
         if not temporary.is_dir():
             _sync_file(temporary)
             os.replace(temporary, path)
@@ -383,7 +316,6 @@ def put_in_place(temporary: Path, path: Path) -> None:
 
 
 def _sync_tree(folder: Path) -> None:
-    """Put all files and names in a folder on disk."""
     with ThreadPoolExecutor(_SYNCS) as pool:
         places = [Path(place) for place, _, _ in os.walk(folder)]
         paths = (path for place in places for path in place.iterdir())
@@ -438,11 +370,7 @@ def _swap(temporary: Path, path: Path) -> None:
 
 
 def _own_folder(path: Path) -> tuple[Path, int | None]:
-    """Make a folder beside ``path`` and lock it: the lock ends with the process, however it ends.
-
-    Returns:
-        The folder and the open handle that holds the lock.
-    """
+    """Make a folder beside ``path`` and lock it; return it and the handle that holds the lock."""
     while True:
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
         if sys.platform == "win32":  # Folders cannot be opened there; nothing is swept either.
@@ -475,7 +403,7 @@ def _sweep(path: Path) -> None:
 
 
 def _locked(path: Path) -> int | None:
-    """Lock a file or folder; None if a live process has it, or nobody can."""
+    """Lock a file or folder; None if a live process has it, or it cannot be locked."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError:  # It is gone, or another user's.
@@ -494,10 +422,88 @@ def _unlock(lock: int | None) -> None:
 def _umask() -> int:
     """Return which permissions new files do not get.
 
-    The system tells that only to whoever sets another mask: one thread at a time, lest another one
-    keeps that, and a strict one, for files that others make meanwhile.
+    The system returns its mask only when another one is set, so one thread at a time asks.
     """
     with _ASKING:
         mask = os.umask(0o077)
         os.umask(mask)
     return mask
+
+
+# --- Locks between processes, on open files and folders; the system ends them with their process.
+#
+# Where the system has none (Windows, some network file systems), work goes on without.
+
+
+def lock_until_closed(handle: int, *, wait: bool = False, share: bool = False) -> bool:
+    """Lock an open file or folder until it is closed; return False where the system has no locks.
+
+    Raises BlockingIOError if another process has the lock and ``wait`` is false.
+    """
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        kind = fcntl.LOCK_SH if share else fcntl.LOCK_EX
+        fcntl.flock(handle, kind | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def unlock_and_close(handle: int) -> None:
+    """End a lock, in child processes that have the same file or folder open as well."""
+    if sys.platform != "win32":
+        import fcntl
+
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)
+
+
+def lock_or_wait(handle: int, on_wait: Callable[[], None]) -> None:
+    """Lock an open file or folder until it is closed; say so before waiting for another process."""
+    try:
+        lock_until_closed(handle)
+    except BlockingIOError:
+        on_wait()
+        lock_until_closed(handle, wait=True)
+
+
+def try_lock(handle: int) -> bool:
+    """Lock an open file or folder until it is closed, if that works at once; return whether."""
+    try:
+        return lock_until_closed(handle)
+    except BlockingIOError:
+        return False
+
+
+@contextmanager
+def locked(file: int) -> Iterator[bool]:
+    """Keep other processes that lock the same file waiting meanwhile; False where none can be."""
+    held = lock_until_closed(file, wait=True)
+    try:
+        yield held
+    finally:
+        if held:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[bool]:
+    """Do the same with a folder; what was renamed in it meanwhile is on disk at the end."""
+    if sys.platform == "win32":  # Folders cannot be opened there.
+        yield False
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with locked(descriptor) as held:
+            yield held
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Opening picture files: of seven formats, told by content, in a bounded amount of memory.
+"""Opening picture files: seven formats, by their content, in a bounded amount of memory.
 
 Nothing else in the toolkit opens a picture. Pillow itself would try all of its readers, some of
 which start programs, whatever a file is called; here a file's first bytes choose one of the seven
@@ -10,16 +10,14 @@ half, a quarter or an eighth of its size, any other picture is refused. All thre
 share `_BUDGET`: who would exceed it waits.
 """
 
-import datetime
 import errno
 import io
 import os
-import re
+import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from PIL import ExifTags, Image, TiffTags, features
 from PIL.BmpImagePlugin import BmpImageFile
@@ -31,22 +29,25 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from upperson_rt import image_memory
 from upperson_rt.arguments import LONGEST_PATH
 from upperson_rt.errors import InputError
-from upperson_rt.image_memory import MOST_BYTES
-from upperson_rt.machine import keep_little, return_freed
-from upperson_rt.printable import shown
+from upperson_rt.machine import limit_heap, trim_heap
+from upperson_rt.printable import safe_repr
 
-__all__ = [
-    "MOST_FILE_BYTES",
-    "TimeSource",
-    "capture_time",
-    "free_pixels",
-    "limit_memory",
-    "naming_image",
-    "open_image",
-]
+MOST_BYTES = 240 << 20
+"""For any one picture: 36 megapixels in colour."""
+
+_MOST_TIFF_PIECES = 100_000
+
+_ARRAY = 3
+_RESIZED = 3 + 4
+_WEBP = 8 + 4 + 4 + 4  # Two canvases, the decoder's pixels, what it returns, Pillow's image.
+_WEBP_CODES = 5_700
+_MOST_WEBP_CHUNKS = 10_000  # Beyond that a file is taken for the worst.
+_PYTHON = 24
+"""For the decoders that Pillow has in Python: they copy several times."""
+_RESIZE = 20
+"""For each row and column: the weights of the filter."""
 
 _HEADER_BYTES = 16 << 20
 """Colour profiles take up to 3 MB, descriptions in XMP seldom more than one."""
@@ -77,25 +78,19 @@ class _TooLargeError(Exception):
 
 @contextmanager
 def open_image(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[ImageFile]:
-    """Open a picture file; it is decoded when its pixels are asked for, in the calling thread.
+    """Open a picture file, or its content; it is decoded when its pixels are used, in this thread.
 
     A JPEG may already be set to a smaller size. Waits while pictures of other threads take the
     memory; a thread that has one open does not wait for a second.
-
-    Args:
-        path: The file.
-        content: What was read from it; without, it is opened.
-
-    Raises:
-        InputError: The file is missing, is no picture of a format of `IMAGE_SUFFIXES`, has a
-            damaged header, or would take too much memory.
     """
     name = os.fspath(path)
     if len(name) > LONGEST_PATH:
-        raise InputError(f"cannot read image {shown(name)}: {os.strerror(errno.ENAMETOOLONG)}")
+        message = f"cannot read image {safe_repr(name)}: {os.strerror(errno.ENAMETOOLONG)}"
+        raise InputError(message, code="image_unreadable", path=safe_repr(name))
     if os.path.exists(name) and not os.path.isfile(name):
         # Opening a pipe would wait for its other end forever.
-        raise InputError(f"cannot read image {name}: not a regular file")
+        message = f"cannot read image {name}: not a regular file"
+        raise InputError(message, code="image_unreadable", path=name)
     with ExitStack() as stack:
 
         def take(size_bytes: int) -> None:
@@ -120,29 +115,29 @@ def naming_image(name: str) -> Iterator[None]:
     try:
         yield
     except (_TooLargeError, Image.DecompressionBombError) as error:
-        raise InputError(f"image {name} is too large to be a person's picture: {error}") from error
+        message = f"image {name} is too large to be a person's picture: {error}"
+        raise InputError(message, code="image_too_large", path=name) from error
     except Exception as error:  # A damaged file may lead Pillow's readers to any error.
-        raise InputError(f"cannot read image {name}: {_reason(error)}") from error
+        fields = {"path": name} | (error.fields if isinstance(error, InputError) else {})
+        message = f"cannot read image {name}: {_reason(error)}"
+        raise InputError(message, code="image_unreadable", **fields) from error
 
 
 def free_pixels(image: Image.Image) -> None:
     """Close a picture early: what it took is free for copies of it, in the same share."""
-    size_bytes = image_memory.needed(image.size, image.mode, 0)
+    size_bytes = _needed(image.size, image.mode, 0)
     image.close()
     if size_bytes > _WORTH_RETURNING:
-        return_freed()
+        trim_heap()
 
 
 def _reason(error: BaseException) -> str:
-    """Return in a few words what is wrong with a picture."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class _Budget:
-    """Bytes that threads share."""
-
     def __init__(self, size_bytes: int) -> None:
         self.each = MOST_BYTES
         """For any one picture."""
@@ -154,7 +149,7 @@ class _Budget:
     def share(self, size_bytes: int) -> Iterator[None]:
         is_second = getattr(self._holding, "any", False)
         if size_bytes > _WORTH_RETURNING:
-            keep_little(_LARGEST_IN_HEAP)
+            limit_heap(_LARGEST_IN_HEAP)
         with self._changed:
             # A second, such as a template that a detector reads, might wait for the first one.
             self._changed.wait_for(lambda: is_second or self._free >= size_bytes)
@@ -165,7 +160,7 @@ class _Budget:
         finally:
             self._holding.any = is_second
             if size_bytes > _WORTH_RETURNING:
-                return_freed()
+                trim_heap()
             with self._changed:
                 self._free += size_bytes
                 self._changed.notify_all()
@@ -182,19 +177,14 @@ _LARGEST_IN_HEAP = 32 << 20
 
 
 def limit_memory(size_bytes: int) -> None:
-    """Let all threads of this process share so many bytes for pictures, and one take half of them.
-
-    A JPEG that would take more is decoded smaller, any other picture is refused. The default is
-    ``2 * MOST_BYTES``.
-    """
+    """Let all threads share this many bytes for pictures; one picture takes half at most."""
     _BUDGET.limit(size_bytes)
 
 
 class _Metered(io.BufferedReader):
-    """A file that gives out `_HEADER_BYTES`, or what it is told to, then fails until `open_up`.
+    """A file that gives out a limited number of bytes and reads until `open_up`.
 
-    The directories in it may name the same bytes again and again: what counts is what is read. It
-    fails after `_MOST_READS`, too.
+    Directories in it may name the same bytes again and again: what counts is what is read.
     """
 
     def __init__(self, raw: io.FileIO | io.BytesIO) -> None:
@@ -226,18 +216,14 @@ class _Metered(io.BufferedReader):
 
 
 def _check_exif(block: bytes) -> None:
-    """Read the directories of an EXIF block once, so that reading them again is known to be safe.
-
-    Raises:
-        _TooLargeError: They add up to more than a header may.
-    """
+    """Read the directories of an EXIF block once, so that reading them again is safe."""
     exif = Image.Exif()
     try:
         exif.load_from_fp(_Metered(io.BytesIO(block.removeprefix(b"Exif\0\0"))))
         exif.get_ifd(ExifTags.IFD.Exif)
     except _TooLargeError:
         raise
-    except Exception:  # Damaged: whoever needs what is in it will be told.
+    except Exception:  # Damaged: reading it for its content raises the error.
         return
 
 
@@ -247,7 +233,7 @@ _Take: TypeAlias = Callable[[int], None]
 
 def _settle(image: ImageFile, file: _Metered, take: _Take, decoder_bytes: int) -> ImageFile:
     """Set aside what an opened picture needs, and let it be decoded."""
-    take(_checked(image_memory.needed(image.size, image.mode, decoder_bytes), image.size))
+    take(_checked(_needed(image.size, image.mode, decoder_bytes), image.size))
     file.open_up()
     return image
 
@@ -263,13 +249,13 @@ def _checked(needed_bytes: int, size: tuple[int, int]) -> int:
 
 def _open_jpeg(file: _Metered, take: _Take) -> ImageFile:
     image = JpegImageFile(file)
-    stored = image_memory.jpeg_coefficients(image, file)
+    stored = _jpeg_coefficients(image, file)
     if stored and _count(file, b"\xff\xda") > _MOST_SCANS:
         raise _TooLargeError(f"it has more than {_MOST_SCANS} scans")
     width, height = image.size
     for shrink in (1, 2, 4, 8):
         smaller = -(-width // shrink), -(-height // shrink)
-        needed_bytes = image_memory.needed(smaller, image.mode, stored)
+        needed_bytes = _needed(smaller, image.mode, stored)
         if needed_bytes <= _BUDGET.each:
             break
     take(_checked(needed_bytes, image.size))
@@ -286,7 +272,7 @@ def _open_png(file: _Metered, take: _Take) -> ImageFile:
     if exif is None and text:
         exif = bytes.fromhex("".join(text.split("\n")[3:]))
     _check_exif(exif or b"")
-    return _settle(image, file, take, image_memory.png_texts(file))
+    return _settle(image, file, take, _png_texts(file))
 
 
 def _open_webp(file: _Metered, take: _Take) -> ImageFile:
@@ -296,9 +282,10 @@ def _open_webp(file: _Metered, take: _Take) -> ImageFile:
     file.seek(0)
     start = file.read(30)
     if start[8:12] == b"AVI ":  # The other kind of RIFF file that people have.
-        raise InputError("it is a video, not a picture:  upperson-rt watch  takes videos")
-    size, file_bytes = image_memory.webp_size(start), file.seek(0, os.SEEK_END)
-    take(_checked(image_memory.webp_needed(file, size, file_bytes), size))
+        message = "it is a video, not a picture:  upperson-rt watch  takes videos"
+        raise InputError(message, found="a video")
+    size, file_bytes = _webp_size(start), file.seek(0, os.SEEK_END)
+    take(_checked(_webp_needed(file, size, file_bytes), size))
     file.seek(0)
     file.open_up()
     image = WebPImageFile(file)
@@ -308,8 +295,8 @@ def _open_webp(file: _Metered, take: _Take) -> ImageFile:
 
 def _open_tiff(file: _Metered, take: _Take) -> ImageFile:
     # Of an uncompressed file Pillow makes objects for each of them.
-    pieces = image_memory.tiff_pieces(file)
-    if pieces > image_memory.MOST_TIFF_PIECES:
+    pieces = _tiff_pieces(file)
+    if pieces > _MOST_TIFF_PIECES:
         raise _TooLargeError(f"it is cut into {pieces:,} pieces")
     file.seek(0)
     image = TiffImageFile(file)
@@ -321,7 +308,7 @@ def _open_tiff(file: _Metered, take: _Take) -> ImageFile:
         image,
         file,
         take,
-        image_memory.tiff_decoder(image.tag_v2, image.size, file.seek(0, os.SEEK_END)),
+        _tiff_decoder(image.tag_v2, image.size, file.seek(0, os.SEEK_END)),
     )
 
 
@@ -329,12 +316,12 @@ def _open_other(reader: Callable[[Any], ImageFile]) -> Callable[[_Metered, _Take
     def open_it(file: _Metered, take: _Take) -> ImageFile:
         file.give(_SMALL_HEADER_BYTES)
         image = reader(file)
-        if image_memory.is_slow(image) and image.width * image.height > _MOST_SLOW_PIXELS:
+        if _is_slow(image) and image.width * image.height > _MOST_SLOW_PIXELS:
             raise _TooLargeError(
                 f"{image.width}x{image.height} pixels as text, in runs or of an odd depth, the "
                 f"limit of which is {_MOST_SLOW_PIXELS:,}: make it smaller, or a plain PNG of it"
             )
-        return _settle(image, file, take, image_memory.simple_decoder(image))
+        return _settle(image, file, take, _simple_decoder(image))
 
     return open_it
 
@@ -372,12 +359,12 @@ def _opener(start: bytes) -> Callable[[_Metered, _Take], ImageFile]:
     found = next(kinds, "another kind of file") if start else "an empty file"
     raise InputError(
         f"not an image of a known format: expected BMP, GIF, JPEG, PNG, PPM, TIFF or WebP, found "
-        f"{found}"
+        f"{found}",
+        found=found,
     )
 
 
 def _count(file: _Metered, marker: bytes) -> int:
-    """Count two bytes in a whole file."""
     file.open_up()
     file.seek(0)
     count, last = 0, b""
@@ -387,81 +374,156 @@ def _count(file: _Metered, marker: bytes) -> int:
     return count
 
 
-# --- When a picture was taken, as far as its file tells
-
-TimeSource: TypeAlias = Literal["exif", "mtime", "name", "none"]
-"""``exif``: the camera's clock in the file; ``mtime``: when the file was last written; ``name``: a
-date and time in the file's name; ``none``: no time at all."""
-
-_ORIGINAL, _OFFSET, _FRACTION = 0x9003, 0x9011, 0x9291
-"""DateTimeOriginal, OffsetTimeOriginal and SubSecTimeOriginal of EXIF."""
-
-_IN_NAME = re.compile(
-    r"(?<!\d)(20\d\d)[-_.]?(\d\d)[-_.]?(\d\d)"  # 20261124 or 2026-11-24
-    r"(?:[T_. -]{0,2})(\d\d)[-_.:h]?(\d\d)[-_.:m]?(\d\d)"  # 140000 or 14-00-00
-    r"(?:[._-]?(\d{3}))?(?!\d)(Z)?"
-)
-_UNIX_IN_NAME = re.compile(r"(?<!\d)(1\d{9})(\d{3})?(?!\d)")
+# --- How much memory decoding a picture takes, from its header
+#
+# Pillow holds a picture (1, 2 or 4 bytes a pixel) while its decoder works, and while it is copied
+# into an array of 3 bytes a pixel; a resize needs that array and another copy. The largest of these
+# counts, with what decoders keep for themselves: libjpeg all coefficients of a progressive file,
+# libtiff a whole strip or tile, libwebp the canvas twice.
 
 
-def capture_time(path: str | os.PathLike[str], source: TimeSource = "exif") -> float | None:
-    """Return when a picture was taken in unix seconds, or None if the file does not tell.
+def _needed(size: tuple[int, int], mode: str, decoder_bytes: int) -> int:
+    """Return the most bytes in use at a time from decoding to the resized picture."""
+    pixels = size[0] * size[1]
+    held = pixels * _held(mode)
+    resized = _RESIZED * pixels + _RESIZE * (size[0] + size[1])
+    return max(held + max(decoder_bytes, _ARRAY * pixels), resized)
 
-    Times without an offset from UTC are local times of this machine.
 
-    Args:
-        path: The picture. One that cannot be read has no time here; decoding it says why.
-        source: Where to look, see `TimeSource`; nowhere else.
+def _webp_size(start: bytes) -> tuple[int, int]:
+    """Return width and height of a WebP file's canvas from its first 30 bytes."""
+    kind = start[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(start[at : at + 3], "little") + 1 for at in (24, 27))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(start[21:25], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif kind == b"VP8 ":
+        width, height = (n & 0x3FFF for n in struct.unpack("<HH", start[26:30]))
+    else:
+        raise ValueError("not a WebP file")
+    return width, height
+
+
+def _webp_needed(file: BinaryIO, size: tuple[int, int], file_bytes: int) -> int:
+    """Return what `_needed` does, with the file and the tables of a lossless picture.
+
+    It may bring five codes for each 4 x 4 pixels, 20 bits for each set of them.
     """
-    match source:
-        case "exif":
-            return _from_exif(path)
-        case "mtime":
-            try:
-                return os.stat(path).st_mtime
-            except OSError:
-                return None
-        case "name":
-            return _from_name(Path(path).stem)
-        case "none":
-            return None
+    tables = 0
+    if _has_lossless_part(file, file_bytes):
+        pieces = -(-size[0] // 4) * -(-size[1] // 4)
+        tables = _WEBP_CODES * min(pieces, 65_536, 8 * file_bytes // 20)
+    return _WEBP * size[0] * size[1] + 3 * file_bytes + tables
 
 
-def _from_exif(path: str | os.PathLike[str]) -> float | None:
-    try:
-        with open_image(path) as image:
-            tags: dict[int, Any] = dict(image.getexif().get_ifd(ExifTags.IFD.Exif))
-    except InputError:
-        return None
-    except Exception:  # Pillow's readers may raise anything; decoding the picture says why.
-        return None
-    moment, offset, fraction = (
-        str(tags.get(tag, "")).strip("\0 ") for tag in (_ORIGINAL, _OFFSET, _FRACTION)
+def _has_lossless_part(file: BinaryIO, file_bytes: int) -> bool:
+    """Tell whether a chunk of a WebP file, or of a frame in it, is lossless, such as its alpha."""
+    ranges, left = [(12, file_bytes)], _MOST_WEBP_CHUNKS
+    while ranges:
+        at, end = ranges.pop()
+        while at < end:
+            file.seek(at)
+            kind, size = file.read(4), int.from_bytes(file.read(4), "little")
+            left -= 1
+            if kind in (b"VP8L", b"ALPH") or not left:
+                return True
+            inside = at + 8
+            if kind == b"ANMF":
+                ranges.append((inside + 16, min(inside + size, end)))
+            at = inside + size + size % 2
+    return False
+
+
+def _jpeg_coefficients(image: JpegImageFile, file: BinaryIO) -> int:
+    """Return the bytes of coefficients that libjpeg keeps.
+
+    0 if one scan holds all components in turn.
+    """
+    components = len(image.layer)
+    end = file.tell()  # Of the header of the first scan.
+    scan = b"\xff\xda" + struct.pack(">HB", 6 + 2 * components, components)
+    length = 8 + 2 * components
+    file.seek(max(0, end - length))
+    if "progressive" not in image.info and file.read(length).startswith(scan):
+        return 0
+    across = max(layer[1] for layer in image.layer)
+    down = max(layer[2] for layer in image.layer)
+    width, height = (
+        -(-n // (8 * most)) for n, most in zip(image.size, (across, down), strict=True)
     )
-    # 2026:11:24 14:00:00, by the standard; some cameras write other separators.
-    numbers = re.fullmatch(r"(\d{4})\D(\d\d)\D(\d\d)\D(\d\d)\D(\d\d)\D(\d\d)", moment)
-    if numbers is None:
-        return None
-    return _seconds(numbers.groups(), fraction, offset)
+    return 128 * width * height * sum(layer[1] * layer[2] for layer in image.layer)
 
 
-def _from_name(stem: str) -> float | None:
-    found = _IN_NAME.search(stem)
-    if found is not None:
-        *numbers, fraction, utc = found.groups()
-        return _seconds(numbers, fraction or "", "+00:00" if utc else "")
-    found = _UNIX_IN_NAME.search(stem)
-    return None if found is None else int(found[1]) + int(found[2] or 0) / 1000
+def _png_texts(file: BinaryIO) -> int:
+    """Return the bytes that texts, profiles and unknown chunks of a PNG file take when read."""
+    position, total = file.tell(), 0
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind not in (b"IDAT", b"fdAT"):
+            total += 3 * length
+        if kind in (b"iCCP", b"iTXt", b"zTXt"):
+            total += 2 << 20  # Unpacked Pillow takes one MiB of each.
+        if kind == b"IEND":
+            break
+        file.seek(length + 4, 1)
+    file.seek(position)
+    return total
 
 
-def _seconds(numbers: Any, fraction: str, offset: str) -> float | None:
-    year, month, day, hour, minute, second = map(int, numbers)
-    try:
-        moment = datetime.datetime(year, month, day, hour, minute, second)
-        if re.fullmatch(r"[+-]\d\d:\d\d", offset):
-            zone = datetime.datetime.strptime(offset, "%z").tzinfo
-            moment = moment.replace(tzinfo=zone)
-        seconds = moment.timestamp()
-    except (ValueError, OverflowError, OSError):
-        return None  # 0000:00:00 is what a camera without a clock writes.
-    return seconds + (float(f"0.{fraction}") if fraction.isdecimal() else 0.0)
+def _tiff_pieces(file: BinaryIO) -> int:
+    """Return the number of strips or tiles of the first picture of a TIFF file."""
+    file.seek(0)
+    start = file.read(16)
+    order, is_big = "<" if start.startswith(b"I") else ">", start[2] == 43
+    first, number, entry = ("Q", "Q", "HHQQ") if is_big else ("L", "H", "HHLL")
+    (at,) = struct.unpack_from(order + first, start, 8 if is_big else 4)
+    file.seek(at)
+    head = file.read(struct.calcsize(number))
+    (left,) = struct.unpack(order + number, head)
+    tag = struct.Struct(order + entry)
+    pieces = 0
+    while left and len(content := file.read(tag.size)) == tag.size:
+        name, _, count, _ = tag.unpack(content)
+        pieces = max(pieces, count if name in (273, 324) else 0)
+        left -= 1
+    return pieces
+
+
+def _tiff_decoder(tags: Mapping[int, Any], size: tuple[int, int], file_bytes: int) -> int:
+    """Return the bytes that libtiff takes for a strip or tile and its mapped file."""
+    bits, samples = tags.get(258, (1,)), tags.get(277, 1)
+    is_tiled = 322 in tags and 323 in tags
+    # Of a picture that lies on its side Pillow has swapped the two.
+    width = tags[322] if is_tiled else max(size)
+    height = tags[323] if is_tiled else tags.get(278) or max(size)
+    if not all(
+        isinstance(number, int) and number > 0 for number in (*bits, samples, width, height)
+    ):
+        raise ValueError("its tags are damaged")
+    piece: int = width * height if is_tiled else min(width * height, size[0] * size[1])
+    # Colour differences are unpacked, and JPEG inside may be progressive.
+    stored = -(-max(bits) * samples // 8) + (4 if tags.get(262) == 6 else 0)
+    stored += 2 * samples if tags.get(259) in (6, 7) else 0
+    read = min(file_bytes, 2 * stored * size[0] * size[1])
+    return int(max(stored * piece + read, 4 * size[0] * size[1]))
+
+
+def _simple_decoder(image: ImageFile) -> int:
+    """Return the bytes that the decoder of a BMP, GIF or PPM file takes."""
+    width, height = image.size
+    if _is_slow(image):
+        return _PYTHON * width * height + 512 * width  # A code may skip 255 rows at once.
+    return width * height
+
+
+def _is_slow(image: ImageFile) -> bool:
+    """Tell a picture whose decoder is written in Python: it takes a microsecond a pixel."""
+    return any(tile[0] not in ("raw", "gif") for tile in image.tile)
+
+
+def _held(mode: str) -> int:
+    if mode in ("1", "L", "P"):
+        return 1
+    return 2 if mode.startswith("I;16") else 4

@@ -9,11 +9,9 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from upperson_rt.errors import BackendError, UppersonError, install_command
-from upperson_rt.jetson import jetson_advice, jetson_line, jetson_release
 from upperson_rt.machine import version_of
+from upperson_rt.nvidia import jetson_advice, jetson_line, jetson_release
 from upperson_rt.printable import one_line
-
-__all__ = ["OPTIONAL", "Check", "fail_from_error", "failed", "installed_checks", "version_of"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,16 @@ def installed_checks() -> list[Check]:
     ]
 
 
+def ok(name: str, detail: str, **facts: Any) -> Check:
+    """Return a row of something that is as it should be."""
+    return Check(name, "ok", detail, facts=facts)
+
+
+def warning(name: str, detail: str, fix: str, **facts: Any) -> Check:
+    """Return a row of something to change that stops nothing."""
+    return Check(name, "warn", detail, fix, facts=facts)
+
+
 def failed(name: str, detail: str, fix: str) -> Check:
     """Return a row that ends the command with the exit code of a missing backend."""
     return Check(name, "fail", detail, fix, BackendError.exit_code)
@@ -75,24 +83,18 @@ def _python() -> Check:
     if (line := jetson_line()) is not None:
         facts["jetson"] = line
         detail += f", Jetson Linux {line}"
-    return Check("python", "ok", detail, facts=facts)
+    return ok("python", detail, **facts)
 
 
 def _jetson() -> list[Check]:
-    """Tell a Jetson how to use what JetPack brings; no row elsewhere."""
     line = jetson_line()
     if line is None:
         return []
     advice = jetson_advice(jetson_release(), version_of("numpy"), _opencv_versions())
-    return [
-        Check(
-            "jetson",
-            "warn" if advice else "ok",
-            "set up as docs/jetson.md says" if not advice else "; ".join(advice),
-            "docs/jetson.md" if advice else "",
-            facts={"release": line, "advice": advice},
-        )
-    ]
+    facts = {"release": line, "advice": advice}
+    if not advice:
+        return [ok("jetson", "set up as docs/jetson.md says", **facts)]
+    return [warning("jetson", "; ".join(advice), "docs/jetson.md", **facts)]
 
 
 def _packages() -> list[Check]:
@@ -102,18 +104,15 @@ def _packages() -> list[Check]:
     ]
     whole, slim = version_of("upperson"), version_of("upperson-rt")
     if whole and slim:
-        checks.append(
-            Check(
-                "upperson",
-                "warn",
-                f"both upperson {whole} and upperson-rt {slim} are installed; they own the same "
-                "files, and removing one damages the other",
-                "pip uninstall upperson upperson-rt, then install one of them",
-            )
+        both = (
+            f"both upperson {whole} and upperson-rt {slim} are installed; they own the same files, "
+            "and removing one damages the other"
         )
+        fix = "pip uninstall upperson upperson-rt, then install one of them"
+        checks.append(warning("upperson", both, fix))
     else:
         found = f"upperson {whole}" if whole else f"upperson-rt {slim}" if slim else "from source"
-        checks.append(Check("upperson", "ok", found, facts={"version": whole or slim}))
+        checks.append(ok("upperson", found, version=whole or slim))
     return checks
 
 
@@ -125,25 +124,25 @@ def _installed(name: str, module: str, fix: str) -> Check:
     problem = _import_problem(module)
     if problem is not None:
         return failed(name, f"{version} does not import: {problem}", f"{fix} --force-reinstall")
-    return Check(name, "ok", version, facts={"version": version})
+    return ok(name, version, version=version)
 
 
 def _sqlite() -> Check:
     version = sqlite3.sqlite_version
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         return failed("sqlite", f"{version}, galleries need 3.24", "use a newer build of Python")
-    return Check("sqlite", "ok", version, facts={"version": version})
+    return ok("sqlite", version, version=version)
 
 
 def _faiss() -> Check:
     version = version_of("faiss-cpu") or version_of("faiss-gpu") or version_of("faiss")
     if version is None and find_spec("faiss") is None:
         fix = "pip install faiss-cpu"
-        return Check("faiss", "warn", "not installed; large galleries need it", fix)
+        return warning("faiss", "not installed; large galleries need it", fix)
     problem = _import_problem("faiss")
     if problem is not None:
         return failed("faiss", f"{version} does not import: {problem}", "pip install faiss-cpu")
-    return Check("faiss", "ok", version or "unknown version", facts={"version": version})
+    return ok("faiss", version or "unknown version", version=version)
 
 
 def _opencv_versions() -> dict[str, str]:
@@ -153,30 +152,27 @@ def _opencv_versions() -> dict[str, str]:
 def _opencv() -> Check:
     """Check OpenCV; several of its distributions overwrite each other's files."""
     found = _opencv_versions()
-    facts = {"distributions": found}
     if not found and find_spec("cv2") is None:
-        return Check("opencv", "ok", f"{OPTIONAL}: {install_command('camera')}", facts=facts)
+        return ok("opencv", f"{OPTIONAL}: {install_command('camera')}", distributions=found)
     detail = ", ".join(f"{name} {version}" for name, version in found.items()) or "system package"
     headless = f"pip uninstall opencv-python, then  {install_command('camera')}"
     problem = _import_problem("cv2")
     if problem is not None:
-        return Check(
-            "opencv", "warn", f"{detail} does not import: {problem}", headless, facts=facts
-        )
+        broken = f"{detail} does not import: {problem}"
+        return warning("opencv", broken, headless, distributions=found)
     if len(found) > 1:
         clash = f"{detail} are installed together and overwrite each other"
-        return Check("opencv", "warn", clash, "pip uninstall all but one of them", facts=facts)
-    return Check("opencv", "ok", detail, facts=facts)
+        return warning("opencv", clash, "pip uninstall all but one of them", distributions=found)
+    return ok("opencv", detail, distributions=found)
 
 
 def _optional(package: str, extra: str) -> Check:
     version = version_of(package)
     detail = version or f"{OPTIONAL}: {install_command(extra)}"
-    return Check(package, "ok", detail, facts={"version": version})
+    return ok(package, detail, version=version)
 
 
 def _import_problem(module: str) -> str | None:
-    """Import a module and return why it does not, in one line, or None."""
     try:
         import_module(module)
     except Exception as error:  # Packages in pieces raise anything, not only ImportError.

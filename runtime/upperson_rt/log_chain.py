@@ -1,4 +1,4 @@
-"""A log whose lines vouch for each other: each ends with a hash of itself and of all before it.
+"""A log with a checksum chain: each line ends with a hash of itself and of all before it.
 
 A line is an object of JSON that ends in ``, "chain": "<SHA-256>"}``. The hash is taken of the chain
 of the line before, of whatever lies between the two (lines of older releases, or what a full disk
@@ -15,7 +15,7 @@ and those that follow have ``"unacknowledged"``, the time of the break, until on
 
 Whoever may write both files can make them anew as a whole. Against that a chain is noted where he
 cannot write, and expected later: everything up to its line is as it was then. No key is used: a
-process that writes the log would have it, and so would whoever took that over.
+process that writes the log would have it, and so would an attacker who controls that process.
 """
 
 import errno
@@ -30,20 +30,6 @@ from typing import Any, BinaryIO, TypeAlias
 
 from upperson_rt.errors import InputError
 from upperson_rt.printable import count_of
-
-__all__ = [
-    "SOON_BYTES",
-    "Head",
-    "LogReport",
-    "Scan",
-    "cut_off",
-    "head_of",
-    "read_head",
-    "sealed",
-    "unacknowledged",
-    "verify_log",
-    "write_head",
-]
 
 Head: TypeAlias = tuple[int, str]
 """Where the last chained line ends, and its chain."""
@@ -73,7 +59,7 @@ class LogReport:
     lines: int
     """Lines that are chained."""
     unchained: int
-    """Lines before the first of those, of older releases; that one vouches for them."""
+    """Lines before the first of those, of older releases; its hash covers them."""
     cut_off: int
     """Beginnings of lines that a full disk or a crash cut off: what they say was never shown."""
     chain: str
@@ -86,19 +72,14 @@ class LogReport:
     """The line of each chain that was expected and is there: up to it nothing has changed."""
     problems: list[str]
     """One line each; nothing if the log is as it was written. Of its lines a hundred are named, and
-    how many more there are; what is wrong with the whole is told in any case."""
+    how many more there are; what is wrong with the whole is always listed."""
 
 
 def sealed(entry: Mapping[str, Any], chain: str, between: bytes) -> tuple[bytes, str]:
     """Return the line of an entry with its line end, and its chain.
 
-    Args:
-        entry: What is logged.
-        chain: That of the line before, empty for the first.
-        between: What lies after that one.
-
-    Raises:
-        TypeError, ValueError, RecursionError: The entry is no JSON.
+    ``between`` is what lies after the line of ``chain``. Raises TypeError, ValueError or
+    RecursionError for an entry that is no JSON.
     """
     body = json.dumps(entry, ensure_ascii=True, default=str).encode("ascii")[:-1]
     hashed = _begun(chain)
@@ -108,11 +89,7 @@ def sealed(entry: Mapping[str, Any], chain: str, between: bytes) -> tuple[bytes,
 
 
 def cut_off(between: bytes) -> dict[str, int]:
-    """Return what a line says of the one before that was cut off: how many bytes of it are there.
-
-    Args:
-        between: What lies behind the last chained line; its end is no line end.
-    """
+    """Return the field that says how many bytes are left of a line that was cut off."""
     return {"cut_off": len(between) - between.rfind(b"\n") - 1}
 
 
@@ -130,11 +107,7 @@ def head_of(path: Path) -> Path:
 
 
 def write_head(path: Path, size: int, chain: str) -> None:
-    """Write the head of a log and put it on disk; the log itself is on disk by then.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Write the head of a log that is on disk, and put it on disk; raises OSError."""
     place = head_of(path)
     if place.exists() and not place.is_file():
         raise OSError(errno.EINVAL, f"{place} is not a regular file")
@@ -166,15 +139,7 @@ def read_head(path: Path) -> Head | None:
 
 
 def verify_log(path: Path, expected: Collection[str] = ()) -> LogReport:
-    """Read a log through.
-
-    Args:
-        path: The log.
-        expected: Chains that it had at some time, noted elsewhere.
-
-    Raises:
-        InputError: It cannot be read.
-    """
+    """Read a log through."""
     try:
         with open(path, "rb") as file:
             head, size = _read_both(path, file)
@@ -183,10 +148,10 @@ def verify_log(path: Path, expected: Collection[str] = ()) -> LogReport:
     except FileNotFoundError as error:
         head = read_head(path)
         if head is None or not head[0]:
-            raise InputError(f"cannot read the query log {path}: {error.strerror}") from error
+            raise _unreadable(path, error) from error
         scan = Scan(path, head, expected)
     except OSError as error:
-        raise InputError(f"cannot read the query log {path}: {error.strerror}") from error
+        raise _unreadable(path, error) from error
     problems = scan.problems()
     if scan.unacknowledged:
         problems.append(unacknowledged(path, scan.unacknowledged))
@@ -207,6 +172,11 @@ def verify_log(path: Path, expected: Collection[str] = ()) -> LogReport:
     )
 
 
+def _unreadable(path: Path, error: OSError) -> InputError:
+    message = f"cannot read the query log {path}: {error.strerror}"
+    return InputError(message, code="log_unreadable", path=str(path))
+
+
 def _read_both(path: Path, file: BinaryIO) -> tuple[Head | None, int]:
     """Return head and size of one moment: a line at most is between them."""
     while True:
@@ -219,13 +189,6 @@ class Scan:
     """Reads a log, or its end, and compares it with its head."""
 
     def __init__(self, path: Path, head: Head | None, expected: Collection[str] = ()) -> None:
-        """Expect a head, and chains.
-
-        Args:
-            path: The log, for messages.
-            head: What `read_head` returns.
-            expected: Chains to look for.
-        """
         self.lines = self.unchained = self.torn = 0
         self.end = 0
         """Where the last chained line ends."""
@@ -238,16 +201,7 @@ class Scan:
         self._problems = _Problems()
 
     def read(self, file: BinaryIO, size: int, start: Head = (0, "")) -> None:
-        """Read a log from a chained line on.
-
-        Args:
-            file: The log.
-            size: Where to stop.
-            start: Where a line ends, and its chain.
-
-        Raises:
-            OSError: It cannot be read.
-        """
+        """Read a log from a chained line on; raises OSError."""
         self.end, self.chain = start
         self._size = size
         self._behind = 0 if self._head == start else None
@@ -292,7 +246,7 @@ class Scan:
             of_whole.append(f"the log was written anew: {name} knows another one")
         elif self._behind is not None and self._behind > 1:
             of_whole.append(f"{name} is of an older log, {self._behind} lines behind")
-        return self._problems.told() + of_whole
+        return self._problems.listed() + of_whole
 
     def _read_seal(self, file: BinaryIO) -> None:
         """Compare what ends where reading starts with the chain that is expected there."""
@@ -347,7 +301,7 @@ class _Problems:
         if self.count <= _MOST_PROBLEMS:
             self._first.append(problem)
 
-    def told(self) -> list[str]:
+    def listed(self) -> list[str]:
         """Return one line each."""
         more = self.count - len(self._first)
         return self._first + ([f"and {more} more of them"] if more else [])
@@ -369,12 +323,7 @@ class _Loose:
         self._are_beginnings = self._are_beginnings and _is_beginning(text)
 
     def ended(self, body: bytes | None, problems: _Problems) -> int:
-        """Return how many were cut off; any others are problems.
-
-        Args:
-            body: The chained line that follows; None at the end of the log.
-            problems: Where these go.
-        """
+        """Return how many were cut off; any others are problems."""
         if self._count and self._are_beginnings:
             if body is None:
                 are_torn = not self._has_end

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from upperson_rt import __version__
 from upperson_rt.printable import count_of
@@ -17,21 +17,6 @@ from upperson_rt.printable import count_of
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-__all__ = [
-    "EXACT",
-    "INT8_SUMS",
-    "PAIR_LIMIT",
-    "Processor",
-    "describe_machine",
-    "int8_sums_saturate",
-    "keep_little",
-    "largest_pair",
-    "machine_lines",
-    "processor",
-    "return_freed",
-    "version_of",
-]
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -45,9 +30,8 @@ _BF16_SETS = {"avx512_bf16", "amx_bf16", "bf16"}
 def describe_machine(*packages: str) -> dict[str, Any]:
     """Return the machine, and the versions of installed packages, as plain values.
 
-    ``instruction_sets`` says for each one that matters to matrix products whether the processor has
-    it; it is None where the system does not tell (Linux does). ``load_average`` is the mean number
-    of running processes in the last minute: where it exceeds ``cpus_available``, others compete.
+    ``instruction_sets`` is None where the system does not list them. A ``load_average`` above
+    ``cpus_available`` means that other processes compete.
     """
     cpu = processor()
     return {
@@ -139,7 +123,7 @@ _LEFT_BYTES = 4 << 20
 _ASKING = threading.Lock()
 
 
-def return_freed() -> None:
+def trim_heap() -> None:
     """Give all back that lies free in any heap; takes some milliseconds."""
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
@@ -151,11 +135,10 @@ class _Thresholds:
     largest_in_heap: int | None = None
 
 
-def keep_little(largest_in_heap: int) -> None:
-    """Have heaps keep little of what is freed at their ends, and no block above so many bytes.
+def limit_heap(largest_in_heap: int) -> None:
+    """Trim heaps early and take blocks above this size from the system.
 
-    Such a block is taken from the system and goes back when it is freed, for the price of its pages
-    being cleared each time. Who asks for less than somebody before is heard.
+    A later, smaller limit wins.
     """
     with _ASKING:
         before = _Thresholds.largest_in_heap
@@ -170,7 +153,6 @@ def keep_little(largest_in_heap: int) -> None:
 
 @functools.cache
 def _glibc() -> ctypes.CDLL | None:
-    """Return the C library where it is glibc."""
     found = ctypes.CDLL(None) if sys.platform == "linux" else None
     return found if hasattr(found, "malloc_trim") else None
 
@@ -193,10 +175,7 @@ _EXACT_SETS = {"avx_vnni", "avx512_vnni", "amx_int8"}
 
 
 def int8_sums_saturate() -> bool:
-    """Whether this processor adds int8 products in 16 bits; False where the system does not tell.
-
-    ARM processors add in 32 bits.
-    """
+    """Whether this processor adds int8 products in 16 bits; ARM processors add in 32."""
     found = processor()
     return found.is_x86 and found.flags is not None and not found.flags & _EXACT_SETS
 
@@ -210,3 +189,19 @@ def largest_pair(w_IO: "NDArray[Any]") -> "NDArray[np.float32]":
         even_IO = np.pad(even_IO, ((0, 1), (0, 0)))
     pairs_O: NDArray[np.float32] = (even_IO[::2] + even_IO[1::2]).max(axis=0)
     return pairs_O
+
+
+_STATUS = Path("/proc/self/status")
+
+
+def resident_bytes(field: Literal["VmRSS", "VmHWM"]) -> int | None:
+    """Return the memory this process has resident now, or had at its peak (VmHWM).
+
+    None where the system does not tell; Linux does.
+    """
+    # Not getrusage: on Linux its maximum survives exec, and would be the parent's.
+    if _STATUS.is_file():
+        for line in _STATUS.read_text("ascii", errors="replace").splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    return None

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal, TypeAlias
 
 from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.printable import shortened, shown
+from upperson_rt.printable import safe_repr, shortened
 from upperson_rt.strict import (
     Constraint,
     Count,
@@ -20,21 +20,6 @@ from upperson_rt.strict import (
     suggestion,
 )
 from upperson_rt.towers import Backend, Tower
-
-__all__ = [
-    "NO_ADAPTER",
-    "SCHEMA_VERSION",
-    "FileEntry",
-    "ImageSection",
-    "Manifest",
-    "ModelSection",
-    "TextSection",
-    "VariantEntry",
-    "check_relative_path",
-    "parse_manifest",
-    "share_a_space",
-    "space_fingerprint",
-]
 
 SCHEMA_VERSION = 1
 
@@ -120,7 +105,7 @@ class VariantEntry:
     text: FileEntry
     canary_min_cosine: Annotated[float, Constraint(lambda value: 0.9 <= value <= 1, "0.9 to 1")]
     """Lowest cosine to the golden embeddings with which the variant still counts as intact, where
-    floats are computed as the variant says; see `canary_floor`. A number near 0 would call any
+    floats are computed as the variant says; see `min_golden_cosine`. A number near 0 would call any
     other model intact."""
     metrics: dict[str, _Percent] | None = None
     """Retrieval accuracy of these files in percent, such as ``{"R@1": 73.8}``."""
@@ -131,11 +116,8 @@ class VariantEntry:
         """Return the graph of a tower."""
         return {"image": self.image, "text": self.text}[tower]
 
-    def canary_floor(self, backend: Backend) -> float:
-        """Return the lowest cosine to the golden embeddings that a backend may give.
-
-        One that takes bfloat16, of 8 bits, where the file says float32 may be further away.
-        """
+    def min_golden_cosine(self, backend: Backend) -> float:
+        """Return the lowest cosine to the golden embeddings, lower for bfloat16."""
         in_bf16 = getattr(backend, "float_type", None) == "bf16"
         return min(self.canary_min_cosine, _BF16_MIN_COSINE) if in_bf16 else self.canary_min_cosine
 
@@ -161,24 +143,22 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if not self.variants:
-            raise InputError("variants: expected at least one variant, found none")
+            raise InputError("variants: expected at least one variant", code="no_variant")
         if self.default_variant not in self.variants:
             near = suggestion(self.default_variant, self.variants)
-            raise InputError(f"default_variant: no such variant, {near}")
+            raise InputError(f"default_variant: no such variant, {near}", code="variant_unknown")
         self._check_files()
         expected = space_fingerprint(self.model, self.image, self.text)
         if self.fingerprint != expected:
             raise IntegrityError(
                 f"fingerprint is {shortened(self.fingerprint)}, but the model, image and text "
                 f"sections give {expected}: the manifest was edited or damaged, copy the bundle "
-                "again"
+                "again",
+                code="fingerprint_differs",
             )
 
     def _check_files(self) -> None:
-        """Refuse a file with two hashes or two roles, and a variant that is another's files.
-
-        A tower of a variant may well be a float file of another one, both towers may not.
-        """
+        """Refuse a file with two hashes or roles, and a variant with both towers of another."""
         roles = [("tokenizer", self.text.tokenizer), ("canaries", self.canaries)]
         roles += [] if self.report is None else [("report", self.report)]
         owners: dict[tuple[str, str], str] = {}
@@ -186,22 +166,29 @@ class Manifest:
             if variant.precision != name:
                 raise IntegrityError(
                     f"variants.{shortened(name)}: expected the precision '{shortened(name)}', "
-                    f"found {shown(variant.precision)}"
+                    f"found {safe_repr(variant.precision)}",
+                    code="precision_differs",
+                    variant=shortened(name),
                 )
             pair = (variant.image.sha256, variant.text.sha256)
             if (owner := owners.setdefault(pair, name)) != name:
                 raise IntegrityError(
                     f"variants.{shortened(name)}: its files are those of {shortened(owner)}: one "
                     "of them is not what it is called; do not use this bundle unless you trust "
-                    "where it came from"
+                    "where it came from",
+                    code="variant_copied",
+                    variant=shortened(name),
                 )
             roles += [("image tower", variant.image), ("text tower", variant.text)]
         known: dict[str, tuple[str, FileEntry]] = {}
         for role, entry in roles:
             if known.setdefault(entry.file, (role, entry)) != (role, entry):
                 raise IntegrityError(
-                    f"the file {shown(entry.file)} is named as {known[entry.file][0]} and again as "
-                    f"{role} or with another hash, expected one role and one hash for each file"
+                    f"the file {safe_repr(entry.file)} is named as {known[entry.file][0]} and "
+                    "again as "
+                    f"{role} or with another hash, expected one role and one hash for each file",
+                    code="file_reused",
+                    path=shortened(entry.file),
                 )
 
     def to_json(self) -> str:
@@ -214,12 +201,9 @@ class Manifest:
 def space_fingerprint(model: ModelSection, image: ImageSection, text: TextSection) -> str:
     """Return the identity ``sha256:...`` of an embedding space.
 
-    It covers what decides where a picture or sentence lands: the weights, the picture's size and
-    resize, and the tokenizer. It leaves out names and the ONNX files: all variants of a bundle,
-    and a second export of the same run, share one space and may share a gallery.
-
-    The fingerprint of a distilled model is its own, a slash and its teacher's: another space, near
-    the teacher's, as `share_a_space` tells.
+    It covers the weights, the picture's size and resize, and the tokenizer, not names and ONNX
+    files: all variants of a bundle, and a second export of the same run, may share a gallery. The
+    fingerprint of a distilled model is its own, a slash and its teacher's; see `share_a_space`.
     """
     identity = {
         "base": model.base,
@@ -238,20 +222,12 @@ def space_fingerprint(model: ModelSection, image: ImageSection, text: TextSectio
 
 
 def share_a_space(one: str, other: str) -> bool:
-    """Tell whether two fingerprints are of teacher and student, or of students of one teacher.
-
-    Their text towers are the same, so that a sentence of one may search pictures of the other.
-    """
+    """Whether two fingerprints are of teacher and student, or of students of one teacher."""
     return one.rpartition("/")[2] == other.rpartition("/")[2]
 
 
 def check_relative_path(name: str) -> str:
-    """Return the path if it is a plain relative POSIX path that stays inside its folder.
-
-    Raises:
-        IntegrityError: It is absolute, or has ``..``, a backslash, a drive or a null character, is
-            another spelling of a path, such as ``a//b``, or longer than file systems take.
-    """
+    """Return the path if it is a plain relative POSIX path that stays inside its folder."""
     path = PurePosixPath(name)
     if (
         not path.parts
@@ -265,25 +241,17 @@ def check_relative_path(name: str) -> str:
         or any(len(part.encode("utf-8", "replace")) > _LONGEST_NAME_BYTES for part in path.parts)
     ):
         raise IntegrityError(
-            f"the path {shown(name)} leaves the bundle or is not spelled plainly; only relative "
+            f"the path {safe_repr(name)} leaves the bundle or is not spelled plainly; only "
+            "relative "
             "paths inside it, no longer than disks take, are allowed. Do not use this bundle "
-            "unless you trust where it came from"
+            "unless you trust where it came from",
+            code="path_outside",
         )
     return name
 
 
 def parse_manifest(source: str | Mapping[str, Any], where: str = "bundle.json") -> Manifest:
-    """Read a manifest strictly.
-
-    Args:
-        source: The text of `bundle.json`, or the parsed object.
-        where: What to call it in messages.
-
-    Raises:
-        InputError: The schema is newer than this program.
-        IntegrityError: Not JSON, an unknown or missing key, a wrong type, a number that no bundle
-            has, a path that leaves the bundle, or a fingerprint that does not match.
-    """
+    """Read a manifest strictly."""
     content: Any = None
     try:
         content = parse_json(source, where) if isinstance(source, str) else source
@@ -294,4 +262,6 @@ def parse_manifest(source: str | Mapping[str, Any], where: str = "bundle.json") 
         version = content.get("schema_version") if isinstance(content, Mapping) else None
         if type(version) is int and version > SCHEMA_VERSION:
             raise  # Nothing is wrong with it.
-        raise IntegrityError(f"{error}; copy the bundle again, or export it again") from error
+        raise IntegrityError(
+            f"{error}; copy the bundle again, or export it again", code=error.code, **error.fields
+        ) from error

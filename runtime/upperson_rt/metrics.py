@@ -10,7 +10,7 @@ shows the right person, ``R_i`` is the number of right images for query i.
 No query-gallery pair is excluded. Equal scores keep the order of the gallery.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -20,9 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from upperson_rt.arguments import check_count
 from upperson_rt.errors import InputError
-from upperson_rt.printable import shown
-
-__all__ = ["PerQueryMetrics", "RetrievalMetrics", "per_query_metrics", "retrieval_metrics"]
+from upperson_rt.printable import safe_repr
+from upperson_rt.towers import batch_slices
 
 Rank: TypeAlias = Callable[
     [NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]],
@@ -95,9 +94,6 @@ def retrieval_metrics(
         query_pids: (Q,) person ids, integers or strings.
         gallery_pids: (G,) person ids of the same kind.
         chunk_size: Queries ranked at a time; memory is about 6 * chunk_size * G bytes.
-
-    Raises:
-        InputError: Shapes disagree, a value is not finite, or a query has no image to find.
     """
     return per_query_metrics(
         query_embeds, gallery_embeds, query_pids, gallery_pids, chunk_size
@@ -112,16 +108,14 @@ def per_query_metrics(
     chunk_size: int = 1024,
     rank: Rank | None = None,
 ) -> PerQueryMetrics:
-    """Like `retrieval_metrics`, without the average; what a paired comparison needs.
-
-    ``rank`` scores and ranks in the place of numpy, for example on a GPU.
-    """
+    """Like `retrieval_metrics`, without the average; ``rank`` may replace numpy by a GPU."""
     queries_QD = _unit_rows(query_embeds, "query_embeds")
     gallery_GD = _unit_rows(gallery_embeds, "gallery_embeds")
     if queries_QD.shape[1] != gallery_GD.shape[1]:
         raise InputError(
             f"query embeddings have {queries_QD.shape[1]} dimensions and gallery embeddings "
-            f"{gallery_GD.shape[1]}: both must come from the same model"
+            f"{gallery_GD.shape[1]}: both must come from the same model",
+            code="dimensions_differ",
         )
     pids_Q = _pids(query_pids, len(queries_QD), "query_pids")
     pids_G = _pids(gallery_pids, len(gallery_GD), "gallery_pids")
@@ -135,7 +129,7 @@ def per_query_metrics(
     if rank is None:
         at_once = min(chunk_size, len(queries_QD))
         rank = partial(_rank, np.empty((at_once, len(gallery_GD)), dtype=np.float32))
-    for rows in _chunks(len(queries_QD), chunk_size):
+    for rows in batch_slices(len(queries_QD), chunk_size):
         query, image = right_images(rows)
         ranks = rank(queries_QD[rows], gallery_GD, query, image)
         first_rank[rows], ap[rows], inp[rows] = _reduce_ranks(query, ranks)
@@ -169,12 +163,9 @@ def _rank(
 ) -> NDArray[np.int64]:
     """Return the rank, from 1, of each (query, image) pair in a stable descending sort.
 
-    A person has few images, so it is enough to sort the scores that reach the last of them and to
-    look the others up there: many times faster than sorting the places of the whole gallery, and
-    the same ranks. Where scores are equal, those that stand earlier in the gallery are counted.
-
-    Scores are written to the first rows of ``room_NG``, which one chunk leaves to the next: memory
-    fresh from the system costs half as much time as ranking does.
+    A person has few images: sorting the scores that reach the last of them is many times faster
+    than sorting the whole gallery. Scores go to the first rows of ``room_NG``, which the chunks
+    share: fresh memory costs half as much time as ranking.
     """
     scores_QG = np.matmul(queries_QD, gallery_GD.T, out=room_NG[: len(queries_QD)])
     ranks = np.empty(len(query), dtype=np.int64)
@@ -205,26 +196,26 @@ def _reduce_ranks(
     return rank[start], ap, n_hits / rank[start + n_hits - 1]
 
 
-def _chunks(total: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, total)) for start in range(0, total, size))
-
-
 def _unit_rows(embeds: ArrayLike, name: str) -> NDArray[np.float32]:
-    """Return (N, D) float32 rows of unit length."""
     try:
-        with np.errstate(over="ignore"):  # What is too large is not finite, as told below.
+        with np.errstate(over="ignore"):  # What is too large is refused as not finite.
             rows = np.asarray(embeds, dtype=np.float32)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{name} must be numbers, found {shown(embeds)}") from error
+        raise InputError(f"{name} must be numbers, found {safe_repr(embeds)}") from error
     if rows.ndim != 2 or rows.size == 0:
-        raise InputError(f"{name} must be a non-empty (N, D) array, got shape {rows.shape}")
+        message = f"{name} must be a non-empty (N, D) array, got shape {rows.shape}"
+        raise InputError(message, code="embeds_unfit", what=name)
     with np.errstate(over="ignore", invalid="ignore"):
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
     bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
     if len(bad):
         raise InputError(
             f"{len(bad)} of {len(rows)} rows of {name} are zero or not finite, the first at index "
-            f"{bad[0]}: the model that made them is broken"
+            f"{bad[0]}: the model that made them is broken",
+            code="embeds_unusable",
+            what=name,
+            count=len(bad),
+            row=int(bad[0]),
         )
     unit: NDArray[np.float32] = rows / norms
     return unit
@@ -234,9 +225,10 @@ def _pids(pids: ArrayLike, expected: int, name: str) -> NDArray[np.generic]:
     try:
         array = np.asarray(pids)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{name} must be integers or strings, found {shown(pids)}") from error
+        raise InputError(f"{name} must be integers or strings, found {safe_repr(pids)}") from error
     if array.shape != (expected,):
-        raise InputError(f"{name} must have shape ({expected},), got {array.shape}")
+        message = f"{name} must have shape ({expected},), got {array.shape}"
+        raise InputError(message, code="ids_unfit", what=name)
     if array.dtype.kind not in "biuUS":
         raise InputError(f"{name} must be integers or strings, found {array.dtype}")
     return array
@@ -248,5 +240,8 @@ def _require_matches(query_pids: NDArray[np.generic], gallery_pids: NDArray[np.g
         raise InputError(
             f"{len(missing)} of {len(query_pids)} queries have no image of their person in the "
             f"gallery, for example query {missing[0]} with person id {query_pids[missing[0]]}: "
-            "evaluate queries and gallery of the same split"
+            "evaluate queries and gallery of the same split",
+            code="person_missing",
+            count=len(missing),
+            row=int(missing[0]),
         )

@@ -16,10 +16,8 @@ from typing import TypeAlias
 
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.manifest import Manifest
-from upperson_rt.printable import one_line, printable, shown
+from upperson_rt.printable import escape_for_display, one_line, safe_repr
 from upperson_rt.towers import GRAPH_NAMES, Tower
-
-__all__ = ["check_graph", "require_no_loops"]
 
 _DOMAINS = ("", "ai.onnx")
 _EXTERNAL = 1
@@ -70,7 +68,9 @@ _Message: TypeAlias = tuple[int, int]
 
 
 class _UnusableGraphError(Exception):
-    """What is wrong with the file."""
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclasses.dataclass
@@ -85,18 +85,7 @@ class _Node:
 
 
 def check_graph(path: str | os.PathLike[str], tower: Tower, manifest: Manifest) -> None:
-    """Refuse a graph that is no plain one of standard operators, complete in its file.
-
-    Args:
-        path: The ONNX file.
-        tower: Which of the two it is.
-        manifest: Says which sizes its input and output have.
-
-    Raises:
-        IntegrityError: It is damaged; has functions, loops or other graphs inside, operators of
-            another domain, or tensors outside the file or larger than their data; may divide whole
-            numbers or gather from any place; or takes or gives something else than the tower does.
-    """
+    """Refuse a graph that is no plain one of standard operators, complete in its file."""
     sizes: dict[Tower, tuple[int, list[int | None]]] = {
         "image": (_UINT8, [None, manifest.image.height_px, manifest.image.width_px, 3]),
         "text": (_INT32, [None, None]),
@@ -110,23 +99,22 @@ def check_graph(path: str | os.PathLike[str], tower: Tower, manifest: Manifest) 
             (outputs, result, _FLOAT, [None, manifest.model.embed_dim]),
         ):
             if list(found) != [name] or not _fits(found[name], kind, shape):
-                expected = _told({name: (kind, shape)})
-                raise _UnusableGraphError(f"expected {expected}, found {_told(found)}")
+                expected = _described({name: (kind, shape)})
+                raise _UnusableGraphError(
+                    "ends_differ", f"expected {expected}, found {_described(found)}"
+                )
     except (_UnusableGraphError, OSError, ValueError) as error:
         raise IntegrityError(
             f"{os.fspath(path)} is not a graph that exports write: {error}. Do not use this bundle "
-            "unless you trust where it came from"
+            "unless you trust where it came from",
+            code="graph_unfit",
+            path=os.fspath(path),
+            reason=error.reason if isinstance(error, _UnusableGraphError) else "unreadable",
         ) from error
 
 
 def require_no_loops(path: str | os.PathLike[str]) -> None:
-    """Refuse a detector that may run for ever.
-
-    An operator that has a graph of its own may repeat it; If alone does not.
-
-    Raises:
-        InputError: It has Loop, Scan or another operator of the kind, or cannot be read.
-    """
+    """Refuse a detector that may run forever: an operator other than If with a graph."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             operator = next(_Reader(data).repeating(), None)
@@ -136,7 +124,8 @@ def require_no_loops(path: str | os.PathLike[str]) -> None:
         ) from error
     if operator is not None:
         raise InputError(
-            f"the detector {os.fspath(path)} has the operator {shown(operator)}, which may repeat "
+            f"the detector {os.fspath(path)} has the operator {safe_repr(operator)}, which may "
+            "repeat "
             "a graph for ever: export the network without loops, such as those of non-maximum "
             "suppression"
         )
@@ -147,15 +136,10 @@ _Value: TypeAlias = tuple[int, list[int | None]]
 
 
 def _check_types(nodes: Iterable[_Node], kinds: dict[str, int]) -> None:
-    """Refuse what ends the process with some numbers, unless the types rule those out.
+    """Refuse what may end the process with some numbers, unless the types rule those out.
 
-    Whole numbers are not divided: by zero, or the smallest by -1, ends it. GatherND, which text
-    towers of before 27 November 2026 have, gets places that ArgMax found, no others: a library may
-    read wherever they say.
-
-    Args:
-        nodes: In the order in which they stand; exports write them in that of computing.
-        kinds: Type of the elements of each constant and input.
+    Whole numbers are not divided. GatherND, which text towers of before 27 November 2026 have, gets
+    places that ArgMax found, no others: a library may read at any place.
     """
     known: dict[str, int | None] = dict(kinds)
     for node in nodes:
@@ -163,9 +147,11 @@ def _check_types(nodes: Iterable[_Node], kinds: dict[str, int]) -> None:
         place = 1 if node.operator in ("DequantizeLinear", "Where") else 0
         kind = known.get(node.inputs[place]) if len(node.inputs) > place else None
         if node.operator in _DIVIDING and kind not in _FLOATS:
-            raise _UnusableGraphError("it divides numbers that may be whole ones")
+            raise _UnusableGraphError("whole_division", "it divides numbers that may be whole ones")
         if node.operator == "GatherND" and known.get("".join(node.inputs[1:2])) != _PLACE:
-            raise _UnusableGraphError("it gathers from places that ArgMax did not find")
+            raise _UnusableGraphError(
+                "gather_places", "it gathers from places that ArgMax did not find"
+            )
         if node.operator in _TYPED:
             kind = node.attributes[_TYPED[node.operator]]
         elif node.operator == "ArgMax":
@@ -174,14 +160,16 @@ def _check_types(nodes: Iterable[_Node], kinds: dict[str, int]) -> None:
             kind = None
         for number, name in enumerate(filter(None, node.outputs)):
             if name in known:
-                raise _UnusableGraphError(f"it has two values of the name {shown(name)}")
+                raise _UnusableGraphError(
+                    "name_reused", f"it has two values of the name {safe_repr(name)}"
+                )
             known[name] = kind if number == 0 or node.operator == "Split" else None
 
 
 def _enter(kinds: dict[str, int], name: str, kind: int) -> None:
     """Note the type of a constant or input; one that is both has one type."""
     if kinds.setdefault(name, kind) != kind:
-        raise _UnusableGraphError(f"it has two values of the name {shown(name)}")
+        raise _UnusableGraphError("name_reused", f"it has two values of the name {safe_repr(name)}")
 
 
 def _fits(found: _Value, kind: int, sizes: list[int | None]) -> bool:
@@ -192,17 +180,15 @@ def _fits(found: _Value, kind: int, sizes: list[int | None]) -> bool:
     )
 
 
-def _told(values: dict[str, _Value]) -> str:
-    told = (
-        f"{printable(name)} of type {kind} and shape {sizes}"
+def _described(values: dict[str, _Value]) -> str:
+    described = (
+        f"{escape_for_display(name)} of type {kind} and shape {sizes}"
         for name, (kind, sizes) in values.items()
     )
-    return ", ".join(told)[:200] or "nothing"
+    return ", ".join(described)[:200] or "nothing"
 
 
 class _Reader:
-    """Walks through the messages of one file."""
-
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
         self._left = _MOST_FIELDS
@@ -219,9 +205,9 @@ class _Reader:
                         if part == 1:
                             self._standard(_message(domain))
                 case 20 | 25:
-                    raise _UnusableGraphError("it has functions or training in it")
+                    raise _UnusableGraphError("functions", "it has functions or training in it")
         if len(graphs) != 1:
-            raise _UnusableGraphError(f"it has {len(graphs)} graphs, expected one")
+            raise _UnusableGraphError("graph_count", f"it has {len(graphs)} graphs, expected one")
         inputs: dict[str, _Value] = {}
         outputs: dict[str, _Value] = {}
         constants: set[str] = set()
@@ -243,7 +229,7 @@ class _Reader:
                 case 13:
                     self._value(_message(value))
                 case 15:
-                    raise _UnusableGraphError("it has sparse tensors in it")
+                    raise _UnusableGraphError("sparse", "it has sparse tensors in it")
         _check_types(nodes, kinds)
         return {name: inputs[name] for name in inputs if name not in constants}, outputs
 
@@ -255,7 +241,9 @@ class _Reader:
 
     def _repeating(self, graph: _Message, nodes: int, levels: int) -> Iterator[str]:
         if levels == 0:
-            raise _UnusableGraphError(f"it has more than {_MOST_LEVELS} graphs inside each other")
+            raise _UnusableGraphError(
+                "too_deep", f"it has more than {_MOST_LEVELS} graphs inside each other"
+            )
         for field, value in self._fields(graph):
             if field != nodes:
                 continue
@@ -272,7 +260,6 @@ class _Reader:
                 yield from self._repeating(message, 1, levels - 1)
 
     def _node(self, message: _Message) -> "_Node":
-        """Check a node, and return what its types follow from."""
         node = _Node()
         for field, value in self._fields(message):
             match field:
@@ -289,11 +276,12 @@ class _Reader:
                 case 7:
                     self._standard(_message(value))
         if node.operator not in _OPERATORS:
-            raise _UnusableGraphError(f"it has the operator {shown(node.operator)}")
+            raise _UnusableGraphError("operator", f"it has the operator {safe_repr(node.operator)}")
         if (typed := _TYPED.get(node.operator)) and list(node.attributes) != [typed]:
             raise _UnusableGraphError(
-                f"{node.operator} has the attributes {shown(', '.join(node.attributes))}, "
-                f"expected {typed}"
+                "attributes",
+                f"{node.operator} has the attributes {safe_repr(', '.join(node.attributes))}, "
+                f"expected {typed}",
             )
         return node
 
@@ -308,17 +296,18 @@ class _Reader:
                 _, found[part] = self._tensor(_message(content))
                 tensors += part == 5
             elif part in (6, 11):
-                raise _UnusableGraphError("it has a loop, or another graph inside")
+                raise _UnusableGraphError("graph_inside", "it has a loop, or another graph inside")
             elif part in (22, 23):
-                raise _UnusableGraphError("it has sparse tensors in it")
+                raise _UnusableGraphError("sparse", "it has sparse tensors in it")
         if tensors > 1:  # Readers put them together as one.
-            raise _UnusableGraphError("it has a tensor in several parts")
+            raise _UnusableGraphError("tensor_parts", "it has a tensor in several parts")
         if name in node.attributes:
-            raise _UnusableGraphError(f"it has two attributes {shown(name)} at one place")
+            raise _UnusableGraphError(
+                "name_reused", f"it has two attributes {safe_repr(name)} at one place"
+            )
         node.attributes[name] = found.get(3 if name == "to" else 5)
 
     def _tensor(self, tensor: _Message) -> tuple[str, int]:
-        """Check a tensor, and return its name and type."""
         name, kind, sizes, size_bytes = "", 0, [], 0
         for field, value in self._fields(tensor):
             match field:
@@ -331,19 +320,18 @@ class _Reader:
                 case 4 | 5 | 6 | 7 | 9 | 10 | 11:
                     size_bytes += 8 if isinstance(value, int) else value[1] - value[0]
                 case 13:
-                    raise _UnusableGraphError("it names another file for its tensors")
+                    raise _UnusableGraphError("other_file", "it names another file for its tensors")
                 case 14 if value == _EXTERNAL:
-                    raise _UnusableGraphError("it names another file for its tensors")
+                    raise _UnusableGraphError("other_file", "it names another file for its tensors")
         if (
             len(sizes) > _MOST_AXES or math.prod(sizes) > 2 * size_bytes
         ):  # Two numbers of 4 bits in a byte.
             raise _UnusableGraphError(
-                f"a tensor of shape {sizes[:8]} has {size_bytes} bytes of numbers"
+                "tensor_size", f"a tensor of shape {sizes[:8]} has {size_bytes} bytes of numbers"
             )
         return name, kind
 
     def _value(self, info: _Message) -> tuple[str, _Value]:
-        """Return name, type and sizes of an input or output."""
         name, kind, sizes = "", 0, list[int | None]()
         for field, value in self._fields(info):
             if field == 1:
@@ -351,7 +339,9 @@ class _Reader:
             elif field == 2:
                 for form, content in self._fields(_message(value)):
                     if form != 1:
-                        raise _UnusableGraphError("its inputs and outputs are no tensors")
+                        raise _UnusableGraphError(
+                            "ends_differ", "its inputs and outputs are no tensors"
+                        )
                     for part, found in self._fields(_message(content)):
                         if part == 1:
                             kind = found if isinstance(found, int) else 0
@@ -372,12 +362,14 @@ class _Reader:
 
     def _standard(self, domain: _Message) -> None:
         if (found := self._text(domain)) not in _DOMAINS:
-            raise _UnusableGraphError(f"it has operators of {found!r}, expected those of ONNX")
+            raise _UnusableGraphError(
+                "operator_domain", f"it has operators of {found!r}, expected those of ONNX"
+            )
 
     def _text(self, place: _Message) -> str:
         """Return a name; libraries that quote one which is no text fail in their own way."""
         if place[1] - place[0] > 1000:
-            raise _UnusableGraphError("a name in it has more than 1000 bytes")
+            raise _UnusableGraphError("name_too_long", "a name in it has more than 1000 bytes")
         return self._data[place[0] : place[1]].decode("utf-8")
 
     def _packed(self, place: _Message) -> list[int]:
@@ -404,9 +396,11 @@ class _Reader:
             elif wire in (1, 5):
                 size = 8 if wire == 1 else 4
             else:
-                raise _UnusableGraphError(f"no field can be read at byte {at}")
+                raise _UnusableGraphError("no_field", f"no field can be read at byte {at}")
             if tag >= 1 << 32 or field == 0 or size > end - at:
-                raise _UnusableGraphError(f"a field at byte {at} is longer than what it is in")
+                raise _UnusableGraphError(
+                    "no_field", f"a field at byte {at} is longer than what it is in"
+                )
             yield field, (at, at + size)
             at += size
 
@@ -419,15 +413,17 @@ class _Reader:
             if byte < 0x80:
                 return number, at
             shift += 7
-        raise _UnusableGraphError(f"no number can be read at byte {at}")
+        raise _UnusableGraphError("no_field", f"no number can be read at byte {at}")
 
     def _count(self) -> None:
         self._left -= 1
         if self._left < 0:
-            raise _UnusableGraphError(f"it has more than {_MOST_FIELDS} fields")
+            raise _UnusableGraphError("too_many_fields", f"it has more than {_MOST_FIELDS} fields")
 
 
 def _message(value: int | _Message) -> _Message:
     if isinstance(value, int):
-        raise _UnusableGraphError("a number stands where text or a message was expected")
+        raise _UnusableGraphError(
+            "no_field", "a number stands where text or a message was expected"
+        )
     return value

@@ -12,7 +12,9 @@ Every picture becomes uint8 RGB the same way in training, calibration and at run
   other such pictures are refused. See `image_file`.
 """
 
+import datetime
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
@@ -24,19 +26,7 @@ from PIL import ExifTags, Image
 from upperson_rt.arguments import check_choice, check_count, check_list, check_path
 from upperson_rt.errors import InputError
 from upperson_rt.image_file import free_pixels, naming_image, open_image
-from upperson_rt.printable import shown
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "Channels",
-    "ImageSource",
-    "iter_image_files",
-    "iter_named_images",
-    "load_image",
-    "prepare_image",
-    "resize_image",
-    "use_image",
-]
+from upperson_rt.printable import safe_repr
 
 T = TypeVar("T")
 
@@ -78,12 +68,7 @@ def load_image(source: ImageSource, channels: Channels = "rgb") -> NDArray[np.ui
 def prepare_image(
     source: ImageSource, height_px: int, width_px: int, channels: Channels = "rgb"
 ) -> NDArray[np.uint8]:
-    """Read a picture as `load_image` does and resize it to [height_px, width_px, 3].
-
-    Raises:
-        InputError: See `load_image`.
-        UsageError: There is no such order of channels.
-    """
+    """Read a picture as `load_image` does and resize it to [height_px, width_px, 3]."""
     return use_image(source, lambda pixels: resize_image(pixels, height_px, width_px), channels)
 
 
@@ -93,20 +78,11 @@ def use_image(
     channels: Channels = "rgb",
     content: bytes | None = None,
 ) -> T:
-    """Call a function with a picture, and return what it returns.
+    """Call a function with a picture as uint8 RGB [H, W, 3], which it must not keep.
 
-    Until then a file's memory counts as taken, and pictures of other threads wait for it. The share
-    is enough for `resize_image`, or for one more copy of the picture at a time.
-
-    Args:
-        source: See `load_image`.
-        use: Gets the picture as uint8 RGB [H, W, 3]; must not keep it.
-        channels: See `load_image`.
-        content: What was read from the file, which is not opened again.
-
-    Raises:
-        InputError: See `load_image`.
-        UsageError: There is no such order of channels.
+    Until it returns, the file's memory counts as taken and pictures of other threads wait. The
+    share is enough for `resize_image`, or for one more copy of the picture. ``content`` is what was
+    read.
     """
     check_choice(channels, "channels", get_args(Channels))
     # No name holds the picture here: its memory is free before the share is given back.
@@ -119,7 +95,8 @@ def use_image(
             return use(_decode_and_close(image, os.fspath(source)))
     raise InputError(
         f"expected a picture: a file name, a Pillow image or a uint8 array, found "
-        f"{type(source).__name__}"
+        f"{type(source).__name__}",
+        code="no_picture",
     )
 
 
@@ -127,17 +104,15 @@ def resize_image(image: NDArray[np.uint8], height_px: int, width_px: int) -> NDA
     """Resize to the input of the image tower; the aspect ratio is not kept, as in training.
 
     Takes and returns uint8 RGB [H, W, 3]: Pillow's bilinear filter, antialiased.
-
-    Raises:
-        InputError: It is no such picture.
-        UsageError: A size is out of range.
     """
     height_px = check_count(height_px, "height_px", most=_LARGEST_SIDE)
     width_px = check_count(width_px, "width_px", most=_LARGEST_SIDE)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
-        raise InputError(f"expected a picture uint8 [H, W, 3], found {shown(image)}")
+        message = f"expected a picture uint8 [H, W, 3], found {safe_repr(image)}"
+        raise InputError(message, code="array_unfit")
     if not image.size:
-        raise InputError(f"expected a picture with pixels, found an array of shape {image.shape}")
+        message = f"expected a picture with pixels, found an array of shape {image.shape}"
+        raise InputError(message, code="array_unfit")
     if image.shape[:2] == (height_px, width_px):
         return np.ascontiguousarray(image)
     resized = _as_image(image).resize((width_px, height_px), Image.Resampling.BILINEAR)
@@ -149,9 +124,6 @@ def iter_image_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
 
     A file that is named directly is yielded whatever its suffix; inside folders only
     `IMAGE_SUFFIXES` count, and hidden files and folders are left out.
-
-    Raises:
-        InputError: A path does not exist, or a folder cannot be read or holds no picture.
     """
     return (file for _, file in iter_named_images(paths))
 
@@ -159,11 +131,7 @@ def iter_image_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
 def iter_named_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, Path]]:
     """Yield what `iter_image_files` does, each with a name that is the same on every machine.
 
-    That is its path below the folder that was given, with forward slashes, or the name of a file
-    that was given itself. Pictures of one folder are not held in memory.
-
-    Raises:
-        InputError: As for `iter_image_files`.
+    That is its POSIX path below the given folder, or the name of a file that was given itself.
     """
     given = [Path(check_path(one, "a picture")) for one in check_list(paths, "paths")]
     seen: set[Path] | None = set() if len(given) > 1 else None
@@ -173,7 +141,7 @@ def iter_named_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple
         elif path.exists():
             files = iter([path])
         else:
-            raise InputError(f"no such file or folder: {path}")
+            raise InputError(f"no such file or folder: {path}", code="path_missing", path=str(path))
         found = False
         for file in files:
             found = True
@@ -186,7 +154,9 @@ def iter_named_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple
         if not found:
             raise InputError(
                 f"no images in folder {path}: expected files ending in "
-                f"{', '.join(sorted(IMAGE_SUFFIXES))}, there or in its sub-folders"
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}, there or in its sub-folders",
+                code="no_images",
+                path=str(path),
             )
 
 
@@ -215,9 +185,11 @@ def _as_image(pixels: NDArray[np.uint8]) -> Image.Image:
 
 def _rgb_from_array(array: NDArray[np.uint8], channels: Channels) -> NDArray[np.uint8]:
     if array.dtype != np.uint8:
-        raise InputError(f"an image array must be uint8 with values 0 to 255, got {array.dtype}")
+        message = f"an image array must be uint8 with values 0 to 255, got {array.dtype}"
+        raise InputError(message, code="array_unfit")
     if 0 in array.shape:
-        raise InputError(f"an image array must not be empty, got shape {array.shape}")
+        message = f"an image array must not be empty, got shape {array.shape}"
+        raise InputError(message, code="array_unfit")
     bgr = channels == "bgr"
     match array.shape:
         case (_, _, 3):
@@ -231,7 +203,8 @@ def _rgb_from_array(array: NDArray[np.uint8], channels: Channels) -> NDArray[np.
         case _:
             raise InputError(
                 "an image array must be [H, W, 3] or [H, W], one picture at a time, got shape "
-                f"{array.shape}"
+                f"{array.shape}",
+                code="array_unfit",
             )
     return _decode(Image.fromarray(np.ascontiguousarray(array)), "the given array")
 
@@ -325,3 +298,76 @@ def _grey_from_wide(image: Image.Image, shift: bool) -> Image.Image:
     if shift:
         wide = wide // wide.dtype.type(256)
     return Image.fromarray(np.clip(wide, 0, 255).astype(np.uint8))
+
+
+# --- When a picture was taken, as far as its file tells
+
+TimeSource: TypeAlias = Literal["exif", "mtime", "name", "none"]
+"""``exif``: the camera's clock in the file; ``mtime``: when the file was last written; ``name``: a
+date and time in the file's name; ``none``: no time at all."""
+
+_ORIGINAL, _OFFSET, _FRACTION = 0x9003, 0x9011, 0x9291
+"""DateTimeOriginal, OffsetTimeOriginal and SubSecTimeOriginal of EXIF."""
+
+_IN_NAME = re.compile(
+    r"(?<!\d)(20\d\d)[-_.]?(\d\d)[-_.]?(\d\d)"  # 20261124 or 2026-11-24
+    r"(?:[T_. -]{0,2})(\d\d)[-_.:h]?(\d\d)[-_.:m]?(\d\d)"  # 140000 or 14-00-00
+    r"(?:[._-]?(\d{3}))?(?!\d)(Z)?"
+)
+_UNIX_IN_NAME = re.compile(r"(?<!\d)(1\d{9})(\d{3})?(?!\d)")
+
+
+def capture_time(path: str | os.PathLike[str], source: TimeSource = "exif") -> float | None:
+    """Return when a picture was taken in unix seconds, or None; without a zone in local time."""
+    match source:
+        case "exif":
+            return _from_exif(path)
+        case "mtime":
+            try:
+                return os.stat(path).st_mtime
+            except OSError:
+                return None
+        case "name":
+            return _from_name(Path(path).stem)
+        case "none":
+            return None
+
+
+def _from_exif(path: str | os.PathLike[str]) -> float | None:
+    try:
+        with open_image(path) as image:
+            tags: dict[int, Any] = dict(image.getexif().get_ifd(ExifTags.IFD.Exif))
+    except InputError:
+        return None
+    except Exception:  # Pillow's readers may raise anything; decoding the picture says why.
+        return None
+    moment, offset, fraction = (
+        str(tags.get(tag, "")).strip("\0 ") for tag in (_ORIGINAL, _OFFSET, _FRACTION)
+    )
+    # 2026:11:24 14:00:00, by the standard; some cameras write other separators.
+    numbers = re.fullmatch(r"(\d{4})\D(\d\d)\D(\d\d)\D(\d\d)\D(\d\d)\D(\d\d)", moment)
+    if numbers is None:
+        return None
+    return _seconds(numbers.groups(), fraction, offset)
+
+
+def _from_name(stem: str) -> float | None:
+    found = _IN_NAME.search(stem)
+    if found is not None:
+        *numbers, fraction, utc = found.groups()
+        return _seconds(numbers, fraction or "", "+00:00" if utc else "")
+    found = _UNIX_IN_NAME.search(stem)
+    return None if found is None else int(found[1]) + int(found[2] or 0) / 1000
+
+
+def _seconds(numbers: Any, fraction: str, offset: str) -> float | None:
+    year, month, day, hour, minute, second = map(int, numbers)
+    try:
+        moment = datetime.datetime(year, month, day, hour, minute, second)
+        if re.fullmatch(r"[+-]\d\d:\d\d", offset):
+            zone = datetime.datetime.strptime(offset, "%z").tzinfo
+            moment = moment.replace(tzinfo=zone)
+        seconds = moment.timestamp()
+    except (ValueError, OverflowError, OSError):
+        return None  # 0000:00:00 is what a camera without a clock writes.
+    return seconds + (float(f"0.{fraction}") if fraction.isdecimal() else 0.0)

@@ -3,7 +3,7 @@ r"""Text from outside, made safe to show: on a terminal, in a log, on a sheet, i
 Names of cameras, tracks, keys, files and models may hold anything: commands to a terminal, marks
 that turn the order of reading round, line ends, bytes that are no text. They are shown, such as
 ``\x1b``, and not obeyed. Commands print through `upperson_rt.cli.output`, modules log through
-`get_logger`, and templates take `show_text`, so that nobody has to think of it.
+`get_logger`, and templates take `show_text`, so that no caller has to think of it.
 """
 
 import datetime
@@ -11,19 +11,6 @@ import logging
 import re
 
 from upperson_rt.errors import UppersonError
-
-__all__ = [
-    "code_span",
-    "count_of",
-    "error_text",
-    "get_logger",
-    "local_time",
-    "one_line",
-    "printable",
-    "shortened",
-    "show_text",
-    "shown",
-]
 
 _ALSO_SHOWN = frozenset("\u00a0\u202f\u3000\u200c\u200d")
 """Spaces and joiners that French, Japanese, Persian or an emoji need; they move nothing."""
@@ -33,7 +20,7 @@ _LONG_NAME = 100
 _LONG_ERROR = 1000
 
 
-def printable(text: str) -> str:
+def escape_for_display(text: str) -> str:
     r"""Return text on one line, with an escape of Python for all that is not there to be seen.
 
     That is what Unicode calls control, format, surrogate and unassigned characters, and separators
@@ -56,7 +43,7 @@ def one_line(message: object) -> str:
 
 
 def error_text(error: BaseException) -> str:
-    """Return ``ValueError: what it says`` on one line, of an error of anybody's code.
+    """Return ``ValueError: what it says`` on one line, of an error of any code.
 
     Errors of ours need no name. What others say may be a whole picture; the beginning will do.
     """
@@ -68,10 +55,10 @@ def error_text(error: BaseException) -> str:
     return text if len(text) <= _LONG_ERROR else f"{text[: _LONG_ERROR - 3]}..."
 
 
-def shown(value: object) -> str:
+def safe_repr(value: object) -> str:
     """Return what a value looks like, in a few words, for a message that refuses it."""
     try:
-        text = printable(one_line(repr(value)))
+        text = escape_for_display(one_line(repr(value)))
     except Exception:  # Such as an integer with more digits than Python writes.
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
@@ -79,7 +66,7 @@ def shown(value: object) -> str:
 
 def shortened(name: str) -> str:
     """Return a name of a file from elsewhere as it is, or in a few words if it is a long one."""
-    return name if len(name) <= _LONG_NAME else shown(name)
+    return name if len(name) <= _LONG_NAME else safe_repr(name)
 
 
 def show_text(value: object) -> object:
@@ -87,7 +74,7 @@ def show_text(value: object) -> object:
 
     Parts that a template has made itself are of another type, and have their line ends.
     """
-    return printable(value) if type(value) is str else value
+    return escape_for_display(value) if type(value) is str else value
 
 
 def count_of(number: int, one: str, many: str | None = None) -> str:
@@ -97,7 +84,7 @@ def count_of(number: int, one: str, many: str | None = None) -> str:
 
 def code_span(text: str) -> str:
     """Return text as a Markdown code span on one line; nothing in it is Markdown or HTML."""
-    text = printable(text)
+    text = escape_for_display(text)
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     space = " " if text[:1] == "`" or text[-1:] == "`" else ""
     return f"{fence}{space}{text}{space}{fence}"
@@ -118,7 +105,7 @@ def local_time(unix_seconds: float | None) -> str:
 
 
 def get_logger(name: str) -> logging.Logger:
-    """Return the logger of a module; its messages are printable, whoever handles them."""
+    """Return the logger of a module; its messages are printable for every handler."""
     found = logging.getLogger(name)
     found.addFilter(_make_printable)  # Once, however often it is asked for.
     return found
@@ -128,6 +115,6 @@ def _make_printable(record: logging.LogRecord) -> bool:
     try:
         message = record.getMessage()
     except Exception as error:  # Handlers catch what a value's __str__ raises; a filter must, too.
-        message = f"{shown(record.msg)} of values that cannot be shown: {type(error).__name__}"
-    record.msg, record.args = printable(message), None
+        message = f"{safe_repr(record.msg)} of values that cannot be shown: {type(error).__name__}"
+    record.msg, record.args = escape_for_display(message), None
     return True

@@ -1,6 +1,6 @@
 """A log of who asked what: one line of JSON a query, written before its results are shown.
 
-Lines vouch for each other, see `log_chain`.
+Lines are chained by checksums, see `log_chain`.
 """
 
 import datetime
@@ -8,6 +8,7 @@ import errno
 import glob
 import hashlib
 import itertools
+import json
 import os
 import sys
 import threading
@@ -21,10 +22,9 @@ import numpy as np
 
 from upperson_rt.arguments import check_path, check_text
 from upperson_rt.errors import InputError
-from upperson_rt.files import sync_folder
+from upperson_rt.files import locked, sync_folder
 from upperson_rt.gallery.protocol import check_filter
 from upperson_rt.gallery.records import check_hits
-from upperson_rt.locks import locked
 from upperson_rt.log_chain import (
     SOON_BYTES,
     Head,
@@ -36,13 +36,11 @@ from upperson_rt.log_chain import (
     unacknowledged,
     write_head,
 )
-from upperson_rt.printable import get_logger, shown
+from upperson_rt.printable import get_logger, safe_repr
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter, Hit
     from upperson_rt.preprocess import ImageSource
-
-__all__ = ["QueryLog", "describe_picture", "process_user"]
 
 _LOG = get_logger(__name__)
 
@@ -121,7 +119,7 @@ class QueryLog:
             UsageError: ``where`` is no filter.
         """
         if not isinstance(query, str | Mapping):
-            raise InputError(f"expected a sentence or describe_picture(), found {shown(query)}")
+            raise InputError(f"expected a sentence or describe_picture(), found {safe_repr(query)}")
         conditions = asdict(check_filter(where))
         asking = self.user if user is None else check_text(user, "the user of a query log")
         entry: dict[str, Any] = {
@@ -219,7 +217,6 @@ class QueryLog:
         self._file = -1
 
     def _is_in_place(self) -> bool:
-        """Return whether the open file is still the one at the path."""
         try:
             return os.path.samestat(os.fstat(self._file), self.path.stat())
         except FileNotFoundError:
@@ -251,12 +248,24 @@ class QueryLog:
         return ""
 
     def _is_set_aside(self) -> bool:
-        """Return whether another process has set aside the log that this one wrote to."""
-        for path in self.path.parent.glob(f"{glob.escape(self.path.name)}.broken-*"):
-            with open(path, "rb") as file:
-                if any(self._chain.encode() in line for line in file):
-                    return True
-        return False
+        """Return whether other processes have set aside the log that this one wrote to.
+
+        The new log then begins with the line of a break, which goes on from the one set aside; that
+        one may have done so as well.
+        """
+        pattern = f"{glob.escape(self.path.name)}.broken-*[0-9]"
+        aside = [path for path in self.path.parent.glob(pattern) if _is_plain(path)]
+        previous = _broken_off(_read_from(self._file, 0, SOON_BYTES))
+        while previous and previous != self._chain:
+            found = next((path for path in aside if _mentions(path, previous)), None)
+            if found is None:
+                return False
+            if _mentions(found, self._chain):
+                return True
+            aside.remove(found)
+            with open(found, "rb") as file:
+                previous = _broken_off(file.read(SOON_BYTES))
+        return bool(previous)
 
     def _settle(self, scan: Scan, size: int, head: Head | None) -> None:
         """Go on where a sound log ends; finish what a crash left undone."""
@@ -312,7 +321,6 @@ class QueryLog:
         self._chain, self._changed = chain, os.fstat(self._file).st_ctime_ns
 
     def _put(self, line: bytes) -> int:
-        """Append bytes and flush them to disk; return how many."""
         left = line
         while left:
             left = left[os.write(self._file, left) :]
@@ -322,14 +330,37 @@ class QueryLog:
     def _error(self, error: OSError) -> InputError:
         return InputError(
             f"cannot write the query log {self.path}: {error.strerror or error}; no query is "
-            "answered without it"
+            "answered without it",
+            code="log_unwritable",
+            path=str(self.path),
         )
 
 
 def _begin(user: str, action: str) -> dict[str, str]:
-    """Return what each line begins with."""
     now = datetime.datetime.now(datetime.timezone.utc)
     return {"time": now.isoformat(timespec="milliseconds"), "user": user, "action": action}
+
+
+def _broken_off(content: bytes) -> str:
+    """Return the chain from which a log goes on that begins with a break; else an empty text."""
+    try:
+        first = json.loads(content.partition(b"\n")[0])
+        return str(first["previous"]) if first["action"] == "break" else ""
+    except (ValueError, LookupError, TypeError):
+        return ""
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _mentions(path: Path, chain: str) -> bool:
+    """Return whether a log, or the head beside it, has a chain."""
+    for part in filter(_is_plain, (path, head_of(path))):
+        with open(part, "rb") as file:
+            if any(chain.encode() in line for line in file):
+                return True
+    return False
 
 
 def _read_from(file: int, start: int, end: int) -> bytes:
@@ -356,14 +387,7 @@ def _give(file: int, owner: tuple[int, int] | None) -> None:
 
 
 def describe_picture(source: "ImageSource") -> dict[str, str]:
-    """Return what the log says of a picture that was asked for, without the picture itself.
-
-    Of a file its name and the SHA-256 of its content; of an image or array the SHA-256 of its
-    pixels as they are.
-
-    Raises:
-        InputError: The file cannot be read.
-    """
+    """Return what the log says of a picture: the name and SHA-256 of a file, or of the pixels."""
     if isinstance(source, str | os.PathLike):
         from upperson_rt.files import sha256_of_file
 
@@ -371,7 +395,8 @@ def describe_picture(source: "ImageSource") -> dict[str, str]:
         try:
             return {"file": os.path.abspath(path), "sha256": sha256_of_file(path)}
         except OSError as error:
-            raise InputError(f"cannot read image {path}: {error.strerror}") from error
+            message = f"cannot read image {path}: {error.strerror}"
+            raise InputError(message, code="image_unreadable", path=path) from error
     return {"sha256": hashlib.sha256(np.ascontiguousarray(source).tobytes()).hexdigest()}
 
 

@@ -23,18 +23,6 @@ from urllib.parse import urlsplit
 
 from upperson_rt.errors import InputError
 
-__all__ = [
-    "Limit",
-    "http_connection",
-    "http_target",
-    "http_within",
-    "may_hide_login",
-    "opening_within",
-    "password_digest",
-    "require_private",
-    "within",
-]
-
 
 class Limit:
     """How long one connection may take, from looking up its host to the last byte."""
@@ -45,28 +33,16 @@ class Limit:
         self._is_over = threading.Event()
 
     def left_s(self) -> float:
-        """Return how many seconds are left.
-
-        Raises:
-            TimeoutError: None are.
-        """
+        """Return how many seconds are left; raises TimeoutError if none are."""
         left_s = self._until - time.monotonic()
         if left_s <= 0 or self._is_over.is_set():
             raise TimeoutError
         return left_s
 
     def connect(self, host: str, port: int, context: ssl.SSLContext | None = None) -> socket.socket:
-        """Return a connection, which is closed with the limit; it is the only one of it.
+        """Return the one connection of this limit.
 
-        Args:
-            host: A name or a number.
-            port: Of TCP.
-            context: Of TLS, where that is to be spoken.
-
-        Raises:
-            OSError: The host is unknown or cannot be reached, or its certificate is not believed.
-            TimeoutError: The time was up.
-            ValueError: No host can have that name.
+        Raises OSError, TimeoutError, or ValueError for a name.
         """
         found = self._looked_up(host, port)
         failure = OSError("the host has no address")
@@ -120,7 +96,7 @@ class Limit:
         return connection
 
     def end(self) -> None:
-        """Shut the connection: whoever reads from it gets no more."""
+        """Shut the connection: a reader gets no more."""
         self._is_over.set()
         if self._connection is not None:
             with suppress(OSError):  # It has ended just now.
@@ -144,14 +120,7 @@ def _connected(connection: socket.socket, place: Any, seconds: float) -> socket.
 
 @contextmanager
 def opening_within(seconds: float) -> Iterator[Limit]:
-    """Give the time limit of opening one connection; what was opened stays open, unless it fails.
-
-    Args:
-        seconds: From now.
-
-    Raises:
-        TimeoutError: The time was up.
-    """
+    """Give the time limit of opening one connection, which stays open; raises TimeoutError."""
     limit = Limit(seconds)
     timer = threading.Timer(seconds, limit.end)
     timer.daemon = True
@@ -162,7 +131,7 @@ def opening_within(seconds: float) -> Iterator[Limit]:
     except BaseException as error:
         limit.close()
         if isinstance(error, Exception):
-            try:  # The limit from one byte to the next may be told before the timer runs.
+            try:  # The limit from one byte to the next may end before the timer.
                 limit.left_s()
             except TimeoutError:
                 raise TimeoutError(f"it does not answer within {seconds:g} s") from error
@@ -173,14 +142,7 @@ def opening_within(seconds: float) -> Iterator[Limit]:
 
 @contextmanager
 def within(seconds: float) -> Iterator[Limit]:
-    """Give the time limit of one connection, and end that when the time is up.
-
-    Args:
-        seconds: From now.
-
-    Raises:
-        TimeoutError: The time was up.
-    """
+    """Give the time limit of one connection, which is closed at the end; raises TimeoutError."""
     with opening_within(seconds) as limit, closing(limit):
         yield limit
 
@@ -204,17 +166,7 @@ class _Connection(http.client.HTTPConnection):
 def http_within(
     seconds: float, address: str, context: ssl.SSLContext | None = None
 ) -> Iterator[http.client.HTTPConnection]:
-    """Give a connection to an address of HTTP, which ends when its time is up; it uses no proxy.
-
-    Args:
-        seconds: From now.
-        address: With a scheme and a host.
-        context: Of TLS, where the address asks for it; None believes what the system believes.
-
-    Raises:
-        TimeoutError: The time was up.
-        ValueError: Its port is none.
-    """
+    """Give an HTTP(S) connection, without a proxy, that ends when its time is up (TimeoutError)."""
     with within(seconds) as limit, closing(http_connection(limit, address, context)) as connection:
         yield connection
 
@@ -243,10 +195,10 @@ _NUMBER = re.compile(r"(\d{1,3}(\.\d{1,3}){3}|\[[^\]]*\])(:\d*)?")
 
 
 def may_hide_login(address: str) -> bool:
-    """Tell whether an address may have a password that is taken for something else.
+    """Whether an address may have a password that is taken for something else.
 
-    A / ends the host: to whoever reads it, ``rtsp://admin:12/x@camera`` is of a host ``admin``, and
-    a part of a password is its port, the rest its path. So it is with a / in a user's name.
+    A / ends the host: ``rtsp://admin:12/x@camera`` is read as a host ``admin``, the port ``12`` and
+    a path. The same holds for a / in a user's name.
     """
     rest = address.partition("://")[2]
     place = re.split(r"[/?#]", rest, maxsplit=1)[0]
@@ -257,11 +209,7 @@ def may_hide_login(address: str) -> bool:
 
 
 def require_private(path: Path) -> None:
-    """Refuse a file of passwords that others than its owner may use, where a system tells.
-
-    Raises:
-        InputError: Others may, or it is not there.
-    """
+    """Refuse a file of passwords that others than its owner may use, where a system tells."""
     try:
         mode = path.stat().st_mode
     except OSError as error:

@@ -14,17 +14,15 @@ from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
 from upperson_rt.phrases import parse
 from upperson_rt.phrases.evidence import Explanation
-from upperson_rt.printable import shown
+from upperson_rt.printable import safe_repr
 from upperson_rt.query_log import QueryLog, describe_picture
-from upperson_rt.search.request import SearchRequest
+from upperson_rt.search.query import SearchRequest
 from upperson_rt.search.service import SearchResult, SearchService
 
 if TYPE_CHECKING:  # Loads Pillow, which sentences do without.
     from PIL import Image
 
     from upperson_rt.preprocess import Channels, ImageSource
-
-__all__ = ["Query", "Retriever", "find_alike"]
 
 Query: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 """A `str` is always a sentence; a `Path`, a Pillow image or an array as for `encode_images` is a
@@ -36,7 +34,8 @@ QueryT = TypeVar("QueryT", bound=Query)
 class Retriever:
     """Finds the pictures of a gallery that a sentence describes or that look like a picture.
 
-    Safe to use from several threads.
+    Safe to use from several threads. Methods raise InputError if a sentence, a picture or the log
+    cannot be used, and UsageError, BackendError and IntegrityError as an encoder and a gallery do.
 
         encoder = upperson_rt.open("bundle")
         with Gallery.open("gallery", encoder.fingerprint, encoder.embed_dim) as gallery:
@@ -51,9 +50,6 @@ class Retriever:
             gallery: Where to look.
             log: Gets a line a query before its hits are returned; a query whose line cannot be
                 written fails.
-
-        Raises:
-            UsageError: One of them is something else.
         """
         check_object(encoder, "an encoder", ("encode_texts", "encode_images", "embed_dim"))
         check_object(gallery, "a gallery", ("search", "search_with_vectors", "vectors_of"))
@@ -97,8 +93,8 @@ class Retriever:
     ) -> list[Hit] | list[list[Hit]]:
         """Find the k best pictures.
 
-        What a sentence denies (*without a bag*, *no hat*, *not wearing glasses*) is left out of its
-        embedding; a picture loses up to `MOST_DENIED` of its score for what speaks for that.
+        Excluded phrases (*without a bag*, *no hat*, *not wearing glasses*) are left out of the
+        embedding; a picture loses up to `MOST_EXCLUDED` of its score for their evidence.
 
         Args:
             query: A sentence or a picture, or a list of them, which may be mixed. A `str` is
@@ -112,12 +108,6 @@ class Retriever:
 
         Returns:
             The hits of the query, best first; for a list of queries a list of such lists.
-
-        Raises:
-            InputError: A sentence is empty, or a picture or the log cannot be used.
-            UsageError: k is below 1, or paraphrases out of range.
-            BackendError: A tower cannot be loaded or fails.
-            IntegrityError: A tower gives wrong results, or the gallery is damaged.
         """
         several = isinstance(query, list | tuple)
         queries: list[Query] = list(query) if isinstance(query, list | tuple) else [query]
@@ -141,13 +131,7 @@ class Retriever:
         return found if several else found[0]
 
     def search(self, request: SearchRequest) -> SearchResult:
-        """Run one search with what `SearchRequest` offers beside hits.
-
-        Raises:
-            InputError: A sentence is empty, or a picture or the log cannot be used.
-            BackendError: A tower cannot be loaded or fails.
-            IntegrityError: A tower gives wrong results, or the gallery is damaged.
-        """
+        """Run one search with what `SearchRequest` offers beside hits."""
         result = self.service.search(request)
         details: dict[str, Any] = {}
         if request.has_both:
@@ -173,11 +157,6 @@ class Retriever:
 
         Returns:
             The phrases, and what speaks for each in every hit.
-
-        Raises:
-            InputError: The sentence is no text, or what was found are no hits.
-            BackendError: The text tower cannot be loaded or fails.
-            IntegrityError: The text tower gives wrong results, or the gallery is damaged.
         """
         return self.service.explain(parse(sentence), hits)
 
@@ -204,12 +183,6 @@ class Retriever:
 
         Returns:
             What was deleted, or would be, best match first.
-
-        Raises:
-            InputError: The picture or the log cannot be used, or the gallery not be written.
-            UsageError: min_score is out of range.
-            BackendError: The image tower cannot be loaded or fails.
-            IntegrityError: The image tower gives wrong results, or the gallery is damaged.
         """
         _check_cosine(min_score)
         embed_1D = self.encoder.encode_images([image], channels=channels)
@@ -250,18 +223,7 @@ def find_alike(
     min_score: float,
     where: Filter | None = None,
 ) -> list[Hit]:
-    """Return every item that is alike, best first; each is compared, whatever index there is.
-
-    Args:
-        gallery: Where to look.
-        vector_D: (D,) of unit length.
-        min_score: Cosine from which an item counts as alike, -1 to 1.
-        where: Only items that pass.
-
-    Raises:
-        UsageError: min_score is out of range.
-        IntegrityError: The gallery is damaged.
-    """
+    """Return every item that is alike, best first; each is compared, whatever index there is."""
     _check_cosine(min_score)
     found: list[tuple[float, Item]] = []
     for items, vectors_ND in gallery.vectors(where):
@@ -278,4 +240,5 @@ def find_alike(
 
 def _check_cosine(min_score: float) -> None:
     if not (is_finite(min_score) and -1 <= min_score <= 1):
-        raise UsageError(f"min_score is a cosine from -1 to 1, got {shown(min_score)}")
+        message = f"min_score is a cosine from -1 to 1, got {safe_repr(min_score)}"
+        raise UsageError(message, code="out_of_range", what="min_score")

@@ -18,9 +18,7 @@ from upperson_rt.gallery import Hit, Item
 from upperson_rt.gallery.crops import picture_file, use_picture
 from upperson_rt.gallery.records import check_hits
 from upperson_rt.phrases.evidence import Explanation
-from upperson_rt.printable import count_of, local_time, printable
-
-__all__ = ["draw_sheet", "save_sheet"]
+from upperson_rt.printable import count_of, escape_for_display, local_time
 
 _MARGIN = 48
 _GAP = 24
@@ -39,8 +37,8 @@ _INK = (28, 32, 38)
 _MUTED = (112, 120, 130)
 _CHIP = (28, 32, 38)
 _MISSING = (203, 207, 212)
-_ASKED = (38, 120, 86)
-_DENIED = (190, 60, 50)
+_WANTED = (38, 120, 86)
+_EXCLUDED = (190, 60, 50)
 
 
 def save_sheet(
@@ -61,9 +59,6 @@ def save_sheet(
         crops_dir: `Gallery.crops_dir`, where the saved pictures of cameras are.
         explanation: `Retriever.explain` of these hits: a bar for each phrase, eight at most. Bars
             of what must not be there are red.
-
-    Raises:
-        InputError: The file cannot be written, or what is to be shown are no hits.
     """
     file = Path(check_path(path, "a contact sheet"))
     buffer = io.BytesIO()
@@ -80,9 +75,7 @@ def draw_sheet(
     crops_dir: Path | None = None,
     explanation: Explanation | None = None,
 ) -> Image.Image:
-    """Draw a contact sheet: the sentence, then a tile per hit with rank, score and origin.
-
-    With an explanation each tile has a bar a phrase.
+    """Draw a contact sheet: the sentence, then a tile per hit with rank, score, origin and bars.
 
     A picture that is missing or unreadable becomes a grey tile that says so. Pillow's own font is
     used; it has Latin letters only.
@@ -100,7 +93,7 @@ def draw_sheet(
     if not isinstance(sentence, str):
         raise InputError(f"the title of a sheet must be a text, found {type(sentence).__name__}")
     # No letter is narrower than two pixels: what is cut off here would not fit anyway.
-    words = [printable(word) for word in sentence[: _TITLE_LINES * width // 2].split()]
+    words = [escape_for_display(word) for word in sentence[: _TITLE_LINES * width // 2].split()]
     for title_size in _TITLE_SIZES:
         title = _wrap(words, _font(title_size), width - 2 * _MARGIN)
         if len(title) <= _TITLE_LINES:
@@ -140,18 +133,18 @@ _Bar: TypeAlias = tuple[str, float, bool]
 
 
 def _bars(explanation: Explanation | None, hits: int) -> list[list[_Bar]]:
-    """Return the bars of each tile."""
     if explanation is None:
         return []
     if len(explanation.evidence_HP) != hits:
         raise InputError(
-            f"the explanation is of {len(explanation.evidence_HP)} hits, the sheet of {hits}"
+            f"the explanation is of {len(explanation.evidence_HP)} hits, the sheet of {hits}",
+            code="explanation_unfit",
         )
     phrases = explanation.phrases[:_MOST_BARS]
     return [
         [
             (
-                f"{phrase.text} (denied)" if phrase.negated else phrase.text,
+                f"{phrase.text} (excluded)" if phrase.negated else phrase.text,
                 float(value),
                 phrase.negated,
             )
@@ -173,7 +166,7 @@ def _draw_bar(draw: ImageDraw.ImageDraw, x: int, y: int, bar: _Bar) -> None:
     draw.rectangle((x, line, x + _TILE_WIDTH - 1, line + 5), fill=_MAT)
     filled = 0 if math.isnan(value) else round(value * _TILE_WIDTH)
     if filled:
-        draw.rectangle((x, line, x + filled - 1, line + 5), fill=_DENIED if negated else _ASKED)
+        draw.rectangle((x, line, x + filled - 1, line + 5), fill=_EXCLUDED if negated else _WANTED)
 
 
 def _draw_tile(
@@ -268,7 +261,7 @@ def _elide(
     middle: bool = True,
 ) -> str:
     """Shorten text to a width; in the middle, file names keep their number and suffix."""
-    text = printable(text)
+    text = escape_for_display(text)
     if len(text) <= width and font.getlength(text) <= width:
         return text
 

@@ -19,13 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from upperson_rt.arguments import check_path
 from upperson_rt.errors import InputError, IntegrityError, missing_extra
 from upperson_rt.files import sha256_of_file, write_atomically
-from upperson_rt.printable import printable
+from upperson_rt.printable import escape_for_display
 from upperson_rt.strict import Sha256, parse_json, read_fields
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
-
-__all__ = ["SIGNATURE_FILE", "named_key", "read_private_key", "sign_folder", "verify_folder"]
 
 SIGNATURE_FILE = "model.sig"
 
@@ -110,37 +108,29 @@ def verify_folder(folder: Path, public_key: str | os.PathLike[str]) -> str:
     payload = _genuine_payload(folder, key)
     signed, left_out = _read_statement(payload, f"{folder / SIGNATURE_FILE}, the statement")
     found = set(_files(folder, left_out))
-    for names, problem in (
-        (found - signed.keys(), "was added after it was signed"),
-        (signed.keys() - found, "is signed, but is not there"),
+    for names, problem, code in (
+        (found - signed.keys(), "was added after it was signed", "file_added"),
+        (signed.keys() - found, "is signed, but is not there", "file_missing"),
     ):
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            raise _refused(folder, f"{min(names)!r}{more} {problem}")
+            raise _refused(folder, f"{min(names)!r}{more} {problem}", code, path=min(names))
     for name, digest in signed.items():
         if _digest(folder / name) != digest:
-            raise _refused(folder, f"{name!r} was changed after it was signed")
+            problem = f"{name!r} was changed after it was signed"
+            raise _refused(folder, problem, "file_changed", path=name)
     return _fingerprint(key)
 
 
 def named_key(folder: Path) -> str | None:
-    """Return the fingerprint that a signature names; unchecked, and None for no signature.
-
-    Raises:
-        IntegrityError: It is no signature.
-    """
+    """Return the fingerprint that a signature names; unchecked, and None for no signature."""
     if not os.path.lexists(folder / SIGNATURE_FILE):
         return None
     return _read_signature(folder).named_key
 
 
 def read_private_key(path: str | os.PathLike[str]) -> "ec.EllipticCurvePrivateKey":
-    """Read a private key in PEM that `sign_folder` takes.
-
-    Raises:
-        InputError: It cannot be read, has a passphrase, or is not on a curve of NIST's.
-        BackendError: The package cryptography is missing.
-    """
+    """Read a private key in PEM that `sign_folder` takes."""
     curves, serialization, unsupported = _cryptography()
     content = _read_key_file(path)
     try:
@@ -148,7 +138,9 @@ def read_private_key(path: str | os.PathLike[str]) -> "ec.EllipticCurvePrivateKe
     except TypeError as error:
         raise InputError(
             f"the key {os.fspath(path)} has a passphrase: pass it unlocked, in bash for example  "
-            f"<(openssl pkey -in {os.fspath(path)})"
+            f"<(openssl pkey -in {os.fspath(path)})",
+            code="key_locked",
+            path=os.fspath(path),
         ) from error
     except (ValueError, unsupported) as error:
         raise _unusable_key(path, "private") from error
@@ -164,7 +156,9 @@ def _read_public_key(path: str | os.PathLike[str]) -> "ec.EllipticCurvePublicKey
     if blocks > 1:  # Only the first one would be read.
         raise InputError(
             f"{os.fspath(path)} holds {blocks} keys, expected one: put the one to trust into a "
-            "file of its own"
+            "file of its own",
+            code="several_keys",
+            count=blocks,
         )
     try:
         key = serialization.load_pem_public_key(content)
@@ -191,7 +185,8 @@ def _read_key_file(path: str | os.PathLike[str]) -> bytes:
         with open(check_path(path, "a key"), "rb") as file:
             return file.read(_MOST_BYTES)
     except OSError as error:
-        raise InputError(f"cannot read the key {os.fspath(path)}: {error.strerror}") from error
+        message = f"cannot read the key {os.fspath(path)}: {error.strerror}"
+        raise InputError(message, code="key_unreadable", path=os.fspath(path)) from error
 
 
 def _unusable_key(path: str | os.PathLike[str], kind: Literal["private", "public"]) -> InputError:
@@ -201,7 +196,10 @@ def _unusable_key(path: str | os.PathLike[str], kind: Literal["private", "public
     }[kind]
     return InputError(
         f"{os.fspath(path)} is not a {kind} key in PEM on the curve P-256, P-384 or P-521, as made "
-        f"by  {make}"
+        f"by  {make}",
+        code="key_unusable",
+        kind=kind,
+        path=os.fspath(path),
     )
 
 
@@ -242,8 +240,6 @@ def _digest_of_all(files: dict[str, str]) -> str:
 
 @dataclass(frozen=True)
 class _Signature:
-    """What a signature file holds."""
-
     payload: bytes
     signature: bytes
     named_key: str
@@ -253,11 +249,13 @@ def _read_signature(folder: Path) -> _Signature:
     file = folder / SIGNATURE_FILE
     try:
         if not stat.S_ISREG(file.lstat().st_mode):
-            raise _refused(folder, f"{SIGNATURE_FILE} is not a plain file")
+            problem = f"{SIGNATURE_FILE} is not a plain file"
+            raise _refused(folder, problem, "irregular_file", path=SIGNATURE_FILE)
         with file.open("rb") as stream:
             content = stream.read(_MOST_BYTES + 1)
     except FileNotFoundError as error:
-        raise _refused(folder, f"it is not signed (there is no {SIGNATURE_FILE})") from error
+        problem = f"it is not signed (there is no {SIGNATURE_FILE})"
+        raise _refused(folder, problem, "not_signed") from error
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from error
     try:
@@ -270,12 +268,11 @@ def _read_signature(folder: Path) -> _Signature:
         return _Signature(
             base64.b64decode(envelope["payload"], validate=True),
             base64.b64decode(one["sig"], validate=True),
-            printable(str(key.get("hint") or "no name")[:64]),
+            escape_for_display(str(key.get("hint") or "no name")[:64]),
         )
     except (InputError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _refused(
-            folder, f"{SIGNATURE_FILE} is not a signature of Model Signing 1.0 with a key"
-        ) from error
+        problem = f"{SIGNATURE_FILE} is not a signature of Model Signing 1.0 with a key"
+        raise _refused(folder, problem, "signature_malformed") from error
 
 
 def _genuine_payload(folder: Path, key: "ec.EllipticCurvePublicKey") -> bytes:
@@ -288,9 +285,8 @@ def _genuine_payload(folder: Path, key: "ec.EllipticCurvePublicKey") -> bytes:
     except InvalidSignature as error:
         trusted = _fingerprint(key)
         by = "it was changed" if found.named_key == trusted else f"its key is {found.named_key!r}"
-        raise _refused(
-            folder, f"its signature is not one of the trusted key sha256:{trusted} ({by})"
-        ) from error
+        problem = f"its signature is not one of the trusted key sha256:{trusted} ({by})"
+        raise _refused(folder, problem, "signature_wrong", named=found.named_key) from error
     return found.payload
 
 
@@ -322,9 +318,10 @@ def _read_statement(payload: bytes, where: str) -> tuple[dict[str, str], set[str
             raise InputError(f"{where}: its files do not add up to its subject")
         return files, {SIGNATURE_FILE, *serialization.get("ignore_paths", ())} & {*_UNSIGNED}
     except (InputError, ValueError, LookupError, TypeError, AttributeError) as error:
-        told = str(error) if isinstance(error, InputError) else f"{where} is malformed"
+        problem = str(error) if isinstance(error, InputError) else f"{where} is malformed"
         raise IntegrityError(
-            f"{told}: sign the folder again, with the options that docs/security.md names"
+            f"{problem}: sign the folder again, with the options that docs/security.md names",
+            code="statement_malformed",
         ) from error
 
 
@@ -340,7 +337,8 @@ def _files(folder: Path, skipped: Collection[str]) -> Iterator[str]:
                 continue
             relative = path.relative_to(folder).as_posix()
             if not stat.S_ISREG(mode):
-                raise _refused(folder, f"{relative!r} is a link or a device, expected a file")
+                problem = f"{relative!r} is a link or a device, expected a file"
+                raise _refused(folder, problem, "irregular_file", path=relative)
             yield relative
 
 
@@ -348,7 +346,9 @@ def _unreadable(error: OSError) -> None:
     raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
-def _refused(folder: Path, problem: str) -> IntegrityError:
+def _refused(folder: Path, problem: str, code: str, **fields: str) -> IntegrityError:
     return IntegrityError(
-        f"{folder} is not trusted: {problem}. Get the bundle again from whoever signs it"
+        f"{folder} is not trusted: {problem}. Get the bundle again from its signer",
+        code=code,
+        **fields,
     )

@@ -1,6 +1,6 @@
 """Strict reading of what comes from outside: a mapping becomes a dataclass, or an error says why.
 
-Every key must be known (an unknown one is told with its nearest neighbour), every value of the type
+Every key must be known (the error for another names the nearest one), every value of the type
 that the field declares; a message names the file and the path in it. Understood are dataclasses,
 str (not empty), int, float (finite), bool, Literal, ``X | None``, ``tuple[X, ...]``,
 ``dict[str, X]``, Any, and Annotated with a `Constraint`.
@@ -19,20 +19,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.files import read_bounded
-from upperson_rt.printable import shortened, shown
-
-__all__ = [
-    "Constraint",
-    "Count",
-    "Positive",
-    "Sha256",
-    "parse_json",
-    "read_fields",
-    "read_json",
-    "require_values",
-    "require_version",
-    "suggestion",
-]
+from upperson_rt.printable import safe_repr, shortened
 
 T = TypeVar("T")
 _MOST_NAMES = 100
@@ -67,22 +54,19 @@ def suggestion(name: str, known: Collection[str]) -> str:
     """Return ``did you mean 'x'?`` for a near match, else the list of what is known."""
     near = difflib.get_close_matches(name, known, n=1)
     if near:
-        return f"did you mean {shown(near[0])}?"
+        return f"did you mean {safe_repr(near[0])}?"
     names = [shortened(one) for one in sorted(known)[:_MOST_NAMES]]
     return f"known: {', '.join(names)}{'' if len(known) <= _MOST_NAMES else ' and more'}"
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file in UTF-8.
-
-    Raises:
-        InputError: It cannot be read, has more than 64 MiB, or is no JSON; NaN, Infinity and a key
-            that is there twice are none.
-    """
+    """Read a JSON file in UTF-8."""
     try:
         text = read_bounded(path, _MOST_JSON_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"cannot read {os.fspath(path)}: no text in UTF-8") from error
+        raise InputError(
+            f"cannot read {os.fspath(path)}: no text in UTF-8", code="no_utf8", path=str(path)
+        ) from error
     return parse_json(text, os.fspath(path))
 
 
@@ -93,39 +77,27 @@ def parse_json(text: str, where: str) -> Any:
             text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repetition
         )
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not valid JSON: {error}") from error
+        raise InputError(f"{where} is not valid JSON: {error}", code="no_json") from error
 
 
 def require_version(content: Any, where: str, versions: Collection[int], advice: str) -> None:
-    """Look at the key ``schema_version`` before anything else is read.
-
-    Args:
-        content: What was read.
-        where: The file, for messages.
-        versions: Those that this program reads.
-        advice: What to do about another one.
-
-    Raises:
-        InputError: It is missing, not a number, or another one.
-    """
-    found = _Reader(where).field(Positive, _mapping(content, where), "schema_version")
+    """Look at the key ``schema_version`` before anything else is read."""
+    found = _Reader(where).field(Positive, _Reader(where).mapping(content), "schema_version")
     if found not in versions:
         raise InputError(
             f"{where}: schema_version: this file has version {found}, this program reads up to "
-            f"{max(versions)}: {advice}"
+            f"{max(versions)}: {advice}",
+            code="version_unknown",
+            found=found,
         )
 
 
 def read_fields(kind: type[T], content: Any, where: str) -> T:
     """Build a dataclass from a mapping whose keys are its fields.
 
-    Args:
-        kind: The dataclass. An `UppersonError` of its own checks gets the path put in front.
-        content: What JSON or YAML gave.
-        where: What to call it in messages, such as the file.
+    ``where`` names the file in messages.
 
-    Raises:
-        InputError: No mapping, an unknown or missing key, or a value of another type.
+    An `UppersonError` of its own checks gets the path put in front.
     """
     return _Reader(where).fields(kind, content)
 
@@ -137,8 +109,6 @@ def require_values(kind: type[Any], content: Mapping[str, Any], where: str) -> N
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads values at one place of a file."""
-
     where: str
     path: str = ""
 
@@ -148,17 +118,23 @@ class _Reader:
         try:
             return kind(**values)
         except UppersonError as error:
-            raise type(error)(f"{self.place}: {error}") from error
+            fields = {"at": self.path} | error.fields
+            raise type(error)(f"{self.place}: {error}", code=error.code, **fields) from error
 
     def values(
         self, kind: type[Any], content: Any, required: Collection[str] = ()
     ) -> dict[str, Any]:
         hints = _hints(kind)
-        given = _mapping(content, self.place)
+        given = self.mapping(content)
         for key in given:
             if key not in hints:
                 near = suggestion(str(key), hints)
-                raise InputError(f"{self.place}: unknown key {shown(str(key))}, {near}")
+                raise InputError(
+                    f"{self.place}: unknown key {safe_repr(str(key))}, {near}",
+                    code="key_unknown",
+                    at=self.path,
+                    key=shortened(str(key)),
+                )
         return {
             name: self.field(hint, given, name)
             for name, hint in hints.items()
@@ -168,7 +144,7 @@ class _Reader:
     def field(self, hint: Any, content: Mapping[str, Any], name: str) -> Any:
         at = self.at(name)
         if name not in content:
-            raise InputError(f"{at.place}: missing")
+            raise InputError(f"{at.place}: missing", code="key_missing", at=at.path)
         return at.value(hint, content[name])
 
     def value(self, hint: Any, value: Any, expected: str | None = None) -> Any:
@@ -195,7 +171,7 @@ class _Reader:
                 for i, item in enumerate(value)
             )
         if origin in (dict, Mapping):
-            given = _mapping(value, self.place)
+            given = self.mapping(value)
             return {str(key): self.at(str(key)).value(arguments[1], given[key]) for key in given}
         if dataclasses.is_dataclass(hint):
             return self.fields(typing.cast("type[Any]", hint), value)
@@ -213,6 +189,11 @@ class _Reader:
             raise self.wrong(expected or _NAMES[hint], value)
         return value
 
+    def mapping(self, content: Any) -> Mapping[str, Any]:
+        if not isinstance(content, Mapping):
+            raise self.wrong("an object", content)
+        return content
+
     def at(self, name: str) -> "_Reader":
         name = shortened(name)
         return _Reader(self.where, f"{self.path}.{name}" if self.path else name)
@@ -222,7 +203,12 @@ class _Reader:
         return f"{self.where}: {self.path}" if self.path else self.where
 
     def wrong(self, expected: str, found: Any) -> InputError:
-        return InputError(f"{self.place}: expected {expected}, found {shown(found)}")
+        return InputError(
+            f"{self.place}: expected {expected}, found {safe_repr(found)}",
+            code="value_unfit",
+            at=self.path,
+            expected=expected,
+        )
 
 
 _NAMES = {str: "a non-empty string", int: "an integer", float: "a number", bool: "true or false"}
@@ -238,12 +224,6 @@ def _is_required(field: "dataclasses.Field[Any]") -> bool:
     return field.init and field.default is missing and field.default_factory is missing
 
 
-def _mapping(content: Any, place: str) -> Mapping[str, Any]:
-    if not isinstance(content, Mapping):
-        raise InputError(f"{place}: expected an object, found {shown(content)}")
-    return content
-
-
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 
@@ -254,6 +234,6 @@ def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         for name, _ in pairs:
             if name not in found:
-                raise ValueError(f"the key {shown(name)} is there twice in one object")
+                raise ValueError(f"the key {safe_repr(name)} is there twice in one object")
             del found[name]
     return found

@@ -18,20 +18,8 @@ from tokenizers import models
 
 from upperson_rt.arguments import check_count, check_list, check_path, check_text
 from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.printable import one_line, shown
+from upperson_rt.printable import one_line, safe_repr
 from upperson_rt.strict import parse_json
-
-__all__ = [
-    "CLEANED",
-    "REPAIRED",
-    "REPLACED",
-    "SPACES",
-    "WORDS",
-    "TokenBatch",
-    "Tokenizer",
-    "read_tokenizer",
-    "token_lengths",
-]
 
 # --- `tokenizer.json`, read as what it may hold rather than as what the library can do
 #
@@ -106,20 +94,16 @@ _MOST_PARTS = 10
 
 @lru_cache(maxsize=2)  # A bundle that is opened again and those of one base need no second one.
 def read_tokenizer(text: str) -> tuple[tokenizers.Tokenizer, int | None]:
-    """Build the tokenizer that a `tokenizer.json` describes.
+    """Build the tokenizer that a `tokenizer.json` describes, and return it with its context length.
 
-    Returns:
-        The tokenizer, and the length under `truncation`, if any. It is shared, so nobody may change
-        it: it neither cuts nor pads, and special tokens in a sentence are ordinary text.
-
-    Raises:
-        IntegrityError: It is not JSON, or holds what is not in the table.
+    It is shared and must not be changed: it neither cuts nor pads, and special tokens in a sentence
+    are ordinary text.
     """
     with _no_collection():
         try:
             content = parse_json(text, "tokenizer.json")
         except InputError as error:
-            raise IntegrityError(str(error)) from error
+            raise IntegrityError(str(error), code=error.code) from error
         _require(isinstance(content, dict) and content.keys() <= _KEYS, "the keys", content)
         model = _model(content.get("model"))
     vocabulary: dict[str, int] = content["model"]["vocab"]
@@ -129,6 +113,7 @@ def read_tokenizer(text: str) -> tuple[tokenizers.Tokenizer, int | None]:
         known = known and token.get("id") == vocabulary.get(token["content"])
         _require(known, "added_tokens, which the vocabulary must have", token)
     _require(content.get("padding") is None, "padding", content.get("padding"))
+    context_length = _truncation(content.get("truncation"))
     parts = {
         "normalizer": _sequence(content, "normalizer", "normalizers", _NORMALIZERS),
         "pre_tokenizer": _sequence(content, "pre_tokenizer", "pretokenizers", _PRE_TOKENIZERS),
@@ -145,11 +130,10 @@ def read_tokenizer(text: str) -> tuple[tokenizers.Tokenizer, int | None]:
         ) from error
     tokenizer.model = model
     tokenizer.encode_special_tokens = True
-    return tokenizer, _truncation(content.get("truncation"))
+    return tokenizer, context_length
 
 
 def _model(content: Any) -> models.Model:
-    """Build the model: BPE, or one token for each word."""
     kind = content.get("type") if isinstance(content, dict) else None
     _require(kind in ("BPE", "WordLevel"), "model, BPE or WordLevel,", kind)
     vocabulary, unknown = content.get("vocab"), content.get("unk_token")
@@ -177,21 +161,16 @@ def _model(content: Any) -> models.Model:
         _require(isinstance(merges, list), "model.merges, a list,", merges)
         # Before tokenizers 0.20 a pair was one string.
         pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
-        options = {
-            "unk_token": unknown,
-            **{
-                name: content.get(name)
-                for name in ("end_of_word_suffix", "fuse_unk", "byte_fallback")
-            },
-        }
-        given = {name: value for name, value in options.items() if value}
+        options = ("unk_token", "end_of_word_suffix", "fuse_unk", "byte_fallback")
+        given = {name: content[name] for name in options if content.get(name)}
         return models.BPE(vocab=vocabulary, merges=pairs, **given)
     except IntegrityError:
         raise
     except Exception as error:  # The Rust side raises nothing narrower.
         raise IntegrityError(
             f"tokenizer.json: the model is not readable by tokenizers {tokenizers.__version__}: "
-            f"{one_line(error)}"
+            f"{one_line(error)}",
+            code="tokenizer_unreadable",
         ) from error
 
 
@@ -210,7 +189,8 @@ def _frame(content: Any, vocabulary: dict[str, int]) -> dict[str, Any]:
         raise IntegrityError(
             "tokenizer.json: the tokenizer must frame a sentence as SOT, tokens, EOT, or as "
             "tokens, EOT, by its post-processor, with tokens of the vocabulary: export the bundle "
-            "again"
+            "again",
+            code="frame_unfit",
         )
     single: list[Any] = [{"SpecialToken": {"id": name, "type_id": 0}} for name in tokens]
     single.insert(-1, {"Sequence": {"id": "A", "type_id": 0}})
@@ -238,7 +218,6 @@ def _sequence(
 
 
 def _truncation(content: Any) -> int | None:
-    """Return the context length that a file gives."""
     if content is None:
         return None
     length: Any = content.get("max_length") if isinstance(content, dict) else None
@@ -255,8 +234,11 @@ def _list(found: Any, key: str, most: int) -> list[Any]:
 def _require(holds: bool, what: str, found: Any) -> None:
     if not holds:
         raise IntegrityError(
-            f"tokenizer.json: expected {what} as exports write it, found {shown(found)}: export "
-            "the bundle again"
+            f"tokenizer.json: expected {what} as exports write it, found {safe_repr(found)}: "
+            "export "
+            "the bundle again",
+            code="tokenizer_unfit",
+            what=what,
         )
 
 
@@ -329,9 +311,6 @@ class Tokenizer:
             context_length: Longest sequence of ids, the two special ones included.
             sot_id: Id of the start token; read off the post-processor when not given.
             eot_id: Id of the end token; likewise.
-
-        Raises:
-            InputError: The tokenizer does not frame a sentence with these tokens.
         """
         # One that is shared is as it must be: another thread may encode with it at this moment.
         if tokenizer.truncation is not None:
@@ -368,19 +347,16 @@ class Tokenizer:
             path: The file.
             context_length: Longest sequence of ids; by default the one the file itself gives
                 under `truncation`, or else 77.
-
-        Raises:
-            InputError: The file cannot be read.
-            IntegrityError: It is not a tokenizer, or one that exports do not write; see
-                `upperson_rt.tokenizer`.
         """
         try:
             with open(check_path(path, "a tokenizer"), encoding="utf-8") as file:
                 text = file.read()
         except OSError as error:
-            raise InputError(f"cannot read tokenizer {os.fspath(path)}: {error}") from error
+            message = f"cannot read tokenizer {os.fspath(path)}: {error}"
+            raise InputError(message, code="tokenizer_unreadable") from error
         except UnicodeDecodeError as error:
-            raise IntegrityError(f"{os.fspath(path)} is no text in UTF-8: {error}") from error
+            message = f"{os.fspath(path)} is no text in UTF-8: {error}"
+            raise IntegrityError(message, code="no_utf8") from error
         return cls.from_json(text, context_length)
 
     @classmethod
@@ -398,21 +374,21 @@ class Tokenizer:
 
         Returns:
             The ids, int32 (N, L) with L at most `context_length`, and which sentences were cut.
-
-        Raises:
-            InputError: No sentence at all, an empty one, or one that is not valid Unicode.
         """
         sentences = check_list(texts, "sentences")
         if not sentences:
-            raise InputError("no sentence to encode")
+            raise InputError("no sentence to encode", code="no_sentence")
         cleaned = [_clean(text, index) for index, text in enumerate(sentences)]
         encodings = self._tokenizer.encode_batch(cleaned)
         sequences: list[list[int]] = [encoding.ids for encoding in encodings]
         for index, ids in enumerate(sequences):
             if len(ids) == self._frame:
                 raise InputError(
-                    f"sentence {index} has nothing that this model reads ({shown(texts[index])}): "
-                    "describe the person in a few words"
+                    f"sentence {index} has nothing that this model reads "
+                    f"({safe_repr(texts[index])}): "
+                    "describe the person in a few words",
+                    code="sentence_empty",
+                    index=index,
                 )
         truncated = [i for i, ids in enumerate(sequences) if len(ids) > self.context_length]
         for i in truncated:
@@ -450,6 +426,7 @@ def _clean(text: object, index: int) -> str:
     text = check_text(text, f"sentence {index}")
     cleaned = " ".join(html.unescape(html.unescape(text)).split())
     if not cleaned:
-        raise InputError(f"sentence {index} is empty: describe the person in a few words")
+        message = f"sentence {index} is empty: describe the person in a few words"
+        raise InputError(message, code="sentence_empty", index=index)
     # An entity such as &#xD800; may have become half a character.
     return check_text(cleaned, f"sentence {index}")

@@ -9,16 +9,6 @@ from numpy.typing import NDArray
 from upperson_rt.arguments import check_count
 from upperson_rt.errors import InputError, IntegrityError
 
-__all__ = [
-    "GRAPH_NAMES",
-    "SHORTEST_TEXT",
-    "TOWERS",
-    "Backend",
-    "Tower",
-    "batch_slices",
-    "run_tower",
-]
-
 Tower: TypeAlias = Literal["image", "text"]
 
 TOWERS: tuple[Tower, ...] = get_args(Tower)
@@ -53,33 +43,13 @@ class Backend(Protocol):
         """Most rows that run at once; None for any number. `run_tower` splits what is larger."""
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the graph.
-
-        Args:
-            inputs: Arrays by the input names of the graph, in its dtypes.
-
-        Returns:
-            Arrays by the output names of the graph; they belong to the caller.
-
-        Raises:
-            BackendError: The library refuses the inputs or fails.
-        """
+        """Run the graph on arrays by input name; return arrays by output name."""
 
 
 def run_tower(backend: Backend, tower: Tower, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Run one tower as it is, without a check of the result.
+    """Run one tower and return (N, D) float32, unchecked; more rows than `max_batch` go in pieces.
 
-    Args:
-        backend: The loaded tower. More rows than its `max_batch` go in several pieces.
-        tower: Which of the two it is.
-        inputs: uint8 [N, H, W, 3] for ``image``, int32 [N, L] for ``text``; N from 1.
-
-    Returns:
-        (N, D) float32.
-
-    Raises:
-        BackendError: The backend fails.
-        IntegrityError: The graph has no output of the expected name.
+    ``inputs`` are uint8 [N, H, W, 3] for ``image``, int32 [N, L] for ``text``; N from 1.
     """
     most = backend.max_batch
     if most is not None and len(inputs) > most:
@@ -92,16 +62,14 @@ def run_tower(backend: Backend, tower: Tower, inputs: NDArray[np.generic]) -> ND
     if output_name not in outputs:
         raise IntegrityError(
             f"the {tower} tower has no output '{output_name}', only {', '.join(outputs)}: "
-            "export the bundle again"
+            "export the bundle again",
+            code="output_missing",
+            tower=tower,
         )
     return outputs[output_name].astype(np.float32, copy=False)
 
 
 def batch_slices(total: int, batch_size: int) -> Iterator[slice]:
-    """Return the slices that cut ``total`` rows into batches.
-
-    Raises:
-        InputError: The batch size is below 1.
-    """
+    """Return the slices that cut ``total`` rows into batches."""
     batch_size = check_count(batch_size, "batch_size", InputError)
     return (slice(i, min(i + batch_size, total)) for i in range(0, total, batch_size))

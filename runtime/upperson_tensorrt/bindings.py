@@ -14,22 +14,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from upperson_rt.cuda_driver import probe_cuda_driver
 from upperson_rt.errors import BackendError
-from upperson_rt.jetson import ADVICE, jetson_line
-from upperson_rt.printable import one_line, shown
+from upperson_rt.nvidia import ADVICE, jetson_line, probe_cuda_driver
+from upperson_rt.printable import one_line, safe_repr
 from upperson_tensorrt.cuda import Cuda
-
-__all__ = [
-    "OLDEST_VERSION",
-    "TensorRtLog",
-    "device_index",
-    "import_tensorrt",
-    "install_hint",
-    "open_gpu",
-    "start_problem",
-    "trt_log",
-]
 
 OLDEST_VERSION = (10, 3)
 """JetPack 6 has this one."""
@@ -38,34 +26,35 @@ _START_SECONDS = 60
 
 
 def import_tensorrt() -> ModuleType:
-    """Import the bindings. Safe without a driver, as long as nothing of them is then used.
-
-    Raises:
-        BackendError: They are not installed, do not load, are older than 10.3, or are for a CUDA
-            that the driver does not have yet.
-    """
+    """Import the bindings. Safe without a driver, as long as nothing of them is then used."""
     try:
         import tensorrt
     except ModuleNotFoundError as error:
         if error.name != "tensorrt":
             raise BackendError(
-                f"the tensorrt package is incomplete ({error}): {install_hint()}"
+                f"the tensorrt package is incomplete ({error}): {install_hint()}",
+                code="tensorrt_incomplete",
             ) from error
-        raise BackendError(f"TensorRT is not installed: {install_hint()}") from error
+        message = f"TensorRT is not installed: {install_hint()}"
+        raise BackendError(message, code="tensorrt_missing") from error
     except (ImportError, OSError) as error:  # The bindings are there, the library is not.
         problem = one_line(error)
         raise BackendError(
-            f"TensorRT is installed but does not load ({problem}): {install_hint()}"
+            f"TensorRT is installed but does not load ({problem}): {install_hint()}",
+            code="tensorrt_not_loaded",
         ) from error
     version = getattr(tensorrt, "__version__", None)
     if version is None:  # A folder of that name, or what an uninstall left behind.
-        raise BackendError(f"the package 'tensorrt' found here is not TensorRT's: {install_hint()}")
+        message = f"the package 'tensorrt' found here is not TensorRT's: {install_hint()}"
+        raise BackendError(message, code="tensorrt_incomplete")
     numbers = version.split(".")
     if tuple(int(n) if n.isdigit() else 0 for n in numbers[:2]) < OLDEST_VERSION:
         oldest = ".".join(map(str, OLDEST_VERSION))
         raise BackendError(
             f"TensorRT {version} is too old, {oldest} or later is needed (JetPack 6.1 has it): "
-            f"{install_hint()}"
+            f"{install_hint()}",
+            code="tensorrt_too_old",
+            version=version,
         )
     _require_cuda(version)
     module: ModuleType = tensorrt
@@ -85,28 +74,27 @@ def install_hint() -> str:
 
 
 def _driver_cuda() -> int | None:
-    """Return the major version of CUDA up to which the driver goes; None without a driver."""
     version = probe_cuda_driver().version
     return None if version is None else int(version.partition(".")[0])
 
 
 def _require_cuda(version: str) -> None:
-    """Refuse a TensorRT for a CUDA that is newer than the driver; the other way round it runs.
-
-    JetPack's own does not say what it is for: it belongs to the driver.
-    """
+    """Refuse a TensorRT for a newer CUDA than the driver's; JetPack's own belongs to the driver."""
     cuda = _driver_cuda()
     found = [n for n in (12, 13) if _is_installed(f"tensorrt-cu{n}-bindings")]
     if len(found) > 1:
         raise BackendError(
             "TensorRT is installed for CUDA 12 and for CUDA 13, one over the other: "
-            "pip uninstall both (pip list | grep tensorrt), then " + install_hint()
+            "pip uninstall both (pip list | grep tensorrt), then " + install_hint(),
+            code="tensorrt_twice",
         )
     if cuda is not None and found and found[0] > cuda:
         raise BackendError(
             f"TensorRT {version} here is for CUDA {found[0]}, but the driver only goes up to CUDA "
             f"{probe_cuda_driver().version}: update the driver, or uninstall it (pip list | grep "
-            f"tensorrt) and {install_hint()}"
+            f"tensorrt) and {install_hint()}",
+            code="tensorrt_too_new",
+            cuda=cuda,
         )
 
 
@@ -153,38 +141,32 @@ def _start() -> None:
 
 
 def device_index(device: str) -> int:
-    """Return N of the device ``cuda:N``, 0 for ``cuda``.
-
-    Raises:
-        BackendError: Anything else.
-    """
+    """Return N of the device ``cuda:N``, 0 for ``cuda``."""
     kind, colon, index = device.partition(":")
     if kind != "cuda" or (colon and not index.isdigit()):
         raise BackendError(
-            f"the backend 'tensorrt' has no device {shown(device)}: say  --device cuda  or cuda:N"
+            f"the backend 'tensorrt' has no device {safe_repr(device)}: say  --device cuda  or "
+            "cuda:N",
+            code="device_unknown",
+            device=device,
         )
     return int(index or 0)
 
 
 def open_gpu(device: str) -> Cuda:
-    """Open the GPU ``cuda`` or ``cuda:N``, before TensorRT can crash for want of a driver.
-
-    Raises:
-        BackendError: There is no such device, or no working driver.
-    """
+    """Open the GPU ``cuda`` or ``cuda:N``, before TensorRT can crash for want of a driver."""
     return Cuda(device_index(device))
 
 
 class TensorRtLog:
     """Where TensorRT reports: `logger` and `recorder` are what its objects are given.
 
-    Its own logger writes to stdout and drops what is below its level before Python sees it, so it
-    is told to stay silent. Reasons of failures come through the recorder, which gets errors only:
-    a logger written in Python would get every line of a build, hundreds of thousands.
+    Its own logger writes to stdout, so it stays silent; a Python logger would get hundreds of
+    thousands of lines of a build. Reasons of failures come through the recorder, which gets errors
+    only.
     """
 
     def __init__(self, trt: ModuleType, layers: bool) -> None:
-        """Use `trt_log`."""
         self._messages: deque[str] = deque(maxlen=20)
         self.layers = ""
         """The latest table of an engine's layers, a line each; with ``layers`` alone."""
@@ -203,13 +185,7 @@ class TensorRtLog:
 
 @functools.cache
 def trt_log(trt: ModuleType, layers: bool = False) -> TensorRtLog:
-    """Return the process's one log of a module: TensorRT keeps the first logger that it gets.
-
-    Args:
-        trt: The bindings.
-        layers: Read the table of layers from the log of a build. TensorRT for RTX tells it nowhere
-            else, without a GPU to load the engine on.
-    """
+    """Return the process's one log of a module: TensorRT keeps the first logger that it gets."""
     return TensorRtLog(trt, layers)
 
 

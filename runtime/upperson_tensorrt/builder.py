@@ -18,24 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.agreement import require_agreement
-from upperson_rt.canaries import Canaries
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
+from upperson_rt.golden_samples import GoldenSamples
 from upperson_rt.manifest import Manifest
 from upperson_rt.strict import Positive
 from upperson_rt.tokenizer import token_lengths
 from upperson_rt.towers import SHORTEST_TEXT, Tower
 from upperson_tensorrt.bindings import TensorRtLog, trt_log
-
-__all__ = [
-    "DEFAULT_WORKSPACE_MIB",
-    "BuildProgress",
-    "BuiltEngine",
-    "Comparison",
-    "InputProfile",
-    "build_engine",
-    "compare_engine",
-    "tower_profile",
-]
 
 DEFAULT_WORKSPACE_MIB = 1024
 
@@ -65,18 +54,10 @@ class InputProfile:
 
 
 def tower_profile(tower: Tower, manifest: Manifest, max_batch: int) -> InputProfile:
-    """Return the profile of a tower: any batch up to the largest, texts of any length.
-
-    Args:
-        tower: ``image``: uint8 [N, H, W, 3]; ``text``: int32 [N, L].
-        manifest: Gives H, W and the longest L.
-        max_batch: Largest N that runs in one go; larger inputs are split.
-
-    Raises:
-        UsageError: The batch is below 1.
-    """
+    """Return the profile of a tower: any batch up to the largest, texts of any length."""
     if max_batch < 1:
-        raise UsageError(f"max_batch must be at least 1, got {max_batch}")
+        message = f"max_batch must be at least 1, got {max_batch}"
+        raise UsageError(message, code="out_of_range", what="max_batch")
     typical = min(_TYPICAL_BATCH, max_batch)
     if tower == "image":
         size = (manifest.image.height_px, manifest.image.width_px, 3)
@@ -117,20 +98,9 @@ def build_engine(
 ) -> BuiltEngine:
     """Build the engine of one tower. Ctrl-C and SIGTERM cancel it at its next step.
 
-    Args:
-        trt: The bindings: `tensorrt`, or `tensorrt_rtx` with ``targets``.
-        onnx_file: The tower.
-        profile: Its input and the shapes it must take.
-        workspace_bytes: Largest scratch memory of one layer.
-        timing_cache: Measured kernels of earlier builds, ``b""`` to begin; None for no cache.
-        targets: Compute capabilities such as ``SM86`` to build for without a GPU; only TensorRT
-            for RTX can.
-        progress: Told about each step.
-
-    Raises:
-        BackendError: TensorRT does not start, cannot parse the graph, or cannot build it.
-        IntegrityError: The graph is not a tower: its input or output has another name.
-        KeyboardInterrupt: Ctrl-C, or what the program's handlers raise.
+    ``trt`` is `tensorrt`, or `tensorrt_rtx` with ``targets``: compute capabilities such as ``SM86``
+    to build for without a GPU. ``timing_cache`` has the measured kernels of earlier builds, ``b""``
+    to begin; None for no cache.
     """
     log = trt_log(trt, layers=bool(targets))
     log.take_errors()
@@ -140,7 +110,8 @@ def build_engine(
     try:
         builder = trt.Builder(log.logger)
     except (TypeError, RuntimeError) as error:  # How pybind11 reports a null pointer.
-        raise BackendError(f"{about} does not start;  upperson-rt doctor  says why") from error
+        message = f"{about} does not start;  upperson-rt doctor  says why"
+        raise BackendError(message, code="tensorrt_not_started") from error
     network = _parse(trt, builder, log, onnx_file, profile, about)
     # Not earlier: a parser of a network that has a recorder crashes when it goes.
     builder.error_recorder = log.recorder
@@ -165,7 +136,8 @@ def build_engine(
     if plan is None:
         raise BackendError(
             f"{about} cannot build {os.fspath(onnx_file)}: {log.take_errors()}. If memory ran out, "
-            f"use a smaller --max-batch or --workspace-mib; else {_ADVICE}"
+            f"use a smaller --max-batch or --workspace-mib; else {_ADVICE}",
+            code="engine_not_built",
         )
     grown = None if timing_cache is None else bytes(config.get_timing_cache().serialize())
     seconds = time.perf_counter() - start
@@ -188,7 +160,9 @@ def _parse(
         errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
         raise BackendError(
             f"{about} cannot parse {os.fspath(onnx_file)}: "
-            f"{'; '.join(errors) or log.take_errors()}; {_ADVICE}"
+            f"{'; '.join(errors) or log.take_errors()}; {_ADVICE}",
+            code="graph_not_parsed",
+            path=os.fspath(onnx_file),
         )
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     shapes = {tensor.name: tuple(tensor.shape) for tensor in inputs}
@@ -206,7 +180,8 @@ def _parse(
         raise IntegrityError(
             f"{os.fspath(onnx_file)} is not the tower it should be: expected one input "
             f"'{profile.name}' {wanted} and one output, found inputs {shapes} and "
-            f"{network.num_outputs} outputs; {_ADVICE}"
+            f"{network.num_outputs} outputs; {_ADVICE}",
+            code="no_tower",
         )
     return network
 
@@ -227,7 +202,8 @@ def _add_profile(builder: Any, config: Any, profile: InputProfile, about: str) -
     if refused:
         raise BackendError(
             f"{about} refuses the shapes {profile.min} to {profile.max} (typical {profile.opt}) "
-            f"for the input '{profile.name}': use another --max-batch"
+            f"for the input '{profile.name}': use another --max-batch",
+            code="shapes_refused",
         )
 
 
@@ -269,10 +245,7 @@ def _new_monitor(trt: ModuleType, progress: BuildProgress | None, received: list
 
 @contextmanager
 def _signals_wait() -> Iterator[list[int]]:
-    """Give a list of signals that end a build: an exception must not pass through TensorRT's C++.
-
-    Ctrl-C is one of them, and SIGTERM where the program handles it.
-    """
+    """Give a list of signals (Ctrl-C, a handled SIGTERM) that end a build: none may unwind C++."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received  # Signals never arrive here.
@@ -325,28 +298,15 @@ def compare_engine(
     tower: Tower,
     engine: Run,
     reference: Run,
-    canaries: Canaries,
+    golden: GoldenSamples,
     profile: InputProfile,
     min_cosine: float,
     subject: str,
 ) -> list[Comparison]:
-    """Compare at batch 1, 2, 7 and the largest; texts short, typical, long, and of mixed length.
-
-    Args:
-        tower: Which of the two.
-        engine: Runs the engine.
-        reference: Runs ONNX Runtime on the file the engine was built from.
-        canaries: Inputs to start from; more are made from them.
-        profile: What the engine was built for.
-        min_cosine: Lowest cosine that counts as the same.
-        subject: What is being compared, for messages.
-
-    Raises:
-        IntegrityError: An embedding differs, has another shape or is not finite.
-    """
+    """Compare at batch 1, 2, 7 and the largest; texts short, typical, long, and of mixed length."""
     count = min(profile.max[0], _MOST_INPUTS)
     found = []
-    for name, inputs in _inputs(tower, canaries, profile, count):
+    for name, inputs in _inputs(tower, golden, profile, count):
         expected = reference(inputs)
         for batch_size in sorted({1, 2, 7, profile.max[0]}):
             if batch_size > profile.max[0]:
@@ -354,16 +314,17 @@ def compare_engine(
             # Rows change places from batch to batch: one that is right only in its place shows.
             rows = (np.arange(batch_size) + batch_size) % count
             where = f"{subject}, {tower} tower at batch {batch_size} ({name})"
-            errors = _compare(engine(inputs[rows]), expected[rows], min_cosine, where)
+            fields = {"tower": tower, "batch_size": batch_size}
+            errors = _compare(engine(inputs[rows]), expected[rows], min_cosine, where, **fields)
             found.append(Comparison(batch_size, name, *errors))
     return found
 
 
 def _inputs(
-    tower: Tower, canaries: Canaries, profile: InputProfile, count: int
+    tower: Tower, golden: GoldenSamples, profile: InputProfile, count: int
 ) -> Iterator[tuple[str, NDArray[Any]]]:
     if tower == "image":
-        images = canaries.images
+        images = golden.images
         step = max(1, images.shape[2] // 5)
         shifted = [
             np.roll(images[i % len(images)], i // len(images) * step, axis=1) for i in range(count)
@@ -372,17 +333,17 @@ def _inputs(
         return
     longest = profile.max[1]
     for length in sorted({min(4, longest), profile.opt[1], longest}):
-        yield f"{length} tokens", _texts(canaries.input_ids, [length] * count, length)
+        yield f"{length} tokens", _texts(golden.input_ids, [length] * count, length)
     shortest = min(3, longest)
     lengths = np.linspace(shortest, longest, count).round().astype(int).tolist()
-    yield f"{shortest} to {longest} tokens", _texts(canaries.input_ids, lengths, longest)
+    yield f"{shortest} to {longest} tokens", _texts(golden.input_ids, lengths, longest)
 
 
-def _texts(canary_ids: NDArray[np.int32], lengths: list[int], padded: int) -> NDArray[np.int32]:
-    """Make (N, padded) token ids: texts of the lengths given, from the words of the canaries."""
+def _texts(golden_ids: NDArray[np.int32], lengths: list[int], padded: int) -> NDArray[np.int32]:
+    """Make (N, padded) token ids: texts of these lengths, from the words of the golden samples."""
     ids = np.zeros((len(lengths), padded), np.int32)
     for row, length in enumerate(lengths):
-        source = canary_ids[row % len(canary_ids)]
+        source = golden_ids[row % len(golden_ids)]
         source = source[: token_lengths(source[None])[0]]
         start, words, end = source[:1], source[1:-1], source[-1:]
         words = np.roll(np.resize(words if len(words) else start, length - 2), row)
@@ -396,12 +357,14 @@ def _compare(
     expected: NDArray[np.float32],
     min_cosine: float,
     where: str,
+    **fields: object,
 ) -> tuple[float, float]:
-    """Return the lowest cosine and the largest difference."""
     if found.shape != expected.shape:
         raise IntegrityError(
             f"{where}: TensorRT gives embeddings of shape {found.shape}, ONNX Runtime "
-            f"{expected.shape}; nothing was written"
+            f"{expected.shape}; nothing was written",
+            code="shape_differs",
+            **fields,
         )
     advice = (
         "nothing was written. This TensorRT computes the graph wrongly on this GPU: update "
@@ -415,5 +378,6 @@ def _compare(
         row="row",
         reference="ONNX Runtime's embedding",
         advice=advice,
+        **fields,
     )
     return agreement.min_cosine, agreement.max_error

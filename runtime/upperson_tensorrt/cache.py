@@ -20,13 +20,16 @@ from pathlib import Path
 from types import ModuleType
 
 from upperson_rt.errors import BackendError, InputError, IntegrityError
-from upperson_rt.files import cache_folder, make_folder, remove_unfinished, write_atomically
-from upperson_rt.locks import lock_or_wait
+from upperson_rt.files import (
+    cache_folder,
+    lock_or_wait,
+    make_folder,
+    remove_unfinished,
+    write_atomically,
+)
 from upperson_rt.strict import Count, Positive, read_fields, read_json, require_version
 from upperson_tensorrt.builder import Comparison, InputProfile
 from upperson_tensorrt.cuda import Cuda
-
-__all__ = ["EngineCache", "EngineRecord", "Target"]
 
 _SCHEMA_VERSION = 2
 _HASH_DIGITS = 16
@@ -132,20 +135,15 @@ class EngineCache:
 
     @contextmanager
     def lock(self, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Let one process at a time build: builds side by side spoil each other's timings.
-
-        Args:
-            on_wait: Called if another process is building.
-
-        Raises:
-            InputError: The folder cannot be written to.
-        """
+        """Let one process at a time build: builds side by side spoil each other's timings."""
         try:
             make_folder(self.folder, 0o700)
             handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise InputError(
-                f"cannot write to {self.folder}: {error.strerror}; choose another --cache"
+                f"cannot write to {self.folder}: {error.strerror}; choose another --cache",
+                code="cannot_write",
+                path=str(self.folder),
             ) from error
         try:
             lock_or_wait(handle, on_wait)
@@ -155,10 +153,7 @@ class EngineCache:
             os.close(handle)  # And with it the lock.
 
     def records(self) -> tuple[list[EngineRecord], list[str]]:
-        """Return what is there, the latest first, and what is wrong with files that are no record.
-
-        Engines without a record are left out: nothing is known about them.
-        """
+        """Return the records, latest first, and what is wrong with files that are none."""
         found, problems = [], []
         for path in sorted(self.folder.glob("*.engine.json")):
             result = _record_or_problem(path)
@@ -169,11 +164,7 @@ class EngineCache:
         return sorted(found, key=lambda record: record.built, reverse=True), problems
 
     def find(self, onnx_file: Path, onnx_sha256: str, target: Target) -> EngineRecord:
-        """Return the record of the latest engine of an ONNX file for a target.
-
-        Raises:
-            BackendError: There is none; the message says what there is.
-        """
+        """Return the record of the latest engine of an ONNX file for a target."""
         records, problems = self.records()
         of_file = [record for record in records if record.onnx_sha256 == onnx_sha256]
         for record in of_file:
@@ -189,35 +180,32 @@ class EngineCache:
             f"no engine for {onnx_file} with {target} in {self.folder} ({found}"
             f"{''.join(f'; {problem}' for problem in problems)}): run  upperson-rt compile "
             f"{onnx_file.parent}  with the --variant to run (and the same --cache or "
-            "$UPPERSON_CACHE), or choose another --backend"
+            "$UPPERSON_CACHE), or choose another --backend",
+            code="no_engine",
+            found=found,
         )
 
     def load(self, record: EngineRecord) -> bytes:
-        """Return the engine of a record.
-
-        Raises:
-            IntegrityError: It is missing or is not what was written.
-        """
+        """Return the engine of a record."""
         path = self.folder / record.name
         advice = "build it again with  upperson-rt compile"
         try:
             plan = path.read_bytes()
         except OSError as error:
-            raise IntegrityError(f"cannot read {path}: {error.strerror}; {advice}") from error
+            message = f"cannot read {path}: {error.strerror}; {advice}"
+            raise IntegrityError(message, code="file_missing", path=str(path)) from error
         sha256 = hashlib.sha256(plan).hexdigest()
         if sha256 != record.sha256:
             raise IntegrityError(
                 f"{path} has sha256 {sha256}, expected {record.sha256}: the file was changed or "
-                f"damaged; {advice}"
+                f"damaged; {advice}",
+                code="checksum_differs",
+                path=str(path),
             )
         return plan
 
     def save(self, record: EngineRecord, plan: bytes) -> Path:
-        """Write an engine and its record, and return the path of the engine.
-
-        Raises:
-            InputError: The folder cannot be written to.
-        """
+        """Write an engine and its record, and return the path of the engine."""
         path = self.folder / record.name
         write_atomically(path, plan)
         write_atomically(self.folder / record.json_name, record.to_json())
@@ -249,11 +237,6 @@ def _record_or_problem(path: Path) -> EngineRecord | str:
 
 
 def _read_record(path: Path) -> EngineRecord:
-    """Read a JSON file strictly.
-
-    Raises:
-        InputError: It is not the record of the engine beside it.
-    """
     where, content = os.fspath(path), read_json(path)
     require_version(content, where, (_SCHEMA_VERSION,), "compile again")
     fields = {key: content[key] for key in content if key not in ("schema_version", "engine")}

@@ -1,35 +1,29 @@
 """`upperson-rt compile`."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from upperson_rt.cli.options import Debug, Json, TrustOption, default_bundle
+from upperson_rt.cli.groups import OptionGroup, grouped
+from upperson_rt.cli.options import Output, TrustOption, default_bundle
 from upperson_rt.cli.output import new_progress, new_table, print_json, print_note, print_table
 
-__all__ = ["compile_engines"]
 
+@dataclass(frozen=True)
+class Build(OptionGroup, panel="Engines"):
+    """What is built, and where it is kept."""
 
-def compile_engines(
-    bundle: Annotated[
-        Path,
-        typer.Argument(
-            metavar="BUNDLE", envvar="UPPERSON_BUNDLE", help="Folder of the exported model."
-        ),
-    ] = default_bundle,
-    trust: TrustOption = None,
     variant: Annotated[
         str, typer.Option("--variant", help="Precision to build: fp16, int8-fp16, fp32 or int8.")
-    ] = "fp16",
+    ] = "fp16"
     max_batch: Annotated[
-        int,
-        typer.Option("--max-batch", min=1, help="Largest batch; larger inputs are split."),
-    ] = 32,
+        int, typer.Option("--max-batch", min=1, help="Largest batch; larger inputs are split.")
+    ] = 32
     workspace_mib: Annotated[
         int, typer.Option("--workspace-mib", min=1, help="Largest scratch memory of a layer.")
-    ] = 1024,
+    ] = 1024
     cache: Annotated[
         Path | None,
         typer.Option(
@@ -38,10 +32,21 @@ def compile_engines(
             help="Folder for engines.",
             show_default="~/.cache/upperson",
         ),
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="cuda or cuda:N.")] = "cuda",
-    as_json: Json = False,
-    debug: Debug = False,
+    ] = None
+    device: Annotated[str, typer.Option("--device", help="cuda or cuda:N.")] = "cuda"
+
+
+@grouped
+def compile_engines(
+    build: Build,
+    output: Output,
+    bundle: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BUNDLE", envvar="UPPERSON_BUNDLE", help="Folder of the exported model."
+        ),
+    ] = default_bundle,
+    trust: TrustOption = None,
 ) -> None:
     """Build TensorRT engines for the GPU of this machine, and compare them with ONNX Runtime.
 
@@ -56,23 +61,23 @@ def compile_engines(
         task = bar.add_task("starting", total=None)
         compiled = compile_bundle(
             bundle,
-            variant,
-            device,
+            build.variant,
+            build.device,
             trust=trust,
-            max_batch=max_batch,
-            workspace_mib=workspace_mib,
-            cache=cache,
+            max_batch=build.max_batch,
+            workspace_mib=build.workspace_mib,
+            cache=build.cache,
             note=print_note,
             progress=lambda phase, step, steps: bar.update(
                 task, description=phase, completed=step, total=steps
             ),
         )
-    if as_json:
+    if output.as_json:
         print_json(
             {
                 "bundle": str(bundle),
                 "variant": compiled.variant,
-                "device": device,
+                "device": build.device,
                 "target": asdict(compiled.target),
                 "towers": [
                     {
@@ -103,6 +108,6 @@ def compile_engines(
         )
     print_table(table)
     print_note(
-        f"run it with  --backend tensorrt --device {device} --variant {compiled.variant}"
-        + ("" if cache is None else f"  and  UPPERSON_CACHE={cache}")
+        f"run it with  --backend tensorrt --device {build.device} --variant {compiled.variant}"
+        + ("" if build.cache is None else f"  and  UPPERSON_CACHE={build.cache}")
     )

@@ -28,8 +28,6 @@ from upperson_tensorrt.cache import EngineCache, EngineRecord, Target
 from upperson_tensorrt.cuda import Cuda
 from upperson_tensorrt.session import EngineSession
 
-__all__ = ["CompiledBundle", "CompiledTower", "compile_bundle"]
-
 
 @dataclass(frozen=True)
 class CompiledTower:
@@ -91,13 +89,16 @@ def compile_bundle(
         KeyboardInterrupt: Ctrl-C; the build was cancelled.
     """
     if workspace_mib < 1:
-        raise UsageError(f"workspace_mib must be at least 1, got {workspace_mib}")
+        message = f"workspace_mib must be at least 1, got {workspace_mib}"
+        raise UsageError(message, code="out_of_range", what="workspace_mib")
     manifest = read_manifest(bundle, trust)
     if variant not in manifest.variants:
         raise UsageError(
             f"bundle {bundle} has no variant '{variant}', only {', '.join(manifest.variants)}: "
             "choose one of them with --variant, or export the bundle again with  --trt  for "
-            "those that suit TensorRT best, fp16 and int8-fp16"
+            "those that suit TensorRT best, fp16 and int8-fp16",
+            code="variant_unknown",
+            variant=variant,
         )
     profiles: dict[Tower, InputProfile] = {
         "image": tower_profile("image", manifest, max_batch),
@@ -105,8 +106,8 @@ def compile_bundle(
     }
     cuda = open_gpu(device)
     trt = import_tensorrt()
-    # The reference: it checks hashes and canaries, and that ONNX Runtime is there, before minutes
-    # go into building.
+    # The reference: it checks hashes, golden samples and that ONNX Runtime is there before the
+    # minutes of a build.
     opened = Bundle.open(bundle, variant, "onnxruntime", "cpu", trust=trust)
     opened.check_files()
     store, target = EngineCache(cache), Target.here(trt, cuda)
@@ -165,7 +166,7 @@ def _compile_tower(
         tower,
         lambda rows: session.run(rows).astype(np.float32, copy=False),
         lambda rows: _run_reference(reference, tower, rows),
-        opened.canaries,
+        opened.golden,
         profile,
         opened.entry.canary_min_cosine,
         f"variant {opened.variant} with TensorRT {trt.__version__}",

@@ -16,16 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.cuda_driver import bound_library, probe_cuda_driver
 from upperson_rt.errors import BackendError
-
-__all__ = [
-    "CONSTANTS",
-    "Cuda",
-    "Gpu",
-    "StagedBuffer",
-]
-
+from upperson_rt.nvidia import bound_library, probe_cuda_driver
 
 CONSTANTS = {
     "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR": 75,
@@ -71,23 +63,18 @@ class Cuda:
     """One GPU. Methods may be called from any thread; they make the device current themselves."""
 
     def __init__(self, index: int = 0) -> None:
-        """Start the driver and take the primary context, which stays until the process ends.
-
-        Args:
-            index: Number of the GPU, as the driver counts.
-
-        Raises:
-            BackendError: No driver, a driver that is too old, or no such GPU.
-        """
+        """Start the driver and take the primary context, which stays until the process ends."""
         driver = probe_cuda_driver()
         if driver.version is None:
             raise BackendError(
                 f"TensorRT needs an NVIDIA GPU, but {driver.problem}: install the driver, or run "
-                "the container with --gpus all"
+                "the container with --gpus all",
+                code="no_driver",
             )
         if index >= len(driver.devices):
             found = ", ".join(f"cuda:{i} {name}" for i, name in enumerate(driver.devices)) or "none"
-            raise BackendError(f"device 'cuda:{index}' is not there; GPUs found: {found}")
+            message = f"device 'cuda:{index}' is not there; GPUs found: {found}"
+            raise BackendError(message, code="device_missing", device=f"cuda:{index}")
         self._library = bound_library()
         device = c_int()
         self._call("cuDeviceGet", byref(device), index)
@@ -121,12 +108,9 @@ class Cuda:
             self._call("cuCtxPopCurrent_v2", byref(c_handle()))
 
     def staged_buffer(self, nbytes: int) -> StagedBuffer:
-        """Allocate page-locked host memory and device memory, at least 1 byte of each.
+        """Allocate page-locked host and device memory, at least 1 byte.
 
-        An integrated GPU reads and writes the host's memory itself, without a copy.
-
-        Raises:
-            BackendError: The memory is not there.
+        An integrated GPU shares one.
         """
         nbytes, mapped = max(nbytes, 1), self.gpu.integrated
         host, device = c_handle(), c_uint64()
@@ -172,11 +156,7 @@ class Cuda:
             self._call("cuStreamSynchronize", stream)
 
     def capture(self, stream: int, work: Callable[[], None]) -> int:
-        """Record what ``work`` queues on a stream, without running it, as a graph to `launch`.
-
-        Raises:
-            BackendError: Something in it cannot be captured.
-        """
+        """Record what ``work`` queues on a stream, without running it, as a graph to `launch`."""
         graph, executable = c_handle(), c_handle()
         # What other threads do with CUDA meanwhile is not our business.
         mode = CONSTANTS["CU_STREAM_CAPTURE_MODE_THREAD_LOCAL"]
@@ -234,4 +214,5 @@ class Cuda:
                 if error == "CUDA_ERROR_OUT_OF_MEMORY"
                 else ": see  upperson-rt doctor"
             )
-            raise BackendError(f"CUDA's {function} failed with {error} ({detail}){advice}")
+            message = f"CUDA's {function} failed with {error} ({detail}){advice}"
+            raise BackendError(message, code="cuda_failed", function=function, status=error)

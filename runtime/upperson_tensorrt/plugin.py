@@ -1,23 +1,20 @@
 """TensorRT as a backend of the runtime; see `upperson_rt.backends.BackendPlugin`."""
 
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from upperson_rt.cuda_driver import probe_cuda_driver
-from upperson_rt.errors import BackendError
-from upperson_rt.installed import OPTIONAL, Check, fail_from_error, failed
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from upperson_tensorrt.backend import TensorRtBackend
-
-__all__ = ["checks", "open", "require_device"]
+from upperson_rt.errors import BackendError, UsageError
+from upperson_rt.installed import OPTIONAL, Check, fail_from_error, failed, ok, warning
+from upperson_rt.nvidia import probe_cuda_driver
 
 
 def open(path: str | os.PathLike[str], device: str, threads: int | None) -> "TensorRtBackend":
     """Load the engine of an ONNX file; ``threads`` has no effect."""
-    from upperson_tensorrt.backend import TensorRtBackend
-
     return TensorRtBackend(path, device)
 
 
@@ -31,7 +28,7 @@ def require_device(device: str) -> None:
 def checks() -> list[Check]:
     """Return a row for ``upperson-rt doctor``."""
     if find_spec("tensorrt") is None:
-        return [Check("tensorrt", "ok", OPTIONAL)]
+        return [ok("tensorrt", OPTIONAL)]
     return [_check()]
 
 
@@ -48,13 +45,8 @@ def _check() -> Check:
     driver = probe_cuda_driver()
     if not driver.devices:
         reason = driver.problem or "the driver finds no GPU"
-        return Check(
-            "tensorrt",
-            "warn",
-            f"{version}, which cannot run here: {reason}",
-            "install the driver, or run the container with --gpus all",
-            facts=facts,
-        )
+        fix = "install the driver, or run the container with --gpus all"
+        return warning("tensorrt", f"{version}, which cannot run here: {reason}", fix, **facts)
     cache = EngineCache()
     records, problems = cache.records()
     usable = [record for record in records if record.target.tensorrt == version]
@@ -68,7 +60,62 @@ def _check() -> Check:
         found += f", {len(records) - len(usable)} for another"
     facts |= {"engines": len(usable), "cache": str(cache.folder)}
     if problems:
-        broken = f"{found}; {'; '.join(problems)}"
-        return Check("tensorrt", "warn", broken, "compile again", facts=facts)
+        return warning("tensorrt", f"{found}; {'; '.join(problems)}", "compile again", **facts)
     advice = "" if usable else "upperson-rt compile BUNDLE  builds them"
     return Check("tensorrt", "ok", found, advice, facts=facts)
+
+
+class TensorRtBackend:
+    """The latest engine in the cache that fits the ONNX file, this GPU and this TensorRT."""
+
+    name = "tensorrt"
+    max_batch: int | None = None
+    """Larger batches than the engine's go through it in pieces that overlap."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        device: str = "cuda",
+        cache: Path | None = None,
+        cuda_graphs: bool | None = None,
+    ) -> None:
+        """Find the engine, check its hash and load it."""
+        from upperson_rt.files import sha256_of_file
+        from upperson_tensorrt.bindings import device_index, import_tensorrt, open_gpu
+        from upperson_tensorrt.cache import EngineCache, Target
+        from upperson_tensorrt.session import EngineSession
+
+        if cuda_graphs is None:
+            cuda_graphs = _cuda_graphs_wanted()
+        self.device = f"cuda:{device_index(device)}"
+        cuda = open_gpu(device)  # First: TensorRT can crash the process without a driver.
+        trt = import_tensorrt()
+        self.version: str = trt.__version__
+        store, target = EngineCache(cache), Target.here(trt, cuda)
+        try:
+            onnx_sha256 = sha256_of_file(path)
+        except OSError as error:
+            message = f"cannot load {os.fspath(path)}: {error.strerror}"
+            raise BackendError(message, code="graph_not_loaded", path=os.fspath(path)) from error
+        self.record = store.find(Path(path), onnx_sha256, target)
+        """What is known about the engine."""
+        self._session = EngineSession(trt, cuda, store.load(self.record), cuda_graphs)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the engine; see `Backend.run`. Batches may be of any size."""
+        expected = self._session.input_name
+        if list(inputs) != [expected]:
+            raise BackendError(
+                f"TensorRT failed: the engine's one input is '{expected}', found "
+                f"{', '.join(inputs) or 'none'}",
+                code="run_failed",
+            )
+        return {self._session.output_name: self._session.run(inputs[expected])}
+
+
+def _cuda_graphs_wanted() -> bool:
+    said = os.environ.get("UPPERSON_CUDA_GRAPHS", "0")
+    if said not in ("0", "1", ""):
+        message = f"$UPPERSON_CUDA_GRAPHS must be 1 (on) or 0 (off), found '{said}'"
+        raise UsageError(message, code="choice_unknown", what="UPPERSON_CUDA_GRAPHS")
+    return said == "1"

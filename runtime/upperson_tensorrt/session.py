@@ -17,8 +17,6 @@ from upperson_rt.printable import get_logger
 from upperson_tensorrt.bindings import trt_log
 from upperson_tensorrt.cuda import Cuda, StagedBuffer
 
-__all__ = ["EngineSession"]
-
 _DTYPES = {"UINT8": np.uint8, "INT32": np.int32, "FLOAT": np.float32}
 """The types that go in and out of towers, by their name in TensorRT."""
 
@@ -43,24 +41,16 @@ class _Lane:
 class EngineSession:
     """A loaded engine. Safe to call from several threads.
 
-    A batch is copied to the GPU, run and copied back on a stream of its own. While one runs, the
-    next is copied: the next piece of a large batch, or the batch of another thread. The memory for
-    that second lane is taken when it is first needed; where there is none, batches take turns.
+    While one batch runs on its stream, the next is copied: a piece of a large batch, or another
+    thread's. Where memory for that second lane is missing, batches take turns.
     """
 
     def __init__(self, trt: ModuleType, cuda: Cuda, plan: bytes, cuda_graphs: bool = False) -> None:
-        """Load an engine.
+        """Load an engine, which runs code in it: only from a trusted place.
 
-        Args:
-            trt: The bindings.
-            cuda: The GPU that the engine was built on.
-            plan: The serialized engine. Loading runs code in it: only from a trusted place.
-            cuda_graphs: Record a shape that comes up repeatedly as a CUDA graph, which saves the
-                time of launching its kernels one by one. Each graph is compared with an ordinary
-                run, bit by bit, before it is used.
-
-        Raises:
-            BackendError: TensorRT refuses the engine, or memory is short.
+        With ``cuda_graphs`` a shape that comes up repeatedly is recorded as a CUDA graph, which
+        saves launching its kernels one by one. Each graph is first compared with an ordinary run,
+        bit by bit.
         """
         self._trt, self._cuda = trt, cuda
         self._buffers: list[StagedBuffer] = []
@@ -94,16 +84,9 @@ class EngineSession:
             self._free.put(self._new_lane(context))
 
     def run(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Run the engine on rows of its input; more than fit at once go in several pieces.
+        """Run the engine on (N, ...) rows, in pieces if they are many.
 
-        Args:
-            rows: (N, ...) of the input's dtype, with sizes that the engine was built for.
-
-        Returns:
-            (N, ...) of the output's dtype; it belongs to the caller.
-
-        Raises:
-            BackendError: Another dtype or shape, or TensorRT or CUDA fails.
+        Return (N, ...) for the caller.
         """
         self._check(rows)
         found = np.empty((len(rows), *self._row_shape), self._output_dtype)
@@ -162,7 +145,6 @@ class EngineSession:
         return lane
 
     def _start(self, lane: _Lane, rows: NDArray[Any]) -> None:
-        """Queue a batch: in, run, out."""
         lane.input.host[: rows.nbytes].view(self._input_dtype).reshape(rows.shape)[...] = rows
         self._cuda.upload(lane.input, rows.nbytes, lane.stream)
         graph = self._graph(lane, rows.shape) if self._cuda_graphs else None
@@ -174,7 +156,6 @@ class EngineSession:
         self._cuda.download(lane.output, self._output_nbytes(len(rows)), lane.stream)
 
     def _finish(self, lane: _Lane, found: NDArray[Any]) -> None:
-        """Wait for a batch, copy its rows out, and let the lane go."""
         try:
             self._cuda.synchronize(lane.stream)
             nbytes = self._output_nbytes(len(found))
@@ -195,9 +176,9 @@ class EngineSession:
         return self._output_dtype.itemsize * math.prod((rows, *self._row_shape))
 
     def _graph(self, lane: _Lane, shape: tuple[int, ...]) -> int | None:
-        """Return the graph of a shape, capturing it once the shape has proved to come back.
+        """Return the graph of a shape, captured once the shape has come back.
 
-        The input lies on the device already.
+        The input is on the device.
         """
         if shape in lane.graphs:
             return lane.graphs[shape][0]
@@ -247,7 +228,9 @@ class EngineSession:
             )
             raise BackendError(
                 f"TensorRT failed: the engine's input '{self.input_name}' is "
-                f"{self._input_dtype} (N, {ranges}), found {rows.dtype} {rows.shape}"
+                f"{self._input_dtype} (N, {ranges}), found {rows.dtype} {rows.shape}",
+                code="run_failed",
+                found=f"{rows.dtype} {rows.shape}",
             )
 
     def _load(self, plan: bytes) -> tuple[Any, Any]:
@@ -262,7 +245,8 @@ class EngineSession:
         runtime.error_recorder = log.recorder  # What is made from it reports there, too.
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise self._error("refuses the engine", "compile it again with  upperson-rt compile")
+            advice = "compile it again with  upperson-rt compile"
+            raise self._error("refuses the engine", advice, "engine_refused")
         return runtime, engine
 
     def _tensor_names(self) -> tuple[str, str]:
@@ -302,6 +286,9 @@ class EngineSession:
             )
         return np.dtype(_DTYPES[dtype])
 
-    def _error(self, problem: str, advice: str = "see  upperson-rt doctor") -> BackendError:
+    def _error(
+        self, problem: str, advice: str = "see  upperson-rt doctor", code: str = "run_failed"
+    ) -> BackendError:
         reason = trt_log(self._trt).take_errors()
-        return BackendError(f"TensorRT {self._trt.__version__} {problem}: {reason}; {advice}")
+        message = f"TensorRT {self._trt.__version__} {problem}: {reason}; {advice}"
+        return BackendError(message, code=code)

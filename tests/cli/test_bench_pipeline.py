@@ -6,11 +6,10 @@ import time
 from functools import partial
 
 import pytest
-from typer.testing import CliRunner
 
+from tests.helpers.invoke import refusal, run_rt
 from tests.helpers.toy_bundle import make_toy_bundle
-from upperson_camera import pipeline as bench
-from upperson_rt.cli import app
+from upperson_camera import bench
 from upperson_rt.encoder import Encoder
 from upperson_rt.gallery.sqlite import SqliteGallery
 
@@ -21,8 +20,8 @@ def bundle(tmp_path_factory):
 
 
 def run(bundle, *arguments):
-    options = ("-b", bundle, "--threads", "1", "--seconds", "1", *arguments)
-    return CliRunner().invoke(app, ["bench", "pipeline", *map(str, options)])
+    options = ("-b", bundle, "--threads", 1, "--seconds", 1, *arguments)
+    return run_rt("bench", "pipeline", *options)
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +46,8 @@ def overload(monkeypatch):
         finally:
             submitted.set()
 
-    def submit(self, name):
-        submit_all(self, name)
+    def submit(self, *given):
+        submit_all(self, *given)
         held.wait(20)  # On a busy machine the encoder may not have come that far in a second,
         time.sleep(0.3)  # and its time is sampled while frames are submitted.
 
@@ -85,13 +84,10 @@ def test_what_goes_in_comes_out_or_is_counted(bundle, options, tmp_path, monkeyp
 def test_people_get_a_table_and_no_json(bundle):
     result = run(bundle)
     assert result.exit_code == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert lines[2].startswith("int8 on ")
-    (frames,) = [line.split() for line in lines if line.startswith("frames ")]
-    assert int(frames[1]) > 0
+    rows = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line}
+    assert int(rows["frames"][1]) > 0
+    assert rows["promises"][1:] == ["all", "kept"]
     assert "{" not in result.stdout
-    (promises,) = [line for line in lines if line.startswith("promises")]
-    assert promises.split()[1:] == ["all", "kept"]
 
 
 def test_a_broken_promise_is_printed_and_ends_with_6(bundle, monkeypatch):
@@ -103,21 +99,17 @@ def test_a_broken_promise_is_printed_and_ends_with_6(bundle, monkeypatch):
     monkeypatch.setattr(SqliteGallery, "add", forgetful)
     result = run(bundle, "--json")
     assert result.exit_code == 6
-    assert "acknowledged rows are not in the gallery" in json.loads(result.stdout)["problems"][0]
-    assert "error: the pipeline broke its promises: " in result.stderr
+    assert "acknowledged rows" in json.loads(result.stdout)["problems"][0]
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "message"),
+    ("options", "code"),
     [
-        (("--drop", "block"), 2, "only files can wait"),
-        (("--drop", "some"), 2, "no drop policy 'some'"),
-        (("--overload", "inf"), 2, "overload above 0"),
-        (("--variant", "int4"), 2, "int4"),
+        (("--drop", "block"), "only_files_wait"),
+        (("--drop", "some"), "unknown_policy"),
+        (("--overload", "inf"), "setting_out_of_range"),
+        (("--variant", "int4"), None),
     ],
 )
-def test_errors_are_one_line_and_a_code(bundle, options, code, message):
-    result = run(bundle, *options)
-    assert result.exit_code == code, result.stderr
-    assert message in " ".join(result.stderr.split())
-    assert result.stdout == ""
+def test_errors_are_one_line_and_a_code(bundle, options, code):
+    refusal(run(bundle, *options, "--json"), 2, code)

@@ -28,7 +28,7 @@ from tests.helpers.alone import found_alone
 from tests.helpers.command_line import ROOT
 from tests.helpers.toy_bases import write_base
 from tests.helpers.traces import once_in
-from upperson_rt.backends.measurement import Timing
+from upperson_rt.backends.autotune import Timing
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.gallery import Gallery
 

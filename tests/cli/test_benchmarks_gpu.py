@@ -123,7 +123,7 @@ def test_the_command_prints_tables_and_json_and_writes_the_same_into_the_page(
     file = tmp_path / "gpu-nvidia-h100-80gb-hbm3.md"
     assert result.stderr.endswith(f"wrote {file}\n")
     page = file.read_text()
-    assert page.startswith("# NVIDIA H100 80GB HBM3\n\n`python -m benchmarks.gpu ")
+    assert page.startswith("# NVIDIA H100 80GB HBM3\n\n`python -m benchmarks.gpu")
     for title in (
         "image tower, batch 1", "image tower, batch 3", "text tower, batch 1",
         "text tower, batch 3", "training, 4 pairs a step",

@@ -1,8 +1,10 @@
 import json
+import signal
 
 import pytest
 
 from tests.helpers.fake_tensorrt import install_fake_tensorrt
+from tests.helpers.invoke import refusal
 from tests.helpers.invoke import run_rt as run
 
 
@@ -28,8 +30,7 @@ def test_compile_then_index_and_query_on_the_gpu(work, driver):
     assert "1, 2, 7, 32" in lines[1]
     assert "3 to 12 tokens" in lines[2]
     assert lines[2].endswith(".engine")
-    assert "run it with  --backend tensorrt --device cuda --variant fp32" in result.stderr
-    assert "Orin (compute capability 8.7" in result.stderr
+    assert "--backend tensorrt --device cuda --variant fp32" in result.stderr
 
     gpu = ["--backend", "tensorrt", "--device", "cuda", "--variant", "fp32"]
     result = run("index", "crops", *gpu)
@@ -65,58 +66,36 @@ def test_a_terminal_shows_how_far_the_build_is(work, driver, monkeypatch):
     assert json.loads(result.stdout)["variant"] == "int8"
 
 
-def test_the_bundle_defaults_like_everywhere(work, driver, monkeypatch):
-    assert run("compile", "--variant", "int8").exit_code == 0
-    monkeypatch.setenv("UPPERSON_BUNDLE", "elsewhere")
-    result = run("compile", "--variant", "int8")
-    assert result.exit_code == 3
-    assert "elsewhere is not a bundle" in result.stderr
-
-
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("arguments", "exit_code"),
     [
-        (["compile", "bundle"], 2, "error: bundle bundle has no variant 'fp16', only fp32, int8"),
-        (["compile", "bundle", "--max-batch", "0"], 2, "Invalid value"),
-        (["compile", "crops"], 3, "error: crops is not a bundle"),
-        (["compile", "--variant", "int8", "--device", "cpu"], 5, "no device 'cpu'"),
-        (["compile", "--variant", "int8", "--device", "cuda:1"], 5, "found: cuda:0 Orin"),
+        (["bundle"], 2),
+        (["bundle", "--max-batch", "0"], 2),
+        (["crops"], 3),
+        (["--variant", "int8", "--device", "cpu"], 5),
+        (["--variant", "int8", "--device", "cuda:1"], 5),
     ],
 )
-def test_errors_are_one_line_and_a_code(work, driver, tmp_path, arguments, code, message):
-    result = run(*arguments)
-    assert result.exit_code == code
-    assert message in " ".join(result.stderr.replace("│", " ").split())
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
+def test_errors_are_one_line_and_a_code(work, driver, tmp_path, arguments, exit_code):
+    refusal(run("compile", *arguments, "--json"), exit_code)
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_wrong_engine_ends_with_6(work, driver, tmp_path):
     driver.trt.behaviour.wrong_batch = 7
     result = run("compile", "--variant", "int8", "--json")
-    assert (result.exit_code, result.stdout) == (6, "")
+    refusal(result, 6)
     assert "at batch 7 (images): row" in result.stderr
     assert list((tmp_path / "cache" / "engines").glob("*.engine*")) == []
 
 
 def test_without_a_driver_it_ends_with_5(work, driver):
     driver.gpus = ()
-    result = run("compile", "--variant", "int8")
-    assert result.exit_code == 5
-    assert "error: TensorRT needs an NVIDIA GPU, but" in result.stderr
+    refusal(run("compile", "--variant", "int8", "--json"), 5)
 
 
 def test_ctrl_c_ends_with_130_and_leaves_nothing(work, driver, tmp_path):
-    import signal
-
     driver.trt.behaviour.on_step = lambda step: signal.raise_signal(signal.SIGINT)
     result = run("compile", "--variant", "int8")
     assert result.exit_code == 130
     assert list((tmp_path / "cache" / "engines").glob("*.engine*")) == []
-
-
-def test_help_has_an_example():
-    text = " ".join(run("compile", "--help").stdout.split())
-    assert "Example: upperson-rt compile" in text
-    assert "--workspace-mib" in text

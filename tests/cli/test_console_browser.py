@@ -1,4 +1,4 @@
-"""The console in a real browser: what people do, by mouse and keyboard, in both sizes and themes.
+"""The console in a real browser, by mouse and keyboard, in both sizes and themes.
 
 Playwright drives the system's Chromium. Without it these tests are skipped, unless
 ``UPPERSON_TEST_BROWSER=required`` makes that a failure.
@@ -226,7 +226,7 @@ def test_more_comes_when_the_end_is_near(open_page):
     page.wait_for_function("() => document.querySelectorAll('#cards .card').length === 36")
     found = keys_shown(page)
     assert len(set(found)) == 36
-    page.get_by_text("That is everybody.").wait_for()
+    page.get_by_text("These are all hits.").wait_for()
     assert "cursor" not in page.url
 
 
@@ -268,9 +268,9 @@ def test_marks_refine_and_going_back_undoes_them(open_page):
 def test_a_person_is_marked_by_key_on_its_own_page(open_page):
     page = open_page("/?q=a+coat")
     page.locator("#cards .open").first.click()
-    page.wait_for_selector(".question")
+    page.wait_for_selector(".query")
     page.keyboard.press("y")
-    page.wait_for_selector(".question.is-yes")
+    page.wait_for_selector(".query.is-yes")
     assert "marks=y" in page.url
     assert page.url.split("?")[0].endswith(keys_of_person(page))
     page.locator(".cards.small .card").first.get_by_role("button", name="No, not this").click()
@@ -281,19 +281,10 @@ def test_a_person_is_marked_by_key_on_its_own_page(open_page):
 
 
 def keys_of_person(page):
-    return "/people/" + page.locator(".question button[name=yes]").get_attribute("value")
+    return "/people/" + page.locator(".query button[name=yes]").get_attribute("value")
 
 
-def test_an_export_is_downloaded(open_page):
-    page = open_page("/?q=red")
-    page.locator("#cards .open").first.click()
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Export as zip").click()
-    with zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes())) as archive:
-        assert len([name for name in archive.namelist() if name.startswith("pictures/")]) == 3
-
-
-def test_a_search_is_saved(open_page):
+def test_a_search_is_saved_and_a_person_exported(open_page):
     page = open_page("/?q=green+coat")
     page.locator(".save summary").click()
     page.get_by_label("Name").fill("The green one")
@@ -302,6 +293,11 @@ def test_a_search_is_saved(open_page):
     page.goto(page.url.split("?")[0])
     page.get_by_role("link", name="The green one").click()
     page.wait_for_url("**/?q=green+coat")
+    page.locator("#cards .open").first.click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export as zip").click()
+    with zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes())) as archive:
+        assert len([name for name in archive.namelist() if name.startswith("pictures/")]) == 3
 
 
 def test_a_track_is_deleted_after_a_look(browser, folder, tmp_path):
@@ -343,8 +339,8 @@ def test_a_token_lets_in_and_a_wrong_one_does_not(open_page, folder, tmp_path, m
         assert (cookie["secure"], cookie["httpOnly"], cookie["sameSite"]) == (True, True, "Strict")
         page.get_by_role("button", name="Log out").click()
         page.wait_for_url("**/login")
-        told = [text for text in open_page.wrong if "401" not in text]
-        open_page.wrong[:] = told  # The browser itself tells of that status, when it comes to it.
+        others = [text for text in open_page.wrong if "401" not in text]
+        open_page.wrong[:] = others  # The browser itself logs that status.
 
 
 def test_pages_work_without_a_script(open_page):

@@ -58,9 +58,7 @@ def test_doctor_shows_what_a_detector_is_and_finds(work):
     rows = rows_of(result)
     assert rows["detector"]["status"] == "ok"
     assert rows["detector"]["facts"]["layout"] == "yolox"
-    assert (
-        "BGR, 0 to 255, grey to the right and below), input 96 x 64" in rows["detector"]["detail"]
-    )
+    assert "input 96 x 64" in rows["detector"]["detail"]
     assert rows["people"]["status"] == "ok"
     # 24 x 40 around the cells, four times as large in the picture and cut at its border.
     assert sorted(rows["people"]["facts"]["boxes"]) == [[32, 32, 128, 192], [192, 0, 288, 128]]
@@ -86,7 +84,7 @@ def test_doctor_looks_at_drawn_figures(work):
     assert "try  --picture FILE" in nobody["fix"]
 
 
-def test_doctor_warns_of_boxes_where_nobody_is_and_of_a_detector_that_fails(work, monkeypatch):
+def test_doctor_warns_of_boxes_beside_the_figures_and_of_a_detector_that_fails(work, monkeypatch):
     lines = [
         *("def beside():", "    return lambda frame: [(300, 0, 380, 60)]"),
         *("def fails():", "    def detect(frame):", "        raise ValueError('no')"),
@@ -97,18 +95,16 @@ def test_doctor_warns_of_boxes_where_nobody_is_and_of_a_detector_that_fails(work
     beside = run("doctor", "--detector", "own_boxes:beside", "--json")
     assert beside.exit_code == 0
     assert rows_of(beside)["people"]["status"] == "warn"
-    fix = rows_of(beside)["people"]["fix"]
-    assert "boxes lie where nobody is" in fix
-    assert "--detector-layout" not in fix, "only ONNX files have one"
+    assert "--detector-layout" not in rows_of(beside)["people"]["fix"], "only ONNX files have one"
     fails = run("doctor", "--detector", "own_boxes:fails", "--json")
     assert fails.exit_code == 3
-    assert rows_of(fails)["people"]["detail"] == "the detector fails: ValueError: no"
+    assert "ValueError: no" in rows_of(fails)["people"]["detail"]
     odd = run("doctor", "--detector", "odd.onnx", "--json")
     assert odd.exit_code == 3
-    assert "may be yolov5 or yolox-decoded" in rows_of(odd)["detector"]["detail"]
+    assert "yolov5 or yolox-decoded" in rows_of(odd)["detector"]["detail"]
 
 
-def people_in(camera=None):
+def people_in():
     with Gallery.open("gallery") as gallery:
         return {item.key: item for item in gallery.items()}
 
@@ -117,10 +113,8 @@ def test_index_finds_the_people_in_whole_pictures(work):
     result = run("index", "scenes", "--detector", "yolox.onnx", "--detector-score", 0.5)
     assert result.exit_code == 0, result.stderr
     assert result.stdout == "indexed 2 people in 2 pictures; gallery 'gallery' now holds 2\n"
-    assert "detector: yolox.onnx: yolox (" in result.stderr
-    assert "class 0 (it names none; --detector-class sets another)" in result.stderr
-    assert "nobody was found in 1 of 2 pictures" in result.stderr
-    assert "2 of 2 people have no time (--time-from exif)" in result.stderr
+    for fact in ("detector: yolox.onnx: yolox (", "class 0 (", "in 1 of 2 pictures", "exif"):
+        assert fact in result.stderr
     assert "wider than high" not in result.stderr
     path = str(work / "scenes" / "two.png")
     found = people_in()
@@ -169,24 +163,22 @@ def test_index_goes_past_a_detector_that_fails(work, monkeypatch):
     (work / "own_rows.py").write_text("def make():\n    return lambda frame: [[1, 2, 3]]")
     result = run("index", "scenes", "--detector", "own_rows:make")
     assert result.exit_code == 3
-    assert f"the detector fails on {work / 'scenes' / 'two.png'}: boxes must be rows" in (
-        result.stderr
-    )
+    assert str(work / "scenes" / "two.png") in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("name", "command", "code", "message"),
+    ("name", "command", "exit_code"),
     [
-        ("on_import", "index", 3, "cannot import the detector own_on_import:make (SystemExit: 0)"),
-        ("when_made", "watch", 3, "the detector own_when_made:make fails: SystemExit: 0"),
-        ("when_called", "index", 5, "the detector ended on {two}: SystemExit: 0"),
-        ("when_called", "doctor", 3, "the detector fails: SystemExit: 0"),
-        ("when_made", "doctor", 3, "the detector own_when_made:make fails: SystemExit: 0"),
-        ("interrupted", "watch", 3, "the detector own_interrupted:make fails: KeyboardInterrupt: "),
+        ("on_import", "index", 3),
+        ("when_made", "watch", 3),
+        ("when_called", "index", 5),
+        ("when_called", "doctor", 3),
+        ("when_made", "doctor", 3),
+        ("interrupted", "watch", 3),
     ],
 )
 def test_a_detector_that_exits_never_makes_a_command_succeed(
-    work, monkeypatch, name, command, code, message
+    work, monkeypatch, name, command, exit_code
 ):
     lines = {
         "on_import": ["raise SystemExit(0)"],
@@ -198,20 +190,17 @@ def test_a_detector_that_exits_never_makes_a_command_succeed(
     monkeypatch.syspath_prepend(work)
     given = {"index": ["scenes/two.png"], "watch": ["street.avi"], "doctor": []}[command]
     result = run(command, *given, "--detector", f"own_{name}:make")
-    assert result.exit_code == code
-    said = result.stdout if command == "doctor" else result.stderr
-    assert " ".join(message.format(two=work / "scenes" / "two.png").split()) in " ".join(
-        said.split()
-    )
+    assert result.exit_code == exit_code
+    error = "KeyboardInterrupt" if name == "interrupted" else "SystemExit: 0"
+    assert error in result.stdout + result.stderr
 
 
 def test_watch_says_what_the_detector_is(work):
     result = run("watch", "street.avi", "--detector", "yolox.onnx", "--detector-class", 1)
     assert result.exit_code == 0, result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("detector: ")]
-    assert line.startswith("detector: yolox.onnx: yolox (YOLOX: boxes relative to a grid; BGR, ")
-    assert "class 1 (as asked for)" in line
-    assert " on cpu (auto: " in line
+    for fact in ("yolox.onnx: yolox (", "BGR, ", "class 1 (", " on cpu (auto: "):
+        assert fact in line
 
 
 def test_the_detector_of_the_page_runs(work, monkeypatch):
@@ -227,54 +216,29 @@ def test_the_detector_of_the_page_runs(work, monkeypatch):
     assert camera["detections"] > 0
 
 
+YOLOX = ("--detector", "yolox.onnx")
+
+
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("arguments", "exit_code", "code"),
     [
-        (("watch", "street.avi", "--detector", "odd.onnx"), 3, "say which with --detector-layout"),
-        (
-            ("watch", "street.avi", "--detector", "yolox.onnx", "--detector-layout", "yolo"),
-            2,
-            "no detector layout 'yolo', did you mean 'yolox'?",
-        ),
-        (
-            ("watch", "street.avi", "--detector", "yolox.onnx", "--detector-score", "40"),
-            2,
-            "scores of yolox.onnx lie between 0 and 1, a least score of 40 (--detector-score)",
-        ),
-        (
-            ("watch", "street.avi", "--detector-layout", "yolox"),
-            2,
-            "--detector-layout is for detectors in ONNX files, not for 'hog'",
-        ),
-        (
-            ("index", "scenes", "--detector", "yolox.onnx", "--detector-class", "dog"),
-            3,
-            "names no classes, found 'dog': choose one by its number",
-        ),
-        (("index", "scenes", "--detector-score", "0.5"), 2, "of no use without --detector"),
-        (("index", "scenes", "--detector", "street.json"), 2, "holds the boxes of one video"),
-        (("index", "scenes", "--detector", "none:make"), 3, "cannot import the detector none:make"),
-        (
-            ("doctor", "--picture", "scenes/two.png"),
-            2,
-            "--picture is of no use without --detector",
-        ),
-        (
-            ("doctor", "--detector", "hog", "--sheet", "boxes.jpg"),
-            2,
-            "--sheet writes PNG: boxes.jpg must end in .png",
-        ),
-        (
-            ("doctor", "--detector", "hog", "--sheet", "none/boxes.png"),
-            3,
-            "--sheet none/boxes.png: there is no folder none, make it first",
-        ),
+        (("watch", "street.avi", "--detector", "odd.onnx"), 3, "ambiguous_layout"),
+        (("watch", "street.avi", *YOLOX, "--detector-layout", "yolo"), 2, "unknown_layout"),
+        (("watch", "street.avi", *YOLOX, "--detector-score", "40"), 2, "setting_out_of_range"),
+        (("watch", "street.avi", "--detector-layout", "yolox"), 2, "detector_option_refused"),
+        (("index", "scenes", *YOLOX, "--detector-class", "dog"), 3, "detector_class_unknown"),
+        (("index", "scenes", "--detector-score", "0.5"), 2, None),
+        (("index", "scenes", "--detector", "street.json"), 2, None),
+        (("index", "scenes", "--detector", "none:make"), 3, "detector_not_imported"),
+        (("doctor", "--picture", "scenes/two.png"), 2, None),
+        (("doctor", "--detector", "hog", "--sheet", "boxes.jpg"), 2, None),
+        (("doctor", "--detector", "hog", "--sheet", "none/boxes.png"), 3, None),
     ],
 )
-def test_errors_are_one_line_and_a_code(work, arguments, code, message):
-    result = run(*arguments)
-    assert result.exit_code == code, result.stderr
-    assert message in result.stderr
+def test_errors_are_one_line_and_a_code(work, arguments, exit_code, code):
+    result = run(*arguments, "--json")
+    assert result.exit_code == exit_code, result.stderr
+    if code is not None:
+        assert json.loads(result.stdout)["error"]["code"] == code
     assert "Traceback" not in result.stderr
-    assert result.stdout == ""
     assert not (work / "none").exists()

@@ -1,8 +1,7 @@
 """The pages in docs/start: every command on them runs, in order, in a folder such as they assume.
 
-What nobody has at hand has a stand-in of the same kind: a toy base for CLIP, a file for a camera.
-An export takes ten seconds, and test_export.py runs the same ones: here its command line is read,
-and a toy bundle is put where it would write.
+Stand-ins replace what a test cannot have: a toy base for CLIP, a file for a camera. Exports are
+only parsed, since test_export.py runs them; a toy bundle is put where they would write.
 """
 
 import ast
@@ -43,8 +42,8 @@ def run_page(name, stand_ins=None, more=None):
 
     Args:
         name: The page's name.
-        stand_ins: What is put in the place of whole words.
-        more: What is written after a command, by what it starts with.
+        stand_ins: Replacements of whole words.
+        more: Further options, by the beginning of a command.
     """
     printed, failed = {}, {}
     for program, *words in commands_in((START / f"{name}.md").read_text("utf-8")):
@@ -129,7 +128,7 @@ def test_troubleshooting(bundle):
 
 
 def test_messages_that_troubleshooting_explains_are_said():
-    packages = ("upperson", "export/upperson_export", "runtime/upperson_rt")
+    packages = ("upperson", "export/upperson_export", "runtime")
     said = "\n".join(
         node.value
         for package in packages

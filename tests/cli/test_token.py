@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from tests.helpers.invoke import run_json, run_rt
 from tests.helpers.served import served
 from upperson_console.accounts import Accounts
 from upperson_rt.cli import app
-from upperson_rt.locks import locked_folder
+from upperson_rt.files import locked_folder
 
 DAY_S = 86400
 
@@ -41,13 +42,11 @@ def test_concurrent_commands_lose_no_token(work):
     assert os.listdir(work) == ["t.json"]
 
 
-def test_a_list_has_no_secret_and_revocation_removes_one_name(work):
-    made = [
-        run_json("token", "t.json", "ada", "--role", "admin", app=app)["token"],
-        run_json("token", "t.json", "vera", "--camera", "gate", "--expires", "30d", app=app)[
-            "token"
-        ],
-    ]
+def test_tokens_are_made_listed_and_revoked(work):
+    ada = run_json("token", "t.json", "ada", "--role", "admin", app=app)
+    vera = run_json("token", "t.json", "vera", "--camera", "gate", "--expires", "30d", app=app)
+    assert (vera["name"], vera["role"], vera["cameras"]) == ("vera", "viewer", ["gate"])
+    assert Accounts(work / "t.json").of_token(vera["token"]).name == "vera"
     entries = {entry["name"]: entry for entry in listed("t.json")}
     assert entries["ada"]["expires"] is None
     assert entries["vera"]["cameras"] == ["gate"]
@@ -55,21 +54,30 @@ def test_a_list_has_no_secret_and_revocation_removes_one_name(work):
     assert {tuple(entry) for entry in entries.values()} == {
         ("name", "role", "cameras", "created", "expires", "expired")
     }
-    hashes = [entry["sha256"] for entry in json.loads((work / "t.json").read_text())["tokens"]]
+    content = (work / "t.json").read_text()
+    hashes = [entry["sha256"] for entry in json.loads(content)["tokens"]]
     shown = run_rt("token", "t.json", "--list").stdout
     assert "vera" in shown
-    assert not any(secret in shown for secret in made + hashes)
+    assert not any(secret in shown for secret in [ada["token"], vera["token"], *hashes])
+    for arguments in (["x", "--role", "boss"], ["x", "--role", "admin", "--camera", "gate"], [""]):
+        assert run_rt("token", "t.json", *arguments).exit_code == 2
+    assert (work / "t.json").read_text() == content
     assert run_rt("token", "t.json", "vera", "--revoke").exit_code == 0
     assert [entry["name"] for entry in listed("t.json")] == ["ada"]
     assert run_rt("token", "t.json", "vera", "--revoke").exit_code == 3
 
 
-def test_a_list_of_onvif_users_has_no_password(work):
-    password = run_json("token", "o.json", "vms", "--onvif", app=app)["token"]
+def test_onvif_users_have_passwords_in_a_private_file(work):
+    made = run_json("token", "o.json", "vms", "--onvif", "--camera", "gate", app=app)
+    assert (made["name"], made["cameras"]) == ("vms", ["gate"])
+    assert json.loads((work / "o.json").read_text())["onvif_users"][0]["password"] == made["token"]
+    assert stat.S_IMODE((work / "o.json").stat().st_mode) == 0o600
+    assert run_rt("token", "o.json", "ada", "--onvif", "--role", "admin").exit_code == 2
+    assert run_rt("token", "o.json", "ada").exit_code == 3  # A file of the other kind.
     done = run_rt("token", "o.json", "--list", "--onvif")
     assert done.exit_code == 0
     assert "vms" in done.stdout
-    assert password not in done.stdout
+    assert made["token"] not in done.stdout
     assert run_rt("token", "o.json", "vms", "--revoke", "--onvif").exit_code == 0
     assert listed("o.json", "--onvif") == []
 
@@ -90,24 +98,19 @@ def test_options_that_contradict_each_other_are_refused(work, arguments):
     assert os.listdir(work) == []
 
 
-def test_a_file_of_an_older_release_is_read_and_changed(work):
+def test_old_files_are_changed_and_expired_tokens_refused(work):
     old = {"name": "ada", "role": "admin", "sha256": "0" * 64, "cameras": None}
     (work / "t.json").write_text(json.dumps({"schema_version": 1, "tokens": [old]}))
     assert [(one["created"], one["expires"]) for one in listed("t.json")] == [(None, None)]
-    assert run_rt("token", "t.json", "vera").exit_code == 0
+    token = run_json("token", "t.json", "vera", "--expires", "1h", app=app)["token"]
     assert [one["name"] for one in listed("t.json")] == ["ada", "vera"]
-
-
-def test_an_expired_token_opens_nothing(work):
-    token = run_json("token", "t.json", "ada", "--expires", "1h", app=app)["token"]
-    run_rt("token", "t.json", "vera")
     accounts = Accounts(work / "t.json")
-    assert accounts.of_token(token).name == "ada"
+    assert accounts.of_token(token).name == "vera"
     content = json.loads((work / "t.json").read_text())
-    content["tokens"][0]["expires"] = time.time() - 1
+    content["tokens"][1]["expires"] = time.time() - 1
     (work / "t.json").write_text(json.dumps(content))
     assert accounts.of_token(token) is None
-    assert [one["expired"] for one in listed("t.json")] == [True, False]
+    assert [one["expired"] for one in listed("t.json")] == [False, True]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="folders are locked on POSIX only")
@@ -146,5 +149,5 @@ def test_a_running_console_follows_the_file(work, bundle_and_crops, gallery_of_c
         assert httpx.get(info, headers=bearer).status_code == 401
         bearer["authorization"] = f"Bearer {run_json('token', 't.json', 'eve', app=app)['token']}"
         assert httpx.get(info, headers=bearer).json()["user"] == "eve"
-        (work / "t.json").write_text("{")  # Whatever it says, nobody is let in by it.
+        (work / "t.json").write_text("{")  # A malformed file lets no client in.
         assert httpx.get(info, headers=bearer).status_code == 401

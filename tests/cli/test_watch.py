@@ -11,6 +11,8 @@ import urllib.request
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from typer.testing import CliRunner
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 from tests.helpers.command_line import environment, start_program
 from tests.helpers.small_servers import http_server, no_server, rtsp_server
 from tests.helpers.toy_bundle import make_toy_bundle
+from upperson_rt import extensions
 from upperson_rt.cli import app
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery
@@ -55,6 +58,11 @@ WATCH = ("watch", "street.avi", "--detector", "street.json", "--threads", "1")
 
 def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def first_json(text):
+    """Return the object that a text begins with."""
+    return json.JSONDecoder().raw_decode(text)[0]
 
 
 def run_json(*arguments):
@@ -208,7 +216,7 @@ main()
 
 
 @pytest.mark.parametrize("where", ["detector", "gallery"])
-def test_what_hangs_is_left_behind_and_named(work, where):
+def test_what_hangs_is_abandoned_and_named(work, where):
     with subprocess.Popen(
         [sys.executable, "-c", f"import sys; {HANGING}", where, *WATCH, "--json", "--every", "0"],
         env=environment(),
@@ -222,18 +230,15 @@ def test_what_hangs_is_left_behind_and_named(work, where):
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate()
     assert process.returncode == 3, errors
-    assert "committing what was accepted; Ctrl-C or SIGTERM ends it at once\n" in errors
-    done = json.loads(output)
+    done = first_json(output)
     camera = done["cameras"]["street"]
     if where == "detector":
-        said = "1 of 1 camera was given up: street: the detector did not return within 0.2 s"
         assert camera["failures"] == {"detector_stuck": 1}
         assert camera["frames_dropped"]["detector_stuck"] == 1
     else:
-        said = "the gallery did not return within 0.2 s of the end"
         assert done["failures"] == {"gallery_stuck": 1}
         assert camera["accepted"] == camera["crops_dropped"]["failed"] > 0
-    assert errors.splitlines()[-1].startswith(f"error: {said}")
+    assert f"the {where} did not return within 0.2 s" in errors.splitlines()[-1]
 
 
 def test_a_gallery_that_fails_ends_it_and_the_counts_are_told(work, monkeypatch):
@@ -243,13 +248,11 @@ def test_a_gallery_that_fails_ends_it_and_the_counts_are_told(work, monkeypatch)
     monkeypatch.setattr(SqliteGallery, "add", fail)
     result = run(*WATCH)
     assert result.exit_code == 3
-    assert result.stderr.splitlines()[-1].startswith("error: ")
-    assert "the disk is full" in result.stderr
-    assert result.stdout.startswith("added 0 pictures of ")
-    assert "gallery 'gallery' failed" in result.stdout
+    assert "the disk is full" in result.stderr.splitlines()[-1]
+    assert "gallery 'gallery' failed" in result.stdout.splitlines()[0]
     result = run(*WATCH, "--json")
     assert result.exit_code == 3
-    told = json.loads(result.stdout)
+    told = first_json(result.stdout)
     assert told["items"] is None
     camera = told["cameras"]["street"]
     assert camera["committed"] == 0
@@ -294,15 +297,13 @@ def test_logs_are_json_lines_and_metrics_go_where_asked(work):
     events = [json.loads(line) for line in result.stderr.splitlines()]
     (logged,) = [event for event in events if event.get("event") == "failed"]
     assert (logged["level"], logged["camera"]) == ("error", "text")
-    assert "cannot open" in logged["message"]
     assert result.exit_code == 3
     assert events[-1]["level"] == "error"
-    assert events[-1]["message"].startswith("1 of 1 camera was given up: text: cannot open")
-    told = [event["message"] for event in events if event["logger"] == "upperson_rt.cli"]
-    assert any(message.startswith("backend: ") for message in told)
+    assert logged["message"].partition(": ")[2] in events[-1]["message"]
+    assert any(event["logger"] == "upperson_rt.cli" for event in events[:-1])
     result = run("watch", "street.avi", "street.avi", "--log-json")
-    assert json.loads(result.stderr)["message"].startswith("two cameras are called street")
-    assert run("watch", "none.avi").stderr.startswith("error: no video none.avi"), "text again"
+    assert json.loads(result.stderr)["level"] == "error"
+    assert run("watch", "none.avi").stderr.startswith("error: "), "text again"
 
 
 def test_cameras_that_never_give_a_picture_say_why_and_end_with_3(work):
@@ -318,19 +319,17 @@ def test_cameras_that_never_give_a_picture_say_why_and_end_with_3(work):
             "upperson-rt", "watch", *sources, *options, cwd=work, output=work / "output"
         )
         reasons = {
-            "gate": f"cannot open rtsp://127.0.0.1:{rtsp}/stream: the server answers 401 "
-            "Unauthorized: user name and password are wrong",
-            "hall": f"cannot open http://127.0.0.1:{http}/video: the server answers 404 Not Found: "
-            "it has no such stream: check the path",
-            "door": f"cannot open rtsp://127.0.0.1:{port}/stream: 127.0.0.1 port {port} refuses "
-            "connections: nothing listens there",
-            "yard": "cannot open /dev/video987: there is no such device: plug the camera in, or "
-            "name another",
-        }
+            "gate": "user name and password are wrong", "hall": "it has no such stream",
+            "door": "nothing listens there", "yard": "there is no such device",
+        }  # fmt: skip
+
+        def lost(name, why):
+            return any(
+                f"camera {name}: " in line and why in line for line in read_log(work).splitlines()
+            )
+
         try:
-            while not all(
-                f"camera {name}: {why}" in read_log(work) for name, why in reasons.items()
-            ):
+            while not all(lost(*reason) for reason in reasons.items()):
                 assert process.poll() is None, read_log(work)
                 time.sleep(0.01)
             process.send_signal(signal.SIGTERM)
@@ -338,20 +337,18 @@ def test_cameras_that_never_give_a_picture_say_why_and_end_with_3(work):
         finally:
             process.kill()
     log = read_log(work).splitlines()
-    told = "; ".join(f"{name}: {why}" for name, why in reasons.items())
     events = [json.loads(line) for line in log]  # There are no lines of FFmpeg's.
-    assert events[-1]["message"] == f"4 of 4 cameras never gave a picture: {told}"
+    assert all(why in events[-1]["message"] for why in reasons.values())
     loud = [event for event in events if event["level"] == "warning"]
     cameras = sorted(event["camera"] for event in loud if "camera" in event)
     assert cameras == ["door", "gate", "hall", "yard"], "once each, however many attempts"
-    (hog,) = [event["message"] for event in loud if "camera" not in event]
-    assert hog.startswith("hog misses many people")
+    assert sum("camera" not in event for event in loud) == 1, "that of hog"
     assert "secret" not in read_log(work)
 
 
-def test_without_a_terminal_the_progress_is_told_in_lines(work, monkeypatch):
+def test_without_a_terminal_the_progress_comes_in_lines(work, monkeypatch):
     module = import_module("upperson_camera.cli.watch")  # The package has the command by this name.
-    monkeypatch.setattr(module, "_TELL_S", 0.0)
+    monkeypatch.setattr(module, "_PROGRESS_S", 0.0)
     monkeypatch.setattr(module, "_REDRAW_S", 0.1)
     result = run(*WATCH, "--vectors-only", "--realtime", "--duration", 1)
     assert result.exit_code == 0, result.stderr
@@ -368,55 +365,93 @@ def read_log(work):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("arguments", "exit_code", "code"),
     [
-        (("none.mp4",), 3, "no video none.mp4: expected a file"),
-        (("rtps://cam/x",), 2, "rtps://cam/x cannot be read: an address begins with rtsp, rtsps,"),
-        (("file:///a.mp4",), 2, "file:///a.mp4: name a file by its path"),
-        (("rtsp:///x",), 2, "rtsp:///x has no host or port that can be read"),
-        (("rtsp://anna:a/b@cam/x",), 2, "an address of rtsp:// has an @ behind its host"),
-        (("http://[::1/x",), 2, "such as http://10.0.0.5:8554/path"),
-        (("street.avi", "street.avi"), 2, "two cameras are called street"),
-        (("street.avi", "a=street.avi", "--camera", "b"), 2, "--camera names one source"),
-        (("street.avi", "--drop", "some"), 2, "no drop policy 'some'"),
-        (("street.avi", "--tracker", "sort"), 2, "no tracker 'sort': it is one of upperson, "),
-        (
-            ("street.avi", "--detector", "none.onnx"),
-            3,
-            "none.onnx: docs/detectors.md names",
-        ),
-        (("street.avi", "--start", "soon"), 2, "soon"),
-        (("street.avi", "--start", "1800000000000"), 3, "not milliseconds"),
-        (("street.avi", "-b", "none"), 3, "none is not a bundle"),
-        (("street.avi", "--device", "cuda", "--backend", "onnxruntime"), 5, "device 'cuda'"),
-        (("0", "--drop", "block"), 2, "only a file can"),
-        (("fake ! pipeline",), 5, "has no GStreamer"),
-        (("a=rtsps://cam/x", "--insecure", "b"), 2, "--insecure b"),
-        (("a=rtsps://cam/x", "--ca", "none.pem"), 3, "none.pem"),
-        (("a=rtsps://cam/x", "--ca", "street.json"), 3, "expected PEM"),
+        (("none.mp4",), 3, "source_not_found"),
+        (("rtps://cam/x",), 2, "unknown_scheme"),
+        (("file:///a.mp4",), 2, "file_by_address"),
+        (("rtsp:///x",), 2, "address_without_host"),
+        (("rtsp://anna:a/b@cam/x",), 2, "login_not_escaped"),
+        (("street.avi", "street.avi"), 2, "camera_exists"),
+        (("street.avi", "a=street.avi", "--camera", "b"), 2, "camera_name_for_several"),
+        (("street.avi", "--drop", "some"), 2, "unknown_policy"),
+        (("street.avi", "--tracker", "sort"), 2, "unknown_tracker"),
+        (("street.avi", "--tracker", "bytetrack"), 5, "extra_missing"),
+        (("street.avi", "--detector", "none.onnx"), 3, "detector_not_found"),
+        (("street.avi", "--start", "soon"), 2, None),
+        (("street.avi", "--start", "1800000000000"), 3, "time_malformed"),
+        (("street.avi", "-b", "none"), 3, None),
+        (("street.avi", "--device", "cuda", "--backend", "onnxruntime"), 5, None),
+        (("street.avi", "-g", "other"), 6, None),
+        (("0", "--drop", "block"), 2, "only_files_wait"),
+        (("fake ! pipeline",), 5, "gstreamer_missing"),
+        (("a=rtsps://cam/x", "--insecure", "b"), 2, "camera_unknown"),
+        (("a=rtsps://cam/x", "--ca", "none.pem"), 3, "ca_unreadable"),
+        (("a=rtsps://cam/x", "--ca", "street.json"), 3, "ca_unreadable"),
     ],
 )
-def test_errors_are_one_line_and_a_code(work, monkeypatch, arguments, code, message):
+def test_errors_are_one_line_and_a_code(work, monkeypatch, arguments, exit_code, code):
     monkeypatch.setattr("cv2.videoio_registry.hasBackend", lambda backend: False)
-    detector = () if "--detector" in arguments else ("--detector", "street.json")
-    result = run("watch", *arguments, *detector)
-    assert result.exit_code == code, result.stderr
-    assert message in " ".join(result.stderr.split())
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
-
-
-def test_a_tracker_that_is_not_installed_is_told_before_anything_begins(work, monkeypatch):
     monkeypatch.setitem(sys.modules, "trackers", None)
-    result = run(*WATCH, "--tracker", "bytetrack")
-    assert result.exit_code == 5
-    assert "pip install --no-deps 'trackers>=2.6'" in " ".join(result.stderr.split())
-    assert result.stderr.count("error:") == 1
-    assert not (work / "gallery").exists()
+    Gallery.open("other", "sha256:" + "a" * 64, 16, create=True).close()
+    detector = () if "--detector" in arguments else ("--detector", "street.json")
+    result = run("watch", *arguments, *detector, "--json")
+    assert result.exit_code == exit_code, result.stderr
+    assert "Traceback" not in result.stderr
+    if code is not None:
+        assert json.loads(result.stdout)["error"]["code"] == code
+        assert result.stderr.count("error: ") == 1
+    if code in ("unknown_tracker", "extra_missing"):
+        assert not (work / "gallery").exists(), "refused before anything begins"
 
 
-def test_a_gallery_of_another_model_is_refused(work):
-    Gallery.open("gallery", "sha256:" + "a" * 64, 16, create=True).close()
-    result = run(*WATCH)
-    assert result.exit_code == 6
-    assert "another model" in result.stderr
+class Sink:
+    """An output that notes what it gets."""
+
+    made: ClassVar = []
+
+    def __init__(self):
+        self.rows, self.closed = [], 0
+        Sink.made.append(self)
+
+    def committed(self, items, replaced):
+        assert not self.closed
+        self.rows += items
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.mark.parametrize("fails", [None, "gallery", "output", "opening"])
+def test_outputs_get_the_rows_and_are_closed_also_after_an_error(work, monkeypatch, fails):
+    class Broken(Sink):
+        def __init__(self):
+            super().__init__()
+            if fails == "opening":
+                self.closed = 1
+                raise SystemExit(0)
+
+        def committed(self, *rows):
+            raise InputError("the server is away")
+
+    points = {
+        name: [SimpleNamespace(value=name, load=lambda kind=kind: kind)]
+        for name, kind in (("notes", Sink), ("broken", Broken))
+    }
+    found = extensions._entry_points
+    monkeypatch.setattr(
+        extensions, "_entry_points", lambda group: points if group == "outputs" else found(group)
+    )
+    monkeypatch.setattr(Sink, "made", [])
+    if fails == "gallery":
+        monkeypatch.setattr(SqliteGallery, "add", Broken.committed)
+    broken = ("--output", "broken") if fails in ("output", "opening") else ()
+    result = run(*WATCH, "--output", "notes", *broken, "--vectors-only", "--every", 3)
+    assert result.exit_code == {None: 0, "opening": 5}.get(fails, 3), result.stderr
+    assert [sink.closed for sink in Sink.made] == [1] * (2 if broken else 1)
+    rows = Sink.made[0].rows
+    assert bool(rows) == (fails in (None, "output"))
+    if fails is None:
+        with Gallery.open("gallery") as gallery:
+            assert {item.key for item in rows} == {item.key for item in gallery.items()}
+        assert run(*WATCH, "--output", "none").exit_code == 2

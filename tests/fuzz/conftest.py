@@ -1,12 +1,24 @@
-"""How many examples each target tried, told at the end of `make fuzz`."""
+"""What fuzz targets share; `make fuzz` ends with the number of examples that each tried."""
 
 from pathlib import Path
 
 import pytest
 
+import upperson_rt
 from tests.helpers import fuzzing
+from tests.helpers.toy_bundle import make_toy_bundle
 
 _executions: dict[str, int] = {}
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory):
+    return make_toy_bundle(tmp_path_factory.mktemp("fuzz") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def encoder(bundle):
+    return upperson_rt.open(bundle, "fp32", "onnxruntime", threads=1)
 
 
 @pytest.fixture(autouse=True)
@@ -18,12 +30,12 @@ def _count_executions(request: pytest.FixtureRequest, record_property):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     targets = [item for item in items if item.path.parent == Path(__file__).parent]
-    for item in targets:  # Long texts are what they are tried with.
+    for item in targets:  # They try long texts.
         item.add_marker(pytest.mark.filterwarnings("ignore:Generating overly large repr"))
     if fuzzing.SECONDS:
         processes = getattr(config, "workerinput", {"workercount": 1})["workercount"]
         fuzzing.share["seconds"] = fuzzing.SECONDS * processes / max(1, len(targets))
-        # A target that hangs is found, but not one that shrinks a find, or that hardly gets a turn.
+        # Finds a target that hangs, and has room for shrinking and for a busy machine.
         for item in targets:
             item.add_marker(pytest.mark.timeout(300 + 3 * fuzzing.share["seconds"]))
 

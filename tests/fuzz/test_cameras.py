@@ -8,7 +8,6 @@ import pytest
 from hypothesis import example
 from hypothesis import strategies as st
 
-import upperson_rt
 from tests.helpers.fake_camera import BOX, check_sums, person_frame
 from tests.helpers.fuzzing import (
     SECONDS,
@@ -21,7 +20,6 @@ from tests.helpers.fuzzing import (
     texts,
 )
 from tests.helpers.onvif_device import MATCH, OnvifDevice, onvif_device
-from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_camera import (
     BoxesFile,
     CaptureRules,
@@ -35,16 +33,10 @@ from upperson_camera.onvif import Answer, ask_cameras, device_at, read_answer
 from upperson_camera.source import Logins, without_secrets
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Gallery
-from upperson_rt.ingest.crop_folder import remove_left_behind
-from upperson_rt.ingest.quality import QualityRules
+from upperson_rt.ingest.boxes import QualityRules
+from upperson_rt.ingest.service import remove_unfinished
 
 START = 1_800_000_000.0
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    bundle = make_toy_bundle(tmp_path_factory.mktemp("fuzz") / "bundle")
-    return upperson_rt.open(bundle, "fp32", "onnxruntime", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +200,7 @@ def test_notes_of_killed_processes(gallery, tmp_path_factory, note):
     (folder / "gate").mkdir(parents=True)
     (folder.parent.parent / "outside.jpg").touch()
     (folder / ".unfinished-1.json").write_bytes(as_json(note).encode("utf-8", "surrogatepass"))
-    done = refused_well(remove_left_behind, gallery, folder)
+    done = refused_well(remove_unfinished, gallery, folder)
     assert done is None or isinstance(done, UppersonError)
     assert (folder.parent.parent / "outside.jpg").exists()
 

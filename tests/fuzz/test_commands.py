@@ -15,7 +15,7 @@ from tests.helpers.invoke import run
 from tests.helpers.toy_bundle import draw_person, make_toy_bundle
 from upperson_rt.bundle import read_manifest
 from upperson_rt.gallery import Gallery, Item
-from upperson_rt.printable import printable
+from upperson_rt.printable import escape_for_display
 
 USUAL = [
     "bundle", "gallery", "crops", "red", "gate", "0", "1", "24h", "2026-11-24", "a=1", "fp32",
@@ -37,7 +37,8 @@ RUNTIME = {
     "query": ["--camera", "--since", "--until", "--track", "--where", "-k", "--image", "--sheet",
               "--variant", "--device", "--query-log", "--threads", "-g", "-b", "--by-track"],
     "index": ["--camera", "--time-from", "--track-from", "--attribute", "--batch-size",
-              "--variant", "--device", "--threads", "-g", "-b"],
+              "--variant", "--device", "--threads", "-g", "-b", "--output", "--shard"],
+    "log verify": ["--expect", "--json"],
     "gallery info": ["-g", "--json"],
     "gallery verify": ["-g", "--json"],
     "gallery rebuild": ["-g"],
@@ -91,7 +92,7 @@ def place(tmp_path_factory):
 def check(result, line):
     assert result.exit_code in (0, 2, 3, 4, 5, 6), (line, result.output)
     printed = result.stdout + result.stderr
-    assert all(printable(one) == one for one in printed.split("\n")), line
+    assert all(escape_for_display(one) == one for one in printed.split("\n")), line
     assert "internal error" not in printed
     assert "Traceback" not in printed
     if result.exit_code:

@@ -61,7 +61,7 @@ def test_logs(tmp_path_factory, data, beside):
     assert len(_last_lines(path)) <= 50
     with QueryLog(path) as log:  # It can be written to, whatever stands there.
         log.write("more", [], k=1)
-    assert _last_lines(path)[0].asked == "more"
+    assert _last_lines(path)[0].query == "more"
 
 
 LINE = {"time": "2026-11-26T09:00:00+00:00", "user": "ann", "action": "query", "sentence": "red"}

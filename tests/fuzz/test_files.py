@@ -20,12 +20,12 @@ from tests.helpers.fuzzing import (
     refused_well,
 )
 from tests.helpers.signing_keys import write_keys
-from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
+from tests.helpers.toy_bundle import replace_in_bundle
 from tests.unit.calibration.test_file import calibration
 from upperson.config import TrainConfig, read_config
 from upperson.data.check import check_dataset
 from upperson_calibration.calibration_file import Calibration, read_calibration
-from upperson_rt.backends.measurement import Measurement
+from upperson_rt.backends.autotune import Measurement
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import UppersonError
 from upperson_rt.manifest import Manifest, parse_manifest
@@ -33,12 +33,6 @@ from upperson_rt.signature import named_key, read_private_key, sign_folder, veri
 from upperson_rt.strict import read_fields
 from upperson_rt.tokenizer import Tokenizer
 from upperson_tensorrt.cache import EngineRecord
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return make_toy_bundle(tmp_path_factory.mktemp("fuzz") / "bundle")
-
 
 _FIRST = {}
 

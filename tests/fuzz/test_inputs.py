@@ -8,27 +8,16 @@ from PIL import Image
 
 import upperson_rt
 from tests.helpers.fuzzing import damaged_bytes, fuzz, mostly, nested, refused_well, texts, values
-from tests.helpers.toy_bundle import draw_person, make_toy_bundle
+from tests.helpers.toy_bundle import draw_person
 from upperson_rt import Bundle, Filter, Hit, Item, Pipeline, Retriever, Tokenizer
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Gallery
-from upperson_rt.image_file import capture_time
 from upperson_rt.ingest.files import IndexReport, index_images
 from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
-from upperson_rt.preprocess import iter_image_files, load_image, resize_image
+from upperson_rt.preprocess import capture_time, iter_image_files, load_image, resize_image
 from upperson_rt.sheet import save_sheet
 
 PIXELS = np.zeros((20, 10, 3), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return make_toy_bundle(tmp_path_factory.mktemp("fuzz") / "bundle")
-
-
-@pytest.fixture(scope="module")
-def encoder(bundle):
-    return upperson_rt.open(bundle, "fp32", "onnxruntime", threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from upperson.train import train
 CURVE = Path(__file__).with_name("toy_losses.txt")
 
 
-def toy_losses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def toy_losses(folder, monkeypatch):
     """Train three epochs and return the loss of every step."""
     recorder = Recorder()
     train(toy_config(folder, monkeypatch, epochs=3, lr=1e-3), folder / "run", recorder)

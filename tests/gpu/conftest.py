@@ -25,7 +25,7 @@ from tests.helpers.toy_graphs import export_exchanged
 from upperson.cli.exportable import calibration_samples
 from upperson.data.records import read_dataset
 from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
-from upperson_export import forms
+from upperson_export import candidates
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
 from upperson_synthetic import SyntheticSpec, write_dataset
 from upperson_tensorrt.bindings import import_tensorrt
@@ -107,7 +107,7 @@ def bundle(toy_graphs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
         name="toy", base="toy", base_sha256="0" * 64, adapter_sha256="0" * 64, embed_dim=24
     )
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(forms, "export_onnx", export_exchanged)  # A trace takes seconds.
+        monkeypatch.setattr(candidates, "export_onnx", export_exchanged)  # A trace takes seconds.
         export_bundle(
             model, identity, clip_tokenizer_json(), samples, None, folder / "bundle",
             ExportOptions(variants=("fp16", "int8-fp16")), lambda work, done, total: None,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from upperson_rt.cuda_driver import probe_cuda_driver
+from upperson_rt.nvidia import probe_cuda_driver
 from upperson_tensorrt.cuda import Cuda, StagedBuffer
 
 COUNT = 1 << 16

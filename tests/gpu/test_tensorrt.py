@@ -14,8 +14,8 @@ from upperson_rt.agreement import compare_embeds
 from upperson_rt.backends import open_backend
 from upperson_rt.bundle import Bundle
 from upperson_rt.towers import Tower, run_tower
-from upperson_tensorrt.backend import TensorRtBackend
 from upperson_tensorrt.compile import CompiledBundle, compile_bundle
+from upperson_tensorrt.plugin import TensorRtBackend
 
 MAX_BATCH = 8
 NAMES = ("fp32", "fp16", "int8-fp16")

@@ -62,7 +62,7 @@ def reason_to_skip() -> str | None:
     with Network() as network, contextlib.suppress(subprocess.CalledProcessError):
         network.join("trial")
         return None
-    return "this machine lets nobody join network namespaces"
+    return "this machine does not let processes join network namespaces"
 
 
 class Network:
@@ -102,9 +102,7 @@ class Network:
     def _hold(self, isolated: Sequence[str]) -> int:
         """Start a process that keeps namespaces until its standard input is closed."""
         holder = subprocess.Popen(
-            [*isolated, "sh", "-c", "echo; exec cat"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            [*isolated, "sh", "-c", "echo; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self._holders.append(holder)
         assert holder.stdout is not None
@@ -215,10 +213,7 @@ def problems(gallery: Gallery, boxes: Sequence[Box]) -> Iterator[str]:
 
 
 def trial(
-    server: milvus_server.MilvusServer,
-    reader: Gallery,
-    boxes: Sequence[Box],
-    rng: random.Random,
+    server: milvus_server.MilvusServer, reader: Gallery, boxes: Sequence[Box], rng: random.Random
 ) -> Iterator[str]:
     """Kill the first box and restart the server, in any order, while both write.
 

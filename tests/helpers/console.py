@@ -1,6 +1,7 @@
 """Asking a console without a network."""
 
 import asyncio
+import json
 
 import httpx
 
@@ -36,13 +37,22 @@ class Client:
         return self.post("/api/v1/search", json=asked)
 
 
-def problem(answer, status):
-    """The one line of an answer that must be a problem."""
+def problem(answer, status, code=None):
+    """The one line of an answer that must be a problem, of that code if one is given."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     body = answer.json()
     assert body["status"] == status
     assert body["title"]
+    assert body["code"] == (code or body["code"]), answer.text
     assert "\n" not in body["detail"]
     assert "Traceback" not in answer.text
     return body["detail"]
+
+
+def id_of(console, key):
+    return console.service.gallery.ids([key])[key]
+
+
+def log_lines(console):
+    return [json.loads(line) for line in console.log.read_text().splitlines()]

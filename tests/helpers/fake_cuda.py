@@ -12,7 +12,8 @@ import os
 import threading
 from functools import partial
 
-from upperson_tensorrt.cuda import CONSTANTS, SIGNATURES
+from upperson_rt.nvidia import SIGNATURES
+from upperson_tensorrt.cuda import CONSTANTS
 
 ERRORS = {
     1: b"CUDA_ERROR_INVALID_VALUE",

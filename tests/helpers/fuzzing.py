@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from upperson_rt.errors import UppersonError
-from upperson_rt.printable import printable
+from upperson_rt.printable import escape_for_display
 
 SECONDS = float(os.environ.get("UPPERSON_FUZZ_S", "0"))
 """How long all targets run; 0 for a few fixed examples."""
@@ -178,7 +178,7 @@ def refused_well(call, *arguments, **named):
         return call(*arguments, **named)
     except UppersonError as error:
         refusal = error
-    message = printable(str(refusal))
+    message = escape_for_display(str(refusal))
     assert message, type(refusal)
     assert len(message) < 5000, f"{type(refusal)}: {message[:200]}..."
     assert message.isprintable() or message.count("\n") == 0

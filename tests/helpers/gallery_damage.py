@@ -254,10 +254,10 @@ class Trial:
     """What one damage led to."""
 
     name: str
-    said: dict[str, str]
+    verdicts: dict[str, str]
     """By operation: right, refused, input, wrong, raw or crash."""
     details: dict[str, str]
-    """What was said where that is bad."""
+    """Answers or errors of the bad ones."""
 
 
 def trials(galleries: list[Path], count: int, seed: int) -> Iterator[Trial]:
@@ -285,21 +285,21 @@ def trials(galleries: list[Path], count: int, seed: int) -> Iterator[Trial]:
         path.write_bytes(after)
         found = in_child(lambda: answers(folder / "copy"))
         shutil.rmtree(folder / "copy")
-        said, details = {}, {}
+        verdicts, details = {}, {}
         for name, text in found.items():
-            said[name] = text.partition(":")[0]
+            verdicts[name] = text.partition(":")[0]
             if text == expected[gallery].get(name):
-                said[name] = "right"
+                verdicts[name] = "right"
             elif name == "verify" and text.startswith("["):
-                said[name] = "refused"  # It lists what is wrong.
-            elif said[name] not in ("refused", "input", "raw", "crash"):
-                said[name] = "wrong"
-            if said[name] in ("input", "raw", "crash", "wrong"):
+                verdicts[name] = "refused"  # It lists what is wrong.
+            elif verdicts[name] not in ("refused", "input", "raw", "crash"):
+                verdicts[name] = "wrong"
+            if verdicts[name] in ("input", "raw", "crash", "wrong"):
                 details[name] = text
-        missed = said.get("verify") == "right" and "refused" in said.values()
+        missed = verdicts.get("verify") == "right" and "refused" in verdicts.values()
         if missed:
-            said["verify"] = "missed"
-        yield Trial(f"{number} {gallery.name}/{file} {kind}", said, details)
+            verdicts["verify"] = "missed"
+        yield Trial(f"{number} {gallery.name}/{file} {kind}", verdicts, details)
 
 
 def main() -> int:
@@ -319,16 +319,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         galleries = make_galleries(Path(folder), options.rows)
         for trial in trials(galleries, options.trials, options.seed):
-            outcome = next(one for one in OUTCOMES if one in trial.said.values())
-            for name, said in trial.said.items():
-                tables.setdefault(name, Counter())[said] += 1
+            outcome = next(one for one in OUTCOMES if one in trial.verdicts.values())
+            for name, verdicts in trial.verdicts.items():
+                tables.setdefault(name, Counter())[verdicts] += 1
             _, file, kind = trial.name.split(" ", 2)
             tables.setdefault(f"{file} {kind}", Counter())[outcome] += 1
             worst[outcome] += 1
             if worst.total() % 100 == 0:
                 print(f"{worst.total()} trials", dict(worst), file=sys.stderr, flush=True)
             if outcome not in GOOD and sum(worst[one] for one in BAD) <= options.show:
-                print(trial.name, trial.said)
+                print(trial.name, trial.verdicts)
                 print(
                     "".join(f"  {key}: ...{text[-700:]}\n" for key, text in trial.details.items())
                 )

@@ -25,12 +25,14 @@ class Place(ABC):
     """Locations of one store."""
 
     @abstractmethod
-    def empty(self) -> str:
-        """Return the location of a gallery of DIM and FINGERPRINT that holds nothing."""
-
-    @abstractmethod
     def unused(self) -> str:
         """Return the location of a gallery that has not been made."""
+
+    def empty(self) -> str:
+        """Return the location of a gallery of DIM and FINGERPRINT that holds nothing."""
+        location = self.unused()
+        self.open(location, create=True).close()
+        return location
 
     def open(self, location: str, **options: Any) -> Gallery:
         return Gallery.open(location, FINGERPRINT, DIM, **options)
@@ -45,10 +47,14 @@ class Folders(Place):
     def unused(self) -> str:
         return next(self._names)
 
-    def empty(self) -> str:
-        location = self.unused()
-        self.open(location, create=True).close()
-        return location
+
+class Memory(Place):
+    """The example of a store: galleries in this process."""
+
+    _numbers = itertools.count()
+
+    def unused(self) -> str:
+        return f"memory://contract_{next(self._numbers)}"
 
 
 class Milvus(Place):
@@ -91,7 +97,7 @@ class Milvus(Place):
 
 
 class MilvusOnServer(Milvus):
-    """The same on a server of its own, which is started by whoever needs it.
+    """The same on a server of its own, started by the tests that need it.
 
     Args:
         server: Not started yet.

@@ -23,14 +23,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from tests.helpers.gallery_damage import (
-    OPERATIONS,
-    _answer,
-    _fill,
-    _items,
-    damage,
-    in_child,
-)
+from tests.helpers.gallery_damage import OPERATIONS, _answer, _fill, _items, damage, in_child
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from upperson_rt.gallery import Gallery, Item
 
@@ -176,22 +169,22 @@ def _use(folder: Path, name: str) -> dict[str, str]:
 def _verdict(
     folder: Path, name: str, before: Look, expected: str, was_sound: bool
 ) -> tuple[str, str]:
-    said = "".join(_use(folder, name).values())
-    kind, after = said.partition(":")[0], look_of(folder)
+    answer = "".join(_use(folder, name).values())
+    kind, after = answer.partition(":")[0], look_of(folder)
     if kind in ("raw", "input", "crash"):
-        return kind, said
-    is_refused = kind == "refused" or (name == "verify" and said != expected)
+        return kind, answer
+    is_refused = kind == "refused" or (name == "verify" and answer != expected)
     if after != before and (is_refused or name in _READS):
         return "changed", f"{[one for one in before | after if before.get(one) != after.get(one)]}"
     if is_refused:
-        return "refused", said
-    if said != expected:
-        return "wrong", said
+        return "refused", answer
+    if answer != expected:
+        return "wrong", answer
     if name in _WRITES and name != "rebuild" and was_sound:
         problems = "".join(_use(folder, "verify").values())
         if problems != "[[]]":
             return "unsound", problems
-    return "right", said
+    return "right", answer
 
 
 def trials(

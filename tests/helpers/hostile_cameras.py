@@ -8,6 +8,7 @@ login at another port, and nothing of a file of this machine may be read.
 
 import argparse
 import base64
+import io
 import random
 import re
 import socket
@@ -418,18 +419,21 @@ CERTIFICATES = {
 }
 
 
-def film(path: Path) -> Path:
-    """Write a short film that a player could read."""
+def film(container: str = "mpegts", codec: str = "mpeg1video", **options: str) -> bytes:
+    """Return a short film of noise, 50 pictures of 64 x 64."""
     import av
 
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("mpeg1video", rate=25)
+    content, noise = io.BytesIO(), np.random.default_rng(0)
+    with av.open(content, "w", format=container, options=options) as opened_film:
+        stream: Any = opened_film.add_stream(codec, rate=25)
         stream.width = stream.height = 64
-        for _ in range(25):
-            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="bgr24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for _ in range(50):
+            picture = noise.integers(0, 256, (64, 64, 3), np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
+            opened_film.mux(stream.encode(frame))
+        opened_film.mux(stream.encode(None))
+    return content.getvalue()
 
 
 def tls_outcomes(folder: Path) -> dict[str, bool]:
@@ -492,7 +496,9 @@ def main() -> None:
     arguments = parser.parse_args()
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        there = stack.enter_context(elsewhere(film(Path(folder) / "secret.ts")))
+        secret = Path(folder) / "secret.ts"
+        secret.write_bytes(film())
+        there = stack.enter_context(elsewhere(secret))
         for name, sent in tls_outcomes(Path(folder)).items():
             counts["TLS"] += 1
             counts["TLS: sent something"] += sent

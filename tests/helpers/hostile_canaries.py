@@ -1,4 +1,4 @@
-"""Canaries with right hashes that no export writes."""
+"""Golden samples with right hashes that no export writes."""
 
 import io
 import struct

@@ -55,7 +55,7 @@ class Sent(NamedTuple):
     """A request."""
 
     path: str
-    headers: dict[str, str] = {}  # noqa: RUF012 - Nobody changes it.
+    headers: dict[str, str] = {}  # noqa: RUF012 - It is never changed.
     body: bytes = b""
     method: str = "POST"
     pause_s: float = 0.0

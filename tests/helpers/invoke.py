@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 import upperson.cli
 import upperson_rt.cli
+from upperson_rt.printable import escape_for_display
 
 
 def run(*arguments, app=upperson.cli.app):
@@ -18,9 +19,58 @@ def run_json(*arguments, app=upperson.cli.app):
     return json.loads(result.stdout)
 
 
+def run_refused(*arguments, code=None, exit_code=None, app=upperson.cli.app):
+    """Run a command that fails, with a code if given; return the error that ``--json`` prints."""
+    result = run(*arguments, "--json", app=app)
+    error = json.loads(result.stdout)["error"]
+    assert result.exit_code == error["exit_code"] > 0, result.stderr
+    assert error["message"] in result.stderr
+    found = (code and error["code"], exit_code and result.exit_code)
+    assert found == (code, exit_code), result.stderr
+    return error
+
+
+def run_failing(exit_code, code, *arguments, app=upperson.cli.app):
+    """Return the error of a command, as --json prints it: one line, no traceback.
+
+    A code of None is not compared.
+    """
+    result = run(*arguments, "--json", app=app)
+    assert result.exit_code == exit_code, result.stderr
+    error = json.loads(result.stdout)["error"]
+    assert code in (None, error["code"]), error
+    assert result.stderr.count("error: ") == 1
+    assert "Traceback" not in result.stderr
+    return error
+
+
 def run_rt(*arguments):
     """Run ``upperson-rt``."""
     return run(*arguments, app=upperson_rt.cli.app)
+
+
+def run_rt_json(*arguments):
+    return run_json(*arguments, app=upperson_rt.cli.app)
+
+
+def refusal(result, exit_code, code=None):
+    """Check that a command refused in one line; return what ``--json`` says of it, if given.
+
+    Args:
+        result: Of `run`.
+        exit_code: That of the error's class.
+        code: The error's; None for what Typer refuses, and for errors whose code no test names.
+    """
+    assert result.exit_code == exit_code, result.output
+    assert "Traceback" not in result.stderr
+    if not result.stdout:
+        assert code is None
+        return None
+    error = json.loads(result.stdout)["error"]
+    assert error["exit_code"] == exit_code
+    assert code in (None, error["code"]), error
+    assert f"error: {escape_for_display(error['message'])}" == result.stderr.splitlines()[-1]
+    return error
 
 
 def snapshot(folder):

@@ -119,7 +119,7 @@ def kills_of_export(rng: np.random.Generator, trials: int) -> Iterator[str]:
     _prepare()
     Command(TRAIN, rng)
     load_toy_graphs(Path())
-    _patch.setattr("upperson_export.forms.export_onnx", export_exchanged)
+    _patch.setattr("upperson_export.candidates.export_onnx", export_exchanged)
     export = Command(EXPORT, rng)
     before = _files("bundle")
     for _ in range(trials):

@@ -25,9 +25,8 @@ from PIL import Image
 from tests.helpers.gallery_damage import damage, in_child
 from upperson_console.pictures import read_upload
 from upperson_rt.errors import UppersonError
-from upperson_rt.image_file import capture_time
-from upperson_rt.preprocess import load_image, resize_image
-from upperson_rt.printable import printable
+from upperson_rt.preprocess import capture_time, load_image, resize_image
+from upperson_rt.printable import escape_for_display
 
 MOST_BYTES, MOST_S = 300 << 20, 5.0
 BAD = ("raw error", "program", "crash", "memory", "slow", "message")
@@ -120,7 +119,7 @@ def _read(path: Path) -> str:
         resize_image(load_image(path), 384, 128)
     except UppersonError as error:
         outcome = "refused"
-        if "\n" in printable(str(error)) or len(str(error)) > 2000:
+        if "\n" in escape_for_display(str(error)) or len(str(error)) > 2000:
             return f"message: {error}"
     except Exception as error:
         return f"raw error: {error!r}"

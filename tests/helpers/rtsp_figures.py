@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.helpers.fake_camera import Watched
 from tests.helpers.rtsp_camera import RtspCamera, reason_to_skip, rtsp_camera
-from upperson_camera.capture import Capture
-from upperson_camera.settings import CameraSettings, CaptureRules
+from upperson_camera.settings import CaptureRules
 from upperson_camera.source import parse_source
 from upperson_camera.stream import open_source
 
@@ -26,25 +26,14 @@ STEP_S = 0.002
 LONGEST_S = 60.0
 
 
-class Watched:
+class Clocks(Watched):
     """A camera that keeps the clocks of its pictures, not the pictures."""
 
     def __init__(self, address: str) -> None:
         self.clocks: list[float] = []
-        self.counts: list[str] = []
-        settings = CameraSettings(
-            name="gate",
-            source=parse_source(address),
-            detector=lambda frame: [],
-            drop="oldest",
-            start_time=None,
-            realtime=False,
-            opener=open_source,
-        )
-        self.capture = Capture(settings, CaptureRules(), self._take, self.counts.append)
-        self.capture.start()
+        super().__init__(parse_source(address), open_source, CaptureRules())
 
-    def _take(self, image: NDArray[np.generic], unix_time: float, clock: float) -> None:
+    def _deliver(self, image: NDArray[np.generic], unix_time: float, clock: float) -> None:
         if image.size:
             self.clocks.append(clock)
 
@@ -65,7 +54,7 @@ def resident_mib() -> float:
     return round(pages * 4096 / 2**20, 1)
 
 
-def steady(camera: RtspCamera, watched: Watched, seconds: float) -> dict[str, float]:
+def steady(camera: RtspCamera, watched: Clocks, seconds: float) -> dict[str, float]:
     """Watch a stream that nothing happens to."""
     wait_for(lambda: len(watched.clocks) > 0)
     sent, seen, used_s = int(camera.tell("sent")), len(watched.clocks), time.process_time()
@@ -87,7 +76,7 @@ def steady(camera: RtspCamera, watched: Watched, seconds: float) -> dict[str, fl
     }
 
 
-def loss(camera: RtspCamera, watched: Watched) -> tuple[float, float]:
+def loss(camera: RtspCamera, watched: Clocks) -> tuple[float, float]:
     """Kill the server; return when that was noticed, and when a picture came after it was back."""
     outages, killed = watched.counts.count("outages"), time.monotonic()
     camera.kill()
@@ -109,12 +98,11 @@ def main() -> None:
     if (reason := reason_to_skip()) is not None:
         raise SystemExit(reason)
     with rtsp_camera(transport=arguments.transport, size=SIZE) as camera:
-        watched = Watched(camera.address)
+        watched = Clocks(camera.address)
         found: dict[str, object] = {"transport": arguments.transport}
         found |= steady(camera, watched, arguments.seconds)
         losses = [loss(camera, watched) for _ in range(arguments.kills)]
-        watched.capture.stop()
-        watched.capture.join()
+        watched.stop()
     if losses:
         noticed_s, first_s = (
             sorted(round(one, 2) for one in row) for row in zip(*losses, strict=True)

@@ -1,4 +1,4 @@
-"""A console in a process of its own, as somebody starts it."""
+"""A console in a process of its own, as a user starts it."""
 
 import re
 import signal

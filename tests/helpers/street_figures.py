@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import upperson_rt
 from tests.helpers.rtsp_camera import reason_to_skip, rtsp_camera
 from upperson_camera import Pipeline, PipelineSettings, open_detector
-from upperson_camera.tracker import Follower, new_tracker
+from upperson_camera.tracker import Tracker, new_tracker
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.ingest.boxes import Boxes
 from upperson_synthetic.video import Box, Sighting, Street, VideoSpec
@@ -56,7 +56,7 @@ def write_film(path: Path, spec: VideoSpec) -> Truth:
 class Timed:
     """A tracker that notes for how long each track was seen."""
 
-    def __init__(self, tracker: Follower) -> None:
+    def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
         self.seen: dict[int, tuple[float, float]] = {}
 

@@ -1,7 +1,6 @@
-"""What real CLIP weights do to narrow number formats, put into any model on purpose.
+"""Outliers of real CLIP weights, put into any model on purpose.
 
-Each function returns a changed copy of a model that computes the same in float32, or nearly so;
-its docstring says which.
+Each function returns a changed copy of a model that computes the same in float32, or nearly so.
 """
 
 from __future__ import annotations
@@ -31,13 +30,6 @@ def with_loud_channels(
 
     The gain and bias of a norm and the output of the adapter beside it grow by a factor from
     ``largest / 8`` to ``largest``; float32 computes the same.
-
-    Args:
-        model: Left as it is.
-        largest: Largest factor; powers of two are exact.
-        channels: How many channels at each norm.
-        blocks: Which blocks, counted from 0; None means all.
-        seed: Decides which channels.
     """
     loud = deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
@@ -71,13 +63,6 @@ def with_stream_outlier(
     It starts at the MLP of a block and reaches every later norm and L-Adapter. Their weights are
     changed so that the model computes nearly the same: a norm now divides by a deviation that the
     outlier rules, so differences of deviation between tokens are lost.
-
-    Args:
-        model: Left as it is.
-        images: Normalised pictures [N, 3, H, W] on which deviations are measured.
-        input_ids: Captions [N, L], likewise.
-        block: Where the outlier starts, counted from 0.
-        magnitude: Its size.
     """
     changed = deepcopy(model)
     for tower, last_norm, inputs in (

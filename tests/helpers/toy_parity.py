@@ -1,8 +1,6 @@
 """A toy model to compare: inputs, an embedding that is right, and the verdict on another one."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,13 +13,9 @@ from tests.helpers.toy_bundle import (
     make_toy_tokenizer_json,
 )
 from upperson_export.parity.check import ParityResult, judge
-from upperson_export.parity.comparisons import (
-    count_comparisons,
-    iter_comparisons,
-    make_reference,
-)
-from upperson_export.parity.inputs import ParityInputs, compare_pixels, read_inputs
-from upperson_export.parity.subjects import FP32_TOLERANCE, Subject, Tolerance
+from upperson_export.parity.comparisons import count_comparisons, iter_comparisons, make_reference
+from upperson_export.parity.inputs import compare_pixels, read_inputs
+from upperson_export.parity.subjects import FP32_TOLERANCE, Subject
 from upperson_rt.tokenizer import Tokenizer
 
 COUNT = 11
@@ -31,11 +25,11 @@ CAPTIONS = [f"a {'wo' * (n % 2)}man in a {colour} coat" for n, colour in enumera
 Embed = Callable[[str, np.ndarray], np.ndarray]
 
 
-def toy_tokenizer() -> Tokenizer:
+def toy_tokenizer():
     return Tokenizer.from_json(make_toy_tokenizer_json(), CONTEXT_LENGTH)
 
 
-def toy_parity_inputs(folder: Path) -> ParityInputs:
+def toy_parity_inputs(folder):
     colours = list(COLOURS) * 2
     files = [draw_person(folder / f"{n}.png", colours[n], seed=n) for n in range(COUNT)]
     return read_inputs(
@@ -43,7 +37,7 @@ def toy_parity_inputs(folder: Path) -> ParityInputs:
     )
 
 
-def honest(tower: str, batch: np.ndarray) -> np.ndarray:
+def honest(tower, batch):
     """Embed well: whatever the batch, and whatever the padding."""
     flat = batch.reshape(len(batch), -1).astype(np.float64)
     width = flat.shape[1]
@@ -52,11 +46,15 @@ def honest(tower: str, batch: np.ndarray) -> np.ndarray:
     return (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float32)
 
 
-def subject(embed: Embed, tolerance: Tolerance = FP32_TOLERANCE, **fields: Any) -> Subject:
+def rotated_rows(tower, batch):
+    return np.roll(honest(tower, batch), 1, axis=0)
+
+
+def subject(embed, tolerance=FP32_TOLERANCE, **fields):
     return Subject(variant="fp32", backend="fake 1.0", tolerance=tolerance, run=embed, **fields)
 
 
-def check(one: Subject, inputs: ParityInputs, reference: Subject | None = None) -> ParityResult:
+def check(one, inputs, reference=None):
     """Compare a subject with one, by default an honest one, in batches of `BATCH_SIZES`."""
     expected = make_reference(reference or subject(honest), inputs)
     found = list(iter_comparisons(one, expected, inputs, BATCH_SIZES))

@@ -34,7 +34,7 @@ class Recorder:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.cached: list[tuple[int, int]] = []
-        self.asked: list[tuple[int, int]] = []
+        self.taught: list[tuple[int, int]] = []
         self.expected: list[tuple[float, int]] = []
         self.losses: list[float] = []
         self.steps: list[Step] = []
@@ -48,9 +48,9 @@ class Recorder:
         """Keep the counts."""
         self.cached.append((done, total))
 
-    def asking(self, done: int, total: int) -> None:
+    def teaching(self, done: int, total: int) -> None:
         """Keep the counts."""
-        self.asked.append((done, total))
+        self.taught.append((done, total))
 
     def expecting(self, step_s: float, steps: int) -> None:
         """Keep the time."""

@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.fake_camera import wait_for
+from tests.helpers.invoke import run
 from tests.helpers.toy_run import Recorder, know_toy
-from upperson.cli.train import train as train_command
 from upperson.config import read_config
 from upperson.seeds import SEEDS_PLAN
 from upperson.train import train
 
 
-def main() -> None:
+def main():
     """Train as one of several processes, one run after the other."""
     with pytest.MonkeyPatch.context() as patch:
         know_toy(patch)
@@ -40,13 +40,11 @@ def main() -> None:
             config = read_config(folder / "config.yaml")
             if os.environ["RANK"] != "0":
                 wait_for((folder / "run" / SEEDS_PLAN).is_file)
-            train_command(
-                root=Path(config.root),
-                recipe=str(folder / "config.yaml"),
-                output=folder / "run",
-                device="cpu",
-                seeds=2,
-            )
+            done = run(
+                "train", "--root", config.root, "--recipe", folder / "config.yaml",
+                "--output", folder / "run", "--device", "cpu", "--seeds", 2,
+            )  # fmt: skip
+            assert done.exit_code == 0, done.stderr
 
 
 if __name__ == "__main__":

@@ -103,29 +103,6 @@ def test_the_changelog_knows_this_version():
     assert f"## [{upperson_rt.__version__}]" in read("CHANGELOG.md")
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("```bash\n$ upperson demo --output x # comment\n```\n", ["upperson demo --output x"]),
-        ("```sh\nA=b .venv/bin/upperson-rt doctor | less\n```\n", ["upperson-rt doctor"]),
-        ("```bash\nupperson train \\\n  --root p && upperson demo\n```\n",
-         ["upperson train --root p", "upperson demo"]),
-        ("```python\nupperson demo\n```\n", []),
-    ],
-)  # fmt: skip
-def test_commands_are_found(text, expected):
-    assert [" ".join(words) for words in commands_in(text)] == expected
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["upperson demo --fast", "upperson dem", "upperson evaluate", "upperson-rt gallery",
-     "upperson-rt query red -k many"],
-)  # fmt: skip
-def test_wrong_commands_are_noticed(line):
-    assert complaint(*line.split())
-
-
 def test_every_setting_of_a_recipe_is_explained():
     text = read("docs/training.md")
     names = [field.name for field in dataclasses.fields(TrainConfig) if field.name != "model"]

@@ -29,7 +29,9 @@ def modules_of(folder):
     )
 
 
-OPTIONAL = [f"upperson_{name}" for name in ("camera", "console", "milvus", "ray", "tensorrt")]
+OPTIONAL = [
+    f"upperson_{name}" for name in ("bench", "camera", "console", "milvus", "ray", "tensorrt")
+]
 
 
 def loaded_by(code, candidates, without=()):

@@ -20,6 +20,7 @@ else:
 RUNTIME = {
     name: ROOT / "runtime" / name
     for name in (
+        "upperson_bench",
         "upperson_camera",
         "upperson_console",
         "upperson_milvus",

@@ -78,7 +78,7 @@ def test_there_is_one_version():
         assert getattr(package, "__version__", upperson_rt.__version__) == upperson_rt.__version__
 
 
-OPTIONAL = ("camera", "console", "milvus", "ray", "tensorrt")
+OPTIONAL = ("bench", "camera", "console", "milvus", "ray", "tensorrt")
 
 
 def test_optional_packages_import_public_names_of_the_core():

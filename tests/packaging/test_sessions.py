@@ -38,27 +38,21 @@ def test_the_code_is_that_of_all_tests(ran, codes, code):
     assert begun == expected
 
 
-@pytest.mark.parametrize("place", ["tests/cli", "tests/conftest.py", "tests/conftest.py::test_x"])
-def test_named_files_run_in_one_session(ran, place):
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["-q", "tests/cli"], 5),
+        (["tests/conftest.py"], 5),
+        (["tests/conftest.py::test_x"], 5),
+        (["-x"], 1),
+        (["--maxfail=1"], 1),
+    ],
+)
+def test_named_files_and_the_first_failure_end_after_one_session(ran, arguments, code):
     begun, codes = ran
-    codes += [5]
-    assert main(["-q", place]) == 5
-    assert begun == [["-q", place]]
-
-
-@pytest.mark.parametrize("option", ["-x", "--maxfail=1", "--exitfirst"])
-def test_the_first_failure_is_the_last_session_if_that_is_asked_for(ran, option):
-    begun, codes = ran
-    codes += [1]
-    assert main([option]) == 1
+    codes += [code]
+    assert main(arguments) == code
     assert len(begun) == 1
-
-
-def test_the_second_session_takes_what_the_first_leaves():
-    (first,), (everything, *left_out) = SESSIONS
-    assert (ROOT / first).is_dir()
-    assert ROOT / everything == (ROOT / first).parent
-    assert left_out == [f"--ignore={first}"]
 
 
 def test_make_runs_them_with_more_arguments_last():

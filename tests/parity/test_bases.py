@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -27,10 +25,9 @@ from upperson_calibration.smoothing import choose_smoothing
 from upperson_export.fold import fold_image_tower, fold_text_tower, smooth
 from upperson_export.graphs import build_variant, export_onnx
 from upperson_export.lint import lint
-from upperson_export.plain import PlainTower
 from upperson_rt.agreement import row_cosines
 from upperson_rt.backends import open_backend
-from upperson_rt.towers import TOWERS, Tower, run_tower
+from upperson_rt.towers import TOWERS, run_tower
 
 TOLERANCE = 1e-5
 KINDS = ("siglip", "mobileclip")
@@ -38,21 +35,21 @@ LENGTHS = [2, 5, 9, 16, 3]
 
 
 @pytest.fixture(autouse=True)
-def towers_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+def towers_of_timm(monkeypatch):
     know_toy_towers(monkeypatch)
 
 
-def pixels(count: int, size: tuple[int, int] = SIZE) -> torch.Tensor:
+def pixels(count, size=SIZE):
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, 256, (count, *size, 3), dtype=torch.uint8, generator=generator)
 
 
-def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+def close(found, expected):
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_parts_it_is_what_open_clip_computes(kind: str) -> None:
+def test_without_parts_it_is_what_open_clip_computes(kind):
     """On pictures of the base's own size, where no position is interpolated."""
     clip = toy_base(kind)
     model = UPPerson(clip, PLAIN_CLIP, (32, 32)).eval()
@@ -64,7 +61,7 @@ def test_without_parts_it_is_what_open_clip_computes(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_literal_formulas_and_the_folded_towers_agree(kind: str) -> None:
+def test_the_literal_formulas_and_the_folded_towers_agree(kind):
     model = toy_person(kind)
     raw, ids = pixels(3), random_ids(kind, LENGTHS)
     image = normalised(model, raw)
@@ -80,7 +77,7 @@ def test_the_literal_formulas_and_the_folded_towers_agree(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_trained_tensor_changes_the_embedding(kind: str) -> None:
+def test_every_trained_tensor_changes_the_embedding(kind):
     model = toy_person(kind)
     image, ids = normalised(model, pixels(2)), random_ids(kind, [4, 7]).long()
     (model.encode_image(image).sum() + model.encode_text(ids).sum()).backward()
@@ -93,14 +90,14 @@ def test_every_trained_tensor_changes_the_embedding(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_norm_stays_what_it_was_while_training(kind: str) -> None:
+def test_a_batch_norm_stays_what_it_was_while_training(kind):
     model = toy_person(kind)
     image = normalised(model, pixels(3))
     with torch.no_grad():
         assert torch.equal(model.train().encode_image(image), model.eval().encode_image(image))
 
 
-def test_padding_counts_where_it_was_trained_on() -> None:
+def test_padding_counts_where_it_was_trained_on():
     """A SigLIP attends to padding: its captions are padded to the context, whoever calls."""
     clip, ids = toy_base("siglip"), random_ids("siglip", [5]).long()
     model = UPPerson(clip, PLAIN_CLIP, SIZE).eval()
@@ -116,12 +113,10 @@ def test_padding_counts_where_it_was_trained_on() -> None:
 @pytest.mark.parametrize(
     ("kind", "towers"), [("siglip", TOWERS), ("mobileclip", ("image",))]
 )  # MobileCLIP's text tower is CLIP's.
-def test_exported_smoothed_and_int8_towers_agree(
-    kind: str, towers: tuple[Tower, ...], tmp_path: Path
-) -> None:
+def test_exported_smoothed_and_int8_towers_agree(kind, towers, tmp_path):
     model = toy_person(kind)
     inputs = {"image": pixels(12).numpy(), "text": random_ids(kind, [*LENGTHS, 7, 11, 4]).numpy()}
-    plain: dict[Tower, PlainTower] = {
+    plain = {
         "image": fold_image_tower(model),
         "text": fold_text_tower(model),
     }

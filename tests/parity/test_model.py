@@ -36,7 +36,7 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_towers_equal_the_literal_formulas(config: UPPersonConfig) -> None:
+def test_towers_equal_the_literal_formulas(config):
     model = toy_model(config)
     image, ids = normalised(model, toy_pixels(3)), toy_ids(LENGTHS).long()
     with torch.no_grad():
@@ -48,7 +48,7 @@ def test_towers_equal_the_literal_formulas(config: UPPersonConfig) -> None:
         )
 
 
-def test_every_trained_tensor_changes_the_embedding() -> None:
+def test_every_trained_tensor_changes_the_embedding():
     """A part that were forgotten in the forward pass would make parity hold for nothing."""
     model = toy_model()
     image, ids = normalised(model, toy_pixels(2)), toy_ids([5, 9]).long()
@@ -62,7 +62,7 @@ def test_every_trained_tensor_changes_the_embedding() -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_gradients_equal_the_literal_ones(config: UPPersonConfig) -> None:
+def test_gradients_equal_the_literal_ones(config):
     """Every trained tensor must train as in the formulas, not only give the same output.
 
     S in particular: it stands before the prefix values here, and on the attention there.
@@ -85,7 +85,7 @@ def test_gradients_equal_the_literal_ones(config: UPPersonConfig) -> None:
         assert float(error) <= 1e-8 * float(expected.grad.abs().max()), name
 
 
-def test_without_parts_it_is_plain_clip() -> None:
+def test_without_parts_it_is_plain_clip():
     clip = toy_clip()
     model = UPPerson(clip, PLAIN_CLIP, IMAGE_SIZE).eval()
     image, ids = normalised(model, toy_pixels(3)), toy_ids(LENGTHS).long()
@@ -100,7 +100,7 @@ def test_without_parts_it_is_plain_clip() -> None:
         )
 
 
-def test_text_length_does_not_change_the_embedding() -> None:
+def test_text_length_does_not_change_the_embedding():
     model = toy_model()
     ids = toy_ids([6, 11]).long()
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_text_length_does_not_change_the_embedding() -> None:
 
 
 @pytest.mark.parametrize("pids", [[0, 1, 2, 3, 4], [7, 7, 2, 7, 2], [1, 1, 1, 1, 1]])
-def test_sdm_equals_the_entry_by_entry_sum(pids: list[int]) -> None:
+def test_sdm_equals_the_entry_by_entry_sum(pids):
     generator = torch.Generator().manual_seed(5)
     image, text = (
         torch.nn.functional.normalize(torch.randn(5, 8, generator=generator), dim=-1)

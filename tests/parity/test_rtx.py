@@ -5,22 +5,18 @@ TensorRT for RTX compiles without a GPU. Random weights are enough: fusion looks
 
 from functools import cache
 from importlib import import_module
-from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 import pytest
 
 from tests.helpers.alone import found_alone
+from tests.helpers.refused import refused
 from tests.helpers.toy_graphs import TOWERS, toy_graph
 from tests.helpers.vit_b16 import PROFILES, export_vit_b16, int8_gemms, vit_b16_variant
-from upperson_calibration.graph import TowerGraph
 from upperson_export.engines import RtxEngine, build_rtx_engine, parse_layers, rtx_target
 from upperson_export.graphs import build_variant
 from upperson_export.lint import lint
-from upperson_export.variants import VariantName
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
-from upperson_rt.towers import Tower
 from upperson_tensorrt.builder import InputProfile
 
 pytestmark = [
@@ -35,7 +31,7 @@ differ in nothing that the compiler looks at, and to export them takes 2.7 GB.""
 TOY_PROFILE = InputProfile("image", (1, 48, 32, 3), (8, 48, 32, 3), (32, 48, 32, 3))
 
 
-def why_not() -> str:
+def why_not():
     try:
         import_module("tensorrt_rtx")
     except (ImportError, OSError) as error:
@@ -44,7 +40,7 @@ def why_not() -> str:
 
 
 @pytest.fixture
-def rtx() -> None:
+def rtx():
     """Skip a test where the compiler is not there; it is loaded only where tests need it."""
     if reason := why_not():
         pytest.skip(reason)
@@ -53,14 +49,12 @@ def rtx() -> None:
 needs_rtx = pytest.mark.usefixtures("rtx")
 
 
-def build(
-    model: ir.Model, folder: Path, profile: InputProfile, capability: str = "8.6"
-) -> RtxEngine:
+def build(model, folder, profile, capability="8.6"):
     ir.save(model, folder / "tower.onnx")
     return build_rtx_engine(folder / "tower.onnx", profile, capability)
 
 
-def compile_vit_b16(folder: Path) -> dict[str, Any]:
+def compile_vit_b16(folder):
     """Export both towers, compile both variants, and tell what the compiler made of them."""
     graphs = export_vit_b16(folder, LAYERS)
     return {
@@ -70,7 +64,7 @@ def compile_vit_b16(folder: Path) -> dict[str, Any]:
     }
 
 
-def compiled(graph: TowerGraph, variant: VariantName, folder: Path) -> dict[str, Any]:
+def compiled(graph, variant, folder):
     model = vit_b16_variant(graph, variant)
     findings = [str(finding) for finding in lint(model)]
     engine = build(model, folder, PROFILES[graph.tower])
@@ -86,7 +80,7 @@ def compiled(graph: TowerGraph, variant: VariantName, folder: Path) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def vit_b16(shared_folder: Path) -> Any:
+def vit_b16(shared_folder):
     """What the compiler made of ViT-B/16; that takes 0.5 GB."""
     if reason := why_not():
         pytest.skip(reason)
@@ -100,7 +94,7 @@ def vit_b16(shared_folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", TOWERS)
-def test_attention_of_the_fp16_graph_is_fused(vit_b16: Any, kind: Tower) -> None:
+def test_attention_of_the_fp16_graph_is_fused(vit_b16, kind):
     engine = vit_b16[f"{kind} fp16"]
     assert engine["findings"] == []
     # That of the last block has one query row, and no kernel for it.
@@ -110,9 +104,7 @@ def test_attention_of_the_fp16_graph_is_fused(vit_b16: Any, kind: Tower) -> None
 
 
 @pytest.mark.parametrize("kind", TOWERS)
-def test_attention_and_all_block_linears_of_the_int8_graph_are_fused(
-    vit_b16: Any, kind: Tower
-) -> None:
+def test_attention_and_all_block_linears_of_the_int8_graph_are_fused(vit_b16, kind):
     engine = vit_b16[f"{kind} int8-fp16"]
     assert engine["findings"] == []
     assert engine["fused_attentions"] >= LAYERS - 1
@@ -133,12 +125,12 @@ def test_attention_and_all_block_linears_of_the_int8_graph_are_fused(
 
 
 @cache
-def toy_fp16() -> ir.Model:
+def toy_fp16():
     return build_variant(toy_graph("image"), "fp16")
 
 
 @needs_rtx
-def test_one_build_makes_one_engine(tmp_path: Path) -> None:
+def test_one_build_makes_one_engine(tmp_path):
     first = build(toy_fp16(), tmp_path, TOY_PROFILE, "8.9")
     assert first.content == build(toy_fp16(), tmp_path, TOY_PROFILE, "8.9").content
     assert first.content != build(toy_fp16(), tmp_path, TOY_PROFILE, "7.5").content
@@ -147,9 +139,7 @@ def test_one_build_makes_one_engine(tmp_path: Path) -> None:
 
 
 @needs_rtx
-def test_a_graph_that_the_linter_finds_fault_with_is_refused_by_the_compiler(
-    tmp_path: Path,
-) -> None:
+def test_a_graph_that_the_linter_finds_fault_with_is_refused_by_the_compiler(tmp_path):
     broken = toy_fp16().clone()
     add = next(node for node in broken.graph if node.name == "blocks.0/Add_2")
     values = ir.convenience.create_value_mapping(broken.graph)
@@ -157,32 +147,28 @@ def test_a_graph_that_the_linter_finds_fault_with_is_refused_by_the_compiler(
     assert {(finding.rule, finding.node) for finding in lint(broken)} == {
         ("mixed-types", "blocks.0/Add_2")
     }
-    with pytest.raises(BackendError, match=r"TensorRT for RTX .* 'blocks\.0/Add_2' \(Add\)"):
+    with pytest.raises(BackendError, match=r"blocks\.0/Add_2"):
         build(broken, tmp_path, TOY_PROFILE)
 
 
 @needs_rtx
-@pytest.mark.parametrize("capability", ["8.7", "9.0", "current"])
-def test_a_gpu_it_does_not_compile_for_is_a_usage_error(capability: str) -> None:
-    with pytest.raises(UsageError, match=r"8\.6.*12\.0.*upperson-rt compile"):
-        rtx_target(capability)
-
-
-@needs_rtx
-def test_a_profile_that_does_not_fit_the_graph_is_refused(tmp_path: Path) -> None:
+def test_another_gpu_and_a_profile_that_does_not_fit_are_refused(tmp_path):
+    for capability in ("8.7", "9.0", "current"):
+        with refused("capability_unsupported", UsageError, found=capability):
+            rtx_target(capability)
     wrong = InputProfile("image", (1, 40, 32, 3), (8, 48, 32, 3), (32, 48, 32, 3))
-    with pytest.raises(IntegrityError, match=r"found inputs \{'image': \(-1, 48, 32, 3\)\}"):
+    with pytest.raises(IntegrityError):
         build(toy_fp16(), tmp_path, wrong)
 
 
-def test_a_missing_package_is_a_clear_error() -> None:
+def test_a_missing_package_is_a_clear_error():
     if not why_not():
         pytest.skip("TensorRT for RTX is installed")
-    with pytest.raises(BackendError, match="pip install tensorrt-rtx-cu13"):
+    with refused("extra_missing", BackendError, package="tensorrt_rtx"):
         rtx_target("8.6")
 
 
-def test_the_table_of_layers_is_read() -> None:
+def test_the_table_of_layers_is_read():
     tensor = "{{ Name: t, Dimensions: [-1,7], Datatype: {}, Format: (Linear) Row major }}"
     lines = [
         "Layers:",

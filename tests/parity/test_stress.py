@@ -1,20 +1,16 @@
-"""What real CLIP weights do to INT8, and what the ladder makes of it.
+"""Outliers of real CLIP weights, and the candidates that the precision search accepts.
 
 Outlier channels are put into a trained model so that float32 computes the same. What was measured
 is printed (``make test ARGS="-s -n 0 -k stress"``).
 """
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from torch import Tensor
 
-from tests.conftest import QuickDemo
 from tests.helpers.alone import found_alone
 from tests.helpers.stress_models import with_loud_channels, with_prefix_scale, with_stream_outlier
 from tests.helpers.traces import as_in
@@ -22,19 +18,16 @@ from upperson.cli.exportable import calibration_samples, retrieval_split
 from upperson.data.records import read_dataset
 from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
 from upperson.run import load_run
-from upperson_calibration.samples import CalibrationSet
-from upperson_export import forms, report
+from upperson_export import candidates, report
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
-from upperson_export.ladder import RetrievalSplit
-from upperson_export.variants import VariantName
 from upperson_synthetic import SyntheticSpec, write_dataset
 
 GATE = 0.5
 """Points, as by default: six of the 1,200 queries. On the quick demo's own people it would be less
-than one, and the ladder would climb for noise."""
+than one, and noise would decide."""
 
 
-def exports(folder: Path, demo: Path) -> dict[str, Any]:
+def exports(folder, demo):
     """Export every stressed model, and return the reports."""
     spec = SyntheticSpec(look="street", train_ids=0, val_ids=0, test_ids=150, seed=1)
     people = write_dataset(folder / "people", spec)  # None of whom the model has seen.
@@ -47,16 +40,16 @@ def exports(folder: Path, demo: Path) -> dict[str, Any]:
         image_pids=crowd.image_pids[first],
     )
 
-    def export(name: str, model: Any, *variants: VariantName) -> dict[str, Any]:
+    def export(name, model, *variants):
         return export_stressed(model, seen, crowd, folder / name, *variants)
 
-    def trained() -> Any:
+    def trained():
         return load_run(demo / "run").model
 
     with pytest.MonkeyPatch.context() as patch:
         # Stressed models differ from the demo's in weights alone; each is compared with its tower.
-        patch.setattr(forms, "export_onnx", as_in(demo / "bundle"))
-        patch.setattr(report.Stopwatch, "measure", lambda *arguments: {})  # How fast is no matter.
+        patch.setattr(candidates, "export_onnx", as_in(demo / "bundle"))
+        patch.setattr(report.Stopwatch, "measure", lambda *arguments: {})
         seen = samples(trained(), demo)
         images = normalised(torch.from_numpy(seen.images[:32]))
         ids = torch.from_numpy(seen.input_ids[:32]).long()
@@ -69,17 +62,17 @@ def exports(folder: Path, demo: Path) -> dict[str, Any]:
             "beyond float16": export("sound", loud, "fp16"),
         }
         # Without the ranges that decide what stays float32, the graphs overflow.
-        patch.setattr(forms, "largest_values", lambda *arguments, **options: {})
+        patch.setattr(candidates, "largest_values", lambda *arguments, **options: {})
         return found | {"beyond float16, unranged": export("broken", loud, "fp16")}
 
 
 @pytest.fixture(scope="module")
-def reports(quick_demo: QuickDemo, shared_folder: Path) -> Any:
+def reports(quick_demo, shared_folder):
     """What every export reports; together they take 0.8 GB."""
     return found_alone(shared_folder, exports, quick_demo.folder)
 
 
-def samples(model: Any, demo: Path) -> CalibrationSet:
+def samples(model, demo):
     (people,) = (demo / "people").iterdir()
     height_px, width_px = model.image_size
     return calibration_samples(
@@ -88,58 +81,39 @@ def samples(model: Any, demo: Path) -> CalibrationSet:
     )  # fmt: skip
 
 
-def normalised(pixels_NHW3: Tensor) -> Tensor:
+def normalised(pixels_NHW3):
     mean, std = (
         torch.tensor(values)[:, None, None] for values in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
     )
     return (pixels_NHW3.permute(0, 3, 1, 2) / 255 - mean) / std
 
 
-def export_stressed(
-    model: Any, seen: CalibrationSet, crowd: RetrievalSplit, output: Path, *variants: VariantName
-) -> dict[str, Any]:
-    return export_bundle(
-        model,
-        ModelIdentity(
-            name="stress", base="b", base_sha256="0" * 64, adapter_sha256="0" * 64, embed_dim=128
-        ),
-        clip_tokenizer_json(),
-        seen,
-        crowd,
-        output,
-        ExportOptions(variants=variants, max_r1_drop=GATE),
-        lambda work, done, total: None,
-    ).as_dict()  # fmt: skip
-
-
-def tell(what: str, report: dict[str, Any]) -> None:
-    """Print every form that was measured, and what ships."""
-    for row in report["ladder"]:
-        print(f"{what}: {row['tower']} {row['variant']} {row['rung']}: {measures(row)}")
-    for name, shipped in report["variants"].items():
-        if name == "fp32":  # What the others are measured against.
-            continue
-        print(f"{what}: {name} ships as {shipped['rungs']}: {measures(shipped)}")
-
-
-def measures(row: dict[str, Any]) -> str:
-    if row["r1_drop"] is None:
-        return "refused, not finite"
-    return (
-        f"R@1 {-row['r1_drop']['points']:+.2f} points, cosine median "
-        f"{row['cosine']['median']:.4f}, lowest {row['cosine']['min']:.4f}"
+def export_stressed(model, seen, crowd, output, *variants):
+    digest = "0" * 64
+    identity = ModelIdentity(
+        name="stress", base="b", base_sha256=digest, adapter_sha256=digest, embed_dim=128
     )
+    options = ExportOptions(variants=variants, max_r1_drop=GATE)
+    return export_bundle(
+        model, identity, clip_tokenizer_json(), seen, crowd, output, options, lambda *_: None
+    ).as_dict()
 
 
-def found(report: dict[str, Any], tower: str, rung: str) -> dict[str, Any]:
+def show(what, report):
+    """Print every candidate that was measured."""
+    for row in report["ladder"]:
+        print(what, *(row[key] for key in ("tower", "variant", "rung", "r1_drop", "cosine")))
+
+
+def found(report, tower, rung):
     rows = [row for row in report["ladder"] if (row["tower"], row["rung"]) == (tower, rung)]
     assert {row["backend"] for row in rows} == {"onnxruntime"}
     return rows[0]
 
 
-def test_loud_channels_ruin_plain_int8_and_not_what_ships(reports: Any) -> None:
+def test_loud_channels_ruin_plain_int8_and_not_what_ships(reports):
     report = reports["loud channels x64"]
-    tell("loud channels x64", report)
+    show("loud channels x64", report)
     plain, shipped = found(report, "image", "plain"), report["variants"]["int8"]
     assert plain["r1_drop"]["points"] > GATE
     assert plain["cosine"]["median"] < 0.98
@@ -151,9 +125,9 @@ def test_loud_channels_ruin_plain_int8_and_not_what_ships(reports: Any) -> None:
     assert shipped["elsewhere"]["openvino"]["r1_drop"]["points"] <= GATE
 
 
-def test_a_stream_outlier_of_1000_reaches_the_adapters_and_does_no_harm(reports: Any) -> None:
+def test_a_stream_outlier_of_1000_is_harmless(reports):
     report = reports["outlier of 1000"]
-    tell("outlier of 1000", report)
+    show("outlier of 1000", report)
     int8, fp16 = report["variants"]["int8"], report["variants"]["fp16"]
     assert fp16["rungs"] == {"image": "fp16", "text": "fp16"}
     assert fp16["cosine"]["min"] > 0.999
@@ -165,15 +139,15 @@ def test_a_stream_outlier_of_1000_reaches_the_adapters_and_does_no_harm(reports:
         assert measured["cosine"]["median"] > 0.999
 
 
-def test_large_prefix_values_stay_inside_float16(reports: Any) -> None:
+def test_large_prefix_values_stay_inside_float16(reports):
     report = reports["prefix scale 100"]
-    tell("prefix scale 100", report)
+    show("prefix scale 100", report)
     shipped = report["variants"]["fp16"]
     assert shipped["rungs"] == {"image": "fp16", "text": "fp16"}
     assert shipped["cosine"]["min"] > 0.9999
 
 
-def test_the_gate_sees_what_float16_cannot_hold(reports: Any) -> None:
+def test_the_gate_sees_what_float16_cannot_hold(reports):
     sound = reports["beyond float16"]["variants"]["fp16"]
     assert sound["rungs"] == {"image": "fp16", "text": "fp16"}
     assert sound["cosine"]["min"] > 0.999

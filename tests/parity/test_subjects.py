@@ -1,7 +1,5 @@
 """What parity compares, on real towers: folded, exported, and in float16 on a CPU."""
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -33,9 +31,7 @@ from upperson_export.parity.subjects import (
 pytestmark = pytest.mark.usefixtures("toy_graphs")
 
 
-def test_a_trained_model_its_folded_towers_and_its_export_agree(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trained_model_its_folded_towers_and_its_export_agree(tmp_path, monkeypatch):
     monkeypatch.setattr(subjects, "export_onnx", export_exchanged)
     inputs = toy_parity_inputs(tmp_path)
     model = toy_model(seed=3)
@@ -62,7 +58,7 @@ def test_a_trained_model_its_folded_towers_and_its_export_agree(
     assert "torch " + torch.__version__ in result.reference
 
 
-def test_a_cpu_compares_what_float16_does_to_a_typed_variant(tmp_path: Path) -> None:
+def test_a_cpu_compares_what_float16_does_to_a_typed_variant(tmp_path):
     exact, paths = toy_graph("image"), {}
     for kind in TOWERS:
         paths[kind] = tmp_path / f"{kind}.fp16.onnx"

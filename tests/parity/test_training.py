@@ -5,10 +5,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from safetensors.torch import load_file
 from tests.helpers.toy_clip import toy_model
 from tests.helpers.toy_run import Recorder, toy_config
 from upperson.components import keep_frozen_matrices_in, start_accelerator
-from upperson.config import TrainConfig
 from upperson.train import train
 from upperson_rt.machine import Processor
 
@@ -25,7 +23,7 @@ TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainConfig]:
+def config(tmp_path_factory):
     # 24 pairs in batches of 7: the last batch has 3, which two processes share as 2 and 1.
     with pytest.MonkeyPatch.context() as monkeypatch:
         yield toy_config(
@@ -52,27 +50,27 @@ class TrainResults(NamedTuple):
     """Of the first epoch."""
 
     @classmethod
-    def of(cls, run: Path) -> "TrainResults":
+    def of(cls, run):
         rows = csv.DictReader((run / "metrics.csv").read_text("utf-8").splitlines())
         results = json.loads((run / "results.json").read_text("utf-8"))
         return cls(results["val"]["R@1"], float(next(rows)["loss"]))
 
 
-def train_here(config: TrainConfig, run: Path) -> Trained:
+def train_here(config, run):
     recorder = Recorder()
     train(config, run, recorder, device="cpu")
     return Trained(recorder.losses, run)
 
 
 @pytest.fixture(scope="module")
-def one(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def one(config, tmp_path_factory):
     """The run in one process and in one part, which the others must equal."""
     found = train_here(config, tmp_path_factory.mktemp("one") / "run")
     assert len(found.losses) == 8
     return found
 
 
-def assert_same_run(found: Trained, expected: Trained) -> None:
+def assert_same_run(found, expected):
     assert found.losses == pytest.approx(expected.losses, abs=TOLERANCE, rel=TOLERANCE)
     theirs, ours = (load_file(trained.run / "adapter.safetensors") for trained in (expected, found))
     for name, tensor in ours.items():
@@ -80,7 +78,7 @@ def assert_same_run(found: Trained, expected: Trained) -> None:
         torch.testing.assert_close(tensor, theirs[name], atol=1e-4, rtol=1e-3)
 
 
-def test_two_processes_train_as_one(config: TrainConfig, one: Trained, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(config, one, tmp_path):
     folders = {tmp_path / "whole": config, tmp_path / "parts": replace(config, accumulate=2)}
     seeds = tmp_path / "seeds"
     short = replace(config, epochs=1, cache=str(tmp_path / "cache"))
@@ -121,17 +119,17 @@ def test_two_processes_train_as_one(config: TrainConfig, one: Trained, tmp_path:
     ids=["three parts", "more parts than pairs", "activations recomputed", "two workers, a cache"],
 )
 def test_the_way_of_computing_does_not_change_the_run(
-    config: TrainConfig,
-    one: Trained,
-    tmp_path: Path,
-    changes: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    config,
+    one,
+    tmp_path,
+    changes,
+    monkeypatch,
+):
     monkeypatch.chdir(tmp_path)
     assert_same_run(train_here(replace(config, **changes), tmp_path / "run"), one)
 
 
-def test_frozen_matrices_in_bf16_change_no_bit_of_autocast_training() -> None:
+def test_frozen_matrices_in_bf16_change_no_bit_of_autocast_training():
     start_accelerator("fp32", "cpu")
     gradients = []
     for keep in (False, True):
@@ -151,9 +149,7 @@ def test_frozen_matrices_in_bf16_change_no_bit_of_autocast_training() -> None:
         torch.testing.assert_close(gradient, gradients[1][name], atol=0, rtol=0)
 
 
-def test_bf16_training_follows_fp32_and_saves_float32(
-    config: TrainConfig, one: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bf16_training_follows_fp32_and_saves_float32(config, one, tmp_path, monkeypatch):
     # Without instructions for it a step of the toy is quick all the same.
     able = Processor("x", frozenset({"avx512_bf16"}))
     monkeypatch.setattr("upperson.components.processor", lambda: able)

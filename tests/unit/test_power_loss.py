@@ -23,7 +23,7 @@ from upperson_rt.bundle import Bundle
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.export import export_gallery
 from upperson_rt.gallery.sqlite import index
-from upperson_rt.gallery.sqlite.index_file import INDEX_FILE
+from upperson_rt.gallery.sqlite.index import INDEX_FILE
 from upperson_tensorrt.cache import EngineCache
 
 EXPORT = """
@@ -33,11 +33,11 @@ from tests.helpers.toy_clip import toy_ids, toy_model, toy_pixels
 from tests.helpers.toy_graphs import export_exchanged, load_toy_graphs
 from upperson.data.vocabulary import clip_tokenizer_json
 from upperson_calibration.samples import CalibrationSet
-from upperson_export import forms
+from upperson_export import candidates
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
 
 load_toy_graphs(Path(sys.argv[1]))
-forms.export_onnx = export_exchanged  # A trace takes seconds.
+candidates.export_onnx = export_exchanged  # A trace takes seconds.
 samples = CalibrationSet(toy_pixels(4).numpy(), toy_ids([4, 9, 5, 7]).numpy(), "toys", "toys")
 identity = ModelIdentity(
     name="toy", base="toy", base_sha256="0" * 64, adapter_sha256="0" * 64, embed_dim=24

@@ -1,5 +1,7 @@
 """``upperson data``: make and check data sets."""
 
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,8 +9,16 @@ import typer
 
 from upperson.cli.options import Dataset, Root
 from upperson_rt.cli.app import Command, new_app
-from upperson_rt.cli.options import Debug, Json
-from upperson_rt.cli.output import new_table, print_json, print_labelled, print_line, print_table
+from upperson_rt.cli.groups import OptionGroup, grouped
+from upperson_rt.cli.options import Output
+from upperson_rt.cli.output import (
+    new_table,
+    print_error,
+    print_json,
+    print_labelled,
+    print_line,
+    print_table,
+)
 from upperson_rt.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,19 +51,26 @@ def _group() -> None:
     """Make and check data sets."""
 
 
+@dataclass(frozen=True)
+class People(OptionGroup, panel="People"):
+    """A synthetic data set."""
+
+    look: Annotated[str, typer.Option(help="studio, indoor or street.")] = "street"
+    train_ids: Annotated[int, typer.Option(min=0, help="People in the train split.")] = 500
+    val_ids: Annotated[int, typer.Option(min=0, help="People in the val split.")] = 100
+    test_ids: Annotated[int, typer.Option(min=0, help="People in the test split.")] = 300
+    views: Annotated[int, typer.Option(min=1, help="Pictures of each person.")] = 4
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal files.")] = 0
+
+
 @app.command(cls=Command)
+@grouped
 def synthesize(
     output: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Folder to write.", show_default=False)
     ],
-    look: Annotated[str, typer.Option(help="studio, indoor or street.")] = "street",
-    train_ids: Annotated[int, typer.Option(min=0, help="People in the train split.")] = 500,
-    val_ids: Annotated[int, typer.Option(min=0, help="People in the val split.")] = 100,
-    test_ids: Annotated[int, typer.Option(min=0, help="People in the test split.")] = 300,
-    views: Annotated[int, typer.Option(min=1, help="Pictures of each person.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal files.")] = 0,
-    as_json: Json = False,
-    debug: Debug = False,
+    people: People,
+    report: Output,
 ) -> None:
     """Render synthetic people with captions, in the project's jsonl format.
 
@@ -62,61 +79,61 @@ def synthesize(
     from upperson.cli.progress import Display
     from upperson_synthetic import SyntheticSpec, write_dataset
 
-    spec = SyntheticSpec(
-        look=look,
-        train_ids=train_ids,
-        val_ids=val_ids,
-        test_ids=test_ids,
-        views=views,
-        seed=seed,
-    )
     with Display() as display:
-        write_dataset(
-            output, spec, lambda done, total: display.update("rendering people", done, total)
-        )
-    images = (train_ids + val_ids + test_ids) * views
-    if as_json:
+        progress = partial(display.update, "rendering people")
+        write_dataset(output, SyntheticSpec(**asdict(people)), progress)
+    count = people.train_ids + people.val_ids + people.test_ids
+    images = count * people.views
+    if report.as_json:
         print_json({"root": str(output), "images": images})
     else:
-        print_line(f"{images} images of {images // views} people in {output}")
+        print_line(f"{images} images of {count} people in {output}")
+
+
+@dataclass(frozen=True)
+class Video(OptionGroup, panel="Video"):
+    """A synthetic video."""
+
+    people: Annotated[int, typer.Option(min=1, help="People crossing the view.")] = 8
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of the video.")] = 20.0
+    fps: Annotated[float, typer.Option(min=0.1, help="Frames a second.")] = 10.0
+    width: Annotated[int, typer.Option(min=96, help="Of a frame in pixels.")] = 960
+    height: Annotated[int, typer.Option(min=96, help="Of a frame in pixels.")] = 540
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds draw the same people.")] = 0
 
 
 @app.command("synthesize-video", cls=Command)
+@grouped
 def synthesize_video(
     output: Annotated[
         Path, typer.Argument(metavar="OUTPUT.avi", help="Video to write.", show_default=False)
     ],
-    people: Annotated[int, typer.Option(min=1, help="People crossing the view.")] = 8,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of the video.")] = 20.0,
-    fps: Annotated[float, typer.Option(min=0.1, help="Frames a second.")] = 10.0,
-    width: Annotated[int, typer.Option(min=96, help="Of a frame in pixels.")] = 960,
-    height: Annotated[int, typer.Option(min=96, help="Of a frame in pixels.")] = 540,
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds draw the same people.")] = 0,
-    as_json: Json = False,
-    debug: Debug = False,
+    video: Video,
+    report: Output,
 ) -> None:
     """Draw a video of synthetic people crossing a street, to try out `upperson-rt watch`.
 
-    Beside it goes a file with the same name and the suffix .json: the captions of everybody, and
-    their true boxes in every frame. Detectors made for photographs may miss people who are drawn;
-    `--detector OUTPUT.json` uses these boxes instead.
+    Beside it goes a .json file of the same name with each person's captions and true boxes in every
+    frame. Detectors made for photographs may miss drawn people; `--detector OUTPUT.json` uses these
+    boxes instead.
 
     Example: `upperson data synthesize-video street.avi --people 8 --seconds 20`
     """
     from upperson.cli.progress import Display
     from upperson_synthetic.video import VideoSpec, write_video
 
-    spec = VideoSpec(people=people, seconds=seconds, fps=fps, width=width, height=height, seed=seed)
+    spec = VideoSpec(**asdict(video))
     with Display() as display:
-        write_video(output, spec, lambda done, n: display.update("drawing frames", done, n))
+        write_video(output, spec, partial(display.update, "drawing frames"))
     truth = output.with_suffix(".json")
-    if as_json:
+    if report.as_json:
         print_json({"video": str(output), "boxes": str(truth), "frames": spec.frames})
     else:
-        print_line(f"{spec.frames} frames with {people} people in {output}; boxes in {truth}")
+        print_line(f"{spec.frames} frames with {video.people} people in {output}; boxes in {truth}")
 
 
 @app.command(cls=Command)
+@grouped
 def check(
     root: Root,
     dataset: Dataset = "jsonl",
@@ -124,16 +141,16 @@ def check(
         bool,
         typer.Option(
             "--images/--no-images",
-            help="Decode every image, or only look whether it is there.",
+            help="Decode every image, or only check that the file exists.",
         ),
     ] = True,
-    as_json: Json = False,
-    debug: Debug = False,
+    *,
+    output: Output,
 ) -> None:
     """Check a data set before training: records, captions, ids, counts and every image.
 
-    Ends with 3 if an error is found. Counts other than the published ones are a warning: a part of
-    a data set may be meant; training then wants --allow-partial.
+    Ends with 3 if there is an error. Counts other than the published ones are a warning: a part of
+    a data set may be intended; training then needs --allow-partial.
 
     Example: `upperson data check --dataset cuhk-pedes --root data`
     """
@@ -145,16 +162,21 @@ def check(
             dataset,
             root,
             decode=images,
-            progress=lambda done, total: display.update("decoding images", done, total),
-            tell=display.say,
+            progress=partial(display.update, "decoding images"),
+            notify=display.say,
         )
-    if as_json:
+    if output.as_json:
         print_json(report.as_dict())
     else:
         _print_report(report)
-    if report.errors:
-        found = ", ".join(f"{_TITLES[error.kind]}: {error.count}" for error in report.errors)
-        raise InputError(f"{dataset} in {root} cannot be used as it is: {found}")
+    if not report.errors:
+        return
+    found = ", ".join(f"{_TITLES[error.kind]}: {error.count}" for error in report.errors)
+    error = InputError(f"{dataset} in {root} cannot be used as it is: {found}")
+    if not output.as_json:
+        raise error
+    print_error(str(error))  # The report is the one JSON object.
+    raise typer.Exit(error.exit_code)
 
 
 def _print_report(report: "CheckReport") -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from upperson.cli.options import require_extra
-from upperson_rt.cli.options import Debug, Json
+from upperson_rt.cli.groups import grouped
+from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import backend_line, new_table, print_json, print_line, print_table
 from upperson_rt.errors import InputError
 
@@ -48,13 +49,14 @@ FULL = DemoSize(train_ids=900, val_ids=50, test_ids=300, views=4, epochs=1, cali
 QUICK = DemoSize(train_ids=40, val_ids=0, test_ids=40, views=2, epochs=2, calib_size=32)
 
 
+@grouped
 def demo(
     output: Annotated[Path, typer.Option("--output", help="Folder to write.")] = Path("demo"),
     quick: Annotated[
         bool, typer.Option("--quick", help="A tiny version for tests; its accuracy means nothing.")
     ] = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    *,
+    report: Output,
 ) -> None:
     """Render people, fine-tune, export, index, and answer "woman in red coat".
 
@@ -71,7 +73,7 @@ def demo(
 
     with Display() as display:
         summary = run_demo(output, QUICK if quick else FULL, display)
-    if as_json:
+    if report.as_json:
         print_json(summary)
         return
     columns = ("R@1", "R@5", "R@10", "mAP", "mINP")
@@ -98,7 +100,7 @@ def demo(
 def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]:
     """Run all stages and return the summary; ``output`` changes only at the end."""
     from upperson.attributes import measure_attributes, measure_short
-    from upperson.cli.exportable import export_run
+    from upperson.cli.exportable import ExportData, export_run
     from upperson.cli.progress import TrainingDisplay
     from upperson.config import read_recipe
     from upperson.data.records import read_dataset
@@ -161,8 +163,8 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
                 building / "run",
                 building / "bundle",
                 ExportOptions(),
-                calib_size=size.calib_size,
-                progress=display.update,
+                ExportData(calib_size=size.calib_size),
+                display.update,
             ).as_dict()["variants"]
         bundle = Bundle.open(building / "bundle", "int8")
         encoder = bundle.encoder()
@@ -262,7 +264,9 @@ def _require_own_folder(output: Path) -> None:
     if not output.exists():
         return
     if not output.is_dir():
-        raise InputError(f"{output} is a file: choose a folder with --output")
+        raise InputError(
+            f"{output} is a file: choose a folder with --output", code="not_a_folder", path=output
+        )
     names = {path.name for path in output.iterdir() if not path.name.startswith(f".{BUILDING}.")}
     if SUMMARY in names:
         try:
@@ -280,5 +284,7 @@ def _require_own_folder(output: Path) -> None:
     if not finished:
         raise InputError(
             f"{output} exists and is not an earlier demo (no {SUMMARY} of one in it): "
-            "choose another --output"
+            "choose another --output",
+            code="not_a_demo",
+            path=output,
         )

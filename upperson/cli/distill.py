@@ -1,13 +1,15 @@
 """``upperson distill``."""
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upperson.cli.options import require_extra
-from upperson_rt.cli.options import Debug, Json
+from upperson.cli.options import TrainingDevice, require_extra
+from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
+from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import PlainTable, new_table, print_json, print_line, print_table
 from upperson_rt.errors import InputError, UsageError
 
@@ -15,10 +17,10 @@ if TYPE_CHECKING:
     from upperson.config import TrainConfig
 
 
-def distill(
-    teacher: Annotated[
-        Path | None, typer.Argument(help="Run to learn from.", metavar="RUN", show_default=False)
-    ] = None,
+@dataclass(frozen=True)
+class Student(OptionGroup, panel="Student"):
+    """The student and its run folder."""
+
     student: Annotated[
         str | None,
         typer.Option(
@@ -27,14 +29,24 @@ def distill(
             help="Its image tower, such as 6x384, or with larger patches 6x384@32x16.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     output: Annotated[
         Path | None, typer.Option("--output", help="New run folder.", show_default=False)
-    ] = None,
+    ] = None
+    resume: Annotated[
+        Path | None, typer.Option(help="Folder of an interrupted student.", show_default=False)
+    ] = None
+    device: TrainingDevice = "auto"
+
+
+@dataclass(frozen=True)
+class Data(OptionGroup, panel="Data"):
+    """The pictures to learn from."""
+
     root: Annotated[
         Path | None,
         typer.Option(help="Folder of the data set.", show_default="the teacher's"),
-    ] = None,
+    ] = None
     pictures: Annotated[
         list[Path] | None,
         typer.Option(
@@ -42,31 +54,54 @@ def distill(
             help="More pictures of people, without captions: files and folders.",
             show_default=False,
         ),
-    ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures.")] = 30,
-    batch_size: Annotated[int, typer.Option(min=2, help="Pictures of a step.")] = 64,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    ] = None
     augment: Annotated[
         bool,
         typer.Option(
             "--augment/--no-augment",
-            help="Flip, crop and erase pictures, or only flip them: the teacher is asked once, "
-            "which halves the work.",
+            help="Flip, crop and erase pictures, or only flip them: the teacher then embeds each "
+            "picture once, which halves the work.",
         ),
-    ] = True,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
+    ] = True
+    workers: Annotated[
+        int,
+        typer.Option(min=0, help="Processes that decode images.", rich_help_panel=ADVANCED),
+    ] = 0
     cache: Annotated[
         Path | None,
-        typer.Option(help="Folder that keeps pictures decoded and resized.", show_default=False),
+        typer.Option(
+            help="Folder for decoded and resized images.",
+            show_default=False,
+            rich_help_panel=ADVANCED,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Schedule(OptionGroup, panel="Training"):
+    """How long and how fast the student learns."""
+
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures.")] = 30
+    batch_size: Annotated[int, typer.Option(min=2, help="Pictures in a step.")] = 64
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16 or fp16.", rich_help_panel=ADVANCED)
+    ] = "fp32"
+    seed: Annotated[
+        int, typer.Option(min=0, help="Random seed of the run.", rich_help_panel=ADVANCED)
+    ] = 1
+
+
+@grouped
+def distill(
+    teacher: Annotated[
+        Path | None, typer.Argument(help="Run to learn from.", metavar="RUN", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    resume: Annotated[
-        Path | None, typer.Option(help="Folder of an interrupted student.", show_default=False)
-    ] = None,
-    as_json: Json = False,
-    debug: Debug = False,
+    *,
+    student: Student,
+    data: Data,
+    schedule: Schedule,
+    output: Output,
 ) -> None:
     """Distil the image tower of a run into a smaller one; the text tower and the space stay.
 
@@ -81,39 +116,40 @@ def distill(
     from upperson.distill import student_config
     from upperson.run import CONFIG
 
-    if resume is not None:
-        if teacher or student or output or root or pictures or cache:
-            raise UsageError("--resume takes everything from the run: leave the other options out")
-        if not (resume / CONFIG).is_file():
-            raise InputError(f"--resume wants the folder of a student, found no {CONFIG} in it")
-        _run(read_config(resume / CONFIG), resume, device, as_json, resume=True)
+    if (folder := student.resume) is not None:
+        if teacher or student.student or student.output or (data, schedule) != (Data(), Schedule()):
+            raise UsageError(
+                "--resume takes everything from the run: leave the other options out",
+                code="options_beside_resume",
+            )
+        if not (folder / CONFIG).is_file():
+            raise InputError(
+                f"--resume wants the folder of a student, found no {CONFIG} in it",
+                code="not_a_run",
+                path=folder,
+            )
+        _run(read_config(folder / CONFIG), folder, student.device, output.as_json, resume=True)
         return
-    if teacher is None or student is None or output is None:
-        missing = [
-            name
-            for name, value in (("RUN", teacher), ("--student", student), ("--output", output))
-            if value is None
-        ]
+    if teacher is None or student.student is None or student.output is None:
+        wanted = {"RUN": teacher, "--student": student.student, "--output": student.output}
+        missing = [name for name, value in wanted.items() if value is None]
         raise UsageError(
             f"{' and '.join(missing)} missing, such as:  upperson distill runs/mine --student "
-            "3x128 --output runs/small"
+            "3x128 --output runs/small",
+            code="options_missing",
+            missing=missing,
         )
-    settings: dict[str, Any] = {
-        "epochs": epochs,
-        "warmup_epochs": min(1, epochs - 1),
-        "batch_size": batch_size,
-        "lr": lr,
+    settings: dict[str, Any] = asdict(schedule) | {
+        "warmup_epochs": min(1, schedule.epochs - 1),
         "weight_decay": 0.05,
-        "precision": precision,
-        "augment": augment,
-        "workers": workers,
-        "cache": cache and str(cache.absolute()),
-        "seed": seed,
+        "augment": data.augment,
+        "workers": data.workers,
+        "cache": data.cache and str(data.cache.absolute()),
     }
-    if root is not None:
-        settings["root"] = str(root.absolute())
-    config = student_config(teacher, student, tuple(pictures or ()), settings)
-    _run(config, output, device, as_json, resume=False)
+    if data.root is not None:
+        settings["root"] = str(data.root.absolute())
+    config = student_config(teacher, student.student, tuple(data.pictures or ()), settings)
+    _run(config, student.output, student.device, output.as_json, resume=False)
 
 
 def _run(config: "TrainConfig", run: Path, device: str, as_json: bool, *, resume: bool) -> None:
@@ -144,12 +180,12 @@ def _table(results: dict[str, Any]) -> PlainTable:
     columns = ("million operations", *dict.fromkeys(names))
     table = new_table("", *columns, right=columns)
     for split, metrics in facts["teacher"].items() or [("", {})]:
-        for who, count, found in (
+        for tower, count, found in (
             ("teacher", facts["teacher_operations"], metrics),
             ("student", facts["operations"], results.get(split) or {}),
         ):
             table.add_row(
-                f"{who} {split}".strip(),
+                f"{tower} {split}".strip(),
                 f"{count / 1e6:.1f}",
                 *(f"{value:.2f}" for value in found.values()),
             )

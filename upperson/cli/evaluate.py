@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from upperson.cli.options import DATASET_HELP, require_extra, require_no_trust
-from upperson_rt.cli.options import Debug, Json, TrustOption
+from upperson_rt.cli.groups import OptionGroup, grouped
+from upperson_rt.cli.options import Output, TrustOption
 from upperson_rt.cli.output import (
     PlainTable,
     backend_line,
@@ -31,10 +33,10 @@ if TYPE_CHECKING:
     from upperson_rt.phrases.evidence import EmbedTexts
 
 
-def evaluate(
-    target: Annotated[
-        Path, typer.Argument(help="Run folder or bundle.", metavar="RUN|BUNDLE", show_default=False)
-    ],
+@dataclass(frozen=True)
+class Data(OptionGroup, panel="Data"):
+    """The split that is measured on."""
+
     root: Annotated[
         Path | None,
         typer.Option(
@@ -42,39 +44,53 @@ def evaluate(
             help="Folder of the data set; a bundle needs it.",
             show_default="the run's own",
         ),
-    ] = None,
+    ] = None
     dataset: Annotated[
         str | None,
         typer.Option("--dataset", help=DATASET_HELP, show_default="the run's own; jsonl"),
-    ] = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    device: Annotated[
-        str, typer.Option(help="auto, cpu or cuda; a bundle's backend chooses for itself.")
-    ] = "auto",
+    ] = None
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test"
+
+
+@dataclass(frozen=True)
+class Measurement(OptionGroup, panel="Measurement"):
+    """What is measured, and on which device."""
+
     attributes: Annotated[
         bool,
         typer.Option(
             "--attributes",
-            help="Which words are understood, where annotations carry attributes: short questions, "
+            help="Which attributes are recognised, if the annotations have any: short questions, "
             "bags and hats, negations, swapped colours.",
         ),
-    ] = False,
+    ] = False
     by_length: Annotated[
         bool,
         typer.Option(
             "--by-length",
             help="Short and long questions: captions cut to their first thing, to two, and so on.",
         ),
-    ] = False,
-    trust: TrustOption = None,
-    as_json: Json = False,
-    debug: Debug = False,
+    ] = False
+    device: Annotated[
+        str, typer.Option(help="auto, cpu or cuda; a bundle's backend chooses for itself.")
+    ] = "auto"
+    trust: TrustOption = None
+
+
+@grouped
+def evaluate(
+    target: Annotated[
+        Path, typer.Argument(help="Run folder or bundle.", metavar="RUN|BUNDLE", show_default=False)
+    ],
+    data: Data,
+    measurement: Measurement,
+    output: Output,
 ) -> None:
     """Measure retrieval of a run, or of every variant of a bundle, in both directions.
 
     From text to image every caption queries all images; from image to text every image queries all
-    captions. Right is whatever shows or describes the same person. With --attributes, right is
-    whoever is as the sentence says, whether it was written for them or not.
+    captions. A hit is right if it shows or describes the same person. With --attributes, it is
+    right if the person has what the sentence says.
 
     Example: `upperson evaluate bundle --root people --split test`
     """
@@ -88,13 +104,22 @@ def evaluate(
     from upperson.run import CONFIG
     from upperson_rt.bundle import MANIFEST_FILE, read_manifest
 
+    split, trust = data.split, measurement.trust
+    attributes, by_length, as_json = measurement.attributes, measurement.by_length, output.as_json
     if split not in SPLITS:
-        raise UsageError(f"--split must be one of {', '.join(SPLITS)}, found '{split}'")
+        raise UsageError(
+            f"--split must be one of {', '.join(SPLITS)}, found '{split}'",
+            code="split_unknown",
+            split=split,
+        )
     if attributes and by_length:
-        raise UsageError("--attributes and --by-length are two measurements: ask for one of them")
+        raise UsageError(
+            "--attributes and --by-length are two measurements: choose one of them",
+            code="options_exclude_each_other",
+        )
     is_bundle = (target / MANIFEST_FILE).is_file()
-    from_run = dataset is None and (target / CONFIG).is_file()
-    dataset, root = _data_of(target, dataset, root)
+    from_run = data.dataset is None and (target / CONFIG).is_file()
+    dataset, root = _data_of(target, data.dataset, data.root)
     manifest = None
     if is_bundle:
         manifest = read_manifest(target, trust)  # Refuses what is not trusted before data are read.
@@ -111,7 +136,7 @@ def evaluate(
         if manifest is not None:
             towers = _bundle_towers(target, manifest, trust, records, display)
         else:
-            towers = _run_towers(target, device, records, display)
+            towers = _run_towers(target, measurement.device, records, display)
         for name, (text_QE, image_GE), embed_texts in towers:
             if by_length:
                 lengths[name] = measure_by_length(records, image_GE, embed_texts)
@@ -125,8 +150,8 @@ def evaluate(
     if as_json:
         print_json({name: result.as_dict() for name, result in (found | reports).items()})
         return
-    asked = sum(len(record.captions) for record in records)
-    print_line(f"{dataset} in {root.name}, {split}: {asked} captions, {len(records)} images")
+    captions = sum(len(record.captions) for record in records)
+    print_line(f"{dataset} in {root.name}, {split}: {captions} captions, {len(records)} images")
     if found:
         print_table(_table(found))
     for name, rows in lengths.items():
@@ -213,9 +238,14 @@ def _data_of(target: Path, dataset: str | None, root: Path | None) -> tuple[str,
             holds = f", but it holds {', '.join(runs)}: name one of them"
         elif not target.exists():
             holds = f" (there is no such folder){holds}"
-        raise InputError(f"{target} is neither a run nor a bundle{holds}")
+        raise InputError(
+            f"{target} is neither a run nor a bundle{holds}",
+            code="neither_run_nor_bundle",
+            path=target,
+            runs=runs,
+        )
     if root is None:
-        raise UsageError("--root is missing: pass the folder of the data set")
+        raise UsageError("--root is missing: pass the folder of the data set", code="root_missing")
     return dataset or "jsonl", root
 
 
@@ -255,7 +285,7 @@ def _print_attributes(name: str, report: "AttributeReport") -> None:
     numbers = ("first", "of ten", "at most", "chance")
     table = new_table(name, *numbers, right=numbers)
     for short in report.short.values():
-        table.add_row(f'"{short.example}" ({short.present} of {short.asked} fit somebody)')
+        table.add_row(f'"{short.example}" ({short.present} of {short.asked} have a right picture)')
         _add_shares(table, short.parts)
     for title, things in (
         ('"a person with a ...": has it', report.with_thing),
@@ -268,7 +298,7 @@ def _print_attributes(name: str, report: "AttributeReport") -> None:
             named = {f"{attribute}: {value}": share for value, share in shares.items()}
             _add_shares(table, named, wanted=things is report.with_thing)
     if report.clothed:
-        table.add_row("the same questions, and without what they deny")
+        table.add_row("the same questions, and without the excluded phrase")
         _add_shares(table, report.clothed)
     print_line("")
     print_table(table)

@@ -1,6 +1,9 @@
 """``upperson export``."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from shlex import quote
@@ -9,14 +12,181 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from upperson.cli.options import DATASET_HELP, require_extra
-from upperson_rt.cli.options import Debug, Json
+from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
+from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import new_table, print_json, print_line, print_table, print_warning
 from upperson_rt.errors import UsageError
 
 if TYPE_CHECKING:
+    from upperson_export.bundle import ExportOptions
     from upperson_export.report import ExportReport
 
 
+_advanced = partial(typer.Option, rich_help_panel=ADVANCED)
+
+
+@dataclass(frozen=True)
+class Base(OptionGroup, panel="A base without a run"):
+    """The published CLIP that takes the place of a run."""
+
+    base: Annotated[
+        str | None,
+        typer.Option(help="Export a CLIP as it was published, without a run (docs/training.md)."),
+    ] = None
+    pretrained: Annotated[
+        str | None, typer.Option(help="With --base: its weights, a file or a tag of open_clip.")
+    ] = None
+    height: Annotated[
+        int | None,
+        _advanced(
+            min=1, max=4096, help="With --base: height of the crops in pixels.", show_default="384"
+        ),
+    ] = None
+    width: Annotated[
+        int | None,
+        _advanced(
+            min=1, max=4096, help="With --base: width of the crops in pixels.", show_default="128"
+        ),
+    ] = None
+    dataset: Annotated[
+        str | None, _advanced(help=f"With --base and --root: {DATASET_HELP}", show_default="jsonl")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Variants(OptionGroup, panel="Precision variants"):
+    """The precision variants that are written beside fp32."""
+
+    int8: Annotated[
+        bool, typer.Option("--int8/--no-int8", help="Also write an int8 variant, for CPUs.")
+    ] = True
+    fp16: Annotated[
+        bool,
+        typer.Option("--fp16", help="Also write an fp16 variant, for GPUs."),
+    ] = False
+    trt: Annotated[
+        bool,
+        typer.Option(
+            "--trt",
+            help="Also write the variants for TensorRT (fp16 and, unless --no-int8, int8-fp16), "
+            "and build their engines if this machine has a GPU.",
+        ),
+    ] = False
+    trt_flavor: Annotated[
+        str,
+        _advanced(
+            help="With --trt: standard, or rtx to build TensorRT-for-RTX engines as well, which "
+            "needs no GPU; they go beside the bundle, into OUTPUT.rtx."
+        ),
+    ] = "standard"
+    rtx_capability: Annotated[
+        str,
+        _advanced(
+            help="With --trt-flavor rtx: compute capability of the GPU that the engines are for."
+        ),
+    ] = "8.6"
+
+    @property
+    def rtx(self) -> bool:
+        """Whether engines of TensorRT for RTX are built."""
+        return self.trt and self.trt_flavor == "rtx"
+
+    def names(self) -> list[str]:
+        """Return the options that are on, for `variants_for`."""
+        return [name for name in ("int8", "fp16", "trt") if getattr(self, name)]
+
+
+@dataclass(frozen=True)
+class Gate(OptionGroup, panel="Accuracy gate"):
+    """The accuracy that variants must keep."""
+
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the data set to measure on.",
+            show_default="where the run was trained; with --base, rankings are compared",
+        ),
+    ] = None
+    max_r1_drop: Annotated[
+        float, typer.Option(help="Maximum R@1 drop against fp32, in percentage points.")
+    ] = 0.5
+    gate: Annotated[
+        bool,
+        typer.Option("--gate/--no-gate", help="Measure accuracy and insist on it, or do neither."),
+    ] = True
+    min_overlap: Annotated[
+        float,
+        _advanced(
+            min=0,
+            max=100,
+            help="Without captions: minimum overlap of the top 10 with that of fp32, in percent.",
+        ),
+    ] = 90.0
+    precision: Annotated[
+        str,
+        _advanced(help="auto lets a tower fall back to float; int8 ends with exit code 4 instead."),
+    ] = "auto"
+
+
+@dataclass(frozen=True)
+class Calibrated(OptionGroup, panel="Calibration"):
+    """The samples and the estimator that set activation ranges."""
+
+    calib_data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of images that set ranges; with --base alone, half of them are ranked.",
+            show_default="training split; without captions or gate, rendered people",
+        ),
+    ] = None
+    calib_size: Annotated[
+        int,
+        _advanced(
+            min=1,
+            help="Images and captions that set ranges; the first 8 become the golden samples.",
+        ),
+    ] = 512
+    estimator: Annotated[
+        str | None,
+        _advanced(
+            help="Estimator for activation ranges: min-max, percentile-99.9, percentile-99.99, "
+            "percentile-99.999, entropy or mse.",
+            show_default="percentile-99.999, or that of --calibration",
+        ),
+    ] = None
+    calibration: Annotated[
+        Path | None,
+        _advanced(
+            help="calibration.json of an earlier export of this run: what it holds is not "
+            "measured again."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Written(OptionGroup, panel="Output"):
+    """The bundle, and what is written beside it."""
+
+    output: Annotated[
+        Path, typer.Option("--output", help="Bundle to write; an earlier one there is replaced.")
+    ] = Path("bundle")
+    sign: Annotated[
+        Path | None,
+        _advanced(
+            metavar="KEY",
+            help="Sign the bundle with this private key (PEM); with `--trust` the runtime insists "
+            "on it, by the public one.",
+        ),
+    ] = None
+    triton: Annotated[
+        Path | None, _advanced(help="Also write a Triton model repository into this folder.")
+    ] = None
+    deepstream: Annotated[
+        Path | None, _advanced(help="Also write nvinfer files for DeepStream into this folder.")
+    ] = None
+
+
+@grouped
 def export(
     context: typer.Context,
     run: Annotated[
@@ -27,291 +197,130 @@ def export(
             show_default=False,
         ),
     ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(help="Export a CLIP as it was published, without a run (docs/training.md)."),
-    ] = None,
-    pretrained: Annotated[
-        str | None,
-        typer.Option(help="With --base: its weights, a file or a tag of open_clip."),
-    ] = None,
-    height: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=4096, help="With --base: height of the crops in pixels.", show_default="384"
-        ),
-    ] = None,
-    width: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=4096, help="With --base: width of the crops in pixels.", show_default="128"
-        ),
-    ] = None,
-    output: Annotated[
-        Path,
-        typer.Option("--output", help="Bundle to write; an earlier one there is replaced."),
-    ] = Path("bundle"),
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the data set to measure on.",
-            show_default="where the run was trained; with --base, rankings are compared",
-        ),
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(help=f"With --base and --root: {DATASET_HELP}", show_default="jsonl"),
-    ] = None,
-    int8: Annotated[
-        bool, typer.Option("--int8/--no-int8", help="Also write an int8 variant, for processors.")
-    ] = True,
-    fp16: Annotated[
-        bool, typer.Option("--fp16", help="Also write an fp16 variant, for GPUs.")
-    ] = False,
-    trt: Annotated[
-        bool,
-        typer.Option(
-            "--trt",
-            help="Also write the variants for TensorRT (fp16 and, unless --no-int8, int8-fp16), "
-            "and build their engines where a GPU is.",
-        ),
-    ] = False,
-    trt_flavor: Annotated[
-        str,
-        typer.Option(
-            help="With --trt: standard, or rtx to build TensorRT-for-RTX engines as well, which "
-            "needs no GPU; they go beside the bundle, into OUTPUT.rtx."
-        ),
-    ] = "standard",
-    rtx_capability: Annotated[
-        str,
-        typer.Option(
-            help="With --trt-flavor rtx: compute capability of the GPU that the engines are for."
-        ),
-    ] = "8.6",
-    max_r1_drop: Annotated[
-        float, typer.Option(help="Most points of R@1 that a variant may lose against fp32.")
-    ] = 0.5,
-    min_overlap: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=100,
-            help="Without captions: least percent of fp32's first ten pictures that a variant "
-            "must keep.",
-        ),
-    ] = 90.0,
-    precision: Annotated[
-        str,
-        typer.Option(
-            help="auto lets a tower fall back to float; int8 ends with exit code 4 instead."
-        ),
-    ] = "auto",
-    gate: Annotated[
-        bool,
-        typer.Option("--gate/--no-gate", help="Measure accuracy and insist on it, or do neither."),
-    ] = True,
-    calib_size: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Images and captions that set ranges; the first 8 become canaries."
-        ),
-    ] = 512,
-    calib_data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of images that set ranges; with --base alone, half of them are ranked.",
-            show_default="training split; without captions or gate, rendered people",
-        ),
-    ] = None,
-    estimator: Annotated[
-        str | None,
-        typer.Option(
-            help="How ranges follow from what is seen: min-max, percentile-99.9, "
-            "percentile-99.99, percentile-99.999, entropy or mse.",
-            show_default="percentile-99.999, or that of --calibration",
-        ),
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            help="calibration.json of an earlier export of this run: what it holds is not "
-            "measured again."
-        ),
-    ] = None,
-    sign: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="KEY",
-            help="Sign the bundle with this private key (PEM); with `--trust` the runtime insists "
-            "on it, by the public one.",
-        ),
-    ] = None,
-    triton: Annotated[
-        Path | None, typer.Option(help="Also write a Triton model repository into this folder.")
-    ] = None,
-    deepstream: Annotated[
-        Path | None, typer.Option(help="Also write nvinfer files for DeepStream into this folder.")
-    ] = None,
-    as_json: Json = False,
-    debug: Debug = False,
+    *,
+    base: Base,
+    variants: Variants,
+    gate: Gate,
+    calibrated: Calibrated,
+    written: Written,
+    printed: Output,
 ) -> None:
     """Fold a run, or a published CLIP, into ONNX files, measure every one, and write a bundle.
 
     Accuracy is measured on the run's test split (val, if it has none) through the runtime. A tower
     that loses too much in int8 is smoothed, then mixed with float, then float. With --base no run
-    is needed; without --root nobody says who is on the pictures, so rankings of sentences that the
-    exporter brings are compared with those of fp32. Options, packages and output folders are
+    is needed; without --root there are no captions of the pictures, so rankings of sentences that
+    the exporter brings are compared with those of fp32. Options, packages and output folders are
     checked before any work.
 
     Example: `upperson export runs/jsonl/20260101_120000_run --output bundle --trt --int8`, or
     `upperson export --base ViT-B-16-quickgelu --pretrained openai --calib-data crops`
     """
-    _require_one_source(
-        run,
-        base,
-        {"--pretrained": pretrained, "--height": height, "--width": width, "--dataset": dataset},
-    )
-    if not math.isfinite(max_r1_drop):
-        raise UsageError(f"--max-r1-drop must be a number of points, found {max_r1_drop}")
-    if trt_flavor not in ("standard", "rtx"):
-        raise UsageError(f"--trt-flavor must be standard or rtx, found '{trt_flavor}'")
-    if precision not in ("auto", "int8"):
-        raise UsageError(f"--precision must be auto or int8, found '{precision}'")
-    from upperson_export.engines import rtx_folder
-
-    rtx = trt and trt_flavor == "rtx"
-    captions = base is None or root is not None
-    _refuse_ignored(
-        context, gate=gate, captions=captions, int8=int8, half=fp16 or trt, trt=trt, rtx=rtx
-    )
-    _refuse_nested(
-        {
-            "--output": output,
-            "the engines' folder": rtx_folder(output) if rtx else None,
-            "--triton": triton,
-            "--deepstream": deepstream,
-        }
-    )
+    captions = base.base is None or gate.root is not None
+    _require_one_source(run, base)
+    _require_known(gate, variants)
+    _refuse_ignored(context, variants, gate=gate.gate, captions=captions)
     require_extra("export", "export")
-    from upperson.cli.exportable import export_base, export_run
+    _refuse_nested(written, variants)
+    from upperson.cli.exportable import ExportData, export_base, export_run
     from upperson.cli.progress import Display
-    from upperson_calibration.ranges import ESTIMATORS
-    from upperson_export.bundle import ExportOptions, foreign_to_bundle
-    from upperson_export.engines import build_engines, require_engines
-    from upperson_export.serving import require_serving_place
-    from upperson_export.variants import variants_asked
-    from upperson_rt.files import require_place
-    from upperson_rt.signature import read_private_key
+    from upperson_export.engines import build_engines
 
-    if estimator is not None and estimator not in ESTIMATORS:
-        raise UsageError(f"--estimator must be one of {', '.join(ESTIMATORS)}, found '{estimator}'")
-    if sign is not None:
-        read_private_key(sign)  # Raises now rather than after minutes.
-    require_place(output, foreign_to_bundle)
-    if triton is not None:
-        require_serving_place(triton, "triton")
-    if deepstream is not None:
-        require_serving_place(deepstream, "deepstream")
-    capability = rtx_capability if rtx else None
-    if trt:
-        require_engines(output, capability)
-    options = ExportOptions(
-        variants=variants_asked(
-            [name for name, given in (("int8", int8), ("fp16", fp16), ("trt", trt)) if given]
-        ),
-        max_r1_drop=max_r1_drop,
-        min_overlap=min_overlap,
-        int8_only=precision == "int8",
-        estimator=estimator,
-        sign=sign,
+    options = _export_options(variants, gate, calibrated, written)
+    _require_places(written, variants)
+    data = ExportData(
+        root=gate.root,
+        dataset=base.dataset or "jsonl",
+        gate=gate.gate,
+        calib_size=calibrated.calib_size,
+        calib_data=calibrated.calib_data,
+        calibration=calibrated.calibration,
     )
-    data: dict[str, Any] = {
-        "root": root,
-        "gate": gate,
-        "calib_size": calib_size,
-        "calib_data": calib_data,
-        "calibration": calibration,
-    }
     with Display() as display:
-        if base is not None:
-            size = (height, width)
-            data["dataset"] = dataset or "jsonl"
-            report = export_base(
-                base, pretrained, size, output, options, **data, progress=display.update
-            )
+        if run is not None:
+            report = export_run(run, written.output, options, data, display.update)
         else:
-            assert run is not None  # Or the base would be given.
-            report = export_run(run, output, options, **data, progress=display.update)
-        engines = {}
-        if trt:
-            display.say(f"bundle '{output}' is complete")  # Whatever becomes of its engines.
-            engines = build_engines(output, capability, note=display.say, progress=display.step)
-    written = _serving(output, triton, deepstream)
-    for name, row in report.variants.items():
-        if not row.shipped:
-            limit = f"--max-r1-drop {max_r1_drop}" if captions else f"--min-overlap {min_overlap}"
-            print_warning(
-                f"{name} is left out of the bundle: {row.left_out} ({limit}); "
-                "calibrate with more images, or allow more"
+            assert base.base is not None  # `_require_one_source` has made sure.
+            size = (base.height, base.width)
+            report = export_base(
+                base.base, base.pretrained, size, written.output, options, data, display.update
             )
-    if warning := report.too_few_queries():
-        print_warning(warning)
-    if as_json:
+        engines = {}
+        if variants.trt:
+            display.say(f"bundle '{written.output}' is complete")  # Engines may still fail.
+            engines = build_engines(
+                written.output,
+                variants.rtx_capability if variants.rtx else None,
+                note=display.say,
+                progress=display.step,
+            )
+    serving = _write_serving(written)
+    _warn(report)
+    if printed.as_json:
         print_json(
-            {"bundle": str(output), **report.as_dict(), "engines": engines, "serving": written}
+            {
+                "bundle": str(written.output),
+                **report.as_dict(),
+                "engines": engines,
+                "serving": serving,
+            }
         )
         return
     _print_report(report)
-    if report.min_overlap is not None and report.split is not None:
-        print_line(
-            f"no captions, so no accuracy: {report.split.captions} sentences of the exporter "
-            f"ranked {report.split.images} pictures of {report.split.name} in every form"
-        )
-    for line in (*engines.values(), *written.values()):
+    for line in (*engines.values(), *serving.values()):
         print_line(line)
-    print_line(f"bundle '{output}'; next:  upperson-rt index -b {quote(str(output))} FOLDER")
+    folder = quote(str(written.output))
+    print_line(f"bundle '{written.output}'; next:  upperson-rt index -b {folder} FOLDER")
 
 
-def _print_report(report: "ExportReport") -> None:
-    """Print accuracy, size and time of each variant, without columns that are empty."""
-    from upperson_export.pages import accuracy_table
-
-    found = accuracy_table(report).filled()
-    table = new_table(*found.head, right=tuple(found.head[place] for place in found.numbers))
-    for row in found.body:
-        table.add_row(*row)
-    print_table(table)
-
-
-def _require_one_source(
-    run: Path | None, base: str | None, of_base: dict[str, str | int | None]
-) -> None:
+def _require_one_source(run: Path | None, base: Base) -> None:
     """Raise UsageError unless there is a run or a base, and options of a base only with one."""
-    if run is None and base is None:
+    if run is None and base.base is None:
         raise UsageError(
             "RUN is missing: pass the run folder that `upperson train` made, or --base and "
-            "--pretrained to export a CLIP without a run"
+            "--pretrained to export a CLIP without a run",
+            code="run_missing",
         )
-    if base is None:
-        for option, value in of_base.items():
-            if value is not None:
-                raise UsageError(f"{option} goes with --base: a run has its own, leave it out")
-    elif run is not None:
-        raise UsageError(f"a run ({run}) and --base exclude each other: leave one of them out")
+    if base.base is not None and run is not None:
+        raise UsageError(
+            f"a run ({run}) and --base exclude each other: leave one of them out",
+            code="run_and_base",
+        )
+    for option in ("pretrained", "height", "width", "dataset"):
+        if base.base is None and getattr(base, option) is not None:
+            raise UsageError(
+                f"--{option} goes with --base: a run has its own, leave it out",
+                code="option_needs_base",
+                option=f"--{option}",
+            )
+
+
+def _require_known(gate: Gate, variants: Variants) -> None:
+    if not math.isfinite(gate.max_r1_drop):
+        raise UsageError(
+            f"--max-r1-drop must be a number of points, found {gate.max_r1_drop}",
+            code="option_not_finite",
+            option="--max-r1-drop",
+        )
+    _require_one_of("--trt-flavor", variants.trt_flavor, ["standard", "rtx"])
+    _require_one_of("--precision", gate.precision, ["auto", "int8"])
+
+
+def _require_one_of(option: str, found: str, expected: Sequence[str]) -> None:
+    if found not in expected:
+        raise UsageError(
+            f"{option} must be one of {', '.join(expected)}, found '{found}'",
+            code="option_unknown",
+            option=option,
+            found=found,
+        )
 
 
 def _refuse_ignored(
-    context: typer.Context,
-    *,
-    gate: bool,
-    captions: bool,
-    int8: bool,
-    half: bool,
-    trt: bool,
-    rtx: bool,
+    context: typer.Context, variants: Variants, *, gate: bool, captions: bool
 ) -> None:
     """Refuse options that were given and would change nothing."""
+    int8, half = variants.int8, variants.fp16 or variants.trt
     no_captions = "without captions: pass --root, or --min-overlap instead"
     for option, used, without in (
         ("--root", gate, "with --no-gate: leave one of them out"),
@@ -324,33 +333,119 @@ def _refuse_ignored(
         ("--precision", int8, "with --no-int8: leave one of them out"),
         ("--estimator", int8, "with --no-int8: leave one of them out"),
         ("--calibration", int8 or half, "on fp32 alone: leave out --no-int8, or add --fp16"),
-        ("--trt-flavor", trt, "without --trt: add that, or leave it out"),
-        ("--rtx-capability", rtx, "without --trt --trt-flavor rtx: add these, or leave it out"),
+        ("--trt-flavor", variants.trt, "without --trt: add that, or leave it out"),
+        (
+            "--rtx-capability",
+            variants.rtx,
+            "without --trt --trt-flavor rtx: add these, or leave it out",
+        ),
     ):
         source = context.get_parameter_source(option.removeprefix("--").replace("-", "_"))
         if not used and source is not None and source.name == "COMMANDLINE":
-            raise UsageError(f"{option} has no effect {without}")
+            raise UsageError(
+                f"{option} has no effect {without}", code="option_ignored", option=option
+            )
 
 
-def _refuse_nested(folders: dict[str, Path | None]) -> None:
+def _refuse_nested(written: Written, variants: Variants) -> None:
     """Refuse folders of which one would be written into another, or over it."""
+    from upperson_export.engines import rtx_folder
+
+    folders = {
+        "--output": written.output,
+        "the engines' folder": rtx_folder(written.output) if variants.rtx else None,
+        "--triton": written.triton,
+        "--deepstream": written.deepstream,
+    }
     named = [(name, path.resolve()) for name, path in folders.items() if path is not None]
     for (one, first), (other, second) in combinations(named, 2):
         if first.is_relative_to(second) or second.is_relative_to(first):
             raise UsageError(
                 f"{one} {first} and {other} {second} are the same folder or lie in each other: "
-                "name folders beside each other"
+                "name folders beside each other",
+                code="folders_nested",
+                one=one,
+                other=other,
             )
 
 
-def _serving(bundle: Path, triton: Path | None, deepstream: Path | None) -> dict[str, str]:
-    if triton is None and deepstream is None:
-        return {}
+def _export_options(
+    variants: Variants, gate: Gate, calibrated: Calibrated, written: Written
+) -> "ExportOptions":
+    from upperson_calibration.ranges import ESTIMATORS
+    from upperson_export.bundle import ExportOptions
+    from upperson_export.variants import variants_for
+    from upperson_rt.signature import read_private_key
+
+    estimator: Any = calibrated.estimator
+    if estimator is not None:
+        _require_one_of("--estimator", estimator, ESTIMATORS)
+    if written.sign is not None:
+        read_private_key(written.sign)  # Raises now rather than after minutes.
+    return ExportOptions(
+        variants=variants_for(variants.names()),
+        max_r1_drop=gate.max_r1_drop,
+        min_overlap=gate.min_overlap,
+        int8_only=gate.precision == "int8",
+        estimator=estimator,
+        sign=written.sign,
+    )
+
+
+def _require_places(written: Written, variants: Variants) -> None:
+    """Raise now if something could not be written in the end."""
+    from upperson_export.bundle import unowned_in_bundle
+    from upperson_export.engines import require_engines
+    from upperson_export.serving import require_serving_place
+    from upperson_rt.files import require_place
+
+    require_place(written.output, unowned_in_bundle)
+    if written.triton is not None:
+        require_serving_place(written.triton, "triton")
+    if written.deepstream is not None:
+        require_serving_place(written.deepstream, "deepstream")
+    if variants.trt:
+        require_engines(written.output, variants.rtx_capability if variants.rtx else None)
+
+
+def _write_serving(written: Written) -> dict[str, str]:
+    """Write what servers need; return a line for each folder."""
     from upperson_export.serving import write_deepstream, write_triton
 
     lines = {}
-    if triton is not None:
-        lines["triton"] = f"triton {write_triton(bundle, triton).folder}"
-    if deepstream is not None:
-        lines["deepstream"] = f"deepstream {write_deepstream(bundle, deepstream).folder}"
+    if written.triton is not None:
+        lines["triton"] = f"triton {write_triton(written.output, written.triton).folder}"
+    if written.deepstream is not None:
+        folder = write_deepstream(written.output, written.deepstream).folder
+        lines["deepstream"] = f"deepstream {folder}"
     return lines
+
+
+def _warn(report: "ExportReport") -> None:
+    limit = f"--max-r1-drop {report.max_r1_drop}"
+    if report.min_overlap is not None:
+        limit = f"--min-overlap {report.min_overlap}"
+    for name, row in report.variants.items():
+        if not row.shipped:
+            print_warning(
+                f"{name} is left out of the bundle: {row.left_out} ({limit}); "
+                "calibrate with more images, or allow more"
+            )
+    if warning := report.too_few_queries():
+        print_warning(warning)
+
+
+def _print_report(report: "ExportReport") -> None:
+    """Print accuracy, size and time of each variant, without columns that are empty."""
+    from upperson_export.pages import accuracy_table
+
+    found = accuracy_table(report).filled()
+    table = new_table(*found.head, right=tuple(found.head[place] for place in found.numbers))
+    for row in found.body:
+        table.add_row(*row)
+    print_table(table)
+    if report.min_overlap is not None and report.split is not None:
+        print_line(
+            f"no captions, so no accuracy: {report.split.captions} sentences of the exporter "
+            f"ranked {report.split.images} pictures of {report.split.name} in every variant"
+        )

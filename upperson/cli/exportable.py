@@ -1,7 +1,9 @@
-"""What an export takes: a run or a base with a split to measure on and samples that set ranges."""
+"""Inputs of an export: a run or a base, a split to measure on and samples that set ranges."""
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ from upperson.run import ADAPTER, CONFIG, load_run
 from upperson_calibration.calibration_file import Calibration, read_calibration
 from upperson_calibration.samples import CalibrationSet, Captions, Pictures, choose_samples
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
-from upperson_export.forms import StageProgress
-from upperson_export.ladder import RetrievalSplit
+from upperson_export.candidates import StageProgress
+from upperson_export.precision_search import RetrievalSplit
 from upperson_export.report import ExportReport
 from upperson_rt.agreement import TOP_K
 from upperson_rt.errors import InputError
@@ -31,94 +33,84 @@ from upperson_rt.tokenizer import Tokenizer
 from upperson_synthetic import LOOKS, SyntheticSpec, describe, write_dataset
 from upperson_synthetic.people import sample_people
 
+_CHOOSING = "choosing calibration images"
 _RENDERED_VIEWS = 2
 _RENDERED_FOR_CAPTIONS = 128
 """Pictures rendered where only their captions are wanted."""
 
 
-def export_run(
-    run: Path,
-    output: Path,
-    options: ExportOptions,
-    *,
-    root: Path | None = None,
-    gate: bool = True,
-    calib_size: int,
-    calib_data: Path | None = None,
-    calibration: Path | None = None,
-    progress: StageProgress,
-) -> ExportReport:
-    """Load a run and its data set, export it, and return the report.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportData:
+    """The data that an export measures accuracy on, and calibrates with."""
 
-    Args:
-        run: The run's folder.
-        output: Bundle to write.
-        options: What to export.
-        root: Folder of the data set; None: where the run was trained.
-        gate: Whether accuracy is measured.
-        calib_size: Pictures, and captions, that set ranges.
-        calib_data: Folder of pictures that set ranges instead of the training split's.
-        calibration: Calibration file of an earlier export to take over.
-        progress: Told what goes on.
-    """
-    reused = calibration_to_reuse(calibration, options, calib_data)
+    root: Path | None = None
+    """Folder of the data set; None: that of the run. A base has none then, and rankings are
+    compared."""
+
+    dataset: str = "jsonl"
+    """Format of a base's data set; a run has its own."""
+
+    gate: bool = True
+    """Whether accuracy is measured."""
+
+    calib_size: int
+    """Pictures, and captions, that set ranges."""
+
+    calib_data: Path | None = None
+    """Folder of pictures that set ranges instead of the training split's. For a base without
+    ``root``, others of them are ranked."""
+
+    calibration: Path | None = None
+    """Calibration file of an earlier export to take over."""
+
+
+def export_run(
+    run: Path, output: Path, options: ExportOptions, data: ExportData, progress: StageProgress
+) -> ExportReport:
+    """Load a run and its data set, export it, and return the report."""
+    reused = calibration_to_reuse(data, options)
     progress("loading the run", 0, 1)
     config, base, model = load_run(run)
     progress("loading the run", 1, 1)
     student = config.student
-    root = root or Path(config.root)
+    root = data.root or Path(config.root)
     with truncated_images(config.load_truncated):
         split, train = None, None
-        if gate:
+        if data.gate:
             with settings_from(run / CONFIG):
                 split, train = measured_split(config.dataset, root)
         samples = calibration_samples(
             train,
             f"{root.resolve().name}, train",
             base.tokenizer(),
-            folder=calib_data,
+            folder=data.calib_data,
             height_px=config.height_px,
             width_px=config.width_px,
-            count=calib_size,
+            count=data.calib_size,
             seed=config.seed,
-            progress=lambda done, total: progress("choosing calibration images", done, total),
+            progress=partial(progress, _CHOOSING),
+        )
+        identity = ModelIdentity(
+            name=f"up-person-{base.name.removeprefix('upperson-')}"
+            + ("" if student is None else f"-{student.size}"),
+            base=base.name,
+            base_sha256=base.sha256,
+            adapter_sha256=sha256_of_file(run / ADAPTER),
+            embed_dim=model.embed_dim,
+            distilled_from=None if student is None else student.space,
         )
         return export_bundle(
-            model,
-            ModelIdentity(
-                name=f"up-person-{base.name.removeprefix('upperson-')}"
-                + ("" if student is None else f"-{student.size}"),
-                base=base.name,
-                base_sha256=base.sha256,
-                adapter_sha256=sha256_of_file(run / ADAPTER),
-                embed_dim=model.embed_dim,
-                distilled_from=None if student is None else student.space,
-            ),
-            base.tokenizer_json,
-            samples,
-            split,
-            output,
-            options,
-            progress,
-            reused,
+            model, identity, base.tokenizer_json, samples, split, output, options, progress, reused
         )
 
 
-def calibration_to_reuse(
-    file: Path | None, options: ExportOptions, pictures: Path | None
-) -> Calibration | None:
-    """Read a calibration to take over; raise now, before any work, what would be raised later.
-
-    Args:
-        file: Of an earlier export, if one is taken over.
-        options: What is exported.
-        pictures: Folder of pictures that set ranges, if there is one.
-    """
-    if pictures is not None:
-        next(iter_image_files([pictures]))
-    if file is None:
+def calibration_to_reuse(data: ExportData, options: ExportOptions) -> Calibration | None:
+    """Read a calibration to take over; raise now, before any work, what would be raised later."""
+    if data.calib_data is not None:
+        next(iter_image_files([data.calib_data]))
+    if data.calibration is None:
         return None
-    reused = read_calibration(file)
+    reused = read_calibration(data.calibration)
     reused.require_estimator(options.estimator)
     return reused
 
@@ -135,7 +127,10 @@ def measured_split(dataset: str, root: Path) -> tuple[RetrievalSplit, list[Recor
     if len({record.pid for record in splits[name]}) < 2:
         raise InputError(
             f"{root} shows one person in its {name} split: every ranking would be "
-            "right; pass another --root, or --no-gate to export without"
+            "right; pass another --root, or --no-gate to export without",
+            code="split_of_one_person",
+            path=root,
+            split=name,
         )
     return retrieval_split(splits[name], f"{root.resolve().name}, {name}"), splits["train"]
 
@@ -164,11 +159,10 @@ def calibration_samples(
     """Choose pictures and captions of a training split, or of rendered people.
 
     Args:
-        train: The training split; None renders people, the last resort: real cameras look
-            otherwise.
+        train: The training split; None renders people, who look unlike those of real cameras.
         source: What reports call the training split.
         tokenizer: Of the model.
-        folder: Pictures come from here instead, captions still from where they would.
+        folder: Take the pictures from here; captions still come from ``train``.
         count: Of pictures, and of captions.
         options: See `choose_samples`.
     """
@@ -203,13 +197,13 @@ def render_people(folder: Path, count: int) -> list[Record]:
     return read_dataset("jsonl", write_dataset(folder, spec))["train"]
 
 
-# --- A base as an export takes it, without any run: a plain CLIP that finds people zero-shot
+# --- A base without a run: a plain CLIP that finds people zero-shot
 #
-# Without captions of people nobody can say how well it finds them. What an export can do to it, it
-# can: sentences of our own rank the pictures in float32 and in every other form, and the rankings
-# are compared.
+# Without captions of people its accuracy cannot be measured. What the export changes can be:
+# sentences of the exporter rank the pictures in float32 and in each variant, and the rankings are
+# compared.
 
-_MOST_RANKED = 500
+_MAX_RANKED = 500
 """Pictures that sentences rank, and sentences that rank them."""
 
 _RENDERED_TO_RANK = 200
@@ -223,13 +217,7 @@ def export_base(
     image_size: tuple[int | None, int | None],
     output: Path,
     options: ExportOptions,
-    *,
-    root: Path | None = None,
-    dataset: str = "jsonl",
-    gate: bool = True,
-    calib_size: int,
-    calib_data: Path | None = None,
-    calibration: Path | None = None,
+    data: ExportData,
     progress: StageProgress,
 ) -> ExportReport:
     """Export a base as it was published, and return the report.
@@ -240,57 +228,27 @@ def export_base(
         image_size: (height_px, width_px) of the person crops; None: see `BaseConfig.crop_size`.
         output: Bundle to write.
         options: What to export.
-        root: Folder of a data set to measure on; None: there are no captions, and rankings are
-            compared.
-        dataset: Its format.
-        gate: Whether anything is measured.
-        calib_size: Pictures, and captions, that set ranges.
-        calib_data: Folder of pictures: some set ranges and, without ``root``, others are ranked.
-        calibration: Calibration file of an earlier export to take over.
-        progress: Told what goes on.
-
-    Raises:
-        InputError: The folder has too few pictures to rank; and what `load_base`, `choose_samples`
-            and `export_bundle` raise.
+        data: What it is measured on and calibrated with.
+        progress: Called with (stage, done, total).
     """
-    reused = calibration_to_reuse(calibration, options, calib_data)
+    reused = calibration_to_reuse(data, options)
     progress("loading the base", 0, 1)
     own = base_config(name).crop_size
     height_px, width_px = (given or usual for given, usual in zip(image_size, own, strict=True))
     base = load_base(name, pretrained, (height_px, width_px))
     model = UPPerson(base.clip, PLAIN_CLIP, (height_px, width_px), base.statistics).eval()
     progress("loading the base", 1, 1)
-    tokenizer = base.tokenizer()
-    choosing: dict[str, Any] = {
-        "height_px": height_px,
-        "width_px": width_px,
-        "count": calib_size,
-        "seed": _SEED,
-        "progress": lambda done, total: progress("choosing calibration images", done, total),
-    }
     with tempfile.TemporaryDirectory() as rendered:
-        split = None
-        if gate and root is not None:
-            split, train = measured_split(dataset, root)
-            source = f"{root.resolve().name}, train"
-            samples = calibration_samples(train, source, tokenizer, folder=calib_data, **choosing)
-        else:
-            if calib_data is None:
-                wanted = calib_size + (_RENDERED_TO_RANK if gate else 0)
-                people = render_people(Path(rendered) / "people", wanted)
-                files, source = [person.image for person in people], "synthetic renderer"
-            else:
-                files = list(iter_image_files([calib_data]))
-                source = f"folder {calib_data.resolve().name}"
-            if gate:
-                split, files = _share_out(files, source)
-            texts = _sentences(calib_size, seed=_SEED)
-            samples = choose_samples(
-                Pictures(files=files, source=source),
-                Captions(texts=texts, source="sentences of the exporter"),
-                tokenizer,
-                **choosing,
-            )
+        split, samples = _split_and_samples(
+            data,
+            Path(rendered),
+            base.tokenizer(),
+            height_px=height_px,
+            width_px=width_px,
+            count=data.calib_size,
+            seed=_SEED,
+            progress=partial(progress, _CHOOSING),
+        )
         identity = ModelIdentity(
             name=base.name,
             base=base.name,
@@ -299,36 +257,59 @@ def export_base(
             embed_dim=model.embed_dim,
         )
         return export_bundle(
-            model,
-            identity,
-            base.tokenizer_json,
-            samples,
-            split,
-            output,
-            options,
-            progress,
-            reused,
+            model, identity, base.tokenizer_json, samples, split, output, options, progress, reused
         )
 
 
+def _split_and_samples(
+    data: ExportData, folder: Path, tokenizer: Tokenizer, **options: Any
+) -> tuple[RetrievalSplit | None, CalibrationSet]:
+    """Return what a base is measured on, and calibrated with; pictures are rendered if needed."""
+    if data.gate and data.root is not None:
+        split, train = measured_split(data.dataset, data.root)
+        source = f"{data.root.resolve().name}, train"
+        return split, calibration_samples(
+            train, source, tokenizer, folder=data.calib_data, **options
+        )
+    if data.calib_data is None:
+        count = data.calib_size + (_RENDERED_TO_RANK if data.gate else 0)
+        files = [person.image for person in render_people(folder / "people", count)]
+        source = "synthetic renderer"
+    else:
+        files = list(iter_image_files([data.calib_data]))
+        source = f"folder {data.calib_data.resolve().name}"
+    ranked = None
+    if data.gate:
+        ranked, files = _share_out(files, source)
+    captions = Captions(
+        texts=_sentences(data.calib_size, seed=_SEED), source="sentences of the exporter"
+    )
+    return ranked, choose_samples(
+        Pictures(files=files, source=source), captions, tokenizer, **options
+    )
+
+
 def _share_out(files: Sequence[Path], source: str) -> tuple[RetrievalSplit, list[Path]]:
-    """Take pictures to rank out of those that set ranges: every other one, evenly up to a limit."""
+    """Split pictures into those that are ranked, every other one up to a limit, and the rest."""
     every_other = files[1::2]
-    places = np.linspace(0, len(every_other) - 1, min(len(every_other), _MOST_RANKED))
+    places = np.linspace(0, len(every_other) - 1, min(len(every_other), _MAX_RANKED))
     ranked = [every_other[place] for place in places.astype(int)]
     if len(ranked) < 2 * TOP_K:
         raise InputError(
             f"rankings need {4 * TOP_K} pictures, half of which set ranges, found {len(files)} in "
-            f"{source}: name a folder with more, or export with --no-gate"
+            f"{source}: name a folder with more, or export with --no-gate",
+            code="too_few_to_rank",
+            expected=4 * TOP_K,
+            found=len(files),
         )
     split = RetrievalSplit(
-        name=source, image_files=ranked, captions=_sentences(_MOST_RANKED, seed=_SEED + 1)
+        name=source, image_files=ranked, captions=_sentences(_MAX_RANKED, seed=_SEED + 1)
     )
     taken = set(ranked)
     return split, [file for file in files if file not in taken]
 
 
 def _sentences(count: int, seed: int) -> list[str]:
-    """Describe people as witnesses of street cameras do, none of whom is on a picture."""
+    """Describe people who are on none of the pictures, as witnesses of street cameras do."""
     rng = np.random.default_rng(seed)
     return [describe(person, LOOKS["street"], rng) for person in sample_people(count, rng)]

@@ -1,19 +1,20 @@
-"""What is done with finished bundles: ``upperson serving`` and ``upperson sign``."""
+"""Commands for finished bundles: ``upperson serving`` and ``upperson sign``."""
 
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
-from upperson_rt.cli.options import Debug, Json, TrustOption
+from upperson_rt.cli.groups import OptionGroup, grouped
+from upperson_rt.cli.options import Output, TrustOption
 from upperson_rt.cli.output import print_json, print_line
 from upperson_rt.errors import UsageError, missing_extra
 
-if TYPE_CHECKING:
-    from upperson_export.serving import ServingFolder
+BundleArgument: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="Folder of the exported model.", show_default=False)
+]
 
 _NEXT = {
     "triton": "tritonserver --model-repository={folder}",
@@ -21,52 +22,54 @@ _NEXT = {
 }
 
 
-def serving(
-    bundle: Annotated[
-        Path,
-        typer.Argument(metavar="BUNDLE", help="Folder of the exported model.", show_default=False),
-    ],
+@dataclass(frozen=True)
+class Served(OptionGroup, panel="What is written"):
+    """The folders to write, and the variant in them."""
+
     triton: Annotated[
         Path | None, typer.Option(help="Write a Triton model repository into this folder.")
-    ] = None,
+    ] = None
     deepstream: Annotated[
-        Path | None,
-        typer.Option(help="Write a secondary nvinfer for DeepStream into this folder."),
-    ] = None,
+        Path | None, typer.Option(help="Write a secondary nvinfer for DeepStream into this folder.")
+    ] = None
     variant: Annotated[
-        str | None,
-        typer.Option(help="Precision to serve.", show_default="fp16, else fp32"),
-    ] = None,
-    trust: TrustOption = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Write what Triton or DeepStream need to serve a bundle; constants come from its manifest.
+        str | None, typer.Option(help="Precision variant to serve.", show_default="fp16, else fp32")
+    ] = None
+    trust: TrustOption = None
 
-    Each folder holds a README with the next steps. An earlier result there is replaced if it was
-    not changed and nothing was put beside it.
+
+@grouped
+def serving(bundle: BundleArgument, *, served: Served, output: Output) -> None:
+    """Write a Triton or DeepStream folder that serves a bundle, with constants of its manifest.
+
+    Each folder holds a README with the next steps. An earlier result there is replaced if none of
+    its files was changed and none was added.
 
     Example: `upperson serving bundle --triton models --deepstream deepstream`
     """
+    triton, deepstream = served.triton, served.deepstream
     if triton is None and deepstream is None:
-        raise UsageError("nothing to write: name a folder with  --triton  or  --deepstream")
+        raise UsageError(
+            "nothing to write: name a folder with  --triton  or  --deepstream",
+            code="nothing_to_write",
+        )
     if triton is not None and deepstream is not None and triton.resolve() == deepstream.resolve():
-        raise UsageError(f"--triton and --deepstream are both {triton}: name two folders")
+        raise UsageError(
+            f"--triton and --deepstream are both {triton}: name two folders",
+            code="folders_nested",
+            path=triton,
+        )
     for package in ("onnx", "onnx_ir", "jinja2"):
         if find_spec(package) is None:
             raise missing_extra(package, "export", "serving")
     from upperson_export.serving import write_deepstream, write_triton
 
-    wanted: list[
-        tuple[Path | None, Callable[[Path, Path, str | None, Path | None], ServingFolder]]
-    ] = [
-        (triton, write_triton),
-        (deepstream, write_deepstream),
-    ]
     written = [
-        write(bundle, folder, variant, trust) for folder, write in wanted if folder is not None
+        write(bundle, folder, served.variant, served.trust)
+        for folder, write in ((triton, write_triton), (deepstream, write_deepstream))
+        if folder is not None
     ]
-    if as_json:
+    if output.as_json:
         described = {
             item.format: asdict(item) | {"folder": str(item.folder), "files": list(item.files)}
             for item in written
@@ -81,20 +84,18 @@ def serving(
 # --- ``upperson sign``
 
 
+@grouped
 def sign(
-    bundle: Annotated[
-        Path,
-        typer.Argument(metavar="BUNDLE", help="Folder of the exported model.", show_default=False),
-    ],
+    bundle: BundleArgument,
     key: Annotated[
         Path, typer.Argument(metavar="KEY", help="Private key (PEM).", show_default=False)
     ],
-    as_json: Json = False,
-    debug: Debug = False,
+    *,
+    output: Output,
 ) -> None:
-    """Sign a bundle that is there already, or sign it again with another key.
+    """Sign an existing bundle, or sign it again with another key.
 
-    All its files are checked first; all that lies in the folder is signed. A key is made by
+    All its files are checked first; all files of the folder are signed. A key is made by
     `openssl ecparam -name prime256v1 -genkey -noout -out key.pem`, and its public part by
     `openssl pkey -in key.pem -pubout -out key.pub`.
 
@@ -108,7 +109,7 @@ def sign(
     for variant in manifest.variants:
         Bundle.open(bundle, variant).check_files()
     fingerprint = sign_folder(bundle, private_key, manifest.model.name)
-    if as_json:
+    if output.as_json:
         print_json(
             {"bundle": str(bundle), "key": fingerprint, "file": str(bundle / SIGNATURE_FILE)}
         )

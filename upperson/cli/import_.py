@@ -1,17 +1,43 @@
 """``upperson import``."""
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from upperson.cli.options import Dataset, require_extra
-from upperson_rt.cli.options import Debug, Json
+from upperson_rt.cli.groups import OptionGroup, grouped
+from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import new_table, print_json, print_line, print_table, print_warning
 from upperson_rt.errors import UsageError
 
 
+@dataclass(frozen=True)
+class Source(OptionGroup, panel="Training of the checkpoint"):
+    """What the checkpoint was trained on."""
+
+    dataset: Dataset = "jsonl"
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the data set that export measures on.",
+            show_default="none: pass it to export",
+        ),
+    ] = None
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Architecture of CLIP by open_clip's name.",
+            show_default="the one of OpenAI that fits",
+        ),
+    ] = None
+    height: Annotated[int, typer.Option(min=1, help="Image height in pixels.")] = 384
+    width: Annotated[int, typer.Option(min=1, help="Image width in pixels.")] = 128
+
+
+@grouped
 def import_(
     checkpoint: Annotated[
         Path,
@@ -20,30 +46,13 @@ def import_(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", help="New run folder.", show_default=False)],
-    dataset: Dataset = "jsonl",
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the data set that export measures on.",
-            show_default="none: pass it to export",
-        ),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            help="Architecture of CLIP by open_clip's name.",
-            show_default="the one of OpenAI that fits",
-        ),
-    ] = None,
-    height: Annotated[int, typer.Option(min=1, help="Image height of its training.")] = 384,
-    width: Annotated[int, typer.Option(min=1, help="Image width of its training.")] = 128,
-    as_json: Json = False,
-    debug: Debug = False,
+    source: Source,
+    report_to: Output,
 ) -> None:
     """Turn a checkpoint of the official UP-Person or IRRA code into a run.
 
-    The file may come from anywhere: only tensors are read, code in it never runs. The run holds its
-    own copy of CLIP, and import.json, which tells what became of every tensor.
+    Only tensors are read; code in the file never runs. The run holds its own copy of CLIP, and
+    import.json with the fate of every tensor.
 
     Example: `upperson import best.pth --output runs/official --dataset cuhk-pedes --root data`
     """
@@ -52,10 +61,20 @@ def import_(
     from upperson.official.importing import REPORT, import_checkpoint
     from upperson_rt.strict import suggestion
 
+    dataset, root = source.dataset, source.root
     if dataset.lower() not in DATASETS:
-        raise UsageError(f"--dataset '{dataset}' is unknown, {suggestion(dataset, DATASETS)}")
+        raise UsageError(
+            f"--dataset '{dataset}' is unknown, {suggestion(dataset, DATASETS)}",
+            code="dataset_unknown",
+            dataset=dataset,
+        )
     report = import_checkpoint(
-        checkpoint, output, dataset=dataset, root=root, base=base, image_size=(height, width)
+        checkpoint,
+        output,
+        dataset=dataset,
+        root=root,
+        base=source.base,
+        image_size=(source.height, source.width),
     )
     unknown = [key for key, reason in report["ignored"].items() if reason == "unknown"]
     if unknown:
@@ -63,18 +82,17 @@ def import_(
             f"{len(unknown)} unknown tensors are left out, first {unknown[0]}; "
             f"{output / REPORT} has all"
         )
-    if as_json:
+    if report_to.as_json:
         print_json({"run": str(output), "report": str(output / REPORT)} | _summary(report))
         return
     table = new_table("", report["kind"])
     for name, text in _rows(report):
         table.add_row(name, text)
     print_table(table)
-    asked = "" if root else " --root DIR"
-    shown = root or "DIR"
+    folder, export_root = root or "DIR", "" if root else " --root DIR"
     print_line(
-        f"run {output}; next:  upperson evaluate {output} --dataset {dataset} --root {shown}"
-        f"  or  upperson export {output}{asked}"
+        f"run {output}; next:  upperson evaluate {output} --dataset {dataset} --root {folder}"
+        f"  or  upperson export {output}{export_root}"
     )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import typer
 
+from upperson_rt.cli.groups import ADVANCED
 from upperson_rt.errors import UsageError, missing_extra
 
 DATASET_HELP = (
@@ -21,13 +22,9 @@ Root: TypeAlias = Annotated[
     ),
 ]
 Dataset: TypeAlias = Annotated[str, typer.Option("--dataset", help=DATASET_HELP)]
-RunFolder: TypeAlias = Annotated[
-    Path,
-    typer.Argument(
-        metavar="RUN", help="Run folder that `upperson train` made.", show_default=False
-    ),
+TrainingDevice: TypeAlias = Annotated[
+    str, typer.Option("--device", help="auto, cpu or cuda.", rich_help_panel=ADVANCED)
 ]
-
 _TRAIN = (
     "accelerate", "torch", "torchvision", "open_clip", "safetensors", "yaml", "jinja2",
     "matplotlib", "tensorboard",
@@ -36,10 +33,12 @@ _PACKAGES = {"train": _TRAIN, "export": (*_TRAIN, "onnx", "onnx_ir", "onnxruntim
 
 
 def require_no_trust(trust: Path | None, run: Path) -> None:
-    """Raise UsageError if a signature is asked of a run folder: only bundles are signed."""
+    """Raise UsageError for --trust with a run folder: only bundles are signed."""
     if trust is not None:
         raise UsageError(
-            f"--trust goes with a bundle, and {run} is none: leave it out (or unset UPPERSON_TRUST)"
+            f"--trust needs a bundle, and {run} is none: leave it out, or unset UPPERSON_TRUST",
+            code="trust_without_bundle",
+            path=run,
         )
 
 

@@ -1,6 +1,7 @@
-"""``upperson parity``: the command, what it feeds, and its table."""
+"""``upperson parity``: the command, its inputs, and its table."""
 
 import tempfile
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from upperson.cli.options import require_extra, require_no_trust
-from upperson_rt.cli.options import Debug, Json, Threads, TrustOption, read_batch_sizes
+from upperson_rt.cli.groups import OptionGroup, grouped
+from upperson_rt.cli.options import Output, Threads, TrustOption, read_batch_sizes
 from upperson_rt.cli.output import (
     PlainTable,
     new_table,
+    print_error,
     print_json,
     print_line,
     print_note,
@@ -38,17 +41,17 @@ _WIDTHS = {
 """Columns of the table: 100 characters with what is between them."""
 
 
-def parity(
-    target: Annotated[
-        Path, typer.Argument(help="Run folder or bundle.", metavar="RUN|BUNDLE", show_default=False)
-    ],
+@dataclass(frozen=True)
+class Compared(OptionGroup, panel="What is compared"):
+    """The reference, the backends, and the inputs."""
+
     run: Annotated[
         Path | None,
         typer.Option(
             help="With a bundle: the run it was exported from. Then torch is the reference.",
             show_default="fp32 on onnxruntime is the reference",
         ),
-    ] = None,
+    ] = None
     backends: Annotated[
         str | None,
         typer.Option(
@@ -56,30 +59,57 @@ def parity(
             "puts it there, such as onnxruntime:cuda.",
             show_default="all that are installed",
         ),
-    ] = None,
-    batch: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,2,8,32",
+    ] = None
+    batch: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,2,8,32"
     images: Annotated[
         Path | None,
         typer.Option(help="Image, or folder of images.", show_default="rendered people"),
-    ] = None,
-    count: Annotated[int, typer.Option(min=2, help="Images and captions to compare.")] = 35,
+    ] = None
+    count: Annotated[int, typer.Option(min=2, help="Images and captions to compare.")] = 35
+    threads: Threads = None
+    trust: TrustOption = None
+
+
+@dataclass(frozen=True)
+class Tolerances(OptionGroup, panel="Tolerance"):
+    """Maximum differences of embeddings."""
+
     max_error: Annotated[
         float | None,
-        typer.Option(
-            help="Largest difference of a component that fp32 may have.", show_default="1e-5"
-        ),
-    ] = None,
+        typer.Option(help="Maximum difference of a component for fp32.", show_default="1e-5"),
+    ] = None
     min_cosine: Annotated[
         float | None,
         typer.Option(
-            help="Lowest cosine that the other variants may have.",
-            show_default="the bundle's own floor",
+            help="Minimum cosine for the other variants.", show_default="the bundle's own floor"
         ),
-    ] = None,
-    threads: Threads = None,
-    trust: TrustOption = None,
-    as_json: Json = False,
-    debug: Debug = False,
+    ] = None
+
+    def require_usable(self) -> None:
+        """Raise UsageError if one is out of range."""
+        if self.max_error is not None and not 0 < self.max_error < float("inf"):
+            raise UsageError(
+                f"--max-error must be above 0, found {self.max_error}",
+                code="option_out_of_range",
+                option="--max-error",
+            )
+        if self.min_cosine is not None and not 0 < self.min_cosine <= 1:
+            raise UsageError(
+                f"--min-cosine must be above 0 and at most 1, found {self.min_cosine}",
+                code="option_out_of_range",
+                option="--min-cosine",
+            )
+
+
+@grouped
+def parity(
+    target: Annotated[
+        Path, typer.Argument(help="Run folder or bundle.", metavar="RUN|BUNDLE", show_default=False)
+    ],
+    *,
+    compared: Compared,
+    tolerances: Tolerances,
+    output: Output,
 ) -> None:
     """Compare embeddings between torch, variants, backends, batch sizes and text lengths.
 
@@ -92,38 +122,39 @@ def parity(
 
     Example: `upperson parity bundle --backends onnxruntime,openvino`
     """
-    batch_sizes = read_batch_sizes(batch)
-    if max_error is not None and not 0 < max_error < float("inf"):
-        raise UsageError(f"--max-error must be above 0, found {max_error}")
-    if min_cosine is not None and not 0 < min_cosine <= 1:
-        raise UsageError(f"--min-cosine must be above 0 and at most 1, found {min_cosine}")
+    batch_sizes = read_batch_sizes(compared.batch)
+    tolerances.require_usable()
     require_extra("export", "parity")
     from upperson.cli.progress import Display
     from upperson_export.parity.check import ParityOptions
     from upperson_export.parity.subjects import Tolerance, choose_backends
 
+    names = [] if compared.backends is None else compared.backends.split(",")
     options = ParityOptions(
-        backends=choose_backends([] if backends is None else backends.split(",")),
+        backends=choose_backends(names),
         batch_sizes=batch_sizes,
-        asked=Tolerance(max_error=max_error, min_cosine=min_cosine),
-        threads=threads,
+        given=Tolerance(max_error=tolerances.max_error, min_cosine=tolerances.min_cosine),
+        threads=compared.threads,
     )
     with Display() as display:
-        result = _check(target, run, images, count, trust, options, display.update)
-    if as_json:
-        print_json({"target": str(target)} | result.as_dict())
-    else:
+        result = _check(target, compared, options, display.update)
+    error = None if result.ok else IntegrityError(result.message(), code="embeddings_differ")
+    if not output.as_json:
         _print_result(result)
-    if not result.ok:
-        raise IntegrityError(result.message())
+        if error is not None:
+            raise error
+        return
+    # One object has the result and the error.
+    found = {"target": str(target), **result.as_dict()}
+    print_json(found if error is None else found | {"error": error.as_json()})
+    if error is not None:
+        print_error(str(error))
+        raise typer.Exit(error.exit_code)
 
 
 def _check(
     target: Path,
-    run: Path | None,
-    images: Path | None,
-    count: int,
-    trust: Path | None,
+    compared: Compared,
     options: "ParityOptions",
     progress: "Callable[[str, int, int], None]",
 ) -> "ParityResult":
@@ -132,33 +163,42 @@ def _check(
     from upperson_export.parity.inputs import compare_pixels
     from upperson_rt.bundle import MANIFEST_FILE, Bundle
 
-    is_bundle = (target / MANIFEST_FILE).is_file()
-    if not is_bundle and not target.is_dir():
-        raise InputError(
-            f"expected a run folder or a bundle at {target}, found no folder: pass one that  "
-            "upperson train  or  upperson export  made"
-        )
-    if not is_bundle and run is not None:
-        raise UsageError(f"--run goes with a bundle, and {target} is none: leave it out")
-    if not is_bundle:
-        require_no_trust(trust, target)
     with tempfile.TemporaryDirectory() as folder:
-        if not is_bundle:
+        if not (target / MANIFEST_FILE).is_file():
+            _require_run(target, compared)
             loaded = load_run(target)
             trained = TrainedEncoder(loaded.model, loaded.base.tokenizer())
             size = trained.model.image_size
-            inputs = _read_inputs(images, count, Path(folder), trained.tokenizer, size)
+            inputs = _read_inputs(compared, Path(folder), trained.tokenizer, size)
             pixels = compare_pixels(trained.read_pixels(inputs.files), inputs)
             return check_run(trained, inputs, pixels, options, progress)
-        bundle = Bundle.open(target, trust=trust)
-        bundle.check_files()  # Damage is told as damage, not as a difference.
-        own_run = None if run is None else _load_run_of(run, bundle.manifest)
+        bundle = Bundle.open(target, trust=compared.trust)
+        bundle.check_files()  # Damage is reported as damage, not as a difference.
+        own_run = None if compared.run is None else _load_run_of(compared.run, bundle.manifest)
         size = (bundle.manifest.image.height_px, bundle.manifest.image.width_px)
-        inputs = _read_inputs(images, count, Path(folder), bundle.tokenizer, size)
+        inputs = _read_inputs(compared, Path(folder), bundle.tokenizer, size)
         files = inputs.files
         read = read_pixels(files, size) if own_run is None else own_run.read_pixels(files)
         pixels = compare_pixels(read, inputs)
         return check_bundle(bundle, own_run, inputs, pixels, options, progress)
+
+
+def _require_run(target: Path, compared: Compared) -> None:
+    """Raise if the target is no folder, or if options are given that go with a bundle."""
+    if not target.is_dir():
+        raise InputError(
+            f"expected a run folder or a bundle at {target}, found no folder: pass one that  "
+            "upperson train  or  upperson export  made",
+            code="target_not_found",
+            path=target,
+        )
+    if compared.run is not None:
+        raise UsageError(
+            f"--run goes with a bundle, and {target} is none: leave it out",
+            code="run_without_bundle",
+            path=target,
+        )
+    require_no_trust(compared.trust, target)
 
 
 def _load_run_of(run: Path, manifest: "Manifest") -> "TrainedEncoder":
@@ -178,13 +218,15 @@ def _load_run_of(run: Path, manifest: "Manifest") -> "TrainedEncoder":
         raise InputError(
             f"the bundle was not exported from the run {run}: it has base {expected[0][:12]}, "
             f"adapter {expected[1][:12]}, image size {expected[2]}, the run {found[0][:12]}, "
-            f"{found[1][:12]}, {found[2]}. Name its own run with --run, or leave --run out"
+            f"{found[1][:12]}, {found[2]}. Name its own run with --run, or leave --run out",
+            code="bundle_of_other_run",
+            path=run,
         )
     return TrainedEncoder(model, base.tokenizer())
 
 
 def _read_inputs(
-    images: Path | None, count: int, folder: Path, tokenizer: "Tokenizer", size: tuple[int, int]
+    compared: Compared, folder: Path, tokenizer: "Tokenizer", size: tuple[int, int]
 ) -> "ParityInputs":
     """Take images from a file or folder, evenly, or render people into `folder`.
 
@@ -197,6 +239,7 @@ def _read_inputs(
     from upperson_rt.preprocess import iter_image_files
     from upperson_synthetic import LOOKS, SyntheticSpec, describe, generate_people, write_dataset
 
+    images, count = compared.images, compared.count
     spec = SyntheticSpec(
         look=_LOOK, train_ids=0, val_ids=0, test_ids=count, views=1, captions_per_image=1
     )
@@ -233,7 +276,10 @@ def _print_result(result: "ParityResult") -> None:
     A row is the worst of all ways to fill batches of one size; ``--json`` has them all.
     """
     print_line(f"reference  {result.reference}, one item a batch")
-    print_line(f"inputs     {result.inputs.source}; texts of {_lengths(result)} tokens")
+    lengths = result.inputs.lengths
+    print_line(
+        f"inputs     {result.inputs.source}; texts of {lengths.min()} to {lengths.max()} tokens"
+    )
     paths = result.pixel_paths
     verdict = "equal in training and runtime" if paths.are_equal else f"FAIL: {paths.message()}"
     print_line(f"pixels     {verdict}")
@@ -282,11 +328,6 @@ def _subject_name(judged: "Judged") -> str:
 
 def _row_key(judged: "Judged") -> tuple[str, int]:
     return judged.comparison.tower, judged.comparison.batch_size
-
-
-def _lengths(result: "ParityResult") -> str:
-    lengths = result.inputs.lengths
-    return f"{lengths.min()} to {lengths.max()}"
 
 
 def _tolerance(judged: "Judged") -> str:

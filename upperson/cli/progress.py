@@ -81,9 +81,9 @@ class TrainingDisplay(Observer):
         """Show how many pictures are in the cache."""
         self._display.step("decoding pictures into the cache", done, total)
 
-    def asking(self, done: int, total: int) -> None:
-        """Show of how many pictures a teacher has been asked."""
-        self._display.step("asking the teacher", done, total)
+    def teaching(self, done: int, total: int) -> None:
+        """Show how many pictures the teacher has embedded."""
+        self._display.step("embedding with the teacher", done, total)
 
     def expecting(self, step_s: float, steps: int) -> None:
         """Print how long training should take."""

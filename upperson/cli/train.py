@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upperson.cli.options import DATASET_HELP, require_extra
-from upperson_rt.cli.options import Debug, Json
+from upperson.cli.options import DATASET_HELP, TrainingDevice, require_extra
+from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
+from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import (
     PlainTable,
     new_table,
@@ -32,13 +32,42 @@ if TYPE_CHECKING:
     from upperson.seeds import SeedsPlan
 
 
-def train(
+@dataclass(frozen=True)
+class Data(OptionGroup, panel="Data"):
+    """The data set."""
+
     root: Annotated[
         Path | None, typer.Option("--root", help="Folder of the data set.", show_default=False)
-    ] = None,
+    ] = None
     dataset: Annotated[
         str | None, typer.Option("--dataset", help=DATASET_HELP, show_default="jsonl")
-    ] = None,
+    ] = None
+    allow_partial: Annotated[
+        bool,
+        typer.Option(
+            "--allow-partial",
+            help="Train on an incomplete copy of a published data set.",
+            rich_help_panel=ADVANCED,
+        ),
+    ] = False
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that decode images.", rich_help_panel=ADVANCED),
+    ] = None
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for decoded and resized images; 5 GB for CUHK-PEDES.",
+            show_default=False,
+            rich_help_panel=ADVANCED,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Recipe(OptionGroup, panel="Recipe and model"):
+    """The recipe, and what replaces its settings; None leaves the recipe's own."""
+
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -46,70 +75,112 @@ def train(
             "cuhk-pedes-code-2024 or -2025; synthetic; or a .yaml file.",
             show_default="the data set's own, else synthetic",
         ),
-    ] = None,
+    ] = None
     base: Annotated[
         str | None,
         typer.Option(help="upperson-small, a ViT CLIP of open_clip, or the .json file of one."),
-    ] = None,
+    ] = None
     pretrained: Annotated[
         str | None, typer.Option(help="Weights of the base: a file or a tag of open_clip.")
-    ] = None,
+    ] = None
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None
+    batch_size: Annotated[int | None, typer.Option(help="Pairs in a step, over all processes.")] = (
+        None
+    )
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate.", rich_help_panel=ADVANCED)
+    ] = None
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="sdm, asdm, tal, itc, cmpm, id, or several joined by +.", rich_help_panel=ADVANCED
+        ),
+    ] = None
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16.", rich_help_panel=ADVANCED)
+    ] = None
+    select_on: Annotated[
+        str | None,
+        typer.Option(
+            help="Split that selects the best epoch: val or test.", rich_help_panel=ADVANCED
+        ),
+    ] = None
     init_from: Annotated[
         Path | None,
         typer.Option(
-            help="Run over the same base whose trained tensors to start from.", show_default=False
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="New run folder.", show_default="runs/<dataset>/<time>")
-    ] = None,
-    name: Annotated[str, typer.Option(help="Added to the run folder's name.")] = "run",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Pairs of a step, over all processes.")
-    ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    loss: Annotated[
-        str | None, typer.Option(help="sdm, asdm, tal, itc, cmpm, id, or several joined by +.")
-    ] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
-    select_on: Annotated[
-        str | None, typer.Option(help="Split that chooses the best epoch: val or test.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that decode images.")] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder that keeps pictures decoded and resized; 5 GB for CUHK-PEDES.",
+            help="Run over the same base whose trained tensors to start from.",
             show_default=False,
+            rich_help_panel=ADVANCED,
         ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    allow_partial: Annotated[
-        bool,
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed of the run.", rich_help_panel=ADVANCED)
+    ] = None
+    seeds: Annotated[
+        int,
         typer.Option(
-            "--allow-partial", help="Train on a published data set that is not all there."
+            min=1,
+            help="Number of runs with consecutive seeds; reports mean and spread.",
+            rich_help_panel=ADVANCED,
         ),
-    ] = False,
+    ] = 1
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="Any other key of a recipe, as KEY=VALUE; see docs/training.md."
+            "--set",
+            help="Any other key of a recipe, as KEY=VALUE; see docs/training.md.",
+            rich_help_panel=ADVANCED,
         ),
-    ] = None,
-    seeds: Annotated[
-        int, typer.Option(min=1, help="Runs with seeds counting up; mean and spread.")
-    ] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    ] = None
+
+    def as_config(self, data: Data) -> "TrainConfig":
+        """Read the recipe with all overrides; errors as of `read_recipe`."""
+        from upperson.config import read_recipe, recipe_names
+
+        dataset = data.dataset or "jsonl"
+        recipe = self.recipe or (dataset if dataset in recipe_names() else "synthetic")
+        base = self.base
+        overrides = {
+            "dataset": dataset,
+            "root": _absolute(data.root),
+            "allow_partial": data.allow_partial or None,
+            "workers": data.workers,
+            "cache": _absolute(data.cache),
+            "base": _absolute_file(base) if base and base.endswith(".json") else base,
+            "pretrained": self.pretrained and _absolute_file(self.pretrained),
+            "init_from": _absolute(self.init_from),
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+            "loss": self.loss,
+            "precision": self.precision,
+            "select_on": self.select_on,
+            "seed": self.seed,
+        }
+        return read_recipe(recipe, overrides, self.settings or ())
+
+
+@dataclass(frozen=True)
+class Target(OptionGroup, panel="Run"):
+    """The run folder, and what happens in it."""
+
+    output: Annotated[
+        Path | None, typer.Option(help="New run folder.", show_default="runs/<dataset>/<time>")
+    ] = None
     resume: Annotated[
         Path | None, typer.Option(help="Run folder of an interrupted run.", show_default=False)
-    ] = None,
+    ] = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print data, parameters, steps and memory; stop.")
-    ] = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
+    ] = False
+    name: Annotated[
+        str, typer.Option(help="Added to the run folder's name.", rich_help_panel=ADVANCED)
+    ] = "run"
+    device: TrainingDevice = "auto"
+
+
+@grouped
+def train(data: Data, recipe: Recipe, target: Target, output: Output) -> None:
     """Fine-tune UP-Person on a frozen CLIP.
 
     Options left out come from the recipe. Several GPUs: start it with torchrun or accelerate
@@ -118,52 +189,45 @@ def train(
     Example: `upperson train --root people --recipe synthetic`
     """
     require_extra("train", "training")
-    overrides = {
-        "base": base and (_absolute_file(base) if base.endswith(".json") else base),
-        "pretrained": pretrained and _absolute_file(pretrained),
-        "init_from": init_from and str(init_from.absolute()),
-        "allow_partial": allow_partial or None,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "loss": loss,
-        "precision": precision,
-        "select_on": select_on,
-        "workers": workers,
-        "cache": cache and str(cache.absolute()),
-        "seed": seed,
-    }
-    if resume is not None:
-        given = [key for key, value in overrides.items() if value is not None]
-        if given or settings or root or dataset or recipe or output or seeds > 1 or dry_run:
+    device, as_json = target.device, output.as_json
+    if target.resume is not None:
+        if (data, recipe) != (Data(), Recipe()) or target.output or target.dry_run:
             raise UsageError(
-                "--resume takes everything from the run: leave out other options than --device"
+                "--resume takes everything from the run: leave out other options than --device",
+                code="options_beside_resume",
             )
-        _resume(resume, device, as_json)
+        _resume(target.resume, device, as_json)
         return
-    if root is None:
-        raise UsageError("--root is missing: pass the folder of the data set")
-    dataset = dataset or "jsonl"
-    config = _config(recipe, dataset, root, overrides, settings or ())
-    if dry_run:
+    if data.root is None:
+        raise UsageError("--root is missing: pass the folder of the data set", code="root_missing")
+    config = recipe.as_config(data)
+    if target.dry_run:
         _dry_run(config, device, as_json)
         return
-    if output is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("--output is missing: several processes must agree on the run folder")
+    if target.output is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "--output is missing: several processes must agree on the run folder",
+            code="output_missing",
+        )
     stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
-    run = output or Path("runs") / dataset / f"{stamp}_{name}"
-    if seeds == 1:
+    run = target.output or Path("runs") / (data.dataset or "jsonl") / f"{stamp}_{target.name}"
+    if recipe.seeds == 1:
         _train_one(config, run, device, as_json)
-    else:
-        from upperson.seeds import SEEDS_PLAN, SeedsPlan
+        return
+    from upperson.seeds import SEEDS_PLAN, SeedsPlan
 
-        # The main process alone looks: it may have begun to write before another one does.
-        foreign = run.is_dir() and set(run.iterdir()) - unfinished(run, SEEDS_PLAN)
-        if _is_main_process() and foreign:
-            raise InputError(f"{run} is not empty: choose another --output, or  --resume {run}")
-        _train_seeds(SeedsPlan(seeds=seeds, config=config), run, device, as_json)
+    # Only the main process checks: it may begin to write before another one checks.
+    foreign = run.is_dir() and set(run.iterdir()) - unfinished(run, SEEDS_PLAN)
+    if _is_main_process() and foreign:
+        raise InputError(
+            f"{run} is not empty: choose another --output, or  --resume {run}",
+            code="run_not_empty",
+            path=run,
+        )
+    _train_seeds(SeedsPlan(seeds=recipe.seeds, config=config), run, device, as_json)
 
 
+@grouped
 def pretrain_small(
     output: Annotated[Path, typer.Option(help="File to write, .safetensors.", show_default=False)],
     steps: Annotated[
@@ -172,23 +236,27 @@ def pretrain_small(
     start: Annotated[
         Path | None,
         typer.Option(
-            help="Go on from this base at a low rate, with other people: the second stage.",
+            help="Continue from this base, at a lower rate and with other people: second stage.",
             show_default=False,
         ),
     ] = None,
-    as_json: Json = False,
-    debug: Debug = False,
+    *,
+    report: Output,
 ) -> None:
-    """Train the small CLIP base on synthetic people, in studio and anywhere, in two stages.
+    """Pre-train the small CLIP base on synthetic people, in two stages.
 
-    This made upperson/assets/upperson-small.safetensors; nobody needs to run it again.
-    Its 6,000 steps from random weights and 1,500 more take about 75 and 20 minutes of one core.
+    It made upperson/assets/upperson-small.safetensors, which ships with the package. The 6,000
+    steps from random weights and 1,500 more take about 75 and 20 minutes of one core.
 
     Example: `upperson pretrain-small --start first.safetensors --output upperson-small.safetensors`
     """
     require_extra("train", "pre-training")
     if output.suffix != ".safetensors" or not output.parent.is_dir():
-        raise UsageError(f"--output wants a .safetensors file in a folder that is there: {output}")
+        raise UsageError(
+            f"--output must be a .safetensors file in an existing folder, found {output}",
+            code="output_wrong",
+            path=output,
+        )
     from upperson import pretrain
     from upperson.cli.progress import Display
 
@@ -199,24 +267,14 @@ def pretrain_small(
         rendering = partial(display.update, "rendering people")
         for step, loss in pretrain.pretrain_small(config, output, rendering):
             display.update("pre-training", step + 1, config.steps, f"loss {loss:.3f}")
-    if as_json:
+    if report.as_json:
         print_json({"file": str(output), "steps": config.steps})
     else:
         print_line(f"wrote {output}")
 
 
-def _config(
-    recipe: str | None,
-    dataset: str,
-    root: Path,
-    overrides: dict[str, Any],
-    settings: Sequence[str],
-) -> "TrainConfig":
-    from upperson.config import read_recipe, recipe_names
-
-    recipe = recipe or (dataset if dataset in recipe_names() else "synthetic")
-    facts = {"dataset": dataset, "root": str(root.absolute())}
-    return read_recipe(recipe, overrides | facts, settings)
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
 
 
 def _absolute_file(pretrained: str) -> str:
@@ -236,7 +294,9 @@ def _resume(run: Path, device: str, as_json: bool) -> None:
     if not (run / CONFIG).is_file():
         raise InputError(
             f"--resume wants a run folder with {CONFIG}, found none in {run}: pass the folder "
-            "that  upperson train  was writing"
+            "that  upperson train  was writing",
+            code="not_a_run",
+            path=run,
         )
     _train_one(read_config(run / CONFIG), run, device, as_json, resume=True)
 
@@ -304,7 +364,7 @@ def _is_main_process() -> bool:
 
 
 def seeds_table(summary: dict[str, Any]) -> PlainTable:
-    """Return what `upperson.seeds.summarise` tells of every run: metrics, mean and deviation."""
+    """Return the metrics of every run with mean and deviation, from `upperson.seeds.summarise`."""
     measured = {split: summary[split] for split in ("val", "test") if summary[split]}
     names = list(dict.fromkeys(name for metrics in measured.values() for name in metrics))
     table = new_table("", "seed", *names, right=("seed", *names))

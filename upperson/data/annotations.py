@@ -111,6 +111,19 @@ class Problem:
     severity: Severity
     text: str
 
+    where: str | None = None
+    """File and place in it."""
+
+    cause: InputError | None = None
+    """Why a record cannot be read."""
+
+    def as_error(self) -> InputError:
+        """Return the problem as an error with the code and fields of its cause."""
+        if self.cause is None:
+            return InputError(self.text, code=self.kind, where=self.where)
+        fields = self.cause.fields | {"where": self.where}
+        return InputError(self.text, code=self.cause.code, **fields)
+
 
 class Counts(NamedTuple):
     """Size of a split."""
@@ -153,7 +166,7 @@ def parse_each(
         try:
             parsed: Annotation | Problem = parse(where, item)
         except InputError as error:
-            parsed = Problem("broken_record", "error", f"{where}: {error}")
+            parsed = Problem("broken_record", "error", f"{where}: {error}", where, error)
         yield parsed
 
 
@@ -162,7 +175,7 @@ def decode_json(text: bytes, prefix: str = "") -> Any:
     try:
         return json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{prefix}not JSON in UTF-8: {error}") from error
+        raise InputError(f"{prefix}not JSON in UTF-8: {error}", code="not_json") from error
 
 
 def object_fields(
@@ -177,15 +190,26 @@ def object_fields(
         InputError: It is no object, a required key is missing, or a type is another.
     """
     if not isinstance(entry, dict):
-        raise InputError(f"expected a JSON object, found {type(entry).__name__}")
+        raise InputError(
+            f"expected a JSON object, found {type(entry).__name__}",
+            code="not_an_object",
+            found=type(entry).__name__,
+        )
     for key, kind in (dict(required) | dict(optional or {})).items():
         if key not in entry:
             if key in required:
                 found = cut(", ".join(entry)) or "none"
-                raise InputError(f"key '{key}' is missing, found {found}")
+                raise InputError(
+                    f"key '{key}' is missing, found {found}", code="key_missing", key=key
+                )
         # bool is an int to Python, but never an identity.
         elif not isinstance(entry[key], kind) or isinstance(entry[key], bool):
-            raise InputError(f"'{key}' must be {kind.__name__}, found {cut(repr(entry[key]))}")
+            raise InputError(
+                f"'{key}' must be {kind.__name__}, found {cut(repr(entry[key]))}",
+                code="wrong_type",
+                key=key,
+                expected=kind.__name__,
+            )
     return entry
 
 
@@ -206,22 +230,39 @@ def annotation(
             range, a caption is no text, or an attribute cannot be one.
     """
     if split not in SPLITS:
-        raise InputError(f"split must be one of {', '.join(SPLITS)}, found {cut(repr(split))}")
+        raise InputError(
+            f"split must be one of {', '.join(SPLITS)}, found {cut(repr(split))}",
+            code="split_unknown",
+            split=split,
+        )
     path = Path(image)
     if path.is_absolute() or ".." in path.parts:
-        raise InputError(f"image path {cut(repr(image))} leaves the data set's folder")
+        raise InputError(
+            f"image path {cut(repr(image))} leaves the data set's folder",
+            code="path_outside_folder",
+        )
     if not path.parts:
-        raise InputError("the image path is empty")
+        raise InputError("the image path is empty", code="path_empty")
     if pid >= 2**63:
-        raise InputError(f"pid {cut(str(pid))} does not fit 64 bits: number people from 0")
+        raise InputError(
+            f"pid {cut(str(pid))} does not fit 64 bits: number people from 0",
+            code="pid_out_of_range",
+        )
     if pid < 0:
-        raise InputError(f"pid {cut(str(pid))} is negative: number people from 0")
+        raise InputError(
+            f"pid {cut(str(pid))} is negative: number people from 0", code="pid_out_of_range"
+        )
     texts = []
     for caption in captions:
         if not isinstance(caption, str):
-            raise InputError(f"a caption must be a string, found {cut(repr(caption))}")
+            raise InputError(
+                f"a caption must be a string, found {cut(repr(caption))}", code="caption_not_text"
+            )
         if not _is_unicode(caption):
-            raise InputError(f"the caption {cut(repr(caption))} has half a surrogate pair in it")
+            raise InputError(
+                f"the caption {cut(repr(caption))} has half a surrogate pair in it",
+                code="caption_not_unicode",
+            )
         texts.append(caption)
     truth = None if attributes is None else _attributes(attributes)
     return Annotation(where, str(path), pid, tuple(texts), split, camera, truth)
@@ -233,15 +274,27 @@ def _attributes(found: Mapping[str, object]) -> Attributes:
     for name, value in found.items():
         kind = ATTRIBUTE_KINDS.get(name)
         if kind is None and (near := difflib.get_close_matches(name, ATTRIBUTE_KINDS, 1, _NEARLY)):
-            raise InputError(f"attribute {cut(repr(name))} is unknown: did you mean '{near[0]}'?")
+            raise InputError(
+                f"attribute {cut(repr(name))} is unknown: did you mean '{near[0]}'?",
+                code="attribute_unknown",
+                attribute=name,
+                suggestion=near[0],
+            )
         if not (value is None or type(value) is kind or (kind is None and _is_scalar(value))):
             expected = "a string, a number or a boolean" if kind is None else kind.__name__
             raise InputError(
                 f"attribute {cut(repr(name))} must be {expected}, or null for no such thing, "
-                f"found {cut(repr(value))}"
+                f"found {cut(repr(value))}",
+                code="attribute_wrong_type",
+                attribute=name,
+                expected=expected,
             )
         if isinstance(value, str) and not (value.strip() and _is_unicode(value)):
-            raise InputError(f"attribute {cut(repr(name))} is no text: {cut(repr(value))}")
+            raise InputError(
+                f"attribute {cut(repr(name))} is no text: {cut(repr(value))}",
+                code="attribute_not_text",
+                attribute=name,
+            )
         checked[name] = value  # type: ignore[assignment]
     return checked
 
@@ -311,7 +364,11 @@ def open_plain_format(name: str, root: Path) -> AnnotatedSet:
                 "pass --root with the folder that holds it, name its format with --dataset, or "
                 "make one with  upperson data synthesize"
             )
-        raise InputError(f"expected a data set with {path.name} in {root}, found none: {ways}")
+        raise InputError(
+            f"expected a data set with {path.name} in {root}, found none: {ways}",
+            code="dataset_not_found",
+            path=path,
+        )
     return AnnotatedSet(
         files=(path,),
         image_folder=root,
@@ -330,7 +387,9 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
             if len(line) > _LONGEST_LINE:
                 raise InputError(
                     f"{where}: longer than {_LONGEST_LINE >> 20} MiB: expected one JSON object a "
-                    "line, each with one caption"
+                    "line, each with one caption",
+                    code="line_too_long",
+                    where=where,
                 )
             if line.strip():
                 yield where, line
@@ -359,7 +418,11 @@ def _read_csv(path: Path) -> Iterator[Annotation | Problem]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}, line {line}: not UTF-8: {error}") from error
+        raise InputError(
+            f"{path}, line {line}: not UTF-8: {error}",
+            code="not_utf8",
+            where=f"{path}, line {line}",
+        ) from error
     rows = _rows(path, text)
     where, first = next(rows, (f"{path}, line 1", []))
     header = [] if isinstance(first, csv.Error) else [cell.strip() for cell in first]
@@ -369,13 +432,16 @@ def _read_csv(path: Path) -> Iterator[Annotation | Problem]:
         found = f"{len(header)}, without {', '.join(missing)}" if missing else "one of them twice"
         raise InputError(
             f"{where}: expected a header with the columns image,pid,caption[,split,camera], each "
-            f"once and separated by commas, found {found}"
+            f"once and separated by commas, found {found}",
+            code="header_wrong",
+            where=where,
+            missing=missing,
         )
     return parse_each(rows, partial(_parse_row, header=header))
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[str, list[str] | csv.Error]]:
-    # Strict, so that a quote that is never closed is told where it begins.
+    # Strict, so that an error names the line where an unclosed quote begins.
     rows = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     while True:
         where = f"{path}, line {rows.line_num + 1}"  # The first of a row's lines.
@@ -392,11 +458,14 @@ def _rows(path: Path, text: str) -> Iterator[tuple[str, list[str] | csv.Error]]:
 
 def _parse_row(where: str, row: list[str] | csv.Error, *, header: list[str]) -> Annotation:
     if isinstance(row, csv.Error):
-        raise InputError(f"not CSV: {row}") from row
+        raise InputError(f"not CSV: {row}", code="not_csv") from row
     if len(row) != len(header):
         raise InputError(
             f"expected {len(header)} cells as in the header, found {len(row)}: a caption with a "
-            "comma in it stands in double quotes"
+            "comma in it stands in double quotes",
+            code="cells_wrong",
+            expected=len(header),
+            found=len(row),
         )
     cells: dict[str, object] = dict(zip(header, row, strict=True))
     for name in _OPTIONAL:

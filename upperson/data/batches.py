@@ -1,11 +1,10 @@
 """Records as batches of tensors, decided by seed, epoch and step alone.
 
-Neither the number of processes nor of loader workers nor an interruption changes a batch or the
-random numbers its samples draw: two processes train as one does, and a resumed run goes on as if
-nothing had happened.
+The number of processes, the number of loader workers and an interruption change neither a batch
+nor its random numbers: two processes train as one does, and a resumed run continues exactly.
 
-What workers get of a data set is a handful of arrays, whatever its size: a Python object or a
-tensor for each caption would be copied, and would take a file handle, in every one of them.
+Workers get a data set as a few arrays, whatever its size: a Python object or a tensor for each
+caption would be copied, and would take a file handle, in every worker.
 
 Shapes: N batch, H image height, W image width, L tokens of the longest caption in the batch,
 P pairs of a data set, K facts (`upperson.data.rewording`).
@@ -26,11 +25,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from upperson.data.pictures import Pictures, StoredPictures, pixels_of
 from upperson.data.records import Record
-from upperson.data.rewording import Sayings, shorter, wrong
+from upperson.data.rewording import CaptionAttributes, shorter, wrong
 from upperson.data.transforms import (
-    AUGMENTATION_DRAWS,
+    AUGMENTATION_UNIFORMS,
     PixelStatistics,
-    draw_moves,
+    draw_augmentation,
     mask_caption,
     prepare_pixels,
 )
@@ -43,7 +42,7 @@ _PREFETCHED = 2
 _SHARED_MEMORY = Path("/dev/shm")
 
 
-class Draw(NamedTuple):
+class Sample(NamedTuple):
     """One pair of a batch, with the seed of its augmentation."""
 
     pair: int
@@ -65,12 +64,13 @@ class Batch(NamedTuple):
     wrong_NL: Tensor | None = None
     """As ``ids_NL``, of a wrong version of each caption; None without."""
 
-    said_NK: Tensor | None = None
+    mentioned_NK: Tensor | None = None
     known_NK: Tensor | None = None
-    """bool: what each caption says, and all that captions say of its person; None without."""
+    """bool: attributes that each caption mentions, and that any caption of its person mentions;
+    None without."""
 
 
-class BatchSampler(Sampler[list[Draw]]):
+class BatchSampler(Sampler[list[Sample]]):
     """The share of one process in every batch of an epoch.
 
     Pairs are shuffled anew each epoch and each is seen once; the last batch is smaller. A last
@@ -113,14 +113,14 @@ class BatchSampler(Sampler[list[Draw]]):
         size = min(self._batch_size, self._pairs - step * self._batch_size)
         return [len(share) for share in np.array_split(np.empty(size), self._processes)]
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[Sample]]:
         order = np.random.default_rng([self._seed, self._epoch]).permutation(self._pairs)
         if len(self._left_out):
             order = np.resize(order[np.isin(order, self._left_out, invert=True)], self._pairs)
         for step in range(self._first_step, len(self)):
             batch = order[step * self._batch_size :][: self._batch_size]
             share = np.array_split(batch, self._processes)[self._process]
-            yield [Draw(int(pair), self._sample_seed(int(pair))) for pair in share]
+            yield [Sample(int(pair), self._sample_seed(int(pair))) for pair in share]
 
     def _sample_seed(self, pair: int) -> int:
         state = np.random.SeedSequence([self._seed, self._epoch, pair]).generate_state(1)
@@ -128,24 +128,24 @@ class BatchSampler(Sampler[list[Draw]]):
 
 
 class LoadedBatch(NamedTuple):
-    """What a loader hands over: bytes, and what chance decided to do with them."""
+    """A batch from a loader: bytes, and the augmentation parameters drawn for them."""
 
     pixels_NHW3: Tensor | StoredPictures
     """uint8 RGB, or where in a cache it is: see `pixels_of`."""
 
-    moves_N7: Tensor | None
-    """int32, see `draw_moves`; None without augmentation."""
+    augmentation_N7: Tensor | None
+    """int32, see `draw_augmentation`; None without augmentation."""
 
     ids_NL: Tensor
-    """int64 token ids, masked if asked for, zero-padded."""
+    """int64 token ids, masked if wanted, zero-padded."""
 
     labels_N: Tensor
     """int64 identities, numbered from 0."""
 
     wrong_NL: Tensor | None = None
-    """As ``ids_NL``, of a wrong version of each caption; None where they are not asked for."""
+    """As ``ids_NL``, of a wrong version of each caption; None if not wanted."""
 
-    said_NK: Tensor | None = None
+    mentioned_NK: Tensor | None = None
     known_NK: Tensor | None = None
     """As in `Batch`."""
 
@@ -155,14 +155,14 @@ class LoadedBatch(NamedTuple):
         Raises:
             IntegrityError: The cache of its pictures was cut short, or is gone.
         """
-        pixels_NHW3, moves_N7, ids_NL, labels_N, *others = (
+        pixels_NHW3, augmentation_N7, ids_NL, labels_N, *others = (
             None if part is None else part.to(device, non_blocking=True)
             for part in (pixels_of(self.pixels_NHW3), *self[1:])
         )
         assert pixels_NHW3 is not None
         assert ids_NL is not None
         assert labels_N is not None
-        images_N3HW = prepare_pixels(pixels_NHW3, moves_N7, statistics)
+        images_N3HW = prepare_pixels(pixels_NHW3, augmentation_N7, statistics)
         return Batch(images_N3HW, ids_NL, labels_N, *others)
 
 
@@ -232,10 +232,10 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
         records: The split to train on.
         pictures: The same records' pictures.
         tokenizer: Captions are tokenized once, here.
-        augment: Whether to draw moves of the images, with `draw_moves`.
+        augment: Whether to draw augmentation parameters, with `draw_augmentation`.
         mask_captions: Whether to mask caption tokens, with `mask_caption`.
         shorten_captions: Share of captions to draw with a random part of their phrases only; if
-            there are any, batches have what captions say, too.
+            there are any, batches have the caption attributes, too.
         wrong_captions: Whether to make a wrong version of every caption.
         length_step: Captions of a batch are padded to a multiple of it, or to the context length.
     """
@@ -263,7 +263,7 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
         self._rewording: _Rewording | None = None
         if shorten_captions or wrong_captions:
             self._rewording = _Rewording(texts, tokenizer, shorten_captions)
-        self._sayings = Sayings(texts, self._label_P) if shorten_captions else None
+        self._attributes = CaptionAttributes(texts, self._label_P) if shorten_captions else None
         self._augment = augment
         self._mask_captions = mask_captions
         self._length_step = length_step
@@ -272,18 +272,18 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
     def __len__(self) -> int:
         return len(self._captions)
 
-    def __getitem__(self, draws: Sequence[Draw]) -> LoadedBatch | UppersonError:
-        """Return the batch of some draws; captions are padded to the longest among them."""
-        pairs = [draw.pair for draw in draws]
+    def __getitem__(self, samples: Sequence[Sample]) -> LoadedBatch | UppersonError:
+        """Return the batch of some samples; captions are padded to the longest among them."""
+        pairs = [sample.pair for sample in samples]
         try:
             pixels_NHW3 = self._pictures.for_batch(self._image_P[pairs])
         except UppersonError as error:
             return error
-        moves_N7, ids = None, [self._captions[pair] for pair in pairs]
-        rngs = [np.random.default_rng(draw.seed) for draw in draws]
+        augmentation_N7, ids = None, [self._captions[pair] for pair in pairs]
+        rngs = [np.random.default_rng(sample.seed) for sample in samples]
         if self._augment:
-            uniform_NK = np.stack([rng.random(AUGMENTATION_DRAWS) for rng in rngs])
-            moves_N7 = draw_moves(uniform_NK, *self._pictures.image_size)
+            uniform_NK = np.stack([rng.random(AUGMENTATION_UNIFORMS) for rng in rngs])
+            augmentation_N7 = draw_augmentation(uniform_NK, *self._pictures.image_size)
         texts: list[str] = []
         if self._rewording is not None:
             texts = self._rewording.texts(pairs, rngs)
@@ -298,17 +298,17 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
                 ids.append(ids[i] if false[i] == text else false_ids[i])
         length = -(-max(map(len, ids)) // self._length_step) * self._length_step
         ids_ML = pad_ids(ids, min(length, self._context_length))
-        said_NK = known_NK = None
-        if self._sayings is not None:
-            said_NK = torch.from_numpy(self._sayings.said_by(texts))
-            known_NK = torch.from_numpy(self._sayings.known_of(self._label_P[pairs]))
+        mentioned_NK = known_NK = None
+        if self._attributes is not None:
+            mentioned_NK = torch.from_numpy(self._attributes.mentioned_by(texts))
+            known_NK = torch.from_numpy(self._attributes.known_of(self._label_P[pairs]))
         return LoadedBatch(
             pixels_NHW3,
-            moves_N7,
+            augmentation_N7,
             ids_ML[: len(pairs)],
             torch.from_numpy(self._label_P[pairs]),
             ids_ML[len(pairs) :] if self._wrong_captions else None,
-            said_NK,
+            mentioned_NK,
             known_NK,
         )
 
@@ -344,8 +344,8 @@ def usable_workers(wanted: int, batch_bytes: int) -> int:
     """Return how many loader processes this training process starts; it changes no result.
 
     Those of a machine are shared out over its training processes (torchrun's LOCAL_WORLD_SIZE).
-    There are no more of them than CPUs, nor than shared memory holds batches of: where it is full a
-    worker dies. Docker gives 64 MB of it unless told otherwise (``--shm-size``).
+    There are at most as many as CPUs, and as shared memory holds batches of: a worker dies if it is
+    full. Docker gives 64 MB by default (``--shm-size``).
 
     Args:
         wanted: Processes of the machine.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from upperson.data.annotations import SPLITS, Counts, Problem, ProblemKind, Severity, Split
-from upperson.data.images import find_images, told_path, truncated_images
+from upperson.data.images import find_images, path_text, truncated_images
 from upperson.data.published import PUBLISHED_SETS, PersonSet
 from upperson.data.records import Record, collect_records, open_dataset
 from upperson_rt.errors import InputError
@@ -89,7 +89,7 @@ def check_dataset(
     *,
     decode: bool = True,
     progress: Callable[[int, int], None] | None = None,
-    tell: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> CheckReport:
     """Read a data set as training does, but go on after problems, and look at every image.
 
@@ -99,7 +99,7 @@ def check_dataset(
         decode: Decode every image with the runtime's own loader, so that what is broken here would
             be broken in training. Else only look whether the file is there.
         progress: Called after every image with the number of images decoded and to decode.
-        tell: Called with a line for each image folder that is missing, before images are decoded.
+        notify: Called with a line for each image folder that is missing, before images are decoded.
 
     Raises:
         UsageError: The name is unknown.
@@ -121,7 +121,7 @@ def check_dataset(
     if annotated.id_in_two_splits is not None:  # Else ids are numbers of images.
         problems.extend(_unused_ids(splits["train"]))
     images = list(dict.fromkeys(record.image for record in records))
-    problems.extend(_check_images(images, decode, progress, tell))
+    problems.extend(_check_images(images, decode, progress, notify))
     problems.extend(_unlisted_images(annotated.image_folder, images))
     return CheckReport(
         dataset=name,
@@ -154,7 +154,10 @@ def require_published_counts(name: str, root: Path, splits: Mapping[Split, list[
     raise InputError(
         f"{name} in {root} is not the published set: {'; '.join(differing)}: get the whole set, or "
         "train on what there is with --allow-partial; its numbers then compare with no published "
-        "ones"
+        "ones",
+        code="counts_differ",
+        dataset=name,
+        differing=differing,
     )
 
 
@@ -201,19 +204,19 @@ def _check_images(
     images: Sequence[Path],
     decode: bool,
     progress: Callable[[int, int], None] | None,
-    tell: Callable[[str], None] | None,
+    notify: Callable[[str], None] | None,
 ) -> Iterator[Problem]:
     found = find_images(images)
     folders = [
-        f"{told_path(folder)}, which {count_of(count, 'image')} should be in"
+        f"{path_text(folder)}, which {count_of(count, 'image')} should be in"
         for folder, count in found.folders.items()
     ]
-    if tell is not None:
+    if notify is not None:
         for text in folders[:EXAMPLES]:
-            tell(f"image folder missing: {text}")
+            notify(f"image folder missing: {text}")
     yield from (Problem("missing_folder", "error", text) for text in folders)
     for image in found.files:
-        yield Problem("missing_image", "error", told_path(image))
+        yield Problem("missing_image", "error", path_text(image))
     if not decode:
         return
     broken = dict(_broken(found.present, progress))

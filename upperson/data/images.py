@@ -1,7 +1,6 @@
-"""The image files of records: whether all of them are there, and those that end early.
+"""Image files of records: find missing ones before training, and decode truncated ones.
 
-Both are looked at before training begins: what is missing would else end a run when its turn comes,
-hours later.
+A missing image would otherwise end a run hours later.
 """
 
 import errno
@@ -15,16 +14,16 @@ from typing import NamedTuple
 from PIL import ImageFile
 
 from upperson_rt.errors import InputError
-from upperson_rt.printable import count_of, shown
+from upperson_rt.printable import count_of, safe_repr
 
 _NAMED = 5
 """Missing folders that a message names."""
-_LONGEST_TOLD = 500
-"""Characters of a path that messages name whole: all of them together stay readable."""
+_LONGEST_PATH = 500
+"""Longest path that messages name whole."""
 
 
 class FoundImages(NamedTuple):
-    """What is there of the files that records name."""
+    """The files of records, by whether they exist."""
 
     present: list[Path]
 
@@ -36,7 +35,7 @@ class FoundImages(NamedTuple):
 
 
 def find_images(images: Iterable[Path]) -> FoundImages:
-    """Look which images are not there; no file is opened, every folder is listed once.
+    """Find missing images; no file is opened, every folder is listed once.
 
     Raises:
         InputError: A folder on the way to one may not be read.
@@ -53,8 +52,7 @@ def find_images(images: Iterable[Path]) -> FoundImages:
                 absent[folder] = _topmost_missing(folder)
         if folder in absent:
             found.folders[absent[folder]] += 1
-        # Systems that spell names in their own way, and folders that do not let themselves be
-        # listed, are asked again.
+        # Some systems normalise names, and some folders cannot be listed.
         elif image.name in names[folder] or _is_there(image, Path.exists):
             found.present.append(image)
         else:
@@ -68,7 +66,7 @@ def require_images(images: Iterable[Path]) -> None:
     if not found.folders and not found.files:
         return
     folders = [
-        f"{told_path(folder)} ({count_of(count, 'image')})"
+        f"{path_text(folder)} ({count_of(count, 'image')})"
         for folder, count in found.folders.items()
     ]
     parts = folders[:_NAMED]
@@ -76,23 +74,26 @@ def require_images(images: Iterable[Path]) -> None:
         parts.append(f"{len(folders) - _NAMED} more folders")
     if found.files:
         files = "a file" if len(found.files) == 1 else f"{len(found.files)} files, the first"
-        parts.append(f"{files} {told_path(found.files[0])}")
+        parts.append(f"{files} {path_text(found.files[0])}")
     raise InputError(
         f"images are missing: {', '.join(parts)}: put them in place, or leave their "
-        "records out of the annotations;  upperson data check  lists them"
+        "records out of the annotations;  upperson data check  lists them",
+        code="images_missing",
+        folders=dict(found.folders),
+        files=found.files,
     )
 
 
-def told_path(path: Path) -> str:
-    """Return a path for a message: in a few words where no person would read it to its end."""
-    return str(path) if len(str(path)) <= _LONGEST_TOLD else shown(str(path))
+def path_text(path: Path) -> str:
+    """Return a path for a message, shortened if it is very long."""
+    return str(path) if len(str(path)) <= _LONGEST_PATH else safe_repr(str(path))
 
 
 @contextmanager
 def truncated_images(allowed: bool) -> Iterator[None]:
     """In this process, decode pictures that end early as far as they go, or refuse them.
 
-    Pillow has one switch for all threads. Refusing is what it does unless told otherwise.
+    Pillow has one switch for all threads, which refuses by default.
     """
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = allowed
@@ -108,7 +109,11 @@ def _is_there(path: Path, look: Callable[[Path], bool]) -> bool:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:  # Nothing can be called so.
             return False
-        raise InputError(f"cannot look for images: {told_path(path)}: {error.strerror}") from error
+        raise InputError(
+            f"cannot look for images: {path_text(path)}: {error.strerror}",
+            code="folder_unreadable",
+            path=path,
+        ) from error
 
 
 def _names_in(folder: Path) -> set[str]:

@@ -35,8 +35,7 @@ from torch.utils.data import Dataset
 from upperson.data.images import truncated_images
 from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError, IntegrityError, UppersonError
-from upperson_rt.files import make_folder, remove_unfinished, write_atomically
-from upperson_rt.locks import lock_until_closed
+from upperson_rt.files import lock_until_closed, make_folder, remove_unfinished, write_atomically
 from upperson_rt.preprocess import prepare_image
 from upperson_rt.strict import read_json
 
@@ -65,8 +64,8 @@ class Pictures:
         self._truncated = ImageFile.LOAD_TRUNCATED_IMAGES
 
     @property
-    def handed_bytes(self) -> int:
-        """What a process that loads hands over of a picture, through shared memory."""
+    def transfer_bytes(self) -> int:
+        """Bytes of a picture that a loader process passes through shared memory."""
         return math.prod(self.image_size) * 3
 
     def __len__(self) -> int:
@@ -85,7 +84,7 @@ class Pictures:
         return pixels_NHW3
 
     def for_batch(self, indices: Sequence[int] | NDArray[np.integer]) -> "Tensor | StoredPictures":
-        """Return what a process that loads hands over: the pictures, uint8 [N, H, W, 3].
+        """Return what a loader process passes on: the pictures, uint8 [N, H, W, 3].
 
         Raises:
             InputError: One of them cannot be decoded.
@@ -108,8 +107,8 @@ class CachedPictures(Pictures):
         self._rows = np.array(rows, dtype=np.int64)
 
     @property
-    def handed_bytes(self) -> int:
-        """What a process that loads hands over of a picture: its place."""
+    def transfer_bytes(self) -> int:
+        """Bytes of a picture's index, which a loader process passes on."""
         return self._rows.itemsize
 
     def __len__(self) -> int:
@@ -135,10 +134,10 @@ class CachedPictures(Pictures):
 
 @dataclass(frozen=True)
 class StoredPictures:
-    """Pictures of a cache that are still there.
+    """References to pictures in a cache.
 
-    A process that loads hands these over instead of their bytes: putting those into shared memory
-    takes longer than reading them, and shared memory may be small.
+    A loader process passes these instead of bytes: writing bytes into shared memory takes longer
+    than reading them again, and shared memory may be small.
     """
 
     path: Path
@@ -150,7 +149,7 @@ class StoredPictures:
     image_size: tuple[int, int]
 
     def read_ahead(self) -> None:
-        """Tell the system, where it can be told, that they will be read soon."""
+        """Ask the system, if it can, to read them ahead."""
         if not hasattr(os, "posix_fadvise"):
             return
         with self._opened() as file:
@@ -175,7 +174,9 @@ class StoredPictures:
                 file.seek(start)
                 if file.readinto(pixels_HW3.reshape(-1)) != self._size:
                     raise IntegrityError(
-                        f"{self.path} was cut short: remove the folder, and the cache is built anew"
+                        f"{self.path} was cut short: remove the folder to build the cache again",
+                        code="cache_cut_short",
+                        path=self.path,
                     )
         return pixels_NHW3
 
@@ -183,7 +184,11 @@ class StoredPictures:
         try:
             return FileIO(self.path)
         except OSError as error:
-            raise IntegrityError(f"cannot read the cache {self.path}: {error.strerror}") from error
+            raise IntegrityError(
+                f"cannot read the cache {self.path}: {error.strerror}",
+                code="cache_unreadable",
+                path=self.path,
+            ) from error
 
     def _starts(self) -> list[int]:
         return [int(row) * self._size for row in self.rows_N]
@@ -198,7 +203,7 @@ class StoredPictures:
 
 
 def pixels_of(handed: Tensor | StoredPictures) -> Tensor:
-    """Return what a loader handed over as pictures, uint8 [N, H, W, 3].
+    """Return a loader's item as pictures, uint8 [N, H, W, 3].
 
     Raises:
         IntegrityError: The cache was cut short, or is gone.
@@ -222,7 +227,7 @@ def cached_pictures(
         root: Folder of the data set: the list of a cache does not depend on where it lies.
         splits: The files of each.
         image_size: (height_px, width_px) that they are resized to.
-        progress: Is told of building.
+        progress: Called while it is built.
 
     Raises:
         InputError: The folder holds a cache of other pictures, or something else; a picture cannot
@@ -236,7 +241,9 @@ def cached_pictures(
         make_folder(folder)
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise InputError(f"cannot use {folder} as cache: {error.strerror}") from error
+        raise InputError(
+            f"cannot use {folder} as cache: {error.strerror}", code="cache_unusable", path=folder
+        ) from error
     try:
         lock_until_closed(handle, wait=True)
         _Builder(folder, root, list(row_of), image_size).complete(progress)
@@ -244,7 +251,10 @@ def cached_pictures(
         raise InputError(
             f"cannot write the cache {folder}: {error.strerror}: {len(row_of)} pictures take "
             f"{len(row_of) * math.prod(image_size) * 3 / 1e9:.1f} GB; make room or choose another "
-            "folder; it then goes on"
+            "folder; it then goes on",
+            code="cache_not_written",
+            path=folder,
+            reason=error.strerror,
         ) from error
     finally:
         os.close(handle)
@@ -254,7 +264,7 @@ def cached_pictures(
 
 
 class _Builder:
-    """Makes a cache, or finds out what is missing in one; its folder is locked."""
+    """Builds or completes a cache, whose folder is locked."""
 
     def __init__(
         self, folder: Path, root: Path, files: list[Path], image_size: tuple[int, int]
@@ -269,7 +279,7 @@ class _Builder:
             "pictures": len(files),
             "height_px": image_size[0],
             "width_px": image_size[1],
-            # What is decoded of a file that ends early is another picture.
+            # A truncated file decodes to another picture.
             "load_truncated": ImageFile.LOAD_TRUNCATED_IMAGES,
         }
         self._picture_bytes = math.prod(image_size) * 3
@@ -304,17 +314,20 @@ class _Builder:
                 stamps.put_on_disk()
 
     def _begin(self) -> None:
-        """Take the room for all pictures first; the list comes last."""
+        """Allocate all pictures first; write the list last."""
         ours = (LIST, PIXELS, STAMPS)
         for name in ours:
             remove_unfinished(self._folder, name)
         if others := sorted({path.name for path in self._folder.iterdir()} - set(ours)):
             raise InputError(
                 f"{self._folder} is not a cache of pictures (it holds '{others[0]}'): choose "
-                "another folder"
+                "another folder",
+                code="not_a_cache",
+                path=self._folder,
+                found=others[0],
             )
         write_atomically(self._folder / STAMPS, bytes(len(self._files) * 16))
-        # A file that only claims its size would end a process that reads it from a full disk.
+        # A sparse file would fail later, on a full disk.
         try:
             with (self._folder / PIXELS).open("wb") as file:
                 size = len(self._files) * self._picture_bytes
@@ -334,7 +347,9 @@ class _Builder:
             if isinstance(error.__cause__, OSError):  # What may not be read may be whole.
                 raise
             raise IntegrityError(
-                f"{self._folder / LIST} is damaged: remove the folder, and the cache is built anew"
+                f"{self._folder / LIST} is damaged: remove the folder to build the cache again",
+                code="cache_damaged",
+                path=self._folder / LIST,
             ) from error
         for name, expected in self._facts.items():
             found = facts.get(name) if isinstance(facts, dict) else None
@@ -342,7 +357,11 @@ class _Builder:
                 raise InputError(
                     f"{self._folder} is a cache of other pictures or settings: expected {name} "
                     f"{str(expected)[:12]}, found {str(found)[:12]}: choose another folder, or "
-                    "remove this one"
+                    "remove this one",
+                    code="cache_of_other_pictures",
+                    setting=name,
+                    expected=expected,
+                    found=found,
                 )
         for name, size in ((PIXELS, self._picture_bytes), (STAMPS, 16)):
             path, expected = self._folder / name, len(self._files) * size
@@ -350,12 +369,16 @@ class _Builder:
             if found != expected:
                 raise IntegrityError(
                     f"{path} was cut short: expected {expected} bytes, found {found}: remove the "
-                    "folder, and the cache is built anew"
+                    "folder to build the cache again",
+                    code="cache_cut_short",
+                    path=path,
+                    expected=expected,
+                    found=found,
                 )
 
 
 class _Opened:
-    """A file that parts are written into."""
+    """A file that threads write parts of."""
 
     def __init__(self, path: Path) -> None:
         self._handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
@@ -378,15 +401,17 @@ def _stamp_of(file: Path) -> tuple[int, int]:
     try:
         status = file.stat()
     except OSError as error:
-        raise InputError(f"cannot read image {file}: {error.strerror}") from error
+        raise InputError(
+            f"cannot read image {file}: {error.strerror}", code="image_unreadable", path=file
+        ) from error
     return status.st_size, status.st_mtime_ns
 
 
 class PictureBatches(Dataset["Tensor | StoredPictures | UppersonError"]):
     """Pictures in their own order, in batches; for a loader with ``batch_size=None``.
 
-    An error is the item, for the main process to raise: torch would raise it again with the whole
-    traceback of a worker as its message.
+    An error is the item, for the main process to raise: torch would wrap a raised one in a worker's
+    traceback.
 
     Args:
         pictures: What is read.

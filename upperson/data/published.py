@@ -99,7 +99,10 @@ class PersonSet:
             if not filecmp.cmp(found[0], other, shallow=False):
                 raise InputError(
                     f"{found[0]} and {other} differ, and only one can be the annotations: remove "
-                    "or rename the other"
+                    "or rename the other",
+                    code="annotations_differ",
+                    path=found[0],
+                    other=other,
                 )
         return AnnotatedSet(
             files=(found[0],),
@@ -264,7 +267,8 @@ def _image_number(image_id: object) -> int:
     match = _IMAGE_ID.fullmatch(image_id) if isinstance(image_id, str) else None
     if match is None:
         raise InputError(
-            f"'image_id' must be a number, such as 9, '9' or 'coco_9', found {cut(repr(image_id))}"
+            f"'image_id' must be a number, such as 9, '9' or 'coco_9', found {cut(repr(image_id))}",
+            code="image_id_wrong",
         )
     return int(match[1])
 
@@ -284,12 +288,15 @@ def _find_folder(
             return folder
     for folder in (root, root / name):
         if text := explain(folder):
-            raise InputError(text)
+            raise InputError(text, code="splits_missing", path=folder)
     others = sorted(path.name for folder in (root, root / name) for path in folder.glob("*.json"))
     found = f"only {cut(', '.join(others))}" if others else "none"
     raise InputError(
         f"expected {' or '.join(files)} in {root} or {root / name}, found {found}: pass --root "
-        f"with {name} or with the folder that holds it"
+        f"with {name} or with the folder that holds it",
+        code="dataset_not_found",
+        path=root,
+        found=found,
     )
 
 
@@ -298,6 +305,9 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     content = decode_json(read_bounded(path, MOST_BYTES), f"{path}: ")
     if not isinstance(content, list):
         raise InputError(
-            f"{path}: expected a list with one object a record, found {type(content).__name__}"
+            f"{path}: expected a list with one object a record, found {type(content).__name__}",
+            code="not_a_list",
+            path=path,
+            found=type(content).__name__,
         )
     return ((f"{path}, record [{index}]", entry) for index, entry in enumerate(content))

@@ -19,8 +19,8 @@ from upperson.data.annotations import (
     open_plain_format,
 )
 from upperson.data.published import PUBLISHED_SETS
-from upperson_rt.errors import InputError, UsageError
-from upperson_rt.printable import get_logger, shortened, shown
+from upperson_rt.errors import UsageError
+from upperson_rt.printable import get_logger, safe_repr, shortened
 from upperson_rt.strict import suggestion
 
 __all__ = [
@@ -78,7 +78,7 @@ def read_dataset(name: str, root: Path) -> dict[Split, list[Record]]:
 
     def refuse_errors(problem: Problem) -> None:
         if problem.severity == "error":
-            raise InputError(problem.text)
+            raise problem.as_error()
         if problem.kind == "empty_caption":
             left_out.append(problem)
 
@@ -99,7 +99,12 @@ def open_dataset(name: str, root: Path) -> AnnotatedSet:
         return PUBLISHED_SETS[lower].open(root)
     if lower in PLAIN_FORMATS:
         return open_plain_format(lower, root)
-    raise UsageError(f"data set format {shown(name)} is unknown, {suggestion(lower, DATASETS)}")
+    raise UsageError(
+        f"data set format {safe_repr(name)} is unknown, {suggestion(lower, DATASETS)}",
+        code="dataset_unknown",
+        dataset=name,
+        suggestion=suggestion(lower, DATASETS),
+    )
 
 
 def collect_records(
@@ -133,43 +138,46 @@ def collect_records(
 
 
 class _EarlierEntries:
-    """What was read so far, to hold a new entry against."""
+    """The entries read so far, which a new one must agree with."""
 
     def __init__(self, annotated: AnnotatedSet) -> None:
         self._annotated = annotated
         self._first: dict[str, Annotation] = {}  # By image.
         self._texts: dict[str, set[str]] = {}  # By image.
         self._home: dict[int, Split] = {}  # By identity.
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
 
     def compare(self, entry: Annotation) -> Iterator[Problem]:
         """Yield what is wrong with an entry, and remember it."""
         where, image, texts = entry.where, entry.image, _texts(entry)
-        told = shortened(image)
+        name = shortened(image)
         if not texts:
             yield Problem(
                 "no_caption",
                 "error",
                 f"{where}: the caption is empty: write one or delete the record",
+                where,
             )
             return
         if len(texts) < len(entry.captions):
-            yield Problem("empty_caption", "warning", f"{where}: a caption of '{told}' is empty")
+            yield Problem("empty_caption", "warning", f"{where}: a caption of '{name}' is empty")
         first = self._first.setdefault(image, entry)
         if _facts(first) != _facts(entry):
             yield Problem(
                 "conflicting_image",
                 "error",
-                f"{where}: image '{told}' had (split, pid, camera) {_facts(first)} before and has "
+                f"{where}: image '{name}' had (split, pid, camera) {_facts(first)} before and has "
                 f"{_facts(entry)} here: one image is one person in one split",
+                where,
             )
             return
         if first.attributes != entry.attributes:
             yield Problem(
                 "conflicting_image",
                 "error",
-                f"{where}: image '{told}' had other attributes in {first.where}: all lines of one "
+                f"{where}: image '{name}' had other attributes in {first.where}: all lines of one "
                 "image have the same",
+                where,
             )
             return
         yield from self._compare_identity(entry)
@@ -177,22 +185,22 @@ class _EarlierEntries:
         if self._annotated.several_entries_per_image:
             if not known.isdisjoint(texts):
                 yield Problem(
-                    "duplicate_record", "warning", f"{where}: '{told}' had this caption before"
+                    "duplicate_record", "warning", f"{where}: '{name}' had this caption before"
                 )
         elif known:
             yield Problem(
                 "duplicate_record",
                 "warning",
-                f"{where}: image '{told}' is also in {first.where}",
+                f"{where}: image '{name}' is also in {first.where}",
             )
         known.update(texts)
 
     def _compare_identity(self, entry: Annotation) -> Iterator[Problem]:
         severity, pid = self._annotated.id_in_two_splits, entry.pid
         home = self._home.setdefault(pid, entry.split)
-        if severity is None or home == entry.split or pid in self._told:
+        if severity is None or home == entry.split or pid in self._reported:
             return
-        self._told.add(pid)
+        self._reported.add(pid)
         meaning = (
             "a person seen in training must not be tested on"
             if severity == "error"
@@ -202,6 +210,7 @@ class _EarlierEntries:
             "id_in_two_splits",
             severity,
             f"{entry.where}: identity {pid} is in split '{home}' and in '{entry.split}': {meaning}",
+            entry.where,
         )
 
 

@@ -1,7 +1,6 @@
-"""Captions for training: in other words, shorter or wrong ones, and of whom else one is true.
+"""Reworded captions for training, shorter or wrong, and whom else a caption describes.
 
-Both come from the phrases that `upperson_rt.phrases` reads; a caption in which it reads none stays
-as it is.
+Both come from the phrases that `upperson_rt.phrases` parses; a caption without one stays as it is.
 """
 
 import re
@@ -50,7 +49,7 @@ _Edit = tuple[int, int, str]
 
 
 def shorter(caption: str, rng: np.random.Generator) -> str:
-    """Say a random part of what a caption says: *red coat*, *woman in red coat*, or more."""
+    """Keep a random part of a caption's phrases: *red coat*, *woman in red coat*, or more."""
     phrases = _understood(caption)
     things = [phrase for phrase in phrases if phrase.kind != "person"]
     if not things:
@@ -67,8 +66,8 @@ def shorter(caption: str, rng: np.random.Generator) -> str:
 def wrong(caption: str, rng: np.random.Generator) -> str:
     """Make a caption false of its person by one change, or return it as it is.
 
-    The change is another colour, exchanged colours, another thing of the same kind, a thing that is
-    denied (*without a backpack*), or a person of the other gender.
+    The change is another colour, exchanged colours, another thing of the same kind, an excluded
+    thing (*without a backpack*), or a person of the other gender.
     """
     things = _understood(caption)
     for way in rng.permutation(len(_WAYS)):
@@ -97,7 +96,10 @@ def require_phrases(captions: Sequence[str], option: Rewording) -> str:
     if not usable:
         raise InputError(
             f"{option} needs captions {needed}; of {len(sample)} captions it finds none: they must "
-            f"be English and say what people wear or carry, or switch {option} off"
+            f"be English and say what people wear or carry, or switch {option} off",
+            code="captions_not_readable",
+            option=option,
+            sample=len(sample),
         )
     if 2 * usable >= len(sample):
         return ""
@@ -234,23 +236,22 @@ def _apply(caption: str, edits: Sequence[_Edit]) -> str:
     return caption
 
 
-# --- Of whom a caption is true, as far as captions say it
+# --- Whom a caption describes, by the attributes that captions mention
 #
-# *Red coat* is true of everybody who wears one. In a batch it competes with pictures of other
-# people, and without this they would all count as wrong.
+# *Red coat* describes every person in a red coat. Without this, all of them but the caption's own
+# person would count as wrong in a batch.
 #
 # Shapes: N captions of a batch, P pairs of a data set, I identities, K facts.
 
 Fact = tuple[str, ...]
-"""One thing that a phrase says, such as a coat, or that this coat is red."""
+"""One attribute that a phrase mentions, such as a coat, or that this coat is red."""
 
 
-class Sayings:
-    """What the captions of a data set say, as columns of a table.
+class CaptionAttributes:
+    """The attributes that the captions of a data set mention, as columns of a table.
 
-    A caption is true of a person whose own captions say all that it says. One that says something
-    else, or something that the grammar does not understand, is true of nobody but its own person,
-    who need not be told here.
+    A caption describes a person whose own captions mention everything it mentions. A caption with
+    any other attribute, or one that the grammar does not understand, describes only its own person.
 
     Args:
         captions: Of the training split.
@@ -272,21 +273,21 @@ class Sayings:
 
     @property
     def width(self) -> int:
-        """Columns K: facts about several people, and a last one that is true of nobody else."""
+        """Columns K: facts about several people, and a last one for facts about a single person."""
         return len(self._column) + 1
 
-    def said_by(self, captions: Sequence[str]) -> npt.NDArray[np.bool_]:
-        """Return what captions say, [N, K]."""
-        said_NK = np.zeros((len(captions), self.width), dtype=bool)
-        for row_K, caption in zip(said_NK, captions, strict=True):
+    def mentioned_by(self, captions: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Return the facts that captions mention, [N, K]."""
+        mentioned_NK = np.zeros((len(captions), self.width), dtype=bool)
+        for row_K, caption in zip(mentioned_NK, captions, strict=True):
             phrases = parse(caption).phrases
             understood = all(phrase.kind != "other" for phrase in phrases)
             facts = [*_facts(phrases)] if understood else []
             row_K[[self._column.get(fact, -1) for fact in facts] or [-1]] = True
-        return said_NK
+        return mentioned_NK
 
     def known_of(self, labels_N: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Return what all captions of some people say of them, [N, K]."""
+        """Return the facts that any caption of some people mentions, [N, K]."""
         known = np.unpackbits(self._known[labels_N], axis=1, count=self.width)
         return known.astype(bool)
 
@@ -294,10 +295,10 @@ class Sayings:
 def _facts(phrases: Iterable[Phrase]) -> Iterator[Fact]:
     for phrase in phrases:
         if phrase.kind in {"action", "other"} or phrase.noun == "person":
-            continue  # What somebody does passes, and everybody is a person.
-        # The style of hair has no name of its own: it counts as it is written.
+            continue  # Actions pass, and everybody is a person.
+        # A hair style has no name of its own: it counts as written.
         name = phrase.text.lower() if phrase.kind == "hair" else phrase.noun
-        thing = (phrase.kind, name, "denied" if phrase.negated else "")
+        thing = (phrase.kind, name, "excluded" if phrase.negated else "")
         yield thing
         for colour in phrase.colours:
             yield (*thing, colour)

@@ -5,8 +5,8 @@ evaluation, so what is trained on is what the edge sees. Normalised is (x / 255 
 the base's statistics. Training augments as in the paper: pictures are flipped, cropped and erased,
 and tokens of captions are masked.
 
-Chance is drawn where pictures are read, for each pair from its own seed; pictures are moved and
-normalised in whole batches where the model is, so that bytes travel instead of floats.
+Augmentation parameters are drawn where pictures are read, from each pair's own seed; pictures are
+augmented and normalised in whole batches on the model's device, so that bytes travel, not floats.
 
 Shapes: N batch, H picture height, W picture width, L tokens of a caption.
 """
@@ -44,7 +44,7 @@ ERASED_RATIO = (0.3, 3.3)
 _TRIES = 10
 """Rectangles that are drawn until one fits into the picture; without one nothing is erased."""
 
-AUGMENTATION_DRAWS = 6 + 2 * _TRIES
+AUGMENTATION_UNIFORMS = 6 + 2 * _TRIES
 """Uniform numbers that decide the augmentation of one picture."""
 
 
@@ -59,13 +59,13 @@ def evaluation_transform(statistics: PixelStatistics = CLIP_STATISTICS) -> Image
     return normalise
 
 
-def draw_moves(uniform_NK: NDArray[np.float64], height_px: int, width_px: int) -> Tensor:
-    """Decide how pictures are flipped, cropped and erased: the paper's augmentation.
+def draw_augmentation(uniform_NK: NDArray[np.float64], height_px: int, width_px: int) -> Tensor:
+    """Draw the parameters of the paper's augmentation: flip, crop and erase.
 
     As torchvision's RandomHorizontalFlip, RandomCrop with padding and RandomErasing draw it.
 
     Args:
-        uniform_NK: `AUGMENTATION_DRAWS` numbers of [0, 1) for each picture.
+        uniform_NK: `AUGMENTATION_UNIFORMS` numbers of [0, 1) for each picture.
         height_px: Height of the pictures.
         width_px: Width of the pictures.
 
@@ -84,7 +84,7 @@ def draw_moves(uniform_NK: NDArray[np.float64], height_px: int, width_px: int) -
     erased_N = (erase_N < ERASED_SHARE) & fits_NT[first_N]
     erased_height_N = heights_NT[first_N] * erased_N
     erased_width_N = widths_NT[first_N] * erased_N
-    moves_7N = (
+    augmentation_7N = (
         flip_N < FLIPPED_SHARE,
         top_N * (2 * PADDING_PX + 1),
         left_N * (2 * PADDING_PX + 1),
@@ -93,19 +93,19 @@ def draw_moves(uniform_NK: NDArray[np.float64], height_px: int, width_px: int) -
         erased_height_N,
         erased_width_N,
     )
-    return torch.from_numpy(np.stack(moves_7N, axis=1).astype(np.int32))
+    return torch.from_numpy(np.stack(augmentation_7N, axis=1).astype(np.int32))
 
 
-def flips_only(moves_N7: Tensor) -> Tensor:
-    """Return moves of `draw_moves` of which the flips alone are left."""
-    flips_N7 = torch.zeros_like(moves_N7)
-    flips_N7[:, 0] = moves_N7[:, 0]
+def flips_only(augmentation_N7: Tensor) -> Tensor:
+    """Return augmentation parameters reduced to the flips."""
+    flips_N7 = torch.zeros_like(augmentation_N7)
+    flips_N7[:, 0] = augmentation_N7[:, 0]
     flips_N7[:, 1:3] = PADDING_PX
     return flips_N7
 
 
 def prepare_pixels(
-    pixels_NHW3: Tensor, moves_N7: Tensor | None, statistics: PixelStatistics
+    pixels_NHW3: Tensor, augmentation_N7: Tensor | None, statistics: PixelStatistics
 ) -> Tensor:
     """Augment and normalise a batch where it is, to float32 [N, 3, H, W].
 
@@ -114,15 +114,15 @@ def prepare_pixels(
 
     Args:
         pixels_NHW3: uint8 RGB.
-        moves_N7: What `draw_moves` decided; None only normalises.
+        augmentation_N7: From `draw_augmentation`; None only normalises.
         statistics: Mean and standard deviation to normalise with.
     """
     normalise = evaluation_transform(statistics)
     pixels_N3HW = pixels_NHW3.permute(0, 3, 1, 2).contiguous()
-    if moves_N7 is None:
+    if augmentation_N7 is None:
         return normalise(pixels_N3HW)
     size = pixels_N3HW.shape[2:]
-    flip_N, top_N, left_N, *erased = moves_N7.long().unbind(dim=1)
+    flip_N, top_N, left_N, *erased = augmentation_N7.long().unbind(dim=1)
     padded_N3HW = F.pad(pixels_N3HW, [PADDING_PX] * 4)
     padded_N3HW = torch.where(flip_N.bool()[:, None, None, None], padded_N3HW.flip(3), padded_N3HW)
     # Views of every crop there is; only the chosen ones are copied.

@@ -24,7 +24,7 @@ from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from tokenizers.processors import TemplateProcessing
 
 from upperson_rt.errors import InputError, IntegrityError, UsageError
-from upperson_rt.printable import shown
+from upperson_rt.printable import safe_repr
 from upperson_rt.strict import read_json
 from upperson_rt.tokenizer import CLEANED, REPAIRED, REPLACED, SPACES, WORDS, Tokenizer
 
@@ -86,7 +86,11 @@ def gemma_tokenizer_json(path: Path, vocab_size: int, clean: str) -> str:
         InputError: Not a tokenizer of that kind, or of another size.
     """
     if clean not in CLEANED:
-        raise UsageError(f"tokenizer_kwargs.clean must be one of {', '.join(CLEANED)}, not {clean}")
+        raise UsageError(
+            f"tokenizer_kwargs.clean must be one of {', '.join(CLEANED)}, not {clean}",
+            code="tokenizer_unsupported",
+            found=clean,
+        )
     content = read_json(path)
     found = content.get("model") if isinstance(content, dict) else None
     model: dict[str, Any] = found if isinstance(found, dict) else {}
@@ -94,16 +98,27 @@ def gemma_tokenizer_json(path: Path, vocab_size: int, clean: str) -> str:
     if kind != "BPE" or not isinstance(vocabulary, dict) or not isinstance(merges, list):
         raise InputError(
             f"{path} is no tokenizer of SigLIP 2: expected a byte-pair vocabulary (BPE), found "
-            f"{shown(kind)}; SigLIP without the 2 has another kind, which is not supported"
+            f"{safe_repr(kind)}; SigLIP without the 2 has another kind, which is not supported",
+            code="tokenizer_unsupported",
+            path=path,
+            found=kind,
         )
     if len(vocabulary) != vocab_size:
         raise InputError(
             f"{path} has {len(vocabulary)} tokens, but the text tower has {vocab_size}: take the "
-            "tokenizer.json that is published with this base"
+            "tokenizer.json that is published with this base",
+            code="tokenizer_size",
+            path=path,
+            expected=vocab_size,
+            found=len(vocabulary),
         )
     expected = {PAD: 0, EOS: 1}
     if any(vocabulary.get(token) != index for token, index in expected.items()):
-        raise InputError(f"{path} is no tokenizer of SigLIP 2: <pad> must have id 0 and <eos> 1")
+        raise InputError(
+            f"{path} is no tokenizer of SigLIP 2: <pad> must have id 0 and <eos> 1",
+            code="tokenizer_unsupported",
+            path=path,
+        )
     written: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
@@ -138,7 +153,9 @@ def gemma_tokenizer_json(path: Path, vocab_size: int, clean: str) -> str:
     try:
         Tokenizer.from_json(text, 64)  # As the runtime will.
     except (InputError, IntegrityError) as error:
-        raise InputError(f"{path} is no tokenizer of SigLIP 2: {error}") from error
+        raise InputError(
+            f"{path} is no tokenizer of SigLIP 2: {error}", code="tokenizer_unsupported", path=path
+        ) from error
     return text
 
 

@@ -1,4 +1,4 @@
-"""What a base is made of: one description, whoever built it.
+"""The parts of a base in one description, for open_clip and timm alike.
 
 UP-Person's parts fit any transformer block that normalises first. What differs between bases lies
 around the blocks: how pictures become patches, whether there is a class token, what text may look
@@ -335,5 +335,7 @@ def _frozen(value: Tensor) -> nn.Parameter:
 def _unsupported(*reasons: str) -> UsageError:
     return UsageError(
         "UP-Person needs a ViT CLIP with plain blocks, such as ViT-B-16; this base is unsupported: "
-        + "; ".join(reasons)
+        + "; ".join(reasons),
+        code="base_unsupported",
+        reasons="; ".join(reasons),
     )

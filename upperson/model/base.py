@@ -104,7 +104,9 @@ def load_base(
     if pretrained is None:
         raise UsageError(
             f"base '{name}' needs weights, found none: pass --pretrained with a local file "
-            "or a tag that open_clip knows, for example openai"
+            "or a tag that open_clip knows, for example openai",
+            code="weights_missing",
+            base=name,
         )
     if config.over_timm:
         _require_describable(config)  # Before anything is fetched.
@@ -121,7 +123,10 @@ def load_base(
         if config.file is not None and not model["quick_gelu"]:
             raise InputError(
                 f"{path} is in OpenAI's format, whose models have QuickGELU, but {config.file} "
-                'says "quick_gelu": false: mend the one that is wrong'
+                'says "quick_gelu": false: correct the one that is wrong',
+                code="activation_contradicts",
+                path=path,
+                config=config.file,
             )
         model["quick_gelu"] = True
     elif "quick_gelu" in facts and not config.over_timm:
@@ -239,7 +244,12 @@ def _fill(clip: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> N
     if wrong:
         raise InputError(
             f"{path} does not hold a '{name}': {len(wrong)} of {len(expected)} tensors are missing "
-            f"or of another shape, first {wrong[0]}: pass the weights of this base"
+            f"or of another shape, first {wrong[0]}: pass the weights of this base",
+            code="weights_of_another_base",
+            path=path,
+            base=name,
+            tensor=wrong[0],
+            wrong=len(wrong),
         )
     with torch.no_grad():
         for key, value in expected.items():

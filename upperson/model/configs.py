@@ -20,7 +20,7 @@ import timm
 
 from upperson.data.transforms import PixelStatistics
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.printable import shown
+from upperson_rt.printable import safe_repr
 from upperson_rt.strict import read_json
 
 SMALL = "upperson-small"
@@ -126,9 +126,13 @@ def base_config(name: str) -> BaseConfig:
         names = [SMALL, *filter(is_known_to_work, open_clip.list_models())]
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         raise UsageError(
-            f"base {shown(name)} is unknown: expected {SMALL}, a ViT CLIP of open_clip, such as "
+            f"base {safe_repr(name)} is unknown: expected {SMALL}, a ViT CLIP of open_clip, such "
+            "as "
             + ", ".join(near or ["ViT-B-16", "ViT-B-32", "ViT-L-14"])
-            + ", or the .json file of its configuration"
+            + ", or the .json file of its configuration",
+            code="base_unknown",
+            base=name,
+            near=near,
         )
     _require_supported(model, name, published=name != SMALL)
     statistics = _statistics_of_tags(name) if _is_over_timm(model) else None
@@ -136,7 +140,7 @@ def base_config(name: str) -> BaseConfig:
 
 
 def is_known_to_work(name: str) -> bool:
-    """Tell whether a model of open_clip is a base that works."""
+    """Return whether a model of open_clip works as a base."""
     return not _what_is_odd(open_clip.get_model_config(name))
 
 
@@ -152,7 +156,10 @@ def _require_supported(model: Mapping[str, Any], name: str, *, published: bool) 
     if odd := _what_is_odd(model, published=published):
         raise UsageError(
             f"base '{name}' is not a ViT CLIP with plain blocks ({', '.join(odd)} in its "
-            "configuration): choose one such as ViT-B-16"
+            "configuration): choose one such as ViT-B-16",
+            code="base_unsupported",
+            base=name,
+            reasons=", ".join(odd),
         )
 
 
@@ -224,23 +231,26 @@ def _read(path: Path) -> BaseConfig:
     same shapes compute, or where they do not fit.
     """
     if not path.is_file():
-        raise InputError(f"expected the configuration of a base at {path}, found no such file")
-    content = _object(read_json(path), str(path))
-    if content.keys() != {"model_cfg", "preprocess_cfg"}:
         raise InputError(
-            f"{path}: expected the keys model_cfg and preprocess_cfg, as in an "
-            f"open_clip_config.json, found {', '.join(sorted(map(str, content))) or 'none'}"
+            f"expected the configuration of a base at {path}, found no such file",
+            code="base_file_missing",
+            path=path,
         )
-    model = _object(content["model_cfg"], f"{path}: model_cfg")
+    content = _object(path, "", read_json(path))
+    if content.keys() != {"model_cfg", "preprocess_cfg"}:
+        found = ", ".join(sorted(map(str, content))) or "none"
+        keys = "the keys model_cfg and preprocess_cfg, as in an open_clip_config.json"
+        raise _wrong(path, "", f"expected {keys}, found {found}")
+    model = _object(path, "model_cfg", content["model_cfg"])
     parts = {"": model}
     for part in ("vision_cfg", "text_cfg"):
-        parts[part] = _object(model.get(part), f"{path}: model_cfg.{part}")
+        parts[part] = _object(path, part, model.get(part))
     required = _REQUIRED_OVER_TIMM if _is_over_timm(model) else _REQUIRED_PLAIN
     for part, names in required.items():
         more = _REQUIRED_WITH_TOKENIZER if part and "hf_tokenizer_name" in parts[part] else ()
         for entry in (*names, *more):
             if entry not in parts[part]:
-                raise InputError(f"{path}: model_cfg.{part and part + '.'}{entry}: missing")
+                raise _wrong(path, f"{part}.{entry}".lstrip("."), "missing")
     _require_sizes(path, parts)
     _require_supported(model, str(path), published=False)
     name = path.parent.resolve().name if path.stem == "open_clip_config" else path.stem
@@ -251,45 +261,48 @@ def _require_sizes(path: Path, parts: Mapping[str, Mapping[str, Any]]) -> None:
     for part, entries in parts.items():
         for entry in entries.keys() & {*_SIZES, "embed_dim", "patch_size", "head_width"}:
             if type(entries[entry]) is not int or not 0 < entries[entry] < 1 << 20:
-                raise InputError(
-                    f"{path}: {part or 'model_cfg'}.{entry}: expected a positive number, found "
-                    f"{shown(entries[entry])}"
-                )
+                found = safe_repr(entries[entry])
+                place = f"{part}.{entry}".lstrip(".")
+                raise _wrong(path, place, f"expected a positive number, found {found}")
     vision, text = parts["vision_cfg"], parts["text_cfg"]
     size = vision["image_size"]
     sides = size if isinstance(size, list) and len(size) == 2 else [size]
     if not all(type(side) is int and 0 < side <= 4096 for side in sides):
-        raise InputError(f"{path}: vision_cfg.image_size: expected pixels, found {shown(size)}")
+        raise _wrong(path, "vision_cfg.image_size", f"expected pixels, found {safe_repr(size)}")
     if type(parts[""].get("quick_gelu", False)) is not bool:
-        raise InputError(f"{path}: model_cfg.quick_gelu: expected true or false")
+        raise _wrong(path, "quick_gelu", "expected true or false")
     heads = {"text_cfg": text["width"] % text["heads"]}
     if "patch_size" in vision:
         heads["vision_cfg"] = vision["width"] % vision.get("head_width", 64)
     for part, rest in heads.items():
         if rest:
-            raise InputError(f"{path}: {part}: its width does not divide into its heads")
+            raise _wrong(path, part, "its width does not divide into its heads")
 
 
 def _read_statistics(path: Path, found: object) -> PixelStatistics:
-    place = f"{path}: preprocess_cfg"
-    content = _object(found, place)
+    content = _object(path, "preprocess_cfg", found)
     if odd := sorted(content.keys() - _OF_PREPROCESSING):
-        raise InputError(f"{place}: unknown key {shown(odd[0])}")
+        raise _wrong(path, "preprocess_cfg", f"unknown key {safe_repr(odd[0])}")
     values = []
     for entry in ("mean", "std"):
         value: Any = content.get(entry)
         numbers = isinstance(value, list) and len(value) == 3
-        if not (numbers and all(type(x) in (int, float) and 0 <= x <= 1 for x in value)):
-            raise InputError(
-                f"{place}.{entry}: expected three numbers from 0 to 1, found {shown(value)}"
-            )
+        if not (numbers and all(type(x) in (int, float) and 0 <= x <= 1 for x in value)) or (
+            entry == "std" and not all(value)
+        ):
+            limits = "from 0" if entry == "mean" else "above 0, up"
+            expected = f"expected three numbers {limits} to 1, found {safe_repr(value)}"
+            raise _wrong(path, f"preprocess_cfg.{entry}", expected)
         values.append((float(value[0]), float(value[1]), float(value[2])))
-    if not all(values[1]):
-        raise InputError(f"{place}.std: expected numbers above 0, found {shown(content['std'])}")
     return values[0], values[1]
 
 
-def _object(found: object, place: str) -> dict[str, Any]:
+def _object(path: Path, place: str, found: object) -> dict[str, Any]:
     if not isinstance(found, dict):
-        raise InputError(f"{place}: expected an object, found {shown(found)}")
+        raise _wrong(path, place, f"expected an object, found {safe_repr(found)}")
     return found
+
+
+def _wrong(path: Path, place: str, problem: str) -> InputError:
+    where = f"{path}: {place}" if place else str(path)
+    return InputError(f"{where}: {problem}", code="base_file_wrong", path=path, entry=place)

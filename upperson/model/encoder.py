@@ -253,7 +253,10 @@ def patch_grid(patch_size: tuple[int, int], height_px: int, width_px: int) -> tu
     if row_rest or column_rest or not rows or not columns:
         raise UsageError(
             f"image size {height_px}x{width_px} (height x width) does not divide into patches of "
-            f"{patch_size[0]}x{patch_size[1]}: choose multiples of the patch"
+            f"{patch_size[0]}x{patch_size[1]}: choose multiples of the patch",
+            code="image_size_indivisible",
+            image_size=(height_px, width_px),
+            patch=tuple(patch_size),
         )
     return rows, columns
 

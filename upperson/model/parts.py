@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upperson_rt.errors import UsageError
-from upperson_rt.printable import shown
+from upperson_rt.printable import safe_repr
 
 MOST_ROWS = 10_000
 """Prefix rows or rank beyond any use: a typing mistake ends here, not in the allocator."""
@@ -60,12 +60,27 @@ class UPPersonConfig:
         for size, place in _PLACES.items():
             value = getattr(self, size)
             if value < 0:
-                raise UsageError(f"{size} must be 0 (part left out) or more, found {value}")
+                raise UsageError(
+                    f"{size} must be 0 (part left out) or more, found {value}",
+                    code="size_out_of_range",
+                    setting=size,
+                    found=value,
+                )
             if size != "adapter_reduction" and value > MOST_ROWS:
-                raise UsageError(f"{size} must be at most {MOST_ROWS}, found {value}")
+                raise UsageError(
+                    f"{size} must be at most {MOST_ROWS}, found {value}",
+                    code="size_out_of_range",
+                    setting=size,
+                    found=value,
+                )
             _block_range(getattr(self, place), place)
         if not math.isfinite(self.prefix_scale):
-            raise UsageError(f"prefix_scale must be a finite number, found {self.prefix_scale}")
+            raise UsageError(
+                f"prefix_scale must be a finite number, found {self.prefix_scale}",
+                code="size_out_of_range",
+                setting="prefix_scale",
+                found=self.prefix_scale,
+            )
 
     @property
     def is_plain(self) -> bool:
@@ -88,7 +103,10 @@ class UPPersonConfig:
             if last > blocks:
                 raise UsageError(
                     f"{place} is '{getattr(self, place)}', but a tower of this base has "
-                    f"{blocks} blocks: choose blocks from 1 to {blocks}"
+                    f"{blocks} blocks: choose blocks from 1 to {blocks}",
+                    code="blocks_out_of_range",
+                    setting=place,
+                    blocks=blocks,
                 )
             sizes[size] = getattr(self, size) if first <= number <= last else 0
         return replace(self, **sizes)
@@ -101,7 +119,10 @@ def _block_range(text: str, name: str) -> tuple[int, int] | None:
     match = re.fullmatch(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?", text)
     if match is None or int(match[2] or match[1]) < int(match[1]):
         raise UsageError(
-            f"{name} must be 'all' or blocks such as 1-12, counted from 1, found {shown(text)}"
+            f"{name} must be 'all' or blocks such as 1-12, counted from 1, found {safe_repr(text)}",
+            code="blocks_malformed",
+            setting=name,
+            found=text,
         )
     return int(match[1]), int(match[2] or match[1])
 

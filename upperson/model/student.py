@@ -24,7 +24,7 @@ from upperson.model.architecture import image_architecture
 from upperson.model.encoder import ImageEncoder, patch_grid
 from upperson.model.parts import PLAIN_CLIP
 from upperson_rt.errors import UsageError
-from upperson_rt.printable import shown
+from upperson_rt.printable import safe_repr
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,9 @@ def read_size(text: str) -> StudentSize:
     if found is None:
         raise UsageError(
             "a student is BLOCKSxWIDTH, such as 6x384 for six blocks of width 384, or with patches "
-            f"of 32 rows and 16 columns of pixels 6x384@32x16; found {shown(text)}"
+            f"of 32 rows and 16 columns of pixels 6x384@32x16; found {safe_repr(text)}",
+            code="student_malformed",
+            found=text,
         )
     blocks, width, *patch = (int(number) if number else 0 for number in found.groups())
     return StudentSize(blocks, width, (patch[0], patch[1]) if all(patch) else None)
@@ -92,7 +94,10 @@ def require_smaller(student: StudentSize, teacher: StudentSize) -> None:
     if student == teacher or more or finer:
         raise UsageError(
             f"a student must be smaller than its teacher, {teacher}: no more blocks, no "
-            f"wider, no smaller patches, and one of them less; found {student}"
+            f"wider, no smaller patches, and one of them less; found {student}",
+            code="student_not_smaller",
+            teacher=str(teacher),
+            student=str(student),
         )
 
 
@@ -140,7 +145,8 @@ def build_student(
     if not plain or tower.proj is None:
         raise UsageError(
             "a student needs a teacher with CLIP's own image tower, such as that of ViT-B-16; this "
-            "base makes patches or pools in another way"
+            "base makes patches or pools in another way",
+            code="teacher_unsupported",
         )
     patch_px = patch_px or stem.kernel_size
     require_smaller(
@@ -150,7 +156,10 @@ def build_student(
     if width % head:
         raise UsageError(
             f"a student's width must be a multiple of {head}, the size of its teacher's heads; "
-            f"found {width}"
+            f"found {width}",
+            code="student_width",
+            multiple_of=head,
+            found=width,
         )
     patch_grid(patch_px, *image_size)  # Refuses what does not divide.
     visual = VisionTransformer(

@@ -31,7 +31,7 @@ _OPCODES = {
     "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "NONE",
     "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE",
 }  # fmt: skip
-"""What torch's own writer of modules uses of the pickle language."""
+"""Pickle operations that torch's own writer of modules uses."""
 
 _DTYPES = {
     "HalfStorage": torch.float16,
@@ -73,7 +73,7 @@ class _Module:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Tell a TorchScript archive from other files, by the program in it."""
+    """Return whether a file is a TorchScript archive, which holds a program."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -87,7 +87,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     under the first.
 
     Raises:
-        UnpicklingError: The file is not such an archive, is damaged, or asks for more than tensors.
+        UnpicklingError: Not such an archive, damaged, or it refers to more than tensors.
             Damaged pickles and zip files may also raise what ``pickle`` and ``zipfile`` raise.
     """
     with zipfile.ZipFile(path) as archive:
@@ -164,7 +164,7 @@ class _Describer(pickle.Unpickler):
             return dict
         if module == "torch.jit._pickle":  # Types of lists and dictionaries beside the value.
             return lambda value, *_: value
-        raise UnpicklingError(f"it asks for {module}.{name}, which is not a part of a tensor")
+        raise UnpicklingError(f"it refers to {module}.{name}, which is not a part of a tensor")
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _device, length = pid
@@ -186,7 +186,7 @@ def _describe(content: bytes) -> _Module:
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name not in _OPCODES:
             raise UnpicklingError(f"pickle code {opcode.name} is not one that describes modules")
-        # The unpickler would allocate a table for whatever number is asked.
+        # The unpickler would allocate a table of any size.
         if opcode.name == "LONG_BINPUT" and isinstance(argument, int) and argument > len(content):
             raise UnpicklingError("the numbering in the pickle is damaged")
     module = _Describer(io.BytesIO(content)).load()

@@ -56,7 +56,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     check_path(path, "the weights")
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
-        raise InputError(f"expected a file of weights at {path}, found {found}")
+        raise InputError(
+            f"expected a file of weights at {path}, found {found}",
+            code="weights_not_found",
+            path=path,
+            found=found,
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -64,12 +69,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     # Hostile or damaged bytes make pickle, zipfile and torch fail in any way they can.
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} cannot be read as weights: {reason}") from error
+        raise InputError(
+            f"{path} cannot be read as weights: {reason}",
+            code="weights_unreadable",
+            path=path,
+            reason=reason,
+        ) from error
     for name, tensor in state.items():
         if not is_stored(tensor):
             raise InputError(
                 f"{path} cannot be read as weights: '{name}' {tuple(tensor.shape)} has more "
-                "numbers than the file holds"
+                "numbers than the file holds",
+                code="weights_unreadable",
+                path=path,
+                reason="more numbers than the file holds",
+                tensor=name,
             )
     if any(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
@@ -94,14 +108,21 @@ def require_finite(name: str, tensor: Tensor) -> None:
     elif tensor.dtype in _FLOATS:
         found = ""
     if found:
-        raise InputError(f"{name} must be a plain tensor of floats of 16 to 64 bits, found {found}")
+        raise InputError(
+            f"{name} must be a plain tensor of floats of 16 to 64 bits, found {found}",
+            code="tensor_not_floats",
+            tensor=name,
+            found=found,
+        )
     # A float64 that float32 cannot hold becomes infinite when it is used.
     used = tensor.float() if tensor.dtype == torch.float64 else tensor
     # A finite sum has finite terms, and is found in a tenth of the time that looking at each takes.
     if not (used.sum().isfinite() or torch.isfinite(used).all()):
         raise InputError(
             f"{name} has NaN or infinite values: the training diverged or half precision "
-            "overflowed, take an earlier checkpoint"
+            "overflowed, take an earlier checkpoint",
+            code="tensor_not_finite",
+            tensor=name,
         )
 
 
@@ -114,7 +135,7 @@ def pop_openai_facts(state: dict[str, Tensor]) -> bool:
 
 
 def saved_fault(path: Path) -> str | None:
-    """Say why a file cannot be what ``torch.save`` writes, before torch unpacks it; None if it can.
+    """Return why a file cannot come from ``torch.save``, without unpacking it; None if it can.
 
     torch would inflate compressed records, which it never writes, to any size.
 
@@ -145,9 +166,9 @@ def saved_fault(path: Path) -> str | None:
 
 
 def is_stored(tensor: Tensor) -> bool:
-    """Tell whether a file holds all numbers of a tensor; one may stand for billions (stride 0)."""
+    """Return whether a file stores all numbers of a tensor; stride 0 repeats one of them."""
     if tensor.layout != torch.strided or tensor.is_meta:
-        return True  # Who takes the tensor says what is wrong with it.
+        return True  # `require_finite` refuses it.
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
@@ -195,7 +216,11 @@ def tag_facts(name: str, tag: str) -> dict[str, Any]:
     if not facts:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise UsageError(
-            f"--pretrained '{tag}' is neither a file nor a tag of '{name}': its tags are {tags}"
+            f"--pretrained '{tag}' is neither a file nor a tag of '{name}': its tags are {tags}",
+            code="tag_unknown",
+            tag=tag,
+            base=name,
+            known=tags,
         )
     return facts
 
@@ -228,7 +253,12 @@ def fetch(name: str, tag: str, facts: Mapping[str, Any]) -> Path:
         reason = _first_sentence(error)
         raise InputError(
             f"weights '{tag}' of '{name}' are not here and could not be fetched ({reason}): "
-            f"{_by_hand(name, facts, repository, files)}"
+            f"{_by_hand(name, facts, repository, files)}",
+            code="weights_not_fetched",
+            tag=tag,
+            base=name,
+            reason=reason,
+            advice=_by_hand(name, facts, repository, files),
         ) from error
 
 
@@ -255,12 +285,16 @@ def find_tokenizer(repository: str, beside: Path | None) -> Path:
         raise InputError(
             f"the tokenizer of this base is not here and could not be fetched "
             f"({_first_sentence(error)}): get https://huggingface.co/{repository}/resolve/main/"
-            f"{TOKENIZER_FILE} on a machine with network and put it into {place}"
+            f"{TOKENIZER_FILE} on a machine with network and put it into {place}",
+            code="tokenizer_not_fetched",
+            repository=repository,
+            reason=_first_sentence(error),
+            folder=beside,
         ) from error
 
 
 def _reach_hub(repository: str, file: str) -> None:
-    """Ask the hub once. The download itself would retry for minutes where there is no network."""
+    """Send one request: without network the download itself would retry for minutes."""
     try:
         get_hf_file_metadata(hf_hub_url(repository, file), timeout=_PROBE_S)
     except HfHubHTTPError:

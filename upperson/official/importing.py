@@ -1,4 +1,4 @@
-"""Turn an official checkpoint, made by somebody else, into a run folder; no code in it ever runs.
+"""Turn an official checkpoint of unknown origin into a run folder; no code in it ever runs.
 
     config.yaml          settings read off the checkpoint
     adapter.safetensors  trained tensors, float32, by our names
@@ -125,12 +125,19 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
             a pickle that would run code.
     """
     if not path.is_file():
-        raise InputError(f"expected a checkpoint file at {path}, found none")
+        raise InputError(
+            f"expected a checkpoint file at {path}, found none",
+            code="checkpoint_not_found",
+            path=path,
+        )
     content = _load(path)
     if not isinstance(content, Mapping):
         raise InputError(
             f"{path}: expected a dict of tensors, or a dict with one under "
-            f"{' or '.join(_STATES)}, found {type(content).__name__}"
+            f"{' or '.join(_STATES)}, found {type(content).__name__}",
+            code="not_a_checkpoint",
+            path=path,
+            found=type(content).__name__,
         )
     entry = next((name for name in _STATES if isinstance(content.get(name), Mapping)), None)
     others = [] if entry is None else [str(name) for name in content if name != entry]
@@ -141,11 +148,20 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
             continue
         name = re.sub(r"^(module\.)+", "", str(key))
         if name in state:
-            raise InputError(f"{path} holds '{name}' twice, with and without module. in front")
+            raise InputError(
+                f"{path} holds '{name}' twice, with and without module. in front",
+                code="tensor_twice",
+                path=path,
+                tensor=name,
+            )
         if not is_stored(value):
             raise InputError(
                 f"{path} cannot be read as a checkpoint: '{name}' {tuple(value.shape)} has more "
-                "numbers than the file holds"
+                "numbers than the file holds",
+                code="checkpoint_unreadable",
+                path=path,
+                reason="more numbers than the file holds",
+                tensor=name,
             )
         state[name] = value
     return state, others
@@ -156,29 +172,45 @@ def _load(path: Path) -> Any:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} cannot be read as safetensors: {error}") from error
+            raise InputError(
+                f"{path} cannot be read as safetensors: {error}",
+                code="checkpoint_unreadable",
+                path=path,
+                reason=str(error),
+            ) from error
     try:
         fault = saved_fault(path)
     except (OSError, zipfile.BadZipFile) as error:
         fault = str(error)
     if fault is not None:
-        raise InputError(f"{path} cannot be read as a checkpoint: {fault}")
+        raise InputError(
+            f"{path} cannot be read as a checkpoint: {fault}",
+            code="checkpoint_unreadable",
+            path=path,
+            reason=fault,
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # What a wrong file is comes as an error, too.
             return torch.load(path, map_location="cpu", weights_only=True)
     # The file decides what its reader does, so that a damaged one fails in any way there is.
     except Exception as error:
-        # torch's own text tells how to run the pickle's code: not something to hand on.
+        # torch's own message explains how to run the pickle's code: it is not repeated.
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found is not None:
             raise InputError(
                 f"{path} needs more than tensors ({found[1]}) and may run code, so it is refused: "
-                "where it was made, save its state dict alone,  torch.save(model.state_dict(), ...)"
+                "where it was made, save only its state dict:  torch.save(model.state_dict(), ...)",
+                code="checkpoint_may_run_code",
+                path=path,
+                found=found[1],
             ) from error
         raise InputError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}): expected a whole "
-            "file of torch.save with nothing but tensors and plain values, or safetensors"
+            "file of torch.save with nothing but tensors and plain values, or safetensors",
+            code="checkpoint_unreadable",
+            path=path,
+            reason=type(error).__name__,
         ) from error
 
 
@@ -189,7 +221,9 @@ def _require_grid(base: Base, image_size: tuple[int, int]) -> None:
     if found != wanted:
         raise InputError(
             f"{image_size[0]}x{image_size[1]} has {wanted[0]}x{wanted[1]} patches, as many as the "
-            f"{found[0]}x{found[1]} of '{base.name}' itself: such a checkpoint cannot be imported"
+            f"{found[0]}x{found[1]} of '{base.name}' itself: such a checkpoint cannot be imported",
+            code="image_size_ambiguous",
+            image_size=image_size,
         )
 
 

@@ -82,7 +82,7 @@ def map_checkpoint(
 
     Raises:
         InputError: Tensors are missing, of another shape, not finite, or unknown in a place that
-            features may depend on; or the towers' parts cannot be told by one configuration.
+            features may depend on; or no single configuration describes the parts of both towers.
         UsageError: The base is unknown or has no QuickGELU, or the image size does not divide into
             its patches.
     """
@@ -90,14 +90,19 @@ def map_checkpoint(
         found = ", ".join(sorted(state)[:3]) or "no tensors"
         raise InputError(
             f"expected names such as {_PATCHES}, found {found}: "
-            "this is no checkpoint of the official UP-Person or IRRA code"
+            "this is no checkpoint of the official UP-Person or IRRA code",
+            code="not_official",
+            found=found,
         )
     base, clip, clip_shapes = _fitting_base(state, base)
     activation = type(clip.visual.transformer.resblocks[0].mlp.gelu).__name__
     if activation != "QuickGELU":
         raise UsageError(
             f"base '{base}' has {activation}, the official code QuickGELU: "
-            f"pass another --base, such as {BASES[0]}"
+            f"pass another --base, such as {BASES[0]}",
+            code="activation_contradicts",
+            base=base,
+            found=activation,
         )
     _check_image_size(state, image_size)
     config = read_settings(state)
@@ -159,7 +164,9 @@ def _fitting_base(
         _require_shapes(state, shapes)
     except InputError as error:
         advice = "" if base else "; it is the nearest base, --base takes another"
-        raise InputError(f"{error} than '{name}'{advice}") from error
+        raise InputError(
+            f"{error} than '{name}'{advice}", code="base_does_not_fit", base=name
+        ) from error
     return name, clip, shapes
 
 
@@ -177,7 +184,9 @@ def _check_image_size(state: dict[str, Tensor], image_size: tuple[int, int]) -> 
     raise InputError(
         f"the checkpoint's images have {patches} patches of {patch_height}x{patch_width} pixels, "
         f"{image_size[0]}x{image_size[1]} (height x width) gives {rows * columns}: pass --height "
-        f"and --width of its training{', such as ' * bool(likely)}{' or '.join(likely)}"
+        f"and --width of its training{', such as ' * bool(likely)}{' or '.join(likely)}",
+        code="image_size_wrong",
+        likely=likely,
     )
 
 
@@ -186,13 +195,20 @@ def _require_shapes(state: dict[str, Tensor], expected: dict[str, torch.Size]) -
     if missing:
         raise InputError(
             f"the checkpoint lacks {len(missing)} of {len(expected)} tensors, first "
-            f"{', '.join(missing[:3])}: it is incomplete, or of another model"
+            f"{', '.join(missing[:3])}: it is incomplete, or of another model",
+            code="tensors_missing",
+            missing=missing,
+            expected=len(expected),
         )
     for key, shape in expected.items():
         if state[key].shape != shape:
             raise InputError(
                 f"'{key}' must be {list(shape)}, found {list(state[key].shape)}: "
-                "the checkpoint is of another model"
+                "the checkpoint is of another model",
+                code="tensor_shape",
+                tensor=key,
+                expected=list(shape),
+                found=list(state[key].shape),
             )
 
 
@@ -210,7 +226,10 @@ def _find_aliases(state: dict[str, Tensor], mapped: dict[str, str]) -> set[str]:
                 ):
                     raise InputError(
                         f"'{alias}' must equal '{original}', of which it is another name, and does "
-                        "not: the checkpoint is damaged"
+                        "not: the checkpoint is damaged",
+                        code="alias_differs",
+                        alias=alias,
+                        tensor=original,
                     )
                 found.add(alias)
     return found
@@ -226,6 +245,8 @@ def _reason(key: str) -> str:
     if key.startswith(MODEL):
         raise InputError(
             f"'{key}' is unknown, and features may depend on it: "
-            "the checkpoint is of a changed model, which cannot be imported"
+            "the checkpoint is of a changed model, which cannot be imported",
+            code="tensor_unknown",
+            tensor=key,
         )
     return "unknown"

@@ -74,7 +74,7 @@ _TELLS_SIZE: dict[Part, str] = {
     "lora": "lora.key.down",
     "adapter": "adapter_attn.down.weight",
 }
-"""The tensor [rows, width] that tells the size of a part."""
+"""The tensor [rows, width] that gives the size of a part."""
 
 
 def part_keys(part: Part, tower: Tower, block: int) -> dict[str, str]:
@@ -121,7 +121,7 @@ def read_settings(state: dict[str, Tensor]) -> UPPersonConfig:
         state: Tensors by official name, without ``module.``.
 
     Raises:
-        InputError: A part differs between blocks or towers, or the tensor that tells its size is
+        InputError: A part differs between blocks or towers, or the tensor that gives its size is
             missing.
     """
     sizes: dict[Part, int] = {}
@@ -167,7 +167,9 @@ def _common_size(part: Part, found: dict[Tower, list[int]], state: dict[str, Ten
                 raise InputError(
                     f"expected a tensor '{key}' [rows, width], found "
                     f"{'none' if tensor is None else list(tensor.shape)}: "
-                    "the checkpoint is incomplete, or of another model"
+                    "the checkpoint is incomplete, or of another model",
+                    code="tensor_missing",
+                    tensor=key,
                 )
             sizes = _sizes(part, *tensor.shape)
             if fitting is not None:
@@ -175,7 +177,10 @@ def _common_size(part: Part, found: dict[Tower, list[int]], state: dict[str, Ten
             if not sizes:
                 raise InputError(
                     f"{_PART_NAMES[part]} must have one size in all blocks of both towers: "
-                    f"'{key}' {list(tensor.shape)} has another one than those before it"
+                    f"'{key}' {list(tensor.shape)} has another one than those before it",
+                    code="sizes_differ",
+                    part=_PART_NAMES[part],
+                    tensor=key,
                 )
             fitting = sizes
     return 0 if fitting is None else fitting[-1]
@@ -198,6 +203,9 @@ def _common_place(part: Part, found: dict[Tower, list[int]], state: dict[str, Te
         places = ", ".join(f"{tower} {ranges.get(tower, 'none')}" for tower in found)
         raise InputError(
             f"{_PART_NAMES[part]} must be in the same blocks of both towers, found {places}: "
-            "the checkpoint is incomplete, or of another model"
+            "the checkpoint is incomplete, or of another model",
+            code="blocks_differ",
+            part=_PART_NAMES[part],
+            places=places,
         )
     return ranges["image"]

@@ -1,8 +1,8 @@
-"""Do a model and what was made of it embed alike? At every export, and in ``upperson parity``.
+"""Compare the embeddings of a model and of its files, at every export and in ``upperson parity``.
 
-In reading order: `inputs` go through every one of the `subjects`, the runs and files to compare;
-`comparisons` holds what comes out against a reference, and `check` says whether that is alike and
-puts the three checks together: of a written file, of a run, of a bundle.
+In reading order: `inputs` go through each of the `subjects`, the runs and files to compare;
+`comparisons` compares their embeddings with a reference, and `check` judges the comparisons of a
+written file, of a run or of a bundle.
 """
 
 from upperson_export.parity.check import require_parity

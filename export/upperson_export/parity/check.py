@@ -1,4 +1,4 @@
-"""The three checks, of a file as it is written, of a run and of a bundle, and their verdict."""
+"""The three checks, of a written file, of a run and of a bundle, and their verdict."""
 
 import math
 import tempfile
@@ -43,11 +43,11 @@ from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_rt.tokenizer import Tokenizer
 from upperson_rt.towers import Tower, run_tower
 
-# --- Hold comparisons to their tolerance: what fails, what is worst, and what would let it pass
+# --- Judge comparisons by their tolerance: failures, the worst one, and tolerances that would pass
 
 SAME_COSINE = 0.999
-"""Floor between an embedding in a batch and alone, where the variant has one at all: scales are
-fixed, so only values beside a quantization step may flip."""
+"""Minimum cosine between an embedding in a batch and alone, for variants held to a cosine: scales
+are fixed, so only values beside a quantization step may flip."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,16 +55,15 @@ class Fault:
     """One way in which a comparison fails."""
 
     severity: int
-    """Higher is worse; 0 is the only one that a tolerance mends."""
+    """Higher is worse; only 0 can pass with another tolerance."""
     excess: float
     """How many times the tolerance is exceeded."""
     text: str
-    """What is wrong with which item."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judged:
-    """A comparison, what it is held to, and its worst fault if it has one."""
+    """A comparison, its tolerance, and its worst fault, if any."""
 
     comparison: ParityComparison
     tolerance: Tolerance
@@ -72,7 +71,7 @@ class Judged:
 
     @property
     def badness(self) -> tuple[float, float, float]:
-        """Orders comparisons, the worst one last."""
+        """Sort key: the worst comparison is last."""
         closest = self.comparison.to_reference
         error = closest.max_error if closest else 0.0
         fault = self.fault
@@ -80,7 +79,7 @@ class Judged:
 
 
 def judge(comparison: ParityComparison, tolerance: Tolerance, inputs: ParityInputs) -> Judged:
-    """Hold a comparison to a tolerance; both towers together are only reported."""
+    """Judge a comparison by a tolerance; both towers together are only reported."""
     tower = comparison.tower
     if tower == "both":
         return Judged(comparison=comparison, tolerance=tolerance, fault=None)
@@ -102,7 +101,7 @@ def judge(comparison: ParityComparison, tolerance: Tolerance, inputs: ParityInpu
 
 
 def _structural_faults(found: ParityComparison, name: Callable[[int], str]) -> Iterator[Fault]:
-    """Yield what no tolerance mends."""
+    """Yield faults that no tolerance lets pass."""
     if found.refusal is not None:
         yield Fault(severity=1, excess=0.0, text=found.refusal)
     if found.not_finite is not None:
@@ -144,7 +143,7 @@ def _agreement_faults(
 
 @dataclass(frozen=True, kw_only=True)
 class ParityResult:
-    """All that was compared."""
+    """Judged comparisons of all subjects."""
 
     reference: str
     inputs: ParityInputs
@@ -161,22 +160,22 @@ class ParityResult:
 
     @property
     def ok(self) -> bool:
-        """Whether everything is alike."""
+        """Whether all comparisons passed."""
         return self.worst is None and self.pixel_paths.are_equal
 
     def would_pass(self) -> dict[str, float] | None:
-        """Return the options that would let everything pass.
+        """Return the tolerances with which all comparisons would pass.
 
         Returns:
-            ``max_error`` (which fp32 is held to), ``min_cosine`` (all else) or both; None if no
-            tolerance helps, or none is needed.
+            ``max_error`` (of fp32), ``min_cosine`` (of all else) or both; None if no tolerance
+            helps, or none is needed.
         """
         faults = [judged.fault for judged in self.judged if judged.fault]
         if not faults or any(fault.severity for fault in faults) or not self.pixel_paths.are_equal:
             return None
         if any(agreement.not_finite for judged in self.judged for agreement in _all(judged)):
             return None
-        # An option holds for all of its kind, also for those that pass their own tolerance.
+        # An option applies to all of its kind, also to those that pass their own tolerance.
         fp32 = [judged for judged in self.judged if judged.tolerance.max_error is not None]
         less = [judged for judged in self.judged if judged.tolerance.min_cosine is not None]
         loosened = {}
@@ -187,7 +186,7 @@ class ParityResult:
         return loosened if loosened.get("min_cosine", 1.0) > 0 else None
 
     def message(self) -> str:
-        """Return the worst failure in one line, and what would pass; empty if all is well."""
+        """Return the worst failure in one line, and what would pass; empty if there is none."""
         if not self.pixel_paths.are_equal:
             return self.pixel_paths.message()
         worst = self.worst
@@ -195,7 +194,7 @@ class ParityResult:
             return ""
         failing = sum(judged.fault is not None for judged in self.judged)
         loosened = self.would_pass()
-        advice = "no tolerance makes this right: use another backend, or export again"
+        advice = "no tolerance would pass: use another backend, or export again"
         if loosened is not None:
             options = (f"--{name.replace('_', '-')} {loosened[name]:g}" for name in loosened)
             advice = f"{' '.join(options)} would pass"
@@ -251,7 +250,7 @@ def _judged_dict(judged: Judged) -> dict[str, Any]:
 
 
 def _agreement_dict(agreement: Agreement) -> dict[str, float | None]:
-    """Return the numbers for JSON, which knows no infinity: None stands for it."""
+    """Return the numbers for JSON, with None for infinity."""
     return {
         "min_cosine": agreement.min_cosine,
         "p1_cosine": agreement.p1_cosine,
@@ -292,11 +291,11 @@ def _round_down(value: float) -> float:
 
 @torch.no_grad()
 def require_parity(tower: nn.Module, path: Path, kind: Tower, inputs: npt.NDArray[Any]) -> None:
-    """Run a plain tower and its ONNX file at batch 1, 2 and all, and insist on rounding error.
+    """Compare a plain tower with its ONNX file at batch 1, 2 and all: rounding may differ.
 
     Raises:
         InputError: The tower itself gives values that are not finite.
-        IntegrityError: The file embeds otherwise; names the batch and the worst input.
+        IntegrityError: The embeddings differ by more than `TOLERANCE`.
     """
     backend = open_backend(path, "onnxruntime")
     for batch in dict.fromkeys((1, 2, len(inputs))):
@@ -304,7 +303,9 @@ def require_parity(tower: nn.Module, path: Path, kind: Tower, inputs: npt.NDArra
         if not np.isfinite(expected).all():
             raise InputError(
                 f"the {kind} tower embeds calibration samples to values that are not finite: the "
-                "training diverged, or the weights are damaged; export another run"
+                "training diverged, or the weights are damaged; export another run",
+                code="embedding_not_finite",
+                tower=kind,
             )
         found = compare_embeds(expected, run_tower(backend, kind, inputs[:batch]))
         if not found.agrees(max_error=TOLERANCE).all():
@@ -312,25 +313,29 @@ def require_parity(tower: nn.Module, path: Path, kind: Tower, inputs: npt.NDArra
                 f"the exported {kind} tower differs from torch by {found.max_error:.2e} at batch "
                 f"{batch}, input {found.worst_error} (cosine {found.min_cosine:.6f}); "
                 f"expected at most {TOLERANCE:.0e}: report the versions of torch, onnxscript "
-                "and onnxruntime"
+                "and onnxruntime",
+                code="export_differs",
+                tower=kind,
+                batch=batch,
+                input=found.worst_error,
             )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParityOptions:
-    """How a run or a bundle is checked."""
+    """Options of a check."""
 
     backends: Sequence[BackendChoice]
     batch_sizes: Sequence[int]
-    asked: Tolerance = AS_USUAL
-    """What replaces the usual tolerances: `max_error` that of fp32, `min_cosine` of all else."""
+    given: Tolerance = AS_USUAL
+    """Replaces the usual tolerances: `max_error` that of fp32, `min_cosine` that of all else."""
     threads: int | None = None
     """CPU threads a tower; None lets the library choose."""
 
     @property
     def fp32(self) -> Tolerance:
-        """What torch and fresh fp32 files are held to."""
-        error = self.asked.max_error
+        """Tolerance of torch and of fresh fp32 files."""
+        error = self.given.max_error
         return FP32_TOLERANCE if error is None else Tolerance(max_error=error)
 
 
@@ -343,7 +348,7 @@ def check_run(
 ) -> ParityResult:
     """Compare a run with its folded towers and with a fresh fp32 export on each backend.
 
-    ``progress`` is called with (what is compared, done, total).
+    ``progress`` is called with (stage, done, total).
     """
     towers = folded_towers(run.model)
     reference = run_subject(run, options.fp32)
@@ -371,7 +376,7 @@ def check_bundle(
         IntegrityError: The bundle's tokenizer is not the run's, or the reference is broken.
     """
     subjects: Iterable[Subject | NotRun] = iter_bundle_subjects(
-        bundle.path, options.backends, options.asked, options.threads
+        bundle.path, options.backends, options.given, options.threads
     )
     if run is None:
         reference = bundle_reference(bundle.path, options.threads)
@@ -416,12 +421,12 @@ def _check(
 
 
 def _require_equal_tokens(sentences: Sequence[str], bundle: Tokenizer, training: Tokenizer) -> None:
-    """Raise IntegrityError if a caption has other token ids in the bundle than in training."""
     for sentence in sentences:
         found = bundle.encode([sentence]).input_ids[0].tolist()
         expected = training.encode([sentence]).input_ids[0].tolist()
         if found != expected:
             raise IntegrityError(
                 f'the bundle\'s tokenizer.json gives the caption "{sentence}" the ids {found}, '
-                f"training gave it {expected}: export the bundle again"
+                f"training gave it {expected}: export the bundle again",
+                code="tokenizer_differs",
             )

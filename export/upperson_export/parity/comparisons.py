@@ -1,4 +1,4 @@
-"""Run a subject over all batches, and compare every embedding with what is expected of it.
+"""Run a subject over all batches, and compare every embedding with the reference.
 
 Shapes: N items, M of them, E embedding width, T texts, G images, Q queries.
 """
@@ -54,7 +54,7 @@ class ParityComparison:
     batch_size: int
     inputs: str
     """``all`` images, texts of ``9-16`` tokens, ``mixed`` or ``padded``; ``files`` and
-    ``sentences`` went the whole way from disk or string."""
+    ``sentences`` were embedded end to end, from disk or string."""
     items: tuple[int, ...] = ()
     """Indices of the items; `Agreement` counts in these. Empty for both towers together."""
     to_reference: Agreement | None = None
@@ -64,7 +64,7 @@ class ParityComparison:
     ranking: RankingAgreement | None = None
     """Text to image. For one tower, the other one is the reference's. None after a refusal."""
     constant: bool = False
-    """All items have one embedding, and should not."""
+    """Whether all items have one embedding, unlike in the reference."""
     exchanged: tuple[int, int] | None = None
     """An item and the other one whose embedding it has."""
     refusal: str | None = None
@@ -80,48 +80,40 @@ class ParityComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What is expected: each item alone, from the subject that is compared with."""
+    """Expected embeddings: each item alone, by the reference subject."""
 
     name: str
     alone: dict[Tower, Embeds]
-    whole_way: dict[Tower, Embeds]
+    end_to_end: dict[Tower, Embeds]
     """From files and sentences."""
 
 
 def make_reference(subject: Subject, inputs: ParityInputs) -> Reference:
-    """Embed every item alone.
-
-    Raises:
-        IntegrityError: An embedding is not finite, or all are the same: nothing can be compared
-            with that.
-    """
+    """Embed every item alone."""
     alone = {tower: _embed_alone(subject.run, inputs, tower) for tower in TOWERS}
-    whole_way = {tower: _whole_way(subject, inputs, tower, 1) for tower in TOWERS}
+    end_to_end = {tower: _end_to_end(subject, inputs, tower, 1) for tower in TOWERS}
     for tower in TOWERS:
-        for embeds_NE in (alone[tower], whole_way[tower]):
+        for embeds_NE in (alone[tower], end_to_end[tower]):
             finite_N = np.isfinite(embeds_NE).all(axis=1)
             if not finite_N.all():
                 raise IntegrityError(
                     f"the reference ({subject.name}) gives no finite embedding for "
-                    f"{inputs.item_name(tower, int(finite_N.argmin()))}: check the weights"
+                    f"{inputs.item_name(tower, int(finite_N.argmin()))}: check the weights",
+                    code="reference_not_finite",
                 )
         if is_constant(alone[tower]) and inputs.differ(tower):
             raise IntegrityError(
                 f"the reference ({subject.name}) gives every {tower} the same embedding: check the "
-                "weights, or compare with the run by  --run RUN"
+                "weights, or compare with the run by  --run RUN",
+                code="reference_constant",
             )
-    return Reference(name=subject.name, alone=alone, whole_way=whole_way)
+    return Reference(name=subject.name, alone=alone, end_to_end=end_to_end)
 
 
 def iter_comparisons(
     subject: Subject, reference: Reference, inputs: ParityInputs, batch_sizes: Sequence[int]
 ) -> Iterator[ParityComparison]:
-    """Yield the comparisons of a subject: image tower, text tower, both.
-
-    Raises:
-        IntegrityError: The embeddings are not as many or not as long as those of the reference.
-        BackendError: The backend fails.
-    """
+    """Yield the comparisons of a subject: image tower, text tower, both."""
     found: dict[Tower, dict[int, Embeds]] = {tower: {} for tower in TOWERS}
     for tower in TOWERS:
         alone_NE = _embed_alone(subject.run, inputs, tower)
@@ -143,7 +135,7 @@ def iter_comparisons(
                     reference.alone,
                 )
                 yield compared if is_alone else _compare_to_alone(compared, alone_NE, embeds, items)
-        yield _compare_whole_way(subject, reference, inputs, tower, max(batch_sizes))
+        yield _compare_end_to_end(subject, reference, inputs, tower, max(batch_sizes))
     for size in batch_sizes:
         ranking = compare_rankings(
             _scores(reference.alone["text"], reference.alone["image"]),
@@ -188,10 +180,7 @@ def _blank(
 
 
 def _compare_to_reference(
-    blank: ParityComparison,
-    expected_ME: Embeds,
-    found_ME: Embeds,
-    reference: dict[Tower, Embeds],
+    blank: ParityComparison, expected_ME: Embeds, found_ME: Embeds, reference: dict[Tower, Embeds]
 ) -> ParityComparison:
     """Compare embeddings of one tower, and the rankings they give beside the reference's other."""
     if blank.tower == "text":
@@ -209,10 +198,7 @@ def _compare_to_reference(
 
 
 def _compare_to_alone(
-    compared: ParityComparison,
-    alone_NE: Embeds,
-    found_ME: Embeds,
-    items_M: npt.NDArray[np.int64],
+    compared: ParityComparison, alone_NE: Embeds, found_ME: Embeds, items_M: npt.NDArray[np.int64]
 ) -> ParityComparison:
     """Compare embeddings from a batch with those of the same items alone."""
     return replace(
@@ -222,19 +208,19 @@ def _compare_to_alone(
     )
 
 
-def _compare_whole_way(
+def _compare_end_to_end(
     subject: Subject, reference: Reference, inputs: ParityInputs, tower: Tower, batch_size: int
 ) -> ParityComparison:
-    """Compare what files or sentences become; the encoder refuses what is no direction at all."""
+    """Compare files or sentences end to end; the encoder refuses an embedding of length 0."""
     name = "files" if tower == "image" else "sentences"
     blank = _blank(subject, tower, batch_size, name, range(inputs.count(tower)))
     try:
-        found_NE = _whole_way(subject, inputs, tower, batch_size)
+        found_NE = _end_to_end(subject, inputs, tower, batch_size)
     except IntegrityError as error:
         return replace(blank, refusal=str(error))
-    expected_NE = reference.whole_way[tower]
+    expected_NE = reference.end_to_end[tower]
     _require_shape(subject, tower, found_NE, expected_NE.shape)
-    return _compare_to_reference(blank, expected_NE, found_NE, reference.whole_way)
+    return _compare_to_reference(blank, expected_NE, found_NE, reference.end_to_end)
 
 
 # --- embedding ---
@@ -246,12 +232,12 @@ def _embed_alone(run: RunTower, inputs: ParityInputs, tower: Tower) -> Embeds:
     return np.concatenate([run(tower, inputs.batch(tower, np.array([item]))) for item in items])
 
 
-def _whole_way(subject: Subject, inputs: ParityInputs, tower: Tower, batch_size: int) -> Embeds:
+def _end_to_end(subject: Subject, inputs: ParityInputs, tower: Tower, batch_size: int) -> Embeds:
     """Embed files or sentences: [N, E]."""
-    if subject.whole_way is not None:
+    if subject.end_to_end is not None:
         if tower == "image":
-            return subject.whole_way.encode_images(list(inputs.files), batch_size)
-        return subject.whole_way.encode_texts(inputs.sentences, batch_size)
+            return subject.end_to_end.encode_images(list(inputs.files), batch_size)
+        return subject.end_to_end.encode_texts(inputs.sentences, batch_size)
     prepared = inputs.pixels_NHW3 if tower == "image" else inputs.sentence_ids_NL
     batches = [prepared[rows] for rows in batch_slices(len(prepared), batch_size)]
     return np.concatenate([subject.run(tower, batch) for batch in batches])
@@ -269,7 +255,10 @@ def _require_shape(
     if found.shape != expected:
         raise IntegrityError(
             f"{subject.name}: the {tower} tower gives embeddings of shape {found.shape}, expected "
-            f"{expected}: export again"
+            f"{expected}: export again",
+            code="shape_differs",
+            found=found.shape,
+            expected=expected,
         )
 
 
@@ -278,7 +267,7 @@ def _require_shape(
 
 def _scores(text_TE: Embeds, image_GE: Embeds) -> npt.NDArray[np.float32]:
     """Score every image for every text: [T, G]."""
-    with np.errstate(invalid="ignore"):  # What is not finite is told as that, not as a warning.
+    with np.errstate(invalid="ignore"):  # Values that are not finite are reported as such.
         scores_TG: npt.NDArray[np.float32] = text_TE @ image_GE.T
     return scores_TG
 
@@ -305,8 +294,8 @@ def kendall_tau_b(a_G: npt.NDArray[Any], b_G: npt.NDArray[Any]) -> float:
 
         tau_b = (concordant - discordant) / sqrt(pairs not tied in a * pairs not tied in b)
 
-    0 if either ranks nothing (all its values are equal). Takes O(G^2) time and memory, which is
-    right for galleries of up to a few thousand.
+    0 if all values of either are equal. Takes O(G^2) time and memory: for galleries of up to a few
+    thousand.
     """
     upper = np.triu_indices(len(a_G), k=1)
     sign_a = np.sign(a_G[:, None] - a_G[None, :])[upper]

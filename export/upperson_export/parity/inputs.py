@@ -1,7 +1,6 @@
-"""What a parity check feeds: pictures from files, token ids of every length, and their batches.
+"""Inputs of a parity check: pictures from files, token ids of every length, and their batches.
 
-Before any tower runs, `compare_pixels` asks whether a file becomes the same pixels in training and
-at run time.
+Before any tower runs, `compare_pixels` compares the pixels of a file in training and at run time.
 
 Shapes: N items, H image height, W image width, L tokens.
 """
@@ -23,12 +22,12 @@ MIN_LENGTH = 3
 """SOT, one token, EOT."""
 
 ROUNDING_LEVELS = 0.01
-"""Training normalises in float32; undoing that is this exact, in levels of 0 to 255."""
+"""Rounding of training's float32 normalisation, in levels of 0 to 255."""
 
 _BUCKET_ENDS = (8, 16, 32, 64)
 
 Layout = Literal["like", "mixed", "padded"]
-"""Which items share a batch: for texts those of like length, any, or any padded to the context."""
+"""Items of a batch: texts of like length, any texts, or any texts padded to the context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +35,10 @@ class ParityInputs:
     """N pictures and N texts."""
 
     source: str
-    """Where they come from, for people."""
+    """Where they come from, for messages."""
     files: Sequence[Path]
     image_names: Sequence[str]
-    """What messages call the pictures."""
+    """Names in messages."""
     pixels_NHW3: npt.NDArray[np.uint8]
     """The files as the runtime prepares them."""
     sentences: Sequence[str]
@@ -66,7 +65,7 @@ class ParityInputs:
         return len({ids.tobytes() for ids in self.ids}) > 1
 
     def item_name(self, tower: Tower, index: int, *, sentence: bool = False) -> str:
-        """Return what messages call an item: a file, or a caption and its length."""
+        """Return the name of an item in messages: a file, or a caption and its length."""
         if tower == "image":
             return f"image {self.image_names[index]}"
         text = self.sentences[index % len(self.sentences)]
@@ -115,13 +114,14 @@ def read_inputs(
 
     There are as many texts as captions. Their lengths grow geometrically from `MIN_LENGTH` to the
     context; a caption is cut, or continued with the next ones, to its length.
-
-    Raises:
-        InputError: There is no file or caption, or one cannot be used.
     """
     if not files or not captions:
         raise InputError(
-            f"parity needs at least one image and one caption, got {len(files)} and {len(captions)}"
+            f"parity needs at least one image and one caption, got {len(files)} and "
+            f"{len(captions)}",
+            code="nothing_to_compare",
+            images=len(files),
+            captions=len(captions),
         )
     sentence_ids_NL = tokenizer.encode(captions).input_ids
     pixels = [prepare_image(file, height_px, width_px) for file in files]
@@ -212,7 +212,7 @@ class PixelPaths:
         return self.max_difference <= ROUNDING_LEVELS
 
     def message(self) -> str:
-        """Say in one line what differs."""
+        """Return the difference in one line."""
         return (
             f"image {self.worst} becomes other pixels in training than at run time: they differ by "
             f"up to {self.max_difference:.3g} of 255 levels, expected none; install the same "

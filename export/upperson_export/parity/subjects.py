@@ -1,4 +1,4 @@
-"""What is compared: a run in torch, its folded towers, and ONNX files on every backend.
+"""The models to compare: a run in torch, its folded towers, and ONNX files on each backend.
 
 Shapes: N items, E embedding width, H image height, W image width, L tokens.
 """
@@ -21,10 +21,10 @@ from upperson_export.plain import PlainTower
 from upperson_export.variants import EXACT, VARIANTS, is_half
 from upperson_rt.backends import auto_order, open_backend
 from upperson_rt.bundle import Bundle, read_manifest
-from upperson_rt.cuda_driver import probe_cuda_driver
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import BackendError, UsageError
 from upperson_rt.manifest import VariantEntry
+from upperson_rt.nvidia import probe_cuda_driver
 from upperson_rt.tokenizer import Tokenizer
 from upperson_rt.towers import TOWERS, Backend, Tower, run_tower
 
@@ -32,25 +32,25 @@ RunTower = Callable[[Tower, npt.NDArray[Any]], npt.NDArray[np.float32]]
 """Embeds prepared inputs, uint8 [N, H, W, 3] or int32 [N, L], as one batch: [N, E]."""
 
 TOLERANCE = 1e-5
-"""Largest absolute difference of unit-norm embeddings that still is rounding."""
+"""Maximum absolute difference of unit-norm embeddings by rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tolerance:
-    """What still counts as alike: the one or the other, fp32 having the first."""
+    """Tolerance of a comparison: ``max_error`` for fp32, ``min_cosine`` for all else."""
 
     max_error: float | None = None
-    """Largest absolute difference of a component."""
+    """Maximum absolute difference of a component."""
     min_cosine: float | None = None
 
 
 FP32_TOLERANCE = Tolerance(max_error=TOLERANCE)
 
 AS_USUAL = Tolerance()
-"""Where tolerances may be asked for: none is."""
+"""No tolerance is given."""
 
 
-class WholeWay(Protocol):
+class EndToEnd(Protocol):
     """Embeds files and sentences as applications do: a bundle's encoder, or a run's."""
 
     def encode_images(self, images: Sequence[Path], batch_size: int) -> npt.NDArray[np.float32]:
@@ -70,12 +70,12 @@ class Subject:
     """Such as ``onnxruntime 1.23.2 on cpu``."""
     tolerance: Tolerance
     run: RunTower
-    whole_way: WholeWay | None = None
-    """None if that is `run` over prepared inputs."""
+    end_to_end: EndToEnd | None = None
+    """None: `run` over prepared inputs."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name in messages."""
         return f"{self.variant}, {self.backend}"
 
 
@@ -93,16 +93,16 @@ class NotRun:
 _TORCH = f"torch {torch.__version__} on cpu"
 
 
-class TrainedRun(WholeWay, Protocol):
+class TrainedRun(EndToEnd, Protocol):
     """A trained model with everything unfolded, as training embeds with it."""
 
     @property
     def model(self) -> TrainedModel:
-        """What to fold."""
+        """The model to fold."""
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The one that it was trained with."""
+        """The tokenizer of the training."""
 
     def run(self, tower: Tower, inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Embed prepared inputs; see `RunTower`."""
@@ -110,7 +110,7 @@ class TrainedRun(WholeWay, Protocol):
 
 def run_subject(run: TrainedRun, tolerance: Tolerance = FP32_TOLERANCE) -> Subject:
     """Return a run as it is."""
-    return Subject(variant="run", backend=_TORCH, tolerance=tolerance, run=run.run, whole_way=run)
+    return Subject(variant="run", backend=_TORCH, tolerance=tolerance, run=run.run, end_to_end=run)
 
 
 def torch_subject(
@@ -140,12 +140,12 @@ class BackendChoice:
 
     name: str
     device: str
-    asked: bool = True
-    """Whether it was named; then it is an error if it runs nothing."""
+    named: bool = True
+    """Whether the user named it; then it is an error if it runs nothing."""
 
     @property
     def place(self) -> str:
-        """What messages call it before its version is known."""
+        """The name in messages before the version is known."""
         return f"{self.name} on {self.device}"
 
 
@@ -166,7 +166,9 @@ def choose_backends(names: Sequence[str]) -> list[BackendChoice]:
         if name in ("", "auto"):
             raise UsageError(
                 f"'{given}' is no backend to compare: name onnxruntime, openvino or tensorrt, or "
-                "leave --backends out to compare all that are installed"
+                "leave --backends out to compare all that are installed",
+                code="backend_not_single",
+                found=given,
             )
         choices.append(BackendChoice(name, device or _usual_device(name)))
     return choices or _installed_backends()
@@ -179,7 +181,7 @@ def _installed_backends() -> list[BackendChoice]:
         names.append("tensorrt")
     if not names:
         raise BackendError("no backend is installed: run  pip install 'upperson[cpu]'")
-    return [BackendChoice(name, _usual_device(name), asked=False) for name in dict.fromkeys(names)]
+    return [BackendChoice(name, _usual_device(name), named=False) for name in dict.fromkeys(names)]
 
 
 def _usual_device(name: str) -> str:
@@ -195,12 +197,8 @@ def open_subject(
 ) -> tuple[Subject, dict[Tower, Backend]]:
     """Load two ONNX files and return them also as they were loaded.
 
-    ONNX Runtime on a CPU would compute a float16 variant in float32, which says nothing about what
-    float16 does to it: its range and rounding are simulated there, as in the gate.
-
-    Raises:
-        UsageError: There is no such backend.
-        BackendError: The backend is missing or cannot run them.
+    ONNX Runtime on a CPU would compute a float16 variant in float32, so the range and rounding of
+    float16 are simulated there, as in the gate.
     """
     on_half = is_half(variant) and (choice.name, choice.device) == ("onnxruntime", "cpu")
     towers = {
@@ -228,11 +226,7 @@ def export_subjects(
     tolerance: Tolerance = FP32_TOLERANCE,
     threads: int | None = None,
 ) -> list[Subject | NotRun]:
-    """Write plain towers as fp32 ONNX files into a folder, and load them on each backend.
-
-    Raises:
-        BackendError: A backend that was asked for cannot run them.
-    """
+    """Write plain towers as fp32 ONNX files into a folder, and load them on each backend."""
     paths: dict[Tower, Path] = {}
     for tower in TOWERS:
         rows = np.resize(np.arange(inputs.count(tower)), 4)
@@ -250,7 +244,7 @@ def _open_export(
     try:
         return open_subject(EXACT, paths, choice, tolerance, threads)[0]
     except BackendError as error:
-        if choice.asked:
+        if choice.named:
             raise
         return NotRun(variant=EXACT, backend=choice.place, reason=str(error))
 
@@ -259,15 +253,7 @@ def _open_export(
 
 
 def bundle_reference(root: Path, threads: int | None = None) -> Subject:
-    """Return a bundle's fp32 on ONNX Runtime, which the rest is compared with.
-
-    Its canaries are checked: nothing else says whether the reference itself is right.
-
-    Raises:
-        UsageError: The bundle has no such variant.
-        BackendError: ONNX Runtime is missing or cannot run it.
-        IntegrityError: A file differs from its hash, or a canary comes out wrong.
-    """
+    """Check the golden samples of a bundle's fp32, and return it on ONNX Runtime as reference."""
     if EXACT not in read_manifest(root).variants:
         raise UsageError(
             f"bundle {root} has no variant {EXACT} to compare with: name the run that it was "
@@ -281,57 +267,50 @@ def bundle_reference(root: Path, threads: int | None = None) -> Subject:
 def iter_bundle_subjects(
     root: Path,
     backends: Sequence[BackendChoice],
-    asked: Tolerance = Tolerance(),  # Frozen.
+    given: Tolerance = AS_USUAL,
     threads: int | None = None,
 ) -> Iterator[Subject | NotRun]:
     """Yield every variant of a bundle on each backend, loaded one after the other.
 
-    Hashes are checked; canaries are not, since all that differs is to be shown.
+    Hashes are checked; golden samples are not, since all differences are to be shown.
 
     Args:
         root: The bundle.
         backends: See `choose_backends`.
-        asked: What replaces the usual tolerances; see `tolerance_of`.
+        given: Replaces the usual tolerances; see `tolerance_of`.
         threads: CPU threads a tower; None lets the library choose.
-
-    Raises:
-        BackendError: A backend that was asked for runs no variant.
-        IntegrityError: A file differs from its hash.
     """
     variants = list(read_manifest(root).variants)
     for choice in backends:
-        if choice.asked:
+        if choice.named:
             _require_backend(root, variants, choice, threads)
     for variant in variants:
         bundle = Bundle.open(root, variant)
-        tolerance = tolerance_of(bundle.entry, asked)
+        tolerance = tolerance_of(bundle.entry, given)
         for choice in backends:
             yield _try_to_open(bundle, choice, tolerance, threads)
 
 
-def tolerance_of(entry: VariantEntry, asked: Tolerance) -> Tolerance:
-    """Return what a variant is held to beside float32: as its row of `VARIANTS` says, or as asked.
+def tolerance_of(entry: VariantEntry, given: Tolerance) -> Tolerance:
+    """Return a variant's tolerance against float32: the one given, or that of its `VARIANTS` row.
 
-    A variant that is not known here, from a later release, is held to its canaries' floor.
+    An unknown variant, of a later release, has the floor of its golden samples.
     """
     if entry.precision == EXACT:
-        return FP32_TOLERANCE if asked.max_error is None else Tolerance(max_error=asked.max_error)
+        return FP32_TOLERANCE if given.max_error is None else Tolerance(max_error=given.max_error)
     row = VARIANTS.get(entry.precision)
     floor = entry.canary_min_cosine if row is None else row.min_cosine
-    return Tolerance(min_cosine=floor if asked.min_cosine is None else asked.min_cosine)
+    return Tolerance(min_cosine=floor if given.min_cosine is None else given.min_cosine)
 
 
 def _require_backend(
     root: Path, variants: Sequence[str], choice: BackendChoice, threads: int | None
 ) -> None:
     """Raise BackendError if no variant loads: before minutes of work, not after."""
-    reasons = []
-    for variant in variants:
-        opened = _try_to_open(Bundle.open(root, variant), choice, FP32_TOLERANCE, threads)
-        if isinstance(opened, Subject):
-            return
-        reasons.append(opened.reason)
-    raise BackendError(reasons[0])
+    bundles = [Bundle.open(root, variant) for variant in variants]
+    opened = (_try_to_open(bundle, choice, FP32_TOLERANCE, threads) for bundle in bundles)
+    if not any(isinstance(one, Subject) for one in opened):
+        _bundle_subject(bundles[0], choice, FP32_TOLERANCE, threads)  # Raises its error.
 
 
 def _try_to_open(
@@ -349,4 +328,4 @@ def _bundle_subject(
     paths = {tower: bundle.path / bundle.entry.file(tower).file for tower in TOWERS}
     subject, towers = open_subject(bundle.variant, paths, choice, tolerance, threads)
     encoder = Encoder(bundle.manifest, bundle.variant, bundle.tokenizer, towers.__getitem__)
-    return replace(subject, whole_way=encoder)
+    return replace(subject, end_to_end=encoder)

@@ -1,4 +1,4 @@
-"""What every graph needs after the exporter: readable names, and a Cast alone at a uint8 input."""
+"""Passes for every exported graph: readable names, and a Cast alone at a uint8 input."""
 
 import ast
 from collections import Counter
@@ -9,12 +9,12 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 class NameByModule(ir.passes.InPlacePass):
-    """Call every node ``<module path>/<OpType>``, numbered where a module repeats an op.
+    """Name every node ``<module path>/<OpType>``, numbered if a module repeats an operator.
 
-    A node's output gets the node's name, with ``.1`` and so on for further outputs: tensor names
-    in calibration files then say what they are, and do not depend on the exporter's counters.
-    Weights, inputs and outputs of the graph keep their names. The exporter records the path of
-    modules for each node; a node without one belongs to the module of its first reader.
+    An output gets its node's name, with ``.1`` and so on for further ones, so that tensor names in
+    calibration files are readable and do not depend on the exporter's counters. Weights, inputs and
+    outputs of the graph keep their names. A node without a recorded module path belongs to the
+    module of its first reader.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -1,9 +1,9 @@
-"""A float32 graph to a typed float16 graph, and a typed graph to one that shows what it does.
+"""From a float32 graph to a typed float16 graph, and from that to a simulated one.
 
-ONNX Runtime has no float16 kernels on a CPU: it computes a typed graph in float32, and neither an
-overflow nor a rounding shows. In the simulated graph every computed float16 tensor is cast to
-float16 and back. Products are summed in float32, as ONNX Runtime and cuBLAS do on GPUs, or in
-float16, which TensorRT may choose: float16 kernels differ in that, and it takes the fastest.
+ONNX Runtime has no float16 kernels on a CPU: it computes a typed graph in float32, which hides
+overflow and rounding. In the simulated graph every computed float16 tensor is cast to float16 and
+back. Products accumulate in float32, as in ONNX Runtime and cuBLAS on GPUs, or in float16, which
+TensorRT may choose.
 """
 
 from collections.abc import Collection, Mapping
@@ -16,15 +16,15 @@ from upperson_calibration.ranges import MOVES_VALUES
 from upperson_rt.errors import InputError
 
 LIMIT = 32_752.0
-"""Half of float16's largest number: what calibration saw may be exceeded later."""
+"""Half of float16's largest number: later values may exceed those of calibration."""
 
 MAX_RELATIVE_ERROR = 1e-3
-"""Rounding a constant may change its norm by this; 11 bits give 2e-4, lost small numbers more."""
+"""Maximum change of a constant's norm by rounding; 11 bits give 2e-4, lost small numbers more."""
 
 ERROR = "/sum_error"
-SUM_OF = 8
+PRODUCTS_A_ROUNDING = 8
 """Products that tensor cores of Turing, the oldest of TensorRT 11, add up before they round to
-float16; newer ones take 16."""
+float16; newer ones add 16."""
 
 _SUMS = next(
     iter(
@@ -34,8 +34,8 @@ unused (float x) => (float y) {{ y = Identity (x) }}
 
 <domain: "half", opset_import: ["" : 19]>
 Sums (left, right) => (sum) {{
-    size = Constant <value_ints = [{SUM_OF}]> ()
-    most = Constant <value_ints = [{SUM_OF - 1}]> ()
+    size = Constant <value_ints = [{PRODUCTS_A_ROUNDING}]> ()
+    most = Constant <value_ints = [{PRODUCTS_A_ROUNDING - 1}]> ()
     columns = Constant <value_ints = [-1]> ()
     rows = Constant <value_ints = [-2]> ()
     nothing = Constant <value_float = 0.0> ()
@@ -71,7 +71,7 @@ _SUFFIX = {_FLOAT: "fp32", _HALF: "fp16"}
 class ToHalf(ir.passes.InPlacePass):
     """Compute in float16 wherever that is safe; inputs and outputs keep their types.
 
-    Float32 stay, with Casts at their border and nowhere else:
+    These stay in float32, with Casts at their border and nowhere else:
 
     - LayerNormalization: TensorRT 11 computes in the type of the inputs, and squares of a stream
       with values near 1000 leave float16. CLIP was trained this way: float16 with float32 norms.
@@ -81,20 +81,16 @@ class ToHalf(ir.passes.InPlacePass):
     - a node that reads or writes a tensor whose values come near the end of float16's range.
 
     Args:
-        largest: Largest absolute value seen of tensors, by name; see
-            :func:`upperson_calibration.ranges.largest_values`. None trusts all computed tensors to
-            fit, which a graph with constants beyond float16 is not.
+        largest: Largest absolute value of tensors, by name, from
+            :func:`upperson_calibration.ranges.largest_values`. None assumes that all computed
+            tensors fit, which a graph with constants beyond float16 refuses.
     """
 
     def __init__(self, largest: Mapping[str, float] | None = None) -> None:
         self.largest = largest
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Convert in place.
-
-        Raises:
-            InputError: A constant is beyond float16 and ``largest`` is None.
-        """
+        """Convert in place."""
         graph = model.graph
         stays_float = self._float_nodes(graph)
         # A value already of the other type, so that it is cast or converted once.
@@ -131,7 +127,9 @@ class ToHalf(ir.passes.InPlacePass):
                 raise InputError(
                     f"the constant '{name}' reaches {_largest(item):.3g}, float16 ends at "
                     f"{_MAX:.0f}: what is computed from it may not fit either, so observe the "
-                    "largest values of all tensors first"
+                    "largest values of all tensors first",
+                    code="constant_beyond_float16",
+                    name=name,
                 )
             if not _fits_half(item):
                 wide.add(name)
@@ -147,14 +145,11 @@ class ToHalf(ir.passes.InPlacePass):
         return stays_float | {node for node in after if node.op_type != "MatMul"}
 
 
-class FloatSums(ir.passes.InPlacePass):
-    """Have products of a typed graph summed in float32: operands cast up, the result cast down.
+class AccumulateInFloat32(ir.passes.InPlacePass):
+    """Accumulate products of a typed graph in float32: operands cast up, the result cast down.
 
-    The numbers that are multiplied stay float16's, so a kernel for them with sums in float32 may
-    take the place of casts and product; without one, TensorRT multiplies in float32.
-
-    Args:
-        names: MatMul nodes.
+    The operands keep their float16 values, so a float16 kernel that accumulates in float32 may
+    replace casts and product; without one, TensorRT multiplies in float32.
     """
 
     def __init__(self, names: Collection[str]) -> None:
@@ -176,8 +171,8 @@ class FloatSums(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(self.names))
 
 
-def half_products(graph: ir.Graph) -> list[str]:
-    """Return the names of the products of float16 numbers; those of int8 are summed in int32."""
+def fp16_products(graph: ir.Graph) -> list[str]:
+    """Return the names of the products of float16 numbers; those of int8 accumulate in int32."""
     return [
         str(node.name)
         for node in graph
@@ -191,12 +186,12 @@ class SimulateHalf(ir.passes.InPlacePass):
     """Compute in float32 with every float16 result rounded; the graph's ends keep their types.
 
     Args:
-        half_sums: MatMul nodes that add up in float16: `SUM_OF` products at a time are summed
-            exactly, and the sum so far is rounded after each time.
+        accumulated: MatMul nodes that accumulate in float16: `PRODUCTS_A_ROUNDING` products at a
+            time are added exactly, then the sum so far is rounded.
     """
 
-    def __init__(self, half_sums: Collection[str] = ()) -> None:
-        self.half_sums = half_sums
+    def __init__(self, accumulated: Collection[str] = ()) -> None:
+        self.accumulated = accumulated
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Convert in place."""
@@ -217,21 +212,18 @@ class SimulateHalf(ir.passes.InPlacePass):
                 if node.op_type not in MOVES_VALUES:
                     half = _follow(graph, node, value, _HALF)
                     _follow(graph, half, half.outputs[0], _FLOAT)
-            if node.name in self.half_sums:
+            if node.name in self.accumulated:
                 node.domain, node.op_type = _SUMS.domain, _SUMS.name
-        if self.half_sums:
-            _know_sums(model)
+        if self.accumulated:
+            _add_sums(model)
         return ir.passes.PassResult(model, modified=True)
 
 
-class ShowSumErrors(ir.passes.InPlacePass):
-    """Add to a simulated graph what each product alone would err by if it added up in float16.
+class ShowAccumulationErrors(ir.passes.InPlacePass):
+    """Add outputs with the error that fp16 accumulation of each product alone would cause.
 
-    There is one more output for each, named as the MatMul node with `ERROR` behind: the norm of the
-    error over that of the result; infinite or not a number where a sum overflows.
-
-    Args:
-        names: MatMul nodes.
+    An output is named as its MatMul node, with `ERROR` appended. It is the norm of the error over
+    that of the result; infinite or not a number if a sum overflows.
     """
 
     def __init__(self, names: Collection[str]) -> None:
@@ -259,11 +251,11 @@ class ShowSumErrors(ir.passes.InPlacePass):
             )
             graph.insert_after(node, [sums, error, *norms, ratio])
             graph.outputs.append(result)
-        _know_sums(model)
+        _add_sums(model)
         return ir.passes.PassResult(model, modified=True)
 
 
-def _know_sums(model: ir.Model) -> None:
+def _add_sums(model: ir.Model) -> None:
     model.functions[_SUMS.identifier()] = _SUMS
     model.graph.opset_imports[_SUMS.domain] = 1
 
@@ -309,7 +301,7 @@ def _float_output(graph: ir.Graph, value: ir.Value) -> ir.Value:
 
 
 def _follow(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Node:
-    """Put a Cast behind a node and have everyone who reads the value read the Cast."""
+    """Put a Cast behind a node; all readers of the value read the Cast."""
     cast, result = _cast(value, dtype, f"{value.name}/{dtype.name}")
     for reader, index in list(value.uses()):
         if reader is not cast:

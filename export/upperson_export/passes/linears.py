@@ -16,7 +16,7 @@ _ROW_SELECTION = ("Slice", "Gather", "GatherElements")
 
 
 class QuantizeLinears(ir.passes.InPlacePass):
-    """Put Q/DQ on both inputs of some MatMul nodes and nowhere else.
+    """Put Q/DQ on both inputs of some MatMul nodes.
 
     Symmetric int8, zero point 0; weights are stored as int8 with a scale per output channel;
     activations have one scale a tensor, and queries share that of keys and values where they read
@@ -27,28 +27,20 @@ class QuantizeLinears(ir.passes.InPlacePass):
     Args:
         linears: Names of MatMul nodes with a constant second input [in, out].
         amax: Largest absolute value of the tensor that enters them, by tensor name.
-        pair_limit: The most that two neighbouring int8 weights [2i, out] and [2i + 1, out] may add
-            up to, in absolute values; a channel that exceeds it gets a larger scale, and the file
-            says of itself that its sums are exact on every CPU. None for devices that add up in 32
-            bits.
+        pair_limit: Maximum sum of the absolute values of two neighbouring int8 weights [2i, out]
+            and [2i + 1, out]; a channel that exceeds it gets a larger scale, and the file is marked
+            as exact on every CPU. None for devices that accumulate in 32 bits.
     """
 
     def __init__(
-        self,
-        linears: Collection[str],
-        amax: Mapping[str, float],
-        pair_limit: int | None = None,
+        self, linears: Collection[str], amax: Mapping[str, float], pair_limit: int | None = None
     ) -> None:
         self.linears = frozenset(linears)
         self.amax = amax
         self.pair_limit = pair_limit
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Insert the pairs in place.
-
-        Raises:
-            InputError: A range is missing or is no usable number.
-        """
+        """Insert the pairs in place."""
         graph = model.graph
         quantized: dict[ir.Value, ir.Value] = {}
         for node in [node for node in graph if node.name in self.linears]:
@@ -90,12 +82,16 @@ class QuantizeLinears(ir.passes.InPlacePass):
         if amax is None:
             raise InputError(
                 f"the calibration has no range of the tensor '{value.name}': it belongs to another "
-                "model or another version of the export, calibrate again"
+                "model or another version of the export, calibrate again",
+                code="range_missing",
+                tensor=value.name,
             )
         if not 0 <= amax <= LEVELS * float(np.finfo(np.float16).max):
             raise InputError(
                 f"the calibrated range of '{value.name}' is {amax}: expected a number from 0 to "
-                "8e6; look at the calibration data"
+                "8e6; look at the calibration data",
+                code="range_unusable",
+                tensor=value.name,
             )
         return amax
 

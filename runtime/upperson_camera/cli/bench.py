@@ -1,19 +1,15 @@
 """`upperson-rt bench pipeline`."""
 
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upperson_rt.cli.bench import running_line, running_with
-from upperson_rt.cli.groups import grouped
+from upperson_rt.cli.groups import OptionGroup, grouped
 from upperson_rt.cli.opening import open_model
-from upperson_rt.cli.options import (
-    Model,
-    Output,
-)
+from upperson_rt.cli.options import Model, Output
 from upperson_rt.cli.output import (
     backend_line,
     new_table,
@@ -21,6 +17,8 @@ from upperson_rt.cli.output import (
     print_note,
     print_result,
     print_table,
+    running_line,
+    running_with,
     show_progress,
 )
 from upperson_rt.errors import IntegrityError
@@ -32,14 +30,13 @@ if TYPE_CHECKING:
 __all__ = ["pipeline"]
 
 
-@grouped
-def pipeline(
-    *,
-    model: Model,
-    output: Output,
+@dataclass(frozen=True)
+class Load(OptionGroup, panel="Load"):
+    """What the pipeline gets, and how it works."""
+
     seconds: Annotated[
         float, typer.Option("--seconds", min=1.0, help="How long frames are submitted.")
-    ] = 120.0,
+    ] = 120.0
     overload: Annotated[
         float,
         typer.Option(
@@ -47,19 +44,22 @@ def pipeline(
             min=0.1,
             help="People offered, in multiples of what the encoder does alone.",
         ),
-    ] = 3.0,
+    ] = 3.0
     cameras: Annotated[
         int, typer.Option("--cameras", min=1, help="Threads that submit, one a camera.")
-    ] = 2,
+    ] = 2
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Pictures run and committed at a time.")
-    ] = 16,
+    ] = 16
     drop: Annotated[
-        str, typer.Option("--drop", help="What gives way: oldest or newest.")
-    ] = "oldest",
-    vectors_only: Annotated[bool, typer.Option("--vectors-only", help="Save no pictures.")] = False,
-) -> None:
-    """Overload a camera pipeline, and see what gives way.
+        str, typer.Option("--drop", help="What a full queue drops: oldest or newest.")
+    ] = "oldest"
+    vectors_only: Annotated[bool, typer.Option("--vectors-only", help="Save no pictures.")] = False
+
+
+@grouped
+def pipeline(*, load: Load, model: Model, output: Output) -> None:
+    """Overload a camera pipeline, and check that it loses nothing uncounted.
 
     Frames come with known boxes, so neither video nor detector counts. The encoder is measured
     alone first. Exit code 6 if a frame or crop has no count, or an acknowledged row is gone; memory
@@ -70,7 +70,7 @@ def pipeline(
     from upperson_camera.bench import bench_pipeline
     from upperson_camera.queues import check_policy
 
-    policy = check_policy(drop)
+    policy = check_policy(load.drop)
     opened = open_model(model)
     used = opened.backend("image")
     print_note(backend_line(opened, "image"))
@@ -81,12 +81,12 @@ def pipeline(
         found = bench_pipeline(
             opened.encoder(),
             Path(folder),
-            seconds=seconds,
-            overload=overload,
-            cameras=cameras,
-            batch_size=batch_size,
+            seconds=load.seconds,
+            overload=load.overload,
+            cameras=load.cameras,
+            batch_size=load.batch_size,
             drop=policy,
-            save_crops=not vectors_only,
+            save_crops=not load.vectors_only,
             progress=progress,
         )
     result = {
@@ -95,14 +95,18 @@ def pipeline(
         **running_with(opened.variant, used),
         "threads": model.threads,
         "machine": describe_machine(),
-        "batch_size": batch_size,
-        "drop": drop,
-        "pictures_saved": not vectors_only,
+        "batch_size": load.batch_size,
+        "drop": policy,
+        "pictures_saved": not load.vectors_only,
         **asdict(found),
     }
     print_result(result, output.as_json, lambda result: _show_pipeline(result, found))
     if found.problems:
-        raise IntegrityError(f"the pipeline broke its promises: {'; '.join(found.problems)}")
+        raise IntegrityError(
+            f"the pipeline broke its promises: {'; '.join(found.problems)}",
+            code="promise_broken",
+            problems=found.problems,
+        )
 
 
 def _show_pipeline(result: dict[str, Any], found: "PipelineBench") -> None:

@@ -1,12 +1,13 @@
 """`upperson-rt cameras`."""
 
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from upperson_rt.cli.options import AllowHostOption, CaOption, Debug, Json, NetrcOption
+from upperson_rt.cli.groups import OptionGroup, grouped
+from upperson_rt.cli.options import AllowHostOption, CaOption, NetrcOption, Output
 from upperson_rt.cli.output import print_columns, print_json, print_note, print_warning
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import count_of
@@ -17,20 +18,14 @@ if TYPE_CHECKING:
 __all__ = ["cameras"]
 
 
-def cameras(
-    hosts: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="HOST",
-            help="Camera to ask: 10.0.0.5, 10.0.0.5:8000, or the address of its ONVIF service.",
-        ),
-    ] = None,
+@dataclass(frozen=True)
+class Discovery(OptionGroup, panel="Discovery"):
+    """Whether the local network is asked, and how."""
+
     search: Annotated[
         bool,
-        typer.Option(
-            "--search", help="Ask the local network which cameras there are, by multicast."
-        ),
-    ] = False,
+        typer.Option("--search", help="Search the local network for cameras, by multicast."),
+    ] = False
     interface: Annotated[
         str | None,
         typer.Option(
@@ -39,13 +34,19 @@ def cameras(
             help="IPv4 address of this machine in the network to search.",
             show_default="the system's choice",
         ),
-    ] = None,
+    ] = None
     timeout: Annotated[
         float,
         typer.Option("--timeout", min=0.5, max=60, help="Seconds to wait for answers to --search."),
-    ] = 3.0,
-    logins: NetrcOption = None,
-    ca: CaOption = None,
+    ] = 3.0
+
+
+@dataclass(frozen=True)
+class Connection(OptionGroup, panel="Connection"):
+    """Logins, and which hosts and certificates devices may have."""
+
+    logins: NetrcOption = None
+    ca: CaOption = None
     insecure: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,35 +54,52 @@ def cameras(
             metavar="HOST",
             help="Accept any certificate of this host; each connection is logged. Repeatable.",
         ),
+    ] = None
+    allow_host: AllowHostOption = None
+
+
+@grouped
+def cameras(
+    hosts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="HOST",
+            help="Camera to ask: 10.0.0.5, 10.0.0.5:8000, or the address of its ONVIF service.",
+        ),
     ] = None,
-    allow_host: AllowHostOption = None,
-    as_json: Json = False,
-    debug: Debug = False,
+    *,
+    discovery: Discovery,
+    connection: Connection,
+    output: Output,
 ) -> None:
     """List the streams of ONVIF cameras, as `watch` takes them.
 
-    The last column can be pasted behind `upperson-rt watch`. Only what is named is asked; the local
-    network only with --search, for --timeout seconds. Names and passwords come from a file
-    (--netrc), go as digests to the hosts it names, and are not shown. A camera that tells no
-    streams makes the exit code 3 if it was named, or if no other tells any.
+    The last column can be pasted behind `upperson-rt watch`. Only named cameras are asked, and with
+    --search the local network, for --timeout seconds. Names and passwords come from a file
+    (--netrc), go as digests to the hosts in it, and are not shown. If a named camera gives no
+    streams, or none of all does, the exit code is 3.
 
     Example: `upperson-rt cameras --search --netrc cameras.netrc`
     """
-    if not hosts and not search:
-        raise UsageError("name cameras by their hosts, or let the local network be asked: --search")
-    if not search and interface is not None:
-        raise UsageError("--interface is for --search")
+    if not hosts and not discovery.search:
+        raise UsageError(
+            "name cameras by their hosts, or search the local network with --search",
+            code="no_camera_named",
+        )
+    if not discovery.search and discovery.interface is not None:
+        raise UsageError("--interface is for --search", code="interface_without_search")
     from upperson_camera.access import Access
     from upperson_camera.onvif import ask_cameras, device_at, discover
     from upperson_camera.source import Logins
 
-    known = Logins() if logins is None else Logins.read(logins)
+    known = Logins() if connection.logins is None else Logins.read(connection.logins)
+    timeout = discovery.timeout
     named = [device_at(host) for host in hosts or []]
     answers: list[Answer] = list(named)
-    if search:
+    if discovery.search:
         found_here = discover(
             timeout,
-            interface,
+            discovery.interface,
             begun=lambda: print_note(f"asking the local network for {timeout:g} s"),
         )
         there = {answer.host for answer in named}
@@ -90,15 +108,19 @@ def cameras(
         raise InputError(
             f"no camera answered within {timeout:g} s: they must be in the same network segment as "
             "this machine, with ONVIF and its discovery turned on; --interface chooses the "
-            "network, and a camera that is named is asked directly"
+            "network, and a camera that is named is asked directly",
+            code="no_camera_found",
         )
     found = ask_cameras(
         answers,
         known,
-        Access(ca_file=ca, allowed_hosts=frozenset(map(str.lower, allow_host or ()))),
-        frozenset(map(str.lower, insecure or ())),
+        Access(
+            ca_file=connection.ca,
+            allowed_hosts=frozenset(map(str.lower, connection.allow_host or ())),
+        ),
+        frozenset(map(str.lower, connection.insecure or ())),
     )
-    if as_json:
+    if output.as_json:
         print_json({"cameras": [asdict(camera) for camera in found]})
     else:
         _print(found)
@@ -106,8 +128,10 @@ def cameras(
     refused = [camera for camera in silent if camera.host in {answer.host for answer in named}]
     if refused or len(silent) == len(found):
         raise InputError(
-            f"{len(silent)} of {count_of(len(found), 'camera')} told no streams: "
-            + "; ".join(f"{camera.host}: {camera.problem}" for camera in silent)
+            f"{len(silent)} of {count_of(len(found), 'camera')} gave no streams: "
+            + "; ".join(f"{camera.host}: {camera.problem}" for camera in silent),
+            code="camera_without_streams",
+            hosts=[camera.host for camera in silent],
         )
     for camera in silent:
         print_warning(f"{camera.host}: {camera.problem}")

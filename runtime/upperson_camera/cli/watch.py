@@ -5,26 +5,27 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from upperson_rt.cli.app import ending_gently, leave_open
-from upperson_rt.cli.groups import grouped
+from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
 from upperson_rt.cli.opening import open_announced, open_store
 from upperson_rt.cli.options import (
     AllowHostOption,
     CaOption,
+    Debug,
     DetectorClass,
     DetectorLayout,
     DetectorScore,
     GalleryOption,
     InsecureOption,
+    Json,
     Model,
     NetrcOption,
-    Output,
     default_gallery,
     unix_seconds,
 )
@@ -40,7 +41,7 @@ from upperson_rt.errors import InputError, UppersonError, UsageError
 from upperson_rt.printable import count_of, local_time, shortened
 
 if TYPE_CHECKING:
-    from upperson_camera import Pipeline, PipelineStats, Source
+    from upperson_camera import Pipeline, PipelineSettings, PipelineStats, Source
 
 __all__ = [
     "print_summary",
@@ -49,7 +50,7 @@ __all__ = [
     "watch",
 ]
 
-# --- How `upperson-rt watch` shows what is going on, and what was done
+# --- The display and the summary
 
 _OK = {"running", "ended"}
 
@@ -76,7 +77,7 @@ def status_table(now: "PipelineStats", earlier: "PipelineStats | None") -> Plain
 
 
 def print_summary(stats: "PipelineStats", gallery: str, items: int | None) -> None:
-    """Print what was done: a few lines on stdout; ``items`` is None if the gallery failed."""
+    """Print a summary on stdout; ``items`` is None if the gallery failed."""
     holds = "failed" if items is None else f"now holds {items}"
     print_line(
         f"added {count_of(stats.total('committed'), 'picture')} of "
@@ -112,7 +113,7 @@ def print_summary(stats: "PipelineStats", gallery: str, items: int | None) -> No
 
 
 def progress_line(stats: "PipelineStats") -> str:
-    """Return what was done so far, in a line for where nothing can be redrawn."""
+    """Return the progress in one line, for a stderr that is no terminal."""
     away = [name for name, camera in stats.cameras.items() if camera.state not in _OK]
     return (
         f"{stats.seconds:.0f} s: {count_of(stats.total('frames_processed'), 'frame')} searched, "
@@ -134,14 +135,150 @@ def _reasons(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in counts.items()) or "none"
 
 
-# --- `upperson-rt watch`
+# --- The command
 
 
 _NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 _REDRAW_S = 0.5
-_TELL_S = 10.0
+_PROGRESS_S = 10.0
 """Between two lines about the progress, where stderr is no terminal."""
 _COMMITTING = "committing what was accepted; Ctrl-C or SIGTERM ends it at once"
+
+
+@dataclass(frozen=True)
+class Connection(OptionGroup, panel=ADVANCED):
+    """Which hosts and certificates network streams may have."""
+
+    ca: CaOption = None
+    insecure: InsecureOption = None
+    allow_host: AllowHostOption = None
+
+
+@dataclass(frozen=True)
+class Tuning(OptionGroup, panel=ADVANCED):
+    """How sources are read and crops are made."""
+
+    realtime: Annotated[
+        bool,
+        typer.Option("--realtime", help="Play files no faster than they were taken."),
+    ] = False
+    stall: Annotated[
+        float,
+        typer.Option("--stall", min=0.1, help="Seconds without a picture until it reconnects."),
+    ] = 10.0
+    drop: Annotated[
+        str | None,
+        typer.Option(
+            "--drop",
+            help="What gives way when the machine is too slow: oldest, newest, or block (files).",
+            show_default="oldest; files wait",
+        ),
+    ] = None
+    tracker: Annotated[
+        str,
+        typer.Option(
+            "--tracker", help="Tracker: upperson, or bytetrack, ocsort, botsort (extra trackers)."
+        ),
+    ] = "upperson"
+    min_height: Annotated[
+        int,
+        typer.Option("--min-height", min=1, help="Least height of a person, in pixels."),
+    ] = 64
+    batch_size: Annotated[
+        int,
+        typer.Option("--batch-size", min=1, help="Pictures run and committed at a time."),
+    ] = 16
+    outputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--output",
+            metavar="NAME",
+            help="Installed output that also gets each committed row. Repeatable.",
+        ),
+    ] = None
+    metrics_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--metrics-file", metavar="FILE.prom", help="Write Prometheus metrics into a file."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Playback(OptionGroup, panel="Cameras"):
+    """How sources are named, and when they begin and end."""
+
+    camera: Annotated[
+        str | None,
+        typer.Option("--camera", help="Name of the camera, if there is one source."),
+    ] = None
+    logins: NetrcOption = None
+    start: Annotated[
+        float | None,
+        typer.Option(
+            "--start",
+            parser=unix_seconds,
+            metavar="TIME",
+            help="When files begin: ISO 8601 (local) or unix seconds.",
+            show_default="a file's last change minus its length",
+        ),
+    ] = None
+    duration: Annotated[
+        float | None, typer.Option("--duration", min=0.0, help="Stop after so many seconds.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Detection(OptionGroup, panel=ADVANCED):
+    """What finds people."""
+
+    detector: Annotated[
+        str,
+        typer.Option(
+            "--detector",
+            help="hog (OpenCV's, weak), FILE.onnx (YOLO, YOLOX, RT-DETR, D-FINE, RF-DETR), "
+            "FILE.json (boxes of this very video), or MODULE:FACTORY of your own.",
+            rich_help_panel="Detection and crops",
+        ),
+    ] = "hog"
+    detector_layout: DetectorLayout = None
+    detector_class: DetectorClass = None
+    detector_score: DetectorScore = None
+
+
+@dataclass(frozen=True)
+class ModelAndGallery(Model, panel="Model and gallery"):
+    """The exported model, and the gallery that is filled."""
+
+    gallery: GalleryOption = default_gallery
+
+
+@dataclass(frozen=True)
+class Crops(OptionGroup, panel="Detection and crops"):
+    """Which crops are added."""
+
+    every: Annotated[
+        float,
+        typer.Option("--every", min=0.0, help="Seconds between two pictures of one person."),
+    ] = 2.0
+    vectors_only: Annotated[bool, typer.Option("--vectors-only", help="Save no pictures.")] = False
+
+
+@dataclass(frozen=True)
+class Reports(OptionGroup, panel="Output"):
+    """How the command reports."""
+
+    as_json: Json = False
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port", min=0, max=65535, help="Serve Prometheus metrics on 127.0.0.1."
+        ),
+    ] = None
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Stderr as JSON lines, without a display.")
+    ] = False
+    debug: Debug = False
 
 
 @grouped
@@ -155,142 +292,101 @@ def watch(
         ),
     ],
     *,
-    model: Model,
-    output: Output,
-    gallery: GalleryOption = default_gallery,
-    logins: NetrcOption = None,
-    ca: CaOption = None,
-    insecure: InsecureOption = None,
-    allow_host: AllowHostOption = None,
-    camera: Annotated[
-        str | None,
-        typer.Option("--camera", help="Name of the camera, if there is one source."),
-    ] = None,
-    detector: Annotated[
-        str,
-        typer.Option(
-            "--detector",
-            help="hog (OpenCV's, weak), FILE.onnx (YOLO, YOLOX, RT-DETR, D-FINE, RF-DETR), "
-            "FILE.json (boxes of this very video), or MODULE:FACTORY of your own.",
-        ),
-    ] = "hog",
-    detector_layout: DetectorLayout = None,
-    detector_class: DetectorClass = None,
-    detector_score: DetectorScore = None,
-    tracker: Annotated[
-        str,
-        typer.Option(
-            "--tracker",
-            help="What follows people: upperson, or bytetrack, ocsort, botsort (extra trackers).",
-        ),
-    ] = "upperson",
-    every: Annotated[
-        float,
-        typer.Option("--every", min=0.0, help="Seconds between two pictures of one person."),
-    ] = 2.0,
-    min_height: Annotated[
-        int, typer.Option("--min-height", min=1, help="Least height of a person, in pixels.")
-    ] = 64,
-    vectors_only: Annotated[bool, typer.Option("--vectors-only", help="Save no pictures.")] = False,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Pictures run and committed at a time.")
-    ] = 16,
-    drop: Annotated[
-        str | None,
-        typer.Option(
-            "--drop",
-            help="What gives way when the machine is too slow: oldest, newest, or block (files).",
-            show_default="oldest; files wait",
-        ),
-    ] = None,
-    start: Annotated[
-        float | None,
-        typer.Option(
-            "--start",
-            parser=unix_seconds,
-            metavar="TIME",
-            help="When files begin: ISO 8601 (local) or unix seconds.",
-            show_default="a file's last change minus its length",
-        ),
-    ] = None,
-    realtime: Annotated[
-        bool, typer.Option("--realtime", help="Play files no faster than they were taken.")
-    ] = False,
-    stall: Annotated[
-        float,
-        typer.Option("--stall", min=0.1, help="Seconds without a picture until it reconnects."),
-    ] = 10.0,
-    duration: Annotated[
-        float | None, typer.Option("--duration", min=0.0, help="Stop after so many seconds.")
-    ] = None,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(
-            "--metrics-port", min=0, max=65535, help="Serve Prometheus metrics on 127.0.0.1."
-        ),
-    ] = None,
-    metrics_file: Annotated[
-        Path | None,
-        typer.Option("--metrics-file", metavar="FILE.prom", help="Write them into a file."),
-    ] = None,
-    log_json: Annotated[
-        bool, typer.Option("--log-json", help="Stderr as JSON lines, without a display.")
-    ] = False,
+    playback: Playback,
+    detection: Detection,
+    crops: Crops,
+    model: ModelAndGallery,
+    reports: Reports,
+    tuning: Tuning,
+    connection: Connection,
 ) -> None:
     """Watch cameras or videos, and add the people in them to the gallery.
 
-    Each person crossing the view becomes a track, and every few seconds the best picture of it is
-    added. Live cameras are opened again whenever they fail. Ctrl-C or SIGTERM ends it: what was
-    accepted is committed first, and what does not return within 10 s is left behind and named. A
-    second one ends it at once. A camera that had to be given up, or that never gave a picture,
-    makes the exit code 3, after all others have ended.
+    Each person becomes a track, and every few seconds the best crop of it is added. Live cameras
+    are opened again whenever they fail. Ctrl-C or SIGTERM ends it: what was accepted is committed
+    first, and what does not return within 10 s is abandoned and named. A second one ends it at
+    once. If a camera failed or never gave a picture, the exit code is 3 after all others have
+    ended.
 
     Example: `upperson-rt watch gate=rtsp://10.0.0.5/stream hall=/dev/video0 --detector yolo.onnx`
     """
-    named = _with_access(_named_sources(sources, camera, logins), ca, insecure, allow_host)
-    from upperson_camera import CaptureRules, Pipeline, PipelineSettings
+    named = _with_access(_named_sources(sources, playback.camera, playback.logins), connection)
+    from upperson_camera import Pipeline
     from upperson_camera.queues import check_policy
     from upperson_camera.source import quiet_opencv
     from upperson_camera.stream import show_ffmpeg_lines
-    from upperson_camera.tracker import check_tracker
-    from upperson_rt.ingest.quality import QualityRules
+    from upperson_rt.ingest.service import open_outputs
 
+    if not reports.debug:
+        quiet_opencv()
+    elif any(source.kind == "network" for source in named.values()):
+        show_ffmpeg_lines()
+    policy = None if tuning.drop is None else check_policy(tuning.drop)
+    settings = _settings(crops, tuning)
     with ExitStack() as stack:
-        if not output.debug:
-            quiet_opencv()
-        elif any(source.kind == "network" for source in named.values()):
-            show_ffmpeg_lines()
-        policy = None if drop is None else check_policy(drop)
-        settings = PipelineSettings(
-            tracker=check_tracker(tracker),
-            every_s=every,
-            quality=QualityRules(min_height_px=min_height),
-            save_crops=not vectors_only,
-            batch_size=batch_size,
-            capture_rules=CaptureRules(stall_s=stall),
-        )
         found = open_announced(
-            detector, detector_layout, detector_class, detector_score, model.threads, "videos"
+            detection.detector,
+            detection.detector_layout,
+            detection.detector_class,
+            detection.detector_score,
+            model.threads,
+            "videos",
         )
         opening = stack.enter_context(ExitStack())
-        opened, _, store = opening.enter_context(open_store(model, gallery, "image", create=True))
-        pipeline = Pipeline(opened.encoder(), store, settings)
+        opened, _, store = opening.enter_context(
+            open_store(model, model.gallery, "image", create=True)
+        )
+        sinks = stack.enter_context(ExitStack())
+        outputs = open_outputs(tuning.outputs or ())
+        for output in outputs:
+            sinks.callback(output.close)
+        pipeline = Pipeline(opened.encoder(), store, settings, outputs=outputs)
         for name, source in named.items():
-            begins = _begin_of_file(name, source) if start is None else start
+            begins = _begin_of_file(name, source) if playback.start is None else playback.start
             pipeline.add_camera(
-                name, source, found, drop=policy, start_time=begins, realtime=realtime
+                name, source, found, drop=policy, start_time=begins, realtime=tuning.realtime
             )
-        _publish(pipeline, metrics_port, metrics_file, stack)
+        _publish(pipeline, reports.metrics_port, tuning.metrics_file, stack)
         failure: UppersonError | None = None
         with ending_gently() as stopped:
             try:
-                _run(pipeline, stopped, duration, show=not log_json)
+                _run(pipeline, stopped, playback.duration, show=not reports.log_json)
             except UppersonError as error:
-                failure = error  # What was counted until then is worth knowing.
+                failure = error  # What was counted until then is still reported.
         stats = pipeline.stats()
         items = store.count() if failure is None else None
-        if stats.stuck:  # A gallery that hangs is not closed: that would hang, too.
-            leave_open(pipeline, opening.pop_all() if "gallery_stuck" in stats.failures else None)
+        if stats.stuck:  # What hangs is not closed: that would hang, too.
+            leave_open(
+                pipeline,
+                opening.pop_all() if "gallery_stuck" in stats.failures else None,
+                sinks.pop_all() if "on_commit_stuck" in stats.failures else None,
+            )
+    if reports.as_json:
+        print_json({"gallery": model.gallery, "items": items, **stats.as_dict()})
+    else:
+        print_summary(stats, model.gallery, items)
+    if failure is not None:
+        raise failure
+    _refuse_failed(stats, named)
+
+
+def _settings(crops: Crops, tuning: Tuning) -> "PipelineSettings":
+    from upperson_camera import CaptureRules, PipelineSettings
+    from upperson_camera.tracker import check_tracker
+    from upperson_rt.ingest.boxes import QualityRules
+
+    return PipelineSettings(
+        tracker=check_tracker(tuning.tracker),
+        every_s=crops.every,
+        quality=QualityRules(min_height_px=tuning.min_height),
+        save_crops=not crops.vectors_only,
+        batch_size=tuning.batch_size,
+        capture_rules=CaptureRules(stall_s=tuning.stall),
+    )
+
+
+def _refuse_failed(stats: "PipelineStats", named: "Mapping[str, Source]") -> None:
+    """Raise InputError if a camera failed, or a live one never gave a picture."""
     failed = {n: c.error for n, c in stats.cameras.items() if c.state == "failed"}
     silent = {
         name: camera.error or f"nothing came in {stats.seconds:.0f} s"
@@ -299,23 +395,17 @@ def watch(
         and camera.frames_read == camera.frames_dropped.get("empty", 0)
         and name not in failed
     }
-    if output.as_json:
-        print_json({"gallery": str(gallery), "items": items, **stats.as_dict()})
-    else:
-        print_summary(stats, str(gallery), items)
-    if failure is not None:
-        raise failure
     problems = [
         f"{len(some)} of {count_of(len(named), 'camera')} {what}: "
         + "; ".join(f"{name}: {error}" for name, error in some.items())
         for some, what in (
-            (failed, "was given up" if len(failed) == 1 else "were given up"),
+            (failed, "failed"),
             (silent, "never gave a picture"),
         )
         if some
     ]
     if problems:
-        raise InputError(". ".join(problems))
+        raise InputError(". ".join(problems), code="camera_failed", failed=failed, silent=silent)
 
 
 def _named_sources(
@@ -326,7 +416,10 @@ def _named_sources(
     from upperson_camera.source import Logins
 
     if camera is not None and len(texts) > 1:
-        raise UsageError("--camera names one source; with several write  NAME=SOURCE  for each")
+        raise UsageError(
+            "--camera names one source; with several write  NAME=SOURCE  for each",
+            code="camera_name_for_several",
+        )
     known = Logins() if logins is None else Logins.read(logins)
     named: dict[str, Source] = {}
     for text in texts:
@@ -335,31 +428,33 @@ def _named_sources(
         StreamReader.require(source)
         name = camera or (match[1] if match else source.default_name)
         if name in named:
-            raise UsageError(f"two cameras are called {name}: write  NAME=SOURCE  for each")
+            raise UsageError(
+                f"two cameras are called {name}: write  NAME=SOURCE  for each",
+                code="camera_exists",
+                camera=name,
+            )
         named[name] = known.given_to(source)
     return named
 
 
-def _with_access(
-    named: "dict[str, Source]",
-    ca: Path | None,
-    insecure: list[str] | None,
-    allowed_hosts: list[str] | None,
-) -> "dict[str, Source]":
+def _with_access(named: "dict[str, Source]", connection: Connection) -> "dict[str, Source]":
     """Return the sources with what they may connect to."""
     from upperson_camera.access import Access
 
-    if unknown := set(insecure or ()) - set(named):
+    insecure = connection.insecure or ()
+    if unknown := set(insecure) - set(named):
         raise UsageError(
             f"--insecure {shortened(min(unknown))}: no camera is called so, there is "
-            f"{', '.join(map(shortened, named))}"
+            f"{', '.join(map(shortened, named))}",
+            code="camera_unknown",
+            camera=min(unknown),
         )
     found = {}
     for name, source in named.items():
         access = Access(
-            ca_file=ca,
-            insecure=name in (insecure or ()),
-            allowed_hosts=frozenset(map(str.lower, allowed_hosts or ())),
+            ca_file=connection.ca,
+            insecure=name in insecure,
+            allowed_hosts=frozenset(map(str.lower, connection.allow_host or ())),
         )
         access.context()  # A file that cannot be read is refused now, not at each connection.
         found[name] = replace(source, access=access)
@@ -367,7 +462,7 @@ def _with_access(
 
 
 def _begin_of_file(name: str, source: "Source") -> float | None:
-    """Return when a file begins as far as one can tell, and say so; None for a live source."""
+    """Return the guessed start time of a file, and print it; None for a live source."""
     from upperson_camera.source import guess_start_time
 
     if source.is_live:
@@ -392,12 +487,12 @@ def _publish(pipeline: "Pipeline", port: int | None, file: Path | None, stack: E
 
 
 def _run(pipeline: "Pipeline", stopped: list[int], duration: float | None, show: bool) -> None:
-    """Run until every source has ended, a signal has come or time is up; then finish the work."""
+    """Run until all sources have ended, a signal comes or the time is up; then commit."""
     until = float("inf") if duration is None else time.monotonic() + duration
     with ExitStack() as stack:
         redraw = stack.enter_context(live_display(show))
         earlier: PipelineStats | None = None
-        told = time.monotonic()
+        last_line = time.monotonic()
         with pipeline:
             while not stopped and time.monotonic() < until:
                 if pipeline.wait(min(_REDRAW_S, max(0.0, until - time.monotonic()))):
@@ -406,9 +501,9 @@ def _run(pipeline: "Pipeline", stopped: list[int], duration: float | None, show:
                     now = pipeline.stats()
                     redraw(status_table(now, earlier))
                     earlier = now
-                elif show and time.monotonic() - told >= _TELL_S:
+                elif show and time.monotonic() - last_line >= _PROGRESS_S:
                     print_note(progress_line(pipeline.stats()))
-                    told = time.monotonic()
+                    last_line = time.monotonic()
             if redraw is not None:
                 redraw(_COMMITTING)
             elif stopped:

@@ -1,4 +1,4 @@
-"""What an ONNX file takes and gives, and which layout it has, by its words and its answers."""
+"""Inputs and outputs of an ONNX file, and its layout by shapes, names and one run."""
 
 import ast
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from upperson_camera.detectors.layouts import LAYOUTS, TARGET_SIZES, Layout, gri
 from upperson_rt.backends.onnxruntime import session_options
 from upperson_rt.errors import InputError, UsageError, missing_extra
 from upperson_rt.onnx_file import require_no_loops
-from upperson_rt.printable import error_text, one_line, shown
+from upperson_rt.printable import error_text, one_line, safe_repr
 from upperson_rt.strict import suggestion
 from upperson_rt.towers import Backend
 
@@ -33,7 +33,7 @@ _MOST_PIXELS = 1 << 25
 _LONGEST_LITERAL = 1_000_000
 """Characters; the names of 10,000 classes have a tenth of them."""
 _USUAL_SIDE_PX = 640
-"""Of a file that takes any size and does not tell the one it was trained with."""
+"""Of a file that takes any size and does not name one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Graph:
 
     @property
     def is_rt_detr_of_ultralytics(self) -> bool:
-        """Whether that export says so: in its head, or before there was one, its description."""
+        """Whether that export names RT-DETR, as its head or, in older files, its description."""
         said = (self.metadata.get("head", ""), self.metadata.get("description", ""))
         return self.is_ultralytics and "rtdetr" in " ".join(said).lower()
 
@@ -79,11 +79,7 @@ class Graph:
     def run(
         self, backend: Backend, pixels: NDArray[np.float32], outputs: Sequence[str]
     ) -> list[NDArray[np.float32]]:
-        """Return outputs for float32 [N, 3, H, W], whatever the batch that the file takes.
-
-        Raises:
-            BackendError: The backend fails.
-        """
+        """Return outputs for float32 [N, 3, H, W], whatever the batch that the file takes."""
         total = len(pixels)
         most = min(self.batch or total, backend.max_batch or total)
         parts = []
@@ -97,18 +93,17 @@ class Graph:
 
 
 def read_graph(path: Path) -> Graph:
-    """Read a file, and run it once.
-
-    Raises:
-        InputError: No ONNX file that takes pictures, or it has loops, or does not run.
-        BackendError: onnxruntime is missing.
-    """
+    """Read a file, and run it once."""
     try:
         import onnxruntime
     except ImportError as error:
         raise missing_extra("onnxruntime", "cpu", "a detector in an ONNX file") from error
     if not path.is_file():
-        raise InputError(f"no detector file {path}: docs/detectors.md names some to take")
+        raise InputError(
+            f"no detector file {path}: docs/detectors.md names some to take",
+            code="detector_not_found",
+            path=path,
+        )
     require_no_loops(path)
     options = session_options(onnxruntime, None)
     # It runs once here: what optimizing takes would not be won back.
@@ -119,7 +114,9 @@ def read_graph(path: Path) -> Graph:
         )
     except Exception as error:  # onnxruntime has one class for each status, no common base.
         raise InputError(
-            f"onnxruntime cannot load the detector {path}: {one_line(error)}"
+            f"onnxruntime cannot load the detector {path}: {one_line(error)}",
+            code="detector_unreadable",
+            path=path,
         ) from error
     inputs = {found.name: tuple(found.shape) for found in session.get_inputs()}
     types = {found.name: found.type for found in session.get_inputs()}
@@ -129,7 +126,9 @@ def read_graph(path: Path) -> Graph:
         found = ", ".join(f"{name} {_shape(inputs[name])} {types[name]}" for name in inputs)
         raise InputError(
             f"{path} is no detector that is known: expected one input [N, 3, H, W] of floats, and "
-            f"{TARGET_SIZES} if it has a second one, found {found}"
+            f"{TARGET_SIZES} if it has a second one, found {found}",
+            code="detector_inputs_unknown",
+            path=path,
         )
     (picture,) = pictures
     batch, _, *sides = inputs[picture]
@@ -139,7 +138,9 @@ def read_graph(path: Path) -> Graph:
     if min(count, *size) < 1 or count * size[0] * size[1] > _MOST_PIXELS:
         raise InputError(
             f"{path} is no detector that is known: it takes {count} x {size[0]} x {size[1]} "
-            f"pixels at once, expected 1 to {_MOST_PIXELS:,}"
+            f"pixels at once, expected 1 to {_MOST_PIXELS:,}",
+            code="detector_size_out_of_range",
+            size=size,
         )
     dtype = _PICTURES[types[picture]]
     rows = np.repeat(_probe(size), count, axis=0)
@@ -148,7 +149,9 @@ def read_graph(path: Path) -> Graph:
         arrays = session.run(names, _inputs(picture, dtype, inputs, rows))
     except Exception as error:  # As above.
         raise InputError(
-            f"the detector {path} does not run on {size}: {one_line(error)}"
+            f"the detector {path} does not run on {size}: {one_line(error)}",
+            code="detector_does_not_run",
+            path=path,
         ) from error
     return Graph(
         path=path,
@@ -194,16 +197,13 @@ def _size(sides: Sequence[object], metadata: Mapping[str, str]) -> tuple[int, in
     except (ValueError, TypeError, OverflowError) as error:
         raise InputError(
             f"the detector's size of pictures cannot be read ({error_text(error)}): found imgsz "
-            f"{shown(metadata['imgsz'])}"
+            f"{safe_repr(metadata['imgsz'])}",
+            code="detector_size_unreadable",
         ) from error
 
 
 def literal(text: str) -> Any:
-    """Return what a text of a file's metadata says in Python's notation.
-
-    Raises:
-        ValueError: It says nothing, or what nests too deep to be read.
-    """
+    """Return the value of a text of metadata in Python's notation."""
     if len(text) > _LONGEST_LITERAL:
         raise ValueError(f"it has {len(text)} characters")
     try:
@@ -216,31 +216,30 @@ def _shape(shape: Sequence[object]) -> str:
     return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
 
 
-# --- Which layout a file has: by names, shapes and metadata, and by what it answers once
+# --- The layout of a file, by names, shapes, metadata and the outputs of one run
 #
-# What cannot be told apart is refused. Some layouts have the same shapes and differ in what must go
-# in, and a wrong one finds nobody, or half of the people, without an error.
+# An ambiguous file is refused: some layouts have the same shapes and differ in their inputs, and a
+# wrong one misses people without an error.
 
 _LARGEST_SHARE = 2.0
 """Boxes that reach further are in pixels."""
 _NEAR = 2.0
-"""Strides between a cell and the box it answers for, in the median: networks look around, not
-far."""
+"""Median distance between a cell and its box, in strides."""
 
 
 def recognise(graph: Graph, named: str | None = None) -> tuple[Layout, tuple[str, ...]]:
     """Return the layout of a file, and the outputs that are read.
 
     Args:
-        graph: What it says about itself, and what it answered.
-        named: The layout that the user named, or None.
-
-    Raises:
-        UsageError: No layout has this name.
-        InputError: It has not the named layout, none that is known, or one of several.
+        graph: The file, with the outputs of its run.
+        named: The layout of the user's choice, or None.
     """
     if named is not None and named not in LAYOUTS:
-        raise UsageError(f"no detector layout {shown(named)}, {suggestion(named, LAYOUTS)}")
+        raise UsageError(
+            f"no detector layout {safe_repr(named)}, {suggestion(named, LAYOUTS)}",
+            code="unknown_layout",
+            found=named,
+        )
     shapes = {name: array.shape for name, array in graph.answer.items()}
     fitting = {
         name: outputs
@@ -252,42 +251,48 @@ def recognise(graph: Graph, named: str | None = None) -> tuple[Layout, tuple[str
         if named not in fitting:
             raise InputError(
                 f"{graph.path} has not the layout '{named}'{_alternatives(list(fitting))}: found "
-                f"{graph.found}"
+                f"{graph.found}",
+                code="other_layout",
+                layout=named,
+                fitting=list(fitting),
             )
         return LAYOUTS[named], fitting[named]
     if not fitting:
         raise InputError(
             f"{graph.path} has no layout that is known ({', '.join(LAYOUTS)}): found "
-            f"{graph.found}; other detectors come in as  --detector MODULE:FACTORY"
+            f"{graph.found}; other detectors come in as  --detector MODULE:FACTORY",
+            code="no_known_layout",
         )
-    told = _tell(graph, fitting)
-    if len(told) != 1:
-        may_be = told or list(fitting)
+    possible = _possible(graph, fitting)
+    if len(possible) != 1:
+        may_be = possible or list(fitting)
         why = "and nothing in it says so: if it is, name it"
         if len(may_be) > 1:
             why = "which have the same shapes and see pictures differently: say which"
         raise InputError(
             f"{graph.path} may be {' or '.join(may_be)}, {why} with --detector-layout; found "
-            f"{graph.found}"
+            f"{graph.found}",
+            code="ambiguous_layout",
+            fitting=may_be,
         )
-    return LAYOUTS[told[0]], fitting[told[0]]
+    return LAYOUTS[possible[0]], fitting[possible[0]]
 
 
-def _tell(graph: Graph, fitting: Mapping[str, tuple[str, ...]]) -> list[str]:
+def _possible(graph: Graph, fitting: Mapping[str, tuple[str, ...]]) -> list[str]:
     """Return which of the layouts with fitting shapes it may be; none if evidence contradicts."""
     names = list(fitting)
     if "yolox" in names:
-        return _tell_grid(graph, fitting["yolox"][0])
+        return _possible_grid(graph, fitting["yolox"][0])
     if "rf-detr" in names:
         boxes, logits = fitting["rf-detr"]
         return ["rf-detr"] if (boxes, logits) == ("dets", "labels") else names
     if "rt-detr-ultralytics" in names:
-        return _tell_queries(graph, names, fitting["rt-detr-ultralytics"][0])
+        return _possible_queries(graph, names, fitting["rt-detr-ultralytics"][0])
     return names
 
 
-def _tell_queries(graph: Graph, names: list[str], output: str) -> list[str]:
-    """Tell rows of box and classes from rows of box, score and class, in pixels or in shares."""
+def _possible_queries(graph: Graph, names: list[str], output: str) -> list[str]:
+    """Distinguish rows of box and classes from rows of box, score and class."""
     if "end-to-end" not in names:
         # Boxes and classes alone say too little about what goes in.
         return names if graph.is_rt_detr_of_ultralytics else []
@@ -302,8 +307,8 @@ def _tell_queries(graph: Graph, names: list[str], output: str) -> list[str]:
     return ["end-to-end", "rt-detr-chosen"]
 
 
-def _tell_grid(graph: Graph, output: str) -> list[str]:
-    """Tell the layouts of one row a cell apart: does each row's box lie at its cell?"""
+def _possible_grid(graph: Graph, output: str) -> list[str]:
+    """Distinguish the layouts of one row a cell: does each row's box lie at its cell?"""
     table = np.asarray(graph.answer[output], np.float64)[0]
     found = grid(graph.size, len(table))
     assert found is not None  # `find` counted the cells.

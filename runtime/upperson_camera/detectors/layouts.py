@@ -1,6 +1,6 @@
-"""The layouts of detectors: what goes in, which outputs come out, and what they mean.
+"""The layouts of detectors: their inputs, and the meaning of their outputs.
 
-A layout is a row of `LAYOUTS`. Which one a file has is told in ``graph``.
+A layout is a row of `LAYOUTS`; ``graph`` recognizes the one of a file.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ __all__ = [
     "grid",
 ]
 
-# --- How a frame becomes the input of a network, and boxes in that input boxes in the frame again
+# --- From a frame to the input of a network, and back for boxes
 
 _GREY = 114  # What YOLO models are trained to see around a picture of another shape.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -53,14 +53,14 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pixels:
-    """What a network was trained to see."""
+    """The pixels that a network was trained on."""
 
     place: Literal["centre", "corner", "stretch"]
-    """A picture of another shape keeps its own and lies in the middle or at the top left, with grey
-    around it, or loses it."""
+    """A frame of another shape is padded with grey on two sides, padded below and to the right, or
+    stretched."""
     channels: Literal["rgb", "bgr"] = "rgb"
     largest: Literal[1, 255] = 1
-    """What white is."""
+    """The value of white."""
     imagenet: bool = False
     """Less ImageNet's mean, over its standard deviation."""
 
@@ -113,12 +113,14 @@ class Pixels:
         return padded, Fit(scale, scale, left, top)
 
 
-# --- The layouts of detectors: what goes in, which outputs come out, and what they mean
+# --- Layouts
 
 
 Arrays: TypeAlias = Sequence[NDArray[np.float32]]
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 """Of the outputs, by name, for one picture."""
+Found: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""(N, M, 4) corners in pixels of the input, and (N, M) scores for a class."""
 Size: TypeAlias = tuple[int, int]
 """Height and width of the input."""
 
@@ -136,28 +138,27 @@ class Layout:
 
     name: str
     what: str
-    """The models that have it, and what is done with their outputs."""
+    """The models that have it, and their outputs."""
     pixels: Pixels
     find: Callable[[Shapes, Size], tuple[str, ...] | None]
     """Returns the outputs that are read, in the order that ``read`` wants them in; None if the
     shapes are not such ones."""
     classes: Callable[[Sequence[tuple[int, ...]]], int | None]
-    """Number of classes by the shapes of those outputs; None where they do not tell."""
-    read: Callable[[Arrays, int, Size], tuple[NDArray[np.float32], NDArray[np.float32]]]
-    """Returns (N, M, 4) corners in pixels of the input and (N, M) scores for a class."""
+    """Number of classes by the shapes of those outputs; None if unknown."""
+    read: Callable[[Arrays, int, Size], Found]
     wants_sizes: bool = False
     """It has the input `TARGET_SIZES`."""
 
 
 def cells(size: Size, strides: Sequence[int]) -> int:
-    """Return how many cells the levels of a network have together."""
+    """Return the number of cells of all levels."""
     return sum((size[0] // step) * (size[1] // step) for step in strides)
 
 
 def grid(size: Size, rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
     """Return (rows, 2) columns and rows of the cells, and (rows, 1) their strides.
 
-    None if no known set of levels has so many cells.
+    None if no known levels have so many cells.
     """
     strides = next((some for some in _STRIDES if cells(size, some) == rows), None)
     if strides is None:
@@ -241,67 +242,51 @@ def _sides(size: Size) -> NDArray[np.float32]:
     return np.array([size[1], size[0], size[1], size[0]], np.float32)
 
 
-def _read_rows(
-    arrays: Arrays, person: int, size: Size
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _read_rows(arrays: Arrays, person: int, size: Size) -> Found:
     table = arrays[0]
     return _corners(table[..., :4]), table[..., 5 + person] * table[..., 4]
 
 
-def _read_grid(
-    arrays: Arrays, person: int, size: Size
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _read_grid(arrays: Arrays, person: int, size: Size) -> Found:
     """Read offsets from cells in strides, and logarithms of sizes in strides."""
     table = arrays[0]
     found = grid(size, table.shape[1])
     assert found is not None  # `find` counted the cells.
     places, steps = found
-    with np.errstate(over="ignore"):  # What is no box at all may become endless; its score is low.
+    with np.errstate(over="ignore"):  # Cells without a person may overflow; their score is low.
         boxes = np.concatenate(
             [(table[..., :2] + places) * steps, np.exp(table[..., 2:4]) * steps], axis=-1
         )
     return _corners(boxes), table[..., 5 + person] * table[..., 4]
 
 
-def _read_columns(
-    arrays: Arrays, person: int, size: Size
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _read_columns(arrays: Arrays, person: int, size: Size) -> Found:
     table = arrays[0].transpose(0, 2, 1)
     return _corners(table[..., :4]), table[..., 4 + person]
 
 
-def _read_chosen(
-    arrays: Arrays, person: int, size: Size
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _read_chosen(arrays: Arrays, person: int, size: Size) -> Found:
     table = arrays[0]
     mine = table[..., 5].round() == person
     return table[..., :4], np.where(mine, table[..., 4], np.float32(0))
 
 
-def _read_queries(
-    arrays: Arrays, person: int, size: Size
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _read_queries(arrays: Arrays, person: int, size: Size) -> Found:
     table = arrays[0]
     return _corners(table[..., :4]) * _sides(size), table[..., 4 + person]
 
 
-def _read_chosen_queries(
-    arrays: Arrays, person: int, size: Size
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _read_chosen_queries(arrays: Arrays, person: int, size: Size) -> Found:
     boxes, scores = _read_chosen(arrays, person, size)
     return _corners(boxes) * _sides(size), scores
 
 
-def _read_labels(
-    arrays: Arrays, person: int, size: Size
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _read_labels(arrays: Arrays, person: int, size: Size) -> Found:
     labels, boxes, scores = arrays
     return boxes, np.where(labels.round() == person, scores, np.float32(0))
 
 
-def _read_logits(
-    arrays: Arrays, person: int, size: Size
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _read_logits(arrays: Arrays, person: int, size: Size) -> Found:
     boxes, logits = arrays
     scores = 1 / (1 + np.exp(-np.clip(logits[..., person], -60, 60)))
     return _corners(boxes) * _sides(size), scores.astype(np.float32)

@@ -1,4 +1,4 @@
-"""The two detectors that need no ONNX file, and what makes each from its name."""
+"""HOG, boxes from a file, and the makers of detectors by name."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from upperson_camera.source import import_cv2
 from upperson_rt.arguments import check_path
 from upperson_rt.errors import InputError
 from upperson_rt.files import read_bounded
-from upperson_rt.ingest.named_detector import refuse_options
+from upperson_rt.ingest.detector import refuse_options
 
 __all__ = [
     "BoxesFile",
@@ -27,7 +27,7 @@ __all__ = [
 _MOST_BYTES = 256 << 20
 """Of a file of boxes: those of a day."""
 _SHRINK = (0.2, 0.08)
-"""Margins that HOG was trained with, to each side, as shares of width and height."""
+"""Margins of HOG's boxes on each side, as shares of width and height."""
 
 
 class HogDetector:
@@ -36,7 +36,7 @@ class HogDetector:
     Frames are scaled to at most ``width_px``; people lower than 128 pixels there are not found.
     """
 
-    warning = "hog misses many people and finds some where nobody is: use a network in an ONNX file"
+    warning = "hog misses many people and has false detections: use a network in an ONNX file"
 
     def __init__(self, width_px: int = 640, min_score: float = 0.3) -> None:
         cv2 = import_cv2()
@@ -79,11 +79,11 @@ class HogDetector:
         return boxes.astype(np.float32)
 
 
-# --- Boxes that are known beforehand, from a file
+# --- Boxes from a file
 
 
 class BoxesFile:
-    """Boxes from a file instead of a detector: for videos whose people are known.
+    """Boxes from a file instead of a detector, for videos with known people.
 
     The file is what  upperson data synthesize-video  writes beside a video: a JSON object whose
     ``frames`` holds for each frame a list of objects with a ``box``.
@@ -98,7 +98,9 @@ class BoxesFile:
         except (InputError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"cannot read boxes from {path} ({type(error).__name__}: {error}): expected the "
-                "JSON file that  upperson data synthesize-video  writes beside a video"
+                "JSON file that  upperson data synthesize-video  writes beside a video",
+                code="boxes_unreadable",
+                path=path,
             ) from error
 
     def boxes_at(self, index: int) -> list[list[float]]:
@@ -109,7 +111,8 @@ class BoxesFile:
         """Refuse: a file of boxes goes by the number of the frame."""
         raise InputError(
             "boxes from a file belong to the frames of one video, by their number: try them with  "
-            "upperson-rt watch VIDEO --detector FILE.json"
+            "upperson-rt watch VIDEO --detector FILE.json",
+            code="boxes_of_a_video",
         )
 
 

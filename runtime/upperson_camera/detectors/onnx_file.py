@@ -1,4 +1,4 @@
-"""Detectors in ONNX files: which class is people, what runs them, and what comes out."""
+"""Detectors in ONNX files."""
 
 import json
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from upperson_camera.detectors.graph import Graph, literal, read_graph, recognis
 from upperson_camera.detectors.layouts import Fit
 from upperson_camera.source import import_cv2
 from upperson_rt.backends import installed_backends, open_backend
-from upperson_rt.backends.fastest import Choice, Contest
+from upperson_rt.backends.autotune import Autotuner, Choice
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.files import sha256_of_file
-from upperson_rt.printable import error_text, shown
+from upperson_rt.printable import error_text, safe_repr
 from upperson_rt.towers import Backend
 
 __all__ = ["OnnxDetector"]
@@ -27,11 +27,11 @@ _PERSON = "person"
 _COCO_91 = 91
 """Classes of a network that keeps COCO's own numbers, in which person is 1."""
 _CLOSE = 0.05
-"""How far scores of two backends may be apart, and places in shares of the input's sides."""
+"""Tolerance between two backends, for scores and for places in shares of the input's sides."""
 
 
 class OnnxDetector:
-    """People found by a network in an ONNX file, in one of the layouts of `LAYOUTS`.
+    """A detector in an ONNX file, in one of the `LAYOUTS`.
 
     It runs on the CPU in the backend that is measured as the fastest, once for each machine and
     file. A file with a batch that may change takes up to 8 frames at once.
@@ -47,11 +47,11 @@ class OnnxDetector:
         backend: str = "auto",
         threads: int | None = None,
     ) -> None:
-        """Load a file, and find out what it is.
+        """Load a file, and recognize its layout.
 
         Args:
             path: The ONNX file.
-            layout: A name in `LAYOUTS`; None tells it from names, shapes, metadata and an answer.
+            layout: A name in `LAYOUTS`; None recognizes it from names, shapes, metadata and a run.
             person: The class that is people, by its name in the file or its number from 0; None
                 takes ``person``, or COCO's number in a file without names.
             min_score: Boxes below are left out; 0.4 if None.
@@ -69,8 +69,10 @@ class OnnxDetector:
         self.min_score = 0.4 if min_score is None else min_score
         if not 0 <= self.min_score <= 1:
             raise UsageError(
-                f"scores of {path} lie between 0 and 1, a least score of {self.min_score:g} "
-                "(--detector-score) would leave nobody or is none"
+                f"scores of {path} lie between 0 and 1, found a least score of {self.min_score:g} "
+                "(--detector-score)",
+                code="setting_out_of_range",
+                setting="min_score",
             )
         self.max_overlap = max_overlap
         self._graph = graph = read_graph(path)
@@ -81,7 +83,7 @@ class OnnxDetector:
         self.size = graph.size
         """Height and width of the input in pixels."""
         self.max_batch = graph.batch or _MOST
-        """Frames that are looked at together, see `BatchDetector`."""
+        """Frames at a time, see `BatchDetector`."""
         self.backend, self.choice = self._open(backend, threads, answer)
 
     def __str__(self) -> str:
@@ -95,7 +97,7 @@ class OnnxDetector:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What it is as JSON values, for ``upperson-rt doctor``."""
+        """Its properties as JSON values, for ``upperson-rt doctor``."""
         height, width = self.size
         return {
             "layout": self.layout.name,
@@ -126,7 +128,11 @@ class OnnxDetector:
         pixels = np.stack([values for values, _ in fitted])
         boxes, scores = self._read(self._graph.run(self.backend, pixels, self._outputs))
         if np.isnan(scores).any():
-            raise BackendError(f"the detector {self.path} gives scores that are no numbers")
+            raise BackendError(
+                f"the detector {self.path} gives scores that are no numbers",
+                code="detector_gives_nan",
+                path=self.path,
+            )
         return [self._keep(boxes[i], scores[i], fit) for i, (_, fit) in enumerate(fitted)]
 
     def _read(
@@ -135,10 +141,9 @@ class OnnxDetector:
         return self.layout.read(arrays, self.person, self.size)
 
     def _summary(self, arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Return what two backends must agree on: all scores, and where the boxes of some are.
+        """Return what two backends must agree on: scores, and boxes with more than a low score.
 
-        Sorted, and without boxes that are next to nothing: which of them come first, or at all,
-        says nothing.
+        Sorted, because the order of boxes may differ.
         """
         boxes, scores = self._read(arrays)
         table = np.column_stack([boxes[0] / max(self.size), scores[0]])
@@ -148,7 +153,7 @@ class OnnxDetector:
     def _keep(
         self, boxes: NDArray[np.float32], scores: NDArray[np.float32], fit: Fit
     ) -> NDArray[np.float32]:
-        """Return (N, 5) in pixels of the frame: sure enough, and nobody twice."""
+        """Return (N, 5) in pixels of the frame: above the least score, after NMS."""
         cv2 = import_cv2()
         sure = (scores >= self.min_score) & np.isfinite(boxes).all(axis=1)
         boxes, scores = boxes[sure], scores[sure]
@@ -164,7 +169,7 @@ class OnnxDetector:
     def _open(
         self, name: str, threads: int | None, answer: Sequence[NDArray[np.float32]]
     ) -> tuple[Backend, Choice]:
-        """Open the backend of that name, or the fastest; it must give the answer that is known."""
+        """Open the backend of that name, or the fastest; it must agree with the first run."""
         graph, probe, outputs = self._graph, self._graph.probe(), self._outputs
         expected = self._summary([array[:1] for array in answer])
 
@@ -173,7 +178,8 @@ class OnnxDetector:
             if not np.allclose(found, expected, rtol=_CLOSE, atol=_CLOSE, equal_nan=True):
                 raise IntegrityError(
                     f"{backend.name} {backend.version} finds other boxes with {self.path} than "
-                    "onnxruntime without optimization"
+                    "onnxruntime without optimization",
+                    code="backend_disagrees",
                 )
 
         load = partial(open_backend, self.path, device="cpu", threads=threads)
@@ -183,7 +189,7 @@ class OnnxDetector:
             check(backend)
             why = "auto: the only one installed" if name == "auto" else "as asked for"
             return backend, Choice(why=why)
-        contest = Contest(
+        contest = Autotuner(
             names=names,
             tower="detector",
             graph_sha256=sha256_of_file(self.path),
@@ -199,7 +205,7 @@ class OnnxDetector:
 
 
 def _person_class(graph: Graph, classes: int | None, wanted: str | int | None) -> tuple[int, str]:
-    """Return the number of the class that is people, and how it came to be chosen."""
+    """Return the number of the class for people, and the reason for it."""
     names = _names(graph)
     if isinstance(wanted, str) and wanted.isdecimal():
         wanted = int(wanted)
@@ -215,16 +221,24 @@ def _person_class(graph: Graph, classes: int | None, wanted: str | int | None) -
             if not names:
                 raise InputError(
                     f"the detector {graph.path} names no classes, found '{name}': choose one by "
-                    "its number, from 0, with  --detector-class N"
+                    "its number, from 0, with  --detector-class N",
+                    code="detector_class_unknown",
+                    name=name,
                 )
             known = ", ".join(list(names.values())[:20])
             raise InputError(
                 f"the detector {graph.path} knows no class '{name}', only {known}: choose with  "
-                "--detector-class NAME|N"
+                "--detector-class NAME|N",
+                code="detector_class_unknown",
+                name=name,
             )
         why = name
     if classes is not None and number >= classes:
-        raise InputError(f"the detector {graph.path} has {classes} classes, no class {number}")
+        raise InputError(
+            f"the detector {graph.path} has {classes} classes, no class {number}",
+            code="detector_class_unknown",
+            name=number,
+        )
     return number, f"class {number} ({why if names.get(number) in (None, why) else names[number]})"
 
 
@@ -242,5 +256,6 @@ def _names(graph: Graph) -> dict[int, str]:
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
         raise InputError(
             f"the class names in {graph.path} cannot be read ({error_text(error)}): found "
-            f"{shown(text)}"
+            f"{safe_repr(text)}",
+            code="detector_classes_unreadable",
         ) from error

@@ -1,6 +1,5 @@
-"""The ONVIF search service: recordings searched by sentence and by picture, over SOAP.
+"""The ONVIF search service over the console's searches. A camera of the gallery is a recording.
 
-A camera of the gallery is a recording. `soap` reads requests and `security` tells who sends them;
-`device` and `recordings` say what can be asked, in `sessions` that hand out each result once;
-`routes` puts it on the network.
+`soap` reads requests, `security` authenticates them, `device` and `recordings` have the operations,
+`sessions` the searches under way, and `routes` the addresses.
 """

@@ -1,4 +1,4 @@
-"""What a client asks first: the device service, as far as it leads to the search service."""
+"""The device service, as far as clients need it to find the search service."""
 
 import time
 from collections.abc import Callable
@@ -25,7 +25,7 @@ ABILITIES = {
     "NLSearch": "true",
     "ImageSearch": "true",
 }
-"""Of the search service."""
+"""Capabilities of the search service."""
 _VERSION = ("26", "6")
 """Of the standard."""
 _CATEGORIES = {"All", "Analytics", "Device", "Events", "Imaging", "Media", "PTZ"}
@@ -33,12 +33,12 @@ _CATEGORIES = {"All", "Analytics", "Device", "Events", "Imaging", "Media", "PTZ"
 
 @dataclass(frozen=True)
 class Address:
-    """Where a client found this server."""
+    """The address at which a client reached this server."""
 
     base: str
-    """Up to the host and port."""
+    """Scheme, host and port."""
     path: str
-    """Of ONVIF."""
+    """Path of the ONVIF services."""
 
     def service(self, name: str) -> str:
         """Return the address of a service."""
@@ -50,7 +50,7 @@ class Address:
 
 
 def device_information(fingerprint: str, variant: str) -> Element:
-    """Return what this is; a model is as near to a serial number as software gets."""
+    """Return the device information; the fingerprint of the model is the serial number."""
     values = {
         "Manufacturer": "UP-Person Edge",
         "Model": "upperson-rt serve",
@@ -117,10 +117,10 @@ def _services(request: Element, address: Address) -> Element:
 
 
 def _capabilities(request: Element, address: Address) -> Element:
-    asked = {one.text or "" for one in Fields(request, repeated=["Category"]).all("Category")}
-    if asked - _CATEGORIES:
+    categories = {one.text or "" for one in Fields(request, repeated=["Category"]).all("Category")}
+    if categories - _CATEGORIES:
         raise invalid(f"a Category is one of {', '.join(sorted(_CATEGORIES))}")
-    if asked and not asked & {"All", "Device"}:
+    if categories and not categories & {"All", "Device"}:
         raise FaultError(
             "Receiver", ("ActionNotSupported", "NoSuchService"), "there is no such service here"
         )
@@ -155,4 +155,4 @@ PUBLIC: dict[str, Callable[[Element, Address], Element]] = {
     f"{{{DEVICE}}}GetCapabilities": _capabilities,
     f"{{{SEARCH}}}GetServiceCapabilities": _search_capabilities,
 }
-"""What the standard lets anybody ask (access class PRE_AUTH), by the name of the request."""
+"""Operations without authentication (access class PRE_AUTH), by the name of the request."""

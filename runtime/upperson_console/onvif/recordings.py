@@ -1,7 +1,7 @@
-"""The operations of the search service, over the desk: a camera of the gallery is a recording.
+"""The operations of the ONVIF search service; a camera of the gallery is a recording.
 
-What is asked goes the way of the console's own searches: the same hits, only cameras that somebody
-may see, and a line in the query log before anything is shown.
+Searches take the same path as those of the console: the same hits, only cameras that the account
+may see, and a line in the query log before a result is returned.
 """
 
 import hashlib
@@ -18,10 +18,14 @@ from xml.etree.ElementTree import Element
 from starlette.concurrency import run_in_threadpool
 
 from upperson_console.accounts import Account
-from upperson_console.answers import compared
-from upperson_console.desk import Desk
 from upperson_console.onvif.device import Address, device_information
-from upperson_console.onvif.sessions import LONGEST_S, Found, Kind, Session, Sessions
+from upperson_console.onvif.sessions import (
+    LONGEST_S,
+    Kind,
+    SearchSession,
+    SearchSessions,
+    SessionResult,
+)
 from upperson_console.onvif.soap import (
     DEVICE,
     SCHEMA,
@@ -38,7 +42,9 @@ from upperson_console.onvif.soap import (
     time_text,
     unix_time,
 )
+from upperson_console.results import scored_hits
 from upperson_console.search import MOST_HITS, Search
+from upperson_console.service import ConsoleService
 from upperson_rt.gallery import CameraInfo, Filter, Hit
 
 __all__ = ["Call", "Recordings"]
@@ -50,43 +56,43 @@ _LISTS: dict[Kind, tuple[str, str]] = {
     "sentence": ("GetNLSearchResultsRequest", "GetNLSearchResultsResponse"),
     "image": ("GetImageSearchResultsRequest", "GetImageSearchResultsResponse"),
 }
-"""Of each kind of search: how its results are asked for, and answered."""
+"""By kind of search: the request for its results, and the response."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A request of somebody."""
+    """An authenticated request."""
 
     request: Element
     account: Account
     address: Address
     is_gone: Callable[[], Awaitable[bool]]
-    """Whether nobody waits for the answer any more."""
+    """Return whether the client has disconnected."""
 
 
 class Recordings:
     """The search service over a gallery."""
 
-    def __init__(self, desk: Desk, sessions: Sessions) -> None:
-        """Search with a desk, in some sessions."""
+    def __init__(self, service: ConsoleService, sessions: SearchSessions) -> None:
+        """Search with a console's use cases, in search sessions."""
         self.sessions = sessions
-        self._desk = desk
+        self._service = service
         own: dict[str, Callable[[Call], Awaitable[Element]]] = {
             "FindRecordings": self._find_recordings,
             "SearchImageByNLRequest": self._by_sentence,
             "SearchImageByImageRequest": self._by_image,
             "EndSearch": self._end,
-            **{asked: self._results for asked, _ in _LISTS.values()},
+            **{request: self._results for request, _ in _LISTS.values()},
         }
         self.operations = {f"{{{SEARCH}}}{name}": answer for name, answer in own.items()}
-        """What somebody who is known may ask, by the name of the request."""
+        """Operations that need authentication, by the name of the request."""
         self.operations[f"{{{DEVICE}}}GetDeviceInformation"] = self._device_information
 
     async def _device_information(self, call: Call) -> Element:
         Fields(call.request)
-        return device_information(self._desk.encoder.fingerprint, self._desk.encoder.variant)
+        return device_information(self._service.encoder.fingerprint, self._service.encoder.variant)
 
-    # Searches are begun.
+    # Begin a search.
 
     async def _by_sentence(self, call: Call) -> Element:
         given = Fields(
@@ -109,11 +115,11 @@ class Recordings:
         content = given.maybe("TargetImageData", picture)
         place = given.maybe("TargetImageURI", text)
         if content:
-            kept = await run_in_threadpool(self._desk.query_pictures.add, BytesIO(content))
+            kept = await run_in_threadpool(self._service.query_pictures.add, BytesIO(content))
             return await self._begin(call, given, Search(picture=kept.id))
         if not place:
             raise invalid("TargetImageData or TargetImageURI must be given")
-        # Whatever else it names is not fetched: a client could make this server ask its neighbours.
+        # Other addresses are not fetched: a client could reach hosts beside this server.
         own = re.fullmatch(re.escape(call.address.picture(0)[:-1]) + "([0-9]{1,18})", place)
         if own is None:
             raise invalid(
@@ -135,35 +141,35 @@ class Recordings:
         search = replace(search, where=where)
 
         def cameras() -> dict[str, CameraInfo]:
-            there = self._tokens(call.account)
-            chosen = there if token is None else {token} & there.keys()
-            return {there[one][0]: there[one][1] for one in chosen}
+            known = self._tokens(call.account)
+            chosen = known if token is None else {token} & known.keys()
+            return {known[one][0]: known[one][1] for one in chosen}
 
-        def look(skip: Collection[bytes], count: int) -> list[Found]:
+        def find(skip: Collection[bytes], count: int) -> list[SessionResult]:
             names = [*cameras()]
             if not names:
                 return []
-            asked = replace(search, where=replace(where, camera=names))
-            hits = compared(self._desk, call.account, asked, len(skip) + count)
+            narrowed = replace(search, where=replace(where, camera=names))
+            hits = scored_hits(self._service, call.account, narrowed, len(skip) + count)
             fresh = (
                 (key, hit, likelihood)
                 for hit, likelihood in hits
                 if likelihood >= least and (key := _key(hit)).bytes not in skip
             )
             return [
-                Found(key.bytes, _result(key, hit, likelihood, call.address), hit)
+                SessionResult(key.bytes, _result(key, hit, likelihood, call.address), hit)
                 for key, hit, likelihood in islice(fresh, count)
             ]
 
-        def note(found: Sequence[Found], count: int) -> None:
+        def note(found: Sequence[SessionResult], count: int) -> None:
             hits = [one.hit for one in found if one.hit is not None]
             name = call.request.tag.rpartition("}")[2].removesuffix("Request")
             names = [*cameras()]
-            asked = replace(search, where=replace(where, camera=names or None))
+            narrowed = replace(search, where=replace(where, camera=names or None))
             more: dict[str, object] = {"onvif": name}
             if not names:  # A filter without a camera would mean all.
                 more["cameras"] = []
-            self._desk.note_search(call.account, asked, hits, count, more)
+            self._service.note_search(call.account, narrowed, hits, count, more)
 
         def reached() -> float:
             if end is not None:
@@ -172,11 +178,11 @@ class Recordings:
             return max([start, *times])
 
         most = given.maybe("MaxMatches", number(1))
-        session = Session(
+        session = SearchSession(
             account=call.account,
             kind="sentence" if search.sentence else "image",
             keep_s=_kept(given),
-            look=look,
+            search=find,
             note=note,
             reached=reached,
             start=start,
@@ -184,14 +190,14 @@ class Recordings:
             most=MOST_HITS if most is None else min(most, MOST_HITS),
         )
 
-        def ask() -> None:
-            look((), 1)  # What cannot be asked is told now.
+        def check() -> None:
+            find((), 1)  # Reports now what is wrong with the search.
             note([], session.most)
 
-        answer = self._begun(call, session)  # Nothing is asked where there is no room.
+        answer = self._begun(call, session)  # First, so that a full server does not search.
         try:
             with self.sessions.answering(session):
-                await run_in_threadpool(ask)
+                await run_in_threadpool(check)
         except BaseException:
             self.sessions.end(session)
             raise
@@ -206,48 +212,50 @@ class Recordings:
             "RecordingInformationFilter", "Extension", repeated=names,
         )  # fmt: skip
         if scope.maybe("RecordingInformationFilter", text):
-            raise invalid("RecordingInformationFilter is not known here: name IncludedRecordings")
+            raise invalid("RecordingInformationFilter is not supported: name IncludedRecordings")
         wanted = {(one.text or "").strip() for one in scope.all("IncludedRecordings")}
         for source in scope.all("IncludedSources"):
             token = child(source, SCHEMA, "Token")
             wanted.add("" if token is None else (token.text or "").strip())
 
-        def look(skip: Collection[bytes], count: int) -> list[Found]:
+        def find(skip: Collection[bytes], count: int) -> list[SessionResult]:
             return [
-                Found(token.encode(), _recording(token, name, info))
+                SessionResult(token.encode(), _recording(token, name, info))
                 for token, (name, info) in sorted(self._tokens(call.account).items())
                 if token.encode() not in skip and (not wanted or token in wanted)
             ][:count]
 
         most = given.maybe("MaxMatches", number(1))
-        session = Session(
+        session = SearchSession(
             account=call.account,
             kind="recordings",
             keep_s=_kept(given),
-            look=look,
-            note=lambda found, count: None,  # Who may see which cameras is no search.
+            search=find,
+            note=lambda found, count: None,  # A list of cameras is no search.
             reached=self.sessions.now,
             start=self.sessions.now(),
             most=MOST_HITS if most is None else min(most, MOST_HITS),
         )
         return self._begun(call, session)
 
-    def _begun(self, call: Call, session: Session) -> Element:
+    def _begun(self, call: Call, session: SearchSession) -> Element:
         self.sessions.begin(session)
         name = call.request.tag.rpartition("}")[2].removesuffix("Request")
         return element(SEARCH, f"{name}Response", element(SEARCH, "SearchToken", session.token))
 
-    # Searches go on, and end.
+    # Return results, and end a search.
 
     async def _results(self, call: Call) -> Element:
         given = Fields(call.request, "SearchToken", "MinResults", "MaxResults", "WaitTime")
         name = call.request.tag.rpartition("}")[2]
-        kind, answer = next((k, answer) for k, (asked, answer) in _LISTS.items() if asked == name)
+        kind, answer = next(
+            (k, answer) for k, (request, answer) in _LISTS.items() if request == name
+        )
         session = self.sessions.find(call.account, given.one("SearchToken", text), kind)
         most = given.maybe("MaxResults", number(1))
         wait_s = given.maybe("WaitTime", seconds)
         least = given.maybe("MinResults", number(0))
-        if least is None:  # Without a time nobody said to wait; with one all of it counts.
+        if least is None:  # With a wait time, wait for all; without one, for none.
             least = (most or MOST_HITS) if wait_s else 0
         state, found = await self.sessions.results(
             session,
@@ -275,8 +283,8 @@ class Recordings:
     # Cameras as recordings.
 
     def _tokens(self, account: Account) -> dict[str, tuple[str, CameraInfo]]:
-        """Return name and facts of each camera that somebody may see, by its token."""
-        return {_token(name): (name, info) for name, info in self._desk.cameras(account).items()}
+        """Return name and counts of each camera that an account may see, by token."""
+        return {_token(name): (name, info) for name, info in self._service.cameras(account).items()}
 
     def _camera(self, account: Account, token: str) -> None:
         if token not in self._tokens(account):
@@ -288,7 +296,7 @@ def _kept(given: Fields) -> float:
 
 
 def _token(camera: str) -> str:
-    """Return a camera's name, or what stands for one that is too long or odd for a token."""
+    """Return a camera's name, or its hash if the name cannot be a token."""
     if _PLAIN.fullmatch(camera):
         return camera
     return "camera-" + hashlib.sha256(camera.encode("utf-8", "surrogatepass")).hexdigest()[:32]
@@ -322,14 +330,14 @@ def _recording(token: str, name: str, info: CameraInfo) -> Element:
 
 
 def _key(hit: Hit) -> uuid.UUID:
-    """Return what stands for a person in one sequence of a camera, in every search the same."""
+    """Return the id of a track, or of a picture without one; the same in every search."""
     item = hit.item
     name = ("track", item.camera, item.track) if item.track is not None else ("picture", item.key)
     return uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(name))
 
 
 def _result(key: uuid.UUID, hit: Hit, likelihood: float, address: Address) -> Element:
-    """Return a hit as a result of either search: the types have the same fields."""
+    """Return a hit as a result of either kind of search, whose types have the same fields."""
     values = {
         "ObjectUUID": str(key),
         "TargetImageURI": address.picture(hit.id),

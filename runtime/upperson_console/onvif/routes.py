@@ -1,4 +1,4 @@
-"""The addresses of ONVIF: two services, the pictures of results, and what describes them."""
+"""ONVIF over HTTP: two services, their descriptions, and the pictures of results."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,13 +11,13 @@ from starlette.requests import ClientDisconnect
 
 from upperson_console.accounts import Account
 from upperson_console.api import picture_response
-from upperson_console.desk import Desk
-from upperson_console.guard import RefusedError
+from upperson_console.guard import BodyRefusedError
+from upperson_console.limits import BusyError
 from upperson_console.live import Live
 from upperson_console.onvif.device import PUBLIC, Address
 from upperson_console.onvif.recordings import Call, Recordings
-from upperson_console.onvif.security import Authentication, StrangerError, Users
-from upperson_console.onvif.sessions import Sessions, no_room
+from upperson_console.onvif.security import Authentication, UnauthorizedError, Users
+from upperson_console.onvif.sessions import SearchSessions, no_room
 from upperson_console.onvif.soap import (
     SEARCH,
     WSSE,
@@ -30,7 +30,7 @@ from upperson_console.onvif.soap import (
     read_envelope,
 )
 from upperson_console.problems import problem_of
-from upperson_console.turns import BusyError
+from upperson_console.service import ConsoleService
 from upperson_rt.printable import error_text, get_logger, shortened
 
 __all__ = ["PATH", "OnvifRoutes"]
@@ -38,39 +38,39 @@ __all__ = ["PATH", "OnvifRoutes"]
 PATH = "/onvif"
 _LOG = get_logger(__name__)
 _MEDIA_TYPE = "application/soap+xml; charset=utf-8"
-_MOST_STRANGE_BYTES = 64 << 10
-"""Of a request until it says who sends it."""
+_MOST_ANONYMOUS_BYTES = 64 << 10
+"""Of a request until its sender is known."""
 _WITH_PICTURE = f"{{{SEARCH}}}SearchImageByImageRequest"
 _MOST_LARGE = 2
-"""Larger requests at a time: each takes several times its size while it is read."""
+"""Larger requests at a time, each of which takes several times its size while it is read."""
 
 
 class OnvifRoutes:
-    """Answers at `PATH`."""
+    """The routes below `PATH`."""
 
-    def __init__(self, desk: Desk, users: Users, live: Live) -> None:
-        """Answer some users over a desk, until the server ends."""
+    def __init__(self, service: ConsoleService, users: Users, live: Live) -> None:
+        """Serve ONVIF users a console's searches, until the server ends."""
         self.authentication = Authentication(users)
-        self.sessions = Sessions(lambda: live.has_ended)
-        self._desk = desk
-        self._recordings = Recordings(desk, self.sessions)
+        self.sessions = SearchSessions(lambda: live.has_ended)
+        self._service = service
+        self._recordings = Recordings(service, self.sessions)
         self._large = 0
         self.router = APIRouter(prefix=PATH, include_in_schema=False)
         for name in ("device", "search"):
-            self.router.post(f"/{name}_service")(self._service)
+            self.router.post(f"/{name}_service")(self._answer)
         self.router.get("/{name}.wsdl")(_description)
         self.router.get("/pictures/{id}")(self._picture)
 
-    async def _service(self, request: Request) -> Response:
+    async def _answer(self, request: Request) -> Response:
         try:
             status, content = 200, await self._answered(request)
             return Response(content, status, media_type=_MEDIA_TYPE)
-        except RefusedError:
+        except BodyRefusedError:
             raise
         except ClientDisconnect:
-            return Response(status_code=400)  # Nobody gets it.
+            return Response(status_code=400)  # No client receives it.
         except Exception as error:
-            return _told(request, error)
+            return _fault_response(request, error)
 
     async def _answered(self, request: Request) -> bytes:
         content, account = bytearray(), None
@@ -79,20 +79,20 @@ class OnvifRoutes:
         try:
             async for block in blocks:
                 content += block
-                if not is_large and len(content) > _MOST_STRANGE_BYTES:
+                if not is_large and len(content) > _MOST_ANONYMOUS_BYTES:
                     account = self._sender(request, header_of(content))
                     if self._large >= _MOST_LARGE:
                         raise no_room("too many pictures are being sent: try again in a moment")
                     is_large = True
                     self._large += 1
             is_whole = True
-            header, asked = await run_in_threadpool(read_envelope, content)
+            header, body = await run_in_threadpool(read_envelope, content)
             content.clear()
-            if is_large and asked.tag != _WITH_PICTURE:  # Nobody shall wait in these few places.
-                raise invalid(f"only a picture makes a request larger than {_MOST_STRANGE_BYTES}")
-            return message(await self._run(request, header, asked, account))
+            if is_large and body.tag != _WITH_PICTURE:  # The few places are for pictures.
+                raise invalid(f"only a picture makes a request larger than {_MOST_ANONYMOUS_BYTES}")
+            return message(await self._run(request, header, body, account))
         except FaultError:
-            if not is_whole:  # Clients read an answer only after all was sent.
+            if not is_whole:  # Clients read a response only after they have sent all.
                 async for _ in blocks:
                     pass
             raise
@@ -100,45 +100,42 @@ class OnvifRoutes:
             self._large -= is_large
 
     async def _run(
-        self, request: Request, header: Element, asked: Element, account: Account | None
+        self, request: Request, header: Element, body: Element, account: Account | None
     ) -> Element:
         address = _address(request)
-        if asked.tag in PUBLIC:
-            return PUBLIC[asked.tag](asked, address)
-        operation = self._recordings.operations.get(asked.tag)
+        if body.tag in PUBLIC:
+            return PUBLIC[body.tag](body, address)
+        operation = self._recordings.operations.get(body.tag)
         if operation is None:
             raise FaultError(
-                "Receiver", ("ActionNotSupported",), f"{shortened(asked.tag)} is not offered here"
+                "Receiver", ("ActionNotSupported",), f"{shortened(body.tag)} is not offered here"
             )
         account = account or self._sender(request, header)
-        return await operation(Call(asked, account, address, request.is_disconnected))
+        return await operation(Call(body, account, address, request.is_disconnected))
 
     def _sender(self, request: Request, header: Element | None) -> Account:
-        """Return who sends a request.
-
-        Raises:
-            StrangerError: Nobody who is known.
-        """
+        """Return the account of a request; raises UnauthorizedError."""
         kind, _, proof = request.headers.get("authorization", "").partition(" ")
         if kind.lower() == "digest":
             return self.authentication.by_digest(proof, request.method, _target(request))
         security = None if header is None else child(header, WSSE, "Security")
         if security is None:
             raise self.authentication.challenge(
-                "say who asks: with a UsernameToken of WS-Security at the beginning, or HTTP Digest"
+                "authenticate: a UsernameToken of WS-Security at the beginning, or HTTP Digest",
+                problem="missing",
             )
         return self.authentication.by_header(security)
 
     async def _picture(self, request: Request, id: int) -> Response:
         try:
             account = self._sender(request, None)
-        except StrangerError as refused:
-            return _told(request, refused)
-        return await run_in_threadpool(picture_response, self._desk, account, id, "view")
+        except UnauthorizedError as refused:
+            return _fault_response(request, refused)
+        return await run_in_threadpool(picture_response, self._service, account, id, "view")
 
 
-def _told(request: Request, error: Exception) -> Response:
-    """Return what an error is as a fault; defects stand in the log."""
+def _fault_response(request: Request, error: Exception) -> Response:
+    """Return an error as a SOAP fault; defects are logged."""
     problem = problem_of(error)
     if isinstance(error, FaultError):
         fault = error
@@ -155,7 +152,7 @@ def _told(request: Request, error: Exception) -> Response:
             "Receiver", ("Action",), f"internal error: {name}; the server's log says more"
         )
     status, content = fault_answer(fault)
-    challenges = fault.challenges if isinstance(fault, StrangerError) else ()
+    challenges = fault.challenges if isinstance(fault, UnauthorizedError) else ()
     response = Response(content, 401 if challenges else status, media_type=_MEDIA_TYPE)
     for challenge in challenges:
         response.headers.append("www-authenticate", challenge)

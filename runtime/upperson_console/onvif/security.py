@@ -1,12 +1,10 @@
-"""Who sends a request: WS-Security's UsernameToken with a digest, or HTTP Digest (RFC 7616).
+"""ONVIF authentication: WS-Security UsernameToken with a digest, or HTTP Digest (RFC 7616).
 
-Either proves that the sender knows a password without sending it, for which this side must know it,
-too: a hash will not do. So ONVIF has users and passwords of its own, which are random, lie in a
-file that only its owner reads, and open nothing but this search. A token of the console is never
-one of them.
+Both prove knowledge of a password without sending it, so the server must store the password itself,
+not a hash. So ONVIF has users with random passwords of their own, in a file that only its owner can
+read; they give access to this search only. Tokens of the console are no ONVIF passwords.
 
-A digest can be overheard and sent again. So what each one was made for once is remembered, for as
-long as it would be taken.
+To prevent replays, used nonces are remembered for as long as they are valid.
 """
 
 import base64
@@ -26,7 +24,7 @@ from xml.etree.ElementTree import Element
 from upperson_console.accounts import Account
 from upperson_console.credentials import (
     Credential,
-    Followed,
+    CredentialFile,
     change_listed,
     put,
     read_listed,
@@ -34,31 +32,31 @@ from upperson_console.credentials import (
 )
 from upperson_console.onvif.soap import WSSE, WSU, FaultError, child, unix_time
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.printable import shown
+from upperson_rt.printable import safe_repr
 from upperson_rt.remote import password_digest, require_private
 from upperson_rt.strict import Constraint
 
-__all__ = ["Authentication", "StrangerError", "Users", "add_user", "read_users", "revoke_user"]
+__all__ = ["Authentication", "UnauthorizedError", "Users", "add_user", "read_users", "revoke_user"]
 
 _REALM = "UP-Person Edge"
 _WITHIN_S = 300.0
-"""Clocks may differ by so much, and a challenge is good for so long."""
+"""Allowed clock difference, and lifetime of a challenge."""
 _MOST_REMEMBERED = 20_000
-"""Requests of one user within that time."""
+"""Nonces of one user within that time."""
 _LONGEST_NONCE = 256
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
-"""What every client writes into both kinds of headers alike."""
+"""Names that all clients encode alike in both headers."""
 _PASSWORD_TYPE = (
     "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-username-token-profile-1.0"
     "#PasswordDigest"
 )
 _HASHES = {"SHA-256": hashlib.sha256, "MD5": hashlib.md5}
-"""What RFC 7616 names, in the order in which they are offered; ONVIF asks for both."""
+"""Algorithms of RFC 7616 in the order of preference; ONVIF requires both."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class User(Credential):
-    """A line of a file of ONVIF users."""
+    """An ONVIF user."""
 
     password: Annotated[str, Constraint(lambda text: len(text) >= 16, "at least 16 letters")]
 
@@ -70,28 +68,30 @@ class _UserFile:
 
 
 class Users:
-    """Those whom a file of ONVIF users names, as it is now."""
+    """The ONVIF users of a file; a change of the file counts from the next request on."""
 
     def __init__(self, path: Path) -> None:
         """Read a file, as `add_user` writes it.
 
         Raises:
-            InputError: It cannot be read, is malformed, names nobody, or others may read it.
+            InputError: It cannot be read, is malformed, has no user, or others may read it.
         """
         if not read_users(path):
             raise InputError(
-                f"{path} names nobody: add somebody with  upperson-rt token {path} NAME --onvif"
+                f"{path} has no user: add one with  upperson-rt token {path} NAME --onvif",
+                code="credentials_empty",
+                path=path,
             )
-        self._users = Followed(path, _read_private)
-        self._nobody = secrets.token_urlsafe(18)
+        self._users = CredentialFile(path, _read_private)
+        self._unused_password = secrets.token_urlsafe(18)
 
     def password(self, name: str) -> str:
-        """Return somebody's password; of a name that is not known one that nobody has."""
+        """Return a user's password; for an unknown name a random one."""
         user = self._find(name)
-        return self._nobody if user is None else user.password
+        return self._unused_password if user is None else user.password
 
     def account(self, name: str) -> Account | None:
-        """Return who has a name."""
+        """Return the account of a user, or None."""
         user = self._find(name)
         if user is None:
             return None
@@ -104,7 +104,7 @@ class Users:
 def add_user(
     path: Path, name: str, cameras: tuple[str, ...] | None, lasts_s: float | None = None
 ) -> str:
-    """Put somebody into a file of ONVIF users, made if need be, and return the new password.
+    """Add a user to a file, which is created if missing, and return the new password.
 
     An earlier password of the same name is replaced.
 
@@ -121,7 +121,9 @@ def add_user(
     if not _NAME.fullmatch(name):
         raise UsageError(
             "the name of an ONVIF user has 1 to 64 letters a-z, digits and ._@-, found "
-            f"{shown(name)}"
+            f"{safe_repr(name)}",
+            code="onvif_name_invalid",
+            found=name,
         )
     password, now = secrets.token_urlsafe(18), time.time()
     expires = None if lasts_s is None else now + lasts_s
@@ -131,7 +133,7 @@ def add_user(
 
 
 def revoke_user(path: Path, name: str) -> None:
-    """Remove somebody from a file of ONVIF users.
+    """Remove a user from a file.
 
     Raises:
         InputError: The file is malformed or cannot be written, or has no such user.
@@ -141,31 +143,34 @@ def revoke_user(path: Path, name: str) -> None:
     )
 
 
-class StrangerError(FaultError):
-    """A request of somebody who is not known."""
+class UnauthorizedError(FaultError):
+    """A request without valid credentials."""
 
-    def __init__(self, reason: str, challenges: Sequence[str] = ()) -> None:
-        """Refuse it, perhaps with what to prove oneself by, the values of WWW-Authenticate."""
+    def __init__(self, reason: str, challenges: Sequence[str] = (), *, problem: str) -> None:
+        """Refuse a request.
+
+        Args:
+            reason: For the client, in one line.
+            challenges: Values of ``WWW-Authenticate``.
+            problem: What is wrong, such as ``replayed``, for tests and logs.
+        """
         super().__init__("Sender", ("NotAuthorized",), reason)
         self.challenges = challenges
+        self.problem = problem
 
 
 class Authentication:
-    """Tells whose request it is. For one thread."""
+    """Authenticates requests. For one thread."""
 
     def __init__(self, users: Users, clock: Callable[[], float] = time.time) -> None:
-        """Know some users; ``clock`` tells unix seconds."""
+        """Authenticate users; ``clock`` returns unix seconds."""
         self.clock = clock
         self._users = users
         self._key = secrets.token_bytes(32)
         self._used: dict[str, dict[bytes, float]] = {}
 
     def by_header(self, security: Element) -> Account:
-        """Return whose WS-Security header it is.
-
-        Raises:
-            StrangerError: Nobody's, or it was sent before.
-        """
+        """Return the account of a WS-Security header; raises UnauthorizedError."""
         tokens = security.findall(f"{{{WSSE}}}UsernameToken")
         token = tokens[0] if len(tokens) == 1 else Element("none")
         name, password, nonce, created = (
@@ -174,32 +179,38 @@ class Authentication:
         )
         kind = child(token, WSSE, "Password")
         if not created or not nonce or kind is None or kind.get("Type") != _PASSWORD_TYPE:
-            raise StrangerError("a UsernameToken needs Nonce, Created and a digest as Password")
+            raise UnauthorizedError(
+                "a UsernameToken needs Nonce, Created and a digest as Password", problem="malformed"
+            )
         try:
             given = base64.b64decode(nonce, validate=True)
             at = unix_time("Created", created)
         except (binascii.Error, ValueError, FaultError) as error:
-            raise StrangerError("nonce or time of the UsernameToken cannot be read") from error
+            raise UnauthorizedError(
+                "nonce or time of the UsernameToken cannot be read", problem="malformed"
+            ) from error
         made = password_digest(given, created, self._users.password(name))
         account = self._users.account(name)
         if account is None or not _equal(made, password):
-            raise StrangerError("name or password is not known")
+            raise UnauthorizedError("name or password is not known", problem="unknown")
         if abs(self.clock() - at) > _WITHIN_S:
-            raise StrangerError("the UsernameToken is too old or too new: ask GetSystemDateAndTime")
+            raise UnauthorizedError(
+                "the UsernameToken is too old or too new: ask GetSystemDateAndTime",
+                problem="clock_differs",
+            )
         if len(given) > _LONGEST_NONCE or not self._first_time(name, given, at + _WITHIN_S):
-            raise StrangerError("this UsernameToken was used before: make a new nonce")
+            raise UnauthorizedError(
+                "this UsernameToken was used before: make a new nonce", problem="replayed"
+            )
         return account
 
     def by_digest(self, header: str, method: str, target: str) -> Account:
-        """Return whose ``Authorization: Digest`` it is.
+        """Return the account of an ``Authorization: Digest`` header; raises UnauthorizedError.
 
         Args:
-            header: What follows the word Digest.
+            header: The text after the word Digest.
             method: Of the request.
             target: Path and query as they were sent.
-
-        Raises:
-            StrangerError: Nobody's, or it was sent before, or its challenge is too old.
         """
         try:
             given = parse_keqv_list(parse_http_list(header))
@@ -209,7 +220,9 @@ class Authentication:
             if given["qop"] != "auth" or given["realm"] != _REALM or given["uri"] != target:
                 raise ValueError
         except (ValueError, KeyError, IndexError) as error:
-            raise self.challenge("the Digest cannot be read, or is for another address") from error
+            raise self.challenge(
+                "the Digest cannot be read, or is for another address", problem="malformed"
+            ) from error
 
         def of(*parts: str) -> str:
             return hashed(":".join(parts).encode(), usedforsecurity=False).hexdigest()
@@ -219,35 +232,35 @@ class Authentication:
         start, _, seal = nonce.rpartition("-")
         account = self._users.account(name)
         if account is None or not _equal(proof, answer) or not _equal(self._sealed(start), seal):
-            raise self.challenge("name or password is not known")
+            raise self.challenge("name or password is not known", problem="unknown")
         until = int(start.partition("-")[0], 16) + _WITHIN_S
         if until < self.clock():
-            raise self.challenge("the nonce of the Digest is too old: take a new one", stale=True)
+            raise self.challenge(
+                "the nonce of the Digest is too old: take a new one", problem="nonce_expired"
+            )
         if not self._first_time(name, f"{nonce} {count}".encode(), until):
-            raise self.challenge("this Digest was used before: count up")
+            raise self.challenge("this Digest was used before: count up", problem="replayed")
         return account
 
-    def challenge(self, reason: str, stale: bool = False) -> StrangerError:
-        """Return a refusal that says how to prove oneself: a challenge for each hash.
-
-        All have the same nonce: a client that reads one of them has a whole one, whichever it is.
-        """
+    def challenge(self, reason: str, problem: str) -> UnauthorizedError:
+        """Return a refusal with a challenge for each hash, all of the same nonce."""
         start = f"{int(self.clock()):x}-{secrets.token_hex(8)}"
         nonce = f"{start}-{self._sealed(start)}"
-        more = ", stale=true" if stale else ""
-        return StrangerError(
+        stale = ", stale=true" if problem == "nonce_expired" else ""
+        return UnauthorizedError(
             reason,
             [
-                f'Digest realm="{_REALM}", qop="auth", nonce="{nonce}", algorithm={name}{more}'
+                f'Digest realm="{_REALM}", qop="auth", nonce="{nonce}", algorithm={name}{stale}'
                 for name in _HASHES
             ],
+            problem=problem,
         )
 
     def _sealed(self, start: str) -> str:
         return hmac.digest(self._key, start.encode(), "sha256").hex()[:32]
 
     def _first_time(self, name: str, what: bytes, until: float) -> bool:
-        """Whether somebody sends something for the first time, as far as it matters."""
+        """Return whether a user sends a nonce for the first time, and remember it until its end."""
         used = self._used.setdefault(name, {})
         if what in used:
             return False

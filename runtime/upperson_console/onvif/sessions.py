@@ -1,8 +1,8 @@
-"""Search sessions: what was asked, until its client ends it or is not heard of any more.
+"""Search sessions, each from the start of a search until its client ends it or falls silent.
 
-A session keeps no results. Each request looks anew for the best that were not handed out yet, so
-what is recorded meanwhile counts, and a session is no larger than the names of what it gave.
-Everything here happens in the server's event loop; what takes long is done in threads.
+A session stores no results, only the keys of those that it returned. Each request searches again
+for the best others, so that new recordings are found. All of this runs in the server's event loop,
+and searches in threads.
 """
 
 import asyncio
@@ -17,100 +17,100 @@ from xml.etree.ElementTree import Element
 from starlette.concurrency import run_in_threadpool
 
 from upperson_console.accounts import Account
+from upperson_console.limits import BusyError
 from upperson_console.onvif.soap import FaultError, invalid
 from upperson_console.search import MOST_HITS
-from upperson_console.turns import BusyError
 from upperson_rt.gallery import Hit
 
-__all__ = ["LONGEST_S", "MOST_SESSIONS", "Found", "Kind", "Session", "Sessions", "no_room"]
+__all__ = [
+    "LONGEST_S",
+    "MOST_SESSIONS",
+    "Kind",
+    "SearchSession",
+    "SearchSessions",
+    "SessionResult",
+    "no_room",
+]
 
 MOST_SESSIONS = 32
 _MOST_OF_ONE = 16
-"""Sessions of one user: whoever forgets to end them keeps nobody else out."""
+"""Sessions of one user."""
 LONGEST_S = 3600.0
-"""A session is kept so long between two requests, and a request waits, whatever is asked for."""
-_LOOK_S = 1.0
-"""How often a request that waits looks for what was recorded meanwhile."""
+"""Longest keep-alive and wait time, whatever a client requests."""
+_POLL_S = 1.0
+"""Interval at which a waiting request searches again."""
 
 Kind: TypeAlias = Literal["recordings", "sentence", "image"]
 State: TypeAlias = Literal["Queued", "Searching", "Completed"]
 
 
 @dataclass(frozen=True)
-class Found:
-    """A result."""
+class SessionResult:
+    """A result of a session."""
 
     key: bytes
-    """The same for the same recording or person."""
+    """Of the recording or track, the same in every search."""
     element: Element
     hit: Hit | None = None
 
 
 @dataclass(kw_only=True)
-class Session:
-    """A search that goes on."""
+class SearchSession:
+    """A search under way."""
 
     account: Account
     kind: Kind
     keep_s: float
-    look: Callable[[Collection[bytes], int], list[Found]]
-    """Returns the best results but for some keys, and so many at most."""
-    note: Callable[[list[Found], int], None]
-    """Writes into the log what is about to be shown, and how many were asked for."""
+    search: Callable[[Collection[bytes], int], list[SessionResult]]
+    """Return the best results without some keys, up to a number."""
+    note: Callable[[list[SessionResult], int], None]
+    """Log the results that are about to be returned, and the number requested."""
     reached: Callable[[], float]
-    """Returns how far a search has come that has looked, in unix seconds."""
+    """Return how far the search has come, in unix seconds."""
     start: float
     """Unix seconds."""
     until: float | None = None
-    """When nothing new can come any more; None if what is there when it looks is all."""
+    """End of its time range; None if it covers what exists when it searches."""
     most: int = MOST_HITS
-    """Results altogether."""
+    """Maximum number of results."""
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     given: set[bytes] = field(default_factory=set)
     state: State = "Queued"
     last_heard: float = 0.0
     asking: int = 0
-    """Requests that are being answered."""
+    """Requests under way."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Results are given to one request at a time, else two could get the same."""
+    """Held while results are chosen, so that no two requests return the same one."""
     called: asyncio.Event = field(default_factory=asyncio.Event)
-    """Wakes the request that waits."""
+    """Wakes the waiting request."""
     has_ended: bool = False
 
 
 def no_room(reason: str) -> FaultError:
-    """Return the fault of a search that cannot be begun now."""
+    """Return the fault for a search that cannot start now."""
     return FaultError("Receiver", ("Action", "ResourceProblem"), reason)
 
 
-class Sessions:
-    """All sessions of a server."""
+class SearchSessions:
+    """The search sessions of a server."""
 
     def __init__(
         self,
         is_over: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Keep sessions.
-
-        Args:
-            is_over: Whether the server is about to end.
-        """
+        """Keep sessions until ``is_over`` returns that the server ends."""
         self.clock: Callable[[], float] = time.monotonic
-        """Tells seconds, by which sessions grow old."""
+        """Monotonic seconds, for the age of sessions."""
         self.now: Callable[[], float] = time.time
-        """Tells unix seconds, by which ranges come to their end."""
-        self.look_s = _LOOK_S
-        """Seconds between two looks of a request that waits."""
+        """Unix seconds, for the end of time ranges."""
+        self.poll_s = _POLL_S
+        """Seconds between two searches of a waiting request."""
         self._is_over = is_over
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, SearchSession] = {}
 
-    def begin(self, session: Session) -> None:
-        """Keep a session.
-
-        Raises:
-            FaultError: There are too many.
-        """
-        self._forget_lost()
+    def begin(self, session: SearchSession) -> None:
+        """Add a session; raises FaultError if there are too many."""
+        self._drop_expired()
         own = sum(other.account == session.account for other in self._sessions.values())
         if len(self._sessions) >= MOST_SESSIONS or own >= _MOST_OF_ONE:
             raise no_room(f"{own} searches of {session.account.name} are going on: end some")
@@ -118,8 +118,8 @@ class Sessions:
         self._sessions[session.token] = session
 
     @contextmanager
-    def answering(self, session: Session) -> Iterator[None]:
-        """Keep a session while a request of it is answered, and for its time from then on."""
+    def answering(self, session: SearchSession) -> Iterator[None]:
+        """Keep a session during a request, and for its keep-alive time afterwards."""
         session.asking += 1
         try:
             yield
@@ -129,44 +129,44 @@ class Sessions:
 
     async def results(
         self,
-        session: Session,
+        session: SearchSession,
         least: int,
         most: int,
         wait_s: float,
         is_gone: Callable[[], Awaitable[bool]],
-    ) -> tuple[State, list[Found]]:
-        """Return the state and results that were not handed out yet, best first.
+    ) -> tuple[State, list[SessionResult]]:
+        """Return state and results that were not returned yet, best first.
 
-        Waits until there are ``least`` of them, nothing more can come, somebody else asks for
-        results of the session or ends it, or for ``wait_s``. Nothing is handed to somebody who is
-        gone meanwhile.
+        Waits until there are ``least`` of them, no more can come, another request for the session
+        arrives or ends it, or for ``wait_s``. A client that has disconnected gets no results, and
+        they are returned to the next request.
         """
-        session.called.set()  # Whoever waits is answered, and does not keep out this one.
+        session.called.set()  # A waiting request is answered now.
         with self.answering(session):
             async with session.lock:
                 return await self._results(session, least, most, wait_s, is_gone)
 
     async def _results(
         self,
-        session: Session,
+        session: SearchSession,
         least: int,
         most: int,
         wait_s: float,
         is_gone: Callable[[], Awaitable[bool]],
-    ) -> tuple[State, list[Found]]:
+    ) -> tuple[State, list[SessionResult]]:
         loop = asyncio.get_running_loop()
         end = loop.time() + min(wait_s, LONGEST_S)
         count = min(most, session.most - len(session.given))
         while True:
             session.called.clear()
-            state, found = await self._look(session, count)
+            state, found = await self._search_again(session, count)
             left = end - loop.time()
             if state == "Completed" or len(found) >= min(least, count) or left <= 0:
                 break
             if session.asking > 1 or session.has_ended or self._is_over():
                 break
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(session.called.wait(), min(left, self.look_s))
+                await asyncio.wait_for(session.called.wait(), min(left, self.poll_s))
             if await is_gone():
                 return state, []
         if found:
@@ -175,39 +175,37 @@ class Sessions:
         session.state = state
         return state, found
 
-    async def _look(self, session: Session, count: int) -> tuple[State, list[Found]]:
-        """Return what there is to hand out now, and the state after that."""
+    async def _search_again(
+        self, session: SearchSession, count: int
+    ) -> tuple[State, list[SessionResult]]:
+        """Return the results that can be returned now, and the state after that."""
         if session.state == "Completed":
             return session.state, []
         is_through = session.until is None or self.now() > session.until
         try:
-            # One more than is handed out tells whether that was all.
-            found = await run_in_threadpool(session.look, session.given, count + 1)
+            # One more than is returned shows whether these were all.
+            found = await run_in_threadpool(session.search, session.given, count + 1)
         except BusyError:
             return session.state, []
         is_all = is_through and len(found) <= count
         has_most = len(session.given) + min(count, len(found)) >= session.most
         return "Completed" if is_all or has_most else "Searching", found[:count]
 
-    def find(self, account: Account, token: str, kind: Kind | None = None) -> Session:
-        """Return somebody's session, of a kind if one is asked for.
-
-        Raises:
-            FaultError: There is none, or not any more.
-        """
-        self._forget_lost()
+    def find(self, account: Account, token: str, kind: Kind | None = None) -> SearchSession:
+        """Return an account's session by its token; raises FaultError if there is none."""
+        self._drop_expired()
         session = self._sessions.get(token)
         if session is None or session.account != account or kind not in (None, session.kind):
             raise invalid("there is no such search, or not any more", "InvalidToken")
         return session
 
-    def end(self, session: Session) -> None:
-        """End a session, and answer who waits for it."""
+    def end(self, session: SearchSession) -> None:
+        """End a session, and answer its waiting request."""
         self._sessions.pop(session.token, None)
         session.has_ended = True
         session.called.set()
 
-    def _forget_lost(self) -> None:
+    def _drop_expired(self) -> None:
         now = self.clock()
         self._sessions = {
             token: session

@@ -1,7 +1,6 @@
 """SOAP 1.2: envelopes of anybody are read within bounds, answers and faults are written.
 
-Nothing in a document type is needed, so none is read: entities, the bombs made of them and files
-from elsewhere all need one. Markup is counted before the parser sees it, which bounds elements,
+Markup is counted before the parser sees it, which bounds elements,
 attributes and nesting; what is large can only be the text of a picture.
 """
 
@@ -12,10 +11,10 @@ import math
 import re
 from collections.abc import Callable, Collection
 from typing import Literal, TypeAlias, TypeVar
-from xml.etree.ElementTree import Element, TreeBuilder, register_namespace, tostring
-from xml.parsers import expat
+from xml.etree.ElementTree import Element, register_namespace, tostring
 
-from upperson_rt.printable import printable, shown
+from upperson_rt.printable import escape_for_display, safe_repr
+from upperson_rt.soap import ENVELOPE, parse_beginning
 
 __all__ = [
     "DEVICE",
@@ -44,7 +43,6 @@ __all__ = [
     "unix_time",
 ]
 
-ENVELOPE = "http://www.w3.org/2003/05/soap-envelope"
 ERROR = "http://www.onvif.org/ver10/error"
 DEVICE = "http://www.onvif.org/ver10/device/wsdl"
 SEARCH = "http://www.onvif.org/ver10/search/wsdl"
@@ -85,7 +83,7 @@ class FaultError(Exception):
         super().__init__(reason)
         self.code = code
         self.subcodes = tuple(subcodes)
-        self.reason = printable(reason)
+        self.reason = escape_for_display(reason)
 
 
 def invalid(reason: str, *more: str) -> FaultError:
@@ -131,40 +129,20 @@ def _parsed(content: bytes | bytearray, whole: bool) -> Element | None:
     """Return the root of a document, or of its beginning as far as it goes."""
     if b"\0" in content:  # Of UTF-16 and its like, which would hide what is looked for below.
         raise _malformed("the request is not well-formed: it must be in UTF-8")
-    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-        raise _malformed("a document type is not taken")
     quotes = content.count(b'"') + content.count(b"'")
     if content.count(b"<") > _MOST_TAGS or quotes > _MOST_QUOTES:
         raise _malformed(f"more than {_MOST_TAGS} tags or {_MOST_QUOTES // 2} attributes")
-    builder = TreeBuilder()
-    opened: list[Element] = []
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        named = {_qualified(key): value for key, value in attributes.items()}
-        opened.append(builder.start(_qualified(name), named))
-
-    # Whatever the document says of its encoding.
-    parser = expat.ParserCreate("utf-8", "}")
-    parser.buffer_text = True
-    parser.StartElementHandler = start
-    parser.EndElementHandler = lambda name: builder.end(_qualified(name))
-    parser.CharacterDataHandler = builder.data
-    try:
-        parser.Parse(content, whole)
-    except expat.ExpatError as error:
-        raise _malformed(f"the request is not well-formed: {error}") from error
-    return opened[0] if opened else None
-
-
-def _qualified(name: str) -> str:
-    return f"{{{name}" if "}" in name else name
+    try:  # Whatever the document says of its encoding.
+        return parse_beginning(content, encoding="utf-8", is_whole=whole)
+    except ValueError as error:
+        raise _malformed(f"the request cannot be read: {error}") from error
 
 
 def _header(root: Element) -> Element:
     if root.tag != f"{{{ENVELOPE}}}Envelope":
         if root.tag.endswith("}Envelope"):
             raise FaultError("VersionMismatch", (), "expected an envelope of SOAP 1.2")
-        raise _malformed(f"expected an envelope of SOAP 1.2, found {shown(root.tag)}")
+        raise _malformed(f"expected an envelope of SOAP 1.2, found {safe_repr(root.tag)}")
     header = child(root, ENVELOPE, "Header")
     if header is None:
         return Element("Header")
@@ -172,7 +150,7 @@ def _header(root: Element) -> Element:
         must = block.get(f"{{{ENVELOPE}}}mustUnderstand", "false").strip() in ("1", "true")
         if must and block.tag not in _UNDERSTOOD:
             raise FaultError(
-                "MustUnderstand", (), f"the header {shown(block.tag)} is not understood"
+                "MustUnderstand", (), f"the header {safe_repr(block.tag)} is not understood"
             )
     return header
 
@@ -199,7 +177,7 @@ class Fields:
                 raise FaultError(
                     "Sender",
                     ("InvalidArgs",),
-                    f"{self._parent} takes {known}; found {shown(name)}",
+                    f"{self._parent} takes {known}; found {safe_repr(name)}",
                 )
             if name in self._found and name not in repeated:
                 raise FaultError("Sender", ("InvalidArgs",), f"{self._parent} has {name} twice")
@@ -241,7 +219,7 @@ def text(name: str, value: str) -> str:
 def is_true(name: str, value: str) -> bool:
     """Read a boolean."""
     if value not in ("true", "1", "false", "0"):
-        raise invalid(f"{name} must be true or false, found {shown(value)}")
+        raise invalid(f"{name} must be true or false, found {safe_repr(value)}")
     return value in ("true", "1")
 
 
@@ -250,7 +228,7 @@ def number(least: int) -> Callable[[str, str], int]:
 
     def read(name: str, value: str) -> int:
         if not re.fullmatch(r"[+-]?\d{1,10}", value, re.ASCII) or not least <= int(value) < 1 << 31:
-            raise invalid(f"{name} must be a whole number from {least}, found {shown(value)}")
+            raise invalid(f"{name} must be a whole number from {least}, found {safe_repr(value)}")
         return int(value)
 
     return read
@@ -263,7 +241,7 @@ def similarity(name: str, value: str) -> float:
     except ValueError:
         found = math.nan
     if not 0 <= found <= 1:
-        raise invalid(f"{name} must be from 0, least alike, to 1, found {shown(value)}")
+        raise invalid(f"{name} must be from 0, least alike, to 1, found {safe_repr(value)}")
     return found
 
 
@@ -285,7 +263,7 @@ def unix_time(name: str, value: str) -> float:
             time -= (hours * 3600 + minutes * 60) * (-1 if zone[0] == "-" else 1)
     except ValueError as error:
         raise invalid(
-            f"{name} must be a time such as 2026-11-24T14:00:00Z, found {shown(value)}"
+            f"{name} must be a time such as 2026-11-24T14:00:00Z, found {safe_repr(value)}"
         ) from error
     return time
 
@@ -294,7 +272,7 @@ def seconds(name: str, value: str) -> float:
     """Read a duration, with months of 30 days and years of 365; return seconds."""
     found = _SPAN.fullmatch(value)
     if found is None or value.endswith(("P", "T")):
-        raise invalid(f"{name} must be a duration such as PT30S, found {shown(value)}")
+        raise invalid(f"{name} must be a duration such as PT30S, found {safe_repr(value)}")
     parts = (float(part or 0) for part in found.groups())
     return sum(part * unit for part, unit in zip(parts, _UNITS_S, strict=True))
 

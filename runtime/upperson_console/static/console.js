@@ -1,11 +1,11 @@
-// Makes pages quicker that work without it: links and forms change the page in place, the address
-// stays the search. Nothing is loaded from elsewhere.
+// Optional: pages work without it. Links and forms replace the page in place, and the address stays
+// the search. Nothing is loaded from other sites.
 "use strict";
 const $ = (what, where = document) => where.querySelector(what);
 const $$ = (what, where = document) => [...where.querySelectorAll(what)];
-const say = (text) => { $("#said").textContent = text; };
+const announce = (text) => { $("#status").textContent = text; };
 const MOST_BYTES = 20 * 1024 * 1024;
-let asking = null;
+let request = null;
 
 // Pages in place.
 function bones() {
@@ -16,16 +16,16 @@ function bones() {
 }
 
 async function show(address, options = {}, keep = true) {
-  asking?.abort();
-  const own = (asking = new AbortController());
+  request?.abort();
+  const own = (request = new AbortController());
   document.body.classList.add("busy");
   if (new URL(address, location.href).pathname === "/" && new URL(address, location.href).search) bones();
   try {
     const answer = await fetch(address, { ...options, signal: own.signal, headers: { Accept: "text/html" } });
     const text = await answer.text();
-    if (own !== asking) return;
+    if (own !== request) return;
     if (!(answer.headers.get("content-type") || "").startsWith("text/html")) {
-      told(answer, text);
+      report(answer, text);
       return;
     }
     const page = new DOMParser().parseFromString(text, "text/html");
@@ -33,14 +33,14 @@ async function show(address, options = {}, keep = true) {
     place(page);
     if (keep) scrollTo(0, 0);
   } catch (error) {
-    if (error.name !== "AbortError") say("The server does not answer: try again in a moment.");
+    if (error.name !== "AbortError") announce("The server does not answer: try again in a moment.");
     if (error.name !== "AbortError") wrong("The server does not answer. Try again in a moment.");
   } finally {
-    if (own === asking) document.body.classList.remove("busy");
+    if (own === request) document.body.classList.remove("busy");
   }
 }
 
-function told(answer, text) {
+function report(answer, text) {
   let detail = text;
   try { detail = JSON.parse(text).detail; } catch { /* No JSON: shown as it is. */ }
   const wait = answer.headers.get("retry-after");
@@ -61,7 +61,7 @@ function wrong(text) {
 
 function place(page) {
   const was = document.activeElement;
-  const held = was && was.name && was.closest(".verdict") ? [was.name, was.value] : null;
+  const held = was && was.name && was.closest(".mark-buttons") ? [was.name, was.value] : null;
   const typing = was && was.id === "q";
   const open = $("#filters")?.checked;
   document.title = page.title;
@@ -69,10 +69,10 @@ function place(page) {
   $("main").replaceWith($("main", page));
   if (open && $("#filters")) $("#filters").checked = true;
   begin();
-  if (held) $(`.verdict [name="${held[0]}"][value="${CSS.escape(held[1])}"]`)?.focus({ preventScroll: true });
+  if (held) $(`.mark-buttons [name="${held[0]}"][value="${CSS.escape(held[1])}"]`)?.focus({ preventScroll: true });
   else if (typing && $("#q")) $("#q").focus({ preventScroll: true });
   const found = $$("#cards > .card").length;
-  say($(".message h1")?.textContent || (found ? `${found} found` : document.title));
+  announce($(".message h1")?.textContent || (found ? `${found} found` : document.title));
 }
 
 function addressOf(form) {
@@ -91,11 +91,11 @@ function addressOf(form) {
 
 document.addEventListener("submit", (event) => {
   const form = event.target;
-  if (form.hasAttribute("data-plain") || form.id === "give") return;
+  if (form.hasAttribute("data-plain") || form.id === "picture-form") return;
   event.preventDefault();
   const body = new FormData(form, event.submitter);
   if (form.method === "get") {
-    show(form.id === "ask" ? addressOf(form) : `${form.action.split("?")[0]}?${new URLSearchParams(body)}`);
+    show(form.id === "search-form" ? addressOf(form) : `${form.action.split("?")[0]}?${new URLSearchParams(body)}`);
   } else {
     show(form.action, { method: "POST", body: new URLSearchParams(body) }, true);
   }
@@ -116,13 +116,13 @@ addEventListener("popstate", () => show(location.href, {}, false));
 document.addEventListener("change", (event) => {
   const field = event.target;
   if (field.id === "file") {
-    if (field.files[0]) give(field.files[0]);
-  } else if (field.form?.id === "ask" && field.id !== "q") {
+    if (field.files[0]) sendPicture(field.files[0]);
+  } else if (field.form?.id === "search-form" && field.id !== "q") {
     if ((field.name === "since" || field.name === "until") && field.value) {
       const any = $('input[name="last"][value=""]');
       if (any) any.checked = true;
     }
-    if ($("#q").value.trim() || $('#ask [name="picture"], #ask [name="like"]')) show(addressOf(field.form));
+    if ($("#q").value.trim() || $('#search-form [name="picture"], #search-form [name="like"]')) show(addressOf(field.form));
   }
 });
 
@@ -158,29 +158,29 @@ function watchMore(link) {
 }
 
 // A picture to search with: chosen, dropped or pasted.
-function give(file) {
+function sendPicture(file) {
   if (!file.type.startsWith("image/")) return wrong(`${file.name} is no picture.`);
   if (file.size > MOST_BYTES - 4096) return wrong(`${file.name} is larger than 20 MiB: choose a smaller picture.`);
-  const body = new FormData($("#give"));
+  const body = new FormData($("#picture-form"));
   body.set("picture", file);
   if ($("#q")) {
-    const address = new URLSearchParams(addressOf($("#ask")).slice(2));
+    const address = new URLSearchParams(addressOf($("#search-form")).slice(2));
     body.set("address", address.toString());
   }
   return show("/picture", { method: "POST", body });
 }
 let inside = 0;
-addEventListener("dragenter", (event) => { if ($("#give") && event.dataTransfer?.types.includes("Files")) { inside += 1; document.body.classList.add("dropping"); } });
+addEventListener("dragenter", (event) => { if ($("#picture-form") && event.dataTransfer?.types.includes("Files")) { inside += 1; document.body.classList.add("dropping"); } });
 addEventListener("dragleave", () => { inside = Math.max(0, inside - 1); if (!inside) document.body.classList.remove("dropping"); });
-addEventListener("dragover", (event) => { if ($("#give")) event.preventDefault(); });
+addEventListener("dragover", (event) => { if ($("#picture-form")) event.preventDefault(); });
 addEventListener("drop", (event) => {
   inside = 0;
   document.body.classList.remove("dropping");
-  if (!$("#give")) return;
+  if (!$("#picture-form")) return;
   event.preventDefault();
-  if (event.dataTransfer.files[0]) give(event.dataTransfer.files[0]);
+  if (event.dataTransfer.files[0]) sendPicture(event.dataTransfer.files[0]);
 });
-addEventListener("paste", (event) => { if ($("#give") && event.clipboardData.files[0]) { event.preventDefault(); give(event.clipboardData.files[0]); } });
+addEventListener("paste", (event) => { if ($("#picture-form") && event.clipboardData.files[0]) { event.preventDefault(); sendPicture(event.clipboardData.files[0]); } });
 
 // Keyboard.
 addEventListener("keydown", (event) => {
@@ -228,8 +228,8 @@ function begin() {
   }
   const button = $("#more");
   if (button) watchMore(button);
-  const shown = $(".strip [aria-current]")?.parentElement;  // The view that is looked at.
-  if (shown) shown.parentElement.scrollLeft = shown.offsetLeft - shown.parentElement.offsetLeft - shown.offsetWidth;
+  const current = $(".strip [aria-current]")?.parentElement;  // The view of this page.
+  if (current) current.parentElement.scrollLeft = current.offsetLeft - current.parentElement.offsetLeft - current.offsetWidth;
   live();
 }
 

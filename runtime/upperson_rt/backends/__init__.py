@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from upperson_rt.arguments import check_count, check_text
 from upperson_rt.errors import BackendError, UsageError, install_command
 from upperson_rt.extensions import extension_names, load_extension
-from upperson_rt.printable import shown
+from upperson_rt.printable import safe_repr
 from upperson_rt.towers import Backend
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class BackendPlugin(Protocol):
 def auto_order(device: str = "cpu") -> tuple[str, ...]:
     """Return the backends that ``auto`` considers for a device.
 
-    The first one that is installed runs, except on a CPU: see `upperson_rt.backends.fastest`.
+    See `upperson_rt.backends.autotune`.
     """
     on_gpu, elsewhere = ("tensorrt", "onnxruntime"), ("onnxruntime", "openvino")
     return on_gpu if device.startswith("cuda") else elsewhere
@@ -83,13 +83,7 @@ def open_backend(
 
 
 def require_device(backend: str, device: str) -> None:
-    """Make sure that a device of `open_backend` is there, before anything is loaded for it.
-
-    A CPU always is; asking takes time only for others.
-
-    Raises:
-        BackendError: The device, or the library for it, is missing.
-    """
+    """Make sure that a device of `open_backend` is there, before anything is loaded for it."""
     device = device.lower()
     if device == "cpu":
         return
@@ -110,22 +104,23 @@ def _plugin(name: str) -> BackendPlugin:
     names = extension_names("backends")
     if name not in names:
         known = ", ".join(("auto", *_OWN, *names))
-        raise UsageError(f"no backend {shown(name)}: use one of {known}")
+        raise UsageError(
+            f"no backend {safe_repr(name)}: use one of {known}", code="backend_unknown"
+        )
     plugin: BackendPlugin = load_extension("backends", name)
     return plugin
 
 
 def installed_backends(device: str) -> tuple[str, ...]:
-    """Return those of `auto_order` that are installed; there is at least one.
-
-    Raises:
-        BackendError: None is.
-    """
+    """Return those of `auto_order` that are installed; there is at least one."""
     order = auto_order(device)
     if found := tuple(name for name in order if find_spec(name) is not None):
         return found
     extra = "gpu" if device.startswith("cuda") else "cpu"
     raise BackendError(
-        f"no inference backend for the device {shown(device)} is installed (looked for "
-        f"{', '.join(order)}): run  {install_command(extra)}"
+        f"no inference backend for the device {safe_repr(device)} is installed (looked for "
+        f"{', '.join(order)}): run  {install_command(extra)}",
+        code="no_backend",
+        device=device,
+        extra=extra,
     )

@@ -9,12 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from upperson_rt.cuda_driver import probe_cuda_driver
 from upperson_rt.errors import BackendError, install_command, missing_extra
 from upperson_rt.machine import EXACT, INT8_SUMS, int8_sums_saturate
-from upperson_rt.printable import one_line, shown
-
-__all__ = ["OnnxRuntimeBackend", "cuda_advice", "require_provider", "session_options"]
+from upperson_rt.nvidia import probe_cuda_driver
+from upperson_rt.printable import one_line, safe_repr
 
 
 class OnnxRuntimeBackend:
@@ -33,40 +31,25 @@ class OnnxRuntimeBackend:
     def __init__(
         self, path: str | os.PathLike[str], device: str = "cpu", threads: int | None = None
     ) -> None:
-        """Load a graph.
-
-        Args:
-            path: The ONNX file.
-            device: ``cpu``, ``cuda`` or ``cuda:1``.
-            threads: CPU threads; None lets the library choose.
-
-        Raises:
-            BackendError: The library or device is missing, or the graph does not load.
-        """
         ort = _import_onnxruntime(device)
         from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
         self.device = device
         self.version: str = ort.__version__
-        self._errors = (
-            ort_state.EPFail,
-            ort_state.Fail,
-            ort_state.InvalidArgument,
-            ort_state.InvalidGraph,
-            ort_state.InvalidProtobuf,
-            ort_state.NoSuchFile,
-            ort_state.NotImplemented,
-            ort_state.RuntimeException,
-            RuntimeError,
-            ValueError,
-        )
+        own = (
+            "EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile",
+            "NotImplemented", "RuntimeException",
+        )  # fmt: skip
+        self._errors = (*(getattr(ort_state, name) for name in own), RuntimeError, ValueError)
         _require_provider(ort, device)
         provider, provider_options = _provider(device)
         numbers = [int(n) if n.isdigit() else 0 for n in ort.__version__.split(".")[:2]]
         if "use_tf32" in provider_options and numbers < [1, 18]:
             raise BackendError(
                 f"onnxruntime {ort.__version__} is too old for a GPU, it computes float32 in TF32: "
-                "1.18 or later is needed"
+                "1.18 or later is needed",
+                code="onnxruntime_too_old",
+                version=ort.__version__,
             )
         if provider == "CUDAExecutionProvider":
             _preload_cuda(ort)
@@ -89,14 +72,19 @@ class OnnxRuntimeBackend:
                 self._session = session(fused)
         except self._errors as error:
             raise BackendError(
-                f"onnxruntime {ort.__version__} cannot load {os.fspath(path)}: {one_line(error)}"
+                f"onnxruntime {ort.__version__} cannot load {os.fspath(path)}: {one_line(error)}",
+                code="graph_not_loaded",
+                path=os.fspath(path),
             ) from error
         # ONNX Runtime falls back to the CPU when a provider fails to start, without an error.
         running = self._session.get_providers()[0]
         if running != provider:
             raise BackendError(
-                f"device {shown(device)} did not start: ONNX Runtime fell back from {provider} to "
-                f"{running}. Check the driver and CUDA libraries with  upperson-rt doctor"
+                f"device {safe_repr(device)} did not start: ONNX Runtime fell back from "
+                f"{provider} to "
+                f"{running}. Check the driver and CUDA libraries with  upperson-rt doctor",
+                code="device_not_started",
+                device=device,
             )
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -105,15 +93,12 @@ class OnnxRuntimeBackend:
         try:
             return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
         except self._errors as error:
-            raise BackendError(f"onnxruntime {self.version} failed: {one_line(error)}") from error
+            message = f"onnxruntime {self.version} failed: {one_line(error)}"
+            raise BackendError(message, code="run_failed") from error
 
 
 def require_provider(device: str) -> None:
-    """Make sure that ONNX Runtime and the driver have a device.
-
-    Raises:
-        BackendError: One of them has not.
-    """
+    """Make sure that ONNX Runtime and the driver have a device."""
     _require_provider(_import_onnxruntime(device), device)
     kind, _, index = device.partition(":")
     if kind == "cuda":
@@ -121,8 +106,11 @@ def require_provider(device: str) -> None:
         if int(index or 0) >= len(driver.devices):
             there = ", ".join(driver.devices) or driver.problem or "no GPU"
             raise BackendError(
-                f"there is no device {shown(device)} here, only {there}: choose another device, or "
-                "see  upperson-rt doctor"
+                f"there is no device {safe_repr(device)} here, only {there}: choose another "
+                "device, or "
+                "see  upperson-rt doctor",
+                code="device_missing",
+                device=device,
             )
 
 
@@ -143,18 +131,16 @@ def _require_provider(ort: Any, device: str) -> None:
     available = ort.get_available_providers()
     if provider not in available:
         raise BackendError(
-            f"device {shown(device)} needs ONNX Runtime's {provider}, but onnxruntime "
+            f"device {safe_repr(device)} needs ONNX Runtime's {provider}, but onnxruntime "
             f"{ort.__version__} here has only {', '.join(available)}: "
-            f"{cuda_advice()}, or choose the device 'cpu'"
+            f"{cuda_advice()}, or choose the device 'cpu'",
+            code="provider_missing",
+            device=device,
         )
 
 
 def session_options(ort: Any, threads: int | None) -> Any:
-    """Return onnxruntime's ``SessionOptions`` for this many CPU threads; None: it chooses.
-
-    By default its threads wait for each other in a loop, which keeps a busy processor from the very
-    thread that they wait for: here they sleep.
-    """
+    """Return ``SessionOptions`` whose CPU threads sleep while they wait."""
     options = ort.SessionOptions()
     # What matters comes back as an exception; its own log shows names of a model as they are.
     options.log_severity_level = 4
@@ -186,5 +172,7 @@ def _provider(device: str) -> tuple[str, dict[str, str]]:
         # Else products of float32 are computed with 10 bits of mantissa.
         return "CUDAExecutionProvider", {"device_id": index or "0", "use_tf32": "0"}
     raise BackendError(
-        f"the backend 'onnxruntime' has no device {shown(device)}: use cpu, cuda or cuda:N"
+        f"the backend 'onnxruntime' has no device {safe_repr(device)}: use cpu, cuda or cuda:N",
+        code="device_unknown",
+        device=device,
     )

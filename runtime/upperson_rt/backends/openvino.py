@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.errors import BackendError, missing_extra
 from upperson_rt.machine import PAIR_LIMIT, int8_sums_saturate, largest_pair, processor
-from upperson_rt.printable import one_line, shown
-
-__all__ = ["OpenVinoBackend", "import_openvino", "require_device_of_core", "same_signal_stack"]
+from upperson_rt.printable import one_line, safe_repr
 
 _TELEMETRY = "openvino_telemetry"
 
@@ -34,10 +32,8 @@ class OpenVinoBackend:
     """A compiled OpenVINO model on exactly one device.
 
     A float graph computes in float32. What an int8 graph leaves in float runs in bfloat16 where the
-    CPU has it, which is faster and adds an error of the order of int8's own.
-
-    On a CPU pictures run in pieces of ``PIECE``. The other graph rounds a little differently in
-    bfloat16, so the last pictures of an odd batch differ from what they are in a full piece.
+    CPU has it, which is faster and adds an error of the order of int8's own. On a CPU pictures run
+    in pieces of ``PIECE``; the graph for other numbers rounds a little differently in bfloat16.
     """
 
     name = "openvino"
@@ -48,16 +44,6 @@ class OpenVinoBackend:
         device: str = "cpu",
         threads: int | None = None,
     ) -> None:
-        """Load and compile a graph.
-
-        Args:
-            path: The ONNX file.
-            device: ``cpu``, ``gpu``, ``gpu.1`` or ``npu``.
-            threads: CPU threads; None lets the library choose.
-
-        Raises:
-            BackendError: The library or the device is missing, or the graph does not load.
-        """
         openvino = _openvino()
         with same_signal_stack():
             self._load(openvino, path, device, threads)
@@ -83,7 +69,9 @@ class OpenVinoBackend:
                     f"OpenVINO would compute {os.fspath(path)} inexactly: this processor has no "
                     "VNNI and adds int8 products in saturating 16 bits. Choose the backend "
                     "onnxruntime or another variant, or export the bundle again, which makes int8 "
-                    "that is exact on every CPU"
+                    "that is exact on every CPU",
+                    code="sums_saturate",
+                    path=os.fspath(path),
                 )
             float_type = "bf16" if _is_int8(model) and _has_bf16(core, device) else "f32"
             # Without the hint a CPU with bf16 units quietly computes all graphs in bf16, and
@@ -100,18 +88,24 @@ class OpenVinoBackend:
                 self._piece = piece.create_infer_request()
         except (RuntimeError, UnicodeDecodeError) as error:  # It may quote what is no text.
             raise BackendError(
-                f"OpenVINO {self.version} cannot load {os.fspath(path)}: {one_line(error)}"
+                f"OpenVINO {self.version} cannot load {os.fspath(path)}: {one_line(error)}",
+                code="graph_not_loaded",
+                path=os.fspath(path),
             ) from error
         if not all(name.startswith(device) for name in running):
             raise BackendError(
-                f"device {shown(device)} did not start: OpenVINO runs on {', '.join(running)}"
+                f"device {safe_repr(device)} did not start: OpenVINO runs on {', '.join(running)}",
+                code="device_not_started",
+                device=device,
             )
         self.float_type: str = hint.get_type_name()
         """What floats are really computed in, such as ``f32`` or ``bf16``."""
         if self.float_type != float_type:
             raise BackendError(
                 f"OpenVINO {self.version} on '{device}' computes in {self.float_type}, not in the "
-                f"{float_type} asked for"
+                f"{float_type} asked for",
+                code="float_type_differs",
+                found=self.float_type,
             )
         self._inputs = len(compiled.inputs)
         self._dtypes = {  # An input may have several names.
@@ -134,7 +128,8 @@ class OpenVinoBackend:
                 for each in (self._dtypes, dtypes)
             )
             raise BackendError(
-                f"OpenVINO {self.version} failed: the graph takes {expected}, found {found}"
+                f"OpenVINO {self.version} failed: the graph takes {expected}, found {found}",
+                code="run_failed",
             )
         full = self._piece is not None and all(len(array) == PIECE for array in inputs.values())
         request = self._piece if full else self._any
@@ -144,29 +139,22 @@ class OpenVinoBackend:
                 request.start_async({key: np.ascontiguousarray(a) for key, a in inputs.items()})
                 request.wait()
             except (RuntimeError, ValueError, TypeError) as error:
-                raise BackendError(f"OpenVINO {self.version} failed: {one_line(error)}") from error
+                message = f"OpenVINO {self.version} failed: {one_line(error)}"
+                raise BackendError(message, code="run_failed") from error
             return {name: np.array(request.get_tensor(name).data) for name in self._names}
 
 
 def require_device_of_core(device: str) -> None:
-    """Make sure that OpenVINO finds a device.
-
-    Raises:
-        BackendError: It does not.
-    """
+    """Make sure that OpenVINO finds a device."""
     openvino = _openvino()
     with same_signal_stack():
         _require_device(openvino.Core(), device, openvino.__version__.partition("-")[0])
 
 
 def import_openvino() -> Any:
-    """Import OpenVINO, which otherwise tells Google Analytics of every import.
+    """Import OpenVINO without openvino_telemetry, which reports every import to Google Analytics.
 
-    It does so through the package openvino_telemetry, in a forked process that may hang for ever,
-    and does without where that package is missing.
-
-    Raises:
-        ImportError: It is not installed, or cannot be loaded.
+    Its forked process may hang forever. Raises ImportError where OpenVINO is not installed.
     """
     is_known = _TELEMETRY in sys.modules
     if not is_known:
@@ -190,8 +178,10 @@ def _require_device(core: Any, device: str, version: str) -> None:
     available = [name.lower() for name in core.available_devices]
     if device not in (*available, *(name.partition(".")[0] for name in available)):
         raise BackendError(
-            f"OpenVINO {version} finds no device {shown(device)} here, only "
-            f"{', '.join(available) or 'none'}"
+            f"OpenVINO {version} finds no device {safe_repr(device)} here, only "
+            f"{', '.join(available) or 'none'}",
+            code="device_missing",
+            device=device,
         )
 
 
@@ -206,7 +196,7 @@ def _runs_in_pieces(device: str, compiled: Any) -> bool:
 
 
 def _bound_places(model: Any) -> None:
-    """Let Gather do what GatherND does, which reads wherever an index says; Gather finds zeros.
+    """Replace GatherND, which reads at any index, by Gather, which finds zeros beyond the tensor.
 
     Text towers of before 27 November 2026 have one. Only an index of one number is understood.
     """
@@ -225,7 +215,6 @@ def _bound_places(model: Any) -> None:
 
 
 def _is_int8(model: Any) -> bool:
-    """Whether the graph has quantization in it."""
     return any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
 
 
@@ -250,8 +239,6 @@ def _has_bf16(core: Any, device: str) -> bool:
 
 
 class _Stack(ctypes.Structure):
-    """``stack_t`` of Linux."""
-
     _fields_ = [("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
 
 
@@ -262,11 +249,9 @@ _ON_STACK = 1
 def same_signal_stack() -> Iterator[None]:
     """Restore this thread's alternate signal stack at the end; does nothing but on Linux.
 
-    OpenVINO gives a thread that loads its CPU plugin a stack of its own for signals, and takes it
-    away with the plugin. When two of them go in another order, the memory of the first stays
-    registered after it was freed, and the next Ctrl-C or SIGTERM ends the process with a
-    segmentation fault (seen with OpenVINO 2026.4). Putting back what was there before leaves
-    nothing to dangle.
+    OpenVINO gives a thread that loads its CPU plugin a stack for signals and frees it with the
+    plugin. If two plugins go in another order, a freed stack stays registered and the next signal
+    crashes the process (seen with OpenVINO 2026.4).
     """
     if sys.platform != "linux":
         yield

@@ -7,12 +7,12 @@ from typing import NoReturn
 
 import typer
 
-from upperson_rt.cli import bench, gallery
+from upperson_rt.cli import gallery, log
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.doctor import doctor
 from upperson_rt.cli.index import index
 from upperson_rt.cli.output import print_warning
-from upperson_rt.cli.query import log_app, query
+from upperson_rt.cli.query import query
 from upperson_rt.errors import UppersonError
 from upperson_rt.extensions import extension_names, load_extension
 
@@ -23,13 +23,17 @@ app.command(cls=Command)(index)
 app.command(cls=Command)(query)
 app.command(cls=Command)(doctor)
 app.add_typer(gallery.app, name="gallery")
-app.add_typer(log_app, name="log")
-app.add_typer(bench.app, name="bench")
+app.add_typer(log.app, name="log")
+_groups = {"": app}
 for _name in extension_names("commands"):
     _group, _, _command = _name.rpartition(" ")
-    _owner: typer.Typer = {"": app, "bench": bench.app}[_group]
     try:
-        _owner.command(_command, cls=Command)(load_extension("commands", _name))
+        _loaded = load_extension("commands", _name)
+        if isinstance(_loaded, typer.Typer):
+            _groups[_name] = _loaded
+            app.add_typer(_loaded, name=_name)
+        elif _group in _groups:  # Else the package with the group is not installed.
+            _groups[_group].command(_command, cls=Command)(_loaded)
     except UppersonError as _error:  # One that is broken must not take the others with it.
         print_warning(str(_error))
 

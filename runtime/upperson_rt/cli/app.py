@@ -1,4 +1,4 @@
-"""How commands end, and what they log: errors become one line and an exit code, for both programs.
+"""What the commands of both programs share: errors, signals, exit codes and logs.
 
     app = new_app("Find a person's pictures from a sentence.", "upperson-rt")
 
@@ -33,9 +33,15 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from upperson_rt import __version__
-from upperson_rt.cli.output import messages_to, print_error, print_json, print_line, print_note
+from upperson_rt.cli.output import (
+    messages_to,
+    one_json_object,
+    print_error,
+    print_line,
+    print_note,
+)
 from upperson_rt.errors import InputError, UppersonError
-from upperson_rt.printable import get_logger, one_line, printable
+from upperson_rt.printable import escape_for_display, get_logger, one_line
 
 __all__ = [
     "Command",
@@ -50,54 +56,53 @@ __all__ = [
     "run_app",
 ]
 
-# --- How a process ends: on a first and a second signal, and beside threads that never return
+# --- Signals
 #
-# Python runs the handlers of signals in the main thread, between two steps of its own. A step of
-# training, an export or a search may spend minutes in native code until then, so a thread listens
-# as well, and ends the process where the main thread does not. Results appear by renaming and rows
-# by transactions: ending at any moment leaves no half of either. Temporary folders go the next
-# time.
+# Python runs signal handlers in the main thread, between two bytecodes. Native code may keep that
+# thread for minutes, so another thread listens as well, and ends the process if the main thread
+# does not. That is safe at any moment: results appear by renaming and rows by transactions. The
+# next run removes temporary folders.
 
 _GRACE_S = 5.0
-"""How long a command may clean up; service managers wait ten seconds and more."""
+"""Time limit for cleaning up; service managers wait ten seconds and more."""
 _AGAIN_S = 0.01
-"""After which a signal that was lost is sent again; the callback that lost it is over then."""
-_LATE = f"it did not end by itself within {_GRACE_S:g} s"
-_AT_ONCE = "a second signal ended it at once, and what was not finished is lost"
+"""Delay of a signal that is sent again; the callback that lost it has ended by then."""
+_LATE = f"it did not end within {_GRACE_S:g} s"
+_AT_ONCE = "a second signal ended it at once; unfinished work is lost"
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _SHOW_CURSOR = b"\n\x1b[?25h"
 
 _left_open: list[object] = []
-_saying = threading.Lock()
+_reporting = threading.Lock()
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM: a command cleans up after it as after Ctrl-C."""
+    """SIGTERM, which a command handles as Ctrl-C."""
 
 
 class _State:
-    """What the listening thread has to know."""
+    """Shared with the listening thread."""
 
     def __init__(self) -> None:
         self.listening = False
         self.gentle = False
-        """Whether the first signal is a request that takes its time."""
+        """Whether the first signal has no time limit; see `ending_gently`."""
 
 
 _state = _State()
 
 
 def how_it_ended(error: KeyboardInterrupt) -> tuple[str, int]:
-    """Return the word for what ended a command, and its exit code: 128 + the signal's number."""
+    """Return the name of the signal that ended a command, and its exit code: 128 + its number."""
     number = signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT
     return _WORDS[number], 128 + number
 
 
 def listen() -> None:
-    """Have SIGTERM end this process as Ctrl-C does, and both in time, whatever it is doing."""
+    """Handle SIGTERM as Ctrl-C, and end the process by either within a time limit."""
     signal.signal(signal.SIGTERM, _terminate)
     sys.unraisablehook = _unraisable
-    if sys.platform == "win32":  # Pipes cannot be told of signals there.
+    if sys.platform == "win32":  # Has no wakeup pipes.
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -109,10 +114,7 @@ def listen() -> None:
 
 @contextmanager
 def ending_gently() -> Iterator[list[int]]:
-    """Give a list that the first SIGINT or SIGTERM is put into; the second ends the process.
-
-    That happens at once, also while the main thread is in native code.
-    """
+    """Collect the first SIGINT or SIGTERM in a list; a second one ends the process at once."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -128,33 +130,33 @@ def ending_gently() -> Iterator[list[int]]:
         _state.gentle = False
         for number, handler in before.items():
             signal.signal(number, handler)
-        if received and _state.listening:  # What is left to do has its time, too.
+        if received and _state.listening:  # A time limit for the rest of the command.
             rest = threading.Timer(_GRACE_S, _end_now, (received[0], _LATE))
             rest.daemon = True
             rest.start()
 
 
 def leave_open(*hanging: object) -> None:
-    """Have the process end without closing what hangs, and without waiting for its threads."""
+    """Keep stuck objects unclosed: the process ends without waiting for their threads."""
     _left_open.append(hanging)
 
 
 def end(code: int) -> NoReturn:
     """End the process.
 
-    After a signal, and beside what was left open, that happens without Python's own end: it would
-    wait for threads, may crash beside them, and takes seconds to free a model.
+    After a signal or `leave_open`, Python's own shutdown is skipped: it would wait for threads, may
+    crash beside them, and takes seconds to free a model.
     """
     if not _left_open and code - 128 not in _WORDS:
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # Who reads it may have gone.
+        with suppress(OSError):  # A closed pipe.
             stream.flush()
     _leave(code)
 
 
 def _leave(code: int) -> NoReturn:
-    # Processes that load pictures would notice within seconds; nobody else's are among them.
+    # These are workers that load pictures; they would notice only after seconds.
     if (multiprocessing := sys.modules.get("multiprocessing")) is not None:
         for child in multiprocessing.active_children():
             child.terminate()
@@ -162,14 +164,14 @@ def _leave(code: int) -> NoReturn:
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # A second one would cut the cleaning up short.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # A second one would interrupt the clean-up.
     raise _Terminated
 
 
 def _unraisable(found: "sys.UnraisableHookArgs") -> None:
-    """Send a signal again that came in a callback which no error leaves, as of a weak reference.
+    """Send a signal again that was raised in a callback, such as that of a weak reference.
 
-    It would be lost otherwise, but for a traceback. Exports run many such callbacks.
+    Python only prints errors of callbacks. Exports run many of them.
     """
     if not isinstance(found.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(found)
@@ -184,7 +186,7 @@ def _unraisable(found: "sys.UnraisableHookArgs") -> None:
 
 
 def _watch(reading: int) -> None:
-    """Count signals as they come in; end the process when its time is up."""
+    """Count signals; end the process when its time is up."""
     until, ending, gentle = float("inf"), 0, 0
     while True:
         left = None if until == float("inf") else max(0.0, until - time.monotonic())
@@ -201,35 +203,33 @@ def _watch(reading: int) -> None:
 
 
 def _end_now(number: int, why: str) -> NoReturn:
-    if _saying.acquire(blocking=False):
-        _say(number, why)
+    if _reporting.acquire(blocking=False):
+        line = f"error: {_WORDS[signal.Signals(number)]}: {why}\n".encode()
+        if os.isatty(2):
+            line = _SHOW_CURSOR + line  # A progress display may have hidden it.
+        with suppress(OSError):  # A closed pipe.
+            if select.select([], [2], [], 0)[1]:  # Its reader may hang, too.
+                os.write(2, line)
     else:
-        time.sleep(1)  # Another thread says it, and ends the process then.
+        time.sleep(1)  # Another thread reports, and then ends the process.
     _leave(128 + number)
 
 
-def _say(number: int, why: str) -> None:
-    said = f"error: {_WORDS[signal.Signals(number)]}: {why}\n".encode()
-    if os.isatty(2):
-        said = _SHOW_CURSOR + said  # A progress display may have hidden it.
-    with suppress(OSError):  # Who reads it may have gone,
-        if select.select([], [2], [], 0)[1]:  # or hang, too.
-            os.write(2, said)
-
-
 def _forget() -> None:
-    """Let a forked process, such as one that loads pictures, end by signals as usual."""
+    """Restore the default signal handling in a forked process."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-# --- The log of a command on stderr: warnings as text, or all that is told there as JSON lines
+# --- Logs on stderr: warnings as text, or everything as JSON lines
 
+_LOGGED = ("upperson_rt", "upperson_camera", "upperson_milvus", "upperson_tensorrt")
+"""Packages whose log a command shows."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class JsonFormatter(logging.Formatter):
-    """Writes time (UTC), level, logger and message, and whatever was passed as ``extra``."""
+    """Writes time (UTC), level, logger, message and ``extra`` fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
@@ -243,7 +243,7 @@ class JsonFormatter(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        # In ASCII: what a name holds must not reach a terminal as it is.
+        # In ASCII: names may hold control characters, which a terminal would obey.
         return json.dumps(line, default=str)
 
 
@@ -252,30 +252,30 @@ def logging_to_stderr(as_json: bool) -> Iterator[None]:
     """Send the runtime's log to stderr.
 
     Args:
-        as_json: Everything as JSON lines, with what a command says of itself and why it fails;
-            else warnings as text.
+        as_json: Everything as JSON lines, notes and errors of the command included; else warnings
+            as text.
     """
-    logger = get_logger("upperson_rt")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         JsonFormatter() if as_json else logging.Formatter("%(levelname)s: %(message)s")
     )
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO if as_json else logging.WARNING)
     with ExitStack() as stack:
-        stack.callback(logger.setLevel, level)
-        stack.callback(logger.removeHandler, handler)
+        for package in _LOGGED:
+            logger = get_logger(package)
+            stack.callback(logger.setLevel, logger.level)
+            stack.callback(logger.removeHandler, handler)
+            logger.addHandler(handler)
+            logger.setLevel(logging.INFO if as_json else logging.WARNING)
         if as_json:
             stack.enter_context(messages_to(get_logger("upperson_rt.cli")))
         yield
 
 
-# --- How commands end: errors become one line and an exit code. Shared by both command lines
+# --- Errors
 
 
 class Command(TyperCommand):
-    """A command that reports errors in one line; with its option ``--debug`` also the traceback."""
+    """A command that reports errors in one line; with ``--debug`` also the traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; one with ``--log-json`` keeps a log on stderr meanwhile."""
@@ -284,32 +284,33 @@ class Command(TyperCommand):
             return self._invoke(ctx)
 
     def _invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
-            raise  # Typer ends these itself.
-        except UppersonError as error:
-            if ctx.params.get("as_json"):
-                print_json({"error": error.as_json()})
-            _report(str(error), debug=ctx.params.get("debug", False))
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as error:
-            message, code = how_it_ended(error)
-            _report(message, debug=ctx.params.get("debug", False))
-            raise typer.Exit(code) from None  # `run_app` tells it from what nobody has reported.
-        except OSError as error:  # Such as a full disk under stdout.
-            _report(str(error), debug=ctx.params.get("debug", False))
-            raise typer.Exit(InputError.exit_code) from error
-        except Exception as error:  # A defect; this is the one place that may catch everything.
-            debug = ctx.params.get("debug", False)
-            advice = "" if debug else "; run the command again with --debug for the details"
-            name = type(error).__name__
-            _report(f"internal error: {name}: {one_line(error)}{advice}", debug=debug)
-            raise typer.Exit(1) from error
+        debug = ctx.params.get("debug", False)
+        with one_json_object() as print_if_first:
+            try:
+                return super().invoke(ctx)
+            except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+                raise  # Typer ends these itself.
+            except UppersonError as error:
+                if ctx.params.get("as_json"):
+                    print_if_first({"error": error.as_json()})
+                _report(str(error), debug)
+                raise typer.Exit(error.exit_code) from error
+            except KeyboardInterrupt as error:
+                message, code = how_it_ended(error)
+                _report(message, debug)
+                raise typer.Exit(code) from None  # Without a cause: `run_app` reports those.
+            except OSError as error:  # Such as a full disk under stdout.
+                _report(str(error), debug)
+                raise typer.Exit(InputError.exit_code) from error
+            except Exception as error:  # A defect; only here everything may be caught.
+                advice = "" if debug else "; run the command again with --debug for the details"
+                name = type(error).__name__
+                _report(f"internal error: {name}: {one_line(error)}{advice}", debug)
+                raise typer.Exit(1) from error
 
 
 class _Group(TyperGroup):
-    """A group of commands; what Typer says of wrong options is printable, too."""
+    """A group of commands that escapes what Typer prints of wrong options."""
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
         """Read the options of the group."""
@@ -328,12 +329,12 @@ def _printable_usage() -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(message := getattr(error, "message", None), str):
-            error.message = printable(message)  # type: ignore[attr-defined]
+            error.message = escape_for_display(message)  # type: ignore[attr-defined]
         raise
 
 
 def new_app(help: str, program: str | None = None) -> typer.Typer:
-    """Return a group of commands in the house style; a program, which is named, has --version."""
+    """Return a group of commands; one with the name of a program has ``--version``."""
     app = typer.Typer(
         cls=_Group,
         help=help,
@@ -368,21 +369,21 @@ def new_app(help: str, program: str | None = None) -> typer.Typer:
 def run_app(app: typer.Typer, name: str) -> NoReturn:
     """Run an application on the arguments of the process, and exit with its code."""
     listen()
-    # What is wrong with a picture is told once, as an error, not by Pillow for each of its tags.
+    # A broken picture is reported once, as an error; Pillow warns of each of its tags.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None where there is no terminal.
-            stream.reconfigure(errors="backslashreplace")  # Not every terminal knows Unicode.
+            stream.reconfigure(errors="backslashreplace")  # For terminals without Unicode.
     code = 0
     try:
         app(prog_name=name)
-    except KeyboardInterrupt as error:  # Outside of a command: while it is being imported.
+    except KeyboardInterrupt as error:  # During imports, outside of a command.
         message, code = how_it_ended(error)
         _report(message, debug=False)
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         cause = ended.__context__ and ended.__context__.__cause__
-        if isinstance(cause, KeyboardInterrupt):  # While options were read: all is Ctrl-C to Typer.
+        if isinstance(cause, KeyboardInterrupt):  # While options were read.
             message, code = how_it_ended(cause)
             _report(message, debug=False)
     end(code)

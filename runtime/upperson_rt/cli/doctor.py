@@ -1,29 +1,24 @@
 """`upperson-rt doctor`."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from upperson_rt.cli.groups import OptionGroup, grouped
 from upperson_rt.cli.options import (
-    BackendOption,
-    Debug,
-    DetectorClass,
-    DetectorLayout,
-    DetectorScore,
-    DeviceOption,
-    Json,
-    OptionalBundleOption,
-    OptionalGalleryOption,
-    TrustOption,
-    VariantOption,
+    Backend,
+    Detection,
+    Output,
     default_bundle,
     default_gallery,
-    require_no_detector_options,
     require_sheet,
 )
-from upperson_rt.cli.output import new_table, print_json, print_note, print_table
+from upperson_rt.cli.output import new_table, print_note, print_result, print_table
+
+if TYPE_CHECKING:
+    from upperson_rt.installed import Check
 
 __all__ = ["doctor"]
 
@@ -31,10 +26,31 @@ _CONSOLE_LOG = Path("console/query.log")
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
-def doctor(
-    bundle: OptionalBundleOption = None,
-    trust: TrustOption = None,
-    gallery: OptionalGalleryOption = None,
+@dataclass(frozen=True)
+class Checked(OptionGroup, panel="Model and gallery"):
+    """What is checked besides the installation."""
+
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle",
+            "-b",
+            envvar="UPPERSON_BUNDLE",
+            help="Bundle to check.",
+            show_default="./bundle, if it is there",
+        ),
+    ] = None
+    gallery: Annotated[
+        str | None,
+        typer.Option(
+            "--gallery",
+            "-g",
+            envvar="UPPERSON_GALLERY",
+            metavar="FOLDER|ADDRESS",
+            help="Gallery to check.",
+            show_default="./gallery, if it is there",
+        ),
+    ] = None
     query_log: Annotated[
         Path | None,
         typer.Option(
@@ -44,30 +60,35 @@ def doctor(
             help="Query log whose lines are verified.",
             show_default="console/query.log if it is there",
         ),
-    ] = None,
-    variant: VariantOption = None,
-    backend: BackendOption = "auto",
-    device: DeviceOption = "cpu",
-    detector: Annotated[
-        str | None,
-        typer.Option(
-            "--detector",
-            help="Detector to try, as for `watch`, such as FILE.onnx: its layout, input, class and "
-            "backend, and what it finds in a picture.",
-        ),
-    ] = None,
-    detector_layout: DetectorLayout = None,
-    detector_class: DetectorClass = None,
-    detector_score: DetectorScore = None,
+    ] = None
+
+    def found(self) -> tuple[Path | None, str | None, Path | None]:
+        """Return bundle, gallery and log, by default those of the working folder."""
+        from upperson_rt.log_chain import head_of
+
+        bundle, gallery, log = self.bundle, self.gallery, self.query_log
+        if bundle is None and default_bundle.exists():
+            bundle = default_bundle
+        if gallery is None and Path(default_gallery).exists():
+            gallery = default_gallery
+        if log is None and (head_of(_CONSOLE_LOG).exists() or _CONSOLE_LOG.exists()):
+            log = _CONSOLE_LOG
+        return bundle, gallery, log
+
+
+@dataclass(frozen=True)
+class Trial(Detection):
+    """A detector to try, and on what."""
+
     picture: Annotated[
         Path | None,
         typer.Option(
             "--picture",
             metavar="FILE",
-            help="Picture that the detector looks at.",
+            help="Picture that the detector is tried on.",
             show_default="three drawn figures, which not every detector takes for people",
         ),
-    ] = None,
+    ] = None
     sheet: Annotated[
         Path | None,
         typer.Option(
@@ -75,56 +96,65 @@ def doctor(
             metavar="FILE.png",
             help="Draw the boxes it finds into a picture, red; thin green ones are the figures'.",
         ),
-    ] = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
+    ] = None
+
+    def checks(self) -> "list[Check]":
+        """Try the detector, if one is named."""
+        if self.detector is None:
+            return []
+        from upperson_rt.ingest.try_detector import check_detector
+
+        return check_detector(
+            self.detector,
+            self.detector_layout,
+            self.detector_class,
+            self.detector_score,
+            self.picture,
+            self.sheet,
+        )
+
+
+@grouped
+def doctor(*, checked: Checked, backend: Backend, trial: Trial, output: Output) -> None:
     """Check the installation, the bundle and the gallery, and say how to fix what is wrong.
+
+    With --detector, also its layout, input, class and backend, and what it finds in a picture.
 
     Example: `upperson-rt doctor --detector yolox.onnx --picture street.jpg --sheet boxes.png`
     """
-    if detector is None:
-        require_no_detector_options(
-            {
-                "--detector-layout": detector_layout,
-                "--detector-class": detector_class,
-                "--detector-score": detector_score,
-                "--picture": picture,
-                "--sheet": sheet,
-            }
-        )
-    if sheet is not None:
-        require_sheet(sheet)
+    trial.require_no_options()
+    if trial.sheet is not None:
+        require_sheet(trial.sheet)
     from upperson_rt.doctor import diagnose
-    from upperson_rt.log_chain import head_of
 
-    if bundle is None and default_bundle.exists():
-        bundle = default_bundle
-    if gallery is None and Path(default_gallery).exists():
-        gallery = default_gallery
-    if query_log is None and (head_of(_CONSOLE_LOG).exists() or _CONSOLE_LOG.exists()):
-        query_log = _CONSOLE_LOG
+    bundle, gallery, query_log = checked.found()
     for name, given in {"bundle": bundle, "gallery": gallery}.items():
         if given is None:
             print_note(f"no {name} here to check: name one with  --{name} FOLDER")
-    checks = diagnose(bundle, gallery, variant, backend, device, trust, query_log)
-    if detector is not None:
-        from upperson_rt.ingest.try_detector import check_detector
-
-        checks += check_detector(
-            detector, detector_layout, detector_class, detector_score, picture, sheet
-        )
+    checks = diagnose(
+        bundle,
+        gallery,
+        backend.variant,
+        backend.backend,
+        backend.device,
+        backend.trust,
+        query_log,
+    )
+    checks += trial.checks()
     failed = [check for check in checks if check.status == "fail"]
-    if as_json:
-        rows = [asdict(check) for check in checks]
-        for row in rows:
-            del row["exit_code"]
-        print_json({"ok": not failed, "checks": rows})
-    else:
-        table = new_table("check", "", "found")
-        for check in checks:
-            detail = f"{check.detail} -> {check.fix}" if check.fix else check.detail
-            table.add_row(check.name, (check.status, _STYLES[check.status]), detail)
-        print_table(table)
+    rows = [asdict(check) for check in checks]
+    for row in rows:
+        del row["exit_code"]
+    print_result(
+        {"ok": not failed, "checks": rows}, output.as_json, lambda _: _print_checks(checks)
+    )
     if failed:
         raise typer.Exit(failed[0].exit_code)
+
+
+def _print_checks(checks: "list[Check]") -> None:
+    table = new_table("check", "", "found")
+    for check in checks:
+        detail = f"{check.detail} -> {check.fix}" if check.fix else check.detail
+        table.add_row(check.name, (check.status, _STYLES[check.status]), detail)
+    print_table(table)

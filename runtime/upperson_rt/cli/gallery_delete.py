@@ -3,32 +3,23 @@
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upperson_rt.cli.groups import grouped
+from upperson_rt.cli.groups import OptionGroup, grouped
 from upperson_rt.cli.opening import open_retriever
-from upperson_rt.cli.options import (
-    Debug,
-    GalleryOption,
-    Json,
-    Model,
-    Output,
-    Searched,
-    Where,
-    age_seconds,
-    default_gallery,
-)
+from upperson_rt.cli.options import Model, Output, Place, Searched, Where, age_seconds
 from upperson_rt.cli.output import (
     json_from_hit,
     print_hits,
-    print_json,
     print_line,
     print_note,
     print_notices,
     print_prompt,
+    print_result,
 )
 from upperson_rt.errors import UsageError
 from upperson_rt.printable import count_of
@@ -43,6 +34,61 @@ __all__ = ["delete", "prune"]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")]
 
 
+@dataclass(frozen=True)
+class Deletion(OptionGroup, panel="Deletion"):
+    """What is deleted besides keys and filters, and whether at all."""
+
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            "--like", metavar="FILE", help="Delete what looks like this picture; needs the bundle."
+        ),
+    ] = None
+    min_score: Annotated[
+        float | None,
+        typer.Option(
+            "--min-score",
+            min=-1.0,
+            max=1.0,
+            metavar="S",
+            help="With --like: the lowest cosine that is deleted; a dry run shows the scores.",
+        ),
+    ] = None
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without a confirmation.")] = False
+    dry_run: DryRun = False
+
+    def require_selection(self, keys: list[str] | None, passing: "Filter") -> None:
+        """Refuse selections that contradict each other, and none."""
+        if (self.like is None) != (self.min_score is None):
+            raise UsageError(
+                "--like and --min-score belong together: --like FILE --min-score 0.9",
+                code="min_score_missing",
+            )
+        if keys and (self.like is not None or not passing.is_empty):
+            raise UsageError(
+                "keys go alone: leave out --like and the filter, or the keys",
+                code="selections_conflict",
+            )
+        if not keys and self.like is None and passing.is_empty:
+            raise UsageError(
+                "name keys, a filter such as --camera gate, or a picture with --like, to say what "
+                "is deleted",
+                code="selection_missing",
+            )
+
+    def confirmed(self, question: str) -> bool:
+        """Return whether to delete, after asking on a terminal."""
+        if self.yes or self.dry_run:
+            return self.yes and not self.dry_run
+        if not sys.stdin.isatty():
+            raise UsageError(
+                f"{question} Add --yes to delete without a confirmation",
+                code="confirmation_missing",
+            )
+        print_prompt(f"{question} [y/N]:")  # typer.confirm would use stdout, too.
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 @grouped
 def delete(
     keys: Annotated[
@@ -53,25 +99,8 @@ def delete(
     where: Where,
     model: Model,
     searched: Searched,
+    deletion: Deletion,
     output: Output,
-    like: Annotated[
-        Path | None,
-        typer.Option(
-            "--like", metavar="FILE", help="Delete what looks like this picture; needs the bundle."
-        ),
-    ] = None,
-    min_score: Annotated[
-        float | None,
-        typer.Option(
-            "--min-score",
-            min=-1.0,
-            max=1.0,
-            metavar="S",
-            help="With --like: the cosine from which a picture goes; a dry run shows the scores.",
-        ),
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    dry_run: DryRun = False,
 ) -> None:
     """Delete pictures by key, by a filter, or by their looks, and their saved crops.
 
@@ -86,17 +115,12 @@ def delete(
     from upperson_rt.gallery import Gallery
 
     passing, gallery = where.as_filter(), searched.gallery
-    if (like is None) != (min_score is None):
-        raise UsageError("--like and --min-score belong together: --like FILE --min-score 0.9")
-    if keys and (like is not None or not passing.is_empty):
-        raise UsageError("keys go alone: leave out --like and the filter, or the keys")
-    if not keys and like is None and passing.is_empty:
-        raise UsageError(
-            "name keys, a filter such as --camera gate, or a picture with --like, to say what goes"
-        )
-    if like is not None and min_score is not None:
+    deletion.require_selection(keys, passing)
+    if deletion.like is not None and deletion.min_score is not None:
         with open_retriever(model, searched, "image") as (_, _, retriever):
-            _delete_like(retriever, like, min_score, passing, yes, dry_run, output.as_json)
+            _delete_like(
+                retriever, deletion.like, deletion.min_score, passing, deletion, output.as_json
+            )
         return
     with Gallery.open(gallery) as store:
         print_notices(unknown_cameras(store, passing))
@@ -104,15 +128,17 @@ def delete(
         count = len(store.ids(sorted(wanted))) if keys else store.count(passing)
         deleted = 0
         question = f"delete {count_of(count, 'picture')} from gallery '{gallery}'?"
-        if count and not dry_run and _confirmed(question, yes):
+        if count and deletion.confirmed(question):
             deleted = store.delete(sorted(wanted)) if keys else store.delete_where(passing)
             count = deleted
         left = store.count()
-    _report_deleted(gallery, count, deleted, left, dry_run, output.as_json)
+    _report(gallery, count, deleted, left, deletion.dry_run, output.as_json)
 
 
-def prune(
-    gallery: GalleryOption = default_gallery,
+@dataclass(frozen=True)
+class Pruning(OptionGroup, panel="Deletion"):
+    """Which pictures are old."""
+
     older_than: Annotated[
         float | None,
         typer.Option(
@@ -121,20 +147,21 @@ def prune(
             metavar="AGE",
             help="Delete pictures taken longer ago than this, such as 30d, 12h or 90m.",
         ),
-    ] = None,
+    ] = None
     keep: Annotated[
         int | None,
         typer.Option("--keep", min=0, metavar="N", help="Keep only the newest N pictures."),
-    ] = None,
+    ] = None
     camera: Annotated[
         str | None,
         typer.Option("--camera", help="Of this camera only.", show_default="all together"),
-    ] = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Delete old pictures by age, by number or both, and their saved crops; asks nothing.
+    ] = None
+    dry_run: DryRun = False
+
+
+@grouped
+def prune(*, place: Place, pruning: Pruning, output: Output) -> None:
+    """Delete old pictures by age, by number or both, with their crops, without a confirmation.
 
     Pictures without a time are never too old, but the first to go where there are too many. By age,
     and of all cameras, saved crops that belong to no picture go as well.
@@ -144,14 +171,15 @@ def prune(
     from upperson_rt.gallery import Filter, Gallery
     from upperson_rt.gallery.protocol import check_prune
 
-    before = None if older_than is None else time.time() - older_than
-    check_prune(before, keep)
-    with Gallery.open(gallery) as store:
-        print_notices(unknown_cameras(store, Filter(camera=camera)))
-        count = store.count_prunable(before, keep, camera)
-        deleted = 0 if dry_run else store.prune(before, keep, camera)
+    before = None if pruning.older_than is None else time.time() - pruning.older_than
+    limits = before, pruning.keep
+    check_prune(*limits)
+    with Gallery.open(place.gallery) as store:
+        print_notices(unknown_cameras(store, Filter(camera=pruning.camera)))
+        count = store.count_prunable(*limits, pruning.camera)
+        deleted = 0 if pruning.dry_run else store.prune(*limits, pruning.camera)
         left = store.count()
-    _report_deleted(gallery, count, deleted, left, dry_run, as_json)
+    _report(place.gallery, count, deleted, left, pruning.dry_run, output.as_json)
 
 
 def _delete_like(
@@ -159,34 +187,27 @@ def _delete_like(
     like: Path,
     min_score: float,
     passing: "Filter",
-    yes: bool,
-    dry_run: bool,
+    deletion: Deletion,
     as_json: bool,
 ) -> None:
     store = retriever.gallery
     print_notices(unknown_cameras(store, passing))
-    hits = retriever.delete_like(like, min_score, passing, dry_run=dry_run or not yes)
+    at_once = deletion.yes and not deletion.dry_run
+    hits = retriever.delete_like(like, min_score, passing, dry_run=not at_once)
     if hits and not as_json:
         print_hits(hits, store.crops_dir)
-    deleted = len(hits) if yes and not dry_run else 0
+    deleted = len(hits) if at_once else 0
     question = f"delete {count_of(len(hits), 'picture')} from gallery '{store.location}'?"
-    if hits and not dry_run and not yes and _confirmed(question, yes):
+    if hits and not at_once and deletion.confirmed(question):
         hits = retriever.delete_like(like, min_score, passing)
         deleted = len(hits)
     shown = [json_from_hit(rank, hit, store.crops_dir) for rank, hit in enumerate(hits, start=1)]
-    _report_deleted(store.location, len(hits), deleted, store.count(), dry_run, as_json, hits=shown)
+    _report(
+        store.location, len(hits), deleted, store.count(), deletion.dry_run, as_json, hits=shown
+    )
 
 
-def _confirmed(question: str, yes: bool) -> bool:
-    if yes:
-        return True
-    if not sys.stdin.isatty():
-        raise UsageError(f"{question} Add --yes to do it without being asked")
-    print_prompt(f"{question} [y/N]:")  # typer.confirm would use stdout, too.
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
-def _report_deleted(
+def _report(
     gallery: str,
     count: int,
     deleted: int,
@@ -195,22 +216,25 @@ def _report_deleted(
     as_json: bool,
     **more: Any,
 ) -> None:
-    if as_json:
-        print_json(
-            {
-                "gallery": gallery,
-                "dry_run": dry_run,
-                "matching": count,
-                "deleted": deleted,
-                "items": left,
-                **more,
-            }
-        )
-    elif dry_run:
+    result = {
+        "gallery": gallery,
+        "dry_run": dry_run,
+        "matching": count,
+        "deleted": deleted,
+        "items": left,
+        **more,
+    }
+    print_result(result, as_json, _print_deleted)
+
+
+def _print_deleted(result: dict[str, Any]) -> None:
+    gallery, count, left = (result[name] for name in ("gallery", "matching", "items"))
+    if result["dry_run"]:
         print_line(f"would delete {count} of {count_of(left, 'picture')} of gallery '{gallery}'")
-    elif count and not deleted:
+    elif count and not result["deleted"]:
         print_line("nothing deleted")
     else:
-        print_line(f"deleted {count_of(deleted, 'picture')}; gallery '{gallery}' now holds {left}")
-    if not as_json and not count:
+        deleted = count_of(result["deleted"], "picture")
+        print_line(f"deleted {deleted}; gallery '{gallery}' now holds {left}")
+    if not count:
         print_note("no picture matches")

@@ -1,18 +1,17 @@
-"""What commands open: a model with a gallery, a retriever over both, and its filter."""
+"""What commands open: a bundle, a gallery, a retriever over both, a detector."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from upperson_rt.arguments import read_attributes
 from upperson_rt.cli.output import backend_line, print_note, print_warning
 from upperson_rt.errors import UsageError
 
 if TYPE_CHECKING:
     from upperson_rt.bundle import Bundle
     from upperson_rt.cli.options import Model, Searched
-    from upperson_rt.gallery import Filter, Gallery
+    from upperson_rt.gallery import Gallery
     from upperson_rt.ingest.detector import Detector
     from upperson_rt.retriever import Retriever
     from upperson_rt.towers import Backend, Tower
@@ -22,7 +21,6 @@ __all__ = [
     "open_model",
     "open_retriever",
     "open_store",
-    "read_filter",
 ]
 
 
@@ -35,13 +33,13 @@ def open_store(
     create: bool = False,
     allow_distilled: bool = False,
 ) -> "Iterator[tuple[Bundle, Backend, Gallery]]":
-    """Load one tower of a bundle, print what really runs it, and open its gallery.
+    """Load one tower of a bundle, print the backend that runs it, and open its gallery.
 
     Args:
         model: The bundle and what runs it.
         gallery: See `Gallery.open`; it is closed at the end.
-        tower: The one that the command needs.
-        create: Make the gallery if it is not there.
+        tower: The one that the command runs.
+        create: Make the gallery if there is none.
         allow_distilled: See `Gallery.open`.
     """
     from upperson_rt.files import remove_leftovers
@@ -52,13 +50,13 @@ def open_store(
     manifest = opened.manifest
     dim = manifest.model.embed_dim
     if create:
-        opened.backend(tower)  # No gallery is made for a model that does not run,
+        opened.backend(tower)  # First: no gallery is made for a model that does not run.
         if "://" not in gallery:
             remove_leftovers(Path(gallery, DATABASE_FILE))
     with Gallery.open(
         gallery, manifest.fingerprint, dim, create=create, allow_distilled=allow_distilled
     ) as store:
-        running = opened.backend(tower)  # and none is loaded for a gallery that is not there.
+        running = opened.backend(tower)  # Last: no model is loaded for a missing gallery.
         print_note(backend_line(opened, tower))
         yield opened, running, store
 
@@ -81,12 +79,12 @@ def open_model(model: "Model") -> "Bundle":
 def open_retriever(
     model: "Model", searched: "Searched", tower: "Tower"
 ) -> "Iterator[tuple[Bundle, Backend, Retriever]]":
-    """Open a retriever as `open_store` does, which writes every query into the log."""
+    """Open a retriever as `open_store` does; it logs every query."""
     from upperson_rt.query_log import QueryLog
     from upperson_rt.retriever import Retriever
 
     log_file, allow_distilled = searched.query_log, searched.allow_distilled
-    # The log first: no model is loaded for a query that may not be answered.
+    # The log first: a query that cannot be logged is not run.
     with (
         nullcontext() if log_file is None else QueryLog(log_file) as log,
         open_store(model, searched.gallery, tower, allow_distilled=allow_distilled) as found,
@@ -105,42 +103,19 @@ def open_announced(
     threads: int | None,
     frames_of: Literal["videos", "pictures"],
 ) -> "Detector":
-    """Open a detector as `open_detector` does, and say on stderr what it is.
-
-    Raises:
-        UsageError: Boxes of a video, where there is none.
-    """
-    from upperson_rt.ingest.named_detector import open_detector
+    """Open a detector as `open_detector` does, and describe it on stderr."""
+    from upperson_rt.ingest.detector import open_detector
 
     found: Any = open_detector(name, layout, person, min_score, threads)
     if getattr(found, "of_one_video", False) and frames_of == "pictures":
-        raise UsageError(f"{name} holds the boxes of one video, not of pictures: name a detector")
+        raise UsageError(
+            f"{name} holds the boxes of one video, not of pictures: name a detector",
+            code="boxes_of_a_video",
+            detector=name,
+        )
     if hasattr(found, "facts"):
         print_note(f"detector: {found}")
     if (warning := getattr(found, "warning", None)) is not None:
         print_warning(warning)
     detector: Detector = found
     return detector
-
-
-def read_filter(
-    camera: list[str] | None,
-    since: float | None,
-    until: float | None,
-    track: str | None,
-    where: list[str] | None,
-) -> "Filter":
-    """Return the filter of --camera, --since, --until, --track and --where.
-
-    Raises:
-        UsageError: They contradict each other, or a pair of --where is malformed.
-    """
-    from upperson_rt.gallery import Filter
-
-    return Filter(
-        camera=camera or None,
-        since=since,
-        until=until,
-        track=track,
-        attributes=read_attributes(where, "--where"),
-    )

@@ -5,8 +5,9 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -18,15 +19,18 @@ from upperson_rt.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter
+    from upperson_rt.ingest.service import Output as RowOutput
 
 __all__ = [
     "AllowHostOption",
-    "Attributes",
+    "Backend",
     "BackendOption",
+    "Bundle",
     "BundleOption",
     "CaOption",
-    "Cameras",
     "Debug",
+    "Delivery",
+    "Detection",
     "DetectorClass",
     "DetectorLayout",
     "DetectorScore",
@@ -36,23 +40,18 @@ __all__ = [
     "Json",
     "Model",
     "NetrcOption",
-    "OptionalBundleOption",
-    "OptionalGalleryOption",
     "Output",
+    "Place",
     "QueryLogOption",
     "Searched",
-    "Since",
     "Threads",
-    "Track",
     "TrustOption",
-    "Until",
     "VariantOption",
     "Where",
     "age_seconds",
     "default_bundle",
     "default_gallery",
     "read_batch_sizes",
-    "require_no_detector_options",
     "require_sheet",
     "unix_seconds",
 ]
@@ -104,47 +103,37 @@ def unix_seconds(text: str) -> float:
 
 
 def read_batch_sizes(text: str) -> list[int]:
-    """Read sizes with commas between them, such as ``1,8,32``; return them in order, each once.
-
-    Raises:
-        UsageError: A part is not a whole number from 1.
-    """
+    """Read sizes with commas between them, such as ``1,8,32``; return them in order, each once."""
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch("[0-9]{1,9}", part) and int(part) > 0 for part in parts):
-        raise UsageError(f"--batch must be sizes such as 1,2,8,32, found '{text}'")
+        raise UsageError(
+            f"--batch must be sizes such as 1,2,8,32, found '{text}'",
+            code="batch_sizes_malformed",
+            found=text,
+        )
     return sorted({int(part) for part in parts})
 
 
-def require_no_detector_options(options: Mapping[str, object]) -> None:
-    """Refuse options that say how a detector works, where there is none.
-
-    Raises:
-        UsageError: One of them is not None.
-    """
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise UsageError(f"{given[0]} is of no use without --detector: name a detector, too")
-
-
 def require_sheet(path: Path) -> None:
-    """Make sure, before any work, that a picture can be written as PNG where it was asked for.
-
-    Raises:
-        UsageError: Its name does not end in ``.png``.
-        InputError: There is no such folder.
-    """
+    """Check, before any work, that ``--sheet`` can be written."""
     if path.suffix.lower() != ".png":
-        raise UsageError(f"--sheet writes PNG: {path} must end in .png")
+        raise UsageError(
+            f"--sheet writes PNG: {path} must end in .png", code="sheet_not_png", path=path
+        )
     if not path.parent.is_dir():
-        raise InputError(f"--sheet {path}: there is no folder {path.parent}, make it first")
+        raise InputError(
+            f"--sheet {path}: there is no folder {path.parent}, make it first",
+            code="folder_not_found",
+            path=path.parent,
+        )
 
 
 def _require_no_empty_trust(key: Path | None) -> Path | None:
-    """Refuse an empty variable: a unit file with an unset one would check nothing, unnoticed."""
+    """Refuse an empty variable: with it, a unit file would open unsigned bundles unnoticed."""
     if key is None and os.environ.get("UPPERSON_TRUST") == "":
         raise typer.BadParameter(
             "UPPERSON_TRUST is empty, expected the file of a public key: name it, or unset the "
-            "variable to open bundles of anybody"
+            "variable to open any bundle"
         )
     return key
 
@@ -163,27 +152,6 @@ GalleryOption: TypeAlias = Annotated[
         help="Folder of the gallery, or milvus://host:port/collection.",
     ),
 ]
-OptionalBundleOption: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(
-        "--bundle",
-        "-b",
-        envvar="UPPERSON_BUNDLE",
-        help="Bundle to check.",
-        show_default="./bundle, if it is there",
-    ),
-]
-OptionalGalleryOption: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        "--gallery",
-        "-g",
-        envvar="UPPERSON_GALLERY",
-        metavar="FOLDER|ADDRESS",
-        help="Gallery to check.",
-        show_default="./gallery, if it is there",
-    ),
-]
 VariantOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
@@ -200,7 +168,7 @@ TrustOption: TypeAlias = Annotated[
         envvar="UPPERSON_TRUST",
         metavar="PUBKEY",
         callback=_require_no_empty_trust,
-        help="Refuse the bundle unless the owner of this public key (PEM) has signed it as it is.",
+        help="Open the bundle only if this public key (PEM) verifies its signature.",
         rich_help_panel=ADVANCED,
     ),
 ]
@@ -232,52 +200,14 @@ Threads: TypeAlias = Annotated[
         rich_help_panel=ADVANCED,
     ),
 ]
-Since: TypeAlias = Annotated[
-    float | None,
-    typer.Option(
-        "--since",
-        parser=unix_seconds,
-        metavar="TIME",
-        help="Only pictures taken at or after this time: ISO 8601 (local), unix seconds, or how "
-        "long ago, such as 90m, 24h or 7d.",
-    ),
-]
-Until: TypeAlias = Annotated[
-    float | None,
-    typer.Option(
-        "--until", parser=unix_seconds, metavar="TIME", help="Only pictures taken before this time."
-    ),
-]
-Cameras: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--camera", help="Only pictures of this camera; may be given again.", show_default="all"
-    ),
-]
-Track: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        "--track", help="Only pictures of the track of this name.", rich_help_panel=ADVANCED
-    ),
-]
-Attributes: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--where",
-        metavar="KEY=VALUE",
-        help="Only pictures whose attribute KEY is VALUE; may be given again.",
-        show_default="any",
-        rich_help_panel=ADVANCED,
-    ),
-]
 QueryLogOption: TypeAlias = Annotated[
     Path | None,
     typer.Option(
         "--query-log",
         envvar="UPPERSON_QUERY_LOG",
         metavar="FILE",
-        help="Append who asked what, and the ids found, to this file; a query that "
-        "cannot be logged is not answered.",
+        help="Append user, query and ids of hits to this file; a query that cannot be logged is "
+        "not run.",
         rich_help_panel=ADVANCED,
     ),
 ]
@@ -327,7 +257,8 @@ DetectorLayout: TypeAlias = Annotated[
         "--detector-layout",
         help="Layout of FILE.onnx: yolov5, yolov8, end-to-end, yolox, yolox-decoded, rt-detr, "
         "rt-detr-logits, rt-detr-ultralytics, rt-detr-chosen or rf-detr.",
-        show_default="told from the file",
+        show_default="recognized from the file",
+        rich_help_panel=ADVANCED,
     ),
 ]
 DetectorClass: TypeAlias = Annotated[
@@ -335,8 +266,9 @@ DetectorClass: TypeAlias = Annotated[
     typer.Option(
         "--detector-class",
         metavar="NAME|N",
-        help="Class of FILE.onnx that is people, by its name in the file or its number from 0.",
+        help="Class of FILE.onnx for people, by its name in the file or its number from 0.",
         show_default="person",
+        rich_help_panel=ADVANCED,
     ),
 ]
 DetectorScore: TypeAlias = Annotated[
@@ -344,8 +276,9 @@ DetectorScore: TypeAlias = Annotated[
     typer.Option(
         "--detector-score",
         min=0.0,
-        help="Least score of a box of FILE.onnx, 0 to 1, or of hog.",
+        help="Lowest score of a box of FILE.onnx, 0 to 1, or of hog.",
         show_default="0.4; hog 0.3",
+        rich_help_panel=ADVANCED,
     ),
 ]
 Debug: TypeAlias = Annotated[
@@ -359,22 +292,40 @@ Debug: TypeAlias = Annotated[
 
 
 @dataclass(frozen=True)
-class Model(OptionGroup, panel="Model and gallery"):
-    """The exported model, and what runs it."""
+class Backend(OptionGroup, panel="Model and gallery"):
+    """How a bundle is verified and run."""
 
-    bundle: BundleOption = default_bundle
     trust: TrustOption = None
     variant: VariantOption = None
     backend: BackendOption = "auto"
     device: DeviceOption = "cpu"
+
+
+@dataclass(frozen=True)
+class Bundle(OptionGroup, panel="Model and gallery"):
+    """A bundle, of which a command chooses what runs."""
+
+    bundle: BundleOption = default_bundle
+    trust: TrustOption = None
     threads: Threads = None
 
 
 @dataclass(frozen=True)
-class Searched(OptionGroup, panel="Model and gallery"):
-    """The gallery that is searched, and who may know of it."""
+class Model(Backend, Bundle):
+    """A bundle, and what runs it."""
+
+
+@dataclass(frozen=True)
+class Place(OptionGroup, panel="Model and gallery"):
+    """A gallery."""
 
     gallery: GalleryOption = default_gallery
+
+
+@dataclass(frozen=True)
+class Searched(Place):
+    """A gallery that is searched, and the log of its queries."""
+
     allow_distilled: Annotated[
         bool,
         typer.Option(
@@ -388,20 +339,52 @@ class Searched(OptionGroup, panel="Model and gallery"):
 
 @dataclass(frozen=True)
 class Where(OptionGroup, panel="Filter"):
-    """Which pictures of a gallery count."""
+    """A filter of pictures."""
 
-    camera: Cameras = None
-    since: Since = None
-    until: Until = None
-    track: Track = None
-    where: Attributes = None
+    camera: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--camera", help="Only pictures of this camera; may be given again.", show_default="all"
+        ),
+    ] = None
+    since: Annotated[
+        float | None,
+        typer.Option(
+            "--since",
+            parser=unix_seconds,
+            metavar="TIME",
+            help="Only pictures taken at or after this time: ISO 8601 (local), unix seconds, or "
+            "how long ago, such as 90m, 24h or 7d.",
+        ),
+    ] = None
+    until: Annotated[
+        float | None,
+        typer.Option(
+            "--until",
+            parser=unix_seconds,
+            metavar="TIME",
+            help="Only pictures taken before this time.",
+        ),
+    ] = None
+    track: Annotated[
+        str | None,
+        typer.Option(
+            "--track", help="Only pictures of the track of this name.", rich_help_panel=ADVANCED
+        ),
+    ] = None
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            metavar="KEY=VALUE",
+            help="Only pictures whose attribute KEY is VALUE; may be given again.",
+            show_default="any",
+            rich_help_panel=ADVANCED,
+        ),
+    ] = None
 
     def as_filter(self) -> "Filter":
-        """Return the filter.
-
-        Raises:
-            UsageError: The options contradict each other, or a pair of --where is malformed.
-        """
+        """Return the filter."""
         from upperson_rt.gallery import Filter
 
         return Filter(
@@ -411,6 +394,59 @@ class Where(OptionGroup, panel="Filter"):
             track=self.track,
             attributes=read_attributes(self.where, "--where"),
         )
+
+
+@dataclass(frozen=True)
+class Detection(OptionGroup, panel="Detector"):
+    """A detector, if any."""
+
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            "--detector",
+            help="Detector of people, as for `watch`, such as FILE.onnx.",
+        ),
+    ] = None
+    detector_layout: DetectorLayout = None
+    detector_class: DetectorClass = None
+    detector_score: DetectorScore = None
+
+    def require_no_options(self) -> None:
+        """Refuse options of a detector where none is named."""
+        for field in fields(self):
+            if self.detector is None and getattr(self, field.name) is not None:
+                option = f"--{field.name.replace('_', '-')}"
+                raise UsageError(
+                    f"{option} is of no use without --detector: name a detector, too",
+                    code="detector_missing",
+                    option=option,
+                )
+
+
+@dataclass(frozen=True)
+class Delivery(OptionGroup, panel="Output"):
+    """Where committed rows are sent."""
+
+    outputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--output",
+            metavar="NAME",
+            help="Also send each committed row to this extension of upperson.outputs. Repeatable.",
+        ),
+    ] = None
+
+    @contextmanager
+    def opened(self) -> "Iterator[list[RowOutput]]":
+        """Open the outputs; close them at the end, also after an error."""
+        from upperson_rt.ingest.service import open_outputs
+
+        found: list[RowOutput] = []
+        with ExitStack() as stack:
+            for name in self.outputs or ():
+                found += open_outputs([name])
+                stack.callback(found[-1].close)
+            yield found
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Output of the commands: results on stdout, everything else on stderr.
 
-The one way out: whatever is printed here is printable (`upperson_rt.printable`), and no name is
-taken for markup. The linter refuses commands that print in another way.
+Commands print only by these functions, which the linter enforces: they escape what a terminal would
+obey (`upperson_rt.printable`), and take no name for markup.
 """
 
 import json
@@ -18,7 +18,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from upperson_rt.printable import count_of, local_time, printable
+from upperson_rt.printable import count_of, escape_for_display, local_time
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from upperson_rt.bundle import Bundle
     from upperson_rt.gallery import Hit, Item, TrackSpan
     from upperson_rt.search.notices import Notice
-    from upperson_rt.towers import Tower
+    from upperson_rt.towers import Backend, Tower
 
 __all__ = [
     "Cell",
@@ -37,6 +37,7 @@ __all__ = [
     "messages_to",
     "new_progress",
     "new_table",
+    "one_json_object",
     "path_or_none",
     "print_columns",
     "print_error",
@@ -50,6 +51,8 @@ __all__ = [
     "print_result",
     "print_table",
     "print_warning",
+    "running_line",
+    "running_with",
     "short_path",
     "show_progress",
     "warn_of_pictures_out_of_reach",
@@ -63,6 +66,8 @@ _LONGEST_MESSAGE = 4000
 
 _messages: logging.Logger | None = None
 """Where notes, warnings and errors go instead of stderr; see `messages_to`."""
+_has_json = False
+"""Whether the command has printed its JSON object."""
 
 
 @contextmanager
@@ -76,8 +81,18 @@ def messages_to(logger: logging.Logger) -> Iterator[None]:
         _messages = before
 
 
+@contextmanager
+def one_json_object() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Give a function that prints JSON, unless `print_json` was called in the meantime."""
+    global _has_json
+    _has_json = False
+    yield lambda result: None if _has_json else print_json(result)
+
+
 def print_json(result: dict[str, Any]) -> None:
     """Print the one JSON object of a command."""
+    global _has_json
+    _has_json = True
     # In ASCII: file names need not be text, and the terminal's encoding may be any.
     typer.echo(json.dumps(result, indent=2))
 
@@ -85,11 +100,11 @@ def print_json(result: dict[str, Any]) -> None:
 def print_line(*lines: str) -> None:
     """Print lines of the result on stdout."""
     for line in lines:
-        typer.echo(printable(line))
+        typer.echo(escape_for_display(line))
 
 
 def print_note(text: str) -> None:
-    """Print a line about what is going on, on stderr."""
+    """Print a note on stderr."""
     if _messages is not None:
         _messages.info("%s", _message(text))
     else:
@@ -105,7 +120,7 @@ def print_warning(text: str) -> None:
 
 
 def path_or_none(path: Path | None) -> str | None:
-    """Return a path as JSON has it."""
+    """Return a path as a JSON value."""
     return None if path is None else str(path)
 
 
@@ -116,7 +131,7 @@ def print_notices(notices: "Sequence[Notice]") -> None:
 
 
 def warn_of_pictures_out_of_reach(count: int, total: int, first: str) -> None:
-    """Warn that some of so many pictures do not open here, and name the first; none is fine."""
+    """Warn if some of so many pictures do not open here, and name the first."""
     if count:
         print_warning(
             f"{count} of {count_of(total, 'picture')} cannot be reached from here, the first is "
@@ -126,7 +141,7 @@ def warn_of_pictures_out_of_reach(count: int, total: int, first: str) -> None:
 
 
 def print_error(text: str) -> None:
-    """Print why a command ends, on stderr."""
+    """Print an error on stderr."""
     if _messages is not None:
         _messages.error("%s", _message(text))
     else:
@@ -134,19 +149,19 @@ def print_error(text: str) -> None:
 
 
 def print_labelled(label: str, colour: str, text: str, err: bool = False) -> None:
-    """Print a line that begins with a word in a colour, on stdout or stderr."""
-    typer.secho(f"{printable(label)}: ", fg=colour, bold=True, err=err, nl=False)
+    """Print a line that begins with a coloured label, on stdout or stderr."""
+    typer.secho(f"{escape_for_display(label)}: ", fg=colour, bold=True, err=err, nl=False)
     typer.echo(_message(text), err=err)
 
 
 def print_prompt(question: str) -> None:
-    """Print a question on stderr, and leave the cursor behind it."""
+    """Print a question on stderr, without a line break."""
     typer.echo(f"{_message(question)} ", err=True, nl=False)
 
 
 def _message(text: str) -> str:
-    """Make a message printable; what is in the middle of a very long name is left out."""
-    text = printable(text)
+    """Make a message printable, and cut the middle out of a very long one."""
+    text = escape_for_display(text)
     half = _LONGEST_MESSAGE // 2
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}"
 
@@ -154,7 +169,7 @@ def _message(text: str) -> str:
 def print_result(
     result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Print a benchmark's result: as JSON for machines, or for people with ``show``."""
+    """Print the result of a command: as JSON, or with ``show``."""
     if as_json:
         print_json(result)
     else:
@@ -163,9 +178,9 @@ def print_result(
 
 @contextmanager
 def show_progress() -> Iterator[Callable[[str, float, float], None]]:
-    """Give a function that shows what is being done, how far it is, and of how much.
+    """Give a function that shows the current work, how much of it is done, and of how much.
 
-    On a terminal one line is redrawn; elsewhere a line is printed when the work changes or ends.
+    A terminal gets one line that is redrawn; elsewhere a line is printed when work begins or ends.
     """
     console = Console(stderr=True)
     last = ""
@@ -174,7 +189,7 @@ def show_progress() -> Iterator[Callable[[str, float, float], None]]:
         nonlocal last
         line = f"{work}: {done:.0f}/{total:.0f}"
         if console.is_terminal:
-            status.update(Text(printable(line)))
+            status.update(Text(escape_for_display(line)))
         elif work != last or done >= total:
             print_note(line)
         last = work
@@ -186,12 +201,12 @@ def show_progress() -> Iterator[Callable[[str, float, float], None]]:
 
 
 def new_progress(time_left: bool = False) -> "Progress":
-    """Return a display on stderr of what is done, how far it is and how long it took.
+    """Return a progress bar with the elapsed time on stderr; hidden if stderr is no terminal.
 
-    It shows nothing where stderr is no terminal. `print_note` prints above it.
+    `print_note` prints above it.
 
     Args:
-        time_left: Show how long it will take instead.
+        time_left: Show the remaining time instead.
     """
     from rich.progress import (
         BarColumn,
@@ -205,7 +220,7 @@ def new_progress(time_left: bool = False) -> "Progress":
 
     class Work(TextColumn):
         def render(self, task: Task) -> Text:
-            return Text(printable(task.description))
+            return Text(escape_for_display(task.description))
 
     console = Console(stderr=True)
     return Progress(
@@ -220,14 +235,14 @@ def new_progress(time_left: bool = False) -> "Progress":
 
 
 class PlainTable:
-    """A table in the house style; long cells fold, nothing is cut off."""
+    """A table without borders; long cells fold."""
 
     def __init__(self, *columns: str, right: tuple[str, ...] = ()) -> None:
-        """Make one without rows; columns named in ``right`` have their cells on the right."""
+        """Make one without rows; the columns named in ``right`` are right-aligned."""
         self._table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for name in columns:
             self._table.add_column(
-                Text(printable(name)),
+                Text(escape_for_display(name)),
                 justify="right" if name in right else "left",
                 overflow="fold",
             )
@@ -235,10 +250,10 @@ class PlainTable:
     def add_row(self, *cells: Cell) -> None:
         """Add a row."""
         pairs = ((cell, "") if isinstance(cell, str) else cell for cell in cells)
-        self._table.add_row(*(Text(printable(text), style) for text, style in pairs))
+        self._table.add_row(*(Text(escape_for_display(text), style) for text, style in pairs))
 
     def widen(self, widths: Sequence[int]) -> None:
-        """Give the columns a least width each, so that tables below each other line up."""
+        """Give each column a minimum width, so that tables below each other line up."""
         for column, width in zip(self._table.columns, widths, strict=True):
             column.min_width = width
 
@@ -246,9 +261,7 @@ class PlainTable:
         return self._table
 
 
-def new_table(*columns: str, right: tuple[str, ...] = ()) -> PlainTable:
-    """Return a table, see `PlainTable`."""
-    return PlainTable(*columns, right=right)
+new_table = PlainTable
 
 
 def print_table(table: PlainTable) -> None:
@@ -261,7 +274,7 @@ def print_table(table: PlainTable) -> None:
 
 @contextmanager
 def live_display(wanted: bool) -> "Iterator[Callable[[PlainTable | str], None] | None]":
-    """Give a function that redraws what it is given on stderr; None if that is no terminal."""
+    """Give a function that redraws its argument on stderr; None if stderr is no terminal."""
     console = Console(stderr=True)
     if not (wanted and console.is_terminal):
         yield None
@@ -270,7 +283,7 @@ def live_display(wanted: bool) -> "Iterator[Callable[[PlainTable | str], None] |
 
     with Live(console=console, transient=True, auto_refresh=False) as live:
         yield lambda shown: live.update(
-            Text(printable(shown)) if isinstance(shown, str) else shown, refresh=True
+            Text(escape_for_display(shown)) if isinstance(shown, str) else shown, refresh=True
         )
 
 
@@ -283,7 +296,7 @@ def short_path(path: str) -> str:
 
 
 def backend_line(bundle: "Bundle", tower: "Tower") -> str:
-    """Return what really runs a tower, and how it came to be chosen; it is loaded if need be."""
+    """Return the backend that runs a tower, and why it was chosen; loads it if necessary."""
     running, choice = bundle.backend(tower), bundle.choice(tower)
     return f"backend: {running.name} {running.version} on {running.device} ({choice.why})"
 
@@ -293,12 +306,12 @@ def print_hits(
 ) -> None:
     """Print a table; a column that is empty for all hits is left out.
 
-    On a terminal that it is too wide for, each picture has a line of its own below its row, and
-    nothing folds: paths and names can be copied.
+    On a narrow terminal each picture gets a line of its own below its row, so that paths and names
+    do not fold and can be copied.
 
     Args:
         hits: In rank order.
-        crops_dir: `Gallery.crops_dir`, so that saved pictures are shown as paths that open.
+        crops_dir: `Gallery.crops_dir`, which saved pictures are below.
         more: Further columns of numbers, before the picture.
     """
     columns: dict[str, list[str]] = {
@@ -321,9 +334,8 @@ def print_columns(columns: dict[str, list[str]], right: tuple[str, ...], long: s
 
     Args:
         columns: Cells by the names of the columns.
-        right: Columns whose cells stand on the right.
-        long: Column whose cells have a line of their own below their rows, on a terminal that the
-            table is too wide for.
+        right: Right-aligned columns.
+        long: Column whose cells get lines of their own below their rows, on a narrow terminal.
     """
     table = _table_of(columns, right)
     console = Console(highlight=False, markup=False)
@@ -337,7 +349,7 @@ def print_columns(columns: dict[str, list[str]], right: tuple[str, ...], long: s
         console.print(table)
     for line, cell in zip(captured.get().splitlines(), below, strict=True):
         typer.echo(line.rstrip())
-        typer.echo(f"{'':6}{printable(cell)}")
+        typer.echo(f"{'':6}{escape_for_display(cell)}")
 
 
 def _table_of(columns: dict[str, list[str]], right: tuple[str, ...]) -> PlainTable:
@@ -348,13 +360,13 @@ def _table_of(columns: dict[str, list[str]], right: tuple[str, ...]) -> PlainTab
 
 
 def _width(table: PlainTable, console: Console) -> int:
-    """Return the characters that a table takes if nothing folds."""
+    """Return the width of a table without folded cells, in characters."""
     unlimited = console.options.update(max_width=sys.maxsize)
     return Measurement.get(console, unlimited, table).maximum
 
 
 def _period(span: "TrackSpan") -> str:
-    """Return the first and last time of a track, each once, and the day once if it is the same."""
+    """Return the first and the last time of a track; the same time or day only once."""
     first, last = local_time(span.first_time), local_time(span.last_time)
     if first == last:
         return first
@@ -363,7 +375,7 @@ def _period(span: "TrackSpan") -> str:
 
 
 def json_from_hit(rank: int, hit: "Hit", crops_dir: Path | None) -> dict[str, Any]:
-    """Return all that is known of a hit as plain values; ``file`` is a picture that opens."""
+    """Return a hit as JSON values; ``file`` is its picture, None if that does not open here."""
     from upperson_rt.gallery.crops import picture_file
 
     item, span = hit.item, hit.span
@@ -396,3 +408,18 @@ def _picture(item: "Item", crops_dir: Path | None) -> str:
 
     file = picture_file(item, crops_dir)
     return str(file) if file is not None else item.source or item.crop or item.key
+
+
+def running_with(variant: str, backend: "Backend") -> dict[str, str]:
+    """Return variant, backend and device as part of a result."""
+    return {
+        "variant": variant,
+        "backend": backend.name,
+        "version": backend.version,
+        "device": backend.device,
+    }
+
+
+def running_line(result: dict[str, Any]) -> str:
+    """Return variant, backend and device in one line."""
+    return "{variant} on {backend} {version}, {device}".format(**result)

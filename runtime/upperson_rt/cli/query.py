@@ -1,54 +1,38 @@
-"""`upperson-rt query`, and `upperson-rt log` over the log of queries."""
+"""`upperson-rt query`."""
 
-import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upperson_rt.cli.app import Command, new_app
 from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
 from upperson_rt.cli.opening import open_retriever
-from upperson_rt.cli.options import (
-    Debug,
-    Json,
-    Model,
-    Output,
-    Searched,
-    Where,
-    require_sheet,
-)
+from upperson_rt.cli.options import Model, Output, Searched, Where, require_sheet
 from upperson_rt.cli.output import (
     json_from_hit,
     path_or_none,
     print_hits,
-    print_json,
-    print_labelled,
-    print_line,
     print_note,
     print_notices,
+    print_result,
     warn_of_pictures_out_of_reach,
 )
-from upperson_rt.errors import InputError, IntegrityError, UsageError
-from upperson_rt.printable import count_of, shown
+from upperson_rt.errors import UsageError
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter
     from upperson_rt.phrases.evidence import Explanation
-    from upperson_rt.search.request import SearchRequest
+    from upperson_rt.search.query import SearchRequest
     from upperson_rt.search.service import SearchResult
     from upperson_rt.towers import Tower
 
-__all__ = [
-    "log_app",
-    "query",
-]
+__all__ = ["query"]
 
 
 @dataclass(frozen=True)
 class Search(OptionGroup, panel="Search"):
-    """What is searched for, and how hits are shown."""
+    """The query, and what is shown of the result."""
 
     image: Annotated[
         Path | None,
@@ -82,27 +66,31 @@ class Search(OptionGroup, panel="Search"):
     ] = 1
 
     def as_request(self, words: list[str] | None, where: "Filter") -> "SearchRequest":
-        """Return the request.
+        """Return the request."""
+        from upperson_rt.search.query import SearchRequest
 
-        Raises:
-            UsageError: There is neither sentence nor picture, or both.
-            InputError: The picture cannot be used.
-        """
-        from upperson_rt.search.request import SearchRequest
-
-        sentence = " ".join(words) if words else None  # Quotes are easily forgotten.
+        sentence = " ".join(words) if words else None  # Quotes are optional.
         if sentence is not None and self.image is not None:
-            raise UsageError("a sentence and --image exclude each other: give one of them")
+            raise UsageError(
+                "a sentence and --image exclude each other: give one of them",
+                code="sentence_and_picture",
+            )
         if sentence is None and self.image is None:
             raise UsageError(
                 'describe the person, such as  upperson-rt query "woman in red coat" , or name a '
-                "picture with  --image FILE"
+                "picture with  --image FILE",
+                code="sentence_missing",
             )
         if sentence is not None and not sentence.strip():
-            raise UsageError("the sentence is empty: describe the person in a few words")
+            raise UsageError(
+                "the sentence is empty: describe the person in a few words", code="sentence_empty"
+            )
         if self.image is not None:
             if self.explain or self.paraphrases > 1:
-                raise UsageError("--explain and --paraphrases need a sentence, not --image")
+                raise UsageError(
+                    "--explain and --paraphrases need a sentence, not --image",
+                    code="sentence_missing",
+                )
             from upperson_rt.image_file import open_image
 
             with open_image(self.image):  # Before a model is loaded for it.
@@ -149,33 +137,32 @@ def query(
     print_notices(result.notices)
     if search.sheet is not None:
         _save_sheet(search.sheet, request, result, crops_dir)
-    if output.as_json:
-        print_json(
-            {
-                "query": request.sentence,
-                "image": path_or_none(search.image),
-                "truncated": any(one.code == "sentence_truncated" for one in result.notices),
-                "notices": [notice.as_json() for notice in result.notices],
-                **_json_from_phrases(result.explanation),
-                "by_track": search.by_track,
-                "filter": _json_from_filter(conditions),
-                "hits": [
-                    json_from_hit(rank, hit, crops_dir)
-                    | _json_from_evidence(result.explanation, rank)
-                    for rank, hit in enumerate(result.hits, start=1)
-                ],
-                "gallery": searched.gallery,
-                "items": total,
-                "sheet": path_or_none(search.sheet),
-                "query_log": path_or_none(searched.query_log),
-                "bundle": str(model.bundle),
-                "variant": opened.variant,
-                "backend": running.name,
-                "device": running.device,
-            }
-        )
-    elif result.hits:
-        print_hits(result.hits, crops_dir, _columns_of(result.explanation))
+    found = {
+        "query": request.sentence,
+        "image": path_or_none(search.image),
+        "truncated": any(one.code == "sentence_truncated" for one in result.notices),
+        "notices": [notice.as_json() for notice in result.notices],
+        **_json_from_phrases(result.explanation),
+        "by_track": search.by_track,
+        "filter": _json_from_filter(conditions),
+        "hits": [
+            json_from_hit(rank, hit, crops_dir) | _json_from_evidence(result.explanation, rank)
+            for rank, hit in enumerate(result.hits, start=1)
+        ],
+        "gallery": searched.gallery,
+        "items": total,
+        "sheet": path_or_none(search.sheet),
+        "query_log": path_or_none(searched.query_log),
+        "bundle": str(model.bundle),
+        "variant": opened.variant,
+        "backend": running.name,
+        "device": running.device,
+    }
+    print_result(
+        found,
+        output.as_json,
+        lambda _: print_hits(result.hits, crops_dir, _columns_of(result.explanation)),
+    )
 
 
 def _save_sheet(
@@ -197,7 +184,7 @@ def _columns_of(explained: "Explanation | None") -> dict[str, list[str]]:
     if explained is None:
         return {}
     names = [
-        f'"{phrase.text}"{" denied" if phrase.negated else ""}' for phrase in explained.phrases
+        f'"{phrase.text}"{" excluded" if phrase.negated else ""}' for phrase in explained.phrases
     ]
     cells = [["" if x != x else f"{x:.2f}" for x in row] for row in explained.evidence_HP.T]
     return dict(zip(names, cells, strict=True))
@@ -240,98 +227,3 @@ def _json_from_filter(where: "Filter") -> dict[str, Any]:
         "track": where.track,
         "attributes": dict(where.attributes),
     }
-
-
-# --- `upperson-rt log`
-
-log_app = new_app("Look after query logs.")
-
-
-@log_app.callback()
-def options() -> None:
-    """Look after query logs."""
-
-
-@log_app.command(cls=Command)
-def verify(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Query log.")],
-    expect: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--expect",
-            metavar="CHAIN",
-            help="A chain that the log had, noted elsewhere: it must still have it; may be given "
-            "again.",
-        ),
-    ] = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Tell whether a line was changed, removed or added; exit code 6 if so.
-
-    Whoever may write the log can make all of it anew. The last chain stands for the whole log: note
-    it now and then where he cannot write, and pass it with --expect.
-
-    Example: `upperson-rt log verify console/query.log`
-    """
-    from upperson_rt.log_chain import verify_log
-
-    expected = [chain.strip().lower() for chain in expect or ()]
-    for chain in expected:
-        if not re.fullmatch("[0-9a-f]{64}", chain):
-            raise UsageError(
-                f"--expect takes a chain as  upperson-rt log verify  prints it, 64 digits, found "
-                f"{shown(chain)}"
-            )
-    report = verify_log(file, expected)
-    if as_json:
-        print_json({"file": str(file), "ok": not report.problems, **asdict(report)})
-    else:
-        for problem in report.problems:
-            print_labelled("wrong", typer.colors.RED, problem)
-        if not report.problems:
-            rest = (
-                f", {report.unchained} of them of older releases, not chained"
-                if report.unchained
-                else ""
-            )
-            total = report.lines + report.unchained
-            print_line(f"{count_of(total, 'line')} as they were written{rest}")
-        if report.previous:
-            print_line(f"it continues a broken log, whose last known chain is {report.previous}")
-        if report.cut_off:
-            print_line(f"{count_of(report.cut_off, 'line')} cut off by a full disk or a crash")
-        for number in report.expected.values():
-            print_line(f"the expected chain is that of line {number}: up to it nothing has changed")
-        print_line(f"last chain: {report.chain or 'none'}")
-    if report.problems:
-        raise IntegrityError(f"{file} is not as it was written: {report.problems[0]}")
-
-
-@log_app.command(cls=Command)
-def acknowledge(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Query log.")],
-    reason: Annotated[str, typer.Option("--reason", help="Why, for the log.")] = "",
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Acknowledge that a log was cut, changed or removed, and goes on in a new file.
-
-    The log gets a line with time, user and reason. Warnings end, and what was broken stays beside
-    the log as FILE.broken-1. Run it as the user who writes the log.
-
-    Example: `upperson-rt log acknowledge console/query.log --reason "disk was full"`
-    """
-    from upperson_rt.log_chain import head_of
-    from upperson_rt.query_log import QueryLog
-
-    if not file.exists() and not head_of(file).exists():
-        raise InputError(f"there is no query log {file}: name another file")
-    with QueryLog(file) as log:
-        problem = log.problem
-        if problem:
-            log.acknowledge(reason)
-    if as_json:
-        print_json({"file": str(file), "acknowledged": problem or None})
-    else:
-        print_line(f"acknowledged: {problem}" if problem else f"nothing to acknowledge in {file}")

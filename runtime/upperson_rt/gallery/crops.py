@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery.records import Item
-from upperson_rt.preprocess import use_image
 from upperson_rt.printable import get_logger
 
 __all__ = [
@@ -55,18 +54,15 @@ def has_hash(crop: str) -> bool:
 
 
 def read_crop(file: Path) -> bytes | None:
-    """Read a crop and compare it with the hash in its name; None if the name has no hash.
-
-    Raises:
-        IntegrityError: It is not what was saved, or it is a link.
-        InputError: It cannot be read.
-    """
+    """Read a crop and compare it with the hash in its name; None if the name has no hash."""
     named = _HASH.search(file.name)
     if named is None:
         return None
     altered = IntegrityError(
         f"the crop {file} was altered: its content has another hash than its name. Restore it "
-        "from a copy, or delete its item"
+        "from a copy, or delete its item",
+        code="crop_altered",
+        path=file,
     )
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
@@ -84,12 +80,9 @@ def read_crop(file: Path) -> bytes | None:
 
 
 def use_picture(file: Path, use: Callable[[NDArray[np.uint8]], T]) -> T:
-    """Call a function with the pixels of a `picture_file`, see `use_image`; a crop is checked.
+    """Call a function with the pixels of a `picture_file`, see `use_image`; a crop is checked."""
+    from upperson_rt.preprocess import use_image  # Loads Pillow, which searches do without.
 
-    Raises:
-        IntegrityError: See `read_crop`.
-        InputError: It is no picture any more, or cannot be read.
-    """
     return use_image(file, use, content=read_crop(file))
 
 

@@ -51,7 +51,7 @@ def export_gallery(
         gallery: What to export; it may be added to meanwhile.
         folder: New, empty, or an earlier export, which is replaced.
         where: Only items that pass.
-        progress: Told the number of items that are written.
+        progress: Called with the number of items written so far.
 
     Raises:
         InputError: The folder holds something else, or cannot be written to.
@@ -60,7 +60,7 @@ def export_gallery(
     if progress is not None:
         check_callable(progress, "progress")
     try:
-        with new_folder(folder, _foreign) as temporary, ExitStack() as stack:
+        with new_folder(folder, _unowned_files) as temporary, ExitStack() as stack:
             done = 0
             vectors = stack.enter_context(open(temporary / _VECTORS, "wb"))
             vectors.write(b"\0" * _NPY_HEADER_BYTES)
@@ -147,6 +147,6 @@ def _parquet_writer(
     return write
 
 
-def _foreign(folder: Path) -> set[str]:
+def _unowned_files(folder: Path) -> set[str]:
     names = set(all_names(folder))
     return names - _FILES if names >= {_FACTS, _VECTORS, _CSV} else names

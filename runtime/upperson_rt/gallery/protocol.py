@@ -39,7 +39,7 @@ from upperson_rt.gallery.records import (
     unit_vectors,
 )
 from upperson_rt.manifest import share_a_space
-from upperson_rt.printable import shown
+from upperson_rt.printable import safe_repr
 
 __all__ = [
     "Gallery",
@@ -130,7 +130,10 @@ class Gallery(ABC):
         space = None
         if create:
             if fingerprint is None or embed_dim is None:
-                raise UsageError("creating a gallery needs its fingerprint and embed_dim")
+                raise UsageError(
+                    "creating a gallery needs its fingerprint and embed_dim",
+                    code="gallery_space_missing",
+                )
             space = fingerprint, embed_dim
         if isinstance(location, str) and "://" in location:
             place = check_text(location, "the address of a gallery")
@@ -149,7 +152,9 @@ class Gallery(ABC):
             raise IntegrityError(
                 f"gallery {gallery.location} was made with the student or the teacher of the "
                 "bundle's model: pictures of the two must not be mixed; use the bundle it was made "
-                "with, or search it all the same with  upperson-rt query --allow-distilled"
+                "with, or search it all the same with  upperson-rt query --allow-distilled",
+                code="gallery_of_distilled_model",
+                path=gallery.location,
             )
         if fingerprint not in (None, found[0]) or embed_dim not in (None, found[1]):
             gallery.close()
@@ -157,7 +162,11 @@ class Gallery(ABC):
                 f"gallery {gallery.location} holds embeddings of another model: use the bundle it "
                 "was made with, or index the pictures again into another folder with  --gallery  "
                 f"(the bundle's model is {fingerprint or f'of {embed_dim} dimensions'}, the "
-                f"gallery's {found[0]} of {found[1]} dimensions)"
+                f"gallery's {found[0]} of {found[1]} dimensions)",
+                code="gallery_of_other_model",
+                path=gallery.location,
+                expected=fingerprint,
+                found=found[0],
             )
         return gallery
 
@@ -175,7 +184,7 @@ class Gallery(ABC):
             variant: Of the bundle that embedded them, for the record.
 
         Returns:
-            The keys that were there before, whoever added them: those items were replaced.
+            The keys that were there before: those items were replaced.
 
         Raises:
             InputError: A vector has another dimension, is not finite or not of unit length, an
@@ -257,7 +266,7 @@ class Gallery(ABC):
 
     def vectors_of(self, hits: Sequence[Hit]) -> dict[int, NDArray[np.float32]]:
         """Return (D,) vectors by `Hit.id`, for those of the hits that are still there."""
-        return self._vectors_of(sorted({hit.id for hit in check_hits(hits)}))
+        return self._vectors_of({hit.id for hit in check_hits(hits)})
 
     @abstractmethod
     def ids(self, keys: Sequence[str]) -> dict[str, int]:
@@ -297,7 +306,8 @@ class Gallery(ABC):
         """
         if check_filter(where).is_empty:
             raise UsageError(
-                "this filter is empty and would delete the whole gallery: name a condition"
+                "this filter is empty and would delete the whole gallery: name a condition",
+                code="filter_empty",
             )
         return self._delete_where(where)
 
@@ -394,7 +404,7 @@ class Gallery(ABC):
         self, query_1D: NDArray[np.float32], k: int, where: Filter, by_track: bool
     ) -> tuple[list[Hit], NDArray[np.float32]]:
         (hits,) = self._search(query_1D, k, where, by_track)
-        vectors = self._vectors_of(sorted({hit.id for hit in hits}))
+        vectors = self._vectors_of({hit.id for hit in hits})
         there = [hit for hit in hits if hit.id in vectors]
         found = [vectors[hit.id] for hit in there]
         return there, np.array(found, np.float32).reshape(len(there), self.embed_dim)
@@ -402,8 +412,8 @@ class Gallery(ABC):
     @abstractmethod
     def _get(self, ids: Sequence[int]) -> dict[int, tuple[Item, NDArray[np.float32]]]: ...
 
-    @abstractmethod
-    def _vectors_of(self, ids: Sequence[int]) -> dict[int, NDArray[np.float32]]: ...
+    def _vectors_of(self, ids: set[int]) -> dict[int, NDArray[np.float32]]:
+        return {id_: vector for id_, (_, vector) in self._get(sorted(ids)).items()}
 
     @abstractmethod
     def _count(self, where: Filter) -> int: ...
@@ -436,30 +446,21 @@ def _store_of(location: str) -> type[Gallery]:
 
 
 def check_filter(where: object) -> Filter:
-    """Return a filter; an empty one, which everything passes, for None.
-
-    Raises:
-        UsageError: It is something else, such as a text or a list, of which nobody knows what is
-            meant.
-    """
+    """Return a filter; an empty one, which everything passes, for None."""
     if where is None:
         return Filter()
     if not isinstance(where, Filter):
         raise UsageError(
-            f"where must be a filter, such as Filter(camera='gate'), found {shown(where)}"
+            f"where must be a filter, such as Filter(camera='gate'), found {safe_repr(where)}"
         )
     return where
 
 
 def known_keys(keys: Sequence[str]) -> list[str]:
-    """Return the keys that a gallery can hold: names of files need not be text, and it holds none.
-
-    Raises:
-        UsageError: They are no list of texts.
-    """
+    """Return the keys that are Unicode: a gallery holds no other, but names of files may be."""
     found = check_list(keys, "keys", UsageError)
     if other := [key for key in found if not isinstance(key, str)]:
-        raise UsageError(f"keys must be texts, found {shown(other[0])}")
+        raise UsageError(f"keys must be texts, found {safe_repr(other[0])}")
     return [
         str.__str__(key) for key in found if not any("\ud800" <= one <= "\udfff" for one in key)
     ]
@@ -475,17 +476,14 @@ def made_now() -> dict[str, str]:
 
 
 def check_prune(older_than: float | None, keep_newest: int | None) -> None:
-    """Check the arguments of `Gallery.prune`.
-
-    Raises:
-        UsageError: Neither is given, or one is out of range.
-    """
+    """Check the arguments of `Gallery.prune`."""
     if older_than is None and keep_newest is None:
         raise UsageError(
-            "prune needs an age (--older-than), a number of pictures to keep (--keep), or both"
+            "prune needs an age (--older-than), a number of pictures to keep (--keep), or both",
+            code="prune_without_limit",
         )
     if older_than is not None and not is_finite(older_than):
-        raise UsageError(f"older_than must be a time in unix seconds, got {shown(older_than)}")
+        raise UsageError(f"older_than must be a time in unix seconds, got {safe_repr(older_than)}")
     if keep_newest is not None:
         check_count(keep_newest, "the number of pictures to keep", least=0, most=None)
 
@@ -499,12 +497,16 @@ def check_schema_version(location: str, found: int, known: int) -> None:
     if found > known:
         raise InputError(
             f"gallery {location} has schema version {found}, this program reads up to {known}: "
-            "update it with  pip install -U upperson-rt"
+            "update it with  pip install -U upperson-rt",
+            code="schema_unsupported",
+            found=found,
         )
     if found < known:
         raise InputError(
             f"gallery {location} has schema version {found}, this program reads {known} only: "
-            "index the pictures again into another place with  --gallery"
+            "index the pictures again into another place with  --gallery",
+            code="schema_unsupported",
+            found=found,
         )
 
 
@@ -512,23 +514,26 @@ def no_gallery(location: str, near: str | None = None) -> InputError:
     """Return the error for a location where there is none, but perhaps one near it."""
     if near is not None:
         return InputError(
-            f"no gallery at {location}, but there is one at {near}: name it with  --gallery"
+            f"no gallery at {location}, but there is one at {near}: name it with  --gallery",
+            code="gallery_not_found",
+            path=location,
+            near=near,
         )
     return InputError(
         f"no gallery at {location}: make one with  upperson-rt index PATH...  or name another "
-        "with  --gallery"
+        "with  --gallery",
+        code="gallery_not_found",
+        path=location,
     )
 
 
 def read_item(read: Callable[[_Row], Item], row: _Row, location: str) -> Item:
-    """Return the item of a stored row.
-
-    Raises:
-        IntegrityError: The row is damaged.
-    """
+    """Return the item of a stored row."""
     try:
         return read(row)
     except (KeyError, TypeError, ValueError, RecursionError, InputError) as error:
         raise IntegrityError(
-            f"gallery {location} has malformed metadata ({error}): see  upperson-rt gallery verify"
+            f"gallery {location} has malformed metadata ({error}): see  upperson-rt gallery verify",
+            code="item_damaged",
+            path=location,
         ) from error

@@ -1,4 +1,4 @@
-"""What goes into a gallery, what comes out, and what it tells about itself."""
+"""Items, hits and filters of a gallery, and what `Gallery.info` returns."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.arguments import check_list, check_number, check_text, is_finite
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.printable import shown
+from upperson_rt.printable import safe_repr
 
 __all__ = [
     "MAX_NORM_ERROR",
@@ -40,7 +40,7 @@ Track: TypeAlias = tuple[str | None, str]
 
 MAX_NORM_ERROR = 0.01  # Far above the rounding of float16, far below a vector not normalised.
 EARLIEST_S, LATEST_S = -62_135_596_800.0, 253_402_300_799.0
-"""The years 1 to 9999, of which clocks and calendars tell; times in milliseconds are beyond."""
+"""The years 1 to 9999; times in milliseconds lie outside."""
 _LARGEST_EDGE = 2**31 - 1
 _DEEPEST = 64  # Far from what JSON readers can follow, in Python and in SQLite.
 _encode: Callable[[Any], str] = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
@@ -70,24 +70,28 @@ class Item:
     def __post_init__(self) -> None:
         self._put("key", check_text(self.key, "the key of an item"))
         if not self.key:
-            raise InputError("an item needs a key that is not empty")
+            raise InputError("an item needs a key that is not empty", code="item_invalid")
         try:  # The name is put together for what is refused alone: searches make many items.
             for name in ("source", "camera", "track", "crop"):
                 if (text := getattr(self, name)) is not None:
                     self._put(name, check_text(text, name))
             if self.time is not None and not is_finite(self.time):
-                raise InputError(f"time must be finite and in unix seconds, got {shown(self.time)}")
+                raise InputError(
+                    f"time must be finite and in unix seconds, got {safe_repr(self.time)}"
+                )
             if self.box is not None:
                 self._put("box", _whole_box(self.box))
             if not isinstance(self.attributes, Mapping):
-                raise InputError(f"attributes must be a mapping, got {shown(self.attributes)}")
+                raise InputError(f"attributes must be a mapping, got {safe_repr(self.attributes)}")
             if self.crop is not None and not _stays_inside(self.crop):
                 raise InputError(
                     "crop must be a relative path inside the folder of crops, such as "
-                    f"gate/000001.jpg, got {shown(self.crop)}"
+                    f"gate/000001.jpg, got {safe_repr(self.crop)}"
                 )
         except InputError as error:
-            raise InputError(f"item {shown(self.key)}: {error}") from error.__cause__
+            raise InputError(
+                f"item {safe_repr(self.key)}: {error}", code="item_invalid", key=self.key
+            ) from error.__cause__
 
     def _put(self, name: str, value: object) -> None:
         if value is not getattr(self, name):
@@ -95,17 +99,15 @@ class Item:
 
 
 def check_new(items: Sequence[Item]) -> list[Item]:
-    """Return items that are to be stored; what galleries already hold is read more leniently.
-
-    Raises:
-        InputError: One is none, or has a time or box out of range or a null character in a name.
-    """
+    """Return items that are to be stored; what galleries already hold is read more leniently."""
     found = check_list(items, "items")
     for item in found:
         if not isinstance(item, Item):
-            raise InputError(f"expected items, found {shown(item)}")
+            raise InputError(f"expected items, found {safe_repr(item)}")
         if (problem := _unwanted(item)) is not None:
-            raise InputError(f"item {shown(item.key)}: {problem}")
+            raise InputError(
+                f"item {safe_repr(item.key)}: {problem}", code="item_invalid", key=item.key
+            )
     return found
 
 
@@ -116,10 +118,10 @@ def _unwanted(item: Item) -> str | None:
     if item.time is not None and not EARLIEST_S <= item.time <= LATEST_S:
         return (
             "time must be in unix seconds, not milliseconds, and lie in the years 1 to 9999; got "
-            f"{shown(item.time)}"
+            f"{safe_repr(item.time)}"
         )
     if item.box is not None and max(map(abs, item.box)) > _LARGEST_EDGE:
-        return f"box must be in pixels, got {shown(item.box)}"
+        return f"box must be in pixels, got {safe_repr(item.box)}"
     return None
 
 
@@ -147,15 +149,13 @@ class Hit:
 
 
 def check_hits(hits: object) -> list[Hit]:
-    """Return what a search found as a list.
-
-    Raises:
-        InputError: It is none, or one of them is no hit.
-    """
+    """Return what a search found as a list."""
     found = check_list(hits, "hits")
     for hit in found:
         if not isinstance(hit, Hit) or not isinstance(hit.item, Item):
-            raise InputError(f"expected hits of a search, found {shown(hit)}")
+            raise InputError(
+                f"expected hits of a search, found {safe_repr(hit)}", code="hits_invalid"
+            )
         check_number(hit.score, "the score of a hit", InputError)
     return found
 
@@ -184,7 +184,10 @@ class Filter:
             plain = tuple(check_text(name, "a filter's camera", UsageError) for name in names)
             object.__setattr__(self, "camera", plain)
         if self.cameras == ():
-            raise UsageError("a filter by camera needs at least one name; leave it out for all")
+            raise UsageError(
+                "a filter by camera needs at least one name; leave it out for all",
+                code="filter_invalid",
+            )
         if self.track is not None:
             track = check_text(self.track, "a filter's track", UsageError)
             object.__setattr__(self, "track", track)
@@ -195,10 +198,11 @@ class Filter:
         if self.since is not None and self.until is not None and self.since >= self.until:
             raise UsageError(
                 f"nothing lies between since={self.since} and until={self.until}: "
-                "since must be earlier than until"
+                "since must be earlier than until",
+                code="filter_invalid",
             )
         if not isinstance(self.attributes, Mapping):
-            raise UsageError(f"attributes must be a mapping, got {shown(self.attributes)}")
+            raise UsageError(f"attributes must be a mapping, got {safe_repr(self.attributes)}")
         attributes: dict[str, str | int | float | bool] = {}
         for key, value in self.attributes.items():
             name = check_text(key, "the name of an attribute in a filter", UsageError)
@@ -210,7 +214,8 @@ class Filter:
             else:
                 raise UsageError(
                     "a filter compares attributes with a text, a finite number of up to 64 bits, "
-                    f"true or false; found {name}={shown(value)}"
+                    f"true or false; found {name}={safe_repr(value)}",
+                    code="filter_invalid",
                 )
         object.__setattr__(self, "attributes", attributes)
 
@@ -265,7 +270,7 @@ class GalleryInfo:
     generator: str
     schema_version: int
     size_bytes: int | None
-    """Bytes on disk without the crops; None where the store does not tell."""
+    """Bytes on disk without the crops; None where the store does not know."""
     cameras: dict[str, int]
     """Items per camera; those without one are left out."""
     variants: dict[str, int]
@@ -280,22 +285,26 @@ class GalleryInfo:
 
 
 def attributes_as_json(item: Item) -> str:
-    """Return an item's attributes as one object of JSON, in UTF-8.
-
-    Raises:
-        InputError: They are not JSON.
-    """
+    """Return an item's attributes as one object of JSON, in UTF-8."""
     if not item.attributes:
         return "{}"
     try:
         text = _encode(dict(item.attributes))
         text.encode("utf-8")
     except (TypeError, ValueError) as error:
-        raise InputError(f"item {shown(item.key)}: attributes are not JSON: {error}") from error
+        raise InputError(
+            f"item {safe_repr(item.key)}: attributes are not JSON: {error}",
+            code="attributes_invalid",
+            key=item.key,
+        ) from error
     except RecursionError:
         text = "[" * (_DEEPEST + 1)
     if text.count("[") + text.count("{") > _DEEPEST and _depth(text) > _DEEPEST:
-        raise InputError(f"item {shown(item.key)}: attributes are nested more than {_DEEPEST} deep")
+        raise InputError(
+            f"item {safe_repr(item.key)}: attributes are nested more than {_DEEPEST} deep",
+            code="attributes_invalid",
+            key=item.key,
+        )
     return text
 
 
@@ -311,22 +320,18 @@ def _depth(text: str) -> int:
 def unit_vectors(
     vectors: NDArray[np.float32], count: int | None, embed_dim: int, location: str
 ) -> NDArray[np.float32]:
-    """Return (count, embed_dim) vectors as a contiguous float32 array; any number for None.
-
-    Raises:
-        InputError: The shape is another, or a vector is not finite or not of unit length.
-    """
-    # What is too large for float32 is not of unit length, as told below.
+    """Return (count, embed_dim) vectors as a contiguous float32 array; any number for None."""
     with np.errstate(over="ignore", invalid="ignore"):
         try:
             array = np.ascontiguousarray(vectors, dtype=np.float32)
         except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"expected vectors of numbers, found {shown(vectors)}") from error
+            raise InputError(f"expected vectors of numbers, found {safe_repr(vectors)}") from error
         rows = len(array) if count is None and array.ndim else count
         if array.shape != (rows, embed_dim):
             raise InputError(
                 f"expected vectors of shape {(rows, embed_dim)} for gallery {location}, "
-                f"found {array.shape}"
+                f"found {array.shape}",
+                code="vectors_invalid",
             )
         norms = np.sqrt(np.einsum("nd,nd->n", array, array))
         good = np.abs(norms - 1) <= MAX_NORM_ERROR  # Not NaN.
@@ -334,7 +339,10 @@ def unit_vectors(
         bad = np.flatnonzero(~good)
         raise InputError(
             f"{len(bad)} of {rows} vectors are not finite or not of unit length, the first at "
-            f"index {bad[0]} with length {norms[bad[0]]}: pass what the encoder returned"
+            f"index {bad[0]} with length {norms[bad[0]]}: pass what the encoder returned",
+            code="vectors_invalid",
+            bad=len(bad),
+            first=int(bad[0]),
         )
     return array
 
@@ -388,7 +396,7 @@ def _whole_box(box: Iterable[Any]) -> tuple[int, int, int, int]:
         return box
     edges = check_list(box, "box")
     if len(edges) != 4 or not all(map(is_finite, edges)):
-        raise InputError(f"box must be x0, y0, x1, y1 in pixels, got {shown(box)}")
+        raise InputError(f"box must be x0, y0, x1, y1 in pixels, got {safe_repr(box)}")
     return (int(edges[0]), int(edges[1]), int(edges[2]), int(edges[3]))
 
 

@@ -1,8 +1,8 @@
-"""Parts of a set of pictures, one a machine, and what shows later that all of them are there once.
+"""Shards of a list of pictures, one for each machine, and the records that let them be merged.
 
-A picture belongs to the shard that a hash of its name says, so that machines need not agree on
-anything but the number of shards. Each machine sees the whole list, takes its part, and writes down
-three tallies: of the list, of its part, and of what it has added. Tallies add up in any order.
+A hash of its name decides which shard a picture belongs to, so machines need to agree on nothing
+but the number of shards. Each machine sees the whole list, takes its part, and records three
+tallies: of the list, of its part, and of what it added. Tallies add up in any order.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeAlias
 
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import write_atomically
-from upperson_rt.printable import count_of, shortened, shown
+from upperson_rt.printable import count_of, safe_repr, shortened
 from upperson_rt.strict import Constraint, Count, Positive, read_fields, read_json, require_version
 
 __all__ = [
@@ -54,22 +54,18 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """Read ``3/16``.
-
-        Raises:
-            UsageError: It is something else.
-        """
+        """Read ``3/16``."""
         found = cls._read(text)
         if found is None:
             raise UsageError(
-                f"{shown(text)} is no shard: write its number, from 1, and how many there are, "
+                f"{safe_repr(text)} is no shard: write its number, from 1, and how many there are, "
                 f"{_MOST_SHARDS} at most, such as 3/16"
             )
         return found
 
     @classmethod
     def is_one(cls, text: str) -> bool:
-        """Tell whether `parse` takes a text."""
+        """Whether `parse` takes a text."""
         return cls._read(text) is not None
 
     @classmethod
@@ -83,7 +79,7 @@ class Shard:
         return f"{self.number}/{self.of}"
 
     def holds(self, name: str) -> bool:
-        """Tell whether a picture belongs to it."""
+        """Whether a picture belongs to it."""
         return self.number_of(name) == self.number
 
     def number_of(self, name: str) -> int:
@@ -148,7 +144,7 @@ class ShardRecord:
     with_items: Count = 0
     """Pictures that gave at least one."""
     empty: Count = 0
-    """Pictures in which a detector found nobody."""
+    """Pictures in which a detector found no person."""
     skipped: tuple[SkippedImage, ...] = ()
     schema_version: Positive = _VERSION
 
@@ -158,23 +154,14 @@ class ShardRecord:
         return Shard.parse(self.shard)
 
     def write(self, file: Path) -> None:
-        """Write it, completely or not at all.
-
-        Raises:
-            InputError: The place cannot be written to.
-        """
+        """Write it, completely or not at all."""
         content = asdict(self)
         text = json.dumps(content | {"checksum": _checksum(content)}, indent=2)
         write_atomically(file, f"{text}\n")
 
     @classmethod
     def read(cls, file: Path) -> "ShardRecord":
-        """Read what `write` wrote.
-
-        Raises:
-            InputError: It is not there, or of another version.
-            IntegrityError: It was altered.
-        """
+        """Read what `write` wrote."""
         content = read_json(file)
         require_version(content, str(file), [_VERSION], "index the shard again into a new folder")
         given = content.pop("checksum", None)
@@ -186,13 +173,7 @@ class ShardRecord:
 
 
 def check_whole(folders: Sequence[Path], records: Sequence[ShardRecord]) -> None:
-    """Check that records, each with the place that it is of, are all parts of one list, each once.
-
-    Raises:
-        InputError: One is missing or there twice, or they are of two lists or divisions, or made
-            with different options.
-        IntegrityError: They are of two models, or do not add up to the list.
-    """
+    """Check that the records of some folders are all parts of one list, each once."""
     first = records[0]
     places: dict[int, Path] = {}
     for folder, record in zip(folders, records, strict=True):

@@ -1,22 +1,24 @@
-"""Boxes of people in a picture, clipped and cleaned."""
+"""Boxes of people in a picture, clipped and cleaned, and what a crop must have to be embedded."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.errors import InputError
+from upperson_rt.arguments import (
+    check_choice,
+    check_fields,
+)
+from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import one_line
 
-__all__ = ["MOST_BOXES", "Boxes", "clean_boxes"]
-
 MOST_BOXES = 256
-"""More boxes in one frame are a detector gone wrong: the best ones are kept, the rest counted."""
+"""Of more boxes in a frame, those with the highest scores are kept, the rest counted."""
 
 
 _MOST_ROWS = 1_000_000
-"""Not even a network's raw output has as many."""
+"""More than a network's raw output has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,34 +36,32 @@ class Boxes:
 
 
 def clean_boxes(given: Any, width: int, height: int) -> Boxes:
-    """Clip boxes to a frame of that size, and leave out what is not in it.
+    """Clip boxes to a frame of that size in pixels, and leave out what is not in it.
 
-    Args:
-        given: N rows of x0, y0, x1, y1 and perhaps a score, in pixels; anything numpy can read,
-            None or an empty list for nobody.
-        width: Of the frame.
-        height: Of the frame.
-
-    Raises:
-        InputError: Not such rows.
+    ``given`` has N rows of x0, y0, x1, y1 and perhaps a score: anything numpy can read, or None.
     """
     try:
         found = np.asarray([] if given is None else given)
-        if found.dtype.kind in "cmM":  # They would become numbers of another meaning.
+        if found.dtype.kind in "cmM":  # Complex numbers and times.
             raise TypeError(f"found {found.dtype}")
         array = found.astype(np.float64, copy=False)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
-            f"boxes must be rows of x0, y0, x1, y1[, score]: {one_line(error)}"
+            f"boxes must be rows of x0, y0, x1, y1[, score]: {one_line(error)}",
+            code="boxes_malformed",
         ) from error
     if array.size == 0:
         array = array.reshape(0, 4)
     if array.ndim != 2 or array.shape[1] not in (4, 5):
         raise InputError(
-            f"boxes must be rows of x0, y0, x1, y1[, score], found an array of shape {array.shape}"
+            f"boxes must be rows of x0, y0, x1, y1[, score], found an array of shape {array.shape}",
+            code="boxes_malformed",
         )
     if len(array) > _MOST_ROWS:
-        raise InputError(f"a frame has at most {_MOST_ROWS} boxes, found {len(array)} rows")
+        raise InputError(
+            f"a frame has at most {_MOST_ROWS} boxes, found {len(array)} rows",
+            code="too_many_boxes",
+        )
     scores = array[:, 4] if array.shape[1] == 5 else np.full(len(array), np.nan)
     scores = np.where(np.isfinite(scores), scores, np.nan)
     x0, y0, x1, y1 = array[:, :4].T
@@ -92,3 +92,35 @@ def clean_boxes(given: Any, width: int, height: int) -> Boxes:
         rows=rows,
         dropped={reason: count for reason, count in dropped.items() if count},
     )
+
+
+BorderRule: TypeAlias = Literal["keep", "last", "drop"]
+"""Views that touch the border: like others, only if there is no other, or never."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QualityRules:
+    """What a view must have to be embedded."""
+
+    min_height_px: int = 64
+    min_width_px: int = 24
+    min_sharpness: float = 20.0
+    """Variance of the Laplacian of the grey view, scaled down to 128 pixels of height."""
+    border: BorderRule = "last"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if min(self.min_height_px, self.min_width_px, self.min_sharpness) < 0:
+            raise UsageError("smallest height, width and sharpness must not be negative")
+        check_choice(self.border, "border", get_args(BorderRule))
+
+    def size_problem(self, height_px: int, width_px: int) -> str | None:
+        """Return why a box is not looked at any further, or None."""
+        small = height_px < self.min_height_px or width_px < self.min_width_px
+        return "too_small" if small else None
+
+    def problem(self, sharpness: float, at_border: bool) -> str | None:
+        """Return why a view is not used, or None."""
+        if at_border and self.border == "drop":
+            return "at_border"
+        return "blurred" if sharpness < self.min_sharpness else None

@@ -1,75 +1,68 @@
-"""What a detector is, how cameras that share one call it, and what it may raise."""
+"""What a detector is, how cameras share one, what it may raise, and how it is opened by name."""
 
+import importlib
 import operator
+import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.arguments import check_name
 from upperson_rt.errors import InputError, UppersonError, UsageError
-from upperson_rt.printable import error_text, shown
-
-__all__ = ["BatchDetector", "Detector", "Turns", "anybodys_code", "batch_of"]
+from upperson_rt.extensions import extension_names, load_extension
+from upperson_rt.printable import error_text, safe_repr, shortened
 
 Detector: TypeAlias = Callable[[NDArray[np.uint8]], Any]
 """Takes a frame, uint8 **BGR** [H, W, 3], and returns the people in it: rows of x0, y0, x1, y1 and
-perhaps a score, in pixels of the frame. None or no rows mean nobody."""
+perhaps a score, in pixels of the frame. None or no rows mean that it finds none."""
 
 
 @runtime_checkable
 class BatchDetector(Protocol):
-    """A detector that also looks at several frames at once, such as those of several cameras."""
+    """A detector that also takes several frames at once, such as those of several cameras."""
 
     max_batch: int
     """Most frames that it takes at once, from 1."""
 
     def __call__(self, frame: NDArray[np.uint8]) -> Any:
-        """Look at one frame; see `Detector`."""
+        """Detect people in one frame; see `Detector`."""
 
     def detect_many(self, frames: Sequence[NDArray[np.uint8]]) -> Sequence[Any]:
-        """Look at 1 to `max_batch` frames, which may differ in size; one answer for each."""
+        """Detect people in 1 to `max_batch` frames, which may differ in size; rows for each."""
 
 
 def batch_of(detector: Detector) -> int:
-    """Return how many frames a detector takes at once: 1, but for a `BatchDetector`.
+    """Return how many frames a detector takes at once: 1, but for a `BatchDetector`."""
 
-    Raises:
-        InputError: It says something else than a whole number from 1.
-    """
-
-    def told(error: BaseException) -> InputError:
+    def refusal(found: str) -> InputError:
         return InputError(
-            f"max_batch of a detector must be a whole number from 1: {error_text(error)}"
+            f"max_batch of a detector must be a whole number from 1: found {found}",
+            code="max_batch_malformed",
         )
 
-    with anybodys_code(told):  # It may be a property.
+    with plugin_boundary(lambda error: refusal(error_text(error))):  # It may be a property.
         most = operator.index(detector.max_batch) if isinstance(detector, BatchDetector) else 1
     if most < 1:
-        raise InputError(
-            f"max_batch of a detector must be a whole number from 1, found {shown(most)}"
-        )
+        raise refusal(safe_repr(most))
     return most
 
 
-class Turns:
-    """Cameras that share a detector take turns; a `BatchDetector` takes all that wait at once.
+class SharedDetector:
+    """A detector that cameras call one at a time; a `BatchDetector` takes all waiting frames.
 
-    Nobody waits for a batch to fill up: while the detector works, frames of other cameras come in,
-    and the next turn takes them together.
+    No frame waits for a batch to fill up: frames that arrive while the detector works form the next
+    batch.
     """
 
     def __init__(self, detector: Detector) -> None:
-        """Have a detector called.
-
-        Raises:
-            InputError: See `batch_of`.
-        """
         self._detector = detector
         self._most = batch_of(detector)
         self._running = threading.Lock()
@@ -78,13 +71,13 @@ class Turns:
         self._closed = False
 
     def close(self) -> None:
-        """Have nobody call the detector any more, not even who waits for a turn."""
+        """Refuse all further calls, also those that wait."""
         self._closed = True
 
     def detect(self, frame: NDArray[np.uint8]) -> Any:
-        """Return what the detector finds in a frame; any thread may call.
+        """Return the detector's rows for a frame; any thread may call.
 
-        What the detector raises is raised for every frame of its batch.
+        An error of the detector is raised for every frame of its batch.
 
         Raises:
             UsageError: It was closed meanwhile.
@@ -98,7 +91,7 @@ class Turns:
         with self._lock:
             self._waiting.append((frame, answer))
         while not answer.done():
-            with self._running:  # Whoever comes first works for all who wait.
+            with self._running:  # The first one works for all that wait.
                 if not answer.done():
                     self._check_open()
                     self._run(detector)
@@ -123,17 +116,17 @@ class Turns:
 
 
 @contextmanager
-def anybodys_code(told: Callable[[BaseException], UppersonError]) -> Iterator[None]:
-    """Call what is not ours: whatever it raises comes out as the error that ``told`` returns.
+def plugin_boundary(refusal_of: Callable[[BaseException], UppersonError]) -> Iterator[None]:
+    """Call a plug-in: whatever it raises comes out as the error that ``refusal_of`` returns.
 
-    That holds for ``SystemExit`` and ``KeyboardInterrupt``, too: a detector does not end the
+    That holds for ``SystemExit`` and ``KeyboardInterrupt``, too: a plug-in does not end the
     program. A signal that does come meanwhile does what it always does.
     """
     with _noted_signals() as came:
         try:
             yield
         except BaseException as error:
-            if came or (refusal := told(error)) is error:
+            if came or (refusal := refusal_of(error)) is error:
                 raise
             raise refusal from error
 
@@ -164,3 +157,105 @@ def _noting(came: list[int], handler: Callable[..., Any]) -> Callable[..., Any]:
         return handler(number, frame)
 
     return note
+
+
+# --- Detectors by the name that a command line or a program gives them
+
+_FACTORY = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)")
+_OPTIONS = {
+    "layout": "--detector-layout",
+    "person": "--detector-class",
+    "min_score": "--detector-score",
+}
+
+
+def open_detector(
+    name: str,
+    layout: str | None = None,
+    person: str | None = None,
+    min_score: float | None = None,
+    threads: int | None = None,
+) -> Detector:
+    """Return a detector by its name.
+
+    A detector may have the attributes ``identity`` (what its boxes depend on), ``facts`` (for
+    ``doctor``; its `str` is shown then), ``warning`` (shown when it is opened) and ``of_one_video``
+    (it knows the frames of one video only).
+
+    Args:
+        name: An extension's (``hog``), a file with an extension's suffix (``FILE.onnx``), or
+            ``package.module:factory``, which is called without arguments and returns a detector.
+        layout: Of an ONNX file, as for the next one.
+        person: The class that is people, by name or number.
+        min_score: Lowest score of a box.
+        threads: CPU threads.
+    """
+    check_name(name, "a detector")
+    options = {"layout": layout, "person": person, "min_score": min_score}
+    known = extension_names("detectors")
+    kind = name if name in known else Path(name).suffix.lower().removeprefix(".")
+    if kind in known:
+        made: Detector = load_extension("detectors", kind)(name, **options, threads=threads)
+        return made
+    factory = _FACTORY.fullmatch(name)
+    refuse_options(name, options)
+    if factory:
+        return _call(*factory.groups())
+    raise InputError(
+        f"no detector {safe_repr(name)}: expected one of "
+        f"{', '.join(known) or 'those of extensions'}, "
+        "a file that ends in one of these, or MODULE:FACTORY of your own",
+        code="unknown_detector",
+        found=name,
+    )
+
+
+def refuse_options(name: str, options: Mapping[str, object]) -> None:
+    """Refuse options that a detector does not take."""
+    for option, given in options.items():
+        if given is not None and option in _OPTIONS:
+            raise UsageError(
+                f"the detector {safe_repr(name)} does not take {_OPTIONS[option]}",
+                code="detector_option_refused",
+                option=_OPTIONS[option],
+            )
+
+
+def _call(module: str, factory: str) -> Detector:
+    entry = shortened(f"{module}:{factory}")
+
+    def not_there(error: BaseException) -> InputError:
+        return InputError(
+            f"cannot import the detector {entry} ({error_text(error)}): install its package, or "
+            "name the folder of the module in $PYTHONPATH",
+            code="detector_not_imported",
+            detector=entry,
+        )
+
+    with plugin_boundary(not_there):
+        found = importlib.import_module(module)
+        for part in factory.split("."):
+            found = getattr(found, part)
+    with plugin_boundary(
+        lambda error: InputError(
+            f"the detector {entry} fails: {error_text(error)}",
+            code="detector_failed",
+            detector=entry,
+        )
+    ):
+        detector = found()  # type: ignore[operator]
+    try:
+        batch_of(detector)
+    except InputError as error:
+        raise InputError(
+            f"the detector {entry}: {error}", code=error.code, detector=entry
+        ) from error
+    if not callable(detector):
+        raise InputError(
+            f"the detector {entry} makes a {type(detector).__name__}: expected something that is "
+            "called with a frame, uint8 BGR [H, W, 3], and returns rows of x0, y0, x1, y1, score",
+            code="detector_not_callable",
+            detector=entry,
+        )
+    made: Detector = detector
+    return made

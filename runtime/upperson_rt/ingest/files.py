@@ -26,22 +26,13 @@ from upperson_rt.errors import BackendError, InputError, UppersonError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.records import attributes_as_json, check_new
 from upperson_rt.gallery.shards import SkippedImage, Tally
-from upperson_rt.ingest.crop import Crop
-from upperson_rt.ingest.service import Ingest, Output
+from upperson_rt.ingest.service import Crop, Ingest, Output
 from upperson_rt.preprocess import use_image
-from upperson_rt.printable import error_text, get_logger, shown
+from upperson_rt.printable import error_text, get_logger, safe_repr
 
 if TYPE_CHECKING:
-    from upperson_rt.image_file import TimeSource
     from upperson_rt.ingest.detector import Detector
-
-__all__ = [
-    "Elsewhere",
-    "IndexReport",
-    "SkippedImage",
-    "find_elsewhere",
-    "index_images",
-]
+    from upperson_rt.preprocess import TimeSource
 
 # --- Whether a gallery holds pictures already, under the name of another folder
 #
@@ -74,13 +65,10 @@ def find_elsewhere(
     first_keys: Callable[[str], Sequence[str]],
     is_like: Callable[[Item, Path], bool],
 ) -> Elsewhere | None:
-    """Return where most of the pictures that are new to a gallery are in it by another name.
+    """Find an indexed folder whose files have the names of the new ones.
 
-    Args:
-        gallery: Its keys are paths, or parts of pictures at paths.
-        files: Pictures that are going to be added.
-        first_keys: Returns keys of which a picture at a path has one, if it is there.
-        is_like: Whether all else that an item says suits a picture.
+    ``first_keys`` returns the keys that a picture at a path may have; ``is_like`` whether an item
+    suits a picture otherwise.
     """
     sources = [item.source for item in gallery.sample(_SAMPLE) if item.source is not None]
     known = {end for source in sources for end in _ends(source)}
@@ -167,17 +155,15 @@ class IndexReport:
     with_items: int = 0
     """Pictures that gave at least one item: each, without a detector."""
     empty: int = 0
-    """Pictures in which the detector found nobody."""
+    """Pictures in which the detector found no people."""
     too_small: int = 0
-    """People whom the detector found, too small to be told from others."""
+    """People that the detector found, too small to be indexed."""
     keys: Tally = field(default_factory=Tally)
     """Of all that was added."""
 
 
 @dataclass(frozen=True)
 class _Labels:
-    """What all pictures of a run have in common."""
-
     camera: str | None
     time_from: "TimeSource"
     track_from: Literal["folder", "none"]
@@ -193,7 +179,7 @@ class _Labels:
         return {"camera": self.camera, "attributes": self.attributes}
 
     def item(self, path: str) -> Item:
-        from upperson_rt.image_file import capture_time
+        from upperson_rt.preprocess import capture_time
 
         item = Item(
             key=path,
@@ -208,8 +194,6 @@ class _Labels:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """What one file gives."""
-
     path: str
     crops: Sequence[Crop]
     is_wide: bool = False
@@ -268,7 +252,7 @@ def index_images(
             program (``sys.exit``).
         IntegrityError: The image tower gives wrong results, or the gallery is damaged.
     """
-    from upperson_rt.image_file import TimeSource
+    from upperson_rt.preprocess import TimeSource
 
     batch_size = check_count(batch_size, "batch_size", InputError)
     check_object(encoder, "an encoder", ("encode_pixels", "prepare_image", "variant"))
@@ -282,7 +266,7 @@ def index_images(
     workers = check_count(workers, "workers", most=_MOST_WORKERS)
     files = check_list(files, "files")
     if other := [file for file in files if not isinstance(file, str | os.PathLike)]:
-        raise InputError(f"files must be paths, found {shown(other[0])}")
+        raise InputError(f"files must be paths, found {safe_repr(other[0])}")
     for what, given, known in (
         ("time_from", time_from, get_args(TimeSource)),
         ("track_from", track_from, ("folder", "none")),
@@ -321,8 +305,7 @@ def index_images(
 def _warn_of_others(
     gallery: Gallery, files: Sequence[str | os.PathLike[str]], labels: _Labels
 ) -> None:
-    """Say so if the pictures are there already under the name of another folder."""
-    from upperson_rt.image_file import capture_time
+    from upperson_rt.preprocess import capture_time
 
     def first_keys(path: str) -> tuple[str, str]:
         return path, person_key(path, 1)
@@ -412,12 +395,10 @@ def _take_whole(item: Item, image: NDArray[np.uint8], encoder: Encoder) -> _Deco
 def _finder(
     detector: "Detector",
 ) -> Callable[[Item, NDArray[np.uint8], Encoder], _Decoded]:
-    """Return what cuts the people out of a picture; any thread may call it."""
-    from upperson_rt.ingest.boxes import clean_boxes
-    from upperson_rt.ingest.detector import Turns, anybodys_code
-    from upperson_rt.ingest.quality import QualityRules
+    from upperson_rt.ingest.boxes import QualityRules, clean_boxes
+    from upperson_rt.ingest.detector import SharedDetector, plugin_boundary
 
-    turns, rules = Turns(detector), QualityRules()
+    turns, rules = SharedDetector(detector), QualityRules()
 
     def find(item: Item, image: NDArray[np.uint8], encoder: Encoder) -> _Decoded:
         height, width = image.shape[:2]
@@ -429,7 +410,7 @@ def _finder(
                 return InputError(f"the detector fails on {item.key}: {error_text(error)}")
             return BackendError(f"the detector ended on {item.key}: {error_text(error)}")
 
-        with anybodys_code(failed):
+        with plugin_boundary(failed):
             given = turns.detect(np.ascontiguousarray(image[:, :, ::-1]))
             boxes = clean_boxes(given, width, height)
         best_first = np.argsort(-np.nan_to_num(boxes.scores), kind="stable")

@@ -14,18 +14,7 @@ from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.shards import RECORD_FILE, Shard, ShardRecord, Tally, options_apart
 from upperson_rt.ingest.files import IndexReport, index_images
 from upperson_rt.preprocess import iter_named_images
-from upperson_rt.printable import shortened, shown
-
-__all__ = [
-    "ShardFiles",
-    "choose_files",
-    "index_shard",
-    "made_with",
-    "record_of",
-    "require_same_rows",
-    "require_whole",
-    "root_of",
-]
+from upperson_rt.printable import safe_repr, shortened
 
 _IN_ROWS = {
     "camera": "--camera",
@@ -50,16 +39,7 @@ class ShardFiles:
 
 
 def choose_files(paths: Iterable[str | os.PathLike[str]], shard: Shard) -> ShardFiles:
-    """Look at all pictures and choose those of a shard.
-
-    Args:
-        paths: Files and folders, see `iter_named_images`; the same pictures on every machine, under
-            whatever folder.
-        shard: Which part.
-
-    Raises:
-        InputError: A path does not exist, or a folder cannot be read or holds no picture.
-    """
+    """Look at all pictures and choose those of a shard."""
     paths = check_list(paths, "paths")
     files: list[Path] = []
     names: list[str] = []
@@ -78,11 +58,7 @@ def choose_files(paths: Iterable[str | os.PathLike[str]], shard: Shard) -> Shard
 
 
 def root_of(paths: Sequence[str | os.PathLike[str]]) -> str:
-    """Return the folder that all pictures lie below, as their keys begin.
-
-    Raises:
-        InputError: There is no path.
-    """
+    """Return the folder that all pictures lie below, as their keys begin."""
     given = [Path(check_path(path, "a picture")).absolute() for path in paths]
     if not given:
         raise InputError("there is no picture to index: name files or folders")
@@ -104,7 +80,7 @@ def _as_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
-        return " ".join(sorted(f"{key}={shown(one)}" for key, one in value.items()))
+        return " ".join(sorted(f"{key}={safe_repr(one)}" for key, one in value.items()))
     # A detector: what its boxes depend on, else what it is called.
     identity = getattr(value, "identity", None)
     kind = value if hasattr(value, "__qualname__") else type(value)
@@ -117,11 +93,7 @@ def record_of(location: str) -> Path | None:
 
 
 def require_whole(location: str) -> None:
-    """Refuse a gallery that is a shard, for pictures that are chosen in another way.
-
-    Raises:
-        InputError: It is a shard.
-    """
+    """Refuse a gallery that is a shard, for pictures that are chosen in another way."""
     file = record_of(location)
     if file is not None and file.exists():
         raise InputError(
@@ -137,25 +109,10 @@ def index_shard(
     record_file: Path | None,
     **options: Any,
 ) -> tuple[IndexReport, ShardRecord]:
-    """Index the pictures of a shard as `index_images` does, and write its record.
+    """Index the pictures of a shard as `index_images` does, and write its record, unfinished first.
 
-    The record says that it is not finished until all is in the gallery. Doing it again replaces
-    what is there.
-
-    Args:
-        encoder: Whose image tower to use.
-        gallery: Opened with the encoder's fingerprint: a shard's own, or one that all share.
-        chosen: Its pictures.
-        record_file: Where its record goes; None writes none.
-        options: Of `index_images`.
-
-    Returns:
-        What was done, and the record.
-
-    Raises:
-        InputError: The gallery is another shard or no shard, or holds the rows of pictures in
-            another folder or of other options, or as for `index_images`.
-        UppersonError: As for `index_images`.
+    The gallery is a shard's own, or one that all share. Doing it again replaces what is there.
+    Returns what was done, and the record; ``record_file=None`` writes none.
     """
     record = ShardRecord(
         shard=str(chosen.shard),
@@ -202,12 +159,7 @@ def _require_same(gallery: Gallery, file: Path, record: ShardRecord) -> None:
 
 
 def require_same_rows(where: str, found: ShardRecord, wanted: ShardRecord) -> None:
-    """Refuse pictures whose rows would not take the place of those that a shard has.
-
-    Raises:
-        InputError: They lie in another folder, so that there would be rows of both, or the rows
-            were made with other options.
-    """
+    """Refuse pictures whose rows would not take the place of those that a shard has."""
     # More folders beside those of before have a root above theirs, and keys stay as they were.
     if Path(wanted.root) not in (Path(found.root), *Path(found.root).parents):
         raise InputError(

@@ -1,7 +1,7 @@
-"""A look at what a detector finds in one picture, so that a wrong layout is seen at once.
+"""The trial of a detector on one picture, which shows a wrong layout at once.
 
 Without a picture of the user's, three figures are drawn. They are no photograph: a network that
-finds them where they are gets its pixels right; one that finds nobody may be right all the same.
+finds them where they are gets its pixels right; one that finds none may be right all the same.
 """
 
 import io
@@ -18,13 +18,10 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.files import write_atomically
 from upperson_rt.ingest.boxes import clean_boxes
-from upperson_rt.ingest.detector import Detector, anybodys_code
-from upperson_rt.ingest.named_detector import open_detector
-from upperson_rt.installed import Check, fail_from_error
+from upperson_rt.ingest.detector import Detector, open_detector, plugin_boundary
+from upperson_rt.installed import Check, fail_from_error, ok, warning
 from upperson_rt.preprocess import load_image
 from upperson_rt.printable import count_of, error_text
-
-__all__ = ["Look", "check_detector", "draw_boxes", "draw_figures", "look_at"]
 
 _SIZE = 960, 540
 _FIGURES = ((180, 500, 400, 0), (470, 470, 300, 1), (760, 520, 440, 2))
@@ -40,7 +37,7 @@ _FOUND, _WANTED = (226, 48, 48), (40, 140, 70)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Trial:
     """What a detector found in one picture."""
 
     image: NDArray[np.uint8]
@@ -67,19 +64,15 @@ class Look:
         return int((_overlaps(self.boxes, self.figures) < 0.2).all(axis=1).sum())
 
 
-def look_at(detector: Detector, picture: str | os.PathLike[str] | None = None) -> Look:
-    """Let a detector look at a picture, or at drawn figures.
-
-    Raises:
-        InputError: The picture cannot be read, or the detector's answer is no boxes.
-    """
+def try_on(detector: Detector, picture: str | os.PathLike[str] | None = None) -> Trial:
+    """Run a detector on a picture, or on drawn figures."""
     if picture is None:
         image, figures = draw_figures()
     else:
         image, figures = load_image(picture), None
     height, width = image.shape[:2]
     found = clean_boxes(detector(np.ascontiguousarray(image[:, :, ::-1])), width, height)
-    return Look(image=image, boxes=found.edges, scores=found.scores, figures=figures)
+    return Trial(image=image, boxes=found.edges, scores=found.scores, figures=figures)
 
 
 def check_detector(
@@ -90,16 +83,7 @@ def check_detector(
     picture: Path | None = None,
     sheet: Path | None = None,
 ) -> list[Check]:
-    """Load a detector, let it look at a picture, and say what it found there.
-
-    Args:
-        name: See `open_detector`, as for the next three.
-        layout: Of an ONNX file.
-        person: The class that is people.
-        min_score: Boxes below are left out.
-        picture: What to look at; None for drawn figures.
-        sheet: PNG file for the picture with its boxes; None writes none.
-    """
+    """Load a detector, run it on a picture, and report what it found."""
     try:
         detector = open_detector(name, layout, person, min_score)
     except UppersonError as error:
@@ -107,17 +91,17 @@ def check_detector(
     own_facts: Mapping[str, Any] = getattr(detector, "facts", {})
     facts = {"detector": name, **own_facts}
     detail = str(detector) if own_facts else f"{name}, {type(detector).__name__}"
-    checks = [Check("detector", "ok", detail, facts=facts)]
+    checks = [ok("detector", detail, **facts)]
     try:
-        with anybodys_code(_failed):
-            look = look_at(detector, picture)
+        with plugin_boundary(_failed):
+            trial = try_on(detector, picture)
         if sheet is not None:
             buffer = io.BytesIO()
-            draw_boxes(look).save(buffer, format="PNG", optimize=True)
+            draw_boxes(trial).save(buffer, format="PNG", optimize=True)
             write_atomically(sheet, buffer.getvalue())
     except UppersonError as error:
         return [*checks, fail_from_error("people", error)]
-    return [*checks, _what_was_found(look, picture, sheet, "layout" in facts)]
+    return [*checks, _what_was_found(trial, picture, sheet, "layout" in facts)]
 
 
 def _failed(error: BaseException) -> UppersonError:
@@ -127,11 +111,11 @@ def _failed(error: BaseException) -> UppersonError:
 
 
 def _what_was_found(
-    look: Look, picture: Path | None, sheet: Path | None, has_layout: bool
+    trial: Trial, picture: Path | None, sheet: Path | None, has_layout: bool
 ) -> Check:
     boxes = [
         f"({x0}, {y0}, {x1}, {y1})" + ("" if np.isnan(score) else f" {score:.2f}")
-        for (x0, y0, x1, y1), score in zip(look.boxes.tolist(), look.scores.tolist(), strict=True)
+        for (x0, y0, x1, y1), score in zip(trial.boxes.tolist(), trial.scores.tolist(), strict=True)
     ]
     found = ": ".join(
         filter(None, (count_of(len(boxes), "box", "boxes"), "; ".join(boxes[:_MOST_SHOWN])))
@@ -139,38 +123,38 @@ def _what_was_found(
     if len(boxes) > _MOST_SHOWN:
         found += f" and {len(boxes) - _MOST_SHOWN} more"
     where = "" if sheet is None else f"; drawn in {sheet}"
-    scores = [None if np.isnan(score) else score for score in look.scores.tolist()]
-    facts: dict[str, Any] = {"boxes": look.boxes.tolist(), "scores": scores, "figures": None}
-    if look.figures is None:
-        advice = "look at the boxes: --sheet FILE.png  draws them" if sheet is None else ""
+    scores = [None if np.isnan(score) else score for score in trial.scores.tolist()]
+    facts: dict[str, Any] = {"boxes": trial.boxes.tolist(), "scores": scores, "figures": None}
+    if trial.figures is None:
+        advice = "check the boxes: --sheet FILE.png  draws them" if sheet is None else ""
         if not boxes:
             other = "name another --detector-layout, -class or -score"
             advice = f"if there are people, {other if has_layout else 'it misses them'}"
         detail = f"in {picture} {found}{where}"
         return Check("people", "ok" if boxes else "warn", detail, advice, facts=facts)
-    right, elsewhere = look.figures_found, look.boxes_elsewhere
+    right, elsewhere = trial.figures_found, trial.boxes_elsewhere
     facts["figures"] = right
-    detail = f"{right} of {len(look.figures)} drawn figures found, {found}{where}"
+    detail = f"{right} of {len(trial.figures)} drawn figures found, {found}{where}"
     if elsewhere or (boxes and not right):
-        advice = "boxes lie where nobody is: try  --picture FILE  with people on it"
+        advice = "boxes lie where no figure is: try  --picture FILE  with people on it"
         if has_layout:
             advice += ", or another --detector-layout"
-        return Check("people", "warn", detail, advice, facts=facts)
+        return warning("people", detail, advice, **facts)
     if not right:
         advice = "networks may not take figures for people: try  --picture FILE  with people on it"
-        return Check("people", "warn", detail, advice, facts=facts)
-    return Check("people", "ok", detail, facts=facts)
+        return warning("people", detail, advice, **facts)
+    return ok("people", detail, **facts)
 
 
-def draw_boxes(look: Look) -> Image.Image:
+def draw_boxes(trial: Trial) -> Image.Image:
     """Return the picture with a red box for each person found, and green ones for drawn figures."""
-    image = Image.fromarray(look.image)
+    image = Image.fromarray(trial.image)
     draw = ImageDraw.Draw(image)
     width = max(2, round(max(image.size) / 400))
     font = ImageFont.load_default(size=max(12, round(max(image.size) / 60)))
-    for x0, y0, x1, y1 in () if look.figures is None else look.figures.tolist():
+    for x0, y0, x1, y1 in () if trial.figures is None else trial.figures.tolist():
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=_WANTED, width=max(1, width // 2))
-    for (x0, y0, x1, y1), score in zip(look.boxes.tolist(), look.scores.tolist(), strict=True):
+    for (x0, y0, x1, y1), score in zip(trial.boxes.tolist(), trial.scores.tolist(), strict=True):
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=_FOUND, width=width)
         label = "person" if np.isnan(score) else f"{score:.2f}"
         area = draw.textbbox((x0 + width, y0 + width), label, font=font)
@@ -205,7 +189,7 @@ def _draw_figure(
     tall: int,
     colours: Sequence[tuple[int, int, int]],
 ) -> tuple[int, int, int, int]:
-    """Draw one who stands and is seen from the front; return the box around."""
+    """Draw one that stands, from the front; return its box."""
     coat, trousers, hair, skin = colours
 
     def at(x: float, y: float) -> tuple[float, float]:

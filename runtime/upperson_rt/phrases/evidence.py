@@ -18,21 +18,6 @@ from numpy.typing import NDArray
 from upperson_rt.phrases.grammar import ParsedSentence, parse
 from upperson_rt.phrases.lexicon import KINDS_OF, Kind, Phrase
 
-__all__ = [
-    "ALTERNATIVES",
-    "MOST_DENIED",
-    "MOST_PARAPHRASES",
-    "Alternatives",
-    "EmbedTexts",
-    "Evidence",
-    "Explanation",
-    "describe",
-    "paraphrases",
-    "say_thing",
-    "weighable",
-    "with_article",
-]
-
 EmbedTexts: TypeAlias = Callable[[Sequence[str]], NDArray[np.float32]]
 """Embeds T sentences as rows of unit length (T, D)."""
 
@@ -94,13 +79,11 @@ def say_thing(phrase: Phrase) -> str:
 
 
 def describe(phrases: Sequence[Phrase], style: str = "phrase") -> str:
-    """Put phrases into one description of a person.
+    """Put phrases into one description of a person, or of a *person* if none is among them.
 
-    Args:
-        phrases: At least one; a person among them is the subject, or else *person* is.
-        style: ``phrase`` (*a woman in a red coat*), ``bare`` (*woman in red coat*), ``list``
-            (*woman, red coat*), ``things`` (*red coat*), ``sentence`` (*The woman is wearing a red
-            coat.*) or ``there`` (*There is a woman wearing ...*).
+    Styles are ``phrase`` (*a woman in a red coat*), ``bare`` (*woman in red coat*), ``list``
+    (*woman, red coat*), ``things`` (*red coat*), ``sentence`` (*The woman is wearing a red coat.*)
+    and ``there`` (*There is a woman wearing ...*).
     """
     person = next((phrase.text for phrase in phrases if phrase.kind == "person"), "person")
     things = [phrase for phrase in phrases if phrase.kind != "person"]
@@ -122,16 +105,7 @@ def describe(phrases: Sequence[Phrase], style: str = "phrase") -> str:
 
 
 def paraphrases(parsed: ParsedSentence, count: int) -> list[str]:
-    """Say the same in other words, by the grammar alone.
-
-    Args:
-        parsed: What to say; what it denies is left out.
-        count: Wordings at most, 1 to `MOST_PARAPHRASES`.
-
-    Returns:
-        The sentence itself (without what it denies) and up to ``count - 1`` others, no two alike.
-        Just the sentence if nothing in it was understood.
-    """
+    """Return up to ``count`` different wordings, the sentence itself (without exclusions) first."""
     asked = [phrase for phrase in parsed.phrases if not phrase.negated]
     found = {parsed.wanted: None}
     if parsed.understood:
@@ -145,7 +119,6 @@ def paraphrases(parsed: ParsedSentence, count: int) -> list[str]:
 
 
 def _orders(things: Sequence[Phrase]) -> list[list[Phrase]]:
-    """Return up to four orders, the sentence's own first."""
     turned = [[*things[turn:], *things[:turn]] for turn in range(min(2, len(things)))]
     return [*turned, *([*reversed(order)] for order in turned)] if things else [[]]
 
@@ -157,15 +130,15 @@ def _and(parts: Sequence[str]) -> str:
 # --- What speaks for a phrase in a picture, from the two towers alone
 
 
-MOST_DENIED = 0.36
-"""How much of its score, a cosine, a picture can lose at most for what a sentence denies."""
+MOST_EXCLUDED = 0.36
+"""How much of its score, a cosine, a picture can lose at most for what a sentence excludes."""
 
 _UNHEARD = 0.1
 """Evidence that costs nothing, as there is some of a backpack in most pictures. Not of a red one,
 which has twelve times as many competitors."""
 
 _TURN = 0.5
-"""How much of what a denied thing adds to *a person* is taken from what is asked for."""
+"""How much of what an excluded thing adds to *a person* is taken from what is asked for."""
 
 _TEMPERATURE = 0.02
 """Of the softmax: the one that models are trained with, ``upperson/losses.py``."""
@@ -220,26 +193,18 @@ class Explanation:
 
 
 class Evidence:
-    """Weighs phrases in pictures. Embeds the contrasts of a kind once and keeps them.
+    """Phrase evidence in pictures.
 
-    Safe to use from several threads.
+    Contrasts are embedded once and kept. Safe for several threads.
     """
 
     def __init__(self, embed_texts: EmbedTexts) -> None:
-        """Use a text tower, as `Encoder.encode_texts`."""
         self._embed_texts = embed_texts
         self._kept: dict[str, NDArray[np.float32]] = {}
         self._contrasts: dict[tuple[object, ...], _Embedded] = {}
 
     def of(self, phrase: Phrase, images_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return (N,) how much speaks for a phrase in each picture, 0 to 1.
-
-        Whether the phrase is negated does not matter: it is the evidence for the thing.
-
-        Args:
-            phrase: Of a parsed sentence.
-            images_ND: Embeddings of pictures, of unit length.
-        """
+        """Return (N,) evidence, 0 to 1, for a phrase (negated or not) in (N, D)."""
         texts_TD, log_weights_T, agrees_T = self._embedded(phrase)
         logits_NT = images_ND @ texts_TD.T / _TEMPERATURE + log_weights_T
         shares_NT = np.exp(logits_NT - logits_NT.max(axis=1, keepdims=True))
@@ -247,32 +212,32 @@ class Evidence:
         return evidence
 
     def against(
-        self, denied: Sequence[Phrase], images_ND: NDArray[np.float32]
+        self, excluded: Sequence[Phrase], images_ND: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Return (N,) what pictures lose of their scores for what a sentence denies."""
+        """Return (N,) what pictures lose of their scores for what a sentence excludes."""
         heard = []
-        for phrase in denied:
+        for phrase in excluded:
             unheard = 0.0 if phrase.colours else _UNHEARD
-            evidence_N = self._denied(phrase, images_ND)
+            evidence_N = self._of_excluded(phrase, images_ND)
             heard.append(np.maximum(evidence_N - unheard, 0) / (1 - unheard))
-        lost_N: NDArray[np.float32] = (MOST_DENIED * np.max(heard, axis=0)).astype(np.float32)
+        lost_N: NDArray[np.float32] = (MOST_EXCLUDED * np.max(heard, axis=0)).astype(np.float32)
         return lost_N
 
-    def _denied(self, phrase: Phrase, images_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return (N,) evidence; of any bag the mean of its own and of the likeliest kind of bag.
+    def _of_excluded(self, phrase: Phrase, images_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (N,) evidence.
 
-        One kind is told from the others better than all from none, but all speak against nobody.
+        Of *any bag* the mean of its own and that of the likeliest kind of bag.
         """
         own_N = self.of(phrase, images_ND)
         kinds = [self.of(kind, images_ND) for kind in _kinds_of(phrase)]
         return (own_N + np.max(kinds, axis=0)) / 2 if kinds else own_N
 
-    def away(self, embed_D: NDArray[np.float32], denied: Sequence[Phrase]) -> NDArray[np.float32]:
-        """Turn what is asked for (D,) away from what is denied; both of unit length.
+    def away(self, embed_D: NDArray[np.float32], excluded: Sequence[Phrase]) -> NDArray[np.float32]:
+        """Turn a query (D,) away from excluded phrases, to look for candidates.
 
-        It is where answers are looked for, not how they are scored.
+        Both of unit length.
         """
-        things = [kind for phrase in denied for kind in _kinds_of(phrase) or [phrase]]
+        things = [kind for phrase in excluded for kind in _kinds_of(phrase) or [phrase]]
         things_TD = self._texts([describe([thing]) for thing in things])
         more_D = things_TD.mean(axis=0) - self._texts([_PLAIN])[0]
         turned_D = embed_D - _TURN * more_D
@@ -286,8 +251,8 @@ class Evidence:
         parsed = [parse(sentence) for sentence in sentences]
         scores_TN = self._embed_texts([one.wanted for one in parsed]) @ images_ND.T
         for row, one in enumerate(parsed):
-            if one.denied:
-                scores_TN[row] -= self.against(one.denied, images_ND)
+            if one.excluded:
+                scores_TN[row] -= self.against(one.excluded, images_ND)
         return scores_TN
 
     def _embedded(self, phrase: Phrase) -> _Embedded:
@@ -358,5 +323,5 @@ def _style(phrase: Phrase) -> str:
 
 
 def weighable(parsed: ParsedSentence) -> tuple[Phrase, ...]:
-    """Return the phrases that pictures can be told apart by: *person* is true of all."""
+    """Return the phrases that pictures differ by: *person* is true of all."""
     return tuple(phrase for phrase in parsed.phrases if phrase.noun != "person")

@@ -1,4 +1,4 @@
-"""A small grammar of how people describe people: which words belong together, and what is denied.
+"""A small grammar of how people describe people: which words belong together, and what is excluded.
 
 No model and no list of sentences: nouns of `lexicon` are found, what stands before a noun joins it,
 and so does what is said of it afterwards (*with black buttons*, *in a ponytail*, *are white*). It
@@ -7,30 +7,28 @@ works word by word in linear time and never fails; what it does not know stays w
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 
 from upperson_rt.arguments import check_text
-from upperson_rt.phrases.denial import deny, without_denied
 from upperson_rt.phrases.lexicon import (
     ACTIONS,
     BODY_PLACES,
     COLOURS,
-    DENIALS,
     DETAILS,
     ENDS,
+    EXCLUDING,
     KINDS_OF,
     MODIFIERS,
     NOUN_OF,
     PATTERNS,
+    POSSESSION_WORDS,
     SMALL_WORDS,
     Kind,
     Phrase,
     Span,
     Token,
 )
-
-__all__ = ["ParsedSentence", "parse"]
 
 _TOKEN = re.compile(
     r"\w+n['\u2019]t\b|[^\W_]+|[,.;:!?()&/]|(?<=\s)[-\u2013\u2014](?=\s)"  # Also dashes.
@@ -57,7 +55,7 @@ class ParsedSentence:
     """In their order in the sentence; kinds other than ``other`` were understood."""
 
     wanted: str
-    """The sentence without what it denies; the sentence itself if it denies nothing, and ``a
+    """The sentence without what it excludes; the sentence itself if it excludes nothing, and ``a
     person`` if nothing else is left."""
 
     contradictions: tuple[str, ...] = ()
@@ -69,7 +67,7 @@ class ParsedSentence:
         return tuple(p for p in self.phrases if p.kind != "other" and not p.negated)
 
     @property
-    def denied(self) -> tuple[Phrase, ...]:
+    def excluded(self) -> tuple[Phrase, ...]:
         """Phrases that must not be there; not those that the sentence asks for as well."""
         asked = _asked_nouns(self.phrases)
         return tuple(
@@ -77,6 +75,11 @@ class ParsedSentence:
             for phrase in self.phrases
             if phrase.negated and (phrase.colours or phrase.noun not in asked)
         )
+
+    @property
+    def denied(self) -> tuple[Phrase, ...]:
+        """Earlier name of `excluded`."""
+        return self.excluded
 
     @property
     def unjoined(self) -> tuple[Phrase, ...]:
@@ -90,9 +93,6 @@ def parse(sentence: str) -> ParsedSentence:
 
     Args:
         sentence: Any text. Other languages come back as phrases of the kind ``other``.
-
-    Raises:
-        InputError: It is no text, or has half a surrogate pair in it.
     """
     return _Parser(check_text(sentence, "the sentence")).parse()
 
@@ -112,14 +112,14 @@ class _Parser:
         spans = [*things, *self._actions()]
         spans += self._rest()
         spans.sort(key=lambda span: span.first)
-        cuts = deny(self.tokens, spans)
+        cuts = _exclude(self.tokens, spans)
         phrases = tuple(span.phrase for span in spans)
         if not any(phrase.kind == "person" for phrase in phrases):
             phrases = (*self._pronoun(), *phrases)
         wanted = self.sentence
         if cuts:
             asks = any(not phrase.negated for phrase in phrases)
-            wanted = (asks and without_denied(self.sentence, cuts)) or "a person"
+            wanted = (asks and _without_cuts(self.sentence, cuts)) or "a person"
         return ParsedSentence(self.sentence, phrases, wanted, _contradictions(phrases))
 
     def _text(self, first: int, last: int) -> str:
@@ -155,9 +155,9 @@ class _Parser:
                 said = self.words[last:end] + said
             yield self._thing(kind, noun, text, said, first, end)
             at = self._skip_place(end)
-            if wrong := self._denied_adjectives(end):
+            if wrong := self._negated_adjectives(end):
                 text = " ".join([*wrong, *self.words[last - size : last]])
-                until = at = end + self._denied_length(end)
+                until = at = end + self._negated_length(end)
                 yield self._thing(kind, noun, text, wrong, end, until, negated=True)
 
     def _thing(
@@ -177,30 +177,26 @@ class _Parser:
         return self._span(phrase, first, last)
 
     def _nothing_at(self, at: int) -> int:
-        """Return how many tokens *carrying nothing*, *nothing on her head* or *bareheaded* has.
-
-        Only where no bag, or no headwear, is what it says: hands may be empty below a backpack.
-        """
+        """Return how many tokens *carrying nothing*, *nothing on her head* or *bareheaded* has."""
         word = self.words[at]
-        denied = not DENIALS.isdisjoint(self.words[max(0, at - 1) : at])
+        negated = not EXCLUDING.isdisjoint(self.words[max(0, at - 1) : at])
         if word in _WITHOUT or self.words[at : at + 2] == ["empty", "handed"]:
-            return 0 if denied else 1 + (word == "empty")
+            return 0 if negated else 1 + (word == "empty")
         first = at + (word in _CARRYING)
         end = self._place_end(first + 1)
         place = self.words[first + 1 : end]
-        if self.words[first : first + 1] != ["anything" if denied else "nothing"]:
+        if self.words[first : first + 1] != ["anything" if negated else "nothing"]:
             return 0
         after = self.words[end : end + 2]
         goes_on = not self._phrase_ends(end) or not _GOES_ON.isdisjoint(after)
-        is_said = place[-1:] == ["head"] if place else first > at or denied
+        is_said = place[-1:] == ["head"] if place else first > at or negated
         return end - at if is_said and not goes_on else 0
 
     def _nothing(self, first: int, last: int) -> Span:
-        """Take having nothing for having no bag, or no headwear where it is of the head."""
         of_head = not {"head", "bareheaded", "hatless"}.isdisjoint(self.words[first:last])
         kind: Kind = "headwear" if of_head else "carried"
         noun = "headwear" if of_head else "bag"
-        # *Without anything* is denied by its first word.
+        # *Without anything* is excluded by its first word.
         negated = "anything" not in self.words[first:last]
         return self._thing(kind, noun, noun, (), first, last, negated)
 
@@ -226,7 +222,6 @@ class _Parser:
         return word in DETAILS and word != "belt"
 
     def _before(self, at: int) -> int:
-        """Return where the noun phrase begins whose noun is at a token."""
         first = at
         while first > max(0, at - _MOST_BEFORE) and not self.used[first - 1]:
             word = self.words[first - 1]
@@ -248,7 +243,6 @@ class _Parser:
         return first
 
     def _after(self, at: int, kind: Kind) -> int:
-        """Return where what is said of a noun ends."""
         if kind == "person":
             return at
         end = at
@@ -315,7 +309,7 @@ class _Parser:
         # *Shoes are brown boots* goes on with another noun phrase.
         return end - at if end > start + 1 and self._phrase_ends(end) else 0
 
-    def _denied_length(self, at: int) -> int:
+    def _negated_length(self, at: int) -> int:
         """Return how many tokens *that is not red* has, or 0."""
         end = at + (self.words[at : at + 1] in (["that"], ["which"]))
         end += end < len(self.words) and self.words[end] in _COPULAS
@@ -324,8 +318,10 @@ class _Parser:
         last = self._while_in(end + 1, MODIFIERS)
         return last - at if last > end + 1 and self._phrase_ends(last) else 0
 
-    def _denied_adjectives(self, at: int) -> list[str]:
-        return [word for word in self.words[at : at + self._denied_length(at)] if word in MODIFIERS]
+    def _negated_adjectives(self, at: int) -> list[str]:
+        return [
+            word for word in self.words[at : at + self._negated_length(at)] if word in MODIFIERS
+        ]
 
     def _while_in(self, at: int, words: frozenset[str]) -> int:
         while at < len(self.words) and self.words[at] in words:
@@ -378,7 +374,7 @@ class _Parser:
                 while end < len(self.words) and not (
                     self.used[end]
                     or self.words[end] in ENDS
-                    or self.words[end] in ACTIONS | DENIALS
+                    or self.words[end] in ACTIONS | EXCLUDING
                     or self.words[end] in ("and", "while", "with", "wearing", "who", "he", "she")
                 ):
                     end += 1
@@ -394,7 +390,7 @@ class _Parser:
 
     def _rest(self) -> Iterator[Span]:
         """Find what nothing else claimed, each piece whole."""
-        quiet = SMALL_WORDS | BODY_PLACES | DENIALS
+        quiet = SMALL_WORDS | BODY_PLACES | EXCLUDING
         at = 0
         while at < len(self.words):
             end = at
@@ -429,8 +425,8 @@ def _named(words: Sequence[str], table: Mapping[tuple[str, ...], str]) -> list[s
 def _first_mentions(things: Sequence[Span]) -> list[Span]:
     """Keep the first mention of a person: *the woman* of later sentences says nothing new."""
     people = [one for one in things if one.phrase.kind == "person"]
-    told = [one for one in people if one.phrase.noun != "person"] or people[:1]
-    first = {one.phrase.noun: one for one in reversed(told)}
+    named = [one for one in people if one.phrase.noun != "person"] or people[:1]
+    first = {one.phrase.noun: one for one in reversed(named)}
     return [
         one for one in things if one.phrase.kind != "person" or first.get(one.phrase.noun) is one
     ]
@@ -456,3 +452,125 @@ def _has_unjoined_colours(text: str) -> bool:
 def _asked_nouns(phrases: Sequence[Phrase]) -> set[str]:
     nouns = {phrase.noun for phrase in phrases if phrase.noun and not phrase.negated}
     return nouns | {name for name, kinds in KINDS_OF.items() if not nouns.isdisjoint(kinds)}
+
+
+# --- Excluded phrases: *without a hat or a bag*, *no glasses*, *not wearing ...*
+
+_ARTICLES = frozenset({"a", "an", "any"})
+_VERBS = frozenset(
+    {"is", "are", "was", "were", "has", "have", "wears", "wear", "carries", "holds", "does", "do"}
+)
+_FINITE = _VERBS | {"he", "she", "who", "that"}
+_LEADS = _FINITE | {"with", "in", "and", "but", "wearing", "carrying", "having"}
+
+
+def _exclude(tokens: Sequence[Token], spans: Sequence[Span]) -> list[tuple[int, int]]:
+    """Mark the phrases that are excluded.
+
+    Return the characters, from and to, to cut for the rest.
+    """
+    return _Exclusions(tokens, spans).cuts()
+
+
+def _without_cuts(sentence: str, cuts: Sequence[tuple[int, int]]) -> str:
+    """Return a sentence without some of its characters, tidied up; it may be empty."""
+    ends = [0, *(end for _, end in cuts)]
+    starts = [*(start for start, _ in cuts), len(sentence)]
+    left = " ".join("".join(sentence[i:j] for i, j in zip(ends, starts, strict=True)).split())
+    left = re.sub(r"\s+([,.;])", r"\1", left)
+    left = re.sub(r"[,;](?:\s*[,;])*(?=\s*(?:[.!?]|$))|([,;])(?:\s*[,;])+", r"\1", left)
+    left = re.sub(r"([.!?])(?:\s*[.,!?])+", r"\1", left).strip(" ,;")
+    left = re.sub(r"(?:\s+(?:and|or|but|with|is|who|wearing))+(\s*[.!?]?)$", r"\1", left)
+    return left if re.search(r"\w", left) else ""
+
+
+class _Exclusions:
+    def __init__(self, tokens: Sequence[Token], spans: Sequence[Span]) -> None:
+        self._tokens = tokens
+        self._words = [token.word for token in tokens]
+        self._starting = {span.first: span for span in spans}
+        self._inside = {at for span in spans for at in range(span.first, span.last)}
+
+    def cuts(self) -> list[tuple[int, int]]:
+        cuts = []
+        at = 0
+        while at < len(self._words):
+            end = at + 1
+            span = self._starting.get(at)
+            if span is not None and span.phrase.negated:  # *A coat that is not red*.
+                end = span.last
+                cuts.append(self._cut(at, end))
+            elif self._words[at] in EXCLUDING and at not in self._inside:
+                end = self._reach(at)
+                if end > at + 1:
+                    cuts.append(self._cut(at, end))
+            at = end
+        return cuts
+
+    def _reach(self, cue: int) -> int:
+        """Exclude the things after an excluding word; return where the last of them ends."""
+        at = end = cue + 1
+        any_yet = False
+        while at < len(self._words):
+            span, word = self._starting.get(at), self._words[at]
+            if span is not None and span.phrase.noun not in ("", "person"):
+                span.phrase = replace(span.phrase, negated=not span.phrase.negated)
+                any_yet, at = True, self._after_place(span.last)
+                end = at
+            elif span is not None or at in self._inside:
+                break
+            elif self._joins(at) if any_yet else word in POSSESSION_WORDS:
+                at += 1
+            else:
+                break
+        return end
+
+    def _joins(self, at: int) -> bool:
+        """Whether a word leads on from one excluded thing to the next."""
+        word, before = self._words[at], self._words[at - 1]
+        return (
+            word in ("or", "nor")
+            or before in ("or", "nor")
+            or (word == "and" and self._bare_thing(at + 1))
+            or (word == "," and self._goes_on(at + 1))
+            or (word in _ARTICLES and before in ("and", ","))
+        )
+
+    def _bare_thing(self, at: int) -> bool:
+        at += self._words[at : at + 1] != [] and self._words[at] in _ARTICLES
+        span = self._starting.get(at)
+        return span is not None and bool(span.phrase.noun) and not span.phrase.colours
+
+    def _goes_on(self, at: int) -> bool:
+        """Whether a comma leads to another excluded thing: *without hat, bag or glasses*."""
+        if at < len(self._words) and self._words[at] in ("or", "nor"):
+            return True
+        at += at < len(self._words) and self._words[at] in _ARTICLES
+        span = self._starting.get(at)
+        if span is None or span.phrase.colours or span.last >= len(self._words):
+            return False
+        return self._words[span.last] in ("or", "nor")
+
+    def _after_place(self, at: int) -> int:
+        """Return what comes after *on his head*."""
+        if self._words[at : at + 1] in (["on"], ["in"], ["over"], ["around"]):
+            end = at + 1
+            while end < len(self._words) and self._words[end] in BODY_PLACES | {
+                "her",
+                "his",
+                "the",
+            }:
+                end += 1
+            return end if self._words[end - 1] in BODY_PLACES else at
+        return at
+
+    def _cut(self, cue: int, end: int) -> tuple[int, int]:
+        first, rest = cue, self._words[end : end + 2]
+        # *With no hat and blue jeans* becomes *with blue jeans*, and *isn't wearing a hat and has a
+        # bag* becomes *has a bag*.
+        leads_on = self._words[cue - 1 : cue] in (["with"], ["in"], ["wearing"], ["wears"])
+        joined = len(rest) == 2 and rest[0] in ("and", "but") and (leads_on or rest[1] in _FINITE)
+        while first > 0 and self._words[first - 1] in (_VERBS if joined else _LEADS):
+            first -= 1
+        last = end if joined else end - 1
+        return self._tokens[first].start, self._tokens[last].end

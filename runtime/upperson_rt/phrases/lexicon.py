@@ -9,39 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = [
-    "ACTIONS",
-    "BODY_PLACES",
-    "COLOURS",
-    "DENIALS",
-    "DETAILS",
-    "ENDS",
-    "KINDS_OF",
-    "MODIFIERS",
-    "NOUNS",
-    "NOUN_OF",
-    "PATTERNS",
-    "POSSESSION_WORDS",
-    "SMALL_WORDS",
-    "Kind",
-    "Phrase",
-    "Span",
-    "Token",
-]
-
 Kind = Literal[
-    "person",
-    "upper",
-    "lower",
-    "shoes",
-    "headwear",
-    "hair",
-    "glasses",
-    "accessory",
-    "carried",
-    "action",
-    "other",
-]
+    "person", "upper", "lower", "shoes", "headwear", "hair", "glasses", "accessory", "carried",
+    "action", "other",
+]  # fmt: skip
 """What a phrase is about; ``other`` is what the grammar does not understand."""
 
 
@@ -251,18 +222,18 @@ ACTIONS: frozenset[str] = _words(
     listening strolled hurrying"""
 )
 
-DENIALS: frozenset[str] = _words(
+EXCLUDING: frozenset[str] = _words(
     """without no lacks lacking minus neither nor sans not isn't aren't doesn't hasn't never don't
     didn't wasn't isnt doesnt"""
 )
-"""Words that deny the things after them."""
+"""Words that exclude the things after them."""
 
 POSSESSION_WORDS: frozenset[str] = _words(
     """wearing wear wears worn carrying carry carries carried holding hold holds held having have
     has had using use pulling pull pulls sporting dressed with in on got talking appear appears
     appearing seem seems to be being any a an the also either"""
 )
-"""What may stand between a denying word and the thing: not *appear to be wearing a* hat."""
+"""What may stand between an excluding word and the thing: not *appear to be wearing a* hat."""
 
 
 def _written(table: Mapping[str, str]) -> Iterable[tuple[tuple[str, ...], str]]:

@@ -17,14 +17,6 @@ from numpy.typing import NDArray
 from upperson_rt.gallery import Gallery
 from upperson_rt.phrases import ParsedSentence
 
-__all__ = [
-    "BACKGROUND_SENTENCES",
-    "LABELS",
-    "LOGISTIC",
-    "MatchLabel",
-    "ScoreCalibration",
-]
-
 MatchLabel: TypeAlias = Literal["very close", "close", "similar", "loose", ""]
 LABELS: dict[float, MatchLabel] = {3.5: "very close", 3.0: "close", 2.5: "similar"}
 """By how many standard deviations a score lies above those of background queries."""
@@ -60,8 +52,6 @@ less."""
 
 @dataclass
 class _Sample:
-    """Some pictures of a gallery."""
-
     vectors_ND: NDArray[np.float32]
     people_N: NDArray[np.int64]
     """Who they are, as far as tracks tell: two with the same number are the same person."""
@@ -98,11 +88,10 @@ class ScoreCalibration:
         self._read: _Sample | None = None
 
     def labels(self, picture_share: float, scores: Sequence[float]) -> list[MatchLabel]:
-        """Return a label for each score; empty ones where there is nothing to compare with.
+        """Return a label for each cosine, empty where there is nothing to compare with.
 
-        Args:
-            picture_share: Weight of pictures in the query, 0 for a sentence to 1 for a picture.
-            scores: Cosines of the query with pictures.
+        ``picture_share`` is the weight of pictures in the query, 0 for a sentence to 1 for a
+        picture.
         """
         usual = self._usual(round(picture_share, 2)) if scores else None
         if usual is None:
@@ -117,9 +106,9 @@ class ScoreCalibration:
         ]
 
     def likelihoods(self, picture_share: float, scores: Sequence[float]) -> list[float]:
-        """Return how likely each score is that of the right person, 0 to 1; arguments as `labels`.
+        """Return how likely each score is a correct match, 0 to 1.
 
-        Where there is nothing to compare with it is the cosine, 0 for opposites.
+        From the cosine alone without background.
         """
         above_N = self.deviations(picture_share, scores)
         if above_N is None:
@@ -132,10 +121,7 @@ class ScoreCalibration:
     def deviations(
         self, picture_share: float, scores: Sequence[float]
     ) -> NDArray[np.float64] | None:
-        """Return (N,) standard deviations by which scores lie above those of background queries.
-
-        Arguments as `labels`; None where there is nothing to compare with.
-        """
+        """Return (N,) standard deviations above background scores, None without any."""
         usual = self._usual(round(picture_share, 2)) if len(scores) else None
         if usual is None:
             return None
@@ -144,14 +130,9 @@ class ScoreCalibration:
         return above_N
 
     def is_indistinct(self, sentence: ParsedSentence, vector_D: NDArray[np.float32]) -> bool:
-        """Whether a sentence's scores hardly differ between pictures, beside background sentences.
+        """Whether a sentence's scores hardly differ between pictures.
 
-        False for one in which a garment, a woman or the like is understood: nothing is computed for
-        it. A colour by itself is none of these.
-
-        Args:
-            sentence: The query's.
-            vector_D: (D,) its embedding.
+        False, without computing anything, if it names a garment, a woman or the like.
         """
         if any(phrase.noun != "person" or phrase.colours for phrase in sentence.understood):
             return False
@@ -228,5 +209,4 @@ class ScoreCalibration:
 
 
 def _spread(count: int, most: int) -> NDArray[np.int64]:
-    """Return places spread evenly over so many, ``most`` at most."""
     return np.unique(np.linspace(0, max(0, count - 1), min(count, most)).astype(np.int64))

@@ -4,38 +4,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from upperson_rt.printable import count_of, shown
+from upperson_rt.printable import count_of, safe_repr
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter, Gallery
 
-__all__ = ["Notice", "NoticeCode", "unknown_cameras"]
-
 NoticeCode: TypeAlias = Literal[
-    "sentence_truncated",
-    "language_unfamiliar",
-    "words_unknown",
-    "contradiction",
-    "colours_joined",
-    "excluded",
-    "not_understood",
-    "indistinct",
-    "camera_unknown",
-    "feedback_missing",
-    "gallery_empty",
-    "filter_matches_nothing",
-]
-_WARNINGS = frozenset(
-    {
-        "sentence_truncated",
-        "language_unfamiliar",
-        "words_unknown",
-        "contradiction",
-        "indistinct",
-        "camera_unknown",
-        "feedback_missing",
-    }
-)
+    "sentence_truncated", "language_unfamiliar", "words_unknown", "contradiction",
+    "colours_joined", "excluded", "not_understood", "indistinct", "camera_unknown",
+    "feedback_missing", "gallery_empty", "filter_matches_nothing",
+]  # fmt: skip
+_WARNINGS = frozenset({
+    "sentence_truncated", "language_unfamiliar", "words_unknown", "contradiction", "indistinct",
+    "camera_unknown", "feedback_missing",
+})  # fmt: skip
 _MOST_NAMED = 5
 
 
@@ -74,14 +56,14 @@ def unknown_cameras(gallery: "Gallery", where: "Filter") -> list[Notice]:
 
 
 def _names(names: list[str]) -> str:
-    return ", ".join(map(shown, names[:_MOST_NAMED]))
+    return ", ".join(map(safe_repr, names[:_MOST_NAMED]))
 
 
 def _camera_unknown(fields: Mapping[str, Any]) -> str:
     text = f"no picture of the camera {_names(fields['cameras'])}"
     if "known" not in fields:
         return f"{text}: check how its name is written"
-    known = ", ".join(map(shown, fields["known"])) or "none that has a name"
+    known = ", ".join(map(safe_repr, fields["known"])) or "none that has a name"
     return f"{text}; the gallery's cameras are: {known}"
 
 
@@ -107,7 +89,7 @@ _TEXTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "words_unknown": lambda f: f"the model may not know {_names(f['words'])}: try a plainer word",
     "contradiction": lambda f: f"the sentence contradicts itself: {f['contradiction']}",
     "colours_joined": lambda f: (
-        f"{shown(f['phrase'])} counts as one {f['noun']}, {' or '.join(f['colours'])}"
+        f"{safe_repr(f['phrase'])} counts as one {f['noun']}, {' or '.join(f['colours'])}"
     ),
     "excluded": lambda f: f"must not be there: {', '.join(f['phrases'])}",
     "not_understood": lambda _: "no phrase of the sentence was understood: it counts as a whole",
@@ -118,6 +100,6 @@ _TEXTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "feedback_missing": lambda f: (
         f"{count_of(f['count'], 'marked picture')} left the gallery and had no effect"
     ),
-    "gallery_empty": lambda f: f"nothing found: gallery {shown(f['gallery'])} is empty",
+    "gallery_empty": lambda f: f"nothing found: gallery {safe_repr(f['gallery'])} is empty",
     "filter_matches_nothing": _filter_matches_nothing,
 }

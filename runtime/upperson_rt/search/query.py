@@ -1,25 +1,208 @@
-"""From requests to query embeddings: each sentence is parsed, tokenized and embedded once."""
+"""From a `SearchRequest` to its query embedding; each sentence is parsed and embedded once."""
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.arguments import check_count, is_finite
 from upperson_rt.encoder import Encoder
-from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.gallery import Filter
 from upperson_rt.phrases import ParsedSentence, Phrase, parse
-from upperson_rt.phrases.evidence import Evidence, paraphrases
+from upperson_rt.phrases.evidence import MOST_PARAPHRASES, Evidence, paraphrases
+from upperson_rt.phrases.lexicon import SMALL_WORDS
+from upperson_rt.printable import safe_repr
 from upperson_rt.search.calibration import BACKGROUND_SENTENCES
-from upperson_rt.search.feedback import refine, share_of_relevant
-from upperson_rt.search.request import SearchRequest
-from upperson_rt.search.vocabulary import Vocabulary
 from upperson_rt.tokenizer import token_lengths
 
-__all__ = ["EmbeddedQuery", "QueryEncoder", "QuerySentence"]
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from upperson_rt.preprocess import Channels
+
+Picture: TypeAlias = (
+    "str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | NDArray[np.float32]"
+)
+"""A picture as for `Encoder.encode_images`, or its embedding: float32 (D,) of unit length."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SearchRequest:
+    """One search: a sentence, a picture or both, moved by relevance feedback.
+
+    Raises:
+        UsageError: It has neither sentence nor picture, or a number is out of range.
+    """
+
+    sentence: str | None = None
+    picture: "Picture | None" = None
+    picture_share: float = 0.5
+    """Weight of the picture where there is a sentence as well, 0 to 1."""
+    channels: "Channels" = "rgb"
+    """Colour order of a picture that is an array; ``bgr`` for frames of OpenCV."""
+    relevant_ND: NDArray[np.float32] | None = None
+    """Embeddings (N, D) of hits that a user marked as right, see `feedback.refine`."""
+    not_relevant_ND: NDArray[np.float32] | None = None
+    """Embeddings (N, D) of hits that a user marked as wrong."""
+    where: Filter | None = None
+    k: int = 10
+    by_track: bool = False
+    """One hit a track, with its best picture; items without a track stand alone."""
+    paraphrases: int = 1
+    """Wordings of the sentence whose embeddings are averaged, 1 to `MOST_PARAPHRASES`."""
+    explain: bool = False
+    """Also compute the evidence of each phrase in each hit."""
+    calibrate: bool = False
+    """Also compute a likelihood and a match label for each hit. Reads a sample of the gallery."""
+    notices: bool = False
+    """Also report how the sentence was read. Embeds words that this model was not tried on yet."""
+
+    def __post_init__(self) -> None:
+        if self.sentence is None and self.picture is None:
+            raise UsageError("a search needs a sentence or a picture: give one of them")
+        if not (is_finite(self.picture_share) and 0 <= self.picture_share <= 1):
+            raise UsageError(
+                f"picture_share must be a number from 0 to 1, found {safe_repr(self.picture_share)}"
+            )
+        object.__setattr__(self, "k", check_count(self.k, "k"))
+        paraphrases = check_count(self.paraphrases, "paraphrases", most=MOST_PARAPHRASES)
+        object.__setattr__(self, "paraphrases", paraphrases)
+
+    @property
+    def has_both(self) -> bool:
+        """Whether it has a sentence and a picture."""
+        return self.sentence is not None and self.picture is not None
+
+    @property
+    def embedding(self) -> NDArray[np.float32] | None:
+        """The picture if it is an embedding (D,), else None."""
+        picture: Any = self.picture
+        is_one = isinstance(picture, np.ndarray) and picture.dtype == np.float32
+        return picture if is_one and picture.ndim == 1 else None
+
+
+# --- Relevance feedback
+
+_TOWARDS = 0.8
+"""Share of the way to the relevant pictures, at most: the query keeps the rest."""
+_SOON = 0.3
+"""The first relevant picture goes most of that way: a picture says more than a sentence."""
+_AWAY = 0.4
+"""Share of the query's length, at most, away from pictures that are not relevant."""
+_LATER = 3.0
+"""One such picture says little, several of a kind say more."""
+
+
+def refine(
+    query_D: NDArray[np.float32],
+    relevant_ND: NDArray[np.float32] | None,
+    not_relevant_ND: NDArray[np.float32] | None,
+) -> NDArray[np.float32]:
+    """Return the (D,) query moved by feedback (N, D), all of unit length.
+
+    Without any the same bits.
+    """
+    relevant = 0 if relevant_ND is None else len(relevant_ND)
+    not_relevant = 0 if not_relevant_ND is None else len(not_relevant_ND)
+    if not relevant and not not_relevant:
+        return query_D
+    moved = query_D.astype(np.float64)
+    if relevant_ND is not None and relevant:
+        share = share_of_relevant(relevant)
+        moved = (1 - share) * moved + share * _unit(relevant_ND.mean(axis=0, dtype=np.float64))
+    if not_relevant_ND is not None and not_relevant:
+        share = _AWAY * not_relevant / (not_relevant + _LATER)
+        moved = _unit(moved) - share * not_relevant_ND.mean(axis=0, dtype=np.float64)
+    length = float(np.linalg.norm(moved))
+    if length < 1e-6:  # The marks cancel the query out.
+        return query_D
+    return (moved / length).astype(np.float32)
+
+
+def share_of_relevant(count: int) -> float:
+    """Return the share of a refined query that comes from this many relevant pictures."""
+    return _TOWARDS * count / (count + _SOON)
+
+
+def _unit(vector_D: NDArray[np.float64]) -> NDArray[np.float64]:
+    length = float(np.linalg.norm(vector_D))
+    return vector_D / length if length > 1e-12 else vector_D
+
+
+# --- Words that a model has not learned
+
+_OFF_TOPIC = ("parliament", "molecule", "theorem", "orchestra", "volcano", "inflation")
+"""Words that describe no person."""
+_REQUESTS = frozenset({"find", "look", "looking", "please", "search", "show"})
+"""Words that say nothing about a person, beside the grammar's small words."""
+_SAME = 1e-3
+"""Distance of embeddings of unit length below which two words are the same to a model."""
+_KEPT = 10_000
+
+
+class Vocabulary:
+    """Which words a model has learned. Safe to use from several threads."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._has_learned: dict[str, bool] = {}
+        self._untrained: str | None = None
+        """A word that the model has not learned; None where none is known, or not looked for."""
+        self._was_looked_for = False
+
+    def unknown(self, words: Mapping[str, Sequence[str]]) -> list[str]:
+        """Return the words (of `TokenBatch.words`) that the model does not know."""
+        tokenizer = self._encoder.tokenizer
+        broken = {word for word, tokens in words.items() if tokenizer.is_broken(tokens)}
+        whole = {
+            word: len(tokens)
+            for word, tokens in words.items()
+            if word not in broken and word.lower() not in SMALL_WORDS | _REQUESTS
+        }
+        if len(self._has_learned) + len(whole) > _KEPT:
+            self._has_learned.clear()
+        self._learn({word: count for word, count in whole.items() if word not in self._has_learned})
+        return [word for word in words if word in broken or not self._has_learned.get(word, True)]
+
+    def _learn(self, words: dict[str, int]) -> None:
+        """Compare words of so many tokens with the untrained word."""
+        untrained = self._untrained_word()
+        if untrained is None or not words:
+            return
+        lengths = sorted(set(words.values()))
+        others = [" ".join([untrained] * length) for length in lengths]
+        # All at once: a tower may compute a little otherwise in another batch.
+        embeds_ND = self._encoder.encode_texts([*others, *words])
+        for (word, length), own_D in zip(words.items(), embeds_ND[len(others) :], strict=True):
+            apart = np.linalg.norm(own_D - embeds_ND[lengths.index(length)])
+            self._has_learned[word] = bool(apart > _SAME)
+
+    def _untrained_word(self) -> str | None:
+        if not self._was_looked_for:
+            tokenizer = self._encoder.tokenizer
+            words = tokenizer.encode([" ".join(_OFF_TOPIC)]).words(0)
+            single = [
+                word
+                for word, tokens in words.items()
+                if len(tokens) == 1 and not tokenizer.is_broken(tokens)
+            ]
+            if len(single) > 1:
+                embeds_ND = self._encoder.encode_texts(single)
+                apart_NN = np.linalg.norm(embeds_ND[:, None] - embeds_ND[None], axis=-1)
+                alike_N = (apart_NN < _SAME).sum(axis=1)
+                if alike_N.max() > 1:
+                    self._untrained = single[int(alike_N.argmax())]
+            self._was_looked_for = True
+        return self._untrained
+
+
+# --- Query embeddings
 
 _KEPT_SENTENCES = 2000
 
@@ -54,18 +237,13 @@ class EmbeddedQuery:
     @property
     def excluded(self) -> tuple[Phrase, ...]:
         """What the sentence excludes."""
-        return () if self.sentence is None else self.sentence.parsed.denied
+        return () if self.sentence is None else self.sentence.parsed.excluded
 
 
 class QueryEncoder:
-    """Embeds requests, and keeps what it learned of sentences and words.
-
-    Belongs to an encoder, not to a gallery: one may serve several. Safe to use from several
-    threads.
-    """
+    """Embeds requests for any number of galleries, and keeps sentences and words. Thread-safe."""
 
     def __init__(self, encoder: Encoder) -> None:
-        """Use an encoder, whose towers are loaded when they are first needed."""
         self.encoder = encoder
         self.evidence = Evidence(encoder.encode_texts)
         self.vocabulary = Vocabulary(encoder)
@@ -74,13 +252,7 @@ class QueryEncoder:
         self._lock = threading.Lock()
 
     def embed(self, requests: Sequence[SearchRequest]) -> list[EmbeddedQuery]:
-        """Embed requests; each tower runs once, and only if it is needed.
-
-        Raises:
-            InputError: A sentence is empty, or a picture cannot be used.
-            BackendError: A tower cannot be loaded or fails.
-            IntegrityError: A tower gives wrong results.
-        """
+        """Embed requests; each tower runs once, and only if it is needed."""
         sentences = self._sentences(
             [(one.sentence, one.paraphrases) for one in requests if one.sentence is not None]
         )
@@ -134,7 +306,6 @@ class QueryEncoder:
         return found
 
     def _pictures(self, requests: Sequence[SearchRequest]) -> list[NDArray[np.float32] | None]:
-        """Return the embedding of each request's picture, None where it has none."""
         found = [_checked(request.embedding, self.encoder.embed_dim) for request in requests]
         by_order: dict[Any, list[int]] = {}
         for row, request in enumerate(requests):
@@ -166,11 +337,16 @@ def _combined(
     sentence: QuerySentence | None,
     picture_D: NDArray[np.float32] | None,
 ) -> EmbeddedQuery:
-    """Join sentence, picture and feedback."""
     share = 0.0 if picture_D is None else 1.0
     if sentence is not None and picture_D is not None:
         share = request.picture_share
-        query_D = _unit((1 - share) * sentence.vector_D + share * picture_D)
+        mixed_D = (1 - share) * sentence.vector_D + share * picture_D
+        length = float(np.linalg.norm(mixed_D))
+        if not length:
+            raise IntegrityError(
+                "sentence and picture cancel each other out: choose another picture_share"
+            )
+        query_D = (mixed_D / length).astype(np.float32)
     elif sentence is not None:
         query_D = sentence.vector_D
     elif picture_D is not None:
@@ -182,13 +358,3 @@ def _combined(
         sentence=sentence,
         is_sentence_only=picture_D is None,
     )
-
-
-def _unit(vector_D: NDArray[np.float32]) -> NDArray[np.float32]:
-    length = float(np.linalg.norm(vector_D))
-    if not length:
-        raise IntegrityError(
-            "sentence and picture cancel each other out: choose another picture_share"
-        )
-    unit: NDArray[np.float32] = (vector_D / length).astype(np.float32)
-    return unit

@@ -18,10 +18,7 @@ from upperson_rt.phrases import ParsedSentence, Phrase
 from upperson_rt.phrases.evidence import Evidence, Explanation, weighable
 from upperson_rt.search.calibration import MatchLabel, ScoreCalibration
 from upperson_rt.search.notices import Notice, unknown_cameras
-from upperson_rt.search.query import EmbeddedQuery, QueryEncoder, QuerySentence
-from upperson_rt.search.request import SearchRequest
-
-__all__ = ["SearchResult", "SearchService", "search_excluding"]
+from upperson_rt.search.query import EmbeddedQuery, QueryEncoder, QuerySentence, SearchRequest
 
 _CANDIDATES = 40
 """Hits that are looked at where phrases are excluded, at least: up to 20 do not depend on k."""
@@ -58,13 +55,7 @@ class SearchService:
         gallery: Gallery,
         background_KD: NDArray[np.float32] | None = None,
     ) -> None:
-        """Search a gallery that was opened with the encoder's fingerprint.
-
-        Args:
-            encoder: Embeds the queries; a `QueryEncoder` where several galleries share one.
-            gallery: Where to look.
-            background_KD: (K, D) pictures of people who are not in it, for `ScoreCalibration`.
-        """
+        """Search a gallery that was opened with the encoder's fingerprint."""
         self.queries = encoder if isinstance(encoder, QueryEncoder) else QueryEncoder(encoder)
         self.gallery = gallery
         if background_KD is None:
@@ -72,13 +63,7 @@ class SearchService:
         self.calibration = ScoreCalibration(gallery, background_KD, self.queries.background)
 
     def search(self, request: SearchRequest) -> SearchResult:
-        """Run one search.
-
-        Raises:
-            InputError: A sentence is empty, or a picture cannot be used.
-            BackendError: A tower cannot be loaded or fails.
-            IntegrityError: A tower gives wrong results, or the gallery is damaged.
-        """
+        """Run one search."""
         return self.search_all([request])[0]
 
     def search_all(self, requests: Sequence[SearchRequest]) -> list[SearchResult]:
@@ -208,8 +193,8 @@ class SearchService:
         for phrase in parsed.unjoined:
             fields = {"phrase": phrase.text, "noun": phrase.noun, "colours": [*phrase.colours]}
             notices.append(Notice("colours_joined", fields))
-        if parsed.denied:
-            notices.append(Notice("excluded", {"phrases": [one.text for one in parsed.denied]}))
+        if parsed.excluded:
+            notices.append(Notice("excluded", {"phrases": [one.text for one in parsed.excluded]}))
         if not parsed.phrases and not {one.code for one in notices} & _SAY_MORE:
             notices.append(Notice("not_understood"))
         return notices
@@ -249,8 +234,7 @@ def search_excluding(
 ) -> list[Hit]:
     """Search, and lower the scores of hits with evidence for an excluded phrase.
 
-    A bounded number of candidates is rescored. They are searched away from what is excluded: what
-    is not among them was no good hit for what the sentence wants.
+    A bounded number of candidates, searched away from what is excluded, is rescored.
     """
     candidates = max(k, _CANDIDATES, min(2 * k, _MOST_CANDIDATES))
     hits, images_ND = gallery.search_with_vectors(

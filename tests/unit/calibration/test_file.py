@@ -1,14 +1,12 @@
 """The calibration file: read back, compared line by line, refused where it does not belong."""
 
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.helpers.refused import refused
 from upperson_calibration.calibration_file import (
     Calibration,
     Ranges,
@@ -19,39 +17,35 @@ from upperson_calibration.calibration_file import (
     write_calibration,
 )
 from upperson_calibration.samples import CalibrationSet
-from upperson_calibration.sensitivity import LayerDamage
+from upperson_calibration.sensitivity import LayerSensitivity
 from upperson_calibration.smoothing import Smoothing
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 
 IMAGE_GRAPH, TEXT_GRAPH = "1" * 64, "2" * 64
 
 
-def calibration() -> Calibration:
-    smoothing = Smoothing(0.5, 0.25, 1.5e-5, "-9 0 48")
-    none = Smoothing(None, 1e-5, 1e-5, "0 0 0")
+def ranges(amax, largest=None, **anywhere):
+    return Ranges(amax=amax, largest=largest or amax, largest_anywhere=anywhere)
+
+
+def calibration():
     image = TowerCalibration(
         graph_sha256=IMAGE_GRAPH,
         forms={
-            "plain": Ranges(
-                amax={"add_2": 3.25, "add_1": 0.0},
-                largest={"add_2": 60.5, "add_1": 0.0},
-                largest_anywhere={},
-            ),
-            "smoothed": Ranges(
-                amax={"add_2": 3.0}, largest={"add_2": 4.0}, largest_anywhere={"add": 999.5}
-            ),
+            "plain": ranges({"add_2": 3.25, "add_1": 0.0}, {"add_2": 60.5, "add_1": 0.0}),
+            "smoothed": ranges({"add_2": 3.0}, {"add_2": 4.0}, add=999.5),
         },
-        smoothing={"blocks.0.ln_1": smoothing, "blocks.0.attention.out": none},
+        smoothing={
+            "blocks.0.ln_1": Smoothing(0.5, 0.25, 1.5e-5, "-9 0 48"),
+            "blocks.0.attention.out": Smoothing(None, 1e-5, 1e-5, "0 0 0"),
+        },
         damage=(
-            LayerDamage("blocks.0.mlp.fc1/MatMul", 1.5, 3.0, 2e-4),
-            LayerDamage("blocks.0.mlp.fc2/MatMul", 0.5, 0.0, 1e-5),
+            LayerSensitivity("blocks.0.mlp.fc1/MatMul", 1.5, 3.0, 2e-4),
+            LayerSensitivity("blocks.0.mlp.fc2/MatMul", 0.5, 0.0, 1e-5),
         ),
     )
     text = TowerCalibration(
-        graph_sha256=TEXT_GRAPH,
-        forms={"plain": Ranges(amax={"a": 1.0}, largest={"a": 1.0}, largest_anywhere={})},
-        smoothing={},
-        damage=(),
+        graph_sha256=TEXT_GRAPH, forms={"plain": ranges({"a": 1.0})}, smoothing={}, damage=()
     )
     return Calibration(
         estimator="mse",
@@ -63,31 +57,23 @@ def calibration() -> Calibration:
     )
 
 
-def test_reading_gives_what_was_written(tmp_path: Path) -> None:
+def test_reading_gives_what_was_written(tmp_path):
     path = tmp_path / "calibration.json"
     write_calibration(path, calibration())
     found = read_calibration(path)
+    assert found == calibration()
     assert found.to_json() == path.read_text("utf-8") == calibration().to_json()
-    assert found.samples == calibration().samples
-    image = found.towers["image"]
-    assert found.estimator == "mse"
-    assert image.forms == calibration().towers["image"].forms
-    assert list(image.forms["plain"].amax) == ["add_1", "add_2"]
-    assert image.damage == calibration().towers["image"].damage
-    smoothing = image.smoothing["blocks.0.ln_1"]
-    assert smoothing.alpha == 0.5
-    np.testing.assert_array_equal(
-        smoothing.factors, calibration().towers["image"].smoothing["blocks.0.ln_1"].factors
-    )
-    assert smoothing.factors[2] == 64
-    assert image.smoothing["blocks.0.attention.out"].alpha is None
-    assert found.towers["text"].damage == ()
+    image = json.loads(path.read_text("utf-8"))["towers"]["image"]
+    assert list(image) == ["graph_sha256", "forms", "smoothing", "damage"]
+    assert list(found.towers["image"].forms["plain"].amax) == ["add_1", "add_2"]
+    factors = found.towers["image"].smoothing["blocks.0.ln_1"].factors
+    np.testing.assert_array_equal(factors, np.exp2(np.float32([-9 / 8, 0, 6])))
 
 
-def test_a_changed_range_is_one_line_of_a_difference() -> None:
+def test_a_changed_range_is_one_line_of_a_difference():
     one = calibration()
 
-    def with_range(value: float) -> str:
+    def with_range(value):
         image = one.towers["image"]
         plain = replace(image.forms["plain"], amax={"add_1": 0.0, "add_2": value})
         changed = replace(image, forms={**image.forms, "plain": plain})
@@ -98,7 +84,7 @@ def test_a_changed_range_is_one_line_of_a_difference() -> None:
     assert [a.strip() for a, b in zip(*lines, strict=True) if a != b] == ['"add_2": 3.25']
 
 
-def test_samples_are_recorded_by_hash_in_any_order() -> None:
+def test_samples_are_recorded_by_hash_in_any_order():
     images = np.random.default_rng(0).integers(0, 256, (3, 4, 2, 3), dtype=np.uint8)
     ids = np.array([[5, 9, 0], [5, 6, 9]], np.int32)
     one = Samples.of(CalibrationSet(images, ids, "x", "y"))
@@ -111,105 +97,71 @@ def test_samples_are_recorded_by_hash_in_any_order() -> None:
     }  # fmt: skip
 
 
-def test_another_estimator_than_the_files_is_a_usage_error() -> None:
-    assert calibration().require_estimator(None) == calibration().require_estimator("mse") == "mse"
-    with pytest.raises(UsageError, match=r"--estimator entropy does not go .* ranges are mse"):
-        calibration().require_estimator("entropy")
-
-
-def test_it_is_refused_for_another_graph() -> None:
+def test_it_is_refused_with_another_estimator_or_for_another_graph():
     one = calibration()
+    assert one.require_estimator(None) == one.require_estimator("mse") == "mse"
+    with refused("estimator_differs", UsageError, expected="mse", found="entropy"):
+        one.require_estimator("entropy")
     assert one.for_graphs({"image": IMAGE_GRAPH, "text": TEXT_GRAPH}) is one
-    with pytest.raises(IntegrityError, match=r"another text tower: .* 222222.*found 333333"):
+    with refused("calibration_of_other_model", IntegrityError, tower="text"):
         one.for_graphs({"image": IMAGE_GRAPH, "text": "3" * 64})
-    with pytest.raises(IntegrityError, match="no text tower, only image"):
+    with refused("tower_not_calibrated", IntegrityError, tower="text"):
         replace(one, towers={"image": one.towers["image"]}).for_graphs({"text": TEXT_GRAPH})
 
 
-Change = Callable[[dict[str, Any]], object]
+def plain(content):
+    return content["towers"]["text"]["forms"]["plain"]
 
 
-def plain(content: dict[str, Any]) -> dict[str, Any]:
-    ranges: dict[str, Any] = content["towers"]["text"]["forms"]["plain"]
-    return ranges
+def factors(text):
+    def change(content):
+        site = content["towers"]["image"]["smoothing"]["blocks.0.ln_1"]
+        site["log2_factors_in_eighths"] = text
+
+    return change
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "place"),
     [
-        (
-            lambda c: c.update(schema_version=9),
-            "has version 9, this program reads up to 2: calibrate again",
-        ),
-        (lambda c: c.update(extra=1), "unknown key 'extra'"),
-        (lambda c: c.pop("samples"), "samples: missing"),
-        (lambda c: c["samples"]["images"].update(sha256="a"), r"images\.sha256: expected a list"),
-        (
-            lambda c: c["samples"]["texts"].update(sha256=["a"]),
-            r"texts\.sha256\[0\]: expected 64 lower-case hex digits, found 'a'",
-        ),
-        (
-            lambda c: c["towers"].update(audio=c["towers"]["text"]),
-            "towers: unknown key 'audio'",
-        ),
-        (
-            lambda c: c.update(estimator="ms"),
-            "expected one of min-max, .*, mse, found 'ms'",
-        ),
-        (lambda c: plain(c)["amax"].update(a=-1), r"amax\.a: expected a range of at least 0"),
-        (lambda c: plain(c)["amax"].update(a="1"), "at least 0, found .1.$"),
-        (lambda c: plain(c)["amax"].update(b=1.0), "'b' .* not the same tensors"),
-        (
-            lambda c: c["towers"]["text"]["forms"].update(mixed=plain(c)),
-            "unknown key 'mixed'",
-        ),
-        (lambda c: c["towers"]["text"].pop("damage"), "damage: missing"),
-        (lambda c: c["towers"]["image"]["damage"][0].pop("node"), "node: missing"),
-        (
-            lambda c: c["towers"]["image"]["smoothing"]["blocks.0.ln_1"].update(
-                log2_factors_in_eighths="1 2.5"
-            ),
-            "expected whole numbers",
-        ),
-        (
-            lambda c: c["towers"]["image"]["smoothing"]["blocks.0.ln_1"].update(
-                log2_factors_in_eighths="1 2000"
-            ),
-            "from -100 to 100",
-        ),
-        (
-            lambda c: c["towers"]["image"]["smoothing"]["blocks.0.ln_1"].update(
-                log2_factors_in_eighths=" "
-            ),
-            "expected numbers, found none",
-        ),
+        (lambda c: c.update(schema_version=9), "version 9"),
+        (lambda c: c.update(extra=1), "'extra'"),
+        (lambda c: c.pop("samples"), "samples"),
+        (lambda c: c["samples"]["images"].update(sha256="a"), "images.sha256"),
+        (lambda c: c["samples"]["texts"].update(sha256=["a"]), "texts.sha256[0]"),
+        (lambda c: c["towers"].update(audio=c["towers"]["text"]), "'audio'"),
+        (lambda c: c.update(estimator="ms"), "'ms'"),
+        (lambda c: plain(c)["amax"].update(a=-1), "amax.a"),
+        (lambda c: plain(c)["amax"].update(a="1"), "amax.a"),
+        (lambda c: plain(c)["amax"].update(b=1.0), "'b'"),
+        (lambda c: c["towers"]["text"]["forms"].update(mixed=plain(c)), "'mixed'"),
+        (lambda c: c["towers"]["text"].pop("damage"), "damage"),
+        (lambda c: c["towers"]["image"]["damage"][0].pop("node"), "node"),
+        (factors("1 2.5"), "log2_factors_in_eighths"),
+        (factors("1 2000"), "log2_factors_in_eighths"),
+        (factors(" "), "log2_factors_in_eighths"),
     ],
 )
-def test_a_damaged_file_is_refused_with_the_place(
-    tmp_path: Path, change: Change, message: str
-) -> None:
+def test_a_damaged_file_is_refused_with_the_place(tmp_path, change, place):
     content = json.loads(calibration().to_json())
     change(content)
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps(content), "utf-8")
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError) as found:
         read_calibration(path)
+    assert place in str(found.value)
 
 
-@pytest.mark.parametrize("text", ["", "[", "[]", '{"schema_version": NaN}', "\xff"])
-def test_what_is_no_calibration_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", [None, "", "[", "[]", '{"schema_version": NaN}', "\xff"])
+def test_another_file_is_refused(tmp_path, text):
     path = tmp_path / "calibration.json"
-    path.write_text(text, "latin-1")
+    if text is not None:
+        path.write_text(text, "latin-1")
     with pytest.raises(InputError, match=r"calibration\.json"):
         read_calibration(path)
 
 
-def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot read .*none\.json"):
-        read_calibration(tmp_path / "none.json")
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def places(value, path=()):
     """Yield where every value of a JSON document stands, but for the document itself."""
     inside = value.items() if isinstance(value, dict) else enumerate(value)
     for key, item in inside:
@@ -226,7 +178,7 @@ FREE_NAMES = ("amax", "largest", "largest_anywhere", "smoothing", "towers", "for
 
 
 @pytest.mark.parametrize("how", [*NEVER_RIGHT, *SELDOM_RIGHT])
-def test_whatever_is_wrong_with_one_field_is_an_input_error(tmp_path: Path, how: str) -> None:
+def test_whatever_is_wrong_with_one_field_is_an_input_error(tmp_path, how):
     """Or the file still reads, and then it can be written again."""
     text = calibration().to_json()
     path = tmp_path / "calibration.json"
@@ -253,10 +205,12 @@ def test_whatever_is_wrong_with_one_field_is_an_input_error(tmp_path: Path, how:
         assert read_calibration(path).to_json() == found.to_json()
 
 
-def test_what_is_not_finite_is_not_kept(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_not_written(tmp_path):
     found = calibration()
-    broken = replace(found.towers["image"], damage=(LayerDamage("fc1", float("nan"), 3.0, 2e-4),))
+    broken = replace(
+        found.towers["image"], damage=(LayerSensitivity("fc1", float("nan"), 3.0, 2e-4),)
+    )
     found = replace(found, towers={**found.towers, "image": broken})
-    with pytest.raises(InputError, match="not finite: the weights are so large"):
+    with refused("calibration_not_finite", InputError):
         write_calibration(tmp_path / "calibration.json", found)
     assert list(tmp_path.iterdir()) == []

@@ -13,11 +13,11 @@ from upperson_export.passes.linears import TransposePacked, UnpackProjections, u
 HEADER = '<ir_version: 9, opset_import: ["" : 19]>'
 
 
-def scoped(node: ir.Node, scopes: str) -> None:
+def scoped(node, scopes):
     node.metadata_props["pkg.torch.onnx.name_scopes"] = scopes
 
 
-def test_nodes_and_values_are_named_after_their_module() -> None:
+def test_nodes_and_values_are_named_after_their_module():
     proto = parser.parse_model(
         HEADER + "g (float[N, 4] x) => (float[N, 2] y) {"
         " t0 = Relu(x)\n t1 = Relu(t0)\n"
@@ -42,7 +42,7 @@ def test_nodes_and_values_are_named_after_their_module() -> None:
     assert model.graph.inputs[0].name == "x"
 
 
-def test_only_the_cast_reads_a_uint8_input() -> None:
+def test_only_the_cast_reads_a_uint8_input():
     proto = parser.parse_model(
         HEADER + "g (uint8[N, 4] x) => (float[N, 4] y, int64[2] s) {"
         " s = Shape(x)\n y = Cast<to = 1>(x) }"
@@ -58,7 +58,7 @@ def test_only_the_cast_reads_a_uint8_input() -> None:
     assert not ShapeAfterCast()(model).modified
 
 
-def packed_projection() -> onnx.ModelProto:
+def packed_projection():
     rng = np.random.default_rng(0)
     proto = parser.parse_model(
         HEADER + "g (float[N, 3] x) => (float[N, 2] q, float[N, 2] k, float[N, 2] v) {"
@@ -75,7 +75,7 @@ def packed_projection() -> onnx.ModelProto:
     return proto
 
 
-def test_a_packed_projection_becomes_three_that_compute_the_same() -> None:
+def test_a_packed_projection_becomes_three_that_compute_the_same():
     proto = packed_projection()
     model = ir.from_proto(proto)
     assert UnpackProjections()(model).modified
@@ -101,12 +101,12 @@ def test_a_packed_projection_becomes_three_that_compute_the_same() -> None:
         ("blocks.0.attention.q/MatMul", "q"),
     ],
 )
-def test_the_parts_are_named_by_the_letters_of_the_whole(linear: str, parts: str) -> None:
+def test_the_parts_are_named_by_the_letters_of_the_whole(linear, parts):
     assert unpacked(linear) == [f"blocks.0.attention.{part}/MatMul" for part in parts]
     assert unpacked("blocks.0.mlp.fc1/MatMul") == ["blocks.0.mlp.fc1/MatMul"]
 
 
-def packed_heads(*perms: str) -> ir.Model:
+def packed_heads(*perms):
     """Two heads of three: each part of a Split reshaped, and transposed as given."""
     parts = [f"p{number}" for number in range(len(perms))]
     body = f"{', '.join(parts)} = Split<axis = 2, num_outputs = {len(parts)}>(x)\n"
@@ -125,7 +125,7 @@ def packed_heads(*perms: str) -> ir.Model:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_heads_of_a_packed_projection_are_transposed_together(count: int) -> None:
+def test_heads_of_a_packed_projection_are_transposed_together(count):
     model = packed_heads(*["0, 2, 1, 3"] * count)
     before = ir.to_proto(model)
     assert TransposePacked()(model).modified
@@ -139,7 +139,7 @@ def test_heads_of_a_packed_projection_are_transposed_together(count: int) -> Non
     assert not TransposePacked()(model).modified
 
 
-def test_parts_that_are_turned_differently_are_left_alone() -> None:
+def test_parts_that_are_turned_differently_are_left_alone():
     model = packed_heads("0, 2, 1, 3", "0, 2, 3, 1")
     before = ir.to_proto(model)
     assert not TransposePacked()(model).modified

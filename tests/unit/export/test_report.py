@@ -1,4 +1,4 @@
-"""What ``report.json`` holds, and the tables that people read."""
+"""``report.json``, the tables, the page and the model card."""
 
 import json
 from dataclasses import replace
@@ -7,19 +7,19 @@ from html.parser import HTMLParser
 import pytest
 import yaml
 from markdown_it import MarkdownIt
-from markdown_it.token import Token
 
+from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_calibration.calibration_file import SampleHashes, Samples
-from upperson_calibration.sensitivity import LayerDamage
-from upperson_export.graphs import HalfSums
-from upperson_export.ladder import Accuracy, Compared, Drop, Measured
+from upperson_calibration.sensitivity import LayerSensitivity
+from upperson_export.graphs import Fp16Accumulation
 from upperson_export.pages import (
     accuracy_table,
+    candidate_table,
     float_linear_table,
-    ladder_table,
     model_card,
     report_html,
 )
+from upperson_export.precision_search import Accuracy, Compared, Drop, Measured
 from upperson_export.report import (
     CalibrationRecord,
     Conditions,
@@ -29,72 +29,59 @@ from upperson_export.report import (
     VariantReport,
 )
 from upperson_export.variants import SIMULATED
-from upperson_rt.manifest import (
-    NO_ADAPTER,
-    FileEntry,
-    ImageSection,
-    Manifest,
-    ModelSection,
-    TextSection,
-    VariantEntry,
-    space_fingerprint,
-)
+from upperson_rt.bundle import read_manifest
+from upperson_rt.manifest import NO_ADAPTER, space_fingerprint
 from upperson_rt.metrics import RetrievalMetrics
-from upperson_rt.printable import printable
-from upperson_rt.towers import Tower
+from upperson_rt.printable import escape_for_display
 
 METRICS = RetrievalMetrics(r1=50.0, r5=60.0, r10=70.0, map=40.0, minp=30.0)
 
 
-def compared(image: str = "f32", text: str = "f32") -> Compared:
-    return Compared(
+def compared(image="f32", text="f32", **changes):
+    found = Compared(
         metrics=METRICS,
         float_types={"image": image, "text": text},
         r1_drop=Drop(0.25, -0.5, 1.0),
         cosine={"min": 0.9, "1 %": 0.95, "median": 0.99},
         top10_overlap=88.0,
     )
+    return replace(found, **changes)
 
 
-def example_report() -> ExportReport:
+def variant(image, text, **fields):
+    given = {
+        "kept_float": {"image": [], "text": []}, "accuracy": compared(), "size_bytes": 2**20,
+        "times": {},
+    }  # fmt: skip
+    return VariantReport(candidates={"image": image, "text": text}, **given | fields)
+
+
+def example_report():
     time = TowerTime(2.0, "bf16")
-    nothing_kept: dict[Tower, list[LayerDamage]] = {"image": [], "text": []}
+    exact = Accuracy(metrics=METRICS, float_types={"image": "f32", "text": "f32"})
+    hashes = SampleHashes(source="people, train", sha256=("0" * 64,))
     return ExportReport(
         model="up-person-small",
         split=SplitSize(name="people, test", images=400, captions=800),
         max_r1_drop=0.5,
         variants={
-            "fp32": VariantReport(
-                rungs={"image": "fp32", "text": "fp32"},
-                accuracy=Accuracy(metrics=METRICS, float_types={"image": "f32", "text": "f32"}),
-                kept_float=nothing_kept,
-                size_bytes=2**22,
-                times={},
-            ),
-            "int8": VariantReport(
-                rungs={"image": "mixed-1/8", "text": "fp32"},
-                accuracy=compared(),
-                elsewhere={"openvino": compared("bf16")},
-                kept_float=nothing_kept | {"image": [LayerDamage("fc1", 1.5, 2.0, 3e-4)]},
-                size_bytes=2**20,
+            "fp32": variant("fp32", "fp32", accuracy=exact, size_bytes=2**22),
+            "int8": variant(
+                "mixed-1/8", "fp32", elsewhere={"openvino": compared("bf16")},
+                kept_float={"image": [LayerSensitivity("fc1", 1.5, 2.0, 3e-4)], "text": []},
                 times={"openvino": {"image": time, "text": time}},
             ),
-            "fp16": VariantReport(
-                rungs={"image": "fp32", "text": "fp32"},
-                accuracy=compared(),
-                kept_float=nothing_kept,
-                left_out="no tower keeps its accuracy in fp16",
-                size_bytes=0,
-                times={},
+            "fp16": variant(
+                "fp32", "fp32", size_bytes=0, left_out="no tower keeps its accuracy in fp16"
             ),
         },
-        ladder=[
+        measured=[
             Measured(
-                variant="int8", tower="both", rung="plain + plain", backend="openvino",
+                variant="int8", tower="both", candidate="plain + plain", backend="openvino",
                 accepted=False, accuracy=compared("bf16", "bf16"),
             ),
             Measured(
-                variant="fp16", tower="image", rung="fp16", backend=SIMULATED,
+                variant="fp16", tower="image", candidate="fp16", backend=SIMULATED,
                 accepted=False, accuracy=None, failure="it is not finite",
             ),
         ],
@@ -103,71 +90,49 @@ def example_report() -> ExportReport:
             batch={"image": 8, "text": 8}, caption_tokens=20, repeats=3,
         ),
         calibration=CalibrationRecord(
-            samples=Samples(
-                images=SampleHashes(source="people, train", sha256=("0" * 64,)),
-                texts=SampleHashes(source="people, train", sha256=("1" * 64,)),
-            ),
-            estimator="mse",
-            reused_file_sha256=None,
+            samples=Samples(images=hashes, texts=hashes), estimator="mse", reused_file_sha256=None
         ),
     )  # fmt: skip
 
 
-def test_the_json_has_its_keys_in_their_order() -> None:
+def words(text):
+    return text.split()
+
+
+def test_the_json_has_its_keys_in_their_order():
     content = example_report().as_dict()
     assert json.loads(json.dumps(content, allow_nan=False)) == content
-    assert list(content) == [
-        "model", "split", "max_r1_drop", "min_overlap", "variants", "ladder", "latency_conditions",
-        "calibration",
-    ]  # fmt: skip
-    made = [
-        "elsewhere",
-        "rungs",
-        "kept_float",
-        "half_sums",
-        "shipped",
-        "reason",
-        "size_bytes",
-        "latency",
-    ]
-    measured = ["metrics", "r1_drop", "cosine", "top10_overlap", "float_types"]
     variants = content["variants"]
+    both, broken = content["ladder"]
+    made = words("elsewhere rungs kept_float half_sums shipped reason size_bytes latency")
+    measured = words("metrics r1_drop cosine top10_overlap float_types")
+    row = words("variant tower rung backend float_types metrics r1_drop cosine top10_overlap")
+    samples = words("images image_source texts text_source sha256 estimator reused_file_sha256")
+    limits = words("model split max_r1_drop min_overlap")
+    assert list(content) == [*limits, *words("variants ladder latency_conditions calibration")]
     assert list(variants["fp32"]) == ["metrics", "r1_drop", "float_types", *made]
     assert list(variants["int8"]) == [*measured, *made]
     assert list(variants["int8"]["elsewhere"]["openvino"]) == measured
+    assert list(both) == list(broken) == [*row, "accepted", "failure"]
+    assert list(content["calibration"]) == samples
     assert variants["fp32"]["r1_drop"] is None
     assert variants["int8"]["r1_drop"] == {"points": 0.25, "low": -0.5, "high": 1.0}
-    assert variants["int8"]["latency"]["openvino"]["text"] == {
-        "ms_per_item": 2.0,
-        "float_type": "bf16",
-    }
-    assert (variants["fp16"]["shipped"], variants["fp16"]["reason"]) == (
-        False,
-        "no tower keeps its accuracy in fp16",
-    )
-    both, broken = content["ladder"]
-    assert list(both) == list(broken) == [
-        "variant", "tower", "rung", "backend", "float_types", "metrics", "r1_drop", "cosine",
-        "top10_overlap", "accepted", "failure",
-    ]  # fmt: skip
+    times = variants["int8"]["latency"]["openvino"]
+    assert times["text"] == {"ms_per_item": 2.0, "float_type": "bf16"}
+    assert variants["fp16"]["shipped"] is False
+    assert variants["fp16"]["reason"]
     assert (both["accepted"], both["failure"]) == (False, None)
-    assert (broken["accepted"], broken["failure"]) == (False, "it is not finite")
-    assert broken["float_types"] == {}
-    assert [key for key, value in broken.items() if value is None] == [
-        "metrics", "r1_drop", "cosine", "top10_overlap",
-    ]  # fmt: skip
-    assert list(content["calibration"]) == [
-        "images", "image_source", "texts", "text_source", "sha256", "estimator",
-        "reused_file_sha256",
-    ]  # fmt: skip
+    empty = {key: value for key, value in broken.items() if not value}
+    assert empty == dict.fromkeys(measured[:4]) | {"float_types": {}, "accepted": False}
+    assert broken["failure"] == "it is not finite"
 
 
-def test_without_the_gate_nothing_is_measured() -> None:
-    ungated = replace(example_report(), split=None, max_r1_drop=None, ladder=[], calibration=None)
-    rows = {
-        name: replace(row, accuracy=None, elsewhere={}) for name, row in ungated.variants.items()
-    }
-    content = replace(ungated, variants=rows).as_dict()
+def test_without_the_gate_nothing_is_measured():
+    report = example_report()
+    rows = {n: replace(row, accuracy=None, elsewhere={}) for n, row in report.variants.items()}
+    content = replace(
+        report, split=None, max_r1_drop=None, measured=[], calibration=None, variants=rows
+    ).as_dict()
     assert (content["split"], content["max_r1_drop"], content["calibration"]) == (None, None, None)
     assert content["ladder"] == []
     row = content["variants"]["int8"]
@@ -176,93 +141,75 @@ def test_without_the_gate_nothing_is_measured() -> None:
     )  # fmt: skip
 
 
-def test_without_captions_rankings_are_what_is_told() -> None:
-    report, manifest = named("crops")
-    row = report.variants["int8"]
-    row = replace(
-        row,
-        accuracy=replace(compared(), metrics=None, r1_drop=None),
-        elsewhere={"openvino": replace(compared(), metrics=None, r1_drop=None, top10_overlap=97.5)},
-    )
-    report = replace(report, max_r1_drop=None, min_overlap=90.0, variants={"int8": row}, ladder=[])
-    content = report.as_dict()
-    assert (content["max_r1_drop"], content["min_overlap"]) == (None, 90.0)
-    found = content["variants"]["int8"]
+def test_without_captions_rankings_are_reported(manifest):
+    unknown = {"metrics": None, "r1_drop": None}
+    row = variant(
+        "plain", "plain", accuracy=compared(**unknown),
+        elsewhere={"openvino": compared(top10_overlap=97.5, **unknown)},
+    )  # fmt: skip
+    report = replace(example_report(), max_r1_drop=None, min_overlap=90.0, variants={"int8": row})
+    found = report.as_dict()["variants"]["int8"]
     assert (found["metrics"], found["r1_drop"], found["top10_overlap"]) == (None, None, 88.0)
     table = accuracy_table(report)
     assert [row[table.head.index("same top 10 %")] for row in table.body] == ["88.0", "97.5"]
     assert not [name for name in table.head if "R@1" in name]
     assert report.too_few_queries() is None
-    page = " ".join(model_card(report, manifest).split())
-    assert "How well it finds people was not measured: nobody said who is on" in page
-    assert "800 sentences that the exporter brings, each querying 400 images of" in page
-    assert "keeps at least 90.0 % of fp32's first ten pictures" in page
-    assert "upperson evaluate BUNDLE" in page
-    assert "loses at most" not in page
-    assert "UP-Person dual encoder" in page
-    base = replace(manifest.model, adapter_sha256=NO_ADAPTER)
-    fingerprint = space_fingerprint(base, manifest.image, manifest.text)
-    card = model_card(report, replace(manifest, model=base, fingerprint=fingerprint))
-    assert "UP-Person" not in card
-    assert "adapter: none: the base as it was published" in card
+    card = " ".join(model_card(report, manifest).split())
+    assert "800 sentences that the exporter brings, each querying 400 images of" in card
+    assert "90.0 % of fp32's first ten pictures" in card
+    assert "points of R@1" not in card
 
 
-def test_what_floats_were_computed_in_stands_beside_every_measurement() -> None:
+def test_a_base_alone_is_no_up_person(manifest):
+    report, of_run = named(manifest, "people")
+    assert "UP-Person" in model_card(report, of_run)
+    assert "UP-Person" not in model_card(*named(manifest, "people", adapter_sha256=NO_ADAPTER))
+
+
+def test_the_tables_have_float_types_changes_and_failures():
     table = accuracy_table(example_report())
     head, (_, *rows) = table.head, table.body
     assert [row[1] for row in rows] == [
-        "onnxruntime, f32",
-        "openvino, bf16 + f32",
-        "onnxruntime, float16 simulated",
-    ]
+        "onnxruntime, f32", "openvino, bf16 + f32", "onnxruntime, float16 simulated",
+    ]  # fmt: skip
     assert {len(row) for row in rows} == {len(head)}
     assert [row[head.index("ms/caption")] for row in rows] == ["-", "2.0", "-"]
     assert rows[0][head.index("R@1 change (95 %)")] == "-0.25 (-1.00 to +0.50)"
     assert [row[-1] for row in rows] == ["yes", "yes", "no"]
-    assert ladder_table(example_report()).body[0][3] == "openvino, bf16"
-
-
-def test_a_form_that_does_not_work_says_why() -> None:
-    table = ladder_table(example_report())
+    table = candidate_table(example_report())
+    assert table.body[0][3] == "openvino, bf16"
     assert table.body[1][-1] == "no: it is not finite"
     assert {len(row) for row in table.body} == {len(table.head)}
-
-
-def test_sums_in_float16_are_told_in_words_and_numbers() -> None:
-    report, manifest = named("people")
-    fits = HalfSums(cosine=0.9999997, min_cosine=0.9995)
-    casts = HalfSums(cosine=0.99961, min_cosine=0.9995, float_sums=("fc1", "fc2"))
-    row = replace(report.variants["fp16"], left_out=None, half_sums={"image": casts, "text": fits})
-    report = replace(report, variants={"fp16": row})
-    assert report.as_dict()["variants"]["fp16"]["half_sums"]["image"] == {
-        "cosine": 0.99961, "min_cosine": 0.9995, "float_sums": ("fc1", "fc2"),
-    }  # fmt: skip
-    page = " ".join(model_card(report, manifest).split())
-    assert "image tower a cosine of 0.999610 to sums in float32 in the worst case" in page
-    assert "optimistic; `upperson evaluate BUNDLE --root DIR --split val` measures it" in page
-    assert "(needs 0.999500); 2 products got casts to float32." in page
-    assert "text tower a cosine of 1.000000 to sums in float32 in the worst case" in page
-
-
-def test_linears_left_in_float_come_with_their_damage() -> None:
     assert float_linear_table(example_report()).body == [
         ["int8", "image", "fc1", "1.50", "2.00", "3.0e-04"]
     ]
 
 
-def test_a_gate_finer_than_one_query_is_told() -> None:
-    def told(captions: int, allowed: float) -> str | None:
-        split = SplitSize(name="people", images=1, captions=captions)
-        return replace(example_report(), split=split, max_r1_drop=allowed).too_few_queries()
+def test_fp16_accumulation_is_in_the_json_and_in_words(manifest):
+    fits = Fp16Accumulation(cosine=0.9999997, min_cosine=0.9995)
+    casts = Fp16Accumulation(cosine=0.99961, min_cosine=0.9995, float_sums=("fc1", "fc2"))
+    row = variant("fp16", "fp16", fp16_accumulation={"image": casts, "text": fits})
+    report = replace(example_report(), variants={"fp16": row})
+    assert report.as_dict()["variants"]["fp16"]["half_sums"]["image"] == {
+        "cosine": 0.99961, "min_cosine": 0.9995, "float_sums": ("fc1", "fc2"),
+    }  # fmt: skip
+    card = " ".join(model_card(report, manifest).split())
+    for figure in ("0.999610", "0.999500", "2 products got casts", "1.000000"):
+        assert figure in card
 
-    assert told(200, 0.5) is None
-    assert told(199, 0.5) == (
-        "one of the 199 queries is 0.50 points of R@1, more than the 0.5 allowed: forms pass or "
-        "fail by chance; measure on more queries"
-    )
-    assert told(1000, 0.0) is not None
+
+@pytest.mark.parametrize(
+    ("captions", "allowed", "warns"), [(200, 0.5, False), (199, 0.5, True), (1000, 0.0, True)]
+)
+def test_a_gate_finer_than_one_query_is_reported(captions, allowed, warns):
+    split = SplitSize(name="people", images=1, captions=captions)
+    warning = replace(example_report(), split=split, max_r1_drop=allowed).too_few_queries()
+    assert (warning is not None) == warns
+    assert not warns or f"{100 / captions:.2f} points" in warning
     assert replace(example_report(), split=None, max_r1_drop=None).too_few_queries() is None
 
+
+# --- Names from outside
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
@@ -275,64 +222,44 @@ HOSTILE = [
 ]
 
 
-def named(name: str) -> tuple[ExportReport, Manifest]:
-    """A report and a manifest in which all that comes from outside has a name."""
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return read_manifest(make_toy_bundle(tmp_path_factory.mktemp("toy") / "bundle"))
+
+
+def named(manifest, name, **changes):
+    """A report and a manifest in which everything from outside has a name."""
     report = example_report()
-    assert report.split is not None
-    assert report.calibration is not None
-    hashes = report.calibration.samples.images
-    samples = Samples(images=replace(hashes, source=name), texts=replace(hashes, source=name))
+    hashes = replace(report.calibration.samples.images, source=name)
     report = replace(
         report,
         model=name,
         split=replace(report.split, name=name),
-        calibration=replace(report.calibration, samples=samples),
+        calibration=replace(report.calibration, samples=Samples(images=hashes, texts=hashes)),
         conditions=replace(report.conditions, machine={"cpu": name}),
     )
-    digest = "0" * 64
-    tokenizer, canaries, image_file, text_file = (
-        FileEntry(file=file, sha256=digest, size_bytes=1) for file in "abcd"
-    )
-    model = ModelSection(
-        name=name, base=name, base_sha256=digest, adapter_sha256=digest, embed_dim=4
-    )
-    image = ImageSection(height_px=8, width_px=4, resize="bilinear-antialias")
-    text = TextSection(context_length=7, tokenizer=tokenizer)
-    variant = VariantEntry(
-        precision="fp32", image=image_file, text=text_file, canary_min_cosine=0.9
-    )
-    manifest = Manifest(
-        created="2026-01-01",
-        generator="upperson",
-        model=model,
-        image=image,
-        text=text,
-        variants={"fp32": variant},
-        default_variant="fp32",
-        canaries=canaries,
-        fingerprint=space_fingerprint(model, image, text),
-    )
-    return report, manifest
+    model = replace(manifest.model, name=name, base=name, **changes)
+    fingerprint = space_fingerprint(model, manifest.image, manifest.text)
+    return report, replace(manifest, model=model, fingerprint=fingerprint)
 
 
 class Page(HTMLParser):
     """Tags and text as a browser sees them."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, html):
         super().__init__()
-        self.tags: list[str] = []
-        self.text: list[str] = []
+        self.tags, self.text = [], []
         self.feed(html)
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         assert not {name for name, _ in attrs} & {"src", "href", "onerror", "onclick", "style"}
         self.tags.append(tag)
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         self.text.append(data)
 
 
-def markdown_tokens(text: str) -> list[Token]:
+def markdown_tokens(text):
     """What a Markdown renderer makes of a card, without its YAML header."""
     _, _, body = text.removeprefix("---\n").partition("\n---\n")
     tokens = MarkdownIt("commonmark").enable("table").parse(body)
@@ -340,24 +267,25 @@ def markdown_tokens(text: str) -> list[Token]:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_the_page_prints_a_hostile_name_and_nothing_of_it_works(name: str) -> None:
-    page, plain = Page(report_html(*named(name))), Page(report_html(*named("people")))
+def test_page_and_card_print_a_hostile_name_and_it_does_nothing(manifest, name):
+    hostile, usual = named(manifest, name), named(manifest, "people")
+    page, plain = Page(report_html(*hostile)), Page(report_html(*usual))
     assert page.tags == plain.tags
-    assert "".join(page.text).count(printable(name)) == "".join(plain.text).count("people") >= 6
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_the_card_prints_a_hostile_name_and_nothing_of_it_works(name: str) -> None:
-    card, plain = model_card(*named(name)), model_card(*named("people"))
-    tokens, expected = markdown_tokens(card), markdown_tokens(plain)
+    assert (
+        "".join(page.text).count(escape_for_display(name))
+        == "".join(plain.text).count("people")
+        >= 6
+    )
+    card = model_card(*hostile)
+    tokens, expected = markdown_tokens(card), markdown_tokens(model_card(*usual))
     assert [token.type for token in tokens] == [token.type for token in expected]
     shown = [token.content for token in tokens if token.type == "code_inline"]
-    assert shown.count(printable(name)) >= 6
+    assert shown.count(escape_for_display(name)) >= 6
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == name
 
 
-def test_the_page_needs_nothing_from_elsewhere() -> None:
-    html = report_html(*named("people"))
+def test_the_page_needs_nothing_from_elsewhere(manifest):
+    html = report_html(*named(manifest, "people"))
     assert "http" not in html.replace("http-equiv", "")
     assert "<script" not in html
     assert "prefers-color-scheme: dark" in html

@@ -7,16 +7,18 @@ import queue
 import re
 import sys
 from dataclasses import asdict
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper, parser
 
 import upperson_rt
 from tests.helpers import toy_bundle
+from tests.helpers.invoke import snapshot
+from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import file_entry, make_toy_bundle, replace_in_bundle
 from tests.helpers.toy_clip import toy_pixels
 from tests.helpers.toy_graphs import proto_of, toy_graph
@@ -85,10 +87,6 @@ def add_variant(bundle, name):
     edit_manifest(bundle, change)
 
 
-def files_in(folder):
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-
-
 def python_in(readme):
     (block,) = re.findall(r"^```python\n(.*?)^```", readme.read_text("utf-8"), re.M | re.S)
     return block
@@ -101,63 +99,50 @@ def run(model, name, array):
     return session.run(None, {name: array})[0]
 
 
-# Triton
+# --- Triton
 
 
-def test_a_model_repository_holds_both_towers_unchanged(bundle, tmp_path):
+def test_a_model_repository_holds_both_towers_and_configs_that_fit_them(bundle, tmp_path, kserve):
     written = write_triton(bundle, tmp_path / "models")
+    manifest = read_manifest(bundle)
     expected = ["README.md", "tokenizer.json"]
+    types = {"TYPE_UINT8": TensorProto.UINT8, "TYPE_INT32": TensorProto.INT32}
     for tower in ("image", "text"):
         expected += [f"toy_{tower}/1/model.onnx", f"toy_{tower}/config.pbtxt"]
-        served = tmp_path / "models" / f"toy_{tower}" / "1" / "model.onnx"
-        assert served.read_bytes() == (bundle / f"{tower}.fp32.onnx").read_bytes()
-    assert list(written.files) == sorted(expected)
-    assert files_in(tmp_path / "models") == sorted([*expected, RECORD])
-    assert (tmp_path / "models/tokenizer.json").read_bytes() == (
-        bundle / "tokenizer.json"
-    ).read_bytes()
-
-
-def test_configs_follow_tritons_definition_and_the_graphs(bundle, tmp_path, kserve):
-    write_triton(bundle, tmp_path / "models")
-    types = {"TYPE_UINT8": TensorProto.UINT8, "TYPE_INT32": TensorProto.INT32}
-    manifest = read_manifest(bundle)
-    for tower, entry in (
-        ("image", manifest.variants["fp32"].image),
-        ("text", manifest.variants["fp32"].text),
-    ):
         folder = tmp_path / "models" / f"toy_{tower}"
+        served = (folder / "1/model.onnx").read_bytes()
+        assert served == (bundle / f"{tower}.fp32.onnx").read_bytes()
         config = kserve.read_config(folder / "config.pbtxt")
-        assert config.name == folder.name
-        assert config.backend == "onnxruntime"
+        assert (config.name, config.backend) == (folder.name, "onnxruntime")
         assert config.max_batch_size > 1
         assert config.HasField("dynamic_batching")
         (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
         assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": "0"})
         assert [group.count for group in config.instance_group] == [1]
-        graph = onnx.load(folder / "1" / "model.onnx").graph
+        graph = onnx.load_from_string(served).graph
         (given,), (result,) = config.input, config.output
-        kinds = type(config.input[0]).DESCRIPTOR.fields_by_name["data_type"].enum_type
+        kinds = type(given).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
+        tensor = graph.input[0].type.tensor_type
         assert given.name == graph.input[0].name
-        assert (
-            types[kinds.values_by_number[given.data_type].name]
-            == graph.input[0].type.tensor_type.elem_type
-        )
-        dims = graph.input[0].type.tensor_type.shape.dim[1:]
-        assert list(given.dims) == [d.dim_value if d.HasField("dim_value") else -1 for d in dims]
+        assert types[kinds[given.data_type].name] == tensor.elem_type
+        dims = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
+        assert list(given.dims) == dims[1:]
         assert result.name == graph.output[0].name
-        assert kinds.values_by_number[result.data_type].name == "TYPE_FP32"
+        assert kinds[result.data_type].name == "TYPE_FP32"
         assert list(result.dims) == [toy_bundle.EMBED_DIM]
-        found = {key: value.string_value for key, value in config.parameters.items()}
-        assert found == {
-            "fingerprint": manifest.fingerprint,
-            "variant": "fp32",
-            "precision": "fp32",
-            "onnx_sha256": entry.sha256,
-        }
+        assert {key: value.string_value for key, value in config.parameters.items()} == {
+            "fingerprint": manifest.fingerprint, "variant": "fp32", "precision": "fp32",
+            "onnx_sha256": manifest.variants["fp32"].file(tower).sha256,
+        }  # fmt: skip
+    assert list(written.files) == sorted(expected)
+    assert sorted(snapshot(tmp_path / "models")) == sorted([*expected, RECORD])
+    tokenizer = (tmp_path / "models/tokenizer.json").read_bytes()
+    assert tokenizer == (bundle / "tokenizer.json").read_bytes()
 
 
-def test_the_readmes_client_gets_the_encoders_embeddings(bundle, tmp_path, kserve, monkeypatch):
+def test_the_readmes_client_gets_the_encoders_embeddings_or_stops(
+    bundle, tmp_path, kserve, monkeypatch
+):
     write_triton(bundle, tmp_path / "models")
     monkeypatch.chdir(tmp_path / "models")
     picture = toy_bundle.draw_person(tmp_path / "red.png", "red")
@@ -174,21 +159,15 @@ def test_the_readmes_client_gets_the_encoders_embeddings(bundle, tmp_path, kserv
     assert np.argmax(texts @ images[0]) == 0, "red is what the picture shows"
     # Padded to the step, but not beyond the context, whatever the sentences' own length is.
     assert requests[0] == ("toy_text", (3, min(LENGTH_STEP, toy_bundle.CONTEXT_LENGTH)))
-
-
-def test_the_readmes_client_stops_at_another_space(bundle, tmp_path, kserve, monkeypatch):
-    write_triton(bundle, tmp_path / "models")
-    monkeypatch.chdir(tmp_path / "models")
-    code = python_in(tmp_path / "models" / "README.md")
     other = write_triton(make_toy_bundle(tmp_path / "other", seed=1), tmp_path / "others")
     with (
         kserve.serve(other.folder) as (address, _),
-        pytest.raises(SystemExit, match=other.fingerprint),
+        pytest.raises(SystemExit, match=other.fingerprint),  # Another space.
     ):
         exec(code.replace("localhost:8001", address), {})
 
 
-# DeepStream
+# --- DeepStream
 
 
 def nvinfer_config(folder):
@@ -202,15 +181,10 @@ def test_nvinfer_gets_the_tower_and_values_that_fit_it(bundle, tmp_path):
     written = write_deepstream(bundle, tmp_path / "ds")
     assert written.files == ("README.md", CONFIG, "image.fp32.planar.onnx")
     config = nvinfer_config(written.folder)
-    fixed = {
-        "process-mode": "2",
-        "network-type": "100",
-        "output-tensor-meta": "1",
-        "model-color-format": "0",
-        "net-scale-factor": "1.0",
-        "maintain-aspect-ratio": "0",
-    }
-    assert config.items() >= fixed.items()
+    assert config.items() >= {
+        "process-mode": "2", "network-type": "100", "output-tensor-meta": "1",
+        "model-color-format": "0", "net-scale-factor": "1.0", "maintain-aspect-ratio": "0",
+    }.items()  # fmt: skip
     assert config["batch-size"] == str(BATCH_SIZE)
     assert "onnx-file" not in config, "nvinfer would build an engine with types of its own"
     assert "offsets" not in config
@@ -227,32 +201,27 @@ def test_nvinfer_gets_the_tower_and_values_that_fit_it(bundle, tmp_path):
     assert f"--maxShapes=image:{BATCH_SIZE}x3x24x8\n" in readme
 
 
-class Chain:
-    """A list as pyds has it: an element with `data` and the `next` one."""
-
-    def __init__(self, data, following=None):
-        self.data, self.next = data, following
+def chain(*elements):
+    """A list as pyds has it: elements with `data` and the `next` one."""
+    following = None
+    for data in reversed(elements):
+        following = SimpleNamespace(data=data, next=following)
+    return following
 
 
 def fake_deepstream(monkeypatch, frame):
     """Stand in for pyds and gi with the few names that the probe uses."""
-
-    def same(value):
-        return value
-
-    class Same:
-        cast = staticmethod(same)
-
-    pyds = ModuleType("pyds")
-    pyds.NvDsUserMeta = pyds.NvDsInferTensorMeta = pyds.NvDsObjectMeta = pyds.NvDsFrameMeta = Same
-    pyds.NvDsMetaType = SimpleNamespace(NVDSINFER_TENSOR_OUTPUT_META=12)
-    pyds.get_nvds_LayerInfo = lambda tensor, index: tensor.layers[index]
-    pyds.get_ptr = same
-    pyds.gst_buffer_get_nvds_batch_meta = lambda _: SimpleNamespace(frame_meta_list=Chain(frame))
-    repository = ModuleType("gi.repository")
-    repository.Gst = SimpleNamespace(PadProbeReturn=SimpleNamespace(OK="ok"))
-    gi = ModuleType("gi")
-    gi.repository = repository
+    same = SimpleNamespace(cast=lambda value: value)
+    pyds = SimpleNamespace(
+        NvDsUserMeta=same, NvDsInferTensorMeta=same, NvDsObjectMeta=same, NvDsFrameMeta=same,
+        NvDsMetaType=SimpleNamespace(NVDSINFER_TENSOR_OUTPUT_META=12),
+        get_nvds_LayerInfo=lambda tensor, index: tensor.layers[index],
+        get_ptr=lambda value: value,
+        gst_buffer_get_nvds_batch_meta=lambda _: SimpleNamespace(frame_meta_list=chain(frame)),
+    )  # fmt: skip
+    gst = SimpleNamespace(PadProbeReturn=SimpleNamespace(OK="ok"))
+    repository = SimpleNamespace(Gst=gst)
+    gi = SimpleNamespace(repository=repository)
     for name, module in {"pyds": pyds, "gi": gi, "gi.repository": repository}.items():
         monkeypatch.setitem(sys.modules, name, module)
 
@@ -264,7 +233,7 @@ def detected(vector, number, gie_id=2):
     tensor = SimpleNamespace(unique_id=gie_id, layers=[layer])
     user = SimpleNamespace(base_meta=SimpleNamespace(meta_type=12), user_meta_data=tensor)
     box = SimpleNamespace(left=10.6, top=20.2, width=30.0, height=90.0)
-    return SimpleNamespace(obj_user_meta_list=Chain(user), object_id=number, rect_params=box)
+    return SimpleNamespace(obj_user_meta_list=chain(user), object_id=number, rect_params=box)
 
 
 def test_the_readmes_probe_fills_a_gallery(bundle, tmp_path, monkeypatch):
@@ -275,12 +244,11 @@ def test_the_readmes_probe_fills_a_gallery(bundle, tmp_path, monkeypatch):
     ]
     # Not quite of unit length, as float16 leaves them.
     red, blue = encoder.encode_images(pictures) * np.float32(1.01)
-    people = Chain(
+    people = chain(
         detected(red, 7),
-        Chain(
-            detected(blue, 8),
-            Chain(detected(blue, 9, gie_id=1), Chain(detected(blue, 2**64 - 1), None)),
-        ),
+        detected(blue, 8),
+        detected(blue, 9, gie_id=1),  # Of another nvinfer.
+        detected(blue, 2**64 - 1),  # Without a number.
     )
     frame = SimpleNamespace(
         obj_meta_list=people, source_id=3, frame_num=5, ntp_timestamp=1_700_000_000 * 10**9
@@ -298,21 +266,17 @@ def test_the_readmes_probe_fills_a_gallery(bundle, tmp_path, monkeypatch):
     with upperson_rt.Gallery.open(
         tmp_path / "gallery", encoder.fingerprint, encoder.embed_dim
     ) as gallery:
-        assert gallery.count() == 2, (
-            "the tensor of another nvinfer is none of ours, nor who has no number"
-        )
+        assert gallery.count() == 2
         (best, _) = upperson_rt.Retriever(encoder, gallery).query("a man in red", k=2)
-    assert best.item.track == "7"
-    assert best.item.camera == "3"
-    assert best.item.time == 1_700_000_000
-    assert best.item.box == (10, 20, 40, 110)
-
+    item = best.item
+    assert (item.track, item.camera, item.time) == ("7", "3", 1_700_000_000)
+    assert item.box == (10, 20, 40, 110)
     probe["people"] = queue.Queue(maxsize=1)
     probe["probe"](None, pad_info, None)
     assert probe["dropped"] == 1, "a full queue drops, and does not hold the pipeline up"
 
 
-# The planar graph
+# --- The planar graph
 
 
 @pytest.fixture
@@ -321,21 +285,17 @@ def exported(toy_graphs):
     return proto_of(toy_graph("image"))
 
 
-def test_the_planar_graph_gives_the_same_bits(exported):
-    pixels = toy_pixels(17).numpy()
-    planar = pixels.transpose(0, 3, 1, 2).astype(np.float32)
-    adapted = planar_float_input(exported)
-    for rows in (slice(1), slice(None)):
-        expected = run(exported, "image", pixels[rows])
-        np.testing.assert_array_equal(
-            run(adapted, "image", np.ascontiguousarray(planar[rows])), expected
-        )
-
-
-def test_the_planar_graph_differs_at_its_input_alone(exported):
+def test_the_planar_graph_differs_at_its_input_alone_and_gives_the_same_bits(exported):
     before = exported.SerializeToString()
     adapted = planar_float_input(exported)
     assert exported.SerializeToString() == before
+    pixels = toy_pixels(17).numpy()
+    planar = pixels.transpose(0, 3, 1, 2).astype(np.float32)
+    for rows in (slice(1), slice(None)):
+        np.testing.assert_array_equal(
+            run(adapted, "image", np.ascontiguousarray(planar[rows])),
+            run(exported, "image", pixels[rows]),
+        )
     (given,) = adapted.graph.input
     shape = [dim.dim_param or dim.dim_value for dim in given.type.tensor_type.shape.dim]
     assert (given.name, given.type.tensor_type.elem_type) == ("image", TensorProto.FLOAT)
@@ -346,22 +306,21 @@ def test_the_planar_graph_differs_at_its_input_alone(exported):
     assert first.op_type == "Transpose"
     assert [n.name for n in adapted.graph.node if "image" in n.input] == [first.name]
     names = [node.name for node in exported.graph.node if node.op_type != "Cast"]
-    assert [node.name for node in rest] == names, "only the Cast of the pixels went"
+    assert [node.name for node in rest] == names, "only the Cast of the pixels is removed"
+    with refused("input_not_pixels", IntegrityError):
+        planar_float_input(adapted)
 
 
 def test_a_cast_to_float16_stays():
-    nodes = [
-        helper.make_node("Cast", ["image"], ["half"], "cast", to=TensorProto.FLOAT16),
-        helper.make_node("Mul", ["half", "scale"], ["scaled"], "scale"),
-        helper.make_node("Cast", ["scaled"], ["wide"], "back", to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["wide"], ["image_embeds"], axes=[1, 2], keepdims=0),
-    ]
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 4, 2, 3])
-    embeds = helper.make_tensor_value_info("image_embeds", TensorProto.FLOAT, ["N", 3])
+    model = parser.parse_model("""<ir_version: 9, opset_import: ["" : 17]>
+    typed (uint8[N, 4, 2, 3] image) => (float[N, 3] image_embeds) {
+        half = Cast<to = 10>(image)
+        scaled = Mul(half, scale)
+        wide = Cast<to = 1>(scaled)
+        image_embeds = ReduceMean<axes = [1, 2], keepdims = 0>(wide)
+    }""")
     scale = numpy_helper.from_array(np.array(1 / 255, np.float16), "scale")
-    graph = helper.make_graph(nodes, "typed", [image], [embeds], [scale])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 9
+    model.graph.initializer.append(scale)
     adapted = planar_float_input(model)
     assert [n.op_type for n in adapted.graph.node] == [
         "Transpose", "Cast", "Mul", "Cast", "ReduceMean"
@@ -391,12 +350,7 @@ def test_tensorrts_compiler_takes_the_planar_graph(exported):
     assert builder.build_serialized_network(network, config) is not None
 
 
-def test_a_graph_with_another_input_cannot_be_adapted(exported):
-    with pytest.raises(IntegrityError, match=r"uint8 \[N, H, W, 3\]"):
-        planar_float_input(planar_float_input(exported))
-
-
-# Both formats
+# --- Both formats
 
 
 def test_every_constant_comes_from_the_manifest(tmp_path, monkeypatch):
@@ -409,26 +363,21 @@ def test_every_constant_comes_from_the_manifest(tmp_path, monkeypatch):
     assert manifest.fingerprint == space_fingerprint(manifest.model, manifest.image, manifest.text)
 
     models = write_triton(bundle, tmp_path / "models").folder
-    config = (models / "gate-7-north_image/config.pbtxt").read_text("utf-8")
-    assert 'name: "gate-7-north_image"' in config
-    assert "dims: [ 48, 16, 3 ]" in config
-    assert "dims: [ 20 ]" in config
-    assert manifest.fingerprint in config
-    client = python_in(models / "README.md")
-    assert 'Tokenizer.from_file("tokenizer.json", 9)' in client
-    assert "48, 16)" in client
-    assert manifest.fingerprint in client
-
     folder = write_deepstream(bundle, tmp_path / "ds").folder
+    texts = {
+        (models / "gate-7-north_image/config.pbtxt"): [
+            'name: "gate-7-north_image"', "dims: [ 48, 16, 3 ]", "dims: [ 20 ]"
+        ],
+        (models / "README.md"): ['Tokenizer.from_file("tokenizer.json", 9)', "48, 16)"],
+        (folder / "README.md"): ["EMBED_DIM = 20", "x3x48x16"],
+    }  # fmt: skip
+    for file, constants in texts.items():
+        text = file.read_text("utf-8")
+        assert [one for one in (*constants, manifest.fingerprint) if one not in text] == []
     assert nvinfer_config(folder)["infer-dims"] == "3;48;16"
-    readme = (folder / "README.md").read_text("utf-8")
-    assert "EMBED_DIM = 20" in readme
-    assert readme.count(manifest.fingerprint) == 2
-    assert "x3x48x16" in readme
-    for folder in (models, tmp_path / "ds"):
-        record = json.loads((folder / RECORD).read_text("utf-8"))
-        assert record["model"] == "gate 7/north"
-        assert record["embed_dim"] == 20
+    for written in (models, folder):
+        record = json.loads((written / RECORD).read_text("utf-8"))
+        assert (record["model"], record["embed_dim"]) == ("gate 7/north", 20)
         assert record["fingerprint"] == manifest.fingerprint
 
 
@@ -441,14 +390,14 @@ def test_gpu_servers_get_fp16_else_fp32_or_what_is_named(bundle, tmp_path, write
     assert written.variant == "fp16"
     record = json.loads((tmp_path / "c" / RECORD).read_text("utf-8"))
     assert (record["variant"], record["precision"]) == ("fp16", "fp16")
-    with pytest.raises(UsageError, match="no variant 'fp8'"):
+    with pytest.raises(UsageError):
         write(bundle, tmp_path / "d", "fp8")
 
     def only_int8(content):
         content["variants"] = {"int8": content["variants"]["int8"]}
 
     edit_manifest(bundle, only_int8)
-    with pytest.raises(UsageError, match=r"neither of the variants fp16 and fp32: .*\(int8\)"):
+    with refused("no_variant_for_servers", UsageError, path=bundle):
         write(bundle, tmp_path / "d")
     assert not (tmp_path / "d").exists()
 
@@ -466,40 +415,37 @@ def test_a_models_name_stays_inside_the_folder(bundle, tmp_path, name, kserve):
 
 
 @pytest.mark.parametrize("write", [write_triton, write_deepstream])
-def test_only_an_untouched_earlier_result_is_replaced(bundle, tmp_path, write):
+def test_only_an_unchanged_earlier_result_is_replaced(bundle, tmp_path, write):
     output = tmp_path / "out"
     first = write(bundle, output)
-    other = make_toy_bundle(tmp_path / "other", seed=1)
-    second = write(other, output)
+    second = write(make_toy_bundle(tmp_path / "other", seed=1), output)
     assert second.fingerprint != first.fingerprint
     assert json.loads((output / RECORD).read_text("utf-8"))["fingerprint"] == second.fingerprint
-
-    engine = output / "mine.engine"
-    engine.write_bytes(b"took an hour")
-    with pytest.raises(InputError, match="holds other files as well"):
-        write(bundle, output)
-    assert engine.read_bytes() == b"took an hour"
-    engine.unlink()
-
-    readme = output / "README.md"
-    readme.write_text(readme.read_text("utf-8") + "my notes", "utf-8")
-    with pytest.raises(InputError):
-        write(bundle, output)
-    assert readme.read_text("utf-8").endswith("my notes")
+    for file, content in (("mine.engine", "took an hour"), ("README.md", "my notes")):
+        before = snapshot(output)
+        (output / file).write_text(content, "utf-8")
+        changed = snapshot(output)
+        with pytest.raises(InputError):
+            write(bundle, output)
+        assert snapshot(output) == changed
+        (output / file).unlink()
+        if file in before:
+            (output / file).write_bytes(before[file])
+    write(bundle, output)
 
 
 def test_a_folder_of_another_kind_is_not_replaced(bundle, tmp_path):
     write_triton(bundle, tmp_path / "models")
-    with pytest.raises(InputError, match="not an earlier result"):
-        write_deepstream(bundle, tmp_path / "models")
-    with pytest.raises(InputError, match="not an earlier result"):
-        write_triton(bundle, bundle)
+    (tmp_path / "foreign").mkdir()
+    for write, folder in ((write_deepstream, "models"), (write_triton, "bundle")):
+        before = snapshot(tmp_path / folder)
+        with pytest.raises(InputError):
+            write(bundle, tmp_path / folder)
+        assert snapshot(tmp_path / folder) == before
     for content in ("", "[]", "{}", '{"format": "triton", "files": 3}'):
-        folder = tmp_path / "foreign"
-        folder.mkdir(exist_ok=True)
-        (folder / RECORD).write_text(content, "utf-8")
-        with pytest.raises(InputError, match="not an earlier result"):
-            write_triton(bundle, folder)
+        (tmp_path / "foreign" / RECORD).write_text(content, "utf-8")
+        with pytest.raises(InputError):
+            write_triton(bundle, tmp_path / "foreign")
 
 
 @pytest.mark.parametrize("write", [write_triton, write_deepstream])
@@ -510,28 +456,27 @@ def test_a_failed_write_leaves_nothing(bundle, tmp_path, write, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("upperson_export.serving.write_serving_record", full_disk)
-    with pytest.raises(InputError, match="No space left on device; free some space"):
+    with pytest.raises(InputError, match="No space left on device"):
         write(bundle, tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("write", [write_triton, write_deepstream])
 def test_a_graph_that_breaks_the_contract_is_refused(bundle, tmp_path, write):
+    def with_file(content):
+        replace_in_bundle(bundle, "image.fp32.onnx", content)
+        with pytest.raises(IntegrityError) as found:
+            write(bundle, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        return found.value.code
+
     model = onnx.load(bundle / "image.fp32.onnx")
-    model.graph.output[0].name = "features"
-    model.graph.node[-1].output[0] = "features"
-    replace_in_bundle(bundle, "image.fp32.onnx", model.SerializeToString())
-    with pytest.raises(IntegrityError, match=r"expected image_embeds .*, found features"):
-        write(bundle, tmp_path / "out")
+    model.graph.output[0].name = model.graph.node[-1].output[0] = "features"
+    with_file(model.SerializeToString())  # The runtime refuses it first.
     model.graph.output[0].name = model.graph.node[-1].output[0] = "image_embeds"
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    replace_in_bundle(bundle, "image.fp32.onnx", model.SerializeToString())
-    with pytest.raises(IntegrityError, match=r"UINT8 \[1, .*the manifest says image UINT8 \[-1,"):
-        write(bundle, tmp_path / "out")
-    replace_in_bundle(bundle, "image.fp32.onnx", b"\xffgarbage")
-    with pytest.raises(IntegrityError, match="is not a graph that exports write"):
-        write(bundle, tmp_path / "out")
+    assert with_file(model.SerializeToString()) == "graph_not_as_manifest"
+    with_file(b"\xffgarbage")
     (bundle / "image.fp32.onnx").write_bytes(b"changed")
-    with pytest.raises(IntegrityError, match="bytes, expected"):
+    with pytest.raises(IntegrityError):
         write(bundle, tmp_path / "out")
-    assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The table of number formats, and that nothing beside it compares their names."""
+"""The table of variants, and that no other code compares their names."""
 
 import ast
 from typing import get_args
@@ -9,43 +9,44 @@ from tests.helpers.command_line import ROOT, run_code
 from upperson_export.variants import (
     AS_RUN,
     EXACT,
-    INT8_RUNGS,
+    INT8_CANDIDATES,
     SIMULATED,
     VARIANTS,
     VariantName,
     is_half,
-    variants_asked,
+    variants_for,
 )
 
 
 @pytest.mark.parametrize("name", get_args(VariantName))
-def test_every_row_answers_everything(name: VariantName) -> None:
+def test_every_row_is_consistent(name):
     row = VARIANTS[name]
     assert row.name == name
-    assert row.rungs[-1] == EXACT, "the last rung loses nothing"
-    assert all(row.at(rung) in VARIANTS.values() for rung in row.rungs)
-    assert all(rung in VARIANTS or row.int8 for rung in row.rungs)
-    assert row.ungated_rung in row.own_rungs
+    assert row.candidates[-1] == EXACT, "the last candidate loses nothing"
+    assert all(candidate in VARIANTS or row.int8 for candidate in row.candidates)
+    assert row.ungated_candidate in row.own_candidates
     assert row.measured_on == (SIMULATED if row.float_type == "f16" else AS_RUN)
     assert 0.9 < row.min_cosine <= row.canary_min_cosine < 1
-    assert row.asked_by or name == EXACT
-    # Engines are typed graphs for GPUs, and what is slower there is no server's default.
+    assert row.chosen_by or name == EXACT
+    # Engines are typed graphs for GPUs, and a variant that is slower there is no server's default.
     assert not row.tensorrt or (row.made_for, row.float_type) == ("gpu", "f16")
     assert not row.servers or not row.int8
 
 
-def test_how_near_a_machine_must_come_to_the_golden_embeddings() -> None:
+def test_the_minimum_cosines_to_golden_samples_and_the_half_variants():
     floors = {name: row.canary_min_cosine for name, row in VARIANTS.items()}
     assert floors == {"fp32": 0.9999, "int8": 0.9998, "fp16": 0.999, "int8-fp16": 0.99}
+    assert [name for name in VARIANTS if is_half(name)] == ["fp16", "int8-fp16"]
+    assert not is_half("fp16-of-the-future")
 
 
-def test_a_rung_that_is_another_variant_is_written_as_that() -> None:
+def test_a_candidate_that_is_another_variant_is_written_as_that():
     int8 = VARIANTS["int8-fp16"]
-    assert int8.own_rungs == tuple(INT8_RUNGS)
-    assert [int8.at(rung).name for rung in int8.rungs] == [
-        *["int8-fp16"] * len(INT8_RUNGS), "fp16", "fp32",
+    assert int8.own_candidates == tuple(INT8_CANDIDATES)
+    assert [int8.variant_of(candidate).name for candidate in int8.candidates] == [
+        *["int8-fp16"] * len(INT8_CANDIDATES), "fp16", "fp32",
     ]  # fmt: skip
-    assert VARIANTS["fp16"].own_rungs == ("fp16",)
+    assert VARIANTS["fp16"].own_candidates == ("fp16",)
 
 
 @pytest.mark.parametrize(
@@ -59,26 +60,21 @@ def test_a_rung_that_is_another_variant_is_written_as_that() -> None:
         (["int8", "fp16", "trt"], ("int8", "fp16", "int8-fp16")),
     ],
 )
-def test_options_ask_for_variants(options: list[str], expected: tuple[str, ...]) -> None:
-    assert variants_asked(options) == expected
+def test_options_choose_variants(options, expected):
+    assert variants_for(options) == expected
 
 
-def test_a_precision_of_a_later_version_is_not_taken_for_float16() -> None:
-    assert [name for name in VARIANTS if is_half(name)] == ["fp16", "int8-fp16"]
-    assert not is_half("fp16-of-the-future")
-
-
-def test_the_table_needs_no_onnx() -> None:
+def test_the_table_needs_no_onnx():
     heavy = ["onnx", "onnx_ir", "onnxruntime", "torch"]
     done = run_code("import upperson_export.variants", without=heavy)
     assert done.returncode == 0, done.stderr
 
 
-def compared_names(tree: ast.AST) -> list[ast.expr]:
-    """Return what is compared, or asked for its beginning or end, with a variant's name."""
-    found: list[ast.expr] = []
+def compared_names(tree):
+    """Return variants' names that are compared, or given to startswith or endswith."""
+    found = []
     for node in ast.walk(tree):
-        parts: list[ast.expr] = []
+        parts = []
         if isinstance(node, ast.Compare):
             parts = [node.left, *node.comparators]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
@@ -89,13 +85,12 @@ def compared_names(tree: ast.AST) -> list[ast.expr]:
     return found
 
 
-def test_nothing_else_compares_the_names_of_variants() -> None:
+def test_no_other_code_compares_the_names_of_variants():
     assert compared_names(ast.parse("'fp16' in x, x == 'int8', x.startswith('int8')"))
-    package = ROOT / "export/upperson_export"
     strings = [
-        f"{path.relative_to(package)}:{constant.lineno}"
-        for path in sorted(package.rglob("*.py"))
+        f"{path.name}:{constant.lineno}"
+        for path in sorted((ROOT / "export/upperson_export").rglob("*.py"))
         if path.name != "variants.py"
         for constant in compared_names(ast.parse(path.read_text("utf-8")))
     ]
-    assert strings == [], "ask the table in variants.py"
+    assert strings == [], "use the table in variants.py"

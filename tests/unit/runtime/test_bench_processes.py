@@ -4,13 +4,13 @@ import os
 
 import pytest
 
-from upperson_rt.bench.processes import (
+from upperson_bench.processes import (
     call_in_fresh_process,
-    resident_bytes,
     run_python,
     time_processes,
 )
 from upperson_rt.errors import BackendError, UsageError, install_command
+from upperson_rt.machine import resident_bytes
 
 
 def who_and_where(name: str) -> list[object]:

@@ -103,11 +103,13 @@ def test_a_likelihood_follows_the_words(share):
     assert scale.likelihoods(share, []) == []
 
 
-def test_without_anything_to_compare_with_a_likelihood_is_the_cosine():
+def test_without_anything_to_compare_with_a_likelihood_is_the_cosine_and_there_is_no_label():
     world = World(1)
     scale = world.scale(world.pictures(world.people(1)))
     scale._background_KD = scale._background_KD[:1]
     assert scale.likelihoods(1.0, [-1.0, 0.0, 0.5, 1.0, 1.01]) == [0.0, 0.5, 0.75, 1.0, 1.0]
+    assert scale.labels(1.0, [0.9]) == [""]
+    assert scale.labels(0.5, []) == []
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 60, 3000])
@@ -118,14 +120,6 @@ def test_a_picture_is_very_close_to_itself_wherever(count, tracks):
     pictures = world.pictures(np.repeat(world.people(1), count, axis=0))
     scale = world.scale(pictures, ["t"] * count if tracks else None)
     assert scale.labels(1.0, [float(pictures[0] @ pictures[0]), 1.0, 0.9999]) == ["very close"] * 3
-
-
-def test_there_is_no_word_without_anything_to_compare_with():
-    world = World(1)
-    scale = world.scale(world.pictures(world.people(1)))
-    scale._background_KD = scale._background_KD[:1]
-    assert scale.labels(1.0, [0.9]) == [""]
-    assert scale.labels(0.5, []) == []
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 from PIL import Image
 
-from upperson_rt.image_file import TimeSource, capture_time
+from upperson_rt.preprocess import TimeSource, capture_time
 
 LOCAL = datetime.datetime(2026, 11, 24, 14, 0, 5).timestamp()
 UTC = datetime.datetime(2026, 11, 24, 14, 0, 5, tzinfo=datetime.timezone.utc).timestamp()

@@ -28,7 +28,7 @@ def test_the_page_of_the_runtime(tmp_path, monkeypatch, capsys):
     assert count == 5
     assert capsys.readouterr().out.startswith(f"{len(COLOURS)} [(")
     assert len(names["hits"]) == 3
-    assert len((tmp_path / "asked.jsonl").read_text().splitlines()) == 3
+    assert len((tmp_path / "queries.jsonl").read_text().splitlines()) == 3
 
 
 def test_the_page_of_galleries(tmp_path, monkeypatch):

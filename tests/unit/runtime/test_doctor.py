@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
-from upperson_rt import doctor, jetson
+from upperson_rt import doctor, nvidia
 from upperson_rt import installed as packages
 from upperson_rt.backends.openvino import OpenVinoBackend
-from upperson_rt.cuda_driver import CudaDriver
 from upperson_rt.doctor import diagnose
 from upperson_rt.errors import BackendError, install_command
 from upperson_rt.gallery import Gallery
 from upperson_rt.manifest import parse_manifest
+from upperson_rt.nvidia import CudaDriver
 from upperson_rt.query_log import QueryLog
 
 
@@ -32,19 +32,10 @@ def test_a_healthy_installation(bundle, tmp_path):
     checks = diagnose(bundle, tmp_path / "g")
     assert {check.status for check in checks} == {"ok"}
     found = by_name(checks)
-    assert "variants fp32, int8 (using int8, its hashes match)" in found["bundle"].detail
-    assert "lowest cosine 1.0000" in found["canaries"].detail
-    assert found["image tower"].facts["backend"] in found["canaries"].detail
     for tower in ("image", "text"):
-        row = found[f"{tower} tower"]
-        assert row.detail.startswith(f"{row.facts['backend']} ")
-        assert f" on cpu ({row.facts['why']})" in row.detail
-        assert row.facts["why"].startswith("auto: ")
-    assert "0 pictures, made with this bundle's model" in found["gallery"].detail
-    assert "upperson-rt gallery verify  reads every row" in found["gallery"].detail
-    assert "CPU" in found["onnxruntime"].detail
-    assert found["device"].detail.startswith("onnxruntime ")
-    assert found["device"].detail.endswith(" really runs on cpu (the first one installed)")
+        facts = found[f"{tower} tower"].facts
+        assert facts["backend"] in found[f"{tower} tower"].detail
+        assert facts["why"].startswith("auto: ")
     assert found["device"].facts["device"] == "cpu"
     assert found["onnxruntime"].facts["providers"][-1] == "CPU"
     assert found["sqlite"].facts == {"version": sqlite3.sqlite_version}
@@ -62,8 +53,10 @@ def test_what_was_measured_is_shown_and_made_if_need_be(bundle, tmp_path, monkey
         assert row == again[f"{tower} tower"]
         assert set(row.facts["milliseconds"]) == {"onnxruntime", "openvino"}
         assert Path(row.facts["file"]).parent == tmp_path / "cache" / "backends"
-    named = by_name(diagnose(bundle, backend="openvino"))["text tower"]
-    assert named.facts == {"backend": "openvino", "why": "as asked for"}
+    named = by_name(diagnose(bundle, backend="openvino"))
+    assert named["text tower"].facts == {"backend": "openvino", "why": "as asked for"}
+    assert named["device"].facts["backend"] == "openvino"
+    assert "cpu" in named["openvino"].facts["devices"]
 
 
 def test_a_measurement_that_cannot_be_kept_and_a_backend_left_out_are_warnings(
@@ -74,8 +67,7 @@ def test_a_measurement_that_cannot_be_kept_and_a_backend_left_out_are_warnings(
     monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path / "file"))
     row = by_name(diagnose(bundle))["image tower"]
     assert (row.status, row.facts["file"]) == ("warn", None)
-    assert row.fix.startswith(f"cannot write {tmp_path}/file/")
-    assert row.fix.endswith("name a folder to keep measurements in  $UPPERSON_CACHE")
+    assert "$UPPERSON_CACHE" in row.fix
 
     monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path / "cache"))
 
@@ -85,28 +77,28 @@ def test_a_measurement_that_cannot_be_kept_and_a_backend_left_out_are_warnings(
     monkeypatch.setattr(OpenVinoBackend, "_load", broken)
     row = by_name(diagnose(bundle))["image tower"]
     assert (row.status, row.facts["backend"]) == ("warn", "onnxruntime")
-    assert row.detail.endswith("; openvino left out); openvino: OpenVINO cannot load it")
+    assert row.facts["left_out"] == {"openvino": "OpenVINO cannot load it"}
 
 
 def test_failures_are_rows_not_exceptions(bundle, tmp_path):
+    def ends(name, *arguments):
+        row = by_name(diagnose(*arguments))[name]
+        return row.status, row.exit_code
+
     other = make_toy_bundle(tmp_path / "other", seed=3)
     replace_in_bundle(bundle, "image.int8.onnx", (other / "image.int8.onnx").read_bytes())
-    found = by_name(diagnose(bundle, tmp_path / "nowhere"))
-    assert found["bundle"].status == "ok"
-    assert (found["canaries"].status, found["canaries"].exit_code) == ("fail", 6)
-    assert "image tower" in found["canaries"].detail
-    assert (found["gallery"].status, found["gallery"].exit_code) == ("fail", 3)
-
-    (bundle / "canaries.npz").unlink()
-    found = by_name(diagnose(bundle))
-    assert (found["bundle"].status, found["bundle"].exit_code) == ("fail", 6)
-    assert "canaries" not in found
-
-
-def test_a_gallery_of_another_model_fails(bundle, tmp_path):
     Gallery.open(tmp_path / "g", "sha256:other", 16, create=True).close()
-    assert by_name(diagnose(bundle, tmp_path / "g"))["gallery"].exit_code == 6
-    assert by_name(diagnose(None, tmp_path / "g"))["gallery"].status == "ok"
+    assert ends("bundle", bundle) == ("ok", 0)
+    assert ends("canaries", bundle) == ("fail", 6)
+    assert ends("gallery", bundle, tmp_path / "nowhere") == ("fail", 3)
+    assert ends("gallery", bundle, tmp_path / "g") == ("fail", 6)
+    assert ends("gallery", None, tmp_path / "g") == ("ok", 0)
+    *kept, last = (other / "text.int8.onnx").read_bytes()
+    (other / "text.int8.onnx").write_bytes(bytes([*kept, last ^ 1]))
+    (bundle / "canaries.npz").unlink()
+    for broken in (other, bundle):
+        assert ends("bundle", broken) == ("fail", 6)
+        assert "canaries" not in by_name(diagnose(broken))
 
 
 def test_a_gallery_in_milvus(bundle, tmp_path):
@@ -132,40 +124,28 @@ def with_packages(monkeypatch, **versions):
         monkeypatch.setattr(module, "find_spec", lambda name: name if name in modules else None)
 
 
-def test_clashing_distributions_are_warned_about(monkeypatch):
+def test_what_is_missing_or_installed_twice(monkeypatch):
     with_packages(
         monkeypatch, upperson="1", upperson_rt="1", onnxruntime="1", onnxruntime_gpu="1", numpy="2"
     )
     found = by_name(diagnose())
-    assert found["upperson"].status == "warn"
+    assert (found["upperson"].status, found["onnxruntime"].status) == ("warn", "warn")
     assert "pip uninstall upperson upperson-rt" in found["upperson"].fix
-    assert found["onnxruntime"].status == "warn"
     assert (found["pillow"].status, found["pillow"].exit_code) == ("fail", 5)
-
-
-def test_no_backend_fails(monkeypatch):
     with_packages(monkeypatch, upperson="1")
     found = by_name(diagnose())
     assert (found["backend"].status, found["backend"].exit_code) == ("fail", 5)
+    monkeypatch.setattr(packages.sqlite3, "sqlite_version_info", (3, 22, 0))
+    assert by_name(packages.installed_checks())["sqlite"].status == "fail"
 
 
-def test_a_device_that_is_not_there_fails_without_a_bundle():
-    found = by_name(diagnose(device="cuda:3", backend="onnxruntime"))["device"]
-    assert (found.status, found.exit_code) == ("fail", 5)
-    assert "device 'cuda:3' needs ONNX Runtime's CUDAExecutionProvider" in found.detail
-    found = by_name(diagnose(backend="tensorflow"))["device"]
-    assert (found.status, found.exit_code) == ("fail", 2)
-
-
-def test_a_backend_that_is_asked_for_is_the_one_that_is_tried():
-    pytest.importorskip("openvino")
-    found = by_name(diagnose(backend="openvino"))
-    assert "really runs on cpu (as asked for)" in found["device"].detail
-    assert found["device"].facts["backend"] == "openvino"
-    assert "cpu" in found["openvino"].facts["devices"]
-
-
-def test_a_device_that_computes_wrongly_fails(monkeypatch):
+def test_a_device_that_is_not_there_or_computes_wrongly_fails(monkeypatch):
+    for arguments, code in (
+        ({"device": "cuda:3", "backend": "onnxruntime"}, 5),
+        ({"backend": "tensorflow"}, 2),
+    ):
+        found = by_name(diagnose(**arguments))["device"]
+        assert (found.status, found.exit_code) == ("fail", code)
     broken = SimpleNamespace(
         name="onnxruntime",
         version="1",
@@ -175,16 +155,7 @@ def test_a_device_that_computes_wrongly_fails(monkeypatch):
     monkeypatch.setattr(doctor, "open_backend", lambda path, backend, device: broken)
     found = by_name(diagnose())["device"]
     assert (found.status, found.exit_code) == ("fail", 5)
-    assert "onnxruntime 1 on cpu computes -2 as [0.]" in found.detail
-
-
-def test_a_changed_tower_fails(bundle):
-    path = bundle / "text.int8.onnx"
-    *kept, last = path.read_bytes()
-    path.write_bytes(bytes([*kept, last ^ 1]))
-    found = by_name(diagnose(bundle))["bundle"]
-    assert (found.status, found.exit_code) == ("fail", 6)
-    assert "text.int8.onnx has sha256" in found.detail
+    assert "computes -2 as [0.]" in found.detail
 
 
 def test_packages_that_do_not_import_say_why(monkeypatch):
@@ -201,9 +172,7 @@ def test_packages_that_do_not_import_say_why(monkeypatch):
     assert (found["numpy"].status, found["numpy"].exit_code) == ("fail", 5)
     assert found["faiss"].status == "fail"
     assert found["opencv"].status == "warn"
-    assert found["opencv"].detail == (
-        "opencv-python 4.14 does not import: libGL.so.1: cannot open shared object file"
-    )
+    assert "libGL.so.1: cannot open shared object file" in found["opencv"].detail
     assert "upperson[camera]" in found["opencv"].fix
 
 
@@ -234,7 +203,7 @@ def on_a_jetson(monkeypatch, tmp_path, revision="4.0", release=36):
     path.write_text(
         f"# R{release} (release), REVISION: {revision}, GCID: 37537400, BOARD: generic\n"
     )
-    monkeypatch.setattr(jetson, "_TEGRA", path)
+    monkeypatch.setattr(nvidia, "_TEGRA", path)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +233,7 @@ def test_a_jetson_that_is_set_up_well(monkeypatch, tmp_path):
     found = by_name(packages.installed_checks())
     assert found["python"].facts["jetson"] == "R36 (release), REVISION: 4.3"
     assert (found["jetson"].status, found["jetson"].fix) == ("ok", "")
-    assert jetson.jetson_release() == (36, 4, 3)
+    assert nvidia.jetson_release() == (36, 4, 3)
 
 
 @pytest.mark.parametrize(
@@ -320,25 +289,20 @@ def test_an_onnxruntime_for_another_cuda(monkeypatch, requires, driver, status):
         assert "pip install 'onnxruntime-gpu[cuda,cudnn]<1.27'" in found.fix
 
 
-def test_an_old_sqlite_fails(monkeypatch):
-    monkeypatch.setattr(packages.sqlite3, "sqlite_version_info", (3, 22, 0))
-    monkeypatch.setattr(packages.sqlite3, "sqlite_version", "3.22.0")
-    assert by_name(packages.installed_checks())["sqlite"].status == "fail"
-
-
 @pytest.mark.parametrize(
-    ("driver", "gpu_package", "status", "detail"),
+    ("driver", "gpu_package", "status"),
     [
-        (CudaDriver("12.6", ("Orin",)), True, "ok", "CUDA 12.6, Orin"),
-        (CudaDriver(None, problem="no driver"), True, "warn", "no driver, but a GPU package"),
-        (CudaDriver(None, problem="no driver"), False, "ok", "no driver; only GPUs need it"),
+        (CudaDriver("12.6", ("Orin",)), True, "ok"),
+        (CudaDriver(None, problem="no driver"), True, "warn"),
+        (CudaDriver(None, problem="no driver"), False, "ok"),
     ],
 )
-def test_the_driver(monkeypatch, driver, gpu_package, status, detail):
+def test_the_driver(monkeypatch, driver, gpu_package, status):
     with_packages(monkeypatch, **({"tensorrt": "10.3"} if gpu_package else {}))
     monkeypatch.setattr(doctor, "probe_cuda_driver", lambda: driver)
     found = by_name(diagnose())["NVIDIA driver"]
-    assert (found.status, found.detail[: len(detail)]) == (status, detail)
+    assert (found.status, found.facts["cuda"]) == (status, driver.version)
+    assert (driver.problem or driver.devices[0]) in found.detail
 
 
 def test_a_query_log_is_verified(tmp_path):

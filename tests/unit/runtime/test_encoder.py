@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import COLOURS, EMBED_DIM, draw_person, make_toy_bundle
 from upperson_rt.bundle import Bundle, open_encoder
 from upperson_rt.encoder import Encoder
@@ -45,18 +46,17 @@ def test_batch_size_does_not_matter(encoder, pictures, batch_size):
     )
 
 
-def test_sources_of_all_kinds_agree(encoder, pictures):
-    with Image.open(pictures[0]) as image:
-        image.load()
-        array = np.asarray(image)
-        embeds = encoder.encode_images([pictures[0], str(pictures[0]), image, array])
-    np.testing.assert_array_equal(embeds, np.tile(embeds[:1], (4, 1)))
-
-
 def test_pictures_of_any_kind_and_size_go_together(encoder, pictures):
     with Image.open(pictures[1]) as image:
         rgb = np.asarray(image.convert("RGB"))
-    crops = [pictures[0], rgb, Image.fromarray(rgb[50:150]), rgb[::2, 10:50], rgb[..., 0]]
+    crops = [
+        pictures[0],
+        str(pictures[1]),
+        rgb,
+        Image.fromarray(rgb[50:150]),
+        rgb[::2, 10:50],
+        rgb[..., 0],
+    ]
     embeds = encoder.encode_images(crops, batch_size=2)
     for crop, embed in zip(crops, embeds, strict=True):
         np.testing.assert_allclose(encoder.encode_images([crop])[0], embed, atol=1e-6)
@@ -77,7 +77,7 @@ def test_frames_of_opencv_are_bgr(encoder, pictures):
     # A file knows its colours, whatever the order in arrays.
     np.testing.assert_array_equal(encoder.encode_images(pictures[:1], channels="bgr"), expected)
     assert not np.allclose(encoder.encode_images([bgr]), expected, atol=0.1)
-    with pytest.raises(UsageError, match="channels must be one of rgb, bgr, found 'hsv'"):
+    with refused("choice_unknown", UsageError, what="channels"):
         encoder.encode_images([rgb], channels="hsv")
 
 
@@ -153,43 +153,39 @@ def test_sentences_find_their_colour(encoder, pictures):
     assert best[: len(chromatic)].tolist() == list(range(len(chromatic)))
 
 
-def test_nothing_gives_nothing(encoder):
-    assert encoder.encode_images([]).shape == (0, EMBED_DIM)
-    assert encoder.encode_texts([]).shape == (0, EMBED_DIM)
-
-
-def test_bad_arguments(encoder, pictures, tmp_path):
-    with pytest.raises(InputError, match="cannot read image"):
+def test_nothing_gives_nothing_and_bad_arguments_are_refused(encoder, pictures, tmp_path):
+    assert encoder.encode_images([]).shape == encoder.encode_texts([]).shape == (0, EMBED_DIM)
+    with refused("image_unreadable", InputError, path=str(tmp_path / "missing.png")):
         encoder.encode_images([*pictures, tmp_path / "missing.png"])
-    with pytest.raises(InputError, match=r"expected pixels uint8 \(N, 24, 8, 3\), found float32"):
-        encoder.encode_pixels(np.zeros((1, 24, 8, 3), np.float32))
-    with pytest.raises(InputError, match=r"found uint8 \(1, 8, 24, 3\)"):
-        encoder.encode_pixels(np.zeros((1, 8, 24, 3), np.uint8))
-    with pytest.raises(InputError, match="batch_size must be at least 1"):
+    for pixels in (np.zeros((1, 24, 8, 3), np.float32), np.zeros((1, 8, 24, 3), np.uint8)):
+        with refused("pixels_unfit", InputError, found=f"{pixels.dtype} {pixels.shape}"):
+            encoder.encode_pixels(pixels)
+    with refused("out_of_range", InputError, what="batch_size"):
         encoder.encode_texts(["red"], batch_size=0)
-    with pytest.raises(InputError, match="sentence 0 is empty"):
+    with refused("sentence_empty", InputError, index=0):
         encoder.encode_texts(["  "])
-    with pytest.raises(InputError, match=r"sentences must be a list.* put a single one in a list"):
+    with refused("no_list", InputError, what="sentences"):
         encoder.encode_texts("red")
 
 
 @pytest.mark.parametrize(
-    ("images", "message"),
+    ("images", "code"),
     [
-        (np.zeros((24, 8, 3), np.uint8), r"found an array \(24, 8, 3\): put a single picture in"),
-        ("picture.png", "found str: make it a list"),
-        (Image.new("RGB", (8, 24)), "found Image: make it a list"),
-        ([None], "expected a picture: .* found NoneType"),
-        ([b"\xff\xd8\xff"], "expected a picture: .* found bytes"),
-        ([np.full((24, 8, 3), np.nan)], "must be uint8 .* got float64"),
-        ([np.zeros((24, 8, 3), np.float32)], "must be uint8 .* got float32"),
-        ([np.zeros((0, 8, 3), np.uint8)], "must not be empty"),
-        ([np.zeros((3, 24, 8), np.uint8)], r"must be \[H, W, 3\] .* got shape \(3, 24, 8\)"),
-        ([np.zeros((2, 24, 8, 3), np.uint8)], "one picture at a time"),
+        (np.zeros((24, 8, 3), np.uint8), "no_picture_list"),
+        ("picture.png", "no_picture_list"),
+        (Image.new("RGB", (8, 24)), "no_picture_list"),
+        ([None], "no_picture"),
+        ([b"\xff\xd8\xff"], "no_picture"),
+        ([np.full((24, 8, 3), np.nan)], "array_unfit"),
+        ([np.zeros((24, 8, 3), np.float32)], "array_unfit"),
+        ([np.zeros((0, 8, 3), np.uint8)], "array_unfit"),
+        ([np.zeros((3, 24, 8), np.uint8)], "array_unfit"),
+        ([np.zeros((2, 24, 8, 3), np.uint8)], "array_unfit"),
+        ([np.zeros(12, np.uint8)], "array_unfit"),
     ],
-)  # fmt: skip
-def test_what_is_no_list_of_pictures_is_refused(encoder, images, message):
-    with pytest.raises(InputError, match=message):
+)
+def test_what_is_no_list_of_pictures_is_refused(encoder, images, code):
+    with refused(code, InputError):
         encoder.encode_images(images)
 
 
@@ -204,8 +200,8 @@ def test_useless_output_is_never_returned(bundle_folder):
             return {self.output: np.full((len(inputs["image"]), EMBED_DIM), np.nan, np.float32)}
 
     encoder = Encoder(bundle.manifest, "int8", bundle.tokenizer, lambda tower: Broken())
-    with pytest.raises(IntegrityError, match="the image tower gave embeddings"):
+    with refused("embeds_unusable", IntegrityError, tower="image"):
         encoder.encode_pixels(np.zeros((2, 24, 8, 3), np.uint8))
     Broken.output = "embeddings"
-    with pytest.raises(IntegrityError, match="no output 'image_embeds', only embeddings"):
+    with refused("output_missing", IntegrityError, tower="image"):
         encoder.encode_pixels(np.zeros((2, 24, 8, 3), np.uint8))

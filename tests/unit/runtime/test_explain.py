@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import COLOURS
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Item
 from upperson_rt.ingest.files import index_images
 from upperson_rt.phrases import parse
 from upperson_rt.phrases.evidence import (
-    MOST_DENIED,
+    MOST_EXCLUDED,
     MOST_PARAPHRASES,
     Evidence,
     describe,
@@ -53,7 +54,7 @@ def test_an_explanation_outlives_its_pictures(retriever):
     assert np.isnan(after[1]).all()
     np.testing.assert_array_equal(after[[0, 2]], before[[0, 2]])
     assert retriever.explain("red coat", []).evidence_HP.shape == (0, 1)
-    with pytest.raises(InputError, match="expected hits of a search"):
+    with refused("hits_invalid", InputError):
         retriever.explain("red coat", ["red.png"])
 
 
@@ -71,7 +72,7 @@ def test_what_a_sentence_denies_goes_down(retriever):
     denied = retriever.query("a coat that is not red", k=everything)
     asked = {hit.id: hit.score for hit in retriever.query("a coat", k=everything)}
     for hit in denied:
-        assert asked[hit.id] - MOST_DENIED - 1e-6 <= hit.score <= asked[hit.id] + 1e-6
+        assert asked[hit.id] - MOST_EXCLUDED - 1e-6 <= hit.score <= asked[hit.id] + 1e-6
     lost = {_colour(hit): asked[hit.id] - hit.score for hit in denied}
     assert max(lost, key=lost.get) == "red"
     assert [hit.score for hit in denied] == sorted((hit.score for hit in denied), reverse=True)
@@ -104,16 +105,16 @@ def _knows_things(texts):
 def test_any_bag_is_each_kind_of_bag_and_nothing_else(word, kinds):
     evidence = Evidence(_knows_things)
     pictures = _knows_things(["nobody", *THINGS])
-    (phrase,) = parse(f"without {word}").denied
+    (phrase,) = parse(f"without {word}").excluded
     weighed = dict(zip(["nobody", *THINGS], evidence.of(phrase, pictures), strict=True))
     lost = dict(zip(weighed, evidence.against([phrase], pictures), strict=True))
     others = weighed.keys() - {*kinds}
     assert min(weighed[kind] for kind in kinds) > 0.9 > 0.55 > max(weighed[one] for one in others)
-    assert min(lost[kind] for kind in kinds) > 0.9 * MOST_DENIED
-    assert max(lost[one] for one in others) < 0.5 * MOST_DENIED
-    backpack = parse("without a backpack").denied
+    assert min(lost[kind] for kind in kinds) > 0.9 * MOST_EXCLUDED
+    assert max(lost[one] for one in others) < 0.5 * MOST_EXCLUDED
+    backpack = parse("without a backpack").excluded
     alone = evidence.against(backpack, pictures)
-    assert alone[2:].max() < 0.5 * MOST_DENIED < alone[1]
+    assert alone[2:].max() < 0.5 * MOST_EXCLUDED < alone[1]
 
 
 def test_little_evidence_counts_for_a_coloured_thing_alone():
@@ -128,13 +129,13 @@ def test_little_evidence_counts_for_a_coloured_thing_alone():
     evidence = Evidence(embed_texts)
     picture = np.array([[1, 0.12, 0.02]], np.float32)
     picture /= np.linalg.norm(picture)
-    (plain,) = parse("without a backpack").denied
-    (red,) = parse("without a red backpack").denied
+    (plain,) = parse("without a backpack").excluded
+    (red,) = parse("without a red backpack").excluded
     for phrase in (plain, red):
         assert 0 < evidence.of(phrase, picture) < 0.1
     assert evidence.against([plain], picture) == 0
     assert evidence.against([red], picture) == pytest.approx(
-        MOST_DENIED * evidence.of(red, picture)
+        MOST_EXCLUDED * evidence.of(red, picture)
     )
 
 
@@ -172,7 +173,7 @@ def test_answers_are_looked_for_away_from_what_is_denied(encoder, gallery):
     asked_D = embed_texts(["a person"])[0]
     (best,) = gallery.search(asked_D[None], 40)
     assert all(int(hit.item.key) < 50 for hit in best)
-    denied = parse("a person without a bag").denied
+    denied = parse("a person without a bag").excluded
     assert np.linalg.norm(evidence.away(asked_D, denied)) == pytest.approx(1, abs=1e-6)
     found = search_excluding(gallery, evidence, asked_D, denied, 10, None, by_track=False)
     assert all(int(hit.item.key) >= 50 for hit in found)
@@ -210,7 +211,7 @@ def test_paraphrases_are_averaged(retriever):
     assert [hit.id for hit in found] == [hit.id for hit in expected]
     assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-6)
     for wrong in (0, 17):
-        with pytest.raises(UsageError, match="paraphrases must be"):
+        with refused("out_of_range", UsageError, what="paraphrases"):
             retriever.query(sentence, paraphrases=wrong)
 
 

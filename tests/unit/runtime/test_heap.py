@@ -11,12 +11,12 @@ PROGRAM = """
 import sys, threading
 from pathlib import Path
 import numpy as np
-from upperson_rt.machine import keep_little
+from upperson_rt.machine import limit_heap
 
 if sys.argv[1] == "little":
-    keep_little(32 << 20)
-    keep_little(1 << 20)
-    keep_little(16 << 20)  # Who asked for less is heard.
+    limit_heap(32 << 20)
+    limit_heap(1 << 20)
+    limit_heap(16 << 20)  # Who asked for less is heard.
 
 def held_mb():
     return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]) >> 10

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.helpers.hostile_graphs import GRAPHS
+from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import IntegrityError
@@ -54,15 +55,6 @@ def appended(model, node):
     model.graph.node.append(node)
 
 
-def custom_operator(model):
-    model.opset_import.append(helper.make_opsetid("evil", 1))
-    appended(model, helper.make_node("Evil", ["before"], [], domain="evil"))
-
-
-def domain_without_import(model):
-    appended(model, helper.make_node("Evil", ["before"], [], domain="com.microsoft"))
-
-
 def loop(model):
     value = [
         helper.make_tensor_value_info(name, kind, [])
@@ -73,21 +65,10 @@ def loop(model):
     appended(model, helper.make_node("Loop", ["steps", "", "before"], [], body=body))
 
 
-def function(model):
-    node, opset = helper.make_node("Identity", ["x"], ["y"]), helper.make_opsetid("", 17)
-    model.functions.append(helper.make_function("", "F", ["x"], ["y"], [node], [opset]))
-
-
 def sparse(model):
     value = helper.make_tensor("sparse", TensorProto.FLOAT, [1], [1.0])
     place = helper.make_tensor("place", TensorProto.INT64, [1], [0])
     model.graph.sparse_initializer.append(helper.make_sparse_tensor(value, place, [1 << 40]))
-
-
-def constant_outside(model):
-    tensor = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[4])
-    tensor.data_location = TensorProto.EXTERNAL
-    appended(model, helper.make_node("Constant", [], [], value=tensor))
 
 
 def wider_input(model):
@@ -107,51 +88,54 @@ def other_output(model):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "reason"),
     [
-        (outside("extra.bin"), "names another file"),
-        (outside("../extra.bin"), "names another file"),
-        (outside("/etc/passwd"), "names another file"),
-        (named_only, "names another file"),
-        (constant_outside, "names another file"),
-        (declared(1 << 40, 1 << 20), "a tensor of shape"),
-        (declared(-1, 16), "a tensor of shape"),
-        (declared(*[1] * 17), "a tensor of shape"),
-        (custom_operator, "operators of 'evil'"),
-        (domain_without_import, r"operators of 'com\.microsoft'"),
-        (loop, "a loop, or another graph inside"),
-        (function, "functions"),
-        (sparse, "sparse tensors"),
-        (wider_input, r"expected input_ids of type 6 and shape \[None, None\], found input_ids"),
-        (float_input, "found input_ids of type 1"),
-        (second_input, "found input_ids .*, more"),
-        (other_output, r"expected text_embeds of type 1 and shape \[None, 16\], found"),
+        (outside("extra.bin"), "other_file"),
+        (outside("../extra.bin"), "other_file"),
+        (outside("/etc/passwd"), "other_file"),
+        (named_only, "other_file"),
+        (declared(1 << 40, 1 << 20), "tensor_size"),
+        (declared(-1, 16), "tensor_size"),
+        (declared(*[1] * 17), "tensor_size"),
+        (loop, "graph_inside"),
+        (sparse, "sparse"),
+        (wider_input, "ends_differ"),
+        (float_input, "ends_differ"),
+        (second_input, "ends_differ"),
+        (other_output, "ends_differ"),
     ],
 )
-def test_graphs_that_exports_do_not_write_are_refused(bundle, tmp_path, change, message):
+def test_graphs_that_exports_do_not_write_are_refused(bundle, tmp_path, change, reason):
     model = onnx.load(bundle / "text.int8.onnx")
     change(model)
     path = tmp_path / "text.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(IntegrityError, match=f"is not a graph that exports write: .*{message}"):
+    with refused("graph_unfit", IntegrityError, path=str(path), reason=reason):
         check_graph(path, "text", Bundle.open(bundle).manifest)
 
 
 @pytest.mark.parametrize(
-    ("graph", "message"),
+    ("graph", "reason"),
     [
-        ("whole constants that an attribute calls floating ones", "attributes 'value, to'"),
-        ("whole numbers that a cast's tensor calls floating ones", "attributes 'to, value'"),
-        ("whole constants that are floating inputs", "two values of the name 'first'"),
-        ("places far outside, of several axes", "places that ArgMax did not find"),
-        ("places found and then moved far outside", "places that ArgMax did not find"),
-        ("variances of nothing", "operator 'InstanceNormalization'"),
+        ("whole constants that an attribute calls floating ones", "attributes"),
+        ("whole numbers that a cast's tensor calls floating ones", "attributes"),
+        ("whole constants that are floating inputs", "name_reused"),
+        ("places far outside, of several axes", "gather_places"),
+        ("places found and then moved far outside", "gather_places"),
+        ("variances of nothing", "operator"),
+        ("operators of another domain", "operator_domain"),
+        ("a function in it", "functions"),
+        ("training in it", "functions"),
+        ("a tensor elsewhere, in an attribute", "other_file"),
+        ("a tensor elsewhere, in a list", "other_file"),
+        ("a division of whole numbers by zero", "whole_division"),
+        ("a name of a megabyte", "name_too_long"),
     ],
 )
-def test_graphs_that_may_end_the_process_reach_no_library(bundle, tmp_path, graph, message):
+def test_graphs_that_may_end_the_process_reach_no_library(bundle, tmp_path, graph, reason):
     folder = shutil.copytree(bundle, tmp_path / "bundle")
     GRAPHS[f"graph: {graph}"](folder)
-    with pytest.raises(IntegrityError, match=message):
+    with refused("graph_unfit", IntegrityError, reason=reason):
         check_graph(folder / "text.int8.onnx", "text", Bundle.open(folder).manifest)
 
 
@@ -174,7 +158,7 @@ def test_no_library_sees_such_a_graph(bundle, monkeypatch):
     opened = Bundle.open(bundle)
     monkeypatch.setattr(opened, "_load", lambda *_: pytest.fail("it was loaded"))
     for use in (lambda: opened.backend("text"), opened.check_files):
-        with pytest.raises(IntegrityError, match=r"text\.int8\.onnx is not a graph"):
+        with refused("graph_unfit", IntegrityError, reason="graph_inside"):
             use()
     replace_in_bundle(bundle, "text.int8.onnx", before)
 
@@ -184,7 +168,7 @@ def test_damaged_files_are_refused_or_read(bundle, tmp_path):
     manifest = Bundle.open(bundle).manifest
     content = (bundle / "image.int8.onnx").read_bytes()
     rng = np.random.default_rng(0)
-    path, refused = tmp_path / "image.onnx", 0
+    path, count = tmp_path / "image.onnx", 0
     for trial in range(300):
         changed = bytearray(content)
         for _ in range(1 + trial % 4):
@@ -193,11 +177,11 @@ def test_damaged_files_are_refused_or_read(bundle, tmp_path):
         try:
             check_graph(path, "image", manifest)
         except IntegrityError:
-            refused += 1
-    assert refused > 100
+            count += 1
+    assert count > 100
     for junk in (b"", b"\x3a", b"\xff" * 99, os.urandom(999), b"\x3a\xff\xff\xff\xff\xff\xff\x7f"):
         path.write_bytes(junk)
-        with pytest.raises(IntegrityError, match="is not a graph"):
+        with refused("graph_unfit", IntegrityError):
             check_graph(path, "image", manifest)
 
 
@@ -208,12 +192,12 @@ def test_names_are_text(bundle, tmp_path, name):
     assert name in content
     path = tmp_path / "image.onnx"
     path.write_bytes(content.replace(name, b"\xf7" * len(name)))
-    with pytest.raises(IntegrityError, match="is not a graph that exports write: 'utf-8' codec"):
+    with refused("graph_unfit", IntegrityError, reason="unreadable"):
         check_graph(path, "image", Bundle.open(bundle).manifest)
 
 
 def test_a_file_of_endless_small_fields_is_given_up(bundle, tmp_path):
     path = tmp_path / "text.onnx"
     path.write_bytes(b"\x08\x07" * 2_000_000)
-    with pytest.raises(IntegrityError, match="more than 1000000 fields"):
+    with refused("graph_unfit", IntegrityError, reason="too_many_fields"):
         check_graph(path, "text", Bundle.open(bundle).manifest)

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.helpers.refused import refused
 from upperson_rt.backends.openvino import OpenVinoBackend
 from upperson_rt.errors import BackendError
 from upperson_rt.machine import Processor, processor
@@ -101,9 +102,9 @@ def test_floats_other_than_asked_for_are_refused(float_graph, int8_graph, monkey
             return compile_model(core, model, device, config)
 
         monkeypatch.setattr(openvino.Core, "compile_model", unasked)
-        with pytest.raises(BackendError, match="computes in bf16, not in the f32 asked for"):
+        with refused("float_type_differs", BackendError, found="bf16"):
             OpenVinoBackend(float_graph, threads=1)
     else:
         monkeypatch.setattr("upperson_rt.backends.openvino._has_bf16", lambda core, device: True)
-        with pytest.raises(BackendError, match="computes in f32, not in the bf16 asked for"):
+        with refused("float_type_differs", BackendError, found="f32"):
             OpenVinoBackend(int8_graph, threads=1)

@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.helpers.refused import refused
 from upperson_rt.backends import openvino as backend_module
 from upperson_rt.backends.openvino import PIECE, OpenVinoBackend
 from upperson_rt.errors import BackendError
@@ -93,20 +94,14 @@ def test_a_failed_run_is_an_error_and_not_the_result_of_the_run_before(image_tow
     backend = OpenVinoBackend(image_tower, threads=threads)
     right = {"image": np.zeros((count, *SIZE), np.uint8)}
     backend.run(right)
-    with pytest.raises(BackendError, match=r"OpenVINO .* failed"):
+    with refused("run_failed", BackendError):
         backend.run({"image": np.zeros((count, 9, 9, 3), np.uint8)})
     np.testing.assert_array_equal(backend.run(right)["image_embeds"], 0)
 
 
-@pytest.mark.parametrize(
-    ("inputs", "found"),
-    [
-        ({}, "found nothing"),
-        ({"image": np.zeros((1, *SIZE), np.float32)}, "found image float32"),
-        ({"pixels": np.zeros((1, *SIZE), np.uint8)}, "found pixels uint8"),
-    ],
-)
-def test_inputs_of_another_name_or_type_are_refused(image_tower, inputs, found):
+def test_inputs_of_another_name_or_type_are_refused(image_tower):
     backend = OpenVinoBackend(image_tower, threads=1)
-    with pytest.raises(BackendError, match=f"the graph takes image uint8, {found}"):
-        backend.run(inputs)
+    pixels = np.zeros((1, *SIZE), np.uint8)
+    for inputs in ({}, {"image": pixels.astype(np.float32)}, {"pixels": pixels}):
+        with refused("run_failed", BackendError):
+            backend.run(inputs)

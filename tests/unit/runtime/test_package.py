@@ -9,7 +9,7 @@ import pytest
 
 import upperson_rt
 from tests.helpers.toy_bundle import make_toy_bundle
-from upperson_rt.errors import BackendError, install_command, missing_extra
+from upperson_rt.errors import install_command
 
 
 def test_public_names_exist_and_are_listed():
@@ -19,12 +19,6 @@ def test_public_names_exist_and_are_listed():
     assert set(upperson_rt._OWNERS) == set(upperson_rt.__all__) - {"__version__"}
     with pytest.raises(AttributeError, match="has no attribute 'Bundel'"):
         upperson_rt.Bundel  # noqa: B018
-
-
-def test_missing_extra_names_the_command():
-    error = missing_extra("openvino", "cpu", "the backend 'openvino'")
-    assert isinstance(error, BackendError)
-    assert "pip install 'upperson[cpu]'" in str(error)
 
 
 def test_a_hint_names_the_distribution_that_is_installed(monkeypatch):

@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from tests.helpers.refused import refused
 from upperson_rt import image_file, preprocess
 from upperson_rt.errors import InputError
-from upperson_rt.image_file import capture_time
-from upperson_rt.preprocess import iter_image_files, load_image, prepare_image, resize_image
+from upperson_rt.preprocess import (
+    capture_time,
+    iter_image_files,
+    load_image,
+    prepare_image,
+    resize_image,
+)
 
 
 def gradient(height=12, width=9):
@@ -20,15 +26,8 @@ def test_file_image_and_array_give_the_same(tmp_path):
     Image.fromarray(gradient()).save(path)
     for source in (path, str(path), Image.fromarray(gradient()), gradient()):
         np.testing.assert_array_equal(load_image(source), gradient())
-
-
-def test_exif_orientation_is_applied(tmp_path):
-    path = tmp_path / "turned.jpg"
-    image = Image.new("RGB", (20, 10), (255, 0, 0))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # Turn by 90 degrees to see it upright.
-    image.save(path, exif=exif)
-    assert load_image(path).shape == (20, 10, 3)
+    for grey in (np.full((3, 2), 9, np.uint8), np.full((3, 2, 1), 9, np.uint8)):
+        np.testing.assert_array_equal(load_image(grey, "bgr"), np.full((3, 2, 3), 9))
 
 
 def test_transparency_lies_over_white():
@@ -65,24 +64,6 @@ def test_every_mode_becomes_rgb(mode):
         assert np.abs(pixels.astype(int) - 204).max() <= 3
 
 
-def test_grey_array_becomes_rgb():
-    assert load_image(np.full((3, 2), 9, np.uint8)).tolist() == np.full((3, 2, 3), 9).tolist()
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (np.zeros((2, 2, 3), np.float32), "must be uint8.*got float32"),
-        (np.zeros((2, 0, 3), np.uint8), "must not be empty"),
-        (np.zeros((3, 2, 2), np.uint8), r"must be \[H, W, 3\] or \[H, W\]"),
-        (np.zeros(12, np.uint8), r"got shape \(12,\)"),
-    ],
-)
-def test_other_arrays_are_refused(array, message):
-    with pytest.raises(InputError, match=message):
-        load_image(array)
-
-
 def test_unreadable_files_are_named(tmp_path):
     text = tmp_path / "text.jpg"
     text.write_text("not a picture")
@@ -93,7 +74,7 @@ def test_unreadable_files_are_named(tmp_path):
     broken_header = tmp_path / "header.png"
     broken_header.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + bytes(5))
     for path in (text, cut, broken_header, tmp_path / "missing.png", tmp_path):
-        with pytest.raises(InputError, match=f"cannot read image .*{path.name}"):
+        with refused("image_unreadable", InputError, path=str(path)):
             load_image(path)
 
 
@@ -150,7 +131,7 @@ def test_a_reduced_jpeg_is_turned_upright(tmp_path, small_limit):
 )
 def test_other_pictures_above_the_limit_are_refused(tmp_path, small_limit, name, size, options):
     path = save_left_red(tmp_path / name, size, **options)
-    with pytest.raises(InputError, match=rf"{name} is too large to be a person's picture"):
+    with refused("image_too_large", InputError, path=str(path)):
         load_image(path)
 
 
@@ -169,14 +150,11 @@ def test_files_in_other_colours_become_rgb(tmp_path):
     red.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
     red.convert("CMYK").save(tmp_path / "cmyk.tiff")
     red.convert("L").save(tmp_path / "grey.jpg", quality=95)
-    red.convert("1").save(tmp_path / "lines.png")
     Image.fromarray(np.full((8, 8), 0x4C4C, np.uint16)).save(tmp_path / "deep.tiff")
-    found = {path.name: load_image(path)[4, 4].tolist() for path in tmp_path.iterdir()}
-    for name in ("cmyk.jpg", "cmyk.tiff"):
-        assert found[name] == pytest.approx([250, 0, 0], abs=4)
-    assert found["grey.jpg"] == pytest.approx([75] * 3, abs=2)
-    assert found["deep.tiff"] == [0x4C] * 3
-    assert found["lines.png"] in ([0] * 3, [255] * 3)
+    expected = {"cmyk.jpg": [250, 0, 0], "cmyk.tiff": [250, 0, 0], "grey.jpg": [75] * 3}
+    for path in tmp_path.iterdir():
+        colour = expected.get(path.name, [0x4C] * 3)
+        assert load_image(path)[4, 4].tolist() == pytest.approx(colour, abs=4)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tiff"])
@@ -186,7 +164,7 @@ def test_truncated_files_are_refused(tmp_path, name, share):
     noise = np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(InputError, match=f"cannot read image .*{name}"):
+    with refused("image_unreadable", InputError, path=str(path)):
         load_image(path)
 
 
@@ -247,35 +225,18 @@ def test_pictures_are_converted_in_blocks(monkeypatch, mode):
         monkeypatch.undo()
 
 
-def test_preparing_is_loading_and_resizing(tmp_path):
-    path = tmp_path / "a.png"
-    Image.fromarray(gradient(60, 40)).save(path)
-    for source in (path, Image.open(path), gradient(60, 40)):
-        expected = resize_image(load_image(source), 24, 8)
-        np.testing.assert_array_equal(prepare_image(source, 24, 8), expected)
-
-
-def test_colour_orders_of_arrays():
-    array = gradient()
-    np.testing.assert_array_equal(load_image(array[..., ::-1], "bgr"), array)
-    grey = np.full((3, 2, 1), 9, np.uint8)
-    np.testing.assert_array_equal(load_image(grey, "bgr"), np.full((3, 2, 3), 9))
-
-
 def test_resize_is_pillow_bilinear_with_antialias():
     image = np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8)
     resized = resize_image(image, height_px=24, width_px=8)
     expected = Image.fromarray(image).resize((8, 24), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(resized, np.asarray(expected))
+    np.testing.assert_array_equal(prepare_image(image, 24, 8), resized)
+    np.testing.assert_array_equal(load_image(image[..., ::-1], "bgr"), image)
     assert resized.dtype == np.uint8
     # Antialiased: shrinking a fine checkerboard gives grey, not one of its two colours.
     board = ((np.indices((64, 64)).sum(axis=0) % 2) * 255).astype(np.uint8)
     grey = resize_image(np.stack([board] * 3, axis=-1), 8, 8)
     assert 120 < grey.min() <= grey.max() < 135
-
-
-def test_resize_to_the_same_size_changes_nothing():
-    np.testing.assert_array_equal(resize_image(gradient(), 12, 9), gradient())
 
 
 def test_folders_are_read_in_order_and_nothing_twice(tmp_path):
@@ -288,7 +249,7 @@ def test_folders_are_read_in_order_and_nothing_twice(tmp_path):
 
 
 def test_empty_folder_and_missing_path_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"no images in folder .*expected files ending in \.bmp"):
+    with refused("no_images", InputError, path=str(tmp_path)):
         list(iter_image_files([tmp_path]))
-    with pytest.raises(InputError, match="no such file or folder"):
+    with refused("path_missing", InputError):
         list(iter_image_files([tmp_path / "nowhere"]))

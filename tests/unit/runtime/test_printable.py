@@ -9,12 +9,12 @@ from rich.console import Console
 from upperson_rt.cli import output
 from upperson_rt.printable import (
     code_span,
+    escape_for_display,
     get_logger,
     local_time,
     one_line,
-    printable,
+    safe_repr,
     show_text,
-    shown,
 )
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\n\u2028\u202egpj.\u200b\ufeff\udcff\x00\x7f\x85"
@@ -23,8 +23,8 @@ SHOWN = r"\x1b]0;owned\x07\x1b[2J\x9b31m\r\n\u2028\u202egpj.\u200b\ufeff\udcff\x
 
 
 def test_what_a_terminal_would_obey_is_shown():
-    assert printable(HOSTILE) == SHOWN
-    assert printable(SHOWN) == SHOWN
+    assert escape_for_display(HOSTILE) == SHOWN
+    assert escape_for_display(SHOWN) == SHOWN
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_what_a_terminal_would_obey_is_shown():
     ],
 )
 def test_names_of_all_languages_stay_as_they_are(name):
-    assert printable(name) == name
+    assert escape_for_display(name) == name
 
 
 def test_only_plain_text_is_changed_in_templates():
@@ -58,14 +58,11 @@ def test_a_code_span_holds_no_markdown():
     assert code_span("\u202e<b>") == r"`\u202e<b>`"
 
 
-def test_messages_of_libraries_become_one_line():
+def test_values_and_messages_are_shown_in_a_few_words():
     assert one_line(ValueError("cannot\n\tread  it\n")) == "cannot read it"
-
-
-def test_values_are_shown_in_a_few_words():
-    assert shown("\x1b" * 3) == r"'\x1b\x1b\x1b'"
-    assert len(shown("a" * 10_000)) == 60
-    assert shown(10**5000) == "a value of type int"
+    assert safe_repr("\x1b" * 3) == r"'\x1b\x1b\x1b'"
+    assert len(safe_repr("a" * 10_000)) == 60
+    assert safe_repr(10**5000) == "a value of type int"
 
 
 def test_times_beyond_every_calendar_are_shown_in_seconds():

@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command_line import ROOT, environment
+from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
-from upperson_ray import ray_index
+from upperson_ray import index as ray_index
 from upperson_ray.index import index_on_ray
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.gallery import Gallery
@@ -110,8 +111,9 @@ def test_a_shard_that_fails_stops_no_other(without_ray, original, tmp_path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(ray_index, "index_shard", failing)
-        with pytest.raises(BackendError, match=r"1 of 8 shards were .* 2/8: the device is away"):
+        with refused("shards_failed", BackendError, failed=1, shards=SHARDS) as found:
             index(original, tmp_path / "output")
+    assert "2/8: the device is away" in str(found.value)
     assert index(original, tmp_path / "output").earlier == SHARDS - 1
 
 
@@ -129,28 +131,31 @@ def test_one_gallery_for_all(without_ray, original, tmp_path):
 
 def test_other_pictures_are_refused(without_ray, original, tmp_path):
     index(original, tmp_path / "output", shards=2)
-    with pytest.raises(InputError, match="choose another output"):
+    with refused("shard_of_other_pictures", InputError):
         index_on_ray(
             original / "bundle", [original / "pictures/camera 1"], tmp_path / "output", shards=2
         )
     make_toy_bundle(tmp_path / "other", seed=1)
-    with pytest.raises(InputError, match="choose another output"):
+    with refused("shard_of_other_pictures", InputError):
         index_on_ray(tmp_path / "other", [original / "pictures"], tmp_path / "output", shards=2)
 
 
 def test_shards_of_another_place_or_other_options_are_refused(without_ray, original, tmp_path):
     """In every gallery, and also where a shard was not finished."""
     index(original, tmp_path / "output", shards=2, camera="gate")
-    with pytest.raises(InputError, match="made with --camera gate, now it is --camera hall"):
-        index(original, tmp_path / "output", shards=2, camera="hall")
-    with pytest.raises(InputError, match=r"now it is no --camera, --detector .*\.nobody: give"):
-        index(original, tmp_path / "output", shards=2, detector=nobody)
+    make_toy_bundle(tmp_path / "other", seed=1)
     shutil.copytree(original / "pictures", tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=f"not in {tmp_path}/elsewhere: keys are paths"):
-        index_on_ray(
-            original / "bundle", [tmp_path / "elsewhere"], tmp_path / "output", shards=2,
-            encoder={"threads": 1}, camera="gate",
-        )  # fmt: skip
+    bundle, pictures = original / "bundle", original / "pictures"
+    options = {"shards": 2, "camera": "gate", "encoder": {"threads": 1}}
+    for model, place, changes in (
+        (bundle, pictures / "camera 1", {}),
+        (tmp_path / "other", pictures, {}),
+        (bundle, tmp_path / "elsewhere", {}),
+        (bundle, pictures, {"camera": "hall"}),
+        (bundle, pictures, {"camera": None, "detector": nobody}),
+    ):
+        with pytest.raises(InputError):
+            index_on_ray(model, [place], tmp_path / "output", **options | changes)
     assert index(original, tmp_path / "output", shards=2, camera="gate").earlier == 2
 
 
@@ -181,23 +186,15 @@ def test_the_example(without_ray, original, tmp_path, monkeypatch, capsys):
     assert printed.err.splitlines()[-1] == "16 of 16 shards"
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"shards": 0}, UsageError, "shards"),
-        ({"workers": 0}, UsageError, "workers"),
-        ({"gallery": "gallery"}, InputError, "share no gallery in a folder"),
-    ],
-)
-def test_bad_arguments(original, tmp_path, options, error, message):
-    with pytest.raises(error, match=message):
-        index(original, tmp_path / "output", **options)
-
-
-def test_without_ray_the_extra_is_named(original, tmp_path, monkeypatch):
+def test_bad_arguments(original, tmp_path, monkeypatch):
+    for what in ("shards", "workers"):
+        with refused("out_of_range", UsageError):
+            index(original, tmp_path / "output", **{what: 0})
+    with refused("gallery_not_shared", InputError, gallery="gallery"):
+        index(original, tmp_path / "output", gallery="gallery")
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "ray.data", None)
-    with pytest.raises(BackendError, match=r"needs the package 'ray', .* run  pip install"):
+    with refused("extra_missing", BackendError, package="ray", extra="ray"):
         index(original, tmp_path / "output")
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import COLOURS
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
@@ -27,7 +28,7 @@ def test_sentences_find_pictures(encoder, gallery, pictures):
     assert [red[0].item.source, blue[0].item.source] == [str(pictures[0]), str(pictures[2])]
     assert retriever.query("red", where=Filter(camera="hall")) == []
     assert retriever.query([]) == []
-    with pytest.raises(InputError, match="is empty"):
+    with refused("sentence_empty", InputError):
         retriever.query(" ")
 
 
@@ -47,11 +48,11 @@ def test_sentences_and_pictures_in_one_call(encoder, gallery, pictures):
     # A str is a sentence, whatever file has that name.
     assert retriever.query(str(pictures[0]), k=1)[0].score < 0.9
     assert retriever.query(pictures[0], k=1)[0].score > 0.99
-    with pytest.raises(InputError, match=r"missing\.png: No such file"):
+    with refused("image_unreadable", InputError, path="missing.png"):
         retriever.query(Path("missing.png"))
-    with pytest.raises(UsageError, match="k must be at least 1"):
+    with refused("out_of_range", UsageError, what="k"):
         retriever.query("red", k=0)
-    with pytest.raises(InputError, match=r"expected a picture: .* found int"):
+    with refused("no_picture", InputError):
         retriever.query([5])
 
 

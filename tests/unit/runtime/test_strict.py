@@ -3,6 +3,7 @@ from typing import Any, Literal
 
 import pytest
 
+from tests.helpers.refused import refused
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.strict import (
     Count,
@@ -52,43 +53,44 @@ def test_a_mapping_becomes_a_dataclass():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "code", "at"),
     [
-        ({"widht_px": 1}, r"^camera\.json: unknown key 'widht_px', did you mean 'width_px'\?$"),
-        ({"zoom": 1}, "unknown key 'zoom', known: digest, drops, "),
-        ({"width_px": 0}, r"^camera\.json: width_px: expected an integer of at least 1, found 0$"),
-        ({"width_px": True}, "width_px: expected an integer of at least 1, found True"),
-        ({"width_px": 4.0}, "width_px: expected an integer of at least 1, found 4.0"),
-        ({"drops": -1}, "drops: expected an integer of at least 0, found -1"),
-        ({"mode": "dusk"}, "mode: expected one of day, night, found 'dusk'"),
-        ({"lenses": {}}, r"lenses: expected a list, found \{\}"),
-        ({"lenses": [{"name": ""}]}, r"lenses\[0\]\.name: expected a non-empty string, found ''"),
-        ({"lenses": [{}]}, r"^camera\.json: lenses\[0\]\.name: missing$"),
-        ({"lenses": [7]}, r"lenses\[0\]: expected an object, found 7"),
-        ({"limits": {"lux": "x"}}, r"limits\.lux: expected a number, found 'x'"),
-        ({"limits": {"lux": float("nan")}}, "expected a finite number of 64 bits, found nan"),
-        ({"limits": {"lux": 10**400}}, "expected a finite number of 64 bits, found 1000"),
-        ({"on": 1}, "on: expected true or false, found 1"),
-        ({"digest": "ABC"}, "digest: expected 64 lower-case hex digits, found 'ABC'"),
+        ({"widht_px": 1}, "key_unknown", ""),
+        ({"width_px": 0}, "value_unfit", "width_px"),
+        ({"width_px": True}, "value_unfit", "width_px"),
+        ({"width_px": 4.0}, "value_unfit", "width_px"),
+        ({"drops": -1}, "value_unfit", "drops"),
+        ({"mode": "dusk"}, "value_unfit", "mode"),
+        ({"lenses": {}}, "value_unfit", "lenses"),
+        ({"lenses": [{"name": ""}]}, "value_unfit", "lenses[0].name"),
+        ({"lenses": [{}]}, "key_missing", "lenses[0].name"),
+        ({"lenses": [7]}, "value_unfit", "lenses[0]"),
+        ({"limits": {"lux": "x"}}, "value_unfit", "limits.lux"),
+        ({"limits": {"lux": float("nan")}}, "value_unfit", "limits.lux"),
+        ({"limits": {"lux": 10**400}}, "value_unfit", "limits.lux"),
+        ({"on": 1}, "value_unfit", "on"),
+        ({"digest": "ABC"}, "value_unfit", "digest"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_its_place(changes, message):
-    with pytest.raises(InputError, match=message):
+def test_what_does_not_fit_is_refused_with_its_place(changes, code, at):
+    with refused(code, InputError, at=at) as found:
         read(**changes)
+    assert str(found.value).startswith("camera.json: ")
+    assert at in str(found.value)
 
 
 def test_errors_of_the_dataclass_get_the_place_and_keep_their_kind():
-    with pytest.raises(IntegrityError, match=r"^camera\.json: lenses: expected at least one"):
+    with refused("integrity", IntegrityError, at=""):
         read(lenses=[])
 
 
 def test_json_files(tmp_path):
     path = tmp_path / "a.json"
-    with pytest.raises(InputError, match=r"cannot read .*a\.json"):
+    with pytest.raises(InputError):
         read_json(path)
-    for text in ("{", "NaN", '{"a": Infinity}', "[" * 100_000):
+    for text in ("{", "NaN", '{"a": Infinity}', "[" * 100_000, '{"a": 1, "a": 2}'):
         path.write_text(text)
-        with pytest.raises(InputError, match=r"a\.json is not valid JSON"):
+        with refused("no_json", InputError):
             read_json(path)
     path.write_text('{"a": 1}')
     assert read_json(path) == {"a": 1}
@@ -96,10 +98,10 @@ def test_json_files(tmp_path):
 
 def test_versions_come_first():
     require_version({"schema_version": 2}, "f", (1, 2), "update")
-    with pytest.raises(InputError, match=r"f: schema_version: .* version 3, .* up to 2: update"):
+    with refused("version_unknown", InputError, found=3):
         require_version({"schema_version": 3}, "f", (1, 2), "update")
     for content in ({}, [], {"schema_version": "1"}, {"schema_version": 0}):
-        with pytest.raises(InputError, match=r"^f"):
+        with pytest.raises(InputError):
             require_version(content, "f", (1,), "update")
 
 
@@ -109,6 +111,6 @@ def test_suggestions():
 
 
 def test_a_message_is_not_as_long_as_an_unknown_key():
-    with pytest.raises(InputError, match=r"unknown key '9{50,60}\.\.\., ") as refused:
+    with refused("key_unknown", InputError) as found:
         read_fields(Camera, {"9" * 10_000: 1}, "cameras.json")
-    assert len(str(refused.value)) < 300
+    assert len(str(found.value)) < 300

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
+from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.backends import open_backend
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
-from upperson_tensorrt.backend import TensorRtBackend
 from upperson_tensorrt.cache import EngineCache
 from upperson_tensorrt.compile import compile_bundle
+from upperson_tensorrt.plugin import TensorRtBackend
 
 MAX_BATCH = 8
 
@@ -81,7 +82,7 @@ def assert_right(bundle):
     return check
 
 
-def test_a_bundle_runs_with_its_canaries_and_no_line_of_the_log_reaches_python(
+def test_a_bundle_runs_with_its_golden_samples_and_no_line_of_the_log_reaches_python(
     bundle, each, capfd, monkeypatch
 ):
     monkeypatch.setattr("upperson_rt.backends.find_spec", lambda name: name == "tensorrt")
@@ -90,7 +91,7 @@ def test_a_bundle_runs_with_its_canaries_and_no_line_of_the_log_reaches_python(
     assert backend.version == each.trt.__version__
     assert backend.record.variant == "fp32"
     opened = Bundle.open(bundle, "fp32", "tensorrt", "cuda")
-    assert min(check.min_cosine for check in opened.check_canaries()) > 0.99999
+    assert min(check.min_cosine for check in opened.check_golden_samples()) > 0.99999
     assert opened.encoder().encode_texts(["a man in red", "green"]).shape == (2, 16)
     assert each.trt.behaviour.python_lines == []
     assert capfd.readouterr().out == ""  # Where programs expect JSON.
@@ -113,22 +114,22 @@ def test_texts_of_any_length(bundle, each):
         ids = np.random.default_rng(1).integers(2, 12, (11, tokens), dtype=np.int32)
         found, expected = (one.run({"input_ids": ids}) for one in (backend, reference))
         np.testing.assert_allclose(found["text_embeds"], expected["text_embeds"], atol=1e-6)
-    with pytest.raises(BackendError, match=r"is int32 \(N, 2 to 12\), found int32 \(2, 13\)"):
+    with refused("run_failed", BackendError, found="int32 (2, 13)"):
         backend.run({"input_ids": np.ones((2, 13), np.int32)})
 
 
 @pytest.mark.parametrize(
-    ("inputs", "message"),
+    "inputs",
     [
-        ({"other": images(1)}, "one input is 'image', found other"),
-        ({}, "found none"),
-        ({"image": images(1).astype(np.float32)}, r"is uint8 \(N, 24, 8, 3\), found float32"),
-        ({"image": images(1)[:, :-1]}, r"found uint8 \(1, 23, 8, 3\)"),
-        ({"image": images(1)[0]}, r"found uint8 \(24, 8, 3\)"),
+        {"other": images(1)},
+        {},
+        {"image": images(1).astype(np.float32)},
+        {"image": images(1)[:, :-1]},
+        {"image": images(1)[0]},
     ],
 )
-def test_wrong_inputs_are_an_error(open_image, driver, inputs, message):
-    with pytest.raises(BackendError, match=f"TensorRT failed: .*{message}"):
+def test_wrong_inputs_are_an_error(open_image, driver, inputs):
+    with refused("run_failed", BackendError):
         open_image().run(inputs)
 
 
@@ -138,7 +139,7 @@ def test_a_failing_gpu_is_an_error_and_the_next_run_works(
 ):
     backend = open_image()
     driver.fail[function] = 901
-    with pytest.raises(BackendError, match=f"{function} failed with CUDA_ERROR_STREAM"):
+    with refused("cuda_failed", BackendError, function=function):
         backend.run({"image": images(1)})
     driver.fail.clear()
     assert all(not queued for queued in driver.streams.values())
@@ -211,7 +212,7 @@ def test_memory_goes_back(open_image, driver, assert_right):
     gc.collect()
     assert (driver.memory, driver.streams, driver.executables) == ({}, {}, {})
     driver.free_bytes = 24 * 8 * 3 * MAX_BATCH - 1
-    with pytest.raises(BackendError, match="OUT_OF_MEMORY"):
+    with refused("cuda_failed", BackendError, status="CUDA_ERROR_OUT_OF_MEMORY"):
         open_image()
     gc.collect()
     assert driver.memory == {}
@@ -234,7 +235,7 @@ def test_the_environment_switches_graphs_on(bundle, driver, monkeypatch, said, c
     if said is not None:
         monkeypatch.setenv("UPPERSON_CUDA_GRAPHS", said)
     if captured is None:
-        with pytest.raises(UsageError, match=r"must be 1 \(on\) or 0 \(off\), found 'yes'"):
+        with refused("choice_unknown", UsageError, what="UPPERSON_CUDA_GRAPHS"):
             open_backend(bundle / "image.fp32.onnx", "tensorrt", "cuda")
         return
     encoder = Bundle.open(bundle, "fp32", "tensorrt", "cuda").encoder()
@@ -260,12 +261,12 @@ def test_a_graph_that_computes_something_else_or_cannot_be_captured_is_not_used(
 
 def test_nothing_is_built_or_replaced_on_the_way(bundle, driver, tmp_path, monkeypatch):
     monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path))
-    for name, device, message in (
-        ("image.fp32.onnx", "cpu", "'tensorrt' has no device 'cpu': say  --device cuda"),
-        ("image.fp32.onnx", "cuda", r"no engine for .*image\.fp32\.onnx with TensorRT 10"),
-        ("nowhere.onnx", "cuda", r"cannot load .*nowhere\.onnx: No such file"),
+    for name, device, code in (
+        ("image.fp32.onnx", "cpu", "device_unknown"),
+        ("image.fp32.onnx", "cuda", "no_engine"),
+        ("nowhere.onnx", "cuda", "graph_not_loaded"),
     ):
-        with pytest.raises(BackendError, match=message):
+        with refused(code, BackendError):
             open_backend(bundle / name, "tensorrt", device)
     assert list(tmp_path.iterdir()) == []
 
@@ -279,15 +280,12 @@ def test_a_changed_engine_is_refused(open_image, driver, caches, tmp_path, monke
     open_image()
     (engine,) = engines.glob("image-*.engine")
     engine.write_bytes(engine.read_bytes() + b"x")
-    with pytest.raises(IntegrityError, match="changed or damaged"):
+    with refused("checksum_differs", IntegrityError, path=str(engine)):
         open_image()
-
-
-def test_an_engine_that_tensorrt_refuses(open_image, driver, monkeypatch):
     load = EngineCache.load
+    engine.write_bytes(engine.read_bytes()[:-1])
     monkeypatch.setattr(
         EngineCache, "load", lambda *a: load(*a).replace(b"10.3.0.26", b"10.3.0.30")
     )
-    refused = r"refuses the engine: the engine plan file is not compatible; .*upperson-rt compile"
-    with pytest.raises(BackendError, match=refused):
+    with refused("engine_refused", BackendError):
         open_image()

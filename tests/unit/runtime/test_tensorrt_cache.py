@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.refused import refused
 from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_rt.files import cache_folder
 from upperson_tensorrt.builder import Comparison, InputProfile
@@ -60,14 +61,13 @@ def test_the_folder(monkeypatch, tmp_path):
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", nowhere)
-    with pytest.raises(InputError, match=r"set \$UPPERSON_CACHE"):
+    with refused("no_home", InputError):
         cache_folder()
     monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     assert EngineCache().folder == tmp_path / "engines"
     (tmp_path / "file").write_text("")
-    refused = pytest.raises(InputError, match="choose another --cache")
-    with refused, EngineCache(tmp_path / "file").lock(lambda: None):
+    with refused("cannot_write", InputError), EngineCache(tmp_path / "file").lock(lambda: None):
         pass
 
 
@@ -109,10 +109,10 @@ def test_written_and_read_back_the_latest_first(cache):
 def test_a_damaged_engine_is_not_loaded(cache):
     path = cache.save(RECORD, PLAN)
     path.write_bytes(PLAN[:-1])
-    with pytest.raises(IntegrityError, match=r"changed or damaged; build it again"):
+    with refused("checksum_differs", IntegrityError, path=str(path)):
         cache.load(RECORD)
     path.unlink()
-    with pytest.raises(IntegrityError, match=r"cannot read .*\.engine"):
+    with refused("file_missing", IntegrityError, path=str(path)):
         cache.load(RECORD)
 
 
@@ -139,7 +139,7 @@ def test_an_edited_record_is_a_problem_and_not_used(cache, change, message):
     records, (problem,) = cache.records()
     assert records == []
     assert message in problem
-    with pytest.raises(BackendError, match=r"no engine for .*upperson-rt compile b "):
+    with refused("no_engine", BackendError):
         cache.find(ONNX, RECORD.onnx_sha256, ORIN)
 
 
@@ -151,8 +151,9 @@ def test_what_there_is_instead_is_said(cache):
         ("cd" * 32, ORIN, "engines there: fp16 of toy"),
         ("cd" * 32, newer, "engines there: none for this device"),
     ):
-        with pytest.raises(BackendError, match=found):
+        with refused("no_engine", BackendError) as error:
             cache.find(ONNX, onnx_sha256, target)
+        assert error.value.fields["found"].startswith(found)
 
 
 def test_timings_are_kept_per_target(cache):

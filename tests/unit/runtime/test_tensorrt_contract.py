@@ -27,7 +27,10 @@ SOURCES = [
     Path(__file__).parents[2] / "gpu/test_layers.py",
 ]
 
-OURS = {"append", "clear", "itemsize", "logger", "max", "min", "nbytes", "opt", "release", "value"}
+OURS = {
+    "append", "clear", "file", "itemsize", "logger", "max", "min", "nbytes", "opt", "release",
+    "update", "value",
+}  # fmt: skip
 """What these files call something of their own by; it happens to be a name of TensorRT, too."""
 
 ON_A_GPU = {

@@ -1,6 +1,6 @@
 import pytest
 
-from upperson_rt.backends.measurement import Timing, time_in_turns
+from upperson_rt.backends.autotune import Timing, time_in_turns
 
 
 def test_percentiles_are_interpolated_and_rates_follow_the_median():
@@ -16,12 +16,9 @@ def test_percentiles_are_interpolated_and_rates_follow_the_median():
     assert found["cpu_ms"] == pytest.approx(200)
 
 
-def test_one_run_is_every_percentile():
+def test_one_run_is_every_percentile_and_processor_time_may_be_unknown():
     found = Timing(seconds=[0.2], cpu_seconds=[0.1]).as_dict(items=1)
     assert found["p50_ms"] == found["p90_ms"] == found["p99_ms"] == pytest.approx(200)
-
-
-def test_processor_time_that_nobody_measured_is_none():
     timings = time_in_turns({"a": lambda: None}, warmup=0, rounds=2, cpu_clock=None)
     assert timings["a"].as_dict()["cpu_ms"] is None
     clock = iter((1.0, 3.5, 10.0, 12.5))

@@ -9,8 +9,8 @@ from upperson.data.vocabulary import clip_tokenizer
 from upperson.model.base import SMALL, load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
-from upperson_rt.search import vocabulary as module
-from upperson_rt.search.vocabulary import Vocabulary
+from upperson_rt.search import query as module
+from upperson_rt.search.query import Vocabulary
 
 D = 32
 

@@ -1,21 +1,21 @@
 """Recipes, the schedule and the optimiser."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.helpers.refused import refused
 from tests.helpers.toy_clip import toy_model
 from upperson.config import RECIPES, TrainConfig, read_config, read_recipe, recipe_names
 from upperson.model.base import build_clip
 from upperson.model.encoder import UPPerson
-from upperson.model.parts import UPPersonConfig
+from upperson.model.parts import PLAIN_CLIP, UPPersonConfig
 from upperson.step import build_optimizer, schedule, set_learning_rate
 from upperson_rt.errors import InputError, UsageError
 
 
-def test_a_config_survives_its_file(tmp_path: Path) -> None:
+def test_a_config_survives_its_file(tmp_path):
     config = read_recipe("synthetic", {"root": "people", "epochs": 7, "lr": None})
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml(), "utf-8")
@@ -24,35 +24,61 @@ def test_a_config_survives_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "fact"),
     [
         ("root: p\nlearning_rat: 1.0", "unknown key 'learning_rat'"),
         ("root: p\nepoch: 3", "did you mean 'epochs'"),
         ("root: p\nmodel: {prefix_len: 3}", "did you mean 'prefix_length'"),
-        ("root: p\nepochs: many", "epochs: expected an integer, found 'many'"),
+        ("root: p\nepochs: many", "epochs: expected an integer"),
         ("root: p\nprecision: fp8", "expected one of fp32, bf16, fp16"),
         ("root: p\nselect_on: train", "expected one of val, test"),
-        ("epochs: 3", "'root' is missing"),
-        ("- a list", "found list"),
-        ("root: [", "cannot be read as YAML"),
-        ("root: p\nepochs: 0", "recipe.yaml: epochs must be at least 1, found 0"),
-        ("root: p\nmodel: {lora_rank: -1}", "recipe.yaml: model: lora_rank must be 0"),
+        ("root: p\nepochs: 0", "epochs must be at least 1"),
+        ("root: p\nmodel: {lora_rank: -1}", "lora_rank must be 0"),
     ],
 )
-def test_a_bad_recipe_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_a_bad_recipe_is_named(tmp_path, text, fact):
     path = tmp_path / "recipe.yaml"
     path.write_text(text, "utf-8")
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=f"recipe.yaml: .*{fact}"):
         read_config(path)
 
 
-def test_contradictions_are_refused() -> None:
-    with pytest.raises(UsageError, match="warmup_epochs"):
-        TrainConfig(root="p", epochs=5, warmup_epochs=6)
-    with pytest.raises(UsageError, match="contrastive"):
-        TrainConfig(root="p", batch_size=1)
-    with pytest.raises(UsageError, match=r"unknown: .*synthetic"):
+def test_what_is_no_recipe_is_refused(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    for text, code in (
+        ("epochs: 3", "root_missing"),
+        ("- a list", "not_yaml"),
+        ("root: [", "not_yaml"),
+    ):
+        path.write_text(text, "utf-8")
+        with refused(code, InputError):
+            read_config(path)
+    with refused("recipe_unknown", UsageError, recipe="sinthetic") as found:
         read_recipe("sinthetic", {"root": "p"})
+    assert "synthetic" in found.value.fields["suggestion"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *((name, 0) for name in ("height_px", "epochs", "accumulate", "checkpoint_every", "lr")),
+        *((name, -1) for name in ("warmup_epochs", "workers", "seed", "weight_decay")),
+        ("batch_size", 1), ("width_px", 4097), ("seed", 2**63), ("adam_eps", 1e30),
+        ("prefix_lr", float("nan")), ("temperature", 0.0009), ("temperature", 1.1),
+        ("shorten_captions", 1.1), ("kept_share", 0.0), ("kept_share", 1.1),
+    ],
+)  # fmt: skip
+def test_a_setting_out_of_range_is_refused(setting, value):
+    with refused("setting_out_of_range", UsageError, setting=setting) as found:
+        TrainConfig(root="p", **{setting: value})
+    assert ("upperson export --base" in str(found.value)) == (setting in ("epochs", "lr"))
+
+
+def test_contradictions_are_refused():
+    with refused("warmup_too_long", UsageError, epochs=5, warmup_epochs=6):
+        TrainConfig(root="p", epochs=5, warmup_epochs=6)
+    with pytest.raises(UsageError, match="kept_share"):
+        TrainConfig(root="p", kept_share=0.5, model=PLAIN_CLIP)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +93,7 @@ def test_contradictions_are_refused() -> None:
         (59, 8.15e-7),
     ],
 )
-def test_the_schedule_has_the_papers_values(epoch: int, rate: float) -> None:
+def test_the_schedule_has_the_papers_values(epoch, rate):
     config = TrainConfig(root="p")
     assert config.lr * schedule(epoch, config) == pytest.approx(rate, rel=2e-3)
     optimizer = build_optimizer(toy_model().named_parameters(), config)
@@ -77,7 +103,7 @@ def test_the_schedule_has_the_papers_values(epoch: int, rate: float) -> None:
     }
 
 
-def test_the_optimiser_holds_the_trained_tensors_and_spares_biases() -> None:
+def test_the_optimiser_holds_the_trained_tensors_and_spares_biases():
     model = toy_model()
     decayed, exempt = build_optimizer(model.named_parameters(), TrainConfig(root="p")).param_groups
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -87,7 +113,7 @@ def test_the_optimiser_holds_the_trained_tensors_and_spares_biases() -> None:
     assert decayed["eps"] == 1e-3
 
 
-def test_prefixes_may_have_a_rate_of_their_own() -> None:
+def test_prefixes_may_have_a_rate_of_their_own():
     config = TrainConfig(root="p", prefix_lr=5e-5)
     model = toy_model()
     optimizer = build_optimizer(model.named_parameters(), config)
@@ -107,9 +133,7 @@ def test_prefixes_may_have_a_rate_of_their_own() -> None:
     ],
 )
 @pytest.mark.parametrize("large", [False, True])
-def test_named_recipes_have_the_papers_values(
-    name: str, prefix_length: int, rank: int, lr: float, trained: int, large: bool
-) -> None:
+def test_named_recipes_have_the_papers_values(name, prefix_length, rank, lr, trained, large):
     config = read_recipe(name + ("-vit-l-14" if large else ""), {"root": "p"})
     model = config.model
     assert (model.prefix_length, model.lora_rank, model.adapter_reduction) == (
@@ -129,7 +153,7 @@ def test_named_recipes_have_the_papers_values(
         assert (config.height_px, config.width_px) == (384, 128)
 
 
-def test_recipes_of_the_package_are_all_readable() -> None:
+def test_recipes_of_the_package_are_all_readable():
     names = recipe_names()
     assert len(names) == 9
     for name in names:
@@ -153,7 +177,7 @@ _STATES = {
 
 
 @pytest.mark.parametrize("name", sorted({*recipe_names()} - {"synthetic"}))
-def test_every_deviation_from_the_official_code_is_in_the_header(name: str) -> None:
+def test_every_deviation_from_the_official_code_is_in_the_header(name):
     config = read_recipe(name, {"root": "p"})
     header = [
         line.removeprefix("# ")
@@ -184,7 +208,7 @@ def test_every_deviation_from_the_official_code_is_in_the_header(name: str) -> N
         assert (config.model.prefix_length, config.lr) == (10, 1e-3)
 
 
-def test_settings_replace_any_key() -> None:
+def test_settings_replace_any_key():
     config = read_recipe(
         "rstpreid",
         {"root": "p", "epochs": 9},
@@ -195,23 +219,16 @@ def test_settings_replace_any_key() -> None:
     assert config.model.prefix_length == 2
 
 
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("epochs", "--set wants KEY=VALUE"),
-        ("=3", "--set wants KEY=VALUE"),
-        ("epochs=[", "the value is not YAML"),
-        ("epochs.x=3", "'epochs' has no settings of its own"),
-        ("model.rank=3", "unknown key 'rank'"),
-        ("epochs=three", "epochs: expected an integer, found 'three'"),
-    ],
-)
-def test_a_bad_setting_is_named(setting: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        read_recipe("synthetic", {"root": "p"}, [setting])
+def test_a_bad_setting_is_named():
+    for setting in ("epochs", "=3", "epochs=[", "epochs.x=3"):
+        with refused("setting_malformed", UsageError, setting=setting):
+            read_recipe("synthetic", {"root": "p"}, [setting])
+    for setting, key in (("model.rank=3", "rank"), ("epochs=three", "epochs")):
+        with pytest.raises(UsageError, match=key):
+            read_recipe("synthetic", {"root": "p"}, [setting])
 
 
-def test_a_fault_of_a_recipe_is_its_files_whatever_the_options(tmp_path: Path) -> None:
+def test_a_fault_of_a_recipe_is_its_files_whatever_the_options(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("epochs: many\nprecision: fp8")
     with pytest.raises(UsageError, match="options: lr: expected a finite number"):

@@ -2,28 +2,26 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from tests.helpers.refused import refused
 from tests.helpers.toy_clip import IMAGE_SIZE, normalised, toy_model, toy_pixels
 from tests.helpers.toy_run import Recorder, toy_config
-from upperson.config import TrainConfig, read_config
+from upperson.config import read_config
 from upperson.data.batches import LoadedBatch
 from upperson.data.pictures import Pictures
 from upperson.data.records import read_dataset
 from upperson.data.vocabulary import clip_tokenizer
-from upperson.distill import AskedAtEveryStep, AskedOnce, distill, operations, student_config
+from upperson.distill import CachedTeacher, LiveTeacher, distill, operations, student_config
 from upperson.evaluate import embed_records
 from upperson.model.parts import PLAIN_CLIP
 from upperson.model.student import StudentSize, build_student, start_from_teacher
-from upperson.observer import Step
 from upperson.run import load_run
 from upperson.train import train
 from upperson_export.fold import fold_image_tower
@@ -35,7 +33,7 @@ SETTINGS = {"epochs": 2, "warmup_epochs": 0, "batch_size": 8, "weight_decay": 0.
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     with pytest.MonkeyPatch.context() as monkeypatch:
         config = toy_config(folder, monkeypatch, epochs=1, warmup_epochs=0)
@@ -43,11 +41,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder / "run"
 
 
-def make_config(teacher: Path, size: str = "1x32", **settings: Any) -> TrainConfig:
+def make_config(teacher, size="1x32", **settings):
     return student_config(teacher, size, (), SETTINGS | settings)
 
 
-def test_a_piece_as_large_as_the_whole_is_the_whole() -> None:
+def test_a_piece_as_large_as_the_whole_is_the_whole():
     teacher = toy_model(PLAIN_CLIP).image
     other = toy_model(PLAIN_CLIP, seed=1).image
     image = torch.randn(2, 3, *IMAGE_SIZE)
@@ -57,7 +55,7 @@ def test_a_piece_as_large_as_the_whole_is_the_whole() -> None:
         torch.testing.assert_close(other(image), teacher(image))
 
 
-def test_lora_is_part_of_what_a_student_starts_from() -> None:
+def test_lora_is_part_of_what_a_student_starts_from():
     teacher = toy_model().image
     for block in teacher.blocks:  # What a student does not have.
         block.prefix = block.adapter_attn = block.adapter_mlp = None
@@ -68,7 +66,7 @@ def test_lora_is_part_of_what_a_student_starts_from() -> None:
         torch.testing.assert_close(student(image), teacher(image), rtol=1e-4, atol=1e-5)
 
 
-def test_a_narrower_student_holds_pieces_of_its_teacher() -> None:
+def test_a_narrower_student_holds_pieces_of_its_teacher():
     teacher = toy_model(PLAIN_CLIP).image
     student = build_student(teacher, StudentSize(1, 32), IMAGE_SIZE)
     start_from_teacher(student, teacher, IMAGE_SIZE)
@@ -79,7 +77,7 @@ def test_a_narrower_student_holds_pieces_of_its_teacher() -> None:
     assert operations(student, IMAGE_SIZE) < operations(teacher, IMAGE_SIZE) / 3
 
 
-def test_a_larger_patch_starts_as_the_mean_of_those_within() -> None:
+def test_a_larger_patch_starts_as_the_mean_of_those_within():
     teacher = toy_model(PLAIN_CLIP).image
     student = build_student(teacher, StudentSize(2, 64, (48, 16)), IMAGE_SIZE)
     start_from_teacher(student, teacher, IMAGE_SIZE)
@@ -92,7 +90,7 @@ def test_a_larger_patch_starts_as_the_mean_of_those_within() -> None:
     assert operations(student, IMAGE_SIZE) < operations(teacher, IMAGE_SIZE)
 
 
-def test_a_patch_half_as_large_again_starts_as_two_that_overlap() -> None:
+def test_a_patch_half_as_large_again_starts_as_two_that_overlap():
     teacher = toy_model(PLAIN_CLIP).image
     student = build_student(teacher, StudentSize(2, 64, (24, 16)), IMAGE_SIZE)
     start_from_teacher(student, teacher, IMAGE_SIZE)
@@ -103,7 +101,7 @@ def test_a_patch_half_as_large_again_starts_as_two_that_overlap() -> None:
 
 
 @pytest.mark.parametrize("patch", [(16, 16), (24, 16), (48, 32)])
-def test_a_matrix_product_makes_the_patches_of_a_convolution(patch: tuple[int, int]) -> None:
+def test_a_matrix_product_makes_the_patches_of_a_convolution(patch):
     teacher = toy_model(PLAIN_CLIP).image
     student = build_student(teacher, StudentSize(1, 32, patch), IMAGE_SIZE).requires_grad_(True)
     image = torch.randn(2, 3, *IMAGE_SIZE)
@@ -116,26 +114,23 @@ def test_a_matrix_product_makes_the_patches_of_a_convolution(patch: tuple[int, i
 
 
 @pytest.mark.parametrize(
-    ("size", "message"),
+    ("size", "code", "fields"),
     [
-        ("2x96", "must be smaller than its teacher, 2x64@16x16: .*found 2x96@16x16"),
-        ("3x32", "must be smaller than its teacher, 2x64@16x16: .*found 3x32@16x16"),
-        ("2x64", "must be smaller than its teacher"),
-        ("1x48", "must be a multiple of 32, the size of its teacher's heads; found 48"),
-        ("2x64@8x16", "no smaller patches, .*found 2x64@8x16"),
-        ("2x64@16x16", "must be smaller than its teacher"),
-        ("2x64@20x16", "48x32 .height x width. does not divide into patches of 20x16"),
-        ("1x32@16", "such as .* 6x384@32x16; found '1x32@16'"),
-        ("1", "a student is BLOCKSxWIDTH, such as 6x384"),
-        ("0x32", "a student is BLOCKSxWIDTH"),
+        *(
+            (size, "student_not_smaller", {"teacher": "2x64@16x16"})
+            for size in ("2x96", "3x32", "2x64", "2x64@8x16", "2x64@16x16")
+        ),
+        ("1x48", "student_width", {"multiple_of": 32, "found": 48}),
+        ("2x64@20x16", "image_size_indivisible", {"image_size": (48, 32), "patch": (20, 16)}),
+        *((size, "student_malformed", {"found": size}) for size in ("1x32@16", "1", "0x32")),
     ],
 )
-def test_what_is_no_smaller_tower_is_refused(teacher: Path, size: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_what_is_no_smaller_tower_is_refused(teacher, size, code, fields):
+    with refused(code, UsageError, **fields):
         make_config(teacher, size)
 
 
-def test_a_student_is_a_run_near_its_teacher(teacher: Path, tmp_path: Path) -> None:
+def test_a_student_is_a_run_near_its_teacher(teacher, tmp_path):
     recorder = Recorder()
     config = make_config(teacher, epochs=12, lr=3e-3)
     distill(config, tmp_path / "student", recorder)
@@ -167,37 +162,42 @@ class StoppedError(Exception):
 
 
 class StopAt(Recorder):
-    def step(self, step: Step) -> None:
+    def step(self, step):
         super().step(step)
         if len(self.losses) == 3:
             raise StoppedError
 
 
-def test_a_stopped_student_ends_as_a_whole_one(teacher: Path, tmp_path: Path) -> None:
-    config = replace(make_config(teacher), checkpoint_every=1)
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    distill(config, whole, Recorder())
+@pytest.mark.parametrize("augment", [True, False])
+def test_a_stopped_student_ends_as_a_whole_one(teacher, tmp_path, augment):
+    cache = None if augment else str(tmp_path / "cache")
+    config = make_config(teacher, "2x32@24x16", augment=augment, cache=cache)
+    config = replace(config, checkpoint_every=1)
+    whole, stopped, recorder = tmp_path / "whole", tmp_path / "stopped", Recorder()
+    distill(config, whole, recorder)
+    assert recorder.taught == ([] if augment else [(8, 12), (12, 12)])
     with pytest.raises(StoppedError):
         distill(config, stopped, StopAt())
-    recorder = Recorder()
-    distill(read_config(stopped / "config.yaml"), stopped, recorder, resume=True)
+    distill(read_config(stopped / "config.yaml"), stopped, recorder := Recorder(), resume=True)
     assert recorder.notes == ["resuming at epoch 2, step 1"]
     for name in ("adapter.safetensors", "metrics.csv"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+    assert load_run(whole).model.image.stem.kernel_size == (24, 16)
+    again = student_config(whole, "1x32", (), SETTINGS)
+    assert again.student is not None
+    assert again.student.size == "1x32@24x16", "patches are the teacher's, not its base's"
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_a_teacher_that_is_asked_once_says_what_it_says_at_every_step(
-    teacher: Path, mixed: bool
-) -> None:
+def test_a_cached_teacher_has_the_targets_of_a_live_one(teacher, mixed):
     model = load_run(teacher).model
     device = torch.device("cpu")
     files = sorted((teacher.parent / "people/images/train").iterdir())
     pictures = Pictures(files, model.image_size)
-    told: list[tuple[int, int]] = []
-    always = AskedAtEveryStep(model.image, model.statistics)
+    told = []
+    always = LiveTeacher(model.image, model.statistics)
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-        once = AskedOnce(
+        once = CachedTeacher(
             model.image, model.statistics, pictures, 5, lambda *done: told.append(done)
         )
     assert told == [(5, 12), (10, 12), (12, 12)]
@@ -206,42 +206,20 @@ def test_a_teacher_that_is_asked_once_says_what_it_says_at_every_step(
     pixels = torch.from_numpy(pictures.read(places))
     loaded = LoadedBatch(pixels, moves, torch.zeros(4, 3, dtype=torch.int64), torch.tensor(places))
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-        image, made = once.lesson(loaded, device)
+        image, made = once.targets(loaded, device)
     plain = normalised(model, pixels)
     torch.testing.assert_close(image, torch.stack([plain[0], *plain[1:3].flip(3), plain[3]]))
     with torch.no_grad():
         expected = F.normalize(model.image(image), dim=-1)
     torch.testing.assert_close(made, expected, rtol=0, atol=2e-2 if mixed else 1e-3)
     # Augmented, the same pictures are others.
-    image, made = always.lesson(loaded, device)
+    image, made = always.targets(loaded, device)
     with torch.no_grad():
         torch.testing.assert_close(made, F.normalize(model.image(image), dim=-1))
     assert (made * expected).sum(dim=1).max() < 0.9999
 
 
-def test_a_stopped_student_of_flipped_pictures_ends_as_a_whole_one(
-    teacher: Path, tmp_path: Path
-) -> None:
-    config = make_config(teacher, "2x32@24x16", augment=False, cache=str(tmp_path / "cache"))
-    config = replace(config, checkpoint_every=1)
-    recorder = Recorder()
-    distill(config, tmp_path / "whole", recorder)
-    assert recorder.asked == [(8, 12), (12, 12)]
-    with pytest.raises(StoppedError):
-        distill(config, tmp_path / "stopped", StopAt())
-    distill(config, tmp_path / "stopped", Recorder(), resume=True)
-    whole, stopped = (
-        (tmp_path / name / "adapter.safetensors").read_bytes() for name in ("whole", "stopped")
-    )
-    assert stopped == whole
-    assert load_run(tmp_path / "whole").model.image.stem.kernel_size == (24, 16)
-
-    again = student_config(tmp_path / "whole", "1x32", (), SETTINGS)
-    assert again.student is not None
-    assert again.student.size == "1x32@24x16", "patches are the teacher's, not its base's"
-
-
-def test_a_student_folds_into_a_plain_tower() -> None:
+def test_a_student_folds_into_a_plain_tower():
     model = toy_model()
     student = build_student(model.image, StudentSize(1, 32, (24, 16)), IMAGE_SIZE)
     start_from_teacher(student, model.image, IMAGE_SIZE)
@@ -252,7 +230,7 @@ def test_a_student_folds_into_a_plain_tower() -> None:
         torch.testing.assert_close(fold_image_tower(model)(pixels), expected, rtol=0, atol=1e-5)
 
 
-def test_pictures_without_captions_are_learned_from(teacher: Path, tmp_path: Path) -> None:
+def test_pictures_without_captions_are_learned_from(teacher, tmp_path):
     config = make_config(teacher)
     people = Path(config.root) / "images/test"
     settings = SETTINGS | {"epochs": 1}
@@ -265,22 +243,20 @@ def test_pictures_without_captions_are_learned_from(teacher: Path, tmp_path: Pat
         student_config(teacher, "1x32", (tmp_path / "nowhere",), SETTINGS)
 
 
-def test_another_teacher_and_training_with_captions_are_refused(
-    teacher: Path, tmp_path: Path
-) -> None:
+def test_another_teacher_and_training_with_captions_are_refused(teacher, tmp_path):
     teacher = shutil.copytree(teacher, tmp_path / "copy")
     config = make_config(teacher)
-    with pytest.raises(UsageError, match=r"not trained with captions but distilled"):
+    with refused("student_in_training", UsageError):
         train(config, tmp_path / "run", Recorder())
-    with pytest.raises(UsageError, match=r"names no student"):
+    with refused("no_student", UsageError):
         distill(replace(config, student=None), tmp_path / "run", Recorder())
     (teacher / "adapter.safetensors").write_bytes(_other_weights(teacher / "adapter.safetensors"))
-    with pytest.raises(IntegrityError, match=r"is not the run that this student began with"):
+    with refused("teacher_changed", IntegrityError, path=str(teacher)):
         distill(config, tmp_path / "run", Recorder())
     assert not (tmp_path / "run").exists()
 
 
-def _other_weights(adapter: Path) -> bytes:
+def _other_weights(adapter):
     content = bytearray(adapter.read_bytes())
     content[-4] ^= 1  # The lowest bit of the last number.
     return bytes(content)

@@ -1,7 +1,6 @@
 """The clean/noisy division of training pairs."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +10,12 @@ from upperson.division import matching_losses, noisy_pairs
 from upperson.train import train
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
-    found: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+def unit(rows):
+    found = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return found.astype(np.float32)
 
 
-def test_two_overlapping_gaussians_are_told_apart() -> None:
+def test_two_overlapping_gaussians_are_told_apart():
     rng = np.random.default_rng(1)
     clean, noisy = rng.normal(2, 1.5, 800), rng.normal(12, 2, 200)
     losses = np.concatenate([clean, noisy, [-8.0]])
@@ -27,11 +26,11 @@ def test_two_overlapping_gaussians_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("losses", [[], [3.0], [1.0] * 5])
-def test_losses_that_are_all_equal_accuse_nobody(losses: list[float]) -> None:
+def test_losses_that_are_all_equal_accuse_nobody(losses):
     assert noisy_pairs(np.array(losses)).tolist() == []
 
 
-def test_a_pair_loses_as_much_as_goes_to_other_people() -> None:
+def test_a_pair_loses_as_much_as_goes_to_other_people():
     rng = np.random.default_rng(2)
     text, image = unit(rng.normal(size=(5, 8))), unit(rng.normal(size=(5, 8)))
     pids = np.array([7, 9, 7, 4, 4])
@@ -44,9 +43,7 @@ def test_a_pair_loses_as_much_as_goes_to_other_people() -> None:
         assert found[i] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_captions_of_somebody_else_are_found_and_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_captions_of_somebody_else_are_found_and_left_out(tmp_path, monkeypatch):
     """Of 30 people who each look like their caption six get another one's."""
     people = unit(np.random.default_rng(3).normal(size=(30, 16)))
     text = np.concatenate([people[[1, 2, 3, 4, 5, 0]], people[6:]])

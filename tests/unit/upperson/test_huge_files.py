@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-from pathlib import Path
 
 import pytest
 
@@ -19,18 +18,18 @@ SPARSE_BYTES = 20_000_000_000
 MOST_BYTES = 64 << 20
 
 
-def sparse(path: Path, start: bytes = b"") -> Path:
+def sparse(path, start=b""):
     """Write a file of which only its beginning takes room on the disk."""
     path.write_bytes(start)
     os.truncate(path, SPARSE_BYTES)
     return path
 
 
-def peak_bytes() -> int:
+def peak_bytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def test_a_line_without_an_end_is_refused_with_its_number(tmp_path: Path) -> None:
+def test_a_line_without_an_end_is_refused_with_its_number(tmp_path):
     entry = {"image": "a.png", "pid": 1, "caption": "A person."}
     sparse(tmp_path / "annotations.jsonl", json.dumps(entry).encode() + b"\n")
     before = peak_bytes()
@@ -44,14 +43,14 @@ def test_a_device_without_an_end_is_refused() -> None:
         read_bounded("/dev/zero", 1 << 20)
 
 
-def test_a_line_may_be_long(tmp_path: Path) -> None:
+def test_a_line_may_be_long(tmp_path):
     entry = {"image": "a.png", "pid": 1, "caption": "A person. " * 100_000}
     (tmp_path / "annotations.jsonl").write_text(json.dumps(entry) + "\n")
     (found,) = open_plain_format("jsonl", tmp_path).entries
     assert len(found.captions[0]) == 1_000_000
 
 
-def test_a_file_that_is_read_as_a_whole_has_a_largest_size(tmp_path: Path) -> None:
+def test_a_file_that_is_read_as_a_whole_has_a_largest_size(tmp_path):
     before = peak_bytes()
     with pytest.raises(InputError):
         open_plain_format("csv", sparse(tmp_path / "annotations.csv").parent)

@@ -5,13 +5,10 @@ import os
 import pickle
 import warnings
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from tests.helpers.official_checkpoint import (
     PLAIN,
@@ -23,35 +20,39 @@ from tests.helpers.official_checkpoint import (
     training_checkpoint,
     with_aliases,
 )
+from tests.helpers.refused import refused
 from tests.helpers.toy_clip import IMAGE_SIZE
 from upperson.config import TrainConfig
 from upperson.model.parts import PLAIN_CLIP, UPPersonConfig
 from upperson.official.importing import NO_ROOT, import_checkpoint, read_checkpoint
-from upperson.official.mapping import OfficialModel, map_checkpoint
+from upperson.official.mapping import map_checkpoint
 from upperson.run import load_run
 from upperson_rt.errors import InputError, UppersonError, UsageError
 
 LORA = "LORA_learner.lora_image.1.lora_A.0"
 TOKENS = "text_prefix_learner.text_prefix.0.key.tokens"
 ALIAS = "base_model.transformer.resblocks.0.attn.prefix.key.tokens"
+LORA_UP = "LORA_learner.lora_image.1.lora_B.1"
+PROMPT = "base_model.visual.prompt"
+DEEP = "LORA_learner.lora_text.7.lora_A.0"
 NORM = "base_model.visual.transformer.resblocks.1.ln_2.bias"
 
 
 @pytest.fixture(autouse=True)
-def _toy_base(monkeypatch: pytest.MonkeyPatch) -> None:
+def _toy_base(monkeypatch):
     know_toy_base(monkeypatch)
 
 
 @pytest.fixture
-def state() -> dict[str, Tensor]:
+def state():
     return official_state(TOY_OFFICIAL)
 
 
-def map_toy(state: dict[str, Tensor]) -> OfficialModel:
+def map_toy(state):
     return map_checkpoint(state, IMAGE_SIZE, "toy")
 
 
-def import_toy(path: Path, **options: Any) -> dict[str, Any]:
+def import_toy(path, **options):
     return import_checkpoint(
         path, path.with_name("run"), base="toy", image_size=IMAGE_SIZE, **options
     )
@@ -60,7 +61,7 @@ def import_toy(path: Path, **options: Any) -> dict[str, Any]:
 # --- names and settings ---
 
 
-def test_the_readmes_settings_give_the_official_key_counts() -> None:
+def test_the_readmes_settings_give_the_official_key_counts():
     shapes = Official().shapes()
     assert len(shapes) == 805
     trained = [
@@ -72,7 +73,7 @@ def test_the_readmes_settings_give_the_official_key_counts() -> None:
     assert len(with_aliases({key: torch.empty(0) for key in shapes})) == 805 + 120
 
 
-def test_every_tensor_is_accounted_for(state: dict[str, Tensor]) -> None:
+def test_every_tensor_is_accounted_for(state):
     extra = irra_heads() | {"logger.step": torch.zeros(())}
     model = map_toy(with_aliases(state) | extra)
     assert model.mapped.keys() == state.keys()
@@ -86,7 +87,7 @@ def test_every_tensor_is_accounted_for(state: dict[str, Tensor]) -> None:
     assert reasons.count("unknown") == 1
 
 
-def test_lora_0_is_the_key_and_1_the_value(state: dict[str, Tensor]) -> None:
+def test_lora_0_is_the_key_and_1_the_value(state):
     trained = map_toy(state).trained
     for index, ours in enumerate(("key", "value")):
         place = f"image.blocks.1.lora.{ours}"
@@ -112,24 +113,22 @@ SIZES = {"prefix_length": 3, "lora_rank": 4, "adapter_reduction": 4}
         ({"reduction": 16}, {"adapter_reduction": 16}),
     ],
 )
-def test_settings_are_read_off_names_and_shapes(
-    changes: dict[str, int], expected: dict[str, Any]
-) -> None:
+def test_settings_are_read_off_names_and_shapes(changes, expected):
     found = map_toy(official_state(replace(TOY_OFFICIAL, **changes))).config
     assert found == UPPersonConfig(**(SIZES | expected))
 
 
-def test_a_reduction_must_fit_both_towers(state: dict[str, Tensor]) -> None:
+def test_a_reduction_must_fit_both_towers(state):
     """64 // 5 and 48 // 5 are 12 and 9: neither width alone tells the reduction by a division."""
     found = map_toy(official_state(replace(TOY_OFFICIAL, reduction=5))).config
     assert (64 // found.adapter_reduction, 48 // found.adapter_reduction) == (12, 9)
     other = official_state(replace(TOY_OFFICIAL, reduction=2))
     mixed = state | {key: value for key, value in other.items() if "visual" not in key}
-    with pytest.raises(InputError, match="L-Adapters must have one size in all blocks of both"):
+    with refused("sizes_differ", InputError, part="L-Adapters"):
         map_toy(mixed)
 
 
-def test_all_blocks_of_a_shallow_tower_may_be_the_first_of_a_deep_one() -> None:
+def test_all_blocks_of_a_shallow_tower_may_be_the_first_of_a_deep_one():
     from upperson.official.names import read_settings
 
     deep = replace(TOY_OFFICIAL, image_layers=4, depth_lora=4, depth_prefix=2)
@@ -140,14 +139,14 @@ def test_all_blocks_of_a_shallow_tower_may_be_the_first_of_a_deep_one() -> None:
     assert (config.lora_blocks, config.prefix_blocks) == ("all", "1-2")
 
 
-def test_a_scale_without_its_adapter_is_unused() -> None:
+def test_a_scale_without_its_adapter_is_unused():
     state = official_state(replace(TOY_OFFICIAL, depth_adapter=1))
     scale = "base_model.transformer.resblocks.0.scale_1"
     model = map_toy(state | {scale: torch.tensor(1.0)})
     assert model.ignored == {scale: "unused"}
 
 
-def test_a_fully_tuned_clip_has_no_trained_parts() -> None:
+def test_a_fully_tuned_clip_has_no_trained_parts():
     state = official_state(replace(TOY_OFFICIAL, **PLAIN)) | irra_heads()
     model = map_toy(state)
     assert model.config == replace(PLAIN_CLIP, prefix_scale=model.config.prefix_scale)
@@ -155,7 +154,7 @@ def test_a_fully_tuned_clip_has_no_trained_parts() -> None:
     assert set(model.ignored.values()) == {"training head"}
 
 
-def test_a_stored_logit_scale_is_kept(state: dict[str, Tensor]) -> None:
+def test_a_stored_logit_scale_is_kept(state):
     model = map_toy(state | {"base_model.logit_scale": torch.tensor(4.0)})
     assert model.clip["logit_scale"].item() == 4.0
     assert model.missing == {}
@@ -164,93 +163,74 @@ def test_a_stored_logit_scale_is_kept(state: dict[str, Tensor]) -> None:
 # --- refusals ---
 
 
-def dropped(key: str) -> Any:
+def dropped(key):
     return lambda state: {name: value for name, value in state.items() if name != key}
 
 
-def replaced(key: str, value: Tensor) -> Any:
+def without(part):
+    return lambda state: {name: value for name, value in state.items() if part not in name}
+
+
+def replaced(key, value):
     return lambda state: state | {key: value}
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "code", "fields"),
     [
-        (dropped(NORM), f"lacks 1 of 61 tensors, first {NORM}: .* than 'toy'"),
-        (dropped(LORA), f"expected a tensor '{LORA}' .* found none"),
-        (dropped(LORA.replace("A.0", "B.1")), r"lacks 1 of 84 tensors, first LORA_learner.*lora_B"),
-        (replaced(NORM, torch.zeros(5)), rf"'{NORM}' must be \[64\], found \[5\]"),
-        (replaced(LORA, torch.zeros(4, 5)), rf"'{LORA}' must be \[4, 64\], found \[4, 5\]"),
-        (replaced(LORA, torch.zeros(5, 64)), "LoRA must have one size in all blocks of both"),
-        (replaced(LORA, torch.zeros(())), rf"'{LORA}' \[rows, width\], found \[\]"),
-        (replaced(NORM, torch.full((64,), float("nan"))), f"'{NORM}' has NaN or infinite values"),
-        (replaced(TOKENS, torch.full((3, 48), float("inf"))), f"'{TOKENS}' has NaN or inf"),
-        (replaced(NORM, torch.zeros(64, dtype=torch.int8)), "of 16 to 64 bits, found .*int8"),
-        (replaced(NORM, torch.zeros(64).to_sparse()), "floats .*, found .*float32 in layout"),
-        (replaced(NORM, torch.zeros(64, device="meta")), r"floats .*float32 without values"),
-        (replaced(NORM, torch.zeros(64).to(torch.float8_e5m2)), "floats of 16 to 64 bits, found"),
-        (replaced(NORM, torch.full((64,), 1e300, dtype=torch.float64)), "NaN or infinite values"),
-        (replaced(ALIAS, torch.zeros(3, 48)), f"'{ALIAS}' must equal '{TOKENS}'"),
-        (replaced("base_model.visual.prompt", torch.zeros(3)), "'base_model.visual.prompt' is unk"),
-        (
-            replaced("LORA_learner.lora_text.7.lora_A.0", torch.zeros(4, 48)),
-            "'LORA_learner.lora_text.7.lora_A.0' is unknown",
-        ),
-        (
-            lambda state: {k: v for k, v in state.items() if "lora_text" not in k},
-            "LoRA must be in the same blocks of both towers, found image 1-2, text none",
-        ),
-        (
-            lambda state: {k: v for k, v in state.items() if "vit_prefix.1." not in k},
-            "S-Prefix must be in the same blocks of both towers, found image 1-1, text 1-2",
-        ),
-        (lambda state: {"fc.weight": torch.zeros(2)}, "found fc.weight: this is no checkpoint"),
-        (lambda state: {}, "found no tensors"),
+        (dropped(NORM), "base_does_not_fit", {"base": "toy"}),
+        (dropped(LORA), "tensor_missing", {"tensor": LORA}),
+        (dropped(LORA_UP), "tensors_missing", {"missing": [LORA_UP], "expected": 84}),
+        (replaced(NORM, torch.zeros(5)), "base_does_not_fit", {}),
+        (replaced(LORA, torch.zeros(4, 5)), "tensor_shape", {"tensor": LORA, "expected": [4, 64]}),
+        (replaced(LORA, torch.zeros(5, 64)), "sizes_differ", {"part": "LoRA"}),
+        (replaced(LORA, torch.zeros(())), "tensor_missing", {"tensor": LORA}),
+        (replaced(NORM, torch.full((64,), float("nan"))), "tensor_not_finite", {}),
+        (replaced(TOKENS, torch.full((3, 48), float("inf"))), "tensor_not_finite", {}),
+        (replaced(NORM, torch.zeros(64, dtype=torch.int8)), "tensor_not_floats", {}),
+        (replaced(NORM, torch.zeros(64).to_sparse()), "tensor_not_floats", {}),
+        (replaced(NORM, torch.zeros(64, device="meta")), "tensor_not_floats", {}),
+        (replaced(NORM, torch.zeros(64).to(torch.float8_e5m2)), "tensor_not_floats", {}),
+        (replaced(NORM, torch.full((64,), 1e300, dtype=torch.float64)), "tensor_not_finite", {}),
+        (replaced(ALIAS, torch.zeros(3, 48)), "alias_differs", {"alias": ALIAS, "tensor": TOKENS}),
+        (replaced(PROMPT, torch.zeros(3)), "tensor_unknown", {"tensor": PROMPT}),
+        (replaced(DEEP, torch.zeros(4, 48)), "tensor_unknown", {"tensor": DEEP}),
+        (without("lora_text"), "blocks_differ", {"places": "image 1-2, text none"}),
+        (without("vit_prefix.1."), "blocks_differ", {"places": "image 1-1, text 1-2"}),
+        (lambda state: {"fc.weight": torch.zeros(2)}, "not_official", {"found": "fc.weight"}),
+        (lambda state: {}, "not_official", {"found": "no tensors"}),
     ],
 )
-def test_a_checkpoint_that_is_not_right_is_refused(
-    state: dict[str, Tensor], change: Any, message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        map_toy(change(with_aliases(state) if ALIAS in str(message) else state))
+def test_a_checkpoint_that_is_not_right_is_refused(state, change, code, fields):
+    with refused(code, InputError, **fields):
+        map_toy(change(with_aliases(state) if code == "alias_differs" else state))
 
 
-def test_an_alias_without_its_original_is_refused(state: dict[str, Tensor]) -> None:
+def test_an_alias_without_its_original_is_refused(state):
     """With every prefix gone but its second names, a model without prefix must not come out."""
-    state = {
-        key: value for key, value in with_aliases(state).items() if "prefix_learner" not in key
-    }
-    with pytest.raises(InputError, match="of which it is another name"):
-        map_toy(state)
+    with refused("alias_differs", InputError):
+        map_toy(without("prefix_learner")(with_aliases(state)))
 
 
-def test_an_unrecognised_base_names_the_nearest(state: dict[str, Tensor]) -> None:
-    with pytest.raises(InputError, match=r"than 'ViT-\S+'; it is the nearest base, --base takes"):
+def test_a_base_that_does_not_fit_is_refused(state):
+    with refused("base_does_not_fit", InputError) as found:
         map_checkpoint(state, IMAGE_SIZE)
-
-
-def test_a_base_with_another_activation_is_refused() -> None:
-    """Its tensors fit: the features would be quietly wrong."""
-    with pytest.raises(UsageError, match=r"'ViT-B-16' has GELU, .* such as ViT-B-16-quickgelu"):
-        map_checkpoint(
-            {key: torch.empty(shape) for key, shape in Official().shapes().items()},
-            (384, 128),
-            "ViT-B-16",
-        )
-
-
-def test_another_image_size_is_refused_with_those_that_fit(state: dict[str, Tensor]) -> None:
-    with pytest.raises(InputError, match=r"6 patches of 16x16 pixels, 384x128 .* such as 48x32"):
+    assert found.value.fields["base"].startswith("ViT-")
+    # The tensors of a base with another activation fit: the features would be quietly wrong.
+    shapes = {key: torch.empty(shape) for key, shape in Official().shapes().items()}
+    with refused("activation_contradicts", UsageError, base="ViT-B-16", found="GELU"):
+        map_checkpoint(shapes, (384, 128), "ViT-B-16")
+    with refused("image_size_wrong", InputError) as found:
         map_checkpoint(state, (384, 128), "toy")
-    with pytest.raises(UsageError, match="does not divide into patches"):
+    assert "48x32" in found.value.fields["likely"]
+    with refused("image_size_indivisible", UsageError):
         map_checkpoint(state, (50, 32), "toy")
 
 
-def test_a_size_with_as_many_patches_as_the_base_itself_is_refused(
-    state: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_a_size_with_as_many_patches_as_the_base_itself_is_refused(state, tmp_path):
     """The file cannot tell 2x3 from 3x2 patches, and loading would interpolate."""
     torch.save(state, tmp_path / "best.pth")
-    with pytest.raises(InputError, match="32x48 has 2x3 patches, as many as the 3x2 of 'toy'"):
+    with refused("image_size_ambiguous", InputError, image_size=(32, 48)):
         import_checkpoint(tmp_path / "best.pth", tmp_path / "run", base="toy", image_size=(32, 48))
     assert list(tmp_path.iterdir()) == [tmp_path / "best.pth"]
 
@@ -269,9 +249,7 @@ def test_a_size_with_as_many_patches_as_the_base_itself_is_refused(
     ids=["bare", "state_dict", "training", "parallel"],
 )
 @pytest.mark.parametrize("zipped", [True, False])
-def test_every_form_of_file_gives_the_same_tensors(
-    state: dict[str, Tensor], wrap: Any, zipped: bool, tmp_path: Path
-) -> None:
+def test_every_form_of_file_gives_the_same_tensors(state, wrap, zipped, tmp_path):
     path = tmp_path / "best.pth"
     torch.save(wrap(state), path, _use_new_zipfile_serialization=zipped)
     found, others = read_checkpoint(path)
@@ -281,7 +259,7 @@ def test_every_form_of_file_gives_the_same_tensors(
     assert ("optimizer" in others) == ("optimizer" in wrap(state))
 
 
-def test_safetensors_are_read(state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_safetensors_are_read(state, tmp_path):
     save_file(state, tmp_path / "best.safetensors")
     found, others = read_checkpoint(tmp_path / "best.safetensors")
     assert found.keys() == state.keys()
@@ -291,17 +269,15 @@ def test_safetensors_are_read(state: dict[str, Tensor], tmp_path: Path) -> None:
 class Malicious:
     """Pickles as a call of os.system."""
 
-    def __init__(self, victim: Path) -> None:
+    def __init__(self, victim):
         self.victim = victim
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self):
         return os.system, (f"touch {self.victim}",)
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle", "optimizer"])
-def test_code_in_a_checkpoint_never_runs(
-    state: dict[str, Tensor], form: str, tmp_path: Path
-) -> None:
+def test_code_in_a_checkpoint_never_runs(state, form, tmp_path):
     path, victim = tmp_path / "best.pth", tmp_path / "victim"
     if form == "pickle":
         path.write_bytes(pickle.dumps({"model": Malicious(victim)}))
@@ -318,9 +294,7 @@ def test_code_in_a_checkpoint_never_runs(
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 @pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.999])
-def test_a_truncated_file_is_refused(
-    state: dict[str, Tensor], suffix: str, keep: float, tmp_path: Path
-) -> None:
+def test_a_truncated_file_is_refused(state, suffix, keep, tmp_path):
     path = tmp_path / f"best.{suffix}"
     if suffix == "pth":
         torch.save({"model": state}, path)
@@ -328,48 +302,45 @@ def test_a_truncated_file_is_refused(
         save_file(state, path)
     whole = path.read_bytes()
     path.write_bytes(whole[: keep if isinstance(keep, int) else int(len(whole) * keep)])
-    with pytest.raises(InputError, match=r"cannot be read as"):
+    with refused("checkpoint_unreadable", InputError, path=path):
         import_toy(path)
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "code"),
     [
-        ([torch.zeros(2)], "found list"),
-        ({"model": {"a": torch.zeros(1), "module.a": torch.zeros(1)}}, "holds 'a' twice"),
-        ({"epoch": 3}, "found no tensors"),
+        ([torch.zeros(2)], "not_a_checkpoint"),
+        ({"model": {"a": torch.zeros(1), "module.a": torch.zeros(1)}}, "tensor_twice"),
+        ({"epoch": 3}, "not_official"),
     ],
 )
-def test_another_content_is_refused(content: Any, message: str, tmp_path: Path) -> None:
+def test_another_content_is_refused(content, code, tmp_path):
     torch.save(content, tmp_path / "best.pth")
-    with pytest.raises(InputError, match=message):
+    with refused(code, InputError):
         import_toy(tmp_path / "best.pth")
 
 
-def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
+def test_a_torchscript_archive_and_a_missing_file_are_refused(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated; such files are around.
         torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "best.pth"))
-    with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+    with refused("checkpoint_unreadable", InputError):
         import_toy(tmp_path / "best.pth")
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="expected a checkpoint file at"):
-        import_toy(tmp_path / "best.pth")
+    with refused("checkpoint_not_found", InputError, path=tmp_path / "gone.pth"):
+        import_toy(tmp_path / "gone.pth")
 
 
 # --- the run ---
 
 
 @pytest.fixture
-def checkpoint(state: dict[str, Tensor], tmp_path: Path) -> Path:
+def checkpoint(state, tmp_path):
     torch.save(training_checkpoint(with_aliases(state)), tmp_path / "best.pth")
     return tmp_path / "best.pth"
 
 
-def test_the_run_folder_is_complete_and_loads_anywhere(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_run_folder_is_complete_and_loads_anywhere(checkpoint, tmp_path):
     report = import_toy(checkpoint, dataset="cuhk-pedes", root=tmp_path / "data")
     run = checkpoint.with_name("run")
     names = {"config.yaml", "adapter.safetensors", "base.safetensors", "import.json"}
@@ -387,7 +358,7 @@ def test_the_run_folder_is_complete_and_loads_anywhere(checkpoint: Path, tmp_pat
     assert base.name == "toy"
 
 
-def test_stored_values_and_precisions_are_kept(checkpoint: Path, state: dict[str, Tensor]) -> None:
+def test_stored_values_and_precisions_are_kept(checkpoint, state):
     import_toy(checkpoint)
     base = load_file(checkpoint.with_name("run") / "base.safetensors")
     adapter = load_file(checkpoint.with_name("run") / "adapter.safetensors")
@@ -400,7 +371,7 @@ def test_stored_values_and_precisions_are_kept(checkpoint: Path, state: dict[str
     assert {value.dtype for value in adapter.values()} == {torch.float32}
 
 
-def test_double_precision_and_views_are_stored(state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_double_precision_and_views_are_stored(state, tmp_path):
     flat = torch.cat([value.double().flatten() for value in state.values()])
     views, start = {}, 0
     for key, value in state.items():
@@ -412,27 +383,25 @@ def test_double_precision_and_views_are_stored(state: dict[str, Tensor], tmp_pat
     assert {value.dtype for value in base.values()} == {torch.float32}
 
 
-def test_without_a_data_set_the_commands_ask_for_one(checkpoint: Path) -> None:
+def test_without_a_data_set_the_commands_ask_for_one(checkpoint):
     import_toy(checkpoint)
     config, _, _ = load_run(checkpoint.with_name("run"))
     assert config.root == NO_ROOT
     assert "--root" in NO_ROOT
 
 
-def test_a_folder_with_something_in_it_is_refused(checkpoint: Path) -> None:
+def test_a_folder_with_something_in_it_is_refused(checkpoint):
     import_toy(checkpoint)
     before = (checkpoint.with_name("run") / "import.json").stat().st_mtime_ns
-    with pytest.raises(InputError, match="choose another output"):
+    with pytest.raises(InputError, match="another output"):
         import_toy(checkpoint)
     assert (checkpoint.with_name("run") / "import.json").stat().st_mtime_ns == before
 
 
-def test_an_import_that_fails_late_leaves_nothing(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_import_that_fails_late_leaves_nothing(checkpoint, monkeypatch):
     from upperson.official import importing
 
-    def fail(*arguments: Any) -> Any:
+    def fail(*arguments):
         raise InputError("no space")
 
     monkeypatch.setattr(importing, "load_base", fail)

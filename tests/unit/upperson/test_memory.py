@@ -1,26 +1,22 @@
 """What a training step keeps for its backward pass, counted, and activation checkpointing."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
-from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from benchmarks import literal
 from tests.helpers.toy_clip import TOY, normalised, toy_ids, toy_model, toy_pixels
 from upperson.model.block import frozen_mlp
-from upperson.model.encoder import UPPerson
 from upperson.model.parts import UPPersonConfig
 
 
-def saved(model: UPPerson, forward: Callable[[], object]) -> list[Tensor]:
+def saved(model, forward):
     """Return one tensor of every storage that a forward pass keeps, parameters left out."""
-    kept: dict[int, Tensor] = {}
+    kept = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
@@ -30,11 +26,11 @@ def saved(model: UPPerson, forward: Callable[[], object]) -> list[Tensor]:
     return [tensor for place, tensor in kept.items() if place not in frozen]
 
 
-def size_bytes(tensors: list[Tensor]) -> int:
+def size_bytes(tensors):
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
-def test_a_step_keeps_less_than_half_of_what_the_formulas_keep() -> None:
+def test_a_step_keeps_less_than_half_of_what_the_formulas_keep():
     model = toy_model()
     image, ids = normalised(model, toy_pixels(8)), toy_ids([30] * 8).long()
     ours = size_bytes(saved(model, lambda: model(image, ids)))
@@ -44,7 +40,7 @@ def test_a_step_keeps_less_than_half_of_what_the_formulas_keep() -> None:
     assert ours < 0.5 * theirs
 
 
-def test_a_block_keeps_seven_narrow_tensors_and_one_wide() -> None:
+def test_a_block_keeps_seven_narrow_tensors_and_one_wide():
     batch, length, width, prefix_length = 8, 40, 64, 3
     model = toy_model()
     x_NLD = torch.randn(batch, length, width, requires_grad=True)
@@ -56,7 +52,7 @@ def test_a_block_keeps_seven_narrow_tensors_and_one_wide() -> None:
     assert narrow == 4 * batch * width * (7 * length + 2 * prefix_length)
 
 
-def test_the_last_block_computes_the_pooled_token_alone() -> None:
+def test_the_last_block_computes_the_pooled_token_alone():
     model = toy_model()
     image, ids = normalised(model, toy_pixels(2)), toy_ids([5, 9]).long()
     shapes = []
@@ -67,7 +63,7 @@ def test_the_last_block_computes_the_pooled_token_alone() -> None:
 
 
 @pytest.mark.parametrize("prefix_blocks", ["all", "1"])
-def test_checkpointing_trains_the_same_and_keeps_less(prefix_blocks: str) -> None:
+def test_checkpointing_trains_the_same_and_keeps_less(prefix_blocks):
     config = UPPersonConfig(
         prefix_length=3, lora_rank=4, adapter_reduction=4, prefix_blocks=prefix_blocks
     )
@@ -88,7 +84,7 @@ def test_checkpointing_trains_the_same_and_keeps_less(prefix_blocks: str) -> Non
     assert size_bytes(saved(checkpointed, lambda: checkpointed(image, ids))) < 0.5 * kept
 
 
-def test_checkpointing_is_for_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpointing_is_for_training_only(monkeypatch):
     model = toy_model()
     model.checkpoint_activations = True
     monkeypatch.setattr("upperson.model.encoder.checkpoint", None)
@@ -97,7 +93,7 @@ def test_checkpointing_is_for_training_only(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("quick", [True, False], ids=["QuickGELU", "GELU"])
-def test_the_mlp_equals_the_bases(quick: bool) -> None:
+def test_the_mlp_equals_the_bases(quick):
     torch.manual_seed(0)
     mlp = CLIP(**(TOY | {"quick_gelu": quick})).visual.transformer.resblocks[0].mlp.double()
     mlp.requires_grad_(False)
@@ -109,10 +105,10 @@ def test_the_mlp_equals_the_bases(quick: bool) -> None:
     assert torch.autograd.gradcheck(lambda x: frozen_mlp(mlp, x), u)
 
 
-def test_autocast_stays_near_float32() -> None:
+def test_autocast_stays_near_float32():
     model = toy_model()
     image, ids = normalised(model, toy_pixels(4)), toy_ids([4, 9, 20, 30]).long()
-    found: list[list[Tensor]] = []
+    found = []
     for bf16 in (False, True):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             features = model(image, ids)

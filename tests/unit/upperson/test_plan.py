@@ -8,14 +8,13 @@ import pytest
 import torch
 from open_clip.model import CLIP
 from rich.console import Console
-from torch import Tensor
 
 from tests.helpers.toy_clip import IMAGE_SIZE, toy_clip, toy_model
 from upperson import plan as planning
 from upperson.cli.train import plan_tables
 from upperson.components import Components
 from upperson.config import TrainConfig
-from upperson.data.records import Record, Split
+from upperson.data.records import Record
 from upperson.data.transforms import CLIP_STATISTICS
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.losses import Objective
@@ -23,7 +22,6 @@ from upperson.model.base import Base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP, UPPersonConfig
 from upperson.plan import (
-    Plan,
     count_parts,
     count_tokens,
     expected_step_s,
@@ -40,16 +38,16 @@ OBJECTIVE = Objective(("sdm", "id"), 24, 4)
 CLASSIFIER = 100
 
 
-def components(model: UPPerson, objective: Objective = OBJECTIVE) -> Components:
+def components(model, objective=OBJECTIVE):
     base = Base(None, "toy", "", CLIP_STATISTICS)
     return Components(SPLITS, base, model, objective, clip_tokenizer())
 
 
-def record(pid: int, *captions: str) -> Record:
+def record(pid, *captions):
     return Record(Path(f"{pid}.jpg"), pid, captions)
 
 
-SPLITS: dict[Split, list[Record]] = {
+SPLITS = {
     "train": [
         *(record(index // 2, "a man in a red coat", "a man") for index in range(9)),
         record(90, "a woman " * 60),
@@ -59,12 +57,12 @@ SPLITS: dict[Split, list[Record]] = {
 }
 
 
-def kept_bytes(model: UPPerson, pairs: int, length: int) -> int:
+def kept_bytes(model, pairs, length):
     """What autograd keeps for one batch, counted in one pass of exactly that batch."""
     own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, Tensor] = {}
+    kept = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
@@ -77,7 +75,7 @@ def kept_bytes(model: UPPerson, pairs: int, length: int) -> int:
     return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in own)
 
 
-def test_parts_are_the_papers() -> None:
+def test_parts_are_the_papers():
     with torch.device("meta"):
         clip = CLIP(**open_clip.get_model_config("ViT-B-16"), quick_gelu=True)
         model = UPPerson(clip, UPPersonConfig(), (384, 128))
@@ -87,9 +85,12 @@ def test_parts_are_the_papers() -> None:
         "LoRA": (1_179_672, 786_456, 1_966_128),
         "L-Adapter": (3_559_680 + 24, 1_586_688 + 24, 5_146_368 + 48),
     }
+    lengths = count_tokens(clip_tokenizer(), ["man", "a red coat", "very " * 100])
+    assert (lengths.longest, lengths.limit, lengths.cut) == (77, 77, 1)
+    assert lengths.mean == pytest.approx((3 + 5 + 77) / 3)
 
 
-def test_parts_add_up_to_what_is_trained() -> None:
+def test_parts_add_up_to_what_is_trained():
     config = UPPersonConfig(
         prefix_length=2, lora_rank=0, adapter_reduction=4, prefix_blocks="2", adapter_blocks="1"
     )
@@ -105,7 +106,7 @@ def test_parts_add_up_to_what_is_trained() -> None:
 @pytest.mark.parametrize(
     ("batch_size", "processes", "steps"), [(8, 1, 3), (19, 1, 1), (18, 1, 2), (18, 2, 1)]
 )
-def test_steps_and_splits(batch_size: int, processes: int, steps: int) -> None:
+def test_steps_and_splits(batch_size, processes, steps):
     config = TrainConfig(root="p", base="toy", epochs=5, batch_size=batch_size)
     without = components(toy_model(), Objective(("sdm",), 24, 4))
     found = plan(config, without, processes=processes)
@@ -119,20 +120,14 @@ def test_steps_and_splits(batch_size: int, processes: int, steps: int) -> None:
     }
 
 
-def test_token_lengths() -> None:
-    found = count_tokens(clip_tokenizer(), ["man", "a red coat", "very " * 100])
-    assert (found.longest, found.limit, found.cut) == (77, 77, 1)
-    assert found.mean == pytest.approx((3 + 5 + 77) / 3)
-
-
 @pytest.mark.parametrize("pairs", [1, 2, 5])
-def test_activations_are_what_autograd_keeps(pairs: int) -> None:
+def test_activations_are_what_autograd_keeps(pairs):
     model = toy_model()
     per_pair, fixed = measure_activations(model, 13, "fp32")
     assert per_pair * pairs + fixed == kept_bytes(model, pairs, 13)
 
 
-def test_activations_of_half_precision_are_smaller_and_nothing_is_left_behind() -> None:
+def test_activations_of_half_precision_are_smaller_and_nothing_is_left_behind():
     model = toy_model()
     exact, converted = measure_activations(model, 13, "fp32"), {}
     for precision in ("bf16", "fp16"):
@@ -143,7 +138,7 @@ def test_activations_of_half_precision_are_smaller_and_nothing_is_left_behind() 
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_checkpointing_keeps_the_blocks_inputs_and_one_block() -> None:
+def test_checkpointing_keeps_the_blocks_inputs_and_one_block():
     model = toy_model()
     plain, _ = measure_activations(model, 13, "fp32")
     model.checkpoint_activations = True
@@ -155,14 +150,14 @@ def test_checkpointing_keeps_the_blocks_inputs_and_one_block() -> None:
     assert inputs < peak < plain
 
 
-def test_no_trained_part_keeps_nothing() -> None:
+def test_no_trained_part_keeps_nothing():
     model = UPPerson(toy_clip(), PLAIN_CLIP, IMAGE_SIZE)
     per_pair, fixed = measure_activations(model, 13, "fp32")
     assert per_pair == 2 * model.embed_dim * 4  # The features themselves.
     assert fixed == 0
 
 
-def test_memory_adds_up() -> None:
+def test_memory_adds_up():
     model = toy_model()
     for parameter in model.parameters():
         if not parameter.requires_grad:
@@ -184,26 +179,21 @@ def test_memory_adds_up() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "processes", "accumulate", "pairs"),
-    [(8, 1, 1, 8), (8, 3, 1, 3), (8, 2, 3, 2), (2, 1, 4, 1)],
-)
-def test_pairs_kept_at_a_time(batch_size: int, processes: int, accumulate: int, pairs: int) -> None:
-    config = TrainConfig(root="p", base="toy", batch_size=batch_size, accumulate=accumulate)
-    assert plan(config, components(toy_model()), processes=processes).memory.pairs == pairs
+def test_pairs_kept_at_a_time():
+    for batch_size, processes, accumulate, pairs in (
+        (8, 1, 1, 8), (8, 3, 1, 3), (8, 2, 3, 2), (2, 1, 4, 1),
+    ):  # fmt: skip
+        config = TrainConfig(root="p", base="toy", batch_size=batch_size, accumulate=accumulate)
+        assert plan(config, components(toy_model()), processes=processes).memory.pairs == pairs
 
 
-def printed(found: Plan) -> str:
+def test_the_tables_hold_the_plans_numbers_and_fit_100_columns():
+    found = plan(CONFIG, components(toy_model()))
     console = Console(width=100, highlight=False, markup=False)
     with console.capture() as capture:
         for table in plan_tables(found):
             console.print(table)
-    return capture.get()
-
-
-def test_the_tables_hold_the_plans_numbers_and_fit_100_columns() -> None:
-    found = plan(CONFIG, components(toy_model()))
-    text = printed(found)
+    text = capture.get()
     assert max(map(len, text.splitlines())) <= 100
     rows = [line.split() for line in text.splitlines()]
     assert ["train", "10", "19", "6"] in rows

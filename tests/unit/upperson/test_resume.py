@@ -4,20 +4,18 @@ import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor
 
+from tests.helpers.refused import refused
 from tests.helpers.toy_run import Recorder, toy_config
 from upperson import run_writer
 from upperson.checkpoint import Checkpointer, RunState, identity_of
-from upperson.config import TrainConfig, read_config
+from upperson.config import read_config
 from upperson.data.records import read_dataset
-from upperson.observer import Step
 from upperson.train import train
 from upperson_rt.errors import InputError, IntegrityError
 
@@ -35,17 +33,17 @@ class StoppedError(Exception):
 class StopAfter(Recorder):
     """Stops training after a number of steps, at the worst moment: nothing is saved then."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps):
         super().__init__()
         self._steps = steps
 
-    def step(self, step: Step) -> None:
+    def step(self, step):
         super().step(step)
         if len(self.losses) == self._steps:
             raise StoppedError
 
 
-def make_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+def make_config(folder, monkeypatch):
     return toy_config(
         folder,
         monkeypatch,
@@ -59,12 +57,12 @@ def make_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+def config(tmp_path, monkeypatch):
     return make_config(tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_run(tmp_path_factory):
     """The run folder of a run that was never stopped, on people and a base of its own."""
     folder, recorder = tmp_path_factory.mktemp("whole"), Recorder()
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -74,44 +72,36 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def whole(whole_run: Path) -> dict[str, bytes]:
+def whole(whole_run):
     return result_files(whole_run)
 
 
-def newest_tensors(last: Path) -> dict[str, Tensor]:
+def newest_tensors(last):
     """What the newest checkpoint of a run holds; it must be whole."""
     files = sorted(last.glob("*"))
     assert all(file.name.startswith("step_") for file in files)
     return load_file(files[-1]) if files else {}
 
 
-def result_files(run: Path) -> dict[str, bytes]:
+def result_files(run):
     return {name: (run / name).read_bytes() for name in ("metrics.csv", "adapter.safetensors")}
 
 
 @pytest.mark.parametrize("steps", [1, 2, STEPS, STEPS + 1, STEPS * EPOCHS])
-def test_a_stopped_run_ends_bit_for_bit_as_a_whole_one(
-    config: TrainConfig, whole: dict[str, bytes], tmp_path: Path, steps: int
-) -> None:
+def test_a_stopped_run_ends_bit_for_bit_as_a_whole_one(config, whole, tmp_path, steps):
+    run = tmp_path / "run"
     with pytest.raises(StoppedError):
-        train(config, tmp_path / "run", StopAfter(steps))
-    train(read_config(tmp_path / "run/config.yaml"), tmp_path / "run", Recorder(), resume=True)
-    assert result_files(tmp_path / "run") == whole
+        train(config, run, StopAfter(steps))
+    assert (run / "last").exists() == (steps > 1), "else it starts from the beginning"
+    if steps == 2:  # It may stop again and again.
+        for _ in range(3):
+            with pytest.raises(StoppedError):
+                train(config, run, StopAfter(2), resume=True)
+    train(read_config(run / "config.yaml"), run, Recorder(), resume=True)
+    assert result_files(run) == whole
 
 
-def test_a_run_may_stop_again_and_again(
-    config: TrainConfig, whole: dict[str, bytes], tmp_path: Path
-) -> None:
-    with pytest.raises(StoppedError):
-        train(config, tmp_path / "run", StopAfter(2))
-    for _ in range(3):
-        with pytest.raises(StoppedError):
-            train(config, tmp_path / "run", StopAfter(2), resume=True)
-    train(config, tmp_path / "run", Recorder(), resume=True)
-    assert result_files(tmp_path / "run") == whole
-
-
-def test_tensorboard_shows_every_step_once(config: TrainConfig, tmp_path: Path) -> None:
+def test_tensorboard_shows_every_step_once(config, tmp_path):
     seldom = replace(config, checkpoint_every=100)  # At the end of an epoch only.
     with pytest.raises(StoppedError):
         train(seldom, tmp_path / "run", StopAfter(STEPS + 3))
@@ -121,9 +111,7 @@ def test_tensorboard_shows_every_step_once(config: TrainConfig, tmp_path: Path) 
     assert [event.step for event in events.Scalars("epoch/loss")] == [3, 6, 9]
 
 
-def test_a_finished_run_resumed_stays_as_it_is(
-    config: TrainConfig, whole_run: Path, tmp_path: Path
-) -> None:
+def test_a_finished_run_resumed_stays_as_it_is(config, whole_run, tmp_path):
     recorder = Recorder()
     run = shutil.copytree(whole_run, tmp_path / "run")
     train(config, run, recorder, resume=True)
@@ -132,19 +120,7 @@ def test_a_finished_run_resumed_stays_as_it_is(
     assert result_files(run) == result_files(whole_run)
 
 
-def test_a_run_stopped_before_its_first_checkpoint_begins_anew(
-    config: TrainConfig, whole: dict[str, bytes], tmp_path: Path
-) -> None:
-    with pytest.raises(StoppedError):
-        train(config, tmp_path / "run", StopAfter(1))
-    assert not (tmp_path / "run/last").exists()
-    train(config, tmp_path / "run", Recorder(), resume=True)
-    assert result_files(tmp_path / "run") == whole
-
-
-def test_what_killed_processes_were_writing_stops_no_run_and_goes(
-    config: TrainConfig, whole: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_what_killed_processes_were_writing_stops_no_run_and_goes(config, whole, tmp_path):
     half, mine = tmp_path / "run/.config.yaml.a1b2c3d4", tmp_path / "run/.gitignore.original"
     half.parent.mkdir()
     half.write_bytes(b"half")
@@ -161,21 +137,17 @@ def test_what_killed_processes_were_writing_stops_no_run_and_goes(
     assert mine.read_bytes() == b"mine"
 
 
-def test_events_that_cannot_be_written_are_named(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object, **__: object) -> None:
+def test_events_that_cannot_be_written_are_named(config, tmp_path, monkeypatch):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     for name in ("close", "add_scalar", "__init__"):
         monkeypatch.setattr(run_writer.SummaryWriter, name, full)
-        with pytest.raises(InputError, match=r"events in .*run: No space left .* --resume .*run"):
+        with refused("events_not_written", InputError, path=tmp_path / name / "run"):
             train(config, tmp_path / name / "run", Recorder())
 
 
-def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
-    config: TrainConfig, whole: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(config, whole, tmp_path):
     with pytest.raises(StoppedError):
         train(config, tmp_path / "run", StopAfter(STEPS + 2))
     before, newest = sorted((tmp_path / "run/last").iterdir())
@@ -188,10 +160,8 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     assert result_files(tmp_path / "run") == whole
 
 
-def test_a_run_of_before_a_setting_goes_on_with_its_default(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def without_temperature(*facts: Any) -> dict[str, str]:
+def test_a_run_of_before_a_setting_goes_on_with_its_default(config, tmp_path, monkeypatch):
+    def without_temperature(*facts):
         return {name: value for name, value in identity_of(*facts).items() if name != "temperature"}
 
     run = tmp_path / "run"
@@ -200,24 +170,24 @@ def test_a_run_of_before_a_setting_goes_on_with_its_default(
         with pytest.raises(StoppedError):
             train(config, run, StopAfter(2))
     other = replace(config, temperature=0.01)
-    with pytest.raises(IntegrityError, match=r"began with other temperature \(0.02, now 0.01\)"):
+    with refused("run_changed", IntegrityError, fact="temperature", before="0.02", now="0.01"):
         train(other, run, Recorder(), resume=True)
     recorder = Recorder()
     train(config, run, recorder, resume=True)
     assert len(recorder.losses) < STEPS * EPOCHS  # Not from the beginning.
 
 
-def test_changed_data_and_configuration_are_refused(config: TrainConfig, tmp_path: Path) -> None:
+def test_changed_data_and_configuration_are_refused(config, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(StoppedError):
         train(config, run, StopAfter(2))
     file = run / "config.yaml"
     text = file.read_text("utf-8")
     file.write_text(text.replace("lora_rank: 4", "lora_rank: 2"), "utf-8")
-    with pytest.raises(IntegrityError, match="began with other model"):
+    with refused("run_changed", IntegrityError, fact="model"):
         train(read_config(file), run, Recorder(), resume=True)
     file.write_text(text.replace("lr: 0.001", "lr: 0.002"), "utf-8")
-    with pytest.raises(IntegrityError, match=r"began with other lr \(0.001, now 0.002\)"):
+    with refused("run_changed", IntegrityError, fact="lr", before="0.001", now="0.002"):
         train(read_config(file), run, Recorder(), resume=True)
     file.write_text(text, "utf-8")
     annotations = Path(config.root) / "annotations.jsonl"
@@ -228,17 +198,17 @@ def test_changed_data_and_configuration_are_refused(config: TrainConfig, tmp_pat
         for index, line in enumerate(lines[: last + 1])
     ]
     annotations.write_text("\n".join([*moved, *lines[last + 1 :]]), "utf-8")
-    with pytest.raises(IntegrityError, match="the run to resume began with other data"):
+    with refused("run_changed", IntegrityError, fact="data"):
         train(config, run, Recorder(), resume=True)
 
 
-def checkpointer(folder: Path, scaler: Any = None) -> tuple[torch.nn.Linear, Checkpointer]:
+def checkpointer(folder, scaler=None):
     """A trained layer with a checkpointer of its own."""
     layer = torch.nn.Linear(2, 2)
     return layer, Checkpointer(folder, layer, torch.optim.Adam(layer.parameters()), scaler, {})
 
 
-def test_only_the_newest_two_checkpoints_stay(tmp_path: Path) -> None:
+def test_only_the_newest_two_checkpoints_stay(tmp_path):
     layer, written = checkpointer(tmp_path)
     for step in (1, 2, 10):
         with torch.no_grad():
@@ -255,35 +225,32 @@ def test_only_the_newest_two_checkpoints_stay(tmp_path: Path) -> None:
     assert problems == []
 
 
-def test_one_changed_bit_is_noticed_and_without_a_whole_file_it_ends(tmp_path: Path) -> None:
+def test_one_changed_bit_is_noticed_and_without_a_whole_file_it_ends(tmp_path):
     checkpointer(tmp_path)[1].save(RunState(), 1)
     (file,) = tmp_path.iterdir()
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(
-        IntegrityError, match=r"no checkpoint in .* is whole.*hash it was saved with"
-    ):
+    with refused("checkpoints_damaged", IntegrityError, path=tmp_path) as found:
         checkpointer(tmp_path)[1].load()
+    assert "hash" in found.value.fields["problems"][0]
 
 
 @pytest.mark.parametrize("state", ["", "[]", "[" * 100_000])
-def test_a_state_that_is_none_is_damage_whatever_its_hash(tmp_path: Path, state: str) -> None:
+def test_a_state_that_is_none_is_damage_whatever_its_hash(tmp_path, state):
     digest = hashlib.sha256(state.encode()).hexdigest()
     file = tmp_path / "step_00000001.safetensors"
     file.write_bytes(save({}, metadata={"state": state, "sha256": digest}))
-    with pytest.raises(IntegrityError, match=r"no checkpoint in .* is whole.*is damaged"):
+    with refused("checkpoints_damaged", IntegrityError):
         checkpointer(tmp_path)[1].load()
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(
-    config: TrainConfig, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_last_checkpoint(config, whole, tmp_path, monkeypatch):
     from upperson_rt import files
 
     real, calls = files.os.fsync, []
 
-    def full(handle: int) -> None:
+    def full(handle):
         calls.append(handle)
         if len(calls) > 8:
             raise OSError(28, "No space left on device")
@@ -297,14 +264,14 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert not list(run.rglob(".*"))
     recorder = Recorder()
     train(config, run, recorder, resume=True)
-    told = [note for note in recorder.notes if "left out as noisy" not in note]
-    assert [note.split(" at ")[0] for note in told] == ["resuming"]
+    notes = [note for note in recorder.notes if "left out as noisy" not in note]
+    assert [note.split(" at ")[0] for note in notes] == ["resuming"]
     assert result_files(run) == whole
 
 
-def test_an_image_that_cannot_be_decoded_names_its_place_and_training_goes_on_after_mending(
-    config: TrainConfig, whole: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_an_image_that_cannot_be_decoded_names_its_place_and_training_goes_on_once_repaired(
+    config, whole, tmp_path
+):
     run = tmp_path / "run"
     with pytest.raises(StoppedError):
         train(config, run, StopAfter(STEPS + 1))
@@ -312,9 +279,7 @@ def test_an_image_that_cannot_be_decoded_names_its_place_and_training_goes_on_af
     contents = {image: image.read_bytes() for image in images}
     for image in images:
         image.write_bytes(b"broken")
-    with pytest.raises(
-        InputError, match=r"cannot read image .*\(epoch 2, step 1\): mend it, then go on with"
-    ):
+    with refused("training_data_unreadable", InputError, epoch=2, step=1):
         train(config, run, Recorder(), resume=True)
     for image, content in contents.items():
         image.write_bytes(content)
@@ -322,10 +287,10 @@ def test_an_image_that_cannot_be_decoded_names_its_place_and_training_goes_on_af
     assert result_files(run) == whole
 
 
-def test_one_process_writes_a_run_at_a_time(config: TrainConfig, tmp_path: Path) -> None:
+def test_one_process_writes_a_run_at_a_time(config, tmp_path):
     class Second(Recorder):
-        def step(self, step: Step) -> None:
-            with pytest.raises(InputError, match="is being written by another process"):
+        def step(self, step):
+            with refused("run_locked", InputError):
                 train(config, tmp_path / "run", Recorder(), resume=True)
             raise StoppedError
 
@@ -333,9 +298,7 @@ def test_one_process_writes_a_run_at_a_time(config: TrainConfig, tmp_path: Path)
         train(config, tmp_path / "run", Second())
 
 
-def test_a_broken_picture_of_the_val_split_costs_no_step(
-    config: TrainConfig, whole: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_a_broken_picture_of_the_val_split_costs_no_step(config, whole, tmp_path):
     image = read_dataset("jsonl", Path(config.root))["val"][0].image
     content = image.read_bytes()
     image.write_bytes(b"broken")
@@ -348,14 +311,14 @@ def test_a_broken_picture_of_the_val_split_costs_no_step(
     assert result_files(tmp_path / "run") == whole
 
 
-def test_a_diverged_state_is_not_kept(config: TrainConfig, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="start a new run with a lower lr"):
+def test_a_diverged_state_is_not_kept(config, tmp_path):
+    with pytest.raises(InputError):
         train(replace(config, lr=1e20, warmup_epochs=0), tmp_path / "run", Recorder())
     kept = newest_tensors(tmp_path / "run/last")
     assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.values())
 
 
-def test_the_scaler_of_fp16_is_part_of_a_checkpoint(tmp_path: Path) -> None:
+def test_the_scaler_of_fp16_is_part_of_a_checkpoint(tmp_path):
     scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
     layer = torch.nn.Linear(2, 2)
     optimizer = torch.optim.Adam(layer.parameters())

@@ -11,12 +11,12 @@ from upperson.step import backward_through_batch
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_step_learns_from_captions_from_wrong_ones_and_from_what_fits(accumulate: int) -> None:
+def test_a_step_learns_from_captions_from_wrong_ones_and_from_what_fits(accumulate):
     model, objective = toy_model(), Objective(("sdm",), 24, 4)
     image_N3HW = normalised(model, toy_pixels(4))
     ids_NL, wrong_NL = toy_ids([5, 9, 7, 9]).long(), toy_ids([9, 6, 5, 9], seed=5).long()
     labels_N = torch.arange(4)
-    said_NK = torch.tensor([[1, 0], [1, 1], [0, 1], [1, 1]]).bool()
+    mentioned_NK = torch.tensor([[1, 0], [1, 1], [0, 1], [1, 1]]).bool()
     known_NK = torch.tensor([[1, 0], [1, 1], [0, 1], [1, 1]]).bool()
     fits_NN = torch.tensor([[1, 1, 0, 1], [0, 1, 0, 1], [0, 1, 1, 1], [0, 1, 0, 1]]).bool()
 
@@ -26,7 +26,7 @@ def test_a_step_learns_from_captions_from_wrong_ones_and_from_what_fits(accumula
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(expected, list(trained.values()))
 
-    batch = Batch(image_N3HW, ids_NL, labels_N, wrong_NL, said_NK, known_NK)
+    batch = Batch(image_N3HW, ids_NL, labels_N, wrong_NL, mentioned_NK, known_NK)
     accelerator = start_accelerator("fp32", "cpu")
     loss = backward_through_batch(accelerator, model, objective, batch, [4], accumulate)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tests.helpers.openai_archive import save_openai_archive, save_scripted
+from tests.helpers.refused import refused
 from tests.helpers.toy_clip import toy_clip
 from upperson.model.torchscript import is_torchscript, read_torchscript
 from upperson.model.weights import read_weights
@@ -22,24 +23,29 @@ from upperson_rt.errors import InputError
 STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0" + b"0X\x03\0\0\0cpuK\x04tQ"
 HOOKS = b"\x89ccollections\nOrderedDict\n)R"
 VALUES = torch.arange(4.0)
+READERS = (
+    (read_weights, "weights_unreadable"),
+    (lambda path: read_checkpoint(path)[0], "checkpoint_unreadable"),
+)
 
 
-def shape(*numbers: int) -> bytes:
+def shape(*numbers):
     return b"(" + b"".join(b"J" + pack("<i", number) for number in numbers) + b"t"
 
 
-def tensor(
-    offset: int = 0, size: bytes = shape(2, 2), stride: bytes = shape(2, 1), store: bytes = STORAGE
-) -> bytes:
+SQUARE, ROWS = shape(2, 2), shape(2, 1)
+
+
+def tensor(offset=0, size=SQUARE, stride=ROWS, store=STORAGE):
     arguments = store + b"J" + pack("<i", offset) + size + stride + HOOKS
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + arguments + b"tR"
 
 
-def module(attribute: bytes) -> bytes:
+def module(attribute):
     return b"\x80\x02c__torch__\nToy\n)\x81}(X\x01\0\0\0w" + attribute + b"ub."
 
 
-def write(path: Path, pickled: bytes, *, method: int = zipfile.ZIP_STORED, **more: bytes) -> Path:
+def write(path, pickled, *, method=zipfile.ZIP_STORED, **more):
     records = {
         "data.pkl": pickled,
         "data/0": VALUES.numpy().tobytes(),
@@ -57,7 +63,7 @@ class Odd(nn.Module):
     numbers: list[int]
     named: dict[str, torch.Tensor]
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.linear = nn.Linear(3, 2)
         self.numbers = [1, 2]
@@ -67,11 +73,11 @@ class Odd(nn.Module):
         self.register_buffer("transposed", torch.randn(6, 4).t()[1:])
         self.register_buffer("empty", torch.empty(0, 3))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return self.linear(x) + self.numbers[0] + self.named["one"] + self.pair[0] + self.big
 
 
-def test_tensors_are_those_that_torch_itself_reads(tmp_path: Path) -> None:
+def test_tensors_are_those_that_torch_itself_reads(tmp_path):
     path = tmp_path / "odd.pt"
     save_scripted(nn.Sequential(Odd(), nn.LayerNorm(2)).half(), path)
     with warnings.catch_warnings():
@@ -84,7 +90,7 @@ def test_tensors_are_those_that_torch_itself_reads(tmp_path: Path) -> None:
         assert torch.equal(found[name], value)
 
 
-def test_only_archives_with_a_program_are_torchscript(tmp_path: Path) -> None:
+def test_only_archives_with_a_program_are_torchscript(tmp_path):
     save_openai_archive(toy_clip().state_dict(), tmp_path / "openai.pt")
     torch.save(toy_clip().state_dict(), tmp_path / "state.pt")
     assert is_torchscript(tmp_path / "openai.pt")
@@ -92,7 +98,7 @@ def test_only_archives_with_a_program_are_torchscript(tmp_path: Path) -> None:
     assert not is_torchscript(Path(__file__))
 
 
-def test_the_pieces_of_these_tests_are_an_archive(tmp_path: Path) -> None:
+def test_the_pieces_of_these_tests_are_an_archive(tmp_path):
     state = read_torchscript(write(tmp_path / "toy.pt", module(tensor()), byteorder=b"little"))
     assert torch.equal(state["w"], VALUES.reshape(2, 2))
     again = read_torchscript(write(tmp_path / "view.pt", module(tensor(1, shape(2), shape(2)))))
@@ -102,14 +108,14 @@ def test_the_pieces_of_these_tests_are_an_archive(tmp_path: Path) -> None:
 class Trap:
     """Runs a command when it is unpickled without care."""
 
-    def __init__(self, marker: Path) -> None:
+    def __init__(self, marker):
         self.marker = marker
 
-    def __reduce__(self) -> tuple[object, ...]:
+    def __reduce__(self):
         return Path.touch, (self.marker,)
 
 
-def test_nothing_in_a_pickle_is_called(tmp_path: Path) -> None:
+def test_nothing_in_a_pickle_is_called(tmp_path):
     marker = tmp_path / "marker"
     touch = b"cos\nsystem\n(X"
     command = f"touch {marker}".encode()
@@ -121,22 +127,23 @@ def test_nothing_in_a_pickle_is_called(tmp_path: Path) -> None:
         "storage": tensor(store=touch + pack("<I", len(command)) + command + b"tR"),
     }
     for name, call in calls.items():
-        with pytest.raises(InputError, match="cannot be read as weights: "):
+        with refused("weights_unreadable", InputError):
             read_weights(write(tmp_path / f"{name}.pt", module(call)))
     for protocol in range(6):
         bad = write(tmp_path / f"{protocol}.pt", pickle.dumps(Trap(marker), protocol))
-        with pytest.raises(InputError, match="cannot be read as weights: "):
+        with refused("weights_unreadable", InputError):
             read_weights(bad)
     torch.save({"state_dict": Trap(marker)}, tmp_path / "plain.pt")
     torch.save(Trap(marker), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     (tmp_path / "bare.pt").write_bytes(pickle.dumps({"w": Trap(marker)}))
     for name in ("plain", "old", "bare"):
-        with pytest.raises(InputError, match="of which nothing was executed"):
+        with refused("weights_unreadable", InputError) as found:
             read_weights(tmp_path / f"{name}.pt")
+        assert "nothing was executed" in found.value.fields["reason"]
     assert not marker.exists()
 
 
-def test_a_pickle_changes_nothing_for_the_next_file(tmp_path: Path) -> None:
+def test_a_pickle_changes_nothing_for_the_next_file(tmp_path):
     # BUILD with (None, attributes) sets attributes of whatever object it is applied to.
     change = b"(N}(X\x08\0\0\0__init__NX\x0c\0\0\0__defaults__)utb"
     for name in (
@@ -152,7 +159,7 @@ def test_a_pickle_changes_nothing_for_the_next_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("attribute", "message"),
+    ("attribute", "reason"),
     [
         (tensor(1), "'w' reaches beyond its 4 stored numbers"),
         (tensor(0, shape(2, 2), shape(3, 1)), "'w' reaches beyond its 4 stored numbers"),
@@ -168,24 +175,28 @@ def test_a_pickle_changes_nothing_for_the_next_file(tmp_path: Path) -> None:
         (b"r\xff\xff\xff\xffN", "pickle"),
     ],
 )
-def test_descriptions_that_do_not_fit_the_file_are_refused(
-    tmp_path: Path, attribute: bytes, message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
+def test_descriptions_that_do_not_fit_the_file_are_refused(tmp_path, attribute, reason):
+    with refused("weights_unreadable", InputError) as found:
         read_weights(write(tmp_path / "bad.pt", module(attribute)))
+    assert reason in found.value.fields["reason"]
 
 
-def test_archives_that_unpack_to_more_than_the_file_are_refused(tmp_path: Path) -> None:
+def test_archives_that_unpack_to_more_than_the_file_are_refused(tmp_path):
     bomb = write(tmp_path / "bomb.pt", module(tensor()), method=zipfile.ZIP_DEFLATED)
-    with pytest.raises(InputError, match=r"'data\.pkl' is compressed or larger than the file"):
+    with refused("weights_unreadable", InputError) as found:
         read_weights(bomb)
+    assert "compressed" in found.value.fields["reason"]
+    crowd = write(tmp_path / "crowd.pt", module(b"(" + b"}" * 5_000_000 + b"t"))
+    with refused("weights_unreadable", InputError) as found:
+        read_weights(crowd)
+    assert "4 MiB" in found.value.fields["reason"]
     # A module inside itself, and modules that refer to each other, are walked once.
     loop = b"\x80\x02c__torch__\nToy\n)\x81q\0}(X\x01\0\0\0sh\0X\x01\0\0\0w" + tensor() + b"ub."
     assert read_weights(write(tmp_path / "loop.pt", loop)).keys() == {"w"}
 
 
 @pytest.mark.parametrize(
-    ("pickled", "more", "message"),
+    ("pickled", "more", "reason"),
     [
         (b"\x80\x02}.", {}, "expected a module, found dict"),
         (b"\x80\x02", {}, "pickle"),
@@ -194,30 +205,30 @@ def test_archives_that_unpack_to_more_than_the_file_are_refused(tmp_path: Path) 
         (module(tensor()), {"byteorder": b"big"}, "endian"),
     ],
 )
-def test_other_archives_are_refused(
-    tmp_path: Path, pickled: bytes, more: dict[str, bytes], message: str
-) -> None:
-    with pytest.raises(InputError, match=f"cannot be read as weights: .*{message}"):
+def test_other_archives_are_refused(tmp_path, pickled, more, reason):
+    with refused("weights_unreadable", InputError) as found:
         read_weights(write(tmp_path / "other.pt", pickled, **more))
+    assert reason in found.value.fields["reason"]
 
 
-def test_a_damaged_archive_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
+def test_a_damaged_archive_is_refused_wherever_it_is_cut(tmp_path):
     path = tmp_path / "whole.pt"
     save_openai_archive({"a.weight": torch.ones(300), "b": torch.ones(2, 2)}, path)
     content = path.read_bytes()
     cut = tmp_path / "cut.pt"
     for size in range(0, len(content) - 1, 97):
         cut.write_bytes(content[:size])
-        with pytest.raises(InputError, match="cannot be read as weights: "):
+        with refused("weights_unreadable", InputError):
             read_weights(cut)
     flipped = bytearray(content)
     flipped[content.index(torch.ones(300).numpy().tobytes()) + 7] ^= 1
     cut.write_bytes(flipped)
-    with pytest.raises(InputError, match="CRC"):
+    with refused("weights_unreadable", InputError) as found:
         read_weights(cut)
+    assert "CRC" in found.value.fields["reason"]
 
 
-def repack(source: Path, path: Path, method: int, **more: bytes) -> Path:
+def repack(source, path, method, **more):
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w", method) as new:
         for record in old.infolist():
             name = record.filename
@@ -225,7 +236,7 @@ def repack(source: Path, path: Path, method: int, **more: bytes) -> Path:
     return path
 
 
-def overlap(path: Path) -> None:
+def overlap(path):
     """Let a hundred entries of an archive name the same record."""
     content = path.read_bytes()
     end = content.rindex(b"PK\5\6")
@@ -239,7 +250,7 @@ def overlap(path: Path) -> None:
     path.write_bytes(content[:at] + directory + more + tail)
 
 
-def test_saved_files_that_would_unpack_to_more_than_they_are_refused(tmp_path: Path) -> None:
+def test_saved_files_that_would_unpack_to_more_than_they_are_refused(tmp_path):
     plain, old = tmp_path / "plain.pth", tmp_path / "old.pth"
     torch.save({"w": torch.zeros(5_000_000)}, plain)
     repack(plain, tmp_path / "deflated.pth", zipfile.ZIP_DEFLATED)
@@ -264,28 +275,23 @@ def test_saved_files_that_would_unpack_to_more_than_they_are_refused(tmp_path: P
         "cut": "it is cut off: fetch or copy it again",
         "empty": "it is empty",
     }
-    for read in (read_weights, lambda path: read_checkpoint(path)[0]):
+    for read, code in READERS:
         assert read(plain)["w"].shape == (5_000_000,)
         for name, reason in reasons.items():
-            with pytest.raises(InputError, match=f"cannot be read as .*: {reason}"):
+            with refused(code, InputError) as found:
                 read(tmp_path / f"{name}.pth")
+            assert found.value.fields["reason"].startswith(reason)
 
 
-def test_an_archive_with_a_crowded_description_is_refused(tmp_path: Path) -> None:
-    crowd = write(tmp_path / "crowd.pt", module(b"(" + b"}" * 5_000_000 + b"t"))
-    with pytest.raises(InputError, match=r"its data\.pkl takes more than 4 MiB"):
-        read_weights(crowd)
-
-
-def test_a_tensor_of_more_numbers_than_the_file_holds_is_refused(tmp_path: Path) -> None:
+def test_a_tensor_of_more_numbers_than_the_file_holds_is_refused(tmp_path):
     """The search for the grid of a billion positions, which took 1.6 kB, did not end."""
     one = torch.zeros(1)
     torch.save({"w": one.as_strided((10**9, 4), (0, 0))}, tmp_path / "wide.pth")
     write(tmp_path / "wide.pt", module(tensor(0, shape(10**9, 2), shape(0, 1))))
     torch.save({"w": torch.zeros(4)[1:3], "v": one.expand(1)}, tmp_path / "views.pth")
-    for read in (read_weights, lambda path: read_checkpoint(path)[0]):
-        with pytest.raises(InputError, match=r"'w' \(1000000000, 4\) has more numbers than"):
+    for read, code in READERS:
+        with refused(code, InputError, tensor="w"):
             read(tmp_path / "wide.pth")
         assert read(tmp_path / "views.pth").keys() == {"w", "v"}
-    with pytest.raises(InputError, match=r"'w' \(1000000000, 2\) has more numbers than"):
+    with refused("weights_unreadable", InputError, tensor="w"):
         read_weights(tmp_path / "wide.pt")

@@ -1,7 +1,5 @@
 """A trained model behind the runtime's calls: files and captions become what its graphs read."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -12,11 +10,11 @@ from upperson_rt.preprocess import load_image, resize_image
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
+def files(tmp_path):
     return [draw_person(tmp_path / f"{n}.png", "red", seed=n) for n in range(5)]
 
 
-def test_files_become_the_runtimes_pixels_with_and_without_a_model(files: list[Path]) -> None:
+def test_files_become_the_runtimes_pixels_with_and_without_a_model(files):
     encoder = TrainedEncoder(toy_model())
     size = encoder.model.image_size
     expected = np.stack([resize_image(load_image(file), *size) for file in files])
@@ -24,7 +22,7 @@ def test_files_become_the_runtimes_pixels_with_and_without_a_model(files: list[P
     np.testing.assert_allclose(encoder.read_pixels(files), expected, atol=0.01)
 
 
-def test_files_and_captions_embed_as_what_is_prepared_of_them(files: list[Path]) -> None:
+def test_files_and_captions_embed_as_what_is_prepared_of_them(files):
     encoder = TrainedEncoder(toy_model())
     pixels = read_pixels(files, encoder.model.image_size)
     images = encoder.encode_images(files, 2)

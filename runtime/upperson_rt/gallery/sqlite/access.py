@@ -1,10 +1,10 @@
-"""How the file of a gallery is opened: as SQLite does, or without a trace.
+"""Opens the file of a gallery: with SQLite's locks, or read-only without a trace.
 
-SQLite makes files beside the database to read it, and whoever closes it last checkpoints the log
-and removes it, whatever the log is. So where no process has a gallery open, it is read without
-SQLite's locks: nothing is made, changed or removed. Instead the folder is locked (`flock`), shared
-by all who read so; what changes the file, a checkpoint, needs that lock alone. Where a process has
-the gallery open, it is read with SQLite's locks.
+SQLite makes files beside a database to read it, and the last connection that closes checkpoints
+and removes the log, whatever log it is. So a gallery that no process has open is read without
+SQLite's locks: no file is made, changed or removed. Readers share a lock on the folder (`flock`)
+instead; a checkpoint, which changes the file, needs that lock alone. A gallery that a process has
+open is read with SQLite's locks.
 """
 
 import json
@@ -14,33 +14,22 @@ import struct
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote
 from weakref import WeakSet
 
-from upperson_rt.errors import InputError
-from upperson_rt.gallery.sqlite.pages import Log, read_log
-from upperson_rt.gallery.sqlite.schema import GUARD
-from upperson_rt.locks import lock_until_closed, unlock_and_close
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = [
-    "LOCK_TIMEOUT_S",
-    "MAIN_FILE_ONLY",
-    "Beside",
-    "Lease",
-    "State",
-    "alone",
-    "connect",
-    "connect_locked",
-    "lease",
-    "log_of",
-    "raw_file",
-]
+from upperson_rt.errors import InputError
+from upperson_rt.files import lock_until_closed, unlock_and_close
+from upperson_rt.gallery.sqlite.schema import GUARD
 
 LOCK_TIMEOUT_S = 30.0
 """How long a write waits for that of another process."""
@@ -76,6 +65,10 @@ _guard = threading.RLock()
 otherwise: closing it ends all locks that this process has on it."""
 _with_locks: Counter[str] = Counter()
 """Connections of this process that have locks, by file."""
+_without_locks: dict[str, set["_Connection"]] = defaultdict(set)
+"""Connections of this process that read a file and its log without locks, by file. Where one is
+closed, the system ends all locks of the process on the file: another process would then take the
+log for unused. So they stay open as long as there are locks."""
 
 
 class _Connection(sqlite3.Connection):
@@ -83,6 +76,9 @@ class _Connection(sqlite3.Connection):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.place: str | None = None
+        """Of the file, if it has SQLite's locks."""
+        self.unlocked: str | None = None
+        """Of the file, if it reads it and its log without locks."""
         self._cursors = WeakSet[sqlite3.Cursor]()
         super().__init__(*arguments, **options)
 
@@ -100,11 +96,18 @@ class _Connection(sqlite3.Connection):
     def close(self) -> None:
         for cursor in self._cursors:  # One that an error keeps would put the end off.
             cursor.close()
-        super().close()
         with _guard:
+            if self.unlocked is not None and _with_locks[self.unlocked]:
+                return  # Its end would end the locks of this process: see `_without_locks`.
+            super().close()
+            _without_locks[self.unlocked or ""].discard(self)
+            self.unlocked = None
             if self.place is not None:
-                _with_locks[self.place] -= 1
-                self.place = None
+                place, self.place = self.place, None
+                _with_locks[place] -= 1
+                if not _with_locks[place]:
+                    for waiting in [*_without_locks[place]]:
+                        waiting.close()
 
 
 def connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
@@ -121,6 +124,9 @@ def connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
         if mode in ("rw", "ro"):
             connection.place = os.path.realpath(path)
             _with_locks[connection.place] += 1
+        elif mode == _WITH_LOG:
+            connection.unlocked = os.path.realpath(path)
+            _without_locks[connection.unlocked].add(connection)
     try:
         for statement in _SETTINGS[mode]:
             connection.execute(statement)
@@ -155,9 +161,104 @@ def log_of(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
 
 
+# --- SQLite's log as bytes: SQLite would recover, checkpoint or remove a log that it opens
+
+_LOG_HEADER = struct.Struct(">8I")
+_MAGIC, _VERSION = 0x377F0682, 3_007_000
+_FRAME_HEADER = struct.Struct(">6I")
+_FRAMES_AT_A_TIME = 512
+_WORD = 0xFFFFFFFF
+_Matrix: TypeAlias = tuple[int, int, int, int]
+
+
+@dataclass
+class Log:
+    """What SQLite would read of a log: all frames up to the last complete transaction."""
+
+    path: Path
+    page_size: int
+    first: dict[int, int] = field(default_factory=dict)
+    """By page: the place in the log of its content as the log has it first."""
+    last: dict[int, int] = field(default_factory=dict)
+    """By page: the place in the log of its content as the log has it last."""
+
+    def page(self, place: int) -> bytes:
+        """Return the content of a page."""
+        with open(self.path, "rb") as file:
+            file.seek(place)
+            return file.read(self.page_size)
+
+
+def read_log(path: Path) -> Log | None:
+    """Read which pages a log holds; None if SQLite would take it for empty."""
+    with open(path, "rb") as file:
+        header = file.read(_LOG_HEADER.size)
+        if len(header) < _LOG_HEADER.size:
+            return None
+        magic, version, page_size, _, *salts, first, second = _LOG_HEADER.unpack(header)
+        order = ">u4" if magic & 1 else "<u4"
+        if magic & ~1 != _MAGIC or version != _VERSION:
+            return None
+        if not 512 <= page_size <= 65536 or page_size & page_size - 1:
+            return None
+        sums = _advance((0, 0), np.frombuffer(header[:24], order)[None])[0]
+        if sums != (first, second):
+            return None
+        log, pending, place = Log(path, page_size), list[tuple[int, int]](), len(header)
+        size = _FRAME_HEADER.size + page_size
+        while chunk := file.read(size * _FRAMES_AT_A_TIME):
+            frames = np.frombuffer(chunk[: len(chunk) // size * size], np.uint8).reshape(-1, size)
+            summed = np.concatenate((frames[:, :8], frames[:, _FRAME_HEADER.size :]), axis=1)
+            for frame, found in zip(frames, _advance(sums, summed.view(order)), strict=True):
+                number, is_commit, *rest = _FRAME_HEADER.unpack(
+                    frame[: _FRAME_HEADER.size].tobytes()
+                )
+                if not number or rest != [*salts, *found]:
+                    return log if log.last else None
+                sums = found
+                pending.append((number, place + _FRAME_HEADER.size))
+                place += size
+                if is_commit:
+                    log.last.update(pending)
+                    for page, at in pending:
+                        log.first.setdefault(page, at)
+                    pending.clear()
+        return log if log.last else None
+
+
+def _advance(sums: tuple[int, int], blocks: NDArray[np.uint32]) -> list[tuple[int, int]]:
+    """Return SQLite's checksum after each of (N, W) words, one block after the other.
+
+    A pair of words makes ``a += word + b; b += next + a``, which is linear modulo 2^32.
+    """
+    weights, (aa, ab, ba, bb) = _weights(blocks.shape[1])
+    a, b = sums
+    found = []
+    for more_a, more_b in (blocks.astype(np.uint32) @ weights).tolist():
+        a, b = (aa * a + ab * b + more_a) & _WORD, (ba * a + bb * b + more_b) & _WORD
+        found.append((a, b))
+    return found
+
+
+@lru_cache(maxsize=8)
+def _weights(words: int) -> tuple[NDArray[np.uint32], _Matrix]:
+    """Return what each word adds to the two sums, (W, 2), and what the sums before become."""
+    weights = np.empty((words, 2), np.uint32)
+    aa, ab, ba, bb = 1, 0, 0, 1
+    for word in range(words - 2, -1, -2):
+        weights[word] = (aa + ab) & _WORD, (ba + bb) & _WORD
+        weights[word + 1] = ab, bb
+        aa, ab, ba, bb = ((aa + ab) & _WORD, (aa + 2 * ab) & _WORD,
+                          (ba + bb) & _WORD, (ba + 2 * bb) & _WORD)  # fmt: skip
+    return weights, (aa, ab, ba, bb)
+
+
+# --- Reading without locks
+
+
 @dataclass(frozen=True)
 class State:
-    """What tells whether files that are read without locks have changed."""
+    """Sizes and times by which a change of files read without locks is found."""
 
     file: _FileState
     log: _FileState | None
@@ -200,8 +301,15 @@ def _state_of(found: os.stat_result) -> _FileState:
 class Beside:
     """What lies beside a file that no process has open, to be put back as it was."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, read: Log | None) -> None:
+        """Note what there is.
+
+        Args:
+            path: The database file.
+            read: What its log holds.
+        """
         self._path = path
+        self._read = read
         self._folder = path.parent.stat()
         log, shared = self._places
         with _guard:
@@ -219,7 +327,10 @@ class Beside:
         with _guard, suppress(OSError):
             if _is_open_elsewhere(self._path):
                 return
-            if self._log is None and log.exists() and read_log(log) is None:
+            found = read_log(log) if log.exists() else None
+            if (found and found.last) != (self._read and self._read.last):
+                return  # Another process has written, and is gone again.
+            if self._log is None and log.exists():
                 log.unlink()
             elif self._log is not None and self._log.st_size < log.stat().st_size:
                 os.truncate(log, self._log.st_size)  # Pages of no complete transaction.
@@ -252,11 +363,7 @@ class Lease:
         return MAIN_FILE_ONLY if self.log is None else _WITH_LOG
 
     def check(self) -> None:
-        """Check that nothing was changed.
-
-        Raises:
-            InputError: Something was.
-        """
+        """Check that nothing was changed."""
         if self.state is not None and not self.state.holds_for(State.of(self.path)):
             raise InputError(
                 f"gallery {self.path} was written to by a program without locks while it was read: "
@@ -314,20 +421,6 @@ def alone(path: Path) -> Iterator[bool]:
             unlock_and_close(folder)
 
 
-@contextmanager
-def raw_file(path: Path) -> Iterator[int | None]:
-    """Open the database file beside SQLite; None if this process has locks on it to lose."""
-    with _guard:
-        if _with_locks[os.path.realpath(path)]:
-            yield None
-            return
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            yield handle
-        finally:
-            os.close(handle)
-
-
 def _open_folder(folder: Path) -> int | None:
     with suppress(OSError):  # Not on Windows, nor without the right to list it.
         return os.open(folder, os.O_RDONLY)
@@ -335,7 +428,7 @@ def _open_folder(folder: Path) -> int | None:
 
 
 def _is_open_elsewhere(path: Path) -> bool:
-    """Tell whether a connection, of this process or another, has the file open with locks."""
+    """Whether a connection, of this process or another, has the file open with locks."""
     with _guard:
         if _with_locks[os.path.realpath(path)]:
             return True
@@ -352,7 +445,7 @@ def _is_open_elsewhere(path: Path) -> bool:
 
 
 def _is_locked(handle: int) -> bool:
-    """Tell whether another process has one of SQLite's locks; nothing is locked for that."""
+    """Whether another process has one of SQLite's locks; takes no lock itself."""
     if sys.platform != "linux":  # Elsewhere the structure is another.
         return True
     import fcntl
@@ -366,13 +459,13 @@ def _is_locked(handle: int) -> bool:
 
 
 def _attribute_equals(attributes: str, key: str, value: str) -> bool:
-    """Tell whether a row's attributes have this value under this key; both values are JSON.
+    """Whether a row's attributes have this value under this key; both values are JSON.
 
     The key never becomes part of a statement or of a JSON path, so it may be anything.
     """
     wanted = json.loads(value)
     try:
         found = json.loads(attributes).get(key)
-    except (ValueError, AttributeError):  # Damaged: `Gallery.verify` tells.
+    except (ValueError, AttributeError):  # Damaged: `Gallery.verify` finds it.
         return False
     return isinstance(found, bool) == isinstance(wanted, bool) and bool(found == wanted)

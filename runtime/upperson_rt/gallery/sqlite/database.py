@@ -16,60 +16,67 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from upperson_rt.errors import InputError, IntegrityError, UsageError
-from upperson_rt.files import folder_near, make_folder
+from upperson_rt.files import folder_near, locked_folder, make_folder
 from upperson_rt.gallery.protocol import no_gallery
 from upperson_rt.gallery.sqlite.access import (
     LOCK_TIMEOUT_S,
     MAIN_FILE_ONLY,
     Beside,
     Lease,
+    Log,
     alone,
     connect,
     connect_locked,
     lease,
     log_of,
-    raw_file,
 )
-from upperson_rt.gallery.sqlite.checksums import (
-    FACETS,
+from upperson_rt.gallery.sqlite.schema import (
     ROW,
     DamageError,
-    Facet,
-    Sums,
-    prove_facet,
-    prove_metadata,
-    prove_rows,
-    read_mark,
-    write_mark,
-)
-from upperson_rt.gallery.sqlite.pages import Log, is_free_list_sound
-from upperson_rt.gallery.sqlite.schema import (
+    Description,
     SqliteMeta,
-    Vouched,
+    Sums,
+    check_totals,
+    commit_in,
     create,
-    first_commit_of,
+    read_mark,
     read_meta,
     read_sums,
+    structural_problems,
+    upgrade,
+    with_checked_metadata,
+    write_mark,
 )
-from upperson_rt.locks import locked_folder
 from upperson_rt.printable import one_line
 
-__all__ = ["DATABASE_FILE", "Database", "Transaction", "make", "structural_problems"]
-
 DATABASE_FILE = "gallery.sqlite"
+CHANGES_PROBLEM = "the log of changes is not what it should be"
 _MOST_IDLE = 16
 """Connections that are kept to be used again."""
 _CHECKPOINT_PAGES = 4096  # SQLite's 1000 costs a disk with slow syncs a quarter of its rate.
 _ADVICE = {
-    "locked": f"another process has been writing to it for over {LOCK_TIMEOUT_S:g} s. Nothing was "
-    "changed: wait for that process or end it, then try again",
-    "readonly": "the file or its folder cannot be written to. Nothing was changed: check the "
-    "permissions and the mount",
-    "full": "nothing was changed: free some space first; after that old pictures can be deleted "
-    "with  upperson-rt gallery prune  (which needs some room itself)",
-    "disk I/O error": "nothing was changed: check the disk's space, quota and health",
-    "unable to open": "check the permissions of the folder",
+    "locked": (
+        "gallery_locked",
+        f"another process has been writing to it for over {LOCK_TIMEOUT_S:g} s. Nothing was "
+        "changed: wait for that process or end it, then try again",
+    ),
+    "readonly": (
+        "gallery_read_only",
+        "the file or its folder cannot be written to. Nothing was changed: check the permissions "
+        "and the mount",
+    ),
+    "full": (
+        "disk_full",
+        "nothing was changed: free some space first; after that old pictures can be deleted with  "
+        "upperson-rt gallery prune  (which needs some room itself)",
+    ),
+    "disk I/O error": (
+        "disk_error",
+        "nothing was changed: check the disk's space, quota and health",
+    ),
+    "unable to open": ("gallery_not_opened", "check the permissions of the folder"),
 }
+"""By the words of SQLite: code and advice."""
 _DAMAGED = re.compile(
     "decode|malformed|no such (column|table|index|function)|syntax error|unsupported file format|"
     "no query solution"
@@ -78,11 +85,7 @@ _DAMAGED = re.compile(
 
 
 def make(file: Path, fingerprint: str, embed_dim: int) -> None:
-    """Make a gallery's database, completely or not at all; one that is there is left alone.
-
-    Raises:
-        InputError: It cannot be made; folders that were made for it are gone again.
-    """
+    """Make a gallery's database, completely or not at all; one that is there is left alone."""
     missing = [place for place in (file.parent, *file.parent.parents) if not place.exists()]
     try:
         make_folder(file.parent)
@@ -96,7 +99,11 @@ def make(file: Path, fingerprint: str, embed_dim: int) -> None:
                     temporary.rename(file)
     except OSError as error:
         _remove_empty(missing)
-        raise InputError(f"cannot make gallery {file.parent}: {error.strerror}") from error
+        raise InputError(
+            f"cannot make gallery {file.parent}: {error.strerror}",
+            code="gallery_not_made",
+            path=file.parent,
+        ) from error
     except BaseException:
         _remove_empty(missing)
         raise
@@ -113,7 +120,7 @@ def _fill(file: Path, fingerprint: str, embed_dim: int) -> None:
             raise sqlite3.OperationalError("disk I/O error: no log can be kept")
     with closing(connect(file, MAIN_FILE_ONLY)) as connection:
         read_sums(connection, file, read_meta(connection, file))
-        for problem in structural_problems(connection, "quick_check"):
+        for problem in structural_problems(connection):
             raise sqlite3.OperationalError(f"disk I/O error: {problem}")
 
 
@@ -123,15 +130,8 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-def structural_problems(connection: sqlite3.Connection, pragma: str) -> Iterator[str]:
-    """Yield what SQLite itself finds wrong: ``quick_check`` looks at everything but its indexes."""
-    for (line,) in connection.execute(f"PRAGMA {pragma}"):
-        if line != "ok":
-            yield f"SQLite: {line}"
-
-
 def _is_writable(path: Path) -> bool:
-    """Tell whether a database file and the folder of its log can be written to."""
+    """Whether a database file and the folder of its log can be written to."""
     return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
 
 
@@ -142,8 +142,8 @@ class Transaction:
     connection: sqlite3.Connection
     sums: Sums | None
     """None for a gallery that was made before there were checksums."""
-    proven: set[str] = field(default_factory=set)
-    """What has been read through by this process: indexes of SQLite, ``rows``, ``items``."""
+    checked: set[str] = field(default_factory=set)
+    """What this process has read through: ``structure``, ``table``, ``items``."""
 
     @property
     def checksum(self) -> str:
@@ -159,7 +159,7 @@ class Transaction:
         sql = "SELECT seq FROM sqlite_sequence WHERE name = 'changes'"
         (found,) = self.execute(sql).fetchone() or (0,)
         if self.sums is not None and found != self.sums.seq:
-            return "the log of changes is not what it should be"
+            return CHANGES_PROBLEM
         return None
 
     def count(self) -> int:
@@ -168,66 +168,65 @@ class Transaction:
             return self.sums.rows
         return int(self.execute("SELECT count(*) FROM items").fetchone()[0])
 
-    def prove(self, facet: Facet) -> None:
-        """Make sure once that an index of SQLite names all rows that it should.
+    def check_table(self) -> None:
+        """Check once that all rows are there, and that SQLite's indexes name the right ones.
 
-        Raises:
-            DamageError: It does not.
+        Whether a row fits its checksum is checked when the row is read.
         """
-        if self.sums is not None and facet.index not in self.proven:
-            prove_facet(self.connection, facet, self.sums)
-            self.proven.add(facet.index)
+        if self.sums is None or "table" in self.checked:
+            return
+        if "structure" not in self.checked:
+            for problem in structural_problems(self.connection, of_items=True):
+                raise DamageError(problem)
+        check_totals(self.connection, self.sums)
+        self.checked |= {"structure", "table"}
 
-    def prove_rows(self) -> None:
-        """Make sure once that all rows are there, and none of an earlier state.
-
-        Raises:
-            DamageError: It is not so.
-        """
-        if self.sums is not None and self.proven.isdisjoint(("rows", "items")):
-            prove_rows(self.connection, self.sums)
-            self.proven.add("rows")
-
-    def prove_items(self) -> None:
-        """Make sure once that the metadata of all rows is there and as it was written.
-
-        Raises:
-            DamageError: It is not.
-        """
-        if self.sums is not None and "items" not in self.proven:
+    def check_items(self) -> None:
+        """Check once that the metadata of all rows is there and as it was written."""
+        if self.sums is not None and "items" not in self.checked:
             rows = self.execute(f"SELECT {ROW}, checksum FROM items NOT INDEXED ORDER BY id")
-            for _ in prove_metadata(rows, self.sums):
+            for _ in with_checked_metadata(rows, self.sums):
                 pass
-            self.proven.add("items")
+            self.checked.add("items")
 
-    def prove_all(self) -> None:
-        """Make sure once of everything that searches rely on beside the vectors.
 
-        Raises:
-            DamageError: Something was altered.
-        """
-        self.prove_items()
-        for facet in FACETS:
-            self.prove(facet)
+_SMALLEST_BYTES = 512
+"""SQLite takes a smaller file for a new one, and removes its log."""
 
 
 class Database:
     """Transactions on one file; those that read run beside the one that writes."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file of a gallery.
-
-        Raises:
-            InputError: There is none, it cannot be opened, or its schema is another.
-            IntegrityError: It is damaged, or some other database.
-        """
-        if not path.is_file():
+        """Open the file of a gallery."""
+        try:
+            if path.is_symlink():  # SQLite keeps log and locks beside the file that it leads to.
+                path = path.resolve()
+            size_bytes = path.stat().st_size if path.is_file() else None
+        except OSError as error:
+            raise InputError(
+                f"cannot use gallery {path}: {error.strerror}; check the permissions of the folder",
+                code="gallery_unusable",
+                path=path,
+            ) from error
+        if size_bytes is None:
             raise no_gallery(str(path.parent), folder_near(path.parent, DATABASE_FILE))
-        if not path.stat().st_size:  # SQLite would take it for new, and remove its log.
+        if size_bytes < _SMALLEST_BYTES:
             raise IntegrityError(
-                f"{path} is empty: it is damaged, and was left as it is. Restore it from a copy, "
-                "or remove it to begin anew"
+                f"{path} is empty or nearly so: it is damaged, and was left as it is. Restore it "
+                "from a copy, or remove it to begin anew",
+                code="gallery_file_empty",
+                path=path,
             )
+        for name in ("-wal", "-shm", "-journal", "-mark"):
+            beside = path.with_name(path.name + name)
+            if beside.exists() and not beside.is_file():
+                raise IntegrityError(
+                    f"{beside} is no regular file: nothing was read or changed; remove it, or put "
+                    "back what belongs to the gallery",
+                    code="not_a_file",
+                    path=beside,
+                )
         self.path = path
         self.read_only = not _is_writable(path)
         self._mark = path.with_name(f"{path.name}-mark")
@@ -239,7 +238,7 @@ class Database:
         """Whether damage was found: a log is not checkpointed into it."""
         self._writer: sqlite3.Connection | None = None
         """Made for the first write: until then nothing is changed."""
-        self._proven: set[str] = set()
+        self._checked: set[str] = set()
         with _translated(path):
             self._about = self._admit()
 
@@ -249,8 +248,8 @@ class Database:
         return self._about.meta
 
     @property
-    def keeps_sums(self) -> bool:
-        """See `Vouched.keeps_sums`."""
+    def has_sums(self) -> bool:
+        """Whether rows have checksums; see `Description.keeps_sums`."""
         return self._about.keeps_sums
 
     @contextmanager
@@ -297,6 +296,9 @@ class Database:
             try:
                 writer.execute("BEGIN IMMEDIATE")
                 transaction = self._begun(writer)
+                if transaction.sums is not None and not self._about.is_current:
+                    upgrade(writer, transaction.sums)
+                    self.reload(writer)
                 yield transaction
                 sums = transaction.sums
                 if sums is not None:
@@ -321,25 +323,22 @@ class Database:
                 raise
 
     def _open_writer(self) -> Beside | None:
-        """Open the connection that writes; return what it may change beside the file.
-
-        Raises:
-            DamageError: What every change relies on is damaged; nothing was changed.
-        """
+        """Open the connection that writes; return what it may change beside the file."""
         if self._closed:
-            raise UsageError(f"gallery {self.path.parent} has been closed")
+            raise _closed(self.path)
         self._about = self._admit()
         with self._leased() as (connection, held):
             transaction = self._begun(connection)
-            if not self._is_free_list_sound(connection, held):
-                for problem in structural_problems(connection, "quick_check"):
-                    raise DamageError(problem)
+            # Of the list of free pages, too: a change would overwrite what it names.
+            for problem in structural_problems(connection):
+                raise DamageError(problem)
+            transaction.checked.add("structure")
             if transaction.sums is not None:
                 _check_changes(transaction)
         if self.read_only:
             self._writer = connect(self.path, MAIN_FILE_ONLY)
             return None
-        beside = None if held.state is None else Beside(self.path)
+        beside = None if held.state is None else Beside(self.path, held.log)
         self._writer = connect_locked(self.path, "rw")
         return beside
 
@@ -348,13 +347,6 @@ class Database:
         if acknowledged is not None and acknowledged[0] != self.meta.identity:
             with suppress(OSError):  # Left behind by what was replaced.
                 self._mark.unlink()
-
-    def _is_free_list_sound(self, connection: sqlite3.Connection, held: Lease) -> bool:
-        """Tell whether new pages may be taken; where it is false that is not certain."""
-        if held.state is None:
-            return bool(connection.execute("PRAGMA freelist_count").fetchone() == (0,))
-        with raw_file(self.path) as handle:
-            return handle is not None and is_free_list_sound(handle, held.log)
 
     def close(self) -> None:
         """Close all connections."""
@@ -388,18 +380,14 @@ class Database:
         about, sums = read_sums(connection, self.path, known)
         if about is not known:  # Else a thread that writes may have just changed it.
             self._about = about
-        return Transaction(connection, sums, self._proven)
+        return Transaction(connection, sums, self._checked)
 
     def reload(self, connection: sqlite3.Connection) -> None:
         """Read again what the gallery says about itself."""
         self._about = read_meta(connection, self.path)
 
-    def _admit(self) -> Vouched:
-        """Read what the gallery says about itself, if its files belong together.
-
-        Raises:
-            DamageError: They do not, or one was altered.
-        """
+    def _admit(self) -> Description:
+        """Read what the gallery says about itself, if its files belong together."""
         acknowledged = read_mark(self._mark)
         with self._leased() as (connection, held):
             about, sums = read_sums(connection, self.path, read_meta(connection, self.path))
@@ -422,28 +410,30 @@ class Database:
                     f"{journal.name} lies beside it, which is of another database: remove that"
                 )
 
-    def _check_identity(self, about: Vouched, identity: str) -> None:
+    def _check_identity(self, about: Description, identity: str) -> None:
         """Check that a log is of the gallery that another file is of."""
         if about.meta.identity != identity:
             raise DamageError(
                 "its log is of another gallery, or it was replaced beside a log: put back what "
-                f"belongs together ({about.meta.identity} and {identity})"
+                f"belongs together ({about.meta.identity} and {identity})",
+                "log_of_other_gallery",
             )
 
     def _check_log(
-        self, log: Log, about: Vouched, sums: Sums | None, connection: sqlite3.Connection
+        self, log: Log, about: Description, sums: Sums | None, connection: sqlite3.Connection
     ) -> None:
         """Check that a log goes on from the file, of which some may have been checkpointed."""
-        with closing(connect(self.path, MAIN_FILE_ONLY)) as alone_in_file:
-            try:
+        try:
+            with closing(connect(self.path, MAIN_FILE_ONLY)) as alone_in_file:
                 file_about = read_meta(alone_in_file, self.path)
                 _, file_sums = read_sums(alone_in_file, self.path, file_about)
-            except (sqlite3.Error, InputError, IntegrityError):
-                return  # A checkpoint under way was killed: the log has the rest.
+        except (sqlite3.Error, InputError, IntegrityError):
+            return  # A checkpoint did not come to its end: the log has the rest.
         self._check_identity(about, file_about.meta.identity)
         if sums is None or file_sums is None:
             return
-        first = first_commit_of(log, connection, about)
+        ((root,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'meta'")
+        first = commit_in(log.page(log.first[root]), about) if root in log.first else None
         if file_sums.commits > sums.commits or (first or 0) > file_sums.commits + 1:
             raise DamageError(
                 f"its log has the transactions {first} to {sums.commits}, the file ends at "
@@ -455,13 +445,16 @@ class Database:
             raise DamageError(
                 f"it has {found} of {acknowledged} acknowledged transactions, its log is damaged or"
                 " lost or it was replaced by an earlier copy: to go on with what is left remove "
-                f"{self._mark.name}"
+                f"{self._mark.name}",
+                "transactions_lost",
+                found=found,
+                acknowledged=acknowledged,
             )
 
     def _take(self) -> tuple[sqlite3.Connection, Lease]:
         with self._pool_lock:
             if self._closed:
-                raise UsageError(f"gallery {self.path.parent} has been closed")
+                raise _closed(self.path)
             held = lease(self.path, self._idle[-1][1] if self._idle else None)
             while self._idle:
                 connection, before = self._idle.pop()
@@ -486,11 +479,17 @@ class Database:
 def _check_changes(transaction: Transaction) -> None:
     """Check that the triggers kept the log of changes, which has a count of its own."""
     if (problem := transaction.changes_problem()) is not None:
-        raise DamageError(problem)
+        raise DamageError(problem, "changes_altered")
+
+
+def _closed(path: Path) -> UsageError:
+    return UsageError(
+        f"gallery {path.parent} has been closed", code="gallery_closed", path=path.parent
+    )
 
 
 def _is_damage(error: BaseException) -> bool:
-    """Tell whether an error says that what was read is damaged."""
+    """Whether an error means that what was read is damaged."""
     return isinstance(error, sqlite3.Error | IntegrityError | UnicodeDecodeError) and not (
         isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError)
         and not _DAMAGED.search(str(error))
@@ -503,19 +502,27 @@ def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.ProgrammingError as error:
-        raise UsageError(f"gallery {path.parent} has been closed") from error
+        raise _closed(path) from error
     except DamageError as error:
         raise IntegrityError(
-            f"gallery {path} is damaged: {one_line(error)}; it was left as it is: see  "
-            "upperson-rt gallery verify, restore it from a copy, or index again into another folder"
+            f"gallery {path} is damaged: {one_line(error)}; it was left as it is: see  upperson-rt "
+            "gallery verify, restore it from a copy, or index again into another folder",
+            code=error.code,
+            path=path,
+            **error.fields,
         ) from error
     except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite's own words quote what it read.
         if _is_damage(error):
             raise IntegrityError(
                 f"gallery {path} is damaged or not a gallery ({one_line(error)}); it was left as "
-                "it is: restore it from a copy, or index again into another folder"
+                "it is: restore it from a copy, or index again into another folder",
+                code="gallery_damaged",
+                path=path,
             ) from error
-        advice = next((text for name, text in _ADVICE.items() if name in str(error)), "")
+        known = (entry for name, entry in _ADVICE.items() if name in str(error))
+        code, advice = next(known, ("gallery_unusable", ""))
         raise InputError(
-            f"cannot use gallery {path}: {one_line(error)}{'; ' if advice else ''}{advice}"
+            f"cannot use gallery {path}: {one_line(error)}{'; ' if advice else ''}{advice}",
+            code=code,
+            path=path,
         ) from error

@@ -1,48 +1,36 @@
 """The search index in memory: kept up with the database row by row, never the truth itself."""
 
+import json
+import os
 import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError
+from upperson_rt.files import put_in_place, scratch_folder
 from upperson_rt.gallery.records import IndexInfo
-from upperson_rt.gallery.sqlite.checksums import DamageError
 from upperson_rt.gallery.sqlite.database import Transaction
-from upperson_rt.gallery.sqlite.index_file import (
-    INDEX_FILE,
-    Stamp,
-    UnusableIndexError,
-    read_index,
-    read_stamp,
-    write_index,
-)
-from upperson_rt.gallery.sqlite.rows import (
-    changed_since,
-    ids_where,
-    stored_vectors,
-    version_of,
-)
-from upperson_rt.gallery.sqlite.schema import SqliteMeta
+from upperson_rt.gallery.sqlite.rows import changed_since, ids_where, stored_vectors, version_of
+from upperson_rt.gallery.sqlite.schema import DamageError, SqliteMeta
 from upperson_rt.gallery.sqlite.segments import (
     Candidates,
     Segment,
     Tail,
     TrainedLists,
     flat_index,
+    load_faiss,
     merge_flat,
     stored_rows,
     train_lists,
 )
 from upperson_rt.printable import get_logger
-
-__all__ = ["APPROXIMATE_FROM", "SearchIndex", "Snapshot"]
 
 _LOG = get_logger(__name__)
 
@@ -56,6 +44,157 @@ _MOST_SEGMENTS = 8
 _LARGE_ROWS = 131_072
 """Exact segments from there on are not merged: that would need their memory twice."""
 _WITNESSES = 32
+
+
+# --- The index in a file: derived from the database, checked when read, replaceable any time
+#
+#     faiss index | item ids, int64 | checksums of their rows, int64 | JSON
+#     | crc32 of the JSON, 4 bytes | length of the JSON, 4 bytes | crc32 of all that, 8 bytes
+#     | magic, 8 bytes
+#
+# faiss reads its own part from the beginning and ignores what follows.
+
+INDEX_FILE = "gallery.index"
+FORMAT = 2
+
+_MAGIC = b"uprtidx2"
+_END_BYTES = 24
+_CHUNK_BYTES = 1 << 24
+Contents: TypeAlias = tuple[Any, NDArray[np.int64], NDArray[np.int64]]
+"""The index of faiss, and for each of its rows the item's id and its checksum."""
+
+
+class UnusableIndexError(Exception):
+    """An index file that cannot be used, and why; it is made anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stamp:
+    """What an index was made from, and how."""
+
+    identity: str
+    """The gallery's, see `schema.SqliteMeta`."""
+    seq: int
+    """Last entry of the log of changes."""
+    last_id: int
+    """Highest id ever given."""
+    embed_dim: int
+    rows: int
+    kind: str
+    """``exact`` or ``ivf-sq8``."""
+    witnesses: list[list[int]]
+    """[id, crc32 of the stored vector] of the newest rows: a database that was replaced by an
+    earlier copy and went on from there has others."""
+    nlist: int = 0
+    nprobe: int = 0
+    recall_at_10: float = 1.0
+    format: int = field(default=FORMAT)
+
+
+def write_index(path: Path, contents: Contents, stamp: Stamp) -> None:
+    """Write the file completely or not at all."""
+    faiss = load_faiss()
+    index, ids, checksums = contents
+
+    with scratch_folder(path) as folder:
+        temporary = folder / path.name
+        try:
+            faiss.write_index(index, str(temporary))
+        except RuntimeError as error:
+            raise OSError(f"cannot write {path}: {error}") from error
+        details = json.dumps(asdict(stamp)).encode()
+        with open(temporary, "r+b") as file:
+            checksum = _checksum(file, temporary.stat().st_size)
+            file.seek(0, os.SEEK_END)
+            for part in (
+                ids.astype("<i8").tobytes(),
+                checksums.astype("<i8").tobytes(),
+                details,
+                zlib.crc32(details).to_bytes(4, "little"),
+                len(details).to_bytes(4, "little"),
+            ):
+                checksum = zlib.crc32(part, checksum)
+                file.write(part)
+            file.write(checksum.to_bytes(8, "little") + _MAGIC)
+        if path.exists():
+            temporary.chmod(path.stat().st_mode)
+        put_in_place(temporary, path)
+
+
+def read_stamp(path: Path) -> Stamp:
+    """Read only the stamp."""
+    with open(path, "rb") as file:
+        return _read_stamp(file)[0]
+
+
+def read_index(path: Path) -> tuple[Contents, Stamp]:
+    """Read the file after checking all of it; the vectors stay there (mmap).
+
+    So processes share them, and the system may drop them where memory is short.
+    """
+    with open(path, "rb") as file:
+        stamp, ids_at, checksum_at = _read_stamp(file)
+        file.seek(checksum_at)
+        expected = int.from_bytes(file.read(8), "little")
+        file.seek(0)
+        if _checksum(file, checksum_at) != expected:
+            raise UnusableIndexError("its checksum does not match")
+        file.seek(ids_at)
+        numbers = np.frombuffer(file.read(16 * stamp.rows), "<i8").astype(np.int64)
+        faiss = load_faiss()
+        # By descriptor: the path may lead to another process's newer file by now.
+        name = f"/proc/self/fd/{file.fileno()}"
+        # Older releases of faiss read exact indexes into memory.
+        exact = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
+        flags = exact if stamp.kind == "exact" else faiss.IO_FLAG_MMAP
+        try:
+            index = faiss.read_index(name if os.path.exists(name) else str(path), flags)
+        except RuntimeError as error:
+            raise UnusableIndexError(f"faiss cannot read it: {error}") from error
+    if index.ntotal != stamp.rows or index.d != stamp.embed_dim:
+        raise UnusableIndexError(
+            f"it holds {index.ntotal} rows of {index.d}, not what its stamp says"
+        )
+    return (index, numbers[: stamp.rows], numbers[stamp.rows :]), stamp
+
+
+def _read_stamp(file: BinaryIO) -> tuple[Stamp, int, int]:
+    """Return the stamp, and where the ids and the checksum are."""
+    size = file.seek(0, os.SEEK_END)
+    if size < _END_BYTES:
+        raise UnusableIndexError("it is too short")
+    file.seek(size - _END_BYTES)
+    end = file.read(_END_BYTES)
+    checksum, length = (int.from_bytes(end[at : at + 4], "little") for at in (0, 4))
+    if end[16:] != _MAGIC or length > size - _END_BYTES:
+        raise UnusableIndexError("it is cut off, or no index of this version")
+    file.seek(size - _END_BYTES - length)
+    details = file.read(length)
+    if zlib.crc32(details) != checksum:
+        raise UnusableIndexError("its stamp is damaged")
+    try:
+        stamp = Stamp(**json.loads(details))
+    except (ValueError, TypeError) as error:
+        raise UnusableIndexError(f"it is of another version: {error}") from error
+    ids_at = size - _END_BYTES - length - 16 * stamp.rows
+    if stamp.format != FORMAT or ids_at < 0:
+        raise UnusableIndexError("it is of another version")
+    return stamp, ids_at, size - 16
+
+
+def _checksum(file: BinaryIO, length: int) -> int:
+    """Return the crc32 of the next bytes."""
+    checksum, buffer = 0, memoryview(bytearray(_CHUNK_BYTES))
+    while length > 0:
+        count = file.readinto(buffer[: min(length, _CHUNK_BYTES)])  # type: ignore[attr-defined]
+        if not count:
+            raise UnusableIndexError("it is cut off")
+        checksum = zlib.crc32(buffer[:count], checksum)
+        length -= count
+    return checksum
+
+
+# --- The index in memory
 
 
 @dataclass(frozen=True)
@@ -140,11 +279,7 @@ class SearchIndex:
         self._advised = False
 
     def refresh(self, transaction: Transaction) -> Snapshot:
-        """Bring the index to the state that a transaction sees, and return it.
-
-        Raises:
-            DamageError: A stored vector is damaged or missing.
-        """
+        """Bring the index to the state that a transaction sees, and return it."""
         if self.snapshot is None or self.snapshot.lacks_checksums(transaction):
             self.snapshot = self._load(transaction)
         elif (self.snapshot.seq, self.snapshot.last_id) != version_of(transaction):
@@ -292,9 +427,6 @@ class SearchIndex:
         """Make the index from the vectors that a transaction sees, save it, and return it.
 
         Needs no lock: searches go on with what there is until ``snapshot`` is set.
-
-        Raises:
-            DamageError: A stored vector is damaged or missing.
         """
         count = transaction.count()
         approximate = self._is_approximate(count)
@@ -302,7 +434,8 @@ class SearchIndex:
             empty = Snapshot(0, 0, (), Tail(self.embed_dim))
             followed = self._follow(transaction, empty, np.empty(0, np.int64))
             if self._writable and self.path.exists():
-                transaction.prove_all()
+                transaction.check_items()
+                transaction.check_table()
                 with suppress(OSError):  # An earlier, larger one; it does no harm either.
                     self.path.unlink(missing_ok=True)
             return self._sound(transaction, followed)
@@ -339,7 +472,8 @@ class SearchIndex:
         snapshot = Snapshot(seq, last_id, (segment,), Tail(self.embed_dim), stamp)
         sound = self._sound(transaction, snapshot)
         if self._writable:  # A search that is refused leaves the file of the index alone.
-            transaction.prove_all()
+            transaction.check_items()
+            transaction.check_table()
         segment = self._saved(sound.segments[0], stamp)
         return replace(snapshot, segments=(segment,))
 

@@ -1,8 +1,8 @@
-"""Shards into one gallery: completely or not at all, and with a proof that all is there once.
+"""Merges shards into one gallery, completely or not at all, and checks that all is there once.
 
-The proof has three steps. The records say that the shards are the parts of one list, each once.
-Each gallery holds the keys that its record says, and every row is as it was written. Read again
-from the disk, the new gallery holds the rows of the shards, no other and none twice.
+The records show that the shards are the parts of one list, each once. Each gallery must hold the
+keys of its record, and every row as it was written. Read again from the disk, the new gallery must
+hold the rows of the shards, no other and none twice.
 """
 
 import os
@@ -17,9 +17,9 @@ from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import put_in_place, require_place, scratch_folder
 from upperson_rt.gallery.protocol import Gallery
 from upperson_rt.gallery.shards import RECORD_FILE, ShardRecord, Tally, check_whole
-from upperson_rt.gallery.sqlite.checksums import Sums, checksum_of
 from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, make
 from upperson_rt.gallery.sqlite.rows import ADD, has_key
+from upperson_rt.gallery.sqlite.schema import Sums, checksum_of
 from upperson_rt.gallery.sqlite.store import SqliteGallery
 
 __all__ = ["Merged", "merge_shards"]
@@ -29,7 +29,7 @@ _ROWS_AT_A_TIME = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """What `merge_shards` has put together, and proven."""
+    """What `merge_shards` has merged and checked."""
 
     shards: int
     pictures: int
@@ -37,7 +37,7 @@ class Merged:
     with_items: int
     """Pictures that gave at least one item."""
     empty: int
-    """Pictures in which a detector found nobody."""
+    """Pictures in which a detector found no person."""
     skipped: tuple[tuple[str, str, str], ...]
     """Shard, path and reason of pictures that could not be used."""
     items: Tally
@@ -52,16 +52,14 @@ class Merged:
 
 
 def merge_shards(
-    shards: Sequence[str | Path],
-    folder: Path,
-    progress: Callable[[int, int], None] | None = None,
+    shards: Sequence[str | Path], folder: Path, progress: Callable[[int, int], None] | None = None
 ) -> Merged:
     """Join the shards of one list into a new gallery.
 
     Args:
         shards: Folders of galleries, each made with a `Shard`; in any order.
         folder: Of the new gallery; not there yet, or empty.
-        progress: Told how many rows are copied, and how many there are.
+        progress: Called with the number of rows copied so far, and of all rows.
 
     Raises:
         UsageError: No shard was named.
@@ -101,7 +99,7 @@ def merge_shards(
                     if progress is not None:
                         progress(rows.count, items.count)
                 _check_keys(gallery, record, keys)
-        _prove(new, items, rows)
+        _check_merged(new, items, rows)
         require_place(folder)  # Again: the work may have taken hours.
         put_in_place(new, folder)
     return Merged(
@@ -203,7 +201,7 @@ def _check_keys(gallery: SqliteGallery, record: ShardRecord, keys: Tally) -> Non
         )
 
 
-def _prove(folder: Path, items: Tally, rows: Tally) -> None:
+def _check_merged(folder: Path, items: Tally, rows: Tally) -> None:
     """Read a new gallery back from the disk."""
     found_items, found_rows = Tally(), Tally()
     with Gallery.open(folder) as gallery:

@@ -4,13 +4,20 @@ Shapes: N rows, D dimensions.
 """
 
 import json
+import os
 import re
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.errors import InputError, UppersonError
+from upperson_rt.gallery.crops import crop_path, old_files, read_crop
 from upperson_rt.gallery.records import (
     MAX_NORM_ERROR,
     Filter,
@@ -18,36 +25,20 @@ from upperson_rt.gallery.records import (
     attributes_as_json,
     length_problem,
 )
-from upperson_rt.gallery.sqlite.checksums import (
+from upperson_rt.gallery.sqlite.database import CHANGES_PROBLEM, Transaction
+from upperson_rt.gallery.sqlite.schema import (
     COLUMNS,
     ROW,
     DamageError,
+    Sums,
+    check_metadata,
     check_rows,
     check_vector,
-    facet_of,
+    checksum_of,
+    structural_problems,
+    upgrade,
 )
-from upperson_rt.gallery.sqlite.database import Transaction
-
-__all__ = [
-    "ADD",
-    "REPLACE",
-    "STORED",
-    "Block",
-    "changed_since",
-    "checked",
-    "has_key",
-    "ids_where",
-    "indexed",
-    "item_from_row",
-    "json_list",
-    "passing",
-    "row_from_item",
-    "stored_vectors",
-    "trim_log",
-    "unnamed_crops",
-    "vector_problem",
-    "version_of",
-]
+from upperson_rt.printable import shortened
 
 STORED = np.dtype("<f2")
 """How vectors are stored; every score is computed from these."""
@@ -65,49 +56,29 @@ _BLOCK_ROWS = 8192
 _LOG_ENTRIES = 1_000_000
 
 
-def passing(
-    transaction: Transaction, where: Filter, by: str | None = None
-) -> tuple[str, list[object]]:
+def passing(transaction: Transaction, where: Filter) -> tuple[str, list[object]]:
     """Return table and condition, as SQL with placeholders, and their values.
 
-    Everything that decides which rows pass has been checked then: it stands in one index, which is
-    read through once in a process, and attributes in the rows.
-
-    Args:
-        transaction: Where it is going to be used.
-        where: Which rows.
-        by: The column that the index must begin with, where the statement has more conditions.
-
-    Raises:
-        DamageError: It is damaged.
+    What decides which rows pass has been checked then: SQLite's indexes against the rows, and
+    attributes against the checksums of the rows.
     """
-    condition, values = _condition(where)
-    if by is None and where.track is not None:
-        by = "track"
-    elif by is None and where.camera is not None:
-        by = "camera"
-    elif by is None and (where.since is not None or where.until is not None):
-        by = "time"
+    condition, values = condition_of(where)
+    source = "items NOT INDEXED"
+    if (where.camera, where.since, where.until, where.track) != (None,) * 4:
+        transaction.check_table()
+        source = "items"
     if where.attributes:
-        transaction.prove_items()
-    source = "items NOT INDEXED" if by is None else indexed(transaction, by)
+        transaction.check_items()
     return f"{source} WHERE {condition}", values
 
 
 def has_key(transaction: Transaction, keys: Iterable[str]) -> tuple[str, list[object]]:
     """Return table and condition for the rows with these keys, see `passing`."""
-    source = indexed(transaction, "key")
-    return f"{source} WHERE key IN (SELECT value FROM json_each(?))", [json.dumps(list(keys))]
+    transaction.check_table()
+    return "items WHERE key IN (SELECT value FROM json_each(?))", [json.dumps(list(keys))]
 
 
-def indexed(transaction: Transaction, column: str) -> str:
-    """Return the table with the index that begins with a column, which is read through once."""
-    facet = facet_of(column)
-    transaction.prove(facet)
-    return f"items INDEXED BY {facet.index}"
-
-
-def _condition(where: Filter) -> tuple[str, list[object]]:
+def condition_of(where: Filter) -> tuple[str, list[object]]:
     """Return a condition with placeholders, and their values; "1" where everything passes."""
     conditions: list[str] = []
     values: list[object] = []
@@ -142,11 +113,7 @@ def _condition(where: Filter) -> tuple[str, list[object]]:
 
 
 def row_from_item(item: Item) -> tuple[object, ...]:
-    """Return the values of `COLUMNS`.
-
-    Raises:
-        InputError: The attributes are not JSON.
-    """
+    """Return the values of `COLUMNS`."""
     box = None if item.box is None else ",".join(str(int(edge)) for edge in item.box)
     time = None if item.time is None else float(item.time) + 0.0  # SQLite knows no -0.0.
     attributes = attributes_as_json(item)
@@ -154,11 +121,7 @@ def row_from_item(item: Item) -> tuple[object, ...]:
 
 
 def item_from_row(columns: Sequence[Any]) -> Item:
-    """Read the values of `COLUMNS`.
-
-    Raises:
-        ValueError, TypeError, InputError: The row is damaged.
-    """
+    """Read the values of `COLUMNS`."""
     key, source, camera, time, track, box, crop, attributes = columns
     for text in (box, attributes):  # Items check the others.
         if text is not None and not isinstance(text, str):
@@ -184,18 +147,26 @@ def json_list(ids: NDArray[np.int64]) -> str:
 
 
 def checked(transaction: Transaction, rows: list[_Row], embed_dim: int) -> list[_Row]:
-    """Return rows that are as they were written: the values of `ROW`, the vector, the checksum.
-
-    Raises:
-        DamageError: One is damaged.
-    """
+    """Return rows that are as they were written: the values of `ROW`, the vector, the checksum."""
     if transaction.sums is not None:
         check_rows(rows)
     else:
         for row in rows:
             if problem := vector_problem(row[-2], embed_dim):
-                raise DamageError(f"the picture with id {row[0]} has a {problem}")
+                raise DamageError(
+                    f"the picture with id {row[0]} has a {problem}", "vector_altered", id=row[0]
+                )
     return rows
+
+
+def rows_with_ids(transaction: Transaction, ids: Sequence[int], embed_dim: int) -> list[_Row]:
+    """Return those that are there, by id, see `checked`."""
+    sql = (
+        f"SELECT {ROW}, vector, {transaction.checksum} FROM items NOT INDEXED "
+        "WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
+    )
+    rows = transaction.execute(sql, (json.dumps([*ids]),)).fetchall()
+    return checked(transaction, rows, embed_dim)
 
 
 def vector_problem(vector: object, embed_dim: int) -> str | None:
@@ -226,11 +197,7 @@ def stored_vectors(
     since: int | None,
     also: NDArray[np.int64] | None = None,
 ) -> Iterator[Block]:
-    """Yield blocks: of those of the items named that are there, then of those newer than an id.
-
-    Raises:
-        DamageError: A vector is damaged.
-    """
+    """Yield blocks: of those of the items named that are there, then of those newer than an id."""
     sql = f"SELECT id, vector, {transaction.checksum} FROM items NOT INDEXED WHERE"
     queries: list[tuple[str, tuple[object, ...]]] = []
     if also is not None:
@@ -256,7 +223,9 @@ def _block(rows: list[tuple[Any, ...]], embed_dim: int, has_checksums: bool) -> 
             check_vector(id_, vector, checksum)
         if not isinstance(vector, bytes) or len(vector) != size:
             problem = vector_problem(vector, embed_dim)
-            raise DamageError(f"the picture with id {id_} has a {problem}")
+            raise DamageError(
+                f"the picture with id {id_} has a {problem}", "vector_altered", id=id_
+            )
     ids = np.fromiter((row[0] for row in rows), np.int64, len(rows))
     vectors = np.frombuffer(b"".join(row[1] for row in rows), STORED).reshape(-1, embed_dim)
     if has_checksums:
@@ -264,14 +233,15 @@ def _block(rows: list[tuple[Any, ...]], embed_dim: int, has_checksums: bool) -> 
     lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
     for row in np.flatnonzero(~(np.abs(lengths - 1) <= MAX_NORM_ERROR)):  # NaN, too.
         problem = vector_problem(rows[row][1], embed_dim)
-        raise DamageError(f"the picture with id {ids[row]} has a {problem}")
+        raise DamageError(f"the picture with id {ids[row]} has a {problem}", "vector_altered")
     return ids, vectors, np.zeros(len(rows), np.int64)
 
 
 def unnamed_crops(transaction: Transaction, crops: Sequence[str]) -> list[str]:
     """Return those that no item names."""
-    sql = f"{indexed(transaction, 'crop')} WHERE crop IN (SELECT value FROM json_each(?))"
-    rows = transaction.execute(f"SELECT crop FROM {sql}", (json.dumps(crops),))
+    transaction.check_table()
+    sql = "SELECT crop FROM items WHERE crop IN (SELECT value FROM json_each(?))"
+    rows = transaction.execute(sql, (json.dumps(crops),))
     named = {crop for (crop,) in rows}
     return [crop for crop in crops if crop not in named]
 
@@ -305,3 +275,147 @@ def trim_log(transaction: Transaction) -> None:
     ).fetchone()
     if first is not None and last - first >= _LOG_ENTRIES:
         transaction.execute("DELETE FROM changes WHERE seq <= ?", (last - _LOG_ENTRIES // 2,))
+
+
+# --- Reads a whole gallery: to list what is wrong with it, or to give it checksums
+
+_FILES_AT_A_TIME = 10_000
+_ROWS_AT_A_TIME = 4096
+
+
+def problems_of(transaction: Transaction, embed_dim: int, crops_dir: Path) -> Iterator[str]:
+    """Yield what is wrong, a line each; errors are SQLite's own where it cannot be read."""
+    yield from structural_problems(transaction.connection)
+    with _any_text(transaction.connection):
+        yield from _problems_of_rows(transaction, embed_dim, crops_dir)
+        if transaction.sums is not None:
+            yield from _problems_of_changes(transaction, transaction.sums)
+    try:
+        strays = list(stray_crops(transaction, crops_dir))
+    except DamageError:  # Of the indexes: listed above.
+        strays = []
+    if strays:
+        yield (
+            f"{len(strays)} files in {crops_dir} belong to no item, such as {strays[0]}: "
+            "upperson-rt gallery prune --older-than removes old ones"
+        )
+
+
+def stray_crops(
+    transaction: Transaction, folder: Path, before: float = float("inf")
+) -> Iterator[str]:
+    """Yield files in the folder that no item names, see `old_files`."""
+    files = old_files(folder, before)
+    while part := list(islice(files, _FILES_AT_A_TIME)):
+        yield from unnamed_crops(transaction, part)
+
+
+def add_checksums(transaction: Transaction, embed_dim: int) -> Sums:
+    """Check a gallery that was made before there were checksums, and give it those."""
+    for problem in structural_problems(transaction.connection):
+        raise DamageError(problem)
+    seq, last_id = version_of(transaction)
+    upgrade(transaction.connection)
+    sums, done = Sums(seq=seq, last_id=last_id), 0
+    sql = f"SELECT {ROW}, vector FROM items NOT INDEXED WHERE id > ? ORDER BY id LIMIT ?"
+    while rows := transaction.execute(sql, (done, _ROWS_AT_A_TIME)).fetchall():
+        taken = []
+        for *row, vector in rows:
+            wrong = vector_problem(vector, embed_dim) or _malformed(row)
+            if wrong is not None:
+                raise DamageError(
+                    f"the picture with id {row[0]}: {wrong}", "row_altered", id=row[0]
+                )
+            taken.append((*row, checksum_of(row, vector)))
+        sums.add(taken)
+        transaction.connection.executemany(
+            "UPDATE items SET checksum = ? WHERE id = ?", ((row[-1], row[0]) for row in taken)
+        )
+        done = rows[-1][0]
+    sums.last_id = max(sums.last_id, done)
+    return sums
+
+
+def _problems_of_rows(transaction: Transaction, embed_dim: int, crops_dir: Path) -> Iterator[str]:
+    columns = f"{ROW}, vector, {transaction.checksum}"
+    count, total = 0, 0
+    rows = transaction.execute(f"SELECT {columns} FROM items NOT INDEXED ORDER BY id")
+    for *row, vector, checksum in rows:
+        name = f"item {str(row[1]).encode('utf-8', 'replace').decode()}"
+        altered: list[str | None] = [None, None]
+        if transaction.sums is not None:
+            altered = _altered(row, vector, checksum)
+            count += 1
+            total += checksum if isinstance(checksum, int) else 0
+        for problem in (
+            vector_problem(vector, embed_dim) or altered[0],
+            _malformed(row) or altered[1] or _problem_of_crop(row, crops_dir),
+        ):
+            if problem is not None:
+                yield f"{name}: {problem}"
+    if transaction.sums is not None:
+        try:
+            transaction.sums.check(count, total)
+        except DamageError as error:
+            yield str(error)
+
+
+def _altered(row: Sequence[Any], vector: object, checksum: object) -> list[str | None]:
+    """Say whether vector and metadata differ from their checksums."""
+    found: list[str | None] = [None, None]
+    try:
+        check_vector(row[0], vector, checksum)
+    except DamageError:
+        found[0] = "its vector was altered"
+    try:
+        check_metadata(row, checksum)
+    except DamageError:
+        found[1] = "its metadata was altered"
+    return found
+
+
+def _problems_of_changes(transaction: Transaction, sums: Sums) -> Iterator[str]:
+    count, first, last = transaction.execute(
+        "SELECT count(*), min(seq), max(seq) FROM changes NOT INDEXED"
+    ).fetchone()
+    if (last or 0) != sums.seq or (count and count != last - first + 1):
+        yield CHANGES_PROBLEM
+    elif (problem := transaction.changes_problem()) is not None:
+        yield problem
+
+
+def _malformed(row: Sequence[Any]) -> str | None:
+    try:
+        for text in row:
+            if isinstance(text, str):
+                text.encode("utf-8")
+        item_from_row(row[1:-1])
+    except UnicodeEncodeError:
+        return "malformed metadata: not UTF-8"
+    except (ValueError, TypeError, InputError) as error:
+        return f"malformed metadata: {error}"
+    return None
+
+
+def _problem_of_crop(row: Sequence[Any], crops_dir: Path) -> str | None:
+    crop = row[7]
+    if crop is None:
+        return None
+    path = crop_path(crops_dir, crop)
+    if path is None or not os.path.isfile(path):
+        return f"its crop {shortened(crop)} is missing"
+    try:
+        read_crop(path)
+    except UppersonError as error:
+        return str(error)
+    return None
+
+
+@contextmanager
+def _any_text(connection: sqlite3.Connection) -> Iterator[None]:
+    """Read texts that are not UTF-8, too, as what cannot be encoded again."""
+    connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
+    try:
+        yield
+    finally:
+        connection.text_factory = str

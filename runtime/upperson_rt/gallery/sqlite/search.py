@@ -23,20 +23,18 @@ from upperson_rt.gallery.records import (
     first_of_tracks,
     with_spans,
 )
-from upperson_rt.gallery.sqlite.checksums import COLUMNS, ROW, DamageError
 from upperson_rt.gallery.sqlite.database import Database, Transaction
 from upperson_rt.gallery.sqlite.index import SearchIndex, Snapshot
 from upperson_rt.gallery.sqlite.rows import (
     STORED,
-    checked,
+    condition_of,
     ids_where,
     json_list,
-    passing,
+    rows_with_ids,
     stored_vectors,
 )
+from upperson_rt.gallery.sqlite.schema import COLUMNS, DamageError
 from upperson_rt.gallery.sqlite.segments import ALL_LISTS_FROM, Candidates, candidates_for
-
-__all__ = ["search_items"]
 
 _FROM_SQL = 10_000
 """Items that pass a filter up to which reading their vectors is faster than loading the index, or
@@ -141,7 +139,7 @@ def _few(
     transaction: Transaction, embed_dim: int, ids: NDArray[np.int64]
 ) -> Callable[[NDArray[np.float32], int], Candidates]:
     """Return a search among few items, whose vectors are read now."""
-    transaction.prove_rows()
+    transaction.check_table()
     parts = [rows for _, rows, _ in stored_vectors(transaction, embed_dim, since=None, also=ids)]
     vectors_ND = np.concatenate([*parts, np.empty((0, embed_dim), STORED)]).astype(np.float32)
     if len(vectors_ND) != len(ids):
@@ -163,9 +161,8 @@ def _many(
 
     First among the best of all items; only if too few of them pass, all that pass are listed.
     """
-    source, values = passing(transaction, where)
-    _, separator, condition = source.partition(" WHERE ")
-    among = f"items NOT INDEXED{separator}id IN (SELECT value FROM json_each(?)) AND {condition}"
+    condition, values = condition_of(where)
+    among = f"items NOT INDEXED WHERE id IN (SELECT value FROM json_each(?)) AND {condition}"
     listed: list[NDArray[np.int64]] = []
 
     def find(queries_QD: NDArray[np.float32], k: int) -> Candidates:
@@ -234,8 +231,12 @@ def _track_of(scored: tuple[float, _Row]) -> Track | None:
 def _spans(transaction: Transaction, tracks: set[Track], where: Filter) -> dict[Track, TrackSpan]:
     if not tracks:
         return {}
-    source, values = passing(transaction, where, by="track")
-    sql = f"SELECT min(time), max(time), count(*) FROM {source} AND track = ? AND camera IS ?"
+    transaction.check_table()
+    condition, values = condition_of(where)
+    sql = (
+        "SELECT min(time), max(time), count(*) FROM items INDEXED BY items_by_track "
+        f"WHERE {condition} AND track = ? AND camera IS ?"
+    )
     spans = {}
     for camera, track in tracks:
         first, last, pictures = transaction.execute(sql, (*values, track, camera)).fetchone()
@@ -246,23 +247,19 @@ def _spans(transaction: Transaction, tracks: set[Track], where: Filter) -> dict[
 def _fetch(
     transaction: Transaction, ids: NDArray[np.int64], embed_dim: int, snapshot: Snapshot | None
 ) -> dict[int, _Row]:
-    """Return rows by id.
-
-    Raises:
-        DamageError: One is damaged or missing, or not the one that the index was made from.
-    """
-    columns = f"{ROW}, vector, {transaction.checksum}"
-    sql = f"SELECT {columns} FROM items NOT INDEXED WHERE id IN (SELECT value FROM json_each(?))"
-    found = checked(transaction, transaction.execute(sql, (json_list(ids),)).fetchall(), embed_dim)
-    rows = {row[0]: row for row in found}
+    """Return rows by id."""
+    rows = {row[0]: row for row in rows_with_ids(transaction, ids.tolist(), embed_dim)}
     if len(rows) != len(ids):
         raise DamageError(
             "the search index has pictures that the database lacks; if it was changed by something "
-            "else, run  upperson-rt gallery rebuild"
+            "else, run  upperson-rt gallery rebuild",
+            "index_contradicts_database",
         )
     if transaction.sums is not None and snapshot is not None:
         expected = snapshot.checksums_of(ids)
         for id_, row in rows.items():
             if row[-1] != expected.get(id_):
-                raise DamageError(f"the picture with id {id_} is one of an earlier state")
+                raise DamageError(
+                    f"the picture with id {id_} is one of an earlier state", "row_outdated", id=id_
+                )
     return rows

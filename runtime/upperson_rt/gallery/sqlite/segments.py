@@ -16,20 +16,6 @@ from numpy.typing import NDArray
 from upperson_rt.errors import BackendError
 from upperson_rt.gallery.sqlite.rows import STORED, Block
 
-__all__ = [
-    "ALL_LISTS_FROM",
-    "Candidates",
-    "Segment",
-    "Tail",
-    "TrainedLists",
-    "candidates_for",
-    "flat_index",
-    "load_faiss",
-    "merge_flat",
-    "stored_rows",
-    "train_lists",
-]
-
 Candidates: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64]]
 """Scores and item ids, (Q, K) each, in no order; where there is none the id is -1."""
 
@@ -40,11 +26,7 @@ ALL_LISTS_FROM = 1000
 
 
 def load_faiss() -> Any:
-    """Return the module faiss, imported when it is first needed; its type hints are incomplete.
-
-    Raises:
-        BackendError: It is not installed.
-    """
+    """Return the module faiss, imported when it is first needed; its type hints are incomplete."""
     try:
         return import_module("faiss")
     except ImportError as error:
@@ -426,9 +408,7 @@ def train_lists(
     )
 
 
-def _held_out(
-    rows: NDArray[np.float32],
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _held_out(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return far queries made of some (N, D) rows, a tenth at most, and the other rows."""
     rng = np.random.default_rng(0)
     held = rng.choice(len(rows), min(_QUERIES, -(-len(rows) // 10)), replace=False)

@@ -13,53 +13,38 @@ from numpy.typing import NDArray
 from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery.crops import remove_crops
 from upperson_rt.gallery.protocol import Gallery, known_keys, read_item
-from upperson_rt.gallery.records import (
-    CameraInfo,
-    Filter,
-    GalleryInfo,
-    Hit,
-    Item,
-)
-from upperson_rt.gallery.sqlite.checksums import (
-    FACETS,
-    ROW,
-    DamageError,
-    Sums,
-    check_metadata,
-    checksum_of,
-    prove_metadata,
-)
-from upperson_rt.gallery.sqlite.database import (
-    DATABASE_FILE,
-    Database,
-    Transaction,
-    make,
-    structural_problems,
-)
+from upperson_rt.gallery.records import CameraInfo, Filter, GalleryInfo, Hit, Item
+from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, Transaction, make
 from upperson_rt.gallery.sqlite.index import SearchIndex
 from upperson_rt.gallery.sqlite.rows import (
     ADD,
     REPLACE,
     STORED,
+    add_checksums,
     checked,
     has_key,
     ids_where,
-    indexed,
     item_from_row,
     passing,
+    problems_of,
     row_from_item,
+    rows_with_ids,
+    stray_crops,
     trim_log,
     unnamed_crops,
 )
-from upperson_rt.gallery.sqlite.search import search_items
-from upperson_rt.gallery.sqlite.verify import (
-    add_checksums,
-    problems_of,
-    stray_crops,
+from upperson_rt.gallery.sqlite.schema import (
+    ROW,
+    DamageError,
+    Sums,
+    check_metadata,
+    check_totals,
+    checksum_of,
+    structural_problems,
+    with_checked_metadata,
 )
+from upperson_rt.gallery.sqlite.search import search_items
 from upperson_rt.printable import get_logger
-
-__all__ = ["SqliteGallery"]
 
 _LOG = get_logger(__name__)
 
@@ -116,7 +101,7 @@ class SqliteGallery(Gallery):
             for row in replaced.values():
                 check_metadata(row, row[-1])
             if replaced:
-                transaction.prove_rows()
+                transaction.check_table()
                 sums.remove([*replaced.values()])
             rows: dict[str, tuple[Any, ...]] = {}
             for item, vector in zip(items, vectors_ND.astype(STORED), strict=True):
@@ -200,34 +185,14 @@ class SqliteGallery(Gallery):
 
     def _get(self, ids: Sequence[int]) -> dict[int, tuple[Item, NDArray[np.float32]]]:
         with self._database.reading() as transaction:
+            transaction.check_table()
             return {
-                row[0]: (self._item(row[_COLUMNS]), _vector(row))
-                for row in self._rows_of(transaction, ids)
+                row[0]: (
+                    self._item(row[_COLUMNS]),
+                    np.frombuffer(row[-2], STORED).astype(np.float32),
+                )
+                for row in rows_with_ids(transaction, ids, self.embed_dim)
             }
-
-    def _vectors_of(self, ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
-        with self._database.reading() as transaction:
-            return {row[0]: _vector(row) for row in self._rows_of(transaction, ids)}
-
-    def _rows_of(self, transaction: Transaction, ids: Sequence[int]) -> list[tuple[Any, ...]]:
-        """Return those that are there, by id: the values of `ROW`, the vector, the checksum."""
-        transaction.prove_rows()
-        rows = self._with_ids(transaction, ids, f"{ROW}, vector")
-        return checked(transaction, rows, self.embed_dim)
-
-    def _with_ids(
-        self, transaction: Transaction, ids: Sequence[int], columns: str
-    ) -> list[tuple[Any, ...]]:
-        """Return columns and the checksum of those that are there, by id."""
-        values = (json.dumps([*ids]),)
-        among = "IN (SELECT value FROM json_each(?))"
-        sql = f"SELECT {columns}, {transaction.checksum} FROM items NOT INDEXED WHERE id {among}"
-        rows = transaction.execute(f"{sql} ORDER BY id", values).fetchall()
-        if len(rows) < len(ids):  # Found by none of SQLite's ways to them (+), they are not there.
-            sql = f"SELECT count(*) FROM items NOT INDEXED WHERE +id {among}"
-            if transaction.execute(sql, values).fetchone() != (len(rows),):
-                raise DamageError("pictures are not found by their ids")
-        return rows
 
     def _items(self, where: Filter) -> Iterator[Item]:
         with self._database.reading() as transaction:
@@ -236,17 +201,12 @@ class SqliteGallery(Gallery):
 
     def _sample(self, count: int) -> list[Item]:
         with self._database.reading() as transaction:
-            transaction.prove_rows()
+            transaction.check_table()
             ids = ids_where(transaction)
             if not len(ids):
                 return []
             chosen = np.unique(ids[np.linspace(0, len(ids) - 1, count, dtype=np.int64)])
-            rows = self._with_ids(transaction, chosen.tolist(), ROW)
-            if len(rows) != len(chosen):
-                raise DamageError("pictures are not found by their ids")
-            if transaction.sums is not None:
-                for row in rows:
-                    check_metadata(row, row[-1])
+            rows = rows_with_ids(transaction, chosen.tolist(), self.embed_dim)
             return [self._item(row[_COLUMNS]) for row in rows]
 
     def _vectors(
@@ -262,11 +222,7 @@ class SqliteGallery(Gallery):
                 )
 
     def checked_rows(self) -> Iterator[tuple[Any, ...]]:
-        """Yield the values of `ROW` and the stored vector of all items, by id, of one state.
-
-        Raises:
-            IntegrityError: A row is damaged, or at the end: some are missing.
-        """
+        """Yield the values of `ROW` and the stored vector of all items, by id, of one state."""
         with self._database.reading() as transaction:
             rows = self._rows(transaction, None, f"{ROW}, vector")
             while batch := checked(
@@ -285,9 +241,9 @@ class SqliteGallery(Gallery):
         if transaction.sums is None:
             yield from rows
         elif where is None or where.is_empty:
-            yield from prove_metadata(rows, transaction.sums)
+            yield from with_checked_metadata(rows, transaction.sums)
         else:
-            transaction.prove_rows()
+            transaction.check_table()
             for row in rows:
                 check_metadata(row, row[-1])
                 yield row
@@ -316,11 +272,10 @@ class SqliteGallery(Gallery):
         ]
         meta = self._database.meta
         with self._database.reading() as transaction:
+            transaction.check_table()
             first, last, tracks = transaction.execute(
-                f"SELECT (SELECT min(time) FROM {indexed(transaction, 'time')}), "
-                f"(SELECT max(time) FROM {indexed(transaction, 'time')}), (SELECT count(*) FROM "
-                f"(SELECT DISTINCT track, camera FROM {indexed(transaction, 'track')} "
-                "WHERE track IS NOT NULL))"
+                "SELECT (SELECT min(time) FROM items), (SELECT max(time) FROM items), (SELECT "
+                "count(*) FROM (SELECT DISTINCT track, camera FROM items WHERE track IS NOT NULL))"
             ).fetchone()
             return GalleryInfo(
                 location=self.location,
@@ -341,26 +296,26 @@ class SqliteGallery(Gallery):
 
     def cameras(self) -> list[str]:
         with self._database.reading() as transaction:
-            source = f"{indexed(transaction, 'camera')} WHERE camera IS NOT NULL"
-            rows = transaction.execute(f"SELECT DISTINCT camera FROM {source} ORDER BY camera")
-            return [str(camera) for (camera,) in rows]
+            return [*_counts(transaction, "camera")]
 
     def by_camera(self) -> dict[str, CameraInfo]:
         with self._database.reading() as transaction:
-            source = f"{indexed(transaction, 'camera')} WHERE camera IS NOT NULL"
-            sql = f"SELECT camera, count(*), min(time), max(time) FROM {source} GROUP BY camera"
+            transaction.check_table()
+            rows = transaction.execute(
+                "SELECT camera, count(*), min(time), max(time) FROM items "
+                "WHERE camera IS NOT NULL GROUP BY camera ORDER BY camera"
+            )
             return {
                 str(camera): CameraInfo(pictures=pictures, first_time=first, last_time=last)
-                for camera, pictures, first, last in transaction.execute(f"{sql} ORDER BY camera")
+                for camera, pictures, first, last in rows
             }
 
     def check(self) -> None:
         with self._database.reading() as transaction:
-            for problem in structural_problems(transaction.connection, "quick_check"):
+            for problem in structural_problems(transaction.connection):
                 raise DamageError(problem)
-            transaction.prove_rows()
-            for facet in FACETS:
-                transaction.prove(facet)
+            if transaction.sums is not None:
+                check_totals(transaction.connection, transaction.sums)
             index_problem = self._index.problem(transaction)
         if index_problem is not None:
             raise IntegrityError(index_problem)
@@ -371,9 +326,6 @@ class SqliteGallery(Gallery):
         Looks at SQLite's own structure, at every vector's length, finiteness and norm, every item's
         texts, box, attributes and crop, at the checksums of rows and what they come to, at files
         among the crops that no item names, and at the file of the search index.
-
-        Raises:
-            IntegrityError: The database is so damaged that it cannot be read through.
         """
         with self._database.reading() as transaction:
             problems = list(problems_of(transaction, self.embed_dim, self.crops_dir))
@@ -388,7 +340,7 @@ class SqliteGallery(Gallery):
         Checks all rows before. A gallery that was made before there were checksums gets them, where
         it can be written to. Other threads may search and add meanwhile.
         """
-        if not self._database.keeps_sums and not self._database.read_only:
+        if not (self._database.has_sums or self._database.read_only):
             with self._writing():
                 pass
         with self._database.reading() as transaction:
@@ -402,17 +354,13 @@ class SqliteGallery(Gallery):
         return read_item(item_from_row, columns, self.location)
 
 
-def _vector(row: Sequence[Any]) -> NDArray[np.float32]:
-    return np.frombuffer(row[-2], STORED).astype(np.float32)
-
-
 _Step: TypeAlias = Callable[[Transaction], tuple[str, list[object]]]
 """Names rows: returns table and condition, and their values."""
 
 
 def _oldest(transaction: Transaction, scope: Filter, keep_newest: int) -> tuple[str, list[object]]:
     """Return what selects all but the newest rows of a scope."""
-    source, values = passing(transaction, scope, by=None if scope.camera else "time")
+    source, values = passing(transaction, scope)
     (count,) = transaction.execute(f"SELECT count(*) FROM {source}", values).fetchone()
     # Without a time comes first: NULL is the smallest.
     return f"{source} ORDER BY time, id LIMIT ?", [*values, max(0, count - keep_newest)]
@@ -424,7 +372,7 @@ def _remove(
     """Delete rows that are as they were written; return the crop of each."""
     ids: list[int] = []
     crops: list[str | None] = []
-    transaction.prove_rows()
+    transaction.check_table()
     cursor = transaction.execute(f"SELECT {ROW}, checksum FROM {source}", values)
     while rows := cursor.fetchmany(_ROWS_AT_A_TIME):
         for row in rows:
@@ -443,6 +391,6 @@ def _remove(
 
 def _counts(transaction: Transaction, column: str) -> dict[str, int]:
     """Return how many rows have each value of a column."""
-    source = f"{indexed(transaction, column)} WHERE {column} IS NOT NULL"
-    sql = f"SELECT {column}, count(*) FROM {source} GROUP BY {column} ORDER BY {column}"
-    return dict(transaction.execute(sql))
+    transaction.check_table()
+    condition = f"{column} IS NOT NULL GROUP BY {column} ORDER BY {column}"
+    return dict(transaction.execute(f"SELECT {column}, count(*) FROM items WHERE {condition}"))

@@ -1,21 +1,19 @@
 """Rankings by brute force, and what is compared: towers alone, together, from file or string."""
 
-from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import HEIGHT_PX, WIDTH_PX
-from tests.helpers.toy_parity import BATCH_SIZES, check, honest, subject
+from tests.helpers.toy_parity import BATCH_SIZES, check, honest, rotated_rows, subject
 from upperson_export.parity.comparisons import compare_rankings, kendall_tau_b, make_reference
-from upperson_export.parity.inputs import ParityInputs
 from upperson_rt.errors import IntegrityError
 
 
-def literal_tau_b(a: np.ndarray, b: np.ndarray) -> float:
+def literal_tau_b(a, b):
     """Kendall's tau-b from its definition, pair by pair."""
     concordant = discordant = tied_a = tied_b = 0
     pairs = list(combinations(range(len(a)), 2))
@@ -28,28 +26,32 @@ def literal_tau_b(a: np.ndarray, b: np.ndarray) -> float:
     return (concordant - discordant) / np.sqrt((len(pairs) - tied_a) * (len(pairs) - tied_b))
 
 
-@pytest.mark.parametrize("levels", [3, 1000])
-def test_tau_b_equals_its_definition_with_and_without_ties(levels: int) -> None:
-    rng = np.random.default_rng(levels)
-    for length in (2, 5, 30):
-        a, b = rng.integers(0, levels, (2, length)).astype(np.float32)
-        if np.ptp(a) and np.ptp(b):
-            assert kendall_tau_b(a, b) == pytest.approx(literal_tau_b(a, b))
+def test_tau_b_equals_its_definition_with_and_without_ties():
+    for levels in (3, 1000):
+        rng = np.random.default_rng(levels)
+        for length in (2, 5, 30):
+            a, b = rng.integers(0, levels, (2, length)).astype(np.float32)
+            if np.ptp(a) and np.ptp(b):
+                assert kendall_tau_b(a, b) == pytest.approx(literal_tau_b(a, b))
 
 
-def test_tau_b_of_known_rankings() -> None:
-    a = np.array([1.0, 2.0, 3.0, 4.0])
-    assert kendall_tau_b(a, a * 5 - 2) == 1.0
-    assert kendall_tau_b(a, -a) == -1.0
-    # One of six pairs is turned round: (5 - 1) / 6.
-    assert kendall_tau_b(a, np.array([2.0, 1.0, 3.0, 4.0])) == pytest.approx(4 / 6)
-    # Worked by hand: C = 5, D = 0, one pair tied in b only: 5 / sqrt(6 * 5).
-    assert kendall_tau_b(a, np.array([1.0, 1.0, 3.0, 4.0])) == pytest.approx(5 / np.sqrt(30))
-    assert kendall_tau_b(a, np.ones(4)) == 0.0
-    assert kendall_tau_b(a[:1], a[:1]) == 0.0
+@pytest.mark.parametrize(
+    ("b", "expected"),
+    [
+        ([3.0, 8.0, 13.0, 18.0], 1.0),
+        ([-1.0, -2.0, -3.0, -4.0], -1.0),
+        ([2.0, 1.0, 3.0, 4.0], 4 / 6),  # One of six pairs is swapped: (5 - 1) / 6.
+        ([1.0, 1.0, 3.0, 4.0], 5 / np.sqrt(30)),  # One pair is tied in b: 5 / sqrt(6 * 5).
+        ([1.0] * 4, 0.0),
+        ([1.0], 0.0),
+    ],
+)
+def test_tau_b_of_known_rankings(b, expected):
+    a = np.array([1.0, 2.0, 3.0, 4.0])[: len(b)]
+    assert kendall_tau_b(a, np.array(b)) == pytest.approx(expected)
 
 
-def test_ranking_agreement_of_a_small_gallery_and_of_nan() -> None:
+def test_ranking_agreement_of_a_small_gallery_and_of_nan():
     expected = np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
     same = compare_rankings(expected, expected)
     assert same.as_dict() == {
@@ -60,28 +62,23 @@ def test_ranking_agreement_of_a_small_gallery_and_of_nan() -> None:
     assert (broken.min_tau, broken.mean_tau) == (0.0, 0.5)
 
 
-def test_preprocessing_that_differs_is_found_on_the_way_from_the_file(
-    inputs: ParityInputs,
-) -> None:
+def test_preprocessing_that_differs_is_found_on_the_way_from_the_file(inputs):
     class UpsideDown:
-        def encode_images(self, images: Sequence[Path], batch_size: int) -> np.ndarray:
+        def encode_images(self, images, batch_size):
             turned = [np.array(Image.open(file).convert("RGB"))[::-1] for file in images]
             size = (WIDTH_PX, HEIGHT_PX)
             return honest("image", np.stack([Image.fromarray(a).resize(size) for a in turned]))
 
-        def encode_texts(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
+        def encode_texts(self, texts, batch_size):
             return honest("text", inputs.sentence_ids_NL)
 
-    result = check(subject(honest, whole_way=UpsideDown()), inputs)
+    result = check(subject(honest, end_to_end=UpsideDown()), inputs)
     failing = {one.comparison.inputs for one in result.judged if one.fault}
     assert failing == {"files"}
     assert f"image {inputs.files[0].parent}" in result.message()
 
 
-def test_both_towers_are_ranked_together(inputs: ParityInputs) -> None:
-    def rotated_rows(tower: str, batch: np.ndarray) -> np.ndarray:
-        return np.roll(honest(tower, batch), 1, axis=0)
-
+def test_both_towers_are_ranked_together(inputs):
     both = [one.comparison for one in check(subject(rotated_rows), inputs).judged
             if one.comparison.tower == "both"]  # fmt: skip
     assert [one.batch_size for one in both] == BATCH_SIZES
@@ -91,19 +88,11 @@ def test_both_towers_are_ranked_together(inputs: ParityInputs) -> None:
     assert max(batches) < 0.9
 
 
-@pytest.mark.parametrize("value", [np.nan, 0.25])
-def test_a_reference_that_is_broken_itself_is_refused(inputs: ParityInputs, value: float) -> None:
-    def broken(tower: str, batch: np.ndarray) -> np.ndarray:
-        return np.full((len(batch), 16), value, np.float32)
-
-    match = "no finite embedding" if np.isnan(value) else "every image the same embedding"
-    with pytest.raises(IntegrityError, match=match):
-        make_reference(subject(broken), inputs)
-
-
-def test_embeddings_of_another_shape_are_refused(inputs: ParityInputs) -> None:
-    def short(tower: str, batch: np.ndarray) -> np.ndarray:
-        return honest(tower, batch)[:, :8]
-
-    with pytest.raises(IntegrityError, match=r"shape \(11, 8\), expected \(11, 16\)"):
-        check(subject(short), inputs)
+@pytest.mark.parametrize(
+    ("value", "code"), [(np.nan, "reference_not_finite"), (0.25, "reference_constant")]
+)
+def test_a_broken_reference_and_embeddings_of_another_shape_are_refused(inputs, value, code):
+    with refused(code, IntegrityError):
+        make_reference(subject(lambda _, batch: np.full((len(batch), 16), value, "f4")), inputs)
+    with refused("shape_differs", IntegrityError, found=(11, 8), expected=(11, 16)):
+        check(subject(lambda tower, batch: honest(tower, batch)[:, :8]), inputs)

@@ -1,30 +1,24 @@
-"""Backends that lie, and what is said of them."""
+"""Broken backends, and the verdict on them."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tests.helpers.toy_parity import COUNT, Embed, check, honest, subject
-from upperson_export.parity.inputs import ParityInputs
+from tests.helpers.toy_parity import COUNT, check, honest, rotated_rows, subject
 from upperson_export.parity.subjects import FP32_TOLERANCE, Tolerance
 
 
-def constant(tower: str, batch: np.ndarray) -> np.ndarray:
+def constant(tower, batch):
     return np.full((len(batch), 16), 0.25, np.float32)
 
 
-def rotated_rows(tower: str, batch: np.ndarray) -> np.ndarray:
-    return np.roll(honest(tower, batch), 1, axis=0)
-
-
-def wrong_in_batches(tower: str, batch: np.ndarray) -> np.ndarray:
-    """Right alone, off in every batch, as if a shape had been frozen."""
+def wrong_in_batches(tower, batch):
     embeds = honest(tower, batch)
     return embeds if len(batch) == 1 else embeds + 0.1 * np.roll(embeds, 3, axis=1)
 
 
-def stale_rest(tower: str, batch: np.ndarray) -> np.ndarray:
+def stale_rest(tower, batch):
     """An odd last batch is answered from the first row of a full one."""
     embeds = honest(tower, batch)
     if len(batch) in (3, COUNT % 8):
@@ -32,14 +26,14 @@ def stale_rest(tower: str, batch: np.ndarray) -> np.ndarray:
     return embeds
 
 
-def broken_once(tower: str, batch: np.ndarray) -> np.ndarray:
+def broken_once(tower, batch):
     embeds = honest(tower, batch)
     if len(batch) == 8:
         embeds[5] = np.nan
     return embeds
 
 
-def sees_padding(tower: str, batch: np.ndarray) -> np.ndarray:
+def sees_padding(tower, batch):
     embeds = honest(tower, batch)
     if tower == "text":
         embeds[:, 0] += 0.05 * (batch == 0).mean(axis=1)
@@ -49,8 +43,8 @@ def sees_padding(tower: str, batch: np.ndarray) -> np.ndarray:
 LOOSE = Tolerance(min_cosine=0.9)
 
 
-def test_an_honest_backend_with_other_rounding_passes(inputs: ParityInputs) -> None:
-    def rounded(tower: str, batch: np.ndarray) -> np.ndarray:
+def test_an_honest_backend_with_other_rounding_passes(inputs):
+    def rounded(tower, batch):
         return honest(tower, batch) + np.float32(2e-6 * (-1) ** len(batch))
 
     result = check(subject(rounded), inputs)
@@ -62,37 +56,36 @@ def test_an_honest_backend_with_other_rounding_passes(inputs: ParityInputs) -> N
     }  # fmt: skip
 
 
+SAME, EXCHANGED, NOT_FINITE = "same embedding", "has the embedding of", "no finite embedding"
+
+
 @pytest.mark.parametrize(
-    ("liar", "tolerance", "text"),
+    ("broken", "tolerance", "fault"),
     [
-        (constant, FP32_TOLERANCE, "the same embedding"),
-        (constant, LOOSE, "the same embedding"),
-        (rotated_rows, FP32_TOLERANCE, "has the embedding of"),
-        (rotated_rows, LOOSE, "has the embedding of"),
-        (stale_rest, LOOSE, "has the embedding of"),
-        (broken_once, LOOSE, "has no finite embedding"),
+        (constant, FP32_TOLERANCE, SAME),
+        (constant, LOOSE, SAME),
+        (rotated_rows, FP32_TOLERANCE, EXCHANGED),
+        (rotated_rows, LOOSE, EXCHANGED),
+        (stale_rest, LOOSE, EXCHANGED),
+        (broken_once, LOOSE, NOT_FINITE),
     ],
 )
-def test_a_lie_that_no_tolerance_makes_true(
-    inputs: ParityInputs, liar: Embed, tolerance: Tolerance, text: str
-) -> None:
-    result = check(subject(liar, tolerance), inputs)
+def test_a_fault_that_no_tolerance_lets_pass(inputs, broken, tolerance, fault):
+    result = check(subject(broken, tolerance), inputs)
     assert not result.ok
     assert result.would_pass() is None
-    assert text in result.message()
-    assert "no tolerance makes this right" in result.message()
+    assert fault in result.message()
+    assert "no tolerance" in result.message()
 
 
-def test_rows_that_are_exchanged_are_found_even_if_all_people_look_alike(
-    inputs: ParityInputs,
-) -> None:
+def test_rows_that_are_exchanged_are_found_even_if_all_people_look_alike(inputs):
     """Where every two embeddings have cosine 0.99, the floor alone would let this pass."""
 
-    def alike(tower: str, batch: np.ndarray) -> np.ndarray:
+    def alike(tower, batch):
         raw = 10 * np.ones(16) / 4 + honest(tower, batch)
         return (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float32)
 
-    def exchanged(tower: str, batch: np.ndarray) -> np.ndarray:
+    def exchanged(tower, batch):
         return alike(tower, batch)[::-1]
 
     tolerance = Tolerance(min_cosine=0.9)
@@ -105,9 +98,7 @@ def test_rows_that_are_exchanged_are_found_even_if_all_people_look_alike(
 
 
 @pytest.mark.parametrize("floor", [None, 0.9999])
-def test_wrong_only_in_batches_is_named_with_a_tolerance_that_passes(
-    inputs: ParityInputs, floor: float | None
-) -> None:
+def test_wrong_only_in_batches_is_named_with_a_tolerance_that_passes(inputs, floor):
     tolerance = FP32_TOLERANCE if floor is None else Tolerance(min_cosine=floor)
     result = check(subject(wrong_in_batches, tolerance), inputs)
     failing = {one.comparison.batch_size for one in result.judged if one.fault}
@@ -125,7 +116,7 @@ def test_wrong_only_in_batches_is_named_with_a_tolerance_that_passes(
     assert not check(subject(wrong_in_batches, Tolerance(**{option: tight[option]})), inputs).ok
 
 
-def test_padding_that_matters_is_named(inputs: ParityInputs) -> None:
+def test_padding_that_matters_is_named(inputs):
     result = check(subject(sees_padding), inputs)
     failing = {(one.comparison.tower, one.comparison.inputs) for one in result.judged if one.fault}
     assert failing >= {("text", "padded"), ("text", "mixed")}
@@ -136,11 +127,11 @@ def test_padding_that_matters_is_named(inputs: ParityInputs) -> None:
     assert "padded to the context" in result.message()
 
 
-def test_a_suggested_tolerance_holds_for_all_variants(inputs: ParityInputs) -> None:
+def test_a_suggested_tolerance_holds_for_all_variants(inputs):
     """A stricter floor of one variant must not become that of a worse one that had passed."""
 
-    def noisy(size: float) -> Embed:
-        def embed(tower: str, batch: np.ndarray) -> np.ndarray:
+    def noisy(size):
+        def embed(tower, batch):
             embeds = honest(tower, batch)
             return (embeds + size * np.sign(embeds)).astype(np.float32)
 
@@ -158,20 +149,19 @@ def test_a_suggested_tolerance_holds_for_all_variants(inputs: ParityInputs) -> N
         assert check(subject(noisy(size), Tolerance(**loosened)), inputs).ok
 
 
-def test_a_dict_of_the_result_is_plain(inputs: ParityInputs) -> None:
-    result = check(subject(broken_once), inputs).as_dict()
-    assert result["ok"] is False
-    assert result["worst"]["failure"].endswith("has no finite embedding")
-    assert result["worst"]["to_reference"]["max_error"] is None
-    assert result["worst"]["batch_size"] == 8
-    assert result["images"] == result["captions"] == COUNT
-    assert result["preprocessing"]["equal"] is True
+def test_the_result_as_json_names_the_worst_comparison(inputs):
+    found = check(subject(broken_once), inputs).as_dict()
+    assert (found["ok"], found["worst"]["batch_size"]) == (False, 8)
+    assert NOT_FINITE in found["worst"]["failure"]
+    assert found["worst"]["to_reference"]["max_error"] is None
+    assert found["images"] == found["captions"] == COUNT
+    assert found["preprocessing"]["equal"] is True
 
 
-def test_no_tolerance_lets_one_pass_that_is_not_finite_alone(inputs: ParityInputs) -> None:
+def test_no_tolerance_lets_one_pass_that_is_not_finite_alone(inputs):
     """Nor where items alone are not among the batch sizes: batches are held to them, too."""
 
-    def broken_alone(tower: str, batch: np.ndarray) -> np.ndarray:
+    def broken_alone(tower, batch):
         embeds = honest(tower, batch)
         return embeds if len(batch) > 1 else embeds * np.float32("nan")
 
@@ -180,40 +170,36 @@ def test_no_tolerance_lets_one_pass_that_is_not_finite_alone(inputs: ParityInput
         result, judged=[one for one in result.judged if one.comparison.batch_size == 8]
     )
     assert not in_batches.ok
-    assert "differs from itself alone by inf" in in_batches.message()
+    assert "by inf" in in_batches.message()
     assert in_batches.would_pass() is None
 
 
-@pytest.mark.parametrize("item", [0, 7])
-def test_an_item_that_is_not_finite_is_named(inputs: ParityInputs, item: int) -> None:
-    def one_broken(tower: str, batch: np.ndarray) -> np.ndarray:
+def test_an_item_that_is_not_finite_is_named(inputs):
+    def one_broken(tower, batch):
         embeds = honest(tower, batch)
         if tower == "image":
-            embeds[(batch == inputs.pixels_NHW3[item]).all(axis=(1, 2, 3))] = np.inf
+            embeds[(batch == inputs.pixels_NHW3[7]).all(axis=(1, 2, 3))] = np.inf
         return embeds
 
     result = check(subject(one_broken), inputs)
     broken = [one for one in result.judged if one.fault and one.fault.severity == 3]
-    assert [one.comparison.not_finite for one in broken] == [item] * len(broken)
-    assert f"image {inputs.image_names[item]} has no finite embedding" in result.message()
+    assert {one.comparison.not_finite for one in broken} == {7}
+    assert f"image {inputs.image_names[7]} has {NOT_FINITE}" in result.message()
 
 
 @pytest.mark.parametrize(
     ("floor", "cosine", "expected"),
     [
-        (0.85, 0.9, "itself alone, expected at least 0.85"),
+        (0.85, 0.9, "at least 0.85 "),
         (0.5, 0.9, ""),
-        # Above 0.999, what batches may change is more than what the variant may.
-        (0.9995, 0.9997, "itself alone, expected at least 0.999 "),
+        (0.9995, 0.9997, "at least 0.999 "),  # Batches have a floor of their own.
         (0.9995, 0.9998, ""),
     ],
 )
-def test_a_batch_is_held_to_the_item_alone(
-    inputs: ParityInputs, floor: float, cosine: float, expected: str
-) -> None:
+def test_a_batch_is_held_to_the_item_alone(inputs, floor, cosine, expected):
     """Alone and in batches as far from what is expected, and on opposite sides of it."""
 
-    def to_one_side(tower: str, batch: np.ndarray) -> np.ndarray:
+    def to_one_side(tower, batch):
         embeds = honest(tower, batch)
         aside = np.roll(embeds, 5, axis=1)
         aside -= (aside * embeds).sum(axis=1, keepdims=True) * embeds

@@ -1,8 +1,7 @@
 """Frames, times, vectors and disks that are not as they should be: an error or a counted skip."""
 
-import logging
 import sqlite3
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
@@ -10,34 +9,48 @@ from PIL import Image
 
 from tests.helpers.command_line import run_code
 from tests.helpers.fake_camera import BOX, FakeOpener, check_sums, person_frame, wait_for
+from tests.helpers.refused import refused
 from upperson_camera import CaptureRules, Pipeline, Source
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.sqlite import access, database
-from upperson_rt.ingest.quality import QualityRules
+from upperson_rt.ingest.boxes import QualityRules
 
 START = 1_800_000_000.0
 LIVE = Source(address="rtsp://cam", kind="network")
 PATIENT = CaptureRules(stall_s=1000, first_wait_s=1000, longest_wait_s=1000)
+ALL = {"every_s": 0, "min_views": 1}
+
+
+@contextmanager
+def watching(encoder, gallery, frames, detector, **options):
+    """Run a pipeline until the frames of its live camera were read and worked on."""
+    options = {"opener": FakeOpener(frames), "capture_rules": PATIENT, **options}
+    with Pipeline(encoder, gallery, frame_queue=8, **options) as pipeline:
+        pipeline.add_camera("gate", LIVE, detector)
+        wait_for(lambda: pipeline.stats().cameras["gate"].frames_read == len(frames))
+        wait_for(lambda: pipeline.stats().cameras["gate"].frames_waiting == 0)
+        yield pipeline
+    check_sums(pipeline.stats())
+
+
+def pictures_of(gallery):
+    return [path for path in gallery.crops_dir.rglob("*") if path.is_file()]
 
 
 def test_a_person_20000_pixels_wide_is_a_row_and_one_too_large_for_jpeg_is_counted(
     encoder, gallery, caplog
 ):
     rules = QualityRules(min_sharpness=0.0)
-    with Pipeline(
-        encoder, gallery, every_s=0, min_views=1, max_delay_s=0, quality=rules
-    ) as pipeline:
+    with Pipeline(encoder, gallery, max_delay_s=0, quality=rules, **ALL) as pipeline:
         pipeline.add_camera("gate")
         for width in (20_000, 70_000):
             frame = np.zeros((70, width, 3), np.uint8)
             pipeline.submit("gate", frame, [[0, 0, width, 70]], START + width)
             pipeline.drain()
-    stats = pipeline.stats()
-    check_sums(stats)
-    assert stats.cameras["gate"].crops_dropped == {"unusable": 1}
-    told = "camera gate: frame 1 gives no picture: 70000 x 70 pixels cannot be written as JPEG\n"
-    assert told in caplog.text
+    check_sums(pipeline.stats())
+    assert pipeline.stats().cameras["gate"].crops_dropped == {"unusable": 1}
+    assert "70000 x 70" in caplog.text
     (item,) = gallery.items()
     with Image.open(gallery.crops_dir / item.crop) as picture:
         assert picture.size == (20_000, 70)
@@ -52,20 +65,10 @@ def test_a_person_20000_pixels_wide_is_a_row_and_one_too_large_for_jpeg_is_count
         (lambda frame: frame[:, :, 0].astype(np.uint16) << 8, False),  # 16 bits
     ],
 )
-def test_frames_of_other_kinds_from_a_source_are_brought_into_form(
-    encoder, gallery, convert, same_colours
-):
-    frame = person_frame()
-    seen = []
-
-    def detector(image):
-        seen.append(image)
-        return [BOX]
-
-    opener = FakeOpener([convert(frame)])
-    with Pipeline(encoder, gallery, opener=opener, capture_rules=PATIENT) as pipeline:
-        pipeline.add_camera("gate", LIVE, detector)
-        wait_for(lambda: pipeline.stats().cameras["gate"].frames_processed == 1)
+def test_frames_of_other_kinds_from_a_source_are_converted(encoder, gallery, convert, same_colours):
+    frame, seen = person_frame(), []
+    with watching(encoder, gallery, [convert(frame)], seen.append):
+        pass
     expected = frame if same_colours else np.repeat(frame[:, :, :1], 3, axis=2)
     np.testing.assert_array_equal(seen[0], expected)
     assert seen[0].flags.c_contiguous
@@ -74,23 +77,18 @@ def test_frames_of_other_kinds_from_a_source_are_brought_into_form(
 @pytest.mark.parametrize("shape", [(0, 0, 3), (4, 4, 2), (4,), (2, 4, 4, 3)])
 def test_frames_from_a_source_that_are_no_pictures_are_counted(encoder, gallery, shape):
     frames = [np.zeros(shape, np.uint8), np.zeros((4, 4), np.float32), person_frame()]
-    opener = FakeOpener(frames)
-    with Pipeline(encoder, gallery, opener=opener, capture_rules=PATIENT) as pipeline:
-        pipeline.add_camera("gate", LIVE, lambda frame: [])
-        wait_for(lambda: pipeline.stats().cameras["gate"].frames_read == 3)
-    stats = pipeline.stats()
-    check_sums(stats)
-    assert stats.cameras["gate"].frames_dropped == {"empty": 2}
-    assert stats.cameras["gate"].frames_processed == 1
+    with watching(encoder, gallery, frames, lambda frame: []) as pipeline:
+        camera = pipeline.stats().cameras["gate"]
+    assert (camera.frames_dropped, camera.frames_processed) == ({"empty": 2}, 1)
 
 
 @pytest.mark.parametrize("moment", [START * 1000, -1.0, float("inf"), float("nan")])
 def test_times_that_are_none_are_refused(encoder, gallery, moment):
     with Pipeline(encoder, gallery) as pipeline:
         pipeline.add_camera("gate")
-        with pytest.raises(InputError, match=r"unix seconds, not milliseconds, such as 1\d{9}"):
+        with refused("time_malformed", InputError):
             pipeline.submit("gate", person_frame(), [BOX], moment)
-        with pytest.raises(InputError, match="unix seconds"):
+        with refused("time_malformed", InputError):
             pipeline.add_camera("film", start_time=moment)
     assert pipeline.stats().total("frames_read") == 0
 
@@ -99,51 +97,44 @@ def test_a_stream_that_changes_its_resolution_goes_on(encoder, gallery):
     small = person_frame(size=(120, 160), box=(20, 10, 60, 110))
     frames = [person_frame(), person_frame(), small, small, person_frame()]
     boxes = {(240, 320): [BOX], (120, 160): [[20, 10, 60, 110]]}
-    with Pipeline(
-        encoder, gallery, every_s=0, min_views=1, frame_queue=8, opener=FakeOpener(frames),
-        capture_rules=PATIENT,
-    ) as pipeline:  # fmt: skip
-        pipeline.add_camera("gate", LIVE, lambda frame: boxes[frame.shape[:2]])
-        wait_for(lambda: pipeline.stats().cameras["gate"].frames_processed == 5)
-    stats = pipeline.stats()
-    check_sums(stats)
-    assert stats.cameras["gate"].resolution_changes == 2
-    assert stats.cameras["gate"].committed == 5
+    with watching(encoder, gallery, frames, lambda f: boxes[f.shape[:2]], **ALL) as pipeline:
+        pass
+    camera = pipeline.stats().cameras["gate"]
+    assert (camera.resolution_changes, camera.committed) == (2, 5)
 
 
-def test_a_tower_that_gives_nan_stops_the_pipeline(encoder, gallery, monkeypatch):
-    from upperson_rt import encoder as module
-
-    encoder.backend("image")  # What is wrong when it is loaded is found by its canaries.
-    bad = np.full((1, encoder.embed_dim), np.nan, np.float32)
-    monkeypatch.setattr(module, "run_tower", lambda backend, tower, pixels: bad)
-    pipeline = Pipeline(encoder, gallery, every_s=0, min_views=1)
-    pipeline.start()
-    pipeline.add_camera("gate")
-    pipeline.submit("gate", person_frame(), [BOX], START)
-    with pytest.raises(IntegrityError, match="values that cannot be used"):
-        pipeline.stop()
-    check_sums(pipeline.stats())
-    assert pipeline.stats().cameras["gate"].crops_dropped == {"failed": 1}
-    assert gallery.count() == 0
-
-
-def test_vectors_of_another_dimension_stop_the_pipeline(encoder, tmp_path):
-    folder = tmp_path / "narrow"
-    with Gallery.open(folder, encoder.fingerprint, encoder.embed_dim + 1, create=True) as narrow:
-        pipeline = Pipeline(encoder, narrow, every_s=0, min_views=1)
-        pipeline.start()
-        pipeline.add_camera("gate")
-        pipeline.submit("gate", person_frame(), [BOX], START)
-        with pytest.raises(InputError, match=rf"shape \(1, {encoder.embed_dim + 1}\)"):
-            pipeline.stop()
+@pytest.mark.parametrize("wrong", ["nan", "dimension", "locked", "folder"])
+def test_what_cannot_be_committed_stops_the_pipeline(encoder, tmp_path, monkeypatch, wrong):
+    dim = encoder.embed_dim + (wrong == "dimension")
+    if wrong == "nan":
+        encoder.backend("image")  # What is wrong when it is loaded is found by its canaries.
+        bad = np.full((1, dim), np.nan, np.float32)
+        monkeypatch.setattr("upperson_rt.encoder.run_tower", lambda backend, tower, pixels: bad)
+    monkeypatch.setattr(access, "LOCK_TIMEOUT_S", 0.05)
+    folder = tmp_path / "gallery"
+    with Gallery.open(folder, encoder.fingerprint, dim, create=True) as gallery:
+        if wrong == "folder":
+            gallery.crops_dir.mkdir()
+            (gallery.crops_dir / "gate").write_text("a file where a folder should be")
+        path = folder / database.DATABASE_FILE
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            if wrong == "locked":
+                other.execute("BEGIN IMMEDIATE")
+            pipeline = Pipeline(encoder, gallery, **ALL)
+            pipeline.start()
+            pipeline.add_camera("gate")
+            pipeline.submit("gate", person_frame(), [BOX], START)
+            with pytest.raises(IntegrityError if wrong == "nan" else InputError):
+                pipeline.stop()
         check_sums(pipeline.stats())
-        assert [path for path in narrow.crops_dir.rglob("*") if path.is_file()] == []
+        assert pipeline.stats().cameras["gate"].crops_dropped == {"failed": 1}
+        assert gallery.count() == 0
+        assert not list(gallery.crops_dir.rglob("*.jpg"))
 
 
 def test_a_database_locked_for_a_while_costs_nothing(encoder, gallery):
     path = gallery.path / database.DATABASE_FILE
-    with Pipeline(encoder, gallery, every_s=0, min_views=1) as pipeline:
+    with Pipeline(encoder, gallery, **ALL) as pipeline:
         pipeline.add_camera("gate")
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -157,31 +148,10 @@ def test_a_database_locked_for_a_while_costs_nothing(encoder, gallery):
     check_sums(pipeline.stats())
 
 
-def test_a_database_that_stays_locked_stops_the_pipeline(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(access, "LOCK_TIMEOUT_S", 0.05)
-    folder = tmp_path / "locked"
-    with Gallery.open(folder, encoder.fingerprint, encoder.embed_dim, create=True) as gallery:
-        with closing(
-            sqlite3.connect(folder / database.DATABASE_FILE, isolation_level=None)
-        ) as other:
-            other.execute("BEGIN IMMEDIATE")
-            pipeline = Pipeline(encoder, gallery, every_s=0, min_views=1)
-            pipeline.start()
-            pipeline.add_camera("gate")
-            pipeline.submit("gate", person_frame(), [BOX], START)
-            with pytest.raises(
-                InputError, match=r"database is locked; another process .*try again"
-            ):
-                pipeline.stop()
-        check_sums(pipeline.stats())
-        assert gallery.count() == 0
-        assert [path for path in gallery.crops_dir.rglob("*") if path.is_file()] == []
-
-
 FULL = """
 import resource
 import upperson_rt
-from tests.helpers.fake_camera import person_frame
+from tests.helpers.fake_camera import check_sums, person_frame
 from upperson_camera import Pipeline
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery
@@ -198,59 +168,48 @@ with Gallery.open(sys.argv[2], encoder.fingerprint, encoder.embed_dim, create=Tr
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
     try:
         for number in range(10_000):
-            frame, box = person_frame(), [100, 40, 160, 220]
-            pipeline.submit("gate", frame, [box], 1e9 + number)
+            pipeline.submit("gate", person_frame(), [[100, 40, 160, 220]], 1e9 + number)
             pipeline.drain()
     except InputError as error:
-        print(error)
-    stats = pipeline.stats().cameras["gate"]
-    assert stats.crops_waiting == 0, stats
-    assert stats.detections == stats.committed + sum(stats.crops_dropped.values()), stats
+        print(type(error).__name__)
+    check_sums(pipeline.stats(), ended=False)
+    assert pipeline.stats().cameras["gate"].crops_waiting == 0
     assert {item.key for item in gallery.items()} == {item.key for item in told}
     print(len(told))
 """
 
 
-def test_a_full_disk_is_told_and_loses_nothing_that_was_acknowledged(bundle, encoder, tmp_path):
+def test_a_full_disk_is_an_error_and_loses_nothing_that_was_acknowledged(bundle, encoder, tmp_path):
     done = run_code(FULL, bundle, tmp_path / "gallery")
     assert done.returncode == 0, done.stderr
-    message, told = done.stdout.splitlines()
-    assert "nothing was changed: " in message
-    assert int(told) > 3
+    error, told = done.stdout.splitlines()
+    assert (error, int(told) > 3) == ("InputError", True)
     with Gallery.open(tmp_path / "gallery", encoder.fingerprint) as gallery:
-        assert gallery.count() == int(told)
+        assert gallery.count() == len(pictures_of(gallery)) == int(told)
         assert gallery.verify() == []
-        pictures = [path for path in gallery.crops_dir.rglob("*") if path.is_file()]
-        assert len(pictures) == int(told)
 
 
 def test_a_defect_in_one_camera_leaves_the_others_alone(encoder, gallery, monkeypatch, caplog):
-    with Pipeline(encoder, gallery, every_s=0, min_views=1, max_delay_s=0) as pipeline:
+    def opener(source, timeout_s):
+        raise RuntimeError("no licence")
+
+    with Pipeline(encoder, gallery, max_delay_s=0, opener=opener, **ALL) as pipeline:
         for name in ("broken", "gate"):
             pipeline.add_camera(name)
+        film = Source(address="film.avi", kind="file")
+        pipeline.add_camera("film", film, lambda frame: [], start_time=START)
         tracker = pipeline._cameras["broken"]._worker._tracker
         monkeypatch.setattr(tracker, "update", lambda *given: 1 / 0)
         for second in range(2):
             for name in ("broken", "gate"):
                 pipeline.submit(name, person_frame(), [BOX], START + second)
             pipeline.drain()
+        wait_for(lambda: pipeline.stats().cameras["film"].state == "failed")
     cameras = pipeline.stats().cameras
+    assert cameras["film"].error == "RuntimeError: no licence"
     assert cameras["broken"].state == "failed"
     assert "ZeroDivisionError" in cameras["broken"].error
     assert cameras["broken"].frames_dropped == {"camera_failed": 1}
     assert cameras["gate"].committed == gallery.count() == 2
-    assert "camera broken is given up: ZeroDivisionError" in caplog.text
-
-
-def test_an_opener_that_fails_in_its_own_way_fails_its_camera(encoder, gallery, caplog):
-    caplog.set_level(logging.ERROR)
-
-    def opener(source, timeout_s):
-        raise RuntimeError("no licence")
-
-    with Pipeline(encoder, gallery, opener=opener) as pipeline:
-        film = Source(address="film.avi", kind="file")
-        pipeline.add_camera("film", film, lambda frame: [], start_time=START)
-        assert pipeline.wait()
-    assert pipeline.stats().cameras["film"].state == "failed"
-    assert pipeline.stats().cameras["film"].error == "RuntimeError: no licence"
+    failed = [record.camera for record in caplog.records if record.event == "failed"]
+    assert sorted(failed) == ["broken", "film"]

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.helpers.detector_heads import COLOUR, HEADS, write_detector
+from tests.helpers.refused import refused
 from upperson_camera.detectors import LAYOUTS, OnnxDetector, onnx_file
 from upperson_camera.detectors.layouts import grid
 from upperson_rt.cli.options import DetectorLayout
@@ -101,24 +102,23 @@ def test_half_floats_and_sizes_that_only_the_metadata_tells(tmp_path, head):
     free = load(tmp_path, head, any_size=True, metadata={"imgsz": "[64, 96]"})
     assert free.size == (64, 96)
     assert free(frame)[0, :4] == pytest.approx(box, abs=0.5)
-    with pytest.raises(InputError, match="size of pictures cannot be read"):
-        load(tmp_path, head, any_size=True, metadata={"imgsz": "large"})
 
 
 @pytest.mark.parametrize(
-    ("size", "message"),
+    ("size", "code"),
     [
-        ("[100000, 100000]", "1 x 100000 x 100000 pixels at once, expected 1 to 33,554,432"),
-        ("[-5, 10]", "1 x -5 x 10 pixels"),
-        ("[0, 0]", "1 x 0 x 0 pixels"),
-        ("[1e400, 1]", "size of pictures cannot be read .OverflowError: "),
-        ("-" * 100_000 + "1", "size of pictures cannot be read "),
-        ("[" * 200_000, "size of pictures cannot be read "),
-        ("[64, 96]" + " " * 1_000_000, "it has 1000008 characters"),
+        ("large", "detector_size_unreadable"),
+        ("[100000, 100000]", "detector_size_out_of_range"),
+        ("[-5, 10]", "detector_size_out_of_range"),
+        ("[0, 0]", "detector_size_out_of_range"),
+        ("[1e400, 1]", "detector_size_unreadable"),
+        ("-" * 100_000 + "1", "detector_size_unreadable"),
+        ("[" * 200_000, "detector_size_unreadable"),
+        ("[64, 96]" + " " * 1_000_000, "detector_size_unreadable"),
     ],
 )
-def test_sizes_that_no_picture_has_take_no_memory(tmp_path, size, message):
-    with pytest.raises(InputError, match=message) as caught:
+def test_sizes_that_no_picture_has_take_no_memory(tmp_path, size, code):
+    with refused(code, InputError) as caught:
         load(tmp_path, "yolov8", any_size=True, metadata={"imgsz": size})
     assert len(str(caught.value)) < 1000
 
@@ -146,9 +146,8 @@ def test_layouts_are_told_apart(tmp_path, head, options, layout):
     path = write_detector(tmp_path / "d.onnx", head, **options)
     detector = OnnxDetector(path, backend="onnxruntime", threads=1)
     assert detector.layout.name == layout
-    assert f"d.onnx: {layout} (" in str(detector)
-    assert "input 96 x 64, batch 1, class 0 (" in str(detector)
-    assert "onnxruntime" in str(detector)
+    for fact in (f"d.onnx: {layout} (", "96 x 64, batch 1, class 0 (", "onnxruntime"):
+        assert fact in str(detector)
 
 
 UNTOLD = [
@@ -165,26 +164,26 @@ UNTOLD = [
 @pytest.mark.parametrize(("head", "options", "choices"), UNTOLD)
 def test_what_cannot_be_told_apart_is_refused_until_it_is_named(tmp_path, head, options, choices):
     path = write_detector(tmp_path / "d.onnx", head, **options)
-    why = "which have the same shapes" if " or " in choices else "and nothing in it says so"
-    with pytest.raises(InputError, match=f"may be {choices}, {why}.*--detector-layout.*found inp"):
+    with refused("ambiguous_layout", InputError, fitting=choices.split(" or ")):
         OnnxDetector(path, backend="onnxruntime")
     for name in choices.split(" or "):
         assert OnnxDetector(path, name, backend="onnxruntime").layout.name == name
 
 
 @pytest.mark.parametrize(
-    ("head", "named", "error", "message"),
+    ("head", "named", "fitting"),
     [
-        ("yolov8", "yolox", InputError, "has not the layout 'yolox', it may be yolov8: found"),
-        ("rf-detr", "rt-detr", InputError, "not the layout 'rt-detr', it may be rt-detr-logits or"),
-        ("rt-detr", "yolov5", InputError, "has not the layout 'yolov5', it may be rt-detr"),
-        ("yolov8", "yolo8", UsageError, "no detector layout 'yolo8', did you mean 'yolov8'"),
+        ("yolov8", "yolox", ["yolov8"]),
+        ("rf-detr", "rt-detr", ["rt-detr-logits", "rf-detr"]),
+        ("rt-detr", "yolov5", ["rt-detr"]),
     ],
 )
-def test_another_layout_than_the_named_one_is_refused(tmp_path, head, named, error, message):
+def test_another_layout_than_the_named_one_is_refused(tmp_path, head, named, fitting):
     path = write_detector(tmp_path / "d.onnx", head)
-    with pytest.raises(error, match=message):
+    with refused("other_layout", InputError, layout=named, fitting=fitting):
         OnnxDetector(path, named, backend="onnxruntime")
+    with refused("unknown_layout", UsageError, found="yolo8"):
+        OnnxDetector(path, "yolo8", backend="onnxruntime")
 
 
 def write_constant(path, shapes, inputs=None):
@@ -210,71 +209,70 @@ def write_constant(path, shapes, inputs=None):
 
 
 @pytest.mark.parametrize(
-    ("shapes", "message"),
+    ("shapes", "code"),
     [
-        (
-            {"odd": (1, 7, 11)},
-            "may be rt-detr-ultralytics, and nothing in it says so: if it is,",
-        ),
-        ({"odd": (1, 1000)}, r"no layout that is known \(yolov5, .*found inputs images \[1, 3, 64"),
-        ({"a": (1, 20, 4), "b": (1, 30, 9)}, "no layout that is known"),
-        ({"num": (1, 1), "boxes": (1, 9, 4), "scores": (1, 9)}, "no layout that is known"),
-        ({"output": (1, 126, 8)}, "yolox"),
+        ({"odd": (1, 7, 11)}, "ambiguous_layout"),
+        ({"odd": (1, 1000)}, "no_known_layout"),
+        ({"a": (1, 20, 4), "b": (1, 30, 9)}, "no_known_layout"),
+        ({"num": (1, 1), "boxes": (1, 9, 4), "scores": (1, 9)}, "no_known_layout"),
     ],
 )
-def test_other_models_are_refused_with_what_was_found(tmp_path, shapes, message):
-    path = write_constant(tmp_path / "odd.onnx", shapes)
-    if shapes == {"output": (1, 126, 8)}:
-        # Zeros are offsets of nothing, and so a grid; a real answer in pixels cannot be.
-        assert OnnxDetector(path, backend="onnxruntime").layout.name == "yolox"
-        return
-    with pytest.raises(InputError, match=message):
-        OnnxDetector(path, backend="onnxruntime")
+def test_other_models_are_refused(tmp_path, shapes, code):
+    with refused(code, InputError):
+        OnnxDetector(write_constant(tmp_path / "odd.onnx", shapes), backend="onnxruntime")
+
+
+GRID = {"output": (1, 126, 8)}
 
 
 @pytest.mark.parametrize(
-    ("inputs", "message"),
+    "inputs",
     [
-        ({"images": [1, 4, 64, 96]}, r"expected one input \[N, 3, H, W\].*found images \[1, 4,"),
-        ({"images": [1, 3, 64, 96], "mask": [1, 1]}, "expected one input"),
-        ({"images": [1, 3, 64, 96], "more": [1, 3, 64, 96]}, "expected one input"),
+        {"images": [1, 4, 64, 96]},
+        {"images": [1, 3, 64, 96], "mask": [1, 1]},
+        {"images": [1, 3, 64, 96], "more": [1, 3, 64, 96]},
     ],
 )
-def test_files_that_take_no_single_picture_are_refused(tmp_path, inputs, message):
-    path = write_constant(tmp_path / "odd.onnx", {"output": (1, 126, 8)}, inputs)
-    with pytest.raises(InputError, match=message):
+def test_files_that_take_no_single_picture_are_refused(tmp_path, inputs):
+    # Zeros are offsets of nothing, and so a grid; a real answer in pixels cannot be.
+    path = write_constant(tmp_path / "odd.onnx", GRID)
+    assert OnnxDetector(path, backend="onnxruntime").layout.name == "yolox"
+    with refused("detector_inputs_unknown", InputError, path=path):
+        OnnxDetector(write_constant(path, GRID, inputs))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no protocol buffers", b"\x3b" * 100])
+def test_no_file_and_a_damaged_one(tmp_path, content):
+    path = tmp_path / "d.onnx"
+    if content is None:
+        with refused("detector_not_found", InputError, path=path):
+            OnnxDetector(path)
+        return
+    path.write_bytes(content)
+    with pytest.raises(InputError):
         OnnxDetector(path)
 
 
-def test_no_file_and_a_damaged_one(tmp_path):
-    with pytest.raises(InputError, match="no detector file"):
-        OnnxDetector(tmp_path / "none.onnx")
-    (tmp_path / "junk.onnx").write_bytes(b"junk")
-    with pytest.raises(InputError, match="cannot load the detector"):
-        OnnxDetector(tmp_path / "junk.onnx")
-
-
 @pytest.mark.parametrize(
-    ("head", "made", "names", "asked", "number", "note"),
+    ("head", "made", "names", "asked", "number"),
     [
-        ("yolov8", 0, None, None, 0, "it names none; --detector-class sets another"),
-        ("yolov8", 2, "{0: 'dog', 1: 'cat', 2: 'person'}", None, 2, "person"),
-        ("yolov8", 1, "['dog', 'person', 'cat']", None, 1, "person"),
-        ("yolov8", 1, "{0: 'a', 1: 'head', 2: 'b'}", "head", 1, "head"),
-        ("yolov8", 1, None, "1", 1, "as asked for"),
-        ("yolox", 2, None, 2, 2, "as asked for"),
-        ("rf-detr", 1, None, None, 1, "it names none"),  # COCO's own numbers begin at one.
-        ("rf-detr", 0, None, None, 0, "it names none"),
-        ("rt-detr", 2, None, "2", 2, "as asked for"),
+        ("yolov8", 0, None, None, 0),
+        ("yolov8", 2, "{0: 'dog', 1: 'cat', 2: 'person'}", None, 2),
+        ("yolov8", 1, "['dog', 'person', 'cat']", None, 1),
+        ("yolov8", 1, "{0: 'a', 1: 'head', 2: 'b'}", "head", 1),
+        ("yolov8", 1, None, "1", 1),
+        ("yolox", 2, None, 2, 2),
+        ("rf-detr", 1, None, None, 1),  # COCO's own numbers begin at one.
+        ("rf-detr", 0, None, None, 0),
+        ("rt-detr", 2, None, "2", 2),
     ],
 )
-def test_the_class_that_is_people(tmp_path, head, made, names, asked, number, note):
+def test_the_class_that_is_people(tmp_path, head, made, names, asked, number):
     metadata = None if names is None else {"names": names}
     path = write_detector(tmp_path / "d.onnx", head, person=made, metadata=metadata)
     detector = OnnxDetector(path, person=asked, backend="onnxruntime", threads=1)
     assert detector.person == number
     assert f"class {number} (" in str(detector)
-    assert note in str(detector)
     frame, _ = frame_with(head)
     assert len(detector(frame)) == 1
     other = OnnxDetector(path, person=str((number + 1) % 3), backend="onnxruntime", threads=1)
@@ -292,27 +290,27 @@ def test_the_classes_that_rf_detr_writes_into_its_files(tmp_path):
     assert detector(frame)[0, :4] == pytest.approx(box, abs=0.5)
     for wrong in ("{}", "[]", "{", '{"class_id_to_name": {"a": "person"}}'):
         path = write_detector(tmp_path / "d.onnx", "rf-detr", metadata={"rfdetr_inference": wrong})
-        with pytest.raises(InputError, match=r"class names in .* cannot be read"):
+        with refused("detector_classes_unreadable", InputError):
             OnnxDetector(path, backend="onnxruntime")
 
 
 @pytest.mark.parametrize(
-    ("names", "asked", "message"),
+    ("names", "asked", "code"),
     [
-        ("{0: 'dog', 1: 'cat', 2: 'cow'}", None, "no class 'person', only dog, cat, cow: choose"),
-        (NAMES["names"], "head", "no class 'head', only person, dog, cat: choose"),
-        (None, "head", "names no classes, found 'head': choose one by its number, from 0"),
-        (None, "3", "has 3 classes, no class 3"),
-        ("{0: ", None, "class names in .* cannot be read"),
-        ("{1e400: 'person'}", None, "class names in .* cannot be read .OverflowError: "),
-        ("-" * 100_000 + "1", None, "class names in .* cannot be read "),
-        ("5", None, "class names in .* cannot be read "),
+        ("{0: 'dog', 1: 'cat', 2: 'cow'}", None, "detector_class_unknown"),
+        (NAMES["names"], "head", "detector_class_unknown"),
+        (None, "head", "detector_class_unknown"),
+        (None, "3", "detector_class_unknown"),
+        ("{0: ", None, "detector_classes_unreadable"),
+        ("{1e400: 'person'}", None, "detector_classes_unreadable"),
+        ("-" * 100_000 + "1", None, "detector_classes_unreadable"),
+        ("5", None, "detector_classes_unreadable"),
     ],
 )
-def test_a_class_that_is_not_there_is_refused(tmp_path, names, asked, message):
+def test_a_class_that_is_not_there_is_refused(tmp_path, names, asked, code):
     metadata = None if names is None else {"names": names}
     path = write_detector(tmp_path / "d.onnx", "yolov8", metadata=metadata)
-    with pytest.raises(InputError, match=message):
+    with refused(code, InputError):
         OnnxDetector(path, person=asked, backend="onnxruntime")
 
 
@@ -338,7 +336,7 @@ def test_numbers_that_are_none_are_an_error(tmp_path, monkeypatch):
         "run",
         lambda inputs: {name: array * np.nan for name, array in run(inputs).items()},
     )
-    with pytest.raises(BackendError, match="scores that are no numbers"):
+    with refused("detector_gives_nan", BackendError, path=detector.path):
         detector(frame_with("yolov8")[0])
 
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 import threading
-import time
 from collections import Counter, defaultdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,14 +18,23 @@ from tests.helpers.fake_camera import (
     person_frame,
     wait_for,
 )
-from upperson_camera import BoxesFile, CaptureRules, Pipeline, PipelineSettings, Reader, Source
-from upperson_rt.errors import InputError, IntegrityError, UsageError, install_command
+from tests.helpers.refused import refused
+from upperson_camera import (
+    BoxesFile,
+    CaptureRules,
+    Pipeline,
+    PipelineSettings,
+    Source,
+    parse_source,
+)
+from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError, install_command
 from upperson_rt.gallery import Filter, Gallery
 from upperson_rt.gallery.crops import read_crop
-from upperson_rt.ingest.quality import QualityRules
+from upperson_rt.ingest.boxes import QualityRules
 from upperson_synthetic.video import VideoSpec, write_video
 
 START = 1_800_000_000.0
+LIVE = Source(address="rtsp://user:s3cret@cam/s", kind="network")
 
 
 @pytest.fixture(scope="module")
@@ -113,36 +122,27 @@ def test_a_tracker_of_the_package_trackers_takes_the_place_of_ours(
     assert people == {frozenset({number}) for number in range(6)}
 
 
-def test_a_file_watched_again_replaces_its_rows(encoder, gallery, street):
+def test_a_file_watched_again_replaces_its_rows_under_names_that_are_no_file_names(
+    encoder, gallery, street
+):
     path, _ = street
-    seen = []
-    for _ in range(2):
+    boxes, names, seen = BoxesFile(path.with_suffix(".json")), ("../gate", "Süd 1/2"), []
+    for run in range(2):
         with Pipeline(encoder, gallery, every_s=2.0) as pipeline:
-            pipeline.add_camera("gate", str(path), BoxesFile(path.with_suffix(".json")))
+            for name in names:
+                pipeline.add_camera(name, str(path), boxes)
             pipeline.wait()
+        check_sums(pipeline.stats())
         seen.append((gallery.count(), {item.track for item in gallery.items()}))
-        camera = pipeline.stats().cameras["gate"]
-        assert camera.replaced == (camera.committed if len(seen) == 2 else 0)
-        assert camera.added_by_others == 0
-    assert seen[0][0] == seen[1][0] > 0
+        for camera in pipeline.stats().cameras.values():
+            assert (camera.replaced, camera.added_by_others) == (run * camera.committed, 0)
+    assert seen[0][0] == seen[1][0] > 10
     assert not seen[0][1] & seen[1][1], "tracks of two runs never have one name"
+    assert len({gallery.count(Filter(camera=name)) for name in names}) == 1
     files = [file for file in gallery.crops_dir.rglob("*") if file.is_file()]
     assert len(files) == gallery.count()
-
-
-def test_two_cameras_at_once_and_names_that_are_no_file_names(encoder, gallery, street):
-    path, _ = street
-    boxes = BoxesFile(path.with_suffix(".json"))
-    with Pipeline(encoder, gallery, every_s=3.0) as pipeline:
-        for name in ("../gate", "Süd 1/2"):
-            pipeline.add_camera(name, str(path), boxes)
-        assert pipeline.wait()
-    check_sums(pipeline.stats())
-    counts = [gallery.count(Filter(camera=name)) for name in ("../gate", "Süd 1/2")]
-    assert counts[0] == counts[1] > 5
-    for item in gallery.items():
-        assert read_crop(gallery.crops_dir / item.crop) is not None
-    assert len(list(gallery.crops_dir.iterdir())) == 2
+    assert all(read_crop(gallery.crops_dir / item.crop) is not None for item in gallery.items())
+    assert len(list(gallery.crops_dir.iterdir())) == len(names)
 
 
 def submit_walk(pipeline, camera="gate", frames=10, start=START, **options):
@@ -152,7 +152,7 @@ def submit_walk(pipeline, camera="gate", frames=10, start=START, **options):
         wait_for(lambda: pipeline.stats().frame_queues[camera] <= 2)
 
 
-def test_another_process_with_a_camera_of_the_same_name_is_told(encoder, gallery, caplog):
+def test_another_process_with_a_camera_of_the_same_name_is_noticed(encoder, gallery, caplog):
     with Pipeline(encoder, gallery) as ours, Pipeline(encoder, gallery) as theirs:
         for pipeline, names in ((ours, ("gate", "hall")), (theirs, ("gate", "yard"))):
             for name in names:
@@ -164,15 +164,14 @@ def test_another_process_with_a_camera_of_the_same_name_is_told(encoder, gallery
     assert pictures["gate"] > 0
     numbers = {name: camera.added_by_others for name, camera in ours.stats().cameras.items()}
     assert numbers == {"gate": pictures["gate"], "hall": 0}
-    assert f"{pictures['gate']} picture" in caplog.text
-    assert "of a camera that is called gate as well" in caplog.text
+    assert [r.camera for r in caplog.records if r.event == "added_by_others"] == ["gate"]
     # What ours had added before is no news to theirs.
     assert theirs.stats().total("added_by_others") == 0
     for pipeline in (ours, theirs):
         check_sums(pipeline.stats())
 
 
-def test_a_look_at_others_that_fails_loses_nothing(encoder, gallery, monkeypatch, caplog):
+def test_a_check_for_others_that_fails_loses_nothing(encoder, gallery, monkeypatch):
     with Pipeline(encoder, gallery) as pipeline:
         pipeline.add_camera("gate")
         submit_walk(pipeline)
@@ -180,7 +179,6 @@ def test_a_look_at_others_that_fails_loses_nothing(encoder, gallery, monkeypatch
         fail = InputError("the server is away")
         monkeypatch.setattr(gallery, "count", lambda *_: (_ for _ in ()).throw(fail))
     monkeypatch.undo()
-    assert "cannot tell whether others add pictures of gate: the server is away" in caplog.text
     assert pipeline.stats().cameras["gate"].committed == gallery.count() > 0
     assert pipeline.stats().failures == {}
 
@@ -203,7 +201,7 @@ def test_frames_of_ones_own_loop(encoder, gallery):
         submit_walk(pipeline, frames=4, start=START + 100)
     assert len({item.track for item in gallery.items()}) == 2
     check_sums(pipeline.stats())
-    with pytest.raises(UsageError, match="does not run"):
+    with refused("not_running", UsageError):
         pipeline.submit("gate", person_frame(), [BOX])
 
 
@@ -246,27 +244,25 @@ def test_ones_own_tracks_and_memory_are_respected(encoder, gallery):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("arguments", "error", "code"),
     [
-        (("hall", person_frame(), [BOX]), UsageError, "no camera 'hall'"),
-        (("gate", person_frame()), UsageError, "has no detector"),
-        (("gate", person_frame()[:, :, 0], [BOX]), InputError, "a frame must be uint8"),
-        (("gate", person_frame().tolist(), [BOX]), InputError, "found list"),
-        (("gate", person_frame().astype(float), [BOX]), InputError, "found float64"),
-        (("gate", person_frame(), [[1, 2, 3]]), InputError, "rows of x0"),
-        (("gate", person_frame(), [BOX], float("nan")), InputError, "must be finite"),
-        (("film", person_frame(), [BOX]), UsageError, "reads its own source"),
+        (("hall", person_frame(), [BOX]), UsageError, "camera_unknown"),
+        (("gate", person_frame()), UsageError, "detector_missing"),
+        (("gate", person_frame()[:, :, 0], [BOX]), InputError, "frame_malformed"),
+        (("gate", person_frame().tolist(), [BOX]), InputError, "frame_malformed"),
+        (("gate", person_frame().astype(float), [BOX]), InputError, "frame_malformed"),
+        (("gate", person_frame(), [[1, 2, 3]]), InputError, "boxes_malformed"),
+        (("gate", person_frame(), [BOX], float("nan")), InputError, "time_malformed"),
+        (("film", person_frame(), [BOX]), UsageError, "camera_has_source"),
     ],
 )
-def test_wrong_frames_are_refused(encoder, gallery, arguments, error, message):
-    opener = FakeOpener([])
-    with Pipeline(encoder, gallery, opener=opener) as pipeline:
+def test_wrong_frames_are_refused(encoder, gallery, arguments, error, code):
+    with Pipeline(encoder, gallery, opener=FakeOpener([])) as pipeline:
         pipeline.add_camera("gate")
-        live = Source(address="rtsp://cam", kind="network")
-        pipeline.add_camera("film", live, lambda frame: None)
-        with pytest.raises(error, match=message):
+        pipeline.add_camera("film", LIVE, lambda frame: None)
+        with refused(code, error):
             pipeline.submit(*arguments)
-        with pytest.raises(InputError, match="2 tracks need as many boxes"):
+        with refused("tracks_without_boxes", InputError):
             pipeline.submit("gate", person_frame(), [BOX], tracks=[1, 2])
     assert gallery.count() == 0
 
@@ -313,7 +309,7 @@ def test_under_overload_nothing_waits_and_everything_is_counted(encoder, gallery
         pipeline.add_camera("gate")
         for number in range(given):
             assert pipeline.submit("gate", person_frame(), [BOX], START + number, tracks=[number])
-            wait_for(lambda: pipeline.stats().cameras["gate"].frames_waiting == 0)
+            wait_for(lambda: pipeline._cameras["gate"].is_idle)
             now = pipeline.stats()
             assert now.crop_queue <= 16
             check_sums(now, ended=False)
@@ -401,97 +397,40 @@ def test_a_file_waits_instead_of_losing_frames(encoder, gallery, street):
     assert camera.committed > 100
 
 
-def test_a_detector_that_fails_leaves_other_cameras_alone(encoder, gallery, street, caplog):
+def test_a_detector_that_fails_on_25_frames_in_a_row_fails_its_camera_only(
+    encoder, gallery, street, caplog
+):
     path, _ = street
-    calls = []
+    calls, answers = [], iter([[BOX], ValueError("hiccup"), [BOX], "nonsense", [BOX], None])
 
     def broken(frame):
         calls.append(frame.shape)
         raise ValueError("no model")
 
-    with Pipeline(encoder, gallery, every_s=2.0) as pipeline:
-        pipeline.add_camera("broken", str(path), broken)
-        pipeline.add_camera("gate", str(path), BoxesFile(path.with_suffix(".json")))
-        assert pipeline.wait()
-    stats = pipeline.stats()
-    check_sums(stats)
-    assert stats.cameras["broken"].state == "failed"
-    assert "ValueError: no model" in stats.cameras["broken"].error
-    assert stats.cameras["broken"].frames_dropped["detector_error"] == len(calls) == 25
-    assert stats.cameras["broken"].frames_read < 96, "nobody reads on for a camera that is given up"
-    assert stats.cameras["gate"].state == "ended"
-    assert stats.cameras["gate"].committed > 5
-    assert "camera broken is given up" in caplog.text
-
-
-def test_a_detector_that_fails_now_and_then_goes_on(encoder, gallery):
-    answers = iter([[BOX], ValueError("hiccup"), [BOX], "nonsense", [BOX], None])
-
-    def detector(frame):
-        answer = next(answers)
-        if isinstance(answer, Exception):
+    def moody(frame):
+        if isinstance(answer := next(answers), Exception):
             raise answer
         return answer
 
-    with Pipeline(encoder, gallery, every_s=10, max_delay_s=0) as pipeline:
-        pipeline.add_camera("gate", detector=detector)
+    with Pipeline(encoder, gallery, every_s=2.0, max_delay_s=0) as pipeline:
+        pipeline.add_camera("broken", str(path), broken)
+        pipeline.add_camera("gate", str(path), BoxesFile(path.with_suffix(".json")))
+        pipeline.add_camera("moody", detector=moody)
         for index in range(6):
-            pipeline.submit("gate", person_frame(), time=START + index)
-            pipeline.drain()
-    camera = pipeline.stats().cameras["gate"]
-    assert (camera.frames_processed, camera.frames_dropped) == (4, {"detector_error": 2})
-    assert camera.committed >= 1
-
-
-def test_cameras_that_share_a_detector_take_turns(encoder, gallery, street):
-    path, _ = street
-    inside, most = [], []
-
-    def detector(frame):
-        inside.append(1)
-        most.append(len(inside))
-        time.sleep(0.001)
-        inside.pop()
-        return []
-
-    with Pipeline(encoder, gallery) as pipeline:
-        for name in "abc":
-            pipeline.add_camera(name, str(path), detector)
-        assert pipeline.wait()
-    assert len(most) == 3 * 96
-    assert max(most) == 1
-
-
-@pytest.mark.parametrize("where", ["encoder", "gallery", "callback", "disk"])
-def test_a_failure_of_what_all_share_stops_the_pipeline(encoder, gallery, where, monkeypatch):
-    error = InputError("the disk is full")
-    options = {}
-    if where == "encoder":
-        encoder = FakeEncoder(encoder, error=error)
-    elif where == "gallery":
-        monkeypatch.setattr(gallery, "add", lambda *a: (_ for _ in ()).throw(error))
-    elif where == "disk":
-        gallery.crops_dir.mkdir()
-        (gallery.crops_dir / "gate").write_text("a file where a folder should be")
-    else:
-        options["on_commit"] = lambda items: (_ for _ in ()).throw(error)
-    pipeline = Pipeline(encoder, gallery, every_s=0, min_views=1, **options)
-    pipeline.start()
-    pipeline.add_camera("gate")
-    pipeline.submit("gate", person_frame(), [BOX])
-    message = "cannot write" if where == "disk" else "the disk is full"
-    with pytest.raises(InputError, match=message):
-        pipeline.drain()
-    with pytest.raises(InputError, match=message):
-        pipeline.submit("gate", person_frame(), [BOX])
-    with pytest.raises(InputError, match=message):
-        pipeline.stop()
-    stats = pipeline.stats()
-    check_sums(stats)
-    assert stats.cameras["gate"].crops_waiting == 0
-    assert gallery.count() == (1 if where == "callback" else 0)
-    if where == "gallery":
-        assert [f for f in gallery.crops_dir.rglob("*") if f.is_file()] == []
+            pipeline.submit("moody", person_frame(), time=START + index)
+            wait_for(lambda: pipeline.stats().cameras["moody"].frames_waiting == 0)
+        wait_for(lambda: pipeline._cameras["broken"].is_over and pipeline._cameras["gate"].is_over)
+    check_sums(pipeline.stats())
+    cameras = pipeline.stats().cameras
+    assert cameras["broken"].state == "failed"
+    assert "ValueError: no model" in cameras["broken"].error
+    assert cameras["broken"].frames_dropped["detector_error"] == len(calls) == 25
+    assert cameras["broken"].frames_read < 96, "a failed camera reads no further"
+    assert (cameras["gate"].state, cameras["gate"].committed > 5) == ("ended", True)
+    moody_camera = cameras["moody"]
+    assert (moody_camera.frames_processed, moody_camera.committed >= 1) == (4, True)
+    assert moody_camera.frames_dropped == {"detector_error": 2}
+    assert [r.camera for r in caplog.records if r.event == "failed"] == ["broken"]
 
 
 def test_a_stop_commits_all_that_was_accepted(encoder, gallery):
@@ -507,7 +446,7 @@ def test_a_stop_commits_all_that_was_accepted(encoder, gallery):
     with gate:
         stopping.start()
         wait_for(lambda: pipeline.stats().cameras["gate"].state == "stopped")
-        with pytest.raises(UsageError, match="does not run"):
+        with refused("not_running", UsageError):
             pipeline.submit("gate", person_frame(), [BOX])
         assert gallery.count() == 0
     stopping.join()
@@ -538,104 +477,91 @@ def test_a_stop_lets_go_a_file_that_waits_for_room(encoder, gallery, street):
     assert (camera.frames_processed, camera.frames_dropped) == (3, {"stopped": 1})
 
 
-LIVE = Source(address="rtsp://user:s3cret@cam/s", kind="network")
 EAGER = CaptureRules(stall_s=1000, first_wait_s=0.02)
 
 
-def test_a_live_camera_that_comes_back(encoder, gallery):
-    script = [person_frame(box=(100 + i, 40, 160 + i, 220)) for i in range(5)]
-    pipeline = Pipeline(
-        encoder, gallery, every_s=0, capture_rules=EAGER, opener=FakeOpener(script, script),
-        frame_queue=16,
-    )  # fmt: skip
-    with pipeline:
-        pipeline.add_camera("gate", LIVE, lambda frame: [BOX])
-        wait_for(lambda: pipeline.stats().cameras["gate"].frames_read == 10)
+def test_a_package_may_bring_a_kind_of_source(encoder, gallery, monkeypatch):
+    opened = []
+
+    def open_noise(source, timeout_s):
+        opened.append((source.address, timeout_s))
+        return FakeOpener([person_frame()] * 2)(source, timeout_s)
+
+    def broken():
+        raise ImportError("no driver")
+
+    points = {
+        "noise": [SimpleNamespace(value="noise:open", load=lambda: open_noise)],
+        "broken": [SimpleNamespace(value="broken:open", load=broken)],
+    }
+    monkeypatch.setattr(
+        "upperson_rt.extensions._entry_points", lambda group: points if group == "sources" else {}
+    )
+    address = "Noise://anna:s3cret@lab/1?token=s3cret!"
+    source = parse_source(address)
+    assert (source.kind, source.is_live, source.default_name) == ("extension", True, "lab")
+    assert source.shown == "Noise://lab/1?token=***!"
+    with Pipeline(encoder, gallery, capture_rules=EAGER, every_s=0) as pipeline:
+        pipeline.add_camera("lab", address, lambda frame: [BOX])
+        wait_for(lambda: pipeline.stats().cameras["lab"].frames_read >= 4)
         assert not pipeline.wait(0.05), "a live source never ends"
+        with pytest.raises(BackendError):
+            pipeline.add_camera("broken", "broken://1", lambda frame: [])
+    assert opened[:2] == [(address, EAGER.stall_s)] * 2, "it is live: opened again"
     check_sums(pipeline.stats())
-    assert pipeline.stats().cameras["gate"].reconnects >= 1
-    items = list(gallery.items())
-    assert items
-    assert not any("s3cret" in str(item) for item in items)
-    assert all(item.source.startswith("rtsp://cam/s#time=20") for item in items)
-
-
-def test_a_new_kind_of_source_is_one_class_and_each_camera_has_its_own(encoder, gallery):
-    class Counting(Reader):
-        """A source that nobody else knows."""
-
-        def __init__(self, source, timeout_s):
-            self.left = int(source.address)
-
-        def read(self):
-            self.left -= 1
-            return person_frame() if self.left >= 0 else None
-
-        def close(self):
-            self.left = 0
-
-    other = FakeOpener([person_frame()] * 2)
-    patient = CaptureRules(stall_s=1000, first_wait_s=1000, longest_wait_s=1000)
-    with Pipeline(encoder, gallery, capture_rules=patient, opener=other) as pipeline:
-        source = Source(address="3", kind="network")
-        pipeline.add_camera("counting", source, lambda frame: [], opener=Counting)
-        pipeline.add_camera("gate", LIVE, lambda frame: [])
-        wait_for(lambda: {c.state for c in pipeline.stats().cameras.values()} == {"reconnecting"})
-        read = {name: camera.frames_read for name, camera in pipeline.stats().cameras.items()}
-        assert read == {"counting": 3, "gate": 2}
-    check_sums(pipeline.stats())
+    assert pipeline.stats().cameras["lab"].reconnects >= 1
+    assert all(item.source.startswith(f"{source.shown}#time=20") for item in gallery.items())
+    assert gallery.count()
 
 
 def test_settings_are_an_object_or_keywords_and_keywords_go_first(encoder, gallery):
-    names = {
-        "every_s", "min_views", "lost_after_s", "quality", "save_crops", "jpeg_quality",
-        "batch_size", "max_delay_s", "frame_queue", "crop_queue", "drop", "end_within_s",
-        "capture_rules", "opener", "tracker",
-    }  # fmt: skip
-    assert {field.name for field in dataclasses.fields(PipelineSettings)} == names
     settings = PipelineSettings(frame_queue=1, crop_queue=7)
     pipeline = Pipeline(encoder, gallery, settings, frame_queue=2, quality=None)
     assert pipeline.settings == dataclasses.replace(settings, frame_queue=2)
     assert Pipeline(encoder, gallery).settings == PipelineSettings()
-    with pytest.raises(TypeError, match="unexpected keyword argument 'evry_s'"):
+    with pytest.raises(TypeError, match="evry_s"):
         Pipeline(encoder, gallery, evry_s=1)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("every_s", -1), ("lost_after_s", 0), ("min_views", 0), ("batch_size", 0),
+        ("jpeg_quality", 0), ("jpeg_quality", 101), ("frame_queue", 0), ("crop_queue", 0),
+        ("end_within_s", 0), ("max_delay_s", -1),
+        ("max_delay_s", float("nan")), ("end_within_s", float("nan")),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(encoder, gallery, setting, value):
+    with pytest.raises(UsageError) as raised:
+        Pipeline(encoder, gallery, **{setting: value})
+    assert setting in str(raised.value)
+    assert value != value or raised.value.fields["setting"] == setting
+
+
 def test_what_cannot_work_is_refused_at_once(encoder, gallery, tmp_path, monkeypatch):
-    foreign = Gallery.open(tmp_path / "other", "f" * 64, encoder.embed_dim, create=True)
-    with foreign, pytest.raises(IntegrityError, match="another model"):
-        Pipeline(encoder, foreign)
-    for options, message in (
-        ({"every_s": -1}, "at least 0"),
-        ({"lost_after_s": 0}, "above 0"),
-        ({"min_views": 0}, "at least 1"),
-        ({"batch_size": 0}, "at least 1"),
-        ({"drop": "block"}, "only files can wait"),
-        ({"drop": "some"}, "no drop policy"),
-        ({"jpeg_quality": 0}, "1 to 100"),
-        ({"max_delay_s": float("nan")}, "must be a number"),
-        ({"frame_queue": 0}, "frame_queue must be at least 1"),
-        ({"crop_queue": 0}, "crop_queue must be at least 1"),
-        ({"end_within_s": 0}, "end_within_s must be above 0"),
-        ({"end_within_s": float("nan")}, "end_within_s must be a number"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            Pipeline(encoder, gallery, **options)
+    other = Gallery.open(tmp_path / "other", "f" * 64, encoder.embed_dim, create=True)
+    with other, refused("other_model", IntegrityError):
+        Pipeline(encoder, other)
+    for drop, code in (("block", "only_files_wait"), ("some", "unknown_policy")):
+        with refused(code, UsageError):
+            Pipeline(encoder, gallery, drop=drop)
     pipeline = Pipeline(encoder, gallery)
     pipeline.add_camera("gate")
-    live = Source(address="rtsp://cam", kind="network")
-    for arguments, options, message in (
-        (("gate",), {}, "a camera gate already"),
-        (("",), {}, "name of a camera is empty"),
-        (("hall", live), {}, "needs a detector"),
-        (("9" * 5000, None, 5), {}, r"detector of camera '9{50,60}\.\.\. must be a function"),
-        (("hall", live, lambda f: []), {"drop": "block"}, "only a file can"),
+    for arguments, options, code in (
+        (("gate",), {}, "camera_exists"),
+        (("",), {}, None),
+        (("hall", LIVE), {}, "detector_missing"),
+        (("9" * 5000, None, 5), {}, None),
+        (("hall", LIVE, lambda f: []), {"drop": "block"}, "only_files_wait"),
     ):
-        with pytest.raises(UsageError, match=message):
+        expected = pytest.raises(UsageError) if code is None else refused(code, UsageError)
+        with expected as raised:
             pipeline.add_camera(*arguments, **options)
-    with pytest.raises(UsageError, match="start it first"):
+        assert len(str(raised.value)) < 200
+    with refused("not_running", UsageError):
         pipeline.submit("gate", person_frame(), [BOX])
     monkeypatch.setattr(gallery, "crops_dir", None)
-    with pytest.raises(UsageError, match="has no place for pictures"):
+    with refused("no_place_for_pictures", UsageError):
         Pipeline(encoder, gallery)
     assert Pipeline(encoder, gallery, save_crops=False).stats().total("committed") == 0

@@ -1,4 +1,4 @@
-"""Where the tests of galleries keep them: folders, milvus-lite, and a Milvus server.
+"""Where the tests of galleries keep them: folders, memory, milvus-lite, and a Milvus server.
 
 The server costs 40 % of a core while it idles, so it runs only while its tests do: those come first
 in the whole run, where no other worker steals them, and after the last of them in a row it stops.
@@ -9,7 +9,8 @@ from filelock import FileLock
 
 from tests.helpers import boxes, milvus_server
 from tests.helpers.boxes import Network
-from tests.helpers.gallery_places import Folders, Milvus, MilvusOnServer
+from tests.helpers.extensions import examples
+from tests.helpers.gallery_places import Folders, Memory, Milvus, MilvusOnServer
 
 
 def needs_server(item):
@@ -60,12 +61,19 @@ class SharedServer:
 SERVER = pytest.StashKey[SharedServer]()
 
 
-@pytest.fixture(params=["sqlite", "milvus-lite", "milvus-server"])
+@pytest.fixture(params=["sqlite", "memory", "milvus-lite", "milvus-server"])
 def place(request, tmp_path):
     """Every store in turn."""
     if request.param == "sqlite":
         return Folders(tmp_path)
     return request.getfixturevalue(f"{request.param.removeprefix('milvus-')}_place")
+
+
+@pytest.fixture
+def memory_place(tmp_path):
+    """The store of docs/examples/extensions."""
+    with examples(tmp_path):
+        yield Memory()
 
 
 @pytest.fixture

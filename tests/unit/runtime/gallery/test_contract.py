@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.gallery_places import DIM, FINGERPRINT, keys_of, some_vectors, unit
+from tests.helpers.refused import refused
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.gallery import CameraInfo, Filter, Gallery, Item, TrackSpan
 
@@ -110,7 +111,7 @@ def test_a_sample_is_some_of_the_items(gallery):
         assert {item.key: item for item in sample}.items() <= there.items()
         assert len({item.key for item in sample}) == len(sample)
     assert len(gallery.sample(50)) == 20, "each once, where there is room for all"
-    with pytest.raises(UsageError, match="count must be at least 1"):
+    with pytest.raises(UsageError):
         gallery.sample(0)
 
 
@@ -126,7 +127,7 @@ def test_vectors_of_hits(gallery):
     gallery.delete([hits[1].item.key])
     assert sorted(gallery.vectors_of(hits)) == sorted(hit.id for hit in hits if hit != hits[1])
     assert gallery.vectors_of([]) == {}
-    with pytest.raises(InputError, match="expected hits of a search"):
+    with refused("hits_invalid", InputError):
         gallery.vectors_of(["0"])
 
 
@@ -142,7 +143,7 @@ def test_a_search_gives_vectors_as_well(gallery, by_track):
     assert len(hits) == 5
     known = gallery.vectors_of(hits)
     np.testing.assert_array_equal(found_KD, np.stack([known[hit.id] for hit in hits]))
-    with pytest.raises(InputError, match=r"expected vectors of shape \(1, "):
+    with refused("vectors_invalid", InputError):
         gallery.search_with_vectors(unit(0)[0][:-1], 5)
 
 
@@ -170,11 +171,11 @@ def test_equal_scores_are_ordered_by_id(gallery):
         assert gallery.search(query, k=k)[0] == everything[:k]
 
 
-def test_fewer_hits_come_back_where_there_are_fewer(gallery):
+def test_k_is_the_most_hits(gallery):
     gallery.add([Item(key="a"), Item(key="b")], unit(0, 1))
     assert keys_of(gallery.search(unit(0), k=5)[0]) == ["a", "b"]
     for k in (0, -1):
-        with pytest.raises(UsageError, match=f"k must be .*, got {k}"):
+        with pytest.raises(UsageError):
             gallery.search(unit(0), k=k)
 
 
@@ -194,6 +195,9 @@ def test_the_same_key_replaces(gallery):
     assert gallery.count(Filter(attributes={"n": 1})) == 0
     gallery.add([Item(key="a", camera="door")], unit(2))
     assert next(gallery.items()).camera == "door"
+    assert gallery.delete(["a"]) == 1
+    gallery.add([Item(key="a")], unit(1))
+    assert list(gallery.items()) == [Item(key="a")], "a deleted item leaves no trace"
 
 
 def test_a_key_twice_in_one_call_is_stored_once(gallery):
@@ -203,13 +207,6 @@ def test_a_key_twice_in_one_call_is_stored_once(gallery):
     (hit, _) = gallery.search(unit(2), k=2)[0]
     assert hit.item == Item(key="a", camera="gate", time=2)
     assert hit.score == pytest.approx(1, abs=1e-3)
-
-
-def test_what_was_deleted_leaves_no_trace(gallery):
-    gallery.add([Item(key="a", camera="gate")], unit(0))
-    assert gallery.delete(["a"]) == 1
-    gallery.add([Item(key="a")], unit(1))
-    assert list(gallery.items()) == [Item(key="a")]
 
 
 def test_what_others_did_before_it_was_opened_is_known(place):
@@ -367,16 +364,10 @@ def test_by_track_gives_the_best_picture_of_each(tracks):
     ]
     assert tracks.search(unit(0), k=2, by_track=True) == [hits[:2]]
     assert hits[0].id == tracks.search(unit(0), k=1)[0][0].id
-
-
-def test_spans_are_of_what_passes_the_filter(tracks):
     (hits,) = tracks.search(unit(0), k=10, where=Filter(camera="a", since=6), by_track=True)
     assert [(hit.item.key, hit.span) for hit in hits] == [
         ("a1", TrackSpan(first_time=10, last_time=10, pictures=1))
     ]
-
-
-def test_by_track_answers_each_query_on_its_own(tracks):
     first, second = tracks.search(unit(0, 1), k=1, by_track=True)
     assert [hit.item.key for hit in first] == ["a2"]
     assert [hit.item.key for hit in second] == ["n1"]
@@ -407,7 +398,7 @@ def test_delete_where(filtered):
     assert filtered.delete_where(Filter(track="1")) == 3
     assert keys_of(filtered.items()) == ["d", "f"]
     for where in (Filter(), Filter(attributes={})):
-        with pytest.raises(UsageError, match="would delete the whole gallery"):
+        with refused("filter_empty", UsageError):
             filtered.delete_where(where)
     assert filtered.count() == 2
 
@@ -453,17 +444,10 @@ def test_prune_keeps_what_was_added_later_among_equals(gallery):
     assert keys_of(gallery.items()) == list("345")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({}, r"needs an age \(--older-than\), a number"),
-        ({"keep_newest": -1}, "must not be negative"),
-        ({"older_than": math.nan}, "must be a time"),
-    ],
-)
-def test_prune_needs_sense(filtered, options, message):
+@pytest.mark.parametrize("options", [{}, {"keep_newest": -1}, {"older_than": math.nan}], ids=str)
+def test_prune_needs_limits(filtered, options):
     for prune in (filtered.prune, filtered.count_prunable):
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(UsageError):
             prune(**options)
     assert filtered.count() == 6
 
@@ -485,7 +469,7 @@ def test_items_and_vectors_come_by_id(gallery):
             np.testing.assert_allclose(part, [by_key[i.key] for i in items], atol=1e-3)
     only = [items for items, _ in gallery.vectors(Filter(camera="c1"), batch_size=10)]
     assert {item.camera for items in only for item in items} == {"c1"}
-    with pytest.raises(UsageError, match="batch_size must be at least 1"):
+    with pytest.raises(UsageError):
         gallery.vectors(batch_size=0)
 
 
@@ -536,7 +520,7 @@ BAD = np.full((1, DIM), np.nan, np.float32)
     ids=["nan", "infinite", "long", "zero", "too few", "too many", "other dimension", "shape"],
 )
 def test_bad_vectors_are_refused_and_nothing_is_stored(gallery, vectors):
-    with pytest.raises(InputError, match="vector"):
+    with refused("vectors_invalid", InputError):
         gallery.add([Item(key="good"), Item(key="bad")], vectors)
     assert gallery.count() == 0
 
@@ -544,7 +528,7 @@ def test_bad_vectors_are_refused_and_nothing_is_stored(gallery, vectors):
 @pytest.mark.parametrize("query", [BAD, unit(0) * 2, unit(0)[:, :-1]], ids=["nan", "long", "dim"])
 @pytest.mark.parametrize("by_track", [False, True])
 def test_bad_queries_are_refused(gallery, query, by_track):
-    with pytest.raises(InputError, match="vector"):
+    with refused("vectors_invalid", InputError):
         gallery.search(query, k=1, by_track=by_track)
 
 
@@ -554,7 +538,7 @@ def test_bad_queries_are_refused(gallery, query, by_track):
     ids=["set", "nan", "infinite", "bytes", "surrogate"],
 )
 def test_bad_attributes_are_refused_and_nothing_is_stored(gallery, attributes):
-    with pytest.raises(InputError, match="item 'bad': attributes are not JSON"):
+    with refused("attributes_invalid", InputError, key="bad"):
         gallery.add([Item(key="good"), Item(key="bad", attributes=attributes)], unit(0, 1))
     assert gallery.count() == 0
 
@@ -565,7 +549,7 @@ def test_another_space_is_refused(place):
         for create in (False, True):
             if create and dim is None:
                 continue
-            with pytest.raises(IntegrityError, match=r"of another model.*index the pictures again"):
+            with refused("gallery_of_other_model", IntegrityError, found=FINGERPRINT):
                 Gallery.open(location, fingerprint, dim, create=create)
     with Gallery.open(location) as gallery:
         assert (gallery.fingerprint, gallery.embed_dim) == (FINGERPRINT, DIM)
@@ -576,22 +560,22 @@ def test_another_space_is_refused(place):
 def test_a_space_that_was_distilled_is_opened_on_purpose_alone(place, fingerprint):
     location = place.empty()
     for create in (False, True):
-        with pytest.raises(IntegrityError, match=r"student or the teacher.*--allow-distilled"):
+        with refused("gallery_of_distilled_model", IntegrityError):
             Gallery.open(location, fingerprint, DIM, create=create)
     with Gallery.open(location, fingerprint, DIM, allow_distilled=True) as gallery:
         assert gallery.fingerprint == FINGERPRINT
     for other, dim in (("sha256:student/other", DIM), (fingerprint, DIM + 1)):
-        with pytest.raises(IntegrityError, match=r"of another model"):
+        with refused("gallery_of_other_model", IntegrityError):
             Gallery.open(location, other, dim, allow_distilled=True)
 
 
 def test_a_gallery_is_made_only_when_asked_for(place):
     location = place.unused()
-    with pytest.raises(InputError, match="no gallery at"):
+    with refused("gallery_not_found", InputError):
         place.open(location)
-    with pytest.raises(UsageError, match="needs its fingerprint"):
+    with refused("gallery_space_missing", UsageError):
         Gallery.open(location, create=True)
-    with pytest.raises(InputError, match="no gallery at"):
+    with refused("gallery_not_found", InputError):
         place.open(location)
     with place.open(location, create=True) as gallery:
         gallery.add([FULL], unit(0))
@@ -627,7 +611,7 @@ def test_a_closed_gallery_says_so(place):
         lambda: gallery.delete(["a"]),
         lambda: gallery.info(),
     ):
-        with pytest.raises(UsageError, match="closed"):
+        with refused("gallery_closed", UsageError):
             use()
 
 

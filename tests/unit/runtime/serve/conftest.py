@@ -12,8 +12,8 @@ from tests.helpers.console import ODD, START, Client
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from upperson_console.accounts import Access, Account, Accounts, add_token
 from upperson_console.app import make_app
-from upperson_console.desk import Desk
-from upperson_console.memory import Memory
+from upperson_console.service import ConsoleService
+from upperson_console.user_state import UserState
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.query_log import QueryLog
@@ -54,7 +54,7 @@ def served_folder(tmp_path_factory):
 
 
 @cache
-def strangers(encoder):
+def background(encoder):
     """Embeddings of people who are in no gallery."""
     with TemporaryDirectory() as folder:
         files = [draw_person(Path(folder, f"{c}.png"), c, seed=50) for c in COLOURS]
@@ -63,17 +63,17 @@ def strangers(encoder):
 
 def made(folder, state, encoder, accounts=None, names=()):
     """A console over a gallery, with its log and state in a folder."""
-    desk = Desk(
+    service = ConsoleService(
         encoder,
         lambda: Gallery.open(folder, encoder.fingerprint, encoder.embed_dim),
         QueryLog(state / "query.log"),
-        Memory(state / "state" / "console.sqlite"),
-        strangers(encoder),
+        UserState(state / "state" / "console.sqlite"),
+        background(encoder),
     )
-    access = Access(accounts, Account(name="desk", role="admin", logs_in=False))
-    app = make_app(desk, access, names)
+    access = Access(accounts, Account(name="local", role="admin", logs_in=False))
+    app = make_app(service, access, names)
     return SimpleNamespace(
-        desk=desk, app=app, client=Client(app), folder=folder, log=state / "query.log"
+        service=service, app=app, client=Client(app), folder=folder, log=state / "query.log"
     )
 
 
@@ -92,21 +92,21 @@ def make_console(served_folder, served_encoder, tmp_path):
 
     yield make
     for console in opened:
-        console.desk.close()
+        console.service.close()
 
 
 @pytest.fixture(scope="session")
 def reader(served_folder, served_encoder, tmp_path_factory):
-    """A console that many tests share: nobody changes what it shows."""
+    """A console that many tests share: they only read it."""
     state = tmp_path_factory.mktemp("reader")
     console = made(served_folder / "gallery", state, served_encoder, names=["cam.example"])
     yield console
-    console.desk.close()
+    console.service.close()
 
 
 @pytest.fixture
 def console(make_console):
-    """A console of somebody at this machine."""
+    """A console without a login."""
     return make_console()
 
 
@@ -128,7 +128,7 @@ def guarded(make_console, tmp_path):
 
 @pytest.fixture
 def red_jpeg(tmp_path):
-    """The content of a picture of somebody in red."""
+    """The content of a picture of a person in red."""
     from PIL import Image
 
     picture = draw_person(tmp_path / "asked.png", "red", seed=9)

@@ -4,7 +4,6 @@ import asyncio
 import io
 import json
 import os
-import threading
 import tracemalloc
 import zipfile
 
@@ -13,19 +12,14 @@ import pytest
 from PIL import Image
 
 from tests.helpers.command_line import run_code
-from tests.helpers.console import BASE, problem
-from tests.helpers.hostile_clients import KINDS, Sent, gif_of_blocks, jpeg_of_segments
+from tests.helpers.console import BASE, id_of, problem
+from tests.helpers.hostile_clients import KINDS, gif_of_blocks, jpeg_of_segments
+from upperson_console import results
 from upperson_console.bounds import JsonBounds, check_json
 from upperson_console.guard import MOST_SMALL_BYTES, Guard
 from upperson_console.problems import ProblemError
-from upperson_console.turns import CLIENT, Turns
 
 JSON = {"content-type": "application/json"}
-
-
-def sent(console, request: Sent):
-    return console.client(request.method, request.path, content=request.body,
-                          headers=request.headers)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -43,18 +37,18 @@ def sent(console, request: Sent):
     ],
 )
 def test_a_body_takes_no_more_memory_than_a_few_times_its_bytes(reader, kind, status):
-    request = KINDS[kind]()
+    sent = KINDS[kind]()
     tracemalloc.start()
     try:
-        answer = sent(reader, request)
+        answer = reader.client(sent.method, sent.path, content=sent.body, headers=sent.headers)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert answer.status_code == status
-    assert peak < 4 * len(request.body) + (8 << 20)
+    assert peak < 4 * len(sent.body) + (8 << 20)
 
 
-def fed(content, size, **more):
+def feed(content, size, **more):
     bounds = JsonBounds(**more)
     for at in range(0, len(content), size):
         bounds.feed(content[at : at + size])
@@ -79,61 +73,40 @@ def document(**more):
 )
 def test_a_document_within_the_bounds_passes(content):
     check_json(content)
-    for size in (1, 2, 3, 100):  # However it comes in parts.
-        fed(content, size)
+    for size in (1, 2, 3, 100):  # However it is split.
+        feed(content, size)
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "code"),
     [
-        document(sentence="x" * 30_000),
-        document(sentence="\\" * 30_000),
-        document(sentence='"' * 30_000),
-        document(**{f"k{n}": 1 for n in range(5_000)}),
-        b"[" + b"1," * 5_000 + b"1]",
-        b"[" + b" " * 300_000 + b"]",
-        b"[" * 17 + b"]" * 17,
-        b"[" + b"9" * 300_000 + b"]",
-        b'{"a": "' + b"x" * 30_000,
-        document().decode().encode("utf-16"),
-        json.dumps({"input": "data:" + "x" * 30_000}).encode(),
+        (document(sentence="x" * 30_000), "json_text_too_long"),
+        (document(sentence="\\" * 30_000), None),  # Or too many escapes, depending on the parts.
+        (document(sentence='"' * 30_000), None),
+        (document(**{f"k{n}": 1 for n in range(5_000)}), "json_too_large"),
+        (b"[" + b"1," * 5_000 + b"1]", "json_too_large"),
+        (b"[" + b" " * 300_000 + b"]", "json_too_large"),
+        (b"[" * 17 + b"]" * 17, "json_too_deep"),
+        (b"[" + b"9" * 300_000 + b"]", "json_too_large"),
+        (b'{"a": "' + b"x" * 30_000, "json_text_too_long"),
+        (document().decode().encode("utf-16"), "json_not_utf8"),
+        (json.dumps({"input": "data:" + "x" * 30_000}).encode(), "json_text_too_long"),
     ],
 )
-def test_a_document_beyond_the_bounds_is_refused(content):
-    with pytest.raises(ProblemError) as refused:
-        check_json(content)
-    assert refused.value.status == 422
-    for size in (7, 1000):
-        with pytest.raises(ProblemError):
-            fed(content, size)
+def test_a_document_beyond_the_bounds_is_refused(content, code):
+    for size in (len(content), 7, 1000):
+        with pytest.raises(ProblemError) as found:
+            feed(content, size)
+        assert found.value.status == 422
+        assert code in (None, found.value.code)
 
 
 def test_a_data_url_may_be_long_where_pictures_are_taken():
     for start in ("data:image/png;base64,", "data:image\\/png;base64,"):
         content = b'{"input": ["' + start.encode() + b"A" * 100_000 + b'"]}'
-        fed(content, 1000, may_hold_pictures=True)
+        feed(content, 1000, may_hold_pictures=True)
         with pytest.raises(ProblemError):
             check_json(content)
-
-
-def test_a_long_sentence_is_embedded_up_to_the_bound_of_a_search(reader):
-    for letters, status in ((2000, 200), (2001, 422)):
-        answer = reader.client.post("/v1/embeddings", json={"input": ["r" * letters, "red"]})
-        assert answer.status_code == status
-
-
-def test_base64_in_pieces_is_what_it_is_at_once(reader, red_jpeg, monkeypatch):
-    import base64
-
-    import upperson_console.api as api
-
-    text = "data:image/jpeg;base64," + base64.b64encode(red_jpeg).decode()
-    asked = {"input": text, "encoding_format": "base64"}
-    whole = reader.client.post("/v1/embeddings", json=asked).json()["data"]
-    monkeypatch.setattr(api, "PIECE_BYTES", 64)
-    assert reader.client.post("/v1/embeddings", json=asked).json()["data"] == whole
-    broken = text[:100] + "=" + text[101:]
-    problem(reader.client.post("/v1/embeddings", json={"input": broken}), 422)
 
 
 def test_only_routes_that_take_pictures_take_large_bodies(guarded):
@@ -173,34 +146,27 @@ def test_a_picture_of_many_pieces_is_refused_after_a_bounded_number_of_reads(
     assert reads[0] <= image_file._MOST_READS + 1
 
 
-def test_an_export_leaves_out_a_file_that_is_larger_than_a_picture(console):
-    """Three GiB of zeros behind a crop: they are not read."""
-    ids = console.desk.gallery.ids(["red-0", "red-1"])
+def test_an_export_has_bounds(console, monkeypatch):
+    """Of three GiB of zeros behind a crop nothing is read."""
+    ids = {key: id_of(console, key) for key in ("red-0", "red-1")}
     Image.new("RGB", (8, 24)).save(console.folder / "crops" / "red0.png", "JPEG")
     os.truncate(console.folder / "crops" / "red0.png", 3 << 30)
     os.truncate(console.folder / "crops" / "red1.png", 3 << 20)
     tracemalloc.start()
     try:
-        answer = console.client.post("/api/v1/export", json={"ids": [str(i) for i in ids.values()]})
+        answer = console.client.post("/api/v1/export", json={"ids": [*map(str, ids.values())]})
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
+    name = f"pictures/{ids['red-1']}.png"
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         rows = json.loads(archive.read("items.json"))["items"]
-        assert {row["key"]: row["file"] for row in rows} == {
-            "red-0": None,
-            "red-1": f"pictures/{ids['red-1']}.png",
-        }
-        assert archive.getinfo(f"pictures/{ids['red-1']}.png").file_size == 3 << 20
+        assert {row["key"]: row["file"] for row in rows} == {"red-0": None, "red-1": name}
+        assert archive.getinfo(name).file_size == 3 << 20
     assert peak < 64 << 20
-
-
-def test_an_export_beyond_its_bound_is_refused(console, monkeypatch):
-    import upperson_console.answers as answers
-
-    monkeypatch.setattr(answers, "_MOST_EXPORT_BYTES", 100)
-    (id_,) = console.desk.gallery.ids(["red-0"]).values()
-    problem(console.client.post("/api/v1/export", json={"ids": [str(id_)]}), 413)
+    monkeypatch.setattr(results, "_MOST_EXPORT_BYTES", 100)
+    answer = console.client.post("/api/v1/export", json={"ids": [str(ids["red-1"])]})
+    problem(answer, 413, "export_too_large")
 
 
 def test_pictures_share_less_memory_where_it_is_limited(tmp_path):
@@ -217,46 +183,27 @@ def test_pictures_share_less_memory_where_it_is_limited(tmp_path):
     assert "the limit is 40" in done.stderr
 
 
-# --- Shares of the server
+# --- Limits of one account
 
 
-def test_clients_take_turns():
-    turns, order, threads = Turns(running=1, waiting=8), [], []
-
-    def ask(client):
-        CLIENT.set(client)
-        with turns.turn():
-            order.append(client)
-            turns.pause()
-            order.append(client)
-
-    with turns.turn():
-        for number, client in enumerate(["a", "a", "a", "b"]):
-            threads.append(threading.Thread(target=ask, args=(client,)))
-            threads[-1].start()
-            while turns.waiting < number + 2:
-                pass
-    for thread in threads:
-        thread.join()
-    assert order.index("b") <= 2
-    assert sorted(order) == ["a"] * 6 + ["b"] * 2
-    assert (turns.waiting, turns._free) == (0, 1)
+async def finish(send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
 
 
 def test_one_account_does_not_take_all_places():
-    """It has a few requests under way and some that wait; others are answered meanwhile."""
+    """It has a few running requests and some that wait; other accounts are answered meanwhile."""
     begun, go_on = [], asyncio.Event()
 
     async def app(scope, receive, send):
         begun.append(scope["path"])
         if scope["path"] == "/slow":
             await go_on.wait()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+        await finish(send)
 
     guard = Guard(app, sender=lambda scope: dict(scope["headers"])[b"account"].decode())
 
-    async def ask():
+    async def run():
         transport = httpx.ASGITransport(guard)
         async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
 
@@ -271,43 +218,42 @@ def test_one_account_does_not_take_all_places():
             go_on.set()
             return under_way, [(await one).status_code for one in slow]
 
-    under_way, statuses = asyncio.run(ask())
+    under_way, statuses = asyncio.run(run())
     assert under_way == 4
     assert (statuses.count(200), statuses.count(429)) == (32, 32)
     assert guard._shares == {}
 
 
-def test_large_bodies_of_one_account_come_one_after_the_other():
-    whole = []
+def test_large_bodies_of_one_account_are_read_one_after_the_other():
+    """While one is read and answered, the other has got no further than a small body."""
+    read, beside = [0, 0], []
 
     async def app(scope, receive, send):
-        size = 0
-        while True:
+        number = int(scope["path"][1:])
+        size, more = 0, True
+        while more:
             message = await receive()
             size += len(message.get("body", b""))
-            if not message.get("more_body"):
-                break
-        whole.append(size)
+            more = message.get("more_body")
+        assert size == 8 << 20
         await asyncio.sleep(0.05)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+        if len(beside) == 0:
+            beside.append(read[1 - number])
+        await finish(send)
 
     guard = Guard(app, sender=lambda scope: "vera")
-    read = [0, 0]
 
     async def stream(number):
         for _ in range(8):
             read[number] += 1
             yield bytes(1 << 20)
 
-    async def ask():
+    async def run():
         transport = httpx.ASGITransport(guard)
         async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
-            answers = await asyncio.gather(
-                *(client.post("/v1/embeddings", content=stream(n)) for n in range(2))
-            )
-            return [answer.status_code for answer in answers]
+            both = (client.post(f"/{n}", content=stream(n)) for n in range(2))
+            return [answer.status_code for answer in await asyncio.gather(*both)]
 
-    assert asyncio.run(ask()) == [200, 200]
-    assert whole == [8 << 20] * 2
+    assert asyncio.run(run()) == [200, 200]
+    assert beside[0] <= 2
     assert guard._large_bodies._value == 3

@@ -1,4 +1,4 @@
-"""What `watch` publishes reaches the live page; whatever else stands there is told in a line."""
+"""Metrics of `watch` reach the live page; anything else in their place is reported in a line."""
 
 import html
 import os
@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.helpers.console import Client
+from tests.helpers.refused import refused
 from tests.helpers.small_servers import dripping_server, http_server, no_server, other_server
 from upperson_console.accounts import Access, Account
 from upperson_console.app import make_app
@@ -15,38 +16,33 @@ from upperson_console.live import Live, check_source
 from upperson_rt.errors import UsageError
 
 METRICS = """\
-# HELP upperson_frames_read_total Frames that came in.
 # TYPE upperson_frames_read_total counter
 upperson_frames_read_total{camera="gate"} 250.0
 upperson_frames_read_total{camera="yard"} 7.0
-# HELP upperson_frames_dropped_total Frames that were dropped, by reason.
 # TYPE upperson_frames_dropped_total counter
 upperson_frames_dropped_total{camera="gate",reason="queue"} 3.0
 upperson_frames_dropped_total{camera="gate",reason="empty"} 1.0
-# HELP upperson_camera_up 1 while the camera gives pictures.
 # TYPE upperson_camera_up gauge
 upperson_camera_up{camera="gate"} 1.0
 upperson_camera_up{camera="yard"} 0.0
-# HELP upperson_queue_depth What waits in a queue.
 # TYPE upperson_queue_depth gauge
 upperson_queue_depth{camera="",queue="crops"} 5.0
-# HELP upperson_encoder_busy_seconds_total Seconds in which the encoder worked.
 # TYPE upperson_encoder_busy_seconds_total counter
 upperson_encoder_busy_seconds_total 30.0
-# HELP upperson_uptime_seconds Seconds since the start.
 # TYPE upperson_uptime_seconds gauge
 upperson_uptime_seconds 60.0
 """
 CAMERA = 'upperson_camera_up{camera="gate"}'
+OK = b"HTTP/1.0 200 OK\r\n"
 
 
 @pytest.fixture
-def live_page(console):
-    """Shows the live page of a server that reads a source."""
+def live_page(reader):
+    """Returns the live page of a server that reads a source."""
 
     def page(source):
-        access = Access(None, Account(name="desk", role="admin", logs_in=False))
-        app = make_app(console.desk, access, (), live=Live([str(source)]))
+        access = Access(None, Account(name="local", role="admin", logs_in=False))
+        app = make_app(reader.service, access, (), live=Live([str(source)]))
         answer = Client(app).get("/live")
         assert answer.status_code == 200, answer.text
         return answer.text
@@ -60,7 +56,7 @@ def state(page):
     return html.unescape(row)
 
 
-def test_cameras_are_as_the_process_tells(live_page, tmp_path):
+def test_cameras_have_the_state_that_the_process_publishes(live_page, reader, tmp_path):
     file = tmp_path / "watch.prom"
     file.write_text(METRICS)
     page = live_page(file)
@@ -70,38 +66,46 @@ def test_cameras_are_as_the_process_tells(live_page, tmp_path):
     ]  # fmt: skip
     assert '<td class="num">50 %</td><td class="num">5</td>' in page
     os.utime(file, (time.time() - 60,) * 2)
-    assert state(live_page(file)).startswith("ended: its file is not written any more")
+    assert state(live_page(file)).startswith("ended: ")
+    page = reader.client.get("/live").text  # Without any process.
+    assert "--metrics-file" in page
+    assert "gate" in page
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_files_without_metrics_are_reported_in_a_line(live_page, tmp_path):
+    file = tmp_path / "watch.prom"
+    for text in (
         *(f"{CAMERA} {number}" for number in ("NaN", "+Inf", "-Inf", "1e308", "1e400", "x", "")),
-        f"{CAMERA} -1e30",
-        f"{CAMERA} 9e18\n{CAMERA} 9e18", 'upperson_camera_up{camera="gate} 1', "{", "}", "a{b", '"',
+        f"{CAMERA} -1e30", f"{CAMERA} 9e18\n{CAMERA} 9e18",
+        'upperson_camera_up{camera="gate} 1', "{", "}", "a{b", '"',
         "# TYPE", "# TYPE a", "# TYPE a b c", "# HELP", "#", "\0", 'a{="b"} 1', "a{b=c} 1",
         "\udcff", "\x1b[2J\x1b]0;x\x07 1", "<script>alert(1)</script>", "x" * 100_000,
         'a{b="' + "\\" * 100_000, "a{" + "b," * 20_000, 'a{b="c",' * 10_000, "[" * 100_000,
         "5 5 5 5",
+    ):  # fmt: skip
+        file.write_bytes(text.encode("utf-8", "surrogateescape") + b"\n")
+        began = time.process_time()
+        page = live_page(file)
+        assert time.process_time() - began < 5
+        shown = state(page)
+        assert shown == "running" or shown.startswith("publishes no metrics: "), text[:99]
+        assert len(shown) < 300
+        assert shown.isprintable()
+        assert "<script>alert" not in page
+        assert CAMERA not in text or shown != "running"
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown"),
+    [
+        ("folder", "publishes no metrics: no file"),
+        ("pipe", "publishes no metrics: no file"),
+        ("too long", "publishes no metrics: longer than 1048576 bytes"),
+        ("gone", "not running: No such file or directory"),
+        ("loop", "not running: Too many levels of symbolic links"),
     ],
-)  # fmt: skip
-def test_what_is_no_metrics_is_told_in_a_line(live_page, tmp_path, text):
-    file = tmp_path / "watch.prom"
-    file.write_bytes(text.encode("utf-8", "surrogateescape") + b"\n")
-    began = time.process_time()
-    page = live_page(file)
-    assert time.process_time() - began < 5
-    told = state(page)
-    assert told == "running" or told.startswith("publishes no metrics: ")
-    assert len(told) < 300
-    assert told.isprintable()
-    assert "<script>alert" not in page
-    if CAMERA in text:
-        assert told != "running"
-
-
-@pytest.mark.parametrize("kind", ["folder", "pipe", "too long", "gone", "loop"])
-def test_what_is_no_file_is_not_waited_for(live_page, tmp_path, kind):
+)
+def test_no_read_of_another_file_blocks(live_page, tmp_path, kind, shown):
     file = tmp_path / "watch.prom"
     if kind == "folder":
         file.mkdir()
@@ -111,63 +115,43 @@ def test_what_is_no_file_is_not_waited_for(live_page, tmp_path, kind):
         file.write_text(METRICS + "#\n" * (1 << 19))
     elif kind == "loop":
         file.symlink_to(file)
-    told = {
-        "folder": "publishes no metrics: no file",
-        "pipe": "publishes no metrics: no file",
-        "too long": "publishes no metrics: longer than 1048576 bytes",
-        "gone": "not running: No such file or directory",
-        "loop": "not running: Too many levels of symbolic links",
-    }
-    assert state(live_page(file)) == told[kind]
+    assert state(live_page(file)) == shown
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "shown"),
     [
-        (b"HTTP/1.0 200 OK\r\n\r\n" + METRICS.encode(), "running"),
-        (b"HTTP/1.0 200 OK\r\n\r\n" + METRICS.encode("utf-16"), "publishes no metrics: 'utf-8'"),
-        (b"HTTP/1.0 200 OK\r\n\r\n" + b"#\n" * (1 << 20), "no metrics: longer than 1048576 bytes"),
+        (OK + b"\r\n" + METRICS.encode(), "running"),
+        (OK + b"\r\n" + METRICS.encode("utf-16"), "publishes no metrics: 'utf-8'"),
+        (OK + b"\r\n" + b"#\n" * (1 << 20), "no metrics: longer than 1048576 bytes"),
         (b"HTTP/1.0 404 No\r\n\r\n", "publishes no metrics: it answers 404"),
         (b"HTTP/1.0 302 Go\r\nLocation: file:///etc/passwd\r\n\r\n", "metrics: it answers 302"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "not running: "),
-        (b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n", "not running: got more than"),
-        (b"HTTP/1.0 200 OK\r\nX: " + b"y" * 70_000 + b"\r\n\r\n", "not running: got more than"),
+        (OK + b"X: y\r\n" * 200 + b"\r\n", "not running: got more than"),
+        (OK + b"X: " + b"y" * 70_000 + b"\r\n\r\n", "not running: got more than"),
         (b"SSH-2.0-OpenSSH_9.7\r\n", "not running: SSH-2.0-OpenSSH_9.7"),
         (b"", "not running: Remote end closed connection"),
     ],
 )
-def test_what_an_address_answers(live_page, content, told):
+def test_what_an_address_answers(live_page, content, shown):
     with other_server(content) as port:
-        assert told in state(live_page(f"http://127.0.0.1:{port}/metrics"))
+        assert shown in state(live_page(f"http://127.0.0.1:{port}/metrics"))
 
 
-def test_addresses_where_nobody_publishes(live_page):
+def test_addresses_without_metrics(live_page):
     with no_server() as port:
         assert state(live_page(f"http://127.0.0.1:{port}/")) == "not running: Connection refused"
     with http_server(status=500) as port:
         assert state(live_page(f"http://127.0.0.1:{port}/")).endswith("it answers 500")
-    for start in (b"HTTP/1.0 200 OK\r\nX: ", b"HTTP/1.0 200 OK\r\n\r\n# "):
+    for start in (OK + b"X: ", OK + b"\r\n# "):
         with dripping_server(start) as (port, cut):
-            told = state(live_page(f"http://127.0.0.1:{port}/"))
-            assert told == "not running: it does not answer within 1 s"
+            shown = state(live_page(f"http://127.0.0.1:{port}/"))
+            assert shown == "not running: it does not answer within 1 s"
             assert cut.wait(10)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "ftp://x",
-        "http://",
-        "http://[::1",
-        "http://h:port/",
-        "http://h:99999/",
-        "file:///etc/passwd",
-        "http://anna:s3cret@h/metrics",
-        "http://anna:12/s3cret@h/metrics",
-    ],
-)
-def test_an_address_that_cannot_be_asked_is_refused_at_the_start(source):
-    told = "--watch takes a metrics file or an address such as"
-    with pytest.raises(UsageError, match=told) as raised:
-        check_source(source)
-    assert "s3cret" not in str(raised.value)
+    for source in (
+        "ftp://x", "http://", "http://[::1", "http://h:port/", "http://h:99999/",
+        "file:///etc/passwd", "http://anna:s3cret@h/metrics", "http://anna:12/s3cret@h/metrics",
+    ):  # fmt: skip
+        with refused("watch_source_invalid", UsageError) as found:
+            check_source(source)
+        assert "s3cret" not in str(found.value)

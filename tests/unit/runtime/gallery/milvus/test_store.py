@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers.command_line import run_code
 from tests.helpers.gallery_places import DIM, FINGERPRINT, keys_of, some_vectors, unit
+from tests.helpers.refused import refused
 from upperson_milvus import collection, rows, store
 from upperson_milvus.collection import MOST_HITS
 from upperson_milvus.connection import TOKEN_VARIABLE
@@ -38,27 +39,27 @@ def lite(lite_place):
 def test_two_keys_with_one_id_are_noticed(lite, monkeypatch):
     monkeypatch.setattr(rows, "id_of", lambda key: 7)
     lite.add([Item(key="a")], unit(0))
-    with pytest.raises(IntegrityError, match="'b' and 'a' have the same id 7"):
+    with refused("ids_equal", IntegrityError, id=7):
         lite.add([Item(key="b")], unit(1))
-    with pytest.raises(IntegrityError, match="have the same id"):
+    with refused("ids_equal", IntegrityError):
         lite.add([Item(key="a"), Item(key="b")], unit(0, 1))
     assert lite.delete(["b"]) == 0
     assert list(lite.items()) == [Item(key="a")]
 
 
 @pytest.mark.parametrize(
-    ("item", "message"),
+    "item",
     [
-        (Item(key="x" * 65536), "key has 65536 bytes"),
-        (Item(key="bad", camera="ü" * 32768), "camera has 65536 bytes"),
-        (Item(key="bad", attributes={"a": "x" * 65536}), "bytes of them as JSON"),
-        (Item(key="bad", attributes={str(n): 1 for n in range(4097)}), "up to 4096 attributes"),
-        (Item(key="bad", attributes={"a": 2**64}), "64-bit"),
+        Item(key="x" * 65536),
+        Item(key="bad", camera="ü" * 32768),
+        Item(key="bad", attributes={"a": "x" * 65536}),
+        Item(key="bad", attributes={str(n): 1 for n in range(4097)}),
+        Item(key="bad", attributes={"a": 2**64}),
     ],
     ids=["key", "camera", "attributes", "number of attributes", "integer"],
 )
-def test_what_milvus_cannot_keep_is_refused(gallery, item, message):
-    with pytest.raises(InputError, match=message):
+def test_what_milvus_cannot_keep_is_refused(gallery, item):
+    with pytest.raises(InputError):
         gallery.add([Item(key="good"), item], unit(0, 1))
     assert gallery.count() == 0
 
@@ -71,14 +72,14 @@ def test_the_longest_texts_fit(gallery):
 
 def test_k_has_a_limit(lite):
     assert lite.search(unit(0), k=MOST_HITS - 1) == [[]]
-    with pytest.raises(UsageError, match="k must be from 1 to 16383"):
+    with pytest.raises(UsageError):
         lite.search(unit(0), k=MOST_HITS)
 
 
 def test_a_batch_that_is_too_large_is_refused_as_a_whole(server_place):
     with server_place.open(server_place.empty()) as gallery:
         items = [Item(key=str(n), source="s" * 60_000) for n in range(150)]
-        with pytest.raises(InputError, match="add fewer items at a time"):
+        with refused("batch_too_large", InputError):
             gallery.add(items, unit(*[0] * 150))
         assert gallery.count() == 0
 
@@ -139,9 +140,9 @@ def test_an_index_is_chosen_in_the_location(lite_place, index):
 
 def test_float16_is_refused_where_it_does_not_work(place):
     location = f"{place.unused()}?vectors=float16"
-    with pytest.raises(BackendError, match=r"needs Milvus 2\.4 or newer, found"):
+    with refused("float16_unsupported", BackendError):
         place.open(location, create=True)
-    with pytest.raises(InputError, match="no gallery at"):
+    with refused("gallery_not_found", InputError):
         place.open(location)
 
 
@@ -150,22 +151,19 @@ def test_other_collections_are_left_alone(place):
     with place.client() as client:
         client.create_collection(location.rsplit("/", 1)[1], dimension=DIM)
         for create in (False, True):
-            with pytest.raises(IntegrityError, match="a collection, but not a gallery"):
+            with refused("not_a_gallery", IntegrityError):
                 place.open(location, create=create)
     with place.client() as client:
         assert client.has_collection(location.rsplit("/", 1)[1])
 
 
-@pytest.mark.parametrize(
-    ("version", "message"),
-    [(2, "version 2, this program reads up to 1: update"), (0, "version 0, this program reads 1")],
-)
-def test_another_schema_is_refused(lite_place, monkeypatch, version, message):
+@pytest.mark.parametrize("version", [2, 0])
+def test_another_schema_is_refused(lite_place, monkeypatch, version):
     location = lite_place.unused()
     with monkeypatch.context() as other:
         other.setattr("upperson_milvus.collection.SCHEMA_VERSION", version)
         lite_place.open(location, create=True).close()
-    with pytest.raises(InputError, match=message):
+    with refused("schema_unsupported", InputError, found=version):
         lite_place.open(location)
 
 
@@ -203,7 +201,7 @@ def test_verify_finds_what_is_wrong(lite_place):
             strict=True,
         ):
             assert text in problem
-        with pytest.raises(IntegrityError, match="gallery verify"):
+        with refused("item_damaged", IntegrityError):
             list(gallery.items())
 
 
@@ -238,7 +236,7 @@ def test_a_server_that_is_away():
     pytest.importorskip("pymilvus")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    with pytest.raises(BackendError, match=rf"no Milvus server answers at .*{port}") as error:
+    with refused("server_away", BackendError, address=f"http://127.0.0.1:{port}") as error:
         Gallery.open(f"milvus://ann:secret@127.0.0.1:{port}/people?timeout=1")
     assert "secret" not in str(error.value)
     assert "\n" not in str(error.value)
@@ -248,9 +246,9 @@ def test_a_server_that_is_away():
     ("package", "location"),
     [("pymilvus", "milvus://host/people"), ("milvus_lite", "milvus:///tmp/people.db/people")],
 )
-def test_a_missing_package_is_told_with_its_command(monkeypatch, package, location):
+def test_a_missing_package_is_named_with_its_command(monkeypatch, package, location):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(BackendError, match="which is not installed: run  pip install"):
+    with refused("extra_missing", BackendError, package=package):
         Gallery.open(location)
 
 
@@ -273,7 +271,7 @@ def test_a_server_that_dies_and_comes_back(server_place):
                 gallery.count,
             ):
                 begin = time.monotonic()
-                with pytest.raises(BackendError, match="Milvus failed for gallery") as error:
+                with refused("server_failed", BackendError) as error:
                     use()
                 assert time.monotonic() - begin < 10
                 assert "\n" not in str(error.value)

@@ -45,8 +45,7 @@ def test_a_file_beyond_all_crops_is_not_read_through(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["gate/2026-11-26/101112-345-0123456789ab.jpg", "a.sha256-0123.jpg", "0" * 32 + ".jpg"],
+    "name", ["gate/2026-11-26/101112-345-0123456789ab.jpg", "a.sha256-0123.jpg", "0" * 32 + ".jpg"]
 )
 def test_a_name_without_a_hash_is_not_taken_for_one(tmp_path, name):
     assert not has_hash(name)

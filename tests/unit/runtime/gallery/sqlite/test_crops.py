@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
+from tests.helpers.refused import refused
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.crops import picture_file
@@ -84,14 +85,14 @@ def test_crops_stay_while_the_deletion_is_not_committed(gallery, monkeypatch):
         lambda: gallery.delete(["a"]),
         lambda: gallery.add([Item(key="a")], some_vectors(1)),
     ):
-        with pytest.raises(InputError, match="full"):
+        with refused("disk_full", InputError):
             change()
     assert crops(gallery) == ["a.jpg"]
     assert next(gallery.items()).crop == "a.jpg"
 
 
 def test_files_outside_are_never_removed(gallery, tmp_path, caplog):
-    """Neither through a link, nor by a database that somebody else has written."""
+    """Neither through a link, nor by a database that another program wrote."""
     precious = tmp_path / "precious"
     precious.mkdir()
     for name in ("a.jpg", "b.jpg"):
@@ -138,7 +139,7 @@ def test_a_picture_whose_name_is_too_long_is_none(gallery):
     assert len(problem) < 200
 
 
-def test_a_crop_that_cannot_be_removed_is_told(gallery, caplog):
+def test_a_crop_that_cannot_be_removed_is_logged(gallery, caplog):
     (gallery.crops_dir / "a.jpg").mkdir(parents=True)
     gallery.add([Item(key="a", crop="a.jpg")], some_vectors(1))
     assert gallery.delete(["a"]) == 1

@@ -2,14 +2,15 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from tests.helpers.command_line import SOURCES
+from tests.helpers.command_line import environment
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors, sql
+from tests.helpers.refused import refused
 from upperson_rt import doctor
 from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item
@@ -18,8 +19,6 @@ from upperson_rt.gallery.sqlite import index
 TRIALS = int(os.environ.get("UPPERSON_TEST_DAMAGES", "24"))
 """More make a longer test: UPPERSON_TEST_DAMAGES=1000 pytest -s -k damage_is_believed."""
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, SOURCES))}
-
 
 @pytest.mark.timeout(60 + 3 * TRIALS)
 def test_no_damage_is_believed():
@@ -27,32 +26,11 @@ def test_no_damage_is_believed():
     command = [sys.executable, "-m", "tests.helpers.gallery_damage", f"--trials={TRIALS}"]
     done = subprocess.run(
         [*command, "--rows=300", "--index-from=256"],
-        env=ENVIRONMENT, capture_output=True, text=True, check=False,
+        env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert f"'refused': {TRIALS}" not in done.stdout.splitlines()[-1]
-
-
-KILLED = """
-import os, sys, signal
-from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
-from upperson_rt.gallery import Gallery, Item
-gallery = Gallery.open(sys.argv[1], FINGERPRINT, DIM, create=True)
-for number in range(6):
-    gallery.add([Item(key=f"{number}-{i}") for i in range(20)], some_vectors(20, number))
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.fixture
-def killed(tmp_path):
-    """The folder of a gallery whose process was killed after six additions of 20 pictures."""
-    folder = tmp_path / "gallery"
-    command = [sys.executable, "-c", KILLED, str(folder)]
-    done = subprocess.run(command, env=ENVIRONMENT, check=False)
-    assert done.returncode == -signal.SIGKILL
-    return folder
 
 
 def contents(folder):
@@ -74,9 +52,8 @@ def test_a_log_that_lost_what_was_acknowledged_is_not_believed(killed, loss):
         content[-5000] ^= 1
         log.write_bytes(content)
     before = contents(killed)
-    advice = r"of 6 acknowledged .* remove gallery.sqlite-mark"
     for _ in range(2):
-        with pytest.raises(IntegrityError, match=advice):
+        with refused("transactions_lost", IntegrityError, acknowledged=6):
             Gallery.open(killed, FINGERPRINT, DIM)
         assert contents(killed) == before
     (killed / "gallery.sqlite-mark").unlink()
@@ -87,19 +64,14 @@ def test_a_log_that_lost_what_was_acknowledged_is_not_believed(killed, loss):
         assert gallery.verify() == []
 
 
-def test_the_log_of_another_gallery_is_not_believed(killed, tmp_path):
-    other = tmp_path / "other"
-    command = [sys.executable, "-c", KILLED, str(other)]
-    subprocess.run(command, env=ENVIRONMENT, check=False)
-    shutil.copy(other / "gallery.sqlite-wal", killed)
+def test_the_log_of_another_gallery_is_not_believed(killed, other_killed):
+    shutil.copy(other_killed / "gallery.sqlite-wal", killed)
     (killed / "gallery.sqlite-shm").unlink()
     before = contents(killed)
     for _ in range(2):
-        with pytest.raises(IntegrityError, match="its log is of another gallery"):
+        with refused("log_of_other_gallery", IntegrityError):
             Gallery.open(killed, FINGERPRINT, DIM)
         assert contents(killed) == before
-    with Gallery.open(other, FINGERPRINT, DIM) as gallery:
-        assert gallery.verify() == []
 
 
 def test_the_mark_of_another_gallery_says_nothing_without_a_log(killed, tmp_path):
@@ -116,7 +88,7 @@ def test_the_mark_of_another_gallery_says_nothing_without_a_log(killed, tmp_path
 def test_altered_dimensions_are_damage(tmp_path):
     Gallery.open(tmp_path / "g", FINGERPRINT, DIM, create=True).close()
     sql(tmp_path / "g", "UPDATE meta SET value = '32' WHERE name = 'embed_dim'")
-    with pytest.raises(IntegrityError, match=r"the gallery's description .* altered"):
+    with refused("meta_altered", IntegrityError):
         Gallery.open(tmp_path / "g")
 
 
@@ -134,7 +106,7 @@ def test_a_newest_vector_that_is_none_is_damage(tmp_path, vector, monkeypatch):
     sql(folder, trigger)
     with Gallery.open(folder) as gallery:
         for use in (lambda: gallery.search(some_vectors(1), 1), gallery.rebuild):
-            with pytest.raises(IntegrityError, match="picture with id 100 was altered"):
+            with refused("vector_altered", IntegrityError, id=100):
                 use()
         assert any("k99: " in problem for problem in gallery.verify())
         assert gallery.info().items == 100
@@ -196,19 +168,39 @@ def test_a_page_of_an_earlier_state_is_not_believed(tmp_path, monkeypatch, index
         assert set(USES) - set(refused) <= found_none
         with Gallery.open(folder) as gallery:
             if indexed:
-                with pytest.raises(IntegrityError, match=r"of an earlier state|are missing"):
+                with pytest.raises(IntegrityError):
                     gallery.search(some_vectors(1), 300)
             assert any("300 pictures were stored" in problem for problem in gallery.verify())
         assert doctor._gallery(folder, None).exit_code == 6
 
 
-@pytest.fixture
-def closed(tmp_path):
-    """The folder of a gallery with pictures of a camera, closed."""
-    with Gallery.open(tmp_path / "g", FINGERPRINT, DIM, create=True) as gallery:
-        items = [Item(key=f"k{i}", camera="gate", attributes={"a": i}) for i in range(4)]
-        gallery.add(items, some_vectors(4))
-    return tmp_path / "g"
+@pytest.mark.parametrize("column", ["key", "camera_time", "time", "track", "variant", "crop"])
+@pytest.mark.parametrize("change", ["delete", "add"])
+def test_an_earlier_page_of_an_index_is_not_believed(tmp_path, column, change):
+    """SQLite's integrity check takes more entries of a partial index than there are rows."""
+    folder = tmp_path / "g"
+    path = folder / "gallery.sqlite"
+    items = [
+        Item(key=f"k{n}", camera=f"c{n % 3}", time=float(n), track=f"t{n % 2}", crop=f"{n}.jpg")
+        for n in range(20)
+    ]
+    with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
+        gallery.add(items, some_vectors(20), "int8")
+    earlier = pages(path.read_bytes())
+    with Gallery.open(folder) as gallery:
+        if change == "delete":
+            gallery.delete(["k7"])
+        else:
+            gallery.add([replace(items[0], key="new", crop="new.jpg")], some_vectors(1), "int8")
+    name = "sqlite_autoindex_items_1" if column == "key" else f"items_by_{column}"
+    ((page,),) = sql(folder, "SELECT rootpage FROM sqlite_master WHERE name = ?", name)
+    now = pages(path.read_bytes())
+    path.write_bytes(b"".join([*now[: page - 1], earlier[page - 1], *now[page:]]))
+    for use in ("info", "check", "cameras"):
+        with pytest.raises(IntegrityError), Gallery.open(folder) as gallery:
+            getattr(gallery, use)()
+    with Gallery.open(folder) as gallery:
+        assert any(name in problem for problem in gallery.verify())
 
 
 @pytest.mark.parametrize("column", ["camera", "attributes", "source"])
@@ -216,9 +208,9 @@ def test_an_altered_row_is_not_replaced(closed, column):
     """The new item would take over its camera, and the sums would lose what tells of it."""
     sql(closed, f"UPDATE items SET {column} = 'hall' WHERE key = 'k1'")
     with Gallery.open(closed) as gallery:
-        with pytest.raises(IntegrityError, match="picture with id 2 was altered"):
+        with refused("row_altered", IntegrityError, id=2):
             gallery.add([Item(key="new"), Item(key="k1")], some_vectors(2, 1))
-        assert gallery.count() == 4
+        assert gallery.count() == 300
         assert any("k1: " in problem for problem in gallery.verify())
         gallery.add([Item(key="k0")], some_vectors(1, 2))  # Others are.
 
@@ -227,7 +219,7 @@ def test_an_altered_row_is_not_replaced(closed, column):
 def test_a_definition_that_cannot_be_read_is_damage_in_one_line(closed, end):
     file = closed / "gallery.sqlite"
     file.write_bytes(file.read_bytes().replace(b"items_adding BEFORE", b"items_adding B" + end * 5))
-    with pytest.raises(IntegrityError, match="is damaged or not a gallery") as error:
+    with refused("gallery_damaged", IntegrityError) as error:
         Gallery.open(closed)
     assert "\n" not in str(error.value)
 
@@ -241,9 +233,10 @@ def test_a_log_of_changes_that_was_altered_takes_no_more(closed, change):
             "again": lambda: gallery.add([Item(key="k1")], some_vectors(1)),
             "delete": lambda: gallery.delete(["k1"]),
         }
-        with pytest.raises(IntegrityError, match="the log of changes is not what it should be"):
+        with refused("changes_altered", IntegrityError):
             changes[change]()
-        assert gallery.count() == 4
+        assert len(gallery.verify()) == 1
+        assert gallery.count() == 300
 
 
 @pytest.mark.parametrize("mark", [None, b"", b"gallery 9\n", b"\xff" * 62])
@@ -269,23 +262,3 @@ def test_a_copy_that_is_put_back_after_closing_is_no_loss(tmp_path):
     (tmp_path / "g" / "gallery.sqlite").write_bytes(copy)
     with Gallery.open(tmp_path / "g") as gallery:
         assert [item.key for item in gallery.items()] == ["a"]
-
-
-def test_doctor_tells_of_damage(tmp_path):
-    with Gallery.open(tmp_path / "g", FINGERPRINT, DIM, create=True) as gallery:
-        gallery.add(
-            [Item(key=f"k{i}", camera=f"camera-{i % 3}", time=float(i)) for i in range(400)],
-            some_vectors(400),
-        )
-
-    assert doctor._gallery(tmp_path / "g", None).status == "ok"
-    path = tmp_path / "g" / "gallery.sqlite"
-    healthy = path.read_bytes()
-    # An entry of the index of cameras: rows and SQLite's structure stay as they are.
-    sql_of_page = "SELECT rootpage FROM sqlite_master WHERE name = 'items_by_camera_time'"
-    ((page,),) = sql(tmp_path / "g", sql_of_page)
-    entry = healthy.index(b"camera-1", 4096 * (page - 1), 4096 * page)
-    path.write_bytes(healthy[: entry + 7] + b"0" + healthy[entry + 8 :])
-    found = doctor._gallery(tmp_path / "g", None)
-    assert (found.status, found.exit_code) == ("fail", 6)
-    assert "restore it from a copy" in found.detail

@@ -6,19 +6,17 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack, closing
+from contextlib import closing
 
 import numpy as np
 import pytest
 
-from tests.helpers.command_line import SOURCES
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
-from upperson_rt.errors import InputError, IntegrityError
+from tests.helpers.refused import refused
+from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.export import export_gallery
 from upperson_rt.gallery.sqlite import access
@@ -26,35 +24,6 @@ from upperson_rt.gallery.sqlite import access
 KILLS = int(os.environ.get("UPPERSON_TEST_KILLS", "4"))
 """More make a longer test, which prints what it counted:
 UPPERSON_TEST_KILLS=100 pytest -s -k writer_is_killed."""
-
-
-PREFIX = """
-import sys, numpy as np
-from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
-from upperson_rt.gallery import Filter, Gallery, Item
-folder = sys.argv[1]
-"""
-
-
-@pytest.fixture
-def start():
-    """Runs code in a process of its own, with the names above."""
-    with ExitStack() as stack:
-
-        def run(code, *arguments):
-            process = subprocess.Popen(
-                [sys.executable, "-c", PREFIX + code, *map(str, arguments)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, SOURCES))},
-            )
-            stack.enter_context(process)
-            stack.callback(process.kill)
-            return process
-
-        yield run
 
 
 WRITER = """
@@ -144,8 +113,6 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path, start)
 
 
 COMMAND = """
-import time
-from pathlib import Path
 from upperson_rt.gallery.export import export_gallery
 gallery = Gallery.open(folder, FINGERPRINT, DIM)
 command, place = sys.argv[2:]
@@ -252,7 +219,7 @@ def test_a_full_database_keeps_what_it_has(tmp_path):
         (pages,) = writer.execute("PRAGMA page_count").fetchone()
         writer.execute(f"PRAGMA max_page_count = {pages + 2}")
         many = [Item(key=f"{'long' * 50}{i}") for i in range(200)]
-        with pytest.raises(InputError, match=r"database or disk is full; .*gallery prune"):
+        with refused("disk_full", InputError):
             gallery.add(many, some_vectors(200))
         assert [item.key for item in gallery.items()] == ["kept"]
         writer.execute("PRAGMA max_page_count = 100000")
@@ -262,8 +229,6 @@ def test_a_full_database_keeps_what_it_has(tmp_path):
 
 
 LIMITED = """
-import resource
-from upperson_rt.errors import InputError
 gallery = Gallery.open(folder, FINGERPRINT, DIM)
 resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 number = 0
@@ -273,7 +238,7 @@ try:
         print(number, flush=True)
         number += 1
 except InputError as error:
-    print(error, file=sys.stderr, flush=True)
+    print(error.code, file=sys.stderr, flush=True)
     assert gallery.count() == 20 * number, (gallery.count(), number)
     assert len(gallery.search(some_vectors(1), 10**6)[0]) == 20 * number
 """
@@ -285,8 +250,7 @@ def test_a_disk_that_takes_no_more_loses_nothing(tmp_path, start):
     process = start(LIMITED, tmp_path)
     out, err = process.communicate()
     assert process.returncode == 0, err
-    assert "cannot use gallery" in err
-    assert "nothing was changed: " in err
+    assert err.startswith("disk_")
     done = [int(line) for line in out.splitlines()]
     assert len(done) > 3
     with Gallery.open(tmp_path, FINGERPRINT, DIM) as gallery:
@@ -314,7 +278,7 @@ def test_a_disk_that_turns_read_only_acknowledges_nothing(tmp_path, monkeypatch)
             lambda: gallery.add([Item(key="b")], some_vectors(1)),
             lambda: gallery.delete(["a"]),
         ):
-            with pytest.raises(InputError, match=r"turned read-only .* may be lost"):
+            with refused("disk_read_only", InputError, path=tmp_path):
                 change()
         assert (gallery.crops_dir / "a.jpg").exists()
         assert gallery.count() == 1
@@ -331,9 +295,7 @@ def test_a_lock_ends_with_advice(tmp_path, monkeypatch):
                 lambda: gallery.delete(["a"]),
                 lambda: gallery.prune(keep_newest=0),
             ):
-                with pytest.raises(
-                    InputError, match=r"database is locked; another process .*try again"
-                ):
+                with refused("gallery_locked", InputError):
                     change()
             assert len(gallery.search(some_vectors(1), 9)[0]) == 1  # Reading goes on.
         gallery.add([Item(key="b")], some_vectors(1))
@@ -341,8 +303,6 @@ def test_a_lock_ends_with_advice(tmp_path, monkeypatch):
 
 
 UNPRIVILEGED = """
-import os
-from upperson_rt.errors import InputError
 if os.getuid() == 0:
     with Gallery.open(folder, FINGERPRINT, DIM) as gallery:  # Imports everything: only root may.
         gallery.search(some_vectors(1), 1)
@@ -357,7 +317,7 @@ for change in (lambda: gallery.add(new, vector), lambda: gallery.delete(["k1"]))
     try:
         change()
     except InputError as error:
-        print(error)
+        print(error.code)
 assert gallery.count() == 40
 """
 
@@ -374,17 +334,13 @@ def test_a_folder_that_cannot_be_written_to_can_be_searched(start):
             process = start(UNPRIVILEGED, folder)
             out, err = process.communicate()
             assert process.returncode == 0, err
-            lines = out.splitlines()
-            assert len(lines) == 2
-            assert all("readonly" in line and "check the permissions" in line for line in lines)
+            assert out.splitlines() == ["gallery_read_only"] * 2
             assert sorted(os.listdir(folder)) == ["gallery.sqlite"]
         finally:
             os.chmod(folder, 0o755)
 
 
 UNPRIVILEGED_READER = """
-import os
-from upperson_rt.errors import InputError
 with Gallery.open(folder, FINGERPRINT, DIM) as gallery:  # Imports everything: only root may.
     gallery.search(some_vectors(1), 1)
 if os.getuid() == 0:
@@ -452,27 +408,3 @@ def test_a_reader_that_may_not_write_sees_every_commit(start):
         assert ask(0).endswith("247 99")
         reader.communicate()
         assert reader.returncode == 0
-
-
-def use_everything(folder):
-    with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
-        gallery.search(some_vectors(1), 5)
-        problems = gallery.verify()
-        if problems:
-            raise IntegrityError(f"damaged: {problems[0]}")
-
-
-def test_damage_is_reported_and_left_as_it_is(tmp_path):
-    with Gallery.open(tmp_path / "g", FINGERPRINT, DIM, create=True) as gallery:
-        gallery.add([Item(key=f"k{i}" * 20) for i in range(500)], some_vectors(500))
-    path = tmp_path / "g" / "gallery.sqlite"
-    healthy = path.read_bytes()
-    for start_at, stop_at in ((0, 100), (4096, 8192), (20480, 28672), (8192, len(healthy))):
-        content = bytearray(healthy)
-        content[start_at:stop_at] = b"\x5a" * (stop_at - start_at)
-        shutil.rmtree(tmp_path / "g")
-        path.parent.mkdir()
-        path.write_bytes(content)
-        with pytest.raises(IntegrityError, match=r"damaged|not a gallery|malformed|wrong length"):
-            use_everything(tmp_path / "g")
-        assert path.read_bytes() == content

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from tests.helpers.gallery_places import DIM, FINGERPRINT, keys_of, some_vectors, sql
+from tests.helpers.refused import refused
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item, TrackSpan
 from upperson_rt.gallery.sqlite import database, schema
-from upperson_rt.gallery.sqlite.checksums import ROW
+from upperson_rt.gallery.sqlite.schema import ROW
 
 
 def items(count, **fields):
@@ -46,15 +47,9 @@ def test_many_who_read_at_once_do_not_leave_a_connection_each(gallery):
 
 def test_ids_are_never_used_again(gallery):
     gallery.add(items(3), some_vectors(3))
-    assert gallery.delete(["k2", "nobody"]) == 1
+    assert gallery.delete(["k2", "missing"]) == 1
     gallery.add([Item(key="later")], some_vectors(1))
     assert gallery.ids(["k0", "k1", "k2", "later"]) == {"k0": 1, "k1": 2, "later": 4}
-
-
-def test_info_counts_the_bytes_of_its_files(gallery):
-    gallery.add(items(3), some_vectors(3))
-    files = [path.stat().st_size for path in gallery.path.iterdir()]
-    assert gallery.info().size_bytes == sum(files) > 0
 
 
 # Making and opening
@@ -62,9 +57,9 @@ def test_info_counts_the_bytes_of_its_files(gallery):
 
 def test_a_gallery_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot make gallery"):
+    with refused("gallery_not_made", InputError):
         open_(tmp_path / "file")
-    with pytest.raises(InputError, match=r"no gallery at .*upperson-rt index"):
+    with refused("gallery_not_found", InputError, near=None):
         open_(tmp_path / "nowhere", create=False)
     assert not (tmp_path / "nowhere").exists()
 
@@ -74,13 +69,13 @@ def test_a_gallery_nearby_is_named(tmp_path, monkeypatch):
     (tmp_path / "demo" / "bundle").mkdir(parents=True)
     (tmp_path / "demo" / "report.html").touch()
     open_("demo/gallery").close()
-    with pytest.raises(InputError, match="no gallery at demo, but there is one at demo/gallery"):
+    with refused("gallery_not_found", InputError, path="demo", near="demo/gallery"):
         open_("demo", create=False)
     (tmp_path / "demo" / "gallery" / "crops").mkdir()
     for wrong in ("crops", "gallery.sqlite", "missing"):
-        with pytest.raises(InputError, match=f"there is one at {tmp_path}/demo/gallery: name it"):
+        with refused("gallery_not_found", InputError, near=f"{tmp_path}/demo/gallery"):
             open_(f"demo/gallery/{wrong}", create=False)
-    with pytest.raises(InputError, match="upperson-rt index"):
+    with refused("gallery_not_found", InputError, near=None):
         open_("demo/bundle", create=False)
 
 
@@ -120,45 +115,39 @@ def test_an_empty_file_is_damage(tmp_path, create):
         log = (tmp_path / "gallery.sqlite-wal").read_bytes()
     (tmp_path / "gallery.sqlite").write_bytes(b"")
     (tmp_path / "gallery.sqlite-wal").write_bytes(log)
-    with pytest.raises(IntegrityError, match=r"is empty: it is damaged, .* left as it is"):
+    with refused("gallery_file_empty", IntegrityError):
         open_(tmp_path, create)
     assert (tmp_path / "gallery.sqlite").read_bytes() == b""
     assert (tmp_path / "gallery.sqlite-wal").read_bytes() == log
 
 
 @pytest.mark.parametrize("create", [False, True])
-def test_foreign_files_are_never_overwritten(tmp_path, create):
+def test_unowned_files_are_never_overwritten(tmp_path, create):
     path = tmp_path / "gallery.sqlite"
     path.write_bytes(b"my diary, not a database" * 50)
     before = path.read_bytes()
-    with pytest.raises(IntegrityError, match=r"damaged or not a gallery .* left as it is"):
+    with refused("gallery_damaged", IntegrityError):
         open_(tmp_path, create)
     assert path.read_bytes() == before
 
     path.unlink()
     sql(tmp_path, "CREATE TABLE contacts (name)")
-    with pytest.raises(IntegrityError, match="a database, but not a gallery"):
+    with refused("not_a_gallery", IntegrityError):
         open_(tmp_path, create)
     sql(tmp_path, "CREATE TABLE meta (x)")
     sql(tmp_path, "CREATE TABLE items (x)")
-    with pytest.raises(IntegrityError, match="a database, but not a gallery"):
+    with refused("not_a_gallery", IntegrityError):
         open_(tmp_path, create)
 
 
-@pytest.mark.parametrize(
-    ("version", "message"),
-    [
-        (4, "schema version 4, this program reads up to 3: update it with  pip"),
-        (1, "schema version 1, this program reads 3 only: index the pictures again"),
-    ],
-)
+@pytest.mark.parametrize("version", [5, 3, 1])
 @pytest.mark.parametrize("create", [False, True])
-def test_another_schema_is_refused(gallery, version, message, create):
+def test_another_schema_is_refused(gallery, version, create):
     sql(gallery.path, "UPDATE meta SET value = ? WHERE name = 'schema_version'", version)
-    with pytest.raises(IntegrityError, match="its version was altered"):
+    with refused("version_altered", IntegrityError):
         open_(gallery.path, create)
     sql(gallery.path, "DELETE FROM meta WHERE name = 'sums'")
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(IntegrityError if version == 3 else InputError):
         open_(gallery.path, create)
 
 
@@ -170,15 +159,6 @@ def test_a_null_character_in_an_attribute_is_only_text(gallery):
     gallery.add([Item(key="a", attributes={odd: odd}), Item(key="b")], some_vectors(2))
     assert keys_of(gallery.items(Filter(attributes={odd: odd}))) == ["a"]
     assert gallery.count(Filter(attributes={"a": "a"})) == 0
-
-
-def test_damaged_attributes_are_no_reason_to_leave_a_picture_out(gallery):
-    gallery.add([Item(key="a", attributes={"x": 1, "ü": 1}), Item(key="b")], some_vectors(2))
-    sql(gallery.path, "UPDATE items SET attributes = '{\"x\": 1' WHERE key = 'a'")
-    for attribute in ("x", "ü"):
-        with pytest.raises(IntegrityError, match="the picture with id 1 was altered"):
-            gallery.count(Filter(attributes={attribute: 1}))
-    assert "item a: malformed metadata" in gallery.verify()[0]
 
 
 def test_items_and_vectors_are_one_state(gallery):
@@ -201,7 +181,7 @@ def test_an_error_that_is_kept_does_not_keep_the_state_it_saw(gallery):
     sql(gallery.path, "UPDATE items SET box = '1,2' WHERE key = 'k1'")
     errors = []
     for _ in range(3):
-        with pytest.raises(IntegrityError, match="the picture with id 2 was altered") as error:
+        with refused("row_altered", IntegrityError, id=2) as error:
             list(gallery.items())
         errors.append(error)
     sql(gallery.path, "UPDATE items SET box = NULL WHERE key = 'k1'")
@@ -296,7 +276,7 @@ def test_verify_names_what_is_wrong(gallery):
     problems = gallery.verify()
     assert "item k2: malformed metadata: not UTF-8" in problems
     assert "item ?k: malformed metadata: not UTF-8" in problems
-    with pytest.raises(IntegrityError, match="decode"):
+    with refused("gallery_damaged", IntegrityError):
         list(gallery.items())
 
 
@@ -345,7 +325,7 @@ def test_what_was_altered_is_never_an_answer(gallery, column):
         lambda opened: opened.rebuild(),
         *([] if column == "vector" else [lambda opened: list(opened.items())]),
     ):
-        with open_(gallery.path) as opened, pytest.raises(IntegrityError, match="is damaged"):
+        with open_(gallery.path) as opened, pytest.raises(IntegrityError):
             use(opened)
 
 
@@ -356,7 +336,7 @@ def test_a_picture_whose_vector_is_damaged_can_be_replaced_or_deleted(gallery):
         sql(gallery.path, "UPDATE items SET vector = zeroblob(32) WHERE id = 3")
         sql(gallery.path, "DELETE FROM changes WHERE seq = (SELECT max(seq) FROM changes)")
         sql(gallery.path, "UPDATE sqlite_sequence SET seq = seq - 1 WHERE name = 'changes'")
-        with open_(gallery.path) as opened, pytest.raises(IntegrityError, match="id 3 was altered"):
+        with open_(gallery.path) as opened, refused("vector_altered", IntegrityError, id=3):
             opened.search(some_vectors(1), 5)
         repair()
         assert gallery.verify() == []
@@ -391,10 +371,7 @@ def test_what_is_missing_is_noticed(gallery, statement, uses):
     gallery.close()
     sql(gallery.path, statement)
     for name in uses:
-        with (
-            pytest.raises(IntegrityError, match="is damaged"),
-            Gallery.open(gallery.path) as opened,
-        ):
+        with pytest.raises(IntegrityError), Gallery.open(gallery.path) as opened:
             ways[name](opened)
 
 
@@ -439,7 +416,7 @@ def test_an_older_gallery_is_read_and_gets_checksums_when_it_is_written(older, c
         before = shown(gallery)
         assert gallery.verify() == []
         assert shown(other) == before
-        assert gallery.delete(["nobody"]) == 0
+        assert gallery.delete(["missing"]) == 0
         assert "giving gallery" in caplog.text
         for opened in (gallery, other):
             assert shown(opened) == before
@@ -447,18 +424,18 @@ def test_an_older_gallery_is_read_and_gets_checksums_when_it_is_written(older, c
             assert opened.ids(["new"]) == {"new": 41}  # 40 has been used.
             opened.delete(["new"])
             assert opened.count() == 38
-            assert opened.info().schema_version == 3
+            assert opened.info().schema_version == 4
             assert opened.verify() == []
             opened.add([Item(key="new")], some_vectors(1, 9))
             opened.delete(["new"])
             break
         assert other.count() == 38
-        assert other.info().schema_version == 3
+        assert other.info().schema_version == 4
     with open_(older) as gallery:
         assert shown(gallery) == before
     assert not [line for line in caplog.messages if "not of this database" in line]
     sql(older, "UPDATE items SET camera = 'd' WHERE key = 'k1'")
-    with open_(older) as gallery, pytest.raises(IntegrityError, match="altered"):
+    with open_(older) as gallery, refused("row_altered", IntegrityError):
         shown(gallery)
 
 
@@ -467,7 +444,7 @@ def test_an_older_gallery_gets_checksums_from_rebuild(older, caplog):
         before = shown(gallery)
         assert shown(other) == before
         gallery.rebuild()
-        assert gallery.info().schema_version == 3
+        assert gallery.info().schema_version == 4
         assert shown(gallery) == shown(other) == before
         assert gallery.verify() == []
     assert not [line for line in caplog.messages if "not of this database" in line]
@@ -485,7 +462,7 @@ def test_a_damaged_older_gallery_gets_none(older, statement):
     sql(older, statement)
     with open_(older) as gallery:
         for use in (shown, lambda opened: opened.add([Item(key="new")], some_vectors(1))):
-            with pytest.raises(IntegrityError, match=r"id 3|malformed metadata"):
+            with pytest.raises(IntegrityError):
                 use(gallery)
         assert gallery.info().schema_version == 2
         assert len(gallery.verify()) == 1

@@ -18,14 +18,14 @@ from zeep.wsse.username import UsernameToken
 
 import upperson_console.onvif
 from tests.helpers.console import START
-from tests.unit.runtime.serve.conftest import strangers
+from tests.unit.runtime.serve.conftest import background
 from upperson_console.accounts import Access, Account, Accounts, add_token
-from upperson_console.desk import Desk
 from upperson_console.live import Live
-from upperson_console.memory import Memory
 from upperson_console.onvif.routes import OnvifRoutes
 from upperson_console.onvif.security import Users, add_user
 from upperson_console.server import Server, listening
+from upperson_console.service import ConsoleService
+from upperson_console.user_state import UserState
 from upperson_rt.gallery import Gallery
 from upperson_rt.query_log import QueryLog
 
@@ -43,8 +43,8 @@ def described(service):
 class Onvif:
     """A running server."""
 
-    def __init__(self, desk, routes, server, passwords, log, token):
-        self.desk, self.routes, self.server = desk, routes, server
+    def __init__(self, service, routes, server, passwords, log, token):
+        self.service, self.routes, self.server = service, routes, server
         self.sessions, self.log, self.token = routes.sessions, log, token
         self.passwords = passwords
         self.url = server.url.rstrip("/")
@@ -52,7 +52,7 @@ class Onvif:
         self._opened = []
 
     def client(self, name="vms", proof="token", password=None):
-        """Clients of both services, who prove who they are by a token, a digest, or not."""
+        """Clients of both services, which authenticate by a token, a digest, or not."""
         password = self.passwords.get(name) if password is None else password
         session = requests.Session()
         self._opened.append(session)
@@ -80,32 +80,32 @@ def running(gallery, state, encoder):
     passwords = {"vms": add_user(state / "onvif.json", "vms", None)}
     passwords["door"] = add_user(state / "onvif.json", "door", ("gate",))
     token = add_token(state / "tokens.json", "ada", "admin", None)
-    desk = Desk(
+    service = ConsoleService(
         encoder,
         lambda: Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim),
         QueryLog(state / "query.log"),
-        Memory(state / "console.sqlite"),
-        strangers(encoder),
+        UserState(state / "console.sqlite"),
+        background(encoder),
     )
-    access = Access(Accounts(state / "tokens.json"), Account(name="desk", role="admin"))
+    access = Access(Accounts(state / "tokens.json"), Account(name="local", role="admin"))
     live = Live(())
-    routes = OnvifRoutes(desk, Users(state / "onvif.json"), live)
+    routes = OnvifRoutes(service, Users(state / "onvif.json"), live)
     routes.sessions.now = lambda: NOW
     with listening("127.0.0.1", 0) as place:
-        server = Server(desk, access, place, live=live, onvif=routes)
+        server = Server(service, access, place, live=live, onvif=routes)
         server.start()
-        onvif = Onvif(desk, routes, server, passwords, state / "query.log", token)
+        onvif = Onvif(service, routes, server, passwords, state / "query.log", token)
         try:
             yield onvif
         finally:
             onvif.close()
             server.end()
-            desk.close()
+            service.close()
 
 
 @pytest.fixture(scope="session")
 def shared(served_folder, served_encoder, tmp_path_factory):
-    """A server that many tests share: nobody changes what it finds."""
+    """A server that many tests share: they only read it."""
     state = tmp_path_factory.mktemp("onvif")
     with running(served_folder / "gallery", state, served_encoder) as onvif:
         yield onvif
@@ -142,7 +142,7 @@ DIGEST = (
 
 
 def security(name, password, nonce=None, created=None, kind=DIGEST):
-    """A header that proves who sends a request."""
+    """A header with a UsernameToken."""
     nonce = os.urandom(16) if nonce is None else nonce
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()) if created is None else created
     digest = hashlib.sha1(nonce + created.encode() + password.encode()).digest()

@@ -1,0 +1,184 @@
+"""Request queue of the encoder, and concurrency limits of connections and requests.
+
+A few requests run, a few more wait, and any further one is refused: otherwise every waiting request
+would hold a thread and its picture, and its client would give up first. The queue is round robin
+over clients, so that one with many requests, or a long one, delays another by a request or two.
+"""
+
+import ipaddress
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+__all__ = [
+    "CLIENT",
+    "BusyError",
+    "ConcurrencyLimit",
+    "RequestQueue",
+    "network_of",
+]
+
+CLIENT: ContextVar[str] = ContextVar("CLIENT", default="")
+"""The client whose request this thread or task works on."""
+
+_USUAL_S = 0.1
+"""Expected duration of a request until one was measured."""
+
+
+class BusyError(Exception):
+    """The queue is full; says after how many seconds to try again."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(f"the encoder is busy: try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class RequestQueue:
+    """A bounded queue, round robin over clients. Safe to use from several threads."""
+
+    def __init__(self, running: int = 1, waiting: int = 8) -> None:
+        """Allow ``running`` requests at a time, and ``waiting`` more."""
+        self._free = running
+        self._queue: OrderedDict[str, deque[threading.Event]] = OrderedDict()
+        """Waiting requests by client; the client whose turn is next comes first."""
+        self._lock = threading.Lock()
+        self._most = running + waiting
+        self._there = 0
+        self._usual_s = _USUAL_S
+        self.served = 0
+        """Requests that had a slot."""
+        self.refused = 0
+        """Requests refused because the queue was full."""
+        self.busy_s = 0.0
+        """Seconds of all slots together."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that run or wait."""
+        return self._there
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Wait for a slot, and hold it."""
+        with self._lock:
+            if self._there >= self._most:
+                self.refused += 1
+                raise BusyError(max(1, round(self._there * self._usual_s)))
+            self._there += 1
+            own = self._enqueue()
+        own.wait()
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            took = time.monotonic() - began
+            with self._lock:
+                self._there -= 1
+                self.served += 1
+                self.busy_s += took
+                self._usual_s += (took - self._usual_s) / 8
+                self._free += 1
+                self._dispatch()
+
+    def pause(self) -> None:
+        """Let other clients' requests run between two parts of a long one."""
+        with self._lock:
+            client = CLIENT.get()
+            if not self._queue.keys() - {client}:
+                return
+            if client in self._queue:
+                self._queue.move_to_end(client)
+            self._free += 1
+            own = self._enqueue()
+        began = time.monotonic()
+        own.wait()
+        with self._lock:
+            self.busy_s -= time.monotonic() - began
+
+    def _enqueue(self) -> threading.Event:
+        """Return the event that is set when a slot is free."""
+        own = threading.Event()
+        self._queue.setdefault(CLIENT.get(), deque()).append(own)
+        self._dispatch()
+        return own
+
+    def _dispatch(self) -> None:
+        """Give free slots to waiting requests, one client after the other."""
+        while self._free and self._queue:
+            client, waiting = self._queue.popitem(last=False)
+            waiting.popleft().set()
+            self._free -= 1
+            if waiting:
+                self._queue[client] = waiting
+
+
+_IPV6_NETWORK_BITS = 64
+"""A subscriber gets a network of this length."""
+
+
+class ConcurrencyLimit:
+    """A bounded number of places, fair to networks. Belongs to one event loop.
+
+    Where all are taken, the oldest holder that is not pinned is evicted, of the network that holds
+    most of them. So clients that begin requests and never finish them keep no other client out.
+    """
+
+    def __init__(self, most: int) -> None:
+        """Allow so many holders at a time."""
+        self._most = most
+        self._waiting: dict[object, tuple[str, Callable[[], None]]] = {}
+        """Oldest first: network, and what evicts the holder."""
+        self._pinned: set[object] = set()
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._pinned)
+
+    def acquire(self, network: str, evict: Callable[[], None]) -> object | None:
+        """Take a place; return its handle, or None if every holder is pinned.
+
+        Args:
+            network: See `network_of`.
+            evict: Called when another client takes the place.
+        """
+        if len(self) >= self._most:
+            if not self._waiting:
+                return None
+            self._evict_oldest()
+        place = object()
+        self._waiting[place] = network, evict
+        return place
+
+    def pin(self, place: object) -> None:
+        """Keep a holder from being evicted until it releases its place."""
+        if self._waiting.pop(place, None) is not None:
+            self._pinned.add(place)
+
+    def release(self, place: object) -> None:
+        """Release a place; an evicted one is ignored."""
+        self._waiting.pop(place, None)
+        self._pinned.discard(place)
+
+    def _evict_oldest(self) -> None:
+        waiting = Counter(network for network, _ in self._waiting.values())
+        busiest = max(waiting.values())
+        last = next(
+            place for place, (network, _) in self._waiting.items() if waiting[network] == busiest
+        )
+        _, evict = self._waiting.pop(last)
+        evict()
+
+
+def network_of(address: str) -> str:
+    """Return the network that counts as one client: an IPv4 address, or an IPv6 /64."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return address
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.ip_network((int(found), _IPV6_NETWORK_BITS), strict=False))

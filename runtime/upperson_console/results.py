@@ -1,0 +1,306 @@
+"""Results of a search: hits with their match labels, notices, and an export as a zip.
+
+Each search is in the log before its hits are shown; callers of `scored_hits` log it themselves.
+"""
+
+import datetime
+import hashlib
+import io
+import json
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_console.accounts import Account
+from upperson_console.limits import BusyError
+from upperson_console.models import ItemOut
+from upperson_console.pictures import PIECE_BYTES, GalleryPictures
+from upperson_console.problems import ProblemError
+from upperson_console.search import Page, Search, page_of
+from upperson_console.service import ConsoleService
+from upperson_rt import __version__
+from upperson_rt.errors import InputError
+from upperson_rt.gallery import Filter, Gallery, Hit, Item
+from upperson_rt.gallery.crops import read_crop
+from upperson_rt.image_file import MOST_FILE_BYTES
+from upperson_rt.search.calibration import MatchLabel
+from upperson_rt.search.notices import Notice
+from upperson_rt.search.query import SearchRequest
+
+__all__ = [
+    "ConsoleResult",
+    "match_of",
+    "run_search",
+    "scored_hits",
+    "timeline_hits",
+    "write_evidence",
+]
+
+_COUNTED = 100_000
+
+
+_OF_THE_GALLERY = frozenset({"camera_unknown", "gallery_empty", "filter_matches_nothing"})
+"""Notices whose counts include hidden cameras; the console makes its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsoleResult:
+    """One page of a search."""
+
+    page: Page
+    labels: list[MatchLabel]
+    """Match label of each hit, see `ScoreCalibration`."""
+    total: int | None
+    """Items that pass the filter; None if counting would take longer than the search."""
+    notices: list[Notice]
+
+
+def run_search(
+    service: ConsoleService, account: Account, search: Search, limit: int, cursor: str | None = None
+) -> ConsoleResult:
+    """Run a search, and log it."""
+    search.require_query()
+    request, notices = _request(service, account, search)
+    opened = service.current.now()
+    labels: dict[int, MatchLabel] = {}
+
+    def best(count: int) -> list[Hit]:
+        if request.where is None:
+            return []
+        result = opened.search.search(replace(request, k=count, calibrate=True, notices=True))
+        for hit, label in zip(result.hits, result.labels, strict=True):
+            labels[hit.id] = label
+        for notice in result.notices:
+            if notice.code not in _OF_THE_GALLERY:
+                notices[notice.code] = notice
+        return result.hits
+
+    page = page_of(search, limit, cursor, best)
+    service.note_search(account, search, page.hits, limit, {"from": page.first})
+    service.searches += 1
+    where = request.where
+    return ConsoleResult(
+        page=page,
+        labels=[labels[hit.id] for hit in page.hits],
+        total=0 if where is None else _counted(opened.gallery, where),
+        notices=sorted(notices.values(), key=lambda notice: not notice.is_warning),
+    )
+
+
+def match_of(
+    service: ConsoleService, account: Account, search: Search, id_: int
+) -> tuple[float, MatchLabel] | None:
+    """Return score and match label of an item in a search; None if they cannot be computed."""
+    _, vector_D = service.item(account, id_)
+    if search.is_empty:
+        return None
+    try:
+        request, _ = _request(service, account, search)
+        return service.current.last.search.match(request, vector_D)
+    except (BusyError, ProblemError):  # Such as a query picture that is not kept any more.
+        return None
+
+
+def timeline_hits(
+    service: ConsoleService, account: Account, search: Search, count: int
+) -> list[Hit]:
+    """Return the best hits of a search for its timeline, and log it."""
+    request, _ = _request(service, account, search)
+    may_see = request.where is not None
+    hits = service.current.now().search.search(replace(request, k=count)).hits if may_see else []
+    service.note_search(account, search, hits, count, {}, action="timeline")
+    return hits
+
+
+def scored_hits(
+    service: ConsoleService, account: Account, search: Search, count: int
+) -> list[tuple[Hit, float]]:
+    """Return the best hits of a search with their likelihoods, see `ScoreCalibration`.
+
+    The caller logs those that it shows.
+    """
+    request, _ = _request(service, account, search)
+    if request.where is None:
+        return []
+    result = service.current.now().search.search(replace(request, k=count, calibrate=True))
+    return list(zip(result.hits, result.likelihoods, strict=True))
+
+
+def _request(
+    service: ConsoleService, account: Account, search: Search
+) -> tuple[SearchRequest, dict[str, Notice]]:
+    """Return the core's request, and the notices that depend on the account, by code.
+
+    The request's ``where`` is None if the account may see nothing that it could find.
+    """
+    picture_D = None
+    if search.like is not None:
+        picture_D = service.item(account, search.like)[1]
+    elif search.picture is not None:
+        picture_D = service.query_pictures.get(search.picture).vector_D
+    ids = [id_ for id_, _ in search.marks]
+    found = service.gallery.get(ids) if ids else {}
+    visible = {id_: vector for id_, (item, vector) in found.items() if account.sees(item.camera)}
+
+    def vectors(ids: Sequence[int]) -> NDArray[np.float32] | None:
+        # Sorted, so that the same marks give the same result to the bit.
+        known = [visible[id_] for id_ in sorted(ids) if id_ in visible]
+        return np.array(known, np.float32) if known else None
+
+    notices: dict[str, Notice] = {}
+    if unknown := _unknown(service, account, search.where):
+        notices["camera_unknown"] = Notice("camera_unknown", {"cameras": unknown})
+    if missing := sum(id_ not in visible for id_ in ids):
+        notices["feedback_missing"] = Notice("feedback_missing", {"count": missing})
+    request = SearchRequest(
+        sentence=search.sentence if search.sentence.strip() else None,
+        picture=picture_D,
+        picture_share=search.share,
+        relevant_ND=vectors(search.yes),
+        not_relevant_ND=vectors(search.no),
+        where=account.visible(search.filter_at(time.time())),
+        by_track=search.by_track,
+    )
+    return request, notices
+
+
+def _unknown(service: ConsoleService, account: Account, where: Filter) -> list[str]:
+    """Return the cameras of a filter that have no pictures, or that the account may not see."""
+    wanted = where.cameras or ()
+    known = service.cameras(account) if wanted else {}
+    # A new camera is counted itself: `known` may be some seconds old.
+    return [
+        name
+        for name in wanted
+        if name not in known
+        and not (account.sees(name) and service.gallery.count(Filter(camera=name)))
+    ]
+
+
+def _counted(gallery: Gallery, where: Filter) -> int | None:
+    """Count items; None for attributes in a large gallery, as no index has them."""
+    return None if where.attributes and gallery.count() > _COUNTED else gallery.count(where)
+
+
+# --- Export: a self-contained zip of pictures, facts and hashes, with a page to read it
+
+_IN_MEMORY_BYTES = 8 << 20
+_MOST_EXPORT_BYTES = 2 << 30
+_SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"BM": ".bmp"}
+
+
+def write_evidence(
+    items: Sequence[tuple[int, Item]],
+    pictures: GalleryPictures,
+    query: Mapping[str, Any],
+    model: Mapping[str, Any],
+    templates: jinja2.Environment,
+) -> tuple[IO[bytes], str]:
+    """Write a zip; return its file, at its beginning, and its SHA-256.
+
+    Pictures are copied byte by byte. ``manifest.json`` has the SHA-256 of each other file.
+
+    Args:
+        items: What to export.
+        pictures: Their pictures.
+        query: The search that found them, and the account that exports them.
+        model: Fingerprint and variant of the model.
+        templates: With ``evidence.html.j2``.
+    """
+    exported = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    hashes: dict[str, str] = {}
+    with ExitStack() as stack:
+        file = stack.enter_context(tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES))
+        stack.enter_context(_disk_errors())
+        archive = stack.enter_context(zipfile.ZipFile(file, "w", zipfile.ZIP_STORED))
+
+        def put(name: str, content: bytes) -> None:
+            hashes[name] = hashlib.sha256(content).hexdigest()
+            archive.writestr(_entry(name), content)
+
+        rows = []
+        for id_, item in items:
+            name = None
+            if (picture := _opened(pictures, item)) is not None:
+                with picture:
+                    name, hashes[name] = _copied(picture, f"pictures/{id_}", archive)
+            facts = ItemOut.of(id_, item, name is not None).model_dump(exclude={"picture"})
+            rows.append({**facts, "file": name, "sha256": None if name is None else hashes[name]})
+        facts = {
+            "exported": exported,
+            "program": f"upperson-rt {__version__}",
+            "model": dict(model),
+            "query": dict(query),
+            "items": rows,
+        }
+        put("items.json", _json(facts))
+        page = templates.get_template("evidence.html.j2").render(**facts)
+        put("index.html", page.encode("utf-8"))
+        archive.writestr("manifest.json", _json({"sha256": hashes}))
+        archive.close()
+        digest = hashlib.sha256()
+        file.seek(0)
+        while block := file.read(1 << 20):
+            digest.update(block)
+        file.seek(0)
+        stack.pop_all()  # The caller closes it.
+    return file, digest.hexdigest()
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # Large ones are on disk until they are sent.
+        raise ProblemError(507, f"cannot write the export: {error.strerror or error}") from error
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, default=str) + "\n").encode("ascii")
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    return zipfile.ZipInfo(name, datetime.datetime.now().timetuple()[:6])
+
+
+def _opened(pictures: GalleryPictures, item: Item) -> IO[bytes] | None:
+    """Open a picture's file; None if it is missing or damaged."""
+    file: Path | None = pictures.file(item)
+    try:  # Decoding it refuses damaged and overlong files.
+        made = None if file is None else pictures.jpeg(item, "thumb")
+    except InputError:
+        return None
+    if file is None or made is None:
+        return None
+    crop = read_crop(file)  # Read again: the cache may have answered.
+    return file.open("rb") if crop is None else io.BytesIO(crop)
+
+
+def _copied(picture: IO[bytes], stem: str, archive: zipfile.ZipFile) -> tuple[str, str]:
+    """Copy a picture's file into a zip; return its name there and its SHA-256."""
+    left = min(picture.seek(0, io.SEEK_END), MOST_FILE_BYTES)
+    picture.seek(0)
+    if sum(one.file_size for one in archive.infolist()) + left > _MOST_EXPORT_BYTES:
+        raise ProblemError(
+            413,
+            f"the export has more than {_MOST_EXPORT_BYTES >> 30} GiB: export fewer pictures",
+            code="export_too_large",
+        )
+    digest, piece = hashlib.sha256(), picture.read(min(left, PIECE_BYTES))
+    suffix = next((end for start, end in _SUFFIXES.items() if piece.startswith(start)), ".bin")
+    with archive.open(_entry(stem + suffix), "w") as copy:
+        while piece:
+            left -= len(piece)
+            digest.update(piece)
+            copy.write(piece)
+            piece = picture.read(min(left, PIECE_BYTES))
+    return stem + suffix, digest.hexdigest()

@@ -1,0 +1,326 @@
+"""The console's use cases, which pages, API and ONVIF share, over a search service and a gallery.
+
+Each search, view, export, mark and deletion is in the query log before its result is shown. Errors
+are those of `problems`; what an account may not see is reported as missing.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_console.accounts import Account
+from upperson_console.current import CurrentGallery
+from upperson_console.limits import RequestQueue
+from upperson_console.pictures import GalleryPictures
+from upperson_console.problems import ProblemError
+from upperson_console.queries import QueryPictures, QueuedEncoder
+from upperson_console.search import Search
+from upperson_console.user_state import UserState
+from upperson_rt.encoder import Encoder
+from upperson_rt.errors import InputError, UsageError
+from upperson_rt.gallery import CameraInfo, Filter, Gallery, Hit, Item, TrackSpan
+from upperson_rt.query_log import QueryLog
+from upperson_rt.retriever import find_alike
+from upperson_rt.search.calibration import MatchLabel
+from upperson_rt.search.query import QueryEncoder
+from upperson_rt.search.service import SearchService
+
+__all__ = ["ConsoleService", "TrackViews", "span_of"]
+
+MOST_VIEWS = 500
+_MOST_OTHERS = 24
+_LONGEST_REASON = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackViews:
+    """An item with all views of its track."""
+
+    id: int
+    item: Item
+    views: list[tuple[int, Item]]
+    """By time; the item alone if it has no track."""
+    total: int
+    """Number of views; `views` holds 500 at most."""
+
+
+class ConsoleService:
+    """An encoder and a gallery, with query log and user state. Safe for several threads."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        open_gallery: Callable[[], Gallery],
+        log: QueryLog,
+        user_state: UserState,
+        background_KD: NDArray[np.float32],
+    ) -> None:
+        """Serve a gallery.
+
+        Args:
+            encoder: Of the bundle; its towers are loaded at their first use.
+            open_gallery: Opens the gallery, and again after it was replaced.
+            log: The query log.
+            user_state: Query pictures, saved searches and marks.
+            background_KD: (K, D) embeddings of the background set: a bundle's golden samples.
+        """
+        self.encoder = encoder
+        self.user_state = user_state
+        self.queue = RequestQueue()
+        queued = QueuedEncoder(encoder, self.queue)
+        self.query_pictures = QueryPictures(queued, user_state)
+        queries = QueryEncoder(queued)
+        self.searches = 0
+        """Number of searches."""
+        self.current = CurrentGallery(
+            open_gallery, lambda gallery: SearchService(queries, gallery, background_KD)
+        )
+        """The gallery, reopened after it was replaced."""
+        self._log = log
+
+    def close(self) -> None:
+        """Close gallery, user state and log."""
+        self.current.last.gallery.close()
+        self.user_state.close()
+        self._log.close()
+
+    # Reads.
+
+    @property
+    def gallery(self) -> Gallery:
+        """The gallery at its location."""
+        return self.current.now().gallery
+
+    @property
+    def log_file(self) -> Path:
+        """The file of the query log."""
+        return self._log.path
+
+    @property
+    def log_problem(self) -> str:
+        """The break of the query log that is not acknowledged; empty if there is none."""
+        return self._log.problem
+
+    @property
+    def pictures(self) -> GalleryPictures:
+        """Pictures of the gallery."""
+        return self.current.last.pictures
+
+    def cameras(self, account: Account) -> dict[str, CameraInfo]:
+        """Return the cameras that an account may see, some seconds old at most."""
+        cameras = self.current.now().cameras()
+        return {name: info for name, info in cameras.items() if account.sees(name)}
+
+    def count(self, account: Account, where: Filter) -> int:
+        """Count the items that pass a filter and that an account may see."""
+        visible = account.visible(where)
+        return 0 if visible is None else self.gallery.count(visible)
+
+    def item(self, account: Account, id_: int) -> tuple[Item, NDArray[np.float32]]:
+        """Return an item and its (D,) vector."""
+        found = self.gallery.get([id_]).get(id_)
+        if found is None or not account.sees(found[0].camera):
+            raise ProblemError(
+                404,
+                f"there is no picture {id_}; it may have been deleted",
+                code="picture_not_found",
+            )
+        return found
+
+    def person(self, account: Account, id_: int) -> TrackViews:
+        """Return an item with the views of its track, and log the view."""
+        item, _ = self.item(account, id_)
+        views = self._views(id_, item)
+        hits = [Hit(id=one, score=0.0, item=view) for one, view in views]
+        self.note(account, "view", hits[:MOST_VIEWS], {"picture": str(id_)})
+        return TrackViews(id=id_, item=item, views=views[:MOST_VIEWS], total=len(views))
+
+    def track(self, account: Account, camera: str | None, track: str) -> TrackViews:
+        """Return the views of a track, see `person`."""
+        where = account.visible(Filter(camera=camera, track=track))
+        first = None if where is None else next(self.gallery.items(where), None)
+        if first is None or first.camera != camera:
+            raise _no_track()
+        return self.person(account, self.gallery.ids([first.key])[first.key])
+
+    def track_ids(self, account: Account, camera: str | None, track: str) -> list[int]:
+        """Return the ids of all views of a track."""
+        where = account.visible(Filter(camera=camera, track=track))
+        items = [] if where is None else [*self.gallery.items(where)]
+        ids = self.gallery.ids([item.key for item in items if item.camera == camera])
+        if not ids:
+            raise _no_track()
+        return [*ids.values()]
+
+    def elsewhere(self, account: Account, person: TrackViews) -> list[tuple[Hit, MatchLabel]]:
+        """Return the nearest tracks in other cameras, best first, with match labels, and log them.
+
+        They look most alike; they need not show the same person.
+        """
+        others = [name for name in self.cameras(account) if name != person.item.camera]
+        if not others:
+            return []
+        found = self.gallery.get([id_ for id_, _ in person.views])
+        if not found:
+            return []
+        mean_D = np.mean([vector for _, vector in found.values()], axis=0)
+        mean_D /= np.linalg.norm(mean_D)
+        (hits,) = self.gallery.search(
+            mean_D[None].astype(np.float32), _MOST_OTHERS, Filter(camera=others), by_track=True
+        )
+        calibration = self.current.last.search.calibration
+        labels = calibration.labels(1.0, [hit.score for hit in hits])
+        self.note(account, "view", hits, {"elsewhere": str(person.id)}, Filter(camera=others))
+        return list(zip(hits, labels, strict=True))
+
+    # Actions.
+
+    def mark(self, account: Account, search: Search) -> None:
+        """Keep the marks of a search."""
+        found = self.gallery.get([*search.yes, *search.no])
+        if any(not account.sees(item.camera) for item, _ in found.values()):
+            raise ProblemError(404, "there is no such picture", code="picture_not_found")
+        hits = [Hit(id=id_, score=0.0, item=item) for id_, (item, _) in found.items()]
+        self.note_search(account, search, hits, len(hits), {}, action="mark")
+        self.user_state.set_marks(account.name, search.marks_key, [*search.yes], [*search.no])
+
+    def alike(self, account: Account, id_: int, min_score: float) -> list[Hit]:
+        """Return and log all items that score at least ``min_score`` against one, best first."""
+        _, vector_D = self.item(account, id_)
+        where = account.visible(Filter())
+        hits = [] if where is None else find_alike(self.gallery, vector_D, min_score, where)
+        self.note(account, "alike", hits, {"like": str(id_), "min_score": min_score})
+        return hits
+
+    def delete(
+        self, account: Account, ids: Sequence[int], reason: str, details: Mapping[str, Any]
+    ) -> int:
+        """Delete items and their pictures, with a reason; return how many there were."""
+        reason = _require_reason(reason)
+        found = self.gallery.get(ids)
+        hits = [
+            Hit(id=one, score=0.0, item=item)
+            for one, (item, _) in found.items()
+            if account.sees(item.camera)
+        ]
+        self.note(account, "delete", hits, {"reason": reason, **details})
+        deleted = self.gallery.delete([hit.item.key for hit in hits])
+        self.current.last.has_changed()
+        return deleted
+
+    def prune(
+        self,
+        account: Account,
+        older_than: float | None,
+        keep_newest: int | None,
+        camera: str | None,
+        reason: str,
+        dry_run: bool,
+    ) -> int:
+        """Delete old items, see `Gallery.prune`; return how many were or would be deleted."""
+        gallery = self.gallery
+        if dry_run:
+            return gallery.count_prunable(older_than, keep_newest, camera)
+        details = {"reason": _require_reason(reason), "older_than": older_than, "keep": keep_newest}
+        self.note(account, "prune", [], details, Filter(camera=camera))
+        pruned = gallery.prune(older_than, keep_newest, camera)
+        self.current.last.has_changed()
+        return pruned
+
+    def note(
+        self,
+        account: Account,
+        action: str,
+        hits: Sequence[Hit],
+        details: Mapping[str, Any],
+        where: Filter | None = None,
+        sentence: str = "",
+        k: int | None = None,
+        by_track: bool = False,
+    ) -> None:
+        """Write a line of the query log."""
+        try:
+            self._log.write(
+                sentence,
+                hits,
+                k=len(hits) if k is None else k,
+                where=where,
+                by_track=by_track,
+                gallery=self.current.last.gallery.location,
+                action=action,
+                user=account.name,
+                details=details,
+            )
+        except InputError as error:
+            raise ProblemError(507, str(error), code="log_not_writable") from error
+
+    def note_items(
+        self,
+        account: Account,
+        action: str,
+        items: Sequence[tuple[int, Item]],
+        details: Mapping[str, Any],
+    ) -> None:
+        """Log an action on items, see `note`."""
+        self.note(account, action, [Hit(id=i, score=0.0, item=item) for i, item in items], details)
+
+    def note_search(
+        self,
+        account: Account,
+        search: Search,
+        hits: Sequence[Hit],
+        limit: int,
+        more: Mapping[str, Any],
+        action: str = "query",
+    ) -> None:
+        """Log a search and the hits that are about to be shown, see `note`."""
+        given = {
+            "picture": search.picture,
+            "like": search.like,
+            "share": search.share if search.has_both else None,
+            "yes": list(search.yes),
+            "no": list(search.no),
+        }
+        used = {name: value for name, value in given.items() if value not in (None, [])}
+        details = {"order": search.order, **more, **used}
+        where = search.filter_at(time.time())
+        self.note(account, action, hits, details, where, search.sentence, limit, search.by_track)
+
+    def _views(self, id_: int, item: Item) -> list[tuple[int, Item]]:
+        if item.track is None:
+            return [(id_, item)]
+        where = Filter(camera=item.camera, track=item.track)
+        views = [one for one in self.gallery.items(where) if one.camera == item.camera]
+        ids = self.gallery.ids([view.key for view in views])
+        there = [(ids[view.key], view) for view in views if view.key in ids]
+        return sorted(there, key=lambda pair: (pair[1].time or 0.0, pair[0]))
+
+
+def _no_track() -> ProblemError:
+    return ProblemError(
+        404, "there is no such track; it may have been deleted", code="track_not_found"
+    )
+
+
+def _require_reason(reason: str) -> str:
+    reason = reason.strip()
+    if not reason:
+        raise UsageError("a deletion needs a reason: say in a few words why", code="reason_missing")
+    if len(reason) > _LONGEST_REASON:
+        raise UsageError(
+            f"the reason may have {_LONGEST_REASON} letters at most", code="reason_too_long"
+        )
+    return reason
+
+
+def span_of(views: Sequence[tuple[int, Item]]) -> TrackSpan:
+    """Return the time span of views."""
+    times = [item.time for _, item in views if item.time is not None]
+    return TrackSpan(
+        first_time=min(times, default=None), last_time=max(times, default=None), pictures=len(views)
+    )

@@ -1,0 +1,278 @@
+"""User state store: query pictures, saved searches and marks, in one SQLite file.
+
+A write that has returned survives a killed process and a power failure. Rows have checksums, which
+are compared when the file is opened: SQLite has none.
+"""
+
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.arguments import check_name
+from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.files import make_folder
+from upperson_rt.gallery.sqlite.schema import checksum_of_values
+from upperson_rt.printable import one_line
+
+__all__ = ["QueryPicture", "SavedSearch", "UserState"]
+
+_MOST_PICTURES = 1000
+_LONGEST_NAME = 100
+_TABLES = """
+CREATE TABLE IF NOT EXISTS pictures (
+    id TEXT PRIMARY KEY, sha256 TEXT NOT NULL, fingerprint TEXT NOT NULL, vector BLOB NOT NULL,
+    jpeg BLOB NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL, added REAL NOT NULL,
+    checksum INTEGER
+);
+CREATE TABLE IF NOT EXISTS saved (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, user TEXT NOT NULL, name TEXT NOT NULL,
+    address TEXT NOT NULL, added REAL NOT NULL, checksum INTEGER, UNIQUE (user, name)
+);
+CREATE TABLE IF NOT EXISTS marks (
+    user TEXT NOT NULL, question TEXT NOT NULL, item INTEGER NOT NULL, yes INTEGER NOT NULL,
+    added REAL NOT NULL, checksum INTEGER, PRIMARY KEY (user, question, item)
+);
+"""
+_GUARD = """
+CREATE TRIGGER IF NOT EXISTS saved_adding BEFORE INSERT ON saved BEGIN SELECT sum_of(); END
+"""
+"""Keeps older releases, which write no checksums, from adding rows: they lack this function. Their
+inserts into the other tables fail for the additional column."""
+
+_SUMS = {
+    "pictures": "sum_of(id, sha256, fingerprint, vector, jpeg, width, height, added)",
+    "saved": "sum_of(id, user, name, address, added)",
+    "marks": "sum_of(user, question, item, yes, added)",
+}
+"""The checksum of a row, by table."""
+
+_DAMAGED = re.compile("decode|malformed|no such (column|table|index|function)|syntax|user-defined")
+"""SQLite's messages that mean damage, as our statements are correct."""
+
+
+class _DamageError(Exception):
+    """The file is damaged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryPicture:
+    """A picture to search with."""
+
+    id: str
+    sha256: str
+    """Of the file that was sent."""
+    vector_D: NDArray[np.float32]
+    jpeg: bytes
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedSearch:
+    """A search with a name."""
+
+    id: int
+    name: str
+    address: str
+    """The query string of the search page."""
+    added: float
+
+
+class UserState:
+    """The store. Safe for several threads."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, or create it and its folder.
+
+        Raises:
+            InputError: It cannot be created or used.
+            IntegrityError: It is damaged, or no such store.
+        """
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            make_folder(path.parent, 0o700)
+            if not path.exists():
+                path.touch(0o600)
+            self._connection = sqlite3.connect(
+                path, isolation_level=None, check_same_thread=False, timeout=10
+            )
+            with self._sqlite_errors():
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.execute("PRAGMA synchronous = FULL")
+                self._connection.execute("PRAGMA secure_delete = ON")
+                self._connection.create_function("sum_of", -1, _sum_of, deterministic=True)
+                with self._transaction():
+                    self._make_tables()
+                    for table in _SUMS:
+                        self._check(table)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {path}: {error.strerror}; name another folder with  --state"
+            ) from error
+
+    def _make_tables(self) -> None:
+        """Create missing tables; those of older releases get the column of checksums."""
+        execute = self._connection.execute
+        for statement in filter(str.strip, _TABLES.split(";")):
+            execute(statement)
+        for table in _SUMS:
+            if "checksum" not in {name for _, name, *_ in execute(f"PRAGMA table_info({table})")}:
+                execute(f"ALTER TABLE {table} ADD COLUMN checksum INTEGER")
+        execute(_GUARD)
+
+    def _check(self, table: str) -> None:
+        """Compare the checksums of a table; rows of older releases get theirs."""
+        execute = self._connection.execute
+        (problem,) = execute(f"PRAGMA integrity_check({table})").fetchone()
+        if problem != "ok":
+            raise _DamageError(problem)
+        self._sum_up(table)
+        sql = f"SELECT count(*) FROM {table} WHERE checksum IS NOT {_SUMS[table]}"
+        if count := execute(sql).fetchone()[0]:
+            raise _DamageError(f"{count} rows of {table} are not what was written")
+
+    def _sum_up(self, table: str) -> None:
+        """Set the checksums of rows that have none."""
+        sql = f"UPDATE {table} SET checksum = {_SUMS[table]} WHERE checksum IS NULL"
+        self._connection.execute(sql)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()
+
+    def keep_picture(self, picture: QueryPicture, fingerprint: str) -> None:
+        """Keep a picture with its embedding of one model; only the newest thousand are kept."""
+        with self._writing("pictures") as execute:
+            execute(
+                "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+                (
+                    picture.id,
+                    picture.sha256,
+                    fingerprint,
+                    picture.vector_D.astype("<f4").tobytes(),
+                    picture.jpeg,
+                    *picture.size,
+                    time.time(),
+                ),
+            )
+            execute(
+                "DELETE FROM pictures WHERE id NOT IN "
+                "(SELECT id FROM pictures ORDER BY added DESC LIMIT ?)",
+                (_MOST_PICTURES,),
+            )
+
+    def picture(self, id_: str, fingerprint: str) -> QueryPicture | None:
+        """Return a picture with its embedding of a model, or None."""
+        with self._lock, self._sqlite_errors():
+            row = self._connection.execute(
+                "SELECT sha256, vector, jpeg, width, height FROM pictures "
+                "WHERE id = ? AND fingerprint = ?",
+                (id_, fingerprint),
+            ).fetchone()
+        if row is None:
+            return None
+        return QueryPicture(
+            id=id_,
+            sha256=row[0],
+            vector_D=np.frombuffer(row[1], "<f4").astype(np.float32),
+            jpeg=row[2],
+            size=(row[3], row[4]),
+        )
+
+    def save(self, user: str, name: str, address: str) -> None:
+        """Save a search; one of the same name is replaced.
+
+        Raises:
+            InputError: The name is empty or too long.
+        """
+        name = check_name(name.strip(), "the name of a search")
+        if len(name) > _LONGEST_NAME:
+            raise InputError(
+                f"the name of a search may have {_LONGEST_NAME} letters at most",
+                code="name_too_long",
+            )
+        with self._writing("saved") as execute:
+            execute(
+                "INSERT INTO saved (user, name, address, added) VALUES (?, ?, ?, ?) ON CONFLICT "
+                "(user, name) DO UPDATE SET address = excluded.address, checksum = NULL",
+                (user, name, address, time.time()),
+            )
+
+    def saved(self, user: str) -> list[SavedSearch]:
+        """Return a user's searches by name."""
+        with self._lock, self._sqlite_errors():
+            rows = self._connection.execute(
+                "SELECT id, name, address, added FROM saved WHERE user = ? ORDER BY name", (user,)
+            ).fetchall()
+        return [SavedSearch(id=id_, name=name, address=a, added=t) for id_, name, a, t in rows]
+
+    def forget_saved(self, user: str, id_: int) -> bool:
+        """Delete a saved search; return whether it existed."""
+        with self._writing("saved") as execute:
+            gone = execute("DELETE FROM saved WHERE user = ? AND id = ?", (user, id_))
+            return bool(gone.rowcount)
+
+    def set_marks(self, user: str, marks_key: str, yes: list[int], no: list[int]) -> None:
+        """Replace a user's marks of a query: right items, and wrong ones."""
+        with self._writing("marks") as execute:
+            execute("DELETE FROM marks WHERE user = ? AND question = ?", (user, marks_key))
+            now = time.time()
+            for ids, verdict in ((yes, 1), (no, 0)):
+                for place, id_ in enumerate(ids):
+                    row = (user, marks_key, id_, verdict, now + place / 1e6)
+                    execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?, ?, NULL)", row)
+
+    def marks(self, user: str, marks_key: str) -> tuple[list[int], list[int]]:
+        """Return the items that a user marked as right and as wrong, in the order of marking."""
+        with self._lock, self._sqlite_errors():
+            rows = self._connection.execute(
+                "SELECT item, yes FROM marks WHERE user = ? AND question = ? ORDER BY added",
+                (user, marks_key),
+            ).fetchall()
+        return [i for i, yes in rows if yes], [i for i, yes in rows if not yes]
+
+    @contextmanager
+    def _writing(self, table: str) -> Iterator[Callable[..., sqlite3.Cursor]]:
+        with self._lock, self._sqlite_errors(), self._transaction():
+            yield self._connection.execute
+            self._sum_up(table)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Run a transaction that excludes other processes."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _sqlite_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, _DamageError, UnicodeDecodeError) as error:
+            is_use = isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError)
+            if is_use and not _DAMAGED.search(str(error)):
+                raise InputError(f"cannot use {self._path}: {one_line(error)}") from error
+            raise IntegrityError(
+                f"{self._path} is damaged or something else ({one_line(error)}): put back a copy, "
+                "or remove it, and with it saved searches, marks and query pictures",
+                code="user_state_damaged",
+                path=self._path,
+            ) from error
+
+
+def _sum_of(*values: object) -> int:
+    return checksum_of_values(values)

@@ -1,0 +1,114 @@
+"""`upperson-rt log`."""
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from upperson_rt.cli.app import Command, new_app
+from upperson_rt.cli.groups import grouped
+from upperson_rt.cli.options import Output
+from upperson_rt.cli.output import print_labelled, print_line, print_result
+from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.printable import count_of, safe_repr
+
+if TYPE_CHECKING:
+    from upperson_rt.log_chain import LogReport
+
+__all__ = ["app"]
+
+app = new_app("Verify query logs, and acknowledge broken ones.")
+
+
+@app.command(cls=Command)
+@grouped
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Query log.")],
+    *,
+    expect: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--expect",
+            metavar="CHAIN",
+            help="A chain that the log had, noted elsewhere: it must still have it; may be given "
+            "again.",
+        ),
+    ] = None,
+    output: Output,
+) -> None:
+    """Check that no line was changed, removed or added; exit code 6 if one was.
+
+    A user who can write the log can replace all of it. The last chain stands for the whole log:
+    note it now and then where that user cannot write, and pass it with --expect.
+
+    Example: `upperson-rt log verify console/query.log`
+    """
+    from upperson_rt.log_chain import verify_log
+
+    expected = [chain.strip().lower() for chain in expect or ()]
+    for chain in expected:
+        if not re.fullmatch("[0-9a-f]{64}", chain):
+            raise UsageError(
+                f"--expect takes a chain as  upperson-rt log verify  prints it, 64 digits, found "
+                f"{safe_repr(chain)}",
+                code="chain_malformed",
+                found=chain,
+            )
+    report = verify_log(file, expected)
+    result = {"file": str(file), "ok": not report.problems, **asdict(report)}
+    print_result(result, output.as_json, lambda _: _print_report(report))
+    if report.problems:
+        raise IntegrityError(
+            f"{file} is not as it was written: {report.problems[0]}", code="log_altered", path=file
+        )
+
+
+def _print_report(report: "LogReport") -> None:
+    for problem in report.problems:
+        print_labelled("wrong", typer.colors.RED, problem)
+    if not report.problems:
+        rest = ""
+        if report.unchained:
+            rest = f", {report.unchained} of them of older releases, not chained"
+        total = report.lines + report.unchained
+        print_line(f"{count_of(total, 'line')} as they were written{rest}")
+    if report.previous:
+        print_line(f"it continues a broken log, whose last known chain is {report.previous}")
+    if report.cut_off:
+        print_line(f"{count_of(report.cut_off, 'line')} cut off by a full disk or a crash")
+    for number in report.expected.values():
+        print_line(f"the expected chain is that of line {number}: up to it nothing has changed")
+    print_line(f"last chain: {report.chain or 'none'}")
+
+
+@app.command(cls=Command)
+@grouped
+def acknowledge(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Query log.")],
+    *,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the log.")] = "",
+    output: Output,
+) -> None:
+    """Acknowledge that a log was cut, changed or removed, and goes on in a new file.
+
+    The log gets a line with time, user and reason. Warnings end, and what was broken stays beside
+    the log as FILE.broken-1. Run it as the user who writes the log.
+
+    Example: `upperson-rt log acknowledge console/query.log --reason "disk was full"`
+    """
+    from upperson_rt.log_chain import head_of
+    from upperson_rt.query_log import QueryLog
+
+    if not file.exists() and not head_of(file).exists():
+        raise InputError(
+            f"there is no query log {file}: name another file", code="log_not_found", path=file
+        )
+    with QueryLog(file) as log:
+        problem = log.problem
+        if problem:
+            log.acknowledge(reason)
+    done = f"acknowledged: {problem}" if problem else f"nothing to acknowledge in {file}"
+    result: dict[str, Any] = {"file": str(file), "acknowledged": problem or None}
+    print_result(result, output.as_json, lambda _: print_line(done))

@@ -1,0 +1,148 @@
+"""NVIDIA's driver library and its GPUs, and what a Jetson needs."""
+
+import ctypes
+import re
+import sys
+from collections.abc import Mapping
+from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_ulonglong
+from ctypes import c_void_p as c_handle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "cuInit": (c_uint,),
+    "cuDriverGetVersion": (POINTER(c_int),),
+    "cuGetErrorName": (c_int, POINTER(c_char_p)),
+    "cuGetErrorString": (c_int, POINTER(c_char_p)),
+    "cuDeviceGetCount": (POINTER(c_int),),
+    "cuDeviceGet": (POINTER(c_int), c_int),
+    "cuDeviceGetName": (c_char_p, c_int, c_int),
+    "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
+    "cuDevicePrimaryCtxRetain": (POINTER(c_handle), c_int),
+    "cuCtxPushCurrent_v2": (c_handle,),
+    "cuCtxPopCurrent_v2": (POINTER(c_handle),),
+    "cuMemAlloc_v2": (POINTER(c_uint64), c_size_t),
+    "cuMemFree_v2": (c_uint64,),
+    "cuMemHostAlloc": (POINTER(c_handle), c_size_t, c_uint),
+    "cuMemFreeHost": (c_handle,),
+    "cuMemHostGetDevicePointer_v2": (POINTER(c_uint64), c_handle, c_uint),
+    "cuMemcpyHtoDAsync_v2": (c_uint64, c_handle, c_size_t, c_handle),
+    "cuMemcpyDtoHAsync_v2": (c_handle, c_uint64, c_size_t, c_handle),
+    "cuStreamCreate": (POINTER(c_handle), c_uint),
+    "cuStreamDestroy_v2": (c_handle,),
+    "cuStreamSynchronize": (c_handle,),
+    "cuStreamBeginCapture_v2": (c_handle, c_int),
+    "cuStreamEndCapture": (c_handle, POINTER(c_handle)),
+    "cuGraphInstantiateWithFlags": (POINTER(c_handle), c_handle, c_ulonglong),
+    "cuGraphLaunch": (c_handle, c_handle),
+    "cuGraphExecDestroy": (c_handle,),
+    "cuGraphDestroy": (c_handle,),
+}
+"""Types of the arguments of each function used; every one returns a CUresult, an int."""
+
+
+@dataclass(frozen=True)
+class CudaDriver:
+    """A driver that answered, or the reason why none did."""
+
+    version: str | None
+    """Highest CUDA version it supports, such as ``12.6``; None when it does not work."""
+    devices: tuple[str, ...] = ()
+    """Names of the GPUs."""
+    problem: str | None = None
+    """Why `version` is None."""
+
+
+def probe_cuda_driver() -> CudaDriver:
+    """Query the driver for its version and GPUs; never raises.
+
+    It loads neither CUDA nor TensorRT, which can crash the process on a machine without a driver.
+    """
+    try:
+        cuda = bound_library()
+    except OSError:
+        return CudaDriver(None, problem="no NVIDIA driver (libcuda.so.1 is not there)")
+    except AttributeError as error:
+        return CudaDriver(None, problem=f"the NVIDIA driver is older than CUDA 11.4 ({error})")
+    status = cuda.cuInit(0)
+    if status != 0:
+        return CudaDriver(None, problem=f"the NVIDIA driver does not start (cuInit gave {status})")
+    version, count = c_int(), c_int()
+    if cuda.cuDriverGetVersion(byref(version)) or cuda.cuDeviceGetCount(byref(count)):
+        return CudaDriver(None, problem="the NVIDIA driver does not answer")
+    names = []
+    for index in range(count.value):
+        device, name = c_int(), ctypes.create_string_buffer(128)
+        failed = cuda.cuDeviceGet(byref(device), index) or cuda.cuDeviceGetName(
+            name, len(name), device
+        )
+        names.append("unknown GPU" if failed else name.value.decode("utf-8", "replace"))
+    release = f"{version.value // 1000}.{version.value % 1000 // 10}"  # CUDA's 12060 is 12.6.
+    return CudaDriver(release, tuple(names))
+
+
+def bound_library() -> ctypes.CDLL:
+    """Load libcuda with its `SIGNATURES`.
+
+    Raises OSError without a driver, AttributeError on an old one.
+    """
+    library = ctypes.CDLL("libcuda.so.1")
+    for name, types in SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = types, c_int
+    return library
+
+
+# --- A Jetson: TensorRT and OpenCV come with JetPack, PyPI has neither for it
+
+ADVICE = (
+    "use JetPack's TensorRT (sudo apt install python3-libnvinfer) in a virtual environment made "
+    "with --system-site-packages, see docs/jetson.md"
+)
+
+OLDEST_RELEASE = (36, 4)
+"""Jetson Linux of JetPack 6.1, the first with TensorRT 10.3."""
+
+_TEGRA = Path("/etc/nv_tegra_release")
+
+
+def jetson_line() -> str | None:
+    """Return how a Jetson names its Linux, ``R36 (release), REVISION: 4.3``; None elsewhere."""
+    if not _TEGRA.is_file():
+        return None
+    return _TEGRA.read_text("utf-8", errors="replace").split(", GCID")[0].strip("# \n")
+
+
+def jetson_release() -> tuple[int, ...] | None:
+    """Return the release of Jetson Linux, such as (36, 4, 3); None elsewhere or if it has none."""
+    found = re.match(r"R(\d+) .*REVISION: ([\d.]+)", jetson_line() or "")
+    return found and tuple(int(n) for n in (found[1], *found[2].strip(".").split(".")))
+
+
+def jetson_advice(
+    release: tuple[int, ...] | None, numpy: str | None, opencv: Mapping[str, str]
+) -> list[str]:
+    """Return what to change on this Jetson, a line each."""
+    advice = []
+    if release is not None and release < OLDEST_RELEASE:
+        advice.append("install JetPack 6.1 or later, the first with TensorRT 10.3")
+    if not _system_packages_visible():
+        advice.append(
+            "make the virtual environment again with  python3 -m venv --system-site-packages"
+        )
+    if opencv:
+        advice.append(f"pip uninstall {' '.join(opencv)}  (JetPack's OpenCV has GStreamer)")
+    if numpy is not None and int(numpy.partition(".")[0]) >= 2:
+        advice.append("pip install 'numpy<2'  (JetPack's OpenCV is built for numpy 1)")
+    return advice
+
+
+def _system_packages_visible() -> bool:
+    if sys.prefix == sys.base_prefix:
+        return True
+    try:
+        text = Path(sys.prefix, "pyvenv.cfg").read_text("utf-8")
+    except OSError:
+        return False
+    return re.search(r"(?m)^include-system-site-packages\s*=\s*true\s*$", text) is not None

@@ -1,0 +1,169 @@
+"""The user state store is as it was written, or refused."""
+
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from tests.helpers.refused import refused
+from upperson_console.user_state import QueryPicture, UserState
+from upperson_rt.errors import IntegrityError
+
+VECTOR = np.full(16, 0.25, np.float32)
+OLD_FILE = """
+PRAGMA journal_mode = WAL;
+CREATE TABLE pictures (
+    id TEXT PRIMARY KEY, sha256 TEXT NOT NULL, fingerprint TEXT NOT NULL, vector BLOB NOT NULL,
+    jpeg BLOB NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL, added REAL NOT NULL
+);
+CREATE TABLE saved (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, user TEXT NOT NULL, name TEXT NOT NULL,
+    address TEXT NOT NULL, added REAL NOT NULL, UNIQUE (user, name)
+);
+CREATE TABLE marks (
+    user TEXT NOT NULL, question TEXT NOT NULL, item INTEGER NOT NULL, yes INTEGER NOT NULL,
+    added REAL NOT NULL, PRIMARY KEY (user, question, item)
+);
+INSERT INTO pictures VALUES ('p', 'ab', 'space', unhex_vector, X'FFD86A706567', 3, 4, 1e9);
+INSERT INTO saved VALUES (1, 'ann', 'red coats', '?q=a+red+coat', 1000000000.25);
+INSERT INTO saved VALUES (2, 'j\u00fcrgen', 'Stra\u00dfe \U0001fae8', '?q=b', 1000000001.5);
+INSERT INTO marks VALUES ('ann', 'question', 3, 1, 1e9);
+INSERT INTO marks VALUES ('ann', 'question', 1, 1, 1000000000.5);
+INSERT INTO marks VALUES ('ann', 'question', 2, 0, 1e9);
+""".replace("unhex_vector", f"X'{VECTOR.tobytes().hex()}'")
+"""A file as the release without checksums made it."""
+OLD_SUMS = {
+    "pictures": [471221202],
+    "saved": [4219629890, 3213111734],
+    "marks": [3372941223, 3234401555, 2961239662],
+}
+"""The same in every release of Python: one that prints an emoji and one that escapes it."""
+OLD_STATEMENTS = (
+    "INSERT OR REPLACE INTO pictures VALUES ('q', 'ab', 'space', X'00', X'00', 3, 4, 1e9)",
+    "INSERT INTO saved (user, name, address, added) VALUES ('ann', 'red coats', '?q=new', 1e9) "
+    "ON CONFLICT (user, name) DO UPDATE SET address = excluded.address",
+    "INSERT OR REPLACE INTO marks VALUES ('ann', 'question', 3, 0, 1e9)",
+)
+"""How that release writes."""
+
+
+def older_store(path):
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(OLD_FILE)
+    return path
+
+
+def sums(path):
+    with closing(sqlite3.connect(path)) as connection:
+        return {
+            table: [sum_ for (sum_,) in connection.execute(f"SELECT checksum FROM {table}")]
+            for table in ("pictures", "saved", "marks")
+        }
+
+
+@pytest.fixture
+def old_file(tmp_path):
+    return older_store(tmp_path / "console.sqlite")
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "console.sqlite"
+    store = UserState(path)
+    picture = QueryPicture(
+        id="p", sha256="0" * 64, vector_D=VECTOR, jpeg=b"\xff\xd8jpeg", size=(3, 4)
+    )
+    store.keep_picture(picture, "space")
+    store.save("ann", "red coats", "?q=red")
+    store.save("ann", "red coats", "?q=a+red+coat")
+    store.set_marks("ann", "question", [3, 1], [2])
+    store.close()
+    return path
+
+
+def test_what_was_written_is_there_again(file):
+    store = UserState(file)
+    assert store.picture("p", "space").vector_D.tolist() == VECTOR.tolist()
+    assert [(saved.name, saved.address) for saved in store.saved("ann")] == [
+        ("red coats", "?q=a+red+coat")
+    ]
+    assert store.marks("ann", "question") == ([3, 1], [2])
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (VECTOR.tobytes()[:4], b"\0\0\0\0"),
+        (b"red coats", b"red boats"),
+        (b"red coats", b"\xff\xfe\xff\xfe\xff\xfe\xff\xfe\xff"),
+        (b"ann", b"bob"),
+        (b"?q=a+red", b"?q=a+rad"),
+        (b"question", b"Question"),
+        (b"jpeg\x03", b"jpig\x03"),
+        (b"\x03\x04", b"\x04\x03"),
+        (b"CREATE TABLE marks", b"CREATE TABLE harks"),
+        (b"SQLite format 3", b"SQLite format 9"),
+    ],
+)
+def test_damage_is_refused(file, old, new):
+    content = file.read_bytes()
+    assert content.count(old) > 0
+    file.write_bytes(content.replace(old, new))
+    with refused("user_state_damaged", IntegrityError, path=file):
+        UserState(file)
+
+
+def test_a_file_of_an_older_release_gets_checksums(old_file):
+    test_what_was_written_is_there_again(old_file)
+    assert sums(old_file) == OLD_SUMS
+    test_damage_is_refused(old_file, b"a+red", b"a+rad")
+
+
+def test_an_upgrade_is_done_as_a_whole_or_not_at_all(old_file):
+    program = (
+        "import os, sys; from pathlib import Path\n"
+        "from upperson_console.user_state import UserState\n"
+        "UserState._sum_up = lambda *_: os._exit(9)\n"
+        "UserState(Path(sys.argv[1]))"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, old_file], timeout=300)
+    assert killed.returncode == 9
+    with closing(sqlite3.connect(old_file)) as connection:
+        (tables,) = connection.execute("SELECT group_concat(sql) FROM sqlite_master").fetchone()
+    assert "checksum" not in tables
+    test_what_was_written_is_there_again(old_file)
+    assert sums(old_file) == OLD_SUMS
+
+
+@pytest.mark.parametrize("tables", [["pictures"], ["pictures", "saved", "marks"]])
+def test_a_half_upgraded_file_is_finished(old_file, tables):
+    with closing(sqlite3.connect(old_file)) as connection:
+        for table in tables:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN checksum INTEGER")
+    test_what_was_written_is_there_again(old_file)
+    assert sums(old_file) == OLD_SUMS
+
+
+def test_consoles_that_start_at_once_upgrade_once(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        for place in range(20):
+            path = older_store(tmp_path / f"{place}.sqlite")
+            for store in pool.map(UserState, [path] * 4):
+                store.close()
+            assert sums(path) == OLD_SUMS
+
+
+def test_an_older_release_cannot_leave_stale_sums(old_file):
+    UserState(old_file).close()
+    with closing(sqlite3.connect(old_file)) as connection:
+        for statement in OLD_STATEMENTS:
+            connection.execute("BEGIN")
+            with pytest.raises(sqlite3.OperationalError, match=r"sum_of|has \d columns but"):
+                connection.execute(statement)
+            connection.rollback()
+    test_what_was_written_is_there_again(old_file)

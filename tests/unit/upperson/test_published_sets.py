@@ -1,0 +1,278 @@
+"""CUHK-PEDES, ICFG-PEDES and RSTPReid; Flickr30K and MSCOCO."""
+
+import os
+import shutil
+
+import pytest
+
+from tests.helpers.data_sets import (
+    ANNOTATION_FILES,
+    CROPS,
+    WRITERS,
+    captions_of,
+    edit_json,
+    write_cuhk_pedes,
+    write_flickr30k,
+    write_icfg_pedes,
+    write_mscoco,
+    write_rstpreid,
+)
+from tests.helpers.refused import refused
+from upperson.data.published import PUBLISHED_SETS, normalise_caption
+from upperson.data.records import Record, read_dataset
+from upperson_rt.errors import InputError
+
+
+def test_cuhk_pedes(tmp_path):
+    folder = write_cuhk_pedes(tmp_path)
+    splits = read_dataset("cuhk-pedes", folder)
+    images = folder / "imgs"
+    assert splits["train"] == [
+        Record(images / f"cam_{camera}/000{person}.png", person + 1, tuple(captions_of(crop)))
+        for crop, (person, camera) in zip(
+            CROPS[:4], [(0, "a"), (0, "b"), (1, "a"), (1, "b")], strict=True
+        )
+    ]
+    assert [record.pid for record in splits["val"]] == [3]
+    assert [record.pid for record in splits["test"]] == [4, 4]
+
+    # Ids may be texts of digits, an image may be listed twice, and captions may be more.
+    def change(entries):
+        for entry in entries[1:]:
+            entry["id"] = f"{entry['id']:04d}"
+        entries[0]["captions"].append("A third sentence.")
+        del entries[1]
+        entries.append(entries[-1])
+
+    edit_json(folder / "reid_raw.json", change)
+    changed = read_dataset("cuhk-pedes", folder)
+    assert [len(record.captions) for record in changed["train"]] == [3, 2, 2]
+    assert changed["val"] == splits["val"]
+    assert changed["test"] == [*splits["test"], splits["test"][-1]]
+
+
+def test_rstpreid(tmp_path):
+    folder = write_rstpreid(tmp_path)
+    splits = read_dataset("rstpreid", folder)
+    image = folder / "imgs/0002_c1_0001.jpg"
+    assert splits["val"] == [Record(image, 2, tuple(captions_of(CROPS[4])))]
+    assert [record.pid for record in splits["train"]] == [0, 0, 1, 1]
+    edit_json(
+        folder / "data_captions.json",
+        lambda entries: entries[0].update(file_path=entries[0].pop("img_path")),
+    )
+    with refused("key_missing", InputError, key="img_path"):
+        read_dataset("rstpreid", folder)
+
+
+def test_the_file_without_splits_is_recognised(tmp_path):
+    folder = write_cuhk_pedes(tmp_path)
+    (folder / "reid_raw.json").rename(folder / "caption_all.json")
+
+    def change(entries):
+        for entry in entries:
+            del entry["split"]
+        entries[0]["file_path"] = "Market/0001.jpg"
+        entries[1]["file_path"] = "test_query/0001.jpg"
+
+    edit_json(folder / "caption_all.json", change)
+    for root in (tmp_path, folder):
+        with refused("splits_missing", InputError, path=folder) as found:
+            read_dataset("cuhk-pedes", root)
+        assert str(found.value).endswith(f"{folder / 'imgs'} lacks Market, test_query")
+    for content in ("[{", "{}", "[3]"):
+        (folder / "caption_all.json").write_text(content, "utf-8")
+        with refused("splits_missing", InputError) as found:
+            read_dataset("cuhk-pedes", folder)
+        assert "lacks" not in str(found.value)
+    (folder / "caption_all.json").rename(folder / "reid_raw.json")
+    with refused("not_an_object", InputError):
+        read_dataset("cuhk-pedes", folder)
+
+
+@pytest.mark.parametrize("file", ["ICFG-PEDES.json", "ICFG_PEDES.json"])
+def test_icfg_pedes_under_both_names(tmp_path, file):
+    splits = read_dataset("icfg-pedes", write_icfg_pedes(tmp_path, file))
+    images = tmp_path / "ICFG-PEDES/imgs/test/0000"
+    assert splits["val"] == []
+    assert splits["test"] == [
+        Record(
+            images / f"0000_00{view}_01_0303morning.jpg", 0, tuple(captions_of(CROPS[5 + view], 1))
+        )
+        for view in (0, 1)
+    ]
+
+
+def test_icfg_pedes_with_two_annotation_files(tmp_path):
+    folder = write_icfg_pedes(tmp_path)
+    first, other = folder / "ICFG-PEDES.json", folder / "ICFG_PEDES.json"
+    shutil.copy(first, other)
+    assert len(read_dataset("icfg-pedes", folder)["train"]) == 4
+    edit_json(other, lambda entries: entries[-1].update(id=9))
+    for path in (first, other):  # Of the same size and time, and still not the same.
+        os.utime(path, (1, 1))
+    assert first.stat().st_size == other.stat().st_size
+    with refused("annotations_differ", InputError, path=first, other=other):
+        read_dataset("icfg-pedes", folder)
+
+
+def test_icfg_pedes_may_count_people_again_in_test_but_not_show_an_image_twice(tmp_path):
+    folder = write_icfg_pedes(tmp_path)
+    splits = read_dataset("icfg-pedes", folder)
+    assert {record.pid for record in splits["train"]} & {record.pid for record in splits["test"]}
+    edit_json(
+        folder / "ICFG-PEDES.json",
+        lambda entries: entries[-1].update(file_path=entries[0]["file_path"]),
+    )
+    with refused("conflicting_image", InputError):
+        read_dataset("icfg-pedes", folder)
+
+
+@pytest.mark.parametrize("name", ["cuhk-pedes", "rstpreid"])
+def test_a_person_in_two_splits_is_refused(tmp_path, name):
+    path = WRITERS[name](tmp_path) / ANNOTATION_FILES[name]
+    edit_json(path, lambda entries: entries[-1].update(id=entries[0]["id"]))
+    with refused("id_in_two_splits", InputError, where=f"{path}, record [6]"):
+        read_dataset(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_SETS)
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b'[{"split": "train",', "not_json"),
+        (b"\xff\xfe\x00", "not_json"),
+        (b'{"train": []}', "not_a_list"),
+        (b"", "not_json"),
+        (b"[" * 100_000, "not_json"),
+    ],
+    ids=["truncated", "binary", "object", "empty", "nested"],
+)
+def test_a_broken_file_is_one_line(tmp_path, name, content, code):
+    path = WRITERS[name](tmp_path) / ANNOTATION_FILES[name]
+    path.write_bytes(content)
+    with refused(code, InputError) as found:
+        read_dataset(name, tmp_path)
+    assert str(found.value).startswith(str(path))
+    assert "\n" not in str(found.value)
+
+
+BAD_RECORDS = {
+    "wrong_type": [
+        *({"id": wrong} for wrong in ("3a", "-3", "", "9" * 5000, True, None)),
+        {"captions": "a man"},
+        {"file_path": ["x.png"]},
+    ],
+    "pid_out_of_range": [{"id": wrong} for wrong in ("9" * 19, 2**63, -1)],
+    "split_unknown": [{"split": "dev"}, {"split": "x" * 500}],
+    "caption_not_text": [{"captions": ["a man", 3]}],
+    "no_caption": [{"captions": []}, {"captions": ["", " \n"]}],
+    "caption_not_unicode": [{"captions": ["\udc00"]}],
+    "path_outside_folder": [
+        {"file_path": wrong} for wrong in ("../x.png", "a/../../x.png", "/etc/x.png")
+    ],
+    "path_empty": [{"file_path": "."}],
+    "conflicting_image": [
+        {"file_path": "cam_a/0000.png"} | other for other in ({"id": 2}, {"split": "test"})
+    ],
+    "key_missing": ["id", "file_path", "split", "captions"],
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "change"), [(code, one) for code, changes in BAD_RECORDS.items() for one in changes]
+)
+def test_a_bad_record_is_named_by_its_index(tmp_path, code, change):
+    path = write_cuhk_pedes(tmp_path) / "reid_raw.json"
+
+    def edit(entries):
+        entries[2].pop(change) if isinstance(change, str) else entries[2].update(change)
+
+    edit_json(path, edit)
+    with refused(code, InputError, where=f"{path}, record [2]") as found:
+        read_dataset("cuhk-pedes", tmp_path)
+    assert str(found.value).startswith(f"{path}, record [2]: ")
+    assert len(str(found.value)) < 300 + len(str(path))
+
+
+@pytest.mark.parametrize("entry", [None, 3, "x", [1]])
+def test_a_record_that_is_no_object_is_named(tmp_path, entry):
+    path = write_rstpreid(tmp_path) / "data_captions.json"
+    edit_json(path, lambda entries: entries.insert(1, entry))
+    with refused("not_an_object", InputError, where=f"{path}, record [1]"):
+        read_dataset("rstpreid", tmp_path)
+
+
+# --- scenes ---
+
+
+@pytest.mark.parametrize(
+    ("caption", "normal"),
+    [
+        ("A man.", "a man"),
+        ("Hello, World!", "hello world"),
+        ('it\'s "nice"?', "its nice"),
+        ("(a) *b* #c: d; ~e", "a b c d e"),
+        ("red-and-white", "red and white"),
+        ("black/white", "black white"),
+        ("<person> walks", "person walks"),
+        ("<PERSON>", "person"),
+        ("  two \t spaces\n", "two spaces"),
+        ("a - b", "a b"),
+        ("Ünder 2 [brackets] & <others>", "ünder 2 [brackets] & <others>"),
+        ("...", ""),
+    ],
+)
+def test_normalised_captions(caption, normal):
+    assert normalise_caption(caption) == normal
+
+
+@pytest.mark.parametrize("name", ["flickr30k", "mscoco"])
+def test_the_identity_is_the_image(tmp_path, name):
+    folder = WRITERS[name](tmp_path)
+    images = folder / ("flickr30k-images" if name == "flickr30k" else "val2014")
+    edit_json(folder / ANNOTATION_FILES[name], lambda entries: entries[0].update(image_id=100))
+    splits = read_dataset(name, folder)
+    assert splits["train"][:2] == [
+        Record(
+            images / f"00000000000{view}.jpg",
+            100 + view,
+            tuple(f"person 0 view {view} sentence {number}" for number in (0, 1)),
+        )
+        for view in (0, 1)
+    ]
+    assert [record.pid for record in splits["train"]] == [100, 101, 102, 103]
+    assert [record.pid for record in splits["val"]] == [0]
+    assert [record.pid for record in splits["test"]] == [0, 1]
+
+
+def test_a_split_without_a_file_is_empty(tmp_path):
+    folder = write_flickr30k(tmp_path)
+    (folder / "flickr30k_val.json").unlink()
+    splits = read_dataset("flickr30k", folder)
+    assert [len(splits[split]) for split in ("train", "val", "test")] == [4, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("split", "values", "code"),
+    [
+        ("train", {"image_id": "coco_x"}, "image_id_wrong"),
+        ("train", {"image_id": True}, "image_id_wrong"),
+        ("train", {"image_id": None}, "image_id_wrong"),
+        ("train", {"image_id": "9" * 19}, "pid_out_of_range"),
+        ("train", {"image_id": "5"}, "conflicting_image"),
+        ("train", {"caption": ["a"]}, "wrong_type"),
+        ("train", {"caption": "?!"}, "no_caption"),
+        ("train", {"image": "../x.jpg"}, "path_outside_folder"),
+        ("test", {"caption": "a"}, "wrong_type"),
+        ("test", {"caption": [1]}, "caption_not_text"),
+        ("test", {"caption": []}, "no_caption"),
+        ("test", {"image": "val2014/000000000000.jpg"}, "conflicting_image"),
+    ],
+)
+def test_a_bad_record_of_a_scene_is_named(tmp_path, split, values, code):
+    path = write_mscoco(tmp_path) / f"coco_{split}.json"
+    edit_json(path, lambda entries: entries[0].update(values))
+    with refused(code, InputError) as found:
+        read_dataset("mscoco", tmp_path)
+    assert str(found.value.fields["where"]).startswith(f"{path}, record [")
