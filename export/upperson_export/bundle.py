@@ -170,7 +170,7 @@ def export_bundle(
         )
         files.finish(report)
         for variant in files.graphs:
-            Bundle.open(folder, variant, "onnxruntime").check_canaries()
+            Bundle.open(folder, variant, "onnxruntime").check_golden_samples()
         if key is not None:
             sign_folder(folder, key, identity.name)
     return report

@@ -111,7 +111,7 @@ def _show_towers(result: dict[str, Any]) -> None:
         f"{result['warmup']} warm-up run, then in turns for {result['seconds']:g} s each and at "
         f"least {result['least_runs']} runs; speed is relative to {result['baseline']}"
     )
-    right = ("start s", "peak MB", "canaries")
+    right = ("start s", "peak MB", "golden samples")
     table = new_table("contender", "library", "device", "floats", *right, right=right)
     for name, contender in result["contenders"].items():
         peak = contender["peak_rss_bytes"]

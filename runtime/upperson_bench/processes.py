@@ -173,11 +173,11 @@ class Startup:
     float_type: str | None
     """What a backend says it computes floats in; None if it does not say."""
     start_s: float
-    """From the first import until both towers are loaded and their canaries have passed."""
+    """From the first import until both towers are loaded and their golden samples have passed."""
     peak_rss_bytes: int | None
     """Most memory the process ever had resident; None where the system does not tell."""
     canary_min_cosine: float
-    """The worst of both towers' canaries."""
+    """The worst of both towers' golden samples."""
 
 
 def measure_startup(
@@ -206,7 +206,7 @@ def _start(
     from upperson_rt.bundle import Bundle
 
     opened = Bundle.open(bundle, variant, backend, device, threads=threads, trust=trust)
-    worst = min(check.min_cosine for check in opened.check_canaries())
+    worst = min(check.min_cosine for check in opened.check_golden_samples())
     running = opened.backend("image")
     return asdict(
         Startup(

@@ -182,7 +182,7 @@ def _opened(
             log = stack.enter_context(QueryLog(served.query_log))
         user_state = stack.enter_context(closing(UserState(served.state / "console.sqlite")))
         log = log or stack.enter_context(QueryLog(served.state / "query.log"))
-        background_KD = opened.canaries.image_embeds
+        background_KD = opened.golden.image_embeds
         service = ConsoleService(encoder, open_gallery, log, user_state, background_KD)
         stack.callback(service.close)
         routes = None if users is None else OnvifRoutes(service, users, live)

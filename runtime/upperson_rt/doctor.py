@@ -221,7 +221,7 @@ def _bundle(
     try:
         golden = bundle.check_golden_samples()
     except UppersonError as error:
-        return [*checks, fail_from_error("canaries", error)], bundle.manifest.fingerprint
+        return [*checks, fail_from_error("golden samples", error)], bundle.manifest.fingerprint
     worst = min(check.min_cosine for check in golden)
     towers = {tower: bundle.backend(tower) for tower in TOWERS}
     places = [f"{found.name} {found.version} on {found.device}" for found in towers.values()]
@@ -229,7 +229,7 @@ def _bundle(
     needed = min(bundle.entry.min_golden_cosine(found) for found in towers.values())
     checks.append(
         ok(
-            "canaries",
+            "golden samples",
             f"lowest cosine {worst:.6f} (needs {needed:g}) with "
             f"{' and '.join(dict.fromkeys(places))}",
             min_cosine=worst,

@@ -102,7 +102,7 @@ def test_int8_that_fails_the_gate_is_measured_and_left_out(copied_run, work):
     assert bundle.variant == "fp32"
     assert list(bundle.manifest.variants) == ["fp32"]
     assert not list((work / "bundle").glob("*int8*"))
-    assert bundle.check_canaries()
+    assert bundle.check_golden_samples()
     for page in ("report.html", "README.md"):
         text = (work / "bundle" / page).read_text("utf-8")
         assert "int8 is not in the bundle" in text
@@ -152,7 +152,7 @@ def test_one_calibration_sample_is_enough_and_the_bundle_is_signed(copied_run, w
     cosines = [layer["cosine_loss"] for layer in damage]
     assert cosines == sorted(cosines, reverse=True)
     assert cosines[0] > cosines[-1]
-    assert Bundle.open(work / "bundle").check_canaries()
+    assert Bundle.open(work / "bundle").check_golden_samples()
 
 
 @pytest.mark.parametrize("mine", ["thesis.txt", "notes/todo.txt", "bundle.json"])
@@ -179,7 +179,7 @@ def test_typed_variants_serving_files_and_reuse_of_a_calibration(copied_run, wor
     assert (work / "models").is_dir()
     for variant, row in report["variants"].items():
         assert row["shipped"]
-        assert Bundle.open(work / "bundle", variant).check_canaries()
+        assert Bundle.open(work / "bundle", variant).check_golden_samples()
         assert row["size_bytes"] < report["variants"]["fp32"]["size_bytes"] or variant == "fp32"
     html = (work / "bundle/report.html").read_text("utf-8")
     assert "Every candidate that was measured" in html
@@ -303,7 +303,7 @@ def test_rtx_engines_and_deepstream_files_come_with_a_bundle(copied_run, work, m
     assert f"compute capability 8.9, 2 fused attentions, {int8_gemms(2)} int8 GEMMs" in printed
     written = {path.name for path in (work / "nvinfer").rglob("*") if path.is_file()}
     assert any(name.endswith(".txt") for name in written)
-    assert Bundle.open(work / "bundle").check_canaries()
+    assert Bundle.open(work / "bundle").check_golden_samples()
 
     def stop_at_the_second(name):
         if "text.int8" in name:

@@ -82,7 +82,7 @@ def test_json_is_the_only_thing_on_stdout(work, monkeypatch):
     }
     checks = run_json("doctor")
     assert checks["ok"]
-    assert {"bundle", "canaries", "gallery"} <= {check["name"] for check in checks["checks"]}
+    assert {"bundle", "golden samples", "gallery"} <= {check["name"] for check in checks["checks"]}
 
 
 def test_bad_pictures_end_with_3_after_the_rest_is_in(work):

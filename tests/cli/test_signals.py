@@ -254,7 +254,7 @@ def test_exports_that_are_killed_or_terminated_leave_the_earlier_bundle(demo_fol
     assert terminated.wait(timeout=60) == 143
     assert snapshot(work) == before
     assert {path.name for path in work.iterdir()} == {"run", "bundle"}
-    assert Bundle.open(work / "bundle").check_canaries()
+    assert Bundle.open(work / "bundle").check_golden_samples()
 
 
 def exporting(work, run):

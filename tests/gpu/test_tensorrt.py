@@ -86,7 +86,7 @@ def test_a_bundle_opens_on_its_engines_and_embeds_as_fp32_does(
 ) -> None:
     monkeypatch.setenv("UPPERSON_CACHE", str(cache))
     opened = Bundle.open(bundle, variant, "tensorrt", "cuda")
-    opened.check_canaries()
+    opened.check_golden_samples()
     for tower in TOWERS:
         rows = toy_inputs(tower, 2 * MAX_BATCH + 3)
         reference = open_backend(bundle / f"{tower}.fp32.onnx", "onnxruntime")

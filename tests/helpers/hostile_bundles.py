@@ -158,7 +158,7 @@ def try_bundle(folder: Path, backend: str) -> str:
     """Open a bundle and use it; say how it ended."""
     try:
         bundle = Bundle.open(folder, backend=backend, threads=1)
-        bundle.check_canaries()
+        bundle.check_golden_samples()
         bundle.encoder().encode_texts(["a man in red"])
     except UppersonError as error:
         return f"{error.exit_code} {error}"

@@ -260,7 +260,7 @@ def bundle_reference(root: Path, threads: int | None = None) -> Subject:
             "exported from with  --run RUN"
         )
     bundle = Bundle.open(root, EXACT, "onnxruntime", threads=threads)
-    bundle.check_canaries()
+    bundle.check_golden_samples()
     return _bundle_subject(bundle, BackendChoice("onnxruntime", "cpu"), FP32_TOLERANCE, threads)
 
 

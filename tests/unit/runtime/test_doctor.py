@@ -40,7 +40,7 @@ def test_a_healthy_installation(bundle, tmp_path):
     assert found["onnxruntime"].facts["providers"][-1] == "CPU"
     assert found["sqlite"].facts == {"version": sqlite3.sqlite_version}
     assert found["gallery"].facts["items"] == 0
-    assert found["canaries"].facts["min_cosine"] > 0.9999
+    assert found["golden samples"].facts["min_cosine"] > 0.9999
     assert found["bundle"].facts["variants"] == ["fp32", "int8"]
 
 
@@ -89,7 +89,7 @@ def test_failures_are_rows_not_exceptions(bundle, tmp_path):
     replace_in_bundle(bundle, "image.int8.onnx", (other / "image.int8.onnx").read_bytes())
     Gallery.open(tmp_path / "g", "sha256:other", 16, create=True).close()
     assert ends("bundle", bundle) == ("ok", 0)
-    assert ends("canaries", bundle) == ("fail", 6)
+    assert ends("golden samples", bundle) == ("fail", 6)
     assert ends("gallery", bundle, tmp_path / "nowhere") == ("fail", 3)
     assert ends("gallery", bundle, tmp_path / "g") == ("fail", 6)
     assert ends("gallery", None, tmp_path / "g") == ("ok", 0)
@@ -98,7 +98,7 @@ def test_failures_are_rows_not_exceptions(bundle, tmp_path):
     (bundle / "canaries.npz").unlink()
     for broken in (other, bundle):
         assert ends("bundle", broken) == ("fail", 6)
-        assert "canaries" not in by_name(diagnose(broken))
+        assert "golden samples" not in by_name(diagnose(broken))
 
 
 def test_a_gallery_in_milvus(bundle, tmp_path):

@@ -314,9 +314,9 @@ def test_doctor_counts_and_checks_engines(driver, tmp_path, monkeypatch):
     compile_bundle(bundle, "fp32", max_batch=2)
     assert "2 for this version (fp32)" in row().detail
     assert row().fix == ""
-    canaries = row("canaries", bundle=bundle, variant="fp32", backend="tensorrt", device="cuda")
-    assert f"with tensorrt {VERSIONS[1]} on cuda:0" in canaries.detail
-    absent = row("canaries", bundle=bundle, variant="int8", backend="tensorrt", device="cuda")
+    golden = row("golden samples", bundle=bundle, variant="fp32", backend="tensorrt", device="cuda")
+    assert f"with tensorrt {VERSIONS[1]} on cuda:0" in golden.detail
+    absent = row("golden samples", bundle=bundle, variant="int8", backend="tensorrt", device="cuda")
     assert (absent.status, absent.exit_code) == ("fail", 5)
 
     (json_path,) = (tmp_path / "cache" / "engines").glob("text-*.json")
