@@ -84,7 +84,7 @@ class SearchService:
         score = float(vector_D.astype(np.float64) @ query.vector_D.astype(np.float64))
         if query.excluded:
             score -= float(self.queries.evidence.against(query.excluded, vector_D[None])[0])
-        labels, _ = self._calibrated(query, [score])
+        labels, _ = self._calibrated(query, [score], self._is_indistinct(query))
         return score, labels[0]
 
     def explain(self, parsed: ParsedSentence, hits: Sequence[Hit]) -> Explanation:
@@ -130,10 +130,12 @@ class SearchService:
         self, request: SearchRequest, query: EmbeddedQuery, hits: list[Hit]
     ) -> SearchResult:
         parsed = None if query.sentence is None else query.sentence.parsed
+        is_indistinct = (request.calibrate or request.notices) and self._is_indistinct(query)
         labels: list[MatchLabel] = []
         likelihoods: list[float] = []
         if request.calibrate:
-            labels, likelihoods = self._calibrated(query, [hit.score for hit in hits])
+            scores = [hit.score for hit in hits]
+            labels, likelihoods = self._calibrated(query, scores, is_indistinct)
         explanation = None if parsed is None or not request.explain else self.explain(parsed, hits)
         return SearchResult(
             hits=hits,
@@ -141,15 +143,15 @@ class SearchService:
             labels=labels,
             likelihoods=likelihoods,
             explanation=explanation,
-            notices=self._notices(request, query, hits) if request.notices else [],
+            notices=self._notices(request, query, hits, is_indistinct) if request.notices else [],
         )
 
     def _calibrated(
-        self, query: EmbeddedQuery, scores: list[float]
+        self, query: EmbeddedQuery, scores: list[float], is_indistinct: bool
     ) -> tuple[list[MatchLabel], list[float]]:
         labels = self.calibration.labels(query.picture_share, scores)
         likelihoods = self.calibration.likelihoods(query.picture_share, scores)
-        if self._is_indistinct(query):  # The best of many stands out by chance.
+        if is_indistinct:  # The best of many stands out by chance.
             return [""] * len(labels), [one / 2 for one in likelihoods]
         return labels, likelihoods
 
@@ -162,10 +164,14 @@ class SearchService:
         )
 
     def _notices(
-        self, request: SearchRequest, query: EmbeddedQuery, hits: Sequence[Hit]
+        self,
+        request: SearchRequest,
+        query: EmbeddedQuery,
+        hits: Sequence[Hit],
+        is_indistinct: bool,
     ) -> list[Notice]:
         notices = [] if query.sentence is None else self._of_sentence(query.sentence)
-        if self._is_indistinct(query):
+        if is_indistinct:
             notices.append(Notice("indistinct"))
         where = request.where or Filter()
         notices += unknown_cameras(self.gallery, where)
