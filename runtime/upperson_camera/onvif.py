@@ -19,10 +19,10 @@ from upperson_camera.access import USUAL_ACCESS, Access
 from upperson_camera.soap import Caller, RefusedError, child_text, named
 from upperson_camera.source import Logins, Source, without_secrets
 from upperson_camera.stream import check_address
+from upperson_network.remote import may_hide_login
+from upperson_network.soap import ENVELOPE, parse_xml
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import safe_repr, shortened
-from upperson_rt.remote import may_hide_login
-from upperson_rt.soap import ENVELOPE, parse_xml
 
 __all__ = [
     "Answer",

@@ -19,9 +19,9 @@ from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from upperson_camera.access import PORTS, USUAL_ACCESS, Access, place_of, without_login
+from upperson_network.remote import http_target, http_within, may_hide_login, within
 from upperson_rt.errors import InputError
 from upperson_rt.printable import one_line, shortened
-from upperson_rt.remote import http_target, http_within, may_hide_login, within
 
 __all__ = ["answer_challenge", "not_opened", "reason_of_address", "reason_of_device"]
 

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from upperson_camera.access import Access, escaped, place_of, without_login
 from upperson_camera.reasons import answer_challenge
-from upperson_rt.remote import opening_within
+from upperson_network.remote import opening_within
 
 __all__ = ["Relay"]
 

@@ -18,10 +18,10 @@ from xml.sax.saxutils import escape
 
 from upperson_camera.access import USUAL_ACCESS, Access
 from upperson_camera.reasons import answer_challenge
+from upperson_network.remote import http_target, http_within, password_digest
+from upperson_network.soap import ENVELOPE, parse_xml
 from upperson_rt.errors import InputError
 from upperson_rt.printable import one_line, shortened
-from upperson_rt.remote import http_target, http_within, password_digest
-from upperson_rt.soap import ENVELOPE, parse_xml
 
 __all__ = ["Caller", "RefusedError", "child_text", "named"]
 

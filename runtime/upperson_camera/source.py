@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from upperson_camera.access import USUAL_ACCESS, Access
 from upperson_camera.reasons import not_opened, reason_of_device
+from upperson_network.remote import may_hide_login, require_private
 from upperson_rt.arguments import LONGEST_PATH, check_name
 from upperson_rt.errors import BackendError, InputError, UsageError, missing_extra
 from upperson_rt.extensions import extension_names
-from upperson_rt.remote import may_hide_login, require_private
 
 __all__ = [
     "MOST_FRAME_PIXELS",

@@ -21,9 +21,9 @@ from upperson_camera.reasons import not_opened, reason_of_address
 from upperson_camera.relay import Relay
 from upperson_camera.source import MOST_FRAME_PIXELS, OpenCVReader, Reader, Source, check_frame_size
 from upperson_camera.web import WebReader
+from upperson_network.remote import may_hide_login
 from upperson_rt.errors import InputError, UsageError, missing_extra
 from upperson_rt.extensions import load_extension
-from upperson_rt.remote import may_hide_login
 
 __all__ = ["StreamReader", "check_address", "open_source", "show_ffmpeg_lines"]
 

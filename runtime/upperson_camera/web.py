@@ -21,8 +21,8 @@ from upperson_camera.access import (
 from upperson_camera.hls import Playlist
 from upperson_camera.reasons import answer_challenge
 from upperson_camera.source import Source
+from upperson_network.remote import http_connection, http_target, opening_within
 from upperson_rt.errors import InputError
-from upperson_rt.remote import http_connection, http_target, opening_within
 
 __all__ = ["WebReader"]
 

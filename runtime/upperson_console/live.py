@@ -14,10 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from upperson_console.accounts import Account
 from upperson_console.service import ConsoleService
+from upperson_network.remote import http_target, http_within, may_hide_login
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Item
 from upperson_rt.printable import one_line, safe_repr, shortened
-from upperson_rt.remote import http_target, http_within, may_hide_login
 
 __all__ = ["CameraStatus", "Live", "Process", "check_source"]
 

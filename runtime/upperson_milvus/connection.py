@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
+from upperson_network.remote import may_hide_login
 from upperson_rt.errors import BackendError, InputError, UppersonError, UsageError, missing_extra
 from upperson_rt.gallery.protocol import no_gallery
-from upperson_rt.remote import may_hide_login
 
 __all__ = [
     "INDEX_PARAMETERS",

@@ -8,9 +8,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from upperson_rt.checks import OPTIONAL, Check, fail_from_error, failed, ok, warning
 from upperson_rt.errors import BackendError, UsageError
-from upperson_rt.installed import OPTIONAL, Check, fail_from_error, failed, ok, warning
 from upperson_rt.nvidia import probe_cuda_driver
+
+runs_any_graph = False
 
 
 def open(path: str | os.PathLike[str], device: str, threads: int | None) -> "TensorRtBackend":

@@ -199,7 +199,7 @@ UNUSED = [
     "PIL", "cv2", "faiss", "openvino", "pandas", "prometheus_client", "pyarrow", "pymilvus",
     "rich.progress", "tensorrt", "torch", "upperson_rt.preprocess", "upperson_rt.sheet",
     "upperson_rt.ingest.files",
-    "upperson_milvus", "upperson_rt.doctor", "upperson_rt.backends.openvino",
+    "upperson_milvus", "upperson_doctor.diagnosis", "upperson_openvino.backend",
 ]  # fmt: skip
 
 

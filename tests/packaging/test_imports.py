@@ -29,9 +29,7 @@ def modules_of(folder):
     )
 
 
-OPTIONAL = [
-    f"upperson_{name}" for name in ("bench", "camera", "console", "milvus", "ray", "tensorrt")
-]
+OPTIONAL = [path.name for path in RUNTIME.glob("upperson_*") if path.name != "upperson_rt"]
 
 
 def loaded_by(code, candidates, without=()):

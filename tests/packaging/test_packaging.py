@@ -17,18 +17,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-RUNTIME = {
-    name: ROOT / "runtime" / name
-    for name in (
-        "upperson_bench",
-        "upperson_camera",
-        "upperson_console",
-        "upperson_milvus",
-        "upperson_ray",
-        "upperson_rt",
-        "upperson_tensorrt",
-    )
-}
+RUNTIME = {path.name: path for path in sorted((ROOT / "runtime").glob("upperson_*"))}
 """The core and its optional packages: what the slim wheel holds."""
 PACKAGES = {
     "upperson": ROOT / "upperson",

@@ -31,9 +31,9 @@ from upperson_console.credentials import (
     revoke,
 )
 from upperson_console.onvif.soap import WSSE, WSU, FaultError, child, unix_time
+from upperson_network.remote import password_digest, require_private
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import safe_repr
-from upperson_rt.remote import password_digest, require_private
 from upperson_rt.strict import Constraint
 
 __all__ = ["Authentication", "UnauthorizedError", "Users", "add_user", "read_users", "revoke_user"]

@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection
 from typing import Literal, TypeAlias, TypeVar
 from xml.etree.ElementTree import Element, register_namespace, tostring
 
+from upperson_network.soap import ENVELOPE, parse_beginning
 from upperson_rt.printable import escape_for_display, safe_repr
-from upperson_rt.soap import ENVELOPE, parse_beginning
 
 __all__ = [
     "DEVICE",

@@ -11,17 +11,21 @@ from upperson_rt.printable import safe_repr
 from upperson_rt.towers import Backend
 
 if TYPE_CHECKING:
-    from upperson_rt.installed import Check
+    from upperson_rt.checks import Check
 
 __all__ = ["BackendPlugin", "auto_order", "installed_backends", "open_backend", "require_device"]
 
 _MOST_THREADS = 1024
 
-_OWN = ("onnxruntime", "openvino")
+_OWN = "onnxruntime"
 
 
 class BackendPlugin(Protocol):
     """What an entry point of ``upperson.backends`` names: a module or an object with these."""
+
+    runs_any_graph: bool
+    """False where a graph has to be compiled before, as for TensorRT; `upperson-rt doctor` then
+    leaves the trial of a small graph out."""
 
     def open(self, path: str | os.PathLike[str], device: str, threads: int | None) -> Backend:
         """Load an ONNX file; see `open_backend`."""
@@ -74,10 +78,6 @@ def open_backend(
             from upperson_rt.backends.onnxruntime import OnnxRuntimeBackend
 
             return OnnxRuntimeBackend(path, device, threads)
-        case "openvino":
-            from upperson_rt.backends.openvino import OpenVinoBackend
-
-            return OpenVinoBackend(path, device, threads)
         case other:
             return _plugin(other).open(path, device, threads)
 
@@ -92,10 +92,6 @@ def require_device(backend: str, device: str) -> None:
             from upperson_rt.backends.onnxruntime import require_provider
 
             require_provider(device)
-        case "openvino":
-            from upperson_rt.backends.openvino import require_device_of_core
-
-            require_device_of_core(device)
         case other:
             _plugin(other).require_device(device)
 
@@ -103,7 +99,7 @@ def require_device(backend: str, device: str) -> None:
 def _plugin(name: str) -> BackendPlugin:
     names = extension_names("backends")
     if name not in names:
-        known = ", ".join(("auto", *_OWN, *names))
+        known = ", ".join(("auto", _OWN, *names))
         raise UsageError(
             f"no backend {safe_repr(name)}: use one of {known}", code="backend_unknown"
         )

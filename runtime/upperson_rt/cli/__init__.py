@@ -9,7 +9,6 @@ import typer
 
 from upperson_rt.cli import gallery, log
 from upperson_rt.cli.app import Command, new_app, run_app
-from upperson_rt.cli.doctor import doctor
 from upperson_rt.cli.index import index
 from upperson_rt.cli.output import print_warning
 from upperson_rt.cli.query import query
@@ -21,7 +20,6 @@ __all__ = ["app", "main"]
 app = new_app("Find a person's pictures from a sentence.", "upperson-rt")
 app.command(cls=Command)(index)
 app.command(cls=Command)(query)
-app.command(cls=Command)(doctor)
 app.add_typer(gallery.app, name="gallery")
 app.add_typer(log.app, name="log")
 _groups = {"": app}

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
-from upperson_rt import doctor, nvidia
-from upperson_rt import installed as packages
-from upperson_rt.backends.openvino import OpenVinoBackend
-from upperson_rt.doctor import diagnose
+from upperson_doctor import diagnosis as doctor
+from upperson_doctor import installed as packages
+from upperson_doctor.diagnosis import diagnose
+from upperson_openvino.backend import OpenVinoBackend
+from upperson_rt import nvidia
 from upperson_rt.errors import BackendError, install_command
 from upperson_rt.gallery import Gallery
 from upperson_rt.manifest import parse_manifest

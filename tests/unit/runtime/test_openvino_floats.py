@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.helpers.refused import refused
-from upperson_rt.backends.openvino import OpenVinoBackend
+from upperson_openvino.backend import OpenVinoBackend
 from upperson_rt.errors import BackendError
 from upperson_rt.machine import Processor, processor
 
@@ -73,7 +73,7 @@ def test_a_float_graph_computes_in_float32_on_every_cpu(float_graph):
 def test_beside_int8_floats_are_bf16_where_the_cpu_has_it(int8_graph, monkeypatch):
     backend = OpenVinoBackend(int8_graph, threads=1)
     assert backend.float_type == ("bf16" if CPU_HAS_BF16 and not BOUNDED else "f32")
-    monkeypatch.setattr("upperson_rt.backends.openvino._has_bf16", lambda core, device: False)
+    monkeypatch.setattr("upperson_openvino.backend._has_bf16", lambda core, device: False)
     exact = OpenVinoBackend(int8_graph, threads=1)
     assert exact.float_type == "f32"
     x = np.random.default_rng(1).normal(size=(3, 64)).astype(np.float32)
@@ -84,7 +84,7 @@ def test_beside_int8_floats_are_bf16_where_the_cpu_has_it(int8_graph, monkeypatc
 
 def test_bf16_that_the_cpu_would_emulate_is_not_used(int8_graph, monkeypatch):
     without = Processor("Skylake", frozenset({"avx2", "avx512f", "avx512_vnni"}))
-    monkeypatch.setattr("upperson_rt.backends.openvino.processor", lambda: without)
+    monkeypatch.setattr("upperson_openvino.backend.processor", lambda: without)
     assert OpenVinoBackend(int8_graph, threads=1).float_type == "f32"
 
 
@@ -105,6 +105,6 @@ def test_floats_other_than_asked_for_are_refused(float_graph, int8_graph, monkey
         with refused("float_type_differs", BackendError, found="bf16"):
             OpenVinoBackend(float_graph, threads=1)
     else:
-        monkeypatch.setattr("upperson_rt.backends.openvino._has_bf16", lambda core, device: True)
+        monkeypatch.setattr("upperson_openvino.backend._has_bf16", lambda core, device: True)
         with refused("float_type_differs", BackendError, found="f32"):
             OpenVinoBackend(int8_graph, threads=1)

@@ -6,8 +6,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.helpers.refused import refused
-from upperson_rt.backends import openvino as backend_module
-from upperson_rt.backends.openvino import PIECE, OpenVinoBackend
+from upperson_openvino import backend as backend_module
+from upperson_openvino.backend import PIECE, OpenVinoBackend
 from upperson_rt.errors import BackendError
 from upperson_rt.towers import run_tower
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from tests.helpers.small_servers import dripping_server, no_server, other_server
-from upperson_rt import remote
-from upperson_rt.remote import http_within, within
+from upperson_network import remote
+from upperson_network.remote import http_within, within
 
 LATE = r"it does not answer within 0\.2 s"
 

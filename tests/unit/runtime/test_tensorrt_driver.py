@@ -16,7 +16,8 @@ from tests.helpers.fake_cuda import FakeDriver
 from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import make_toy_bundle
-from upperson_rt import doctor, nvidia
+from upperson_doctor import diagnosis as doctor
+from upperson_rt import nvidia
 from upperson_rt.errors import BackendError
 from upperson_rt.nvidia import SIGNATURES
 from upperson_tensorrt import bindings

@@ -11,8 +11,8 @@ from tests.helpers.refused import refused
 from tests.helpers.small_servers import dripping_server, no_server, other_server
 from upperson_camera.onvif import Answer, ask_cameras, device_at, discover
 from upperson_camera.source import Logins, parse_source
+from upperson_network.remote import password_digest
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.remote import password_digest
 
 LOGIN = ("anna", "s:e/c<ret&1")
 STREAMS = {"main": "rtsp://127.0.0.1:8554/main", "sub": "rtsp://127.0.0.1:8554/sub?channel=2"}

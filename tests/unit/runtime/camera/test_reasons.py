@@ -21,8 +21,8 @@ from upperson_camera.reasons import reason_of_address, reason_of_device
 from upperson_camera.settings import CameraSettings
 from upperson_camera.source import OpenCVReader, parse_source
 from upperson_camera.stream import StreamReader, open_source
+from upperson_network.remote import Limit
 from upperson_rt.errors import BackendError, InputError, UsageError
-from upperson_rt.remote import Limit
 
 LOGIN = f"{USER}:{quote(PASSWORD, safe='')}@"
 SERVERS = {"rtsp": rtsp_server, "http": http_server}

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.command_line import environment
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors, sql
 from tests.helpers.refused import refused
-from upperson_rt import doctor
+from upperson_doctor import diagnosis as doctor
 from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.sqlite import index

@@ -9,21 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from upperson_doctor.installed import installed_checks
 from upperson_rt.backends import auto_order, open_backend
-from upperson_rt.backends.openvino import import_openvino, same_signal_stack
 from upperson_rt.bundle import Bundle
+from upperson_rt.checks import OPTIONAL, Check, fail_from_error, failed, ok, warning
 from upperson_rt.errors import IntegrityError, UppersonError, install_command
 from upperson_rt.extensions import extension_names, load_extension
 from upperson_rt.gallery import Gallery
-from upperson_rt.installed import (
-    OPTIONAL,
-    Check,
-    fail_from_error,
-    failed,
-    installed_checks,
-    ok,
-    warning,
-)
 from upperson_rt.log_chain import verify_log
 from upperson_rt.machine import version_of
 from upperson_rt.nvidia import probe_cuda_driver
@@ -90,7 +82,6 @@ def _backends() -> list[Check]:
         checks.append(warning("onnxruntime", both, fix))
     else:
         checks.append(_onnxruntime(gpu_build or cpu_build or "unknown version"))
-    checks.append(_openvino())
     for name in extension_names("backends"):
         checks += load_extension("backends", name).checks()
     if not any(find_spec(name) for name in ("onnxruntime", "openvino", "tensorrt")):
@@ -130,30 +121,14 @@ def _onnxruntime_cuda() -> int | None:
     return found and int(found[1])
 
 
-def _openvino() -> Check:
-    version = version_of("openvino")
-    if version is None or find_spec("openvino") is None:
-        return ok("openvino", version or OPTIONAL)
-    try:
-        openvino = import_openvino()
-        with same_signal_stack():
-            devices = [str(name).lower() for name in openvino.Core().available_devices]
-    except (ImportError, RuntimeError) as error:
-        return failed(
-            "openvino", f"{version} does not start: {one_line(error)}", "install it again"
-        )
-    found = f"{version} with {', '.join(devices) or 'no device'}"
-    return ok("openvino", found, version=version, devices=devices)
-
-
 def _device(backend: str, device: str) -> list[Check]:
     """Run the smallest graph where bundles would run, and say where that was."""
     name = backend
     if backend == "auto":
         installed = (name for name in auto_order(device.lower()) if find_spec(name))
         name = next(installed, "")
-    if name in ("", *extension_names("backends")):
-        return []  # None is installed, or its own checks tell.
+    if not name or not _runs_any_graph(name):
+        return []  # None is installed, or its own row is all that can be checked.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "probe.onnx")
         path.write_bytes(_PROBE)
@@ -171,6 +146,12 @@ def _device(backend: str, device: str) -> list[Check]:
     how = "the first one installed" if backend == "auto" else "as asked for"
     detail = f"{running.name} {running.version} really runs on {running.device} ({how})"
     return [ok("device", detail, **facts)]
+
+
+def _runs_any_graph(backend: str) -> bool:
+    if backend not in extension_names("backends"):
+        return True
+    return bool(load_extension("backends", backend).runs_any_graph)
 
 
 def _driver() -> Check:

@@ -18,7 +18,7 @@ from upperson_rt.cli.options import (
 from upperson_rt.cli.output import new_table, print_note, print_result, print_table
 
 if TYPE_CHECKING:
-    from upperson_rt.installed import Check
+    from upperson_rt.checks import Check
 
 __all__ = ["doctor"]
 
@@ -102,7 +102,7 @@ class Trial(Detection):
         """Try the detector, if one is named."""
         if self.detector is None:
             return []
-        from upperson_rt.ingest.try_detector import check_detector
+        from upperson_doctor.try_detector import check_detector
 
         return check_detector(
             self.detector,
@@ -125,7 +125,7 @@ def doctor(*, checked: Checked, backend: Backend, trial: Trial, output: Output) 
     trial.require_no_options()
     if trial.sheet is not None:
         require_sheet(trial.sheet)
-    from upperson_rt.doctor import diagnose
+    from upperson_doctor.diagnosis import diagnose
 
     bundle, gallery, query_log = checked.found()
     for name, given in {"bundle": bundle, "gallery": gallery}.items():

@@ -1,0 +1,1 @@
+"""Diagnosis of an installation, a bundle, a gallery, a query log and a detector."""
