@@ -9,7 +9,7 @@ Shapes: N pictures, D dimensions, T texts.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import islice, product
 from typing import TypeAlias
 
 import numpy as np
@@ -105,9 +105,9 @@ def describe(phrases: Sequence[Phrase], style: str = "phrase") -> str:
 
 
 def paraphrases(parsed: ParsedSentence, count: int) -> list[str]:
-    """Return up to ``count`` different wordings, the sentence itself (without exclusions) first."""
+    """Return up to ``count`` different wordings, and at least the sentence's `readings`."""
     asked = [phrase for phrase in parsed.phrases if not phrase.negated]
-    found = {parsed.wanted: None}
+    found = dict.fromkeys(parsed.readings)
     if parsed.understood:
         person = [phrase for phrase in asked if phrase.kind == "person"]
         things = [phrase for phrase in asked if phrase.kind != "person"]
@@ -116,6 +116,12 @@ def paraphrases(parsed: ParsedSentence, count: int) -> list[str]:
                 break
             found[describe([*person, *order], style)] = None
     return list(found)
+
+
+def mean_embedding(embeds_TD: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return the mean (D,) of the embeddings of one sentence's wordings, of unit length."""
+    mean_D: NDArray[np.float32] = np.mean(embeds_TD, axis=0)
+    return mean_D / np.linalg.norm(mean_D)
 
 
 def _orders(things: Sequence[Phrase]) -> list[list[Phrase]]:
@@ -249,7 +255,12 @@ class Evidence:
     ) -> NDArray[np.float32]:
         """Return (T, N) scores of pictures for sentences, by which `Retriever.query` ranks them."""
         parsed = [parse(sentence) for sentence in sentences]
-        scores_TN = self._embed_texts([one.wanted for one in parsed]) @ images_ND.T
+        readings = [one.readings for one in parsed]
+        embeds = iter(self._embed_texts([text for own in readings for text in own]))
+        scores_TN = (
+            np.stack([mean_embedding([*islice(embeds, len(own))]) for own in readings])
+            @ images_ND.T
+        )
         for row, one in enumerate(parsed):
             if one.excluded:
                 scores_TN[row] -= self.against(one.excluded, images_ND)

@@ -29,6 +29,7 @@ from upperson_rt.phrases.lexicon import (
     Span,
     Token,
 )
+from upperson_rt.phrases.wording import alternatives, plain_wording
 
 _TOKEN = re.compile(
     r"\w+n['\u2019]t\b|[^\W_]+|[,.;:!?()&/]|(?<=\s)[-\u2013\u2014](?=\s)"  # Also dashes.
@@ -36,7 +37,7 @@ _TOKEN = re.compile(
 _LONGEST_NOUN = 3
 _MOST_BEFORE = 10
 _BREAKS = ENDS | SMALL_WORDS | ACTIONS | (DETAILS - MODIFIERS)
-_JOINS = frozenset({"and", "&", "/", ","})
+_JOINS = frozenset({"and", "or", "&", "/", ","})
 _DETAIL_WORDS = frozenset({"with", "without", "featuring", "and"})
 _CARRYING = frozenset({"carrying", "carries", "carry"})
 _WITHOUT = frozenset({"bareheaded", "hatless", "bagless"})
@@ -51,12 +52,14 @@ class ParsedSentence:
     """A sentence and the phrases in it."""
 
     sentence: str
+    read_as: str
+    """The sentence in plain words, see `wording.plain_wording`; phrases are places in it."""
     phrases: tuple[Phrase, ...]
     """In their order in the sentence; kinds other than ``other`` were understood."""
 
     wanted: str
-    """The sentence without what it excludes; the sentence itself if it excludes nothing, and ``a
-    person`` if nothing else is left."""
+    """`read_as` without what it excludes; `read_as` itself if it excludes nothing, and ``a person``
+    if nothing else is left."""
 
     contradictions: tuple[str, ...] = ()
     """What cannot all be true, such as ``man and woman``."""
@@ -77,6 +80,11 @@ class ParsedSentence:
         )
 
     @property
+    def readings(self) -> list[str]:
+        """`wanted`, once for each choice of its *or* between colours; searched by their mean."""
+        return alternatives(self.wanted)
+
+    @property
     def denied(self) -> tuple[Phrase, ...]:
         """Earlier name of `excluded`."""
         return self.excluded
@@ -94,7 +102,8 @@ def parse(sentence: str) -> ParsedSentence:
     Args:
         sentence: Any text. Other languages come back as phrases of the kind ``other``.
     """
-    return _Parser(check_text(sentence, "the sentence")).parse()
+    sentence = check_text(sentence, "the sentence")
+    return _Parser(plain_wording(sentence)).parse(sentence)
 
 
 class _Parser:
@@ -107,7 +116,7 @@ class _Parser:
         self.words = [token.word for token in self.tokens]
         self.used = [False] * len(self.tokens)
 
-    def parse(self) -> ParsedSentence:
+    def parse(self, original: str) -> ParsedSentence:
         things = _first_mentions(self._without_introductions(list(self._things())))
         spans = [*things, *self._actions()]
         spans += self._rest()
@@ -120,7 +129,7 @@ class _Parser:
         if cuts:
             asks = any(not phrase.negated for phrase in phrases)
             wanted = (asks and _without_cuts(self.sentence, cuts)) or "a person"
-        return ParsedSentence(self.sentence, phrases, wanted, _contradictions(phrases))
+        return ParsedSentence(original, self.sentence, phrases, wanted, _contradictions(phrases))
 
     def _text(self, first: int, last: int) -> str:
         return " ".join(self.sentence[self.tokens[first].start : self.tokens[last - 1].end].split())
@@ -230,7 +239,7 @@ class _Parser:
                 pair = self.words[first - 2 : first - 1], self.words[first : first + 1]
                 if first < 2 or not (
                     first < at
-                    and pair[1][0] in MODIFIERS | {"and"}
+                    and pair[1][0] in MODIFIERS | {"and", "or"}
                     and pair[0][0] in MODIFIERS
                     and not self.used[first - 2]
                 ):

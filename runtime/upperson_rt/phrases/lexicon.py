@@ -26,7 +26,8 @@ NOUNS: Mapping[Kind, Mapping[str, str]] = {
         "man": "man, male, guy, gentleman, men, dude, bloke",
         "girl": "girl",
         "boy": "boy",
-        "person": "person, pedestrian, people, someone, somebody, anyone, anybody, individual, "
+        "person": "person, pedestrian, people, someone, somebody, anyone, anybody, everyone, "
+        "everybody, individual, "
         "adult, child, kid, teenager, figure, toddler, human",
     },
     "upper": {
@@ -129,6 +130,14 @@ NOUNS: Mapping[Kind, Mapping[str, str]] = {
     },
 }
 """By kind: the plain name of a thing, and how people write it."""
+
+PERSON_PLURALS: Mapping[str, str] = {
+    "women": "woman", "ladies": "lady", "females": "female", "men": "man", "guys": "guy",
+    "males": "male", "gentlemen": "gentleman", "girls": "girl", "boys": "boy", "people": "person",
+    "persons": "person", "pedestrians": "pedestrian", "adults": "adult", "children": "child",
+    "kids": "kid", "teenagers": "teenager", "individuals": "individual",
+}  # fmt: skip
+"""Several people, and one of them."""
 
 KINDS_OF: Mapping[str, tuple[str, ...]] = {
     "bag": ("backpack", "handbag", "shoulder bag", "suitcase", "briefcase", "tote bag",

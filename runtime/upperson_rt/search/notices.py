@@ -11,12 +11,13 @@ if TYPE_CHECKING:
 
 NoticeCode: TypeAlias = Literal[
     "sentence_truncated", "language_unfamiliar", "words_unknown", "contradiction",
-    "colours_joined", "excluded", "not_understood", "indistinct", "camera_unknown",
+    "colours_joined", "excluded", "not_understood", "indistinct", "camera_unknown", "did_you_mean",
+    "rewritten",
     "feedback_missing", "gallery_empty", "filter_matches_nothing",
 ]  # fmt: skip
 _WARNINGS = frozenset({
     "sentence_truncated", "language_unfamiliar", "words_unknown", "contradiction", "indistinct",
-    "camera_unknown", "feedback_missing",
+    "camera_unknown", "feedback_missing", "did_you_mean",
 })  # fmt: skip
 _MOST_NAMED = 5
 
@@ -87,6 +88,8 @@ _TEXTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
         "trained on this language; describe the person in English"
     ),
     "words_unknown": lambda f: f"the model may not know {_names(f['words'])}: try a plainer word",
+    "did_you_mean": lambda f: f"did you mean: {safe_repr(f['sentence'])}",
+    "rewritten": lambda f: f"searched as: {safe_repr(f['sentence'])}",
     "contradiction": lambda f: f"the sentence contradicts itself: {f['contradiction']}",
     "colours_joined": lambda f: (
         f"{safe_repr(f['phrase'])} counts as one {f['noun']}, {' or '.join(f['colours'])}"

@@ -3,7 +3,7 @@
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,11 +15,12 @@ from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.gallery import Filter
 from upperson_rt.phrases import ParsedSentence, Phrase, parse
-from upperson_rt.phrases.evidence import MOST_PARAPHRASES, Evidence, paraphrases
+from upperson_rt.phrases.evidence import MOST_PARAPHRASES, Evidence, mean_embedding, paraphrases
 from upperson_rt.phrases.lexicon import SMALL_WORDS
+from upperson_rt.phrases.spelling import correction
 from upperson_rt.printable import safe_repr
 from upperson_rt.search.calibration import BACKGROUND_SENTENCES
-from upperson_rt.tokenizer import token_lengths
+from upperson_rt.tokenizer import TokenBatch, token_lengths
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -170,6 +171,22 @@ class Vocabulary:
         self._learn({word: count for word, count in whole.items() if word not in self._has_learned})
         return [word for word in words if word in broken or not self._has_learned.get(word, True)]
 
+    def corrections(self, words: Mapping[str, Sequence[str]]) -> dict[str, str]:
+        """Return what misspelt words (of `TokenBatch.words`) may mean, in words the model knows.
+
+        A word is taken for misspelt if the model has not learned it, or if its tokenizer knows it
+        in pieces only and the grammar does not know it: CLIP was trained on every piece.
+        """
+        unknown = {*self.unknown(words)}
+        found = {
+            word: near
+            for word, tokens in words.items()
+            if (word in unknown or len(tokens) > 1) and (near := correction(word)) is not None
+        }
+        meant = self._encoder.tokenizer.encode([" ".join(found.values())]).words(0)
+        not_better = {*self.unknown(meant)} if found else set()
+        return {word: near for word, near in found.items() if near not in not_better}
+
     def _learn(self, words: dict[str, int]) -> None:
         """Compare words of so many tokens with the untrained word."""
         untrained = self._untrained_word()
@@ -290,11 +307,10 @@ class QueryEncoder:
         truncated, lengths = frozenset(tokens.truncated), token_lengths(tokens.input_ids)
         first = 0
         for key, one, own in zip(new, parsed, wordings, strict=True):
-            mean_D = all_TD[first : first + len(own)].mean(axis=0)
             found[key] = QuerySentence(
                 parsed=one,
-                vector_D=mean_D / np.linalg.norm(mean_D),
-                words=tokens.words(first),
+                vector_D=mean_embedding(all_TD[first : first + len(own)]),
+                words=_words_of(tokens, range(first, first + len(one.readings))),
                 token_count=int(lengths[first]) - 2,
                 is_truncated=first in truncated,
             )
@@ -317,6 +333,10 @@ class QueryEncoder:
             for row, embed_D in zip(rows, embeds_ND, strict=True):
                 found[row] = embed_D
         return found
+
+
+def _words_of(tokens: TokenBatch, rows: Iterable[int]) -> dict[str, Sequence[str]]:
+    return {word: parts for row in rows for word, parts in tokens.words(row).items()}
 
 
 def _checked(embedding: NDArray[np.float32] | None, embed_dim: int) -> NDArray[np.float32] | None:

@@ -16,6 +16,7 @@ from upperson_rt.gallery import Filter, Gallery, Hit
 from upperson_rt.gallery.records import EARLIEST_S, check_hits
 from upperson_rt.phrases import ParsedSentence, Phrase
 from upperson_rt.phrases.evidence import Evidence, Explanation, weighable
+from upperson_rt.phrases.spelling import with_corrections
 from upperson_rt.search.calibration import MatchLabel, ScoreCalibration
 from upperson_rt.search.notices import Notice, unknown_cameras
 from upperson_rt.search.query import EmbeddedQuery, QueryEncoder, QuerySentence, SearchRequest
@@ -191,8 +192,15 @@ class SearchService:
         unknown = self.queries.vocabulary.unknown(sentence.words)
         if letters > 2 and tokens > _MOST_TOKENS_PER_LETTER * letters:
             notices.append(Notice("language_unfamiliar", {"letters": letters, "tokens": tokens}))
-        elif unknown:
-            notices.append(Notice("words_unknown", {"words": unknown}))
+        else:
+            meant = self.queries.vocabulary.corrections(sentence.words)
+            if meant:
+                fields = {"words": meant, "sentence": with_corrections(parsed.sentence, meant)}
+                notices.append(Notice("did_you_mean", fields))
+            if rest := [word for word in unknown if word not in meant]:
+                notices.append(Notice("words_unknown", {"words": rest}))
+        if parsed.read_as != parsed.sentence:
+            notices.append(Notice("rewritten", {"sentence": parsed.read_as}))
         notices += [
             Notice("contradiction", {"contradiction": one}) for one in parsed.contradictions
         ]

@@ -1,0 +1,143 @@
+"""Rewrites sentences as people write them into the wording that models and the grammar know.
+
+Captions, which models learned from, describe one person in full words: *a woman in a red coat*.
+People also write *women in red coats*, *w/o hat*, *non-red coat*, *anything but jeans* or *red or
+blue coat*. Each rule changes a few words and leaves the rest, character for character.
+"""
+
+import re
+from collections.abc import Iterator
+
+from upperson_rt.phrases.lexicon import (
+    COLOURS,
+    ENDS,
+    EXCLUDING,
+    MODIFIERS,
+    NOUN_OF,
+    PERSON_PLURALS,
+)
+
+_SHORT_FORMS = (
+    (re.compile(r"\bw\s?/\s?o\b\.?", re.I), "without"),
+    (re.compile(r"\bw\s?/\s?(?=\w)", re.I), "with "),
+    (re.compile(r"\bbare[- ]headed\b", re.I), "bareheaded"),
+    (re.compile(r"\b(?:sans|excluding)\b", re.I), "without"),
+    (re.compile(r"\b(?:any|every)thing (?:but|except|other than)\b", re.I), "without"),
+    (re.compile(r"(?<!nothing),?\s+except(?: for)?\b", re.I), " without"),
+)
+_NOT_COLOUR = re.compile(r"\b(?:non[- ]|not\s+)(?=\w)", re.I)
+_SEVERAL = r"(?:(?:all(?: the)?|two|three|four|several|some|many|\d+)\s+)?"
+_PEOPLE = re.compile(rf"\b{_SEVERAL}({'|'.join(PERSON_PLURALS)})\b", re.I)
+_WORD = re.compile(r"[^\W_]+")
+_OR = re.compile(r"\s+or\s+", re.I)
+_MOST_ALTERNATIVES = 4
+
+
+def plain_wording(sentence: str) -> str:
+    """Return a sentence in the wording of captions; the sentence itself if no rule applies."""
+    for pattern, replacement in _SHORT_FORMS:
+        sentence = pattern.sub(replacement, sentence)
+    return _one_person(_colours_behind(sentence))
+
+
+def alternatives(sentence: str) -> list[str]:
+    """Return the sentences that *or* between colours stands for: *red coat* and *blue coat*.
+
+    The sentence alone if it has no such *or*; at most `_MOST_ALTERNATIVES`.
+    """
+    found, done = [sentence], []
+    while found and len(found) + len(done) < _MOST_ALTERNATIVES:
+        one = found.pop(0)
+        split = next(_colour_choices(one), None)
+        if split is None:
+            done.append(one)
+        else:
+            found += split
+    return [*dict.fromkeys(done + found)]
+
+
+def _colour_choices(sentence: str) -> Iterator[list[str]]:
+    """Give for each *or* between two colours the sentence with either."""
+    for match in _OR.finditer(sentence):
+        left, right = _WORD.findall(sentence[: match.start()]), sentence[match.end() :]
+        first = _length_of_colour(left, at_end=True)
+        last = _length_of_colour(_WORD.findall(right), at_end=False)
+        if first and last and not _is_excluded(sentence[: match.start()]):
+            before = [*_WORD.finditer(sentence[: match.start()])][-first].start()
+            after = match.end() + [*_WORD.finditer(right)][last - 1].end()
+            yield [
+                sentence[: match.start()] + sentence[after:],
+                sentence[:before] + sentence[match.end() :],
+            ]
+
+
+def _length_of_colour(words: list[str], *, at_end: bool) -> int:
+    """Return how many words at an end of some a colour has, or 0."""
+    for size in (2, 1):
+        part = words[-size:] if at_end else words[:size]
+        if tuple(word.lower() for word in part) in COLOURS:
+            return len(part)
+    return 0
+
+
+def _is_excluded(before: str) -> bool:
+    """Whether an excluding word reaches over these characters: *without a red or blue bag*."""
+    clause = re.split(rf"[{re.escape(''.join(ENDS))}]|\band\b", before)[-1]
+    return not EXCLUDING.isdisjoint(clause.lower().split())
+
+
+def _colours_behind(sentence: str) -> str:
+    """Rewrite *a non-red coat* and *a not red coat* as *a coat that is not red*."""
+    for match in reversed([*_NOT_COLOUR.finditer(sentence)]):
+        words = [*_WORD.finditer(sentence, match.end())]
+        size = _length_of_colour([word[0] for word in words], at_end=False)
+        if not size:
+            continue
+        thing = _end_of_thing([word[0].lower() for word in words[size:]])
+        if not thing:
+            continue
+        colour = sentence[words[0].start() : words[size - 1].end()]
+        end = words[size + thing - 1].end()
+        noun = sentence[words[size].start() : end]
+        sentence = f"{sentence[: match.start()]}{noun} that is not {colour}{sentence[end:]}"
+    return sentence
+
+
+def _end_of_thing(words: list[str]) -> int:
+    """Return how many words *long leather coat* has at the beginning of some, or 0."""
+    for first, word in enumerate(words):
+        for size in (3, 2, 1):
+            name = tuple(words[first : first + size])
+            if len(name) == size and (name in NOUN_OF or singular(name) in NOUN_OF):
+                return first + size
+        if word not in MODIFIERS:
+            break
+    return 0
+
+
+def singular(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the words of a noun with the last one in the singular, as far as -s tells."""
+    *others, last = words
+    for ending, replacement in (("sses", "ss"), ("shes", "sh"), ("xes", "x"), ("s", "")):
+        if last.endswith(ending):
+            return (*others, last.removesuffix(ending) + replacement)
+    return words
+
+
+def _one_person(sentence: str) -> str:
+    """Rewrite *women in red coats* as *woman in red coat*: captions describe one person."""
+    people = _PEOPLE.search(sentence)
+    if people is None or any(
+        NOUN_OF.get((word.lower(),), ("", ""))[0] == "person"
+        for word in _WORD.findall(sentence[: people.start()])
+    ):
+        return sentence  # *A woman beside two men* is about her.
+
+    def one(match: re.Match[str]) -> str:
+        word = match[0].lower()
+        of_one = singular((word,))
+        is_plural = (word,) not in NOUN_OF and of_one in NOUN_OF
+        return match[0][: len(of_one[0])] if is_plural else match[0]
+
+    rest = _WORD.sub(one, sentence[people.end() :])
+    return sentence[: people.start()] + PERSON_PLURALS[people[1].lower()] + rest

@@ -1,0 +1,119 @@
+"""Sentences as people write them, rewritten into the wording of captions; misspelt words."""
+
+import numpy as np
+import pytest
+
+from upperson_rt.phrases import parse
+from upperson_rt.phrases.spelling import correction, with_corrections
+from upperson_rt.phrases.wording import alternatives, plain_wording
+from upperson_synthetic.captions import describe
+from upperson_synthetic.look import SOURCE, TARGET
+from upperson_synthetic.people import sample_people
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("women in red coats", "woman in red coat"),
+        ("Two women in red coats with black backpacks", "woman in red coat with black backpack"),
+        ("all the men in jeans and black t-shirts", "man in jeans and black t-shirt"),
+        ("ladies in dresses with glasses", "lady in dress with glasses"),
+        ("people carrying boxes", "person carrying box"),
+        ("woman w/o hat, w/ red bag", "woman without hat, with red bag"),
+        ("man sans hat", "man without hat"),
+        ("everyone except men", "everyone without men"),
+        ("woman in a non-red coat", "woman in a coat that is not red"),
+        ("woman in a not red coat", "woman in a coat that is not red"),
+        ("non dark blue long coat", "long coat that is not dark blue"),
+        ("a bare-headed man", "a bareheaded man"),
+    ],
+)
+def test_other_ways_of_writing(sentence, expected):
+    assert plain_wording(sentence) == expected
+    assert plain_wording(expected) == expected
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "a woman beside two men with backpacks",
+        "a man in boots with two bags",
+        "a coat that is not red",
+        "he is not red faced",
+        "A woman, not a man, in a red/white coat.",
+        "carrying nothing except a bag",
+        "w",
+        "",
+    ],
+)
+def test_plain_sentences_stay(sentence):
+    assert plain_wording(sentence) == sentence
+
+
+@pytest.mark.parametrize("look", [SOURCE, TARGET])
+def test_captions_of_training_stay(look):
+    rng = np.random.default_rng(7)
+    for person in sample_people(60, rng):
+        caption = describe(person, look, rng)
+        assert (plain_wording(caption), alternatives(caption)) == (caption, [caption])
+
+
+@pytest.mark.parametrize(
+    ("sentence", "wanted", "excluded"),
+    [
+        ("woman in anything but a red coat", "woman", ["red coat"]),
+        ("woman in a non-red coat", "woman in a coat", ["red coat"]),
+        ("women w/o hats", "woman", ["hat"]),
+        ("not a red coat", "a person", ["red coat"]),
+        ("a woman without a red or blue bag", "a woman", ["red or blue bag"]),
+    ],
+)
+def test_exclusions_in_other_words(sentence, wanted, excluded):
+    parsed = parse(sentence)
+    assert parsed.sentence == sentence
+    assert (parsed.wanted, [one.text for one in parsed.excluded]) == (wanted, excluded)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("woman in red or blue coat", ["woman in red coat", "woman in blue coat"]),
+        ("red or dark blue or black coat", ["red coat", "black coat", "dark blue coat"]),
+        ("a coat or a jacket", ["a coat or a jacket"]),
+        ("a woman without a red or blue bag", ["a woman without a red or blue bag"]),
+    ],
+)
+def test_or_between_colours(sentence, expected):
+    assert sorted(alternatives(sentence)) == sorted(expected)
+
+
+def test_or_between_colours_is_one_phrase():
+    (coat,) = parse("red or dark blue coat").phrases
+    assert (coat.text, coat.colours) == ("red or dark blue coat", ("red", "navy"))
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("womna", "woman"),
+        ("jackt", "jacket"),
+        ("swetshirt", "sweatshirt"),
+        ("RDE", "red"),
+        ("yellwo", "yellow"),
+        ("coat", None),
+        ("coats", None),
+        ("dresses", None),
+        ("nurse", None),  # No purse.
+        ("police", None),
+        ("rojo", None),
+        ("xy", None),
+        ("", None),
+    ],
+)
+def test_corrections(word, expected):
+    assert correction(word) == expected
+
+
+def test_a_corrected_sentence_keeps_the_rest():
+    meant = {"Jaket": "jacket", "rde": "red"}
+    assert with_corrections("Man, RDE jaket (jakets)", meant) == "Man, red jacket (jakets)"
