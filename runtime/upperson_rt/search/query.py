@@ -5,6 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -34,11 +35,7 @@ Picture: TypeAlias = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SearchRequest:
-    """One search: a sentence, a picture or both, moved by relevance feedback.
-
-    Raises:
-        UsageError: It has neither sentence nor picture, or a number is out of range.
-    """
+    """One search: a sentence, a picture or both, moved by relevance feedback."""
 
     sentence: str | None = None
     picture: "Picture | None" = None
@@ -104,20 +101,15 @@ def refine(
     relevant_ND: NDArray[np.float32] | None,
     not_relevant_ND: NDArray[np.float32] | None,
 ) -> NDArray[np.float32]:
-    """Return the (D,) query moved by feedback (N, D), all of unit length.
-
-    Without any the same bits.
-    """
-    relevant = 0 if relevant_ND is None else len(relevant_ND)
-    not_relevant = 0 if not_relevant_ND is None else len(not_relevant_ND)
-    if not relevant and not not_relevant:
-        return query_D
+    """Return the (D,) query moved by feedback (N, D), all of unit length; the same without any."""
     moved = query_D.astype(np.float64)
-    if relevant_ND is not None and relevant:
-        share = share_of_relevant(relevant)
+    if relevant_ND is not None and len(relevant_ND):
+        share = share_of_relevant(len(relevant_ND))
         moved = (1 - share) * moved + share * _unit(relevant_ND.mean(axis=0, dtype=np.float64))
-    if not_relevant_ND is not None and not_relevant:
-        share = _AWAY * not_relevant / (not_relevant + _LATER)
+    elif not_relevant_ND is None or not len(not_relevant_ND):
+        return query_D
+    if not_relevant_ND is not None and len(not_relevant_ND):
+        share = _AWAY * len(not_relevant_ND) / (len(not_relevant_ND) + _LATER)
         moved = _unit(moved) - share * not_relevant_ND.mean(axis=0, dtype=np.float64)
     length = float(np.linalg.norm(moved))
     if length < 1e-6:  # The marks cancel the query out.
@@ -152,9 +144,6 @@ class Vocabulary:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._has_learned: dict[str, bool] = {}
-        self._untrained: str | None = None
-        """A word that the model has not learned; None where none is known, or not looked for."""
-        self._was_looked_for = False
 
     def unknown(self, words: Mapping[str, Sequence[str]]) -> list[str]:
         """Return the words (of `TokenBatch.words`) that the model does not know."""
@@ -172,7 +161,7 @@ class Vocabulary:
 
     def _learn(self, words: dict[str, int]) -> None:
         """Compare words of so many tokens with the untrained word."""
-        untrained = self._untrained_word()
+        untrained = self._untrained
         if untrained is None or not words:
             return
         lengths = sorted(set(words.values()))
@@ -183,23 +172,22 @@ class Vocabulary:
             apart = np.linalg.norm(own_D - embeds_ND[lengths.index(length)])
             self._has_learned[word] = bool(apart > _SAME)
 
-    def _untrained_word(self) -> str | None:
-        if not self._was_looked_for:
-            tokenizer = self._encoder.tokenizer
-            words = tokenizer.encode([" ".join(_OFF_TOPIC)]).words(0)
-            single = [
-                word
-                for word, tokens in words.items()
-                if len(tokens) == 1 and not tokenizer.is_broken(tokens)
-            ]
-            if len(single) > 1:
-                embeds_ND = self._encoder.encode_texts(single)
-                apart_NN = np.linalg.norm(embeds_ND[:, None] - embeds_ND[None], axis=-1)
-                alike_N = (apart_NN < _SAME).sum(axis=1)
-                if alike_N.max() > 1:
-                    self._untrained = single[int(alike_N.argmax())]
-            self._was_looked_for = True
-        return self._untrained
+    @cached_property
+    def _untrained(self) -> str | None:
+        """A word that the model has not learned, as it embeds it like another; None without any."""
+        tokenizer = self._encoder.tokenizer
+        words = tokenizer.encode([" ".join(_OFF_TOPIC)]).words(0)
+        single = [
+            word
+            for word, tokens in words.items()
+            if len(tokens) == 1 and not tokenizer.is_broken(tokens)
+        ]
+        if len(single) < 2:
+            return None
+        embeds_ND = self._encoder.encode_texts(single)
+        apart_NN = np.linalg.norm(embeds_ND[:, None] - embeds_ND[None], axis=-1)
+        alike_N = (apart_NN < _SAME).sum(axis=1)
+        return single[int(alike_N.argmax())] if alike_N.max() > 1 else None
 
 
 # --- Query embeddings
@@ -256,17 +244,11 @@ class QueryEncoder:
         sentences = self._sentences(
             [(one.sentence, one.paraphrases) for one in requests if one.sentence is not None]
         )
-        pictures = self._pictures(requests)
-        return [
-            _combined(
-                request,
-                None
-                if request.sentence is None
-                else sentences[request.sentence, request.paraphrases],
-                picture_D,
-            )
-            for request, picture_D in zip(requests, pictures, strict=True)
+        own = [
+            None if one.sentence is None else sentences[one.sentence, one.paraphrases]
+            for one in requests
         ]
+        return list(map(_combined, requests, own, self._pictures(requests)))
 
     def background(self) -> NDArray[np.float32]:
         """Return the (S, D) embeddings of `BACKGROUND_SENTENCES`, which are made once."""

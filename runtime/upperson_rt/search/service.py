@@ -16,7 +16,7 @@ from upperson_rt.gallery import Filter, Gallery, Hit
 from upperson_rt.gallery.records import EARLIEST_S, check_hits
 from upperson_rt.phrases import ParsedSentence, Phrase
 from upperson_rt.phrases.evidence import Evidence, Explanation, weighable
-from upperson_rt.search.calibration import MatchLabel, ScoreCalibration
+from upperson_rt.search.calibration import MatchLabel, ScoreCalibration, is_vague
 from upperson_rt.search.notices import Notice, unknown_cameras
 from upperson_rt.search.query import EmbeddedQuery, QueryEncoder, QuerySentence, SearchRequest
 
@@ -69,12 +69,8 @@ class SearchService:
     def search_all(self, requests: Sequence[SearchRequest]) -> list[SearchResult]:
         """Run several searches, as `search`; their sentences and pictures share batches."""
         queries = self.queries.embed(requests)
-        return [
-            self._result(request, query, hits)
-            for request, query, hits in zip(
-                requests, queries, self._find(requests, queries), strict=True
-            )
-        ]
+        found = self._find(requests, queries)
+        return list(map(self._result, requests, queries, found))
 
     def match(
         self, request: SearchRequest, vector_D: NDArray[np.float32]
@@ -84,6 +80,7 @@ class SearchService:
         score = float(vector_D.astype(np.float64) @ query.vector_D.astype(np.float64))
         if query.excluded:
             score -= float(self.queries.evidence.against(query.excluded, vector_D[None])[0])
+        self.calibration.refresh()
         labels, _ = self._calibrated(query, [score], self._is_indistinct(query))
         return score, labels[0]
 
@@ -104,20 +101,12 @@ class SearchService:
     ) -> list[list[Hit]]:
         found: list[list[Hit]] = [[] for _ in requests]
         together: dict[tuple[int, int, bool], list[int]] = {}
-        for row, (request, query) in enumerate(zip(requests, queries, strict=True)):
+        for row, (one, query) in enumerate(zip(requests, queries, strict=True)):
             if query.excluded:
-                found[row] = search_excluding(
-                    self.gallery,
-                    self.queries.evidence,
-                    query.vector_D,
-                    query.excluded,
-                    request.k,
-                    request.where,
-                    request.by_track,
-                )
+                asked = query.vector_D, query.excluded, one.k, one.where, one.by_track
+                found[row] = search_excluding(self.gallery, self.queries.evidence, *asked)
             else:  # Requests that share a filter object are searched together.
-                same = request.k, id(request.where), request.by_track
-                together.setdefault(same, []).append(row)
+                together.setdefault((one.k, id(one.where), one.by_track), []).append(row)
         for rows in together.values():
             one = requests[rows[0]]
             queries_QD = np.stack([queries[row].vector_D for row in rows])
@@ -130,6 +119,8 @@ class SearchService:
         self, request: SearchRequest, query: EmbeddedQuery, hits: list[Hit]
     ) -> SearchResult:
         parsed = None if query.sentence is None else query.sentence.parsed
+        if request.calibrate or (request.notices and parsed is not None and is_vague(parsed)):
+            self.calibration.refresh()
         is_indistinct = (request.calibrate or request.notices) and self._is_indistinct(query)
         labels: list[MatchLabel] = []
         likelihoods: list[float] = []
@@ -137,13 +128,16 @@ class SearchService:
             scores = [hit.score for hit in hits]
             labels, likelihoods = self._calibrated(query, scores, is_indistinct)
         explanation = None if parsed is None or not request.explain else self.explain(parsed, hits)
+        notices: list[Notice] = []
+        if request.notices:
+            notices = self._notices(request.where or Filter(), query, hits, is_indistinct)
         return SearchResult(
             hits=hits,
             parsed=parsed,
             labels=labels,
             likelihoods=likelihoods,
             explanation=explanation,
-            notices=self._notices(request, query, hits, is_indistinct) if request.notices else [],
+            notices=notices,
         )
 
     def _calibrated(
@@ -164,16 +158,11 @@ class SearchService:
         )
 
     def _notices(
-        self,
-        request: SearchRequest,
-        query: EmbeddedQuery,
-        hits: Sequence[Hit],
-        is_indistinct: bool,
+        self, where: Filter, query: EmbeddedQuery, hits: Sequence[Hit], is_indistinct: bool
     ) -> list[Notice]:
         notices = [] if query.sentence is None else self._of_sentence(query.sentence)
         if is_indistinct:
             notices.append(Notice("indistinct"))
-        where = request.where or Filter()
         notices += unknown_cameras(self.gallery, where)
         if not hits:
             notices.append(self._why_nothing(where))
