@@ -224,19 +224,13 @@ class Evidence:
         return lost_N
 
     def _of_excluded(self, phrase: Phrase, images_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return (N,) evidence.
-
-        Of *any bag* the mean of its own and that of the likeliest kind of bag.
-        """
+        """Return (N,) evidence: of *any bag* the mean of its own and of the likeliest kind's."""
         own_N = self.of(phrase, images_ND)
         kinds = [self.of(kind, images_ND) for kind in _kinds_of(phrase)]
         return (own_N + np.max(kinds, axis=0)) / 2 if kinds else own_N
 
     def away(self, embed_D: NDArray[np.float32], excluded: Sequence[Phrase]) -> NDArray[np.float32]:
-        """Turn a query (D,) away from excluded phrases, to look for candidates.
-
-        Both of unit length.
-        """
+        """Turn a query (D,) of unit length away from excluded phrases, to look for candidates."""
         things = [kind for phrase in excluded for kind in _kinds_of(phrase) or [phrase]]
         things_TD = self._texts([describe([thing]) for thing in things])
         more_D = things_TD.mean(axis=0) - self._texts([_PLAIN])[0]
@@ -259,12 +253,9 @@ class Evidence:
         same = phrase.kind, phrase.text, phrase.noun, phrase.colours
         if (found := self._contrasts.get(same)) is None:
             contrast = _contrast(phrase)
-            weights_T = np.array(contrast.weights, dtype=np.float32)
-            found = (
-                self._texts(contrast.texts),
-                np.log(weights_T),
-                np.array(contrast.agrees, np.float32),
-            )
+            log_weights_T = np.log(np.array(contrast.weights, dtype=np.float32))
+            agrees_T = np.array(contrast.agrees, np.float32)
+            found = self._texts(contrast.texts), log_weights_T, agrees_T
             kept = self._contrasts if len(self._contrasts) < _MOST_CONTRASTS else {}
             self._contrasts = kept | {same: found}
         return found
