@@ -54,19 +54,8 @@ def _of_variant(**fields: Any) -> Change:
 
 
 def _named(path: str) -> Change:
-    """Call the tokenizer's file something else, and put it there if that can be done."""
-
-    def change(content: dict[str, Any]) -> None:
-        content["text"]["tokenizer"]["file"] = path
-
-    return _manifest(change)
-
-
-def _deep(depth: int) -> Any:
-    value: Any = 1
-    for _ in range(depth):
-        value = {"a": value}
-    return value
+    """Call the tokenizer's file something else."""
+    return _manifest(lambda content: content["text"]["tokenizer"].update(file=path))
 
 
 def _json(function: Callable[[str], str | bytes]) -> Change:
@@ -90,12 +79,6 @@ def _piped(folder: Path) -> None:
     os.mkfifo(folder / "canaries.npz")
 
 
-def _both_towers(folder: Path) -> None:
-    content = json.loads((folder / "bundle.json").read_text())
-    content["variants"]["int8"]["text"] = content["variants"]["int8"]["image"]
-    (folder / "bundle.json").write_text(json.dumps(content))
-
-
 MANIFESTS: dict[str, Change] = {
     "manifest: a tokenizer that is the manifest": _named("bundle.json"),
     "manifest: a tokenizer that is the canaries": _named("canaries.npz"),
@@ -112,7 +95,9 @@ MANIFESTS: dict[str, Change] = {
     ),
     "manifest: a link out of the folder": _linked,
     "manifest: a pipe in place of a file": _piped,
-    "manifest: one graph for both towers": _both_towers,
+    "manifest: one graph for both towers": _manifest(
+        lambda c: c["variants"]["int8"].update(text=c["variants"]["int8"]["image"])
+    ),
     "manifest: sizes of 10**4000": _json(
         lambda text: text.replace('"size_bytes": ', f'"size_bytes": {"9" * 4000}', 1)
     ),
@@ -154,17 +139,17 @@ HOSTILE = CANARIES | TOKENIZERS | MANIFESTS | GRAPHS
 """By what is wrong: what makes a sound bundle such a one."""
 
 
-def try_bundle(folder: Path, backend: str) -> str:
-    """Open a bundle and use it; say how it ended."""
+def try_bundle(folder: Path, backend: str) -> tuple[str, object]:
+    """Open a bundle and use it; return how it ended, and the error's reason."""
     try:
         bundle = Bundle.open(folder, backend=backend, threads=1)
         bundle.check_golden_samples()
         bundle.encoder().encode_texts(["a man in red"])
     except UppersonError as error:
-        return f"{error.exit_code} {error}"
+        return f"{error.exit_code} {error}", error.fields.get("reason")
     except BaseException as error:
-        return f"raw error: {error!r}"
-    return "taken"
+        return f"raw error: {error!r}", None
+    return "taken", None
 
 
 def _be_a_trial(folder: Path, backend: str, write: int) -> NoReturn:
@@ -179,7 +164,7 @@ def _be_a_trial(folder: Path, backend: str, write: int) -> NoReturn:
         ):
             resource.setrlimit(limit, (value, value))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        said = try_bundle(folder, backend).encode("utf-8", "replace")[:4000]
+        said = try_bundle(folder, backend)[0].encode("utf-8", "replace")[:4000]
         os.write(write, said.replace(_END, b"?") + _END)
     finally:
         os._exit(0)
