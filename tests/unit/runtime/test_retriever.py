@@ -12,6 +12,7 @@ from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Filter, Item
 from upperson_rt.ingest.files import index_images
 from upperson_rt.retriever import Retriever
+from upperson_rt.search.query import SearchRequest
 
 COLOURS_IN_ORDER = list(COLOURS)
 
@@ -21,12 +22,16 @@ def test_sentences_find_pictures(encoder, gallery, pictures):
     assert (report.indexed, report.skipped) == (len(pictures), [])
     retriever = Retriever(encoder, gallery)
     best = retriever.query("a woman in a red coat", k=2)
-    assert best[0].item.source == str(tmp := pictures[0].absolute()), tmp
-    assert best[0].item.camera == "gate"
+    assert (best[0].item.source, best[0].item.camera) == (str(pictures[0].absolute()), "gate")
     assert best[0].score > best[1].score
     red, blue = retriever.query(["red", "blue"], k=1)
     assert [red[0].item.source, blue[0].item.source] == [str(pictures[0]), str(pictures[2])]
     assert retriever.query("red", where=Filter(camera="hall")) == []
+    requests = [
+        SearchRequest(sentence="red", where=where) for where in (None, Filter(camera="hall"))
+    ]
+    everywhere, nowhere = retriever.service.search_all(requests)
+    assert (len(everywhere.hits), nowhere.hits) == (len(pictures), [])
     assert retriever.query([]) == []
     with refused("sentence_empty", InputError):
         retriever.query(" ")
