@@ -34,11 +34,7 @@ class World:
         )
 
     def texts(self, people):
-        return self._seen("text", people, 8)
-
-    def _seen(self, kind, people, more):
-        view = more * self.rng.normal(size=people.shape) / D**0.5
-        return unit(self.common[kind] + people + view)
+        return unit(self.common["text"] + people + 8 * self.rng.normal(size=people.shape) / D**0.5)
 
     def asked(self, person, share):
         text, picture = self.texts(person[None])[0], self.pictures(person[None])[0]
