@@ -174,6 +174,7 @@ class ConsoleService:
             mean_D[None].astype(np.float32), _MOST_OTHERS, Filter(camera=others), by_track=True
         )
         calibration = self.current.last.search.calibration
+        calibration.refresh()
         labels = calibration.labels(1.0, [hit.score for hit in hits])
         self.note(account, "view", hits, {"elsewhere": str(person.id)}, Filter(camera=others))
         return list(zip(hits, labels, strict=True))

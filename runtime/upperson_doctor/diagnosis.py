@@ -61,10 +61,10 @@ def diagnose(
 def _query_log(path: Path) -> Check:
     try:
         report = verify_log(path)
+        if report.problems:
+            raise IntegrityError(report.problems[0])
     except UppersonError as error:
         return fail_from_error("query log", error)
-    if report.problems:
-        return fail_from_error("query log", IntegrityError(report.problems[0]))
     return ok("query log", f"{count_of(report.lines, 'line')} as they were written")
 
 
@@ -74,10 +74,8 @@ def _backends() -> list[Check]:
     if find_spec("onnxruntime") is None:
         checks.append(ok("onnxruntime", OPTIONAL))
     elif gpu_build and cpu_build:
-        both = (
-            f"both onnxruntime {cpu_build} and onnxruntime-gpu {gpu_build} are installed; they "
-            "overwrite each other"
-        )
+        both = f"both onnxruntime {cpu_build} and onnxruntime-gpu {gpu_build} are installed; they"
+        both += " overwrite each other"
         fix = "pip uninstall onnxruntime onnxruntime-gpu, then install one of them"
         checks.append(warning("onnxruntime", both, fix))
     else:
@@ -85,21 +83,17 @@ def _backends() -> list[Check]:
     for name in extension_names("backends"):
         checks += load_extension("backends", name).checks()
     if not any(find_spec(name) for name in ("onnxruntime", "openvino", "tensorrt")):
-        checks.append(failed("backend", "none is installed", _backend_advice()))
+        advice = f"{install_command('cpu')}; for an NVIDIA GPU  {install_command('gpu')}"
+        checks.append(failed("backend", "none is installed", advice))
     return checks
-
-
-def _backend_advice() -> str:
-    return f"{install_command('cpu')}; for an NVIDIA GPU  {install_command('gpu')}"
 
 
 def _onnxruntime(version: str) -> Check:
     try:
         import onnxruntime
     except ImportError as error:
-        return failed(
-            "onnxruntime", f"{version} does not import: {one_line(error)}", "install it again"
-        )
+        problem = f"{version} does not import: {one_line(error)}"
+        return failed("onnxruntime", problem, "install it again")
     available: list[str] = onnxruntime.get_available_providers()
     providers = [name.removesuffix("ExecutionProvider") for name in available]
     facts = {"version": version, "providers": providers}
@@ -138,9 +132,8 @@ def _device(backend: str, device: str) -> list[Check]:
         except UppersonError as error:
             return [fail_from_error("device", error)]
     if outputs["y"].tolist() != [-2]:
-        wrong = (
-            f"{running.name} {running.version} on {running.device} computes -2 as {outputs['y']}"
-        )
+        where = f"{running.name} {running.version} on {running.device}"
+        wrong = f"{where} computes -2 as {outputs['y']}"
         return [failed("device", wrong, "install the library or the driver again")]
     facts = {"backend": running.name, "version": running.version, "device": running.device}
     how = "the first one installed" if backend == "auto" else "as asked for"
@@ -205,22 +198,19 @@ def _bundle(
         return [*checks, fail_from_error("golden samples", error)], bundle.manifest.fingerprint
     worst = min(check.min_cosine for check in golden)
     towers = {tower: bundle.backend(tower) for tower in TOWERS}
-    places = [f"{found.name} {found.version} on {found.device}" for found in towers.values()]
+    places = dict.fromkeys(f"{one.name} {one.version} on {one.device}" for one in towers.values())
     running = towers["image"]
     needed = min(bundle.entry.min_golden_cosine(found) for found in towers.values())
-    checks.append(
-        ok(
-            "golden samples",
-            f"lowest cosine {worst:.6f} (needs {needed:g}) with "
-            f"{' and '.join(dict.fromkeys(places))}",
-            min_cosine=worst,
-            backend=running.name,
-            version=running.version,
-            device=running.device,
-        )
+    row = ok(
+        "golden samples",
+        f"lowest cosine {worst:.6f} (needs {needed:g}) with {' and '.join(places)}",
+        min_cosine=worst,
+        backend=running.name,
+        version=running.version,
+        device=running.device,
     )
-    checks += [_tower(bundle, tower) for tower in TOWERS]
-    return checks, bundle.manifest.fingerprint
+    rows = [*checks, row, *(_tower(bundle, tower) for tower in TOWERS)]
+    return rows, bundle.manifest.fingerprint
 
 
 def _signature(path: Path, verified: bool) -> Check:

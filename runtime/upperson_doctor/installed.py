@@ -62,10 +62,8 @@ def _packages() -> list[Check]:
     ]
     whole, slim = version_of("upperson"), version_of("upperson-rt")
     if whole and slim:
-        both = (
-            f"both upperson {whole} and upperson-rt {slim} are installed; they own the same files, "
-            "and removing one damages the other"
-        )
+        both = f"both upperson {whole} and upperson-rt {slim} are installed; they own the same"
+        both += " files, and removing one damages the other"
         fix = "pip uninstall upperson upperson-rt, then install one of them"
         checks.append(warning("upperson", both, fix))
     else:

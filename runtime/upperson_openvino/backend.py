@@ -65,14 +65,13 @@ class OpenVinoBackend:
             # Compiling gives an output the names of all that was folded into it.
             self._names = [output.get_any_name() for output in model.outputs]
             if device == "cpu" and int8_sums_saturate() and _may_saturate(model):
-                raise BackendError(
+                message = (
                     f"OpenVINO would compute {os.fspath(path)} inexactly: this processor has no "
                     "VNNI and adds int8 products in saturating 16 bits. Choose the backend "
                     "onnxruntime or another variant, or export the bundle again, which makes int8 "
-                    "that is exact on every CPU",
-                    code="sums_saturate",
-                    path=os.fspath(path),
+                    "that is exact on every CPU"
                 )
+                raise BackendError(message, code="sums_saturate", path=os.fspath(path))
             float_type = "bf16" if _is_int8(model) and _has_bf16(core, device) else "f32"
             # Without the hint a CPU with bf16 units quietly computes all graphs in bf16, and
             # embeddings of float32 graphs drift.
@@ -87,26 +86,19 @@ class OpenVinoBackend:
                 piece = core.compile_model(model, device.upper(), config)
                 self._piece = piece.create_infer_request()
         except (RuntimeError, UnicodeDecodeError) as error:  # It may quote what is no text.
-            raise BackendError(
-                f"OpenVINO {self.version} cannot load {os.fspath(path)}: {one_line(error)}",
-                code="graph_not_loaded",
-                path=os.fspath(path),
-            ) from error
+            name = os.fspath(path)
+            message = f"OpenVINO {self.version} cannot load {name}: {one_line(error)}"
+            raise BackendError(message, code="graph_not_loaded", path=name) from error
         if not all(name.startswith(device) for name in running):
-            raise BackendError(
-                f"device {safe_repr(device)} did not start: OpenVINO runs on {', '.join(running)}",
-                code="device_not_started",
-                device=device,
-            )
+            found = ", ".join(running)
+            message = f"device {safe_repr(device)} did not start: OpenVINO runs on {found}"
+            raise BackendError(message, code="device_not_started", device=device)
         self.float_type: str = hint.get_type_name()
         """What floats are really computed in, such as ``f32`` or ``bf16``."""
         if self.float_type != float_type:
-            raise BackendError(
-                f"OpenVINO {self.version} on '{device}' computes in {self.float_type}, not in the "
-                f"{float_type} asked for",
-                code="float_type_differs",
-                found=self.float_type,
-            )
+            message = f"OpenVINO {self.version} on '{device}' computes in {self.float_type}, not in"
+            message += f" the {float_type} asked for"
+            raise BackendError(message, code="float_type_differs", found=self.float_type)
         self._inputs = len(compiled.inputs)
         self._dtypes = {  # An input may have several names.
             name: np.dtype(entry.get_element_type().to_dtype())
@@ -127,10 +119,8 @@ class OpenVinoBackend:
                 ", ".join(f"{name} {dtype}" for name, dtype in each.items()) or "nothing"
                 for each in (self._dtypes, dtypes)
             )
-            raise BackendError(
-                f"OpenVINO {self.version} failed: the graph takes {expected}, found {found}",
-                code="run_failed",
-            )
+            message = f"OpenVINO {self.version} failed: the graph takes {expected}, found {found}"
+            raise BackendError(message, code="run_failed")
         full = self._piece is not None and all(len(array) == PIECE for array in inputs.values())
         request = self._piece if full else self._any
         with self._lock:
@@ -177,12 +167,9 @@ def _openvino() -> Any:
 def _require_device(core: Any, device: str, version: str) -> None:
     available = [name.lower() for name in core.available_devices]
     if device not in (*available, *(name.partition(".")[0] for name in available)):
-        raise BackendError(
-            f"OpenVINO {version} finds no device {safe_repr(device)} here, only "
-            f"{', '.join(available) or 'none'}",
-            code="device_missing",
-            device=device,
-        )
+        found = ", ".join(available) or "none"
+        message = f"OpenVINO {version} finds no device {safe_repr(device)} here, only {found}"
+        raise BackendError(message, code="device_missing", device=device)
 
 
 def _runs_in_pieces(device: str, compiled: Any) -> bool:

@@ -104,25 +104,16 @@ def require_agreement(
     ``advice``; errors get the ``fields`` as well.
     """
     agreement = compare_embeds(expected_NE, found_NE)
-    if agreement.not_finite:
-        raise IntegrityError(
-            f"{where}: {agreement.not_finite} of {len(found_NE)} embeddings are not finite; "
-            f"{advice}",
-            code="embeds_not_finite",
-            count=agreement.not_finite,
-            **fields,
+    if count := agreement.not_finite:
+        message = f"{where}: {count} of {len(found_NE)} embeddings are not finite; {advice}"
+        raise IntegrityError(message, code="embeds_not_finite", count=count, **fields)
+    if count := int(np.count_nonzero(~agreement.agrees(min_cosine=min_cosine))):
+        worst = agreement.worst_cosine
+        message = (
+            f"{where}: {row} {worst} has cosine {agreement.min_cosine:.5f} to {reference}, expected"
+            f" at least {min_cosine:.5f} ({count} of {len(found_NE)} differ); {advice}"
         )
-    agrees_N = agreement.agrees(min_cosine=min_cosine)
-    if not agrees_N.all():
-        raise IntegrityError(
-            f"{where}: {row} {agreement.worst_cosine} has cosine {agreement.min_cosine:.5f} to "
-            f"{reference}, expected at least {min_cosine:.5f} "
-            f"({np.count_nonzero(~agrees_N)} of {len(found_NE)} differ); {advice}",
-            code="embeds_differ",
-            row=agreement.worst_cosine,
-            count=int(np.count_nonzero(~agrees_N)),
-            **fields,
-        )
+        raise IntegrityError(message, code="embeds_differ", row=worst, count=count, **fields)
     return agreement
 
 

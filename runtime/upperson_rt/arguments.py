@@ -73,9 +73,8 @@ def check_number(
         number = math.nan
     if not least <= number <= most:
         if least == -math.inf and most == math.inf:
-            raise error(
-                f"{what} must be a number, found {safe_repr(value)}", code="no_number", what=what
-            )
+            message = f"{what} must be a number, found {safe_repr(value)}"
+            raise error(message, code="no_number", what=what)
         limit = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
         message = f"{what} must be a number {limit}, found {safe_repr(value)}"
         raise error(message, code="out_of_range", what=what)
@@ -148,17 +147,15 @@ def check_callable(value: object, what: str) -> None:
 def check_object(value: object, what: str, names: Collection[str]) -> None:
     """Refuse an object without the attributes that are used; its class does not matter."""
     if isinstance(value, type) or not all(hasattr(value, name) for name in names):
-        raise UsageError(
-            f"expected {what}, found {safe_repr(value)}", code="wrong_object", what=what
-        )
+        message = f"expected {what}, found {safe_repr(value)}"
+        raise UsageError(message, code="wrong_object", what=what)
 
 
 def check_path(value: object, what: str) -> str:
     """Return a path as text."""
     path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
-    no_path = InputError(
-        f"{what} must be a path, found {safe_repr(value)}", code="no_path", what=what
-    )
+    message = f"{what} must be a path, found {safe_repr(value)}"
+    no_path = InputError(message, code="no_path", what=what)
     if not isinstance(path, str) or not path or "\0" in path:
         raise no_path
     try:

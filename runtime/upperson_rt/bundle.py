@@ -5,9 +5,6 @@ import threading
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from upperson_rt.arguments import check_path, check_text
 from upperson_rt.backends import installed_backends, open_backend, require_device
 from upperson_rt.backends.autotune import Autotuner, Choice
@@ -41,10 +38,7 @@ def open_encoder(
     threads: int | None = None,
     trust: str | os.PathLike[str] | None = None,
 ) -> Encoder:
-    """Open a bundle and return its encoder, as `Bundle.open` does.
-
-    Public as ``upperson_rt.open``.
-    """
+    """Open a bundle as `Bundle.open` does; return its encoder. Public as ``upperson_rt.open``."""
     return Bundle.open(bundle, variant, backend, device, threads=threads, trust=trust).encoder()
 
 
@@ -107,14 +101,6 @@ class Bundle:
             threads: CPU threads per tower; None lets the library choose.
             trust: File with a public key (PEM). Its owner must have signed the bundle, which is
                 checked before anything else in it is read; see `upperson_rt.signature`.
-
-        Raises:
-            InputError: Not a bundle, or of a newer schema.
-            UsageError: The variant does not exist.
-            IntegrityError: The manifest is malformed; a file is missing, has another size or hash
-                than the manifest says, leaves the bundle, or holds what no export writes; or the
-                bundle is not signed by the key that is trusted.
-            BackendError: The device is not there, or ``trust`` needs a package that is missing.
         """
         root = Path(check_path(path, "the folder of a bundle"))
         manifest = read_manifest(root, trust)
@@ -136,12 +122,8 @@ class Bundle:
             (manifest.canaries, _MOST_GOLDEN_BYTES),
         ):
             if file.size_bytes > most_bytes:
-                raise IntegrityError(
-                    f"{root / file.file} has {safe_repr(file.size_bytes)} bytes, expected at most "
-                    f"{most_bytes}: export the bundle again",
-                    code="file_too_large",
-                    path=str(root / file.file),
-                )
+                found = f"{safe_repr(file.size_bytes)} bytes, expected at most {most_bytes}"
+                raise _damaged(root / file.file, f"has {found}", "file_too_large")
             _check_file(root, file, check_hash=verify)
         for file in map(entry.file, TOWERS):
             _check_file(root, file, check_hash=False)
@@ -165,12 +147,7 @@ class Bundle:
         return self.manifest.variants[self.variant]
 
     def backend(self, tower: Tower) -> Backend:
-        """Return the loaded tower, loading it and checking its golden samples the first time.
-
-        Raises:
-            BackendError: The backend or device is missing, or the graph does not load.
-            IntegrityError: The file was changed, or a golden sample comes out wrong.
-        """
+        """Return the loaded tower, loading it and checking its golden samples the first time."""
         with self._locks[tower]:
             if tower not in self._towers:
                 # A single query would be answered long before backends are measured for it.
@@ -183,21 +160,12 @@ class Bundle:
         return self._choices[tower]
 
     def check_files(self) -> None:
-        """Check the files of both towers now, for programs that use them themselves.
-
-        Raises:
-            IntegrityError: A file is missing or was changed, or is no graph that exports write.
-        """
+        """Check the files of both towers now, for programs that use them themselves."""
         for tower in TOWERS:
             self._check_tower(tower)
 
     def check_golden_samples(self) -> list[GoldenCheck]:
-        """Run the golden samples through both towers, at batch 1 and in batches.
-
-        Raises:
-            BackendError: As for `backend`.
-            IntegrityError: A file was changed, or an embedding differs from the golden one.
-        """
+        """Run the golden samples through both towers, at batch 1 and in batches."""
         checks = []
         for tower, lock in self._locks.items():
             with lock:
@@ -262,16 +230,13 @@ class Bundle:
         return open_backend(path, name, self._device, self._threads)
 
     def _check(self, tower: Tower, backend: Backend) -> list[GoldenCheck]:
-        def embed(inputs: NDArray[np.generic]) -> NDArray[np.float32]:
-            return run_tower(backend, tower, inputs)
-
+        running = f"{backend.name} {backend.version} on {backend.device}"
         return check_tower(
             tower,
-            embed,
+            partial(run_tower, backend, tower),
             self.golden,
             self.entry.min_golden_cosine(backend),
-            f"bundle {self.path}, variant {self.variant}, {backend.name} {backend.version} on "
-            f"{backend.device}",
+            f"bundle {self.path}, variant {self.variant}, {running}",
         )
 
 
@@ -280,19 +245,12 @@ def read_manifest(root: Path, trust: str | os.PathLike[str] | None = None) -> Ma
     file = root / MANIFEST_FILE
     if not file.is_file():
         problem = f"no {MANIFEST_FILE} in it" if root.is_dir() else "no such folder"
+        advice = ": expected a folder that  upperson export  has made, or  upperson demo  to try"
+        advice += " things out"
         if (near := folder_near(root, MANIFEST_FILE)) is not None:
-            raise InputError(
-                f"{root} is not a bundle ({problem}), but {near} is: name that with  --bundle",
-                code="no_bundle",
-                path=str(root),
-                near=near,
-            )
-        raise InputError(
-            f"{root} is not a bundle ({problem}): expected a folder that  upperson export  has "
-            "made, or  upperson demo  to try things out",
-            code="no_bundle",
-            path=str(root),
-        )
+            advice = f", but {near} is: name that with  --bundle"
+        message = f"{root} is not a bundle ({problem}){advice}"
+        raise InputError(message, code="no_bundle", path=str(root), near=near)
     if trust is not None:
         verify_folder(root, trust)
     try:
@@ -300,52 +258,34 @@ def read_manifest(root: Path, trust: str | os.PathLike[str] | None = None) -> Ma
             content = stream.read(_MOST_MANIFEST_BYTES + 1)
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from error
-    advice = "copy the bundle again, or export it again"
     if len(content) > _MOST_MANIFEST_BYTES:
-        raise IntegrityError(
-            f"{file} has more than {_MOST_MANIFEST_BYTES} bytes: {advice}",
-            code="file_too_large",
-            path=str(file),
-        )
+        raise _damaged(file, f"has more than {_MOST_MANIFEST_BYTES} bytes", "file_too_large")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise IntegrityError(
-            f"{file} is no text in UTF-8: {error}; {advice}", code="no_utf8", path=str(file)
-        ) from error
+        raise _damaged(file, f"is no text in UTF-8: {error}", "no_utf8") from error
     return parse_manifest(text, where=os.fspath(file))
+
+
+def _damaged(path: Path, problem: str, code: str, **fields: object) -> IntegrityError:
+    message = f"{path} {problem}; copy the bundle again, or export it again"
+    return IntegrityError(message, code=code, path=str(path), **fields)
 
 
 def _check_file(root: Path, entry: FileEntry, check_hash: bool) -> None:
     """Make sure that a file of the manifest is there, inside the bundle, and unchanged."""
     path = root / entry.file
-    advice = "copy the bundle again, or export it again"
     if not path.is_file():
-        raise IntegrityError(
-            f"{path} is missing from the bundle: {advice}", code="file_missing", path=str(path)
-        )
+        raise _damaged(path, "is missing from the bundle", "file_missing")
     if not path.resolve().is_relative_to(root.resolve()):
-        raise IntegrityError(
-            f"{path} is a link out of the bundle, to {path.resolve()}: put the file itself there",
-            code="link_outside",
-            path=str(path),
-        )
+        message = f"{path} is a link out of the bundle, to {path.resolve()}: put the file there"
+        raise IntegrityError(message, code="link_outside", path=str(path))
     size_bytes = path.stat().st_size
     if size_bytes != entry.size_bytes:
-        raise IntegrityError(
-            f"{path} has {size_bytes} bytes, expected {safe_repr(entry.size_bytes)}: the file "
-            f"was changed or not copied completely; {advice}",
-            code="size_differs",
-            path=str(path),
-            found=size_bytes,
-            expected=entry.size_bytes,
-        )
-    if check_hash:
-        sha256 = sha256_of_file(path)
-        if sha256 != entry.sha256:
-            raise IntegrityError(
-                f"{path} has sha256 {sha256}, expected {entry.sha256}: the file was changed; "
-                f"{advice}",
-                code="checksum_differs",
-                path=str(path),
-            )
+        problem = f"has {size_bytes} bytes, expected {safe_repr(entry.size_bytes)}: the file was"
+        problem += " changed or not copied completely"
+        sizes = {"found": size_bytes, "expected": entry.size_bytes}
+        raise _damaged(path, problem, "size_differs", **sizes)
+    if check_hash and (sha256 := sha256_of_file(path)) != entry.sha256:
+        problem = f"has sha256 {sha256}, expected {entry.sha256}: the file was changed"
+        raise _damaged(path, problem, "checksum_differs")

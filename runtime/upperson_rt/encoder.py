@@ -56,9 +56,7 @@ class Encoder:
     ) -> NDArray[np.uint8]:
         """Load and resize a picture for `encode_pixels`: uint8 RGB [H, W, 3] of the model's size.
 
-        Args:
-            source: A file, a Pillow image or a uint8 array, of any size.
-            channels: ``bgr`` for arrays of OpenCV.
+        ``channels`` are ``bgr`` for arrays of OpenCV.
         """
         from upperson_rt.preprocess import prepare_image
 
@@ -72,7 +70,7 @@ class Encoder:
         progress: Progress | None = None,
         channels: "Channels" = "rgb",
     ) -> NDArray[np.float32]:
-        """Embed pictures.
+        """Embed pictures: (N, D) float32 of unit length, in the order given.
 
         Args:
             images: N files, Pillow images or uint8 arrays, mixed and of any size; or one array
@@ -81,9 +79,6 @@ class Encoder:
             progress: Called after each batch.
             channels: Order of the colours in arrays; ``bgr`` for frames of OpenCV. Files and
                 Pillow images know theirs.
-
-        Returns:
-            (N, D) float32 of unit length, in the order given; (0, D) for no picture.
         """
         _check_list(images)
         if progress is not None:
@@ -97,42 +92,26 @@ class Encoder:
         return embeds
 
     def encode_pixels(self, pixels: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.float32]:
-        """Embed pictures that already have the model's size.
-
-        Args:
-            pixels: uint8 RGB [N, H, W, 3].
-            batch_size: Pictures run at a time.
-
-        Returns:
-            (N, D) float32 of unit length.
-        """
+        """Embed pictures uint8 RGB [N, H, W, 3] of the model's size: (N, D) of unit length."""
         size = (self.manifest.image.height_px, self.manifest.image.width_px, 3)
         if not isinstance(pixels, np.ndarray):
             message = f"expected pixels as an array of numpy, found {safe_repr(pixels)}"
             raise InputError(message, code="pixels_unfit")
         if pixels.dtype != np.uint8 or pixels.shape[1:] != size:
-            raise InputError(
-                f"expected pixels uint8 (N, {size[0]}, {size[1]}, 3), found {pixels.dtype} "
-                f"{pixels.shape}: prepare_image makes them of any picture",
-                code="pixels_unfit",
-                found=f"{pixels.dtype} {pixels.shape}",
-            )
+            found = f"{pixels.dtype} {pixels.shape}"
+            message = f"expected pixels uint8 (N, {size[0]}, {size[1]}, 3), found {found}"
+            message += ": prepare_image makes them of any picture"
+            raise InputError(message, code="pixels_unfit", found=found)
         embeds = np.empty((len(pixels), self.embed_dim), dtype=np.float32)
         for rows in batch_slices(len(pixels), batch_size):
             embeds[rows] = self._embed("image", pixels[rows])
         return embeds
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 64) -> NDArray[np.float32]:
-        """Embed sentences.
+        """Embed sentences: (N, D) float32 of unit length, in the order given.
 
-        Args:
-            texts: N sentences. Those longer than the context are cut; `Tokenizer.encode` tells
-                which.
-            batch_size: Sentences run at a time, sorted by length so that short ones do not pay
-                for long ones.
-
-        Returns:
-            (N, D) float32 of unit length, in the order given; (0, D) for no sentence.
+        Those longer than the context are cut; `Tokenizer.encode` returns which. A batch has
+        sentences of similar length, so that short ones do not pay for long ones.
         """
         texts = check_list(texts, "sentences")
         if not texts:
@@ -140,11 +119,7 @@ class Encoder:
         return self.encode_tokens(self.tokenizer.encode(texts), batch_size)
 
     def encode_tokens(self, tokens: TokenBatch, batch_size: int = 64) -> NDArray[np.float32]:
-        """Embed sentences that `Tokenizer.encode` has read; as `encode_texts`.
-
-        Returns:
-            (N, D) float32 of unit length, in the order of the batch.
-        """
+        """Embed sentences that `Tokenizer.encode` has read; as `encode_texts`."""
         ids = tokens.input_ids
         embeds = np.empty((len(ids), self.embed_dim), dtype=np.float32)
         lengths = token_lengths(ids)
@@ -157,33 +132,23 @@ class Encoder:
     def _embed(self, tower: Tower, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
         embeds = run_tower(self.backend(tower), tower, inputs)
         norms = np.linalg.norm(embeds, axis=1, keepdims=True)
-        if embeds.shape != (len(inputs), self.embed_dim) or not _all_usable(norms):
-            raise IntegrityError(
-                f"the {tower} tower gave embeddings of shape {embeds.shape} with values that "
-                f"cannot be used, expected {(len(inputs), self.embed_dim)} and finite: see "
-                " upperson-rt doctor",
-                code="embeds_unusable",
-                tower=tower,
-            )
+        expected = len(inputs), self.embed_dim
+        if embeds.shape != expected or not (np.isfinite(norms) & (norms > 0)).all():
+            message = f"the {tower} tower gave embeddings of shape {embeds.shape} with values that"
+            message += f" cannot be used, expected {expected} and finite: see  upperson-rt doctor"
+            raise IntegrityError(message, code="embeds_unusable", tower=tower)
         unit: NDArray[np.float32] = embeds / norms
         return unit
 
 
 def _check_list(images: object) -> None:
     """Refuse one picture where a list is due: a loop over its rows would embed each of them."""
+    found = type(images).__name__
     if isinstance(images, np.ndarray):
-        if images.ndim != 4 and images.dtype != np.object_:
-            raise InputError(
-                f"expected a list of pictures or an array (N, H, W, 3), found an array "
-                f"{images.shape}: put a single picture in a list",
-                code="no_picture_list",
-            )
-    elif isinstance(images, str | bytes) or not isinstance(images, Sequence):
-        raise InputError(
-            f"expected a list of pictures, found {type(images).__name__}: make it a list",
-            code="no_picture_list",
-        )
-
-
-def _all_usable(norms: NDArray[np.float32]) -> bool:
-    return bool((np.isfinite(norms) & (norms > 0)).all())
+        if images.ndim == 4 or images.dtype == np.object_:
+            return
+        found = f"an array {images.shape}"
+    elif isinstance(images, Sequence) and not isinstance(images, str | bytes):
+        return
+    message = f"expected a list of pictures or an array (N, H, W, 3), found {found}"
+    raise InputError(f"{message}: put a single picture in a list", code="no_picture_list")

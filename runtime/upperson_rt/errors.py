@@ -24,13 +24,7 @@ class UppersonError(Exception):
     default_code: ClassVar[str] = "error"
 
     def __init__(self, message: str = "", *, code: str | None = None, **fields: object) -> None:
-        """Make an error.
-
-        Args:
-            message: What was expected, what was found and what to do, in one line.
-            code: What went wrong, such as ``gallery_not_found``; by default that of the class.
-            fields: Values that the message names, such as ``path``.
-        """
+        """Make an error with a message of one line; ``code`` is by default that of the class."""
         super().__init__(message)
         self.code = code or self.default_code
         self.fields = fields
@@ -41,7 +35,10 @@ class UppersonError(Exception):
             "code": self.code,
             "exit_code": self.exit_code,
             "message": str(self),
-            "fields": {name: _plain(value) for name, value in self.fields.items()},
+            "fields": {
+                name: value if isinstance(value, str | int | float | bool | None) else str(value)
+                for name, value in self.fields.items()
+            },
         }
 
 
@@ -80,19 +77,8 @@ class IntegrityError(UppersonError):
     default_code = "integrity"
 
 
-def _plain(value: object) -> object:
-    """Return a value that JSON has, or its text."""
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
 def missing_extra(package: str, extra: str, purpose: str) -> BackendError:
-    """Build the one-line error for an optional package that is not installed.
-
-    Args:
-        package: Import name of the missing package, for example ``"torch"``.
-        extra: The extra that brings it.
-        purpose: What needed it, for example ``"training"``.
-    """
+    """Build the error for an optional package that is missing; ``purpose`` needed it."""
     return BackendError(
         f"{purpose} needs the package '{package}', which is not installed: "
         f"run  {install_command(extra)}",

@@ -33,41 +33,25 @@ def extension_names(group: Group) -> list[str]:
 
 
 def load_extension(group: Group, name: str) -> Any:
-    """Import the extension of that name.
-
-    Raises:
-        UsageError: There is none, or two installed packages have that name.
-        BackendError: It cannot be imported.
-    """
-    found = _entry_points(group).get(name, [])
+    """Import the extension of that name."""
+    found, fields = _entry_points(group).get(name, []), {"group": group, "name": name}
+    shown = f"{safe_repr(name)} in upperson.{group}"
     if not found:
         known = ", ".join(extension_names(group)) or "none is installed"
-        raise UsageError(
-            f"no extension {safe_repr(name)} in upperson.{group}: expected one of them ({known})",
-            code="extension_not_found",
-            group=group,
-            name=name,
-        )
+        message = f"no extension {shown}: expected one of them ({known})"
+        raise UsageError(message, code="extension_not_found", **fields)
     if len({point.value for point in found}) > 1:
         values = " and ".join(sorted(point.value for point in found))
-        raise UsageError(
-            f"{values} are both installed as {safe_repr(name)} in upperson.{group}: uninstall one",
-            code="extension_twice",
-            group=group,
-            name=name,
-        )
+        message = f"{values} are both installed as {shown}: uninstall one"
+        raise UsageError(message, code="extension_twice", **fields)
     try:
         return found[0].load()
     except UppersonError:
         raise
     except Exception as error:  # Code of another package: it may raise anything.
-        raise BackendError(
-            f"the extension {found[0].value} of upperson.{group} cannot be imported "
-            f"({error_text(error)}): install what it needs, or uninstall it",
-            code="extension_broken",
-            group=group,
-            name=name,
-        ) from error
+        message = f"the extension {found[0].value} of upperson.{group} cannot be imported "
+        message += f"({error_text(error)}): install what it needs, or uninstall it"
+        raise BackendError(message, code="extension_broken", **fields) from error
 
 
 @cache

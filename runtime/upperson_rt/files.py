@@ -59,9 +59,8 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
 def write_atomically(path: Path, content: bytes | str, private: bool = False) -> None:
     """Write a file (text as UTF-8) under a temporary name, put it on disk, rename it.
 
-    Missing parent folders are made, and what killed processes left of the same file is removed. A
-    power failure leaves the old or all of the new file. ``private`` gives permissions to the owner
-    alone.
+    Missing parent folders are made, and what killed processes left of the same file is removed.
+    ``private`` gives permissions to the owner alone.
     """
     with _naming(path):
         remove_leftovers(path)
@@ -76,8 +75,7 @@ def write_all_atomically(contents: Mapping[Path, bytes], pool: Executor) -> None
         with _naming(path):
             _replace(path, contents[path], 0o666 & ~_umask())
 
-    writes = [pool.submit(write, path) for path in contents]
-    wait(writes)
+    wait(writes := [pool.submit(write, path) for path in contents])
     for done in writes:
         done.result()
     for folder in {path.parent for path in contents}:
@@ -114,10 +112,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on disk, so that a rename outlives a power failure.
-
-    Raises OSError.
-    """
+    """Put the names in a folder on disk: a rename outlives a power failure. Raises OSError."""
     if sys.platform == "win32":  # Folders cannot be opened there.
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -149,10 +144,7 @@ def _replace(path: Path, content: bytes | str, mode: int) -> None:
 
 
 def _own_file(path: Path) -> tuple[int, str, int | None]:
-    """Make and lock a file beside ``path``.
-
-    Return its handle, name, and another handle for the lock.
-    """
+    """Make and lock a file beside ``path``; return its handle, its name and one for the lock."""
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         if sys.platform == "win32":  # No locks, and an open file cannot be renamed.
@@ -301,17 +293,12 @@ def put_in_place(temporary: Path, path: Path) -> None:
             return
         _sync_tree(temporary)
         was_there = path.exists()
-        if was_there:
-            _change_places(temporary, path)
-        else:
-            os.rename(temporary, path)
+        move = _change_places if was_there else os.rename
+        move(temporary, path)
         try:
             sync_folder(path.parent)
         except BaseException:  # Ctrl-C, too: the older one comes back.
-            if was_there:
-                _change_places(temporary, path)
-            else:
-                os.rename(path, temporary)
+            move(*(temporary, path) if was_there else (path, temporary))
             raise
 
 
@@ -332,9 +319,9 @@ def _sync_file(path: Path) -> None:
         os.close(handle)
 
 
-def _change_places(one: Path, other: Path) -> None:
-    if not _exchange(one, other):
-        _swap(one, other)
+def _change_places(temporary: Path, path: Path) -> None:
+    if not _exchange(temporary, path):
+        _swap(temporary, path)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -387,10 +374,8 @@ def _sweep(path: Path) -> None:
     """Remove temporary folders of dead processes; an older result that one had moved comes back."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.(tmp|old)")
     for folder in list(path.parent.iterdir()):
-        if not (pattern.fullmatch(folder.name) and folder.is_dir()):
-            continue
-        lock = _locked(folder)
-        if lock is None:
+        is_left = pattern.fullmatch(folder.name) and folder.is_dir()
+        if not is_left or (lock := _locked(folder)) is None:
             continue
         try:
             if folder.suffix == ".old" and not path.exists():
@@ -420,10 +405,7 @@ def _unlock(lock: int | None) -> None:
 
 
 def _umask() -> int:
-    """Return which permissions new files do not get.
-
-    The system returns its mask only when another one is set, so one thread at a time asks.
-    """
+    """Return which permissions new files do not get; one thread at a time, as it has to be set."""
     with _ASKING:
         mask = os.umask(0o077)
         os.umask(mask)
@@ -444,12 +426,12 @@ def lock_until_closed(handle: int, *, wait: bool = False, share: bool = False) -
         return False
     import fcntl
 
+    kind = fcntl.LOCK_SH if share else fcntl.LOCK_EX
     try:
-        kind = fcntl.LOCK_SH if share else fcntl.LOCK_EX
-        fcntl.flock(handle, kind | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        raise
-    except OSError:
+        fcntl.flock(handle, kind if wait else kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if isinstance(error, BlockingIOError):
+            raise
         return False
     return True
 

@@ -84,14 +84,13 @@ class GoldenSamples:
             and all(bool(np.isfinite(embeds).all()) for embeds in (image_embeds, text_embeds))
         )
         if not fits:
-            raise IntegrityError(
+            message = (
                 f"the golden samples in {os.fspath(path)} do not fit the manifest (expected images "
                 f"uint8 (K, {size[0]}, {size[1]}, 3) with K up to {_MOST_SAMPLES}, input_ids "
                 f"int32 (K, L) with L from 1 to {manifest.text.context_length} and finite "
-                f"embeddings float32 (K, {dim})): export the bundle again",
-                code="golden_samples_unfit",
-                path=os.fspath(path),
+                f"embeddings float32 (K, {dim})): export the bundle again"
             )
+            raise IntegrityError(message, code="golden_samples_unfit", path=os.fspath(path))
         return cls(images, input_ids, image_embeds, text_embeds)
 
 
@@ -109,10 +108,8 @@ def _check_directory(path: str | os.PathLike[str]) -> None:
     if not end.startswith(_END) or end64.startswith(_END64):
         raise _bad("no_archive", "it does not end like an archive that numpy writes")
     if (size_bytes := int.from_bytes(end[12:16], "little")) > _MOST_DIRECTORY_BYTES:
-        raise _bad(
-            "directory_too_large",
-            f"its directory has {size_bytes} bytes, expected at most {_MOST_DIRECTORY_BYTES}",
-        )
+        problem = f"its directory has {size_bytes} bytes, expected at most {_MOST_DIRECTORY_BYTES}"
+        raise _bad("directory_too_large", problem)
 
 
 def _read_array(
@@ -121,10 +118,8 @@ def _read_array(
     """Read an array of this type and shape (None: any number from 1); nothing else is unpacked."""
     entry = archive.getinfo(f"{name}.npy")
     if entry.flag_bits & _ENCRYPTED or entry.compress_type not in _METHODS:
-        raise _bad(
-            "packed_otherwise",
-            f"{name} is encrypted or packed by a method that numpy does not write",
-        )
+        problem = f"{name} is encrypted or packed by a method that numpy does not write"
+        raise _bad("packed_otherwise", problem)
     with archive.open(entry) as file:
         if np.lib.format.read_magic(file) != (1, 0):
             raise _bad("array_format", f"{name} is not in numpy's format 1.0")
@@ -134,17 +129,13 @@ def _read_array(
         )
         if not fits or transposed or found_dtype != np.dtype(dtype):
             expected = ", ".join("any" if size is None else str(size) for size in shape)
-            raise _bad(
-                "array_unfit",
-                f"{name} does not fit the manifest: expected {dtype} ({expected}), found "
-                f"{shortened(str(found_dtype))} {shortened(str(found))}",
-            )
+            problem = f"{name} does not fit the manifest: expected {dtype} ({expected}), found "
+            problem += f"{shortened(str(found_dtype))} {shortened(str(found))}"
+            raise _bad("array_unfit", problem)
         size_bytes = math.prod(found) * found_dtype.itemsize
         if size_bytes > _MOST_BYTES:
-            raise _bad(
-                "array_too_large",
-                f"{name} has {shortened(str(size_bytes))} bytes, expected at most {_MOST_BYTES}",
-            )
+            size = f"{shortened(str(size_bytes))} bytes"
+            raise _bad("array_too_large", f"{name} has {size}, expected at most {_MOST_BYTES}")
         content = file.read(size_bytes + 1)
     if len(content) != size_bytes:
         raise _bad("array_cut", f"{name} has another size than its header says")
@@ -168,9 +159,7 @@ def check_tower(
     min_cosine: float,
     subject: str,
 ) -> list[GoldenCheck]:
-    """Run golden inputs one by one, in an odd batch and in one of 8 or more.
-
-    Compare the embeddings.
+    """Run golden inputs one by one, in an odd batch and in one of 8 or more, and compare.
 
     ``embed`` runs the tower: (N, ...) inputs to (N, D) embeddings. ``subject`` is for messages.
     Some backends have other graphs for other batch sizes; fewer golden inputs are repeated.
@@ -194,18 +183,12 @@ def check_tower(
         fields: dict[str, object] = {"tower": tower, "batch_size": batch_size}
         shapes = [(len(batch), expected_KD.shape[1]) for batch in batches]
         if [rows.shape for rows in found] != shapes:
-            raise IntegrityError(
-                f"{where}: expected embeddings of shape {shapes[0]}, found {found[0].shape}",
-                code="golden_shape_differs",
-                **fields,
-            )
+            message = f"{where}: expected embeddings of shape {shapes[0]}, found {found[0].shape}"
+            raise IntegrityError(message, code="golden_shape_differs", **fields)
         found_ND = np.concatenate(found)
         if is_constant(found_ND) and not is_constant(expected):
-            raise IntegrityError(
-                f"{where}: the output is the same for every input; {_ADVICE}",
-                code="output_constant",
-                **fields,
-            )
+            message = f"{where}: the output is the same for every input; {_ADVICE}"
+            raise IntegrityError(message, code="output_constant", **fields)
         agreement = require_agreement(
             expected,
             found_ND,

@@ -12,6 +12,7 @@ share `_BUDGET`: who would exceed it waits.
 
 import errno
 import io
+import math
 import os
 import struct
 import threading
@@ -119,7 +120,9 @@ def naming_image(name: str) -> Iterator[None]:
         raise InputError(message, code="image_too_large", path=name) from error
     except Exception as error:  # A damaged file may lead Pillow's readers to any error.
         fields = {"path": name} | (error.fields if isinstance(error, InputError) else {})
-        message = f"cannot read image {name}: {_reason(error)}"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (isinstance(error, OSError) and error.strerror) or reason
+        message = f"cannot read image {name}: {reason}"
         raise InputError(message, code="image_unreadable", **fields) from error
 
 
@@ -129,12 +132,6 @@ def free_pixels(image: Image.Image) -> None:
     image.close()
     if size_bytes > _WORTH_RETURNING:
         trim_heap()
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class _Budget:
@@ -182,7 +179,7 @@ def limit_memory(size_bytes: int) -> None:
 
 
 class _Metered(io.BufferedReader):
-    """A file that gives out a limited number of bytes and reads until `open_up`.
+    """A file that gives out a limited number of bytes and reads, until it gives all.
 
     Directories in it may name the same bytes again and again: what counts is what is read.
     """
@@ -193,11 +190,8 @@ class _Metered(io.BufferedReader):
         self._reads_left = _MOST_READS
         self._exif = b""
 
-    def give(self, size_bytes: float) -> None:
+    def give(self, size_bytes: float = math.inf) -> None:
         self._bytes_left = size_bytes
-
-    def open_up(self) -> None:
-        self.give(float("inf"))
 
     def read(self, size: int | None = -1, /) -> bytes:
         content = super().read(size)
@@ -234,7 +228,7 @@ _Take: TypeAlias = Callable[[int], None]
 def _settle(image: ImageFile, file: _Metered, take: _Take, decoder_bytes: int) -> ImageFile:
     """Set aside what an opened picture needs, and let it be decoded."""
     take(_checked(_needed(image.size, image.mode, decoder_bytes), image.size))
-    file.open_up()
+    file.give()
     return image
 
 
@@ -261,7 +255,7 @@ def _open_jpeg(file: _Metered, take: _Take) -> ImageFile:
     take(_checked(needed_bytes, image.size))
     if shrink > 1:
         image.draft(None, (width // shrink, height // shrink))
-    file.open_up()
+    file.give()
     return image
 
 
@@ -287,7 +281,7 @@ def _open_webp(file: _Metered, take: _Take) -> ImageFile:
     size, file_bytes = _webp_size(start), file.seek(0, os.SEEK_END)
     take(_checked(_webp_needed(file, size, file_bytes), size))
     file.seek(0)
-    file.open_up()
+    file.give()
     image = WebPImageFile(file)
     _check_exif(image.info.get("exif", b""))
     return image
@@ -304,12 +298,8 @@ def _open_tiff(file: _Metered, take: _Take) -> ImageFile:
     for tag in TiffTags.TAGS_V2_GROUPS:  # Loaded with the pixels, if not before.
         if tag in exif:
             exif.get_ifd(tag)
-    return _settle(
-        image,
-        file,
-        take,
-        _tiff_decoder(image.tag_v2, image.size, file.seek(0, os.SEEK_END)),
-    )
+    decoder_bytes = _tiff_decoder(image.tag_v2, image.size, file.seek(0, os.SEEK_END))
+    return _settle(image, file, take, decoder_bytes)
 
 
 def _open_other(reader: Callable[[Any], ImageFile]) -> Callable[[_Metered, _Take], ImageFile]:
@@ -326,14 +316,13 @@ def _open_other(reader: Callable[[Any], ImageFile]) -> Callable[[_Metered, _Take
     return open_it
 
 
-_TIFF = (b"II*\0", b"II\0*", b"II+\0", b"MM\0*", b"MM*\0", b"MM\0+")
 _OPENERS: dict[tuple[bytes, ...], Callable[[_Metered, _Take], ImageFile]] = {
     (b"BM",): _open_other(BmpImageFile),
     (b"GIF87a", b"GIF89a"): _open_other(GifImageFile),
     (b"\xff\xd8\xff",): _open_jpeg,
     (b"\x89PNG\r\n\x1a\n",): _open_png,
     (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"): _open_other(PpmImageFile),
-    _TIFF: _open_tiff,
+    (b"II*\0", b"II\0*", b"II+\0", b"MM\0*", b"MM*\0", b"MM\0+"): _open_tiff,
     (b"RIFF",): _open_webp,
 }
 """By how a file begins."""
@@ -353,19 +342,16 @@ def _opener(start: bytes) -> Callable[[_Metered, _Take], ImageFile]:
     for beginnings, opener in _OPENERS.items():
         if start.startswith(beginnings):
             return opener
-    kinds = (
-        kind for mark, kind in _OTHER_KINDS.items() if mark in (start[: len(mark)], start[4:8])
-    )
-    found = next(kinds, "another kind of file") if start else "an empty file"
-    raise InputError(
-        f"not an image of a known format: expected BMP, GIF, JPEG, PNG, PPM, TIFF or WebP, found "
-        f"{found}",
-        found=found,
-    )
+    marks = (mark for mark in _OTHER_KINDS if mark in (start[: len(mark)], start[4:8]))
+    kind = _OTHER_KINDS.get(next(marks, b""), "another kind of file")
+    found = kind if start else "an empty file"
+    expected = "expected BMP, GIF, JPEG, PNG, PPM, TIFF or WebP"
+    message = f"not an image of a known format: {expected}, found {found}"
+    raise InputError(message, found=found)
 
 
 def _count(file: _Metered, marker: bytes) -> int:
-    file.open_up()
+    file.give()
     file.seek(0)
     count, last = 0, b""
     while block := file.read(1 << 20):
@@ -436,10 +422,7 @@ def _has_lossless_part(file: BinaryIO, file_bytes: int) -> bool:
 
 
 def _jpeg_coefficients(image: JpegImageFile, file: BinaryIO) -> int:
-    """Return the bytes of coefficients that libjpeg keeps.
-
-    0 if one scan holds all components in turn.
-    """
+    """Return the bytes of coefficients that libjpeg keeps; 0 if one scan holds all components."""
     components = len(image.layer)
     end = file.tell()  # Of the header of the first scan.
     scan = b"\xff\xda" + struct.pack(">HB", 6 + 2 * components, components)
@@ -447,11 +430,8 @@ def _jpeg_coefficients(image: JpegImageFile, file: BinaryIO) -> int:
     file.seek(max(0, end - length))
     if "progressive" not in image.info and file.read(length).startswith(scan):
         return 0
-    across = max(layer[1] for layer in image.layer)
-    down = max(layer[2] for layer in image.layer)
-    width, height = (
-        -(-n // (8 * most)) for n, most in zip(image.size, (across, down), strict=True)
-    )
+    width = -(-image.width // (8 * max(layer[1] for layer in image.layer)))
+    height = -(-image.height // (8 * max(layer[2] for layer in image.layer)))
     return 128 * width * height * sum(layer[1] * layer[2] for layer in image.layer)
 
 
@@ -498,9 +478,8 @@ def _tiff_decoder(tags: Mapping[int, Any], size: tuple[int, int], file_bytes: in
     # Of a picture that lies on its side Pillow has swapped the two.
     width = tags[322] if is_tiled else max(size)
     height = tags[323] if is_tiled else tags.get(278) or max(size)
-    if not all(
-        isinstance(number, int) and number > 0 for number in (*bits, samples, width, height)
-    ):
+    numbers = (*bits, samples, width, height)
+    if not all(isinstance(number, int) and number > 0 for number in numbers):
         raise ValueError("its tags are damaged")
     piece: int = width * height if is_tiled else min(width * height, size[0] * size[1])
     # Colour differences are unpacked, and JPEG inside may be progressive.

@@ -155,11 +155,9 @@ def verify_log(path: Path, expected: Collection[str] = ()) -> LogReport:
     problems = scan.problems()
     if scan.unacknowledged:
         problems.append(unacknowledged(path, scan.unacknowledged))
-    problems += [
-        f"no line has the expected chain {one}: the log was written anew, or its end is missing"
-        for one in expected
-        if one not in scan.found
-    ]
+    absent = [one for one in expected if one not in scan.found]
+    advice = "the log was written anew, or its end is missing"
+    problems += [f"no line has the expected chain {one}: {advice}" for one in absent]
     return LogReport(
         lines=scan.lines,
         unchained=scan.unchained,
@@ -198,7 +196,9 @@ class Scan:
         self._size = 0
         self._behind: int | None = None
         """Lines after the one that the head knows; None before that one."""
-        self._problems = _Problems()
+        self._wrong: list[str] = []
+        """What is wrong with lines: the first ones."""
+        self._wrong_count = 0
 
     def read(self, file: BinaryIO, size: int, start: Head = (0, "")) -> None:
         """Read a log from a chained line on; raises OSError."""
@@ -222,7 +222,7 @@ class Scan:
                 continue
             if offset == len(line):
                 hashed = self._follow(match[1])
-            self.torn += loose.ended(match[1], self._problems)
+            self._end_loose(loose, match[1])
             loose = _Loose()
             hashed.update(match[1])
             self._add(number, match[2].decode(), hashed.hexdigest(), offset)
@@ -230,7 +230,7 @@ class Scan:
             last = line.removesuffix(b"\n")
         if last and (seal := _SEAL.search(last[-_SEAL_BYTES:] + b"\n")):
             self.unacknowledged = (seal[1] or b"").decode()
-        self.torn += loose.ended(None, self._problems)
+        self._end_loose(loose, None)
 
     def problems(self) -> list[str]:
         """Return one line for each thing that is wrong."""
@@ -242,11 +242,27 @@ class Scan:
         elif head[0] > self._size:
             missing = count_of(head[0] - self._size, "byte")
             of_whole.append(f"{missing} at the end are missing: lines were removed there")
-        elif self._behind is None and not self._problems.count:
+        elif self._behind is None and not self._wrong_count:
             of_whole.append(f"the log was written anew: {name} knows another one")
         elif self._behind is not None and self._behind > 1:
             of_whole.append(f"{name} is of an older log, {self._behind} lines behind")
-        return self._problems.listed() + of_whole
+        more = self._wrong_count - len(self._wrong)
+        return [*self._wrong, *([f"and {more} more of them"] if more else []), *of_whole]
+
+    def _add_problem(self, problem: str) -> None:
+        self._wrong_count += 1
+        if self._wrong_count <= _MOST_PROBLEMS:
+            self._wrong.append(problem)
+
+    def _end_loose(self, loose: "_Loose", body: bytes | None) -> None:
+        """Count lines that were cut off; any others are problems."""
+        if loose.are_cut_off(body):
+            self.torn += loose.count
+            return
+        for number in range(loose.first, loose.first + loose.count):
+            self._add_problem(
+                f"line {number} is not what was written: it was changed or added there"
+            )
 
     def _read_seal(self, file: BinaryIO) -> None:
         """Compare what ends where reading starts with the chain that is expected there."""
@@ -254,7 +270,7 @@ class Scan:
         file.seek(place)
         seal = _SEAL.search(file.read(self.end - place))
         if seal is None or seal[2].decode() != self.chain:
-            self._problems.add(f"no line with the chain {self.chain} ends where it did")
+            self._add_problem(f"no line with the chain {self.chain} ends where it did")
         elif seal[1]:
             self.unacknowledged = seal[1].decode()
 
@@ -277,7 +293,7 @@ class Scan:
         self.lines += 1
         self.chain, self.end = chain, end
         if hashed != chain:
-            self._problems.add(
+            self._add_problem(
                 f"line {number} is not what was written, or what stands before it is not: "
                 "something was changed, removed or added there"
             )
@@ -289,51 +305,26 @@ class Scan:
             self._behind += 1
 
 
-class _Problems:
-    """What is wrong with lines: the first ones, and how many more there are."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._first: list[str] = []
-
-    def add(self, problem: str) -> None:
-        self.count += 1
-        if self.count <= _MOST_PROBLEMS:
-            self._first.append(problem)
-
-    def listed(self) -> list[str]:
-        """Return one line each."""
-        more = self.count - len(self._first)
-        return self._first + ([f"and {more} more of them"] if more else [])
-
-
 class _Loose:
     """Lines that are not chained, after one that is."""
 
     def __init__(self) -> None:
-        self._first = self._count = self._last_size = 0
+        self.first = self.count = self._last_size = 0
         self._are_beginnings = True
         self._has_end = False
 
     def add(self, number: int, line: bytes) -> None:
-        self._first = self._first or number
-        self._count += 1
+        self.first = self.first or number
+        self.count += 1
         text = line.removesuffix(b"\n")
         self._last_size, self._has_end = len(text), line.endswith(b"\n")
         self._are_beginnings = self._are_beginnings and _is_beginning(text)
 
-    def ended(self, body: bytes | None, problems: _Problems) -> int:
-        """Return how many were cut off; any others are problems."""
-        if self._count and self._are_beginnings:
-            if body is None:
-                are_torn = not self._has_end
-            else:
-                are_torn = body.endswith(f', "cut_off": {self._last_size}'.encode())
-            if are_torn:
-                return self._count
-        for number in range(self._first, self._first + self._count):
-            problems.add(f"line {number} is not what was written: it was changed or added there")
-        return 0
+    def are_cut_off(self, body: bytes | None) -> bool:
+        """Return whether all are beginnings, as the next chained line says, if there is one."""
+        if body is None:
+            return self._are_beginnings and not self._has_end
+        return self._are_beginnings and body.endswith(f', "cut_off": {self._last_size}'.encode())
 
 
 def _is_beginning(line: bytes) -> bool:

@@ -121,6 +121,8 @@ def processor() -> Processor:
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # Of mallopt in malloc.h.
 _LEFT_BYTES = 4 << 20
 _ASKING = threading.Lock()
+_largest_in_heap = sys.maxsize
+"""The smallest limit that was asked for in this process."""
 
 
 def trim_heap() -> None:
@@ -129,22 +131,13 @@ def trim_heap() -> None:
         libc.malloc_trim(0)
 
 
-class _Thresholds:
-    """What was asked for in this process: the smallest counts."""
-
-    largest_in_heap: int | None = None
-
-
 def limit_heap(largest_in_heap: int) -> None:
-    """Trim heaps early and take blocks above this size from the system.
-
-    A later, smaller limit wins.
-    """
+    """Trim heaps early and take larger blocks from the system; a later, smaller limit wins."""
+    global _largest_in_heap
     with _ASKING:
-        before = _Thresholds.largest_in_heap
-        if before is not None and before <= largest_in_heap:
+        if _largest_in_heap <= largest_in_heap:
             return
-        _Thresholds.largest_in_heap = largest_in_heap
+        _largest_in_heap = largest_in_heap
         if (libc := _glibc()) is not None:
             # Either stops the growth of both.
             libc.mallopt(_MMAP_THRESHOLD, largest_in_heap)
@@ -195,10 +188,7 @@ _STATUS = Path("/proc/self/status")
 
 
 def resident_bytes(field: Literal["VmRSS", "VmHWM"]) -> int | None:
-    """Return the memory this process has resident now, or had at its peak (VmHWM).
-
-    None where the system does not tell; Linux does.
-    """
+    """Return the memory this process has resident now, or had at its peak (VmHWM); on Linux."""
     # Not getrusage: on Linux its maximum survives exec, and would be the parent's.
     if _STATUS.is_file():
         for line in _STATUS.read_text("ascii", errors="replace").splitlines():

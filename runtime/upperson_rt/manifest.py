@@ -38,16 +38,13 @@ def _whole(least: int, most: int) -> Constraint:
 _SidePx: TypeAlias = Annotated[int, _whole(1, 4096)]
 _Tokens: TypeAlias = Annotated[int, _whole(3, 4096)]
 _Dimensions: TypeAlias = Annotated[int, _whole(1, 65536)]
-_Fingerprint: TypeAlias = Annotated[
-    str,
-    Constraint(
-        lambda value: re.fullmatch(r"sha256:[0-9a-f]{64}", value) is not None,
-        "sha256: and 64 lower-case hex digits",
-    ),
-]
-_Percent: TypeAlias = Annotated[
-    float, Constraint(lambda value: 0 <= value <= 100, "percent, 0 to 100")
-]
+_IS_FINGERPRINT = Constraint(
+    lambda value: re.fullmatch(r"sha256:[0-9a-f]{64}", value) is not None,
+    "sha256: and 64 lower-case hex digits",
+)
+_Fingerprint: TypeAlias = Annotated[str, _IS_FINGERPRINT]
+_IS_PERCENT = Constraint(lambda value: 0 <= value <= 100, "percent, 0 to 100")
+_Percent: TypeAlias = Annotated[float, _IS_PERCENT]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,12 +147,12 @@ class Manifest:
         self._check_files()
         expected = space_fingerprint(self.model, self.image, self.text)
         if self.fingerprint != expected:
-            raise IntegrityError(
+            message = (
                 f"fingerprint is {shortened(self.fingerprint)}, but the model, image and text "
                 f"sections give {expected}: the manifest was edited or damaged, copy the bundle "
-                "again",
-                code="fingerprint_differs",
+                "again"
             )
+            raise IntegrityError(message, code="fingerprint_differs")
 
     def _check_files(self) -> None:
         """Refuse a file with two hashes or roles, and a variant with both towers of another."""
@@ -163,33 +160,28 @@ class Manifest:
         roles += [] if self.report is None else [("report", self.report)]
         owners: dict[tuple[str, str], str] = {}
         for name, variant in self.variants.items():
+            shown = shortened(name)
             if variant.precision != name:
-                raise IntegrityError(
-                    f"variants.{shortened(name)}: expected the precision '{shortened(name)}', "
-                    f"found {safe_repr(variant.precision)}",
-                    code="precision_differs",
-                    variant=shortened(name),
-                )
+                found = f"'{shown}', found {safe_repr(variant.precision)}"
+                message = f"variants.{shown}: expected the precision {found}"
+                raise IntegrityError(message, code="precision_differs", variant=shown)
             pair = (variant.image.sha256, variant.text.sha256)
             if (owner := owners.setdefault(pair, name)) != name:
-                raise IntegrityError(
-                    f"variants.{shortened(name)}: its files are those of {shortened(owner)}: one "
-                    "of them is not what it is called; do not use this bundle unless you trust "
-                    "where it came from",
-                    code="variant_copied",
-                    variant=shortened(name),
+                message = (
+                    f"variants.{shown}: its files are those of {shortened(owner)}: one of them is "
+                    "not what it is called; do not use this bundle unless you trust where it came "
+                    "from"
                 )
+                raise IntegrityError(message, code="variant_copied", variant=shown)
             roles += [("image tower", variant.image), ("text tower", variant.text)]
         known: dict[str, tuple[str, FileEntry]] = {}
         for role, entry in roles:
             if known.setdefault(entry.file, (role, entry)) != (role, entry):
-                raise IntegrityError(
-                    f"the file {safe_repr(entry.file)} is named as {known[entry.file][0]} and "
-                    "again as "
-                    f"{role} or with another hash, expected one role and one hash for each file",
-                    code="file_reused",
-                    path=shortened(entry.file),
+                message = (
+                    f"the file {safe_repr(entry.file)} is named as {known[entry.file][0]} and again"
+                    f" as {role} or with another hash, expected one role and one hash for each file"
                 )
+                raise IntegrityError(message, code="file_reused", path=shortened(entry.file))
 
     def to_json(self) -> str:
         """Return the text of `bundle.json`, which `parse_manifest` reads back unchanged."""
@@ -240,13 +232,12 @@ def check_relative_path(name: str) -> str:
         or len(name) > _LONGEST_PATH
         or any(len(part.encode("utf-8", "replace")) > _LONGEST_NAME_BYTES for part in path.parts)
     ):
-        raise IntegrityError(
+        message = (
             f"the path {safe_repr(name)} leaves the bundle or is not spelled plainly; only "
-            "relative "
-            "paths inside it, no longer than disks take, are allowed. Do not use this bundle "
-            "unless you trust where it came from",
-            code="path_outside",
+            "relative paths inside it, no longer than disks take, are allowed. Do not use this "
+            "bundle unless you trust where it came from"
         )
+        raise IntegrityError(message, code="path_outside")
     return name
 
 

@@ -95,9 +95,8 @@ def retrieval_metrics(
         gallery_pids: (G,) person ids of the same kind.
         chunk_size: Queries ranked at a time; memory is about 6 * chunk_size * G bytes.
     """
-    return per_query_metrics(
-        query_embeds, gallery_embeds, query_pids, gallery_pids, chunk_size
-    ).mean()
+    rows = query_embeds, gallery_embeds, query_pids, gallery_pids
+    return per_query_metrics(*rows, chunk_size).mean()
 
 
 def per_query_metrics(
@@ -112,19 +111,18 @@ def per_query_metrics(
     queries_QD = _unit_rows(query_embeds, "query_embeds")
     gallery_GD = _unit_rows(gallery_embeds, "gallery_embeds")
     if queries_QD.shape[1] != gallery_GD.shape[1]:
-        raise InputError(
-            f"query embeddings have {queries_QD.shape[1]} dimensions and gallery embeddings "
-            f"{gallery_GD.shape[1]}: both must come from the same model",
-            code="dimensions_differ",
+        dimensions = (
+            f"{queries_QD.shape[1]} dimensions and gallery embeddings {gallery_GD.shape[1]}"
         )
+        message = f"query embeddings have {dimensions}: both must come from the same model"
+        raise InputError(message, code="dimensions_differ")
     pids_Q = _pids(query_pids, len(queries_QD), "query_pids")
     pids_G = _pids(gallery_pids, len(gallery_GD), "gallery_pids")
     _require_matches(pids_Q, pids_G)
     chunk_size = check_count(chunk_size, "chunk_size", InputError)
 
     first_rank = np.empty(len(queries_QD), dtype=np.int64)
-    ap = np.empty(len(queries_QD), dtype=np.float64)
-    inp = np.empty(len(queries_QD), dtype=np.float64)
+    ap, inp = np.empty((2, len(queries_QD)), dtype=np.float64)
     right_images = _right_images(pids_Q, pids_G)
     if rank is None:
         at_once = min(chunk_size, len(queries_QD))
@@ -208,15 +206,11 @@ def _unit_rows(embeds: ArrayLike, name: str) -> NDArray[np.float32]:
     with np.errstate(over="ignore", invalid="ignore"):
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
     bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
-    if len(bad):
-        raise InputError(
-            f"{len(bad)} of {len(rows)} rows of {name} are zero or not finite, the first at index "
-            f"{bad[0]}: the model that made them is broken",
-            code="embeds_unusable",
-            what=name,
-            count=len(bad),
-            row=int(bad[0]),
-        )
+    if count := len(bad):
+        message = f"{count} of {len(rows)} rows of {name} are zero or not finite, the first at "
+        message += f"index {bad[0]}: the model that made them is broken"
+        fields = {"what": name, "count": count, "row": int(bad[0])}
+        raise InputError(message, code="embeds_unusable", **fields)
     unit: NDArray[np.float32] = rows / norms
     return unit
 
@@ -236,12 +230,11 @@ def _pids(pids: ArrayLike, expected: int, name: str) -> NDArray[np.generic]:
 
 def _require_matches(query_pids: NDArray[np.generic], gallery_pids: NDArray[np.generic]) -> None:
     missing = np.flatnonzero(~np.isin(query_pids, gallery_pids))
-    if len(missing):
-        raise InputError(
-            f"{len(missing)} of {len(query_pids)} queries have no image of their person in the "
-            f"gallery, for example query {missing[0]} with person id {query_pids[missing[0]]}: "
-            "evaluate queries and gallery of the same split",
-            code="person_missing",
-            count=len(missing),
-            row=int(missing[0]),
+    if count := len(missing):
+        row = int(missing[0])
+        message = (
+            f"{count} of {len(query_pids)} queries have no image of their person in the gallery, "
+            f"for example query {row} with person id {query_pids[row]}: evaluate queries and "
+            "gallery of the same split"
         )
+        raise InputError(message, code="person_missing", count=count, row=row)

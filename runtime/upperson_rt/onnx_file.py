@@ -65,9 +65,11 @@ _MOST_LEVELS = 16
 
 _Message: TypeAlias = tuple[int, int]
 """Where a message, text or array begins and ends in the file."""
+_Content: TypeAlias = int | _Message
+"""Of a field."""
 
 
-class _UnusableGraphError(Exception):
+class _UnfitError(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
@@ -100,17 +102,13 @@ def check_graph(path: str | os.PathLike[str], tower: Tower, manifest: Manifest) 
         ):
             if list(found) != [name] or not _fits(found[name], kind, shape):
                 expected = _described({name: (kind, shape)})
-                raise _UnusableGraphError(
-                    "ends_differ", f"expected {expected}, found {_described(found)}"
-                )
-    except (_UnusableGraphError, OSError, ValueError) as error:
-        raise IntegrityError(
-            f"{os.fspath(path)} is not a graph that exports write: {error}. Do not use this bundle "
-            "unless you trust where it came from",
-            code="graph_unfit",
-            path=os.fspath(path),
-            reason=error.reason if isinstance(error, _UnusableGraphError) else "unreadable",
-        ) from error
+                raise _UnfitError("ends_differ", f"expected {expected}, found {_described(found)}")
+    except (_UnfitError, OSError, ValueError) as error:
+        name = os.fspath(path)
+        message = f"{name} is not a graph that exports write: {error}. Do not use this bundle "
+        message += "unless you trust where it came from"
+        reason = error.reason if isinstance(error, _UnfitError) else "unreadable"
+        raise IntegrityError(message, code="graph_unfit", path=name, reason=reason) from error
 
 
 def require_no_loops(path: str | os.PathLike[str]) -> None:
@@ -118,16 +116,14 @@ def require_no_loops(path: str | os.PathLike[str]) -> None:
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             operator = next(_Reader(data).repeating(), None)
-    except (_UnusableGraphError, OSError, ValueError) as error:
-        raise InputError(
-            f"cannot load the detector {os.fspath(path)}: no file in ONNX format: {one_line(error)}"
-        ) from error
+    except (_UnfitError, OSError, ValueError) as error:
+        message = f"cannot load the detector {os.fspath(path)}: no file in ONNX format"
+        raise InputError(f"{message}: {one_line(error)}") from error
     if operator is not None:
         raise InputError(
             f"the detector {os.fspath(path)} has the operator {safe_repr(operator)}, which may "
-            "repeat "
-            "a graph for ever: export the network without loops, such as those of non-maximum "
-            "suppression"
+            "repeat a graph for ever: export the network without loops, such as those of "
+            "non-maximum suppression"
         )
 
 
@@ -147,11 +143,9 @@ def _check_types(nodes: Iterable[_Node], kinds: dict[str, int]) -> None:
         place = 1 if node.operator in ("DequantizeLinear", "Where") else 0
         kind = known.get(node.inputs[place]) if len(node.inputs) > place else None
         if node.operator in _DIVIDING and kind not in _FLOATS:
-            raise _UnusableGraphError("whole_division", "it divides numbers that may be whole ones")
+            raise _UnfitError("whole_division", "it divides numbers that may be whole ones")
         if node.operator == "GatherND" and known.get("".join(node.inputs[1:2])) != _PLACE:
-            raise _UnusableGraphError(
-                "gather_places", "it gathers from places that ArgMax did not find"
-            )
+            raise _UnfitError("gather_places", "it gathers from places that ArgMax did not find")
         if node.operator in _TYPED:
             kind = node.attributes[_TYPED[node.operator]]
         elif node.operator == "ArgMax":
@@ -160,16 +154,14 @@ def _check_types(nodes: Iterable[_Node], kinds: dict[str, int]) -> None:
             kind = None
         for number, name in enumerate(filter(None, node.outputs)):
             if name in known:
-                raise _UnusableGraphError(
-                    "name_reused", f"it has two values of the name {safe_repr(name)}"
-                )
+                raise _UnfitError("name_reused", f"it has two values of the name {safe_repr(name)}")
             known[name] = kind if number == 0 or node.operator == "Split" else None
 
 
 def _enter(kinds: dict[str, int], name: str, kind: int) -> None:
     """Note the type of a constant or input; one that is both has one type."""
     if kinds.setdefault(name, kind) != kind:
-        raise _UnusableGraphError("name_reused", f"it has two values of the name {safe_repr(name)}")
+        raise _UnfitError("name_reused", f"it has two values of the name {safe_repr(name)}")
 
 
 def _fits(found: _Value, kind: int, sizes: list[int | None]) -> bool:
@@ -195,19 +187,19 @@ class _Reader:
 
     def model(self) -> tuple[dict[str, _Value], dict[str, _Value]]:
         """Check all, and return the graph's inputs and outputs."""
-        graphs: list[_Message] = []
+        graphs: list[_Content] = []
         for field, value in self._fields((0, len(self._data))):
             match field:
                 case 7:
-                    graphs.append(_message(value))
+                    graphs.append(value)
                 case 8:
-                    for part, domain in self._fields(_message(value)):
+                    for part, domain in self._fields(value):
                         if part == 1:
-                            self._standard(_message(domain))
+                            self._standard(domain)
                 case 20 | 25:
-                    raise _UnusableGraphError("functions", "it has functions or training in it")
+                    raise _UnfitError("functions", "it has functions or training in it")
         if len(graphs) != 1:
-            raise _UnusableGraphError("graph_count", f"it has {len(graphs)} graphs, expected one")
+            raise _UnfitError("graph_count", f"it has {len(graphs)} graphs, expected one")
         inputs: dict[str, _Value] = {}
         outputs: dict[str, _Value] = {}
         constants: set[str] = set()
@@ -216,20 +208,20 @@ class _Reader:
         for field, value in self._fields(graphs[0]):
             match field:
                 case 1:
-                    nodes.append(self._node(_message(value)))
+                    nodes.append(self._node(value))
                 case 5:
-                    name, kind = self._tensor(_message(value))
+                    name, kind = self._tensor(value)
                     constants.add(name)
                     _enter(kinds, name, kind)
                 case 11:
-                    name, inputs[name] = self._value(_message(value))
+                    name, inputs[name] = self._value(value)
                     _enter(kinds, name, inputs[name][0])
                 case 12:
-                    outputs.update([self._value(_message(value))])
+                    outputs.update([self._value(value)])
                 case 13:
-                    self._value(_message(value))
+                    self._value(value)
                 case 15:
-                    raise _UnusableGraphError("sparse", "it has sparse tensors in it")
+                    raise _UnfitError("sparse", "it has sparse tensors in it")
         _check_types(nodes, kinds)
         return {name: inputs[name] for name in inputs if name not in constants}, outputs
 
@@ -237,77 +229,77 @@ class _Reader:
         """Yield operators, other than If, that have a graph inside; look at nothing else."""
         for field, value in self._fields((0, len(self._data))):
             if field in (7, 25):  # The graph, or a function.
-                yield from self._repeating(_message(value), 1 if field == 7 else 7, _MOST_LEVELS)
+                yield from self._repeating(value, 1 if field == 7 else 7, _MOST_LEVELS)
 
-    def _repeating(self, graph: _Message, nodes: int, levels: int) -> Iterator[str]:
+    def _repeating(self, graph: _Content, nodes: int, levels: int) -> Iterator[str]:
         if levels == 0:
-            raise _UnusableGraphError(
+            raise _UnfitError(
                 "too_deep", f"it has more than {_MOST_LEVELS} graphs inside each other"
             )
         for field, value in self._fields(graph):
             if field != nodes:
                 continue
-            operators, inside = list[str](), list[_Message]()
-            for part, content in self._fields(_message(value)):
+            operators, inside = list[str](), list[_Content]()
+            for part, content in self._fields(value):
                 if part == 4:
-                    operators.append(self._text(_message(content)))
+                    operators.append(self._text(content))
                 elif part == 5:
-                    attribute = self._fields(_message(content))
-                    inside += [_message(found) for kind, found in attribute if kind in (6, 11)]
+                    attribute = self._fields(content)
+                    inside += [found for kind, found in attribute if kind in (6, 11)]
             if inside and operators != ["If"]:
                 yield ", ".join(operators)
             for message in inside:
                 yield from self._repeating(message, 1, levels - 1)
 
-    def _node(self, message: _Message) -> "_Node":
+    def _node(self, message: _Content) -> "_Node":
         node = _Node()
         for field, value in self._fields(message):
             match field:
                 case 1:
-                    node.inputs.append(self._text(_message(value)))
+                    node.inputs.append(self._text(value))
                 case 2:
-                    node.outputs.append(self._text(_message(value)))
+                    node.outputs.append(self._text(value))
                 case 3:
-                    self._text(_message(value))
+                    self._text(value)
                 case 4:
-                    node.operator = self._text(_message(value))
+                    node.operator = self._text(value)
                 case 5:
-                    self._attribute(_message(value), node)
+                    self._attribute(value, node)
                 case 7:
-                    self._standard(_message(value))
+                    self._standard(value)
         if node.operator not in _OPERATORS:
-            raise _UnusableGraphError("operator", f"it has the operator {safe_repr(node.operator)}")
+            raise _UnfitError("operator", f"it has the operator {safe_repr(node.operator)}")
         if (typed := _TYPED.get(node.operator)) and list(node.attributes) != [typed]:
-            raise _UnusableGraphError(
+            raise _UnfitError(
                 "attributes",
                 f"{node.operator} has the attributes {safe_repr(', '.join(node.attributes))}, "
                 f"expected {typed}",
             )
         return node
 
-    def _attribute(self, attribute: _Message, node: "_Node") -> None:
+    def _attribute(self, attribute: _Content, node: "_Node") -> None:
         name, found, tensors = "", dict[int, int](), 0
         for part, content in self._fields(attribute):
             if part == 1:
-                name = self._text(_message(content))
+                name = self._text(content)
             elif part == 3 and isinstance(content, int):
                 found[part] = content
             elif part in (5, 10):
-                _, found[part] = self._tensor(_message(content))
+                _, found[part] = self._tensor(content)
                 tensors += part == 5
             elif part in (6, 11):
-                raise _UnusableGraphError("graph_inside", "it has a loop, or another graph inside")
+                raise _UnfitError("graph_inside", "it has a loop, or another graph inside")
             elif part in (22, 23):
-                raise _UnusableGraphError("sparse", "it has sparse tensors in it")
+                raise _UnfitError("sparse", "it has sparse tensors in it")
         if tensors > 1:  # Readers put them together as one.
-            raise _UnusableGraphError("tensor_parts", "it has a tensor in several parts")
+            raise _UnfitError("tensor_parts", "it has a tensor in several parts")
         if name in node.attributes:
-            raise _UnusableGraphError(
+            raise _UnfitError(
                 "name_reused", f"it has two attributes {safe_repr(name)} at one place"
             )
         node.attributes[name] = found.get(3 if name == "to" else 5)
 
-    def _tensor(self, tensor: _Message) -> tuple[str, int]:
+    def _tensor(self, tensor: _Content) -> tuple[str, int]:
         name, kind, sizes, size_bytes = "", 0, [], 0
         for field, value in self._fields(tensor):
             match field:
@@ -316,61 +308,60 @@ class _Reader:
                 case 2 if isinstance(value, int):
                     kind = value
                 case 8:
-                    name = self._text(_message(value))
+                    name = self._text(value)
                 case 4 | 5 | 6 | 7 | 9 | 10 | 11:
                     size_bytes += 8 if isinstance(value, int) else value[1] - value[0]
                 case 13:
-                    raise _UnusableGraphError("other_file", "it names another file for its tensors")
+                    raise _UnfitError("other_file", "it names another file for its tensors")
                 case 14 if value == _EXTERNAL:
-                    raise _UnusableGraphError("other_file", "it names another file for its tensors")
+                    raise _UnfitError("other_file", "it names another file for its tensors")
         if (
             len(sizes) > _MOST_AXES or math.prod(sizes) > 2 * size_bytes
         ):  # Two numbers of 4 bits in a byte.
-            raise _UnusableGraphError(
+            raise _UnfitError(
                 "tensor_size", f"a tensor of shape {sizes[:8]} has {size_bytes} bytes of numbers"
             )
         return name, kind
 
-    def _value(self, info: _Message) -> tuple[str, _Value]:
+    def _value(self, info: _Content) -> tuple[str, _Value]:
         name, kind, sizes = "", 0, list[int | None]()
         for field, value in self._fields(info):
             if field == 1:
-                name = self._text(_message(value))
+                name = self._text(value)
             elif field == 2:
-                for form, content in self._fields(_message(value)):
+                for form, content in self._fields(value):
                     if form != 1:
-                        raise _UnusableGraphError(
-                            "ends_differ", "its inputs and outputs are no tensors"
-                        )
-                    for part, found in self._fields(_message(content)):
+                        raise _UnfitError("ends_differ", "its inputs and outputs are no tensors")
+                    for part, found in self._fields(content):
                         if part == 1:
                             kind = found if isinstance(found, int) else 0
                         elif part == 2:
-                            sizes += self._sizes(_message(found))
+                            sizes += self._sizes(found)
         return name, (kind, sizes)
 
-    def _sizes(self, shape: _Message) -> Iterator[int | None]:
+    def _sizes(self, shape: _Content) -> Iterator[int | None]:
         for field, dimension in self._fields(shape):
             if field == 1:
                 size = None
-                for kind, value in self._fields(_message(dimension)):
+                for kind, value in self._fields(dimension):
                     if kind == 1 and isinstance(value, int):
                         size = value
                     elif kind == 2:
-                        self._text(_message(value))
+                        self._text(value)
                 yield size
 
-    def _standard(self, domain: _Message) -> None:
+    def _standard(self, domain: _Content) -> None:
         if (found := self._text(domain)) not in _DOMAINS:
-            raise _UnusableGraphError(
+            raise _UnfitError(
                 "operator_domain", f"it has operators of {found!r}, expected those of ONNX"
             )
 
-    def _text(self, place: _Message) -> str:
+    def _text(self, name: _Content) -> str:
         """Return a name; libraries that quote one which is no text fail in their own way."""
-        if place[1] - place[0] > 1000:
-            raise _UnusableGraphError("name_too_long", "a name in it has more than 1000 bytes")
-        return self._data[place[0] : place[1]].decode("utf-8")
+        start, end = _place(name)
+        if end - start > 1000:
+            raise _UnfitError("name_too_long", "a name in it has more than 1000 bytes")
+        return self._data[start:end].decode("utf-8")
 
     def _packed(self, place: _Message) -> list[int]:
         at, numbers = place[0], []
@@ -380,9 +371,9 @@ class _Reader:
             self._count()
         return numbers
 
-    def _fields(self, message: _Message) -> Iterator[tuple[int, int | _Message]]:
+    def _fields(self, message: _Content) -> Iterator[tuple[int, _Content]]:
         """Yield number and content of each field: a number, or where text or a message lies."""
-        at, end = message
+        at, end = _place(message)
         while at < end:
             self._count()
             tag, at = self._varint(at, end)
@@ -396,11 +387,9 @@ class _Reader:
             elif wire in (1, 5):
                 size = 8 if wire == 1 else 4
             else:
-                raise _UnusableGraphError("no_field", f"no field can be read at byte {at}")
+                raise _UnfitError("no_field", f"no field can be read at byte {at}")
             if tag >= 1 << 32 or field == 0 or size > end - at:
-                raise _UnusableGraphError(
-                    "no_field", f"a field at byte {at} is longer than what it is in"
-                )
+                raise _UnfitError("no_field", f"a field at byte {at} is longer than what it is in")
             yield field, (at, at + size)
             at += size
 
@@ -413,17 +402,15 @@ class _Reader:
             if byte < 0x80:
                 return number, at
             shift += 7
-        raise _UnusableGraphError("no_field", f"no number can be read at byte {at}")
+        raise _UnfitError("no_field", f"no number can be read at byte {at}")
 
     def _count(self) -> None:
         self._left -= 1
         if self._left < 0:
-            raise _UnusableGraphError("too_many_fields", f"it has more than {_MOST_FIELDS} fields")
+            raise _UnfitError("too_many_fields", f"it has more than {_MOST_FIELDS} fields")
 
 
-def _message(value: int | _Message) -> _Message:
-    if isinstance(value, int):
-        raise _UnusableGraphError(
-            "no_field", "a number stands where text or a message was expected"
-        )
-    return value
+def _place(content: _Content) -> _Message:
+    if isinstance(content, int):
+        raise _UnfitError("no_field", "a number stands where text or a message was expected")
+    return content

@@ -49,18 +49,10 @@ _BLOCK_PIXELS = 1 << 20
 
 
 def load_image(source: ImageSource, channels: Channels = "rgb") -> NDArray[np.uint8]:
-    """Read a picture as uint8 RGB [H, W, 3] of its own size, upright.
+    """Read a picture as uint8 RGB [H, W, 3] of its own size, upright; raises InputError.
 
-    Only a JPEG that would take too much memory comes back smaller than it is.
-
-    Args:
-        source: A file, a Pillow image (left open) or a uint8 array.
-        channels: Order of the colours if the source is an array.
-
-    Raises:
-        InputError: The picture is missing, unreadable, truncated or too large, or it is an array
-            of another type or shape, or no picture at all.
-        UsageError: There is no such order of channels.
+    Only a JPEG that would take too much memory comes back smaller than it is. A Pillow image is
+    left open.
     """
     return use_image(source, np.ascontiguousarray, channels)
 
@@ -93,11 +85,8 @@ def use_image(
     if isinstance(source, str | os.PathLike):
         with open_image(source, content) as image:
             return use(_decode_and_close(image, os.fspath(source)))
-    raise InputError(
-        f"expected a picture: a file name, a Pillow image or a uint8 array, found "
-        f"{type(source).__name__}",
-        code="no_picture",
-    )
+    message = "expected a picture: a file name, a Pillow image or a uint8 array, found "
+    raise InputError(message + type(source).__name__, code="no_picture")
 
 
 def resize_image(image: NDArray[np.uint8], height_px: int, width_px: int) -> NDArray[np.uint8]:
@@ -152,12 +141,9 @@ def iter_named_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple
                 seen.add(absolute)
             yield (file.name if file == path else file.relative_to(path).as_posix()), file
         if not found:
-            raise InputError(
-                f"no images in folder {path}: expected files ending in "
-                f"{', '.join(sorted(IMAGE_SUFFIXES))}, there or in its sub-folders",
-                code="no_images",
-                path=str(path),
-            )
+            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            message = f"no images in folder {path}: expected files ending in {suffixes}, there or"
+            raise InputError(f"{message} in its sub-folders", code="no_images", path=str(path))
 
 
 def _folder_images(folder: Path) -> Iterator[Path]:
@@ -200,12 +186,9 @@ def _rgb_from_array(array: NDArray[np.uint8], channels: Channels) -> NDArray[np.
             array = array[..., 0]
         case (_, _):
             pass
-        case _:
-            raise InputError(
-                "an image array must be [H, W, 3] or [H, W], one picture at a time, got shape "
-                f"{array.shape}",
-                code="array_unfit",
-            )
+        case shape:
+            message = "an image array must be [H, W, 3] or [H, W], one picture at a time"
+            raise InputError(f"{message}, got shape {shape}", code="array_unfit")
     return _decode(Image.fromarray(np.ascontiguousarray(array)), "the given array")
 
 
@@ -230,7 +213,7 @@ def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     shape = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
     upright = np.empty((*shape, 3), dtype=np.uint8)
-    as_stored = _as_stored(upright, orientation)
+    as_stored = _AS_STORED.get(orientation, lambda pixels: pixels)(upright)
     blocks = list(_blocks(width, height))
     shift = _is_wide(image) and _holds_16_bits(image, blocks)
     for x0, y0, x1, y1 in blocks:
@@ -239,24 +222,16 @@ def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
     return upright
 
 
-def _as_stored(upright: NDArray[np.uint8], orientation: Any) -> NDArray[np.uint8]:
-    """Return a view of an upright picture whose rows are those of its file."""
-    match orientation:
-        case 2:
-            return upright[:, ::-1]
-        case 3:
-            return upright[::-1, ::-1]
-        case 4:
-            return upright[::-1]
-        case 5:
-            return upright.swapaxes(0, 1)
-        case 6:
-            return np.rot90(upright)
-        case 7:
-            return upright.swapaxes(0, 1)[::-1, ::-1]
-        case 8:
-            return np.rot90(upright, -1)
-    return upright
+_AS_STORED: dict[Any, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: np.rot90,
+    7: lambda upright: upright.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda upright: np.rot90(upright, -1),
+}
+"""By orientation: a view of an upright picture whose rows are those of its file."""
 
 
 def _blocks(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:

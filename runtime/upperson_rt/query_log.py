@@ -60,15 +60,10 @@ class QueryLog:
     """
 
     def __init__(self, path: str | os.PathLike[str], user: str | None = None) -> None:
-        """Open a log, or make it with the permissions 0600.
+        """Open a log, or make it with the permissions 0600; its folder must exist.
 
-        Args:
-            path: The file; its folder must exist.
-            user: Who asks; by default the user of the process. A service that answers several
-                people opens the log once for each.
-
-        Raises:
-            InputError: The file cannot be opened for writing, or is no regular file.
+        ``user`` is by default that of the process. A service that answers several people opens the
+        log once for each.
         """
         self.path = Path(check_path(path, "the query log"))
         self.user = process_user() if user is None else check_text(user, "the user of a query log")
@@ -113,10 +108,6 @@ class QueryLog:
             action: ``query``, or what else was done with the hits, such as ``delete``.
             user: Who asks, where one log serves several people; by default the log's.
             details: What else belongs to it, such as a reason, as JSON.
-
-        Raises:
-            InputError: The line cannot be written, or made of these values.
-            UsageError: ``where`` is no filter.
         """
         if not isinstance(query, str | Mapping):
             raise InputError(f"expected a sentence or describe_picture(), found {safe_repr(query)}")
@@ -136,25 +127,14 @@ class QueryLog:
             self._append({**entry, **self._open_break()})
 
     def acknowledge(self, reason: str = "") -> None:
-        """Write a line that ends what `problem` says.
-
-        Args:
-            reason: Why, for the log.
-
-        Raises:
-            InputError: The line cannot be written.
-        """
+        """Write a line, with a reason, that ends what `problem` says."""
         with self._current():
             entry = _begin(self.user, "acknowledge")
             self._append({**entry, "details": {"since": self._since, "reason": reason}})
             self._since = ""
 
     def last_chain(self) -> str:
-        """Return what stands for the whole log now, see `log_chain`; empty for a new one.
-
-        Raises:
-            InputError: The log cannot be read.
-        """
+        """Return what stands for the whole log now, see `log_chain`; empty for a new one."""
         with self._current():
             return self._chain
 
@@ -189,10 +169,13 @@ class QueryLog:
                                 return
                             reason, aside = broken, self._set_aside()
                             self._chain = ""  # What others begin meanwhile is continued.
-                    self._close()
+                    os.close(self._file)
+                    self._file = -1
         except OSError as error:
             self._size = -1
-            raise self._error(error) from error
+            message = f"cannot write the query log {self.path}: {error.strerror or error}; no query"
+            message += " is answered without it"
+            raise InputError(message, code="log_unwritable", path=str(self.path)) from error
 
     def _open(self) -> None:
         if self._file == -2:
@@ -211,10 +194,6 @@ class QueryLog:
                 _give(file, self._owner)
             os.close(head)
             sync_folder(self.path.parent)
-
-    def _close(self) -> None:
-        os.close(self._file)
-        self._file = -1
 
     def _is_in_place(self) -> bool:
         try:
@@ -326,14 +305,6 @@ class QueryLog:
             left = left[os.write(self._file, left) :]
         os.fsync(self._file)
         return len(line)
-
-    def _error(self, error: OSError) -> InputError:
-        return InputError(
-            f"cannot write the query log {self.path}: {error.strerror or error}; no query is "
-            "answered without it",
-            code="log_unwritable",
-            path=str(self.path),
-        )
 
 
 def _begin(user: str, action: str) -> dict[str, str]:

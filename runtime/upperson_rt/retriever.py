@@ -45,11 +45,8 @@ class Retriever:
     def __init__(self, encoder: Encoder, gallery: Gallery, log: QueryLog | None = None) -> None:
         """Search a gallery that was opened with the encoder's fingerprint.
 
-        Args:
-            encoder: Embeds the queries.
-            gallery: Where to look.
-            log: Gets a line a query before its hits are returned; a query whose line cannot be
-                written fails.
+        ``log`` gets a line a query before its hits are returned; if it cannot be written, the query
+        fails.
         """
         check_object(encoder, "an encoder", ("encode_texts", "encode_images", "embed_dim"))
         check_object(gallery, "a gallery", ("search", "search_with_vectors", "vectors_of"))
@@ -91,10 +88,11 @@ class Retriever:
         channels: "Channels" = "rgb",
         paraphrases: int = 1,
     ) -> list[Hit] | list[list[Hit]]:
-        """Find the k best pictures.
+        """Find the k best pictures, best first; for a list of queries a list of such lists.
 
         Excluded phrases (*without a bag*, *no hat*, *not wearing glasses*) are left out of the
-        embedding; a picture loses up to `MOST_EXCLUDED` of its score for their evidence.
+        embedding; a picture loses up to `MOST_EXCLUDED` of its score for their evidence. Arguments
+        as of `SearchRequest`.
 
         Args:
             query: A sentence or a picture, or a list of them, which may be mixed. A `str` is
@@ -103,11 +101,7 @@ class Retriever:
             where: Only items that pass.
             by_track: One hit a track, with its best picture; items without a track stand alone.
             channels: Order of the colours in arrays; ``bgr`` for frames of OpenCV.
-            paraphrases: Wordings of each sentence whose embeddings are averaged, 1 to
-                `MOST_PARAPHRASES`; the grammar makes them, and 1 is the sentence as it is.
-
-        Returns:
-            The hits of the query, best first; for a list of queries a list of such lists.
+            paraphrases: Wordings of each sentence whose embeddings are averaged.
         """
         several = isinstance(query, list | tuple)
         queries: list[Query] = list(query) if isinstance(query, list | tuple) else [query]
@@ -149,15 +143,7 @@ class Retriever:
         return result
 
     def explain(self, sentence: str, hits: Sequence[Hit]) -> Explanation:
-        """Weigh each phrase of a sentence in the pictures that were found.
-
-        Args:
-            sentence: What was asked.
-            hits: What `query` found for it, or any hits of the gallery.
-
-        Returns:
-            The phrases, and what speaks for each in every hit.
-        """
+        """Compute the evidence of each phrase of a sentence in hits of the gallery."""
         return self.service.explain(parse(sentence), hits)
 
     def delete_like(
@@ -168,7 +154,7 @@ class Retriever:
         dry_run: bool = False,
         channels: "Channels" = "rgb",
     ) -> list[Hit]:
-        """Delete the pictures that look like a picture, such as all of a person who asked for it.
+        """Delete the pictures that look like a picture, and return them, best match first.
 
         Every item is compared exactly, whatever index the gallery has. Looks are no identity: run
         it dry first, and look at what would go.
@@ -180,9 +166,6 @@ class Retriever:
             where: Only items that pass.
             dry_run: Delete nothing.
             channels: Order of the colours if the picture is an array.
-
-        Returns:
-            What was deleted, or would be, best match first.
         """
         _check_cosine(min_score)
         embed_1D = self.encoder.encode_images([image], channels=channels)

@@ -61,10 +61,8 @@ def save_sheet(
             of what must not be there are red.
     """
     file = Path(check_path(path, "a contact sheet"))
-    buffer = io.BytesIO()
-    draw_sheet(sentence, hits, columns, crops_dir, explanation).save(
-        buffer, format="PNG", optimize=True
-    )
+    sheet, buffer = draw_sheet(sentence, hits, columns, crops_dir, explanation), io.BytesIO()
+    sheet.save(buffer, format="PNG", optimize=True)
     write_atomically(file, buffer.getvalue())
 
 
@@ -135,21 +133,15 @@ _Bar: TypeAlias = tuple[str, float, bool]
 def _bars(explanation: Explanation | None, hits: int) -> list[list[_Bar]]:
     if explanation is None:
         return []
-    if len(explanation.evidence_HP) != hits:
-        raise InputError(
-            f"the explanation is of {len(explanation.evidence_HP)} hits, the sheet of {hits}",
-            code="explanation_unfit",
-        )
-    phrases = explanation.phrases[:_MOST_BARS]
+    if (count := len(explanation.evidence_HP)) != hits:
+        message = f"the explanation is of {count} hits, the sheet of {hits}"
+        raise InputError(message, code="explanation_unfit")
+    shown = [
+        (f"{phrase.text} (excluded)" if phrase.negated else phrase.text, phrase.negated)
+        for phrase in explanation.phrases[:_MOST_BARS]
+    ]
     return [
-        [
-            (
-                f"{phrase.text} (excluded)" if phrase.negated else phrase.text,
-                float(value),
-                phrase.negated,
-            )
-            for phrase, value in zip(phrases, row, strict=False)
-        ]
+        [(text, float(value), negated) for (text, negated), value in zip(shown, row, strict=False)]
         for row in explanation.evidence_HP
     ]
 
@@ -218,18 +210,16 @@ def _picture(item: Item, crops_dir: Path | None) -> Image.Image | str:
     file = picture_file(item, crops_dir)
     if file is None:
         return "picture\nis missing"
-    saved = (
-        crops_dir is not None
-        and item.crop is not None
-        and (file == (crops_dir / item.crop).absolute())
-    )
+    is_saved = False
+    if crops_dir is not None and item.crop is not None:
+        is_saved = file == (crops_dir / item.crop).absolute()
     try:
         pixels = use_picture(file, np.ascontiguousarray)
     except IntegrityError:
         return "picture\nwas altered"
     except InputError:
         return "picture is\nunreadable"  # Told in the tile: the other hits are worth seeing.
-    if item.box is not None and not saved:
+    if item.box is not None and not is_saved:
         x0, y0, x1, y1 = item.box
         pixels = np.ascontiguousarray(pixels[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)])
     return Image.fromarray(pixels) if pixels.size else "box lies out\nof the picture"

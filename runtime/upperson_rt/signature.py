@@ -46,10 +46,6 @@ def sign_folder(folder: Path, key: "ec.EllipticCurvePrivateKey", name: str) -> s
     """Write the signature of all files in a folder, in place of an earlier one.
 
     The name of the model is for people. Returns the fingerprint of the key.
-
-    Raises:
-        InputError: The folder cannot be read or written.
-        IntegrityError: There is a link or a device in it.
     """
     files = {file: _digest(folder / file) for file in sorted(_files(folder, _UNSIGNED))}
     resources = [
@@ -87,22 +83,10 @@ def sign_folder(folder: Path, key: "ec.EllipticCurvePrivateKey", name: str) -> s
 
 
 def verify_folder(folder: Path, public_key: str | os.PathLike[str]) -> str:
-    """Make sure that the owner of a key has signed a folder as it is.
+    """Make sure that the owner of a key (a file in PEM) has signed a folder as it is.
 
     Nothing in it is read but the signature until that is found genuine, and nothing is parsed then.
-
-    Args:
-        folder: The folder.
-        public_key: File with the key, in PEM.
-
-    Returns:
-        The fingerprint of the key: SHA-256 of its file as openssl writes it.
-
-    Raises:
-        InputError: The key cannot be used, or a file cannot be read.
-        IntegrityError: The folder is not signed, or by another key; a file was changed, added or
-            taken away; or there is a link or a device in it.
-        BackendError: The package cryptography is missing.
+    Returns the fingerprint of the key: SHA-256 of its file as openssl writes it.
     """
     key = _read_public_key(public_key)
     payload = _genuine_payload(folder, key)
@@ -136,12 +120,10 @@ def read_private_key(path: str | os.PathLike[str]) -> "ec.EllipticCurvePrivateKe
     try:
         key = serialization.load_pem_private_key(content, None)
     except TypeError as error:
-        raise InputError(
-            f"the key {os.fspath(path)} has a passphrase: pass it unlocked, in bash for example  "
-            f"<(openssl pkey -in {os.fspath(path)})",
-            code="key_locked",
-            path=os.fspath(path),
-        ) from error
+        name = os.fspath(path)
+        message = f"the key {name} has a passphrase: pass it unlocked, in bash for example  "
+        message += f"<(openssl pkey -in {name})"
+        raise InputError(message, code="key_locked", path=name) from error
     except (ValueError, unsupported) as error:
         raise _unusable_key(path, "private") from error
     if not isinstance(key, curves.EllipticCurvePrivateKey) or key.curve.name not in _HASHES:
@@ -154,12 +136,8 @@ def _read_public_key(path: str | os.PathLike[str]) -> "ec.EllipticCurvePublicKey
     content = _read_key_file(path)
     blocks = content.count(b"-----BEGIN ")
     if blocks > 1:  # Only the first one would be read.
-        raise InputError(
-            f"{os.fspath(path)} holds {blocks} keys, expected one: put the one to trust into a "
-            "file of its own",
-            code="several_keys",
-            count=blocks,
-        )
+        message = f"{os.fspath(path)} holds {blocks} keys, expected one: put the one to trust into"
+        raise InputError(f"{message} a file of its own", code="several_keys", count=blocks)
     try:
         key = serialization.load_pem_public_key(content)
     except (ValueError, unsupported) as error:
@@ -194,13 +172,9 @@ def _unusable_key(path: str | os.PathLike[str], kind: Literal["private", "public
         "private": "openssl ecparam -name prime256v1 -genkey -noout -out key.pem",
         "public": "openssl pkey -in key.pem -pubout -out key.pub",
     }[kind]
-    return InputError(
-        f"{os.fspath(path)} is not a {kind} key in PEM on the curve P-256, P-384 or P-521, as made "
-        f"by  {make}",
-        code="key_unusable",
-        kind=kind,
-        path=os.fspath(path),
-    )
+    name = os.fspath(path)
+    message = f"{name} is not a {kind} key in PEM on the curve P-256, P-384 or P-521, as made by  "
+    return InputError(message + make, code="key_unusable", kind=kind, path=name)
 
 
 def _ecdsa(key: Any) -> Any:
@@ -219,12 +193,8 @@ def _fingerprint(key: "ec.EllipticCurvePublicKey") -> str:
 
 def _encoded(payload: bytes) -> bytes:
     """Return what is really signed: DSSE's encoding of a payload with its type."""
-    return b"DSSEv1 %d %s %d %s" % (
-        len(_PAYLOAD_TYPE),
-        _PAYLOAD_TYPE.encode(),
-        len(payload),
-        payload,
-    )
+    kind = _PAYLOAD_TYPE.encode()
+    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 
 
 def _digest(file: Path) -> str:

@@ -37,17 +37,15 @@ class Constraint:
     """What the message asks for, such as ``an integer of at least 1``."""
 
 
-Count: TypeAlias = Annotated[int, Constraint(lambda value: value >= 0, "an integer of at least 0")]
-Positive: TypeAlias = Annotated[
-    int, Constraint(lambda value: value >= 1, "an integer of at least 1")
-]
-Sha256: TypeAlias = Annotated[
-    str,
-    Constraint(
-        lambda value: len(value) == 64 and set(value) <= set("0123456789abcdef"),
-        "64 lower-case hex digits",
-    ),
-]
+_IS_COUNT = Constraint(lambda value: value >= 0, "an integer of at least 0")
+_IS_POSITIVE = Constraint(lambda value: value >= 1, "an integer of at least 1")
+_IS_SHA256 = Constraint(
+    lambda value: len(value) == 64 and set(value) <= set("0123456789abcdef"),
+    "64 lower-case hex digits",
+)
+Count: TypeAlias = Annotated[int, _IS_COUNT]
+Positive: TypeAlias = Annotated[int, _IS_POSITIVE]
+Sha256: TypeAlias = Annotated[str, _IS_SHA256]
 
 
 def suggestion(name: str, known: Collection[str]) -> str:
@@ -84,18 +82,13 @@ def require_version(content: Any, where: str, versions: Collection[int], advice:
     """Look at the key ``schema_version`` before anything else is read."""
     found = _Reader(where).field(Positive, _Reader(where).mapping(content), "schema_version")
     if found not in versions:
-        raise InputError(
-            f"{where}: schema_version: this file has version {found}, this program reads up to "
-            f"{max(versions)}: {advice}",
-            code="version_unknown",
-            found=found,
-        )
+        message = f"{where}: schema_version: this file has version {found}, this program reads up "
+        message += f"to {max(versions)}: {advice}"
+        raise InputError(message, code="version_unknown", found=found)
 
 
 def read_fields(kind: type[T], content: Any, where: str) -> T:
-    """Build a dataclass from a mapping whose keys are its fields.
-
-    ``where`` names the file in messages.
+    """Build a dataclass from a mapping whose keys are its fields; ``where`` names the file.
 
     An `UppersonError` of its own checks gets the path put in front.
     """
@@ -129,12 +122,9 @@ class _Reader:
         for key in given:
             if key not in hints:
                 near = suggestion(str(key), hints)
-                raise InputError(
-                    f"{self.place}: unknown key {safe_repr(str(key))}, {near}",
-                    code="key_unknown",
-                    at=self.path,
-                    key=shortened(str(key)),
-                )
+                message = f"{self.place}: unknown key {safe_repr(str(key))}, {near}"
+                fields = {"at": self.path, "key": shortened(str(key))}
+                raise InputError(message, code="key_unknown", **fields)
         return {
             name: self.field(hint, given, name)
             for name, hint in hints.items()
@@ -203,12 +193,8 @@ class _Reader:
         return f"{self.where}: {self.path}" if self.path else self.where
 
     def wrong(self, expected: str, found: Any) -> InputError:
-        return InputError(
-            f"{self.place}: expected {expected}, found {safe_repr(found)}",
-            code="value_unfit",
-            at=self.path,
-            expected=expected,
-        )
+        message = f"{self.place}: expected {expected}, found {safe_repr(found)}"
+        return InputError(message, code="value_unfit", at=self.path, expected=expected)
 
 
 _NAMES = {str: "a non-empty string", int: "an integer", float: "a number", bool: "true or false"}

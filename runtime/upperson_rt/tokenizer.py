@@ -90,6 +90,7 @@ _KEYS = {
     "post_processor", "decoder", "model",
 }  # fmt: skip
 _MOST_PARTS = 10
+_FRAME = "the tokenizer must frame a sentence as SOT, tokens, EOT, or as tokens, EOT"
 
 
 @lru_cache(maxsize=2)  # A bundle that is opened again and those of one base need no second one.
@@ -124,10 +125,7 @@ def read_tokenizer(text: str) -> tuple[tokenizers.Tokenizer, int | None]:
     try:
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(shell))
     except Exception as error:  # The Rust side raises nothing narrower.
-        raise IntegrityError(
-            f"tokenizer.json is not readable by tokenizers {tokenizers.__version__}: "
-            f"{one_line(error)}"
-        ) from error
+        raise IntegrityError(f"tokenizer.json {_not_readable(error)}") from error
     tokenizer.model = model
     tokenizer.encode_special_tokens = True
     return tokenizer, context_length
@@ -167,11 +165,12 @@ def _model(content: Any) -> models.Model:
     except IntegrityError:
         raise
     except Exception as error:  # The Rust side raises nothing narrower.
-        raise IntegrityError(
-            f"tokenizer.json: the model is not readable by tokenizers {tokenizers.__version__}: "
-            f"{one_line(error)}",
-            code="tokenizer_unreadable",
-        ) from error
+        message = f"tokenizer.json: the model {_not_readable(error)}"
+        raise IntegrityError(message, code="tokenizer_unreadable") from error
+
+
+def _not_readable(error: Exception) -> str:
+    return f"is not readable by tokenizers {tokenizers.__version__}: {one_line(error)}"
 
 
 def _frame(content: Any, vocabulary: dict[str, int]) -> dict[str, Any]:
@@ -186,12 +185,11 @@ def _frame(content: Any, vocabulary: dict[str, int]) -> dict[str, Any]:
     except (TypeError, LookupError):
         special, found = {}, ("", "", {})
     if len(special) not in (1, 2) or found != ("TemplateProcessing", "A", special):
-        raise IntegrityError(
-            "tokenizer.json: the tokenizer must frame a sentence as SOT, tokens, EOT, or as "
-            "tokens, EOT, by its post-processor, with tokens of the vocabulary: export the bundle "
-            "again",
-            code="frame_unfit",
+        message = (
+            f"tokenizer.json: {_FRAME}, by its post-processor, with tokens of the vocabulary: "
+            "export the bundle again"
         )
+        raise IntegrityError(message, code="frame_unfit")
     single: list[Any] = [{"SpecialToken": {"id": name, "type_id": 0}} for name in tokens]
     single.insert(-1, {"Sequence": {"id": "A", "type_id": 0}})
     pair = [{"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB")]
@@ -233,13 +231,9 @@ def _list(found: Any, key: str, most: int) -> list[Any]:
 
 def _require(holds: bool, what: str, found: Any) -> None:
     if not holds:
-        raise IntegrityError(
-            f"tokenizer.json: expected {what} as exports write it, found {safe_repr(found)}: "
-            "export "
-            "the bundle again",
-            code="tokenizer_unfit",
-            what=what,
-        )
+        message = f"tokenizer.json: expected {what} as exports write it, found {safe_repr(found)}"
+        message += ": export the bundle again"
+        raise IntegrityError(message, code="tokenizer_unfit", what=what)
 
 
 @contextmanager
@@ -276,10 +270,8 @@ class TokenBatch:
         found: dict[str, list[str]] = {}
         for match in re.finditer(r"[^\W\d_]+", text):
             first, last = match.span()
-            found.setdefault(
-                match[0],
-                [token for token, (begin, end) in tokens if begin < last and first < end],
-            )
+            own = [token for token, (begin, end) in tokens if begin < last and first < end]
+            found.setdefault(match[0], own)
         return found
 
 
@@ -305,12 +297,9 @@ class Tokenizer:
     ) -> None:
         """Wrap a loaded tokenizer; `from_file` and `from_json` are the usual way.
 
-        Args:
-            tokenizer: Its post-processor must add an end token, and may add a start token. It is
-                changed: truncation and padding are switched off, since this class does them.
-            context_length: Longest sequence of ids, the two special ones included.
-            sot_id: Id of the start token; read off the post-processor when not given.
-            eot_id: Id of the end token; likewise.
+        Its post-processor must add an end token, and may add a start token, of the ids given, if
+        any. Its truncation and padding are switched off, since this class does them. The context
+        length counts special tokens.
         """
         # One that is shared is as it must be: another thread may encode with it at this moment.
         if tokenizer.truncation is not None:
@@ -321,16 +310,12 @@ class Tokenizer:
             tokenizer.encode_special_tokens = True
         frame = tokenizer.encode("").ids
         start = frame[0] if len(frame) == 2 else None
-        if (
-            len(frame) not in (1, 2)
-            or sot_id not in (None, start)
-            or eot_id not in (None, frame[-1])
-        ):
-            raise InputError(
-                f"the tokenizer must frame a sentence as SOT, tokens, EOT, or as tokens, EOT, but "
-                f"it encodes an empty sentence as {frame}: export tokenizer.json again, with its "
-                "post-processor"
+        is_fit = len(frame) in (1, 2) and sot_id in (None, start)
+        if not is_fit or eot_id not in (None, frame[-1]):
+            message = (
+                f"{_FRAME}, but it encodes an empty sentence as {frame}: export tokenizer.json"
             )
+            raise InputError(f"{message} again, with its post-processor")
         self.context_length = check_count(context_length, "context_length", InputError, least=3)
         self._tokenizer = tokenizer
         self._frame = len(frame)
@@ -343,10 +328,7 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Load a `tokenizer.json`.
 
-        Args:
-            path: The file.
-            context_length: Longest sequence of ids; by default the one the file itself gives
-                under `truncation`, or else 77.
+        The context length is by default the one that the file gives under `truncation`, or else 77.
         """
         try:
             with open(check_path(path, "a tokenizer"), encoding="utf-8") as file:
@@ -361,20 +343,12 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str, context_length: int | None = None) -> "Tokenizer":
-        """Load from the text of a `tokenizer.json`; arguments and errors as for `from_file`."""
+        """Load from the text of a `tokenizer.json`, as `from_file` does."""
         tokenizer, written = read_tokenizer(text)
         return cls(tokenizer, (written or 77) if context_length is None else context_length)
 
     def encode(self, texts: Sequence[str]) -> TokenBatch:
-        """Encode sentences.
-
-        Args:
-            texts: N sentences, each with at least one character that is not white space, or not
-                punctuation where the model reads none.
-
-        Returns:
-            The ids, int32 (N, L) with L at most `context_length`, and which sentences were cut.
-        """
+        """Encode sentences, each with at least one character that the model reads."""
         sentences = check_list(texts, "sentences")
         if not sentences:
             raise InputError("no sentence to encode", code="no_sentence")
@@ -383,13 +357,8 @@ class Tokenizer:
         sequences: list[list[int]] = [encoding.ids for encoding in encodings]
         for index, ids in enumerate(sequences):
             if len(ids) == self._frame:
-                raise InputError(
-                    f"sentence {index} has nothing that this model reads "
-                    f"({safe_repr(texts[index])}): "
-                    "describe the person in a few words",
-                    code="sentence_empty",
-                    index=index,
-                )
+                problem = f"has nothing that this model reads ({safe_repr(texts[index])})"
+                raise _empty_sentence(index, problem)
         truncated = [i for i, ids in enumerate(sequences) if len(ids) > self.context_length]
         for i in truncated:
             sequences[i] = [*sequences[i][: self.context_length - 1], self.eot_id]
@@ -426,7 +395,11 @@ def _clean(text: object, index: int) -> str:
     text = check_text(text, f"sentence {index}")
     cleaned = " ".join(html.unescape(html.unescape(text)).split())
     if not cleaned:
-        message = f"sentence {index} is empty: describe the person in a few words"
-        raise InputError(message, code="sentence_empty", index=index)
+        raise _empty_sentence(index, "is empty")
     # An entity such as &#xD800; may have become half a character.
     return check_text(cleaned, f"sentence {index}")
+
+
+def _empty_sentence(index: int, problem: str) -> InputError:
+    message = f"sentence {index} {problem}: describe the person in a few words"
+    return InputError(message, code="sentence_empty", index=index)

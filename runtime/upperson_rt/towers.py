@@ -53,19 +53,14 @@ def run_tower(backend: Backend, tower: Tower, inputs: NDArray[np.generic]) -> ND
     """
     most = backend.max_batch
     if most is not None and len(inputs) > most:
-        pieces = [
-            run_tower(backend, tower, inputs[rows]) for rows in batch_slices(len(inputs), most)
-        ]
-        return np.concatenate(pieces)
+        pieces = (inputs[rows] for rows in batch_slices(len(inputs), most))
+        return np.concatenate([run_tower(backend, tower, piece) for piece in pieces])
     input_name, output_name = GRAPH_NAMES[tower]
     outputs = backend.run({input_name: np.ascontiguousarray(inputs)})
     if output_name not in outputs:
-        raise IntegrityError(
-            f"the {tower} tower has no output '{output_name}', only {', '.join(outputs)}: "
-            "export the bundle again",
-            code="output_missing",
-            tower=tower,
-        )
+        found = f"the {tower} tower has no output '{output_name}', only {', '.join(outputs)}"
+        message = f"{found}: export the bundle again"
+        raise IntegrityError(message, code="output_missing", tower=tower)
     return outputs[output_name].astype(np.float32, copy=False)
 
 

@@ -7,20 +7,19 @@ Each is opened with each of `BACKENDS`, in a process of its own that has `MEMORY
 or 6 counts against us.
 """
 
-import faulthandler
 import json
+import multiprocessing
 import os
 import resource
-import select
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from tests.helpers.hostile_canaries import CANARIES, Change
 from tests.helpers.hostile_graphs import GRAPHS
@@ -33,11 +32,8 @@ MEMORY_BYTES = 3 << 30
 PROCESSOR_S = 20
 WALL_S = 300.0
 """Who waits for something takes no processor's time; but other work may leave hardly any."""
-_GRACE_S = 60.0
-"""Until a process is killed that does not even end by itself when its time is up."""
 BACKENDS = ("onnxruntime", "openvino")
-_END = b"\0"
-"""Of what a trial says."""
+FORK = multiprocessing.get_context("fork")
 
 
 def _manifest(change: Callable[[dict[str, Any]], object]) -> Change:
@@ -54,19 +50,8 @@ def _of_variant(**fields: Any) -> Change:
 
 
 def _named(path: str) -> Change:
-    """Call the tokenizer's file something else, and put it there if that can be done."""
-
-    def change(content: dict[str, Any]) -> None:
-        content["text"]["tokenizer"]["file"] = path
-
-    return _manifest(change)
-
-
-def _deep(depth: int) -> Any:
-    value: Any = 1
-    for _ in range(depth):
-        value = {"a": value}
-    return value
+    """Call the tokenizer's file something else."""
+    return _manifest(lambda content: content["text"]["tokenizer"].update(file=path))
 
 
 def _json(function: Callable[[str], str | bytes]) -> Change:
@@ -90,12 +75,6 @@ def _piped(folder: Path) -> None:
     os.mkfifo(folder / "canaries.npz")
 
 
-def _both_towers(folder: Path) -> None:
-    content = json.loads((folder / "bundle.json").read_text())
-    content["variants"]["int8"]["text"] = content["variants"]["int8"]["image"]
-    (folder / "bundle.json").write_text(json.dumps(content))
-
-
 MANIFESTS: dict[str, Change] = {
     "manifest: a tokenizer that is the manifest": _named("bundle.json"),
     "manifest: a tokenizer that is the canaries": _named("canaries.npz"),
@@ -112,7 +91,9 @@ MANIFESTS: dict[str, Change] = {
     ),
     "manifest: a link out of the folder": _linked,
     "manifest: a pipe in place of a file": _piped,
-    "manifest: one graph for both towers": _both_towers,
+    "manifest: one graph for both towers": _manifest(
+        lambda c: c["variants"]["int8"].update(text=c["variants"]["int8"]["image"])
+    ),
     "manifest: sizes of 10**4000": _json(
         lambda text: text.replace('"size_bytes": ', f'"size_bytes": {"9" * 4000}', 1)
     ),
@@ -154,63 +135,51 @@ HOSTILE = CANARIES | TOKENIZERS | MANIFESTS | GRAPHS
 """By what is wrong: what makes a sound bundle such a one."""
 
 
-def try_bundle(folder: Path, backend: str) -> str:
-    """Open a bundle and use it; say how it ended."""
+def try_bundle(folder: Path, backend: str) -> tuple[str, object]:
+    """Open a bundle and use it; return how it ended, and the error's reason."""
     try:
         bundle = Bundle.open(folder, backend=backend, threads=1)
         bundle.check_golden_samples()
         bundle.encoder().encode_texts(["a man in red"])
     except UppersonError as error:
-        return f"{error.exit_code} {error}"
+        return f"{error.exit_code} {error}", error.fields.get("reason")
     except BaseException as error:
-        return f"raw error: {error!r}"
-    return "taken"
+        return f"raw error: {error!r}", None
+    return "taken", None
 
 
-def _be_a_trial(folder: Path, backend: str, write: int) -> NoReturn:
-    """Try a bundle in a forked process; nothing may lead back to what only the first one does."""
-    try:
-        # When its time is up it tells where it stands, and ends with code 1.
-        faulthandler.dump_traceback_later(WALL_S, exit=True, file=write)
-        for limit, value in (
-            (resource.RLIMIT_AS, MEMORY_BYTES),
-            (resource.RLIMIT_CPU, PROCESSOR_S),
-            (resource.RLIMIT_CORE, 0),
-        ):
-            resource.setrlimit(limit, (value, value))
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        said = try_bundle(folder, backend).encode("utf-8", "replace")[:4000]
-        os.write(write, said.replace(_END, b"?") + _END)
-    finally:
-        os._exit(0)
+def _be_a_trial(folder: Path, backend: str, answer: Connection) -> None:
+    """Try a bundle in a forked process with limits; send how it ended and its largest memory."""
+    for limit, value in (
+        (resource.RLIMIT_AS, MEMORY_BYTES),
+        (resource.RLIMIT_CPU, PROCESSOR_S),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(limit, (value, value))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    outcome = try_bundle(folder, backend)[0][:4000]
+    answer.send((outcome, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10))
+    os._exit(0)  # Nothing may lead back to what only the first process does.
 
 
 def in_process(folder: Path, backend: str) -> tuple[str, float, int]:
     """Return how it ended, seconds, and the most bytes that the process had."""
-    read, write = os.pipe()
     began = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        _be_a_trial(folder, backend, write)
-    os.close(write)
-    content, hangs = b"", False
-    with os.fdopen(read, "rb", buffering=0) as file:
-        while not content.endswith(_END):
-            left_s = max(0.0, began + WALL_S + _GRACE_S - time.monotonic())
-            hangs = not select.select([file], [], [], left_s)[0]
-            if hangs or not (more := file.read(1 << 16)):
-                break
-            content += more
+    receiver, sender = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=_be_a_trial, args=(folder, backend, sender))
+    child.start()
+    sender.close()
+    outcome, size_bytes = f"hung for {WALL_S:g} s", 0
+    try:
+        if receiver.poll(WALL_S):
+            outcome, size_bytes = receiver.recv()
+    except EOFError:
+        child.join()
+        outcome = f"ended with exit code {child.exitcode}"
     seconds = time.monotonic() - began
-    if hangs:
-        os.kill(child, signal.SIGKILL)
-    _, status, usage = os.wait4(child, 0)
-    said = content.removesuffix(_END).decode("utf-8", "replace")
-    if hangs or (os.WIFEXITED(status) and os.WEXITSTATUS(status)):
-        said = f"hung for {WALL_S:g} s: {said}"
-    elif status:
-        said = f"killed by signal {os.WTERMSIG(status)}"
-    return said, seconds, usage.ru_maxrss << 10
+    child.kill()
+    child.join()
+    return outcome, seconds, size_bytes
 
 
 def _try_all(sound: Path, backend: str) -> int:
@@ -228,8 +197,8 @@ def _try_all(sound: Path, backend: str) -> int:
         outcome = f"refused, exit code {said[0]}" if said.startswith(("5 ", "6 ")) else "BAD"
         counts[outcome] += 1
         longest, largest = max(longest, seconds), max(largest, size - usual)
-        told = said if outcome == "BAD" else said[:200]
-        print(f"{what:60} {seconds:5.1f} s {(size - usual) >> 20:5d} MiB  {told!r}", flush=True)
+        shown = said if outcome == "BAD" else said[:200]
+        print(f"{what:60} {seconds:5.1f} s {(size - usual) >> 20:5d} MiB  {shown!r}", flush=True)
     print(backend, dict(counts), f"{longest:.1f} s and {largest >> 20} MiB more than sound at most")
     return counts["BAD"]
 

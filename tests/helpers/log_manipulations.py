@@ -48,20 +48,8 @@ def _replace(path: Path, content: bytes) -> None:
     beside.replace(path)
 
 
-def _cut(trial: Trial) -> None:
-    trial.path.write_bytes(trial.logs[-1][: trial.random.randrange(len(trial.logs[-1]))])
-
-
-def _empty(trial: Trial) -> None:
-    trial.path.write_bytes(b"")
-
-
-def _remove(trial: Trial) -> None:
-    trial.path.unlink()
-
-
-def _older_copy(trial: Trial) -> None:
-    content = trial.logs[trial.random.randrange(len(trial.logs) - 1)]
+def _write(trial: Trial, content: bytes) -> None:
+    """Write over the log, or put another file in its place."""
     trial.random.choice([_replace, Path.write_bytes])(trial.path, content)
 
 
@@ -78,20 +66,15 @@ def _drop(trial: Trial) -> None:
     trial.path.write_bytes(b"".join(lines))
 
 
-def _edit(trial: Trial) -> None:
-    content = bytearray(trial.logs[-1])
-    content[trial.random.randrange(len(content))] ^= 1 << trial.random.randrange(7)
-    trial.random.choice([_replace, Path.write_bytes])(trial.path, bytes(content))
+def _one_bit_wrong(trial: Trial, content: bytes) -> bytes:
+    changed = bytearray(content)
+    changed[trial.random.randrange(len(changed))] ^= 1 << trial.random.randrange(7)
+    return bytes(changed)
 
 
 def _add(trial: Trial) -> None:
     with open(trial.path, "ab") as file:
         file.write(trial.random.choice([b"\n", b"garbage\n", trial.lines[0], trial.lines[-1]]))
-
-
-def _head_older(trial: Trial) -> None:
-    """Two lines behind at least: one line behind is what a crash leaves, and nothing is lost."""
-    head_of(trial.path).write_bytes(trial.heads[trial.random.randrange(len(trial.heads) - 2)])
 
 
 def _head_newer(trial: Trial) -> None:
@@ -100,18 +83,7 @@ def _head_newer(trial: Trial) -> None:
     head_of(trial.path).write_text(f"{size:020d} {chain}\n")
 
 
-def _head_edited(trial: Trial) -> None:
-    content = bytearray(trial.heads[-1])
-    content[trial.random.randrange(len(content))] ^= 1 << trial.random.randrange(7)
-    head_of(trial.path).write_bytes(bytes(content))
-
-
-def _head_removed(trial: Trial) -> None:
-    head_of(trial.path).unlink()
-
-
 def _both_older(trial: Trial) -> None:
-    """Only a process that has the log open can know."""
     number = trial.random.randrange(len(trial.logs) - 1)
     trial.path.write_bytes(trial.logs[number])
     head_of(trial.path).write_bytes(trial.heads[number])
@@ -122,21 +94,22 @@ def _both_removed(trial: Trial) -> None:
     head_of(trial.path).unlink()
 
 
-WAYS: dict[str, Callable[[Trial], None]] = {
-    "cut": _cut,
-    "emptied": _empty,
-    "removed": _remove,
-    "older copy": _older_copy,
+WAYS: dict[str, Callable[[Trial], object]] = {
+    "cut": lambda t: t.path.write_bytes(t.logs[-1][: t.random.randrange(len(t.logs[-1]))]),
+    "emptied": lambda t: t.path.write_bytes(b""),
+    "removed": lambda t: t.path.unlink(),
+    "older copy": lambda t: _write(t, t.random.choice(t.logs[:-1])),
     "lines swapped": _swap,
     "line dropped": _drop,
-    "byte edited": _edit,
+    "byte edited": lambda t: _write(t, _one_bit_wrong(t, t.logs[-1])),
     "line added": _add,
-    "head older": _head_older,
+    # One line behind is what a crash leaves, and nothing is lost.
+    "head older": lambda t: head_of(t.path).write_bytes(t.random.choice(t.heads[:-2])),
     "head newer": _head_newer,
-    "head edited": _head_edited,
-    "head removed": _head_removed,
+    "head edited": lambda t: head_of(t.path).write_bytes(_one_bit_wrong(t, t.heads[-1])),
+    "head removed": lambda t: head_of(t.path).unlink(),
 }
-ONLY_OPEN: dict[str, Callable[[Trial], None]] = {
+ONLY_OPEN: dict[str, Callable[[Trial], object]] = {
     "both older": _both_older,
     "both removed": _both_removed,
 }

@@ -100,11 +100,7 @@ def http_server(status: int = 200, auth: Auth = "none", kind: str = "video/mp4")
         def log_message(self, *arguments: object) -> None:
             pass
 
-    class Server(http.server.ThreadingHTTPServer):
-        daemon_threads = True
-        block_on_close = False
-
-    with served(Server(("127.0.0.1", 0), Handler)) as port:
+    with served(_Threaded(("127.0.0.1", 0), Handler)) as port:
         yield port
 
 

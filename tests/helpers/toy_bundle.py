@@ -6,15 +6,14 @@ where red pictures lie, so that retrieval can be tested for sense and not only f
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx.parser
 import tokenizers
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 from PIL import Image, ImageDraw
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
@@ -28,10 +27,11 @@ from upperson_rt.manifest import (
     VariantEntry,
     space_fingerprint,
 )
-from upperson_rt.towers import run_tower
+from upperson_rt.towers import TOWERS, run_tower
 
 HEIGHT_PX, WIDTH_PX, EMBED_DIM, CONTEXT_LENGTH = 24, 8, 16, 12
 GRID = (4, 2)
+CELL = [HEIGHT_PX // GRID[0], WIDTH_PX // GRID[1]]
 COLOURS = {
     "red": (200, 30, 40),
     "green": (40, 160, 60),
@@ -81,23 +81,19 @@ def make_toy_bundle(folder: Path, seed: int = 0) -> Path:
     }
     variants = {}
     for variant, noise in (("fp32", 0.0), ("int8", 0.01)):
-        files = {}
-        for tower, model in {
-            "image": _image_tower(_disturbed(projection, noise, rng)),
-            "text": _text_tower(_disturbed(words, noise, rng)),
-        }.items():
-            file = folder / f"{tower}.{variant}.onnx"
-            onnx.save(model, file)
-            files[tower] = file_entry(file)
-            inputs = canaries["images" if tower == "image" else "input_ids"]
-            backend = open_backend(file, "onnxruntime", threads=1)
-            canaries[f"{tower}_embeds.{variant}"] = run_tower(
-                backend, "image" if tower == "image" else "text", inputs
-            )
+        files = {tower: folder / f"{tower}.{variant}.onnx" for tower in TOWERS}
+        scale, half = np.array(1 / 255, np.float32), np.array(0.5, np.float32)
+        disturbed = _disturbed(projection, noise, rng)
+        save_graph(files["image"], _IMAGE_TOWER, scale=scale, half=half, projection=disturbed)
+        axes = {"last": np.array([2], np.int64), "tokens_axis": np.array([1], np.int64)}
+        save_graph(files["text"], _TEXT_TOWER, words=_disturbed(words, noise, rng), **axes)
+        for tower, inputs in (("image", "images"), ("text", "input_ids")):
+            backend = open_backend(files[tower], "onnxruntime", threads=1)
+            canaries[f"{tower}_embeds.{variant}"] = run_tower(backend, tower, canaries[inputs])
         variants[variant] = VariantEntry(
             precision=variant,
-            image=files["image"],
-            text=files["text"],
+            image=file_entry(files["image"]),
+            text=file_entry(files["text"]),
             canary_min_cosine=0.9999,
             metrics={"R@1": 73.5, "mAP": 66.0},
             calibration={"images": 512} if variant == "int8" else None,
@@ -194,70 +190,37 @@ def _disturbed(
     return (weights + scale * rng.normal(size=weights.shape)).astype(np.float32)
 
 
-def _image_tower(projection: NDArray[np.float32]) -> onnx.ModelProto:
-    nodes = [
-        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["float", "scale"], ["scaled"]),
-        helper.make_node("Sub", ["scaled", "half"], ["centred"]),
-        helper.make_node("Transpose", ["centred"], ["nchw"], perm=[0, 3, 1, 2]),
-        helper.make_node(
-            "AveragePool",
-            ["nchw"],
-            ["pooled"],
-            kernel_shape=[HEIGHT_PX // GRID[0], WIDTH_PX // GRID[1]],
-            strides=[HEIGHT_PX // GRID[0], WIDTH_PX // GRID[1]],
-        ),
-        helper.make_node("Transpose", ["pooled"], ["cells"], perm=[0, 2, 3, 1]),
-        helper.make_node("Flatten", ["cells"], ["flat"], axis=1),
-        helper.make_node("MatMul", ["flat", "projection"], ["raw"]),
-    ]
-    constants: dict[str, NDArray[Any]] = {
-        "scale": np.array(1 / 255, np.float32),
-        "half": np.array(0.5, np.float32),
-        "projection": projection,
-    }
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", HEIGHT_PX, WIDTH_PX, 3])
-    return _normalised_model(nodes, constants, image, "image_embeds")
+_IMAGE_TOWER = f"""toy (uint8[N, {HEIGHT_PX}, {WIDTH_PX}, 3] image)
+    => (float[N, {EMBED_DIM}] image_embeds) {{
+    float_pixels = Cast<to = 1>(image)
+    scaled = Mul(float_pixels, scale)
+    centred = Sub(scaled, half)
+    nchw = Transpose<perm = [0, 3, 1, 2]>(centred)
+    pooled = AveragePool<kernel_shape = {CELL}, strides = {CELL}>(nchw)
+    cells = Transpose<perm = [0, 2, 3, 1]>(pooled)
+    flat = Flatten<axis = 1>(cells)
+    raw = MatMul(flat, projection)
+    norm = ReduceL2<axes = [1], keepdims = 1>(raw)
+    image_embeds = Div(raw, norm)
+}}"""
+_TEXT_TOWER = f"""toy (int32[N, L] input_ids) => (float[N, {EMBED_DIM}] text_embeds) {{
+    ids = Cast<to = 7>(input_ids)
+    vectors = Gather<axis = 0>(words, ids)
+    present = Cast<to = 9>(input_ids)
+    mask = Cast<to = 1>(present)
+    mask_column = Unsqueeze(mask, last)
+    kept = Mul(vectors, mask_column)
+    raw = ReduceSum<keepdims = 0>(kept, tokens_axis)
+    norm = ReduceL2<axes = [1], keepdims = 1>(raw)
+    text_embeds = Div(raw, norm)
+}}"""
 
 
-def _text_tower(words: NDArray[np.float32]) -> onnx.ModelProto:
-    nodes = [
-        helper.make_node("Cast", ["input_ids"], ["ids"], to=TensorProto.INT64),
-        helper.make_node("Gather", ["words", "ids"], ["vectors"], axis=0),
-        helper.make_node("Cast", ["input_ids"], ["present"], to=TensorProto.BOOL),
-        helper.make_node("Cast", ["present"], ["mask"], to=TensorProto.FLOAT),
-        helper.make_node("Unsqueeze", ["mask", "last"], ["mask_column"]),
-        helper.make_node("Mul", ["vectors", "mask_column"], ["kept"]),
-        helper.make_node("ReduceSum", ["kept", "tokens_axis"], ["raw"], keepdims=0),
-    ]
-    constants: dict[str, NDArray[Any]] = {
-        "words": words,
-        "last": np.array([2], np.int64),
-        "tokens_axis": np.array([1], np.int64),
-    }
-    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT32, ["N", "L"])
-    return _normalised_model(nodes, constants, ids, "text_embeds")
-
-
-def _normalised_model(
-    nodes: list[onnx.NodeProto],
-    constants: Mapping[str, NDArray[Any]],
-    inputs: onnx.ValueInfoProto,
-    output: str,
-) -> onnx.ModelProto:
-    nodes = [
-        *nodes,
-        helper.make_node("ReduceL2", ["raw"], ["norm"], axes=[1], keepdims=1),
-        helper.make_node("Div", ["raw", "norm"], [output]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "toy",
-        [inputs],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", EMBED_DIM])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 9
+def save_graph(path: Path, graph: str, **constants: Any) -> Path:
+    """Write an ONNX file of opset 17: a graph in ONNX's text format, and its constants."""
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 17]> {graph}')
+    for name, value in constants.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     onnx.checker.check_model(model)
-    return model
+    onnx.save(model, path)
+    return path

@@ -38,10 +38,7 @@ class BackendPlugin(Protocol):
 
 
 def auto_order(device: str = "cpu") -> tuple[str, ...]:
-    """Return the backends that ``auto`` considers for a device.
-
-    See `upperson_rt.backends.autotune`.
-    """
+    """Return the backends that ``auto`` considers for a device, see `backends.autotune`."""
     on_gpu, elsewhere = ("tensorrt", "onnxruntime"), ("onnxruntime", "openvino")
     return on_gpu if device.startswith("cuda") else elsewhere
 
@@ -63,11 +60,6 @@ def open_backend(
         device: ``cpu``, ``cuda``, ``cuda:N`` (tensorrt, onnxruntime), ``gpu`` or ``npu``
             (openvino).
         threads: CPU threads; None lets the library choose. Of no use to ``tensorrt``.
-
-    Raises:
-        UsageError: There is no such backend, or threads is not from 1 to 1024.
-        BackendError: The library or device is missing, or the graph does not load.
-        IntegrityError: A TensorRT engine was changed since it was built.
     """
     if threads is not None:
         threads = check_count(threads, "threads", most=_MOST_THREADS)
@@ -99,10 +91,8 @@ def require_device(backend: str, device: str) -> None:
 def _plugin(name: str) -> BackendPlugin:
     names = extension_names("backends")
     if name not in names:
-        known = ", ".join(("auto", _OWN, *names))
-        raise UsageError(
-            f"no backend {safe_repr(name)}: use one of {known}", code="backend_unknown"
-        )
+        message = f"no backend {safe_repr(name)}: use one of {', '.join(('auto', _OWN, *names))}"
+        raise UsageError(message, code="backend_unknown")
     plugin: BackendPlugin = load_extension("backends", name)
     return plugin
 
@@ -113,10 +103,6 @@ def installed_backends(device: str) -> tuple[str, ...]:
     if found := tuple(name for name in order if find_spec(name) is not None):
         return found
     extra = "gpu" if device.startswith("cuda") else "cpu"
-    raise BackendError(
-        f"no inference backend for the device {safe_repr(device)} is installed (looked for "
-        f"{', '.join(order)}): run  {install_command(extra)}",
-        code="no_backend",
-        device=device,
-        extra=extra,
-    )
+    message = f"no inference backend for the device {safe_repr(device)} is installed (looked for "
+    message += f"{', '.join(order)}): run  {install_command(extra)}"
+    raise BackendError(message, code="no_backend", device=device, extra=extra)

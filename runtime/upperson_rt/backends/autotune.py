@@ -131,9 +131,8 @@ class Measurement:
 
     def __str__(self) -> str:
         times = (f"{name} {ms:.{int(ms < 10)}f} ms" for name, ms in self.milliseconds.items())
-        what = {None: "to load and embed a sentence", 1: "for a picture"}.get(
-            self.pictures, f"for {self.pictures} pictures"
-        )
+        fixed = {None: "to load and embed a sentence", 1: "for a picture"}
+        what = fixed.get(self.pictures, f"for {self.pictures} pictures")
         busy = " of processor time" if self.busy else ""
         gone = f"; {', '.join(self.left_out)} left out" if self.left_out else ""
         return f"{', '.join(times)}{busy} {what}, measured {self.measured[:10]}{gone}"
@@ -352,7 +351,8 @@ class Autotuner(Generic[T]):
             text = "%s was the fastest for %s and does not run any more: %s"
             _log.warning(text, found.chosen, self._what, error)
             return None
-        return backend, checks, _choice(found, None)
+        file = found.conditions.file
+        return backend, checks, Choice(why=f"auto: {found}", measurement=found, file=file)
 
     @cached_property
     def _conditions(self) -> Conditions:
@@ -382,13 +382,16 @@ class Autotuner(Generic[T]):
             chosen=chosen,
             measured=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
-        unwritten = None
+        file, problem = None, None
         try:
             write(measurement)
+            file = self._conditions.file
         except InputError as error:
-            unwritten = str(error)
+            problem = str(error)
             _log.warning("a measurement is not kept, and made again next time: %s", error)
-        return loaded[chosen], checks, _choice(measurement, unwritten)
+        why = f"auto: {measurement}"
+        choice = Choice(why=why, measurement=measurement, file=file, problem=problem)
+        return loaded[chosen], checks, choice
 
     def _load_all(self, problems: _Problems) -> tuple[dict[str, Backend], dict[str, float]]:
         loaded, seconds = {}, {}
@@ -461,12 +464,3 @@ def _disturbed(timings: Sequence[Timing]) -> bool:
     """Whether other programs used the processors while these runs wanted them."""
     spent = sum(sum(timing.seconds) for timing in timings)
     return sum(sum(timing.cpu_seconds) for timing in timings) < UNDISTURBED * spent
-
-
-def _choice(measurement: Measurement, unwritten: str | None) -> Choice:
-    return Choice(
-        why=f"auto: {measurement}",
-        measurement=measurement,
-        file=None if unwritten else measurement.conditions.file,
-        problem=unwritten,
-    )

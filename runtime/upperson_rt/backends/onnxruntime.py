@@ -45,14 +45,12 @@ class OnnxRuntimeBackend:
         provider, provider_options = _provider(device)
         numbers = [int(n) if n.isdigit() else 0 for n in ort.__version__.split(".")[:2]]
         if "use_tf32" in provider_options and numbers < [1, 18]:
-            raise BackendError(
-                f"onnxruntime {ort.__version__} is too old for a GPU, it computes float32 in TF32: "
-                "1.18 or later is needed",
-                code="onnxruntime_too_old",
-                version=ort.__version__,
-            )
-        if provider == "CUDAExecutionProvider":
-            _preload_cuda(ort)
+            message = f"onnxruntime {self.version} is too old for a GPU, it computes float32 in "
+            message += "TF32: 1.18 or later is needed"
+            raise BackendError(message, code="onnxruntime_too_old", version=self.version)
+        if provider == "CUDAExecutionProvider" and hasattr(ort, "preload_dlls"):  # From 1.21 on.
+            with redirect_stdout(sys.stderr):  # It prints what it does not find.
+                ort.preload_dlls()  # From NVIDIA's Python packages, where the linker does not look.
         options = session_options(ort, threads)
         session = partial(
             ort.InferenceSession,
@@ -71,21 +69,16 @@ class OnnxRuntimeBackend:
                 fused.add_session_config_entry("session.disable_quant_qdq", "0")
                 self._session = session(fused)
         except self._errors as error:
-            raise BackendError(
-                f"onnxruntime {ort.__version__} cannot load {os.fspath(path)}: {one_line(error)}",
-                code="graph_not_loaded",
-                path=os.fspath(path),
-            ) from error
+            name = os.fspath(path)
+            message = f"onnxruntime {self.version} cannot load {name}: {one_line(error)}"
+            raise BackendError(message, code="graph_not_loaded", path=name) from error
         # ONNX Runtime falls back to the CPU when a provider fails to start, without an error.
         running = self._session.get_providers()[0]
         if running != provider:
-            raise BackendError(
-                f"device {safe_repr(device)} did not start: ONNX Runtime fell back from "
-                f"{provider} to "
-                f"{running}. Check the driver and CUDA libraries with  upperson-rt doctor",
-                code="device_not_started",
-                device=device,
-            )
+            message = f"device {safe_repr(device)} did not start: ONNX Runtime fell back from "
+            message += f"{provider} to {running}. Check the driver and CUDA libraries with  "
+            message += "upperson-rt doctor"
+            raise BackendError(message, code="device_not_started", device=device)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph; see `Backend.run`."""
@@ -105,24 +98,17 @@ def require_provider(device: str) -> None:
         driver = probe_cuda_driver()
         if int(index or 0) >= len(driver.devices):
             there = ", ".join(driver.devices) or driver.problem or "no GPU"
-            raise BackendError(
-                f"there is no device {safe_repr(device)} here, only {there}: choose another "
-                "device, or "
-                "see  upperson-rt doctor",
-                code="device_missing",
-                device=device,
-            )
+            message = f"there is no device {safe_repr(device)} here, only {there}: choose another "
+            message += "device, or see  upperson-rt doctor"
+            raise BackendError(message, code="device_missing", device=device)
 
 
 def _import_onnxruntime(device: str) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise missing_extra(
-            "onnxruntime",
-            "gpu" if device.startswith("cuda") else "cpu",
-            "the backend 'onnxruntime'",
-        ) from error
+        extra = "gpu" if device.startswith("cuda") else "cpu"
+        raise missing_extra("onnxruntime", extra, "the backend 'onnxruntime'") from error
     return onnxruntime
 
 
@@ -130,13 +116,10 @@ def _require_provider(ort: Any, device: str) -> None:
     provider, _ = _provider(device)
     available = ort.get_available_providers()
     if provider not in available:
-        raise BackendError(
-            f"device {safe_repr(device)} needs ONNX Runtime's {provider}, but onnxruntime "
-            f"{ort.__version__} here has only {', '.join(available)}: "
-            f"{cuda_advice()}, or choose the device 'cpu'",
-            code="provider_missing",
-            device=device,
-        )
+        message = f"device {safe_repr(device)} needs ONNX Runtime's {provider}, but onnxruntime "
+        message += f"{ort.__version__} here has only {', '.join(available)}: {cuda_advice()}, or "
+        message += "choose the device 'cpu'"
+        raise BackendError(message, code="provider_missing", device=device)
 
 
 def session_options(ort: Any, threads: int | None) -> Any:
@@ -157,13 +140,6 @@ def cuda_advice() -> str:
     return command if "[cpu]" in command else f"pip uninstall onnxruntime, then  {command}"
 
 
-def _preload_cuda(ort: Any) -> None:
-    """Load CUDA and cuDNN from NVIDIA's Python packages, where the linker does not look."""
-    if hasattr(ort, "preload_dlls"):  # From 1.21 on.
-        with redirect_stdout(sys.stderr):  # It prints what it does not find.
-            ort.preload_dlls()
-
-
 def _provider(device: str) -> tuple[str, dict[str, str]]:
     kind, _, index = device.partition(":")
     if device == "cpu":
@@ -171,8 +147,7 @@ def _provider(device: str) -> tuple[str, dict[str, str]]:
     if kind == "cuda" and (not index or index.isdigit()):
         # Else products of float32 are computed with 10 bits of mantissa.
         return "CUDAExecutionProvider", {"device_id": index or "0", "use_tf32": "0"}
-    raise BackendError(
-        f"the backend 'onnxruntime' has no device {safe_repr(device)}: use cpu, cuda or cuda:N",
-        code="device_unknown",
-        device=device,
+    message = (
+        f"the backend 'onnxruntime' has no device {safe_repr(device)}: use cpu, cuda or cuda:N"
     )
+    raise BackendError(message, code="device_unknown", device=device)

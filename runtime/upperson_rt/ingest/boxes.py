@@ -6,10 +6,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.arguments import (
-    check_choice,
-    check_fields,
-)
+from upperson_rt.arguments import check_choice, check_fields
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import one_line
 
@@ -46,22 +43,17 @@ def clean_boxes(given: Any, width: int, height: int) -> Boxes:
             raise TypeError(f"found {found.dtype}")
         array = found.astype(np.float64, copy=False)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"boxes must be rows of x0, y0, x1, y1[, score]: {one_line(error)}",
-            code="boxes_malformed",
-        ) from error
+        message = f"boxes must be rows of x0, y0, x1, y1[, score]: {one_line(error)}"
+        raise InputError(message, code="boxes_malformed") from error
     if array.size == 0:
         array = array.reshape(0, 4)
     if array.ndim != 2 or array.shape[1] not in (4, 5):
-        raise InputError(
-            f"boxes must be rows of x0, y0, x1, y1[, score], found an array of shape {array.shape}",
-            code="boxes_malformed",
-        )
+        found = f"an array of shape {array.shape}"
+        message = f"boxes must be rows of x0, y0, x1, y1[, score], found {found}"
+        raise InputError(message, code="boxes_malformed")
     if len(array) > _MOST_ROWS:
-        raise InputError(
-            f"a frame has at most {_MOST_ROWS} boxes, found {len(array)} rows",
-            code="too_many_boxes",
-        )
+        message = f"a frame has at most {_MOST_ROWS} boxes, found {len(array)} rows"
+        raise InputError(message, code="too_many_boxes")
     scores = array[:, 4] if array.shape[1] == 5 else np.full(len(array), np.nan)
     scores = np.where(np.isfinite(scores), scores, np.nan)
     x0, y0, x1, y1 = array[:, :4].T

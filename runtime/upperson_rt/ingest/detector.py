@@ -43,10 +43,8 @@ def batch_of(detector: Detector) -> int:
     """Return how many frames a detector takes at once: 1, but for a `BatchDetector`."""
 
     def refusal(found: str) -> InputError:
-        return InputError(
-            f"max_batch of a detector must be a whole number from 1: found {found}",
-            code="max_batch_malformed",
-        )
+        message = f"max_batch of a detector must be a whole number from 1: found {found}"
+        return InputError(message, code="max_batch_malformed")
 
     with plugin_boundary(lambda error: refusal(error_text(error))):  # It may be a property.
         most = operator.index(detector.max_batch) if isinstance(detector, BatchDetector) else 1
@@ -78,9 +76,6 @@ class SharedDetector:
         """Return the detector's rows for a frame; any thread may call.
 
         An error of the detector is raised for every frame of its batch.
-
-        Raises:
-            UsageError: It was closed meanwhile.
         """
         detector = self._detector
         if self._most == 1 or not isinstance(detector, BatchDetector):
@@ -182,13 +177,9 @@ def open_detector(
     ``doctor``; its `str` is shown then), ``warning`` (shown when it is opened) and ``of_one_video``
     (it knows the frames of one video only).
 
-    Args:
-        name: An extension's (``hog``), a file with an extension's suffix (``FILE.onnx``), or
-            ``package.module:factory``, which is called without arguments and returns a detector.
-        layout: Of an ONNX file, as for the next one.
-        person: The class that is people, by name or number.
-        min_score: Lowest score of a box.
-        threads: CPU threads.
+    The name is an extension's (``hog``), a file with an extension's suffix (``FILE.onnx``), or
+    ``package.module:factory``, which is called without arguments and returns a detector. Layout,
+    the class that is people and the lowest score of a box are of ONNX files.
     """
     check_name(name, "a detector")
     options = {"layout": layout, "person": person, "min_score": min_score}
@@ -201,61 +192,47 @@ def open_detector(
     refuse_options(name, options)
     if factory:
         return _call(*factory.groups())
-    raise InputError(
-        f"no detector {safe_repr(name)}: expected one of "
-        f"{', '.join(known) or 'those of extensions'}, "
-        "a file that ends in one of these, or MODULE:FACTORY of your own",
-        code="unknown_detector",
-        found=name,
-    )
+    expected = f"one of {', '.join(known) or 'those of extensions'}, a file that ends in one of "
+    expected += "these, or MODULE:FACTORY of your own"
+    message = f"no detector {safe_repr(name)}: expected {expected}"
+    raise InputError(message, code="unknown_detector", found=name)
 
 
 def refuse_options(name: str, options: Mapping[str, object]) -> None:
     """Refuse options that a detector does not take."""
     for option, given in options.items():
         if given is not None and option in _OPTIONS:
-            raise UsageError(
-                f"the detector {safe_repr(name)} does not take {_OPTIONS[option]}",
-                code="detector_option_refused",
-                option=_OPTIONS[option],
-            )
+            message = f"the detector {safe_repr(name)} does not take {_OPTIONS[option]}"
+            raise UsageError(message, code="detector_option_refused", option=_OPTIONS[option])
 
 
 def _call(module: str, factory: str) -> Detector:
     entry = shortened(f"{module}:{factory}")
 
     def not_there(error: BaseException) -> InputError:
-        return InputError(
-            f"cannot import the detector {entry} ({error_text(error)}): install its package, or "
-            "name the folder of the module in $PYTHONPATH",
-            code="detector_not_imported",
-            detector=entry,
-        )
+        message = f"cannot import the detector {entry} ({error_text(error)}): install its package,"
+        message += " or name the folder of the module in $PYTHONPATH"
+        return InputError(message, code="detector_not_imported", detector=entry)
+
+    def failed(error: BaseException) -> InputError:
+        message = f"the detector {entry} fails: {error_text(error)}"
+        return InputError(message, code="detector_failed", detector=entry)
 
     with plugin_boundary(not_there):
-        found = importlib.import_module(module)
+        found: Any = importlib.import_module(module)
         for part in factory.split("."):
             found = getattr(found, part)
-    with plugin_boundary(
-        lambda error: InputError(
-            f"the detector {entry} fails: {error_text(error)}",
-            code="detector_failed",
-            detector=entry,
-        )
-    ):
-        detector = found()  # type: ignore[operator]
+    with plugin_boundary(failed):
+        detector: Detector = found()
     try:
         batch_of(detector)
     except InputError as error:
-        raise InputError(
-            f"the detector {entry}: {error}", code=error.code, detector=entry
-        ) from error
+        message = f"the detector {entry}: {error}"
+        raise InputError(message, code=error.code, detector=entry) from error
     if not callable(detector):
-        raise InputError(
+        message = (
             f"the detector {entry} makes a {type(detector).__name__}: expected something that is "
-            "called with a frame, uint8 BGR [H, W, 3], and returns rows of x0, y0, x1, y1, score",
-            code="detector_not_callable",
-            detector=entry,
+            "called with a frame, uint8 BGR [H, W, 3], and returns rows of x0, y0, x1, y1, score"
         )
-    made: Detector = detector
-    return made
+        raise InputError(message, code="detector_not_callable", detector=entry)
+    return detector

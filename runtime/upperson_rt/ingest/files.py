@@ -132,7 +132,6 @@ def _apart(source: PurePath, file: PurePath) -> tuple[str, str]:
 
 # --- Pictures from files into a gallery, a committed batch at a time
 
-
 _LOG = get_logger(__name__)
 
 _USUAL_WORKERS, _MOST_WORKERS = 4, 256
@@ -244,13 +243,6 @@ def index_images(
 
     Returns:
         How many were added, and which could not be read; those do not stop the rest.
-
-    Raises:
-        InputError: The gallery cannot be written, or batch_size is below 1.
-        UsageError: workers is below 1, or an argument is of another kind.
-        BackendError: The image tower cannot be loaded or fails, or the detector wants to end the
-            program (``sys.exit``).
-        IntegrityError: The image tower gives wrong results, or the gallery is damaged.
     """
     from upperson_rt.preprocess import TimeSource
 
@@ -267,11 +259,8 @@ def index_images(
     files = check_list(files, "files")
     if other := [file for file in files if not isinstance(file, str | os.PathLike)]:
         raise InputError(f"files must be paths, found {safe_repr(other[0])}")
-    for what, given, known in (
-        ("time_from", time_from, get_args(TimeSource)),
-        ("track_from", track_from, ("folder", "none")),
-    ):
-        check_choice(given, what, known)
+    check_choice(time_from, "time_from", get_args(TimeSource))
+    check_choice(track_from, "track_from", ("folder", "none"))
     labels = _Labels(camera, time_from, track_from, attributes or {})
     labels.check()
     _warn_of_others(gallery, files, labels)
@@ -311,10 +300,8 @@ def _warn_of_others(
         return path, person_key(path, 1)
 
     def is_like(item: Item, file: Path) -> bool:
-        pairs = (
-            (item.camera, labels.camera),
-            (item.time, capture_time(file, labels.time_from)),
-        )
+        time = capture_time(file, labels.time_from)
+        pairs = (item.camera, labels.camera), (item.time, time)
         return all(None in pair or pair[0] == pair[1] for pair in pairs)
 
     there = find_elsewhere(gallery, files, first_keys, is_like)
@@ -392,9 +379,7 @@ def _take_whole(item: Item, image: NDArray[np.uint8], encoder: Encoder) -> _Deco
     return _Decoded(item.key, crops, is_wide=image.shape[1] > image.shape[0])
 
 
-def _finder(
-    detector: "Detector",
-) -> Callable[[Item, NDArray[np.uint8], Encoder], _Decoded]:
+def _finder(detector: "Detector") -> Callable[[Item, NDArray[np.uint8], Encoder], _Decoded]:
     from upperson_rt.ingest.boxes import QualityRules, clean_boxes
     from upperson_rt.ingest.detector import SharedDetector, plugin_boundary
 
@@ -422,14 +407,12 @@ def _finder(
                 too_small += 1
                 continue
             score = float(boxes.scores[row])
+            attributes = {} if np.isnan(score) else {"score": round(score, 4)}
             found = dataclasses.replace(
                 item,
                 key=person_key(item.key, len(crops) + 1),
                 box=box,
-                attributes={
-                    **item.attributes,
-                    **({} if np.isnan(score) else {"score": round(score, 4)}),
-                },
+                attributes={**item.attributes, **attributes},
             )
             pixels = encoder.prepare_image(image[y0:y1, x0:x1])
             crops.append(Crop(item=found, pixels=pixels))

@@ -55,14 +55,8 @@ class Crop:
 _log = get_logger(__name__)
 
 _P = ParamSpec("_P")
-
-
 _T = TypeVar("_T")
-
-
 _WRITERS = 8
-
-
 _PREFIX = ".unfinished-"
 _MOST_NOTE_BYTES = 16 << 20
 
@@ -77,10 +71,7 @@ class CropFolder:
 
     @contextmanager
     def saved(self, crops: Sequence[Crop]) -> Iterator[None]:
-        """Write the pictures of crops, all or none.
-
-        New ones are removed after an error in the context.
-        """
+        """Write the pictures of crops, all or none; an error in the context removes new ones."""
         pictures = {
             self.folder / crop.item.crop: crop.jpeg
             for crop in crops
@@ -323,12 +314,7 @@ class Ingest:
 
 
 def open_outputs(names: Sequence[str]) -> list[Output]:
-    """Return the extensions of ``upperson.outputs`` with these names; the caller closes them.
-
-    Raises:
-        UsageError: There is none of that name.
-        BackendError: One cannot be imported, or cannot be opened.
-    """
+    """Return the extensions of ``upperson.outputs`` with these names; the caller closes them."""
     opened: list[Output] = []
     try:
         for name in names:

@@ -112,7 +112,6 @@ def index_shard(
     """Index the pictures of a shard as `index_images` does, and write its record, unfinished first.
 
     The gallery is a shard's own, or one that all share. Doing it again replaces what is there.
-    Returns what was done, and the record; ``record_file=None`` writes none.
     """
     record = ShardRecord(
         shard=str(chosen.shard),

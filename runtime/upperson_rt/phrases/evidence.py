@@ -9,7 +9,7 @@ Shapes: N pictures, D dimensions, T texts.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, product
+from itertools import product
 from typing import TypeAlias
 
 import numpy as np
@@ -105,9 +105,9 @@ def describe(phrases: Sequence[Phrase], style: str = "phrase") -> str:
 
 
 def paraphrases(parsed: ParsedSentence, count: int) -> list[str]:
-    """Return up to ``count`` different wordings, and at least the sentence's `readings`."""
+    """Return up to ``count`` different wordings, the sentence itself (without exclusions) first."""
     asked = [phrase for phrase in parsed.phrases if not phrase.negated]
-    found = dict.fromkeys(parsed.readings)
+    found = {parsed.wanted: None}
     if parsed.understood:
         person = [phrase for phrase in asked if phrase.kind == "person"]
         things = [phrase for phrase in asked if phrase.kind != "person"]
@@ -116,12 +116,6 @@ def paraphrases(parsed: ParsedSentence, count: int) -> list[str]:
                 break
             found[describe([*person, *order], style)] = None
     return list(found)
-
-
-def mean_embedding(embeds_TD: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Return the mean (D,) of the embeddings of one sentence's wordings, of unit length."""
-    mean_D: NDArray[np.float32] = np.mean(embeds_TD, axis=0)
-    return mean_D / np.linalg.norm(mean_D)
 
 
 def _orders(things: Sequence[Phrase]) -> list[list[Phrase]]:
@@ -230,19 +224,13 @@ class Evidence:
         return lost_N
 
     def _of_excluded(self, phrase: Phrase, images_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return (N,) evidence.
-
-        Of *any bag* the mean of its own and that of the likeliest kind of bag.
-        """
+        """Return (N,) evidence: of *any bag* the mean of its own and of the likeliest kind's."""
         own_N = self.of(phrase, images_ND)
         kinds = [self.of(kind, images_ND) for kind in _kinds_of(phrase)]
         return (own_N + np.max(kinds, axis=0)) / 2 if kinds else own_N
 
     def away(self, embed_D: NDArray[np.float32], excluded: Sequence[Phrase]) -> NDArray[np.float32]:
-        """Turn a query (D,) away from excluded phrases, to look for candidates.
-
-        Both of unit length.
-        """
+        """Turn a query (D,) of unit length away from excluded phrases, to look for candidates."""
         things = [kind for phrase in excluded for kind in _kinds_of(phrase) or [phrase]]
         things_TD = self._texts([describe([thing]) for thing in things])
         more_D = things_TD.mean(axis=0) - self._texts([_PLAIN])[0]
@@ -256,11 +244,9 @@ class Evidence:
         """Return (T, N) scores of pictures for sentences, by which `Retriever.query` ranks them."""
         parsed = [parse(sentence) for sentence in sentences]
         readings = [one.readings for one in parsed]
-        embeds = iter(self._embed_texts([text for own in readings for text in own]))
-        scores_TN = (
-            np.stack([mean_embedding([*islice(embeds, len(own))]) for own in readings])
-            @ images_ND.T
-        )
+        embeds_RD = self._embed_texts([text for own in readings for text in own])
+        firsts = np.cumsum([0, *map(len, readings[:-1])])
+        scores_TN: NDArray[np.float32] = np.maximum.reduceat(embeds_RD @ images_ND.T, firsts)
         for row, one in enumerate(parsed):
             if one.excluded:
                 scores_TN[row] -= self.against(one.excluded, images_ND)
@@ -270,12 +256,9 @@ class Evidence:
         same = phrase.kind, phrase.text, phrase.noun, phrase.colours
         if (found := self._contrasts.get(same)) is None:
             contrast = _contrast(phrase)
-            weights_T = np.array(contrast.weights, dtype=np.float32)
-            found = (
-                self._texts(contrast.texts),
-                np.log(weights_T),
-                np.array(contrast.agrees, np.float32),
-            )
+            log_weights_T = np.log(np.array(contrast.weights, dtype=np.float32))
+            agrees_T = np.array(contrast.agrees, np.float32)
+            found = self._texts(contrast.texts), log_weights_T, agrees_T
             kept = self._contrasts if len(self._contrasts) < _MOST_CONTRASTS else {}
             self._contrasts = kept | {same: found}
         return found

@@ -81,7 +81,7 @@ class ParsedSentence:
 
     @property
     def readings(self) -> list[str]:
-        """`wanted`, once for each choice of its *or* between colours; searched by their mean."""
+        """`wanted`, once for each choice of an *or* between colours; a hit's best one counts."""
         return alternatives(self.wanted)
 
     @property
@@ -97,11 +97,7 @@ class ParsedSentence:
 
 
 def parse(sentence: str) -> ParsedSentence:
-    """Find the phrases of an English sentence about a person.
-
-    Args:
-        sentence: Any text. Other languages come back as phrases of the kind ``other``.
-    """
+    """Find the phrases of an English sentence about a person; any other text is ``other``."""
     sentence = check_text(sentence, "the sentence")
     return _Parser(plain_wording(sentence)).parse(sentence)
 
@@ -121,7 +117,7 @@ class _Parser:
         spans = [*things, *self._actions()]
         spans += self._rest()
         spans.sort(key=lambda span: span.first)
-        cuts = _exclude(self.tokens, spans)
+        cuts = _Exclusions(self.tokens, spans).cuts()
         phrases = tuple(span.phrase for span in spans)
         if not any(phrase.kind == "person" for phrase in phrases):
             phrases = (*self._pronoun(), *phrases)
@@ -473,14 +469,6 @@ _FINITE = _VERBS | {"he", "she", "who", "that"}
 _LEADS = _FINITE | {"with", "in", "and", "but", "wearing", "carrying", "having"}
 
 
-def _exclude(tokens: Sequence[Token], spans: Sequence[Span]) -> list[tuple[int, int]]:
-    """Mark the phrases that are excluded.
-
-    Return the characters, from and to, to cut for the rest.
-    """
-    return _Exclusions(tokens, spans).cuts()
-
-
 def _without_cuts(sentence: str, cuts: Sequence[tuple[int, int]]) -> str:
     """Return a sentence without some of its characters, tidied up; it may be empty."""
     ends = [0, *(end for _, end in cuts)]
@@ -501,6 +489,7 @@ class _Exclusions:
         self._inside = {at for span in spans for at in range(span.first, span.last)}
 
     def cuts(self) -> list[tuple[int, int]]:
+        """Mark the excluded phrases; return the characters, from and to, to cut for the rest."""
         cuts = []
         at = 0
         while at < len(self._words):

@@ -44,7 +44,9 @@ def correction(word: str) -> str | None:
     near = process.extract(word, _DESCRIBING, scorer=OSA.distance, score_cutoff=most, limit=None)
     likely = (found for found in near if found[0][0] in word[:2])
     best = min(likely, key=lambda found: found[1], default=None)
-    return None if best is None else str(best[0])
+    if best is None:  # *Jackts* is far from every singular.
+        return correction(word[:-1]) if word.endswith("s") else None
+    return str(best[0])
 
 
 def with_corrections(sentence: str, meant: Mapping[str, str]) -> str:

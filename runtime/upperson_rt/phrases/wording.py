@@ -45,7 +45,7 @@ def alternatives(sentence: str) -> list[str]:
 
     The sentence alone if it has no such *or*; at most `_MOST_ALTERNATIVES`.
     """
-    found, done = [sentence], []
+    found, done = [sentence], list[str]()
     while found and len(found) + len(done) < _MOST_ALTERNATIVES:
         one = found.pop(0)
         split = next(_colour_choices(one), None)
@@ -128,7 +128,7 @@ def _one_person(sentence: str) -> str:
     """Rewrite *women in red coats* as *woman in red coat*: captions describe one person."""
     people = _PEOPLE.search(sentence)
     if people is None or any(
-        NOUN_OF.get((word.lower(),), ("", ""))[0] == "person"
+        NOUN_OF.get((word.lower(),), ("other", ""))[0] == "person"
         for word in _WORD.findall(sentence[: people.start()])
     ):
         return sentence  # *A woman beside two men* is about her.

@@ -72,13 +72,10 @@ class ScoreCalibration:
         background_KD: NDArray[np.float32],
         sentences: Callable[[], NDArray[np.float32]],
     ) -> None:
-        """Compare scores of a gallery.
+        """Compare scores of a gallery, of which a sample is read when it is first needed.
 
-        Args:
-            gallery: A sample of it is read when it is first needed.
-            background_KD: (K, D) pictures of people who are not in it: a small gallery does not
-                show how similar different people are.
-            sentences: Returns the (S, D) embeddings of `BACKGROUND_SENTENCES`.
+        ``background_KD`` are pictures of people who are not in it: a small gallery does not show
+        how similar different people are. ``sentences`` embeds `BACKGROUND_SENTENCES`.
         """
         self._gallery = gallery
         norms = np.linalg.norm(background_KD, axis=1, keepdims=True)
@@ -86,6 +83,16 @@ class ScoreCalibration:
         self._sentences = sentences
         self._lock = threading.Lock()
         self._read: _Sample | None = None
+
+    def refresh(self) -> None:
+        """Read a new sample if the gallery has outgrown the last one; counts the gallery once."""
+        with self._lock:
+            before = self._read
+            if before is not None and len(before.vectors_ND) >= _SAMPLE:
+                return
+            count = self._gallery.count()
+            if before is None or _is_outgrown(before.count, count):
+                self._read = self._new_sample(count)
 
     def labels(self, picture_share: float, scores: Sequence[float]) -> list[MatchLabel]:
         """Return a label for each cosine, empty where there is nothing to compare with.
@@ -106,10 +113,7 @@ class ScoreCalibration:
         ]
 
     def likelihoods(self, picture_share: float, scores: Sequence[float]) -> list[float]:
-        """Return how likely each score is a correct match, 0 to 1.
-
-        From the cosine alone without background.
-        """
+        """Return how likely each score is a correct match; without background from the cosine."""
         above_N = self.deviations(picture_share, scores)
         if above_N is None:
             return [min(max((score + 1) / 2, 0.0), 1.0) for score in scores]
@@ -130,14 +134,8 @@ class ScoreCalibration:
         return above_N
 
     def is_indistinct(self, sentence: ParsedSentence, vector_D: NDArray[np.float32]) -> bool:
-        """Whether a sentence's scores hardly differ between pictures.
-
-        False, without computing anything, if it names a garment, a woman or the like.
-        """
-        if any(phrase.noun != "person" or phrase.colours for phrase in sentence.understood):
-            return False
-        sample = self._sample()
-        if len(sample.vectors_ND) < _LEAST:
+        """Whether a sentence's scores hardly differ between pictures."""
+        if not is_vague(sentence) or len((sample := self._sample()).vectors_ND) < _LEAST:
             return False
         if sample.usual_spread is None:
             spreads_S = (sample.vectors_ND @ self._sentences().T).std(axis=0)
@@ -186,26 +184,30 @@ class ScoreCalibration:
         return mixed_QD
 
     def _sample(self) -> _Sample:
-        with self._lock:
-            if self._read is None or self._is_outgrown(self._read):
-                items, vectors_ND = next(
-                    self._gallery.vectors(batch_size=_SAMPLE),
-                    ([], np.empty((0, self._gallery.embed_dim), np.float32)),
-                )
-                people: dict[object, int] = {}
-                tracks = [
-                    item.key if item.track is None else (item.camera, item.track) for item in items
-                ]
-                numbers = [people.setdefault(track, len(people)) for track in tracks]
-                self._read = _Sample(vectors_ND, np.array(numbers, np.int64), self._gallery.count())
-            return self._read
+        if self._read is None:
+            self.refresh()
+        assert self._read is not None
+        return self._read
 
-    def _is_outgrown(self, sample: _Sample) -> bool:
-        if len(sample.vectors_ND) >= _SAMPLE:
-            return False
-        count = self._gallery.count()
-        fewer, more = sorted((count, sample.count))
-        return more > fewer if more < _LEAST else more > _GROWN * fewer
+    def _new_sample(self, count: int) -> _Sample:
+        items, vectors_ND = next(
+            self._gallery.vectors(batch_size=_SAMPLE),
+            ([], np.empty((0, self._gallery.embed_dim), np.float32)),
+        )
+        people: dict[object, int] = {}
+        tracks = [item.key if item.track is None else (item.camera, item.track) for item in items]
+        numbers = [people.setdefault(track, len(people)) for track in tracks]
+        return _Sample(vectors_ND, np.array(numbers, np.int64), count)
+
+
+def is_vague(sentence: ParsedSentence) -> bool:
+    """Whether a sentence names no garment, colour, woman or the like."""
+    return all(phrase.noun == "person" and not phrase.colours for phrase in sentence.understood)
+
+
+def _is_outgrown(before: int, now: int) -> bool:
+    fewer, more = sorted((before, now))
+    return more > fewer if more < _LEAST else more > _GROWN * fewer
 
 
 def _spread(count: int, most: int) -> NDArray[np.int64]:

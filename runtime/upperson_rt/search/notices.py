@@ -51,9 +51,8 @@ def unknown_cameras(gallery: "Gallery", where: "Filter") -> list[Notice]:
     from upperson_rt.gallery import Filter
 
     unknown = [name for name in where.cameras or () if not gallery.count(Filter(camera=name))]
-    if not unknown:
-        return []
-    return [Notice("camera_unknown", {"cameras": unknown, "known": gallery.cameras()})]
+    fields = {"cameras": unknown, "known": gallery.cameras() if unknown else []}
+    return [Notice("camera_unknown", fields)] if unknown else []
 
 
 def _names(names: list[str]) -> str:

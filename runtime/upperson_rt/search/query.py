@@ -3,8 +3,10 @@
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -15,12 +17,12 @@ from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.gallery import Filter
 from upperson_rt.phrases import ParsedSentence, Phrase, parse
-from upperson_rt.phrases.evidence import MOST_PARAPHRASES, Evidence, mean_embedding, paraphrases
+from upperson_rt.phrases.evidence import MOST_PARAPHRASES, Evidence, paraphrases
 from upperson_rt.phrases.lexicon import SMALL_WORDS
 from upperson_rt.phrases.spelling import correction
 from upperson_rt.printable import safe_repr
 from upperson_rt.search.calibration import BACKGROUND_SENTENCES
-from upperson_rt.tokenizer import TokenBatch, token_lengths
+from upperson_rt.tokenizer import token_lengths
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,11 +37,7 @@ Picture: TypeAlias = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SearchRequest:
-    """One search: a sentence, a picture or both, moved by relevance feedback.
-
-    Raises:
-        UsageError: It has neither sentence nor picture, or a number is out of range.
-    """
+    """One search: a sentence, a picture or both, moved by relevance feedback."""
 
     sentence: str | None = None
     picture: "Picture | None" = None
@@ -105,20 +103,15 @@ def refine(
     relevant_ND: NDArray[np.float32] | None,
     not_relevant_ND: NDArray[np.float32] | None,
 ) -> NDArray[np.float32]:
-    """Return the (D,) query moved by feedback (N, D), all of unit length.
-
-    Without any the same bits.
-    """
-    relevant = 0 if relevant_ND is None else len(relevant_ND)
-    not_relevant = 0 if not_relevant_ND is None else len(not_relevant_ND)
-    if not relevant and not not_relevant:
-        return query_D
+    """Return the (D,) query moved by feedback (N, D), all of unit length; the same without any."""
     moved = query_D.astype(np.float64)
-    if relevant_ND is not None and relevant:
-        share = share_of_relevant(relevant)
+    if relevant_ND is not None and len(relevant_ND):
+        share = share_of_relevant(len(relevant_ND))
         moved = (1 - share) * moved + share * _unit(relevant_ND.mean(axis=0, dtype=np.float64))
-    if not_relevant_ND is not None and not_relevant:
-        share = _AWAY * not_relevant / (not_relevant + _LATER)
+    elif not_relevant_ND is None or not len(not_relevant_ND):
+        return query_D
+    if not_relevant_ND is not None and len(not_relevant_ND):
+        share = _AWAY * len(not_relevant_ND) / (len(not_relevant_ND) + _LATER)
         moved = _unit(moved) - share * not_relevant_ND.mean(axis=0, dtype=np.float64)
     length = float(np.linalg.norm(moved))
     if length < 1e-6:  # The marks cancel the query out.
@@ -153,9 +146,6 @@ class Vocabulary:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._has_learned: dict[str, bool] = {}
-        self._untrained: str | None = None
-        """A word that the model has not learned; None where none is known, or not looked for."""
-        self._was_looked_for = False
 
     def unknown(self, words: Mapping[str, Sequence[str]]) -> list[str]:
         """Return the words (of `TokenBatch.words`) that the model does not know."""
@@ -183,13 +173,15 @@ class Vocabulary:
             for word, tokens in words.items()
             if (word in unknown or len(tokens) > 1) and (near := correction(word)) is not None
         }
+        if not found:
+            return {}
         meant = self._encoder.tokenizer.encode([" ".join(found.values())]).words(0)
-        not_better = {*self.unknown(meant)} if found else set()
+        not_better = {*self.unknown(meant)}
         return {word: near for word, near in found.items() if near not in not_better}
 
     def _learn(self, words: dict[str, int]) -> None:
         """Compare words of so many tokens with the untrained word."""
-        untrained = self._untrained_word()
+        untrained = self._untrained
         if untrained is None or not words:
             return
         lengths = sorted(set(words.values()))
@@ -200,23 +192,22 @@ class Vocabulary:
             apart = np.linalg.norm(own_D - embeds_ND[lengths.index(length)])
             self._has_learned[word] = bool(apart > _SAME)
 
-    def _untrained_word(self) -> str | None:
-        if not self._was_looked_for:
-            tokenizer = self._encoder.tokenizer
-            words = tokenizer.encode([" ".join(_OFF_TOPIC)]).words(0)
-            single = [
-                word
-                for word, tokens in words.items()
-                if len(tokens) == 1 and not tokenizer.is_broken(tokens)
-            ]
-            if len(single) > 1:
-                embeds_ND = self._encoder.encode_texts(single)
-                apart_NN = np.linalg.norm(embeds_ND[:, None] - embeds_ND[None], axis=-1)
-                alike_N = (apart_NN < _SAME).sum(axis=1)
-                if alike_N.max() > 1:
-                    self._untrained = single[int(alike_N.argmax())]
-            self._was_looked_for = True
-        return self._untrained
+    @cached_property
+    def _untrained(self) -> str | None:
+        """A word that the model has not learned, as it embeds it like another; None without any."""
+        tokenizer = self._encoder.tokenizer
+        words = tokenizer.encode([" ".join(_OFF_TOPIC)]).words(0)
+        single = [
+            word
+            for word, tokens in words.items()
+            if len(tokens) == 1 and not tokenizer.is_broken(tokens)
+        ]
+        if len(single) < 2:
+            return None
+        embeds_ND = self._encoder.encode_texts(single)
+        apart_NN = np.linalg.norm(embeds_ND[:, None] - embeds_ND[None], axis=-1)
+        alike_N = (apart_NN < _SAME).sum(axis=1)
+        return single[int(alike_N.argmax())] if alike_N.max() > 1 else None
 
 
 # --- Query embeddings
@@ -229,8 +220,9 @@ class QuerySentence:
     """A sentence as the grammar and the text tower read it."""
 
     parsed: ParsedSentence
-    vector_D: NDArray[np.float32]
-    """(D,) of what it wants, without excluded phrases, of unit length."""
+    vectors_AD: NDArray[np.float32]
+    """(A, D) of what it wants, without excluded phrases, of unit length: one for each of its
+    `ParsedSentence.readings`."""
     words: Mapping[str, Sequence[str]]
     """Its words with their tokens, see `TokenBatch.words`."""
     token_count: int
@@ -243,8 +235,8 @@ class QuerySentence:
 class EmbeddedQuery:
     """What a gallery is searched with."""
 
-    vector_D: NDArray[np.float32]
-    """(D,) of unit length."""
+    vectors_AD: NDArray[np.float32]
+    """(A, D) of unit length, one for each reading of the sentence; the best one counts."""
     picture_share: float
     """Weight of pictures in it, 0 for a sentence to 1 for a picture; feedback is pictures, too."""
     sentence: QuerySentence | None
@@ -273,17 +265,11 @@ class QueryEncoder:
         sentences = self._sentences(
             [(one.sentence, one.paraphrases) for one in requests if one.sentence is not None]
         )
-        pictures = self._pictures(requests)
-        return [
-            _combined(
-                request,
-                None
-                if request.sentence is None
-                else sentences[request.sentence, request.paraphrases],
-                picture_D,
-            )
-            for request, picture_D in zip(requests, pictures, strict=True)
+        own = [
+            None if one.sentence is None else sentences[one.sentence, one.paraphrases]
+            for one in requests
         ]
+        return list(map(_combined, requests, own, self._pictures(requests)))
 
     def background(self) -> NDArray[np.float32]:
         """Return the (S, D) embeddings of `BACKGROUND_SENTENCES`, which are made once."""
@@ -301,20 +287,28 @@ class QueryEncoder:
         if not new:
             return found
         parsed = [parse(sentence) for sentence, _ in new]
-        wordings = [paraphrases(one, count) for one, (_, count) in zip(parsed, new, strict=True)]
-        tokens = self.encoder.tokenizer.encode([text for own in wordings for text in own])
+        wordings = [
+            [[text] for text in one.readings]
+            if len(one.readings) > 1
+            else [paraphrases(one, count)]
+            for one, (_, count) in zip(parsed, new, strict=True)
+        ]
+        texts = [text for own in wordings for reading in own for text in reading]
+        tokens = self.encoder.tokenizer.encode(texts)
         all_TD = self.encoder.encode_tokens(tokens)
         truncated, lengths = frozenset(tokens.truncated), token_lengths(tokens.input_ids)
         first = 0
         for key, one, own in zip(new, parsed, wordings, strict=True):
+            starts = first + np.cumsum([0, *map(len, own)])
+            means_AD = np.stack([all_TD[i:j].mean(axis=0) for i, j in pairwise(starts)])
             found[key] = QuerySentence(
                 parsed=one,
-                vector_D=mean_embedding(all_TD[first : first + len(own)]),
-                words=_words_of(tokens, range(first, first + len(one.readings))),
+                vectors_AD=means_AD / np.linalg.norm(means_AD, axis=1, keepdims=True),
+                words={word: its for at in starts[:-1] for word, its in tokens.words(at).items()},
                 token_count=int(lengths[first]) - 2,
                 is_truncated=first in truncated,
             )
-            first += len(own)
+            first = starts[-1]
         with self._lock:
             self._kept |= {key: found[key] for key in new}
             while len(self._kept) > _KEPT_SENTENCES:
@@ -333,10 +327,6 @@ class QueryEncoder:
             for row, embed_D in zip(rows, embeds_ND, strict=True):
                 found[row] = embed_D
         return found
-
-
-def _words_of(tokens: TokenBatch, rows: Iterable[int]) -> dict[str, Sequence[str]]:
-    return {word: parts for row in rows for word, parts in tokens.words(row).items()}
 
 
 def _checked(embedding: NDArray[np.float32] | None, embed_dim: int) -> NDArray[np.float32] | None:
@@ -360,20 +350,22 @@ def _combined(
     share = 0.0 if picture_D is None else 1.0
     if sentence is not None and picture_D is not None:
         share = request.picture_share
-        mixed_D = (1 - share) * sentence.vector_D + share * picture_D
-        length = float(np.linalg.norm(mixed_D))
-        if not length:
+        mixed_AD = (1 - share) * sentence.vectors_AD + share * picture_D
+        lengths_A = np.linalg.norm(mixed_AD, axis=1, keepdims=True)
+        if not lengths_A.all():
             raise IntegrityError(
                 "sentence and picture cancel each other out: choose another picture_share"
             )
-        query_D = (mixed_D / length).astype(np.float32)
+        queries_AD = (mixed_AD / lengths_A).astype(np.float32)
     elif sentence is not None:
-        query_D = sentence.vector_D
+        queries_AD = sentence.vectors_AD
     elif picture_D is not None:
-        query_D = picture_D
+        queries_AD = picture_D[None]
     relevant = 0 if request.relevant_ND is None else len(request.relevant_ND)
     return EmbeddedQuery(
-        vector_D=refine(query_D, request.relevant_ND, request.not_relevant_ND),
+        vectors_AD=np.stack(
+            [refine(one, request.relevant_ND, request.not_relevant_ND) for one in queries_AD]
+        ),
         picture_share=1 - (1 - share) * (1 - share_of_relevant(relevant)),
         sentence=sentence,
         is_sentence_only=picture_D is None,

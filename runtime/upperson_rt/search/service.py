@@ -7,6 +7,7 @@ likelihoods, evidence and notices. Library, command line, pages, API and ONVIF t
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from upperson_rt.gallery.records import EARLIEST_S, check_hits
 from upperson_rt.phrases import ParsedSentence, Phrase
 from upperson_rt.phrases.evidence import Evidence, Explanation, weighable
 from upperson_rt.phrases.spelling import with_corrections
-from upperson_rt.search.calibration import MatchLabel, ScoreCalibration
+from upperson_rt.search.calibration import MatchLabel, ScoreCalibration, is_vague
 from upperson_rt.search.notices import Notice, unknown_cameras
 from upperson_rt.search.query import EmbeddedQuery, QueryEncoder, QuerySentence, SearchRequest
 
@@ -70,21 +71,18 @@ class SearchService:
     def search_all(self, requests: Sequence[SearchRequest]) -> list[SearchResult]:
         """Run several searches, as `search`; their sentences and pictures share batches."""
         queries = self.queries.embed(requests)
-        return [
-            self._result(request, query, hits)
-            for request, query, hits in zip(
-                requests, queries, self._find(requests, queries), strict=True
-            )
-        ]
+        found = self._find(requests, queries)
+        return list(map(self._result, requests, queries, found))
 
     def match(
         self, request: SearchRequest, vector_D: NDArray[np.float32]
     ) -> tuple[float, MatchLabel]:
         """Return the score and the label that a picture with this (D,) embedding has."""
         (query,) = self.queries.embed([request])
-        score = float(vector_D.astype(np.float64) @ query.vector_D.astype(np.float64))
+        score = float((query.vectors_AD.astype(np.float64) @ vector_D.astype(np.float64)).max())
         if query.excluded:
             score -= float(self.queries.evidence.against(query.excluded, vector_D[None])[0])
+        self.calibration.refresh()
         labels, _ = self._calibrated(query, [score], self._is_indistinct(query))
         return score, labels[0]
 
@@ -105,32 +103,31 @@ class SearchService:
     ) -> list[list[Hit]]:
         found: list[list[Hit]] = [[] for _ in requests]
         together: dict[tuple[int, int, bool], list[int]] = {}
-        for row, (request, query) in enumerate(zip(requests, queries, strict=True)):
+        for row, (one, query) in enumerate(zip(requests, queries, strict=True)):
             if query.excluded:
-                found[row] = search_excluding(
-                    self.gallery,
-                    self.queries.evidence,
-                    query.vector_D,
-                    query.excluded,
-                    request.k,
-                    request.where,
-                    request.by_track,
-                )
+                given = query.excluded, one.k, one.where, one.by_track
+                own = [
+                    search_excluding(self.gallery, self.queries.evidence, vector_D, *given)
+                    for vector_D in query.vectors_AD
+                ]
+                found[row] = _merged(own, one.k, one.by_track)
             else:  # Requests that share a filter object are searched together.
-                same = request.k, id(request.where), request.by_track
-                together.setdefault(same, []).append(row)
+                together.setdefault((one.k, id(one.where), one.by_track), []).append(row)
         for rows in together.values():
             one = requests[rows[0]]
-            queries_QD = np.stack([queries[row].vector_D for row in rows])
-            hits_of = self.gallery.search(queries_QD, one.k, one.where, one.by_track)
-            for row, hits in zip(rows, hits_of, strict=True):
-                found[row] = hits
+            queries_QD = np.concatenate([queries[row].vectors_AD for row in rows])
+            hits = iter(self.gallery.search(queries_QD, one.k, one.where, one.by_track))
+            for row in rows:
+                own = [next(hits) for _ in queries[row].vectors_AD]
+                found[row] = _merged(own, one.k, one.by_track)
         return found
 
     def _result(
         self, request: SearchRequest, query: EmbeddedQuery, hits: list[Hit]
     ) -> SearchResult:
         parsed = None if query.sentence is None else query.sentence.parsed
+        if request.calibrate or (request.notices and parsed is not None and is_vague(parsed)):
+            self.calibration.refresh()
         is_indistinct = (request.calibrate or request.notices) and self._is_indistinct(query)
         labels: list[MatchLabel] = []
         likelihoods: list[float] = []
@@ -138,13 +135,16 @@ class SearchService:
             scores = [hit.score for hit in hits]
             labels, likelihoods = self._calibrated(query, scores, is_indistinct)
         explanation = None if parsed is None or not request.explain else self.explain(parsed, hits)
+        notices: list[Notice] = []
+        if request.notices:
+            notices = self._notices(request.where or Filter(), query, hits, is_indistinct)
         return SearchResult(
             hits=hits,
             parsed=parsed,
             labels=labels,
             likelihoods=likelihoods,
             explanation=explanation,
-            notices=self._notices(request, query, hits, is_indistinct) if request.notices else [],
+            notices=notices,
         )
 
     def _calibrated(
@@ -161,20 +161,15 @@ class SearchService:
         return (
             sentence is not None
             and query.is_sentence_only
-            and self.calibration.is_indistinct(sentence.parsed, query.vector_D)
+            and self.calibration.is_indistinct(sentence.parsed, query.vectors_AD[0])
         )
 
     def _notices(
-        self,
-        request: SearchRequest,
-        query: EmbeddedQuery,
-        hits: Sequence[Hit],
-        is_indistinct: bool,
+        self, where: Filter, query: EmbeddedQuery, hits: Sequence[Hit], is_indistinct: bool
     ) -> list[Notice]:
         notices = [] if query.sentence is None else self._of_sentence(query.sentence)
         if is_indistinct:
             notices.append(Notice("indistinct"))
-        where = request.where or Filter()
         notices += unknown_cameras(self.gallery, where)
         if not hits:
             notices.append(self._why_nothing(where))
@@ -235,6 +230,18 @@ class SearchService:
 
 _SAY_MORE = frozenset({"language_unfamiliar", "words_unknown"})
 """Notices beside which `not_understood` says nothing new."""
+
+
+def _merged(found: Sequence[list[Hit]], k: int, by_track: bool) -> list[Hit]:
+    """Return the best k hits of a sentence's readings, each picture or track once."""
+    if len(found) == 1:
+        return found[0]
+    best: dict[object, Hit] = {}
+    for hit in sorted(chain(*found), key=lambda hit: (-hit.score, hit.id)):
+        item = hit.item
+        is_track = by_track and item.track is not None
+        best.setdefault((item.camera, item.track) if is_track else hit.id, hit)
+    return list(best.values())[:k]
 
 
 def search_excluding(

@@ -1,5 +1,7 @@
 """A toy encoder, pictures it tells apart, and a gallery for them."""
 
+import shutil
+
 import pytest
 
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
@@ -8,8 +10,20 @@ from upperson_rt.gallery import Gallery
 
 
 @pytest.fixture(scope="session")
-def encoder(tmp_path_factory):
-    return open_encoder(make_toy_bundle(tmp_path_factory.mktemp("encoder") / "bundle"), threads=1)
+def toy_bundle(tmp_path_factory):
+    """A bundle that no test changes."""
+    return make_toy_bundle(tmp_path_factory.mktemp("toy") / "bundle")
+
+
+@pytest.fixture
+def folder(toy_bundle, tmp_path):
+    """A bundle that a test may change."""
+    return shutil.copytree(toy_bundle, tmp_path / "bundle")
+
+
+@pytest.fixture(scope="session")
+def encoder(toy_bundle):
+    return open_encoder(toy_bundle, threads=1)
 
 
 @pytest.fixture

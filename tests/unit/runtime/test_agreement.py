@@ -112,16 +112,12 @@ def test_overlap_counts_shared_firsts_and_ranks_ties_in_gallery_order(levels: in
         assert top_k_overlap(expected, found, k).tolist() == pytest.approx(literal)
 
 
-def test_overlap_of_a_small_gallery_takes_all_of_it_and_what_is_not_finite_ranks_last() -> None:
+def test_overlap_of_small_galleries_and_of_scores_that_say_nothing() -> None:
     expected, found = np.random.default_rng(0).normal(size=(2, 4, TOP_K - 1))
-    assert top_k_overlap(expected, found).tolist() == [1.0] * 4
+    assert top_k_overlap(expected, found).tolist() == [1.0] * 4, "all of it counts"
     assert top_k_overlap(expected[:, :1], found[:, :1]).tolist() == [1.0] * 4
-    expected = np.array([[4.0, 3.0, 2.0, 1.0]])
-    for value in NOT_FINITE:
-        assert top_k_overlap(expected, np.array([[value, 3.0, 2.0, 1.0]]), 2).tolist() == [0.5]
-
-
-def test_a_gallery_that_scores_alike_shares_nothing() -> None:
-    expected = -np.arange(20.0)[None]  # Best first, as the files are.
+    best_first = -np.arange(20.0)[None]  # As the files are.
+    for value in NOT_FINITE:  # It ranks last.
+        assert top_k_overlap(best_first[:, :4], np.array([[value, 3, 2, 1]]), 2).tolist() == [0.5]
     for value in (0.5, *NOT_FINITE):
-        assert top_k_overlap(expected, np.full((1, 20), value)).tolist() == [0.0]
+        assert top_k_overlap(best_first, np.full((1, 20), value)).tolist() == [0.0]

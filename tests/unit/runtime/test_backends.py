@@ -1,4 +1,7 @@
+"""ONNX Runtime and OpenVINO: where they run, in what numbers, and what is an error."""
+
 import builtins
+import os
 import sys
 from importlib.util import find_spec
 from types import ModuleType
@@ -7,20 +10,23 @@ from unittest.mock import Mock
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from upperson_rt.backends.openvino import PIECE, OpenVinoBackend
 
 from tests.helpers.command_line import run_code
 from tests.helpers.refused import refused
-from tests.helpers.toy_bundle import make_toy_bundle
+from tests.helpers.toy_bundle import save_graph
 from upperson_rt import backends
 from upperson_rt.backends import auto_order, open_backend
+from upperson_rt.backends import openvino as openvino_backend
 from upperson_rt.backends.onnxruntime import session_options
 from upperson_rt.errors import BackendError, UsageError
+from upperson_rt.machine import Processor, processor
+from upperson_rt.towers import run_tower
 
 
-@pytest.fixture(scope="module")
-def text_tower(tmp_path_factory):
-    return make_toy_bundle(tmp_path_factory.mktemp("backends") / "bundle") / "text.fp32.onnx"
+@pytest.fixture
+def text_tower(toy_bundle):
+    return toy_bundle / "text.fp32.onnx"
 
 
 @pytest.fixture(params=["onnxruntime", "openvino"])
@@ -30,7 +36,7 @@ def name(request):
     return request.param
 
 
-def test_backends_agree_and_say_what_runs(text_tower, name):
+def test_backends_agree_and_outputs_belong_to_the_caller(text_tower, name):
     ids = np.array([[3, 4, 5, 0], [6, 7, 8, 9]], np.int32)
     backend = open_backend(text_tower, name, threads=1)
     assert (backend.name, backend.device) == (name, "cpu")
@@ -38,32 +44,21 @@ def test_backends_agree_and_say_what_runs(text_tower, name):
     embeds = backend.run({"input_ids": ids})["text_embeds"]
     reference = open_backend(text_tower, "onnxruntime", threads=1).run({"input_ids": ids})
     np.testing.assert_allclose(embeds, reference["text_embeds"], atol=1e-5)
-
-
-def test_outputs_belong_to_the_caller(text_tower, name):
-    backend = open_backend(text_tower, name, threads=1)
-    first = backend.run({"input_ids": np.array([[3]], np.int32)})["text_embeds"]
-    kept = first.copy()
-    backend.run({"input_ids": np.array([[4, 5]], np.int32)})
-    np.testing.assert_array_equal(first, kept)
+    kept = embeds.copy()
+    backend.run({"input_ids": ids[::-1]})
+    np.testing.assert_array_equal(embeds, kept)
 
 
 def rows_that_argmax_finds(path, batch_dims):
     """Write a graph that takes from four rows as text towers of before 27 November 2026 did."""
     rows = np.arange(1, 17, dtype=np.float32).reshape(4, 4)
-    graph = helper.make_graph(
-        [
-            helper.make_node("ArgMax", ["ids"], ["found"], axis=-1, keepdims=0),
-            helper.make_node("Unsqueeze", ["found", "last"], ["places"]),
-            helper.make_node("GatherND", ["rows", "places"], ["taken"], batch_dims=batch_dims),
-        ],
-        "rows",
-        [helper.make_tensor_value_info("ids", TensorProto.INT32, [4, None])],
-        [helper.make_tensor_value_info("taken", TensorProto.FLOAT, [4, 4][batch_dims:])],
-        [numpy_helper.from_array(rows, "rows"), numpy_helper.from_array(np.array([1]), "last")],
-    )
-    opsets = [helper.make_opsetid("", 17)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    shape = "4, 4" if batch_dims == 0 else "4"
+    graph = f"""rows (int32[4, L] ids) => (float[{shape}] taken) {{
+        found = ArgMax<axis = -1, keepdims = 0>(ids)
+        places = Unsqueeze(found, last)
+        taken = GatherND<batch_dims = {batch_dims}>(rows, places)
+    }}"""
+    save_graph(path, graph, rows=rows, last=np.array([1]))
     return rows
 
 
@@ -72,11 +67,9 @@ def test_nothing_is_read_beyond_a_tensor(tmp_path, name, batch_dims):
     rows = rows_that_argmax_finds(tmp_path / "rows.onnx", batch_dims)
     backend = open_backend(tmp_path / "rows.onnx", name, threads=1)
     ids = np.zeros((4, 4000), np.int32)
-    for number, place in enumerate((3, 0, 2, 1)):
-        ids[number, place] = 1
-    taken = backend.run({"ids": ids})["taken"]
+    ids[range(4), [3, 0, 2, 1]] = 1
     expected = rows[[3, 0, 2, 1]] if batch_dims == 0 else rows[range(4), [3, 0, 2, 1]]
-    np.testing.assert_array_equal(taken, expected)
+    np.testing.assert_array_equal(backend.run({"ids": ids})["taken"], expected)
     for place in (4, 5, 100, 3999):
         ids[:] = 0
         ids[:, place] = 1
@@ -95,13 +88,11 @@ def test_opsets_are_found_where_openvino_2024_has_them(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino.opset8", None)
     monkeypatch.setitem(sys.modules, "openvino.runtime", runtime)
     rows = rows_that_argmax_finds(tmp_path / "rows.onnx", 0)
-    taken = open_backend(tmp_path / "rows.onnx", "openvino", threads=1).run(
-        {"ids": np.eye(4, dtype=np.int32)}
-    )["taken"]
-    np.testing.assert_array_equal(taken, rows)
+    backend = open_backend(tmp_path / "rows.onnx", "openvino", threads=1)
+    np.testing.assert_array_equal(backend.run({"ids": np.eye(4, dtype=np.int32)})["taken"], rows)
 
 
-def test_what_cannot_run_is_an_error_and_nothing_falls_back(text_tower, tmp_path, name):
+def test_what_cannot_run_is_an_error_and_nothing_falls_back(text_tower, tmp_path, name, capfd):
     missing = {"onnxruntime": ("provider_missing", "device_unknown")}
     codes = missing.get(name, ("device_missing", "device_missing"))
     for device, code in zip(("cuda:7", "tpu"), codes, strict=True):
@@ -113,12 +104,28 @@ def test_what_cannot_run_is_an_error_and_nothing_falls_back(text_tower, tmp_path
         open_backend(path, name)
     with refused("run_failed", BackendError):
         open_backend(text_tower, name, threads=1).run({"other": np.zeros((1, 2), np.int32)})
+    # Nor does a library print what a graph holds: names would reach the terminal as they are.
+    save_graph(
+        path, "graph (float[N, M] x) => (float[N, M] y) { y = Add(x, w) }", w=np.ones(7, "f")
+    )
+    model = onnx.load(path)
+    model.graph.node[0].name = "\x1b]0;owned\x07"
+    onnx.save(model, path)
+    backend = open_backend(path, name, threads=1)
+    capfd.readouterr()  # OpenVINO says something of a file that is no graph.
+    with refused("run_failed", BackendError):
+        backend.run({"x": np.zeros((1, 3), np.float32)})
+    assert capfd.readouterr() == ("", "")
 
 
-def test_auto_takes_the_first_installed(text_tower, monkeypatch):
+def test_auto_takes_the_first_installed_and_bad_arguments_are_refused(text_tower, monkeypatch):
     assert auto_order("cpu") == ("onnxruntime", "openvino")
     assert auto_order("cuda:1") == ("tensorrt", "onnxruntime")
     assert open_backend(text_tower, threads=1).name == "onnxruntime"
+    with refused("backend_unknown", UsageError):
+        open_backend(text_tower, "tensorflow")
+    with refused("out_of_range", UsageError, what="threads"):
+        open_backend(text_tower, threads=0)
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
     with refused("no_backend", BackendError, device="cpu", extra="cpu"):
         open_backend(text_tower)
@@ -139,29 +146,12 @@ def test_missing_package_says_how_to_install_it(text_tower, monkeypatch, package
         open_backend(text_tower, package)
 
 
-def test_silent_fall_back_of_onnx_runtime_is_noticed(text_tower, monkeypatch):
-    ort = pytest.importorskip("onnxruntime")
-    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(ort, "get_available_providers", lambda: available)
-    session = ort.InferenceSession
-    monkeypatch.setattr(
-        ort,
-        "InferenceSession",
-        lambda path, options, providers, **others: session(
-            path, options, providers=["CPUExecutionProvider"], **others
-        ),
-    )
-    with refused("device_not_started", BackendError, device="cuda"):
-        open_backend(text_tower, "onnxruntime", device="cuda")
-
-
 def test_openvino_on_another_device_is_noticed(text_tower, monkeypatch):
     core = pytest.importorskip("openvino").Core
+    run = core.compile_model
     monkeypatch.setattr(core, "available_devices", ["CPU", "GPU"])
     monkeypatch.setattr(
-        core,
-        "compile_model",
-        lambda self, model, device, config, run=core.compile_model: run(self, model, "CPU", config),
+        core, "compile_model", lambda self, model, device, config: run(self, model, "CPU", config)
     )
     with refused("device_not_started", BackendError, device="gpu"):
         open_backend(text_tower, "openvino", device="gpu")
@@ -172,7 +162,8 @@ class FakeCuda:
 
     def __init__(self, monkeypatch):
         self.ort = pytest.importorskip("onnxruntime")
-        self.session, self.asked, self.preloaded = self.ort.InferenceSession, [], 0
+        self.session, self.opened = self.ort.InferenceSession, []
+        self.preloaded, self.starts = 0, True
         available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
         monkeypatch.setattr(self.ort, "get_available_providers", lambda: available)
         monkeypatch.setattr(self.ort, "InferenceSession", self.open)
@@ -183,9 +174,10 @@ class FakeCuda:
         self.preloaded += 1
 
     def open(self, path, options, providers, enable_fallback=1):
-        self.asked.append((providers, enable_fallback))
+        self.opened.append((providers, enable_fallback))
         session = self.session(path, options, providers=["CPUExecutionProvider"])
-        session.get_providers = lambda: [name for name, _ in providers]
+        if self.starts:
+            session.get_providers = lambda: [name for name, _ in providers]
         return session
 
 
@@ -193,16 +185,15 @@ def test_the_cuda_provider_is_used_and_nothing_else(text_tower, monkeypatch, cap
     cuda = FakeCuda(monkeypatch)
     backend = open_backend(text_tower, "onnxruntime", device="cuda:1")
     assert (backend.name, backend.device, backend.max_batch) == ("onnxruntime", "cuda:1", None)
-    assert cuda.asked == [([("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "0"})], 0)]
+    assert cuda.opened == [([("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "0"})], 0)]
     assert cuda.preloaded == 1
     assert capsys.readouterr() == ("", "Failed to load libcudnn.so.9\n")
     open_backend(text_tower, "onnxruntime", device="cpu")
     assert cuda.preloaded == 1
-
-
-def test_an_onnxruntime_without_the_switch_for_tf32(text_tower, monkeypatch):
-    cuda = FakeCuda(monkeypatch)
-    monkeypatch.setattr(cuda.ort, "__version__", "1.17.3")
+    cuda.starts = False  # ONNX Runtime falls back silently.
+    with refused("device_not_started", BackendError, device="cuda"):
+        open_backend(text_tower, "onnxruntime", device="cuda")
+    monkeypatch.setattr(cuda.ort, "__version__", "1.17.3")  # Without the switch for TF32.
     with refused("onnxruntime_too_old", BackendError, version="1.17.3"):
         open_backend(text_tower, "onnxruntime", device="cuda")
     assert open_backend(text_tower, "onnxruntime", device="cpu").name == "onnxruntime"
@@ -228,16 +219,9 @@ def test_threads_of_onnx_runtime_sleep_while_they_wait():
     assert options.intra_op_num_threads == 2
 
 
-def test_bad_arguments(text_tower):
-    with refused("backend_unknown", UsageError):
-        open_backend(text_tower, "tensorflow")
-    with refused("out_of_range", UsageError, what="threads"):
-        open_backend(text_tower, threads=0)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="alternate signal stacks are Linux's")
 @pytest.mark.parametrize("first", ["image", "text"])
-def test_ctrl_c_after_openvino_is_an_exception_and_no_crash(text_tower, first):
+def test_ctrl_c_after_openvino_is_an_exception_and_no_crash(toy_bundle, first):
     code = """
 import gc, signal, sys
 from upperson_rt.backends import open_backend
@@ -253,23 +237,152 @@ try:
 except KeyboardInterrupt:
     print("interrupted")
 """
-    done = run_code(code, text_tower.parent, first)
+    done = run_code(code, toy_bundle, first)
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
-def test_a_graph_that_fails_prints_nothing_by_itself(tmp_path, name, capfd):
-    """Its names would reach the terminal as they are."""
-    graph = helper.make_graph(
-        [helper.make_node("Add", ["x", "w"], ["y"], name="\x1b]0;owned\x07")],
-        "graph",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", "M"])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.ones(7, np.float32), "w")],
+# --- What OpenVINO computes floats in: float32 for float graphs, bf16 beside int8 where it is
+
+
+@pytest.fixture
+def has_bf16():
+    openvino = pytest.importorskip("openvino")
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in capabilities and processor().has_bf16
+
+
+WEIGHT = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+X = np.random.default_rng(1).normal(size=(3, 64)).astype(np.float32)
+
+
+@pytest.fixture
+def float_graph(tmp_path):
+    graph = "product (float[N, 64] x) => (float[N, 64] y) { y = MatMul(x, w) }"
+    return save_graph(tmp_path / "float.onnx", graph, w=WEIGHT)
+
+
+@pytest.fixture
+def int8_graph(tmp_path):
+    """The same with Q/DQ around both operands."""
+    graph = """product (float[N, 64] x) => (float[N, 64] y) {
+        x8 = QuantizeLinear(x, scale, zero)
+        xq = DequantizeLinear(x8, scale, zero)
+        w = DequantizeLinear(w8, scale, zero)
+        y = MatMul(xq, w)
+    }"""
+    constants = {"scale": np.array(0.05, np.float32), "zero": np.array(0, np.int8)}
+    w8 = np.clip(np.round(WEIGHT / 0.05), -127, 127).astype(np.int8)
+    return save_graph(tmp_path / "int8.onnx", graph, w8=w8, **constants)
+
+
+def test_floats_are_float32_but_bf16_beside_int8_where_the_cpu_has_it(
+    float_graph, int8_graph, has_bf16, monkeypatch
+):
+    backend = OpenVinoBackend(float_graph, threads=1)
+    assert backend.float_type == "f32"
+    np.testing.assert_allclose(backend.run({"x": X})["y"], X @ WEIGHT, atol=1e-4)
+    backend = OpenVinoBackend(int8_graph, threads=1)
+    bounded = "ONEDNN_MAX_CPU_ISA" in os.environ  # By the kernels of an older processor.
+    assert backend.float_type == ("bf16" if has_bf16 and not bounded else "f32")
+    monkeypatch.setattr(openvino_backend, "_has_bf16", lambda core, device: False)
+    exact = OpenVinoBackend(int8_graph, threads=1)
+    assert exact.float_type == "f32"
+    expected = exact.run({"x": X})["y"]
+    error = np.abs(backend.run({"x": X})["y"] - expected).max()
+    assert error <= 2**-7 * np.abs(expected).max()
+
+
+def test_bf16_that_the_cpu_would_emulate_or_has_no_kernels_for_is_not_used(int8_graph, monkeypatch):
+    pytest.importorskip("openvino")
+    with monkeypatch.context() as patch:
+        patch.setenv("ONEDNN_MAX_CPU_ISA", "avx2")
+        assert OpenVinoBackend(int8_graph, threads=1).float_type == "f32"
+    without = Processor("Skylake", frozenset({"avx2", "avx512f", "avx512_vnni"}))
+    monkeypatch.setattr(openvino_backend, "processor", lambda: without)
+    assert OpenVinoBackend(int8_graph, threads=1).float_type == "f32"
+
+
+def test_floats_other_than_wanted_are_refused(float_graph, int8_graph, has_bf16, monkeypatch):
+    if has_bf16:  # Which OpenVINO then chooses by itself.
+        core = pytest.importorskip("openvino").Core
+        compile_model = core.compile_model
+
+        def without_hint(self, model, device, config):
+            del config["INFERENCE_PRECISION_HINT"]
+            return compile_model(self, model, device, config)
+
+        monkeypatch.setattr(core, "compile_model", without_hint)
+        with refused("float_type_differs", BackendError, found="bf16"):
+            OpenVinoBackend(float_graph, threads=1)
+    else:
+        monkeypatch.setattr(openvino_backend, "_has_bf16", lambda core, device: True)
+        with refused("float_type_differs", BackendError, found="f32"):
+            OpenVinoBackend(int8_graph, threads=1)
+
+
+# --- Pictures go through OpenVINO in pieces of one size, for which a graph of its own is compiled
+
+SIZE, WIDTH = (4, 2, 3), 5
+TOWER_WEIGHT = np.random.default_rng(0).normal(size=(24, WIDTH)).astype(np.float32)
+
+
+def save_tower(path, inputs, output):
+    """Write a tower that multiplies what enters it, as one row, by a constant matrix."""
+    name = inputs.split()[-1]
+    graph = f"""tower ({inputs}) => (float[N, {WIDTH}] {output}) {{
+        x = Cast<to = 1>({name})
+        r = Reshape(x, row)
+        {output} = MatMul(r, weight)
+    }}"""
+    return save_graph(path, graph, row=np.array([-1, 24], np.int64), weight=TOWER_WEIGHT)
+
+
+@pytest.fixture
+def image_tower(tmp_path):
+    pytest.importorskip("openvino")
+    return save_tower(tmp_path / "image.onnx", "uint8[N, 4, 2, 3] image", "image_embeds")
+
+
+def test_pictures_run_in_pieces_whatever_their_number(image_tower):
+    backend = OpenVinoBackend(image_tower, threads=1)
+    assert backend.max_batch == PIECE
+    for count in (1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE):
+        pixels = np.random.default_rng(count).integers(0, 256, (count, *SIZE), np.uint8)
+        expected = pixels.reshape(count, -1).astype(np.float32) @ TOWER_WEIGHT
+        found = run_tower(backend, "image", pixels)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-2)
+    piece, any_number = (
+        request.get_compiled_model().inputs[0].get_partial_shape()
+        for request in (backend._piece, backend._any)
     )
-    opsets = [helper.make_opsetid("", 17)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-    onnx.save(model, tmp_path / "graph.onnx")
-    backend = open_backend(tmp_path / "graph.onnx", name, threads=1)
-    with refused("run_failed", BackendError):
-        backend.run({"x": np.zeros((1, 3), np.float32)})
-    assert capfd.readouterr() == ("", "")
+    assert list(piece.to_shape()) == [PIECE, *SIZE]
+    assert any_number.is_dynamic
+    # Their results differ in the tensors that they leave behind.
+    full = backend.run({"image": np.full((PIECE, *SIZE), 7, np.uint8)})["image_embeds"]
+    np.testing.assert_array_equal(backend._piece.get_output_tensor().data, full)
+    backend.run({"image": np.zeros((3, *SIZE), np.uint8)})
+    assert backend._any.get_output_tensor().shape[0] == 3
+
+
+def test_captions_and_pictures_on_many_threads_run_at_once(image_tower, tmp_path, monkeypatch):
+    text_tower = save_tower(tmp_path / "text.onnx", "int32[N, L] input_ids", "text_embeds")
+    assert OpenVinoBackend(text_tower, threads=1).max_batch is None
+    monkeypatch.setattr(openvino_backend, "_FEW_THREADS", 0)
+    assert OpenVinoBackend(image_tower, threads=1).max_batch is None
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_failed_run_is_an_error_and_not_the_result_of_the_run_before(image_tower, threads):
+    backend = OpenVinoBackend(image_tower, threads=threads)
+    for count in (3, PIECE):
+        right = {"image": np.zeros((count, *SIZE), np.uint8)}
+        backend.run(right)
+        for wrong in (
+            {"image": np.zeros((count, 9, 9, 3), np.uint8)},
+            {},
+            {"image": right["image"].astype(np.float32)},
+            {"pixels": right["image"]},
+        ):
+            with refused("run_failed", BackendError):
+                backend.run(wrong)
+        np.testing.assert_array_equal(backend.run(right)["image_embeds"], 0)

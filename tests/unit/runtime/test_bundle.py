@@ -1,6 +1,5 @@
 import io
 import json
-import shutil
 import threading
 import time
 import zipfile
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 
 import upperson_rt
-from tests.helpers.hostile_canaries import CANARIES as HOSTILE
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import EMBED_DIM, make_toy_bundle, replace_in_bundle
 from upperson_rt.backends import open_backend
@@ -23,61 +21,32 @@ from upperson_rt.nvidia import CudaDriver
 ORT = "onnxruntime"
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    return make_toy_bundle(tmp_path_factory.mktemp("bundle") / "bundle")
-
-
-@pytest.fixture
-def folder(original, tmp_path):
-    return shutil.copytree(original, tmp_path / "bundle")
-
-
-def golden_with(folder, **changes):
-    """Return the bytes of canaries.npz with some arrays replaced (None: left out)."""
-    with np.load(folder / "canaries.npz") as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    arrays.update({name.replace("__", "."): value for name, value in changes.items()})
-    path = folder / "changed.npz"
-    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
-    return path.read_bytes()
-
-
-def test_default_and_explicit_variant(folder):
-    assert Bundle.open(folder).variant == "int8"
-    bundle = Bundle.open(str(folder), "fp32", "onnxruntime", threads=1)
-    assert bundle.entry.precision == "fp32"
-    assert bundle.tokenizer.context_length == 12
+def test_default_and_explicit_variant(toy_bundle):
+    assert Bundle.open(toy_bundle).variant == "int8"
+    encoder = upperson_rt.open(str(toy_bundle), "fp32", "onnxruntime", threads=1)
+    assert (encoder.variant, encoder.tokenizer.context_length) == ("fp32", 12)
     with refused("variant_unknown", UsageError, variant="fp23"):
-        Bundle.open(folder, "fp23")
+        Bundle.open(toy_bundle, "fp23")
 
 
-def test_golden_samples_pass_alone_in_an_odd_batch_and_in_one_of_eight(folder):
-    checks = Bundle.open(folder, backend=ORT, threads=1).check_golden_samples()
+def test_golden_samples_pass_alone_in_an_odd_batch_and_in_one_of_eight(toy_bundle):
+    checks = Bundle.open(toy_bundle, backend=ORT, threads=1).check_golden_samples()
     assert [(c.tower, c.batch_size) for c in checks] == [
         (tower, size) for tower in ("image", "text") for size in (1, 3, 8)
     ]
     assert all(check.min_cosine > 0.99999 for check in checks)
 
 
-@pytest.mark.parametrize(
-    ("written", "float_type", "floor"),
-    [
+def test_bfloat16_may_be_further_from_the_golden_embeddings(toy_bundle):
+    entry = Bundle.open(toy_bundle).entry
+    for written, float_type, floor in (
         (0.9998, None, 0.9998),
         (0.9998, "f32", 0.9998),
         (0.9998, "bf16", 0.998),
         (0.99, "bf16", 0.99),
-    ],
-)
-def test_bfloat16_may_be_further_from_the_golden_embeddings(folder, written, float_type, floor):
-    entry = replace(Bundle.open(folder).entry, canary_min_cosine=written)
-    assert entry.min_golden_cosine(SimpleNamespace(float_type=float_type)) == floor
-
-
-def test_towers_are_loaded_once_and_when_needed(folder):
-    bundle = Bundle.open(folder, backend=ORT, threads=1)
-    (folder / "image.int8.onnx").unlink()  # Nobody asks for it below.
-    assert bundle.backend("text") is bundle.backend("text")
+    ):
+        own = replace(entry, canary_min_cosine=written)
+        assert own.min_golden_cosine(SimpleNamespace(float_type=float_type)) == floor
 
 
 def test_not_a_bundle_and_a_bundle_nearby(folder, tmp_path, monkeypatch):
@@ -107,13 +76,16 @@ def test_truncated_manifest(folder):
             Bundle.open(folder)
 
 
-@pytest.mark.parametrize(
-    ("name", "most"), [("tokenizer.json", 8 << 20), ("canaries.npz", 32 << 20)]
-)
+@pytest.mark.parametrize(("name", "most"), [("tokenizer.json", 8), ("canaries.npz", 32)])
 def test_files_that_are_read_whole_have_a_largest_size(folder, name, most):
-    replace_in_bundle(folder, name, b"\0" * (most + 1))
+    replace_in_bundle(folder, name, b"\0" * ((most << 20) + 1))
     with refused("file_too_large", IntegrityError, path=str(folder / name)):
         Bundle.open(folder)
+
+
+def change_last_byte(path):
+    *kept, last = path.read_bytes()
+    path.write_bytes(bytes([*kept, last ^ 1]))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +97,8 @@ def test_changed_files_are_noticed(folder, name):
     path.write_bytes(content[:-1])
     with refused("size_differs", IntegrityError, path=str(path), found=len(content) - 1):
         Bundle.open(folder)
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    path.write_bytes(content)
+    change_last_byte(path)
     with refused("checksum_differs", IntegrityError, path=str(path)):
         Bundle.open(folder).check_files()
     path.unlink()
@@ -133,18 +106,19 @@ def test_changed_files_are_noticed(folder, name):
         Bundle.open(folder)
 
 
-def test_a_towers_hash_is_checked_when_it_is_loaded(folder):
+def test_a_tower_is_loaded_and_its_hash_checked_when_it_is_needed(folder):
     path = folder / "text.int8.onnx"
-    *kept, last = path.read_bytes()
-    path.write_bytes(bytes([*kept, last ^ 1]))
-    encoder = Bundle.open(folder, backend=ORT, threads=1).encoder()
-    assert encoder.encode_pixels(np.zeros((1, 24, 8, 3), np.uint8)).shape == (1, EMBED_DIM)
-    with refused("checksum_differs", IntegrityError, path=str(path)):
-        encoder.encode_texts(["red"])
-
-
-def test_threads_that_need_a_tower_at_once_load_it_once(folder, monkeypatch):
+    change_last_byte(path)
+    for name in ("image", "text"):  # Files of other variants are not needed.
+        (folder / f"{name}.fp32.onnx").unlink()
     bundle = Bundle.open(folder, backend=ORT, threads=1)
+    assert bundle.backend("image") is bundle.backend("image")
+    with refused("checksum_differs", IntegrityError, path=str(path)):
+        bundle.encoder().encode_texts(["red"])
+
+
+def test_threads_that_need_a_tower_at_once_load_it_once(toy_bundle, monkeypatch):
+    bundle = Bundle.open(toy_bundle, backend=ORT, threads=1)
     load, loaded = bundle._load, []
     together = threading.Barrier(8)
 
@@ -167,19 +141,14 @@ def test_threads_that_need_a_tower_at_once_load_it_once(folder, monkeypatch):
         np.testing.assert_array_equal(embeds, results[number % 2])
 
 
-def test_a_tower_that_failed_to_load_is_tried_again(folder, monkeypatch):
-    bundle = Bundle.open(folder, backend=ORT, threads=1)
+def test_a_tower_that_failed_to_load_is_tried_again(toy_bundle, monkeypatch):
+    bundle = Bundle.open(toy_bundle, backend=ORT, threads=1)
     load = bundle._load
-    monkeypatch.setattr(bundle, "_load", lambda *_: open_backend(folder / "gone.onnx"))
+    monkeypatch.setattr(bundle, "_load", lambda *_: open_backend(toy_bundle / "gone.onnx"))
     with refused("graph_not_loaded", BackendError):
         bundle.backend("text")
     monkeypatch.setattr(bundle, "_load", load)
     assert bundle.backend("text").device == "cpu"
-
-
-def test_files_of_other_variants_are_not_needed(folder):
-    (folder / "image.fp32.onnx").unlink()
-    Bundle.open(folder, "int8")
 
 
 def test_paths_out_of_the_bundle_are_refused(folder, tmp_path):
@@ -228,8 +197,8 @@ class FakeBackend:
         (lambda x: np.zeros((1, EMBED_DIM), np.float32), "output_constant"),
     ],
 )
-def test_broken_backends_are_caught(folder, monkeypatch, answer, code):
-    bundle = Bundle.open(folder, backend=ORT)
+def test_broken_backends_are_caught(toy_bundle, monkeypatch, answer, code):
+    bundle = Bundle.open(toy_bundle, backend=ORT)
     monkeypatch.setattr(bundle, "_load", lambda *_: FakeBackend(answer))
     with refused(code, IntegrityError, tower="image", batch_size=1):
         bundle.backend("image")
@@ -256,15 +225,17 @@ def times(factor):
         (times(-1), {"batch_size": 1, "row": 2, "count": 1}),
     ],
 )
-def test_one_embedding_or_batch_size_that_is_wrong_is_enough(folder, monkeypatch, change, fields):
-    bundle = Bundle.open(folder, backend=ORT, threads=1)
+def test_one_embedding_or_batch_size_that_is_wrong_is_enough(
+    toy_bundle, monkeypatch, change, fields
+):
+    bundle = Bundle.open(toy_bundle, backend=ORT, threads=1)
     right = bundle.backend("image")
     third = right.run({"image": bundle.golden.images})["image_embeds"][2]
 
     def answer(images):
         return change(right.run({"image": images})["image_embeds"], third)
 
-    again = Bundle.open(folder, backend=ORT)
+    again = Bundle.open(toy_bundle, backend=ORT)
     monkeypatch.setattr(again, "_load", lambda *_: FakeBackend(answer))
     with refused("embeds_differ", IntegrityError, tower="image", **fields):
         again.backend("image")
@@ -277,57 +248,38 @@ def test_one_embedding_or_batch_size_that_is_wrong_is_enough(folder, monkeypatch
         ({"images": np.zeros((0, 24, 8, 3), np.uint8)}, "golden_samples_unreadable"),
         ({"input_ids": np.zeros((4, 5), np.int64)}, "golden_samples_unreadable"),
         ({"input_ids": np.zeros((4, 13), np.int32)}, "golden_samples_unfit"),
-        ({"image_embeds__int8": np.zeros((3, EMBED_DIM), np.float32)}, "golden_samples_unfit"),
-        ({"text_embeds__int8": np.full((4, EMBED_DIM), np.nan, np.float32)},
-         "golden_samples_unfit"),
-        ({"text_embeds__int8": None}, "golden_samples_unreadable"),
+        ({"image_embeds.int8": np.zeros((3, EMBED_DIM), np.float32)}, "golden_samples_unfit"),
+        ({"text_embeds.int8": np.full((4, EMBED_DIM), np.nan, "f")}, "golden_samples_unfit"),
+        ({"text_embeds.int8": None}, "golden_samples_unreadable"),
         ({"images": np.array([{"a": 1}], dtype=object)}, "golden_samples_unreadable"),
     ],
-)  # fmt: skip
+)
 def test_golden_samples_that_do_not_fit(folder, changes, code):
-    replace_in_bundle(folder, "canaries.npz", golden_with(folder, **changes))
-    with refused(code, IntegrityError, path=str(folder / "canaries.npz")):
+    file = folder / "canaries.npz"
+    with np.load(file) as archive:
+        arrays = dict(archive) | changes
+    packed = io.BytesIO()
+    np.savez(packed, **{name: value for name, value in arrays.items() if value is not None})
+    replace_in_bundle(folder, file.name, packed.getvalue())
+    with refused(code, IntegrityError, path=str(file)):
         Bundle.open(folder)
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("an empty file", "no_archive"),
-        ("a bare array", "no_archive"),
-        ("nothing in the archive", "array_missing"),
-        ("strongly encrypted", "packed_otherwise"),
-        ("packed by another method", "packed_otherwise"),
-        ("in numpy's format 3.0", "array_format"),
-        ("a shape of 3,000 digits", "array_too_large"),
-        ("a shape that overflows to what is there", "array_too_large"),
-        ("a shape of truths", "array_cut"),
-        ("elements that are arrays", "array_unfit"),
-        ("a header of brackets", "library"),
-        ("patched data", "library"),
-    ],
+    ("method", "version", "reason"),
+    [(zipfile.ZIP_LZMA, 1, "packed_otherwise"), (zipfile.ZIP_STORED, 3, "array_format")],
 )
-def test_hostile_golden_samples_with_right_hashes(folder, name, reason):
-    file = folder / "canaries.npz"
-    if f"canaries: {name}" in HOSTILE:
-        HOSTILE[f"canaries: {name}"](folder)
-    else:
-        method, version = zipfile.ZIP_STORED, b"\x93NUMPY\3"
-        if name == "packed by another method":
-            method, version = zipfile.ZIP_LZMA, b"\x93NUMPY\1"
-        packed = io.BytesIO()
-        with zipfile.ZipFile(file) as old, zipfile.ZipFile(packed, "w", method) as new:
-            for entry in old.namelist():
-                new.writestr(entry, old.read(entry).replace(b"\x93NUMPY\1", version))
-        replace_in_bundle(folder, file.name, packed.getvalue())
+def test_golden_samples_that_numpy_does_not_write(folder, method, version, reason):
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(folder / "canaries.npz") as old,
+        zipfile.ZipFile(packed, "w", method) as new,
+    ):
+        for entry in old.namelist():
+            new.writestr(entry, old.read(entry).replace(b"NUMPY\1", b"NUMPY%c" % version))
+    replace_in_bundle(folder, "canaries.npz", packed.getvalue())
     with refused("golden_samples_unreadable", IntegrityError, reason=reason):
         Bundle.open(folder)
-
-
-def test_open_gives_an_encoder(folder):
-    encoder = upperson_rt.open(folder, variant="fp32", threads=1)
-    assert encoder.variant == "fp32"
-    assert encoder.fingerprint == Bundle.open(folder).manifest.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -340,7 +292,7 @@ def test_open_gives_an_encoder(folder):
     ],
 )
 def test_a_device_that_is_not_there_is_refused_when_a_bundle_is_opened(
-    folder, monkeypatch, backend, device, code
+    toy_bundle, monkeypatch, backend, device, code
 ):
     if backend != "tensorrt":
         pytest.importorskip(backend, reason=f"{backend} is not installed: extra 'cpu'")
@@ -351,14 +303,14 @@ def test_a_device_that_is_not_there_is_refused_when_a_bundle_is_opened(
     monkeypatch.setattr("upperson_rt.nvidia.bound_library", no_library)
     monkeypatch.setattr(f"{ORT}.get_available_providers", lambda: ["CPUExecutionProvider"])
     with refused(code, BackendError):
-        upperson_rt.open(folder, "fp32", backend, device)
+        upperson_rt.open(toy_bundle, "fp32", backend, device)
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", ()), ("cuda:2", ("Orin", "Thor"))])
-def test_a_gpu_that_only_the_library_is_made_for_is_refused(folder, monkeypatch, device, gpus):
+def test_a_gpu_that_only_the_library_is_made_for_is_refused(toy_bundle, monkeypatch, device, gpus):
     pytest.importorskip(ORT, reason="onnxruntime is not installed: extra 'cpu'")
     monkeypatch.setattr(f"{ORT}.get_available_providers", lambda: ["CUDAExecutionProvider"])
     driver = CudaDriver("12.8", gpus, None if gpus else "no NVIDIA driver")
     monkeypatch.setattr("upperson_rt.backends.onnxruntime.probe_cuda_driver", lambda: driver)
     with refused("device_missing", BackendError, device=device):
-        upperson_rt.open(folder, "fp32", ORT, device)
+        upperson_rt.open(toy_bundle, "fp32", ORT, device)

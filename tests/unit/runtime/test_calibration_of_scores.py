@@ -34,11 +34,7 @@ class World:
         )
 
     def texts(self, people):
-        return self._seen("text", people, 8)
-
-    def _seen(self, kind, people, more):
-        view = more * self.rng.normal(size=people.shape) / D**0.5
-        return unit(self.common[kind] + people + view)
+        return unit(self.common["text"] + people + 8 * self.rng.normal(size=people.shape) / D**0.5)
 
     def asked(self, person, share):
         text, picture = self.texts(person[None])[0], self.pictures(person[None])[0]
@@ -144,18 +140,25 @@ def test_a_sentence_that_tells_nobody_apart_is_unclear(sentence, count, unclear)
     assert not scale.is_indistinct(parse(sentence), somebody)
 
 
-def test_a_gallery_that_grew_is_looked_at_again():
+def test_a_gallery_that_grew_is_read_again_and_counted_once_a_search():
     world = World(1)
     pictures = world.pictures(world.people(1000))
     scale = world.scale(pictures)
-    count, reads = 60, []
-    scale._gallery.count = lambda: count
+    sizes, counts, reads = iter((60, 61, 65, 67, 68, 100, 61)), [], []
+
+    def count():
+        counts.append(next(sizes))
+        return counts[-1]
 
     def vectors(batch_size):
-        reads.append(count)
-        yield [Item(key=str(n)) for n in range(count)], pictures[:count]
+        reads.append(counts[-1])
+        yield [Item(key=str(n)) for n in range(counts[-1])], pictures[: counts[-1]]
 
-    scale._gallery.vectors = vectors
-    for count in (60, 61, 65, 67, 68, 100, 61):  # noqa: B007 - The functions above look at it.
+    scale._gallery.count, scale._gallery.vectors = count, vectors
+    for searches in range(1, 8):
+        scale.refresh()
         scale.labels(0.0, [0.5])
+        scale.likelihoods(0.0, [0.5])
+        scale.is_indistinct(parse("asdf"), pictures[0])
+        assert len(counts) == searches
     assert reads == [60, 67, 100, 61]

@@ -16,40 +16,19 @@ from upperson_rt.errors import InputError
 from upperson_rt.files import new_folder, remove_leftovers, require_place, write_atomically
 
 FILLING = """
-import sys
-from upperson_rt.files import new_folder
-
-with new_folder(sys.argv[1], lambda _: []) as folder:
+with files.new_folder(path, lambda _: []) as folder:
     (folder / "half").write_text("half")
-    print(folder.name, flush=True)
-    sys.stdin.read()
+    stop_at(folder.name)
 """
 WRITING = """
-import os, sys
-from pathlib import Path
-from upperson_rt.files import write_atomically
-
-def wait(handle):
-    print("written", flush=True)
-    sys.stdin.read()
-
-os.fsync = wait
-write_atomically(Path(sys.argv[1]), "half")
+os.fsync = lambda handle: stop_at("written")
+files.write_atomically(path, "half")
 """
 SWAPPING = """
-import os, sys
-from upperson_rt import files
-
 files._exchange = lambda *_: False
 real = os.rename
-
-def rename(source, target):
-    real(source, target)
-    print("moved", flush=True)
-    sys.stdin.read()
-
-os.rename = rename
-with files.new_folder(sys.argv[1], lambda _: []) as folder:
+os.rename = lambda source, target: (real(source, target), stop_at("moved"))
+with files.new_folder(path, lambda _: []) as folder:
     (folder / "new").write_text("new")
 """
 
@@ -70,50 +49,65 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
+@pytest.fixture(params=[True, False], ids=["one step", "renames"])
+def exchange(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    return request.param
+
+
 @contextmanager
 def running(code, path):
-    """A process that is in the middle of ``new_folder``; yields it and the first line it says."""
-    code = code.replace("sys.argv[1]", "__import__('pathlib').Path(sys.argv[1])")
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", code, str(path)],
+    """A process that has stopped in the middle of its work; yields it and where that is."""
+    start = """
+import os, pathlib, sys
+from upperson_rt import files
+path = pathlib.Path(sys.argv[1])
+
+def stop_at(place):
+    print(place, flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", start + code, str(path)],
         env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    with process:
+    ) as process:
         try:
             yield process, process.stdout.readline().strip()
         finally:
             process.kill()
 
 
+def killed(code, path):
+    """Let a process be killed in the middle of its work, and return where that was."""
+    with running(code, path) as (process, place):
+        process.kill()
+        process.wait(30)
+    return place
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    write_atomically(tmp_path / "deep" / "a.txt", "one")
+    path = tmp_path / "deep" / "a.txt"
+    write_atomically(path, "one")
+    with path.open() as reader:
+        write_atomically(path, "two", private=True)
+        assert reader.read() == "one", "a reader of the old one reads it to its end"
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("two", 0o600)
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with refused("cannot_write", InputError):
-        write_atomically(tmp_path / "deep" / "a.txt", "two")
-    assert (tmp_path / "deep" / "a.txt").read_text() == "one"
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.txt"]
+        write_atomically(path, "three")
+    assert path.read_text() == "two"
+    assert [path.name for path in path.parent.iterdir()] == ["a.txt"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="what is open cannot be replaced there")
-def test_who_reads_a_file_while_it_is_replaced_reads_the_old_one_to_its_end(tmp_path):
-    write_atomically(tmp_path / "a.txt", "one")
-    with (tmp_path / "a.txt").open() as reader:
-        write_atomically(tmp_path / "a.txt", "two")
-        assert reader.read() == "one"
-    assert (tmp_path / "a.txt").read_text() == "two"
-
-
-@pytest.mark.parametrize("exchange", [True, False], ids=["one step", "renames"])
-def test_an_older_folder_is_replaced(tmp_path, out, monkeypatch, exchange):
-    if not exchange:
-        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+def test_an_older_folder_is_replaced(tmp_path, out, exchange):
     with new_folder(out, nothing) as folder:
         assert names(out) == ["old"]
         (folder / "new").write_text("new")
@@ -130,7 +124,6 @@ def test_linux_exchanges_folders_in_one_step(tmp_path, out):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, PermissionError(13, "Permission denied")])
-@pytest.mark.parametrize("exchange", [True, False], ids=["one step", "renames"])
 def test_an_interrupted_swap_leaves_the_older_folder(tmp_path, out, monkeypatch, error, exchange):
     real = os.rename
 
@@ -142,31 +135,26 @@ def test_an_interrupted_swap_leaves_the_older_folder(tmp_path, out, monkeypatch,
             raise error
         real(source, target)
 
-    monkeypatch.setattr(files, "_exchange", fail if exchange else lambda *_: False)
+    if exchange:
+        monkeypatch.setattr(files, "_exchange", fail)
     monkeypatch.setattr(os, "rename", interrupted)
-    with (
-        pytest.raises((KeyboardInterrupt, InputError)),
-        new_folder(out, nothing) as folder,
-    ):
+    with pytest.raises((KeyboardInterrupt, InputError)), new_folder(out, nothing) as folder:
         (folder / "new").write_text("new")
     assert names(tmp_path) == ["out", "out/old"]
 
 
-@pytest.mark.parametrize("exchange", [True, False], ids=["one step", "renames"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.EIO, "Input/output error")])
-@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("place", ["out", "other"])
 def test_a_name_that_is_not_on_disk_does_not_count(
-    tmp_path, out, monkeypatch, exchange, error, there
+    tmp_path, out, monkeypatch, exchange, error, place
 ):
     def fail(folder):
         if folder == tmp_path:
             raise error
 
-    if not exchange:
-        monkeypatch.setattr(files, "_exchange", lambda *_: False)
     monkeypatch.setattr(files, "sync_folder", fail)
-    place = out if there else tmp_path / "other"
-    with pytest.raises((KeyboardInterrupt, InputError)), new_folder(place, nothing) as folder:
+    interrupted = pytest.raises((KeyboardInterrupt, InputError))
+    with interrupted, new_folder(tmp_path / place, nothing) as folder:
         (folder / "new").write_text("new")
     assert names(tmp_path) == ["out", "out/old"]
 
@@ -187,21 +175,16 @@ def test_a_file_system_that_cannot_sync_folders_is_used_without(tmp_path, monkey
         write_atomically(tmp_path / "a", "two")
 
 
-def test_a_full_disk_is_named_and_leaves_the_older_folder(tmp_path, out):
-    with (
-        refused("disk_full", InputError, path=str(out)),
-        new_folder(out, nothing),
-    ):
+def test_errors_and_new_files_of_others_leave_the_older_folder(tmp_path, out):
+    with refused("disk_full", InputError, path=str(out)), new_folder(out, nothing):
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(PermissionError), new_folder(out, nothing):
         raise PermissionError(13, "Permission denied")  # Not of our writing.
     assert names(tmp_path) == ["out", "out/old"]
-
-
-def test_what_comes_into_the_older_folder_meanwhile_is_not_lost(tmp_path, out):
+    own = {"old"}
     with (
         refused("unowned_files", InputError, names="mine"),
-        new_folder(out, lambda folder: {path.name for path in folder.iterdir()} - {"old"}),
+        new_folder(out, lambda folder: {path.name for path in folder.iterdir()} - own),
     ):
         (out / "mine").write_text("mine")
     assert names(tmp_path) == ["out", "out/mine", "out/old"]
@@ -230,17 +213,13 @@ def test_what_is_not_ours_is_refused(tmp_path, monkeypatch, make, name, code):
     assert names(tmp_path) == before
 
 
-def test_a_folder_that_is_not_writable_is_told_and_nothing_is_made(tmp_path, monkeypatch):
-    asked = []
-
-    def access(path, mode):
-        asked.append((path, mode))
-        return False
-
-    monkeypatch.setattr(os, "access", access)  # The tests may run as root, who may write anywhere.
+def test_nothing_is_made_in_a_folder_that_is_not_writable(tmp_path, monkeypatch):
+    checked = []
+    # The tests may run as root, who may write anywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: checked.append((path, mode)))
     with refused("not_writable", InputError, path=str(tmp_path)):
         require_place(tmp_path / "deep" / "out")
-    assert asked == [(tmp_path, os.W_OK | os.X_OK)]
+    assert checked == [(tmp_path, os.W_OK | os.X_OK)]
     assert names(tmp_path) == []
 
 
@@ -248,9 +227,7 @@ def test_what_a_dead_process_left_is_swept_and_what_a_live_one_fills_is_not(tmp_
     (tmp_path / ".out.backup").mkdir()  # Mine, and so is the file.
     (tmp_path / ".out.abcdefgh.tmp").write_text("mine")
     mine = names(tmp_path)
-    with running(FILLING, out) as (dead, left):
-        dead.kill()
-        dead.wait(30)
+    left = killed(FILLING, out)
     assert (tmp_path / left / "half").exists()
     with running(FILLING, out) as (_, filling):
         with new_folder(out, nothing) as folder:
@@ -271,8 +248,8 @@ def seen_at(path):
 
 
 def test_a_process_that_dies_between_two_renames_loses_nothing(tmp_path, out):
-    with running(SWAPPING, out) as (process, said):
-        assert said == "moved"
+    with running(SWAPPING, out) as (process, place):
+        assert place == "moved"
         assert seen_at(out) is None  # The process is alive and will go on.
         process.kill()
         process.wait(30)
@@ -282,45 +259,24 @@ def test_a_process_that_dies_between_two_renames_loses_nothing(tmp_path, out):
 
 
 def test_threads_that_write_at_once_do_not_change_the_permissions_of_what_comes_later():
-    """The system tells its mask only to whoever sets another one meanwhile."""
+    """The system returns its mask only when another one is set meanwhile."""
     before = os.umask(0o027)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(8) as pool:
-            seen = {mask for masks in pool.map(read_masks, range(8)) for mask in masks}
+            found = set(pool.map(lambda _: files._umask(), range(10_000)))
     finally:
         sys.setswitchinterval(interval)
         after = os.umask(before)
-    assert (seen, after) == ({0o027}, 0o027)
-
-
-def read_masks(_):
-    return {files._umask() for _ in range(5000)}
-
-
-@contextmanager
-def writing(path):
-    """Give a process in the middle of writing a file."""
-    with subprocess.Popen(
-        [sys.executable, "-c", WRITING, path],
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout.readline() == "written\n"
-        yield process
-        process.kill()
+    assert (found, after) == ({0o027}, 0o027)
 
 
 def test_the_next_write_removes_what_a_killed_one_left_and_no_other(tmp_path):
     path = tmp_path / "watch.prom"
-    with writing(path) as killed:
-        killed.kill()
-        killed.wait()
+    assert killed(WRITING, path) == "written"
     (left,) = tmp_path.iterdir()
-    with writing(path):
+    with running(WRITING, path):
         (living,) = set(tmp_path.iterdir()) - {left}
         others = [".watch.prom.abc", ".watch.prom.abcdefgh.txt", ".other.prom.abcdefgh"]
         for name in others:
@@ -329,13 +285,12 @@ def test_the_next_write_removes_what_a_killed_one_left_and_no_other(tmp_path):
         os.mkfifo(tmp_path / ".watch.prom.abcd_fif")
         write_atomically(path, "whole")
         assert path.read_text() == "whole"
-        expected = {"watch.prom", living.name, *others, ".watch.prom.abcd_link"}
-        assert {found.name for found in tmp_path.iterdir()} == expected
+        assert set(names(tmp_path)) == {path.name, living.name, *others, ".watch.prom.abcd_link"}
 
 
 def test_threads_that_write_one_file_do_not_sweep_each_other(tmp_path):
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda n: write_atomically(tmp_path / "a", f"{n:0>9999}"), range(200)))
+        list(pool.map(lambda n: write_atomically(tmp_path / "a", f"{n:0>9999}"), range(100)))
     assert names(tmp_path) == ["a"]
     assert len((tmp_path / "a").read_text()) == 9999
 

@@ -1,24 +1,18 @@
 """Graphs with right hashes that no export writes are refused before a library gets them."""
 
 import os
-import shutil
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.helpers.hostile_graphs import GRAPHS
 from tests.helpers.refused import refused
-from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
+from tests.helpers.toy_bundle import replace_in_bundle
+from upperson_rt import onnx_file
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import IntegrityError
 from upperson_rt.onnx_file import check_graph
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return make_toy_bundle(tmp_path_factory.mktemp("onnx") / "bundle")
 
 
 def words(model):
@@ -27,22 +21,16 @@ def words(model):
 
 def outside(location):
     def change(model):
-        tensor = words(model)
-        tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value=location)
+        words(model).ClearField("raw_data")
+        words(model).data_location = TensorProto.EXTERNAL
+        words(model).external_data.add(key="location", value=location)
 
     return change
 
 
-def named_only(model):
-    words(model).external_data.add(key="location", value="extra.bin")
-
-
 def declared(*sizes):
     def change(model):
-        del words(model).dims[:]
-        words(model).dims.extend(sizes)
+        words(model).dims[:] = sizes
 
     return change
 
@@ -71,105 +59,64 @@ def sparse(model):
     model.graph.sparse_initializer.append(helper.make_sparse_tensor(value, place, [1 << 40]))
 
 
-def wider_input(model):
-    model.graph.input[0].type.tensor_type.shape.dim.add(dim_value=10**9)
-
-
-def float_input(model):
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
-
-
-def second_input(model):
-    model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
-
-
-def other_output(model):
-    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 17
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (outside("extra.bin"), "other_file"),
-        (outside("../extra.bin"), "other_file"),
         (outside("/etc/passwd"), "other_file"),
-        (named_only, "other_file"),
+        (lambda model: words(model).external_data.add(key="location", value="x"), "other_file"),
         (declared(1 << 40, 1 << 20), "tensor_size"),
         (declared(-1, 16), "tensor_size"),
         (declared(*[1] * 17), "tensor_size"),
         (loop, "graph_inside"),
         (sparse, "sparse"),
-        (wider_input, "ends_differ"),
-        (float_input, "ends_differ"),
-        (second_input, "ends_differ"),
-        (other_output, "ends_differ"),
+        (lambda model: model.graph.input[0].type.tensor_type.shape.dim.add(), "ends_differ"),
+        (lambda model: setattr(model.graph.input[0].type.tensor_type, "elem_type", 1),
+         "ends_differ"),
+        (lambda model: model.graph.input.append(
+            helper.make_tensor_value_info("more", TensorProto.FLOAT, [1])), "ends_differ"),
+        (lambda model: setattr(
+            model.graph.output[0].type.tensor_type.shape.dim[1], "dim_value", 17), "ends_differ"),
     ],
-)
-def test_graphs_that_exports_do_not_write_are_refused(bundle, tmp_path, change, reason):
-    model = onnx.load(bundle / "text.int8.onnx")
+)  # fmt: skip
+def test_graphs_that_exports_do_not_write_are_refused(toy_bundle, tmp_path, change, reason):
+    model = onnx.load(toy_bundle / "text.int8.onnx")
     change(model)
     path = tmp_path / "text.onnx"
     path.write_bytes(model.SerializeToString())
     with refused("graph_unfit", IntegrityError, path=str(path), reason=reason):
-        check_graph(path, "text", Bundle.open(bundle).manifest)
+        check_graph(path, "text", Bundle.open(toy_bundle).manifest)
 
 
-@pytest.mark.parametrize(
-    ("graph", "reason"),
-    [
-        ("whole constants that an attribute calls floating ones", "attributes"),
-        ("whole numbers that a cast's tensor calls floating ones", "attributes"),
-        ("whole constants that are floating inputs", "name_reused"),
-        ("places far outside, of several axes", "gather_places"),
-        ("places found and then moved far outside", "gather_places"),
-        ("variances of nothing", "operator"),
-        ("operators of another domain", "operator_domain"),
-        ("a function in it", "functions"),
-        ("training in it", "functions"),
-        ("a tensor elsewhere, in an attribute", "other_file"),
-        ("a tensor elsewhere, in a list", "other_file"),
-        ("a division of whole numbers by zero", "whole_division"),
-        ("a name of a megabyte", "name_too_long"),
-    ],
-)
-def test_graphs_that_may_end_the_process_reach_no_library(bundle, tmp_path, graph, reason):
-    folder = shutil.copytree(bundle, tmp_path / "bundle")
-    GRAPHS[f"graph: {graph}"](folder)
-    with refused("graph_unfit", IntegrityError, reason=reason):
-        check_graph(folder / "text.int8.onnx", "text", Bundle.open(folder).manifest)
-
-
-def test_places_that_argmax_found_are_taken(bundle, tmp_path):
-    model = onnx.load(bundle / "text.int8.onnx")
+def test_places_that_argmax_found_are_taken(toy_bundle, tmp_path):
+    model = onnx.load(toy_bundle / "text.int8.onnx")
     model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "axis"))
     appended(model, helper.make_node("GatherND", ["before", "place"], []))
     model.graph.node.insert(0, helper.make_node("Unsqueeze", ["end", "axis"], ["place"]))
     model.graph.node.insert(0, helper.make_node("ArgMax", ["input_ids"], ["end"], keepdims=0))
     path = tmp_path / "text.onnx"
     path.write_bytes(model.SerializeToString())
-    check_graph(path, "text", Bundle.open(bundle).manifest)
+    check_graph(path, "text", Bundle.open(toy_bundle).manifest)
 
 
-def test_no_library_sees_such_a_graph(bundle, monkeypatch):
-    model = onnx.load(bundle / "text.int8.onnx")
+def test_no_library_sees_such_a_graph(folder, monkeypatch):
+    model = onnx.load(folder / "text.int8.onnx")
     loop(model)
-    before = (bundle / "text.int8.onnx").read_bytes()
-    replace_in_bundle(bundle, "text.int8.onnx", model.SerializeToString())
-    opened = Bundle.open(bundle)
+    replace_in_bundle(folder, "text.int8.onnx", model.SerializeToString())
+    opened = Bundle.open(folder)
     monkeypatch.setattr(opened, "_load", lambda *_: pytest.fail("it was loaded"))
     for use in (lambda: opened.backend("text"), opened.check_files):
         with refused("graph_unfit", IntegrityError, reason="graph_inside"):
             use()
-    replace_in_bundle(bundle, "text.int8.onnx", before)
 
 
-def test_damaged_files_are_refused_or_read(bundle, tmp_path):
+def test_damaged_files_are_refused_or_read(toy_bundle, tmp_path):
     """Random damage ends in one error and soon, or is in a place that does not count."""
-    manifest = Bundle.open(bundle).manifest
-    content = (bundle / "image.int8.onnx").read_bytes()
+    manifest = Bundle.open(toy_bundle).manifest
+    content = (toy_bundle / "image.int8.onnx").read_bytes()
     rng = np.random.default_rng(0)
     path, count = tmp_path / "image.onnx", 0
-    for trial in range(300):
+    for trial in range(200):
         changed = bytearray(content)
         for _ in range(1 + trial % 4):
             changed[rng.integers(len(changed))] = rng.integers(256)
@@ -178,26 +125,28 @@ def test_damaged_files_are_refused_or_read(bundle, tmp_path):
             check_graph(path, "image", manifest)
         except IntegrityError:
             count += 1
-    assert count > 100
+    assert count > 60
     for junk in (b"", b"\x3a", b"\xff" * 99, os.urandom(999), b"\x3a\xff\xff\xff\xff\xff\xff\x7f"):
         path.write_bytes(junk)
         with refused("graph_unfit", IntegrityError):
             check_graph(path, "image", manifest)
 
 
-@pytest.mark.parametrize("name", [b"norm", b"ReduceL2", b"projection", b"scaled"])
-def test_names_are_text(bundle, tmp_path, name):
+def test_names_are_text(toy_bundle, tmp_path):
     """Libraries quote them in errors, and what is no text becomes another kind of error."""
-    content = (bundle / "image.int8.onnx").read_bytes()
-    assert name in content
+    content = (toy_bundle / "image.int8.onnx").read_bytes()
     path = tmp_path / "image.onnx"
-    path.write_bytes(content.replace(name, b"\xf7" * len(name)))
-    with refused("graph_unfit", IntegrityError, reason="unreadable"):
-        check_graph(path, "image", Bundle.open(bundle).manifest)
+    for name in (b"norm", b"ReduceL2", b"projection", b"scaled"):
+        assert name in content
+        path.write_bytes(content.replace(name, b"\xf7" * len(name)))
+        with refused("graph_unfit", IntegrityError, reason="unreadable"):
+            check_graph(path, "image", Bundle.open(toy_bundle).manifest)
 
 
-def test_a_file_of_endless_small_fields_is_given_up(bundle, tmp_path):
+def test_a_file_of_endless_small_fields_is_given_up(toy_bundle, tmp_path, monkeypatch):
+    assert onnx_file._MOST_FIELDS == 1_000_000
+    monkeypatch.setattr(onnx_file, "_MOST_FIELDS", 10_000)  # Reading them takes a second.
     path = tmp_path / "text.onnx"
-    path.write_bytes(b"\x08\x07" * 2_000_000)
+    path.write_bytes(b"\x08\x07" * 20_000)
     with refused("graph_unfit", IntegrityError, reason="too_many_fields"):
-        check_graph(path, "text", Bundle.open(bundle).manifest)
+        check_graph(path, "text", Bundle.open(toy_bundle).manifest)

@@ -53,12 +53,8 @@ def test_sixteen_bit_keeps_the_upper_bits(tmp_path):
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "YCbCr", "HSV", "F", "I", "RGBA"])
 def test_every_mode_becomes_rgb(mode):
     grey = Image.new("L", (5, 7), 204)  # In the web palette.
-    image = (
-        grey.convert(mode)
-        if mode in ("1", "L", "LA", "F", "I")
-        else (grey.convert("RGB").convert(mode))
-    )
-    pixels = load_image(image)
+    direct = mode in ("1", "L", "LA", "F", "I")
+    pixels = load_image((grey if direct else grey.convert("RGB")).convert(mode))
     assert (pixels.shape, pixels.dtype) == ((7, 5, 3), np.uint8)
     if mode not in ("1", "P"):  # These two dither.
         assert np.abs(pixels.astype(int) - 204).max() <= 3
@@ -89,17 +85,6 @@ def save_left_red(path, size, **options):
     image.paste((255, 0, 0), (0, 0, size[0] // 2, size[1]))
     image.save(path, **options)
     return path
-
-
-def test_a_jpeg_of_20000_pixels_is_decoded_at_a_quarter(tmp_path):
-    path = tmp_path / "huge.jpg"
-    # A small file whose header claims the size; the decoder fills up what is missing with grey.
-    save_left_red(path, (16, 16))
-    content = bytearray(path.read_bytes())
-    start = content.index(b"\xff\xc0") + 5
-    content[start : start + 4] = struct.pack(">HH", 20_000, 20_000)
-    path.write_bytes(content)
-    assert load_image(path).shape == (5_000, 5_000, 3)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +143,7 @@ def test_files_in_other_colours_become_rgb(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tiff"])
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.0, 0.5])
 def test_truncated_files_are_refused(tmp_path, name, share):
     path = tmp_path / name
     noise = np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8)
@@ -182,7 +167,7 @@ def test_damaged_files_give_a_picture_or_an_input_error(tmp_path):
         path = tmp_path / f"a.{suffix}"
         noise.save(path, exif=exif)
         whole = path.read_bytes()
-        for _ in range(60):
+        for _ in range(20):
             damaged = bytearray(whole)
             for place in rng.integers(0, min(400, len(whole)), size=rng.integers(1, 8)):
                 damaged[place] = rng.integers(256)
@@ -192,7 +177,7 @@ def test_damaged_files_give_a_picture_or_an_input_error(tmp_path):
                 assert load_image(path).dtype == np.uint8
             except InputError:
                 refused += 1
-    assert 60 < refused < 300, "some are still pictures"
+    assert 20 < refused < 100, "some are still pictures"
 
 
 @pytest.mark.parametrize(
@@ -200,12 +185,12 @@ def test_damaged_files_give_a_picture_or_an_input_error(tmp_path):
 )
 def test_pictures_are_converted_in_blocks(monkeypatch, mode):
     rng = np.random.default_rng(0)
-    noise = Image.fromarray(rng.integers(0, 256, (23, 31, 3), dtype=np.uint8))
+    noise = Image.fromarray(rng.integers(0, 256, (11, 13, 3), dtype=np.uint8))
     if mode == "I;16":
-        image = Image.fromarray(rng.integers(0, 65536, (23, 31), dtype=np.uint16))
+        image = Image.fromarray(rng.integers(0, 65536, (11, 13), dtype=np.uint16))
     elif mode in ("F", "I"):  # Only one pixel says that the values have 16 bits.
-        wide = rng.integers(-9, 250, (23, 31))
-        wide[20, 3] = 9_999
+        wide = rng.integers(-9, 250, (11, 13))
+        wide[10, 3] = 9_999
         image = Image.fromarray(wide.astype(np.float32 if mode == "F" else np.int32))
     else:
         image = noise.convert("LA").convert("L" if mode in ("1", "L") else "LA").convert(mode)
@@ -219,7 +204,7 @@ def test_pictures_are_converted_in_blocks(monkeypatch, mode):
         whole = load_image(image)
         turned = load_image(ImageOps.exif_transpose(image))
         np.testing.assert_array_equal(whole, turned)
-        for most in (1, 10, 31, 100):
+        for most in (1, 10, 13, 50):
             monkeypatch.setattr(preprocess, "_BLOCK_PIXELS", most)
             np.testing.assert_array_equal(load_image(image), whole)
         monkeypatch.undo()

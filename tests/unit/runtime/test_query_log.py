@@ -7,13 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from tests.helpers.command_line import run_code
 from tests.helpers.log_manipulations import ONLY_OPEN, WAYS, problem_of
 from tests.helpers.refused import refused
 from upperson_rt import query_log
-from upperson_rt.cli.log import app as log_app
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Hit, Item
 from upperson_rt.log_chain import verify_log
@@ -61,13 +59,11 @@ def test_every_line_is_on_disk_before_the_call_returns(tmp_path, monkeypatch):
     synced = []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(fsync(file)))
-    log = QueryLog(tmp_path / "log")
-    assert len(synced) == 1  # Its name.
-    for count in (2, 3):
-        log.write("red", HITS, k=1)
-        assert len(synced) == count
-        assert len(lines_of(tmp_path / "log")) == count - 1
-    log.close()
+    with QueryLog(tmp_path / "log") as log:
+        assert len(synced) == 1  # Its name.
+        for count in (2, 3):
+            log.write("red", HITS, k=1)
+            assert (len(synced), len(lines_of(tmp_path / "log"))) == (count, count - 1)
 
 
 def test_lines_of_threads_and_processes_do_not_mix(tmp_path):
@@ -75,7 +71,7 @@ def test_lines_of_threads_and_processes_do_not_mix(tmp_path):
 import sys
 from upperson_rt.query_log import QueryLog
 log = QueryLog(sys.argv[1], user=sys.argv[2])
-for _ in range(50):
+for _ in range(20):
     log.write("x" * 5000, [], k=1)
 """
 
@@ -86,12 +82,12 @@ for _ in range(50):
     log = QueryLog(tmp_path / "log", user="threads")
     with ThreadPoolExecutor(6) as pool:
         jobs = [pool.submit(in_a_process, name) for name in ("a", "b")]
-        jobs += [pool.submit(log.write, "x" * 5000, HITS, k=1) for _ in range(50)]
+        jobs += [pool.submit(log.write, "x" * 5000, HITS, k=1) for _ in range(20)]
         for job in jobs:
             job.result()
     users = [line["user"] for line in lines_of(tmp_path / "log")]
     assert verify_log(tmp_path / "log").problems == []
-    assert sorted(users) == ["a"] * 50 + ["b"] * 50 + ["threads"] * 50
+    assert sorted(users) == ["a"] * 20 + ["b"] * 20 + ["threads"] * 20
 
 
 def test_a_line_cut_off_by_a_full_disk_spoils_no_other(tmp_path, monkeypatch):
@@ -122,18 +118,21 @@ def test_a_line_cut_off_by_a_full_disk_spoils_no_other(tmp_path, monkeypatch):
     assert json.loads(last)["cut_off"] == 20
 
 
-@pytest.mark.parametrize("kind", ["no folder", "folder", "fifo"])
-def test_what_cannot_be_written_is_refused_at_once(tmp_path, kind):
-    path = tmp_path / "log"
-    if kind == "no folder":
-        path = tmp_path / "nowhere" / "log"
-    elif kind == "folder":
-        path.mkdir()
-    else:
-        os.mkfifo(path)
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: path.parent.rmdir(), lambda path: path.mkdir(), lambda path: os.mkfifo(path)],
+    ids=["no folder", "folder", "fifo"],
+)
+def test_what_cannot_be_written_is_refused_at_once(tmp_path, make):
+    path = tmp_path / "place" / "log"
+    path.parent.mkdir()
+    make(path)
     with refused("log_unwritable", InputError, path=str(path)):
         QueryLog(path)
-    log = QueryLog(tmp_path / "other")
+
+
+def test_a_closed_log_is_not_written(tmp_path):
+    log = QueryLog(tmp_path / "log")
     for _ in range(2):
         log.close()
     with refused("log_unwritable", InputError):
@@ -168,7 +167,7 @@ def test_lines_are_chained(tmp_path):
     assert (report.chain, lines[-1]["details"]) == (lines[-1]["chain"], {"reason": "asked for it"})
 
 
-@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("place", [0, 2, 5])
 @pytest.mark.parametrize("how", ["changed", "removed", "added", "swapped"])
 def test_a_log_that_was_touched_shows_it(tmp_path, place, how):
     path = tmp_path / "log"
@@ -180,17 +179,14 @@ def test_a_log_that_was_touched_shows_it(tmp_path, place, how):
         del lines[place]
     elif how == "added":
         lines.insert(place, lines[0].replace(b"sentence 0", b"sentence 9"))
-    elif place == 5:
-        lines[0], lines[5] = lines[5], lines[0]
     else:
-        lines[place], lines[place + 1] = lines[place + 1], lines[place]
+        lines[place], lines[place - 1] = lines[place - 1], lines[place]
     path.write_bytes(b"".join(lines))
-    report = verify_log(path)
-    assert report.problems
+    (first, *_) = verify_log(path).problems
     if how == "changed":
-        assert report.problems[0].startswith(f"line {place + 1} is not what was written")
+        assert first.startswith(f"line {place + 1} is not what was written")
     if how == "removed" and place == 5:
-        assert "at the end are missing" in report.problems[0]
+        assert "at the end are missing" in first
 
 
 def test_what_older_releases_wrote_is_chained_to_what_follows(tmp_path):
@@ -209,9 +205,7 @@ def test_what_older_releases_wrote_is_chained_to_what_follows(tmp_path):
 WHOLE = b'{"time": "2026-11-26T09:00:00.000+00:00", "user": "bob", "action": "query"}'
 
 
-@pytest.mark.parametrize(
-    "added", [WHOLE + b"\n", WHOLE, WHOLE[:30] + b"\n", b"garbage\n", b"garbage", b"\n"]
-)
+@pytest.mark.parametrize("added", [WHOLE + b"\n", WHOLE, WHOLE[:30] + b"\n", b"garbage", b"\n"])
 @pytest.mark.parametrize("goes_on", [False, True])
 def test_a_line_that_is_not_chained_shows_at_the_end_too(tmp_path, added, goes_on):
     path = tmp_path / "log"
@@ -224,12 +218,10 @@ def test_a_line_that_is_not_chained_shows_at_the_end_too(tmp_path, added, goes_o
         assert len(verify_log(path).problems) == 1
     (problem,) = verify_log(tmp_path / "log.broken-1" if goes_on else path).problems
     assert problem.startswith("line 4 is not what was written")
-    done = CliRunner().invoke(log_app, ["verify", str(path)])
-    assert done.exit_code == 6
 
 
 @pytest.mark.parametrize("length", [1, 30])
-def test_a_last_line_that_a_crash_cut_off_is_told_as_such(tmp_path, length):
+def test_a_last_line_that_a_crash_cut_off_is_known(tmp_path, length):
     path = tmp_path / "log"
     write_some(path, 3)
     for count in (1, 2):
@@ -237,7 +229,6 @@ def test_a_last_line_that_a_crash_cut_off_is_told_as_such(tmp_path, length):
             file.write(WHOLE[:length])
         report = verify_log(path)
         assert (report.unchained, report.cut_off, report.problems) == (0, count, [])
-        assert "cut off by a full disk" in CliRunner().invoke(log_app, ["verify", str(path)]).output
         write_some(path, 2)
         report = verify_log(path)
         assert (report.unchained, report.cut_off, report.problems) == (0, count, [])
@@ -260,41 +251,32 @@ def test_a_log_that_was_made_anew_as_a_whole_lacks_the_chain_that_was_noted(tmp_
         for number in range(3):
             log.write(f"sentence {number}", [], k=1)
             chains.append(log.last_chain())
-    assert len(set(chains)) == 3
+    write_some(path, 1)  # What was there before stays what it was.
     report = verify_log(path, chains)
-    assert report.problems == []
-    assert report.expected == dict(zip(chains, (1, 2, 3), strict=True))
-    with QueryLog(path) as log:  # What was there before stays what it was.
-        log.write("more", [], k=1)
-    assert verify_log(path, [chains[2]]).problems == []
-    # Somebody who may write both files leaves out a line, and chains the others again.
+    assert (report.problems, report.expected) == ([], dict(zip(chains, (1, 2, 3), strict=True)))
+    # A user who may write both files leaves out lines, and chains the others again.
     path.unlink()
     path.with_name("log.head").unlink()
-    with QueryLog(path) as log:
-        for number in (0, 2):
-            log.write(f"sentence {number}", [], k=1)
+    write_some(path, 2)
     assert verify_log(path).problems == []
     (problem,) = verify_log(path, [chains[1]]).problems
     assert problem.startswith(f"no line has the expected chain {chains[1]}: the log was written")
 
 
-def test_a_log_of_a_million_strange_lines_is_told_in_a_hundred_and_in_time(tmp_path):
+def test_of_very_many_strange_lines_a_hundred_are_listed(tmp_path):
     path = tmp_path / "log"
     write_some(path, 3)
     with open(path, "ab") as file:
-        file.write(b"\n" * 1_000_000)
+        file.write(b"\n" * 100_000)
     report = verify_log(path)
-    assert report.lines == 3
-    assert len(report.problems) == 101
+    assert (report.lines, len(report.problems)) == (3, 101)
     assert report.problems[0].startswith("line 4 is not what was written")
-    assert report.problems[-1] == "and 999900 more of them"
+    assert report.problems[-1] == "and 99900 more of them"
     (tmp_path / "log.head").unlink()
     last_two = verify_log(path, ["0" * 64]).problems[101:]  # They are not among the more.
     assert [problem.split()[0] for problem in last_two] == ["log.head", "no"]
-    with QueryLog(path) as log:
-        log.write("more", [], k=1)
-    last = path.read_bytes().splitlines()[-1]
-    assert verify_log(path).chain == json.loads(last)["chain"]
+    write_some(path, 1)
+    assert verify_log(path).chain == lines_of(path)[-1]["chain"]
 
 
 @pytest.mark.parametrize("soon", [0, 500, 1 << 20])
@@ -311,7 +293,7 @@ def test_a_log_goes_on_whether_it_is_read_through_or_not(tmp_path, monkeypatch, 
     assert (report.lines, report.unchained, report.cut_off, report.problems) == (5, 5, 1, [])
 
 
-@pytest.mark.parametrize("content", [b"x" * 10**7, b"\0" * 86, b"9" * 20 + b" \xff", b"", None])
+@pytest.mark.parametrize("content", [b"x" * 10**7, b"9" * 20 + b" \xff", b"", None])
 def test_a_damaged_file_beside_the_log_is_told(tmp_path, content):
     path = tmp_path / "log"
     write_some(path, 3)

@@ -12,6 +12,7 @@ from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Filter, Item
 from upperson_rt.ingest.files import index_images
 from upperson_rt.retriever import Retriever
+from upperson_rt.search.query import SearchRequest
 
 COLOURS_IN_ORDER = list(COLOURS)
 
@@ -21,15 +22,36 @@ def test_sentences_find_pictures(encoder, gallery, pictures):
     assert (report.indexed, report.skipped) == (len(pictures), [])
     retriever = Retriever(encoder, gallery)
     best = retriever.query("a woman in a red coat", k=2)
-    assert best[0].item.source == str(tmp := pictures[0].absolute()), tmp
-    assert best[0].item.camera == "gate"
+    assert (best[0].item.source, best[0].item.camera) == (str(pictures[0].absolute()), "gate")
     assert best[0].score > best[1].score
     red, blue = retriever.query(["red", "blue"], k=1)
     assert [red[0].item.source, blue[0].item.source] == [str(pictures[0]), str(pictures[2])]
     assert retriever.query("red", where=Filter(camera="hall")) == []
+    requests = [
+        SearchRequest(sentence="red", where=where) for where in (None, Filter(camera="hall"))
+    ]
+    everywhere, nowhere = retriever.service.search_all(requests)
+    assert (len(everywhere.hits), nowhere.hits) == (len(pictures), [])
     assert retriever.query([]) == []
     with refused("sentence_empty", InputError):
         retriever.query(" ")
+
+
+@pytest.mark.parametrize("by_track", [False, True])
+def test_or_between_colours_finds_either(encoder, gallery, pictures, by_track):
+    index_images(encoder, gallery, pictures)
+    retriever = Retriever(encoder, gallery)
+    either = SearchRequest(sentence="a red or blue coat", k=3, by_track=by_track)
+    hits = retriever.search(either).hits
+    apart = retriever.query(["a red coat", "a blue coat"], k=len(pictures))
+    scores = {}
+    for hit in [*apart[0], *apart[1]]:
+        scores[hit.id] = max(hit.score, scores.get(hit.id, -1))
+    expected = sorted(scores, key=lambda id_: -scores[id_])[:3]
+    assert [hit.id for hit in hits] == expected
+    assert [hit.score for hit in hits] == [scores[id_] for id_ in expected]
+    score, _ = retriever.service.match(either, next(gallery.vectors())[1][0])
+    assert score == pytest.approx(scores[1], abs=1e-6)
 
 
 def test_sentences_and_pictures_in_one_call(encoder, gallery, pictures):

@@ -8,7 +8,7 @@ from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import EOT, SOT, make_toy_tokenizer_json
 from upperson.data.vocabulary import clip_tokenizer_json
 from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.tokenizer import Tokenizer
+from upperson_rt.tokenizer import Tokenizer, token_lengths
 
 CAPTIONS = [
     "A woman in a red coat.",
@@ -39,34 +39,32 @@ def test_special_ids_are_read_from_the_file(tokenizer):
     assert Tokenizer.from_json(make_toy_tokenizer_json(9)).context_length == 9
 
 
-def test_batch_is_as_long_as_its_longest_sentence(tokenizer):
-    batch = tokenizer.encode(["Red", "a man in", "Blue coat"])
+@pytest.mark.parametrize(
+    ("texts", "rows", "truncated"),
+    [
+        (["Red", "a man in", "Blue coat"],
+         [[SOT, "red", EOT], [SOT, "a", "man", "in", EOT], [SOT, "blue", "coat", EOT]], []),
+        (["red", "a man in a red", "a man in a", "red " * 50],
+         [[SOT, "red", EOT], [SOT, "a", "man", "in", "a", EOT], [SOT, "a", "man", "in", "a", EOT],
+          [SOT, *["red"] * 4, EOT]], [1, 3]),
+        (["  red \t\n &amp;amp;  coat "], [[SOT, "red", "&", "coat", EOT]], []),
+    ],
+    ids=["as long as the longest", "cut to the context", "entities and white space"],
+)  # fmt: skip
+def test_ids_of_a_batch(tokenizer, texts, rows, truncated):
+    batch = tokenizer.encode(texts)
     assert batch.input_ids.dtype == np.int32
-    assert batch.input_ids.tolist() == [
-        [IDS[SOT], IDS["red"], IDS[EOT], 0, 0],
-        [IDS[SOT], IDS["a"], IDS["man"], IDS["in"], IDS[EOT]],
-        [IDS[SOT], IDS["blue"], IDS["coat"], IDS[EOT], 0],
-    ]
-    assert batch.truncated == []
+    assert batch.input_ids.tolist() == padded([[IDS[word] for word in row] for row in rows])
+    assert batch.truncated == truncated
 
 
-def test_long_sentences_are_cut_and_end_with_eot(tokenizer):
-    batch = tokenizer.encode(["red", "a man in a red", "a man in a", "red " * 50])
-    assert batch.truncated == [1, 3]
-    assert batch.input_ids.shape == (4, 6)
-    assert batch.input_ids[1].tolist() == [IDS[w] for w in (SOT, "a", "man", "in", "a", EOT)]
-    assert batch.input_ids[3, -1] == IDS[EOT]
-
-
-def test_entities_and_white_space_are_cleaned(tokenizer):
-    batch = tokenizer.encode(["  red \t\n &amp;amp;  coat "])
-    assert batch.input_ids.tolist() == [[IDS[w] for w in (SOT, "red", "&", "coat", EOT)]]
-
-
-def test_special_tokens_in_a_sentence_are_ordinary_text(tokenizer):
+def test_special_tokens_in_a_sentence_and_zeros_before_its_end_are_ordinary(tokenizer):
     ids = tokenizer.encode([f"red {EOT} coat"]).input_ids[0]
     assert np.count_nonzero(ids == IDS[EOT]) == 1
     assert ids[-1] == IDS[EOT]
+    batch = tokenizer.encode(["red ! coat", "red"])
+    assert IDS["!"] == 0
+    assert token_lengths(batch.input_ids).tolist() == [5, 3]
 
 
 def test_bad_arguments_are_refused(tokenizer):

@@ -1,4 +1,6 @@
-"""Words that a model has not learned are told, and no others."""
+"""Words that a model has not learned are named, and no others; notices of a sentence."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ from upperson.data.vocabulary import clip_tokenizer
 from upperson.model.base import SMALL, load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
+from upperson_rt import SearchRequest
 from upperson_rt.search import query as module
-from upperson_rt.search.query import Vocabulary
+from upperson_rt.search.query import QueryEncoder, Vocabulary
+from upperson_rt.search.service import SearchService
 
 D = 32
 
@@ -32,10 +36,10 @@ class TextTower:
             self.rows_VD = np.zeros_like(rows)
             self.rows_VD[known] = rows[known]
         self.places_LD = 0.3 * rng.normal(size=(77, D)).astype(np.float32)
-        self.asked = []
+        self.embedded = []
 
     def encode_texts(self, texts):
-        self.asked += texts
+        self.embedded += texts
         ids_NL = self.tokenizer.encode(texts).input_ids
         rows_NLD = self.rows_VD[ids_NL] + self.places_LD[: ids_NL.shape[1]]
         summed_ND = (rows_NLD * (ids_NL > 0)[..., None]).sum(axis=1)
@@ -43,45 +47,40 @@ class TextTower:
 
 
 @pytest.mark.parametrize(
-    ("sentence", "told"),
+    ("sentence", "expected"),
     [
         ("quantum-zebra", ["quantum", "zebra"]),
         ("a woman in a red coat with a zebra", ["zebra"]),
         ("a volcano", ["volcano"]),  # Also a word that others are compared with.
-        ("the woman, who is in a red coat without trousers", []),  # Small words tell nothing.
+        ("the woman, who is in a red coat without trousers", []),  # Small words say nothing.
         ("Please find the woman in trousers", []),
         ("woman Woman WOMAN zebra", ["zebra"]),
         ("xqzvbnwk", ["xqzvbnwk"]),  # Three pieces and more: in no vocabulary.
     ],
 )
-def test_words_that_no_text_had_are_told(sentence, told):
+def test_words_that_no_text_had_are_named(sentence, expected):
     tower = TextTower("a woman in a red coat and blue trousers")
-    assert unknown(Vocabulary(tower), sentence) == told
+    assert unknown(Vocabulary(tower), sentence) == expected
 
 
-@pytest.mark.parametrize("sentence", ["quantum-zebra", "a volcano", "a woman in a red coat"])
-def test_a_model_that_knows_all_words_is_believed(sentence):
+def test_a_model_that_knows_all_words_is_believed():
     tower = TextTower()
     vocabulary = Vocabulary(tower)
-    assert unknown(vocabulary, sentence) == []
-    asked = len(tower.asked)
+    for sentence in ("quantum-zebra", "a volcano", "a woman in a red coat"):
+        assert unknown(vocabulary, sentence) == []
+    embedded = len(tower.embedded)
     assert unknown(vocabulary, "parliament") == []
-    assert len(tower.asked) == asked  # Found out once.
+    assert len(tower.embedded) == embedded, "found out once"
 
 
-def test_a_word_is_looked_at_once():
+def test_a_word_is_looked_at_once_and_again_when_words_are_forgotten(monkeypatch):
     tower = TextTower("red coat")
     vocabulary = Vocabulary(tower)
     assert unknown(vocabulary, "red zebra") == ["zebra"]
-    asked = len(tower.asked)
+    embedded = len(tower.embedded)
     assert unknown(vocabulary, "zebra red") == ["zebra"]
-    assert len(tower.asked) == asked
-
-
-def test_a_sentence_is_told_whole_when_words_are_forgotten(monkeypatch):
+    assert len(tower.embedded) == embedded
     monkeypatch.setattr(module, "_KEPT", 3)
-    vocabulary = Vocabulary(TextTower("red coat"))
-    assert unknown(vocabulary, "red zebra") == ["zebra"]
     assert unknown(vocabulary, "zebra coat bicycle") == ["zebra", "bicycle"]
 
 
@@ -99,9 +98,9 @@ class ShippedBase:
             return torch.nn.functional.normalize(self._model.encode_text(ids_NL), dim=-1).numpy()
 
 
-def test_the_shipped_base_is_asked_rightly():
+def test_the_shipped_base():
     vocabulary = Vocabulary(ShippedBase())
-    told = {
+    expected = {
         "quantum-zebra": ["quantum", "zebra"],
         "a boy riding a bicycle": ["riding", "bicycle"],
         "a woman in a red coat and black trousers": [],
@@ -113,4 +112,37 @@ def test_the_shipped_base_is_asked_rightly():
         "blond woman in jeans and boots, carrying a handbag": [],
         "please find the lady in the green dress": [],
     }
-    assert {sentence: unknown(vocabulary, sentence) for sentence in told} == told
+    assert {sentence: unknown(vocabulary, sentence) for sentence in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("sentence", "unknown", "codes"),
+    [
+        ("一个穿红色外套的女人", [], ["language_unfamiliar"]),
+        ("женщина в красном пальто", ["красном"], ["language_unfamiliar"]),  # Says so already.
+        ("Frau im roten Mantel", [], []),
+        ("t-shirt", [], []),
+        ("a woman in a red coat", [], []),
+        ("a person", [], []),
+        ("adidas", [], []),
+        ("no bag", [], ["excluded"]),
+        ("a zebra", ["zebra"], ["words_unknown"]),
+        ("the of and", [], ["not_understood"]),
+        ("the of and", ["of"], ["words_unknown"]),
+        ("women in red jackts", [], ["did_you_mean", "rewritten"]),
+        ("woman in a zebra jaket", ["zebra"], ["did_you_mean", "words_unknown"]),
+        ("a Jaket", ["jaket", "jacket"], ["words_unknown"]),  # It does not know that either.
+    ],
+)
+def test_how_a_sentence_was_read(sentence, unknown, codes):
+    encoder = SimpleNamespace(
+        tokenizer=clip_tokenizer(),
+        encode_tokens=lambda tokens: np.full((len(tokens.input_ids), 4), 0.5, np.float32),
+        encode_texts=None,
+        embed_dim=4,
+    )
+    service = SearchService(QueryEncoder(encoder), SimpleNamespace(embed_dim=4))
+    vocabulary = service.queries.vocabulary
+    vocabulary.unknown = lambda words: [word for word in words if word.lower() in unknown]
+    (query,) = service.queries.embed([SearchRequest(sentence=sentence)])
+    assert [notice.code for notice in service._of_sentence(query.sentence)] == codes

@@ -100,6 +100,7 @@ def test_or_between_colours_is_one_phrase():
         ("swetshirt", "sweatshirt"),
         ("RDE", "red"),
         ("yellwo", "yellow"),
+        ("jackts", "jacket"),
         ("coat", None),
         ("coats", None),
         ("dresses", None),
