@@ -136,7 +136,7 @@ def test_little_evidence_counts_for_a_coloured_thing_alone():
         assert 0 < evidence.of(phrase, picture) < 0.1
     assert evidence.against([plain], picture) == 0
     assert evidence.against([red], picture) == pytest.approx(
-        MOST_EXCLUDED * evidence.of(red, picture)
+        MOST_EXCLUDED * evidence.of(red, picture) ** 2
     )
 
 
