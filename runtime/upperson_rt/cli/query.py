@@ -206,6 +206,7 @@ def _json_from_phrases(explained: "Explanation | None") -> dict[str, Any]:
             }
             for phrase in explained.phrases
         ],
+        "read_as": explained.parsed.read_as,
         "contradictions": list(explained.parsed.contradictions),
     }
 
