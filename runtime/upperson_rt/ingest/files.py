@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, islice, takewhile
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,12 +170,8 @@ class _Labels:
 
     def check(self) -> None:
         """Raise InputError if no item could have them: else every picture would be skipped."""
-        (item,) = check_new([Item(key="any", **self._of_every_item)])
+        (item,) = check_new([Item(key="any", camera=self.camera, attributes=self.attributes)])
         attributes_as_json(item)
-
-    @property
-    def _of_every_item(self) -> dict[str, Any]:
-        return {"camera": self.camera, "attributes": self.attributes}
 
     def item(self, path: str) -> Item:
         from upperson_rt.preprocess import capture_time
@@ -185,7 +181,8 @@ class _Labels:
             source=path,
             time=capture_time(path, self.time_from),
             track=Path(path).parent.name or None if self.track_from == "folder" else None,
-            **self._of_every_item,
+            camera=self.camera,
+            attributes=self.attributes,
         )
         check_new([item])  # Here, where one that cannot be kept does not stop the others.
         return item
