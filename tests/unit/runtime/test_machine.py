@@ -1,6 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 
-from upperson_rt import machine
+from tests.helpers.refused import refused
+from upperson_rt import machine, nvidia
+from upperson_rt.arguments import check_number
+from upperson_rt.errors import UsageError
 from upperson_rt.machine import Processor, describe_machine
 
 
@@ -37,3 +42,40 @@ def test_bf16_is_known_by_its_instructions():
         assert Processor("x", frozenset({"avx2", flag})).has_bf16
     assert not Processor("x", frozenset({"avx2", "avx512f"})).has_bf16
     assert Processor("x", None).has_bf16, "where the system does not tell, the library may"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flags", "saturate"),
+    [
+        ("x86_64", {"avx2"}, True),
+        ("x86_64", {"avx2", "avx512_vnni"}, False),
+        ("AMD64", {"avx_vnni"}, False),
+        ("aarch64", {"asimddp"}, False),
+        ("x86_64", None, False),
+    ],
+)
+def test_int8_sums_saturate_without_vnni_on_x86_alone(monkeypatch, architecture, flags, saturate):
+    found = Processor("x", None if flags is None else frozenset(flags))
+    monkeypatch.setattr(machine, "processor", lambda: found)
+    monkeypatch.setattr(machine.platform, "machine", lambda: architecture)
+    assert machine.int8_sums_saturate() is saturate
+
+
+def test_the_drivers_version_is_the_highest_cuda(monkeypatch):
+    def version(number):
+        number._obj.value = 12060
+
+    answers = {
+        "cuInit": lambda _: 0,
+        "cuDriverGetVersion": version,
+        "cuDeviceGetCount": lambda _: 0,
+    }
+    monkeypatch.setattr(nvidia, "bound_library", lambda: SimpleNamespace(**answers))
+    assert nvidia.probe_cuda_driver() == nvidia.CudaDriver("12.6")
+
+
+def test_numbers_of_arguments_are_never_nan():
+    for wrong in (float("nan"), 10**400, "1", None):
+        with refused("out_of_range", UsageError, what="share"):
+            check_number(wrong, "share", least=0)
+    assert check_number(1, "share", least=0) == 1.0

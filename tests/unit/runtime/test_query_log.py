@@ -28,7 +28,9 @@ def test_a_line_says_who_asked_what_and_what_came_out(tmp_path):
     with QueryLog(tmp_path / "log", user="ann") as log:
         where = Filter(camera=["gate", "hall"], since=5.0, attributes={"floor": 2})
         log.write("woman\nin \N{BLACK HEART SUIT}", HITS, k=2, where=where, gallery="g")
-    (line,) = lines_of(tmp_path / "log")
+        log.write("red", HITS, k=2, where=Filter(camera="gate"))
+    line, other = lines_of(tmp_path / "log")
+    assert other["filter"] == {"camera": "gate"}
     assert stat.S_IMODE((tmp_path / "log").stat().st_mode) == 0o600
     assert len(line.pop("chain")) == 64
     assert line.pop("time").endswith("+00:00")

@@ -32,6 +32,11 @@ def test_sentences_find_pictures(encoder, gallery, pictures):
     ]
     everywhere, nowhere = retriever.service.search_all(requests)
     assert (len(everywhere.hits), nowhere.hits) == (len(pictures), [])
+    where = Filter(camera="hall")
+    noted = retriever.service.search(
+        SearchRequest(sentence="red, no bag", where=where, notices=True)
+    )
+    assert [notice.is_warning for notice in noted.notices] == [True, False, False]
     assert retriever.query([]) == []
     with refused("sentence_empty", InputError):
         retriever.query(" ")
