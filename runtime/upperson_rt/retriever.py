@@ -201,10 +201,7 @@ class Retriever:
 
 
 def find_alike(
-    gallery: Gallery,
-    vector_D: NDArray[np.float32],
-    min_score: float,
-    where: Filter | None = None,
+    gallery: Gallery, vector_D: NDArray[np.float32], min_score: float, where: Filter | None = None
 ) -> list[Hit]:
     """Return every item that is alike, best first; each is compared, whatever index there is."""
     _check_cosine(min_score)

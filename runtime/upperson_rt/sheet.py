@@ -175,10 +175,7 @@ def _draw_tile(
     if isinstance(picture, Image.Image):
         draw.rectangle(frame, fill=_MAT)
         fitted = ImageOps.contain(picture, (_TILE_WIDTH, _PICTURE_HEIGHT), Image.Resampling.LANCZOS)
-        corner = (
-            x + (_TILE_WIDTH - fitted.width) // 2,
-            y + (_PICTURE_HEIGHT - fitted.height) // 2,
-        )
+        corner = (x + (_TILE_WIDTH - fitted.width) // 2, y + (_PICTURE_HEIGHT - fitted.height) // 2)
         sheet.paste(fitted, corner)
     else:
         draw.rectangle(frame, fill=_MISSING)
@@ -245,10 +242,7 @@ def _wrap(
 
 
 def _elide(
-    text: str,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    width: int,
-    middle: bool = True,
+    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, middle: bool = True
 ) -> str:
     """Shorten text to a width; in the middle, file names keep their number and suffix."""
     text = escape_for_display(text)
