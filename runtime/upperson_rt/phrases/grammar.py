@@ -151,8 +151,8 @@ class _Parser:
                 said = self.words[last:end] + said
             yield self._thing(kind, noun, text, said, first, end)
             at = self._skip_place(end)
-            at = end + length if (length := self._negated_length(end)) else at
-            if length:
+            if length := self._negated_length(end):
+                at = end + length
                 wrong = [word for word in self.words[end:at] if word in MODIFIERS]
                 text = " ".join([*wrong, *self.words[last - size : last]])
                 yield self._thing(kind, noun, text, wrong, end, at, negated=True)
