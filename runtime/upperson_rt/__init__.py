@@ -8,7 +8,7 @@
 The names below are imported on first use, so that ``import upperson_rt`` costs nothing and
 works without numpy, Pillow or any inference backend. It sets environment variables, unless the
 user has, so that threads of libraries that are loaded later sleep while they wait, and that
-ONNX Runtime tells its makers nothing.
+ONNX Runtime sends nothing to its makers.
 """
 
 import os

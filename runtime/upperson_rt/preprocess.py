@@ -276,7 +276,7 @@ def _grey_from_wide(image: Image.Image, shift: bool) -> Image.Image:
     return Image.fromarray(np.clip(wide, 0, 255).astype(np.uint8))
 
 
-# --- When a picture was taken, as far as its file tells
+# --- When a picture was taken, as far as its file says
 
 TimeSource: TypeAlias = Literal["exif", "mtime", "name", "none"]
 """``exif``: the camera's clock in the file; ``mtime``: when the file was last written; ``name``: a

@@ -177,7 +177,7 @@ def http_connection(
 
 
 def http_target(address: str) -> str:
-    """Return what of an address is asked of its server."""
+    """Return the part of an address that its server gets."""
     return urlsplit(address)._replace(scheme="", netloc="", fragment="").geturl() or "/"
 
 
@@ -202,7 +202,7 @@ def may_hide_login(address: str) -> bool:
 
 
 def require_private(path: Path) -> None:
-    """Refuse a file of passwords that others than its owner may use, where a system tells."""
+    """Refuse a file of passwords that others than its owner may use, on POSIX systems."""
     try:
         mode = path.stat().st_mode
     except OSError as error:

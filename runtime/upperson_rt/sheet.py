@@ -53,7 +53,7 @@ def save_sheet(
 
     Args:
         path: The PNG file; replaced if it exists.
-        sentence: What was asked, shown on top.
+        sentence: The query, shown on top.
         hits: In rank order; the first 500 are shown.
         columns: Tiles per row, at most.
         crops_dir: `Gallery.crops_dir`, where the saved pictures of cameras are.

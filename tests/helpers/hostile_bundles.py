@@ -3,7 +3,7 @@
     python -m tests.helpers.hostile_bundles
 
 Each is opened with each of `BACKENDS`, in a process of its own that has `MEMORY_BYTES`,
-`PROCESSOR_S` and `WALL_S`; a table tells what came of it. Anything but a refusal with exit code 5
+`PROCESSOR_S` and `WALL_S`; a table shows how each ended. Anything but a refusal with exit code 5
 or 6 counts against us.
 """
 

@@ -275,7 +275,7 @@ processor single pictures have to do."""
 
 UNDISTURBED = 0.9
 """A process that computes has at least one processor all the time. With less than this share of it
-others were in the way, and processor time tells more than the clock."""
+others were in the way, and processor time says more than the clock."""
 
 _log = get_logger(__name__)
 

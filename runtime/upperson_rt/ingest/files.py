@@ -317,14 +317,14 @@ def _warn_of_others(
 
 def _delete_outdated(gallery: Gallery, usable: Sequence[_Decoded]) -> None:
     """Delete what the pictures gave before and do not give now: people, or the whole scene."""
-    asked: dict[str, _Decoded] = {}
+    owners: dict[str, _Decoded] = {}
     for one in usable:
         # People are numbered without gaps: if the next one is not there, no other is.
         whole = any(crop.item.key == one.path for crop in one.crops)
         first = islice(_keys_given_up(one), 1 if whole else 2)
-        asked |= dict.fromkeys(first, one)
-    found = gallery.ids(list(asked))
-    outdated = {key for known in found for key in _keys_given_up(asked[known])}
+        owners |= dict.fromkeys(first, one)
+    found = gallery.ids(list(owners))
+    outdated = {key for known in found for key in _keys_given_up(owners[known])}
     if outdated:
         gallery.delete(sorted(outdated))
 

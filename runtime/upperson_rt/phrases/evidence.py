@@ -106,11 +106,11 @@ def describe(phrases: Sequence[Phrase], style: str = "phrase") -> str:
 
 def paraphrases(parsed: ParsedSentence, count: int) -> list[str]:
     """Return up to ``count`` different wordings, the sentence itself (without exclusions) first."""
-    asked = [phrase for phrase in parsed.phrases if not phrase.negated]
+    wanted = [phrase for phrase in parsed.phrases if not phrase.negated]
     found = {parsed.wanted: None}
     if parsed.understood:
-        person = [phrase for phrase in asked if phrase.kind == "person"]
-        things = [phrase for phrase in asked if phrase.kind != "person"]
+        person = [phrase for phrase in wanted if phrase.kind == "person"]
+        things = [phrase for phrase in wanted if phrase.kind != "person"]
         for order, style in product(_orders(things), _STYLES):
             if len(found) >= count:
                 break
@@ -138,7 +138,7 @@ _UNHEARD = 0.1
 which has twelve times as many competitors."""
 
 _TURN = 0.5
-"""How much of what an excluded thing adds to *a person* is taken from what is asked for."""
+"""How much of what an excluded thing adds to *a person* is taken from what the sentence wants."""
 
 _TEMPERATURE = 0.02
 """Of the softmax: the one that models are trained with, ``upperson/losses.py``."""

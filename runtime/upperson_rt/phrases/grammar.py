@@ -69,11 +69,11 @@ class ParsedSentence:
     @property
     def excluded(self) -> tuple[Phrase, ...]:
         """Phrases that must not be there; not those that the sentence asks for as well."""
-        asked = _asked_nouns(self.phrases)
+        wanted = _wanted_nouns(self.phrases)
         return tuple(
             phrase
             for phrase in self.phrases
-            if phrase.negated and (phrase.colours or phrase.noun not in asked)
+            if phrase.negated and (phrase.colours or phrase.noun not in wanted)
         )
 
     @property
@@ -424,11 +424,11 @@ def _first_mentions(things: Sequence[Span]) -> list[Span]:
 def _contradictions(phrases: Sequence[Phrase]) -> tuple[str, ...]:
     people = dict.fromkeys(phrase.noun for phrase in phrases if phrase.kind == "person")
     found = [" and ".join(people)] if len(people) > 1 else []
-    asked = _asked_nouns(phrases)
+    wanted = _wanted_nouns(phrases)
     found += [
         f"with and without {phrase.noun}"
         for phrase in phrases
-        if phrase.negated and phrase.noun in asked and not phrase.colours
+        if phrase.negated and phrase.noun in wanted and not phrase.colours
     ]
     return tuple(dict.fromkeys(found))
 
@@ -438,7 +438,7 @@ def _has_unjoined_colours(text: str) -> bool:
     return any(len(set(_named(pair, COLOURS))) == 2 for pair in pairs)
 
 
-def _asked_nouns(phrases: Sequence[Phrase]) -> set[str]:
+def _wanted_nouns(phrases: Sequence[Phrase]) -> set[str]:
     nouns = {phrase.noun for phrase in phrases if phrase.noun and not phrase.negated}
     return nouns | {name for name, kinds in KINDS_OF.items() if not nouns.isdisjoint(kinds)}
 

@@ -103,8 +103,8 @@ class SearchService:
         together: dict[tuple[int, int, bool], list[int]] = {}
         for row, (one, query) in enumerate(zip(requests, queries, strict=True)):
             if query.excluded:
-                asked = query.vector_D, query.excluded, one.k, one.where, one.by_track
-                found[row] = search_excluding(self.gallery, self.queries.evidence, *asked)
+                rest = query.vector_D, query.excluded, one.k, one.where, one.by_track
+                found[row] = search_excluding(self.gallery, self.queries.evidence, *rest)
             else:  # Requests that share a filter object are searched together.
                 together.setdefault((one.k, id(one.where), one.by_track), []).append(row)
         for rows in together.values():

@@ -1,4 +1,4 @@
-"""The word for a match: the same for one picture and for many, whatever is asked."""
+"""Match labels and likelihoods: the same for one picture and for many, whatever the query."""
 
 from types import SimpleNamespace
 
@@ -117,11 +117,11 @@ def test_a_picture_is_very_close_to_itself_wherever(count, tracks):
     [
         ("asdf", 100, True),
         ("a person", 100, True),
-        ("no bag", 100, True),  # What is denied tells nobody apart that is asked for.
-        ("somebody in red", 100, True),  # No garment is named, so the model is asked.
+        ("no bag", 100, True),  # What is excluded describes no one person.
+        ("a person in red", 100, True),  # No garment is named: scores decide.
         ("asdf", 40, False),  # Too few to say so.
         ("asdf in a red coat", 100, False),
-        ("somebody in a red coat", 100, False),
+        ("a person in a red coat", 100, False),
     ],
 )
 def test_a_sentence_that_tells_no_people_apart_is_unclear(sentence, count, unclear):
@@ -130,8 +130,8 @@ def test_a_sentence_that_tells_no_people_apart_is_unclear(sentence, count, uncle
     scale = world.scale(pictures)
     same = np.linalg.svd(pictures)[2][-1]  # About as near to everybody.
     assert scale.is_indistinct(parse(sentence), same) is unclear
-    somebody = world.texts(world.people(1))[0]
-    assert not scale.is_indistinct(parse(sentence), somebody)
+    other = world.texts(world.people(1))[0]
+    assert not scale.is_indistinct(parse(sentence), other)
 
 
 def test_a_gallery_that_grew_is_read_again_and_counted_once_a_search():

@@ -96,7 +96,7 @@ from upperson_rt.machine import limit_heap
 if sys.argv[1] == "little":
     limit_heap(32 << 20)
     limit_heap(1 << 20)
-    limit_heap(16 << 20)  # Who asked for less is heard.
+    limit_heap(16 << 20)  # The smallest limit wins.
 
 def held_mb():
     return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]) >> 10

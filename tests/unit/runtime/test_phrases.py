@@ -153,7 +153,7 @@ def test_contradictions_are_found():
     assert parse("a man and a woman").contradictions == ("man and woman",)
     both = parse("a woman with a backpack without a backpack")
     assert both.contradictions == ("with and without backpack",)
-    assert both.excluded == (), "what is asked for is not denied"
+    assert both.excluded == (), "what is wanted is not excluded"
     kind = parse("a woman with a backpack but no bag")
     assert (kind.contradictions, kind.excluded) == (("with and without bag",), ())
     assert [phrase.text for phrase in parse("a bag but no backpack").excluded] == ["backpack"]

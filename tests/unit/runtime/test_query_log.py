@@ -56,7 +56,7 @@ def test_the_user_is_the_systems_not_a_variable(path, monkeypatch):
     import pwd
 
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
-        monkeypatch.setenv(name, "somebody else")
+        monkeypatch.setenv(name, "another")
     assert QueryLog(path).user == pwd.getpwuid(os.getuid()).pw_name
     monkeypatch.setattr(os, "getuid", lambda: 987_654)
     assert QueryLog(path).user == "uid 987654"
@@ -164,12 +164,12 @@ def write_some(path, count=6, **more):
 
 def test_lines_are_chained(path):
     write_some(path, 3)
-    write_some(path, 3, user="bob", details={"reason": "asked for it"})
+    write_some(path, 3, user="bob", details={"reason": "a request"})
     report = verify_log(path)
     assert (report.lines, report.unchained, report.problems) == (6, 0, [])
     lines = lines_of(path)
     assert [line["user"] for line in lines] == ["ann"] * 3 + ["bob"] * 3
-    assert (report.chain, lines[-1]["details"]) == (lines[-1]["chain"], {"reason": "asked for it"})
+    assert (report.chain, lines[-1]["details"]) == (lines[-1]["chain"], {"reason": "a request"})
 
 
 @pytest.mark.parametrize("place", [0, 2, 5])

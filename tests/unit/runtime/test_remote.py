@@ -123,7 +123,9 @@ def test_a_handshake_that_drips_has_its_time():
     with dripping_server(long_record) as (port, cut):
         with (
             pytest.raises(TimeoutError, match=LATE),
-            http_within(0.2, f"https://127.0.0.1:{port}/", ssl.create_default_context()) as asked,
+            http_within(
+                0.2, f"https://127.0.0.1:{port}/", ssl.create_default_context()
+            ) as connection,
         ):
-            asked.request("GET", "/")
+            connection.request("GET", "/")
         assert cut.wait(10)

@@ -152,13 +152,13 @@ def test_what_a_sentence_excludes_goes_down(retriever):
     coats = retriever.query("red coat", k=everything)
     assert colour_of(coats[0]) == "red"
     excluded = retriever.query("a coat that is not red", k=everything)
-    asked = {hit.id: hit.score for hit in retriever.query("a coat", k=everything)}
+    plain = {hit.id: hit.score for hit in retriever.query("a coat", k=everything)}
     for hit in excluded:
-        assert asked[hit.id] - MOST_EXCLUDED - 1e-6 <= hit.score <= asked[hit.id] + 1e-6
-    lost = {colour_of(hit): asked[hit.id] - hit.score for hit in excluded}
+        assert plain[hit.id] - MOST_EXCLUDED - 1e-6 <= hit.score <= plain[hit.id] + 1e-6
+    lost = {colour_of(hit): plain[hit.id] - hit.score for hit in excluded}
     assert max(lost, key=lost.get) == "red"
     assert [hit.score for hit in excluded] == sorted((hit.score for hit in excluded), reverse=True)
-    # However many are asked for, the first ones are the same.
+    # However many hits there are, the first ones are the same.
     assert [hit.id for hit in retriever.query("a coat that is not red", k=2)] == (
         [hit.id for hit in excluded[:2]]
     )
@@ -186,9 +186,9 @@ def _knows_things(texts):
 )
 def test_any_bag_is_each_kind_of_bag_and_nothing_else(word, kinds):
     evidence = Evidence(_knows_things)
-    pictures = _knows_things(["nobody", *THINGS])
+    pictures = _knows_things(["a person", *THINGS])
     (phrase,) = parse(f"without {word}").excluded
-    weighed = dict(zip(["nobody", *THINGS], evidence.of(phrase, pictures), strict=True))
+    weighed = dict(zip(["a person", *THINGS], evidence.of(phrase, pictures), strict=True))
     lost = dict(zip(weighed, evidence.against([phrase], pictures), strict=True))
     others = weighed.keys() - {*kinds}
     assert min(weighed[kind] for kind in kinds) > 0.9 > 0.55 > max(weighed[one] for one in others)
@@ -222,15 +222,15 @@ def test_little_evidence_counts_for_a_coloured_thing_alone():
 
 
 def test_a_contrast_is_embedded_once_and_few_are_kept():
-    asked = []
-    evidence = Evidence(lambda texts: asked.extend(texts) or _knows_things(texts))
+    embedded = []
+    evidence = Evidence(lambda texts: embedded.extend(texts) or _knows_things(texts))
     pictures = _knows_things(THINGS)
     first = evidence.of(parse("a cap").phrases[-1], pictures)
-    known = len(asked)
+    known = len(embedded)
     for sentence in ("a cap", "with a cap on his head", "without a cap"):
         (cap,) = (phrase for phrase in parse(sentence).phrases if phrase.noun == "cap")
         np.testing.assert_array_equal(evidence.of(cap, pictures), first)
-    assert len(asked) == known
+    assert len(embedded) == known
     for number in range(200):
         evidence.of(parse(f"a number{number} cap").phrases[-1], pictures)
     assert len(evidence._contrasts) <= 64
