@@ -79,11 +79,6 @@ def added(folder):
     (folder / "plugin.py").write_text("boom")
 
 
-def added_below(folder):
-    (folder / "more").mkdir()
-    (folder / "more" / "x").touch()
-
-
 def changed(name):
     def change(folder):
         path = folder / name
@@ -93,15 +88,12 @@ def changed(name):
     return change
 
 
-def linked(folder):
-    path = folder / "text.fp32.onnx"
-    path.rename(folder.parent / "text.fp32.onnx")
-    path.symlink_to(folder.parent / "text.fp32.onnx")
+def linked(name):
+    def change(folder):
+        (folder / name).rename(folder.parent / name)
+        (folder / name).symlink_to(folder.parent / name)
 
-
-def signature_linked(folder):
-    (folder / "model.sig").rename(folder.parent / "model.sig")
-    (folder / "model.sig").symlink_to(folder.parent / "model.sig")
+    return change
 
 
 def edited(change):
@@ -133,16 +125,15 @@ UNTRUE = ("signature_wrong", {})
     [
         (lambda folder: (folder / "model.sig").unlink(), ("not_signed", {})),
         (added, ("file_added", {"path": "plugin.py"})),
-        (added_below, ("file_added", {"path": "more/x"})),
         (lambda folder: (folder / "text.fp32.onnx").unlink(),
          ("file_missing", {"path": "text.fp32.onnx"})),
         (changed("bundle.json"), ("file_changed", {"path": "bundle.json"})),
         (changed("image.fp32.onnx"), ("file_changed", {"path": "image.fp32.onnx"})),
-        (linked, ("irregular_file", {"path": "text.fp32.onnx"})),
+        (linked("text.fp32.onnx"), ("irregular_file", {"path": "text.fp32.onnx"})),
         (lambda folder: (folder / "more").symlink_to(folder.parent),
          ("irregular_file", {"path": "more"})),
         (lambda folder: os.mkfifo(folder / "pipe"), ("irregular_file", {"path": "pipe"})),
-        (signature_linked, ("irregular_file", {"path": "model.sig"})),
+        (linked("model.sig"), ("irregular_file", {"path": "model.sig"})),
         (changed("model.sig"), MALFORMED),
         (edited_statement(b"toy", b"try"), UNTRUE),
         (edited(lambda content: content.pop("dsseEnvelope")), MALFORMED),
