@@ -1,5 +1,6 @@
 """Connections end when their time is up, whatever it was spent on."""
 
+import os
 import socket
 import ssl
 import threading
@@ -8,9 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.helpers.refused import refused
 from tests.helpers.small_servers import dripping_server, no_server, other_server
 from upperson_rt import remote
-from upperson_rt.remote import http_within, within
+from upperson_rt.errors import InputError
+from upperson_rt.remote import http_within, require_private, within
 
 LATE = r"it does not answer within 0\.2 s"
 
@@ -129,3 +132,15 @@ def test_a_handshake_that_drips_has_its_time():
         ):
             connection.request("GET", "/")
         assert cut.wait(10)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_passwords_are_read_from_files_of_their_owner_alone(tmp_path):
+    path = tmp_path / "logins"
+    path.touch()
+    path.chmod(0o600)
+    require_private(path)
+    for mode in (0o640, 0o604, 0o660):
+        path.chmod(mode)
+        with refused("input", InputError):
+            require_private(path)

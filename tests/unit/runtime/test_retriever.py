@@ -21,7 +21,7 @@ from upperson_rt.phrases.evidence import (
     describe,
     paraphrases,
 )
-from upperson_rt.retriever import Retriever
+from upperson_rt.retriever import Retriever, find_alike
 from upperson_rt.search.query import SearchRequest, refine
 from upperson_rt.search.service import search_excluding
 
@@ -81,6 +81,29 @@ def test_sentences_and_pictures_in_one_call(retriever, pictures):
         retriever.query("red", k=0)
     with refused("no_picture", InputError):
         retriever.query([5])
+
+
+def test_a_score_that_reaches_the_least_is_alike(retriever, pictures):
+    red_D = retriever.encoder.encode_images(pictures[:1])[0]
+    best, second, *_ = find_alike(retriever.gallery, red_D, -1.0)
+    assert best.score > second.score
+    assert find_alike(retriever.gallery, red_D, second.score) == [best, second]
+
+
+def test_a_picture_gives_up_what_it_has_no_longer(encoder, gallery, pictures):
+    two = [[0, 0, 30, 190], [32, 0, 64, 190]]
+    for boxes, keys in (
+        (None, [""]),
+        (two, ["#person=1", "#person=2"]),
+        (two[:1], ["#person=1"]),
+        ([], []),
+        (two, ["#person=1", "#person=2"]),
+        (None, [""]),
+    ):
+        detector = None if boxes is None else lambda frame, boxes=boxes: boxes
+        index_images(encoder, gallery, pictures[:1], detector=detector)
+        found = [item.key.removeprefix(str(pictures[0])) for item in gallery.items()]
+        assert sorted(found) == keys
 
 
 def test_sentences_do_not_load_the_image_tower(encoder, gallery):
