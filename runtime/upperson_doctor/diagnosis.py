@@ -164,7 +164,7 @@ def _driver() -> Check:
 
 
 def kernel_driver() -> str | None:
-    """Return the release of the driver, such as 550.54.14, where the kernel module tells."""
+    """Return the release of the driver, such as 550.54.14, where the kernel module names it."""
     if not _KERNEL_DRIVER.is_file():
         return None
     text = _KERNEL_DRIVER.read_text("utf-8", "replace")

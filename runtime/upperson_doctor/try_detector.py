@@ -117,9 +117,9 @@ def _what_was_found(
         f"({x0}, {y0}, {x1}, {y1})" + ("" if np.isnan(score) else f" {score:.2f}")
         for (x0, y0, x1, y1), score in zip(trial.boxes.tolist(), trial.scores.tolist(), strict=True)
     ]
-    found = ": ".join(
-        filter(None, (count_of(len(boxes), "box", "boxes"), "; ".join(boxes[:_MOST_SHOWN])))
-    )
+    found = count_of(len(boxes), "box", "boxes")
+    if boxes:
+        found += f": {'; '.join(boxes[:_MOST_SHOWN])}"
     if len(boxes) > _MOST_SHOWN:
         found += f" and {len(boxes) - _MOST_SHOWN} more"
     where = "" if sheet is None else f"; drawn in {sheet}"
@@ -135,15 +135,15 @@ def _what_was_found(
     right, elsewhere = trial.figures_found, trial.boxes_elsewhere
     facts["figures"] = right
     detail = f"{right} of {len(trial.figures)} drawn figures found, {found}{where}"
-    if elsewhere or (boxes and not right):
-        advice = "boxes lie where no figure is: try  --picture FILE  with people on it"
-        if has_layout:
-            advice += ", or another --detector-layout"
-        return warning("people", detail, advice, **facts)
-    if not right:
-        advice = "networks may not take figures for people: try  --picture FILE  with people on it"
-        return warning("people", detail, advice, **facts)
-    return ok("people", detail, **facts)
+    if right and not elsewhere:
+        return ok("people", detail, **facts)
+    problem = (
+        "boxes lie where no figure is" if boxes else "networks may not take figures for people"
+    )
+    advice = f"{problem}: try  --picture FILE  with people on it"
+    if boxes and has_layout:
+        advice += ", or another --detector-layout"
+    return warning("people", detail, advice, **facts)
 
 
 def draw_boxes(trial: Trial) -> Image.Image:
@@ -222,10 +222,8 @@ def _draw_figure(
 
 def _overlaps(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return (N, M) intersections over unions of (N, 4) and (M, 4) boxes."""
-    first, last = (
-        np.maximum(one[:, None, :2], other[None, :, :2]),
-        np.minimum(one[:, None, 2:], other[None, :, 2:]),
-    )
+    first = np.maximum(one[:, None, :2], other[None, :, :2])
+    last = np.minimum(one[:, None, 2:], other[None, :, 2:])
     shared = np.prod(np.maximum(0, last - first), axis=2)
     areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (one, other)]
     return np.asarray(shared / (areas[0][:, None] + areas[1][None] - shared), np.float64)

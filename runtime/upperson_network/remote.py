@@ -53,11 +53,15 @@ class Limit:
             except OSError as error:
                 failure = error
                 continue
-            return (
-                self._kept(connection)
-                if context is None
-                else self._wrapped(connection, host, context)
-            )
+            if context is None:
+                return self._kept(connection)
+            with closing(connection):  # Of which nothing is left once it is wrapped.
+                wrapped = context.wrap_socket(
+                    connection, server_hostname=host, do_handshake_on_connect=False
+                )
+            self._kept(wrapped)
+            wrapped.do_handshake()
+            return wrapped
         raise failure
 
     def _looked_up(self, host: str, port: int) -> list[Any]:
@@ -78,17 +82,6 @@ class Limit:
         if isinstance(answer, Exception):
             raise answer
         return list(answer)
-
-    def _wrapped(
-        self, connection: socket.socket, host: str, context: ssl.SSLContext
-    ) -> socket.socket:
-        with closing(connection):  # Of which nothing is left once it is wrapped.
-            wrapped = context.wrap_socket(
-                connection, server_hostname=host, do_handshake_on_connect=False
-            )
-        self._kept(wrapped)
-        wrapped.do_handshake()
-        return wrapped
 
     def _kept(self, connection: socket.socket) -> socket.socket:
         self._connection = connection  # Before asking what is left: `end` does it the other way.
@@ -184,7 +177,7 @@ def http_connection(
 
 
 def http_target(address: str) -> str:
-    """Return what of an address is asked of its server."""
+    """Return the part of an address that its server gets."""
     return urlsplit(address)._replace(scheme="", netloc="", fragment="").geturl() or "/"
 
 
@@ -209,7 +202,7 @@ def may_hide_login(address: str) -> bool:
 
 
 def require_private(path: Path) -> None:
-    """Refuse a file of passwords that others than its owner may use, where a system tells."""
+    """Refuse a file of passwords that others than its owner may use, on POSIX systems."""
     try:
         mode = path.stat().st_mode
     except OSError as error:

@@ -39,10 +39,7 @@ class OpenVinoBackend:
     name = "openvino"
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        device: str = "cpu",
-        threads: int | None = None,
+        self, path: str | os.PathLike[str], device: str = "cpu", threads: int | None = None
     ) -> None:
         openvino = _openvino()
         with same_signal_stack():

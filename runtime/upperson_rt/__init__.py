@@ -8,7 +8,7 @@
 The names below are imported on first use, so that ``import upperson_rt`` costs nothing and
 works without numpy, Pillow or any inference backend. It sets environment variables, unless the
 user has, so that threads of libraries that are loaded later sleep while they wait, and that
-ONNX Runtime tells its makers nothing.
+ONNX Runtime sends nothing to its makers.
 """
 
 import os
@@ -49,11 +49,7 @@ if os.environ.keys().isdisjoint(("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCK
     # Threads of OpenMP (torch, faiss) otherwise wait for each other in a loop, which keeps a busy
     # processor from the very thread that they wait for. A few thousand rounds of GNU's loop, some
     # ten microseconds, cost a busy machine nothing and save a third of a quiet one's time.
-    os.environ |= {
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "5000",
-        "KMP_BLOCKTIME": "0",
-    }
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000", "KMP_BLOCKTIME": "0"}
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # numpy's: 2**4 cycles, its least.
 # ONNX Runtime 1.32 otherwise names the device, keeps a database of what it ran in the user's cache
 # folder, and sends it to Microsoft. It looks when it is loaded.

@@ -178,7 +178,7 @@ def read_bounded(path: str | os.PathLike[str], most_bytes: int) -> bytes:
     try:
         with open(path, "rb") as file:
             too_long = os.fstat(file.fileno()).st_size > most_bytes
-            # A device or pipe tells no size.
+            # A device or pipe has no size.
             content = b"" if too_long else file.read(most_bytes + 1)
     except OSError as error:
         raise InputError(f"cannot read {os.fspath(path)}: {error.strerror}") from error

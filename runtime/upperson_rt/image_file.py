@@ -311,7 +311,10 @@ def _open_other(reader: Callable[[Any], ImageFile]) -> Callable[[_Metered, _Take
                 f"{image.width}x{image.height} pixels as text, in runs or of an odd depth, the "
                 f"limit of which is {_MOST_SLOW_PIXELS:,}: make it smaller, or a plain PNG of it"
             )
-        return _settle(image, file, take, _simple_decoder(image))
+        decoder_bytes = image.width * image.height
+        if _is_slow(image):  # A code may skip 255 rows at once.
+            decoder_bytes = _PYTHON * decoder_bytes + 512 * image.width
+        return _settle(image, file, take, decoder_bytes)
 
     return open_it
 
@@ -371,7 +374,7 @@ def _count(file: _Metered, marker: bytes) -> int:
 def _needed(size: tuple[int, int], mode: str, decoder_bytes: int) -> int:
     """Return the most bytes in use at a time from decoding to the resized picture."""
     pixels = size[0] * size[1]
-    held = pixels * _held(mode)
+    held = pixels * (1 if mode in ("1", "L", "P") else 2 if mode.startswith("I;16") else 4)
     resized = _RESIZED * pixels + _RESIZE * (size[0] + size[1])
     return max(held + max(decoder_bytes, _ARRAY * pixels), resized)
 
@@ -489,20 +492,6 @@ def _tiff_decoder(tags: Mapping[int, Any], size: tuple[int, int], file_bytes: in
     return int(max(stored * piece + read, 4 * size[0] * size[1]))
 
 
-def _simple_decoder(image: ImageFile) -> int:
-    """Return the bytes that the decoder of a BMP, GIF or PPM file takes."""
-    width, height = image.size
-    if _is_slow(image):
-        return _PYTHON * width * height + 512 * width  # A code may skip 255 rows at once.
-    return width * height
-
-
 def _is_slow(image: ImageFile) -> bool:
     """Tell a picture whose decoder is written in Python: it takes a microsecond a pixel."""
     return any(tile[0] not in ("raw", "gif") for tile in image.tile)
-
-
-def _held(mode: str) -> int:
-    if mode in ("1", "L", "P"):
-        return 1
-    return 2 if mode.startswith("I;16") else 4

@@ -213,7 +213,8 @@ def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     shape = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
     upright = np.empty((*shape, 3), dtype=np.uint8)
-    as_stored = _AS_STORED.get(orientation, lambda pixels: pixels)(upright)
+    turned = _AS_STORED.get(orientation)
+    as_stored = upright if turned is None else turned(upright)
     blocks = list(_blocks(width, height))
     shift = _is_wide(image) and _holds_16_bits(image, blocks)
     for x0, y0, x1, y1 in blocks:
@@ -275,7 +276,7 @@ def _grey_from_wide(image: Image.Image, shift: bool) -> Image.Image:
     return Image.fromarray(np.clip(wide, 0, 255).astype(np.uint8))
 
 
-# --- When a picture was taken, as far as its file tells
+# --- When a picture was taken, as far as its file says
 
 TimeSource: TypeAlias = Literal["exif", "mtime", "name", "none"]
 """``exif``: the camera's clock in the file; ``mtime``: when the file was last written; ``name``: a

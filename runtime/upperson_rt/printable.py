@@ -107,7 +107,7 @@ def local_time(unix_seconds: float | None) -> str:
 def get_logger(name: str) -> logging.Logger:
     """Return the logger of a module; its messages are printable for every handler."""
     found = logging.getLogger(name)
-    found.addFilter(_make_printable)  # Once, however often it is asked for.
+    found.addFilter(_make_printable)  # Once, however often it is called.
     return found
 
 

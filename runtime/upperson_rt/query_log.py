@@ -1,4 +1,4 @@
-"""A log of who asked what: one line of JSON a query, written before its results are shown.
+"""A log of queries and their users: one line of JSON a query, written before its results are shown.
 
 Lines are chained by checksums, see `log_chain`.
 """
@@ -101,7 +101,7 @@ class QueryLog:
         Args:
             query: The sentence, or `describe_picture`.
             hits: What is about to be shown; their ids are logged.
-            k: Hits asked for.
+            k: Number of hits.
             where: Conditions of the query; those that are None are left out.
             by_track: Whether a track counted as one hit.
             gallery: Where the pictures are.

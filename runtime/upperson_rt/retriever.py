@@ -170,16 +170,16 @@ class Retriever:
         _check_cosine(min_score)
         embed_1D = self.encoder.encode_images([image], channels=channels)
         hits = find_alike(self.gallery, embed_1D[0], min_score, where)
-        asked = Path(image) if isinstance(image, str) else image
+        query = Path(image) if isinstance(image, str) else image
         action = "dry run of delete_like" if dry_run else "delete_like"
-        self._log(asked, hits, len(hits), where, action=action)
+        self._log(query, hits, len(hits), where, action=action)
         if not dry_run:
             self.gallery.delete([hit.item.key for hit in hits])
         return hits
 
     def _log(
         self,
-        asked: "Query",
+        query: "Query",
         hits: list[Hit],
         k: int,
         where: Filter | None,
@@ -189,7 +189,7 @@ class Retriever:
     ) -> None:
         if self.log is not None:
             self.log.write(
-                asked if isinstance(asked, str) else describe_picture(asked),
+                query if isinstance(query, str) else describe_picture(query),
                 hits,
                 k=k,
                 where=where,
@@ -201,10 +201,7 @@ class Retriever:
 
 
 def find_alike(
-    gallery: Gallery,
-    vector_D: NDArray[np.float32],
-    min_score: float,
-    where: Filter | None = None,
+    gallery: Gallery, vector_D: NDArray[np.float32], min_score: float, where: Filter | None = None
 ) -> list[Hit]:
     """Return every item that is alike, best first; each is compared, whatever index there is."""
     _check_cosine(min_score)

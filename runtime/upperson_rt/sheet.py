@@ -53,7 +53,7 @@ def save_sheet(
 
     Args:
         path: The PNG file; replaced if it exists.
-        sentence: What was asked, shown on top.
+        sentence: The query, shown on top.
         hits: In rank order; the first 500 are shown.
         columns: Tiles per row, at most.
         crops_dir: `Gallery.crops_dir`, where the saved pictures of cameras are.
@@ -175,10 +175,7 @@ def _draw_tile(
     if isinstance(picture, Image.Image):
         draw.rectangle(frame, fill=_MAT)
         fitted = ImageOps.contain(picture, (_TILE_WIDTH, _PICTURE_HEIGHT), Image.Resampling.LANCZOS)
-        corner = (
-            x + (_TILE_WIDTH - fitted.width) // 2,
-            y + (_PICTURE_HEIGHT - fitted.height) // 2,
-        )
+        corner = (x + (_TILE_WIDTH - fitted.width) // 2, y + (_PICTURE_HEIGHT - fitted.height) // 2)
         sheet.paste(fitted, corner)
     else:
         draw.rectangle(frame, fill=_MISSING)
@@ -245,10 +242,7 @@ def _wrap(
 
 
 def _elide(
-    text: str,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    width: int,
-    middle: bool = True,
+    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, middle: bool = True
 ) -> str:
     """Shorten text to a width; in the middle, file names keep their number and suffix."""
     text = escape_for_display(text)

@@ -67,11 +67,7 @@ last one."""
 
 # A row for each part that a tokenizer may have, as the library writes it. Another base may need
 # another row: one whose time is linear in the text.
-_NORMALIZERS: list[dict[str, Any]] = [
-    *REPAIRED,
-    *CLEANED["canonicalize"],
-    SPACES,
-]
+_NORMALIZERS: list[dict[str, Any]] = [*REPAIRED, *CLEANED["canonicalize"], SPACES]
 _PRE_TOKENIZERS: list[dict[str, Any]] = [
     {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": True},
     {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
@@ -193,12 +189,7 @@ def _frame(content: Any, vocabulary: dict[str, int]) -> dict[str, Any]:
     single: list[Any] = [{"SpecialToken": {"id": name, "type_id": 0}} for name in tokens]
     single.insert(-1, {"Sequence": {"id": "A", "type_id": 0}})
     pair = [{"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB")]
-    return {
-        "type": "TemplateProcessing",
-        "single": single,
-        "pair": pair,
-        "special_tokens": special,
-    }
+    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
 
 
 def _sequence(

@@ -3,7 +3,7 @@
     python -m tests.helpers.hostile_bundles
 
 Each is opened with each of `BACKENDS`, in a process of its own that has `MEMORY_BYTES`,
-`PROCESSOR_S` and `WALL_S`; a table tells what came of it. Anything but a refusal with exit code 5
+`PROCESSOR_S` and `WALL_S`; a table shows how each ended. Anything but a refusal with exit code 5
 or 6 counts against us.
 """
 
@@ -63,6 +63,14 @@ def _json(function: Callable[[str], str | bytes]) -> Change:
     return changed
 
 
+def _replaced(old: str, new: str) -> Change:
+    return _json(lambda text: text.replace(old, new, 1))
+
+
+def _section(name: str, **fields: Any) -> Change:
+    return _manifest(lambda content: content[name].update(fields))
+
+
 def _linked(folder: Path) -> None:
     outside = folder.parent / "outside"
     outside.write_bytes((folder / "tokenizer.json").read_bytes())
@@ -86,20 +94,14 @@ MANIFESTS: dict[str, Change] = {
     "manifest: a file name of 500,000 letters": _named("a" * 500_000),
     "manifest: a file 200,000 folders down": _named("a/" * 200_000 + "a"),
     "manifest: a file name that clears the screen": _named("\x1b[2J\x1b]0;x\7"),
-    "manifest: a file name of half a character": _json(
-        lambda text: text.replace("tokenizer.json", "\\ud800", 1)
-    ),
+    "manifest: a file name of half a character": _replaced("tokenizer.json", "\\ud800"),
     "manifest: a link out of the folder": _linked,
     "manifest: a pipe in place of a file": _piped,
     "manifest: one graph for both towers": _manifest(
         lambda c: c["variants"]["int8"].update(text=c["variants"]["int8"]["image"])
     ),
-    "manifest: sizes of 10**4000": _json(
-        lambda text: text.replace('"size_bytes": ', f'"size_bytes": {"9" * 4000}', 1)
-    ),
-    "manifest: a size that is a fraction": _json(
-        lambda text: text.replace('"size_bytes": ', '"size_bytes": 1.', 1)
-    ),
+    "manifest: sizes of 10**4000": _replaced('"size_bytes": ', f'"size_bytes": {"9" * 4000}'),
+    "manifest: a size that is a fraction": _replaced('"size_bytes": ', '"size_bytes": 1.'),
     "manifest: a version that is true": _manifest(lambda c: c.update(schema_version=True)),
     "manifest: a version below zero": _manifest(lambda c: c.update(schema_version=-1)),
     "manifest: a cosine of 0.5": _of_variant(canary_min_cosine=0.5),
@@ -108,19 +110,15 @@ MANIFESTS: dict[str, Change] = {
     "manifest: a cosine below zero": _of_variant(canary_min_cosine=-1),
     "manifest: accuracies below zero": _of_variant(metrics={"R@1": -0.5}),
     "manifest: accuracies that are lists": _of_variant(metrics={"R@1": [73]}),
-    "manifest: accuracies that are infinite": _json(lambda t: t.replace("73.5", "1e999")),
-    "manifest: accuracies that are no numbers": _json(lambda t: t.replace("73.5", "NaN")),
-    "manifest: a calibration 90,000 deep": _json(
-        lambda t: t.replace('"calibration": null', '"calibration": ' + '{"a":' * 90_000, 1)
+    "manifest: accuracies that are infinite": _replaced("73.5", "1e999"),
+    "manifest: accuracies that are no numbers": _replaced("73.5", "NaN"),
+    "manifest: a calibration 90,000 deep": _replaced(
+        '"calibration": null', '"calibration": ' + '{"a":' * 90_000
     ),
     "manifest: a variant of another's precision": _of_variant(precision="fp32"),
-    "manifest: another number of dimensions": _manifest(
-        lambda c: c["model"].update(embed_dim=EMBED_DIM + 1)
-    ),
-    "manifest: longer sentences": _manifest(
-        lambda c: c["text"].update(context_length=CONTEXT_LENGTH + 1)
-    ),
-    "manifest: larger pictures": _manifest(lambda c: c["image"].update(height_px=4096)),
+    "manifest: another number of dimensions": _section("model", embed_dim=EMBED_DIM + 1),
+    "manifest: longer sentences": _section("text", context_length=CONTEXT_LENGTH + 1),
+    "manifest: larger pictures": _section("image", height_px=4096),
     "manifest: a key beside the others": _manifest(lambda c: c.update(run="rm -rf /")),
     "manifest: a million zeros": _json(lambda text: text + "\0" * 1_000_000),
     "manifest: a million blanks more": _json(lambda text: text + " " * (1 << 20)),

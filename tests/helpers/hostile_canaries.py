@@ -76,6 +76,11 @@ def _values(**change: Callable[[NDArray[Any]], NDArray[Any]]) -> Change:
     return changed
 
 
+def _filled(name: str, value: float) -> Change:
+    """Fill an array with one number."""
+    return _values(**{name: lambda array: np.full_like(array, value)})
+
+
 def _archive(change: Callable[[bytearray], bytes | bytearray]) -> Change:
     """Change the bytes of a zip file with four stored or packed entries and more."""
 
@@ -157,14 +162,12 @@ CANARIES = {
     "canaries: a header of minus signs": _header("-" * 9000 + "1"),
     "canaries: a header of 60,000 bytes": _fields(shape="(4, 24, 8, 3)" + " " * 60_000),
     "canaries: a header with a null": _header("{'descr': '|u1\0'"),
-    "canaries: tokens of no vocabulary": _values(
-        input_ids=lambda ids: np.full_like(ids, 2**31 - 1)
-    ),
-    "canaries: tokens below zero": _values(input_ids=lambda ids: np.full_like(ids, -(2**31))),
-    "canaries: no token": _values(input_ids=np.zeros_like),
-    "canaries: embeddings of zero": _values(image_embeds__int8=np.zeros_like),
-    "canaries: embeddings of 3e38": _values(image_embeds__int8=lambda a: np.full_like(a, 3e38)),
-    "canaries: embeddings of 1e-45": _values(text_embeds__int8=lambda a: np.full_like(a, 1e-45)),
+    "canaries: tokens of no vocabulary": _filled("input_ids", 2**31 - 1),
+    "canaries: tokens below zero": _filled("input_ids", -(2**31)),
+    "canaries: no token": _filled("input_ids", 0),
+    "canaries: embeddings of zero": _filled("image_embeds__int8", 0),
+    "canaries: embeddings of 3e38": _filled("image_embeds__int8", 3e38),
+    "canaries: embeddings of 1e-45": _filled("text_embeds__int8", 1e-45),
     "canaries: embeddings of the other tower": _values(image_embeds__int8=lambda a: -a),
     "canaries: one embedding that is not a number": _values(
         text_embeds__int8=lambda a: np.where(np.arange(a.size).reshape(a.shape) == 9, np.nan, a)

@@ -36,6 +36,10 @@ def _field(number: int, content: bytes) -> bytes:
     return _varint(number << 3 | 2) + _varint(len(content)) + content
 
 
+def _behind(more: bytes) -> Change:
+    return _bytes(lambda content: content + more)
+
+
 def _varint(number: int) -> bytes:
     found = bytearray()
     while number > 127:
@@ -158,18 +162,14 @@ GRAPHS = {
     "graph: an empty file": _bytes(lambda _: b""),
     "graph: zeros": _bytes(lambda content: bytes(len(content))),
     "graph: another one behind it": _bytes(lambda content: content + content),
-    "graph: a group, as of 2008": _bytes(lambda content: content + b"\x0b\x0c"),
-    "graph: a field of number 0": _bytes(lambda content: content + b"\x02\x00"),
-    "graph: a length of 2^63": _bytes(lambda content: content + b"\x3a" + b"\xff" * 8 + b"\x7f"),
-    "graph: a number without an end": _bytes(lambda content: content + b"\x08" + b"\xff" * 12),
-    "graph: training in it": _bytes(lambda content: content + _field(20, b"")),
-    "graph: a function in it": _bytes(lambda content: content + _field(25, b"")),
-    "graph: operators of another domain": _bytes(
-        lambda content: content + _field(8, _field(1, b"ai.onnx.ml") + b"\x10\3")
-    ),
-    "graph: operators of a domain of bytes": _bytes(
-        lambda content: content + _field(8, _field(1, b"\xff\xfe"))
-    ),
+    "graph: a group, as of 2008": _behind(b"\x0b\x0c"),
+    "graph: a field of number 0": _behind(b"\x02\x00"),
+    "graph: a length of 2^63": _behind(b"\x3a" + b"\xff" * 8 + b"\x7f"),
+    "graph: a number without an end": _behind(b"\x08" + b"\xff" * 12),
+    "graph: training in it": _behind(_field(20, b"")),
+    "graph: a function in it": _behind(_field(25, b"")),
+    "graph: operators of another domain": _behind(_field(8, _field(1, b"ai.onnx.ml") + b"\x10\3")),
+    "graph: operators of a domain of bytes": _behind(_field(8, _field(1, b"\xff\xfe"))),
     "graph: a tensor in two parts, which readers put together": _constant((5, _PART), (5, _PART)),
     "graph: a tensor elsewhere, in an attribute": _constant((5, _ELSEWHERE)),
     "graph: a tensor elsewhere, in a list": _constant((10, _ELSEWHERE)),

@@ -33,6 +33,10 @@ def _text(function: Callable[[str], str | bytes]) -> Change:
     return changed
 
 
+def _model(**fields: Any) -> Change:
+    return _tokenizer(lambda content: content["model"].update(fields))
+
+
 def _bpe(**fields: Any) -> Change:
     def change(content: dict[str, Any]) -> None:
         vocabulary = content["model"]["vocab"]
@@ -94,16 +98,14 @@ TOKENIZERS = {
     "tokenizer: a normalizer that is a text": _part("normalizer", "Lowercase"),
     "tokenizer: a part of no kind": _part("pre_tokenizer", {}),
     "tokenizer: pieces of a length": _part("pre_tokenizer", {"type": "FixedLength", "length": 1}),
-    "tokenizer: a kind that is a list": _tokenizer(lambda c: c["model"].update(type=["BPE"])),
-    "tokenizer: a vocabulary of pairs": _tokenizer(lambda c: c["model"].update(vocab=[["a", 0]])),
+    "tokenizer: a kind that is a list": _model(type=["BPE"]),
+    "tokenizer: a vocabulary of pairs": _model(vocab=[["a", 0]]),
     "tokenizer: ids that are truths": _tokenizer(lambda c: c["model"]["vocab"].update(red=True)),
     "tokenizer: ids of 5,000 digits": _text(
         lambda text: text.replace('"red":', f'"red":{"9" * 5000},"x":')
     ),
     "tokenizer: one id twice": _tokenizer(lambda c: c["model"]["vocab"].update(red=3, green=3)),
-    "tokenizer: an unknown token that is a number": _tokenizer(
-        lambda c: c["model"].update(unk_token=1)
-    ),
+    "tokenizer: an unknown token that is a number": _model(unk_token=1),
     "tokenizer: merges that are texts of three": _bpe(merges=["r e d"]),
     "tokenizer: merges of numbers": _bpe(merges=[[1, 2]]),
     "tokenizer: merges that are no list": _bpe(merges={"a": "n"}),

@@ -126,7 +126,7 @@ def other_server(answer: bytes) -> Iterator[int]:
 
 @contextmanager
 def dripping_server(start: bytes) -> Iterator[tuple[int, threading.Event]]:
-    """Answer with a start, then a byte now and then for 20 s; the event tells that it was cut off.
+    """Answer with a start, then a byte now and then for 20 s; the event says that it was cut off.
 
     No pause is long enough for a time limit that counts from one byte to the next.
     """
@@ -149,7 +149,7 @@ def dripping_server(start: bytes) -> Iterator[tuple[int, threading.Event]]:
 
 @contextmanager
 def no_server() -> Iterator[int]:
-    """Give a port that refuses connections: it is bound, and nobody listens."""
+    """Give a port that refuses connections: it is bound, and not listened at."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]

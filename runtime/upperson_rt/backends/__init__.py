@@ -49,7 +49,7 @@ def open_backend(
     device: str = "cpu",
     threads: int | None = None,
 ) -> Backend:
-    """Load an ONNX file in a backend, and make sure that it runs where it was asked to.
+    """Load an ONNX file in a backend, and make sure that it runs on that device.
 
     Args:
         path: The ONNX file.

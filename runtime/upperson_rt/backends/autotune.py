@@ -28,14 +28,7 @@ from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_rt.files import cache_folder, lock_or_wait, write_atomically
 from upperson_rt.machine import processor, version_of
 from upperson_rt.printable import get_logger, safe_repr
-from upperson_rt.strict import (
-    Constraint,
-    Positive,
-    Sha256,
-    read_fields,
-    read_json,
-    require_version,
-)
+from upperson_rt.strict import Constraint, Positive, Sha256, read_fields, read_json, require_version
 from upperson_rt.towers import Backend, Tower, run_tower
 
 Measured: TypeAlias = Literal[Tower, "detector"]
@@ -282,7 +275,7 @@ processor single pictures have to do."""
 
 UNDISTURBED = 0.9
 """A process that computes has at least one processor all the time. With less than this share of it
-others were in the way, and processor time tells more than the clock."""
+others were in the way, and processor time says more than the clock."""
 
 _log = get_logger(__name__)
 

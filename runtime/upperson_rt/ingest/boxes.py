@@ -48,8 +48,8 @@ def clean_boxes(given: Any, width: int, height: int) -> Boxes:
     if array.size == 0:
         array = array.reshape(0, 4)
     if array.ndim != 2 or array.shape[1] not in (4, 5):
-        found = f"an array of shape {array.shape}"
-        message = f"boxes must be rows of x0, y0, x1, y1[, score], found {found}"
+        shape = f"an array of shape {array.shape}"
+        message = f"boxes must be rows of x0, y0, x1, y1[, score], found {shape}"
         raise InputError(message, code="boxes_malformed")
     if len(array) > _MOST_ROWS:
         message = f"a frame has at most {_MOST_ROWS} boxes, found {len(array)} rows"

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, islice, takewhile
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,12 +170,8 @@ class _Labels:
 
     def check(self) -> None:
         """Raise InputError if no item could have them: else every picture would be skipped."""
-        (item,) = check_new([Item(key="any", **self._of_every_item)])
+        (item,) = check_new([Item(key="any", camera=self.camera, attributes=self.attributes)])
         attributes_as_json(item)
-
-    @property
-    def _of_every_item(self) -> dict[str, Any]:
-        return {"camera": self.camera, "attributes": self.attributes}
 
     def item(self, path: str) -> Item:
         from upperson_rt.preprocess import capture_time
@@ -185,7 +181,8 @@ class _Labels:
             source=path,
             time=capture_time(path, self.time_from),
             track=Path(path).parent.name or None if self.track_from == "folder" else None,
-            **self._of_every_item,
+            camera=self.camera,
+            attributes=self.attributes,
         )
         check_new([item])  # Here, where one that cannot be kept does not stop the others.
         return item
@@ -320,14 +317,14 @@ def _warn_of_others(
 
 def _delete_outdated(gallery: Gallery, usable: Sequence[_Decoded]) -> None:
     """Delete what the pictures gave before and do not give now: people, or the whole scene."""
-    asked: dict[str, _Decoded] = {}
+    owners: dict[str, _Decoded] = {}
     for one in usable:
         # People are numbered without gaps: if the next one is not there, no other is.
         whole = any(crop.item.key == one.path for crop in one.crops)
         first = islice(_keys_given_up(one), 1 if whole else 2)
-        asked |= dict.fromkeys(first, one)
-    found = gallery.ids(list(asked))
-    outdated = {key for known in found for key in _keys_given_up(asked[known])}
+        owners |= dict.fromkeys(first, one)
+    found = gallery.ids(list(owners))
+    outdated = {key for known in found for key in _keys_given_up(owners[known])}
     if outdated:
         gallery.delete(sorted(outdated))
 

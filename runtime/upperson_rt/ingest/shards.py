@@ -103,11 +103,7 @@ def require_whole(location: str) -> None:
 
 
 def index_shard(
-    encoder: Encoder,
-    gallery: Gallery,
-    chosen: ShardFiles,
-    record_file: Path | None,
-    **options: Any,
+    encoder: Encoder, gallery: Gallery, chosen: ShardFiles, record_file: Path | None, **options: Any
 ) -> tuple[IndexReport, ShardRecord]:
     """Index the pictures of a shard as `index_images` does, and write its record, unfinished first.
 

@@ -8,7 +8,7 @@ Shapes: N pictures, D dimensions, T texts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TypeAlias
 
@@ -106,11 +106,11 @@ def describe(phrases: Sequence[Phrase], style: str = "phrase") -> str:
 
 def paraphrases(parsed: ParsedSentence, count: int) -> list[str]:
     """Return up to ``count`` different wordings, the sentence itself (without exclusions) first."""
-    asked = [phrase for phrase in parsed.phrases if not phrase.negated]
+    wanted = [phrase for phrase in parsed.phrases if not phrase.negated]
     found = {parsed.wanted: None}
     if parsed.understood:
-        person = [phrase for phrase in asked if phrase.kind == "person"]
-        things = [phrase for phrase in asked if phrase.kind != "person"]
+        person = [phrase for phrase in wanted if phrase.kind == "person"]
+        things = [phrase for phrase in wanted if phrase.kind != "person"]
         for order, style in product(_orders(things), _STYLES):
             if len(found) >= count:
                 break
@@ -138,7 +138,7 @@ _UNHEARD = 0.1
 which has twelve times as many competitors."""
 
 _TURN = 0.5
-"""How much of what an excluded thing adds to *a person* is taken from what is asked for."""
+"""How much of what an excluded thing adds to *a person* is taken from what the sentence wants."""
 
 _TEMPERATURE = 0.02
 """Of the softmax: the one that models are trained with, ``upperson/losses.py``."""
@@ -156,25 +156,8 @@ _ALONE = frozenset({"umbrella", "phone", "book", "bottle", "papers", "box", "cam
 """Carried beside a bag, not in its place."""
 
 
-@dataclass(slots=True)
-class _Contrast:
-    """Texts that a phrase competes in, with their weights, and which of them it is true of."""
-
-    texts: list[str] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
-    agrees: list[bool] = field(default_factory=list)
-
-    @property
-    def agreeing(self) -> float:
-        """The weight of what the phrase is true of."""
-        return sum(w for w, agrees in zip(self.weights, self.agrees, strict=True) if agrees)
-
-    def add(self, text: str, weight: float, agrees: bool) -> None:
-        self.texts.append(text)
-        self.weights.append(weight)
-        self.agrees.append(agrees)
-
-
+_Contrast: TypeAlias = list[tuple[str, float, bool]]
+"""Texts that a phrase competes in, their weights, and whether it is true of them."""
 _Embedded: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 """Texts of a contrast (T, D), the logarithms of their weights, and 1 for those that agree (T,)."""
 
@@ -258,10 +241,9 @@ class Evidence:
     def _embedded(self, phrase: Phrase) -> _Embedded:
         same = phrase.kind, phrase.text, phrase.noun, phrase.colours
         if (found := self._contrasts.get(same)) is None:
-            contrast = _contrast(phrase)
-            log_weights_T = np.log(np.array(contrast.weights, dtype=np.float32))
-            agrees_T = np.array(contrast.agrees, np.float32)
-            found = self._texts(contrast.texts), log_weights_T, agrees_T
+            texts, weights, agrees = zip(*_contrast(phrase), strict=True)
+            log_weights_T = np.log(np.array(weights, dtype=np.float32))
+            found = self._texts(texts), log_weights_T, np.array(agrees, np.float32)
             kept = self._contrasts if len(self._contrasts) < _MOST_CONTRASTS else {}
             self._contrasts = kept | {same: found}
         return found
@@ -292,7 +274,7 @@ def _contrast(phrase: Phrase) -> _Contrast:
     style = _style(phrase)
     if phrase.noun and style not in (*nouns, ""):
         nouns = (*nouns, style)
-    contrast = _Contrast()
+    contrast: _Contrast = []
     own = describe([phrase])
     colours = kind.colours or ("",)
     for noun in nouns:
@@ -301,11 +283,13 @@ def _contrast(phrase: Phrase) -> _Contrast:
             text = describe([Phrase(phrase.kind, words, 0, 0, noun)])
             is_one = style in ("", noun) or noun in KINDS_OF.get(phrase.noun, ())
             agrees = is_one and (not phrase.colours or colour in phrase.colours)
-            contrast.add(text, (0.2 if noun in _RARE else 1.0) / len(colours), agrees)
-    if own not in contrast.texts:
-        contrast.add(own, contrast.agreeing or 1.0, True)
+            contrast.append((text, (0.2 if noun in _RARE else 1.0) / len(colours), agrees))
+    agreeing = sum(weight for _, weight, agrees in contrast if agrees)
+    if own not in [text for text, _, _ in contrast]:
+        contrast.append((own, agreeing or 1.0, True))
+        agreeing += agreeing or 1.0
     if kind.optional:  # Of one kind among several; any bag or none has even odds.
-        contrast.add(_PLAIN, contrast.agreeing if phrase.noun in KINDS_OF else 1.0, False)
+        contrast.append((_PLAIN, agreeing if phrase.noun in KINDS_OF else 1.0, False))
     return contrast
 
 

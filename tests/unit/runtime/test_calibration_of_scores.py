@@ -1,4 +1,4 @@
-"""The word for a match: the same for one picture and for many, whatever is asked."""
+"""Match labels and likelihoods: the same for one picture and for many, whatever the query."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from upperson_rt.search.calibration import BACKGROUND_SENTENCES, LABELS, LOGISTI
 
 D = 64
 SHARES = [0.0, 0.5, 1.0]
-MIDDLE = {0.0: "a sentence", 0.5: "both", 1.0: "a picture"}
+NAMES = ["a sentence", "both", "a picture"]
 
 
 def unit(vectors):
@@ -36,7 +36,7 @@ class World:
     def texts(self, people):
         return unit(self.common["text"] + people + 8 * self.rng.normal(size=people.shape) / D**0.5)
 
-    def asked(self, person, share):
+    def query(self, person, share):
         text, picture = self.texts(person[None])[0], self.pictures(person[None])[0]
         return unit((1 - share) * text + share * picture)
 
@@ -50,37 +50,31 @@ class World:
             count=lambda: len(vectors),
             vectors=lambda batch_size: iter([(items[:batch_size], vectors[:batch_size])]),
         )
-        strangers = self.pictures(self.people(8))
-        ordinary = self.texts(self.people(len(BACKGROUND_SENTENCES)))
-        return ScoreCalibration(gallery, strangers, lambda: ordinary)
+        background = self.pictures(self.people(8))
+        sentences = self.texts(self.people(len(BACKGROUND_SENTENCES)))
+        return ScoreCalibration(gallery, background, lambda: sentences)
 
 
-def words_of(count, share):
-    """The words for the right picture and for any other one, in galleries of so many."""
+@pytest.mark.parametrize("share", SHARES, ids=NAMES)
+@pytest.mark.parametrize("count", [1, 10, 100, 2500])
+def test_a_word_means_the_same_in_every_gallery(count, share):
     right, other = [], []
     for seed in range(30):
         world = World(seed)
         people = world.people(count)
         pictures = world.pictures(people)
-        (own, any_other) = (
-            world.asked(person, share) @ pictures[0] for person in (people[0], world.people(1)[0])
-        )
-        found = world.scale(pictures).labels(share, [own, any_other])
-        right.append(found[0])
-        other.append(found[1])
-    return right, other
-
-
-@pytest.mark.parametrize("share", SHARES, ids=MIDDLE.values())
-@pytest.mark.parametrize("count", [1, 10, 100, 3000])
-def test_a_word_means_the_same_in_every_gallery(count, share):
-    right, other = words_of(count, share)
+        scores = [
+            world.query(person, share) @ pictures[0] for person in (people[0], world.people(1)[0])
+        ]
+        own, another = world.scale(pictures).labels(share, scores)
+        right.append(own)
+        other.append(another)
     assert right.count("very close") + right.count("close") >= 22
     assert right.count("loose") <= 3
     assert other.count("loose") >= 28
 
 
-@pytest.mark.parametrize("share", SHARES, ids=MIDDLE.values())
+@pytest.mark.parametrize("share", SHARES, ids=NAMES)
 def test_a_likelihood_follows_the_words(share):
     world = World(2)
     scale = world.scale(world.pictures(world.people(100)))
@@ -112,7 +106,7 @@ def test_without_anything_to_compare_with_a_likelihood_is_the_cosine_and_there_i
 @pytest.mark.parametrize("tracks", [False, True], ids=["without tracks", "one track"])
 def test_a_picture_is_very_close_to_itself_wherever(count, tracks):
     world = World(1)
-    # The worst case: everybody is the same person.
+    # The worst case: all are the same person.
     pictures = world.pictures(np.repeat(world.people(1), count, axis=0))
     scale = world.scale(pictures, ["t"] * count if tracks else None)
     assert scale.labels(1.0, [float(pictures[0] @ pictures[0]), 1.0, 0.9999]) == ["very close"] * 3
@@ -123,21 +117,21 @@ def test_a_picture_is_very_close_to_itself_wherever(count, tracks):
     [
         ("asdf", 100, True),
         ("a person", 100, True),
-        ("no bag", 100, True),  # What is denied tells nobody apart that is asked for.
-        ("somebody in red", 100, True),  # No garment is named, so the model is asked.
+        ("no bag", 100, True),  # What is excluded describes no one person.
+        ("a person in red", 100, True),  # No garment is named: scores decide.
         ("asdf", 40, False),  # Too few to say so.
         ("asdf in a red coat", 100, False),
-        ("somebody in a red coat", 100, False),
+        ("a person in a red coat", 100, False),
     ],
 )
-def test_a_sentence_that_tells_nobody_apart_is_unclear(sentence, count, unclear):
+def test_a_sentence_that_tells_no_people_apart_is_unclear(sentence, count, unclear):
     world = World(3)
     pictures = world.pictures(world.people(count))
     scale = world.scale(pictures)
     same = np.linalg.svd(pictures)[2][-1]  # About as near to everybody.
     assert scale.is_indistinct(parse(sentence), same) is unclear
-    somebody = world.texts(world.people(1))[0]
-    assert not scale.is_indistinct(parse(sentence), somebody)
+    other = world.texts(world.people(1))[0]
+    assert not scale.is_indistinct(parse(sentence), other)
 
 
 def test_a_gallery_that_grew_is_read_again_and_counted_once_a_search():

@@ -43,26 +43,19 @@ def test_agrees_with_the_definitions():
     np.testing.assert_allclose(found.inp, inp, rtol=1e-12)
 
     means = retrieval_metrics(queries, gallery, query_pids, gallery_pids)
-    assert means.r1 == pytest.approx(100 * np.mean(first <= 1))
-    assert means.r5 == pytest.approx(100 * np.mean(first <= 5))
-    assert means.r10 == pytest.approx(100 * np.mean(first <= 10))
-    assert means.map == pytest.approx(100 * ap.mean())
-    assert means.minp == pytest.approx(100 * inp.mean())
+    at = {f"R@{k}": 100 * np.mean(first <= k) for k in (1, 5, 10)}
+    expected = at | {"mAP": 100 * ap.mean(), "mINP": 100 * inp.mean()}
+    assert means.as_dict() == pytest.approx(expected)
 
 
-def test_hand_computed_example():
+def test_hand_computed_examples():
     # Ranked: right, wrong, right, wrong -> AP = (1/1 + 2/3) / 2, INP = 2/3.
     gallery = np.array([[1, 0.0], [1, 0.1], [1, 0.2], [1, 0.3]])
-    means = retrieval_metrics([[1, 0]], gallery, ["a"], ["a", "b", "a", "b"])
-    assert means.as_dict() == pytest.approx(
-        {"R@1": 100, "R@5": 100, "R@10": 100, "mAP": 100 * 5 / 6, "mINP": 100 * 2 / 3}
-    )
-    assert list(means.as_dict()) == ["R@1", "R@5", "R@10", "mAP", "mINP"]
-
-
-def test_ties_keep_the_order_of_the_gallery():
-    gallery = np.ones((4, 3))
-    found = per_query_metrics(np.ones((2, 3)), gallery, [7, 8], [8, 7, 8, 7])
+    means = retrieval_metrics([[1, 0]], gallery, ["a"], ["a", "b", "a", "b"]).as_dict()
+    expected = {"R@1": 100, "R@5": 100, "R@10": 100, "mAP": 100 * 5 / 6, "mINP": 100 * 2 / 3}
+    assert (means, list(means)) == (pytest.approx(expected), list(expected))
+    # Ties keep the order of the gallery.
+    found = per_query_metrics(np.ones((2, 3)), np.ones((4, 3)), [7, 8], [8, 7, 8, 7])
     assert found.first_rank.tolist() == [2, 1]
     assert found.hit_at(1).tolist() == [False, True]
 

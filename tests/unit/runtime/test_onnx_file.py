@@ -110,23 +110,11 @@ def test_no_library_sees_such_a_graph(folder, monkeypatch):
             use()
 
 
-def test_damaged_files_are_refused_or_read(toy_bundle, tmp_path):
-    """Random damage ends in one error and soon, or is in a place that does not count."""
-    manifest = Bundle.open(toy_bundle).manifest
+def test_junk_is_refused(toy_bundle, tmp_path):
+    manifest, path = Bundle.open(toy_bundle).manifest, tmp_path / "image.onnx"
     content = (toy_bundle / "image.int8.onnx").read_bytes()
-    rng = np.random.default_rng(0)
-    path, count = tmp_path / "image.onnx", 0
-    for trial in range(200):
-        changed = bytearray(content)
-        for _ in range(1 + trial % 4):
-            changed[rng.integers(len(changed))] = rng.integers(256)
-        path.write_bytes(changed[: rng.integers(len(changed))] if trial % 5 == 0 else changed)
-        try:
-            check_graph(path, "image", manifest)
-        except IntegrityError:
-            count += 1
-    assert count > 60
-    for junk in (b"", b"\x3a", b"\xff" * 99, os.urandom(999), b"\x3a\xff\xff\xff\xff\xff\xff\x7f"):
+    length = b"\x3a\xff\xff\xff\xff\xff\xff\x7f"
+    for junk in (b"", b"\x3a", b"\xff" * 99, os.urandom(999), length, content[:-1], content[:300]):
         path.write_bytes(junk)
         with refused("graph_unfit", IntegrityError):
             check_graph(path, "image", manifest)

@@ -149,11 +149,11 @@ def test_what_it_does_not_understand_stays_whole(sentence, expected):
     assert _texts(sentence) == expected
 
 
-def test_contradictions_are_told():
+def test_contradictions_are_found():
     assert parse("a man and a woman").contradictions == ("man and woman",)
     both = parse("a woman with a backpack without a backpack")
     assert both.contradictions == ("with and without backpack",)
-    assert both.excluded == (), "what is asked for is not denied"
+    assert both.excluded == (), "what is wanted is not excluded"
     kind = parse("a woman with a backpack but no bag")
     assert (kind.contradictions, kind.excluded) == (("with and without bag",), ())
     assert [phrase.text for phrase in parse("a bag but no backpack").excluded] == ["backpack"]
@@ -178,7 +178,7 @@ def test_contradictions_are_told():
         ("red coat, blue coat", []),
     ],
 )
-def test_colours_side_by_side_are_told(sentence, unjoined):
+def test_colours_side_by_side_are_found(sentence, unjoined):
     assert [phrase.text for phrase in parse(sentence).unjoined] == unjoined
 
 

@@ -1,5 +1,6 @@
 """Connections end when their time is up, whatever it was spent on."""
 
+import os
 import socket
 import ssl
 import threading
@@ -8,9 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.helpers.refused import refused
 from tests.helpers.small_servers import dripping_server, no_server, other_server
 from upperson_network import remote
-from upperson_network.remote import http_within, within
+from upperson_network.remote import http_within, require_private, within
+from upperson_rt.errors import InputError
 
 LATE = r"it does not answer within 0\.2 s"
 
@@ -45,7 +48,7 @@ def found_at(monkeypatch, *ports):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: found)
 
 
-def test_it_is_late_when_the_limit_between_two_bytes_is_told_before_the_timer_runs(monkeypatch):
+def test_it_is_late_when_the_limit_between_two_bytes_ends_before_the_timer_runs(monkeypatch):
     started = threading.Timer
     monkeypatch.setattr(threading, "Timer", lambda _, call: started(60, call))  # A busy machine.
     with silent_server() as port, pytest.raises(TimeoutError, match=LATE), within(0.2) as limit:
@@ -60,7 +63,7 @@ def test_what_fails_in_time_is_raised_as_it_is_and_the_connection_is_closed_at_t
     assert connection.fileno() == -1
 
 
-def test_who_reads_is_woken():
+def test_a_reader_is_woken():
     def read_for_ever(port):
         with within(0.2) as limit:
             connection = limit.connect("127.0.0.1", port)
@@ -112,7 +115,7 @@ def test_what_came_before_is_no_longer_left(monkeypatch):
 def test_an_address_that_does_not_answer_leaves_time_for_the_next(monkeypatch):
     with full_server() as full, other_server(b"here") as port, no_server() as refusing:
         found_at(monkeypatch, refusing, full, port)
-        with within(6) as limit:
+        with within(2) as limit:
             connection = limit.connect("camera.local", 80)
             connection.sendall(b"?")
             assert connection.recv(4) == b"here"
@@ -123,7 +126,21 @@ def test_a_handshake_that_drips_has_its_time():
     with dripping_server(long_record) as (port, cut):
         with (
             pytest.raises(TimeoutError, match=LATE),
-            http_within(0.2, f"https://127.0.0.1:{port}/", ssl.create_default_context()) as asked,
+            http_within(
+                0.2, f"https://127.0.0.1:{port}/", ssl.create_default_context()
+            ) as connection,
         ):
-            asked.request("GET", "/")
+            connection.request("GET", "/")
         assert cut.wait(10)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_passwords_are_read_from_files_of_their_owner_alone(tmp_path):
+    path = tmp_path / "logins"
+    path.touch()
+    path.chmod(0o600)
+    require_private(path)
+    for mode in (0o640, 0o604, 0o660):
+        path.chmod(mode)
+        with refused("input", InputError):
+            require_private(path)

@@ -1,3 +1,5 @@
+"""Queries of a gallery, and phrases against pictures: what `Retriever` makes of sentences."""
+
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,10 +13,27 @@ from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Filter, Item
 from upperson_rt.ingest.files import index_images
-from upperson_rt.retriever import Retriever
-from upperson_rt.search.query import SearchRequest
+from upperson_rt.phrases import parse
+from upperson_rt.phrases.evidence import (
+    MOST_EXCLUDED,
+    MOST_PARAPHRASES,
+    Evidence,
+    describe,
+    paraphrases,
+)
+from upperson_rt.retriever import Retriever, find_alike
+from upperson_rt.search.query import SearchRequest, refine
+from upperson_rt.search.service import search_excluding
 
-COLOURS_IN_ORDER = list(COLOURS)
+
+@pytest.fixture
+def retriever(encoder, gallery, pictures):
+    index_images(encoder, gallery, pictures)
+    return Retriever(encoder, gallery)
+
+
+def colour_of(hit):
+    return Path(hit.item.source).stem
 
 
 def test_sentences_find_pictures(encoder, gallery, pictures):
@@ -32,15 +51,18 @@ def test_sentences_find_pictures(encoder, gallery, pictures):
     ]
     everywhere, nowhere = retriever.service.search_all(requests)
     assert (len(everywhere.hits), nowhere.hits) == (len(pictures), [])
+    where = Filter(camera="hall")
+    noted = retriever.service.search(
+        SearchRequest(sentence="red, no bag", where=where, notices=True)
+    )
+    assert [notice.is_warning for notice in noted.notices] == [True, False, False]
     assert retriever.query([]) == []
     with refused("sentence_empty", InputError):
         retriever.query(" ")
 
 
 @pytest.mark.parametrize("by_track", [False, True])
-def test_or_between_colours_finds_either(encoder, gallery, pictures, by_track):
-    index_images(encoder, gallery, pictures)
-    retriever = Retriever(encoder, gallery)
+def test_or_between_colours_finds_either(retriever, pictures, by_track):
     either = SearchRequest(sentence="a red or blue coat", k=3, by_track=by_track)
     hits = retriever.search(either).hits
     apart = retriever.query(["a red coat", "a blue coat"], k=len(pictures))
@@ -50,20 +72,18 @@ def test_or_between_colours_finds_either(encoder, gallery, pictures, by_track):
     expected = sorted(scores, key=lambda id_: -scores[id_])[:3]
     assert [hit.id for hit in hits] == expected
     assert [hit.score for hit in hits] == [scores[id_] for id_ in expected]
-    score, _ = retriever.service.match(either, next(gallery.vectors())[1][0])
+    score, _ = retriever.service.match(either, next(retriever.gallery.vectors())[1][0])
     assert score == pytest.approx(scores[1], abs=1e-6)
 
 
-def test_sentences_and_pictures_in_one_call(encoder, gallery, pictures):
-    index_images(encoder, gallery, pictures)
-    retriever = Retriever(encoder, gallery)
+def test_sentences_and_pictures_in_one_call(retriever, pictures):
     with Image.open(pictures[2]) as image:
         blue = image.convert("RGB")
     bgr = np.asarray(blue)[..., ::-1]
     mixed = ["green", pictures[0], blue, bgr, "a man in yellow"]
     found = retriever.query(mixed, k=1, channels="bgr")
-    best = [COLOURS_IN_ORDER.index(Path(hits[0].item.source).stem) for hits in found]
-    assert best == [1, 0, 2, 2, 3]
+    best = [colour_of(hits[0]) for hits in found]
+    assert best == ["green", "red", "blue", "blue", "yellow"]
     for query, hits in zip(mixed, found, strict=True):
         (single,) = retriever.query(query, k=1, channels="bgr")
         assert (single.id, single.score) == (hits[0].id, pytest.approx(hits[0].score, abs=1e-6))
@@ -76,6 +96,29 @@ def test_sentences_and_pictures_in_one_call(encoder, gallery, pictures):
         retriever.query("red", k=0)
     with refused("no_picture", InputError):
         retriever.query([5])
+
+
+def test_a_score_that_reaches_the_least_is_alike(retriever, pictures):
+    red_D = retriever.encoder.encode_images(pictures[:1])[0]
+    best, second, *_ = find_alike(retriever.gallery, red_D, -1.0)
+    assert best.score > second.score
+    assert find_alike(retriever.gallery, red_D, second.score) == [best, second]
+
+
+def test_a_picture_gives_up_what_it_has_no_longer(encoder, gallery, pictures):
+    two = [[0, 0, 30, 190], [32, 0, 64, 190]]
+    for boxes, keys in (
+        (None, [""]),
+        (two, ["#person=1", "#person=2"]),
+        (two[:1], ["#person=1"]),
+        ([], []),
+        (two, ["#person=1", "#person=2"]),
+        (None, [""]),
+    ):
+        detector = None if boxes is None else lambda frame, boxes=boxes: boxes
+        index_images(encoder, gallery, pictures[:1], detector=detector)
+        found = [item.key.removeprefix(str(pictures[0])) for item in gallery.items()]
+        assert sorted(found) == keys
 
 
 def test_sentences_do_not_load_the_image_tower(encoder, gallery):
@@ -102,10 +145,226 @@ def test_by_track(encoder, gallery, pictures):
     assert len(hits) == 3
 
 
-def test_threads_may_share_a_retriever(encoder, gallery, pictures):
-    index_images(encoder, gallery, pictures)
-    retriever = Retriever(encoder, gallery)
+def test_threads_may_share_a_retriever(retriever, pictures):
     queries = [*COLOURS, *pictures] * 4
     expected = [retriever.query(query, k=3) for query in queries]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda query: retriever.query(query, k=3), queries)) == expected
+
+
+def test_a_phrase_speaks_for_the_pictures_it_is_true_of(retriever):
+    sentence = "a person in a red coat and a blue bag, not in a green coat"
+    hits = retriever.query("person", k=len(COLOURS))
+    found = retriever.explain(sentence, hits)
+    assert [phrase.text for phrase in found.phrases] == ["red coat", "blue bag", "green coat"]
+    assert [phrase.negated for phrase in found.phrases] == [False, False, True]
+    assert found.evidence_HP.shape == (len(hits), 3)
+    assert ((found.evidence_HP >= 0) & (found.evidence_HP <= 1)).all()
+    for column, colour in enumerate(("red", "blue", "green")):
+        best = hits[int(found.evidence_HP[:, column].argmax())]
+        assert colour_of(best) == colour
+    assert found.parsed == parse(sentence)
+
+
+def test_an_explanation_outlives_its_pictures(retriever):
+    hits = retriever.query("red coat", k=3)
+    before = retriever.explain("red coat", hits).evidence_HP
+    retriever.gallery.delete([hits[1].item.key])
+    after = retriever.explain("red coat", hits).evidence_HP
+    assert np.isnan(after[1]).all()
+    np.testing.assert_array_equal(after[[0, 2]], before[[0, 2]])
+    assert retriever.explain("red coat", []).evidence_HP.shape == (0, 1)
+    with refused("hits_invalid", InputError):
+        retriever.explain("red coat", ["red.png"])
+
+
+def test_nothing_to_weigh_is_no_error(retriever):
+    hits = retriever.query("red", k=2)
+    for sentence in ("the of and a", "...", "a person"):
+        found = retriever.explain(sentence, hits)
+        assert (found.phrases, found.evidence_HP.shape) == ((), (2, 0))
+
+
+def test_what_a_sentence_excludes_goes_down(retriever):
+    everything = len(COLOURS)
+    coats = retriever.query("red coat", k=everything)
+    assert colour_of(coats[0]) == "red"
+    excluded = retriever.query("a coat that is not red", k=everything)
+    plain = {hit.id: hit.score for hit in retriever.query("a coat", k=everything)}
+    for hit in excluded:
+        assert plain[hit.id] - MOST_EXCLUDED - 1e-6 <= hit.score <= plain[hit.id] + 1e-6
+    lost = {colour_of(hit): plain[hit.id] - hit.score for hit in excluded}
+    assert max(lost, key=lost.get) == "red"
+    assert [hit.score for hit in excluded] == sorted((hit.score for hit in excluded), reverse=True)
+    # However many hits there are, the first ones are the same.
+    assert [hit.id for hit in retriever.query("a coat that is not red", k=2)] == (
+        [hit.id for hit in excluded[:2]]
+    )
+    mixed = retriever.query(["red coat", "a coat that is not red"], k=2)
+    assert [[hit.id for hit in hits] for hits in mixed] == [
+        [hit.id for hit in coats[:2]],
+        [hit.id for hit in excluded[:2]],
+    ]
+
+
+THINGS = ("backpack", "handbag", "shoulder bag", "suitcase", "cap", "beanie", "hat")
+
+
+def _knows_things(texts):
+    """Embed a text as a person, with a place in the space for each thing it names."""
+    rows = np.zeros((len(texts), 1 + len(THINGS)), np.float32)
+    rows[:, 0] = 1
+    for row, text in zip(rows, texts, strict=True):
+        row[1:] = [0.5 * (text.endswith(thing)) for thing in THINGS]
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("word", "kinds"), [("bag", THINGS[:4]), ("luggage", THINGS[:4]), ("headwear", THINGS[4:])]
+)
+def test_any_bag_is_each_kind_of_bag_and_nothing_else(word, kinds):
+    evidence = Evidence(_knows_things)
+    pictures = _knows_things(["a person", *THINGS])
+    (phrase,) = parse(f"without {word}").excluded
+    weighed = dict(zip(["a person", *THINGS], evidence.of(phrase, pictures), strict=True))
+    lost = dict(zip(weighed, evidence.against([phrase], pictures), strict=True))
+    others = weighed.keys() - {*kinds}
+    assert min(weighed[kind] for kind in kinds) > 0.9 > 0.55 > max(weighed[one] for one in others)
+    assert min(lost[kind] for kind in kinds) > 0.9 * MOST_EXCLUDED
+    assert max(lost[one] for one in others) < 0.5 * MOST_EXCLUDED
+    backpack = parse("without a backpack").excluded
+    alone = evidence.against(backpack, pictures)
+    assert alone[2:].max() < 0.5 * MOST_EXCLUDED < alone[1]
+
+
+def test_little_evidence_counts_for_a_coloured_thing_alone():
+    """A red backpack has so many competitors that little speaks for it even where there is one."""
+
+    def embed_texts(texts):
+        rows = np.zeros((len(texts), 3), np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            row[:] = 1, "backpack" in text, 0.2 * text.endswith("red backpack")
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    evidence = Evidence(embed_texts)
+    picture = np.array([[1, 0.12, 0.02]], np.float32)
+    picture /= np.linalg.norm(picture)
+    (plain,) = parse("without a backpack").excluded
+    (red,) = parse("without a red backpack").excluded
+    for phrase in (plain, red):
+        assert 0 < evidence.of(phrase, picture) < 0.1
+    assert evidence.against([plain], picture) == 0
+    assert evidence.against([red], picture) == pytest.approx(
+        MOST_EXCLUDED * evidence.of(red, picture) ** 2
+    )
+
+
+def test_a_contrast_is_embedded_once_and_few_are_kept():
+    embedded = []
+    evidence = Evidence(lambda texts: embedded.extend(texts) or _knows_things(texts))
+    pictures = _knows_things(THINGS)
+    first = evidence.of(parse("a cap").phrases[-1], pictures)
+    known = len(embedded)
+    for sentence in ("a cap", "with a cap on his head", "without a cap"):
+        (cap,) = (phrase for phrase in parse(sentence).phrases if phrase.noun == "cap")
+        np.testing.assert_array_equal(evidence.of(cap, pictures), first)
+    assert len(embedded) == known
+    for number in range(200):
+        evidence.of(parse(f"a number{number} cap").phrases[-1], pictures)
+    assert len(evidence._contrasts) <= 64
+    np.testing.assert_array_equal(evidence.of(parse("a cap").phrases[-1], pictures), first)
+
+
+def test_hits_are_looked_for_away_from_what_is_excluded(encoder, gallery):
+    """Forty pictures are weighed, and fifty with a bag look a little more like *a person*."""
+
+    def embed_texts(texts):
+        rows = np.zeros((len(texts), encoder.embed_dim), np.float32)
+        rows[:, 0] = 1
+        rows[:, 1] = [0.5 * any(bag in text for bag in ("bag", "pack", "case")) for text in texts]
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    pictures = np.zeros((90, encoder.embed_dim), np.float32)
+    pictures[:50, :2] = 1, 0.4
+    pictures[50:, [0, 2]] = 1, 0.5
+    pictures /= np.linalg.norm(pictures, axis=1, keepdims=True)
+    gallery.add([Item(key=str(number)) for number in range(90)], pictures)
+    evidence = Evidence(embed_texts)
+    wanted_D = embed_texts(["a person"])[0]
+    (best,) = gallery.search(wanted_D[None], 40)
+    assert all(int(hit.item.key) < 50 for hit in best)
+    excluded = parse("a person without a bag").excluded
+    assert np.linalg.norm(evidence.away(wanted_D, excluded)) == pytest.approx(1, abs=1e-6)
+    found = search_excluding(gallery, evidence, wanted_D, excluded, 10, None, by_track=False)
+    assert all(int(hit.item.key) >= 50 for hit in found)
+    scores = evidence.scores(["a person without a bag"], pictures)[0]
+    for hit in found:  # Galleries keep float16.
+        assert hit.score == pytest.approx(scores[int(hit.item.key)], abs=1e-3)
+
+
+def test_scores_without_a_gallery_are_those_of_queries(retriever, pictures):
+    images_ND = retriever.encoder.encode_images(pictures)
+    sentences = ["red coat", "a coat that is not red", "a man without a hat or a blue coat"]
+    scores_TN = Evidence(retriever.encoder.encode_texts).scores(sentences, images_ND)
+    for sentence, row in zip(sentences, scores_TN, strict=True):
+        hits = retriever.query(sentence, k=len(pictures))
+        found = [hit.score for path in pictures for hit in hits if hit.item.source == str(path)]
+        assert found == pytest.approx(row.tolist(), abs=3e-3), sentence  # Galleries keep float16.
+
+
+def test_of_several_excluded_phrases_the_likeliest_counts():
+    evidence = Evidence(_knows_things)
+    pictures = _knows_things(["a person", "cap", "backpack"])
+    cap, backpack = parse("without a cap or a backpack").excluded
+    both = evidence.against([cap, backpack], pictures)
+    each = [evidence.against([phrase], pictures) for phrase in (cap, backpack)]
+    np.testing.assert_array_equal(both, np.max(each, axis=0))
+    assert both[1:].min() > 0.5 * MOST_EXCLUDED > both[0]
+
+
+def test_a_sentence_that_excludes_what_it_wants_is_taken_as_wanting(retriever):
+    wanted = retriever.query("a woman with a bag", k=3)
+    both = retriever.query("a woman with a bag without a bag", k=3)
+    assert [hit.id for hit in both] == [hit.id for hit in wanted]
+
+
+def test_paraphrases_are_averaged(retriever):
+    sentence = "a woman in a red coat and a blue bag"
+    requests = [
+        SearchRequest(sentence=sentence, paraphrases=count) for count in (1, MOST_PARAPHRASES)
+    ]
+    # Both at once: a wording count is not taken for another.
+    alone, averaged = (query.vectors_AD[0] for query in retriever.service.queries.embed(requests))
+    wordings = paraphrases(parse(sentence), MOST_PARAPHRASES)
+    mean_D = retriever.encoder.encode_texts(wordings).mean(axis=0)
+    np.testing.assert_allclose(averaged, mean_D / np.linalg.norm(mean_D), atol=1e-6)
+    np.testing.assert_allclose(alone, retriever.encoder.encode_texts([sentence])[0], atol=1e-6)
+    for wrong in (0, 17):
+        with refused("out_of_range", UsageError, what="paraphrases"):
+            retriever.query(sentence, paraphrases=wrong)
+
+
+def test_paraphrases_say_the_same():
+    parsed = parse("The woman wears a red coat, blue jeans and carries a brown purse, no hat")
+    wordings = paraphrases(parsed, MOST_PARAPHRASES)
+    assert wordings[0] == parsed.wanted
+    assert 8 <= len(set(wordings)) == len(wordings) <= MOST_PARAPHRASES
+    said = {phrase.text for phrase in parsed.phrases if not phrase.negated}
+    for wording in wordings[1:]:
+        assert {phrase.text for phrase in parse(wording).phrases} == said, wording
+    assert "a woman in a red coat and blue jeans with a brown purse" in wordings
+    assert paraphrases(parsed, 1) == [parsed.wanted]
+    assert paraphrases(parse("zzz"), 16) == ["zzz"]
+    assert describe(parse("an orange umbrella").phrases) == "a person with an orange umbrella"
+
+
+def test_feedback_attracts_and_repels():
+    query, right, wrong = np.eye(3, dtype=np.float32)
+    assert refine(query, None, np.empty((0, 3), np.float32)) is query
+    towards = refine(query, right[None], None)
+    assert towards @ right > 0.5 > towards @ wrong == 0
+    away = refine(query, None, wrong[None])
+    assert away @ wrong < -0.05
+    assert refine(query, None, np.stack([wrong] * 5)) @ wrong < away @ wrong
+    for moved in (towards, away, refine(query, right[None], wrong[None])):
+        assert np.linalg.norm(moved) == pytest.approx(1, abs=1e-6)
