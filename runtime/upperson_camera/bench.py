@@ -21,8 +21,6 @@ from upperson_rt.gallery import Gallery, Item
 from upperson_rt.ingest.boxes import QualityRules
 from upperson_rt.machine import resident_bytes
 
-__all__ = ["PipelineBench", "bench_pipeline"]
-
 _LEAST_PEOPLE, _MOST_PEOPLE = 4, 200
 _MOST_FPS = 30.0
 """Fastest camera; a faster encoder gets more people a frame instead."""

@@ -19,8 +19,6 @@ from upperson_rt.errors import InputError, UsageError
 from upperson_rt.ingest.boxes import Boxes, clean_boxes
 from upperson_rt.printable import shortened
 
-__all__ = ["Camera"]
-
 
 class Camera:
     """Numbers and times the frames of one camera, and queues them for its worker."""

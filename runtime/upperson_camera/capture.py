@@ -17,8 +17,6 @@ from upperson_camera.source import Reader
 from upperson_rt.errors import InputError
 from upperson_rt.printable import error_text, get_logger
 
-__all__ = ["Capture", "CaptureState"]
-
 _log = get_logger(__name__)
 
 CaptureState: TypeAlias = Literal[

@@ -16,11 +16,6 @@ from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.ingest.service import CropFolder, Ingest, remove_unfinished
 from upperson_rt.printable import count_of, get_logger
 
-__all__ = [
-    "CommitStage",
-    "OtherWriters",
-]
-
 # --- Another process with a camera of the same name
 
 _CHECK_EVERY_S = 60.0

@@ -23,15 +23,6 @@ from upperson_rt.gallery import Item
 from upperson_rt.gallery.crops import name_with_hash
 from upperson_rt.ingest.service import Ingest
 
-__all__ = [
-    "CropMaker",
-    "EncodeStage",
-    "EncodedCrops",
-    "Selection",
-    "safe_folder_name",
-    "sharpness",
-]
-
 _SHARPNESS_HEIGHT_PX = 128
 _LONGEST_NAME = 60
 _WINDOW = 0.25

@@ -12,16 +12,6 @@ from upperson_rt.ingest.boxes import Boxes
 from upperson_rt.ingest.service import Crop
 from upperson_rt.printable import safe_repr
 
-__all__ = [
-    "CameraCrop",
-    "Detection",
-    "Frame",
-    "SteadyClock",
-    "as_bgr",
-    "check_unix_time",
-]
-
-
 _LATEST_S = 1e11
 """The year 5138; unix times in milliseconds are beyond."""
 

@@ -24,16 +24,6 @@ from upperson_rt.printable import safe_repr, shortened
 from upperson_rt.remote import may_hide_login
 from upperson_rt.soap import ENVELOPE, parse_xml
 
-__all__ = [
-    "Answer",
-    "FoundCamera",
-    "FoundStream",
-    "ask_cameras",
-    "device_at",
-    "discover",
-    "read_answer",
-]
-
 # --- Discovery on the local network, by WS-Discovery
 #
 # A probe goes to a multicast address, which routers do not forward. Devices that answer within a

@@ -37,8 +37,6 @@ from upperson_rt.ingest.detector import Detector
 from upperson_rt.ingest.service import Ingest, Output
 from upperson_rt.printable import error_text, get_logger, safe_repr, shortened
 
-__all__ = ["Pipeline"]
-
 _log = get_logger(__name__)
 
 _STEP_S = 0.02

@@ -10,8 +10,6 @@ from upperson_camera.stats import BOUNDS_S, Durations, PipelineStats
 from upperson_rt.errors import InputError, missing_extra
 from upperson_rt.printable import get_logger
 
-__all__ = ["MetricsFile", "MetricsServer"]
-
 _log = get_logger(__name__)
 
 _EDGES = range(0, len(BOUNDS_S), 4)

@@ -10,15 +10,6 @@ from typing import Generic, Literal, TypeAlias, TypeVar, get_args
 from upperson_rt.errors import UsageError
 from upperson_rt.printable import safe_repr
 
-__all__ = [
-    "DROP_POLICIES",
-    "AbandonedError",
-    "BoundedQueue",
-    "DropPolicy",
-    "Stage",
-    "check_policy",
-]
-
 T = TypeVar("T")
 
 DropPolicy: TypeAlias = Literal["oldest", "newest", "block"]

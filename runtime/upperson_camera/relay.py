@@ -12,13 +12,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-from upperson_camera.access import Access, escaped, place_of, without_login
-from upperson_camera.reasons import answer_challenge
+from upperson_camera.access import (
+    Access,
+    answer_challenge,
+    escaped,
+    login_of,
+    place_of,
+    without_login,
+)
 from upperson_rt.remote import opening_within
-
-__all__ = ["Relay"]
 
 _CHUNK_BYTES = 65536
 _LONGEST_HEAD_BYTES = 2**14
@@ -122,11 +126,7 @@ class Relay:
     def __init__(self, address: str, access: Access, timeout_s: float) -> None:
         """Connect to the camera."""
         parts = urlsplit(escaped(address))
-        self._login = (
-            None
-            if parts.username is None
-            else (unquote(parts.username), unquote(parts.password or ""))
-        )
+        self._login = login_of(parts)
         self._origin = without_login(parts._replace(path="", query="", fragment=""))
         context = access.context(self._origin) if parts.scheme == "rtsps" else None
         with opening_within(timeout_s) as limit:
@@ -213,8 +213,7 @@ class Relay:
         return self._with_login(self._asked)
 
     def _with_login(self, asked: _Message) -> bytes:
-        request = _REQUEST.fullmatch(asked.first)
-        if request is not None and self._login is not None and self._challenges:
+        if (request := _REQUEST.fullmatch(asked.first)) is not None:
             method, target = request[1], request[2]
             answer = answer_challenge(self._challenges, self._login, target, method, target)
             if answer is not None:

@@ -18,8 +18,6 @@ from upperson_rt.ingest.boxes import QualityRules
 from upperson_rt.ingest.detector import Detector
 from upperson_rt.printable import safe_repr, shortened
 
-__all__ = ["CameraSettings", "CaptureRules", "PipelineSettings"]
-
 _LONGEST_S = 7 * 86_400.0
 
 

@@ -8,22 +8,18 @@ import base64
 import datetime
 import http.client
 import secrets
-import socket
-import ssl
 import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import Element
 from xml.sax.saxutils import escape
 
-from upperson_camera.access import USUAL_ACCESS, Access
-from upperson_camera.reasons import answer_challenge
+from upperson_camera.access import USUAL_ACCESS, Access, answer_challenge
+from upperson_camera.reasons import reason_of_failure
 from upperson_rt.errors import InputError
 from upperson_rt.printable import one_line, shortened
 from upperson_rt.remote import http_target, http_within, password_digest
 from upperson_rt.soap import ENVELOPE, parse_xml
-
-__all__ = ["Caller", "RefusedError", "child_text", "named"]
 
 _WSS = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss"
 _CALL_S = 5.0
@@ -65,10 +61,9 @@ class Caller:
             f"<s:Header>{token}</s:Header><s:Body>{body}</s:Body></s:Envelope>"
         ).encode()
         reply = _post(address, envelope, None, self.access)
-        digests = [asked for asked in reply.challenges if asked.lower().startswith("digest")]
-        if reply.status == 401 and login is not None:  # Some know the digest of HTTP only.
-            target = http_target(address)
-            answer = answer_challenge(digests, login, address, "POST", target)
+        if reply.status == 401:  # Some know the digest of HTTP only.
+            digests = [asked for asked in reply.challenges if asked.lower().startswith("digest")]
+            answer = answer_challenge(digests, login, address, "POST", http_target(address))
             if answer is not None:
                 reply = _post(address, envelope, answer, self.access)
         return _body_of(reply, login is not None)
@@ -113,24 +108,8 @@ def _post(address: str, envelope: bytes, authorization: str | None, access: Acce
             raise InputError("its answer is longer than any", code="answer_too_long")
         challenges = answer.headers.get_all("WWW-Authenticate", [])
         return _Reply(answer.status, challenges, content)
-    except socket.gaierror as error:
-        raise InputError(f"the host is unknown ({error.strerror})", code="host_unknown") from error
-    except TimeoutError as error:
-        raise InputError(str(error), code="no_answer") from error
-    except ssl.SSLCertVerificationError as error:
-        raise InputError(
-            f"its certificate is not trusted ({one_line(error.verify_message)}): name the file of "
-            "its authority with --ca, or accept any of this host with --insecure",
-            code="certificate_untrusted",
-        ) from error
-    except ConnectionRefusedError as error:
-        raise InputError(
-            f"nothing listens at {shortened(address)}", code="connection_refused"
-        ) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise InputError(
-            f"{shortened(address)} breaks off ({type(error).__name__})", code="broke_off"
-        ) from error
+        raise reason_of_failure(error, parts.hostname or "", shortened(address)) from error
 
 
 def _is_of(address: str, host: str) -> bool:

@@ -20,22 +20,6 @@ from upperson_rt.errors import BackendError, InputError, UsageError, missing_ext
 from upperson_rt.extensions import extension_names
 from upperson_rt.remote import may_hide_login, require_private
 
-__all__ = [
-    "MOST_FRAME_PIXELS",
-    "Logins",
-    "OpenCVReader",
-    "Opener",
-    "Reader",
-    "Source",
-    "SourceKind",
-    "check_frame_size",
-    "guess_start_time",
-    "import_cv2",
-    "parse_source",
-    "quiet_opencv",
-    "without_secrets",
-]
-
 SourceKind: TypeAlias = Literal["file", "network", "device", "gstreamer", "extension"]
 
 # Name and value apart: one expression for both takes the square of the time for a long name.

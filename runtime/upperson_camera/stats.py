@@ -10,16 +10,6 @@ from typing import Any
 
 from upperson_camera.frames import CameraCrop
 
-__all__ = [
-    "BOUNDS_S",
-    "CameraStats",
-    "Counters",
-    "Durations",
-    "Latency",
-    "PipelineStats",
-    "camera_stats",
-]
-
 BOUNDS_S = tuple(0.001 * 2 ** (step / 4) for step in range(81))
 """Upper edges of the bins of `Durations`: 1 ms to 17 minutes, 19 % apart."""
 

@@ -15,19 +15,6 @@ from upperson_rt.errors import BackendError, UsageError, install_command, missin
 from upperson_rt.ingest.boxes import Boxes
 from upperson_rt.printable import safe_repr
 
-__all__ = [
-    "CLASSES",
-    "COLOURS",
-    "TRACKERS",
-    "RoboflowTracker",
-    "Tracker",
-    "TrackerName",
-    "UppersonTracker",
-    "check_tracker",
-    "colours_of",
-    "new_tracker",
-]
-
 # --- ByteTrack, OC-SORT and BoT-SORT of the package ``trackers``, as trackers of a pipeline
 #
 # https://github.com/roboflow/trackers, Apache-2.0; the extra ``trackers``.

@@ -20,8 +20,6 @@ from upperson_rt.ingest.boxes import Boxes, clean_boxes
 from upperson_rt.ingest.detector import SharedDetector
 from upperson_rt.printable import error_text, get_logger
 
-__all__ = ["CameraWorker", "Shared"]
-
 _log = get_logger(__name__)
 
 _STEP_S = 0.1

@@ -27,8 +27,6 @@ from upperson_rt.machine import describe_machine, machine_lines
 if TYPE_CHECKING:
     from upperson_camera.bench import PipelineBench
 
-__all__ = ["pipeline"]
-
 
 @dataclass(frozen=True)
 class Load(OptionGroup, panel="Load"):

@@ -15,8 +15,6 @@ from upperson_rt.printable import count_of
 if TYPE_CHECKING:
     from upperson_camera.onvif import Answer, FoundCamera
 
-__all__ = ["cameras"]
-
 
 @dataclass(frozen=True)
 class Discovery(OptionGroup, panel="Discovery"):

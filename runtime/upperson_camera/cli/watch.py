@@ -43,13 +43,6 @@ from upperson_rt.printable import count_of, local_time, shortened
 if TYPE_CHECKING:
     from upperson_camera import Pipeline, PipelineSettings, PipelineStats, Source
 
-__all__ = [
-    "print_summary",
-    "progress_line",
-    "status_table",
-    "watch",
-]
-
 # --- The display and the summary
 
 _OK = {"running", "ended"}

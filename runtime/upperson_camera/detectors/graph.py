@@ -17,13 +17,6 @@ from upperson_rt.printable import error_text, one_line, safe_repr
 from upperson_rt.strict import suggestion
 from upperson_rt.towers import Backend
 
-__all__ = [
-    "Graph",
-    "literal",
-    "read_graph",
-    "recognise",
-]
-
 _PICTURES: Mapping[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),

@@ -12,15 +12,6 @@ from numpy.typing import NDArray
 
 from upperson_camera.source import import_cv2
 
-__all__ = [
-    "LAYOUTS",
-    "Fit",
-    "Layout",
-    "Pixels",
-    "cells",
-    "grid",
-]
-
 # --- From a frame to the input of a network, and back for boxes
 
 _GREY = 114  # What YOLO models are trained to see around a picture of another shape.

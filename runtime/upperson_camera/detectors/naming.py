@@ -14,14 +14,6 @@ from upperson_rt.errors import InputError
 from upperson_rt.files import read_bounded
 from upperson_rt.ingest.detector import refuse_options
 
-__all__ = [
-    "BoxesFile",
-    "HogDetector",
-    "make_boxes",
-    "make_hog",
-    "make_onnx",
-]
-
 # --- OpenCV's own detector
 
 _MOST_BYTES = 256 << 20

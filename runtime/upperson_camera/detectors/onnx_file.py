@@ -19,8 +19,6 @@ from upperson_rt.files import sha256_of_file
 from upperson_rt.printable import error_text, safe_repr
 from upperson_rt.towers import Backend
 
-__all__ = ["OnnxDetector"]
-
 _MOST = 8
 """Frames at once, where a file takes any number."""
 _PERSON = "person"

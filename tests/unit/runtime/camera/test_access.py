@@ -14,7 +14,7 @@ from tests.helpers.onvif_device import onvif_device
 from tests.helpers.refused import refused
 from tests.helpers.rtsp_camera import reason_to_skip, rtsp_camera
 from tests.helpers.small_servers import dripping_server
-from upperson_camera.access import Access, RefusedAddressError, target_of
+from upperson_camera.access import Access, target_of
 from upperson_camera.onvif import ask_cameras, device_at
 from upperson_camera.relay import Relay, _Units
 from upperson_camera.source import Logins, OpenCVReader, parse_source
@@ -204,7 +204,7 @@ def test_where_a_camera_may_send_to(named, location, opened):
     if opened is not None:
         assert urlsplit(target_of(named, location, None, access)) == urlsplit(opened)
         return
-    with pytest.raises(RefusedAddressError) as raised:
+    with pytest.raises(InputError) as raised:
         target_of(named, location, None, access)
     assert "u:p" not in str(raised.value)
 
