@@ -36,23 +36,17 @@ class Access:
         """Return what a TLS connection verifies; one that verifies nothing is logged by a name."""
         context = ssl.create_default_context()
         if self.insecure and logged_as is not None:
-            _log.warning(
-                "%s: the certificate is not verified, as --insecure says",
-                logged_as,
-                extra={"event": "insecure"},
-            )
+            text = "%s: the certificate is not verified, as --insecure says"
+            _log.warning(text, logged_as, extra={"event": "insecure"})
         if self.insecure:
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         elif self.ca_file is not None:
             try:
                 context.load_verify_locations(self.ca_file)
             except OSError as error:  # Of which ssl.SSLError is one.
-                raise InputError(
-                    f"{self.ca_file} holds no certificates that can be read, expected PEM: "
-                    f"{error.strerror or type(error).__name__}",
-                    code="ca_unreadable",
-                    path=self.ca_file,
-                ) from error
+                why = error.strerror or type(error).__name__
+                text = f"{self.ca_file} holds no certificates that can be read, expected PEM: {why}"
+                raise InputError(text, code="ca_unreadable", path=self.ca_file) from error
         return context
 
 
@@ -133,24 +127,21 @@ def target_of(
         found = urlsplit(_joined(without_login(urlsplit(base or address)), location))
         host, port = place_of(found)
     except ValueError:
-        raise InputError(
-            "it sends to an address that cannot be read", code="redirect_unreadable"
-        ) from None
+        text = "it sends to an address that cannot be read"
+        raise InputError(text, code="redirect_unreadable") from None
     secure = _WITH_TLS.get(own.scheme, own.scheme)
     if found.scheme not in (own.scheme, secure) or not host:
-        raise InputError(
+        text = (
             f"it sends to an address of {shortened(found.scheme or '?')}:, and a stream of "
-            f"{own.scheme}: goes on with {' or '.join(dict.fromkeys((own.scheme, secure)))} only",
-            code="redirect_to_other_protocol",
-            scheme=found.scheme,
+            f"{own.scheme}: goes on with {' or '.join(dict.fromkeys((own.scheme, secure)))} only"
         )
+        raise InputError(text, code="redirect_to_other_protocol", scheme=found.scheme)
     if host != own.hostname and host not in access.allowed_hosts:
-        raise InputError(
+        text = (
             f"it sends to another host, {shortened(host)}: if that is right, name it with "
-            "--allow-host, or as the camera's address",
-            code="redirect_to_other_host",
-            host=host,
+            "--allow-host, or as the camera's address"
         )
+        raise InputError(text, code="redirect_to_other_host", host=host)
     if redirects >= MOST_REDIRECTS:
         raise InputError(f"it sends on more than {MOST_REDIRECTS} times", code="too_many_redirects")
     own_port = place_of(own)[1]

@@ -102,10 +102,8 @@ def bench_pipeline(
     the seconds done and in all.
     """
     if not 1 <= seconds < float("inf") or not 0 < overload < 1000 or cameras < 1:
-        raise UsageError(
-            "seconds must be a number from 1, overload above 0, and cameras at least 1",
-            code="setting_out_of_range",
-        )
+        text = "seconds must be a number from 1, overload above 0, and cameras at least 1"
+        raise UsageError(text, code="setting_out_of_range")
     progress("measuring the encoder alone", 0.0, _CAPACITY_S)
     capacity = _capacity_per_s(encoder, batch_size)
     rate = overload * capacity / cameras
@@ -135,15 +133,15 @@ def bench_pipeline(
             load.run(lambda done: progress("overload", done, seconds))
             ended = time.monotonic()
             progress("committing what was accepted", seconds, seconds)
-        stats = pipeline.stats()
+        stats, submit_s = pipeline.stats(), load.submit_s
     with Gallery.open(folder, encoder.fingerprint, encoder.embed_dim) as gallery:
         stored = {item.key for item in gallery.items()}
-        problems = [*gallery.verify(), *_broken_promises(stats, load.submitted, people)]
+        problems = [*gallery.verify(), *_broken_promises(stats, len(submit_s), people)]
     if lost := set(acknowledged) - set(map(hash, stored)):
         problems.append(f"{len(lost)} acknowledged rows are not in the gallery")
     if len(stored) != stats.total("committed"):
         problems.append(f"{len(stored)} rows, but {stats.total('committed')} counted as committed")
-    offered = load.submitted * people / load.seconds
+    offered = len(submit_s) * people / load.seconds
     return PipelineBench(
         overload=overload,
         cameras=cameras,
@@ -157,13 +155,13 @@ def bench_pipeline(
         committed_per_s=stats.total("committed") / stats.seconds,
         encoder_busy_share=load.busy_share,
         submit_ms={
-            "p50": 1000 * float(np.percentile(load.submit_s, 50)),
-            "p99": 1000 * float(np.percentile(load.submit_s, 99)),
-            "max": 1000 * max(load.submit_s),
+            "p50": 1000 * float(np.percentile(submit_s, 50)),
+            "p99": 1000 * float(np.percentile(submit_s, 99)),
+            "max": 1000 * max(submit_s),
         },
         rss_bytes=_memory(load.rss_bytes),
         frames={
-            "submitted": load.submitted,
+            "submitted": len(submit_s),
             "processed": stats.total("frames_processed"),
             "dropped": stats.dropped("frames_dropped"),
         },
@@ -183,11 +181,8 @@ class _Load:
     def __init__(
         self, pipeline: Pipeline, names: list[str], rate: float, seconds: float, people: int
     ) -> None:
-        self._pipeline = pipeline
-        self._names = names
-        self._people = people
-        self._interval_s = 1 / rate
-        self._wanted_s = seconds
+        self._pipeline, self._names, self._people = pipeline, names, people
+        self._interval_s, self._wanted_s = 1 / rate, seconds
         self._errors: list[BaseException] = []
         self._times = {name: array("d") for name in names}
         self.rss_bytes: list[int] = []
@@ -197,20 +192,15 @@ class _Load:
 
     @property
     def submit_s(self) -> list[float]:
-        """Seconds that each call of `Pipeline.submit` took."""
+        """Seconds that each call of `Pipeline.submit` took, one a frame."""
         return [seconds for times in self._times.values() for seconds in times]
-
-    @property
-    def submitted(self) -> int:
-        """Frames."""
-        return len(self.submit_s)
 
     def run(self, progress: Callable[[float], None]) -> None:
         """Submit until the time is up."""
         frames = [_frames(seed, self._people) for seed in range(len(self._names))]
         self.started = time.monotonic()
         threads = [
-            threading.Thread(target=self._guarded, args=given)
+            threading.Thread(target=self._submit, args=given)
             for given in zip(self._names, frames, strict=True)
         ]
         for thread in threads:
@@ -235,22 +225,19 @@ class _Load:
         if warm is not None and now > warm[0]:
             self.busy_share = min(1.0, (busy_s - warm[1]) / (now - warm[0]))
 
-    def _guarded(self, name: str, frames: "_Frames") -> None:
-        try:
-            self._submit(name, frames)
-        except BaseException as error:
-            self._errors.append(error)
-
     def _submit(self, name: str, frames: "_Frames") -> None:
         due = self.started
-        for frame, boxes in itertools.cycle(frames):
-            time.sleep(max(0.0, due - time.monotonic()))
-            began = time.perf_counter()
-            self._pipeline.submit(name, frame, boxes, tracks=range(self._people))
-            self._times[name].append(time.perf_counter() - began)
-            due += self._interval_s
-            if max(due, time.monotonic()) >= self.started + self._wanted_s:
-                return  # Never before a first frame, however slow the machine is.
+        try:
+            for frame, boxes in itertools.cycle(frames):
+                time.sleep(max(0.0, due - time.monotonic()))
+                began = time.perf_counter()
+                self._pipeline.submit(name, frame, boxes, tracks=range(self._people))
+                self._times[name].append(time.perf_counter() - began)
+                due += self._interval_s
+                if max(due, time.monotonic()) >= self.started + self._wanted_s:
+                    return  # Never before a first frame, however slow the machine is.
+        except BaseException as error:
+            self._errors.append(error)
 
 
 _Frames: TypeAlias = list[tuple[NDArray[np.uint8], list[list[int]]]]

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +74,10 @@ class CameraCrop(Crop):
     """When its frame came into the pipeline, on `time.monotonic`."""
     chosen: float
     """When it was selected, on `time.monotonic`."""
+
+
+EncodedCrops: TypeAlias = tuple[list[CameraCrop], NDArray[np.float32]]
+"""Crops and their embeddings."""
 
 
 def as_bgr(image: NDArray[np.generic]) -> NDArray[np.uint8]:

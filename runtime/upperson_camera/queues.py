@@ -1,11 +1,12 @@
 """What a pipeline is built of: stages, each a thread, and bounded queues between them."""
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from upperson_rt.errors import UsageError
 from upperson_rt.printable import safe_repr
@@ -23,11 +24,16 @@ def check_policy(policy: str) -> DropPolicy:
     for known in DROP_POLICIES:
         if isinstance(policy, str) and policy == known:
             return known
-    raise UsageError(
-        f"no drop policy {safe_repr(policy)}: it is one of {', '.join(DROP_POLICIES)}",
-        code="unknown_policy",
-        found=policy,
-    )
+    text = f"no drop policy {safe_repr(policy)}: it is one of {', '.join(DROP_POLICIES)}"
+    raise UsageError(text, code="unknown_policy", found=policy)
+
+
+def log_camera(
+    log: logging.Logger, level: int, camera: str, event: str, text: str, *values: Any, **fields: Any
+) -> None:
+    """Log a line about a camera, with its name, an event and other fields as data."""
+    extra = {"camera": camera, "event": event, **fields}
+    log.log(level, f"camera %s: {text}", camera, *values, extra=extra, stacklevel=2)
 
 
 class BoundedQueue(Generic[T]):

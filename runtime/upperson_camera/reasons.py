@@ -95,8 +95,8 @@ def reason_of_address(
     except UnicodeError as error:
         return _malformed(f" ({error})")
     except (OSError, http.client.HTTPException) as error:
-        if getattr(error, "errno", None) in (errno.EHOSTUNREACH, errno.ENETUNREACH):
-            text = f"there is no way to {host} ({os.strerror(error.errno)})"
+        if isinstance(error, OSError) and error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+            text = f"there is no way to {host} ({error.strerror})"
             return InputError(text, code="no_route", host=host)
         return reason_of_failure(error, host, place)
     return None

@@ -47,13 +47,11 @@ class Caller:
     def ask(self, address: str, body: str, *, with_login: bool = True) -> Element:
         """Send the body of a request to a service; return the body of the answer."""
         if time.monotonic() > self._until:
-            raise InputError(
-                f"it is too slow: it has {_CALLS_S:g} s for all calls", code="device_too_slow"
-            )
-        if not _is_of(address, self.host):
-            raise InputError(
-                f"it sends on to another place, {shortened(address)}", code="service_elsewhere"
-            )
+            text = f"it is too slow: it has {_CALLS_S:g} s for all calls"
+            raise InputError(text, code="device_too_slow")
+        if not is_http_of(address, self.host):
+            text = f"it sends on to another place, {shortened(address)}"
+            raise InputError(text, code="service_elsewhere")
         login = self._login if with_login else None
         token = "" if login is None else _username_token(*login, self.clock_ahead_s)
         envelope = (
@@ -112,7 +110,7 @@ def _post(address: str, envelope: bytes, authorization: str | None, access: Acce
         raise reason_of_failure(error, parts.hostname or "", shortened(address)) from error
 
 
-def _is_of(address: str, host: str) -> bool:
+def is_http_of(address: str, host: str) -> bool:
     """Return whether an address is one of HTTP on a host."""
     try:
         parts = urlsplit(address)
@@ -126,18 +124,12 @@ def _body_of(reply: _Reply, has_login: bool) -> Element:
     if reply.status == 401:
         raise RefusedError(f"user name and password are {said}", code=f"credentials_{said}")
     try:
-        root = parse_xml(reply.content)
+        body = next(iter(named(parse_xml(reply.content), "Body")), None)
+        if body is None:
+            raise ValueError("there is no body")
     except ValueError as error:
-        raise InputError(
-            f"it answers {reply.status} and no SOAP ({error})", code="not_soap", status=reply.status
-        ) from error
-    body = next(iter(named(root, "Body")), None)
-    if body is None:
-        raise InputError(
-            f"it answers {reply.status} and no SOAP (there is no body)",
-            code="not_soap",
-            status=reply.status,
-        )
+        text = f"it answers {reply.status} and no SOAP ({error})"
+        raise InputError(text, code="not_soap", status=reply.status) from error
     for fault in named(body, "Fault"):
         values = [value.text or "" for value in named(fault, "Value")]
         if any(value.rpartition(":")[2].strip() == "NotAuthorized" for value in values):

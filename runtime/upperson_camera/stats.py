@@ -87,11 +87,8 @@ class Latency:
     @classmethod
     def of(cls, durations: Durations) -> "Latency":
         """Read them from a histogram."""
-        return cls(
-            p50_s=durations.quantile_s(0.5),
-            p90_s=durations.quantile_s(0.9),
-            p99_s=durations.quantile_s(0.99),
-        )
+        p50_s, p90_s, p99_s = map(durations.quantile_s, (0.5, 0.9, 0.99))
+        return cls(p50_s=p50_s, p90_s=p90_s, p99_s=p99_s)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,10 +80,8 @@ def cameras(
     Example: `upperson-rt cameras --search --netrc cameras.netrc`
     """
     if not hosts and not discovery.search:
-        raise UsageError(
-            "name cameras by their hosts, or search the local network with --search",
-            code="no_camera_named",
-        )
+        text = "name cameras by their hosts, or search the local network with --search"
+        raise UsageError(text, code="no_camera_named")
     if not discovery.search and discovery.interface is not None:
         raise UsageError("--interface is for --search", code="interface_without_search")
     from upperson_camera.access import Access
@@ -109,15 +107,12 @@ def cameras(
             "network, and a camera that is named is asked directly",
             code="no_camera_found",
         )
-    found = ask_cameras(
-        answers,
-        known,
-        Access(
-            ca_file=connection.ca,
-            allowed_hosts=frozenset(map(str.lower, connection.allow_host or ())),
-        ),
-        frozenset(map(str.lower, connection.insecure or ())),
+    allowed, insecure = (
+        frozenset(map(str.lower, hosts or ()))
+        for hosts in (connection.allow_host, connection.insecure)
     )
+    access = Access(ca_file=connection.ca, allowed_hosts=allowed)
+    found = ask_cameras(answers, known, access, insecure)
     if output.as_json:
         print_json({"cameras": [asdict(camera) for camera in found]})
     else:

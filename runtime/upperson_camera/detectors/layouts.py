@@ -36,10 +36,9 @@ class Fit:
 
     def to_frame(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (N, 4) corners in pixels of the frame for corners in pixels of the input."""
-        offset = np.array([self.left, self.top, self.left, self.top], np.float32)
-        scale = np.array([self.scale_x, self.scale_y, self.scale_x, self.scale_y], np.float32)
-        moved: NDArray[np.float32] = (boxes - offset) / scale
-        return moved
+        offset: NDArray[np.float32] = np.array([self.left, self.top] * 2, np.float32)
+        scale: NDArray[np.float32] = np.array([self.scale_x, self.scale_y] * 2, np.float32)
+        return np.divide(boxes - offset, scale)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,15 +61,7 @@ class Pixels:
     def prepare(
         self, frame: NDArray[np.uint8], size: tuple[int, int]
     ) -> tuple[NDArray[np.float32], Fit]:
-        """Fit a frame into the input.
-
-        Args:
-            frame: uint8 BGR [h, w, 3] of any size.
-            size: Height and width of the input.
-
-        Returns:
-            float32 [3, H, W], and where the frame is in it.
-        """
+        """Return a BGR frame of any size as float32 [3, H, W], and where it is in that input."""
         picture, fit = self._fit(frame, size)
         ordered = picture if self.channels == "bgr" else picture[:, :, ::-1]
         values = np.ascontiguousarray(ordered.transpose(2, 0, 1), dtype=np.float32)
@@ -90,17 +81,14 @@ class Pixels:
             picture = cv2.resize(frame, (wide, tall), interpolation=cv2.INTER_LINEAR)
             return picture, Fit(wide / width, tall / height, 0, 0)
         scale = min(tall / height, wide / width)
-        inner = (
-            min(wide, max(1, round(width * scale))),
-            min(tall, max(1, round(height * scale))),
-        )
+        across = min(wide, max(1, round(width * scale)))
+        down = min(tall, max(1, round(height * scale)))
         left, top = 0, 0
         if self.place == "centre":
-            left, top = (wide - inner[0]) // 2, (tall - inner[1]) // 2
+            left, top = (wide - across) // 2, (tall - down) // 2
+        small = cv2.resize(frame, (across, down), interpolation=cv2.INTER_LINEAR)
         padded = np.full((tall, wide, 3), _GREY, np.uint8)
-        padded[top : top + inner[1], left : left + inner[0]] = cv2.resize(
-            frame, inner, interpolation=cv2.INTER_LINEAR
-        )
+        padded[top : top + down, left : left + across] = small
         return padded, Fit(scale, scale, left, top)
 
 
@@ -134,9 +122,9 @@ class Layout:
     find: Callable[[Shapes, Size], tuple[str, ...] | None]
     """Returns the outputs that are read, in the order that ``read`` wants them in; None if the
     shapes are not such ones."""
-    classes: Callable[[Sequence[tuple[int, ...]]], int | None]
-    """Number of classes by the shapes of those outputs; None if unknown."""
     read: Callable[[Arrays, int, Size], Found]
+    classes: Callable[[Sequence[tuple[int, ...]]], int | None] = lambda shapes: None
+    """Number of classes by the shapes of those outputs; None if unknown."""
     wants_sizes: bool = False
     """It has the input `TARGET_SIZES`."""
 
@@ -230,7 +218,7 @@ def _corners(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _sides(size: Size) -> NDArray[np.float32]:
-    return np.array([size[1], size[0], size[1], size[0]], np.float32)
+    return np.array([size[1], size[0]] * 2, np.float32)
 
 
 def _read_rows(arrays: Arrays, person: int, size: Size) -> Found:
@@ -308,7 +296,6 @@ _ROWS = (
         what="YOLOv10 and others end to end: chosen boxes with score and class",
         pixels=_MIDDLE,
         find=_find_chosen,
-        classes=lambda shapes: None,
         read=_read_chosen,
     ),
     Layout(
@@ -332,7 +319,6 @@ _ROWS = (
         what="RT-DETR or D-FINE: labels, boxes and scores",
         pixels=_STRETCHED,
         find=_find_labels,
-        classes=lambda shapes: None,
         read=_read_labels,
         wants_sizes=True,
     ),
@@ -357,7 +343,6 @@ _ROWS = (
         what="RT-DETR as newer Ultralytics exports it: middle, size, score and class, in shares",
         pixels=_STRETCHED,
         find=_find_chosen,
-        classes=lambda shapes: None,
         read=_read_chosen_queries,
     ),
     Layout(
