@@ -38,7 +38,8 @@ class Fit:
         """Return (N, 4) corners in pixels of the frame for corners in pixels of the input."""
         offset: NDArray[np.float32] = np.array([self.left, self.top] * 2, np.float32)
         scale: NDArray[np.float32] = np.array([self.scale_x, self.scale_y] * 2, np.float32)
-        return np.divide(boxes - offset, scale)
+        moved: NDArray[np.float32] = (boxes - offset) / scale
+        return moved
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
