@@ -5,36 +5,31 @@ import threading
 from collections import Counter, defaultdict
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.helpers.fake_camera import (
     BOX,
+    LIVE,
+    START,
     FakeEncoder,
     FakeOpener,
     Gate,
+    UnspeakableError,
     check_sums,
     person_frame,
+    pictures_of,
     wait_for,
 )
 from tests.helpers.refused import refused
-from upperson_camera import (
-    BoxesFile,
-    CaptureRules,
-    Pipeline,
-    PipelineSettings,
-    Source,
-    parse_source,
-)
+from upperson_camera import BoxesFile, CaptureRules, Pipeline, PipelineSettings, parse_source
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError, install_command
 from upperson_rt.gallery import Filter, Gallery
 from upperson_rt.gallery.crops import read_crop
 from upperson_rt.ingest.boxes import QualityRules
 from upperson_synthetic.video import VideoSpec, write_video
-
-START = 1_800_000_000.0
-LIVE = Source(address="rtsp://user:s3cret@cam/s", kind="network")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +57,7 @@ def test_every_person_of_a_video_is_one_track_and_is_found_again(encoder, galler
     check_sums(stats)
     camera = stats.cameras["gate"]
     assert (camera.state, camera.frames_read, camera.frames_dropped) == ("ended", 96, {})
-    assert camera.crops_waiting == 0
+    assert camera.tracks == 6
     assert camera.committed == gallery.count() == camera.accepted
 
     people_by_track = defaultdict(set)
@@ -80,8 +75,6 @@ def test_every_person_of_a_video_is_one_track_and_is_found_again(encoder, galler
     assert set.union(*people_by_track.values()) == set(range(6))
 
     # Search by a picture of each person from another moment, and by when they were there.
-    import cv2
-
     for person in truth["people"]:
         frames = [
             (index, entry["box"])
@@ -103,13 +96,10 @@ def test_every_person_of_a_video_is_one_track_and_is_found_again(encoder, galler
         assert people_of(hits[0].item, truth) == {person["person"]}
 
 
-@pytest.mark.parametrize("tracker", ["bytetrack", "ocsort", "botsort"])
-def test_a_tracker_of_the_package_trackers_takes_the_place_of_ours(
-    encoder, gallery, street, tracker
-):
+def test_a_tracker_of_the_package_trackers_takes_the_place_of_ours(encoder, gallery, street):
     pytest.importorskip("trackers", reason=f"run  {install_command('trackers')}")
     path, truth = street
-    with Pipeline(encoder, gallery, every_s=1.0, tracker=tracker) as pipeline:
+    with Pipeline(encoder, gallery, every_s=1.0, tracker="bytetrack") as pipeline:
         pipeline.add_camera("gate", str(path), BoxesFile(path.with_suffix(".json")))
         assert pipeline.wait()
     stats = pipeline.stats()
@@ -139,8 +129,7 @@ def test_a_file_watched_again_replaces_its_rows_under_names_that_are_no_file_nam
     assert seen[0][0] == seen[1][0] > 10
     assert not seen[0][1] & seen[1][1], "tracks of two runs never have one name"
     assert len({gallery.count(Filter(camera=name)) for name in names}) == 1
-    files = [file for file in gallery.crops_dir.rglob("*") if file.is_file()]
-    assert len(files) == gallery.count()
+    assert len(pictures_of(gallery)) == gallery.count()
     assert all(read_crop(gallery.crops_dir / item.crop) is not None for item in gallery.items())
     assert len(list(gallery.crops_dir.iterdir())) == len(names)
 
@@ -252,7 +241,10 @@ def test_ones_own_tracks_and_memory_are_respected(encoder, gallery):
         (("gate", person_frame().tolist(), [BOX]), InputError, "frame_malformed"),
         (("gate", person_frame().astype(float), [BOX]), InputError, "frame_malformed"),
         (("gate", person_frame(), [[1, 2, 3]]), InputError, "boxes_malformed"),
-        (("gate", person_frame(), [BOX], float("nan")), InputError, "time_malformed"),
+        *(
+            (("gate", person_frame(), [BOX], moment), InputError, "time_malformed")
+            for moment in (START * 1000, -1.0, float("inf"), float("nan"))
+        ),
         (("film", person_frame(), [BOX]), UsageError, "camera_has_source"),
     ],
 )
@@ -264,22 +256,9 @@ def test_wrong_frames_are_refused(encoder, gallery, arguments, error, code):
             pipeline.submit(*arguments)
         with refused("tracks_without_boxes", InputError):
             pipeline.submit("gate", person_frame(), [BOX], tracks=[1, 2])
-    assert gallery.count() == 0
-
-
-def test_a_box_that_was_there_once_is_no_track(encoder, gallery):
-    quality = QualityRules(min_sharpness=0)
-    with Pipeline(encoder, gallery, every_s=0, quality=quality) as pipeline:
-        pipeline.add_camera("gate")
-        for index in range(4):
-            ghost = [[230, 40, 290, 220]] if index == 2 else []
-            pipeline.submit("gate", person_frame(), [BOX, *ghost], START + index / 5)
-            pipeline.drain()
-    stats = pipeline.stats()
-    check_sums(stats)
-    assert stats.cameras["gate"].tracks == 1
-    assert stats.cameras["gate"].crops_dropped == {"not_best": 1, "seen_once": 1}
-    assert gallery.count() == 3
+        with refused("time_malformed", InputError):
+            pipeline.add_camera("hall", start_time=START * 1000)
+    assert pipeline.stats().cameras["gate"].frames_read == gallery.count() == 0
 
 
 def test_frames_without_pixels_and_clocks_that_go_back_break_nothing(encoder, gallery):
@@ -400,36 +379,36 @@ def test_a_file_waits_instead_of_losing_frames(encoder, gallery, street):
 def test_a_detector_that_fails_on_25_frames_in_a_row_fails_its_camera_only(
     encoder, gallery, street, caplog
 ):
-    path, _ = street
-    calls, answers = [], iter([[BOX], ValueError("hiccup"), [BOX], "nonsense", [BOX], None])
+    path, calls = street[0], []
 
     def broken(frame):
         calls.append(frame.shape)
-        raise ValueError("no model")
+        raise UnspeakableError
 
     def moody(frame):
-        if isinstance(answer := next(answers), Exception):
-            raise answer
-        return answer
+        if frame[0, 0, 0] == 0:
+            raise ValueError("hiccup")
+        return [BOX] if frame[0, 0, 0] == 120 else "nonsense"
 
     with Pipeline(encoder, gallery, every_s=2.0, max_delay_s=0) as pipeline:
         pipeline.add_camera("broken", str(path), broken)
         pipeline.add_camera("gate", str(path), BoxesFile(path.with_suffix(".json")))
         pipeline.add_camera("moody", detector=moody)
-        for index in range(6):
-            pipeline.submit("moody", person_frame(), time=START + index)
+        person, wrong = person_frame(), [np.full((9, 9, 3), value, np.uint8) for value in (0, 1)]
+        for index, frame in enumerate([person, person, *wrong * 12, person, *wrong * 12]):
+            pipeline.submit("moody", frame, time=START + index)
             wait_for(lambda: pipeline.stats().cameras["moody"].frames_waiting == 0)
         wait_for(lambda: pipeline._cameras["broken"].is_over and pipeline._cameras["gate"].is_over)
     check_sums(pipeline.stats())
     cameras = pipeline.stats().cameras
     assert cameras["broken"].state == "failed"
-    assert "ValueError: no model" in cameras["broken"].error
+    assert cameras["broken"].failures == {"detector_error": 1}
+    assert "UnspeakableError" in cameras["broken"].error
     assert cameras["broken"].frames_dropped["detector_error"] == len(calls) == 25
     assert cameras["broken"].frames_read < 96, "a failed camera reads no further"
     assert (cameras["gate"].state, cameras["gate"].committed > 5) == ("ended", True)
-    moody_camera = cameras["moody"]
-    assert (moody_camera.frames_processed, moody_camera.committed >= 1) == (4, True)
-    assert moody_camera.frames_dropped == {"detector_error": 2}
+    assert (cameras["moody"].frames_processed, cameras["moody"].committed > 0) == (3, True)
+    assert cameras["moody"].frames_dropped == {"detector_error": 48}, "never 25 in a row"
     assert [r.camera for r in caplog.records if r.event == "failed"] == ["broken"]
 
 
@@ -477,9 +456,6 @@ def test_a_stop_lets_go_a_file_that_waits_for_room(encoder, gallery, street):
     assert (camera.frames_processed, camera.frames_dropped) == (3, {"stopped": 1})
 
 
-EAGER = CaptureRules(stall_s=1000, first_wait_s=0.02)
-
-
 def test_a_package_may_bring_a_kind_of_source(encoder, gallery, monkeypatch):
     opened = []
 
@@ -494,6 +470,7 @@ def test_a_package_may_bring_a_kind_of_source(encoder, gallery, monkeypatch):
         "noise": [SimpleNamespace(value="noise:open", load=lambda: open_noise)],
         "broken": [SimpleNamespace(value="broken:open", load=broken)],
     }
+    eager = CaptureRules(stall_s=1000, first_wait_s=0.02)
     monkeypatch.setattr(
         "upperson_rt.extensions._entry_points", lambda group: points if group == "sources" else {}
     )
@@ -501,13 +478,13 @@ def test_a_package_may_bring_a_kind_of_source(encoder, gallery, monkeypatch):
     source = parse_source(address)
     assert (source.kind, source.is_live, source.default_name) == ("extension", True, "lab")
     assert source.shown == "Noise://lab/1?token=***!"
-    with Pipeline(encoder, gallery, capture_rules=EAGER, every_s=0) as pipeline:
+    with Pipeline(encoder, gallery, capture_rules=eager, every_s=0) as pipeline:
         pipeline.add_camera("lab", address, lambda frame: [BOX])
         wait_for(lambda: pipeline.stats().cameras["lab"].frames_read >= 4)
         assert not pipeline.wait(0.05), "a live source never ends"
         with pytest.raises(BackendError):
             pipeline.add_camera("broken", "broken://1", lambda frame: [])
-    assert opened[:2] == [(address, EAGER.stall_s)] * 2, "it is live: opened again"
+    assert opened[:2] == [(address, eager.stall_s)] * 2, "it is live: opened again"
     check_sums(pipeline.stats())
     assert pipeline.stats().cameras["lab"].reconnects >= 1
     assert all(item.source.startswith(f"{source.shown}#time=20") for item in gallery.items())
@@ -521,22 +498,20 @@ def test_settings_are_an_object_or_keywords_and_keywords_go_first(encoder, galle
     assert Pipeline(encoder, gallery).settings == PipelineSettings()
     with pytest.raises(TypeError, match="evry_s"):
         Pipeline(encoder, gallery, evry_s=1)
-
-
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("every_s", -1), ("lost_after_s", 0), ("min_views", 0), ("batch_size", 0),
-        ("jpeg_quality", 0), ("jpeg_quality", 101), ("frame_queue", 0), ("crop_queue", 0),
-        ("end_within_s", 0), ("max_delay_s", -1),
-        ("max_delay_s", float("nan")), ("end_within_s", float("nan")),
-    ],
-)  # fmt: skip
-def test_settings_out_of_range_are_refused(encoder, gallery, setting, value):
-    with pytest.raises(UsageError) as raised:
-        Pipeline(encoder, gallery, **{setting: value})
-    assert setting in str(raised.value)
-    assert value != value or raised.value.fields["setting"] == setting
+    for setting, values in {
+        "every_s": [-1], "lost_after_s": [0], "min_views": [0], "batch_size": [0],
+        "jpeg_quality": [0, 101], "frame_queue": [0], "crop_queue": [0], "end_within_s": [0],
+        "max_delay_s": [-1],
+    }.items():  # fmt: skip
+        for value in values:
+            with refused("setting_out_of_range", UsageError, setting=setting):
+                PipelineSettings(**{setting: value})
+    for setting in ("max_delay_s", "end_within_s"):
+        with pytest.raises(UsageError, match=setting):
+            PipelineSettings(**{setting: float("nan")})
+    for rules in ({"stall_s": 0}, {"first_wait_s": -1}, {"longest_wait_s": 8 * 86400}):
+        with pytest.raises(UsageError):
+            CaptureRules(**rules)
 
 
 def test_what_cannot_work_is_refused_at_once(encoder, gallery, tmp_path, monkeypatch):
