@@ -163,6 +163,7 @@ class FakeTime:
 
 RULES = CaptureRules(stall_s=1000, first_wait_s=0.02, longest_wait_s=0.1)
 """A stall is what `FakeTime` says; losses cost little."""
+PATIENT = CaptureRules(stall_s=1000, first_wait_s=1000, longest_wait_s=1000)
 
 
 class Watched:

@@ -12,6 +12,7 @@ from tests.helpers.fake_camera import (
     BOX,
     FILE,
     LIVE,
+    PATIENT,
     START,
     WANTS_TO_END,
     FakeEncoder,
@@ -32,7 +33,6 @@ from upperson_rt.gallery import Filter
 
 LIMIT_S = 1000
 ALL = {"every_s": 0, "min_views": 1, "end_within_s": LIMIT_S}
-PATIENT = CaptureRules(stall_s=1000, first_wait_s=1000, longest_wait_s=1000)
 
 
 @pytest.fixture(autouse=True)
