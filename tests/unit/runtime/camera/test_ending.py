@@ -227,9 +227,13 @@ def test_a_slow_encoder_is_waited_for_as_long_as_it_works(encoder, gallery, cloc
         for number in range(20):
             pipeline.submit("gate", person_frame(), [BOX], START + number, tracks=[number])
             wait_for(lambda: pipeline.stats().cameras["gate"].frames_waiting == 0)
-    assert gallery.count() == 20
+    camera = pipeline.stats().cameras["gate"]
+    assert camera.committed == camera.accepted == gallery.count() == 20
     assert pipeline.stats().seconds > 4 * LIMIT_S
-    assert not pipeline.stats().stuck
+    assert (camera.state, pipeline.stats().stuck) == ("stopped", False)
+    with refused("not_running", UsageError):
+        pipeline.submit("gate", person_frame(), [BOX])
+    pipeline.stop()  # A second time does nothing.
 
 
 @pytest.mark.parametrize("where", ["open", "read", "close"])

@@ -25,7 +25,7 @@ from tests.helpers.fake_camera import (
 )
 from tests.helpers.refused import refused
 from upperson_camera import BoxesFile, CaptureRules, Pipeline, PipelineSettings, parse_source
-from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError, install_command
+from upperson_rt.errors import InputError, IntegrityError, UsageError, install_command
 from upperson_rt.gallery import Filter, Gallery
 from upperson_rt.gallery.crops import read_crop
 from upperson_rt.ingest.boxes import QualityRules
@@ -170,28 +170,6 @@ def test_a_check_for_others_that_fails_loses_nothing(encoder, gallery, monkeypat
     monkeypatch.undo()
     assert pipeline.stats().cameras["gate"].committed == gallery.count() > 0
     assert pipeline.stats().failures == {}
-
-
-def test_frames_of_ones_own_loop(encoder, gallery):
-    told = []
-    with Pipeline(
-        encoder, gallery, every_s=0.5, lost_after_s=60.0, on_commit=told.extend
-    ) as pipeline:
-        pipeline.add_camera("gate")
-        submit_walk(pipeline, frames=13)
-        assert pipeline.drain()
-        items = list(gallery.items())
-        assert {item.key for item in items} == {item.key for item in told}
-        assert len(items) == 3
-        assert len({item.track for item in items}) == 1
-        assert all(item.track.startswith(pipeline.run_name) for item in items)
-        assert all(START <= item.time <= START + 1.3 for item in items)
-        assert pipeline.stats().cameras["gate"].state == "running"
-        submit_walk(pipeline, frames=4, start=START + 100)
-    assert len({item.track for item in gallery.items()}) == 2
-    check_sums(pipeline.stats())
-    with refused("not_running", UsageError):
-        pipeline.submit("gate", person_frame(), [BOX])
 
 
 def test_colours_arrive_as_they_should(encoder, gallery):
@@ -412,27 +390,31 @@ def test_a_detector_that_fails_on_25_frames_in_a_row_fails_its_camera_only(
     assert [r.camera for r in caplog.records if r.event == "failed"] == ["broken"]
 
 
-def test_a_stop_commits_all_that_was_accepted(encoder, gallery):
-    gate = Gate()
-    pipeline = Pipeline(
-        FakeEncoder(encoder, gate), gallery, every_s=0, min_views=1, batch_size=4, frame_queue=20
+def test_a_package_may_bring_a_kind_of_source(encoder, gallery, monkeypatch):
+    opened = []
+
+    def open_noise(source, timeout_s):
+        opened.append((source.address, timeout_s))
+        return FakeOpener([person_frame()] * 2)(source, timeout_s)
+
+    points = {"noise": [SimpleNamespace(value="noise:open", load=lambda: open_noise)]}
+    monkeypatch.setattr(
+        "upperson_rt.extensions._entry_points", lambda group: points if group == "sources" else {}
     )
-    pipeline.start()
-    pipeline.add_camera("gate")
-    for index in range(20):
-        pipeline.submit("gate", person_frame(), [BOX], START + index, tracks=[index])
-    stopping = threading.Thread(target=pipeline.stop)
-    with gate:
-        stopping.start()
-        wait_for(lambda: pipeline.stats().cameras["gate"].state == "stopped")
-        with refused("not_running", UsageError):
-            pipeline.submit("gate", person_frame(), [BOX])
-        assert gallery.count() == 0
-    stopping.join()
-    camera = pipeline.stats().cameras["gate"]
-    assert camera.committed == camera.accepted == gallery.count() == 20
-    pipeline.stop()  # A second time does nothing.
-    assert not [t.name for t in threading.enumerate() if t.name in ("encode", "commit")]
+    address = "Noise://anna:s3cret@lab/1?token=s3cret!"
+    source = parse_source(address)
+    assert (source.kind, source.is_live, source.default_name) == ("extension", True, "lab")
+    assert source.shown == "Noise://lab/1?token=***!"
+    eager = CaptureRules(stall_s=1000, first_wait_s=0.02)
+    with Pipeline(encoder, gallery, capture_rules=eager, every_s=0) as pipeline:
+        pipeline.add_camera("lab", address, lambda frame: [BOX])
+        wait_for(lambda: pipeline.stats().cameras["lab"].frames_read >= 4)
+        assert not pipeline.wait(0.05), "a live source never ends"
+    assert opened[:2] == [(address, eager.stall_s)] * 2, "it is live: opened again"
+    check_sums(pipeline.stats())
+    assert pipeline.stats().cameras["lab"].reconnects >= 1
+    assert all(item.source.startswith(f"{source.shown}#time=20") for item in gallery.items())
+    assert gallery.count()
 
 
 def test_a_stop_lets_go_a_file_that_waits_for_room(encoder, gallery, street):
@@ -454,41 +436,6 @@ def test_a_stop_lets_go_a_file_that_waits_for_room(encoder, gallery, street):
     check_sums(pipeline.stats())
     camera = pipeline.stats().cameras["gate"]
     assert (camera.frames_processed, camera.frames_dropped) == (3, {"stopped": 1})
-
-
-def test_a_package_may_bring_a_kind_of_source(encoder, gallery, monkeypatch):
-    opened = []
-
-    def open_noise(source, timeout_s):
-        opened.append((source.address, timeout_s))
-        return FakeOpener([person_frame()] * 2)(source, timeout_s)
-
-    def broken():
-        raise ImportError("no driver")
-
-    points = {
-        "noise": [SimpleNamespace(value="noise:open", load=lambda: open_noise)],
-        "broken": [SimpleNamespace(value="broken:open", load=broken)],
-    }
-    eager = CaptureRules(stall_s=1000, first_wait_s=0.02)
-    monkeypatch.setattr(
-        "upperson_rt.extensions._entry_points", lambda group: points if group == "sources" else {}
-    )
-    address = "Noise://anna:s3cret@lab/1?token=s3cret!"
-    source = parse_source(address)
-    assert (source.kind, source.is_live, source.default_name) == ("extension", True, "lab")
-    assert source.shown == "Noise://lab/1?token=***!"
-    with Pipeline(encoder, gallery, capture_rules=eager, every_s=0) as pipeline:
-        pipeline.add_camera("lab", address, lambda frame: [BOX])
-        wait_for(lambda: pipeline.stats().cameras["lab"].frames_read >= 4)
-        assert not pipeline.wait(0.05), "a live source never ends"
-        with pytest.raises(BackendError):
-            pipeline.add_camera("broken", "broken://1", lambda frame: [])
-    assert opened[:2] == [(address, eager.stall_s)] * 2, "it is live: opened again"
-    check_sums(pipeline.stats())
-    assert pipeline.stats().cameras["lab"].reconnects >= 1
-    assert all(item.source.startswith(f"{source.shown}#time=20") for item in gallery.items())
-    assert gallery.count()
 
 
 def test_settings_are_an_object_or_keywords_and_keywords_go_first(encoder, gallery):
