@@ -27,7 +27,7 @@ from upperson_camera import Pipeline, PipelineSettings, open_detector
 from upperson_camera.tracker import Tracker, new_tracker
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.ingest.boxes import Boxes
-from upperson_synthetic.video import Box, Sighting, Street, VideoSpec
+from upperson_synthetic.video import Sighting, Street, VideoSpec
 
 _LEAST_VISIBLE = 0.25
 _LEAST_OVERLAP = 0.3
@@ -143,13 +143,13 @@ def _matched(
         index = round(((item.time or 0.0) - start) * fps)
         there = truth[index] if 0 <= index < len(truth) else ()
         assert item.box is not None
-        overlaps = [(_overlap(item.box, one.visible_box or one.box), one.person) for one in there]
+        overlaps = [(overlap(item.box, one.visible_box or one.box), one.person) for one in there]
         overlap, person = max(overlaps, default=(0.0, -1))
         found.append((person if overlap >= _LEAST_OVERLAP else None, overlap))
     return found
 
 
-def _overlap(one: Box, other: Box) -> float:
+def overlap(one: Sequence[float], other: Sequence[float]) -> float:
     """Return intersection over union."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])

@@ -280,22 +280,36 @@ def test_a_file_that_names_other_files_is_no_video(tmp_path, start):
         OpenCVReader(parse_source(str(tmp_path / "video.mp4")), 1.0)
 
 
+def answer_of(relay, address):
+    """Return what a relay answers to the description of an address."""
+    parts = urlsplit(relay.address)
+    with socket.create_connection((parts.hostname, parts.port), 10) as reader:
+        reader.sendall(f"DESCRIBE {address} RTSP/1.0\r\nCSeq: 1\r\n\r\n".encode())
+        return reader.recv(1000)
+
+
+@pytest.mark.parametrize("status", ["300 X", "301 Moved", "302 Found", "305 Use Proxy", "399 X"])
+def test_a_relay_passes_no_redirect_on(status):
+    moved = hostile.rtsp(status, "Location: rtsp://127.0.0.2/x")
+    steps = hostile.rtsp_steps({"DESCRIBE": moved}, login=False)
+    with (
+        hostile.tcp_server(steps) as (port, _),
+        closing(Relay(f"rtsp://127.0.0.1:{port}/x", Access(), 10)) as relay,
+    ):
+        assert answer_of(relay, relay.address) == b""
+        assert relay.location == "rtsp://127.0.0.2/x"
+
+
 def test_others_on_this_machine_get_nothing_of_a_camera():
     steps = hostile.rtsp_steps({})
     with (
         hostile.tcp_server(steps) as (port, requests),
         closing(Relay(f"rtsp://{hostile.LOGIN}@127.0.0.1:{port}/x", Access(), 10)) as relay,
     ):
-        parts = urlsplit(relay.address)
-
-        def answer(address):
-            with socket.create_connection((parts.hostname, parts.port), 10) as reader:
-                reader.sendall(f"DESCRIBE {address} RTSP/1.0\r\nCSeq: 1\r\n\r\n".encode())
-                return reader.recv(1000)
-
-        assert answer(f"rtsp://127.0.0.1:{parts.port}/x") == b""
+        place = urlsplit(relay.address).netloc
+        assert answer_of(relay, f"rtsp://{place}/x") == b""
         assert not requests
-        assert answer(relay.address).startswith(b"RTSP/1.0 200 OK")
+        assert answer_of(relay, relay.address).startswith(b"RTSP/1.0 200 OK")
     assert [request.split(b"\r\n")[0].decode() for request in requests] == [
         f"DESCRIBE rtsp://127.0.0.1:{port}/x RTSP/1.0"
     ] * 2, "once more with the login; the camera sees its own address"

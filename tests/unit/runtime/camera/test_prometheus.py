@@ -34,16 +34,12 @@ def pipeline(bundle, tmp_path_factory):
         yield found
 
 
-def read(text):
-    return {
+def check(text):
+    found = {
         (sample.name, *sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-
-
-def check(text):
-    found = read(text)
     camera = ("camera", 'gate "1"\n')
     for name, value in {
         "frames_read": 4, "frames_processed": 3, "detections": 6, "tracks": 1, "accepted": 3,
