@@ -127,7 +127,8 @@ def test_a_playlist_of_parts_of_one_file():
     assert not any(b"no.m3u8" in request for request in requests)
 
 
-def test_parts_of_files_are_asked_for():
+@pytest.mark.parametrize("knows_parts", [True, False])
+def test_parts_of_files_are_asked_for(knows_parts):
     content = hostile.film("mp4", "mjpeg")
     assert content.index(b"moov") > content.index(b"mdat"), "what tells the stream is at the end"
     served = []
@@ -140,8 +141,16 @@ def test_parts_of_files_are_asked_for():
         part = content[served[-1] :]
         return hostile.http(206 if begin else 200, "Accept-Ranges: bytes", body=part)
 
-    with hostile.tcp_server(reply) as (port, requests):
-        assert read_one(f"http://127.0.0.1:{port}/film.mp4").shape == (64, 64, 3)
+    def whole(first, number):
+        return reply(first, number).replace(b"HTTP/1.1 206", b"HTTP/1.1 200")
+
+    with hostile.tcp_server(reply if knows_parts else whole) as (port, requests):
+        address = f"http://127.0.0.1:{port}/film.mp4"
+        if knows_parts:
+            assert read_one(address).shape == (64, 64, 3)
+        else:
+            with pytest.raises(InputError, match="the server answers 200"):
+                read_one(address)
     assert served[0] == 0
     assert any(served[1:])
 
