@@ -100,12 +100,11 @@ def as_bgr(image: NDArray[np.generic]) -> NDArray[np.uint8]:
 def check_unix_time(given: float | None) -> None:
     """Raise InputError if the time of a picture is none in unix seconds; None is no time."""
     if given is not None and not (is_finite(given) and 0 <= given < _LATEST_S):
-        raise InputError(
-            f"a time must be finite and in unix seconds, not milliseconds, such as "
-            f"{time.time():.0f}; found {safe_repr(given)}",
-            code="time_malformed",
-            found=given,
+        text = (
+            "a time must be finite and in unix seconds, not milliseconds, such as "
+            f"{time.time():.0f}; found {safe_repr(given)}"
         )
+        raise InputError(text, code="time_malformed", found=given)
 
 
 class SteadyClock:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
 from xml.etree.ElementTree import Element
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax.saxutils import escape
 
 from upperson_camera.access import USUAL_ACCESS, Access
 from upperson_camera.soap import Caller, RefusedError, child_text, is_http_of, named
@@ -266,13 +266,13 @@ def _ask(answer: Answer, login: tuple[str, str] | None, access: Access) -> Found
     try:
         caller.clock_ahead_s = _clock_ahead_s(caller, answer.address)
         namespace, media = _media_service(caller, answer.address)
-        about = _call(caller, answer.address, _DEVICE, "GetDeviceInformation")
+        about = caller.call(answer.address, _DEVICE, "GetDeviceInformation")
         maker, model = child_text(about, "Manufacturer"), child_text(about, "Model")
         if camera.name == camera.host and model is not None:
             camera = replace(camera, name=_as_name(model))
         camera = replace(camera, maker=maker, model=model or camera.model)
         everything = "<m:Type>All</m:Type>" if namespace == _MEDIA[0] else ""
-        profiles = _call(caller, media, namespace, "GetProfiles", everything)
+        profiles = caller.call(media, namespace, "GetProfiles", everything)
         streams = tuple(
             _stream(caller, media, namespace, profile)
             for profile in named(profiles, "Profiles")[:_MOST_STREAMS]
@@ -285,22 +285,10 @@ def _ask(answer: Answer, login: tuple[str, str] | None, access: Access) -> Found
     return replace(camera, streams=streams)
 
 
-def _call(
-    caller: Caller,
-    address: str,
-    namespace: str,
-    name: str,
-    content: str = "",
-    with_login: bool = True,
-) -> Element:
-    body = f"<m:{name} xmlns:m={quoteattr(namespace)}>{content}</m:{name}>"
-    return caller.ask(address, body, with_login=with_login)
-
-
 def _clock_ahead_s(caller: Caller, address: str) -> float:
     """Return how far the device's clock is ahead of ours; that needs no login."""
     try:
-        answer = _call(caller, address, _DEVICE, "GetSystemDateAndTime", with_login=False)
+        answer = caller.call(address, _DEVICE, "GetSystemDateAndTime", with_login=False)
     except RefusedError:
         return 0.0  # A device without a time has ours.
     for element in named(answer, "UTCDateTime"):
@@ -321,11 +309,11 @@ def _media_service(caller: Caller, address: str) -> tuple[str, str]:
     services = {}
     try:
         content = "<m:IncludeCapability>false</m:IncludeCapability>"
-        answer = _call(caller, address, _DEVICE, "GetServices", content)
+        answer = caller.call(address, _DEVICE, "GetServices", content)
         for service in named(answer, "Service"):
             services[child_text(service, "Namespace")] = child_text(service, "XAddr")
     except RefusedError:  # Old devices have only the other call, which may be refused as well.
-        answer = _call(caller, address, _DEVICE, "GetCapabilities", "<m:Category>All</m:Category>")
+        answer = caller.call(address, _DEVICE, "GetCapabilities", "<m:Category>All</m:Category>")
         for media in named(answer, "Media"):
             services[_MEDIA[1]] = child_text(media, "XAddr")
     for namespace in _MEDIA:
@@ -345,7 +333,7 @@ def _stream(caller: Caller, media: str, namespace: str, profile: Element) -> Fou
             "<t:Transport><t:Protocol>RTSP</t:Protocol></t:Transport></m:StreamSetup>"
             f"<m:ProfileToken>{token}</m:ProfileToken>"
         )
-    answer = _call(caller, media, namespace, "GetStreamUri", asked)
+    answer = caller.call(media, namespace, "GetStreamUri", asked)
     address = child_text(answer, "Uri")
     if address is None:
         raise InputError("it gives no address for its stream", code="no_stream_address")

@@ -8,8 +8,8 @@ import time as time_module
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import Any
+from types import SimpleNamespace, TracebackType
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +87,10 @@ class Pipeline:
             raise UsageError(f"settings must be PipelineSettings, found {safe_repr(settings)}")
         if on_commit is not None:
             check_callable(on_commit, "on_commit")
-            outputs = (_Callback(on_commit), *outputs)
+            callback = SimpleNamespace(
+                committed=lambda items, replaced: on_commit(items), close=lambda: None
+            )
+            outputs = (cast(Output, callback), *outputs)
         given = {name: value for name, value in options.items() if value is not None}
         self.settings = replace(settings or PipelineSettings(), **given)
         if gallery.fingerprint != encoder.fingerprint:
@@ -400,16 +403,3 @@ def _deadline(timeout_s: float | None) -> float:
     if timeout_s is None:
         return math.inf
     return time_module.monotonic() + check_number(timeout_s, "timeout_s")
-
-
-class _Callback:
-    """``on_commit`` as an output."""
-
-    def __init__(self, on_commit: Callable[[Sequence[Item]], None]) -> None:
-        self._on_commit = on_commit
-
-    def committed(self, items: Sequence[Item], replaced: Sequence[str]) -> None:
-        self._on_commit(items)
-
-    def close(self) -> None:
-        """Do nothing."""

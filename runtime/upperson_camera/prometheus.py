@@ -2,38 +2,20 @@
 
 import threading
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from upperson_camera.pipeline import Pipeline
-from upperson_camera.stats import BOUNDS_S
-from upperson_rt.errors import InputError, missing_extra
+from upperson_camera.source import import_extra
+from upperson_camera.stats import BOUNDS_S, BY_REASON, HELP
+from upperson_rt.errors import InputError
 from upperson_rt.printable import get_logger
 
 _log = get_logger(__name__)
 
 _EDGES = range(0, len(BOUNDS_S), 4)
 """Every fourth edge: each is double the one before."""
-_BY_REASON = {
-    "frames_dropped": "Frames that were dropped, by reason.",
-    "crops_dropped": "Detections that did not become a row, by reason.",
-    "failures": "What failed for good or were stuck at the end, by reason; no camera: for all.",
-}
-_PLAIN = {
-    "frames_read": "Frames that came in.",
-    "frames_processed": "Frames that were searched for people.",
-    "detections": "Boxes that came from the detector or with the frames.",
-    "tracks": "Tracks seen often enough to count.",
-    "accepted": "Crops chosen for the encoder.",
-    "embedded": "Crops embedded.",
-    "committed": "Rows in the gallery.",
-    "replaced": "Rows that took the place of earlier ones.",
-    "added_by_others": "Rows of a camera of this name that other processes added.",
-    "outages": "Times a source that had given pictures was lost.",
-    "reconnects": "Attempts to open a source again.",
-    "stalls": "Times a source gave nothing for too long.",
-    "resolution_changes": "Times the size of the picture changed.",
-}
 _DURATIONS = {
     "latency": "From a frame's arrival to its row in the gallery.",
     "encode_latency": "From the choice of a crop to its row in the gallery.",
@@ -41,12 +23,10 @@ _DURATIONS = {
 
 
 def _prometheus() -> Any:
-    try:
-        import prometheus_client
-        import prometheus_client.core
-    except ImportError as error:
-        raise missing_extra("prometheus-client", "metrics", "publishing metrics") from error
-    return prometheus_client
+    what = "prometheus_client", "prometheus-client", "metrics", "publishing metrics"
+    prometheus = import_extra(*what)
+    import_module("prometheus_client.core")
+    return prometheus
 
 
 class _Collector:
@@ -58,10 +38,14 @@ class _Collector:
     def collect(self) -> Iterator[Any]:
         core, stats = _prometheus().core, self._pipeline.stats()
         counter, gauge = core.CounterMetricFamily, core.GaugeMetricFamily
-        plain = {n: counter(f"upperson_{n}", text, labels=["camera"]) for n, text in _PLAIN.items()}
+        plain = {
+            name: counter(f"upperson_{name}", text, labels=["camera"])
+            for name, text in HELP.items()
+            if name not in BY_REASON
+        }
         by_reason = {
-            name: counter(f"upperson_{name}", text, labels=["camera", "reason"])
-            for name, text in _BY_REASON.items()
+            name: counter(f"upperson_{name}", HELP[name], labels=["camera", "reason"])
+            for name in BY_REASON
         }
         up = gauge("upperson_camera_up", "1 while the camera gives pictures.", labels=["camera"])
         for camera, numbers in stats.cameras.items():

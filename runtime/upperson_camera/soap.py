@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import Element
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
 from upperson_camera.access import USUAL_ACCESS, Access, answer_challenge
 from upperson_camera.reasons import reason_of_failure
@@ -44,8 +44,10 @@ class Caller:
         self.clock_ahead_s = 0.0
         """How far the device's clock is ahead of ours: it refuses digests of another time."""
 
-    def ask(self, address: str, body: str, *, with_login: bool = True) -> Element:
-        """Send the body of a request to a service; return the body of the answer."""
+    def call(
+        self, address: str, namespace: str, name: str, content: str = "", with_login: bool = True
+    ) -> Element:
+        """Call an operation of a service; return the body of the answer."""
         if time.monotonic() > self._until:
             text = f"it is too slow: it has {_CALLS_S:g} s for all calls"
             raise InputError(text, code="device_too_slow")
@@ -56,7 +58,8 @@ class Caller:
         token = "" if login is None else _username_token(*login, self.clock_ahead_s)
         envelope = (
             f'<?xml version="1.0" encoding="utf-8"?><s:Envelope xmlns:s="{ENVELOPE}">'
-            f"<s:Header>{token}</s:Header><s:Body>{body}</s:Body></s:Envelope>"
+            f"<s:Header>{token}</s:Header><s:Body>"
+            f"<m:{name} xmlns:m={quoteattr(namespace)}>{content}</m:{name}></s:Body></s:Envelope>"
         ).encode()
         reply = _post(address, envelope, None, self.access)
         if reply.status == 401:  # Some know the digest of HTTP only.

@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from urllib.parse import quote, urlsplit
@@ -33,13 +34,17 @@ MOST_FRAME_PIXELS = 36_000_000
 """Decoding takes seven bytes a pixel; a stream announces the size beforehand."""
 
 
-def import_cv2() -> Any:
-    """Return OpenCV, or say how to install it."""
+def import_extra(module: str, package: str, extra: str, purpose: str) -> Any:
+    """Return an optional module; raise BackendError that names its package and extra."""
     try:
-        import cv2
+        return import_module(module)
     except ImportError as error:
-        raise missing_extra("cv2", "camera", "the camera pipeline") from error
-    return cv2
+        raise missing_extra(package, extra, purpose) from error
+
+
+def import_cv2() -> Any:
+    """Return OpenCV."""
+    return import_extra("cv2", "cv2", "camera", "the camera pipeline")
 
 
 def quiet_opencv() -> None:

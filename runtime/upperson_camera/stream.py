@@ -19,9 +19,16 @@ from numpy.typing import NDArray
 from upperson_camera.access import target_of, without_login
 from upperson_camera.reasons import not_opened, reason_of_address
 from upperson_camera.relay import Relay
-from upperson_camera.source import MOST_FRAME_PIXELS, OpenCVReader, Reader, Source, check_frame_size
+from upperson_camera.source import (
+    MOST_FRAME_PIXELS,
+    OpenCVReader,
+    Reader,
+    Source,
+    check_frame_size,
+    import_extra,
+)
 from upperson_camera.web import WebReader
-from upperson_rt.errors import InputError, UsageError, missing_extra
+from upperson_rt.errors import InputError, UsageError
 from upperson_rt.extensions import load_extension
 from upperson_rt.remote import may_hide_login
 
@@ -47,24 +54,18 @@ _RTSP = {
 
 
 def _import_av() -> Any:
-    """Return PyAV, or say how to install it."""
-    try:
-        import av
-    except ImportError as error:
-        raise missing_extra("av", "camera", "reading a network stream") from error
-    return av
+    return import_extra("av", "av", "camera", "reading a network stream")
 
 
 def check_address(source: Source) -> None:
     """Refuse an address of a kind that cannot be read, such as ``rtps://``, or a malformed one."""
     scheme = source.scheme
     if scheme not in _SCHEMES:
-        raise UsageError(
+        text = (
             f"{source.shown} cannot be read: an address begins with {', '.join(_SCHEMES)} and "
-            f"://, found {scheme}://",
-            code="unknown_scheme",
-            scheme=scheme,
+            f"://, found {scheme}://"
         )
+        raise UsageError(text, code="unknown_scheme", scheme=scheme)
     try:
         parts = urlsplit(source.address)
         readable = parts.port is not None or parts.hostname is not None
@@ -116,10 +117,8 @@ class StreamReader(Reader):
     def __init__(self, source: Source, timeout_s: float) -> None:
         """Open a stream; opening and each picture may take ``timeout_s``."""
         if source.kind != "network":
-            raise UsageError(
-                f"{source.shown} is no network stream: open it with OpenCVReader",
-                code="wrong_reader",
-            )
+            text = f"{source.shown} is no network stream: open it with OpenCVReader"
+            raise UsageError(text, code="wrong_reader")
         self._av = _import_av()
         self._source = source
         self._timeout_s = timeout_s

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_camera.detectors.layouts import LAYOUTS, TARGET_SIZES, Layout, grid
+from upperson_camera.source import import_extra
 from upperson_rt.backends.onnxruntime import session_options
-from upperson_rt.errors import InputError, UsageError, missing_extra
+from upperson_rt.errors import InputError, UsageError
 from upperson_rt.onnx_file import require_no_loops
 from upperson_rt.printable import error_text, one_line, safe_repr
 from upperson_rt.strict import suggestion
@@ -83,10 +84,7 @@ class Graph:
 
 def read_graph(path: Path) -> Graph:
     """Read a file, and run it once."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise missing_extra("onnxruntime", "cpu", "a detector in an ONNX file") from error
+    onnxruntime = import_extra("onnxruntime", "onnxruntime", "cpu", "a detector in an ONNX file")
     if not path.is_file():
         text = f"no detector file {path}: docs/detectors.md names some to take"
         raise InputError(text, code="detector_not_found", path=path)

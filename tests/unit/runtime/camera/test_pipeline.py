@@ -26,7 +26,7 @@ from tests.helpers.fake_camera import (
 from tests.helpers.refused import refused
 from upperson_camera import BoxesFile, CaptureRules, Pipeline, PipelineSettings, parse_source
 from upperson_rt.errors import InputError, IntegrityError, UsageError, install_command
-from upperson_rt.gallery import Filter, Gallery
+from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.crops import read_crop
 from upperson_rt.ingest.boxes import QualityRules
 from upperson_synthetic.video import VideoSpec, write_video
@@ -117,15 +117,22 @@ def test_a_file_watched_again_replaces_its_rows_under_names_that_are_no_file_nam
 ):
     path, _ = street
     boxes, names, seen = BoxesFile(path.with_suffix(".json")), ("../gate", "Süd 1/2"), []
+    others = Item(key="of another process", camera=names[0])
     for run in range(2):
         with Pipeline(encoder, gallery, every_s=2.0) as pipeline:
             for name in names:
                 pipeline.add_camera(name, str(path), boxes)
-            pipeline.wait()
+            assert pipeline.wait()
+            assert pipeline.drain()
+            if run:
+                gallery.add([others], np.eye(1, encoder.embed_dim, dtype=np.float32))
         check_sums(pipeline.stats())
+        if run:
+            gallery.delete([others.key])
         seen.append((gallery.count(), {item.track for item in gallery.items()}))
-        for camera in pipeline.stats().cameras.values():
-            assert (camera.replaced, camera.added_by_others) == (run * camera.committed, 0)
+        for name, camera in pipeline.stats().cameras.items():
+            added = run * (name == names[0])
+            assert (camera.replaced, camera.added_by_others) == (run * camera.committed, added)
     assert seen[0][0] == seen[1][0] > 10
     assert not seen[0][1] & seen[1][1], "tracks of two runs never have one name"
     assert len({gallery.count(Filter(camera=name)) for name in names}) == 1
