@@ -106,10 +106,11 @@ class FakeOpener:
 
 
 class Gate:
-    """Keeps whoever calls `hold` until it is opened, at the latest where its context ends."""
+    """Keeps a caller of `hold` until it is opened, at the latest where its context ends."""
 
     def __init__(self) -> None:
-        self._opened = threading.Event()
+        opened = threading.Event()
+        self.open, self._wait = opened.set, opened.wait
         self.entered = 0
         """Calls of `hold` so far."""
 
@@ -121,10 +122,7 @@ class Gate:
 
     def hold(self) -> None:
         self.entered += 1
-        self._opened.wait()
-
-    def open(self) -> None:
-        self._opened.set()
+        self._wait()
 
 
 class FakeEncoder:

@@ -390,13 +390,6 @@ def _rtsp_cases(there: Elsewhere) -> dict[str, Reply]:
     return found | {"UDP from another host": by_udp}
 
 
-CERTIFICATES = {
-    "that signs itself": {},
-    "of another host": {"host": "127.0.0.9"},
-    "that has ended": {"days": -1},
-}
-
-
 def film(container: str = "mpegts", codec: str = "mpeg1video", **options: str) -> bytes:
     """Return a short film of noise, 50 pictures of 64 x 64."""
     import av
@@ -417,7 +410,12 @@ def film(container: str = "mpegts", codec: str = "mpeg1video", **options: str) -
 def tls_outcomes(folder: Path) -> dict[str, bool]:
     """Return by scheme and certificate whether a camera was sent anything over TLS."""
     found = {}
-    for name, options in CERTIFICATES.items():
+    certificates: dict[str, dict[str, Any]] = {
+        "that signs itself": {},
+        "of another host": {"host": "127.0.0.9"},
+        "that has ended": {"days": -1},
+    }
+    for name, options in certificates.items():
         certificate = written(folder, bits=None, name=name, **options)
         for scheme in ("https", "rtsps", "rtmps"):
             with tcp_server(always(b""), certificate=certificate) as (port, requests):
@@ -430,40 +428,37 @@ def tls_outcomes(folder: Path) -> dict[str, bool]:
 
 def random_case(chance: random.Random, there: Elsewhere) -> tuple[str, str, Reply]:
     """Return a server that sends its reader elsewhere in a way drawn at random."""
-    everything = cases(there)
+    pick = chance.choice
     if chance.random() < 0.2:
-        name = chance.choice(sorted(everything))
+        everything = cases(there)
+        name = pick(sorted(everything))
         return name, *everything[name]
     if chance.random() < 0.5:
-        name, to = chance.choice(sorted(targets("rtsp", there).items()))
-        words = [chance.choice(["", " ", "\t", "\r", "$", "x"]) for _ in range(3)]
-        version = chance.choice(["RTSP/1.0", "RTSP/2.0", "RTSP/1.0 ", "rtsp/1.0", " RTSP/1.0"])
-        end = chance.choice(["\r\n", "\n", "\r\r\n"])
-        key = chance.choice(["Location", "location", "LOCATION"])
-        status = chance.choice(
-            ["302 Found", "301", "300 X", "3022 X", "0302 X", "+302 X", "307\tX"]
-        )
-        lines = [f"{words[0]}{version} {words[1]}{status}", "CSeq: {cseq}", f"{key}:{words[2]}{to}"]
-        chance.shuffle(rest := lines[1:])
-        answer = end.join([lines[0], *rest, "", ""]).encode()
+        name, to = pick(sorted(targets("rtsp", there).items()))
+        words = [pick(["", " ", "\t", "\r", "$", "x"]) for _ in range(3)]
+        version = pick(["RTSP/1.0", "RTSP/2.0", "RTSP/1.0 ", "rtsp/1.0", " RTSP/1.0"])
+        status = pick(["302 Found", "301", "300 X", "3022 X", "0302 X", "+302 X", "307\tX"])
+        rest = ["CSeq: {cseq}", f"{pick(['Location', 'location', 'LOCATION'])}:{words[2]}{to}"]
+        chance.shuffle(rest)
+        first = f"{words[0]}{version} {words[1]}{status}"
+        answer = pick(["\r\n", "\n", "\r\r\n"]).join([first, *rest, "", ""]).encode()
         if chance.random() < 0.3:
             answer = b"$\x00\x00\x04abcd" + answer
         if chance.random() < 0.3:
             answer = rtsp("200 OK", body=b"x" * chance.randrange(9)) + answer
-        method = chance.choice(["OPTIONS", "DESCRIBE", "SETUP", "PLAY"])
+        method = pick(["OPTIONS", "DESCRIBE", "SETUP", "PLAY"])
         steps = rtsp_steps({method: answer}, login=chance.random() < 0.5)
         return f"rtsp {method} {name} {answer!r}", "rtsp", steps
-    name, to = chance.choice(sorted(targets("http", there).items()))
-    pad = chance.choice(["", " ", "\t"])
-    status = chance.choice([300, 301, 302, 303, 304, 305, 307, 308, 399, 200, 201])
+    name, to = pick(sorted(targets("http", there).items()))
+    pad = pick(["", " ", "\t"])
     lines = [f"Location:{pad}{to}{pad}", f"Refresh: 0; url={to}", f"Content-Location: {to}"]
     chance.shuffle(lines)
-    body = playlist(chance.choice(["#EXTINF:1,", "#EXTINF:9,x"]), pad + to)
-    kind = chance.choice(["video/mp4", "application/x-mpegurl", "audio/mpegurl", "text/plain"])
+    status = pick([300, 301, 302, 303, 304, 305, 307, 308, 399, 200, 201])
+    body = playlist(pick(["#EXTINF:1,", "#EXTINF:9,x"]), pad + to)
+    kind = pick(["video/mp4", "application/x-mpegurl", "audio/mpegurl", "text/plain"])
     answer = http(status, *lines[: chance.randrange(1, 4)], body=body, kind=kind)
-    moved = {chance.choice(["m3u8", "ts", "x"]): answer}
-    first = http(200, body=playlist("#EXTINF:1,", "/own.ts"), kind=kind)
-    reply = paths(moved, chance.choice([answer, first]))
+    own = http(200, body=playlist("#EXTINF:1,", "/own.ts"), kind=kind)
+    reply = paths({pick(["m3u8", "ts", "x"]): answer}, pick([answer, own]))
     return f"http {name} {answer!r}", "http", reply
 
 

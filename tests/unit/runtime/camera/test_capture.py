@@ -48,44 +48,35 @@ def test_a_file_that_cannot_be_read_fails(script, error, caplog):
     assert [(record.camera, record.event) for record in caplog.records] == [("gate", "failed")]
 
 
-def test_a_live_source_is_opened_again_and_again(caplog):
+def test_a_live_source_is_opened_again_and_an_outage_is_logged_once(caplog):
     caplog.set_level("INFO")
-    opener = FakeOpener([FRAME] * 2, InputError("unplugged"), InputError("unplugged"), [FRAME] * 3)
+    ends, away = [FRAME] * 2, InputError("unplugged")
+    opener = FakeOpener(ends, away, away, ends, away, away, InputError("busy"), ends)
     began = time.time()
     watched = Watched(LIVE, opener)
-    wait_for(lambda: len(watched.frames) == 5 and watched.counts.count("reconnects") >= 7)
+    wait_for(lambda: len(watched.frames) == 6 and watched.counts.count("reconnects") >= 11)
     watched.stop()
     assert all(reader.closed.is_set() for reader in opener.readers)
     waits = [record.wait_s for record in caplog.records if hasattr(record, "wait_s")]
     # After pictures the wait is short, and doubles with each failure up to its limit.
-    assert waits[:7] == pytest.approx([0.02, 0.04, 0.08, 0.02, 0.04, 0.08, 0.1])
+    expected = [0.02, 0.04, 0.08, 0.02, 0.04, 0.08, 0.1, 0.02, 0.04, 0.08, 0.1]
+    assert waits[:11] == pytest.approx(expected)
     assert max(waits) <= 0.1
     clocks = [clock for _, _, clock in watched.frames]
     assert clocks == sorted(clocks)
     assert began <= watched.frames[-1][1] <= time.time()
-    events = [record.event for record in caplog.records]
-    assert events[:2] == ["connected", "lost"]
-    assert events.count("connected") == 1
-
-
-def test_an_outage_is_logged_once_and_counted_apart_from_the_attempts(caplog):
-    caplog.set_level("INFO")
-    ends, away = [FRAME] * 2, InputError("unplugged")
-    opener = FakeOpener(away, away, ends, away, away, InputError("busy"), ends)
-    watched = Watched(LIVE, opener)
-    wait_for(lambda: len(watched.frames) == 4 and watched.counts.count("reconnects") >= 8)
-    watched.stop()
+    events = [(record.levelname, record.event) for record in caplog.records]
+    assert events[:2] == [("INFO", "connected"), ("WARNING", "lost")]
+    assert sum(event == "connected" for _, event in events) == 1
+    assert events.count(("INFO", "lost")) >= 4
     texts = [record.getMessage().partition(": ")[2].partition(";")[0] for record in caplog.records]
-    levels = [record.levelname for record in caplog.records]
-    loud = [text for text, level in zip(texts, levels, strict=True) if level == "WARNING"]
-    assert loud[:8] == [
-        *("unplugged", "is back after 0 s, at attempt 2"),
+    loud = [text for text, (level, _) in zip(texts, events, strict=True) if level == "WARNING"]
+    assert loud[:9] == [
+        *("the stream ended", "unplugged", "is back after 0 s, at attempt 3"),
         *("the stream ended", "unplugged", "busy", "is back after 0 s, at attempt 4"),
         *("the stream ended", "nobody there"),
     ]
-    assert "connected" not in [record.event for record in caplog.records]
-    assert sum(r.levelname == "INFO" and r.event == "lost" for r in caplog.records) >= 2
-    assert watched.counts.count("outages") == 2
+    assert watched.counts.count("outages") == 3
 
 
 def test_a_wall_clock_that_jumps_changes_the_times_of_frames_and_nothing_else(fake_time):

@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 
-from tests.helpers.command_line import run_code
 from tests.helpers.fake_camera import (
     BOX,
     FILE,
@@ -439,48 +438,3 @@ def test_whatever_hangs_or_fails_all_is_counted_and_nothing_acknowledged_is_lost
     assert gallery.verify() == []
     crops = {gallery.crops_dir / item.crop for item in gallery.items() if item.crop}
     assert set(pictures_of(gallery)) == crops
-
-
-HANGING = """
-import threading
-import upperson_rt
-from tests.helpers.fake_camera import FILE, LIVE, FakeOpener, person_frame, wait_for
-from upperson_camera import Pipeline
-from upperson_rt.ingest import service
-from upperson_rt.errors import InputError
-from upperson_rt.gallery import Gallery
-
-hanging = []
-
-def hang(*arguments):
-    hanging.append(arguments)
-    threading.Event().wait()
-
-service.write_all_atomically = lambda contents, pool: pool.submit(hang).result()
-encoder = upperson_rt.open(sys.argv[1], "fp32", "onnxruntime", threads=1)
-gallery = Gallery.open(sys.argv[2], encoder.fingerprint, encoder.embed_dim, create=True)
-pipeline = Pipeline(encoder, gallery, every_s=0, min_views=1, end_within_s=0.2)
-pipeline.start()
-pipeline.add_camera("detector", detector=hang)
-pipeline.submit("detector", person_frame())
-pipeline.add_camera("file", FILE, hang, opener=hang, start_time=1.0)
-pipeline.add_camera("live", LIVE, hang, opener=FakeOpener([hang]))
-pipeline.add_camera("disk")
-pipeline.submit("disk", person_frame(), [[100, 40, 160, 220]])
-wait_for(lambda: len(hanging) == 4)
-try:
-    pipeline.stop()
-except InputError as error:
-    print(error.code)
-stats = pipeline.stats()
-print(*(name for camera in stats.cameras.values() for name in camera.failures))
-"""
-
-
-def test_a_process_ends_although_everything_hangs(bundle, tmp_path):
-    done = run_code(HANGING, bundle, tmp_path / "gallery")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        "gallery_stuck",
-        "detector_stuck source_stuck source_stuck",
-    ]

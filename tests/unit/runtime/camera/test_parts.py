@@ -14,8 +14,8 @@ from upperson_camera.crops import Selection, safe_folder_name, sharpness
 from upperson_camera.frames import Detection, SteadyClock
 from upperson_camera.queues import BoundedQueue
 from upperson_camera.source import without_secrets
-from upperson_camera.stats import Counters, Durations
-from upperson_rt.errors import BackendError, InputError, UsageError
+from upperson_camera.stats import Durations
+from upperson_rt.errors import InputError, UsageError
 from upperson_rt.ingest.boxes import MOST_BOXES, QualityRules, clean_boxes
 
 
@@ -228,22 +228,6 @@ def test_durations_keep_quantiles_in_constant_memory():
     assert durations.quantile_s(1.0) == inf
 
 
-def test_counters_lose_nothing_between_threads():
-    counters = Counters()
-
-    def work():
-        for _ in range(2000):
-            counters.count("a", "seen")
-            counters.count("b", "seen", 2)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [counters.of(name)["seen"] for name in "abc"] == [8000, 16000, 0]
-
-
 def test_folder_names_are_safe_and_differ():
     names = ("gate", "../..", "a/b", "a_b", "Süd", ".", "x" * 300, "x" * 299, "a b")
     folders = [safe_folder_name(name) for name in names]
@@ -295,13 +279,5 @@ def test_sources_are_told_apart(tmp_path, monkeypatch):
         source = parse_source(text)
         assert (source.kind, source.is_live, source.default_name) == (kind, live, name)
     assert parse_source("clip.avi").shown == str(tmp_path / "clip.avi")
-    with refused("source_not_found", InputError, source="nothing.mp4"):
-        parse_source("nothing.mp4")
-    with refused("file_by_address", UsageError):
-        parse_source("file:///x.mp4")
-    pipeline = "videotestsrc ! appsink"
-    monkeypatch.setattr(cv2.videoio_registry, "hasBackend", lambda backend: False)
-    with refused("gstreamer_missing", BackendError):
-        parse_source(pipeline)
     monkeypatch.setattr(cv2.videoio_registry, "hasBackend", lambda backend: True)
-    assert parse_source(pipeline).kind == "gstreamer"
+    assert parse_source("videotestsrc ! appsink").kind == "gstreamer"
