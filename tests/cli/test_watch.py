@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +17,11 @@ from typing import ClassVar
 import pytest
 
 from tests.helpers.command_line import environment, start_program
-from tests.helpers.fake_camera import pictures_of, wait_for
+from tests.helpers.fake_camera import LIVE, pictures_of, wait_for
 from tests.helpers.invoke import refusal
 from tests.helpers.invoke import run_rt as run
 from tests.helpers.invoke import run_rt_json as run_json
+from tests.helpers.refused import refused
 from tests.helpers.small_servers import http_server, no_server, rtsp_server
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt import extensions
@@ -319,6 +320,17 @@ def test_cameras_that_never_give_a_picture_say_why_and_end_with_3(work):
     assert cameras == ["door", "gate", "hall", "yard"], "once each, however many attempts"
     assert sum("camera" not in event for event in loud) == 1, "that of hog"
     assert "secret" not in read_log(work)
+
+
+@pytest.mark.parametrize(("pictures", "silent"), [(3, {"gate": "nothing came in 5 s"}), (4, None)])
+def test_a_camera_that_gave_nothing_but_rubbish_gave_no_picture(pictures, silent):
+    module = import_module("upperson_camera.cli.watch")
+    camera = SimpleNamespace(
+        state="stopped", error=None, frames_read=pictures, frames_dropped={"empty": 3}
+    )
+    stats = SimpleNamespace(seconds=5, cameras={"gate": camera})
+    with refused("camera_failed", silent=silent) if silent else nullcontext():
+        module._refuse_failed(stats, {"gate": LIVE})
 
 
 def test_without_a_terminal_the_progress_comes_in_lines(work, monkeypatch):

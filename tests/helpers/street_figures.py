@@ -140,8 +140,8 @@ def _matched(
         there = truth[index] if 0 <= index < len(truth) else ()
         assert item.box is not None
         overlaps = [(overlap(item.box, one.visible_box or one.box), one.person) for one in there]
-        overlap, person = max(overlaps, default=(0.0, -1))
-        found.append((person if overlap >= _LEAST_OVERLAP else None, overlap))
+        most, person = max(overlaps, default=(0.0, -1))
+        found.append((person if most >= _LEAST_OVERLAP else None, most))
     return found
 
 
