@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from tests.helpers.certificate import written
-from tests.helpers.small_servers import Threaded, served
+from tests.helpers.small_servers import served
 from upperson_camera.source import parse_source
 from upperson_camera.stream import StreamReader, open_source
 from upperson_rt.errors import InputError
@@ -35,6 +35,11 @@ from upperson_rt.errors import InputError
 LOGIN = "anna:s3cret"
 _SENT_LOGIN = base64.b64encode(LOGIN.encode())
 OPENING_S = 2.0
+
+
+class _Threaded(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    block_on_close = False
 
 
 @dataclass
@@ -112,7 +117,7 @@ def tcp_server(
                         connection.shutdown(socket.SHUT_WR)
                         return
 
-    with served(Threaded((host, 0), Handler)) as port:
+    with served(_Threaded((host, 0), Handler)) as port:
         yield port, requests
 
 

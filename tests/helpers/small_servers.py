@@ -73,11 +73,11 @@ def rtsp_server(status: str = "200 OK", auth: Auth = "none", more: str = "") -> 
                 number = headers.get("cseq", "1")
                 self.wfile.write(f"RTSP/1.0 {said}\r\nCSeq: {number}\r\n{asks}\r\n".encode())
 
-    with served(Threaded(("127.0.0.1", 0), Handler)) as port:
+    with served(_Threaded(("127.0.0.1", 0), Handler)) as port:
         yield port
 
 
-class Threaded(socketserver.ThreadingTCPServer):
+class _Threaded(socketserver.ThreadingTCPServer):
     daemon_threads = True
     block_on_close = False
 
@@ -124,7 +124,7 @@ def other_server(answer: bytes) -> Iterator[int]:
                 while self.request.recv(4096):
                     pass
 
-    with served(Threaded(("127.0.0.1", 0), Handler)) as port:
+    with served(_Threaded(("127.0.0.1", 0), Handler)) as port:
         yield port
 
 
@@ -147,7 +147,7 @@ def dripping_server(start: bytes) -> Iterator[tuple[int, threading.Event]]:
             except OSError:
                 cut.set()
 
-    with served(Threaded(("127.0.0.1", 0), Handler)) as port:
+    with served(_Threaded(("127.0.0.1", 0), Handler)) as port:
         yield port, cut
 
 
