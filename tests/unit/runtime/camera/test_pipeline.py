@@ -35,7 +35,9 @@ from upperson_synthetic.video import VideoSpec, write_video
 def street(tmp_path_factory):
     """A video, and what is true about it."""
     path = tmp_path_factory.mktemp("street") / "street.avi"
-    return path, write_video(path, VideoSpec(people=6, seconds=12, fps=8, seed=5))
+    return path, write_video(
+        path, VideoSpec(people=6, seconds=12, fps=8, width=640, height=360, seed=5)
+    )
 
 
 def people_of(item, truth):
