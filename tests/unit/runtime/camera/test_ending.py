@@ -165,10 +165,10 @@ def test_cameras_that_wait_for_a_stuck_detector_are_abandoned_with_it(
 def test_what_all_cameras_share_is_abandoned_when_it_is_stuck(
     encoder, gallery, clock, where, kind, tmp_path, monkeypatch, all_threads_end
 ):
-    gate, told, held, add = Gate(), [], [], gallery.add
+    gate, notified, held, add = Gate(), [], [], gallery.add
 
-    def tell(items):
-        told.append(items)
+    def notify(items):
+        notified.append(items)
         if where == "on_commit":
             held.extend(items)
             gate.hold()
@@ -181,7 +181,7 @@ def test_what_all_cameras_share_is_abandoned_when_it_is_stuck(
     if where == "gallery":
         monkeypatch.setattr(gallery, "add", hang)
     used = FakeEncoder(encoder, gate) if where == "encoder" else encoder
-    pipeline = Pipeline(used, gallery, on_commit=tell, batch_size=2, max_delay_s=LIMIT_S, **ALL)
+    pipeline = Pipeline(used, gallery, on_commit=notify, batch_size=2, max_delay_s=LIMIT_S, **ALL)
     pipeline.start()
     with gate:
         pipeline.add_camera("gate")
@@ -207,10 +207,10 @@ def test_what_all_cameras_share_is_abandoned_when_it_is_stuck(
             assert camera.committed == gallery.count() == 20, "only the callback gets no more"
         else:
             assert camera.crops_dropped == {"failed": 20}
-        assert len(told) == (where == "on_commit")
+        assert len(notified) == (where == "on_commit")
     all_threads_end()
     assert pipeline.stats().cameras == stats.cameras, "what comes back has no effect"
-    assert len(told) == (where == "on_commit")
+    assert len(notified) == (where == "on_commit")
     assert gallery.verify() == []
 
 
@@ -391,15 +391,15 @@ def test_whatever_hangs_or_fails_all_is_counted_and_nothing_acknowledged_is_lost
     encoder, gallery, seed, monkeypatch, all_threads_end
 ):
     monkeypatch.setattr("upperson_camera.capture._PATIENCE_S", 0.1)
-    dice, released, told, add = random.Random(seed), threading.Event(), [], gallery.add
-    encoding, adding, telling, detecting, reading = (Moody(dice, released) for _ in range(5))
+    dice, released, notified, add = random.Random(seed), threading.Event(), [], gallery.add
+    encoding, adding, notifying, detecting, reading = (Moody(dice, released) for _ in range(5))
     moody_encoder = FakeEncoder(encoder)
     moody_encoder.encode_pixels = lambda *given: encoding() or encoder.encode_pixels(*given)
     monkeypatch.setattr(gallery, "add", lambda *given: adding() or add(*given))
     pipeline = Pipeline(
         moody_encoder,
         gallery,
-        on_commit=lambda items: told.extend(items) or telling(),
+        on_commit=lambda items: notified.extend(items) or notifying(),
         every_s=0,
         min_views=1,
         batch_size=2,
@@ -428,11 +428,11 @@ def test_whatever_hangs_or_fails_all_is_counted_and_nothing_acknowledged_is_lost
     stats = pipeline.stats()
     check_sums(stats)
     assert stats.failures == failures, "what is raised is counted, and what is counted is raised"
-    assert {item.key for item in told} <= {item.key for item in gallery.items()}
-    told_before = len(told)
+    assert {item.key for item in notified} <= {item.key for item in gallery.items()}
+    notified_before = len(notified)
     released.set()
     all_threads_end()
-    assert (pipeline.stats().cameras, len(told)) == (stats.cameras, told_before)
+    assert (pipeline.stats().cameras, len(notified)) == (stats.cameras, notified_before)
     if "gallery_stuck" not in failures:  # What comes back late may have added rows.
         assert gallery.count() == stats.total("committed")
     assert gallery.verify() == []

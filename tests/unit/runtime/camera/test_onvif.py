@@ -75,7 +75,12 @@ def test_what_is_no_answer_and_addresses_of_others_are_left_out():
         b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>',
         b"<!DOCTYPE a [" + nested + b"]><a>&a11;</a>",
     ]
-    with responder(lambda question: contents) as (port, asked):
+
+    def with_document_types(question):
+        text = match(question).decode().replace("?>", '?><!DOCTYPE a [<!ENTITY b "c">]>', 1)
+        return [text.encode(), text.replace("UTF-8", "UTF-16").encode("utf-16")]
+
+    with responder(lambda question: [*contents, *with_document_types(question)]) as (port, asked):
         assert discover(0.5, LOOPBACK, port) == {}
     assert asked
 
