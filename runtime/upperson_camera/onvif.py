@@ -8,7 +8,7 @@ import socket
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
@@ -76,8 +76,8 @@ def discover(
                 "192.168.1.10"
             )
             raise UsageError(text, code="interface_malformed", interface=interface) from error
-    asked = [f"urn:uuid:{uuid.uuid4()}" for _ in _TYPES]
-    questions = [_probe(*kind, message) for kind, message in zip(_TYPES, asked, strict=True)]
+    probes = {f"urn:uuid:{uuid.uuid4()}": kind for kind in _TYPES}
+    questions = [_probe(*kind, message) for message, kind in probes.items()]
     found: dict[str, Answer] = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
         try:
@@ -98,7 +98,7 @@ def discover(
                 wait_s = (_AGAIN_S if sent < 2 else timeout_s) - passed
                 if select.select([opened], [], [], max(0.0, wait_s))[0]:
                     content, (host, _) = opened.recvfrom(65536)
-                    answer = read_answer(content, host, asked)
+                    answer = read_answer(content, host, probes)
                     if answer is not None and (host not in found or found[host].address is None):
                         found[host] = answer
         except OSError as error:
@@ -125,13 +125,13 @@ def _probe(namespace: str, kind: str, message: str) -> bytes:
     ).encode()
 
 
-def read_answer(content: bytes, host: str, asked: list[str]) -> Answer | None:
+def read_answer(content: bytes, host: str, probes: Collection[str]) -> Answer | None:
     """Return the device of an answer; None if it is none, or answers another probe."""
     try:
         root = parse_xml(content)
     except ValueError:
         return None
-    if child_text(root, "RelatesTo") not in asked or not named(root, "ProbeMatch"):
+    if child_text(root, "RelatesTo") not in probes or not named(root, "ProbeMatch"):
         return None
     match = named(root, "ProbeMatch")[0]
     scopes = (child_text(match, "Scopes") or "").split()
@@ -325,15 +325,15 @@ def _media_service(caller: Caller, address: str) -> tuple[str, str]:
 def _stream(caller: Caller, media: str, namespace: str, profile: Element) -> FoundStream:
     token = escape(profile.get("token", ""))
     if namespace == _MEDIA[0]:
-        asked = f"<m:Protocol>RTSP</m:Protocol><m:ProfileToken>{token}</m:ProfileToken>"
+        content = f"<m:Protocol>RTSP</m:Protocol><m:ProfileToken>{token}</m:ProfileToken>"
     else:
-        asked = (
+        content = (
             '<m:StreamSetup xmlns:t="http://www.onvif.org/ver10/schema">'
             "<t:Stream>RTP-Unicast</t:Stream>"
             "<t:Transport><t:Protocol>RTSP</t:Protocol></t:Transport></m:StreamSetup>"
             f"<m:ProfileToken>{token}</m:ProfileToken>"
         )
-    answer = caller.call(media, namespace, "GetStreamUri", asked)
+    answer = caller.call(media, namespace, "GetStreamUri", content)
     address = child_text(answer, "Uri")
     if address is None:
         raise InputError("it gives no address for its stream", code="no_stream_address")

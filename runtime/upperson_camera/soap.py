@@ -63,7 +63,7 @@ class Caller:
         ).encode()
         reply = _post(address, envelope, None, self.access)
         if reply.status == 401:  # Some know the digest of HTTP only.
-            digests = [asked for asked in reply.challenges if asked.lower().startswith("digest")]
+            digests = [one for one in reply.challenges if one.lower().startswith("digest")]
             answer = answer_challenge(digests, login, address, "POST", http_target(address))
             if answer is not None:
                 reply = _post(address, envelope, answer, self.access)

@@ -10,10 +10,10 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_camera.queues import known_name
 from upperson_camera.source import import_cv2
-from upperson_rt.errors import BackendError, UsageError, install_command, missing_extra
+from upperson_rt.errors import BackendError, install_command, missing_extra
 from upperson_rt.ingest.boxes import Boxes
-from upperson_rt.printable import safe_repr
 
 # --- ByteTrack, OC-SORT and BoT-SORT of the package ``trackers``, as trackers of a pipeline
 #
@@ -47,11 +47,11 @@ def _import_tracker(kind: str) -> Any:
         raise missing_extra(name, "trackers", "this tracker") from error
     found = getattr(trackers, kind, None)
     if found is None or "timestamp" not in signature(found.update).parameters:
-        raise BackendError(
+        text = (
             f"the package 'trackers' that is installed has no {kind} that goes by time, as 2.6 "
-            f"has: run  {install_command('trackers')}",
-            code="trackers_too_old",
+            f"has: run  {install_command('trackers')}"
         )
+        raise BackendError(text, code="trackers_too_old")
     return found
 
 
@@ -185,11 +185,7 @@ class Tracker(Protocol):
 
 def check_tracker(name: str) -> TrackerName:
     """Return the name of a tracker."""
-    for known in TRACKERS:
-        if isinstance(name, str) and name == known:
-            return known
-    text = f"no tracker {safe_repr(name)}: it is one of {', '.join(TRACKERS)}"
-    raise UsageError(text, code="unknown_tracker", found=name)
+    return known_name(name, TRACKERS, "tracker", "unknown_tracker")
 
 
 def new_tracker(name: TrackerName, lost_after_s: float) -> Tracker:

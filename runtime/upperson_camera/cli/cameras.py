@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Discovery(OptionGroup, panel="Discovery"):
-    """Whether the local network is asked, and how."""
+    """Whether the local network is searched, and how."""
 
     search: Annotated[
         bool,
@@ -104,7 +104,7 @@ def cameras(
         raise InputError(
             f"no camera answered within {timeout:g} s: they must be in the same network segment as "
             "this machine, with ONVIF and its discovery turned on; --interface chooses the "
-            "network, and a camera that is named is asked directly",
+            "network, and a camera that is named needs no search",
             code="no_camera_found",
         )
     allowed, insecure = (

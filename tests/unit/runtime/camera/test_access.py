@@ -267,6 +267,7 @@ def test_onvif_over_tls_and_streams_at_other_hosts(tmp_path):
     with hostile.tcp_server(reply, certificate=certificate) as (port, requests):
         place = f"https://127.0.0.1:{port}"
         assert code(place) == "certificate_untrusted"
+        assert code(place, insecure=frozenset({"127.0.0.9"})) == "certificate_untrusted"
         assert not requests
         assert code(place, insecure=frozenset({"127.0.0.1"})) == "not_soap"
         assert code(place, access=Access(ca_file=certificate[0])) == "not_soap"

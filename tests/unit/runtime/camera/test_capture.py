@@ -4,6 +4,7 @@ import http.server
 import threading
 import time
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -296,3 +297,9 @@ def test_a_camera_that_sends_nothing_but_rubbish_has_stalled(fake_time, caplog):
     assert watched.counts[:3] == ["stalls", "outages", "reconnects"]
     assert "no picture for 1000 s, only" in caplog.text
     assert 18 <= sum(image.size == 0 for image, _, _ in watched.frames) <= 22
+
+
+def test_a_picture_smeared_over_the_last_one_counts_as_none():
+    reader = StreamReader.__new__(StreamReader)
+    reader._web, reader._timeout_s, reader._frames = None, 10, [SimpleNamespace(is_corrupt=True)]
+    assert reader.read().size == 0

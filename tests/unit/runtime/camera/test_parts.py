@@ -2,6 +2,7 @@
 
 import threading
 from math import inf, nan
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from tests.helpers.fake_camera import wait_for
 from tests.helpers.refused import refused
 from upperson_camera import PipelineSettings, Source, parse_source
+from upperson_camera.bench import _broken_promises
 from upperson_camera.crops import Selection, safe_folder_name, sharpness
 from upperson_camera.frames import Detection, SteadyClock
 from upperson_camera.queues import BoundedQueue
@@ -226,6 +228,21 @@ def test_durations_keep_quantiles_in_constant_memory():
     assert two.quantile_s(0.5) < 0.02, "half of them are not longer"
     durations.add(1e6)
     assert durations.quantile_s(1.0) == inf
+
+
+def test_the_benchmark_notices_what_was_not_counted():
+    counts = {"frames_processed": 3, "frames_read": 3, "detections": 12, "committed": 10}
+
+    def problems():
+        dropped = {"frames_dropped": {}, "crops_dropped": {"queue_full": 2}}
+        stats = SimpleNamespace(total=counts.__getitem__, dropped=dropped.__getitem__)
+        return _broken_promises(stats, submitted=3, people=4)
+
+    assert problems() == []
+    for name, number in list(counts.items()):
+        counts[name] -= 1
+        assert problems(), name
+        counts[name] = number
 
 
 def test_folder_names_are_safe_and_differ():
