@@ -112,22 +112,32 @@ _STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32))
 _ANCHORS = 3
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Layout:
     """One kind of detector."""
 
     name: str
-    what: str
-    """The models that have it, and their outputs."""
     pixels: Pixels
     find: Callable[[Shapes, Size], tuple[str, ...] | None]
     """Returns the outputs that are read, in the order that ``read`` wants them in; None if the
     shapes are not such ones."""
     read: Callable[[Arrays, int, Size], Found]
-    classes: Callable[[Sequence[tuple[int, ...]]], int | None] = lambda shapes: None
-    """Number of classes by the shapes of those outputs; None if unknown."""
+    classes_at: tuple[int, int, int] | None = None
+    """The output and its axis that have the classes, and how many numbers come before them."""
     wants_sizes: bool = False
     """It has the input `TARGET_SIZES`."""
+
+    @property
+    def what(self) -> str:
+        """The models that have it, and their outputs."""
+        return _WHAT[self.name]
+
+    def classes(self, shapes: Sequence[tuple[int, ...]]) -> int | None:
+        """Return the number of classes by the shapes of the outputs; None if unknown."""
+        if self.classes_at is None:
+            return None
+        output, axis, before = self.classes_at
+        return shapes[output][axis] - before
 
 
 def cells(size: Size, strides: Sequence[int]) -> int:
@@ -274,87 +284,34 @@ def _read_logits(arrays: Arrays, person: int, size: Size) -> Found:
 
 _MIDDLE, _STRETCHED = Pixels(place="centre"), Pixels(place="stretch")
 _YOLOX = Pixels(place="corner", channels="bgr", largest=255)
+_IMAGENET = Pixels(place="stretch", imagenet=True)
 
 _ROWS = (
-    Layout(
-        name="yolov5",
-        what="YOLOv5 to v7: rows of box, objectness and classes",
-        pixels=_MIDDLE,
-        find=_find_rows(_ANCHORS, 1),
-        classes=lambda shapes: shapes[0][2] - 5,
-        read=_read_rows,
-    ),
-    Layout(
-        name="yolov8",
-        what="YOLOv8 to v12: columns of box and classes",
-        pixels=_MIDDLE,
-        find=_find_columns,
-        classes=lambda shapes: shapes[0][1] - 4,
-        read=_read_columns,
-    ),
-    Layout(
-        name="end-to-end",
-        what="YOLOv10 and others end to end: chosen boxes with score and class",
-        pixels=_MIDDLE,
-        find=_find_chosen,
-        read=_read_chosen,
-    ),
-    Layout(
-        name="yolox",
-        what="YOLOX: boxes relative to a grid",
-        pixels=_YOLOX,
-        find=_find_rows(1),
-        classes=lambda shapes: shapes[0][2] - 5,
-        read=_read_grid,
-    ),
-    Layout(
-        name="yolox-decoded",
-        what="YOLOX exported with its grid: rows of box, objectness and classes",
-        pixels=_YOLOX,
-        find=_find_rows(1),
-        classes=lambda shapes: shapes[0][2] - 5,
-        read=_read_rows,
-    ),
-    Layout(
-        name="rt-detr",
-        what="RT-DETR or D-FINE: labels, boxes and scores",
-        pixels=_STRETCHED,
-        find=_find_labels,
-        read=_read_labels,
-        wants_sizes=True,
-    ),
-    Layout(
-        name="rt-detr-logits",
-        what="RT-DETR or D-FINE without its last step: boxes and logits",
-        pixels=_STRETCHED,
-        find=_find_logits,
-        classes=lambda shapes: shapes[1][2],
-        read=_read_logits,
-    ),
-    Layout(
-        name="rt-detr-ultralytics",
-        what="RT-DETR as Ultralytics exports it: rows of box and classes, in shares of the picture",
-        pixels=_STRETCHED,
-        find=_find_queries,
-        classes=lambda shapes: shapes[0][2] - 4,
-        read=_read_queries,
-    ),
-    Layout(
-        name="rt-detr-chosen",
-        what="RT-DETR as newer Ultralytics exports it: middle, size, score and class, in shares",
-        pixels=_STRETCHED,
-        find=_find_chosen,
-        read=_read_chosen_queries,
-    ),
-    Layout(
-        name="rf-detr",
-        what="RF-DETR: boxes and logits",
-        pixels=Pixels(place="stretch", imagenet=True),
-        find=_find_logits,
-        classes=lambda shapes: shapes[1][2],
-        read=_read_logits,
-    ),
+    Layout("yolov5", _MIDDLE, _find_rows(_ANCHORS, 1), _read_rows, (0, 2, 5)),
+    Layout("yolov8", _MIDDLE, _find_columns, _read_columns, (0, 1, 4)),
+    Layout("end-to-end", _MIDDLE, _find_chosen, _read_chosen),
+    Layout("yolox", _YOLOX, _find_rows(1), _read_grid, (0, 2, 5)),
+    Layout("yolox-decoded", _YOLOX, _find_rows(1), _read_rows, (0, 2, 5)),
+    Layout("rt-detr", _STRETCHED, _find_labels, _read_labels, wants_sizes=True),
+    Layout("rt-detr-logits", _STRETCHED, _find_logits, _read_logits, (1, 2, 0)),
+    Layout("rt-detr-ultralytics", _STRETCHED, _find_queries, _read_queries, (0, 2, 4)),
+    Layout("rt-detr-chosen", _STRETCHED, _find_chosen, _read_chosen_queries),
+    Layout("rf-detr", _IMAGENET, _find_logits, _read_logits, (1, 2, 0)),
 )
+_WHAT = {
+    "yolov5": "YOLOv5 to v7: rows of box, objectness and classes",
+    "yolov8": "YOLOv8 to v12: columns of box and classes",
+    "end-to-end": "YOLOv10 and others end to end: chosen boxes with score and class",
+    "yolox": "YOLOX: boxes relative to a grid",
+    "yolox-decoded": "YOLOX exported with its grid: rows of box, objectness and classes",
+    "rt-detr": "RT-DETR or D-FINE: labels, boxes and scores",
+    "rt-detr-logits": "RT-DETR or D-FINE without its last step: boxes and logits",
+    "rt-detr-ultralytics": "RT-DETR as Ultralytics exports it: rows of box and classes, in shares "
+    "of the picture",
+    "rt-detr-chosen": "RT-DETR as newer Ultralytics exports it: middle, size, score and class, in "
+    "shares",
+    "rf-detr": "RF-DETR: boxes and logits",
+}
 
 LAYOUTS: Mapping[str, Layout] = {row.name: row for row in _ROWS}
 """By the names that ``--detector-layout`` takes."""
