@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.onvif_device import MATCH, onvif_device, responder
 from tests.helpers.refused import refused
 from tests.helpers.small_servers import dripping_server, no_server, other_server
-from upperson_camera.onvif import Answer, ask_cameras, device_at, discover
+from upperson_camera.onvif import Answer, ask_cameras, device_at, discover, read_answer
 from upperson_camera.source import Logins, parse_source
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.remote import password_digest
@@ -62,27 +62,21 @@ def test_devices_that_answer_in_time_are_found():
 
 
 def test_what_is_no_answer_and_addresses_of_others_are_left_out():
-    addresses = "http://10.0.0.1/x http://[::1 ftp://127.0.0.1/"
-    with responder(lambda question: [match(question, addresses=addresses)]) as (port, _):
-        found = discover(0.3, LOOPBACK, port)
-    assert found[LOOPBACK].address is None
-    assert ask_cameras(list(found.values()), Logins())[0].code == "service_elsewhere"
+    probe = "urn:uuid:mine"
+    elsewhere = match(probe, addresses="http://10.0.0.1/x http://[::1 ftp://127.0.0.1/")
+    answer = read_answer(elsewhere, LOOPBACK, [probe])
+    assert answer.address is None
+    assert ask_cameras([answer], Logins())[0].code == "service_elsewhere"
     nested = b"".join(
         b'<!ENTITY a%d "%s">' % (n, b"&a%d;" % (n - 1) * 10 if n else b"x") for n in range(12)
     )
-    contents = [
+    typed = match(probe).decode().replace("?>", '?><!DOCTYPE a [<!ENTITY b "c">]>', 1)
+    for content in (
         *(b"", b"\xff" * 2000, b"<a/>", b"<a>", match("urn:uuid:another")),
-        b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>',
         b"<!DOCTYPE a [" + nested + b"]><a>&a11;</a>",
-    ]
-
-    def with_document_types(question):
-        text = match(question).decode().replace("?>", '?><!DOCTYPE a [<!ENTITY b "c">]>', 1)
-        return [text.encode(), text.replace("UTF-8", "UTF-16").encode("utf-16")]
-
-    with responder(lambda question: [*contents, *with_document_types(question)]) as (port, asked):
-        assert discover(0.5, LOOPBACK, port) == {}
-    assert asked
+        *(typed.encode(), typed.replace("UTF-8", "UTF-16").encode("utf-16")),
+    ):
+        assert read_answer(content, LOOPBACK, [probe]) is None
 
 
 @pytest.mark.parametrize(
