@@ -13,9 +13,8 @@ A frame passes these modules, in this order:
 ``commit``      the thread that saves pictures and commits rows
 
 Around them: ``settings``, ``frames`` (the types), ``stats`` and ``prometheus`` (the counters),
-``pipeline`` (all of it). ``access``, ``web``, ``hls`` and ``relay`` keep a stream at its host;
-``reasons`` finds out why a source does not open. ``onvif`` and ``soap`` are for
-`upperson-rt cameras`.
+``pipeline`` (all of it). ``access``, ``web`` and ``relay`` keep a stream at its host; ``reasons``
+finds out why a source does not open. ``onvif`` and ``soap`` are for `upperson-rt cameras`.
 """
 
 from importlib import import_module

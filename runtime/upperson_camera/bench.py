@@ -6,7 +6,6 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,8 +20,6 @@ from upperson_rt.gallery import Gallery, Item
 from upperson_rt.ingest.boxes import QualityRules
 from upperson_rt.machine import resident_bytes
 
-__all__ = ["PipelineBench", "bench_pipeline"]
-
 _LEAST_PEOPLE, _MOST_PEOPLE = 4, 200
 _MOST_FPS = 30.0
 """Fastest camera; a faster encoder gets more people a frame instead."""
@@ -31,57 +28,6 @@ _PERSON_PX = (320, 120)
 _CAPACITY_S = 3.0
 _SAMPLE_S = 0.25
 _WARM_SHARE = 0.2  # Queues and pools fill up first.
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResidentMemory:
-    """Samples of resident memory, in bytes."""
-
-    first: int
-    last: int
-    min: int
-    max: int
-    growth: int | None
-    """Median of the last fifth of the samples minus that of the first; None for less than five."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PipelineBench:
-    """What was measured."""
-
-    overload: float
-    """Crops that were to be offered, as a multiple of the encoder's capacity."""
-    cameras: int
-    people_per_frame: int
-    frame: tuple[int, int]
-    """Height and width in pixels."""
-    seconds: float
-    warm_share: float
-    """Part of the time that passes before memory and the encoder's work count."""
-    capacity_per_s: float
-    """Crops that the encoder alone embeds, before the pipeline starts."""
-    offered_per_s: float
-    """Crops in the frames that were really submitted."""
-    offered_to_capacity: float
-    committed_per_s: float
-    encoder_busy_share: float
-    """After the warm-up, until the last frame was submitted."""
-    submit_ms: dict[str, float]
-    """How long `Pipeline.submit` took: p50, p99 and max."""
-    rss_bytes: ResidentMemory | None
-    """After the warm-up; None where the system does not tell."""
-    frames: dict[str, Any]
-    """submitted = processed + all that were dropped, by reason."""
-    crops: dict[str, Any]
-    """detections = committed + all that were dropped, by reason."""
-    acknowledged: int
-    """Rows that ``on_commit`` got; all are in the gallery when it is opened again."""
-    rows: int
-    drain_s: float
-    """From the last frame until all that was accepted was committed."""
-    latency_s: dict[str, float | None]
-    problems: list[str]
-    """Broken promises: frames or crops that were not counted, rows that are gone."""
 
 
 def bench_pipeline(
@@ -95,19 +41,18 @@ def bench_pipeline(
     drop: DropPolicy,
     save_crops: bool,
     progress: Callable[[str, float, float], None],
-) -> PipelineBench:
+) -> dict[str, Any]:
     """Submit frames with people in them for a while, at a multiple of what the encoder can do.
 
     Each camera has a thread that submits. Every person of every frame becomes a crop, so the
     encoder's rate decides what is dropped. The gallery is a new one in ``folder``, which is empty,
     and is opened anew and checked in the end. ``progress`` is called with the step, and
-    the seconds done and in all.
+    the seconds done and in all. Returns JSON values; ``problems`` are broken promises: frames or
+    crops that were not counted, rows that are gone.
     """
     if not 1 <= seconds < float("inf") or not 0 < overload < 1000 or cameras < 1:
-        raise UsageError(
-            "seconds must be a number from 1, overload above 0, and cameras at least 1",
-            code="setting_out_of_range",
-        )
+        text = "seconds must be a number from 1, overload above 0, and cameras at least 1"
+        raise UsageError(text, code="setting_out_of_range")
     progress("measuring the encoder alone", 0.0, _CAPACITY_S)
     capacity = _capacity_per_s(encoder, batch_size)
     rate = overload * capacity / cameras
@@ -137,46 +82,47 @@ def bench_pipeline(
             load.run(lambda done: progress("overload", done, seconds))
             ended = time.monotonic()
             progress("committing what was accepted", seconds, seconds)
-        stats = pipeline.stats()
+        stats, submit_s = pipeline.stats(), load.submit_s
     with Gallery.open(folder, encoder.fingerprint, encoder.embed_dim) as gallery:
         stored = {item.key for item in gallery.items()}
-        problems = [*gallery.verify(), *_broken_promises(stats, load.submitted, people)]
+        problems = [*gallery.verify(), *_broken_promises(stats, len(submit_s), people)]
     if lost := set(acknowledged) - set(map(hash, stored)):
         problems.append(f"{len(lost)} acknowledged rows are not in the gallery")
     if len(stored) != stats.total("committed"):
         problems.append(f"{len(stored)} rows, but {stats.total('committed')} counted as committed")
-    offered = load.submitted * people / load.seconds
-    return PipelineBench(
-        overload=overload,
-        cameras=cameras,
-        people_per_frame=people,
-        frame=_FRAME_SIZE,
-        seconds=load.seconds,
-        warm_share=_WARM_SHARE,
-        capacity_per_s=capacity,
-        offered_per_s=offered,
-        offered_to_capacity=offered / capacity,
-        committed_per_s=stats.total("committed") / stats.seconds,
-        encoder_busy_share=load.busy_share,
-        submit_ms={
-            "p50": 1000 * float(np.percentile(load.submit_s, 50)),
-            "p99": 1000 * float(np.percentile(load.submit_s, 99)),
-            "max": 1000 * max(load.submit_s),
+    offered = len(submit_s) * people / load.seconds
+    dropped = stats.dropped("crops_dropped")
+    crops = {name: stats.total(name) for name in ("detections", "accepted", "committed")}
+    return {
+        "overload": overload,
+        "cameras": cameras,
+        "people_per_frame": people,
+        "frame": _FRAME_SIZE,
+        "seconds": load.seconds,
+        "warm_share": _WARM_SHARE,
+        "capacity_per_s": capacity,
+        "offered_per_s": offered,
+        "offered_to_capacity": offered / capacity,
+        "committed_per_s": stats.total("committed") / stats.seconds,
+        "encoder_busy_share": load.busy_share,
+        "submit_ms": {
+            "p50": 1000 * float(np.percentile(submit_s, 50)),
+            "p99": 1000 * float(np.percentile(submit_s, 99)),
+            "max": 1000 * max(submit_s),
         },
-        rss_bytes=_memory(load.rss_bytes),
-        frames={
-            "submitted": load.submitted,
+        "rss_bytes": _memory(load.rss_bytes),
+        "frames": {
+            "submitted": len(submit_s),
             "processed": stats.total("frames_processed"),
             "dropped": stats.dropped("frames_dropped"),
         },
-        crops={name: stats.total(name) for name in ("detections", "accepted", "committed")}
-        | {"dropped": stats.dropped("crops_dropped")},
-        acknowledged=len(acknowledged),
-        rows=len(stored),
-        drain_s=stats.seconds - (ended - load.started),
-        latency_s={"p50": stats.latency.p50_s, "p99": stats.latency.p99_s},
-        problems=problems,
-    )
+        "crops": crops | {"dropped": dropped},
+        "acknowledged": len(acknowledged),
+        "rows": len(stored),
+        "drain_s": stats.seconds - (ended - load.started),  # After the last frame.
+        "latency_s": {"p50": stats.latency.p50_s, "p99": stats.latency.p99_s},
+        "problems": problems,
+    }
 
 
 class _Load:
@@ -185,11 +131,8 @@ class _Load:
     def __init__(
         self, pipeline: Pipeline, names: list[str], rate: float, seconds: float, people: int
     ) -> None:
-        self._pipeline = pipeline
-        self._names = names
-        self._people = people
-        self._interval_s = 1 / rate
-        self._wanted_s = seconds
+        self._pipeline, self._names, self._people = pipeline, names, people
+        self._interval_s, self._wanted_s = 1 / rate, seconds
         self._errors: list[BaseException] = []
         self._times = {name: array("d") for name in names}
         self.rss_bytes: list[int] = []
@@ -199,20 +142,15 @@ class _Load:
 
     @property
     def submit_s(self) -> list[float]:
-        """Seconds that each call of `Pipeline.submit` took."""
+        """Seconds that each call of `Pipeline.submit` took, one a frame."""
         return [seconds for times in self._times.values() for seconds in times]
-
-    @property
-    def submitted(self) -> int:
-        """Frames."""
-        return len(self.submit_s)
 
     def run(self, progress: Callable[[float], None]) -> None:
         """Submit until the time is up."""
         frames = [_frames(seed, self._people) for seed in range(len(self._names))]
         self.started = time.monotonic()
         threads = [
-            threading.Thread(target=self._guarded, args=given)
+            threading.Thread(target=self._submit, args=given)
             for given in zip(self._names, frames, strict=True)
         ]
         for thread in threads:
@@ -237,22 +175,19 @@ class _Load:
         if warm is not None and now > warm[0]:
             self.busy_share = min(1.0, (busy_s - warm[1]) / (now - warm[0]))
 
-    def _guarded(self, name: str, frames: "_Frames") -> None:
-        try:
-            self._submit(name, frames)
-        except BaseException as error:
-            self._errors.append(error)
-
     def _submit(self, name: str, frames: "_Frames") -> None:
         due = self.started
-        for frame, boxes in itertools.cycle(frames):
-            time.sleep(max(0.0, due - time.monotonic()))
-            began = time.perf_counter()
-            self._pipeline.submit(name, frame, boxes, tracks=range(self._people))
-            self._times[name].append(time.perf_counter() - began)
-            due += self._interval_s
-            if max(due, time.monotonic()) >= self.started + self._wanted_s:
-                return  # Never before a first frame, however slow the machine is.
+        try:
+            for frame, boxes in itertools.cycle(frames):
+                time.sleep(max(0.0, due - time.monotonic()))
+                began = time.perf_counter()
+                self._pipeline.submit(name, frame, boxes, tracks=range(self._people))
+                self._times[name].append(time.perf_counter() - began)
+                due += self._interval_s
+                if max(due, time.monotonic()) >= self.started + self._wanted_s:
+                    return  # Never before a first frame, however slow the machine is.
+        except BaseException as error:
+            self._errors.append(error)
 
 
 _Frames: TypeAlias = list[tuple[NDArray[np.uint8], list[list[int]]]]
@@ -301,15 +236,12 @@ def _broken_promises(stats: PipelineStats, submitted: int, people: int) -> list[
     return problems
 
 
-def _memory(samples: list[int]) -> ResidentMemory | None:
+def _memory(samples: list[int]) -> dict[str, int | None] | None:
+    """Return what was resident after the warm-up; None where the system does not report it."""
     if not samples:
         return None
-    fifth = len(samples) // 5
-    first, last = samples[:fifth], samples[-fifth:]
-    return ResidentMemory(
-        first=samples[0],
-        last=samples[-1],
-        min=min(samples),
-        max=max(samples),
-        growth=int(np.median(last) - np.median(first)) if fifth else None,
-    )
+    growth, fifth = None, len(samples) // 5
+    if fifth:
+        growth = int(np.median(samples[-fifth:]) - np.median(samples[:fifth]))
+    ends = {"first": samples[0], "last": samples[-1], "min": min(samples), "max": max(samples)}
+    return {**ends, "growth": growth}

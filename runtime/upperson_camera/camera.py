@@ -11,15 +11,13 @@ from numpy.typing import NDArray
 from upperson_camera.capture import Capture
 from upperson_camera.frames import Frame, SteadyClock, as_bgr, check_unix_time
 from upperson_camera.queues import BoundedQueue, Stage
-from upperson_camera.settings import CameraSettings
+from upperson_camera.settings import CameraSettings, Shared
 from upperson_camera.stats import CameraStats, camera_stats
-from upperson_camera.worker import CameraWorker, Shared
+from upperson_camera.worker import CameraWorker
 from upperson_rt.arguments import check_list, check_name
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.ingest.boxes import Boxes, clean_boxes
 from upperson_rt.printable import shortened
-
-__all__ = ["Camera"]
 
 
 class Camera:
@@ -130,32 +128,25 @@ class Camera:
         """Take a frame from outside; see `Pipeline.submit`."""
         now = time_module.monotonic()
         if self._capture is not None:
-            raise UsageError(
-                f"camera {shortened(self.name)} reads its own source",
-                code="camera_has_source",
-                camera=self.name,
-            )
+            text = f"camera {shortened(self.name)} reads its own source"
+            raise UsageError(text, code="camera_has_source", camera=self.name)
         _check_frame(frame)
         check_unix_time(time)
         if boxes is None and self._settings.detector is None:
-            raise UsageError(
+            text = (
                 f"camera {shortened(self.name)} has no detector: pass boxes with each frame, or a "
-                "detector to add_camera",
-                code="detector_missing",
-                camera=self.name,
+                "detector to add_camera"
             )
+            raise UsageError(text, code="detector_missing", camera=self.name)
         height, width = frame.shape[:2]
         cleaned = None if boxes is None else clean_boxes(boxes, width, height)
         names = None
         if tracks is not None:
-            names = tuple(
-                check_name(str(name), "the name of a track")
-                for name in check_list(tracks, "tracks")
-            )
+            given = check_list(tracks, "tracks")
+            names = tuple(check_name(str(name), "the name of a track") for name in given)
             if boxes is None or len(names) != len(boxes):
-                raise InputError(
-                    f"{len(names)} tracks need as many boxes", code="tracks_without_boxes"
-                )
+                text = f"{len(names)} tracks need as many boxes"
+                raise InputError(text, code="tracks_without_boxes")
         copy = frame[:, :, ::-1].copy() if rgb else frame.copy()
         if time is None:
             return self._enter(copy, time_module.time(), now, now, cleaned, names)

@@ -5,19 +5,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_camera.queues import Stage
+from upperson_camera.queues import Stage, log_camera
 from upperson_camera.settings import CameraSettings, CaptureRules
 from upperson_camera.source import Reader
 from upperson_rt.errors import InputError
 from upperson_rt.printable import error_text, get_logger
-
-__all__ = ["Capture", "CaptureState"]
 
 _log = get_logger(__name__)
 
@@ -51,7 +49,6 @@ class Capture(Stage):
         deliver: Callable[[NDArray[np.generic], float, float], None],
         count: Callable[[str], None],
     ) -> None:
-        """Get ready; `start` begins."""
         super().__init__(
             f"capture {camera.name}", "source", lambda error: self._give_up(_problem(error))
         )
@@ -94,12 +91,9 @@ class Capture(Stage):
         else:
             self._run_file()
 
-    def _open(self) -> Reader:
-        return self._camera.opener(self._source, self._rules.stall_s)
-
     def _run_file(self) -> None:
         with self._calling("source"):
-            reader = self._open()
+            reader = self._camera.opener(self._source, self._rules.stall_s)
         try:
             self.state = "running"
             frames = self._play(reader)
@@ -112,13 +106,9 @@ class Capture(Stage):
             self._give_up(f"{self._source.shown} holds no frame that can be read")
         else:
             if frames < reader.frame_count * (1 - _FAR_FROM_END):
-                _log.warning(
-                    "%s ends after %d of %d frames: the rest cannot be read",
-                    self._source.shown,
-                    frames,
-                    reader.frame_count,
-                    extra={"camera": self._camera.name, "event": "cut_short"},
-                )
+                text = "%s ends after %d of %d frames: the rest cannot be read"
+                shown, count = self._source.shown, reader.frame_count
+                self._log(logging.WARNING, "cut_short", text, shown, frames, count)
             self._end("ended")
 
     def _play(self, reader: Reader) -> int:
@@ -164,12 +154,7 @@ class Capture(Stage):
         if any(thread.is_alive() for thread in self._hanging):
             self.error = f"{self._source.shown} did not answer at the end"
             self._count("failures.source_stuck")
-            _log.error(
-                "camera %s: %s",
-                self._camera.name,
-                self.error,
-                extra={"camera": self._camera.name, "event": "stuck"},
-            )
+            self._log(logging.ERROR, "stuck", "%s", self.error)
         self._end("stopped")
 
     def _log_loss(self, wait_s: float) -> None:
@@ -177,31 +162,27 @@ class Capture(Stage):
         reason, outage = self.error or "nothing came", self._outage
         if outage is None:
             outage = self._outage = _Outage(time.monotonic())
-            text = "camera %s: %s; it is opened again until it is back, the first time in %.1f s"
+            text = "%s; it is opened again until it is back, the first time in %.1f s"
         else:
-            text = "camera %s: %s; opening it again in %.1f s"
+            text = "%s; opening it again in %.1f s"
         level = logging.INFO if reason == outage.reason else logging.WARNING
         outage.reason = reason
         outage.attempts += 1
-        extra = {"camera": self._camera.name, "event": "lost", "wait_s": wait_s}
-        _log.log(level, text, self._camera.name, reason, wait_s, extra=extra)
+        self._log(level, "lost", text, reason, wait_s, wait_s=wait_s)
 
     def _log_connection(self) -> None:
         """Log that the source is connected, or is back."""
-        name, outage = self._camera.name, self._outage
-        self._outage = None
+        outage, self._outage = self._outage, None
         if outage is None:
-            extra = {"camera": name, "event": "connected"}
-            _log.info("camera %s: connected to %s", name, self._source.shown, extra=extra)
+            self._log(logging.INFO, "connected", "connected to %s", self._source.shown)
             return
         lasted_s = time.monotonic() - outage.began
-        _log.warning(  # At the level of the loss.
-            "camera %s: is back after %.0f s, at attempt %d",
-            name,
-            lasted_s,
-            outage.attempts,
-            extra={"camera": name, "event": "back", "lasted_s": lasted_s},
-        )
+        text = "is back after %.0f s, at attempt %d"
+        level = logging.WARNING  # That of the loss.
+        self._log(level, "back", text, lasted_s, outage.attempts, lasted_s=lasted_s)
+
+    def _log(self, level: int, event: str, text: str, *values: object, **fields: object) -> None:
+        log_camera(_log, level, self._camera.name, event, text, *values, **fields)
 
     def _read_live(self) -> bool:
         """Read until the source ends or stalls; return whether there was a picture."""
@@ -209,7 +190,7 @@ class Capture(Stage):
         if len(self._hanging) >= _MOST_HANGING:
             self.error = f"{len(self._hanging)} readers hang in {self._source.shown}"
             return False
-        session = _Session()
+        session = _Session(time.monotonic())
         thread = threading.Thread(
             target=self._read, args=(session,), name=f"read {self._camera.name}", daemon=True
         )
@@ -244,7 +225,7 @@ class Capture(Stage):
 
     def _read(self, session: "_Session") -> None:
         try:
-            reader = self._open()
+            reader = self._camera.opener(self._source, self._rules.stall_s)
             try:
                 session.alive = time.monotonic()
                 while not self._stop.is_set() and self._read_one(reader, session):
@@ -286,24 +267,14 @@ class Capture(Stage):
             size = image.shape[1], image.shape[0]
             if self._size not in (None, size):
                 self._count("resolution_changes")
-                _log.info(
-                    "camera %s: the picture is now %d x %d",
-                    self._camera.name,
-                    *size,
-                    extra={"camera": self._camera.name, "event": "resolution"},
-                )
+                self._log(logging.INFO, "resolution", "the picture is now %d x %d", *size)
             self._size = size
         self._deliver(image, unix_time, clock)
 
     def _give_up(self, problem: str, reason: str = "source_error") -> None:
         self.error = problem
         self._count(f"failures.{reason}")
-        _log.error(
-            "camera %s: %s",
-            self._camera.name,
-            problem,
-            extra={"camera": self._camera.name, "event": "failed"},
-        )
+        self._log(logging.ERROR, "failed", "%s", problem)
         self._end("failed")
 
     def _end(self, state: CaptureState) -> None:
@@ -321,18 +292,19 @@ class _Outage:
     """The one that was logged last."""
 
 
+@dataclass(slots=True)
 class _Session:
     """One connection to a live source."""
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.alive = time.monotonic()
-        self.frames = 0
-        self.undecodable = 0
-        self.error: str | None = None
-        self.end: BaseException | None = None
-        self.stalled = False
-        self.abandoned = False
+    alive: float
+    """Time of its last sign of life."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    frames: int = 0
+    undecodable: int = 0
+    error: str | None = None
+    end: BaseException | None = None
+    stalled: bool = False
+    abandoned: bool = False
 
 
 def _problem(error: BaseException) -> str:

@@ -1,29 +1,27 @@
 """The thread that saves the pictures of crops and commits their rows."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_camera.crops import EncodedCrops
 from upperson_camera.frames import CameraCrop
-from upperson_camera.queues import AbandonedError, BoundedQueue, Stage
-from upperson_camera.settings import PipelineSettings
+from upperson_camera.queues import AbandonedError, Stage, log_camera
+from upperson_camera.settings import Shared
 from upperson_camera.stats import Counters, Durations
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.ingest.service import CropFolder, Ingest, remove_unfinished
 from upperson_rt.printable import count_of, get_logger
 
-__all__ = [
-    "CommitStage",
-    "OtherWriters",
-]
-
 # --- Another process with a camera of the same name
 
+_log = get_logger(__name__)
+
 _CHECK_EVERY_S = 60.0
+_STEP_S = 0.1
 
 
 class OtherWriters:
@@ -69,42 +67,29 @@ class OtherWriters:
             self._expected[camera] = found
             if found > expected:
                 self._counters.count(camera, "added_by_others", found - expected)
-                _log.warning(
-                    "another process has added %s of a camera that is called %s as well: if it is "
-                    "another camera, give it another name",
-                    count_of(found - expected, "picture"),
-                    camera,
-                    extra={"event": "added_by_others", "camera": camera},
+                text = (
+                    "another process has added %s of a camera that is called so as well: if it is "
+                    "another camera, give it another name"
                 )
+                added = count_of(found - expected, "picture")
+                log_camera(_log, logging.WARNING, camera, "added_by_others", text, added)
 
 
 # --- The thread
-
-_log = get_logger(__name__)
-
-
-_STEP_S = 0.1
 
 
 class CommitStage(Stage):
     """Saves the pictures of all batches that wait, then commits their rows in one transaction."""
 
     def __init__(
-        self,
-        ingest: Ingest,
-        settings: PipelineSettings,
-        run_name: str,
-        batches: BoundedQueue[EncodedCrops],
-        counters: Counters,
-        fail: Callable[[BaseException], None],
+        self, ingest: Ingest, shared: Shared, fail: Callable[[BaseException], None]
     ) -> None:
         super().__init__("commit", "gallery", fail)
         self._ingest = ingest
-        self._crops_dir = ingest.gallery.crops_dir if settings.save_crops else None
-        self._run_name = run_name
-        self._batches = batches
-        self._counters = counters
-        self._others = OtherWriters(ingest.gallery, counters)
+        self._crops_dir = ingest.gallery.crops_dir if shared.settings.save_crops else None
+        self._run_name = shared.run_name
+        self._batches, self._counters = shared.batches, shared.counters
+        self._others = OtherWriters(ingest.gallery, shared.counters)
         self._crops: list[CameraCrop] = []
         self.latency = Durations()
         self.encode_latency = Durations()
@@ -115,11 +100,8 @@ class CommitStage(Stage):
             try:
                 remove_unfinished(self._ingest.gallery, self._crops_dir)
             except OSError as error:
-                raise InputError(
-                    f"cannot write {self._crops_dir}: {error.strerror}",
-                    code="file_not_writable",
-                    path=self._crops_dir,
-                ) from error
+                text = f"cannot write {self._crops_dir}: {error.strerror}"
+                raise InputError(text, code="file_not_writable", path=self._crops_dir) from error
             self._ingest.folder = CropFolder(self._crops_dir, self._run_name)
         super().start()
 
@@ -149,7 +131,7 @@ class CommitStage(Stage):
                 if self._others.is_due:
                     self._check_others()
             self._check_others()
-        except AbandonedError:
+        except AbandonedError:  # After an output the folder is the next thread's.
             raise
         except BaseException:
             self._close_folder()
@@ -172,7 +154,7 @@ class CommitStage(Stage):
                 self._others.count_existing(crop.camera for crop in crops)
                 replaced = self._ingest.commit(crops, embeds)
         except AbandonedError:
-            self._close_folder()  # After an output it is the next thread's.
+            self._close_folder()
             raise
         except BaseException:
             self._counters.count_crops(crops, "crops_dropped.failed")

@@ -5,32 +5,20 @@ import hashlib
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upperson_camera.frames import CameraCrop, Detection
-from upperson_camera.queues import AbandonedError, BoundedQueue, Stage
-from upperson_camera.settings import CameraSettings, PipelineSettings
+from upperson_camera.queues import AbandonedError, Stage
+from upperson_camera.settings import CameraSettings, PipelineSettings, Shared
 from upperson_camera.source import import_cv2
-from upperson_camera.stats import Counters
-from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
 from upperson_rt.gallery.crops import name_with_hash
 from upperson_rt.ingest.service import Ingest
-
-__all__ = [
-    "CropMaker",
-    "EncodeStage",
-    "EncodedCrops",
-    "Selection",
-    "safe_folder_name",
-    "sharpness",
-]
 
 _SHARPNESS_HEIGHT_PX = 128
 _LONGEST_NAME = 60
@@ -75,18 +63,13 @@ class Selection:
     """
 
     def __init__(self, settings: PipelineSettings, drop: Callable[[str], None]) -> None:
-        """Start without tracks."""
         self.every_s = settings.every_s
         self.min_views = settings.min_views
         self._drop = drop
         self._windows: dict[str, _Window] = {}
 
     def saw(self, track: str, clock: float) -> bool:
-        """Count a frame of a track, also if its detection is unusable.
-
-        Returns:
-            Whether this frame was the ``min_views``-th.
-        """
+        """Count a frame of a track; return whether it was the ``min_views``-th."""
         window = self._windows.setdefault(track, _Window(clock))
         window.sightings += 1
         return window.sightings == self.min_views
@@ -107,14 +90,12 @@ class Selection:
 
     def due(self, clock: float) -> list[Detection]:
         """Return the selected detections of windows that are over."""
-        return [
-            detection
+        return self._taken(
+            window
             for window in self._windows.values()
-            if window.sightings >= self.min_views
-            and window.best is not None
+            if window.best is not None
             and clock - window.opened >= self._window_s(window.best) - _SAME_TIME_S
-            and (detection := self._take(window)) is not None
-        ]
+        )
 
     def end(self, track: str) -> Detection | None:
         """Forget a track; return its last selected detection, if any."""
@@ -127,17 +108,16 @@ class Selection:
 
     def end_all(self) -> list[Detection]:
         """Forget all tracks; return their last selected detections."""
-        return [
-            detection for track in list(self._windows) if (detection := self.end(track)) is not None
-        ]
+        found = map(self.end, list(self._windows))
+        return [detection for detection in found if detection is not None]
 
     def flush(self) -> list[Detection]:
         """Close the windows of all tracks with enough frames; the tracks go on."""
-        return [
-            detection
-            for window in self._windows.values()
-            if window.sightings >= self.min_views and (detection := self._take(window)) is not None
-        ]
+        return self._taken(self._windows.values())
+
+    def _taken(self, windows: Iterable[_Window]) -> list[Detection]:
+        found = [self._take(window) for window in windows if window.sightings >= self.min_views]
+        return [detection for detection in found if detection is not None]
 
     def _window_s(self, best: Detection) -> float:
         return self.every_s if best.at_border else _WINDOW * self.every_s
@@ -161,24 +141,20 @@ def safe_folder_name(camera: str) -> str:
 class CropMaker:
     """Makes crops of the detections of one camera."""
 
-    def __init__(
-        self, camera: CameraSettings, settings: PipelineSettings, encoder: Encoder
-    ) -> None:
+    def __init__(self, camera: CameraSettings, shared: Shared) -> None:
         self._camera = camera.name
         self._folder = safe_folder_name(camera.name)
         self._source = None if camera.source is None else camera.source.shown
         self._is_file = camera.is_file
+        settings = shared.settings
         self._jpeg_quality = settings.jpeg_quality if settings.save_crops else None
-        self._encoder = encoder
+        self._encoder = shared.encoder
 
     def make(self, detection: Detection, now: float) -> CameraCrop:
         """Return the crop of a detection.
 
         The key of a file's crop is the same in every run, so that a second run replaces the rows of
         the first. The key of a live camera's crop begins with its track, which is unique to a run.
-
-        Raises:
-            InputError: The detection cannot be encoded as JPEG.
         """
         box = ",".join(map(str, detection.box))
         stamp = datetime.datetime.fromtimestamp(detection.time, datetime.timezone.utc)
@@ -231,9 +207,6 @@ class CropMaker:
 
 # --- The thread that embeds the crops of all cameras, in batches
 
-EncodedCrops: TypeAlias = "tuple[list[CameraCrop], NDArray[np.float32]]"
-"""Crops and their embeddings."""
-
 _STEP_S = 0.1
 
 
@@ -244,21 +217,14 @@ class EncodeStage(Stage):
     """
 
     def __init__(
-        self,
-        ingest: Ingest,
-        settings: PipelineSettings,
-        crops: BoundedQueue[CameraCrop],
-        batches: BoundedQueue[EncodedCrops],
-        counters: Counters,
-        fail: Callable[[BaseException], None],
+        self, ingest: Ingest, shared: Shared, fail: Callable[[BaseException], None]
     ) -> None:
         super().__init__("encode", "encoder", fail)
         self._ingest = ingest
-        self._batch_size = settings.batch_size
-        self._max_delay_s = settings.max_delay_s
-        self._crops = crops
-        self._batches = batches
-        self._counters = counters
+        self._batch_size = shared.settings.batch_size
+        self._max_delay_s = shared.settings.max_delay_s
+        self._crops, self._batches = shared.crops, shared.batches
+        self._counters = shared.counters
         self._busy_s = 0.0
         self._batch: list[CameraCrop] = []
         self.count = 0

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,16 +12,6 @@ from upperson_rt.errors import InputError
 from upperson_rt.ingest.boxes import Boxes
 from upperson_rt.ingest.service import Crop
 from upperson_rt.printable import safe_repr
-
-__all__ = [
-    "CameraCrop",
-    "Detection",
-    "Frame",
-    "SteadyClock",
-    "as_bgr",
-    "check_unix_time",
-]
-
 
 _LATEST_S = 1e11
 """The year 5138; unix times in milliseconds are beyond."""
@@ -85,6 +76,10 @@ class CameraCrop(Crop):
     """When it was selected, on `time.monotonic`."""
 
 
+EncodedCrops: TypeAlias = tuple[list[CameraCrop], NDArray[np.float32]]
+"""Crops and their embeddings."""
+
+
 def as_bgr(image: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Return BGR [H, W, 3] of what a source may give; without pixels if it is no picture.
 
@@ -105,12 +100,11 @@ def as_bgr(image: NDArray[np.generic]) -> NDArray[np.uint8]:
 def check_unix_time(given: float | None) -> None:
     """Raise InputError if the time of a picture is none in unix seconds; None is no time."""
     if given is not None and not (is_finite(given) and 0 <= given < _LATEST_S):
-        raise InputError(
-            f"a time must be finite and in unix seconds, not milliseconds, such as "
-            f"{time.time():.0f}; found {safe_repr(given)}",
-            code="time_malformed",
-            found=given,
+        text = (
+            "a time must be finite and in unix seconds, not milliseconds, such as "
+            f"{time.time():.0f}; found {safe_repr(given)}"
         )
+        raise InputError(text, code="time_malformed", found=given)
 
 
 class SteadyClock:

@@ -8,31 +8,21 @@ import socket
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
 from xml.etree.ElementTree import Element
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax.saxutils import escape
 
 from upperson_camera.access import USUAL_ACCESS, Access
-from upperson_camera.soap import Caller, RefusedError, child_text, named
+from upperson_camera.soap import Caller, RefusedError, child_text, is_http_of, named
 from upperson_camera.source import Logins, Source, without_secrets
 from upperson_camera.stream import check_address
 from upperson_network.remote import may_hide_login
 from upperson_network.soap import ENVELOPE, parse_xml
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import safe_repr, shortened
-
-__all__ = [
-    "Answer",
-    "FoundCamera",
-    "FoundStream",
-    "ask_cameras",
-    "device_at",
-    "discover",
-    "read_answer",
-]
 
 # --- Discovery on the local network, by WS-Discovery
 #
@@ -69,26 +59,25 @@ def discover(
     port: int = _PORT,
     begun: Callable[[], None] | None = None,
 ) -> dict[str, Answer]:
-    """Search the local network for cameras.
+    """Search the local network for cameras; return answers in the order of their addresses.
 
     Args:
         timeout_s: How long to wait for answers; devices take up to half a second.
-        interface: IPv4 address of this machine in the network to ask; by default the system's
-            choice.
+        interface: IPv4 address of this machine in the network; None leaves it to the system.
         port: Of WS-Discovery.
-        begun: Called before the first question goes out, when all is known to be in order.
-
-    Returns:
-        Answers by host, in the order of their addresses.
-
-    Raises:
-        UsageError: The interface is no IPv4 address.
-        InputError: This machine has no such interface, or no network.
+        begun: Called before the first probe goes out, when all is known to be in order.
     """
     if interface is not None:
-        _check_interface(interface)
-    asked = [f"urn:uuid:{uuid.uuid4()}" for _ in _TYPES]
-    questions = [_probe(*kind, message) for kind, message in zip(_TYPES, asked, strict=True)]
+        try:
+            ipaddress.IPv4Address(interface)
+        except ValueError as error:
+            text = (
+                f"'{interface}' is no IPv4 address: expected one of this machine, such as "
+                "192.168.1.10"
+            )
+            raise UsageError(text, code="interface_malformed", interface=interface) from error
+    probes = {f"urn:uuid:{uuid.uuid4()}": kind for kind in _TYPES}
+    questions = [_probe(*kind, message) for message, kind in probes.items()]
     found: dict[str, Answer] = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
         try:
@@ -109,29 +98,17 @@ def discover(
                 wait_s = (_AGAIN_S if sent < 2 else timeout_s) - passed
                 if select.select([opened], [], [], max(0.0, wait_s))[0]:
                     content, (host, _) = opened.recvfrom(65536)
-                    answer = read_answer(content, host, asked)
+                    answer = read_answer(content, host, probes)
                     if answer is not None and (host not in found or found[host].address is None):
                         found[host] = answer
         except OSError as error:
-            where = "the local network" if interface is None else interface
-            raise InputError(
-                f"{where} cannot be asked for cameras ({error.strerror}): name an IPv4 address of "
-                "this machine in their network with --interface",
-                code="network_unreachable",
-                interface=interface,
-            ) from error
+            text = (
+                f"{interface or 'the local network'} cannot be searched for cameras "
+                f"({error.strerror}): name an IPv4 address of this machine in their network with "
+                "--interface"
+            )
+            raise InputError(text, code="network_unreachable", interface=interface) from error
     return {host: found[host] for host in sorted(found, key=ipaddress.IPv4Address)}
-
-
-def _check_interface(text: str) -> None:
-    try:
-        ipaddress.IPv4Address(text)
-    except ValueError as error:
-        raise UsageError(
-            f"'{text}' is no IPv4 address: expected one of this machine, such as 192.168.1.10",
-            code="interface_malformed",
-            interface=text,
-        ) from error
 
 
 def _probe(namespace: str, kind: str, message: str) -> bytes:
@@ -148,13 +125,13 @@ def _probe(namespace: str, kind: str, message: str) -> bytes:
     ).encode()
 
 
-def read_answer(content: bytes, host: str, asked: list[str]) -> Answer | None:
+def read_answer(content: bytes, host: str, probes: Collection[str]) -> Answer | None:
     """Return the device of an answer; None if it is none, or answers another probe."""
     try:
         root = parse_xml(content)
     except ValueError:
         return None
-    if child_text(root, "RelatesTo") not in asked or not named(root, "ProbeMatch"):
+    if child_text(root, "RelatesTo") not in probes or not named(root, "ProbeMatch"):
         return None
     match = named(root, "ProbeMatch")[0]
     scopes = (child_text(match, "Scopes") or "").split()
@@ -168,14 +145,7 @@ def read_answer(content: bytes, host: str, asked: list[str]) -> Answer | None:
 
 def _own_address(addresses: list[str], host: str) -> str | None:
     """Return the address of its service, without TLS if possible, and at its own host only."""
-    own = []
-    for address in addresses:
-        try:
-            parts = urlsplit(address)
-        except ValueError:
-            continue
-        if parts.scheme in ("http", "https") and parts.hostname == host:
-            own.append(address)
+    own = [address for address in addresses if is_http_of(address, host)]
     return min(own, key=lambda address: address.startswith("https"), default=None)
 
 
@@ -229,11 +199,7 @@ class FoundCamera:
 
 
 def device_at(place: str) -> Answer:
-    """Return a device that a user names by host, ``host:port`` or the address of its service.
-
-    Raises:
-        UsageError: It is none of these.
-    """
+    """Return a device that a user names by host, ``host:port`` or the address of its service."""
     address = place if "://" in place else f"http://{place}"
     try:
         parts = urlsplit(address)
@@ -259,7 +225,7 @@ def ask_cameras(
     access: Access = USUAL_ACCESS,
     insecure: frozenset[str] = frozenset(),
 ) -> list[FoundCamera]:
-    """Ask devices for their streams, several at a time; each call has some seconds.
+    """Get the streams of devices, several at a time; return a camera for each, in their order.
 
     Args:
         answers: Devices, see `discover` and `device_at`.
@@ -267,33 +233,21 @@ def ask_cameras(
         access: Certificates that are trusted, and hosts besides a device's own that may have its
             streams.
         insecure: Hosts of which any certificate is accepted.
-
-    Returns:
-        A camera for each device, in the same order.
     """
+
+    def camera_of(answer: Answer) -> FoundCamera:
+        own = replace(access, insecure=answer.host in insecure)
+        return _ask(answer, logins.of(answer.host), own)
+
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        found = list(
-            pool.map(
-                lambda answer: _ask(
-                    answer,
-                    logins.of(answer.host),
-                    replace(access, insecure=answer.host in insecure),
-                ),
-                answers,
-            )
-        )
+        found = list(pool.map(camera_of, answers))
     often = Counter(camera.name for camera in found)
-    return [
-        camera
-        if often[camera.name] == 1
-        else replace(camera, name=_as_name(f"{camera.name}-{urlsplit(place(answer)).netloc}"))
-        for camera, answer in zip(found, answers, strict=True)
-    ]
-
-
-def place(answer: Answer) -> str:
-    """Return the address of a device's service, as far as it is known."""
-    return answer.address or f"http://{answer.host}"
+    for number, (camera, answer) in enumerate(zip(found, answers, strict=True)):
+        if often[camera.name] > 1:
+            place = answer.address or f"http://{answer.host}"
+            name = _as_name(f"{camera.name}-{urlsplit(place).netloc}")
+            found[number] = replace(camera, name=name)
+    return found
 
 
 def _ask(answer: Answer, login: tuple[str, str] | None, access: Access) -> FoundCamera:
@@ -312,8 +266,13 @@ def _ask(answer: Answer, login: tuple[str, str] | None, access: Access) -> Found
     try:
         caller.clock_ahead_s = _clock_ahead_s(caller, answer.address)
         namespace, media = _media_service(caller, answer.address)
-        camera = _with_maker(camera, caller, answer.address)
-        profiles = _call(caller, media, namespace, "GetProfiles", _EVERYTHING[namespace])
+        about = caller.call(answer.address, _DEVICE, "GetDeviceInformation")
+        maker, model = child_text(about, "Manufacturer"), child_text(about, "Model")
+        if camera.name == camera.host and model is not None:
+            camera = replace(camera, name=_as_name(model))
+        camera = replace(camera, maker=maker, model=model or camera.model)
+        everything = "<m:Type>All</m:Type>" if namespace == _MEDIA[0] else ""
+        profiles = caller.call(media, namespace, "GetProfiles", everything)
         streams = tuple(
             _stream(caller, media, namespace, profile)
             for profile in named(profiles, "Profiles")[:_MOST_STREAMS]
@@ -326,28 +285,10 @@ def _ask(answer: Answer, login: tuple[str, str] | None, access: Access) -> Found
     return replace(camera, streams=streams)
 
 
-_EVERYTHING: Mapping[str, str] = {
-    _MEDIA[0]: "<m:Type>All</m:Type>",
-    _MEDIA[1]: "",
-}
-
-
-def _call(
-    caller: Caller,
-    address: str,
-    namespace: str,
-    name: str,
-    content: str = "",
-    with_login: bool = True,
-) -> Element:
-    body = f"<m:{name} xmlns:m={quoteattr(namespace)}>{content}</m:{name}>"
-    return caller.ask(address, body, with_login=with_login)
-
-
 def _clock_ahead_s(caller: Caller, address: str) -> float:
     """Return how far the device's clock is ahead of ours; that needs no login."""
     try:
-        answer = _call(caller, address, _DEVICE, "GetSystemDateAndTime", with_login=False)
+        answer = caller.call(address, _DEVICE, "GetSystemDateAndTime", with_login=False)
     except RefusedError:
         return 0.0  # A device without a time has ours.
     for element in named(answer, "UTCDateTime"):
@@ -367,14 +308,12 @@ def _media_service(caller: Caller, address: str) -> tuple[str, str]:
     """Return namespace and address of the newest media service."""
     services = {}
     try:
-        answer = _call(
-            caller, address, _DEVICE, "GetServices",
-            "<m:IncludeCapability>false</m:IncludeCapability>",
-        )  # fmt: skip
+        content = "<m:IncludeCapability>false</m:IncludeCapability>"
+        answer = caller.call(address, _DEVICE, "GetServices", content)
         for service in named(answer, "Service"):
             services[child_text(service, "Namespace")] = child_text(service, "XAddr")
     except RefusedError:  # Old devices have only the other call, which may be refused as well.
-        answer = _call(caller, address, _DEVICE, "GetCapabilities", "<m:Category>All</m:Category>")
+        answer = caller.call(address, _DEVICE, "GetCapabilities", "<m:Category>All</m:Category>")
         for media in named(answer, "Media"):
             services[_MEDIA[1]] = child_text(media, "XAddr")
     for namespace in _MEDIA:
@@ -383,27 +322,18 @@ def _media_service(caller: Caller, address: str) -> tuple[str, str]:
     raise InputError("it has no media service", code="no_media_service")
 
 
-def _with_maker(camera: FoundCamera, caller: Caller, address: str) -> FoundCamera:
-    answer = _call(caller, address, _DEVICE, "GetDeviceInformation")
-    maker, model = child_text(answer, "Manufacturer"), child_text(answer, "Model")
-    name = camera.name
-    if name == camera.host and model is not None:
-        name = _as_name(model)
-    return replace(camera, name=name, maker=maker, model=model or camera.model)
-
-
 def _stream(caller: Caller, media: str, namespace: str, profile: Element) -> FoundStream:
     token = escape(profile.get("token", ""))
     if namespace == _MEDIA[0]:
-        asked = f"<m:Protocol>RTSP</m:Protocol><m:ProfileToken>{token}</m:ProfileToken>"
+        content = f"<m:Protocol>RTSP</m:Protocol><m:ProfileToken>{token}</m:ProfileToken>"
     else:
-        asked = (
+        content = (
             '<m:StreamSetup xmlns:t="http://www.onvif.org/ver10/schema">'
             "<t:Stream>RTP-Unicast</t:Stream>"
             "<t:Transport><t:Protocol>RTSP</t:Protocol></t:Transport></m:StreamSetup>"
             f"<m:ProfileToken>{token}</m:ProfileToken>"
         )
-    answer = _call(caller, media, namespace, "GetStreamUri", asked)
+    answer = caller.call(media, namespace, "GetStreamUri", content)
     address = child_text(answer, "Uri")
     if address is None:
         raise InputError("it gives no address for its stream", code="no_stream_address")
@@ -423,32 +353,24 @@ def _watchable(address: str, caller: Caller) -> str:
     """Return the address of a stream without logins.
 
     Users paste it into a command line of `watch`, which also reads files and pipelines: so it must
-    be the address of a network stream.
-
-    Raises:
-        InputError: It is something else, or at a host that is neither the device's nor allowed.
+    be the address of a network stream, at the device's host or one that is allowed.
     """
     if not re.fullmatch(r"[a-z]{3,5}://[\x21-\x7e]{1,2000}", address) or "!" in address:
-        found = shortened(without_secrets(address))
-        raise InputError(
-            f"its stream has an address that is none: {found}", code="stream_address_malformed"
-        )
+        text = f"its stream has an address that is none: {shortened(without_secrets(address))}"
+        raise InputError(text, code="stream_address_malformed")
     source = Source(address=address, kind="network")
     try:
         check_address(source)
     except UsageError as error:
-        raise InputError(
-            f"its stream has an address that cannot be read: {error}",
-            code="stream_address_malformed",
-        ) from error
+        text = f"its stream has an address that cannot be read: {error}"
+        raise InputError(text, code="stream_address_malformed") from error
     host = urlsplit(address).hostname
     if host != caller.host and host not in caller.access.allowed_hosts:
-        raise InputError(
+        text = (
             f"its stream is at another host, {shortened(host or 'none')}: if that is right, name "
-            "it with --allow-host",
-            code="stream_elsewhere",
-            host=host,
+            "it with --allow-host"
         )
+        raise InputError(text, code="stream_elsewhere", host=host)
     return source.shown
 
 

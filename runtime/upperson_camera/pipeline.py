@@ -8,36 +8,26 @@ import time as time_module
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import Any
+from types import SimpleNamespace, TracebackType
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upperson_camera.camera import Camera
 from upperson_camera.commit import CommitStage
-from upperson_camera.crops import EncodedCrops, EncodeStage
-from upperson_camera.frames import CameraCrop
+from upperson_camera.crops import EncodeStage
 from upperson_camera.queues import BoundedQueue, DropPolicy
-from upperson_camera.settings import CameraSettings, PipelineSettings
+from upperson_camera.settings import CameraSettings, PipelineSettings, Shared
 from upperson_camera.source import Opener, Source, guess_start_time, import_cv2, parse_source
-from upperson_camera.stats import Counters, Durations, Latency, PipelineStats
-from upperson_camera.worker import Shared
+from upperson_camera.stats import Durations, Latency, PipelineStats
 from upperson_rt.arguments import check_callable, check_number, check_object
 from upperson_rt.encoder import Encoder
-from upperson_rt.errors import (
-    BackendError,
-    InputError,
-    IntegrityError,
-    UppersonError,
-    UsageError,
-)
+from upperson_rt.errors import BackendError, InputError, IntegrityError, UppersonError, UsageError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.ingest.detector import Detector
 from upperson_rt.ingest.service import Ingest, Output
 from upperson_rt.printable import error_text, get_logger, safe_repr, shortened
-
-__all__ = ["Pipeline"]
 
 _log = get_logger(__name__)
 
@@ -90,11 +80,6 @@ class Pipeline:
             outputs: Get the same items, after ``on_commit``.
             options: Fields of `PipelineSettings`, such as ``every_s=5.0``; they go before
                 ``settings``. None is the default.
-
-        Raises:
-            UsageError: An argument is of another kind or a number out of range, or the gallery has
-                no place for pictures.
-            IntegrityError: The gallery holds the embeddings of another model.
         """
         check_object(encoder, "an encoder", ("encode_pixels", "fingerprint", "variant"))
         check_object(gallery, "a gallery", ("add", "fingerprint"))
@@ -102,53 +87,40 @@ class Pipeline:
             raise UsageError(f"settings must be PipelineSettings, found {safe_repr(settings)}")
         if on_commit is not None:
             check_callable(on_commit, "on_commit")
-            outputs = (_Callback(on_commit), *outputs)
+            callback = SimpleNamespace(
+                committed=lambda items, replaced: on_commit(items), close=lambda: None
+            )
+            outputs = (cast(Output, callback), *outputs)
         given = {name: value for name, value in options.items() if value is not None}
         self.settings = replace(settings or PipelineSettings(), **given)
         if gallery.fingerprint != encoder.fingerprint:
-            raise IntegrityError(
+            text = (
                 f"gallery {gallery.location} holds embeddings of another model "
-                f"({gallery.fingerprint}) than the encoder's ({encoder.fingerprint})",
-                code="other_model",
+                f"({gallery.fingerprint}) than the encoder's ({encoder.fingerprint})"
             )
+            raise IntegrityError(text, code="other_model")
         if self.settings.save_crops and gallery.crops_dir is None:
-            raise UsageError(
+            text = (
                 f"gallery {gallery.location} has no place for pictures: keep vectors only "
-                "(save_crops=False, or --vectors-only)",
-                code="no_place_for_pictures",
+                "(save_crops=False, or --vectors-only)"
             )
+            raise UsageError(text, code="no_place_for_pictures")
         now = datetime.datetime.now(datetime.timezone.utc)
         # The random part: devices may boot with the same wrong time.
         self.run_name = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         """Unique to this run; the prefix of its track names."""
         self._encoder = encoder
-        self._counters = counters = Counters()
-        self._crops: BoundedQueue[CameraCrop] = BoundedQueue(self.settings.crop_queue)
-        self._batches: BoundedQueue[EncodedCrops] = BoundedQueue(_COMMITS_WAITING)
-        self._shared = Shared(
+        self._shared = shared = Shared(
             settings=self.settings,
             run_name=self.run_name,
             encoder=encoder,
-            crops=self._crops,
-            counters=counters,
+            crops=BoundedQueue(self.settings.crop_queue),
+            batches=BoundedQueue(_COMMITS_WAITING),
         )
-        ingest = Ingest(encoder, gallery, self.settings.batch_size, outputs)
-        self._encode = EncodeStage(
-            ingest,
-            self.settings,
-            self._crops,
-            self._batches,
-            counters,
-            lambda error: self._fail(error, self._encode.part),
-        )
-        self._commit = CommitStage(
-            ingest,
-            self.settings,
-            self.run_name,
-            self._batches,
-            counters,
-            lambda error: self._fail(error, self._commit.part),
-        )
+        self._crops, self._batches = shared.crops, shared.batches
+        common = Ingest(encoder, gallery, self.settings.batch_size, outputs), shared
+        self._encode = EncodeStage(*common, lambda error: self._fail(error, self._encode.part))
+        self._commit = CommitStage(*common, lambda error: self._fail(error, self._commit.part))
         self._cameras: dict[str, Camera] = {}
         self._lock = threading.Lock()
         self._started: float | None = None
@@ -183,11 +155,6 @@ class Pipeline:
             realtime: Play a file no faster than it was taken, as a live camera would.
             opener: Opens the source, such as a `Reader` of your own; by default the pipeline's,
                 `open_source`.
-
-        Raises:
-            UsageError: The name is taken, a source has no detector, or a policy does not fit.
-            InputError: The source is nothing that can be read, or the time none in unix seconds.
-            BackendError: OpenCV or PyAV is missing, or it cannot read such a source.
         """
         import_cv2()
         found = parse_source(source) if isinstance(source, str) else source
@@ -207,11 +174,8 @@ class Pipeline:
             added = replace(added, start_time=guess_start_time(found, added.opener))
         with self._lock:
             if name in self._cameras:
-                raise UsageError(
-                    f"there is a camera {shortened(name)} already",
-                    code="camera_exists",
-                    camera=name,
-                )
+                text = f"there is a camera {shortened(name)} already"
+                raise UsageError(text, code="camera_exists", camera=name)
             if self._stopping:
                 raise UsageError("the pipeline has been stopped", code="not_running")
             camera = self._cameras[name] = Camera(added, self._shared)
@@ -219,14 +183,7 @@ class Pipeline:
                 camera.start()
 
     def start(self) -> None:
-        """Load the image tower and start all threads.
-
-        Raises:
-            UsageError: It was started or stopped before.
-            InputError: The gallery's folder of pictures cannot be written to.
-            BackendError: The image tower cannot be loaded.
-            IntegrityError: The image tower gives wrong results.
-        """
+        """Load the image tower and start all threads."""
         self._encoder.backend("image")
         with self._lock:
             if self._started is not None or self._stopping:
@@ -261,18 +218,12 @@ class Pipeline:
 
         Returns:
             Whether the frame was queued. False means that it was dropped, and counted.
-
-        Raises:
-            UsageError: No such camera, or the pipeline does not run.
-            InputError: Not such a frame, time or tracks.
-            UppersonError: What stopped the pipeline.
         """
         self._raise_failure()
         known = self._cameras.get(camera) if isinstance(camera, str) else None
         if known is None:
-            raise UsageError(
-                f"no camera {safe_repr(camera)}: add it first", code="camera_unknown", camera=camera
-            )
+            text = f"no camera {safe_repr(camera)}: add it first"
+            raise UsageError(text, code="camera_unknown", camera=camera)
         if self._started is None or self._stopping:
             raise UsageError("the pipeline does not run: start it first", code="not_running")
         return known.submit(frame, boxes, time, tracks, rgb)
@@ -284,10 +235,6 @@ class Pipeline:
 
         Returns:
             Whether that was reached in time; while frames keep coming, it may never be.
-
-        Raises:
-            UsageError: A thread of the pipeline calls it, such as from ``on_commit`` or a detector.
-            UppersonError: What stopped the pipeline.
         """
         self._refuse_own_threads("drain")
         until = _deadline(timeout_s)
@@ -302,11 +249,7 @@ class Pipeline:
         return True
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until every source has ended, which live ones never do; return whether they have.
-
-        Raises:
-            UppersonError: What stopped the pipeline.
-        """
+        """Wait until every source has ended, which live ones never do; return whether they have."""
         until = _deadline(timeout_s)
         while True:
             self._raise_failure()
@@ -428,22 +371,20 @@ class Pipeline:
             camera.refuse_frames()
         self._crops.close()
         self._batches.close()
-        self._counters.count_crops(self._crops.clear(), "crops_dropped.failed")
-        for crops, _ in self._batches.clear():
-            self._counters.count_crops(crops, "crops_dropped.failed")
+        lost = [self._crops.clear(), *(crops for crops, _ in self._batches.clear())]
+        for crops in lost:
+            self._shared.counters.count_crops(crops, "crops_dropped.failed")
 
     def _refuse_own_threads(self, what: str) -> None:
         """Raise UsageError in a thread of the pipeline: it would wait for itself."""
         of_cameras = [stage for camera in list(self._cameras.values()) for stage in camera.stages]
         for stage in (self._commit, self._encode, *of_cameras):
             if stage.is_current:
-                raise UsageError(
+                text = (
                     f"{what} was called from {stage.part}, for which it would wait: call it from a "
-                    "thread of your own",
-                    code="called_from_own_thread",
-                    call=what,
-                    part=stage.part,
+                    "thread of your own"
                 )
+                raise UsageError(text, code="called_from_own_thread", call=what, part=stage.part)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -462,16 +403,3 @@ def _deadline(timeout_s: float | None) -> float:
     if timeout_s is None:
         return math.inf
     return time_module.monotonic() + check_number(timeout_s, "timeout_s")
-
-
-class _Callback:
-    """``on_commit`` as an output."""
-
-    def __init__(self, on_commit: Callable[[Sequence[Item]], None]) -> None:
-        self._on_commit = on_commit
-
-    def committed(self, items: Sequence[Item], replaced: Sequence[str]) -> None:
-        self._on_commit(items)
-
-    def close(self) -> None:
-        """Do nothing."""

@@ -1,50 +1,32 @@
 """Statistics of a pipeline for Prometheus, over HTTP or as a text file."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from upperson_camera.pipeline import Pipeline
-from upperson_camera.stats import BOUNDS_S, Durations, PipelineStats
-from upperson_rt.errors import InputError, missing_extra
+from upperson_camera.source import import_extra
+from upperson_camera.stats import BOUNDS_S, BY_REASON, HELP
+from upperson_rt.errors import InputError
 from upperson_rt.printable import get_logger
-
-__all__ = ["MetricsFile", "MetricsServer"]
 
 _log = get_logger(__name__)
 
 _EDGES = range(0, len(BOUNDS_S), 4)
 """Every fourth edge: each is double the one before."""
-_BY_REASON = {
-    "frames_dropped": "Frames that were dropped, by reason.",
-    "crops_dropped": "Detections that did not become a row, by reason.",
-    "failures": "What failed for good or were stuck at the end, by reason; no camera: for all.",
-}
-_PLAIN = {
-    "frames_read": "Frames that came in.",
-    "frames_processed": "Frames that were searched for people.",
-    "detections": "Boxes that came from the detector or with the frames.",
-    "tracks": "Tracks seen often enough to count.",
-    "accepted": "Crops chosen for the encoder.",
-    "embedded": "Crops embedded.",
-    "committed": "Rows in the gallery.",
-    "replaced": "Rows that took the place of earlier ones.",
-    "added_by_others": "Rows of a camera of this name that other processes added.",
-    "outages": "Times a source that had given pictures was lost.",
-    "reconnects": "Attempts to open a source again.",
-    "stalls": "Times a source gave nothing for too long.",
-    "resolution_changes": "Times the size of the picture changed.",
+_DURATIONS = {
+    "latency": "From a frame's arrival to its row in the gallery.",
+    "encode_latency": "From the choice of a crop to its row in the gallery.",
 }
 
 
 def _prometheus() -> Any:
-    try:
-        import prometheus_client
-        import prometheus_client.core
-    except ImportError as error:
-        raise missing_extra("prometheus-client", "metrics", "publishing metrics") from error
-    return prometheus_client
+    what = "prometheus_client", "prometheus-client", "metrics", "publishing metrics"
+    prometheus = import_extra(*what)
+    import_module("prometheus_client.core")
+    return prometheus
 
 
 class _Collector:
@@ -54,20 +36,18 @@ class _Collector:
         self._pipeline = pipeline
 
     def collect(self) -> Iterator[Any]:
-        """Yield every metric."""
-        core = _prometheus().core
-        stats = self._pipeline.stats()
+        core, stats = _prometheus().core, self._pipeline.stats()
+        counter, gauge = core.CounterMetricFamily, core.GaugeMetricFamily
         plain = {
-            name: core.CounterMetricFamily(f"upperson_{name}", text, labels=["camera"])
-            for name, text in _PLAIN.items()
+            name: counter(f"upperson_{name}", text, labels=["camera"])
+            for name, text in HELP.items()
+            if name not in BY_REASON
         }
         by_reason = {
-            name: core.CounterMetricFamily(f"upperson_{name}", text, labels=["camera", "reason"])
-            for name, text in _BY_REASON.items()
+            name: counter(f"upperson_{name}", HELP[name], labels=["camera", "reason"])
+            for name in BY_REASON
         }
-        up = core.GaugeMetricFamily(
-            "upperson_camera_up", "1 while the camera gives pictures.", labels=["camera"]
-        )
+        up = gauge("upperson_camera_up", "1 while the camera gives pictures.", labels=["camera"])
         for camera, numbers in stats.cameras.items():
             for name, family in plain.items():
                 family.add_metric([camera], getattr(numbers, name))
@@ -78,44 +58,23 @@ class _Collector:
         for reason, number in stats.failures.items():
             by_reason["failures"].add_metric(["", reason], number)
         yield from (*plain.values(), *by_reason.values(), up)
-        yield from self._whole(core, stats)
-
-    def _whole(self, core: Any, stats: PipelineStats) -> Iterator[Any]:
-        queues = core.GaugeMetricFamily(
-            "upperson_queue_depth", "What waits in a queue.", labels=["queue", "camera"]
-        )
-        for camera, depth in stats.frame_queues.items():
-            queues.add_metric(["frames", camera], depth)
-        queues.add_metric(["crops", ""], stats.crop_queue)
-        queues.add_metric(["commits", ""], stats.commit_queue)
-        yield queues
-        yield core.CounterMetricFamily(
-            "upperson_encoder_busy_seconds",
-            "Seconds in which the encoder worked.",
-            value=stats.encoder_busy_s,
-        )
-        yield core.CounterMetricFamily(
-            "upperson_batches", "Batches the encoder ran.", value=stats.batches
-        )
-        yield core.GaugeMetricFamily(
-            "upperson_uptime_seconds", "Seconds since the start.", value=stats.seconds
-        )
-        texts = {
-            "latency": "From a frame's arrival to its row in the gallery.",
-            "encode_latency": "From the choice of a crop to its row in the gallery.",
-        }
+        depth = gauge("upperson_queue_depth", "What waits in a queue.", labels=["queue", "camera"])
+        for camera, number in stats.frame_queues.items():
+            depth.add_metric(["frames", camera], number)
+        depth.add_metric(["crops", ""], stats.crop_queue)
+        depth.add_metric(["commits", ""], stats.commit_queue)
+        yield depth
+        busy_s, text = stats.encoder_busy_s, "Seconds in which the encoder worked."
+        yield counter("upperson_encoder_busy_seconds", text, value=busy_s)
+        yield counter("upperson_batches", "Batches the encoder ran.", value=stats.batches)
+        yield gauge("upperson_uptime_seconds", "Seconds since the start.", value=stats.seconds)
         for name, durations in self._pipeline.durations.items():
-            buckets, total_s = _buckets(durations)
+            counts, total_s = durations.snapshot()
+            buckets = [(f"{BOUNDS_S[edge]:g}", float(sum(counts[: edge + 1]))) for edge in _EDGES]
+            buckets.append(("+Inf", float(sum(counts))))
             yield core.HistogramMetricFamily(
-                f"upperson_{name}_seconds", texts[name], buckets=buckets, sum_value=total_s
+                f"upperson_{name}_seconds", _DURATIONS[name], buckets=buckets, sum_value=total_s
             )
-
-
-def _buckets(durations: Durations) -> tuple[list[tuple[str, float]], float]:
-    """Return cumulative counts by upper edge, and the sum in seconds."""
-    counts, total_s = durations.snapshot()
-    buckets = [(f"{BOUNDS_S[edge]:g}", float(sum(counts[: edge + 1]))) for edge in _EDGES]
-    return [*buckets, ("+Inf", float(sum(counts)))], total_s
 
 
 def _registry(pipeline: Pipeline) -> Any:
@@ -128,27 +87,14 @@ class MetricsServer:
     """Serves the metrics at ``http://ADDRESS:PORT/metrics`` until it is closed."""
 
     def __init__(self, pipeline: Pipeline, port: int, address: str = "127.0.0.1") -> None:
-        """Start serving.
-
-        Args:
-            pipeline: Whose statistics.
-            port: 0 takes any that is free.
-            address: By default only this machine can read them.
-
-        Raises:
-            BackendError: prometheus-client is not installed.
-            InputError: The port cannot be used.
-        """
+        """Start serving; a port of 0 takes any that is free."""
         try:
             self._server, self._thread = _prometheus().start_http_server(
                 port, addr=address, registry=_registry(pipeline)
             )
         except OSError as error:
-            raise InputError(
-                f"metrics cannot be served at {address}:{port}: {error.strerror}",
-                code="port_not_usable",
-                port=port,
-            ) from error
+            text = f"metrics cannot be served at {address}:{port}: {error.strerror}"
+            raise InputError(text, code="port_not_usable", port=port) from error
         self.url = f"http://{address}:{self._server.server_port}/metrics"
 
     def close(self) -> None:
@@ -165,12 +111,7 @@ class MetricsFile:
     """
 
     def __init__(self, pipeline: Pipeline, path: Path, every_s: float = 5.0) -> None:
-        """Write the file once, then start a thread that goes on.
-
-        Raises:
-            BackendError: prometheus-client is not installed.
-            InputError: The file cannot be written.
-        """
+        """Write the file once, then start a thread that goes on."""
         self.path = path
         self._registry = _registry(pipeline)
         self._every_s = every_s
@@ -192,23 +133,17 @@ class MetricsFile:
             )
 
     def _run(self) -> None:
-        while not self._stop.wait(self._every_s):
-            self._try_to_write()
-        self._try_to_write()
-
-    def _try_to_write(self) -> None:
-        try:
-            self._write()
-        except InputError as error:  # A full disk may be emptied again.
-            _log.error("%s", error, extra={"event": "metrics"})
+        is_last = False
+        while not is_last:
+            is_last = self._stop.wait(self._every_s)
+            try:
+                self._write()
+            except InputError as error:  # A full disk may be emptied again.
+                _log.error("%s", error, extra={"event": "metrics"})
 
     def _write(self) -> None:
-        write: Callable[[str, Any], None] = _prometheus().write_to_textfile
         try:
-            write(str(self.path), self._registry)
+            _prometheus().write_to_textfile(str(self.path), self._registry)
         except OSError as error:
-            raise InputError(
-                f"cannot write metrics {self.path}: {error.strerror}",
-                code="file_not_writable",
-                path=self.path,
-            ) from error
+            text = f"cannot write metrics {self.path}: {error.strerror}"
+            raise InputError(text, code="file_not_writable", path=self.path) from error

@@ -1,23 +1,15 @@
 """What a pipeline is built of: stages, each a thread, and bounded queues between them."""
 
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Generic, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from upperson_rt.errors import UsageError
 from upperson_rt.printable import safe_repr
-
-__all__ = [
-    "DROP_POLICIES",
-    "AbandonedError",
-    "BoundedQueue",
-    "DropPolicy",
-    "Stage",
-    "check_policy",
-]
 
 T = TypeVar("T")
 
@@ -27,16 +19,26 @@ DropPolicy: TypeAlias = Literal["oldest", "newest", "block"]
 DROP_POLICIES: tuple[DropPolicy, ...] = get_args(DropPolicy)
 
 
+def known_name(name: object, known: Sequence[T], what: str, code: str) -> T:
+    """Return the one of the known names that is given; raise UsageError if none is."""
+    for one in known:
+        if isinstance(name, str) and name == one:
+            return one
+    text = f"no {what} {safe_repr(name)}: it is one of {', '.join(map(str, known))}"
+    raise UsageError(text, code=code, found=name)
+
+
 def check_policy(policy: str) -> DropPolicy:
-    """Return the policy of that name; raise UsageError if there is none."""
-    for known in DROP_POLICIES:
-        if isinstance(policy, str) and policy == known:
-            return known
-    raise UsageError(
-        f"no drop policy {safe_repr(policy)}: it is one of {', '.join(DROP_POLICIES)}",
-        code="unknown_policy",
-        found=policy,
-    )
+    """Return the policy of that name."""
+    return known_name(policy, DROP_POLICIES, "drop policy", "unknown_policy")
+
+
+def log_camera(
+    log: logging.Logger, level: int, camera: str, event: str, text: str, *values: Any, **fields: Any
+) -> None:
+    """Log a line about a camera, with its name, an event and other fields as data."""
+    extra = {"camera": camera, "event": event, **fields}
+    log.log(level, f"camera %s: {text}", camera, *values, extra=extra, stacklevel=2)
 
 
 class BoundedQueue(Generic[T]):

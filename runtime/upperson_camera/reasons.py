@@ -4,26 +4,28 @@ A reason is an `InputError` with a code, such as ``host_unknown``, ``connection_
 ``credentials_missing`` or ``certificate_untrusted``; `not_opened` adds the source to it.
 """
 
-import base64
 import errno
 import http.client
 import os
 import re
 import socket
 import ssl
-import urllib.request
 from email import message_from_string
 from email.message import Message
-from types import SimpleNamespace
-from typing import Any
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
-from upperson_camera.access import PORTS, USUAL_ACCESS, Access, place_of, without_login
+from upperson_camera.access import (
+    PORTS,
+    USUAL_ACCESS,
+    Access,
+    answer_challenge,
+    login_of,
+    place_of,
+    without_login,
+)
 from upperson_network.remote import http_target, http_within, may_hide_login, within
 from upperson_rt.errors import InputError
 from upperson_rt.printable import one_line, shortened
-
-__all__ = ["answer_challenge", "not_opened", "reason_of_address", "reason_of_device"]
 
 _LONGEST_S = 3.0
 _LONGEST_ANSWER_BYTES = 65536
@@ -52,15 +54,12 @@ def reason_of_device(number: int) -> InputError:
     """Return why the device ``/dev/videoN`` does not open."""
     path = f"/dev/video{number}"
     if not os.path.exists(path):
-        return _reason(
-            "device_not_found", "there is no such device: plug the camera in, or name another"
-        )
+        text = "there is no such device: plug the camera in, or name another"
+        return InputError(text, code="device_not_found")
     if not os.access(path, os.R_OK | os.W_OK):
-        return _reason(
-            "device_forbidden",
-            "it may not be read: add the user to the group that owns it, mostly  video",
-        )
-    return _reason("device_busy", "it is in use or gives no pictures")
+        text = "it may not be read: add the user to the group that owns it, mostly  video"
+        return InputError(text, code="device_forbidden")
+    return InputError("it is in use or gives no pictures", code="device_busy")
 
 
 def reason_of_address(
@@ -96,39 +95,35 @@ def reason_of_address(
     except UnicodeError as error:
         return _malformed(f" ({error})")
     except (OSError, http.client.HTTPException) as error:
-        return _reason_of_failure(error, host, place)
+        if isinstance(error, OSError) and error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+            text = f"there is no way to {host} ({error.strerror})"
+            return InputError(text, code="no_route", host=host)
+        return reason_of_failure(error, host, place)
     return None
 
 
-def _reason(code: str, text: str, **fields: object) -> InputError:
-    return InputError(text, code=code, **fields)
-
-
 def _malformed(how: str) -> InputError:
-    return _reason("address_malformed", f"the address is malformed{how}")
+    return InputError(f"the address is malformed{how}", code="address_malformed")
 
 
-def _reason_of_failure(error: Exception, host: str, place: str) -> InputError:
+def reason_of_failure(error: Exception, host: str, place: str) -> InputError:
+    """Return why a connection failed, to a host and, as a user reads it, a place there."""
     if isinstance(error, socket.gaierror):
-        return _reason(
-            "host_unknown", f"the host '{host}' is unknown ({error.strerror})", host=host
-        )
+        text = f"the host '{host}' is unknown ({error.strerror})"
+        return InputError(text, code="host_unknown", host=host)
     if isinstance(error, TimeoutError):
-        return _reason("no_answer", f"{place} does not answer", place=place)
+        return InputError(f"{place} does not answer", code="no_answer", place=place)
     if isinstance(error, ConnectionRefusedError):
         text = f"{place} refuses connections: nothing listens there"
-        return _reason("connection_refused", text, place=place)
+        return InputError(text, code="connection_refused", place=place)
     if isinstance(error, ssl.SSLCertVerificationError):
-        return _reason(
-            "certificate_untrusted",
+        text = (
             f"the certificate of {place} is not trusted ({one_line(error.verify_message)}): name "
-            "the file of its authority with --ca, or accept any of this camera with --insecure",
-            place=place,
+            "the file of its authority with --ca, or accept any of this camera with --insecure"
         )
-    if isinstance(error, OSError) and error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
-        return _reason("no_route", f"there is no way to {host} ({error.strerror})", host=host)
-    text = f"{place} breaks off ({type(error).__name__})"
-    return _reason("broke_off", text, place=place, error=type(error).__name__)
+        return InputError(text, code="certificate_untrusted", place=place)
+    kind = type(error).__name__
+    return InputError(f"{place} breaks off ({kind})", code="broke_off", place=place, error=kind)
 
 
 def _refusal(status: int, phrase: str, headers: Message, parts: SplitResult) -> InputError | None:
@@ -144,7 +139,7 @@ def _refusal(status: int, phrase: str, headers: Message, parts: SplitResult) -> 
             for text in _STATUS.get(status, ("server_error", "it does not say why"))
         )
     text = f"the server answers {status} {phrase}: {meaning}".replace(" :", ":")
-    return _reason(code, text, status=status)
+    return InputError(text, code=code, status=status)
 
 
 def _redirect(location: str | None, parts: SplitResult) -> str:
@@ -165,65 +160,53 @@ def _redirect(location: str | None, parts: SplitResult) -> str:
 
 
 def _unknown_challenge() -> InputError:
-    return _reason(
-        "challenge_unknown", "the server wants other credentials than Basic and Digest with MD5"
-    )
-
-
-def _credentials(parts: SplitResult) -> tuple[str, str] | None:
-    if parts.username is None:
-        return None
-    return unquote(parts.username), unquote(parts.password or "")
+    text = "the server wants other credentials than Basic and Digest with MD5"
+    return InputError(text, code="challenge_unknown")
 
 
 def _ask_http(
     parts: SplitResult, timeout_s: float, context: ssl.SSLContext | None
 ) -> InputError | None:
-    known, address = _credentials(parts), without_login(parts)
-    status, headers = _get(address, timeout_s, None, context)
-    if status == 401 and known is not None:
+    def get(**headers: str) -> tuple[int, http.client.HTTPMessage]:
+        with http_within(timeout_s, address, context) as connection:
+            connection.request("GET", target, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.headers
+
+    login, address = login_of(parts), without_login(parts)
+    target = http_target(address)
+    status, headers = get()
+    if status == 401 and login is not None:
         challenges = headers.get_all("WWW-Authenticate", [])
-        answer = answer_challenge(challenges, known, address, "GET", http_target(address))
+        answer = answer_challenge(challenges, login, address, "GET", target)
         if answer is None:
             return _unknown_challenge()
-        status, headers = _get(address, timeout_s, answer, context)
+        status, headers = get(Authorization=answer)
     kind = headers.get("Content-Type", "")
     if 200 <= status < 300 and kind.startswith(_NO_VIDEO):
         kind = kind.partition(";")[0]
         text = f"the server answers with {kind}, which is no video"
-        return _reason("not_video", text, kind=kind)
+        return InputError(text, code="not_video", kind=kind)
     phrase = http.client.responses.get(status, "")  # Not the server's own, which may be anything.
     return _refusal(status, phrase, headers, parts)
-
-
-def _get(
-    address: str, timeout_s: float, authorization: str | None, context: ssl.SSLContext | None
-) -> tuple[int, http.client.HTTPMessage]:
-    """Return status and headers of an answer over HTTP."""
-    headers = {} if authorization is None else {"Authorization": authorization}
-    with http_within(timeout_s, address, context) as connection:
-        connection.request("GET", http_target(address), headers=headers)
-        answer = connection.getresponse()
-        return answer.status, answer.headers
 
 
 def _ask_rtsp(
     parts: SplitResult, place: str, timeout_s: float, context: ssl.SSLContext | None
 ) -> InputError | None:
     """Ask for the description of a stream, as a player does first, with credentials if wanted."""
-    known = _credentials(parts)
-    address = without_login(parts)
+    login, address = login_of(parts), without_login(parts)
     with within(timeout_s) as limit:
         connection = limit.connect(*place_of(parts), context)
         head = _describe(connection, address, 1, None)
-        if head is not None and head[0] == 401 and known is not None:
+        if head is not None and head[0] == 401 and login is not None:
             challenges = head[2].get_all("WWW-Authenticate", [])
-            answer = answer_challenge(challenges, known, address, "DESCRIBE", address)
+            answer = answer_challenge(challenges, login, address, "DESCRIBE", address)
             if answer is None:
                 return _unknown_challenge()
             head = _describe(connection, address, 2, answer)
     if head is None:
-        return _reason("not_rtsp", f"{place} does not speak RTSP", place=place)
+        return InputError(f"{place} does not speak RTSP", code="not_rtsp", place=place)
     return _refusal(*head, parts)
 
 
@@ -247,30 +230,3 @@ def _describe(
         return None
     lines = [line for line in head[1:] if _HEADER.match(line)]  # Else all that follow are lost.
     return int(status[1]), status[2].strip(), message_from_string("\n".join(lines))
-
-
-def answer_challenge(
-    challenges: list[str], login: tuple[str, str], address: str, method: str, target: str
-) -> str | None:
-    """Return what to send as ``Authorization``, for Digest rather than Basic."""
-    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-    passwords.add_password(None, address, *login)
-    digest: Any = urllib.request.HTTPDigestAuthHandler(passwords)
-    for challenge in sorted(challenges, key=str.lower, reverse=True):
-        kind, _, values = challenge.partition(" ")
-        if kind.lower() == "digest":
-            request = SimpleNamespace(
-                full_url=address, selector=target, data=None, get_method=lambda: method
-            )
-            try:
-                fields = urllib.request.parse_keqv_list(urllib.request.parse_http_list(values))
-                answer = digest.get_authorization(request, fields)
-            except (ValueError, IndexError, OSError):
-                # An algorithm or protection that is not known, or nonsense: perhaps another one is
-                # offered. They come as URLError, an OSError, and of empty values as IndexError.
-                continue
-            if answer is not None:
-                return f"Digest {answer}"
-        if kind.lower() == "basic":
-            return "Basic " + base64.b64encode(":".join(login).encode()).decode("ascii")
-    return None

@@ -12,13 +12,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-from upperson_camera.access import Access, escaped, place_of, without_login
-from upperson_camera.reasons import answer_challenge
+from upperson_camera.access import (
+    Access,
+    answer_challenge,
+    escaped,
+    login_of,
+    place_of,
+    without_login,
+)
 from upperson_network.remote import opening_within
-
-__all__ = ["Relay"]
 
 _CHUNK_BYTES = 65536
 _LONGEST_HEAD_BYTES = 2**14
@@ -122,18 +126,14 @@ class Relay:
     def __init__(self, address: str, access: Access, timeout_s: float) -> None:
         """Connect to the camera."""
         parts = urlsplit(escaped(address))
-        self._login = (
-            None
-            if parts.username is None
-            else (unquote(parts.username), unquote(parts.password or ""))
-        )
+        self._login = login_of(parts)
         self._origin = without_login(parts._replace(path="", query="", fragment=""))
         context = access.context(self._origin) if parts.scheme == "rtsps" else None
         with opening_within(timeout_s) as limit:
             self._camera = limit.connect(*place_of(parts), context)
         self._camera.settimeout(None)
         self.location: str | None = None
-        self._asked: _Message | None = None
+        self._request: _Message | None = None
         self._challenges: list[str] = []
         self._is_answered = False
         family = self._camera.family  # A camera of IPv6 sends UDP to a port of IPv6.
@@ -177,11 +177,11 @@ class Relay:
                 if reader in ready:
                     received = reader.recv(_CHUNK_BYTES)
                     for unit in requests.add(received):
-                        if self._asked is None and not self._is_ours(unit):
+                        if self._request is None and not self._is_ours(unit):
                             return False
                         self._camera.sendall(self._to_camera(unit))
                     if not received:
-                        return self._asked is not None
+                        return self._request is not None
                 if self._camera in ready and not self._answer(reader, answers):
                     return True
 
@@ -208,18 +208,17 @@ class Relay:
     def _to_camera(self, unit: bytes | _Message) -> bytes:
         if isinstance(unit, bytes):
             return unit
-        self._asked = replace(unit, first=unit.first.replace(self._prefix, self._origin, 1))
+        self._request = replace(unit, first=unit.first.replace(self._prefix, self._origin, 1))
         self._is_answered = False
-        return self._with_login(self._asked)
+        return self._with_login(self._request)
 
-    def _with_login(self, asked: _Message) -> bytes:
-        request = _REQUEST.fullmatch(asked.first)
-        if request is not None and self._login is not None and self._challenges:
+    def _with_login(self, message: _Message) -> bytes:
+        if (request := _REQUEST.fullmatch(message.first)) is not None:
             method, target = request[1], request[2]
             answer = answer_challenge(self._challenges, self._login, target, method, target)
             if answer is not None:
-                asked = replace(asked, fields=(*asked.fields, ("Authorization", answer)))
-        return asked.encoded()
+                message = replace(message, fields=(*message.fields, ("Authorization", answer)))
+        return message.encoded()
 
     def _to_reader(self, unit: bytes | _Message) -> bytes:
         """Return what the reader gets of an answer; nothing of a challenge that is answered."""
@@ -231,10 +230,10 @@ class Relay:
         if status[1].startswith("3"):
             self.location = next(iter(unit.values("location")), "")
         challenges = unit.values("www-authenticate")
-        is_asked = status[1] == "401" and self._login is not None and challenges
-        if is_asked and self._asked is not None and not self._is_answered:
+        is_challenge = status[1] == "401" and self._login is not None and challenges
+        if is_challenge and self._request is not None and not self._is_answered:
             self._challenges, self._is_answered = challenges, True
-            self._camera.sendall(self._with_login(self._asked))
+            self._camera.sendall(self._with_login(self._request))
             return b""
         fields = tuple(
             (name, self._own_source(value) if name.lower() == "transport" else value)

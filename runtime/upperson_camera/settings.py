@@ -1,44 +1,32 @@
-"""Settings of a pipeline and its cameras, checked once, here."""
+"""Settings of a pipeline and its cameras, checked once, here, and what all cameras share."""
 
 from dataclasses import dataclass, field
 
-from upperson_camera.frames import check_unix_time
-from upperson_camera.queues import DropPolicy, check_policy
+from upperson_camera.frames import CameraCrop, EncodedCrops, check_unix_time
+from upperson_camera.queues import BoundedQueue, DropPolicy, check_policy
 from upperson_camera.source import Opener, Source
+from upperson_camera.stats import Counters
 from upperson_camera.stream import StreamReader, open_source
 from upperson_camera.tracker import TrackerName, check_tracker, new_tracker
-from upperson_rt.arguments import (
-    check_callable,
-    check_fields,
-    check_name,
-    check_number,
-)
+from upperson_rt.arguments import check_callable, check_fields, check_name, check_number
+from upperson_rt.encoder import Encoder
 from upperson_rt.errors import UsageError
 from upperson_rt.ingest.boxes import QualityRules
-from upperson_rt.ingest.detector import Detector
+from upperson_rt.ingest.detector import Detector, SharedDetector
 from upperson_rt.printable import safe_repr, shortened
-
-__all__ = ["CameraSettings", "CaptureRules", "PipelineSettings"]
 
 _LONGEST_S = 7 * 86_400.0
 
 
-def _check_limit(name: str, value: float, least: float, *, above: bool = False) -> None:
-    if not (value > least if above else value >= least):
-        raise UsageError(
-            f"{name} must be {'above' if above else 'at least'} {least}, got {value}",
-            code="setting_out_of_range",
-            setting=name,
-        )
+def _require(is_right: bool, name: str, value: object, expected: str) -> None:
+    if not is_right:
+        text = f"{name} must be {expected}, got {value}"
+        raise UsageError(text, code="setting_out_of_range", setting=name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptureRules:
-    """When a source counts as stalled, and how often it is opened again.
-
-    Raises:
-        UsageError: On construction, if a number is negative, or longer than a week.
-    """
+    """When a source counts as stalled, and how often it is opened again."""
 
     stall_s: float = 10.0
     """A live source without a picture for so long is closed and opened again."""
@@ -49,17 +37,12 @@ class CaptureRules:
     def __post_init__(self) -> None:
         for name in ("stall_s", "first_wait_s", "longest_wait_s"):
             check_number(getattr(self, name), name, least=0.0, most=_LONGEST_S)
-        _check_limit("stall_s", self.stall_s, 0, above=True)
+        _require(self.stall_s > 0, "stall_s", self.stall_s, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PipelineSettings:
-    """How a pipeline works; each field is also a keyword of `Pipeline`.
-
-    Raises:
-        UsageError: On construction, if a number is out of range or there is no such tracker.
-        BackendError: On construction, if the package of the tracker is not installed.
-    """
+    """How a pipeline works; each field is also a keyword of `Pipeline`."""
 
     every_s: float = 2.0
     """No two crops of a track are closer than so many seconds; 0 takes all."""
@@ -100,35 +83,22 @@ class PipelineSettings:
                 raise UsageError(f"expected {kind.__name__}, found {safe_repr(rules)}")
         check_callable(self.opener, "opener")
         for name in ("max_delay_s", "every_s"):
-            _check_limit(name, getattr(self, name), 0)
+            _require((value := getattr(self, name)) >= 0, name, value, "at least 0")
         for name in ("batch_size", "min_views", "frame_queue", "crop_queue"):
-            _check_limit(name, getattr(self, name), 1)
+            _require((value := getattr(self, name)) >= 1, name, value, "at least 1")
         for name in ("lost_after_s", "end_within_s"):
-            _check_limit(name, getattr(self, name), 0, above=True)
-        if self.save_crops and not 1 <= self.jpeg_quality <= 100:
-            raise UsageError(
-                f"jpeg_quality must be 1 to 100, got {self.jpeg_quality}",
-                code="setting_out_of_range",
-                setting="jpeg_quality",
-            )
+            _require((value := getattr(self, name)) > 0, name, value, "above 0")
+        is_right = not self.save_crops or 1 <= self.jpeg_quality <= 100
+        _require(is_right, "jpeg_quality", self.jpeg_quality, "1 to 100")
         new_tracker(check_tracker(self.tracker), self.lost_after_s)  # Is its package installed?
         if check_policy(self.drop) == "block":
-            raise UsageError(
-                "only files can wait; the policy of live cameras drops something",
-                code="only_files_wait",
-            )
+            text = "only files can wait; the policy of live cameras drops something"
+            raise UsageError(text, code="only_files_wait")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraSettings:
-    """One camera, before it starts; see `Pipeline.add_camera`.
-
-    Raises:
-        UsageError: On construction, if there is no name, a source without a detector, or a policy
-            that does not fit.
-        InputError: The time is none in unix seconds, or such an address cannot be read.
-        BackendError: What reads a network stream is not installed.
-    """
+    """One camera, before it starts; see `Pipeline.add_camera`."""
 
     name: str
     source: Source | None
@@ -150,17 +120,11 @@ class CameraSettings:
             check_callable(self.detector, f"the detector of camera {shown_name}")
         check_callable(self.opener, f"the opener of camera {shown_name}")
         if self.source is not None and self.detector is None:
-            raise UsageError(
-                f"camera {shown_name} has a source and so needs a detector",
-                code="detector_missing",
-                camera=name,
-            )
+            text = f"camera {shown_name} has a source and so needs a detector"
+            raise UsageError(text, code="detector_missing", camera=name)
         if check_policy(self.drop) == "block" and not self.is_file:
-            raise UsageError(
-                f"camera {shown_name} cannot wait, only a file can: drop oldest or newest",
-                code="only_files_wait",
-                camera=name,
-            )
+            text = f"camera {shown_name} cannot wait, only a file can: drop oldest or newest"
+            raise UsageError(text, code="only_files_wait", camera=name)
         if self.source is not None and self.opener in (open_source, StreamReader):
             StreamReader.require(self.source)
         check_unix_time(self.start_time)
@@ -169,3 +133,20 @@ class CameraSettings:
     def is_file(self) -> bool:
         """Whether its frames can wait, and be found again by number."""
         return self.source is not None and not self.source.is_live
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What the stages of a pipeline have in common."""
+
+    settings: PipelineSettings
+    run_name: str
+    """Unique to this run of the program; begins the names of tracks."""
+    encoder: Encoder
+    crops: BoundedQueue[CameraCrop]
+    """Waiting for the encoder."""
+    batches: BoundedQueue[EncodedCrops]
+    """Waiting for the gallery."""
+    counters: Counters = field(default_factory=Counters)
+    detectors: dict[int, SharedDetector] = field(default_factory=dict)
+    """By the `id` of a detector, for the cameras that share it."""

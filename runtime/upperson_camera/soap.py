@@ -8,22 +8,18 @@ import base64
 import datetime
 import http.client
 import secrets
-import socket
-import ssl
 import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import Element
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
-from upperson_camera.access import USUAL_ACCESS, Access
-from upperson_camera.reasons import answer_challenge
+from upperson_camera.access import USUAL_ACCESS, Access, answer_challenge
+from upperson_camera.reasons import reason_of_failure
 from upperson_network.remote import http_target, http_within, password_digest
 from upperson_network.soap import ENVELOPE, parse_xml
 from upperson_rt.errors import InputError
 from upperson_rt.printable import one_line, shortened
-
-__all__ = ["Caller", "RefusedError", "child_text", "named"]
 
 _WSS = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss"
 _CALL_S = 5.0
@@ -48,27 +44,27 @@ class Caller:
         self.clock_ahead_s = 0.0
         """How far the device's clock is ahead of ours: it refuses digests of another time."""
 
-    def ask(self, address: str, body: str, *, with_login: bool = True) -> Element:
-        """Send the body of a request to a service; return the body of the answer."""
+    def call(
+        self, address: str, namespace: str, name: str, content: str = "", with_login: bool = True
+    ) -> Element:
+        """Call an operation of a service; return the body of the answer."""
         if time.monotonic() > self._until:
-            raise InputError(
-                f"it is too slow: it has {_CALLS_S:g} s for all calls", code="device_too_slow"
-            )
-        if not _is_of(address, self.host):
-            raise InputError(
-                f"it sends on to another place, {shortened(address)}", code="service_elsewhere"
-            )
+            text = f"it is too slow: it has {_CALLS_S:g} s for all calls"
+            raise InputError(text, code="device_too_slow")
+        if not is_http_of(address, self.host):
+            text = f"it sends on to another place, {shortened(address)}"
+            raise InputError(text, code="service_elsewhere")
         login = self._login if with_login else None
         token = "" if login is None else _username_token(*login, self.clock_ahead_s)
         envelope = (
             f'<?xml version="1.0" encoding="utf-8"?><s:Envelope xmlns:s="{ENVELOPE}">'
-            f"<s:Header>{token}</s:Header><s:Body>{body}</s:Body></s:Envelope>"
+            f"<s:Header>{token}</s:Header><s:Body>"
+            f"<m:{name} xmlns:m={quoteattr(namespace)}>{content}</m:{name}></s:Body></s:Envelope>"
         ).encode()
         reply = _post(address, envelope, None, self.access)
-        digests = [asked for asked in reply.challenges if asked.lower().startswith("digest")]
-        if reply.status == 401 and login is not None:  # Some know the digest of HTTP only.
-            target = http_target(address)
-            answer = answer_challenge(digests, login, address, "POST", target)
+        if reply.status == 401:  # Some know the digest of HTTP only.
+            digests = [one for one in reply.challenges if one.lower().startswith("digest")]
+            answer = answer_challenge(digests, login, address, "POST", http_target(address))
             if answer is not None:
                 reply = _post(address, envelope, answer, self.access)
         return _body_of(reply, login is not None)
@@ -113,27 +109,11 @@ def _post(address: str, envelope: bytes, authorization: str | None, access: Acce
             raise InputError("its answer is longer than any", code="answer_too_long")
         challenges = answer.headers.get_all("WWW-Authenticate", [])
         return _Reply(answer.status, challenges, content)
-    except socket.gaierror as error:
-        raise InputError(f"the host is unknown ({error.strerror})", code="host_unknown") from error
-    except TimeoutError as error:
-        raise InputError(str(error), code="no_answer") from error
-    except ssl.SSLCertVerificationError as error:
-        raise InputError(
-            f"its certificate is not trusted ({one_line(error.verify_message)}): name the file of "
-            "its authority with --ca, or accept any of this host with --insecure",
-            code="certificate_untrusted",
-        ) from error
-    except ConnectionRefusedError as error:
-        raise InputError(
-            f"nothing listens at {shortened(address)}", code="connection_refused"
-        ) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise InputError(
-            f"{shortened(address)} breaks off ({type(error).__name__})", code="broke_off"
-        ) from error
+        raise reason_of_failure(error, parts.hostname or "", shortened(address)) from error
 
 
-def _is_of(address: str, host: str) -> bool:
+def is_http_of(address: str, host: str) -> bool:
     """Return whether an address is one of HTTP on a host."""
     try:
         parts = urlsplit(address)
@@ -147,18 +127,12 @@ def _body_of(reply: _Reply, has_login: bool) -> Element:
     if reply.status == 401:
         raise RefusedError(f"user name and password are {said}", code=f"credentials_{said}")
     try:
-        root = parse_xml(reply.content)
+        body = next(iter(named(parse_xml(reply.content), "Body")), None)
+        if body is None:
+            raise ValueError("there is no body")
     except ValueError as error:
-        raise InputError(
-            f"it answers {reply.status} and no SOAP ({error})", code="not_soap", status=reply.status
-        ) from error
-    body = next(iter(named(root, "Body")), None)
-    if body is None:
-        raise InputError(
-            f"it answers {reply.status} and no SOAP (there is no body)",
-            code="not_soap",
-            status=reply.status,
-        )
+        text = f"it answers {reply.status} and no SOAP ({error})"
+        raise InputError(text, code="not_soap", status=reply.status) from error
     for fault in named(body, "Fault"):
         values = [value.text or "" for value in named(fault, "Value")]
         if any(value.rpartition(":")[2].strip() == "NotAuthorized" for value in values):

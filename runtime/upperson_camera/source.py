@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from urllib.parse import quote, urlsplit
@@ -20,22 +21,6 @@ from upperson_rt.arguments import LONGEST_PATH, check_name
 from upperson_rt.errors import BackendError, InputError, UsageError, missing_extra
 from upperson_rt.extensions import extension_names
 
-__all__ = [
-    "MOST_FRAME_PIXELS",
-    "Logins",
-    "OpenCVReader",
-    "Opener",
-    "Reader",
-    "Source",
-    "SourceKind",
-    "check_frame_size",
-    "guess_start_time",
-    "import_cv2",
-    "parse_source",
-    "quiet_opencv",
-    "without_secrets",
-]
-
 SourceKind: TypeAlias = Literal["file", "network", "device", "gstreamer", "extension"]
 
 # Name and value apart: one expression for both takes the square of the time for a long name.
@@ -49,13 +34,17 @@ MOST_FRAME_PIXELS = 36_000_000
 """Decoding takes seven bytes a pixel; a stream announces the size beforehand."""
 
 
-def import_cv2() -> Any:
-    """Return OpenCV, or say how to install it."""
+def import_extra(module: str, package: str, extra: str, purpose: str) -> Any:
+    """Return an optional module; raise BackendError that names its package and extra."""
     try:
-        import cv2
+        return import_module(module)
     except ImportError as error:
-        raise missing_extra("cv2", "camera", "the camera pipeline") from error
-    return cv2
+        raise missing_extra(package, extra, purpose) from error
+
+
+def import_cv2() -> Any:
+    """Return OpenCV."""
+    return import_extra("cv2", "cv2", "camera", "the camera pipeline")
 
 
 def quiet_opencv() -> None:
@@ -126,12 +115,12 @@ class Source:
             return Path(self.address).stem
         if self.kind == "device":
             return f"video{self.address}"
-        if self.kind in ("network", "extension"):
-            try:
-                return urlsplit(self.address).hostname or "camera"
-            except ValueError:  # Such as half an IPv6 address; opening it says what is wrong.
-                return "camera"
-        return "camera"
+        if self.kind == "gstreamer":
+            return "camera"
+        try:
+            return urlsplit(self.address).hostname or "camera"
+        except ValueError:  # Such as half an IPv6 address; opening it says what is wrong.
+            return "camera"
 
 
 def parse_source(text: str) -> Source:
@@ -139,18 +128,11 @@ def parse_source(text: str) -> Source:
 
     Addresses have a ``://``, and an extension of ``upperson.sources`` goes before what we read
     ourselves; devices are ``/dev/video0`` or ``0``; pipelines contain a ``!``.
-
-    Raises:
-        InputError: Nothing of the kind, such as a file that is not there.
-        UsageError: The address of a file, which is named by its path.
-        BackendError: A GStreamer pipeline, and OpenCV was built without GStreamer.
     """
     check_name(text, "a source of pictures")
     if len(text) > LONGEST_PATH:
-        raise InputError(
-            f"a source of pictures has {len(text)} characters, expected at most {LONGEST_PATH}",
-            code="source_too_long",
-        )
+        why = f"a source of pictures has {len(text)} characters, expected at most {LONGEST_PATH}"
+        raise InputError(why, code="source_too_long")
     device = _DEVICE.fullmatch(text.strip())
     is_file = os.path.isfile(text)  # False also for what no file can be called.
     if device and not is_file:
@@ -163,9 +145,8 @@ def parse_source(text: str) -> Source:
         return Source(address=text, kind="gstreamer")
     if "://" in text:
         if text.lower().startswith("file://"):
-            raise UsageError(
-                f"{without_secrets(text)}: name a file by its path", code="file_by_address"
-            )
+            why = f"{without_secrets(text)}: name a file by its path"
+            raise UsageError(why, code="file_by_address")
         return Source(address=text, kind="network")
     if not is_file:
         raise InputError(
@@ -224,17 +205,10 @@ class OpenCVReader(Reader):
     """Reads files, devices and GStreamer pipelines with OpenCV."""
 
     def __init__(self, source: Source, timeout_s: float) -> None:
-        """Open a source; OpenCV has no time limit here.
-
-        Raises:
-            InputError: It cannot be opened, or its pictures are too large.
-            UsageError: It is a network stream.
-        """
+        """Open a source; OpenCV has no time limit here."""
         if source.kind == "network":
-            raise UsageError(
-                f"{source.shown} is a network stream: open it with StreamReader",
-                code="wrong_reader",
-            )
+            text = f"{source.shown} is a network stream: open it with StreamReader"
+            raise UsageError(text, code="wrong_reader")
         cv2 = import_cv2()
         if source.kind == "device":
             capture = cv2.VideoCapture(int(source.address))
@@ -245,7 +219,11 @@ class OpenCVReader(Reader):
             capture = cv2.VideoCapture(source.address)
         if not capture.isOpened():
             capture.release()
-            raise _unopened(source)
+            if source.kind == "device":
+                number = int(source.address)
+                raise not_opened(f"/dev/video{number}", reason_of_device(number))
+            text = f"cannot open {source.shown} as a video"
+            raise InputError(text, code="video_unreadable")
         width = round(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
         height = round(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
         try:
@@ -293,25 +271,12 @@ def _refuse_playlist(source: Source) -> None:
     except OSError:
         return  # Opening it says why.
     if head.startswith((b"#EXTM3U", b"ffconcat")):
-        raise InputError(
-            f"{source.shown} is a playlist, expected a video: name the videos in it",
-            code="file_is_playlist",
-        )
-
-
-def _unopened(source: Source) -> InputError:
-    if source.kind == "device":
-        number = int(source.address)
-        return not_opened(f"/dev/video{number}", reason_of_device(number))
-    return InputError(f"cannot open {source.shown} as a video", code="video_unreadable")
+        text = f"{source.shown} is a playlist, expected a video: name the videos in it"
+        raise InputError(text, code="file_is_playlist")
 
 
 def guess_start_time(source: Source, opener: Opener = OpenCVReader) -> float:
-    """Return the unix time of a file's first frame: its last change minus its length.
-
-    Raises:
-        InputError: It cannot be opened.
-    """
+    """Return the unix time of a file's first frame: its last change minus its length."""
     try:
         changed = os.stat(source.address).st_mtime
     except OSError as error:
@@ -335,24 +300,17 @@ class Logins:
         """Read a file with lines such as ``machine 10.0.0.5 login viewer password secret``.
 
         ``default`` instead of ``machine`` and a host stands for all others.
-
-        Raises:
-            InputError: It cannot be read or understood, or others may read it, too.
         """
         require_private(path)
         try:
             hosts = netrc.netrc(path).hosts
         except OSError as error:
-            raise InputError(
-                f"cannot read {path}: {error.strerror}", code="netrc_unreadable", path=path
-            ) from error
-        except netrc.NetrcParseError as error:
-            # Not its message, which quotes the line.
-            raise InputError(
-                f"{path}, line {error.lineno}: expected  machine HOST login NAME password PASSWORD",
-                code="netrc_malformed",
-                line=error.lineno,
-            ) from None
+            text = f"cannot read {path}: {error.strerror}"
+            raise InputError(text, code="netrc_unreadable", path=path) from error
+        except netrc.NetrcParseError as error:  # Not its message, which quotes the line.
+            line = error.lineno
+            text = f"{path}, line {line}: expected  machine HOST login NAME password PASSWORD"
+            raise InputError(text, code="netrc_malformed", line=line) from None
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is no text in UTF-8") from error
         except ValueError as error:  # Of Python 3.10, for quotes without an end.

@@ -5,20 +5,10 @@ import threading
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from upperson_camera.frames import CameraCrop
-
-__all__ = [
-    "BOUNDS_S",
-    "CameraStats",
-    "Counters",
-    "Durations",
-    "Latency",
-    "PipelineStats",
-    "camera_stats",
-]
 
 BOUNDS_S = tuple(0.001 * 2 ** (step / 4) for step in range(81))
 """Upper edges of the bins of `Durations`: 1 ms to 17 minutes, 19 % apart."""
@@ -97,11 +87,13 @@ class Latency:
     @classmethod
     def of(cls, durations: Durations) -> "Latency":
         """Read them from a histogram."""
-        return cls(
-            p50_s=durations.quantile_s(0.5),
-            p90_s=durations.quantile_s(0.9),
-            p99_s=durations.quantile_s(0.99),
-        )
+        p50_s, p90_s, p99_s = map(durations.quantile_s, (0.5, 0.9, 0.99))
+        return cls(p50_s=p50_s, p90_s=p90_s, p99_s=p99_s)
+
+
+def _metric(text: str) -> Any:
+    """Return a field that is published as a metric with this help."""
+    return field(metadata={"help": text})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,38 +109,35 @@ class CameraStats:
     the start and without a source, ``waiting``."""
     error: str | None
     """Why the camera failed, or its last loss."""
-    frames_read: int
-    frames_processed: int
+    frames_read: int = _metric("Frames that came in.")
+    frames_processed: int = _metric("Frames that were searched for people.")
     frames_waiting: int
-    frames_dropped: Mapping[str, int]
-    """By reason: ``queue_full``, ``empty`` (no picture, or it could not be decoded),
-    ``detector_error``, ``detector_stuck``, ``camera_failed``, ``stopped``."""
-    detections: int
-    """Boxes that came from the detector or with the frames."""
-    tracks: int
+    frames_dropped: Mapping[str, int] = _metric("Frames that were dropped, by reason.")
+    """``queue_full``, ``empty`` (no picture, or it could not be decoded), ``detector_error``,
+    ``detector_stuck``, ``camera_failed``, ``stopped``."""
+    detections: int = _metric("Boxes that came from the detector or with the frames.")
+    tracks: int = _metric("Tracks seen often enough to count.")
     """Those with at least ``min_views`` frames."""
-    accepted: int
-    """Crops that were queued for the encoder; some may be dropped there."""
-    embedded: int
-    committed: int
-    replaced: int
-    """Committed rows that replaced an earlier one: of a file that was watched before."""
-    added_by_others: int
-    """Pictures of a camera of this name that other processes added meanwhile."""
+    accepted: int = _metric("Crops chosen for the encoder.")
+    """Some may be dropped in its queue."""
+    embedded: int = _metric("Crops embedded.")
+    committed: int = _metric("Rows in the gallery.")
+    replaced: int = _metric("Rows that took the place of earlier ones.")
+    """Those of a file that was watched before."""
+    added_by_others: int = _metric("Rows of a camera of this name that other processes added.")
     crops_waiting: int
-    crops_dropped: Mapping[str, int]
-    """By reason: ``empty``, ``outside``, ``duplicate``, ``too_many``, ``no_track``, ``too_small``,
+    crops_dropped: Mapping[str, int] = _metric("Detections that did not become a row, by reason.")
+    """``empty``, ``outside``, ``duplicate``, ``too_many``, ``no_track``, ``too_small``,
     ``blurred``, ``at_border``, ``not_best``, ``too_soon``, ``seen_once``, ``unusable``,
     ``queue_full``, ``failed``."""
-    outages: int
-    """Losses of a source that had given pictures."""
-    reconnects: int
-    """Attempts to open it again, failed ones included."""
-    stalls: int
-    resolution_changes: int
-    failures: Mapping[str, int]
-    """Why the camera failed, or what was stuck at the end: ``detector_error``, ``detector_stuck``,
-    ``source_error``, ``source_stuck`` or ``defect``."""
+    outages: int = _metric("Times a source that had given pictures was lost.")
+    reconnects: int = _metric("Attempts to open a source again.")
+    stalls: int = _metric("Times a source gave nothing for too long.")
+    resolution_changes: int = _metric("Times the size of the picture changed.")
+    failures: Mapping[str, int] = _metric(
+        "What failed for good or were stuck at the end, by reason; no camera: for all."
+    )
+    """``detector_error``, ``detector_stuck``, ``source_error``, ``source_stuck`` or ``defect``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,10 +187,15 @@ class PipelineStats:
         return asdict(self)
 
 
+BY_REASON = ("frames_dropped", "crops_dropped", "failures")
+HELP: Mapping[str, str] = {f.name: f.metadata["help"] for f in fields(CameraStats) if f.metadata}
+"""Of the counters of a camera, by name."""
+
+
 def camera_stats(counts: Counter[str], state: str, error: str | None) -> CameraStats:
     """Return the statistics of one camera from its counters."""
-    values: dict[str, Any] = {name: _below(counts, f"{name}.") for name in _BY_REASON}
-    values |= {f.name: counts[f.name] for f in fields(CameraStats) if f.name not in _NOT_PLAIN}
+    values: dict[str, Any] = {name: counts[name] for name in HELP}
+    values |= {name: _below(counts, f"{name}.") for name in BY_REASON}
     frames_done = counts["frames_processed"] + sum(values["frames_dropped"].values())
     crops_done = counts["committed"] + sum(values["crops_dropped"].values())
     return CameraStats(
@@ -211,10 +205,6 @@ def camera_stats(counts: Counter[str], state: str, error: str | None) -> CameraS
         crops_waiting=counts["detections"] - crops_done,
         **values,
     )
-
-
-_BY_REASON = ("frames_dropped", "crops_dropped", "failures")
-_NOT_PLAIN = {"state", "error", "frames_waiting", "crops_waiting", *_BY_REASON}
 
 
 def _below(counts: Counter[str], prefix: str) -> dict[str, int]:

@@ -16,16 +16,21 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_camera.access import MOST_REDIRECTS, RefusedAddressError, target_of, without_login
+from upperson_camera.access import target_of, without_login
 from upperson_camera.reasons import not_opened, reason_of_address
 from upperson_camera.relay import Relay
-from upperson_camera.source import MOST_FRAME_PIXELS, OpenCVReader, Reader, Source, check_frame_size
+from upperson_camera.source import (
+    MOST_FRAME_PIXELS,
+    OpenCVReader,
+    Reader,
+    Source,
+    check_frame_size,
+    import_extra,
+)
 from upperson_camera.web import WebReader
 from upperson_network.remote import may_hide_login
-from upperson_rt.errors import InputError, UsageError, missing_extra
+from upperson_rt.errors import InputError, UsageError
 from upperson_rt.extensions import load_extension
-
-__all__ = ["StreamReader", "check_address", "open_source", "show_ffmpeg_lines"]
 
 _SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "rtp", "srt", "tcp", "udp")
 _WITHOUT_HOST = ("rtp", "srt", "tcp", "udp")
@@ -49,28 +54,18 @@ _RTSP = {
 
 
 def _import_av() -> Any:
-    """Return PyAV, or say how to install it."""
-    try:
-        import av
-    except ImportError as error:
-        raise missing_extra("av", "camera", "reading a network stream") from error
-    return av
+    return import_extra("av", "av", "camera", "reading a network stream")
 
 
 def check_address(source: Source) -> None:
-    """Refuse an address of a kind that cannot be read, such as ``rtps://``, or a malformed one.
-
-    Raises:
-        UsageError: It is one.
-    """
+    """Refuse an address of a kind that cannot be read, such as ``rtps://``, or a malformed one."""
     scheme = source.scheme
     if scheme not in _SCHEMES:
-        raise UsageError(
+        text = (
             f"{source.shown} cannot be read: an address begins with {', '.join(_SCHEMES)} and "
-            f"://, found {scheme}://",
-            code="unknown_scheme",
-            scheme=scheme,
+            f"://, found {scheme}://"
         )
+        raise UsageError(text, code="unknown_scheme", scheme=scheme)
     try:
         parts = urlsplit(source.address)
         readable = parts.port is not None or parts.hostname is not None
@@ -106,12 +101,7 @@ def show_ffmpeg_lines() -> None:
 
 
 def open_source(source: Source, timeout_s: float) -> Reader:
-    """Open any source: an extension's, a network stream with PyAV, or all else with OpenCV.
-
-    Raises:
-        InputError: It cannot be opened.
-        BackendError: What reads it is not installed.
-    """
+    """Open any source: an extension's, a network stream with PyAV, or all else with OpenCV."""
     if source.kind == "extension":
         reader: Reader = load_extension("sources", source.scheme)(source, timeout_s)
         return reader
@@ -125,21 +115,10 @@ class StreamReader(Reader):
     """
 
     def __init__(self, source: Source, timeout_s: float) -> None:
-        """Open a stream.
-
-        Args:
-            source: Of the kind ``network``.
-            timeout_s: How long opening and each picture may take.
-
-        Raises:
-            InputError: It cannot be opened, or has no pictures, or too large ones.
-            BackendError: PyAV is not installed.
-        """
+        """Open a stream; opening and each picture may take ``timeout_s``."""
         if source.kind != "network":
-            raise UsageError(
-                f"{source.shown} is no network stream: open it with OpenCVReader",
-                code="wrong_reader",
-            )
+            text = f"{source.shown} is no network stream: open it with OpenCVReader"
+            raise UsageError(text, code="wrong_reader")
         self._av = _import_av()
         self._source = source
         self._timeout_s = timeout_s
@@ -150,21 +129,17 @@ class StreamReader(Reader):
         self._container: Any = None
         self._frames: list[Any] = []
         try:
-            self._open_first()
+            try:
+                self._container = self._open()
+            except InputError as error:
+                raise not_opened(source.shown, error) from None
+            except (OSError, ValueError, http.client.HTTPException, self._av.FFmpegError) as error:
+                # Not as its cause: PyAV's error holds the address, with the password.
+                raise _unopened(source, timeout_s, error) from None
+            self._packets = self._first_stream()
         except BaseException:
             self.close()
             raise
-
-    def _open_first(self) -> None:
-        source = self._source
-        try:
-            self._container = self._open()
-        except InputError as error:
-            raise not_opened(source.shown, error) from None
-        except (OSError, ValueError, http.client.HTTPException, self._av.FFmpegError) as error:
-            # Not as its cause: PyAV's error holds the address, with the password.
-            raise _unopened(source, self._timeout_s, error) from None
-        self._packets = self._first_stream()
 
     def _open(self) -> Any:
         scheme = urlsplit(self._source.address).scheme
@@ -191,8 +166,8 @@ class StreamReader(Reader):
 
     def _open_rtsp(self) -> Any:
         """Open a stream at the camera, or where it sends us to, if it may."""
-        source, address = self._source, self._source.address
-        for _ in range(MOST_REDIRECTS + 1):
+        source, address, redirects = self._source, self._source.address, 0
+        while True:
             left_s = max(0.1, self._until - time.monotonic())
             relay = self._relay = Relay(address, source.access, left_s)
             transports = "tcp" if urlsplit(address).scheme == "rtsps" else "tcp+udp"
@@ -202,11 +177,10 @@ class StreamReader(Reader):
                 relay.close()
                 if not relay.location:
                     raise
-            base = without_login(urlsplit(address))
-            address = target_of(source.address, relay.location, base, source.access)
-        raise RefusedAddressError(
-            f"it sends on more than {MOST_REDIRECTS} times", code="too_many_redirects"
-        )
+            address = target_of(
+                source.address, relay.location, address, source.access, redirects=redirects
+            )
+            redirects += 1
 
     def _first_stream(self) -> Iterator[Any]:
         if not self._container.streams.video:
@@ -224,12 +198,7 @@ class StreamReader(Reader):
 
     @staticmethod
     def require(source: Source) -> None:
-        """Check that a network stream or an extension's source can be read; others pass.
-
-        Raises:
-            UsageError: Its address is malformed or of an unknown kind, see `check_address`.
-            BackendError: PyAV is not installed, or the extension cannot be imported.
-        """
+        """Check that a network stream or an extension's source can be read; others pass."""
         if source.kind == "extension":
             load_extension("sources", source.scheme)
         if source.kind == "network":
@@ -237,11 +206,7 @@ class StreamReader(Reader):
             _import_av()
 
     def read(self) -> NDArray[np.uint8] | None:
-        """Return the next picture; None at the end, and where none came in time.
-
-        Raises:
-            InputError: The connection broke.
-        """
+        """Return the next picture; None at the end, and where none came in time."""
         until = time.monotonic() + self._timeout_s
         if self._web is not None:
             self._web.start_time()
@@ -266,8 +231,8 @@ class StreamReader(Reader):
             packet = next(self._packets, None)
         except self._av.FFmpegError as raised:
             error = raised
-        problem = None if self._web is None else self._web.problem
-        error = problem or error
+        if self._web is not None:
+            error = self._web.problem or error
         if packet is not None or error is None:
             return packet
         ended = TimeoutError, self._av.error.ExitError

@@ -10,23 +10,10 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_camera.queues import known_name
 from upperson_camera.source import import_cv2
-from upperson_rt.errors import BackendError, UsageError, install_command, missing_extra
+from upperson_rt.errors import BackendError, install_command, missing_extra
 from upperson_rt.ingest.boxes import Boxes
-from upperson_rt.printable import safe_repr
-
-__all__ = [
-    "CLASSES",
-    "COLOURS",
-    "TRACKERS",
-    "RoboflowTracker",
-    "Tracker",
-    "TrackerName",
-    "UppersonTracker",
-    "check_tracker",
-    "colours_of",
-    "new_tracker",
-]
 
 # --- ByteTrack, OC-SORT and BoT-SORT of the package ``trackers``, as trackers of a pipeline
 #
@@ -60,11 +47,11 @@ def _import_tracker(kind: str) -> Any:
         raise missing_extra(name, "trackers", "this tracker") from error
     found = getattr(trackers, kind, None)
     if found is None or "timestamp" not in signature(found.update).parameters:
-        raise BackendError(
+        text = (
             f"the package 'trackers' that is installed has no {kind} that goes by time, as 2.6 "
-            f"has: run  {install_command('trackers')}",
-            code="trackers_too_old",
+            f"has: run  {install_command('trackers')}"
         )
+        raise BackendError(text, code="trackers_too_old")
     return found
 
 
@@ -76,22 +63,14 @@ class RoboflowTracker:
     """
 
     def __init__(self, name: str, lost_after_s: float) -> None:
-        """Load the package; the tracker itself is made when the frame rate is known.
-
-        Args:
-            name: One of `CLASSES`.
-            lost_after_s: A track ends when no box belongs to it for so long.
-        """
+        """Load the package; the tracker itself is made when the frame rate is known."""
         kind, options = CLASSES[name]
         tracker = _import_tracker(kind)
         import supervision  # What they take boxes in; comes with them.
 
         self._detections = supervision.Detections
-        self._make = partial(
-            tracker,
-            lost_track_buffer=max(1, round(lost_after_s * _BUFFER_FPS)),
-            **options,
-        )
+        frames = max(1, round(lost_after_s * _BUFFER_FPS))
+        self._make = partial(tracker, lost_track_buffer=frames, **options)
         self._tracker: Any = None
         self._first: list[tuple[Boxes, float]] = []
         self._clock = -math.inf
@@ -114,11 +93,8 @@ class RoboflowTracker:
     def _update(self, boxes: Boxes, clock: float) -> Numbers:
         scores = None if np.isnan(boxes.scores).any() else boxes.scores
         numbers = [-1] * len(boxes.edges)
-        given = self._detections(
-            xyxy=boxes.edges.astype(np.float64),
-            confidence=scores,
-            data={"row": np.arange(len(numbers))},
-        )
+        edges, rows = boxes.edges.astype(np.float64), np.arange(len(numbers))
+        given = self._detections(xyxy=edges, confidence=scores, data={"row": rows})
         found = self._tracker.update(given, timestamp=clock)
         for row, number in zip(found.data.get("row", ()), found.tracker_id, strict=True):
             numbers[int(row)] = int(number)
@@ -132,6 +108,7 @@ class RoboflowTracker:
 
 _BINS = 8, 3, 4
 """Of hue, saturation and value."""
+_RANGES = [0, 180, 0, 256, 0, 256]
 COLOURS = 2 * _BINS[0] * _BINS[1] * _BINS[2]
 """Length of a histogram."""
 _SIZE = 16, 48
@@ -143,27 +120,16 @@ _MIDDLE = slice(3, 13)
 def colours_of(image: NDArray[np.uint8], edges: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return (N, `COLOURS`) unit histograms of the upper and lower halves of people.
 
-    The product of two is 1 for equal colours and 0 for none in common (Bhattacharyya).
-
-    Args:
-        image: BGR [H, W, 3].
-        edges: (N, 4) x0, y0, x1, y1 inside the image, at least one pixel each.
+    The product of two is 1 for equal colours and 0 for none in common (Bhattacharyya). Edges are
+    (N, 4) x0, y0, x1, y1 inside the BGR image, at least one pixel each.
     """
     cv2 = import_cv2()
     found = np.zeros((len(edges), COLOURS), np.float32)
     for row, (x0, y0, x1, y1) in zip(found, edges.tolist(), strict=True):
         small = cv2.resize(image[y0:y1, x0:x1], _SIZE, interpolation=cv2.INTER_AREA)
         hsv = cv2.cvtColor(small, cv2.COLOR_BGR2HSV)[:, _MIDDLE]
-        halves = [
-            cv2.calcHist(
-                [np.ascontiguousarray(hsv[part])],
-                [0, 1, 2],
-                None,
-                _BINS,
-                [0, 180, 0, 256, 0, 256],
-            ).ravel()
-            for part in _PARTS
-        ]
+        parts = [np.ascontiguousarray(hsv[part]) for part in _PARTS]
+        halves = [cv2.calcHist([part], [0, 1, 2], None, _BINS, _RANGES).ravel() for part in parts]
         row[:] = np.sqrt(np.concatenate([half / half.sum() for half in halves]) / 2)
     return found
 
@@ -219,14 +185,7 @@ class Tracker(Protocol):
 
 def check_tracker(name: str) -> TrackerName:
     """Return the name of a tracker."""
-    for known in TRACKERS:
-        if isinstance(name, str) and name == known:
-            return known
-    raise UsageError(
-        f"no tracker {safe_repr(name)}: it is one of {', '.join(TRACKERS)}",
-        code="unknown_tracker",
-        found=name,
-    )
+    return known_name(name, TRACKERS, "tracker", "unknown_tracker")
 
 
 def new_tracker(name: TrackerName, lost_after_s: float) -> Tracker:

@@ -1,47 +1,28 @@
 """The thread of a camera: detects people, tracks them, and selects their best detections."""
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from upperson_camera.crops import CropMaker, Selection, sharpness
 from upperson_camera.detectors import BoxesFile
-from upperson_camera.frames import CameraCrop, Detection, Frame
-from upperson_camera.queues import AbandonedError, BoundedQueue, Stage
-from upperson_camera.settings import CameraSettings, PipelineSettings
-from upperson_camera.stats import Counters
+from upperson_camera.frames import Detection, Frame
+from upperson_camera.queues import AbandonedError, BoundedQueue, Stage, log_camera
+from upperson_camera.settings import CameraSettings, Shared
 from upperson_camera.tracker import new_tracker
-from upperson_rt.encoder import Encoder
 from upperson_rt.ingest.boxes import Boxes, clean_boxes
 from upperson_rt.ingest.detector import SharedDetector
 from upperson_rt.printable import error_text, get_logger
-
-__all__ = ["CameraWorker", "Shared"]
 
 _log = get_logger(__name__)
 
 _STEP_S = 0.1
 _MOST_ERRORS = 25
 """Frames in a row on which a detector may fail before its camera fails."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shared:
-    """What all cameras of a pipeline have in common."""
-
-    settings: PipelineSettings
-    run_name: str
-    """Unique to this run of the program; begins the names of tracks."""
-    encoder: Encoder
-    crops: BoundedQueue[CameraCrop]
-    """Waiting for the encoder."""
-    counters: Counters
-    detectors: dict[int, SharedDetector] = field(default_factory=dict)
-    """By the `id` of a detector, for the cameras that share it."""
 
 
 class CameraWorker(Stage):
@@ -59,11 +40,10 @@ class CameraWorker(Stage):
         self._settings = shared.settings
         self._frames = frames
         self._detector: SharedDetector | None = None
-        if camera.detector is not None:
-            self._detector = shared.detectors.setdefault(
-                id(camera.detector), SharedDetector(camera.detector)
-            )
-        self._maker = CropMaker(camera, shared.settings, shared.encoder)
+        if (detector := camera.detector) is not None:
+            found = SharedDetector(detector)
+            self._detector = shared.detectors.setdefault(id(detector), found)
+        self._maker = CropMaker(camera, shared)
         self._tracker = new_tracker(shared.settings.tracker, shared.settings.lost_after_s)
         self._given_tracks: dict[str, float] = {}
         self._selection = Selection(shared.settings, self._drop)
@@ -210,13 +190,9 @@ class CameraWorker(Stage):
             try:
                 crop = self._maker.make(detection, time.monotonic())
             except Exception as error:  # One crop that cannot be made does not cost the others.
-                _log.warning(
-                    "camera %s: frame %d gives no picture: %s",
-                    self._camera.name,
-                    detection.index,
-                    error_text(error),
-                    extra={"camera": self._camera.name, "event": "bad_crop"},
-                )
+                text = "frame %d gives no picture: %s"
+                values = detection.index, error_text(error)
+                log_camera(_log, logging.WARNING, self._camera.name, "bad_crop", text, *values)
                 self._drop("unusable")
                 continue
             self._count("accepted")
@@ -240,12 +216,8 @@ class CameraWorker(Stage):
             self._fail_camera(f"the detector ended with {problem}", "detector_error")
             return
         if self._errors == 1:
-            _log.error(
-                "camera %s: the detector fails: %s",
-                self._camera.name,
-                problem,
-                extra={"camera": self._camera.name, "event": "detector_error"},
-            )
+            text = "the detector fails: %s"
+            log_camera(_log, logging.ERROR, self._camera.name, "detector_error", text, problem)
         if self._errors >= _MOST_ERRORS:
             self._fail_camera(
                 f"the detector failed on {self._errors} frames in a row: {problem}",
@@ -255,9 +227,4 @@ class CameraWorker(Stage):
     def _fail_camera(self, problem: str, reason: str) -> None:
         self.error = problem
         self._count(f"failures.{reason}")
-        _log.error(
-            "camera %s failed: %s",
-            self._camera.name,
-            problem,
-            extra={"camera": self._camera.name, "event": "failed"},
-        )
+        log_camera(_log, logging.ERROR, self._camera.name, "failed", "failed: %s", problem)

@@ -7,8 +7,6 @@ of SOAP has one. The caller bounds the length of what it gives.
 from typing import NoReturn
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
 
-__all__ = ["ENVELOPE", "parse_beginning", "parse_xml"]
-
 ENVELOPE = "http://www.w3.org/2003/05/soap-envelope"
 
 

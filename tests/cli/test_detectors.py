@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.helpers.command_line import ROOT
 from tests.helpers.detector_heads import COLOUR, write_detector
+from tests.helpers.invoke import refusal
 from tests.helpers.invoke import run_rt as run
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.gallery import Gallery
@@ -20,7 +21,7 @@ from upperson_synthetic.video import VideoSpec, write_video
 def original(tmp_path_factory):
     folder = tmp_path_factory.mktemp("detectors")
     make_toy_bundle(folder / "bundle")
-    write_video(folder / "street.avi", VideoSpec(people=3, seconds=3, fps=5, seed=5))
+    write_video(folder / "street.avi", VideoSpec(people=3, seconds=2, fps=2, seed=5))
     write_detector(folder / "yolox.onnx", "yolox")
     write_detector(folder / "odd.onnx", "yolox-decoded")
     scene(folder / "scenes" / "two.png", (20, 24), (60, 8))
@@ -113,7 +114,10 @@ def test_index_finds_the_people_in_whole_pictures(work):
     result = run("index", "scenes", "--detector", "yolox.onnx", "--detector-score", 0.5)
     assert result.exit_code == 0, result.stderr
     assert result.stdout == "indexed 2 people in 2 pictures; gallery 'gallery' now holds 2\n"
-    for fact in ("detector: yolox.onnx: yolox (", "class 0 (", "in 1 of 2 pictures", "exif"):
+    for fact in (
+        *("detector: yolox.onnx: yolox (", "BGR, ", "class 0 (", " on cpu (auto: "),
+        *("in 1 of 2 pictures", "exif"),
+    ):
         assert fact in result.stderr
     assert "wider than high" not in result.stderr
     path = str(work / "scenes" / "two.png")
@@ -169,11 +173,9 @@ def test_index_goes_past_a_detector_that_fails(work, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "command", "exit_code"),
     [
-        ("on_import", "index", 3),
         ("when_made", "watch", 3),
         ("when_called", "index", 5),
         ("when_called", "doctor", 3),
-        ("when_made", "doctor", 3),
         ("interrupted", "watch", 3),
     ],
 )
@@ -181,7 +183,6 @@ def test_a_detector_that_exits_never_makes_a_command_succeed(
     work, monkeypatch, name, command, exit_code
 ):
     lines = {
-        "on_import": ["raise SystemExit(0)"],
         "when_made": ["import sys", "def make():", "    sys.exit(0)"],
         "interrupted": ["def make():", "    raise KeyboardInterrupt"],
         "when_called": ["import sys", "def make():", "    return lambda frame: sys.exit(0)"],
@@ -195,14 +196,6 @@ def test_a_detector_that_exits_never_makes_a_command_succeed(
     assert error in result.stdout + result.stderr
 
 
-def test_watch_says_what_the_detector_is(work):
-    result = run("watch", "street.avi", "--detector", "yolox.onnx", "--detector-class", 1)
-    assert result.exit_code == 0, result.stderr
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("detector: ")]
-    for fact in ("yolox.onnx: yolox (", "BGR, ", "class 1 (", " on cpu (auto: "):
-        assert fact in line
-
-
 def test_the_detector_of_the_page_runs(work, monkeypatch):
     page = (ROOT / "docs" / "detectors.md").read_text("utf-8")
     (block,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
@@ -212,7 +205,7 @@ def test_the_detector_of_the_page_runs(work, monkeypatch):
     done = run("watch", "street.avi", "--detector", "people:make", "--threads", 1, "--json")
     assert done.exit_code == 0, done.stderr
     camera = json.loads(done.stdout)["cameras"]["street"]
-    assert camera["frames_processed"] == 15
+    assert camera["frames_processed"] == 4
     assert camera["detections"] > 0
 
 
@@ -236,9 +229,5 @@ YOLOX = ("--detector", "yolox.onnx")
     ],
 )
 def test_errors_are_one_line_and_a_code(work, arguments, exit_code, code):
-    result = run(*arguments, "--json")
-    assert result.exit_code == exit_code, result.stderr
-    if code is not None:
-        assert json.loads(result.stdout)["error"]["code"] == code
-    assert "Traceback" not in result.stderr
+    refusal(run(*arguments, "--json"), exit_code, code)
     assert not (work / "none").exists()

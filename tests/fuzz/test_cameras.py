@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example
 from hypothesis import strategies as st
 
-from tests.helpers.fake_camera import BOX, check_sums, person_frame
+from tests.helpers.fake_camera import BOX, START, check_sums, person_frame
 from tests.helpers.fuzzing import (
     SECONDS,
     as_json,
@@ -36,7 +36,16 @@ from upperson_rt.gallery import Gallery
 from upperson_rt.ingest.boxes import QualityRules
 from upperson_rt.ingest.service import remove_unfinished
 
-START = 1_800_000_000.0
+
+def examples(usual, *changes):
+    """Try a usual call, and others that differ from it."""
+
+    def decorate(test):
+        for change in ({}, *changes):
+            test = example(**usual | change)(test)
+        return test
+
+    return decorate
 
 
 @pytest.fixture(scope="module")
@@ -66,19 +75,13 @@ def running(encoder, gallery):
     time=mostly(None, START),
     tracks=mostly(None, ["a"]),
 )
-@example(camera="gate", frame=person_frame(), boxes=[BOX], time="x", tracks=None)
-@example(camera="gate", frame=person_frame(), boxes=[BOX], time=10**400, tracks=None)
-@example(camera="gate", frame=person_frame(), boxes=[[10**400] * 4], time=None, tracks=None)
-@example(camera="gate", frame=person_frame(), boxes=[[*BOX, np.inf]], time=None, tracks=None)
-@example(camera="gate", frame=person_frame(), boxes=[[*BOX, -np.inf]], time=None, tracks=["a"])
-@example(camera="gate", frame=person_frame(), boxes=[[np.nan] * 4], time=None, tracks=None)
-@example(camera="gate", frame=person_frame(), boxes="abcd", time=None, tracks=None)
-@example(camera="gate", frame=person_frame(), boxes=5, time=None, tracks=5)
-@example(camera="gate", frame=person_frame(), boxes=[BOX], time=None, tracks=["a\0b"])
-@example(camera="gate", frame=person_frame(), boxes=[BOX], time=None, tracks=["\udcff"])
-@example(camera="gate", frame=person_frame(), boxes=[BOX], time=None, tracks=[""])
-@example(camera=["gate"], frame=person_frame(), boxes=[BOX], time=None, tracks=None)
-@example(camera="gate", frame=None, boxes=[BOX], time=None, tracks=None)
+@examples(
+    {"camera": "gate", "frame": person_frame(), "boxes": [BOX], "time": None, "tracks": None},
+    {"time": "x"}, {"time": 10**400}, {"boxes": [[10**400] * 4]}, {"boxes": [[*BOX, np.inf]]},
+    {"boxes": [[*BOX, -np.inf]], "tracks": ["a"]}, {"boxes": [[np.nan] * 4]}, {"boxes": "abcd"},
+    {"boxes": 5, "tracks": 5}, {"tracks": ["a\0b"]}, {"tracks": ["\udcff"]}, {"tracks": [""]},
+    {"camera": ["gate"]}, {"frame": None},
+)  # fmt: skip
 def test_frames(running, camera, frame, boxes, time, tracks):
     pipeline, calls = running
     refused_well(pipeline.submit, camera, frame, boxes, time, tracks=tracks)
@@ -94,12 +97,11 @@ def test_frames(running, camera, frame, boxes, time, tracks):
     drop=mostly(None, "oldest", "block"),
     start_time=mostly(None, START),
 )
-@example(name="\udcff", source=None, detector=None, drop=None, start_time=None)
-@example(name="a\0b", source=None, detector=None, drop=None, start_time=None)
-@example(name=["gate"], source=None, detector=None, drop=None, start_time=None)
-@example(name="hall", source=5, detector=5, drop=5, start_time="x")
-@example(name="hall", source=None, detector=5, drop=None, start_time=None)
-@example(name="hall", source=None, detector=None, drop=np.zeros((0, 4)), start_time=None)
+@examples(
+    {"name": "hall", "source": None, "detector": None, "drop": None, "start_time": None},
+    {"name": "\udcff"}, {"name": "a\0b"}, {"name": ["gate"]}, {"detector": 5},
+    {"source": 5, "detector": 5, "drop": 5, "start_time": "x"}, {"drop": np.zeros((0, 4))},
+)  # fmt: skip
 def test_cameras(encoder, gallery, name, source, detector, drop, start_time):
     pipeline = Pipeline(encoder, gallery)
     refused_well(pipeline.add_camera, name, source, detector, drop=drop, start_time=start_time)
@@ -115,11 +117,12 @@ settings_fields = st.dictionaries(
 
 
 @fuzz(fields=settings_fields, timeout=mostly(0, None))
-@example(fields={"every_s": "x"}, timeout=0)
-@example(fields={"batch_size": 2.5, "quality": 5}, timeout=0)
-@example(fields={"opener": 5}, timeout="x")
-@example(fields={"save_crops": np.zeros((0, 4))}, timeout=0)
-@example(fields={}, timeout=float("nan"))
+@examples(
+    {"fields": {}, "timeout": 0},
+    {"fields": {"every_s": "x"}}, {"fields": {"batch_size": 2.5, "quality": 5}},
+    {"fields": {"opener": 5}, "timeout": "x"}, {"fields": {"save_crops": np.zeros((0, 4))}},
+    {"timeout": float("nan")},
+)  # fmt: skip
 def test_settings(encoder, gallery, fields, timeout):
     pipeline = refused_well(Pipeline, encoder, gallery, **fields)
     if isinstance(pipeline, Pipeline) and timeout is not None:
@@ -129,11 +132,12 @@ def test_settings(encoder, gallery, fields, timeout):
 
 
 @fuzz(kind=st.sampled_from([QualityRules, CaptureRules]), values=st.lists(mostly(1, 0.5, "keep")))
-@example(kind=CaptureRules, values=[float("nan")])
-@example(kind=CaptureRules, values=["x", -1])
-@example(kind=QualityRules, values=[1, 1, float("nan")])
-@example(kind=QualityRules, values=[1, 1, 1, np.array(["last", "keep"])])
-@example(kind=QualityRules, values=[1, 1, 1, "x" * 10**6])
+@examples(
+    {"kind": QualityRules, "values": []},
+    {"kind": CaptureRules, "values": [float("nan")]}, {"kind": CaptureRules, "values": ["x", -1]},
+    {"values": [1, 1, float("nan")]}, {"values": [1, 1, 1, np.array(["last", "keep"])]},
+    {"values": [1, 1, 1, "x" * 10**6]},
+)  # fmt: skip
 def test_rules(kind, values):
     refused_well(kind, **dict(zip(kind.__dataclass_fields__, values, strict=False)))
 
@@ -145,11 +149,11 @@ ADDRESSES = [
 
 
 @fuzz(address=st.one_of(st.sampled_from(ADDRESSES), mostly("film.avi")))
-@example(address="x" * 300_000)  # Took hours.
-@example(address="a=b" * 100_000)
-@example(address="pass=" * 50_000)
-@example(address="://a:" * 50_000 + "@")
-@example(address="http://admin:12/pw@host")
+@examples(
+    {"address": "x" * 300_000},  # Took hours.
+    {"address": "a=b" * 100_000}, {"address": "pass=" * 50_000},
+    {"address": "://a:" * 50_000 + "@"}, {"address": "http://admin:12/pw@host"},
+)  # fmt: skip
 def test_addresses(address):
     found = refused_well(parse_source, address)
     if isinstance(found, Source):
@@ -163,9 +167,10 @@ BOXES = {"frames": [[{"box": [1, 2, 30, 40], "person": 1}], [], [{"box": [5, 5, 
 
 
 @fuzz(document=damaged_json(BOXES))
-@example(document={"frames": {"0": 5}})
-@example(document={"frames": [["ab"]]})
-@example(document={"frames": [[{"box": "abcd"}]]})
+@examples(
+    {"document": {"frames": {"0": 5}}},
+    {"document": {"frames": [["ab"]]}}, {"document": {"frames": [[{"box": "abcd"}]]}},
+)  # fmt: skip
 def test_files_of_boxes(tmp_path_factory, document):
     path = tmp_path_factory.mktemp("boxes") / "boxes.json"
     path.write_bytes(as_json(document).encode("utf-8", "surrogatepass"))
@@ -190,11 +195,11 @@ NOTE = {"cameras": ["gate"], "since": START, "until": START + 1, "pictures": ["g
 
 
 @fuzz(note=st.one_of(damaged_json(NOTE), st.just(NOTE)))
-@example(note={"cameras": ["gate"]})
-@example(note=[])
-@example(note=NOTE | {"pictures": ["../../outside.jpg"]})
-@example(note=NOTE | {"pictures": [5]})
-@example(note=NOTE | {"until": 1e300})
+@examples(
+    {"note": {"cameras": ["gate"]}},
+    {"note": []}, {"note": NOTE | {"pictures": ["../../outside.jpg"]}},
+    {"note": NOTE | {"pictures": [5]}}, {"note": NOTE | {"until": 1e300}},
+)  # fmt: skip
 def test_notes_of_killed_processes(gallery, tmp_path_factory, note):
     folder = tmp_path_factory.mktemp("notes") / "a" / "b"
     (folder / "gate").mkdir(parents=True)
@@ -207,10 +212,8 @@ def test_notes_of_killed_processes(gallery, tmp_path_factory, note):
 
 QUESTION = "urn:uuid:1"
 MATCHES = [
-    MATCH.format(relates_to=QUESTION, name="Gate", addresses="http://10.0.0.5/x").encode(),
-    MATCH.format(
-        relates_to=QUESTION, name="%ff", addresses="http://[::1 https://10.0.0.5"
-    ).encode(),
+    MATCH.format(relates_to=QUESTION, name=name, addresses=addresses).encode()
+    for name, addresses in (("Gate", "http://10.0.0.5/x"), ("%ff", "http://[::1 https://10.0.0.5"))
 ]
 
 
@@ -223,10 +226,8 @@ def test_answers_to_a_search(content):
 
 
 ONVIF = OnvifDevice(streams={"main": "rtsp://127.0.0.1/main"})
-NAMES = (
-    *("GetSystemDateAndTime", "GetServices", "GetDeviceInformation", "GetProfiles"),
-    "GetStreamUri",
-)
+NAMES = ("GetSystemDateAndTime", "GetServices", "GetDeviceInformation", "GetProfiles")
+NAMES += ("GetStreamUri",)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,12 @@
-"""Sources, encoders and clocks that do what they are told, and frames with a person in them.
+"""Sources, encoders and clocks that follow a script, and frames with a person in them.
 
-Nothing here counts seconds: a test waits until something is so, and its own time limit is the only
-one.
+Nothing here counts seconds: a test waits until something is so, within its own time limit.
 """
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,12 @@ from upperson_camera.settings import CameraSettings
 from upperson_camera.source import Opener
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError
+from upperson_rt.gallery import Gallery
 
+START = 1_800_000_000.0
+LIVE = Source(address="rtsp://cam/s", kind="network")
+FILE = Source(address="clip.avi", kind="file")
+WANTS_TO_END = [SystemExit(0), KeyboardInterrupt(), GeneratorExit("enough")]
 BOX = [100, 40, 160, 220]
 """Of the person in `person_frame`."""
 
@@ -42,8 +47,18 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.002)
 
 
+def pictures_of(gallery: Gallery) -> list[Path]:
+    """Return all files beside the rows of a gallery."""
+    return sorted(path for path in gallery.crops_dir.rglob("*") if path.is_file())
+
+
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise self
+
+
 def check_sums(stats: PipelineStats, *, ended: bool = True) -> None:
-    """Check that all that came in went somewhere that has a name, and that nothing still waits."""
+    """Check that all that came in was counted, and that nothing still waits."""
     for camera in stats.cameras.values():
         frames = camera.frames_processed + sum(camera.frames_dropped.values())
         assert camera.frames_read == frames + camera.frames_waiting
@@ -54,11 +69,7 @@ def check_sums(stats: PipelineStats, *, ended: bool = True) -> None:
 
 
 class FakeReader(Reader):
-    """Plays a script.
-
-    Its entries are frames, None for the end of the stream, an exception to raise, an event that
-    `read` waits for, as a dead network connection does, or a function that returns a frame or None.
-    """
+    """Plays frames, None for the end, errors to raise, events to wait for, functions to call."""
 
     def __init__(self, script: Sequence[Any]) -> None:
         self._script: Iterator[Any] = iter(script)
@@ -95,10 +106,11 @@ class FakeOpener:
 
 
 class Gate:
-    """Keeps whoever calls `hold` until it is opened, at the latest where its context ends."""
+    """Keeps a caller of `hold` until it is opened, at the latest where its context ends."""
 
     def __init__(self) -> None:
-        self._opened = threading.Event()
+        opened = threading.Event()
+        self.open, self._wait = opened.set, opened.wait
         self.entered = 0
         """Calls of `hold` so far."""
 
@@ -110,10 +122,7 @@ class Gate:
 
     def hold(self) -> None:
         self.entered += 1
-        self._opened.wait()
-
-    def open(self) -> None:
-        self._opened.set()
+        self._wait()
 
 
 class FakeEncoder:
@@ -136,12 +145,9 @@ class FakeEncoder:
 
 
 class FakeTime:
-    """The module `time`, in which as much passes as one says, and what really passes."""
+    """The module `time`, set forward by seconds of all clocks, and of the wall clock alone."""
 
-    def __init__(self) -> None:
-        self.more_s = 0.0
-        self.wall_s = 0.0
-        """By how much the wall clock has been set forward."""
+    more_s = wall_s = 0.0
 
     def monotonic(self) -> float:
         return time.monotonic() + self.more_s
@@ -155,6 +161,7 @@ class FakeTime:
 
 RULES = CaptureRules(stall_s=1000, first_wait_s=0.02, longest_wait_s=0.1)
 """A stall is what `FakeTime` says; losses cost little."""
+PATIENT = CaptureRules(stall_s=1000, first_wait_s=1000, longest_wait_s=1000)
 
 
 class Watched:

@@ -28,7 +28,7 @@ import numpy as np
 
 from tests.helpers.certificate import written
 from tests.helpers.small_servers import served
-from upperson_camera.source import Source, parse_source
+from upperson_camera.source import parse_source
 from upperson_camera.stream import StreamReader, open_source
 from upperson_rt.errors import InputError
 
@@ -44,7 +44,7 @@ class _Threaded(socketserver.ThreadingTCPServer):
 
 @dataclass
 class Elsewhere:
-    """Servers that wait for those who are sent on, and what they were sent."""
+    """Servers that wait for a reader that is sent on, and what they received."""
 
     port: int = 0
     """Of TCP and UDP at 127.0.0.2."""
@@ -73,7 +73,7 @@ class Outcome:
 
 
 Reply = Callable[[str, int], bytes]
-"""From the first line of a request and its number to an answer."""
+"""From the first line of a request, or nothing at first, and its number to an answer."""
 
 
 @contextmanager
@@ -112,8 +112,7 @@ def tcp_server(
                     first = head.decode("latin-1").split("\r\n")[0]
                     number = re.search(rb"(?i)cseq: *(\d+)", head)
                     answer = reply(first, len(requests))
-                    answer = answer.replace(b"{cseq}", number[1] if number else b"0")
-                    connection.sendall(answer)
+                    connection.sendall(answer.replace(b"{cseq}", number[1] if number else b"0"))
                     if first.startswith("GET"):
                         connection.shutdown(socket.SHUT_WR)
                         return
@@ -127,10 +126,9 @@ def elsewhere(film: Path) -> Iterator[Elsewhere]:
     """Run servers that ask for a login, at another host and at another port of the camera's."""
 
     def reply(first: str, number: int) -> bytes:
-        asks = b'WWW-Authenticate: Basic realm="x"\r\nContent-Length: 0\r\n\r\n'
         if first.startswith("GET"):
-            return b"HTTP/1.1 401 Unauthorized\r\n" + asks
-        return b"RTSP/1.0 401 Unauthorized\r\nCSeq: {cseq}\r\n" + asks if first else b""
+            return http(401, ASKS)
+        return rtsp("401 Unauthorized", ASKS) if first else b""
 
     found = Elsewhere(film=str(film))
     with ExitStack() as stack:
@@ -153,32 +151,19 @@ def elsewhere(film: Path) -> Iterator[Elsewhere]:
         yield found
 
 
-def tried(
-    scheme: str,
-    reply: Reply,
-    there: Elsewhere,
-    opening_s: float = OPENING_S,
-) -> Outcome:
-    """Open a camera with a login as `watch` does, read one picture, and say what came of it."""
+def tried(scheme: str, reply: Reply, there: Elsewhere, opening_s: float = OPENING_S) -> Outcome:
+    """Open a camera with a login as `watch` does, read one picture, and return what came of it."""
+    error, picture = None, None
     with tcp_server(reply) as (port, _):
         source = parse_source(f"{scheme}://{LOGIN}@127.0.0.1:{port}/live/stream.m3u8")
-        return opened(source, there, opening_s)
-
-
-def opened(source: Source, there: Elsewhere, opening_s: float = OPENING_S) -> Outcome:
-    """Open a source, read one picture, and say what came of it."""
-    there.arrived.clear()
-    there.at_own_host.clear()
-    error, picture = None, None
-    try:
-        reader = open_source(source, opening_s)
+        there.arrived.clear()
+        there.at_own_host.clear()
         try:
-            picture = reader.read()
-        finally:
-            reader.close()
-    except InputError as raised:
-        error = str(raised)
-    time.sleep(0.02)  # What was sent last arrives.
+            with closing(open_source(source, opening_s)) as reader:
+                picture = reader.read()
+        except InputError as raised:
+            error = str(raised)
+        time.sleep(0.02)  # What was sent last arrives.
     return Outcome(
         reached=bool(there.arrived),
         login=any(_SENT_LOGIN in one for one in there.arrived + there.at_own_host),
@@ -188,6 +173,9 @@ def opened(source: Source, there: Elsewhere, opening_s: float = OPENING_S) -> Ou
 
 
 # --- What hostile servers answer
+
+ASKS = 'WWW-Authenticate: Basic realm="x"'
+_SDP = "Content-Type: application/sdp"
 
 
 def http(status: int, *fields: str, body: bytes = b"", kind: str = "video/mp4") -> bytes:
@@ -218,21 +206,19 @@ def playlist(*lines: str) -> bytes:
 
 def rtsp_steps(changed: Mapping[str, bytes], login: bool = True) -> Reply:
     """Answer as a camera does up to PLAY, but for some methods; it asks for a login first."""
-    usual = {
+    answers = {
         "OPTIONS": rtsp("200 OK", "Public: OPTIONS, DESCRIBE, SETUP, PLAY"),
-        "DESCRIBE": rtsp("200 OK", "Content-Type: application/sdp", body=sdp()),
+        "DESCRIBE": rtsp("200 OK", _SDP, body=sdp()),
         "SETUP": rtsp("200 OK", "Session: 1", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1"),
         "PLAY": rtsp("200 OK", "Session: 1"),
+        **changed,
     }
-    described = 0
+    first_ones = {"DESCRIBE": rtsp("401 Unauthorized", ASKS)} if login else {}
 
     def reply(first: str, number: int) -> bytes:
-        nonlocal described
         method = first.partition(" ")[0]
-        described += method == "DESCRIBE"
-        if login and method == "DESCRIBE" and described == 1:
-            return rtsp("401 Unauthorized", 'WWW-Authenticate: Basic realm="x"')
-        return (usual | dict(changed)).get(method, rtsp("200 OK")) if first else b""
+        usual = answers.get(method, rtsp("200 OK"))
+        return first_ones.pop(method, usual) if first else b""
 
     return reply
 
@@ -284,29 +270,100 @@ def targets(scheme: str, there: Elsewhere) -> dict[str, str]:
     }
 
 
-def redirect_cases(there: Elsewhere) -> dict[str, tuple[str, Reply]]:
-    """Return servers of HTTP and RTSP that redirect, by name, with their scheme."""
-    found: dict[str, tuple[str, Reply]] = {}
+def cases(there: Elsewhere) -> dict[str, tuple[str, Reply]]:
+    """Return servers that redirect, and those whose content names other places, by name."""
+    return (
+        {f"http {name}": ("http", reply) for name, reply in _http_cases(there).items()}
+        | {f"rtsp {name}": ("rtsp", reply) for name, reply in _rtsp_cases(there).items()}
+        | {f"tcp {name}": ("tcp", at_first(body)) for name, body in _bodies(there).items()}
+    )
+
+
+def _http_cases(there: Elsewhere) -> dict[str, Reply]:
+    m3u8 = "application/vnd.apple.mpegurl"
+
+    def hls(body: bytes) -> bytes:
+        return http(200, body=body, kind=m3u8)
+
+    def master(variant: str) -> bytes:
+        return hls(f"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n{variant}\n".encode())
+
+    found: dict[str, Reply] = {}
     for name, to in targets("http", there).items():
-        found[f"http 302 to {name}"] = "http", always(http(302, f"Location: {to}"))
-    for name, to in targets("rtsp", there).items():
-        moved = rtsp("302 Found", f"Location: {to}")
-        found[f"rtsp 302 to {name}"] = "rtsp", rtsp_steps({"DESCRIBE": moved})
-    to = f"http://127.0.0.2:{there.port}/x.ts"
+        found[f"302 to {name}"] = always(http(302, f"Location: {to}"))
+        found[f"segment at {name}"] = always(hls(playlist("#EXTINF:1,", to)))
+        found[f"variant at {name}"] = always(master(to))
+    for name, body in _bodies(there).items():
+        found[name] = always(http(200, body=body))
+    to = f"http://127.0.0.2:{there.port}/x"
+    moved = http(302, f"Location: {to}.ts")
     for status in (301, 303, 307, 308):
-        found[f"http {status}"] = "http", always(http(status, f"Location: {to}"))
-    on = {"a": http(302, "Location: /b"), "b": http(302, f"Location: {to}")}
-    found["http 302 within, then out"] = "http", paths(on, http(302, "Location: /a"))
-    found["http 302 for ever"] = "http", always(http(302, "Location: /again"))
-    found["http 302 after a login"] = "http", lambda first, number: (
-        b"" if not first
-        else http(401, 'WWW-Authenticate: Basic realm="x"') if number == 1
-        else http(302, f"Location: {to}")
-    )  # fmt: skip
-    away = f"Location: rtsp://127.0.0.2:{there.port}/x"
-    for method in ("OPTIONS", "SETUP", "PLAY"):
-        found[f"rtsp 302 to {method}"] = "rtsp", rtsp_steps({method: rtsp("302 Found", away)})
-    shapes = {
+        found[str(status)] = always(http(status, f"Location: {to}.ts"))
+    own = "#EXTINF:1,", "/own.ts"
+    for name, line in {
+        "key": f'#EXT-X-KEY:METHOD=AES-128,URI="{to}"',
+        "file as key": f'#EXT-X-KEY:METHOD=AES-128,URI="file://{there.film}"',
+        "start": f'#EXT-X-MAP:URI="{to}.mp4"',
+    }.items():
+        found[f"{name} of a segment"] = always(hls(playlist(line, *own)))
+    rendition = (
+        f'#EXTM3U\n#EXT-X-MEDIA:TYPE=VIDEO,GROUP-ID="v",NAME="x",URI="{to}.m3u8"\n'
+        '#EXT-X-STREAM-INF:BANDWIDTH=1,VIDEO="v"\n/own.m3u8\n'
+    )
+    live = hls(playlist(*own).replace(b"#EXT-X-ENDLIST\n", b""))
+    nested = hls(playlist("#EXTINF:1,", f"{to}.ts"))
+    asked = http(401, ASKS)
+    return found | {
+        "302 within, then out": paths(
+            {"a": http(302, "Location: /b"), "b": moved}, http(302, "Location: /a")
+        ),
+        "302 for ever": always(http(302, "Location: /again")),
+        "302 after a login": lambda first, number: (
+            (asked if number == 1 else moved) if first else b""
+        ),
+        "rendition": always(hls(rendition.encode())),
+        "segment that redirects": paths({"own.ts": moved}, hls(playlist(*own))),
+        "playlist in a playlist": paths({"own.m3u8": nested}, master("/own.m3u8")),
+        "playlist that changes": lambda first, number: (
+            b""
+            if not first
+            else http(404)
+            if "own.ts" in first
+            else live
+            if number == 1
+            else nested
+        ),
+    }
+
+
+def _bodies(there: Elsewhere) -> dict[str, bytes]:
+    """Return contents of other kinds than video that name other places."""
+    to = f"127.0.0.2:{there.port}/x"
+    return {
+        "list of files": f"ffconcat version 1.0\nfile 'http://{to}.ts'\n"
+        f"file 'file:{there.film}'\n".encode(),
+        "list of a file": f"ffconcat version 1.0\nfile {Path(there.film).name}\n".encode(),
+        "description of RTP": sdp("*", "127.0.0.2", there.port),
+        "description of RTP behind rubbish": b"\xff\n" + sdp("*", "127.0.0.2", there.port),
+        "playlist": playlist("#EXTINF:1,", f"http://{to}.ts"),
+        "playlist of a file": playlist("#EXTINF:1,", f"file://{there.film}"),
+        "playlist of a path": playlist("#EXTINF:1,", there.film),
+        "redirection of RTSP": f"rtsptext\nrtsp://{to}\n".encode(),
+        "reference of QuickTime": f"RTSPtextrtsp://{to}\r\n".encode(),
+    }
+
+
+def _rtsp_cases(there: Elsewhere) -> dict[str, Reply]:
+    other = f"rtsp://127.0.0.2:{there.port}"
+    away = f"Location: {other}/x"
+    found = {
+        f"302 to {method}": rtsp_steps({method: rtsp("302 Found", away)})
+        for method in ("OPTIONS", "SETUP", "PLAY")
+    }
+    described = {
+        f"302 to {name}": rtsp("302 Found", f"Location: {to}")
+        for name, to in targets("rtsp", there).items()
+    } | {
         "301": rtsp("301 Moved", away),
         "305": rtsp("305 Use Proxy", away),
         "399": rtsp("399 X", away),
@@ -319,104 +376,23 @@ def redirect_cases(there: Elsewhere) -> dict[str, tuple[str, Reply]]:
         "two answers": rtsp("200 OK") + rtsp("302 Found", away),
         "two lengths": rtsp("200 OK", "Content-Length: 9", away, body=b"RTSP/1.0 302 Found\r\n"),
         "a request to redirect": f"REDIRECT * RTSP/1.0\r\nCSeq: 1\r\n{away}\r\n\r\n".encode(),
+        "base at another host": rtsp("200 OK", _SDP, f"Content-Base: {other}/track/", body=sdp()),
+        "track at another host": rtsp(
+            "200 OK", _SDP, body=sdp(f"{other}/track", "127.0.0.2", there.port)
+        ),
     }
-    for name, answer in shapes.items():
-        found[f"rtsp, {name}"] = "rtsp", rtsp_steps({"DESCRIBE": answer})
-    return found
-
-
-def content_cases(there: Elsewhere) -> dict[str, tuple[str, Reply]]:
-    """Return servers whose content names other places, by name, with their scheme."""
-    found: dict[str, tuple[str, Reply]] = {}
-    m3u8 = "application/vnd.apple.mpegurl"
-
-    def hls(body: bytes) -> Reply:
-        return always(http(200, body=body, kind=m3u8))
-
-    for name, to in targets("http", there).items():
-        found[f"segment at {name}"] = "http", hls(playlist("#EXTINF:1,", to))
-        found[f"variant at {name}"] = (
-            "http",
-            hls(b"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n" + to.encode() + b"\n"),
-        )
-    to = f"http://127.0.0.2:{there.port}/x"
-    for name, line in {
-        "key": f'#EXT-X-KEY:METHOD=AES-128,URI="{to}"',
-        "file as key": f'#EXT-X-KEY:METHOD=AES-128,URI="file://{there.film}"',
-        "start": f'#EXT-X-MAP:URI="{to}.mp4"',
-    }.items():
-        found[f"{name} of a segment"] = "http", hls(playlist(line, "#EXTINF:1,", "/own.ts"))
-    found["rendition"] = (
-        "http",
-        hls(
-            f'#EXTM3U\n#EXT-X-MEDIA:TYPE=VIDEO,GROUP-ID="v",NAME="x",URI="{to}.m3u8"\n'
-            '#EXT-X-STREAM-INF:BANDWIDTH=1,VIDEO="v"\n/own.m3u8\n'.encode()
-        ),
-    )
-    found["segment that redirects"] = (
-        "http",
-        paths(
-            {"own.ts": http(302, f"Location: {to}.ts")},
-            http(200, body=playlist("#EXTINF:1,", "/own.ts"), kind=m3u8),
-        ),
-    )
-    nested = playlist("#EXTINF:1,", f"{to}.ts")
-    found["playlist in a playlist"] = (
-        "http",
-        paths(
-            {"own.m3u8": http(200, body=nested, kind=m3u8)},
-            http(200, body=b"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n/own.m3u8\n", kind=m3u8),
-        ),
-    )
-    live = playlist("#EXTINF:1,", "/own.ts").replace(b"#EXT-X-ENDLIST\n", b"")
-    found["playlist that changes"] = "http", lambda first, number: (
-        b"" if not first else http(404) if "own.ts" in first
-        else http(200, body=live if number == 1 else nested, kind=m3u8)
-    )  # fmt: skip
-    files = f"ffconcat version 1.0\nfile '{to}.ts'\nfile 'file:{there.film}'\n".encode()
-    bodies = {
-        "list of files": files,
-        "list of a file": f"ffconcat version 1.0\nfile {Path(there.film).name}\n".encode(),
-        "description of RTP": sdp("*", "127.0.0.2", there.port),
-        "description of RTP behind rubbish": b"\xff\n" + sdp("*", "127.0.0.2", there.port),
-        "playlist": playlist("#EXTINF:1,", f"{to}.ts"),
-        "playlist of a file": playlist("#EXTINF:1,", f"file://{there.film}"),
-        "playlist of a path": playlist("#EXTINF:1,", there.film),
-        "redirection of RTSP": f"rtsptext\nrtsp://127.0.0.2:{there.port}/x\n".encode(),
-        "reference of QuickTime": f"RTSPtextrtsp://127.0.0.2:{there.port}/x\r\n".encode(),
-    }
-    for name, body in bodies.items():
-        found[f"http, {name}"] = "http", always(http(200, body=body))
-        found[f"tcp, {name}"] = "tcp", at_first(body)
+    found |= {name: rtsp_steps({"DESCRIBE": answer}) for name, answer in described.items()}
     host = f"127.0.0.2;server_port={there.port}-{there.port}"
     udp = f"Transport: RTP/AVP;unicast;client_port=5000-5001;source={host}"
-    refused = rtsp("461 Unsupported Transport")
-    setups = 0
+    setups = [rtsp("461 Unsupported Transport")]
 
     def by_udp(first: str, number: int) -> bytes:
-        nonlocal setups
-        setups += first.startswith("SETUP")
-        answer = refused if setups == 1 else rtsp("200 OK", "Session: 1", udp)
+        answer = rtsp("200 OK", "Session: 1", udp)
+        if first.startswith("SETUP") and setups:
+            answer = setups.pop()
         return rtsp_steps({"SETUP": answer}, login=False)(first, number)
 
-    found["rtsp, UDP from another host"] = "rtsp", by_udp
-    elsewhere = f"rtsp://127.0.0.2:{there.port}/track"
-    base = rtsp(
-        "200 OK", "Content-Type: application/sdp", f"Content-Base: {elsewhere}/", body=sdp()
-    )
-    found["rtsp, base at another host"] = "rtsp", rtsp_steps({"DESCRIBE": base})
-    away = rtsp(
-        "200 OK", "Content-Type: application/sdp", body=sdp(elsewhere, "127.0.0.2", there.port)
-    )
-    found["rtsp, track at another host"] = "rtsp", rtsp_steps({"DESCRIBE": away})
-    return found
-
-
-CERTIFICATES = {
-    "that signs itself": {},
-    "of another host": {"host": "127.0.0.9"},
-    "that has ended": {"days": -1},
-}
+    return found | {"UDP from another host": by_udp}
 
 
 def film(container: str = "mpegts", codec: str = "mpeg1video", **options: str) -> bytes:
@@ -439,7 +415,12 @@ def film(container: str = "mpegts", codec: str = "mpeg1video", **options: str) -
 def tls_outcomes(folder: Path) -> dict[str, bool]:
     """Return by scheme and certificate whether a camera was sent anything over TLS."""
     found = {}
-    for name, options in CERTIFICATES.items():
+    certificates: dict[str, dict[str, Any]] = {
+        "that signs itself": {},
+        "of another host": {"host": "127.0.0.9"},
+        "that has ended": {"days": -1},
+    }
+    for name, options in certificates.items():
         certificate = written(folder, bits=None, name=name, **options)
         for scheme in ("https", "rtsps", "rtmps"):
             with tcp_server(always(b""), certificate=certificate) as (port, requests):
@@ -452,40 +433,37 @@ def tls_outcomes(folder: Path) -> dict[str, bool]:
 
 def random_case(chance: random.Random, there: Elsewhere) -> tuple[str, str, Reply]:
     """Return a server that sends its reader elsewhere in a way drawn at random."""
-    everything = redirect_cases(there) | content_cases(there)
+    pick = chance.choice
     if chance.random() < 0.2:
-        name = chance.choice(sorted(everything))
+        everything = cases(there)
+        name = pick(sorted(everything))
         return name, *everything[name]
     if chance.random() < 0.5:
-        name, to = chance.choice(sorted(targets("rtsp", there).items()))
-        words = [chance.choice(["", " ", "\t", "\r", "$", "x"]) for _ in range(3)]
-        version = chance.choice(["RTSP/1.0", "RTSP/2.0", "RTSP/1.0 ", "rtsp/1.0", " RTSP/1.0"])
-        end = chance.choice(["\r\n", "\n", "\r\r\n"])
-        key = chance.choice(["Location", "location", "LOCATION"])
-        status = chance.choice(
-            ["302 Found", "301", "300 X", "3022 X", "0302 X", "+302 X", "307\tX"]
-        )
-        lines = [f"{words[0]}{version} {words[1]}{status}", "CSeq: {cseq}", f"{key}:{words[2]}{to}"]
-        chance.shuffle(rest := lines[1:])
-        answer = end.join([lines[0], *rest, "", ""]).encode()
+        name, to = pick(sorted(targets("rtsp", there).items()))
+        words = [pick(["", " ", "\t", "\r", "$", "x"]) for _ in range(3)]
+        version = pick(["RTSP/1.0", "RTSP/2.0", "RTSP/1.0 ", "rtsp/1.0", " RTSP/1.0"])
+        status = pick(["302 Found", "301", "300 X", "3022 X", "0302 X", "+302 X", "307\tX"])
+        rest = ["CSeq: {cseq}", f"{pick(['Location', 'location', 'LOCATION'])}:{words[2]}{to}"]
+        chance.shuffle(rest)
+        first = f"{words[0]}{version} {words[1]}{status}"
+        answer = pick(["\r\n", "\n", "\r\r\n"]).join([first, *rest, "", ""]).encode()
         if chance.random() < 0.3:
             answer = b"$\x00\x00\x04abcd" + answer
         if chance.random() < 0.3:
             answer = rtsp("200 OK", body=b"x" * chance.randrange(9)) + answer
-        method = chance.choice(["OPTIONS", "DESCRIBE", "SETUP", "PLAY"])
+        method = pick(["OPTIONS", "DESCRIBE", "SETUP", "PLAY"])
         steps = rtsp_steps({method: answer}, login=chance.random() < 0.5)
         return f"rtsp {method} {name} {answer!r}", "rtsp", steps
-    name, to = chance.choice(sorted(targets("http", there).items()))
-    pad = chance.choice(["", " ", "\t"])
-    status = chance.choice([300, 301, 302, 303, 304, 305, 307, 308, 399, 200, 201])
+    name, to = pick(sorted(targets("http", there).items()))
+    pad = pick(["", " ", "\t"])
     lines = [f"Location:{pad}{to}{pad}", f"Refresh: 0; url={to}", f"Content-Location: {to}"]
     chance.shuffle(lines)
-    body = playlist(chance.choice(["#EXTINF:1,", "#EXTINF:9,x"]), pad + to)
-    kind = chance.choice(["video/mp4", "application/x-mpegurl", "audio/mpegurl", "text/plain"])
+    status = pick([300, 301, 302, 303, 304, 305, 307, 308, 399, 200, 201])
+    body = playlist(pick(["#EXTINF:1,", "#EXTINF:9,x"]), pad + to)
+    kind = pick(["video/mp4", "application/x-mpegurl", "audio/mpegurl", "text/plain"])
     answer = http(status, *lines[: chance.randrange(1, 4)], body=body, kind=kind)
-    moved = {chance.choice(["m3u8", "ts", "x"]): answer}
-    first = http(200, body=playlist("#EXTINF:1,", "/own.ts"), kind=kind)
-    reply = paths(moved, chance.choice([answer, first]))
+    own = http(200, body=playlist("#EXTINF:1,", "/own.ts"), kind=kind)
+    reply = paths({pick(["m3u8", "ts", "x"]): answer}, pick([answer, own]))
     return f"http {name} {answer!r}", "http", reply
 
 
@@ -503,17 +481,15 @@ def main() -> None:
             counts["TLS"] += 1
             counts["TLS: sent something"] += sent
             print(f"{'SENT' if sent else 'ok  '} {name}")
-        fixed = redirect_cases(there) | content_cases(there)
+        fixed = cases(there)
         chance = random.Random(arguments.seed)
         drawn = (random_case(chance, there) for _ in range(arguments.trials))
-        for kind, cases in (
-            ("fixed", ((name, *case) for name, case in fixed.items())),
-            ("drawn", drawn),
+        for kind, some, opening_s in (
+            ("fixed", ((name, *case) for name, case in fixed.items()), OPENING_S),
+            ("drawn", drawn, OPENING_S / 2),
         ):
-            for name, scheme, reply in cases:
-                outcome = tried(
-                    scheme, reply, there, OPENING_S if kind == "fixed" else OPENING_S / 2
-                )
+            for name, scheme, reply in some:
+                outcome = tried(scheme, reply, there, opening_s)
                 counts[kind] += 1
                 for what in ("reached", "login", "read_file"):
                     counts[f"{kind}: {what}"] += getattr(outcome, what)

@@ -11,10 +11,12 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
+
+from tests.helpers.small_servers import served
 
 _ENVELOPE = (
     '<?xml version="1.0" encoding="UTF-8"?><env:Envelope '
@@ -31,6 +33,11 @@ _FAULT = (
     '</env:Value></env:Subcode></env:Code><env:Reason><env:Text xml:lang="en">{}</env:Text>'
     "</env:Reason></env:Fault>"
 )
+
+
+def _tags(now: datetime.datetime, parent: str, names: Sequence[str]) -> str:
+    values = "".join(f"<tt:{n}>{getattr(now, n.lower())}</tt:{n}>" for n in names)
+    return f"<tt:{parent}>{values}</tt:{parent}>"
 
 
 @dataclass
@@ -55,50 +62,57 @@ class OnvifDevice:
     port: int = 0
 
     @property
+    def place(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}/onvif/device_service"
+        return f"http://{self.place}/onvif/device_service"
 
     def reply(self, name: str, body: str, headers: str) -> tuple[int, str]:
         """Return status and body of an answer."""
         open_to_all = name in ("GetSystemDateAndTime", "GetServices", "GetCapabilities")
         if not open_to_all and self.login is not None:
-            allowed = self._digest_is_right(headers) if self.http_digest else self._token(body)
-            if not allowed and self.http_digest:
+            if self.http_digest and not self._digest_is_right(headers):
                 return 401, ""
-            if not allowed:
+            if not self.http_digest and not self._token_is_right(body):
                 return 400, _FAULT.format("NotAuthorized", "Sender not Authorized")
-        now = datetime.datetime.now(datetime.timezone.utc) + self.clock_ahead
-        media = f"http://{self.other_host or f'127.0.0.1:{self.port}'}/onvif/media"
-        version, prefix = ("ver20", "tr2") if self.media2 else ("ver10", "trt")
-        encoder = ("tr2:Configurations><tt:VideoEncoder", "tt:VideoEncoder></tr2:Configurations")
-        if not self.media2:
-            encoder = ("tt:VideoEncoderConfiguration", "tt:VideoEncoderConfiguration")
-        profiles = "".join(
-            f'<{prefix}:Profiles token="p{number}"><tt:Name>{profile}</tt:Name><{encoder[0]}>'
-            f"<tt:Encoding>H264</tt:Encoding><tt:Resolution><tt:Width>{640 * (number + 1)}"
-            f"</tt:Width><tt:Height>{360 * (number + 1)}</tt:Height></tt:Resolution>"
-            "<tt:RateControl><tt:FrameRateLimit>25</tt:FrameRateLimit></tt:RateControl>"
-            f"</{encoder[1]}></{prefix}:Profiles>"
-            for number, profile in enumerate(self.streams)
-        )
+        version, prefix, before, behind = (
+            ("ver20", "tr2", "<tr2:Configurations><tt:VideoEncoder>",
+             "</tt:VideoEncoder></tr2:Configurations>")
+            if self.media2
+            else ("ver10", "trt", "<tt:VideoEncoderConfiguration>",
+                  "</tt:VideoEncoderConfiguration>")
+        )  # fmt: skip
         token = re.search(r"ProfileToken>p(\d+)<", body)
         uri = escape(list(self.streams.values())[int(token[1])] if token else "")
-        uris = {"ver20": f"<tr2:Uri>{uri}</tr2:Uri>"}
-        uris["ver10"] = f"<trt:MediaUri><tt:Uri>{uri}</tt:Uri></trt:MediaUri>"
+        now = datetime.datetime.now(datetime.timezone.utc) + self.clock_ahead
         answers = {
-            "GetSystemDateAndTime": "<tds:SystemDateAndTime><tt:UTCDateTime><tt:Time>"
-            f"<tt:Hour>{now.hour}</tt:Hour><tt:Minute>{now.minute}</tt:Minute>"
-            f"<tt:Second>{now.second}</tt:Second></tt:Time><tt:Date><tt:Year>{now.year}</tt:Year>"
-            f"<tt:Month>{now.month}</tt:Month><tt:Day>{now.day}</tt:Day></tt:Date>"
+            "GetSystemDateAndTime": "<tds:SystemDateAndTime><tt:UTCDateTime>"
+            f"{_tags(now, 'Time', ('Hour', 'Minute', 'Second'))}"
+            f"{_tags(now, 'Date', ('Year', 'Month', 'Day'))}"
             "</tt:UTCDateTime></tds:SystemDateAndTime>",
-            "GetServices": "<tds:Service><tds:Namespace>http://www.onvif.org/ver10/device/wsdl"
-            f"</tds:Namespace><tds:XAddr>{self.address}</tds:XAddr></tds:Service><tds:Service>"
-            f"<tds:Namespace>http://www.onvif.org/{version}/media/wsdl</tds:Namespace>"
-            f"<tds:XAddr>{media}</tds:XAddr></tds:Service>",
+            "GetServices": "".join(
+                f"<tds:Service><tds:Namespace>http://www.onvif.org/{service}/wsdl</tds:Namespace>"
+                f"<tds:XAddr>{address}</tds:XAddr></tds:Service>"
+                for service, address in (
+                    ("ver10/device", self.address),
+                    (f"{version}/media", f"http://{self.other_host or self.place}/onvif/media"),
+                )
+            ),
             "GetDeviceInformation": "<tds:Manufacturer>Maker &amp; Sons</tds:Manufacturer>"
             "<tds:Model>Cam 5</tds:Model>",
-            "GetProfiles": profiles,
-            "GetStreamUri": uris[version],
+            "GetProfiles": "".join(
+                f'<{prefix}:Profiles token="p{number}"><tt:Name>{profile}</tt:Name>{before}'
+                f"<tt:Encoding>H264</tt:Encoding><tt:Resolution><tt:Width>{640 * (number + 1)}"
+                f"</tt:Width><tt:Height>{360 * (number + 1)}</tt:Height></tt:Resolution>"
+                "<tt:RateControl><tt:FrameRateLimit>25</tt:FrameRateLimit></tt:RateControl>"
+                f"{behind}</{prefix}:Profiles>"
+                for number, profile in enumerate(self.streams)
+            ),
+            "GetStreamUri": f"<tr2:Uri>{uri}</tr2:Uri>"
+            if self.media2
+            else f"<trt:MediaUri><tt:Uri>{uri}</tt:Uri></trt:MediaUri>",
         }
         if name not in answers:
             return 500, _FAULT.format("ActionNotSupported", "Optional Action Not Implemented")
@@ -108,14 +122,14 @@ class OnvifDevice:
         """Return what is sent to whoever may ask."""
         return _ENVELOPE.format(self.reply(name, "ProfileToken>p0<", "")[1]).encode()
 
-    def _token(self, body: str) -> bool:
+    def _token_is_right(self, body: str) -> bool:
         """Tell whether a UsernameToken is right, and of now; OASIS, UsernameToken Profile 1.0."""
         assert self.login is not None
-        found = [re.search(rf"{name}[^>]*>([^<]*)</", body) for name in
-                 ("Username", "Password", "Nonce", "Created")]  # fmt: skip
-        if not all(found):
+        names = ("Username", "Password", "Nonce", "Created")
+        found = [match[1] for n in names if (match := re.search(rf"{n}[^>]*>([^<]*)</", body))]
+        if len(found) < len(names):
             return False
-        user, digest, nonce, created = (match[1] for match in found if match)
+        user, digest, nonce, created = found
         secret = base64.b64decode(nonce) + created.encode() + self.login[1].encode()
         expected = base64.b64encode(hashlib.sha1(secret).digest()).decode()
         sent = datetime.datetime.fromisoformat(created.replace("Z", "+00:00"))
@@ -166,15 +180,8 @@ def onvif_device(**options: object) -> Iterator[OnvifDevice]:
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    device.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with served(server) as device.port:
         yield device
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 MATCH = (
@@ -191,43 +198,35 @@ MATCH = (
 
 @contextmanager
 def responder(answers: Callable[[str], list[bytes]]) -> Iterator[tuple[int, list[str]]]:
-    """Answer questions of WS-Discovery on the loopback interface.
-
-    Args:
-        answers: Gets the id of a question, returns what is sent back.
+    """Answer probes of WS-Discovery on the loopback interface by their ids.
 
     Yields:
-        The port, and the ids of all questions so far.
+        The port, and the ids of all probes so far.
     """
     asked: list[str] = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
-        opened.bind(("239.255.255.250", 0))
-        group = struct.pack(
-            "4s4s", socket.inet_aton("239.255.255.250"), socket.inet_aton("127.0.0.1")
-        )
-        opened.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+    group, here = "239.255.255.250", socket.inet_aton("127.0.0.1")
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as reply,
+    ):
+        opened.bind((group, 0))
+        membership = struct.pack("4s4s", socket.inet_aton(group), here)
+        opened.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+        reply.bind(("127.0.0.1", 0))
 
         def serve() -> None:
-            while True:
-                content, asker = opened.recvfrom(65536)
-                if content == b"end":
-                    return
-                found = re.search(r"MessageID>([^<]+)<", content.decode())
+            while (received := opened.recvfrom(65536))[0] != b"end":
+                found = re.search(r"MessageID>([^<]+)<", received[0].decode())
                 assert found is not None
                 asked.append(found[1])
                 for answer in answers(found[1]):
-                    reply.sendto(answer, asker)
+                    reply.sendto(answer, received[1])
 
         thread = threading.Thread(target=serve)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as reply:
-            reply.bind(("127.0.0.1", 0))
-            thread.start()
-            try:
-                yield opened.getsockname()[1], asked
-            finally:
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ending:
-                    ending.setsockopt(
-                        socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1")
-                    )
-                    ending.sendto(b"end", ("239.255.255.250", opened.getsockname()[1]))
-                thread.join()
+        thread.start()
+        try:
+            yield opened.getsockname()[1], asked
+        finally:
+            reply.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, here)
+            reply.sendto(b"end", (group, opened.getsockname()[1]))
+            thread.join()

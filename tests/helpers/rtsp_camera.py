@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 INSTALL = (
@@ -35,14 +36,14 @@ def reason_to_skip() -> str | None:
 
 
 class RtspCamera:
-    """A camera that can be started, killed, stopped in its tracks and told to change.
+    """A camera that can be started, killed, frozen and changed.
 
     Args:
         login: User name and password that it asks for.
         transport: ``tcp``, ``udp`` or ``both``.
         encoding: ``h264`` or ``jpeg``.
-        film: An MP4 of H.264 that everybody who looks sees from its beginning, instead of a drawn
-            picture; nothing of that can be changed.
+        size: Of its pictures.
+        film: An MP4 of H.264 that each reader gets from its beginning, instead of a drawn picture.
     """
 
     def __init__(
@@ -75,11 +76,7 @@ class RtspCamera:
         self._expect("ready")
 
     def tell(self, command: str) -> str:
-        """Have it do something, and return what it answers.
-
-        ``size WxH`` changes the picture, ``rubbish`` damages all that is encoded from now on,
-        ``sound`` ends that, ``sent`` tells how many pictures were sent to whoever looks.
-        """
+        """Send it ``size WxH``, ``rubbish``, ``sound`` (no more rubbish) or ``sent``, a count."""
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.write(f"{command}\n")
@@ -139,8 +136,6 @@ _ENCODERS = {
     "rtph264pay name=pay0 pt=96 config-interval=-1",
     "jpeg": "jpegenc name=enc ! rtpjpegpay name=pay0 pt=26",
 }
-
-
 _FILM = "filesrc location={} ! qtdemux ! rtph264pay name=pay0 pt=96 config-interval=-1"
 
 
@@ -166,33 +161,27 @@ def _serve(
     if transport != "both":
         kinds = {"tcp": Rtsp.RTSPLowerTrans.TCP, "udp": Rtsp.RTSPLowerTrans.UDP}
         factory.set_protocols(kinds[transport])
-    state: dict[str, Any] = {
-        "caps": caps(size),
-        "filter": None,
-        "rubbish": False,
-        "pushes": False,
-        "sent": 0,
-    }
+    state = SimpleNamespace(caps=caps(size), filter=None, rubbish=False, pushes=False, sent=0)
 
     def encoded(pad: Any, info: Any) -> Any:
-        if state["pushes"]:
+        if state.pushes:
             return Gst.PadProbeReturn.OK
-        state["sent"] += 1
-        if state["rubbish"]:
-            buffer = info.get_buffer()
-            noise = b"\x00\x00\x00\x01\x65" + os.urandom(buffer.get_size())
-            damaged = Gst.Buffer.new_wrapped(noise)
-            damaged.pts, damaged.dts, damaged.duration = buffer.pts, buffer.dts, buffer.duration
-            state["pushes"] = True
-            pad.push(damaged)
-            state["pushes"] = False
-            return Gst.PadProbeReturn.DROP
-        return Gst.PadProbeReturn.OK
+        state.sent += 1
+        if not state.rubbish:
+            return Gst.PadProbeReturn.OK
+        buffer = info.get_buffer()
+        noise = b"\x00\x00\x00\x01\x65" + os.urandom(buffer.get_size())
+        damaged = Gst.Buffer.new_wrapped(noise)
+        damaged.pts, damaged.dts, damaged.duration = buffer.pts, buffer.dts, buffer.duration
+        state.pushes = True
+        pad.push(damaged)
+        state.pushes = False
+        return Gst.PadProbeReturn.DROP
 
     def configured(factory: Any, media: Any) -> None:
         pipeline = media.get_element()
-        state["filter"] = pipeline.get_by_name("size")
-        state["filter"].set_property("caps", state["caps"])
+        state.filter = pipeline.get_by_name("size")
+        state.filter.set_property("caps", state.caps)
         probe = Gst.PadProbeType.BUFFER
         pipeline.get_by_name("enc").get_static_pad("src").add_probe(probe, encoded)
 
@@ -207,30 +196,27 @@ def _serve(
         auth.add_digest(user, password, role)
         server.set_auth(auth)
         permissions = Server.RTSPPermissions()
-        permissions.add_permission_for_role("viewer", "media.factory.access", True)
-        permissions.add_permission_for_role("viewer", "media.factory.construct", True)
+        for what in ("access", "construct"):
+            permissions.add_permission_for_role("viewer", f"media.factory.{what}", True)
         factory.set_permissions(permissions)
     server.get_mount_points().add_factory("/stream", factory)
     loop = GLib.MainLoop()
 
-    def told(channel: Any, condition: Any) -> bool:
+    def obey(channel: Any, condition: Any) -> bool:
         words = sys.stdin.readline().split()
-        answer = ""
         if not words:
             loop.quit()
             return False
         if words[0] == "size":
-            state["caps"] = caps(words[1])
-            if state["filter"] is not None:
-                state["filter"].set_property("caps", state["caps"])
-        elif words[0] == "sent":
-            answer = str(state["sent"])
-        else:
-            state["rubbish"] = words[0] == "rubbish"
-        print("done", answer, flush=True)
+            state.caps = caps(words[1])
+            if state.filter is not None:
+                state.filter.set_property("caps", state.caps)
+        elif words[0] != "sent":
+            state.rubbish = words[0] == "rubbish"
+        print("done", state.sent, flush=True)
         return True
 
-    GLib.io_add_watch(0, GLib.IO_IN | GLib.IO_HUP, told)
+    GLib.io_add_watch(0, GLib.IO_IN | GLib.IO_HUP, obey)
     if not server.attach(None):
         raise SystemExit(f"no RTSP server on port {port}")
     print("ready", flush=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.helpers.fake_camera import Watched
+from tests.helpers.fake_camera import Watched, wait_for
 from tests.helpers.rtsp_camera import RtspCamera, reason_to_skip, rtsp_camera
 from upperson_camera.settings import CaptureRules
 from upperson_camera.source import parse_source
@@ -22,8 +22,6 @@ from upperson_camera.stream import open_source
 SIZE = "1280x720"
 WARM_S = 10.0
 AWAY_S = 2.0
-STEP_S = 0.002
-LONGEST_S = 60.0
 
 
 class Clocks(Watched):
@@ -38,13 +36,9 @@ class Clocks(Watched):
             self.clocks.append(clock)
 
 
-def wait_for(true: Callable[[], bool]) -> float:
-    """Return the clock when something has become true."""
-    until = time.monotonic() + LONGEST_S
-    while not true():
-        if time.monotonic() > until:
-            raise SystemExit(f"nothing happened for {LONGEST_S:g} s")
-        time.sleep(STEP_S)
+def reached(condition: Callable[[], bool]) -> float:
+    """Return the clock when something has become so."""
+    wait_for(condition)
     return time.monotonic()
 
 
@@ -80,11 +74,11 @@ def loss(camera: RtspCamera, watched: Clocks) -> tuple[float, float]:
     """Kill the server; return when that was noticed, and when a picture came after it was back."""
     outages, killed = watched.counts.count("outages"), time.monotonic()
     camera.kill()
-    noticed = wait_for(lambda: watched.counts.count("outages") > outages)
+    noticed = reached(lambda: watched.counts.count("outages") > outages)
     time.sleep(max(0.0, killed + AWAY_S - time.monotonic()))
     camera.start()
     back, seen = time.monotonic(), len(watched.clocks)
-    first = wait_for(lambda: len(watched.clocks) > seen)
+    first = reached(lambda: len(watched.clocks) > seen)
     wait_for(lambda: len(watched.clocks) > seen + 30)
     return noticed - killed, first - back
 

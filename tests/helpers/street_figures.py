@@ -22,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import upperson_rt
+from tests.helpers.fake_camera import wait_for
 from tests.helpers.rtsp_camera import reason_to_skip, rtsp_camera
 from upperson_camera import Pipeline, PipelineSettings, open_detector
 from upperson_camera.tracker import Tracker, new_tracker
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.ingest.boxes import Boxes
-from upperson_synthetic.video import Box, Sighting, Street, VideoSpec
+from upperson_synthetic.video import Sighting, Street, VideoSpec
 
 _LEAST_VISIBLE = 0.25
 _LEAST_OVERLAP = 0.3
@@ -89,20 +90,15 @@ def watch(
     ):
         pipeline.add_camera("street", camera.address, open_detector(detector))
         until = time.monotonic() + seconds + _LONGEST_START_S
-        while time.monotonic() < until and not pipeline.stats().cameras["street"].outages:
-            time.sleep(0.1)
+        wait_for(lambda: pipeline.stats().cameras["street"].outages or time.monotonic() > until)
         pipeline.stop()
         counts = pipeline.stats().cameras["street"]
-    found = {
-        "frames read": counts.frames_read,
-        "frames searched": counts.frames_processed,
-        "frames dropped": dict(counts.frames_dropped),
-        "boxes": counts.detections,
-        "boxes left out": dict(counts.crops_dropped),
-        "tracks": counts.tracks,
-        "rows": counts.committed,
-    }
-    return found, timed
+    names = {
+        "frames read": "frames_read", "frames searched": "frames_processed",
+        "frames dropped": "frames_dropped", "boxes": "detections",
+        "boxes left out": "crops_dropped", "tracks": "tracks", "rows": "committed",
+    }  # fmt: skip
+    return {name: getattr(counts, field) for name, field in names.items()}, timed
 
 
 def compare(items: Sequence[Item], truth: Truth, fps: float, timed: Timed) -> dict[str, Any]:
@@ -143,13 +139,13 @@ def _matched(
         index = round(((item.time or 0.0) - start) * fps)
         there = truth[index] if 0 <= index < len(truth) else ()
         assert item.box is not None
-        overlaps = [(_overlap(item.box, one.visible_box or one.box), one.person) for one in there]
-        overlap, person = max(overlaps, default=(0.0, -1))
-        found.append((person if overlap >= _LEAST_OVERLAP else None, overlap))
+        overlaps = [(overlap(item.box, one.visible_box or one.box), one.person) for one in there]
+        most, person = max(overlaps, default=(0.0, -1))
+        found.append((person if most >= _LEAST_OVERLAP else None, most))
     return found
 
 
-def _overlap(one: Box, other: Box) -> float:
+def overlap(one: Sequence[float], other: Sequence[float]) -> float:
     """Return intersection over union."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
@@ -163,9 +159,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--detector", default="hog")
-    parser.add_argument("--seconds", type=float, default=80.0)
-    parser.add_argument("--people", type=int, default=48)
-    parser.add_argument("--seed", type=int, default=11)
+    for name, usual in (("--seconds", 80.0), ("--people", 48), ("--seed", 11)):
+        parser.add_argument(name, type=type(usual), default=usual)
     options = parser.parse_args()
     if (reason := reason_to_skip()) is not None:
         raise SystemExit(reason)

@@ -1,9 +1,9 @@
 """`upperson-rt bench pipeline`."""
 
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -23,11 +23,6 @@ from upperson_rt.cli.output import (
 )
 from upperson_rt.errors import IntegrityError
 from upperson_rt.machine import describe_machine, machine_lines
-
-if TYPE_CHECKING:
-    from upperson_camera.bench import PipelineBench
-
-__all__ = ["pipeline"]
 
 
 @dataclass(frozen=True)
@@ -98,49 +93,46 @@ def pipeline(*, load: Load, model: Model, output: Output) -> None:
         "batch_size": load.batch_size,
         "drop": policy,
         "pictures_saved": not load.vectors_only,
-        **asdict(found),
+        **found,
     }
-    print_result(result, output.as_json, lambda result: _show_pipeline(result, found))
-    if found.problems:
-        raise IntegrityError(
-            f"the pipeline broke its promises: {'; '.join(found.problems)}",
-            code="promise_broken",
-            problems=found.problems,
-        )
+    print_result(result, output.as_json, _show_pipeline)
+    if problems := found["problems"]:
+        text = f"the pipeline broke its promises: {'; '.join(problems)}"
+        raise IntegrityError(text, code="promise_broken", problems=problems)
 
 
-def _show_pipeline(result: dict[str, Any], found: "PipelineBench") -> None:
-    print_line(*machine_lines(result["machine"], result["threads"]).splitlines())
-    height, width = found.frame
+def _show_pipeline(found: dict[str, Any]) -> None:
+    print_line(*machine_lines(found["machine"], found["threads"]).splitlines())
+    height, width = found["frame"]
     print_line(
-        f"{running_line(result)}; {found.cameras} cameras, {width} x {height}, "
-        f"{found.people_per_frame} people a frame, batch {result['batch_size']}, drop "
-        f"{result['drop']}, {found.seconds:.1f} s; memory and the encoder's work count after "
-        f"{found.warm_share:.0%} of the time"
+        f"{running_line(found)}; {found['cameras']} cameras, {width} x {height}, "
+        f"{found['people_per_frame']} people a frame, batch {found['batch_size']}, drop "
+        f"{found['drop']}, {found['seconds']:.1f} s; memory and the encoder's work count after "
+        f"{found['warm_share']:.0%} of the time"
     )
-    memory, submit = "not measured", found.submit_ms
-    if found.rss_bytes is not None:
-        rss = found.rss_bytes
-        memory = f"{rss.min / 1e6:.0f} to {rss.max / 1e6:.0f} MB"
-        if rss.growth is not None:
-            memory += f", {rss.growth / 1e6:+.1f} MB from first to last fifth"
+    memory, rss = "not measured", found["rss_bytes"]
+    if rss is not None:
+        memory = f"{rss['min'] / 1e6:.0f} to {rss['max'] / 1e6:.0f} MB"
+        if rss["growth"] is not None:
+            memory += f", {rss['growth'] / 1e6:+.1f} MB from first to last fifth"
+    submit, frames, crops = found["submit_ms"], found["frames"], found["crops"]
     table = new_table("measured", "value")
     for name, value in {
-        "encoder alone": f"{found.capacity_per_s:.1f} people/s",
-        "offered": f"{found.offered_per_s:.1f} people/s, "
-        f"{found.offered_to_capacity:.2f} times that",
-        "committed": f"{found.committed_per_s:.1f} people/s",
-        "encoder busy": f"{found.encoder_busy_share:.1%}",
+        "encoder alone": f"{found['capacity_per_s']:.1f} people/s",
+        "offered": f"{found['offered_per_s']:.1f} people/s, "
+        f"{found['offered_to_capacity']:.2f} times that",
+        "committed": f"{found['committed_per_s']:.1f} people/s",
+        "encoder busy": f"{found['encoder_busy_share']:.1%}",
         "memory": memory,
         "submit": f"p50 {submit['p50']:.2f} ms, p99 {submit['p99']:.2f} ms, max "
         f"{submit['max']:.1f} ms",
-        "frames": f"{found.frames['submitted']} = {found.frames['processed']} processed + "
-        f"{_dropped(found.frames['dropped'])}",
-        "people": f"{found.crops['detections']} = {found.crops['committed']} committed + "
-        f"{_dropped(found.crops['dropped'])}",
-        "acknowledged": f"{found.acknowledged}, found again: {found.rows}",
-        "finishing": f"{found.drain_s:.1f} s after the last frame",
-        "promises": "; ".join(found.problems) or "all kept",
+        "frames": f"{frames['submitted']} = {frames['processed']} processed + "
+        f"{_dropped(frames['dropped'])}",
+        "people": f"{crops['detections']} = {crops['committed']} committed + "
+        f"{_dropped(crops['dropped'])}",
+        "acknowledged": f"{found['acknowledged']}, found again: {found['rows']}",
+        "finishing": f"{found['drain_s']:.1f} s after the last frame",
+        "promises": "; ".join(found["problems"]) or "all kept",
     }.items():
         table.add_row(name, value)
     print_table(table)

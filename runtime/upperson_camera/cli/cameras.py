@@ -15,12 +15,10 @@ from upperson_rt.printable import count_of
 if TYPE_CHECKING:
     from upperson_camera.onvif import Answer, FoundCamera
 
-__all__ = ["cameras"]
-
 
 @dataclass(frozen=True)
 class Discovery(OptionGroup, panel="Discovery"):
-    """Whether the local network is asked, and how."""
+    """Whether the local network is searched, and how."""
 
     search: Annotated[
         bool,
@@ -82,10 +80,8 @@ def cameras(
     Example: `upperson-rt cameras --search --netrc cameras.netrc`
     """
     if not hosts and not discovery.search:
-        raise UsageError(
-            "name cameras by their hosts, or search the local network with --search",
-            code="no_camera_named",
-        )
+        text = "name cameras by their hosts, or search the local network with --search"
+        raise UsageError(text, code="no_camera_named")
     if not discovery.search and discovery.interface is not None:
         raise UsageError("--interface is for --search", code="interface_without_search")
     from upperson_camera.access import Access
@@ -108,18 +104,15 @@ def cameras(
         raise InputError(
             f"no camera answered within {timeout:g} s: they must be in the same network segment as "
             "this machine, with ONVIF and its discovery turned on; --interface chooses the "
-            "network, and a camera that is named is asked directly",
+            "network, and a camera that is named needs no search",
             code="no_camera_found",
         )
-    found = ask_cameras(
-        answers,
-        known,
-        Access(
-            ca_file=connection.ca,
-            allowed_hosts=frozenset(map(str.lower, connection.allow_host or ())),
-        ),
-        frozenset(map(str.lower, connection.insecure or ())),
+    allowed, insecure = (
+        frozenset(map(str.lower, hosts or ()))
+        for hosts in (connection.allow_host, connection.insecure)
     )
+    access = Access(ca_file=connection.ca, allowed_hosts=allowed)
+    found = ask_cameras(answers, known, access, insecure)
     if output.as_json:
         print_json({"cameras": [asdict(camera) for camera in found]})
     else:

@@ -43,13 +43,6 @@ from upperson_rt.printable import count_of, local_time, shortened
 if TYPE_CHECKING:
     from upperson_camera import Pipeline, PipelineSettings, PipelineStats, Source
 
-__all__ = [
-    "print_summary",
-    "progress_line",
-    "status_table",
-    "watch",
-]
-
 # --- The display and the summary
 
 _OK = {"running", "ended"}
@@ -68,9 +61,8 @@ def status_table(now: "PipelineStats", earlier: "PipelineStats | None") -> Plain
             str(camera.tracks),
             str(camera.committed),
         )
-    seconds, busy_s = now.seconds, now.encoder_busy_s
-    if earlier is not None:
-        seconds, busy_s = seconds - earlier.seconds, busy_s - earlier.encoder_busy_s
+    seconds = now.seconds - (earlier.seconds if earlier else 0.0)
+    busy_s = now.encoder_busy_s - (earlier.encoder_busy_s if earlier else 0.0)
     share = min(1.0, busy_s / seconds) if seconds > 0 else 0.0
     table.add_row("encoder", f"{share:.0%} busy", "", "", "", f"{now.crop_queue} wait")
     return table
@@ -94,8 +86,7 @@ def print_summary(stats: "PipelineStats", gallery: str, items: int | None) -> No
     )
     if replaced := stats.total("replaced"):
         print_line(f"{count_of(replaced, 'picture')} took the place of what was there before")
-    others = {n: c.added_by_others for n, c in stats.cameras.items() if c.added_by_others}
-    if others:
+    if others := {n: c.added_by_others for n, c in stats.cameras.items() if c.added_by_others}:
         print_line(f"added by others under the same name of a camera: {_reasons(others)}")
     if stats.total("reconnects") or stats.total("stalls"):
         print_line(
@@ -324,14 +315,9 @@ def watch(
     policy = None if tuning.drop is None else check_policy(tuning.drop)
     settings = _settings(crops, tuning)
     with ExitStack() as stack:
-        found = open_announced(
-            detection.detector,
-            detection.detector_layout,
-            detection.detector_class,
-            detection.detector_score,
-            model.threads,
-            "videos",
-        )
+        layout, person = detection.detector_layout, detection.detector_class
+        score, threads = detection.detector_score, model.threads
+        found = open_announced(detection.detector, layout, person, score, threads, "videos")
         opening = stack.enter_context(ExitStack())
         opened, _, store = opening.enter_context(
             open_store(model, model.gallery, "image", create=True)
@@ -398,10 +384,7 @@ def _refuse_failed(stats: "PipelineStats", named: "Mapping[str, Source]") -> Non
     problems = [
         f"{len(some)} of {count_of(len(named), 'camera')} {what}: "
         + "; ".join(f"{name}: {error}" for name, error in some.items())
-        for some, what in (
-            (failed, "failed"),
-            (silent, "never gave a picture"),
-        )
+        for some, what in ((failed, "failed"), (silent, "never gave a picture"))
         if some
     ]
     if problems:
@@ -416,10 +399,8 @@ def _named_sources(
     from upperson_camera.source import Logins
 
     if camera is not None and len(texts) > 1:
-        raise UsageError(
-            "--camera names one source; with several write  NAME=SOURCE  for each",
-            code="camera_name_for_several",
-        )
+        why = "--camera names one source; with several write  NAME=SOURCE  for each"
+        raise UsageError(why, code="camera_name_for_several")
     known = Logins() if logins is None else Logins.read(logins)
     named: dict[str, Source] = {}
     for text in texts:
@@ -428,11 +409,8 @@ def _named_sources(
         StreamReader.require(source)
         name = camera or (match[1] if match else source.default_name)
         if name in named:
-            raise UsageError(
-                f"two cameras are called {name}: write  NAME=SOURCE  for each",
-                code="camera_exists",
-                camera=name,
-            )
+            why = f"two cameras are called {name}: write  NAME=SOURCE  for each"
+            raise UsageError(why, code="camera_exists", camera=name)
         named[name] = known.given_to(source)
     return named
 
@@ -443,21 +421,19 @@ def _with_access(named: "dict[str, Source]", connection: Connection) -> "dict[st
 
     insecure = connection.insecure or ()
     if unknown := set(insecure) - set(named):
-        raise UsageError(
+        why = (
             f"--insecure {shortened(min(unknown))}: no camera is called so, there is "
-            f"{', '.join(map(shortened, named))}",
-            code="camera_unknown",
-            camera=min(unknown),
+            f"{', '.join(map(shortened, named))}"
         )
-    found = {}
-    for name, source in named.items():
-        access = Access(
-            ca_file=connection.ca,
-            insecure=name in insecure,
-            allowed_hosts=frozenset(map(str.lower, connection.allow_host or ())),
-        )
-        access.context()  # A file that cannot be read is refused now, not at each connection.
-        found[name] = replace(source, access=access)
+        raise UsageError(why, code="camera_unknown", camera=min(unknown))
+    allowed = frozenset(map(str.lower, connection.allow_host or ()))
+    access = Access(ca_file=connection.ca, allowed_hosts=allowed)
+    found = {
+        name: replace(source, access=replace(access, insecure=name in insecure))
+        for name, source in named.items()
+    }
+    for source in found.values():
+        source.access.context()  # A file that cannot be read is refused now, not at a connection.
     return found
 
 
@@ -468,10 +444,8 @@ def _begin_of_file(name: str, source: "Source") -> float | None:
     if source.is_live:
         return None
     begins = guess_start_time(source)
-    print_note(
-        f"{name}: the file begins at {local_time(begins)}, going by its last change; "
-        "--start sets it"
-    )
+    at = local_time(begins)
+    print_note(f"{name}: the file begins at {at}, going by its last change; --start sets it")
     return begins
 
 

@@ -10,19 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_camera.detectors.layouts import LAYOUTS, TARGET_SIZES, Layout, grid
+from upperson_camera.source import import_extra
 from upperson_rt.backends.onnxruntime import session_options
-from upperson_rt.errors import InputError, UsageError, missing_extra
+from upperson_rt.errors import InputError, UsageError
 from upperson_rt.onnx_file import require_no_loops
 from upperson_rt.printable import error_text, one_line, safe_repr
 from upperson_rt.strict import suggestion
 from upperson_rt.towers import Backend
-
-__all__ = [
-    "Graph",
-    "literal",
-    "read_graph",
-    "recognise",
-]
 
 _PICTURES: Mapping[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -72,10 +66,6 @@ class Graph:
         outputs = ", ".join(f"{name} {_shape(array.shape)}" for name, array in self.answer.items())
         return f"inputs {inputs}; outputs {outputs}"
 
-    def probe(self) -> NDArray[np.float32]:
-        """Return a picture [1, 3, H, W] that is always the same, dark and light from 0 to 1."""
-        return _probe(self.size)
-
     def run(
         self, backend: Backend, pixels: NDArray[np.float32], outputs: Sequence[str]
     ) -> list[NDArray[np.float32]]:
@@ -94,16 +84,10 @@ class Graph:
 
 def read_graph(path: Path) -> Graph:
     """Read a file, and run it once."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise missing_extra("onnxruntime", "cpu", "a detector in an ONNX file") from error
+    onnxruntime = import_extra("onnxruntime", "onnxruntime", "cpu", "a detector in an ONNX file")
     if not path.is_file():
-        raise InputError(
-            f"no detector file {path}: docs/detectors.md names some to take",
-            code="detector_not_found",
-            path=path,
-        )
+        text = f"no detector file {path}: docs/detectors.md names some to take"
+        raise InputError(text, code="detector_not_found", path=path)
     require_no_loops(path)
     options = session_options(onnxruntime, None)
     # It runs once here: what optimizing takes would not be won back.
@@ -113,46 +97,38 @@ def read_graph(path: Path) -> Graph:
             str(path), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime has one class for each status, no common base.
-        raise InputError(
-            f"onnxruntime cannot load the detector {path}: {one_line(error)}",
-            code="detector_unreadable",
-            path=path,
-        ) from error
+        text = f"onnxruntime cannot load the detector {path}: {one_line(error)}"
+        raise InputError(text, code="detector_unreadable", path=path) from error
     inputs = {found.name: tuple(found.shape) for found in session.get_inputs()}
     types = {found.name: found.type for found in session.get_inputs()}
     pictures = [name for name, shape in inputs.items() if len(shape) == 4 and shape[1] == 3]
     others = set(inputs) - {*pictures, TARGET_SIZES}
     if len(pictures) != 1 or others or types[pictures[0]] not in _PICTURES:
         found = ", ".join(f"{name} {_shape(inputs[name])} {types[name]}" for name in inputs)
-        raise InputError(
+        text = (
             f"{path} is no detector that is known: expected one input [N, 3, H, W] of floats, and "
-            f"{TARGET_SIZES} if it has a second one, found {found}",
-            code="detector_inputs_unknown",
-            path=path,
+            f"{TARGET_SIZES} if it has a second one, found {found}"
         )
+        raise InputError(text, code="detector_inputs_unknown", path=path)
     (picture,) = pictures
     batch, _, *sides = inputs[picture]
     metadata = session.get_modelmeta().custom_metadata_map
     size = _size(sides, metadata)
     count = batch if isinstance(batch, int) else 1
     if min(count, *size) < 1 or count * size[0] * size[1] > _MOST_PIXELS:
-        raise InputError(
+        text = (
             f"{path} is no detector that is known: it takes {count} x {size[0]} x {size[1]} "
-            f"pixels at once, expected 1 to {_MOST_PIXELS:,}",
-            code="detector_size_out_of_range",
-            size=size,
+            f"pixels at once, expected 1 to {_MOST_PIXELS:,}"
         )
+        raise InputError(text, code="detector_size_out_of_range", size=size)
     dtype = _PICTURES[types[picture]]
-    rows = np.repeat(_probe(size), count, axis=0)
+    rows = np.repeat(probe(size), count, axis=0)
     names = [output.name for output in session.get_outputs()]
     try:
         arrays = session.run(names, _inputs(picture, dtype, inputs, rows))
     except Exception as error:  # As above.
-        raise InputError(
-            f"the detector {path} does not run on {size}: {one_line(error)}",
-            code="detector_does_not_run",
-            path=path,
-        ) from error
+        text = f"the detector {path} does not run on {size}: {one_line(error)}"
+        raise InputError(text, code="detector_does_not_run", path=path) from error
     return Graph(
         path=path,
         picture=picture,
@@ -178,7 +154,8 @@ def _inputs(
     return given
 
 
-def _probe(size: tuple[int, int]) -> NDArray[np.float32]:
+def probe(size: tuple[int, int]) -> NDArray[np.float32]:
+    """Return a picture [1, 3, H, W] that is always the same, dark and light from 0 to 1."""
     height, width = size
     blocks = np.random.default_rng(0).random((1, 3, -(-height // 16), -(-width // 16)))
     pixels = np.repeat(np.repeat(blocks, 16, axis=2), 16, axis=3)[:, :, :height, :width]
@@ -195,11 +172,11 @@ def _size(sides: Sequence[object], metadata: Mapping[str, str]) -> tuple[int, in
         height, width = literal(metadata["imgsz"])
         return int(height), int(width)
     except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(
+        text = (
             f"the detector's size of pictures cannot be read ({error_text(error)}): found imgsz "
-            f"{safe_repr(metadata['imgsz'])}",
-            code="detector_size_unreadable",
-        ) from error
+            f"{safe_repr(metadata['imgsz'])}"
+        )
+        raise InputError(text, code="detector_size_unreadable") from error
 
 
 def literal(text: str) -> Any:
@@ -228,18 +205,10 @@ _NEAR = 2.0
 
 
 def recognise(graph: Graph, named: str | None = None) -> tuple[Layout, tuple[str, ...]]:
-    """Return the layout of a file, and the outputs that are read.
-
-    Args:
-        graph: The file, with the outputs of its run.
-        named: The layout of the user's choice, or None.
-    """
+    """Return the layout of a file, or the one that the user named, and the outputs to read."""
     if named is not None and named not in LAYOUTS:
-        raise UsageError(
-            f"no detector layout {safe_repr(named)}, {suggestion(named, LAYOUTS)}",
-            code="unknown_layout",
-            found=named,
-        )
+        text = f"no detector layout {safe_repr(named)}, {suggestion(named, LAYOUTS)}"
+        raise UsageError(text, code="unknown_layout", found=named)
     shapes = {name: array.shape for name, array in graph.answer.items()}
     fitting = {
         name: outputs
@@ -249,32 +218,27 @@ def recognise(graph: Graph, named: str | None = None) -> tuple[Layout, tuple[str
     }
     if named is not None:
         if named not in fitting:
-            raise InputError(
-                f"{graph.path} has not the layout '{named}'{_alternatives(list(fitting))}: found "
-                f"{graph.found}",
-                code="other_layout",
-                layout=named,
-                fitting=list(fitting),
-            )
+            others = f", it may be {' or '.join(fitting)}" if fitting else ""
+            text = f"{graph.path} has not the layout '{named}'{others}: found {graph.found}"
+            raise InputError(text, code="other_layout", layout=named, fitting=list(fitting))
         return LAYOUTS[named], fitting[named]
     if not fitting:
-        raise InputError(
+        text = (
             f"{graph.path} has no layout that is known ({', '.join(LAYOUTS)}): found "
-            f"{graph.found}; other detectors come in as  --detector MODULE:FACTORY",
-            code="no_known_layout",
+            f"{graph.found}; other detectors come in as  --detector MODULE:FACTORY"
         )
+        raise InputError(text, code="no_known_layout")
     possible = _possible(graph, fitting)
     if len(possible) != 1:
         may_be = possible or list(fitting)
         why = "and nothing in it says so: if it is, name it"
         if len(may_be) > 1:
             why = "which have the same shapes and see pictures differently: say which"
-        raise InputError(
+        text = (
             f"{graph.path} may be {' or '.join(may_be)}, {why} with --detector-layout; found "
-            f"{graph.found}",
-            code="ambiguous_layout",
-            fitting=may_be,
+            f"{graph.found}"
         )
+        raise InputError(text, code="ambiguous_layout", fitting=may_be)
     return LAYOUTS[possible[0]], fitting[possible[0]]
 
 
@@ -331,7 +295,3 @@ def _possible_grid(graph: Graph, output: str) -> list[str]:
 
 def _is_near(distances: NDArray[np.float64]) -> bool:
     return bool(np.isfinite(distances).all() and np.median(distances.max(axis=1)) <= _NEAR)
-
-
-def _alternatives(fitting: Sequence[str]) -> str:
-    return f", it may be {' or '.join(fitting)}" if fitting else ""

@@ -12,15 +12,6 @@ from numpy.typing import NDArray
 
 from upperson_camera.source import import_cv2
 
-__all__ = [
-    "LAYOUTS",
-    "Fit",
-    "Layout",
-    "Pixels",
-    "cells",
-    "grid",
-]
-
 # --- From a frame to the input of a network, and back for boxes
 
 _GREY = 114  # What YOLO models are trained to see around a picture of another shape.
@@ -45,8 +36,8 @@ class Fit:
 
     def to_frame(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (N, 4) corners in pixels of the frame for corners in pixels of the input."""
-        offset = np.array([self.left, self.top, self.left, self.top], np.float32)
-        scale = np.array([self.scale_x, self.scale_y, self.scale_x, self.scale_y], np.float32)
+        offset: NDArray[np.float32] = np.array([self.left, self.top] * 2, np.float32)
+        scale: NDArray[np.float32] = np.array([self.scale_x, self.scale_y] * 2, np.float32)
         moved: NDArray[np.float32] = (boxes - offset) / scale
         return moved
 
@@ -71,15 +62,7 @@ class Pixels:
     def prepare(
         self, frame: NDArray[np.uint8], size: tuple[int, int]
     ) -> tuple[NDArray[np.float32], Fit]:
-        """Fit a frame into the input.
-
-        Args:
-            frame: uint8 BGR [h, w, 3] of any size.
-            size: Height and width of the input.
-
-        Returns:
-            float32 [3, H, W], and where the frame is in it.
-        """
+        """Return a BGR frame of any size as float32 [3, H, W], and where it is in that input."""
         picture, fit = self._fit(frame, size)
         ordered = picture if self.channels == "bgr" else picture[:, :, ::-1]
         values = np.ascontiguousarray(ordered.transpose(2, 0, 1), dtype=np.float32)
@@ -99,17 +82,14 @@ class Pixels:
             picture = cv2.resize(frame, (wide, tall), interpolation=cv2.INTER_LINEAR)
             return picture, Fit(wide / width, tall / height, 0, 0)
         scale = min(tall / height, wide / width)
-        inner = (
-            min(wide, max(1, round(width * scale))),
-            min(tall, max(1, round(height * scale))),
-        )
+        across = min(wide, max(1, round(width * scale)))
+        down = min(tall, max(1, round(height * scale)))
         left, top = 0, 0
         if self.place == "centre":
-            left, top = (wide - inner[0]) // 2, (tall - inner[1]) // 2
+            left, top = (wide - across) // 2, (tall - down) // 2
+        small = cv2.resize(frame, (across, down), interpolation=cv2.INTER_LINEAR)
         padded = np.full((tall, wide, 3), _GREY, np.uint8)
-        padded[top : top + inner[1], left : left + inner[0]] = cv2.resize(
-            frame, inner, interpolation=cv2.INTER_LINEAR
-        )
+        padded[top : top + down, left : left + across] = small
         return padded, Fit(scale, scale, left, top)
 
 
@@ -132,22 +112,32 @@ _STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32))
 _ANCHORS = 3
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Layout:
     """One kind of detector."""
 
     name: str
-    what: str
-    """The models that have it, and their outputs."""
     pixels: Pixels
     find: Callable[[Shapes, Size], tuple[str, ...] | None]
     """Returns the outputs that are read, in the order that ``read`` wants them in; None if the
     shapes are not such ones."""
-    classes: Callable[[Sequence[tuple[int, ...]]], int | None]
-    """Number of classes by the shapes of those outputs; None if unknown."""
     read: Callable[[Arrays, int, Size], Found]
+    classes_at: tuple[int, int, int] | None = None
+    """The output and its axis that have the classes, and how many numbers come before them."""
     wants_sizes: bool = False
     """It has the input `TARGET_SIZES`."""
+
+    @property
+    def what(self) -> str:
+        """The models that have it, and their outputs."""
+        return _WHAT[self.name]
+
+    def classes(self, shapes: Sequence[tuple[int, ...]]) -> int | None:
+        """Return the number of classes by the shapes of the outputs; None if unknown."""
+        if self.classes_at is None:
+            return None
+        output, axis, before = self.classes_at
+        return shapes[output][axis] - before
 
 
 def cells(size: Size, strides: Sequence[int]) -> int:
@@ -239,7 +229,7 @@ def _corners(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _sides(size: Size) -> NDArray[np.float32]:
-    return np.array([size[1], size[0], size[1], size[0]], np.float32)
+    return np.array([size[1], size[0]] * 2, np.float32)
 
 
 def _read_rows(arrays: Arrays, person: int, size: Size) -> Found:
@@ -294,90 +284,34 @@ def _read_logits(arrays: Arrays, person: int, size: Size) -> Found:
 
 _MIDDLE, _STRETCHED = Pixels(place="centre"), Pixels(place="stretch")
 _YOLOX = Pixels(place="corner", channels="bgr", largest=255)
+_IMAGENET = Pixels(place="stretch", imagenet=True)
 
 _ROWS = (
-    Layout(
-        name="yolov5",
-        what="YOLOv5 to v7: rows of box, objectness and classes",
-        pixels=_MIDDLE,
-        find=_find_rows(_ANCHORS, 1),
-        classes=lambda shapes: shapes[0][2] - 5,
-        read=_read_rows,
-    ),
-    Layout(
-        name="yolov8",
-        what="YOLOv8 to v12: columns of box and classes",
-        pixels=_MIDDLE,
-        find=_find_columns,
-        classes=lambda shapes: shapes[0][1] - 4,
-        read=_read_columns,
-    ),
-    Layout(
-        name="end-to-end",
-        what="YOLOv10 and others end to end: chosen boxes with score and class",
-        pixels=_MIDDLE,
-        find=_find_chosen,
-        classes=lambda shapes: None,
-        read=_read_chosen,
-    ),
-    Layout(
-        name="yolox",
-        what="YOLOX: boxes relative to a grid",
-        pixels=_YOLOX,
-        find=_find_rows(1),
-        classes=lambda shapes: shapes[0][2] - 5,
-        read=_read_grid,
-    ),
-    Layout(
-        name="yolox-decoded",
-        what="YOLOX exported with its grid: rows of box, objectness and classes",
-        pixels=_YOLOX,
-        find=_find_rows(1),
-        classes=lambda shapes: shapes[0][2] - 5,
-        read=_read_rows,
-    ),
-    Layout(
-        name="rt-detr",
-        what="RT-DETR or D-FINE: labels, boxes and scores",
-        pixels=_STRETCHED,
-        find=_find_labels,
-        classes=lambda shapes: None,
-        read=_read_labels,
-        wants_sizes=True,
-    ),
-    Layout(
-        name="rt-detr-logits",
-        what="RT-DETR or D-FINE without its last step: boxes and logits",
-        pixels=_STRETCHED,
-        find=_find_logits,
-        classes=lambda shapes: shapes[1][2],
-        read=_read_logits,
-    ),
-    Layout(
-        name="rt-detr-ultralytics",
-        what="RT-DETR as Ultralytics exports it: rows of box and classes, in shares of the picture",
-        pixels=_STRETCHED,
-        find=_find_queries,
-        classes=lambda shapes: shapes[0][2] - 4,
-        read=_read_queries,
-    ),
-    Layout(
-        name="rt-detr-chosen",
-        what="RT-DETR as newer Ultralytics exports it: middle, size, score and class, in shares",
-        pixels=_STRETCHED,
-        find=_find_chosen,
-        classes=lambda shapes: None,
-        read=_read_chosen_queries,
-    ),
-    Layout(
-        name="rf-detr",
-        what="RF-DETR: boxes and logits",
-        pixels=Pixels(place="stretch", imagenet=True),
-        find=_find_logits,
-        classes=lambda shapes: shapes[1][2],
-        read=_read_logits,
-    ),
+    Layout("yolov5", _MIDDLE, _find_rows(_ANCHORS, 1), _read_rows, (0, 2, 5)),
+    Layout("yolov8", _MIDDLE, _find_columns, _read_columns, (0, 1, 4)),
+    Layout("end-to-end", _MIDDLE, _find_chosen, _read_chosen),
+    Layout("yolox", _YOLOX, _find_rows(1), _read_grid, (0, 2, 5)),
+    Layout("yolox-decoded", _YOLOX, _find_rows(1), _read_rows, (0, 2, 5)),
+    Layout("rt-detr", _STRETCHED, _find_labels, _read_labels, wants_sizes=True),
+    Layout("rt-detr-logits", _STRETCHED, _find_logits, _read_logits, (1, 2, 0)),
+    Layout("rt-detr-ultralytics", _STRETCHED, _find_queries, _read_queries, (0, 2, 4)),
+    Layout("rt-detr-chosen", _STRETCHED, _find_chosen, _read_chosen_queries),
+    Layout("rf-detr", _IMAGENET, _find_logits, _read_logits, (1, 2, 0)),
 )
+_WHAT = {
+    "yolov5": "YOLOv5 to v7: rows of box, objectness and classes",
+    "yolov8": "YOLOv8 to v12: columns of box and classes",
+    "end-to-end": "YOLOv10 and others end to end: chosen boxes with score and class",
+    "yolox": "YOLOX: boxes relative to a grid",
+    "yolox-decoded": "YOLOX exported with its grid: rows of box, objectness and classes",
+    "rt-detr": "RT-DETR or D-FINE: labels, boxes and scores",
+    "rt-detr-logits": "RT-DETR or D-FINE without its last step: boxes and logits",
+    "rt-detr-ultralytics": "RT-DETR as Ultralytics exports it: rows of box and classes, in shares "
+    "of the picture",
+    "rt-detr-chosen": "RT-DETR as newer Ultralytics exports it: middle, size, score and class, in "
+    "shares",
+    "rf-detr": "RF-DETR: boxes and logits",
+}
 
 LAYOUTS: Mapping[str, Layout] = {row.name: row for row in _ROWS}
 """By the names that ``--detector-layout`` takes."""

@@ -14,19 +14,11 @@ from upperson_rt.errors import InputError
 from upperson_rt.files import read_bounded
 from upperson_rt.ingest.detector import refuse_options
 
-__all__ = [
-    "BoxesFile",
-    "HogDetector",
-    "make_boxes",
-    "make_hog",
-    "make_onnx",
-]
-
 # --- OpenCV's own detector
 
 _MOST_BYTES = 256 << 20
 """Of a file of boxes: those of a day."""
-_SHRINK = (0.2, 0.08)
+_SHRINK = np.array([0.2, 0.08], np.float32)
 """Margins of HOG's boxes on each side, as shares of width and height."""
 
 
@@ -64,17 +56,8 @@ class HogDetector:
             return np.zeros((0, 5), np.float32)
         scores = np.asarray(weights, np.float32).reshape(-1)
         kept = cv2.dnn.NMSBoxes(found.tolist(), scores.tolist(), self.min_score, 0.5)
-        x, y, width, height = np.asarray(found, np.float32)[np.asarray(kept, int)].T
-        across, down = _SHRINK
-        edges = np.stack(
-            [
-                x + across * width,
-                y + down * height,
-                x + (1 - across) * width,
-                y + (1 - down) * height,
-            ],
-            axis=1,
-        )
+        corner, size = np.split(np.asarray(found, np.float32)[np.asarray(kept, int)], 2, axis=1)
+        edges = np.hstack([corner + _SHRINK * size, corner + (1 - _SHRINK) * size])
         boxes = np.column_stack([edges / scale, scores[np.asarray(kept, int)]])
         return boxes.astype(np.float32)
 
@@ -96,12 +79,11 @@ class BoxesFile:
             frames = json.loads(read_bounded(path, _MOST_BYTES))["frames"]
             self._frames = [[person["box"] for person in frame] for frame in frames]
         except (InputError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(
+            text = (
                 f"cannot read boxes from {path} ({type(error).__name__}: {error}): expected the "
-                "JSON file that  upperson data synthesize-video  writes beside a video",
-                code="boxes_unreadable",
-                path=path,
-            ) from error
+                "JSON file that  upperson data synthesize-video  writes beside a video"
+            )
+            raise InputError(text, code="boxes_unreadable", path=path) from error
 
     def boxes_at(self, index: int) -> list[list[float]]:
         """Return the boxes of a frame by its number."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_camera.detectors.graph import Graph, literal, read_graph, recognise
+from upperson_camera.detectors.graph import Graph, literal, probe, read_graph, recognise
 from upperson_camera.detectors.layouts import Fit
 from upperson_camera.source import import_cv2
 from upperson_rt.backends import installed_backends, open_backend
@@ -18,8 +18,6 @@ from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageEr
 from upperson_rt.files import sha256_of_file
 from upperson_rt.printable import error_text, safe_repr
 from upperson_rt.towers import Backend
-
-__all__ = ["OnnxDetector"]
 
 _MOST = 8
 """Frames at once, where a file takes any number."""
@@ -58,22 +56,16 @@ class OnnxDetector:
             max_overlap: Of two boxes that overlap more (IoU), the one with the lower score goes.
             backend: ``auto``, ``onnxruntime`` or ``openvino``.
             threads: CPU threads; None lets the backend choose.
-
-        Raises:
-            InputError: No detector, of an unknown or another layout, or without this class.
-            UsageError: There is no such layout or backend, or no such score.
-            BackendError: onnxruntime or OpenCV is missing, or no backend runs it.
         """
         import_cv2()
         self.path = path
         self.min_score = 0.4 if min_score is None else min_score
         if not 0 <= self.min_score <= 1:
-            raise UsageError(
+            text = (
                 f"scores of {path} lie between 0 and 1, found a least score of {self.min_score:g} "
-                "(--detector-score)",
-                code="setting_out_of_range",
-                setting="min_score",
+                "(--detector-score)"
             )
+            raise UsageError(text, code="setting_out_of_range", setting="min_score")
         self.max_overlap = max_overlap
         self._graph = graph = read_graph(path)
         self.layout, self._outputs = recognise(graph, layout)
@@ -119,33 +111,22 @@ class OnnxDetector:
         return self.detect_many([frame])[0]
 
     def detect_many(self, frames: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        """Return the boxes of each frame, see `__call__`.
-
-        Raises:
-            BackendError: The backend fails, or gives numbers that are not finite.
-        """
+        """Return the boxes of each frame, see `__call__`."""
         fitted = [self.layout.pixels.prepare(frame, self.size) for frame in frames]
         pixels = np.stack([values for values, _ in fitted])
-        boxes, scores = self._read(self._graph.run(self.backend, pixels, self._outputs))
+        arrays = self._graph.run(self.backend, pixels, self._outputs)
+        boxes, scores = self.layout.read(arrays, self.person, self.size)
         if np.isnan(scores).any():
-            raise BackendError(
-                f"the detector {self.path} gives scores that are no numbers",
-                code="detector_gives_nan",
-                path=self.path,
-            )
+            text = f"the detector {self.path} gives scores that are no numbers"
+            raise BackendError(text, code="detector_gives_nan", path=self.path)
         return [self._keep(boxes[i], scores[i], fit) for i, (_, fit) in enumerate(fitted)]
-
-    def _read(
-        self, arrays: Sequence[NDArray[np.float32]]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        return self.layout.read(arrays, self.person, self.size)
 
     def _summary(self, arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Return what two backends must agree on: scores, and boxes with more than a low score.
 
         Sorted, because the order of boxes may differ.
         """
-        boxes, scores = self._read(arrays)
+        boxes, scores = self.layout.read(arrays, self.person, self.size)
         table = np.column_stack([boxes[0] / max(self.size), scores[0]])
         table[scores[0] < _CLOSE, :4] = 0
         return np.sort(table, axis=0)
@@ -170,17 +151,17 @@ class OnnxDetector:
         self, name: str, threads: int | None, answer: Sequence[NDArray[np.float32]]
     ) -> tuple[Backend, Choice]:
         """Open the backend of that name, or the fastest; it must agree with the first run."""
-        graph, probe, outputs = self._graph, self._graph.probe(), self._outputs
+        graph, pixels, outputs = self._graph, probe(self.size), self._outputs
         expected = self._summary([array[:1] for array in answer])
 
         def check(backend: Backend) -> None:
-            found = self._summary(graph.run(backend, probe, outputs))
+            found = self._summary(graph.run(backend, pixels, outputs))
             if not np.allclose(found, expected, rtol=_CLOSE, atol=_CLOSE, equal_nan=True):
-                raise IntegrityError(
+                text = (
                     f"{backend.name} {backend.version} finds other boxes with {self.path} than "
-                    "onnxruntime without optimization",
-                    code="backend_disagrees",
+                    "onnxruntime without optimization"
                 )
+                raise IntegrityError(text, code="backend_disagrees")
 
         load = partial(open_backend, self.path, device="cpu", threads=threads)
         names = installed_backends("cpu") if name == "auto" else (name,)
@@ -189,18 +170,18 @@ class OnnxDetector:
             check(backend)
             why = "auto: the only one installed" if name == "auto" else "as asked for"
             return backend, Choice(why=why)
-        contest = Autotuner(
+        autotuner = Autotuner(
             names=names,
             tower="detector",
             graph_sha256=sha256_of_file(self.path),
             threads=threads,
-            inputs=probe,
+            inputs=pixels,
             load=load,
             check=check,
             run=lambda backend, rows: graph.run(backend, np.asarray(rows, np.float32), outputs),
             batch=min(self.max_batch, _MOST),
         )
-        backend, _, choice = contest.decide()
+        backend, _, choice = autotuner.decide()
         return backend, choice
 
 
@@ -218,27 +199,20 @@ def _person_class(graph: Graph, classes: int | None, wanted: str | int | None) -
         name = _PERSON if wanted is None else wanted
         number = next((n for n, found in names.items() if found == name), -1)
         if number < 0:
-            if not names:
-                raise InputError(
-                    f"the detector {graph.path} names no classes, found '{name}': choose one by "
-                    "its number, from 0, with  --detector-class N",
-                    code="detector_class_unknown",
-                    name=name,
-                )
             known = ", ".join(list(names.values())[:20])
+            text = (
+                f"knows no class '{name}', only {known}: choose with  --detector-class NAME|N"
+                if names
+                else f"names no classes, found '{name}': choose one by its number, from 0, with  "
+                "--detector-class N"
+            )
             raise InputError(
-                f"the detector {graph.path} knows no class '{name}', only {known}: choose with  "
-                "--detector-class NAME|N",
-                code="detector_class_unknown",
-                name=name,
+                f"the detector {graph.path} {text}", code="detector_class_unknown", name=name
             )
         why = name
     if classes is not None and number >= classes:
-        raise InputError(
-            f"the detector {graph.path} has {classes} classes, no class {number}",
-            code="detector_class_unknown",
-            name=number,
-        )
+        text = f"the detector {graph.path} has {classes} classes, no class {number}"
+        raise InputError(text, code="detector_class_unknown", name=number)
     return number, f"class {number} ({why if names.get(number) in (None, why) else names[number]})"
 
 

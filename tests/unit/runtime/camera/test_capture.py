@@ -4,30 +4,33 @@ import http.server
 import threading
 import time
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
-from tests.helpers.fake_camera import RULES, FakeOpener, Watched, person_frame, wait_for
+from tests.helpers.fake_camera import FILE, LIVE, RULES, FakeOpener, Watched, person_frame, wait_for
 from tests.helpers.refused import refused
 from tests.helpers.small_servers import served
 from upperson_camera.settings import CaptureRules
-from upperson_camera.source import OpenCVReader, Source, guess_start_time, parse_source
+from upperson_camera.source import OpenCVReader, guess_start_time, parse_source
 from upperson_camera.stream import StreamReader, open_source
 from upperson_rt.errors import InputError, UsageError
 
-FILE = Source(address="clip.avi", kind="file")
-LIVE = Source(address="rtsp://cam/s", kind="network")
 FRAME = person_frame()
+EMPTY = np.zeros((0, 0, 3), np.uint8)
 
 
-def test_the_end_of_a_file_ends_it():
-    watched = Watched(FILE, FakeOpener([FRAME] * 5), start_time=1000.0)
+def test_a_file_ends_takes_its_time_and_may_change_its_resolution():
+    small, began = person_frame(size=(120, 160), box=(10, 10, 60, 100)), time.monotonic()
+    script = [FRAME, small, EMPTY, small, FRAME]
+    watched = Watched(FILE, FakeOpener(script), start_time=1000.0, realtime=True)
     wait_for(lambda: watched.capture.is_over)
+    assert time.monotonic() - began >= 0.4
     assert watched.capture.state == "ended"
     assert [round(t, 3) for _, t, _ in watched.frames] == [1000.0, 1000.1, 1000.2, 1000.3, 1000.4]
-    assert watched.counts == []
+    assert watched.counts == ["resolution_changes"] * 2
 
 
 @pytest.mark.parametrize(
@@ -46,59 +49,35 @@ def test_a_file_that_cannot_be_read_fails(script, error, caplog):
     assert [(record.camera, record.event) for record in caplog.records] == [("gate", "failed")]
 
 
-def test_a_file_in_real_time_takes_its_time():
-    began = time.monotonic()
-    watched = Watched(FILE, FakeOpener([FRAME] * 4), realtime=True)
-    wait_for(lambda: watched.capture.is_over)
-    assert time.monotonic() - began >= 0.3
-
-
-def events_of(caplog):
-    """Return level, event and message of what was logged, without the name of the camera."""
-    return [
-        (record.levelname, record.event, record.getMessage().removeprefix("camera gate: "))
-        for record in caplog.records
-        if hasattr(record, "event")
-    ]
-
-
-def test_a_live_source_is_opened_again_and_again(caplog):
+def test_a_live_source_is_opened_again_and_an_outage_is_logged_once(caplog):
     caplog.set_level("INFO")
-    opener = FakeOpener([FRAME] * 2, InputError("unplugged"), InputError("unplugged"), [FRAME] * 3)
+    ends, away = [FRAME] * 2, InputError("unplugged")
+    opener = FakeOpener(ends, away, away, ends, away, away, InputError("busy"), ends)
     began = time.time()
     watched = Watched(LIVE, opener)
-    wait_for(lambda: len(watched.frames) == 5 and watched.counts.count("reconnects") >= 7)
+    wait_for(lambda: len(watched.frames) == 6 and watched.counts.count("reconnects") >= 11)
     watched.stop()
     assert all(reader.closed.is_set() for reader in opener.readers)
     waits = [record.wait_s for record in caplog.records if hasattr(record, "wait_s")]
     # After pictures the wait is short, and doubles with each failure up to its limit.
-    assert waits[:7] == pytest.approx([0.02, 0.04, 0.08, 0.02, 0.04, 0.08, 0.1])
+    expected = [0.02, 0.04, 0.08, 0.02, 0.04, 0.08, 0.1, 0.02, 0.04, 0.08, 0.1]
+    assert waits[:11] == pytest.approx(expected)
     assert max(waits) <= 0.1
     clocks = [clock for _, _, clock in watched.frames]
     assert clocks == sorted(clocks)
     assert began <= watched.frames[-1][1] <= time.time()
-    events = [event for _, event, _ in events_of(caplog)]
-    assert events[:2] == ["connected", "lost"]
-    assert events.count("connected") == 1
-
-
-def test_an_outage_is_logged_once_and_counted_apart_from_the_attempts(caplog):
-    caplog.set_level("INFO")
-    ends, away = [FRAME] * 2, InputError("unplugged")
-    opener = FakeOpener(away, away, ends, away, away, InputError("busy"), ends)
-    watched = Watched(LIVE, opener)
-    wait_for(lambda: len(watched.frames) == 4 and watched.counts.count("reconnects") >= 8)
-    watched.stop()
-    events = events_of(caplog)
-    loud = [text.partition(";")[0] for level, _, text in events if level == "WARNING"]
-    assert loud[:8] == [
-        *("unplugged", "is back after 0 s, at attempt 2"),
+    events = [(record.levelname, record.event) for record in caplog.records]
+    assert events[:2] == [("INFO", "connected"), ("WARNING", "lost")]
+    assert sum(event == "connected" for _, event in events) == 1
+    assert events.count(("INFO", "lost")) >= 4
+    texts = [record.getMessage().partition(": ")[2].partition(";")[0] for record in caplog.records]
+    loud = [text for text, (level, _) in zip(texts, events, strict=True) if level == "WARNING"]
+    assert loud[:9] == [
+        *("the stream ended", "unplugged", "is back after 0 s, at attempt 3"),
         *("the stream ended", "unplugged", "busy", "is back after 0 s, at attempt 4"),
         *("the stream ended", "nobody there"),
     ]
-    assert "connected" not in [event for _, event, _ in events]
-    assert sum(level == "INFO" and event == "lost" for level, event, _ in events) >= 2
-    assert watched.counts.count("outages") == 2
+    assert watched.counts.count("outages") == 3
 
 
 def test_a_wall_clock_that_jumps_changes_the_times_of_frames_and_nothing_else(fake_time):
@@ -185,27 +164,12 @@ def test_a_hanging_source_does_not_hold_up_the_end():
     hang.set()
 
 
-def test_other_resolutions_are_counted_and_empty_frames_handed_on():
-    small = person_frame(size=(120, 160), box=(10, 10, 60, 100))
-    empty = np.zeros((0, 0, 3), np.uint8)
-    watched = Watched(FILE, FakeOpener([FRAME, small, empty, small, FRAME]))
-    wait_for(lambda: watched.capture.is_over)
-    assert watched.counts == ["resolution_changes"] * 2
-    assert len(watched.frames) == 5
-
-
-def write_video(path, frames, fps=5.0):
-    writer = cv2.VideoWriter(
-        str(path), cv2.VideoWriter.fourcc(*"MJPG"), fps, frames[0].shape[1::-1]
-    )
-    for frame in frames:
-        writer.write(frame)
-    writer.release()
-    return path
-
-
 def test_a_real_file_has_its_own_times(tmp_path):
-    path = write_video(tmp_path / "clip.avi", [FRAME] * 6)
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5.0, (320, 240))
+    for _ in range(6):
+        writer.write(FRAME)
+    writer.release()
     source = parse_source(str(path))
     assert guess_start_time(source) == pytest.approx(path.stat().st_mtime - 6 / 5, abs=0.01)
     watched = Watched(source, OpenCVReader, start_time=50.0)
@@ -235,18 +199,17 @@ def test_what_no_reader_takes(tmp_path):
             reader(source, 1.0)
 
 
-def mjpeg_part(jpeg):
+def mjpeg_part(picture):
+    """Return a part with a picture, or with bytes that may be none."""
+    jpeg = picture if isinstance(picture, bytes) else cv2.imencode(".jpg", picture)[1].tobytes()
     head = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg)
     return head + jpeg + b"\r\n"
 
 
-def mjpeg_picture(frame):
-    return mjpeg_part(cv2.imencode(".jpg", frame)[1].tobytes())
-
-
 @contextmanager
-def mjpeg_camera(parts, hanging=()):
-    """Serve parts to each connection; those in ``hanging``, from 1, are not closed after that."""
+def mjpeg_camera(pictures, hanging=()):
+    """Serve pictures to each connection; those in ``hanging``, from 1, are not closed then."""
+    parts = [mjpeg_part(picture) for picture in pictures]
 
     class Stream(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -277,7 +240,7 @@ def mjpeg_camera(parts, hanging=()):
 
 def test_a_real_stream_is_read_lost_stalled_and_found_again(fake_time):
     # Connection 1 ends by itself, 2 hangs, 3 comes after that.
-    with mjpeg_camera([mjpeg_picture(FRAME)] * 30, hanging=(2,)) as (server, source):
+    with mjpeg_camera([FRAME] * 30, hanging=(2,)) as (server, source):
         assert source.is_live
         watched = Watched(source, open_source)
         server.hangs.wait()
@@ -296,19 +259,25 @@ def test_a_real_stream_is_read_lost_stalled_and_found_again(fake_time):
     assert watched.frames[0][0].shape == FRAME.shape
 
 
-def test_a_change_of_size_within_one_mjpeg_connection_is_counted_and_costs_no_pixel():
+def test_other_sizes_and_rubbish_within_one_mjpeg_connection_cost_no_other_picture():
     sizes = [(120, 160), (240, 320), (60, 80)]
     frames = [np.full((*size, 3), 40, np.uint8) for size in sizes]
     for frame in frames:
         frame[-8:, -8:] = 220
-    parts = [mjpeg_picture(frame) for frame in frames for _ in range(10)]
-    with mjpeg_camera(parts, hanging=(1,)) as (server, source):
+    no_picture = b"\xff\xd8" + bytes(range(256)) * 8 + b"\xff\xd9"
+    too_large = cv2.imencode(".jpg", np.zeros((6400, 6400), np.uint8))[1].tobytes()
+    pictures = [frames[0]] * 5 + [no_picture] * 3 + [frames[1]] * 5 + [too_large] * 3
+    pictures += [frames[2]] * 5
+    with mjpeg_camera(pictures, hanging=(1,)) as (server, source):
         watched = Watched(source, open_source)
-        wait_for(lambda: len(watched.frames) == len(parts))
+        wait_for(lambda: len(watched.frames) == len(pictures))
         assert watched.counts == ["resolution_changes"] * 2
         assert server.connections == 1
-        for index, (image, _, _) in enumerate(watched.frames):
-            assert image.shape == (*sizes[index // 10], 3)
+        for picture, (image, _, _) in zip(pictures, watched.frames, strict=True):
+            if isinstance(picture, bytes):
+                assert image.size == 0
+                continue
+            assert image.shape == picture.shape
             assert image[:4, :4].max() < 60
             assert image[-4:, -4:].min() > 200
             assert image[-16:, -16:-12].max() < 60, "it was not scaled"
@@ -316,35 +285,10 @@ def test_a_change_of_size_within_one_mjpeg_connection_is_counted_and_costs_no_pi
         watched.stop()
 
 
-@pytest.mark.parametrize(
-    "rubbish",
-    [
-        b"\xff\xd8" + bytes(range(256)) * 8 + b"\xff\xd9",
-        cv2.imencode(".jpg", np.zeros((6400, 6400), np.uint8))[1].tobytes(),
-    ],
-    ids=["no picture", "41 megapixels"],
-)
-def test_rubbish_costs_its_pictures_and_nothing_else(rubbish):
-    sound = [mjpeg_picture(FRAME)] * 5
-    with mjpeg_camera([*sound, *[mjpeg_part(rubbish)] * 3, *sound], hanging=(1,)) as (
-        server,
-        source,
-    ):
-        watched = Watched(source, open_source)
-        wait_for(lambda: len(watched.frames) == 13)
-        sizes = [image.size for image, _, _ in watched.frames]
-        assert [bool(size) for size in sizes] == [True] * 5 + [False] * 3 + [True] * 5
-        assert watched.counts == []
-        server.hang.set()
-        watched.stop()
-
-
 def test_a_camera_that_sends_nothing_but_rubbish_has_stalled(fake_time, caplog):
-    empty = np.zeros((0, 0, 3), np.uint8)
-
     def rubbish():
         fake_time.more_s += RULES.stall_s / 20
-        return empty
+        return EMPTY
 
     opener = FakeOpener([FRAME, *[rubbish] * 30, *[FRAME] * 9], [FRAME])
     watched = Watched(LIVE, opener)
@@ -353,3 +297,9 @@ def test_a_camera_that_sends_nothing_but_rubbish_has_stalled(fake_time, caplog):
     assert watched.counts[:3] == ["stalls", "outages", "reconnects"]
     assert "no picture for 1000 s, only" in caplog.text
     assert 18 <= sum(image.size == 0 for image, _, _ in watched.frames) <= 22
+
+
+def test_a_picture_smeared_over_the_last_one_counts_as_none():
+    reader = StreamReader.__new__(StreamReader)
+    reader._web, reader._timeout_s, reader._frames = None, 10, [SimpleNamespace(is_corrupt=True)]
+    assert reader.read().size == 0

@@ -25,7 +25,7 @@ EXAMPLES = ROOT / "docs" / "examples"
 def original(tmp_path_factory):
     folder = tmp_path_factory.mktemp("examples")
     make_toy_bundle(folder / "bundle")
-    write_video(folder / "street.avi", VideoSpec(people=3, seconds=4, fps=5, seed=5))
+    write_video(folder / "street.avi", VideoSpec(people=3, seconds=4, fps=2, seed=5))
     return folder
 
 
@@ -64,40 +64,29 @@ def test_an_opencv_loop(work, monkeypatch, capsys):
     assert len(lines) == 2 + min(3, rows) > 2
 
 
-@pytest.mark.timeout(120, func_only=True)  # HOG looks at five frames, and a machine may be busy.
+@pytest.mark.timeout(120, func_only=True)  # HOG looks at two frames, and a machine may be busy.
 def test_a_gstreamer_source(work, monkeypatch, capsys):
     """OpenCV here has no GStreamer: what would be opened is looked at, the rest is real."""
     opened, silent = [], threading.Event()
 
-    class VideoCapture:
-        """A stream of five frames that then says nothing until the program ends."""
-
-        def __init__(self, address, backend):
-            opened.append((address, backend))
-            self._frames = [person_frame()] * 5
-
-        def isOpened(self):  # noqa: N802
-            return True
-
-        def read(self):
-            if not self._frames:
-                silent.wait()
-                return False, None
-            return True, self._frames.pop()
-
-        def get(self, number):
-            return 0.0  # As of most streams: unknown.
-
-        def release(self):
-            pass
+    def capture(address, backend):
+        """Return a stream of two frames that then gives nothing until the program ends."""
+        opened.append((address, backend))
+        frames = [(True, person_frame())] * 2
+        return SimpleNamespace(
+            isOpened=lambda: True,
+            read=lambda: frames.pop() if frames else (silent.wait() and False, None),
+            get=lambda number: 0.0,  # As of most streams: unknown.
+            release=lambda: None,
+        )
 
     def wait(pipeline):
-        wait_for(lambda: pipeline.stats().cameras["gate"].frames_read == 5)
+        wait_for(lambda: pipeline.stats().cameras["gate"].frames_read == 2)
         assert pipeline.drain()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cv2.videoio_registry, "hasBackend", lambda backend: True)
-    monkeypatch.setattr(cv2, "VideoCapture", VideoCapture)
+    monkeypatch.setattr(cv2, "VideoCapture", capture)
     monkeypatch.setattr(upperson_rt.Pipeline, "wait", wait)
     monkeypatch.setattr("signal.signal", lambda *handler: None)
     address = "rtsp://10.0.0.5/stream"

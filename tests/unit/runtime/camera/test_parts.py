@@ -2,6 +2,7 @@
 
 import threading
 from math import inf, nan
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,12 +11,13 @@ import pytest
 from tests.helpers.fake_camera import wait_for
 from tests.helpers.refused import refused
 from upperson_camera import PipelineSettings, Source, parse_source
+from upperson_camera.bench import _broken_promises
 from upperson_camera.crops import Selection, safe_folder_name, sharpness
 from upperson_camera.frames import Detection, SteadyClock
 from upperson_camera.queues import BoundedQueue
 from upperson_camera.source import without_secrets
-from upperson_camera.stats import Counters, Durations
-from upperson_rt.errors import BackendError, InputError, UsageError
+from upperson_camera.stats import Durations
+from upperson_rt.errors import InputError, UsageError
 from upperson_rt.ingest.boxes import MOST_BOXES, QualityRules, clean_boxes
 
 
@@ -127,7 +129,7 @@ def test_the_best_detection_of_each_window_is_selected():
 @pytest.mark.parametrize("fps", [4.0, 12.5, 25.0])
 def test_a_track_longer_than_the_distance_has_two_pictures(fps):
     random = np.random.default_rng(0)
-    for _ in range(50):
+    for _ in range(20):
         selection = select(2.0, 2)
         frames = int(2.5 * fps + 2)
         shown = [detection(sharp=random.uniform(20, 900), index=n) for n in range(frames)]
@@ -220,24 +222,27 @@ def test_durations_keep_quantiles_in_constant_memory():
     assert durations.quantile_s(0.99) == pytest.approx(0.99, rel=0.2)
     counts, total = durations.snapshot()
     assert (sum(counts), round(total)) == (1000, 505)
+    two = Durations()
+    two.add(0.01)
+    two.add(1.0)
+    assert two.quantile_s(0.5) < 0.02, "half of them are not longer"
     durations.add(1e6)
     assert durations.quantile_s(1.0) == inf
 
 
-def test_counters_lose_nothing_between_threads():
-    counters = Counters()
+def test_the_benchmark_notices_what_was_not_counted():
+    counts = {"frames_processed": 3, "frames_read": 3, "detections": 12, "committed": 10}
 
-    def work():
-        for _ in range(2000):
-            counters.count("a", "seen")
-            counters.count("b", "seen", 2)
+    def problems():
+        dropped = {"frames_dropped": {}, "crops_dropped": {"queue_full": 2}}
+        stats = SimpleNamespace(total=counts.__getitem__, dropped=dropped.__getitem__)
+        return _broken_promises(stats, submitted=3, people=4)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [counters.of(name)["seen"] for name in "abc"] == [8000, 16000, 0]
+    assert problems() == []
+    for name, number in list(counts.items()):
+        counts[name] -= 1
+        assert problems(), name
+        counts[name] = number
 
 
 def test_folder_names_are_safe_and_differ():
@@ -291,13 +296,5 @@ def test_sources_are_told_apart(tmp_path, monkeypatch):
         source = parse_source(text)
         assert (source.kind, source.is_live, source.default_name) == (kind, live, name)
     assert parse_source("clip.avi").shown == str(tmp_path / "clip.avi")
-    with refused("source_not_found", InputError, source="nothing.mp4"):
-        parse_source("nothing.mp4")
-    with refused("file_by_address", UsageError):
-        parse_source("file:///x.mp4")
-    pipeline = "videotestsrc ! appsink"
-    monkeypatch.setattr(cv2.videoio_registry, "hasBackend", lambda backend: False)
-    with refused("gstreamer_missing", BackendError):
-        parse_source(pipeline)
     monkeypatch.setattr(cv2.videoio_registry, "hasBackend", lambda backend: True)
-    assert parse_source(pipeline).kind == "gstreamer"
+    assert parse_source("videotestsrc ! appsink").kind == "gstreamer"

@@ -14,6 +14,7 @@ from tests.helpers.fake_camera import BOX, person_frame, wait_for
 from tests.helpers.refused import refused
 from upperson_camera import Pipeline
 from upperson_camera.prometheus import MetricsFile, MetricsServer
+from upperson_camera.stats import Durations
 from upperson_rt.errors import BackendError, InputError
 from upperson_rt.gallery import Gallery
 
@@ -34,16 +35,12 @@ def pipeline(bundle, tmp_path_factory):
         yield found
 
 
-def read(text):
-    return {
+def check(text):
+    found = {
         (sample.name, *sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-
-
-def check(text):
-    found = read(text)
     camera = ("camera", 'gate "1"\n')
     for name, value in {
         "frames_read": 4, "frames_processed": 3, "detections": 6, "tracks": 1, "accepted": 3,
@@ -128,3 +125,14 @@ def test_without_the_package_it_says_what_to_install(pipeline, monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with refused("extra_missing", BackendError, extra="metrics"):
         MetricsServer(pipeline, 0)
+
+
+def test_a_bucket_counts_what_lasted_up_to_its_edge(pipeline, monkeypatch, tmp_path):
+    durations = Durations()
+    for seconds in (0.001, 0.0015, 0.003):
+        durations.add(seconds)
+    monkeypatch.setattr(Pipeline, "durations", {"latency": durations})
+    MetricsFile(pipeline, tmp_path / "a.prom").close()
+    text = (tmp_path / "a.prom").read_text()
+    for edge, count in (("0.001", 1), ("0.002", 2), ("0.004", 3), ("+Inf", 3)):
+        assert f'upperson_latency_seconds_bucket{{le="{edge}"}} {count}.0' in text

@@ -30,10 +30,17 @@ def follow(tracker, frames, fps=10.0, start_s=0.0):
     return numbers
 
 
-def test_a_walking_person_is_one_track_in_spite_of_gaps():
-    frames = [[(100 + 12 * i, 220)] if i % 7 not in (4, 5) else [] for i in range(50)]
-    tracker = UppersonTracker()
-    assert {n for numbers in follow(tracker, frames) for n in numbers} == {0}
+def walk(frames, fps=10.0):
+    """Return all numbers of a tracker that follows one person."""
+    return {number for numbers in follow(UppersonTracker(), frames, fps) for number in numbers}
+
+
+def test_one_person_is_one_track_in_spite_of_gaps_and_at_any_frame_rate():
+    assert walk([[(100 + 12 * i, 220)] if i % 7 not in (4, 5) else [] for i in range(50)]) == {0}
+    for fps in (2.0, 5.0, 25.0):  # 120 pixels a second, at heights of 200 pixels.
+        assert walk([[(50 + 120 * i / fps, 200)] for i in range(int(6 * fps))], fps) == {0}
+    numbers = follow(UppersonTracker(lost_after_s=2.0), [[(400, 200)]] * 6, fps=0.25)
+    assert numbers[-1] == numbers[-2], "a slow camera gets more patience after the start"
 
 
 def test_people_who_cross_keep_their_numbers():
@@ -45,13 +52,6 @@ def test_people_who_cross_keep_their_numbers():
     assert all(n == [0, 1] or n == [0] for n in numbers)
 
 
-@pytest.mark.parametrize("fps", [2.0, 5.0, 25.0])
-def test_frame_rates_do_not_matter_much(fps):
-    speed = 120  # Pixels a second, at heights of 200 pixels.
-    frames = [[(50 + speed * i / fps, 200)] for i in range(int(6 * fps))]
-    assert {n for numbers in follow(UppersonTracker(), frames, fps) for n in numbers} == {0}
-
-
 def test_a_person_who_comes_back_later_is_a_new_track():
     tracker = UppersonTracker(lost_after_s=2.0)
     follow(tracker, [[(400, 200)]] * 10)
@@ -59,18 +59,20 @@ def test_a_person_who_comes_back_later_is_a_new_track():
     assert (numbers, ended) == ([1], [0])
 
 
-def test_a_person_who_leaves_is_not_the_next_one_there():
-    leaving = [[(max(0, 40 - 20 * i), 200, max(10, 100 - 20 * i), 400)] for i in range(5)]
-    coming = [[(0, 205, min(60, 10 + 20 * i), 400)] for i in range(5)]
-    numbers = follow(UppersonTracker(), [*leaving, [], [], *coming])
+LEAVING = {
+    "left": [(max(0, 40 - 20 * i), 200, max(10, 100 - 20 * i), 400) for i in range(5)],
+    "right": [(min(990, 900 + 20 * i), 200, min(1000, 960 + 20 * i), 400) for i in range(5)],
+    "above": [(300, max(0, 60 - 15 * i), 360, 240 - 15 * i) for i in range(5)],
+    "below": [(300, 300 + 4 * i, 360, 484 + 4 * i) for i in range(5)],
+}
+
+
+@pytest.mark.parametrize("side", LEAVING)
+def test_a_person_who_leaves_is_not_the_next_one_there(side):
+    leaving = [[box] for box in LEAVING[side]]
+    numbers = follow(UppersonTracker(), [*leaving, [], [], *leaving[::-1]])
     assert numbers[:5] == [[0]] * 5
     assert numbers[7:] == [[1]] * 5
-
-
-def test_a_slow_camera_gets_more_patience():
-    frames = [[(400, 200)]] * 6
-    numbers = follow(UppersonTracker(lost_after_s=2.0), frames, fps=0.25)
-    assert numbers[-1] == numbers[-2], "a person who stands still is one track after the start"
 
 
 def test_a_gap_is_no_frame_rate():
@@ -144,8 +146,7 @@ def library():
     return pytest.importorskip("trackers", reason=f"run  {install_command('trackers')}")
 
 
-@pytest.mark.parametrize("fps", [10.0, 25.0])
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(("name", "fps"), [*zip(OTHERS, (10.0, 25.0, 10.0), strict=True)])
 def test_other_trackers_track_two_people_who_cross(library, name, fps):
     frames = [[(100 + 80 * i / fps, 200), (800 - 80 * i / fps, 220)] for i in range(int(8 * fps))]
     tracker = new_tracker(name, 2.0)
@@ -156,7 +157,10 @@ def test_other_trackers_track_two_people_who_cross(library, name, fps):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_trackers_end_every_track_once(library, name):
+def test_other_trackers_end_every_track_once_and_bear_a_clock_that_stands_still(library, name):
+    tracker = new_tracker(name, 1.0)
+    for clock in (0.0, 0.0, 0.0, 0.0, 0.0, 0.0):
+        assert tracker.update(as_boxes([]), clock, GREY) == ([], [])
     tracker = new_tracker(name, 1.0)
     follow(tracker, [[(400, 200)]] * 20)
     ends = [tracker.update(as_boxes([]), 2.0 + index / 10, GREY)[1] for index in range(25)]
@@ -173,14 +177,6 @@ def test_other_trackers_go_by_scores_where_there_are_any(library, name):
         (kept,) = sure.update(clean_boxes(scored[:1], *SIZE), index / 10, GREY)[0]
         (left,) = unsure.update(clean_boxes(scored[1:], *SIZE), index / 10, GREY)[0]
     assert (kept, left) == (0, -1)
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_trackers_bear_a_clock_that_stands_still_and_frames_without_boxes(library, name):
-    tracker = new_tracker(name, 2.0)
-    for clock in (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0):
-        assert tracker.update(as_boxes([]), clock, GREY) == ([], [])
-    assert len(follow(tracker, [[(400, 200)]] * 3, start_s=1.0)) == 3
 
 
 def test_a_tracker_that_is_not_there_is_named(monkeypatch):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.command_line import run_code
-from tests.helpers.fake_camera import person_frame
+from tests.helpers.fake_camera import BOX, person_frame, pictures_of
 from tests.helpers.refused import refused
 from upperson_camera import Pipeline
 from upperson_rt.errors import InputError
@@ -21,7 +21,7 @@ from upperson_rt.ingest.service import UnfinishedNote
 KILLED = """
 import os, signal
 import upperson_rt
-from tests.helpers.fake_camera import person_frame
+from tests.helpers.fake_camera import BOX, person_frame
 from upperson_camera import Pipeline
 from upperson_rt.gallery import Gallery
 
@@ -32,20 +32,16 @@ with Gallery.open(sys.argv[2], encoder.fingerprint, encoder.embed_dim, create=Tr
         for number in range(6):
             if number == 3:
                 gallery.add = lambda *items: os.kill(os.getpid(), signal.SIGKILL)
-            pipeline.submit("gate", person_frame(), [[100, 40, 160, 220]], 1e9 + number)
+            pipeline.submit("gate", person_frame(), [BOX], 1e9 + number)
             pipeline.drain()
 """
-
-
-def files(gallery):
-    return sorted(path for path in gallery.crops_dir.rglob("*") if path.is_file())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and locks of POSIX")
 def test_the_next_run_removes_what_a_killed_one_left(bundle, encoder, gallery, caplog):
     done = run_code(KILLED, bundle, gallery.path)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    note, *pictures = files(gallery)
+    note, *pictures = pictures_of(gallery)
     assert len(pictures) == 4
     assert gallery.count() == 3
     left = json.loads(note.read_bytes())["pictures"]
@@ -54,10 +50,10 @@ def test_the_next_run_removes_what_a_killed_one_left(bundle, encoder, gallery, c
     half.write_bytes(b"half a picture")
 
     with Pipeline(encoder, gallery) as pipeline:
-        assert len(files(gallery)) == 4, "three pictures, and the note of this run"
+        assert len(pictures_of(gallery)) == 4, "three pictures, and the note of this run"
         pipeline.drain()
-    assert files(gallery) == sorted(gallery.crops_dir / item.crop for item in gallery.items())
-    assert len(files(gallery)) == 3
+    assert pictures_of(gallery) == sorted(gallery.crops_dir / item.crop for item in gallery.items())
+    assert len(pictures_of(gallery)) == 3
     assert [r.pictures for r in caplog.records if r.event == "left_behind"] == [1]
     assert gallery.verify() == []
 
@@ -72,7 +68,14 @@ def test_the_note_of_a_process_that_lives_is_respected(encoder, gallery):
             pass
         assert picture.is_file()
     note.close()
-    assert files(gallery) == [picture], "no note names it"
+    assert pictures_of(gallery) == [picture], "no note names it"
+    # Half a note, an empty one, and one that another process has just removed.
+    for name, content in (("a", ""), ("b", '{"cameras": ["gate"], "pictures": ["a.j')):
+        (gallery.crops_dir / f".unfinished-{name}.json").write_text(content)
+    (gallery.crops_dir / ".unfinished-gone.json").symlink_to("nowhere")
+    with Pipeline(encoder, gallery):
+        pass
+    assert pictures_of(gallery) == [picture]
 
 
 def test_pictures_of_a_process_killed_right_behind_its_commit_stay(encoder, gallery):
@@ -93,7 +96,7 @@ def test_pictures_of_a_process_killed_right_behind_its_commit_stay(encoder, gall
     path.write_bytes(content)
     with Pipeline(encoder, gallery):
         pass
-    assert files(gallery) == [gallery.crops_dir / item.crop for item in items]
+    assert pictures_of(gallery) == [gallery.crops_dir / item.crop for item in items]
 
 
 @pytest.mark.parametrize("writable", [True, False], ids=["unlink fails", "all fails"])
@@ -114,13 +117,13 @@ def test_pictures_on_a_disk_that_turns_read_only_go_the_next_time(
     pipeline = Pipeline(encoder, gallery, every_s=0, min_views=1)
     pipeline.start()
     pipeline.add_camera("gate")
-    pipeline.submit("gate", person_frame(), [[100, 40, 160, 220]], 1e9)
+    pipeline.submit("gate", person_frame(), [BOX], 1e9)
     pipeline.drain()
     monkeypatch.setattr(gallery, "add", turn)
-    pipeline.submit("gate", person_frame(), [[100, 40, 160, 220]], 1e9 + 1)
+    pipeline.submit("gate", person_frame(), [BOX], 1e9 + 1)
     with pytest.raises(InputError, match="the disk is read-only"):
         pipeline.stop()
-    note, *pictures = files(gallery)
+    note, *pictures = pictures_of(gallery)
     assert len(pictures) == 2
     with refused("file_not_writable", InputError, path=gallery.crops_dir):
         Pipeline(encoder, gallery).start()
@@ -128,36 +131,15 @@ def test_pictures_on_a_disk_that_turns_read_only_go_the_next_time(
     assert gallery.add == add
     with Pipeline(encoder, gallery):
         assert not note.exists()
-    assert files(gallery) == [gallery.crops_dir / item.crop for item in gallery.items()]
-    assert len(files(gallery)) == 1
+    assert pictures_of(gallery) == [gallery.crops_dir / item.crop for item in gallery.items()]
+    assert len(pictures_of(gallery)) == 1
 
 
-def test_the_note_is_on_disk_before_a_picture_is_saved(gallery, monkeypatch):
-    note = UnfinishedNote(gallery.crops_dir, "mine")
+def test_a_note_is_on_disk_first_and_one_that_is_swept_before_it_is_locked_is_made_again(
+    gallery, monkeypatch
+):
     path = gallery.crops_dir / ".unfinished-mine.json"
-    flushed = []
-    monkeypatch.setattr(os, "fsync", lambda _: flushed.append(json.loads(path.read_bytes())))
-    with note.kept([Item(key="a", camera="gate", time=1e9, crop="a.jpg")]):
-        assert [content["pictures"] for content in flushed] == [["a.jpg"]]
-    note.close()
-
-
-def test_half_a_note_an_empty_one_and_one_that_is_gone_remove_nothing(encoder, gallery):
-    gallery.crops_dir.mkdir()
-    picture = gallery.crops_dir / "a.jpg"
-    for name, content in (("a", ""), ("b", '{"cameras": ["gate"], "pictures": ["a.j')):
-        (gallery.crops_dir / f".unfinished-{name}.json").write_text(content)
-    # Listed, and not there when it is opened, as after another process has removed it.
-    (gallery.crops_dir / ".unfinished-gone.json").symlink_to("nowhere")
-    picture.write_bytes(b"x")
-    with Pipeline(encoder, gallery):
-        pass
-    assert files(gallery) == [picture]
-
-
-def test_a_note_that_is_swept_before_it_is_locked_is_made_again(gallery, monkeypatch):
-    path = gallery.crops_dir / ".unfinished-mine.json"
-    locked = []
+    locked, flushed = [], []
 
     def lock(handle, *, wait=False):
         if not locked:  # As a process does that found it between its making and its locking.
@@ -168,8 +150,10 @@ def test_a_note_that_is_swept_before_it_is_locked_is_made_again(gallery, monkeyp
     monkeypatch.setattr("upperson_rt.ingest.service.lock_until_closed", lock)
     note = UnfinishedNote(gallery.crops_dir, "mine")
     assert len(locked) == 2
+    monkeypatch.setattr(os, "fsync", lambda _: flushed.append(json.loads(path.read_bytes())))
     with note.kept([Item(key="a", camera="gate", time=1e9, crop="a.jpg")]):
         assert json.loads(path.read_bytes())["pictures"] == ["a.jpg"]
+        assert [content["pictures"] for content in flushed] == [["a.jpg"]]
     note.close()
     assert not path.exists()
 
@@ -177,14 +161,6 @@ def test_a_note_that_is_swept_before_it_is_locked_is_made_again(gallery, monkeyp
 def test_without_pictures_nothing_is_written(encoder, gallery):
     with Pipeline(encoder, gallery, every_s=0, min_views=1, save_crops=False) as pipeline:
         pipeline.add_camera("gate")
-        pipeline.submit("gate", person_frame(), [[100, 40, 160, 220]])
+        pipeline.submit("gate", person_frame(), [BOX])
     assert gallery.count() == 1
     assert not gallery.crops_dir.exists()
-
-
-def test_a_folder_that_cannot_be_written_to_is_an_error_at_the_start(encoder, gallery):
-    gallery.crops_dir.write_text("a file where a folder should be")
-    pipeline = Pipeline(encoder, gallery)
-    with refused("file_not_writable", InputError):
-        pipeline.start()
-    pipeline.stop()
