@@ -28,8 +28,6 @@ from upperson_rt import __version__
 from upperson_rt.errors import UppersonError
 from upperson_rt.printable import error_text, get_logger, one_line
 
-__all__ = ["make_app"]
-
 _LOG = get_logger(__name__)
 _CACHED = {"cache-control": "private, max-age=31536000, immutable"}
 

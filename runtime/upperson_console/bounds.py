@@ -14,8 +14,6 @@ from starlette.types import Message
 
 from upperson_console.problems import ProblemError
 
-__all__ = ["EMBEDDINGS", "LARGE_BODIES", "BoundedRoute", "JsonBounds", "check_json"]
-
 EMBEDDINGS = "/v1/embeddings"
 """The one route whose JSON may hold pictures."""
 

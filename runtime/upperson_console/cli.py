@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from upperson_console.server import Server
     from upperson_rt.query_log import QueryLog
 
-__all__ = ["serve"]
-
 _PORT = 8480
 _PICTURE_BYTES = 240 << 20
 """Shared by all decoded pictures; one takes half at most, which are 18 megapixels."""

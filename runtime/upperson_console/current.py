@@ -12,8 +12,6 @@ from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery import CameraInfo, Gallery, GalleryInfo
 from upperson_rt.search.service import SearchService
 
-__all__ = ["CurrentGallery", "OpenGallery"]
-
 _COUNTS_FOR_S = 5.0
 _COUNTING_SHARE = 200
 """Counts are reused for so many times their duration, which is 0.1 s for the cameras of a million

@@ -19,8 +19,6 @@ from upperson_rt.gallery import Filter, Item
 from upperson_rt.printable import one_line, safe_repr, shortened
 from upperson_rt.remote import http_target, http_within, may_hide_login
 
-__all__ = ["CameraStatus", "Live", "Process", "check_source"]
-
 _STALE_S = 30.0
 """Age of a metrics file, which is written every 5 s, from which its process has ended."""
 _MOST_BYTES = 1 << 20

@@ -22,8 +22,6 @@ from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Item, TrackSpan
 from upperson_rt.printable import count_of
 
-__all__ = ["page_routes"]
-
 _PAGE = 24
 _LAST = 2**63 - 1
 """The largest id."""

@@ -23,8 +23,6 @@ from upperson_rt.gallery import Item
 from upperson_rt.gallery.crops import picture_file, use_picture
 from upperson_rt.preprocess import use_image
 
-__all__ = ["PIECE_BYTES", "GalleryPictures", "Size", "Upload", "as_jpeg", "read_upload"]
-
 Size: TypeAlias = Literal["thumb", "view", "frame"]
 """``thumb`` for a card, ``view`` for a person's page, ``frame`` for the frame of a crop."""
 

@@ -16,8 +16,6 @@ from upperson_rt.errors import (
 )
 from upperson_rt.printable import escape_for_display
 
-__all__ = ["MEDIA_TYPE", "ProblemError", "problem_of"]
-
 MEDIA_TYPE = "application/problem+json"
 _STATUS: dict[type[UppersonError], int] = {
     UsageError: 422,

@@ -17,8 +17,6 @@ from upperson_rt.towers import batch_slices
 if TYPE_CHECKING:
     from upperson_rt.preprocess import Channels, ImageSource
 
-__all__ = ["QueryPictures", "QueuedEncoder"]
-
 _SENTENCES_AT_ONCE = 4
 """Of one request, before the queue serves another client."""
 _MOST_DECODING = 4

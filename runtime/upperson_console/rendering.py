@@ -20,13 +20,6 @@ if TYPE_CHECKING:
 
     from upperson_console.service import ConsoleService
 
-__all__ = [
-    "STATIC",
-    "render",
-    "server_metrics",
-    "templates",
-]
-
 STATIC = Path(__file__).parent / "static"
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from upperson_console.accounts import Account
 from upperson_console.limits import BusyError
-from upperson_console.models import ItemOut
+from upperson_console.models import ItemOut, item_fields
 from upperson_console.pictures import PIECE_BYTES, GalleryPictures
 from upperson_console.problems import ProblemError
 from upperson_console.search import Page, Search, page_of
@@ -35,15 +35,6 @@ from upperson_rt.image_file import MOST_FILE_BYTES
 from upperson_rt.search.calibration import MatchLabel
 from upperson_rt.search.notices import Notice
 from upperson_rt.search.query import SearchRequest
-
-__all__ = [
-    "ConsoleResult",
-    "match_of",
-    "run_search",
-    "scored_hits",
-    "timeline_hits",
-    "write_evidence",
-]
 
 _COUNTED = 100_000
 
@@ -233,7 +224,8 @@ def write_evidence(
             if (picture := _opened(pictures, item)) is not None:
                 with picture:
                     name, hashes[name] = _copied(picture, f"pictures/{id_}", archive)
-            facts = ItemOut.of(id_, item, name is not None).model_dump(exclude={"picture"})
+            fields = item_fields(id_, item, has_picture=False)
+            facts = ItemOut.model_validate(fields).model_dump(exclude={"picture"})
             rows.append({**facts, "file": name, "sha256": None if name is None else hashes[name]})
         facts = {
             "exported": exported,

@@ -19,20 +19,6 @@ from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Hit
 from upperson_rt.printable import safe_repr
 
-__all__ = [
-    "LAST",
-    "LONGEST_SENTENCE",
-    "MOST_BY_TIME",
-    "MOST_HITS",
-    "MOST_MARKS",
-    "Order",
-    "Page",
-    "Search",
-    "page_of",
-    "read_id",
-    "read_time",
-]
-
 Order: TypeAlias = Literal["match", "time"]
 LONGEST_SENTENCE = 2000
 MOST_MARKS = 100

@@ -22,12 +22,6 @@ from upperson_console.service import ConsoleService
 from upperson_rt.errors import InputError
 from upperson_rt.machine import limit_heap
 
-__all__ = [
-    "Server",
-    "listening",
-    "tls_context",
-]
-
 # --- TLS
 
 _CIPHERS = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20"

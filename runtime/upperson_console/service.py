@@ -30,8 +30,6 @@ from upperson_rt.search.calibration import MatchLabel
 from upperson_rt.search.query import QueryEncoder
 from upperson_rt.search.service import SearchService
 
-__all__ = ["ConsoleService", "TrackViews", "span_of"]
-
 MOST_VIEWS = 500
 _MOST_OTHERS = 24
 _LONGEST_REASON = 500

@@ -23,8 +23,6 @@ from upperson_rt.log_chain import SOON_BYTES, verify_log
 from upperson_rt.printable import local_time, safe_repr
 from upperson_rt.strict import parse_json
 
-__all__ = ["side_routes"]
-
 _RENEWED_S = 2.0
 _POLLED_S = 0.5
 """Interval at which a stream checks whether the server ends."""

@@ -10,8 +10,6 @@ from upperson_rt.gallery import Hit, TrackSpan
 from upperson_rt.printable import local_time
 from upperson_rt.search.calibration import MatchLabel
 
-__all__ = ["Bar", "Line", "Stop", "Timeline", "Whereabouts", "timeline_of", "whereabouts"]
-
 _STEPS_S = (1, 5, 15, 60, 300, 900, 3600, 3 * 3600, 6 * 3600, 86400, 7 * 86400, 30 * 86400)
 _MOST_BARS = 60
 _MOST_LINES = 8

@@ -16,8 +16,6 @@ from upperson_rt.printable import local_time
 if TYPE_CHECKING:
     from upperson_console.credentials import Credential
 
-__all__ = ["token"]
-
 
 @dataclass(frozen=True)
 class NewToken(OptionGroup, panel="Token"):
@@ -137,10 +135,10 @@ def _make(file: Path, name: str, new: NewToken, onvif: bool) -> str:
 
 
 def _revoke(file: Path, name: str, onvif: bool, as_json: bool) -> None:
-    from upperson_console.accounts import revoke_token
-    from upperson_console.onvif.security import revoke_user
+    from upperson_console.accounts import Accounts
+    from upperson_console.onvif.security import Users
 
-    (revoke_user if onvif else revoke_token)(file, name)
+    (Users if onvif else Accounts).revoke(file, name)
     if as_json:
         print_json({"name": name, "file": str(file), "revoked": True})
     else:
@@ -148,13 +146,13 @@ def _revoke(file: Path, name: str, onvif: bool, as_json: bool) -> None:
 
 
 def _list(file: Path, onvif: bool, as_json: bool) -> None:
-    from upperson_console.accounts import read_tokens
-    from upperson_console.onvif.security import read_users
+    from upperson_console.accounts import Accounts
+    from upperson_console.onvif.security import Users
 
     entries: Sequence[tuple[Credential, str]] = (
-        [(user, "viewer") for user in read_users(file)]
+        [(user, "viewer") for user in Users.read(file)]
         if onvif
-        else [(one, one.role) for one in read_tokens(file)]
+        else [(one, one.role) for one in Accounts.read(file)]
     )
     if as_json:
         rows = [

@@ -22,8 +22,6 @@ from upperson_rt.files import make_folder
 from upperson_rt.gallery.sqlite.schema import checksum_of_values
 from upperson_rt.printable import one_line
 
-__all__ = ["QueryPicture", "SavedSearch", "UserState"]
-
 _MOST_PICTURES = 1000
 _LONGEST_NAME = 100
 _TABLES = """

@@ -17,8 +17,6 @@ from upperson_console.onvif.soap import (
 )
 from upperson_rt import __version__
 
-__all__ = ["ABILITIES", "PUBLIC", "Address", "device_information"]
-
 ABILITIES = {
     "MetadataSearch": "false",
     "GeneralStartEvents": "false",

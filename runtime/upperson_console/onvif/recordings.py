@@ -47,8 +47,6 @@ from upperson_console.search import MOST_HITS, Search
 from upperson_console.service import ConsoleService
 from upperson_rt.gallery import CameraInfo, Filter, Hit
 
-__all__ = ["Call", "Recordings"]
-
 _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LONGEST_NAME = 64
 _LISTS: dict[Kind, tuple[str, str]] = {

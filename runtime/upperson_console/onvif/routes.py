@@ -33,8 +33,6 @@ from upperson_console.problems import problem_of
 from upperson_console.service import ConsoleService
 from upperson_rt.printable import error_text, get_logger, shortened
 
-__all__ = ["PATH", "OnvifRoutes"]
-
 PATH = "/onvif"
 _LOG = get_logger(__name__)
 _MEDIA_TYPE = "application/soap+xml; charset=utf-8"

@@ -22,21 +22,12 @@ from urllib.request import parse_http_list, parse_keqv_list
 from xml.etree.ElementTree import Element
 
 from upperson_console.accounts import Account
-from upperson_console.credentials import (
-    Credential,
-    CredentialFile,
-    change_listed,
-    put,
-    read_listed,
-    revoke,
-)
+from upperson_console.credentials import Credential, CredentialFile
 from upperson_console.onvif.soap import WSSE, WSU, FaultError, child, unix_time
-from upperson_rt.errors import InputError, UsageError
+from upperson_rt.errors import UsageError
 from upperson_rt.printable import safe_repr
-from upperson_rt.remote import password_digest, require_private
+from upperson_rt.remote import password_digest
 from upperson_rt.strict import Constraint
-
-__all__ = ["Authentication", "UnauthorizedError", "Users", "add_user", "read_users", "revoke_user"]
 
 _REALM = "UP-Person Edge"
 _WITHIN_S = 300.0
@@ -67,23 +58,13 @@ class _UserFile:
     onvif_users: tuple[User, ...]
 
 
-class Users:
+class Users(CredentialFile[User]):
     """The ONVIF users of a file; a change of the file counts from the next request on."""
 
-    def __init__(self, path: Path) -> None:
-        """Read a file, as `add_user` writes it.
-
-        Raises:
-            InputError: It cannot be read, is malformed, has no user, or others may read it.
-        """
-        if not read_users(path):
-            raise InputError(
-                f"{path} has no user: add one with  upperson-rt token {path} NAME --onvif",
-                code="credentials_empty",
-                path=path,
-            )
-        self._users = CredentialFile(path, _read_private)
-        self._unused_password = secrets.token_urlsafe(18)
+    key = "onvif_users"
+    content = _UserFile
+    is_private = True
+    _unused_password = secrets.token_urlsafe(18)
 
     def password(self, name: str) -> str:
         """Return a user's password; for an unknown name a random one."""
@@ -98,7 +79,7 @@ class Users:
         return Account(name=user.name, role="viewer", cameras=user.cameras)
 
     def _find(self, name: str) -> User | None:
-        return {user.name: user for user in self._users.entries()}.get(name)
+        return {user.name: user for user in self.entries()}.get(name)
 
 
 def add_user(
@@ -106,13 +87,8 @@ def add_user(
 ) -> str:
     """Add a user to a file, which is created if missing, and return the new password.
 
-    An earlier password of the same name is replaced.
-
-    Args:
-        path: The file.
-        name: Of the user.
-        cameras: What the user may see; None for all.
-        lasts_s: Seconds until the password expires; None for never.
+    An earlier password of the same name is replaced. It expires after ``lasts_s`` seconds, if
+    given.
 
     Raises:
         InputError: The file is malformed or cannot be written.
@@ -127,20 +103,10 @@ def add_user(
         )
     password, now = secrets.token_urlsafe(18), time.time()
     expires = None if lasts_s is None else now + lasts_s
-    made = User(name=name, password=password, cameras=cameras, created=now, expires=expires)
-    change_listed(path, read_users, "onvif_users", lambda known: put(known, made), private=True)
-    return password
-
-
-def revoke_user(path: Path, name: str) -> None:
-    """Remove a user from a file.
-
-    Raises:
-        InputError: The file is malformed or cannot be written, or has no such user.
-    """
-    change_listed(
-        path, read_users, "onvif_users", lambda known: revoke(known, name, path), private=True
+    Users.put(
+        path, User(name=name, password=password, cameras=cameras, created=now, expires=expires)
     )
+    return password
 
 
 class UnauthorizedError(FaultError):
@@ -282,17 +248,3 @@ def _equal(one: str, other: str) -> bool:
 def _text(parent: Element, namespace: str, name: str) -> str:
     found = child(parent, namespace, name)
     return "" if found is None else (found.text or "").strip()
-
-
-def read_users(path: Path) -> tuple[User, ...]:
-    """Read a file of ONVIF users.
-
-    Raises:
-        InputError: It cannot be read, or is malformed.
-    """
-    return read_listed(path, _UserFile, "onvif_users").onvif_users
-
-
-def _read_private(path: Path) -> tuple[User, ...]:
-    require_private(path)
-    return read_users(path)

@@ -22,16 +22,6 @@ from upperson_console.onvif.soap import FaultError, invalid
 from upperson_console.search import MOST_HITS
 from upperson_rt.gallery import Hit
 
-__all__ = [
-    "LONGEST_S",
-    "MOST_SESSIONS",
-    "Kind",
-    "SearchSession",
-    "SearchSessions",
-    "SessionResult",
-    "no_room",
-]
-
 MOST_SESSIONS = 32
 _MOST_OF_ONE = 16
 """Sessions of one user."""

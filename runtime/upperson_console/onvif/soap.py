@@ -16,33 +16,6 @@ from xml.etree.ElementTree import Element, register_namespace, tostring
 from upperson_rt.printable import escape_for_display, safe_repr
 from upperson_rt.soap import ENVELOPE, parse_beginning
 
-__all__ = [
-    "DEVICE",
-    "ENVELOPE",
-    "ERROR",
-    "SCHEMA",
-    "SEARCH",
-    "WSSE",
-    "WSU",
-    "FaultError",
-    "Fields",
-    "child",
-    "element",
-    "fault_answer",
-    "header_of",
-    "invalid",
-    "is_true",
-    "message",
-    "number",
-    "picture",
-    "read_envelope",
-    "seconds",
-    "similarity",
-    "text",
-    "time_text",
-    "unix_time",
-]
-
 ERROR = "http://www.onvif.org/ver10/error"
 DEVICE = "http://www.onvif.org/ver10/device/wsdl"
 SEARCH = "http://www.onvif.org/ver10/search/wsdl"

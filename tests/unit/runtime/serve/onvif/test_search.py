@@ -314,13 +314,13 @@ def test_a_busy_encoder_refuses_searches(onvif):
     token = vms.SearchImageByNL(Text="a man in blue", **LIVE)
     onvif.service.current.last.search.queries._kept.clear()
     queue = onvif.service.queue
-    queue._there = queue._most
+    queue.waiting = queue._most
     with refused("Action", "ResourceProblem"):
         vms.SearchImageByNL(Text="red", **ALL)
     assert len(onvif.sessions._sessions) == 1
     found = take(vms, token)
     assert (found.SearchState, found.Result) == ("Queued", [])
-    queue._there = 0
+    queue.waiting = 0
     assert len(take(vms, token).Result) == 12
 
 
