@@ -196,17 +196,11 @@ class Access:
         async def account(request: Request) -> Account:  # Async, so that it takes no thread.
             found = self.find(request)
             if found is None:
-                raise ProblemError(
-                    401,
-                    "log in, or send a token:  Authorization: Bearer TOKEN",
-                    {"WWW-Authenticate": "Bearer"},
-                )
+                what = "log in, or send a token:  Authorization: Bearer TOKEN"
+                raise ProblemError(401, what, {"WWW-Authenticate": "Bearer"})
             if not found.may(role):
-                raise ProblemError(
-                    403,
-                    f"this needs the role {role}; {found.name} is {found.role}",
-                    code="role_missing",
-                )
+                what = f"this needs the role {role}; {found.name} is {found.role}"
+                raise ProblemError(403, what, code="role_missing")
             return found
 
         return Depends(account)

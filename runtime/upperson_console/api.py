@@ -20,7 +20,7 @@ from upperson_console.bounds import BoundedRoute, check_json
 from upperson_console.models import Id, Name, SearchIn, SearchOut, item_fields
 from upperson_console.pictures import PIECE_BYTES, Size
 from upperson_console.problems import MEDIA_TYPE, ProblemError
-from upperson_console.rendering import server_metrics, templates
+from upperson_console.rendering import server_metrics
 from upperson_console.results import ConsoleResult, run_search, write_evidence
 from upperson_console.search import LONGEST_SENTENCE
 from upperson_console.service import ConsoleService, span_of
@@ -230,7 +230,7 @@ def _watching(routes: APIRouter, service: ConsoleService, access: Access) -> Non
             index="" if index is None else index.kind,
             user=account.name,
             role=account.role,
-            log_problem=service.log_problem,
+            log_problem=service.log.problem,
         )
 
     @routes.get("/health", tags=["server"], summary="Whether the server answers")
@@ -313,7 +313,7 @@ def zip_response(
     encoder = service.encoder
     model = {"fingerprint": encoder.fingerprint, "variant": encoder.variant}
     about = {"user": account.name, "search": query}
-    file, digest = write_evidence(items, service.pictures, about, model, templates())
+    file, digest = write_evidence(items, service.pictures, about, model)
     try:
         details = {"sha256": digest, "search": json.dumps(query)}
         service.note_items(account, "export", items, details)

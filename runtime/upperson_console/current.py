@@ -75,12 +75,7 @@ class CurrentGallery:
     def __init__(
         self, open_gallery: Callable[[], Gallery], search_of: Callable[[Gallery], SearchService]
     ) -> None:
-        """Open the gallery.
-
-        Args:
-            open_gallery: Opens what is at the location.
-            search_of: Returns the search service of a gallery.
-        """
+        """Open what is at the location; ``search_of`` returns the search service of a gallery."""
         self._open_gallery = open_gallery
         self._search_of = search_of
         self._lock = threading.Lock()

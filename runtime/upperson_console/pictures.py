@@ -21,11 +21,13 @@ from PIL import Image
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
 from upperson_rt.gallery.crops import picture_file, use_picture
-from upperson_rt.preprocess import use_image
+from upperson_rt.preprocess import IMAGE_SUFFIXES, use_image
 
 Size: TypeAlias = Literal["thumb", "view", "frame"]
 """``thumb`` for a card, ``view`` for a person's page, ``frame`` for the frame of a crop."""
 
+_Jpeg: TypeAlias = tuple[bytes, tuple[int, int]]
+"""A picture, and width and height of its file in pixels."""
 _BOUNDS: dict[Size, tuple[int, int]] = {
     "thumb": (256, 384),
     "view": (960, 1200),
@@ -49,7 +51,7 @@ class Upload:
     """Width and height of ``pixels``."""
 
 
-def as_jpeg(pixels: NDArray[np.uint8], size: Size) -> tuple[bytes, tuple[int, int]]:
+def as_jpeg(pixels: NDArray[np.uint8], size: Size) -> _Jpeg:
     """Return a picture as JPEG, scaled down to a size, and its width and height before."""
     whole = pixels.shape[1], pixels.shape[0]
     image = Image.fromarray(pixels)
@@ -89,15 +91,9 @@ class GalleryPictures:
         """Read saved pictures from `Gallery.crops_dir`."""
         self._crops_dir = crops_dir
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, int, int, Size], tuple[bytes, tuple[int, int]]] = (
-            OrderedDict()
-        )
-        self._bytes = 0
-
-    @property
-    def kept_bytes(self) -> int:
+        self._kept: OrderedDict[tuple[str, int, int, Size], _Jpeg] = OrderedDict()
+        self.kept_bytes = 0
         """Bytes of the cached pictures."""
-        return self._bytes
 
     def file(self, item: Item) -> Path | None:
         """Return the file of an item's picture, or None."""
@@ -108,9 +104,10 @@ class GalleryPictures:
         if item.source is None or item.box is None:
             return None
         file = picture_file(Item(key=item.key, source=item.source), None)
-        return file if file is not None and _is_picture(file) else None
+        is_picture = file is not None and file.suffix.lower() in IMAGE_SUFFIXES
+        return file if is_picture else None
 
-    def jpeg(self, item: Item, size: Size) -> tuple[bytes, tuple[int, int]] | None:
+    def jpeg(self, item: Item, size: Size) -> _Jpeg | None:
         """Return an item's picture as JPEG, and the size of its file in pixels, or None."""
         file = self.frame(item) if size == "frame" else self.file(item)
         if file is None:
@@ -125,31 +122,25 @@ class GalleryPictures:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         box = item.box if item.crop is None and size != "frame" else None
-        return self._keep(key, use_picture(file, _cut(box, size)))
+        made = use_picture(file, _cut(box, size))
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = made
+                self.kept_bytes += len(made[0])
+            while self.kept_bytes > _CACHE_BYTES:
+                _, (old, _) = self._kept.popitem(last=False)
+                self.kept_bytes -= len(old)
+        return made
 
     def clear_cache(self) -> None:
         """Clear the cache after a deletion."""
         with self._lock:
             self._kept.clear()
-            self._bytes = 0
-
-    def _keep(
-        self, key: tuple[str, int, int, Size], made: tuple[bytes, tuple[int, int]]
-    ) -> tuple[bytes, tuple[int, int]]:
-        with self._lock:
-            if key not in self._kept:
-                self._kept[key] = made
-                self._bytes += len(made[0])
-            while self._bytes > _CACHE_BYTES:
-                _, (old, _) = self._kept.popitem(last=False)
-                self._bytes -= len(old)
-        return made
+            self.kept_bytes = 0
 
 
-def _cut(
-    box: tuple[int, int, int, int] | None, size: Size
-) -> Callable[[NDArray[np.uint8]], tuple[bytes, tuple[int, int]]]:
-    def make(pixels: NDArray[np.uint8]) -> tuple[bytes, tuple[int, int]]:
+def _cut(box: tuple[int, int, int, int] | None, size: Size) -> Callable[[NDArray[np.uint8]], _Jpeg]:
+    def make(pixels: NDArray[np.uint8]) -> _Jpeg:
         if box is not None:
             x0, y0, x1, y1 = (max(0, edge) for edge in box)
             part = pixels[y0:y1, x0:x1]
@@ -157,9 +148,3 @@ def _cut(
         return as_jpeg(np.ascontiguousarray(pixels), size)
 
     return make
-
-
-def _is_picture(file: Path) -> bool:
-    from upperson_rt.preprocess import IMAGE_SUFFIXES
-
-    return file.suffix.lower() in IMAGE_SUFFIXES

@@ -3,9 +3,9 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import HTMLResponse, StreamingResponse
@@ -106,10 +106,10 @@ def _record_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
 
     def page(account: Account, check: bool = False, **more: Any) -> Response:
         try:
-            size, lines = service.log_file.stat().st_size, _last_lines(service.log_file)
+            size, lines = service.log.path.stat().st_size, _last_lines(service.log.path)
         except OSError as error:
             raise ProblemError(
-                503, f"the query log {service.log_file} cannot be read: {error.strerror}"
+                503, f"the query log {service.log.path} cannot be read: {error.strerror}"
             ) from error
         given = {"count": None, "dry": True, "days": None, "camera": "", **more}
         return render(
@@ -117,9 +117,9 @@ def _record_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             account,
             info=service.current.now().info(),
             cameras=list(service.cameras(account)),
-            report=verify_log(service.log_file) if check or size <= SOON_BYTES else None,
+            report=verify_log(service.log.path) if check or size <= SOON_BYTES else None,
             megabytes=round(size / 1e6),
-            log_problem=service.log_problem,
+            log_problem=service.log.problem,
             lines=lines,
             **given,
         )
@@ -142,8 +142,7 @@ def _record_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         return page(account, count=count, dry=dry, days=f"{days:g}", camera=camera)
 
 
-@dataclass(frozen=True)
-class _LogLine:
+class _LogLine(NamedTuple):
     """A line of the log, as the page shows it."""
 
     time: str
@@ -167,13 +166,9 @@ def _last_lines(path: Path) -> list[_LogLine]:
             entry = parse_json(line, "a line of the log")
             details = entry.get("details") or {}
             query = entry.get("sentence") or ", ".join(f"{k} {v}" for k, v in details.items() if v)
-            moment = _moment(str(entry["time"]))
-            ids = entry.get("ids", [])
-            found.append(
-                _LogLine(
-                    moment, str(entry["user"]), str(entry["action"]), str(query)[:200], len(ids)
-                )
-            )
+            when = local_time(datetime.fromisoformat(str(entry["time"])).timestamp())
+            user, action = str(entry["user"]), str(entry["action"])
+            found.append(_LogLine(when, user, action, str(query)[:200], len(entry.get("ids", []))))
         except (
             KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError,
             InputError,
@@ -182,9 +177,3 @@ def _last_lines(path: Path) -> list[_LogLine]:
         if len(found) == _LINES:
             break
     return found
-
-
-def _moment(text: str) -> str:
-    import datetime
-
-    return local_time(datetime.datetime.fromisoformat(text).timestamp())

@@ -8,7 +8,6 @@ To prevent replays, used nonces are remembered for as long as they are valid.
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 import re
@@ -113,12 +112,9 @@ class UnauthorizedError(FaultError):
     """A request without valid credentials."""
 
     def __init__(self, reason: str, challenges: Sequence[str] = (), *, problem: str) -> None:
-        """Refuse a request.
+        """Refuse a request, with values of ``WWW-Authenticate``.
 
-        Args:
-            reason: For the client, in one line.
-            challenges: Values of ``WWW-Authenticate``.
-            problem: What is wrong, such as ``replayed``, for tests and logs.
+        ``problem`` is a code for tests and logs, such as ``replayed``.
         """
         super().__init__("Sender", ("NotAuthorized",), reason)
         self.challenges = challenges
@@ -145,38 +141,30 @@ class Authentication:
         )
         kind = child(token, WSSE, "Password")
         if not created or not nonce or kind is None or kind.get("Type") != _PASSWORD_TYPE:
-            raise UnauthorizedError(
-                "a UsernameToken needs Nonce, Created and a digest as Password", problem="malformed"
-            )
+            reason = "a UsernameToken needs Nonce, Created and a digest as Password"
+            raise UnauthorizedError(reason, problem="malformed")
         try:
             given = base64.b64decode(nonce, validate=True)
             at = unix_time("Created", created)
-        except (binascii.Error, ValueError, FaultError) as error:
-            raise UnauthorizedError(
-                "nonce or time of the UsernameToken cannot be read", problem="malformed"
-            ) from error
+        except (ValueError, FaultError) as error:
+            reason = "nonce or time of the UsernameToken cannot be read"
+            raise UnauthorizedError(reason, problem="malformed") from error
         made = password_digest(given, created, self._users.password(name))
         account = self._users.account(name)
         if account is None or not _equal(made, password):
             raise UnauthorizedError("name or password is not known", problem="unknown")
         if abs(self.clock() - at) > _WITHIN_S:
-            raise UnauthorizedError(
-                "the UsernameToken is too old or too new: ask GetSystemDateAndTime",
-                problem="clock_differs",
-            )
+            reason = "the UsernameToken is too old or too new: ask GetSystemDateAndTime"
+            raise UnauthorizedError(reason, problem="clock_differs")
         if len(given) > _LONGEST_NONCE or not self._first_time(name, given, at + _WITHIN_S):
-            raise UnauthorizedError(
-                "this UsernameToken was used before: make a new nonce", problem="replayed"
-            )
+            reason = "this UsernameToken was used before: make a new nonce"
+            raise UnauthorizedError(reason, problem="replayed")
         return account
 
     def by_digest(self, header: str, method: str, target: str) -> Account:
         """Return the account of an ``Authorization: Digest`` header; raises UnauthorizedError.
 
-        Args:
-            header: The text after the word Digest.
-            method: Of the request.
-            target: Path and query as they were sent.
+        ``header`` is the text after the word Digest, ``target`` path and query as they were sent.
         """
         try:
             given = parse_keqv_list(parse_http_list(header))
@@ -186,9 +174,8 @@ class Authentication:
             if given["qop"] != "auth" or given["realm"] != _REALM or given["uri"] != target:
                 raise ValueError
         except (ValueError, KeyError, IndexError) as error:
-            raise self.challenge(
-                "the Digest cannot be read, or is for another address", problem="malformed"
-            ) from error
+            reason = "the Digest cannot be read, or is for another address"
+            raise self.challenge(reason, problem="malformed") from error
 
         def of(*parts: str) -> str:
             return hashed(":".join(parts).encode(), usedforsecurity=False).hexdigest()
@@ -201,9 +188,8 @@ class Authentication:
             raise self.challenge("name or password is not known", problem="unknown")
         until = int(start.partition("-")[0], 16) + _WITHIN_S
         if until < self.clock():
-            raise self.challenge(
-                "the nonce of the Digest is too old: take a new one", problem="nonce_expired"
-            )
+            reason = "the nonce of the Digest is too old: take a new one"
+            raise self.challenge(reason, problem="nonce_expired")
         if not self._first_time(name, f"{nonce} {count}".encode(), until):
             raise self.challenge("this Digest was used before: count up", problem="replayed")
         return account
@@ -213,14 +199,11 @@ class Authentication:
         start = f"{int(self.clock()):x}-{secrets.token_hex(8)}"
         nonce = f"{start}-{self._sealed(start)}"
         stale = ", stale=true" if problem == "nonce_expired" else ""
-        return UnauthorizedError(
-            reason,
-            [
-                f'Digest realm="{_REALM}", qop="auth", nonce="{nonce}", algorithm={name}{stale}'
-                for name in _HASHES
-            ],
-            problem=problem,
-        )
+        challenges = [
+            f'Digest realm="{_REALM}", qop="auth", nonce="{nonce}", algorithm={name}{stale}'
+            for name in _HASHES
+        ]
+        return UnauthorizedError(reason, challenges, problem=problem)
 
     def _sealed(self, start: str) -> str:
         return hmac.digest(self._key, start.encode(), "sha256").hex()[:32]

@@ -84,10 +84,7 @@ def no_room(reason: str) -> FaultError:
 class SearchSessions:
     """The search sessions of a server."""
 
-    def __init__(
-        self,
-        is_over: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def __init__(self, is_over: Callable[[], bool]) -> None:
         """Keep sessions until ``is_over`` returns that the server ends."""
         self.clock: Callable[[], float] = time.monotonic
         """Monotonic seconds, for the age of sessions."""
