@@ -83,9 +83,10 @@ class CredentialFile(Generic[C]):
         return tuple(entry for entry in self._held[1] if not entry.has_expired())
 
     def _read_to_accept(self) -> tuple[C, ...]:
-        if self.is_private and self._path.is_file():
+        entries = self.read(self._path)
+        if self.is_private:
             require_private(self._path)
-        return self.read(self._path)
+        return entries
 
     @classmethod
     def read(cls, path: Path) -> tuple[C, ...]:

@@ -3,9 +3,10 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import HTMLResponse, StreamingResponse
@@ -142,7 +143,8 @@ def _record_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         return page(account, count=count, dry=dry, days=f"{days:g}", camera=camera)
 
 
-class _LogLine(NamedTuple):
+@dataclass(frozen=True)
+class _LogLine:
     """A line of the log, as the page shows it."""
 
     time: str

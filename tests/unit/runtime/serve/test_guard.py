@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 
+from upperson_console import guard
 from upperson_console.guard import Guard
 
 WITHIN_S = 0.2
@@ -18,17 +20,13 @@ async def answered(app, method, path, headers=None, first=b"", more=True, client
     headers = {"host": "127.0.0.1:8480", **(headers or {})}
     scope = {
         "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
         "method": method,
         "scheme": "http",
         "path": path,
         "raw_path": path.encode(),
-        "root_path": "",
         "query_string": b"",
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         "client": (client, 1),
-        "server": ("127.0.0.1", 8480),
     }
     messages = [{"type": "http.request", "body": first, "more_body": more}]
     answer = []
@@ -51,9 +49,7 @@ FORM = {"content-type": "application/x-www-form-urlencoded", "content-length": "
 
 def test_a_body_that_never_ends_has_a_deadline(guarded):
     guarded.app._body_within_s = (30.0, WITHIN_S)
-    status, headers, body = asyncio.run(
-        answered(guarded.app, "POST", "/login", FORM, first=b"t", more=True)
-    )
+    status, headers, body = asyncio.run(answered(guarded.app, "POST", "/login", FORM, first=b"t"))
     assert (status, headers["connection"]) == (408, "close")
     assert headers["content-type"] == "application/problem+json"
     assert json.loads(body)["code"] == "body_timeout"
@@ -69,11 +65,10 @@ def test_anonymous_bodies_that_never_end_keep_no_client_out(guarded, own):
     app = guarded.app
 
     async def run():
+        clients = [me if own else f"10.1.0.{n}" for n in range(64)]
         idle = [
-            asyncio.create_task(
-                answered(app, "POST", "/login", FORM, b"t", client=me if own else f"10.1.0.{n}")
-            )
-            for n in range(64)
+            asyncio.create_task(answered(app, "POST", "/login", FORM, b"t", client=client))
+            for client in clients
         ]
         while len(app._anonymous) < 64:
             await asyncio.sleep(0.01)
@@ -106,15 +101,15 @@ def test_a_failed_request_releases_its_place(known):
     async def broken(scope, receive, send):
         raise RuntimeError("broken")
 
-    guard = Guard(broken, sender=lambda scope: "anna" if known else None)
+    made = Guard(broken, sender=lambda scope: "anna" if known else None)
 
     async def run():
         for _ in range(100):
             with pytest.raises(RuntimeError, match="broken"):
-                await answered(guard, "GET", "/search", more=False)
+                await answered(made, "GET", "/search", more=False)
 
     asyncio.run(run())
-    assert guard.refused == len(guard._authenticated) == len(guard._anonymous) == 0
+    assert made.refused == len(made._authenticated) == len(made._anonymous) == 0
 
 
 @pytest.mark.parametrize("length", [{"content-length": "100000"}, {}])
@@ -135,9 +130,23 @@ def test_a_large_body_needs_a_token(guarded, length):
     assert (status, code) == (422, "json_text_too_long")
 
 
+def test_a_large_body_is_read_slowly(monkeypatch):
+    """Other requests run between its parts."""
+    monkeypatch.setattr(guard, "_LARGE_BYTES_PER_S", 20 << 20)
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    began = time.monotonic()
+    made = Guard(app, sender=lambda scope: "anna")
+    asyncio.run(answered(made, "POST", "/pictures", first=bytes(4 << 20), more=False))
+    assert time.monotonic() - began >= 0.2
+
+
 def test_what_is_too_large_is_refused_and_discarded_for_a_while_only(reader):
     length = {"content-length": "9" * 5000}
     assert asyncio.run(answered(reader.app, "POST", "/marks", length, more=False))[0] == 413
-    guard = Guard(None, body_within_s=(WITHIN_S, WITHIN_S))
+    made = Guard(None, body_within_s=(WITHIN_S, WITHIN_S))
     length = {"content-length": str(100 << 20)}
-    assert asyncio.run(answered(guard, "POST", "/picture", length, first=b"x"))[0] == 413
+    assert asyncio.run(answered(made, "POST", "/picture", length, first=b"x"))[0] == 413

@@ -51,6 +51,7 @@ def test_a_queue_has_bounds_and_a_failed_request_frees_its_slot():
             pass
     assert found.value.retry_after_s >= 1
     assert (queue.waiting, queue.served, queue.refused) == (0, 5, 1)
+    assert queue._usual_s < 0.1  # Shorter requests than expected lower the estimate.
 
 
 def test_the_oldest_holder_of_the_busiest_network_is_evicted():
