@@ -19,7 +19,7 @@ from upperson_console.accounts import Access, Account
 from upperson_console.bounds import BoundedRoute, check_json
 from upperson_console.models import Id, Name, SearchIn, SearchOut, item_fields
 from upperson_console.pictures import PIECE_BYTES, Size
-from upperson_console.problems import MEDIA_TYPE, ProblemError
+from upperson_console.problems import MEDIA_TYPE, ProblemError, missing
 from upperson_console.rendering import server_metrics
 from upperson_console.results import ConsoleResult, run_search, write_evidence
 from upperson_console.search import LONGEST_SENTENCE
@@ -293,7 +293,7 @@ def picture_response(service: ConsoleService, account: Account, id_: int, size: 
     made = service.pictures.jpeg(item, size)
     if made is None:
         what = "frame" if size == "frame" else "picture"
-        raise ProblemError(404, f"no {what} of {id_} is kept", code=f"{what}_not_kept")
+        raise missing(f"no {what} of {id_} is kept", f"{what}_not_kept")
     return Response(made[0], media_type="image/jpeg", headers=PICTURE_HEADERS)
 
 
@@ -305,11 +305,7 @@ def zip_response(
     there = ((id_, found[id_][0]) for id_ in ids if id_ in found)
     items = [(id_, item) for id_, item in there if account.sees(item.camera)]
     if not items:
-        raise ProblemError(
-            404,
-            "none of these pictures is there; they may have been deleted",
-            code="picture_not_found",
-        )
+        raise missing("none of these pictures is there; they may have been deleted")
     encoder = service.encoder
     model = {"fingerprint": encoder.fingerprint, "variant": encoder.variant}
     about = {"user": account.name, "search": query}

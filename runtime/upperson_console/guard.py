@@ -90,7 +90,6 @@ class Guard:
         app: ASGIApp,
         names: Iterable[str] = (),
         sender: Callable[[Scope], str | None] = lambda scope: "",
-        body_within_s: tuple[float, float] = (_BODY_WITHIN_S, _ANONYMOUS_BODY_WITHIN_S),
         apart: str | None = None,
         large: Collection[str] | None = None,
     ) -> None:
@@ -102,7 +101,6 @@ class Guard:
                 the machine.
             sender: Returns the name of the account of a request's scope; None without a valid
                 token or session.
-            body_within_s: Deadlines for a whole body, with and without a valid token, in seconds.
             apart: Path below which the application itself authenticates requests as it reads them.
                 They may be large, and have a concurrency limit of their own.
             large: Paths that take bodies above `MOST_SMALL_BYTES`; by default all.
@@ -112,7 +110,8 @@ class Guard:
         self._large = large
         self._large_bodies = asyncio.Semaphore(_MOST_LARGE)
         self._shares: dict[str, _Share] = {}
-        self._body_within_s = body_within_s
+        self.body_within_s = _BODY_WITHIN_S, _ANONYMOUS_BODY_WITHIN_S
+        """Deadlines for a whole body, with and without a valid token."""
         own = socket.gethostname().lower()
         self._names = {"localhost", own, own.partition(".")[0], *(n.lower() for n in names)}
         self._apart = apart
@@ -138,7 +137,7 @@ class Guard:
         if may_send_large:
             is_large = is_apart or self._large is None or scope["path"] in self._large
             most_bytes = MOST_BODY_BYTES if is_large else MOST_SMALL_BYTES
-        within_s = self._body_within_s[0 if may_send_large else 1]
+        within_s = self.body_within_s[0 if may_send_large else 1]
         body = _Body(receive, within_s, most_bytes)
         problem = self._problem(scope, headers, body)
         if scope["path"] in _ALWAYS:
@@ -195,12 +194,9 @@ class Guard:
     def _problem(self, scope: Scope, headers: Headers, body: "_Body") -> ProblemError | None:
         host = headers.get("host", "")
         if not self._is_known(host):
-            return ProblemError(
-                421,
-                "this server is not known by the name in the header Host: start it with  "
-                "--name NAME  if it should be",
-                code="host_unknown",
-            )
+            what = "this server is not known by the name in the header Host"
+            advice = "start it with  --name NAME  if it should be"
+            return ProblemError(421, f"{what}: {advice}", code="host_unknown")
         origin = headers.get("origin")
         own = f"{scope['scheme']}://{host}"
         unsafe = scope["method"] not in _SAFE

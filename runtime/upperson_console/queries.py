@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from upperson_console.limits import RequestQueue
 from upperson_console.pictures import as_jpeg, read_upload
-from upperson_console.problems import ProblemError
+from upperson_console.problems import missing
 from upperson_console.user_state import QueryPicture, UserState
 from upperson_rt.encoder import Encoder, Progress
 from upperson_rt.tokenizer import TokenBatch
@@ -75,11 +75,8 @@ class QueryPictures:
         """Return a kept picture."""
         picture = self._user_state.picture(id_, self._encoder.fingerprint)
         if picture is None:
-            raise ProblemError(
-                404,
-                "the picture of this search is not kept any more: send it again",
-                code="query_picture_not_found",
-            )
+            what = "the picture of this search is not kept any more: send it again"
+            raise missing(what, "query_picture_not_found")
         return picture
 
     def embed(self, inputs: Sequence[str | IO[bytes]]) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from upperson_console.accounts import Account
 from upperson_console.current import CurrentGallery
 from upperson_console.limits import RequestQueue
 from upperson_console.pictures import GalleryPictures
-from upperson_console.problems import ProblemError
+from upperson_console.problems import ProblemError, missing
 from upperson_console.queries import QueryPictures, QueuedEncoder
 from upperson_console.search import Search
 from upperson_console.user_state import UserState
@@ -107,11 +107,7 @@ class ConsoleService:
         """Return an item and its (D,) vector."""
         found = self.gallery.get([id_]).get(id_)
         if found is None or not account.sees(found[0].camera):
-            raise ProblemError(
-                404,
-                f"there is no picture {id_}; it may have been deleted",
-                code="picture_not_found",
-            )
+            raise missing(f"there is no picture {id_}; it may have been deleted")
         return found
 
     def person(self, account: Account, id_: int) -> TrackViews:
@@ -175,7 +171,7 @@ class ConsoleService:
         """Keep the marks of a search."""
         found = self.gallery.get([*search.yes, *search.no])
         if any(not account.sees(item.camera) for item, _ in found.values()):
-            raise ProblemError(404, "there is no such picture", code="picture_not_found")
+            raise missing("there is no such picture")
         hits = _unscored((id_, item) for id_, (item, _) in found.items())
         self.note_search(account, search, hits, len(hits), {}, action="mark")
         self.user_state.set_marks(account.name, search.marks_key, [*search.yes], [*search.no])
@@ -278,9 +274,7 @@ def _unscored(items: Iterable[tuple[int, Item]]) -> list[Hit]:
 
 
 def _no_track() -> ProblemError:
-    return ProblemError(
-        404, "there is no such track; it may have been deleted", code="track_not_found"
-    )
+    return missing("there is no such track; it may have been deleted", "track_not_found")
 
 
 def _require_reason(reason: str) -> str:

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from upperson_console.accounts import Access, Account
 from upperson_console.bounds import BoundedRoute
 from upperson_console.live import Live
-from upperson_console.problems import ProblemError
+from upperson_console.problems import ProblemError, missing
 from upperson_console.rendering import render, templates
 from upperson_console.service import ConsoleService
 from upperson_rt.errors import InputError
@@ -46,7 +46,7 @@ def side_routes(service: ConsoleService, access: Access, live: Live) -> APIRoute
         item, _ = service.item(account, id)
         made = service.pictures.jpeg(item, "frame")
         if made is None:
-            raise ProblemError(404, f"no frame of picture {id} is kept", code="frame_not_found")
+            raise missing(f"no frame of picture {id} is kept", "frame_not_found")
         items: list[tuple[int, Item]] = [(id, item)]
         service.note_items(account, "view", items, {"frame": str(id)})
         return render("frame", account, id=id, item=item, size=made[1])

@@ -15,8 +15,9 @@ from tests.helpers.console import ODD, id_of, problem
 from tests.helpers.gallery_places import some_vectors
 from tests.helpers.toy_bundle import draw_person, make_toy_bundle
 from upperson_console import current
+from upperson_console.problems import problem_of
 from upperson_rt.bundle import open_encoder
-from upperson_rt.errors import InputError
+from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.crops import name_with_hash
 from upperson_rt.log_chain import verify_log
@@ -175,30 +176,22 @@ def test_a_gallery_that_cannot_be_written_to_is_searched_and_keeps_all(console, 
     assert console.client.search(sentence="red").json()["total"] == 18
 
 
-@pytest.mark.parametrize(
-    ("path", "status"),
-    [
-        ("/?q=red&since=2026-11-25T10:00&until=2026-11-25T09:00", 422),
-        ("/?q=red&where=floor", 422),
-        ("/?like=abc", 422),
-        ("/?picture=00000000000000000000000000000000", 404),
-        ("/?like=123456", 404),
-        ("/people/9999999999999999999999", 404),
-        ("/people/99", 404),
-        ("/people/abc", 422),
-        ("/nowhere", 404),
-    ],
-)
-def test_a_wrong_address_is_reported_on_a_page(reader, path, status):
-    answer = reader.client.get(path)
-    assert answer.status_code == status
-    assert answer.headers["content-type"].startswith("text/html")
-    assert "Traceback" not in answer.text
-
-
-@pytest.mark.parametrize(
-    ("path", "form"),
-    [
+def test_wrong_addresses_and_forms_are_reported_on_a_page(reader):
+    for path, status in {
+        "/?q=red&since=2026-11-25T10:00&until=2026-11-25T09:00": 422,
+        "/?q=red&where=floor": 422,
+        "/?like=abc": 422,
+        f"/?picture={'0' * 32}": 404,
+        "/?like=123456": 404,
+        "/people/9999999999999999999999": 404,
+        "/people/99": 404,
+        "/people/abc": 422,
+        "/nowhere": 404,
+    }.items():
+        answer = reader.client.get(path)
+        assert (answer.status_code, "Traceback" in answer.text) == (status, False), path
+        assert answer.headers["content-type"].startswith("text/html")
+    for path, form in (
         ("/delete", {"ids": "9" * 5000}),
         ("/delete", {"ids": "1 two"}),
         ("/saved/forget", {"saved": "9" * 23}),
@@ -206,12 +199,15 @@ def test_a_wrong_address_is_reported_on_a_page(reader, path, status):
         ("/export", {"ids": "9" * 23}),
         ("/export", {"ids": "-1"}),
         ("/marks", {"address": "q=red", "no": "9" * 5000}),
-    ],
-)
-def test_numbers_that_are_too_large_are_reported_on_a_page(reader, path, form):
-    answer = reader.client.post(path, data=form)
-    assert answer.status_code == 422
-    assert answer.headers["content-type"].startswith("text/html")
+    ):
+        answer = reader.client.post(path, data=form)
+        assert answer.status_code == 422, form
+        assert answer.headers["content-type"].startswith("text/html")
+
+
+def test_errors_of_the_core_have_a_status():
+    for error, status in ((UsageError, 422), (InputError, 422), (BackendError, 503)):
+        assert problem_of(error("why")).status == status
 
 
 def test_a_defect_is_one_line_of_the_log_and_has_no_traceback(console, monkeypatch, caplog):

@@ -48,7 +48,7 @@ FORM = {"content-type": "application/x-www-form-urlencoded", "content-length": "
 
 
 def test_a_body_that_never_ends_has_a_deadline(guarded):
-    guarded.app._body_within_s = (30.0, WITHIN_S)
+    guarded.app.body_within_s = (30.0, WITHIN_S)
     status, headers, body = asyncio.run(answered(guarded.app, "POST", "/login", FORM, first=b"t"))
     assert (status, headers["connection"]) == (408, "close")
     assert headers["content-type"] == "application/problem+json"
@@ -147,6 +147,7 @@ def test_a_large_body_is_read_slowly(monkeypatch):
 def test_what_is_too_large_is_refused_and_discarded_for_a_while_only(reader):
     length = {"content-length": "9" * 5000}
     assert asyncio.run(answered(reader.app, "POST", "/marks", length, more=False))[0] == 413
-    made = Guard(None, body_within_s=(WITHIN_S, WITHIN_S))
+    made = Guard(None)
+    made.body_within_s = (WITHIN_S, WITHIN_S)
     length = {"content-length": str(100 << 20)}
     assert asyncio.run(answered(made, "POST", "/picture", length, first=b"x"))[0] == 413

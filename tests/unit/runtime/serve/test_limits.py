@@ -71,15 +71,12 @@ def test_the_oldest_holder_of_the_busiest_network_is_evicted():
     assert full.acquire("b", gone.clear) is None
 
 
-@pytest.mark.parametrize(
-    ("address", "network"),
-    [
-        ("10.1.2.3", "10.1.2.3"),
-        ("::ffff:10.1.2.3", "10.1.2.3"),
-        ("2001:db8:1:2:3::9", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("", ""),
-    ],
-)
-def test_an_address_stands_for_its_network(address, network):
-    assert network_of(address) == network
+def test_an_address_stands_for_its_network():
+    for address, network in {
+        "10.1.2.3": "10.1.2.3",
+        "::ffff:10.1.2.3": "10.1.2.3",
+        "2001:db8:1:2:3::9": "2001:db8:1:2::/64",
+        "fe80::1%eth0": "fe80::/64",
+        "": "",
+    }.items():
+        assert network_of(address) == network

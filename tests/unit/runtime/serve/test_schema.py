@@ -134,6 +134,10 @@ def test_embeddings_are_the_gallerys(reader, red_jpeg, monkeypatch):
     for wrong in (url[:100] + "=" + url[101:], "data:image/jpeg;base64,***", "data:text/plain,x"):
         problem(embed(input=wrong), 422, "data_url_malformed")
     problem(embed(input=""), 422)
+    pauses = []  # Others run between the parts of a long request.
+    monkeypatch.setattr(reader.service.queue, "pause", lambda: pauses.append(1))
+    assert embed(input=["red"] * 9).status_code == 200
+    assert len(pauses) == 3
     # A sentence has the same limit as in a search.
     assert embed(input=["r" * 2000, "red"]).status_code == 200
     problem(embed(input=["r" * 2001, "red"]), 422, "sentence_too_long")

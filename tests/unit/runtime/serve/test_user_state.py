@@ -1,5 +1,6 @@
 """The user state store is as it was written, or refused."""
 
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -142,13 +143,12 @@ def test_an_upgrade_is_done_as_a_whole_or_not_at_all(old_file):
     assert sums(old_file) == OLD_SUMS
 
 
-@pytest.mark.parametrize("tables", [["pictures"], ["pictures", "saved", "marks"]])
-def test_a_half_upgraded_file_is_finished(old_file, tables):
-    with closing(sqlite3.connect(old_file)) as connection:
-        for table in tables:
+def test_a_half_upgraded_file_is_finished(old_file):
+    for table in ("pictures", "saved", "marks"):
+        with closing(sqlite3.connect(old_file)) as connection:
             connection.execute(f"ALTER TABLE {table} ADD COLUMN checksum INTEGER")
-    test_what_was_written_is_there_again(old_file)
-    assert sums(old_file) == OLD_SUMS
+        test_what_was_written_is_there_again(shutil.copy(old_file, old_file.with_name(table)))
+        assert sums(old_file.with_name(table)) == OLD_SUMS
 
 
 def test_consoles_that_start_at_once_upgrade_once(tmp_path):

@@ -47,6 +47,11 @@ def take(search, token, **more):
     return search.GetNLSearchResults(SearchToken=token, **more)
 
 
+def outcome(found):
+    """The state of a search, and the number of results that were returned."""
+    return found.SearchState, len(found.Result)
+
+
 def add_red(onvif, key="new", seconds=86_000.0, **more):
     """Record a person in red, by default after all others."""
     file = draw_person(onvif.log.with_name(f"{key}.png"), "red", seed=3)
@@ -111,31 +116,27 @@ def test_ranges(vms):
     assert [one.Time for one in found.Result] == [max(times)]
     assert min(times) < at(21)
     between = {**ALL, "StartPoint": at(21), "EndPoint": at(599)}
-    found = take(vms, find(vms, **between))
-    assert (found.SearchState, found.Result) == ("Completed", [])
+    assert outcome(take(vms, find(vms, **between))) == ("Completed", 0)
     back = {**ALL, "StartPoint": ALL["EndPoint"], "EndPoint": ALL["StartPoint"]}
     token = find(vms, **back)
     assert uuids(take(vms, token)) == uuids(whole)
     assert vms.EndSearch(token) == ALL["StartPoint"]
     token = vms.SearchImageByNL(Text="red", StartPoint=at(0), KeepAliveTime=MINUTE)
-    found = take(vms, token)
-    assert (found.SearchState, len(found.Result)) == ("Completed", 12)
+    assert outcome(take(vms, token)) == ("Completed", 12)
     assert vms.EndSearch(token) == LATEST
 
 
 def test_a_range_that_goes_on_is_through_at_its_end(onvif):
     vms = onvif.client().search
     token = find(vms, **LIVE)
-    first = take(vms, token)
-    assert (first.SearchState, len(first.Result)) == ("Searching", 12)
+    assert outcome(take(vms, token)) == ("Searching", 12)
     add_red(onvif)
     add_red(onvif, "too late", seconds=90_001.0)
     second = take(vms, token)
     assert (second.SearchState, len(second.Result)) == ("Searching", 1)
     assert second.Result[0].Time == at(86_000)
     onvif.sessions.now = lambda: START + 90_001
-    third = take(vms, token)
-    assert (third.SearchState, third.Result) == ("Completed", [])
+    assert outcome(take(vms, token)) == ("Completed", 0)
     assert vms.EndSearch(token) == LIVE["EndPoint"]
 
 
@@ -156,8 +157,7 @@ def test_similarity_is_the_least_of_a_result(vms):
     over = take(vms, token)
     assert over.SearchState == "Completed"
     assert len(over.Result) == sum(one.Similarity >= least for one in found) >= 4
-    none = take(vms, find(vms, Similarity=1.0))
-    assert (none.SearchState, none.Result) == ("Completed", [])
+    assert outcome(take(vms, find(vms, Similarity=1.0))) == ("Completed", 0)
 
 
 def test_no_result_comes_twice(shared, vms):
@@ -233,13 +233,14 @@ def test_it_waits_for_enough_results(onvif):
 
 def test_it_waits_for_the_given_time_only_for_what_can_come(vms):
     for query, count in ((ALL, 12), ({"MaxMatches": 2, **LIVE}, 2)):
-        found = take(vms, find(vms, **query), MinResults=100, WaitTime="PT1H")
-        assert (found.SearchState, len(found.Result)) == ("Completed", count)
+        assert outcome(take(vms, find(vms, **query), MinResults=100, WaitTime="PT1H")) == (
+            "Completed",
+            count,
+        )
     token = find(vms, **LIVE)
     assert len(take(vms, token).Result) == 12
     for more in ({"MinResults": 1}, {"MaxResults": 9}, {}):
-        found = take(vms, token, WaitTime="PT0.05S", **more)
-        assert (found.SearchState, found.Result) == ("Searching", [])
+        assert outcome(take(vms, token, WaitTime="PT0.05S", **more)) == ("Searching", 0)
     for more in ({"MinResults": 0}, {}):  # Without a time it does not wait.
         assert take(vms, token, **more).Result == []
 
@@ -305,8 +306,7 @@ def test_a_busy_encoder_refuses_searches(onvif):
     with fault("Action", "ResourceProblem"):
         find(vms)
     assert len(onvif.sessions._sessions) == 1
-    found = take(vms, token)
-    assert (found.SearchState, found.Result) == ("Queued", [])
+    assert outcome(take(vms, token)) == ("Queued", 0)
     queue.waiting = 0
     assert len(take(vms, token).Result) == 12
 
@@ -427,8 +427,7 @@ def test_pictures_without_camera_or_time_are_of_no_recording(onvif):
     onvif.service.gallery.delete_where(Filter(camera="gate"))
     onvif.service.current.last.has_changed()
     door = onvif.client("door").search
-    found = take(door, find(door))
-    assert (found.SearchState, found.Result) == ("Completed", [])
+    assert outcome(take(door, find(door))) == ("Completed", 0)
     line = log_lines(onvif)[-1]  # No camera does not mean all.
     assert ("camera" in line["filter"], line["details"]["cameras"]) == (False, [])
 
