@@ -79,7 +79,6 @@ class _Defects:
         self._respond = respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
         started = False
 
         async def send_and_note(message: Message) -> None:

@@ -154,7 +154,6 @@ class Listener:
         place: socket.socket,
         tls: ssl.SSLContext | None,
     ) -> None:
-        """Begin to accept."""
         self._loop, self._make, self._place, self._tls = loop, make, place, tls
         self._beginning: dict[asyncio.Task[None], socket.socket] = {}
         self._had_many = False

@@ -174,7 +174,6 @@ class Guard:
         send: Send,
         problem: ProblemError | None,
     ) -> None:
-        """Answer a request of an account within the account's limits."""
         share.there += 1
         try:
             async with AsyncExitStack() as stack:

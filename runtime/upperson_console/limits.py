@@ -32,7 +32,6 @@ class RequestQueue:
     """A bounded queue, round robin over clients. Safe to use from several threads."""
 
     def __init__(self, running: int = 1, waiting: int = 8) -> None:
-        """Allow ``running`` requests at a time, and ``waiting`` more."""
         self._free, self._most = running, running + waiting
         self._queue: OrderedDict[str, deque[threading.Event]] = OrderedDict()
         """Waiting requests by client; the client whose turn is next comes first."""
@@ -114,7 +113,6 @@ class ConcurrencyLimit:
     """
 
     def __init__(self, most: int) -> None:
-        """Allow so many holders at a time."""
         self._most = most
         self._waiting: dict[object, tuple[str, Callable[[], None]]] = {}
         """Oldest first: network, and what evicts the holder."""

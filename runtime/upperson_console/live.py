@@ -68,7 +68,6 @@ class Live:
     """Reads the metrics of processes. Safe for several threads."""
 
     def __init__(self, sources: Sequence[str]) -> None:
-        """Read these sources, see `check_source`."""
         self._sources = list(sources)
         self._lock = threading.Lock()
         self._before: dict[str, tuple[float, float]] = {}
@@ -193,7 +192,6 @@ def _downloaded(address: str) -> bytes:
 
 
 def _sums(text: str) -> _Sums:
-    """Return sums by metric and camera."""
     values: _Sums = {}
     try:
         for family in text_string_to_metric_families(text):

@@ -44,7 +44,6 @@ def _written_time(value: object) -> object:
 
 
 def _iso(time: float | None) -> str | None:
-    """Return unix seconds as ISO 8601 with this machine's zone."""
     if time is None:
         return None
     moment = datetime.datetime.fromtimestamp(time, datetime.timezone.utc)

@@ -64,7 +64,6 @@ def _zone() -> str:
 
 
 def _input_time(seconds: float | None) -> str:
-    """Return a time as the value of an HTML input."""
     return local_time(seconds).replace(" ", "T")
 
 

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from upperson_console.accounts import Account
 from upperson_console.current import CurrentGallery
 from upperson_console.limits import RequestQueue
-from upperson_console.pictures import GalleryPictures
+from upperson_console.pictures import GalleryPictures, QueryPictures, QueuedEncoder
 from upperson_console.problems import ProblemError, missing
-from upperson_console.queries import QueryPictures, QueuedEncoder
 from upperson_console.search import Search
 from upperson_console.user_state import UserState
 from upperson_rt.encoder import Encoder

@@ -30,7 +30,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -244,6 +244,7 @@ class Watcher:
         spawn = multiprocessing.get_context("spawn")
         self._end, self.pid = spawn.Event(), running.process.pid
         self._file = running.output.with_name(f"searches-{anew}")
+        self._file.touch()
         verified = None if verify is None else str(verify)
         arguments = (running.url, token, verified, anew, self._file, self._end)
         self._process = spawn.Process(target=_search_on, args=arguments, daemon=True)
@@ -280,13 +281,10 @@ class Watcher:
 def requests(trials: int, at_once: int, seed: int, only: str, quiet_s: float = 10.0) -> None:
     """Send hostile requests, and print what they did."""
     rng = random.Random(seed)
-    names = [name for name in KINDS if only in name]
-    made = {name: KINDS[name]() for name in names}
-    order = [names[n % len(names)] for n in range(trials)]
+    made = {name: make() for name, make in KINDS.items() if only in name}
+    order = [name for name, _ in zip(itertools.cycle(made), range(trials), strict=False)]
     rng.shuffle(order)
     with tempfile.TemporaryDirectory() as folder, console(Path(folder)) as (running, tokens, huge):
-        host = running.url.removeprefix("http://").partition(":")
-        place = host[0], int(host[2])
         watcher = Watcher(running, tokens["anna"])
         time.sleep(3)
         began = time.monotonic()
@@ -300,65 +298,72 @@ def requests(trials: int, at_once: int, seed: int, only: str, quiet_s: float = 1
             if b"ID" in request.body[:20]:
                 request = request._replace(body=request.body.replace(b"ID", huge.encode()))
             user = "olga" if "export" in name else f"vera{rng.randrange(HOSTILE)}"
-            return name, _status(place, request, tokens[user]), time.monotonic() - began
+            status = _status(place_of(running), request, tokens[user])
+            return name, status, time.monotonic() - began
 
         began = time.monotonic()
         with ThreadPoolExecutor(at_once) as pool:
             done = [*pool.map(send, order)]
-        took = time.monotonic() - began
-        print(f"{trials} requests, {at_once} at once: {took:.0f} s", flush=True)
-        for name in names:
+        print(f"{trials} requests, {at_once} at once: {time.monotonic() - began:.0f} s", flush=True)
+        for name in made:
             statuses = Counter(status for one, status, _ in done if one == name)
-            longest = max(took for one, _, took in done if one == name)
+            longest = max((took for one, _, took in done if one == name), default=0.0)
             print(f"  {name}: {dict(statuses)}, longest {longest:.1f} s")
         print(f"meanwhile: {watcher.since(began)}")
         peak = watcher.mib("VmHWM")
         print(f"most {peak:.0f} MiB, {peak - idle:.0f} above idle")
         time.sleep(quiet_s)
-        print(
-            f"after {quiet_s:g} s: {watcher.mib() - idle:+.0f} MiB, ended {running.process.poll()}"
-        )
+        left = watcher.mib() - idle
+        print(f"after {quiet_s:g} s: {left:+.0f} MiB, ended {running.process.poll()}")
         watcher.end()
         print(f"log: {running.errors.stat().st_size} bytes")
 
 
 def handshakes(rate: float, seconds: float, descriptors: int) -> None:
     """Open connections with TLS that never shake hands, and print what they did."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         certificate, key = written(folder, bits=None)
         tls = ("--tls-cert", certificate, "--tls-key", key)
-        with console(folder, *tls) as (running, tokens, _):
-            resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (descriptors,) * 2)
-            kept = Watcher(running, tokens["anna"], certificate)
-            anew = Watcher(running, tokens["anna"], certificate, anew=True)
-            time.sleep(4)
-            began = time.monotonic()
-            time.sleep(5)
-            idle, place = kept.mib(), running.url.removeprefix("https://").partition(":")
-            print(f"idle {idle:.0f} MiB, {kept.descriptors()} descriptors of {descriptors}")
+        running, tokens, _ = stack.enter_context(console(folder, *tls))
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (descriptors,) * 2)
+        kept, anew = (Watcher(running, tokens["anna"], certificate, anew) for anew in (False, True))
+
+        def report(began: float) -> None:
             print(f"one connection: {kept.since(began)}\nnew ones: {anew.since(began)}", flush=True)
-            began, opened, most, memory = time.monotonic(), [], 0, 0.0
-            while (passed := time.monotonic() - began) < seconds:
-                while len(opened) < passed * rate:
-                    one = socket.socket()
-                    one.setblocking(False)
-                    one.connect_ex((place[0], int(place[2])))
-                    opened.append(one)
-                most, memory = max(most, kept.descriptors()), max(memory, kept.mib())
-                time.sleep(0.01)
-            print(f"{len(opened)} connections in {seconds:g} s: {most} descriptors at most")
-            print(f"one connection: {kept.since(began)}\nnew ones: {anew.since(began)}")
-            for one in opened:
-                one.close()
-            content = running.errors.read_bytes()
-            print(f"log {len(content)} bytes, {content.count(b'Traceback')} tracebacks")
-            after = time.monotonic()
-            time.sleep(10)
-            print(f"most {memory - idle:+.0f} MiB, 10 s after the end {kept.mib() - idle:+.0f} MiB")
-            print(f"new ones after the end: {anew.since(after)}; ended {running.process.poll()}")
-            kept.end()
-            anew.end()
+
+        time.sleep(4)
+        began = time.monotonic()
+        time.sleep(5)
+        idle = kept.mib()
+        print(f"idle {idle:.0f} MiB, {kept.descriptors()} descriptors of {descriptors}")
+        report(began)
+        began, opened, most, memory = time.monotonic(), [], 0, 0.0
+        while (passed := time.monotonic() - began) < seconds:
+            while len(opened) < passed * rate:
+                opened.append(socket.socket())
+                opened[-1].setblocking(False)
+                opened[-1].connect_ex(place_of(running))
+            most, memory = max(most, kept.descriptors()), max(memory, kept.mib())
+            time.sleep(0.01)
+        print(f"{len(opened)} connections in {seconds:g} s: {most} descriptors at most")
+        report(began)
+        for one in opened:
+            one.close()
+        content = running.errors.read_bytes()
+        print(f"log {len(content)} bytes, {content.count(b'Traceback')} tracebacks")
+        after = time.monotonic()
+        time.sleep(10)
+        print(f"most {memory - idle:+.0f} MiB, 10 s after the end {kept.mib() - idle:+.0f} MiB")
+        print(f"new ones after the end: {anew.since(after)}; ended {running.process.poll()}")
+        kept.end()
+        anew.end()
+
+
+def place_of(running: Served) -> tuple[str, int]:
+    """Return host and port of a console."""
+    host, _, port = running.url.partition("://")[2].partition(":")
+    return host, int(port)
 
 
 def main() -> None:

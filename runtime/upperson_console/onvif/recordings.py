@@ -58,7 +58,6 @@ class Recordings:
     """The search service over a gallery."""
 
     def __init__(self, service: ConsoleService, sessions: SearchSessions) -> None:
-        """Search with a console's use cases, in search sessions."""
         self.sessions = sessions
         self._service = service
         self.operations: dict[str, Callable[[Call], Awaitable[Element]]] = {

@@ -38,7 +38,6 @@ class OnvifRoutes:
     """The routes below `PATH`."""
 
     def __init__(self, service: ConsoleService, users: Users, live: Live) -> None:
-        """Serve ONVIF users a console's searches, until the server ends."""
         self.authentication = Authentication(users)
         self.sessions = SearchSessions(lambda: live.has_ended)
         self._service = service

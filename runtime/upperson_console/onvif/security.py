@@ -125,7 +125,6 @@ class Authentication:
     """Authenticates requests. For one thread."""
 
     def __init__(self, users: Users, clock: Callable[[], float] = time.time) -> None:
-        """Authenticate users; ``clock`` returns unix seconds."""
         self.clock = clock
         self._users = users
         self._key = secrets.token_bytes(32)
