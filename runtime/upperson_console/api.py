@@ -19,7 +19,7 @@ from upperson_console.accounts import Access, Account
 from upperson_console.bounds import BoundedRoute, check_json
 from upperson_console.models import Id, Name, SearchIn, SearchOut, item_fields
 from upperson_console.pictures import PIECE_BYTES, Size
-from upperson_console.problems import MEDIA_TYPE, ProblemError, missing
+from upperson_console.problems import MEDIA_TYPE, ProblemError, invalid, missing
 from upperson_console.rendering import server_metrics
 from upperson_console.results import ConsoleResult, run_search, write_evidence
 from upperson_console.search import LONGEST_SENTENCE
@@ -336,11 +336,10 @@ def _fields(service: ConsoleService, id_: int, item: Item) -> dict[str, Any]:
 def _picture_or_sentence(place: int, text: str) -> str | IO[bytes]:
     if not text.startswith("data:"):
         if len(text) > LONGEST_SENTENCE:
-            raise ProblemError(
-                422,
+            raise invalid(
                 f"input {place} has {len(text):,} letters, at most {LONGEST_SENTENCE:,} are "
                 "taken: shorten the sentence",
-                code="sentence_too_long",
+                "sentence_too_long",
             )
         return text
     start = text.find(",") + 1
@@ -349,10 +348,9 @@ def _picture_or_sentence(place: int, text: str) -> str | IO[bytes]:
             raise ValueError
         return _decoded(text, start)
     except (binascii.Error, ValueError) as error:
-        raise ProblemError(
-            422,
+        raise invalid(
             "a picture must be a data URL such as data:image/jpeg;base64,/9j/...",
-            code="data_url_malformed",
+            "data_url_malformed",
         ) from error
 
 

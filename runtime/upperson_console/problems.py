@@ -82,6 +82,11 @@ def missing(what: str, code: str = "picture_not_found") -> ProblemError:
     return ProblemError(404, what, code=code)
 
 
+def invalid(what: str, code: str) -> ProblemError:
+    """Return the problem of a request that cannot be used."""
+    return ProblemError(422, what, code=code)
+
+
 def problem_of(error: Exception) -> ProblemError | None:
     """Return the problem that reports an error; None for a defect of the program."""
     if isinstance(error, ProblemError):

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlencode
 
-from upperson_console.problems import ProblemError
+from upperson_console.problems import invalid
 from upperson_rt.arguments import read_attributes
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Hit
@@ -251,16 +251,13 @@ def _read_cursor(cursor: str, search: Search) -> tuple[int, _Key]:
         if not isinstance(offset, int) or not 0 <= offset <= MOST_HITS:
             raise ValueError
     except (ValueError, TypeError, RecursionError, AttributeError, OverflowError):
-        raise ProblemError(
-            422,
-            "this cursor is none that a search gave: begin again without one",
-            code="cursor_unknown",
+        raise invalid(
+            "this cursor is none that a search gave: begin again without one", "cursor_unknown"
         ) from None
     if digest != search.digest:
-        raise ProblemError(
-            422,
+        raise invalid(
             "this cursor belongs to another search: repeat the search that gave it as it was",
-            code="cursor_of_other_search",
+            "cursor_of_other_search",
         )
     return offset, key
 

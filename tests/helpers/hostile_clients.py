@@ -249,6 +249,8 @@ class Watcher:
         arguments = (running.url, token, verified, anew, self._file, self._end)
         self._process = spawn.Process(target=_search_on, args=arguments, daemon=True)
         self._process.start()
+        while not self._file.stat().st_size:  # Until its first search.
+            time.sleep(0.1)
 
     def since(self, moment: float) -> str:
         """Return in words how long the searches since a moment took."""
@@ -286,7 +288,6 @@ def requests(trials: int, at_once: int, seed: int, only: str, quiet_s: float = 1
     rng.shuffle(order)
     with tempfile.TemporaryDirectory() as folder, console(Path(folder)) as (running, tokens, huge):
         watcher = Watcher(running, tokens["anna"])
-        time.sleep(3)
         began = time.monotonic()
         time.sleep(quiet_s)
         idle = watcher.mib()
@@ -332,7 +333,6 @@ def handshakes(rate: float, seconds: float, descriptors: int) -> None:
         def report(began: float) -> None:
             print(f"one connection: {kept.since(began)}\nnew ones: {anew.since(began)}", flush=True)
 
-        time.sleep(4)
         began = time.monotonic()
         time.sleep(5)
         idle = kept.mib()

@@ -21,7 +21,8 @@ def test_its_client_searches(shared, red_jpeg, request, http_digest):
     user = place.hostname, place.port, "vms", shared.passwords["vms"]
     client = ONVIFClient(*user, http_digest=http_digest, cache=CacheMode.NONE)
     request.addfinalizer(ZeepPatcher.remove_patch)  # It changes what other tests use.
-    assert client.devicemgmt().GetDeviceInformation().Manufacturer == "UP-Person Edge"
+    about = client.devicemgmt().GetDeviceInformation()
+    assert about.SerialNumber == shared.service.encoder.fingerprint
     assert client.devicemgmt().GetCapabilities().Extension.Search["ImageSearch"] is True
     search = client.search()
     assert search.GetServiceCapabilities().NLSearch is True
