@@ -93,7 +93,7 @@ def server(folder):
 
 @pytest.fixture
 def open_page(browser, server):
-    """Opens pages; in the end nothing went wrong in them, and all they asked for was ours."""
+    """Opens pages; in the end nothing went wrong in them, and all they loaded was ours."""
     contexts, requests, wrong = [], [], []
 
     def open_page(path="/", url=server.url, **options):

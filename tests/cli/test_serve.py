@@ -189,15 +189,15 @@ def test_what_was_acknowledged_outlives_a_kill(ready, kill_after):
             with suppress(httpx.HTTPError):
                 for turn in itertools.count():
                     yes = ids[turn % len(ids)]
-                    asked = {"sentence": f"client {number}", "yes": [yes]}
-                    if httpx.put(f"{running.url}/api/v1/marks", json=asked, timeout=30).is_success:
+                    query = {"sentence": f"client {number}", "yes": [yes]}
+                    if httpx.put(f"{running.url}/api/v1/marks", json=query, timeout=30).is_success:
                         marked.append((number, turn, yes))
 
         def export():
             with suppress(httpx.HTTPError):
                 while True:
-                    asked = {"ids": ids}
-                    answer = httpx.post(f"{running.url}/api/v1/export", json=asked, timeout=30)
+                    query = {"ids": ids}
+                    answer = httpx.post(f"{running.url}/api/v1/export", json=query, timeout=30)
                     exported.append(hashlib.sha256(answer.content).hexdigest())
 
         threads = [threading.Thread(target=mark, args=(n,)) for n in range(2)]

@@ -122,10 +122,10 @@ def test_an_idle_connection_of_an_account_outlasts_those_without_a_request(guard
 class Full(socket.socket):
     """A socket that listens, in a process without descriptors for a while."""
 
-    asked, is_full = 0, True
+    calls, is_full = 0, True
 
     def accept(self):
-        type(self).asked += 1
+        type(self).calls += 1
         if self.is_full:
             raise OSError(errno.EMFILE, "Too many open files")
         return super().accept()
@@ -134,7 +134,7 @@ class Full(socket.socket):
 def test_accepting_pauses_while_there_is_no_descriptor(guarded, caplog, monkeypatch):
     monkeypatch.setattr(connections, "_PAUSE_S", 0.2)
     monkeypatch.setattr(connections._SELDOM, "_last", {})
-    monkeypatch.setattr(Full, "asked", 0)
+    monkeypatch.setattr(Full, "calls", 0)
     access = Access(Accounts(guarded.token_file), LOCAL)
     with listening("127.0.0.1", 0) as place, caplog.at_level("WARNING"):
         full = Full(fileno=os.dup(place.fileno()))
@@ -143,14 +143,14 @@ def test_accepting_pauses_while_there_is_no_descriptor(guarded, caplog, monkeypa
         try:
             with connected(place.getsockname()) as early:
                 early.sendall(HEALTH)
-                while Full.asked < 3:
+                while Full.calls < 3:
                     time.sleep(0.01)
                 full.is_full = False
                 assert early.recv(12) == b"HTTP/1.1 200"
         finally:
             server.end()
             full.close()
-    assert Full.asked < 20
+    assert Full.calls < 20
     lines = [record.getMessage() for record in caplog.records]
     assert [("Too many open files" in line) for line in lines] == [True]
     assert "\n" not in lines[0]
@@ -181,9 +181,9 @@ def test_many_who_ask_at_once_do_not_each_get_a_thread(guarded):
 
         async def ask_all():
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
-                asked = [{"sentence": f"red {number}"} for number in range(40)]
+                queries = [{"sentence": f"red {number}"} for number in range(40)]
                 return await asyncio.gather(
-                    *(client.post("/api/v1/search", json=one) for one in asked)
+                    *(client.post("/api/v1/search", json=one) for one in queries)
                 )
 
         statuses = {answer.status_code for answer in asyncio.run(ask_all())}
@@ -248,14 +248,14 @@ def test_old_versions_and_ciphers_are_refused(tmp_path, version, ciphers, taken)
         warnings.simplefilter("ignore", DeprecationWarning)  # TLS 1.1 is, which is tried here.
         client.minimum_version = client.maximum_version = ssl.TLSVersion[version]
     ends = [ssl.MemoryBIO() for _ in range(2)]
-    asked = client.wrap_bio(ends[0], ends[1])
-    answered = server.wrap_bio(ends[1], ends[0], server_side=True)
+    client_side = client.wrap_bio(ends[0], ends[1])
+    server_side = server.wrap_bio(ends[1], ends[0], server_side=True)
 
     def shake():
-        for end in (asked, answered) * 4:
+        for end in (client_side, server_side) * 4:
             with suppress(ssl.SSLWantReadError):
                 end.do_handshake()
-        return asked.version()
+        return client_side.version()
 
     if taken:
         assert shake() == version.replace("_", ".")

@@ -66,8 +66,8 @@ def test_what_leads_there_needs_no_proof(shared, reader):
         client.device.GetCapabilities(["PTZ"])
     able = client.search.GetServiceCapabilities()
     assert (able.NLSearch, able.ImageSearch, able.MetadataSearch) == (True, True, False)
-    asked = "<tds:IncludeCapability>true</tds:IncludeCapability>"
-    answer = post(shared, whole(f"<tds:GetServices>{asked}</tds:GetServices>"))
+    wanted = "<tds:IncludeCapability>true</tds:IncludeCapability>"
+    answer = post(shared, whole(f"<tds:GetServices>{wanted}</tds:GetServices>"))
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/soap+xml; charset=utf-8"
     assert 'NLSearch="true"' in answer.text
