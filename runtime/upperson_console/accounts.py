@@ -11,32 +11,12 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from fastapi import Depends, Request
 
-from upperson_console.credentials import (
-    Credential,
-    CredentialFile,
-    change_listed,
-    put,
-    read_listed,
-    revoke,
-)
+from upperson_console.credentials import Credential, CredentialFile
 from upperson_console.problems import ProblemError
 from upperson_rt.arguments import check_name
-from upperson_rt.errors import InputError, UsageError
+from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter
 from upperson_rt.strict import Sha256
-
-__all__ = [
-    "COOKIE",
-    "ROLES",
-    "Access",
-    "Account",
-    "Accounts",
-    "BrowserSessions",
-    "Role",
-    "add_token",
-    "read_tokens",
-    "revoke_token",
-]
 
 Role: TypeAlias = Literal["viewer", "operator", "admin"]
 """Each may also do what those before it may: search; mark and export; delete and prune."""
@@ -80,7 +60,7 @@ class Account:
 
 @dataclass(frozen=True, kw_only=True)
 class Token(Credential):
-    """A line of a token file."""
+    """An entry of a token file."""
 
     role: Role
     sha256: Sha256
@@ -93,22 +73,11 @@ class _TokenFile:
     tokens: tuple[Token, ...]
 
 
-class Accounts:
+class Accounts(CredentialFile[Token]):
     """The accounts of a token file; a change of the file counts from the next request on."""
 
-    def __init__(self, path: Path) -> None:
-        """Read a token file, as `add_token` writes it.
-
-        Raises:
-            InputError: It cannot be read, is malformed, or has no account.
-        """
-        if not read_tokens(path):
-            raise InputError(
-                f"{path} has no account: add one with  upperson-rt token {path} NAME",
-                code="credentials_empty",
-                path=path,
-            )
-        self._tokens = CredentialFile(path, read_tokens)
+    key = "tokens"
+    content = _TokenFile
 
     def of_token(self, token: str) -> Account | None:
         """Return the account of a token, in a time that does not depend on the token."""
@@ -116,13 +85,11 @@ class Accounts:
 
     def of_digest(self, digest: str) -> Account | None:
         """Return the account whose token has a SHA-256, unless it was revoked or has expired."""
-        found = None
-        for known in self._tokens.entries():
+        account = None
+        for known in self.entries():
             if hmac.compare_digest(known.sha256, digest):
-                found = known
-        if found is None:
-            return None
-        return Account(name=found.name, role=found.role, cameras=found.cameras)
+                account = Account(name=known.name, role=known.role, cameras=known.cameras)
+        return account
 
 
 def add_token(
@@ -134,18 +101,12 @@ def add_token(
 ) -> str:
     """Add an account to a token file, which is created if missing, and return the new token.
 
-    An earlier token of the same name is replaced. Only the hash of the token is stored.
-
-    Args:
-        path: The file.
-        name: Of the account.
-        role: What it may do.
-        cameras: What a viewer may see; None for all.
-        lasts_s: Seconds until the token expires; None for never.
+    An earlier token of the same name is replaced. Only the hash of the token is stored. It expires
+    after ``lasts_s`` seconds, if given.
 
     Raises:
         InputError: The file is malformed or cannot be written.
-        UsageError: Cameras for a role that sees all of them.
+        UsageError: The name is malformed, or cameras are for a role that sees all of them.
     """
     check_name(name, "the name of an account", UsageError)
     if cameras is not None and role != "viewer":
@@ -155,34 +116,13 @@ def add_token(
             role=role,
         )
     token, now = secrets.token_urlsafe(32), time.time()
-    made = Token(
-        name=name,
-        role=role,
-        sha256=digest_of(token),
-        cameras=cameras,
-        created=now,
-        expires=None if lasts_s is None else now + lasts_s,
+    expires = None if lasts_s is None else now + lasts_s
+    sha256 = digest_of(token)
+    Accounts.put(
+        path,
+        Token(name=name, role=role, sha256=sha256, cameras=cameras, created=now, expires=expires),
     )
-    change_listed(path, read_tokens, "tokens", lambda known: put(known, made))
     return token
-
-
-def revoke_token(path: Path, name: str) -> None:
-    """Remove an account from a token file.
-
-    Raises:
-        InputError: The file is malformed or cannot be written, or has no such account.
-    """
-    change_listed(path, read_tokens, "tokens", lambda known: revoke(known, name, path))
-
-
-def read_tokens(path: Path) -> tuple[Token, ...]:
-    """Read a token file.
-
-    Raises:
-        InputError: It cannot be read, or is malformed.
-    """
-    return read_listed(path, _TokenFile, "tokens").tokens
 
 
 class BrowserSessions:
@@ -234,12 +174,7 @@ class Access:
     """Authenticates requests."""
 
     def __init__(self, accounts: Accounts | None, local: Account) -> None:
-        """Authenticate by tokens, or not at all.
-
-        Args:
-            accounts: The accounts with tokens; None for a console without a login.
-            local: The account of every request without a login.
-        """
+        """Authenticate by tokens; without accounts every request is of the ``local`` one."""
         self.accounts = accounts
         self.sessions = BrowserSessions()
         self._local = local
@@ -261,17 +196,11 @@ class Access:
         async def account(request: Request) -> Account:  # Async, so that it takes no thread.
             found = self.find(request)
             if found is None:
-                raise ProblemError(
-                    401,
-                    "log in, or send a token:  Authorization: Bearer TOKEN",
-                    {"WWW-Authenticate": "Bearer"},
-                )
+                what = "log in, or send a token:  Authorization: Bearer TOKEN"
+                raise ProblemError(401, what, {"WWW-Authenticate": "Bearer"})
             if not found.may(role):
-                raise ProblemError(
-                    403,
-                    f"this needs the role {role}; {found.name} is {found.role}",
-                    code="role_missing",
-                )
+                what = f"this needs the role {role}; {found.name} is {found.role}"
+                raise ProblemError(403, what, code="role_missing")
             return found
 
         return Depends(account)

@@ -5,6 +5,7 @@ import binascii
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from io import BytesIO
 from typing import IO, Annotated, Any
 
@@ -13,45 +14,19 @@ from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import ValidationError
 
+from upperson_console import models
 from upperson_console.accounts import Access, Account
 from upperson_console.bounds import BoundedRoute, check_json
-from upperson_console.models import (
-    CameraOut,
-    DeletedOut,
-    EmbeddingOut,
-    EmbeddingsIn,
-    EmbeddingsOut,
-    ExportIn,
-    HealthOut,
-    HitOut,
-    Id,
-    InfoOut,
-    ItemOut,
-    MarksIn,
-    MarksOut,
-    Name,
-    NoticeOut,
-    PictureOut,
-    ProblemOut,
-    PruneIn,
-    SearchIn,
-    SearchOut,
-    SpanOut,
-    TrackOut,
-    UsageOut,
-    iso,
-)
+from upperson_console.models import Id, Name, SearchIn, SearchOut, item_fields
 from upperson_console.pictures import PIECE_BYTES, Size
-from upperson_console.problems import MEDIA_TYPE, ProblemError
-from upperson_console.rendering import server_metrics, templates
+from upperson_console.problems import MEDIA_TYPE, ProblemError, invalid, missing
+from upperson_console.rendering import server_metrics
 from upperson_console.results import ConsoleResult, run_search, write_evidence
 from upperson_console.search import LONGEST_SENTENCE
-from upperson_console.service import ConsoleService, TrackViews, span_of
+from upperson_console.service import ConsoleService, span_of
 from upperson_rt import __version__
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Item
-
-__all__ = ["PICTURE_HEADERS", "api_routes", "notes_of", "picture_response", "zip_response"]
 
 PICTURE_HEADERS = {
     "cache-control": "private, max-age=3600",
@@ -63,7 +38,7 @@ _Reason = Annotated[str, Query(min_length=1, max_length=500, description="Why; s
 _PROBLEM: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": "What went wrong, as problem+json.",
-        "model": ProblemOut,
+        "model": models.ProblemOut,
         "content": {MEDIA_TYPE: {}},
     }
 }
@@ -72,10 +47,8 @@ _PROBLEM: dict[int | str, dict[str, Any]] = {
 def api_routes(service: ConsoleService, access: Access) -> list[APIRouter]:
     """Return the routes of /api/v1 and /v1."""
     routes = APIRouter(prefix="/api/v1", responses=_PROBLEM, route_class=BoundedRoute)
-    _searching(routes, service, access)
-    _looking(routes, service, access)
-    _deleting(routes, service, access)
-    _watching(routes, service, access)
+    for add in (_searching, _looking, _deleting, _watching):
+        add(routes, service, access)
     openai = APIRouter(
         prefix="/v1", responses=_PROBLEM, tags=["embeddings"], route_class=BoundedRoute
     )
@@ -87,24 +60,20 @@ def _searching(routes: APIRouter, service: ConsoleService, access: Access) -> No
     viewer, operator = access.needs("viewer"), access.needs("operator")
 
     def results_of(account: Account, request: SearchIn) -> SearchOut:
-        search = request.as_search()
-        found = run_search(service, account, search, request.limit, request.cursor)
+        found = run_search(service, account, request.as_search(), request.limit, request.cursor)
+        ranked = enumerate(zip(found.page.hits, found.labels, strict=True), found.page.first)
         return SearchOut(
             hits=[
-                HitOut.of_hit(
-                    found.page.first + place,
-                    hit,
-                    match,
-                    service.pictures.file(hit.item) is not None,
+                models.HitOut.model_validate(
+                    _fields(service, hit.id, hit.item)
+                    | {"rank": rank, "score": hit.score, "match": label, "span": hit.span}
                 )
-                for place, (hit, match) in enumerate(
-                    zip(found.page.hits, found.labels, strict=True)
-                )
+                for rank, (hit, label) in ranked
             ],
             next=found.page.cursor,
             total=found.total,
             notes=notes_of(found),
-            notices=[NoticeOut.of(one) for one in found.notices],
+            notices=[models.NoticeOut.model_validate(one.as_json()) for one in found.notices],
         )
 
     @routes.post("/search", tags=["search"], summary="Search by sentence, picture or both")
@@ -115,9 +84,9 @@ def _searching(routes: APIRouter, service: ConsoleService, access: Access) -> No
     def give(
         picture: Annotated[UploadFile, File(description="BMP, GIF, JPEG, PNG, PPM, TIFF or WebP.")],
         account: Account = viewer,
-    ) -> PictureOut:
+    ) -> models.PictureOut:
         kept = service.query_pictures.add(picture.file)
-        return PictureOut(
+        return models.PictureOut(
             picture=kept.id, sha256=kept.sha256, width=kept.size[0], height=kept.size[1]
         )
 
@@ -140,11 +109,11 @@ def _searching(routes: APIRouter, service: ConsoleService, access: Access) -> No
         return results_of(account, request.model_copy(update={"picture": kept.id}))
 
     @routes.put("/marks", tags=["search"], summary="Keep the marks of a search")
-    def mark(request: MarksIn, account: Account = operator) -> MarksOut:
+    def mark(request: models.MarksIn, account: Account = operator) -> models.MarksOut:
         search = request.as_search()
         search.require_query()
         service.mark(account, search)
-        return MarksOut(yes=request.yes, no=request.no)
+        return models.MarksOut(yes=request.yes, no=request.no)
 
     @routes.post(
         "/export",
@@ -153,12 +122,10 @@ def _searching(routes: APIRouter, service: ConsoleService, access: Access) -> No
         response_class=StreamingResponse,
         responses={200: {"content": {"application/zip": {}}, "description": "The zip."}},
     )
-    def export(request: ExportIn, account: Account = operator) -> Response:
-        query = (
-            {}
-            if request.search is None
-            else request.search.model_dump(mode="json", exclude_defaults=True)
-        )
+    def export(request: models.ExportIn, account: Account = operator) -> Response:
+        query = {}
+        if request.search is not None:
+            query = request.search.model_dump(mode="json", exclude_defaults=True)
         return zip_response(service, account, [int(one) for one in request.ids], query)
 
 
@@ -166,9 +133,9 @@ def _looking(routes: APIRouter, service: ConsoleService, access: Access) -> None
     viewer = access.needs("viewer")
 
     @routes.get("/items/{id}", tags=["items"], summary="A picture's facts")
-    def item(id: Id, account: Account = viewer) -> ItemOut:
+    def item(id: Id, account: Account = viewer) -> models.ItemOut:
         found, _ = service.item(account, int(id))
-        return ItemOut.of(int(id), found, service.pictures.file(found) is not None)
+        return models.ItemOut.model_validate(_fields(service, int(id), found))
 
     @routes.get(
         "/items/{id}/picture",
@@ -181,29 +148,41 @@ def _looking(routes: APIRouter, service: ConsoleService, access: Access) -> None
         return picture_response(service, account, int(id), size)
 
     @routes.get("/tracks", tags=["items"], summary="All views of a track")
-    def track(track: Name, camera: Name | None = None, account: Account = viewer) -> TrackOut:
+    def track(
+        track: Name, camera: Name | None = None, account: Account = viewer
+    ) -> models.TrackOut:
         person = service.track(account, camera, track)
-        return _track(service, person)
+        span = replace(span_of(person.views), pictures=person.total)
+        views = [models.ItemOut.model_validate(_fields(service, *view)) for view in person.views]
+        return models.TrackOut(
+            camera=person.item.camera,
+            track=person.item.track or "",
+            span=models.SpanOut.model_validate(span),
+            views=views,
+        )
 
     @routes.get("/cameras", tags=["items"], summary="Cameras and their pictures")
-    def cameras(account: Account = viewer) -> list[CameraOut]:
-        return [CameraOut.of(name, info) for name, info in service.cameras(account).items()]
+    def cameras(account: Account = viewer) -> list[models.CameraOut]:
+        return [
+            models.CameraOut.model_validate({"name": name, **vars(info)})
+            for name, info in service.cameras(account).items()
+        ]
 
 
 def _deleting(routes: APIRouter, service: ConsoleService, access: Access) -> None:
     admin = access.needs("admin")
 
     @routes.delete("/items/{id}", tags=["delete"], summary="Delete a picture")
-    def delete_item(id: Id, reason: _Reason, account: Account = admin) -> DeletedOut:
+    def delete_item(id: Id, reason: _Reason, account: Account = admin) -> models.DeletedOut:
         service.item(account, int(id))
-        return DeletedOut(deleted=service.delete(account, [int(id)], reason, {}))
+        return models.DeletedOut(deleted=service.delete(account, [int(id)], reason, {}))
 
     @routes.delete("/tracks", tags=["delete"], summary="Delete a track")
     def delete_track(
         track: Name, reason: _Reason, camera: Name | None = None, account: Account = admin
-    ) -> DeletedOut:
+    ) -> models.DeletedOut:
         ids = service.track_ids(account, camera, track)
-        return DeletedOut(deleted=service.delete(account, ids, reason, {"track": track}))
+        return models.DeletedOut(deleted=service.delete(account, ids, reason, {"track": track}))
 
     @routes.delete(
         "/items/{id}/alike", tags=["delete"], summary="Delete all pictures that look like one"
@@ -216,57 +195,57 @@ def _deleting(routes: APIRouter, service: ConsoleService, access: Access) -> Non
         reason: Annotated[str, Query(max_length=500, description="Why; needed to delete.")] = "",
         dry_run: Annotated[bool, Query(description="Only count.")] = True,
         account: Account = admin,
-    ) -> DeletedOut:
+    ) -> models.DeletedOut:
         hits = service.alike(account, int(id), min_score)
         if dry_run:
-            return DeletedOut(deleted=len(hits), dry_run=True)
+            return models.DeletedOut(deleted=len(hits), dry_run=True)
         details = {"like": id, "min_score": min_score}
         deleted = service.delete(account, [hit.id for hit in hits], reason, details)
-        return DeletedOut(deleted=deleted)
+        return models.DeletedOut(deleted=deleted)
 
     @routes.post("/prune", tags=["delete"], summary="Delete old pictures, or all but the newest")
-    def prune(request: PruneIn, account: Account = admin) -> DeletedOut:
+    def prune(request: models.PruneIn, account: Account = admin) -> models.DeletedOut:
         before = None if request.older_than is None else request.older_than.timestamp()
         count = service.prune(
             account, before, request.keep_newest, request.camera, request.reason, request.dry_run
         )
-        return DeletedOut(deleted=count, dry_run=request.dry_run)
+        return models.DeletedOut(deleted=count, dry_run=request.dry_run)
 
 
 def _watching(routes: APIRouter, service: ConsoleService, access: Access) -> None:
     viewer = access.needs("viewer")
 
     @routes.get("/info", tags=["server"], summary="The model and gallery of this server")
-    def info(account: Account = viewer) -> InfoOut:
+    def info(account: Account = viewer) -> models.InfoOut:
         encoder = service.encoder
-        index = service.current.now().info().index if account.cameras is None else None
-        return InfoOut(
+        sees_all = account.cameras is None
+        index = service.current.now().info().index if sees_all else None
+        counted = (info.pictures for info in service.cameras(account).values())
+        return models.InfoOut(
             version=__version__,
             model=encoder.fingerprint,
             variant=encoder.variant,
             embed_dim=encoder.embed_dim,
-            pictures=sum(info.pictures for info in service.cameras(account).values())
-            if account.cameras is not None
-            else service.gallery.count(),
+            pictures=service.gallery.count() if sees_all else sum(counted),
             index="" if index is None else index.kind,
             user=account.name,
             role=account.role,
-            log_problem=service.log_problem,
+            log_problem=service.log.problem,
         )
 
     @routes.get("/health", tags=["server"], summary="Whether the server answers")
-    async def health() -> HealthOut:
-        return HealthOut()
+    async def health() -> models.HealthOut:
+        return models.HealthOut()
 
     @routes.get("/ready", tags=["server"], summary="Whether searches can be answered")
-    def ready(request: Request) -> HealthOut:
+    def ready(request: Request) -> models.HealthOut:
         try:
             service.gallery.count()
         except UppersonError as error:
             known = access.find(request) is not None
             why = str(error) if known else "searches cannot be answered: log in to see why"
             raise ProblemError(503, why) from error
-        return HealthOut()
+        return models.HealthOut()
 
     @routes.get(
         "/metrics",
@@ -282,15 +261,15 @@ def _embedding(routes: APIRouter, service: ConsoleService, access: Access) -> No
     viewer = access.needs("viewer")
 
     @routes.post("/embeddings", summary="Embed sentences and pictures")
-    def embeddings(request: EmbeddingsIn, account: Account = viewer) -> EmbeddingsOut:
+    def embeddings(request: models.EmbeddingsIn, account: Account = viewer) -> models.EmbeddingsOut:
         inputs = [request.input] if isinstance(request.input, str) else request.input
         decoded = [_picture_or_sentence(place, one) for place, one in enumerate(inputs)]
         embeds_ND = service.query_pictures.embed(decoded).astype("<f4")
         sentences = [one for one in decoded if isinstance(one, str)]
         tokens = service.encoder.tokenizer.count(sentences)
-        return EmbeddingsOut(
+        return models.EmbeddingsOut(
             data=[
-                EmbeddingOut(
+                models.EmbeddingOut(
                     index=index,
                     embedding=base64.b64encode(row.tobytes()).decode()
                     if request.encoding_format == "base64"
@@ -299,13 +278,13 @@ def _embedding(routes: APIRouter, service: ConsoleService, access: Access) -> No
                 for index, row in enumerate(embeds_ND)
             ],
             model=service.encoder.fingerprint,
-            usage=UsageOut(prompt_tokens=tokens, total_tokens=tokens),
+            usage=models.UsageOut(prompt_tokens=tokens, total_tokens=tokens),
         )
 
 
 def notes_of(found: ConsoleResult) -> list[str]:
     """Return the notices of a search as sentences."""
-    return [f"{text[:1].upper()}{text[1:]}." for text in (one.text for one in found.notices)]
+    return [f"{one.text[:1].upper()}{one.text[1:]}." for one in found.notices]
 
 
 def picture_response(service: ConsoleService, account: Account, id_: int, size: Size) -> Response:
@@ -314,7 +293,7 @@ def picture_response(service: ConsoleService, account: Account, id_: int, size: 
     made = service.pictures.jpeg(item, size)
     if made is None:
         what = "frame" if size == "frame" else "picture"
-        raise ProblemError(404, f"no {what} of {id_} is kept", code=f"{what}_not_kept")
+        raise missing(f"no {what} of {id_} is kept", f"{what}_not_kept")
     return Response(made[0], media_type="image/jpeg", headers=PICTURE_HEADERS)
 
 
@@ -323,19 +302,14 @@ def zip_response(
 ) -> Response:
     """Return a zip of items; its hash is logged before it is sent."""
     found = service.gallery.get(ids)
-    items: list[tuple[int, Item]] = [
-        (id_, found[id_][0]) for id_ in ids if id_ in found and account.sees(found[id_][0].camera)
-    ]
+    there = ((id_, found[id_][0]) for id_ in ids if id_ in found)
+    items = [(id_, item) for id_, item in there if account.sees(item.camera)]
     if not items:
-        raise ProblemError(
-            404,
-            "none of these pictures is there; they may have been deleted",
-            code="picture_not_found",
-        )
+        raise missing("none of these pictures is there; they may have been deleted")
     encoder = service.encoder
     model = {"fingerprint": encoder.fingerprint, "variant": encoder.variant}
     about = {"user": account.name, "search": query}
-    file, digest = write_evidence(items, service.pictures, about, model, templates())
+    file, digest = write_evidence(items, service.pictures, about, model)
     try:
         details = {"sha256": digest, "search": json.dumps(query)}
         service.note_items(account, "export", items, details)
@@ -355,31 +329,17 @@ def zip_response(
     )
 
 
-def _track(service: ConsoleService, person: TrackViews) -> TrackOut:
-    span = span_of(person.views)
-    return TrackOut(
-        camera=person.item.camera,
-        track=person.item.track or "",
-        span=SpanOut(
-            first_time=iso(span.first_time),
-            last_time=iso(span.last_time),
-            pictures=person.total,
-        ),
-        views=[
-            ItemOut.of(id_, item, service.pictures.file(item) is not None)
-            for id_, item in person.views
-        ],
-    )
+def _fields(service: ConsoleService, id_: int, item: Item) -> dict[str, Any]:
+    return item_fields(id_, item, service.pictures.file(item) is not None)
 
 
 def _picture_or_sentence(place: int, text: str) -> str | IO[bytes]:
     if not text.startswith("data:"):
         if len(text) > LONGEST_SENTENCE:
-            raise ProblemError(
-                422,
+            raise invalid(
                 f"input {place} has {len(text):,} letters, at most {LONGEST_SENTENCE:,} are "
                 "taken: shorten the sentence",
-                code="sentence_too_long",
+                "sentence_too_long",
             )
         return text
     start = text.find(",") + 1
@@ -388,10 +348,9 @@ def _picture_or_sentence(place: int, text: str) -> str | IO[bytes]:
             raise ValueError
         return _decoded(text, start)
     except (binascii.Error, ValueError) as error:
-        raise ProblemError(
-            422,
+        raise invalid(
             "a picture must be a data URL such as data:image/jpeg;base64,/9j/...",
-            code="data_url_malformed",
+            "data_url_malformed",
         ) from error
 
 

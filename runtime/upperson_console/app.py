@@ -28,8 +28,6 @@ from upperson_rt import __version__
 from upperson_rt.errors import UppersonError
 from upperson_rt.printable import error_text, get_logger, one_line
 
-__all__ = ["make_app"]
-
 _LOG = get_logger(__name__)
 _CACHED = {"cache-control": "private, max-age=31536000, immutable"}
 
@@ -41,15 +39,7 @@ def make_app(
     live: Live | None = None,
     onvif: OnvifRoutes | None = None,
 ) -> Guard:
-    """Return the console as an ASGI application.
-
-    Args:
-        service: The console's use cases.
-        access: Authenticates requests.
-        names: Host names of the server, see `Guard`.
-        live: State of the cameras; by default only what the gallery has.
-        onvif: Routes of the ONVIF search service; none by default.
-    """
+    """Return the console as an ASGI application; ``names`` are host names, see `Guard`."""
     app = FastAPI(
         title="UP-Person Edge",
         version=__version__,
@@ -72,12 +62,12 @@ def make_app(
         app.include_router(onvif.router)
     app.mount("/static", _Static(directory=STATIC))
     _handle_problems(app, access)
-    apart = None if onvif is None else PATH
 
     def sender(scope: Scope) -> str | None:
         found = access.find(Request(scope))
         return None if found is None else found.name
 
+    apart = None if onvif is None else PATH
     return Guard(app, names, sender, apart=apart, large=LARGE_BODIES)
 
 
@@ -89,7 +79,6 @@ class _Defects:
         self._respond = respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
         started = False
 
         async def send_and_note(message: Message) -> None:
@@ -125,11 +114,9 @@ def _openapi(app: FastAPI, access: Access) -> dict[str, Any]:
     for path in document["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)  # FastAPI's own; ours are problems.
-            default = operation["responses"].get("default")
-            if default is not None:
-                default["content"] = {
-                    MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemOut"}}
-                }
+            if "default" in operation["responses"]:
+                schema = {"$ref": "#/components/schemas/ProblemOut"}
+                operation["responses"]["default"]["content"] = {MEDIA_TYPE: {"schema": schema}}
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
@@ -147,14 +134,12 @@ def _openapi(app: FastAPI, access: Access) -> dict[str, Any]:
 def _handle_problems(app: FastAPI, access: Access) -> None:
     def response_to(request: Request, problem: ProblemError) -> Response:
         if request.url.path.startswith(("/api/", "/v1/", f"{PATH}/")):
-            return JSONResponse(
-                problem.as_dict(), problem.status, problem.headers, media_type=MEDIA_TYPE
-            )
+            content, headers = problem.as_dict(), problem.headers
+            return JSONResponse(content, problem.status, headers, media_type=MEDIA_TYPE)
         if problem.status == 401 and request.method == "GET":
             place = f"{request.url.path}?{request.url.query}".rstrip("?")
-            return RedirectResponse(
-                str(request.url_for("form").include_query_params(next=place)), 303
-            )
+            login = request.url_for("form").include_query_params(next=place)
+            return RedirectResponse(str(login), 303)
         page = render("problem", access.find(request), problem.status, problem=problem)
         page.headers.update(problem.headers)
         return page
@@ -180,10 +165,8 @@ def _handle_problems(app: FastAPI, access: Access) -> None:
 
     def defect(request: Request, error: Exception) -> Response:
         _LOG.error("internal error at %s: %s", request.url.path, error_text(error))
-        name = type(error).__name__
-        return response_to(
-            request, ProblemError(500, f"internal error: {name}; the server's log says more")
-        )
+        what = f"internal error: {type(error).__name__}; the server's log says more"
+        return response_to(request, ProblemError(500, what))
 
     for kind in (UppersonError, BusyError, ProblemError):
         app.add_exception_handler(kind, of_upperson)

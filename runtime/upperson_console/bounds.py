@@ -12,9 +12,7 @@ from fastapi import Request, Response, params
 from fastapi.routing import APIRoute
 from starlette.types import Message
 
-from upperson_console.problems import ProblemError
-
-__all__ = ["EMBEDDINGS", "LARGE_BODIES", "BoundedRoute", "JsonBounds", "check_json"]
+from upperson_console.problems import ProblemError, invalid
 
 EMBEDDINGS = "/v1/embeddings"
 """The one route whose JSON may hold pictures."""
@@ -58,9 +56,7 @@ class JsonBounds:
     def feed(self, part: bytes) -> None:
         """Count a part."""
         if b"\0" in part:  # UTF-16 and UTF-32 would hide the counted characters.
-            raise ProblemError(
-                422, "the body is no JSON in UTF-8: send it in UTF-8", code="json_not_utf8"
-            )
+            raise invalid("the body is no JSON in UTF-8: send it in UTF-8", "json_not_utf8")
         self._quotes += part.count(b'"')
         if self._quotes > 2 * _MOST_ELEMENTS:
             raise _too_many()
@@ -83,11 +79,10 @@ class JsonBounds:
         self._start += part[start : min(end, start + len(_PICTURE) - len(self._start))]
         is_picture = self._may_hold_pictures and self._start == _PICTURE
         if self._length > _LONGEST_TEXT_BYTES and not is_picture:
-            raise ProblemError(
-                422,
+            raise invalid(
                 f"a text of the body has more than {_LONGEST_TEXT_BYTES:,} bytes: shorten the "
                 "sentence or the name",
-                code="json_text_too_long",
+                "json_text_too_long",
             )
 
     def _count_between(self, part: bytes, start: int, end: int) -> None:
@@ -98,19 +93,14 @@ class JsonBounds:
         for bracket in part[start:end].translate(None, _NO_BRACKETS):
             self._depth += 1 if bracket in b"[{" else -1
             if self._depth > _MOST_DEPTH:
-                raise ProblemError(
-                    422,
-                    f"the body is nested more than {_MOST_DEPTH} deep",
-                    code="json_too_deep",
-                )
+                raise invalid(f"the body is nested more than {_MOST_DEPTH} deep", "json_too_deep")
 
 
 def _too_many() -> ProblemError:
-    return ProblemError(
-        422,
+    return invalid(
         f"the body has more than {_MOST_ELEMENTS:,} keys, values and elements, or "
         f"{_MOST_BETWEEN_BYTES >> 10} KiB of them: send fewer at a time",
-        code="json_too_large",
+        "json_too_large",
     )
 
 
@@ -150,9 +140,7 @@ async def _check_form(request: Request) -> None:
     if not request.headers.get("content-type", "").lower().startswith("multipart/"):
         content = await request.body()
         if content.count(b"&") + content.count(b";") >= _MOST_FIELDS:
-            raise ProblemError(
-                422,
-                f"the form has more than {_MOST_FIELDS} fields: send fewer",
-                code="form_too_large",
+            raise invalid(
+                f"the form has more than {_MOST_FIELDS} fields: send fewer", "form_too_large"
             )
     await request.form(max_files=_MOST_FILES, max_fields=_MOST_FIELDS)

@@ -16,11 +16,8 @@ from upperson_rt.cli.output import print_json, print_line, print_note, print_war
 from upperson_rt.errors import BackendError, UsageError, missing_extra
 
 if TYPE_CHECKING:
-    from upperson_console.accounts import Access
     from upperson_console.server import Server
     from upperson_rt.query_log import QueryLog
-
-__all__ = ["serve"]
 
 _PORT = 8480
 _PICTURE_BYTES = 240 << 20
@@ -149,6 +146,7 @@ def _opened(
     model: Model, served: Served, address: Address, access: Security, services: Services
 ) -> "Iterator[tuple[Server, QueryLog, str | None]]":
     """Open everything; yield server, query log and the address of the ONVIF device service."""
+    from upperson_console.accounts import Access, Account, Accounts
     from upperson_console.live import Live, check_source
     from upperson_console.onvif.routes import PATH, OnvifRoutes
     from upperson_console.onvif.security import Users
@@ -157,10 +155,13 @@ def _opened(
     from upperson_console.user_state import UserState
     from upperson_rt.bundle import Bundle
     from upperson_rt.gallery import Gallery
-    from upperson_rt.query_log import QueryLog
+    from upperson_rt.query_log import QueryLog, process_user
 
     live = Live([check_source(source) for source in services.watch or ()])
-    accounts = _access(access.token_file)
+    accounts = Access(
+        None if access.token_file is None else Accounts(access.token_file),
+        Account(name=process_user(), role="admin", logs_in=False),
+    )
     users = None if services.onvif is None else Users(services.onvif)
     opened = Bundle.open(
         model.bundle, model.variant, model.backend, model.device,
@@ -177,9 +178,8 @@ def _opened(
     with ExitStack() as stack:
         place = stack.enter_context(listening(address.host, address.port))
         open_gallery().close()  # Before files are created: a refused start leaves none.
-        log = None
-        if served.query_log is not None:
-            log = stack.enter_context(QueryLog(served.query_log))
+        given_log = served.query_log
+        log = None if given_log is None else stack.enter_context(QueryLog(given_log))
         user_state = stack.enter_context(closing(UserState(served.state / "console.sqlite")))
         log = log or stack.enter_context(QueryLog(served.state / "query.log"))
         background_KD = opened.golden.image_embeds
@@ -200,24 +200,20 @@ def _run(
     open_browser: bool,
     as_json: bool,
 ) -> None:
-    """Serve until a signal; report address and last chain.
-
-    Raises:
-        BackendError: The server ended by itself.
-    """
+    """Serve until a signal; report address and last chain."""
     from upperson_rt.image_file import limit_memory
 
     limit_memory(_PICTURE_BYTES)
     sys.setswitchinterval(_SWITCH_S)
     with ending_gently() as stopped:
         server.start()
-        addresses = {"url": server.url} | ({} if onvif is None else {"onvif": onvif})
+        second = {} if onvif is None else {"onvif": onvif}
         if as_json:
-            print_json({**addresses, "state": str(state), "log": str(log.path)})
+            files = {"state": str(state), "log": str(log.path)}
+            print_json({"url": server.url, **second, **files})
         else:
-            print_line(f"console: {server.url}")
-            if onvif is not None:
-                print_line(f"onvif: {onvif}")
+            for name, place in {"console": server.url, **second}.items():
+                print_line(f"{name}: {place}")
         _note_chain(log)
         if open_browser:
             import webbrowser
@@ -248,11 +244,3 @@ def _note_chain(log: "QueryLog") -> None:
     if log.problem:
         print_warning(log.problem)
     print_note(f"query log {log.path}: last chain {log.last_chain() or 'none'}")
-
-
-def _access(token_file: Path | None) -> "Access":
-    from upperson_console.accounts import Access, Account, Accounts
-    from upperson_rt.query_log import process_user
-
-    accounts = None if token_file is None else Accounts(token_file)
-    return Access(accounts, Account(name=process_user(), role="admin", logs_in=False))

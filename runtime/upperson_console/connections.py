@@ -22,8 +22,6 @@ from upperson_console.limits import ConcurrencyLimit, network_of
 from upperson_rt.machine import trim_heap
 from upperson_rt.printable import error_text, get_logger
 
-__all__ = ["Connection", "Listener", "Loop", "log_seldom"]
-
 _MOST_IDLE = 256
 """Idle connections, and as many more of accounts; fewer if few descriptors are allowed."""
 _REQUEST_WITHIN_S = 15.0
@@ -45,7 +43,7 @@ class _Seldom(logging.Filter):
         self._last: dict[str, tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether a record is logged."""
+        """Return whether a record is logged; count the others."""
         key, now = f"{record.name} {record.msg}"[:200], time.monotonic()
         last, more = self._last.get(key, (-_SELDOM_S, 0))
         if now - last < _SELDOM_S:
@@ -106,11 +104,9 @@ class Connection(H11Protocol):
     def _wait(self, evict: Callable[[], None], is_known: bool = False) -> None:
         self._stop_waiting()
         assert isinstance(self.loop, Loop)
-        places = self.loop.authenticated if is_known else self.loop.anonymous
-        self._place = (
-            places,
-            places.acquire(network_of(self.client[0] if self.client else ""), evict),
-        )
+        limit = self.loop.authenticated if is_known else self.loop.anonymous
+        network = network_of(self.client[0] if self.client else "")
+        self._place = limit, limit.acquire(network, evict)
         self._timer = self.loop.call_later(self.request_within_s, self.transport.abort)
 
     def _check_request(self) -> None:
@@ -141,7 +137,7 @@ class Loop(asyncio.SelectorEventLoop):
     async def create_server(  # type: ignore[override]
         self, make: Callable[[], Connection], *, sock: socket.socket, **more: Any
     ) -> "Listener":
-        """Return the listener of a socket, see asyncio."""
+        """Return the `Listener` of a socket."""
         return Listener(self, make, sock, more.get("ssl"))
 
 
@@ -158,7 +154,6 @@ class Listener:
         place: socket.socket,
         tls: ssl.SSLContext | None,
     ) -> None:
-        """Begin to accept."""
         self._loop, self._make, self._place, self._tls = loop, make, place, tls
         self._beginning: dict[asyncio.Task[None], socket.socket] = {}
         self._had_many = False
@@ -228,7 +223,7 @@ class Listener:
 
 
 def _shut(connection: socket.socket) -> None:
-    """End both directions of a connection: its reader sees the end and closes it."""
+    """End both directions: the connection's reader sees the end and closes it."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
@@ -237,11 +232,9 @@ def _most_idle() -> int:
     """Return how many idle connections are allowed, a fifth of the descriptors at most."""
     try:
         import resource
-    except ImportError:  # Windows has no such limit.
-        return _MOST_IDLE
-    try:
+
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    except OSError:  # A filter of system calls forbids it.
+    except (ImportError, OSError):  # Windows has no such limit; a system call may be forbidden.
         return _MOST_IDLE
     return _MOST_IDLE if limit < 0 else max(16, min(_MOST_IDLE, limit // 5))
 
@@ -249,4 +242,4 @@ def _most_idle() -> int:
 def _log_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
     why = "" if error is None else f": {error_text(error)}"
-    _LOG.error("a connection failed: %s", f"{context.get('message')}{why}")
+    _LOG.error("a connection failed: %s%s", context.get("message"), why)

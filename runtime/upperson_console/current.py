@@ -3,16 +3,13 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from upperson_console.pictures import GalleryPictures
 from upperson_rt.errors import IntegrityError
-from upperson_rt.gallery import CameraInfo, Gallery, GalleryInfo
+from upperson_rt.gallery import Gallery
 from upperson_rt.search.service import SearchService
-
-__all__ = ["CurrentGallery", "OpenGallery"]
 
 _COUNTS_FOR_S = 5.0
 _COUNTING_SHARE = 200
@@ -25,16 +22,17 @@ _Counts = TypeVar("_Counts")
 class _Counted(Generic[_Counts]):
     """Counts that are made again when they are too old."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: Callable[[], _Counts]) -> None:
+        self._count = count
         self._lock = threading.Lock()
         self._kept: tuple[_Counts, float] | None = None
         """The counts, and the time at which they are too old."""
 
-    def now(self, count: Callable[[], _Counts]) -> _Counts:
+    def __call__(self) -> _Counts:
         with self._lock:
             began = time.monotonic()
             if self._kept is None or began > self._kept[1]:
-                counts = count()
+                counts = self._count()
                 now = time.monotonic()
                 until = now + max(_COUNTS_FOR_S, _COUNTING_SHARE * (now - began))
                 self._kept = counts, until
@@ -45,30 +43,23 @@ class _Counted(Generic[_Counts]):
             self._kept = None
 
 
-@dataclass
 class OpenGallery:
     """An open gallery, with its pictures, search service and counts."""
 
-    gallery: Gallery
-    pictures: GalleryPictures
-    search: SearchService
-    identity: tuple[int, int] | None
-    _cameras: _Counted[dict[str, CameraInfo]] = field(default_factory=_Counted)
-    _info: _Counted[GalleryInfo] = field(default_factory=_Counted)
-
-    def cameras(self) -> dict[str, CameraInfo]:
+    def __init__(self, gallery: Gallery, search: SearchService) -> None:
+        self.gallery, self.search = gallery, search
+        self.pictures = GalleryPictures(gallery.crops_dir)
+        self.identity = _identity(gallery.location)
+        self.cameras = _Counted(lambda: gallery.by_camera())
         """Return the cameras, some seconds old at most."""
-        return self._cameras.now(lambda: self.gallery.by_camera())
-
-    def info(self) -> GalleryInfo:
+        self.info = _Counted(lambda: gallery.info())
         """Return the summary of the gallery, some seconds old at most."""
-        return self._info.now(lambda: self.gallery.info())
 
     def has_changed(self) -> None:
         """Drop cached pictures and counts after a deletion."""
         self.pictures.clear_cache()
-        self._cameras.forget()
-        self._info.forget()
+        self.cameras.forget()
+        self.info.forget()
 
 
 class CurrentGallery:
@@ -77,12 +68,7 @@ class CurrentGallery:
     def __init__(
         self, open_gallery: Callable[[], Gallery], search_of: Callable[[Gallery], SearchService]
     ) -> None:
-        """Open the gallery.
-
-        Args:
-            open_gallery: Opens what is at the location.
-            search_of: Returns the search service of a gallery.
-        """
+        """Open what is at the location; ``search_of`` returns the search service of a gallery."""
         self._open_gallery = open_gallery
         self._search_of = search_of
         self._lock = threading.Lock()
@@ -114,8 +100,7 @@ class CurrentGallery:
 
     def _open(self) -> OpenGallery:
         gallery = self._open_gallery()
-        pictures = GalleryPictures(gallery.crops_dir)
-        return OpenGallery(gallery, pictures, self._search_of(gallery), _identity(gallery.location))
+        return OpenGallery(gallery, self._search_of(gallery))
 
 
 def _identity(location: str) -> tuple[int, int] | None:

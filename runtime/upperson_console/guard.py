@@ -15,29 +15,19 @@ import ipaddress
 import json
 import socket
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AsyncExitStack, ExitStack, suppress
-from typing import Any, TypeAlias
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from upperson_console.limits import CLIENT, ConcurrencyLimit, network_of
 from upperson_console.problems import MEDIA_TYPE, ProblemError
 
-__all__ = [
-    "KNOWN",
-    "MOST_BODY_BYTES",
-    "MOST_SMALL_BYTES",
-    "BodyRefusedError",
-    "Guard",
-    "is_loopback",
-]
-
 KNOWN = "upperson_known"
 """Key in a request's scope: whether it has a valid token or session."""
-
-_Message: TypeAlias = MutableMapping[str, Any]
-_Receive: TypeAlias = Callable[[], Awaitable[_Message]]
-_Send: TypeAlias = Callable[[_Message], Awaitable[None]]
-_App: TypeAlias = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 
 MOST_BODY_BYTES = 20 << 20
 """Of a request with pictures."""
@@ -97,22 +87,20 @@ class Guard:
 
     def __init__(
         self,
-        app: _App,
+        app: ASGIApp,
         names: Iterable[str] = (),
-        sender: Callable[[_Message], str | None] = lambda scope: "",
-        body_within_s: tuple[float, float] = (_BODY_WITHIN_S, _ANONYMOUS_BODY_WITHIN_S),
+        sender: Callable[[Scope], str | None] = lambda scope: "",
         apart: str | None = None,
         large: Collection[str] | None = None,
     ) -> None:
         """Guard an application.
 
         Args:
-            app: An ASGI application.
+            app: The application.
             names: Host names of this server, besides its addresses, ``localhost`` and the name of
                 the machine.
             sender: Returns the name of the account of a request's scope; None without a valid
                 token or session.
-            body_within_s: Deadlines for a whole body, with and without a valid token, in seconds.
             apart: Path below which the application itself authenticates requests as it reads them.
                 They may be large, and have a concurrency limit of their own.
             large: Paths that take bodies above `MOST_SMALL_BYTES`; by default all.
@@ -122,69 +110,70 @@ class Guard:
         self._large = large
         self._large_bodies = asyncio.Semaphore(_MOST_LARGE)
         self._shares: dict[str, _Share] = {}
-        self._body_within_s = body_within_s
+        self.body_within_s = _BODY_WITHIN_S, _ANONYMOUS_BODY_WITHIN_S
+        """Deadlines for a whole body, with and without a valid token."""
         own = socket.gethostname().lower()
         self._names = {"localhost", own, own.partition(".")[0], *(n.lower() for n in names)}
-        self._authenticated, self._anonymous = (
-            ConcurrencyLimit(_MOST_REQUESTS),
-            ConcurrencyLimit(_MOST_REQUESTS),
+        self._apart = apart
+        self._authenticated, self._anonymous, self._others = (
+            ConcurrencyLimit(_MOST_REQUESTS) for _ in range(3)
         )
-        self._apart, self._others = apart, ConcurrencyLimit(_MOST_REQUESTS)
         self.refused = 0
         """Requests refused by a concurrency limit."""
 
-    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
-        }
+        headers = Headers(scope=scope)
         is_apart = self._apart is not None and scope["path"].startswith(f"{self._apart}/")
         sender = None if is_apart else self._sender(scope)
         may_send_large = is_apart or sender is not None
         scope[KNOWN] = sender is not None
         network = network_of((scope.get("client") or ("",))[0])
         CLIENT.set(f"network {network}" if sender is None else f"account {sender}")
-        most_bytes = self._most_bytes(scope["path"], may_send_large, is_apart)
-        within_s = self._body_within_s[0 if may_send_large else 1]
-        body = _Body(receive, may_send_large, within_s, most_bytes)
+        most_bytes = _MOST_ANONYMOUS_BYTES
+        if may_send_large:
+            is_large = is_apart or self._large is None or scope["path"] in self._large
+            most_bytes = MOST_BODY_BYTES if is_large else MOST_SMALL_BYTES
+        within_s = self.body_within_s[0 if may_send_large else 1]
+        body = _Body(receive, within_s, most_bytes)
         problem = self._problem(scope, headers, body)
         if scope["path"] in _ALWAYS:
             await self._limited(scope, body, send, problem)
             return
         limit = self._authenticated if sender is not None else self._anonymous
-        if is_apart:
-            limit = self._others
+        limit = self._others if is_apart else limit
         share = None if sender is None else self._shares.setdefault(sender, _Share())
         is_full = share is not None and share.there >= _MOST_EACH
         place = None if is_full else limit.acquire(network, body.evict)
         if place is None:
             self.refused += 1
-            await _answer(_busy(), send)
+            await _answer(_busy(), scope, receive, send)
             return
         body.completed = lambda: limit.pin(place)
-        if sender is not None or not _has_body(headers):
+        has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        if sender is not None or not has_body:
             body.completed()
         try:
-            if share is None or sender is None:
+            if share is None:
                 await self._limited(scope, body, send, problem)
             else:
-                await self._shared(scope, body, send, problem, sender)
+                await self._shared(share, scope, body, send, problem)
         finally:
             limit.release(place)
+            if share is not None and not share.there:
+                self._shares.pop(str(sender), None)
 
     async def _shared(
         self,
-        scope: _Message,
+        share: "_Share",
+        scope: Scope,
         body: "_Body",
-        send: _Send,
+        send: Send,
         problem: ProblemError | None,
-        sender: str,
     ) -> None:
-        """Answer a request of an account within the account's limits."""
-        share = self._shares[sender]
         share.there += 1
         try:
             async with AsyncExitStack() as stack:
@@ -192,7 +181,7 @@ class Guard:
                 running = stack.enter_context(ExitStack())
                 running.callback(share.running.release)
 
-                async def starting(message: _Message) -> None:
+                async def starting(message: Message) -> None:
                     running.close()
                     await send(message)
 
@@ -200,20 +189,13 @@ class Guard:
                 await self._limited(scope, body, starting, problem)
         finally:
             share.there -= 1
-            if not share.there:
-                self._shares.pop(sender, None)
 
-    def _problem(
-        self, scope: _Message, headers: dict[str, str], body: "_Body"
-    ) -> ProblemError | None:
+    def _problem(self, scope: Scope, headers: Headers, body: "_Body") -> ProblemError | None:
         host = headers.get("host", "")
         if not self._is_known(host):
-            return ProblemError(
-                421,
-                "this server is not known by the name in the header Host: start it with  "
-                "--name NAME  if it should be",
-                code="host_unknown",
-            )
+            what = "this server is not known by the name in the header Host"
+            advice = "start it with  --name NAME  if it should be"
+            return ProblemError(421, f"{what}: {advice}", code="host_unknown")
         origin = headers.get("origin")
         own = f"{scope['scheme']}://{host}"
         unsafe = scope["method"] not in _SAFE
@@ -228,12 +210,6 @@ class Guard:
             return body.too_large()
         return None
 
-    def _most_bytes(self, path: str, may_send_large: bool, is_apart: bool) -> int:
-        if not may_send_large:
-            return _MOST_ANONYMOUS_BYTES
-        is_large = is_apart or self._large is None or path in self._large
-        return MOST_BODY_BYTES if is_large else MOST_SMALL_BYTES
-
     def _is_known(self, host: str) -> bool:
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         try:
@@ -243,29 +219,23 @@ class Guard:
         return True
 
     async def _limited(
-        self, scope: _Message, body: "_Body", send: _Send, problem: ProblemError | None
+        self, scope: Scope, body: "_Body", send: Send, problem: ProblemError | None
     ) -> None:
         """Answer a request, or report its problem."""
         started = False
 
-        async def sealed(message: _Message) -> None:
+        async def sealed(message: Message) -> None:
             nonlocal started
             if body.problem is not None and not started:
                 return
             if message["type"] == "http.response.start":
                 started = True
-                there = {name for name, _ in message["headers"]}
-                message["headers"] = [
-                    *message["headers"],
-                    *(
-                        (name.encode(), value.encode())
-                        for name, value in _HEADERS.items()
-                        if name.encode() not in there
-                    ),
-                ]
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
-        async def metered() -> _Message:
+        async def metered() -> Message:
             # After the response has begun, only the end of the connection can come.
             return await (body.receive() if started else body.next())
 
@@ -277,7 +247,7 @@ class Guard:
         if problem is not None and not started:
             if problem.status in (401, 413):
                 await body.drain()
-            await _answer(problem, send)
+            await _answer(problem, scope, body.receive, send)
 
 
 class _Share:
@@ -292,9 +262,7 @@ class _Share:
 class _Body:
     """A body as it arrives: within a deadline and a size, until it is evicted."""
 
-    def __init__(
-        self, receive: _Receive, may_send_large: bool, within_s: float, most_bytes: int
-    ) -> None:
+    def __init__(self, receive: Receive, within_s: float, most_bytes: int) -> None:
         self.receive = receive
         self.most_bytes = most_bytes
         self.places: tuple[AsyncExitStack, Iterable[asyncio.Semaphore]] | None = None
@@ -303,7 +271,6 @@ class _Body:
         """Why it is not read to its end."""
         self.completed: Callable[[], None] = lambda: None
         """Called when all of it has arrived."""
-        self._may_send_large = may_send_large
         self._within_s = within_s
         self._until = time.monotonic() + within_s
         self._left = most_bytes
@@ -317,13 +284,22 @@ class _Body:
         if not self._evicted.done():
             self._evicted.set_result(None)
 
-    async def next(self) -> _Message:
+    async def next(self) -> Message:
         """Return the next part."""
         if self._ended:  # Frameworks poll whether the client is still connected.
             return await self.receive()
         message = await self._next()
         if message is None:
-            self.problem = self._late()
+            is_evicted = self._evicted.done()
+            why = f"not all of the request arrived within {self._within_s:g} s"
+            if is_evicted:
+                why = "newer requests took the place of this one before all of it had arrived"
+            self.problem = ProblemError(
+                408,
+                f"{why}: send it again, or something smaller",
+                {"Connection": "close"},
+                code="body_evicted" if is_evicted else "body_timeout",
+            )
             raise BodyRefusedError
         self._left -= len(message.get("body", b""))
         if self._left < 0:
@@ -356,7 +332,7 @@ class _Body:
                 return
             left -= len(message.get("body", b""))
 
-    async def _next(self) -> _Message | None:
+    async def _next(self) -> Message | None:
         """Return the next part, or None after the deadline or an eviction."""
         reading: asyncio.Future[Any] = asyncio.ensure_future(self.receive())
         try:
@@ -369,7 +345,7 @@ class _Body:
         finally:
             if not reading.done():
                 reading.cancel()
-        message: _Message = reading.result()
+        message: Message = reading.result()
         size_bytes = len(message.get("body", b""))
         self._read_bytes += size_bytes
         if self._read_bytes > MOST_SMALL_BYTES:  # Let other requests run between the parts.
@@ -381,35 +357,19 @@ class _Body:
 
     def too_large(self) -> ProblemError:
         """Return the problem of a body beyond its limit."""
-        if not self._may_send_large:
+        if self.most_bytes == _MOST_ANONYMOUS_BYTES:
             return ProblemError(
                 401,
                 f"log in, or send a token, to send more than {_MOST_ANONYMOUS_BYTES >> 10} KiB:  "
                 "Authorization: Bearer TOKEN",
                 {"WWW-Authenticate": "Bearer", "Connection": "close"},
             )
-        is_large = self.most_bytes == MOST_BODY_BYTES
+        advice = "a smaller picture" if self.most_bytes == MOST_BODY_BYTES else "less at a time"
         return ProblemError(
             413,
-            f"the request is larger than {self.most_bytes >> 20} MiB: send "
-            f"{'a smaller picture' if is_large else 'less at a time'}",
+            f"the request is larger than {self.most_bytes >> 20} MiB: send {advice}",
             {"Connection": "close"},
         )
-
-    def _late(self) -> ProblemError:
-        why = f"not all of the request arrived within {self._within_s:g} s"
-        if self._evicted.done():
-            why = "newer requests took the place of this one before all of it had arrived"
-        return ProblemError(
-            408,
-            f"{why}: send it again, or something smaller",
-            {"Connection": "close"},
-            code="body_evicted" if self._evicted.done() else "body_timeout",
-        )
-
-
-def _has_body(headers: dict[str, str]) -> bool:
-    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 def _cross_site(own: str) -> ProblemError:
@@ -426,19 +386,7 @@ def _busy() -> ProblemError:
     )
 
 
-async def _answer(problem: ProblemError, send: _Send) -> None:
-    body = json.dumps(problem.as_dict()).encode()
-    headers = {
-        **_HEADERS,
-        "content-type": MEDIA_TYPE,
-        "content-length": str(len(body)),
-        **problem.headers,
-    }
-    await send(
-        {
-            "type": "http.response.start",
-            "status": problem.status,
-            "headers": [(n.lower().encode(), v.encode()) for n, v in headers.items()],
-        }
-    )
-    await send({"type": "http.response.body", "body": body})
+async def _answer(problem: ProblemError, scope: Scope, receive: Receive, send: Send) -> None:
+    headers = {**_HEADERS, **problem.headers}
+    content = json.dumps(problem.as_dict())
+    await Response(content, problem.status, headers, MEDIA_TYPE)(scope, receive, send)

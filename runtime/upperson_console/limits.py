@@ -13,14 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = [
-    "CLIENT",
-    "BusyError",
-    "ConcurrencyLimit",
-    "RequestQueue",
-    "network_of",
-]
-
 CLIENT: ContextVar[str] = ContextVar("CLIENT", default="")
 """The client whose request this thread or task works on."""
 
@@ -40,13 +32,12 @@ class RequestQueue:
     """A bounded queue, round robin over clients. Safe to use from several threads."""
 
     def __init__(self, running: int = 1, waiting: int = 8) -> None:
-        """Allow ``running`` requests at a time, and ``waiting`` more."""
-        self._free = running
+        self._free, self._most = running, running + waiting
         self._queue: OrderedDict[str, deque[threading.Event]] = OrderedDict()
         """Waiting requests by client; the client whose turn is next comes first."""
         self._lock = threading.Lock()
-        self._most = running + waiting
-        self._there = 0
+        self.waiting = 0
+        """Requests that run or wait."""
         self._usual_s = _USUAL_S
         self.served = 0
         """Requests that had a slot."""
@@ -55,19 +46,14 @@ class RequestQueue:
         self.busy_s = 0.0
         """Seconds of all slots together."""
 
-    @property
-    def waiting(self) -> int:
-        """Requests that run or wait."""
-        return self._there
-
     @contextmanager
     def slot(self) -> Iterator[None]:
         """Wait for a slot, and hold it."""
         with self._lock:
-            if self._there >= self._most:
+            if self.waiting >= self._most:
                 self.refused += 1
-                raise BusyError(max(1, round(self._there * self._usual_s)))
-            self._there += 1
+                raise BusyError(max(1, round(self.waiting * self._usual_s)))
+            self.waiting += 1
             own = self._enqueue()
         own.wait()
         began = time.monotonic()
@@ -76,7 +62,7 @@ class RequestQueue:
         finally:
             took = time.monotonic() - began
             with self._lock:
-                self._there -= 1
+                self.waiting -= 1
                 self.served += 1
                 self.busy_s += took
                 self._usual_s += (took - self._usual_s) / 8
@@ -127,7 +113,6 @@ class ConcurrencyLimit:
     """
 
     def __init__(self, most: int) -> None:
-        """Allow so many holders at a time."""
         self._most = most
         self._waiting: dict[object, tuple[str, Callable[[], None]]] = {}
         """Oldest first: network, and what evicts the holder."""
@@ -137,16 +122,19 @@ class ConcurrencyLimit:
         return len(self._waiting) + len(self._pinned)
 
     def acquire(self, network: str, evict: Callable[[], None]) -> object | None:
-        """Take a place; return its handle, or None if every holder is pinned.
+        """Take a place for a network; return its handle, or None if every holder is pinned.
 
-        Args:
-            network: See `network_of`.
-            evict: Called when another client takes the place.
+        ``evict`` is called when another client takes the place.
         """
         if len(self) >= self._most:
             if not self._waiting:
                 return None
-            self._evict_oldest()
+            waiting = Counter(network for network, _ in self._waiting.values())
+            busiest = max(waiting.values())
+            oldest = next(
+                one for one, (name, _) in self._waiting.items() if waiting[name] == busiest
+            )
+            self._waiting.pop(oldest)[1]()
         place = object()
         self._waiting[place] = network, evict
         return place
@@ -160,15 +148,6 @@ class ConcurrencyLimit:
         """Release a place; an evicted one is ignored."""
         self._waiting.pop(place, None)
         self._pinned.discard(place)
-
-    def _evict_oldest(self) -> None:
-        waiting = Counter(network for network, _ in self._waiting.values())
-        busiest = max(waiting.values())
-        last = next(
-            place for place, (network, _) in self._waiting.items() if waiting[network] == busiest
-        )
-        _, evict = self._waiting.pop(last)
-        evict()
 
 
 def network_of(address: str) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,10 +17,8 @@ from upperson_console.accounts import Account
 from upperson_console.service import ConsoleService
 from upperson_network.remote import http_target, http_within, may_hide_login
 from upperson_rt.errors import UsageError
-from upperson_rt.gallery import Filter, Item
+from upperson_rt.gallery import CameraInfo, Filter, Item
 from upperson_rt.printable import one_line, safe_repr, shortened
-
-__all__ = ["CameraStatus", "Live", "Process", "check_source"]
 
 _STALE_S = 30.0
 """Age of a metrics file, which is written every 5 s, from which its process has ended."""
@@ -61,21 +60,18 @@ class CameraStatus:
     newest: tuple[tuple[int, Item], ...] = ()
 
 
-@dataclass(frozen=True)
-class _Read:
-    time: float
-    values: dict[str, dict[str, float]]
-    """Sums by metric and camera; the empty name stands for the process."""
+_Sums: TypeAlias = dict[str, dict[str, float]]
+"""By metric and camera; the empty name stands for the process."""
 
 
 class Live:
     """Reads the metrics of processes. Safe for several threads."""
 
     def __init__(self, sources: Sequence[str]) -> None:
-        """Read files and addresses, see `check_source`."""
         self._sources = list(sources)
         self._lock = threading.Lock()
-        self._before: dict[str, _Read] = {}
+        self._before: dict[str, tuple[float, float]] = {}
+        """Uptime and busy seconds of each source some seconds ago."""
         self.has_ended = False
         """Whether the server ends, and with it streams."""
 
@@ -91,24 +87,29 @@ class Live:
                 published[name] = values, up > 0 and process.problem is None
         known = service.cameras(account)
         cameras = []
+        nothing = CameraInfo(pictures=0, first_time=None, last_time=None)
         for name in sorted({*known, *(name for name in published if account.sees(name))}):
             values, runs = published.get(name, ({}, None))
-            info = known.get(name)
+            info = known.get(name, nothing)
+            frames, dropped, outages = (
+                int(values.get(metric, {}).get(name, 0.0))
+                for metric in ("frames_read", "frames_dropped", "outages")
+            )
             cameras.append(
                 CameraStatus(
                     name=name,
                     runs=runs,
-                    pictures=0 if info is None else info.pictures,
-                    last_time=None if info is None else info.last_time,
-                    frames=None if runs is None else int(_of(values, "frames_read", name)),
-                    dropped=int(_of(values, "frames_dropped", name)),
-                    outages=int(_of(values, "outages", name)),
-                    newest=_newest(service, name, None if info is None else info.last_time),
+                    pictures=info.pictures,
+                    last_time=info.last_time,
+                    frames=None if runs is None else frames,
+                    dropped=dropped,
+                    outages=outages,
+                    newest=_newest(service, name, info.last_time),
                 )
             )
         return processes, cameras
 
-    def _read(self, source: str) -> tuple[Process, dict[str, dict[str, float]]]:
+    def _read(self, source: str) -> tuple[Process, _Sums]:
         try:
             text, age_s = _fetched(source)
             values = _sums(text)
@@ -119,41 +120,32 @@ class Live:
             reason = shortened(one_line(error))
             return Process(source=source, problem=f"publishes no metrics: {reason}"), {}
         problem = None if age_s < _STALE_S else "ended: its file is not written any more"
-        return (
-            Process(
-                source=source,
-                problem=problem,
-                busy=None if problem else self._busy(source, values),
-                waiting=int(sum(values.get("queue_depth", {}).values())),
-            ),
-            values,
-        )
+        busy = None if problem else self._busy(source, values)
+        waiting = int(sum(values.get("queue_depth", {}).values()))
+        return Process(source=source, problem=problem, busy=busy, waiting=waiting), values
 
-    def _busy(self, source: str, values: dict[str, dict[str, float]]) -> float | None:
+    def _busy(self, source: str, values: _Sums) -> float | None:
         """Return the encoder's share of the time since the last read, or since the start."""
         seconds, uptime = (
             values.get(name, {}).get("", 0.0) for name in ("encoder_busy_seconds", "uptime_seconds")
         )
         with self._lock:
             before = self._before.get(source)
-            if before is None or uptime - before.time > 5 or uptime < before.time:
-                self._before[source] = _Read(uptime, values)
-        if before is not None and uptime > before.time:
-            seconds -= before.values.get("encoder_busy_seconds", {}).get("", 0.0)
-            uptime -= before.time
+            if before is None or uptime - before[0] > 5 or uptime < before[0]:
+                self._before[source] = uptime, seconds
+        if before is not None and uptime > before[0]:
+            seconds, uptime = seconds - before[1], uptime - before[0]
         return min(1.0, max(0.0, seconds / uptime)) if uptime > 0 else None
 
 
 def check_source(source: str) -> str:
-    """Return a metrics file or an HTTP address unchanged.
+    """Return a metrics file or an HTTP address unchanged; raise UsageError for another address.
 
-    Raises:
-        UsageError: It is another address, or one with a login, which the live page would show.
+    An address with a login is refused, too: the live page would show it.
     """
     if "://" in source and not _is_http(source):
-        found = (
-            "one that may hold a login (write %40 for @)" if "@" in source else safe_repr(source)
-        )
+        with_login = "one that may hold a login (write %40 for @)"
+        found = with_login if "@" in source else safe_repr(source)
         raise UsageError(
             f"--watch takes a metrics file or an address such as http://127.0.0.1:9095/metrics, "
             f"found {found}",
@@ -199,9 +191,8 @@ def _downloaded(address: str) -> bytes:
         return answer.read(_MOST_BYTES + 1)
 
 
-def _sums(text: str) -> dict[str, dict[str, float]]:
-    """Return sums by metric and camera."""
-    values: dict[str, dict[str, float]] = {}
+def _sums(text: str) -> _Sums:
+    values: _Sums = {}
     try:
         for family in text_string_to_metric_families(text):
             sums = values.setdefault(family.name.removeprefix("upperson_"), {})
@@ -217,14 +208,10 @@ def _sums(text: str) -> dict[str, dict[str, float]]:
     return values
 
 
-def _of(values: dict[str, dict[str, float]], metric: str, camera: str) -> float:
-    return values.get(metric, {}).get(camera, 0.0)
-
-
 def _newest(
     service: ConsoleService, camera: str, last: float | None
 ) -> tuple[tuple[int, Item], ...]:
-    """Return the newest items of a camera, one a track."""
+    """Return the newest items of a camera, one of each track."""
     if last is None:
         return ()
     items: dict[str, Item] = {}

@@ -2,7 +2,6 @@
 
 import datetime
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
@@ -19,32 +18,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from upperson_console.search import LONGEST_SENTENCE, MOST_MARKS, Order, Search
-from upperson_rt.gallery import CameraInfo, Filter, Hit, Item, TrackSpan
+from upperson_rt.gallery import Filter, Item
 from upperson_rt.search.calibration import MatchLabel
-from upperson_rt.search.notices import Notice
-
-__all__ = [
-    "CameraOut",
-    "DeletedOut",
-    "EmbeddingsIn",
-    "EmbeddingsOut",
-    "ExportIn",
-    "FilterIn",
-    "HealthOut",
-    "HitOut",
-    "InfoOut",
-    "ItemOut",
-    "MarksIn",
-    "MarksOut",
-    "PictureOut",
-    "ProblemOut",
-    "PruneIn",
-    "SearchIn",
-    "SearchOut",
-    "SpanOut",
-    "TrackOut",
-    "iso",
-]
 
 Id: TypeAlias = Annotated[
     str,
@@ -68,7 +43,19 @@ def _written_time(value: object) -> object:
     return value
 
 
+def _iso(time: float | None) -> str | None:
+    if time is None:
+        return None
+    moment = datetime.datetime.fromtimestamp(time, datetime.timezone.utc)
+    try:
+        return moment.astimezone().isoformat(timespec="milliseconds")
+    except (OverflowError, ValueError, OSError):  # At the ends of the calendar.
+        return moment.isoformat(timespec="milliseconds")
+
+
 _Moment: TypeAlias = Annotated[AwareDatetime, BeforeValidator(_written_time)]
+_Time: TypeAlias = Annotated[str | None, BeforeValidator(_iso)]
+"""Made from unix seconds."""
 _MOST_AT_ONCE = 500
 
 
@@ -105,7 +92,7 @@ class FilterIn(_Strict):
     def as_filter(self) -> Filter:
         """Return the gallery's filter."""
         return Filter(
-            camera=None if self.cameras is None else tuple(self.cameras),
+            camera=self.cameras,
             since=None if self.since is None else self.since.timestamp(),
             until=None if self.until is None else self.until.timestamp(),
             track=self.track,
@@ -149,6 +136,7 @@ class SearchIn(_Strict):
 
     def as_search(self) -> Search:
         """Return the search."""
+        marks = {int(id_): True for id_ in self.yes} | {int(id_): False for id_ in self.no}
         return Search(
             sentence=self.sentence or "",
             picture=self.picture,
@@ -157,13 +145,7 @@ class SearchIn(_Strict):
             where=self.filter.as_filter(),
             by_track=self.by_track,
             order=self.order,
-            marks=tuple(
-                {
-                    int(id_): right
-                    for ids, right in ((self.yes, True), (self.no, False))
-                    for id_ in ids
-                }.items()
-            ),
+            marks=tuple(marks.items()),
         )
 
 
@@ -173,24 +155,21 @@ class ItemOut(BaseModel):
     id: Id
     key: str
     camera: str | None
-    time: str | None = Field(description="ISO 8601 with the zone of the server.")
+    time: _Time = Field(description="ISO 8601 with the zone of the server.")
     track: str | None
     box: list[int] | None = Field(description="x0, y0, x1, y1 in the frame, in pixels.")
     source: str | None
     attributes: dict[str, Any]
     picture: str | None = Field(description="Address of the picture; null if none is kept.")
 
-    @classmethod
-    def of(cls, id_: int, item: Item, has_picture: bool) -> "ItemOut":
-        """Return an item as JSON."""
-        return cls(**_item(id_, item, has_picture))
-
 
 class SpanOut(BaseModel):
     """The pictures of a track that pass the filter."""
 
-    first_time: str | None
-    last_time: str | None
+    model_config = ConfigDict(from_attributes=True)
+
+    first_time: _Time
+    last_time: _Time
     pictures: int
 
 
@@ -204,17 +183,6 @@ class HitOut(ItemOut):
     )
     span: SpanOut | None
 
-    @classmethod
-    def of_hit(cls, rank: int, hit: Hit, match: MatchLabel, has_picture: bool) -> "HitOut":
-        """Return a hit as JSON."""
-        return cls(
-            **_item(hit.id, hit.item, has_picture),
-            rank=rank,
-            score=hit.score,
-            match=match,
-            span=None if hit.span is None else _span(hit.span),
-        )
-
 
 class NoticeOut(BaseModel):
     """A notice about a search."""
@@ -223,11 +191,6 @@ class NoticeOut(BaseModel):
     level: Literal["warning", "note"]
     text: str
     fields: dict[str, Any] = Field(description="Values that the text names.")
-
-    @classmethod
-    def of(cls, notice: Notice) -> "NoticeOut":
-        """Return a notice as it is sent."""
-        return cls.model_validate(notice.as_json())
 
 
 class SearchOut(BaseModel):
@@ -265,18 +228,8 @@ class CameraOut(BaseModel):
 
     name: str
     pictures: int
-    first_time: str | None
-    last_time: str | None
-
-    @classmethod
-    def of(cls, name: str, info: CameraInfo) -> "CameraOut":
-        """Return a camera as JSON."""
-        return cls(
-            name=name,
-            pictures=info.pictures,
-            first_time=iso(info.first_time),
-            last_time=iso(info.last_time),
-        )
+    first_time: _Time
+    last_time: _Time
 
 
 class MarksIn(SearchIn):
@@ -370,32 +323,7 @@ class EmbeddingsOut(BaseModel):
     usage: UsageOut
 
 
-def iso(time: float | None) -> str | None:
-    """Return unix seconds as ISO 8601 with this machine's zone; None for None."""
-    if time is None:
-        return None
-    moment = datetime.datetime.fromtimestamp(time, datetime.timezone.utc)
-    try:
-        return moment.astimezone().isoformat(timespec="milliseconds")
-    except (OverflowError, ValueError, OSError):  # At the ends of the calendar.
-        return moment.isoformat(timespec="milliseconds")
-
-
-def _span(span: TrackSpan) -> SpanOut:
-    return SpanOut(
-        first_time=iso(span.first_time), last_time=iso(span.last_time), pictures=span.pictures
-    )
-
-
-def _item(id_: int, item: Item, has_picture: bool) -> Mapping[str, Any]:
-    return {
-        "id": str(id_),
-        "key": item.key,
-        "camera": item.camera,
-        "time": iso(item.time),
-        "track": item.track,
-        "box": None if item.box is None else list(item.box),
-        "source": item.source,
-        "attributes": dict(item.attributes),
-        "picture": f"/api/v1/items/{id_}/picture" if has_picture else None,
-    }
+def item_fields(id_: int, item: Item, has_picture: bool) -> dict[str, Any]:
+    """Return the fields of an `ItemOut`."""
+    picture = f"/api/v1/items/{id_}/picture" if has_picture else None
+    return {**vars(item), "id": str(id_), "picture": picture}

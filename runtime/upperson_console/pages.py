@@ -22,8 +22,6 @@ from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Item, TrackSpan
 from upperson_rt.printable import count_of
 
-__all__ = ["page_routes"]
-
 _PAGE = 24
 _LAST = 2**63 - 1
 """The largest id."""
@@ -38,9 +36,8 @@ def page_routes(service: ConsoleService, access: Access) -> APIRouter:
     routes = APIRouter(
         include_in_schema=False, default_response_class=HTMLResponse, route_class=BoundedRoute
     )
-    _search_pages(routes, service, access)
-    _person_pages(routes, service, access)
-    _delete_pages(routes, service, access)
+    for add in (_search_pages, _person_pages, _delete_pages):
+        add(routes, service, access)
     _login_pages(routes, access)
     return routes
 
@@ -52,18 +49,8 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
     def search_page(request: Request, account: Account = viewer) -> Response:
         problem, search = _searched(request)
         cursor = request.query_params.get("cursor")
-        values: dict[str, Any] = {
-            "search": search,
-            "cameras": service.cameras(account),
-            "result": None,
-            "problem": problem,
-            "query_picture": None,
-            "saved": service.user_state.saved(account.name),
-            "kept_marks": ((), ()),
-            "pictures": service.pictures,
-            "notes": [],
-            "empty": None,
-        }
+        values: dict[str, Any] = dict.fromkeys(("result", "query_picture", "empty"))
+        values |= {"problem": problem, "notes": [], "kept_marks": ((), ())}
         status = 200 if problem is None else 422
         if problem is None and not search.is_empty:
             try:
@@ -80,7 +67,17 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
                     values["empty"] = _nothing(service, account, search)
         elif problem is None and not service.count(account, search.where):
             values["empty"] = _nothing(service, account, search)
-        return render("search", account, status, log_problem=service.log_problem, **values)
+        return render(
+            "search",
+            account,
+            status,
+            search=search,
+            cameras=service.cameras(account),
+            saved=service.user_state.saved(account.name),
+            pictures=service.pictures,
+            log_problem=service.log.problem,
+            **values,
+        )
 
     @routes.post("/picture")
     def give(
@@ -190,9 +187,8 @@ def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         item, _ = service.item(account, id)
         chosen: list[tuple[int, Item, float | None]]
         if what == "alike":
-            chosen = [
-                (hit.id, hit.item, hit.score) for hit in service.alike(account, id, min_score)
-            ]
+            hits = service.alike(account, id, min_score)
+            chosen = [(hit.id, hit.item, hit.score) for hit in hits]
         elif what == "track" and item.track is not None:
             chosen = [(one, view, None) for one, view in service.person(account, id).views]
         else:
@@ -232,10 +228,8 @@ def _login_pages(routes: APIRouter, access: Access) -> None:
     ) -> Response:
         account = None if access.accounts is None else access.accounts.of_token(token.strip())
         if account is None:
-            problem = (
-                "This token is not known: check it, or ask who runs this server for a new one."
-            )
-            return render("login", None, 401, next=_local_path(next), problem=problem)
+            why = "This token is not known: check it, or ask who runs this server for a new one."
+            return render("login", None, 401, next=_local_path(next), problem=why)
         answer = _see(_local_path(next))
         answer.set_cookie(
             COOKIE,
@@ -258,9 +252,8 @@ def _around(search: Search, camera: str | None, span: TrackSpan) -> str | None:
     """Return the address of what a camera saw around the time of a track, by time."""
     if camera is None or span.first_time is None or span.last_time is None:
         return None
-    where = Filter(
-        camera=(camera,), since=span.first_time - _AROUND_S, until=span.last_time + _AROUND_S
-    )
+    since, until = span.first_time - _AROUND_S, span.last_time + _AROUND_S
+    where = Filter(camera=(camera,), since=since, until=until)
     around = Search(sentence=search.sentence.strip() or "person", where=where, order="time")
     return around.address()
 
@@ -268,15 +261,16 @@ def _around(search: Search, camera: str | None, span: TrackSpan) -> str | None:
 def _nothing(service: ConsoleService, account: Account, search: Search) -> dict[str, Any]:
     """Describe why nothing was found, and what to do next."""
     cameras = service.cameras(account)
-    if not service.count(account, Search().where):
+    count = service.count(account, Filter())
+    if not count:
         return {
-            "title": "The gallery is empty",
-            "text": "No pictures are in it yet. Add some, or let a camera do it:",
+            **_message(
+                "The gallery is empty",
+                "No pictures are in it yet. Add some, or let a camera do it:",
+                "/live",
+                "See whether a camera is watching",
+            ),
             "command": f"upperson-rt index PICTURES -g {service.gallery.location}",
-            "link": "/live",
-            "link_text": "See whether a camera is watching",
-            "last": None,
-            "also": None,
         }
     where = search.where
     for name in where.cameras or ():
@@ -285,34 +279,31 @@ def _nothing(service: ConsoleService, account: Account, search: Search) -> dict[
             return _message(
                 f"No pictures of the camera \u201c{name}\u201d",
                 f"It may be written in another way. There are: {known}.",
-                search.address(where=Search().where),
+                f"/?{search.address(where=Filter())}",
                 "Search in all cameras",
             )
-    late = search.last is not None or where.since is not None
-    if late and where.cameras:
-        last = {name: cameras[name].last_time for name in where.cameras}
+    if where.cameras and (search.last is not None or where.since is not None):
+        timeless = search.address(where=replace(where, since=None, until=None), last=None)
         return {
             **_message(
                 "No picture in this time",
                 "The newest picture of these cameras is older; a camera may have stopped.",
-                search.address(where=replace(where, since=None, until=None), last=None),
+                f"/?{timeless}",
                 "Search without the time",
             ),
-            "last": last,
+            "last": {name: cameras[name].last_time for name in where.cameras},
             "also": "/live",
             "also_text": "See whether the cameras are running",
         }
-    total = count_of(service.count(account, Search().where), "picture")
     return _message(
         "Nothing passes the filter",
-        f"There are {total}, and none passes.",
-        search.address(where=Search().where, last=None),
+        f"There are {count_of(count, 'picture')}, and none passes.",
+        f"/?{search.without_filter()}",
         "Search without the filter",
     )
 
 
-def _message(title: str, text: str, address: str, link_text: str) -> dict[str, Any]:
-    link = f"/?{address}"
+def _message(title: str, text: str, link: str, link_text: str) -> dict[str, Any]:
     return {"title": title, "text": text, "link": link, "link_text": link_text, **_NO_MORE}
 
 

@@ -1,4 +1,4 @@
-"""Pictures for browsers: decoded within limits, scaled down, always a plain JPEG.
+"""Pictures for browsers and query pictures: decoded within limits, scaled down, a plain JPEG.
 
 No request names a path: the item of the gallery names its file, and a file that does not decode is
 not sent. Only an export (see `results`) sends files byte for byte, so that hashes match.
@@ -9,25 +9,34 @@ import io
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from upperson_console.limits import RequestQueue
+from upperson_console.problems import missing
+from upperson_console.user_state import QueryPicture, UserState
+from upperson_rt.encoder import Encoder, Progress
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
 from upperson_rt.gallery.crops import picture_file, use_picture
-from upperson_rt.preprocess import use_image
+from upperson_rt.preprocess import IMAGE_SUFFIXES, use_image
+from upperson_rt.tokenizer import TokenBatch
+from upperson_rt.towers import batch_slices
 
-__all__ = ["PIECE_BYTES", "GalleryPictures", "Size", "Upload", "as_jpeg", "read_upload"]
+if TYPE_CHECKING:
+    from upperson_rt.preprocess import Channels, ImageSource
 
 Size: TypeAlias = Literal["thumb", "view", "frame"]
 """``thumb`` for a card, ``view`` for a person's page, ``frame`` for the frame of a crop."""
 
+_Jpeg: TypeAlias = tuple[bytes, tuple[int, int]]
+"""A picture, and width and height of its file in pixels."""
 _BOUNDS: dict[Size, tuple[int, int]] = {
     "thumb": (256, 384),
     "view": (960, 1200),
@@ -37,6 +46,10 @@ _CACHE_BYTES = 64 << 20
 PIECE_BYTES = 1 << 20
 """Bytes of a file that are read at a time."""
 _QUALITY = 85
+_SENTENCES_AT_ONCE = 4
+"""Of one request, before the queue serves another client."""
+_MOST_DECODING = 4
+"""Waiting query pictures. With the encoder's queue they are fewer than the server's threads."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ class Upload:
     """Width and height of ``pixels``."""
 
 
-def as_jpeg(pixels: NDArray[np.uint8], size: Size) -> tuple[bytes, tuple[int, int]]:
+def as_jpeg(pixels: NDArray[np.uint8], size: Size) -> _Jpeg:
     """Return a picture as JPEG, scaled down to a size, and its width and height before."""
     whole = pixels.shape[1], pixels.shape[0]
     image = Image.fromarray(pixels)
@@ -88,18 +101,11 @@ class GalleryPictures:
     """Pictures of a gallery's items, with a cache. Safe for several threads."""
 
     def __init__(self, crops_dir: Path | None) -> None:
-        """Read saved pictures from `Gallery.crops_dir`."""
         self._crops_dir = crops_dir
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, int, int, Size], tuple[bytes, tuple[int, int]]] = (
-            OrderedDict()
-        )
-        self._bytes = 0
-
-    @property
-    def kept_bytes(self) -> int:
+        self._kept: OrderedDict[tuple[str, int, int, Size], _Jpeg] = OrderedDict()
+        self.kept_bytes = 0
         """Bytes of the cached pictures."""
-        return self._bytes
 
     def file(self, item: Item) -> Path | None:
         """Return the file of an item's picture, or None."""
@@ -110,9 +116,10 @@ class GalleryPictures:
         if item.source is None or item.box is None:
             return None
         file = picture_file(Item(key=item.key, source=item.source), None)
-        return file if file is not None and _is_picture(file) else None
+        is_picture = file is not None and file.suffix.lower() in IMAGE_SUFFIXES
+        return file if is_picture else None
 
-    def jpeg(self, item: Item, size: Size) -> tuple[bytes, tuple[int, int]] | None:
+    def jpeg(self, item: Item, size: Size) -> _Jpeg | None:
         """Return an item's picture as JPEG, and the size of its file in pixels, or None."""
         file = self.frame(item) if size == "frame" else self.file(item)
         if file is None:
@@ -127,31 +134,25 @@ class GalleryPictures:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         box = item.box if item.crop is None and size != "frame" else None
-        return self._keep(key, use_picture(file, _cut(box, size)))
+        made = use_picture(file, _cut(box, size))
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = made
+                self.kept_bytes += len(made[0])
+            while self.kept_bytes > _CACHE_BYTES:
+                _, (old, _) = self._kept.popitem(last=False)
+                self.kept_bytes -= len(old)
+        return made
 
     def clear_cache(self) -> None:
         """Clear the cache after a deletion."""
         with self._lock:
             self._kept.clear()
-            self._bytes = 0
-
-    def _keep(
-        self, key: tuple[str, int, int, Size], made: tuple[bytes, tuple[int, int]]
-    ) -> tuple[bytes, tuple[int, int]]:
-        with self._lock:
-            if key not in self._kept:
-                self._kept[key] = made
-                self._bytes += len(made[0])
-            while self._bytes > _CACHE_BYTES:
-                _, (old, _) = self._kept.popitem(last=False)
-                self._bytes -= len(old)
-        return made
+            self.kept_bytes = 0
 
 
-def _cut(
-    box: tuple[int, int, int, int] | None, size: Size
-) -> Callable[[NDArray[np.uint8]], tuple[bytes, tuple[int, int]]]:
-    def make(pixels: NDArray[np.uint8]) -> tuple[bytes, tuple[int, int]]:
+def _cut(box: tuple[int, int, int, int] | None, size: Size) -> Callable[[NDArray[np.uint8]], _Jpeg]:
+    def make(pixels: NDArray[np.uint8]) -> _Jpeg:
         if box is not None:
             x0, y0, x1, y1 = (max(0, edge) for edge in box)
             part = pixels[y0:y1, x0:x1]
@@ -161,7 +162,74 @@ def _cut(
     return make
 
 
-def _is_picture(file: Path) -> bool:
-    from upperson_rt.preprocess import IMAGE_SUFFIXES
+class QueuedEncoder(Encoder):
+    """An encoder whose calls wait in a queue; raises `BusyError` if it is full."""
 
-    return file.suffix.lower() in IMAGE_SUFFIXES
+    def __init__(self, encoder: Encoder, queue: RequestQueue) -> None:
+        super().__init__(encoder.manifest, encoder.variant, encoder.tokenizer, encoder.backend)
+        self.unqueued = encoder
+        self.queue = queue
+
+    def encode_images(
+        self,
+        images: "Sequence[ImageSource] | NDArray[np.uint8]",
+        batch_size: int = 32,
+        progress: Progress | None = None,
+        channels: "Channels" = "rgb",
+    ) -> NDArray[np.float32]:
+        """Embed pictures, see `Encoder.encode_images`."""
+        with self.queue.slot():
+            return self.unqueued.encode_images(images, batch_size, progress, channels)
+
+    def encode_tokens(self, tokens: TokenBatch, batch_size: int = 64) -> NDArray[np.float32]:
+        """Embed sentences, see `Encoder.encode_tokens`."""
+        with self.queue.slot():
+            return self.unqueued.encode_tokens(tokens, batch_size)
+
+
+class QueryPictures:
+    """Pictures that users search with. Safe for several threads."""
+
+    def __init__(self, encoder: QueuedEncoder, user_state: UserState) -> None:
+        self.decoding = RequestQueue(waiting=_MOST_DECODING)
+        """Decoding has a queue of its own, and does not hold the encoder."""
+        self._encoder = encoder
+        self._user_state = user_state
+
+    def add(self, content: IO[bytes]) -> QueryPicture:
+        """Embed and keep a picture file, which is read in pieces."""
+        with self.decoding.slot():
+            upload = read_upload(content)
+        vector_D = self._encoder.encode_images([upload.pixels])[0]
+        jpeg, size = as_jpeg(upload.pixels, "thumb")
+        picture = QueryPicture(
+            id=upload.sha256[:32], sha256=upload.sha256, vector_D=vector_D, jpeg=jpeg, size=size
+        )
+        self._user_state.keep_picture(picture, self._encoder.fingerprint)
+        return picture
+
+    def get(self, id_: str) -> QueryPicture:
+        """Return a kept picture."""
+        picture = self._user_state.picture(id_, self._encoder.fingerprint)
+        if picture is None:
+            what = "the picture of this search is not kept any more: send it again"
+            raise missing(what, "query_picture_not_found")
+        return picture
+
+    def embed(self, inputs: Sequence[str | IO[bytes]]) -> NDArray[np.float32]:
+        """Return (N, D) embeddings of sentences and picture files, mixed."""
+        embeds_ND = np.empty((len(inputs), self._encoder.embed_dim), np.float32)
+        texts = [place for place, one in enumerate(inputs) if isinstance(one, str)]
+        with self._encoder.queue.slot():
+            for rows in batch_slices(len(texts), _SENTENCES_AT_ONCE):
+                part = texts[rows]
+                sentences = [str(inputs[place]) for place in part]
+                embeds_ND[part] = self._encoder.unqueued.encode_texts(sentences)
+                self._encoder.queue.pause()
+        for place, one in enumerate(inputs):
+            if isinstance(one, str):
+                continue
+            with self.decoding.slot():
+                pixels = read_upload(one).pixels
+            embeds_ND[place] = self._encoder.encode_images([pixels])[0]
+        return embeds_ND

@@ -16,8 +16,6 @@ from upperson_rt.errors import (
 )
 from upperson_rt.printable import escape_for_display
 
-__all__ = ["MEDIA_TYPE", "ProblemError", "problem_of"]
-
 MEDIA_TYPE = "application/problem+json"
 _STATUS: dict[type[UppersonError], int] = {
     UsageError: 422,
@@ -52,13 +50,10 @@ class ProblemError(Exception):
         *,
         code: str | None = None,
     ) -> None:
-        """Make a problem.
+        """Answer with a status of HTTP, one line, more headers, and a code.
 
-        Args:
-            status: Of HTTP.
-            detail: What was expected, what was found and what to do, in one line.
-            headers: More headers of the response.
-            code: What went wrong, such as ``cursor_unknown``; by default that of the status.
+        The line says what was expected, what was found and what to do. By default the code is that
+        of the status.
         """
         super().__init__(detail)
         self.status = status
@@ -80,6 +75,16 @@ class ProblemError(Exception):
             "detail": self.detail,
             "code": self.code,
         }
+
+
+def missing(what: str, code: str = "picture_not_found") -> ProblemError:
+    """Return the problem of something that is not there, or that the account may not see."""
+    return ProblemError(404, what, code=code)
+
+
+def invalid(what: str, code: str) -> ProblemError:
+    """Return the problem of a request that cannot be used."""
+    return ProblemError(422, what, code=code)
 
 
 def problem_of(error: Exception) -> ProblemError | None:

@@ -20,13 +20,6 @@ if TYPE_CHECKING:
 
     from upperson_console.service import ConsoleService
 
-__all__ = [
-    "STATIC",
-    "render",
-    "server_metrics",
-    "templates",
-]
-
 STATIC = Path(__file__).parent / "static"
 
 
@@ -71,7 +64,6 @@ def _zone() -> str:
 
 
 def _input_time(seconds: float | None) -> str:
-    """Return a time as the value of an HTML input."""
     return local_time(seconds).replace(" ", "T")
 
 
@@ -107,22 +99,22 @@ class _Collector:
         self._service = service
 
     def collect(self) -> "Iterator[CounterMetricFamily | GaugeMetricFamily]":
-        queue = self._service.queue
-        for name, text, value in (
-            ("searches", "Searches.", self._service.searches),
-            ("encoder_turns", "Requests that the encoder served.", queue.served),
-            ("encoder_refusals", "Requests refused because the queue was full.", queue.refused),
-            ("encoder_busy_seconds", "Seconds in which the encoder worked.", queue.busy_s),
-        ):
-            yield CounterMetricFamily(f"upperson_serve_{name}", text, value=value)
-        kept = self._service.pictures.kept_bytes
-        broken = int(bool(self._service.log_problem))
-        for name, text, value in (
-            ("encoder_waiting", "Requests that run at the encoder or wait for it.", queue.waiting),
-            ("kept_picture_bytes", "Bytes of cached pictures.", kept),
-            ("log_broken", "1 while a break of the query log is not acknowledged.", broken),
-        ):
-            yield GaugeMetricFamily(f"upperson_serve_{name}", text, value=value)
+        service, queue = self._service, self._service.queue
+        counters = {
+            "searches": ("Searches.", service.searches),
+            "encoder_turns": ("Requests that the encoder served.", queue.served),
+            "encoder_refusals": ("Requests refused because the queue was full.", queue.refused),
+            "encoder_busy_seconds": ("Seconds in which the encoder worked.", queue.busy_s),
+        }
+        broken = int(bool(service.log.problem))
+        gauges = {
+            "encoder_waiting": ("Requests that run at the encoder or wait for it.", queue.waiting),
+            "kept_picture_bytes": ("Bytes of cached pictures.", service.pictures.kept_bytes),
+            "log_broken": ("1 while a break of the query log is not acknowledged.", broken),
+        }
+        for kind, values in ((CounterMetricFamily, counters), (GaugeMetricFamily, gauges)):
+            for name, (text, value) in values.items():
+                yield kind(f"upperson_serve_{name}", text, value=value)
 
 
 def server_metrics(service: "ConsoleService") -> str:

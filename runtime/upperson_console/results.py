@@ -16,15 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
 from upperson_console.accounts import Account
 from upperson_console.limits import BusyError
-from upperson_console.models import ItemOut
+from upperson_console.models import ItemOut, item_fields
 from upperson_console.pictures import PIECE_BYTES, GalleryPictures
 from upperson_console.problems import ProblemError
+from upperson_console.rendering import templates
 from upperson_console.search import Page, Search, page_of
 from upperson_console.service import ConsoleService
 from upperson_rt import __version__
@@ -36,18 +36,7 @@ from upperson_rt.search.calibration import MatchLabel
 from upperson_rt.search.notices import Notice
 from upperson_rt.search.query import SearchRequest
 
-__all__ = [
-    "ConsoleResult",
-    "match_of",
-    "run_search",
-    "scored_hits",
-    "timeline_hits",
-    "write_evidence",
-]
-
 _COUNTED = 100_000
-
-
 _OF_THE_GALLERY = frozenset({"camera_unknown", "gallery_empty", "filter_matches_nothing"})
 """Notices whose counts include hidden cameras; the console makes its own."""
 
@@ -175,15 +164,14 @@ def _request(
 
 def _unknown(service: ConsoleService, account: Account, where: Filter) -> list[str]:
     """Return the cameras of a filter that have no pictures, or that the account may not see."""
-    wanted = where.cameras or ()
-    known = service.cameras(account) if wanted else {}
-    # A new camera is counted itself: `known` may be some seconds old.
-    return [
-        name
-        for name in wanted
-        if name not in known
-        and not (account.sees(name) and service.gallery.count(Filter(camera=name)))
-    ]
+
+    def is_known(name: str) -> bool:
+        # A new camera is counted itself: the list of cameras may be some seconds old.
+        return account.sees(name) and bool(
+            name in service.cameras(account) or service.gallery.count(Filter(camera=name))
+        )
+
+    return [name for name in where.cameras or () if not is_known(name)]
 
 
 def _counted(gallery: Gallery, where: Filter) -> int | None:
@@ -203,18 +191,10 @@ def write_evidence(
     pictures: GalleryPictures,
     query: Mapping[str, Any],
     model: Mapping[str, Any],
-    templates: jinja2.Environment,
 ) -> tuple[IO[bytes], str]:
-    """Write a zip; return its file, at its beginning, and its SHA-256.
+    """Write a zip of items; return its file, at its beginning, and its SHA-256.
 
     Pictures are copied byte by byte. ``manifest.json`` has the SHA-256 of each other file.
-
-    Args:
-        items: What to export.
-        pictures: Their pictures.
-        query: The search that found them, and the account that exports them.
-        model: Fingerprint and variant of the model.
-        templates: With ``evidence.html.j2``.
     """
     exported = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     hashes: dict[str, str] = {}
@@ -233,7 +213,8 @@ def write_evidence(
             if (picture := _opened(pictures, item)) is not None:
                 with picture:
                     name, hashes[name] = _copied(picture, f"pictures/{id_}", archive)
-            facts = ItemOut.of(id_, item, name is not None).model_dump(exclude={"picture"})
+            fields = item_fields(id_, item, has_picture=False)
+            facts = ItemOut.model_validate(fields).model_dump(exclude={"picture"})
             rows.append({**facts, "file": name, "sha256": None if name is None else hashes[name]})
         facts = {
             "exported": exported,
@@ -243,13 +224,13 @@ def write_evidence(
             "items": rows,
         }
         put("items.json", _json(facts))
-        page = templates.get_template("evidence.html.j2").render(**facts)
+        page = templates().get_template("evidence.html.j2").render(**facts)
         put("index.html", page.encode("utf-8"))
         archive.writestr("manifest.json", _json({"sha256": hashes}))
         archive.close()
         digest = hashlib.sha256()
         file.seek(0)
-        while block := file.read(1 << 20):
+        while block := file.read(PIECE_BYTES):
             digest.update(block)
         file.seek(0)
         stack.pop_all()  # The caller closes it.

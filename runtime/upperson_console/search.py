@@ -13,25 +13,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlencode
 
-from upperson_console.problems import ProblemError
+from upperson_console.problems import invalid
 from upperson_rt.arguments import read_attributes
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Hit
 from upperson_rt.printable import safe_repr
-
-__all__ = [
-    "LAST",
-    "LONGEST_SENTENCE",
-    "MOST_BY_TIME",
-    "MOST_HITS",
-    "MOST_MARKS",
-    "Order",
-    "Page",
-    "Search",
-    "page_of",
-    "read_id",
-    "read_time",
-]
 
 Order: TypeAlias = Literal["match", "time"]
 LONGEST_SENTENCE = 2000
@@ -134,11 +120,7 @@ class Search:
 
     @classmethod
     def from_address(cls, pairs: Sequence[tuple[str, str]]) -> "Search":
-        """Read the query string of the search page, where empty values count as missing.
-
-        Raises:
-            UsageError: A value is malformed.
-        """
+        """Read the query string of the search page, where empty values count as missing."""
         given: dict[str, list[str]] = {}
         for name, value in pairs:
             if value.strip():
@@ -184,10 +166,8 @@ class Search:
 
     def with_marks(self, kept: tuple[Sequence[int], Sequence[int]]) -> str:
         """Return the address with kept marks: right items, and wrong ones."""
-        yes, no = (
-            [(id_, right) for id_ in ids] for ids, right in zip(kept, (True, False), strict=True)
-        )
-        return self.address(marks=(*yes, *no))
+        yes, no = kept
+        return self.address(marks=(*((id_, True) for id_ in yes), *((id_, False) for id_ in no)))
 
     def marked(self, id_: int, right: bool | None) -> "Search":
         """Return the search with a mark set, or removed for None."""
@@ -197,31 +177,23 @@ class Search:
     def address(self, **changes: Any) -> str:
         """Return the query string of this search, with some fields changed."""
         search = replace(self, **changes)
-        where = search.where
-        pairs: list[tuple[str, str]] = []
-        if search.sentence:
-            pairs.append(("q", search.sentence))
-        for name, value in (("picture", search.picture), ("like", search.like)):
-            if value is not None:
-                pairs.append((name, str(value)))
-        if search.has_both and search.share != 0.5:
-            pairs.append(("share", f"{search.share:g}"))
-        pairs += [("camera", name) for name in where.cameras or ()]
-        if search.last is not None:
-            pairs.append(("last", search.last))
-        for name, time in (("since", where.since), ("until", where.until)):
-            if time is not None and search.last is None:
-                pairs.append((name, _local(time)))
-        if where.track is not None:
-            pairs.append(("track", where.track))
-        pairs += [("where", pair) for pair in search.pairs]
-        if not search.by_track:
-            pairs.append(("by", "picture"))
-        if search.order != "match":
-            pairs.append(("order", search.order))
-        if search.marks:
-            pairs.append(("marks", search.marks_text))
-        return urlencode(pairs)
+        where, timeless = search.where, search.last is not None
+        pairs = [
+            ("q", search.sentence),
+            ("picture", search.picture),
+            ("like", search.like),
+            ("share", f"{search.share:g}" if search.has_both and search.share != 0.5 else None),
+            *(("camera", name) for name in where.cameras or ()),
+            ("last", search.last),
+            ("since", None if timeless else _local(where.since)),
+            ("until", None if timeless else _local(where.until)),
+            ("track", where.track),
+            *(("where", pair) for pair in search.pairs),
+            ("by", None if search.by_track else "picture"),
+            ("order", None if search.order == "match" else search.order),
+            ("marks", search.marks_text),
+        ]
+        return urlencode([(name, value) for name, value in pairs if value not in (None, "")])
 
 
 @dataclass(frozen=True)
@@ -238,16 +210,10 @@ class Page:
 def page_of(
     search: Search, limit: int, cursor: str | None, best: Callable[[int], list[Hit]]
 ) -> Page:
-    """Return a page of a search.
+    """Return a page of a search, of ``limit`` hits; ``best`` returns the k best ones.
 
     A page begins after the last hit of the page before, by score and id, so that no hit is shown
     twice if items are added between pages.
-
-    Args:
-        search: The search.
-        limit: Hits a page.
-        cursor: Of the page before.
-        best: Returns the k best hits, best first.
     """
     offset, last = (0, None) if cursor is None else _read_cursor(cursor, search)
     most = MOST_BY_TIME if search.order == "time" else MOST_HITS
@@ -259,11 +225,9 @@ def page_of(
         if len(rest) > limit or len(hits) < count or count >= most:
             break
         count = min(most, 2 * count)
-    page = rest[:limit]
-    more = len(rest) > limit
-    following = (
-        _cursor(search, offset + len(page), _key(page[-1], search.order)) if more and page else None
-    )
+    page, following = rest[:limit], None
+    if len(rest) > limit:
+        following = _cursor(search, offset + limit, _key(page[-1], search.order))
     return Page(page, offset + 1, following)
 
 
@@ -287,16 +251,13 @@ def _read_cursor(cursor: str, search: Search) -> tuple[int, _Key]:
         if not isinstance(offset, int) or not 0 <= offset <= MOST_HITS:
             raise ValueError
     except (ValueError, TypeError, RecursionError, AttributeError, OverflowError):
-        raise ProblemError(
-            422,
-            "this cursor is none that a search gave: begin again without one",
-            code="cursor_unknown",
+        raise invalid(
+            "this cursor is none that a search gave: begin again without one", "cursor_unknown"
         ) from None
     if digest != search.digest:
-        raise ProblemError(
-            422,
+        raise invalid(
             "this cursor belongs to another search: repeat the search that gave it as it was",
-            code="cursor_of_other_search",
+            "cursor_of_other_search",
         )
     return offset, key
 
@@ -315,7 +276,9 @@ def read_time(text: str | None, what: str) -> float | None:
         ) from error
 
 
-def _local(time: float) -> str:
+def _local(time: float | None) -> str | None:
+    if time is None:
+        return None
     moment = datetime.datetime.fromtimestamp(time)
     return moment.isoformat(timespec="auto" if moment.second or moment.microsecond else "minutes")
 

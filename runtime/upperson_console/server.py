@@ -5,7 +5,6 @@ import logging
 import os
 import socket
 import ssl
-import stat
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,12 +21,6 @@ from upperson_console.service import ConsoleService
 from upperson_rt.errors import InputError
 from upperson_rt.machine import limit_heap
 
-__all__ = [
-    "Server",
-    "listening",
-    "tls_context",
-]
-
 # --- TLS
 
 _CIPHERS = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -42,11 +35,7 @@ _REFUSED = {
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """Return a TLS context: 1.2 or newer, ciphers with forward secrecy.
-
-    Raises:
-        InputError: Certificate or key cannot be used, or are too weak.
-    """
+    """Return a TLS context: 1.2 or newer, ciphers with forward secrecy."""
 
     def encrypted() -> str:
         raise InputError(
@@ -81,8 +70,7 @@ def _check_pem(option: str, file: Path, what: str, mark: bytes) -> None:
     A pipe is not read again: OpenSSL has read it already.
     """
     try:
-        kind = file.stat().st_mode
-        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        if file.exists() and not file.is_file() and not file.is_dir():
             return
         with open(file, "rb") as opened:
             content = opened.read(_LONGEST_PEM_BYTES)
@@ -116,11 +104,7 @@ _LARGEST_IN_HEAP = 1 << 20
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """Return a listening socket.
-
-    Raises:
-        InputError: The address or port cannot be used.
-    """
+    """Return a listening socket; raises InputError if the address or port cannot be used."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         place = socket.create_server((host, port), family=family, backlog=128)
@@ -153,17 +137,7 @@ class Server:
         tls: ssl.SSLContext | None = None,
         onvif: OnvifRoutes | None = None,
     ) -> None:
-        """Prepare to serve.
-
-        Args:
-            service: The console's use cases.
-            access: Authenticates requests.
-            place: See `listening`; the caller closes it.
-            names: Host names of the server.
-            live: State of the cameras.
-            tls: See `tls_context`.
-            onvif: Routes of the ONVIF search service.
-        """
+        """Prepare to serve at a socket of `listening`, which the caller closes."""
         self._place = place
         self._live = live or Live(())
         log_seldom("uvicorn.error")

@@ -5,10 +5,9 @@ are those of `problems`; what an account may not see is reported as missing.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,8 @@ from numpy.typing import NDArray
 from upperson_console.accounts import Account
 from upperson_console.current import CurrentGallery
 from upperson_console.limits import RequestQueue
-from upperson_console.pictures import GalleryPictures
-from upperson_console.problems import ProblemError
-from upperson_console.queries import QueryPictures, QueuedEncoder
+from upperson_console.pictures import GalleryPictures, QueryPictures, QueuedEncoder
+from upperson_console.problems import ProblemError, missing
 from upperson_console.search import Search
 from upperson_console.user_state import UserState
 from upperson_rt.encoder import Encoder
@@ -30,9 +28,8 @@ from upperson_rt.search.calibration import MatchLabel
 from upperson_rt.search.query import QueryEncoder
 from upperson_rt.search.service import SearchService
 
-__all__ = ["ConsoleService", "TrackViews", "span_of"]
-
-MOST_VIEWS = 500
+_Details: TypeAlias = Mapping[str, Any]
+_MOST_VIEWS = 500
 _MOST_OTHERS = 24
 _LONGEST_REASON = 500
 
@@ -60,18 +57,14 @@ class ConsoleService:
         user_state: UserState,
         background_KD: NDArray[np.float32],
     ) -> None:
-        """Serve a gallery.
+        """Serve a gallery, which is opened again after it was replaced.
 
-        Args:
-            encoder: Of the bundle; its towers are loaded at their first use.
-            open_gallery: Opens the gallery, and again after it was replaced.
-            log: The query log.
-            user_state: Query pictures, saved searches and marks.
-            background_KD: (K, D) embeddings of the background set: a bundle's golden samples.
+        ``background_KD`` are (K, D) embeddings of the background set: a bundle's golden samples.
         """
         self.encoder = encoder
         self.user_state = user_state
         self.queue = RequestQueue()
+        self.log = log
         queued = QueuedEncoder(encoder, self.queue)
         self.query_pictures = QueryPictures(queued, user_state)
         queries = QueryEncoder(queued)
@@ -80,14 +73,12 @@ class ConsoleService:
         self.current = CurrentGallery(
             open_gallery, lambda gallery: SearchService(queries, gallery, background_KD)
         )
-        """The gallery, reopened after it was replaced."""
-        self._log = log
 
     def close(self) -> None:
         """Close gallery, user state and log."""
         self.current.last.gallery.close()
         self.user_state.close()
-        self._log.close()
+        self.log.close()
 
     # Reads.
 
@@ -95,16 +86,6 @@ class ConsoleService:
     def gallery(self) -> Gallery:
         """The gallery at its location."""
         return self.current.now().gallery
-
-    @property
-    def log_file(self) -> Path:
-        """The file of the query log."""
-        return self._log.path
-
-    @property
-    def log_problem(self) -> str:
-        """The break of the query log that is not acknowledged; empty if there is none."""
-        return self._log.problem
 
     @property
     def pictures(self) -> GalleryPictures:
@@ -125,20 +106,19 @@ class ConsoleService:
         """Return an item and its (D,) vector."""
         found = self.gallery.get([id_]).get(id_)
         if found is None or not account.sees(found[0].camera):
-            raise ProblemError(
-                404,
-                f"there is no picture {id_}; it may have been deleted",
-                code="picture_not_found",
-            )
+            raise missing(f"there is no picture {id_}; it may have been deleted")
         return found
 
     def person(self, account: Account, id_: int) -> TrackViews:
         """Return an item with the views of its track, and log the view."""
         item, _ = self.item(account, id_)
-        views = self._views(id_, item)
-        hits = [Hit(id=one, score=0.0, item=view) for one, view in views]
-        self.note(account, "view", hits[:MOST_VIEWS], {"picture": str(id_)})
-        return TrackViews(id=id_, item=item, views=views[:MOST_VIEWS], total=len(views))
+        views = [(id_, item)]
+        if item.track is not None:
+            views = self._views(account, item.camera, item.track)
+            views.sort(key=lambda view: (view[1].time or 0.0, view[0]))
+        shown = views[:_MOST_VIEWS]
+        self.note_items(account, "view", shown, {"picture": str(id_)})
+        return TrackViews(id=id_, item=item, views=shown, total=len(views))
 
     def track(self, account: Account, camera: str | None, track: str) -> TrackViews:
         """Return the views of a track, see `person`."""
@@ -150,12 +130,18 @@ class ConsoleService:
 
     def track_ids(self, account: Account, camera: str | None, track: str) -> list[int]:
         """Return the ids of all views of a track."""
-        where = account.visible(Filter(camera=camera, track=track))
-        items = [] if where is None else [*self.gallery.items(where)]
-        ids = self.gallery.ids([item.key for item in items if item.camera == camera])
+        ids = [id_ for id_, _ in self._views(account, camera, track)]
         if not ids:
             raise _no_track()
-        return [*ids.values()]
+        return ids
+
+    def _views(self, account: Account, camera: str | None, track: str) -> list[tuple[int, Item]]:
+        """Return the visible items of a track; without a camera those that have none."""
+        where = account.visible(Filter(camera=camera, track=track))
+        found = [] if where is None else [*self.gallery.items(where)]
+        items = [item for item in found if item.camera == camera]
+        ids = self.gallery.ids([item.key for item in items])
+        return [(ids[item.key], item) for item in items if item.key in ids]
 
     def elsewhere(self, account: Account, person: TrackViews) -> list[tuple[Hit, MatchLabel]]:
         """Return the nearest tracks in other cameras, best first, with match labels, and log them.
@@ -166,7 +152,7 @@ class ConsoleService:
         if not others:
             return []
         found = self.gallery.get([id_ for id_, _ in person.views])
-        if not found:
+        if not found:  # All were deleted meanwhile.
             return []
         mean_D = np.mean([vector for _, vector in found.values()], axis=0)
         mean_D /= np.linalg.norm(mean_D)
@@ -185,8 +171,8 @@ class ConsoleService:
         """Keep the marks of a search."""
         found = self.gallery.get([*search.yes, *search.no])
         if any(not account.sees(item.camera) for item, _ in found.values()):
-            raise ProblemError(404, "there is no such picture", code="picture_not_found")
-        hits = [Hit(id=id_, score=0.0, item=item) for id_, (item, _) in found.items()]
+            raise missing("there is no such picture")
+        hits = _unscored((id_, item) for id_, (item, _) in found.items())
         self.note_search(account, search, hits, len(hits), {}, action="mark")
         self.user_state.set_marks(account.name, search.marks_key, [*search.yes], [*search.no])
 
@@ -198,19 +184,13 @@ class ConsoleService:
         self.note(account, "alike", hits, {"like": str(id_), "min_score": min_score})
         return hits
 
-    def delete(
-        self, account: Account, ids: Sequence[int], reason: str, details: Mapping[str, Any]
-    ) -> int:
+    def delete(self, account: Account, ids: Sequence[int], reason: str, details: _Details) -> int:
         """Delete items and their pictures, with a reason; return how many there were."""
         reason = _require_reason(reason)
-        found = self.gallery.get(ids)
-        hits = [
-            Hit(id=one, score=0.0, item=item)
-            for one, (item, _) in found.items()
-            if account.sees(item.camera)
-        ]
-        self.note(account, "delete", hits, {"reason": reason, **details})
-        deleted = self.gallery.delete([hit.item.key for hit in hits])
+        found = [(id_, item) for id_, (item, _) in self.gallery.get(ids).items()]
+        items = [(id_, item) for id_, item in found if account.sees(item.camera)]
+        self.note_items(account, "delete", items, {"reason": reason, **details})
+        deleted = self.gallery.delete([item.key for _, item in items])
         self.current.last.has_changed()
         return deleted
 
@@ -238,7 +218,7 @@ class ConsoleService:
         account: Account,
         action: str,
         hits: Sequence[Hit],
-        details: Mapping[str, Any],
+        details: _Details,
         where: Filter | None = None,
         sentence: str = "",
         k: int | None = None,
@@ -246,7 +226,7 @@ class ConsoleService:
     ) -> None:
         """Write a line of the query log."""
         try:
-            self._log.write(
+            self.log.write(
                 sentence,
                 hits,
                 k=len(hits) if k is None else k,
@@ -261,14 +241,10 @@ class ConsoleService:
             raise ProblemError(507, str(error), code="log_not_writable") from error
 
     def note_items(
-        self,
-        account: Account,
-        action: str,
-        items: Sequence[tuple[int, Item]],
-        details: Mapping[str, Any],
+        self, account: Account, action: str, items: Iterable[tuple[int, Item]], details: _Details
     ) -> None:
         """Log an action on items, see `note`."""
-        self.note(account, action, [Hit(id=i, score=0.0, item=item) for i, item in items], details)
+        self.note(account, action, _unscored(items), details)
 
     def note_search(
         self,
@@ -276,7 +252,7 @@ class ConsoleService:
         search: Search,
         hits: Sequence[Hit],
         limit: int,
-        more: Mapping[str, Any],
+        more: _Details,
         action: str = "query",
     ) -> None:
         """Log a search and the hits that are about to be shown, see `note`."""
@@ -292,20 +268,13 @@ class ConsoleService:
         where = search.filter_at(time.time())
         self.note(account, action, hits, details, where, search.sentence, limit, search.by_track)
 
-    def _views(self, id_: int, item: Item) -> list[tuple[int, Item]]:
-        if item.track is None:
-            return [(id_, item)]
-        where = Filter(camera=item.camera, track=item.track)
-        views = [one for one in self.gallery.items(where) if one.camera == item.camera]
-        ids = self.gallery.ids([view.key for view in views])
-        there = [(ids[view.key], view) for view in views if view.key in ids]
-        return sorted(there, key=lambda pair: (pair[1].time or 0.0, pair[0]))
+
+def _unscored(items: Iterable[tuple[int, Item]]) -> list[Hit]:
+    return [Hit(id=id_, score=0.0, item=item) for id_, item in items]
 
 
 def _no_track() -> ProblemError:
-    return ProblemError(
-        404, "there is no such track; it may have been deleted", code="track_not_found"
-    )
+    return missing("there is no such track; it may have been deleted", "track_not_found")
 
 
 def _require_reason(reason: str) -> str:
@@ -322,6 +291,5 @@ def _require_reason(reason: str) -> str:
 def span_of(views: Sequence[tuple[int, Item]]) -> TrackSpan:
     """Return the time span of views."""
     times = [item.time for _, item in views if item.time is not None]
-    return TrackSpan(
-        first_time=min(times, default=None), last_time=max(times, default=None), pictures=len(views)
-    )
+    first, last = min(times, default=None), max(times, default=None)
+    return TrackSpan(first_time=first, last_time=last, pictures=len(views))

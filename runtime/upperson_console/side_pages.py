@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from upperson_console.accounts import Access, Account
 from upperson_console.bounds import BoundedRoute
 from upperson_console.live import Live
-from upperson_console.problems import ProblemError
+from upperson_console.problems import ProblemError, missing
 from upperson_console.rendering import render, templates
 from upperson_console.service import ConsoleService
 from upperson_rt.errors import InputError
@@ -22,8 +23,6 @@ from upperson_rt.gallery import Item
 from upperson_rt.log_chain import SOON_BYTES, verify_log
 from upperson_rt.printable import local_time, safe_repr
 from upperson_rt.strict import parse_json
-
-__all__ = ["side_routes"]
 
 _RENEWED_S = 2.0
 _POLLED_S = 0.5
@@ -47,7 +46,7 @@ def side_routes(service: ConsoleService, access: Access, live: Live) -> APIRoute
         item, _ = service.item(account, id)
         made = service.pictures.jpeg(item, "frame")
         if made is None:
-            raise ProblemError(404, f"no frame of picture {id} is kept", code="frame_not_found")
+            raise missing(f"no frame of picture {id} is kept", "frame_not_found")
         items: list[tuple[int, Item]] = [(id, item)]
         service.note_items(account, "view", items, {"frame": str(id)})
         return render("frame", account, id=id, item=item, size=made[1])
@@ -108,10 +107,10 @@ def _record_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
 
     def page(account: Account, check: bool = False, **more: Any) -> Response:
         try:
-            size, lines = service.log_file.stat().st_size, _last_lines(service.log_file)
+            size, lines = service.log.path.stat().st_size, _last_lines(service.log.path)
         except OSError as error:
             raise ProblemError(
-                503, f"the query log {service.log_file} cannot be read: {error.strerror}"
+                503, f"the query log {service.log.path} cannot be read: {error.strerror}"
             ) from error
         given = {"count": None, "dry": True, "days": None, "camera": "", **more}
         return render(
@@ -119,9 +118,9 @@ def _record_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             account,
             info=service.current.now().info(),
             cameras=list(service.cameras(account)),
-            report=verify_log(service.log_file) if check or size <= SOON_BYTES else None,
+            report=verify_log(service.log.path) if check or size <= SOON_BYTES else None,
             megabytes=round(size / 1e6),
-            log_problem=service.log_problem,
+            log_problem=service.log.problem,
             lines=lines,
             **given,
         )
@@ -169,13 +168,9 @@ def _last_lines(path: Path) -> list[_LogLine]:
             entry = parse_json(line, "a line of the log")
             details = entry.get("details") or {}
             query = entry.get("sentence") or ", ".join(f"{k} {v}" for k, v in details.items() if v)
-            moment = _moment(str(entry["time"]))
-            ids = entry.get("ids", [])
-            found.append(
-                _LogLine(
-                    moment, str(entry["user"]), str(entry["action"]), str(query)[:200], len(ids)
-                )
-            )
+            when = local_time(datetime.fromisoformat(str(entry["time"])).timestamp())
+            user, action = str(entry["user"]), str(entry["action"])
+            found.append(_LogLine(when, user, action, str(query)[:200], len(entry.get("ids", []))))
         except (
             KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError,
             InputError,
@@ -184,9 +179,3 @@ def _last_lines(path: Path) -> list[_LogLine]:
         if len(found) == _LINES:
             break
     return found
-
-
-def _moment(text: str) -> str:
-    import datetime
-
-    return local_time(datetime.datetime.fromisoformat(text).timestamp())

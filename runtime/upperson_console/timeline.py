@@ -6,11 +6,9 @@ from dataclasses import dataclass, replace
 
 from upperson_console.search import Search
 from upperson_console.service import TrackViews, span_of
-from upperson_rt.gallery import Hit, TrackSpan
+from upperson_rt.gallery import Hit, Item, TrackSpan
 from upperson_rt.printable import local_time
 from upperson_rt.search.calibration import MatchLabel
-
-__all__ = ["Bar", "Line", "Stop", "Timeline", "Whereabouts", "timeline_of", "whereabouts"]
 
 _STEPS_S = (1, 5, 15, 60, 300, 900, 3600, 3 * 3600, 6 * 3600, 86400, 7 * 86400, 30 * 86400)
 _MOST_BARS = 60
@@ -119,16 +117,14 @@ def whereabouts(
 ) -> Whereabouts | None:
     """Return a track and the nearest ones of other cameras over time; None without times."""
     own = span_of(person.views)
-    tracks: list[tuple[int, str, TrackSpan, str]] = [
-        (person.id, person.item.camera or "no camera", own, "this track")
-    ]
+    tracks: list[tuple[TrackSpan, int, Item, str]] = [(own, person.id, person.item, "this track")]
     tracks += [
-        (hit.id, hit.item.camera or "no camera", hit.span or span_of([(hit.id, hit.item)]), label)
+        (hit.span or span_of([(hit.id, hit.item)]), hit.id, hit.item, label)
         for hit, label in elsewhere
     ]
     timed = [
-        (span.first_time, span.last_time, id_, camera, label)
-        for id_, camera, span, label in tracks
+        (span.first_time, span.last_time, id_, item.camera or "no camera", label)
+        for span, id_, item, label in tracks
         if span.first_time is not None and span.last_time is not None
     ]
     if len(timed) < 2 or own.first_time is None:

@@ -16,8 +16,6 @@ from upperson_rt.printable import local_time
 if TYPE_CHECKING:
     from upperson_console.credentials import Credential
 
-__all__ = ["token"]
-
 
 @dataclass(frozen=True)
 class NewToken(OptionGroup, panel="Token"):
@@ -44,11 +42,6 @@ class NewToken(OptionGroup, panel="Token"):
             show_default="never",
         ),
     ] = None
-
-    @property
-    def cameras(self) -> tuple[str, ...] | None:
-        """The cameras, or None for all."""
-        return tuple(self.camera) if self.camera else None
 
     def require_default(self, option: str) -> None:
         """Raise UsageError if any of these options was given beside another one."""
@@ -108,15 +101,8 @@ def token(
         return
     secret = _make(file, name, new, action.onvif)
     if output.as_json:
-        print_json(
-            {
-                "name": name,
-                "role": new.role,
-                "cameras": None if new.cameras is None else list(new.cameras),
-                "file": str(file),
-                "token": secret,
-            }
-        )
+        made = {"name": name, "role": new.role, "cameras": new.camera or None}
+        print_json({**made, "file": str(file), "token": secret})
         return
     what = "ONVIF password" if action.onvif else "token"
     print_note(f"the {what} of {name}, {new.role}, in {file}; keep it, it is not shown again:")
@@ -129,18 +115,19 @@ def _make(file: Path, name: str, new: NewToken, onvif: bool) -> str:
     from upperson_rt.arguments import check_choice
 
     check_choice(new.role, "--role", ROLES)
+    cameras = tuple(new.camera) if new.camera else None
     if not onvif:
-        return add_token(file, name, ROLES[ROLES.index(new.role)], new.cameras, new.expires)
+        return add_token(file, name, ROLES[ROLES.index(new.role)], cameras, new.expires)
     if new.role != "viewer":
         raise UsageError(f"ONVIF users can only search: leave --role {new.role} out")
-    return add_user(file, name, new.cameras, new.expires)
+    return add_user(file, name, cameras, new.expires)
 
 
 def _revoke(file: Path, name: str, onvif: bool, as_json: bool) -> None:
-    from upperson_console.accounts import revoke_token
-    from upperson_console.onvif.security import revoke_user
+    from upperson_console.accounts import Accounts
+    from upperson_console.onvif.security import Users
 
-    (revoke_user if onvif else revoke_token)(file, name)
+    (Users if onvif else Accounts).revoke(file, name)
     if as_json:
         print_json({"name": name, "file": str(file), "revoked": True})
     else:
@@ -148,20 +135,20 @@ def _revoke(file: Path, name: str, onvif: bool, as_json: bool) -> None:
 
 
 def _list(file: Path, onvif: bool, as_json: bool) -> None:
-    from upperson_console.accounts import read_tokens
-    from upperson_console.onvif.security import read_users
+    from upperson_console.accounts import Accounts
+    from upperson_console.onvif.security import Users
 
-    entries: Sequence[tuple[Credential, str]] = (
-        [(user, "viewer") for user in read_users(file)]
-        if onvif
-        else [(one, one.role) for one in read_tokens(file)]
-    )
+    entries: Sequence[tuple[Credential, str]]
+    if onvif:
+        entries = [(user, "viewer") for user in Users.read(file)]
+    else:
+        entries = [(account, account.role) for account in Accounts.read(file)]
     if as_json:
         rows = [
             {
                 "name": entry.name,
                 "role": role,
-                "cameras": None if entry.cameras is None else list(entry.cameras),
+                "cameras": entry.cameras,
                 "created": entry.created,
                 "expires": entry.expires,
                 "expired": entry.has_expired(),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,6 @@ from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.files import make_folder
 from upperson_rt.gallery.sqlite.schema import checksum_of_values
 from upperson_rt.printable import one_line
-
-__all__ = ["QueryPicture", "SavedSearch", "UserState"]
 
 _MOST_PICTURES = 1000
 _LONGEST_NAME = 100
@@ -89,12 +88,7 @@ class UserState:
     """The store. Safe for several threads."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file, or create it and its folder.
-
-        Raises:
-            InputError: It cannot be created or used.
-            IntegrityError: It is damaged, or no such store.
-        """
+        """Open the file, or create it and its folder; raises IntegrityError if it is damaged."""
         self._path = path
         self._lock = threading.Lock()
         try:
@@ -105,9 +99,8 @@ class UserState:
                 path, isolation_level=None, check_same_thread=False, timeout=10
             )
             with self._sqlite_errors():
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.execute("PRAGMA synchronous = FULL")
-                self._connection.execute("PRAGMA secure_delete = ON")
+                for pragma in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
+                    self._connection.execute(f"PRAGMA {pragma}")
                 self._connection.create_function("sum_of", -1, _sum_of, deterministic=True)
                 with self._transaction():
                     self._make_tables()
@@ -141,8 +134,9 @@ class UserState:
 
     def _sum_up(self, table: str) -> None:
         """Set the checksums of rows that have none."""
-        sql = f"UPDATE {table} SET checksum = {_SUMS[table]} WHERE checksum IS NULL"
-        self._connection.execute(sql)
+        self._connection.execute(
+            f"UPDATE {table} SET checksum = {_SUMS[table]} WHERE checksum IS NULL"
+        )
 
     def close(self) -> None:
         """Close the file."""
@@ -151,18 +145,12 @@ class UserState:
 
     def keep_picture(self, picture: QueryPicture, fingerprint: str) -> None:
         """Keep a picture with its embedding of one model; only the newest thousand are kept."""
+        vector = picture.vector_D.astype("<f4").tobytes()
+        row = (picture.id, picture.sha256, fingerprint, vector, picture.jpeg, *picture.size)
         with self._writing("pictures") as execute:
             execute(
                 "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
-                (
-                    picture.id,
-                    picture.sha256,
-                    fingerprint,
-                    picture.vector_D.astype("<f4").tobytes(),
-                    picture.jpeg,
-                    *picture.size,
-                    time.time(),
-                ),
+                (*row, time.time()),
             )
             execute(
                 "DELETE FROM pictures WHERE id NOT IN "
@@ -172,28 +160,22 @@ class UserState:
 
     def picture(self, id_: str, fingerprint: str) -> QueryPicture | None:
         """Return a picture with its embedding of a model, or None."""
-        with self._lock, self._sqlite_errors():
-            row = self._connection.execute(
-                "SELECT sha256, vector, jpeg, width, height FROM pictures "
-                "WHERE id = ? AND fingerprint = ?",
-                (id_, fingerprint),
-            ).fetchone()
-        if row is None:
+        found = self._rows(
+            "SELECT sha256, vector, jpeg, width, height FROM pictures "
+            "WHERE id = ? AND fingerprint = ?",
+            id_,
+            fingerprint,
+        )
+        if not found:
             return None
+        sha256, vector, jpeg, *size = found[0]
+        vector_D = np.frombuffer(vector, "<f4").astype(np.float32)
         return QueryPicture(
-            id=id_,
-            sha256=row[0],
-            vector_D=np.frombuffer(row[1], "<f4").astype(np.float32),
-            jpeg=row[2],
-            size=(row[3], row[4]),
+            id=id_, sha256=sha256, vector_D=vector_D, jpeg=jpeg, size=(size[0], size[1])
         )
 
     def save(self, user: str, name: str, address: str) -> None:
-        """Save a search; one of the same name is replaced.
-
-        Raises:
-            InputError: The name is empty or too long.
-        """
+        """Save a search; one of the same name is replaced."""
         name = check_name(name.strip(), "the name of a search")
         if len(name) > _LONGEST_NAME:
             raise InputError(
@@ -209,10 +191,8 @@ class UserState:
 
     def saved(self, user: str) -> list[SavedSearch]:
         """Return a user's searches by name."""
-        with self._lock, self._sqlite_errors():
-            rows = self._connection.execute(
-                "SELECT id, name, address, added FROM saved WHERE user = ? ORDER BY name", (user,)
-            ).fetchall()
+        sql = "SELECT id, name, address, added FROM saved WHERE user = ? ORDER BY name"
+        rows = self._rows(sql, user)
         return [SavedSearch(id=id_, name=name, address=a, added=t) for id_, name, a, t in rows]
 
     def forget_saved(self, user: str, id_: int) -> bool:
@@ -233,12 +213,13 @@ class UserState:
 
     def marks(self, user: str, marks_key: str) -> tuple[list[int], list[int]]:
         """Return the items that a user marked as right and as wrong, in the order of marking."""
-        with self._lock, self._sqlite_errors():
-            rows = self._connection.execute(
-                "SELECT item, yes FROM marks WHERE user = ? AND question = ? ORDER BY added",
-                (user, marks_key),
-            ).fetchall()
+        sql = "SELECT item, yes FROM marks WHERE user = ? AND question = ? ORDER BY added"
+        rows = self._rows(sql, user, marks_key)
         return [i for i, yes in rows if yes], [i for i, yes in rows if not yes]
+
+    def _rows(self, sql: str, *values: str) -> list[Any]:
+        with self._lock, self._sqlite_errors():
+            return self._connection.execute(sql, values).fetchall()
 
     @contextmanager
     def _writing(self, table: str) -> Iterator[Callable[..., sqlite3.Cursor]]:

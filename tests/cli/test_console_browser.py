@@ -9,15 +9,13 @@ import io
 import os
 import shutil
 import sys
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
 import pytest
+from PIL import Image
 
-from tests.helpers.certificate import written
-from tests.helpers.invoke import run_rt
 from tests.helpers.served import served
 from tests.helpers.toy_bundle import COLOURS, draw_person
 from upperson_rt.bundle import open_encoder
@@ -64,25 +62,25 @@ def folder(tmp_path_factory, bundle_and_crops):
     folder = tmp_path_factory.mktemp("browsed")
     shutil.copytree(bundle_and_crops / "bundle", folder / "bundle")
     encoder = open_encoder(folder / "bundle", threads=1)
-    with Gallery.open(
-        folder / "gallery", encoder.fingerprint, encoder.embed_dim, create=True
-    ) as gallery:
+    space = encoder.fingerprint, encoder.embed_dim
+    with Gallery.open(folder / "gallery", *space, create=True) as gallery:
         gallery.crops_dir.mkdir()
-        items, files = [], []
-        for place, colour in enumerate(COLOURS):
-            for number in range(6):
-                files.append(
-                    draw_person(gallery.crops_dir / f"{colour}{number}.png", colour, seed=number)
-                )
-                items.append(
-                    Item(
-                        key=f"{colour}-{number}",
-                        camera=("gate", "hall")[number // 3],
-                        time=START + 300 * place + 5 * number,
-                        track=f"{colour}-{number // 3}",
-                        crop=files[-1].name,
-                    )
-                )
+        items = [
+            Item(
+                key=f"{colour}-{number}",
+                camera=("gate", "hall")[number // 3],
+                time=START + 300 * place + 5 * number,
+                track=f"{colour}-{number // 3}",
+                crop=f"{colour}{number}.png",
+            )
+            for place, colour in enumerate(COLOURS)
+            for number in range(6)
+        ]
+        files = [
+            draw_person(gallery.crops_dir / f"{colour}{number}.png", colour, seed=number)
+            for colour in COLOURS
+            for number in range(6)
+        ]
         gallery.add(items, encoder.encode_images(files))
     return folder
 
@@ -95,7 +93,7 @@ def server(folder):
 
 @pytest.fixture
 def open_page(browser, server):
-    """Opens pages; in the end nothing went wrong in them, and all they asked for was ours."""
+    """Opens pages; in the end nothing went wrong in them, and all they loaded was ours."""
     contexts, requests, wrong = [], [], []
 
     def open_page(path="/", url=server.url, **options):
@@ -179,9 +177,29 @@ def test_the_keyboard_is_enough(open_page):
     assert page.url.split("?")[0].endswith(found[1])
 
 
-def test_a_picture_asks_and_a_slider_mixes(open_page, folder):
+GIVEN = """([name, content]) => {
+  const bytes = Uint8Array.from(atob(content), (one) => one.charCodeAt(0));
+  const given = new DataTransfer();
+  given.items.add(new File([bytes], "person.png", { type: "image/png" }));
+  const options = { bubbles: true, cancelable: true, dataTransfer: given, clipboardData: given };
+  const kind = name === "paste" ? ClipboardEvent : DragEvent;
+  document.body.dispatchEvent(new kind(name, options));
+}"""
+
+
+def test_a_picture_is_chosen_dropped_or_pasted_and_a_slider_mixes(open_page, folder):
+    file = folder / "gallery" / "crops" / "blue0.png"
     page = open_page()
-    page.set_input_files("#file", folder / "gallery" / "crops" / "blue0.png")
+    for way in ("drop", "paste"):
+        page.goto(page.evaluate("origin") + "/?q=coat&camera=gate")
+        page.evaluate(GIVEN, [way, base64.b64encode(file.read_bytes()).decode()])
+        page.wait_for_url("**picture=*")
+        page.wait_for_selector("#cards .card")
+        assert "q=coat" in page.url
+        assert "camera=gate" in page.url
+        assert page.locator(".chosen img").count() == 1
+    page.goto(page.evaluate("origin") + "/")
+    page.set_input_files("#file", file)
     page.wait_for_url("**picture=*")
     page.wait_for_selector("#cards .card")
     by_picture = keys_shown(page)
@@ -195,28 +213,6 @@ def test_a_picture_asks_and_a_slider_mixes(open_page, folder):
     )
     page.get_by_label("Leave the picture out").click()
     page.wait_for_url("**/?q=red")
-
-
-GIVEN = """([name, content]) => {
-  const bytes = Uint8Array.from(atob(content), (one) => one.charCodeAt(0));
-  const given = new DataTransfer();
-  given.items.add(new File([bytes], "person.png", { type: "image/png" }));
-  const options = { bubbles: true, cancelable: true, dataTransfer: given, clipboardData: given };
-  const kind = name === "paste" ? ClipboardEvent : DragEvent;
-  document.body.dispatchEvent(new kind(name, options));
-}"""
-
-
-@pytest.mark.parametrize("way", ["drop", "paste"])
-def test_a_picture_is_dropped_anywhere_or_pasted(open_page, folder, way):
-    page = open_page("/?q=coat&camera=gate")
-    content = (folder / "gallery" / "crops" / "blue0.png").read_bytes()
-    page.evaluate(GIVEN, [way, base64.b64encode(content).decode()])
-    page.wait_for_url("**picture=*")
-    page.wait_for_selector("#cards .card")
-    assert "q=coat" in page.url
-    assert "camera=gate" in page.url
-    assert page.locator(".chosen img").count() == 1
 
 
 def test_more_comes_when_the_end_is_near(open_page):
@@ -255,24 +251,20 @@ def test_marks_refine_and_going_back_undoes_them(open_page):
     page.wait_for_url("**marks=y*")
     page.wait_for_selector(".is-yes")
     page.get_by_text("Refined by 1 yes and 0 no.").wait_for()
-    after = keys_shown(page)
-    assert after.index(before[-1]) < 4
+    assert keys_shown(page).index(before[-1]) < 4
     page.get_by_role("button", name="Undo the last").click()
     page.wait_for_url("**/?q=a+coat")
     page.wait_for_function(
         "first => document.querySelector('#cards .open').pathname === first", arg=before[0]
     )
     assert keys_shown(page) == before
-
-
-def test_a_person_is_marked_by_key_on_its_own_page(open_page):
-    page = open_page("/?q=a+coat")
-    page.locator("#cards .open").first.click()
+    page.locator("#cards .open").first.click()  # A person is marked by key on its own page.
     page.wait_for_selector(".query")
     page.keyboard.press("y")
     page.wait_for_selector(".query.is-yes")
     assert "marks=y" in page.url
-    assert page.url.split("?")[0].endswith(keys_of_person(page))
+    marked = page.locator(".query button[name=yes]").get_attribute("value")
+    assert page.url.split("?")[0].endswith(f"/people/{marked}")
     page.locator(".cards.small .card").first.get_by_role("button", name="No, not this").click()
     page.wait_for_selector(".cards.small .is-no")
     page.get_by_role("link", name="Refined by 1 yes, 1 no").click()
@@ -280,70 +272,7 @@ def test_a_person_is_marked_by_key_on_its_own_page(open_page):
     page.get_by_text("Refined by 1 yes and 1 no.").wait_for()
 
 
-def keys_of_person(page):
-    return "/people/" + page.locator(".query button[name=yes]").get_attribute("value")
-
-
-def test_a_search_is_saved_and_a_person_exported(open_page):
-    page = open_page("/?q=green+coat")
-    page.locator(".save summary").click()
-    page.get_by_label("Name").fill("The green one")
-    page.locator(".save button").click()
-    page.wait_for_selector("#cards")
-    page.goto(page.url.split("?")[0])
-    page.get_by_role("link", name="The green one").click()
-    page.wait_for_url("**/?q=green+coat")
-    page.locator("#cards .open").first.click()
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Export as zip").click()
-    with zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes())) as archive:
-        assert len([name for name in archive.namelist() if name.startswith("pictures/")]) == 3
-
-
-def test_a_track_is_deleted_after_a_look(browser, folder, tmp_path):
-    shutil.copytree(folder / "gallery", tmp_path / "gallery")
-    with served(tmp_path, "-b", folder / "bundle") as running:
-        page = browser.new_context().new_page()
-        page.goto(f"{running.url}/?q=red")
-        page.locator("#cards .open").first.click()
-        page.get_by_role("link", name="Delete").click()
-        page.wait_for_selector("h1:has-text('Delete 3 pictures')")
-        page.get_by_label("Why?").fill("asked for it")
-        page.get_by_role("button", name="Delete 3 pictures for good").click()
-        page.wait_for_selector("h1:has-text('Deleted 3 pictures')")
-        page.goto(f"{running.url}/records")
-        assert "none changed or removed" in page.locator("main").inner_text()
-        page.context.close()
-
-
-def test_a_token_lets_in_and_a_wrong_one_does_not(open_page, folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    token = run_rt("token", "tokens.json", "vera", "--camera", "gate").stdout.strip()
-    certificate, key = written(tmp_path, bits=None)
-    arguments = ["-b", folder / "bundle", "-g", folder / "gallery", "--token-file", "tokens.json"]
-    with served(tmp_path, *arguments, "--tls-cert", certificate, "--tls-key", key) as running:
-        page = open_page("/?q=red", url=running.url, ignore_https_errors=True)
-        assert page.url.startswith("https://127.0.0.1:")
-        assert "/login?next=" in page.url
-        page.get_by_label("Token").fill("wrong")
-        page.get_by_role("button", name="Log in").click()
-        page.wait_for_selector("[role=alert]")
-        assert "not known" in page.locator("[role=alert]").inner_text()
-        page.get_by_label("Token").fill(token)
-        page.get_by_role("button", name="Log in").click()
-        page.wait_for_url("**/?q=red")
-        assert set(page.locator("#cards strong").all_inner_texts()) == {"gate"}
-        assert page.get_by_role("button", name="Yes, this person").count() == 0
-        assert page.evaluate("document.cookie") == ""
-        (cookie,) = page.context.cookies()
-        assert (cookie["secure"], cookie["httpOnly"], cookie["sameSite"]) == (True, True, "Strict")
-        page.get_by_role("button", name="Log out").click()
-        page.wait_for_url("**/login")
-        others = [text for text in open_page.wrong if "401" not in text]
-        open_page.wrong[:] = others  # The browser itself logs that status.
-
-
-def test_pages_work_without_a_script(open_page):
+def test_pages_work_without_a_script_and_with_one_the_live_page_is_renewed(open_page):
     page = open_page(java_script_enabled=False)
     page.fill("#q", "red")
     page.get_by_role("button", name="Search", exact=True).click()
@@ -352,9 +281,6 @@ def test_pages_work_without_a_script(open_page):
     page.locator("#cards .open").first.click()
     page.wait_for_url("**/people/*")
     assert page.locator(".strip li").count() == 3
-
-
-def test_the_live_page_is_renewed(open_page):
     page = open_page("/live")
     page.wait_for_selector(".live-card")
     page.evaluate("document.querySelector('.live-card').remove()")
@@ -368,8 +294,8 @@ def shown(server):
         yield SimpleNamespace(url=server.url, person=1)
         return
     with served(Path(SHOWN)) as running:
-        asked = {"sentence": "woman in a red coat", "limit": 1}
-        found = httpx.post(f"{running.url}/api/v1/search", json=asked, timeout=60).json()
+        query = {"sentence": "woman in a red coat", "limit": 1}
+        found = httpx.post(f"{running.url}/api/v1/search", json=query, timeout=60).json()
         yield SimpleNamespace(url=running.url, person=found["hits"][0]["id"])
 
 
@@ -386,14 +312,6 @@ PAGES = {
 }
 
 
-def keep_picture(content, name):
-    """Keep a screenshot with 128 colours: these pages have few, and pictures in git last."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content)) as image:
-        image.convert("RGB").quantize(128).save(Path(SCREENSHOTS, name), optimize=True)
-
-
 LOOKS = [("wide", "light"), ("narrow", "dark"), ("wide", "dark"), ("narrow", "light")]
 
 
@@ -401,7 +319,7 @@ LOOKS = [("wide", "light"), ("narrow", "dark"), ("wide", "dark"), ("narrow", "li
 def test_every_page_is_readable_in_both_sizes_and_themes(open_page, shown, size, theme):
     width, height = SIZES[size]
     options = {"viewport": {"width": width, "height": height}, "color_scheme": theme}
-    page = open_page("/", url=shown.url, bypass_csp=True, **options)
+    page, wrong = open_page("/", url=shown.url, bypass_csp=True, **options), open_page.wrong
     found = {}
     for name, path in PAGES.items():
         page.goto(shown.url + path.format(person=shown.person))
@@ -410,15 +328,16 @@ def test_every_page_is_readable_in_both_sizes_and_themes(open_page, shown, size,
         unsized = "image => !image.width || !image.height"
         assert page.locator("img").evaluate_all(f"images => images.filter({unsized}).length") == 0
         if SCREENSHOTS is not None:
-            keep_picture(page.screenshot(), f"console-{name}-{size}-{theme}.png")
+            with Image.open(io.BytesIO(page.screenshot())) as image:  # Few colours last in git.
+                picture = image.convert("RGB").quantize(128)
+            file = Path(SCREENSHOTS, f"console-{name}-{size}-{theme}.png")
+            picture.save(file, optimize=True)
         if AXE.exists():
             page.add_script_tag(path=AXE)
             result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-            found[name] = [
-                (one["id"], [node["html"][:120] for node in one["nodes"]])
-                for one in result["violations"]
-            ]
-    open_page.wrong[:] = [text for text in open_page.wrong if "422" not in text]
+            for one in result["violations"]:
+                found[name, one["id"]] = [node["html"][:120] for node in one["nodes"]]
+    wrong[:] = [text for text in wrong if "422" not in text]  # The browser itself logs that status.
     if not AXE.exists():
         pytest.skip(f"no axe-core: npm install --prefix {Path(sys.prefix, 'axe')} axe-core")
-    assert {name: problems for name, problems in found.items() if problems} == {}
+    assert found == {}

@@ -5,7 +5,7 @@ import socket
 import ssl
 import subprocess
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import httpx
 import pytest
@@ -30,15 +30,11 @@ http {
 """
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as place:
-        return place.getsockname()[1]
-
-
 @contextmanager
 def proxied(folder, console, certificate, key):
     """Run nginx before a console; yield its address."""
-    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     content = (ROOT / "deploy" / "nginx.conf").read_text()
     for written_there, here in (
         ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
@@ -56,15 +52,15 @@ def proxied(folder, console, certificate, key):
         process = subprocess.Popen(
             [NGINX, "-p", str(folder), "-c", "nginx.conf"], stdout=log, stderr=log
         )
+    place = "127.0.0.1", port
     try:
         while True:
             assert process.poll() is None, (folder / "nginx.log").read_text()
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            with suppress(OSError):
+                socket.create_connection(place, timeout=1).close()
                 break
-            except OSError:
-                time.sleep(0.02)
-        yield f"https://127.0.0.1:{port}", ("127.0.0.1", port)
+            time.sleep(0.02)
+        yield f"https://127.0.0.1:{port}", place
     finally:
         process.terminate()
         process.wait(30)

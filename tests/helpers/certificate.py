@@ -29,28 +29,18 @@ def written(
         else rsa.generate_private_key(65537, bits)
     )
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "console")])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=9))
-        .not_valid_after(now + datetime.timedelta(days=days))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), False
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    hidden = (
-        serialization.NoEncryption()
-        if password is None
-        else serialization.BestAvailableEncryption(password)
-    )
+    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))])
+    now, day = datetime.datetime.now(datetime.timezone.utc), datetime.timedelta(days=1)
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), serial_number=1)
+    builder = builder.not_valid_before(now - 9 * day).not_valid_after(now + days * day)
+    builder = builder.add_extension(names, False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
+    certificate = builder.sign(key, hashes.SHA256())
+    pem, kind = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    hidden = serialization.NoEncryption()
+    if password is not None:
+        hidden = serialization.BestAvailableEncryption(password)
     files = folder / f"{name}.cert.pem", folder / f"{name}.pem"
     files[0].write_bytes(certificate.public_bytes(pem))
-    files[1].write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, hidden))
+    files[1].write_bytes(key.private_bytes(pem, kind, hidden))
     return files

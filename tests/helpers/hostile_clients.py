@@ -13,23 +13,24 @@ import argparse
 import base64
 import binascii
 import io
+import itertools
 import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import socket
 import ssl
 import struct
 import subprocess
 import tempfile
-import threading
 import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +50,8 @@ HOSTILE = 3
 """Viewers that are."""
 _JSON = {"content-type": "application/json"}
 _FORM = {"content-type": "application/x-www-form-urlencoded"}
+_FILE = 'name="picture"; filename="a"'
+_BOTH = "/api/v1/search/picture"
 
 
 class Sent(NamedTuple):
@@ -65,24 +68,16 @@ class Sent(NamedTuple):
 # --- Kinds of requests
 
 
-def png_chunk(kind: bytes, content: bytes = b"") -> bytes:
-    """Return a chunk of a PNG file."""
-    check = binascii.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
-
-
 def png_of_chunks(count: int) -> bytes:
     """Return a PNG of 8 x 8 pixels with so many empty chunks before its pixels."""
-    rows = b"".join(b"\0" + bytes(24) for _ in range(8))
-    return b"".join(
-        (
-            b"\x89PNG\r\n\x1a\n",
-            png_chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)),
-            png_chunk(b"teSt") * count,
-            png_chunk(b"IDAT", zlib.compress(rows)),
-            png_chunk(b"IEND"),
-        )
-    )
+
+    def chunk(kind: bytes, content: bytes = b"") -> bytes:
+        check = binascii.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0))
+    rows = zlib.compress((b"\0" + bytes(24)) * 8)
+    return start + chunk(b"teSt") * count + chunk(b"IDAT", rows) + chunk(b"IEND")
 
 
 def jpeg_of_segments(segment: bytes, count: int) -> bytes:
@@ -98,23 +93,27 @@ def gif_of_blocks(count: int) -> bytes:
     return plain[:at] + b"\x21\xfe" + b"\x01x" * count + b"\0" + plain[at:]
 
 
-def _encoded(pixels: np.ndarray, kind: str) -> bytes:
+def _encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()
 
 
-def multipart(parts: list[tuple[str, bytes]]) -> tuple[dict[str, str], bytes]:
-    """Return headers and body of a form; each part is what follows ``form-data;``, and content."""
+def _form(path: str, *parts: tuple[str, bytes]) -> Sent:
+    """Return a form; each part is what follows ``form-data;``, and content."""
     body = b"".join(
         b"--x\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + content + b"\r\n"
         for head, content in parts
     )
-    return {"content-type": "multipart/form-data; boundary=x"}, body + b"--x--\r\n"
+    return Sent(path, {"content-type": "multipart/form-data; boundary=x"}, body + b"--x--\r\n")
 
 
-def _upload(content: bytes, path: str = "/api/v1/pictures") -> Sent:
-    return Sent(path, *multipart([('name="picture"; filename="a"', content)]))
+def _upload(content: bytes) -> Sent:
+    return _form("/api/v1/pictures", (_FILE, content))
+
+
+def _search(body: bytes) -> Sent:
+    return Sent("/api/v1/search", _JSON, body)
 
 
 def _embed(*inputs: str) -> Sent:
@@ -133,50 +132,35 @@ def _noise(side: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
 
 
+_ESCAPES = b'{"input": "' + b"\\u0041" * (3 * MIB) + b'"}'
 KINDS: dict[str, Callable[[], Sent]] = {
     "one text of 18 MB": lambda: _embed("red " * (18 * MIB // 4)),
-    "a text of 18 MB of escapes": lambda: Sent(
-        "/v1/embeddings", _JSON, b'{"input": "' + b"\\u0041" * (3 * MIB) + b'"}'
-    ),
-    "a million keys": lambda: Sent("/api/v1/search", _JSON, _keys(1_000_000).encode()),
-    "a million keys in UTF-16": lambda: Sent(
-        "/api/v1/search", _JSON, _keys(700_000).encode("utf-16")
-    ),
+    "a text of 18 MB of escapes": lambda: Sent("/v1/embeddings", _JSON, _ESCAPES),
+    "a million keys": lambda: _search(_keys(1_000_000).encode()),
+    "a million keys in UTF-16": lambda: _search(_keys(700_000).encode("utf-16")),
     "a million elements": lambda: _embed(*(["a"] * 1_000_000)),
-    "a nest of a million": lambda: Sent("/api/v1/search", _JSON, b"[" * 1_000_000),
-    "20 MB of digits": lambda: Sent("/api/v1/search", _JSON, b"[" + b"1" * 19 * MIB + b"]"),
+    "a nest of a million": lambda: _search(b"[" * 1_000_000),
+    "20 MB of digits": lambda: _search(b"[" + b"1" * 19 * MIB + b"]"),
     "64 long sentences": lambda: _embed(*(f"{n} " + "red coat " * 200 for n in range(64))),
-    "64 pictures": lambda: _embed(*([_url(_encoded(_noise(160), "PNG"))] * 64)),
+    "64 pictures": lambda: _embed(*([_url(_encoded(_noise(160)))] * 64)),
     "a data URL of 15 MB": lambda: _embed(_url(bytes(14 * MIB))),
     "a PNG of a million chunks": lambda: _upload(png_of_chunks(1_000_000)),
     "the same in a data URL": lambda: _embed(_url(png_of_chunks(1_000_000))),
     "a JPEG of 4 million segments": lambda: _upload(jpeg_of_segments(b"\xff\xe0\0\2", 4_000_000)),
     "a JPEG of 15 MB of fill bytes": lambda: _upload(jpeg_of_segments(b"\xff", 15 * MIB)),
     "a GIF of many blocks": lambda: _upload(gif_of_blocks(500_000)),
-    "a PNG of 33 megapixels": lambda: _upload(
-        _encoded(np.zeros((5_700, 5_800, 3), np.uint8), "PNG")
-    ),
-    "a picture of 17 MB": lambda: _upload(_encoded(_noise(2_400), "PNG")),
-    "a form of 900 files": lambda: Sent(
-        "/picture", *multipart([('name="picture"; filename="a"', bytes(20_000))] * 900)
-    ),
-    "a form of 900 fields": lambda: Sent(
-        "/api/v1/search/picture", *multipart([('name="search"', b"x" * 20_000)] * 900)
-    ),
-    "a form with a million keys": lambda: Sent(
-        "/api/v1/search/picture",
-        *multipart(
-            [
-                ('name="picture"; filename="a"', _encoded(_noise(16), "PNG")),
-                ('name="search"', _keys(80_000).encode()),
-            ]
-        ),
+    "a PNG of 33 megapixels": lambda: _upload(_encoded(np.zeros((5_700, 5_800, 3), np.uint8))),
+    "a picture of 17 MB": lambda: _upload(_encoded(_noise(2_400))),
+    "a form of 900 files": lambda: _form("/picture", *[(_FILE, bytes(20_000))] * 900),
+    "a form of 900 fields": lambda: _form(_BOTH, *[('name="search"', b"x" * 20_000)] * 900),
+    "a form with a million keys": lambda: _form(
+        _BOTH, (_FILE, _encoded(_noise(16))), ('name="search"', _keys(80_000).encode())
     ),
     "a million fields": lambda: Sent("/saved", _FORM, b"a&" * 1_000_000),
     "half a body": lambda: Sent("/v1/embeddings", _JSON, bytes(19 * MIB), pause_s=8.0),
     "an export of 3 GiB": lambda: Sent("/api/v1/export", _JSON, b'{"ids": ["ID"]}'),
     "a long address": lambda: Sent("/?q=" + "red+" * 15_000, method="GET"),
-}  # fmt: skip
+}
 
 
 def _status(host: tuple[str, int], request: Sent, token: str) -> str:
@@ -208,11 +192,8 @@ def _status(host: tuple[str, int], request: Sent, token: str) -> str:
 def console(folder: Path, *arguments: object) -> Iterator[tuple[Served, dict[str, str], str]]:
     """Serve a toy gallery; yield the process, a token for each user, and the id of a huge crop."""
     encoder = open_encoder(make_toy_bundle(folder / "bundle"), threads=1)
-    files = [
-        draw_person(folder / f"{colour}{n}.png", colour, seed=n)
-        for colour in COLOURS
-        for n in range(200)
-    ]
+    pictures = [(colour, n) for colour in COLOURS for n in range(200)]
+    files = [draw_person(folder / f"{colour}{n}.png", colour, seed=n) for colour, n in pictures]
     with Gallery.open(
         folder / "gallery", encoder.fingerprint, encoder.embed_dim, create=True
     ) as gallery:
@@ -224,14 +205,9 @@ def console(folder: Path, *arguments: object) -> Iterator[tuple[Served, dict[str
         items.append(Item(key="huge", camera="gate", crop="huge.jpg"))
         gallery.add(items, encoder.encode_images([*files, files[0]]))
         (huge,) = gallery.ids(["huge"]).values()
-    tokens = {
-        name: add_token(folder / "tokens.json", name, role, None)
-        for name, role in (
-            *((f"vera{n}", "viewer") for n in range(HOSTILE)),
-            ("olga", "operator"),
-            ("anna", "viewer"),
-        )
-    }
+    roles = {f"vera{n}": "viewer" for n in range(HOSTILE)} | {"olga": "operator", "anna": "viewer"}
+    file = folder / "tokens.json"
+    tokens = {name: add_token(file, name, role, None) for name, role in roles.items()}
     with served(
         folder, "--bundle", "bundle", "--gallery", "gallery", "--threads", 1,
         "--token-file", "tokens.json", *arguments,
@@ -239,29 +215,26 @@ def console(folder: Path, *arguments: object) -> Iterator[tuple[Served, dict[str
         yield running, tokens, str(huge)
 
 
-def _searching(url: str, token: str, verify: str | None, anew: bool, out: Any, end: Any) -> None:
-    """Search until the end; send (when, how long, status) of each."""
+def _search_on(url: str, token: str, verify: str | None, anew: bool, file: Path, end: Any) -> None:
+    """Search until the end, over one connection or new ones; write when, how long and status."""
     context = ssl.create_default_context(cafile=verify) if verify else False
-    client, n = httpx.Client(verify=context, timeout=60), 0
-    headers = {"authorization": f"Bearer {token}"}
-    while not end.is_set():
-        n += 1
-        began, status = time.monotonic(), "200"
-        try:
-            sentence = f"man in a {list(COLOURS)[n % 6]} coat and {n}"
-            asked = {"sentence": sentence, "limit": 5}
-            if anew:
-                client = httpx.Client(verify=context, timeout=60)
-            answer = client.post(f"{url}/api/v1/search", json=asked, headers=headers)
-            status = str(answer.status_code)
-        except httpx.HTTPError as error:
-            status = type(error).__name__
-        finally:
+    client, headers = httpx.Client(verify=context, timeout=60), {"authorization": f"Bearer {token}"}
+    with file.open("w", buffering=1) as written_to:
+        for n in itertools.count():
+            if end.is_set():
+                return
             if anew:
                 client.close()
-        out.send((began, time.monotonic() - began, status))
-        time.sleep(0.02)
-    out.close()
+                client = httpx.Client(verify=context, timeout=60)
+            began = time.monotonic()
+            try:
+                query = {"sentence": f"man in a {list(COLOURS)[n % 6]} coat and {n}", "limit": 5}
+                answer = client.post(f"{url}/api/v1/search", json=query, headers=headers)
+                status = str(answer.status_code)
+            except httpx.HTTPError as error:
+                status = type(error).__name__
+            written_to.write(f"{began} {time.monotonic() - began} {status}\n")
+            time.sleep(0.02)
 
 
 class Watcher:
@@ -269,44 +242,33 @@ class Watcher:
 
     def __init__(self, running: Served, token: str, verify: Path | None = None, anew: bool = False):
         spawn = multiprocessing.get_context("spawn")
-        self._end, (self._in, out) = spawn.Event(), spawn.Pipe(False)
-        self.pid = running.process.pid
+        self._end, self.pid = spawn.Event(), running.process.pid
+        self._file = running.output.with_name(f"searches-{anew}")
+        self._file.touch()
         verified = None if verify is None else str(verify)
-        arguments = (running.url, token, verified, anew, out, self._end)
-        self._process = spawn.Process(target=_searching, args=arguments, daemon=True)
+        arguments = (running.url, token, verified, anew, self._file, self._end)
+        self._process = spawn.Process(target=_search_on, args=arguments, daemon=True)
         self._process.start()
-        out.close()
-        self.found: list[tuple[float, float, str]] = []
-        self._thread = threading.Thread(target=self._collect, daemon=True)
-        self._thread.start()
-
-    def _collect(self) -> None:
-        with suppress(EOFError):
-            while True:
-                self.found.append(self._in.recv())
+        while not self._file.stat().st_size:  # Until its first search.
+            time.sleep(0.1)
 
     def since(self, moment: float) -> str:
         """Return in words how long the searches since a moment took."""
-        times = sorted(took for began, took, status in self.found if began >= moment)
-        statuses = dict(Counter(status for began, _, status in self.found if began >= moment))
-        if not times:
+        found = [line.split() for line in self._file.read_text().splitlines()]
+        late = [(float(took), status) for began, took, status in found if float(began) >= moment]
+        if not late:
             return "no search"
-        middle, late = times[len(times) // 2], times[int(len(times) * 0.95)]
+        times = [1000 * took for took, _ in sorted(late)]
+        middle, p95 = times[len(times) // 2], times[int(len(times) * 0.95)]
         return (
-            f"{len(times)} searches {statuses}: median {1000 * middle:.0f} ms, "
-            f"p95 {1000 * late:.0f} ms, most {1000 * times[-1]:.0f} ms"
+            f"{len(times)} searches {dict(Counter(status for _, status in late))}: median "
+            f"{middle:.0f} ms, p95 {p95:.0f} ms, most {times[-1]:.0f} ms"
         )
 
     def mib(self, key: str = "VmRSS") -> float:
         """Return the memory of the console's process in MiB."""
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith(key + ":"):
-                return int(line.split()[1]) / 1024
-        raise KeyError(key)
-
-    def forget_peak(self) -> None:
-        """Let VmHWM begin anew."""
-        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        text = Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.search(rf"{key}:\s+(\d+)", text)[1]) / 1024  # type: ignore[index]
 
     def descriptors(self) -> int:
         """Return how many descriptors the console's process has."""
@@ -316,92 +278,92 @@ class Watcher:
         """Search no more."""
         self._end.set()
         self._process.join(90)
-        self._thread.join(10)
 
 
 def requests(trials: int, at_once: int, seed: int, only: str, quiet_s: float = 10.0) -> None:
     """Send hostile requests, and print what they did."""
     rng = random.Random(seed)
-    names = [name for name in KINDS if only in name]
-    made = {name: KINDS[name]() for name in names}
-    order = [names[n % len(names)] for n in range(trials)]
+    made = {name: make() for name, make in KINDS.items() if only in name}
+    order = [name for name, _ in zip(itertools.cycle(made), range(trials), strict=False)]
     rng.shuffle(order)
     with tempfile.TemporaryDirectory() as folder, console(Path(folder)) as (running, tokens, huge):
-        host = running.url.removeprefix("http://").partition(":")
-        place = host[0], int(host[2])
         watcher = Watcher(running, tokens["anna"])
-        time.sleep(3)
         began = time.monotonic()
         time.sleep(quiet_s)
         idle = watcher.mib()
         print(f"idle {idle:.0f} MiB; {watcher.since(began)}", flush=True)
-        watcher.forget_peak()
+        Path(f"/proc/{watcher.pid}/clear_refs").write_text("5")  # The peak begins anew.
 
         def send(name: str) -> tuple[str, str, float]:
             request, began = made[name], time.monotonic()
             if b"ID" in request.body[:20]:
                 request = request._replace(body=request.body.replace(b"ID", huge.encode()))
             user = "olga" if "export" in name else f"vera{rng.randrange(HOSTILE)}"
-            return name, _status(place, request, tokens[user]), time.monotonic() - began
+            status = _status(place_of(running), request, tokens[user])
+            return name, status, time.monotonic() - began
 
         began = time.monotonic()
         with ThreadPoolExecutor(at_once) as pool:
             done = [*pool.map(send, order)]
-        took = time.monotonic() - began
-        print(f"{trials} requests, {at_once} at once: {took:.0f} s", flush=True)
-        for name in names:
+        print(f"{trials} requests, {at_once} at once: {time.monotonic() - began:.0f} s", flush=True)
+        for name in made:
             statuses = Counter(status for one, status, _ in done if one == name)
-            longest = max(took for one, _, took in done if one == name)
+            longest = max((took for one, _, took in done if one == name), default=0.0)
             print(f"  {name}: {dict(statuses)}, longest {longest:.1f} s")
         print(f"meanwhile: {watcher.since(began)}")
         peak = watcher.mib("VmHWM")
         print(f"most {peak:.0f} MiB, {peak - idle:.0f} above idle")
         time.sleep(quiet_s)
-        print(
-            f"after {quiet_s:g} s: {watcher.mib() - idle:+.0f} MiB, ended {running.process.poll()}"
-        )
+        left = watcher.mib() - idle
+        print(f"after {quiet_s:g} s: {left:+.0f} MiB, ended {running.process.poll()}")
         watcher.end()
-        print(f"log: {running.output.with_name('serve.out.err').stat().st_size} bytes")
+        print(f"log: {running.errors.stat().st_size} bytes")
 
 
 def handshakes(rate: float, seconds: float, descriptors: int) -> None:
     """Open connections with TLS that never shake hands, and print what they did."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         certificate, key = written(folder, bits=None)
         tls = ("--tls-cert", certificate, "--tls-key", key)
-        with console(folder, *tls) as (running, tokens, _):
-            resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (descriptors,) * 2)
-            kept = Watcher(running, tokens["anna"], certificate)
-            anew = Watcher(running, tokens["anna"], certificate, anew=True)
-            time.sleep(4)
-            began = time.monotonic()
-            time.sleep(5)
-            idle, place = kept.mib(), running.url.removeprefix("https://").partition(":")
-            print(f"idle {idle:.0f} MiB, {kept.descriptors()} descriptors of {descriptors}")
+        running, tokens, _ = stack.enter_context(console(folder, *tls))
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (descriptors,) * 2)
+        kept, anew = (Watcher(running, tokens["anna"], certificate, anew) for anew in (False, True))
+
+        def report(began: float) -> None:
             print(f"one connection: {kept.since(began)}\nnew ones: {anew.since(began)}", flush=True)
-            began, opened, most, memory = time.monotonic(), [], 0, 0.0
-            while (passed := time.monotonic() - began) < seconds:
-                while len(opened) < passed * rate:
-                    one = socket.socket()
-                    one.setblocking(False)
-                    one.connect_ex((place[0], int(place[2])))
-                    opened.append(one)
-                most, memory = max(most, kept.descriptors()), max(memory, kept.mib())
-                time.sleep(0.01)
-            print(f"{len(opened)} connections in {seconds:g} s: {most} descriptors at most")
-            print(f"one connection: {kept.since(began)}\nnew ones: {anew.since(began)}")
-            for one in opened:
-                one.close()
-            log = running.output.with_name("serve.out.err")
-            content = log.read_bytes()
-            print(f"log {len(content)} bytes, {content.count(b'Traceback')} tracebacks")
-            after = time.monotonic()
-            time.sleep(10)
-            print(f"most {memory - idle:+.0f} MiB, 10 s after the end {kept.mib() - idle:+.0f} MiB")
-            print(f"new ones after the end: {anew.since(after)}; ended {running.process.poll()}")
-            kept.end()
-            anew.end()
+
+        began = time.monotonic()
+        time.sleep(5)
+        idle = kept.mib()
+        print(f"idle {idle:.0f} MiB, {kept.descriptors()} descriptors of {descriptors}")
+        report(began)
+        began, opened, most, memory = time.monotonic(), [], 0, 0.0
+        while (passed := time.monotonic() - began) < seconds:
+            while len(opened) < passed * rate:
+                opened.append(socket.socket())
+                opened[-1].setblocking(False)
+                opened[-1].connect_ex(place_of(running))
+            most, memory = max(most, kept.descriptors()), max(memory, kept.mib())
+            time.sleep(0.01)
+        print(f"{len(opened)} connections in {seconds:g} s: {most} descriptors at most")
+        report(began)
+        for one in opened:
+            one.close()
+        content = running.errors.read_bytes()
+        print(f"log {len(content)} bytes, {content.count(b'Traceback')} tracebacks")
+        after = time.monotonic()
+        time.sleep(10)
+        print(f"most {memory - idle:+.0f} MiB, 10 s after the end {kept.mib() - idle:+.0f} MiB")
+        print(f"new ones after the end: {anew.since(after)}; ended {running.process.poll()}")
+        kept.end()
+        anew.end()
+
+
+def place_of(running: Served) -> tuple[str, int]:
+    """Return host and port of a console."""
+    host, _, port = running.url.partition("://")[2].partition(":")
+    return host, int(port)
 
 
 def main() -> None:
@@ -409,20 +371,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     of_requests = commands.add_parser("requests")
-    of_requests.add_argument("--trials", type=int, default=120)
-    of_requests.add_argument("--at-once", type=int, default=50)
-    of_requests.add_argument("--seed", type=int, default=1)
+    for name, default in (("--trials", 120), ("--at-once", 50), ("--seed", 1)):
+        of_requests.add_argument(name, type=int, default=default)
     of_requests.add_argument("--only", default="", help="kinds whose name has this")
     of_handshakes = commands.add_parser("handshakes")
     of_handshakes.add_argument("--rate", type=float, default=110)
     of_handshakes.add_argument("--seconds", type=float, default=40)
     of_handshakes.add_argument("--descriptors", type=int, default=1024)
-    given = parser.parse_args()
+    given = vars(parser.parse_args())
+    run = {"requests": requests, "handshakes": handshakes}[given.pop("command")]
     with suppress(subprocess.TimeoutExpired):
-        if given.command == "requests":
-            requests(given.trials, given.at_once, given.seed, given.only)
-        else:
-            handshakes(given.rate, given.seconds, given.descriptors)
+        run(**given)
 
 
 if __name__ == "__main__":

@@ -13,26 +13,25 @@ from tests.helpers.command_line import start_program
 
 
 class Served(NamedTuple):
-    """Where it answers, and its process."""
+    """A running console."""
 
     url: str
     process: "subprocess.Popen[str]"
     output: Path
+    errors: Path
 
 
 @contextmanager
 def served(folder: Path, *arguments: object) -> Iterator[Served]:
     """Start ``upperson-rt serve`` in a folder, wait until it answers, and end it in the end."""
-    output = folder / "serve.out"
-    process = start_program(
-        "upperson-rt", "serve", "--port", 0, *arguments, cwd=folder, output=output
-    )
+    output, errors = folder / "serve.out", folder / "serve.out.err"
+    command = ("upperson-rt", "serve", "--port", 0, *arguments)
+    process = start_program(*command, cwd=folder, output=output)
     try:
         while (found := re.search(r"console: (\S+)/\n", output.read_text())) is None:
-            errors = output.with_name("serve.out.err").read_text()
-            assert process.poll() is None, errors
+            assert process.poll() is None, errors.read_text()
             time.sleep(0.02)
-        yield Served(found[1], process, output)
+        yield Served(found[1], process, output, errors)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

@@ -12,12 +12,11 @@ from upperson_console.onvif.soap import (
     FaultError,
     Fields,
     element,
+    elements,
     invalid,
     is_true,
 )
 from upperson_rt import __version__
-
-__all__ = ["ABILITIES", "PUBLIC", "Address", "device_information"]
 
 ABILITIES = {
     "MetadataSearch": "false",
@@ -26,7 +25,7 @@ ABILITIES = {
     "ImageSearch": "true",
 }
 """Capabilities of the search service."""
-_VERSION = ("26", "6")
+_VERSION = {"Major": 26, "Minor": 6}
 """Of the standard."""
 _CATEGORIES = {"All", "Analytics", "Device", "Events", "Imaging", "Media", "PTZ"}
 
@@ -58,62 +57,43 @@ def device_information(fingerprint: str, variant: str) -> Element:
         "SerialNumber": fingerprint,
         "HardwareId": variant,
     }
-    return element(
-        DEVICE,
-        "GetDeviceInformationResponse",
-        *(element(DEVICE, name, value) for name, value in values.items()),
-    )
+    return element(DEVICE, "GetDeviceInformationResponse", *elements(DEVICE, values))
 
 
 def _time(request: Element, address: Address) -> Element:
     Fields(request)
     now = time.gmtime()
-    clock = (("Hour", now.tm_hour), ("Minute", now.tm_min), ("Second", now.tm_sec))
-    date = (("Year", now.tm_year), ("Month", now.tm_mon), ("Day", now.tm_mday))
-    return element(
+    clock = {"Hour": now.tm_hour, "Minute": now.tm_min, "Second": now.tm_sec}
+    date = {"Year": now.tm_year, "Month": now.tm_mon, "Day": now.tm_mday}
+    moment = element(
         DEVICE,
-        "GetSystemDateAndTimeResponse",
+        "SystemDateAndTime",
+        *elements(SCHEMA, {"DateTimeType": "NTP", "DaylightSavings": "false"}),
+        element(SCHEMA, "TimeZone", element(SCHEMA, "TZ", "UTC0")),
         element(
-            DEVICE,
-            "SystemDateAndTime",
-            element(SCHEMA, "DateTimeType", "NTP"),
-            element(SCHEMA, "DaylightSavings", "false"),
-            element(SCHEMA, "TimeZone", element(SCHEMA, "TZ", "UTC0")),
-            element(
-                SCHEMA,
-                "UTCDateTime",
-                *(
-                    element(SCHEMA, name, *(element(SCHEMA, one, str(n)) for one, n in parts))
-                    for name, parts in (("Time", clock), ("Date", date))
-                ),
-            ),
+            SCHEMA,
+            "UTCDateTime",
+            element(SCHEMA, "Time", *elements(SCHEMA, clock)),
+            element(SCHEMA, "Date", *elements(SCHEMA, date)),
         ),
     )
+    return element(DEVICE, "GetSystemDateAndTimeResponse", moment)
 
 
 def _services(request: Element, address: Address) -> Element:
     with_abilities = Fields(request, "IncludeCapability").one("IncludeCapability", is_true)
     abilities = element(DEVICE, "Capabilities", element(SEARCH, "Capabilities", **ABILITIES))
-    return element(
-        DEVICE,
-        "GetServicesResponse",
-        *(
-            element(
-                DEVICE,
-                "Service",
-                element(DEVICE, "Namespace", namespace),
-                element(DEVICE, "XAddr", address.service(name)),
-                abilities if with_abilities and namespace == SEARCH else None,
-                element(
-                    DEVICE,
-                    "Version",
-                    element(SCHEMA, "Major", _VERSION[0]),
-                    element(SCHEMA, "Minor", _VERSION[1]),
-                ),
-            )
-            for namespace, name in ((DEVICE, "device"), (SEARCH, "search"))
-        ),
-    )
+    services = [
+        element(
+            DEVICE,
+            "Service",
+            *elements(DEVICE, {"Namespace": namespace, "XAddr": address.service(name)}),
+            abilities if with_abilities and namespace == SEARCH else None,
+            element(DEVICE, "Version", *elements(SCHEMA, _VERSION)),
+        )
+        for namespace, name in ((DEVICE, "device"), (SEARCH, "search"))
+    ]
+    return element(DEVICE, "GetServicesResponse", *services)
 
 
 def _capabilities(request: Element, address: Address) -> Element:
@@ -124,29 +104,18 @@ def _capabilities(request: Element, address: Address) -> Element:
         raise FaultError(
             "Receiver", ("ActionNotSupported", "NoSuchService"), "there is no such service here"
         )
-    searching = element(
-        SCHEMA,
-        "Search",
-        element(SCHEMA, "XAddr", address.service("search")),
-        *(element(SCHEMA, name, ABILITIES[name]) for name in ABILITIES if name.endswith("Search")),
-    )
-    return element(
-        DEVICE,
-        "GetCapabilitiesResponse",
-        element(
-            DEVICE,
-            "Capabilities",
-            element(SCHEMA, "Device", element(SCHEMA, "XAddr", address.service("device"))),
-            element(SCHEMA, "Extension", searching),
-        ),
-    )
+    searches = {name: able for name, able in ABILITIES.items() if name.endswith("Search")}
+    places = {name: {"XAddr": address.service(name)} for name in ("device", "search")}
+    device = element(SCHEMA, "Device", *elements(SCHEMA, places["device"]))
+    search = element(SCHEMA, "Search", *elements(SCHEMA, places["search"] | searches))
+    capabilities = element(DEVICE, "Capabilities", device, element(SCHEMA, "Extension", search))
+    return element(DEVICE, "GetCapabilitiesResponse", capabilities)
 
 
 def _search_capabilities(request: Element, address: Address) -> Element:
     Fields(request)
-    return element(
-        SEARCH, "GetServiceCapabilitiesResponse", element(SEARCH, "Capabilities", **ABILITIES)
-    )
+    abilities = element(SEARCH, "Capabilities", **ABILITIES)
+    return element(SEARCH, "GetServiceCapabilitiesResponse", abilities)
 
 
 PUBLIC: dict[str, Callable[[Element, Address], Element]] = {

@@ -18,6 +18,7 @@ from xml.etree.ElementTree import Element
 from starlette.concurrency import run_in_threadpool
 
 from upperson_console.accounts import Account
+from upperson_console.onvif import soap
 from upperson_console.onvif.device import Address, device_information
 from upperson_console.onvif.sessions import (
     LONGEST_S,
@@ -26,37 +27,20 @@ from upperson_console.onvif.sessions import (
     SearchSessions,
     SessionResult,
 )
-from upperson_console.onvif.soap import (
-    DEVICE,
-    SCHEMA,
-    SEARCH,
-    Fields,
-    child,
-    element,
-    invalid,
-    number,
-    picture,
-    seconds,
-    similarity,
-    text,
-    time_text,
-    unix_time,
-)
+from upperson_console.onvif.soap import DEVICE, SCHEMA, SEARCH, Fields, element, elements, invalid
 from upperson_console.results import scored_hits
 from upperson_console.search import MOST_HITS, Search
 from upperson_console.service import ConsoleService
 from upperson_rt.gallery import CameraInfo, Filter, Hit
 
-__all__ = ["Call", "Recordings"]
-
 _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LONGEST_NAME = 64
-_LISTS: dict[Kind, tuple[str, str]] = {
-    "recordings": ("GetRecordingSearchResults", "GetRecordingSearchResultsResponse"),
-    "sentence": ("GetNLSearchResultsRequest", "GetNLSearchResultsResponse"),
-    "image": ("GetImageSearchResultsRequest", "GetImageSearchResultsResponse"),
+_LISTS: dict[str, tuple[Kind, str]] = {
+    "GetRecordingSearchResults": ("recordings", "GetRecordingSearchResultsResponse"),
+    "GetNLSearchResultsRequest": ("sentence", "GetNLSearchResultsResponse"),
+    "GetImageSearchResultsRequest": ("image", "GetImageSearchResultsResponse"),
 }
-"""By kind of search: the request for its results, and the response."""
+"""By request for results: the kind of search, and the response."""
 
 
 @dataclass(frozen=True)
@@ -74,19 +58,17 @@ class Recordings:
     """The search service over a gallery."""
 
     def __init__(self, service: ConsoleService, sessions: SearchSessions) -> None:
-        """Search with a console's use cases, in search sessions."""
         self.sessions = sessions
         self._service = service
-        own: dict[str, Callable[[Call], Awaitable[Element]]] = {
-            "FindRecordings": self._find_recordings,
-            "SearchImageByNLRequest": self._by_sentence,
-            "SearchImageByImageRequest": self._by_image,
-            "EndSearch": self._end,
-            **{request: self._results for request, _ in _LISTS.values()},
+        self.operations: dict[str, Callable[[Call], Awaitable[Element]]] = {
+            f"{{{DEVICE}}}GetDeviceInformation": self._device_information,
+            f"{{{SEARCH}}}FindRecordings": self._find_recordings,
+            f"{{{SEARCH}}}SearchImageByNLRequest": self._by_sentence,
+            f"{{{SEARCH}}}SearchImageByImageRequest": self._by_image,
+            f"{{{SEARCH}}}EndSearch": self._end,
+            **{f"{{{SEARCH}}}{request}": self._results for request in _LISTS},
         }
-        self.operations = {f"{{{SEARCH}}}{name}": answer for name, answer in own.items()}
         """Operations that need authentication, by the name of the request."""
-        self.operations[f"{{{DEVICE}}}GetDeviceInformation"] = self._device_information
 
     async def _device_information(self, call: Call) -> Element:
         Fields(call.request)
@@ -100,10 +82,10 @@ class Recordings:
             "StartPoint", "EndPoint", "RecordingToken", "Text", "Similarity", "MaxMatches",
             "KeepAliveTime",
         )  # fmt: skip
-        sentence = given.one("Text", text)
+        sentence = given.one("Text", soap.text)
         if not sentence:
             raise invalid("Text is empty: describe the person in a few words")
-        least = given.maybe("Similarity", similarity)
+        least = given.maybe("Similarity", soap.similarity)
         return await self._begin(call, given, Search(sentence=sentence), least or 0.0)
 
     async def _by_image(self, call: Call) -> Element:
@@ -112,8 +94,8 @@ class Recordings:
             "StartPoint", "EndPoint", "RecordingToken", "TargetImageURI", "TargetImageData",
             "MaxMatches", "KeepAliveTime",
         )  # fmt: skip
-        content = given.maybe("TargetImageData", picture)
-        place = given.maybe("TargetImageURI", text)
+        content = given.maybe("TargetImageData", soap.picture)
+        place = given.maybe("TargetImageURI", soap.text)
         if content:
             kept = await run_in_threadpool(self._service.query_pictures.add, BytesIO(content))
             return await self._begin(call, given, Search(picture=kept.id))
@@ -131,10 +113,10 @@ class Recordings:
     async def _begin(
         self, call: Call, given: Fields, search: Search, least: float = 0.0
     ) -> Element:
-        start = given.one("StartPoint", unix_time)
-        end = given.maybe("EndPoint", unix_time)
+        start = given.one("StartPoint", soap.unix_time)
+        end = given.maybe("EndPoint", soap.unix_time)
         first, last = (start, end) if end is None else (min(start, end), max(start, end))
-        token = given.maybe("RecordingToken", text)
+        token = given.maybe("RecordingToken", soap.text)
         if token is not None:
             self._camera(call.account, token)
         where = Filter(since=first, until=None if last is None else math.nextafter(last, math.inf))
@@ -177,7 +159,6 @@ class Recordings:
             times = [info.last_time for info in cameras().values() if info.last_time is not None]
             return max([start, *times])
 
-        most = given.maybe("MaxMatches", number(1))
         session = SearchSession(
             account=call.account,
             kind="sentence" if search.sentence else "image",
@@ -187,7 +168,7 @@ class Recordings:
             reached=reached,
             start=start,
             until=last,
-            most=MOST_HITS if most is None else min(most, MOST_HITS),
+            most=_most(given),
         )
 
         def check() -> None:
@@ -211,11 +192,11 @@ class Recordings:
             scopes[0] if scopes else Element("Scope"),
             "RecordingInformationFilter", "Extension", repeated=names,
         )  # fmt: skip
-        if scope.maybe("RecordingInformationFilter", text):
+        if scope.maybe("RecordingInformationFilter", soap.text):
             raise invalid("RecordingInformationFilter is not supported: name IncludedRecordings")
         wanted = {(one.text or "").strip() for one in scope.all("IncludedRecordings")}
         for source in scope.all("IncludedSources"):
-            token = child(source, SCHEMA, "Token")
+            token = soap.child(source, SCHEMA, "Token")
             wanted.add("" if token is None else (token.text or "").strip())
 
         def find(skip: Collection[bytes], count: int) -> list[SessionResult]:
@@ -225,7 +206,6 @@ class Recordings:
                 if token.encode() not in skip and (not wanted or token in wanted)
             ][:count]
 
-        most = given.maybe("MaxMatches", number(1))
         session = SearchSession(
             account=call.account,
             kind="recordings",
@@ -234,7 +214,7 @@ class Recordings:
             note=lambda found, count: None,  # A list of cameras is no search.
             reached=self.sessions.now,
             start=self.sessions.now(),
-            most=MOST_HITS if most is None else min(most, MOST_HITS),
+            most=_most(given),
         )
         return self._begun(call, session)
 
@@ -248,13 +228,11 @@ class Recordings:
     async def _results(self, call: Call) -> Element:
         given = Fields(call.request, "SearchToken", "MinResults", "MaxResults", "WaitTime")
         name = call.request.tag.rpartition("}")[2]
-        kind, answer = next(
-            (k, answer) for k, (request, answer) in _LISTS.items() if request == name
-        )
-        session = self.sessions.find(call.account, given.one("SearchToken", text), kind)
-        most = given.maybe("MaxResults", number(1))
-        wait_s = given.maybe("WaitTime", seconds)
-        least = given.maybe("MinResults", number(0))
+        kind, answer = _LISTS[name]
+        session = self.sessions.find(call.account, given.one("SearchToken", soap.text), kind)
+        most = given.maybe("MaxResults", soap.number(1))
+        wait_s = given.maybe("WaitTime", soap.seconds)
+        least = given.maybe("MinResults", soap.number(0))
         if least is None:  # With a wait time, wait for all; without one, for none.
             least = (most or MOST_HITS) if wait_s else 0
         state, found = await self.sessions.results(
@@ -273,12 +251,14 @@ class Recordings:
         return element(SEARCH, answer, results)
 
     async def _end(self, call: Call) -> Element:
-        token = Fields(call.request, "SearchToken").one("SearchToken", text)
+        token = Fields(call.request, "SearchToken").one("SearchToken", soap.text)
         session = self.sessions.find(call.account, token)
         self.sessions.end(session)
         has_begun = session.state != "Queued"
         reached = await run_in_threadpool(session.reached) if has_begun else session.start
-        return element(SEARCH, "EndSearchResponse", element(SEARCH, "Endpoint", time_text(reached)))
+        return element(
+            SEARCH, "EndSearchResponse", element(SEARCH, "Endpoint", soap.time_text(reached))
+        )
 
     # Cameras as recordings.
 
@@ -292,7 +272,11 @@ class Recordings:
 
 
 def _kept(given: Fields) -> float:
-    return min(given.one("KeepAliveTime", seconds), LONGEST_S)
+    return min(given.one("KeepAliveTime", soap.seconds), LONGEST_S)
+
+
+def _most(given: Fields) -> int:
+    return min(given.maybe("MaxMatches", soap.number(1)) or MOST_HITS, MOST_HITS)
 
 
 def _token(camera: str) -> str:
@@ -303,29 +287,22 @@ def _token(camera: str) -> str:
 
 
 def _recording(token: str, name: str, info: CameraInfo) -> Element:
-    def text_of(tag: str, value: str) -> Element:
-        return element(SCHEMA, tag, value)
-
-    def time_of(tag: str, value: float | None) -> Element | None:
-        return None if value is None else element(SCHEMA, tag, time_text(value))
-
+    source = {
+        "SourceId": token,
+        "Name": name[:_LONGEST_NAME],
+        "Location": "",
+        "Description": name,
+        "Address": "",
+    }
+    times = {"EarliestRecording": info.first_time, "LatestRecording": info.last_time}
+    known = {tag: soap.time_text(time) for tag, time in times.items() if time is not None}
+    content = f"{info.pictures} pictures of people"
     return element(
         SCHEMA,
         "RecordingInformation",
-        text_of("RecordingToken", token),
-        element(
-            SCHEMA,
-            "Source",
-            text_of("SourceId", token),
-            text_of("Name", name[:_LONGEST_NAME]),
-            text_of("Location", ""),
-            text_of("Description", name),
-            text_of("Address", ""),
-        ),
-        time_of("EarliestRecording", info.first_time),
-        time_of("LatestRecording", info.last_time),
-        text_of("Content", f"{info.pictures} pictures of people"),
-        text_of("RecordingStatus", "Unknown"),
+        element(SCHEMA, "RecordingToken", token),
+        element(SCHEMA, "Source", *elements(SCHEMA, source)),
+        *elements(SCHEMA, {**known, "Content": content, "RecordingStatus": "Unknown"}),
     )
 
 
@@ -341,10 +318,8 @@ def _result(key: uuid.UUID, hit: Hit, likelihood: float, address: Address) -> El
     values = {
         "ObjectUUID": str(key),
         "TargetImageURI": address.picture(hit.id),
-        "Time": time_text(hit.item.time or 0.0),
+        "Time": soap.time_text(hit.item.time or 0.0),
         "Similarity": f"{likelihood:.6g}",
         "RecordingToken": _token(hit.item.camera or ""),
     }
-    return element(
-        SCHEMA, "Result", *(element(SCHEMA, name, value) for name, value in values.items())
-    )
+    return element(SCHEMA, "Result", *elements(SCHEMA, values))

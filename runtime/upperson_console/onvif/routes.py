@@ -14,26 +14,15 @@ from upperson_console.api import picture_response
 from upperson_console.guard import BodyRefusedError
 from upperson_console.limits import BusyError
 from upperson_console.live import Live
+from upperson_console.onvif import soap
 from upperson_console.onvif.device import PUBLIC, Address
 from upperson_console.onvif.recordings import Call, Recordings
 from upperson_console.onvif.security import Authentication, UnauthorizedError, Users
 from upperson_console.onvif.sessions import SearchSessions, no_room
-from upperson_console.onvif.soap import (
-    SEARCH,
-    WSSE,
-    FaultError,
-    child,
-    fault_answer,
-    header_of,
-    invalid,
-    message,
-    read_envelope,
-)
+from upperson_console.onvif.soap import SEARCH, WSSE, FaultError, invalid
 from upperson_console.problems import problem_of
 from upperson_console.service import ConsoleService
 from upperson_rt.printable import error_text, get_logger, shortened
-
-__all__ = ["PATH", "OnvifRoutes"]
 
 PATH = "/onvif"
 _LOG = get_logger(__name__)
@@ -49,7 +38,6 @@ class OnvifRoutes:
     """The routes below `PATH`."""
 
     def __init__(self, service: ConsoleService, users: Users, live: Live) -> None:
-        """Serve ONVIF users a console's searches, until the server ends."""
         self.authentication = Authentication(users)
         self.sessions = SearchSessions(lambda: live.has_ended)
         self._service = service
@@ -80,17 +68,17 @@ class OnvifRoutes:
             async for block in blocks:
                 content += block
                 if not is_large and len(content) > _MOST_ANONYMOUS_BYTES:
-                    account = self._sender(request, header_of(content))
+                    account = self._sender(request, soap.header_of(content))
                     if self._large >= _MOST_LARGE:
                         raise no_room("too many pictures are being sent: try again in a moment")
                     is_large = True
                     self._large += 1
             is_whole = True
-            header, body = await run_in_threadpool(read_envelope, content)
+            header, body = await run_in_threadpool(soap.read_envelope, content)
             content.clear()
             if is_large and body.tag != _WITH_PICTURE:  # The few places are for pictures.
                 raise invalid(f"only a picture makes a request larger than {_MOST_ANONYMOUS_BYTES}")
-            return message(await self._run(request, header, body, account))
+            return soap.message(await self._run(request, header, body, account))
         except FaultError:
             if not is_whole:  # Clients read a response only after they have sent all.
                 async for _ in blocks:
@@ -118,7 +106,7 @@ class OnvifRoutes:
         kind, _, proof = request.headers.get("authorization", "").partition(" ")
         if kind.lower() == "digest":
             return self.authentication.by_digest(proof, request.method, _target(request))
-        security = None if header is None else child(header, WSSE, "Security")
+        security = None if header is None else soap.child(header, WSSE, "Security")
         if security is None:
             raise self.authentication.challenge(
                 "authenticate: a UsernameToken of WS-Security at the beginning, or HTTP Digest",
@@ -151,7 +139,7 @@ def _fault_response(request: Request, error: Exception) -> Response:
         fault = FaultError(
             "Receiver", ("Action",), f"internal error: {name}; the server's log says more"
         )
-    status, content = fault_answer(fault)
+    status, content = soap.fault_answer(fault)
     challenges = fault.challenges if isinstance(fault, UnauthorizedError) else ()
     response = Response(content, 401 if challenges else status, media_type=_MEDIA_TYPE)
     for challenge in challenges:

@@ -8,7 +8,6 @@ To prevent replays, used nonces are remembered for as long as they are valid.
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 import re
@@ -22,21 +21,12 @@ from urllib.request import parse_http_list, parse_keqv_list
 from xml.etree.ElementTree import Element
 
 from upperson_console.accounts import Account
-from upperson_console.credentials import (
-    Credential,
-    CredentialFile,
-    change_listed,
-    put,
-    read_listed,
-    revoke,
-)
+from upperson_console.credentials import Credential, CredentialFile
 from upperson_console.onvif.soap import WSSE, WSU, FaultError, child, unix_time
-from upperson_network.remote import password_digest, require_private
-from upperson_rt.errors import InputError, UsageError
+from upperson_network.remote import password_digest
+from upperson_rt.errors import UsageError
 from upperson_rt.printable import safe_repr
 from upperson_rt.strict import Constraint
-
-__all__ = ["Authentication", "UnauthorizedError", "Users", "add_user", "read_users", "revoke_user"]
 
 _REALM = "UP-Person Edge"
 _WITHIN_S = 300.0
@@ -67,23 +57,13 @@ class _UserFile:
     onvif_users: tuple[User, ...]
 
 
-class Users:
+class Users(CredentialFile[User]):
     """The ONVIF users of a file; a change of the file counts from the next request on."""
 
-    def __init__(self, path: Path) -> None:
-        """Read a file, as `add_user` writes it.
-
-        Raises:
-            InputError: It cannot be read, is malformed, has no user, or others may read it.
-        """
-        if not read_users(path):
-            raise InputError(
-                f"{path} has no user: add one with  upperson-rt token {path} NAME --onvif",
-                code="credentials_empty",
-                path=path,
-            )
-        self._users = CredentialFile(path, _read_private)
-        self._unused_password = secrets.token_urlsafe(18)
+    key = "onvif_users"
+    content = _UserFile
+    is_private = True
+    _unused_password = secrets.token_urlsafe(18)
 
     def password(self, name: str) -> str:
         """Return a user's password; for an unknown name a random one."""
@@ -98,7 +78,7 @@ class Users:
         return Account(name=user.name, role="viewer", cameras=user.cameras)
 
     def _find(self, name: str) -> User | None:
-        return {user.name: user for user in self._users.entries()}.get(name)
+        return {user.name: user for user in self.entries()}.get(name)
 
 
 def add_user(
@@ -106,13 +86,8 @@ def add_user(
 ) -> str:
     """Add a user to a file, which is created if missing, and return the new password.
 
-    An earlier password of the same name is replaced.
-
-    Args:
-        path: The file.
-        name: Of the user.
-        cameras: What the user may see; None for all.
-        lasts_s: Seconds until the password expires; None for never.
+    An earlier password of the same name is replaced. It expires after ``lasts_s`` seconds, if
+    given.
 
     Raises:
         InputError: The file is malformed or cannot be written.
@@ -127,32 +102,19 @@ def add_user(
         )
     password, now = secrets.token_urlsafe(18), time.time()
     expires = None if lasts_s is None else now + lasts_s
-    made = User(name=name, password=password, cameras=cameras, created=now, expires=expires)
-    change_listed(path, read_users, "onvif_users", lambda known: put(known, made), private=True)
-    return password
-
-
-def revoke_user(path: Path, name: str) -> None:
-    """Remove a user from a file.
-
-    Raises:
-        InputError: The file is malformed or cannot be written, or has no such user.
-    """
-    change_listed(
-        path, read_users, "onvif_users", lambda known: revoke(known, name, path), private=True
+    Users.put(
+        path, User(name=name, password=password, cameras=cameras, created=now, expires=expires)
     )
+    return password
 
 
 class UnauthorizedError(FaultError):
     """A request without valid credentials."""
 
     def __init__(self, reason: str, challenges: Sequence[str] = (), *, problem: str) -> None:
-        """Refuse a request.
+        """Refuse a request, with values of ``WWW-Authenticate``.
 
-        Args:
-            reason: For the client, in one line.
-            challenges: Values of ``WWW-Authenticate``.
-            problem: What is wrong, such as ``replayed``, for tests and logs.
+        ``problem`` is a code for tests and logs, such as ``replayed``.
         """
         super().__init__("Sender", ("NotAuthorized",), reason)
         self.challenges = challenges
@@ -163,7 +125,6 @@ class Authentication:
     """Authenticates requests. For one thread."""
 
     def __init__(self, users: Users, clock: Callable[[], float] = time.time) -> None:
-        """Authenticate users; ``clock`` returns unix seconds."""
         self.clock = clock
         self._users = users
         self._key = secrets.token_bytes(32)
@@ -179,38 +140,30 @@ class Authentication:
         )
         kind = child(token, WSSE, "Password")
         if not created or not nonce or kind is None or kind.get("Type") != _PASSWORD_TYPE:
-            raise UnauthorizedError(
-                "a UsernameToken needs Nonce, Created and a digest as Password", problem="malformed"
-            )
+            reason = "a UsernameToken needs Nonce, Created and a digest as Password"
+            raise UnauthorizedError(reason, problem="malformed")
         try:
             given = base64.b64decode(nonce, validate=True)
             at = unix_time("Created", created)
-        except (binascii.Error, ValueError, FaultError) as error:
-            raise UnauthorizedError(
-                "nonce or time of the UsernameToken cannot be read", problem="malformed"
-            ) from error
+        except (ValueError, FaultError) as error:
+            reason = "nonce or time of the UsernameToken cannot be read"
+            raise UnauthorizedError(reason, problem="malformed") from error
         made = password_digest(given, created, self._users.password(name))
         account = self._users.account(name)
         if account is None or not _equal(made, password):
             raise UnauthorizedError("name or password is not known", problem="unknown")
         if abs(self.clock() - at) > _WITHIN_S:
-            raise UnauthorizedError(
-                "the UsernameToken is too old or too new: ask GetSystemDateAndTime",
-                problem="clock_differs",
-            )
+            reason = "the UsernameToken is too old or too new: ask GetSystemDateAndTime"
+            raise UnauthorizedError(reason, problem="clock_differs")
         if len(given) > _LONGEST_NONCE or not self._first_time(name, given, at + _WITHIN_S):
-            raise UnauthorizedError(
-                "this UsernameToken was used before: make a new nonce", problem="replayed"
-            )
+            reason = "this UsernameToken was used before: make a new nonce"
+            raise UnauthorizedError(reason, problem="replayed")
         return account
 
     def by_digest(self, header: str, method: str, target: str) -> Account:
         """Return the account of an ``Authorization: Digest`` header; raises UnauthorizedError.
 
-        Args:
-            header: The text after the word Digest.
-            method: Of the request.
-            target: Path and query as they were sent.
+        ``header`` is the text after the word Digest, ``target`` path and query as they were sent.
         """
         try:
             given = parse_keqv_list(parse_http_list(header))
@@ -220,9 +173,8 @@ class Authentication:
             if given["qop"] != "auth" or given["realm"] != _REALM or given["uri"] != target:
                 raise ValueError
         except (ValueError, KeyError, IndexError) as error:
-            raise self.challenge(
-                "the Digest cannot be read, or is for another address", problem="malformed"
-            ) from error
+            reason = "the Digest cannot be read, or is for another address"
+            raise self.challenge(reason, problem="malformed") from error
 
         def of(*parts: str) -> str:
             return hashed(":".join(parts).encode(), usedforsecurity=False).hexdigest()
@@ -235,9 +187,8 @@ class Authentication:
             raise self.challenge("name or password is not known", problem="unknown")
         until = int(start.partition("-")[0], 16) + _WITHIN_S
         if until < self.clock():
-            raise self.challenge(
-                "the nonce of the Digest is too old: take a new one", problem="nonce_expired"
-            )
+            reason = "the nonce of the Digest is too old: take a new one"
+            raise self.challenge(reason, problem="nonce_expired")
         if not self._first_time(name, f"{nonce} {count}".encode(), until):
             raise self.challenge("this Digest was used before: count up", problem="replayed")
         return account
@@ -247,14 +198,11 @@ class Authentication:
         start = f"{int(self.clock()):x}-{secrets.token_hex(8)}"
         nonce = f"{start}-{self._sealed(start)}"
         stale = ", stale=true" if problem == "nonce_expired" else ""
-        return UnauthorizedError(
-            reason,
-            [
-                f'Digest realm="{_REALM}", qop="auth", nonce="{nonce}", algorithm={name}{stale}'
-                for name in _HASHES
-            ],
-            problem=problem,
-        )
+        challenges = [
+            f'Digest realm="{_REALM}", qop="auth", nonce="{nonce}", algorithm={name}{stale}'
+            for name in _HASHES
+        ]
+        return UnauthorizedError(reason, challenges, problem=problem)
 
     def _sealed(self, start: str) -> str:
         return hmac.digest(self._key, start.encode(), "sha256").hex()[:32]
@@ -282,17 +230,3 @@ def _equal(one: str, other: str) -> bool:
 def _text(parent: Element, namespace: str, name: str) -> str:
     found = child(parent, namespace, name)
     return "" if found is None else (found.text or "").strip()
-
-
-def read_users(path: Path) -> tuple[User, ...]:
-    """Read a file of ONVIF users.
-
-    Raises:
-        InputError: It cannot be read, or is malformed.
-    """
-    return read_listed(path, _UserFile, "onvif_users").onvif_users
-
-
-def _read_private(path: Path) -> tuple[User, ...]:
-    require_private(path)
-    return read_users(path)

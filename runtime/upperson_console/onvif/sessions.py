@@ -22,16 +22,6 @@ from upperson_console.onvif.soap import FaultError, invalid
 from upperson_console.search import MOST_HITS
 from upperson_rt.gallery import Hit
 
-__all__ = [
-    "LONGEST_S",
-    "MOST_SESSIONS",
-    "Kind",
-    "SearchSession",
-    "SearchSessions",
-    "SessionResult",
-    "no_room",
-]
-
 MOST_SESSIONS = 32
 _MOST_OF_ONE = 16
 """Sessions of one user."""
@@ -94,10 +84,7 @@ def no_room(reason: str) -> FaultError:
 class SearchSessions:
     """The search sessions of a server."""
 
-    def __init__(
-        self,
-        is_over: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def __init__(self, is_over: Callable[[], bool]) -> None:
         """Keep sessions until ``is_over`` returns that the server ends."""
         self.clock: Callable[[], float] = time.monotonic
         """Monotonic seconds, for the age of sessions."""
@@ -142,38 +129,28 @@ class SearchSessions:
         they are returned to the next request.
         """
         session.called.set()  # A waiting request is answered now.
-        with self.answering(session):
-            async with session.lock:
-                return await self._results(session, least, most, wait_s, is_gone)
-
-    async def _results(
-        self,
-        session: SearchSession,
-        least: int,
-        most: int,
-        wait_s: float,
-        is_gone: Callable[[], Awaitable[bool]],
-    ) -> tuple[State, list[SessionResult]]:
         loop = asyncio.get_running_loop()
         end = loop.time() + min(wait_s, LONGEST_S)
-        count = min(most, session.most - len(session.given))
-        while True:
-            session.called.clear()
-            state, found = await self._search_again(session, count)
-            left = end - loop.time()
-            if state == "Completed" or len(found) >= min(least, count) or left <= 0:
-                break
-            if session.asking > 1 or session.has_ended or self._is_over():
-                break
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(session.called.wait(), min(left, self.poll_s))
-            if await is_gone():
-                return state, []
-        if found:
-            await run_in_threadpool(session.note, found, count)
-        session.given.update(one.key for one in found)
-        session.state = state
-        return state, found
+        with self.answering(session):
+            async with session.lock:
+                count = min(most, session.most - len(session.given))
+                while True:
+                    session.called.clear()
+                    state, found = await self._search_again(session, count)
+                    left = end - loop.time()
+                    if state == "Completed" or len(found) >= min(least, count) or left <= 0:
+                        break
+                    if session.asking > 1 or session.has_ended or self._is_over():
+                        break
+                    with suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(session.called.wait(), min(left, self.poll_s))
+                    if await is_gone():
+                        return state, []
+                if found:
+                    await run_in_threadpool(session.note, found, count)
+                session.given.update(one.key for one in found)
+                session.state = state
+                return state, found
 
     async def _search_again(
         self, session: SearchSession, count: int

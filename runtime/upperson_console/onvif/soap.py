@@ -1,7 +1,7 @@
-"""SOAP 1.2: envelopes of anybody are read within bounds, answers and faults are written.
+"""SOAP 1.2: envelopes are read within bounds, answers and faults are written.
 
-Markup is counted before the parser sees it, which bounds elements,
-attributes and nesting; what is large can only be the text of a picture.
+Markup is counted before the parser reads it, which bounds elements, attributes and nesting; only
+the text of a picture can be large. What is malformed raises FaultError.
 """
 
 import base64
@@ -9,39 +9,12 @@ import binascii
 import datetime
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal, TypeAlias, TypeVar
 from xml.etree.ElementTree import Element, register_namespace, tostring
 
 from upperson_network.soap import ENVELOPE, parse_beginning
 from upperson_rt.printable import escape_for_display, safe_repr
-
-__all__ = [
-    "DEVICE",
-    "ENVELOPE",
-    "ERROR",
-    "SCHEMA",
-    "SEARCH",
-    "WSSE",
-    "WSU",
-    "FaultError",
-    "Fields",
-    "child",
-    "element",
-    "fault_answer",
-    "header_of",
-    "invalid",
-    "is_true",
-    "message",
-    "number",
-    "picture",
-    "read_envelope",
-    "seconds",
-    "similarity",
-    "text",
-    "time_text",
-    "unix_time",
-]
 
 ERROR = "http://www.onvif.org/ver10/error"
 DEVICE = "http://www.onvif.org/ver10/device/wsdl"
@@ -95,11 +68,7 @@ def invalid(reason: str, *more: str) -> FaultError:
 
 
 def header_of(start: bytes | bytearray) -> Element | None:
-    """Return the header of an envelope whose beginning is known; None if it is not whole yet.
-
-    Raises:
-        FaultError: It is no envelope so far.
-    """
+    """Return the header of an envelope whose beginning is known; None if it is not whole yet."""
     root = _parsed(start, whole=False)
     if root is None or child(root, ENVELOPE, "Body") is None:
         return None
@@ -107,11 +76,7 @@ def header_of(start: bytes | bytearray) -> Element | None:
 
 
 def read_envelope(content: bytes | bytearray) -> tuple[Element, Element]:
-    """Return the header of an envelope, empty if there is none, and what its body asks for.
-
-    Raises:
-        FaultError: It is no envelope with one request, or has a header that nobody understands.
-    """
+    """Return the header of an envelope, empty if there is none, and the request in its body."""
     root = _parsed(content, whole=True)
     assert root is not None  # Else it would not be well-formed.
     header, body = _header(root), child(root, ENVELOPE, "Body")
@@ -127,12 +92,12 @@ def child(parent: Element, namespace: str, name: str) -> Element | None:
 
 def _parsed(content: bytes | bytearray, whole: bool) -> Element | None:
     """Return the root of a document, or of its beginning as far as it goes."""
-    if b"\0" in content:  # Of UTF-16 and its like, which would hide what is looked for below.
+    if b"\0" in content:  # UTF-16 and UTF-32 would hide the counted characters.
         raise _malformed("the request is not well-formed: it must be in UTF-8")
     quotes = content.count(b'"') + content.count(b"'")
     if content.count(b"<") > _MOST_TAGS or quotes > _MOST_QUOTES:
         raise _malformed(f"more than {_MOST_TAGS} tags or {_MOST_QUOTES // 2} attributes")
-    try:  # Whatever the document says of its encoding.
+    try:
         return parse_beginning(content, encoding="utf-8", is_whole=whole)
     except ValueError as error:
         raise _malformed(f"the request cannot be read: {error}") from error
@@ -163,43 +128,30 @@ class Fields:
     """The values of a request."""
 
     def __init__(self, parent: Element, *names: str, repeated: Collection[str] = ()) -> None:
-        """Look at the children of an element.
-
-        Raises:
-            FaultError: One is none of the names, or there twice though it may not be repeated.
-        """
+        """Look at the children of an element, which have these names, each once or repeated."""
         self._parent = parent.tag.rpartition("}")[2]
         self._found: dict[str, list[Element]] = {}
         for found in parent:
             name = found.tag.rpartition("}")[2]
             if name not in (*names, *repeated):
                 known = ", ".join((*names, *repeated)) or "nothing"
-                raise FaultError(
-                    "Sender",
-                    ("InvalidArgs",),
-                    f"{self._parent} takes {known}; found {safe_repr(name)}",
-                )
+                raise self._malformed(f"takes {known}; found {safe_repr(name)}")
             if name in self._found and name not in repeated:
-                raise FaultError("Sender", ("InvalidArgs",), f"{self._parent} has {name} twice")
+                raise self._malformed(f"has {name} twice")
             self._found.setdefault(name, []).append(found)
 
-    def one(self, name: str, read: Callable[[str, str], T]) -> T:
-        """Return a value that must be there.
+    def _malformed(self, why: str) -> FaultError:
+        return FaultError("Sender", ("InvalidArgs",), f"{self._parent} {why}")
 
-        Raises:
-            FaultError: It is not, or cannot be used.
-        """
+    def one(self, name: str, read: Callable[[str, str], T]) -> T:
+        """Return a value that must be there."""
         value = self.maybe(name, read)
         if value is None:
-            raise FaultError("Sender", ("InvalidArgs",), f"{self._parent} needs {name}")
+            raise self._malformed(f"needs {name}")
         return value
 
     def maybe(self, name: str, read: Callable[[str, str], T]) -> T | None:
-        """Return a value, or None if it is not there.
-
-        Raises:
-            FaultError: It cannot be used.
-        """
+        """Return a value, or None if it is not there."""
         found = self.all(name)
         return read(name, (found[0].text or "").strip()) if found else None
 
@@ -299,6 +251,11 @@ def element(
         elif one is not None:
             made.append(one)
     return made
+
+
+def elements(namespace: str, values: Mapping[str, object]) -> list[Element]:
+    """Return an element with a text for each value."""
+    return [element(namespace, name, str(value)) for name, value in values.items()]
 
 
 def time_text(unix_seconds: float) -> str:

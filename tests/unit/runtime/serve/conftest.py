@@ -1,4 +1,4 @@
-"""A console over a toy bundle and a gallery of tracks, asked without a network."""
+"""A console over a toy bundle and a gallery of tracks, without a network."""
 
 import shutil
 from functools import cache
@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers.console import ODD, START, Client
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
+from upperson_console import guard
 from upperson_console.accounts import Access, Account, Accounts, add_token
 from upperson_console.app import make_app
 from upperson_console.service import ConsoleService
@@ -17,6 +18,15 @@ from upperson_console.user_state import UserState
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.query_log import QueryLog
+
+LOCAL = Account(name="local", role="admin", logs_in=False)
+
+
+@pytest.fixture(autouse=True)
+def unpaced(monkeypatch):
+    """Large bodies are read without the pauses that let other requests run."""
+    monkeypatch.setattr(guard, "_LARGE_BYTES_PER_S", 1 << 40)
+    monkeypatch.setattr(guard, "_DRAINED_BYTES_PER_S", 1 << 40)
 
 
 @pytest.fixture(scope="session")
@@ -31,19 +41,19 @@ def served_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     encoder = open_encoder(make_toy_bundle(folder / "bundle"), threads=1)
     items, files = [], []
-    with Gallery.open(
-        folder / "gallery", encoder.fingerprint, encoder.embed_dim, create=True
-    ) as gallery:
+    space = encoder.fingerprint, encoder.embed_dim
+    with Gallery.open(folder / "gallery", *space, create=True) as gallery:
+        gallery.crops_dir.mkdir()
         for place, colour in enumerate(COLOURS):
             for number, camera in enumerate(("gate", "gate", ODD)):
                 crop = f"{colour}{number}.png"
-                gallery.crops_dir.mkdir(exist_ok=True)
                 files.append(draw_person(gallery.crops_dir / crop, colour, seed=number))
+                late = 7200 if camera == ODD else 0
                 items.append(
                     Item(
                         key=f"{colour}-{number}",
                         camera=camera,
-                        time=START + 600 * place + 10 * number + (7200 if camera == ODD else 0),
+                        time=START + 600 * place + 10 * number + late,
                         track=f"{colour}-{camera == ODD}",
                         crop=crop,
                         attributes={"floor": place % 2},
@@ -61,19 +71,23 @@ def background(encoder):
         return encoder.encode_images(files)
 
 
-def made(folder, state, encoder, accounts=None, names=()):
-    """A console over a gallery, with its log and state in a folder."""
-    service = ConsoleService(
+def make_service(gallery, state, encoder):
+    """The use cases over a gallery, with log and user state in a folder."""
+    return ConsoleService(
         encoder,
-        lambda: Gallery.open(folder, encoder.fingerprint, encoder.embed_dim),
+        lambda: Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim),
         QueryLog(state / "query.log"),
-        UserState(state / "state" / "console.sqlite"),
+        UserState(state / "console.sqlite"),
         background(encoder),
     )
-    access = Access(accounts, Account(name="local", role="admin", logs_in=False))
-    app = make_app(service, access, names)
+
+
+def made(gallery, state, encoder, accounts=None, names=()):
+    """A console over a gallery, with its log and state in a folder."""
+    service = make_service(gallery, state, encoder)
+    app = make_app(service, Access(accounts, LOCAL), names)
     return SimpleNamespace(
-        service=service, app=app, client=Client(app), folder=folder, log=state / "query.log"
+        service=service, app=app, client=Client(app), folder=gallery, log=state / "query.log"
     )
 
 
@@ -112,7 +126,7 @@ def console(make_console):
 
 @pytest.fixture
 def guarded(make_console, tmp_path):
-    """A console that asks for tokens, with a client for each role."""
+    """A console with a login, and a client for each role."""
     file = tmp_path / "tokens.json"
     tokens = {
         "admin": add_token(file, "ada", "admin", None),
@@ -126,12 +140,12 @@ def guarded(make_console, tmp_path):
     return made
 
 
-@pytest.fixture
-def red_jpeg(tmp_path):
+@pytest.fixture(scope="session")
+def red_jpeg(tmp_path_factory):
     """The content of a picture of a person in red."""
     from PIL import Image
 
-    picture = draw_person(tmp_path / "asked.png", "red", seed=9)
-    with Image.open(picture) as image:
-        image.convert("RGB").save(tmp_path / "asked.jpg", quality=95)
-    return (tmp_path / "asked.jpg").read_bytes()
+    folder = tmp_path_factory.mktemp("red")
+    with Image.open(draw_person(folder / "a.png", "red", seed=9)) as image:
+        image.convert("RGB").save(folder / "a.jpg", quality=95)
+    return (folder / "a.jpg").read_bytes()

@@ -1,14 +1,19 @@
-"""Who gets in, what each role may do, and what another site's page may not."""
+"""Logins, what each role may do, and what another site's page may not."""
 
 import json
 import stat
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
 from tests.helpers.console import ODD, Client, id_of, problem
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import draw_person
+from upperson_console import accounts, side_pages
 from upperson_console.accounts import COOKIE, Accounts, add_token
+from upperson_console.onvif.security import Users
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Item
 
@@ -18,35 +23,77 @@ def test_tokens_are_stored_hashed_and_replaced_by_name(guarded):
     assert all(token not in text for token in guarded.tokens.values())
     assert {line["name"] for line in json.loads(text)["tokens"]} == {"ada", "olga", "vera"}
     add_token(guarded.token_file, "vera", "viewer", None)
-    accounts = Accounts(guarded.token_file)
-    assert accounts.of_token(guarded.tokens["viewer"]) is None
-    assert accounts.of_token(guarded.tokens["admin"]).name == "ada"
+    known = Accounts(guarded.token_file)
+    assert known.of_token(guarded.tokens["viewer"]) is None
+    assert known.of_token(guarded.tokens["admin"]).name == "ada"
     with refused("cameras_need_viewer", UsageError, role="admin"):
         add_token(guarded.token_file, "x", "admin", ("gate",))
+    for file in (guarded.log, guarded.log.with_name("query.log.head")):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-TOKEN = '{"schema_version": 1, "tokens": [{"name": "a", "role": "%s", "sha256": "%s"}]}'
+def listed(kind, version=1, **entry):
+    """The text of a credential file of that kind."""
+    return json.dumps({"schema_version": version, kind: [entry] if entry else []})
 
 
 @pytest.mark.parametrize(
-    ("content", "code"),
+    ("kind", "content", "code"),
     [
-        ('{"schema_version": 1, "tokens": []}', "credentials_empty"),
-        ('{"schema_version": 3, "tokens": []}', None),
-        (TOKEN % ("boss", "0" * 64), None),
-        (TOKEN % ("admin", "0"), None),
-        ("", "credentials_unreadable"),
-        ("\udcff", "credentials_unreadable"),
-        ('{"schema_version": 3, "model": {}}', "credentials_of_other_kind"),
-        ('{"schema_version": 1, "onvif_users": []}', "credentials_of_other_kind"),
+        (Accounts, listed("tokens"), "credentials_empty"),
+        (Accounts, listed("tokens", version=3), None),
+        (Accounts, listed("tokens", name="a", role="boss", sha256="0" * 64), None),
+        (Accounts, listed("tokens", name="a", role="admin", sha256="0"), None),
+        (Accounts, "", "credentials_unreadable"),
+        (Accounts, "\udcff", "credentials_unreadable"),
+        (Accounts, '{"schema_version": 3, "model": {}}', "credentials_of_other_kind"),
+        (Accounts, listed("onvif_users"), "credentials_of_other_kind"),
+        (Users, listed("onvif_users"), "credentials_empty"),
+        (Users, listed("onvif_users", version=3), None),
+        (Users, listed("onvif_users", name="a", password="short"), None),
+        (Users, listed("tokens"), "credentials_of_other_kind"),
+        (Users, "[]", "credentials_of_other_kind"),
+        (Users, "", "credentials_unreadable"),
     ],
 )
-def test_a_malformed_token_file_is_refused(tmp_path, content, code):
-    file = tmp_path / "tokens.json"
+def test_a_malformed_credential_file_is_refused(tmp_path, kind, content, code):
+    file = tmp_path / "file.json"
     file.write_text(content, errors="surrogateescape")
+    file.chmod(0o600)
     with pytest.raises(InputError) as found:
-        Accounts(file)
+        kind(file)
     assert code is None or (found.value.code, found.value.fields["path"]) == (code, file)
+
+
+def test_a_change_of_the_token_file_counts_at_once(guarded, monkeypatch):
+    """A session and a live page end with their token; a malformed file lets no client in."""
+    monkeypatch.setattr(side_pages, "_RENEWED_S", 0.02)
+    monkeypatch.setattr(side_pages, "_POLLED_S", 0.01)
+    file, token = guarded.token_file, guarded.tokens["operator"]
+    login = Client(guarded.app).post("/login", data={"token": token})
+    browser = Client(guarded.app, cookie=login.headers["set-cookie"].partition(";")[0])
+    assert browser.get("/api/v1/info").json()["user"] == "olga"
+    answers = []
+    events = threading.Thread(
+        target=lambda: answers.append(browser.get("/live/events")), daemon=True
+    )
+    events.start()
+    events.join(0.5)
+    assert events.is_alive()
+    Accounts.revoke(file, "olga")
+    events.join(30)
+    assert "data: " in answers[0].text
+    for client in (browser, guarded.operator):
+        assert client.get("/api/v1/info").status_code == 401
+    eve = Client(guarded.app, authorization=f"Bearer {add_token(file, 'eve', 'viewer', None)}")
+    assert eve.get("/api/v1/info").json()["user"] == "eve"
+    content = json.loads(file.read_text())
+    content["tokens"][-1]["expires"] = time.time() - 1
+    file.write_text(json.dumps(content))
+    assert eve.get("/api/v1/info").status_code == 401
+    assert guarded.admin.get("/api/v1/info").status_code == 200
+    file.write_text("{")
+    assert guarded.admin.get("/api/v1/info").status_code == 401
 
 
 def test_requests_without_a_token_are_refused(guarded):
@@ -62,7 +109,7 @@ def test_requests_without_a_token_are_refused(guarded):
     assert page.headers["location"].endswith("/login?next=%2Fpeople%2F3%3Fq%3Da")
 
 
-def test_a_browser_logs_in_and_out(guarded):
+def test_a_browser_logs_in_and_out(guarded, monkeypatch):
     client = Client(guarded.app)
     wrong = client.post("/login", data={"token": "wrong", "next": "/"})
     assert wrong.status_code == 401
@@ -76,6 +123,10 @@ def test_a_browser_logs_in_and_out(guarded):
     assert value not in str(guarded.tokens.values())
     browser = Client(guarded.app, cookie=f"{COOKIE}={value}")
     assert "olga" in browser.get("/").text
+    late = SimpleNamespace(monotonic=lambda: time.monotonic() + 13 * 3600, time=time.time)
+    with monkeypatch.context() as patch:
+        patch.setattr(accounts, "time", late)
+        assert browser.get("/").status_code == 303
     assert browser.post("/logout").headers["location"] == "/login"
     assert browser.get("/").status_code == 303
     for place in ("//evil.example", "https://evil.example", "/\\evil", "/\t/evil"):
@@ -125,41 +176,35 @@ def test_each_role_may_do_what_it_may(guarded):
     assert guarded.admin("DELETE", f"/api/v1/items/{id_}?reason=x").json()["deleted"] == 1
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("127.0.0.1:8480", 200), ("localhost", 200), ("[::1]:8480", 200), ("10.1.2.3:80", 200),
-        ("cam.example:8480", 200), ("CAM.example.", 200), ("evil.example", 421), ("", 421),
-        # Names that begin or end like a known one.
-        ("127.0.0.1.evil.example", 421), ("evilcam.example", 421), ("evil.cam.example", 421),
-        ("cam.example.evil", 421), ("evil-localhost", 421), ("x.localhost:8480", 421),
-    ],
-)  # fmt: skip
-def test_a_name_that_was_made_to_point_here_is_refused(reader, host, status):
-    answer = reader.client.get("/api/v1/health", headers={"host": host})
-    assert answer.status_code == status
-    assert status == 200 or answer.json()["code"] == "host_unknown"
+OWN = "127.0.0.1:8480 localhost [::1]:8480 10.1.2.3:80 cam.example:8480 CAM.example."
+FOREIGN = """evil.example 127.0.0.1.evil.example evilcam.example evil.cam.example cam.example.evil
+evil-localhost x.localhost:8480"""
+"""Some begin or end like a known one."""
 
 
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({"origin": "http://127.0.0.1:8480"}, 200),
-        ({"origin": "http://127.0.0.1:9999"}, 403),
-        ({"origin": "https://evil.example"}, 403),
-        ({"origin": "null"}, 403),
-        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, 403),
-        ({"sec-fetch-site": "same-site", "sec-fetch-mode": "cors"}, 403),
-        ({"sec-fetch-site": "same-origin"}, 200),
-    ],
-)
-def test_another_sites_page_may_send_nothing(reader, headers, status):
-    answer = reader.client.post("/api/v1/search", json={"sentence": "red"}, headers=headers)
-    assert answer.status_code == status
-    assert status == 200 or answer.json()["code"] == "cross_site_request"
+def test_a_name_that_was_made_to_point_here_is_refused(reader):
+    for host in OWN.split():
+        assert reader.client.get("/api/v1/health", headers={"host": host}).status_code == 200
+    for host in ("", *FOREIGN.split()):
+        answer = reader.client.get("/api/v1/health", headers={"host": host})
+        problem(answer, 421, "host_unknown")
 
 
-def test_a_link_of_another_site_may_be_followed_but_not_embedded(reader):
+def test_another_sites_page_may_send_nothing(reader):
+    def search(headers):
+        return reader.client.post("/api/v1/search", json={"sentence": "red"}, headers=headers)
+
+    for own in ({"origin": "http://127.0.0.1:8480"}, {"sec-fetch-site": "same-origin"}):
+        assert search(own).status_code == 200
+    for foreign in (
+        {"origin": "http://127.0.0.1:9999"},
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"},
+        {"sec-fetch-site": "same-site", "sec-fetch-mode": "cors"},
+    ):
+        problem(search(foreign), 403, "cross_site_request")
+    # A link may be followed, but nothing may be embedded.
     follows = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
     assert reader.client.get("/?q=red", headers=follows).status_code == 200
     embeds = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
@@ -194,8 +239,3 @@ def test_pages_have_no_script_or_style_of_their_own(reader):
         page = reader.client.get(path)
         assert page.status_code == 200
         assert not [one for one in bad if one in page.text], path
-
-
-def test_the_state_is_for_its_owner_alone(console):
-    for file in (console.log, console.log.with_name("query.log.head")):
-        assert stat.S_IMODE(file.stat().st_mode) == 0o600

@@ -6,6 +6,7 @@ import json
 import os
 import tracemalloc
 import zipfile
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -13,20 +14,18 @@ from PIL import Image
 
 from tests.helpers.command_line import run_code
 from tests.helpers.console import BASE, id_of, problem
-from tests.helpers.hostile_clients import KINDS, gif_of_blocks, jpeg_of_segments
+from tests.helpers.hostile_clients import KINDS, gif_of_blocks, jpeg_of_segments, png_of_chunks
 from upperson_console import results
 from upperson_console.bounds import JsonBounds, check_json
 from upperson_console.guard import MOST_SMALL_BYTES, Guard
 from upperson_console.problems import ProblemError
-
-JSON = {"content-type": "application/json"}
+from upperson_rt import image_file
 
 
 @pytest.mark.parametrize(
     ("kind", "status"),
     [
         ("one text of 18 MB", 422),
-        ("a text of 18 MB of escapes", 422),
         ("a million keys", 413),
         ("a million elements", 422),
         ("a nest of a million", 422),
@@ -38,14 +37,22 @@ JSON = {"content-type": "application/json"}
 )
 def test_a_body_takes_no_more_memory_than_a_few_times_its_bytes(reader, kind, status):
     sent = KINDS[kind]()
-    tracemalloc.start()
-    try:
+    with traced() as peak:
         answer = reader.client(sent.method, sent.path, content=sent.body, headers=sent.headers)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
     assert answer.status_code == status
-    assert peak < 4 * len(sent.body) + (8 << 20)
+    assert peak() < 4 * len(sent.body) + (8 << 20)
+
+
+@contextmanager
+def traced():
+    """Yield what returns the peak of the memory that Python took meanwhile."""
+    tracemalloc.start()
+    peaks = []
+    try:
+        yield lambda: peaks[0]
+    finally:
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
 
 
 def feed(content, size, **more):
@@ -66,14 +73,14 @@ def document(**more):
         document(filter={"attributes": {f"k{n}": "\u00fc" * 100 for n in range(50)}}),
         json.dumps({"ids": [str(10**18 + n) for n in range(500)]}, indent=4).encode(),
         b'{"sentence": "\xc3\xbc[[[[[[[[[[[[[[[[[[[[{{{,,,,:::"}',
+        b'["a\\", [[[[[[[[[[[[[[[[[[[[ "]',
         b"",
         b'{"unfinished": "',
         b'\\" no document at all',
     ],
 )
 def test_a_document_within_the_bounds_passes(content):
-    check_json(content)
-    for size in (1, 2, 3, 100):  # However it is split.
+    for size in (1, 2, 3, 100, len(content) + 1):  # However it is split.
         feed(content, size)
 
 
@@ -87,7 +94,6 @@ def test_a_document_within_the_bounds_passes(content):
         (b"[" + b"1," * 5_000 + b"1]", "json_too_large"),
         (b"[" + b" " * 300_000 + b"]", "json_too_large"),
         (b"[" * 17 + b"]" * 17, "json_too_deep"),
-        (b"[" + b"9" * 300_000 + b"]", "json_too_large"),
         (b'{"a": "' + b"x" * 30_000, "json_text_too_long"),
         (document().decode().encode("utf-16"), "json_not_utf8"),
         (json.dumps({"input": "data:" + "x" * 30_000}).encode(), "json_text_too_long"),
@@ -110,9 +116,9 @@ def test_a_data_url_may_be_long_where_pictures_are_taken():
 
 
 def test_only_routes_that_take_pictures_take_large_bodies(guarded):
-    content = b" " * (MOST_SMALL_BYTES + 1)
+    content, headers = b" " * (MOST_SMALL_BYTES + 1), {"content-type": "application/json"}
     for path, status in (("/api/v1/search", 413), ("/saved", 413), ("/v1/embeddings", 422)):
-        answer = guarded.viewer.post(path, content=content, headers=JSON)
+        answer = guarded.viewer.post(path, content=content, headers=headers)
         assert answer.status_code == status
 
 
@@ -122,7 +128,7 @@ def test_only_routes_that_take_pictures_take_large_bodies(guarded):
 @pytest.mark.parametrize(
     "content",
     [
-        KINDS["a PNG of a million chunks"]().body.partition(b"\r\n\r\n")[2],
+        png_of_chunks(200_000),
         jpeg_of_segments(b"\xff\xe0\0\2", 200_000),
         jpeg_of_segments(b"\xff", 200_000),
         gif_of_blocks(200_000),
@@ -132,8 +138,6 @@ def test_only_routes_that_take_pictures_take_large_bodies(guarded):
 def test_a_picture_of_many_pieces_is_refused_after_a_bounded_number_of_reads(
     reader, content, monkeypatch
 ):
-    from upperson_rt import image_file
-
     reads, read = [0], image_file._Metered.read
 
     def counted(self, size=-1):
@@ -152,18 +156,14 @@ def test_an_export_has_bounds(console, monkeypatch):
     Image.new("RGB", (8, 24)).save(console.folder / "crops" / "red0.png", "JPEG")
     os.truncate(console.folder / "crops" / "red0.png", 3 << 30)
     os.truncate(console.folder / "crops" / "red1.png", 3 << 20)
-    tracemalloc.start()
-    try:
+    with traced() as peak:
         answer = console.client.post("/api/v1/export", json={"ids": [*map(str, ids.values())]})
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
     name = f"pictures/{ids['red-1']}.png"
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         rows = json.loads(archive.read("items.json"))["items"]
         assert {row["key"]: row["file"] for row in rows} == {"red-0": None, "red-1": name}
         assert archive.getinfo(name).file_size == 3 << 20
-    assert peak < 64 << 20
+    assert peak() < 64 << 20
     monkeypatch.setattr(results, "_MOST_EXPORT_BYTES", 100)
     answer = console.client.post("/api/v1/export", json={"ids": [str(ids["red-1"])]})
     problem(answer, 413, "export_too_large")
@@ -171,8 +171,8 @@ def test_an_export_has_bounds(console, monkeypatch):
 
 def test_pictures_share_less_memory_where_it_is_limited(tmp_path):
     """In a process of its own: the limit holds for all of it."""
-    Image.new("L", (6000, 5000)).save(tmp_path / "a.png")
-    Image.new("L", (6000, 5000)).save(tmp_path / "a.jpg")
+    for name in ("a.png", "a.jpg"):
+        Image.new("L", (6000, 5000)).save(tmp_path / name)
     code = (
         "import sys; from upperson_rt import image_file as f, preprocess as p; "
         "f.limit_memory(80 << 20); print(p.load_image(sys.argv[1]).shape); "
@@ -229,16 +229,13 @@ def test_large_bodies_of_one_account_are_read_one_after_the_other():
     read, beside = [0, 0], []
 
     async def app(scope, receive, send):
-        number = int(scope["path"][1:])
         size, more = 0, True
         while more:
             message = await receive()
-            size += len(message.get("body", b""))
-            more = message.get("more_body")
+            size += len(message["body"])
+            more = message["more_body"]
         assert size == 8 << 20
-        await asyncio.sleep(0.05)
-        if len(beside) == 0:
-            beside.append(read[1 - number])
+        beside.append(read[1 - int(scope["path"][1:])])
         await finish(send)
 
     guard = Guard(app, sender=lambda scope: "vera")

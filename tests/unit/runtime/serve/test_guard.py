@@ -1,11 +1,16 @@
-"""Bodies that are late or large, and who is let in meanwhile."""
+"""Bodies that are late or large, the request queue, and limits that are fair to clients."""
 
 import asyncio
 import json
+import threading
+import time
+from contextlib import ExitStack
 
 import pytest
 
+from upperson_console import guard
 from upperson_console.guard import Guard
+from upperson_console.limits import CLIENT, BusyError, ConcurrencyLimit, RequestQueue, network_of
 
 WITHIN_S = 0.2
 
@@ -18,17 +23,13 @@ async def answered(app, method, path, headers=None, first=b"", more=True, client
     headers = {"host": "127.0.0.1:8480", **(headers or {})}
     scope = {
         "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
         "method": method,
         "scheme": "http",
         "path": path,
         "raw_path": path.encode(),
-        "root_path": "",
         "query_string": b"",
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         "client": (client, 1),
-        "server": ("127.0.0.1", 8480),
     }
     messages = [{"type": "http.request", "body": first, "more_body": more}]
     answer = []
@@ -50,10 +51,8 @@ FORM = {"content-type": "application/x-www-form-urlencoded", "content-length": "
 
 
 def test_a_body_that_never_ends_has_a_deadline(guarded):
-    guarded.app._body_within_s = (30.0, WITHIN_S)
-    status, headers, body = asyncio.run(
-        answered(guarded.app, "POST", "/login", FORM, first=b"t", more=True)
-    )
+    guarded.app.body_within_s = (30.0, WITHIN_S)
+    status, headers, body = asyncio.run(answered(guarded.app, "POST", "/login", FORM, first=b"t"))
     assert (status, headers["connection"]) == (408, "close")
     assert headers["content-type"] == "application/problem+json"
     assert json.loads(body)["code"] == "body_timeout"
@@ -69,11 +68,10 @@ def test_anonymous_bodies_that_never_end_keep_no_client_out(guarded, own):
     app = guarded.app
 
     async def run():
+        clients = [me if own else f"10.1.0.{n}" for n in range(64)]
         idle = [
-            asyncio.create_task(
-                answered(app, "POST", "/login", FORM, b"t", client=me if own else f"10.1.0.{n}")
-            )
-            for n in range(64)
+            asyncio.create_task(answered(app, "POST", "/login", FORM, b"t", client=client))
+            for client in clients
         ]
         while len(app._anonymous) < 64:
             await asyncio.sleep(0.01)
@@ -106,15 +104,15 @@ def test_a_failed_request_releases_its_place(known):
     async def broken(scope, receive, send):
         raise RuntimeError("broken")
 
-    guard = Guard(broken, sender=lambda scope: "anna" if known else None)
+    made = Guard(broken, sender=lambda scope: "anna" if known else None)
 
     async def run():
         for _ in range(100):
             with pytest.raises(RuntimeError, match="broken"):
-                await answered(guard, "GET", "/search", more=False)
+                await answered(made, "GET", "/search", more=False)
 
     asyncio.run(run())
-    assert guard.refused == len(guard._authenticated) == len(guard._anonymous) == 0
+    assert made.refused == len(made._authenticated) == len(made._anonymous) == 0
 
 
 @pytest.mark.parametrize("length", [{"content-length": "100000"}, {}])
@@ -135,9 +133,101 @@ def test_a_large_body_needs_a_token(guarded, length):
     assert (status, code) == (422, "json_text_too_long")
 
 
+def test_a_large_body_is_read_slowly(monkeypatch):
+    """Other requests run between its parts."""
+    monkeypatch.setattr(guard, "_LARGE_BYTES_PER_S", 20 << 20)
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    began = time.monotonic()
+    made = Guard(app, sender=lambda scope: "anna")
+    asyncio.run(answered(made, "POST", "/pictures", first=bytes(4 << 20), more=False))
+    assert time.monotonic() - began >= 0.2
+
+
 def test_what_is_too_large_is_refused_and_discarded_for_a_while_only(reader):
     length = {"content-length": "9" * 5000}
     assert asyncio.run(answered(reader.app, "POST", "/marks", length, more=False))[0] == 413
-    guard = Guard(None, body_within_s=(WITHIN_S, WITHIN_S))
+    made = Guard(None)
+    made.body_within_s = (WITHIN_S, WITHIN_S)
     length = {"content-length": str(100 << 20)}
-    assert asyncio.run(answered(guard, "POST", "/picture", length, first=b"x"))[0] == 413
+    assert asyncio.run(answered(made, "POST", "/picture", length, first=b"x"))[0] == 413
+
+
+# --- Queue and limits
+
+
+def served_in_order(clients, parts=1):
+    """Queue requests of clients behind one that runs; return the clients of the served parts."""
+    queue, order, threads = RequestQueue(running=1, waiting=8), [], []
+
+    def request(client):
+        CLIENT.set(client.partition(" ")[0])
+        with queue.slot():
+            for part in range(parts):
+                queue.pause() if part else None
+                order.append(client)
+
+    with queue.slot():
+        for number, client in enumerate(clients):
+            threads.append(threading.Thread(target=request, args=(client,)))
+            threads[-1].start()
+            while queue.waiting < number + 2:
+                pass
+    for thread in threads:
+        thread.join()
+    assert (queue.waiting, queue._free, queue.served) == (0, 1, len(clients) + 1)
+    return order
+
+
+def test_requests_run_in_their_order_and_clients_take_turns():
+    own = [f"a {number}" for number in range(8)]
+    assert served_in_order(own) == own
+    order = served_in_order(["a", "a", "a", "b"], parts=2)
+    assert order.index("b") <= 2
+    assert sorted(order) == ["a"] * 6 + ["b"] * 2
+
+
+def test_a_queue_has_bounds_and_a_failed_request_frees_its_slot():
+    queue = RequestQueue(running=2, waiting=0)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError), queue.slot():
+            1 / 0  # noqa: B018
+    with ExitStack() as stack:
+        stack.enter_context(queue.slot())
+        stack.enter_context(queue.slot())
+        with pytest.raises(BusyError) as found, queue.slot():
+            pass
+    assert found.value.retry_after_s >= 1
+    assert (queue.waiting, queue.served, queue.refused) == (0, 5, 1)
+    assert queue._usual_s < 0.1  # Shorter requests than expected lower the estimate.
+
+
+def test_the_oldest_holder_of_the_busiest_network_is_evicted():
+    gone = []
+    limit = ConcurrencyLimit(4)
+    places = [limit.acquire(name, lambda n=n: gone.append(n)) for n, name in enumerate("abba")]
+    limit.pin(places[0])
+    assert limit.acquire("c", lambda: gone.append("c")) is not None
+    assert gone == [1]
+    limit.acquire("c", lambda: gone.append("d"))
+    assert gone == [1, 2]
+    limit.release(places[1])  # It was evicted already.
+    limit.release(places[0])
+    assert len(limit) == 3
+    full = ConcurrencyLimit(1)
+    full.pin(full.acquire("a", gone.clear))
+    assert full.acquire("b", gone.clear) is None
+
+
+def test_an_address_stands_for_its_network():
+    for address, network in {
+        "10.1.2.3": "10.1.2.3",
+        "::ffff:10.1.2.3": "10.1.2.3",
+        "2001:db8:1:2:3::9": "2001:db8:1:2::/64",
+        "fe80::1%eth0": "fe80::/64",
+        "": "",
+    }.items():
+        assert network_of(address) == network

@@ -9,8 +9,9 @@ import pytest
 
 from tests.helpers.console import Client
 from tests.helpers.refused import refused
-from tests.helpers.small_servers import dripping_server, http_server, no_server, other_server
-from upperson_console.accounts import Access, Account
+from tests.helpers.small_servers import dripping_server, no_server, other_server
+from tests.unit.runtime.serve.conftest import LOCAL
+from upperson_console.accounts import Access
 from upperson_console.app import make_app
 from upperson_console.live import Live, check_source
 from upperson_rt.errors import UsageError
@@ -36,18 +37,9 @@ CAMERA = 'upperson_camera_up{camera="gate"}'
 OK = b"HTTP/1.0 200 OK\r\n"
 
 
-@pytest.fixture
-def live_page(reader):
-    """Returns the live page of a server that reads a source."""
-
-    def page(source):
-        access = Access(None, Account(name="local", role="admin", logs_in=False))
-        app = make_app(reader.service, access, (), live=Live([str(source)]))
-        answer = Client(app).get("/live")
-        assert answer.status_code == 200, answer.text
-        return answer.text
-
-    return page
+def watching(reader, file):
+    """A client of a console that reads a metrics file."""
+    return Client(make_app(reader.service, Access(None, LOCAL), live=Live([str(file)])))
 
 
 def state(page):
@@ -56,24 +48,31 @@ def state(page):
     return html.unescape(row)
 
 
-def test_cameras_have_the_state_that_the_process_publishes(live_page, reader, tmp_path):
+def problem_of(source):
+    """Why a source has no state, or None."""
+    return Live([])._read(str(source))[0].problem
+
+
+def test_cameras_have_the_state_that_the_process_publishes(reader, tmp_path):
     file = tmp_path / "watch.prom"
+    client = watching(reader, file)
     file.write_text(METRICS)
-    page = live_page(file)
-    assert state(page) == "running"
+    page = client.get("/live").text
     assert re.findall(r"<dt>Frames</dt><dd>(\d+)</dd><dt>Dropped</dt><dd>(.*?)</dd>", page) == [
         ("250", "4 frames"), ("7", "0 frames"),
     ]  # fmt: skip
+    assert state(page) == "running"
     assert '<td class="num">50 %</td><td class="num">5</td>' in page
     os.utime(file, (time.time() - 60,) * 2)
-    assert state(live_page(file)).startswith("ended: ")
+    assert state(client.get("/live").text).startswith("ended: ")
     page = reader.client.get("/live").text  # Without any process.
     assert "--metrics-file" in page
     assert "gate" in page
 
 
-def test_files_without_metrics_are_reported_in_a_line(live_page, tmp_path):
+def test_files_without_metrics_are_reported_in_a_line(reader, tmp_path):
     file = tmp_path / "watch.prom"
+    client = watching(reader, file)
     for text in (
         *(f"{CAMERA} {number}" for number in ("NaN", "+Inf", "-Inf", "1e308", "1e400", "x", "")),
         f"{CAMERA} -1e30", f"{CAMERA} 9e18\n{CAMERA} 9e18",
@@ -85,7 +84,7 @@ def test_files_without_metrics_are_reported_in_a_line(live_page, tmp_path):
     ):  # fmt: skip
         file.write_bytes(text.encode("utf-8", "surrogateescape") + b"\n")
         began = time.process_time()
-        page = live_page(file)
+        page = client.get("/live").text
         assert time.process_time() - began < 5
         shown = state(page)
         assert shown == "running" or shown.startswith("publishes no metrics: "), text[:99]
@@ -95,33 +94,25 @@ def test_files_without_metrics_are_reported_in_a_line(live_page, tmp_path):
         assert CAMERA not in text or shown != "running"
 
 
-@pytest.mark.parametrize(
-    ("kind", "shown"),
-    [
-        ("folder", "publishes no metrics: no file"),
-        ("pipe", "publishes no metrics: no file"),
-        ("too long", "publishes no metrics: longer than 1048576 bytes"),
-        ("gone", "not running: No such file or directory"),
-        ("loop", "not running: Too many levels of symbolic links"),
-    ],
-)
-def test_no_read_of_another_file_blocks(live_page, tmp_path, kind, shown):
-    file = tmp_path / "watch.prom"
-    if kind == "folder":
-        file.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(file)
-    elif kind == "too long":
-        file.write_text(METRICS + "#\n" * (1 << 19))
-    elif kind == "loop":
-        file.symlink_to(file)
-    assert state(live_page(file)) == shown
+def test_no_read_of_another_file_blocks(tmp_path):
+    folder, pipe, long, loop = (tmp_path / name for name in ("folder", "pipe", "long", "loop"))
+    folder.mkdir()
+    os.mkfifo(pipe)
+    long.write_text(METRICS + "#\n" * (1 << 19))
+    loop.symlink_to(loop)
+    for file, expected in (
+        (folder, "publishes no metrics: no file"),
+        (pipe, "publishes no metrics: no file"),
+        (long, "publishes no metrics: longer than 1048576 bytes"),
+        (tmp_path / "gone", "not running: No such file or directory"),
+        (loop, "not running: Too many levels of symbolic links"),
+    ):
+        assert problem_of(file) == expected
 
 
 @pytest.mark.parametrize(
-    ("content", "shown"),
+    ("content", "expected"),
     [
-        (OK + b"\r\n" + METRICS.encode(), "running"),
         (OK + b"\r\n" + METRICS.encode("utf-16"), "publishes no metrics: 'utf-8'"),
         (OK + b"\r\n" + b"#\n" * (1 << 20), "no metrics: longer than 1048576 bytes"),
         (b"HTTP/1.0 404 No\r\n\r\n", "publishes no metrics: it answers 404"),
@@ -133,25 +124,31 @@ def test_no_read_of_another_file_blocks(live_page, tmp_path, kind, shown):
         (b"", "not running: Remote end closed connection"),
     ],
 )
-def test_what_an_address_answers(live_page, content, shown):
+def test_an_address_without_metrics_is_reported(content, expected):
     with other_server(content) as port:
-        assert shown in state(live_page(f"http://127.0.0.1:{port}/metrics"))
+        assert expected in problem_of(f"http://127.0.0.1:{port}/metrics")
 
 
-def test_addresses_without_metrics(live_page):
+def test_an_address_is_read_within_a_second():
+    with other_server(OK + b"\r\n" + METRICS.encode()) as port:
+        assert problem_of(f"http://127.0.0.1:{port}/") is None
     with no_server() as port:
-        assert state(live_page(f"http://127.0.0.1:{port}/")) == "not running: Connection refused"
-    with http_server(status=500) as port:
-        assert state(live_page(f"http://127.0.0.1:{port}/")).endswith("it answers 500")
+        assert problem_of(f"http://127.0.0.1:{port}/") == "not running: Connection refused"
     for start in (OK + b"X: ", OK + b"\r\n# "):
         with dripping_server(start) as (port, cut):
-            shown = state(live_page(f"http://127.0.0.1:{port}/"))
-            assert shown == "not running: it does not answer within 1 s"
+            why = problem_of(f"http://127.0.0.1:{port}/")
+            assert why == "not running: it does not answer within 1 s"
             assert cut.wait(10)
-    for source in (
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
         "ftp://x", "http://", "http://[::1", "http://h:port/", "http://h:99999/",
         "file:///etc/passwd", "http://anna:s3cret@h/metrics", "http://anna:12/s3cret@h/metrics",
-    ):  # fmt: skip
-        with refused("watch_source_invalid", UsageError) as found:
-            check_source(source)
-        assert "s3cret" not in str(found.value)
+    ],
+)  # fmt: skip
+def test_other_addresses_are_refused(source):
+    with refused("watch_source_invalid", UsageError) as found:
+        check_source(source)
+    assert "s3cret" not in str(found.value)

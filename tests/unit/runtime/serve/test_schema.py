@@ -16,7 +16,7 @@ from tests.helpers.console import problem
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 openapi_checks = pytest.importorskip("schemathesis.specs.openapi.checks")
 
-EXAMPLES = int(os.environ.get("UPPERSON_TEST_SCHEMA_EXAMPLES", "3"))
+EXAMPLES = int(os.environ.get("UPPERSON_TEST_SCHEMA_EXAMPLES", "2"))
 """Of each operation and kind; hours of more find more."""
 BEYOND_SCHEMAS = [openapi_checks.positive_data_acceptance]
 """The check that cannot hold: no schema says that a file must be a picture, a cursor of this very
@@ -94,9 +94,9 @@ def test_each_kind_of_wrong_request_is_a_problem(reader):
     problem(client.search(**twice), 422, "two_pictures")
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "field"),
-    [
+def test_a_value_of_another_type_is_not_converted(reader):
+    """A number would be seconds or milliseconds of unix time, by its size, and *off* no dry run."""
+    for path, body, field in (
         ("search", {"limit": 0}, "limit"),
         ("search", {"sentence": "woman in red " * 800}, "sentence"),
         ("search", {"filter": {"since": 1790000000}}, "filter.since"),
@@ -107,13 +107,10 @@ def test_each_kind_of_wrong_request_is_a_problem(reader):
         ("prune", {"older_than": -339473}, "older_than"),
         ("prune", {"keep_newest": True}, "keep_newest"),
         ("prune", {"keep_newest": 1, "dry_run": "off"}, "dry_run"),
-    ],
-)
-def test_a_value_of_another_type_is_not_converted(reader, path, body, field):
-    """A number would be seconds or milliseconds of unix time, by its size, and *off* no dry run."""
-    query = {"sentence": "red"} if path == "search" else {}
-    answer = reader.client.post(f"/api/v1/{path}", json=query | body)
-    assert problem(answer, 422, "request_invalid").startswith(f"{field}: ")
+    ):
+        query = {"sentence": "red"} if path == "search" else {}
+        answer = reader.client.post(f"/api/v1/{path}", json=query | body)
+        assert problem(answer, 422, "request_invalid").startswith(f"{field}: ")
 
 
 def test_embeddings_are_the_gallerys(reader, red_jpeg, monkeypatch):
@@ -137,6 +134,10 @@ def test_embeddings_are_the_gallerys(reader, red_jpeg, monkeypatch):
     for wrong in (url[:100] + "=" + url[101:], "data:image/jpeg;base64,***", "data:text/plain,x"):
         problem(embed(input=wrong), 422, "data_url_malformed")
     problem(embed(input=""), 422)
+    pauses = []  # Others run between the parts of a long request.
+    monkeypatch.setattr(reader.service.queue, "pause", lambda: pauses.append(1))
+    assert embed(input=["red"] * 9).status_code == 200
+    assert len(pauses) == 3
     # A sentence has the same limit as in a search.
     assert embed(input=["r" * 2000, "red"]).status_code == 200
     problem(embed(input=["r" * 2001, "red"]), 422, "sentence_too_long")

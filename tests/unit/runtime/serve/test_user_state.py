@@ -1,6 +1,8 @@
 """The user state store is as it was written, or refused."""
 
+import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -42,13 +44,6 @@ OLD_SUMS = {
     "marks": [3372941223, 3234401555, 2961239662],
 }
 """The same in every release of Python: one that prints an emoji and one that escapes it."""
-OLD_STATEMENTS = (
-    "INSERT OR REPLACE INTO pictures VALUES ('q', 'ab', 'space', X'00', X'00', 3, 4, 1e9)",
-    "INSERT INTO saved (user, name, address, added) VALUES ('ann', 'red coats', '?q=new', 1e9) "
-    "ON CONFLICT (user, name) DO UPDATE SET address = excluded.address",
-    "INSERT OR REPLACE INTO marks VALUES ('ann', 'question', 3, 0, 1e9)",
-)
-"""How that release writes."""
 
 
 def older_store(path):
@@ -70,29 +65,37 @@ def old_file(tmp_path):
     return older_store(tmp_path / "console.sqlite")
 
 
+def picture(sha256="0" * 64):
+    return QueryPicture(id="p", sha256=sha256, vector_D=VECTOR, jpeg=b"\xff\xd8jpeg", size=(3, 4))
+
+
 @pytest.fixture
 def file(tmp_path):
-    path = tmp_path / "console.sqlite"
-    store = UserState(path)
-    picture = QueryPicture(
-        id="p", sha256="0" * 64, vector_D=VECTOR, jpeg=b"\xff\xd8jpeg", size=(3, 4)
-    )
-    store.keep_picture(picture, "space")
-    store.save("ann", "red coats", "?q=red")
-    store.save("ann", "red coats", "?q=a+red+coat")
-    store.set_marks("ann", "question", [3, 1], [2])
-    store.close()
+    path = tmp_path / "state" / "console.sqlite"
+    with closing(UserState(path)) as store:
+        store.keep_picture(picture(), "space")
+        store.save("ann", "red coats", "?q=red")
+        store.save("ann", "red coats", "?q=a+red+coat")
+        store.set_marks("ann", "question", [3, 1], [2])
     return path
 
 
+def test_writes_are_on_disk_and_for_their_owner_alone(file):
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    with closing(UserState(file)) as store:
+        (full,) = store._connection.execute("PRAGMA synchronous").fetchone()
+        assert full == 2
+        assert store.picture("p", "another space") is None
+        assert store.picture("q", "space") is None
+
+
 def test_what_was_written_is_there_again(file):
-    store = UserState(file)
-    assert store.picture("p", "space").vector_D.tolist() == VECTOR.tolist()
-    assert [(saved.name, saved.address) for saved in store.saved("ann")] == [
-        ("red coats", "?q=a+red+coat")
-    ]
-    assert store.marks("ann", "question") == ([3, 1], [2])
-    store.close()
+    with closing(UserState(file)) as store:
+        assert store.picture("p", "space").vector_D.tolist() == VECTOR.tolist()
+        (saved,) = store.saved("ann")
+        assert (saved.name, saved.address) == ("red coats", "?q=a+red+coat")
+        assert store.marks("ann", "question") == ([3, 1], [2])
 
 
 @pytest.mark.parametrize(
@@ -140,18 +143,17 @@ def test_an_upgrade_is_done_as_a_whole_or_not_at_all(old_file):
     assert sums(old_file) == OLD_SUMS
 
 
-@pytest.mark.parametrize("tables", [["pictures"], ["pictures", "saved", "marks"]])
-def test_a_half_upgraded_file_is_finished(old_file, tables):
-    with closing(sqlite3.connect(old_file)) as connection:
-        for table in tables:
+def test_a_half_upgraded_file_is_finished(old_file):
+    for table in ("pictures", "saved", "marks"):
+        with closing(sqlite3.connect(old_file)) as connection:
             connection.execute(f"ALTER TABLE {table} ADD COLUMN checksum INTEGER")
-    test_what_was_written_is_there_again(old_file)
-    assert sums(old_file) == OLD_SUMS
+        test_what_was_written_is_there_again(shutil.copy(old_file, old_file.with_name(table)))
+        assert sums(old_file.with_name(table)) == OLD_SUMS
 
 
 def test_consoles_that_start_at_once_upgrade_once(tmp_path):
     with ThreadPoolExecutor(4) as pool:
-        for place in range(20):
+        for place in range(5):
             path = older_store(tmp_path / f"{place}.sqlite")
             for store in pool.map(UserState, [path] * 4):
                 store.close()
@@ -160,8 +162,14 @@ def test_consoles_that_start_at_once_upgrade_once(tmp_path):
 
 def test_an_older_release_cannot_leave_stale_sums(old_file):
     UserState(old_file).close()
+    statements = (  # As that release writes.
+        "INSERT OR REPLACE INTO pictures VALUES ('q', 'ab', 'space', X'00', X'00', 3, 4, 1e9)",
+        "INSERT INTO saved (user, name, address, added) VALUES ('ann', 'red coats', '?q=new', 1e9) "
+        "ON CONFLICT (user, name) DO UPDATE SET address = excluded.address",
+        "INSERT OR REPLACE INTO marks VALUES ('ann', 'question', 3, 0, 1e9)",
+    )
     with closing(sqlite3.connect(old_file)) as connection:
-        for statement in OLD_STATEMENTS:
+        for statement in statements:
             connection.execute("BEGIN")
             with pytest.raises(sqlite3.OperationalError, match=r"sum_of|has \d columns but"):
                 connection.execute(statement)

@@ -14,20 +14,17 @@ import pytest
 import requests
 import zeep
 from requests.auth import HTTPDigestAuth
+from zeep.exceptions import Fault
 from zeep.wsse.username import UsernameToken
 
 import upperson_console.onvif
 from tests.helpers.console import START
-from tests.unit.runtime.serve.conftest import background
-from upperson_console.accounts import Access, Account, Accounts, add_token
+from tests.unit.runtime.serve.conftest import LOCAL, make_service
+from upperson_console.accounts import Access, Accounts, add_token
 from upperson_console.live import Live
 from upperson_console.onvif.routes import OnvifRoutes
 from upperson_console.onvif.security import Users, add_user
 from upperson_console.server import Server, listening
-from upperson_console.service import ConsoleService
-from upperson_console.user_state import UserState
-from upperson_rt.gallery import Gallery
-from upperson_rt.query_log import QueryLog
 
 FOLDER = Path(upperson_console.onvif.__file__).parent
 NOW = START + 86_400
@@ -38,6 +35,16 @@ NOW = START + 86_400
 def described(service):
     """A service as its WSDL has it."""
     return zeep.wsdl.Document(str(FOLDER / f"{service}.wsdl"), zeep.Transport())
+
+
+def fault(*subcodes, code=None, match=None):
+    """Expect a fault with these subcodes, and a code if one is given."""
+
+    def is_it(found):
+        assert [one.localname for one in found.subcodes] == list(subcodes)
+        return code in (None, found.code)
+
+    return pytest.raises(Fault, check=is_it, match=match)
 
 
 class Onvif:
@@ -67,7 +74,7 @@ class Onvif:
             client = zeep.Client(described(service), wsse=wsse, transport=transport)
             binding = f"{{http://www.onvif.org/ver10/{service}/wsdl}}{service.title()}Binding"
             made[service] = client.create_service(binding, f"{self.url}/onvif/{service}_service")
-        return SimpleNamespace(session=session, **made)
+        return SimpleNamespace(**made)
 
     def close(self):
         for session in self._opened:
@@ -77,19 +84,12 @@ class Onvif:
 @contextmanager
 def running(gallery, state, encoder):
     """A server over a gallery for `vms`, who sees all, and `door`, who sees one camera."""
-    passwords = {"vms": add_user(state / "onvif.json", "vms", None)}
-    passwords["door"] = add_user(state / "onvif.json", "door", ("gate",))
+    file = state / "onvif.json"
+    passwords = {n: add_user(file, n, c) for n, c in (("vms", None), ("door", ("gate",)))}
     token = add_token(state / "tokens.json", "ada", "admin", None)
-    service = ConsoleService(
-        encoder,
-        lambda: Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim),
-        QueryLog(state / "query.log"),
-        UserState(state / "console.sqlite"),
-        background(encoder),
-    )
-    access = Access(Accounts(state / "tokens.json"), Account(name="local", role="admin"))
-    live = Live(())
-    routes = OnvifRoutes(service, Users(state / "onvif.json"), live)
+    service = make_service(gallery, state, encoder)
+    access, live = Access(Accounts(state / "tokens.json"), LOCAL), Live(())
+    routes = OnvifRoutes(service, Users(file), live)
     routes.sessions.now = lambda: NOW
     with listening("127.0.0.1", 0) as place:
         server = Server(service, access, place, live=live, onvif=routes)
@@ -126,26 +126,21 @@ def onvif(served_folder, served_encoder, tmp_path):
         yield made
 
 
+WSS = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss"
 NAMESPACES = (
     'xmlns:env="http://www.w3.org/2003/05/soap-envelope" '
     'xmlns:tse="http://www.onvif.org/ver10/search/wsdl" '
     'xmlns:tds="http://www.onvif.org/ver10/device/wsdl" '
-    'xmlns:wsse="http://docs.oasis-open.org/wss/2004/01/'
-    'oasis-200401-wss-wssecurity-secext-1.0.xsd" '
-    'xmlns:wsu="http://docs.oasis-open.org/wss/2004/01/'
-    'oasis-200401-wss-wssecurity-utility-1.0.xsd"'
-)
-DIGEST = (
-    "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-username-token-profile-1.0"
-    "#PasswordDigest"
+    f'xmlns:wsse="{WSS}-wssecurity-secext-1.0.xsd" xmlns:wsu="{WSS}-wssecurity-utility-1.0.xsd"'
 )
 
 
-def security(name, password, nonce=None, created=None, kind=DIGEST):
+def security(name, password, nonce=None, created=None, kind="PasswordDigest"):
     """A header with a UsernameToken."""
     nonce = os.urandom(16) if nonce is None else nonce
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()) if created is None else created
     digest = hashlib.sha1(nonce + created.encode() + password.encode()).digest()
+    kind = f"{WSS}-username-token-profile-1.0#{kind}"
     return (
         "<wsse:Security><wsse:UsernameToken>"
         f"<wsse:Username>{name}</wsse:Username>"
@@ -156,15 +151,15 @@ def security(name, password, nonce=None, created=None, kind=DIGEST):
     )
 
 
-@pytest.fixture(scope="session")
-def envelope():
-    """Makes the bytes of a request, of `vms` unless it has another header."""
+def whole(body, before="", header=""):
+    """The text of an envelope."""
+    return (
+        f"{before}<env:Envelope {NAMESPACES}><env:Header>{header}</env:Header>"
+        f"<env:Body>{body}</env:Body></env:Envelope>"
+    )
 
-    def make(onvif, body, header=None):
-        header = security("vms", onvif.passwords["vms"]) if header is None else header
-        return (
-            f"<env:Envelope {NAMESPACES}><env:Header>{header}</env:Header>"
-            f"<env:Body>{body}</env:Body></env:Envelope>"
-        ).encode()
 
-    return make
+def envelope(onvif, body, header=None):
+    """The bytes of a request of `vms`, unless it has another header."""
+    header = security("vms", onvif.passwords["vms"]) if header is None else header
+    return whole(body, header=header).encode()
