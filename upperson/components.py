@@ -23,8 +23,8 @@ from upperson.data.records import Record, Split, read_dataset
 from upperson.data.rewording import Rewording, require_phrases
 from upperson.losses import Objective, loss_names
 from upperson.model.base import Base, load_base
-from upperson.model.block import QUICK_GELU_SLOPE
 from upperson.model.encoder import UPPerson
+from upperson.model.parts import QUICK_GELU_SLOPE
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.machine import processor
 from upperson_rt.tokenizer import Tokenizer

@@ -18,8 +18,8 @@ from upperson.components import AUTOCAST_DTYPES, Components
 from upperson.config import MixedPrecision, TrainConfig
 from upperson.data.batches import BatchSampler
 from upperson.data.records import Record
-from upperson.model.block import TRAINED_PARTS
 from upperson.model.encoder import UPPerson
+from upperson.model.parts import TRAINED_PARTS
 from upperson_rt.tokenizer import Tokenizer, token_lengths
 
 LEFT_OUT = (

@@ -20,8 +20,7 @@ from upperson.model.architecture import (
     image_architecture,
     text_architecture,
 )
-from upperson.model.block import TRAINED_PARTS, Block
-from upperson.model.parts import LAdapter, LowRank, UPPersonConfig
+from upperson.model.parts import TRAINED_PARTS, Block, LAdapter, LowRank, UPPersonConfig
 from upperson_rt.errors import UsageError
 
 
