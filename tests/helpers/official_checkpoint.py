@@ -192,11 +192,9 @@ def save_official(
     return state
 
 
-def know_toy_base(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make open_clip know the architecture of `TOY_OFFICIAL` under the name ``toy``."""
+def know_toy_base(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any] = TOY) -> None:
+    """Make open_clip know a configuration, that of `TOY_OFFICIAL`, under the name ``toy``."""
     known = open_clip.get_model_config
     monkeypatch.setattr(
-        open_clip,
-        "get_model_config",
-        lambda name: TOY if name == "toy" else known(name),
+        open_clip, "get_model_config", lambda name: config if name == "toy" else known(name)
     )

@@ -1,5 +1,6 @@
 """CUHK-PEDES, ICFG-PEDES and RSTPReid; Flickr30K and MSCOCO."""
 
+import json
 import os
 import shutil
 
@@ -12,7 +13,6 @@ from tests.helpers.data_sets import (
     captions_of,
     edit_json,
     write_cuhk_pedes,
-    write_flickr30k,
     write_icfg_pedes,
     write_mscoco,
     write_rstpreid,
@@ -53,14 +53,16 @@ def test_cuhk_pedes(tmp_path):
 
 def test_rstpreid(tmp_path):
     folder = write_rstpreid(tmp_path)
+    path = folder / "data_captions.json"
     splits = read_dataset("rstpreid", folder)
     image = folder / "imgs/0002_c1_0001.jpg"
     assert splits["val"] == [Record(image, 2, tuple(captions_of(CROPS[4])))]
     assert [record.pid for record in splits["train"]] == [0, 0, 1, 1]
-    edit_json(
-        folder / "data_captions.json",
-        lambda entries: entries[0].update(file_path=entries[0].pop("img_path")),
-    )
+    for entry in (None, 3, "x", [1]):
+        edit_json(path, lambda entries, entry=entry: entries.insert(1, entry))
+        with refused("not_an_object", InputError, where=f"{path}, record [1]"):
+            read_dataset("rstpreid", tmp_path)
+    edit_json(path, lambda entries: entries[0].update(file_path=entries[0].pop("img_path")))
     with refused("key_missing", InputError, key="img_path"):
         read_dataset("rstpreid", folder)
 
@@ -90,71 +92,58 @@ def test_the_file_without_splits_is_recognised(tmp_path):
         read_dataset("cuhk-pedes", folder)
 
 
-@pytest.mark.parametrize("file", ["ICFG-PEDES.json", "ICFG_PEDES.json"])
-def test_icfg_pedes_under_both_names(tmp_path, file):
-    splits = read_dataset("icfg-pedes", write_icfg_pedes(tmp_path, file))
-    images = tmp_path / "ICFG-PEDES/imgs/test/0000"
+def test_icfg_pedes(tmp_path):
+    folder = write_icfg_pedes(tmp_path)
+    first, other = folder / "ICFG-PEDES.json", folder / "ICFG_PEDES.json"
+    splits = read_dataset("icfg-pedes", tmp_path)
     assert splits["val"] == []
     assert splits["test"] == [
         Record(
-            images / f"0000_00{view}_01_0303morning.jpg", 0, tuple(captions_of(CROPS[5 + view], 1))
+            folder / f"imgs/test/0000/0000_00{view}_01_0303morning.jpg",
+            0,
+            tuple(captions_of(CROPS[5 + view], 1)),
         )
         for view in (0, 1)
     ]
-
-
-def test_icfg_pedes_with_two_annotation_files(tmp_path):
-    folder = write_icfg_pedes(tmp_path)
-    first, other = folder / "ICFG-PEDES.json", folder / "ICFG_PEDES.json"
-    shutil.copy(first, other)
-    assert len(read_dataset("icfg-pedes", folder)["train"]) == 4
+    # People are counted again in test.
+    assert {record.pid for record in splits["train"]} & {record.pid for record in splits["test"]}
+    first.rename(other)
+    assert read_dataset("icfg-pedes", tmp_path) == splits
+    shutil.copy(other, first)
+    assert read_dataset("icfg-pedes", folder) == splits
     edit_json(other, lambda entries: entries[-1].update(id=9))
     for path in (first, other):  # Of the same size and time, and still not the same.
         os.utime(path, (1, 1))
     assert first.stat().st_size == other.stat().st_size
     with refused("annotations_differ", InputError, path=first, other=other):
         read_dataset("icfg-pedes", folder)
-
-
-def test_icfg_pedes_may_count_people_again_in_test_but_not_show_an_image_twice(tmp_path):
-    folder = write_icfg_pedes(tmp_path)
-    splits = read_dataset("icfg-pedes", folder)
-    assert {record.pid for record in splits["train"]} & {record.pid for record in splits["test"]}
-    edit_json(
-        folder / "ICFG-PEDES.json",
-        lambda entries: entries[-1].update(file_path=entries[0]["file_path"]),
-    )
+    other.unlink()
+    edit_json(first, lambda entries: entries[-1].update(file_path=entries[0]["file_path"]))
     with refused("conflicting_image", InputError):
         read_dataset("icfg-pedes", folder)
 
 
-@pytest.mark.parametrize("name", ["cuhk-pedes", "rstpreid"])
-def test_a_person_in_two_splits_is_refused(tmp_path, name):
-    path = WRITERS[name](tmp_path) / ANNOTATION_FILES[name]
-    edit_json(path, lambda entries: entries[-1].update(id=entries[0]["id"]))
-    with refused("id_in_two_splits", InputError, where=f"{path}, record [6]"):
-        read_dataset(name, tmp_path)
-
-
 @pytest.mark.parametrize("name", PUBLISHED_SETS)
-@pytest.mark.parametrize(
-    ("content", "code"),
-    [
+def test_a_broken_file_is_one_line(tmp_path, name):
+    path = WRITERS[name](tmp_path) / ANNOTATION_FILES[name]
+    if name in ("cuhk-pedes", "rstpreid"):
+        whole = path.read_text("utf-8")
+        edit_json(path, lambda entries: entries[-1].update(id=entries[0]["id"]))
+        with refused("id_in_two_splits", InputError, where=f"{path}, record [6]"):
+            read_dataset(name, tmp_path)
+        path.write_text(whole, "utf-8")
+    for content, code in (
         (b'[{"split": "train",', "not_json"),
         (b"\xff\xfe\x00", "not_json"),
         (b'{"train": []}', "not_a_list"),
         (b"", "not_json"),
         (b"[" * 100_000, "not_json"),
-    ],
-    ids=["truncated", "binary", "object", "empty", "nested"],
-)
-def test_a_broken_file_is_one_line(tmp_path, name, content, code):
-    path = WRITERS[name](tmp_path) / ANNOTATION_FILES[name]
-    path.write_bytes(content)
-    with refused(code, InputError) as found:
-        read_dataset(name, tmp_path)
-    assert str(found.value).startswith(str(path))
-    assert "\n" not in str(found.value)
+    ):
+        path.write_bytes(content)
+        with refused(code, InputError) as found:
+            read_dataset(name, tmp_path)
+        assert str(found.value).startswith(str(path))
+        assert "\n" not in str(found.value)
 
 
 BAD_RECORDS = {
@@ -168,9 +157,7 @@ BAD_RECORDS = {
     "caption_not_text": [{"captions": ["a man", 3]}],
     "no_caption": [{"captions": []}, {"captions": ["", " \n"]}],
     "caption_not_unicode": [{"captions": ["\udc00"]}],
-    "path_outside_folder": [
-        {"file_path": wrong} for wrong in ("../x.png", "a/../../x.png", "/etc/x.png")
-    ],
+    "path_outside_folder": [{"file_path": wrong} for wrong in ("a/../../x.png", "/etc/x.png")],
     "path_empty": [{"file_path": "."}],
     "conflicting_image": [
         {"file_path": "cam_a/0000.png"} | other for other in ({"id": 2}, {"split": "test"})
@@ -179,28 +166,18 @@ BAD_RECORDS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("code", "change"), [(code, one) for code, changes in BAD_RECORDS.items() for one in changes]
-)
-def test_a_bad_record_is_named_by_its_index(tmp_path, code, change):
+@pytest.mark.parametrize("code", BAD_RECORDS)
+def test_a_bad_record_is_named_by_its_index(tmp_path, code):
     path = write_cuhk_pedes(tmp_path) / "reid_raw.json"
-
-    def edit(entries):
+    whole = path.read_text("utf-8")
+    for change in BAD_RECORDS[code]:
+        entries = json.loads(whole)
         entries[2].pop(change) if isinstance(change, str) else entries[2].update(change)
-
-    edit_json(path, edit)
-    with refused(code, InputError, where=f"{path}, record [2]") as found:
-        read_dataset("cuhk-pedes", tmp_path)
-    assert str(found.value).startswith(f"{path}, record [2]: ")
-    assert len(str(found.value)) < 300 + len(str(path))
-
-
-@pytest.mark.parametrize("entry", [None, 3, "x", [1]])
-def test_a_record_that_is_no_object_is_named(tmp_path, entry):
-    path = write_rstpreid(tmp_path) / "data_captions.json"
-    edit_json(path, lambda entries: entries.insert(1, entry))
-    with refused("not_an_object", InputError, where=f"{path}, record [1]"):
-        read_dataset("rstpreid", tmp_path)
+        path.write_text(json.dumps(entries), "utf-8")
+        with refused(code, InputError, where=f"{path}, record [2]") as found:
+            read_dataset("cuhk-pedes", tmp_path)
+        assert str(found.value).startswith(f"{path}, record [2]: ")
+        assert len(str(found.value)) < 300 + len(str(path))
 
 
 # --- scenes ---
@@ -209,14 +186,11 @@ def test_a_record_that_is_no_object_is_named(tmp_path, entry):
 @pytest.mark.parametrize(
     ("caption", "normal"),
     [
-        ("A man.", "a man"),
         ("Hello, World!", "hello world"),
         ('it\'s "nice"?', "its nice"),
         ("(a) *b* #c: d; ~e", "a b c d e"),
-        ("red-and-white", "red and white"),
-        ("black/white", "black white"),
-        ("<person> walks", "person walks"),
-        ("<PERSON>", "person"),
+        ("red-and-white/black", "red and white black"),
+        ("<PERSON> walks", "person walks"),
         ("  two \t spaces\n", "two spaces"),
         ("a - b", "a b"),
         ("Ünder 2 [brackets] & <others>", "ünder 2 [brackets] & <others>"),
@@ -228,7 +202,7 @@ def test_normalised_captions(caption, normal):
 
 
 @pytest.mark.parametrize("name", ["flickr30k", "mscoco"])
-def test_the_identity_is_the_image(tmp_path, name):
+def test_the_identity_is_the_image_and_a_split_may_have_no_file(tmp_path, name):
     folder = WRITERS[name](tmp_path)
     images = folder / ("flickr30k-images" if name == "flickr30k" else "val2014")
     edit_json(folder / ANNOTATION_FILES[name], lambda entries: entries[0].update(image_id=100))
@@ -244,13 +218,8 @@ def test_the_identity_is_the_image(tmp_path, name):
     assert [record.pid for record in splits["train"]] == [100, 101, 102, 103]
     assert [record.pid for record in splits["val"]] == [0]
     assert [record.pid for record in splits["test"]] == [0, 1]
-
-
-def test_a_split_without_a_file_is_empty(tmp_path):
-    folder = write_flickr30k(tmp_path)
-    (folder / "flickr30k_val.json").unlink()
-    splits = read_dataset("flickr30k", folder)
-    assert [len(splits[split]) for split in ("train", "val", "test")] == [4, 0, 2]
+    (folder / ANNOTATION_FILES[name].replace("train", "val")).unlink()
+    assert read_dataset(name, folder) == splits | {"val": []}
 
 
 @pytest.mark.parametrize(

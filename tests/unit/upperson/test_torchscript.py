@@ -96,9 +96,6 @@ def test_only_archives_with_a_program_are_torchscript(tmp_path):
     assert is_torchscript(tmp_path / "openai.pt")
     assert not is_torchscript(tmp_path / "state.pt")
     assert not is_torchscript(Path(__file__))
-
-
-def test_the_pieces_of_these_tests_are_an_archive(tmp_path):
     state = read_torchscript(write(tmp_path / "toy.pt", module(tensor()), byteorder=b"little"))
     assert torch.equal(state["w"], VALUES.reshape(2, 2))
     again = read_torchscript(write(tmp_path / "view.pt", module(tensor(1, shape(2), shape(2)))))
