@@ -79,22 +79,24 @@ class Official:
         shapes: dict[str, tuple[int, ...]] = {
             "attn.in_proj_weight": (3 * width, width),
             "attn.in_proj_bias": (3 * width,),
-            "attn.out_proj.weight": (width, width),
-            "attn.out_proj.bias": (width,),
-            "mlp.c_fc.weight": (4 * width, width),
-            "mlp.c_fc.bias": (4 * width,),
-            "mlp.c_proj.weight": (width, 4 * width),
-            "mlp.c_proj.bias": (width,),
         }
+        for name, rows, columns in (
+            ("attn.out_proj", width, width),
+            ("mlp.c_fc", 4 * width, width),
+            ("mlp.c_proj", width, 4 * width),
+        ):
+            shapes |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
         for name in ("ln_1", "ln_2"):
             shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
         if adapters:
             bottleneck = width // self.reduction
             for name in ("adapter_ln_msa", "adapter_ln_mlp"):
-                shapes[f"{name}.down.weight"] = (bottleneck, width)
-                shapes[f"{name}.down.bias"] = (bottleneck,)
-                shapes[f"{name}.up.weight"] = (width, bottleneck)
-                shapes[f"{name}.up.bias"] = (width,)
+                shapes |= {
+                    f"{name}.down.weight": (bottleneck, width),
+                    f"{name}.down.bias": (bottleneck,),
+                    f"{name}.up.weight": (width, bottleneck),
+                    f"{name}.up.bias": (width,),
+                }
             shapes |= {"scale_1": (), "scale_2": ()}
         return shapes
 
