@@ -70,27 +70,12 @@ class UPPersonConfig:
         for size, place in _PLACES.items():
             value = getattr(self, size)
             if value < 0:
-                raise UsageError(
-                    f"{size} must be 0 (part left out) or more, found {value}",
-                    code="size_out_of_range",
-                    setting=size,
-                    found=value,
-                )
+                raise _out_of_range(size, value, "0 (part left out) or more")
             if size != "adapter_reduction" and value > MOST_ROWS:
-                raise UsageError(
-                    f"{size} must be at most {MOST_ROWS}, found {value}",
-                    code="size_out_of_range",
-                    setting=size,
-                    found=value,
-                )
+                raise _out_of_range(size, value, f"at most {MOST_ROWS}")
             _block_range(getattr(self, place), place)
         if not math.isfinite(self.prefix_scale):
-            raise UsageError(
-                f"prefix_scale must be a finite number, found {self.prefix_scale}",
-                code="size_out_of_range",
-                setting="prefix_scale",
-                found=self.prefix_scale,
-            )
+            raise _out_of_range("prefix_scale", self.prefix_scale, "a finite number")
 
     @property
     def is_plain(self) -> bool:
@@ -98,15 +83,7 @@ class UPPersonConfig:
         return not any(getattr(self, size) for size in _PLACES)
 
     def at(self, number: int, blocks: int) -> "UPPersonConfig":
-        """Return the sizes in one block: 0 for every part that does not reach it.
-
-        Args:
-            number: The block, from 1 at the input.
-            blocks: Blocks of its tower.
-
-        Raises:
-            UsageError: A part is to sit in blocks that the tower does not have.
-        """
+        """Return the sizes in a block of a tower, counted from 1: 0 for parts not in it."""
         sizes: dict[str, Any] = {}
         for size, place in _PLACES.items():
             first, last = _block_range(getattr(self, place), place) or (1, blocks)
@@ -120,6 +97,15 @@ class UPPersonConfig:
                 )
             sizes[size] = getattr(self, size) if first <= number <= last else 0
         return replace(self, **sizes)
+
+
+def _out_of_range(setting: str, found: float, expected: str) -> UsageError:
+    return UsageError(
+        f"{setting} must be {expected}, found {found}",
+        code="size_out_of_range",
+        setting=setting,
+        found=found,
+    )
 
 
 def _block_range(text: str, name: str) -> tuple[int, int] | None:
@@ -152,12 +138,7 @@ class SPrefix(nn.Module):
 
     which is ordinary attention with P more rows and runs on a fused kernel. The factors stay
     separate parameters: training the product instead would change the gradient that S exists to
-    amplify.
-
-    Args:
-        width: Width D of the transformer; heads split the rows as they split keys and values.
-        length: Number P of prefix rows, at least 1.
-        scale: Initial value of S.
+    amplify. Heads split the rows as they split keys and values.
     """
 
     def __init__(self, width: int, length: int, scale: float) -> None:
@@ -212,11 +193,9 @@ class KVLora(nn.Module):
 
 
 class LAdapter(nn.Module):
-    """A bottleneck beside a LayerNorm, fed with the raw residual stream (eq. 17).
+    """A bottleneck of ``width // reduction`` beside a LayerNorm, fed with the raw residual stream.
 
-    Args:
-        width: Width D of the residual stream.
-        reduction: The bottleneck is ``width // reduction`` wide.
+    See eq. 17.
     """
 
     def __init__(self, width: int, reduction: int) -> None:
@@ -260,12 +239,7 @@ QUICK_GELU_SLOPE = 1.702
 
 
 class Block(nn.Module):
-    """A frozen CLIP block with S-Prefix, K/V LoRA and two L-Adapters.
-
-    Args:
-        base: A block of the base. Its modules are shared, not copied.
-        config: Sizes of the trained parts in this block.
-    """
+    """A block of the base, whose modules are shared, with S-Prefix, K/V LoRA and two L-Adapters."""
 
     ln_1: nn.Module
     attn: nn.MultiheadAttention

@@ -181,23 +181,23 @@ def test_a_tower_of_timm_that_computes_otherwise_is_refused(kind):
         assert reason in found.value.fields["reasons"]
 
 
-@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP2-256", "MobileCLIP2-B"])
-def test_the_real_architectures_are_understood(name):
+@pytest.mark.parametrize(
+    ("name", "grid", "has_class_token", "embed_dim", "mean", "std"),
+    [
+        ("ViT-B-16-SigLIP2-256", (16, 16), False, 768, 0.5, 0.5),
+        ("MobileCLIP2-B", (14, 14), True, 512, 0.0, 1.0),
+    ],
+)
+def test_the_real_architectures_are_understood(name, grid, has_class_token, embed_dim, mean, std):
     config = base_config(name)
     with torch.device("meta"):
         clip = open_clip.model.CustomTextCLIP(**config.model)
         tower = image_architecture(clip)
         model = UPPerson(clip, PLAIN_CLIP, (384, 128))
-    assert tower.patch_px == (16, 16)
-    assert len(tower.blocks) == 12
-    assert tower.grid == ((16, 16) if "SigLIP" in name else (14, 14))
-    assert (tower.pool is None, tower.class_embedding is None) == (
-        "SigLIP" not in name, "SigLIP" in name,
-    )  # fmt: skip
-    assert model.embed_dim == (768 if "SigLIP" in name else 512)
-    half = (0.5, 0.5, 0.5)
-    expected = (half, half) if "SigLIP" in name else ((0.0,) * 3, (1.0,) * 3)
-    assert config.statistics == expected  # Of a local file, which does not say.
+    assert (tower.patch_px, len(tower.blocks), tower.grid) == ((16, 16), 12, grid)
+    assert (tower.pool is None) == (tower.class_embedding is not None) == has_class_token
+    assert model.embed_dim == embed_dim
+    assert config.statistics == ((mean,) * 3, (std,) * 3)  # Of a local file, which has none.
 
 
 def test_names_of_tinyclips_checkpoints_are_understood(tmp_path):

@@ -210,24 +210,23 @@ def test_captions_are_as_long_as_their_texts():
 
 
 def test_workers_are_shared_out_and_fit_into_shared_memory(monkeypatch, tmp_path):
-    free, cpus = [1 << 40], [12]
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cpus[0])), raising=False)
-    monkeypatch.setattr(batches, "_SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, free[0]))
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert [usable_workers(wanted, 1) for wanted in (0, 1, 8, 64)] == [0, 1, 8, 12]
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert [usable_workers(wanted, 1) for wanted in (0, 1, 8, 64)] == [0, 1, 1, 2]
-    monkeypatch.delenv("LOCAL_WORLD_SIZE")
-    cpus[0], free[0] = 64, 64_000_000  # What Docker gives.
-    batch = 128 * 384 * 128 * 3
-    assert [usable_workers(8, size) for size in (batch, batch // 2)] == [0, 2]
-    free[0] = 1_000_000_000
-    assert usable_workers(8, batch) == 8
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert usable_workers(64, batch) == 2
-    monkeypatch.setattr(batches, "_SHARED_MEMORY", tmp_path / "none")
-    assert usable_workers(64, batch) == 8
+    batch, gigabyte = 128 * 384 * 128 * 3, 1_000_000_000
+    for processes, cpus, free, wanted, size, expected in (
+        (1, 12, 1 << 40, (0, 1, 8, 64), 1, (0, 1, 8, 12)),
+        (8, 12, 1 << 40, (0, 1, 8, 64), 1, (0, 1, 1, 2)),
+        (1, 64, 64_000_000, (8,), batch, (0,)),  # What Docker gives.
+        (1, 64, 64_000_000, (8,), batch // 2, (2,)),
+        (1, 64, gigabyte, (8,), batch, (8,)),
+        (8, 64, gigabyte, (64,), batch, (2,)),
+        (8, 64, None, (64,), batch, (8,)),
+    ):
+        usage = shutil._ntuple_diskusage(0, 0, free)
+        with monkeypatch.context() as patch:
+            patch.setenv("LOCAL_WORLD_SIZE", str(processes))
+            patch.setattr("os.sched_getaffinity", lambda _, n=cpus: set(range(n)), raising=False)
+            patch.setattr(batches, "_SHARED_MEMORY", tmp_path if free else tmp_path / "none")
+            patch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+            assert tuple(usable_workers(number, size) for number in wanted) == expected
 
 
 def test_captions_are_padded_to_a_few_lengths_if_asked_for(records):

@@ -68,7 +68,7 @@ def test_a_cache_gives_the_bytes_of_the_files(tmp_path, splits):
 
 
 def test_building_goes_on_where_it_stopped(tmp_path, splits, monkeypatch):
-    monkeypatch.setattr(pictures, "_PUT_ON_DISK_BYTES", 1)
+    monkeypatch.setattr(pictures, "_SYNC_BYTES", 1)
     content = splits[0][3].read_bytes()
     splits[0][3].write_bytes(b"broken")
     told = []
@@ -97,7 +97,8 @@ def test_a_picture_is_stamped_when_it_is_on_disk(tmp_path, splits, monkeypatch):
 
     def note(name, real):
         def call(handle, *rest):
-            file = Path(os.readlink(f"/proc/self/fd/{handle}")).name
+            number = handle if isinstance(handle, int) else handle.fileno()
+            file = Path(os.readlink(f"/proc/self/fd/{number}")).name
             calls.append((name, file))
             return real(handle, *rest)
 

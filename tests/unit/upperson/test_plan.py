@@ -1,6 +1,5 @@
 """The plan of a run: counts, steps, and memory against what autograd really keeps."""
 
-import json
 from pathlib import Path
 
 import open_clip
@@ -191,17 +190,13 @@ def test_the_tables_hold_the_plans_numbers_and_fit_100_columns():
     text = capture.get()
     assert max(map(len, text.splitlines())) <= 100
     rows = [line.split() for line in text.splitlines()]
-    assert ["train", "10", "19", "6"] in rows
     for part in found.parts[:3]:
         assert [part.part, *(f"{n:,}" for n in (part.image, part.text, part.total))] in rows
-    assert ["classifier", "100"] in rows
-    assert f"{found.trained:,}" in text
-    assert f"{found.total:,}" in text
-    assert "12: 4 epochs of 3 steps of 8 pairs" in text
-    assert "longest 77; cut at 77: 1 of 19" in text
-    assert f"{found.memory.total_bytes / 2**20:,.1f}" in text
-    assert "estimate" in text
-    assert json.loads(json.dumps(found.as_dict()))["memory"]["total_bytes"] > 0
+    for fact in (
+        f"{found.trained:,}", f"{found.total:,}", "12: 4 epochs of 3 steps of 8 pairs",
+        "longest 77; cut at 77: 1 of 19", f"{found.memory.total_bytes / 2**20:,.1f}", "estimate",
+    ):  # fmt: skip
+        assert fact in text
 
 
 @pytest.mark.parametrize("disturbed", [None, 2, 7])

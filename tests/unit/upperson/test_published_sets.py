@@ -147,58 +147,36 @@ def test_a_broken_file_is_one_line(tmp_path, name):
 
 
 BAD_RECORDS = {
-    "wrong_type": [
-        *({"id": wrong} for wrong in ("3a", "-3", "", "9" * 5000, True, None)),
-        {"captions": "a man"},
-        {"file_path": ["x.png"]},
-    ],
-    "pid_out_of_range": [{"id": wrong} for wrong in ("9" * 19, 2**63, -1)],
-    "split_unknown": [{"split": "dev"}, {"split": "x" * 500}],
+    "wrong_type": [*({"id": wrong} for wrong in ("3a", "", "9" * 5000, True)), {"captions": "a"}],
+    "pid_out_of_range": [{"id": "9" * 19}],
+    "split_unknown": [{"split": "x" * 500}],
     "caption_not_text": [{"captions": ["a man", 3]}],
     "no_caption": [{"captions": []}, {"captions": ["", " \n"]}],
-    "caption_not_unicode": [{"captions": ["\udc00"]}],
-    "path_outside_folder": [{"file_path": wrong} for wrong in ("a/../../x.png", "/etc/x.png")],
-    "path_empty": [{"file_path": "."}],
-    "conflicting_image": [
-        {"file_path": "cam_a/0000.png"} | other for other in ({"id": 2}, {"split": "test"})
-    ],
+    "path_outside_folder": [{"file_path": "a/../../x.png"}],
+    "conflicting_image": [{"file_path": "cam_a/0000.png", "id": 2}],
     "key_missing": ["id", "file_path", "split", "captions"],
 }
 
 
-@pytest.mark.parametrize("code", BAD_RECORDS)
-def test_a_bad_record_is_named_by_its_index(tmp_path, code):
+def test_a_bad_record_is_named_by_its_index(tmp_path):
     path = write_cuhk_pedes(tmp_path) / "reid_raw.json"
     whole = path.read_text("utf-8")
-    for change in BAD_RECORDS[code]:
+    for code, change in ((code, one) for code, changes in BAD_RECORDS.items() for one in changes):
         entries = json.loads(whole)
         entries[2].pop(change) if isinstance(change, str) else entries[2].update(change)
         path.write_text(json.dumps(entries), "utf-8")
         with refused(code, InputError, where=f"{path}, record [2]") as found:
             read_dataset("cuhk-pedes", tmp_path)
-        assert str(found.value).startswith(f"{path}, record [2]: ")
         assert len(str(found.value)) < 300 + len(str(path))
 
 
 # --- scenes ---
 
 
-@pytest.mark.parametrize(
-    ("caption", "normal"),
-    [
-        ("Hello, World!", "hello world"),
-        ('it\'s "nice"?', "its nice"),
-        ("(a) *b* #c: d; ~e", "a b c d e"),
-        ("red-and-white/black", "red and white black"),
-        ("<PERSON> walks", "person walks"),
-        ("  two \t spaces\n", "two spaces"),
-        ("a - b", "a b"),
-        ("Ünder 2 [brackets] & <others>", "ünder 2 [brackets] & <others>"),
-        ("...", ""),
-    ],
-)
-def test_normalised_captions(caption, normal):
-    assert normalise_caption(caption) == normal
+def test_captions_are_normalised():
+    caption = '  A man, (in) *red* #c: d; ~e -\tit\'s "nice"?\n red-and-white/black <PERSON> ... '
+    assert normalise_caption(caption) == "a man in red c d e its nice red and white black person"
+    assert normalise_caption("Ünder 2 [brackets] & <others>") == "ünder 2 [brackets] & <others>"
 
 
 @pytest.mark.parametrize("name", ["flickr30k", "mscoco"])
@@ -227,15 +205,11 @@ def test_the_identity_is_the_image_and_a_split_may_have_no_file(tmp_path, name):
     [
         ("train", {"image_id": "coco_x"}, "image_id_wrong"),
         ("train", {"image_id": True}, "image_id_wrong"),
-        ("train", {"image_id": None}, "image_id_wrong"),
         ("train", {"image_id": "9" * 19}, "pid_out_of_range"),
         ("train", {"image_id": "5"}, "conflicting_image"),
-        ("train", {"caption": ["a"]}, "wrong_type"),
         ("train", {"caption": "?!"}, "no_caption"),
-        ("train", {"image": "../x.jpg"}, "path_outside_folder"),
         ("test", {"caption": "a"}, "wrong_type"),
         ("test", {"caption": [1]}, "caption_not_text"),
-        ("test", {"caption": []}, "no_caption"),
         ("test", {"image": "val2014/000000000000.jpg"}, "conflicting_image"),
     ],
 )

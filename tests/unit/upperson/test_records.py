@@ -68,29 +68,25 @@ BAD_LINES = {
     "not_an_object": ["[]"],
     "key_missing": [{"image": "b.jpg", "pid": 2}],
     "wrong_type": [
-        *(LINE | {"pid": wrong} for wrong in ("1", True, 1.0)),
-        LINE | {"attributes": "coat"},
+        LINE | one for one in ({"pid": "1"}, {"pid": True}, {"pid": 1.0}, {"attributes": "coat"})
     ],
-    "pid_out_of_range": [LINE | {"pid": wrong} for wrong in (10**24, -1)],
+    "pid_out_of_range": [LINE | {"pid": wrong} for wrong in (2**63, -1)],
     "no_caption": [LINE | {"caption": "  "}],
     "caption_not_unicode": [LINE | {"caption": "\ud800"}],
     "split_unknown": [LINE | {"split": "dev"}],
     "path_outside_folder": [LINE | {"image": wrong} for wrong in ("../a.jpg", "/etc/a.jpg")],
     "path_empty": [LINE | {"image": ""}],
     "conflicting_image": [
-        LINE | one
-        for one in ({"pid": 2}, {"split": "train"}, {"camera": "c"}, {"attributes": {}})
+        LINE | one for one in ({"pid": 2}, {"split": "train"}, {"camera": "c"}, {"attributes": {}})
     ],
     "id_in_two_splits": [LINE | {"image": "b.jpg", "split": "train"}],
     "attribute_wrong_type": [
-        LINE | {"attributes": {name: wrong}}
-        for name, wrong in (
-            ("upper", 1), ("glasses", 1), ("skin", True), ("mood", ["sad"]), ("age", float("nan")),
-        )
+        LINE | {"attributes": one}
+        for one in ({"upper": 1}, {"skin": True}, {"mood": ["sad"]}, {"age": float("nan")})
     ],
     "attribute_not_text": [LINE | {"attributes": {"upper": wrong}} for wrong in (" ", "\ud800")],
     "attribute_unknown": [LINE | {"attributes": {"upper_color": "red"}}],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("code", BAD_LINES)
@@ -116,26 +112,18 @@ def test_csv_and_jsonl_say_the_same(tmp_path):
     assert splits["val"] == [Record(tmp_path / "images/2_0.png", 2, captions, "c0")]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_what_people_write(tmp_path):
+    for text in (
         "image,pid,caption\na.jpg,7,a man\n",
         "caption,image,pid\na man,a.jpg,7\n",
         'pid, image, caption\n7, a.jpg, "a man"\n',
         "\ufeffimage,pid,caption\na.jpg,7,a man\n",
         "image,pid,caption\r\n\r\na.jpg,7,a man\r\n",
-        HEADER + "a.jpg,7,a man,,\n",
-        HEADER + "a.jpg,7,a man,train,",
+        HEADER + "a.jpg,7,a man,,",
         "image,pid,caption,split,note\na.jpg,7,a man,train,anything\n",
-    ],
-    ids=["short", "order", "spaces", "bom", "windows", "empty cells", "no newline", "other column"],
-)
-def test_what_people_write(tmp_path, text):
-    splits = read_dataset("csv", write_text(tmp_path, text))
-    assert splits["train"] == [Record(tmp_path / "a.jpg", 7, ("a man",))]
-
-
-def test_quoted_captions_keep_commas_quotes_and_line_breaks(tmp_path):
+    ):
+        splits = read_dataset("csv", write_text(tmp_path, text))
+        assert splits["train"] == [Record(tmp_path / "a.jpg", 7, ("a man",))], text
     text = HEADER + 'a.jpg,7,"a ""tall"" man,\nin red",test,c1\n'
     (record,) = read_dataset("csv", write_text(tmp_path, text))["test"]
     assert record == Record(tmp_path / "a.jpg", 7, ('a "tall" man,\nin red',), "c1")
@@ -145,16 +133,12 @@ def test_quoted_captions_keep_commas_quotes_and_line_breaks(tmp_path):
     ("text", "code", "line"),
     [
         ("", "header_wrong", 1),
-        ("a.jpg,7,a man\n", "header_wrong", 1),
         ("image;pid;caption\na.jpg;7;a man\n", "header_wrong", 1),
         ("image,pid,caption,pid\na.jpg,7,a man,7\n", "header_wrong", 1),
         (HEADER + "a.jpg,7,a man\n", "cells_wrong", 2),
-        (HEADER + "a.jpg,7,a man, in red,train,c\n", "cells_wrong", 2),
-        (HEADER + "a.jpg,7,a man,,\nb.jpg,x,a man,,\n", "wrong_type", 3),
-        (HEADER + "a.jpg,,a man,,\n", "wrong_type", 2),
+        (HEADER + "a.jpg,7,a man,,\nb.jpg,7.0,a man,,\n", "wrong_type", 3),
         (HEADER + f"a.jpg,{'9' * 5000},a man,,\n", "wrong_type", 2),
         (HEADER + "a.jpg,-1,a man,,\n", "pid_out_of_range", 2),
-        (HEADER + ",7,a man,,\n", "path_empty", 2),
         (HEADER + 'a.jpg,7,"a\nman",,\nb.jpg,x,a man,,\n', "wrong_type", 4),
         (HEADER + 'a.jpg,7,a man,,\nb.jpg,8,"a man,,\nc.jpg,9,x,,\n', "not_csv", 3),
         (HEADER + "a.jpg,7,a man,,\na.jpg,8,a man,,\n", "conflicting_image", 3),
