@@ -48,14 +48,14 @@ _MENTIONED_BY: Mapping[Kind, tuple[tuple[str, str], ...]] = {
     "accessory": (("accessory", "accessory_colour"),),
     "carried": (("bag", "bag_colour"), ("accessory", "accessory_colour")),
 }
-"""By kind of phrase the attributes that it may say: which thing it is, and its colour."""
+"""By kind of phrase the attributes that it may mention: which thing it is, and its colour."""
 
 _CHUNK = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How much of the answers has something, as a mean over questions."""
+    """Share of the pictures in a result that have an attribute, as a mean over questions."""
 
     questions: int
 
@@ -66,7 +66,7 @@ class Share:
     """Of the first ten pictures."""
 
     chance: float
-    """Of all pictures: what an answer at random has."""
+    """Of all pictures: what a random result has."""
 
     at10_most: float
     """Of the first ten at most: there may be fewer than ten such pictures."""

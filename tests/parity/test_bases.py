@@ -93,7 +93,7 @@ def test_every_trained_tensor_counts_and_a_batch_norm_stays_what_it_was(kind):
 
 
 def test_padding_counts_where_it_was_trained_on():
-    """A SigLIP attends to padding: its captions are padded to the context, whoever calls."""
+    """A SigLIP attends to padding: its captions are padded to the context by the model."""
     clip, ids = toy_base("siglip"), random_ids("siglip", [5]).long()
     model = UPPerson(clip, PLAIN_CLIP, SIZE).eval()
     with torch.no_grad():

@@ -64,21 +64,17 @@ class CheckReport:
             "image_folder": str(self.image_folder),
             "images_decoded": self.images_decoded,
             "splits": {
-                split: {
-                    **counts._asdict(),
-                    "published": self.published[split]._asdict()
-                    if self.published and split in self.published
-                    else None,
-                }
+                split: counts._asdict() | {"published": published and published._asdict()}
                 for split, counts in self.counts.items()
+                for published in [(self.published or {}).get(split)]
             },
             "findings": {
-                finding.kind: {
-                    "severity": finding.severity,
-                    "count": finding.count,
-                    "examples": list(finding.examples),
+                each.kind: {
+                    "severity": each.severity,
+                    "count": each.count,
+                    "examples": [*each.examples],
                 }
-                for finding in self.findings
+                for each in self.findings
             },
         }
 

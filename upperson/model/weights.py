@@ -222,12 +222,8 @@ def fetch(name: str, tag: str, facts: Mapping[str, Any]) -> Path:
     repository, file = os.path.split(facts.get("hf_hub") or "")
     files = (file,) if file else _HUB_FILES
     try:
-        if repository:
-            for file in files:
-                cached = try_to_load_from_cache(repository, file)
-                if isinstance(cached, str):
-                    return Path(cached)
-            _reach_hub(repository, files[0])
+        if repository and (cached := _cached_or_reachable(repository, files)):
+            return cached
         get_logger(__name__).info("fetching weights '%s' of %s", tag, name)
         return Path(open_clip.download_pretrained(facts))
     except (OSError, RuntimeError) as error:
@@ -252,11 +248,8 @@ def find_tokenizer(repository: str, beside: Path | None) -> Path:
     if beside is not None and (local := beside / TOKENIZER_FILE).is_file():
         return local
     try:
-        cached = try_to_load_from_cache(repository, TOKENIZER_FILE)
-        if isinstance(cached, str):
-            return Path(cached)
-        _reach_hub(repository, TOKENIZER_FILE)
-        return Path(hf_hub_download(repository, TOKENIZER_FILE))
+        cached = _cached_or_reachable(repository, (TOKENIZER_FILE,))
+        return cached or Path(hf_hub_download(repository, TOKENIZER_FILE))
     except (OSError, RuntimeError, ValueError) as error:
         place = "the Hugging Face cache" if beside is None else f"{beside}, beside the weights"
         raise InputError(
@@ -270,14 +263,22 @@ def find_tokenizer(repository: str, beside: Path | None) -> Path:
         ) from error
 
 
-def _reach_hub(repository: str, file: str) -> None:
-    """Send one request: without network the download itself would retry for minutes."""
+def _cached_or_reachable(repository: str, files: tuple[str, ...]) -> Path | None:
+    """Return a file of the hub from its cache, or None after a first request for it.
+
+    Without network the download itself would retry for minutes.
+    """
+    for file in files:
+        cached = try_to_load_from_cache(repository, file)
+        if isinstance(cached, str):
+            return Path(cached)
     try:
-        get_hf_file_metadata(hf_hub_url(repository, file), timeout=_PROBE_S)
+        get_hf_file_metadata(hf_hub_url(repository, files[0]), timeout=_PROBE_S)
     except HfHubHTTPError:
-        return  # It answered: the download tries other files too and reports what is wrong.
+        pass  # It answered: the download tries other files too and reports what is wrong.
     except Exception as error:  # The errors of its HTTP client differ between versions.
         raise ConnectionError(_first_sentence(error)) from error
+    return None
 
 
 def _first_sentence(error: Exception) -> str:

@@ -30,9 +30,9 @@ def splits(tmp_path):
     return [files[:5], files[4:]]
 
 
-def build(tmp_path, splits, told):
+def build(tmp_path, splits, reported):
     def note(done, total):
-        told.append((done, total))
+        reported.append((done, total))
 
     return [*cached_pictures(tmp_path / "cache", tmp_path / "data", splits, SIZE, note)]
 
@@ -53,12 +53,12 @@ def assert_like_files(found, splits):
 
 
 def test_a_cache_gives_the_bytes_of_the_files(tmp_path, splits):
-    told = []
-    found = build(tmp_path, splits, told)
+    reported = []
+    found = build(tmp_path, splits, reported)
     assert_like_files(found, splits)
-    assert told == [(done, 7) for done in range(1, 8)]
-    again = build(tmp_path, splits, told)
-    assert len(told) == 7
+    assert reported == [(done, 7) for done in range(1, 8)]
+    again = build(tmp_path, splits, reported)
+    assert len(reported) == 7
     pickled = pickle.dumps(again[0])
     assert len(pickled) < 2000
     assert_like_files([pickle.loads(pickled), again[1]], splits)
@@ -71,25 +71,25 @@ def test_building_goes_on_where_it_stopped(tmp_path, splits, monkeypatch):
     monkeypatch.setattr(pictures, "_SYNC_BYTES", 1)
     content = splits[0][3].read_bytes()
     splits[0][3].write_bytes(b"broken")
-    told = []
+    reported = []
     with pytest.raises(InputError, match=r"cannot read image .*3\.png"):
-        build(tmp_path, splits, told)
-    assert told == [(1, 7), (2, 7), (3, 7)]
+        build(tmp_path, splits, reported)
+    assert reported == [(1, 7), (2, 7), (3, 7)]
     splits[0][3].write_bytes(content)
-    assert_like_files(build(tmp_path, splits, told), splits)
-    assert told == [(done, 7) for done in range(1, 8)]
+    assert_like_files(build(tmp_path, splits, reported), splits)
+    assert reported == [(done, 7) for done in range(1, 8)]
 
 
 def test_a_picture_that_changed_is_made_again(tmp_path, splits):
-    told = []
-    build(tmp_path, splits, told)
+    reported = []
+    build(tmp_path, splits, reported)
     changed = splits[1][2]
     Image.fromarray(np.full((50, 30, 3), 7, dtype=np.uint8)).save(changed)
-    assert_like_files(build(tmp_path, splits, told), splits)
-    assert told[7:] == [(7, 7)]
+    assert_like_files(build(tmp_path, splits, reported), splits)
+    assert reported[7:] == [(7, 7)]
     os.utime(changed, (1, 1))  # Another of the same size.
-    build(tmp_path, splits, told)
-    assert told[8:] == [(7, 7)]
+    build(tmp_path, splits, reported)
+    assert reported[8:] == [(7, 7)]
 
 
 def test_a_picture_is_stamped_when_it_is_on_disk(tmp_path, splits, monkeypatch):
@@ -188,10 +188,10 @@ def test_several_processes_build_one_cache_once(tmp_path, splits):
     together = start.Barrier(3)
 
     def join():
-        told = []
+        reported = []
         together.wait()
-        assert_like_files(build(tmp_path, splits, told), splits)
-        counts.put(len(told))
+        assert_like_files(build(tmp_path, splits, reported), splits)
+        counts.put(len(reported))
 
     processes = [start.Process(target=join) for _ in range(3)]
     for process in processes:

@@ -20,21 +20,11 @@ from upperson.losses import Objective
 from upperson.model.base import Base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP, UPPersonConfig
-from upperson.plan import (
-    count_parts,
-    count_tokens,
-    expected_step_s,
-    measure_activations,
-    plan,
-)
+from upperson.plan import count_parts, count_tokens, expected_step_s, measure_activations, plan
 
 CONFIG = TrainConfig(root="people", base="toy", epochs=4, warmup_epochs=1, batch_size=8)
-
-
 OBJECTIVE = Objective(("sdm", "id"), 24, 4)
-"""Its classifier has 25 x 4 parameters."""
-
-CLASSIFIER = 100
+CLASSIFIER = 25 * 4
 
 
 def components(model, objective=OBJECTIVE):
@@ -173,12 +163,8 @@ def test_memory_adds_up():
     assert memory.optimizer_bytes == 8 * trained
     assert memory.pairs == 5
     assert memory.activation_bytes_per_pair == measure_activations(model, 77, "bf16")[0]
-    assert memory.total_bytes == (
-        memory.frozen_bytes
-        + 16 * trained
-        + memory.copies_bytes
-        + 5 * memory.activation_bytes_per_pair
-    )
+    kept = memory.copies_bytes + 5 * memory.activation_bytes_per_pair
+    assert memory.total_bytes == memory.frozen_bytes + 16 * trained + kept
 
 
 def test_the_tables_hold_the_plans_numbers_and_fit_100_columns():
@@ -204,22 +190,22 @@ def test_a_step_is_expected_to_take_what_it_takes_though_others_interfere_once(
     monkeypatch, disturbed
 ):
     """A pair takes 10 ms; the first pass, and one of the others, 2 s more."""
-    asked = []
+    sizes = []
 
     def passed(model, config, length, pairs):
-        asked.append(pairs)
-        return 0.01 * pairs + 2.0 * (len(asked) in (1, disturbed))
+        sizes.append(pairs)
+        return 0.01 * pairs + 2.0 * (len(sizes) in (1, disturbed))
 
     monkeypatch.setattr(planning, "_pass_seconds", passed)
     for accumulate in (1, 4):
-        asked.clear()
+        sizes.clear()
         config = TrainConfig(root="people", accumulate=accumulate)
         expected = expected_step_s(toy_model(), config, length=9, pairs=128)
         assert expected == pytest.approx(1.28)
-        assert max(asked) == 32
+        assert max(sizes) == 32
     # A large tower is measured with few pairs.
-    asked.clear()
-    monkeypatch.setattr(planning, "_pass_seconds", lambda *of: asked.append(of[-1]) or of[-1] * 1.5)
+    sizes.clear()
+    monkeypatch.setattr(planning, "_pass_seconds", lambda *of: sizes.append(of[-1]) or of[-1] * 1.5)
     config = TrainConfig(root="people")
     assert expected_step_s(toy_model(), config, length=9, pairs=128) == pytest.approx(192)
-    assert asked == [1, 2, 2]
+    assert sizes == [1, 2, 2]
