@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as PublishedTokenizer
 from torch import nn
 
+from tests.helpers.data_sets import write_cuhk_pedes
 from tests.helpers.refused import refused
 from tests.helpers.toy_bases import (
     CONTEXT,
@@ -293,3 +294,9 @@ def test_captions_of_another_vocabulary_are_not_masked_as_clips(tmp_path):
         build_components(TrainConfig(**settings))
     built = build_components(TrainConfig(**settings, mask_captions=False))
     assert built.tokenizer.eot_id == 1
+
+
+def test_training_needs_the_whole_published_set(tmp_path):
+    config = TrainConfig(dataset="cuhk-pedes", root=str(write_cuhk_pedes(tmp_path)))
+    with refused("counts_differ", InputError, dataset="cuhk-pedes"):
+        build_components(config)

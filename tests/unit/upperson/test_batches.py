@@ -21,7 +21,7 @@ from upperson.data.batches import (
 )
 from upperson.data.pictures import Pictures
 from upperson.data.records import Record, read_dataset
-from upperson.data.rewording import shorter, wrong
+from upperson.data.rewording import CaptionAttributes, shorter, wrong
 from upperson.data.transforms import (
     AUGMENTATION_UNIFORMS,
     CLIP_STATISTICS,
@@ -177,6 +177,12 @@ def test_captions_are_reworded_as_they_are_drawn(records):
     assert moved.known_NK is batch.known_NK
     # Whatever a shorter caption says is said of its own person.
     assert (batch.known_NK[batch.mentioned_NK[:, :-1].nonzero(as_tuple=True)]).all()
+
+
+def test_a_caption_with_a_word_that_is_not_understood_describes_its_own_person_alone():
+    attributes = CaptionAttributes(["a man in a red coat", "a woman in a red coat"], np.arange(2))
+    mentioned_NK = attributes.mentioned_by(["a red coat", "a red coat and a flumadiddle"])
+    assert mentioned_NK.tolist() == [[True, True, False], [False, False, True]]
 
 
 def test_a_caption_that_cannot_be_made_false_teaches_nothing(records):
