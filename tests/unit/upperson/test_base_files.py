@@ -201,6 +201,15 @@ def test_the_real_architectures_are_understood(name, grid, has_class_token, embe
     assert config.statistics == ((mean,) * 3, (std,) * 3)  # Of a local file, which has none.
 
 
+def test_pixel_statistics_in_which_the_tags_of_a_name_differ_are_not_taken(monkeypatch):
+    facts = {
+        tag: {"mean": (mean,) * 3, "std": (1.0,) * 3} for tag, mean in (("a", 0.0), ("b", 0.5))
+    }
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda _: list(facts))
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda _, tag: facts[tag])
+    assert base_config("ViT-B-16-SigLIP2-256").statistics is None
+
+
 def test_names_of_tinyclips_checkpoints_are_understood(tmp_path):
     config, _ = write_base(tmp_path, "clip")
     state = toy_base("clip").state_dict()
