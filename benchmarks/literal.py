@@ -28,9 +28,8 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from upperson.model.block import Block
 from upperson.model.encoder import UPPerson
-from upperson.model.parts import KVLora, LAdapter, SPrefix
+from upperson.model.parts import Block, KVLora, LAdapter, SPrefix
 
 
 def encode_image(model: UPPerson, image_N3HW: Tensor) -> Tensor:

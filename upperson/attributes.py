@@ -48,14 +48,14 @@ _MENTIONED_BY: Mapping[Kind, tuple[tuple[str, str], ...]] = {
     "accessory": (("accessory", "accessory_colour"),),
     "carried": (("bag", "bag_colour"), ("accessory", "accessory_colour")),
 }
-"""By kind of phrase the attributes that it may say: which thing it is, and its colour."""
+"""By kind of phrase the attributes that it may mention: which thing it is, and its colour."""
 
 _CHUNK = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How much of the answers has something, as a mean over questions."""
+    """Share of the pictures in a result that have an attribute, as a mean over questions."""
 
     questions: int
 
@@ -66,7 +66,7 @@ class Share:
     """Of the first ten pictures."""
 
     chance: float
-    """Of all pictures: what an answer at random has."""
+    """Of all pictures: what a random result has."""
 
     at10_most: float
     """Of the first ten at most: there may be fewer than ten such pictures."""
@@ -120,14 +120,11 @@ class CaptionShare:
 
 @dataclass(frozen=True, slots=True)
 class SwappedPairs:
-    """*a person in a red coat and blue trousers* against the same with the colours exchanged.
-
-    Chance is 50.
-    """
+    """*a person in a red coat and blue trousers* against the same with the colours exchanged."""
 
     pictures: int
     right: float
-    """How often a picture's true sentence has the higher score."""
+    """How often a picture's true sentence has the higher score; chance is 50."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +171,8 @@ def measure_attributes(
 ) -> AttributeReport:
     """Rank the pictures for all questions that their attributes allow, and compare.
 
-    Args:
-        records: The pictures with their captions.
-        text_QE: Unit-length embeddings of all captions, in the order of records.
-        image_GE: Unit-length embeddings of the pictures.
-        embed_texts: The text tower, with whatever stands before it.
-
-    Raises:
-        InputError: As for `attribute_columns`.
+    ``text_QE`` and ``image_GE`` are unit-length embeddings of all captions and of the pictures, in
+    the order of records. InputError as for `attribute_columns`.
     """
     columns = attribute_columns(records)
     evidence = Evidence(embed_texts)
@@ -235,11 +226,7 @@ def measure_attributes(
 def measure_short(
     records: Sequence[Record], image_GE: NDArray[np.float32], embed_texts: EmbedTexts
 ) -> dict[str, ShortQuestions]:
-    """Measure the short questions only, by name of the form; arguments as for `measure_attributes`.
-
-    Raises:
-        InputError: As for `attribute_columns`.
-    """
+    """Measure the short questions only, by name of the form; otherwise as `measure_attributes`."""
     return _short_by_form(attribute_columns(records), image_GE, Evidence(embed_texts))
 
 
@@ -280,22 +267,18 @@ def _measure_clothed(
     columns: Columns, image_GE: NDArray[np.float32], evidence: Evidence
 ) -> dict[str, Share]:
     """Measure *a person in a red coat* with and without an excluded phrase."""
-    asked = [
-        question for name in THINGS for question in negated_questions(columns, name, clothed=True)
-    ]
-    if not asked:
+    questions = [q for name in THINGS for q in negated_questions(columns, name, clothed=True)]
+    if not questions:
         return {}
-    wears_NG = np.stack([has_all(columns, question.wanted) for question in asked])
-    right_NG = wears_NG & ~np.stack([has_all(columns, question.forbidden) for question in asked])
-    texts = [question.text for question in asked]
+    wears_NG = np.stack([has_all(columns, question.wanted) for question in questions])
+    has_NG = np.stack([has_all(columns, question.forbidden) for question in questions])
+    sentences = [question.text for question in questions]
     found = {}
-    for asking, sentences in (
-        ("", texts),
-        (" without the denial", [parse(t).wanted for t in texts]),
-    ):
+    for suffix in ("", " without the denial"):
         order_NG = _order(evidence.scores(sentences, image_GE))
-        for what, has_NG in (("wears it", wears_NG), ("all as asked", right_NG)):
-            found[f"{what}{asking}"] = _share(has_NG, order_NG)
+        found[f"wears it{suffix}"] = _share(wears_NG, order_NG)
+        found[f"all as asked{suffix}"] = _share(wears_NG & ~has_NG, order_NG)
+        sentences = [parse(sentence).wanted for sentence in sentences]
     return found
 
 
@@ -306,38 +289,31 @@ def _measure_short(
 ) -> ShortQuestions:
     right_NG = np.stack([has_all(columns, question.wanted) for question in questions])
     present = np.atleast_1d(right_NG.any(axis=1))
-    asked = [question for question, there in zip(questions, present, strict=True) if there]
+    satisfied = [question for question, there in zip(questions, present, strict=True) if there]
     order_NG = _order(scores_NG[present])
     parts = {
         part: _share(
-            np.array([columns[name] == question.wanted[name] for question in asked]), order_NG
+            np.array([columns[name] == question.wanted[name] for question in satisfied]), order_NG
         )
         for name, part in PARTS.items()
         if name in questions[0].wanted
     }
     right_NG = right_NG[present]
+    hits_NG = np.take_along_axis(right_NG, order_NG, axis=1)
+    precision_NG = np.cumsum(hits_NG, axis=1) / np.arange(1, hits_NG.shape[1] + 1)
     best = scores_NG.max(axis=1)
     return ShortQuestions(
-        example=asked[len(asked) // 2].text,
+        example=satisfied[len(satisfied) // 2].text,
         asked=len(questions),
-        present=len(asked),
+        present=len(satisfied),
         parts=parts | {"all": _share(right_NG, order_NG)},
-        map=_percent(_average_precision(right_NG, order_NG)),
-        map_chance=_percent(_random_average_precision(right_NG)),
+        map=_percent((precision_NG * hits_NG).sum(axis=1) / hits_NG.sum(axis=1)),
+        map_chance=_percent(_expected_average_precision(right_NG)),
         presence_auroc=auroc(best[present], best[~present]),
     )
 
 
-def _average_precision(
-    right_NG: NDArray[np.bool_], order_NG: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    hits = np.take_along_axis(right_NG, order_NG, axis=1)
-    precision = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
-    ap: NDArray[np.float64] = (precision * hits).sum(axis=1) / hits.sum(axis=1)
-    return ap
-
-
-def _random_average_precision(right_NG: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _expected_average_precision(right_NG: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return the expectation [N] over all rankings: 1/G (H + (R-1) (G-H) / (G-1)), H = 1+..+1/G."""
     pictures = right_NG.shape[1]
     harmonic = float((1 / np.arange(1, pictures + 1)).sum())
@@ -389,7 +365,7 @@ def _measure_captions(
 
 
 def _mentioned(records: Sequence[Record], columns: Columns) -> dict[str, NDArray[np.bool_]]:
-    """Return which captions [Q] say an attribute of the person they describe."""
+    """Return which captions [Q] mention an attribute of the person they describe."""
     texts = [(row, text) for row, record in enumerate(records) for text in record.captions]
     mentioned = {name: np.zeros(len(texts), dtype=bool) for name in columns}
     for place, (row, text) in enumerate(texts):

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 
 from upperson.config import TrainConfig
 from upperson.data.records import Record, Split
+from upperson.model.base import tensors_sha256
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.files import remove_unfinished, write_atomically
 
 KEPT = 2
 
-_FREE_SETTINGS = {
+_CHANGEABLE_SETTINGS = {
     "root", "pretrained", "workers", "checkpoint_every", "allow_partial", "load_truncated",
     "init_from", "cache", "compile",
 }  # fmt: skip
@@ -37,7 +38,7 @@ _FREE_SETTINGS = {
 began is in its checkpoints."""
 
 _DEFAULTS = {each.name: repr(each.default) for each in fields(TrainConfig)}
-"""What a run had that began before there was a setting."""
+"""Settings of a run that began before there was a setting."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -79,7 +80,7 @@ class Checkpointer:
         trained: Modules whose parameters that need a gradient are trained.
         optimizer: Their optimiser.
         scaler: Of fp16 training, else None.
-        identity: Facts a checkpoint must share with the run that reads it: data and base.
+        identity: From `identity_of`; a checkpoint must have the same.
     """
 
     def __init__(
@@ -99,9 +100,8 @@ class Checkpointer:
     def save(self, state: RunState, step: int) -> None:
         """Write ``step_<step>.safetensors`` and remove all but the newest two.
 
-        Raises:
-            InputError: A trained tensor is not finite, so that the state is not worth keeping, or
-                the folder cannot be written to; the checkpoints before this one stay.
+        InputError if a trained tensor is not finite or the folder cannot be written to; the
+        checkpoints before this one stay.
         """
         for name, tensor in self._parameters.items():
             if not bool(torch.isfinite(tensor).all()):
@@ -111,8 +111,7 @@ class Checkpointer:
                     code="run_diverged",
                     tensor=name,
                 )
-        tensors: dict[str, Tensor] = {}
-        tensors |= {f"trained/{name}": tensor for name, tensor in self._parameters.items()}
+        tensors = {f"trained/{name}": tensor.data for name, tensor in self._parameters.items()}
         tensors |= {f"best/{name}": tensor for name, tensor in state.best.items()}
         for index, moments in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
@@ -121,7 +120,11 @@ class Checkpointer:
             "identity": self._identity,
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
         }
-        _write(self._folder / f"step_{step:08d}.safetensors", tensors, facts)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        text = json.dumps(facts)  # JSON keeps numbers, text and lists exactly.
+        metadata = {"state": text, "sha256": tensors_sha256(tensors, text.encode())}
+        path = self._folder / f"step_{step:08d}.safetensors"
+        write_atomically(path, save(tensors, metadata=metadata))
         for path in _files(self._folder)[KEPT:]:
             path.unlink(missing_ok=True)
         remove_unfinished(self._folder, "step_*.safetensors")
@@ -129,13 +132,8 @@ class Checkpointer:
     def load(self) -> tuple[RunState | None, list[str]]:
         """Go back to the newest checkpoint that is whole.
 
-        Returns:
-            The run's state, or None where there is no checkpoint, and a line for each damaged one
-            that was skipped.
-
-        Raises:
-            IntegrityError: All checkpoints are damaged, or the newest belongs to other data,
-                another base, or another configuration.
+        Returns the run's state, or None where there is no checkpoint, and a line for each damaged
+        one that was skipped. IntegrityError if all are damaged, or the newest is of another run.
         """
         problems: list[str] = []
         for path in _files(self._folder):
@@ -197,7 +195,7 @@ class Checkpointer:
 def identity_of(
     config: TrainConfig, base_sha256: str, splits: Mapping[Split, Sequence[Record]]
 ) -> dict[str, str]:
-    """Name what makes a run what it is: data, base, and every setting that decides its result.
+    """Return what identifies a run: data, base, and every setting that decides its result.
 
     Of the data, which image, identity and captions stand in which place of which split; not the
     images' content.
@@ -207,17 +205,11 @@ def identity_of(
         for record in records:
             image = os.path.relpath(record.image, config.root)
             digest.update(repr((split, image, record.pid, record.captions)).encode())
-    settings = {
-        name: repr(value) for name, value in asdict(config).items() if name not in _FREE_SETTINGS
+    return {"data": digest.hexdigest(), "base": base_sha256} | {
+        name: repr(value)
+        for name, value in asdict(config).items()
+        if name not in _CHANGEABLE_SETTINGS
     }
-    return {"data": digest.hexdigest(), "base": base_sha256, **settings}
-
-
-def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    state = json.dumps(facts)  # JSON keeps numbers, text and lists exactly.
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"state": state, "sha256": _digest(tensors, state)}
-    write_atomically(path, save(tensors, metadata=metadata))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | str:
@@ -229,7 +221,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | str:
     except (SafetensorError, OSError) as error:
         return f"{path} is damaged: {error}"
     state = metadata.get("state", "")
-    if metadata.get("sha256") != _digest(tensors, state):
+    if metadata.get("sha256") != tensors_sha256(tensors, state.encode()):
         return f"{path} is damaged: its content does not have the hash it was saved with"
     try:
         facts = json.loads(state)
@@ -243,11 +235,3 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | str:
 def _files(folder: Path) -> list[Path]:
     """Return the checkpoint files, newest first."""
     return sorted(folder.glob("step_*.safetensors"), reverse=True)
-
-
-def _digest(tensors: dict[str, Tensor], state: str) -> str:
-    digest = hashlib.sha256(state.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()

@@ -23,8 +23,8 @@ from upperson.data.records import Record, Split, read_dataset
 from upperson.data.rewording import Rewording, require_phrases
 from upperson.losses import Objective, loss_names
 from upperson.model.base import Base, load_base
-from upperson.model.block import QUICK_GELU_SLOPE
 from upperson.model.encoder import UPPerson
+from upperson.model.parts import QUICK_GELU_SLOPE
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.machine import processor
 from upperson_rt.tokenizer import Tokenizer
@@ -54,15 +54,11 @@ class Components:
     tokenizer: Tokenizer
 
     notes: tuple[str, ...] = ()
-    """What people should know of the data, a line each."""
+    """Notices about the data, a line each."""
 
 
 def build_components(config: TrainConfig) -> Components:
-    """Read the data and build the model.
-
-    Raises:
-        UsageError, InputError: The base, the recipe or the data cannot be used.
-    """
+    """Read the data and build the model; UsageError or InputError if one cannot be used."""
     if config.student is not None:
         raise UsageError(
             "a student is not trained with captions but distilled: go on with  upperson distill "
@@ -101,7 +97,7 @@ def build_components(config: TrainConfig) -> Components:
         )
     captions = [caption for record in splits["train"] for caption in record.captions]
     rewordings: tuple[Rewording, ...] = ("shorten_captions", "wrong_captions")
-    read = [require_phrases(captions, option) for option in rewordings if getattr(config, option)]
+    notes = [require_phrases(captions, option) for option in rewordings if getattr(config, option)]
     image_size = (config.height_px, config.width_px)
     torch.manual_seed(config.seed)
     base = load_base(config.base, config.pretrained, image_size, draw=True)
@@ -119,17 +115,11 @@ def build_components(config: TrainConfig) -> Components:
     keep_frozen_matrices_in(model, config.precision)
     identities = len(identity_labels(splits["train"]))
     objective = Objective(loss_names(config.loss), model.embed_dim, identities, config.temperature)
-    notes = tuple(line for line in read if line)
-    return Components(splits, base, model, objective, tokenizer, notes)
+    return Components(splits, base, model, objective, tokenizer, tuple(filter(None, notes)))
 
 
 def choose_device(device: str) -> torch.device:
-    """Return the device for ``cpu``, ``cuda``, or ``auto``: CUDA where it is.
-
-    Raises:
-        UsageError: Another word.
-        BackendError: No CUDA device is there.
-    """
+    """Return the device for ``cpu``, ``cuda``, or ``auto``: CUDA if there is one."""
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(
             f"--device must be auto, cpu or cuda, found '{device}'",
@@ -157,20 +147,14 @@ def check_precision(precision: MixedPrecision, device: torch.device) -> None:
 
 
 def usable_precision(precision: MixedPrecision, device: torch.device) -> MixedPrecision:
-    """Return fp32 for bf16 on a CPU without instructions for it: a step takes minutes there.
-
-    Raises as `check_precision` does.
-    """
+    """Return fp32 for bf16 on a CPU without instructions for it: a step takes minutes there."""
     check_precision(precision, device)
     on_cpu = device.type == "cpu"
     return "fp32" if precision == "bf16" and on_cpu and not processor().has_bf16 else precision
 
 
 def start_accelerator(precision: MixedPrecision, device: str) -> Accelerator:
-    """Choose the device and join the other processes, if a launcher started some.
-
-    Raises as `choose_device` and `check_precision` do.
-    """
+    """Choose the device and join the other processes, if a launcher started some."""
     chosen = choose_device(device)
     check_precision(precision, chosen)
     # accelerate keeps one state a process; a second run in it may have another precision.

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -231,24 +232,17 @@ def read_recipe(name: str, overrides: dict[str, Any], settings: Sequence[str] = 
         settings: ``KEY=VALUE`` texts with a dotted key and a YAML value, replacing fields last.
 
     Raises:
-        UsageError: No such recipe, an override or a setting that no recipe could have, or one that
-            contradicts another.
-        InputError: The file does not parse, or has an unknown key or a wrong type.
+        UsageError: No such recipe, or the overrides or settings are at fault.
+        InputError: The file is at fault.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.is_file():
-        if path.suffix and path != RECIPES / f"{name}.yaml":
-            raise UsageError(
-                f"expected a recipe at {path}, found no such file",
-                code="recipe_not_found",
-                path=path,
-            )
-        raise UsageError(
-            f"recipe '{name}' is unknown: {suggestion(name, recipe_names())}",
-            code="recipe_unknown",
-            recipe=name,
-            suggestion=suggestion(name, recipe_names()),
-        )
+        if path.parent != RECIPES:
+            text = f"expected a recipe at {path}, found no such file"
+            raise UsageError(text, code="recipe_not_found", path=path)
+        known = suggestion(name, recipe_names())
+        text = f"recipe '{name}' is unknown: {known}"
+        raise UsageError(text, code="recipe_unknown", recipe=name, suggestion=known)
     given = {key: value for key, value in overrides.items() if value is not None}
     if overrides.get("base") == SMALL and overrides.get("pretrained") is None:
         given["pretrained"] = None  # It brings its own weights, whatever the recipe's base needs.
@@ -313,16 +307,13 @@ def _parse(path: Path) -> dict[str, Any]:
             f"{path} cannot be read as YAML: {_problem(error)}", code="not_yaml", path=path
         ) from error
     if not isinstance(content, dict):
-        raise InputError(
-            f"{path}: expected keys and values, found {type(content).__name__}",
-            code="not_yaml",
-            path=path,
-        )
+        text = f"{path}: expected keys and values, found {type(content).__name__}"
+        raise InputError(text, code="not_yaml", path=path)
     return content
 
 
 def _problem(error: Exception) -> str:
-    """Describe a fault without quoting the file, which may be a link to a secret."""
+    """Describe an error without quoting the file, which may be a link to a secret."""
     if isinstance(error, UnicodeDecodeError):
         return "no text in UTF-8"
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark) is not None:
@@ -334,26 +325,17 @@ def _replace(content: dict[str, Any], setting: str) -> None:
     """Put the value of ``KEY=VALUE`` into a recipe's content."""
     path, equals, text = setting.partition("=")
     *groups, key = path.strip().split(".")
+    refuse = partial(UsageError, code="setting_malformed", setting=setting)
     if not equals or not key:
-        raise UsageError(
-            f"--set wants KEY=VALUE such as model.lora_rank=16, found '{setting}'",
-            code="setting_malformed",
-            setting=setting,
-        )
+        raise refuse(f"--set wants KEY=VALUE such as model.lora_rank=16, found '{setting}'")
     try:
         value = yaml.load(text, _Loader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UsageError(
-            f"--set {setting}: the value is not YAML", code="setting_malformed", setting=setting
-        ) from error
+        raise refuse(f"--set {setting}: the value is not YAML") from error
     for group in groups:
         content = content.setdefault(group, {})
         if not isinstance(content, dict):
-            raise UsageError(
-                f"--set {setting}: '{group}' has no settings of its own",
-                code="setting_malformed",
-                setting=setting,
-            )
+            raise refuse(f"--set {setting}: '{group}' has no settings of its own")
     content[key] = value
 
 
@@ -368,7 +350,7 @@ def _read(kind: type[T], content: dict[str, Any], where: str) -> T:
 
 
 def _as_read(content: dict[str, Any]) -> dict[str, Any]:
-    """Take a single block for text, as ``lora_blocks: 3``."""
+    """Turn a single block, as ``lora_blocks: 3``, into text."""
     model = content.get("model")
     if not isinstance(model, dict):
         return content

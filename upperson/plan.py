@@ -18,8 +18,8 @@ from upperson.components import AUTOCAST_DTYPES, Components
 from upperson.config import MixedPrecision, TrainConfig
 from upperson.data.batches import BatchSampler
 from upperson.data.records import Record
-from upperson.model.block import TRAINED_PARTS
 from upperson.model.encoder import UPPerson
+from upperson.model.parts import TRAINED_PARTS
 from upperson_rt.tokenizer import Tokenizer, token_lengths
 
 LEFT_OUT = (
@@ -150,11 +150,8 @@ class Plan:
 def plan(config: TrainConfig, components: Components, *, processes: int = 1) -> Plan:
     """Work out what a run does; nothing is written, no image is opened.
 
-    Args:
-        config: The run.
-        components: As they would be trained: the model on its device, frozen weights in the type
-            they are kept in; the training split must not be empty.
-        processes: Processes that share a batch.
+    The components are as they would be trained: the model on its device, frozen weights in the
+    type they are kept in. Processes share a batch.
     """
     model, train = components.model, components.splits["train"]
     parts = count_parts(model)
@@ -173,9 +170,7 @@ def plan(config: TrainConfig, components: Components, *, processes: int = 1) -> 
         epochs=config.epochs,
         steps_per_epoch=len(sampler),
         tokens=tokens,
-        memory=_estimate_memory(
-            components, config, length=tokens.longest, pairs=-(-share // config.accumulate)
-        ),
+        memory=_estimate_memory(components, config, tokens.longest, -(-share // config.accumulate)),
         step_s=expected_step_s(model, config, length=tokens.longest, pairs=share),
     )
 
@@ -183,14 +178,9 @@ def plan(config: TrainConfig, components: Components, *, processes: int = 1) -> 
 def expected_step_s(model: UPPerson, config: TrainConfig, *, length: int, pairs: int) -> float:
     """Return the seconds that the towers should need for the forward and backward pass of a step.
 
-    A few pairs pass them, and more as long as that takes no time worth mentioning. Loading, the
-    loss and the exchange with other processes are not in it.
-
-    Args:
-        model: Where it will be trained; its gradients are left alone.
-        config: The run, in a precision that the device has.
-        length: Tokens of the longest caption.
-        pairs: Pairs of a process.
+    A few pairs of captions of ``length`` tokens pass them, and more as long as that takes no time
+    worth mentioning. Loading, the loss and the exchange with other processes are not in it. The
+    model's gradients are left alone; ``pairs`` are those of one process.
     """
     piece = -(-pairs // config.accumulate)
     count, seconds = 1, 0.0
@@ -204,27 +194,29 @@ def expected_step_s(model: UPPerson, config: TrainConfig, *, length: int, pairs:
 
 
 def _pass_seconds(model: UPPerson, config: TrainConfig, length: int, pairs: int) -> float:
-    device = model.device
-    image_N3HW = torch.zeros(pairs, 3, *model.image_size, device=device, dtype=model.dtype)
-    ids_NL = torch.zeros(pairs, length, dtype=torch.int64, device=device)
+    batch = _blank_batch(model, pairs, length)
     trained = [p for p in model.parameters() if p.requires_grad]
     started = time.perf_counter()
-    with (
-        torch.enable_grad(),
-        torch.autocast(
-            device.type,
-            AUTOCAST_DTYPES.get(config.precision),
-            enabled=config.precision != "fp32",
-        ),
-    ):
+    with torch.enable_grad(), _autocast(model, config.precision):
         if config.accumulate > 1:
             with torch.no_grad():
-                model(image_N3HW, ids_NL)
-        total = sum(features.float().sum() for features in model(image_N3HW, ids_NL))
+                model(*batch)
+        total = sum(features.float().sum() for features in model(*batch))
     torch.autograd.grad(total, trained, allow_unused=True)
-    if device.type == "cuda":
+    if model.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def _blank_batch(model: UPPerson, pairs: int, length: int) -> tuple[Tensor, Tensor]:
+    """Return black images and captions of padding, on the model's device and of its type."""
+    image_N3HW = torch.zeros(pairs, 3, *model.image_size, device=model.device, dtype=model.dtype)
+    return image_N3HW, torch.zeros(pairs, length, dtype=torch.int64, device=model.device)
+
+
+def _autocast(model: UPPerson, precision: MixedPrecision) -> torch.autocast:
+    dtype = AUTOCAST_DTYPES.get(precision)
+    return torch.autocast(model.device.type, dtype, enabled=precision != "fp32")
 
 
 def count_split(records: Sequence[Record]) -> SplitCounts:
@@ -243,7 +235,8 @@ def count_parts(model: UPPerson) -> tuple[PartCount, ...]:
         for block in blocks:
             for attribute, name in TRAINED_PARTS.items():
                 if (module := getattr(block, attribute)) is not None:
-                    counts[name][side] += _trained_numel(module)
+                    trained = (p.numel() for p in module.parameters() if p.requires_grad)
+                    counts[name][side] += sum(trained)
     return tuple(
         PartCount(part=name, image=image, text=text, total=image + text)
         for name, (image, text) in counts.items()
@@ -251,11 +244,7 @@ def count_parts(model: UPPerson) -> tuple[PartCount, ...]:
 
 
 def count_tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> TokenLengths:
-    """Tokenize captions, at least one, and count.
-
-    Raises:
-        InputError: A caption is empty.
-    """
+    """Tokenize captions, at least one, and count; InputError if one is empty."""
     batch = tokenizer.encode(captions)
     lengths = token_lengths(batch.input_ids)
     return TokenLengths(
@@ -271,32 +260,22 @@ def measure_activations(
 ) -> tuple[int, int]:
     """Measure what autograd keeps for the backward pass of a batch.
 
-    Args:
-        model: Runs where it is.
-        length: Tokens L of a caption.
-        precision: fp32, or what the towers are autocast to: bf16 or fp16.
-        checkpointed: The model keeps only the blocks' inputs; the largest block, whose activations
-            are computed again one block at a time, is added.
-
-    Returns:
-        Bytes for one pair, and bytes whatever the batch is. Weights of the model are not in either.
+    Returns bytes for one pair with a caption of ``length`` tokens, and bytes whatever the batch is.
+    Weights of the model are not in either. If a ``checkpointed`` model keeps only the blocks'
+    inputs, the largest block, whose activations are computed again one block at a time, is added.
     """
 
     def towers(pairs: int) -> Sequence[Tensor]:
-        dtype = model.dtype
-        image_N3HW = torch.zeros(pairs, 3, *model.image_size, device=device, dtype=dtype)
-        ids_NL = torch.zeros(pairs, length, dtype=torch.int64, device=device)
-        features: tuple[Tensor, Tensor] = model(image_N3HW, ids_NL)
+        features: tuple[Tensor, Tensor] = model(*_blank_batch(model, pairs, length))
         return features
 
     def one_block(block: nn.Module, tokens: int, width: int, mask: Tensor | None) -> _Forward:
         def run(pairs: int) -> Sequence[Tensor]:
-            x_NLD = torch.zeros(pairs, tokens, width, device=device, requires_grad=True)
+            x_NLD = torch.zeros(pairs, tokens, width, device=model.device, requires_grad=True)
             return [block(x_NLD, mask)]
 
         return run
 
-    device = model.device
     per_pair, fixed = _kept_bytes(model, towers, precision)
     if checkpointed:
         mask, tokens = model.text.mask, model.text.context_length  # Padded, unless causal.
@@ -315,7 +294,7 @@ def measure_activations(
 
 
 def _estimate_memory(
-    components: Components, config: TrainConfig, *, length: int, pairs: int
+    components: Components, config: TrainConfig, length: int, pairs: int
 ) -> MemoryEstimate:
     model = components.model
     per_pair, fixed = measure_activations(
@@ -355,19 +334,14 @@ def _saved_bytes(model: UPPerson, forward: _Forward, pairs: int, precision: Mixe
             saved[address] = tensor
         return tensor
 
-    device = model.device
     with (
         torch.enable_grad(),
-        torch.autocast(device.type, AUTOCAST_DTYPES.get(precision), enabled=precision != "fp32"),
+        _autocast(model, precision),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
         for output in forward(pairs):  # Alive until the backward pass, too.
             keep(output)
     return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-
-
-def _trained_numel(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def _bytes_of(tensors: Sequence[Tensor]) -> int:

@@ -69,9 +69,7 @@ class Run(NamedTuple):
 def load_run(path: Path) -> Run:
     """Rebuild the trained model of a run, in evaluation mode.
 
-    Raises:
-        InputError: Not a run folder, or damaged.
-        IntegrityError: The base is not the one it was trained on.
+    InputError for a folder that is no run or damaged, IntegrityError for another base.
     """
     _require_run_folder(path)
     adapter = path / ADAPTER
@@ -136,16 +134,9 @@ def space_of_run(path: Path, run: Run) -> str:
 
 
 def start_from(source: Path, model: UPPerson, base: Base, parts: UPPersonConfig) -> None:
-    """Give a fresh model the trained tensors of another run over the same base.
+    """Give a fresh model, built of a base and parts, the trained tensors of another run.
 
-    Args:
-        source: The other run's folder.
-        model: Gets them in place of its initial values, of which the prefix scale is one.
-        base: What the model is built on.
-        parts: What it was built with.
-
-    Raises:
-        InputError: No run folder, a damaged one, or one with another base or other parts.
+    InputError if ``source`` is no run folder, damaged, or of another base or other parts.
     """
     _require_run_folder(source)
     state, trained_on = _read_adapter(source / ADAPTER)
@@ -195,14 +186,13 @@ def _fill(model: UPPerson, state: dict[str, Tensor], adapter: Path) -> None:
     """Copy the trained tensors of a file into a model built from the settings beside it."""
     expected, found = _shapes(model.trained_state()), _shapes(state)
     if expected != found:
-        odd = sorted(
-            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-        )
+        names = sorted(expected.keys() | found.keys())
+        unfit = [name for name in names if expected.get(name) != found.get(name)]
         raise InputError(
-            f"{adapter} does not fit {CONFIG}: {len(odd)} tensors differ, first '{odd[0]}'",
+            f"{adapter} does not fit {CONFIG}: {len(unfit)} tensors differ, first '{unfit[0]}'",
             code="adapter_does_not_fit",
             path=adapter,
-            tensors=odd,
+            tensors=unfit,
         )
     for name, tensor in state.items():
         require_finite(f"{adapter}: {name}", tensor)
@@ -231,8 +221,7 @@ def _read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return state, base
 
 
-# --- A trained model behind the calls of the runtime's encoder: what exports of it are compared
-# with
+# --- A trained model behind the calls of the runtime's encoder, which its exports are compared with
 #
 # Shapes: N items, L tokens, H image height, W image width, E embedding.
 
@@ -250,12 +239,9 @@ class TrainedEncoder:
     @torch.inference_mode()
     def run(self, tower: Tower, inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Embed what a graph reads, uint8 [N, H, W, 3] or int32 [N, L], as one batch: [N, E]."""
-        prepared = torch.from_numpy(inputs)
         if tower == "text":
-            embeds_NE = self.model.encode_text(prepared.long())
-        else:
-            embeds_NE = self.model.encode_image(self._normalise(prepared))
-        return _array(embeds_NE)
+            return _array(self.model.encode_text(torch.from_numpy(inputs).long()))
+        return _array(self.model.encode_image(self._normalise(inputs)))
 
     @torch.inference_mode()
     def encode_images(self, images: Sequence[Path], batch_size: int) -> NDArray[np.float32]:
@@ -274,15 +260,14 @@ class TrainedEncoder:
 
     def read_pixels(self, files: Sequence[Path]) -> NDArray[Any]:
         """Read files and undo the normalisation: float levels of 0 to 255, [N, H, W, 3]."""
-        mean = torch.tensor(self.model.image_mean)[:, None, None]
-        std = torch.tensor(self.model.image_std)[:, None, None]
+        mean, std = (torch.tensor(values)[:, None, None] for values in self.model.statistics)
         return _array(((self._read(files) * std + mean) * 255).permute(0, 2, 3, 1))
 
     def _read(self, files: Sequence[Path]) -> Tensor:
-        return self._normalise(torch.from_numpy(read_pixels(files, self.model.image_size)))
+        return self._normalise(read_pixels(files, self.model.image_size))
 
-    def _normalise(self, pixels_NHW3: Tensor) -> Tensor:
-        return prepare_pixels(pixels_NHW3, None, self.model.statistics)
+    def _normalise(self, pixels_NHW3: NDArray[Any]) -> Tensor:
+        return prepare_pixels(torch.from_numpy(pixels_NHW3), None, self.model.statistics)
 
 
 def read_pixels(files: Sequence[Path], image_size: tuple[int, int]) -> NDArray[Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from upperson.config import TrainConfig
+from upperson.data.annotations import PLAIN_FORMATS
 from upperson.data.records import Record, Split
 from upperson.evaluate import Evaluation
 from upperson.losses import TEMPERATURE
@@ -31,20 +32,14 @@ from upperson_rt.files import (
 )
 from upperson_rt.printable import code_span, show_text
 
-# --- The run's model card: what the model is, how well it does, what it must not be used for
-
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def model_card(config: TrainConfig, results: dict[str, Any]) -> str:
     """Render a run's ``README.md``, in Markdown with a YAML header.
 
-    Args:
-        config: The run's settings.
-        results: Content of ``results.json``: ``best_epoch``, ``selected_on`` (val, test or last
-            epoch), ``val`` and ``test`` (metrics in percent by name, or None), ``seed``, ``base``,
-            ``base_sha256``, ``parameters``, ``trained_parameters`` and ``splits`` (``images``,
-            ``captions`` and ``people`` by split). What is missing is left out.
+    ``results`` is the content of ``results.json`` (see `RunWriter.finish`); what is missing in it
+    is left out.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -55,6 +50,7 @@ def model_card(config: TrainConfig, results: dict[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["code"] = code_span
+    published = config.dataset not in PLAIN_FORMATS
     measured = {split: results[split] for split in ("val", "test") if results.get(split)}
     metrics = list(dict.fromkeys(name for values in measured.values() for name in values))
     return environment.get_template("model_card.md.j2").render(
@@ -63,7 +59,7 @@ def model_card(config: TrainConfig, results: dict[str, Any]) -> str:
         base_sha256=results.get("base_sha256"),
         # Names only: a card is passed on, and folders of the machine it was made on are not.
         weights=Path(config.pretrained or "").name,
-        data=_data_name(config),
+        data=config.dataset if published else Path(config.root).name or config.dataset,
         temperature=None if config.temperature == TEMPERATURE else config.temperature,
         start=Path(config.init_from or "").name,
         metrics=metrics,
@@ -84,12 +80,6 @@ def model_card(config: TrainConfig, results: dict[str, Any]) -> str:
     )
 
 
-def _data_name(config: TrainConfig) -> str:
-    """Name a published set by its name, any other by its folder."""
-    own = config.dataset in ("jsonl", "csv")
-    return (Path(config.root).name if own else "") or config.dataset
-
-
 def _selection(config: TrainConfig, results: dict[str, Any]) -> str:
     if "best_epoch" not in results:
         return "Which epoch was kept is not recorded."
@@ -108,10 +98,10 @@ def _selection(config: TrainConfig, results: dict[str, Any]) -> str:
 
 
 def _parameters(results: dict[str, Any]) -> str | None:
-    if "trained_parameters" not in results or "parameters" not in results:
-        return None
-    trained, total = results["trained_parameters"], results["parameters"]
-    return f"{trained:,} trained of {total:,} ({100 * trained / total:.2f} %)"
+    match results:
+        case {"trained_parameters": trained, "parameters": total}:
+            return f"{trained:,} trained of {total:,} ({100 * trained / total:.2f} %)"
+    return None
 
 
 def _parts(config: TrainConfig) -> list[str]:
@@ -131,21 +121,11 @@ def _parts(config: TrainConfig) -> list[str]:
     return parts
 
 
-# --- Writes a run folder while training goes on (``upperson/run.py`` says what is in it)
-
-
 class RunWriter:
-    """Writes one run folder; every file is replaced atomically.
+    """Writes one run folder; every file is replaced atomically, and nothing before :meth:`begin`.
 
-    Args:
-        path: The run folder. Nothing is written before :meth:`begin`.
-        config: What the run does.
-        base: What it trains on.
-        trained: Everything with parameters, for their counts.
-        resume: The folder holds this run already.
-
-    Raises:
-        InputError: The folder of a new run is not empty.
+    ``trained`` is everything with parameters, for their counts. InputError if the folder is not
+    empty and not of a run to ``resume``.
     """
 
     def __init__(
@@ -172,9 +152,8 @@ class RunWriter:
     def begin(self, best: dict[str, Tensor], first_step: int) -> None:
         """Write what a run starts with, or bring its folder back to a checkpoint's state.
 
-        Args:
-            best: Trained tensors of the best epoch so far; empty before the first.
-            first_step: The next step, counted from 1 over all epochs.
+        ``best`` are the trained tensors of the best epoch, empty before the first; ``first_step``
+        is the next step, counted from 1 over all epochs.
         """
         try:
             make_folder(self._path)
@@ -243,7 +222,7 @@ class RunWriter:
 
     @contextmanager
     def _events_written(self) -> Iterator[None]:
-        """Name what could not be written: TensorBoard's own errors say nothing of it."""
+        """Name what could not be written, which TensorBoard's own errors do not."""
         try:
             yield
         except OSError as error:
@@ -263,7 +242,7 @@ class RunWriter:
         seconds: float,
         distilled: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write results.json and the model card; a student's says how it stands to its teacher."""
+        """Write results.json and the model card; ``distilled`` rates a student by its teacher."""
         val, test = measured.get("val"), measured.get("test")
         results = {
             "best_epoch": best_epoch,
@@ -295,10 +274,8 @@ def draw_curves(rows: list[dict[str, float]]) -> bytes:
     loss_axes.set(title="Training loss", xlabel="epoch", ylim=(0, None))
     split = "test" if any("test R@1" in row for row in rows) else "val"
     for name, color in (("R@1", "#1f4e79"), ("R@5", "#2e86c1"), ("R@10", "#85c1e9")):
-        points = [
-            (row["epoch"], row[f"{split} {name}"]) for row in rows if f"{split} {name}" in row
-        ]
-        if points:
+        column = f"{split} {name}"
+        if points := [(row["epoch"], row[column]) for row in rows if column in row]:
             marker = _marker(points)
             recall_axes.plot(*zip(*points, strict=True), color=color, label=name, marker=marker)
     recall_axes.set(title=f"Text to image, {split} split (%)", xlabel="epoch", ylim=(0, 102))

@@ -10,7 +10,7 @@ specific form. The people: ids as each set numbers them, one colour a person.
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +29,7 @@ class Crop(NamedTuple):
 
 
 CROPS = [
-    Crop("train", 0, 0),
-    Crop("train", 0, 1),
-    Crop("train", 1, 0),
-    Crop("train", 1, 1),
+    *(Crop("train", person, view) for person in (0, 1) for view in (0, 1)),
     Crop("val", 2, 0),
     Crop("test", 3, 0),
     Crop("test", 3, 1),
@@ -67,69 +64,60 @@ def edit_json(path: Path, change: Callable[[Any], object]) -> None:
 
 def write_cuhk_pedes(parent: Path) -> Path:
     """CUHK-PEDES: ids from 1, images in folders of their sources, two captions, tokens."""
-    folder = parent / "CUHK-PEDES"
-    entries = []
-    for crop in CROPS:
-        name = f"cam_{'ab'[crop.view]}/{crop.person:04d}.png"
-        write_image(folder / "imgs" / name, crop.person)
-        captions = captions_of(crop)
-        entries.append(
-            {
-                "split": crop.split,
-                "captions": captions,
-                "file_path": name,
-                "processed_tokens": [text.lower().split() for text in captions],
-                "id": crop.person + 1,
-            }
-        )
-    write_json(folder / "reid_raw.json", entries)
-    return folder
+    return _write_people(
+        parent / "CUHK-PEDES",
+        "reid_raw.json",
+        lambda crop: {
+            "file_path": f"cam_{'ab'[crop.view]}/{crop.person:04d}.png",
+            "processed_tokens": [text.lower().split() for text in captions_of(crop)],
+            "id": crop.person + 1,
+        },
+    )
 
 
-def write_icfg_pedes(parent: Path, file: str = "ICFG-PEDES.json") -> Path:
+def write_icfg_pedes(parent: Path) -> Path:
     """ICFG-PEDES: numbers start again in test, one caption, no val split."""
-    folder = parent / "ICFG-PEDES"
-    entries = []
-    for crop in CROPS:
-        if crop.split != "val":
-            number = crop.person if crop.split == "train" else 0
-            name = f"{crop.split}/{number:04d}/{number:04d}_{crop.view:03d}_01_0303morning.jpg"
-            write_image(folder / "imgs" / name, crop.person)
-            entries.append(
-                {
-                    "split": crop.split,
-                    "captions": captions_of(crop, 1),
-                    "file_path": name,
-                    "processed_tokens": [],
-                    "id": number,
-                }
-            )
-    write_json(folder / file, entries)
-    return folder
+
+    def describe(crop: Crop) -> dict[str, Any]:
+        number = crop.person if crop.split == "train" else 0
+        name = f"{crop.split}/{number:04d}/{number:04d}_{crop.view:03d}_01_0303morning.jpg"
+        captions = captions_of(crop, 1)
+        return {"file_path": name, "processed_tokens": [], "id": number, "captions": captions}
+
+    crops = [crop for crop in CROPS if crop.split != "val"]
+    return _write_people(parent / "ICFG-PEDES", "ICFG-PEDES.json", describe, crops)
 
 
 def write_rstpreid(parent: Path) -> Path:
     """RSTPReid: ids from 0, flat image folder, ``img_path``."""
-    folder = parent / "RSTPReid"
-    entries = []
-    for crop in CROPS:
-        name = f"{crop.person:04d}_c{crop.view + 1}_0001.jpg"
-        write_image(folder / "imgs" / name, crop.person)
-        entries.append(
-            {
-                "id": crop.person,
-                "img_path": name,
-                "captions": captions_of(crop),
-                "split": crop.split,
-            }
-        )
-    write_json(folder / "data_captions.json", entries)
+    return _write_people(
+        parent / "RSTPReid",
+        "data_captions.json",
+        lambda crop: {
+            "id": crop.person,
+            "img_path": f"{crop.person:04d}_c{crop.view + 1}_0001.jpg",
+        },
+    )
+
+
+def _write_people(
+    folder: Path,
+    file: str,
+    describe: Callable[[Crop], dict[str, Any]],
+    crops: Sequence[Crop] = CROPS,
+) -> Path:
+    entries = [
+        {"split": crop.split, "captions": captions_of(crop)} | describe(crop) for crop in crops
+    ]
+    for crop, entry in zip(crops, entries, strict=True):
+        write_image(folder / "imgs" / (entry.get("file_path") or entry["img_path"]), crop.person)
+    write_json(folder / file, entries)
     return folder
 
 
-def plain_rows() -> list[dict[str, Any]]:
-    """Return the rows of the jsonl and csv sets, one a caption."""
-    return [
+def _plain_rows(folder: Path) -> list[dict[str, Any]]:
+    """Write the images of the jsonl and csv sets and return their rows, one a caption."""
+    rows: list[dict[str, Any]] = [
         {
             "image": f"images/{crop.person}_{crop.view}.png",
             "pid": crop.person,
@@ -140,23 +128,21 @@ def plain_rows() -> list[dict[str, Any]]:
         for crop in CROPS
         for caption in captions_of(crop)
     ]
+    for row in rows:
+        write_image(folder / row["image"], row["pid"])
+    return rows
 
 
 def write_jsonl(folder: Path) -> Path:
     """Write ``annotations.jsonl`` and its images."""
-    rows = plain_rows()
-    for row in rows:
-        write_image(folder / row["image"], row["pid"])
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    lines = "".join(json.dumps(row) + "\n" for row in _plain_rows(folder))
     (folder / "annotations.jsonl").write_text(lines, "utf-8")
     return folder
 
 
 def write_csv(folder: Path) -> Path:
     """Write ``annotations.csv`` and its images."""
-    rows = plain_rows()
-    for row in rows:
-        write_image(folder / row["image"], row["pid"])
+    rows = _plain_rows(folder)
     with (folder / "annotations.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -40,63 +40,61 @@ class Official:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return every key of the state dict with its shape, without aliases."""
         image, text = self.image_width, self.text_width
-        shapes: dict[str, tuple[int, ...]] = {
-            "base_model.positional_embedding": (self.context, text),
-            "base_model.text_projection": (text, self.embed_dim),
-            "base_model.token_embedding.weight": (self.vocabulary, text),
-            "base_model.visual.class_embedding": (image,),
-            "base_model.visual.positional_embedding": (1 + self.patches, image),
-            "base_model.visual.proj": (image, self.embed_dim),
-            "base_model.visual.conv1.weight": (image, 3, self.patch, self.patch),
+        clip: dict[str, tuple[int, ...]] = {
+            "positional_embedding": (self.context, text),
+            "text_projection": (text, self.embed_dim),
+            "token_embedding.weight": (self.vocabulary, text),
+            "visual.class_embedding": (image,),
+            "visual.positional_embedding": (1 + self.patches, image),
+            "visual.proj": (image, self.embed_dim),
+            "visual.conv1.weight": (image, 3, self.patch, self.patch),
+            **_layer("ln_final", text),
+            **_layer("visual.ln_pre", image),
+            **_layer("visual.ln_post", image),
         }
-        for name, width in (
-            ("ln_final", text), ("visual.ln_pre", image), ("visual.ln_post", image)
-        ):  # fmt: skip
-            shapes |= {f"base_model.{name}.{tensor}": (width,) for tensor in ("weight", "bias")}
-        for stack, width, layers in (
-            ("base_model.visual.transformer", image, self.image_layers),
-            ("base_model.transformer", text, self.text_layers),
+        parts: dict[str, tuple[int, ...]] = {}
+        for tower, learner, stack, width, layers in (
+            ("image", "vit", "visual.transformer", image, self.image_layers),
+            ("text", "text", "transformer", text, self.text_layers),
         ):
             for i in range(layers):
                 block = self._block(width, adapters=i >= self.depth_adapter)
-                shapes |= {f"{stack}.resblocks.{i}.{key}": shape for key, shape in block.items()}
-        for tower, learner, width in (("image", "vit", image), ("text", "text", text)):
+                clip |= {f"{stack}.resblocks.{i}.{key}": shape for key, shape in block.items()}
             for i in range(self.depth_prefix):
                 place = f"{learner}_prefix_learner.{learner}_prefix.{i}"
-                shapes |= {f"{place}.scale_to_grad": ()}
+                parts |= {f"{place}.scale_to_grad": ()}
                 for side in ("key", "val"):
-                    shapes[f"{place}.{side}.tokens"] = (self.prefix_length, width)
-                    shapes[f"{place}.{side}.scaler.scale"] = ()
+                    parts[f"{place}.{side}.tokens"] = (self.prefix_length, width)
+                    parts[f"{place}.{side}.scaler.scale"] = ()
             for i in range(self.depth_lora):
+                place = f"LORA_learner.lora_{tower}.{i}"
                 for index in (0, 1):
-                    place = f"LORA_learner.lora_{tower}.{i}"
-                    shapes[f"{place}.lora_A.{index}"] = (self.rank, width)
-                    shapes[f"{place}.lora_B.{index}"] = (width, self.rank)
-                    shapes[f"{place}.scale.{index}.scale"] = ()
-        return shapes
+                    parts[f"{place}.lora_A.{index}"] = (self.rank, width)
+                    parts[f"{place}.lora_B.{index}"] = (width, self.rank)
+                    parts[f"{place}.scale.{index}.scale"] = ()
+        return {f"base_model.{key}": shape for key, shape in clip.items()} | parts
 
     def _block(self, width: int, *, adapters: bool) -> dict[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {
             "attn.in_proj_weight": (3 * width, width),
             "attn.in_proj_bias": (3 * width,),
-            "attn.out_proj.weight": (width, width),
-            "attn.out_proj.bias": (width,),
-            "mlp.c_fc.weight": (4 * width, width),
-            "mlp.c_fc.bias": (4 * width,),
-            "mlp.c_proj.weight": (width, 4 * width),
-            "mlp.c_proj.bias": (width,),
+            **_layer("attn.out_proj", width, width),
+            **_layer("mlp.c_fc", 4 * width, width),
+            **_layer("mlp.c_proj", width, 4 * width),
+            **_layer("ln_1", width),
+            **_layer("ln_2", width),
         }
-        for name in ("ln_1", "ln_2"):
-            shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
         if adapters:
             bottleneck = width // self.reduction
             for name in ("adapter_ln_msa", "adapter_ln_mlp"):
-                shapes[f"{name}.down.weight"] = (bottleneck, width)
-                shapes[f"{name}.down.bias"] = (bottleneck,)
-                shapes[f"{name}.up.weight"] = (width, bottleneck)
-                shapes[f"{name}.up.bias"] = (width,)
+                shapes |= _layer(f"{name}.down", bottleneck, width)
+                shapes |= _layer(f"{name}.up", width, bottleneck)
             shapes |= {"scale_1": (), "scale_2": ()}
         return shapes
+
+
+def _layer(name: str, rows: int, *columns: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (rows, *columns), f"{name}.bias": (rows,)}
 
 
 TOY_OFFICIAL = Official(
@@ -156,17 +154,12 @@ def with_aliases(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def irra_heads(width: int = 24) -> dict[str, Tensor]:
     """Return tensors that IRRA trains beside CLIP and no feature depends on."""
-    shapes = {
-        "classifier.weight": (5, width),
-        "classifier.bias": (5,),
-        "cross_attn.in_proj_weight": (3 * width, width),
-        "cross_modal_transformer.resblocks.0.ln_1.weight": (width,),
-        "ln_pre_t.weight": (width,),
-        "ln_pre_i.bias": (width,),
-        "ln_post.weight": (width,),
-        "mlm_head.dense.weight": (width, width),
-        "mlm_head.fc.bias": (7,),
-    }
+    shapes: dict[str, tuple[int, ...]] = {
+        **_layer("classifier", 5, width), "cross_attn.in_proj_weight": (3 * width, width),
+        "cross_modal_transformer.resblocks.0.ln_1.weight": (width,), "ln_pre_t.weight": (width,),
+        "ln_pre_i.bias": (width,), "ln_post.weight": (width,),
+        "mlm_head.dense.weight": (width, width), "mlm_head.fc.bias": (7,),
+    }  # fmt: skip
     return {key: torch.randn(shape) for key, shape in shapes.items()}
 
 
@@ -192,11 +185,9 @@ def save_official(
     return state
 
 
-def know_toy_base(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make open_clip know the architecture of `TOY_OFFICIAL` under the name ``toy``."""
+def know_toy_base(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any] = TOY) -> None:
+    """Make open_clip know a configuration, that of `TOY_OFFICIAL`, under the name ``toy``."""
     known = open_clip.get_model_config
     monkeypatch.setattr(
-        open_clip,
-        "get_model_config",
-        lambda name: TOY if name == "toy" else known(name),
+        open_clip, "get_model_config", lambda name: config if name == "toy" else known(name)
     )

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.helpers.alone import alone
 from tests.helpers.official_checkpoint import (
     PLAIN,
     TOY_OFFICIAL,
@@ -16,15 +15,18 @@ from tests.helpers.official_checkpoint import (
     know_toy_base,
     official_state,
     save_official,
-    with_aliases,
 )
 from tests.helpers.official_formulas import official_image_features, official_text_features
-from tests.helpers.toy_clip import IMAGE_SIZE, toy_ids
+from tests.helpers.toy_clip import IMAGE_SIZE, TOY, toy_ids
 from upperson.official.importing import import_checkpoint
 from upperson.run import load_run
 
 TOLERANCE = 1e-5
 TOY_HEADS = {"image": 32, "text": 16}
+
+
+def close(found, expected):
+    torch.testing.assert_close(found.double(), expected, atol=TOLERANCE, rtol=0)
 
 
 def unit(features):
@@ -55,8 +57,8 @@ def require_parity(model, state):
     expected_image, expected_text = toy_features(state, image, ids)
     with torch.no_grad():
         found_image, found_text = model.encode_image(image), model.encode_text(ids)
-    torch.testing.assert_close(found_image.double(), expected_image, atol=TOLERANCE, rtol=0)
-    torch.testing.assert_close(found_text.double(), expected_text, atol=TOLERANCE, rtol=0)
+    close(found_image, expected_image)
+    close(found_text, expected_text)
 
 
 @pytest.mark.parametrize(
@@ -99,24 +101,23 @@ def test_every_tensor_of_a_checkpoint_changes_features(tmp_path, monkeypatch):
         assert float(parameter.grad.abs().max()) > 1e-6, name
 
 
-@alone
-def test_the_real_size_is_recognised_and_equals_the_formulas(tmp_path):
-    """ViT-B/16 with the official README's settings, in its mix of precisions."""
-    state = with_aliases(official_state(Official()))
-    torch.save(
-        {"model": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "b.pth"
+def test_features_equal_the_formulas_at_the_size_of_person_crops(tmp_path, monkeypatch):
+    """With the heads, grid, prefix and rank of the official README, in narrow towers."""
+    wide = {"width": 128, "layers": 2}
+    vision = {"image_size": [384, 128], "patch_size": 16, "head_width": 64}
+    text = TOY["text_cfg"] | {"heads": 2}
+    config = TOY | {"vision_cfg": vision | wide, "text_cfg": text | wide}
+    know_toy_base(monkeypatch, config)
+    towers = {"image_width": 128, "text_width": 128, "image_layers": 2, "text_layers": 2}
+    state = save_official(
+        tmp_path / "best.pth", Official(embed_dim=24, depth_prefix=2, depth_lora=2, **towers)
     )
-    report = import_checkpoint(tmp_path / "b.pth", tmp_path / "run")
-    assert report["base"] == "ViT-B-16-quickgelu"
-    assert (len(report["mapped"]), len(report["ignored"])) == (805, 120)
-    (tmp_path / "b.pth").unlink()
-    _, _, model = load_run(tmp_path / "run")
+    import_checkpoint(tmp_path / "best.pth", tmp_path / "run", base="toy")
+    model = load_run(tmp_path / "run").model
     image = torch.randn(1, 3, 384, 128, generator=torch.Generator().manual_seed(4))
     ids = toy_ids([12]).long()
-    with torch.no_grad():
-        found_image, found_text = model.encode_image(image), model.encode_text(ids)
-    del model
     expected_image = unit(official_image_features(state, image, columns=8))
-    torch.testing.assert_close(found_image.double(), expected_image, atol=TOLERANCE, rtol=0)
     expected_text = unit(official_text_features(state, ids))
-    torch.testing.assert_close(found_text.double(), expected_text, atol=TOLERANCE, rtol=0)
+    with torch.no_grad():
+        close(model.encode_image(image), expected_image)
+        close(model.encode_text(ids), expected_text)

@@ -8,7 +8,10 @@ import pytest
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
+from tests.helpers.toy_bundle import draw_person
+from tests.helpers.toy_clip import toy_model
 from upperson.data.vocabulary import clip_tokenizer
+from upperson.run import TrainedEncoder, read_pixels
 from upperson_rt.preprocess import load_image, resize_image
 
 SENTENCES = [
@@ -24,20 +27,16 @@ SENTENCES = [
 ]
 
 
-@pytest.mark.parametrize("sentence", SENTENCES)
-def test_tokens_equal_open_clips(sentence: str) -> None:
-    expected = open_clip.get_tokenizer("ViT-B-16")([sentence])[0].numpy()
-    found = clip_tokenizer().encode([sentence]).input_ids[0]
-    assert found.tolist() == expected[: len(found)].tolist()
-    assert not expected[len(found) :].any()
-
-
-def test_a_long_caption_is_cut_like_open_clips() -> None:
-    sentence = "a very long description of a woman in a red coat " * 12
-    expected = open_clip.get_tokenizer("ViT-B-16")([sentence])[0].numpy()
-    batch = clip_tokenizer().encode([sentence])
-    assert batch.truncated == [0]
-    assert batch.input_ids[0].tolist() == expected.tolist()
+def test_tokens_equal_open_clips() -> None:
+    long = "a very long description of a woman in a red coat " * 12
+    tokenizer = open_clip.get_tokenizer("ViT-B-16")
+    for sentence in (*SENTENCES, long):
+        expected = tokenizer([sentence])[0].numpy()
+        batch = clip_tokenizer().encode([sentence])
+        found = batch.input_ids[0]
+        assert found.tolist() == expected[: len(found)].tolist()
+        assert not expected[len(found) :].any()
+        assert batch.truncated == ([0] if sentence is long else [])
 
 
 @pytest.mark.parametrize("size", [(50, 141), (300, 90), (64, 192), (7, 9)])
@@ -49,3 +48,20 @@ def test_resize_equals_torchvisions(tmp_path: Path, size: tuple[int, int]) -> No
     with Image.open(path) as image:
         expected = functional.resize(image.convert("RGB"), [192, 64], antialias=True)
     assert np.array_equal(resize_image(load_image(path), 192, 64), np.asarray(expected))
+
+
+def test_a_trained_model_reads_what_the_runtime_reads(tmp_path: Path) -> None:
+    files = [draw_person(tmp_path / f"{n}.png", "red", seed=n) for n in range(5)]
+    encoder = TrainedEncoder(toy_model())
+    size = encoder.model.image_size
+    pixels = np.stack([resize_image(load_image(file), *size) for file in files])
+    assert np.array_equal(read_pixels(files, size), pixels)
+    np.testing.assert_allclose(encoder.read_pixels(files), pixels, atol=0.01)
+    images = encoder.encode_images(files, 2)
+    assert images.shape == (5, encoder.model.embed_dim)
+    np.testing.assert_allclose(images, encoder.run("image", pixels), atol=1e-5)
+    captions = ["woman in red coat", "a man", "someone with a blue bag and a hat"]
+    ids = encoder.tokenizer.encode(captions).input_ids
+    texts = encoder.encode_texts(captions, 2)
+    np.testing.assert_allclose(texts, encoder.run("text", ids), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-5)

@@ -20,19 +20,19 @@ from upperson.model.parts import PLAIN_CLIP, UPPersonConfig
 TOLERANCE = 1e-5
 LENGTHS = [3, 9, 20, 77, 2]
 CONFIGS = [
-    UPPersonConfig(prefix_length=0, lora_rank=4, adapter_reduction=4),
-    UPPersonConfig(prefix_length=1, lora_rank=4, adapter_reduction=4),
-    UPPersonConfig(prefix_length=5, lora_rank=4, adapter_reduction=4),
-    UPPersonConfig(
-        prefix_length=5,
-        prefix_blocks="2",
-        lora_blocks="1",
-        adapter_blocks="1-1",
-        lora_rank=4,
-        adapter_reduction=4,
-    ),
-    UPPersonConfig(prefix_length=5, prefix_blocks="1", lora_rank=4, adapter_reduction=4),
+    UPPersonConfig(lora_rank=4, adapter_reduction=4, **others)
+    for others in (
+        {"prefix_length": 0},
+        {"prefix_length": 1},
+        {"prefix_length": 5},
+        {"prefix_length": 5, "prefix_blocks": "1"},
+        {"prefix_length": 5, "prefix_blocks": "2", "lora_blocks": "1", "adapter_blocks": "1-1"},
+    )
 ]
+
+
+def close(found, expected, tolerance=TOLERANCE):
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -40,25 +40,8 @@ def test_towers_equal_the_literal_formulas(config):
     model = toy_model(config)
     image, ids = normalised(model, toy_pixels(3)), toy_ids(LENGTHS).long()
     with torch.no_grad():
-        torch.testing.assert_close(
-            model.encode_image(image), literal.encode_image(model, image), atol=TOLERANCE, rtol=0
-        )
-        torch.testing.assert_close(
-            model.encode_text(ids), literal.encode_text(model, ids), atol=TOLERANCE, rtol=0
-        )
-
-
-def test_every_trained_tensor_changes_the_embedding():
-    """A part that were forgotten in the forward pass would make parity hold for nothing."""
-    model = toy_model()
-    image, ids = normalised(model, toy_pixels(2)), toy_ids([5, 9]).long()
-    (model.encode_image(image).sum() + model.encode_text(ids).sum()).backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert float(parameter.grad.abs().max()) > 0, name
-        else:
-            assert parameter.grad is None, name
+        close(model.encode_image(image), literal.encode_image(model, image))
+        close(model.encode_text(ids), literal.encode_text(model, ids))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -80,7 +63,7 @@ def test_gradients_equal_the_literal_ones(config):
             assert found.grad is None, name
             continue
         assert found.grad is not None, name
-        assert expected.grad is not None, name
+        assert float(expected.grad.abs().max()) > 0, name
         error = (found.grad - expected.grad).abs().max()
         assert float(error) <= 1e-8 * float(expected.grad.abs().max()), name
 
@@ -89,15 +72,10 @@ def test_without_parts_it_is_plain_clip():
     clip = toy_clip()
     model = UPPerson(clip, PLAIN_CLIP, IMAGE_SIZE).eval()
     image, ids = normalised(model, toy_pixels(3)), toy_ids(LENGTHS).long()
-    padded = torch.zeros(len(ids), 77, dtype=torch.long)
-    padded[:, : ids.shape[1]] = ids
+    padded = F.pad(ids, (0, 77 - ids.shape[1]))
     with torch.no_grad():
-        torch.testing.assert_close(
-            model.encode_image(image), clip.encode_image(image, normalize=True), atol=1e-6, rtol=0
-        )
-        torch.testing.assert_close(
-            model.encode_text(ids), clip.encode_text(padded, normalize=True), atol=1e-6, rtol=0
-        )
+        close(model.encode_image(image), clip.encode_image(image, normalize=True), 1e-6)
+        close(model.encode_text(ids), clip.encode_text(padded, normalize=True), 1e-6)
 
 
 def test_text_length_does_not_change_the_embedding():
@@ -105,17 +83,13 @@ def test_text_length_does_not_change_the_embedding():
     ids = toy_ids([6, 11]).long()
     with torch.no_grad():
         expected = model.encode_text(ids)
-        for length in (12, 40, 77):
-            padded = torch.nn.functional.pad(ids, (0, length - ids.shape[1]))
-            torch.testing.assert_close(model.encode_text(padded), expected, atol=1e-6, rtol=0)
+        for more in (1, 29, 66):
+            close(model.encode_text(F.pad(ids, (0, more))), expected, 1e-6)
 
 
 @pytest.mark.parametrize("pids", [[0, 1, 2, 3, 4], [7, 7, 2, 7, 2], [1, 1, 1, 1, 1]])
 def test_sdm_equals_the_entry_by_entry_sum(pids):
     generator = torch.Generator().manual_seed(5)
-    image, text = (
-        torch.nn.functional.normalize(torch.randn(5, 8, generator=generator), dim=-1)
-        for _ in range(2)
-    )
+    image, text = (F.normalize(torch.randn(5, 8, generator=generator), dim=-1) for _ in range(2))
     found = sdm_loss(image, text, same_identity(torch.tensor(pids))).item()
     assert found == pytest.approx(literal.sdm_loss(image, text, pids), rel=1e-4)

@@ -30,47 +30,20 @@ Severity = Literal["error", "warning", "note"]
 """Training would fail or its numbers would be wrong; worth a look; only information."""
 
 ProblemKind = Literal[
-    "broken_record",
-    "no_caption",
-    "conflicting_image",
-    "id_in_two_splits",
-    "missing_folder",
-    "missing_image",
-    "broken_image",
-    "truncated_image",
-    "no_records",
-    "empty_caption",
-    "duplicate_record",
-    "outdated_splits",
-    "counts_differ",
-    "unused_train_ids",
-    "unlisted_image",
-]
+    "broken_record", "no_caption", "conflicting_image", "id_in_two_splits", "missing_folder",
+    "missing_image", "broken_image", "truncated_image", "no_records", "empty_caption",
+    "duplicate_record", "outdated_splits", "counts_differ", "unused_train_ids", "unlisted_image",
+]  # fmt: skip
 
 Attributes: TypeAlias = Mapping[str, str | bool | int | float | None]
 """What is true of the person in a picture, such as ``{"upper": "coat", "upper_colour": "red"}``."""
 
-ATTRIBUTE_KINDS: Mapping[str, type] = {
-    "gender": str,
-    "hair_colour": str,
-    "hair_style": str,
-    "headwear": str,
-    "headwear_colour": str,
-    "glasses": bool,
-    "upper": str,
-    "upper_colour": str,
-    "pattern": str,
-    "sleeves": str,
-    "lower": str,
-    "lower_colour": str,
-    "shoes": str,
-    "shoe_colour": str,
-    "bag": str,
-    "bag_colour": str,
-    "accessory": str,
-    "accessory_colour": str,
-    "skin": int,
-}
+_TEXT_ATTRIBUTES = (
+    "gender", "hair_colour", "hair_style", "headwear", "headwear_colour", "upper", "upper_colour",
+    "pattern", "sleeves", "lower", "lower_colour", "shoes", "shoe_colour", "bag", "bag_colour",
+    "accessory", "accessory_colour",
+)  # fmt: skip
+ATTRIBUTE_KINDS = dict.fromkeys(_TEXT_ATTRIBUTES, str) | {"glasses": bool, "skin": int}
 """Attributes that mean something here, as in synthetic people; any of them may also be null."""
 
 Item = TypeVar("Item")
@@ -183,11 +156,8 @@ def object_fields(
 ) -> dict[str, Any]:
     """Return a JSON object some of whose keys have given types.
 
-    Files of others are read, up to half a million entries: other keys are free and texts may be
-    empty, unlike in files of our own (`upperson_rt.strict`).
-
-    Raises:
-        InputError: It is no object, a required key is missing, or a type is another.
+    Published files have up to half a million entries, other keys, and texts that may be empty,
+    unlike files of our own (`upperson_rt.strict`).
     """
     if not isinstance(entry, dict):
         raise InputError(
@@ -223,12 +193,7 @@ def annotation(
     camera: str | None = None,
     attributes: Mapping[str, object] | None = None,
 ) -> Annotation:
-    """Build an annotation from fields of the right type.
-
-    Raises:
-        InputError: The split is unknown, the image path leaves the folder, the identity is out of
-            range, a caption is no text, or an attribute cannot be one.
-    """
+    """Build an annotation from fields of the right type; InputError if a value is not allowed."""
     if split not in SPLITS:
         raise InputError(
             f"split must be one of {', '.join(SPLITS)}, found {cut(repr(split))}",
@@ -243,14 +208,10 @@ def annotation(
         )
     if not path.parts:
         raise InputError("the image path is empty", code="path_empty")
-    if pid >= 2**63:
+    if not 0 <= pid < 2**63:
+        problem = "is negative" if pid < 0 else "does not fit 64 bits"
         raise InputError(
-            f"pid {cut(str(pid))} does not fit 64 bits: number people from 0",
-            code="pid_out_of_range",
-        )
-    if pid < 0:
-        raise InputError(
-            f"pid {cut(str(pid))} is negative: number people from 0", code="pid_out_of_range"
+            f"pid {cut(str(pid))} {problem}: number people from 0", code="pid_out_of_range"
         )
     texts = []
     for caption in captions:
@@ -269,8 +230,8 @@ def annotation(
 
 
 def _attributes(found: Mapping[str, object]) -> Attributes:
-    """Check names and values. Names that mean nothing here are kept, unless they nearly do."""
-    checked: dict[str, str | bool | int | float | None] = {}
+    """Check names and values. Unknown names are kept, unless one is nearly a known name."""
+    checked: dict[str, Any] = {}
     for name, value in found.items():
         kind = ATTRIBUTE_KINDS.get(name)
         if kind is None and (near := difflib.get_close_matches(name, ATTRIBUTE_KINDS, 1, _NEARLY)):
@@ -295,14 +256,12 @@ def _attributes(found: Mapping[str, object]) -> Attributes:
                 code="attribute_not_text",
                 attribute=name,
             )
-        checked[name] = value  # type: ignore[assignment]
+        checked[name] = value
     return checked
 
 
 def _is_scalar(value: object) -> bool:
-    return isinstance(value, str | bool | int) or (
-        isinstance(value, float) and math.isfinite(value)
-    )
+    return math.isfinite(value) if isinstance(value, float) else isinstance(value, str | bool | int)
 
 
 def cut(text: str) -> str:
@@ -319,8 +278,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-# --- The project's own two formats, for people's own pictures: a line a caption, in JSON or in
-# CSV
+# --- The project's own two formats: a line a caption, in JSON or in CSV
 #
 # ``annotations.jsonl`` in the data set's folder:
 #
@@ -350,11 +308,7 @@ def annotations_file(name: str) -> str:
 
 
 def open_plain_format(name: str, root: Path) -> AnnotatedSet:
-    """Find a data set in one of `PLAIN_FORMATS`.
-
-    Raises:
-        InputError: There is no such file, or it has no usable header.
-    """
+    """Find a data set in one of `PLAIN_FORMATS`; InputError without a file or a usable header."""
     path = root / annotations_file(name)
     if not path.is_file():
         if below := sorted(str(found.parent) for found in root.glob(f"*/{path.name}")):
@@ -372,7 +326,7 @@ def open_plain_format(name: str, root: Path) -> AnnotatedSet:
     return AnnotatedSet(
         files=(path,),
         image_folder=root,
-        entries=parse_each(_lines(path), _parse) if name == "jsonl" else _read_csv(path),
+        entries=parse_each(_lines(path), _parse_line) if name == "jsonl" else _read_csv(path),
         several_entries_per_image=True,
         id_in_two_splits="error",
     )
@@ -395,7 +349,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield where, line
 
 
-def _parse(where: str, line: bytes) -> Annotation:
+def _parse_line(where: str, line: bytes) -> Annotation:
     return _annotation(where, decode_json(line), _OPTIONAL | {"attributes": dict})
 
 
@@ -418,11 +372,8 @@ def _read_csv(path: Path) -> Iterator[Annotation | Problem]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{path}, line {line}: not UTF-8: {error}",
-            code="not_utf8",
-            where=f"{path}, line {line}",
-        ) from error
+        where = f"{path}, line {line}"
+        raise InputError(f"{where}: not UTF-8: {error}", code="not_utf8", where=where) from error
     rows = _rows(path, text)
     where, first = next(rows, (f"{path}, line 1", []))
     header = [] if isinstance(first, csv.Error) else [cell.strip() for cell in first]

@@ -13,7 +13,6 @@ P pairs of a data set, K facts (`upperson.data.rewording`).
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -77,12 +76,7 @@ class BatchSampler(Sampler[list[Sample]]):
     batch with fewer pairs than processes is left out. If pairs are left out, the others are seen
     more often: an epoch keeps its length.
 
-    Args:
-        pairs: Number of pairs in the training split.
-        batch_size: Pairs of a batch, over all processes.
-        seed: Seed of the run.
-        process: This process, from 0.
-        processes: Number of processes.
+    ``batch_size`` counts the pairs over all processes; ``process`` is this one, from 0.
     """
 
     def __init__(
@@ -167,12 +161,7 @@ class LoadedBatch(NamedTuple):
 
 
 class Captions(Sequence[NDArray[np.int32]]):
-    """Token ids of many captions, one after the other in a single array.
-
-    Args:
-        ids: All of them.
-        ends_P: Where each caption ends in it.
-    """
+    """Token ids of many captions in a single array, in which ``ends_P`` are their ends."""
 
     def __init__(self, ids: NDArray[np.int32], ends_P: NDArray[np.int64]) -> None:
         self._ids = ids
@@ -188,7 +177,7 @@ class Captions(Sequence[NDArray[np.int32]]):
     def __getitem__(self, index: slice) -> list[NDArray[np.int32]]: ...
 
     def __getitem__(self, index: int | slice) -> NDArray[np.int32] | list[NDArray[np.int32]]:
-        """Return the ids of one caption or of some, as views, each as long as its own text."""
+        """Return views of one caption or of some, each as long as its own text."""
         place = range(len(self))[index]
         if isinstance(place, range):
             return [self[each] for each in place]
@@ -197,28 +186,6 @@ class Captions(Sequence[NDArray[np.int32]]):
     def lengths(self) -> NDArray[np.int64]:
         """Return the tokens of each caption, [P]."""
         return np.diff(self._ends_P, prepend=0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Rewording:
-    """Captions as texts, to be reworded and tokenized as they are drawn."""
-
-    captions: list[str]
-    tokenizer: Tokenizer
-    shorten: float
-    """Share of captions to draw shorter."""
-
-    def texts(self, pairs: Sequence[int], rngs: Sequence[np.random.Generator]) -> list[str]:
-        """Return the captions of some pairs, some of them shorter."""
-        texts = [self.captions[pair] for pair in pairs]
-        return [
-            shorter(text, rng) if rng.random() < self.shorten else text
-            for text, rng in zip(texts, rngs, strict=True)
-        ]
-
-    def tokenized(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Return the ids of each text."""
-        return tokenize(self.tokenizer, texts)[:]
 
 
 class PairDataset(Dataset["LoadedBatch | UppersonError"]):
@@ -260,9 +227,9 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
         texts = [text for record in records for text in record.captions]
         self._captions = tokenize(tokenizer, texts)
         self._wrong_captions = wrong_captions
-        self._rewording: _Rewording | None = None
-        if shorten_captions or wrong_captions:
-            self._rewording = _Rewording(texts, tokenizer, shorten_captions)
+        self._shorten_captions = shorten_captions
+        rewords = bool(shorten_captions or wrong_captions)
+        self._rewording = (texts, tokenizer) if rewords else None
         self._attributes = CaptionAttributes(texts, self._label_P) if shorten_captions else None
         self._augment = augment
         self._mask_captions = mask_captions
@@ -286,13 +253,16 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
             augmentation_N7 = draw_augmentation(uniform_NK, *self._pictures.image_size)
         texts: list[str] = []
         if self._rewording is not None:
-            texts = self._rewording.texts(pairs, rngs)
-            ids = self._rewording.tokenized(texts)
+            captions, tokenizer = self._rewording
+            for pair, rng in zip(pairs, rngs, strict=True):
+                shortened = rng.random() < self._shorten_captions
+                texts.append(shorter(captions[pair], rng) if shortened else captions[pair])
+            ids = tokenize(tokenizer, texts)[:]
         if self._mask_captions:
             ids = [mask_caption(ids_L, rng) for ids_L, rng in zip(ids, rngs, strict=True)]
         if self._wrong_captions and self._rewording is not None:
             false = [wrong(text, rng) for text, rng in zip(texts, rngs, strict=True)]
-            false_ids = self._rewording.tokenized(false)
+            false_ids = tokenize(tokenizer, false)[:]
             for i, text in enumerate(texts):
                 # What cannot be made false stays, masked as it is: no gradient comes of it.
                 ids.append(ids[i] if false[i] == text else false_ids[i])
@@ -323,11 +293,8 @@ def pair_loader(
 ) -> "DataLoader[LoadedBatch | UppersonError]":
     """Return a loader of the sampler's batches, whose workers stay from epoch to epoch.
 
-    Args:
-        pairs: What is loaded.
-        sampler: Which pairs, and their seeds.
-        device: Where batches will go.
-        workers: Processes that read pictures; 0 reads in this one.
+    ``device`` is where batches will go; ``workers`` are the processes that read pictures, and 0
+    reads in this one.
     """
     return DataLoader(
         pairs,
@@ -347,9 +314,7 @@ def usable_workers(wanted: int, batch_bytes: int) -> int:
     There are at most as many as CPUs, and as shared memory holds batches of: a worker dies if it is
     full. Docker gives 64 MB by default (``--shm-size``).
 
-    Args:
-        wanted: Processes of the machine.
-        batch_bytes: Size of what a worker hands over at a time.
+    ``wanted`` are processes of the machine, each of which hands over ``batch_bytes`` at a time.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

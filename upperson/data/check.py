@@ -45,7 +45,7 @@ class CheckReport:
     """What each split holds; an image that a person set lists twice counts twice."""
 
     published: Mapping[Split, Counts] | None
-    """None for formats that anybody's data can have. A split that does not exist is left out."""
+    """None for the project's own formats. A split that does not exist is left out."""
 
     findings: tuple[Finding, ...]
     """Errors first, then warnings, then notes."""
@@ -64,21 +64,17 @@ class CheckReport:
             "image_folder": str(self.image_folder),
             "images_decoded": self.images_decoded,
             "splits": {
-                split: {
-                    **counts._asdict(),
-                    "published": self.published[split]._asdict()
-                    if self.published and split in self.published
-                    else None,
-                }
+                split: counts._asdict() | {"published": published and published._asdict()}
                 for split, counts in self.counts.items()
+                for published in [(self.published or {}).get(split)]
             },
             "findings": {
-                finding.kind: {
-                    "severity": finding.severity,
-                    "count": finding.count,
-                    "examples": list(finding.examples),
+                each.kind: {
+                    "severity": each.severity,
+                    "count": each.count,
+                    "examples": [*each.examples],
                 }
-                for finding in self.findings
+                for each in self.findings
             },
         }
 
@@ -96,8 +92,7 @@ def check_dataset(
     Args:
         name: One of `upperson.data.records.DATASETS`, in any case.
         root: As for `upperson.data.records.read_dataset`.
-        decode: Decode every image with the runtime's own loader, so that what is broken here would
-            be broken in training. Else only look whether the file is there.
+        decode: Decode every image as training does. Else only look whether the file is there.
         progress: Called after every image with the number of images decoded and to decode.
         notify: Called with a line for each image folder that is missing, before images are decoded.
 
@@ -135,13 +130,7 @@ def check_dataset(
 
 
 def require_published_counts(name: str, root: Path, splits: Mapping[Split, list[Record]]) -> None:
-    """Raise InputError where a published set is not as large as it was published.
-
-    Args:
-        name: As for `upperson.data.records.read_dataset`; other formats are left alone.
-        root: For the message.
-        splits: What it returned.
-    """
+    """Raise InputError where a published set is not as large as it was published."""
     published = PUBLISHED_SETS.get(name.lower())
     if published is None:
         return
@@ -189,8 +178,7 @@ def _differences(
             if count != wanted
         ]
         if parts:
-            text = f"split '{split}' has {', '.join(parts)}"
-            yield Problem("counts_differ", "warning", text)
+            yield Problem("counts_differ", "warning", f"split '{split}' has {', '.join(parts)}")
 
 
 def _unused_ids(records: Sequence[Record]) -> Iterator[Problem]:
@@ -228,7 +216,7 @@ def _check_images(
 
 
 def _error_of(image: Path) -> str:
-    """Return why an image cannot be decoded; nothing if it can."""
+    """Return why an image cannot be decoded, or an empty text."""
     try:
         load_image(image)
     except InputError as error:
@@ -267,8 +255,7 @@ def _findings(problems: Iterable[Problem]) -> tuple[Finding, ...]:
     for problem in problems:
         by_kind[problem.kind, problem.severity].append(problem.text)
     order: tuple[Severity, ...] = ("error", "warning", "note")
-    findings = [
+    return tuple(
         Finding(kind, severity, len(texts), tuple(texts[:EXAMPLES]))
-        for (kind, severity), texts in by_kind.items()
-    ]
-    return tuple(sorted(findings, key=lambda finding: order.index(finding.severity)))
+        for (kind, severity), texts in sorted(by_kind.items(), key=lambda at: order.index(at[0][1]))
+    )

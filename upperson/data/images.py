@@ -35,21 +35,20 @@ class FoundImages(NamedTuple):
 
 
 def find_images(images: Iterable[Path]) -> FoundImages:
-    """Find missing images; no file is opened, every folder is listed once.
-
-    Raises:
-        InputError: A folder on the way to one may not be read.
-    """
+    """Find missing images; no file is opened, every folder is listed once."""
     names: dict[Path, set[str]] = {}
     absent: dict[Path, Path] = {}  # Folder to its topmost missing one.
     found = FoundImages([], Counter(), [])
     for image in images:
         folder = image.parent
         if folder not in names and folder not in absent:
-            if _is_there(folder, Path.is_dir):
-                names[folder] = _names_in(folder)
-            else:
+            if not _is_there(folder, Path.is_dir):
                 absent[folder] = _topmost_missing(folder)
+            else:
+                try:
+                    names[folder] = set(os.listdir(folder))
+                except PermissionError:
+                    names[folder] = set()
         if folder in absent:
             found.folders[absent[folder]] += 1
         # Some systems normalise names, and some folders cannot be listed.
@@ -114,13 +113,6 @@ def _is_there(path: Path, look: Callable[[Path], bool]) -> bool:
             code="folder_unreadable",
             path=path,
         ) from error
-
-
-def _names_in(folder: Path) -> set[str]:
-    try:
-        return set(os.listdir(folder))
-    except PermissionError:
-        return set()
 
 
 def _topmost_missing(folder: Path) -> Path:

@@ -19,7 +19,6 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -44,17 +43,12 @@ PIXELS = "pixels.u8"
 STAMPS = "stamps.i64"
 
 _FORMAT = 1
-_PUT_ON_DISK_BYTES = 64 << 20
-"""Pictures are put on disk, and stamped, by so many bytes."""
+_SYNC_BYTES = 64 << 20
+"""Pictures are written to disk, and stamped, by so many bytes."""
 
 
 class Pictures:
-    """Files as uint8 RGB of one size, read in any order and as often as wanted.
-
-    Args:
-        files: Picture files.
-        image_size: (height_px, width_px) that they are resized to.
-    """
+    """Files as uint8 RGB of one size, (height_px, width_px), read in any order and repeatedly."""
 
     def __init__(self, files: Sequence[Path], image_size: tuple[int, int]) -> None:
         self.image_size = image_size
@@ -72,11 +66,7 @@ class Pictures:
         return len(self._files)
 
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Return the pictures at some places, uint8 [N, H, W, 3].
-
-        Raises:
-            InputError: One of them cannot be decoded.
-        """
+        """Return the pictures at some places, uint8 [N, H, W, 3]; InputError if one is broken."""
         pixels_NHW3 = np.empty((len(indices), *self.image_size, 3), dtype=np.uint8)
         with truncated_images(self._truncated):
             for pixels_HW3, index in zip(pixels_NHW3, indices, strict=True):
@@ -84,22 +74,12 @@ class Pictures:
         return pixels_NHW3
 
     def for_batch(self, indices: Sequence[int] | NDArray[np.integer]) -> "Tensor | StoredPictures":
-        """Return what a loader process passes on: the pictures, uint8 [N, H, W, 3].
-
-        Raises:
-            InputError: One of them cannot be decoded.
-        """
+        """Return what a loader process passes on, for `pixels_of`; raises as `read` does."""
         return torch.from_numpy(self.read(indices))
 
 
 class CachedPictures(Pictures):
-    """The same pictures out of a cache.
-
-    Args:
-        pixels: The cache's file, whole.
-        rows: Where in it each picture is.
-        image_size: (height_px, width_px) of them.
-    """
+    """The same pictures out of the file of a cache, in which ``rows`` are their places."""
 
     def __init__(self, pixels: Path, rows: Sequence[int], image_size: tuple[int, int]) -> None:
         super().__init__([], image_size)
@@ -115,15 +95,11 @@ class CachedPictures(Pictures):
         return len(self._rows)
 
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Return the pictures at some places, uint8 [N, H, W, 3].
-
-        Raises:
-            IntegrityError: The cache was cut short, or is gone.
-        """
+        """Return the pictures at some places; IntegrityError if the cache is cut short or gone."""
         return self._at(indices).tensor().numpy()
 
     def for_batch(self, indices: Sequence[int] | NDArray[np.integer]) -> "StoredPictures":
-        """Return where the pictures at some places are, which the system begins to read."""
+        """Return references to the pictures, which the system begins to read."""
         stored = self._at(indices)
         stored.read_ahead()
         return stored
@@ -149,7 +125,7 @@ class StoredPictures:
     image_size: tuple[int, int]
 
     def read_ahead(self) -> None:
-        """Ask the system, if it can, to read them ahead."""
+        """Let the system, if it can, read them ahead."""
         if not hasattr(os, "posix_fadvise"):
             return
         with self._opened() as file:
@@ -157,18 +133,16 @@ class StoredPictures:
                 os.posix_fadvise(file.fileno(), start, self._size, os.POSIX_FADV_WILLNEED)
 
     def tensor(self) -> Tensor:
-        """Read them, uint8 [N, H, W, 3].
-
-        Raises:
-            IntegrityError: The cache was cut short, or is gone.
-        """
-        return self._read_into(torch.empty(self._shape, dtype=torch.uint8))
+        """Read them, uint8 [N, H, W, 3]; IntegrityError if the cache is cut short or gone."""
+        return self._read(pin_memory=False)
 
     def pin_memory(self) -> Tensor:
         """Read them into memory that a GPU copies from; the loader's thread calls it."""
-        return self._read_into(torch.empty(self._shape, dtype=torch.uint8, pin_memory=True))
+        return self._read(pin_memory=True)
 
-    def _read_into(self, pixels_NHW3: Tensor) -> Tensor:
+    def _read(self, pin_memory: bool) -> Tensor:
+        shape = (len(self.rows_N), *self.image_size, 3)
+        pixels_NHW3 = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
         with self._opened() as file:
             for pixels_HW3, start in zip(pixels_NHW3.numpy(), self._starts(), strict=True):
                 file.seek(start)
@@ -194,21 +168,13 @@ class StoredPictures:
         return [int(row) * self._size for row in self.rows_N]
 
     @property
-    def _shape(self) -> tuple[int, int, int, int]:
-        return (len(self.rows_N), *self.image_size, 3)
-
-    @property
     def _size(self) -> int:
         return math.prod(self.image_size) * 3
 
 
-def pixels_of(handed: Tensor | StoredPictures) -> Tensor:
-    """Return a loader's item as pictures, uint8 [N, H, W, 3].
-
-    Raises:
-        IntegrityError: The cache was cut short, or is gone.
-    """
-    return handed.tensor() if isinstance(handed, StoredPictures) else handed
+def pixels_of(item: Tensor | StoredPictures) -> Tensor:
+    """Return a loader's item as pictures, uint8 [N, H, W, 3]; raises as `StoredPictures.tensor`."""
+    return item.tensor() if isinstance(item, StoredPictures) else item
 
 
 def cached_pictures(
@@ -220,18 +186,12 @@ def cached_pictures(
 ) -> list[CachedPictures]:
     """Return the pictures of some splits out of a cache, which is built, or completed, first.
 
-    Several processes may call it at once: one builds, the others wait for it.
-
-    Args:
-        folder: Of the cache; may be new.
-        root: Folder of the data set: the list of a cache does not depend on where it lies.
-        splits: The files of each.
-        image_size: (height_px, width_px) that they are resized to.
-        progress: Called while it is built.
+    Several processes may call it at once: one builds, the others wait for it. Files are listed
+    relative to the data set's ``root``, so that both may be moved.
 
     Raises:
-        InputError: The folder holds a cache of other pictures, or something else; a picture cannot
-            be decoded; the folder cannot be written to.
+        InputError: The folder holds something else, or cannot be written to; or a picture is
+            broken.
         IntegrityError: The cache was cut short.
     """
     row_of = {file: row for row, file in enumerate(dict.fromkeys(f for s in splits for f in s))}
@@ -294,24 +254,24 @@ class _Builder:
         if not len(missing):
             return
         done = len(self._files) - len(missing)
-        step = max(1, _PUT_ON_DISK_BYTES // self._picture_bytes)
+        step = max(1, _SYNC_BYTES // self._picture_bytes)
         with (
-            closing(_Opened(self._folder / PIXELS)) as pixels,
-            closing(_Opened(self._folder / STAMPS)) as stamps,
+            FileIO(self._folder / PIXELS, "r+") as pixels,
+            FileIO(self._folder / STAMPS, "r+") as stamps,
             ThreadPoolExecutor(os.cpu_count()) as pool,
         ):
 
             def write(row: int) -> None:
-                pixels.write(self._pictures.read([row]), row * self._picture_bytes)
+                _write_at(pixels, self._pictures.read([row]), row * self._picture_bytes)
 
             for rows in np.split(missing, range(step, len(missing), step)):
                 for _ in pool.map(write, rows.tolist()):
                     done += 1
                     progress(done, len(self._files))
-                pixels.put_on_disk()
+                os.fsync(pixels)
                 for row in rows.tolist():
-                    stamps.write(current_G2[row], row * current_G2[row].nbytes)
-                stamps.put_on_disk()
+                    _write_at(stamps, current_G2[row], row * current_G2[row].nbytes)
+                os.fsync(stamps)
 
     def _begin(self) -> None:
         """Allocate all pictures first; write the list last."""
@@ -377,24 +337,12 @@ class _Builder:
                 )
 
 
-class _Opened:
-    """A file that threads write parts of."""
-
-    def __init__(self, path: Path) -> None:
-        self._handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
-
-    def write(self, array: NDArray[Any], place: int) -> None:
-        """Write all of an array; several threads may."""
-        rest = memoryview(array.tobytes())
-        while rest:
-            written = os.pwrite(self._handle, rest, place)
-            rest, place = rest[written:], place + written
-
-    def put_on_disk(self) -> None:
-        os.fsync(self._handle)
-
-    def close(self) -> None:
-        os.close(self._handle)
+def _write_at(file: FileIO, array: NDArray[Any], place: int) -> None:
+    """Write all of an array; several threads may."""
+    rest = memoryview(array.tobytes())
+    while rest:
+        written = os.pwrite(file.fileno(), rest, place)
+        rest, place = rest[written:], place + written
 
 
 def _stamp_of(file: Path) -> tuple[int, int]:
@@ -408,14 +356,10 @@ def _stamp_of(file: Path) -> tuple[int, int]:
 
 
 class PictureBatches(Dataset["Tensor | StoredPictures | UppersonError"]):
-    """Pictures in their own order, in batches; for a loader with ``batch_size=None``.
+    """Pictures in batches of given places; for a loader with ``batch_size=None``.
 
     An error is the item, for the main process to raise: torch would wrap a raised one in a worker's
     traceback.
-
-    Args:
-        pictures: What is read.
-        places: Which of them each batch has.
     """
 
     def __init__(self, pictures: Pictures, places: Sequence[Sequence[int]]) -> None:

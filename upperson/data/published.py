@@ -88,10 +88,6 @@ class PersonSet:
 
         Each entry of the file is one record, as in the official code: an image that is listed
         twice is twice in the gallery.
-
-        Raises:
-            InputError: There is no annotation file, only one without splits, or two that differ;
-                or it is no list.
         """
         folder = _find_folder(root, self.folder, self.files, self._explain_unsplit)
         found = [path for file in self.files if (path := folder / file).is_file()]
@@ -115,7 +111,7 @@ class PersonSet:
         )
 
     def _explain_unsplit(self, folder: Path) -> str | None:
-        """Say what is missing where only the authors' file is in a folder."""
+        """Describe what is missing where only the authors' file is in a folder."""
         if self.unsplit_file is None or not (folder / self.unsplit_file).is_file():
             return None
         wanted, path = " or ".join(self.files), folder / self.unsplit_file
@@ -164,11 +160,7 @@ class SceneSet:
     """Published sizes; an id is an image."""
 
     def open(self, root: Path) -> AnnotatedSet:
-        """Find the set in ``root`` or in the folder of its name there.
-
-        Raises:
-            InputError: There is no annotation file.
-        """
+        """Find the set in ``root`` or in the folder of its name there."""
         names = {split: f"{self.prefix}_{split}.json" for split in SPLITS}
         folder = _find_folder(root, self.folder, list(names.values()))
         files = {split: folder / file for split, file in names.items() if (folder / file).is_file()}
@@ -187,17 +179,22 @@ class SceneSet:
             yield from parse_each(_entries(path), partial(_parse_scene, split, numbers))
 
 
+def _counts(
+    train: tuple[int, int, int],
+    test: tuple[int, int, int],
+    val: tuple[int, int, int] | None = None,
+) -> dict[Split, Counts]:
+    sizes: dict[Split, tuple[int, int, int] | None] = {"train": train, "val": val, "test": test}
+    return {split: Counts(*size) for split, size in sizes.items() if size is not None}
+
+
 PUBLISHED_SETS: dict[str, PersonSet | SceneSet] = {
     # Test captions are what is left of the 80440 in all.
     "cuhk-pedes": PersonSet(
         folder="CUHK-PEDES",
         files=("reid_raw.json",),
         unsplit_file="caption_all.json",
-        counts={
-            "train": Counts(11003, 34054, 68126),
-            "val": Counts(1000, 3078, 6158),
-            "test": Counts(1000, 3074, 6156),
-        },
+        counts=_counts((11003, 34054, 68126), test=(1000, 3074, 6156), val=(1000, 3078, 6158)),
     ),
     # 54522 images of 4102 people, one caption each, no val split. The pictures are those of MSMT17,
     # which counts people from 0 in train and again in test. An equal number is no proof of an equal
@@ -206,40 +203,25 @@ PUBLISHED_SETS: dict[str, PersonSet | SceneSet] = {
         folder="ICFG-PEDES",
         files=("ICFG-PEDES.json", "ICFG_PEDES.json"),
         id_in_two_splits="note",
-        counts={
-            "train": Counts(3102, 34674, 34674),
-            "test": Counts(1000, 19848, 19848),
-        },
+        counts=_counts((3102, 34674, 34674), test=(1000, 19848, 19848)),
     ),
     # 20505 images of 4101 people, five images each with two captions each.
     "rstpreid": PersonSet(
         folder="RSTPReid",
         files=("data_captions.json",),
         image_key="img_path",
-        counts={
-            "train": Counts(3701, 18505, 37010),
-            "val": Counts(200, 1000, 2000),
-            "test": Counts(200, 1000, 2000),
-        },
+        counts=_counts((3701, 18505, 37010), test=(200, 1000, 2000), val=(200, 1000, 2000)),
         outdated={"train": 3901, "val": 100, "test": 100},
     ),
     "flickr30k": SceneSet(
         folder="flickr30k",
         prefix="flickr30k",
-        counts={
-            "train": Counts(29000, 29000, 145000),
-            "val": Counts(1014, 1014, 5070),
-            "test": Counts(1000, 1000, 5000),
-        },
+        counts=_counts((29000, 29000, 145000), test=(1000, 1000, 5000), val=(1014, 1014, 5070)),
     ),
     "mscoco": SceneSet(
         folder="MSCOCO",
         prefix="coco",
-        counts={
-            "train": Counts(113287, 113287, 566747),
-            "val": Counts(5000, 5000, 25010),
-            "test": Counts(5000, 5000, 25010),
-        },
+        counts=_counts((113287, 113287, 566747), test=(5000, 5000, 25010), val=(5000, 5000, 25010)),
     ),
 }
 
@@ -283,13 +265,14 @@ def _find_folder(
 
     Where none does, ``explain`` may know why of a folder.
     """
-    for folder in (root, root / name):
+    folders = (root, root / name)
+    for folder in folders:
         if any((folder / file).is_file() for file in files):
             return folder
-    for folder in (root, root / name):
+    for folder in folders:
         if text := explain(folder):
             raise InputError(text, code="splits_missing", path=folder)
-    others = sorted(path.name for folder in (root, root / name) for path in folder.glob("*.json"))
+    others = sorted(path.name for folder in folders for path in folder.glob("*.json"))
     found = f"only {cut(', '.join(others))}" if others else "none"
     raise InputError(
         f"expected {' or '.join(files)} in {root} or {root / name}, found {found}: pass --root "

@@ -152,47 +152,35 @@ class _EarlierEntries:
         where, image, texts = entry.where, entry.image, _texts(entry)
         name = shortened(image)
         if not texts:
-            yield Problem(
-                "no_caption",
-                "error",
-                f"{where}: the caption is empty: write one or delete the record",
-                where,
-            )
+            text = f"{where}: the caption is empty: write one or delete the record"
+            yield Problem("no_caption", "error", text, where)
             return
         if len(texts) < len(entry.captions):
             yield Problem("empty_caption", "warning", f"{where}: a caption of '{name}' is empty")
         first = self._first.setdefault(image, entry)
+        conflict = ""
         if _facts(first) != _facts(entry):
-            yield Problem(
-                "conflicting_image",
-                "error",
-                f"{where}: image '{name}' had (split, pid, camera) {_facts(first)} before and has "
-                f"{_facts(entry)} here: one image is one person in one split",
-                where,
+            conflict = (
+                f"had (split, pid, camera) {_facts(first)} before and has {_facts(entry)} here: "
+                "one image is one person in one split"
             )
-            return
-        if first.attributes != entry.attributes:
-            yield Problem(
-                "conflicting_image",
-                "error",
-                f"{where}: image '{name}' had other attributes in {first.where}: all lines of one "
-                "image have the same",
-                where,
+        elif first.attributes != entry.attributes:
+            conflict = (
+                f"had other attributes in {first.where}: all lines of one image have the same"
             )
+        if conflict:
+            text = f"{where}: image '{name}' {conflict}"
+            yield Problem("conflicting_image", "error", text, where)
             return
         yield from self._compare_identity(entry)
         known = self._texts.setdefault(image, set())
-        if self._annotated.several_entries_per_image:
-            if not known.isdisjoint(texts):
-                yield Problem(
-                    "duplicate_record", "warning", f"{where}: '{name}' had this caption before"
-                )
-        elif known:
-            yield Problem(
-                "duplicate_record",
-                "warning",
-                f"{where}: image '{name}' is also in {first.where}",
-            )
+        duplicate = ""
+        if not self._annotated.several_entries_per_image:
+            duplicate = f"image '{name}' is also in {first.where}" if known else ""
+        elif not known.isdisjoint(texts):
+            duplicate = f"'{name}' had this caption before"
+        if duplicate:
+            yield Problem("duplicate_record", "warning", f"{where}: {duplicate}")
         known.update(texts)
 
     def _compare_identity(self, entry: Annotation) -> Iterator[Problem]:

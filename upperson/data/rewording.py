@@ -1,4 +1,4 @@
-"""Reworded captions for training, shorter or wrong, and whom else a caption describes.
+"""Reworded captions for training, shorter or wrong, and which other people a caption describes.
 
 Both come from the phrases that `upperson_rt.phrases` parses; a caption without one stays as it is.
 """
@@ -84,15 +84,17 @@ Rewording = Literal["shorten_captions", "wrong_captions"]
 def require_phrases(captions: Sequence[str], option: Rewording) -> str:
     """Refuse an option that rewords captions where it could reword none of them.
 
-    Returns:
-        A line about the captions that stay as they are, if those are more than half; else nothing.
-
-    Raises:
-        InputError: Of a thousand of them none can be reworded.
+    Returns a line about the captions that stay as they are, if those are more than half.
     """
     sample = captions[:: max(1, len(captions) // _SAMPLE)]
-    usable = sum(map(_CAN_BE_REWORDED[option], sample))
-    needed = _NEEDED[option]
+    if option == "shorten_captions":
+        needed = "in which the grammar reads a thing, such as 'red coat'"
+        usable = sum(
+            any(phrase.kind != "person" for phrase in _understood(caption)) for caption in sample
+        )
+    else:
+        needed = "of which the grammar can say something wrong, such as 'woman in red coat'"
+        usable = sum(wrong(caption, np.random.default_rng(0)) != caption for caption in sample)
     if not usable:
         raise InputError(
             f"{option} needs captions {needed}; of {len(sample)} captions it finds none: they must "
@@ -111,24 +113,6 @@ def require_phrases(captions: Sequence[str], option: Rewording) -> str:
 
 def _understood(caption: str) -> list[Phrase]:
     return [phrase for phrase in parse(caption).understood if phrase.kind != "action"]
-
-
-def _says_a_thing(caption: str) -> bool:
-    return any(phrase.kind != "person" for phrase in _understood(caption))
-
-
-def _can_be_wrong(caption: str) -> bool:
-    return wrong(caption, np.random.default_rng(0)) != caption
-
-
-_CAN_BE_REWORDED: dict[Rewording, Callable[[str], bool]] = {
-    "shorten_captions": _says_a_thing,
-    "wrong_captions": _can_be_wrong,
-}
-_NEEDED: dict[Rewording, str] = {
-    "shorten_captions": "in which the grammar reads a thing, such as 'red coat'",
-    "wrong_captions": "of which the grammar can say something wrong, such as 'woman in red coat'",
-}
 
 
 def _recolour(caption: str, things: Sequence[Phrase], rng: np.random.Generator) -> list[_Edit]:
@@ -208,13 +192,10 @@ def _regender(caption: str, things: Sequence[Phrase], rng: np.random.Generator) 
     if not people or any(found[0].lower() not in _OTHER_PERSON for found in people):
         return []
     return [
-        (*found.span(), _like(found[0], _OTHER_PERSON[found[0].lower()]))
+        (*found.span(), other.capitalize() if found[0][0].isupper() else other)
         for found in [*people, *_PRONOUNS.finditer(caption)]
+        for other in [_OTHER_PERSON[found[0].lower()]]
     ]
-
-
-def _like(word: str, other: str) -> str:
-    return other.capitalize() if word[0].isupper() else other
 
 
 _Way = Callable[[str, Sequence[Phrase], np.random.Generator], list[_Edit]]
@@ -236,7 +217,7 @@ def _apply(caption: str, edits: Sequence[_Edit]) -> str:
     return caption
 
 
-# --- Whom a caption describes, by the attributes that captions mention
+# --- Which people a caption describes, by the attributes that captions mention
 #
 # *Red coat* describes every person in a red coat. Without this, all of them but the caption's own
 # person would count as wrong in a batch.
@@ -252,18 +233,15 @@ class CaptionAttributes:
 
     A caption describes a person whose own captions mention everything it mentions. A caption with
     any other attribute, or one that the grammar does not understand, describes only its own person.
-
-    Args:
-        captions: Of the training split.
-        labels_P: Identity of each, from 0.
+    ``labels_P`` are the identities of the captions, from 0.
     """
 
     def __init__(self, captions: Sequence[str], labels_P: npt.NDArray[np.int64]) -> None:
         facts = [[*_facts(parse(caption).phrases)] for caption in captions]
-        first_said_of: dict[Fact, int] = {}
+        first_label: dict[Fact, int] = {}
         shared: set[Fact] = set()
         for label, each in zip(labels_P.tolist(), facts, strict=True):
-            shared.update(fact for fact in each if first_said_of.setdefault(fact, label) != label)
+            shared.update(fact for fact in each if first_label.setdefault(fact, label) != label)
         self._column = {fact: number for number, fact in enumerate(sorted(shared))}
         known_IK = np.zeros((int(labels_P.max(initial=-1)) + 1, self.width), dtype=bool)
         for label, each in zip(labels_P, facts, strict=True):
@@ -295,7 +273,7 @@ class CaptionAttributes:
 def _facts(phrases: Iterable[Phrase]) -> Iterator[Fact]:
     for phrase in phrases:
         if phrase.kind in {"action", "other"} or phrase.noun == "person":
-            continue  # Actions pass, and everybody is a person.
+            continue  # Actions pass, and each of them is a person.
         # A hair style has no name of its own: it counts as written.
         name = phrase.text.lower() if phrase.kind == "hair" else phrase.noun
         thing = (phrase.kind, name, "excluded" if phrase.negated else "")

@@ -66,8 +66,8 @@ def draw_augmentation(uniform_NK: NDArray[np.float64], height_px: int, width_px:
 
     Args:
         uniform_NK: `AUGMENTATION_UNIFORMS` numbers of [0, 1) for each picture.
-        height_px: Height of the pictures.
-        width_px: Width of the pictures.
+        height_px: Of the pictures.
+        width_px: Of the pictures.
 
     Returns:
         int32 [N, 7]: whether it is flipped, top and left of the crop in the padded picture, and
@@ -164,7 +164,7 @@ def mask_caption(ids_L: NDArray[np.int32], rng: np.random.Generator) -> NDArray[
         rng: Source of randomness.
     """
     mask_id = int(ids_L[-1]) - 2
-    # A word that is the mask token itself stays: it says nothing that could be hidden.
+    # A word that is the mask token itself stays.
     words_W = np.flatnonzero((ids_L > 0) & (ids_L < mask_id))
     if not len(words_W):
         return ids_L

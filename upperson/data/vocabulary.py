@@ -80,10 +80,6 @@ def gemma_tokenizer_json(path: Path, vocab_size: int, clean: str) -> str:
         path: The published file.
         vocab_size: Rows of the tower's embedding.
         clean: ``canonicalize`` (lower case, no ASCII punctuation), ``lower`` or ``whitespace``.
-
-    Raises:
-        UsageError: Another way of cleaning.
-        InputError: Not a tokenizer of that kind, or of another size.
     """
     if clean not in CLEANED:
         raise UsageError(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from upperson_rt.errors import UsageError
 
 _UNKNOWN_STEM = "its image tower makes patches in an unknown way"
+_CUSTOM_BLOCKS = "its blocks use custom attention, layer scale or activation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,21 +86,17 @@ class TextArchitecture:
 def image_architecture(clip: Any) -> ImageArchitecture:
     """Describe the image tower of an open_clip model; its modules are shared, not copied.
 
-    Raises:
-        UsageError: Its forward pass differs from what can be described.
+    UsageError if its forward pass differs from what can be described.
     """
     visual: Any = getattr(clip, "visual", None)
     if hasattr(visual, "trunk"):
         return _of_timm(visual)
     if not hasattr(visual, "conv1"):
         raise _unsupported("not an open_clip CLIP with a ViT image tower")
-    found = []
     if getattr(visual, "pool_type", None) != "tok" or visual.attn_pool is not None:
-        found.append("its image tower does not pool the class token")
+        raise _unsupported("its image tower does not pool the class token")
     if visual.proj is None:
-        found.append("its image tower has no plain projection matrix")
-    if found:
-        raise _unsupported(*found)
+        raise _unsupported("its image tower has no plain projection matrix")
     return ImageArchitecture(
         stem=visual.conv1,
         patch_px=tuple(visual.conv1.kernel_size),
@@ -162,7 +159,7 @@ def _blocks(transformer: Any) -> list[FrozenBlock]:
             and isinstance(block.mlp.gelu, (nn.GELU, QuickGELU))
         )
         if not plain:
-            raise _unsupported("its blocks use custom attention, layer scale or activation")
+            raise _unsupported(_CUSTOM_BLOCKS)
         blocks.append(FrozenBlock(block.ln_1, block.attn, block.ln_2, block.mlp))
     return blocks
 
@@ -171,7 +168,7 @@ def _blocks(transformer: Any) -> list[FrozenBlock]:
 
 
 def _of_timm(visual: Any) -> ImageArchitecture:
-    """Describe a ViT of timm: with a class token, or with attention over all tokens as SigLIP."""
+    """Describe a ViT of timm: with a class token, or with SigLIP's attention over all tokens."""
     from timm.layers.attention_pool import AttentionPoolLatent
     from timm.models.vision_transformer import VisionTransformer
 
@@ -196,6 +193,9 @@ def _of_timm(visual: Any) -> ImageArchitecture:
         found.append(f"its image tower pools by '{trunk.global_pool}'")
     if found:
         raise _unsupported(*found)
+    positions_LD = trunk.pos_embed.detach()[0]
+    if has_class_token and trunk.no_embed_class:
+        positions_LD = torch.cat([torch.zeros_like(positions_LD[:1]), positions_LD])
     stem, patch_px = _stem_of_timm(trunk.patch_embed)
     head = trunk.head
     projected = isinstance(head, nn.Linear)
@@ -204,7 +204,7 @@ def _of_timm(visual: Any) -> ImageArchitecture:
         patch_px=patch_px,
         grid=tuple(trunk.patch_embed.grid_size),
         class_embedding=_frozen(trunk.cls_token.detach()[0, 0]) if has_class_token else None,
-        positions=_positions_of_timm(trunk),
+        positions=_frozen(positions_LD),
         ln_pre=trunk.norm_pre,
         blocks=[_block_of_timm(block) for block in trunk.blocks],
         ln_post=trunk.norm,
@@ -212,14 +212,6 @@ def _of_timm(visual: Any) -> ImageArchitecture:
         projection=_frozen(head.weight.detach().T) if projected else None,
         projection_bias=head.bias if projected else None,
     )
-
-
-def _positions_of_timm(trunk: Any) -> nn.Parameter:
-    positions_LD = trunk.pos_embed.detach()[0]
-    if trunk.cls_token is not None and trunk.no_embed_class:
-        nothing_1D = torch.zeros_like(positions_LD[:1])
-        return _frozen(torch.cat([nothing_1D, positions_LD]))
-    return _frozen(positions_LD)
 
 
 def _stem_of_timm(embed: Any) -> tuple[nn.Module, tuple[int, int]]:
@@ -287,22 +279,20 @@ def _block_of_timm(block: Any) -> FrozenBlock:
     """Give the parts of a timm block the names of open_clip's; parameters are shared."""
     from timm.models.vision_transformer import Block
 
-    plain = type(block) is Block and all(
-        isinstance(part, nn.Identity) for part in (block.ls1, block.ls2, *_norms_inside(block.attn))
-    )
-    if not plain or not _is_plain_mlp(block.mlp) or block.attn.qkv.bias is None:
-        raise _unsupported("its blocks use custom attention, layer scale or activation")
     source = block.attn
+    norm = getattr(source, "norm", nn.Identity())
+    plain = type(block) is Block and all(
+        isinstance(part, nn.Identity)
+        for part in (block.ls1, block.ls2, source.q_norm, source.k_norm, norm)
+    )
+    if not plain or not _is_plain_mlp(block.mlp) or source.qkv.bias is None:
+        raise _unsupported(_CUSTOM_BLOCKS)
     width = source.qkv.in_features
     attention = nn.MultiheadAttention(width, source.num_heads, batch_first=True, device="meta")
     attention.in_proj_weight, attention.in_proj_bias = source.qkv.weight, source.qkv.bias
     attention.out_proj.weight, attention.out_proj.bias = source.proj.weight, source.proj.bias
     mlp = nn.Sequential(OrderedDict(c_fc=block.mlp.fc1, gelu=block.mlp.act, c_proj=block.mlp.fc2))
     return FrozenBlock(block.norm1, attention, block.norm2, mlp)
-
-
-def _norms_inside(attention: Any) -> tuple[nn.Module, ...]:
-    return attention.q_norm, attention.k_norm, getattr(attention, "norm", nn.Identity())
 
 
 def _is_plain_pool(pool: Any) -> bool:

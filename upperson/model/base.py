@@ -6,6 +6,8 @@ Shapes of the base are never assumed; everything is read from the module open_cl
 import hashlib
 import json
 import os
+import re
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from math import prod
@@ -39,6 +41,8 @@ __all__ = ["SMALL", "Base", "build_clip", "load_base", "weights_sha256"]
 
 _POSITIONS = "visual.positional_embedding"
 _TEMPERATURE = ("logit_scale", "logit_bias")
+_TINY_CLIP = re.compile(r"^(_image_encoder\.|_text_encoder\.|_logit_scale\.)?(module\.)?")
+"""In front of the names in TinyCLIP's checkpoints, which keep each tower in a module of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +85,7 @@ def load_base(
     of all published weights of a name whose image tower is timm's. A configuration file says both.
 
     Args:
-        name: ``upperson-small``, a ViT CLIP of open_clip, for example ``ViT-B-16``, or a file; see
-            `upperson.model.configs`.
+        name: ``upperson-small``, a ViT CLIP of open_clip, or a file: see `upperson.model.configs`.
         pretrained: A tag of open_clip or a local file: OpenAI's TorchScript archive, a state dict
             of torch, or safetensors. None for ``upperson-small``, whose weights ship with the
             package.
@@ -93,10 +96,8 @@ def load_base(
             a base, such as what a run trains, depends on it.
 
     Raises:
-        UsageError: Unknown name or tag, a name without weights, or an architecture that does not
-            work.
-        InputError: A file is missing, damaged, cannot be fetched, or belongs to another
-            architecture.
+        UsageError: Unknown name or tag, or no weights for it.
+        InputError: A file is missing, damaged, or of another architecture.
     """
     config = base_config(name)
     if name == SMALL and pretrained is None:
@@ -133,26 +134,16 @@ def load_base(
         model["quick_gelu"] = facts["quick_gelu"]
     if image_size is not None and _has_grid_of_crops(state, model["vision_cfg"], image_size):
         model["vision_cfg"] = model["vision_cfg"] | {"image_size": list(image_size)}
-    with nullcontext() if draw else _Undrawn():
+    with nullcontext() if draw else _NoInitialisation():
         clip = _build(config)
     _fill(clip, state, path, config.name)
     statistics = pixel_statistics(facts) if facts or not config.statistics else config.statistics
-    return Base(
-        clip.eval(),
-        config.name,
-        _identity(clip, config, tokenizer_json),
-        statistics,
-        tokenizer_json,
-    )
+    identity = _identity(clip, config, tokenizer_json)
+    return Base(clip.eval(), config.name, identity, statistics, tokenizer_json)
 
 
 def build_clip(name: str) -> Any:
-    """Build a CLIP with random weights from a configuration.
-
-    Raises:
-        UsageError: Unknown, or an architecture that does not work.
-        InputError: A configuration file cannot be read.
-    """
+    """Build a CLIP with random weights; raises as `base_config` does."""
     return _build(base_config(name))
 
 
@@ -160,8 +151,8 @@ def _build(config: BaseConfig) -> Any:
     return (CustomTextCLIP if config.custom_text else CLIP)(**config.model)
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leaves weights of modules that are built without values: to draw them takes most of it."""
+class _NoInitialisation(TorchFunctionMode):
+    """Skips the initialisation of modules, which takes most of the time to build them."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -185,7 +176,6 @@ def _require_describable(config: BaseConfig) -> None:
 
 
 def _tokenizer_json(config: BaseConfig, beside: Path | None) -> str:
-    """Return the content of a bundle's ``tokenizer.json``."""
     if config.tokenizer is None:
         return clip_tokenizer_json()
     path = find_tokenizer(config.tokenizer, beside)
@@ -205,8 +195,13 @@ def _identity(clip: nn.Module, config: BaseConfig, tokenizer_json: str) -> str:
 
 def weights_sha256(module: nn.Module) -> str:
     """Hash a module's state by name, dtype, shape and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    return tensors_sha256(module.state_dict())
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor], start: bytes = b"") -> str:
+    """Hash some bytes, then tensors by name, dtype, shape and bytes."""
+    digest = hashlib.sha256(start)
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().numpy().data)
     return digest.hexdigest()
@@ -229,7 +224,8 @@ def _has_grid_of_crops(
 def _fill(clip: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
     """Copy weights of a file into a CLIP of float32, whatever floats they are."""
     expected = clip.state_dict()
-    state = convert_state_dict(clip, _with_usual_names(state))
+    state = {_TINY_CLIP.sub("", name): tensor for name, tensor in state.items()}
+    state = convert_state_dict(clip, state)
     # UP-Person has a fixed temperature: files without these numbers, or with them as [1], are
     # complete. Batch norms are constants, whatever they have counted.
     for key in _TEMPERATURE:
@@ -255,17 +251,3 @@ def _fill(clip: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> N
         for key, value in expected.items():
             require_finite(f"{path}: {key}", state[key])
             value.copy_(state[key])
-
-
-def _with_usual_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Undo the names of TinyCLIP's checkpoints, which keep each tower in a module of its own."""
-    prefixes = ("_image_encoder.", "_text_encoder.", "_logit_scale.")
-    return {
-        _without(name, prefixes).removeprefix("module."): tensor for name, tensor in state.items()
-    }
-
-
-def _without(name: str, prefixes: tuple[str, ...]) -> str:
-    for prefix in prefixes:
-        name = name.removeprefix(prefix)
-    return name

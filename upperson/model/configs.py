@@ -33,7 +33,7 @@ CLIP_VOCABULARY = 49408
 _GEMMA_VOCABULARY = 256000
 
 _SIZES = {"context_length", "vocab_size", "width", "layers", "heads"}
-_PLAIN = {
+_PLAIN_ENTRIES = {
     "": {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"},
     "vision_cfg": {
         "image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "patch_dropout"
@@ -45,7 +45,7 @@ _PLAIN = {
 Other towers, tokenizers, poolings, masks and layer scales are all other entries.
 """
 
-_OVER_TIMM = {
+_TIMM_ENTRIES = {
     "": {"embed_dim", "custom_text", "init_logit_bias", "vision_cfg", "text_cfg"},
     "vision_cfg": {
         "image_size", "timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj",
@@ -58,7 +58,15 @@ _OVER_TIMM = {
 }  # fmt: skip
 """The same where the image tower is timm's."""
 
-_OF_PREPROCESSING = {"mean", "std", "size", "mode", "interpolation", "resize_mode", "fill_color"}
+_PREPROCESSING_ENTRIES = {
+    "mean",
+    "std",
+    "size",
+    "mode",
+    "interpolation",
+    "resize_mode",
+    "fill_color",
+}
 
 _TIMM_MODULES = ("timm.models.vision_transformer", "timm.models.vision_transformer_hybrid")
 """Where timm defines plain ViTs; `upperson.model.architecture` looks at what it builds."""
@@ -71,7 +79,7 @@ class BaseConfig:
     """What a base is built of."""
 
     name: str
-    """For people."""
+    """For display."""
 
     model: dict[str, Any]
     """Arguments of open_clip's ``CLIP``, or of ``CustomTextCLIP``."""
@@ -106,10 +114,7 @@ class BaseConfig:
 
 
 def base_config(name: str) -> BaseConfig:
-    """Look a base up by its name, or read its file.
-
-    Args:
-        name: ``upperson-small``, a model of open_clip, or a path that ends in ``.json``.
+    """Look up ``upperson-small`` or a model of open_clip, or read a file that ends in ``.json``.
 
     Raises:
         UsageError: Unknown, or an architecture that does not work.
@@ -141,7 +146,7 @@ def base_config(name: str) -> BaseConfig:
 
 def is_known_to_work(name: str) -> bool:
     """Return whether a model of open_clip works as a base."""
-    return not _what_is_odd(open_clip.get_model_config(name))
+    return not _unsupported_entries(open_clip.get_model_config(name))
 
 
 def _config(
@@ -153,13 +158,13 @@ def _config(
 
 
 def _require_supported(model: Mapping[str, Any], name: str, *, published: bool) -> None:
-    if odd := _what_is_odd(model, published=published):
+    if reasons := ", ".join(_unsupported_entries(model, published=published)):
         raise UsageError(
-            f"base '{name}' is not a ViT CLIP with plain blocks ({', '.join(odd)} in its "
-            "configuration): choose one such as ViT-B-16",
+            f"base '{name}' is not a ViT CLIP with plain blocks ({reasons} in its configuration): "
+            "choose one such as ViT-B-16",
             code="base_unsupported",
             base=name,
-            reasons=", ".join(odd),
+            reasons=reasons,
         )
 
 
@@ -167,34 +172,34 @@ def _is_over_timm(model: Mapping[str, Any]) -> bool:
     return "timm_model_name" in model["vision_cfg"]
 
 
-def _what_is_odd(model: Mapping[str, Any], *, published: bool = True) -> list[str]:
-    """Name what is in a configuration that makes it another architecture.
+def _unsupported_entries(model: Mapping[str, Any], *, published: bool = True) -> list[str]:
+    """Name what makes a configuration another architecture.
 
     Of what open_clip publishes it is known which vocabulary is no byte-pair one.
     """
     over_timm = _is_over_timm(model)
-    odd = {
+    found = {
         entry
-        for part, known in (_OVER_TIMM if over_timm else _PLAIN).items()
+        for part, known in (_TIMM_ENTRIES if over_timm else _PLAIN_ENTRIES).items()
         for entry in (model[part] if part else model).keys() - known
     }
     vision, text = model["vision_cfg"], model["text_cfg"]
     if isinstance(vision.get("layers"), list):
-        odd.add("a ResNet's layers")
-    if over_timm and not odd:
+        found.add("a ResNet's layers")
+    if over_timm and not found:
         trunk = vision["timm_model_name"]
         known_trunk = timm.is_model(trunk)
         if not known_trunk or timm.model_entrypoint(trunk).__module__ not in _TIMM_MODULES:
-            odd.add(f"timm_model_name {trunk}")
+            found.add(f"timm_model_name {trunk}")
         if vision.get("timm_pool") not in ("map", "token"):
-            odd.add(f"timm_pool '{vision.get('timm_pool')}'")
+            found.add(f"timm_pool '{vision.get('timm_pool')}'")
         if vision.get("timm_proj") not in (None, "none"):
-            odd.add(f"timm_proj '{vision['timm_proj']}'")
+            found.add(f"timm_proj '{vision['timm_proj']}'")
         if published and "hf_tokenizer_name" in text and text["vocab_size"] < _GEMMA_VOCABULARY:
-            odd.add(f"the vocabulary of {text['hf_tokenizer_name']}, a Unigram")
+            found.add(f"the vocabulary of {text['hf_tokenizer_name']}, a Unigram")
     if "hf_tokenizer_name" not in text and text.get("vocab_size", 0) != CLIP_VOCABULARY:
-        odd.add(f"vocab_size {text.get('vocab_size')} where CLIP's is {CLIP_VOCABULARY}")
-    return sorted(odd)
+        found.add(f"vocab_size {text.get('vocab_size')} where CLIP's is {CLIP_VOCABULARY}")
+    return sorted(found)
 
 
 def _statistics_of_tags(name: str) -> PixelStatistics | None:
@@ -281,8 +286,8 @@ def _require_sizes(path: Path, parts: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _read_statistics(path: Path, found: object) -> PixelStatistics:
     content = _object(path, "preprocess_cfg", found)
-    if odd := sorted(content.keys() - _OF_PREPROCESSING):
-        raise _wrong(path, "preprocess_cfg", f"unknown key {safe_repr(odd[0])}")
+    if unknown := sorted(content.keys() - _PREPROCESSING_ENTRIES):
+        raise _wrong(path, "preprocess_cfg", f"unknown key {safe_repr(unknown[0])}")
     values = []
     for entry in ("mean", "std"):
         value: Any = content.get(entry)

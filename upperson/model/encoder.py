@@ -20,20 +20,12 @@ from upperson.model.architecture import (
     image_architecture,
     text_architecture,
 )
-from upperson.model.block import TRAINED_PARTS, Block
-from upperson.model.parts import LAdapter, LowRank, UPPersonConfig
+from upperson.model.parts import TRAINED_PARTS, Block, LAdapter, LowRank, UPPersonConfig
 from upperson_rt.errors import UsageError
 
 
 class ImageEncoder(nn.Module):
-    """The image tower: patches of a crop to one feature.
-
-    Args:
-        base: The frozen tower.
-        config: Sizes of the trained parts.
-        height_px: Image height; the positional grid is interpolated to it.
-        width_px: Image width.
-    """
+    """The image tower: patches of a crop to one feature. Positions are interpolated to its size."""
 
     def __init__(
         self, base: ImageArchitecture, config: UPPersonConfig, height_px: int, width_px: int
@@ -115,11 +107,7 @@ class UPPerson(nn.Module):
         clip: A CLIP of open_clip with ViT towers; see `upperson.model.architecture`.
         config: Sizes of the trained parts.
         image_size: (height_px, width_px) of the person crops.
-        statistics: Mean and standard deviation per RGB channel, of pixels in 0..1, that images are
-            normalised with; the base's own.
-
-    Raises:
-        UsageError: The base is of another architecture, or the size does not fit its patches.
+        statistics: The base's own, which images are normalised with.
     """
 
     def __init__(
@@ -229,13 +217,6 @@ def run_blocks(
 
     The last block computes nothing else for the other tokens than their keys and values. Without a
     pooled token it computes and returns all of them, [N, L, D].
-
-    Args:
-        blocks: Blocks, at least one.
-        x_NLD: Residual stream before the first.
-        mask: Of :meth:`Block.forward`.
-        pooled_N: Index of each sample's pooled token, or None.
-        checkpoint_activations: In training, keep only the input of each block.
     """
     for block in blocks:
         only_N = pooled_N if block is blocks[-1] else None

@@ -1,12 +1,20 @@
-"""The three trained parts of a block (arXiv 2504.10084), and how large and where they are.
+"""UP-Person's block: a frozen CLIP block and its three trained parts (arXiv 2504.10084).
 
     S-Prefix    P rows before keys and values:  [ck*TK ; k]  and  [S*cv*TV ; v]      eq. 15-16
     LoRA        dW = c * B A  beside the key and the value projection, each          eq. 9
     L-Adapter   A(x) = s * (W_up relu(W_down x + b_down) + b_up)  beside a LayerNorm  eq. 17
 
-Fresh LoRA and L-Adapters add nothing: B and W_up, b_up start at zero.
+    u = LN1(x) + A_attn(x)
+    q = u Wq;  k = u (Wk + dWk);  v = u (Wv + dWv)
+    x = x + softmax(q [K_prefix ; k]^T / sqrt(head)) [V_prefix ; v] Wo
+    x = x + MLP(LN2(x) + A_mlp(x))
 
-Shapes: M rows (tokens of all samples), D width, P prefix length, R rank or width of a bottleneck.
+Fresh LoRA and L-Adapters add nothing: B and W_up, b_up start at zero. The prefix rows come first,
+so that the causal mask of the text tower is the ordinary one, aligned to the last key, over P + L
+keys. (Their place does not change the result, only the mask.)
+
+Shapes: N batch, L tokens, M rows (N * L), D width, H heads, P prefix length, R rank or width of a
+bottleneck.
 """
 
 import math
@@ -16,8 +24,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
+from upperson.model.architecture import FrozenBlock
 from upperson_rt.errors import UsageError
 from upperson_rt.printable import safe_repr
 
@@ -60,27 +70,12 @@ class UPPersonConfig:
         for size, place in _PLACES.items():
             value = getattr(self, size)
             if value < 0:
-                raise UsageError(
-                    f"{size} must be 0 (part left out) or more, found {value}",
-                    code="size_out_of_range",
-                    setting=size,
-                    found=value,
-                )
+                raise _out_of_range(size, value, "0 (part left out) or more")
             if size != "adapter_reduction" and value > MOST_ROWS:
-                raise UsageError(
-                    f"{size} must be at most {MOST_ROWS}, found {value}",
-                    code="size_out_of_range",
-                    setting=size,
-                    found=value,
-                )
+                raise _out_of_range(size, value, f"at most {MOST_ROWS}")
             _block_range(getattr(self, place), place)
         if not math.isfinite(self.prefix_scale):
-            raise UsageError(
-                f"prefix_scale must be a finite number, found {self.prefix_scale}",
-                code="size_out_of_range",
-                setting="prefix_scale",
-                found=self.prefix_scale,
-            )
+            raise _out_of_range("prefix_scale", self.prefix_scale, "a finite number")
 
     @property
     def is_plain(self) -> bool:
@@ -88,15 +83,7 @@ class UPPersonConfig:
         return not any(getattr(self, size) for size in _PLACES)
 
     def at(self, number: int, blocks: int) -> "UPPersonConfig":
-        """Return the sizes in one block: 0 for every part that does not reach it.
-
-        Args:
-            number: The block, from 1 at the input.
-            blocks: Blocks of its tower.
-
-        Raises:
-            UsageError: A part is to sit in blocks that the tower does not have.
-        """
+        """Return the sizes in a block of a tower, counted from 1: 0 for parts not in it."""
         sizes: dict[str, Any] = {}
         for size, place in _PLACES.items():
             first, last = _block_range(getattr(self, place), place) or (1, blocks)
@@ -110,6 +97,15 @@ class UPPersonConfig:
                 )
             sizes[size] = getattr(self, size) if first <= number <= last else 0
         return replace(self, **sizes)
+
+
+def _out_of_range(setting: str, found: float, expected: str) -> UsageError:
+    return UsageError(
+        f"{setting} must be {expected}, found {found}",
+        code="size_out_of_range",
+        setting=setting,
+        found=found,
+    )
 
 
 def _block_range(text: str, name: str) -> tuple[int, int] | None:
@@ -142,12 +138,7 @@ class SPrefix(nn.Module):
 
     which is ordinary attention with P more rows and runs on a fused kernel. The factors stay
     separate parameters: training the product instead would change the gradient that S exists to
-    amplify.
-
-    Args:
-        width: Width D of the transformer; heads split the rows as they split keys and values.
-        length: Number P of prefix rows, at least 1.
-        scale: Initial value of S.
+    amplify. Heads split the rows as they split keys and values.
     """
 
     def __init__(self, width: int, length: int, scale: float) -> None:
@@ -202,11 +193,9 @@ class KVLora(nn.Module):
 
 
 class LAdapter(nn.Module):
-    """A bottleneck beside a LayerNorm, fed with the raw residual stream (eq. 17).
+    """A bottleneck of ``width // reduction`` beside a LayerNorm, fed with the raw residual stream.
 
-    Args:
-        width: Width D of the residual stream.
-        reduction: The bottleneck is ``width // reduction`` wide.
+    See eq. 17.
     """
 
     def __init__(self, width: int, reduction: int) -> None:
@@ -236,3 +225,135 @@ def _add_product(to_MD: Tensor, x_MR: Tensor, weight_DR: Tensor) -> Tensor:
     if torch.is_autocast_enabled(to_MD.device.type):
         return to_MD + F.linear(x_MR, weight_DR)
     return to_MD.addmm_(x_MR, weight_DR.T)
+
+
+TRAINED_PARTS = {
+    "prefix": "S-Prefix",
+    "lora": "LoRA",
+    "adapter_attn": "L-Adapter",
+    "adapter_mlp": "L-Adapter",
+}
+"""Attributes of a block that hold trained tensors, to the part each is; all else is frozen."""
+
+QUICK_GELU_SLOPE = 1.702
+
+
+class Block(nn.Module):
+    """A block of the base, whose modules are shared, with S-Prefix, K/V LoRA and two L-Adapters."""
+
+    ln_1: nn.Module
+    attn: nn.MultiheadAttention
+    ln_2: nn.Module
+    mlp: nn.Module
+
+    def __init__(self, base: FrozenBlock, config: UPPersonConfig) -> None:
+        super().__init__()
+        self.ln_1 = base.ln_1
+        self.attn = base.attn
+        self.ln_2 = base.ln_2
+        self.mlp = base.mlp
+        self.heads: int = base.attn.num_heads
+        width: int = base.attn.embed_dim
+        if config.adapter_reduction > width:
+            raise UsageError(
+                f"adapter_reduction {config.adapter_reduction} leaves no bottleneck in a tower of "
+                f"width {width}: choose at most {width}"
+            )
+        self.prefix = (
+            SPrefix(width, config.prefix_length, config.prefix_scale)
+            if config.prefix_length
+            else None
+        )
+        self.lora = KVLora(width, config.lora_rank) if config.lora_rank else None
+        self.adapter_attn: LAdapter | None = None
+        self.adapter_mlp: LAdapter | None = None
+        if config.adapter_reduction:
+            self.adapter_attn = LAdapter(width, config.adapter_reduction)
+            self.adapter_mlp = LAdapter(width, config.adapter_reduction)
+
+    def forward(
+        self, x_NLD: Tensor, mask: Tensor | None = None, only_N: Tensor | None = None
+    ) -> Tensor:
+        """Run the block.
+
+        Args:
+            x_NLD: Residual stream [N, L, D].
+            mask: None, or bool [L, P + L], True where a query may look at a key. A block without
+                prefix leaves out its first P columns.
+            only_N: None, or the index of the one token of each sample whose output is wanted. All
+                tokens are its keys and values; queries and MLP are computed for it alone.
+
+        Returns:
+            The residual stream [N, L, D] after the block, or [N, 1, D].
+        """
+        u_NLD = _normed(x_NLD, self.ln_1, self.adapter_attn)
+        if mask is not None and self.prefix is None:
+            mask = mask[:, -x_NLD.shape[1] :]
+        x_NQD, u_NQD = x_NLD, u_NLD
+        if only_N is not None:
+            x_NQD, u_NQD = _pick(x_NLD, only_N), _pick(u_NLD, only_N)
+            mask = None if mask is None else mask[only_N][:, None, None]
+        x_NQD = x_NQD + self._attention(u_NQD, u_NLD, mask)
+        return x_NQD + frozen_mlp(self.mlp, _normed(x_NQD, self.ln_2, self.adapter_mlp))
+
+    def _attention(self, u_NQD: Tensor, u_NLD: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend from Q tokens to all; queries and keys are projected apart.
+
+        In one product [N, L, 3D] the queries would keep all of it alive for the backward pass, and
+        keys and values be parts of it that are copied.
+        """
+        weight_q, weight_k, weight_v = self.attn.in_proj_weight.chunk(3)
+        bias_q, bias_k, bias_v = self.attn.in_proj_bias.chunk(3)
+        q_NQD = F.linear(u_NQD, weight_q, bias_q)
+        u_MD = u_NLD.flatten(0, 1)
+        k_MD, v_MD = F.linear(u_MD, weight_k, bias_k), F.linear(u_MD, weight_v, bias_v)
+        if self.lora is not None:
+            k_MD, v_MD = self.lora(u_MD, k_MD, v_MD)
+        k_NLD, v_NLD = k_MD.view(u_NLD.shape), v_MD.view(u_NLD.shape)
+        if self.prefix is not None:
+            keys_PD, values_PD = self.prefix()
+            k_NLD = _prepend(keys_PD, k_NLD)
+            v_NLD = _prepend(values_PD, v_NLD)
+        out_NHQd = F.scaled_dot_product_attention(
+            self._split(q_NQD), self._split(k_NLD), self._split(v_NLD), attn_mask=mask
+        )
+        out: Tensor = self.attn.out_proj(out_NHQd.transpose(1, 2).flatten(2))
+        return out
+
+    def _split(self, x_NLD: Tensor) -> Tensor:
+        return torch.unflatten(x_NLD, -1, (self.heads, -1)).transpose(1, 2)
+
+
+def frozen_mlp(mlp: Any, u_NLD: Tensor) -> Tensor:
+    """Compute the MLP of an open_clip block (c_fc, gelu, c_proj) for u [N, L, D].
+
+    CLIP's QuickGELU is h * sigmoid(1.702 h) = silu(1.702 h) / 1.702. Both factors ride along in the
+    matrix products, and a fused silu stays, which keeps its input alone for the backward pass; as
+    written in open_clip it is three passes over [N, L, 4D] and keeps two such tensors.
+    """
+    if not isinstance(mlp.gelu, QuickGELU):
+        out: Tensor = mlp(u_NLD)
+        return out
+    slope = QUICK_GELU_SLOPE
+    rows = u_NLD.flatten(0, 1)
+    hidden = torch.addmm(mlp.c_fc.bias, rows, mlp.c_fc.weight.T, beta=slope, alpha=slope)
+    rows = torch.addmm(mlp.c_proj.bias, F.silu(hidden), mlp.c_proj.weight.T, alpha=1 / slope)
+    return rows.view(u_NLD.shape)
+
+
+def _normed(x_NLD: Tensor, norm: nn.Module, adapter: LAdapter | None) -> Tensor:
+    x_MD = x_NLD.flatten(0, 1)
+    normed_MD: Tensor = norm(x_MD)
+    if adapter is not None:
+        normed_MD = adapter(x_MD, normed_MD)
+    return normed_MD.view(x_NLD.shape)
+
+
+def _pick(x_NLD: Tensor, index_N: Tensor) -> Tensor:
+    """Return one token of each sample, [N, 1, D]."""
+    return x_NLD[torch.arange(x_NLD.shape[0], device=x_NLD.device), index_N][:, None]
+
+
+def _prepend(rows_PD: Tensor, x_NLD: Tensor) -> Tensor:
+    rows_NPD = rows_PD.to(x_NLD.dtype).expand(x_NLD.shape[0], -1, -1)
+    return torch.cat([rows_NPD, x_NLD], dim=1)

@@ -63,11 +63,7 @@ class StudentSize(NamedTuple):
 
 
 def read_size(text: str) -> StudentSize:
-    """Read ``BLOCKSxWIDTH``, such as 6x384, or with patches of so many pixels, 6x384@32x16.
-
-    Raises:
-        UsageError: It is neither.
-    """
+    """Read ``BLOCKSxWIDTH``, such as 6x384, or with patches of so many pixels, 6x384@32x16."""
     found = re.fullmatch(r"([1-9]\d{0,2})x([1-9]\d{0,4})(?:@([1-9]\d{0,3})x([1-9]\d{0,3}))?", text)
     if found is None:
         raise UsageError(
@@ -81,16 +77,11 @@ def read_size(text: str) -> StudentSize:
 
 
 def require_smaller(student: StudentSize, teacher: StudentSize) -> None:
-    """Raise UsageError unless a student has less work to do, and more of nothing.
-
-    Both have a size of patches.
-    """
+    """Raise UsageError unless a student has less work to do, and more of nothing."""
     assert student.patch_px is not None
     assert teacher.patch_px is not None
     more = student.blocks > teacher.blocks or student.width > teacher.width
-    finer = any(
-        mine < theirs for mine, theirs in zip(student.patch_px, teacher.patch_px, strict=True)
-    )
+    finer = any(own < other for own, other in zip(student.patch_px, teacher.patch_px, strict=True))
     if student == teacher or more or finer:
         raise UsageError(
             f"a student must be smaller than its teacher, {teacher}: no more blocks, no "
@@ -118,16 +109,10 @@ class Patches(nn.Conv2d):
 def build_student(
     tower: ImageEncoder, size: StudentSize, image_size: tuple[int, int]
 ) -> ImageEncoder:
-    """Build a student with random weights.
+    """Build a student of a base's or a teacher's tower, with random weights.
 
-    Args:
-        tower: Of the base or of a teacher, which the student is a smaller form of.
-        size: Its blocks, width d and patches.
-        image_size: (height_px, width_px).
-
-    Raises:
-        UsageError: It is not smaller than the tower, d is no multiple of the heads' size, a picture
-            is no multiple of its patches, or the tower is no plain ViT.
+    UsageError if it is not smaller than the tower, if its width, its patches or the size of the
+    pictures do not fit, or if the tower is no plain ViT.
     """
     first: Any = tower.blocks[0]
     teacher_width = first.attn.embed_dim
@@ -188,9 +173,7 @@ def start_from_teacher(student: Any, teacher: Any, image_size: tuple[int, int]) 
         written_D = written_D + block.attn.out_proj.weight.square().sum(1)
         written_D = written_D + block.mlp.c_proj.weight.square().sum(1)
     kept_d = _largest(written_D, width)
-    before, after = (
-        patch_grid(tower.stem.kernel_size, *image_size) for tower in (teacher, student)
-    )
+    before, after = (patch_grid(each.stem.kernel_size, *image_size) for each in (teacher, student))
     kernel_d3rc = teacher.stem.weight[kept_d]
     student.stem.weight.copy_(_mean_within(kernel_d3rc, student.stem.kernel_size))
     student.class_embedding.copy_(teacher.class_embedding[kept_d])
@@ -199,8 +182,8 @@ def start_from_teacher(student: Any, teacher: Any, image_size: tuple[int, int]) 
     student.proj.copy_(teacher.proj[kept_d])
     for name in ("ln_pre", "ln_post"):
         _copy_norm(getattr(student, name), getattr(teacher, name), kept_d)
-    for mine, theirs in zip(student.blocks, chosen, strict=True):
-        _copy_block(mine, theirs, kept_d)
+    for block, source in zip(student.blocks, chosen, strict=True):
+        _copy_block(block, source, kept_d)
 
 
 def _mean_within(kernel_d3rc: Tensor, patch_px: tuple[int, int]) -> Tensor:
@@ -224,35 +207,35 @@ def _coarser(positions_Ld: Tensor, before: tuple[int, int], after: tuple[int, in
     return torch.cat([positions_Ld[:1], rows_Ld])
 
 
-def _copy_block(mine: Any, theirs: Any, kept_d: Tensor) -> None:
-    out_DD = theirs.attn.out_proj.weight
-    strength_H = out_DD.square().sum(0).view(theirs.heads, -1).sum(1)
-    channels_HC = torch.arange(out_DD.shape[1]).view(theirs.heads, -1)
-    inner_d = channels_HC[_largest(strength_H, mine.heads)].flatten()
-    query_DD, key_DD, value_DD = theirs.attn.in_proj_weight.chunk(3)
-    if theirs.lora is not None:
-        key_DD = key_DD + _delta(theirs.lora.key)
-        value_DD = value_DD + _delta(theirs.lora.value)
+def _copy_block(student: Any, teacher: Any, kept_d: Tensor) -> None:
+    out_DD = teacher.attn.out_proj.weight
+    strength_H = out_DD.square().sum(0).view(teacher.heads, -1).sum(1)
+    channels_HC = torch.arange(out_DD.shape[1]).view(teacher.heads, -1)
+    inner_d = channels_HC[_largest(strength_H, student.heads)].flatten()
+    query_DD, key_DD, value_DD = teacher.attn.in_proj_weight.chunk(3)
+    if teacher.lora is not None:
+        key_DD = key_DD + _delta(teacher.lora.key)
+        value_DD = value_DD + _delta(teacher.lora.value)
     rows = [weight_DD[inner_d][:, kept_d] for weight_DD in (query_DD, key_DD, value_DD)]
-    mine.attn.in_proj_weight.copy_(torch.cat(rows))
-    biases = [bias_D[inner_d] for bias_D in theirs.attn.in_proj_bias.chunk(3)]
-    mine.attn.in_proj_bias.copy_(torch.cat(biases))
-    mine.attn.out_proj.weight.copy_(out_DD[kept_d][:, inner_d])
-    mine.attn.out_proj.bias.copy_(theirs.attn.out_proj.bias[kept_d])
-    first, second = theirs.mlp.c_fc, theirs.mlp.c_proj
+    student.attn.in_proj_weight.copy_(torch.cat(rows))
+    biases = [bias_D[inner_d] for bias_D in teacher.attn.in_proj_bias.chunk(3)]
+    student.attn.in_proj_bias.copy_(torch.cat(biases))
+    student.attn.out_proj.weight.copy_(out_DD[kept_d][:, inner_d])
+    student.attn.out_proj.bias.copy_(teacher.attn.out_proj.bias[kept_d])
+    first, second = teacher.mlp.c_fc, teacher.mlp.c_proj
     strength = first.weight.square().sum(1) * second.weight.square().sum(0)
-    hidden = _largest(strength, mine.mlp.c_fc.out_features)
-    mine.mlp.c_fc.weight.copy_(first.weight[hidden][:, kept_d])
-    mine.mlp.c_fc.bias.copy_(first.bias[hidden])
-    mine.mlp.c_proj.weight.copy_(second.weight[kept_d][:, hidden])
-    mine.mlp.c_proj.bias.copy_(second.bias[kept_d])
+    hidden = _largest(strength, student.mlp.c_fc.out_features)
+    student.mlp.c_fc.weight.copy_(first.weight[hidden][:, kept_d])
+    student.mlp.c_fc.bias.copy_(first.bias[hidden])
+    student.mlp.c_proj.weight.copy_(second.weight[kept_d][:, hidden])
+    student.mlp.c_proj.bias.copy_(second.bias[kept_d])
     for name in ("ln_1", "ln_2"):
-        _copy_norm(getattr(mine, name), getattr(theirs, name), kept_d)
+        _copy_norm(getattr(student, name), getattr(teacher, name), kept_d)
 
 
-def _copy_norm(mine: Any, theirs: Any, kept_d: Tensor) -> None:
-    mine.weight.copy_(theirs.weight[kept_d])
-    mine.bias.copy_(theirs.bias[kept_d])
+def _copy_norm(student: Any, teacher: Any, kept_d: Tensor) -> None:
+    student.weight.copy_(teacher.weight[kept_d])
+    student.bias.copy_(teacher.bias[kept_d])
 
 
 def _delta(lora: Any) -> Tensor:

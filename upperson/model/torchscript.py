@@ -17,7 +17,7 @@ import pickle
 import pickletools
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -101,7 +101,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
             raise UnpicklingError(
                 f"its data.pkl takes more than {MOST_DESCRIPTION_BYTES >> 20} MiB"
             )
-        module = _describe(records.read("data.pkl"))
+        module = _read_module_tree(records.read("data.pkl"))
         storages: dict[_Storage, Tensor] = {}
         state = {}
         for name, view in _named_views(module):
@@ -146,11 +146,10 @@ class _Records:
         return torch.frombuffer(content, dtype=storage.dtype)
 
 
-class _Describer(pickle.Unpickler):
-    """Unpickles descriptions.
+class _DescriptionUnpickler(pickle.Unpickler):
+    """Gives a pickle only new or immutable objects.
 
-    What it hands to the pickle is new or immutable: a hostile one can neither call anything else
-    nor leave something changed behind.
+    A hostile one can neither call anything else nor leave a change behind.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -159,7 +158,8 @@ class _Describer(pickle.Unpickler):
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _new_view()
+            # A new function each time: a pickle may change the attributes of what it is given.
+            return lambda storage, offset, size, stride, *_: _View(storage, offset, size, stride)
         if (module, name) == ("collections", "OrderedDict"):
             return dict
         if module == "torch.jit._pickle":  # Types of lists and dictionaries beside the value.
@@ -178,18 +178,14 @@ class _Describer(pickle.Unpickler):
         return _Storage(dtype, key, length)
 
 
-def _new_view() -> Callable[..., _View]:
-    return lambda storage, offset, size, stride, *_: _View(storage, offset, size, stride)
-
-
-def _describe(content: bytes) -> _Module:
+def _read_module_tree(content: bytes) -> _Module:
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name not in _OPCODES:
             raise UnpicklingError(f"pickle code {opcode.name} is not one that describes modules")
         # The unpickler would allocate a table of any size.
         if opcode.name == "LONG_BINPUT" and isinstance(argument, int) and argument > len(content):
             raise UnpicklingError("the numbering in the pickle is damaged")
-    module = _Describer(io.BytesIO(content)).load()
+    module = _DescriptionUnpickler(io.BytesIO(content)).load()
     if not isinstance(module, _Module):
         raise UnpicklingError(f"expected a module, found {type(module).__name__}")
     return module

@@ -77,12 +77,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     for name, tensor in state.items():
         if not is_stored(tensor):
+            reason = "more numbers than the file holds"
             raise InputError(
-                f"{path} cannot be read as weights: '{name}' {tuple(tensor.shape)} has more "
-                "numbers than the file holds",
+                f"{path} cannot be read as weights: '{name}' {tuple(tensor.shape)} has {reason}",
                 code="weights_unreadable",
                 path=path,
-                reason="more numbers than the file holds",
+                reason=reason,
                 tensor=name,
             )
     if any(name.startswith("module.") for name in state):
@@ -91,15 +91,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
-    """Refuse what cannot be a weight.
-
-    Args:
-        name: For messages: the tensor's, and where it is.
-        tensor: Of a file.
-
-    Raises:
-        InputError: It is no plain tensor of floats, has no values, or one of them is not finite.
-    """
+    """Raise InputError if a tensor of a file has no values, or others than finite floats."""
     found = str(tensor.dtype)
     if tensor.is_meta:
         found += " without values (of device meta)"
@@ -137,11 +129,8 @@ def pop_openai_facts(state: dict[str, Tensor]) -> bool:
 def saved_fault(path: Path) -> str | None:
     """Return why a file cannot come from ``torch.save``, without unpacking it; None if it can.
 
-    torch would inflate compressed records, which it never writes, to any size.
-
-    Raises:
-        OSError: The file cannot be read.
-        zipfile.BadZipFile: It is a damaged archive.
+    torch would inflate compressed records, which it never writes, to any size. OSError or
+    ``zipfile.BadZipFile`` if it cannot be read.
     """
     with path.open("rb") as file:
         start = file.read(4)
@@ -173,14 +162,14 @@ def is_stored(tensor: Tensor) -> bool:
 
 
 def _description_fault(file: BinaryIO) -> str | None:
-    """Look at the pickles at the beginning of a file of the format before zip."""
+    """Check the size of the pickles at the beginning of a file of the format before zip."""
     try:
         for _ in range(4):  # A number, the version, facts about the machine, the tensors.
             for _ in pickletools.genops(file):
                 if file.tell() > MOST_DESCRIPTION_BYTES:
                     return f"its description takes more than {MOST_DESCRIPTION_BYTES >> 20} MiB"
-    except ValueError:  # No pickle, or a damaged one: torch says so.
-        return None
+    except ValueError:  # No pickle, or a damaged one, which torch refuses.
+        pass
     return None
 
 
@@ -207,11 +196,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def tag_facts(name: str, tag: str) -> dict[str, Any]:
-    """Return what open_clip knows of a tag: ``url``, ``hf_hub``, ``mean``, ``std``, ``quick_gelu``.
-
-    Raises:
-        UsageError: The model has no such tag.
-    """
+    """Return ``url``, ``hf_hub``, ``mean``, ``std`` and ``quick_gelu`` of a tag, as known."""
     facts: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
     if not facts:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
@@ -233,53 +218,38 @@ def pixel_statistics(facts: Mapping[str, Any]) -> PixelStatistics:
 
 
 def fetch(name: str, tag: str, facts: Mapping[str, Any]) -> Path:
-    """Return the file of a tag: from the cache of Hugging Face, else downloaded.
-
-    Raises:
-        InputError: It is not here and cannot be fetched; the message says what to do about it.
-    """
+    """Return the file of a tag: from the cache of Hugging Face, else downloaded."""
     repository, file = os.path.split(facts.get("hf_hub") or "")
     files = (file,) if file else _HUB_FILES
     try:
-        if repository:
-            for file in files:
-                cached = try_to_load_from_cache(repository, file)
-                if isinstance(cached, str):
-                    return Path(cached)
-            _reach_hub(repository, files[0])
+        if repository and (cached := _cached_or_reachable(repository, files)):
+            return cached
         get_logger(__name__).info("fetching weights '%s' of %s", tag, name)
         return Path(open_clip.download_pretrained(facts))
     except (OSError, RuntimeError) as error:
         reason = _first_sentence(error)
+        advice = _manual_download(name, facts, repository, files)
         raise InputError(
             f"weights '{tag}' of '{name}' are not here and could not be fetched ({reason}): "
-            f"{_by_hand(name, facts, repository, files)}",
+            f"{advice}",
             code="weights_not_fetched",
             tag=tag,
             base=name,
             reason=reason,
-            advice=_by_hand(name, facts, repository, files),
+            advice=advice,
         ) from error
 
 
 def find_tokenizer(repository: str, beside: Path | None) -> Path:
     """Return the ``tokenizer.json`` of a repository: beside the weights, else from the hub's cache.
 
-    Args:
-        repository: On the hub of Hugging Face.
-        beside: Folder of a local file of weights.
-
-    Raises:
-        InputError: It is not here and cannot be fetched; the message names the file.
+    ``repository`` is on the hub of Hugging Face, ``beside`` the folder of a local file of weights.
     """
     if beside is not None and (local := beside / TOKENIZER_FILE).is_file():
         return local
     try:
-        cached = try_to_load_from_cache(repository, TOKENIZER_FILE)
-        if isinstance(cached, str):
-            return Path(cached)
-        _reach_hub(repository, TOKENIZER_FILE)
-        return Path(hf_hub_download(repository, TOKENIZER_FILE))
+        cached = _cached_or_reachable(repository, (TOKENIZER_FILE,))
+        return cached or Path(hf_hub_download(repository, TOKENIZER_FILE))
     except (OSError, RuntimeError, ValueError) as error:
         place = "the Hugging Face cache" if beside is None else f"{beside}, beside the weights"
         raise InputError(
@@ -293,14 +263,22 @@ def find_tokenizer(repository: str, beside: Path | None) -> Path:
         ) from error
 
 
-def _reach_hub(repository: str, file: str) -> None:
-    """Send one request: without network the download itself would retry for minutes."""
+def _cached_or_reachable(repository: str, files: tuple[str, ...]) -> Path | None:
+    """Return a file of the hub from its cache, or None after a first request for it.
+
+    Without network the download itself would retry for minutes.
+    """
+    for file in files:
+        cached = try_to_load_from_cache(repository, file)
+        if isinstance(cached, str):
+            return Path(cached)
     try:
-        get_hf_file_metadata(hf_hub_url(repository, file), timeout=_PROBE_S)
+        get_hf_file_metadata(hf_hub_url(repository, files[0]), timeout=_PROBE_S)
     except HfHubHTTPError:
-        return  # It answered: the download asks for other files too and says what is wrong.
+        pass  # It answered: the download tries other files too and reports what is wrong.
     except Exception as error:  # The errors of its HTTP client differ between versions.
         raise ConnectionError(_first_sentence(error)) from error
+    return None
 
 
 def _first_sentence(error: Exception) -> str:
@@ -308,7 +286,10 @@ def _first_sentence(error: Exception) -> str:
     return lines[0].split(". ")[0].rstrip(".")
 
 
-def _by_hand(name: str, facts: Mapping[str, Any], repository: str, files: tuple[str, ...]) -> str:
+def _manual_download(
+    name: str, facts: Mapping[str, Any], repository: str, files: tuple[str, ...]
+) -> str:
+    """Describe how to get the file of a tag onto a machine without network."""
     if pixel_statistics(facts) != pixel_statistics({}):
         return (
             "its pixel statistics are not CLIP's and a plain file would lose them: fetch "

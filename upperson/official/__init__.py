@@ -1,5 +1,5 @@
 """Checkpoints of the official UP-Person and IRRA code, turned into runs of this toolkit.
 
-``names`` knows the official names and reads off the settings they stand for, ``mapping`` gives the
-tensors ours and accounts for every one, ``importing`` reads the file and writes the run folder.
+``mapping`` knows the official names, reads off the settings they stand for, and gives every tensor
+our name; ``importing`` reads the file and writes the run folder.
 """

@@ -63,14 +63,11 @@ def import_checkpoint(
         image_size: (height_px, width_px) of the training.
 
     Returns:
-        The content of ``import.json``: ``source`` (file, bytes, sha256), ``kind``, ``base``,
-        ``image_size``, ``model``, ``mapped`` (official key to our name), ``ignored`` (key to
-        reason), ``missing`` (key to what was put there), ``other_entries`` of the file.
+        The content of ``import.json``.
 
     Raises:
-        InputError: The file is not usable, see `read_checkpoint` and `mapping`, or ``run`` is not
-            empty or cannot be written.
-        UsageError: Unknown base, or an image size that its patches do not divide.
+        InputError, UsageError: As `read_checkpoint` and `map_checkpoint` raise them, or ``run`` is
+            not empty or cannot be written.
     """
     state, other_entries = read_checkpoint(checkpoint)
     model = map_checkpoint(state, image_size, base)
@@ -99,7 +96,12 @@ def import_checkpoint(
         model=model.config,
     )
     with new_folder(run) as folder:
-        _write_tensors(folder / BASE, model.clip)
+        halves = (torch.float16, torch.bfloat16)
+        clip = {
+            name: _copy(tensor, tensor.dtype if tensor.dtype in halves else torch.float32)
+            for name, tensor in model.clip.items()
+        }
+        write_atomically(folder / BASE, save(clip))
         # Read back as later commands will: what they are going to find is what gets hashed.
         loaded = load_base(model.base, str(folder / BASE), image_size)
         _require_grid(loaded, image_size)
@@ -121,8 +123,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         such as ``optimizer``.
 
     Raises:
-        InputError: No such file, not a checkpoint, damaged, or it needs more than tensors, such as
-            a pickle that would run code.
+        InputError: It is missing, damaged, or needs more than tensors, such as code to run.
     """
     if not path.is_file():
         raise InputError(
@@ -155,13 +156,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
                 tensor=name,
             )
         if not is_stored(value):
-            raise InputError(
-                f"{path} cannot be read as a checkpoint: '{name}' {tuple(value.shape)} has more "
-                "numbers than the file holds",
-                code="checkpoint_unreadable",
-                path=path,
-                reason="more numbers than the file holds",
-                tensor=name,
+            reason = "more numbers than the file holds"
+            raise _unreadable(
+                path, reason, f": '{name}' {tuple(value.shape)} has {reason}", tensor=name
             )
         state[name] = value
     return state, others
@@ -172,23 +169,13 @@ def _load(path: Path) -> Any:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{path} cannot be read as safetensors: {error}",
-                code="checkpoint_unreadable",
-                path=path,
-                reason=str(error),
-            ) from error
+            raise _unreadable(path, str(error), f": {error}") from error
     try:
         fault = saved_fault(path)
     except (OSError, zipfile.BadZipFile) as error:
         fault = str(error)
     if fault is not None:
-        raise InputError(
-            f"{path} cannot be read as a checkpoint: {fault}",
-            code="checkpoint_unreadable",
-            path=path,
-            reason=fault,
-        )
+        raise _unreadable(path, fault, f": {fault}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # What a wrong file is comes as an error, too.
@@ -205,13 +192,23 @@ def _load(path: Path) -> Any:
                 path=path,
                 found=found[1],
             ) from error
-        raise InputError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}): expected a whole "
-            "file of torch.save with nothing but tensors and plain values, or safetensors",
-            code="checkpoint_unreadable",
-            path=path,
-            reason=type(error).__name__,
+        reason = type(error).__name__
+        raise _unreadable(
+            path,
+            reason,
+            f" ({reason}): expected a whole file of torch.save with nothing but tensors and plain "
+            "values, or safetensors",
         ) from error
+
+
+def _unreadable(path: Path, reason: str, text: str, **fields: Any) -> InputError:
+    return InputError(
+        f"{path} cannot be read as a checkpoint{text}",
+        code="checkpoint_unreadable",
+        path=path,
+        reason=reason,
+        **fields,
+    )
 
 
 def _require_grid(base: Base, image_size: tuple[int, int]) -> None:
@@ -225,15 +222,6 @@ def _require_grid(base: Base, image_size: tuple[int, int]) -> None:
             code="image_size_ambiguous",
             image_size=image_size,
         )
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    halves = (torch.float16, torch.bfloat16)
-    copies = {
-        name: _copy(tensor, tensor.dtype if tensor.dtype in halves else torch.float32)
-        for name, tensor in tensors.items()
-    }
-    write_atomically(path, save(copies))
 
 
 def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:

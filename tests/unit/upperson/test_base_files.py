@@ -7,18 +7,17 @@ from copy import deepcopy
 
 import open_clip
 import pytest
-import timm
 import torch
 from open_clip.tokenizer import get_clean_fn
 from safetensors.torch import save_file
 from tokenizers import Tokenizer as PublishedTokenizer
 from torch import nn
 
+from tests.helpers.data_sets import write_cuhk_pedes
 from tests.helpers.refused import refused
 from tests.helpers.toy_bases import (
     CONTEXT,
     SIZE,
-    configs,
     gemma_file,
     gemma_vocabulary,
     know_toy_towers,
@@ -63,21 +62,14 @@ def test_a_file_gives_the_base_that_it_describes(tmp_path, kind):
 def test_what_a_file_says_and_the_tokenizer_identify_the_base(tmp_path):
     config, file = write_base(tmp_path, "siglip")
     before = load_base(str(config), str(file)).sha256
-    other = gemma_file()
-    other["model"]["merges"].pop()
-    (tmp_path / "tokenizer.json").write_text(json.dumps(other), "utf-8")
+    change_json(tmp_path / "tokenizer.json", lambda content: content["model"]["merges"].pop())
     assert load_base(str(config), str(file)).sha256 != before
 
     config, file = write_base(tmp_path / "clip", "clip")
     gelu, _ = write_base(tmp_path / "gelu", "clip", quick_gelu=False)
     assert load_base(str(config), str(file)).sha256 != load_base(str(gelu), str(file)).sha256
-
-
-def test_a_published_file_is_named_after_its_folder(tmp_path):
-    config, _ = write_base(tmp_path / "TinyCLIP", "clip")
-    assert base_config(str(config.rename(config.parent / "open_clip_config.json"))).name == (
-        "TinyCLIP"
-    )
+    published = config.rename(config.parent / "open_clip_config.json")
+    assert base_config(str(published)).name == "clip"
 
 
 ENTRIES = {
@@ -95,20 +87,23 @@ ENTRIES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("kind", "entry"), [(kind, entry) for kind, entries in ENTRIES.items() for entry in entries]
-)
-def test_a_missing_entry_is_an_error_and_never_a_guess(tmp_path, kind, entry):
+def change_json(path, change):
+    content = json.loads(path.read_text("utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), "utf-8")
+
+
+@pytest.mark.parametrize("kind", ENTRIES)
+def test_a_missing_entry_is_an_error_and_never_a_guess(tmp_path, kind):
     config, file = write_base(tmp_path, kind)
-    content = json.loads(config.read_text("utf-8"))
-    *parents, last = entry.split(".")
-    place = content["model_cfg"]
-    for parent in parents:
-        place = place[parent]
-    del place[last]
-    config.write_text(json.dumps(content), "utf-8")
-    with refused("base_file_wrong", InputError, entry=entry):
-        load_base(str(config), str(file))
+    whole = json.loads(config.read_text("utf-8"))
+    for entry in ENTRIES[kind]:
+        content = deepcopy(whole)
+        part, _, last = entry.rpartition(".")
+        del (content["model_cfg"][part] if part else content["model_cfg"])[last]
+        config.write_text(json.dumps(content), "utf-8")
+        with refused("base_file_wrong", InputError, entry=entry):
+            load_base(str(config), str(file))
 
 
 @pytest.mark.parametrize(
@@ -128,19 +123,14 @@ def test_a_missing_entry_is_an_error_and_never_a_guess(tmp_path, kind, entry):
 )
 def test_a_file_with_wrong_values_is_refused(tmp_path, change, entry):
     config, file = write_base(tmp_path, "clip")
-    content = json.loads(config.read_text("utf-8"))
-    change(content)
-    config.write_text(json.dumps(content), "utf-8")
+    change_json(config, change)
     with refused("base_file_wrong", InputError, entry=entry):
         load_base(str(config), str(file))
-
-
-def test_files_that_are_none_are_refused(tmp_path):
     with refused("base_file_missing", InputError, path=tmp_path / "gone.json"):
         load_base(str(tmp_path / "gone.json"), "gone.pt")
-    (tmp_path / "list.json").write_text("[]")
+    config.write_text("[]")
     with refused("base_file_wrong", InputError):
-        load_base(str(tmp_path / "list.json"), "gone.pt")
+        load_base(str(config), str(file))
 
 
 @pytest.mark.parametrize(
@@ -155,19 +145,15 @@ def test_files_that_are_none_are_refused(tmp_path):
     ],
 )
 def test_another_architecture_is_refused_with_the_reason(tmp_path, part, change, reason):
-    model = deepcopy(configs()["mobileclip"])
-    model[part] |= change
     config, file = write_base(tmp_path, "mobileclip")
-    content = json.loads(config.read_text("utf-8")) | {"model_cfg": model}
-    config.write_text(json.dumps(content), "utf-8")
+    change_json(config, lambda content: content["model_cfg"][part].update(change))
     with refused("base_unsupported", UsageError) as found:
         load_base(str(config), str(file))
     assert reason in found.value.fields["reasons"]
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
+TIMM_TOWERS = {
+    "mobileclip": [
         (lambda t: setattr(t, "pos_embed", None), "no table of positions"),
         (lambda t: setattr(t, "fc_norm", nn.LayerNorm(48)), "norms what it has pooled"),
         (lambda t: setattr(t, "num_prefix_tokens", 5), "register tokens"),
@@ -178,54 +164,50 @@ def test_another_architecture_is_refused_with_the_reason(tmp_path, part, change,
         (lambda t: setattr(t.patch_embed, "proj", nn.LayerNorm(48)), "patches in an unknown way"),
         (lambda t: setattr(t.patch_embed.backbone[0].conv, "stride", (2, 2)), "unknown way"),
     ],
-)
-def test_a_tower_of_timm_that_computes_otherwise_is_refused(change, reason):
-    clip = toy_base("mobileclip")
-    change(clip.visual.trunk)
-    with refused("base_unsupported", UsageError) as found:
-        UPPerson(clip, PLAIN_CLIP, SIZE)
-    assert reason in found.value.fields["reasons"]
+    "siglip": [
+        (lambda t: setattr(t.attn_pool, "pool", "avg"), "another kind than SigLIP's"),
+        (lambda t: setattr(t.attn_pool, "latent_len", 2), "another kind than SigLIP's"),
+        (lambda t: setattr(t.attn_pool, "k_norm", nn.LayerNorm(16)), "another kind than SigLIP's"),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", TIMM_TOWERS)
+def test_a_tower_of_timm_that_computes_otherwise_is_refused(kind):
+    for change, reason in TIMM_TOWERS[kind]:
+        clip = toy_base(kind)
+        change(clip.visual.trunk)
+        with refused("base_unsupported", UsageError) as found:
+            UPPerson(clip, PLAIN_CLIP, SIZE)
+        assert reason in found.value.fields["reasons"]
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("name", "grid", "has_class_token", "embed_dim", "mean", "std"),
     [
-        lambda pool: setattr(pool, "pool", "avg"),
-        lambda pool: setattr(pool, "latent_len", 2),
-        lambda pool: setattr(pool, "k_norm", nn.LayerNorm(16)),
+        ("ViT-B-16-SigLIP2-256", (16, 16), False, 768, 0.5, 0.5),
+        ("MobileCLIP2-B", (14, 14), True, 512, 0.0, 1.0),
     ],
 )
-def test_another_attention_pooling_is_refused(change):
-    clip = toy_base("siglip")
-    change(clip.visual.trunk.attn_pool)
-    with refused("base_unsupported", UsageError) as found:
-        UPPerson(clip, PLAIN_CLIP, SIZE)
-    assert "another kind than SigLIP's" in found.value.fields["reasons"]
-
-
-def test_rotary_positions_are_refused_before_anything_is_fetched():
-    for name in ("EVA02-B-16", "PE-Core-B-16", "MobileCLIP2-S0", "ViTamin-B"):
-        with refused("base_unsupported", UsageError, base=name):
-            load_base(name, "webli")
-
-
-@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP2-256", "MobileCLIP2-B"])
-def test_the_real_architectures_are_understood(name):
+def test_the_real_architectures_are_understood(name, grid, has_class_token, embed_dim, mean, std):
     config = base_config(name)
     with torch.device("meta"):
         clip = open_clip.model.CustomTextCLIP(**config.model)
         tower = image_architecture(clip)
         model = UPPerson(clip, PLAIN_CLIP, (384, 128))
-    assert tower.patch_px == (16, 16)
-    assert len(tower.blocks) == 12
-    assert tower.grid == ((16, 16) if "SigLIP" in name else (14, 14))
-    assert (tower.pool is None, tower.class_embedding is None) == (
-        "SigLIP" not in name, "SigLIP" in name,
-    )  # fmt: skip
-    assert model.embed_dim == (768 if "SigLIP" in name else 512)
-    half = (0.5, 0.5, 0.5)
-    expected = (half, half) if "SigLIP" in name else ((0.0,) * 3, (1.0,) * 3)
-    assert config.statistics == expected  # Of a local file, which does not say.
+    assert (tower.patch_px, len(tower.blocks), tower.grid) == ((16, 16), 12, grid)
+    assert (tower.pool is None) == (tower.class_embedding is not None) == has_class_token
+    assert model.embed_dim == embed_dim
+    assert config.statistics == ((mean,) * 3, (std,) * 3)  # Of a local file, which has none.
+
+
+def test_pixel_statistics_in_which_the_tags_of_a_name_differ_are_not_taken(monkeypatch):
+    facts = {
+        tag: {"mean": (mean,) * 3, "std": (1.0,) * 3} for tag, mean in (("a", 0.0), ("b", 0.5))
+    }
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda _: list(facts))
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda _, tag: facts[tag])
+    assert base_config("ViT-B-16-SigLIP2-256").statistics is None
 
 
 def test_names_of_tinyclips_checkpoints_are_understood(tmp_path):
@@ -239,15 +221,12 @@ def test_names_of_tinyclips_checkpoints_are_understood(tmp_path):
     torch.save({"state_dict": renamed}, tmp_path / "tiny.pt")
     found = load_base(str(config), str(tmp_path / "tiny.pt")).clip.state_dict()
     assert all(torch.equal(found[name], value) for name, value in state.items())
-
-
-def test_a_file_and_openais_format_must_not_contradict_each_other(tmp_path):
+    # OpenAI's format has QuickGELU, whatever a file says.
     config, _ = write_base(tmp_path, "clip", quick_gelu=False)
     facts = {"input_resolution": 48, "context_length": 77, "vocab_size": 49408}
-    state = toy_base("clip").state_dict() | {k: torch.tensor(v) for k, v in facts.items()}
-    save_file(state, tmp_path / "openai.safetensors")
+    save_file(state | {k: torch.tensor(v) for k, v in facts.items()}, tmp_path / "o.safetensors")
     with refused("activation_contradicts", InputError, config=config):
-        load_base(str(config), str(tmp_path / "openai.safetensors"))
+        load_base(str(config), str(tmp_path / "o.safetensors"))
 
 
 # --- tokenizers ---
@@ -276,13 +255,6 @@ def test_gemmas_vocabulary_splits_text_as_the_published_file_does(tmp_path, clea
     assert batch.input_ids[1, -1] == 1
 
 
-def test_a_sentence_of_punctuation_says_nothing_to_some_vocabularies(tmp_path):
-    config, file = write_base(tmp_path, "siglip")
-    tokenizer = load_base(str(config), str(file)).tokenizer()
-    with pytest.raises(InputError, match="sentence 1 "):
-        tokenizer.encode(["a man", "?!"])
-
-
 def test_a_tokenizer_that_is_not_there_is_named(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError("no network")
@@ -296,7 +268,10 @@ def test_a_tokenizer_that_is_not_there_is_named(tmp_path, monkeypatch):
         load_base("ViT-B-16-SigLIP2-256", "webli")
     (tmp_path / "cached.json").write_text(json.dumps(gemma_file()), "utf-8")
     monkeypatch.setattr(weights, "try_to_load_from_cache", lambda *_: str(tmp_path / "cached.json"))
-    assert load_base(str(config), str(file)).tokenizer().eot_id == 1
+    tokenizer = load_base(str(config), str(file)).tokenizer()
+    assert tokenizer.eot_id == 1
+    with pytest.raises(InputError, match="sentence 1 "):  # Nothing is left of it.
+        tokenizer.encode(["a man", "?!"])
 
 
 @pytest.mark.parametrize(
@@ -312,9 +287,7 @@ def test_a_tokenizer_that_is_not_there_is_named(tmp_path, monkeypatch):
 )
 def test_another_tokenizer_is_refused(tmp_path, change, code):
     config, file = write_base(tmp_path, "siglip")
-    content = gemma_file()
-    change(content)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    change_json(tmp_path / "tokenizer.json", change)
     with refused(code, InputError):
         load_base(str(config), str(file))
 
@@ -330,4 +303,9 @@ def test_captions_of_another_vocabulary_are_not_masked_as_clips(tmp_path):
         build_components(TrainConfig(**settings))
     built = build_components(TrainConfig(**settings, mask_captions=False))
     assert built.tokenizer.eot_id == 1
-    assert timm.is_model("toy_siglip")
+
+
+def test_training_needs_the_whole_published_set(tmp_path):
+    config = TrainConfig(dataset="cuhk-pedes", root=str(write_cuhk_pedes(tmp_path)))
+    with refused("counts_differ", InputError, dataset="cuhk-pedes"):
+        build_components(config)

@@ -8,8 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from benchmarks import literal
 from tests.helpers.toy_clip import TOY, normalised, toy_ids, toy_model, toy_pixels
-from upperson.model.block import frozen_mlp
-from upperson.model.parts import UPPersonConfig
+from upperson.model.parts import UPPersonConfig, frozen_mlp
 
 
 def saved(model, forward):

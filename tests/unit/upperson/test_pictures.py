@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 from tests.helpers.refused import refused
 from upperson.data import pictures
-from upperson.data.pictures import CachedPictures, Pictures, cached_pictures, pixels_of
+from upperson.data.pictures import Pictures, cached_pictures, pixels_of
 from upperson_rt import files as files_module
 from upperson_rt.errors import InputError, IntegrityError
 
@@ -29,9 +30,9 @@ def splits(tmp_path):
     return [files[:5], files[4:]]
 
 
-def build(tmp_path, splits, told):
+def build(tmp_path, splits, reported):
     def note(done, total):
-        told.append((done, total))
+        reported.append((done, total))
 
     return [*cached_pictures(tmp_path / "cache", tmp_path / "data", splits, SIZE, note)]
 
@@ -52,12 +53,12 @@ def assert_like_files(found, splits):
 
 
 def test_a_cache_gives_the_bytes_of_the_files(tmp_path, splits):
-    told = []
-    found = build(tmp_path, splits, told)
+    reported = []
+    found = build(tmp_path, splits, reported)
     assert_like_files(found, splits)
-    assert told == [(done, 7) for done in range(1, 8)]
-    again = build(tmp_path, splits, told)
-    assert len(told) == 7
+    assert reported == [(done, 7) for done in range(1, 8)]
+    again = build(tmp_path, splits, reported)
+    assert len(reported) == 7
     pickled = pickle.dumps(again[0])
     assert len(pickled) < 2000
     assert_like_files([pickle.loads(pickled), again[1]], splits)
@@ -67,24 +68,49 @@ def test_a_cache_gives_the_bytes_of_the_files(tmp_path, splits):
 
 
 def test_building_goes_on_where_it_stopped(tmp_path, splits, monkeypatch):
-    monkeypatch.setattr(pictures, "_PUT_ON_DISK_BYTES", 1)
+    monkeypatch.setattr(pictures, "_SYNC_BYTES", 1)
     content = splits[0][3].read_bytes()
     splits[0][3].write_bytes(b"broken")
-    told = []
+    reported = []
     with pytest.raises(InputError, match=r"cannot read image .*3\.png"):
-        build(tmp_path, splits, told)
-    assert told == [(1, 7), (2, 7), (3, 7)]
+        build(tmp_path, splits, reported)
+    assert reported == [(1, 7), (2, 7), (3, 7)]
     splits[0][3].write_bytes(content)
-    assert_like_files(build(tmp_path, splits, told), splits)
-    assert told == [(done, 7) for done in range(1, 8)]
+    assert_like_files(build(tmp_path, splits, reported), splits)
+    assert reported == [(done, 7) for done in range(1, 8)]
 
 
 def test_a_picture_that_changed_is_made_again(tmp_path, splits):
-    told = []
-    build(tmp_path, splits, told)
-    Image.fromarray(np.full((50, 30, 3), 7, dtype=np.uint8)).save(splits[1][2])
-    assert_like_files(build(tmp_path, splits, told), splits)
-    assert told[7:] == [(7, 7)]
+    reported = []
+    build(tmp_path, splits, reported)
+    changed = splits[1][2]
+    Image.fromarray(np.full((50, 30, 3), 7, dtype=np.uint8)).save(changed)
+    assert_like_files(build(tmp_path, splits, reported), splits)
+    assert reported[7:] == [(7, 7)]
+    os.utime(changed, (1, 1))  # Another of the same size.
+    build(tmp_path, splits, reported)
+    assert reported[8:] == [(7, 7)]
+
+
+def test_a_picture_is_stamped_when_it_is_on_disk(tmp_path, splits, monkeypatch):
+    calls, write, sync = [], os.pwrite, os.fsync
+
+    def note(name, real):
+        def call(handle, *rest):
+            number = handle if isinstance(handle, int) else handle.fileno()
+            file = Path(os.readlink(f"/proc/self/fd/{number}")).name
+            calls.append((name, file))
+            return real(handle, *rest)
+
+        return call
+
+    monkeypatch.setattr(os, "pwrite", note("write", write))
+    monkeypatch.setattr(os, "fsync", note("sync", sync))
+    build(tmp_path, splits, [])
+    last = max(place for place, call in enumerate(calls) if call == ("write", "pixels.u8"))
+    stamped = calls.index(("write", "stamps.i64"))
+    assert ("sync", "pixels.u8") in calls[last:stamped]
+    assert ("sync", "stamps.i64") in calls[stamped:]
 
 
 def test_a_cache_of_other_pictures_or_of_another_size_is_refused(tmp_path, splits):
@@ -101,20 +127,19 @@ def test_a_cache_of_other_pictures_or_of_another_size_is_refused(tmp_path, split
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.parametrize("name", ["pixels.u8", "stamps.i64"])
-def test_a_cache_that_was_cut_short_is_an_error(tmp_path, splits, name):
-    build(tmp_path, splits, [])
-    file = tmp_path / "cache" / name
-    os.truncate(file, file.stat().st_size - 5)
-    with refused("cache_cut_short", IntegrityError, path=file):
-        build(tmp_path, splits, [])
-    file.unlink()
-    with refused("cache_cut_short", IntegrityError, path=file, found=0):
-        build(tmp_path, splits, [])
-
-
-def test_a_cache_that_goes_while_it_is_read_is_an_error(tmp_path, splits):
-    found, _ = build(tmp_path, splits, [])
+def test_a_cache_that_was_cut_short_is_an_error(tmp_path, splits):
+    for name in ("pixels.u8", "stamps.i64"):
+        found, _ = build(tmp_path, splits, [])
+        file = tmp_path / "cache" / name
+        whole = file.read_bytes()
+        os.truncate(file, len(whole) - 5)
+        with refused("cache_cut_short", IntegrityError, path=file):
+            build(tmp_path, splits, [])
+        file.unlink()
+        with refused("cache_cut_short", IntegrityError, path=file, found=0):
+            build(tmp_path, splits, [])
+        file.write_bytes(whole)
+    # Also while it is read.
     handed = found.for_batch([4, 0])
     pixels = tmp_path / "cache/pixels.u8"
     os.truncate(pixels, 4 * SIZE[0] * SIZE[1] * 3 + 5)
@@ -125,7 +150,9 @@ def test_a_cache_that_goes_while_it_is_read_is_an_error(tmp_path, splits):
         found.read([0])
 
 
-def test_a_list_that_is_none_is_damage(tmp_path, splits):
+def test_a_list_that_is_none_is_damage_but_not_one_that_may_not_be_read(
+    tmp_path, splits, monkeypatch
+):
     build(tmp_path, splits, [])
     for text in ("{", "[" * 100_000):
         (tmp_path / "cache/pictures.json").write_text(text, "utf-8")
@@ -134,10 +161,6 @@ def test_a_list_that_is_none_is_damage(tmp_path, splits):
     (tmp_path / "cache/pictures.json").write_text(json.dumps([]), "utf-8")
     with refused("cache_of_other_pictures", InputError, setting="format", expected=1):
         build(tmp_path, splits, [])
-
-
-def test_a_cache_that_may_not_be_read_is_not_called_damaged(tmp_path, splits, monkeypatch):
-    build(tmp_path, splits, [])
 
     def refuse(path, mode):
         raise PermissionError(13, "Permission denied")
@@ -165,10 +188,10 @@ def test_several_processes_build_one_cache_once(tmp_path, splits):
     together = start.Barrier(3)
 
     def join():
-        told = []
+        reported = []
         together.wait()
-        assert_like_files(build(tmp_path, splits, told), splits)
-        counts.put(len(told))
+        assert_like_files(build(tmp_path, splits, reported), splits)
+        counts.put(len(reported))
 
     processes = [start.Process(target=join) for _ in range(3)]
     for process in processes:
@@ -180,7 +203,5 @@ def test_several_processes_build_one_cache_once(tmp_path, splits):
 
 
 def test_no_pictures_need_no_cache(tmp_path):
-    found = build(tmp_path, [[], []], [])
-    assert [len(pictures) for pictures in found] == [0, 0]
-    assert all(isinstance(pictures, CachedPictures) for pictures in found)
+    assert [len(pictures) for pictures in build(tmp_path, [[], []], [])] == [0, 0]
     assert not (tmp_path / "cache").exists()
