@@ -50,7 +50,7 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         problem, search = _searched(request)
         cursor = request.query_params.get("cursor")
         values: dict[str, Any] = dict.fromkeys(("result", "query_picture", "empty"))
-        values |= {"problem": problem, "notes": [], "kept_marks": ((), ())}
+        values |= {"problem": problem, "notes": [], "meant": None, "kept_marks": ((), ())}
         status = 200 if problem is None else 422
         if problem is None and not search.is_empty:
             try:
@@ -62,6 +62,8 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
                 status = getattr(error, "status", 422)
             else:
                 values |= {"result": result, "notes": notes_of(result)}
+                meant = (one for one in result.notices if one.code == "did_you_mean")
+                values["meant"] = next((one.fields["sentence"] for one in meant), None)
                 values["kept_marks"] = service.user_state.marks(account.name, search.marks_key)
                 if not result.page.hits:
                     values["empty"] = _nothing(service, account, search)

@@ -122,6 +122,17 @@ def test_what_is_added_meanwhile_shows_nothing_twice(console):
     assert "new" not in second
 
 
+def test_a_misspelt_word_is_one_click_from_the_right_one(reader):
+    found = reader.client.search(sentence="<woman in rde coat").json()
+    assert codes(found)["did_you_mean"] == {
+        "words": {"rde": "red"},
+        "sentence": "<woman in red coat",
+    }
+    page = reader.client.get("/", params={"q": "<woman in rde coat"}).text
+    link = '<a href="/?q=%3Cwoman+in+red+coat">Search for &lt;woman in red coat</a>'
+    assert link in page
+
+
 def test_what_to_know_about_a_search_is_noticed(reader, red_jpeg, monkeypatch):
     long = reader.client.search(sentence="a woman in red " * 6).json()
     assert codes(long) == {"sentence_truncated": {"context_length": 12}}
