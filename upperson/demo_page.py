@@ -75,14 +75,12 @@ def sample_queries(
     """Take captions at even distances through the split, not the best ones."""
     captions = [(record.pid, text) for record in records for text in record.captions]
     rows = np.linspace(0, len(captions) - 1, _QUERIES).astype(int)
-    return [
-        SampleQuery(
-            captions[row][1],
-            _answers(records, before, row, captions[row][0]),
-            _answers(records, after, row, captions[row][0]),
-        )
-        for row in rows
-    ]
+    queries = []
+    for row in rows:
+        pid, text = captions[row]
+        answers = [_answers(records, embeddings, row, pid) for embeddings in (before, after)]
+        queries.append(SampleQuery(text, *answers))
+    return queries
 
 
 def render_page(
@@ -152,22 +150,14 @@ def draw_words(words: Mapping[str, AttributeReport]) -> bytes:
     _draw_bars(
         axes[2],
         "Captions:\nfirst picture shares",
-        {
-            label: [report.captions[name].top1 for report in reports]
-            for name, label in _SHARED.items()
-        },
+        {label: [each.captions[name].top1 for each in reports] for name, label in _SHARED.items()},
         {label: reports[0].captions[name].chance for name, label in _SHARED.items()},
     )
     handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
     names = {str(index): STAGES[key] for index, key in enumerate(words)} | {"chance": "chance"}
-    figure.legend(
-        [handles[key] for key in names],
-        list(names.values()),
-        loc="outside lower center",
-        ncols=len(names),
-        frameon=False,
-        fontsize=9,
-    )
+    lines = [handles[key] for key in names]
+    place = {"loc": "outside lower center", "ncols": len(names), "frameon": False, "fontsize": 9}
+    figure.legend(lines, list(names.values()), **place)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

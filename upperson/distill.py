@@ -37,7 +37,7 @@ from upperson.evaluate import evaluate
 from upperson.model.encoder import ImageEncoder
 from upperson.model.student import build_student, read_size, start_from_teacher
 from upperson.observer import Observer
-from upperson.run import LAST, Run, load_run, space_of_run
+from upperson.run import LAST, load_run, space_of_run
 from upperson.run_writer import RunWriter
 from upperson.trainer import Trainer, TrainResult
 from upperson_rt.encoder import Progress
@@ -72,15 +72,8 @@ class LiveTeacher:
 class CachedTeacher:
     """Embeds every picture and its mirror image once, and keeps the embeddings.
 
-    Args:
-        tower: The teacher, on its device.
-        statistics: Of its pixels.
-        pictures: All of them; a batch's labels are indices into them.
-        batch_size: Pictures that the teacher embeds at a time.
-        progress: Called with the pictures done and in all.
-
-    Raises:
-        InputError: A picture cannot be decoded.
+    A batch's labels are indices into ``pictures``, of which the teacher embeds ``batch_size`` at a
+    time; InputError if one cannot be decoded. ``progress`` is called with those done and in all.
     """
 
     @torch.no_grad()
@@ -132,13 +125,10 @@ ADAM_EPS = 1e-8
 def student_config(
     teacher_path: Path, size: str, pictures: tuple[Path, ...], settings: dict[str, Any]
 ) -> TrainConfig:
-    """Return the configuration of a student's run: its teacher's, with what is new.
+    """Return the configuration of a student's run: its teacher's, with ``settings`` replaced.
 
-    Args:
-        teacher_path: Run folder.
-        size: ``BLOCKSxWIDTH`` or ``BLOCKSxWIDTH@HEIGHTxWIDTH``.
-        pictures: Files and folders of pictures without captions.
-        settings: Fields of TrainConfig to replace.
+    ``size`` is ``BLOCKSxWIDTH`` or ``BLOCKSxWIDTH@HEIGHTxWIDTH``; ``pictures`` are files and
+    folders of pictures without captions.
 
     Raises:
         UsageError: The student is not smaller than its teacher, or a setting is out of range.
@@ -191,101 +181,92 @@ def distill(
         InputError, BackendError, IntegrityError: As training raises them, or the teacher has
             changed since the run began.
     """
-    with ExitStack() as closing:
-        return _distill(config, run_path, observer, device, resume, closing)
-
-
-def _distill(
-    config: TrainConfig,
-    run_path: Path,
-    observer: Observer,
-    device: str,
-    resume: bool,
-    closing: ExitStack,
-) -> TrainResult:
     started = time.perf_counter()
     if config.student is None:
         raise UsageError(
             "the configuration names no student: make it with  upperson distill RUN",
             code="no_student",
         )
-    closing.enter_context(truncated_images(config.load_truncated))
-    accelerator = start_accelerator(config.precision, device)
-    if accelerator.num_processes > 1:
-        raise UsageError(
-            "distilling takes one process: start it without torchrun", code="several_processes"
-        )
-    run = load_run(Path(config.student.teacher))
-    if space_of_run(Path(config.student.teacher), run) != config.student.space:
-        raise IntegrityError(
-            f"{config.student.teacher} is not the run that this student began with: put the "
-            "original in place, or distil a new student",
-            code="teacher_changed",
-            path=config.student.teacher,
-        )
-    splits = read_dataset(config.dataset, Path(config.root))
-    teacher, student = run.model.image, _fresh_student(run, config)
-    model = run.model
-    model.image = student
-    model.to(accelerator.device)
-    teacher.to(accelerator.device).requires_grad_(False)
-    tokenizer = run.base.tokenizer()
-    pictures = _pictures_of(config, splits["train"], observer)
-    loader, sampler = _picture_loader(config, pictures, tokenizer, accelerator.device)
-    if accelerator.device.type == "cpu":
-        # Of some tens of tokens the gradients of written-out attention are the faster ones.
-        closing.enter_context(sdpa_kernel(SDPBackend.MATH))
-
-    optimizer: Any = torch.optim.AdamW(
-        [{"params": list(student.parameters()), "peak_lr": config.lr}],
-        lr=config.lr,
-        eps=config.adam_eps,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-    trained, optimizer = accelerator.prepare(student, optimizer)
-    identity = identity_of(config, run.base.sha256, splits)
-    student_parts = nn.ModuleDict({"image": student})
-    trainer = Trainer(
-        path=run_path,
-        config=config,
-        splits=splits,
-        tokenizer=tokenizer,
-        accelerator=accelerator,
-        writer=RunWriter(run_path, config, run.base, model, resume=resume),
-        checkpointer=Checkpointer(
-            run_path / LAST, student_parts, optimizer, accelerator.scaler, identity
-        ),
-        observer=observer,
-        optimizer=optimizer,
-        sampler=sampler,
-        started=started,
-    )
-    if resume:
-        trainer.resume()
-    closing.callback(trainer.writer.close)
-    trainer.begin()
-    teaching: LiveTeacher | CachedTeacher = LiveTeacher(teacher, model.statistics)
-    if not config.augment and trainer.state.epoch < config.epochs:
-        with accelerator.autocast():
-            teaching = CachedTeacher(
-                teacher, model.statistics, pictures, config.batch_size, observer.teaching
+    with ExitStack() as closing:
+        closing.enter_context(truncated_images(config.load_truncated))
+        accelerator = start_accelerator(config.precision, device)
+        if accelerator.num_processes > 1:
+            raise UsageError(
+                "distilling takes one process: start it without torchrun", code="several_processes"
             )
-    trainer.fit(loader, _Distillation(trainer, teaching, trained))
+        run = load_run(Path(config.student.teacher))
+        if space_of_run(Path(config.student.teacher), run) != config.student.space:
+            raise IntegrityError(
+                f"{config.student.teacher} is not the run that this student began with: put the "
+                "original in place, or distil a new student",
+                code="teacher_changed",
+                path=config.student.teacher,
+            )
+        splits = read_dataset(config.dataset, Path(config.root))
+        model, teacher = run.model, run.model.image
+        torch.manual_seed(config.seed)
+        student = build_student(teacher, read_size(config.student.size), model.image_size)
+        start_from_teacher(student, teacher, model.image_size)
+        model.image = student.requires_grad_(True)
+        model.to(accelerator.device)
+        teacher.to(accelerator.device).requires_grad_(False)
+        tokenizer = run.base.tokenizer()
+        pictures = _pictures_of(config, splits["train"], observer)
+        loader, sampler = _picture_loader(config, pictures, tokenizer, accelerator.device)
+        if accelerator.device.type == "cpu":
+            # Of some tens of tokens the gradients of written-out attention are the faster ones.
+            closing.enter_context(sdpa_kernel(SDPBackend.MATH))
 
-    trainer.state.best_epoch = config.epochs
-    trainer.writer.save_adapter(model.trained_state())
-    measured = trainer.measure()
-    model.image = teacher
-    facts: dict[str, Any] = {
-        "operations": operations(student, model.image_size),
-        "teacher_operations": operations(teacher, model.image_size),
-        "teacher": {
-            name: evaluate(model, tokenizer, splits[name]).text_to_image.as_dict()
-            for name in measured
-        },
-    }
-    return trainer.finish("last epoch", measured, facts)
+        optimizer: Any = torch.optim.AdamW(
+            [{"params": list(student.parameters()), "peak_lr": config.lr}],
+            lr=config.lr,
+            eps=config.adam_eps,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        trained, optimizer = accelerator.prepare(student, optimizer)
+        identity = identity_of(config, run.base.sha256, splits)
+        student_parts = nn.ModuleDict({"image": student})
+        trainer = Trainer(
+            path=run_path,
+            config=config,
+            splits=splits,
+            tokenizer=tokenizer,
+            accelerator=accelerator,
+            writer=RunWriter(run_path, config, run.base, model, resume=resume),
+            checkpointer=Checkpointer(
+                run_path / LAST, student_parts, optimizer, accelerator.scaler, identity
+            ),
+            observer=observer,
+            optimizer=optimizer,
+            sampler=sampler,
+            started=started,
+        )
+        if resume:
+            trainer.resume()
+        closing.callback(trainer.writer.close)
+        trainer.begin()
+        teaching: LiveTeacher | CachedTeacher = LiveTeacher(teacher, model.statistics)
+        if not config.augment and trainer.state.epoch < config.epochs:
+            with accelerator.autocast():
+                teaching = CachedTeacher(
+                    teacher, model.statistics, pictures, config.batch_size, observer.teaching
+                )
+        trainer.fit(loader, _Distillation(trainer, teaching, trained))
+
+        trainer.state.best_epoch = config.epochs
+        trainer.writer.save_adapter(model.trained_state())
+        measured = trainer.measure()
+        model.image = teacher
+        facts: dict[str, Any] = {
+            "operations": operations(student, model.image_size),
+            "teacher_operations": operations(teacher, model.image_size),
+            "teacher": {
+                name: evaluate(model, tokenizer, splits[name]).text_to_image.as_dict()
+                for name in measured
+            },
+        }
+        return trainer.finish("last epoch", measured, facts)
 
 
 @dataclass
@@ -328,21 +309,12 @@ def operations(tower: ImageEncoder, image_size: tuple[int, int]) -> int:
     return int(counter.get_total_flops())
 
 
-def _fresh_student(run: Run, config: TrainConfig) -> ImageEncoder:
-    assert config.student is not None
-    torch.manual_seed(config.seed)
-    size = read_size(config.student.size)
-    student = build_student(run.model.image, size, run.model.image_size)
-    start_from_teacher(student, run.model.image, run.model.image_size)
-    return student.requires_grad_(True)
-
-
 def _pictures_of(config: TrainConfig, records: list[Record], observer: Observer) -> Pictures:
     """Return the pictures of the training split and the others."""
     assert config.student is not None
-    others = [Path(name) for name in config.student.pictures]
     files = [record.image for record in records]
-    files += iter_image_files(others) if others else ()
+    if config.student.pictures:
+        files += iter_image_files([Path(name) for name in config.student.pictures])
     if not files:
         raise InputError(
             f"{config.root} has no image in split 'train': add some with  --pictures",

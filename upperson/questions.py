@@ -64,9 +64,8 @@ class Question:
 def attribute_columns(records: Sequence[Record]) -> Columns:
     """Put the attributes of G records side by side, those that all of them have.
 
-    Raises:
-        InputError: A record has none, or one has an attribute that means something here and
-            another lacks it: an answer cannot be judged without the truth.
+    InputError if a record has none, or one has an attribute that means something here and another
+    lacks it: an answer cannot be judged without the truth.
     """
     for record in records:
         if record.attributes is None:
@@ -138,12 +137,8 @@ def negated_questions(
 ) -> list[Question]:
     """*a person without a backpack*, for every value of an attribute of `THINGS`.
 
-    Args:
-        columns: The truth.
-        name: The attribute.
-        clothed: Return *a person in a red coat without a backpack* instead, for clothes that occur
-            both with and without the thing.
-        anything: Return *without a bag* instead, if the attribute has such a word.
+    ``clothed`` ones are *a person in a red coat without a backpack*, for clothes that occur both
+    with and without the thing; ``anything`` is *without a bag*, if the attribute has such a word.
     """
     questions = []
     values = _values(columns, name)
@@ -157,11 +152,9 @@ def negated_questions(
         if not clothed:
             questions.append(Question(f"a person {without}", {}, {name: value}))
             continue
-        clothes = rows_of(columns, ["upper_colour", "upper"])
         has_G = has_all(columns, {name: value})
-        having = {row for row, has in zip(clothes, has_G, strict=True) if has}
-        lacking = {row for row, has in zip(clothes, has_G, strict=True) if not has}
-        for colour, upper in sorted(having & lacking):
+        seen = {*zip(rows_of(columns, ["upper_colour", "upper"]), has_G.tolist(), strict=True)}
+        for colour, upper in sorted(row for row, has in seen if has and (row, False) in seen):
             wanted = {"upper_colour": colour, "upper": upper}
             text = f"a person in {with_article(f'{colour} {upper}')} {without}"
             questions.append(Question(text, wanted, {name: value}))
@@ -224,10 +217,7 @@ def measure_evidence(
 ) -> dict[str, PhraseTruth]:
     """Measure the evidence of every phrase that the attributes of some pictures make.
 
-    Args:
-        columns: The truth.
-        image_GE: Unit-length embeddings of the pictures.
-        evidence: Of the same model.
+    ``evidence`` is of the model that embedded the pictures, with unit length.
 
     Returns:
         By attribute: a thing (``upper``: *coat*), and its colour (``upper_colour``: *red coat*,
@@ -274,10 +264,12 @@ def _truth(
     phrases: list[Phrase] = []
     aurocs: list[float] = []
     for text, values in phrases_of:
-        phrase = _phrase(text)
+        read = parse(text).phrases
         right_G = has_all(columns, values)
-        if phrase is None or right_G.all() or not right_G.any():
+        # The grammar may read the text otherwise than as one thing with its colour before it.
+        if len(read) != 1 or not read[0].noun or right_G.all() or not right_G.any():
             continue
+        phrase = read[0]
         evidence_G = evidence.of(phrase, image_GE)
         found = auroc(evidence_G[right_G], evidence_G[~right_G])
         assert found is not None, "it is true of some pictures and not of others"
@@ -291,12 +283,6 @@ def _truth(
         auroc=float(np.mean(aurocs)),
         least=min(aurocs),
     )
-
-
-def _phrase(text: str) -> Phrase | None:
-    """Return what says a thing, with its colour before it; None if the grammar reads otherwise."""
-    phrases = parse(text).phrases
-    return phrases[0] if len(phrases) == 1 and phrases[0].noun else None
 
 
 def auroc(positive: NDArray[np.floating[Any]], negative: NDArray[np.floating[Any]]) -> float | None:

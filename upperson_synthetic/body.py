@@ -104,8 +104,7 @@ def _rings(person: Person, pose: Pose) -> list[Ring]:
 
 
 def _swing(pose: Pose, side: int) -> float:
-    # Arms swing against the legs.
-    return -side * pose.stride * 0.75
+    return -side * pose.stride * 0.75  # Arms swing against the legs.
 
 
 def _arm(sketch: Sketch, side: int) -> tuple[Point, Point, Point]:
@@ -162,32 +161,27 @@ def _draw_details(sketch: Sketch, colour: Rgb) -> None:
     front = pose.facing > -0.25
     middle = pose.heading * 0.05  # where the middle of the chest is, seen from here
     if person.upper in {"sweater", "hoodie"}:
-        half = pose.half_width(0.108, 0.086)
-        sketch.line([(-half, hem - 0.012), (half, hem - 0.012)], shade(colour, 0.72), 0.024)
+        sketch.band(pose.half_width(0.108, 0.086), hem - 0.012, shade(colour, 0.72), 0.024)
     if person.upper == "dress":
-        half = pose.half_width(0.076, 0.066)
-        sketch.line([(-half, 0.415), (half, 0.415)], mark, 0.016)
+        sketch.band(pose.half_width(0.076, 0.066), 0.415, mark, 0.016)
     if person.upper == "coat":
-        half = pose.half_width(0.1, 0.08)
-        sketch.line([(-half, 0.44), (half, 0.44)], faint, 0.016)
+        sketch.band(pose.half_width(0.1, 0.08), 0.44, faint, 0.016)
         if not front:
             sketch.line([(0.0, 0.55), (0.0, hem)], faint, 0.01)
     if person.upper == "jacket":
         half = pose.half_width(0.106, 0.086)
-        sketch.line([(-half, hem - 0.01), (half, hem - 0.01)], mark, 0.02)
+        sketch.band(half, hem - 0.01, mark, 0.02)
         for height in (0.25, 0.32, 0.39):  # quilted
-            sketch.line([(-half, height), (half, height)], shade(colour, 0.76), 0.012)
+            sketch.band(half, height, shade(colour, 0.76), 0.012)
     if person.upper == "sweater":
         for across in (-0.05, 0.05):  # cables
             x = across * max(0.4, abs(pose.facing)) + middle * (1 if front else 0)
             sketch.line([(x, 0.22), (x, hem - 0.03)], faint, 0.014)
     if person.upper == "shirt":
-        half = 0.05 * max(0.5, abs(pose.facing))
-        sketch.line([(-half, 0.162), (half, 0.162)], mark, 0.02)
+        sketch.band(0.05 * max(0.5, abs(pose.facing)), 0.162, mark, 0.02)
     if not front:
         if person.upper == "shirt":
-            half = pose.half_width(0.09, 0.06)
-            sketch.line([(-half, 0.235), (half, 0.235)], mark, 0.008)
+            sketch.band(pose.half_width(0.09, 0.06), 0.235, mark, 0.008)
             sketch.line([(0.0, 0.235), (0.0, hem - 0.02)], faint, 0.008)
         if person.upper == "hoodie" and person.headwear != "hood":
             sketch.ellipse(0.0, 0.205, 0.066, 0.05, shade(colour, 0.68))
@@ -240,14 +234,11 @@ def _pattern_tile(pattern: Pattern, size: tuple[int, int], period: int) -> Image
             draw.rectangle((0, y, width, y + period * 0.42), fill=0)
         return tile
     # Checked: half-tone bands both ways, full colour where they cross.
-    band = Image.new("L", size, 0)
-    pencil = ImageDraw.Draw(band)
+    band, bars = Image.new("L", size, 0), Image.new("L", size, 0)
     for y in range(0, height, period):
-        pencil.rectangle((0, y, width, y + period * 0.4), fill=110)
-    bars = Image.new("L", size, 0)
-    pencil = ImageDraw.Draw(bars)
+        ImageDraw.Draw(band).rectangle((0, y, width, y + period * 0.4), fill=110)
     for x in range(0, width, period):
-        pencil.rectangle((x, 0, x + period * 0.4, height), fill=110)
+        ImageDraw.Draw(bars).rectangle((x, 0, x + period * 0.4, height), fill=110)
     return Image.eval(Image.blend(band, bars, 0.5), lambda value: 255 - min(255, value * 2))
 
 

@@ -71,12 +71,9 @@ def street_route(
 ) -> Route:
     """Draw a way by chance: at a walking pace, with a stop, a turn or another pace, or without.
 
-    Args:
-        seconds: Length of the video. Some are on their way when it begins or ends.
-        width: Of the view in pixels.
-        adult_px: Height of an adult at that distance in pixels.
-        rightwards: Where it begins to lead.
-        rng: The random generator.
+    ``seconds`` is the length of the video; some are on their way when it begins or ends. ``width``
+    is the view's in pixels, ``adult_px`` the height of an adult at that distance, ``rightwards``
+    where the way begins to lead.
     """
     margin = 0.4 * adult_px
     ends = (-margin, width + margin) if rightwards else (width + margin, -margin)
