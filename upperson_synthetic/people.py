@@ -337,6 +337,10 @@ def _sample(rng: np.random.Generator, table: Mapping[T, Value], female: bool = T
     return choose(rng, weights)
 
 
+def _colour(rng: np.random.Generator, table: Mapping[Colour, Value] = COLOURS) -> Colour:
+    return _sample(rng, table)
+
+
 def _sample_person(rng: np.random.Generator) -> Person:
     while True:
         gender = _sample(rng, GENDERS)
@@ -353,20 +357,20 @@ def _sample_person(rng: np.random.Generator) -> Person:
             hair_colour=_sample(rng, HAIR_COLOURS),
             hair_style=_sample(rng, HAIR_STYLES, female),
             headwear=headwear,
-            headwear_colour=None if headwear in {"none", "hood"} else _sample(rng, COLOURS),
+            headwear_colour=None if headwear in {"none", "hood"} else _colour(rng),
             glasses=chance(rng, 0.25),
             upper=upper,
-            upper_colour=_sample(rng, COLOURS),
+            upper_colour=_colour(rng),
             pattern=_sample(rng, PATTERNS),
             sleeves="short" if short else "long",
             lower=lower,
-            lower_colour=None if lower == "none" else _sample(rng, lower_colours),
+            lower_colour=None if lower == "none" else _colour(rng, lower_colours),
             shoes=_sample(rng, SHOES),
-            shoe_colour=_sample(rng, COLOURS),
+            shoe_colour=_colour(rng),
             bag=bag,
-            bag_colour=None if bag == "none" else _sample(rng, COLOURS),
+            bag_colour=None if bag == "none" else _colour(rng),
             accessory=accessory,
-            accessory_colour=None if accessory in {"none", "phone"} else _sample(rng, COLOURS),
+            accessory_colour=None if accessory in {"none", "phone"} else _colour(rng),
             skin=int(rng.integers(len(SKIN))),
         )
         if is_consistent(person):

@@ -41,8 +41,7 @@ def records(tmp_path):
     return records
 
 
-@pytest.fixture
-def broken(records):
+def damage(records):
     path = records[5].image
     path.write_bytes(path.read_bytes()[:60])
     return path
@@ -68,56 +67,54 @@ def test_embeddings_are_in_the_order_of_the_records(model, records):
 
 
 def test_both_directions_match_by_person(model, records):
-    found = evaluate(model, clip_tokenizer(), records)
-
+    found = evaluate(model, clip_tokenizer(), records).as_dict()
     text_QE, image_GE = embed_records(model, clip_tokenizer(), records)
     pids_Q, pids_G = pids_of(records)
     first, last, precision = [], [], []
     for scores, pid in zip(image_GE @ text_QE.T, pids_G, strict=True):
-        right = pids_Q[np.argsort(-scores, kind="stable")] == pid
-        ranks = np.flatnonzero(right) + 1
+        ranks = np.flatnonzero(pids_Q[np.argsort(-scores, kind="stable")] == pid) + 1
         first.append(ranks[0])
         last.append(len(ranks) / ranks[-1])
         precision.append(np.mean(np.arange(1, len(ranks) + 1) / ranks))
-    assert found.as_dict()["image_to_text"] == pytest.approx(
+    assert found["image_to_text"] == pytest.approx(
         {f"R@{k}": 100 * np.mean(np.array(first) <= k) for k in (1, 5, 10)}
         | {"mAP": 100 * np.mean(precision), "mINP": 100 * np.mean(last)}
     )
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_workers_change_nothing_and_an_image_that_cannot_be_read_is_one_line(
-    model, records, workers
-):
-    alone = embed_records(model, clip_tokenizer(), records, batch_size=2)
-    helped = embed_records(model, clip_tokenizer(), records, batch_size=2, workers=workers)
+def test_workers_change_nothing_and_an_image_that_cannot_be_read_is_one_line(model, records):
+    alone, helped = (
+        embed_records(model, clip_tokenizer(), records, batch_size=2, workers=workers)
+        for workers in (0, 2)
+    )
     np.testing.assert_array_equal(alone[1], helped[1])
-    broken = records[5].image
-    broken.write_bytes(broken.read_bytes()[:60])
+    broken = damage(records)
     model.train()
-    with pytest.raises(InputError) as caught:
-        evaluate(model, clip_tokenizer(), records, workers=workers)
-    assert str(caught.value).startswith(f"cannot read image {broken}: ")
-    assert len(str(caught.value).splitlines()) == 1
-    assert model.training
+    for workers in (0, 2):
+        with pytest.raises(InputError) as caught:
+            evaluate(model, clip_tokenizer(), records, workers=workers)
+        assert str(caught.value).startswith(f"cannot read image {broken}: ")
+        assert len(str(caught.value).splitlines()) == 1
+        assert model.training
 
 
-@pytest.mark.parametrize("frozen", [torch.float32, torch.bfloat16])
-def test_other_precisions_give_float32_of_unit_length(records, frozen):
+def test_other_precisions_give_float32_of_unit_length(records):
     exact = embed_records(toy_model(), clip_tokenizer(), records)
-    model = toy_model()
-    for parameter in model.parameters():
+    frozen = toy_model()
+    for parameter in frozen.parameters():
         if not parameter.requires_grad:
-            parameter.data = parameter.data.to(frozen)
+            parameter.data = parameter.data.bfloat16()
+    embeds = [embed_records(toy_model().bfloat16(), clip_tokenizer(), records)]
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = embed_records(model, clip_tokenizer(), records)
-    rounded = embed_records(toy_model().bfloat16(), clip_tokenizer(), records)
-    for expected, found, other in zip(exact, mixed, rounded, strict=True):
-        assert found.dtype == other.dtype == np.float32
-        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
-        assert (expected * found).sum(axis=1).min() > 0.999
-        assert (expected * other).sum(axis=1).min() > 0.999
-        assert not np.array_equal(expected, found)
+        embeds += [
+            embed_records(model, clip_tokenizer(), records) for model in (toy_model(), frozen)
+        ]
+    for other in embeds:
+        for expected, found in zip(exact, other, strict=True):
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+            assert (expected * found).sum(axis=1).min() > 0.999
+            assert not np.array_equal(expected, found)
 
 
 def in_two_processes(tmp_path, work):
@@ -162,7 +159,8 @@ def test_processes_that_encode_together_get_what_one_gets(model, records, tmp_pa
             np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
-def test_an_image_that_one_process_cannot_read_is_told_by_both(model, records, broken, tmp_path):
+def test_an_image_that_one_process_cannot_read_is_an_error_in_both(model, records, tmp_path):
+    broken = damage(records)
     found = in_two_processes(
         tmp_path, lambda: embed_records(model, clip_tokenizer(), records, together=True)
     )

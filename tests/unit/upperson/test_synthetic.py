@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from functools import cache
+from io import BytesIO
 from itertools import chain, combinations
 from typing import get_args, get_type_hints
 
@@ -18,26 +19,15 @@ from tests.helpers.refused import refused
 from upperson.data.annotations import ATTRIBUTE_KINDS
 from upperson.data.records import SPLITS, read_dataset
 from upperson_rt.errors import InputError, UsageError
-from upperson_synthetic import (
-    LOOKS,
-    SyntheticSpec,
-    describe,
-    generate_people,
-    iter_samples,
-    write_dataset,
-)
+from upperson_synthetic import SyntheticSpec, describe, generate_people, iter_samples, write_dataset
 from upperson_synthetic.body import _rings
 from upperson_synthetic.captions import brief, caption
 from upperson_synthetic.dataset import FORMAT
 from upperson_synthetic.drawing import Pose
 from upperson_synthetic.look import SOURCE, TARGET, anywhere
 from upperson_synthetic.people import (
-    BAGS,
     COLOURS,
-    GENDERS,
     GLASSES,
-    HEADWEAR,
-    SHOES,
     SLEEVES,
     TABLES,
     Person,
@@ -170,13 +160,6 @@ def test_distractors_differ_in_exactly_one_attribute():
     assert min(len(differing_fields(*pair)) for pair in pairs) > 1
 
 
-def test_a_typical_query_has_several_true_answers():
-    spec = SyntheticSpec(look="street", train_ids=0, val_ids=0, test_ids=300)
-    people = generate_people(spec, "test")
-    answers = [p for p in people if (p.gender, p.upper, p.upper_colour) == ("woman", "coat", "red")]
-    assert 2 <= len(answers) <= 15
-
-
 def test_look_alikes_come_in_pairs_who_differ_in_one_attribute():
     people = sample_look_alikes(200, generator(3))
     assert len(people) == 200
@@ -185,8 +168,10 @@ def test_look_alikes_come_in_pairs_who_differ_in_one_attribute():
     assert {len(differing_fields(*pair)) for pair in pairs} == {1}
 
 
-def test_crowds_have_the_size_asked_for_and_impossible_ones_are_rejected():
+def test_crowds_have_the_size_asked_for_and_nobody_of_other_crowds():
     assert [len(sample_people(count, generator(0))) for count in (0, 1, 2)] == [0, 1, 2]
+    # The same generator would draw the same people.
+    assert not {*sample_people(50, generator(1), exclude=crowd())} & {*crowd()}
     for count, share in ((-1, 0.3), (3, -0.1), (3, 1.0)):
         with pytest.raises(ValueError, match="expected count"):
             sample_people(count, generator(0), distractors=share)
@@ -197,8 +182,6 @@ def test_choose_follows_the_weights():
     drawn = [choose(rng, {"a": 3.0, "never": 0.0, "b": 1.0}) for _ in range(2000)]
     assert "never" not in drawn
     assert 0.7 < drawn.count("a") / 2000 < 0.8
-    with pytest.raises(ValueError, match="positive"):
-        choose(rng, {"a": 0.0})
 
 
 # --- Pictures
@@ -291,19 +274,16 @@ def test_captions_mention_only_true_things_in_their_own_colour(look):
     checked = 0
     for person, text in captions(look, 1500):
         lowered = re.sub(r"\b(his|her) shoes are\b", "", text.lower())
-        assert spoken(GENDERS, lowered) == {person.gender}, text
+        assert spoken(TABLES["gender"], lowered) == {person.gender}, text
         for field in ("upper", "lower", "shoes", "bag", "headwear", "pattern"):
             assert spoken(TABLES[field], lowered) <= {getattr(person, field)}, text
         assert ("glasses" in lowered or "spectacles" in lowered) <= person.glasses, text
         for accessory in ("umbrella", "phone", "scarf"):
             assert (accessory in lowered) <= (person.accessory == accessory), text
-        for words, colour in (
-            (BAGS[person.bag].words, person.bag_colour),
-            (SHOES[person.shoes].words, person.shoe_colour),
-            (HEADWEAR[person.headwear].words, person.headwear_colour),
-        ):
-            for name in re.findall(rf"\b({names}) (?:{'|'.join(words) or '!'})\b", text.lower()):
-                assert colours[name] == colour, text
+        for field, name in (("bag", "bag"), ("shoes", "shoe"), ("headwear", "headwear")):
+            nouns = "|".join(TABLES[field][getattr(person, field)].words) or "!"
+            for word in re.findall(rf"\b({names}) (?:{nouns})\b", text.lower()):
+                assert colours[word] == getattr(person, f"{name}_colour"), text
                 checked += 1
     assert checked > 300
 
@@ -322,6 +302,7 @@ def test_the_styles_differ_but_share_their_words():
 
 @BOTH_LOOKS
 def test_a_caption_says_what_it_says(look):
+    mentioned = set()
     for index, person in enumerate(crowd()[:100]):
         written = caption(person, look, generator(6, index))
         assert written.text == describe(person, look, generator(6, index))
@@ -331,6 +312,8 @@ def test_a_caption_says_what_it_says(look):
         for name, value in written.mentioned.items():
             assert says(written.text, name, value), (name, value, written.text)
         assert sum(written.holds(other) for other in crowd()) < 100
+        mentioned |= written.mentioned.keys()
+    assert mentioned == {field.name for field in dataclasses.fields(Person)} - {"skin"}
 
 
 def test_a_short_question_is_true_and_short():
@@ -438,8 +421,10 @@ def test_annotations_describe_the_files(written):
         assert line["image"].startswith(f"images/{line['split']}/{line['pid']:05d}_")
         person = generate_people(SPEC, line["split"])[line["pid"] - SPEC.first_pid(line["split"])]
         assert line["attributes"] == dataclasses.asdict(person)
-        with Image.open(written / line["image"]) as image:
-            assert image.format == "JPEG"
+        (camera,) = (camera for camera in TARGET.cameras if camera.name == line["camera"])
+        Image.new("RGB", (8, 8)).save(buffer := BytesIO(), "JPEG", quality=camera.jpeg_quality)
+        with Image.open(written / line["image"]) as image, Image.open(buffer) as expected:
+            assert image.quantization == expected.quantization
     records = read_dataset("jsonl", written)["train"]
     assert [record.attributes for record in records] == [
         line["attributes"] for line in lines[:12:2]
@@ -448,7 +433,6 @@ def test_annotations_describe_the_files(written):
     assert images == {line["image"] for line in lines}
     views = {(line["pid"], line["camera"]) for line in lines}
     assert len(views) == 12, "the views of a person come from different cameras"
-    assert {camera for _, camera in views} <= {camera.name for camera in TARGET.cameras}
 
 
 def test_the_attributes_that_are_known_are_a_persons():
@@ -553,8 +537,3 @@ def test_anything_else_in_the_way_is_an_error(tmp_path, written):
 def test_impossible_specifications_are_rejected(setting, value):
     with refused("setting_out_of_range", UsageError, setting=setting):
         dataclasses.replace(SPEC, **{setting: value})
-
-
-def test_cameras_of_a_look_have_names_of_their_own():
-    for look in LOOKS.values():
-        assert len({camera.name for camera in look.cameras}) == len(look.cameras)

@@ -12,7 +12,7 @@ import torch
 from open_clip.transformer import QuickGELU
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from tests.helpers.refused import refused
 from tests.helpers.toy_clip import toy_clip
@@ -69,7 +69,7 @@ def results_of(run):
     return json.loads((run / "results.json").read_text("utf-8"))
 
 
-def test_a_run_folder_holds_its_results_and_measures_what_it_reports(run):
+def test_a_run_folder_holds_its_results_and_measures_what_it_reports(run, trained):
     names = {path.name.partition(".tfevents")[0] for path in run.iterdir()} - {".gitignore"}
     assert names == {
         "config.yaml", "adapter.safetensors", "metrics.csv", "results.json", "curves.png", "last",
@@ -77,6 +77,8 @@ def test_a_run_folder_holds_its_results_and_measures_what_it_reports(run):
     }  # fmt: skip
     rows, results = rows_of(run), results_of(run)
     assert [row["epoch"] for row in rows] == ["1", "2"]
+    means = [sum(trained[1].losses[first : first + 3]) / 3 for first in (0, 3)]
+    assert [float(row["loss"]) for row in rows] == pytest.approx(means)
     assert results["trained_parameters"] < results["parameters"]
     best = max(rows, key=lambda row: float(row["val R@1"]))
     assert results["val"]["R@1"] == float(best["val R@1"])
@@ -161,26 +163,24 @@ def test_captions_that_are_cut_or_cannot_be_reworded_are_noted_or_refused(make, 
     entries = [json.loads(line) for line in annotations.read_text("utf-8").splitlines()]
 
     def write(*captions):
-        lines = [
-            json.dumps(entry | {"caption": captions[number % len(captions)]})
-            for number, entry in enumerate(entries)
-        ]
-        annotations.write_text("\n".join(lines), "utf-8")
+        for number, entry in enumerate(entries):
+            entry["caption"] = captions[number % len(captions)]
+        annotations.write_text("\n".join(map(json.dumps, entries)), "utf-8")
 
-    recorder = Recorder()
     write("somebody " * 100, "somebody over there again", "a woman in a red coat")
-    train(config, tmp_path / "run", recorder)
+    with pytest.raises(StoppedError):
+        train(config, tmp_path / "run", recorder := Recorder(stop_after=1))
     short, wrong, cut = recorder.notes
     assert short.startswith("shorten_captions leaves most")
     assert wrong.startswith("wrong_captions leaves most")
     assert cut.startswith(f"{-(-len(entries) // 3)} of {len(entries)} captions are longer than 77")
     write("somebody over there again")
-    for option, changes in (
-        ("shorten_captions", {"wrong_captions": False}),
-        ("wrong_captions", {"shorten_captions": 0.0}),
+    for option, other in (
+        ("shorten_captions", "wrong_captions"),
+        ("wrong_captions", "shorten_captions"),
     ):
         with refused("captions_not_readable", InputError, option=option):
-            train(replace(config, **changes), tmp_path / "other", Recorder())
+            train(replace(config, **{other: False}), tmp_path / "other", Recorder())
     assert not (tmp_path / "other").exists()
 
 
@@ -286,21 +286,20 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_adapter(make, tmp_pa
 
 def test_damaged_run_files_and_another_base_are_refused(run):
     adapter, config = run / "adapter.safetensors", run / "config.yaml"
-    content = adapter.read_bytes()
+    content, text = adapter.read_bytes(), config.read_text("utf-8")
     with safe_open(adapter, "pt") as file:
         metadata = file.metadata()
     state = {name: tensor.clone() for name, tensor in load_file(adapter).items()}
-    adapter.write_bytes(content[: len(content) // 2])
-    with refused("adapter_unreadable", InputError):
-        load_run(run)
-    save_file(state, adapter, metadata | {"base": "[" * 100_000})
-    with refused("adapter_unreadable", InputError):
-        load_run(run)
-    save_file({name: value * torch.nan for name, value in state.items()}, adapter, metadata)
-    with refused("tensor_not_finite", InputError):
-        load_run(run)
+    not_finite = {name: value * torch.nan for name, value in state.items()}
+    for damaged, code in (
+        (content[: len(content) // 2], "adapter_unreadable"),
+        (save(state, metadata | {"base": "[" * 100_000}), "adapter_unreadable"),
+        (save(not_finite, metadata), "tensor_not_finite"),
+    ):
+        adapter.write_bytes(damaged)
+        with refused(code, InputError):
+            load_run(run)
     adapter.write_bytes(content)
-    text = config.read_text("utf-8")
     config.write_text(text.replace("lora_rank: 4", "lora_rank: 3"), "utf-8")
     with refused("adapter_does_not_fit", InputError, path=adapter):
         load_run(run)
