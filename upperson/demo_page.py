@@ -54,9 +54,7 @@ _SHOWN = 6
 class Answer:
     """One picture of an answer."""
 
-    picture: str
-    """data: URL."""
-
+    picture: str  # data: URL.
     right: bool
 
 
@@ -156,8 +154,8 @@ def draw_words(words: Mapping[str, AttributeReport]) -> bytes:
     handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
     names = {str(index): STAGES[key] for index, key in enumerate(words)} | {"chance": "chance"}
     lines = [handles[key] for key in names]
-    place = {"loc": "outside lower center", "ncols": len(names), "frameon": False, "fontsize": 9}
-    figure.legend(lines, list(names.values()), **place)
+    style: dict[str, Any] = {"ncols": len(names), "frameon": False, "fontsize": 9}
+    figure.legend(lines, list(names.values()), loc="outside lower center", **style)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
@@ -188,14 +186,12 @@ def _draw_bars(
 
 def _answers(records: Sequence[Record], embeddings: Embeddings, row: int, pid: int) -> list[Answer]:
     text_QE, image_GE = embeddings
-    ranking = np.argsort(-(image_GE @ text_QE[row]), kind="stable")[:_SHOWN]
-    return [Answer(_picture(records[index].image), records[index].pid == pid) for index in ranking]
-
-
-def _picture(path: Path) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(load_image(path)).save(buffer, format="JPEG", quality=85)
-    return _data_url(buffer.getvalue(), "jpeg")
+    answers = []
+    for index in np.argsort(-(image_GE @ text_QE[row]), kind="stable")[:_SHOWN]:
+        buffer, record = io.BytesIO(), records[index]
+        Image.fromarray(load_image(record.image)).save(buffer, format="JPEG", quality=85)
+        answers.append(Answer(_data_url(buffer.getvalue(), "jpeg"), record.pid == pid))
+    return answers
 
 
 def _data_url(content: bytes, kind: str) -> str:

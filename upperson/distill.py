@@ -30,7 +30,7 @@ from upperson.data.batches import (
     usable_workers,
 )
 from upperson.data.images import truncated_images
-from upperson.data.pictures import PictureBatches, Pictures, cached_pictures, pixels_of
+from upperson.data.pictures import PictureBatches, Pictures, pixels_of
 from upperson.data.records import Record, read_dataset
 from upperson.data.transforms import PixelStatistics, flips_only, prepare_pixels
 from upperson.evaluate import evaluate
@@ -39,83 +39,64 @@ from upperson.model.student import build_student, read_size, start_from_teacher
 from upperson.observer import Observer
 from upperson.run import LAST, load_run, space_of_run
 from upperson.run_writer import RunWriter
-from upperson.trainer import Trainer, TrainResult
+from upperson.trainer import Trainer, TrainResult, pictures_of
 from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError
 from upperson_rt.preprocess import iter_image_files
 from upperson_rt.strict import read_fields
 from upperson_rt.tokenizer import Tokenizer
 
-# --- The teacher's embeddings, which the student learns
-#
-# Augmented pictures are new at every step, so the teacher embeds each batch. Pictures that are only
-# flipped have two versions each: the teacher embeds all of them once, before the first step, which
-# halves the work.
-#
-# Shapes: P pictures, N of a batch, E embedding width.
 
+class Teacher:
+    """Makes the embeddings that a student learns, with a tower on its device.
 
-class LiveTeacher:
-    """Embeds every batch as the student sees it."""
+    Augmented pictures are new at every step, so it embeds each batch as the student sees it.
+    Pictures that are only flipped have two versions: `embed_all` embeds them once, before the first
+    step, which halves the work.
+
+    Shapes: P pictures, N of a batch.
+    """
 
     def __init__(self, tower: ImageEncoder, statistics: PixelStatistics) -> None:
         self._tower = tower
         self._statistics = statistics
+        self._target_2PE: Tensor | None = None
 
     @torch.no_grad()
-    def targets(self, loaded: LoadedBatch, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return a batch's normalised pictures [N, 3, H, W] and their unit-norm targets [N, E]."""
-        image_N3HW = loaded.to(device, self._statistics).image_N3HW
-        return image_N3HW, F.normalize(self._tower(image_N3HW).float(), dim=-1)
+    def embed_all(self, pictures: Pictures, batch_size: int, progress: Progress) -> None:
+        """Embed every picture and its mirror image, so many at a time, and keep the embeddings.
 
-
-class CachedTeacher:
-    """Embeds every picture and its mirror image once, and keeps the embeddings.
-
-    A batch's labels are indices into ``pictures``, of which the teacher embeds ``batch_size`` at a
-    time; InputError if one cannot be decoded. ``progress`` is called with those done and in all.
-    """
-
-    @torch.no_grad()
-    def __init__(
-        self,
-        tower: ImageEncoder,
-        statistics: PixelStatistics,
-        pictures: Pictures,
-        batch_size: int,
-        progress: Progress,
-    ) -> None:
-        self._statistics = statistics
+        A batch's labels are then indices into them. InputError if one cannot be decoded.
+        ``progress`` is called with the pictures done and in all.
+        """
+        tower, count = self._tower, len(pictures)
         device = tower.positional_embedding.device
-        count = len(pictures)
         places = torch.split(torch.arange(count), batch_size)
         assert tower.proj is not None  # No student is built for a tower without.
         # Filled in place: autocast on a CPU cannot concatenate float16.
-        self._target_2PE = torch.empty(
-            2, count, tower.proj.shape[1], dtype=torch.float16, device=device
-        )
+        target_2PE = torch.empty(2, count, tower.proj.shape[1], dtype=torch.float16, device=device)
         batches = PictureBatches(pictures, [each.tolist() for each in places])
         for number, place in enumerate(places):
             item = batches[number]
             if isinstance(item, UppersonError):
                 raise item
-            image_N3HW = prepare_pixels(pixels_of(item).to(device), None, statistics)
+            image_N3HW = prepare_pixels(pixels_of(item).to(device), None, self._statistics)
             for side, image in enumerate((image_N3HW, image_N3HW.flip(3))):
-                target_NE = F.normalize(tower(image).float(), dim=-1)
-                self._target_2PE[side, place] = target_NE.half()
+                target_2PE[side, place] = F.normalize(tower(image).float(), dim=-1).half()
             progress(int(place[-1]) + 1, count)
+        self._target_2PE = target_2PE
 
+    @torch.no_grad()
     def targets(self, loaded: LoadedBatch, device: torch.device) -> tuple[Tensor, Tensor]:
-        """As of `LiveTeacher`."""
+        """Return a batch's normalised pictures [N, 3, H, W] and their unit-norm targets [N, E]."""
+        if self._target_2PE is None:
+            image_N3HW = loaded.to(device, self._statistics).image_N3HW
+            return image_N3HW, F.normalize(self._tower(image_N3HW).float(), dim=-1)
         assert loaded.augmentation_N7 is not None
-        batch = loaded._replace(augmentation_N7=flips_only(loaded.augmentation_N7)).to(
-            device, self._statistics
-        )
+        flipped = loaded._replace(augmentation_N7=flips_only(loaded.augmentation_N7))
+        batch = flipped.to(device, self._statistics)
         flipped_N = loaded.augmentation_N7[:, 0].to(device)
         return batch.image_N3HW, self._target_2PE[flipped_N, batch.labels_N].float()
-
-
-# --- Distilling
 
 
 ADAM_EPS = 1e-8
@@ -246,12 +227,10 @@ def distill(
             trainer.resume()
         closing.callback(trainer.writer.close)
         trainer.begin()
-        teaching: LiveTeacher | CachedTeacher = LiveTeacher(teacher, model.statistics)
+        teaching = Teacher(teacher, model.statistics)
         if not config.augment and trainer.state.epoch < config.epochs:
             with accelerator.autocast():
-                teaching = CachedTeacher(
-                    teacher, model.statistics, pictures, config.batch_size, observer.teaching
-                )
+                teaching.embed_all(pictures, config.batch_size, observer.teaching)
         trainer.fit(loader, _Distillation(trainer, teaching, trained))
 
         trainer.state.best_epoch = config.epochs
@@ -274,7 +253,7 @@ class _Distillation:
     """The `Method` that learns a teacher's embeddings of pictures."""
 
     trainer: Trainer
-    teacher: LiveTeacher | CachedTeacher
+    teacher: Teacher
     student: nn.Module
 
     def start_epoch(self, state: RunState) -> None:
@@ -321,13 +300,8 @@ def _pictures_of(config: TrainConfig, records: list[Record], observer: Observer)
             code="split_empty",
             split="train",
         )
-    image_size = (config.height_px, config.width_px)
-    if config.cache is None:
-        return Pictures(files, image_size)
-    (found,) = cached_pictures(
-        Path(config.cache), Path(config.root), [files], image_size, observer.caching
-    )
-    return found
+    (pictures,) = pictures_of(config, [files], (config.height_px, config.width_px), observer)
+    return pictures
 
 
 def _picture_loader(

@@ -28,8 +28,7 @@ from upperson_rt.phrases import parse
 from upperson_rt.phrases.evidence import EmbedTexts, describe
 from upperson_rt.tokenizer import Tokenizer
 
-ALL = (0, 1)
-"""The share of a process that works alone: the first of one."""
+ALL = (0, 1)  # The share of a process that works alone: the first of one.
 CPU = torch.device("cpu")
 
 _COMPARED_AT_A_TIME = 1 << 28

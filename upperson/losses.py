@@ -28,12 +28,10 @@ TEMPERATURE = 0.02
 EPSILON = 1e-8
 """Keeps the logarithm of a zero target finite; it is added inside the logarithm only."""
 
-GAP_WEIGHT = 10.0
-"""alpha of adaptive SDM, as in its authors' code."""
+GAP_WEIGHT = 10.0  # alpha of adaptive SDM, as in its authors' code.
 
 TAL_MARGIN = 0.1
-TAL_TEMPERATURE = 0.015
-"""m and tau of RDE."""
+TAL_TEMPERATURE = 0.015  # m and tau of RDE.
 
 _NO_MATCH = -1e4
 """A logit that a softmax gives no mass, and whose gradient is a number even where all are so."""

@@ -52,18 +52,10 @@ class PretrainConfig:
     another file.
     """
 
-    start: Path | None = None
-    """A base to go on from, or None for random weights."""
-
-    people: int = 24_000
-    """In pairs who differ in one attribute; a batch takes both."""
-
-    views: int = 3
-    """Pictures of each person, rendered once."""
-
-    jpeg: bool = False
-    """Whether pictures have been through a JPEG file, as those of cameras have."""
-
+    start: Path | None = None  # A base to go on from, or None for random weights.
+    people: int = 24_000  # In pairs who differ in one attribute; a batch takes both.
+    views: int = 3  # Pictures of each person, rendered once.
+    jpeg: bool = False  # Whether pictures have been through a JPEG file, as those of cameras have.
     gender_pairs: float = 24
     """How often the two of a pair differ in their gender: of `sample_look_alikes`."""
 
@@ -76,9 +68,7 @@ class PretrainConfig:
 
     warmup_steps: int = 200
     weight_decay: float = 0.05
-    attribute_weight: float = 4.0
-    """Of the attributes' cross entropy beside the contrastive loss."""
-
+    attribute_weight: float = 4.0  # Of the attributes' cross entropy beside the contrastive loss.
     gender_weight: float = 1.0
     """Of a gender among the attributes: seen from behind or the side it is the hardest one."""
 

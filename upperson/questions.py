@@ -22,11 +22,9 @@ from upperson_rt.phrases.evidence import Evidence, with_article
 Columns: TypeAlias = Mapping[str, NDArray[np.str_]]
 """By attribute the values of G pictures, as text."""
 
-NOTHING = "none"
-"""The value where there is no such thing."""
+NOTHING = "none"  # The value where there is no such thing.
 
-ANY = "any of them"
-"""In questions: every value but `NOTHING`."""
+ANY = "any of them"  # In questions: every value but `NOTHING`.
 
 SHORT_FORMS: Mapping[str, str] = {
     "clothes": "{upper_colour} {upper}",
@@ -54,11 +52,8 @@ class Question:
 
     text: str
 
-    wanted: Mapping[str, str]
-    """Values by attribute; all must hold."""
-
-    forbidden: Mapping[str, str]
-    """Values by attribute, or `ANY`; none may hold."""
+    wanted: Mapping[str, str]  # Values by attribute; all must hold.
+    forbidden: Mapping[str, str]  # Values by attribute, or `ANY`; none may hold.
 
 
 def attribute_columns(records: Sequence[Record]) -> Columns:
@@ -208,8 +203,7 @@ class PhraseTruth:
     """How often a picture of which a phrase is true has more evidence than one of which it is not:
     the mean over phrases."""
 
-    least: float
-    """The lowest of them."""
+    least: float  # The lowest of them.
 
 
 def measure_evidence(
@@ -226,9 +220,23 @@ def measure_evidence(
     """
     found = {}
     for name, phrases_of in _phrases_by_attribute(columns).items():
-        truth = _truth(phrases_of, columns, image_GE, evidence)
-        if truth is not None:
-            found[name] = truth
+        phrases: list[Phrase] = []
+        aurocs: list[float] = []
+        for text, values in phrases_of:
+            read = parse(text).phrases
+            right_G = has_all(columns, values)
+            # The grammar may read the text otherwise than as one thing with its colour before it.
+            if len(read) != 1 or not read[0].noun or right_G.all() or not right_G.any():
+                continue
+            evidence_G = evidence.of(read[0], image_GE)
+            share = auroc(evidence_G[right_G], evidence_G[~right_G])
+            assert share is not None, "it is true of some pictures and not of others"
+            phrases.append(read[0])
+            aurocs.append(share)
+        if phrases:
+            example = phrases[len(phrases) // 2].text
+            mean = float(np.mean(aurocs))
+            found[name] = PhraseTruth(example, len(phrases), mean, min(aurocs))
     return found
 
 
@@ -253,36 +261,6 @@ def _phrases_by_attribute(columns: Columns) -> dict[str, list[tuple[str, dict[st
     if "glasses" in columns:
         phrases_of["glasses"] = [("glasses", {"glasses": str(True)})]
     return phrases_of
-
-
-def _truth(
-    phrases_of: Sequence[tuple[str, Mapping[str, str]]],
-    columns: Columns,
-    image_GE: NDArray[np.float32],
-    evidence: Evidence,
-) -> PhraseTruth | None:
-    phrases: list[Phrase] = []
-    aurocs: list[float] = []
-    for text, values in phrases_of:
-        read = parse(text).phrases
-        right_G = has_all(columns, values)
-        # The grammar may read the text otherwise than as one thing with its colour before it.
-        if len(read) != 1 or not read[0].noun or right_G.all() or not right_G.any():
-            continue
-        phrase = read[0]
-        evidence_G = evidence.of(phrase, image_GE)
-        found = auroc(evidence_G[right_G], evidence_G[~right_G])
-        assert found is not None, "it is true of some pictures and not of others"
-        phrases.append(phrase)
-        aurocs.append(found)
-    if not phrases:
-        return None
-    return PhraseTruth(
-        example=phrases[len(phrases) // 2].text,
-        phrases=len(phrases),
-        auroc=float(np.mean(aurocs)),
-        least=min(aurocs),
-    )
 
 
 def auroc(positive: NDArray[np.floating[Any]], negative: NDArray[np.floating[Any]]) -> float | None:

@@ -21,11 +21,8 @@ SEEDS_PLAN = "seeds.yaml"
 class SeedsPlan:
     """The content of ``seeds.yaml``."""
 
-    seeds: Positive
-    """Number of runs."""
-
-    config: TrainConfig
-    """Configuration of the first run; the others count its seed up."""
+    seeds: Positive  # Number of runs.
+    config: TrainConfig  # Configuration of the first run; the others count its seed up.
 
     def to_yaml(self) -> str:
         """Return the plan as YAML that :func:`upperson.config.read_yaml` reads back."""

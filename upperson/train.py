@@ -34,7 +34,7 @@ from upperson.data.batches import (
     usable_workers,
 )
 from upperson.data.images import truncated_images
-from upperson.data.pictures import Pictures, cached_pictures
+from upperson.data.pictures import Pictures
 from upperson.data.records import Split
 from upperson.division import matching_losses, noisy_pairs
 from upperson.evaluate import embed_records, pids_of, rank_and_average
@@ -43,7 +43,7 @@ from upperson.plan import expected_step_s
 from upperson.run import CONFIG, LAST, start_from
 from upperson.run_writer import RunWriter
 from upperson.step import COMPILED_LENGTHS, backward_through_batch, build_optimizer, compile_blocks
-from upperson.trainer import Trainer, TrainResult
+from upperson.trainer import Trainer, TrainResult, pictures_of
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.tokenizer import Tokenizer
 
@@ -90,7 +90,9 @@ def train(
         splits, model = components.splits, components.model
         trained = nn.ModuleDict({"model": model, "objective": components.objective})
         writer = RunWriter(run_path, config, components.base, trained, resume=resume)
-        pictures = _pictures_of(config, splits, model.image_size, observer)
+        files = [[record.image for record in records] for records in splits.values()]
+        found = pictures_of(config, files, model.image_size, observer)
+        pictures = dict(zip(splits, found, strict=True))
         pairs = PairDataset(
             splits["train"],
             pictures["train"],
@@ -161,9 +163,7 @@ class _PairTraining:
 
     trainer: Trainer
     components: Components
-    towers: nn.Module
-    """The model, as accelerate prepared it."""
-
+    towers: nn.Module  # The model, as accelerate prepared it.
     pictures: dict[Split, Pictures]
 
     @property
@@ -253,18 +253,6 @@ class _PairTraining:
                 pictures=self.pictures[split],
                 together=True,
             )
-
-
-def _pictures_of(
-    config: TrainConfig, splits: Splits, image_size: tuple[int, int], observer: Observer
-) -> dict[Split, Pictures]:
-    files = {split: [record.image for record in records] for split, records in splits.items()}
-    if config.cache is None:
-        return {split: Pictures(images, image_size) for split, images in files.items()}
-    found = cached_pictures(
-        Path(config.cache), Path(config.root), list(files.values()), image_size, observer.caching
-    )
-    return dict(zip(files, found, strict=True))
 
 
 def _workers(config: TrainConfig, batch_bytes: int, observer: Observer | None) -> int:

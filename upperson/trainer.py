@@ -3,6 +3,7 @@
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from upperson.checkpoint import Checkpointer, RunState
 from upperson.components import Splits
 from upperson.config import TrainConfig
 from upperson.data.batches import BatchSampler
-from upperson.data.pictures import Pictures
+from upperson.data.pictures import Pictures, cached_pictures
 from upperson.data.records import SPLITS, Split
 from upperson.evaluate import Evaluation, both_directions, embed_records
 from upperson.model.base import load_base
@@ -29,6 +30,16 @@ from upperson_rt.metrics import RetrievalMetrics
 from upperson_rt.tokenizer import Tokenizer
 
 
+def pictures_of(
+    config: TrainConfig, files: list[list[Path]], image_size: tuple[int, int], observer: Observer
+) -> Sequence[Pictures]:
+    """Return the pictures of lists of files, from the run's cache if it has one."""
+    if config.cache is None:
+        return [Pictures(images, image_size) for images in files]
+    root = Path(config.root)
+    return cached_pictures(Path(config.cache), root, files, image_size, observer.caching)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
     """What a finished run measured. Only the main process has the metrics."""
@@ -36,8 +47,7 @@ class TrainResult:
     best_epoch: int
     val: RetrievalMetrics | None
     test: RetrievalMetrics | None
-    seconds: float
-    """Work on the run, added up over interrupted and resumed processes."""
+    seconds: float  # Work on the run, added up over interrupted and resumed processes.
 
 
 class Method(Protocol):

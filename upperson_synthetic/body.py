@@ -31,8 +31,7 @@ _CUT: dict[Upper, tuple[float, float, float]] = {
 _SHOULDER_Y = 0.19
 _HIP_Y, _KNEE_Y, _ANKLE_Y, _SOLE_Y = 0.49, 0.72, 0.94, 0.995
 _LEG_X = 0.05
-_THICKNESS = {True: 0.86, False: 1.08}
-"""Of a woman's and of a man's neck and arms."""
+_THICKNESS = {True: 0.86, False: 1.08}  # Of a woman's and of a man's neck and arms.
 _SOLES = {"sneakers": 0.016, "boots": 0.01, "sandals": 0.016, "leather shoes": 0.007}
 _WORN_DENIM = (226, 232, 240)
 
@@ -264,14 +263,6 @@ def draw_legs(sketch: Sketch) -> None:
             sketch.stroke(pleat, contrast(colour, 0.3), 0.006)
 
 
-def _leg_colour(person: Person) -> Rgb:
-    """The colour of the cloth on the legs, or of the skin where there is none."""
-    if person.lower_colour is None or person.lower == "skirt":
-        return SKIN[person.skin]
-    table = JEANS_COLOURS if person.lower == "jeans" else COLOURS
-    return table[person.lower_colour].rgb
-
-
 def _draw_leg(sketch: Sketch, side: int, ahead: float, light: float) -> None:
     person, pose = sketch.person, sketch.pose
     # Seen from the front, the foot that is behind is higher up in the picture.
@@ -279,7 +270,11 @@ def _draw_leg(sketch: Sketch, side: int, ahead: float, light: float) -> None:
     hip = pose.screen(side * _LEG_X, _HIP_Y)
     knee = pose.screen(side * _LEG_X * 1.05, _KNEE_Y - lift * 0.4, ahead * 0.55 + 0.01)
     ankle = pose.screen(side * _LEG_X, _ANKLE_Y - lift, ahead)
-    cloth = shade(_leg_colour(person), light)
+    skin = shade(SKIN[person.skin], light)
+    cloth = skin
+    if person.lower_colour is not None and person.lower != "skirt":
+        table = JEANS_COLOURS if person.lower == "jeans" else COLOURS
+        cloth = shade(table[person.lower_colour].rgb, light)
     if person.lower == "trousers":
         sketch.limb([hip, knee, ankle], [0.056, 0.046, 0.04], cloth)
         sketch.stroke([along(hip, knee, 0.3), knee, ankle], contrast(cloth, 0.18), 0.006)
@@ -291,7 +286,6 @@ def _draw_leg(sketch: Sketch, side: int, ahead: float, light: float) -> None:
         hem = [along(ankle, knee, 0.04), along(ankle, knee, 0.1)]
         sketch.limb(hem, [0.033, 0.033], mix(cloth, _WORN_DENIM, 0.45))
     else:
-        skin = shade(SKIN[person.skin], light)
         sketch.limb([hip, knee, ankle], [0.045, 0.032, 0.022], skin)
     if person.lower == "shorts":
         above = along(hip, knee, 0.92)

@@ -62,17 +62,14 @@ class Caption:
 
     text: str
 
-    mentioned: Mentioned
-    """The values of which it says that the person has them."""
-
+    mentioned: Mentioned  # The values of which it says that the person has them.
     excluded: Mentioned = field(default_factory=dict)
     """The values of which it says that the person does not have them."""
 
     def holds(self, person: Person) -> bool:
         """Whether the text is true of a person."""
-        return all(
-            getattr(person, name) == value for name, value in self.mentioned.items()
-        ) and all(getattr(person, name) != value for name, value in self.excluded.items())
+        has = all(getattr(person, name) == value for name, value in self.mentioned.items())
+        return has and all(getattr(person, name) != value for name, value in self.excluded.items())
 
 
 def describe(person: Person, look: Look, rng: np.random.Generator) -> str:

@@ -26,8 +26,7 @@ Topic = Literal[
 ]
 """In the order of captions that are lists."""
 
-Mentioned = Mapping[str, object]
-"""Names of `Person`'s fields with values."""
+Mentioned = Mapping[str, object]  # Names of `Person`'s fields with values.
 
 _TOPICS: Mapping[Topic, float] = {
     "upper": 40,
@@ -59,14 +58,9 @@ class Clause:
 
     topic: Topic
 
-    words: str
-    """The noun phrase without an article, such as ``red striped coat``."""
-
-    plural: bool
-    """Whether it takes no indefinite article (jeans, shoes, hair)."""
-
-    mentioned: Mentioned
-    """What the words say."""
+    words: str  # The noun phrase without an article, such as ``red striped coat``.
+    plural: bool  # Whether it takes no indefinite article (jeans, shoes, hair).
+    mentioned: Mentioned  # What the words say.
 
     @property
     def carried(self) -> bool:
@@ -115,10 +109,10 @@ def _clause(person: Person, topic: Topic, style: CaptionStyle, rng: np.random.Ge
         return _upper(person, style, rng)
     if topic == "hair":
         return _hair(person, style, rng)
-    field = "accessory" if topic in _ACCESSORIES else topic
+    field: str = "accessory" if topic in _ACCESSORIES else topic
     value = getattr(person, field)
     noun = say(GLASSES if topic == "glasses" else TABLES[field][value].words, style, rng)
-    mentioned = {field: value}
+    mentioned: dict[str, object] = {field: value}
     colour_field = "shoe_colour" if topic == "shoes" else f"{field}_colour"
     colour = getattr(person, colour_field, None)  # Glasses have none.
     # Now and then people do not mention a colour.

@@ -46,18 +46,12 @@ _PEOPLE, _IMAGE, _CAPTION, _CAMERAS = range(4)
 class SyntheticSpec:
     """What a data set consists of; UsageError if a number is out of range or a look unknown."""
 
-    look: str
-    """A key of `LOOKS`."""
-
-    train_ids: int
-    """Number of people in the training split."""
-
+    look: str  # A key of `LOOKS`.
+    train_ids: int  # Number of people in the training split.
     val_ids: int
     test_ids: int
 
-    views: int = 4
-    """Pictures of every person."""
-
+    views: int = 4  # Pictures of every person.
     captions_per_image: int = 2
     seed: int = 0
 

@@ -21,8 +21,7 @@ class Ring(NamedTuple):
     y: float
     half_width: float
     half_depth: float
-    forward: float = 0.0
-    """How far its middle is in front of the body's axis."""
+    forward: float = 0.0  # How far its middle is in front of the body's axis.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,8 +131,7 @@ class Sketch:
     yaw, the others take pixels. Sizes are in body heights.
     """
 
-    grow = 1.0
-    """How much larger than the body's are the proportions of what is drawn."""
+    grow = 1.0  # How much larger than the body's are the proportions of what is drawn.
 
     def __init__(self, image: Image.Image, person: Person, pose: Pose) -> None:
         self.image = image

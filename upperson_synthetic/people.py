@@ -39,8 +39,7 @@ Shoes = Literal["sneakers", "boots", "sandals", "leather shoes"]
 Bag = Literal["none", "backpack", "handbag", "shoulder bag", "suitcase"]
 Accessory = Literal["none", "umbrella", "phone", "scarf"]
 
-Rgb = tuple[int, int, int]
-"""Red, green and blue, each 0..255, before any camera changes them."""
+Rgb = tuple[int, int, int]  # Red, green and blue, each 0..255, before any camera changes them.
 
 Words = Mapping[str, tuple[float, float]]
 """Phrases with their weights in the ``list`` and in the ``sentences`` style."""
@@ -52,12 +51,8 @@ T = TypeVar("T")
 class Value:
     """One value of an attribute."""
 
-    weight: float
-    """How often it occurs, relative to the other values."""
-
-    words: Words
-    """Empty where captions have no word of its own for it."""
-
+    weight: float  # How often it occurs, relative to the other values.
+    words: Words  # Empty where captions have no word of its own for it.
     men: float | None = field(default=None, kw_only=True)
     """The weight among men and boys, where it is another one."""
 

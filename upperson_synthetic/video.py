@@ -21,20 +21,14 @@ from upperson_synthetic.routes import Route, straight_route, street_route
 from upperson_synthetic.sampling import between, chance
 from upperson_synthetic.scene import OVERSAMPLING, draw_body, draw_shadow, draw_street, light_body
 
-_STEPS = 12
-"""Pictures of a walk's two steps."""
+_STEPS = 12  # Pictures of a walk's two steps.
 _CAPTIONS = 2
-_LEAST_INSIDE = 0.5
-"""Share of a person's width inside the frame from which on there is a box."""
-_ADULTS = 0.26, 0.42
-"""Heights of adults on a busy street, in heights of the frame."""
-_TOGETHER = 0.3
-"""How often a person on a busy street walks beside the one before."""
-_STANDS = 2
-"""Stands on a busy street, which hide who passes behind them."""
+_LEAST_INSIDE = 0.5  # Share of a person's width inside the frame from which on there is a box.
+_ADULTS = 0.26, 0.42  # Heights of adults on a busy street, in heights of the frame.
+_TOGETHER = 0.3  # How often a person on a busy street walks beside the one before.
+_STANDS = 2  # Stands on a busy street, which hide who passes behind them.
 
-Box = tuple[int, int, int, int]
-"""x0, y0, x1, y1 in pixels, the last two exclusive."""
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, the last two exclusive.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,12 +65,9 @@ class Sighting:
     """A person in one frame."""
 
     person: int
-    box: Box
-    """All of the person that is inside the frame, hidden or not."""
-    visible: float
-    """Visible share of it, 0 to 1."""
-    visible_box: Box | None
-    """Around what is not hidden; None if all is."""
+    box: Box  # All of the person that is inside the frame, hidden or not.
+    visible: float  # Visible share of it, 0 to 1.
+    visible_box: Box | None  # Around what is not hidden; None if all is.
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +76,20 @@ class _Walk:
 
     person: Person
     captions: list[str]
-    pictures: list[Image.Image]
-    """RGBA, one for each phase of the two steps; all of one size."""
+    pictures: list[Image.Image]  # RGBA, one for each phase of the two steps; all of one size.
     route: Route
-    far_feet: float
-    """Height of the soles in the frame at size 0, in pixels from the top."""
-    near_feet: float
-    """How far further down they are at size 1."""
+    far_feet: float  # Height of the soles in the frame at size 0, in pixels from the top.
+    near_feet: float  # How far further down they are at size 1.
 
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
     """A picture at its place in one frame."""
 
-    picture: Image.Image
-    """RGBA."""
+    picture: Image.Image  # RGBA.
     left: int
     feet: float
-    person: int | None
-    """None for a thing."""
+    person: int | None  # None for a thing.
 
     @property
     def top(self) -> int:

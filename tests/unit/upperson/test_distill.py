@@ -19,7 +19,7 @@ from upperson.data.batches import LoadedBatch
 from upperson.data.pictures import Pictures
 from upperson.data.records import read_dataset
 from upperson.data.vocabulary import clip_tokenizer
-from upperson.distill import CachedTeacher, LiveTeacher, distill, operations, student_config
+from upperson.distill import Teacher, distill, operations, student_config
 from upperson.evaluate import embed_records
 from upperson.model.parts import PLAIN_CLIP
 from upperson.model.student import StudentSize, build_student, start_from_teacher
@@ -175,11 +175,9 @@ def test_a_cached_teacher_has_the_targets_of_a_live_one(teacher, mixed):
     files = sorted((teacher.parent / "people/images/train").iterdir())
     pictures = Pictures(files, model.image_size)
     done = []
-    always = LiveTeacher(model.image, model.statistics)
+    always, once = (Teacher(model.image, model.statistics) for _ in range(2))
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-        once = CachedTeacher(
-            model.image, model.statistics, pictures, 5, lambda *counts: done.append(counts)
-        )
+        once.embed_all(pictures, 5, lambda *counts: done.append(counts))
     assert done == [(5, 12), (10, 12), (12, 12)]
     places = [7, 0, 7, 11]
     moves = torch.tensor([[side, 3, 17, 2, 2, 9, 9] for side in (0, 1, 1, 0)], dtype=torch.int32)

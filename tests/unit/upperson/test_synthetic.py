@@ -36,7 +36,7 @@ from upperson_synthetic.people import (
     sample_people,
 )
 from upperson_synthetic.sampling import choose
-from upperson_synthetic.scene import render_person
+from upperson_synthetic.scene import draw_body, render_person
 
 BOTH_LOOKS = pytest.mark.parametrize("look", [SOURCE, TARGET], ids=lambda look: look.name)
 SPEC = SyntheticSpec(
@@ -49,6 +49,10 @@ MAN = Person(
     glasses=False, upper="shirt", upper_colour="red", pattern="plain", sleeves="long",
     lower="trousers", lower_colour="gray", shoes="boots", shoe_colour="black", bag="none",
     bag_colour=None, accessory="none", accessory_colour=None, skin=0,
+)  # fmt: skip
+POSE = Pose(
+    yaw=0.0, stride=0.0, side=1, width=200, height=400, scale=380.0, origin=(100.0, 10.0), tilt=0.0,
+    roll=0.0, bag_visible=False,
 )  # fmt: skip
 PICTURES = {
     "studio": [
@@ -352,13 +356,23 @@ def test_anywhere_is_another_place_each_time():
         assert np.linalg.norm(gains - camera.gains, axis=1).min() < 0.2
 
 
+def test_a_bag_is_in_the_hand_that_is_free():
+    places = {}
+    for accessory in ("none", "phone"):
+        bare = dataclasses.replace(MAN, accessory=accessory)
+        pose = dataclasses.replace(POSE, yaw=0.0, bag_visible=True)
+        drawn = [
+            np.asarray(draw_body(person, pose)).astype(int)
+            for person in (bare, dataclasses.replace(bare, bag="handbag", bag_colour="red"))
+        ]
+        places[accessory] = np.nonzero((drawn[0] != drawn[1]).any(axis=2))[1].mean()
+    assert places["phone"] < POSE.width / 2 < places["none"]
+
+
 @pytest.mark.parametrize("yaw", [math.pi / 2, -math.pi / 2])
 @pytest.mark.parametrize("upper", ["coat", "jacket", "t-shirt"])
 def test_a_profile_shows_a_gender(yaw, upper):
-    pose = Pose(
-        yaw=yaw, stride=0.0, side=1, width=200, height=400, scale=380.0, origin=(100.0, 10.0),
-        tilt=0.0, roll=0.0, bag_visible=False,
-    )  # fmt: skip
+    pose = dataclasses.replace(POSE, yaw=yaw)
 
     def trunk(gender):
         """How much slimmer the waist is than the chest, and how far behind it, in pixels."""
