@@ -54,11 +54,6 @@ def whole_run(tmp_path_factory):
     return folder / "run"
 
 
-@pytest.fixture
-def whole(whole_run):
-    return result_files(whole_run)
-
-
 def result_files(run):
     return {name: (run / name).read_bytes() for name in ("metrics.csv", "adapter.safetensors")}
 
@@ -80,8 +75,8 @@ def stopped_run(tmp_path_factory):
     return run
 
 
-def test_a_stopped_run_ends_bit_for_bit_as_a_whole_one(stopped_run, whole):
-    assert result_files(stopped_run) == whole
+def test_a_stopped_run_ends_bit_for_bit_as_a_whole_one(stopped_run, whole_run):
+    assert result_files(stopped_run) == result_files(whole_run)
 
 
 def test_tensorboard_shows_every_step_once(stopped_run):
@@ -99,20 +94,19 @@ def test_a_finished_run_resumed_stays_as_it_is(config, whole_run, tmp_path):
     assert result_files(run) == result_files(whole_run)
 
 
-def test_what_killed_processes_were_writing_stops_no_run_and_goes(config, whole, tmp_path):
-    half, mine = tmp_path / "run/.config.yaml.a1b2c3d4", tmp_path / "run/.gitignore.original"
-    half.parent.mkdir()
+def test_what_killed_processes_were_writing_stops_no_run_and_goes(config, whole_run, tmp_path):
+    run = tmp_path / "run"
+    half, mine = run / ".config.yaml.a1b2c3d4", run / ".gitignore.original"
+    run.mkdir()
     half.write_bytes(b"half")
-    stop(config, tmp_path / "run", 2)
+    stop(config, run, 2)
     assert not half.exists()
-    left = ["last/.step_00000001.safetensors.zzzzzzzz", ".adapter.safetensors.___0___1"]
-    for name in left:
-        (tmp_path / "run" / name).write_bytes(b"half")
-    mine.write_bytes(b"mine")
-    train(config, tmp_path / "run", Recorder(), resume=True)
-    assert result_files(tmp_path / "run") == whole
-    assert not any((tmp_path / "run" / name).exists() for name in left)
-    assert mine.read_bytes() == b"mine"
+    left = [run / "last/.step_00000001.safetensors.zzzzzzzz", run / ".adapter.safetensors.___0___1"]
+    for path in (*left, mine):
+        path.write_bytes(b"half")
+    train(config, run, Recorder(), resume=True)
+    assert result_files(run) == result_files(whole_run)
+    assert [path.exists() for path in (*left, mine)] == [False, False, True]
 
 
 def test_events_that_cannot_be_written_are_named(config, tmp_path, monkeypatch):
@@ -126,7 +120,7 @@ def test_events_that_cannot_be_written_are_named(config, tmp_path, monkeypatch):
             train(config, tmp_path / name / "run", Recorder())
 
 
-def test_a_damaged_checkpoint_is_skipped_for_the_one_before(config, whole, tmp_path):
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(config, whole_run, tmp_path):
     stop(config, tmp_path / "run", STEPS + 2)
     before, newest = sorted((tmp_path / "run/last").iterdir())
     newest.write_bytes(newest.read_bytes()[:-1000])
@@ -135,7 +129,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(config, whole, tmp_p
     assert f"{newest} is damaged" in recorder.notes[0]
     assert before.name == "step_00000003.safetensors"
     assert len(recorder.losses) == STEPS * EPOCHS - 3
-    assert result_files(tmp_path / "run") == whole
+    assert result_files(tmp_path / "run") == result_files(whole_run)
 
 
 def test_a_run_of_before_a_setting_goes_on_with_its_default(config, tmp_path, monkeypatch):
@@ -187,7 +181,6 @@ def test_only_the_newest_two_checkpoints_stay(tmp_path):
     assert names == ["step_00000002.safetensors", "step_00000010.safetensors"]
     fresh, read = checkpointer(tmp_path)
     found, problems = read.load()
-    assert found is not None
     assert (found.step, found.loss_sum, found.best) == (10, 0.1 + 0.2, {"x": torch.ones(1)})
     assert fresh.bias.tolist() == [10, 10]
     assert torch.equal(fresh.weight, layer.weight)
@@ -214,15 +207,15 @@ def test_a_state_that_is_none_is_damage_whatever_its_hash(tmp_path, state):
         checkpointer(tmp_path)[1].load()
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(config, whole, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_last_checkpoint(config, whole_run, tmp_path, monkeypatch):
     from upperson_rt import files
 
-    real, calls = files.os.fsync, []
+    real, left = files.os.fsync, [*range(8)]
 
     def full(handle):
-        calls.append(handle)
-        if len(calls) > 8:
+        if not left:
             raise OSError(28, "No space left on device")
+        left.pop()
         real(handle)
 
     monkeypatch.setattr(files.os, "fsync", full)
@@ -235,24 +228,22 @@ def test_a_full_disk_leaves_the_last_checkpoint(config, whole, tmp_path, monkeyp
     train(config, run, recorder, resume=True)
     notes = [note for note in recorder.notes if "left out as noisy" not in note]
     assert [note.split(" at ")[0] for note in notes] == ["resuming"]
-    assert result_files(run) == whole
+    assert result_files(run) == result_files(whole_run)
 
 
-def test_an_image_that_cannot_be_decoded_names_its_place_and_training_goes_on_once_repaired(
-    config, whole, tmp_path
+def test_an_image_that_cannot_be_decoded_has_a_place_and_once_repaired_training_goes_on(
+    config, whole_run, tmp_path
 ):
-    run = tmp_path / "run"
+    run, images = tmp_path / "run", Path(config.root) / "images"
     stop(config, run, STEPS + 1)
-    images = sorted((Path(config.root) / "images").rglob("*.jpg"))
-    contents = {image: image.read_bytes() for image in images}
-    for image in images:
+    shutil.copytree(images, tmp_path / "whole")
+    for image in images.rglob("*.jpg"):
         image.write_bytes(b"broken")
     with refused("training_data_unreadable", InputError, epoch=2, step=1):
         train(config, run, Recorder(), resume=True)
-    for image, content in contents.items():
-        image.write_bytes(content)
+    shutil.copytree(tmp_path / "whole", images, dirs_exist_ok=True)
     train(config, run, Recorder(), resume=True)
-    assert result_files(run) == whole
+    assert result_files(run) == result_files(whole_run)
 
 
 def test_one_process_writes_a_run_at_a_time(config, tmp_path):
@@ -266,7 +257,7 @@ def test_one_process_writes_a_run_at_a_time(config, tmp_path):
         train(config, tmp_path / "run", Second())
 
 
-def test_a_broken_picture_of_the_val_split_costs_no_step(config, whole, tmp_path):
+def test_a_broken_picture_of_the_val_split_costs_no_step(config, whole_run, tmp_path):
     image = read_dataset("jsonl", Path(config.root))["val"][0].image
     content = image.read_bytes()
     image.write_bytes(b"broken")
@@ -276,7 +267,7 @@ def test_a_broken_picture_of_the_val_split_costs_no_step(config, whole, tmp_path
     recorder = Recorder()
     train(config, tmp_path / "run", recorder, resume=True)
     assert len(recorder.losses) == STEPS * (EPOCHS - 1)
-    assert result_files(tmp_path / "run") == whole
+    assert result_files(tmp_path / "run") == result_files(whole_run)
 
 
 def test_a_diverged_state_is_not_kept(config, tmp_path):

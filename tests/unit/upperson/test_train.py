@@ -4,8 +4,11 @@ import csv
 import json
 import shutil
 from dataclasses import replace
+from functools import partialmethod
 from io import BytesIO
+from itertools import chain, repeat
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -61,6 +64,17 @@ def make(tmp_path, monkeypatch):
     return lambda **changes: toy_config(tmp_path, monkeypatch, **changes)
 
 
+def records_of(config, split="test"):
+    return read_dataset("jsonl", Path(config.root))[split]
+
+
+def metrics_of(run):
+    """What a run measures on its test split, and what it has measured."""
+    config, _, model = load_run(run)
+    found = evaluate(model, clip_tokenizer(), records_of(config)).text_to_image
+    return found.as_dict(), results_of(run)["test"]
+
+
 def rows_of(run):
     return list(csv.DictReader((run / "metrics.csv").read_text("utf-8").splitlines()))
 
@@ -82,11 +96,9 @@ def test_a_run_folder_holds_its_results_and_measures_what_it_reports(run, traine
     assert results["trained_parameters"] < results["parameters"]
     best = max(rows, key=lambda row: float(row["val R@1"]))
     assert results["val"]["R@1"] == float(best["val R@1"])
-    config, base, model = load_run(run)
-    records = read_dataset("jsonl", Path(config.root))["test"]
-    assert evaluate(model, clip_tokenizer(), records).text_to_image.as_dict() == pytest.approx(
-        results["test"]
-    )
+    found, measured = metrics_of(run)
+    assert found == pytest.approx(measured)
+    config, base, _ = load_run(run)
     assert base.sha256 == load_base("toy", config.pretrained).sha256, "no frozen weight changed"
     state = load_file(run / "adapter.safetensors")
     assert any(float(tensor.abs().max()) > 0 for name, tensor in state.items() if "up" in name)
@@ -110,17 +122,12 @@ def test_a_run_without_val_and_test_loads_its_base_once(make, tmp_path, monkeypa
     file = Path(config.root) / "annotations.jsonl"
     lines = file.read_text("utf-8").splitlines(keepends=True)
     file.write_text("".join(line for line in lines if json.loads(line)["split"] == "train"))
-    loaded = []
-
-    def load(*arguments, **options):
-        loaded.append(arguments)
-        return load_base(*arguments, **options)
-
+    load = Mock(wraps=load_base)
     for place in ("components", "run", "trainer"):
         monkeypatch.setattr(f"upperson.{place}.load_base", load)
     result = train(config, tmp_path / "run", Recorder())
     assert (result.val, result.test) == (None, None)
-    assert len(loaded) == 1
+    assert load.call_count == 1
     assert load_run(tmp_path / "run").config.epochs == 1
 
 
@@ -145,16 +152,13 @@ def test_what_is_kept_is_a_share_and_training_goes_on_with_all_of_it(make, tmp_p
     for name, tensor in load_file(tmp_path / "whole/adapter.safetensors").items():
         scaled = name.endswith(".scale") and "prefix" not in name
         assert torch.equal(kept[name], tensor / 2 if scaled else tensor)
-    _, _, model = load_run(tmp_path / "half")
-    records = read_dataset("jsonl", Path(config.root))["test"]
-    results = results_of(tmp_path / "half")
-    found = evaluate(model, clip_tokenizer(), records).text_to_image.as_dict()
-    assert found == pytest.approx(results["test"])
+    found, measured = metrics_of(tmp_path / "half")
+    assert found == pytest.approx(measured)
     # The epoch is chosen by what is kept of it: what is saved has the R@1 that it was chosen for.
     (row,), (other,) = rows_of(tmp_path / "half"), rows_of(tmp_path / "whole")
-    for name, value in results["val"].items():
-        assert float(row[f"val {name}"]) == pytest.approx(value)
-    assert any(row[f"val {name}"] != other[f"val {name}"] for name in results["val"])
+    val = results_of(tmp_path / "half")["val"]
+    assert {name: float(row[f"val {name}"]) for name in val} == pytest.approx(val)
+    assert any(row[f"val {name}"] != other[f"val {name}"] for name in val)
 
 
 def test_captions_that_are_cut_or_cannot_be_reworded_are_noted_or_refused(make, tmp_path):
@@ -186,8 +190,8 @@ def test_captions_that_are_cut_or_cannot_be_reworded_are_noted_or_refused(make, 
 
 def test_a_run_starts_from_another(run, make, tmp_path):
     before = load_file(run / "adapter.safetensors")
-    # Another seed draws other values, and a rate so small leaves them nearly where they are. Blocks
-    # may be named otherwise.
+    # Another seed draws other values, and a rate so small leaves them nearly where they are. The
+    # blocks of LoRA may be named otherwise.
     parts = UPPersonConfig(prefix_length=2, lora_rank=4, adapter_reduction=4, lora_blocks="1-2")
     config = make(lr=1e-9, seed=2, init_from=str(run), epochs=1, model=parts)
     train(config, tmp_path / "more", recorder := Recorder())
@@ -226,12 +230,10 @@ def test_a_run_of_another_kind_is_no_start(run, make, tmp_path, monkeypatch):
     other = {name: tensor + 0.01 for name, tensor in toy_clip().state_dict().items()}
     save_file(other, tmp_path / "other.safetensors")
     monkeypatch.chdir(tmp_path)
-    wider = UPPersonConfig(prefix_length=2, lora_rank=8, adapter_reduction=4)
-    fewer = UPPersonConfig(prefix_length=2, lora_rank=4, adapter_reduction=0)
-    parts = "init_from_other_parts"
+    wider = UPPersonConfig(prefix_length=2, lora_rank=8, adapter_reduction=0)
+    differing = ["model.lora_rank 4 (here 8)", "model.adapter_reduction 4 (here 0)"]
     for change, code, fields in (
-        ({"model": wider}, parts, {"differing": ["model.lora_rank 4 (here 8)"]}),
-        ({"model": fewer}, parts, {"differing": ["model.adapter_reduction 4 (here 0)"]}),
+        ({"model": wider}, "init_from_other_parts", {"differing": differing}),
         ({"pretrained": "other.safetensors"}, "init_from_other_base", {"path": run}),
         ({"init_from": "nowhere"}, "not_a_run", {"path": Path("nowhere")}),
     ):
@@ -246,7 +248,7 @@ def test_a_run_of_another_kind_is_no_start(run, make, tmp_path, monkeypatch):
 
 def test_what_is_missing_ends_a_run_before_it_begins(make, tmp_path):
     config = make()
-    image = read_dataset("jsonl", Path(config.root))["test"][0].image
+    image = records_of(config)[0].image
     image.unlink()
     with refused("images_missing", InputError, files=[image], folders={}):
         train(config, tmp_path / "run", Recorder())
@@ -260,7 +262,7 @@ def test_what_is_missing_ends_a_run_before_it_begins(make, tmp_path):
 def test_pictures_that_end_early_are_an_option(make, tmp_path):
     config = make(epochs=1)
     for split in ("train", "test"):
-        image = read_dataset("jsonl", Path(config.root))[split][0].image
+        image = records_of(config, split)[0].image
         image.write_bytes(image.read_bytes()[:-200])
     for workers in (0, 1):
         lenient = replace(config, load_truncated=True, workers=workers)
@@ -272,13 +274,8 @@ def test_pictures_that_end_early_are_an_option(make, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_adapter(make, tmp_path, monkeypatch):
     config = make(epochs=3)
-    real, calls = losses.sdm_loss, []
-
-    def diverging(*args):
-        calls.append(1)
-        return real(*args) * (float("nan") if len(calls) > 5 else 1.0)
-
-    monkeypatch.setattr(losses, "sdm_loss", diverging)
+    real, factors = losses.sdm_loss, chain(repeat(1.0, 5), repeat(torch.nan))
+    monkeypatch.setattr(losses, "sdm_loss", lambda *args: real(*args) * next(factors))
     with refused("loss_not_finite", InputError, epoch=2, step=3):
         train(config, tmp_path / "run", Recorder())
     assert load_run(tmp_path / "run")[2].training is False
@@ -329,8 +326,8 @@ def test_settings_that_contradict_the_data_or_each_other_are_refused(make, tmp_p
     build_components(replace(noisy, warmup_epochs=1))
     config = make(batch_size=2)
     accelerator = start_accelerator("fp32", "cpu")
-    monkeypatch.setattr(type(accelerator), "num_processes", property(lambda self: 3))
-    monkeypatch.setattr(train_module, "start_accelerator", lambda precision, device: accelerator)
+    monkeypatch.setattr(type(accelerator), "num_processes", 3)
+    monkeypatch.setattr(train_module, "start_accelerator", lambda *_: accelerator)
     with refused("batch_size_too_small", UsageError, batch_size=2, processes=3):
         train(config, tmp_path / "run", Recorder())
 
@@ -378,12 +375,8 @@ def test_compiled_blocks_train_as_others_on_captions_of_a_few_lengths(
         compiled.append(inputs[0].shape)
         return graph.forward
 
-    real = torch.nn.Module.compile
-    monkeypatch.setattr(
-        torch.nn.Module,
-        "compile",
-        lambda self, **options: real(self, backend=note_and_run, **options),
-    )
+    with_backend = partialmethod(torch.nn.Module.compile, backend=note_and_run)
+    monkeypatch.setattr(torch.nn.Module, "compile", with_backend)
     train(make(epochs=1, compile=True), tmp_path / "compiled", ours := Recorder())
     assert compiled
     assert ours.losses == pytest.approx(trained[1].losses[:3], rel=1e-5)
