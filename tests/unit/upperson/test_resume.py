@@ -85,10 +85,15 @@ def test_tensorboard_shows_every_step_once(stopped_run):
     assert [event.step for event in events.Scalars("epoch/loss")] == [3, 6, 9]
 
 
-def test_a_finished_run_resumed_stays_as_it_is(config, whole_run, tmp_path):
-    recorder = Recorder()
+def test_a_finished_run_resumed_stays_as_it_is(config, whole_run, tmp_path, monkeypatch):
+    def load(checkpointer, load=Checkpointer.load):
+        state, damaged = load(checkpointer)
+        return replace(state, seconds=1000.0), damaged
+
+    monkeypatch.setattr(Checkpointer, "load", load)
     run = shutil.copytree(whole_run, tmp_path / "run")
-    train(config, run, recorder, resume=True)
+    result = train(config, run, recorder := Recorder(), resume=True)
+    assert result.seconds > 1000, "of earlier processes, too"
     assert recorder.losses == []
     assert recorder.notes == ["all epochs are done: only measuring the saved run"]
     assert result_files(run) == result_files(whole_run)
