@@ -6,7 +6,7 @@ Shapes: Q captions, G images, E embedding width, N batch, H image height, W imag
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from upperson_rt.metrics import RetrievalMetrics, per_query_metrics, retrieval_m
 from upperson_rt.phrases import parse
 from upperson_rt.phrases.evidence import EmbedTexts, describe
 from upperson_rt.tokenizer import Tokenizer
+
+Embeds: TypeAlias = npt.NDArray[np.float32]  # Unit-norm rows of captions or images.
+Numbers: TypeAlias = npt.NDArray[np.int64]  # Identities or places.
 
 ALL = (0, 1)  # The share of a process that works alone: the first of one.
 CPU = torch.device("cpu")
@@ -77,7 +80,7 @@ def embed_records(
     progress: Progress | None = None,
     pictures: Pictures | None = None,
     together: bool = False,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+) -> tuple[Embeds, Embeds]:
     """Encode every caption and every image of records, where the model is and in its own dtype.
 
     Under ``torch.autocast`` the towers run in the caller's precision. ``workers`` processes decode
@@ -145,7 +148,7 @@ def _evaluating(model: UPPerson) -> Iterator[None]:
 @torch.inference_mode()
 def embed_texts(
     model: UPPerson, tokenizer: Tokenizer, texts: Sequence[str], *, batch_size: int = 64
-) -> npt.NDArray[np.float32]:
+) -> Embeds:
     """Encode sentences, where the model is and in its own dtype: unit-norm float32 [Q, E]."""
     text_QE = np.empty((len(texts), model.embed_dim), dtype=np.float32)
     with _evaluating(model):
@@ -158,7 +161,7 @@ def _embed_texts(
     tokenizer: Tokenizer,
     texts: Sequence[str],
     batch_size: int,
-    text_QE: npt.NDArray[np.float32],
+    text_QE: Embeds,
     share: tuple[int, int] = ALL,
     count: Callable[[int], None] = lambda done: None,
 ) -> None:
@@ -173,9 +176,7 @@ def _embed_texts(
         count(start + len(chosen))
 
 
-def pids_of(
-    records: Sequence[Record],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def pids_of(records: Sequence[Record]) -> tuple[Numbers, Numbers]:
     """Return the identities of all captions [Q] and of all images [G], in embedding order."""
     queries = [record.pid for record in records for _ in record.captions]
     return np.array(queries, dtype=np.int64), np.array([r.pid for r in records], dtype=np.int64)
@@ -190,10 +191,7 @@ def evaluate(
 
 
 def both_directions(
-    text_QE: npt.NDArray[np.float32],
-    image_GE: npt.NDArray[np.float32],
-    records: Sequence[Record],
-    device: torch.device = CPU,
+    text_QE: Embeds, image_GE: Embeds, records: Sequence[Record], device: torch.device = CPU
 ) -> Evaluation:
     """Measure what `embed_records` returned; InputError for that of others, or not finite."""
     pids_Q, pids_G = pids_of(records)
@@ -204,11 +202,7 @@ def both_directions(
 
 
 def rank_and_average(
-    query_QE: npt.NDArray[np.float32],
-    gallery_GE: npt.NDArray[np.float32],
-    pids_Q: npt.NDArray[np.int64],
-    pids_G: npt.NDArray[np.int64],
-    device: torch.device,
+    query_QE: Embeds, gallery_GE: Embeds, pids_Q: Numbers, pids_G: Numbers, device: torch.device
 ) -> RetrievalMetrics:
     """Rank the gallery for every query; arguments and errors as for `retrieval_metrics`.
 
@@ -223,12 +217,8 @@ def rank_and_average(
 
 
 def _rank_on(
-    device: torch.device,
-    query_NE: npt.NDArray[np.float32],
-    gallery_GE: npt.NDArray[np.float32],
-    query_P: npt.NDArray[np.int64],
-    image_P: npt.NDArray[np.int64],
-) -> npt.NDArray[np.int64]:
+    device: torch.device, query_NE: Embeds, gallery_GE: Embeds, query_P: Numbers, image_P: Numbers
+) -> Numbers:
     """Return the rank, from 1, of each (query, image) pair; see `per_query_metrics`."""
     gallery = torch.from_numpy(gallery_GE).to(device)
     scores_NG = torch.from_numpy(query_NE).to(device) @ gallery.T
@@ -253,9 +243,7 @@ class LengthResult(NamedTuple):
 
 
 def measure_by_length(
-    records: Sequence[Record],
-    image_GE: npt.NDArray[np.float32],
-    embed_texts: EmbedTexts,
+    records: Sequence[Record], image_GE: Embeds, embed_texts: EmbedTexts
 ) -> dict[str, LengthResult]:
     """Measure short and long questions that are made of the same captions.
 
@@ -296,11 +284,7 @@ def measure_by_length(
 
 
 def _load(
-    pictures: Pictures,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-    share: tuple[int, int],
+    pictures: Pictures, batch_size: int, workers: int, device: torch.device, share: tuple[int, int]
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield pictures on a device, uint8 [N, H, W, 3], with their places."""
     starts = range(0, len(pictures), batch_size)[share[0] :: share[1]]

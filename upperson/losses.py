@@ -80,11 +80,7 @@ class Objective(nn.Module):
             nn.init.zeros_(self.classifier.bias)
 
     def forward(
-        self,
-        image_NE: Tensor,
-        text_NE: Tensor,
-        labels_N: Tensor,
-        fits_NN: Tensor | None = None,
+        self, image_NE: Tensor, text_NE: Tensor, labels_N: Tensor, fits_NN: Tensor | None = None
     ) -> Tensor:
         """Sum the losses of features that are not unit norm; labels are 0 to C - 1.
 

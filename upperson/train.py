@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ from upperson.data.images import truncated_images
 from upperson.data.pictures import Pictures
 from upperson.data.records import Split
 from upperson.division import matching_losses, noisy_pairs
-from upperson.evaluate import embed_records, pids_of, rank_and_average
+from upperson.evaluate import Embeds, embed_records, pids_of, rank_and_average
 from upperson.observer import Observer
 from upperson.plan import expected_step_s
 from upperson.run import CONFIG, LAST, start_from
@@ -239,7 +238,7 @@ class _PairTraining:
         broadcast_object_list(found)
         return found[0]
 
-    def _embed(self, split: Split) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def _embed(self, split: Split) -> tuple[Embeds, Embeds]:
         """Embed a split with the model as it is; the processes share the work."""
         config = self.trainer.config
         # Eagerly: compiled blocks would be compiled again for other batches than the training's.

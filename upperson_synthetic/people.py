@@ -271,10 +271,7 @@ def is_consistent(person: Person) -> bool:
 
 
 def sample_people(
-    count: int,
-    rng: np.random.Generator,
-    distractors: float = 0.3,
-    exclude: Collection[Person] = (),
+    count: int, rng: np.random.Generator, distractors: float = 0.3, exclude: Collection[Person] = ()
 ) -> list[Person]:
     """Sample people with different full descriptions, in random order.
 
