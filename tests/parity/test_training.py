@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.helpers.invoke import run
 from tests.helpers.toy_clip import toy_model
 from tests.helpers.toy_run import Recorder, toy_config
+from tests.helpers.two_processes import in_two_processes
 from upperson.components import keep_frozen_matrices_in, start_accelerator
+from upperson.seeds import SEEDS_PLAN
 from upperson.train import train
 from upperson_rt.machine import Processor
 
@@ -60,36 +61,37 @@ def assert_same_run(found, expected):
 
 
 def test_two_processes_train_as_one(config, one, tmp_path):
-    folders = {tmp_path / "whole": config, tmp_path / "parts": replace(config, accumulate=2)}
-    seeds = tmp_path / "seeds"
+    seeds, recipe = tmp_path / "seeds", tmp_path / "config.yaml"
     short = replace(config, epochs=1, cache=str(tmp_path / "cache"))
-    for folder, settings in {**folders, seeds: short}.items():
-        folder.mkdir()
-        (folder / "config.yaml").write_text(settings.to_yaml(), "utf-8")
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-            "--module", "tests.helpers.train_process", *folders, "--seeds", seeds,
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    for folder in folders:
-        losses = json.loads((folder / "losses.json").read_text("utf-8"))
-        assert_same_run(Trained(losses, folder / "run"), one)
-    summary = json.loads((seeds / "run/seeds.json").read_text("utf-8"))
+    recipe.write_text(short.to_yaml(), "utf-8")
+
+    def work(rank):
+        found = [
+            train_here(replace(config, accumulate=parts), tmp_path / f"{parts}_parts")
+            for parts in (1, 2)
+        ]
+        while rank == 1 and not (seeds / SEEDS_PLAN).is_file():
+            time.sleep(0.01)  # The second process comes when the first has begun to write.
+        done = run(
+            "train", "--root", config.root, "--recipe", recipe, "--output", seeds,
+            "--device", "cpu", "--seeds", 2,
+        )  # fmt: skip
+        assert done.exit_code == 0, done.stderr
+        return found
+
+    main, other = in_two_processes(work)
+    assert [trained.losses for trained in other] == [[], []]
+    for trained in main:
+        assert_same_run(trained, one)
+    summary = json.loads((seeds / "seeds.json").read_text("utf-8"))
     assert summary["seeds"] == [1, 2]
-    first = seeds / "run/seed_1"
+    first = seeds / "seed_1"
     results = json.loads((first / "results.json").read_text("utf-8"))
     assert results["val"]["R@1"] == pytest.approx(summary["val"]["R@1"]["values"][0])
     # The first seed is the first epoch of the run in one process.
     theirs, ours = (
-        next(csv.DictReader((run / "metrics.csv").read_text("utf-8").splitlines()))["loss"]
-        for run in (one.run, first)
+        next(csv.DictReader((folder / "metrics.csv").read_text("utf-8").splitlines()))["loss"]
+        for folder in (one.run, first)
     )
     assert float(ours) == pytest.approx(float(theirs), abs=TOLERANCE, rel=TOLERANCE)
 

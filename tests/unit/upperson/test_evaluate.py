@@ -1,6 +1,6 @@
 """Embeddings in order and precision, both directions, and images that cannot be read."""
 
-import multiprocessing
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ import torch.distributed as dist
 from PIL import Image
 
 from tests.helpers.toy_clip import IMAGE_SIZE, toy_model
+from tests.helpers.two_processes import in_two_processes
 from upperson import evaluate as evaluate_module
 from upperson.data.batches import pad_ids, tokenize
 from upperson.data.records import Record
@@ -115,55 +116,29 @@ def test_other_precisions_give_float32_of_unit_length(records):
             assert not np.array_equal(expected, found)
 
 
-def in_two_processes(tmp_path, work):
-    """Return what two processes of a group return or raise."""
-    start = multiprocessing.get_context("fork")
-    answers = start.SimpleQueue()
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_processes_encode_together_what_one_does_and_fail_together(model, records, is_broken):
+    expected = embed_records(model, clip_tokenizer(), records, batch_size=2)
+    broken = damage(records) if is_broken else None
 
-    def join(rank):
-        torch.set_num_threads(1)
-        dist.init_process_group(
-            "gloo", init_method=f"file://{tmp_path}/group", rank=rank, world_size=2
-        )
+    def together(rank):
+        dist.init_process_group("gloo")
+        model.encode_image = Mock(wraps=model.encode_image)
         try:
-            answers.put(work())
+            embeds = embed_records(model, clip_tokenizer(), records, batch_size=2, together=True)
         except InputError as error:
-            answers.put(str(error))
-        dist.destroy_process_group()
+            return str(error)
+        return embeds, sum(len(args[0]) for args, _ in model.encode_image.call_args_list)
 
-    processes = [start.Process(target=join, args=(rank,)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    found = [answers.get() for _ in processes]
-    for process in processes:
-        process.join()
-    return found
-
-
-def test_processes_that_encode_together_get_what_one_gets(model, records, tmp_path):
-    tokenizer = clip_tokenizer()
-    alone = embed_records(model, tokenizer, records, batch_size=2)
-    shares = []
-
-    def together():
-        count = model.encode_image
-        model.encode_image = lambda images: shares.append(len(images)) or count(images)
-        return embed_records(model, tokenizer, records, batch_size=2, together=True), sum(shares)
-
-    found = in_two_processes(tmp_path, together)
+    found = in_two_processes(together)
+    if is_broken:
+        assert found[0] == found[1]
+        assert found[0].startswith(f"cannot read image {broken}: ")
+        return
     assert sorted(images for _, images in found) == [4, 5]
     for embeds, _ in found:
-        for expected, ours in zip(alone, embeds, strict=True):
-            np.testing.assert_allclose(ours, expected, atol=1e-6)
-
-
-def test_an_image_that_one_process_cannot_read_is_an_error_in_both(model, records, tmp_path):
-    broken = damage(records)
-    found = in_two_processes(
-        tmp_path, lambda: embed_records(model, clip_tokenizer(), records, together=True)
-    )
-    assert found[0] == found[1]
-    assert found[0].startswith(f"cannot read image {broken}: ")
+        for ours, theirs in zip(embeds, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_ranks_of_torch_are_those_of_the_runtime(monkeypatch):

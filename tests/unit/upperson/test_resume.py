@@ -239,15 +239,21 @@ def test_a_full_disk_leaves_the_last_checkpoint(config, whole_run, tmp_path, mon
 def test_an_image_that_cannot_be_decoded_has_a_place_and_once_repaired_training_goes_on(
     config, whole_run, tmp_path
 ):
+    class Breaks(Recorder):
+        def step(self, step):
+            super().step(step)
+            if len(self.steps) == STEPS + 1:
+                for image in images.rglob("*.jpg"):
+                    image.write_bytes(b"broken")
+
     run, images = tmp_path / "run", Path(config.root) / "images"
-    stop(config, run, STEPS + 1)
     shutil.copytree(images, tmp_path / "whole")
-    for image in images.rglob("*.jpg"):
-        image.write_bytes(b"broken")
-    with refused("training_data_unreadable", InputError, epoch=2, step=1):
-        train(config, run, Recorder(), resume=True)
+    config = replace(config, checkpoint_every=100)
+    with refused("training_data_unreadable", InputError, epoch=2, step=2):
+        train(config, run, Breaks())
     shutil.copytree(tmp_path / "whole", images, dirs_exist_ok=True)
-    train(config, run, Recorder(), resume=True)
+    train(config, run, rest := Recorder(), resume=True)
+    assert len(rest.losses) == STEPS * EPOCHS - (STEPS + 1), "no step is lost"
     assert result_files(run) == result_files(whole_run)
 
 
