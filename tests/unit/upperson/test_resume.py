@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(120)
 
 # 6 people x 2 views x 2 captions in batches of 8 are 3 steps an epoch.
 STEPS = 3
-EPOCHS = 3
+EPOCHS = 2
 
 
 def make_config(folder, monkeypatch):
@@ -67,7 +67,7 @@ def stopped_run(tmp_path_factory):
         config = make_config(folder, monkeypatch)
         stop(config, run, 1)
         assert not (run / "last").exists(), "it starts from the beginning"
-        for number in range(4):
+        for number in range(2):
             stop(config, run, 3, resume=True)
             newest = max((run / "last").iterdir())
             assert newest.name == f"step_{2 * (number + 1):08}.safetensors"
@@ -82,7 +82,7 @@ def test_a_stopped_run_ends_bit_for_bit_as_a_whole_one(stopped_run, whole_run):
 def test_tensorboard_shows_every_step_once(stopped_run):
     events = EventAccumulator(str(stopped_run)).Reload()
     assert [event.step for event in events.Scalars("step/loss")] == [*range(1, STEPS * EPOCHS + 1)]
-    assert [event.step for event in events.Scalars("epoch/loss")] == [3, 6, 9]
+    assert [event.step for event in events.Scalars("epoch/loss")] == [3, 6]
 
 
 def test_a_finished_run_resumed_stays_as_it_is(config, whole_run, tmp_path, monkeypatch):
