@@ -54,9 +54,7 @@ _SHOWN = 6
 class Answer:
     """One picture of an answer."""
 
-    picture: str
-    """data: URL."""
-
+    picture: str  # data: URL.
     right: bool
 
 
@@ -75,14 +73,12 @@ def sample_queries(
     """Take captions at even distances through the split, not the best ones."""
     captions = [(record.pid, text) for record in records for text in record.captions]
     rows = np.linspace(0, len(captions) - 1, _QUERIES).astype(int)
-    return [
-        SampleQuery(
-            captions[row][1],
-            _answers(records, before, row, captions[row][0]),
-            _answers(records, after, row, captions[row][0]),
-        )
-        for row in rows
-    ]
+    queries = []
+    for row in rows:
+        pid, text = captions[row]
+        answers = [_answers(records, embeddings, row, pid) for embeddings in (before, after)]
+        queries.append(SampleQuery(text, *answers))
+    return queries
 
 
 def render_page(
@@ -152,22 +148,14 @@ def draw_words(words: Mapping[str, AttributeReport]) -> bytes:
     _draw_bars(
         axes[2],
         "Captions:\nfirst picture shares",
-        {
-            label: [report.captions[name].top1 for report in reports]
-            for name, label in _SHARED.items()
-        },
+        {label: [each.captions[name].top1 for each in reports] for name, label in _SHARED.items()},
         {label: reports[0].captions[name].chance for name, label in _SHARED.items()},
     )
     handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
     names = {str(index): STAGES[key] for index, key in enumerate(words)} | {"chance": "chance"}
-    figure.legend(
-        [handles[key] for key in names],
-        list(names.values()),
-        loc="outside lower center",
-        ncols=len(names),
-        frameon=False,
-        fontsize=9,
-    )
+    lines = [handles[key] for key in names]
+    style: dict[str, Any] = {"ncols": len(names), "frameon": False, "fontsize": 9}
+    figure.legend(lines, list(names.values()), loc="outside lower center", **style)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
@@ -198,14 +186,12 @@ def _draw_bars(
 
 def _answers(records: Sequence[Record], embeddings: Embeddings, row: int, pid: int) -> list[Answer]:
     text_QE, image_GE = embeddings
-    ranking = np.argsort(-(image_GE @ text_QE[row]), kind="stable")[:_SHOWN]
-    return [Answer(_picture(records[index].image), records[index].pid == pid) for index in ranking]
-
-
-def _picture(path: Path) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(load_image(path)).save(buffer, format="JPEG", quality=85)
-    return _data_url(buffer.getvalue(), "jpeg")
+    answers = []
+    for index in np.argsort(-(image_GE @ text_QE[row]), kind="stable")[:_SHOWN]:
+        buffer, record = io.BytesIO(), records[index]
+        Image.fromarray(load_image(record.image)).save(buffer, format="JPEG", quality=85)
+        answers.append(Answer(_data_url(buffer.getvalue(), "jpeg"), record.pid == pid))
+    return answers
 
 
 def _data_url(content: bytes, kind: str) -> str:

@@ -30,99 +30,73 @@ from upperson.data.batches import (
     usable_workers,
 )
 from upperson.data.images import truncated_images
-from upperson.data.pictures import PictureBatches, Pictures, cached_pictures, pixels_of
+from upperson.data.pictures import PictureBatches, Pictures, pixels_of
 from upperson.data.records import Record, read_dataset
 from upperson.data.transforms import PixelStatistics, flips_only, prepare_pixels
 from upperson.evaluate import evaluate
 from upperson.model.encoder import ImageEncoder
 from upperson.model.student import build_student, read_size, start_from_teacher
 from upperson.observer import Observer
-from upperson.run import LAST, Run, load_run, space_of_run
+from upperson.run import LAST, load_run, space_of_run
 from upperson.run_writer import RunWriter
-from upperson.trainer import Trainer, TrainResult
+from upperson.trainer import Trainer, TrainResult, pictures_of
 from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError
 from upperson_rt.preprocess import iter_image_files
 from upperson_rt.strict import read_fields
 from upperson_rt.tokenizer import Tokenizer
 
-# --- The teacher's embeddings, which the student learns
-#
-# Augmented pictures are new at every step, so the teacher embeds each batch. Pictures that are only
-# flipped have two versions each: the teacher embeds all of them once, before the first step, which
-# halves the work.
-#
-# Shapes: P pictures, N of a batch, E embedding width.
 
+class Teacher:
+    """Makes the embeddings that a student learns, with a tower on its device.
 
-class LiveTeacher:
-    """Embeds every batch as the student sees it."""
+    Augmented pictures are new at every step, so it embeds each batch as the student sees it.
+    Pictures that are only flipped have two versions: `embed_all` embeds them once, before the first
+    step, which halves the work.
+
+    Shapes: P pictures, N of a batch.
+    """
 
     def __init__(self, tower: ImageEncoder, statistics: PixelStatistics) -> None:
         self._tower = tower
         self._statistics = statistics
+        self._target_2PE: Tensor | None = None
 
     @torch.no_grad()
-    def targets(self, loaded: LoadedBatch, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return a batch's normalised pictures [N, 3, H, W] and their unit-norm targets [N, E]."""
-        image_N3HW = loaded.to(device, self._statistics).image_N3HW
-        return image_N3HW, F.normalize(self._tower(image_N3HW).float(), dim=-1)
+    def embed_all(self, pictures: Pictures, batch_size: int, progress: Progress) -> None:
+        """Embed every picture and its mirror image, so many at a time, and keep the embeddings.
 
-
-class CachedTeacher:
-    """Embeds every picture and its mirror image once, and keeps the embeddings.
-
-    Args:
-        tower: The teacher, on its device.
-        statistics: Of its pixels.
-        pictures: All of them; a batch's labels are indices into them.
-        batch_size: Pictures that the teacher embeds at a time.
-        progress: Called with the pictures done and in all.
-
-    Raises:
-        InputError: A picture cannot be decoded.
-    """
-
-    @torch.no_grad()
-    def __init__(
-        self,
-        tower: ImageEncoder,
-        statistics: PixelStatistics,
-        pictures: Pictures,
-        batch_size: int,
-        progress: Progress,
-    ) -> None:
-        self._statistics = statistics
+        A batch's labels are then indices into them. InputError if one cannot be decoded.
+        ``progress`` is called with the pictures done and in all.
+        """
+        tower, count = self._tower, len(pictures)
         device = tower.positional_embedding.device
-        count = len(pictures)
         places = torch.split(torch.arange(count), batch_size)
         assert tower.proj is not None  # No student is built for a tower without.
         # Filled in place: autocast on a CPU cannot concatenate float16.
-        self._target_2PE = torch.empty(
-            2, count, tower.proj.shape[1], dtype=torch.float16, device=device
-        )
+        target_2PE = torch.empty(2, count, tower.proj.shape[1], dtype=torch.float16, device=device)
         batches = PictureBatches(pictures, [each.tolist() for each in places])
         for number, place in enumerate(places):
             item = batches[number]
             if isinstance(item, UppersonError):
                 raise item
-            image_N3HW = prepare_pixels(pixels_of(item).to(device), None, statistics)
+            image_N3HW = prepare_pixels(pixels_of(item).to(device), None, self._statistics)
             for side, image in enumerate((image_N3HW, image_N3HW.flip(3))):
-                target_NE = F.normalize(tower(image).float(), dim=-1)
-                self._target_2PE[side, place] = target_NE.half()
+                target_2PE[side, place] = F.normalize(tower(image).float(), dim=-1).half()
             progress(int(place[-1]) + 1, count)
+        self._target_2PE = target_2PE
 
+    @torch.no_grad()
     def targets(self, loaded: LoadedBatch, device: torch.device) -> tuple[Tensor, Tensor]:
-        """As of `LiveTeacher`."""
+        """Return a batch's normalised pictures [N, 3, H, W] and their unit-norm targets [N, E]."""
+        if self._target_2PE is None:
+            image_N3HW = loaded.to(device, self._statistics).image_N3HW
+            return image_N3HW, F.normalize(self._tower(image_N3HW).float(), dim=-1)
         assert loaded.augmentation_N7 is not None
-        batch = loaded._replace(augmentation_N7=flips_only(loaded.augmentation_N7)).to(
-            device, self._statistics
-        )
+        flipped = loaded._replace(augmentation_N7=flips_only(loaded.augmentation_N7))
+        batch = flipped.to(device, self._statistics)
         flipped_N = loaded.augmentation_N7[:, 0].to(device)
         return batch.image_N3HW, self._target_2PE[flipped_N, batch.labels_N].float()
-
-
-# --- Distilling
 
 
 ADAM_EPS = 1e-8
@@ -132,13 +106,10 @@ ADAM_EPS = 1e-8
 def student_config(
     teacher_path: Path, size: str, pictures: tuple[Path, ...], settings: dict[str, Any]
 ) -> TrainConfig:
-    """Return the configuration of a student's run: its teacher's, with what is new.
+    """Return the configuration of a student's run: its teacher's, with ``settings`` replaced.
 
-    Args:
-        teacher_path: Run folder.
-        size: ``BLOCKSxWIDTH`` or ``BLOCKSxWIDTH@HEIGHTxWIDTH``.
-        pictures: Files and folders of pictures without captions.
-        settings: Fields of TrainConfig to replace.
+    ``size`` is ``BLOCKSxWIDTH`` or ``BLOCKSxWIDTH@HEIGHTxWIDTH``; ``pictures`` are files and
+    folders of pictures without captions.
 
     Raises:
         UsageError: The student is not smaller than its teacher, or a setting is out of range.
@@ -191,101 +162,90 @@ def distill(
         InputError, BackendError, IntegrityError: As training raises them, or the teacher has
             changed since the run began.
     """
-    with ExitStack() as closing:
-        return _distill(config, run_path, observer, device, resume, closing)
-
-
-def _distill(
-    config: TrainConfig,
-    run_path: Path,
-    observer: Observer,
-    device: str,
-    resume: bool,
-    closing: ExitStack,
-) -> TrainResult:
     started = time.perf_counter()
     if config.student is None:
         raise UsageError(
             "the configuration names no student: make it with  upperson distill RUN",
             code="no_student",
         )
-    closing.enter_context(truncated_images(config.load_truncated))
-    accelerator = start_accelerator(config.precision, device)
-    if accelerator.num_processes > 1:
-        raise UsageError(
-            "distilling takes one process: start it without torchrun", code="several_processes"
-        )
-    run = load_run(Path(config.student.teacher))
-    if space_of_run(Path(config.student.teacher), run) != config.student.space:
-        raise IntegrityError(
-            f"{config.student.teacher} is not the run that this student began with: put the "
-            "original in place, or distil a new student",
-            code="teacher_changed",
-            path=config.student.teacher,
-        )
-    splits = read_dataset(config.dataset, Path(config.root))
-    teacher, student = run.model.image, _fresh_student(run, config)
-    model = run.model
-    model.image = student
-    model.to(accelerator.device)
-    teacher.to(accelerator.device).requires_grad_(False)
-    tokenizer = run.base.tokenizer()
-    pictures = _pictures_of(config, splits["train"], observer)
-    loader, sampler = _picture_loader(config, pictures, tokenizer, accelerator.device)
-    if accelerator.device.type == "cpu":
-        # Of some tens of tokens the gradients of written-out attention are the faster ones.
-        closing.enter_context(sdpa_kernel(SDPBackend.MATH))
-
-    optimizer: Any = torch.optim.AdamW(
-        [{"params": list(student.parameters()), "peak_lr": config.lr}],
-        lr=config.lr,
-        eps=config.adam_eps,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-    trained, optimizer = accelerator.prepare(student, optimizer)
-    identity = identity_of(config, run.base.sha256, splits)
-    student_parts = nn.ModuleDict({"image": student})
-    trainer = Trainer(
-        path=run_path,
-        config=config,
-        splits=splits,
-        tokenizer=tokenizer,
-        accelerator=accelerator,
-        writer=RunWriter(run_path, config, run.base, model, resume=resume),
-        checkpointer=Checkpointer(
-            run_path / LAST, student_parts, optimizer, accelerator.scaler, identity
-        ),
-        observer=observer,
-        optimizer=optimizer,
-        sampler=sampler,
-        started=started,
-    )
-    if resume:
-        trainer.resume()
-    closing.callback(trainer.writer.close)
-    trainer.begin()
-    teaching: LiveTeacher | CachedTeacher = LiveTeacher(teacher, model.statistics)
-    if not config.augment and trainer.state.epoch < config.epochs:
-        with accelerator.autocast():
-            teaching = CachedTeacher(
-                teacher, model.statistics, pictures, config.batch_size, observer.teaching
+    with ExitStack() as closing:
+        closing.enter_context(truncated_images(config.load_truncated))
+        accelerator = start_accelerator(config.precision, device)
+        if accelerator.num_processes > 1:
+            raise UsageError(
+                "distilling takes one process: start it without torchrun", code="several_processes"
             )
-    trainer.fit(loader, _Distillation(trainer, teaching, trained))
+        run = load_run(Path(config.student.teacher))
+        if space_of_run(Path(config.student.teacher), run) != config.student.space:
+            raise IntegrityError(
+                f"{config.student.teacher} is not the run that this student began with: put the "
+                "original in place, or distil a new student",
+                code="teacher_changed",
+                path=config.student.teacher,
+            )
+        splits = read_dataset(config.dataset, Path(config.root))
+        model, teacher = run.model, run.model.image
+        torch.manual_seed(config.seed)
+        student = build_student(teacher, read_size(config.student.size), model.image_size)
+        start_from_teacher(student, teacher, model.image_size)
+        model.image = student.requires_grad_(True)
+        model.to(accelerator.device)
+        teacher.to(accelerator.device).requires_grad_(False)
+        tokenizer = run.base.tokenizer()
+        pictures = _pictures_of(config, splits["train"], observer)
+        loader, sampler = _picture_loader(config, pictures, tokenizer, accelerator.device)
+        if accelerator.device.type == "cpu":
+            # Of some tens of tokens the gradients of written-out attention are the faster ones.
+            closing.enter_context(sdpa_kernel(SDPBackend.MATH))
 
-    trainer.state.best_epoch = config.epochs
-    trainer.writer.save_adapter(model.trained_state())
-    measured = trainer.measure()
-    model.image = teacher
-    facts: dict[str, Any] = {
-        "operations": operations(student, model.image_size),
-        "teacher_operations": operations(teacher, model.image_size),
-        "teacher": {
-            name: evaluate(model, tokenizer, splits[name]).text_to_image.as_dict()
-            for name in measured
-        },
-    }
-    return trainer.finish("last epoch", measured, facts)
+        optimizer: Any = torch.optim.AdamW(
+            [{"params": list(student.parameters()), "peak_lr": config.lr}],
+            lr=config.lr,
+            eps=config.adam_eps,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        trained, optimizer = accelerator.prepare(student, optimizer)
+        identity = identity_of(config, run.base.sha256, splits)
+        student_parts = nn.ModuleDict({"image": student})
+        trainer = Trainer(
+            path=run_path,
+            config=config,
+            splits=splits,
+            tokenizer=tokenizer,
+            accelerator=accelerator,
+            writer=RunWriter(run_path, config, run.base, model, resume=resume),
+            checkpointer=Checkpointer(
+                run_path / LAST, student_parts, optimizer, accelerator.scaler, identity
+            ),
+            observer=observer,
+            optimizer=optimizer,
+            sampler=sampler,
+            started=started,
+        )
+        if resume:
+            trainer.resume()
+        closing.callback(trainer.writer.close)
+        trainer.begin()
+        teaching = Teacher(teacher, model.statistics)
+        if not config.augment and trainer.state.epoch < config.epochs:
+            with accelerator.autocast():
+                teaching.embed_all(pictures, config.batch_size, observer.teaching)
+        trainer.fit(loader, _Distillation(trainer, teaching, trained))
+
+        trainer.state.best_epoch = config.epochs
+        trainer.writer.save_adapter(model.trained_state())
+        measured = trainer.measure()
+        model.image = teacher
+        facts: dict[str, Any] = {
+            "operations": operations(student, model.image_size),
+            "teacher_operations": operations(teacher, model.image_size),
+            "teacher": {
+                name: evaluate(model, tokenizer, splits[name]).text_to_image.as_dict()
+                for name in measured
+            },
+        }
+        return trainer.finish("last epoch", measured, facts)
 
 
 @dataclass
@@ -293,7 +253,7 @@ class _Distillation:
     """The `Method` that learns a teacher's embeddings of pictures."""
 
     trainer: Trainer
-    teacher: LiveTeacher | CachedTeacher
+    teacher: Teacher
     student: nn.Module
 
     def start_epoch(self, state: RunState) -> None:
@@ -328,34 +288,20 @@ def operations(tower: ImageEncoder, image_size: tuple[int, int]) -> int:
     return int(counter.get_total_flops())
 
 
-def _fresh_student(run: Run, config: TrainConfig) -> ImageEncoder:
-    assert config.student is not None
-    torch.manual_seed(config.seed)
-    size = read_size(config.student.size)
-    student = build_student(run.model.image, size, run.model.image_size)
-    start_from_teacher(student, run.model.image, run.model.image_size)
-    return student.requires_grad_(True)
-
-
 def _pictures_of(config: TrainConfig, records: list[Record], observer: Observer) -> Pictures:
     """Return the pictures of the training split and the others."""
     assert config.student is not None
-    others = [Path(name) for name in config.student.pictures]
     files = [record.image for record in records]
-    files += iter_image_files(others) if others else ()
+    if config.student.pictures:
+        files += iter_image_files([Path(name) for name in config.student.pictures])
     if not files:
         raise InputError(
             f"{config.root} has no image in split 'train': add some with  --pictures",
             code="split_empty",
             split="train",
         )
-    image_size = (config.height_px, config.width_px)
-    if config.cache is None:
-        return Pictures(files, image_size)
-    (found,) = cached_pictures(
-        Path(config.cache), Path(config.root), [files], image_size, observer.caching
-    )
-    return found
+    (pictures,) = pictures_of(config, [files], (config.height_px, config.width_px), observer)
+    return pictures
 
 
 def _picture_loader(

@@ -4,58 +4,14 @@ As in RDE (arXiv 2308.09911): a mixture of two Gaussians is fitted to the losses
 pair is clean if the Gaussian with the lower mean explains it better. RDE requires consensus of two
 embeddings; there is one here.
 
-Shapes: P pairs, G images, E embedding width.
+Shapes: P pairs, E embedding width.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from upperson.data.pictures import Pictures
-from upperson.data.records import Record
-from upperson.evaluate import embed_records, pids_of
-from upperson.model.encoder import UPPerson
-from upperson_rt.tokenizer import Tokenizer
-
 _ROUNDS = 100
-
-
-def find_noisy(
-    model: UPPerson,
-    tokenizer: Tokenizer,
-    records: Sequence[Record],
-    batch_size: int,
-    temperature: float,
-    *,
-    seed: list[int],
-    workers: int = 0,
-    pictures: Pictures | None = None,
-    together: bool = False,
-) -> list[int]:
-    """Embed a training split and return the indices of its noisy (image, caption) pairs.
-
-    Args:
-        model: As it is now.
-        tokenizer: Of the model.
-        records: The split; pairs are numbered in the order of records and their captions.
-        batch_size: Pairs that compete with each other.
-        temperature: Of the run's loss.
-        seed: Of the random batches.
-        workers: Processes that decode images.
-        pictures: See `embed_records`.
-        together: See there.
-    """
-    text_PE, image_GE = embed_records(
-        model, tokenizer, records, workers=workers, pictures=pictures, together=together
-    )
-    image_PE = np.repeat(image_GE, [len(record.captions) for record in records], axis=0)
-    losses_P = matching_losses(
-        text_PE, image_PE, pids_of(records)[0], batch_size, temperature, seed
-    )
-    found: list[int] = noisy_pairs(losses_P).tolist()
-    return found
 
 
 def matching_losses(
@@ -69,15 +25,8 @@ def matching_losses(
     """Return the loss of every pair in a random batch, [P].
 
     It is -log of the probability of the same identity, summed over both directions: every training
-    loss makes it small.
-
-    Args:
-        text_PE: Unit-norm captions.
-        image_PE: Unit-norm image of each caption.
-        pids_P: Identities.
-        batch_size: Pairs that compete with each other.
-        temperature: Of the softmax.
-        seed: Of the order that makes the batches.
+    loss makes it small. Captions and images are unit norm; ``batch_size`` pairs compete with each
+    other in batches of an order that the seed draws.
     """
     losses_P = np.empty(len(pids_P))
     order = np.random.default_rng(seed).permutation(len(pids_P))

@@ -3,9 +3,10 @@
 Shapes: Q captions, G images, E embedding width, N batch, H image height, W image width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +28,10 @@ from upperson_rt.phrases import parse
 from upperson_rt.phrases.evidence import EmbedTexts, describe
 from upperson_rt.tokenizer import Tokenizer
 
-ALL = (0, 1)
-"""The share of a process that works alone: the first of one."""
+Embeds: TypeAlias = npt.NDArray[np.float32]  # Unit-norm rows of captions or images.
+Numbers: TypeAlias = npt.NDArray[np.int64]  # Identities or places.
+
+ALL = (0, 1)  # The share of a process that works alone: the first of one.
 CPU = torch.device("cpu")
 
 _COMPARED_AT_A_TIME = 1 << 28
@@ -77,21 +80,13 @@ def embed_records(
     progress: Progress | None = None,
     pictures: Pictures | None = None,
     together: bool = False,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+) -> tuple[Embeds, Embeds]:
     """Encode every caption and every image of records, where the model is and in its own dtype.
 
-    Under ``torch.autocast`` the towers run in the caller's precision.
-
-    Args:
-        model: Both towers.
-        tokenizer: Of the model.
-        records: What is encoded.
-        batch_size: Captions or images at a time.
-        workers: Processes of this machine that decode images.
-        progress: Called with the items done and in all.
-        pictures: The images of the records, if they do not come from their files.
-        together: All processes of a distributed run call this with the same model and records: each
-            encodes a share, and all of them get everything.
+    Under ``torch.autocast`` the towers run in the caller's precision. ``workers`` processes decode
+    images, ``batch_size`` at a time, unless ``pictures`` has those of the records. ``progress`` is
+    called with the items done and in all. All processes of a distributed run call this
+    ``together``, with the same model and records: each encodes a share, and all get everything.
 
     Returns:
         Unit-norm float32 captions [Q, E], in the order of records and their captions, and images
@@ -105,52 +100,59 @@ def embed_records(
     total = len(texts) + len(records)
     if pictures is None:
         pictures = Pictures([record.image for record in records], model.image_size)
-    device, dtype = model.device, model.dtype
-    was_training = model.training
-    model.eval()
     failed: UppersonError | None = None
     text_QE, image_GE = (
         np.zeros((count, model.embed_dim), dtype=np.float32) for count in (len(texts), len(records))
     )
+
+    def count(done: int) -> None:
+        if progress is not None:
+            progress(done, total)
+
     try:
-        _embed_texts(
-            model,
-            tokenizer,
-            texts,
-            batch_size,
-            text_QE,
-            None if progress is None else lambda done, _: progress(done, total),
-            share=share,
-        )
-        for places, pixels_NHW3 in _load(pictures, batch_size, workers, device, share):
-            image_N3HW = prepare_pixels(pixels_NHW3, None, model.statistics)
-            image_GE[places] = model.encode_image(image_N3HW.to(dtype)).cpu().numpy()
-            if progress is not None:
-                progress(len(texts) + places.stop, total)
+        with _evaluating(model):
+            _embed_texts(model, tokenizer, texts, batch_size, text_QE, share, count)
+            for places, pixels_NHW3 in _load(pictures, batch_size, workers, model.device, share):
+                image_N3HW = prepare_pixels(pixels_NHW3, None, model.statistics)
+                embeds_NE = model.encode_image(image_N3HW.to(model.dtype))
+                image_GE[places] = embeds_NE.cpu().numpy()
+                count(len(texts) + places.stop)
     except UppersonError as error:
         if share == ALL:
             raise
         failed = error
+    if share != ALL:
+        # What failed in one process is raised in all of them: the others would wait for it.
+        errors: list[UppersonError | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, failed)
+        for found in filter(None, errors):
+            raise found
+        # A row is zero in all processes but one.
+        rows = [torch.from_numpy(embeds).to(model.device) for embeds in (text_QE, image_GE)]
+        for part in rows:
+            dist.all_reduce(part)
+        text_QE, image_GE = (part.cpu().numpy() for part in rows)
+    return text_QE, image_GE
+
+
+@contextmanager
+def _evaluating(model: UPPerson) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
     finally:
         model.train(was_training)
-    if share != ALL:
-        _raise_any(failed)
-        text_QE, image_GE = (_add_up(embeds, device) for embeds in (text_QE, image_GE))
-    return text_QE, image_GE
 
 
 @torch.inference_mode()
 def embed_texts(
     model: UPPerson, tokenizer: Tokenizer, texts: Sequence[str], *, batch_size: int = 64
-) -> npt.NDArray[np.float32]:
+) -> Embeds:
     """Encode sentences, where the model is and in its own dtype: unit-norm float32 [Q, E]."""
-    was_training = model.training
-    model.eval()
     text_QE = np.empty((len(texts), model.embed_dim), dtype=np.float32)
-    try:
+    with _evaluating(model):
         _embed_texts(model, tokenizer, texts, batch_size, text_QE)
-    finally:
-        model.train(was_training)
     return text_QE
 
 
@@ -159,27 +161,22 @@ def _embed_texts(
     tokenizer: Tokenizer,
     texts: Sequence[str],
     batch_size: int,
-    text_QE: npt.NDArray[np.float32],
-    progress: Progress | None = None,
-    *,
+    text_QE: Embeds,
     share: tuple[int, int] = ALL,
+    count: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Fill in the rows of a share of the batches."""
     ids = tokenize(tokenizer, texts)
-    device = model.device
     # Sentences of like length share a batch, so short ones are not padded to the longest of all.
     order = np.argsort(ids.lengths(), kind="stable")
     for start in range(0, len(ids), batch_size)[share[0] :: share[1]]:
         chosen = order[start : start + batch_size]
-        batch = pad_ids([ids[index] for index in chosen]).to(device)
+        batch = pad_ids([ids[index] for index in chosen]).to(model.device)
         text_QE[chosen] = model.encode_text(batch).cpu().numpy()
-        if progress is not None:
-            progress(start + len(chosen), len(ids))
+        count(start + len(chosen))
 
 
-def pids_of(
-    records: Sequence[Record],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def pids_of(records: Sequence[Record]) -> tuple[Numbers, Numbers]:
     """Return the identities of all captions [Q] and of all images [G], in embedding order."""
     queries = [record.pid for record in records for _ in record.captions]
     return np.array(queries, dtype=np.int64), np.array([r.pid for r in records], dtype=np.int64)
@@ -194,16 +191,9 @@ def evaluate(
 
 
 def both_directions(
-    text_QE: npt.NDArray[np.float32],
-    image_GE: npt.NDArray[np.float32],
-    records: Sequence[Record],
-    device: torch.device = CPU,
+    text_QE: Embeds, image_GE: Embeds, records: Sequence[Record], device: torch.device = CPU
 ) -> Evaluation:
-    """Measure embeddings of the captions and images of records, in `embed_records`' order.
-
-    Raises:
-        InputError: The embeddings are not those of these records, or not finite.
-    """
+    """Measure what `embed_records` returned; InputError for that of others, or not finite."""
     pids_Q, pids_G = pids_of(records)
     return Evaluation(
         text_to_image=rank_and_average(text_QE, image_GE, pids_Q, pids_G, device),
@@ -212,11 +202,7 @@ def both_directions(
 
 
 def rank_and_average(
-    query_QE: npt.NDArray[np.float32],
-    gallery_GE: npt.NDArray[np.float32],
-    pids_Q: npt.NDArray[np.int64],
-    pids_G: npt.NDArray[np.int64],
-    device: torch.device,
+    query_QE: Embeds, gallery_GE: Embeds, pids_Q: Numbers, pids_G: Numbers, device: torch.device
 ) -> RetrievalMetrics:
     """Rank the gallery for every query; arguments and errors as for `retrieval_metrics`.
 
@@ -231,12 +217,8 @@ def rank_and_average(
 
 
 def _rank_on(
-    device: torch.device,
-    query_NE: npt.NDArray[np.float32],
-    gallery_GE: npt.NDArray[np.float32],
-    query_P: npt.NDArray[np.int64],
-    image_P: npt.NDArray[np.int64],
-) -> npt.NDArray[np.int64]:
+    device: torch.device, query_NE: Embeds, gallery_GE: Embeds, query_P: Numbers, image_P: Numbers
+) -> Numbers:
     """Return the rank, from 1, of each (query, image) pair; see `per_query_metrics`."""
     gallery = torch.from_numpy(gallery_GE).to(device)
     scores_NG = torch.from_numpy(query_NE).to(device) @ gallery.T
@@ -261,9 +243,7 @@ class LengthResult(NamedTuple):
 
 
 def measure_by_length(
-    records: Sequence[Record],
-    image_GE: npt.NDArray[np.float32],
-    embed_texts: EmbedTexts,
+    records: Sequence[Record], image_GE: Embeds, embed_texts: EmbedTexts
 ) -> dict[str, LengthResult]:
     """Measure short and long questions that are made of the same captions.
 
@@ -295,10 +275,8 @@ def measure_by_length(
             captions=len(captions),
         )
     found = {}
-    for length, questions in [
-        *sorted(by_length.items()),
-        ("as written", list(enumerate(captions))),
-    ]:
+    by_length = dict(sorted(by_length.items())) | {"as written": list(enumerate(captions))}
+    for length, questions in by_length.items():
         rows, texts = zip(*questions, strict=True)
         metrics = retrieval_metrics(embed_texts(texts), image_GE, pids_Q[list(rows)], pids_G)
         found[length] = LengthResult(len(texts), metrics)
@@ -306,11 +284,7 @@ def measure_by_length(
 
 
 def _load(
-    pictures: Pictures,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-    share: tuple[int, int],
+    pictures: Pictures, batch_size: int, workers: int, device: torch.device, share: tuple[int, int]
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield pictures on a device, uint8 [N, H, W, 3], with their places."""
     starts = range(0, len(pictures), batch_size)[share[0] :: share[1]]
@@ -326,20 +300,3 @@ def _load(
         if isinstance(batch, UppersonError):
             raise batch
         yield slice(place.start, place.stop), pixels_of(batch).to(device, non_blocking=True)
-
-
-def _raise_any(failed: UppersonError | None) -> None:
-    """Raise what failed in any of the processes in all of them: else the others would wait."""
-    errors: list[UppersonError | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, failed)
-    for error in errors:
-        if error is not None:
-            raise error
-
-
-def _add_up(embeds: npt.NDArray[np.float32], device: torch.device) -> npt.NDArray[np.float32]:
-    """Put together the rows of all processes, each of them zero in all but one."""
-    rows = torch.from_numpy(embeds).to(device)
-    dist.all_reduce(rows)
-    gathered: npt.NDArray[np.float32] = rows.cpu().numpy()
-    return gathered

@@ -28,12 +28,10 @@ TEMPERATURE = 0.02
 EPSILON = 1e-8
 """Keeps the logarithm of a zero target finite; it is added inside the logarithm only."""
 
-GAP_WEIGHT = 10.0
-"""alpha of adaptive SDM, as in its authors' code."""
+GAP_WEIGHT = 10.0  # alpha of adaptive SDM, as in its authors' code.
 
 TAL_MARGIN = 0.1
-TAL_TEMPERATURE = 0.015
-"""m and tau of RDE."""
+TAL_TEMPERATURE = 0.015  # m and tau of RDE.
 
 _NO_MATCH = -1e4
 """A logit that a softmax gives no mass, and whose gradient is a number even where all are so."""
@@ -61,11 +59,8 @@ def loss_names(text: str) -> tuple[str, ...]:
 class Objective(nn.Module):
     """The plain sum of the chosen losses; holds the classifier if ``id`` is one of them.
 
-    Args:
-        names: Losses, see the module.
-        embed_dim: Width E of the features.
-        identities: Number C of identities; labels are 0 to C - 1.
-        temperature: Of sdm, asdm, itc and wrong captions.
+    E is ``embed_dim``, C is ``identities``; ``temperature`` is that of sdm, asdm, itc and wrong
+    captions.
     """
 
     def __init__(
@@ -85,20 +80,12 @@ class Objective(nn.Module):
             nn.init.zeros_(self.classifier.bias)
 
     def forward(
-        self,
-        image_NE: Tensor,
-        text_NE: Tensor,
-        labels_N: Tensor,
-        fits_NN: Tensor | None = None,
+        self, image_NE: Tensor, text_NE: Tensor, labels_N: Tensor, fits_NN: Tensor | None = None
     ) -> Tensor:
-        """Sum the losses of features that are not unit norm.
+        """Sum the losses of features that are not unit norm; labels are 0 to C - 1.
 
-        Args:
-            image_NE: Images.
-            text_NE: The text of each.
-            labels_N: Their identities.
-            fits_NN: bool, which images a text also describes, though written about another person;
-                sdm, asdm and tal count those as right, too.
+        ``fits_NN`` is bool: which images a text also describes, though written about another
+        person; sdm, asdm and tal count those as right, too.
         """
         right_NN = same_identity(labels_N)
         if fits_NN is not None:
@@ -135,14 +122,8 @@ def sdm_loss(
     """Sum of KL(p || Q) from text to image and from image to text.
 
     p is the softmax over the batch of cosine / tau; Q shares its mass equally among all items that
-    are right. Features are unit norm.
-
-    Args:
-        image_NE: Images.
-        text_NE: Texts.
-        right_NN: bool, which image is right for which text: the own one, others of the same
-            identity. Each row and each column has one.
-        temperature: tau.
+    are right. Features are unit norm. ``right_NN`` is bool: which image is right for which text,
+    the own one and others of the same identity; each row and each column has one.
     """
     logits_NN = text_NE.float() @ image_NE.float().T / temperature
     to_image_N = _divergence(logits_NN, _log_target(right_NN))

@@ -9,15 +9,9 @@ from upperson_rt.metrics import RetrievalMetrics
 class Step:
     """One optimisation step that is done."""
 
-    epoch: int
-    """From 0."""
-
-    number: int
-    """In its epoch, from 0."""
-
-    steps: int
-    """Steps in an epoch."""
-
+    epoch: int  # From 0.
+    number: int  # In its epoch, from 0.
+    steps: int  # Steps in an epoch.
     loss: float
     lr: float
     images_per_s: float

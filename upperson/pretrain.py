@@ -14,7 +14,7 @@ of which people of the batch a text is true.
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -52,18 +52,10 @@ class PretrainConfig:
     another file.
     """
 
-    start: Path | None = None
-    """A base to go on from, or None for random weights."""
-
-    people: int = 24_000
-    """In pairs who differ in one attribute; a batch takes both."""
-
-    views: int = 3
-    """Pictures of each person, rendered once."""
-
-    jpeg: bool = False
-    """Whether pictures have been through a JPEG file, as those of cameras have."""
-
+    start: Path | None = None  # A base to go on from, or None for random weights.
+    people: int = 24_000  # In pairs who differ in one attribute; a batch takes both.
+    views: int = 3  # Pictures of each person, rendered once.
+    jpeg: bool = False  # Whether pictures have been through a JPEG file, as those of cameras have.
     gender_pairs: float = 24
     """How often the two of a pair differ in their gender: of `sample_look_alikes`."""
 
@@ -76,9 +68,7 @@ class PretrainConfig:
 
     warmup_steps: int = 200
     weight_decay: float = 0.05
-    attribute_weight: float = 4.0
-    """Of the attributes' cross entropy beside the contrastive loss."""
-
+    attribute_weight: float = 4.0  # Of the attributes' cross entropy beside the contrastive loss.
     gender_weight: float = 1.0
     """Of a gender among the attributes: seen from behind or the side it is the hardest one."""
 
@@ -222,21 +212,9 @@ class _Attributes:
         for person in people:
             for name, codes in zip(self._names, self._codes, strict=True):
                 codes.setdefault(getattr(person, name), len(codes))
-        self.of_people = torch.tensor(
-            [
-                [
-                    codes[getattr(person, name)]
-                    for name, codes in zip(self._names, self._codes, strict=True)
-                ]
-                for person in people
-            ]
-        )
+        self.of_people = self._numbers([asdict(person) for person in people])
         """int64 [people, A]."""
-
-    @property
-    def sizes(self) -> list[int]:
-        """How many values each attribute has."""
-        return [len(codes) for codes in self._codes]
+        self.sizes = [len(codes) for codes in self._codes]
 
     def weights(self, gender: float) -> list[float]:
         """How much each attribute counts, where others than the gender count 1."""
@@ -244,15 +222,17 @@ class _Attributes:
 
     def of_texts(self, texts: Sequence[Caption]) -> tuple[Tensor, Tensor]:
         """The attributes that texts mention and exclude, int64 [T, A] each."""
+        mentioned_TA = self._numbers([text.mentioned for text in texts])
+        return mentioned_TA, self._numbers([text.excluded for text in texts])
 
-        def numbers(values: Mapping[str, object]) -> list[int]:
-            return [
-                codes.get(values[name], _UNKNOWN) if name in values else _ANY
-                for name, codes in zip(self._names, self._codes, strict=True)
+    def _numbers(self, values: Sequence[Mapping[str, object]]) -> Tensor:
+        columns = list(zip(self._names, self._codes, strict=True))
+        return torch.tensor(
+            [
+                [codes.get(row[name], _UNKNOWN) if name in row else _ANY for name, codes in columns]
+                for row in values
             ]
-
-        mentioned_TA = torch.tensor([numbers(text.mentioned) for text in texts])
-        return mentioned_TA, torch.tensor([numbers(text.excluded) for text in texts])
+        )
 
 
 def _is_true(mentioned_TA: Tensor, excluded_TA: Tensor, has_NA: Tensor) -> Tensor:

@@ -22,11 +22,9 @@ from upperson_rt.phrases.evidence import Evidence, with_article
 Columns: TypeAlias = Mapping[str, NDArray[np.str_]]
 """By attribute the values of G pictures, as text."""
 
-NOTHING = "none"
-"""The value where there is no such thing."""
+NOTHING = "none"  # The value where there is no such thing.
 
-ANY = "any of them"
-"""In questions: every value but `NOTHING`."""
+ANY = "any of them"  # In questions: every value but `NOTHING`.
 
 SHORT_FORMS: Mapping[str, str] = {
     "clothes": "{upper_colour} {upper}",
@@ -54,19 +52,15 @@ class Question:
 
     text: str
 
-    wanted: Mapping[str, str]
-    """Values by attribute; all must hold."""
-
-    forbidden: Mapping[str, str]
-    """Values by attribute, or `ANY`; none may hold."""
+    wanted: Mapping[str, str]  # Values by attribute; all must hold.
+    forbidden: Mapping[str, str]  # Values by attribute, or `ANY`; none may hold.
 
 
 def attribute_columns(records: Sequence[Record]) -> Columns:
     """Put the attributes of G records side by side, those that all of them have.
 
-    Raises:
-        InputError: A record has none, or one has an attribute that means something here and
-            another lacks it: an answer cannot be judged without the truth.
+    InputError if a record has none, or one has an attribute that means something here and another
+    lacks it: an answer cannot be judged without the truth.
     """
     for record in records:
         if record.attributes is None:
@@ -138,12 +132,8 @@ def negated_questions(
 ) -> list[Question]:
     """*a person without a backpack*, for every value of an attribute of `THINGS`.
 
-    Args:
-        columns: The truth.
-        name: The attribute.
-        clothed: Return *a person in a red coat without a backpack* instead, for clothes that occur
-            both with and without the thing.
-        anything: Return *without a bag* instead, if the attribute has such a word.
+    ``clothed`` ones are *a person in a red coat without a backpack*, for clothes that occur both
+    with and without the thing; ``anything`` is *without a bag*, if the attribute has such a word.
     """
     questions = []
     values = _values(columns, name)
@@ -157,11 +147,9 @@ def negated_questions(
         if not clothed:
             questions.append(Question(f"a person {without}", {}, {name: value}))
             continue
-        clothes = rows_of(columns, ["upper_colour", "upper"])
         has_G = has_all(columns, {name: value})
-        having = {row for row, has in zip(clothes, has_G, strict=True) if has}
-        lacking = {row for row, has in zip(clothes, has_G, strict=True) if not has}
-        for colour, upper in sorted(having & lacking):
+        seen = {*zip(rows_of(columns, ["upper_colour", "upper"]), has_G.tolist(), strict=True)}
+        for colour, upper in sorted(row for row, has in seen if has and (row, False) in seen):
             wanted = {"upper_colour": colour, "upper": upper}
             text = f"a person in {with_article(f'{colour} {upper}')} {without}"
             questions.append(Question(text, wanted, {name: value}))
@@ -215,8 +203,7 @@ class PhraseTruth:
     """How often a picture of which a phrase is true has more evidence than one of which it is not:
     the mean over phrases."""
 
-    least: float
-    """The lowest of them."""
+    least: float  # The lowest of them.
 
 
 def measure_evidence(
@@ -224,10 +211,7 @@ def measure_evidence(
 ) -> dict[str, PhraseTruth]:
     """Measure the evidence of every phrase that the attributes of some pictures make.
 
-    Args:
-        columns: The truth.
-        image_GE: Unit-length embeddings of the pictures.
-        evidence: Of the same model.
+    ``evidence`` is of the model that embedded the pictures, with unit length.
 
     Returns:
         By attribute: a thing (``upper``: *coat*), and its colour (``upper_colour``: *red coat*,
@@ -236,9 +220,23 @@ def measure_evidence(
     """
     found = {}
     for name, phrases_of in _phrases_by_attribute(columns).items():
-        truth = _truth(phrases_of, columns, image_GE, evidence)
-        if truth is not None:
-            found[name] = truth
+        phrases: list[Phrase] = []
+        aurocs: list[float] = []
+        for text, values in phrases_of:
+            read = parse(text).phrases
+            right_G = has_all(columns, values)
+            # The grammar may read the text otherwise than as one thing with its colour before it.
+            if len(read) != 1 or not read[0].noun or right_G.all() or not right_G.any():
+                continue
+            evidence_G = evidence.of(read[0], image_GE)
+            share = auroc(evidence_G[right_G], evidence_G[~right_G])
+            assert share is not None, "it is true of some pictures and not of others"
+            phrases.append(read[0])
+            aurocs.append(share)
+        if phrases:
+            example = phrases[len(phrases) // 2].text
+            mean = float(np.mean(aurocs))
+            found[name] = PhraseTruth(example, len(phrases), mean, min(aurocs))
     return found
 
 
@@ -263,40 +261,6 @@ def _phrases_by_attribute(columns: Columns) -> dict[str, list[tuple[str, dict[st
     if "glasses" in columns:
         phrases_of["glasses"] = [("glasses", {"glasses": str(True)})]
     return phrases_of
-
-
-def _truth(
-    phrases_of: Sequence[tuple[str, Mapping[str, str]]],
-    columns: Columns,
-    image_GE: NDArray[np.float32],
-    evidence: Evidence,
-) -> PhraseTruth | None:
-    phrases: list[Phrase] = []
-    aurocs: list[float] = []
-    for text, values in phrases_of:
-        phrase = _phrase(text)
-        right_G = has_all(columns, values)
-        if phrase is None or right_G.all() or not right_G.any():
-            continue
-        evidence_G = evidence.of(phrase, image_GE)
-        found = auroc(evidence_G[right_G], evidence_G[~right_G])
-        assert found is not None, "it is true of some pictures and not of others"
-        phrases.append(phrase)
-        aurocs.append(found)
-    if not phrases:
-        return None
-    return PhraseTruth(
-        example=phrases[len(phrases) // 2].text,
-        phrases=len(phrases),
-        auroc=float(np.mean(aurocs)),
-        least=min(aurocs),
-    )
-
-
-def _phrase(text: str) -> Phrase | None:
-    """Return what says a thing, with its colour before it; None if the grammar reads otherwise."""
-    phrases = parse(text).phrases
-    return phrases[0] if len(phrases) == 1 and phrases[0].noun else None
 
 
 def auroc(positive: NDArray[np.floating[Any]], negative: NDArray[np.floating[Any]]) -> float | None:

@@ -21,11 +21,8 @@ SEEDS_PLAN = "seeds.yaml"
 class SeedsPlan:
     """The content of ``seeds.yaml``."""
 
-    seeds: Positive
-    """Number of runs."""
-
-    config: TrainConfig
-    """Configuration of the first run; the others count its seed up."""
+    seeds: Positive  # Number of runs.
+    config: TrainConfig  # Configuration of the first run; the others count its seed up.
 
     def to_yaml(self) -> str:
         """Return the plan as YAML that :func:`upperson.config.read_yaml` reads back."""
@@ -39,11 +36,7 @@ class SeedsPlan:
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Summarise the results of one or more runs.
-
-    Args:
-        results: A run's ``results.json`` each, in the order of the seeds: ``val`` and ``test`` are
-            metrics in percent by name, or None where the data has no such split.
+    """Summarise the ``results.json`` of one or more runs, in the order of their seeds.
 
     Returns:
         ``seeds`` and ``best_epochs`` (None where a run does not record it), and for ``val`` and
@@ -79,14 +72,14 @@ def _summarise_split(
             )
     if not names:
         return None
-    return {name: _spread([metrics[name] for metrics in measured]) for name in names}
-
-
-def _spread(values: list[float]) -> dict[str, Any]:
+    values = {name: [metrics[name] for metrics in measured] for name in names}
     return {
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else None,
-        "min": min(values),
-        "max": max(values),
-        "values": values,
+        name: {
+            "mean": statistics.fmean(row),
+            "std": statistics.stdev(row) if len(row) > 1 else None,
+            "min": min(row),
+            "max": max(row),
+            "values": row,
+        }
+        for name, row in values.items()
     }

@@ -49,7 +49,7 @@ def backward_through_batch(
     Args:
         accelerator: Prepared ``model``.
         model: Maps images and ids to features of both, not unit norm.
-        objective: The loss, the same on every process.
+        objective: The same on every process.
         share: Pairs of this process, on its device.
         sizes: Pairs of every process.
         accumulate: Pieces in which the share passes the towers.
@@ -104,10 +104,7 @@ def gather(x_nE: Tensor, sizes: list[int]) -> Tensor:
     The gradient of the own rows is multiplied by the number of processes: every process computes
     the same loss of the same N rows, and averaging parameter gradients over the processes, as
     ``DistributedDataParallel`` does, then gives exactly the gradient of one process with N rows.
-
-    Args:
-        x_nE: Rows of this process [n, ...].
-        sizes: Rows of every process; they may differ.
+    ``sizes`` are the rows of every process; they may differ.
     """
     if len(sizes) == 1:
         return x_nE

@@ -5,10 +5,11 @@ files, in float32, as every later command loads them.
 """
 
 import time
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
@@ -32,16 +33,16 @@ from upperson.data.batches import (
     usable_workers,
 )
 from upperson.data.images import truncated_images
-from upperson.data.pictures import Pictures, cached_pictures
+from upperson.data.pictures import Pictures
 from upperson.data.records import Split
-from upperson.division import find_noisy
-from upperson.evaluate import embed_records, pids_of, rank_and_average
+from upperson.division import matching_losses, noisy_pairs
+from upperson.evaluate import Embeds, embed_records, pids_of, rank_and_average
 from upperson.observer import Observer
 from upperson.plan import expected_step_s
 from upperson.run import CONFIG, LAST, start_from
 from upperson.run_writer import RunWriter
 from upperson.step import COMPILED_LENGTHS, backward_through_batch, build_optimizer, compile_blocks
-from upperson.trainer import Trainer, TrainResult
+from upperson.trainer import Trainer, TrainResult, pictures_of
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.tokenizer import Tokenizer
 
@@ -65,103 +66,94 @@ def train(
         IntegrityError: Data or base differ from those of the run to resume.
         InputError: As `Trainer.fit` raises it.
     """
-    with ExitStack() as closing:
-        return _train(config, run_path, observer, device, resume, closing)
-
-
-def _train(
-    config: TrainConfig,
-    run_path: Path,
-    observer: Observer,
-    device: str,
-    resume: bool,
-    closing: ExitStack,
-) -> TrainResult:
     started = time.perf_counter()
-    closing.enter_context(truncated_images(config.load_truncated))
-    precision = usable_precision(config.precision, choose_device(device))
-    accelerator = start_accelerator(precision, device)
-    main = accelerator.is_main_process
-    if precision != config.precision:
-        config = replace(config, precision=precision)
-        if main:
-            observer.note(NO_BF16)
-    if config.batch_size < accelerator.num_processes:
-        raise UsageError(
-            f"batch_size ({config.batch_size}) must be at least the number of processes "
-            f"({accelerator.num_processes}): each needs a pair",
-            code="batch_size_too_small",
-            batch_size=config.batch_size,
-            processes=accelerator.num_processes,
+    with ExitStack() as closing:
+        closing.enter_context(truncated_images(config.load_truncated))
+        precision = usable_precision(config.precision, choose_device(device))
+        accelerator = start_accelerator(precision, device)
+        main = accelerator.is_main_process
+        if precision != config.precision:
+            config = replace(config, precision=precision)
+            if main:
+                observer.note(NO_BF16)
+        if config.batch_size < accelerator.num_processes:
+            raise UsageError(
+                f"batch_size ({config.batch_size}) must be at least the number of processes "
+                f"({accelerator.num_processes}): each needs a pair",
+                code="batch_size_too_small",
+                batch_size=config.batch_size,
+                processes=accelerator.num_processes,
+            )
+        with settings_from(run_path / CONFIG) if resume else nullcontext():
+            components = build_components(config)
+        splits, model = components.splits, components.model
+        trained = nn.ModuleDict({"model": model, "objective": components.objective})
+        writer = RunWriter(run_path, config, components.base, trained, resume=resume)
+        files = [[record.image for record in records] for records in splits.values()]
+        found = pictures_of(config, files, model.image_size, observer)
+        pictures = dict(zip(splits, found, strict=True))
+        pairs = PairDataset(
+            splits["train"],
+            pictures["train"],
+            components.tokenizer,
+            augment=config.augment,
+            mask_captions=config.mask_captions,
+            shorten_captions=config.shorten_captions,
+            wrong_captions=config.wrong_captions,
+            length_step=COMPILED_LENGTHS if config.compile else 1,
         )
-    with settings_from(run_path / CONFIG) if resume else nullcontext():
-        components = build_components(config)
-    splits, model = components.splits, components.model
-    trained = nn.ModuleDict({"model": model, "objective": components.objective})
-    writer = RunWriter(run_path, config, components.base, trained, resume=resume)
-    pictures = _pictures_of(config, splits, model.image_size, observer)
-    pairs = PairDataset(
-        splits["train"],
-        pictures["train"],
-        components.tokenizer,
-        augment=config.augment,
-        mask_captions=config.mask_captions,
-        shorten_captions=config.shorten_captions,
-        wrong_captions=config.wrong_captions,
-        length_step=COMPILED_LENGTHS if config.compile else 1,
-    )
-    sampler = BatchSampler(
-        len(pairs),
-        config.batch_size,
-        config.seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
-    share = max(sampler.share_sizes(0))
-    batch_bytes = share * pictures["train"].transfer_bytes
-    workers = _workers(config, batch_bytes, observer if main else None)
-    loader = pair_loader(pairs, sampler, accelerator.device, workers)
+        sampler = BatchSampler(
+            len(pairs),
+            config.batch_size,
+            config.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        share = max(sampler.share_sizes(0))
+        batch_bytes = share * pictures["train"].transfer_bytes
+        workers = _workers(config, batch_bytes, observer if main else None)
+        loader = pair_loader(pairs, sampler, accelerator.device, workers)
 
-    trained.to(accelerator.device)
-    optimizer = build_optimizer(trained.named_parameters(), config)
-    step_s = expected_step_s(model, config, length=pairs.longest, pairs=share) if main else 0.0
-    if config.compile:
-        compile_blocks(model)
-    towers, optimizer = accelerator.prepare(model, optimizer)
-    identity = identity_of(config, components.base.sha256, splits)
-    trainer = Trainer(
-        path=run_path,
-        config=config,
-        splits=splits,
-        tokenizer=components.tokenizer,
-        accelerator=accelerator,
-        writer=writer,
-        checkpointer=Checkpointer(
-            run_path / LAST, trained, optimizer, accelerator.scaler, identity
-        ),
-        observer=observer,
-        optimizer=optimizer,
-        sampler=sampler,
-        started=started,
-    )
-    if main:
-        for line in components.notes:
-            observer.note(line)
-        _note_cut_captions(splits, components.tokenizer, observer)
-    if resume:
-        trainer.resume()
-    if config.init_from is not None and trainer.steps == 0:
-        start_from(Path(config.init_from), model, components.base, config.model)
+        trained.to(accelerator.device)
+        optimizer = build_optimizer(trained.named_parameters(), config)
+        step_s = expected_step_s(model, config, length=pairs.longest, pairs=share) if main else 0.0
+        if config.compile:
+            compile_blocks(model)
+        towers, optimizer = accelerator.prepare(model, optimizer)
+        identity = identity_of(config, components.base.sha256, splits)
+        trainer = Trainer(
+            path=run_path,
+            config=config,
+            splits=splits,
+            tokenizer=components.tokenizer,
+            accelerator=accelerator,
+            writer=writer,
+            checkpointer=Checkpointer(
+                run_path / LAST, trained, optimizer, accelerator.scaler, identity
+            ),
+            observer=observer,
+            optimizer=optimizer,
+            sampler=sampler,
+            started=started,
+        )
         if main:
-            observer.note(f"starting from the trained tensors of {config.init_from}")
-    accelerator.wait_for_everyone()
-    closing.callback(writer.close)
-    trainer.begin()
-    if main and (left := config.epochs * len(sampler) - trainer.steps):
-        observer.expecting(step_s, left)
-    pair_training = _PairTraining(trainer, components, towers, pictures)
-    trainer.fit(loader, pair_training)
-    return trainer.finish(pair_training.selecting or "last epoch", trainer.measure(pictures))
+            for line in components.notes:
+                observer.note(line)
+            _note_cut_captions(splits, components.tokenizer, observer)
+        if resume:
+            trainer.resume()
+        if config.init_from is not None and trainer.steps == 0:
+            start_from(Path(config.init_from), model, components.base, config.model)
+            if main:
+                observer.note(f"starting from the trained tensors of {config.init_from}")
+        accelerator.wait_for_everyone()
+        closing.callback(writer.close)
+        trainer.begin()
+        if main and (left := config.epochs * len(sampler) - trainer.steps):
+            observer.expecting(step_s, left)
+        pair_training = _PairTraining(trainer, components, towers, pictures)
+        trainer.fit(loader, pair_training)
+        return trainer.finish(pair_training.selecting or "last epoch", trainer.measure(pictures))
 
 
 @dataclass
@@ -170,9 +162,7 @@ class _PairTraining:
 
     trainer: Trainer
     components: Components
-    towers: nn.Module
-    """The model, as accelerate prepared it."""
-
+    towers: nn.Module  # The model, as accelerate prepared it.
     pictures: dict[Split, Pictures]
 
     @property
@@ -219,23 +209,12 @@ class _PairTraining:
             row["left out"] = len(state.left_out)
         r1 = None
         if selecting is not None and ((epoch + 1) % config.eval_every == 0 or last):
-            records = self.components.splits[selecting]
-            with (
-                trainer.accelerator.autocast(),
-                _uncompiled(config),
-                model.keeping(config.kept_share),
-            ):
-                embeds = embed_records(
-                    model,
-                    trainer.tokenizer,
-                    records,
-                    workers=config.workers,
-                    pictures=self.pictures[selecting],
-                    together=True,
-                )
+            with model.keeping(config.kept_share):
+                embeds = self._embed(selecting)
             if trainer.main:
                 device = trainer.accelerator.device
-                metrics = rank_and_average(*embeds, *pids_of(records), device)
+                pids = pids_of(self.components.splits[selecting])
+                metrics = rank_and_average(*embeds, *pids, device)
                 trainer.observer.evaluated(epoch, selecting, metrics)
                 row |= {f"{selecting} {name}": value for name, value in metrics.as_dict().items()}
                 r1 = metrics.r1
@@ -248,34 +227,31 @@ class _PairTraining:
     def _find_noisy(self, epoch: int) -> list[int]:
         """Find the noisy training pairs under the current model; the same on all processes."""
         config = self.trainer.config
-        with self.trainer.accelerator.autocast(), _uncompiled(config):
-            found = [
-                find_noisy(
-                    self.components.model,
-                    self.trainer.tokenizer,
-                    self.components.splits["train"],
-                    config.batch_size,
-                    config.temperature,
-                    seed=[config.seed, epoch],
-                    workers=config.workers,
-                    pictures=self.pictures["train"],
-                    together=True,
-                )
-            ]
+        records = self.components.splits["train"]
+        text_PE, image_GE = self._embed("train")
+        image_PE = np.repeat(image_GE, [len(record.captions) for record in records], axis=0)
+        pids_P, _ = pids_of(records)
+        losses_P = matching_losses(
+            text_PE, image_PE, pids_P, config.batch_size, config.temperature, [config.seed, epoch]
+        )
+        found: list[list[int]] = [noisy_pairs(losses_P).tolist()]
         broadcast_object_list(found)
         return found[0]
 
-
-def _pictures_of(
-    config: TrainConfig, splits: Splits, image_size: tuple[int, int], observer: Observer
-) -> dict[Split, Pictures]:
-    files = {split: [record.image for record in records] for split, records in splits.items()}
-    if config.cache is None:
-        return {split: Pictures(images, image_size) for split, images in files.items()}
-    found = cached_pictures(
-        Path(config.cache), Path(config.root), list(files.values()), image_size, observer.caching
-    )
-    return dict(zip(files, found, strict=True))
+    def _embed(self, split: Split) -> tuple[Embeds, Embeds]:
+        """Embed a split with the model as it is; the processes share the work."""
+        config = self.trainer.config
+        # Eagerly: compiled blocks would be compiled again for other batches than the training's.
+        eager = torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
+        with self.trainer.accelerator.autocast(), eager:
+            return embed_records(
+                self.components.model,
+                self.trainer.tokenizer,
+                self.components.splits[split],
+                workers=config.workers,
+                pictures=self.pictures[split],
+                together=True,
+            )
 
 
 def _workers(config: TrainConfig, batch_bytes: int, observer: Observer | None) -> int:
@@ -287,11 +263,6 @@ def _workers(config: TrainConfig, batch_bytes: int, observer: Observer | None) -
             "give it a gigabyte, for example with  docker run --shm-size 1g"
         )
     return workers
-
-
-def _uncompiled(config: TrainConfig) -> AbstractContextManager[object]:
-    """Run blocks eagerly: evaluation would compile them again for its own batches."""
-    return torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
 
 
 def _note_cut_captions(splits: Splits, tokenizer: Tokenizer, observer: Observer) -> None:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from upperson.checkpoint import Checkpointer, RunState
 from upperson.components import Splits
 from upperson.config import TrainConfig
 from upperson.data.batches import BatchSampler
-from upperson.data.pictures import Pictures
+from upperson.data.pictures import Pictures, cached_pictures
 from upperson.data.records import SPLITS, Split
 from upperson.evaluate import Evaluation, both_directions, embed_records
 from upperson.model.base import load_base
@@ -29,6 +30,16 @@ from upperson_rt.metrics import RetrievalMetrics
 from upperson_rt.tokenizer import Tokenizer
 
 
+def pictures_of(
+    config: TrainConfig, files: list[list[Path]], image_size: tuple[int, int], observer: Observer
+) -> Sequence[Pictures]:
+    """Return the pictures of lists of files, from the run's cache if it has one."""
+    if config.cache is None:
+        return [Pictures(images, image_size) for images in files]
+    root = Path(config.root)
+    return cached_pictures(Path(config.cache), root, files, image_size, observer.caching)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
     """What a finished run measured. Only the main process has the metrics."""
@@ -36,8 +47,7 @@ class TrainResult:
     best_epoch: int
     val: RetrievalMetrics | None
     test: RetrievalMetrics | None
-    seconds: float
-    """Work on the run, added up over interrupted and resumed processes."""
+    seconds: float  # Work on the run, added up over interrupted and resumed processes.
 
 
 class Method(Protocol):
@@ -77,14 +87,9 @@ class Trainer:
     _last_step_s: float = 0.0
 
     @property
-    def epoch_steps(self) -> int:
-        """Steps in an epoch."""
-        return len(self.sampler)
-
-    @property
     def steps(self) -> int:
         """Steps done, over all epochs."""
-        return self.state.epoch * self.epoch_steps + self.state.step
+        return self.state.epoch * len(self.sampler) + self.state.step
 
     @property
     def seconds(self) -> float:
@@ -118,11 +123,7 @@ class Trainer:
         self.started -= self.state.seconds
 
     def fit(self, loader: Any, method: Method) -> None:
-        """Run all steps that are left.
-
-        Args:
-            loader: Yields the sampler's batches, or an error in place of one.
-            method: Optimises on them.
+        """Run all steps that are left, on the sampler's batches or an error in place of one.
 
         Raises:
             InputError: The loss is not finite, a picture cannot be decoded, or the disk is full;
@@ -146,14 +147,20 @@ class Trainer:
                 state.step += 1
                 pending.append((state.step, loss, size))
                 # Also before an evaluation, which may find a broken picture.
-                checkpoint = (
-                    state.step % config.checkpoint_every == 0 or state.step == self.epoch_steps
+                checkpoint = state.step % config.checkpoint_every == 0 or state.step == len(
+                    self.sampler
                 )
                 self._report(pending, rate, 0 if checkpoint else late)
                 if checkpoint:
                     self.save()
             row = {"epoch": state.epoch + 1, "lr": rate, "loss": state.loss_sum / state.step}
-            self._end_epoch(row | method.end_epoch(self))
+            row |= method.end_epoch(self)
+            if self.main:
+                state.rows.append(row)
+                self.writer.log_epoch(state.rows, (state.epoch + 1) * len(self.sampler))
+            state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
+            self.save()
+            self.accelerator.wait_for_everyone()
 
     def input_error(self, error: Exception) -> InputError:
         """Return an error of the data with its place in the run and how to go on."""
@@ -198,23 +205,12 @@ class Trainer:
             self.state.loss_sum += loss
             if not self.main:
                 continue
-            self.observer.step(
-                Step(
-                    epoch=epoch, number=number - 1, steps=self.epoch_steps, loss=loss, lr=lr,
-                    images_per_s=speed,
-                )
-            )  # fmt: skip
-            self.writer.log_step(epoch * self.epoch_steps + number, loss, lr, speed)
-
-    def _end_epoch(self, row: dict[str, float]) -> None:
-        """Log an epoch and write a checkpoint."""
-        state = self.state
-        if self.main:
-            state.rows.append(row)
-            self.writer.log_epoch(state.rows, (state.epoch + 1) * self.epoch_steps)
-        state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
-        self.save()
-        self.accelerator.wait_for_everyone()
+            steps = len(self.sampler)
+            step = Step(
+                epoch=epoch, number=number - 1, steps=steps, loss=loss, lr=lr, images_per_s=speed
+            )
+            self.observer.step(step)
+            self.writer.log_step(epoch * steps + number, loss, lr, speed)
 
     def measure(self, pictures: dict[Split, Pictures] | None = None) -> dict[Split, Evaluation]:
         """Load the saved run, in float32, and measure val and test if they exist.
@@ -224,7 +220,12 @@ class Trainer:
         """
         if not (self.splits["val"] or self.splits["test"]):
             return {}
-        model = load_run(self.path).model if self.main else _untrained(self.config)
+        if self.main:
+            model = load_run(self.path).model
+        else:
+            image_size = (self.config.height_px, self.config.width_px)
+            base = load_base(self.config.base, self.config.pretrained, image_size)
+            model = UPPerson(base.clip, self.config.model, image_size, base.statistics).eval()
         model.to(self.accelerator.device)
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -273,9 +274,3 @@ class Trainer:
             test=measured["test"].text_to_image if "test" in measured else None,
             seconds=self.seconds,
         )
-
-
-def _untrained(config: TrainConfig) -> UPPerson:
-    image_size = (config.height_px, config.width_px)
-    base = load_base(config.base, config.pretrained, image_size)
-    return UPPerson(base.clip, config.model, image_size, base.statistics).eval()

@@ -31,8 +31,7 @@ _CUT: dict[Upper, tuple[float, float, float]] = {
 _SHOULDER_Y = 0.19
 _HIP_Y, _KNEE_Y, _ANKLE_Y, _SOLE_Y = 0.49, 0.72, 0.94, 0.995
 _LEG_X = 0.05
-_THICKNESS = {True: 0.86, False: 1.08}
-"""Of a woman's and of a man's neck and arms."""
+_THICKNESS = {True: 0.86, False: 1.08}  # Of a woman's and of a man's neck and arms.
 _SOLES = {"sneakers": 0.016, "boots": 0.01, "sandals": 0.016, "leather shoes": 0.007}
 _WORN_DENIM = (226, 232, 240)
 
@@ -104,8 +103,7 @@ def _rings(person: Person, pose: Pose) -> list[Ring]:
 
 
 def _swing(pose: Pose, side: int) -> float:
-    # Arms swing against the legs.
-    return -side * pose.stride * 0.75
+    return -side * pose.stride * 0.75  # Arms swing against the legs.
 
 
 def _arm(sketch: Sketch, side: int) -> tuple[Point, Point, Point]:
@@ -162,32 +160,27 @@ def _draw_details(sketch: Sketch, colour: Rgb) -> None:
     front = pose.facing > -0.25
     middle = pose.heading * 0.05  # where the middle of the chest is, seen from here
     if person.upper in {"sweater", "hoodie"}:
-        half = pose.half_width(0.108, 0.086)
-        sketch.line([(-half, hem - 0.012), (half, hem - 0.012)], shade(colour, 0.72), 0.024)
+        sketch.band(pose.half_width(0.108, 0.086), hem - 0.012, shade(colour, 0.72), 0.024)
     if person.upper == "dress":
-        half = pose.half_width(0.076, 0.066)
-        sketch.line([(-half, 0.415), (half, 0.415)], mark, 0.016)
+        sketch.band(pose.half_width(0.076, 0.066), 0.415, mark, 0.016)
     if person.upper == "coat":
-        half = pose.half_width(0.1, 0.08)
-        sketch.line([(-half, 0.44), (half, 0.44)], faint, 0.016)
+        sketch.band(pose.half_width(0.1, 0.08), 0.44, faint, 0.016)
         if not front:
             sketch.line([(0.0, 0.55), (0.0, hem)], faint, 0.01)
     if person.upper == "jacket":
         half = pose.half_width(0.106, 0.086)
-        sketch.line([(-half, hem - 0.01), (half, hem - 0.01)], mark, 0.02)
+        sketch.band(half, hem - 0.01, mark, 0.02)
         for height in (0.25, 0.32, 0.39):  # quilted
-            sketch.line([(-half, height), (half, height)], shade(colour, 0.76), 0.012)
+            sketch.band(half, height, shade(colour, 0.76), 0.012)
     if person.upper == "sweater":
         for across in (-0.05, 0.05):  # cables
             x = across * max(0.4, abs(pose.facing)) + middle * (1 if front else 0)
             sketch.line([(x, 0.22), (x, hem - 0.03)], faint, 0.014)
     if person.upper == "shirt":
-        half = 0.05 * max(0.5, abs(pose.facing))
-        sketch.line([(-half, 0.162), (half, 0.162)], mark, 0.02)
+        sketch.band(0.05 * max(0.5, abs(pose.facing)), 0.162, mark, 0.02)
     if not front:
         if person.upper == "shirt":
-            half = pose.half_width(0.09, 0.06)
-            sketch.line([(-half, 0.235), (half, 0.235)], mark, 0.008)
+            sketch.band(pose.half_width(0.09, 0.06), 0.235, mark, 0.008)
             sketch.line([(0.0, 0.235), (0.0, hem - 0.02)], faint, 0.008)
         if person.upper == "hoodie" and person.headwear != "hood":
             sketch.ellipse(0.0, 0.205, 0.066, 0.05, shade(colour, 0.68))
@@ -240,14 +233,11 @@ def _pattern_tile(pattern: Pattern, size: tuple[int, int], period: int) -> Image
             draw.rectangle((0, y, width, y + period * 0.42), fill=0)
         return tile
     # Checked: half-tone bands both ways, full colour where they cross.
-    band = Image.new("L", size, 0)
-    pencil = ImageDraw.Draw(band)
+    band, bars = Image.new("L", size, 0), Image.new("L", size, 0)
     for y in range(0, height, period):
-        pencil.rectangle((0, y, width, y + period * 0.4), fill=110)
-    bars = Image.new("L", size, 0)
-    pencil = ImageDraw.Draw(bars)
+        ImageDraw.Draw(band).rectangle((0, y, width, y + period * 0.4), fill=110)
     for x in range(0, width, period):
-        pencil.rectangle((x, 0, x + period * 0.4, height), fill=110)
+        ImageDraw.Draw(bars).rectangle((x, 0, x + period * 0.4, height), fill=110)
     return Image.eval(Image.blend(band, bars, 0.5), lambda value: 255 - min(255, value * 2))
 
 
@@ -273,14 +263,6 @@ def draw_legs(sketch: Sketch) -> None:
             sketch.stroke(pleat, contrast(colour, 0.3), 0.006)
 
 
-def _leg_colour(person: Person) -> Rgb:
-    """The colour of the cloth on the legs, or of the skin where there is none."""
-    if person.lower_colour is None or person.lower == "skirt":
-        return SKIN[person.skin]
-    table = JEANS_COLOURS if person.lower == "jeans" else COLOURS
-    return table[person.lower_colour].rgb
-
-
 def _draw_leg(sketch: Sketch, side: int, ahead: float, light: float) -> None:
     person, pose = sketch.person, sketch.pose
     # Seen from the front, the foot that is behind is higher up in the picture.
@@ -288,7 +270,11 @@ def _draw_leg(sketch: Sketch, side: int, ahead: float, light: float) -> None:
     hip = pose.screen(side * _LEG_X, _HIP_Y)
     knee = pose.screen(side * _LEG_X * 1.05, _KNEE_Y - lift * 0.4, ahead * 0.55 + 0.01)
     ankle = pose.screen(side * _LEG_X, _ANKLE_Y - lift, ahead)
-    cloth = shade(_leg_colour(person), light)
+    skin = shade(SKIN[person.skin], light)
+    cloth = skin
+    if person.lower_colour is not None and person.lower != "skirt":
+        table = JEANS_COLOURS if person.lower == "jeans" else COLOURS
+        cloth = shade(table[person.lower_colour].rgb, light)
     if person.lower == "trousers":
         sketch.limb([hip, knee, ankle], [0.056, 0.046, 0.04], cloth)
         sketch.stroke([along(hip, knee, 0.3), knee, ankle], contrast(cloth, 0.18), 0.006)
@@ -300,7 +286,6 @@ def _draw_leg(sketch: Sketch, side: int, ahead: float, light: float) -> None:
         hem = [along(ankle, knee, 0.04), along(ankle, knee, 0.1)]
         sketch.limb(hem, [0.033, 0.033], mix(cloth, _WORN_DENIM, 0.45))
     else:
-        skin = shade(SKIN[person.skin], light)
         sketch.limb([hip, knee, ankle], [0.045, 0.032, 0.022], skin)
     if person.lower == "shorts":
         above = along(hip, knee, 0.92)

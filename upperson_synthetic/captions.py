@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from upperson_rt.phrases.evidence import with_article
 from upperson_synthetic.clauses import Clause, Mentioned, Topic, sample_clauses, say
 from upperson_synthetic.look import CaptionStyle, Look
-from upperson_synthetic.people import ACCESSORIES, BAGS, GENDERS, HEADWEAR, Person, Value
+from upperson_synthetic.people import GENDERS, TABLES, Person
 from upperson_synthetic.sampling import chance, choose
 
 _Structure = Literal["list", "phrase", "sentences"]
@@ -24,18 +24,7 @@ _STRUCTURES: Mapping[CaptionStyle, Mapping[_Structure, float]] = {
     "list": {"list": 66, "phrase": 20, "sentences": 14},
     "sentences": {"phrase": 6, "sentences": 94},
 }
-_LIST_ORDER: tuple[Topic, ...] = (
-    "upper",
-    "lower",
-    "shoes",
-    "bag",
-    "headwear",
-    "hair",
-    "glasses",
-    "scarf",
-    "umbrella",
-    "phone",
-)
+_LIST_ORDER: tuple[Topic, ...] = get_args(Topic)
 _ACTIONS: Mapping[str, float] = {
     "walking": 8,
     "walking along": 2,
@@ -73,17 +62,14 @@ class Caption:
 
     text: str
 
-    mentioned: Mentioned
-    """The values of which it says that the person has them."""
-
+    mentioned: Mentioned  # The values of which it says that the person has them.
     excluded: Mentioned = field(default_factory=dict)
     """The values of which it says that the person does not have them."""
 
     def holds(self, person: Person) -> bool:
         """Whether the text is true of a person."""
-        return all(
-            getattr(person, name) == value for name, value in self.mentioned.items()
-        ) and all(getattr(person, name) != value for name, value in self.excluded.items())
+        has = all(getattr(person, name) == value for name, value in self.mentioned.items())
+        return has and all(getattr(person, name) != value for name, value in self.excluded.items())
 
 
 def describe(person: Person, look: Look, rng: np.random.Generator) -> str:
@@ -130,7 +116,9 @@ def brief(person: Person, rng: np.random.Generator) -> Caption:
                 verb = choose(rng, {"with": 3, "carrying": 1, "holding": 1})
                 text = f"{text} {verb} {_named(clause, articles)}"
     mentioned = _mentioned(person, clauses) if gendered else _mentioned(None, clauses)
-    return Caption(text, mentioned) if last is None else last.after(text, mentioned)
+    if last is None:
+        return Caption(text, mentioned)
+    return Caption(f"{text} {last.text}", {**mentioned, **last.mentioned}, last.excluded)
 
 
 def _mentioned(person: Person | None, clauses: Sequence[Clause]) -> Mentioned:
@@ -144,21 +132,16 @@ def _named(clause: Clause, articles: bool) -> str:
     return clause.with_article() if articles else clause.words
 
 
-def _denial(person: Person, rng: np.random.Generator) -> "_Ending":
-    """Deny a thing that a person does not have."""
-    things: Mapping[str, Mapping[Any, Value]] = {
-        "bag": BAGS,
-        "headwear": HEADWEAR,
-        "accessory": ACCESSORIES,
-    }
-    name = choose(rng, dict.fromkeys(things, 1))
+def _denial(person: Person, rng: np.random.Generator) -> Caption:
+    """Exclude a thing that a person does not have, in the last words of a text."""
+    name = choose(rng, {"bag": 1, "headwear": 1, "accessory": 1})
     left = {
         value: row.weight
-        for value, row in things[name].items()
+        for value, row in TABLES[name].items()
         if value not in {"none", getattr(person, name)}
     }
     value = choose(rng, left)
-    words = say(things[name][value].words, "list", rng)
+    words = say(TABLES[name][value].words, "list", rng)
     verb = "wearing" if name == "headwear" or value == "scarf" else "carrying"
     ways = {
         f"without {with_article(words)}": 6,
@@ -166,27 +149,15 @@ def _denial(person: Person, rng: np.random.Generator) -> "_Ending":
         f"without any {words}": 1,
         f"not {verb} {with_article(words)}": 2,
     }
-    return _Ending(choose(rng, ways), {}, {name: value})
+    return Caption(choose(rng, ways), {}, {name: value})
 
 
-def _any_bag(person: Person, rng: np.random.Generator) -> "_Ending":
-    """Say whether a person has a bag, of whatever kind."""
+def _any_bag(person: Person, rng: np.random.Generator) -> Caption:
+    """Say whether a person has a bag, of whatever kind, in the last words of a text."""
     if person.bag == "none":
         words = choose(rng, {"without a bag": 3, "with no bag": 1, "without any bag": 1})
-        return _Ending(words, {"bag": "none"}, {})
-    return _Ending(choose(rng, {"with a bag": 2, "carrying a bag": 1}), {}, {"bag": "none"})
-
-
-@dataclass(frozen=True, slots=True)
-class _Ending:
-    """The last words of a short text, with what they say and deny."""
-
-    words: str
-    mentioned: Mentioned
-    excluded: Mentioned
-
-    def after(self, text: str, mentioned: Mentioned) -> Caption:
-        return Caption(f"{text} {self.words}", {**mentioned, **self.mentioned}, self.excluded)
+        return Caption(words, {"bag": "none"})
+    return Caption(choose(rng, {"with a bag": 2, "carrying a bag": 1}), {}, {"bag": "none"})
 
 
 def _write(
@@ -234,10 +205,7 @@ class _Writer:
     def noun_phrase(self, subject: str, clauses: Sequence[Clause], then: str = "") -> str:
         """*a woman in a red coat and blue jeans, with long hair, carrying a handbag*.
 
-        Args:
-            subject: The noun with its article.
-            clauses: What to mention.
-            then: The rest of the sentence, if the phrase is its subject.
+        ``subject`` has its article; ``then`` is the rest of the sentence if this is its subject.
         """
         worn = [clause for clause in clauses if clause.worn]
         hair = [f"with {self._name(clause)}" for clause in clauses if clause.topic == "hair"]

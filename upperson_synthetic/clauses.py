@@ -9,29 +9,24 @@ import numpy as np
 from upperson_rt.phrases.evidence import with_article
 from upperson_synthetic.look import CaptionStyle
 from upperson_synthetic.people import (
-    ACCESSORIES,
-    BAGS,
     COLOURS,
     GLASSES,
     HAIR_COLOURS,
-    HEADWEAR,
-    LOWERS,
     PATTERNS,
-    SHOES,
     SLEEVES,
+    TABLES,
     UPPERS,
-    Colour,
     Person,
     Words,
 )
 from upperson_synthetic.sampling import chance, choose
 
 Topic = Literal[
-    "upper", "lower", "shoes", "bag", "hair", "headwear", "glasses", "umbrella", "phone", "scarf"
+    "upper", "lower", "shoes", "bag", "headwear", "hair", "glasses", "scarf", "umbrella", "phone"
 ]
+"""In the order of captions that are lists."""
 
-Mentioned = Mapping[str, object]
-"""Names of `Person`'s fields with values."""
+Mentioned = Mapping[str, object]  # Names of `Person`'s fields with values.
 
 _TOPICS: Mapping[Topic, float] = {
     "upper": 40,
@@ -45,17 +40,7 @@ _TOPICS: Mapping[Topic, float] = {
     "phone": 9,
     "scarf": 10,
 }
-#: The fields of a thing and of its colour.
-_FIELDS: Mapping[Topic, tuple[str, str]] = {
-    "lower": ("lower", "lower_colour"),
-    "shoes": ("shoes", "shoe_colour"),
-    "bag": ("bag", "bag_colour"),
-    "headwear": ("headwear", "headwear_colour"),
-    "glasses": ("glasses", ""),
-    "umbrella": ("accessory", "accessory_colour"),
-    "phone": ("accessory", "accessory_colour"),
-    "scarf": ("accessory", "accessory_colour"),
-}
+_ACCESSORIES: frozenset[Topic] = frozenset({"umbrella", "phone", "scarf"})
 _CARRIED: frozenset[Topic] = frozenset({"bag", "umbrella", "phone"})
 _PAIRS: frozenset[Topic] = frozenset({"shoes", "glasses"})
 _SIZES = frozenset({"long", "high", "open"})
@@ -73,14 +58,9 @@ class Clause:
 
     topic: Topic
 
-    words: str
-    """The noun phrase without an article, such as ``red striped coat``."""
-
-    plural: bool
-    """Whether it takes no indefinite article (jeans, shoes, hair)."""
-
-    mentioned: Mentioned
-    """What the words say."""
+    words: str  # The noun phrase without an article, such as ``red striped coat``.
+    plural: bool  # Whether it takes no indefinite article (jeans, shoes, hair).
+    mentioned: Mentioned  # What the words say.
 
     @property
     def carried(self) -> bool:
@@ -105,7 +85,7 @@ class Clause:
 def sample_clauses(
     person: Person, style: CaptionStyle, count: int, rng: np.random.Generator
 ) -> list[Clause]:
-    """Draw so many attributes to mention, most salient ones most often, in random order."""
+    """Draw so many attributes to mention, the most salient ones most often, in random order."""
     left = {topic: weight for topic, weight in _TOPICS.items() if _has(person, topic)}
     count = min(count, len(left))
     topics: list[Topic] = []
@@ -117,13 +97,11 @@ def sample_clauses(
 
 
 def _has(person: Person, topic: Topic) -> bool:
-    if topic in {"umbrella", "phone", "scarf"}:
+    if topic in _ACCESSORIES:
         return person.accessory == topic
     if topic == "glasses":
         return person.glasses
-    if topic in {"bag", "lower", "headwear"}:
-        return bool(getattr(person, topic) != "none")
-    return True
+    return topic == "hair" or bool(getattr(person, topic) != "none")
 
 
 def _clause(person: Person, topic: Topic, style: CaptionStyle, rng: np.random.Generator) -> Clause:
@@ -131,30 +109,18 @@ def _clause(person: Person, topic: Topic, style: CaptionStyle, rng: np.random.Ge
         return _upper(person, style, rng)
     if topic == "hair":
         return _hair(person, style, rng)
-    words, colour, plural = _thing(person, topic)
-    noun = say(words, style, rng)
-    kind, colour_field = _FIELDS[topic]
-    mentioned = {kind: getattr(person, kind)}
+    field: str = "accessory" if topic in _ACCESSORIES else topic
+    value = getattr(person, field)
+    noun = say(GLASSES if topic == "glasses" else TABLES[field][value].words, style, rng)
+    mentioned: dict[str, object] = {field: value}
+    colour_field = "shoe_colour" if topic == "shoes" else f"{field}_colour"
+    colour = getattr(person, colour_field, None)  # Glasses have none.
     # Now and then people do not mention a colour.
     if colour is not None and not chance(rng, 0.08):
         noun = _join_adjectives(say(COLOURS[colour].words, style, rng), noun)
         mentioned[colour_field] = colour
+    plural = topic in _PAIRS or (topic == "lower" and value != "skirt")
     return Clause(topic, noun, plural, mentioned)
-
-
-def _thing(person: Person, topic: Topic) -> tuple[Words, Colour | None, bool]:
-    """Return the words, the colour and whether a word is a plural."""
-    if topic == "lower":
-        return LOWERS[person.lower].words, person.lower_colour, person.lower != "skirt"
-    if topic == "shoes":
-        return SHOES[person.shoes].words, person.shoe_colour, True
-    if topic == "bag":
-        return BAGS[person.bag].words, person.bag_colour, False
-    if topic == "headwear":
-        return HEADWEAR[person.headwear].words, person.headwear_colour, False
-    if topic == "glasses":
-        return GLASSES, None, True
-    return ACCESSORIES[person.accessory].words, person.accessory_colour, False
 
 
 def _join_adjectives(adjectives: str, noun: str) -> str:
@@ -192,13 +158,11 @@ def _hair(person: Person, style: CaptionStyle, rng: np.random.Generator) -> Clau
     colour = say(HAIR_COLOURS[person.hair_colour].words, style, rng)
     mentioned = {"hair_style": person.hair_style, "hair_colour": person.hair_colour}
     if person.hair_style in {"short", "long"}:
-        if chance(rng, 0.7):
-            return Clause(
-                "hair", f"{person.hair_style} {colour} hair", plural=True, mentioned=mentioned
-            )
-        alone = chance(rng, 0.3)
-        del mentioned["hair_colour" if alone else "hair_style"]
-        words = f"{person.hair_style if alone else colour} hair"
+        words = f"{person.hair_style} {colour} hair"
+        if not chance(rng, 0.7):
+            alone = chance(rng, 0.3)
+            del mentioned["hair_colour" if alone else "hair_style"]
+            words = f"{person.hair_style if alone else colour} hair"
         return Clause("hair", words, plural=True, mentioned=mentioned)
     if chance(rng, 0.5):
         words = f"{colour} {person.hair_style}"

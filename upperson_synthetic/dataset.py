@@ -44,24 +44,14 @@ _PEOPLE, _IMAGE, _CAPTION, _CAMERAS = range(4)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyntheticSpec:
-    """What a data set consists of.
+    """What a data set consists of; UsageError if a number is out of range or a look unknown."""
 
-    Raises:
-        UsageError: On construction, if a number is out of range or the look is unknown.
-    """
-
-    look: str
-    """A key of `LOOKS`."""
-
-    train_ids: int
-    """Number of people in the training split."""
-
+    look: str  # A key of `LOOKS`.
+    train_ids: int  # Number of people in the training split.
     val_ids: int
     test_ids: int
 
-    views: int = 4
-    """Pictures of every person."""
-
+    views: int = 4  # Pictures of every person.
     captions_per_image: int = 2
     seed: int = 0
 
@@ -73,8 +63,8 @@ class SyntheticSpec:
                 code="setting_out_of_range",
                 setting="look",
             )
-        lowest = {"train_ids": 0, "val_ids": 0, "test_ids": 0, "seed": 0}
-        for name, least in (lowest | {"views": 1, "captions_per_image": 1}).items():
+        for name in ("train_ids", "val_ids", "test_ids", "seed", "views", "captions_per_image"):
+            least = 1 if name in {"views", "captions_per_image"} else 0
             if (value := getattr(self, name)) < least:
                 raise UsageError(
                     f"{name} must be at least {least}, found {value}",
@@ -84,7 +74,8 @@ class SyntheticSpec:
 
     def people(self, split: Split) -> int:
         """Return the number of people in a split."""
-        return {"train": self.train_ids, "val": self.val_ids, "test": self.test_ids}[split]
+        count: int = getattr(self, f"{split}_ids")
+        return count
 
     def first_pid(self, split: Split) -> int:
         """Return the number of the first person of a split; numbers are unique in a data set."""
@@ -96,10 +87,13 @@ def generate_people(spec: SyntheticSpec, split: Split) -> list[Person]:
 
     No person of an earlier split is among them. The look does not matter.
     """
+    people: list[Person] = []
     earlier: list[Person] = []
-    for current in _ORDER[: _ORDER.index(split)]:
-        earlier += _sample_split(spec, current, earlier)
-    return _sample_split(spec, split, earlier)
+    for current in _ORDER[: _ORDER.index(split) + 1]:
+        earlier += people
+        rng = _stream(spec, current, 0, 0, _PEOPLE)
+        people = sample_people(spec.people(current), rng, exclude=frozenset(earlier))
+    return people
 
 
 def iter_samples(
@@ -137,7 +131,7 @@ def write_dataset(
         spec: What to render.
         progress: Called after every picture with the number of pictures done and of all.
         replace_older: Whether to replace what an earlier version made of the same specification,
-            unless something else lies there, too; else it is refused.
+            unless something else lies there, too.
 
     Raises:
         InputError: ``root`` exists and is not this very data set, or cannot be written.
@@ -154,7 +148,7 @@ def write_dataset(
             found=found,
             expected=FORMAT,
         )
-    with new_folder(root, all_names if found is None else _foreign) as folder:
+    with new_folder(root, all_names if found is None else _unowned) as folder:
         _write_content(folder, spec, progress)
     return root
 
@@ -176,11 +170,6 @@ def _stream(
 ) -> np.random.Generator:
     key = (_SPLITS.index(split), pid, view, purpose, index)
     return np.random.default_rng(np.random.SeedSequence(spec.seed, spawn_key=key))
-
-
-def _sample_split(spec: SyntheticSpec, split: Split, earlier: list[Person]) -> list[Person]:
-    rng = _stream(spec, split, 0, 0, _PEOPLE)
-    return sample_people(spec.people(split), rng, exclude=frozenset(earlier))
 
 
 def _views(
@@ -220,17 +209,18 @@ def _written_format(root: Path, spec: SyntheticSpec) -> int | None:
         ) from None
     made = found.get("format") if isinstance(found, dict) else None
     if not isinstance(made, int) or found != _document(spec) | {"format": made}:
+        differences = _differences(found, spec)
         raise InputError(
-            f"{root} holds another data set{_differences(found, spec)}: choose "
-            "another folder, or delete this one",
+            f"{root} holds another data set{differences}: choose another folder, or "
+            "delete this one",
             code="another_dataset",
             path=root,
-            differences=_differences(found, spec),
+            differences=differences,
         )
     return made
 
 
-def _foreign(root: Path) -> set[str]:
+def _unowned(root: Path) -> set[str]:
     """Return what a folder holds beside a data set."""
     return set(all_names(root)) - {_DOCUMENT, _ANNOTATIONS, _IMAGES}
 

@@ -21,8 +21,7 @@ class Ring(NamedTuple):
     y: float
     half_width: float
     half_depth: float
-    forward: float = 0.0
-    """How far its middle is in front of the body's axis."""
+    forward: float = 0.0  # How far its middle is in front of the body's axis.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,29 +31,17 @@ class Pose:
     The body frame has ``x`` to the person's left-hand side as seen from the front, ``y`` down
     from the top of the head (0) to the soles (1), and ``z`` forward. At yaw 0 the person looks
     into the camera, at yaw pi away from it.
-
-    Attributes:
-        yaw: Rotation about the vertical axis in radians.
-        stride: How far the left foot is in front of the right one, in body heights.
-        side: Which hand carries things: -1 or 1.
-        width: Canvas width in pixels.
-        height: Canvas height in pixels.
-        scale: Body height in pixels.
-        origin: Canvas position of the top of the head.
-        tilt: Downward view of the camera; see `Camera.tilt`.
-        roll: Sideways lean; see `Look.roll`.
-        bag_visible: Whether the bag is drawn.
     """
 
-    yaw: float
-    stride: float
-    side: int
-    width: int
+    yaw: float  # Rotation about the vertical axis in radians.
+    stride: float  # How far the left foot is in front of the right one, in body heights.
+    side: int  # Which hand carries things: -1 or 1.
+    width: int  # Of the canvas in pixels.
     height: int
-    scale: float
-    origin: Point
-    tilt: float
-    roll: float
+    scale: float  # Body height in pixels.
+    origin: Point  # Canvas position of the top of the head.
+    tilt: float  # See `Camera`.
+    roll: float  # See `Look`.
     bag_visible: bool
 
     def screen(self, x: float, y: float, z: float = 0.0) -> Point:
@@ -144,8 +131,7 @@ class Sketch:
     yaw, the others take pixels. Sizes are in body heights.
     """
 
-    grow = 1.0
-    """How much larger than the body's are the proportions of what is drawn."""
+    grow = 1.0  # How much larger than the body's are the proportions of what is drawn.
 
     def __init__(self, image: Image.Image, person: Person, pose: Pose) -> None:
         self.image = image
@@ -166,6 +152,10 @@ class Sketch:
         width = max(1, round(thickness * self.grow * self.pose.scale))
         placed = [self.place(*point) for point in points]
         self.draw.line(placed, fill=colour, width=width, joint="curve")
+
+    def band(self, half: float, y: float, colour: Rgb, thickness: float) -> None:
+        """Draw a level line over the body's axis, half as long to either side."""
+        self.line([(-half, y), (half, y)], colour, thickness)
 
     def ellipse(self, x: float, y: float, across: float, down: float, colour: Rgb) -> None:
         """Fill an ellipse around a point."""
@@ -220,12 +210,8 @@ def along(start: Point, end: Point, share: float) -> Point:
 
 def shade(colour: Rgb, factor: float) -> Rgb:
     """Darken (``factor < 1``) or brighten (``factor > 1``) a colour, clipped to 0..255."""
-    red, green, blue = colour
-    return (
-        min(255, max(0, round(red * factor))),
-        min(255, max(0, round(green * factor))),
-        min(255, max(0, round(blue * factor))),
-    )
+    red, green, blue = (min(255, max(0, round(value * factor))) for value in colour)
+    return (red, green, blue)
 
 
 def mix(first: Rgb, second: Rgb, share: float) -> Rgb:

@@ -20,83 +20,51 @@ CaptionStyle = Literal["list", "sentences"]
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Camera:
-    """One camera of a look: what it does to the light that reaches it.
+    """One camera of a look: what it does to the light that reaches it."""
 
-    Attributes:
-        name: Name in the annotations, such as ``cam3``.
-        gains: White-balance gains for red, green and blue; 1 is neutral.
-        exposure: Factor on the brightness; 1 is neutral.
-        contrast: Factor on the distance from mid grey; 1 is neutral.
-        saturation: Factor on the distance from the grey of equal brightness; 1 is neutral.
-        haze: Share of veiling light added to the picture, 0..1.
-        resolution: Range of the share of pixels per axis the sensor really resolves, 0..1.
-        noise: Standard deviation of the sensor noise, in grey levels of 0..255.
-        tilt: Range of the downward view; 0 is level, 0.3 is a camera high on a wall.
-        jpeg_quality: Quality of the JPEG files, 1..95.
-    """
-
-    name: str
-    gains: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    exposure: float = 1.0
-    contrast: float = 1.0
-    saturation: float = 1.0
-    haze: float = 0.0
-    resolution: tuple[float, float] = (1.0, 1.0)
-    noise: float = 1.0
-    tilt: tuple[float, float] = (0.0, 0.02)
-    jpeg_quality: int = 92
+    name: str  # In the annotations, such as cam3.
+    gains: tuple[float, float, float] = (1.0, 1.0, 1.0)  # White balance of red, green and blue.
+    exposure: float = 1.0  # Factor on the brightness.
+    contrast: float = 1.0  # Factor on the distance from mid grey.
+    saturation: float = 1.0  # Factor on the distance from the grey of equal brightness.
+    haze: float = 0.0  # Share of veiling light added to the picture, 0..1.
+    resolution: tuple[float, float] = (1.0, 1.0)  # Range of the share of pixels resolved per axis.
+    noise: float = 1.0  # Standard deviation of the sensor noise, in grey levels of 0..255.
+    tilt: tuple[float, float] = (0.0, 0.02)  # Range of the downward view; 0 is level, 0.3 high up.
+    jpeg_quality: int = 92  # 1..95.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """A domain: how people are photographed and described.
+    """A domain: how people are photographed and described."""
 
-    Attributes:
-        name: Key in `LOOKS`.
-        caption_style: ``list`` is mostly telegraphic, ``sentences`` is full English.
-        cameras: The cameras; the views of one person are spread over them.
-        background: What stands behind the person.
-        width: Smallest and largest width of a crop in pixels, both included.
-        height: Smallest and largest height of a crop in pixels, both included.
-        body: Range of the body's height as a share of the crop's.
-        shift: Largest displacement of the body as a share of the crop's size, per axis.
-        roll: Largest sideways lean of the camera, as horizontal shift per height.
-        side_views: Probability of a view from the side rather than from the front or the back.
-        back_views: Probability of a view from behind among the others.
-        light: Range of the brightness of the dark side of the body; 1 is flat light.
-        shadow: Darkness of the shadow on the ground, 0..1.
-        occluders: Probability of an object in front of the feet.
-        hidden_bags: Probability that the bag is not visible in a view.
-        light_jitter: Standard deviation of the exposure and the gains from shot to shot.
-    """
-
-    name: str
-    caption_style: CaptionStyle
-    cameras: tuple[Camera, ...]
+    name: str  # Key in `LOOKS`.
+    caption_style: CaptionStyle  # `list` is mostly telegraphic, `sentences` is full English.
+    cameras: tuple[Camera, ...]  # The views of one person are spread over them.
     background: Background
-    width: tuple[int, int]
+    width: tuple[int, int]  # Smallest and largest width of a crop in pixels, both included.
     height: tuple[int, int]
-    body: tuple[float, float]
-    shift: float
-    roll: float
-    side_views: float
-    back_views: float
-    light: tuple[float, float]
-    shadow: float
-    occluders: float
-    hidden_bags: float
-    light_jitter: float
+    body: tuple[float, float]  # Range of the body's height as a share of the crop's.
+    shift: float  # Largest displacement of the body as a share of the crop's size, per axis.
+    roll: float  # Largest sideways lean of the camera, as horizontal shift per height.
+    side_views: float  # Probability of a view from the side, not from the front or the back.
+    back_views: float  # Probability of a view from behind among the others.
+    light: tuple[float, float]  # Range of the brightness of the body's dark side; 1 is flat light.
+    shadow: float  # Darkness of the shadow on the ground, 0..1.
+    occluders: float  # Probability of an object in front of the feet.
+    hidden_bags: float  # Probability that the bag is not visible in a view.
+    light_jitter: float  # Standard deviation of the exposure and the gains from shot to shot.
 
 
 SOURCE = Look(
     name="studio",
     caption_style="list",
     cameras=(
-        Camera(name="cam1"),
-        Camera(name="cam2", gains=(1.02, 1.0, 0.98), exposure=1.03),
-        Camera(name="cam3", gains=(0.98, 1.0, 1.02), exposure=0.97),
+        Camera("cam1"),
+        Camera("cam2", gains=(1.02, 1.0, 0.98), exposure=1.03),
+        Camera("cam3", gains=(0.98, 1.0, 1.02), exposure=0.97),
     ),
     background="studio",
     width=(64, 64),
@@ -117,63 +85,15 @@ SOURCE = Look(
 TARGET = Look(
     name="street",
     caption_style="sentences",
+    # Gains, exposure, contrast, saturation, haze, resolution, noise, tilt, JPEG quality.
     cameras=(
+        Camera("cam1", (1.32, 1.0, 0.58), 0.82, 0.85, 0.75, 0.0, (0.5, 0.8), 4.5, (0.1, 0.26), 50),
+        Camera("cam2", (0.66, 0.96, 1.36), 0.74, 0.9, 0.7, 0.0, (0.45, 0.7), 5.2, (0.2, 0.34), 45),
         Camera(
-            name="cam1",
-            gains=(1.32, 1.0, 0.58),
-            exposure=0.82,
-            contrast=0.85,
-            saturation=0.75,
-            resolution=(0.5, 0.8),
-            noise=4.5,
-            tilt=(0.1, 0.26),
-            jpeg_quality=50,
+            "cam3", (0.84, 1.18, 0.74), 0.95, 0.75, 0.65, 0.14, (0.5, 0.8), 3.9, (0.0, 0.15), 55
         ),
-        Camera(
-            name="cam2",
-            gains=(0.66, 0.96, 1.36),
-            exposure=0.74,
-            contrast=0.9,
-            saturation=0.7,
-            resolution=(0.45, 0.7),
-            noise=5.2,
-            tilt=(0.2, 0.34),
-            jpeg_quality=45,
-        ),
-        Camera(
-            name="cam3",
-            gains=(0.84, 1.18, 0.74),
-            exposure=0.95,
-            contrast=0.75,
-            saturation=0.65,
-            haze=0.14,
-            resolution=(0.5, 0.8),
-            noise=3.9,
-            tilt=(0.0, 0.15),
-            jpeg_quality=55,
-        ),
-        Camera(
-            name="cam4",
-            gains=(1.18, 0.96, 0.78),
-            exposure=1.25,
-            contrast=1.1,
-            saturation=0.8,
-            resolution=(0.45, 0.75),
-            noise=3.2,
-            tilt=(0.05, 0.2),
-            jpeg_quality=50,
-        ),
-        Camera(
-            name="cam5",
-            gains=(0.76, 0.96, 1.26),
-            exposure=0.66,
-            contrast=0.95,
-            saturation=0.75,
-            resolution=(0.5, 0.8),
-            noise=6.5,
-            tilt=(0.15, 0.3),
-            jpeg_quality=50,
-        ),
+        Camera("cam4", (1.18, 0.96, 0.78), 1.25, 1.1, 0.8, 0.0, (0.45, 0.75), 3.2, (0.05, 0.2), 50),
+        Camera("cam5", (0.76, 0.96, 1.26), 0.66, 0.95, 0.75, 0.0, (0.5, 0.8), 6.5, (0.15, 0.3), 50),
     ),
     background="street",
     width=(52, 76),
@@ -194,40 +114,12 @@ TARGET = Look(
 INDOOR = Look(
     name="indoor",
     caption_style="sentences",
+    # Gains, exposure, contrast, saturation, haze, resolution, noise, tilt, JPEG quality.
     cameras=(
+        Camera("cam1", (1.16, 1.0, 0.78), 0.9, 0.9, 0.85, 0.0, (0.6, 0.85), 3.0, (0.15, 0.32), 65),
+        Camera("cam2", (0.9, 1.1, 0.92), 0.8, 0.85, 0.8, 0.0, (0.55, 0.8), 4.0, (0.1, 0.26), 60),
         Camera(
-            name="cam1",
-            gains=(1.16, 1.0, 0.78),
-            exposure=0.9,
-            contrast=0.9,
-            saturation=0.85,
-            resolution=(0.6, 0.85),
-            noise=3.0,
-            tilt=(0.15, 0.32),
-            jpeg_quality=65,
-        ),
-        Camera(
-            name="cam2",
-            gains=(0.9, 1.1, 0.92),
-            exposure=0.8,
-            contrast=0.85,
-            saturation=0.8,
-            resolution=(0.55, 0.8),
-            noise=4.0,
-            tilt=(0.1, 0.26),
-            jpeg_quality=60,
-        ),
-        Camera(
-            name="cam3",
-            gains=(0.86, 0.98, 1.14),
-            exposure=1.12,
-            contrast=0.95,
-            saturation=0.85,
-            haze=0.06,
-            resolution=(0.6, 0.9),
-            noise=2.5,
-            tilt=(0.2, 0.36),
-            jpeg_quality=65,
+            "cam3", (0.86, 0.98, 1.14), 1.12, 0.95, 0.85, 0.06, (0.6, 0.9), 2.5, (0.2, 0.36), 65
         ),
     ),
     background="studio",

@@ -39,8 +39,7 @@ Shoes = Literal["sneakers", "boots", "sandals", "leather shoes"]
 Bag = Literal["none", "backpack", "handbag", "shoulder bag", "suitcase"]
 Accessory = Literal["none", "umbrella", "phone", "scarf"]
 
-Rgb = tuple[int, int, int]
-"""Red, green and blue, each 0..255, before any camera changes them."""
+Rgb = tuple[int, int, int]  # Red, green and blue, each 0..255, before any camera changes them.
 
 Words = Mapping[str, tuple[float, float]]
 """Phrases with their weights in the ``list`` and in the ``sentences`` style."""
@@ -52,13 +51,9 @@ T = TypeVar("T")
 class Value:
     """One value of an attribute."""
 
-    weight: float
-    """How often it occurs, relative to the other values."""
-
-    words: Words
-    """Empty where captions have no word of its own for it."""
-
-    men: float | None = None
+    weight: float  # How often it occurs, relative to the other values.
+    words: Words  # Empty where captions have no word of its own for it.
+    men: float | None = field(default=None, kw_only=True)
     """The weight among men and boys, where it is another one."""
 
 
@@ -66,7 +61,7 @@ class Value:
 class Tint(Value):
     """A value that is a colour."""
 
-    rgb: Rgb = field(kw_only=True)
+    rgb: Rgb
 
 
 FEMALE: frozenset[Gender] = frozenset({"woman", "girl"})
@@ -80,47 +75,39 @@ GENDERS: Mapping[Gender, Value] = {
 }
 COLOURS: Mapping[Colour, Tint] = {
     "black": Tint(
-        12, {"black": (16, 12), "jet black": (1, 2), "pitch black": (1, 2)}, rgb=(28, 28, 30)
+        12, {"black": (16, 12), "jet black": (1, 2), "pitch black": (1, 2)}, (28, 28, 30)
     ),
-    "white": Tint(
-        10, {"white": (16, 12), "ivory": (1, 2), "snow white": (1, 2)}, rgb=(240, 240, 236)
-    ),
-    "gray": Tint(8, {"gray": (10, 5), "grey": (5, 8), "silver": (1, 2)}, rgb=(136, 138, 140)),
-    "red": Tint(15, {"red": (14, 9), "crimson": (2, 3), "scarlet": (2, 3)}, rgb=(204, 24, 34)),
+    "white": Tint(10, {"white": (16, 12), "ivory": (1, 2), "snow white": (1, 2)}, (240, 240, 236)),
+    "gray": Tint(8, {"gray": (10, 5), "grey": (5, 8), "silver": (1, 2)}, (136, 138, 140)),
+    "red": Tint(15, {"red": (14, 9), "crimson": (2, 3), "scarlet": (2, 3)}, (204, 24, 34)),
     "orange": Tint(
-        7, {"orange": (16, 11), "bright orange": (2, 4), "tangerine": (1, 2)}, rgb=(244, 126, 22)
+        7, {"orange": (16, 11), "bright orange": (2, 4), "tangerine": (1, 2)}, (244, 126, 22)
     ),
     "yellow": Tint(
-        8, {"yellow": (16, 11), "bright yellow": (2, 4), "golden": (1, 2)}, rgb=(246, 212, 38)
+        8, {"yellow": (16, 11), "bright yellow": (2, 4), "golden": (1, 2)}, (246, 212, 38)
     ),
-    "green": Tint(
-        9, {"green": (15, 10), "emerald": (1, 3), "forest green": (1, 2)}, rgb=(36, 140, 62)
-    ),
-    "blue": Tint(
-        10, {"blue": (15, 10), "royal blue": (2, 3), "cobalt": (1, 2)}, rgb=(40, 104, 214)
-    ),
-    "navy": Tint(6, {"navy": (8, 4), "dark blue": (5, 8), "navy blue": (4, 4)}, rgb=(26, 38, 92)),
-    "purple": Tint(7, {"purple": (14, 10), "violet": (3, 5)}, rgb=(122, 46, 158)),
-    "pink": Tint(7, {"pink": (14, 10), "rose": (2, 3), "hot pink": (1, 2)}, rgb=(246, 134, 180)),
-    "brown": Tint(
-        7, {"brown": (14, 10), "chocolate": (2, 3), "dark brown": (2, 4)}, rgb=(112, 68, 36)
-    ),
+    "green": Tint(9, {"green": (15, 10), "emerald": (1, 3), "forest green": (1, 2)}, (36, 140, 62)),
+    "blue": Tint(10, {"blue": (15, 10), "royal blue": (2, 3), "cobalt": (1, 2)}, (40, 104, 214)),
+    "navy": Tint(6, {"navy": (8, 4), "dark blue": (5, 8), "navy blue": (4, 4)}, (26, 38, 92)),
+    "purple": Tint(7, {"purple": (14, 10), "violet": (3, 5)}, (122, 46, 158)),
+    "pink": Tint(7, {"pink": (14, 10), "rose": (2, 3), "hot pink": (1, 2)}, (246, 134, 180)),
+    "brown": Tint(7, {"brown": (14, 10), "chocolate": (2, 3), "dark brown": (2, 4)}, (112, 68, 36)),
 }
 #: Denim is duller and lighter than dyed cloth of the same name; the words are those of `COLOURS`.
 JEANS_COLOURS: Mapping[Colour, Tint] = {
-    "blue": Tint(50, {}, rgb=(74, 112, 166)),
-    "navy": Tint(18, {}, rgb=(38, 52, 92)),
-    "black": Tint(16, {}, rgb=(40, 41, 46)),
-    "gray": Tint(10, {}, rgb=(124, 128, 136)),
-    "white": Tint(6, {}, rgb=(230, 230, 226)),
+    "blue": Tint(50, {}, (74, 112, 166)),
+    "navy": Tint(18, {}, (38, 52, 92)),
+    "black": Tint(16, {}, (40, 41, 46)),
+    "gray": Tint(10, {}, (124, 128, 136)),
+    "white": Tint(6, {}, (230, 230, 226)),
 }
 SKIN: tuple[Rgb, ...] = ((244, 208, 182), (222, 172, 136), (172, 118, 82), (108, 70, 48))
 HAIR_COLOURS: Mapping[HairColour, Tint] = {
-    "black": Tint(32, {"black": (12, 8), "dark": (3, 6)}, rgb=(24, 20, 20)),
-    "brown": Tint(28, {"brown": (14, 10), "brunette": (2, 3)}, rgb=(88, 54, 32)),
-    "blond": Tint(20, {"blond": (8, 5), "blonde": (4, 7), "fair": (1, 3)}, rgb=(222, 184, 104)),
-    "gray": Tint(10, {"gray": (8, 5), "grey": (4, 6)}, rgb=(172, 172, 174)),
-    "red": Tint(10, {"red": (10, 6), "ginger": (3, 5)}, rgb=(176, 74, 28)),
+    "black": Tint(32, {"black": (12, 8), "dark": (3, 6)}, (24, 20, 20)),
+    "brown": Tint(28, {"brown": (14, 10), "brunette": (2, 3)}, (88, 54, 32)),
+    "blond": Tint(20, {"blond": (8, 5), "blonde": (4, 7), "fair": (1, 3)}, (222, 184, 104)),
+    "gray": Tint(10, {"gray": (8, 5), "grey": (4, 6)}, (172, 172, 174)),
+    "red": Tint(10, {"red": (10, 6), "ginger": (3, 5)}, (176, 74, 28)),
 }
 HAIR_STYLES: Mapping[HairStyle, Value] = {
     "short": Value(18, {}, men=86),
@@ -206,17 +193,14 @@ VARIANT_FIELDS: Mapping[str, float] = {
     "gender": 5,
 }
 #: What is hard to see is what look-alikes teach, so they differ in it more often.
-_LOOK_ALIKE_FIELDS: Mapping[str, float] = {
-    **VARIANT_FIELDS,
-    "upper": 24,
-    "lower": 12,
-    "bag": 16,
-}
-_TABLES: Mapping[str, Mapping[Any, Value]] = {
+_LOOK_ALIKE_FIELDS = {**VARIANT_FIELDS, "upper": 24, "lower": 12, "bag": 16}
+TABLES: Mapping[str, Mapping[Any, Value]] = {
+    "accessory": ACCESSORIES,
     "bag": BAGS,
     "gender": GENDERS,
     "hair_colour": HAIR_COLOURS,
     "hair_style": HAIR_STYLES,
+    "headwear": HEADWEAR,
     "lower": LOWERS,
     "pattern": PATTERNS,
     "shoes": SHOES,
@@ -287,60 +271,49 @@ def is_consistent(person: Person) -> bool:
 
 
 def sample_people(
-    count: int,
-    rng: np.random.Generator,
-    distractors: float = 0.3,
-    exclude: Collection[Person] = (),
+    count: int, rng: np.random.Generator, distractors: float = 0.3, exclude: Collection[Person] = ()
 ) -> list[Person]:
     """Sample people with different full descriptions, in random order.
 
-    Args:
-        count: How many.
-        rng: The random generator.
-        distractors: The share, in ``[0, 1)``, made as a copy of another sampled person with
-            exactly one attribute changed.
-        exclude: People (of other splits) whose descriptions must not occur again.
+    ``distractors`` is the share, in ``[0, 1)``, made as a copy of another sampled person with one
+    attribute changed. The descriptions of ``exclude`` (people of other splits) do not occur again.
     """
-    if count < 0:
-        raise ValueError(f"count must not be negative, got {count}")
-    if not 0 <= distractors < 1:
-        raise ValueError(f"distractors must be in [0, 1), got {distractors}")
+    if count < 0 or not 0 <= distractors < 1:
+        raise ValueError(f"expected count >= 0 and 0 <= distractors < 1: {count}, {distractors}")
     originals = min(count, max(1, count - round(count * distractors)))
     seen = {_description(person) for person in exclude}
     people: list[Person] = []
-    while len(people) < originals:
-        person = _sample_person(rng)
+
+    def add_new(person: Person) -> None:
         if _description(person) not in seen:
             seen.add(_description(person))
             people.append(person)
+
+    while len(people) < originals:
+        add_new(_sample_person(rng))
     while len(people) < count:
         # Groups of two to four look-alikes: one original and one to three variants of it.
         original = people[int(rng.integers(originals))]
         for _ in range(min(int(rng.integers(1, 4)), count - len(people))):
             variant = _vary(original, rng, VARIANT_FIELDS)
-            if is_consistent(variant) and _description(variant) not in seen:
-                seen.add(_description(variant))
-                people.append(variant)
+            if is_consistent(variant):
+                add_new(variant)
     return [people[index] for index in rng.permutation(count)]
 
 
 def sample_look_alikes(count: int, rng: np.random.Generator, gender: float = 24) -> list[Person]:
     """Sample pairs of people who differ in one attribute: the first with the second, and so on.
 
-    Args:
-        count: How many people, an even number.
-        rng: The random generator.
-        gender: How often a pair differs in that, beside the other attributes (154 together).
+    ``count`` is even; ``gender`` is how often a pair differs in that, beside the other attributes
+    (154 together).
     """
+    weights = {**_LOOK_ALIKE_FIELDS, "gender": gender}
     people: list[Person] = []
     while len(people) < count:
-        person = _sample_person(rng)
-        people.append(person)
-        while True:
-            variant = _vary(person, rng, {**_LOOK_ALIKE_FIELDS, "gender": gender})
-            if is_consistent(variant) and variant != person:
-                people.append(variant)
-                break
+        person = variant = _sample_person(rng)
+        while variant == person or not is_consistent(variant):
+            variant = _vary(person, rng, weights)
+        people += [person, variant]
     return people
 
 
@@ -402,5 +375,5 @@ def _vary(person: Person, rng: np.random.Generator, fields: Mapping[str, float])
     if name == "glasses":
         change[name] = not person.glasses
     elif getattr(person, name) not in {None, "none"}:
-        change[name] = _sample(rng, _TABLES.get(name, COLOURS), person.is_female)
+        change[name] = _sample(rng, TABLES.get(name, COLOURS), person.is_female)
     return dataclasses.replace(person, **change)

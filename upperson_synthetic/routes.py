@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from upperson_synthetic.sampling import between, chance, choose
 
-_PACE = 0.5, 1.0
-"""In heights of an adult a second; 1.4 m/s is 0.8."""
+_PACE = 0.5, 1.0  # In heights of an adult a second; 1.4 m/s is 0.8.
 _ENCOUNTERS = {"straight": 4.0, "pause": 2.0, "turn": 1.5, "pace": 2.0}
 """What happens on the way, and how often."""
 
@@ -18,26 +17,19 @@ _ENCOUNTERS = {"straight": 4.0, "pause": 2.0, "turn": 1.5, "pace": 2.0}
 class Place:
     """Where a person is at one moment."""
 
-    middle: float
-    """Pixels from the left."""
-    size: float
-    """How many times as tall as drawn."""
-    walked_s: float
-    """Seconds of walking so far, which the legs go by."""
-    is_turned: bool
-    """Whether the person goes the other way than at first."""
+    middle: float  # Pixels from the left.
+    size: float  # How many times as tall as drawn.
+    walked_s: float  # Seconds of walking so far, which the legs go by.
+    is_turned: bool  # Whether the person goes the other way than at first.
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """The way of one person; between its K knots everything changes evenly."""
 
-    times_s: NDArray[np.float64]
-    """(K,) rising."""
-    middles: NDArray[np.float64]
-    """(K,) pixels from the left."""
-    sizes: NDArray[np.float64]
-    """(K,) as `Place.size`."""
+    times_s: NDArray[np.float64]  # (K,) rising.
+    middles: NDArray[np.float64]  # (K,) pixels from the left.
+    sizes: NDArray[np.float64]  # (K,) as `Place.size`.
 
     def at(self, time_s: float) -> Place | None:
         """Return where the person is; None before and after the way."""
@@ -71,12 +63,9 @@ def street_route(
 ) -> Route:
     """Draw a way by chance: at a walking pace, with a stop, a turn or another pace, or without.
 
-    Args:
-        seconds: Length of the video. Some are on their way when it begins or ends.
-        width: Of the view in pixels.
-        adult_px: Height of an adult at that distance in pixels.
-        rightwards: Where it begins to lead.
-        rng: The random generator.
+    ``seconds`` is the length of the video; some are on their way when it begins or ends. ``width``
+    is the view's in pixels, ``adult_px`` the height of an adult at that distance, ``rightwards``
+    where the way begins to lead.
     """
     margin = 0.4 * adult_px
     ends = (-margin, width + margin) if rightwards else (width + margin, -margin)

@@ -35,13 +35,8 @@ def render_person(
 ) -> Image.Image:
     """Return one view of a person as an RGB image; equal generators give equal pixels.
 
-    JPEG artefacts are not part of it; they come with `encode_jpeg`.
-
-    Args:
-        person: Who is seen.
-        look: The domain, which bounds the size.
-        rng: The random generator.
-        camera: The camera, or None to take one of the look's by chance.
+    JPEG artefacts are not part of it; they come with `encode_jpeg`. Without a camera it is one of
+    the look's by chance.
     """
     if camera is None:
         camera = look.cameras[int(rng.integers(len(look.cameras)))]
@@ -69,14 +64,8 @@ def encode_jpeg(image: Image.Image, camera: Camera) -> bytes:
     """Return a picture as a JPEG file of the camera's quality."""
     buffer = io.BytesIO()
     # Every setting is written out, so that a change of Pillow's defaults changes no bytes.
-    image.save(
-        buffer,
-        format="JPEG",
-        quality=camera.jpeg_quality,
-        subsampling="4:2:0",
-        optimize=False,
-        progressive=False,
-    )
+    settings = {"subsampling": "4:2:0", "optimize": False, "progressive": False}
+    image.save(buffer, format="JPEG", quality=camera.jpeg_quality, **settings)
     return buffer.getvalue()
 
 
@@ -138,14 +127,10 @@ def draw_street(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
 def draw_shadow(
     image: Image.Image, feet: tuple[float, float], half: float, darkness: float, slant: float
 ) -> None:
-    """Darken the ground under the feet of an RGB picture, in place.
+    """Darken the ground under the feet of an RGB picture, in place; all in pixels.
 
-    Args:
-        image: The picture.
-        feet: Point between the soles in pixels.
-        half: Half the shadow's width in pixels.
-        darkness: 0 (none) .. 1 (black).
-        slant: Sideways offset of the shadow's centre in pixels.
+    ``feet`` is the point between the soles, ``half`` half the shadow's width, ``darkness`` 0 (none)
+    to 1 (black), ``slant`` the sideways offset of the shadow's centre.
     """
     x, y = feet
     mask = Image.new("L", image.size)

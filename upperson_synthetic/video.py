@@ -1,10 +1,9 @@
-"""Videos of synthetic people crossing a street, with the true boxes of everybody."""
+"""Videos of synthetic people crossing a street, with the true boxes of all of them."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +21,19 @@ from upperson_synthetic.routes import Route, straight_route, street_route
 from upperson_synthetic.sampling import between, chance
 from upperson_synthetic.scene import OVERSAMPLING, draw_body, draw_shadow, draw_street, light_body
 
-_STEPS = 12
-"""Pictures of a walk's two steps."""
+_STEPS = 12  # Pictures of a walk's two steps.
 _CAPTIONS = 2
-_LEAST_INSIDE = 0.5
-"""Share of a person's width inside the frame from which on there is a box."""
-_ADULTS = 0.26, 0.42
-"""Heights of adults on a busy street, in heights of the frame."""
-_TOGETHER = 0.3
-"""How often a person on a busy street walks beside the one before."""
-_STANDS = 2
-"""Stands on a busy street, which hide who passes behind them."""
+_LEAST_INSIDE = 0.5  # Share of a person's width inside the frame from which on there is a box.
+_ADULTS = 0.26, 0.42  # Heights of adults on a busy street, in heights of the frame.
+_TOGETHER = 0.3  # How often a person on a busy street walks beside the one before.
+_STANDS = 2  # Stands on a busy street, which hide who passes behind them.
 
-Box = tuple[int, int, int, int]
-"""x0, y0, x1, y1 in pixels, the last two exclusive."""
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, the last two exclusive.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoSpec:
-    """What a video consists of: people who cross the view, frames in pixels.
-
-    Raises:
-        UsageError: On construction, if a number is out of range.
-    """
+    """What a video consists of, in pixels and seconds; UsageError if a number is out of range."""
 
     people: int = 8
     seconds: float = 20.0
@@ -76,12 +65,9 @@ class Sighting:
     """A person in one frame."""
 
     person: int
-    box: Box
-    """All of the person that is inside the frame, hidden or not."""
-    visible: float
-    """Visible share of it, 0 to 1."""
-    visible_box: Box | None
-    """Around what is not hidden; None if all is."""
+    box: Box  # All of the person that is inside the frame, hidden or not.
+    visible: float  # Visible share of it, 0 to 1.
+    visible_box: Box | None  # Around what is not hidden; None if all is.
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,29 +76,31 @@ class _Walk:
 
     person: Person
     captions: list[str]
-    pictures: list[Image.Image]
-    """RGBA, one for each phase of the two steps; all of one size."""
+    pictures: list[Image.Image]  # RGBA, one for each phase of the two steps; all of one size.
     route: Route
-    far_feet: float
-    """Height of the soles in the frame at size 0, in pixels from the top."""
-    near_feet: float
-    """How far further down they are at size 1."""
+    far_feet: float  # Height of the soles in the frame at size 0, in pixels from the top.
+    near_feet: float  # How far further down they are at size 1.
 
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
     """A picture at its place in one frame."""
 
-    picture: Image.Image
-    """RGBA."""
+    picture: Image.Image  # RGBA.
     left: int
     feet: float
-    person: int | None
-    """None for a thing."""
+    person: int | None  # None for a thing.
 
     @property
     def top(self) -> int:
         return round(self.feet) - self.picture.height
+
+    @property
+    def extent(self) -> Box:
+        """The box around what is drawn, inside the frame or not."""
+        box = self.picture.getchannel("A").getbbox()
+        assert box is not None  # A body is never invisible.
+        return (self.left + box[0], self.top + box[1], self.left + box[2], self.top + box[3])
 
 
 class Street:
@@ -124,7 +112,10 @@ class Street:
     def __init__(self, spec: VideoSpec) -> None:
         rng = np.random.default_rng(np.random.SeedSequence(spec.seed, spawn_key=(7,)))
         self.spec = spec
-        self._background = _background(spec, rng)
+        # Streets are painted for small crops; a quarter of the size keeps things in proportion.
+        street = draw_street((max(1, spec.width // 4), max(1, spec.height // 4)), rng)
+        size = (spec.width, spec.height)
+        self._background = street.resize(size, Image.Resampling.BILINEAR)
         people = sample_people(spec.people, rng, distractors=0.0)
         walks: list[_Walk] = []
         for person in people:
@@ -133,13 +124,9 @@ class Street:
         self._things = _stands(spec, rng) if spec.busy else []
 
     def people(self) -> list[dict[str, Any]]:
-        """Return ``person``, ``captions`` and ``attributes`` of everybody, as plain values."""
+        """Return ``person``, ``captions`` and ``attributes`` of each person, as plain values."""
         return [
-            {
-                "person": number,
-                "captions": walk.captions,
-                "attributes": dataclasses.asdict(walk.person),
-            }
+            {"person": number, "captions": walk.captions, "attributes": asdict(walk.person)}
             for number, walk in enumerate(self._walks)
         ]
 
@@ -147,10 +134,9 @@ class Street:
         """Draw the moment; returns RGB [H, W, 3]."""
         frame = self._background.copy()
         for placed in self._placed(time_s):
-            picture = placed.picture
             if placed.person is not None:
                 _draw_shadow(frame, placed)
-            frame.paste(picture, (placed.left, placed.top), mask=picture)
+            frame.paste(placed.picture, (placed.left, placed.top), mask=placed.picture)
         return np.asarray(frame)
 
     def sightings(self, time_s: float) -> list[Sighting]:
@@ -165,15 +151,8 @@ class Street:
             inside = inside[:, : max(0, width - x0)]
             number = -2 if placed.person is None else placed.person
             owners[y0 : y0 + inside.shape[0], x0 : x0 + inside.shape[1]][inside >= 128] = number
-            extent = placed.picture.getchannel("A").getbbox()
-            assert extent is not None  # A body is never invisible.
-            left, right = placed.left + extent[0], placed.left + extent[2]
-            box = (
-                max(0, left),
-                max(0, placed.top + extent[1]),
-                min(width, right),
-                min(height, placed.top + extent[3]),
-            )
+            left, top, right, bottom = placed.extent
+            box = (max(0, left), max(0, top), min(width, right), min(height, bottom))
             wide_enough = box[2] - box[0] >= _LEAST_INSIDE * (right - left)
             if placed.person is not None and wide_enough and box[3] > box[1]:
                 found.append((placed.person, box, int((inside >= 128).sum())))
@@ -206,10 +185,7 @@ def write_video(
     "visible": share}``, and ``people``, for each person ``person``, ``captions``, ``first_frame``,
     ``last_frame`` and ``attributes``. A person has a box while at least half of their width is
     inside the frame; a person behind another one has one, too. ``progress`` is called after
-    every frame with the number of frames done and of all.
-
-    Returns:
-        The truth, as in the file.
+    every frame with the number of frames done and of all. Returns the truth, as in the file.
 
     Raises:
         UsageError: ``path`` does not end in ``.avi``.
@@ -257,12 +233,6 @@ def _draw_shadow(frame: Image.Image, placed: _Placed) -> None:
     frame.paste(ground, (left, top))
 
 
-def _background(spec: VideoSpec, rng: np.random.Generator) -> Image.Image:
-    # Streets are painted for small crops; a quarter of the size keeps their things in proportion.
-    street = draw_street((max(1, spec.width // 4), max(1, spec.height // 4)), rng)
-    return street.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
-
-
 def _stands(spec: VideoSpec, rng: np.random.Generator) -> list[_Placed]:
     """Draw stands across the middle of the street, from left to right."""
     placed = []
@@ -295,7 +265,7 @@ def _walk(person: Person, spec: VideoSpec, rng: np.random.Generator, before: _Wa
         # The camera hangs above: who is twice as near stands twice as far below the horizon.
         return _Walk(person, captions, pictures, route, 0.3 * spec.height, 1.6 * adult)
     duration_s = spec.seconds * between(rng, (0.3, 0.6))
-    # Who is drawn larger is closer to the camera, and so further down.
+    # A person who is drawn larger is closer to the camera, and so further down.
     feet = spec.height * (0.72 + 0.26 * (body / spec.height - 0.3) / 0.4)
     captions = _describe(person, rng)
     start_s = between(rng, (0.0, spec.seconds - duration_s))
@@ -347,13 +317,8 @@ def _draw_steps(
         pictures.append(lit)
     # All phases are cut alike, or the person would jump.
     extents = [box for picture in pictures if (box := picture.getchannel("A").getbbox())]
-    cut = (
-        min(box[0] for box in extents),
-        min(box[1] for box in extents),
-        max(box[2] for box in extents),
-        max(box[3] for box in extents),
-    )
-    return [picture.crop(cut) for picture in pictures]
+    left, top, right, bottom = zip(*extents, strict=True)
+    return [picture.crop((min(left), min(top), max(right), max(bottom))) for picture in pictures]
 
 
 def _sighting(person: int, box: Box, pixels: int, owners: NDArray[np.int32]) -> Sighting:
@@ -362,28 +327,23 @@ def _sighting(person: int, box: Box, pixels: int, owners: NDArray[np.int32]) -> 
     seen = owners[y0:y1, x0:x1] == person
     if not seen.any():
         return Sighting(person, box, 0.0, None)
-    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    rows, columns = np.nonzero(seen)
     around = (
-        x0 + int(columns[0]),
-        y0 + int(rows[0]),
-        x0 + int(columns[-1]) + 1,
-        y0 + int(rows[-1]) + 1,
+        x0 + int(columns.min()),
+        y0 + int(rows.min()),
+        x0 + int(columns.max()) + 1,
+        y0 + int(rows.max()) + 1,
     )
     return Sighting(person, box, float(seen.sum() / pixels), around)
 
 
 def _truth(path: Path, street: Street, frames: list[list[dict[str, Any]]]) -> dict[str, Any]:
     people = street.people()
-    seen: dict[int, list[int]] = {one["person"]: [] for one in people}
-    for index, found in enumerate(frames):
-        for entry in found:
-            seen[entry["person"]].append(index)
     for one in people:
-        one["first_frame"] = min(seen[one["person"]], default=None)
-        one["last_frame"] = max(seen[one["person"]], default=None)
-    return {
-        "video": path.name,
-        "spec": dataclasses.asdict(street.spec),
-        "people": people,
-        "frames": frames,
-    }
+        seen = [
+            index
+            for index, found in enumerate(frames)
+            if any(entry["person"] == one["person"] for entry in found)
+        ]
+        one |= {"first_frame": min(seen, default=None), "last_frame": max(seen, default=None)}
+    return {"video": path.name, "spec": asdict(street.spec), "people": people, "frames": frames}

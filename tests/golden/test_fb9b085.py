@@ -1,4 +1,7 @@
-"""Files of an earlier release are opened, searched, checked and added to; see `fb9b085_files`."""
+"""Files of an earlier release are opened, searched, checked and added to.
+
+Commit fb9b085 made them, from the toy bundle; they are never written anew.
+"""
 
 import shutil
 from pathlib import Path

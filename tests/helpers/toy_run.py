@@ -19,7 +19,7 @@ from upperson.config import TrainConfig
 from upperson.model.base import load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import UPPersonConfig
-from upperson.observer import Step
+from upperson.observer import Observer, Step
 from upperson.run import ADAPTER, CONFIG, pack_adapter
 from upperson_rt.metrics import RetrievalMetrics
 from upperson_synthetic import SyntheticSpec, write_dataset
@@ -28,61 +28,56 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="toy_run.")
 _WEIGHTS, _PEOPLE = "toy.safetensors", "people"
 
 
-class Recorder:
-    """A training observer that keeps what it is told."""
+class Recorder(Observer):
+    """Keeps what an observer gets; ``stop_after`` so many steps it raises `StoppedError`."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop_after: int | None = None) -> None:
         self.notes: list[str] = []
-        self.cached: list[tuple[int, int]] = []
         self.taught: list[tuple[int, int]] = []
         self.expected: list[tuple[float, int]] = []
         self.losses: list[float] = []
         self.steps: list[Step] = []
         self.metrics: list[tuple[int, str, RetrievalMetrics]] = []
+        self._stop_after = stop_after
 
     def note(self, text: str) -> None:
-        """Keep the note."""
         self.notes.append(text)
 
-    def caching(self, done: int, total: int) -> None:
-        """Keep the counts."""
-        self.cached.append((done, total))
-
     def teaching(self, done: int, total: int) -> None:
-        """Keep the counts."""
         self.taught.append((done, total))
 
     def expecting(self, step_s: float, steps: int) -> None:
-        """Keep the time."""
+        assert not self.losses, "the time comes before the first step"
         self.expected.append((step_s, steps))
 
     def step(self, step: Step) -> None:
-        """Keep the step and its loss."""
         self.steps.append(step)
         self.losses.append(step.loss)
+        if len(self.losses) == self._stop_after:  # The worst moment: nothing is saved then.
+            raise StoppedError
 
     def evaluated(self, epoch: int, split: str, metrics: RetrievalMetrics) -> None:
-        """Keep the metrics."""
         self.metrics.append((epoch, split, metrics))
 
     def measured(self, best_epoch: int, split: str, metrics: RetrievalMetrics) -> None:
-        """Keep the metrics."""
         self.metrics.append((best_epoch - 1, split, metrics))
+
+
+class StoppedError(Exception):
+    """What a `Recorder` stops a run with."""
 
 
 def know_toy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make open_clip know the toy's architecture under the name ``toy``."""
     known = open_clip.get_model_config
     monkeypatch.setattr(
-        open_clip,
-        "get_model_config",
-        lambda name: TOY if name == "toy" else known(name),
+        open_clip, "get_model_config", lambda name: TOY if name == "toy" else known(name)
     )
 
 
 @cache
 def _made() -> Path:
-    """Write base and people once a process, for everybody to copy: that takes half a second."""
+    """Write base and people once a process, for all runs to copy: that takes half a second."""
     folder = Path(_FOLDER.name)
     save_file(toy_clip().state_dict(), folder / _WEIGHTS)
     spec = SyntheticSpec(look="street", train_ids=6, val_ids=4, test_ids=5, views=2)
@@ -116,13 +111,9 @@ def toy_config(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) ->
 
 
 def write_toy_run(folder: Path, root: Path) -> Path:
-    """Write a run that any process can load, over a toy base in a file; nobody has trained it.
+    """Write an untrained run that any process can load, over a base in a file, beside that base.
 
     Every trained tensor has a value that matters.
-
-    Args:
-        folder: Gets the base, and the run beside it.
-        root: The data set that the run names.
     """
     base_file, weights = write_base(folder / "base", "clip")
     base = load_base(str(base_file), str(weights), IMAGE_SIZE)

@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.helpers.invoke import run
 from tests.helpers.toy_clip import toy_model
 from tests.helpers.toy_run import Recorder, toy_config
+from tests.helpers.two_processes import in_two_processes
 from upperson.components import keep_frozen_matrices_in, start_accelerator
+from upperson.seeds import SEEDS_PLAN
 from upperson.train import train
 from upperson_rt.machine import Processor
 
@@ -27,33 +28,14 @@ def config(tmp_path_factory):
     # 24 pairs in batches of 7: the last batch has 3, which two processes share as 2 and 1.
     with pytest.MonkeyPatch.context() as monkeypatch:
         yield toy_config(
-            tmp_path_factory.mktemp("toy"),
-            monkeypatch,
-            batch_size=7,
-            lr=3e-3,
-            augment=True,
-            mask_captions=True,
-            loss="sdm+id",
-            shorten_captions=0.5,
-            wrong_captions=True,
-        )
+            tmp_path_factory.mktemp("toy"), monkeypatch, batch_size=7, lr=3e-3, augment=True,
+            mask_captions=True, loss="sdm+id", shorten_captions=0.5, wrong_captions=True,
+        )  # fmt: skip
 
 
 class Trained(NamedTuple):
     losses: list[float]
     run: Path
-
-
-class TrainResults(NamedTuple):
-    val_r1: float
-    loss: float
-    """Of the first epoch."""
-
-    @classmethod
-    def of(cls, run):
-        rows = csv.DictReader((run / "metrics.csv").read_text("utf-8").splitlines())
-        results = json.loads((run / "results.json").read_text("utf-8"))
-        return cls(results["val"]["R@1"], float(next(rows)["loss"]))
 
 
 def train_here(config, run):
@@ -79,33 +61,39 @@ def assert_same_run(found, expected):
 
 
 def test_two_processes_train_as_one(config, one, tmp_path):
-    folders = {tmp_path / "whole": config, tmp_path / "parts": replace(config, accumulate=2)}
-    seeds = tmp_path / "seeds"
+    seeds, recipe = tmp_path / "seeds", tmp_path / "config.yaml"
     short = replace(config, epochs=1, cache=str(tmp_path / "cache"))
-    for folder, settings in {**folders, seeds: short}.items():
-        folder.mkdir()
-        (folder / "config.yaml").write_text(settings.to_yaml(), "utf-8")
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-            "--module", "tests.helpers.train_process", *folders, "--seeds", seeds,
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    for folder in folders:
-        losses = json.loads((folder / "losses.json").read_text("utf-8"))
-        assert_same_run(Trained(losses, folder / "run"), one)
-    summary = json.loads((seeds / "run/seeds.json").read_text("utf-8"))
+    recipe.write_text(short.to_yaml(), "utf-8")
+
+    def work(rank):
+        found = [
+            train_here(replace(config, accumulate=parts), tmp_path / f"{parts}_parts")
+            for parts in (1, 2)
+        ]
+        while rank == 1 and not (seeds / SEEDS_PLAN).is_file():
+            time.sleep(0.01)  # The second process comes when the first has begun to write.
+        done = run(
+            "train", "--root", config.root, "--recipe", recipe, "--output", seeds,
+            "--device", "cpu", "--seeds", 2,
+        )  # fmt: skip
+        assert done.exit_code == 0, done.stderr
+        return found
+
+    main, other = in_two_processes(work)
+    assert [trained.losses for trained in other] == [[], []]
+    for trained in main:
+        assert_same_run(trained, one)
+    summary = json.loads((seeds / "seeds.json").read_text("utf-8"))
     assert summary["seeds"] == [1, 2]
-    first = TrainResults.of(seeds / "run/seed_1")
-    assert first.val_r1 == pytest.approx(summary["val"]["R@1"]["values"][0])
+    first = seeds / "seed_1"
+    results = json.loads((first / "results.json").read_text("utf-8"))
+    assert results["val"]["R@1"] == pytest.approx(summary["val"]["R@1"]["values"][0])
     # The first seed is the first epoch of the run in one process.
-    assert first.loss == pytest.approx(TrainResults.of(one.run).loss, abs=TOLERANCE, rel=TOLERANCE)
+    theirs, ours = (
+        next(csv.DictReader((folder / "metrics.csv").read_text("utf-8").splitlines()))["loss"]
+        for folder in (one.run, first)
+    )
+    assert float(ours) == pytest.approx(float(theirs), abs=TOLERANCE, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -118,13 +106,7 @@ def test_two_processes_train_as_one(config, one, tmp_path):
     ],
     ids=["three parts", "more parts than pairs", "activations recomputed", "two workers, a cache"],
 )
-def test_the_way_of_computing_does_not_change_the_run(
-    config,
-    one,
-    tmp_path,
-    changes,
-    monkeypatch,
-):
+def test_the_way_of_computing_does_not_change_the_run(config, one, tmp_path, changes, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert_same_run(train_here(replace(config, **changes), tmp_path / "run"), one)
 
@@ -137,16 +119,14 @@ def test_frozen_matrices_in_bf16_change_no_bit_of_autocast_training():
         if keep:
             keep_frozen_matrices_in(model, "bf16")
         images = torch.randn(3, 3, *model.image_size, generator=torch.Generator().manual_seed(0))
-        ids = torch.tensor([[49406, 5, 6, 49407]] * 3)
         with torch.autocast("cpu", torch.bfloat16):
-            image, text = model(images, ids)
+            image, text = model(images, torch.tensor([[49406, 5, 6, 49407]] * 3))
         (image.float().square().sum() + text.float().sum()).backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
         kept = {p.dtype for p in model.parameters() if not p.requires_grad}
         assert kept == ({torch.float32, torch.bfloat16} if keep else {torch.float32})
-    assert all(gradient.dtype == torch.float32 for gradient in gradients[0].values())
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][name], atol=0, rtol=0)
+    torch.testing.assert_close(*gradients, atol=0, rtol=0)
+    assert {gradient.dtype for gradient in gradients[0].values()} == {torch.float32}
 
 
 def test_bf16_training_follows_fp32_and_saves_float32(config, one, tmp_path, monkeypatch):

@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from tests.helpers.refused import refused
+from tests.helpers.toy_bases import PARTS
 from tests.helpers.toy_clip import IMAGE_SIZE, normalised, toy_model, toy_pixels
-from tests.helpers.toy_run import Recorder, toy_config
+from tests.helpers.toy_run import Recorder, StoppedError, toy_config
 from upperson.config import read_config
 from upperson.data.batches import LoadedBatch
 from upperson.data.pictures import Pictures
 from upperson.data.records import read_dataset
 from upperson.data.vocabulary import clip_tokenizer
-from upperson.distill import CachedTeacher, LiveTeacher, distill, operations, student_config
+from upperson.distill import Teacher, distill, operations, student_config
 from upperson.evaluate import embed_records
 from upperson.model.parts import PLAIN_CLIP
 from upperson.model.student import StudentSize, build_student, start_from_teacher
@@ -45,31 +46,28 @@ def make_config(teacher, size="1x32", **settings):
     return student_config(teacher, size, (), SETTINGS | settings)
 
 
-def test_a_piece_as_large_as_the_whole_is_the_whole():
-    teacher = toy_model(PLAIN_CLIP).image
-    other = toy_model(PLAIN_CLIP, seed=1).image
-    image = torch.randn(2, 3, *IMAGE_SIZE)
-    with torch.no_grad():
-        assert not torch.allclose(other(image), teacher(image), atol=1e-2)
-        start_from_teacher(other, teacher, IMAGE_SIZE)
-        torch.testing.assert_close(other(image), teacher(image))
+def start(size, teacher=None):
+    """A toy teacher without parts, a student that has started from it, and pictures."""
+    teacher = toy_model(PLAIN_CLIP).image if teacher is None else teacher
+    student = build_student(teacher, StudentSize(*size), IMAGE_SIZE)
+    start_from_teacher(student, teacher, IMAGE_SIZE)
+    return teacher, student, torch.randn(2, 3, *IMAGE_SIZE)
 
 
-def test_lora_is_part_of_what_a_student_starts_from():
-    teacher = toy_model().image
+@pytest.mark.parametrize("parts", [PLAIN_CLIP, PARTS], ids=["plain", "with LoRA"])
+@torch.no_grad()
+def test_a_piece_as_large_as_the_whole_is_the_whole(parts):
+    teacher, student = toy_model(parts).image, toy_model(PLAIN_CLIP, seed=1).image
     for block in teacher.blocks:  # What a student does not have.
         block.prefix = block.adapter_attn = block.adapter_mlp = None
-    student = toy_model(PLAIN_CLIP, seed=1).image
     image = torch.randn(2, 3, *IMAGE_SIZE)
-    with torch.no_grad():
-        start_from_teacher(student, teacher, IMAGE_SIZE)
-        torch.testing.assert_close(student(image), teacher(image), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(student(image), teacher(image), atol=1e-2)
+    start_from_teacher(student, teacher, IMAGE_SIZE)
+    torch.testing.assert_close(student(image), teacher(image), rtol=1e-4, atol=1e-5)
 
 
 def test_a_narrower_student_holds_pieces_of_its_teacher():
-    teacher = toy_model(PLAIN_CLIP).image
-    student = build_student(teacher, StudentSize(1, 32), IMAGE_SIZE)
-    start_from_teacher(student, teacher, IMAGE_SIZE)
+    teacher, student, _ = start((1, 32))
     assert len(student.blocks) == 1
     assert student.proj.shape == (32, 24)
     rows = {tuple(row) for row in teacher.proj.tolist()}
@@ -77,34 +75,27 @@ def test_a_narrower_student_holds_pieces_of_its_teacher():
     assert operations(student, IMAGE_SIZE) < operations(teacher, IMAGE_SIZE) / 3
 
 
+@torch.no_grad()
 def test_a_larger_patch_starts_as_the_mean_of_those_within():
-    teacher = toy_model(PLAIN_CLIP).image
-    student = build_student(teacher, StudentSize(2, 64, (48, 16)), IMAGE_SIZE)
-    start_from_teacher(student, teacher, IMAGE_SIZE)
-    image = torch.randn(2, 3, *IMAGE_SIZE)
-    with torch.no_grad():
-        patches, coarse = teacher.stem(image), student.stem(image)
-    torch.testing.assert_close(coarse, patches.mean(dim=2, keepdim=True))
+    teacher, student, image = start((2, 64, (48, 16)))
+    expected = teacher.stem(image).mean(dim=2, keepdim=True)
+    torch.testing.assert_close(student.stem(image), expected)
     rows = teacher.positional_embedding[1:].unflatten(0, (3, 2)).mean(dim=0)
     torch.testing.assert_close(student.positional_embedding[1:], rows)
     assert operations(student, IMAGE_SIZE) < operations(teacher, IMAGE_SIZE)
 
 
+@torch.no_grad()
 def test_a_patch_half_as_large_again_starts_as_two_that_overlap():
-    teacher = toy_model(PLAIN_CLIP).image
-    student = build_student(teacher, StudentSize(2, 64, (24, 16)), IMAGE_SIZE)
-    start_from_teacher(student, teacher, IMAGE_SIZE)
-    image = torch.randn(2, 3, *IMAGE_SIZE)
-    with torch.no_grad():
-        above, below = (teacher.stem(image[:, :, top : top + 16]) for top in (0, 8))
-        torch.testing.assert_close(student.stem(image)[:, :, :1], (above + below) / 2)
+    teacher, student, image = start((2, 64, (24, 16)))
+    above, below = (teacher.stem(image[:, :, top : top + 16]) for top in (0, 8))
+    torch.testing.assert_close(student.stem(image)[:, :, :1], (above + below) / 2)
 
 
 @pytest.mark.parametrize("patch", [(16, 16), (24, 16), (48, 32)])
 def test_a_matrix_product_makes_the_patches_of_a_convolution(patch):
-    teacher = toy_model(PLAIN_CLIP).image
-    student = build_student(teacher, StudentSize(1, 32, patch), IMAGE_SIZE).requires_grad_(True)
-    image = torch.randn(2, 3, *IMAGE_SIZE)
+    _, student, image = start((1, 32, patch))
+    student.requires_grad_(True)
     made, expected = student.stem(image), F.conv2d(image, student.stem.weight, stride=patch)
     torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
     gradients = [
@@ -132,40 +123,30 @@ def test_what_is_no_smaller_tower_is_refused(teacher, size, code, fields):
 
 def test_a_student_is_a_run_near_its_teacher(teacher, tmp_path):
     recorder = Recorder()
-    config = make_config(teacher, epochs=12, lr=3e-3)
+    config = make_config(teacher, epochs=8, lr=4e-3)
     distill(config, tmp_path / "student", recorder)
-    per_epoch = len(recorder.losses) // 12
+    per_epoch = len(recorder.losses) // 8
     assert sum(recorder.losses[-per_epoch:]) < sum(recorder.losses[:per_epoch]) / 2
 
-    mine, theirs = load_run(tmp_path / "student"), load_run(teacher)
     records = read_dataset("jsonl", Path(config.root))["train"]
-    tokenizer = clip_tokenizer()
     (text, image), (their_text, their_image) = (
-        embed_records(run.model, tokenizer, records) for run in (mine, theirs)
+        embed_records(load_run(path).model, clip_tokenizer(), records)
+        for path in (tmp_path / "student", teacher)
     )
     assert (text == their_text).all(), "the text tower is the teacher's"
     assert (image * their_image).sum(axis=1).mean() > 0.8
-    results = json.loads((tmp_path / "student/results.json").read_text("utf-8"))
+    results, measured = (
+        json.loads((run / "results.json").read_text("utf-8"))
+        for run in (tmp_path / "student", teacher)
+    )
     facts = results["distilled"]
     assert facts["teacher_operations"] > 3 * facts["operations"] > 0
-    measured = json.loads((teacher / "results.json").read_text("utf-8"))
     assert facts["teacher"] == {name: measured[name] for name in ("val", "test")}
     saved = load_file(tmp_path / "student/adapter.safetensors")
     assert saved["image.proj"].shape == (32, 24)
     card = (tmp_path / "student/README.md").read_text("utf-8")
     assert "a student of 1x32 (blocks x width), distilled" in card
     assert "caption masking" not in card
-
-
-class StoppedError(Exception):
-    pass
-
-
-class StopAt(Recorder):
-    def step(self, step):
-        super().step(step)
-        if len(self.losses) == 3:
-            raise StoppedError
 
 
 @pytest.mark.parametrize("augment", [True, False])
@@ -177,7 +158,7 @@ def test_a_stopped_student_ends_as_a_whole_one(teacher, tmp_path, augment):
     distill(config, whole, recorder)
     assert recorder.taught == ([] if augment else [(8, 12), (12, 12)])
     with pytest.raises(StoppedError):
-        distill(config, stopped, StopAt())
+        distill(config, stopped, Recorder(stop_after=3))
     distill(read_config(stopped / "config.yaml"), stopped, recorder := Recorder(), resume=True)
     assert recorder.notes == ["resuming at epoch 2, step 1"]
     for name in ("adapter.safetensors", "metrics.csv"):
@@ -194,13 +175,11 @@ def test_a_cached_teacher_has_the_targets_of_a_live_one(teacher, mixed):
     device = torch.device("cpu")
     files = sorted((teacher.parent / "people/images/train").iterdir())
     pictures = Pictures(files, model.image_size)
-    told = []
-    always = LiveTeacher(model.image, model.statistics)
+    done = []
+    always, once = (Teacher(model.image, model.statistics) for _ in range(2))
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-        once = CachedTeacher(
-            model.image, model.statistics, pictures, 5, lambda *done: told.append(done)
-        )
-    assert told == [(5, 12), (10, 12), (12, 12)]
+        once.embed_all(pictures, 5, lambda *counts: done.append(counts))
+    assert done == [(5, 12), (10, 12), (12, 12)]
     places = [7, 0, 7, 11]
     moves = torch.tensor([[side, 3, 17, 2, 2, 9, 9] for side in (0, 1, 1, 0)], dtype=torch.int32)
     pixels = torch.from_numpy(pictures.read(places))
@@ -219,24 +198,19 @@ def test_a_cached_teacher_has_the_targets_of_a_live_one(teacher, mixed):
     assert (made * expected).sum(dim=1).max() < 0.9999
 
 
+@torch.no_grad()
 def test_a_student_folds_into_a_plain_tower():
     model = toy_model()
-    student = build_student(model.image, StudentSize(1, 32, (24, 16)), IMAGE_SIZE)
-    start_from_teacher(student, model.image, IMAGE_SIZE)
-    model.image = student
+    _, model.image, _ = start((1, 32, (24, 16)), model.image)
     pixels = toy_pixels(2)
-    with torch.no_grad():
-        expected = model.encode_image(normalised(model, pixels))
-        torch.testing.assert_close(fold_image_tower(model)(pixels), expected, rtol=0, atol=1e-5)
+    expected = model.encode_image(normalised(model, pixels))
+    torch.testing.assert_close(fold_image_tower(model)(pixels), expected, rtol=0, atol=1e-5)
 
 
 def test_pictures_without_captions_are_learned_from(teacher, tmp_path):
-    config = make_config(teacher)
-    people = Path(config.root) / "images/test"
-    settings = SETTINGS | {"epochs": 1}
-    more = student_config(teacher, "1x32", (people,), settings)
-    recorder = Recorder()
-    distill(more, tmp_path / "student", recorder)
+    people = teacher.parent / "people/images/test"
+    more = student_config(teacher, "1x32", (people,), SETTINGS | {"epochs": 1})
+    distill(more, tmp_path / "student", recorder := Recorder())
     # 6 people x 2 views to train on, and 5 x 2 of the test split's folder, in batches of 8.
     assert len(recorder.losses) == 3
     with pytest.raises(InputError, match="no such file or folder"):
@@ -250,13 +224,10 @@ def test_another_teacher_and_training_with_captions_are_refused(teacher, tmp_pat
         train(config, tmp_path / "run", Recorder())
     with refused("no_student", UsageError):
         distill(replace(config, student=None), tmp_path / "run", Recorder())
-    (teacher / "adapter.safetensors").write_bytes(_other_weights(teacher / "adapter.safetensors"))
+    adapter = teacher / "adapter.safetensors"
+    content = bytearray(adapter.read_bytes())
+    content[-4] ^= 1  # The lowest bit of the last number.
+    adapter.write_bytes(content)
     with refused("teacher_changed", IntegrityError, path=str(teacher)):
         distill(config, tmp_path / "run", Recorder())
     assert not (tmp_path / "run").exists()
-
-
-def _other_weights(adapter):
-    content = bytearray(adapter.read_bytes())
-    content[-4] ^= 1  # The lowest bit of the last number.
-    return bytes(content)

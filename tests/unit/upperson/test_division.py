@@ -10,12 +10,12 @@ from upperson.division import matching_losses, noisy_pairs
 from upperson.train import train
 
 
-def unit(rows):
-    found = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return found.astype(np.float32)
+def unit(rng, *shape):
+    rows = rng.normal(size=shape)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_two_overlapping_gaussians_are_told_apart():
+def test_two_overlapping_gaussians_are_divided():
     rng = np.random.default_rng(1)
     clean, noisy = rng.normal(2, 1.5, 800), rng.normal(12, 2, 200)
     losses = np.concatenate([clean, noisy, [-8.0]])
@@ -32,7 +32,7 @@ def test_losses_that_are_all_equal_accuse_nobody(losses):
 
 def test_a_pair_loses_as_much_as_goes_to_other_people():
     rng = np.random.default_rng(2)
-    text, image = unit(rng.normal(size=(5, 8))), unit(rng.normal(size=(5, 8)))
+    text, image = unit(rng, 5, 8), unit(rng, 5, 8)
     pids = np.array([7, 9, 7, 4, 4])
     found = matching_losses(text, image, pids, batch_size=5, temperature=0.02, seed=[0])
     for i in range(5):
@@ -45,7 +45,7 @@ def test_a_pair_loses_as_much_as_goes_to_other_people():
 
 def test_captions_of_somebody_else_are_found_and_left_out(tmp_path, monkeypatch):
     """Of 30 people who each look like their caption six get another one's."""
-    people = unit(np.random.default_rng(3).normal(size=(30, 16)))
+    people = unit(np.random.default_rng(3), 30, 16)
     text = np.concatenate([people[[1, 2, 3, 4, 5, 0]], people[6:]])
     found = noisy_pairs(matching_losses(text, people, np.arange(30), 15, 0.02, [0]))
     assert found.tolist() == [0, 1, 2, 3, 4, 5]
@@ -53,10 +53,10 @@ def test_captions_of_somebody_else_are_found_and_left_out(tmp_path, monkeypatch)
     recorder = Recorder()
     config = replace(toy_config(tmp_path, monkeypatch, epochs=3), leave_out_noisy=True)
     train(config, tmp_path / "run", recorder)
-    told = [note for note in recorder.notes if "left out as noisy" in note]
-    assert [note.split(":")[0] for note in told] == ["epoch 2", "epoch 3"]
+    notes = [note for note in recorder.notes if "left out as noisy" in note]
+    assert [note.split(":")[0] for note in notes] == ["epoch 2", "epoch 3"]
     header, *rows = (tmp_path / "run/metrics.csv").read_text("utf-8").splitlines()
     column = header.split(",").index("left out")
     left_out = [row.split(",")[column] for row in rows]
-    assert left_out == ["0", *(note.split()[2] for note in told)]
+    assert left_out == ["0", *(note.split()[2] for note in notes)]
     assert 0 < int(left_out[1]) < 24

@@ -1,6 +1,6 @@
 """Embeddings in order and precision, both directions, and images that cannot be read."""
 
-import multiprocessing
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ import torch.distributed as dist
 from PIL import Image
 
 from tests.helpers.toy_clip import IMAGE_SIZE, toy_model
+from tests.helpers.two_processes import in_two_processes
 from upperson import evaluate as evaluate_module
 from upperson.data.batches import pad_ids, tokenize
 from upperson.data.records import Record
@@ -41,23 +42,20 @@ def records(tmp_path):
     return records
 
 
-@pytest.fixture
-def broken(records):
+def damage(records):
     path = records[5].image
     path.write_bytes(path.read_bytes()[:60])
     return path
 
 
 def test_embeddings_are_in_the_order_of_the_records(model, records):
-    tokenizer = clip_tokenizer()
-    seen = []
+    tokenizer, seen = clip_tokenizer(), []
     text_QE, image_GE = embed_records(
         model, tokenizer, records, batch_size=4, progress=lambda *counts: seen.append(counts)
     )
     captions = [text for record in records for text in record.captions]
-    pixels = [prepare_image(record.image, *IMAGE_SIZE) for record in records]
-    normalise = evaluation_transform()
-    images = [normalise(torch.from_numpy(array).permute(2, 0, 1)) for array in pixels]
+    arrays = [prepare_image(record.image, *IMAGE_SIZE) for record in records]
+    images = [evaluation_transform()(torch.from_numpy(a).permute(2, 0, 1)) for a in arrays]
     with torch.no_grad():
         one_by_one = [model.encode_text(pad_ids(tokenize(tokenizer, [text]))) for text in captions]
         expected = model.encode_image(torch.stack(images))
@@ -68,106 +66,79 @@ def test_embeddings_are_in_the_order_of_the_records(model, records):
 
 
 def test_both_directions_match_by_person(model, records):
-    found = evaluate(model, clip_tokenizer(), records)
-
+    found = evaluate(model, clip_tokenizer(), records).as_dict()
     text_QE, image_GE = embed_records(model, clip_tokenizer(), records)
     pids_Q, pids_G = pids_of(records)
     first, last, precision = [], [], []
     for scores, pid in zip(image_GE @ text_QE.T, pids_G, strict=True):
-        right = pids_Q[np.argsort(-scores, kind="stable")] == pid
-        ranks = np.flatnonzero(right) + 1
+        ranks = np.flatnonzero(pids_Q[np.argsort(-scores, kind="stable")] == pid) + 1
         first.append(ranks[0])
         last.append(len(ranks) / ranks[-1])
         precision.append(np.mean(np.arange(1, len(ranks) + 1) / ranks))
-    assert found.as_dict()["image_to_text"] == pytest.approx(
+    assert found["image_to_text"] == pytest.approx(
         {f"R@{k}": 100 * np.mean(np.array(first) <= k) for k in (1, 5, 10)}
         | {"mAP": 100 * np.mean(precision), "mINP": 100 * np.mean(last)}
     )
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_workers_change_nothing_and_an_image_that_cannot_be_read_is_one_line(
-    model, records, workers
-):
-    alone = embed_records(model, clip_tokenizer(), records, batch_size=2)
-    helped = embed_records(model, clip_tokenizer(), records, batch_size=2, workers=workers)
+def test_workers_change_nothing_and_an_image_that_cannot_be_read_is_one_line(model, records):
+    alone, helped = (
+        embed_records(model, clip_tokenizer(), records, batch_size=2, workers=workers)
+        for workers in (0, 2)
+    )
     np.testing.assert_array_equal(alone[1], helped[1])
-    broken = records[5].image
-    broken.write_bytes(broken.read_bytes()[:60])
+    broken = damage(records)
     model.train()
-    with pytest.raises(InputError) as caught:
-        evaluate(model, clip_tokenizer(), records, workers=workers)
-    assert str(caught.value).startswith(f"cannot read image {broken}: ")
-    assert len(str(caught.value).splitlines()) == 1
-    assert model.training
+    for workers in (0, 2):
+        with pytest.raises(InputError) as caught:
+            evaluate(model, clip_tokenizer(), records, workers=workers)
+        assert str(caught.value).startswith(f"cannot read image {broken}: ")
+        assert len(str(caught.value).splitlines()) == 1
+        assert model.training
 
 
-@pytest.mark.parametrize("frozen", [torch.float32, torch.bfloat16])
-def test_other_precisions_give_float32_of_unit_length(records, frozen):
+def test_other_precisions_give_float32_of_unit_length(records):
     exact = embed_records(toy_model(), clip_tokenizer(), records)
-    model = toy_model()
-    for parameter in model.parameters():
+    frozen = toy_model()
+    for parameter in frozen.parameters():
         if not parameter.requires_grad:
-            parameter.data = parameter.data.to(frozen)
+            parameter.data = parameter.data.bfloat16()
+    embeds = [embed_records(toy_model().bfloat16(), clip_tokenizer(), records)]
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = embed_records(model, clip_tokenizer(), records)
-    rounded = embed_records(toy_model().bfloat16(), clip_tokenizer(), records)
-    for expected, found, other in zip(exact, mixed, rounded, strict=True):
-        assert found.dtype == other.dtype == np.float32
-        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
-        assert (expected * found).sum(axis=1).min() > 0.999
-        assert (expected * other).sum(axis=1).min() > 0.999
-        assert not np.array_equal(expected, found)
+        embeds += [
+            embed_records(model, clip_tokenizer(), records) for model in (toy_model(), frozen)
+        ]
+    for other in embeds:
+        for expected, found in zip(exact, other, strict=True):
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+            assert (expected * found).sum(axis=1).min() > 0.999
+            assert not np.array_equal(expected, found)
 
 
-def in_two_processes(tmp_path, work):
-    """Return what two processes of a group return or raise."""
-    start = multiprocessing.get_context("fork")
-    answers = start.SimpleQueue()
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_processes_encode_together_what_one_does_and_fail_together(model, records, is_broken):
+    expected = embed_records(model, clip_tokenizer(), records, batch_size=2)
+    broken = damage(records) if is_broken else None
 
-    def join(rank):
-        torch.set_num_threads(1)
-        dist.init_process_group(
-            "gloo", init_method=f"file://{tmp_path}/group", rank=rank, world_size=2
-        )
+    def together(rank):
+        dist.init_process_group("gloo")
+        model.encode_image = Mock(wraps=model.encode_image)
         try:
-            answers.put(work())
+            embeds = embed_records(model, clip_tokenizer(), records, batch_size=2, together=True)
         except InputError as error:
-            answers.put(str(error))
-        dist.destroy_process_group()
+            return str(error)
+        return embeds, sum(len(args[0]) for args, _ in model.encode_image.call_args_list)
 
-    processes = [start.Process(target=join, args=(rank,)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    found = [answers.get() for _ in processes]
-    for process in processes:
-        process.join()
-    return found
-
-
-def test_processes_that_encode_together_get_what_one_gets(model, records, tmp_path):
-    tokenizer = clip_tokenizer()
-    alone = embed_records(model, tokenizer, records, batch_size=2)
-    shares = []
-
-    def together():
-        count = model.encode_image
-        model.encode_image = lambda images: shares.append(len(images)) or count(images)
-        return embed_records(model, tokenizer, records, batch_size=2, together=True), sum(shares)
-
-    found = in_two_processes(tmp_path, together)
+    found = in_two_processes(together)
+    if is_broken:
+        assert found[0] == found[1]
+        assert found[0].startswith(f"cannot read image {broken}: ")
+        return
     assert sorted(images for _, images in found) == [4, 5]
     for embeds, _ in found:
-        for expected, ours in zip(alone, embeds, strict=True):
-            np.testing.assert_allclose(ours, expected, atol=1e-6)
-
-
-def test_an_image_that_one_process_cannot_read_is_told_by_both(model, records, broken, tmp_path):
-    found = in_two_processes(
-        tmp_path, lambda: embed_records(model, clip_tokenizer(), records, together=True)
-    )
-    assert found[0] == found[1]
-    assert found[0].startswith(f"cannot read image {broken}: ")
+        for ours, theirs in zip(embeds, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_ranks_of_torch_are_those_of_the_runtime(monkeypatch):
@@ -182,12 +153,3 @@ def test_ranks_of_torch_are_those_of_the_runtime(monkeypatch):
     np.testing.assert_array_equal(expected, np.argsort(order, axis=1).ravel() + 1)
     monkeypatch.setattr(evaluate_module, "_COMPARED_AT_A_TIME", 1000)
     np.testing.assert_array_equal(evaluate_module._rank_on(torch.device("cpu"), *parts), expected)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_model_on_a_gpu_is_fed_there(records, workers):
-    exact = embed_records(toy_model(), clip_tokenizer(), records)
-    found = embed_records(toy_model().cuda(), clip_tokenizer(), records, workers=workers)
-    for expected, embeds in zip(exact, found, strict=True):
-        np.testing.assert_allclose(embeds, expected, atol=1e-3)

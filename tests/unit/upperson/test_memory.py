@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from open_clip.model import CLIP
 from torch.autograd.graph import saved_tensors_hooks
 
-from benchmarks import literal
 from tests.helpers.toy_clip import TOY, normalised, toy_ids, toy_model, toy_pixels
 from upperson.model.parts import UPPersonConfig, frozen_mlp
 
@@ -27,16 +25,6 @@ def saved(model, forward):
 
 def size_bytes(tensors):
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
-
-
-def test_a_step_keeps_less_than_half_of_what_the_formulas_keep():
-    model = toy_model()
-    image, ids = normalised(model, toy_pixels(8)), toy_ids([30] * 8).long()
-    ours = size_bytes(saved(model, lambda: model(image, ids)))
-    theirs = size_bytes(
-        saved(model, lambda: (literal.encode_image(model, image), literal.encode_text(model, ids)))
-    )
-    assert ours < 0.5 * theirs
 
 
 def test_a_block_keeps_seven_narrow_tensors_and_one_wide():
@@ -62,25 +50,20 @@ def test_the_last_block_computes_the_pooled_token_alone():
 
 
 @pytest.mark.parametrize("prefix_blocks", ["all", "1"])
-def test_checkpointing_trains_the_same_and_keeps_less(prefix_blocks):
+def test_checkpointing_has_the_same_gradients_and_keeps_less(prefix_blocks):
     config = UPPersonConfig(
         prefix_length=3, lora_rank=4, adapter_reduction=4, prefix_blocks=prefix_blocks
     )
-    plain, checkpointed = toy_model(config), toy_model(config)
-    assert not plain.checkpoint_activations
-    checkpointed.checkpoint_activations = True
-    assert checkpointed.checkpoint_activations
-    image, ids = normalised(plain, toy_pixels(3)), toy_ids([4, 9, 20]).long()
-    for model in (plain, checkpointed):
+    image, ids = normalised(toy_model(), toy_pixels(3)), toy_ids([4, 9, 20]).long()
+    gradients, sizes = [], []
+    for checkpointed in (False, True):
+        model = toy_model(config)
+        model.checkpoint_activations = checkpointed
         torch.stack(model(image, ids)).square().sum().backward()
-    for (name, found), expected in zip(
-        checkpointed.named_parameters(), plain.parameters(), strict=True
-    ):
-        if expected.grad is not None:
-            assert found.grad is not None, name
-            assert torch.equal(found.grad, expected.grad), name
-    kept = size_bytes(saved(plain, lambda: plain(image, ids)))
-    assert size_bytes(saved(checkpointed, lambda: checkpointed(image, ids))) < 0.5 * kept
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+        sizes.append(size_bytes(saved(model, lambda model=model: model(image, ids))))
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    assert sizes[1] < 0.5 * sizes[0]
 
 
 def test_checkpointing_is_for_training_only(monkeypatch):
@@ -102,15 +85,3 @@ def test_the_mlp_equals_the_bases(quick):
     u = torch.randn(2, 3, 64, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(frozen_mlp(mlp, u), mlp(u), atol=1e-12, rtol=0)
     assert torch.autograd.gradcheck(lambda x: frozen_mlp(mlp, x), u)
-
-
-def test_autocast_stays_near_float32():
-    model = toy_model()
-    image, ids = normalised(model, toy_pixels(4)), toy_ids([4, 9, 20, 30]).long()
-    found = []
-    for bf16 in (False, True):
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            features = model(image, ids)
-        found.append([F.normalize(x.float(), dim=-1) for x in features])
-    for full, half in zip(*found, strict=True):
-        assert float((full * half).sum(dim=-1).min()) > 0.999

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.helpers.refused import refused
-from tests.helpers.toy_run import Recorder, toy_config
+from tests.helpers.toy_run import Recorder, StoppedError, toy_config
 from upperson import run_writer
 from upperson.checkpoint import Checkpointer, RunState, identity_of
 from upperson.config import read_config
@@ -23,37 +23,20 @@ pytestmark = pytest.mark.timeout(120)
 
 # 6 people x 2 views x 2 captions in batches of 8 are 3 steps an epoch.
 STEPS = 3
-EPOCHS = 3
-
-
-class StoppedError(Exception):
-    pass
-
-
-class StopAfter(Recorder):
-    """Stops training after a number of steps, at the worst moment: nothing is saved then."""
-
-    def __init__(self, steps):
-        super().__init__()
-        self._steps = steps
-
-    def step(self, step):
-        super().step(step)
-        if len(self.losses) == self._steps:
-            raise StoppedError
+EPOCHS = 2
 
 
 def make_config(folder, monkeypatch):
     return toy_config(
-        folder,
-        monkeypatch,
-        epochs=EPOCHS,
-        augment=True,
-        mask_captions=True,
-        loss="sdm+id",
-        leave_out_noisy=True,
-        checkpoint_every=1,
-    )
+        folder, monkeypatch, epochs=EPOCHS, augment=True, mask_captions=True, loss="sdm+id",
+        leave_out_noisy=True, checkpoint_every=1,
+    )  # fmt: skip
+
+
+def stop(config, run, steps, *, resume=False):
+    """Train until so many steps are done."""
+    with pytest.raises(StoppedError):
+        train(config, run, Recorder(steps), resume=resume)
 
 
 @pytest.fixture
@@ -71,85 +54,79 @@ def whole_run(tmp_path_factory):
     return folder / "run"
 
 
-@pytest.fixture
-def whole(whole_run):
-    return result_files(whole_run)
-
-
-def newest_tensors(last):
-    """What the newest checkpoint of a run holds; it must be whole."""
-    files = sorted(last.glob("*"))
-    assert all(file.name.startswith("step_") for file in files)
-    return load_file(files[-1]) if files else {}
-
-
 def result_files(run):
     return {name: (run / name).read_bytes() for name in ("metrics.csv", "adapter.safetensors")}
 
 
-@pytest.mark.parametrize("steps", [1, 2, STEPS, STEPS + 1, STEPS * EPOCHS])
-def test_a_stopped_run_ends_bit_for_bit_as_a_whole_one(config, whole, tmp_path, steps):
-    run = tmp_path / "run"
-    with pytest.raises(StoppedError):
-        train(config, run, StopAfter(steps))
-    assert (run / "last").exists() == (steps > 1), "else it starts from the beginning"
-    if steps == 2:  # It may stop again and again.
-        for _ in range(3):
-            with pytest.raises(StoppedError):
-                train(config, run, StopAfter(2), resume=True)
-    train(read_config(run / "config.yaml"), run, Recorder(), resume=True)
-    assert result_files(run) == whole
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory):
+    """The run folder of a run that stopped again and again, within epochs and at their ends."""
+    folder = tmp_path_factory.mktemp("stopped")
+    run = folder / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        config = make_config(folder, monkeypatch)
+        stop(config, run, 1)
+        assert not (run / "last").exists(), "it starts from the beginning"
+        for number in range(2):
+            stop(config, run, 3, resume=True)
+            newest = max((run / "last").iterdir())
+            assert newest.name == f"step_{2 * (number + 1):08}.safetensors"
+        train(read_config(run / "config.yaml"), run, Recorder(), resume=True)
+    return run
 
 
-def test_tensorboard_shows_every_step_once(config, tmp_path):
-    seldom = replace(config, checkpoint_every=100)  # At the end of an epoch only.
-    with pytest.raises(StoppedError):
-        train(seldom, tmp_path / "run", StopAfter(STEPS + 3))
-    train(seldom, tmp_path / "run", Recorder(), resume=True)
-    events = EventAccumulator(str(tmp_path / "run")).Reload()
+def test_a_stopped_run_ends_bit_for_bit_as_a_whole_one(stopped_run, whole_run):
+    assert result_files(stopped_run) == result_files(whole_run)
+
+
+def test_tensorboard_shows_every_step_once(stopped_run):
+    events = EventAccumulator(str(stopped_run)).Reload()
     assert [event.step for event in events.Scalars("step/loss")] == [*range(1, STEPS * EPOCHS + 1)]
-    assert [event.step for event in events.Scalars("epoch/loss")] == [3, 6, 9]
+    assert [event.step for event in events.Scalars("epoch/loss")] == [3, 6]
 
 
-def test_a_finished_run_resumed_stays_as_it_is(config, whole_run, tmp_path):
-    recorder = Recorder()
+def test_a_finished_run_resumed_stays_as_it_is(config, whole_run, tmp_path, monkeypatch):
+    def load(checkpointer, load=Checkpointer.load):
+        state, damaged = load(checkpointer)
+        return replace(state, seconds=1000.0), damaged
+
+    monkeypatch.setattr(Checkpointer, "load", load)
     run = shutil.copytree(whole_run, tmp_path / "run")
-    train(config, run, recorder, resume=True)
+    result = train(config, run, recorder := Recorder(), resume=True)
+    assert result.seconds > 1000, "of earlier processes, too"
     assert recorder.losses == []
     assert recorder.notes == ["all epochs are done: only measuring the saved run"]
     assert result_files(run) == result_files(whole_run)
 
 
-def test_what_killed_processes_were_writing_stops_no_run_and_goes(config, whole, tmp_path):
-    half, mine = tmp_path / "run/.config.yaml.a1b2c3d4", tmp_path / "run/.gitignore.original"
-    half.parent.mkdir()
+def test_what_killed_processes_were_writing_stops_no_run_and_goes(config, whole_run, tmp_path):
+    run = tmp_path / "run"
+    half, mine = run / ".config.yaml.a1b2c3d4", run / ".gitignore.original"
+    run.mkdir()
     half.write_bytes(b"half")
-    with pytest.raises(StoppedError):
-        train(config, tmp_path / "run", StopAfter(2))
+    stop(config, run, 2)
     assert not half.exists()
-    left = ["last/.step_00000001.safetensors.zzzzzzzz", ".adapter.safetensors.___0___1"]
-    for name in left:
-        (tmp_path / "run" / name).write_bytes(b"half")
-    mine.write_bytes(b"mine")
-    train(config, tmp_path / "run", Recorder(), resume=True)
-    assert result_files(tmp_path / "run") == whole
-    assert not any((tmp_path / "run" / name).exists() for name in left)
-    assert mine.read_bytes() == b"mine"
+    left = [run / "last/.step_00000001.safetensors.zzzzzzzz", run / ".adapter.safetensors.___0___1"]
+    for path in (*left, mine):
+        path.write_bytes(b"half")
+    train(config, run, Recorder(), resume=True)
+    assert result_files(run) == result_files(whole_run)
+    assert [path.exists() for path in (*left, mine)] == [False, False, True]
 
 
 def test_events_that_cannot_be_written_are_named(config, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
+    config = replace(config, epochs=1, warmup_epochs=0, leave_out_noisy=False)
     for name in ("close", "add_scalar", "__init__"):
         monkeypatch.setattr(run_writer.SummaryWriter, name, full)
         with refused("events_not_written", InputError, path=tmp_path / name / "run"):
             train(config, tmp_path / name / "run", Recorder())
 
 
-def test_a_damaged_checkpoint_is_skipped_for_the_one_before(config, whole, tmp_path):
-    with pytest.raises(StoppedError):
-        train(config, tmp_path / "run", StopAfter(STEPS + 2))
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(config, whole_run, tmp_path):
+    stop(config, tmp_path / "run", STEPS + 2)
     before, newest = sorted((tmp_path / "run/last").iterdir())
     newest.write_bytes(newest.read_bytes()[:-1000])
     recorder = Recorder()
@@ -157,7 +134,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(config, whole, tmp_p
     assert f"{newest} is damaged" in recorder.notes[0]
     assert before.name == "step_00000003.safetensors"
     assert len(recorder.losses) == STEPS * EPOCHS - 3
-    assert result_files(tmp_path / "run") == whole
+    assert result_files(tmp_path / "run") == result_files(whole_run)
 
 
 def test_a_run_of_before_a_setting_goes_on_with_its_default(config, tmp_path, monkeypatch):
@@ -167,20 +144,16 @@ def test_a_run_of_before_a_setting_goes_on_with_its_default(config, tmp_path, mo
     run = tmp_path / "run"
     with monkeypatch.context() as before:
         before.setattr("upperson.train.identity_of", without_temperature)
-        with pytest.raises(StoppedError):
-            train(config, run, StopAfter(2))
+        stop(config, run, 2)
     other = replace(config, temperature=0.01)
     with refused("run_changed", IntegrityError, fact="temperature", before="0.02", now="0.01"):
         train(other, run, Recorder(), resume=True)
-    recorder = Recorder()
-    train(config, run, recorder, resume=True)
-    assert len(recorder.losses) < STEPS * EPOCHS  # Not from the beginning.
+    stop(config, run, 1, resume=True)
 
 
 def test_changed_data_and_configuration_are_refused(config, tmp_path):
     run = tmp_path / "run"
-    with pytest.raises(StoppedError):
-        train(config, run, StopAfter(2))
+    stop(config, run, 2)
     file = run / "config.yaml"
     text = file.read_text("utf-8")
     file.write_text(text.replace("lora_rank: 4", "lora_rank: 2"), "utf-8")
@@ -191,13 +164,8 @@ def test_changed_data_and_configuration_are_refused(config, tmp_path):
         train(read_config(file), run, Recorder(), resume=True)
     file.write_text(text, "utf-8")
     annotations = Path(config.root) / "annotations.jsonl"
-    lines = annotations.read_text("utf-8").splitlines()
-    last = max(index for index, line in enumerate(lines) if '"split": "train"' in line)
-    moved = [
-        line.replace('"train"', '"val"') if index > last - 4 else line
-        for index, line in enumerate(lines[: last + 1])
-    ]
-    annotations.write_text("\n".join([*moved, *lines[last + 1 :]]), "utf-8")
+    lines = annotations.read_text("utf-8").splitlines(keepends=True)
+    annotations.write_text("".join(lines[1:]), "utf-8")
     with refused("run_changed", IntegrityError, fact="data"):
         train(config, run, Recorder(), resume=True)
 
@@ -218,7 +186,6 @@ def test_only_the_newest_two_checkpoints_stay(tmp_path):
     assert names == ["step_00000002.safetensors", "step_00000010.safetensors"]
     fresh, read = checkpointer(tmp_path)
     found, problems = read.load()
-    assert found is not None
     assert (found.step, found.loss_sum, found.best) == (10, 0.1 + 0.2, {"x": torch.ones(1)})
     assert fresh.bias.tolist() == [10, 10]
     assert torch.equal(fresh.weight, layer.weight)
@@ -245,15 +212,15 @@ def test_a_state_that_is_none_is_damage_whatever_its_hash(tmp_path, state):
         checkpointer(tmp_path)[1].load()
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(config, whole, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_last_checkpoint(config, whole_run, tmp_path, monkeypatch):
     from upperson_rt import files
 
-    real, calls = files.os.fsync, []
+    real, left = files.os.fsync, [*range(8)]
 
     def full(handle):
-        calls.append(handle)
-        if len(calls) > 8:
+        if not left:
             raise OSError(28, "No space left on device")
+        left.pop()
         real(handle)
 
     monkeypatch.setattr(files.os, "fsync", full)
@@ -266,25 +233,28 @@ def test_a_full_disk_leaves_the_last_checkpoint(config, whole, tmp_path, monkeyp
     train(config, run, recorder, resume=True)
     notes = [note for note in recorder.notes if "left out as noisy" not in note]
     assert [note.split(" at ")[0] for note in notes] == ["resuming"]
-    assert result_files(run) == whole
+    assert result_files(run) == result_files(whole_run)
 
 
-def test_an_image_that_cannot_be_decoded_names_its_place_and_training_goes_on_once_repaired(
-    config, whole, tmp_path
+def test_an_image_that_cannot_be_decoded_has_a_place_and_once_repaired_training_goes_on(
+    config, whole_run, tmp_path
 ):
-    run = tmp_path / "run"
-    with pytest.raises(StoppedError):
-        train(config, run, StopAfter(STEPS + 1))
-    images = sorted((Path(config.root) / "images").rglob("*.jpg"))
-    contents = {image: image.read_bytes() for image in images}
-    for image in images:
-        image.write_bytes(b"broken")
-    with refused("training_data_unreadable", InputError, epoch=2, step=1):
-        train(config, run, Recorder(), resume=True)
-    for image, content in contents.items():
-        image.write_bytes(content)
-    train(config, run, Recorder(), resume=True)
-    assert result_files(run) == whole
+    class Breaks(Recorder):
+        def step(self, step):
+            super().step(step)
+            if len(self.steps) == STEPS + 1:
+                for image in images.rglob("*.jpg"):
+                    image.write_bytes(b"broken")
+
+    run, images = tmp_path / "run", Path(config.root) / "images"
+    shutil.copytree(images, tmp_path / "whole")
+    config = replace(config, checkpoint_every=100)
+    with refused("training_data_unreadable", InputError, epoch=2, step=2):
+        train(config, run, Breaks())
+    shutil.copytree(tmp_path / "whole", images, dirs_exist_ok=True)
+    train(config, run, rest := Recorder(), resume=True)
+    assert len(rest.losses) == STEPS * EPOCHS - (STEPS + 1), "no step is lost"
+    assert result_files(run) == result_files(whole_run)
 
 
 def test_one_process_writes_a_run_at_a_time(config, tmp_path):
@@ -298,7 +268,7 @@ def test_one_process_writes_a_run_at_a_time(config, tmp_path):
         train(config, tmp_path / "run", Second())
 
 
-def test_a_broken_picture_of_the_val_split_costs_no_step(config, whole, tmp_path):
+def test_a_broken_picture_of_the_val_split_costs_no_step(config, whole_run, tmp_path):
     image = read_dataset("jsonl", Path(config.root))["val"][0].image
     content = image.read_bytes()
     image.write_bytes(b"broken")
@@ -308,24 +278,22 @@ def test_a_broken_picture_of_the_val_split_costs_no_step(config, whole, tmp_path
     recorder = Recorder()
     train(config, tmp_path / "run", recorder, resume=True)
     assert len(recorder.losses) == STEPS * (EPOCHS - 1)
-    assert result_files(tmp_path / "run") == whole
+    assert result_files(tmp_path / "run") == result_files(whole_run)
 
 
 def test_a_diverged_state_is_not_kept(config, tmp_path):
-    with pytest.raises(InputError):
+    with refused("loss_not_finite", InputError):
         train(replace(config, lr=1e20, warmup_epochs=0), tmp_path / "run", Recorder())
-    kept = newest_tensors(tmp_path / "run/last")
+    kept = load_file(max((tmp_path / "run/last").iterdir()))
     assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.values())
 
 
 def test_the_scaler_of_fp16_is_part_of_a_checkpoint(tmp_path):
     scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
-    layer = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.Adam(layer.parameters())
+    layer, written = checkpointer(tmp_path, scaler)
     scaler.scale(layer(torch.ones(1, 2)).sum()).backward()
-    scaler.step(optimizer)
     scaler.update(64.0)
-    Checkpointer(tmp_path, layer, optimizer, scaler, {}).save(RunState(), 1)
+    written.save(RunState(), 1)
     fresh = torch.amp.GradScaler("cpu", init_scale=512.0)
     other, read = checkpointer(tmp_path, fresh)
     read.load()

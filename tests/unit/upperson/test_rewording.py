@@ -22,31 +22,31 @@ def _facts(caption):
     }
 
 
-def test_shorter_captions_of_rendered_people_say_part_of_the_same():
+def captions():
+    """Captions of 150 rendered people, and the generator that wrote them."""
     rng = np.random.default_rng(3)
-    lengths = []
     for person in sample_people(150, rng):
-        caption = describe(person, (SOURCE, TARGET)[int(rng.integers(2))], rng)
-        text = shorter(caption, rng)
-        facts = {fact for fact in _facts(text) if fact[1] != "person"}
-        assert facts <= _facts(caption), (caption, text)
-        assert facts - {(kind, *rest) for kind, *rest in facts if kind == "person"}, text
-        lengths.append(len(facts))
-    assert set(range(1, 6)) <= set(lengths)
+        yield describe(person, (SOURCE, TARGET)[int(rng.integers(2))], rng), rng
+
+
+def test_shorter_captions_of_rendered_people_say_part_of_the_same():
+    lengths = set()
+    for caption, rng in captions():
+        facts = {fact for fact in _facts(shorter(caption, rng)) if fact[1] != "person"}
+        assert facts <= _facts(caption), caption
+        assert any(kind != "person" for kind, *_ in facts), caption
+        lengths.add(len(facts))
+    assert lengths >= set(range(1, 6))
 
 
 def test_wrong_captions_of_rendered_people_are_false_in_one_thing():
-    rng = np.random.default_rng(4)
     spoilt = 0
-    for person in sample_people(150, rng):
-        caption = describe(person, (SOURCE, TARGET)[int(rng.integers(2))], rng)
+    for caption, rng in captions():
         text = wrong(caption, rng)
-        before, after = _facts(caption), _facts(text)
+        lost, new = _facts(caption) - _facts(text), _facts(text) - _facts(caption)
+        # Exchanged colours change two things.
+        assert text == caption or 1 <= len(lost) == len(new) <= 2, (caption, text)
         spoilt += text != caption
-        if text != caption:
-            # Exchanged colours change two things.
-            assert 1 <= len(before - after) <= 2, (caption, text)
-            assert len(after - before) == len(before - after), (caption, text)
     assert spoilt > 145
 
 
@@ -81,10 +81,12 @@ def test_what_the_grammar_does_not_read_stays(caption):
 @pytest.mark.parametrize("option", ["shorten_captions", "wrong_captions"])
 def test_an_option_that_rewords_nothing_is_refused_and_one_that_rewords_little_is_noted(option):
     for caption in ("Frau im roten Mantel", "somebody over there again", "a person walking"):
-        with refused("captions_not_readable", InputError, option=option, sample=1000):
-            require_phrases([caption] * 1000, option)
+        with refused("captions_not_readable", InputError, option=option, sample=300):
+            require_phrases([caption] * 300, option)
     assert require_phrases(["somebody"] * 5 + [RED] * 5, option) == ""
     assert "4 of 10" in require_phrases(["somebody"] * 6 + [RED] * 4, option)
+    # No other thing could replace a watch, but it can be excluded.
+    assert require_phrases(["somebody with a watch"], option) == ""
 
 
 def test_each_option_needs_what_it_rewords():
@@ -92,9 +94,6 @@ def test_each_option_needs_what_it_rewords():
     assert require_phrases(["a woman over there"], "wrong_captions") == ""
     with refused("captions_not_readable", InputError, option="shorten_captions"):
         require_phrases(["a woman over there"], "shorten_captions")
-    # No other thing could replace a watch, but it can be excluded.
-    assert require_phrases(["somebody with a watch"], "shorten_captions") == ""
-    assert require_phrases(["somebody with a watch"], "wrong_captions") == ""
 
 
 # --- whom else a caption describes

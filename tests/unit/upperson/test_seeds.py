@@ -17,9 +17,7 @@ def result(seed, r1):
 
 def test_mean_and_sample_deviation():
     found = summarise([result(3, 10.0), result(4, 14.0), result(5, 9.0)])
-    assert found["seeds"] == [3, 4, 5]
-    assert found["best_epochs"] == [7, 8, 9]
-    assert found["val"] is None
+    assert (found["seeds"], found["best_epochs"], found["val"]) == ([3, 4, 5], [7, 8, 9], None)
     r1 = found["test"]["R@1"]
     assert r1["mean"] == pytest.approx(11)
     assert r1["std"] == pytest.approx(((1 + 9 + 4) / 2) ** 0.5)

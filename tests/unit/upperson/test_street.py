@@ -21,23 +21,19 @@ def test_people_do_the_same_whatever_the_frame_rate(street):
         assert np.array_equal(street.frame(time_s), again.frame(time_s))
 
 
-def test_people_hide_one_another_and_stands_hide_all_of_some(street):
-    shares = [one.visible for step in range(32) for one in street.sightings(step / 2)]
-    assert min(shares) == 0
-    assert max(shares) == 1
+def test_people_hide_one_another_and_what_is_visible_lies_in_the_box_and_the_frame(street):
+    found = [one for step in range(32) for one in street.sightings(step / 2)]
+    shares = [one.visible for one in found]
+    assert (min(shares), max(shares)) == (0, 1)
     assert any(0.2 < share < 0.8 for share in shares)
-
-
-def test_what_is_visible_lies_in_the_box_and_the_box_in_the_frame(street):
-    for step in range(16):
-        for one in street.sightings(float(step)):
-            x0, y0, x1, y1 = one.box
-            assert 0 <= x0 < x1 <= SPEC.width
-            assert 0 <= y0 < y1 <= SPEC.height
-            assert (one.visible == 0) == (one.visible_box is None)
-            if one.visible_box is not None:
-                assert x0 <= one.visible_box[0] < one.visible_box[2] <= x1
-                assert y0 <= one.visible_box[1] < one.visible_box[3] <= y1
+    for one in found:
+        x0, y0, x1, y1 = one.box
+        assert 0 <= x0 < x1 <= SPEC.width
+        assert 0 <= y0 < y1 <= SPEC.height
+        assert (one.visible == 0) == (one.visible_box is None)
+        if one.visible_box is not None:
+            assert x0 <= one.visible_box[0] < one.visible_box[2] <= x1
+            assert y0 <= one.visible_box[1] < one.visible_box[3] <= y1
 
 
 def test_a_person_is_drawn_where_the_box_says(street):
@@ -66,7 +62,7 @@ def test_ways_have_stops_turns_and_other_paces():
     assert kinds == {(False, False, 1), (True, False, 1), (False, True, 1), (False, False, 2)}
 
 
-def test_a_place_tells_steps_and_turns():
+def test_a_place_has_steps_and_turns():
     route = straight_route(2.0, 4.0, (0.0, 100.0))
     assert route.at(1.9) is None
     assert route.at(6.0) is None
