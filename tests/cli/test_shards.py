@@ -16,6 +16,7 @@ from tests.packaging.test_docs import commands_in
 from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.shards import RECORD_FILE, Shard, ShardRecord, Tally
 from upperson_rt.gallery.sqlite import merge as merging
+from upperson_rt.gallery.sqlite import store
 
 SHARDS = 3
 
@@ -339,7 +340,7 @@ def test_a_merge_that_went_wrong_is_noticed_and_not_kept(work, monkeypatch):
 
 def test_a_killed_merge_leaves_nothing_or_all(work, monkeypatch):
     """In the middle of the copying, and where the new gallery gets its name."""
-    monkeypatch.setattr(merging, "_ROWS_AT_A_TIME", 1)
+    monkeypatch.setattr(store, "_ROWS_AT_A_TIME", 1)
     for step in ("_check_keys", "_check_merged"):
         code = (
             "import os, signal, upperson_rt.gallery.sqlite.merge as merging\n"

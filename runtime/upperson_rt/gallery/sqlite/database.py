@@ -24,9 +24,9 @@ from upperson_rt.gallery.sqlite.access import (
     Beside,
     Lease,
     Log,
-    alone,
     connect,
     connect_locked,
+    folder_lock,
     lease,
     log_of,
 )
@@ -97,16 +97,17 @@ def make(file: Path, fingerprint: str, embed_dim: int) -> None:
             with locked_folder(file.parent):
                 if not file.exists():  # Else another process was faster.
                     temporary.rename(file)
-    except OSError as error:
-        _remove_empty(missing)
+    except BaseException as error:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        if not isinstance(error, OSError):
+            raise
         raise InputError(
             f"cannot make gallery {file.parent}: {error.strerror}",
             code="gallery_not_made",
             path=file.parent,
         ) from error
-    except BaseException:
-        _remove_empty(missing)
-        raise
 
 
 def _fill(file: Path, fingerprint: str, embed_dim: int) -> None:
@@ -122,12 +123,6 @@ def _fill(file: Path, fingerprint: str, embed_dim: int) -> None:
         read_sums(connection, file, read_meta(connection, file))
         for problem in structural_problems(connection):
             raise sqlite3.OperationalError(f"disk I/O error: {problem}")
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
 
 
 def _is_writable(path: Path) -> bool:
@@ -154,13 +149,12 @@ class Transaction:
         """Run a statement."""
         return self.connection.execute(sql, values)
 
-    def changes_problem(self) -> str | None:
-        """Say what is wrong with the number that SQLite keeps for the log of changes, or None."""
+    def check_changes(self) -> None:
+        """Check that the triggers kept the log of changes, by the number that SQLite keeps."""
         sql = "SELECT seq FROM sqlite_sequence WHERE name = 'changes'"
         (found,) = self.execute(sql).fetchone() or (0,)
         if self.sums is not None and found != self.sums.seq:
-            return CHANGES_PROBLEM
-        return None
+            raise DamageError(CHANGES_PROBLEM, "changes_altered")
 
     def count(self) -> int:
         """Return the number of items."""
@@ -302,12 +296,12 @@ class Database:
                 yield transaction
                 sums = transaction.sums
                 if sums is not None:
-                    _check_changes(transaction)
+                    transaction.check_changes()
                     sums.commits += 1
                     self._about.write_sums(writer, sums)
                 if beside is not None:
                     self._remove_mark_of_another()
-                with alone(self.path) as is_alone:
+                with folder_lock(self.path) as is_alone:
                     pages = _CHECKPOINT_PAGES if is_alone else 0
                     writer.execute(f"PRAGMA wal_autocheckpoint = {pages}")
                     writer.execute("COMMIT")
@@ -333,8 +327,7 @@ class Database:
             for problem in structural_problems(connection):
                 raise DamageError(problem)
             transaction.checked.add("structure")
-            if transaction.sums is not None:
-                _check_changes(transaction)
+            transaction.check_changes()
         if self.read_only:
             self._writer = connect(self.path, MAIN_FILE_ONLY)
             return None
@@ -359,7 +352,7 @@ class Database:
                 self._close_writer(self._writer)
 
     def _close_writer(self, writer: sqlite3.Connection, beside: Beside | None = None) -> None:
-        with alone(self.path) as is_alone:
+        with folder_lock(self.path) as is_alone:
             with ExitStack() as stack:
                 if self._damaged or not is_alone:
                     # Its lock keeps SQLite from a checkpoint, for which it is read-only itself.
@@ -397,8 +390,17 @@ class Database:
                 self._check_log(held.log, about, sums, connection)
             if acknowledged is not None and (held.state is None or held.log is not None):
                 self._check_identity(about, acknowledged[0])
-            if acknowledged is not None and acknowledged[0] == about.meta.identity:
-                self._check_commits(0 if sums is None else sums.commits, acknowledged[1])
+            found = 0 if sums is None else sums.commits
+            identity, commits = acknowledged or ("", 0)
+            if identity == about.meta.identity and found < commits:
+                raise DamageError(
+                    f"it has {found} of {commits} acknowledged transactions, its log is damaged or "
+                    "lost or it was replaced by an earlier copy: to go on with what is left remove "
+                    f"{self._mark.name}",
+                    "transactions_lost",
+                    found=found,
+                    acknowledged=commits,
+                )
         return about
 
     def _check_journal(self) -> None:
@@ -440,17 +442,6 @@ class Database:
                 f"{file_sums.commits}: they are of different times, put back what belongs together"
             )
 
-    def _check_commits(self, found: int, acknowledged: int) -> None:
-        if found < acknowledged:
-            raise DamageError(
-                f"it has {found} of {acknowledged} acknowledged transactions, its log is damaged or"
-                " lost or it was replaced by an earlier copy: to go on with what is left remove "
-                f"{self._mark.name}",
-                "transactions_lost",
-                found=found,
-                acknowledged=acknowledged,
-            )
-
     def _take(self) -> tuple[sqlite3.Connection, Lease]:
         with self._pool_lock:
             if self._closed:
@@ -474,12 +465,6 @@ class Database:
                 connection.close()
             else:
                 self._idle.append((connection, held))
-
-
-def _check_changes(transaction: Transaction) -> None:
-    """Check that the triggers kept the log of changes, which has a count of its own."""
-    if (problem := transaction.changes_problem()) is not None:
-        raise DamageError(problem, "changes_altered")
 
 
 def _closed(path: Path) -> UsageError:

@@ -58,8 +58,8 @@ class SqliteGallery(Gallery):
     """Items and their embeddings in ``FOLDER/gallery.sqlite``, their crops in ``FOLDER/crops``.
 
     A transaction that has returned survives a power failure (WAL, synchronous=FULL). Several
-    processes may read while one writes; each search sees everything committed before it began.
-    Searches of several threads run beside each other and beside an `add`.
+    processes and threads may read while one writes; each search sees everything committed before it
+    began.
 
     Vectors are stored as float16, and every score is computed from those. The search index lies in
     ``FOLDER/gallery.index``; it can be deleted at any time. It is exact below
@@ -67,8 +67,7 @@ class SqliteGallery(Gallery):
     answered exactly.
 
     Rows have checksums, which are checked when they are read, and the database has sums over all
-    rows and over the indexes that filters are answered from: what was altered or lost on the disk
-    is an IntegrityError, not an answer.
+    rows: what was altered or lost on the disk is an IntegrityError, not an answer.
     """
 
     crops_dir: Path
@@ -221,26 +220,23 @@ class SqliteGallery(Gallery):
                     flat.reshape(len(batch), self.embed_dim).astype(np.float32),
                 )
 
-    def checked_rows(self) -> Iterator[tuple[Any, ...]]:
+    def checked_batches(self) -> Iterator[list[tuple[Any, ...]]]:
         """Yield the values of `ROW` and the stored vector of all items, by id, of one state."""
         with self._database.reading() as transaction:
-            rows = self._rows(transaction, None, f"{ROW}, vector")
-            while batch := checked(
-                transaction, list(islice(rows, _ROWS_AT_A_TIME)), self.embed_dim
-            ):
-                for row in batch:
-                    yield row[:-1]
+            rows = self._rows(transaction, Filter(), f"{ROW}, vector")
+            while batch := list(islice(rows, _ROWS_AT_A_TIME)):
+                yield [row[:-1] for row in checked(transaction, batch, self.embed_dim)]
 
     def _rows(
-        self, transaction: Transaction, where: Filter | None, columns: str
+        self, transaction: Transaction, where: Filter, columns: str
     ) -> Iterator[tuple[Any, ...]]:
         """Yield columns, which begin with `ROW`, and the checksum of what passes, by id."""
-        source, values = passing(transaction, where or Filter())
+        source, values = passing(transaction, where)
         sql = f"SELECT {columns}, {transaction.checksum} FROM {source} ORDER BY id"
         rows = transaction.execute(sql, values)
         if transaction.sums is None:
             yield from rows
-        elif where is None or where.is_empty:
+        elif where.is_empty:
             yield from with_checked_metadata(rows, transaction.sums)
         else:
             transaction.check_table()
@@ -321,11 +317,10 @@ class SqliteGallery(Gallery):
             raise IntegrityError(index_problem)
 
     def verify(self) -> list[str]:
-        """Check the whole database; return what is wrong, one line each, or nothing.
+        """Check the whole gallery; return what is wrong, one line each, or nothing.
 
-        Looks at SQLite's own structure, at every vector's length, finiteness and norm, every item's
-        texts, box, attributes and crop, at the checksums of rows and what they come to, at files
-        among the crops that no item names, and at the file of the search index.
+        Looks at SQLite's own structure, at every row, its checksum, vector and crop, at sums over
+        all rows, at files among the crops that no item names, and at the file of the search index.
         """
         with self._database.reading() as transaction:
             problems = list(problems_of(transaction, self.embed_dim, self.crops_dir))
@@ -344,7 +339,7 @@ class SqliteGallery(Gallery):
             with self._writing():
                 pass
         with self._database.reading() as transaction:
-            for _ in self._rows(transaction, None, ROW):
+            for _ in self._rows(transaction, Filter(), ROW):
                 pass
             snapshot = self._index.build(transaction)
         with self._index.lock:

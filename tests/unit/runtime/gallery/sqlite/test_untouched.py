@@ -20,7 +20,7 @@ from tests.unit.runtime.gallery.sqlite.conftest import items
 from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.sqlite import index
-from upperson_rt.gallery.sqlite.access import Beside, alone, log_of, read_log
+from upperson_rt.gallery.sqlite.access import Beside, folder_lock, log_of, read_log
 
 
 @pytest.mark.timeout(180)
@@ -299,7 +299,7 @@ def test_transactions_of_another_process_are_not_put_back(killed):
         "Gallery.open(sys.argv[1]).delete(['1-1']); os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, str(killed)], env=environment(), check=True)
-    with alone(path):
+    with folder_lock(path):
         beside.put_back()
     with Gallery.open(killed) as gallery:
         assert gallery.ids(["1-1"]) == {}
