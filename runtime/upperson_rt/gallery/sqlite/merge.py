@@ -150,7 +150,8 @@ def _read_records(folders: Sequence[Path]) -> list[ShardRecord]:
 
 
 def _open(stack: ExitStack, folder: Path, record: ShardRecord | None = None) -> SqliteGallery:
-    gallery = stack.enter_context(Gallery.open(folder, record and record.fingerprint))
+    fingerprint = None if record is None else record.fingerprint
+    gallery = stack.enter_context(Gallery.open(folder, fingerprint))
     assert isinstance(gallery, SqliteGallery)
     return gallery
 

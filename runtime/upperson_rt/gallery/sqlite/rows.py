@@ -225,7 +225,7 @@ def _block(rows: list[tuple[Any, ...]], embed_dim: int, has_checksums: bool) -> 
         return ids, vectors, np.fromiter((row[2] for row in rows), np.int64, len(rows))
     lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
     for row in np.flatnonzero(~(np.abs(lengths - 1) <= MAX_NORM_ERROR)):  # NaN, too.
-        _check_looks(*rows[row][:2], embed_dim)
+        _check_looks(rows[row][0], rows[row][1], embed_dim)
     return ids, vectors, np.zeros(len(rows), np.int64)
 
 

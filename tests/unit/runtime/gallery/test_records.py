@@ -34,13 +34,10 @@ def test_items_are_checked(fields):
         Item(key="a", **fields)
 
 
-@pytest.mark.parametrize("key", ["", "a\udc80", 5])
-def test_a_key_is_a_text(key):
-    with pytest.raises(InputError):
-        Item(key=key)
-
-
-def test_boxes_are_whole_pixels():
+def test_keys_and_boxes_are_plain():
+    for key in ("", "a\udc80", 5):
+        with pytest.raises(InputError):
+            Item(key=key)
     assert Item(key="a", box=np.array([1.5, 2.0, 3.9, 4.0])).box == (1, 2, 3, 4)
 
 
@@ -53,6 +50,12 @@ def test_new_items_are_checked_more_strictly(fields):
     item = Item(key="a", **fields)
     with refused("item_invalid", InputError, key="a"):
         check_new([item])
+
+
+@pytest.mark.parametrize("value", [{1, 2}, math.nan, [math.inf], b"x", "\ud800"], ids=repr)
+def test_attributes_are_json(value):
+    with refused("attributes_invalid", InputError, key="a"):
+        attributes_as_json(Item(key="a", attributes={"a": value}))
 
 
 def test_attributes_have_a_depth():
@@ -94,13 +97,12 @@ def test_filters_are_checked(fields):
 def test_vectors_are_checked():
     vectors = some_vectors(3, dim=8)
     assert unit_vectors(vectors, 3, 8, "g") is vectors
-    bad = vectors.copy()
-    bad[2, 0] = np.nan
-    for given, fields in (
-        (bad, {"bad": 1, "first": 2}),
-        (vectors * 2, {"bad": 3, "first": 0}),
-        (np.ones((3, 9), np.float32), {}),
-        (vectors[:2], {}),
-    ):
+    wrong = [(vectors * 2, {"bad": 3, "first": 0}), (np.ones((3, 9), np.float32), {})]
+    wrong += [(vectors[:2], {}), (vectors[None], {}), (vectors * 0, {"bad": 3})]
+    for value in (np.nan, np.inf):
+        bad = vectors.copy()
+        bad[2, 0] = value
+        wrong.append((bad, {"bad": 1, "first": 2}))
+    for given, fields in wrong:
         with refused("vectors_invalid", InputError, **fields):
             unit_vectors(given, 3, 8, "g")

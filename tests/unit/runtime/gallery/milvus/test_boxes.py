@@ -25,7 +25,7 @@ def places(server_place, shared_server):
     return [(inside, f"milvus://{address}/{collection}?timeout=120") for inside, address in joined]
 
 
-def test_a_box_and_the_server_are_killed(places, server_place, tmp_path):
+def test_a_box_and_the_server_are_killed(places, server_place, shared_server, tmp_path):
     boxes.prepare(tmp_path)
     watching = [
         Box(inside, tmp_path, location, camera)
@@ -35,7 +35,7 @@ def test_a_box_and_the_server_are_killed(places, server_place, tmp_path):
         box.wait_for(1)
     seen_here = f"{server_place.address}/{places[0][1].rpartition('/')[2]}"
     with Gallery.open(seen_here) as reader:
-        outcomes = list(boxes.trial(server_place.server, reader, watching, random.Random(0)))
+        outcomes = list(boxes.trial(shared_server.server, reader, watching, random.Random(0)))
     assert outcomes == ["the other box ended with exit code 0"]
     with Gallery.open(seen_here) as gallery:
         assert list(boxes.problems(gallery, watching)) == []

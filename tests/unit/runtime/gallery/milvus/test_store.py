@@ -253,9 +253,8 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch, package, locat
 
 
 @pytest.mark.timeout(120, func_only=True)
-def test_a_server_that_dies_and_comes_back(server_place):
-    location = server_place.empty()
-    server = server_place.server
+def test_a_server_that_dies_and_comes_back(server_place, shared_server):
+    location, server = server_place.empty(), shared_server.server
     vectors = some_vectors(60)
     gallery = server_place.open(f"{location}?timeout=1")
     with gallery:

@@ -17,6 +17,7 @@ from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors, sql
 from tests.helpers.gallery_untouched import look_of
 from tests.helpers.refused import refused
 from tests.unit.runtime.gallery.sqlite.conftest import items
+from tests.unit.runtime.gallery.sqlite.test_damage import pages
 from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.sqlite import index
@@ -46,24 +47,6 @@ def test_reading_changes_no_file(place, request):
     assert look_of(folder) == before
 
 
-def test_the_log_outlives_a_damaged_file(killed):
-    """Rows that a copy of the file and the log hold together are not lost."""
-    path = killed / "gallery.sqlite"
-    sound = path.read_bytes()
-    path.write_bytes(sound[:4096] + bytes(len(sound) - 4096))
-    before = look_of(killed)
-    for use in (lambda gallery: gallery.verify(), lambda gallery: gallery.delete(["1-1"])):
-        with pytest.raises(IntegrityError), Gallery.open(killed) as gallery:  # noqa: PT012
-            problems = use(gallery)
-            if problems:
-                raise IntegrityError(problems[0])
-        assert look_of(killed) == before
-    path.write_bytes(sound)
-    with Gallery.open(killed) as gallery:
-        assert gallery.count() == 120
-        assert gallery.verify() == []
-
-
 def test_damage_that_a_later_change_meets_keeps_the_log(closed):
     sql(closed, "UPDATE items SET source = 'other' WHERE key = 'k1'")
     with Gallery.open(closed) as gallery:
@@ -80,10 +63,9 @@ def test_a_free_page_that_is_in_use_takes_no_change(closed):
     with Gallery.open(closed) as gallery:
         gallery.prune(keep_newest=50)
     path = closed / "gallery.sqlite"
-    sound = path.read_bytes()
-    trunk, count = struct.unpack_from(">II", sound, 32)
+    content = bytearray(path.read_bytes())
+    trunk, count = struct.unpack_from(">II", content, 32)
     assert count > 3
-    content = bytearray(sound)
     struct.pack_into(">I", content, (trunk - 1) * 4096 + 8, 2)
     path.write_bytes(content)
     before = look_of(closed)
@@ -96,10 +78,6 @@ def test_a_free_page_that_is_in_use_takes_no_change(closed):
             with pytest.raises(IntegrityError):
                 change()
     assert look_of(closed) == before
-    path.write_bytes(sound)
-    with Gallery.open(closed) as gallery:
-        gallery.add(items(100, 1000), some_vectors(100))
-        assert gallery.verify() == []
 
 
 def test_free_pages_of_another_program_are_no_damage(closed):
@@ -124,12 +102,11 @@ def test_a_refused_search_leaves_the_file_of_the_index(closed, monkeypatch):
 
 def test_pages_in_each_others_place_give_no_sample(closed):
     path = closed / "gallery.sqlite"
-    content = path.read_bytes()
-    pages = [content[start : start + 4096] for start in range(0, len(content), 4096)]
-    leaves = [n for n, page in enumerate(pages) if page[0] == 13 and b"c1" in page]
+    mixed = pages(path)
+    leaves = [n for n, page in enumerate(mixed) if page[0] == 13 and b"c1" in page]
     first, second = leaves[1], leaves[-2]
-    pages[first], pages[second] = pages[second], pages[first]
-    path.write_bytes(b"".join(pages))
+    mixed[first], mixed[second] = mixed[second], mixed[first]
+    path.write_bytes(b"".join(mixed))
     with Gallery.open(closed) as gallery:
         for use in (lambda: gallery.sample(40), lambda: gallery.get(range(1, 300))):
             with pytest.raises(IntegrityError):
@@ -176,68 +153,16 @@ def test_a_log_is_read_as_sqlite_reads_it(killed, tmp_path):
         assert place == (32 + frames * 4120 if frames > 0 else 0)
 
 
-# Full disks: no file may grow.
-
-FULL = """
-before = look_of(folder)
-resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-with Gallery.open(folder) as gallery:
-    assert len(gallery.search(some_vectors(1), 999)[0]) == 300
-    assert gallery.verify() == []
-    try:
-        gallery.add([Item(key="new")], some_vectors(1))
-    except InputError:
-        pass
-    else:
-        raise AssertionError("a full disk took a picture")
-with Gallery.open(folder) as gallery:
-    assert gallery.count() == 300
-"""
-
-
-def test_a_full_disk_can_be_read(closed, start):
-    process = start(FULL, closed)
-    assert process.wait() == 0, process.stderr.read()
-
-
-FILLING = """
-made = 0
-for limit in range(0, 150_000, 4096):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    try:
-        Gallery.open(folder / "a" / "b", FINGERPRINT, DIM, create=True).close()
-    except InputError:
-        assert not list(folder.iterdir()), (limit, list(folder.rglob("*")))
-    else:
-        made += 1
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        with Gallery.open(folder / "a" / "b") as gallery:
-            assert gallery.verify() == []
-        for path in ("a/b/gallery.sqlite", "a/b", "a"):
-            (folder / path).unlink() if "." in path else (folder / path).rmdir()
-assert made
-"""
-
-
-def test_a_disk_that_fills_up_keeps_no_half_made_gallery(tmp_path, start):
-    process = start(FILLING, tmp_path)
-    assert process.wait() == 0, process.stderr.read()
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_process_that_began_on_the_log_of_a_killed_one_keeps_its_locks(killed):
+def test_a_process_that_began_on_the_log_of_a_killed_one_keeps_its_locks(killed, start):
     """Its first reading has no locks; where that ends, those of its later ones must stay."""
     time.sleep(0.15)  # A reading without locks is used again once its files have settled.
-    other = (
-        "import sys; from upperson_rt.gallery import Gallery\n"
-        "with Gallery.open(sys.argv[1]) as gallery: gallery.delete(['1-1'])"
-    )
     with Gallery.open(killed) as gallery:
         gallery.count()
         gallery.add(items(1, 1000), some_vectors(1))
         gallery.count()
-        command = [sys.executable, "-c", other, str(killed)]
-        subprocess.run(command, env=environment(), check=True)
+        code = "with Gallery.open(folder) as gallery: gallery.delete(['1-1'])"
+        assert start(code, killed).wait() == 0
         gallery.add(items(1, 2000), some_vectors(1))
         child = os.fork()
         if not child:
@@ -277,10 +202,12 @@ def test_a_link_to_the_file_is_that_file(killed, tmp_path):
 
 @pytest.mark.parametrize("size", [0, 1, 511])
 def test_a_file_without_a_page_keeps_its_log(killed, size):
+    """SQLite would remove it."""
     os.truncate(killed / "gallery.sqlite", size)
     before = look_of(killed)
-    with refused("gallery_file_empty", IntegrityError):
-        Gallery.open(killed)
+    for create in (False, True):
+        with refused("gallery_file_empty", IntegrityError):
+            Gallery.open(killed, FINGERPRINT, DIM, create=create)
     assert look_of(killed) == before
 
 
@@ -291,14 +218,10 @@ def test_what_is_no_file_beside_it_is_refused(closed, name):
         Gallery.open(closed)
 
 
-def test_transactions_of_another_process_are_not_put_back(killed):
+def test_transactions_of_another_process_are_not_put_back(killed, start):
     path = killed / "gallery.sqlite"
     beside = Beside(path, read_log(log_of(path)))
-    code = (
-        "import os, sys; from upperson_rt.gallery import Gallery\n"
-        "Gallery.open(sys.argv[1]).delete(['1-1']); os._exit(0)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(killed)], env=environment(), check=True)
+    assert start("Gallery.open(folder).delete(['1-1']); os._exit(0)", killed).wait() == 0
     with folder_lock(path):
         beside.put_back()
     with Gallery.open(killed) as gallery:
