@@ -1,5 +1,6 @@
 """What may go into a gallery, and what may be searched for, checked before any store is used."""
 
+import enum
 import json
 import math
 
@@ -9,7 +10,7 @@ import pytest
 from tests.helpers.gallery_places import some_vectors
 from tests.helpers.refused import refused
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.gallery import Filter, Item
+from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.records import attributes_as_json, check_new, unit_vectors
 
 CROPS = ["/etc/passwd", "../a.jpg", "a/../../b.jpg", "", ".", "C:/a.jpg", "a\\b.jpg", "a\0b"]
@@ -34,11 +35,24 @@ def test_items_are_checked(fields):
         Item(key="a", **fields)
 
 
-def test_keys_and_boxes_are_plain():
+class Name(str, enum.Enum):
+    GATE = "gate"
+
+
+@pytest.mark.parametrize("odd", [np.str_("gate"), Name.GATE])
+def test_texts_and_numbers_become_plain_ones(tmp_path, odd):
     for key in ("", "a\udc80", 5):
         with pytest.raises(InputError):
             Item(key=key)
     assert Item(key="a", box=np.array([1.5, 2.0, 3.9, 4.0])).box == (1, 2, 3, 4)
+    item = Item(key=odd, source=odd, camera=odd, track=odd, crop=odd, attributes={odd: odd})
+    where = Filter(camera=[odd], track=odd, attributes={odd: odd})
+    texts = (item.key, item.source, item.camera, item.track, item.crop, where.track)
+    assert {type(text) for text in (*texts, *where.camera, *where.attributes)} == {str}
+    with Gallery.open(tmp_path, "f", 16, create=True) as gallery:
+        gallery.add([item], some_vectors(1), variant=odd)
+        assert gallery.count(where) == gallery.delete([odd]) == 1
+        assert gallery.verify() == []
 
 
 @pytest.mark.parametrize(

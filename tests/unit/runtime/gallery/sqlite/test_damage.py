@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers.command_line import environment
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors, sql
+from tests.helpers.gallery_untouched import look_of
 from tests.helpers.refused import refused
 from upperson_rt import doctor
 from upperson_rt.errors import IntegrityError
@@ -198,9 +199,11 @@ def test_an_earlier_page_of_an_index_is_not_believed(tmp_path, column, change):
 def test_an_altered_row_is_not_replaced(closed, column):
     """The new item would take over its camera, and the sums would lose what shows it."""
     sql(closed, f"UPDATE items SET {column} = 'hall' WHERE key = 'k1'")
+    before = look_of(closed)
+    with Gallery.open(closed) as gallery, refused("row_altered", IntegrityError, id=2):
+        gallery.add([Item(key="new"), Item(key="k1")], some_vectors(2, 1))
+    assert look_of(closed) == before
     with Gallery.open(closed) as gallery:
-        with refused("row_altered", IntegrityError, id=2):
-            gallery.add([Item(key="new"), Item(key="k1")], some_vectors(2, 1))
         assert gallery.count() == 300
         assert any("k1: " in problem for problem in gallery.verify())
         gallery.add([Item(key="k0")], some_vectors(1, 2))  # Others are.
