@@ -74,11 +74,12 @@ log for unused. So they stay open as long as there are locks."""
 class _Connection(sqlite3.Connection):
     """A connection that is closed when it says so, and counted while it has SQLite's locks."""
 
+    place: str | None = None
+    """Of the file, if it has SQLite's locks."""
+    unlocked: str | None = None
+    """Of the file, if it reads it and its log without locks."""
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.place: str | None = None
-        """Of the file, if it has SQLite's locks."""
-        self.unlocked: str | None = None
-        """Of the file, if it reads it and its log without locks."""
         self._cursors = WeakSet[sqlite3.Cursor]()
         super().__init__(*arguments, **options)
 
@@ -174,7 +175,7 @@ def folder_lock(path: Path, *, wait: bool = False, share: bool = False) -> Itera
 
 
 def log_of(path: Path) -> Path:
-    """Return the place of SQLite's log."""
+    """Return where SQLite's log is."""
     return path.with_name(f"{path.name}-wal")
 
 

@@ -192,7 +192,7 @@ class Database:
     """Transactions on one file; those that read run beside the one that writes."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file of a gallery."""
+        """Open the file of a gallery; change nothing before the first write."""
         try:
             if path.is_symlink():  # SQLite keeps log and locks beside the file that it leads to.
                 path = path.resolve()
@@ -231,7 +231,6 @@ class Database:
         self._damaged = False
         """Whether damage was found: a log is not checkpointed into it."""
         self._writer: sqlite3.Connection | None = None
-        """Made for the first write: until then nothing is changed."""
         self._checked: set[str] = set()
         with _translated(path):
             self._about = self._admit()
@@ -299,8 +298,10 @@ class Database:
                     transaction.check_changes()
                     sums.commits += 1
                     self._about.write_sums(writer, sums)
-                if beside is not None:
-                    self._remove_mark_of_another()
+                acknowledged = read_mark(self._mark) if beside is not None else None
+                if acknowledged is not None and acknowledged[0] != self.meta.identity:
+                    with suppress(OSError):  # Left behind by what was replaced.
+                        self._mark.unlink()
                 with folder_lock(self.path) as is_alone:
                     pages = _CHECKPOINT_PAGES if is_alone else 0
                     writer.execute(f"PRAGMA wal_autocheckpoint = {pages}")
@@ -334,12 +335,6 @@ class Database:
         beside = None if held.state is None else Beside(self.path, held.log)
         self._writer = connect_locked(self.path, "rw")
         return beside
-
-    def _remove_mark_of_another(self) -> None:
-        acknowledged = read_mark(self._mark)
-        if acknowledged is not None and acknowledged[0] != self.meta.identity:
-            with suppress(OSError):  # Left behind by what was replaced.
-                self._mark.unlink()
 
     def close(self) -> None:
         """Close all connections."""
@@ -384,8 +379,12 @@ class Database:
         acknowledged = read_mark(self._mark)
         with self._leased() as (connection, held):
             about, sums = read_sums(connection, self.path, read_meta(connection, self.path))
-            if held.state is not None:
-                self._check_journal()
+            journal = self.path.with_name(f"{self.path.name}-journal")
+            if held.state is not None and journal.exists() and journal.stat().st_size:
+                # SQLite would undo with it, and write.
+                raise DamageError(
+                    f"{journal.name} lies beside it, which is of another database: remove that"
+                )
             if held.log is not None:
                 self._check_log(held.log, about, sums, connection)
             if acknowledged is not None and (held.state is None or held.log is not None):
@@ -402,15 +401,6 @@ class Database:
                     acknowledged=commits,
                 )
         return about
-
-    def _check_journal(self) -> None:
-        """Check that there is no journal of another kind: SQLite would undo with it, and write."""
-        journal = self.path.with_name(f"{self.path.name}-journal")
-        with suppress(FileNotFoundError):
-            if journal.stat().st_size:
-                raise DamageError(
-                    f"{journal.name} lies beside it, which is of another database: remove that"
-                )
 
     def _check_identity(self, about: Description, identity: str) -> None:
         """Check that a log is of the gallery that another file is of."""

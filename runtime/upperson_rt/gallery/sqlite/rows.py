@@ -72,7 +72,7 @@ def passing(transaction: Transaction, where: Filter) -> tuple[str, list[object]]
 
 
 def has_key(transaction: Transaction, keys: Iterable[str]) -> tuple[str, list[object]]:
-    """Return table and condition for the rows with these keys, see `passing`."""
+    """Return table and condition of the rows with these keys, see `passing`."""
     transaction.check_table()
     return "items WHERE key IN (SELECT value FROM json_each(?))", [json.dumps(list(keys))]
 
@@ -146,7 +146,7 @@ def checked(transaction: Transaction, rows: list[_Row], embed_dim: int) -> list[
         check_rows(rows)
     else:
         for row in rows:
-            _check_looks(row[0], row[-2], embed_dim)
+            _check_vector_itself(row[0], row[-2], embed_dim)
     return rows
 
 
@@ -160,13 +160,13 @@ def rows_with_ids(transaction: Transaction, ids: Sequence[int], embed_dim: int) 
     return checked(transaction, rows, embed_dim)
 
 
-def _check_looks(id_: int, vector: object, embed_dim: int) -> None:
+def _check_vector_itself(id_: int, vector: object, embed_dim: int) -> None:
     if problem := _vector_problem(vector, embed_dim):
         raise DamageError(f"the picture with id {id_} has a {problem}", "vector_altered", id=id_)
 
 
 def _vector_problem(vector: object, embed_dim: int) -> str | None:
-    """Say what is wrong with a stored vector by its looks, or return None."""
+    """Say what is wrong with the type, size or length of a stored vector, or return None."""
     size = embed_dim * STORED.itemsize
     if not isinstance(vector, bytes):
         return f"{type(vector).__name__} where a vector is expected"
@@ -218,14 +218,14 @@ def _block(rows: list[tuple[Any, ...]], embed_dim: int, has_checksums: bool) -> 
         if has_checksums:
             check_vector(id_, vector, checksum)
         if not isinstance(vector, bytes) or len(vector) != size:
-            _check_looks(id_, vector, embed_dim)
+            _check_vector_itself(id_, vector, embed_dim)
     ids = np.fromiter((row[0] for row in rows), np.int64, len(rows))
     vectors = np.frombuffer(b"".join(row[1] for row in rows), STORED).reshape(-1, embed_dim)
     if has_checksums:
         return ids, vectors, np.fromiter((row[2] for row in rows), np.int64, len(rows))
     lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
     for row in np.flatnonzero(~(np.abs(lengths - 1) <= MAX_NORM_ERROR)):  # NaN, too.
-        _check_looks(rows[row][0], rows[row][1], embed_dim)
+        _check_vector_itself(rows[row][0], rows[row][1], embed_dim)
     return ids, vectors, np.zeros(len(rows), np.int64)
 
 
