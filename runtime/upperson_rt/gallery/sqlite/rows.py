@@ -25,19 +25,9 @@ from upperson_rt.gallery.records import (
     attributes_as_json,
     length_problem,
 )
+from upperson_rt.gallery.sqlite import schema
 from upperson_rt.gallery.sqlite.database import CHANGES_PROBLEM, Transaction
-from upperson_rt.gallery.sqlite.schema import (
-    COLUMNS,
-    ROW,
-    DamageError,
-    Sums,
-    check_metadata,
-    check_rows,
-    check_vector,
-    checksum_of,
-    structural_problems,
-    upgrade,
-)
+from upperson_rt.gallery.sqlite.schema import COLUMNS, ROW, DamageError, Sums
 from upperson_rt.printable import shortened
 
 STORED = np.dtype("<f2")
@@ -143,7 +133,7 @@ def item_from_row(columns: Sequence[Any]) -> Item:
 def checked(transaction: Transaction, rows: list[_Row], embed_dim: int) -> list[_Row]:
     """Return rows that are as they were written: the values of `ROW`, the vector, the checksum."""
     if transaction.sums is not None:
-        check_rows(rows)
+        schema.check_rows(rows)
     else:
         for row in rows:
             _check_vector_itself(row[0], row[-2], embed_dim)
@@ -216,7 +206,7 @@ def _block(rows: list[tuple[Any, ...]], embed_dim: int, has_checksums: bool) -> 
     size = embed_dim * STORED.itemsize
     for id_, vector, checksum in rows:
         if has_checksums:
-            check_vector(id_, vector, checksum)
+            schema.check_vector(id_, vector, checksum)
         if not isinstance(vector, bytes) or len(vector) != size:
             _check_vector_itself(id_, vector, embed_dim)
     ids = np.fromiter((row[0] for row in rows), np.int64, len(rows))
@@ -277,7 +267,7 @@ _ROWS_AT_A_TIME = 4096
 
 def problems_of(transaction: Transaction, embed_dim: int, crops_dir: Path) -> Iterator[str]:
     """Yield what is wrong, a line each; errors are SQLite's own where it cannot be read."""
-    yield from structural_problems(transaction.connection)
+    yield from schema.structural_problems(transaction.connection)
     with _any_text(transaction.connection):
         yield from _problems_of_rows(transaction, embed_dim, crops_dir)
         if transaction.sums is not None:
@@ -304,10 +294,10 @@ def stray_crops(
 
 def add_checksums(transaction: Transaction, embed_dim: int) -> Sums:
     """Check a gallery that was made before there were checksums, and give it those."""
-    for problem in structural_problems(transaction.connection):
+    for problem in schema.structural_problems(transaction.connection):
         raise DamageError(problem)
     seq, last_id = version_of(transaction)
-    upgrade(transaction.connection)
+    schema.upgrade(transaction.connection)
     sums, done = Sums(seq=seq, last_id=last_id), 0
     sql = f"SELECT {ROW}, vector FROM items NOT INDEXED WHERE id > ? ORDER BY id LIMIT ?"
     while rows := transaction.execute(sql, (done, _ROWS_AT_A_TIME)).fetchall():
@@ -318,7 +308,7 @@ def add_checksums(transaction: Transaction, embed_dim: int) -> Sums:
                 raise DamageError(
                     f"the picture with id {row[0]}: {wrong}", "row_altered", id=row[0]
                 )
-            taken.append((*row, checksum_of(row, vector)))
+            taken.append((*row, schema.checksum_of(row, vector)))
         sums.add(taken)
         transaction.connection.executemany(
             "UPDATE items SET checksum = ? WHERE id = ?", ((row[-1], row[0]) for row in taken)
@@ -336,12 +326,10 @@ def _problems_of_rows(transaction: Transaction, embed_dim: int, crops_dir: Path)
         name = f"item {str(row[1]).encode('utf-8', 'replace').decode()}"
         vector_altered = metadata_altered = None
         if transaction.sums is not None:
-            vector_altered = (
-                _problem_in(check_vector, row[0], vector, checksum) and "its vector was altered"
-            )
-            metadata_altered = (
-                _problem_in(check_metadata, row, checksum) and "its metadata was altered"
-            )
+            if _problem_in(schema.check_vector, row[0], vector, checksum):
+                vector_altered = "its vector was altered"
+            if _problem_in(schema.check_metadata, row, checksum):
+                metadata_altered = "its metadata was altered"
             count += 1
             total += checksum if isinstance(checksum, int) else 0
         for problem in (

@@ -83,7 +83,7 @@ def test_crops_stay_while_the_deletion_is_not_committed(gallery, monkeypatch):
     def fail(connection):
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr("upperson_rt.gallery.sqlite.store.trim_log", fail)
+    monkeypatch.setattr("upperson_rt.gallery.sqlite.rows.trim_log", fail)
     for change in (
         lambda: gallery.delete(["a"]),
         lambda: gallery.add([Item(key="a")], some_vectors(1)),

@@ -10,7 +10,7 @@ from tests.helpers.gallery_places import DIM, FINGERPRINT, keys_of, some_vectors
 from tests.helpers.refused import refused
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item, TrackSpan
-from upperson_rt.gallery.sqlite import database, schema
+from upperson_rt.gallery.sqlite import schema
 from upperson_rt.gallery.sqlite.schema import ROW
 
 
@@ -87,16 +87,16 @@ def test_a_creation_happens_completely_or_not_at_all(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             open_(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    create = database.create
+    create = schema.create
 
     def slow(connection, *space):
         create(connection, *space)
         with monkeypatch.context() as patch:
-            patch.setattr(database, "create", create)
+            patch.setattr(schema, "create", create)
             with open_(tmp_path) as faster:
                 faster.add(items(3), some_vectors(3))
 
-    monkeypatch.setattr(database, "create", slow)
+    monkeypatch.setattr(schema, "create", slow)
     with open_(tmp_path) as gallery:
         assert gallery.count() == 3
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -21,7 +22,13 @@ from tests.unit.runtime.gallery.sqlite.test_damage import pages
 from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.sqlite import database, index
-from upperson_rt.gallery.sqlite.access import Beside, folder_lock, log_of, read_log
+from upperson_rt.gallery.sqlite.access import (
+    Beside,
+    connect_locked,
+    folder_lock,
+    log_of,
+    read_log,
+)
 
 
 @pytest.mark.timeout(180)
@@ -218,6 +225,17 @@ def test_what_is_no_file_beside_it_is_refused(closed, name):
     os.mkfifo(closed / f"gallery.sqlite{name}")
     with refused("not_a_file", IntegrityError):
         Gallery.open(closed)
+
+
+def test_a_connection_waits_while_files_are_put_back(closed):
+    path, connected = closed / "gallery.sqlite", []
+    with folder_lock(path):
+        thread = Thread(target=lambda: connected.append(connect_locked(path, "rw")))
+        thread.start()
+        thread.join(0.2)
+        assert connected == []
+    thread.join()
+    connected[0].close()
 
 
 def test_transactions_of_another_process_are_not_put_back(killed, start):
