@@ -29,6 +29,7 @@ from tests.helpers.gallery_damage import (
     change_and_die,
     damage,
     in_child,
+    verdict_on,
 )
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from tests.helpers.trials import parse, print_tables
@@ -166,16 +167,11 @@ def _verdict(
     folder: Path, name: str, before: Look, expected: str, was_sound: bool
 ) -> tuple[str, str]:
     answer = "".join(_use(folder, name).values())
-    kind, after = answer.partition(":")[0], look_of(folder)
-    if kind in ("raw", "input", "crash"):
-        return kind, answer
-    is_refused = kind == "refused" or (name == "verify" and answer != expected)
-    if after != before and (is_refused or name in _READS):
+    verdict, after = verdict_on(name, answer, expected), look_of(folder)
+    if after != before and (verdict == "refused" or name in _READS):
         return "changed", f"{[one for one in before | after if before.get(one) != after.get(one)]}"
-    if is_refused:
-        return "refused", answer
-    if answer != expected:
-        return "wrong", answer
+    if verdict != "right":
+        return verdict, answer
     if name in _WRITES and name != "rebuild" and was_sound:
         problems = "".join(_use(folder, "verify").values())
         if problems != "[[]]":
