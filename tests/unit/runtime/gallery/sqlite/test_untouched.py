@@ -19,7 +19,7 @@ from tests.helpers.gallery_untouched import look_of
 from tests.helpers.refused import refused
 from tests.unit.runtime.gallery.sqlite.conftest import items
 from tests.unit.runtime.gallery.sqlite.test_damage import pages
-from upperson_rt.errors import IntegrityError
+from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.sqlite import database, index
 from upperson_rt.gallery.sqlite.access import (
@@ -140,6 +140,16 @@ def test_a_long_reading_sees_one_state_while_others_write_and_close(closed, monk
     with Gallery.open(closed) as gallery:
         assert gallery.count() == 445
         assert gallery.verify() == []
+
+
+def test_a_program_that_writes_without_locks_is_noticed(closed):
+    with Gallery.open(closed) as gallery:
+        batches = gallery.vectors(batch_size=10)
+        next(batches)
+        with open(closed / "gallery.sqlite", "ab") as file:
+            file.write(b"x")
+        with pytest.raises(InputError):
+            list(batches)
 
 
 def test_a_log_is_read_as_sqlite_reads_it(killed, tmp_path):
