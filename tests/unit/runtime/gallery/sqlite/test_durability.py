@@ -7,9 +7,9 @@ import shutil
 import signal
 import sqlite3
 import tempfile
-import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,73 +116,78 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path, start)
     )
 
 
-COMMAND = """
-from upperson_rt.gallery.export import export_gallery
-gallery = Gallery.open(folder, FINGERPRINT, DIM)
-command, place = sys.argv[2:]
-gallery.search(some_vectors(1), 1)
-print("ready", flush=True)
-sys.stdin.readline()
-if command == "export":
-    export_gallery(gallery, Path(place))
-elif command == "rebuild":
-    gallery.rebuild()
-elif command == "prune":
-    gallery.prune(older_than=1500.0, keep_newest=1000)
-elif command == "delete":
-    gallery.delete_where(Filter(camera="c1"))
-else:
-    gallery.add([Item(key=f"k{i}", camera="new") for i in range(2000)], some_vectors(2000, 5))
-print("done", flush=True)
-"""
-LEFT = {"export": 3000, "rebuild": 3000, "prune": 1000, "delete": 2000, "replace": 3000}
+MANY = [Item(key=f"k{i}", camera=f"c{i % 3}", time=float(i)) for i in range(3000)]
+COMMANDS = {
+    "export": (3000, export_gallery),
+    "rebuild": (3000, lambda gallery, _: gallery.rebuild()),
+    "prune": (1000, lambda gallery, _: gallery.prune(older_than=1500.0, keep_newest=1000)),
+    "delete": (2000, lambda gallery, _: gallery.delete_where(Filter(camera="c1"))),
+    "replace": (
+        3000,
+        lambda gallery, _: gallery.add(
+            [replace(item, camera="new") for item in MANY[:2000]], some_vectors(2000, 5)
+        ),
+    ),
+}
+"""How many pictures each leaves, and what it does."""
 
 
-@pytest.mark.parametrize("command", LEFT)
-@pytest.mark.timeout(max(60, 10 * KILLS))
-def test_a_killed_command_did_all_or_nothing(tmp_path, start, monkeypatch, command):
-    """Killed at random moments, a little later than it takes included."""
-    rng = np.random.default_rng()
-    sound, folder, place = tmp_path / "sound", tmp_path / "gallery", tmp_path / "exported"
-    with Gallery.open(sound, FINGERPRINT, DIM, create=True) as gallery:
-        gallery.add(
-            [Item(key=f"k{i}", camera=f"c{i % 3}", time=float(i)) for i in range(3000)],
-            some_vectors(3000, 9),
-        )
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound") / "gallery"
+    with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
+        gallery.add(MANY, some_vectors(3000, 9))
         gallery.crops_dir.mkdir()
-    took, killed, done = 1.0, 0, 0
-    for number in range(-(-KILLS // 2)):
-        shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def finishes(folder, place, command, after_s=None):
+    """Run a command in a forked process; say whether it finished before it was killed."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            COMMANDS[command][1](Gallery.open(folder, FINGERPRINT, DIM), place)
+            code = 0
+        finally:
+            os._exit(code)
+    if after_s is not None:
+        time.sleep(after_s)
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    assert status in ((0,) if after_s is None else (0, signal.SIGKILL))
+    return status == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.timeout(max(60, 10 * KILLS))
+def test_a_killed_command_did_all_or_nothing(tmp_path, sound, command):
+    """Killed at random moments."""
+    rng = np.random.default_rng()
+    folder, place, left = tmp_path / "gallery", tmp_path / "exported", COMMANDS[command][0]
+    took, done = None, 0
+    for _ in range(KILLS):
         shutil.copytree(sound, folder)
-        process = start(COMMAND, folder, command, place)
-        assert process.stdout.readline() == "ready\n", process.stderr.read()
         began = time.perf_counter()
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        if number:
-            threading.Timer(rng.uniform(0, 1.1 * took), process.kill).start()
-        finished = process.stdout.readline() == "done\n"
-        took = took if number else time.perf_counter() - began
-        process.wait()
-        killed += process.returncode == -signal.SIGKILL
+        finished = finishes(folder, place, command, took and rng.uniform(0, took))
+        took = took or time.perf_counter() - began
         done += finished
         with Gallery.open(folder, FINGERPRINT, DIM) as gallery:
             assert gallery.verify() == []
             count = gallery.count()
             changed = gallery.count(Filter(camera="new"))
             assert len(gallery.search(some_vectors(1), 10**6)[0]) == count
-            assert count == LEFT[command] if finished else count in (3000, LEFT[command])
+            assert count in ((left,) if finished else (3000, left))
             assert changed in ((2000,) if finished and command == "replace" else (0, 2000))
             if command == "export":
                 assert finished <= place.exists()
                 if place.exists():
                     assert np.load(place / "vectors.npy").shape == (3000, DIM)
                 export_gallery(gallery, place)
-                assert sorted(path.name for path in place.parent.iterdir()) == [
-                    "exported", "gallery", "sound",
-                ]  # fmt: skip
+                assert sorted(os.listdir(tmp_path)) == ["exported", "gallery"]
                 shutil.rmtree(place)
-    print(f"{command}: {killed} kills, {done} had finished: each did all or nothing")
+        shutil.rmtree(folder)
+    print(f"{command}: {KILLS - done} kills, {done} had finished: each did all or nothing")
 
 
 LIMITED = """
