@@ -57,7 +57,7 @@ def reason_to_skip() -> str | None:
     """Say why boxes cannot be joined to a server here, or None."""
     if (reason := milvus_server.reason_to_skip()) is not None:
         return reason
-    if shutil.which("ip") is None or shutil.which("nsenter") is None:
+    if None in map(shutil.which, ("ip", "nsenter")):
         return "no programs 'ip' and 'nsenter' to join network namespaces"
     with closing(Network()) as network, suppress(subprocess.CalledProcessError):
         network.join("trial")
@@ -114,13 +114,9 @@ def _run(*command: str) -> None:
 
 
 class Box:
-    """One ``upperson-rt watch`` and what was acknowledged to it.
+    """One ``upperson-rt watch`` in a folder of `prepare`, and what was acknowledged to it.
 
-    Args:
-        inside: What its command begins with.
-        folder: Working folder, with ``bundle``, ``street.avi`` and ``street.json``.
-        gallery: Location of the collection, as the box sees it.
-        camera: Name of its camera.
+    ``inside`` is what its command begins with, ``gallery`` the collection as the box sees it.
     """
 
     def __init__(self, inside: Sequence[str], folder: Path, gallery: str, camera: str) -> None:
@@ -196,11 +192,7 @@ def problems(gallery: Gallery, boxes: Sequence[Box]) -> Iterator[str]:
 def trial(
     server: milvus_server.MilvusServer, reader: Gallery, boxes: Sequence[Box], rng: random.Random
 ) -> Iterator[str]:
-    """Kill the first box and restart the server, in any order, while both write.
-
-    Yields:
-        How each box ended.
-    """
+    """Kill the first box and restart the server while both write; yield how each box ended."""
     for box in boxes:
         box.wait_for(rng.randint(1, 6))
     restart = [server.kill, server.start]
@@ -226,7 +218,7 @@ def try_boxes(trials: int, seed: int) -> Counter[str]:
     """Return how often each outcome came up, see `BAD`."""
     rng = random.Random(seed)
     outcomes: Counter[str] = Counter()
-    everybody: list[Box] = []
+    all_boxes: list[Box] = []
     with tempfile.TemporaryDirectory() as name, closing(Network()) as network:
         folder = Path(name)
         prepare(folder)
@@ -235,24 +227,19 @@ def try_boxes(trials: int, seed: int) -> Counter[str]:
         server.start()
         try:
             for number in range(trials):
-                boxes = [
-                    Box(
-                        inside,
-                        folder,
-                        f"milvus://{address}/people?timeout=120",
-                        f"{camera}{number}",
-                    )
-                    for camera, (inside, address) in zip("ab", places, strict=True)
-                ]
-                everybody += boxes
+                boxes = []
+                for camera, (inside, address) in zip("ab", places, strict=True):
+                    place = f"milvus://{address}/people?timeout=120"
+                    boxes.append(Box(inside, folder, place, f"{camera}{number}"))
+                all_boxes += boxes
                 for box in boxes:
                     box.wait_for(1)
                 location = f"milvus://127.0.0.1:{server.port}/people"
                 with Gallery.open(location) as reader:
                     outcomes.update(trial(server, reader, boxes, rng))
                 with Gallery.open(location) as reader:
-                    outcomes.update(problems(reader, everybody))
-                outcomes["rows acknowledged"] = sum(len(box.acknowledged()) for box in everybody)
+                    outcomes.update(problems(reader, all_boxes))
+                outcomes["rows acknowledged"] = sum(len(box.acknowledged()) for box in all_boxes)
                 print(number, dict(outcomes), flush=True)
         finally:
             server.close()

@@ -124,17 +124,6 @@ from upperson_rt.gallery.export import export_gallery
 with Gallery.open(Path(sys.argv[1])) as gallery:
     export_gallery(gallery, Path("out"))
 """
-COMPILE = """
-import sys
-from pathlib import Path
-import pytest
-from tests.helpers.fake_tensorrt import install_fake_tensorrt
-from upperson_tensorrt.compile import compile_bundle
-
-with pytest.MonkeyPatch.context() as patch:
-    install_fake_tensorrt(patch)
-    compile_bundle(Path(sys.argv[1]), "int8", cache=Path("cache"))
-"""
 
 
 def positions(calls: list[Call], name: str, start: str) -> list[int]:
@@ -259,22 +248,17 @@ def test_a_sync_that_is_left_out_is_found(tmp_path, disk_calls, fault):
     assert "damaged" in outcomes(recorded_folders(tmp_path / "work", disk_calls, fault))
 
 
-def engine_sizes(recording: Recording, folder: Path) -> list[list[int]]:
-    """Return the sizes of the engines that a cache gives in each state; all are whole."""
+def test_an_engine_built_again_takes_the_place_of_a_whole_one(tmp_path, disk_calls):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    recording = record(ENGINES, folder, library=disk_calls)
     sizes = []
     for number, state in enumerate((*recording.states, *recording.final)):
-        cache = EngineCache(write_files(below(state, "cache"), folder / str(number)))
+        cache = EngineCache(write_files(below(state, "cache"), tmp_path / str(number)))
         records, problems = cache.records()
         assert problems == []
         sizes.append([len(cache.load(one)) for one in records])
         assert sizes[-1] == [one.size_bytes for one in records]
-    return sizes
-
-
-def test_an_engine_built_again_takes_the_place_of_a_whole_one(tmp_path, disk_calls):
-    (tmp_path / "work").mkdir()
-    recording = record(ENGINES, tmp_path / "work", library=disk_calls)
-    sizes = engine_sizes(recording, tmp_path)
     assert [size for n, size in enumerate(sizes) if size not in sizes[:n]] == [[], [5], [6]]
     assert sizes[-1] == [6]
 
@@ -289,15 +273,6 @@ def test_what_a_gallery_acknowledged_is_there(tmp_path, disk_calls):
             crops = [item.crop for item in gallery.items()]
             assert crops == ["cam/0.jpg", "cam/1.jpg", "cam/2.jpg"]
             assert [(gallery.crops_dir / crop).read_text() for crop in crops] == crops
-
-
-def test_compiled_engines_are_whole_at_any_moment(tmp_path, disk_calls):
-    bundle, folder = make_toy_bundle(tmp_path / "bundle"), tmp_path / "work"
-    folder.mkdir()
-    recording = record(COMPILE, folder, bundle, library=disk_calls)
-    found = [len(sizes) for sizes in engine_sizes(recording, tmp_path)]
-    assert set(found) == {0, 1, 2}
-    assert found[-1] == 2
 
 
 def filled(folder: Path, rows: int, start: int = 0) -> Gallery:
