@@ -233,10 +233,6 @@ class Collection:
         for start in range(0, len(ids), _AT_A_TIME):
             yield from self.rows(expression_of_ids(ids[start : start + _AT_A_TIME]), fields)
 
-    def present(self, ids: Sequence[int]) -> dict[int, str]:
-        """Return which of these rows are there, with their keys as stored."""
-        return {row["id"]: row["key"] for row in self.rows_of(ids, ("key",))}
-
     def known(self, ids: Sequence[int]) -> dict[int, Known]:
         """Return which of these rows are there, with what a row that replaces them keeps.
 

@@ -207,9 +207,11 @@ class MilvusGallery(Gallery):
 
     def ids(self, keys: Sequence[str]) -> dict[str, int]:
         wanted = {rows.id_of(key): key for key in known_keys(keys)}
-        there = self._collection.present(list(wanted))
+        there = self._collection.rows_of(list(wanted), ("key",))
         return {
-            wanted[id_]: id_ for id_, key in there.items() if rows.decode_text(key) == wanted[id_]
+            wanted[row["id"]]: row["id"]
+            for row in there
+            if rows.decode_text(row["key"]) == wanted[row["id"]]
         }
 
     def delete(self, keys: Sequence[str]) -> int:

@@ -208,10 +208,6 @@ def test_shards_do_not_mix_while_they_are_indexed(work):
     refuses(index(1, to="plain"), 3)
 
 
-def another_division(work):
-    index(3, of=4, to="shards/x")
-
-
 def another_list(work):
     (work / "crops/gate/red.png").unlink()
     index(3, crops="crops", to="shards/x")
@@ -222,17 +218,18 @@ def another_model(work):
     index(3, bundle="other", to="shards/x")
 
 
-def a_copy(work):
-    shutil.copytree("shards/2", "shards/x")
-
-
 @pytest.mark.parametrize(
     ("prepare", "others", "exit_code", "facts"),
     [
         (None, ["3"], 3, ["1 of 3 shards", "2/3"]),
         (None, ["2", "2", "3"], 3, ["shard 2/3", "in shards/2 and shards/2"]),
-        (a_copy, ["2", "x", "3"], 3, ["shard 2/3", "in shards/2 and shards/x"]),
-        (another_division, ["2", "x"], 3, ["shards/1 is 1/3, shards/x 3/4"]),
+        (
+            lambda _: shutil.copytree("shards/2", "shards/x"),
+            ["2", "x", "3"],
+            3,
+            ["shard 2/3", "in shards/2 and shards/x"],
+        ),
+        (lambda _: index(3, of=4, to="shards/x"), ["2", "x"], 3, ["shards/1 is 1/3, shards/x 3/4"]),
         (another_list, ["2", "x"], 3, ["shards/1 is of 13 pictures, shards/x of 12"]),
         (another_model, ["2", "x"], 6, ["two models"]),
         (None, ["4"], 3, ["shards/4"]),
