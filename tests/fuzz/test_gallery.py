@@ -165,7 +165,7 @@ def test_what_is_no_filter(gallery, where, k):
 
 
 @fuzz(
-    keys=mostly(["nobody"], ["nobody", "else"]),
+    keys=mostly(["none"], ["none", "else"]),
     older_than=mostly(5, None),
     keep=mostly(100, None),
     camera=mostly("nowhere"),
@@ -207,7 +207,7 @@ def test_places(tmp_path_factory, monkeypatch, location, fingerprint, embed_dim,
     if isinstance(location, str) and (location.startswith(("/", "milvus")) or ".." in location):
         create = False
         if location.count("/") > 2 and ":19530" in location:
-            return  # Nothing may be asked of a server that is there by chance.
+            return  # No request goes to a server that is there by chance.
     opened = refused_well(Gallery.open, location, fingerprint, embed_dim, create=create)
     if isinstance(opened, Gallery):
         opened.close()

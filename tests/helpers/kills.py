@@ -290,7 +290,7 @@ def _prepare_shards() -> None:
 
 
 def _kept(folder: str) -> dict[str, bytes]:
-    """Return the files in a folder without SQLite's log, which whoever reads may leave, empty."""
+    """Return the files in a folder without SQLite's log, which a reader may leave, empty."""
     return {
         name: content
         for name, content in _files(folder).items()

@@ -129,7 +129,7 @@ def test_shards_of_other_pictures_or_options_are_refused(without_ray, original, 
         ({"bundle": tmp_path / "other"}, "shard_of_other_pictures"),
         ({"pictures": tmp_path / "elsewhere"}, None),
         ({"camera": "hall"}, None),
-        ({"camera": None, "detector": nobody}, None),
+        ({"camera": None, "detector": no_people}, None),
     ):
         with pytest.raises(InputError) as found:
             index(original, tmp_path / "output", **options | changes)
@@ -137,21 +137,21 @@ def test_shards_of_other_pictures_or_options_are_refused(without_ray, original, 
     assert index(original, tmp_path / "output", **options).earlier == 2
 
 
-def nobody(frame):
+def no_people(frame):
     return []
 
 
 @pytest.mark.parametrize(
-    ("identity", "told"),
-    [("weights 1f, score 0.3", "weights 1f, score 0.3"), (nobody, ".Own")],
+    ("identity", "shown"),
+    [("weights 1f, score 0.3", "weights 1f, score 0.3"), (no_people, ".Own")],
 )
-def test_a_detector_is_known_by_what_it_says_or_is_called(identity, told):
+def test_a_detector_is_known_by_what_it_says_or_is_called(identity, shown):
     class Own:
         def __call__(self, frame):
             return []
 
     Own.identity = identity
-    assert made_with({"detector": Own()})["--detector"].endswith(told)
+    assert made_with({"detector": Own()})["--detector"].endswith(shown)
     assert made_with({"detector": None, "camera": None, "batch_size": 1, "attributes": {}}) == {}
 
 
@@ -187,7 +187,7 @@ import ray
 from upperson_ray.index import index_on_ray
 
 class Holding:
-    # A person is all of a picture; at the second one a worker stands still while it is told to.
+    # A person is all of a picture; at the second one a worker stands still while there is a file.
     def __init__(self, folder):
         self.folder, self.seen = folder, 0
 

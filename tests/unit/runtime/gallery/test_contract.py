@@ -166,7 +166,7 @@ def test_the_same_key_replaces(gallery):
 
 
 def test_what_others_did_before_it_was_opened_is_known(place):
-    """Five times: a Milvus server that is asked not to wait is seldom late."""
+    """Five times: a Milvus server that need not wait is seldom late."""
     location = place.empty()
     for n in range(5):
         deleted, kept = f"deleted{n}", f"kept{n}"
