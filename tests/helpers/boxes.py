@@ -167,7 +167,7 @@ def prepare(folder: Path) -> None:
     make_toy_bundle(folder / "bundle")
     write_video(
         folder / "street.avi",
-        VideoSpec(people=14, seconds=100, fps=2, width=640, height=360, seed=5),
+        VideoSpec(people=14, seconds=100, fps=2, width=320, height=180, seed=5),
     )
 
 

@@ -280,14 +280,10 @@ def test_odd_texts_match_themselves_only(gallery):
             assert keys_of(gallery.items(where)) == [f"k{text}"], where
     assert gallery.count(Filter(camera=names)) == len(names)
     assert gallery.info().cameras == dict.fromkeys(sorted(names), 1)
-    gallery.prune(keep_newest=0)
-    gallery.add([Item(key="a", camera="gate", track="t", attributes={"n": 1})], unit(0))
-    for text in names:
-        for where in (Filter(camera=text), Filter(track=text), Filter(attributes={text: 1})):
-            assert gallery.delete_where(where) == 0
-        assert gallery.delete([text]) == 0
-    assert gallery.prune(keep_newest=0, camera=ODD_TEXTS[-16]) == 0
-    assert gallery.count() == 1
+    assert gallery.delete(names) == gallery.delete_where(Filter(attributes={'"': 1})) == 0
+    assert gallery.prune(keep_newest=0, camera='" or id >= 0 or camera == "') == 1
+    assert gallery.delete([f"k{text}" for text in names]) == len(names) - 1
+    assert gallery.count() == len(near)
 
 
 def test_by_track_gives_the_best_picture_of_each(gallery):
