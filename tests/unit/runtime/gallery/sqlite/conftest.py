@@ -17,7 +17,6 @@ import os, resource, shutil, signal, sys
 from pathlib import Path
 import numpy as np
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
-from tests.helpers.gallery_untouched import look_of
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Item
 folder = Path(sys.argv[1])
