@@ -38,8 +38,6 @@ from upperson_rt.errors import BackendError, IntegrityError, UsageError
 from upperson_rt.gallery.protocol import Meta, check_schema_version, made_now, read_item
 from upperson_rt.gallery.records import Hit, Item
 
-__all__ = ["MOST_HITS", "Collection", "Known", "MilvusMeta", "RecentWrites"]
-
 _T = TypeVar("_T")
 SCHEMA_VERSION = 1
 MOST_HITS = 16_384
@@ -76,9 +74,8 @@ class Known:
 class RecentWrites:
     """Rows written or deleted by this process in the last seconds.
 
-    Before it replaces an item, a gallery has to read it. A read that sees all writes waits for the
-    server's next clock tick, 0.2 s or more; one that may miss the last 5 s does not wait. This is
-    what it may miss, if only this process writes.
+    A gallery reads an item before it replaces it. A read that sees all writes waits for the next
+    clock tick of the server, 0.2 s or more; one that may miss the last 5 s does not wait.
     """
 
     def __init__(self, seconds: float = 20.0) -> None:
@@ -109,10 +106,7 @@ class Collection:
     """A collection that is open. Errors of Milvus come out as ours."""
 
     def __init__(self, location: MilvusLocation, create: tuple[str, int] | None) -> None:
-        """Open a collection and load it; make it for a fingerprint and embed_dim if there is none.
-
-        It gets its index if an earlier attempt was cut off before that.
-        """
+        """Open a collection and load it; make what there is not of it, its index last."""
         self.location = location
         self.writing = threading.RLock()
         """Held while rows are read in order to write."""
@@ -238,10 +232,6 @@ class Collection:
         """Yield fields of those of these rows that are there."""
         for start in range(0, len(ids), _AT_A_TIME):
             yield from self.rows(expression_of_ids(ids[start : start + _AT_A_TIME]), fields)
-
-    def present(self, ids: Sequence[int]) -> dict[int, str]:
-        """Return which of these rows are there, with their keys as stored."""
-        return {row["id"]: row["key"] for row in self.rows_of(ids, ("key",))}
 
     def known(self, ids: Sequence[int]) -> dict[int, Known]:
         """Return which of these rows are there, with what a row that replaces them keeps.

@@ -17,7 +17,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
@@ -27,18 +27,6 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 from upperson_network.remote import may_hide_login
 from upperson_rt.errors import BackendError, InputError, UppersonError, UsageError, missing_extra
 from upperson_rt.gallery.protocol import no_gallery
-
-__all__ = [
-    "INDEX_PARAMETERS",
-    "TOKEN_VARIABLE",
-    "MilvusLocation",
-    "Options",
-    "comes_back",
-    "connect",
-    "disconnect",
-    "parse",
-    "translated",
-]
 
 TOKEN_VARIABLE = "UPPERSON_MILVUS_TOKEN"
 INDEX_PARAMETERS: dict[str, dict[str, int]] = {
@@ -105,26 +93,19 @@ def parse(location: str) -> MilvusLocation:
     except ValueError as error:
         # Python's message quotes the port, which may be a part of a password.
         reason = "a password wants %2F for / and %40 for @" if "@" in location else error
-        raise UsageError(
-            f"malformed address of a gallery ({reason}): write  {_EXAMPLE}",
-            code="location_malformed",
-        ) from None
+        raise _malformed(f"malformed address of a gallery ({reason})") from None
     *folders, collection = unquote(split.path).split("/")[1:] or [""]
     if not _NAME.fullmatch(collection):
-        raise UsageError(
-            f"'{collection}' is not the name of a Milvus collection (letters, digits and _ only): "
-            f"write  {_EXAMPLE}",
-            code="location_malformed",
+        raise _malformed(
+            f"'{collection}' is not the name of a Milvus collection (letters, digits and _ only)"
         )
     options = _options(split.query)
+    query = f"?{split.query}" if split.query else ""
     if not split.hostname:
         path = Path("/", *folders)
         if path.suffix != ".db" or split.username:
-            raise UsageError(
-                f"a gallery of milvus-lite is a folder that ends in .db: write  {_EXAMPLE}",
-                code="location_malformed",
-            )
-        text = f"milvus://{quote(str(path))}/{collection}{_query(split)}"
+            raise _malformed("a gallery of milvus-lite is a folder that ends in .db")
+        text = f"milvus://{quote(str(path))}/{collection}{query}"
         return MilvusLocation(
             text=text, collection=collection, uri=str(path), file=path, options=options
         )
@@ -137,13 +118,17 @@ def parse(location: str) -> MilvusLocation:
     user = f"{split.username}@" if split.username else ""
     path_text = "/".join([*folders, collection])
     return MilvusLocation(
-        text=f"milvus://{user}{host}:{port}/{path_text}{_query(split)}",
+        text=f"milvus://{user}{host}:{port}/{path_text}{query}",
         collection=collection,
         uri=f"{'https' if options.tls else 'http'}://{host}:{port}",
         token=_token(split),
         database="".join(folders),
         options=options,
     )
+
+
+def _malformed(problem: str) -> UsageError:
+    return UsageError(f"{problem}: write  {_EXAMPLE}", code="location_malformed")
 
 
 def _token(split: SplitResult) -> str:
@@ -162,38 +147,24 @@ def _token(split: SplitResult) -> str:
     return given
 
 
-def _query(split: SplitResult) -> str:
-    return f"?{split.query}" if split.query else ""
-
-
 def _options(query: str) -> Options:
-    known = {item.name.removesuffix("_s"): item.name for item in fields(Options)}
+    known = [item.name.removesuffix("_s") for item in fields(Options)]
     values: dict[str, object] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
-        if name not in known:
-            raise UsageError(
-                f"unknown option '{name}' of a Milvus gallery; there are {[*known]}",
-                code="option_invalid",
-                option=name,
-            )
         choices = Options.CHOICES.get(name)
-        if choices is not None and value not in choices:
-            raise UsageError(
-                f"option {name} of a Milvus gallery is one of {choices}, not '{value}'",
-                code="option_invalid",
-                option=name,
-            )
+        seconds = math.nan
+        with suppress(ValueError):
+            seconds = float(value)
+        problem = None
+        if name not in known:
+            problem = f"unknown option '{name}' of a Milvus gallery; there are {known}"
+        elif choices is not None and value not in choices:
+            problem = f"option {name} of a Milvus gallery is one of {choices}, not '{value}'"
+        elif name == "timeout" and not 0 < seconds < 1e6:
+            problem = f"option timeout takes seconds above 0, not '{value}'"
+        if problem is not None:
+            raise UsageError(problem, code="option_invalid", option=name)
         if name == "timeout":
-            try:
-                seconds = float(value)
-            except ValueError:
-                seconds = math.nan
-            if not 0 < seconds < 1e6:
-                raise UsageError(
-                    f"option timeout takes seconds above 0, not '{value}'",
-                    code="option_invalid",
-                    option=name,
-                )
             values["timeout_s"] = seconds
         else:
             values[name] = value == "true" if name == "tls" else value
@@ -215,7 +186,9 @@ def connect(location: MilvusLocation, create: bool) -> Any:
     if location.file is not None:
         _prepare_lite(location, location.file, create)
         # It has no such method as pymilvus asks for first, says so, and all is well.
-        logging.getLogger("grpc._server").addFilter(_is_worth_reading)  # noqa: TID251
+        logging.getLogger("grpc._server").addFilter(  # noqa: TID251
+            lambda record: "Method not implemented" not in record.getMessage()
+        )
     try:
         client = MilvusClient(
             uri=location.uri,
@@ -244,10 +217,6 @@ def connect(location: MilvusLocation, create: bool) -> Any:
         with _lite_lock:
             _lite_users[location.file] += 1
     return client
-
-
-def _is_worth_reading(record: logging.LogRecord) -> bool:
-    return "Method not implemented" not in record.getMessage()
 
 
 def _prepare_lite(location: MilvusLocation, folder: Path, create: bool) -> None:

@@ -16,26 +16,6 @@ from numpy.typing import NDArray
 from upperson_rt.errors import InputError
 from upperson_rt.gallery.records import Filter, Item, Track, attributes_as_json
 
-__all__ = [
-    "HASH_LENGTH",
-    "METADATA",
-    "MOST_ATTRIBUTES",
-    "TEXT_LIMIT",
-    "decode_text",
-    "decode_time",
-    "decode_vectors",
-    "encode_text",
-    "encode_vectors",
-    "expression_of_filter",
-    "expression_of_ids",
-    "expression_of_tracks",
-    "hashes_of",
-    "id_of",
-    "item_from_row",
-    "quoted",
-    "row_from_item",
-]
-
 METADATA = ("key", "source", "camera", "track", "crop", "time", "box", "attributes")
 """Fields of a row from which `item_from_row` makes the item."""
 TEXT_LIMIT = 65_535
@@ -54,23 +34,21 @@ _NOTHING = "id in []"
 def id_of(key: str) -> int:
     """Return the primary key: 63 bits of a hash of the item's key.
 
-    So the same key always is the same row, whichever machine adds it, and adding it twice at the
-    same time cannot make two of it. Two keys with one id are noticed when the second is added.
+    So two machines that add one key at the same time cannot make two rows of it.
     """
     return int.from_bytes(blake2b(key.encode("utf-8"), digest_size=8).digest(), "big") >> 1
 
 
 def hashes_of(attributes: Mapping[str, Any]) -> list[str]:
-    """Return one hash for each attribute that a filter can ask for, of its name and value.
+    """Return one hash for each attribute that a filter can select by, of its name and value.
 
-    An expression that asks for hashes has nothing to escape, so that names and values may be
-    anything: Milvus 2.3 cannot express some of them, such as the empty name.
+    Hashes need no escapes in an expression. Milvus 2.3 cannot express some names.
     """
-    return [_hash(name, value) for name, value in attributes.items() if _is_scalar(value)]
-
-
-def _is_scalar(value: object) -> bool:
-    return isinstance(value, (str, int, float))
+    return [
+        _hash(name, value)
+        for name, value in attributes.items()
+        if isinstance(value, str | int | float)
+    ]
 
 
 def _hash(name: str, value: str | int | float) -> str:
@@ -153,15 +131,11 @@ def encode_vectors(vectors: NDArray[np.float32], kind: str) -> list[NDArray[Any]
 
 def decode_vectors(stored: Sequence[Any], kind: str, embed_dim: int) -> NDArray[np.float32]:
     """Return (N, D) of what was read from such a field: lists of numbers, or bytes."""
-    rows = [
-        np.frombuffer(row, dtype=kind) if isinstance(row, bytes) else row
-        for row in (line[0] if _is_wrapped(line) else line for line in stored)
-    ]
+    rows = []
+    for row in stored:
+        content = row[0] if isinstance(row, list) and len(row) == 1 else row
+        rows.append(np.frombuffer(content, kind) if isinstance(content, bytes) else row)
     return np.array(rows, dtype=np.float32).reshape(len(rows), embed_dim)
-
-
-def _is_wrapped(line: Any) -> bool:
-    return isinstance(line, list) and len(line) == 1 and isinstance(line[0], bytes)
 
 
 def quoted(text: str) -> str:

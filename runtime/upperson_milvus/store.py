@@ -29,13 +29,10 @@ from upperson_rt.gallery.records import (
     with_spans,
 )
 
-__all__ = ["MilvusGallery", "best_of_each_track", "best_rows", "spans_of"]
-
-# --- Exact order and hits by track on top of a search that only knows the best rows
+# --- Exact order and hits by track
 #
-# Milvus decides by itself which of several rows with equal scores it returns, and 2.3 has no
-# grouping by two fields. So more rows than needed are fetched, until the order of the first k is
-# certain.
+# Milvus decides which of several rows with equal scores it returns, and 2.3 has no grouping by two
+# fields. So more rows are fetched until the order of the first k is certain.
 
 _TRACKS_AT_A_TIME = 500
 
@@ -98,13 +95,14 @@ def spans_of(
             track = decode_text(row["camera"]), decode_text(row["track"]) or ""
             times.setdefault(track, []).append(decode_time(row["time"]))
     return {
-        track: TrackSpan(
-            first_time=min(known := [time for time in taken if time is not None], default=None),
-            last_time=max(known, default=None),
-            pictures=len(taken),
-        )
+        track: TrackSpan(**_first_and_last(taken), pictures=len(taken))
         for track, taken in times.items()
     }
+
+
+def _first_and_last(times: Iterable[float | None]) -> dict[str, float | None]:
+    known = [time for time in times if time is not None]
+    return {"first_time": min(known, default=None), "last_time": max(known, default=None)}
 
 
 # --- The gallery in Milvus: items to rows of its collection and back
@@ -209,9 +207,11 @@ class MilvusGallery(Gallery):
 
     def ids(self, keys: Sequence[str]) -> dict[str, int]:
         wanted = {rows.id_of(key): key for key in known_keys(keys)}
-        there = self._collection.present(list(wanted))
+        there = self._collection.rows_of(list(wanted), ("key",))
         return {
-            wanted[id_]: id_ for id_, key in there.items() if rows.decode_text(key) == wanted[id_]
+            wanted[row["id"]]: row["id"]
+            for row in there
+            if rows.decode_text(row["key"]) == wanted[row["id"]]
         }
 
     def delete(self, keys: Sequence[str]) -> int:
@@ -238,23 +238,18 @@ class MilvusGallery(Gallery):
         cameras: Counter[str] = Counter()
         variants: Counter[str] = Counter()
         tracks: set[tuple[str, str]] = set()
-        first: float | None = None
-        last: float | None = None
-        items = 0
+        times: list[float | None] = []
         for row in self._collection.rows("", ("camera", "variant", "track", "time")):
-            items += 1
+            times.append(rows.decode_time(row["time"]))
             for counter, name in ((cameras, "camera"), (variants, "variant")):
                 if (text := rows.decode_text(row[name])) is not None:
                     counter[text] += 1
             if row["track"]:
                 tracks.add((row["camera"], row["track"]))
-            if (taken := rows.decode_time(row["time"])) is not None:
-                first = taken if first is None else min(first, taken)
-                last = taken if last is None else max(last, taken)
         meta = self._collection.meta
         return GalleryInfo(
             location=self.location,
-            items=items,
+            items=len(times),
             embed_dim=self.embed_dim,
             fingerprint=self.fingerprint,
             created=meta.created,
@@ -264,9 +259,8 @@ class MilvusGallery(Gallery):
             cameras=dict(sorted(cameras.items())),
             variants=dict(sorted(variants.items())),
             tracks=len(tracks),
-            first_time=first,
-            last_time=last,
-            index=self._index(items),
+            **_first_and_last(times),
+            index=self._index(len(times)),
         )
 
     def by_camera(self) -> dict[str, CameraInfo]:
@@ -276,11 +270,7 @@ class MilvusGallery(Gallery):
             if (camera := rows.decode_text(row["camera"])) is not None:
                 times.setdefault(camera, []).append(rows.decode_time(row["time"]))
         return {
-            camera: CameraInfo(
-                pictures=len(taken),
-                first_time=min(known := [time for time in taken if time is not None], default=None),
-                last_time=max(known, default=None),
-            )
+            camera: CameraInfo(**_first_and_last(taken), pictures=len(taken))
             for camera, taken in sorted(times.items())
         }
 

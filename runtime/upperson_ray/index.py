@@ -24,8 +24,6 @@ from upperson_rt.ingest.shards import ShardFiles, index_shard, made_with, requir
 from upperson_rt.preprocess import iter_named_images
 from upperson_rt.printable import error_text, get_logger
 
-__all__ = ["ShardsDone", "index_on_ray"]
-
 _LOG = get_logger(__name__)
 
 _LISTS = "lists"
@@ -193,27 +191,21 @@ def _run(
         ) from error
 
 
+@dataclass
 class _Worker:
     """An actor with one encoder; indexes a shard at a time."""
 
-    def __init__(
-        self,
-        bundle: str,
-        encoder: Mapping[str, Any],
-        output: Path,
-        shards: int,
-        whole: Tally,
-        root: str,
-        gallery: str | None,
-        options: Mapping[str, Any],
-    ) -> None:
-        self._encoder = open_encoder(bundle, **encoder)
-        self._output = output
-        self._shards = shards
-        self._whole = whole
-        self._root = root
-        self._gallery = gallery
-        self._options = options
+    bundle: str
+    encoder: Mapping[str, Any]
+    output: Path
+    shards: int
+    whole: Tally
+    root: str
+    gallery: str | None
+    options: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        self._encoder = open_encoder(self.bundle, **self.encoder)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         numbers = [int(number) for number in batch["shard"]]
@@ -222,29 +214,29 @@ class _Worker:
     def _problem(self, number: int) -> str:
         """Index a shard; return why it failed, so that the others go on."""
         try:
-            self._index(Shard(number=number, of=self._shards))
+            self._index(Shard(number=number, of=self.shards))
         except UppersonError as error:
-            _LOG.error("shard %d/%d: %s", number, self._shards, error)
+            _LOG.error("shard %d/%d: %s", number, self.shards, error)
             return str(error)
         return ""
 
     def _index(self, shard: Shard) -> None:
-        names, files = _read_list(self._output / _LISTS / _name(shard))
+        names, files = _read_list(self.output / _LISTS / _name(shard))
         chosen = ShardFiles(
-            shard=shard, files=files, whole=self._whole, own=Tally.of(names), root=self._root
+            shard=shard, files=files, whole=self.whole, own=Tally.of(names), root=self.root
         )
-        place = self._output / _name(shard)
+        place = self.output / _name(shard)
         space = self._encoder.fingerprint, self._encoder.embed_dim
-        if self._gallery is not None:
-            with Gallery.open(self._gallery, *space, create=True) as store:
-                record = _record_file(place, self._gallery)
-                index_shard(self._encoder, store, chosen, record, **self._options)
+        if self.gallery is not None:
+            with Gallery.open(self.gallery, *space, create=True) as store:
+                record = _record_file(place, self.gallery)
+                index_shard(self._encoder, store, chosen, record, **self.options)
             return
         # SQLite needs a local disk; the output may be a network share.
         with tempfile.TemporaryDirectory() as name:
             local = Path(name) / "gallery"
             with Gallery.open(local, *space, create=True) as store:
-                index_shard(self._encoder, store, chosen, local / RECORD_FILE, **self._options)
+                index_shard(self._encoder, store, chosen, local / RECORD_FILE, **self.options)
             with new_folder(place, _unowned) as temporary:
                 shutil.copytree(local, temporary, dirs_exist_ok=True)
 

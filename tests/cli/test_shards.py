@@ -1,14 +1,15 @@
-"""``index --shard`` on several machines, and ``gallery merge`` with its proof."""
+"""``index --shard`` on several machines, and ``gallery merge`` with its checks."""
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.command_line import ROOT, run_code
+from tests.helpers.command_line import ROOT
 from tests.helpers.gallery_places import sql
 from tests.helpers.invoke import refusal, run_rt, run_rt_json, snapshot
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
@@ -16,6 +17,7 @@ from tests.packaging.test_docs import commands_in
 from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.shards import RECORD_FILE, Shard, ShardRecord, Tally
 from upperson_rt.gallery.sqlite import merge as merging
+from upperson_rt.gallery.sqlite import store
 
 SHARDS = 3
 
@@ -76,7 +78,7 @@ def work(original, tmp_path, monkeypatch):
 def test_every_picture_is_there_once(work, original):
     found = merged()
     assert (found["shards"], found["pictures"], found["items"]) == (3, 13, 12)
-    assert (found["with_items"], found["empty"]) == (12, 0)
+    assert (found["with_items"], found["empty"], found["out_of_reach"]) == (12, 0, 0)
     assert [Path(one["path"]).name for one in found["skipped"]] == ["bad.png"]
     with Gallery.open("gallery") as gallery:
         keys = [item.key for item in gallery.items()]
@@ -89,18 +91,26 @@ def test_every_picture_is_there_once(work, original):
     hits = run_rt_json("query", "red", "-b", "bundle", "-k", 2, "--threads", 1)["hits"]
     assert {Path(hit["source"]).name for hit in hits} == {"red.png"}
     assert index(0, to="gallery").exit_code == 3  # Only for the bad picture: it is no shard.
-    assert "merged 3 shards of 13 pictures" in merge(to="again").stdout
 
 
 def test_shards_do_not_depend_on_machine_or_order(work):
-    shutil.copytree("crops", "elsewhere/mounted")
-    for number in (3, 1, 2):
-        index(number, crops="elsewhere/mounted", to=f"others/{number}")
-        record = ShardRecord.read(Path("shards", str(number), RECORD_FILE))
-        other = ShardRecord.read(Path("others", str(number), RECORD_FILE))
-        assert (record.whole, record.own) == (other.whole, other.own)
+    """Pictures that are not where another machine had them are reported."""
+    shutil.copytree("crops", "mounted")
+    index(2, crops="mounted", to="others/2")
+    record = ShardRecord.read(Path("shards/2", RECORD_FILE))
+    other = ShardRecord.read(Path("others/2", RECORD_FILE))
+    assert (record.whole, record.own) == (other.whole, other.own)
+    shutil.move("mounted", "gone")
     # So parts of both belong together.
-    assert merged("others/2", "shards/3", "shards/1")["items"] == 12
+    found = merged("others/2", "shards/3", "shards/1")
+    assert (found["items"], found["out_of_reach"]) == (12, other.with_items)
+    assert found["first_out_of_reach"].startswith(f"{work}/mounted/")
+    query = ["query", "red", "-b", "bundle", "-k", 12, "--threads", 1]
+    warning = f"warning: {other.with_items} of 12 pictures"
+    assert warning in run_rt(*query, "--sheet", "sheet.png").stderr
+    assert warning not in run_rt(*query).stderr
+    Path("mounted").symlink_to("gone")
+    assert warning not in run_rt(*query, "--sheet", "sheet.png").stderr
 
 
 def test_each_name_is_in_one_shard():
@@ -168,21 +178,27 @@ def test_options_that_change_rows_are_the_same_for_all(work, options, shown):
     refuses(merge(), 3, f"shards/1 with no {name}", f"shards/3 with {shown}")
 
 
-def test_a_shard_that_added_nothing_may_be_made_otherwise(work, monkeypatch):
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_shard_is_not_finished_until_it_is_run_again(work, monkeypatch):
+    """If it had added nothing, with other options, too."""
     shutil.rmtree("shards/1")
     with monkeypatch.context() as patch:
         patch.setattr("upperson_rt.gallery.sqlite.SqliteGallery.add", interrupt)
         assert index(1, more=["--camera", "gaet"]).exit_code == 130
-    assert Path("shards/1", RECORD_FILE).exists()
+        assert index(2).exit_code == 130
+    refuses(merge(), 3, "1/3")
     index(1)
+    refuses(merge(), 3, "2/3")
+    index(2)
     assert merged()["items"] == 12
 
 
-@pytest.mark.parametrize(
-    "shard", ["0/3", "4/3", "3", "1/3/5", "-1/3", "1/0", "a/b", "1/9999999", ""]
-)
-def test_what_is_no_shard(work, shard):
-    refuses(run_rt("index", "crops", "-b", "bundle", "--shard", shard), 2)
+def test_what_is_no_shard(work):
+    for shard in ("0/3", "4/3", "3", "1/3/5", "-1/3", "1/0", "a/b", "1/9999999", ""):
+        refuses(run_rt("index", "crops", "-b", "bundle", "--shard", shard), 2)
 
 
 def test_shards_do_not_mix_while_they_are_indexed(work):
@@ -190,10 +206,6 @@ def test_shards_do_not_mix_while_they_are_indexed(work):
     refuses(index(0, to="shards/1"), 3, "1/3")
     index(0, to="plain")
     refuses(index(1, to="plain"), 3)
-
-
-def another_division(work):
-    index(3, of=4, to="shards/x")
 
 
 def another_list(work):
@@ -206,17 +218,18 @@ def another_model(work):
     index(3, bundle="other", to="shards/x")
 
 
-def a_copy(work):
-    shutil.copytree("shards/2", "shards/x")
-
-
 @pytest.mark.parametrize(
     ("prepare", "others", "exit_code", "facts"),
     [
         (None, ["3"], 3, ["1 of 3 shards", "2/3"]),
         (None, ["2", "2", "3"], 3, ["shard 2/3", "in shards/2 and shards/2"]),
-        (a_copy, ["2", "x", "3"], 3, ["shard 2/3", "in shards/2 and shards/x"]),
-        (another_division, ["2", "x"], 3, ["shards/1 is 1/3, shards/x 3/4"]),
+        (
+            lambda _: shutil.copytree("shards/2", "shards/x"),
+            ["2", "x", "3"],
+            3,
+            ["shard 2/3", "in shards/2 and shards/x"],
+        ),
+        (lambda _: index(3, of=4, to="shards/x"), ["2", "x"], 3, ["shards/1 is 1/3, shards/x 3/4"]),
         (another_list, ["2", "x"], 3, ["shards/1 is of 13 pictures, shards/x of 12"]),
         (another_model, ["2", "x"], 6, ["two models"]),
         (None, ["4"], 3, ["shards/4"]),
@@ -226,11 +239,6 @@ def test_shards_that_make_no_whole(work, prepare, others, exit_code, facts):
     if prepare is not None:
         prepare(work)
     refuses(merge("shards/1", *(f"shards/{one}" for one in others)), exit_code, *facts)
-
-
-def alter_vector(shard):
-    ((vector,),) = sql(shard, "SELECT vector FROM items WHERE id = 1")
-    sql(shard, "UPDATE items SET vector = ? WHERE id = 1", bytes([vector[0] ^ 1]) + vector[1:])
 
 
 def delete_picture(shard):
@@ -256,7 +264,11 @@ def stop_halfway(shard):
     ("damage", "exit_code", "fact"),
     [
         (lambda shard: sql(shard, "UPDATE items SET camera = 'x' WHERE id = 2"), 6, "with id 2"),
-        (alter_vector, 6, "vector of the picture with id 1"),
+        (
+            lambda shard: sql(shard, "UPDATE items SET vector = zeroblob(48) WHERE id = 1"),
+            6,
+            "vector of the picture with id 1",
+        ),
         (lambda shard: sql(shard, "DELETE FROM items WHERE id = 1"), 6, "shards/2"),
         (rewrite('"empty": 0', '"empty": 1'), 6, "shard.json"),
         (rewrite("{", ""), 3, "shard.json"),
@@ -272,27 +284,13 @@ def test_a_damaged_shard(work, damage, exit_code, fact):
     refuses(merge(), exit_code, fact)
 
 
-def interrupt(*_):
-    raise KeyboardInterrupt
-
-
-def test_an_interrupted_shard_is_not_finished_until_it_is_run_again(work, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr("upperson_rt.gallery.sqlite.SqliteGallery.add", interrupt)
-        assert index(2).exit_code == 130
-    refuses(merge(), 3, "2/3")
-    index(2)
-    assert merged()["items"] == 12
-
-
 def test_one_picture_in_two_shards(work):
     """As only a record that lies can have it: names are divided by a hash."""
     with Gallery.open("shards/1") as one, Gallery.open("shards/2") as two:
         (items, vectors), *_ = one.vectors()
         two.add(items[:1], vectors[:1])
-    record = ShardRecord.read(work / "shards/2" / RECORD_FILE)
-    with Gallery.open("shards/2") as two:
         items = Tally.of(item.key for item in two.items())
+    record = ShardRecord.read(work / "shards/2" / RECORD_FILE)
     dataclasses.replace(record, items=items).write(work / "shards/2" / RECORD_FILE)
     refuses(merge(), 6, "shards/2")
 
@@ -303,53 +301,31 @@ def test_a_place_that_is_taken_is_left_alone(work):
     for shards in ((), ("nowhere",)):  # Refused before anything is read.
         refusal(merge(*shards), 3)
     assert (work / "gallery/mine").read_text() == "mine"
-
-
-@pytest.mark.parametrize("place", ["milvus://host/people", "milvus://host:19530/a?timeout=3"])
-def test_a_collection_is_not_merged(work, place):
+    place = "milvus://host:19530/a?timeout=3"
     for arguments, to in ((["shards/1"], place), (["shards/1", place], "gallery")):
         result = merge(*arguments, to=to, more=["--json"])
         assert refusal(result, 2, "gallery_not_a_folder")["fields"] == {"gallery": place}
 
 
-def test_pictures_that_are_elsewhere_are_reported(work, original):
-    """Keys have the paths of the machine that indexed them."""
-    assert merged(to="all")["out_of_reach"] == 0
-    shutil.copytree(original / "crops", "mounted")
-    shutil.rmtree("shards/2")
-    index(2, crops="mounted")
-    count = ShardRecord.read(Path("shards/2", RECORD_FILE)).with_items
-    shutil.move("mounted", "gone")
-    found = merged(to="again")
-    assert found["out_of_reach"] == count
-    assert found["first_out_of_reach"].startswith(f"{work}/mounted/")
-    query = ["query", "red", "-b", "bundle", "-g", "again", "-k", 12, "--threads", 1]
-    warning = f"warning: {count} of 12 pictures"
-    assert warning in run_rt(*query, "--sheet", "sheet.png").stderr
-    assert warning not in run_rt(*query).stderr
-    Path("mounted").symlink_to("gone")
-    assert warning not in run_rt(*query, "--sheet", "sheet.png").stderr
-
-
 def test_a_merge_that_went_wrong_is_noticed_and_not_kept(work, monkeypatch):
-    add = merging.ADD.replace("INSERT", "INSERT OR IGNORE")
-    monkeypatch.setattr(merging, "ADD", add.replace("VALUES (?", "VALUES (? / 2"))
+    """A sound gallery, but not of all rows."""
+    append = merging._append
+    monkeypatch.setattr(merging, "_append", lambda to, shard, batch: append(to, shard, batch[1:]))
     refuses(merge(), 6)
 
 
-def test_a_killed_merge_leaves_nothing_or_all(work, monkeypatch):
+@pytest.mark.parametrize("step", ["_check_keys", "_check_merged"])
+def test_a_killed_merge_leaves_nothing_or_all(work, monkeypatch, step):
     """In the middle of the copying, and where the new gallery gets its name."""
-    monkeypatch.setattr(merging, "_ROWS_AT_A_TIME", 1)
-    for step in ("_check_keys", "_check_merged"):
-        code = (
-            "import os, signal, upperson_rt.gallery.sqlite.merge as merging\n"
-            f"merging.{step} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "from upperson_rt.cli import main; main()"
-        )
-        done = run_code(code, "gallery", "merge", "shards/1", "shards/2", "shards/3", cwd=work)
-        assert done.returncode == -signal.SIGKILL
-        assert not Path("gallery").exists()
     before = snapshot(work / "shards")
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(merging, step, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        merge()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert not Path("gallery").exists()
+    monkeypatch.setattr(store, "_ROWS_AT_A_TIME", 1)
     assert merged()["items"] == 12
     assert snapshot(work / "shards") == before
     assert not list(Path().glob(".gallery*"))

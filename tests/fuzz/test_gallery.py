@@ -71,22 +71,13 @@ item_fields = st.fixed_dictionaries(
 
 
 @fuzz(fields=item_fields, variant=mostly("int8", None))
-@example(fields={"key": "a", "time": 1e20}, variant=None)
 @example(fields={"key": "a", "time": 10**400}, variant=None)
-@example(fields={"key": "a", "time": "x"}, variant=None)
-@example(fields={"key": "a", "box": (float("nan"), 0, 1, 1)}, variant=None)
-@example(fields={"key": "a", "box": (0, 0, 1, float("inf"))}, variant=None)
-@example(fields={"key": "a", "box": "abcd"}, variant=None)
 @example(fields={"key": "a", "box": 5}, variant=None)
 @example(fields={"key": "a", "box": (0, 0, 10**400, 10**400)}, variant=None)
 @example(fields={"key": "a", "attributes": {"a": nested(3000)}}, variant=None)
-@example(fields={"key": "a", "attributes": {"a": nested(100)}}, variant=None)
 @example(fields={"key": "a", "attributes": np.array([1, 2])}, variant=None)
 @example(fields={"key": "a", "attributes": {"a": 10**5000}}, variant=None)
-@example(fields={"key": "a\0b"}, variant=None)
-@example(fields={"key": np.str_("a"), "camera": np.str_("gate")}, variant=np.str_("int8"))
-@example(fields={"key": Text.GATE, "source": Text.GATE, "track": Text.GATE}, variant=Text.GATE)
-@example(fields={"key": 5}, variant=None)
+@example(fields={"key": Text.GATE, "source": np.str_("a")}, variant=Text.GATE)
 @example(fields={"key": "a"}, variant="\udcff")
 def test_items(gallery, fields, variant):
     item = refused_well(Item, **fields)
@@ -107,8 +98,6 @@ def test_items(gallery, fields, variant):
 @fuzz(items=mostly([], [Item(key="new")], "new"), vectors=mostly(VECTORS[:1], VECTORS[:0]))
 @example(items=[Item(key="new")], vectors=VECTORS[:1].astype(np.float64) * 1e300)
 @example(items=[5], vectors=VECTORS[:1])
-@example(items=5, vectors=VECTORS[:1])
-@example(items=[Item(key="new")], vectors="abc")
 @example(items=[Item(key="new")], vectors=[[1, [2]]])
 @example(items=[Item(key="new")], vectors=[[10**400] * DIM])
 def test_what_is_added(gallery, items, vectors):
@@ -130,18 +119,14 @@ filter_fields = st.fixed_dictionaries(
 
 
 @fuzz(fields=filter_fields, k=mostly(3), by_track=st.booleans(), vectors=mostly(VECTORS[:2]))
-@example(fields={"camera": "\udcff"}, k=3, by_track=False, vectors=VECTORS[:1])
-@example(fields={"camera": 5}, k=3, by_track=False, vectors=VECTORS[:1])
 @example(fields={"camera": ["gate", 5]}, k=3, by_track=False, vectors=VECTORS[:1])
 @example(fields={"since": np.int64(5)}, k=3, by_track=False, vectors=VECTORS[:1])
 @example(fields={"since": 10**400}, k=3, by_track=False, vectors=VECTORS[:1])
-@example(fields={"since": "yesterday"}, k=3, by_track=False, vectors=VECTORS[:1])
 @example(fields={"track": "\ud800"}, k=3, by_track=True, vectors=VECTORS[:1])
 @example(fields={"attributes": {"\udcff": 1}}, k=3, by_track=False, vectors=VECTORS[:1])
 @example(fields={"attributes": {"n": "\udcff"}}, k=3, by_track=False, vectors=VECTORS[:1])
 @example(fields={"attributes": {5: 1}}, k=3, by_track=False, vectors=VECTORS[:1])
 @example(fields={"attributes": 5}, k=3, by_track=False, vectors=VECTORS[:1])
-@example(fields={}, k="3", by_track=False, vectors=VECTORS[:1])
 @example(fields={}, k=2.5, by_track=False, vectors=VECTORS[:1])
 @example(fields={}, k=10**30, by_track=False, vectors=VECTORS[:1])
 @example(fields={}, k=2**31 - 1, by_track=True, vectors=VECTORS[:1])
@@ -162,10 +147,7 @@ def test_questions(gallery, fields, k, by_track, vectors):
 
 
 @fuzz(where=values, k=mostly(3))
-@example(where="gate", k=3)
-@example(where="", k=3)
 @example(where=[], k=3)
-@example(where={"camera": "gate"}, k=3)
 @example(where=Filter, k=3)
 @example(where=np.array(["gate"]), k=3)
 def test_what_is_no_filter(gallery, where, k):
@@ -183,7 +165,7 @@ def test_what_is_no_filter(gallery, where, k):
 
 
 @fuzz(
-    keys=mostly(["nobody"], ["nobody", "else"]),
+    keys=mostly(["none"], ["none", "else"]),
     older_than=mostly(5, None),
     keep=mostly(100, None),
     camera=mostly("nowhere"),
@@ -211,10 +193,8 @@ def test_what_is_deleted(gallery, keys, older_than, keep, camera, batch_size):
     create=st.booleans(),
 )
 @example(location="a\0b", fingerprint="f", embed_dim=8, create=True)
-@example(location="x" * 300, fingerprint=None, embed_dim=None, create=False)
 @example(location=None, fingerprint=None, embed_dim=None, create=False)
 @example(location=b"gallery", fingerprint=None, embed_dim=None, create=False)
-@example(location="g", fingerprint="f", embed_dim=-1, create=True)
 @example(location="g", fingerprint="f", embed_dim=10**30, create=True)
 @example(location="g", fingerprint="\udcff", embed_dim=8, create=True)
 @example(location="g", fingerprint=None, embed_dim=nested(100_000), create=False)
@@ -227,7 +207,7 @@ def test_places(tmp_path_factory, monkeypatch, location, fingerprint, embed_dim,
     if isinstance(location, str) and (location.startswith(("/", "milvus")) or ".." in location):
         create = False
         if location.count("/") > 2 and ":19530" in location:
-            return  # Nothing may be asked of a server that is there by chance.
+            return  # No request goes to a server that is there by chance.
     opened = refused_well(Gallery.open, location, fingerprint, embed_dim, create=create)
     if isinstance(opened, Gallery):
         opened.close()
@@ -245,7 +225,6 @@ def test_places(tmp_path_factory, monkeypatch, location, fingerprint, embed_dim,
 @example(path="log", query="\udcff", k=10**5000, user="ann", hits=[], where=None)
 @example(path="log", query={"a": nested(3000)}, k=3, user="ann", hits=[], where=None)
 @example(path="log", query=Odd(), k=Odd(), user=5, hits=[], where=None)
-@example(path="log", query="red", k=3, user="ann", hits=5, where=None)
 @example(path="log", query="red", k=3, user="ann", hits=["x"], where=None)
 @example(path="log", query="red", k=3, user="ann", hits=[], where={"camera": "gate"})
 def test_exports_and_logs(
@@ -265,7 +244,7 @@ def test_exports_and_logs(
             refused_well(export_gallery, gallery, log.path.with_suffix(".y"), None, hits)
 
 
-RECORDS = [
+RECORD, OTHER = (
     ShardRecord(
         shard=f"{number}/2",
         fingerprint="f" * 64,
@@ -279,21 +258,19 @@ RECORDS = [
         empty=len(own) - 1,
     )
     for number, own in ((1, ["a", "b"]), (2, ["c"]))
-]
-
-
-@fuzz(document=damaged_json(dataclasses.asdict(RECORDS[0])))
-@example(document=dataclasses.asdict(RECORDS[0]) | {"shard": "0/2"})
-@example(document=dataclasses.asdict(RECORDS[0]) | {"shard": "x" * 10**5})
-@example(document=dataclasses.asdict(RECORDS[0]) | {"root": "x" * 10**5})
-@example(document=dataclasses.asdict(RECORDS[0]) | {"fingerprint": "x" * 10**5})
-@example(
-    document=dataclasses.asdict(RECORDS[0])
-    | {"own": {"count": 10**4299, "total": "f" * 32}, "with_items": 10**4299}
 )
-@example(document=dataclasses.asdict(RECORDS[0]) | {"made_with": {"--camera": "x" * 10**5}})
+DOCUMENT = dataclasses.asdict(RECORD)
+MANY = 10**4299
+
+
+@fuzz(document=damaged_json(DOCUMENT))
+@example(document=DOCUMENT | {"shard": "0/2"})
+@example(document=DOCUMENT | {"shard": "x" * 10**5})
+@example(document=DOCUMENT | {"root": "x" * 10**5})
+@example(document=DOCUMENT | {"own": {"count": MANY, "total": "f" * 32}, "with_items": MANY})
+@example(document=DOCUMENT | {"made_with": {"--camera": "x" * 10**5}})
 def test_records_of_shards(tmp_path_factory, document):
-    """Their checksum is right: it is for accidents, and anybody can make one."""
+    """Their checksum is right: it is for accidents, and easy to make."""
     file = tmp_path_factory.mktemp("shards") / "shard.json"
     text = as_json(document)
     with suppress(ValueError, TypeError):
@@ -302,5 +279,5 @@ def test_records_of_shards(tmp_path_factory, document):
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
     found = refused_well(ShardRecord.read, file)
     if isinstance(found, ShardRecord):
-        refused_well(check_whole, [file.parent, file], [found, RECORDS[1]])
-        refused_well(require_same_rows, "here", found, RECORDS[0])
+        refused_well(check_whole, [file.parent, file], [found, OTHER])
+        refused_well(require_same_rows, "here", found, RECORD)

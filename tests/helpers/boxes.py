@@ -8,8 +8,6 @@ was acknowledged on either box must be there afterwards, as it was; anything of 
 it.
 """
 
-import argparse
-import contextlib
 import json
 import random
 import shutil
@@ -19,12 +17,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
 
 from tests.helpers import milvus_server
 from tests.helpers.command_line import environment
+from tests.helpers.trials import parse
 from upperson_rt.errors import BackendError
 from upperson_rt.gallery import Gallery
 
@@ -57,9 +57,9 @@ def reason_to_skip() -> str | None:
     """Say why boxes cannot be joined to a server here, or None."""
     if (reason := milvus_server.reason_to_skip()) is not None:
         return reason
-    if shutil.which("ip") is None or shutil.which("nsenter") is None:
+    if None in map(shutil.which, ("ip", "nsenter")):
         return "no programs 'ip' and 'nsenter' to join network namespaces"
-    with Network() as network, contextlib.suppress(subprocess.CalledProcessError):
+    with closing(Network()) as network, suppress(subprocess.CalledProcessError):
         network.join("trial")
         return None
     return "this machine does not let processes join network namespaces"
@@ -93,12 +93,6 @@ class Network:
             holder.communicate()
         self._holders.clear()
 
-    def __enter__(self) -> "Network":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _hold(self, isolated: Sequence[str]) -> int:
         """Start a process that keeps namespaces until its standard input is closed."""
         holder = subprocess.Popen(
@@ -120,29 +114,17 @@ def _run(*command: str) -> None:
 
 
 class Box:
-    """One ``upperson-rt watch`` and what was acknowledged to it.
+    """One ``upperson-rt watch`` in a folder of `prepare`, and what was acknowledged to it.
 
-    Args:
-        inside: What its command begins with.
-        folder: Working folder, with ``bundle``, ``street.avi`` and ``street.json``.
-        gallery: Location of the collection, as the box sees it.
-        camera: Name of its camera.
-        name: Of the box; by default the camera's.
+    ``inside`` is what its command begins with, ``gallery`` the collection as the box sees it.
     """
 
-    def __init__(
-        self,
-        inside: Sequence[str],
-        folder: Path,
-        gallery: str,
-        camera: str,
-        name: str | None = None,
-    ) -> None:
+    def __init__(self, inside: Sequence[str], folder: Path, gallery: str, camera: str) -> None:
         self.camera = camera
-        self._notes = folder / f"{name or camera}.acknowledged"
+        self._notes = folder / f"{camera}.acknowledged"
         self._notes.touch()
-        self.output = folder / f"{name or camera}.output"
-        with self.output.open("wb") as out, self.errors.open("wb") as err:
+        self._output = folder / f"{camera}.output"
+        with self._output.open("wb") as output:
             self._process = subprocess.Popen(
                 [
                     *(*inside, sys.executable, "-W", "error", "-c", _NOTES_WHAT_IS_ACKNOWLEDGED),
@@ -151,14 +133,9 @@ class Box:
                 cwd=folder,
                 env=environment(),
                 stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
+                stdout=output,
+                stderr=output,
             )
-
-    @property
-    def errors(self) -> Path:
-        """What it wrote to standard error."""
-        return self.output.with_suffix(".errors")
 
     def acknowledged(self) -> dict[str, tuple[str, list[float]]]:
         """Return camera and vector by key of all that `add` has returned for."""
@@ -168,7 +145,7 @@ class Box:
     def wait_for(self, rows: int) -> None:
         """Wait until so many rows are acknowledged."""
         while len(self.acknowledged()) < rows:
-            assert self._process.poll() is None, self.errors.read_text()
+            assert self._process.poll() is None, self._output.read_text()
             time.sleep(0.02)
 
     def kill(self) -> None:
@@ -190,7 +167,7 @@ def prepare(folder: Path) -> None:
     make_toy_bundle(folder / "bundle")
     write_video(
         folder / "street.avi",
-        VideoSpec(people=14, seconds=100, fps=2, width=640, height=360, seed=5),
+        VideoSpec(people=14, seconds=100, fps=2, width=320, height=180, seed=5),
     )
 
 
@@ -215,11 +192,7 @@ def problems(gallery: Gallery, boxes: Sequence[Box]) -> Iterator[str]:
 def trial(
     server: milvus_server.MilvusServer, reader: Gallery, boxes: Sequence[Box], rng: random.Random
 ) -> Iterator[str]:
-    """Kill the first box and restart the server, in any order, while both write.
-
-    Yields:
-        How each box ended.
-    """
+    """Kill the first box and restart the server while both write; yield how each box ended."""
     for box in boxes:
         box.wait_for(rng.randint(1, 6))
     restart = [server.kill, server.start]
@@ -245,8 +218,8 @@ def try_boxes(trials: int, seed: int) -> Counter[str]:
     """Return how often each outcome came up, see `BAD`."""
     rng = random.Random(seed)
     outcomes: Counter[str] = Counter()
-    everybody: list[Box] = []
-    with tempfile.TemporaryDirectory() as name, Network() as network:
+    all_boxes: list[Box] = []
+    with tempfile.TemporaryDirectory() as name, closing(Network()) as network:
         folder = Path(name)
         prepare(folder)
         places = [network.join(box) for box in ("gate", "hall")]
@@ -254,24 +227,19 @@ def try_boxes(trials: int, seed: int) -> Counter[str]:
         server.start()
         try:
             for number in range(trials):
-                boxes = [
-                    Box(
-                        inside,
-                        folder,
-                        f"milvus://{address}/people?timeout=120",
-                        f"{camera}{number}",
-                    )
-                    for camera, (inside, address) in zip("ab", places, strict=True)
-                ]
-                everybody += boxes
+                boxes = []
+                for camera, (inside, address) in zip("ab", places, strict=True):
+                    place = f"milvus://{address}/people?timeout=120"
+                    boxes.append(Box(inside, folder, place, f"{camera}{number}"))
+                all_boxes += boxes
                 for box in boxes:
                     box.wait_for(1)
                 location = f"milvus://127.0.0.1:{server.port}/people"
                 with Gallery.open(location) as reader:
                     outcomes.update(trial(server, reader, boxes, rng))
                 with Gallery.open(location) as reader:
-                    outcomes.update(problems(reader, everybody))
-                outcomes["rows acknowledged"] = sum(len(box.acknowledged()) for box in everybody)
+                    outcomes.update(problems(reader, all_boxes))
+                outcomes["rows acknowledged"] = sum(len(box.acknowledged()) for box in all_boxes)
                 print(number, dict(outcomes), flush=True)
         finally:
             server.close()
@@ -280,10 +248,7 @@ def try_boxes(trials: int, seed: int) -> Counter[str]:
 
 def main() -> int:
     """Run trials, print what came of them, and return 1 if anything was lost or wrong."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parse(__doc__, trials=20, seed=0)
     outcomes = try_boxes(options.trials, options.seed)
     for outcome, count in sorted(outcomes.items()):
         print(f"{count:6d} {outcome}")

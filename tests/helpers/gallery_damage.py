@@ -8,7 +8,6 @@ anything else counts against the gallery, as does a `verify` that finds nothing 
 was refused.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -18,15 +17,15 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
+from tests.helpers.trials import parse, print_tables
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.export import export_gallery
@@ -41,8 +40,7 @@ FILES = ("gallery.sqlite", "gallery.sqlite-wal", "gallery.index", "gallery.sqlit
 EARLIER = "earlier"
 """The folder of the first gallery as it once was."""
 BAD = ("crash", "wrong", "raw", "input", "missed")
-GOOD = ("refused", "right")
-OUTCOMES = (*BAD, *GOOD)
+OUTCOMES = (*BAD, "refused", "right")
 """The worst first."""
 _PAGE = 4096
 _LEAF_OF_TABLE = 13  # The first byte of a page of rows.
@@ -63,15 +61,24 @@ def make_galleries(folder: Path, rows: int) -> list[Path]:
         gallery.delete([item.key for item in _items(100, 140)])
         _fill(gallery, rows, rows + 50)
     shutil.copytree(closed, killed)
-    child = os.fork()
-    if child == 0:
-        gallery = Gallery.open(killed)
+
+    def change(gallery: Gallery) -> None:
         for start in range(0, 60, 20):
             _fill(gallery, 2 * rows + start, 2 * rows + start + 20)
         gallery.delete([item.key for item in _items(200, 210)])
-        os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
+
+    change_and_die(killed, change)
     return [closed, killed]
+
+
+def change_and_die(folder: Path, change: Callable[[Gallery], object]) -> None:
+    """Change a gallery in a process that is killed with its log."""
+    child = os.fork()
+    if child == 0:
+        change(Gallery.open(folder, FINGERPRINT, DIM))
+        os.kill(os.getpid(), signal.SIGKILL)
+    if os.waitpid(child, 0)[1] != signal.SIGKILL:
+        raise AssertionError("the writer was not killed")
 
 
 def _items(start: int, stop: int) -> list[Item]:
@@ -203,31 +210,32 @@ def damage(
     content: bytearray, kind: str, rng: np.random.Generator, earlier: bytes = b""
 ) -> bytearray:
     """Return the content of a file with one damage."""
+
+    def zeros(start: int, length: int) -> None:
+        content[start : start + length] = bytes(min(length, len(content) - start))
+
     at = int(rng.integers(len(content)))
     page = at // _PAGE * _PAGE
+    changed = [
+        start
+        for start in range(0, min(len(content), len(earlier)), _PAGE)
+        if content[start : start + _PAGE] != earlier[start : start + _PAGE]
+    ]
     if kind == "newest rows":
         at, kind = _place_of_a_newest_row(content, rng) or at, "sector of zeros"
-    elif kind == "older page":
-        changed = [
-            start
-            for start in range(0, min(len(content), len(earlier)), _PAGE)
-            if content[start : start + _PAGE] != earlier[start : start + _PAGE]
-        ]
-        if changed:
-            page = int(rng.choice(changed))
-            content[page : page + _PAGE] = earlier[page : page + _PAGE]
-            return content
-    if kind == "bit":
+    if kind == "older page" and changed:
+        page = int(rng.choice(changed))
+        content[page : page + _PAGE] = earlier[page : page + _PAGE]
+    elif kind == "bit":
         content[at] ^= 1 << int(rng.integers(8))
     elif kind == "byte":
         content[at] ^= int(rng.integers(1, 256))
     elif kind == "16 bytes":
         content[at : at + 16] = rng.bytes(min(16, len(content) - at))
     elif kind == "sector of zeros":
-        start = at // 512 * 512
-        content[start : start + 512] = bytes(min(512, len(content) - start))
+        zeros(at // 512 * 512, 512)
     elif kind == "page of zeros":
-        content[page : page + _PAGE] = bytes(min(_PAGE, len(content) - page))
+        zeros(page, _PAGE)
     elif kind == "cut":
         del content[at:]
     else:
@@ -249,19 +257,18 @@ def _place_of_a_newest_row(content: bytearray, rng: np.random.Generator) -> int 
     return page + int(rng.integers(_PAGE))
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What one damage led to."""
+def verdict_on(name: str, answer: str, expected: str | None) -> str:
+    """Return one of `OUTCOMES` for what an operation says of a damaged gallery."""
+    if answer == expected:
+        return "right"
+    if name == "verify" and answer.startswith("["):
+        return "refused"  # It lists what is wrong.
+    kind = answer.partition(":")[0]
+    return kind if kind in ("refused", "input", "raw", "crash") else "wrong"
 
-    name: str
-    verdicts: dict[str, str]
-    """By operation: right, refused, input, wrong, raw or crash."""
-    details: dict[str, str]
-    """Answers or errors of the bad ones."""
 
-
-def trials(galleries: list[Path], count: int, seed: int) -> Iterator[Trial]:
-    """Damage copies of the galleries, each in one place."""
+def trials(galleries: list[Path], count: int, seed: int) -> Iterator[tuple[str, dict[str, str]]]:
+    """Damage copies of the galleries, each in one place; yield what was damaged, and verdicts."""
     folder = galleries[0].parent
     expected = {}
     for gallery in galleries:
@@ -285,55 +292,37 @@ def trials(galleries: list[Path], count: int, seed: int) -> Iterator[Trial]:
         path.write_bytes(after)
         found = in_child(lambda: answers(folder / "copy"))
         shutil.rmtree(folder / "copy")
-        verdicts, details = {}, {}
-        for name, text in found.items():
-            verdicts[name] = text.partition(":")[0]
-            if text == expected[gallery].get(name):
-                verdicts[name] = "right"
-            elif name == "verify" and text.startswith("["):
-                verdicts[name] = "refused"  # It lists what is wrong.
-            elif verdicts[name] not in ("refused", "input", "raw", "crash"):
-                verdicts[name] = "wrong"
-            if verdicts[name] in ("input", "raw", "crash", "wrong"):
-                details[name] = text
-        missed = verdicts.get("verify") == "right" and "refused" in verdicts.values()
-        if missed:
+        verdicts = {
+            name: verdict_on(name, text, expected[gallery].get(name))
+            for name, text in found.items()
+        }
+        if verdicts.get("verify") == "right" and "refused" in verdicts.values():
             verdicts["verify"] = "missed"
-        yield Trial(f"{number} {gallery.name}/{file} {kind}", verdicts, details)
+        trial = f"{gallery.name}/{file} {kind}"
+        for name, verdict in verdicts.items():
+            if verdict in BAD:
+                print(f"{number} {trial}: {name}: {verdict}: ...{found[name][-700:]}", flush=True)
+        yield trial, verdicts
 
 
 def main() -> int:
     """Run trials, print what came of them, and return 1 if any outcome is in `BAD`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rows", type=int, default=9000)
-    parser.add_argument("--index-from", type=int, help="Rows from which on an index is saved.")
-    parser.add_argument("--show", type=int, default=5, help="Bad outcomes to print in full.")
-    options = parser.parse_args()
+    options = parse(__doc__, trials=1000, seed=0, rows=9000, index_from=index._SEAL_ROWS)
     os.environ["OMP_NUM_THREADS"] = "1"  # Threads of faiss would be missing in forked processes.
-    if options.index_from is not None:
-        index._SEAL_ROWS = options.index_from
-    tables: dict[str, Counter[str]] = {}
+    index._SEAL_ROWS = options.index_from
+    tables: dict[str, Counter[str]] = defaultdict(Counter)
     worst: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         galleries = make_galleries(Path(folder), options.rows)
-        for trial in trials(galleries, options.trials, options.seed):
-            outcome = next(one for one in OUTCOMES if one in trial.verdicts.values())
-            for name, verdicts in trial.verdicts.items():
-                tables.setdefault(name, Counter())[verdicts] += 1
-            _, file, kind = trial.name.split(" ", 2)
-            tables.setdefault(f"{file} {kind}", Counter())[outcome] += 1
+        for trial, verdicts in trials(galleries, options.trials, options.seed):
+            outcome = next(one for one in OUTCOMES if one in verdicts.values())
+            for name, verdict in verdicts.items():
+                tables[name][verdict] += 1
+            tables[trial][outcome] += 1
             worst[outcome] += 1
             if worst.total() % 100 == 0:
                 print(f"{worst.total()} trials", dict(worst), file=sys.stderr, flush=True)
-            if outcome not in GOOD and sum(worst[one] for one in BAD) <= options.show:
-                print(trial.name, trial.verdicts)
-                print(
-                    "".join(f"  {key}: ...{text[-700:]}\n" for key, text in trial.details.items())
-                )
-    for name, counts in sorted(tables.items()):
-        print(f"{name:40}", dict(counts))
+    print_tables(tables)
     print("worst of each trial", dict(worst))
     return int(any(worst[one] for one in BAD))
 

@@ -2,11 +2,10 @@
 
 import itertools
 import sqlite3
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +13,21 @@ from numpy.typing import NDArray
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.sqlite.schema import GUARD
 
-if TYPE_CHECKING:
-    from tests.helpers.milvus_server import MilvusServer
-
 DIM = 16
 FINGERPRINT = "fp-of-the-suite"
 
 
-class Place(ABC):
-    """Locations of one store."""
+class Place:
+    """Locations of one store, which begin alike."""
 
-    @abstractmethod
+    _numbers = itertools.count()
+
+    def __init__(self, start: str) -> None:
+        self._start = start
+
     def unused(self) -> str:
         """Return the location of a gallery that has not been made."""
+        return f"{self._start}{next(self._numbers)}"
 
     def empty(self) -> str:
         """Return the location of a gallery of DIM and FINGERPRINT that holds nothing."""
@@ -38,25 +39,6 @@ class Place(ABC):
         return Gallery.open(location, FINGERPRINT, DIM, **options)
 
 
-class Folders(Place):
-    """SQLite: a folder for each gallery."""
-
-    def __init__(self, folder: Path) -> None:
-        self._names = (str(folder / str(number)) for number in itertools.count())
-
-    def unused(self) -> str:
-        return next(self._names)
-
-
-class Memory(Place):
-    """The example of a store: galleries in this process."""
-
-    _numbers = itertools.count()
-
-    def unused(self) -> str:
-        return f"memory://contract_{next(self._numbers)}"
-
-
 class Milvus(Place):
     """One collection, emptied for each test: making one takes seconds.
 
@@ -65,21 +47,15 @@ class Milvus(Place):
         uri: For `pymilvus.MilvusClient`, the same.
     """
 
-    _numbers = itertools.count()
-
     def __init__(self, address: str, uri: str) -> None:
+        super().__init__(f"{address}/contract_")
         self.address = address
         self._uri = uri
         self._shared: str | None = None
 
-    def unused(self) -> str:
-        return f"{self.address}/contract_{next(self._numbers)}"
-
     def empty(self) -> str:
         if self._shared is None:
-            self._shared = self.unused()
-            self.open(self._shared, create=True).close()
-            return self._shared
+            self._shared = super().empty()
         with self.client() as client:
             client.delete(self._shared.rsplit("/", 1)[1], filter="id >= 0")
         return self._shared
@@ -89,24 +65,8 @@ class Milvus(Place):
         """Give a client that knows nothing of galleries."""
         from pymilvus import MilvusClient
 
-        client = MilvusClient(self._uri, dedicated=True)
-        try:
+        with closing(MilvusClient(self._uri, dedicated=True)) as client:
             yield client
-        finally:
-            client.close()
-
-
-class MilvusOnServer(Milvus):
-    """The same on a server of its own, started by the tests that need it.
-
-    Args:
-        server: Not started yet.
-    """
-
-    def __init__(self, server: "MilvusServer") -> None:
-        address = f"127.0.0.1:{server.port}"
-        super().__init__(f"milvus://{address}", f"http://{address}")
-        self.server = server
 
 
 def unit(*rows: Any) -> NDArray[np.float32]:

@@ -9,22 +9,30 @@ reads, must leave the folder as it was. A use that is not refused must be right,
 gallery.
 """
 
-import argparse
 import os
 import shutil
-import signal
 import struct
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from tests.helpers.gallery_damage import OPERATIONS, _answer, _fill, _items, damage, in_child
+from tests.helpers.gallery_damage import (
+    OPERATIONS,
+    _answer,
+    _fill,
+    _items,
+    change_and_die,
+    damage,
+    in_child,
+    verdict_on,
+)
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
+from tests.helpers.trials import parse, print_tables
 from upperson_rt.gallery import Gallery, Item
 
 FILE, LOG, MARK = "gallery.sqlite", "gallery.sqlite-wal", "gallery.sqlite-mark"
@@ -42,31 +50,19 @@ def look_of(folder: Path) -> Look:
     return found
 
 
-def killed(folder: Path, change: Callable[[Gallery], object]) -> None:
-    """Change a gallery in a process that is killed with its log."""
-    child = os.fork()
-    if child == 0:
-        change(Gallery.open(folder, FINGERPRINT, DIM))
-        os.kill(os.getpid(), signal.SIGKILL)
-    if os.waitpid(child, 0)[1] != signal.SIGKILL:
-        raise AssertionError("the writer was not killed")
-
-
 def make_galleries(folder: Path, rows: int) -> None:
     """Make galleries: of pictures ``closed`` and ``killed``, and those to take files from."""
 
-    def put(name: str, *numbers: int) -> None:
-        with Gallery.open(folder / name, FINGERPRINT, DIM, create=True) as gallery:
-            for number in numbers:
-                _fill(gallery, number * rows, number * rows + 20)
+    def put(gallery: Gallery, *numbers: int) -> None:
+        for number in numbers:
+            _fill(gallery, number * rows, number * rows + 20)
 
     def put_and_die(name: str, *numbers: int) -> None:
         def change(gallery: Gallery) -> None:
-            for number in numbers:
-                _fill(gallery, number * rows, number * rows + 20)
+            put(gallery, *numbers)
             gallery.delete([f"picture-{numbers[0] * rows + 3:06d}"])
 
-        killed(folder / name, change)
+        change_and_die(folder / name, change)
 
     for name in ("older", "other"):
         with Gallery.open(folder / name, FINGERPRINT, DIM, create=True) as gallery:
@@ -74,14 +70,15 @@ def make_galleries(folder: Path, rows: int) -> None:
             gallery.prune(keep_newest=rows - rows // 3)
         put_and_die(name, 2, 3)
     shutil.copytree(folder / "older", folder / "closed")
-    put("closed", 4, 5, 6, 7)
     with Gallery.open(folder / "closed") as gallery:
+        put(gallery, 4, 5, 6, 7)
         gallery.prune(keep_newest=gallery.count() - 30)
     shutil.copytree(folder / "closed", folder / "killed")
     put_and_die("killed", 8, 9, 10)
     # Of the same gallery, later: its log goes on from a file that is not there.
     shutil.copytree(folder / "killed", folder / "newer")
-    put("newer", 11)
+    with Gallery.open(folder / "newer") as gallery:
+        put(gallery, 11)
     put_and_die("newer", 12)
 
 
@@ -170,16 +167,11 @@ def _verdict(
     folder: Path, name: str, before: Look, expected: str, was_sound: bool
 ) -> tuple[str, str]:
     answer = "".join(_use(folder, name).values())
-    kind, after = answer.partition(":")[0], look_of(folder)
-    if kind in ("raw", "input", "crash"):
-        return kind, answer
-    is_refused = kind == "refused" or (name == "verify" and answer != expected)
-    if after != before and (is_refused or name in _READS):
+    verdict, after = verdict_on(name, answer, expected), look_of(folder)
+    if after != before and (verdict == "refused" or name in _READS):
         return "changed", f"{[one for one in before | after if before.get(one) != after.get(one)]}"
-    if is_refused:
-        return "refused", answer
-    if answer != expected:
-        return "wrong", answer
+    if verdict != "right":
+        return verdict, answer
     if name in _WRITES and name != "rebuild" and was_sound:
         problems = "".join(_use(folder, "verify").values())
         if problems != "[[]]":
@@ -187,10 +179,8 @@ def _verdict(
     return "right", answer
 
 
-def trials(
-    folder: Path, count: int, seed: int, uses: int
-) -> Iterator[tuple[str, str, str, dict[str, str]]]:
-    """Yield the damage and the use of each trial, what came of it, and the details."""
+def trials(folder: Path, count: int, seed: int, uses: int) -> Iterator[tuple[str, str]]:
+    """Yield the damage of each use, and what came of it."""
     sound: dict[tuple[str, str], str] = {}
 
     def expected(base: str, name: str) -> str:
@@ -216,33 +206,23 @@ def trials(
             before = look_of(folder / "copy")
             verdict, details = _verdict(folder / "copy", name, before, right, was_sound)
             shutil.rmtree(folder / "copy")
-            yield f"{number} {kind}", name, verdict, {"details": details}
+            if verdict in BAD:
+                print(f"{number} {kind}: {name}: {verdict}: {details[-700:]}", flush=True)
+            yield kind, verdict
         shutil.rmtree(folder / "damaged")
 
 
 def main() -> int:
     """Run trials, print what came of them, and return 1 if any outcome is in `BAD`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rows", type=int, default=400)
-    parser.add_argument("--uses", type=int, default=4, help="Uses of each damaged gallery.")
-    parser.add_argument("--show", type=int, default=8, help="Bad outcomes to print in full.")
-    options = parser.parse_args()
+    options = parse(__doc__, trials=1000, seed=0, rows=400, uses=4)
     os.environ["OMP_NUM_THREADS"] = "1"  # Threads of faiss would be missing in forked processes.
-    tables: dict[str, Counter[str]] = {}
-    total: Counter[str] = Counter()
+    tables: dict[str, Counter[str]] = defaultdict(Counter)
     with tempfile.TemporaryDirectory() as name:
         make_galleries(Path(name), options.rows)
-        for trial, use, verdict, details in trials(
-            Path(name), options.trials, options.seed, options.uses
-        ):
-            total[verdict] += 1
-            tables.setdefault(trial.split(" ", 1)[1], Counter())[verdict] += 1
-            if verdict in BAD and sum(total[one] for one in BAD) <= options.show:
-                print(trial, use, verdict, details["details"][-700:], flush=True)
-    for kind, counts in tables.items():
-        print(f"{kind:40}", dict(counts))
+        for kind, verdict in trials(Path(name), options.trials, options.seed, options.uses):
+            tables[kind][verdict] += 1
+    print_tables(tables)
+    total = sum(tables.values(), Counter[str]())
     print(f"{options.trials} trials, {total.total()} uses", dict(total))
     return int(any(total[one] for one in BAD))
 

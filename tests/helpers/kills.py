@@ -7,7 +7,6 @@ it should have left alone must be there, what it leaves must open, and the next 
 from it. How many trials ended in which way is printed; anything of `BAD` counts against it.
 """
 
-import argparse
 import os
 import shutil
 import signal
@@ -16,7 +15,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +30,7 @@ from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from tests.helpers.toy_clip import IMAGE_SIZE
 from tests.helpers.toy_graphs import export_exchanged, load_toy_graphs
 from tests.helpers.toy_run import toy_config
+from tests.helpers.trials import parse
 from upperson_rt.bundle import Bundle, open_encoder
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Gallery
@@ -189,10 +189,7 @@ def kills_of_watch(rng: np.random.Generator, trials: int) -> Iterator[str]:
     """What a reader has seen is there, and no picture without a row after the next run."""
     make_toy_bundle(Path("bundle"))
     write_video(Path("street.avi"), VideoSpec(people=6, seconds=12, fps=8, seed=5))
-    began = time.monotonic()
-    done = run_program("upperson-rt", *WATCH, cwd=Path.cwd(), timeout_s=600)
-    assert done.returncode == 0, done.stderr
-    seconds = time.monotonic() - began
+    seconds = _watched()
     for number in range(trials):
         if number % 5 == 0:
             shutil.rmtree("gallery", ignore_errors=True)
@@ -211,10 +208,17 @@ def kills_of_watch(rng: np.random.Generator, trials: int) -> Iterator[str]:
         if seen - keys:
             yield f"lost: {len(seen - keys)} rows"
         yield f"{_ended(code)}, {'rows' if seen else 'no rows'} acknowledged"
-    done = run_program("upperson-rt", *WATCH, cwd=Path.cwd(), timeout_s=600)
-    assert done.returncode == 0, done.stderr
+    _watched()
     with Gallery.open("gallery") as gallery:
         yield from (f"leftovers: {problem}" for problem in gallery.verify())
+
+
+def _watched() -> float:
+    """Watch to the end; return how many seconds that took."""
+    began = time.monotonic()
+    done = run_program("upperson-rt", *WATCH, cwd=Path.cwd(), timeout_s=600)
+    assert done.returncode == 0, done.stderr
+    return time.monotonic() - began
 
 
 def kills_of_shard(rng: np.random.Generator, trials: int) -> Iterator[str]:
@@ -222,13 +226,13 @@ def kills_of_shard(rng: np.random.Generator, trials: int) -> Iterator[str]:
     _prepare_shards()
     arguments = ("index", "pictures", "-b", "bundle", "-g", "shards/1", "--shard", "1/2")
     shard = Command((*arguments, *_QUICK), rng, "upperson_rt.cli")
-    whole = ShardRecord.read(Path("shards/1/shard.json"))
+    record = Path("shards/1/shard.json")
+    whole = ShardRecord.read(record)
     for number in range(trials):
         if number % 3 == 0:
             shutil.rmtree("shards/1", ignore_errors=True)
         code, log = shard.run(kill=True)
         yield from _problems(log)
-        record = Path("shards/1/shard.json")
         there = ShardRecord.read(record) if record.exists() else None
         finished = there is not None and there.finished
         if finished and there != whole:
@@ -237,7 +241,7 @@ def kills_of_shard(rng: np.random.Generator, trials: int) -> Iterator[str]:
             yield "wrong: not finished, and said to be"
         yield f"{_ended(code)}, {'finished' if finished else 'not finished'}"
     yield from _problems(shard.run()[1])
-    if ShardRecord.read(Path("shards/1/shard.json")) != whole:
+    if ShardRecord.read(record) != whole:
         yield "wrong: a killed shard ends in another one"
     merge_shards(["shards/1", "shards/2"], Path("gallery"))
     yield from _merged_problems()
@@ -286,7 +290,7 @@ def _prepare_shards() -> None:
 
 
 def _kept(folder: str) -> dict[str, bytes]:
-    """Return the files in a folder without SQLite's log, which whoever reads may leave, empty."""
+    """Return the files in a folder without SQLite's log, which a reader may leave, empty."""
     return {
         name: content
         for name, content in _files(folder).items()
@@ -362,19 +366,19 @@ def try_kills(kind: str, trials: int, seed: int) -> Counter[str]:
             _patch.undo()
 
 
-def main() -> int:
+def report(kinds: Sequence[str], trials: int, seed: int) -> int:
     """Run trials, print what came of them, and return 1 if anything was lost or wrong."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kinds", nargs="+", choices=KINDS)
-    parser.add_argument("--trials", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
     failed = False
-    for kind in options.kinds:
-        for outcome, count in sorted(try_kills(kind, options.trials, options.seed).items()):
+    for kind in kinds:
+        for outcome, count in sorted(try_kills(kind, trials, seed).items()):
             print(f"{kind}: {count:4d} {outcome}", flush=True)
             failed |= outcome.startswith(BAD)
     return int(failed)
+
+
+def main() -> int:
+    options = parse(__doc__, KINDS, trials=50, seed=0)
+    return report(options.kinds, options.trials, options.seed)
 
 
 if __name__ == "__main__":

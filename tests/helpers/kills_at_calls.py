@@ -6,7 +6,6 @@ Where `tests.helpers.kills` draws moments at random, most of which fall into com
 each step between two states of a folder. The outcomes are the same.
 """
 
-import argparse
 import os
 import signal
 import socket
@@ -19,6 +18,7 @@ import pytest
 
 from tests.helpers import kills
 from tests.helpers.power_loss import build_disk_calls, calls_of
+from tests.helpers.trials import parse
 
 KINDS = ("export", "import", "train")
 
@@ -72,11 +72,7 @@ def _answered(listener: socket.socket, child: int, before: int | None) -> tuple[
 
 
 def main() -> int:
-    """Run trials, print what came of them, and return 1 if anything was lost or wrong."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kinds", nargs="+", choices=KINDS)
-    parser.add_argument("--trials", type=int, default=100)
-    options = parser.parse_args()
+    options = parse(__doc__, KINDS, trials=100)
     if "LD_PRELOAD" not in os.environ:  # It is read when a process starts.
         with tempfile.TemporaryDirectory() as folder:
             library = build_disk_calls(Path(folder))
@@ -84,15 +80,9 @@ def main() -> int:
             return os.spawnve(
                 os.P_WAIT, sys.executable, command, os.environ | {"LD_PRELOAD": str(library)}
             )
-    failed = False
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kills, "Command", CommandAtCalls)
-        for kind in options.kinds:
-            outcomes = kills.try_kills(kind, options.trials, seed=0)
-            for outcome, count in sorted(outcomes.items()):
-                print(f"{kind}: {count:4d} {outcome}", flush=True)
-                failed |= outcome.startswith(kills.BAD)
-    return int(failed)
+        return kills.report(options.kinds, options.trials, seed=0)
 
 
 if __name__ == "__main__":

@@ -54,11 +54,8 @@ def reason_to_skip() -> str | None:
 class MilvusServer:
     """One server on one data folder. `start` and `kill` it as often as needed, then `close` it.
 
-    Args:
-        data: A folder of its own: settings, logs and everything stored.
-        binaries: Where its programs are unpacked to once, 240 MB.
-        isolated: What a command begins with to run in the server's namespace; a new one each start
-            by default.
+    Its programs are unpacked to ``binaries`` once, 240 MB. ``isolated`` is what a command begins
+    with to run in the server's namespace; a new one each start by default.
     """
 
     def __init__(self, data: Path, binaries: Path, isolated: Sequence[str] = ISOLATED) -> None:

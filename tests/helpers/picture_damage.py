@@ -7,14 +7,13 @@ process that ends, more than `MOST_S` of its processor, or more memory than `MOS
 against us.
 """
 
-import argparse
 import io
 import os
 import re
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from tests.helpers.gallery_damage import damage, in_child
+from tests.helpers.trials import parse, print_tables
 from upperson_console.pictures import read_upload
 from upperson_rt.errors import UppersonError
 from upperson_rt.preprocess import capture_time, load_image, resize_image
@@ -39,7 +39,7 @@ _STARTS = ("os.exec", "os.fork", "os.posix_spawn", "os.system", "subprocess.Pope
 def make_pictures() -> dict[str, bytes]:
     """Return files of the seven formats in the modes and codings that Pillow writes, by name."""
     rng = np.random.default_rng(0)
-    smooth = np.linspace(0, 200, _SIZE[0] * _SIZE[1] * 3).reshape(_SIZE)
+    smooth = np.linspace(0, 200, int(np.prod(_SIZE))).reshape(_SIZE)
     colour = Image.fromarray((smooth + rng.integers(0, 55, _SIZE)).astype(np.uint8))
     grey, bits, few = colour.convert("L"), colour.convert("1"), colour.quantize(32)
     clear = colour.convert("RGBA")
@@ -115,7 +115,7 @@ def _read(path: Path) -> str:
     try:
         capture_time(path)
         with suppress(UppersonError):  # The other way refuses it, too.
-            read_upload(path.read_bytes())
+            read_upload(io.BytesIO(path.read_bytes()))
         resize_image(load_image(path), 384, 128)
     except UppersonError as error:
         outcome = "refused"
@@ -175,21 +175,15 @@ def trials(count: int, seed: int, folder: Path) -> Iterator[tuple[str, str]]:
 
 def main() -> int:
     """Run trials, print what came of them, and return 1 if any outcome is in `BAD`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=5000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parse(__doc__, trials=5000, seed=0)
     sys.addaudithook(_watch)
-    counts: Counter[str] = Counter()
-    by_format: dict[str, Counter[str]] = {}
+    tables: dict[str, Counter[str]] = defaultdict(Counter)
     largest, longest = 0, 0.0
     with tempfile.TemporaryDirectory() as name:
-        sound = {}
         for file, content in make_pictures().items():
-            sound[file] = Path(name, file)
-            sound[file].write_bytes(content)
-        told = in_child(lambda: {file: _read(path) for file, path in sound.items()})
-        assert all(text.startswith("a picture") for text in told.values()), told
+            Path(name, file).write_bytes(content)
+        sound = in_child(lambda: {path.name: _read(path) for path in Path(name).iterdir()})
+        assert all(text.startswith("a picture") for text in sound.values()), sound
         for file, text in trials(options.trials, options.seed, Path(name)):
             outcome = next((bad for bad in BAD if text.startswith(bad)), text.rsplit(" ", 2)[0])
             if outcome in BAD:
@@ -197,10 +191,9 @@ def main() -> int:
             else:
                 _, size, seconds = text.rsplit(" ", 2)
                 largest, longest = max(largest, int(size)), max(longest, float(seconds))
-            counts[outcome] += 1
-            by_format.setdefault(os.path.splitext(file)[1], Counter())[outcome] += 1
-    for suffix, found in sorted(by_format.items()):
-        print(f"{suffix:6}", dict(found))
+            tables[os.path.splitext(file)[1]][outcome] += 1
+    print_tables(tables)
+    counts = sum(tables.values(), Counter[str]())
     print(dict(counts), f"{largest >> 20} MiB and {longest:.1f} s of a processor at most")
     return int(any(counts[bad] for bad in BAD))
 

@@ -1,6 +1,6 @@
 """What a power failure may leave of a folder, at every moment of a process that writes into it.
 
-``disk_calls.c`` tells of each call that syncs or changes names before it is made. POSIX promises
+``disk_calls.c`` reports each call that syncs or changes names before it is made. POSIX promises
 no more than this: a file has the content of its last fsync, a folder the names of its last fsync.
 What came later may be there or not, so several states are possible at one moment. A file that was
 never synced is empty in all of them.

@@ -20,19 +20,7 @@ from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery.records import Item
 from upperson_rt.printable import get_logger
 
-__all__ = [
-    "crop_path",
-    "has_hash",
-    "name_with_hash",
-    "old_files",
-    "picture_file",
-    "read_crop",
-    "remove_crops",
-    "use_picture",
-]
-
 T = TypeVar("T")
-
 _LOG = get_logger(__name__)
 
 _UNNAMED_YET_S = 3600.0
@@ -41,6 +29,10 @@ _UNNAMED_YET_S = 3600.0
 _HASH = re.compile(r"\.sha256-([0-9a-f]{32})\.jpg\Z")
 _MOST_BYTES = 64 << 20
 """A crop of 16,384 x 16,384 pixels takes less; a sparse file of terabytes is not read through."""
+
+
+def _digits(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def name_with_hash(stem: str, content: bytes) -> str:
@@ -86,10 +78,6 @@ def use_picture(file: Path, use: Callable[[NDArray[np.uint8]], T]) -> T:
     return use_image(file, use, content=read_crop(file))
 
 
-def _digits(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:32]
-
-
 def crop_path(folder: Path, crop: str) -> Path | None:
     """Return the file of a crop, or None if it would lie outside of the folder."""
     if "\0" in crop:
@@ -125,7 +113,7 @@ def old_files(folder: Path, before: float = float("inf")) -> Iterator[str]:
 
 
 def remove_crops(folder: Path, crops: Iterable[str]) -> None:
-    """Remove files that are there and lie inside the folder; what cannot be removed is logged."""
+    """Remove files that lie inside the folder; what cannot be removed is logged."""
     for crop in crops:
         path = crop_path(folder, crop)
         try:

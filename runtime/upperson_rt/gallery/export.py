@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from upperson_rt.arguments import check_callable
 from upperson_rt.errors import InputError
 from upperson_rt.files import all_names, new_folder
@@ -17,14 +19,11 @@ from upperson_rt.gallery.crops import picture_file, read_crop
 from upperson_rt.gallery.protocol import Gallery
 from upperson_rt.gallery.records import Filter, Item
 
-__all__ = ["Exported", "export_gallery"]
-
 _COLUMNS = (
     "key", "source", "camera", "time", "track", "x0", "y0", "x1", "y1", "crop", "attributes",
 )  # fmt: skip
 _FACTS, _VECTORS, _CSV, _PARQUET = "gallery.json", "vectors.npy", "items.csv", "items.parquet"
 _FILES = frozenset((_FACTS, _VECTORS, _CSV, _PARQUET))
-_NPY_HEADER_BYTES = 128
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def export_gallery(
     where they are from. Crops stay where they are; each that is there is checked.
 
     Args:
-        gallery: What to export; it may be added to meanwhile.
+        gallery: Other processes may add to it meanwhile.
         folder: New, empty, or an earlier export, which is replaced.
         where: Only items that pass.
         progress: Called with the number of items written so far.
@@ -63,14 +62,20 @@ def export_gallery(
         with new_folder(folder, _unowned_files) as temporary, ExitStack() as stack:
             done = 0
             vectors = stack.enter_context(open(temporary / _VECTORS, "wb"))
-            vectors.write(b"\0" * _NPY_HEADER_BYTES)
+            header = {"descr": "<f4", "fortran_order": False}
+            # Numpy leaves room for the number of rows, which is known at the end.
+            write_header = np.lib.format.write_array_header_1_0
+            write_header(vectors, header | {"shape": (0, gallery.embed_dim)})
             table = csv.writer(
                 stack.enter_context(open(temporary / _CSV, "w", encoding="utf-8", newline=""))
             )
             table.writerow(_COLUMNS)
             parquet = _parquet_writer(temporary / _PARQUET, stack)
             for items, rows in gallery.vectors(where):
-                _check_crops(items, gallery.crops_dir)
+                for item in items:
+                    crop = item.crop and picture_file(item, gallery.crops_dir)
+                    if crop:
+                        read_crop(crop)
                 vectors.write(rows.astype("<f4").tobytes())
                 values = [_values(item) for item in items]
                 table.writerows(values)
@@ -80,7 +85,7 @@ def export_gallery(
                 if progress is not None:
                     progress(done)
             vectors.seek(0)
-            vectors.write(_npy_header(done, gallery.embed_dim))
+            write_header(vectors, header | {"shape": (done, gallery.embed_dim)})
             facts = {
                 "gallery": gallery.location,
                 "fingerprint": gallery.fingerprint,
@@ -91,12 +96,6 @@ def export_gallery(
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
     return Exported(done, sorted(folder.iterdir()))
-
-
-def _check_crops(items: Sequence[Item], crops_dir: Path | None) -> None:
-    for item in items:
-        if item.crop is not None and (file := picture_file(item, crops_dir)) is not None:
-            read_crop(file)
 
 
 def _values(item: Item) -> tuple[Any, ...]:
@@ -110,16 +109,6 @@ def _values(item: Item) -> tuple[Any, ...]:
         item.crop,
         json.dumps(dict(item.attributes), ensure_ascii=False),
     )
-
-
-def _npy_header(rows: int, columns: int) -> bytes:
-    """Return the header of a file of format 1.0, always as long: the number of rows comes last.
-
-    https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
-    """
-    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}"
-    start = b"\x93NUMPY\x01\x00" + (_NPY_HEADER_BYTES - 10).to_bytes(2, "little")
-    return start + text.ljust(_NPY_HEADER_BYTES - 11).encode("ascii") + b"\n"
 
 
 def _parquet_writer(

@@ -141,14 +141,13 @@ class Gallery(ABC):
             place = check_path(location, "the location of a gallery")
         gallery = _store_of(place)._open(place, space)
         found = gallery.fingerprint, gallery.embed_dim
-        if (
-            fingerprint not in (None, found[0])
-            and embed_dim in (None, found[1])
-            and share_a_space(str(fingerprint), found[0])
-        ):
-            if allow_distilled:
-                return gallery
-            gallery.close()
+        if fingerprint in (None, found[0]) and embed_dim in (None, found[1]):
+            return gallery
+        is_distilled = embed_dim in (None, found[1]) and share_a_space(str(fingerprint), found[0])
+        if is_distilled and allow_distilled:
+            return gallery
+        gallery.close()
+        if is_distilled:
             raise IntegrityError(
                 f"gallery {gallery.location} was made with the student or the teacher of the "
                 "bundle's model: pictures of the two must not be mixed; use the bundle it was made "
@@ -156,19 +155,16 @@ class Gallery(ABC):
                 code="gallery_of_distilled_model",
                 path=gallery.location,
             )
-        if fingerprint not in (None, found[0]) or embed_dim not in (None, found[1]):
-            gallery.close()
-            raise IntegrityError(
-                f"gallery {gallery.location} holds embeddings of another model: use the bundle it "
-                "was made with, or index the pictures again into another folder with  --gallery  "
-                f"(the bundle's model is {fingerprint or f'of {embed_dim} dimensions'}, the "
-                f"gallery's {found[0]} of {found[1]} dimensions)",
-                code="gallery_of_other_model",
-                path=gallery.location,
-                expected=fingerprint,
-                found=found[0],
-            )
-        return gallery
+        raise IntegrityError(
+            f"gallery {gallery.location} holds embeddings of another model: use the bundle it "
+            "was made with, or index the pictures again into another folder with  --gallery  "
+            f"(the bundle's model is {fingerprint or f'of {embed_dim} dimensions'}, the "
+            f"gallery's {found[0]} of {found[1]} dimensions)",
+            code="gallery_of_other_model",
+            path=gallery.location,
+            expected=fingerprint,
+            found=found[0],
+        )
 
     def add(
         self, items: Sequence[Item], vectors: NDArray[np.float32], variant: str | None = None
@@ -216,7 +212,7 @@ class Gallery(ABC):
 
         Raises:
             InputError: A query has another dimension, is not finite or not of unit length.
-            UsageError: k is out of range, or ``where`` is no filter.
+            UsageError: k is out of range.
             BackendError: A server failed or does not answer.
             IntegrityError: The gallery is damaged.
         """
@@ -251,11 +247,7 @@ class Gallery(ABC):
         return self._items(check_filter(where))
 
     def sample(self, count: int) -> list[Item]:
-        """Return some of the items, at most ``count``, from all over the gallery.
-
-        Raises:
-            UsageError: count is below 1.
-        """
+        """Return some of the items, at most ``count``, from all over the gallery."""
         return self._sample(check_count(count, "count"))
 
     def vectors(
@@ -273,15 +265,7 @@ class Gallery(ABC):
         """Return `Hit.id` for those of the keys that are there."""
 
     def get(self, ids: Sequence[int]) -> dict[int, tuple[Item, NDArray[np.float32]]]:
-        """Return the items with these ids that are there, each with its (D,) vector.
-
-        Args:
-            ids: As in `Hit.id`.
-
-        Raises:
-            UsageError: They are no whole numbers from 0.
-            IntegrityError: One of the items is damaged.
-        """
+        """Return the items that are there by `Hit.id`, each with its (D,) vector."""
         found = check_list(ids, "ids", UsageError)
         wanted = {check_count(one, "an id", least=0, most=None) for one in found}
         return self._get(sorted(one for one in wanted if one < 1 << 63))
@@ -324,9 +308,6 @@ class Gallery(ABC):
             keep_newest: Items that stay, newest by their time. Those without a time count as
                 older than all others; among equals the one added later is newer.
             camera: Only items of this camera go, and only they are counted.
-
-        Raises:
-            UsageError: Neither is given, or one is out of range.
         """
         check_prune(older_than, keep_newest)
         return self._prune(_too_old(older_than, camera), keep_newest, Filter(camera=camera))
@@ -357,11 +338,7 @@ class Gallery(ABC):
         """
 
     def check(self) -> None:
-        """Check quickly that the gallery answers and is not damaged; `verify` reads all of it.
-
-        Raises:
-            IntegrityError: It is damaged.
-        """
+        """Check quickly that the gallery answers and is not damaged, else raise IntegrityError."""
         self.count()
 
     @abstractmethod
@@ -494,37 +471,26 @@ def _too_old(older_than: float | None, camera: str | None) -> Filter | None:
 
 def check_schema_version(location: str, found: int, known: int) -> None:
     """Raise an InputError where a gallery's schema is not the one that this program knows."""
+    if found == known:
+        return
+    reads = f"{known} only: index the pictures again into another place with  --gallery"
     if found > known:
-        raise InputError(
-            f"gallery {location} has schema version {found}, this program reads up to {known}: "
-            "update it with  pip install -U upperson-rt",
-            code="schema_unsupported",
-            found=found,
-        )
-    if found < known:
-        raise InputError(
-            f"gallery {location} has schema version {found}, this program reads {known} only: "
-            "index the pictures again into another place with  --gallery",
-            code="schema_unsupported",
-            found=found,
-        )
+        reads = f"up to {known}: update it with  pip install -U upperson-rt"
+    raise InputError(
+        f"gallery {location} has schema version {found}, this program reads {reads}",
+        code="schema_unsupported",
+        found=found,
+    )
 
 
 def no_gallery(location: str, near: str | None = None) -> InputError:
     """Return the error for a location where there is none, but perhaps one near it."""
+    advice = ": make one with  upperson-rt index PATH...  or name another with  --gallery"
+    fields = {"path": location}
     if near is not None:
-        return InputError(
-            f"no gallery at {location}, but there is one at {near}: name it with  --gallery",
-            code="gallery_not_found",
-            path=location,
-            near=near,
-        )
-    return InputError(
-        f"no gallery at {location}: make one with  upperson-rt index PATH...  or name another "
-        "with  --gallery",
-        code="gallery_not_found",
-        path=location,
-    )
+        advice = f", but there is one at {near}: name it with  --gallery"
+        fields["near"] = near
+    return InputError(f"no gallery at {location}{advice}", code="gallery_not_found", **fields)
 
 
 def read_item(read: Callable[[_Row], Item], row: _Row, location: str) -> Item:

@@ -288,28 +288,24 @@ def attributes_as_json(item: Item) -> str:
     """Return an item's attributes as one object of JSON, in UTF-8."""
     if not item.attributes:
         return "{}"
+    problem = f"nested more than {_DEEPEST} deep"
     try:
         text = _encode(dict(item.attributes))
         text.encode("utf-8")
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"item {safe_repr(item.key)}: attributes are not JSON: {error}",
-            code="attributes_invalid",
-            key=item.key,
-        ) from error
+        if text.count("[") + text.count("{") <= _DEEPEST or _depth(text) <= _DEEPEST:
+            return text
     except RecursionError:
-        text = "[" * (_DEEPEST + 1)
-    if text.count("[") + text.count("{") > _DEEPEST and _depth(text) > _DEEPEST:
-        raise InputError(
-            f"item {safe_repr(item.key)}: attributes are nested more than {_DEEPEST} deep",
-            code="attributes_invalid",
-            key=item.key,
-        )
-    return text
+        pass
+    except (TypeError, ValueError) as error:
+        problem = f"not JSON: {error}"
+    raise InputError(
+        f"item {safe_repr(item.key)}: attributes are {problem}",
+        code="attributes_invalid",
+        key=item.key,
+    )
 
 
 def _depth(text: str) -> int:
-    """Return how deep the arrays and objects of JSON go."""
     depth = deepest = 0
     for mark in re.findall(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text):
         depth += (mark in "[{") - (mark in "]}")
@@ -374,21 +370,18 @@ def with_spans(
 ) -> list[list[Hit]]:
     """Return the hits of each query, each with the span of its track."""
     spans = spans_of({track for hits in found for hit in hits if (track := track_of_hit(hit))})
-    return [
-        [
-            replace(hit, span=spans.get(track)) if (track := track_of_hit(hit)) else hit
-            for hit in hits
-        ]
-        for hits in found
-    ]
+
+    def with_span(hit: Hit) -> Hit:
+        track = track_of_hit(hit)
+        return hit if track is None else replace(hit, span=spans.get(track))
+
+    return [[with_span(hit) for hit in hits] for hits in found]
 
 
 def _is_comparable(value: object) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
-    if isinstance(value, int):
-        return -(1 << 63) <= value < 1 << 63
-    return False
+    return isinstance(value, int) and -(1 << 63) <= value < 1 << 63
 
 
 def _whole_box(box: Iterable[Any]) -> tuple[int, int, int, int]:

@@ -19,16 +19,6 @@ from upperson_rt.files import write_atomically
 from upperson_rt.printable import count_of, safe_repr, shortened
 from upperson_rt.strict import Constraint, Count, Positive, read_fields, read_json, require_version
 
-__all__ = [
-    "RECORD_FILE",
-    "Shard",
-    "ShardRecord",
-    "SkippedImage",
-    "Tally",
-    "check_whole",
-    "options_apart",
-]
-
 RECORD_FILE = "shard.json"
 """In the folder of a gallery that is a shard."""
 _VERSION = 2
@@ -55,25 +45,19 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> "Shard":
         """Read ``3/16``."""
-        found = cls._read(text)
-        if found is None:
+        if not cls.is_one(text):
             raise UsageError(
                 f"{safe_repr(text)} is no shard: write its number, from 1, and how many there are, "
                 f"{_MOST_SHARDS} at most, such as 3/16"
             )
-        return found
+        number, of = map(int, text.split("/"))
+        return cls(number=number, of=of)
 
-    @classmethod
-    def is_one(cls, text: str) -> bool:
+    @staticmethod
+    def is_one(text: str) -> bool:
         """Whether `parse` takes a text."""
-        return cls._read(text) is not None
-
-    @classmethod
-    def _read(cls, text: str) -> "Shard | None":
         match = re.fullmatch(r"([0-9]{1,7})/([0-9]{1,7})", text)
-        if match is None or not 1 <= int(match[1]) <= int(match[2]) <= _MOST_SHARDS:
-            return None
-        return cls(number=int(match[1]), of=int(match[2]))
+        return match is not None and 1 <= int(match[1]) <= int(match[2]) <= _MOST_SHARDS
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
@@ -83,7 +67,7 @@ class Shard:
         return self.number_of(name) == self.number
 
     def number_of(self, name: str) -> int:
-        """Return the number of the shard that a picture belongs to."""
+        """Return the number of a picture's shard."""
         return _hash(name) % self.of + 1
 
 

@@ -30,17 +30,19 @@ def gallery(request, tmp_path, encoder):
         yield store
 
 
-def test_what_looks_alike_goes_after_a_dry_run_that_tells(encoder, gallery, tmp_path):
+def test_what_looks_alike_goes_after_a_dry_run(encoder, gallery, tmp_path, monkeypatch):
     log = QueryLog(tmp_path / "asked.log", user="officer")
     retriever = Retriever(encoder, gallery, log)
     red, at_gate = tmp_path / "red.png", Filter(camera="gate")
     ranked = retriever.query(red, k=20, where=at_gate)
     least = next(hit.score for hit in ranked if Path(hit.item.source).stem == "twin1") - 1e-3
     alike = [(hit.id, hit.item.key) for hit in ranked if hit.score >= least]
+    assert {str(red), str(tmp_path / "twin1.png")} <= {key for _, key in alike}
 
+    # An approximate index may miss what has to go.
+    monkeypatch.setattr(type(gallery), "search", lambda *_, **__: pytest.fail("asks the index"))
     seen = retriever.delete_like(red, least, at_gate, dry_run=True)
     assert sorted((hit.id, hit.item.key) for hit in seen) == sorted(alike)
-    assert {str(red), str(tmp_path / "twin1.png")} <= {key for _, key in alike}
     scores = [hit.score for hit in seen]
     assert scores == sorted(scores, reverse=True)
     assert scores == pytest.approx([hit.score for hit in ranked[: len(alike)]], abs=2e-3)
@@ -59,6 +61,9 @@ def test_what_looks_alike_goes_after_a_dry_run_that_tells(encoder, gallery, tmp_
     log.close()
     with refused("log_unwritable", InputError):
         retriever.delete_like(tmp_path / "hall.png", -1.0)
+    for score in (1.5, -1.5, float("nan")):
+        with refused("out_of_range", UsageError, what="min_score"):
+            retriever.delete_like(tmp_path / "hall.png", score)
     assert gallery.count() == len(COLOURS) + 4 - len(alike)
 
 
@@ -70,22 +75,6 @@ def test_colours_of_a_frame_are_read_in_the_order_that_is_named(encoder, gallery
     assert str(tmp_path / "red.png") in {hit.item.source for hit in expected}
     assert retriever.delete_like(frame, 0.99, dry_run=True, channels="bgr") == expected
     assert retriever.delete_like(frame, 0.99, dry_run=True) != expected
-
-
-def test_scores_out_of_range_are_refused(encoder, gallery, tmp_path):
-    for score in (1.5, -1.5, float("nan")):
-        with refused("out_of_range", UsageError, what="min_score"):
-            Retriever(encoder, gallery).delete_like(tmp_path / "red.png", score)
-
-
-def test_an_approximate_index_hides_nothing(encoder, gallery, tmp_path, monkeypatch):
-    def forgetful(*arguments, **options):
-        raise AssertionError("an index may miss what has to go")
-
-    monkeypatch.setattr(type(gallery), "search", forgetful)
-    gone = Retriever(encoder, gallery).delete_like(tmp_path / "yellow.png", 0.99)
-    assert [hit.item.source for hit in gone] == [str(tmp_path / "yellow.png")]
-    assert gallery.count() == len(COLOURS) + 3
 
 
 def test_what_goes_meanwhile_is_no_error(encoder, gallery, tmp_path, monkeypatch):

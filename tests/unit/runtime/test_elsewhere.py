@@ -31,7 +31,7 @@ def warnings_of(caplog, encoder, gallery, folder, **options):
     return [record.getMessage() for record in caplog.records if record.name == LOGGER]
 
 
-def test_another_mount_point_is_told_before_it_doubles(encoder, gallery, tracks, caplog, tmp_path):
+def test_another_mount_point_is_noticed(encoder, gallery, tracks, caplog, tmp_path):
     assert warnings_of(caplog, encoder, gallery, tracks) == []
     assert warnings_of(caplog, encoder, gallery, tracks) == [], "the same again"
     moved = tmp_path / "srv" / "archive"
@@ -50,19 +50,17 @@ def test_another_mount_point_is_told_before_it_doubles(encoder, gallery, tracks,
 def test_other_pictures_of_the_same_names_are_none(
     same, encoder, gallery, tracks, caplog, tmp_path
 ):
-    first = {"camera": "gate", "time_from": "mtime"}
-    assert warnings_of(caplog, encoder, gallery, tracks, **first) == []
-    others = tmp_path / "hall" / "pictures"
-    shutil.copytree(tracks, others)
-    second = dict(first)
+    options = {"camera": "gate", "time_from": "mtime"}
+    assert warnings_of(caplog, encoder, gallery, tracks, **options) == []
+    others = shutil.copytree(tracks, tmp_path / "hall" / "pictures")
     if same != "names":  # As on another machine, where the first ones are not to be seen.
         shutil.rmtree(tracks)
     if same == "camera":
-        second["camera"] = "hall"
+        options["camera"] = "hall"
     if same == "time":
         for picture in others.rglob("*.png"):
             os.utime(picture, (1e9, 1e9))
-    assert warnings_of(caplog, encoder, gallery, others, **second) == []
+    assert warnings_of(caplog, encoder, gallery, others, **options) == []
     assert gallery.count() == 12
 
 
@@ -87,12 +85,7 @@ def test_names_that_all_folders_have_cost_little(gallery, monkeypatch):
     rows[:, 0] = 1
     gallery.add(items, rows)
     compared = []
-
-    def apart(*paths):
-        compared.append(paths)
-        return _apart(*paths)
-
-    monkeypatch.setattr(indexer, "_apart", apart)
+    monkeypatch.setattr(indexer, "_apart", lambda *paths: compared.append(paths) or _apart(*paths))
     files = [f"/srv/archive/{name}" for name in names]
     found = find_elsewhere(gallery, files, lambda path: [path], lambda item, file: True)
     assert found == Elsewhere(before="/nas/pictures", now="/srv/archive", found=100, asked=100)

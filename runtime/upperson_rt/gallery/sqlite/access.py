@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -74,11 +74,12 @@ log for unused. So they stay open as long as there are locks."""
 class _Connection(sqlite3.Connection):
     """A connection that is closed when it says so, and counted while it has SQLite's locks."""
 
+    place: str | None = None
+    """Of the file, if it has SQLite's locks."""
+    unlocked: str | None = None
+    """Of the file, if it reads it and its log without locks."""
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.place: str | None = None
-        """Of the file, if it has SQLite's locks."""
-        self.unlocked: str | None = None
-        """Of the file, if it reads it and its log without locks."""
         self._cursors = WeakSet[sqlite3.Cursor]()
         super().__init__(*arguments, **options)
 
@@ -140,24 +141,41 @@ def connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
 
 def connect_locked(path: Path, mode: str) -> sqlite3.Connection:
     """Open a database file with SQLite's locks, while `Beside.put_back` removes nothing of it."""
-    folder = _open_folder(path.parent)
-    try:
-        if folder is not None:
-            lock_until_closed(folder, wait=True, share=True)
+    with folder_lock(path, wait=True, share=True):
         connection = connect(path, mode)
         try:
             connection.execute("PRAGMA schema_version")  # Opens the log.
         except BaseException:
             connection.close()
             raise
-    finally:
-        if folder is not None:
-            os.close(folder)
     return connection
 
 
+@contextmanager
+def folder_lock(path: Path, *, wait: bool = False, share: bool = False) -> Iterator[bool]:
+    """Lock the folder of a database file until the end, and say whether that was possible.
+
+    While readers without SQLite's locks share this lock, no process may change the file: that needs
+    the lock alone.
+    """
+    folder = None
+    with suppress(OSError):  # Not on Windows, nor without the right to list it.
+        folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        is_locked = True
+        if folder is not None:
+            try:
+                lock_until_closed(folder, wait=wait, share=share)
+            except BlockingIOError:
+                is_locked = False
+        yield is_locked
+    finally:
+        if folder is not None:
+            unlock_and_close(folder)
+
+
 def log_of(path: Path) -> Path:
-    """Return the place of SQLite's log."""
+    """Return where SQLite's log is."""
     return path.with_name(f"{path.name}-wal")
 
 
@@ -302,12 +320,7 @@ class Beside:
     """What lies beside a file that no process has open, to be put back as it was."""
 
     def __init__(self, path: Path, read: Log | None) -> None:
-        """Note what there is.
-
-        Args:
-            path: The database file.
-            read: What its log holds.
-        """
+        """Note what there is beside a database file, and what its log holds."""
         self._path = path
         self._read = read
         self._folder = path.parent.stat()
@@ -322,7 +335,7 @@ class Beside:
         return log_of(self._path), Path(f"{self._path}-shm")
 
     def put_back(self) -> None:
-        """Undo what a connection did that has changed nothing: see `alone`, which must be held."""
+        """Undo what a connection did that has changed nothing; needs `folder_lock` alone."""
         log, shared = self._places
         with _guard, suppress(OSError):
             if _is_open_elsewhere(self._path):
@@ -353,7 +366,7 @@ class Lease:
     """Of files that are read without locks; None with SQLite's locks."""
     log: Log | None = None
     """What is read of the log without locks; None where there is nothing."""
-    _folder: int | None = None
+    _lock: ExitStack = field(default_factory=ExitStack)
 
     @property
     def mode(self) -> str:
@@ -372,63 +385,28 @@ class Lease:
 
     def end(self) -> None:
         """Let others change the file."""
-        if self._folder is not None:
-            unlock_and_close(self._folder)
-            self._folder = None
+        self._lock.close()
 
 
 def lease(path: Path, known: Lease | None = None) -> Lease:
-    """Find out how a file is to be read, and keep it as it is until the end of that.
+    """Find out how a database file is to be read, and keep it as it is until the end of that.
 
-    Args:
-        path: The database file.
-        known: An earlier answer, whose log is not read again if it is the same.
+    The log of an earlier lease is not read again if it is the same.
     """
-    folder = _open_folder(path.parent)
-    try:
-        if folder is not None:
-            lock_until_closed(folder, share=True)
-        if not _is_open_elsewhere(path):
+    with ExitStack() as stack:
+        is_locked = stack.enter_context(folder_lock(path, share=True))
+        if is_locked and not _is_open_elsewhere(path):  # Else a process is writing.
             state = State.of(path)
             if known is not None and known.state == state and state.is_settled:
                 log = known.log
             else:
                 log = None if state.log is None else read_log(log_of(path))
-            found, folder = Lease(path, state, log, folder), None
-            return found
-    except BlockingIOError:  # A process is writing.
-        pass
-    finally:
-        if folder is not None:
-            os.close(folder)
+            return Lease(path, state, log, stack.pop_all())
     return Lease(path, None)
 
 
-@contextmanager
-def alone(path: Path) -> Iterator[bool]:
-    """Say whether the file may be changed: until the end no process reads it without locks."""
-    folder = _open_folder(path.parent)
-    try:
-        is_alone = True
-        if folder is not None:
-            try:
-                lock_until_closed(folder)
-            except BlockingIOError:
-                is_alone = False
-        yield is_alone
-    finally:
-        if folder is not None:
-            unlock_and_close(folder)
-
-
-def _open_folder(folder: Path) -> int | None:
-    with suppress(OSError):  # Not on Windows, nor without the right to list it.
-        return os.open(folder, os.O_RDONLY)
-    return None
-
-
 def _is_open_elsewhere(path: Path) -> bool:
-    """Whether a connection, of this process or another, has the file open with locks."""
+    """Whether any process, this one included, has the file open with locks."""
     with _guard:
         if _with_locks[os.path.realpath(path)]:
             return True

@@ -18,35 +18,9 @@ from pathlib import Path
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import folder_near, locked_folder, make_folder
 from upperson_rt.gallery.protocol import no_gallery
-from upperson_rt.gallery.sqlite.access import (
-    LOCK_TIMEOUT_S,
-    MAIN_FILE_ONLY,
-    Beside,
-    Lease,
-    Log,
-    alone,
-    connect,
-    connect_locked,
-    lease,
-    log_of,
-)
-from upperson_rt.gallery.sqlite.schema import (
-    ROW,
-    DamageError,
-    Description,
-    SqliteMeta,
-    Sums,
-    check_totals,
-    commit_in,
-    create,
-    read_mark,
-    read_meta,
-    read_sums,
-    structural_problems,
-    upgrade,
-    with_checked_metadata,
-    write_mark,
-)
+from upperson_rt.gallery.sqlite import access, schema
+from upperson_rt.gallery.sqlite.access import LOCK_TIMEOUT_S, MAIN_FILE_ONLY, Beside, Lease, Log
+from upperson_rt.gallery.sqlite.schema import ROW, DamageError, Description, SqliteMeta, Sums
 from upperson_rt.printable import one_line
 
 DATABASE_FILE = "gallery.sqlite"
@@ -97,16 +71,17 @@ def make(file: Path, fingerprint: str, embed_dim: int) -> None:
             with locked_folder(file.parent):
                 if not file.exists():  # Else another process was faster.
                     temporary.rename(file)
-    except OSError as error:
-        _remove_empty(missing)
+    except BaseException as error:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        if not isinstance(error, OSError):
+            raise
         raise InputError(
             f"cannot make gallery {file.parent}: {error.strerror}",
             code="gallery_not_made",
             path=file.parent,
         ) from error
-    except BaseException:
-        _remove_empty(missing)
-        raise
 
 
 def _fill(file: Path, fingerprint: str, embed_dim: int) -> None:
@@ -114,20 +89,14 @@ def _fill(file: Path, fingerprint: str, embed_dim: int) -> None:
 
     Without a log until everything is in the file: a full disk fails a checkpoint without a word.
     """
-    with closing(connect(file)) as connection:
-        create(connection, fingerprint, embed_dim)
+    with closing(access.connect(file)) as connection:
+        schema.create(connection, fingerprint, embed_dim)
         if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
             raise sqlite3.OperationalError("disk I/O error: no log can be kept")
-    with closing(connect(file, MAIN_FILE_ONLY)) as connection:
-        read_sums(connection, file, read_meta(connection, file))
-        for problem in structural_problems(connection):
+    with closing(access.connect(file, MAIN_FILE_ONLY)) as connection:
+        schema.read_sums(connection, file, schema.read_meta(connection, file))
+        for problem in schema.structural_problems(connection):
             raise sqlite3.OperationalError(f"disk I/O error: {problem}")
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
 
 
 def _is_writable(path: Path) -> bool:
@@ -154,13 +123,12 @@ class Transaction:
         """Run a statement."""
         return self.connection.execute(sql, values)
 
-    def changes_problem(self) -> str | None:
-        """Say what is wrong with the number that SQLite keeps for the log of changes, or None."""
+    def check_changes(self) -> None:
+        """Check that the triggers kept the log of changes, by the number that SQLite keeps."""
         sql = "SELECT seq FROM sqlite_sequence WHERE name = 'changes'"
         (found,) = self.execute(sql).fetchone() or (0,)
         if self.sums is not None and found != self.sums.seq:
-            return CHANGES_PROBLEM
-        return None
+            raise DamageError(CHANGES_PROBLEM, "changes_altered")
 
     def count(self) -> int:
         """Return the number of items."""
@@ -176,16 +144,16 @@ class Transaction:
         if self.sums is None or "table" in self.checked:
             return
         if "structure" not in self.checked:
-            for problem in structural_problems(self.connection, of_items=True):
+            for problem in schema.structural_problems(self.connection, of_items=True):
                 raise DamageError(problem)
-        check_totals(self.connection, self.sums)
+        schema.check_totals(self.connection, self.sums)
         self.checked |= {"structure", "table"}
 
     def check_items(self) -> None:
         """Check once that the metadata of all rows is there and as it was written."""
         if self.sums is not None and "items" not in self.checked:
             rows = self.execute(f"SELECT {ROW}, checksum FROM items NOT INDEXED ORDER BY id")
-            for _ in with_checked_metadata(rows, self.sums):
+            for _ in schema.with_checked_metadata(rows, self.sums):
                 pass
             self.checked.add("items")
 
@@ -198,7 +166,7 @@ class Database:
     """Transactions on one file; those that read run beside the one that writes."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file of a gallery."""
+        """Open the file of a gallery; change nothing before the first write."""
         try:
             if path.is_symlink():  # SQLite keeps log and locks beside the file that it leads to.
                 path = path.resolve()
@@ -237,7 +205,6 @@ class Database:
         self._damaged = False
         """Whether damage was found: a log is not checkpointed into it."""
         self._writer: sqlite3.Connection | None = None
-        """Made for the first write: until then nothing is changed."""
         self._checked: set[str] = set()
         with _translated(path):
             self._about = self._admit()
@@ -297,22 +264,24 @@ class Database:
                 writer.execute("BEGIN IMMEDIATE")
                 transaction = self._begun(writer)
                 if transaction.sums is not None and not self._about.is_current:
-                    upgrade(writer, transaction.sums)
+                    schema.upgrade(writer, transaction.sums)
                     self.reload(writer)
                 yield transaction
                 sums = transaction.sums
                 if sums is not None:
-                    _check_changes(transaction)
+                    transaction.check_changes()
                     sums.commits += 1
                     self._about.write_sums(writer, sums)
-                if beside is not None:
-                    self._remove_mark_of_another()
-                with alone(self.path) as is_alone:
+                acknowledged = schema.read_mark(self._mark) if beside is not None else None
+                if acknowledged is not None and acknowledged[0] != self.meta.identity:
+                    with suppress(OSError):  # Left behind by what was replaced.
+                        self._mark.unlink()
+                with access.folder_lock(self.path) as is_alone:
                     pages = _CHECKPOINT_PAGES if is_alone else 0
                     writer.execute(f"PRAGMA wal_autocheckpoint = {pages}")
                     writer.execute("COMMIT")
                 if sums is not None:
-                    write_mark(self._mark, self.meta.identity, sums.commits)
+                    schema.write_mark(self._mark, self.meta.identity, sums.commits)
             except BaseException as error:
                 self._about = before
                 if writer.in_transaction:
@@ -330,23 +299,16 @@ class Database:
         with self._leased() as (connection, held):
             transaction = self._begun(connection)
             # Of the list of free pages, too: a change would overwrite what it names.
-            for problem in structural_problems(connection):
+            for problem in schema.structural_problems(connection):
                 raise DamageError(problem)
             transaction.checked.add("structure")
-            if transaction.sums is not None:
-                _check_changes(transaction)
+            transaction.check_changes()
         if self.read_only:
-            self._writer = connect(self.path, MAIN_FILE_ONLY)
+            self._writer = access.connect(self.path, MAIN_FILE_ONLY)
             return None
         beside = None if held.state is None else Beside(self.path, held.log)
-        self._writer = connect_locked(self.path, "rw")
+        self._writer = access.connect_locked(self.path, "rw")
         return beside
-
-    def _remove_mark_of_another(self) -> None:
-        acknowledged = read_mark(self._mark)
-        if acknowledged is not None and acknowledged[0] != self.meta.identity:
-            with suppress(OSError):  # Left behind by what was replaced.
-                self._mark.unlink()
 
     def close(self) -> None:
         """Close all connections."""
@@ -359,56 +321,63 @@ class Database:
                 self._close_writer(self._writer)
 
     def _close_writer(self, writer: sqlite3.Connection, beside: Beside | None = None) -> None:
-        with alone(self.path) as is_alone:
+        with access.folder_lock(self.path) as is_alone:
             with ExitStack() as stack:
                 if self._damaged or not is_alone:
                     # Its lock keeps SQLite from a checkpoint, for which it is read-only itself.
                     with suppress(sqlite3.Error):
-                        guard = stack.enter_context(closing(connect(self.path, "ro")))
+                        guard = stack.enter_context(closing(access.connect(self.path, "ro")))
                         guard.execute("PRAGMA schema_version").fetchone()
                 writer.close()
                 self._writer = None
             if beside is not None and is_alone:
                 beside.put_back()
-        if not (self.read_only or self._damaged or log_of(self.path).exists()):
+        if not (self.read_only or self._damaged or access.log_of(self.path).exists()):
             with suppress(OSError):  # Without a log it says nothing that the database does not.
                 self._mark.unlink(missing_ok=True)
 
     def _begun(self, connection: sqlite3.Connection) -> Transaction:
         """Take the snapshot of a transaction."""
         known = self._about
-        about, sums = read_sums(connection, self.path, known)
+        about, sums = schema.read_sums(connection, self.path, known)
         if about is not known:  # Else a thread that writes may have just changed it.
             self._about = about
         return Transaction(connection, sums, self._checked)
 
     def reload(self, connection: sqlite3.Connection) -> None:
         """Read again what the gallery says about itself."""
-        self._about = read_meta(connection, self.path)
+        self._about = schema.read_meta(connection, self.path)
 
     def _admit(self) -> Description:
         """Read what the gallery says about itself, if its files belong together."""
-        acknowledged = read_mark(self._mark)
+        acknowledged = schema.read_mark(self._mark)
         with self._leased() as (connection, held):
-            about, sums = read_sums(connection, self.path, read_meta(connection, self.path))
-            if held.state is not None:
-                self._check_journal()
+            about, sums = schema.read_sums(
+                connection, self.path, schema.read_meta(connection, self.path)
+            )
+            journal = self.path.with_name(f"{self.path.name}-journal")
+            with suppress(FileNotFoundError):
+                # SQLite would undo with it, and write.
+                if held.state is not None and journal.stat().st_size:
+                    raise DamageError(
+                        f"{journal.name} lies beside it, which is of another database: remove that"
+                    )
             if held.log is not None:
                 self._check_log(held.log, about, sums, connection)
             if acknowledged is not None and (held.state is None or held.log is not None):
                 self._check_identity(about, acknowledged[0])
-            if acknowledged is not None and acknowledged[0] == about.meta.identity:
-                self._check_commits(0 if sums is None else sums.commits, acknowledged[1])
-        return about
-
-    def _check_journal(self) -> None:
-        """Check that there is no journal of another kind: SQLite would undo with it, and write."""
-        journal = self.path.with_name(f"{self.path.name}-journal")
-        with suppress(FileNotFoundError):
-            if journal.stat().st_size:
+            found = 0 if sums is None else sums.commits
+            identity, commits = acknowledged or ("", 0)
+            if identity == about.meta.identity and found < commits:
                 raise DamageError(
-                    f"{journal.name} lies beside it, which is of another database: remove that"
+                    f"it has {found} of {commits} acknowledged transactions, its log is damaged or "
+                    "lost or it was replaced by an earlier copy: to go on with what is left remove "
+                    f"{self._mark.name}",
+                    "transactions_lost",
+                    found=found,
+                    acknowledged=commits,
                 )
+        return about
 
     def _check_identity(self, about: Description, identity: str) -> None:
         """Check that a log is of the gallery that another file is of."""
@@ -424,45 +393,35 @@ class Database:
     ) -> None:
         """Check that a log goes on from the file, of which some may have been checkpointed."""
         try:
-            with closing(connect(self.path, MAIN_FILE_ONLY)) as alone_in_file:
-                file_about = read_meta(alone_in_file, self.path)
-                _, file_sums = read_sums(alone_in_file, self.path, file_about)
+            with closing(access.connect(self.path, MAIN_FILE_ONLY)) as alone_in_file:
+                file_about = schema.read_meta(alone_in_file, self.path)
+                _, file_sums = schema.read_sums(alone_in_file, self.path, file_about)
         except (sqlite3.Error, InputError, IntegrityError):
             return  # A checkpoint did not come to its end: the log has the rest.
         self._check_identity(about, file_about.meta.identity)
         if sums is None or file_sums is None:
             return
         ((root,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'meta'")
-        first = commit_in(log.page(log.first[root]), about) if root in log.first else None
+        first = schema.commit_in(log.page(log.first[root]), about) if root in log.first else None
         if file_sums.commits > sums.commits or (first or 0) > file_sums.commits + 1:
             raise DamageError(
                 f"its log has the transactions {first} to {sums.commits}, the file ends at "
                 f"{file_sums.commits}: they are of different times, put back what belongs together"
             )
 
-    def _check_commits(self, found: int, acknowledged: int) -> None:
-        if found < acknowledged:
-            raise DamageError(
-                f"it has {found} of {acknowledged} acknowledged transactions, its log is damaged or"
-                " lost or it was replaced by an earlier copy: to go on with what is left remove "
-                f"{self._mark.name}",
-                "transactions_lost",
-                found=found,
-                acknowledged=acknowledged,
-            )
-
     def _take(self) -> tuple[sqlite3.Connection, Lease]:
         with self._pool_lock:
             if self._closed:
                 raise _closed(self.path)
-            held = lease(self.path, self._idle[-1][1] if self._idle else None)
+            held = access.lease(self.path, self._idle[-1][1] if self._idle else None)
             while self._idle:
                 connection, before = self._idle.pop()
                 if before.state == held.state:
                     return connection, held
                 connection.close()  # It would not see, or mix, what has been written since.
+        connect = access.connect_locked if held.state is None else access.connect
         try:
-            return (connect_locked if held.state is None else connect)(self.path, held.mode), held
+            return connect(self.path, held.mode), held
         except BaseException:
             held.end()
             raise
@@ -474,12 +433,6 @@ class Database:
                 connection.close()
             else:
                 self._idle.append((connection, held))
-
-
-def _check_changes(transaction: Transaction) -> None:
-    """Check that the triggers kept the log of changes, which has a count of its own."""
-    if (problem := transaction.changes_problem()) is not None:
-        raise DamageError(problem, "changes_altered")
 
 
 def _closed(path: Path) -> UsageError:

@@ -122,7 +122,7 @@ def write_index(path: Path, contents: Contents, stamp: Stamp) -> None:
 
 
 def read_stamp(path: Path) -> Stamp:
-    """Read only the stamp."""
+    """Read only what an index was made from."""
     with open(path, "rb") as file:
         return _read_stamp(file)[0]
 
@@ -262,13 +262,7 @@ class SearchIndex:
     """Makes, loads, saves and refreshes the snapshot."""
 
     def __init__(self, folder: Path, meta: SqliteMeta, writable: bool) -> None:
-        """Remember where things are; nothing is loaded before the first `refresh`.
-
-        Args:
-            folder: Of the gallery.
-            meta: Of the gallery.
-            writable: Whether the index may be saved in the folder.
-        """
+        """Load nothing before the first `refresh`; save the index in the folder if writable."""
         self.path = folder / INDEX_FILE
         self.lock = threading.Lock()
         """Hold it around the beginning of a transaction and `refresh`."""
@@ -292,7 +286,7 @@ class SearchIndex:
         return self.snapshot
 
     def _checked(self, transaction: Transaction, snapshot: Snapshot) -> Snapshot:
-        """Return a snapshot that followed the log of changes, or a new one if the log misled it."""
+        """Return a snapshot that followed the log of changes, or a new one if the log was wrong."""
         if snapshot.is_complete(transaction):
             return snapshot
         if not snapshot.lacks_checksums(transaction):
@@ -304,18 +298,14 @@ class SearchIndex:
 
     def info(self, transaction: Transaction, items: int) -> IndexInfo | None:
         """Return what searches use, or would load."""
-        snapshot = self.snapshot
-        stamp: Stamp | None = None
-        if snapshot is not None:
-            stamp = snapshot.stamp
-        else:
-            try:
-                stamp = read_stamp(self.path)
-                self._check(transaction, stamp)
-            except (UnusableIndexError, OSError):
-                stamp = None
+        stamp = None if self.snapshot is None else self.snapshot.stamp
+        if self.snapshot is None:
+            with suppress(UnusableIndexError, OSError):
+                found = read_stamp(self.path)
+                self._check(transaction, found)
+                stamp = found
         if stamp is None or stamp.kind == "exact":
-            if self._is_approximate(items) and snapshot is None:
+            if self._is_approximate(items) and self.snapshot is None:
                 return None
             return IndexInfo(kind="exact", rows=items, recall_at_10=1.0)
         (beside,) = transaction.execute(

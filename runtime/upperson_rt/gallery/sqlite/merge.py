@@ -6,10 +6,9 @@ hold the rows of the shards, no other and none twice.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,6 @@ from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, make
 from upperson_rt.gallery.sqlite.rows import ADD, has_key
 from upperson_rt.gallery.sqlite.schema import Sums, checksum_of
 from upperson_rt.gallery.sqlite.store import SqliteGallery
-
-__all__ = ["Merged", "merge_shards"]
-
-_ROWS_AT_A_TIME = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +49,10 @@ class Merged:
 def merge_shards(
     shards: Sequence[str | Path], folder: Path, progress: Callable[[int, int], None] | None = None
 ) -> Merged:
-    """Join the shards of one list into a new gallery.
+    """Join the shards of one list, in any order, into a new gallery.
 
     Args:
-        shards: Folders of galleries, each made with a `Shard`; in any order.
+        shards: Folders of galleries, each made with a `Shard`.
         folder: Of the new gallery; not there yet, or empty.
         progress: Called with the number of rows copied so far, and of all rows.
 
@@ -86,14 +81,13 @@ def merge_shards(
         with ExitStack() as stack:
             galleries = [_open(stack, *pair) for pair in zip(folders, records, strict=True)]
             make(new / DATABASE_FILE, galleries[0].fingerprint, galleries[0].embed_dim)
-            target = Database(new / DATABASE_FILE)
-            stack.callback(target.close)
-            rows, reach = Tally(), _Reach()
+            target = stack.enter_context(closing(Database(new / DATABASE_FILE)))
+            rows, missing = Tally(), _Missing()
             for gallery, record in zip(galleries, records, strict=True):
                 keys = Tally()
-                for batch in _batches(gallery):
+                for batch in gallery.checked_batches():
                     _append(target, gallery, batch)
-                    reach.look(batch)
+                    missing.look_for(batch)
                     keys += Tally.of(row[1] for row in batch)
                     rows += _tally(batch)
                     if progress is not None:
@@ -112,28 +106,26 @@ def merge_shards(
         ),
         items=items,
         rows=rows,
-        out_of_reach=reach.missing,
-        first_out_of_reach=reach.first_missing,
+        out_of_reach=missing.count,
+        first_out_of_reach=missing.first,
     )
 
 
-class _Reach:
-    """Counts pictures that are not where rows say."""
+@dataclass
+class _Missing:
+    """Pictures that are not where rows say."""
 
-    def __init__(self) -> None:
-        self.missing = 0
-        self.first_missing: str | None = None
-        self._last = ""
+    count: int = 0
+    first: str | None = None
+    _last: str | None = None
 
-    def look(self, batch: Sequence[tuple[Any, ...]]) -> None:
-        """Look for the files of rows; the people of one picture follow one another."""
-        for source in (row[2] for row in batch):
-            if source is None or source == self._last:
-                continue
-            self._last = source
-            if not os.path.exists(source):
-                self.missing += 1
-                self.first_missing = self.first_missing or source
+    def look_for(self, batch: Sequence[tuple[Any, ...]]) -> None:
+        for source in (row[2] for row in batch):  # The people of one picture follow one another.
+            if source not in (None, self._last):
+                self._last = source
+                if not os.path.exists(source):
+                    self.count += 1
+                    self.first = self.first or source
 
 
 def _read_records(folders: Sequence[Path]) -> list[ShardRecord]:
@@ -157,17 +149,11 @@ def _read_records(folders: Sequence[Path]) -> list[ShardRecord]:
     return records
 
 
-def _open(stack: ExitStack, folder: Path, record: ShardRecord) -> SqliteGallery:
-    gallery = stack.enter_context(Gallery.open(folder, record.fingerprint))
+def _open(stack: ExitStack, folder: Path, record: ShardRecord | None = None) -> SqliteGallery:
+    fingerprint = None if record is None else record.fingerprint
+    gallery = stack.enter_context(Gallery.open(folder, fingerprint))
     assert isinstance(gallery, SqliteGallery)
     return gallery
-
-
-def _batches(gallery: SqliteGallery) -> Iterator[list[tuple[Any, ...]]]:
-    """Yield all rows of `ROW` and the vector, by id; checked, and none is missing."""
-    rows = gallery.checked_rows()
-    while batch := list(islice(rows, _ROWS_AT_A_TIME)):
-        yield batch
 
 
 def _append(target: Database, source: SqliteGallery, batch: Sequence[tuple[Any, ...]]) -> None:
@@ -204,9 +190,8 @@ def _check_keys(gallery: SqliteGallery, record: ShardRecord, keys: Tally) -> Non
 def _check_merged(folder: Path, items: Tally, rows: Tally) -> None:
     """Read a new gallery back from the disk."""
     found_items, found_rows = Tally(), Tally()
-    with Gallery.open(folder) as gallery:
-        assert isinstance(gallery, SqliteGallery)
-        for batch in _batches(gallery):
+    with ExitStack() as stack:
+        for batch in _open(stack, folder).checked_batches():
             found_items += Tally.of(row[1] for row in batch)
             found_rows += _tally(batch)
     if (found_items, found_rows) != (items, rows):

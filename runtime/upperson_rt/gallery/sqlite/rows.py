@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -25,19 +25,9 @@ from upperson_rt.gallery.records import (
     attributes_as_json,
     length_problem,
 )
+from upperson_rt.gallery.sqlite import schema
 from upperson_rt.gallery.sqlite.database import CHANGES_PROBLEM, Transaction
-from upperson_rt.gallery.sqlite.schema import (
-    COLUMNS,
-    ROW,
-    DamageError,
-    Sums,
-    check_metadata,
-    check_rows,
-    check_vector,
-    checksum_of,
-    structural_problems,
-    upgrade,
-)
+from upperson_rt.gallery.sqlite.schema import COLUMNS, ROW, DamageError, Sums
 from upperson_rt.printable import shortened
 
 STORED = np.dtype("<f2")
@@ -59,8 +49,7 @@ _LOG_ENTRIES = 1_000_000
 def passing(transaction: Transaction, where: Filter) -> tuple[str, list[object]]:
     """Return table and condition, as SQL with placeholders, and their values.
 
-    What decides which rows pass has been checked then: SQLite's indexes against the rows, and
-    attributes against the checksums of the rows.
+    Checks before what decides which rows pass: SQLite's indexes, and attributes.
     """
     condition, values = condition_of(where)
     source = "items NOT INDEXED"
@@ -73,7 +62,7 @@ def passing(transaction: Transaction, where: Filter) -> tuple[str, list[object]]
 
 
 def has_key(transaction: Transaction, keys: Iterable[str]) -> tuple[str, list[object]]:
-    """Return table and condition for the rows with these keys, see `passing`."""
+    """Return table and condition of the rows with these keys, see `passing`."""
     transaction.check_table()
     return "items WHERE key IN (SELECT value FROM json_each(?))", [json.dumps(list(keys))]
 
@@ -141,21 +130,13 @@ def item_from_row(columns: Sequence[Any]) -> Item:
     )
 
 
-def json_list(ids: NDArray[np.int64]) -> str:
-    """Return (N,) ids for ``IN (SELECT value FROM json_each(?))``."""
-    return f"[{','.join(map(str, ids.tolist()))}]"
-
-
 def checked(transaction: Transaction, rows: list[_Row], embed_dim: int) -> list[_Row]:
     """Return rows that are as they were written: the values of `ROW`, the vector, the checksum."""
     if transaction.sums is not None:
-        check_rows(rows)
+        schema.check_rows(rows)
     else:
         for row in rows:
-            if problem := vector_problem(row[-2], embed_dim):
-                raise DamageError(
-                    f"the picture with id {row[0]} has a {problem}", "vector_altered", id=row[0]
-                )
+            _check_vector_itself(row[0], row[-2], embed_dim)
     return rows
 
 
@@ -169,8 +150,13 @@ def rows_with_ids(transaction: Transaction, ids: Sequence[int], embed_dim: int) 
     return checked(transaction, rows, embed_dim)
 
 
-def vector_problem(vector: object, embed_dim: int) -> str | None:
-    """Say what is wrong with a stored vector by its looks, or return None."""
+def _check_vector_itself(id_: int, vector: object, embed_dim: int) -> None:
+    if problem := _vector_problem(vector, embed_dim):
+        raise DamageError(f"the picture with id {id_} has a {problem}", "vector_altered", id=id_)
+
+
+def _vector_problem(vector: object, embed_dim: int) -> str | None:
+    """Say what is wrong with the type, size or length of a stored vector, or return None."""
     size = embed_dim * STORED.itemsize
     if not isinstance(vector, bytes):
         return f"{type(vector).__name__} where a vector is expected"
@@ -202,7 +188,7 @@ def stored_vectors(
     queries: list[tuple[str, tuple[object, ...]]] = []
     if also is not None:
         for start in range(0, len(also), _BLOCK_ROWS):
-            ids = json_list(also[start : start + _BLOCK_ROWS])
+            ids = json.dumps(also[start : start + _BLOCK_ROWS].tolist())
             queries.append((f"{sql} id IN (SELECT value FROM json_each(?)) ORDER BY id", (ids,)))
     if since is not None:
         queries.append((f"{sql} id > ? ORDER BY id", (since,)))
@@ -220,20 +206,16 @@ def _block(rows: list[tuple[Any, ...]], embed_dim: int, has_checksums: bool) -> 
     size = embed_dim * STORED.itemsize
     for id_, vector, checksum in rows:
         if has_checksums:
-            check_vector(id_, vector, checksum)
+            schema.check_vector(id_, vector, checksum)
         if not isinstance(vector, bytes) or len(vector) != size:
-            problem = vector_problem(vector, embed_dim)
-            raise DamageError(
-                f"the picture with id {id_} has a {problem}", "vector_altered", id=id_
-            )
+            _check_vector_itself(id_, vector, embed_dim)
     ids = np.fromiter((row[0] for row in rows), np.int64, len(rows))
     vectors = np.frombuffer(b"".join(row[1] for row in rows), STORED).reshape(-1, embed_dim)
     if has_checksums:
         return ids, vectors, np.fromiter((row[2] for row in rows), np.int64, len(rows))
     lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
     for row in np.flatnonzero(~(np.abs(lengths - 1) <= MAX_NORM_ERROR)):  # NaN, too.
-        problem = vector_problem(rows[row][1], embed_dim)
-        raise DamageError(f"the picture with id {ids[row]} has a {problem}", "vector_altered")
+        _check_vector_itself(rows[row][0], rows[row][1], embed_dim)
     return ids, vectors, np.zeros(len(rows), np.int64)
 
 
@@ -285,7 +267,7 @@ _ROWS_AT_A_TIME = 4096
 
 def problems_of(transaction: Transaction, embed_dim: int, crops_dir: Path) -> Iterator[str]:
     """Yield what is wrong, a line each; errors are SQLite's own where it cannot be read."""
-    yield from structural_problems(transaction.connection)
+    yield from schema.structural_problems(transaction.connection)
     with _any_text(transaction.connection):
         yield from _problems_of_rows(transaction, embed_dim, crops_dir)
         if transaction.sums is not None:
@@ -312,21 +294,21 @@ def stray_crops(
 
 def add_checksums(transaction: Transaction, embed_dim: int) -> Sums:
     """Check a gallery that was made before there were checksums, and give it those."""
-    for problem in structural_problems(transaction.connection):
+    for problem in schema.structural_problems(transaction.connection):
         raise DamageError(problem)
     seq, last_id = version_of(transaction)
-    upgrade(transaction.connection)
+    schema.upgrade(transaction.connection)
     sums, done = Sums(seq=seq, last_id=last_id), 0
     sql = f"SELECT {ROW}, vector FROM items NOT INDEXED WHERE id > ? ORDER BY id LIMIT ?"
     while rows := transaction.execute(sql, (done, _ROWS_AT_A_TIME)).fetchall():
         taken = []
         for *row, vector in rows:
-            wrong = vector_problem(vector, embed_dim) or _malformed(row)
+            wrong = _vector_problem(vector, embed_dim) or _malformed(row)
             if wrong is not None:
                 raise DamageError(
                     f"the picture with id {row[0]}: {wrong}", "row_altered", id=row[0]
                 )
-            taken.append((*row, checksum_of(row, vector)))
+            taken.append((*row, schema.checksum_of(row, vector)))
         sums.add(taken)
         transaction.connection.executemany(
             "UPDATE items SET checksum = ? WHERE id = ?", ((row[-1], row[0]) for row in taken)
@@ -342,46 +324,42 @@ def _problems_of_rows(transaction: Transaction, embed_dim: int, crops_dir: Path)
     rows = transaction.execute(f"SELECT {columns} FROM items NOT INDEXED ORDER BY id")
     for *row, vector, checksum in rows:
         name = f"item {str(row[1]).encode('utf-8', 'replace').decode()}"
-        altered: list[str | None] = [None, None]
+        vector_altered = metadata_altered = None
         if transaction.sums is not None:
-            altered = _altered(row, vector, checksum)
+            if _problem_in(schema.check_vector, row[0], vector, checksum):
+                vector_altered = "its vector was altered"
+            if _problem_in(schema.check_metadata, row, checksum):
+                metadata_altered = "its metadata was altered"
             count += 1
             total += checksum if isinstance(checksum, int) else 0
         for problem in (
-            vector_problem(vector, embed_dim) or altered[0],
-            _malformed(row) or altered[1] or _problem_of_crop(row, crops_dir),
+            _vector_problem(vector, embed_dim) or vector_altered,
+            _malformed(row) or metadata_altered or _problem_of_crop(row, crops_dir),
         ):
             if problem is not None:
                 yield f"{name}: {problem}"
-    if transaction.sums is not None:
-        try:
-            transaction.sums.check(count, total)
-        except DamageError as error:
-            yield str(error)
+    if transaction.sums is not None and (
+        problem := _problem_in(transaction.sums.check, count, total)
+    ):
+        yield problem
 
 
-def _altered(row: Sequence[Any], vector: object, checksum: object) -> list[str | None]:
-    """Say whether vector and metadata differ from their checksums."""
-    found: list[str | None] = [None, None]
+def _problem_in(check: Callable[..., None], *arguments: object) -> str | None:
+    """Call a check; return what it says of damage, or None."""
     try:
-        check_vector(row[0], vector, checksum)
-    except DamageError:
-        found[0] = "its vector was altered"
-    try:
-        check_metadata(row, checksum)
-    except DamageError:
-        found[1] = "its metadata was altered"
-    return found
+        check(*arguments)
+    except DamageError as error:
+        return str(error)
+    return None
 
 
 def _problems_of_changes(transaction: Transaction, sums: Sums) -> Iterator[str]:
     count, first, last = transaction.execute(
         "SELECT count(*), min(seq), max(seq) FROM changes NOT INDEXED"
     ).fetchone()
-    if (last or 0) != sums.seq or (count and count != last - first + 1):
+    is_whole = (last or 0) == sums.seq and (not count or count == last - first + 1)
+    if not is_whole or _problem_in(transaction.check_changes):
         yield CHANGES_PROBLEM
-    elif (problem := transaction.changes_problem()) is not None:
-        yield problem
 
 
 def _malformed(row: Sequence[Any]) -> str | None:
@@ -398,8 +376,7 @@ def _malformed(row: Sequence[Any]) -> str | None:
 
 
 def _problem_of_crop(row: Sequence[Any], crops_dir: Path) -> str | None:
-    crop = row[7]
-    if crop is None:
+    if (crop := row[7]) is None:
         return None
     path = crop_path(crops_dir, crop)
     if path is None or not os.path.isfile(path):

@@ -109,15 +109,14 @@ class Sums:
     last_id: int = 0
     """Highest id ever given."""
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[Row], sign: int = 1) -> None:
         """Count rows in; the last value of each is its checksum."""
-        self.rows += len(rows)
-        self.total = (self.total + sum(row[-1] for row in rows)) % _MODULUS
+        self.rows += sign * len(rows)
+        self.total = (self.total + sign * sum(row[-1] for row in rows)) % _MODULUS
 
     def remove(self, rows: Sequence[Row]) -> None:
-        """Count rows out; the last value of each is its checksum."""
-        self.rows -= len(rows)
-        self.total = (self.total - sum(row[-1] for row in rows)) % _MODULUS
+        """Count rows out."""
+        self.add(rows, -1)
 
     def as_text(self, meta_checksum: int) -> str:
         """Return the text to store; its checksum covers the other rows of ``meta`` as well."""
@@ -157,18 +156,13 @@ def check_totals(connection: sqlite3.Connection, sums: Sums) -> None:
 def structural_problems(connection: sqlite3.Connection, of_items: bool = False) -> Iterator[str]:
     """Yield what SQLite's integrity check finds, and surplus entries of its partial indexes.
 
-    SQLite counts the entries of its other indexes only.
-
-    Args:
-        connection: In a transaction.
-        of_items: Leave out the other tables and the list of free pages.
+    SQLite counts the entries of its other indexes only. ``of_items`` leaves out the other tables
+    and the list of free pages.
     """
-    is_whole = True
-    for (line,) in connection.execute(f"PRAGMA integrity_check{'(items)' if of_items else ''}"):
-        if line != "ok":
-            is_whole = False
-            yield f"SQLite: {line}"
-    if not is_whole:
+    sql = f"PRAGMA integrity_check{'(items)' if of_items else ''}"
+    lines = [line for (line,) in connection.execute(sql)]
+    if lines != ["ok"]:
+        yield from (f"SQLite: {line}" for line in lines)
         return
     columns = ", ".join(f"count({column})" for column in _PARTIAL)
     counts = connection.execute(f"SELECT {columns} FROM items NOT INDEXED").fetchone()
@@ -342,17 +336,14 @@ def read_sums(
 ) -> tuple[Description, Sums | None]:
     """Read the sums that a transaction sees; None where a gallery keeps none.
 
-    Args:
-        connection: In the transaction.
-        path: For messages.
-        known: What the gallery said about itself before; it is read anew if another process has
-            brought it to another version since.
+    What the gallery said about itself before is read anew if another process has brought it to
+    another version since.
     """
     sql = "SELECT value FROM meta WHERE name = ?"
     row = connection.execute(sql, (_SUMS,)).fetchone()
-    if row is None and known.keeps_sums:
-        raise DamageError("its sums are missing")
     if row is None:
+        if known.keeps_sums:
+            raise DamageError("its sums are missing")
         return known, None
     if known.keeps_sums:
         try:
@@ -388,11 +379,10 @@ def _version(connection: sqlite3.Connection, rows: dict[str, str], path: Path) -
 
 
 def _is_valid(text: object, meta_checksum: int) -> bool:
-    try:
+    with suppress(DamageError):
         Sums.from_text(text, meta_checksum)
-    except DamageError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _checksum(connection: sqlite3.Connection, rows: dict[str, str]) -> int:
@@ -408,7 +398,7 @@ def _checksum(connection: sqlite3.Connection, rows: dict[str, str]) -> int:
 
 
 def write_mark(path: Path, identity: str, commits: int) -> None:
-    """Note beside the log how many transactions it has to hold, see `Database._check_commits`.
+    """Note beside the log how many transactions it has to hold.
 
     Written after the log was synced, so the number is never too high. It may be too low: then a
     loss is not noticed.

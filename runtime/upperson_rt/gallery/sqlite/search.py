@@ -6,6 +6,7 @@ depend on which index, filter or batch found the picture.
 Shapes: Q queries, K candidates, D dimensions.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,6 @@ from upperson_rt.gallery.sqlite.rows import (
     STORED,
     condition_of,
     ids_where,
-    json_list,
     rows_with_ids,
     stored_vectors,
 )
@@ -74,8 +74,7 @@ def search_items(
 
     ``make_item`` reads the values of `COLUMNS`.
     """
-    found: list[list[Hit]] = []
-    stored: list[list[bytes]] = []
+    found, stored = list[list[Hit]](), list[list[bytes]]()
     with _source(database, index, where) as source:
         for start in range(0, len(queries_QD), _QUERIES_AT_A_TIME):
             part = queries_QD[start : start + _QUERIES_AT_A_TIME]
@@ -95,23 +94,18 @@ def search_items(
 @contextmanager
 def _source(database: Database, index: SearchIndex, where: Filter) -> Iterator[_Source]:
     """Give the source of one search; it sees one state of the database to the end."""
+    load, source = where.is_empty, None
     with ExitStack() as stack:
-        source = None
-        for load in (False, True):
+        while source is None:
+            stack.close()
             # Within the lock no other thread can bring the index beyond what this one sees.
             with index.lock:
                 transaction = stack.enter_context(database.reading())
                 # The index is not worth loading if the filter leaves few items.
-                snapshot = (
-                    index.refresh(transaction)
-                    if load or where.is_empty or index.snapshot is not None
-                    else None
-                )
+                load = load or index.snapshot is not None
+                snapshot = index.refresh(transaction) if load else None
             source = _choose(transaction, index.embed_dim, snapshot, where)
-            if source is not None:
-                break
-            stack.close()
-        assert source is not None
+            load = True
         yield source
 
 
@@ -169,10 +163,10 @@ def _many(
         if not listed:
             scores, ids = snapshot.search(queries_QD, _WIDER * k)
             some = np.unique(ids[ids >= 0])
-            _fetch(
-                transaction, some, queries_QD.shape[1], snapshot
-            )  # Checks what the condition looks at.
-            rows = transaction.execute(f"SELECT id FROM {among}", (json_list(some), *values))
+            # Checks what the condition looks at.
+            _fetch(transaction, some, queries_QD.shape[1], snapshot)
+            values_of_some = (json.dumps(some.tolist()), *values)
+            rows = transaction.execute(f"SELECT id FROM {among}", values_of_some)
             passed = np.isin(ids, np.fromiter((id_ for (id_,) in rows), np.int64))
             if (np.count_nonzero(passed, axis=1) >= k).all():
                 order = np.lexsort((-scores, ~passed))[:, :k]

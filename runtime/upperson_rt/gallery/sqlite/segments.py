@@ -26,7 +26,7 @@ ALL_LISTS_FROM = 1000
 
 
 def load_faiss() -> Any:
-    """Return the module faiss, imported when it is first needed; its type hints are incomplete."""
+    """Import faiss when it is first needed; its type hints are incomplete."""
     try:
         return import_module("faiss")
     except ImportError as error:
@@ -37,7 +37,7 @@ def load_faiss() -> Any:
 
 
 def candidates_for(k: int) -> int:
-    """Return how many rows to take from the 8-bit lists to find the best k among them."""
+    """Return how many rows of the 8-bit lists to look at for the best k."""
     return 4 * k + 32
 
 
@@ -88,7 +88,6 @@ class Segment:
     ) -> Candidates:
         """Find the best rows for (Q, D) queries; with ``only`` (ascending) among those items."""
         faiss = load_faiss()
-
         allowed: NDArray[np.bool_] | None = None
         if only is not None:
             allowed = np.zeros(len(self.ids), np.bool_)
@@ -254,7 +253,6 @@ def total_of(checksums: NDArray[np.int64], dead: NDArray[np.bool_] | None) -> in
 def flat_index(embed_dim: int, count: int) -> Any:
     """Return an exact index of float16 with room for ``count`` rows, see `stored_rows`."""
     faiss = load_faiss()
-
     index = faiss.IndexScalarQuantizer(
         embed_dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     )
@@ -266,7 +264,6 @@ def flat_index(embed_dim: int, count: int) -> Any:
 def stored_rows(index: Any) -> NDArray[np.uint8]:
     """Return the rows of an exact index, to read or to fill: (N, 2 * D) bytes of float16."""
     faiss = load_faiss()
-
     width = index.d * STORED.itemsize
     if index.ntotal == 0:
         return np.empty((0, width), np.uint8)
@@ -343,7 +340,7 @@ def train_lists(
     sample: Callable[[int], NDArray[np.float32]],
     blocks: Callable[[], Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]],
 ) -> TrainedLists:
-    """Make an index and measure it.
+    """Make an index of about ``count`` rows and measure it.
 
     nprobe is the smallest that finds 98.5 % of the ten best pictures of 200 queries which are as
     far from the pictures as sentences are: stored vectors turned away to a cosine of 0.54. The
@@ -356,7 +353,6 @@ def train_lists(
         blocks: Goes through all rows in ascending order of ids: (N,) ids and (N, D) vectors.
     """
     faiss = load_faiss()
-
     nlist = max(1, round(2 * math.sqrt(count)))
     queries, rows = _held_out(sample(nlist * _ROWS_PER_LIST + _QUERIES))
     nlist = min(nlist, len(rows))
@@ -381,13 +377,8 @@ def train_lists(
     for block_ids, vectors in blocks():
         index.add(vectors)
         scores = np.concatenate([best, queries @ vectors.T], axis=1)
-        names = np.concatenate(
-            [
-                found,
-                np.broadcast_to(np.arange(done, done + len(vectors)), (len(queries), len(vectors))),
-            ],
-            axis=1,
-        )
+        rows_here = np.arange(done, done + len(vectors))
+        names = np.hstack([found, np.broadcast_to(rows_here, (len(queries), len(vectors)))])
         keep = np.argpartition(scores, scores.shape[1] - _RECALL_AT, axis=1)[:, -_RECALL_AT:]
         best = np.take_along_axis(scores, keep, axis=1)
         found = np.take_along_axis(names, keep, axis=1)
@@ -423,7 +414,6 @@ def _recall(
     index: Any, queries: NDArray[np.float32], expected: NDArray[np.int64], nprobe: int
 ) -> float:
     faiss = load_faiss()
-
     _, rows = index.search(
         queries, candidates_for(_RECALL_AT), params=faiss.SearchParametersIVF(nprobe=nprobe)
     )

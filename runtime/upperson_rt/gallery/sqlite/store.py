@@ -14,35 +14,12 @@ from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery.crops import remove_crops
 from upperson_rt.gallery.protocol import Gallery, known_keys, read_item
 from upperson_rt.gallery.records import CameraInfo, Filter, GalleryInfo, Hit, Item
+from upperson_rt.gallery.sqlite import rows as table
+from upperson_rt.gallery.sqlite import schema
 from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, Transaction, make
 from upperson_rt.gallery.sqlite.index import SearchIndex
-from upperson_rt.gallery.sqlite.rows import (
-    ADD,
-    REPLACE,
-    STORED,
-    add_checksums,
-    checked,
-    has_key,
-    ids_where,
-    item_from_row,
-    passing,
-    problems_of,
-    row_from_item,
-    rows_with_ids,
-    stray_crops,
-    trim_log,
-    unnamed_crops,
-)
-from upperson_rt.gallery.sqlite.schema import (
-    ROW,
-    DamageError,
-    Sums,
-    check_metadata,
-    check_totals,
-    checksum_of,
-    structural_problems,
-    with_checked_metadata,
-)
+from upperson_rt.gallery.sqlite.rows import ADD, REPLACE, STORED
+from upperson_rt.gallery.sqlite.schema import ROW, DamageError, Sums
 from upperson_rt.gallery.sqlite.search import search_items
 from upperson_rt.printable import get_logger
 
@@ -58,8 +35,8 @@ class SqliteGallery(Gallery):
     """Items and their embeddings in ``FOLDER/gallery.sqlite``, their crops in ``FOLDER/crops``.
 
     A transaction that has returned survives a power failure (WAL, synchronous=FULL). Several
-    processes may read while one writes; each search sees everything committed before it began.
-    Searches of several threads run beside each other and beside an `add`.
+    processes and threads may read while one writes; each search sees everything committed before it
+    began.
 
     Vectors are stored as float16, and every score is computed from those. The search index lies in
     ``FOLDER/gallery.index``; it can be deleted at any time. It is exact below
@@ -67,8 +44,7 @@ class SqliteGallery(Gallery):
     answered exactly.
 
     Rows have checksums, which are checked when they are read, and the database has sums over all
-    rows and over the indexes that filters are answered from: what was altered or lost on the disk
-    is an IntegrityError, not an answer.
+    rows: what was altered or lost on the disk is an IntegrityError, not an answer.
     """
 
     crops_dir: Path
@@ -95,25 +71,25 @@ class SqliteGallery(Gallery):
         self, items: Sequence[Item], vectors_ND: NDArray[np.float32], variant: str | None
     ) -> list[str]:
         with self._writing() as (transaction, sums):
-            source, keys = has_key(transaction, [item.key for item in items])
+            source, keys = table.has_key(transaction, [item.key for item in items])
             sql = f"SELECT {ROW}, checksum FROM {source}"
             replaced = {row[1]: row for row in transaction.execute(sql, keys)}
             for row in replaced.values():
-                check_metadata(row, row[-1])
+                schema.check_metadata(row, row[-1])
             if replaced:
                 transaction.check_table()
                 sums.remove([*replaced.values()])
             rows: dict[str, tuple[Any, ...]] = {}
             for item, vector in zip(items, vectors_ND.astype(STORED), strict=True):
                 earlier = rows.get(item.key) or replaced.get(item.key)
-                columns = list(row_from_item(item))
+                columns = list(table.row_from_item(item))
                 if earlier is None:
                     sums.last_id += 1
                 elif columns[_CAMERA - 1] is None:
                     columns[_CAMERA - 1] = earlier[_CAMERA]
                 id_ = sums.last_id if earlier is None else earlier[0]
                 rows[item.key] = (id_, *columns, variant, vector.tobytes())
-            rows = {key: (*row, checksum_of(row, row[-1])) for key, row in rows.items()}
+            rows = {key: (*row, schema.checksum_of(row, row[-1])) for key, row in rows.items()}
             sums.add([*rows.values()])
             sums.seq += len(replaced)
             write = transaction.connection.executemany
@@ -123,8 +99,8 @@ class SqliteGallery(Gallery):
                 if write(REPLACE, again).rowcount != len(replaced):
                     raise DamageError("pictures that an index names are missing")
             crops = [row[_CROP] for row in replaced.values() if row[_CROP] is not None]
-            unused = unnamed_crops(transaction, crops) if crops else []
-            trim_log(transaction)
+            unused = table.unnamed_crops(transaction, crops) if crops else []
+            table.trim_log(transaction)
         remove_crops(self.crops_dir, unused)
         return [*replaced]
 
@@ -134,28 +110,28 @@ class SqliteGallery(Gallery):
         with self._database.writing() as transaction:
             if transaction.sums is None:
                 _LOG.warning("giving gallery %s checksums: this takes a while", self.path)
-                transaction.sums = add_checksums(transaction, self.embed_dim)
+                transaction.sums = table.add_checksums(transaction, self.embed_dim)
                 self._database.reload(transaction.connection)
             yield transaction, transaction.sums
 
     def delete(self, keys: Sequence[str]) -> int:
         there = known_keys(keys)
-        return self._delete(lambda transaction: has_key(transaction, there))
+        return self._delete(lambda transaction: table.has_key(transaction, there))
 
     def _delete_where(self, where: Filter) -> int:
-        return self._delete(lambda transaction: passing(transaction, where))
+        return self._delete(lambda transaction: table.passing(transaction, where))
 
     def _prune(self, too_old: Filter | None, keep_newest: int | None, scope: Filter) -> int:
         steps: list[_Step] = []
         if too_old is not None:
-            steps.append(lambda transaction: passing(transaction, too_old))
+            steps.append(lambda transaction: table.passing(transaction, too_old))
         if keep_newest is not None:
             steps.append(lambda transaction: _oldest(transaction, scope, keep_newest))
         deleted = self._delete(*steps)
         if too_old is not None and too_old.until is not None and too_old.camera is None:
             # Processes that were killed leave files that no item names; those are pruned as well.
             with self._database.reading() as transaction:
-                strays = list(stray_crops(transaction, self.crops_dir, too_old.until))
+                strays = list(table.stray_crops(transaction, self.crops_dir, too_old.until))
             remove_crops(self.crops_dir, strays)
         return deleted
 
@@ -166,8 +142,8 @@ class SqliteGallery(Gallery):
             for step in steps:
                 crops += _remove(transaction, sums, *step(transaction))
             named = [crop for crop in crops if crop is not None]
-            unused = unnamed_crops(transaction, named) if named else []
-            trim_log(transaction)
+            unused = table.unnamed_crops(transaction, named) if named else []
+            table.trim_log(transaction)
         remove_crops(self.crops_dir, unused)
         return len(crops)
 
@@ -175,12 +151,12 @@ class SqliteGallery(Gallery):
         with self._database.reading() as transaction:
             if where.is_empty:
                 return transaction.count()
-            source, values = passing(transaction, where)
+            source, values = table.passing(transaction, where)
             return int(transaction.execute(f"SELECT count(*) FROM {source}", values).fetchone()[0])
 
     def ids(self, keys: Sequence[str]) -> dict[str, int]:
         with self._database.reading() as transaction:
-            source, values = has_key(transaction, known_keys(keys))
+            source, values = table.has_key(transaction, known_keys(keys))
             return dict(transaction.execute(f"SELECT key, id FROM {source}", values))
 
     def _get(self, ids: Sequence[int]) -> dict[int, tuple[Item, NDArray[np.float32]]]:
@@ -191,7 +167,7 @@ class SqliteGallery(Gallery):
                     self._item(row[_COLUMNS]),
                     np.frombuffer(row[-2], STORED).astype(np.float32),
                 )
-                for row in rows_with_ids(transaction, ids, self.embed_dim)
+                for row in table.rows_with_ids(transaction, ids, self.embed_dim)
             }
 
     def _items(self, where: Filter) -> Iterator[Item]:
@@ -202,11 +178,11 @@ class SqliteGallery(Gallery):
     def _sample(self, count: int) -> list[Item]:
         with self._database.reading() as transaction:
             transaction.check_table()
-            ids = ids_where(transaction)
+            ids = table.ids_where(transaction)
             if not len(ids):
                 return []
             chosen = np.unique(ids[np.linspace(0, len(ids) - 1, count, dtype=np.int64)])
-            rows = rows_with_ids(transaction, chosen.tolist(), self.embed_dim)
+            rows = table.rows_with_ids(transaction, chosen.tolist(), self.embed_dim)
             return [self._item(row[_COLUMNS]) for row in rows]
 
     def _vectors(
@@ -214,38 +190,37 @@ class SqliteGallery(Gallery):
     ) -> Iterator[tuple[list[Item], NDArray[np.float32]]]:
         with self._database.reading() as transaction:
             rows = self._rows(transaction, where, f"{ROW}, vector")
-            while batch := checked(transaction, list(islice(rows, batch_size)), self.embed_dim):
+            while batch := table.checked(
+                transaction, list(islice(rows, batch_size)), self.embed_dim
+            ):
                 flat = np.frombuffer(b"".join(row[-2] for row in batch), STORED)
                 yield (
                     [self._item(row[_COLUMNS]) for row in batch],
                     flat.reshape(len(batch), self.embed_dim).astype(np.float32),
                 )
 
-    def checked_rows(self) -> Iterator[tuple[Any, ...]]:
+    def checked_batches(self) -> Iterator[list[tuple[Any, ...]]]:
         """Yield the values of `ROW` and the stored vector of all items, by id, of one state."""
         with self._database.reading() as transaction:
-            rows = self._rows(transaction, None, f"{ROW}, vector")
-            while batch := checked(
-                transaction, list(islice(rows, _ROWS_AT_A_TIME)), self.embed_dim
-            ):
-                for row in batch:
-                    yield row[:-1]
+            rows = self._rows(transaction, Filter(), f"{ROW}, vector")
+            while batch := list(islice(rows, _ROWS_AT_A_TIME)):
+                yield [row[:-1] for row in table.checked(transaction, batch, self.embed_dim)]
 
     def _rows(
-        self, transaction: Transaction, where: Filter | None, columns: str
+        self, transaction: Transaction, where: Filter, columns: str
     ) -> Iterator[tuple[Any, ...]]:
         """Yield columns, which begin with `ROW`, and the checksum of what passes, by id."""
-        source, values = passing(transaction, where or Filter())
+        source, values = table.passing(transaction, where)
         sql = f"SELECT {columns}, {transaction.checksum} FROM {source} ORDER BY id"
         rows = transaction.execute(sql, values)
         if transaction.sums is None:
             yield from rows
-        elif where is None or where.is_empty:
-            yield from with_checked_metadata(rows, transaction.sums)
+        elif where.is_empty:
+            yield from schema.with_checked_metadata(rows, transaction.sums)
         else:
             transaction.check_table()
             for row in rows:
-                check_metadata(row, row[-1])
+                schema.check_metadata(row, row[-1])
                 yield row
 
     def _search(
@@ -312,23 +287,22 @@ class SqliteGallery(Gallery):
 
     def check(self) -> None:
         with self._database.reading() as transaction:
-            for problem in structural_problems(transaction.connection):
+            for problem in schema.structural_problems(transaction.connection):
                 raise DamageError(problem)
             if transaction.sums is not None:
-                check_totals(transaction.connection, transaction.sums)
+                schema.check_totals(transaction.connection, transaction.sums)
             index_problem = self._index.problem(transaction)
         if index_problem is not None:
             raise IntegrityError(index_problem)
 
     def verify(self) -> list[str]:
-        """Check the whole database; return what is wrong, one line each, or nothing.
+        """Check the whole gallery; return what is wrong, one line each, or nothing.
 
-        Looks at SQLite's own structure, at every vector's length, finiteness and norm, every item's
-        texts, box, attributes and crop, at the checksums of rows and what they come to, at files
-        among the crops that no item names, and at the file of the search index.
+        Looks at SQLite's own structure, at every row, its checksum, vector and crop, at sums over
+        all rows, at files among the crops that no item names, and at the file of the search index.
         """
         with self._database.reading() as transaction:
-            problems = list(problems_of(transaction, self.embed_dim, self.crops_dir))
+            problems = list(table.problems_of(transaction, self.embed_dim, self.crops_dir))
             index_problem = self._index.problem(transaction)
             if index_problem is not None:
                 problems.append(index_problem)
@@ -344,14 +318,14 @@ class SqliteGallery(Gallery):
             with self._writing():
                 pass
         with self._database.reading() as transaction:
-            for _ in self._rows(transaction, None, ROW):
+            for _ in self._rows(transaction, Filter(), ROW):
                 pass
             snapshot = self._index.build(transaction)
         with self._index.lock:
             self._index.snapshot = snapshot
 
     def _item(self, columns: Sequence[Any]) -> Item:
-        return read_item(item_from_row, columns, self.location)
+        return read_item(table.item_from_row, columns, self.location)
 
 
 _Step: TypeAlias = Callable[[Transaction], tuple[str, list[object]]]
@@ -360,7 +334,7 @@ _Step: TypeAlias = Callable[[Transaction], tuple[str, list[object]]]
 
 def _oldest(transaction: Transaction, scope: Filter, keep_newest: int) -> tuple[str, list[object]]:
     """Return what selects all but the newest rows of a scope."""
-    source, values = passing(transaction, scope)
+    source, values = table.passing(transaction, scope)
     (count,) = transaction.execute(f"SELECT count(*) FROM {source}", values).fetchone()
     # Without a time comes first: NULL is the smallest.
     return f"{source} ORDER BY time, id LIMIT ?", [*values, max(0, count - keep_newest)]
@@ -376,7 +350,7 @@ def _remove(
     cursor = transaction.execute(f"SELECT {ROW}, checksum FROM {source}", values)
     while rows := cursor.fetchmany(_ROWS_AT_A_TIME):
         for row in rows:
-            check_metadata(row, row[-1])
+            schema.check_metadata(row, row[-1])
         sums.remove(rows)
         ids += [row[0] for row in rows]
         crops += [row[_CROP] for row in rows]

@@ -10,7 +10,7 @@ from filelock import FileLock
 from tests.helpers import boxes, milvus_server
 from tests.helpers.boxes import Network
 from tests.helpers.extensions import examples
-from tests.helpers.gallery_places import Folders, Memory, Milvus, MilvusOnServer
+from tests.helpers.gallery_places import Milvus, Place
 
 
 def needs_server(item):
@@ -38,7 +38,9 @@ class SharedServer:
 
     def __init__(self, folder, binaries, lock, network):
         isolated = milvus_server.ISOLATED if network is None else network.server
-        self.place = MilvusOnServer(milvus_server.MilvusServer(folder, binaries, isolated))
+        self.server = milvus_server.MilvusServer(folder, binaries, isolated)
+        address = f"127.0.0.1:{self.server.port}"
+        self.place = Milvus(f"milvus://{address}", f"http://{address}")
         self.network = network
         self._lock = lock
 
@@ -47,14 +49,14 @@ class SharedServer:
             return
         self._lock.acquire()
         try:
-            self.place.server.start()
+            self.server.start()
         except BaseException:
             self._lock.release()
             raise
 
     def stop(self):
         if self._lock.is_locked:
-            self.place.server.kill()
+            self.server.kill()
             self._lock.release()
 
 
@@ -65,7 +67,7 @@ SERVER = pytest.StashKey[SharedServer]()
 def place(request, tmp_path):
     """Every store in turn."""
     if request.param == "sqlite":
-        return Folders(tmp_path)
+        return Place(f"{tmp_path}/")
     return request.getfixturevalue(f"{request.param.removeprefix('milvus-')}_place")
 
 
@@ -73,7 +75,7 @@ def place(request, tmp_path):
 def memory_place(tmp_path):
     """The store of docs/examples/extensions."""
     with examples(tmp_path):
-        yield Memory()
+        yield Place("memory://contract_")
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ def shared_server(tmp_path_factory, pytestconfig, worker_id):
     pytestconfig.stash[SERVER] = server
     yield server
     server.stop()
-    server.place.server.close()
+    server.server.close()
     if network is not None:
         network.close()
 

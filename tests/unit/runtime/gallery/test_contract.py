@@ -1,6 +1,5 @@
 """What a gallery promises, in every store. Differences are in docs/milvus.md, not here."""
 
-import enum
 import math
 import sys
 import threading
@@ -13,6 +12,8 @@ from tests.helpers.refused import refused
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.gallery import CameraInfo, Filter, Gallery, Item, TrackSpan
 
+# Some take dozens of requests, and a Milvus server on a busy machine answers late.
+pytestmark = pytest.mark.timeout(60, func_only=True)
 ODD_TEXTS = [
     'quo"te', "apo'strophe", "back\\slash", "\\", '\\"', "new\nline", "\r", "tab\t", "\x01", "\x7f",
     "%", "_", "*", "{a}", "$.a", "a.b", "[0]", "~1", "/", "\\n", "\\u0041", "ü", "u\u0308", "人 😀",
@@ -42,6 +43,12 @@ FULL = Item(
 )  # fmt: skip
 EMPTY_TEXTS = Item(key=" ", source="", camera="", track="", attributes={"a": ""})
 BARE = Item(key="bare", time=-0.5)
+BAD = np.full((1, DIM), np.nan, np.float32)
+
+
+def rounded(found):
+    """Leave out the last digits of scores, which depend on where a vector lies in memory."""
+    return [[(round(hit.score, 5), hit.id, hit.item, hit.span) for hit in hits] for hits in found]
 
 
 def test_items_come_back_as_they_were_added(gallery):
@@ -57,51 +64,20 @@ def test_items_come_back_as_they_were_added(gallery):
     assert isinstance(whole, float)
 
 
-class Name(str, enum.Enum):
-    GATE = "gate"
-
-
-@pytest.mark.parametrize("odd", [np.str_("gate"), Name.GATE])
-def test_texts_and_numbers_of_other_types_are_stored_as_plain_ones(place, gallery, odd):
-    named = Item(
-        key=odd, source=odd, camera=odd, time=np.float64(5), track=odd,
-        box=tuple(np.arange(4)), crop=odd, attributes={odd: odd, "n": np.float64(2)},
-    )  # fmt: skip
-    plain = Item(
-        key="other", source="gate", camera="gate", time=6, track="gate", box=(0, 1, 2, 3),
-        crop="gate", attributes={"gate": "gate", "n": 2},
-    )  # fmt: skip
-    assert all(type(text) is str for text in (named.key, named.camera, named.crop))
-    gallery.add([named], some_vectors(1), variant=odd)
-    gallery.add([plain], some_vectors(1, 2), variant="gate")  # Equal texts have equal sums.
-    for where in (Filter(camera=odd), Filter(track=odd), Filter(attributes={odd: odd})):
-        assert keys_of(gallery.items(where)) == ["gate", "other"]
-        assert len(gallery.search(some_vectors(1), 5, where)[0]) == 2
-    assert gallery.info().variants == {"gate": 2}
-    assert [problem for problem in gallery.verify() if "its crop" not in problem] == []
-    with place.open(gallery.location) as again:
-        assert again.ids([odd]) == gallery.ids(["gate"])
-        assert again.delete([odd]) == 1
-
-
 def test_an_empty_gallery_answers(gallery):
     gallery.add([], np.empty((0, DIM), np.float32))
     assert gallery.search(unit(0, 1), k=3) == [[], []]
     assert gallery.search(unit(0), k=3, by_track=True) == [[]]
     assert gallery.search(np.empty((0, DIM), np.float32), k=3) == []
-    assert gallery.count() == 0
-    assert list(gallery.items()) == []
-    assert list(gallery.vectors()) == []
-    assert gallery.delete(["nothing"]) == 0
-    assert gallery.delete([]) == 0
-    assert gallery.prune(keep_newest=1) == 0
-    assert gallery.cameras() == []
-    assert gallery.verify() == []
+    assert gallery.search_with_vectors(unit(0)[0], 3)[1].shape == (0, DIM)
+    assert (gallery.count(), list(gallery.items()), list(gallery.vectors())) == (0, [], [])
+    assert (gallery.vectors_of([]), gallery.get([]), gallery.sample(3)) == ({}, {}, [])
+    assert gallery.delete(["nothing"]) == gallery.delete([]) == gallery.prune(keep_newest=1) == 0
+    assert (gallery.cameras(), gallery.by_camera(), gallery.verify()) == ([], {}, [])
     assert gallery.info().first_time is None
 
 
 def test_a_sample_is_some_of_the_items(gallery):
-    assert gallery.sample(3) == []
     gallery.add([Item(key=str(n), camera=f"c{n % 3}") for n in range(50)], some_vectors(50))
     gallery.delete([str(n) for n in range(10, 40)])
     there = {item.key: item for item in gallery.items()}
@@ -111,40 +87,29 @@ def test_a_sample_is_some_of_the_items(gallery):
         assert {item.key: item for item in sample}.items() <= there.items()
         assert len({item.key for item in sample}) == len(sample)
     assert len(gallery.sample(50)) == 20, "each once, where there is room for all"
-    with pytest.raises(UsageError):
-        gallery.sample(0)
 
 
-def test_vectors_of_hits(gallery):
-    vectors = some_vectors(6)
-    gallery.add([Item(key=str(n)) for n in range(6)], vectors)
+def test_vectors_come_with_hits_and_by_id(gallery):
+    vectors = some_vectors(20)
+    items = [Item(key=str(n), camera="gate", track=f"t{n // 2}") for n in range(20)]
+    gallery.add(items, vectors)
     (hits,) = gallery.search(unit(0), k=4)
     found = gallery.vectors_of([*hits, hits[0]])
     assert sorted(found) == sorted(hit.id for hit in hits)
     for hit in hits:
         np.testing.assert_allclose(found[hit.id], vectors[int(hit.item.key)], atol=1e-3)
         assert found[hit.id] @ unit(0)[0] == pytest.approx(hit.score, abs=1e-3)
+    where = Filter(camera="gate")
+    for by_track in (False, True):
+        best, found_KD = gallery.search_with_vectors(unit(0)[0], 5, where, by_track)
+        assert best == gallery.search(unit(0), 5, where, by_track)[0]
+        assert len(best) == 5
+        known = gallery.vectors_of(best)
+        np.testing.assert_array_equal(found_KD, np.stack([known[hit.id] for hit in best]))
     gallery.delete([hits[1].item.key])
     assert sorted(gallery.vectors_of(hits)) == sorted(hit.id for hit in hits if hit != hits[1])
-    assert gallery.vectors_of([]) == {}
     with refused("hits_invalid", InputError):
         gallery.vectors_of(["0"])
-
-
-@pytest.mark.parametrize("by_track", [False, True])
-def test_a_search_gives_vectors_as_well(gallery, by_track):
-    vectors = some_vectors(20)
-    items = [Item(key=str(n), camera="gate", track=f"t{n // 2}") for n in range(20)]
-    assert gallery.search_with_vectors(unit(0)[0], 3)[1].shape == (0, DIM)
-    gallery.add(items, vectors)
-    where = Filter(camera="gate")
-    hits, found_KD = gallery.search_with_vectors(unit(0)[0], 5, where, by_track)
-    assert hits == gallery.search(unit(0), 5, where, by_track)[0]
-    assert len(hits) == 5
-    known = gallery.vectors_of(hits)
-    np.testing.assert_array_equal(found_KD, np.stack([known[hit.id] for hit in hits]))
-    with refused("vectors_invalid", InputError):
-        gallery.search_with_vectors(unit(0)[0][:-1], 5)
 
 
 def test_search_ranks_by_cosine(gallery):
@@ -156,6 +121,9 @@ def test_search_ranks_by_cosine(gallery):
         assert found == sorted(found, reverse=True)
         assert found == pytest.approx(np.sort(line)[::-1][:20].tolist(), abs=2e-3)
         assert found == pytest.approx([line[int(hit.item.key)] for hit in hits], abs=2e-3)
+    assert len(gallery.search(queries[:1], k=500)[0]) == 300
+    with pytest.raises(UsageError):
+        gallery.search(queries, k=0)
 
 
 def test_equal_scores_are_ordered_by_id(gallery):
@@ -171,15 +139,14 @@ def test_equal_scores_are_ordered_by_id(gallery):
         assert gallery.search(query, k=k)[0] == everything[:k]
 
 
-def test_k_is_the_most_hits(gallery):
-    gallery.add([Item(key="a"), Item(key="b")], unit(0, 1))
-    assert keys_of(gallery.search(unit(0), k=5)[0]) == ["a", "b"]
-    for k in (0, -1):
-        with pytest.raises(UsageError):
-            gallery.search(unit(0), k=k)
-
-
 def test_the_same_key_replaces(gallery):
+    """And is stored once where it comes twice in one call."""
+    twice = [Item(key="c", camera="gate"), Item(key="b"), Item(key="c", time=2)]
+    assert gallery.add(twice, unit(0, 1, 2)) == []
+    (hit, _) = gallery.search(unit(2), k=5)[0]
+    assert hit.item == Item(key="c", camera="gate", time=2)
+    assert hit.score == pytest.approx(1, abs=1e-3)
+    assert gallery.delete(["b", "c"]) == 2
     gallery.add([Item(key="a", camera="gate", time=1, track="x", attributes={"n": 1})], unit(0))
     (before,) = gallery.search(unit(0), k=1)[0]
     new = [Item(key="b"), Item(key="a", source="s", attributes={"n": 2})]
@@ -200,19 +167,10 @@ def test_the_same_key_replaces(gallery):
     assert list(gallery.items()) == [Item(key="a")], "a deleted item leaves no trace"
 
 
-def test_a_key_twice_in_one_call_is_stored_once(gallery):
-    twice = [Item(key="a", camera="gate"), Item(key="b"), Item(key="a", time=2)]
-    assert gallery.add(twice, unit(0, 1, 2)) == []
-    assert gallery.count() == 2
-    (hit, _) = gallery.search(unit(2), k=2)[0]
-    assert hit.item == Item(key="a", camera="gate", time=2)
-    assert hit.score == pytest.approx(1, abs=1e-3)
-
-
 def test_what_others_did_before_it_was_opened_is_known(place):
-    """Ten times: a Milvus server that is asked not to wait is seldom late."""
+    """Five times: a Milvus server that need not wait is seldom late."""
     location = place.empty()
-    for n in range(10):
+    for n in range(5):
         deleted, kept = f"deleted{n}", f"kept{n}"
         with place.open(location) as other:
             other.add([Item(key=key, camera="gate") for key in (deleted, kept)], unit(0, 1))
@@ -224,67 +182,68 @@ def test_what_others_did_before_it_was_opened_is_known(place):
         assert {item.camera for item in opened.items()} == {"gate"}
 
 
+SIX = [
+    Item(key="a", camera="gate", time=100.0, track="1", attributes={"n": 1, "c": "red"}),
+    Item(key="b", camera="gate", time=200.5, track="2", attributes={"n": 1.0, "c": "Red"}),
+    Item(key="c", camera="door", time=300.0, track="1", attributes={"n": True, "c": ""}),
+    Item(key="d", camera="door", time=-5.0, attributes={"n": "1", "c": None}),
+    Item(key="e", track="1", attributes={"n": [1], "c": {"red": 1}}),
+    Item(key="f", camera="", track="", time=1e9, attributes={"n": 2**53 + 1}),
+]
+
+
 @pytest.fixture
 def filtered(gallery):
-    gallery.add(
-        [
-            Item(key="a", camera="gate", time=100.0, track="1", attributes={"n": 1, "c": "red"}),
-            Item(key="b", camera="gate", time=200.5, track="2", attributes={"n": 1.0, "c": "Red"}),
-            Item(key="c", camera="door", time=300.0, track="1", attributes={"n": True, "c": ""}),
-            Item(key="d", camera="door", time=-5.0, attributes={"n": "1", "c": None}),
-            Item(key="e", track="1", attributes={"n": [1], "c": {"red": 1}}),
-            Item(key="f", camera="", track="", time=1e9, attributes={"n": 2**53 + 1}),
-        ],
-        unit(0, 1, 2, 3, 4, 5),
-    )
+    gallery.add(SIX, unit(0, 1, 2, 3, 4, 5))
     return gallery
 
 
-@pytest.mark.parametrize(
-    ("where", "expected"),
-    [
-        (Filter(), "abcdef"),
-        (Filter(camera="gate"), "ab"),
-        (Filter(camera="GATE"), ""),
-        (Filter(camera=""), "f"),
-        (Filter(camera=["gate"]), "ab"),
-        (Filter(camera=("gate", "door", "nowhere")), "abcd"),
-        (Filter(track="1"), "ace"),
-        (Filter(track=""), "f"),
-        (Filter(camera="door", track="1"), "c"),
-        (Filter(since=200.5), "bcf"),
-        (Filter(since=math.nextafter(200.5, math.inf)), "cf"),
-        (Filter(until=200.5), "ad"),
-        (Filter(until=math.nextafter(200.5, math.inf)), "abd"),
-        (Filter(since=-5, until=300), "abd"),
-        (Filter(since=-1e300), "abcdf"),
-        (Filter(since=-sys.float_info.max), "abcdf"),
-        (Filter(since=-math.inf), "abcdf"),
-        (Filter(since=math.inf), ""),
-        (Filter(until=math.inf), "abcdf"),
-        (Filter(until=sys.float_info.max), "abcdf"),
-        (Filter(until=-math.inf), ""),
-        (Filter(attributes={"n": 1}), "ab"),
-        (Filter(attributes={"n": 1.0}), "ab"),
-        (Filter(attributes={"n": True}), "c"),
-        (Filter(attributes={"n": False}), ""),
-        (Filter(attributes={"n": "1"}), "d"),
-        (Filter(attributes={"n": 2**53 + 1}), "f"),
-        (Filter(attributes={"n": float(2**53)}), ""),
-        (Filter(attributes={"c": "red"}), "a"),
-        (Filter(attributes={"c": ""}), "c"),
-        (Filter(attributes={"missing": 0}), ""),
-        (Filter(attributes={"n": 1, "c": "Red"}), "b"),
-        (Filter(camera="gate", since=150, until=250, track="2", attributes={"c": "Red"}), "b"),
-    ],
-    ids=repr,
-)
-def test_filters(filtered, where, expected):
-    expected = list(expected)
-    assert keys_of(filtered.items(where)) == expected
-    assert filtered.count(where) == len(expected)
-    assert keys_of(filtered.search(unit(9), k=10, where=where)[0]) == expected
-    assert keys_of(item for items, _ in filtered.vectors(where) for item in items) == expected
+FILTERS = [
+    (Filter(), "abcdef"),
+    (Filter(camera="gate"), "ab"),
+    (Filter(camera="GATE"), ""),
+    (Filter(camera=""), "f"),
+    (Filter(camera=["gate"]), "ab"),
+    (Filter(camera=("gate", "door", "nowhere")), "abcd"),
+    (Filter(track="1"), "ace"),
+    (Filter(track=""), "f"),
+    (Filter(camera="door", track="1"), "c"),
+    (Filter(since=200.5), "bcf"),
+    (Filter(since=math.nextafter(200.5, math.inf)), "cf"),
+    (Filter(until=200.5), "ad"),
+    (Filter(until=math.nextafter(200.5, math.inf)), "abd"),
+    (Filter(since=-5, until=300), "abd"),
+    (Filter(since=-1e300), "abcdf"),
+    (Filter(since=-sys.float_info.max), "abcdf"),
+    (Filter(since=-math.inf), "abcdf"),
+    (Filter(since=math.inf), ""),
+    (Filter(until=math.inf), "abcdf"),
+    (Filter(until=sys.float_info.max), "abcdf"),
+    (Filter(until=-math.inf), ""),
+    (Filter(attributes={"n": 1}), "ab"),
+    (Filter(attributes={"n": 1.0}), "ab"),
+    (Filter(attributes={"n": True}), "c"),
+    (Filter(attributes={"n": False}), ""),
+    (Filter(attributes={"n": "1"}), "d"),
+    (Filter(attributes={"n": 2**53 + 1}), "f"),
+    (Filter(attributes={"n": float(2**53)}), ""),
+    (Filter(attributes={"c": "red"}), "a"),
+    (Filter(attributes={"c": ""}), "c"),
+    (Filter(attributes={"missing": 0}), ""),
+    (Filter(attributes={"n": 1, "c": "Red"}), "b"),
+    (Filter(camera="gate", since=150, until=250, track="2", attributes={"c": "Red"}), "b"),
+]
+
+
+def test_filters(filtered):
+    for where, expected in FILTERS:
+        found = (
+            keys_of(filtered.items(where)),
+            keys_of(filtered.search(unit(9), k=10, where=where)[0]),
+            keys_of(item for items, _ in filtered.vectors(where) for item in items),
+        )
+        assert found == (list(expected),) * 3, where
+        assert filtered.count(where) == len(expected), where
 
 
 def test_attributes_are_equal_by_kind_and_value(gallery):
@@ -303,6 +262,7 @@ def test_attributes_are_equal_by_kind_and_value(gallery):
 
 
 def test_odd_texts_match_themselves_only(gallery):
+    """And none of them ends the text of a filter."""
     names = list(dict.fromkeys(ODD_TEXTS))
     gallery.add(
         [Item(key=f"k{text}", camera=text, track=text, attributes={text: text}) for text in names],
@@ -315,29 +275,19 @@ def test_odd_texts_match_themselves_only(gallery):
     )
     for text in names:
         for where in (
-            Filter(camera=text),
-            Filter(track=text),
-            Filter(attributes={text: text}),
-            Filter(camera=[text, "nowhere"], track=text),
+            Filter(camera=[text, "nowhere"]),
+            Filter(track=text, attributes={text: text}),
         ):
             assert keys_of(gallery.items(where)) == [f"k{text}"], where
     assert gallery.count(Filter(camera=names)) == len(names)
     assert gallery.info().cameras == dict.fromkeys(sorted(names), 1)
+    assert gallery.delete(names) == gallery.delete_where(Filter(attributes={'"': 1})) == 0
+    assert gallery.prune(keep_newest=0, camera='" or id >= 0 or camera == "') == 1
+    assert gallery.delete([f"k{text}" for text in names]) == len(names) - 1
+    assert gallery.count() == len(near)
 
 
-def test_a_filter_cannot_break_out_of_its_text(gallery):
-    gallery.add([Item(key="a", camera="gate", track="t", attributes={"n": 1})], unit(0))
-    for text in ODD_TEXTS:
-        for where in (Filter(camera=text), Filter(track=text), Filter(attributes={text: 1})):
-            assert gallery.delete_where(where) == 0
-        assert gallery.delete([text]) == 0
-        if text:
-            assert gallery.prune(keep_newest=0, camera=text) == 0
-    assert gallery.count() == 1
-
-
-@pytest.fixture
-def tracks(gallery):
+def test_by_track_gives_the_best_picture_of_each(gallery):
     gallery.add(
         [
             Item(key="a1", camera="a", track="1", time=10),
@@ -350,11 +300,7 @@ def tracks(gallery):
         ],
         unit((1, 0.3), (1, 0.1), (1, 0.5), (1, 0.2), (1, 0.9), (1, 0.4), (1, 0.6)),
     )
-    return gallery
-
-
-def test_by_track_gives_the_best_picture_of_each(tracks):
-    (hits,) = tracks.search(unit(0), k=10, by_track=True)
+    (hits,) = gallery.search(unit(0), k=10, by_track=True)
     assert [(hit.item.key, hit.span) for hit in hits] == [
         ("a2", TrackSpan(first_time=5, last_time=10, pictures=3)),
         ("b1", TrackSpan(first_time=7, last_time=7, pictures=1)),
@@ -362,15 +308,14 @@ def test_by_track_gives_the_best_picture_of_each(tracks):
         ("alone too", None),
         ("n1", TrackSpan(first_time=None, last_time=None, pictures=1)),
     ]
-    assert tracks.search(unit(0), k=2, by_track=True) == [hits[:2]]
-    assert hits[0].id == tracks.search(unit(0), k=1)[0][0].id
-    (hits,) = tracks.search(unit(0), k=10, where=Filter(camera="a", since=6), by_track=True)
+    assert gallery.search(unit(0), k=2, by_track=True) == [hits[:2]]
+    assert hits[0].id == gallery.search(unit(0), k=1)[0][0].id
+    (hits,) = gallery.search(unit(0), k=10, where=Filter(camera="a", since=6), by_track=True)
     assert [(hit.item.key, hit.span) for hit in hits] == [
         ("a1", TrackSpan(first_time=10, last_time=10, pictures=1))
     ]
-    first, second = tracks.search(unit(0, 1), k=1, by_track=True)
-    assert [hit.item.key for hit in first] == ["a2"]
-    assert [hit.item.key for hit in second] == ["n1"]
+    first, second = gallery.search(unit(0, 1), k=1, by_track=True)
+    assert [hit.item.key for hit in (*first, *second)] == ["a2", "n1"]
 
 
 def test_a_long_track_does_not_hide_the_others(gallery):
@@ -386,51 +331,51 @@ def test_a_long_track_does_not_hide_the_others(gallery):
 
 
 def test_delete_says_how_many_were_there(filtered):
-    assert filtered.delete(["a", "nothing", "b", "a"]) == 2
+    assert filtered.delete(["a", "nothing", "a"]) == 1
     assert filtered.delete(["a"]) == 0
-    assert keys_of(filtered.items()) == ["c", "d", "e", "f"]
-    assert keys_of(filtered.search(unit(0), k=9)[0]) == ["c", "d", "e", "f"]
-
-
-def test_delete_where(filtered):
     assert filtered.delete_where(Filter(camera="gate", since=150)) == 1
     assert filtered.delete_where(Filter(camera="gate", since=150)) == 0
-    assert filtered.delete_where(Filter(track="1")) == 3
+    assert filtered.delete_where(Filter(track="1")) == 2
     assert keys_of(filtered.items()) == ["d", "f"]
+    assert keys_of(filtered.search(unit(0), k=9)[0]) == ["d", "f"]
     for where in (Filter(), Filter(attributes={})):
         with refused("filter_empty", UsageError):
             filtered.delete_where(where)
     assert filtered.count() == 2
 
 
-@pytest.mark.parametrize(
-    ("options", "left"),
-    [
-        ({"older_than": 200.5}, "bcef"),
-        ({"older_than": -5.0}, "abcdef"),
-        ({"older_than": 1e300}, "e"),
-        ({"keep_newest": 2}, "cf"),
-        ({"keep_newest": 5}, "abcdf"),
-        ({"keep_newest": 0}, ""),
-        ({"keep_newest": 99}, "abcdef"),
-        ({"keep_newest": 10**20}, "abcdef"),
-        ({"keep_newest": 1, "camera": "gate"}, "bcdef"),
-        ({"older_than": 200, "camera": "door"}, "abcef"),
-        ({"older_than": 150, "keep_newest": 5}, "bcef"),
-        ({"older_than": 150, "keep_newest": 3}, "bcf"),
-        ({"older_than": 150, "keep_newest": 2}, "cf"),
-        ({"older_than": 150, "keep_newest": 0, "camera": "gate"}, "cdef"),
-        ({"older_than": 400, "keep_newest": 1, "camera": "door"}, "abef"),
-        ({"keep_newest": 1, "camera": "nowhere"}, "abcdef"),
-    ],
-    ids=str,
-)
-def test_prune(filtered, options, left):
-    expected = 6 - len(left)
-    assert filtered.count_prunable(**options) == expected
-    assert filtered.prune(**options) == expected
-    assert keys_of(filtered.items()) == list(left)
-    assert filtered.count_prunable(**options) == 0
+PRUNED = [
+    ({"older_than": 200.5}, "bcef"),
+    ({"older_than": -5.0}, "abcdef"),
+    ({"older_than": 1e300}, "e"),
+    ({"keep_newest": 2}, "cf"),
+    ({"keep_newest": 5}, "abcdf"),
+    ({"keep_newest": 0}, ""),
+    ({"keep_newest": 99}, "abcdef"),
+    ({"keep_newest": 10**20}, "abcdef"),
+    ({"keep_newest": 1, "camera": "gate"}, "bcdef"),
+    ({"older_than": 200, "camera": "door"}, "abcef"),
+    ({"older_than": 150, "keep_newest": 5}, "bcef"),
+    ({"older_than": 150, "keep_newest": 3}, "bcf"),
+    ({"older_than": 150, "keep_newest": 0, "camera": "gate"}, "cdef"),
+    ({"older_than": 400, "keep_newest": 1, "camera": "door"}, "abef"),
+    ({"keep_newest": 1, "camera": "nowhere"}, "abcdef"),
+]
+
+
+def test_prune(gallery):
+    for options, left in PRUNED:
+        gallery.add(SIX, unit(0, 1, 2, 3, 4, 5))
+        expected = 6 - len(left)
+        assert gallery.count_prunable(**options) == expected, options
+        assert gallery.prune(**options) == expected, options
+        assert keys_of(gallery.items()) == list(left), options
+        assert gallery.count_prunable(**options) == 0, options
+    for wrong in ({}, {"keep_newest": -1}, {"older_than": math.nan}):
+        for prune in (gallery.prune, gallery.count_prunable):
+            with pytest.raises(UsageError):
+                prune(**wrong)
+    assert gallery.count() == 6
 
 
 def test_prune_keeps_what_was_added_later_among_equals(gallery):
@@ -444,14 +389,6 @@ def test_prune_keeps_what_was_added_later_among_equals(gallery):
     assert keys_of(gallery.items()) == list("345")
 
 
-@pytest.mark.parametrize("options", [{}, {"keep_newest": -1}, {"older_than": math.nan}], ids=str)
-def test_prune_needs_limits(filtered, options):
-    for prune in (filtered.prune, filtered.count_prunable):
-        with pytest.raises(UsageError):
-            prune(**options)
-    assert filtered.count() == 6
-
-
 def test_items_and_vectors_come_by_id(gallery):
     added, vectors = [Item(key=f"k{n}", camera=f"c{n % 3}") for n in range(50)], some_vectors(50)
     gallery.add(added, vectors)
@@ -459,13 +396,12 @@ def test_items_and_vectors_come_by_id(gallery):
     by_id = sorted((hit.id, hit.item.key) for hit in gallery.search(some_vectors(1), k=50)[0])
     order = [key for _, key in by_id]
     assert [item.key for item in gallery.items()] == order
-    for batch_size in (1, 7, 25, 50, 1000):
+    for batch_size in (1, 7, 50, 1000):
         pages = list(gallery.vectors(batch_size=batch_size))
         assert [item.key for items, _ in pages for item in items] == order
         assert max(len(items) for items, _ in pages) <= batch_size
         for items, part in pages:
             assert part.dtype == np.float32
-            assert part.shape == (len(items), DIM)
             np.testing.assert_allclose(part, [by_key[i.key] for i in items], atol=1e-3)
     only = [items for items, _ in gallery.vectors(Filter(camera="c1"), batch_size=10)]
     assert {item.camera for items in only for item in items} == {"c1"}
@@ -473,82 +409,44 @@ def test_items_and_vectors_come_by_id(gallery):
         gallery.vectors(batch_size=0)
 
 
-def test_info_tells_what_is_there(filtered):
+def test_info_says_what_is_there_and_rebuild_leaves_it(filtered):
     filtered.add([Item(key="g", camera="gate", track="9")], unit(6), variant="int8")
     info = filtered.info()
     assert (info.items, info.embed_dim, info.fingerprint) == (7, DIM, FINGERPRINT)
     assert info.location == filtered.location
     assert info.cameras == {"": 1, "door": 2, "gate": 3}
-    assert info.variants == {"int8": 1}
-    assert info.tracks == 6
+    assert (info.variants, info.tracks) == ({"int8": 1}, 6)
     assert (info.first_time, info.last_time) == (-5.0, 1e9)
     assert info.schema_version >= 1
     assert info.created.endswith("+00:00")
     assert "upperson-rt" in info.generator
     assert filtered.cameras() == ["", "door", "gate"]
-
-
-def test_verify_and_rebuild_leave_all_as_it_is(filtered):
     before = filtered.search(unit((1, 2, 3, 4, 5)), k=9)
-    assert filtered.verify() == []
     filtered.rebuild()
     assert rounded(filtered.search(unit((1, 2, 3, 4, 5)), k=9)) == rounded(before)
     assert filtered.verify() == []
     assert filtered.info().index is not None
 
 
-def rounded(found):
-    """Leave out the last digits of scores, which depend on where a vector lies in memory."""
-    return [[(round(hit.score, 5), hit.id, hit.item, hit.span) for hit in hits] for hits in found]
-
-
-BAD = np.full((1, DIM), np.nan, np.float32)
-
-
-@pytest.mark.parametrize(
-    "vectors",
-    [
-        np.concatenate([unit(0), BAD]),
-        np.concatenate([unit(0), np.full((1, DIM), np.inf, np.float32)]),
-        np.concatenate([unit(0), unit(1) * 1.1]),
-        np.concatenate([unit(0), unit(1) * 0]),
-        unit(0),
-        unit(0, 1, 2),
-        unit(0, 1)[:, :-1],
-        unit(0, 1)[None],
-    ],
-    ids=["nan", "infinite", "long", "zero", "too few", "too many", "other dimension", "shape"],
-)
-def test_bad_vectors_are_refused_and_nothing_is_stored(gallery, vectors):
-    with refused("vectors_invalid", InputError):
-        gallery.add([Item(key="good"), Item(key="bad")], vectors)
-    assert gallery.count() == 0
-
-
-@pytest.mark.parametrize("query", [BAD, unit(0) * 2, unit(0)[:, :-1]], ids=["nan", "long", "dim"])
-@pytest.mark.parametrize("by_track", [False, True])
-def test_bad_queries_are_refused(gallery, query, by_track):
-    with refused("vectors_invalid", InputError):
-        gallery.search(query, k=1, by_track=by_track)
-
-
-@pytest.mark.parametrize(
-    "attributes",
-    [{"a": {1, 2}}, {"a": math.nan}, {"a": [math.inf]}, {"a": b"x"}, {"a": "\ud800"}],
-    ids=["set", "nan", "infinite", "bytes", "surrogate"],
-)
-def test_bad_attributes_are_refused_and_nothing_is_stored(gallery, attributes):
+def test_what_is_refused_stores_nothing(gallery):
+    good, bad = Item(key="good"), Item(key="bad", attributes={"a": math.nan})
+    for vectors in (np.concatenate([unit(0), BAD]), unit(0), unit(0, 1)[:, :-1], unit(0, 1) * 1.1):
+        with refused("vectors_invalid", InputError):
+            gallery.add([good, Item(key="b")], vectors)
     with refused("attributes_invalid", InputError, key="bad"):
-        gallery.add([Item(key="good"), Item(key="bad", attributes=attributes)], unit(0, 1))
+        gallery.add([good, bad], unit(0, 1))
     assert gallery.count() == 0
+    for query in (BAD, unit(0) * 2, unit(0)[:, :-1]):
+        with refused("vectors_invalid", InputError):
+            gallery.search(query, k=1)
+        with refused("vectors_invalid", InputError):
+            gallery.search_with_vectors(query[0], 1)
 
 
 def test_another_space_is_refused(place):
     location = place.empty()
     for fingerprint, dim in (("other", DIM), (FINGERPRINT, DIM + 1), ("other", None)):
-        for create in (False, True):
-            if create and dim is None:
-                continue
+        for create in {False, dim is not None}:
             with refused("gallery_of_other_model", IntegrityError, found=FINGERPRINT):
                 Gallery.open(location, fingerprint, dim, create=create)
     with Gallery.open(location) as gallery:
@@ -556,30 +454,29 @@ def test_another_space_is_refused(place):
         assert gallery.count() == 0
 
 
-@pytest.mark.parametrize("fingerprint", [f"sha256:student/{FINGERPRINT}", f"a/b/{FINGERPRINT}"])
-def test_a_space_that_was_distilled_is_opened_on_purpose_alone(place, fingerprint):
+def test_a_space_that_was_distilled_is_opened_on_purpose_alone(place):
     location = place.empty()
-    for create in (False, True):
-        with refused("gallery_of_distilled_model", IntegrityError):
-            Gallery.open(location, fingerprint, DIM, create=create)
-    with Gallery.open(location, fingerprint, DIM, allow_distilled=True) as gallery:
-        assert gallery.fingerprint == FINGERPRINT
-    for other, dim in (("sha256:student/other", DIM), (fingerprint, DIM + 1)):
-        with refused("gallery_of_other_model", IntegrityError):
-            Gallery.open(location, other, dim, allow_distilled=True)
+    for fingerprint in (f"sha256:student/{FINGERPRINT}", f"a/b/{FINGERPRINT}"):
+        for create in (False, True):
+            with refused("gallery_of_distilled_model", IntegrityError):
+                Gallery.open(location, fingerprint, DIM, create=create)
+        with Gallery.open(location, fingerprint, DIM, allow_distilled=True) as gallery:
+            assert gallery.fingerprint == FINGERPRINT
+        for other, dim in (("sha256:student/other", DIM), (fingerprint, DIM + 1)):
+            with refused("gallery_of_other_model", IntegrityError):
+                Gallery.open(location, other, dim, allow_distilled=True)
 
 
 def test_a_gallery_is_made_only_when_asked_for(place):
     location = place.unused()
-    with refused("gallery_not_found", InputError):
-        place.open(location)
-    with refused("gallery_space_missing", UsageError):
-        Gallery.open(location, create=True)
-    with refused("gallery_not_found", InputError):
-        place.open(location)
+    for _ in range(2):
+        with refused("gallery_not_found", InputError):
+            place.open(location)
+        with refused("gallery_space_missing", UsageError):
+            Gallery.open(location, create=True)
     with place.open(location, create=True) as gallery:
         gallery.add([FULL], unit(0))
-    with place.open(location, create=True) as gallery:  # Once more is no harm.
+    with place.open(location, create=True) as gallery:  # Once more does no harm.
         assert list(gallery.items()) == [FULL]
 
 
@@ -591,18 +488,7 @@ def test_everything_is_there_after_opening_again(place):
         assert gallery.delete(["k0"]) == 1
         gallery.add([Item(key="k1", time=1000)], vectors[1:2])
         before = gallery.search(vectors, k=5)
-        again = gallery.location
-    with Gallery.open(again, FINGERPRINT, DIM) as gallery:
-        assert rounded(gallery.search(vectors, k=5)) == rounded(before)
-        assert gallery.count() == 39
-        assert gallery.count(Filter(since=1000)) == 1
-        assert gallery.info().variants == {"fp32": 38}
-
-
-def test_a_closed_gallery_says_so(place):
-    gallery = place.open(place.empty())
-    gallery.close()
-    gallery.close()
+    gallery.close()  # Once more does no harm.
     for use in (
         lambda: gallery.count(),
         lambda: gallery.search(unit(0), k=1),
@@ -613,18 +499,22 @@ def test_a_closed_gallery_says_so(place):
     ):
         with refused("gallery_closed", UsageError):
             use()
+    with Gallery.open(gallery.location, FINGERPRINT, DIM) as gallery:
+        assert rounded(gallery.search(vectors, k=5)) == rounded(before)
+        assert gallery.count() == 39
+        assert gallery.count(Filter(since=1000)) == 1
+        assert gallery.info().variants == {"fp32": 38}
 
 
 def test_two_objects_see_each_others_changes_at_once(place):
     location = place.empty()
     with place.open(location) as writer, place.open(location) as reader:
-        for number in range(5):
+        for number in range(3):
             writer.add([Item(key=f"k{number}", camera="gate")], unit(number))
             assert reader.count() == number + 1
             assert reader.search(unit(number), k=1)[0][0].item.key == f"k{number}"
         assert writer.delete(["k0"]) == 1
-        assert reader.count() == 4
-        assert keys_of(reader.search(unit(0), k=9)[0]) == ["k1", "k2", "k3", "k4"]
+        assert keys_of(reader.search(unit(0), k=9)[0]) == ["k1", "k2"]
         reader.add([Item(key="k1")], unit(9))
         assert next(iter(writer.search(unit(9), k=1)[0])).item == Item(key="k1", camera="gate")
 
@@ -633,11 +523,11 @@ def test_threads_share_a_gallery(gallery):
     errors: list[BaseException] = []
 
     def write(worker):
-        for number in range(10):
+        for number in range(8):
             gallery.add([Item(key=f"{worker}-{number}", camera=str(worker))], unit(worker))
 
     def read(worker):
-        for _ in range(10):
+        for _ in range(8):
             for hit in gallery.search(unit(worker), k=5)[0]:
                 assert hit.item.camera == hit.item.key.split("-")[0]
             gallery.count(Filter(camera=str(worker)))
@@ -658,8 +548,7 @@ def test_threads_share_a_gallery(gallery):
     for thread in threads:
         thread.join(timeout=25)
     assert errors == []
-    assert gallery.count() == 30
-    assert gallery.info().cameras == {"0": 10, "1": 10, "2": 10}
+    assert gallery.info().cameras == {"0": 8, "1": 8, "2": 8}
     assert gallery.verify() == []
 
 
@@ -674,19 +563,16 @@ def test_items_are_found_by_id_with_their_vectors(gallery):
     }
     item, vector_D = found[ids[FULL.key]]
     assert item == FULL
-    assert vector_D.shape == (DIM,)
     assert vector_D.dtype == np.float32
     np.testing.assert_allclose(vector_D, vectors[0], atol=2e-3)
     gallery.delete(["c"])
     assert list(gallery.get([ids["c"], ids["b"]])) == [ids["b"]]
-    assert gallery.get([]) == {}
     for odd in ([-1], ["1"], [1.5], "12"):
         with pytest.raises(UsageError):
             gallery.get(odd)
 
 
-def test_cameras_tell_how_many_pictures_of_which_time(gallery):
-    assert gallery.by_camera() == {}
+def test_cameras_have_numbers_and_times_of_their_pictures(gallery):
     taken = {"gate": [5.0, None, 9.5], "ha'll": [None], "": [-3.0], None: [7.0]}
     items = [
         Item(key=f"{camera}{number}", camera=camera, time=time)

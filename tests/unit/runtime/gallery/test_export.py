@@ -26,69 +26,61 @@ def gallery(tmp_path):
         yield store
 
 
-def test_rows_of_all_files_belong_together(gallery, tmp_path):
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def test_rows_of_all_files_belong_together(gallery, out, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is optional")
     seen = []
-    done = export_gallery(gallery, tmp_path / "out", progress=seen.append)
+    done = export_gallery(gallery, out, progress=seen.append)
     assert (done.items, seen) == (3, [3])
-    assert [path.name for path in done.files][:3] == ["gallery.json", "items.csv", "items.parquet"]
-    vectors = np.load(tmp_path / "out" / "vectors.npy")
+    names = ["gallery.json", "items.csv", "items.parquet", "vectors.npy"]
+    assert [path.name for path in done.files] == names
+    vectors = np.load(out / "vectors.npy")
     assert vectors.dtype == np.float32
     assert np.array_equal(vectors, some_vectors(3).astype(np.float16).astype(np.float32))
-    with open(tmp_path / "out" / "items.csv", encoding="utf-8", newline="") as file:
+    with open(out / "items.csv", encoding="utf-8", newline="") as file:
         first, bare, other = csv.DictReader(file)
     assert first["key"] == ITEMS[0].key
-    assert (first["camera"], float(first["time"]), first["crop"]) == (
-        "gate",
-        ITEMS[0].time,
-        "a.jpg",
-    )
-    assert [first[name] for name in ("x0", "y0", "x1", "y1")] == ["1", "2", "3", "4"]
+    assert (first["camera"], float(first["time"])) == ("gate", ITEMS[0].time)
+    assert [first[name] for name in ("x0", "y0", "x1", "y1", "crop")] == [*"1234", "a.jpg"]
     assert json.loads(first["attributes"]) == ITEMS[0].attributes
     assert (bare["camera"], bare["time"], bare["x0"]) == ("", "", "")
     assert float(other["time"]) == -1
-    facts = json.loads((tmp_path / "out" / "gallery.json").read_text("utf-8"))
-    assert facts == {
+    assert json.loads((out / "gallery.json").read_text("utf-8")) == {
         "gallery": gallery.location, "fingerprint": FINGERPRINT, "embed_dim": DIM, "items": 3,
     }  # fmt: skip
-
-
-def test_parquet_has_the_same_rows(gallery, tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is optional")
-    export_gallery(gallery, tmp_path / "out")
-    rows = parquet.read_table(tmp_path / "out" / "items.parquet").to_pylist()
+    rows = parquet.read_table(out / "items.parquet").to_pylist()
     assert [row["key"] for row in rows] == [item.key for item in ITEMS]
     assert (rows[0]["time"], rows[0]["x1"], rows[1]["time"]) == (ITEMS[0].time, 3, None)
-
-
-def test_without_pyarrow_there_is_no_parquet(gallery, tmp_path, monkeypatch):
-    export_gallery(gallery, tmp_path / "out")
     monkeypatch.setattr("upperson_rt.gallery.export.find_spec", lambda name: None)
-    done = export_gallery(gallery, tmp_path / "out")  # Replaces the earlier one.
+    done = export_gallery(gallery, out)  # Replaces the earlier one.
     assert [path.name for path in done.files] == ["gallery.json", "items.csv", "vectors.npy"]
 
 
-def test_filters_and_empty_exports(gallery, tmp_path):
-    export_gallery(gallery, tmp_path / "out", Filter(camera="hall"))
-    assert np.load(tmp_path / "out" / "vectors.npy").shape == (1, DIM)
-    export_gallery(gallery, tmp_path / "out", Filter(camera="nowhere"))
-    assert np.load(tmp_path / "out" / "vectors.npy").shape == (0, DIM)
-    assert len((tmp_path / "out" / "items.csv").read_text("utf-8").splitlines()) == 1
+def test_filters_and_empty_exports(gallery, out):
+    for camera, count in (("hall", 1), ("nowhere", 0)):
+        export_gallery(gallery, out, Filter(camera=camera))
+        assert np.load(out / "vectors.npy").shape == (count, DIM)
+    assert len((out / "items.csv").read_text("utf-8").splitlines()) == 1
 
 
-def test_what_is_not_an_export_is_not_replaced(gallery, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "diary.txt").write_text("mine")
+def test_what_is_not_an_export_is_not_replaced(gallery, out):
+    out.mkdir()
+    (out / "diary.txt").write_text("mine")
     with pytest.raises(InputError):
-        export_gallery(gallery, tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["diary.txt"]
+        export_gallery(gallery, out)
+    assert [path.name for path in out.iterdir()] == ["diary.txt"]
 
 
-def test_a_failed_export_leaves_nothing(gallery, tmp_path, monkeypatch):
+def test_a_failed_export_leaves_nothing(gallery, out, monkeypatch):
     def broken(self, where=None):
         yield [ITEMS[0]], some_vectors(1)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(type(gallery), "vectors", broken)
     with pytest.raises(InputError):
-        export_gallery(gallery, tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["gallery"]
+        export_gallery(gallery, out)
+    assert [path.name for path in out.parent.iterdir()] == ["gallery"]

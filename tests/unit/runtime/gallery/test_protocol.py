@@ -15,20 +15,20 @@ class Elsewhere:
 
     fingerprint, embed_dim = FINGERPRINT, DIM
 
-    def __init__(self, location, create):
-        self.opened = location, create
-
     @classmethod
-    def _open(cls, location, create):
-        return cls(location, create)
+    def _open(cls, *arguments):
+        opened = cls()
+        opened.arguments = arguments
+        return opened
 
 
 def test_another_store_is_found_by_its_entry_point(monkeypatch):
     found = {"stores": {"elsewhere": [SimpleNamespace(value="a:b", load=lambda: Elsewhere)]}}
     monkeypatch.setattr("upperson_rt.extensions._entry_points", lambda group: found[group])
-    assert Gallery.open("elsewhere://place/people").opened == ("elsewhere://place/people", None)
-    made = Gallery.open("elsewhere://place/people", FINGERPRINT, DIM, create=True)
-    assert made.opened == ("elsewhere://place/people", (FINGERPRINT, DIM))
+    location = "elsewhere://place/people"
+    assert Gallery.open(location).arguments == (location, None)
+    made = Gallery.open(location, FINGERPRINT, DIM, create=True)
+    assert made.arguments == (location, (FINGERPRINT, DIM))
 
 
 @pytest.mark.parametrize("location", ["nowhere://place/people", "milvus", "milvus:people"])

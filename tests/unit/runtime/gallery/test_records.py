@@ -1,5 +1,6 @@
 """What may go into a gallery, and what may be searched for, checked before any store is used."""
 
+import enum
 import json
 import math
 
@@ -9,7 +10,7 @@ import pytest
 from tests.helpers.gallery_places import some_vectors
 from tests.helpers.refused import refused
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.gallery import Filter, Item
+from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.records import attributes_as_json, check_new, unit_vectors
 
 CROPS = ["/etc/passwd", "../a.jpg", "a/../../b.jpg", "", ".", "C:/a.jpg", "a\\b.jpg", "a\0b"]
@@ -34,14 +35,24 @@ def test_items_are_checked(fields):
         Item(key="a", **fields)
 
 
-@pytest.mark.parametrize("key", ["", "a\udc80", 5])
-def test_a_key_is_a_text(key):
-    with pytest.raises(InputError):
-        Item(key=key)
+class Name(str, enum.Enum):
+    GATE = "gate"
 
 
-def test_boxes_are_whole_pixels():
+@pytest.mark.parametrize("odd", [np.str_("gate"), Name.GATE])
+def test_texts_and_numbers_become_plain_ones(tmp_path, odd):
+    for key in ("", "a\udc80", 5):
+        with pytest.raises(InputError):
+            Item(key=key)
     assert Item(key="a", box=np.array([1.5, 2.0, 3.9, 4.0])).box == (1, 2, 3, 4)
+    item = Item(key=odd, source=odd, camera=odd, track=odd, crop=odd, attributes={odd: odd})
+    where = Filter(camera=[odd], track=odd, attributes={odd: odd})
+    texts = (item.key, item.source, item.camera, item.track, item.crop, where.track)
+    assert {type(text) for text in (*texts, *where.camera, *where.attributes)} == {str}
+    with Gallery.open(tmp_path, "f", 16, create=True) as gallery:
+        gallery.add([item], some_vectors(1), variant=odd)
+        assert gallery.count(where) == gallery.delete([odd]) == 1
+        assert gallery.verify() == []
 
 
 @pytest.mark.parametrize(
@@ -53,6 +64,12 @@ def test_new_items_are_checked_more_strictly(fields):
     item = Item(key="a", **fields)
     with refused("item_invalid", InputError, key="a"):
         check_new([item])
+
+
+@pytest.mark.parametrize("value", [{1, 2}, math.nan, [math.inf], b"x", "\ud800"], ids=repr)
+def test_attributes_are_json(value):
+    with refused("attributes_invalid", InputError, key="a"):
+        attributes_as_json(Item(key="a", attributes={"a": value}))
 
 
 def test_attributes_have_a_depth():
@@ -94,13 +111,12 @@ def test_filters_are_checked(fields):
 def test_vectors_are_checked():
     vectors = some_vectors(3, dim=8)
     assert unit_vectors(vectors, 3, 8, "g") is vectors
-    bad = vectors.copy()
-    bad[2, 0] = np.nan
-    for given, fields in (
-        (bad, {"bad": 1, "first": 2}),
-        (vectors * 2, {"bad": 3, "first": 0}),
-        (np.ones((3, 9), np.float32), {}),
-        (vectors[:2], {}),
-    ):
+    wrong = [(vectors * 2, {"bad": 3, "first": 0}), (np.ones((3, 9), np.float32), {})]
+    wrong += [(vectors[:2], {}), (vectors[None], {}), (vectors * 0, {"bad": 3})]
+    for value in (np.nan, np.inf):
+        bad = vectors.copy()
+        bad[2, 0] = value
+        wrong.append((bad, {"bad": 1, "first": 2}))
+    for given, fields in wrong:
         with refused("vectors_invalid", InputError, **fields):
             unit_vectors(given, 3, 8, "g")

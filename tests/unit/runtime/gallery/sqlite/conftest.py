@@ -1,6 +1,6 @@
 """Galleries that were closed, and that a killed process left; code in processes of its own."""
 
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,29 +8,29 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.helpers.command_line import SOURCES
+from tests.helpers.command_line import environment
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from upperson_rt.gallery import Gallery, Item
 
 PREFIX = """
-import os, resource, signal, sys
+import os, resource, shutil, signal, sys
 from pathlib import Path
 import numpy as np
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
-from tests.helpers.gallery_untouched import look_of
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Item
 folder = Path(sys.argv[1])
 """
 KILLED = """
-gallery = Gallery.open(folder, FINGERPRINT, DIM, create=True)
-for number in range(6):
-    gallery.add([Item(key=f"{number}-{i}") for i in range(20)], some_vectors(20, number))
+for place in (folder / "killed", folder / "other"):
+    gallery = Gallery.open(place, FINGERPRINT, DIM, create=True)
+    for number in range(6):
+        gallery.add([Item(key=f"{number}-{i}") for i in range(20)], some_vectors(20, number))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start():
     """Runs code in a process of its own, with the names above."""
     with ExitStack() as stack:
@@ -42,7 +42,7 @@ def start():
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, SOURCES))},
+                env=environment(),
             )
             stack.enter_context(process)
             stack.callback(process.kill)
@@ -51,27 +51,31 @@ def start():
         yield run
 
 
+@pytest.fixture(scope="session")
+def killed_galleries(tmp_path_factory, start):
+    folder = tmp_path_factory.mktemp("killed")
+    assert start(KILLED, folder).wait() == -signal.SIGKILL
+    return folder
+
+
 @pytest.fixture
-def killed(tmp_path, start):
+def killed(killed_galleries, tmp_path):
     """The folder of a gallery whose process was killed after six additions of 20 pictures."""
-    folder = tmp_path / "killed"
-    assert start(KILLED, folder).wait() == -signal.SIGKILL
-    return folder
+    return shutil.copytree(killed_galleries / "killed", tmp_path / "killed")
 
 
-@pytest.fixture
-def other_killed(tmp_path, start):
-    folder = tmp_path / "other"
-    assert start(KILLED, folder).wait() == -signal.SIGKILL
-    return folder
-
-
-@pytest.fixture
-def closed(tmp_path):
-    """The folder of a gallery of 300 pictures of three cameras, closed."""
-    with Gallery.open(tmp_path / "closed", FINGERPRINT, DIM, create=True) as gallery:
+@pytest.fixture(scope="session")
+def closed_gallery(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("closed") / "closed"
+    with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
         gallery.add(items(300), some_vectors(300))
-    return tmp_path / "closed"
+    return folder
+
+
+@pytest.fixture
+def closed(closed_gallery, tmp_path):
+    """The folder of a gallery of 300 pictures of three cameras, closed."""
+    return shutil.copytree(closed_gallery, tmp_path / "closed")
 
 
 def items(count, start=0):

@@ -1,16 +1,20 @@
-"""Pictures saved beside a gallery: they go with their items, and nothing else ever goes."""
+"""Pictures saved beside a gallery go with their items, nothing else goes, and damage is found."""
 
 import os
 import sqlite3
 import time
 
+import numpy as np
 import pytest
 
+from tests.helpers import crop_damage
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from tests.helpers.refused import refused
-from upperson_rt.errors import InputError
-from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.gallery.crops import picture_file
+from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.gallery import Filter, Gallery, Hit, Item
+from upperson_rt.gallery.crops import has_hash, name_with_hash, picture_file, read_crop
+from upperson_rt.gallery.export import export_gallery
+from upperson_rt.sheet import draw_sheet
 
 
 @pytest.fixture
@@ -47,7 +51,6 @@ def test_crops_go_with_their_items(gallery):
         some_vectors(5),
     )
     assert gallery.verify() == []
-    assert next(gallery.items()).crop == "a.jpg"
     gallery.delete(["a"])
     assert crops(gallery) == ["d.jpg", "gate/b.jpg", "gate/c.jpg", "other.jpg"]
     gallery.prune(older_than=2)
@@ -80,7 +83,7 @@ def test_crops_stay_while_the_deletion_is_not_committed(gallery, monkeypatch):
     def fail(connection):
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr("upperson_rt.gallery.sqlite.store.trim_log", fail)
+    monkeypatch.setattr("upperson_rt.gallery.sqlite.rows.trim_log", fail)
     for change in (
         lambda: gallery.delete(["a"]),
         lambda: gallery.add([Item(key="a")], some_vectors(1)),
@@ -97,15 +100,18 @@ def test_files_outside_are_never_removed(gallery, tmp_path, caplog):
     precious.mkdir()
     for name in ("a.jpg", "b.jpg"):
         (precious / name).write_bytes(b"mine")
-    gallery.crops_dir.mkdir()
+    (gallery.crops_dir / "c.jpg").mkdir(parents=True)
     (gallery.crops_dir / "link").symlink_to(precious)
     outside = Item(key="b", crop="b.jpg")
     object.__setattr__(outside, "crop", os.path.relpath(precious / "b.jpg", gallery.crops_dir))
-    gallery.add([Item(key="a", crop="link/a.jpg"), outside], some_vectors(2))
-    assert len(gallery.verify()) == 2
-    assert gallery.delete(["a", "b"]) == 2
+    gallery.add(
+        [Item(key="a", crop="link/a.jpg"), outside, Item(key="c", crop="c.jpg")], some_vectors(3)
+    )
+    assert len(gallery.verify()) == 3
+    assert gallery.delete(["a", "b", "c"]) == 3
     assert sorted(file.name for file in precious.iterdir()) == ["a.jpg", "b.jpg"]
     assert caplog.text.count("lies outside") == 2
+    assert caplog.text.count("could not be removed") == 1
 
 
 def test_a_clock_that_jumps_takes_nothing_away(gallery, monkeypatch):
@@ -124,9 +130,7 @@ def test_a_clock_that_jumps_takes_nothing_away(gallery, monkeypatch):
     assert len(gallery.search(some_vectors(1), 9)[0]) == 4
     assert gallery.prune(keep_newest=2) == 2
     assert sorted(item.key for item in gallery.items()) == ["ahead", "d"]
-    assert sorted(path.name for path in gallery.crops_dir.iterdir()) == [
-        "ahead.jpg", "d.jpg", "not-named-yet.jpg",
-    ]  # fmt: skip
+    assert crops(gallery) == ["ahead.jpg", "d.jpg", "not-named-yet.jpg"]
     assert gallery.verify() == []
 
 
@@ -139,20 +143,12 @@ def test_a_picture_whose_name_is_too_long_is_none(gallery):
     assert len(problem) < 200
 
 
-def test_a_crop_that_cannot_be_removed_is_logged(gallery, caplog):
-    (gallery.crops_dir / "a.jpg").mkdir(parents=True)
-    gallery.add([Item(key="a", crop="a.jpg")], some_vectors(1))
-    assert gallery.delete(["a"]) == 1
-    assert "could not be removed" in caplog.text
-
-
 def test_what_killed_processes_left_among_the_crops_goes_by_age(gallery):
     """A process may end between saving a crop and its item, or between deleting the two."""
     save(gallery, "gate/a.jpg", "gate/old.jpg", "gate/.old.jpg.x1", "gate/young.jpg", "\udcffo")
-    for name, changed in (("a", 100), ("old", 100), ("young", 300)):
-        os.utime(gallery.crops_dir / f"gate/{name}.jpg", (changed, changed))
-    os.utime(gallery.crops_dir / "gate/.old.jpg.x1", (100, 100))
-    os.utime(gallery.crops_dir / "\udcffo", (100, 100))
+    for name in ("gate/a.jpg", "gate/old.jpg", "gate/.old.jpg.x1", "\udcffo"):
+        os.utime(gallery.crops_dir / name, (100, 100))
+    os.utime(gallery.crops_dir / "gate/young.jpg", (300, 300))
     (gallery.crops_dir / "link").symlink_to("gate")
     gallery.add([Item(key="a", camera="gate", crop="gate/a.jpg", time=400.0)], some_vectors(1))
     (problem,) = gallery.verify()
@@ -166,3 +162,59 @@ def test_what_killed_processes_left_among_the_crops_goes_by_age(gallery):
     save(gallery, "gate/in-the-making.jpg")
     assert gallery.prune(older_than=1e300) == 1
     assert crops(gallery) == ["gate/in-the-making.jpg"]
+
+
+# The name of a crop has a hash of its content
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("crops") / "gallery"
+    with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
+        yield gallery, crop_damage.fill(gallery, 4)
+
+
+def test_a_crop_that_was_altered_is_found(filled):
+    gallery, files = filled
+    for kind in crop_damage.KINDS:
+        assert crop_damage.missed(gallery, files, kind, np.random.default_rng(0)) == [], kind
+    assert gallery.verify() == []
+
+
+def test_what_cannot_be_a_crop_is_not_read_through(tmp_path):
+    """Neither a pipe, nor a file beyond all crops."""
+    os.mkfifo(tmp_path / name_with_hash("pipe", b"picture"))
+    with (tmp_path / name_with_hash("huge", b"picture")).open("wb") as file:
+        file.truncate(1 << 40)
+    for stem in ("pipe", "huge"):
+        with refused("crop_altered", IntegrityError):
+            read_crop(tmp_path / name_with_hash(stem, b"picture"))
+    with pytest.raises(InputError):
+        read_crop(tmp_path / name_with_hash("missing", b"picture"))
+
+
+@pytest.mark.parametrize(
+    "name", ["gate/2026-11-26/101112-345-0123456789ab.jpg", "a.sha256-0123.jpg", "0" * 32 + ".jpg"]
+)
+def test_a_name_without_a_hash_is_not_taken_for_one(tmp_path, name):
+    assert not has_hash(name)
+    assert read_crop(tmp_path / name) is None
+
+
+def test_an_altered_crop_is_not_drawn(filled, tmp_path):
+    gallery, files = filled
+    hits = [Hit(id=1, score=0.5, item=next(gallery.items()))]
+    sound = draw_sheet("a coat", hits, crops_dir=gallery.crops_dir)
+    before = files[0].read_bytes()
+    files[0].write_bytes(files[1].read_bytes())
+    altered = draw_sheet("a coat", hits, crops_dir=gallery.crops_dir)
+    files[0].write_bytes(before)
+    missing = draw_sheet("a coat", hits, crops_dir=tmp_path)
+    grey = (203, 207, 212)
+    found = [image.getpixel((60, 300)) == grey for image in (sound, altered, missing)]
+    assert found == [False, True, True]
+
+
+def test_a_crop_that_is_only_missing_does_not_keep_others_from_an_export(gallery, tmp_path):
+    gallery.add([Item(key="a", crop=name_with_hash("a", b"picture"))], some_vectors(1))
+    assert export_gallery(gallery, tmp_path / "exported").items == 1

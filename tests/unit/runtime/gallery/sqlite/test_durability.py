@@ -7,9 +7,10 @@ import shutil
 import signal
 import sqlite3
 import tempfile
-import threading
 import time
 from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +59,14 @@ def expected_rows(acknowledged):
     return rows
 
 
+def stored_rows(gallery):
+    return {
+        item.key: (item.camera, row)
+        for found, rows in gallery.vectors()
+        for item, row in zip(found, rows, strict=True)
+    }
+
+
 @pytest.mark.timeout(max(30, 8 * KILLS))
 def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path, start):
     """The kill comes at a random moment of the writing, each time another one."""
@@ -74,11 +83,7 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path, start)
         with Gallery.open(tmp_path / "gallery", FINGERPRINT, DIM) as gallery:
             assert gallery.verify() == []
             expected = expected_rows(acknowledged)
-            stored = {
-                item.key: (item, row)
-                for items, rows in gallery.vectors()
-                for item, row in zip(items, rows, strict=True)
-            }
+            stored = stored_rows(gallery)
             half_done = {
                 key for key in stored.keys() | expected.keys()
                 if int(key.partition("-")[0]) == acknowledged + 1
@@ -86,10 +91,9 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path, start)
             lost = expected.keys() - half_done - stored.keys()
             assert not lost, f"{len(lost)} acknowledged rows are lost"
             for key in expected.keys() - half_done:
-                item, row = stored[key]
                 camera, vector = expected[key]
-                assert item.camera == camera
-                assert np.array_equal(row, vector.astype(np.float16).astype(np.float32))
+                assert stored[key][0] == camera
+                assert np.array_equal(stored[key][1], vector.astype(np.float16))
             assert stored.keys() - half_done == expected.keys() - half_done
             # The commit that was under way is there completely or not at all.
             begun = sum(key.startswith(f"{acknowledged + 1}-") for key in stored)
@@ -112,120 +116,78 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path, start)
     )
 
 
-COMMAND = """
-from upperson_rt.gallery.export import export_gallery
-gallery = Gallery.open(folder, FINGERPRINT, DIM)
-command, place = sys.argv[2:]
-gallery.search(some_vectors(1), 1)
-print("ready", flush=True)
-sys.stdin.readline()
-if command == "export":
-    export_gallery(gallery, Path(place))
-elif command == "rebuild":
-    gallery.rebuild()
-elif command == "prune":
-    gallery.prune(older_than=1500.0, keep_newest=1000)
-elif command == "delete":
-    gallery.delete_where(Filter(camera="c1"))
-else:
-    gallery.add([Item(key=f"k{i}", camera="new") for i in range(2000)], some_vectors(2000, 5))
-print("done", flush=True)
-"""
-LEFT = {"export": 3000, "rebuild": 3000, "prune": 1000, "delete": 2000, "replace": 3000}
+MANY = [Item(key=f"k{i}", camera=f"c{i % 3}", time=float(i)) for i in range(3000)]
+COMMANDS = {
+    "export": (3000, export_gallery),
+    "rebuild": (3000, lambda gallery, _: gallery.rebuild()),
+    "prune": (1000, lambda gallery, _: gallery.prune(older_than=1500.0, keep_newest=1000)),
+    "delete": (2000, lambda gallery, _: gallery.delete_where(Filter(camera="c1"))),
+    "replace": (
+        3000,
+        lambda gallery, _: gallery.add(
+            [replace(item, camera="new") for item in MANY[:2000]], some_vectors(2000, 5)
+        ),
+    ),
+}
+"""How many pictures each leaves, and what it does."""
 
 
-@pytest.mark.parametrize("command", LEFT)
-@pytest.mark.timeout(max(60, 10 * KILLS))
-def test_a_killed_command_did_all_or_nothing(tmp_path, start, monkeypatch, command):
-    """Killed at random moments, a little later than it takes included."""
-    rng = np.random.default_rng()
-    sound, folder, place = tmp_path / "sound", tmp_path / "gallery", tmp_path / "exported"
-    with Gallery.open(sound, FINGERPRINT, DIM, create=True) as gallery:
-        gallery.add(
-            [Item(key=f"k{i}", camera=f"c{i % 3}", time=float(i)) for i in range(3000)],
-            some_vectors(3000, 9),
-        )
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound") / "gallery"
+    with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
+        gallery.add(MANY, some_vectors(3000, 9))
         gallery.crops_dir.mkdir()
-    took, killed, done = 1.0, 0, 0
-    for number in range(-(-KILLS // 2)):
-        shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def finishes(folder, place, command, after_s=None):
+    """Run a command in a forked process; say whether it finished before it was killed."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            COMMANDS[command][1](Gallery.open(folder, FINGERPRINT, DIM), place)
+            code = 0
+        finally:
+            os._exit(code)
+    if after_s is not None:
+        time.sleep(after_s)
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    assert status in ((0,) if after_s is None else (0, signal.SIGKILL))
+    return status == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.timeout(max(60, 10 * KILLS))
+def test_a_killed_command_did_all_or_nothing(tmp_path, sound, command):
+    """Killed at random moments."""
+    rng = np.random.default_rng()
+    folder, place, left = tmp_path / "gallery", tmp_path / "exported", COMMANDS[command][0]
+    took, done = None, 0
+    for _ in range(KILLS):
         shutil.copytree(sound, folder)
-        process = start(COMMAND, folder, command, place)
-        assert process.stdout.readline() == "ready\n", process.stderr.read()
         began = time.perf_counter()
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        if number:
-            threading.Timer(rng.uniform(0, 1.1 * took), process.kill).start()
-        finished = process.stdout.readline() == "done\n"
-        took = took if number else time.perf_counter() - began
-        process.wait()
-        killed += process.returncode == -signal.SIGKILL
+        finished = finishes(folder, place, command, took and rng.uniform(0, took))
+        took = took or time.perf_counter() - began
         done += finished
         with Gallery.open(folder, FINGERPRINT, DIM) as gallery:
             assert gallery.verify() == []
             count = gallery.count()
             changed = gallery.count(Filter(camera="new"))
             assert len(gallery.search(some_vectors(1), 10**6)[0]) == count
-            assert count == LEFT[command] if finished else count in (3000, LEFT[command])
+            assert count in ((left,) if finished else (3000, left))
             assert changed in ((2000,) if finished and command == "replace" else (0, 2000))
             if command == "export":
                 assert finished <= place.exists()
                 if place.exists():
                     assert np.load(place / "vectors.npy").shape == (3000, DIM)
                 export_gallery(gallery, place)
-                assert sorted(path.name for path in place.parent.iterdir()) == [
-                    "exported", "gallery", "sound",
-                ]  # fmt: skip
+                assert sorted(os.listdir(tmp_path)) == ["exported", "gallery"]
                 shutil.rmtree(place)
-    print(f"{command}: {killed} kills, {done} had finished: each did all or nothing")
-
-
-READER = """
-gallery = Gallery.open(folder, FINGERPRINT, DIM)
-print("ready", flush=True)
-for line in sys.stdin:
-    number = int(line)
-    hits = gallery.search(some_vectors(1, number), 2)[0]
-    found = len(gallery.search(some_vectors(1), 10**6)[0])
-    print(hits[0].item.key, gallery.count(), found, flush=True)
-"""
-
-
-def test_readers_in_other_processes_see_every_commit(tmp_path, start):
-    with Gallery.open(tmp_path, FINGERPRINT, DIM, create=True) as gallery:
-        gallery.add([Item(key=f"old{i}") for i in range(50)], some_vectors(50, 10**6))
-        readers = [start(READER, tmp_path) for _ in range(2)]
-        for reader in readers:
-            assert reader.stdout.readline() == "ready\n"
-        for number in range(30):
-            gallery.add([Item(key=f"n{number}")], some_vectors(1, number))
-            if number % 3 == 2:
-                gallery.delete([f"old{number}"])
-            left = 50 + number + 1 - (number + 1) // 3
-            for reader in readers:
-                reader.stdin.write(f"{number}\n")
-                reader.stdin.flush()
-                assert reader.stdout.readline() == f"n{number} {left} {left}\n"
-        for reader in readers:
-            reader.communicate()
-            assert reader.returncode == 0
-
-
-def test_a_full_database_keeps_what_it_has(tmp_path):
-    with Gallery.open(tmp_path, FINGERPRINT, DIM, create=True) as gallery:
-        gallery.add([Item(key="kept")], some_vectors(1))
-        writer = gallery._database._writer
-        (pages,) = writer.execute("PRAGMA page_count").fetchone()
-        writer.execute(f"PRAGMA max_page_count = {pages + 2}")
-        many = [Item(key=f"{'long' * 50}{i}") for i in range(200)]
-        with refused("disk_full", InputError):
-            gallery.add(many, some_vectors(200))
-        assert [item.key for item in gallery.items()] == ["kept"]
-        writer.execute("PRAGMA max_page_count = 100000")
-        gallery.add(many, some_vectors(200))
-        assert gallery.count() == 201
-        assert gallery.verify() == []
+        shutil.rmtree(folder)
+    print(f"{command}: {KILLS - done} kills, {done} had finished: each did all or nothing")
 
 
 LIMITED = """
@@ -284,6 +246,44 @@ def test_a_disk_that_turns_read_only_acknowledges_nothing(tmp_path, monkeypatch)
         assert gallery.count() == 1
 
 
+FULL = """
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+with Gallery.open(folder) as gallery:
+    assert len(gallery.search(some_vectors(1), 999)[0]) == 300
+    assert gallery.verify() == []
+    try:
+        gallery.add([Item(key="new")], some_vectors(1))
+    except InputError:
+        pass
+    else:
+        raise AssertionError("a full disk took a picture")
+with Gallery.open(folder) as gallery:
+    assert gallery.count() == 300
+limits = range(0, 150_000, 4096)
+made = 0
+for limit in limits:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    place = folder.parent / "a" / "b"
+    try:
+        Gallery.open(place, FINGERPRINT, DIM, create=True).close()
+    except InputError:
+        assert not place.parent.exists(), limit
+    else:
+        made += 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        with Gallery.open(place) as gallery:
+            assert gallery.verify() == []
+        shutil.rmtree(place.parent)
+assert 0 < made < len(limits)
+"""
+
+
+def test_a_full_disk_can_be_read_and_keeps_no_half_made_gallery(closed, start):
+    """No file may grow beyond a limit."""
+    process = start(FULL, closed)
+    assert process.wait() == 0, process.stderr.read()
+
+
 def test_a_lock_ends_with_advice(tmp_path, monkeypatch):
     monkeypatch.setattr(access, "LOCK_TIMEOUT_S", 0.05)
     with Gallery.open(tmp_path, FINGERPRINT, DIM, create=True) as gallery:
@@ -302,14 +302,33 @@ def test_a_lock_ends_with_advice(tmp_path, monkeypatch):
         assert gallery.count() == 2
 
 
+@pytest.fixture
+def public_folder():
+    """A gallery of 40 pictures that other users reach; pytest's own folders are private."""
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent, "gallery")
+        with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
+            gallery.add([Item(key=f"k{i}") for i in range(40)], some_vectors(40, 99))
+        for path in (Path(parent), folder):
+            path.chmod(0o755)
+        yield folder
+        folder.chmod(0o755)
+
+
 UNPRIVILEGED = """
+with Gallery.open(folder, FINGERPRINT, DIM) as gallery:  # Imports everything: only root may.
+    gallery.search(some_vectors(1), 1)
+    gallery.verify()
 if os.getuid() == 0:
-    with Gallery.open(folder, FINGERPRINT, DIM) as gallery:  # Imports everything: only root may.
-        gallery.search(some_vectors(1), 1)
-        gallery.verify()
     os.setgid(65534)
     os.setuid(65534)
+else:
+    from upperson_rt.gallery.sqlite import database
+    database._is_writable = lambda path: False
 gallery = Gallery.open(folder, FINGERPRINT, DIM)
+assert gallery._database.read_only
+"""
+CHANGES = """
 assert len(gallery.search(some_vectors(1), 99)[0]) == 40
 assert gallery.verify() == [], gallery.verify()
 new, vector = [Item(key="new")], some_vectors(1)
@@ -322,35 +341,17 @@ assert gallery.count() == 40
 """
 
 
-def test_a_folder_that_cannot_be_written_to_can_be_searched(start):
-    with tempfile.TemporaryDirectory() as parent:  # pytest's own folders are private.
-        os.chmod(parent, 0o755)
-        folder = os.path.join(parent, "gallery")
-        with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
-            gallery.add([Item(key=f"k{i}") for i in range(40)], some_vectors(40))
-        os.chmod(os.path.join(folder, "gallery.sqlite"), 0o444)
-        os.chmod(folder, 0o555)
-        try:
-            process = start(UNPRIVILEGED, folder)
-            out, err = process.communicate()
-            assert process.returncode == 0, err
-            assert out.splitlines() == ["gallery_read_only"] * 2
-            assert sorted(os.listdir(folder)) == ["gallery.sqlite"]
-        finally:
-            os.chmod(folder, 0o755)
+def test_a_folder_that_cannot_be_written_to_can_be_searched(start, public_folder):
+    (public_folder / "gallery.sqlite").chmod(0o444)
+    public_folder.chmod(0o555)
+    process = start(UNPRIVILEGED + CHANGES, public_folder)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert out.splitlines() == ["gallery_read_only"] * 2
+    assert os.listdir(public_folder) == ["gallery.sqlite"]
 
 
 UNPRIVILEGED_READER = """
-with Gallery.open(folder, FINGERPRINT, DIM) as gallery:  # Imports everything: only root may.
-    gallery.search(some_vectors(1), 1)
-if os.getuid() == 0:
-    os.setgid(65534)
-    os.setuid(65534)
-else:
-    from upperson_rt.gallery.sqlite import database
-    database._is_writable = lambda path: False
-gallery = Gallery.open(folder, FINGERPRINT, DIM)
-assert gallery._database.read_only
 for line in sys.stdin:
     if line.startswith("begin"):
         batches = gallery.vectors(batch_size=10)
@@ -368,43 +369,37 @@ for line in sys.stdin:
 """
 
 
-def test_a_reader_that_may_not_write_sees_every_commit(start):
+def test_a_reader_that_may_not_write_sees_every_commit(start, public_folder):
     """Whether a writer is there or not: without one, it reads without locks."""
-    with tempfile.TemporaryDirectory() as parent:
-        os.chmod(parent, 0o755)
-        folder = os.path.join(parent, "gallery")
-        with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
-            gallery.add([Item(key=f"k{i}") for i in range(40)], some_vectors(40, 99))
-        os.chmod(folder, 0o755)
-        reader = start(UNPRIVILEGED_READER, folder)
+    reader = start(UNPRIVILEGED + UNPRIVILEGED_READER, public_folder)
 
-        def ask(line):
-            reader.stdin.write(f"{line}\n")
-            reader.stdin.flush()
-            answer = reader.stdout.readline()
-            assert answer, reader.stderr.read()
-            return answer.strip()
+    def ask(line):
+        reader.stdin.write(f"{line}\n")
+        reader.stdin.flush()
+        answer = reader.stdout.readline()
+        assert answer, reader.stderr.read()
+        return answer.strip()
 
-        assert ask(0).endswith("40 40")
-        for number in range(1, 4):
-            with Gallery.open(folder, FINGERPRINT, DIM) as writer:
-                for part in range(2):
-                    key = 10 * number + part
-                    writer.add([Item(key=f"n{key}")], some_vectors(1, key))
-                    count = 40 + 2 * number - 1 + part
-                    assert ask(key) == f"n{key} {count} {count}"
-            assert ask(10 * number) == f"n{10 * number} {count} {count}"
-        reader.communicate()
-        assert reader.returncode == 0
-        # A new one, since the former kept the log from being removed.
-        with Gallery.open(folder, FINGERPRINT, DIM) as writer:
-            writer.add([Item(key="last")], some_vectors(1))
-        assert not os.path.exists(os.path.join(folder, "gallery.sqlite-wal"))
-        reader = start(UNPRIVILEGED_READER, folder)
-        assert ask("begin") == "10"
-        with Gallery.open(folder, FINGERPRINT, DIM) as writer:
-            writer.add([Item(key=f"m{i}") for i in range(200)], some_vectors(200, 5))
-        assert ask("end") == "37"  # Of the state in which it began.
-        assert ask(0).endswith("247 99")
-        reader.communicate()
-        assert reader.returncode == 0
+    assert ask(0).endswith("40 40")
+    for number in range(1, 4):
+        with Gallery.open(public_folder, FINGERPRINT, DIM) as writer:
+            for part in range(2):
+                key = 10 * number + part
+                writer.add([Item(key=f"n{key}")], some_vectors(1, key))
+                count = 40 + 2 * number - 1 + part
+                assert ask(key) == f"n{key} {count} {count}"
+        assert ask(10 * number) == f"n{10 * number} {count} {count}"
+    reader.communicate()
+    assert reader.returncode == 0
+    # A new one, since the former kept the log from being removed.
+    with Gallery.open(public_folder, FINGERPRINT, DIM) as writer:
+        writer.add([Item(key="last")], some_vectors(1))
+    assert not (public_folder / "gallery.sqlite-wal").exists()
+    reader = start(UNPRIVILEGED + UNPRIVILEGED_READER, public_folder)
+    assert ask("begin") == "10"
+    with Gallery.open(public_folder, FINGERPRINT, DIM) as writer:
+        writer.add([Item(key=f"m{i}") for i in range(200)], some_vectors(200, 5))
+    assert ask("end") == "37"  # Of the state in which it began.
+    assert ask(0).endswith("247 99")
+    reader.communicate()
+    assert reader.returncode == 0

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -17,10 +18,17 @@ from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors, sql
 from tests.helpers.gallery_untouched import look_of
 from tests.helpers.refused import refused
 from tests.unit.runtime.gallery.sqlite.conftest import items
-from upperson_rt.errors import IntegrityError
+from tests.unit.runtime.gallery.sqlite.test_damage import pages
+from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Gallery
-from upperson_rt.gallery.sqlite import index
-from upperson_rt.gallery.sqlite.access import Beside, alone, log_of, read_log
+from upperson_rt.gallery.sqlite import database, index
+from upperson_rt.gallery.sqlite.access import (
+    Beside,
+    connect_locked,
+    folder_lock,
+    log_of,
+    read_log,
+)
 
 
 @pytest.mark.timeout(180)
@@ -46,24 +54,6 @@ def test_reading_changes_no_file(place, request):
     assert look_of(folder) == before
 
 
-def test_the_log_outlives_a_damaged_file(killed):
-    """Rows that a copy of the file and the log hold together are not lost."""
-    path = killed / "gallery.sqlite"
-    sound = path.read_bytes()
-    path.write_bytes(sound[:4096] + bytes(len(sound) - 4096))
-    before = look_of(killed)
-    for use in (lambda gallery: gallery.verify(), lambda gallery: gallery.delete(["1-1"])):
-        with pytest.raises(IntegrityError), Gallery.open(killed) as gallery:  # noqa: PT012
-            problems = use(gallery)
-            if problems:
-                raise IntegrityError(problems[0])
-        assert look_of(killed) == before
-    path.write_bytes(sound)
-    with Gallery.open(killed) as gallery:
-        assert gallery.count() == 120
-        assert gallery.verify() == []
-
-
 def test_damage_that_a_later_change_meets_keeps_the_log(closed):
     sql(closed, "UPDATE items SET source = 'other' WHERE key = 'k1'")
     with Gallery.open(closed) as gallery:
@@ -80,10 +70,9 @@ def test_a_free_page_that_is_in_use_takes_no_change(closed):
     with Gallery.open(closed) as gallery:
         gallery.prune(keep_newest=50)
     path = closed / "gallery.sqlite"
-    sound = path.read_bytes()
-    trunk, count = struct.unpack_from(">II", sound, 32)
+    content = bytearray(path.read_bytes())
+    trunk, count = struct.unpack_from(">II", content, 32)
     assert count > 3
-    content = bytearray(sound)
     struct.pack_into(">I", content, (trunk - 1) * 4096 + 8, 2)
     path.write_bytes(content)
     before = look_of(closed)
@@ -96,10 +85,6 @@ def test_a_free_page_that_is_in_use_takes_no_change(closed):
             with pytest.raises(IntegrityError):
                 change()
     assert look_of(closed) == before
-    path.write_bytes(sound)
-    with Gallery.open(closed) as gallery:
-        gallery.add(items(100, 1000), some_vectors(100))
-        assert gallery.verify() == []
 
 
 def test_free_pages_of_another_program_are_no_damage(closed):
@@ -124,12 +109,11 @@ def test_a_refused_search_leaves_the_file_of_the_index(closed, monkeypatch):
 
 def test_pages_in_each_others_place_give_no_sample(closed):
     path = closed / "gallery.sqlite"
-    content = path.read_bytes()
-    pages = [content[start : start + 4096] for start in range(0, len(content), 4096)]
-    leaves = [n for n, page in enumerate(pages) if page[0] == 13 and b"c1" in page]
+    mixed = pages(path)
+    leaves = [n for n, page in enumerate(mixed) if page[0] == 13 and b"c1" in page]
     first, second = leaves[1], leaves[-2]
-    pages[first], pages[second] = pages[second], pages[first]
-    path.write_bytes(b"".join(pages))
+    mixed[first], mixed[second] = mixed[second], mixed[first]
+    path.write_bytes(b"".join(mixed))
     with Gallery.open(closed) as gallery:
         for use in (lambda: gallery.sample(40), lambda: gallery.get(range(1, 300))):
             with pytest.raises(IntegrityError):
@@ -139,7 +123,8 @@ def test_pages_in_each_others_place_give_no_sample(closed):
 # Beside others
 
 
-def test_a_long_reading_sees_one_state_while_others_write_and_close(closed):
+def test_a_long_reading_sees_one_state_while_others_write_and_close(closed, monkeypatch):
+    monkeypatch.setattr(database, "_CHECKPOINT_PAGES", 1)
     with Gallery.open(closed) as reader:
         batches = reader.vectors(batch_size=10)
         next(batches)
@@ -157,13 +142,24 @@ def test_a_long_reading_sees_one_state_while_others_write_and_close(closed):
         assert gallery.verify() == []
 
 
+def test_a_program_that_writes_without_locks_is_noticed(closed):
+    with Gallery.open(closed) as gallery:
+        batches = gallery.vectors(batch_size=10)
+        next(batches)
+        with open(closed / "gallery.sqlite", "ab") as file:
+            file.write(b"x")
+        with pytest.raises(InputError):
+            list(batches)
+
+
 def test_a_log_is_read_as_sqlite_reads_it(killed, tmp_path):
     content = (killed / "gallery.sqlite-wal").read_bytes()
     rng = np.random.default_rng(5)
     damaged = [content, b"", content[:31], content[:32], content + bytes(5000)]
     for at in rng.integers(0, len(content), 12).tolist():
         damaged += [content[:at], content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]]
-    damaged += [content[:at] + b"\xff" + content[at + 1 :] for at in (0, 3, 8, 17, 27, 40)]
+    for at in (0, 3, 8, 17, 27, 40, 47):
+        damaged.append(content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :])
     for number, log in enumerate(damaged):
         folder = tmp_path / f"copy{number}"
         folder.mkdir()
@@ -176,68 +172,16 @@ def test_a_log_is_read_as_sqlite_reads_it(killed, tmp_path):
         assert place == (32 + frames * 4120 if frames > 0 else 0)
 
 
-# Full disks: no file may grow.
-
-FULL = """
-before = look_of(folder)
-resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-with Gallery.open(folder) as gallery:
-    assert len(gallery.search(some_vectors(1), 999)[0]) == 300
-    assert gallery.verify() == []
-    try:
-        gallery.add([Item(key="new")], some_vectors(1))
-    except InputError:
-        pass
-    else:
-        raise AssertionError("a full disk took a picture")
-with Gallery.open(folder) as gallery:
-    assert gallery.count() == 300
-"""
-
-
-def test_a_full_disk_can_be_read(closed, start):
-    process = start(FULL, closed)
-    assert process.wait() == 0, process.stderr.read()
-
-
-FILLING = """
-made = 0
-for limit in range(0, 150_000, 4096):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    try:
-        Gallery.open(folder / "a" / "b", FINGERPRINT, DIM, create=True).close()
-    except InputError:
-        assert not list(folder.iterdir()), (limit, list(folder.rglob("*")))
-    else:
-        made += 1
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        with Gallery.open(folder / "a" / "b") as gallery:
-            assert gallery.verify() == []
-        for path in ("a/b/gallery.sqlite", "a/b", "a"):
-            (folder / path).unlink() if "." in path else (folder / path).rmdir()
-assert made
-"""
-
-
-def test_a_disk_that_fills_up_keeps_no_half_made_gallery(tmp_path, start):
-    process = start(FILLING, tmp_path)
-    assert process.wait() == 0, process.stderr.read()
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_process_that_began_on_the_log_of_a_killed_one_keeps_its_locks(killed):
+def test_a_process_that_began_on_the_log_of_a_killed_one_keeps_its_locks(killed, start):
     """Its first reading has no locks; where that ends, those of its later ones must stay."""
     time.sleep(0.15)  # A reading without locks is used again once its files have settled.
-    other = (
-        "import sys; from upperson_rt.gallery import Gallery\n"
-        "with Gallery.open(sys.argv[1]) as gallery: gallery.delete(['1-1'])"
-    )
     with Gallery.open(killed) as gallery:
         gallery.count()
         gallery.add(items(1, 1000), some_vectors(1))
         gallery.count()
-        command = [sys.executable, "-c", other, str(killed)]
-        subprocess.run(command, env=environment(), check=True)
+        code = "with Gallery.open(folder) as gallery: gallery.delete(['1-1'])"
+        assert start(code, killed).wait() == 0
         gallery.add(items(1, 2000), some_vectors(1))
         child = os.fork()
         if not child:
@@ -277,10 +221,12 @@ def test_a_link_to_the_file_is_that_file(killed, tmp_path):
 
 @pytest.mark.parametrize("size", [0, 1, 511])
 def test_a_file_without_a_page_keeps_its_log(killed, size):
+    """SQLite would remove it."""
     os.truncate(killed / "gallery.sqlite", size)
     before = look_of(killed)
-    with refused("gallery_file_empty", IntegrityError):
-        Gallery.open(killed)
+    for create in (False, True):
+        with refused("gallery_file_empty", IntegrityError):
+            Gallery.open(killed, FINGERPRINT, DIM, create=create)
     assert look_of(killed) == before
 
 
@@ -291,15 +237,22 @@ def test_what_is_no_file_beside_it_is_refused(closed, name):
         Gallery.open(closed)
 
 
-def test_transactions_of_another_process_are_not_put_back(killed):
+def test_a_connection_waits_while_files_are_put_back(closed):
+    path, connected = closed / "gallery.sqlite", []
+    with folder_lock(path):
+        thread = Thread(target=lambda: connected.append(connect_locked(path, "rw")))
+        thread.start()
+        thread.join(0.2)
+        assert connected == []
+    thread.join()
+    connected[0].close()
+
+
+def test_transactions_of_another_process_are_not_put_back(killed, start):
     path = killed / "gallery.sqlite"
     beside = Beside(path, read_log(log_of(path)))
-    code = (
-        "import os, sys; from upperson_rt.gallery import Gallery\n"
-        "Gallery.open(sys.argv[1]).delete(['1-1']); os._exit(0)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(killed)], env=environment(), check=True)
-    with alone(path):
+    assert start("Gallery.open(folder).delete(['1-1']); os._exit(0)", killed).wait() == 0
+    with folder_lock(path):
         beside.put_back()
     with Gallery.open(killed) as gallery:
         assert gallery.ids(["1-1"]) == {}
