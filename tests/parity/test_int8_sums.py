@@ -22,9 +22,9 @@ from tests.helpers.toy_graphs import TOWERS, amax_of, min_cosine, run_graph, toy
 from upperson_bench.processes import child_environment
 from upperson_export.passes.linears import QuantizeLinears, TransposePacked
 from upperson_export.variants import VARIANTS
+from upperson_openvino import backend as openvino_backend
 from upperson_openvino.backend import OpenVinoBackend
 from upperson_rt.backends import onnxruntime as onnxruntime_backend
-from upperson_rt.backends import openvino as openvino_backend
 from upperson_rt.backends.onnxruntime import OnnxRuntimeBackend
 from upperson_rt.errors import BackendError
 from upperson_rt.machine import PAIR_LIMIT, int8_sums_saturate
