@@ -26,17 +26,6 @@ if TYPE_CHECKING:
     from upperson_rt.backends.autotune import Timing
     from upperson_rt.retriever import Retriever
 
-__all__ = [
-    "PROGRAM",
-    "Startup",
-    "call_in_fresh_process",
-    "child_environment",
-    "measure_startup",
-    "run_python",
-    "said_last",
-    "time_processes",
-    "time_query",
-]
 
 _ERRORS: dict[int, type[UppersonError]] = {
     error.exit_code: error for error in (UsageError, InputError, BackendError, IntegrityError)

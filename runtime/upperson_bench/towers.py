@@ -20,8 +20,6 @@ from upperson_rt.strict import suggestion
 from upperson_rt.tokenizer import Tokenizer
 from upperson_rt.towers import Tower, run_tower
 
-__all__ = ["WARMUP", "BundleBench", "TimedBatch", "bench_bundle", "captions"]
-
 WARMUP = 1
 LEAST_RUNS = 3
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from upperson.cli.options import DATASET_HELP, require_extra, require_no_trust
-from upperson_rt.cli.groups import OptionGroup, grouped
+from upperson_rt.cli.groups import OptionGroup, grouped, option
 from upperson_rt.cli.options import Output, TrustOption
 from upperson_rt.cli.output import (
     PlainTable,
@@ -37,43 +37,26 @@ if TYPE_CHECKING:
 class Data(OptionGroup, panel="Data"):
     """The split that is measured on."""
 
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            "--root",
-            help="Folder of the data set; a bundle needs it.",
-            show_default="the run's own",
-        ),
-    ] = None
-    dataset: Annotated[
-        str | None,
-        typer.Option("--dataset", help=DATASET_HELP, show_default="the run's own; jsonl"),
-    ] = None
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test"
+    root: Path | None = option(
+        None, "Folder of the data set; a bundle needs it.", show_default="the run's own"
+    )
+    dataset: str | None = option(None, DATASET_HELP, show_default="the run's own; jsonl")
+    split: str = option("test", "train, val or test.")
 
 
 @dataclass(frozen=True)
 class Measurement(OptionGroup, panel="Measurement"):
     """What is measured, and on which device."""
 
-    attributes: Annotated[
-        bool,
-        typer.Option(
-            "--attributes",
-            help="Which attributes are recognised, if the annotations have any: short questions, "
-            "bags and hats, negations, swapped colours.",
-        ),
-    ] = False
-    by_length: Annotated[
-        bool,
-        typer.Option(
-            "--by-length",
-            help="Short and long questions: captions cut to their first thing, to two, and so on.",
-        ),
-    ] = False
-    device: Annotated[
-        str, typer.Option(help="auto, cpu or cuda; a bundle's backend chooses for itself.")
-    ] = "auto"
+    attributes: bool = option(
+        False,
+        "Which attributes are recognised, if the annotations have any: short questions, "
+        "bags and hats, negations, swapped colours.",
+    )
+    by_length: bool = option(
+        False, "Short and long questions: captions cut to their first thing, to two, and so on."
+    )
+    device: str = option("auto", "auto, cpu or cuda; a bundle's backend chooses for itself.")
     trust: TrustOption = None
 
 

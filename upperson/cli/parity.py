@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from upperson.cli.options import require_extra, require_no_trust
-from upperson_rt.cli.groups import OptionGroup, grouped
+from upperson_rt.cli.groups import OptionGroup, grouped, option
 from upperson_rt.cli.options import Output, Threads, TrustOption, read_batch_sizes
 from upperson_rt.cli.output import (
     PlainTable,
@@ -45,27 +45,22 @@ _WIDTHS = {
 class Compared(OptionGroup, panel="What is compared"):
     """The reference, the backends, and the inputs."""
 
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            help="With a bundle: the run it was exported from. Then torch is the reference.",
-            show_default="fp32 on onnxruntime is the reference",
-        ),
-    ] = None
-    backends: Annotated[
-        str | None,
-        typer.Option(
-            help="onnxruntime, openvino or tensorrt, with commas between them; :DEVICE behind one "
-            "puts it there, such as onnxruntime:cuda.",
-            show_default="all that are installed",
-        ),
-    ] = None
-    batch: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,2,8,32"
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Image, or folder of images.", show_default="rendered people"),
-    ] = None
-    count: Annotated[int, typer.Option(min=2, help="Images and captions to compare.")] = 35
+    run: Path | None = option(
+        None,
+        "With a bundle: the run it was exported from. Then torch is the reference.",
+        show_default="fp32 on onnxruntime is the reference",
+    )
+    backends: str | None = option(
+        None,
+        "onnxruntime, openvino or tensorrt, with commas between them; :DEVICE behind one "
+        "puts it there, such as onnxruntime:cuda.",
+        show_default="all that are installed",
+    )
+    batch: str = option("1,2,8,32", "Batch sizes, with commas between them.")
+    images: Path | None = option(
+        None, "Image, or folder of images.", show_default="rendered people"
+    )
+    count: int = option(35, "Images and captions to compare.", min=2)
     threads: Threads = None
     trust: TrustOption = None
 
@@ -74,16 +69,12 @@ class Compared(OptionGroup, panel="What is compared"):
 class Tolerances(OptionGroup, panel="Tolerance"):
     """Maximum differences of embeddings."""
 
-    max_error: Annotated[
-        float | None,
-        typer.Option(help="Maximum difference of a component for fp32.", show_default="1e-5"),
-    ] = None
-    min_cosine: Annotated[
-        float | None,
-        typer.Option(
-            help="Minimum cosine for the other variants.", show_default="the bundle's own floor"
-        ),
-    ] = None
+    max_error: float | None = option(
+        None, "Maximum difference of a component for fp32.", show_default="1e-5"
+    )
+    min_cosine: float | None = option(
+        None, "Minimum cosine for the other variants.", show_default="the bundle's own floor"
+    )
 
     def require_usable(self) -> None:
         """Raise UsageError if one is out of range."""

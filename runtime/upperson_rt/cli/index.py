@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from upperson_rt.arguments import read_attributes
-from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
+from upperson_rt.cli.groups import OptionGroup, advanced, grouped, option
 from upperson_rt.cli.opening import open_announced, open_store
 from upperson_rt.cli.options import Delivery, Detection, Model, Output, Place
 from upperson_rt.cli.output import (
@@ -28,37 +28,26 @@ if TYPE_CHECKING:
     from upperson_rt.ingest.files import IndexReport
     from upperson_rt.manifest import ImageSection
 
-__all__ = ["index"]
-
 
 @dataclass(frozen=True)
 class Labels(OptionGroup, panel="Pictures"):
     """What is recorded with each picture."""
 
-    camera: Annotated[
-        str | None, typer.Option("--camera", help="Name of the camera that took the pictures.")
-    ] = None
-    time_from: Annotated[
-        Literal["exif", "mtime", "name", "none"],
-        typer.Option(
-            "--time-from",
-            help="Where the time of a picture comes from: exif, the camera's clock in the file; "
-            "name, such as gate_20261124_140000.jpg; mtime, when the file was written. Local time "
-            "where the file does not name an offset.",
-        ),
-    ] = "exif"
-    track_from: Annotated[
-        Literal["folder", "none"],
-        typer.Option("--track-from", help="folder: the name of its folder is a picture's track."),
-    ] = "none"
-    attribute: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--attribute",
-            metavar="KEY=VALUE",
-            help="Attribute of all these pictures, for `query --where`; may be given again.",
-        ),
-    ] = None
+    camera: str | None = option(None, "Name of the camera that took the pictures.")
+    time_from: Literal["exif", "mtime", "name", "none"] = option(
+        "exif",
+        "Where the time of a picture comes from: exif, the camera's clock in the file; "
+        "name, such as gate_20261124_140000.jpg; mtime, when the file was written. Local time "
+        "where the file does not name an offset.",
+    )
+    track_from: Literal["folder", "none"] = option(
+        "none", "folder: the name of its folder is a picture's track."
+    )
+    attribute: list[str] | None = option(
+        None,
+        "Attribute of all these pictures, for `query --where`; may be given again.",
+        metavar="KEY=VALUE",
+    )
 
     def as_options(self) -> dict[str, Any]:
         """Return them as arguments of `index_images`."""
@@ -74,28 +63,14 @@ class Labels(OptionGroup, panel="Pictures"):
 class Run(OptionGroup, panel="Pictures"):
     """Which pictures are indexed, and how."""
 
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Exit with 0 even if pictures were unreadable.")
-    ] = False
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            "--shard",
-            metavar="N/OF",
-            help="Index one part of the pictures, such as 3/16 on the third of sixteen machines; "
-            "`gallery merge` joins them.",
-            rich_help_panel=ADVANCED,
-        ),
-    ] = None
-    batch_size: Annotated[
-        int,
-        typer.Option(
-            "--batch-size",
-            min=1,
-            help="Pictures run and committed at a time.",
-            rich_help_panel=ADVANCED,
-        ),
-    ] = 32
+    skip_bad: bool = option(False, "Exit with 0 even if pictures were unreadable.")
+    shard: str | None = advanced(
+        None,
+        "Index one part of the pictures, such as 3/16 on the third of sixteen machines; "
+        "`gallery merge` joins them.",
+        metavar="N/OF",
+    )
+    batch_size: int = advanced(32, "Pictures run and committed at a time.", min=1)
 
 
 @grouped

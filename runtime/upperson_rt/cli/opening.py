@@ -16,13 +16,6 @@ if TYPE_CHECKING:
     from upperson_rt.retriever import Retriever
     from upperson_rt.towers import Backend, Tower
 
-__all__ = [
-    "open_announced",
-    "open_model",
-    "open_retriever",
-    "open_store",
-]
-
 
 @contextmanager
 def open_store(

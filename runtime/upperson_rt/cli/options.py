@@ -14,47 +14,12 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from upperson_rt.arguments import read_attributes
-from upperson_rt.cli.groups import ADVANCED, OptionGroup
+from upperson_rt.cli.groups import ADVANCED, OptionGroup, advanced, option
 from upperson_rt.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter
     from upperson_rt.ingest.service import Output as RowOutput
-
-__all__ = [
-    "AllowHostOption",
-    "Backend",
-    "BackendOption",
-    "Bundle",
-    "BundleOption",
-    "CaOption",
-    "Debug",
-    "Delivery",
-    "Detection",
-    "DetectorClass",
-    "DetectorLayout",
-    "DetectorScore",
-    "DeviceOption",
-    "GalleryOption",
-    "InsecureOption",
-    "Json",
-    "Model",
-    "NetrcOption",
-    "Output",
-    "Place",
-    "QueryLogOption",
-    "Searched",
-    "Threads",
-    "TrustOption",
-    "VariantOption",
-    "Where",
-    "age_seconds",
-    "default_bundle",
-    "default_gallery",
-    "read_batch_sizes",
-    "require_sheet",
-    "unix_seconds",
-]
 
 
 default_bundle = Path("bundle")
@@ -326,14 +291,9 @@ class Place(OptionGroup, panel="Model and gallery"):
 class Searched(Place):
     """A gallery that is searched, and the log of its queries."""
 
-    allow_distilled: Annotated[
-        bool,
-        typer.Option(
-            "--allow-distilled",
-            help="Also search a gallery of the model's student or teacher.",
-            rich_help_panel=ADVANCED,
-        ),
-    ] = False
+    allow_distilled: bool = advanced(
+        False, "Also search a gallery of the model's student or teacher."
+    )
     query_log: QueryLogOption = None
 
 
@@ -341,47 +301,26 @@ class Searched(Place):
 class Where(OptionGroup, panel="Filter"):
     """A filter of pictures."""
 
-    camera: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--camera", help="Only pictures of this camera; may be given again.", show_default="all"
-        ),
-    ] = None
-    since: Annotated[
-        float | None,
-        typer.Option(
-            "--since",
-            parser=unix_seconds,
-            metavar="TIME",
-            help="Only pictures taken at or after this time: ISO 8601 (local), unix seconds, or "
-            "how long ago, such as 90m, 24h or 7d.",
-        ),
-    ] = None
-    until: Annotated[
-        float | None,
-        typer.Option(
-            "--until",
-            parser=unix_seconds,
-            metavar="TIME",
-            help="Only pictures taken before this time.",
-        ),
-    ] = None
-    track: Annotated[
-        str | None,
-        typer.Option(
-            "--track", help="Only pictures of the track of this name.", rich_help_panel=ADVANCED
-        ),
-    ] = None
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--where",
-            metavar="KEY=VALUE",
-            help="Only pictures whose attribute KEY is VALUE; may be given again.",
-            show_default="any",
-            rich_help_panel=ADVANCED,
-        ),
-    ] = None
+    camera: list[str] | None = option(
+        None, "Only pictures of this camera; may be given again.", show_default="all"
+    )
+    since: float | None = option(
+        None,
+        "Only pictures taken at or after this time: ISO 8601 (local), unix seconds, or "
+        "how long ago, such as 90m, 24h or 7d.",
+        parser=unix_seconds,
+        metavar="TIME",
+    )
+    until: float | None = option(
+        None, "Only pictures taken before this time.", parser=unix_seconds, metavar="TIME"
+    )
+    track: str | None = advanced(None, "Only pictures of the track of this name.")
+    where: list[str] | None = advanced(
+        None,
+        "Only pictures whose attribute KEY is VALUE; may be given again.",
+        metavar="KEY=VALUE",
+        show_default="any",
+    )
 
     def as_filter(self) -> "Filter":
         """Return the filter."""
@@ -400,13 +339,7 @@ class Where(OptionGroup, panel="Filter"):
 class Detection(OptionGroup, panel="Detector"):
     """A detector, if any."""
 
-    detector: Annotated[
-        str | None,
-        typer.Option(
-            "--detector",
-            help="Detector of people, as for `watch`, such as FILE.onnx.",
-        ),
-    ] = None
+    detector: str | None = option(None, "Detector of people, as for `watch`, such as FILE.onnx.")
     detector_layout: DetectorLayout = None
     detector_class: DetectorClass = None
     detector_score: DetectorScore = None
@@ -427,14 +360,12 @@ class Detection(OptionGroup, panel="Detector"):
 class Delivery(OptionGroup, panel="Output"):
     """Where committed rows are sent."""
 
-    outputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--output",
-            metavar="NAME",
-            help="Also send each committed row to this extension of upperson.outputs. Repeatable.",
-        ),
-    ] = None
+    outputs: list[str] | None = option(
+        None,
+        "Also send each committed row to this extension of upperson.outputs. Repeatable.",
+        "--output",
+        metavar="NAME",
+    )
 
     @contextmanager
     def opened(self) -> "Iterator[list[RowOutput]]":
