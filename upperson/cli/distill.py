@@ -1,6 +1,5 @@
 """``upperson distill``."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -123,19 +122,10 @@ def distill(
 
 
 def _run(config: "TrainConfig", run: Path, device: str, as_json: bool, *, resume: bool) -> None:
-    from upperson.cli.progress import Display, TrainingDisplay
+    from upperson.cli.progress import run_shown
     from upperson.distill import distill as run_distilling
-    from upperson.run import CONFIG, RESULTS
 
-    with Display() as display:
-        try:
-            observer = TrainingDisplay(display, config.epochs)
-            run_distilling(config, run, observer, device=device, resume=resume)
-        except KeyboardInterrupt:
-            if (run / CONFIG).is_file():
-                display.say(f"stopped; go on with:  upperson distill --resume {run}")
-            raise
-    results: dict[str, Any] = json.loads((run / RESULTS).read_text("utf-8"))
+    results = run_shown(run_distilling, config, run, device, resume=resume, command="distill")
     if as_json:
         print_json({"run": str(run), **results})
         return

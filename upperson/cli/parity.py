@@ -274,11 +274,13 @@ def _print_result(result: "ParityResult") -> None:
     paths = result.pixel_paths
     verdict = "equal in training and runtime" if paths.are_equal else f"FAIL: {paths.message()}"
     print_line(f"pixels     {verdict}")
-    for name, group in groupby(result.judged, key=_subject_name):
+    for (variant, backend), group in groupby(
+        result.judged, lambda one: (one.comparison.variant, one.comparison.backend)
+    ):
         judged = list(group)
         failing = sum(one.fault is not None for one in judged)
         verdict = f"{failing} of {len(judged)} comparisons FAIL" if failing else "ok"
-        print_line("", f"{name}: {verdict}, expected {_tolerance(judged[0])}")
+        print_line("", f"{variant} on {backend}: {verdict}, expected {_tolerance(judged[0])}")
         print_table(_table(judged, result.worst))
     for absent in result.not_run:
         print_note(f"not run: {absent.variant} on {absent.backend}: {absent.reason}")
@@ -289,7 +291,9 @@ def _print_result(result: "ParityResult") -> None:
 def _table(judged: "list[Judged]", worst: "Judged | None") -> PlainTable:
     table = new_table(*_WIDTHS, right=tuple(name for name in _WIDTHS if name not in ("tower", "")))
     table.widen(list(_WIDTHS.values()))
-    for (tower, batch), group in groupby(judged, key=_row_key):
+    for (tower, batch), group in groupby(
+        judged, lambda one: (one.comparison.tower, one.comparison.batch_size)
+    ):
         row = max(group, key=lambda one: one.badness)
         found, ranking = row.comparison, row.comparison.ranking
         mark = "WORST" if row is worst else "fails" if row.fault else ""
@@ -311,14 +315,6 @@ def _cosines_and_error(found: "Agreement | None") -> list[str]:
         return [""] * 4
     values = (found.min_cosine, found.p1_cosine, found.median_cosine)
     return [*(f"{value:.6f}" for value in values), f"{found.max_error:.1e}"]
-
-
-def _subject_name(judged: "Judged") -> str:
-    return f"{judged.comparison.variant} on {judged.comparison.backend}"
-
-
-def _row_key(judged: "Judged") -> tuple[str, int]:
-    return judged.comparison.tower, judged.comparison.batch_size
 
 
 def _tolerance(judged: "Judged") -> str:

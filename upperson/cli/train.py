@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upperson.cli.options import DATASET_HELP, TrainingDevice, require_extra
+from upperson.cli.options import DATASET_HELP, TrainingDevice, is_main_process, require_extra
 from upperson_rt.cli.groups import OptionGroup, advanced, grouped, option
 from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import (
@@ -153,7 +153,7 @@ def train(data: Data, recipe: Recipe, target: Target, output: Output) -> None:
 
     # Only the main process checks: it may begin to write before another one checks.
     foreign = run.is_dir() and set(run.iterdir()) - unfinished(run, SEEDS_PLAN)
-    if _is_main_process() and foreign:
+    if is_main_process() and foreign:
         raise InputError(
             f"{run} is not empty: choose another --output, or  --resume {run}",
             code="run_not_empty",
@@ -240,7 +240,7 @@ def _train_one(
     config: "TrainConfig", run: Path, device: str, as_json: bool, *, resume: bool = False
 ) -> None:
     results = _run(config, run, device, resume=resume)
-    if not _is_main_process():
+    if not is_main_process():
         return
     if as_json:
         print_json({"run": str(run), **results})
@@ -255,14 +255,14 @@ def _train_seeds(plan: "SeedsPlan", folder: Path, device: str, as_json: bool) ->
     from upperson.run import CONFIG
     from upperson.seeds import SEEDS, SEEDS_PLAN, summarise
 
-    if _is_main_process():
+    if is_main_process():
         remove_unfinished(folder, SEEDS_PLAN)
         write_atomically(folder / SEEDS_PLAN, plan.to_yaml())
     results = [
         _run(config, run, device, resume=(run / CONFIG).is_file())
         for config, run in plan.runs(folder)
     ]
-    if not _is_main_process():
+    if not is_main_process():
         return
     summary = summarise(results)
     write_atomically(folder / SEEDS, json.dumps(summary, indent=2) + "\n")
@@ -275,27 +275,10 @@ def _train_seeds(plan: "SeedsPlan", folder: Path, device: str, as_json: bool) ->
 
 
 def _run(config: "TrainConfig", run: Path, device: str, *, resume: bool) -> dict[str, Any]:
-    """Train and return the content of results.json; empty outside the main process."""
-    from upperson.cli.progress import Display, TrainingDisplay
-    from upperson.run import CONFIG, RESULTS
+    from upperson.cli.progress import run_shown
     from upperson.train import train as run_training
 
-    with Display() as display:
-        observer = TrainingDisplay(display, config.epochs)
-        try:
-            run_training(config, run, observer, device=device, resume=resume)
-        except KeyboardInterrupt:
-            if _is_main_process() and (run / CONFIG).is_file():
-                display.say(f"stopped; go on with:  upperson train --resume {run}")
-            raise
-    if not _is_main_process():
-        return {}
-    results: dict[str, Any] = json.loads((run / RESULTS).read_text("utf-8"))
-    return results
-
-
-def _is_main_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
+    return run_shown(run_training, config, run, device, resume=resume, command="train")
 
 
 def seeds_table(summary: dict[str, Any]) -> PlainTable:
@@ -333,7 +316,7 @@ def _dry_run(config: "TrainConfig", device: str, as_json: bool) -> None:
     if config.init_from is not None:
         start_from(Path(config.init_from), components.model, components.base, config.model)
     planned = plan(config, components, processes=processes)
-    if not _is_main_process():
+    if not is_main_process():
         return
     for line in components.notes:
         print_note(f"note: {line}")

@@ -131,9 +131,8 @@ def doctor(*, checked: Checked, backend: Backend, trial: Trial, output: Output) 
     rows = [asdict(check) for check in checks]
     for row in rows:
         del row["exit_code"]
-    print_result(
-        {"ok": not failed, "checks": rows}, output.as_json, lambda _: _print_checks(checks)
-    )
+    result = {"ok": not failed, "checks": rows}
+    print_result(result, output.as_json, lambda _: _print_checks(checks))
     if failed:
         raise typer.Exit(failed[0].exit_code)
 

@@ -49,15 +49,6 @@ class Labels(OptionGroup, panel="Pictures"):
         metavar="KEY=VALUE",
     )
 
-    def as_options(self) -> dict[str, Any]:
-        """Return them as arguments of `index_images`."""
-        return {
-            "camera": self.camera,
-            "time_from": self.time_from,
-            "track_from": self.track_from,
-            "attributes": read_attributes(self.attribute, "--attribute"),
-        }
-
 
 @dataclass(frozen=True)
 class Run(OptionGroup, panel="Pictures"):
@@ -102,12 +93,17 @@ def index(
 
     Example: `upperson-rt index crops/ --camera gate --time-from name`
     """
-    options = labels.as_options()
     from upperson_rt.gallery.shards import Shard
     from upperson_rt.ingest.files import index_images
     from upperson_rt.ingest.shards import choose_files, index_shard, record_of, require_whole
     from upperson_rt.preprocess import iter_image_files
 
+    options: dict[str, Any] = {
+        "camera": labels.camera,
+        "time_from": labels.time_from,
+        "track_from": labels.track_from,
+        "attributes": read_attributes(labels.attribute, "--attribute"),
+    }
     part = None if run.shard is None else Shard.parse(run.shard)
     options["detector"] = _opened(detection, model.threads)
     chosen = None if part is None else choose_files(paths, part)

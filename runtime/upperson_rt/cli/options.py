@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
     from upperson_rt.gallery import Filter
     from upperson_rt.ingest.service import Output as RowOutput
 
-
 default_bundle = Path("bundle")
 default_gallery = "gallery"
-
 
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -49,14 +47,10 @@ def unix_seconds(text: str) -> float:
     ago = _age(text.strip().removeprefix("-"))
     if ago is not None:
         return time.time() - ago
-    try:
-        seconds = float(text)
-    except ValueError:
-        pass  # Not a number, so it must be a time.
-    else:
-        if not math.isfinite(seconds):
-            raise typer.BadParameter(f"'{text}' is no time")
-        return seconds
+    with suppress(ValueError):  # Not a number, so it must be a time.
+        if math.isfinite(seconds := float(text)):
+            return seconds
+        raise typer.BadParameter(f"'{text}' is no time")
     try:
         # Python 3.10 does not know the Z yet.
         return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
@@ -103,10 +97,6 @@ def _require_no_empty_trust(key: Path | None) -> Path | None:
     return key
 
 
-BundleOption: TypeAlias = Annotated[
-    Path,
-    typer.Option("--bundle", "-b", envvar="UPPERSON_BUNDLE", help="Folder of the exported model."),
-]
 GalleryOption: TypeAlias = Annotated[
     str,
     typer.Option(
@@ -117,15 +107,6 @@ GalleryOption: TypeAlias = Annotated[
         help="Folder of the gallery, or milvus://host:port/collection.",
     ),
 ]
-VariantOption: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        "--variant",
-        help="Precision to use, such as fp32 or int8.",
-        show_default="the bundle's default",
-        rich_help_panel=ADVANCED,
-    ),
-]
 TrustOption: TypeAlias = Annotated[
     Path | None,
     typer.Option(
@@ -134,24 +115,6 @@ TrustOption: TypeAlias = Annotated[
         metavar="PUBKEY",
         callback=_require_no_empty_trust,
         help="Open the bundle only if this public key (PEM) verifies its signature.",
-        rich_help_panel=ADVANCED,
-    ),
-]
-BackendOption: TypeAlias = Annotated[
-    str,
-    typer.Option(
-        "--backend",
-        help="auto, onnxruntime, openvino or tensorrt. On a CPU auto takes the fastest one "
-        "installed, which is measured when pictures are first embedded; for sentences alone "
-        "onnxruntime, then openvino; on cuda tensorrt, then onnxruntime.",
-        rich_help_panel=ADVANCED,
-    ),
-]
-DeviceOption: TypeAlias = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        help="cpu, cuda, cuda:N (tensorrt, onnxruntime), gpu or npu (openvino). Never replaced.",
         rich_help_panel=ADVANCED,
     ),
 ]
@@ -261,16 +224,31 @@ class Backend(OptionGroup, panel="Model and gallery"):
     """How a bundle is verified and run."""
 
     trust: TrustOption = None
-    variant: VariantOption = None
-    backend: BackendOption = "auto"
-    device: DeviceOption = "cpu"
+    variant: str | None = advanced(
+        None, "Precision to use, such as fp32 or int8.", show_default="the bundle's default"
+    )
+    backend: str = advanced(
+        "auto",
+        "auto, onnxruntime, openvino or tensorrt. On a CPU auto takes the fastest one installed, "
+        "which is measured when pictures are first embedded; for sentences alone onnxruntime, then "
+        "openvino; on cuda tensorrt, then onnxruntime.",
+    )
+    device: str = advanced(
+        "cpu", "cpu, cuda, cuda:N (tensorrt, onnxruntime), gpu or npu (openvino). Never replaced."
+    )
 
 
 @dataclass(frozen=True)
 class Bundle(OptionGroup, panel="Model and gallery"):
     """A bundle, of which a command chooses what runs."""
 
-    bundle: BundleOption = default_bundle
+    bundle: Path = option(
+        default_bundle,
+        "Folder of the exported model.",
+        "--bundle",
+        "-b",
+        envvar="UPPERSON_BUNDLE",
+    )
     trust: TrustOption = None
     threads: Threads = None
 
@@ -348,11 +326,11 @@ class Detection(OptionGroup, panel="Detector"):
         """Refuse options of a detector where none is named."""
         for field in fields(self):
             if self.detector is None and getattr(self, field.name) is not None:
-                option = f"--{field.name.replace('_', '-')}"
+                name = f"--{field.name.replace('_', '-')}"
                 raise UsageError(
-                    f"{option} is of no use without --detector: name a detector, too",
+                    f"{name} is of no use without --detector: name a detector, too",
                     code="detector_missing",
-                    option=option,
+                    option=name,
                 )
 
 
