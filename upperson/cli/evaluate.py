@@ -265,6 +265,11 @@ def _print_lengths(name: str, rows: "Mapping[str, LengthResult]") -> None:
 
 def _print_attributes(name: str, report: "AttributeReport") -> None:
     """Print which words one model understands, in percent."""
+
+    def print_below(table: PlainTable) -> None:
+        print_line("")
+        print_table(table)
+
     numbers = ("first", "of ten", "at most", "chance")
     table = new_table(name, *numbers, right=numbers)
     for short in report.short.values():
@@ -283,22 +288,19 @@ def _print_attributes(name: str, report: "AttributeReport") -> None:
     if report.clothed:
         table.add_row("the same questions, and without the excluded phrase")
         _add_shares(table, report.clothed)
-    print_line("")
-    print_table(table)
+    print_below(table)
     ranked = ("mAP", "chance", "AUROC")
     table = new_table("short questions", *ranked, right=ranked)
     for short in report.short.values():
         known = "" if short.presence_auroc is None else f"{short.presence_auroc:.1f}"
         table.add_row(f'  "{short.example}"', f"{short.map:.1f}", f"{short.map_chance:.1f}", known)
-    print_line("")
-    print_table(table)
+    print_below(table)
     weighed = ("phrases", "AUROC", "lowest")
     table = new_table("evidence of a phrase", *weighed, right=weighed)
     for truth in report.evidence.values():
         figures = (f"{truth.auroc:.1f}", f"{truth.least:.1f}")
         table.add_row(f'  such as "{truth.example}"', str(truth.phrases), *figures)
-    print_line("")
-    print_table(table)
+    print_below(table)
     shared = ("first", "chance", "R@1 lost", "said by", "if said", "chance if said")
     table = new_table("captions", *shared, right=shared)
     for attribute, share in report.captions.items():
@@ -308,8 +310,7 @@ def _print_attributes(name: str, report: "AttributeReport") -> None:
         else:
             said = [str(share.said), f"{share.said_top1:.1f}", f"{share.said_chance:.1f}"]
         table.add_row(f"  {attribute}", *cells, *said)
-    print_line("")
-    print_table(table)
+    print_below(table)
     print_line("", f"R@1 of the captions {report.r1:.2f}")
     if report.swapped is not None:
         print_line(

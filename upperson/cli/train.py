@@ -77,12 +77,13 @@ class Recipe(OptionGroup, panel="Recipe and model"):
     )
 
     def as_config(self, data: Data) -> "TrainConfig":
-        """Read the recipe with all overrides; errors as of `read_recipe`."""
+        """Read the recipe with all overrides."""
         from upperson.config import read_recipe, recipe_names
 
         dataset = data.dataset or "jsonl"
         recipe = self.recipe or (dataset if dataset in recipe_names() else "synthetic")
         base = self.base
+        plain = ("epochs", "batch_size", "lr", "loss", "precision", "select_on", "seed")
         overrides = {
             "dataset": dataset,
             "root": _absolute(data.root),
@@ -92,13 +93,7 @@ class Recipe(OptionGroup, panel="Recipe and model"):
             "base": _absolute_file(base) if base and base.endswith(".json") else base,
             "pretrained": self.pretrained and _absolute_file(self.pretrained),
             "init_from": _absolute(self.init_from),
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "lr": self.lr,
-            "loss": self.loss,
-            "precision": self.precision,
-            "select_on": self.select_on,
-            "seed": self.seed,
+            **{name: getattr(self, name) for name in plain},
         }
         return read_recipe(recipe, overrides, self.settings or ())
 

@@ -105,7 +105,16 @@ def index(
         "attributes": read_attributes(labels.attribute, "--attribute"),
     }
     part = None if run.shard is None else Shard.parse(run.shard)
-    options["detector"] = _opened(detection, model.threads)
+    detection.require_no_options()
+    if detection.detector is not None:
+        options["detector"] = open_announced(
+            detection.detector,
+            detection.detector_layout,
+            detection.detector_class,
+            detection.detector_score,
+            model.threads,
+            "pictures",
+        )
     chosen = None if part is None else choose_files(paths, part)
     if chosen is None:
         require_whole(place.gallery)
@@ -159,20 +168,6 @@ def index(
         )
 
 
-def _opened(detection: Detection, threads: int | None) -> Any:
-    detection.require_no_options()
-    if detection.detector is None:
-        return None
-    return open_announced(
-        detection.detector,
-        detection.detector_layout,
-        detection.detector_class,
-        detection.detector_score,
-        threads,
-        "pictures",
-    )
-
-
 @contextmanager
 def _shown(files: int) -> "Iterator[Callable[[int, int], None]]":
     """Show progress; after Ctrl-C, say what stays."""
@@ -201,7 +196,7 @@ def _print_notes(
         print_warning(f"skipped: {skipped.reason}")
     without_time = report.indexed - report.timed
     if without_time and options["time_from"] != "none":
-        noun = ("picture",) if options["detector"] is None else ("person", "people")
+        noun = ("person", "people") if "detector" in options else ("picture",)
         print_note(
             f"{without_time} of {count_of(report.indexed, *noun)} "
             f"{'has' if without_time == 1 else 'have'} no time "
