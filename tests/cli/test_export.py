@@ -142,16 +142,22 @@ def test_a_folder_with_other_files_is_not_taken_for_a_bundle(demo_folder, copied
 
 
 @pytest.mark.timeout(240, func_only=True)
-def test_typed_variants_engines_and_serving_files(copied_run, work, monkeypatch):
+def test_on_a_gpu_engines_are_built(copied_run, work, monkeypatch):
     install_fake_tensorrt(monkeypatch)
     monkeypatch.setenv("UPPERSON_CACHE", str(work / "cache"))
+    report = run_json("export", copied_run, *FEW, "--trt", "--no-int8")
+    built = sorted((work / "cache/engines").glob("*.engine"))
+    assert [path.name.partition("-")[0] for path in built] == ["image", "text"]
+    assert all(str(path) in str(report["engines"]) for path in built)
+
+
+@pytest.mark.timeout(240, func_only=True)
+def test_typed_variants_and_serving_files(copied_run, work):
     report = run_json(
         "export", copied_run, "--calib-size", 16, "--max-r1-drop", 5, "--trt", "--triton", "models"
     )
     assert list(report["variants"]) == ["fp32", "int8", "fp16", "int8-fp16"]
-    built = sorted((work / "cache/engines").glob("*.engine"))
-    assert {path.name.partition("-")[0] for path in built} == {"image", "text"}
-    assert all(str(path) in str(report["engines"]) for path in built)
+    assert "--variant int8-fp16" in report["engines"]["next"]
     assert (work / "models").is_dir()
     for variant, row in report["variants"].items():
         assert row["shipped"]

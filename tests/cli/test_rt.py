@@ -222,6 +222,12 @@ def test_a_defect_is_one_line_and_a_traceback_only_with_debug(work, monkeypatch)
     assert result.stderr.startswith("error: internal error: KeyError: 'defect'; ")
     assert len(result.stderr.splitlines()) == 1
     assert "Traceback" in run("gallery", "info", "--debug").stderr
+
+    def on_a_full_disk(self):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SqliteGallery, "info", on_a_full_disk)
+    refusal(run("gallery", "info"), 3)
     # `main` would end this process, whatever signal a later test gets.
     monkeypatch.setattr(sys.modules["upperson_rt.cli.app"], "listen", lambda: None)
     for code, *arguments in ((0, "--version"), (2, "query", " ")):
