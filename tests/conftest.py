@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 from filelock import FileLock
 
-import upperson_rt  # noqa: F401 - Before onnxruntime, which it keeps from telling of itself.
+import upperson_rt  # noqa: F401 - Before onnxruntime, whose telemetry it turns off.
 from tests.helpers.command_line import run_program
 from upperson_rt.machine import trim_heap
 
@@ -57,7 +57,7 @@ _MANY_MODULES = 50
 _NO_PARAMETERS = SimpleNamespace(params={})
 _kept_pages = 0  # After memory was given back the last time.
 _kept_modules = 0  # When what was imported was set aside the last time.
-_peak_mb, _peak_test = 0, ""  # The most this process ever took, and the test that took it.
+_peak = (0, "")  # The most this process ever took in MB, and the test that took it.
 _peaks: dict[str, tuple[int, str]] = {}  # The same of all workers, by name.
 
 TIER_TIMEOUT_S = {
@@ -73,9 +73,9 @@ TIER_TIMEOUT_S = {
 
 
 def pytest_runtest_logfinish(nodeid: str) -> None:
-    global _peak_mb, _peak_test
-    if (peak_mb := _own_peak_mb()) > _peak_mb:
-        _peak_mb, _peak_test = peak_mb, nodeid
+    global _peak
+    if (peak_mb := _own_peak_mb()) > _peak[0]:
+        _peak = (peak_mb, nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -86,22 +86,17 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    peak = (_peak_mb, _peak_test)
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["peak"] = peak
-        return
-    if not _peaks:
-        _peaks["this process"] = peak
+        session.config.workeroutput["peak"] = _peak
+    elif not _peaks:
+        _peaks["this process"] = _peak
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for name, (peak_mb, test) in _peaks.items():
         if peak_mb > 0:
-            line = f"{name} took {peak_mb:,} MB at most, in {test}"
-            too_much = peak_mb > _MOST_PEAK_MB
-            terminalreporter.write_line(
-                f"{line}: above {_MOST_PEAK_MB:,} MB" if too_much else line, red=too_much
-            )
+            line = f"{name} took {peak_mb:,} MB at most (it should be {_MOST_PEAK_MB:,}), in {test}"
+            terminalreporter.write_line(line, red=peak_mb > _MOST_PEAK_MB)
 
 
 def pytest_unconfigure() -> None:
@@ -148,7 +143,7 @@ def memory_is_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
         if isinstance(value, BaseException):  # It was raised, and holds all that was there then.
             value.__traceback__ = value.__context__ = None
     if _resident_pages() - _kept_pages > _MANY_PAGES:
-        _collect_garbage()  # Graphs are cyclic, and hold their weights until somebody looks.
+        _collect_garbage()  # Graphs are cyclic, and hold their weights until they are collected.
         trim_heap()
         _kept_pages = _resident_pages()
 

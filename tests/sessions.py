@@ -17,20 +17,17 @@ SESSIONS = (("tests/unit",), ("tests", "--ignore=tests/unit"))
 
 def main(arguments: Sequence[str]) -> int:
     """Run both, or one if files are named; return what pytest would for all of them."""
-    if any(Path(argument.partition("::")[0]).exists() for argument in arguments):
-        return run(arguments)
-    found = int(pytest.ExitCode.NO_TESTS_COLLECTED)  # Of either: -k may choose from one alone.
-    for session in SESSIONS:
-        code = run([*arguments, *session])
-        if code == pytest.ExitCode.TESTS_FAILED:
-            found = code
-            if stops_at_a_failure(arguments):
-                break
-        elif code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-            return code  # Interrupted, or nothing that pytest could run.
-        elif found == pytest.ExitCode.NO_TESTS_COLLECTED:
-            found = code
-    return found
+    named = any(Path(argument.partition("::")[0]).exists() for argument in arguments)
+    goes_on = {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}  # -k may choose from one.
+    if not any(name.startswith(("-x", "--exitfirst", "--maxfail")) for name in arguments):
+        goes_on.add(pytest.ExitCode.TESTS_FAILED)
+    codes = []
+    for session in [()] if named else SESSIONS:
+        codes.append(run([*arguments, *session]))
+        if codes[-1] not in goes_on:
+            break
+    bad = [code for code in codes if code not in (0, pytest.ExitCode.NO_TESTS_COLLECTED)]
+    return bad[-1] if bad else min(codes)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -39,10 +36,6 @@ def run(arguments: Sequence[str]) -> int:
             return session.wait()
         except KeyboardInterrupt:  # Of which the session has heard, too.
             return session.wait()
-
-
-def stops_at_a_failure(arguments: Sequence[str]) -> bool:
-    return any(name.startswith(("-x", "--exitfirst", "--maxfail")) for name in arguments)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from upperson_rt.cli.app import Command, new_app
-from upperson_rt.cli.groups import OptionGroup, grouped
+from upperson_rt.cli.groups import OptionGroup, grouped, option
 from upperson_rt.cli.opening import open_retriever
 from upperson_rt.cli.options import (
     Bundle,
@@ -28,8 +28,6 @@ from upperson_rt.cli.output import (
 )
 from upperson_rt.machine import describe_machine, machine_lines
 
-__all__ = ["app"]
-
 app = new_app("Time models and queries on this machine.")
 
 
@@ -37,32 +35,19 @@ app = new_app("Time models and queries on this machine.")
 class Contenders(OptionGroup, panel="Contenders"):
     """What is timed: every variant on every backend."""
 
-    variant: Annotated[
-        list[str] | None,
-        typer.Option("--variant", help="Variant to run; may be given again.", show_default="all"),
-    ] = None
-    backend: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--backend",
-            help="onnxruntime, openvino or tensorrt; may be given again.",
-            show_default="all that are installed",
-        ),
-    ] = None
-    device: Annotated[
-        str, typer.Option("--device", help="cpu, cuda, cuda:N, gpu or npu. Never replaced.")
-    ] = "cpu"
-    batch: Annotated[str, typer.Option("--batch", help="Batch sizes, separated by commas.")] = (
-        "1,8,32"
+    variant: list[str] | None = option(
+        None, "Variant to run; may be given again.", show_default="all"
     )
-    seconds: Annotated[
-        float,
-        typer.Option(
-            "--seconds",
-            min=0.0,
-            help="Timed seconds of each variant, backend and batch; at least 3 runs.",
-        ),
-    ] = 2.0
+    backend: list[str] | None = option(
+        None,
+        "onnxruntime, openvino or tensorrt; may be given again.",
+        show_default="all that are installed",
+    )
+    device: str = option("cpu", "cpu, cuda, cuda:N, gpu or npu. Never replaced.")
+    batch: str = option("1,8,32", "Batch sizes, separated by commas.")
+    seconds: float = option(
+        2.0, "Timed seconds of each variant, backend and batch; at least 3 runs.", min=0.0
+    )
 
 
 @app.command(cls=Command)

@@ -26,17 +26,6 @@ if TYPE_CHECKING:
     from upperson_rt.backends.autotune import Timing
     from upperson_rt.retriever import Retriever
 
-__all__ = [
-    "PROGRAM",
-    "Startup",
-    "call_in_fresh_process",
-    "child_environment",
-    "measure_startup",
-    "run_python",
-    "said_last",
-    "time_processes",
-    "time_query",
-]
 
 _ERRORS: dict[int, type[UppersonError]] = {
     error.exit_code: error for error in (UsageError, InputError, BackendError, IntegrityError)
@@ -46,14 +35,10 @@ _ERRORS: dict[int, type[UppersonError]] = {
 def call_in_fresh_process(
     function: Callable[..., Any], *arguments: object, environment: Mapping[str, str] | None = None
 ) -> Any:
-    """Call a module's function in a process of its own, and return what it returns.
+    """Call a module's function in a process of its own; return or raise what it returns or raises.
 
-    Arguments and result are what JSON can say. The process imports that module and little else,
-    so its memory is that of the function.
-
-    Raises:
-        UppersonError: The one that the function raised.
-        BackendError: The process ended with an error.
+    Arguments and result are JSON values. The process imports that module and little else, so its
+    memory is that of the function. BackendError if it ends with an error.
     """
     task = json.dumps([function.__module__, function.__qualname__, arguments])
     found = json.loads(run_python("-m", __name__, task, environment=environment))
@@ -67,16 +52,7 @@ def run_python(
     called: str = "its process",
     environment: Mapping[str, str] | None = None,
 ) -> str:
-    """Run Python in `child_environment`, and return what it prints.
-
-    Args:
-        arguments: Of Python.
-        called: What the process is called in an error.
-        environment: Variables beside those of this process.
-
-    Raises:
-        BackendError: The process ended with an error.
-    """
+    """Run Python in `child_environment`, and return what it prints; ``called`` is for the error."""
     done = subprocess.run(
         [sys.executable, *arguments],
         env=child_environment() | dict(environment or {}),
@@ -86,23 +62,16 @@ def run_python(
         encoding="utf-8",
     )
     if done.returncode:
-        raise BackendError(f"{called} ended with code {done.returncode}: {said_last(done.stderr)}")
+        *_, last = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise BackendError(f"{called} ended with code {done.returncode}: {last}")
     return done.stdout
 
 
 def child_environment() -> dict[str, str]:
-    """Return variables for a Python that can import what this process can.
-
-    Its queries are not logged: nobody asked them.
-    """
+    """Return variables for a Python that can import what this process can, and logs no query."""
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     variables.pop("UPPERSON_QUERY_LOG", None)
     return variables
-
-
-def said_last(errors: str) -> str:
-    """Return the last line that a process wrote to stderr, where the reason stands."""
-    return (errors.strip().splitlines() or ["it said nothing"])[-1]
 
 
 def time_processes(
@@ -111,17 +80,10 @@ def time_processes(
     rounds: int,
     progress: Callable[[str, int, int], None],
 ) -> "dict[str, Timing]":
-    """Time fresh processes from start to end, in turns, after one of each that is not timed.
+    """Time fresh Python processes from start to end, in turns, after an untimed one of each.
 
     From the second one on files are in the system's cache: what a disk takes is not measured.
-
-    Args:
-        commands: Arguments of Python, by the name of the contender.
-        rounds: Timed processes of each.
-        progress: Told what is being done, how much of it is done and how much there is.
-
-    Raises:
-        BackendError: A process ended with an error.
+    ``progress`` gets the current work, how much of it is done, and of how much.
     """
     from upperson_rt.backends.autotune import time_in_turns
 
@@ -142,17 +104,16 @@ def _children_cpu_s() -> float:
     return times.children_user + times.children_system
 
 
-def _answer(task: str) -> None:
-    """Do in this process what `call_in_fresh_process` asks for."""
+def _run_task(task: str) -> None:
     module, name, arguments = json.loads(task)
     try:
-        answer = {"result": getattr(import_module(module), name)(*arguments)}
+        found = {"result": getattr(import_module(module), name)(*arguments)}
     except UppersonError as error:
-        answer = {"error": one_line(error), "exit_code": error.exit_code}
-    sys.stdout.write(f"{json.dumps(answer)}\n")
+        found = {"error": one_line(error), "exit_code": error.exit_code}
+    sys.stdout.write(f"{json.dumps(found)}\n")
 
 
-# --- What a fresh process costs: until both towers are ready, and until a question is answered
+# --- What a fresh process costs: until both towers are ready, and until a query has its result
 #
 # Such a process imports this file: nothing heavy before its clock runs.
 
@@ -171,11 +132,11 @@ class Startup:
     device: str
     """What really runs."""
     float_type: str | None
-    """What a backend says it computes floats in; None if it does not say."""
+    """What the backend computes floats in; None if it is unknown."""
     start_s: float
     """From the first import until both towers are loaded and their golden samples have passed."""
     peak_rss_bytes: int | None
-    """Most memory the process ever had resident; None where the system does not tell."""
+    """Most memory the process ever had resident; None where the system does not count it."""
     canary_min_cosine: float
     """The worst of both towers' golden samples."""
 
@@ -188,13 +149,7 @@ def measure_startup(
     threads: int | None,
     trust: Path | None = None,
 ) -> Startup:
-    """Start a variant of a bundle on a backend, in a process of its own; see `Bundle.open`.
-
-    Raises:
-        BackendError: The backend or device is missing, the graph does not load, or the process
-            dies.
-        IntegrityError: A file was changed, or it does not compute what it should.
-    """
+    """Start a variant of a bundle on a backend, in a process of its own; see `Bundle.open`."""
     where = (str(bundle), variant, backend, device, threads, trust and str(trust))
     return Startup(**call_in_fresh_process(_start, *where))
 
@@ -233,7 +188,7 @@ def time_query(
 
     Args:
         retriever: Has the bundle and the gallery loaded that the options name.
-        sentence: What to ask for.
+        sentence: The query.
         options: Of ``upperson-rt query``.
         library: Import name of the backend's library.
         rounds: Timed processes of each kind.
@@ -241,10 +196,7 @@ def time_query(
 
     Returns:
         ``python``: a process that does nothing. ``import``: one that imports the library.
-        ``query``: one that answers and ends. ``running``: a query in this process.
-
-    Raises:
-        BackendError: A process ended with an error.
+        ``query``: one that runs the query. ``running``: a query in this process.
     """
     from upperson_rt.backends.autotune import time_in_turns
 
@@ -264,4 +216,4 @@ def time_query(
 
 
 if __name__ == "__main__":
-    _answer(sys.argv[1])
+    _run_task(sys.argv[1])

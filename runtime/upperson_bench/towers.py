@@ -18,9 +18,7 @@ from upperson_rt.errors import BackendError, IntegrityError, UsageError, install
 from upperson_rt.manifest import Manifest
 from upperson_rt.strict import suggestion
 from upperson_rt.tokenizer import Tokenizer
-from upperson_rt.towers import Tower, run_tower
-
-__all__ = ["WARMUP", "BundleBench", "TimedBatch", "bench_bundle", "captions"]
+from upperson_rt.towers import TOWERS, Tower, run_tower
 
 WARMUP = 1
 LEAST_RUNS = 3
@@ -52,16 +50,14 @@ def captions(count: int) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimedBatch:
-    """What is embedded at a time."""
+    """An array that enters a tower, and its runs by the contender's name."""
 
     tower: Tower
     inputs: str
     """``pictures``, ``captions`` padded to the longest of the batch, or ``padded captions``, to the
     model's context length."""
     shape: tuple[int, ...]
-    """Shape of the array that enters the tower."""
     timings: dict[str, Timing]
-    """Runs of the batch, by the contender's name."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -117,11 +113,7 @@ def bench_bundle(
 
     Without variants or backends all of them run that the bundle has and that are installed; each
     gets ``seconds`` a case and at least ``LEAST_RUNS`` runs. ``trust`` is that of `Bundle.open`.
-
-    Raises:
-        UsageError: There is no such variant or backend, or a number is out of range.
-        BackendError: No backend is installed, or none of the contenders starts.
-        IntegrityError: None starts, and the first one's files or results are not what they were.
+    If none starts, the first one's error is raised.
     """
     if not batch_sizes or min(batch_sizes) < 1 or not 0 <= seconds < float("inf"):
         raise UsageError(
@@ -143,9 +135,7 @@ def bench_bundle(
         raise failure
 
     inputs = list(_inputs(path, manifest, batch_sizes))
-    done = 0
-    towers: tuple[Tower, ...] = ("image", "text")
-    for tower in towers:
+    for tower in TOWERS:
         loaded = {
             name: Bundle.open(
                 path, variant, backend, device, verify=False, threads=threads
@@ -156,7 +146,7 @@ def bench_bundle(
         for kind, what, batch in inputs:
             if kind != tower:
                 continue
-            progress(f"timing {what}, batch {len(batch)}", done, len(inputs))
+            progress(f"timing {what}, batch {len(batch)}", len(found.cases), len(inputs))
             timings = time_in_turns(
                 {name: partial(run_tower, to, kind, batch) for name, to in loaded.items()},
                 warmup=WARMUP,
@@ -166,8 +156,7 @@ def bench_bundle(
             found.cases.append(
                 TimedBatch(tower=kind, inputs=what, shape=batch.shape, timings=timings)
             )
-            done += 1
-    progress("timing", done, len(inputs))
+    progress("timing", len(inputs), len(inputs))
     return found
 
 
@@ -178,7 +167,6 @@ def _contenders(
     backends: Sequence[str],
     device: str,
 ) -> dict[str, tuple[str, str]]:
-    """Return variant and backend by name: the bundle's first (fp32) on each backend, and so on."""
     for variant in variants:
         if variant not in manifest.variants:
             raise UsageError(

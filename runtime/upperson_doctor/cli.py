@@ -2,11 +2,11 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from upperson_rt.cli.groups import OptionGroup, grouped
+from upperson_rt.cli.groups import OptionGroup, grouped, option
 from upperson_rt.cli.options import (
     Backend,
     Detection,
@@ -20,7 +20,6 @@ from upperson_rt.cli.output import new_table, print_note, print_result, print_ta
 if TYPE_CHECKING:
     from upperson_rt.checks import Check
 
-__all__ = ["doctor"]
 
 _CONSOLE_LOG = Path("console/query.log")
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -30,37 +29,30 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 class Checked(OptionGroup, panel="Model and gallery"):
     """What is checked besides the installation."""
 
-    bundle: Annotated[
-        Path | None,
-        typer.Option(
-            "--bundle",
-            "-b",
-            envvar="UPPERSON_BUNDLE",
-            help="Bundle to check.",
-            show_default="./bundle, if it is there",
-        ),
-    ] = None
-    gallery: Annotated[
-        str | None,
-        typer.Option(
-            "--gallery",
-            "-g",
-            envvar="UPPERSON_GALLERY",
-            metavar="FOLDER|ADDRESS",
-            help="Gallery to check.",
-            show_default="./gallery, if it is there",
-        ),
-    ] = None
-    query_log: Annotated[
-        Path | None,
-        typer.Option(
-            "--query-log",
-            envvar="UPPERSON_QUERY_LOG",
-            metavar="FILE",
-            help="Query log whose lines are verified.",
-            show_default="console/query.log if it is there",
-        ),
-    ] = None
+    bundle: Path | None = option(
+        None,
+        "Bundle to check.",
+        "--bundle",
+        "-b",
+        envvar="UPPERSON_BUNDLE",
+        show_default="./bundle, if it is there",
+    )
+    gallery: str | None = option(
+        None,
+        "Gallery to check.",
+        "--gallery",
+        "-g",
+        envvar="UPPERSON_GALLERY",
+        metavar="FOLDER|ADDRESS",
+        show_default="./gallery, if it is there",
+    )
+    query_log: Path | None = option(
+        None,
+        "Query log whose lines are verified.",
+        envvar="UPPERSON_QUERY_LOG",
+        metavar="FILE",
+        show_default="console/query.log if it is there",
+    )
 
     def found(self) -> tuple[Path | None, str | None, Path | None]:
         """Return bundle, gallery and log, by default those of the working folder."""
@@ -80,23 +72,17 @@ class Checked(OptionGroup, panel="Model and gallery"):
 class Trial(Detection):
     """A detector to try, and on what."""
 
-    picture: Annotated[
-        Path | None,
-        typer.Option(
-            "--picture",
-            metavar="FILE",
-            help="Picture that the detector is tried on.",
-            show_default="three drawn figures, which not every detector takes for people",
-        ),
-    ] = None
-    sheet: Annotated[
-        Path | None,
-        typer.Option(
-            "--sheet",
-            metavar="FILE.png",
-            help="Draw the boxes it finds into a picture, red; thin green ones are the figures'.",
-        ),
-    ] = None
+    picture: Path | None = option(
+        None,
+        "Picture that the detector is tried on.",
+        metavar="FILE",
+        show_default="three drawn figures, which not every detector takes for people",
+    )
+    sheet: Path | None = option(
+        None,
+        "Draw the boxes it finds into a picture, red; thin green ones are the figures'.",
+        metavar="FILE.png",
+    )
 
     def checks(self) -> "list[Check]":
         """Try the detector, if one is named."""
@@ -145,9 +131,8 @@ def doctor(*, checked: Checked, backend: Backend, trial: Trial, output: Output) 
     rows = [asdict(check) for check in checks]
     for row in rows:
         del row["exit_code"]
-    print_result(
-        {"ok": not failed, "checks": rows}, output.as_json, lambda _: _print_checks(checks)
-    )
+    result = {"ok": not failed, "checks": rows}
+    print_result(result, output.as_json, lambda _: _print_checks(checks))
     if failed:
         raise typer.Exit(failed[0].exit_code)
 

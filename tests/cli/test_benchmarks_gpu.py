@@ -5,7 +5,6 @@ The same functions run here as on a GPU: torch and ONNX Runtime on the CPU, Tens
 
 import json
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from benchmarks import gpu, gpu_libraries, tower_graphs
 from benchmarks.contenders import FOLDED, GRAPHS, run_trtexec
 from benchmarks.random_model import ModelSpec
 from tests.helpers.alone import found_alone
-from tests.helpers.command_line import ROOT
 from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
 from tests.helpers.toy_bases import write_base
 from tests.helpers.traces import once_in
@@ -138,19 +136,13 @@ def test_the_command_prints_tables_and_json_and_writes_the_same_into_the_page(
     assert {row.count("|") for row in rows} == {12}
 
 
-@pytest.mark.parametrize("options", [(), ("--check",)])
-def test_without_a_gpu_it_ends_with_code_5_and_one_line(
-    options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gpu_libraries, "missing_gpu", lambda: "no NVIDIA driver")
-    result = CliRunner().invoke(gpu.app, options)
-    assert (result.exit_code, result.stdout) == (5, "")
-    assert result.stderr == (
-        "error: this needs an NVIDIA GPU: no NVIDIA driver; on a CPU run  make bench NAME=towers\n"
-    )
-
-
-def test_check_says_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu_libraries, "missing_gpu", lambda: "no NVIDIA driver")
+        for options in ([], ["--check"]):
+            result = CliRunner().invoke(gpu.app, options)
+            assert (result.exit_code, result.stdout) == (5, "")
+            assert len(result.stderr.splitlines()) == 1
     install_fake_tensorrt(monkeypatch, VERSIONS[-1])
     monkeypatch.setattr(gpu_libraries, "_TRTEXEC", Path("/nowhere/trtexec"))
     monkeypatch.setenv("PATH", "/nowhere")
@@ -159,15 +151,10 @@ def test_check_says_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = dict(line.split(": ", 1) for line in result.stdout.splitlines())
     assert lines.keys() == gpu_libraries.LIBRARIES.keys()
     assert lines["TensorRT"] == "is there"
-    assert lines["trtexec"] == "skipped: neither on the PATH nor at /nowhere/trtexec"
-
-
-def test_a_gpu_without_torch_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    install_fake_tensorrt(monkeypatch, VERSIONS[-1])
+    assert lines["trtexec"].startswith("skipped: ")
     monkeypatch.setattr(gpu_libraries.torch.cuda, "is_available", lambda: False)
     result = CliRunner().invoke(gpu.app, ["--output", str(tmp_path)])
-    assert result.exit_code == 5
-    assert "sees no CUDA device: install a build of torch for CUDA 12.6" in result.stderr
+    assert result.exit_code == 5, "a GPU, and a torch without CUDA"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -184,17 +171,3 @@ def test_a_trtexec_that_fails_says_why(
     fake_trtexec(tmp_path, monkeypatch, text, code)
     with pytest.raises(BackendError, match=message):
         run_trtexec("image", tmp_path / "x.engine", np.zeros((1, 2), np.uint8))
-
-
-def test_make_gpu_checks_then_tests_then_measures() -> None:
-    done = subprocess.run(
-        ["make", "-n", "-C", str(ROOT), "-o", ".venv/.installed", "gpu", "ARGS=--rounds 5"],
-        capture_output=True,
-        text=True,
-        env=os.environ,
-    )
-    assert done.returncode == 0, done.stderr
-    steps = ("benchmarks.gpu --check", "pytest -q -n 0 tests/gpu", "benchmarks.gpu --rounds 5")
-    places = [done.stdout.find(step) for step in steps]
-    assert -1 not in places
-    assert places == sorted(places)

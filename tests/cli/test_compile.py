@@ -1,10 +1,12 @@
+"""``upperson-rt compile`` on a stand-in for TensorRT: engines, their reuse, and what is refused."""
+
 import json
 import signal
 
 import pytest
 
 from tests.helpers.fake_tensorrt import install_fake_tensorrt
-from tests.helpers.invoke import refusal
+from tests.helpers.invoke import refusal, run_rt_json
 from tests.helpers.invoke import run_rt as run
 
 
@@ -21,30 +23,22 @@ def driver(monkeypatch):
     return driver
 
 
-def test_compile_then_index_and_query_on_the_gpu(work, driver):
-    result = run("compile", "bundle", "--variant", "fp32")
-    assert result.exit_code == 0, result.stderr
-    lines = result.stdout.splitlines()
+def test_compile_then_index_and_query_on_the_gpu(work, driver, tmp_path):
+    lines = run("compile", "bundle", "--variant", "fp32").stdout.splitlines()
     assert lines[0].split()[:2] == ["tower", "batch"]
     assert lines[1].startswith("image")
     assert "1, 2, 7, 32" in lines[1]
     assert "3 to 12 tokens" in lines[2]
-    assert lines[2].endswith(".engine")
-    assert "--backend tensorrt --device cuda --variant fp32" in result.stderr
-
     gpu = ["--backend", "tensorrt", "--device", "cuda", "--variant", "fp32"]
-    result = run("index", "crops", *gpu)
-    assert result.exit_code == 0, result.stderr
-    assert "backend: tensorrt 10.3.0.26 on cuda:0" in result.stderr
-    found = run("query", "red coat", "-k", 1, "--json", *gpu)
-    assert json.loads(found.stdout)["hits"][0]["source"] == str(work / "crops" / "red.png")
+    assert run_rt_json("index", "crops", *gpu)["device"] == "cuda:0"
+    (hit,) = run_rt_json("query", "red coat", "-k", 1, *gpu)["hits"]
+    assert hit["source"] == str(work / "crops" / "red.png")
 
 
-def test_json(work, driver, tmp_path):
-    arguments = ("compile", "bundle", "--variant", "int8", "--max-batch", 4, "--json")
-    result = run(*arguments, "--cache", tmp_path / "here")
-    assert result.exit_code == 0, result.stderr
-    report = json.loads(result.stdout)
+def test_engines_go_into_the_cache_and_are_used_again(work, driver, tmp_path, monkeypatch):
+    place = ("--cache", tmp_path / "here")
+    arguments = ("compile", "bundle", "--variant", "int8", "--max-batch", 4, *place)
+    report = run_rt_json(*arguments)
     assert (report["variant"], report["device"]) == ("int8", "cuda")
     assert report["target"]["tensorrt"] == "10.3.0.26"
     image, text = report["towers"]
@@ -52,50 +46,31 @@ def test_json(work, driver, tmp_path):
     assert image["engine"].startswith(str(tmp_path / "here" / "engines"))
     assert [c["batch_size"] for c in image["comparisons"]] == [1, 2, 4]
     assert all(c["min_cosine"] >= image["min_cosine_allowed"] for c in image["comparisons"])
-    again = json.loads(run(*arguments, "--cache", tmp_path / "here").stdout)
-    assert all(tower["reused"] for tower in again["towers"])
+    assert all(tower["reused"] for tower in run_rt_json(*arguments)["towers"])
     assert not (tmp_path / "cache").exists()
 
-
-def test_a_terminal_shows_how_far_the_build_is(work, driver, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # What makes rich take a pipe for a terminal.
     result = run("compile", "--variant", "int8", "--json")
-    assert result.exit_code == 0, result.stderr
-    assert "text tower: Building engine" in result.stderr
-    assert "3/3" in result.stderr
+    assert "3/3" in result.stderr, "a terminal shows how far the build is"
     assert json.loads(result.stdout)["variant"] == "int8"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "exit_code"),
-    [
-        (["bundle"], 2),
-        (["bundle", "--max-batch", "0"], 2),
-        (["crops"], 3),
-        (["--variant", "int8", "--device", "cpu"], 5),
-        (["--variant", "int8", "--device", "cuda:1"], 5),
-    ],
-)
-def test_errors_are_one_line_and_a_code(work, driver, tmp_path, arguments, exit_code):
-    refusal(run("compile", *arguments, "--json"), exit_code)
-    assert not (tmp_path / "cache").exists()
-
-
-def test_a_wrong_engine_ends_with_6(work, driver, tmp_path):
+def test_what_cannot_be_built_leaves_nothing(work, driver, tmp_path):
+    for exit_code, *arguments in (
+        (2, "bundle"),
+        (2, "bundle", "--max-batch", "0"),
+        (3, "crops"),
+        (5, "--variant", "int8", "--device", "cpu"),
+        (5, "--variant", "int8", "--device", "cuda:1"),
+    ):
+        refusal(run("compile", *arguments, "--json"), exit_code)
+        assert not (tmp_path / "cache").exists()
+    int8 = ("compile", "--variant", "int8", "--json")
     driver.trt.behaviour.wrong_batch = 7
-    result = run("compile", "--variant", "int8", "--json")
-    refusal(result, 6)
-    assert "at batch 7 (images): row" in result.stderr
-    assert list((tmp_path / "cache" / "engines").glob("*.engine*")) == []
-
-
-def test_without_a_driver_it_ends_with_5(work, driver):
-    driver.gpus = ()
-    refusal(run("compile", "--variant", "int8", "--json"), 5)
-
-
-def test_ctrl_c_ends_with_130_and_leaves_nothing(work, driver, tmp_path):
+    assert "at batch 7 (images): row" in refusal(run(*int8), 6)["message"]
+    driver.trt.behaviour.wrong_batch = None
     driver.trt.behaviour.on_step = lambda step: signal.raise_signal(signal.SIGINT)
-    result = run("compile", "--variant", "int8")
-    assert result.exit_code == 130
+    assert run(*int8).exit_code == 130
     assert list((tmp_path / "cache" / "engines").glob("*.engine*")) == []
+    driver.gpus = ()
+    refusal(run(*int8), 5)

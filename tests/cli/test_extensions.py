@@ -35,30 +35,24 @@ def printed(result):
     return [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
 
 
-def test_an_output_gets_each_committed_row(work):
-    result = run("index", "crops", "--output", "print", "--camera", "gate", "--batch-size", 4)
-    assert result.exit_code == 0, result.stderr
-    rows = printed(result)
-    assert [Path(row["source"]).name for row in rows] == sorted(
-        file.name for file in (work / "crops").iterdir()
-    )
+def test_outputs_get_each_committed_row_and_are_closed(work, tmp_path):
+    rows = printed(run("index", "crops", "--output", "print", "--camera", "gate"))
+    crops = sorted(file.name for file in (work / "crops").iterdir())
+    assert [Path(row["source"]).name for row in rows] == crops
     assert {(row["camera"], row["replaced"]) for row in rows} == {("gate", False)}
     again = run("index", "crops/red.png", "--output", "print", "--output", "print")
     assert [row["replaced"] for row in printed(again)] == [True, True]
 
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_an_output_is_closed_at_the_end_also_after_an_error(work, tmp_path, fails):
     (tmp_path / "closing_output.py").write_text(CLOSING)
-    if fails:
-        (work / "fail").touch()
     points = {"upperson.outputs": {"closing": "closing_output:Output"}}
     with installed(tmp_path, points, tmp_path):
-        result = run("index", "crops", "--output", "closing")
-        assert (result.exit_code == 0) != fails
-        assert (work / "closed").exists()
+        for fails in (False, True):
+            if fails:
+                (work / "fail").touch()
+            result = run("index", "crops", "--output", "closing")
+            assert (result.exit_code == 0) != fails
+            (work / "closed").unlink()
         assert run_rt_json("gallery", "info")["items"] == 6, "the rows stay"
-        (work / "closed").unlink()
         assert run("index", "crops", "--output", "closing", "--output", "none").exit_code == 2
         assert (work / "closed").exists()
 

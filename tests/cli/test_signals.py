@@ -1,10 +1,11 @@
-"""SIGTERM, in processes of their own: commands clean up and say so by their exit code."""
+"""Signals, in processes of their own: commands clean up, and end with an exit code of ours."""
 
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ if sys.argv[1] not in ("clean", "lose"):
     ending._GRACE_S = 0.1
 app = new_app("Work.", "test")
 
-def tell_when_the_main_thread_works():
+def print_when_the_main_thread_works():
     clock = time.pthread_getcpuclockid(threading.main_thread().ident)
     until = time.clock_gettime(clock) + 0.1
     while time.clock_gettime(clock) < until:
@@ -44,7 +45,7 @@ def tell_when_the_main_thread_works():
     print("working", flush=True)
 
 def work_for_hours():
-    threading.Thread(target=tell_when_the_main_thread_works, daemon=True).start()
+    threading.Thread(target=print_when_the_main_thread_works, daemon=True).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 
 @app.command(cls=Command)
@@ -129,7 +130,7 @@ run_app(importing if sys.argv[1] == "import" else app, "test")
 """
 
 
-SIGNALS = [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+TERM, INT = (signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")
 
 
 def start(*command, stdin=subprocess.DEVNULL):
@@ -143,8 +144,8 @@ def start(*command, stdin=subprocess.DEVNULL):
     )
 
 
-@pytest.mark.parametrize(("number", "code", "said"), SIGNALS)
-def test_a_signal_ends_a_command_in_an_orderly_way(work, number, code, said):
+@pytest.mark.parametrize(("number", "code", "word"), [TERM, INT])
+def test_a_signal_ends_a_command_in_an_orderly_way(work, number, code, word):
     with start("clean", stdin=subprocess.PIPE) as process:
         assert process.stdout.readline() == "working\n"
         assert len(list(work.glob(".out.*.tmp/half"))) == 1
@@ -153,34 +154,31 @@ def test_a_signal_ends_a_command_in_an_orderly_way(work, number, code, said):
         if number == signal.SIGTERM:
             process.send_signal(number)  # A second one cuts nothing short.
         _, errors = process.communicate("x", timeout=30)
-    assert (process.returncode, errors) == (code, f"error: {said}\n")
-    assert list(work.iterdir()) == []
-
-
-@pytest.mark.parametrize(("number", "code", "said"), SIGNALS)
-@pytest.mark.parametrize("during", ["lose", "import", "read"])
-def test_a_signal_in_a_callback_and_outside_of_a_command(work, during, number, code, said):
-    with start(during, int(number)) as process:
-        output, errors = process.communicate(timeout=50)
-    assert (process.returncode, output, errors) == (code, "", f"error: {said}\n")
+    assert (process.returncode, errors) == (code, f"error: {word}\n")
     assert list(work.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("command", "number", "code", "said"),
-    [
-        ("fill", signal.SIGTERM, 143, "terminated"),
-        ("fill", signal.SIGINT, 130, "interrupted"),
-        ("close", signal.SIGTERM, 143, "terminated"),
-    ],
+    ("during", "number", "code", "word"),
+    [("lose", *TERM), ("lose", *INT), ("import", *TERM), ("read", *TERM), ("read", *INT)],
 )
-def test_native_code_that_does_not_return_is_ended(work, command, number, code, said):
+def test_a_signal_in_a_callback_and_outside_of_a_command(work, during, number, code, word):
+    with start(during, int(number)) as process:
+        output, errors = process.communicate(timeout=50)
+    assert (process.returncode, output, errors) == (code, "", f"error: {word}\n")
+    assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "code", "word"), [("fill", *TERM), ("fill", *INT), ("close", *TERM)]
+)
+def test_native_code_that_does_not_return_is_ended(work, command, number, code, word):
     with start(command) as process:
         assert process.stdout.readline() == "working\n"
         process.send_signal(number)
         _, errors = process.communicate(timeout=50)
     assert process.returncode == code, errors
-    assert errors.startswith(f"error: {said}: it did not end within 5 s")
+    assert errors.startswith(f"error: {word}: it did not end within 5 s")
     assert len(errors.splitlines()) == 1
     left = [path.name for path in work.iterdir()]
     assert len(left) == (command == "fill")
@@ -188,29 +186,11 @@ def test_native_code_that_does_not_return_is_ended(work, command, number, code, 
         assert [path.name for path in work.iterdir()] == [folder.name]
 
 
-def test_it_ends_although_stderr_is_closed(work):
-    with start("fill") as process:
-        assert process.stdout.readline() == "working\n"
-        process.stderr.close()
-        process.terminate()
-        assert process.wait(timeout=50) == 143
-
-
-def test_a_second_signal_ends_at_once_what_ends_gently_also_in_native_code(work):
-    with start("watch") as process:
-        assert process.stdout.readline() == "working\n"
-        process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGINT)  # Which of the two comes second is the system's choice.
-        _, errors = process.communicate(timeout=50)
-    word = {130: "interrupted", 143: "terminated"}[process.returncode]
-    assert errors.startswith(f"error: {word}: a second signal ended it at once")
-    assert len(errors.splitlines()) == 1
-
-
-def test_processes_that_load_pictures_end_with_it(work):
+def test_a_process_ends_with_its_loaders_although_stderr_is_closed(work):
     with start("load") as process:
         loader = int(process.stdout.readline())
         assert process.stdout.readline() == "working\n"
+        process.stderr.close()
         process.terminate()
         assert process.wait(timeout=50) == 143
         wait_for(lambda: not is_running(loader))
@@ -224,17 +204,34 @@ def is_running(pid):
     return state != "Z"  # Ended, but not waited for.
 
 
-def test_a_process_ends_beside_a_thread_that_hangs(work):
-    with start("hang") as process:
-        output, errors = process.communicate(timeout=50)
-    assert (process.returncode, output) == (1, "hanging")
+def test_a_second_signal_ends_at_once_what_ends_gently_also_in_native_code(work):
+    with start("watch") as process:
+        assert process.stdout.readline() == "working\n"
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)  # Which of the two comes second is the system's choice.
+        _, errors = process.communicate(timeout=50)
+    word = {130: "interrupted", 143: "terminated"}[process.returncode]
+    assert errors.startswith(f"error: {word}: a second signal ended it at once")
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_second_signal_ends_at_once_where_no_thread_listens(monkeypatch):
+    app, ended = import_module("upperson_rt.cli.app"), []
+    monkeypatch.setattr(app, "_end_now", lambda *words: ended.append(words[0]))
+    with app.ending_gently() as received:
+        signal.raise_signal(signal.SIGTERM)
+        assert (received, ended) == ([signal.SIGTERM], [])
+        signal.raise_signal(signal.SIGTERM)
+    assert ended == [signal.SIGTERM]
+
+
+def test_threads_that_hang_and_forked_processes(work):
+    with start("hang") as hanging, start("fork") as forking:
+        output, errors = hanging.communicate(timeout=50)
+        forked, problems = forking.communicate(timeout=50)
+    assert (hanging.returncode, output) == (1, "hanging")
     assert errors.startswith("error: internal error: KeyError: 'defect'")
-
-
-def test_a_forked_process_ends_by_sigterm_and_its_parent_does_not(work):
-    with start("fork") as process:
-        output, errors = process.communicate(timeout=50)
-    assert (process.returncode, output) == (0, f"{-signal.SIGTERM}\n"), errors
+    assert (forking.returncode, forked) == (0, f"{-signal.SIGTERM}\n"), problems
 
 
 @pytest.mark.timeout(180, func_only=True)

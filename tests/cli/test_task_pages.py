@@ -40,10 +40,7 @@ TOY = {"ViT-B-16-quickgelu": "toy", "ViT-B-16.pt": "toy.safetensors"}
 def run_page(name, stand_ins=None, more=None):
     """Run the commands of a page; all must succeed. Return what they printed, by command line.
 
-    Args:
-        name: The page's name.
-        stand_ins: Replacements of whole words.
-        more: Further options, by the beginning of a command.
+    ``stand_ins`` replace whole words; ``more`` are options by the beginning of a command.
     """
     printed, failed = {}, {}
     for program, *words in commands_in((START / f"{name}.md").read_text("utf-8")):
@@ -89,8 +86,8 @@ def test_photographs(bundle):
     printed = run_page("photographs")
     assert (bundle / "boxes.png").is_file()
     assert (bundle / "answer.png").is_file()
-    (asked,) = (text for line, text in printed.items() if "--image" in line)
-    assert "red.jpg" in asked
+    (found,) = (text for line, text in printed.items() if "--image" in line)
+    assert "red.jpg" in found
     people = 2 * len(COLOURS) + 2  # Two on the photograph.
     assert f"{people}" in printed["gallery info -g gallery"]
 
@@ -127,9 +124,9 @@ def test_troubleshooting(bundle):
     run_page("troubleshooting")
 
 
-def test_messages_that_troubleshooting_explains_are_said():
+def test_messages_that_troubleshooting_explains_exist():
     packages = ("upperson", "export/upperson_export", "runtime")
-    said = "\n".join(
+    texts = "\n".join(
         node.value
         for package in packages
         for path in (ROOT / package).rglob("*.py")
@@ -142,4 +139,4 @@ def test_messages_that_troubleshooting_explains_are_said():
     quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row)]
     assert len(quoted) > 15
     others = {"404 Not Found", "truncated", "Bus error"}  # A server's, Pillow's, the kernel's.
-    assert {text for text in quoted if text not in said} <= others
+    assert {text for text in quoted if text not in texts} <= others

@@ -89,7 +89,11 @@ def place(tmp_path_factory):
     return folder
 
 
-def check(result, line):
+def check(line, **app):
+    """Run a command, and remove what it wrote."""
+    result = run(*line, **app)
+    for name in set(os.listdir()) - {"bundle", "gallery", "crops"}:
+        shutil.rmtree(name) if os.path.isdir(name) else os.unlink(name)
     assert result.exit_code in (0, 2, 3, 4, 5, 6), (line, result.output)
     printed = result.stdout + result.stderr
     assert all(escape_for_display(one) == one for one in printed.split("\n")), line
@@ -102,7 +106,6 @@ def check(result, line):
 @fuzz(line=lines(RUNTIME), examples=40)
 @example(line=["query", "red", "--camera", "\udcff"])
 @example(line=["query", "red", "--where", "a=" + "[" * 5000])
-@example(line=["query", "red", "--where", "\udcff=1"])
 @example(line=["query", "red", "--where", "a=\udcff"])
 @example(line=["query", "red", "--where", "a=" + "9" * 5000])
 @example(line=["query", "red", "--since", "1e20"])
@@ -110,22 +113,17 @@ def check(result, line):
 @example(line=["query", "red", "--since", "9" * 400 + "w"])
 @example(line=["query", "red", "-k", "9" * 30])
 @example(line=["query", "red", "--threads", "9" * 12])
-@example(line=["query", "\udcff"])
 @example(line=["query", "--image", "\udcff"])
-@example(line=["query", "red", "-g", "x" * 300])
 @example(line=["query", "red", "-b", "x" * 300])
-@example(line=["query", "red", "--sheet", "x" * 300])
 @example(line=["query", "red", "--query-log", "x" * 300])
 @example(line=["query", "red", "--device", "\udcff"])
 @example(line=["gallery", "delete", "x" * 300, "--dry-run"])
-@example(line=["gallery", "delete", "\udcff", "--dry-run"])
 @example(line=["gallery", "prune", "--older-than", "9" * 400 + "w", "--dry-run"])
 @example(line=["gallery", "prune", "--older-than", "d"])
 @example(line=["gallery", "export", "x" * 300])
 @example(line=["index", "x" * 300])
 @example(line=["index", "crops", "--camera", "\udcff", "-g", "other"])
 @example(line=["watch", "x" * 300])
-@example(line=["watch", "0" * 300])
 @example(line=["watch", "\udcff"])
 @example(line=["watch", "crops", "--duration", "nan"])
 @example(line=["compile", "\xa0"])
@@ -135,9 +133,7 @@ def test_lines_of_the_runtime(place, monkeypatch, line):
         return  # Cameras of this machine are left alone.
     if line[0] in ("query", "index", "watch"):
         line = [*line, "--backend", "onnxruntime"]
-    check(run(*line, app=upperson_rt.cli.app), line)
-    for name in set(os.listdir()) - {"bundle", "gallery", "crops"}:
-        shutil.rmtree(name) if os.path.isdir(name) else os.unlink(name)
+    check(line, app=upperson_rt.cli.app)
 
 
 @fuzz(line=lines(TRAINING), examples=15)
@@ -150,9 +146,7 @@ def test_lines_of_training(place, monkeypatch, line):
     monkeypatch.chdir(place)
     if line[0] == "parity" and "bundle" in line:
         line = [word for word in line if word != "bundle"]  # It would work, for seconds.
-    check(run(*line), line)
-    for name in set(os.listdir()) - {"bundle", "gallery", "crops"}:
-        shutil.rmtree(name) if os.path.isdir(name) else os.unlink(name)
+    check(line)
 
 
 def test_bytes_that_are_no_text_in_a_real_process(place, monkeypatch):

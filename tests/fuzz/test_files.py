@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import example
 from hypothesis import strategies as st
 
-from tests.helpers import data_sets
+from tests.helpers.data_sets import WRITERS
 from tests.helpers.fuzzing import (
     as_json,
     damaged_bytes,
@@ -133,22 +133,11 @@ def test_signatures(signed, data, whole):
     assert isinstance(refused_well(named_key, folder), str | UppersonError)
 
 
-SETS = {
-    "jsonl": data_sets.write_jsonl,
-    "csv": data_sets.write_csv,
-    "cuhk-pedes": data_sets.write_cuhk_pedes,
-    "icfg-pedes": data_sets.write_icfg_pedes,
-    "rstpreid": data_sets.write_rstpreid,
-    "flickr30k": data_sets.write_flickr30k,
-    "mscoco": data_sets.write_mscoco,
-}
-
-
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     """A small data set of each kind: its folder, and its annotations as they are at first."""
     made = {}
-    for name, write in SETS.items():
+    for name, write in WRITERS.items():
         folder = tmp_path_factory.mktemp("sets") / name
         folder.mkdir()
         write(folder)
@@ -158,7 +147,7 @@ def sets(tmp_path_factory):
     return made
 
 
-@fuzz(data=st.data(), name=st.sampled_from(sorted(SETS)), whole=st.booleans())
+@fuzz(data=st.data(), name=st.sampled_from(sorted(WRITERS)), whole=st.booleans())
 def test_data_sets(sets, data, name, whole):
     folder, files = sets[name]
     path = data.draw(st.sampled_from(sorted(files)))

@@ -29,10 +29,7 @@ def alone(test: Callable[[Path], None]) -> Callable[[Path], None]:
 def found_alone(shared_folder: Path, work: Callable[..., Any], *paths: Path) -> Any:
     """Do some work in a process of its own, once a session, and return what it found, as JSON.
 
-    Args:
-        shared_folder: The fixture of that name.
-        work: A function of a module; it gets an empty folder, then the paths.
-        paths: What else it needs.
+    ``work`` is a function of a module, which gets an empty folder and the paths.
     """
     name = f"{work.__module__}.{work.__name__}"
     folder = shared_folder / name

@@ -10,48 +10,34 @@ from typing import Literal
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [ROOT, ROOT / "calibration", ROOT / "export", ROOT / "runtime"]
-_MODULES = {"upperson": "upperson.cli", "upperson-rt": "upperson_rt.cli"}
+Program = Literal["upperson", "upperson-rt"]
 
 
 def run_program(
-    program: Literal["upperson", "upperson-rt"],
+    program: Program,
     *arguments: str | Path,
     cwd: Path | None = None,
     without: Sequence[str] = (),
     timeout_s: float = 60,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command; warnings are errors there, too.
-
-    Args:
-        program: Which command line.
-        arguments: What follows its name.
-        cwd: Working folder.
-        without: Packages that the process cannot import, as if they were not installed.
-        timeout_s: After this the process is killed and TimeoutExpired raised.
-    """
-    code = f"from {_MODULES[program]} import main; main()"
-    return run_code(code, *arguments, cwd=cwd, without=without, timeout_s=timeout_s)
+    """Run a command; see `run_code`."""
+    return run_code(_main_of(program), *arguments, cwd=cwd, without=without, timeout_s=timeout_s)
 
 
 def start_program(
-    program: Literal["upperson", "upperson-rt"],
+    program: Program,
     *arguments: object,
     cwd: Path | None = None,
     output: Path = Path(os.devnull),
 ) -> "subprocess.Popen[str]":
     """Start a command as `run_program` does, and do not wait for it.
 
-    Args:
-        program: Which command line.
-        arguments: What follows its name.
-        cwd: Working folder.
-        output: File for its stdout; stderr goes to the same name with ``.err``.
+    Its stdout goes into ``output``, its stderr into the same name with ``.err``.
     """
-    code = f"from {_MODULES[program]} import main; main()"
     errors = output if output == Path(os.devnull) else output.with_name(f"{output.name}.err")
     with output.open("w") as out, errors.open("w") as err:
         return subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
+            [sys.executable, "-W", "error", "-c", _main_of(program), *map(str, arguments)],
             cwd=cwd,
             env=environment(),
             stdin=subprocess.DEVNULL,
@@ -67,13 +53,12 @@ def run_at_terminal(typed: str, *arguments: object) -> subprocess.CompletedProce
     try:
         os.write(ours, f"{typed}\n".encode())
         return subprocess.run(
-            [sys.executable, "-c", "from upperson_rt.cli import main; main()",
-             *map(str, arguments)],
+            [sys.executable, "-c", _main_of("upperson-rt"), *map(str, arguments)],
             stdin=theirs,
             env=environment(),
             capture_output=True,
             text=True,
-        )  # fmt: skip
+        )
     finally:
         os.close(theirs)
         os.close(ours)
@@ -86,7 +71,10 @@ def run_code(
     without: Sequence[str] = (),
     timeout_s: float = 60,
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python code in a fresh interpreter that finds our packages; see `run_program`."""
+    """Run Python code in a fresh interpreter that finds our packages; warnings are errors there.
+
+    It cannot import the packages in ``without``, as if they were not installed.
+    """
     # None in sys.modules makes `import x` raise ModuleNotFoundError and find_spec("x") return None.
     blocked = f"import sys; sys.modules.update(dict.fromkeys({list(without)!r})); "
     return subprocess.run(
@@ -99,6 +87,10 @@ def run_code(
         encoding="utf-8",
         timeout=timeout_s,
     )
+
+
+def _main_of(program: Program) -> str:
+    return f"from {program.replace('-', '_')}.cli import main; main()"
 
 
 def environment() -> dict[str, str]:

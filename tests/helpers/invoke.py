@@ -19,29 +19,11 @@ def run_json(*arguments, app=upperson.cli.app):
     return json.loads(result.stdout)
 
 
-def run_refused(*arguments, code=None, exit_code=None, app=upperson.cli.app):
-    """Run a command that fails, with a code if given; return the error that ``--json`` prints."""
-    result = run(*arguments, "--json", app=app)
-    error = json.loads(result.stdout)["error"]
-    assert result.exit_code == error["exit_code"] > 0, result.stderr
-    assert error["message"] in result.stderr
-    found = (code and error["code"], exit_code and result.exit_code)
-    assert found == (code, exit_code), result.stderr
-    return error
-
-
-def run_failing(exit_code, code, *arguments, app=upperson.cli.app):
-    """Return the error of a command, as --json prints it: one line, no traceback.
-
-    A code of None is not compared.
-    """
-    result = run(*arguments, "--json", app=app)
-    assert result.exit_code == exit_code, result.stderr
-    error = json.loads(result.stdout)["error"]
-    assert code in (None, error["code"]), error
+def run_failing(exit_code, code, *arguments):
+    """Return the error of a command of ``upperson``; see `refusal`."""
+    result = run(*arguments, "--json")
     assert result.stderr.count("error: ") == 1
-    assert "Traceback" not in result.stderr
-    return error
+    return refusal(result, exit_code, code)
 
 
 def run_rt(*arguments):

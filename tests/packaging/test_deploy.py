@@ -65,22 +65,17 @@ def test_the_composition_runs_what_parses():
     assert services["console"]["ports"] == ["127.0.0.1:8480:8480"]
 
 
-@pytest.mark.parametrize("name", ["console", "watch"])
-def test_a_unit_runs_what_parses(name):
-    text = (DEPLOY / f"upperson-{name}.service").read_text()
-    program, *words = re.search(r"^ExecStart=(.+)$", text, re.MULTILINE)[1].split()
-    assert program.endswith("/upperson-rt")
-    assert complaint("upperson-rt", *words) == ""
-    for line in ("NoNewPrivileges=yes", "ProtectSystem=strict", "User=upperson", "UMask=0077"):
-        assert f"\n{line}\n" in text
-
-
-def test_the_units_are_hardened_alike():
-    console, watch = (
-        (DEPLOY / f"upperson-{name}.service").read_text().partition("MemoryMax=")[2].splitlines()
-        for name in ("console", "watch")
-    )
-    assert [line for line in watch if not line.startswith("#")] == console
+def test_the_units_run_what_parses_and_are_hardened_alike():
+    rest = {}
+    for name in ("console", "watch"):
+        text = (DEPLOY / f"upperson-{name}.service").read_text()
+        program, *words = re.search(r"^ExecStart=(.+)$", text, re.MULTILINE)[1].split()
+        assert program.endswith("/upperson-rt")
+        assert complaint("upperson-rt", *words) == ""
+        for line in ("NoNewPrivileges=yes", "ProtectSystem=strict", "User=upperson", "UMask=0077"):
+            assert f"\n{line}\n" in text
+        rest[name] = text.partition("MemoryMax=")[2].splitlines()
+    assert [line for line in rest["watch"] if not line.startswith("#")] == rest["console"]
 
 
 def test_files_and_pages_name_one_layout():

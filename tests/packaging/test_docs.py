@@ -6,6 +6,7 @@ from urllib.parse import unquote
 import pytest
 import typer
 
+import upperson_rt
 from tests.helpers.command_line import ROOT
 from tests.helpers.frozen_options import APPS, iter_commands
 from upperson.config import TrainConfig
@@ -21,9 +22,7 @@ LINK = re.compile(r"\[[^\]]*\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)|(?:src|href)=
 
 
 def read(name):
-    path = ROOT / name
-    assert path.is_file(), f"{name} is missing"
-    return path.read_text("utf-8")
+    return (ROOT / name).read_text("utf-8")
 
 
 def anchors_of(text):
@@ -72,7 +71,7 @@ def complaint(program, *words):
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_relative_links_resolve(name):
+def test_links_resolve_and_commands_parse(name):
     text = read(name)
     for link in (a or b for a, b in LINK.findall(FENCE.sub("", text))):
         if re.match(r"[a-z]+:", link):
@@ -82,24 +81,15 @@ def test_relative_links_resolve(name):
         assert target.exists(), f"{name} links to {link}"
         if anchor and target.suffix == ".md":
             assert anchor in anchors_of(target.read_text("utf-8")), f"{name} links to {link}"
-
-
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_commands_parse(name):
-    wrong = {shlex.join(words): complaint(*words) for words in commands_in(read(name))}
+    wrong = {shlex.join(words): complaint(*words) for words in commands_in(text)}
     assert {line: found for line, found in wrong.items() if found} == {}
+    assert not re.findall(r"^[A-Z_]{6,}$", text, flags=re.MULTILINE), "placeholders"
 
 
-def test_the_readme_shows_the_commands():
-    shown = {command[0] for command in commands_in(read("README.md"))}
-    assert shown == set(APPS)
-    for target in ("make demo", "make test"):
-        assert target in read("README.md")
-
-
-def test_the_changelog_knows_this_version():
-    import upperson_rt
-
+def test_the_readme_shows_the_commands_and_the_changelog_knows_this_version():
+    text = read("README.md")
+    assert {command[0] for command in commands_in(text)} == set(APPS)
+    assert {target for target in ("make demo", "make test") if target not in text} == set()
     assert f"## [{upperson_rt.__version__}]" in read("CHANGELOG.md")
 
 
@@ -118,8 +108,3 @@ def test_manual_and_help_name_the_default_of_calibration():
     assert option.default is None
     assert option.show_default.partition(",")[0] == DEFAULT_ESTIMATOR
     assert set(re.findall(r"[\w.-]+[\w]", option.help)) >= set(ESTIMATORS)
-
-
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_no_placeholder_is_left_in_a_document(document):
-    assert not re.findall(r"^[A-Z_]{6,}$", read(document), flags=re.MULTILINE)

@@ -1,3 +1,5 @@
+"""The wheels and the source distribution, built offline as pip would build them."""
+
 import configparser
 import subprocess
 import sys
@@ -11,11 +13,7 @@ from packaging.requirements import Requirement
 
 import upperson_rt
 from tests.helpers.command_line import ROOT
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from tests.helpers.locks import read_toml
 
 RUNTIME = {path.name: path for path in sorted((ROOT / "runtime").glob("upperson_*"))}
 """The core and its optional packages: what the slim wheel holds."""
@@ -29,10 +27,6 @@ PACKAGES = {
 BASE = "upperson/assets/upperson-small.safetensors"
 MOST_BASE_BYTES = 8_000_000
 """What the small base may add to the wheel and to the packed repository."""
-
-
-def read_toml(path):
-    return tomllib.loads(path.read_text("utf-8"))
 
 
 def build(project, target, folder):
@@ -50,61 +44,49 @@ def build(project, target, folder):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    with zipfile.ZipFile(build(ROOT, "wheel", tmp_path_factory.mktemp("wheel"))) as file:
-        yield file
-
-
-@pytest.fixture(scope="module")
-def slim_wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("slim")
-    with zipfile.ZipFile(build(ROOT / "runtime", "wheel", folder)) as file:
-        yield file
-
-
-@pytest.fixture(scope="module")
-def sdist_names(tmp_path_factory):
-    with tarfile.open(build(ROOT, "sdist", tmp_path_factory.mktemp("sdist"))) as file:
-        return {name.partition("/")[2] for name in file.getnames()}
+def wheels(tmp_path_factory):
+    """The wheel, and the slim wheel of the runtime."""
+    files = [
+        build(project, "wheel", tmp_path_factory.mktemp("wheel"))
+        for project in (ROOT, ROOT / "runtime")
+    ]
+    with zipfile.ZipFile(files[0]) as wheel, zipfile.ZipFile(files[1]) as slim_wheel:
+        yield wheel, slim_wheel
 
 
 def content_of(wheel):
     return {name for name in wheel.namelist() if ".dist-info/" not in name}
 
 
-def metadata_of(wheel):
-    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
-    return Parser().parsestr(wheel.read(name).decode())
+def files_in(folder):
+    return [
+        path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
 
 
 def source_files(package):
     """Every file of a package as it is called in a wheel."""
-    return {
-        f"{package}/{path.relative_to(PACKAGES[package]).as_posix()}"
-        for path in PACKAGES[package].rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
+    folder = PACKAGES[package]
+    return {f"{package}/{path.relative_to(folder).as_posix()}" for path in files_in(folder)}
 
 
 def test_the_two_projects_agree():
-    root, slim = read_toml(ROOT / "pyproject.toml"), read_toml(ROOT / "runtime" / "pyproject.toml")
+    root, slim = read_toml(ROOT), read_toml(ROOT / "runtime")
     assert root["build-system"] == slim["build-system"]
     for key in ("dependencies", "requires-python", "license", "dynamic"):
         assert root["project"][key] == slim["project"][key], key
-    for extra, packages in slim["project"]["optional-dependencies"].items():
-        assert root["project"]["optional-dependencies"][extra] == packages, extra
-    for name, entry in slim["project"]["scripts"].items():
-        assert root["project"]["scripts"][name] == entry
+    for table in ("optional-dependencies", "scripts"):
+        assert slim["project"][table].items() <= root["project"][table].items()
     version_files = {
-        (ROOT / root["tool"]["hatch"]["version"]["path"]).resolve(),
-        (ROOT / "runtime" / slim["tool"]["hatch"]["version"]["path"]).resolve(),
+        (folder / project["tool"]["hatch"]["version"]["path"]).resolve()
+        for folder, project in ((ROOT, root), (ROOT / "runtime", slim))
     }
     assert version_files == {PACKAGES["upperson_rt"] / "__init__.py"}
 
 
 def test_gpu_packages_are_asked_for_where_they_exist():
     """PyPI has neither for ARM: an extra that names them there would fail, or bring a stub."""
-    extras = read_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"]
+    extras = read_toml(ROOT)["project"]["optional-dependencies"]
     (gpu,) = map(Requirement, extras["gpu"])
     assert gpu.extras == {"cuda", "cudnn"}
     for requirement in (gpu, *map(Requirement, (*extras["trt"], *extras["trt-cu12"]))):
@@ -113,99 +95,65 @@ def test_gpu_packages_are_asked_for_where_they_exist():
             assert (marker is None or marker.evaluate({"platform_machine": machine})) == wanted
 
 
-def test_the_container_folders_are_no_packages():
+def test_every_package_is_typed_and_the_small_base_is_small():
     for folder in ("calibration", "export", "runtime"):
-        assert not (ROOT / folder / "__init__.py").exists()
-
-
-def test_every_package_is_typed():
+        assert not (ROOT / folder / "__init__.py").exists(), "it only holds packages"
     for package, folder in PACKAGES.items():
         assert (folder / "py.typed").is_file(), package
         assert (folder / "__init__.py").is_file(), package
-
-
-def test_the_small_base_is_there_and_small():
-    weights = ROOT / BASE
-    assert weights.is_file(), f"{BASE} is missing: make it as upperson/pretrain.py says"
     # git packs with zlib, too.
-    assert len(zlib.compress(weights.read_bytes(), level=6)) <= MOST_BASE_BYTES
+    assert len(zlib.compress((ROOT / BASE).read_bytes(), level=6)) <= MOST_BASE_BYTES
 
 
-def test_the_wheel_holds_its_packages_whole(wheel):
-    names = content_of(wheel)
-    assert {name.partition("/")[0] for name in names} == PACKAGES.keys()
-    assert names == set().union(*map(source_files, PACKAGES))
-    for name in (
+def test_the_wheels_hold_their_packages_whole_and_nothing_else(wheels):
+    wheel, slim_wheel = wheels
+    assert content_of(wheel) == set().union(*map(source_files, PACKAGES))
+    assert content_of(slim_wheel) == set().union(*map(source_files, RUNTIME))
+    assert content_of(wheel) >= {
         BASE,
         "upperson/assets/upperson-small.json",
         "upperson/templates/demo.html.j2",
         "upperson/recipes/synthetic.yaml",
-        *(f"{package}/py.typed" for package in PACKAGES),
-    ):
-        assert name in names
+    }
     assert wheel.getinfo(BASE).compress_size <= MOST_BASE_BYTES
-
-
-def test_the_wheel_holds_no_tests_and_no_leftovers(wheel, slim_wheel):
-    for names in (content_of(wheel), content_of(slim_wheel)):
-        for name in names:
-            assert "tests" not in name.split("/")
-            assert not name.endswith((".pyc", ".toml", ".so", ".onnx", ".npz"))
-
-
-def test_the_wheels_describe_themselves(wheel, slim_wheel):
-    for file, name, scripts in (
-        (wheel, "upperson", {"upperson", "upperson-rt"}),
-        (slim_wheel, "upperson-rt", {"upperson-rt"}),
-    ):
-        metadata = metadata_of(file)
-        assert metadata["Name"] == name
-        assert metadata["Version"] == upperson_rt.__version__
-        assert metadata["License-Expression"] == "Apache-2.0"
-        assert metadata["Requires-Python"] == ">=3.10"
-        assert len(metadata.get_payload()) > 200  # The README.
-        (entry_points,) = (n for n in file.namelist() if n.endswith("entry_points.txt"))
-        found = configparser.ConfigParser(delimiters="=")
-        found.read_string(file.read(entry_points).decode())
-        assert found["console_scripts"].keys() == scripts
-        expected = read_toml(ROOT / "pyproject.toml")["project"]["entry-points"]
-        assert {g: dict(found[g]) for g in found if g.startswith("upperson.")} == expected
-
-
-def test_the_base_install_needs_no_torch(wheel, slim_wheel):
-    for file in (wheel, slim_wheel):
-        required = metadata_of(file).get_all("Requires-Dist")
-        always = {line.split(">=")[0] for line in required if "extra ==" not in line}
-        assert always == {"faiss-cpu", "numpy", "pillow", "rich", "tokenizers", "typer"}
-
-
-def test_the_slim_wheel_is_the_runtime_and_nothing_else(wheel, slim_wheel):
-    assert content_of(slim_wheel) == set().union(*map(source_files, RUNTIME))
+    for name in content_of(wheel):
+        assert "tests" not in name.split("/")
+        assert not name.endswith((".pyc", ".toml", ".so", ".onnx", ".npz"))
     for name in content_of(slim_wheel):
         assert slim_wheel.read(name) == wheel.read(name)
 
 
-def test_the_source_distribution_builds_and_tests_itself(sdist_names):
-    for path in (
-        *PACKAGES.values(),
-        ROOT / "benchmarks",
-        ROOT / "tests",
-    ):
-        for file in path.rglob("*"):
-            if file.is_file() and "__pycache__" not in file.parts:
-                assert file.relative_to(ROOT).as_posix() in sdist_names
-    for name in (
-        "CHANGELOG.md",
-        "CONTRIBUTING.md",
-        "LICENSE",
-        "Makefile",
-        "README.md",
-        "SECURITY.md",
-        "deploy/requirements-edge.txt",
-        "pyproject.toml",
-        "runtime/README.md",
+def test_the_wheels_describe_themselves_and_need_no_torch(wheels):
+    programs = ({"upperson", "upperson-rt"}, {"upperson-rt"})
+    for file, name, scripts in zip(wheels, ("upperson", "upperson-rt"), programs, strict=True):
+        (place,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = Parser().parsestr(file.read(place).decode())
+        assert (metadata["Name"], metadata["Version"]) == (name, upperson_rt.__version__)
+        assert metadata["License-Expression"] == "Apache-2.0"
+        assert metadata["Requires-Python"] == ">=3.10"
+        assert len(metadata.get_payload()) > 200  # The README.
+        required = metadata.get_all("Requires-Dist")
+        always = {line.split(">=")[0] for line in required if "extra ==" not in line}
+        assert always == {
+            "faiss-cpu", "numpy", "pillow", "rapidfuzz", "rich", "tokenizers", "typer",
+        }  # fmt: skip
+        (entry_points,) = (n for n in file.namelist() if n.endswith("entry_points.txt"))
+        found = configparser.ConfigParser(delimiters="=")
+        found.read_string(file.read(entry_points).decode())
+        assert found["console_scripts"].keys() == scripts
+        expected = read_toml(ROOT)["project"]["entry-points"]
+        assert {g: dict(found[g]) for g in found if g.startswith("upperson.")} == expected
+
+
+def test_the_source_distribution_builds_and_tests_itself(tmp_path):
+    with tarfile.open(build(ROOT, "sdist", tmp_path)) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    for folder in (*PACKAGES.values(), ROOT / "benchmarks", ROOT / "tests"):
+        assert names >= {path.relative_to(ROOT).as_posix() for path in files_in(folder)}
+    assert names >= {
+        "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "SECURITY.md",
+        "deploy/requirements-edge.txt", "pyproject.toml", "runtime/README.md",
         "runtime/pyproject.toml",
-    ):
-        assert name in sdist_names
-    tops = {name.split("/")[0] for name in sdist_names}
+    }  # fmt: skip
+    tops = {name.split("/")[0] for name in names}
     assert not tops & {"demo", "runs", "bundle", "gallery", ".venv", ".git"}

@@ -1,4 +1,4 @@
-"""``make test``: which sessions run for which arguments, and what its exit code says."""
+"""``make test`` and ``make gpu``: what runs for which arguments, and with which exit code."""
 
 import subprocess
 
@@ -6,61 +6,49 @@ import pytest
 
 from tests import sessions
 from tests.helpers.command_line import ROOT
-from tests.sessions import SESSIONS, main
 
-
-@pytest.fixture
-def ran(monkeypatch):
-    """Sessions that would run; each takes the next code."""
-
-    def run(arguments):
-        begun.append(list(arguments))
-        return codes.pop(0)
-
-    begun, codes = [], []
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sessions, "run", run)
-    return begun, codes
+BOTH = [[*session] for session in sessions.SESSIONS]
 
 
 @pytest.mark.parametrize(
-    ("codes", "code"),
+    ("arguments", "codes", "code"),
     [
-        ([0, 0], 0), ([0, 1], 1), ([1, 0], 1), ([1, 1], 1), ([0, 5], 0), ([5, 0], 0), ([5, 5], 5),
-        ([1, 5], 1), ([5, 1], 1), ([2], 2), ([0, 2], 2), ([1, 3], 3), ([4], 4),
+        *(
+            ("-q", codes, code)
+            for codes, code in (
+                ([0, 0], 0), ([0, 1], 1), ([1, 0], 1), ([1, 1], 1), ([0, 5], 0), ([5, 0], 0),
+                ([5, 5], 5), ([1, 5], 1), ([5, 1], 1), ([2], 2), ([0, 2], 2), ([1, 3], 3), ([4], 4),
+            )
+        ),
+        # Named files are one session, and the first failure ends all.
+        ("-q tests/cli", [5], 5),
+        ("tests/conftest.py::test_x", [5], 5),
+        ("-x", [1], 1),
+        ("--maxfail=1", [1], 1),
     ],
 )  # fmt: skip
-def test_the_code_is_that_of_all_tests(ran, codes, code):
-    begun, next_codes = ran
-    next_codes += codes
-    assert main(["-q", "-k", "gallery"]) == code
-    expected = [["-q", "-k", "gallery", *session] for session in SESSIONS[: len(codes)]]
-    assert begun == expected
+def test_the_code_is_that_of_all_tests(monkeypatch, arguments, codes, code):
+    begun, left = [], list(codes)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sessions, "run", lambda words: begun.append(words) or left.pop(0))
+    assert sessions.main(arguments.split()) == code
+    named = "tests/" in arguments
+    expected = [[]] if named else BOTH[: len(codes)]
+    assert begun == [[*arguments.split(), *session] for session in expected]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"),
+    ("target", "steps"),
     [
-        (["-q", "tests/cli"], 5),
-        (["tests/conftest.py"], 5),
-        (["tests/conftest.py::test_x"], 5),
-        (["-x"], 1),
-        (["--maxfail=1"], 1),
+        ("test", ["tests.sessions", "-k gallery -n 0"]),
+        ("gpu", ["benchmarks.gpu --check", "pytest -q -n 0 tests/gpu", "benchmarks.gpu -k gall"]),
     ],
 )
-def test_named_files_and_the_first_failure_end_after_one_session(ran, arguments, code):
-    begun, codes = ran
-    codes += [code]
-    assert main(arguments) == code
-    assert len(begun) == 1
-
-
-def test_make_runs_them_with_more_arguments_last():
+def test_make_runs_them_with_more_arguments_last(target, steps):
+    command = ["make", "-n", "-C", str(ROOT), "-o", ".venv/.installed", target]
     done = subprocess.run(
-        ["make", "-n", "-C", str(ROOT), "-o", ".venv/.installed", "test", "ARGS=-k gallery -n 0"],
-        capture_output=True,
-        text=True,
+        [*command, "ARGS=-k gallery -n 0"], capture_output=True, text=True, check=True
     )
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if "tests.sessions" in line]
-    assert line.endswith(" -k gallery -n 0")
+    places = [done.stdout.find(step) for step in steps]
+    assert -1 not in places
+    assert places == sorted(places)

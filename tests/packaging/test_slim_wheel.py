@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.helpers.command_line import ROOT, run_program
+from tests.helpers.command_line import ROOT
+from tests.helpers.invoke import run_rt_json
 from tests.helpers.locks import EDGE
 
 SENTENCE = "woman in red coat"
@@ -21,11 +22,10 @@ SENTENCE = "woman in red coat"
 
 def call(*command, cwd, timeout_s=60):
     """Run a command without anything of this environment in it."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         list(map(str, command)),
         cwd=cwd,
-        env=env,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -58,51 +58,43 @@ def install(folder: Path) -> None:
     assert wheel.name.startswith("upperson_rt-")
     assert wheel.name.endswith("-py3-none-any.whl")
     call(sys.executable, "-m", "venv", folder / "venv", cwd=folder, timeout_s=120)
-    python = folder / "venv" / "bin" / "python"
-    pip = [python, "-m", "pip", "install", "--quiet", "--no-compile"]
+    pip = [folder / "venv" / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile"]
     call(*pip, "--require-hashes", "-r", EDGE, cwd=folder, timeout_s=400)
     call(*pip, "--no-deps", wheel, cwd=folder)
 
 
-def test_the_environment_holds_no_training_packages(edge, tmp_path):
+def test_the_environment_holds_no_training_packages_and_fits_together(edge, tmp_path):
     absent = ["torch", "onnx", "open_clip", "torchvision", "upperson", "upperson_export",
               "upperson_calibration"]  # fmt: skip
     code = f"from importlib.util import find_spec; print(*filter(find_spec, {absent!r}))"
     assert call(edge / "python", "-c", code, cwd=tmp_path).split() == []
     assert not (edge / "upperson").exists()
-
-
-def test_the_locked_releases_fit_together(edge, tmp_path):
     call(edge / "python", "-m", "pip", "check", cwd=tmp_path)
 
 
-def test_the_slim_runtime_answers_the_demos_question(edge, demo_folder, tmp_path):
-    folders = ["-b", demo_folder / "bundle", "-g", demo_folder / "gallery"]
-    query = ["query", *folders, SENTENCE, "-k", "5", "--json"]
-    answer = json.loads(call(edge / "upperson-rt", *query, cwd=tmp_path))
-    assert answer["query"] == SENTENCE
-    assert (answer["backend"], answer["device"], answer["items"]) == ("onnxruntime", "cpu", 80)
-    hits = answer["hits"]
+def test_the_slim_runtime_searches_indexes_and_checks_itself(edge, demo_folder, tmp_path):
+    bundle = ["-b", demo_folder / "bundle"]
+
+    def run(*words):
+        return json.loads(call(edge / "upperson-rt", *words, *bundle, "--json", cwd=tmp_path))
+
+    query = ["query", "-g", demo_folder / "gallery", SENTENCE, "-k", "5"]
+    found = run(*query)
+    assert found["query"] == SENTENCE
+    assert (found["backend"], found["device"], found["items"]) == ("onnxruntime", "cpu", 80)
+    hits = found["hits"]
     assert [hit["rank"] for hit in hits] == [1, 2, 3, 4, 5]
     scores = [hit["score"] for hit in hits]
     assert scores == sorted(scores, reverse=True)
     assert all(Path(hit["source"]).is_file() for hit in hits)
-
-    here = run_program("upperson-rt", *query)
-    assert here.returncode == 0, here.stderr
-    expected = {hit["key"]: hit["score"] for hit in json.loads(here.stdout)["hits"]}
+    expected = {hit["key"]: hit["score"] for hit in run_rt_json(*query, *bundle)["hits"]}
     # The same file in possibly another release of the backend: scores agree closely.
     assert hits[0]["score"] == pytest.approx(max(expected.values()), abs=0.02)
     assert len(expected.keys() & {hit["key"] for hit in hits}) >= 4
 
-
-def test_the_slim_runtime_indexes_and_checks_itself(edge, demo_folder, tmp_path):
     pictures = sorted((demo_folder / "people").rglob("test/*.jpg"))[:3]
-    options = ["-b", demo_folder / "bundle", "-g", "new", "--json"]
-    indexed = json.loads(call(edge / "upperson-rt", "index", *options, *pictures, cwd=tmp_path))
+    indexed = run("index", "-g", "new", *pictures)
     assert (indexed["indexed"], indexed["items"], indexed["skipped"]) == (3, 3, [])
     for backend in ("onnxruntime", "openvino"):
-        checks = json.loads(
-            call(edge / "upperson-rt", "doctor", *options, "--backend", backend, cwd=tmp_path)
-        )
+        checks = run("doctor", "-g", "new", "--backend", backend)
         assert checks["ok"], checks

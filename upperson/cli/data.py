@@ -9,7 +9,7 @@ import typer
 
 from upperson.cli.options import Dataset, Root
 from upperson_rt.cli.app import Command, new_app
-from upperson_rt.cli.groups import OptionGroup, grouped
+from upperson_rt.cli.groups import OptionGroup, grouped, option
 from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import (
     new_table,
@@ -46,21 +46,16 @@ _COLOURS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW, "note": t
 app = new_app("Make and check data sets.")
 
 
-@app.callback()
-def _group() -> None:
-    """Make and check data sets."""
-
-
 @dataclass(frozen=True)
 class People(OptionGroup, panel="People"):
     """A synthetic data set."""
 
-    look: Annotated[str, typer.Option(help="studio, indoor or street.")] = "street"
-    train_ids: Annotated[int, typer.Option(min=0, help="People in the train split.")] = 500
-    val_ids: Annotated[int, typer.Option(min=0, help="People in the val split.")] = 100
-    test_ids: Annotated[int, typer.Option(min=0, help="People in the test split.")] = 300
-    views: Annotated[int, typer.Option(min=1, help="Pictures of each person.")] = 4
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal files.")] = 0
+    look: str = option("street", "studio, indoor or street.")
+    train_ids: int = option(500, "People in the train split.", min=0)
+    val_ids: int = option(100, "People in the val split.", min=0)
+    test_ids: int = option(300, "People in the test split.", min=0)
+    views: int = option(4, "Pictures of each person.", min=1)
+    seed: int = option(0, "Equal seeds give equal files.", min=0)
 
 
 @app.command(cls=Command)
@@ -94,12 +89,12 @@ def synthesize(
 class Video(OptionGroup, panel="Video"):
     """A synthetic video."""
 
-    people: Annotated[int, typer.Option(min=1, help="People crossing the view.")] = 8
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of the video.")] = 20.0
-    fps: Annotated[float, typer.Option(min=0.1, help="Frames a second.")] = 10.0
-    width: Annotated[int, typer.Option(min=96, help="Of a frame in pixels.")] = 960
-    height: Annotated[int, typer.Option(min=96, help="Of a frame in pixels.")] = 540
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds draw the same people.")] = 0
+    people: int = option(8, "People crossing the view.", min=1)
+    seconds: float = option(20.0, "Length of the video.", min=0.1)
+    fps: float = option(10.0, "Frames a second.", min=0.1)
+    width: int = option(960, "Of a frame in pixels.", min=96)
+    height: int = option(540, "Of a frame in pixels.", min=96)
+    seed: int = option(0, "Equal seeds draw the same people.", min=0)
 
 
 @app.command("synthesize-video", cls=Command)

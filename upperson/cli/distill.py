@@ -1,6 +1,5 @@
 """``upperson distill``."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from upperson.cli.options import TrainingDevice, require_extra
-from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
+from upperson_rt.cli.groups import OptionGroup, advanced, grouped, option
 from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import PlainTable, new_table, print_json, print_line, print_table
 from upperson_rt.errors import InputError, UsageError
@@ -21,21 +20,14 @@ if TYPE_CHECKING:
 class Student(OptionGroup, panel="Student"):
     """The student and its run folder."""
 
-    student: Annotated[
-        str | None,
-        typer.Option(
-            "--student",
-            metavar="BLOCKSxWIDTH[@HEIGHTxWIDTH]",
-            help="Its image tower, such as 6x384, or with larger patches 6x384@32x16.",
-            show_default=False,
-        ),
-    ] = None
-    output: Annotated[
-        Path | None, typer.Option("--output", help="New run folder.", show_default=False)
-    ] = None
-    resume: Annotated[
-        Path | None, typer.Option(help="Folder of an interrupted student.", show_default=False)
-    ] = None
+    student: str | None = option(
+        None,
+        "Its image tower, such as 6x384, or with larger patches 6x384@32x16.",
+        metavar="BLOCKSxWIDTH[@HEIGHTxWIDTH]",
+        show_default=False,
+    )
+    output: Path | None = option(None, "New run folder.", show_default=False)
+    resume: Path | None = option(None, "Folder of an interrupted student.", show_default=False)
     device: TrainingDevice = "auto"
 
 
@@ -43,53 +35,30 @@ class Student(OptionGroup, panel="Student"):
 class Data(OptionGroup, panel="Data"):
     """The pictures to learn from."""
 
-    root: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the data set.", show_default="the teacher's"),
-    ] = None
-    pictures: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--pictures",
-            help="More pictures of people, without captions: files and folders.",
-            show_default=False,
-        ),
-    ] = None
-    augment: Annotated[
-        bool,
-        typer.Option(
-            "--augment/--no-augment",
-            help="Flip, crop and erase pictures, or only flip them: the teacher then embeds each "
-            "picture once, which halves the work.",
-        ),
-    ] = True
-    workers: Annotated[
-        int,
-        typer.Option(min=0, help="Processes that decode images.", rich_help_panel=ADVANCED),
-    ] = 0
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for decoded and resized images.",
-            show_default=False,
-            rich_help_panel=ADVANCED,
-        ),
-    ] = None
+    root: Path | None = option(None, "Folder of the data set.", show_default="the teacher's")
+    pictures: list[Path] | None = option(
+        None, "More pictures of people, without captions: files and folders.", show_default=False
+    )
+    augment: bool = option(
+        True,
+        "Flip, crop and erase pictures, or only flip them: the teacher then embeds each "
+        "picture once, which halves the work.",
+    )
+    workers: int = advanced(0, "Processes that decode images.", min=0)
+    cache: Path | None = advanced(
+        None, "Folder for decoded and resized images.", show_default=False
+    )
 
 
 @dataclass(frozen=True)
 class Schedule(OptionGroup, panel="Training"):
     """How long and how fast the student learns."""
 
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures.")] = 30
-    batch_size: Annotated[int, typer.Option(min=2, help="Pictures in a step.")] = 64
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3
-    precision: Annotated[
-        str, typer.Option(help="fp32, bf16 or fp16.", rich_help_panel=ADVANCED)
-    ] = "fp32"
-    seed: Annotated[
-        int, typer.Option(min=0, help="Random seed of the run.", rich_help_panel=ADVANCED)
-    ] = 1
+    epochs: int = option(30, "Passes over the pictures.", min=1)
+    batch_size: int = option(64, "Pictures in a step.", min=2)
+    lr: float = option(1e-3, "Peak learning rate.")
+    precision: str = advanced("fp32", "fp32, bf16 or fp16.")
+    seed: int = advanced(1, "Random seed of the run.", min=0)
 
 
 @grouped
@@ -153,19 +122,10 @@ def distill(
 
 
 def _run(config: "TrainConfig", run: Path, device: str, as_json: bool, *, resume: bool) -> None:
-    from upperson.cli.progress import Display, TrainingDisplay
+    from upperson.cli.progress import run_shown
     from upperson.distill import distill as run_distilling
-    from upperson.run import CONFIG, RESULTS
 
-    with Display() as display:
-        try:
-            observer = TrainingDisplay(display, config.epochs)
-            run_distilling(config, run, observer, device=device, resume=resume)
-        except KeyboardInterrupt:
-            if (run / CONFIG).is_file():
-                display.say(f"stopped; go on with:  upperson distill --resume {run}")
-            raise
-    results: dict[str, Any] = json.loads((run / RESULTS).read_text("utf-8"))
+    results = run_shown(run_distilling, config, run, device, resume=resume, command="distill")
     if as_json:
         print_json({"run": str(run), **results})
         return

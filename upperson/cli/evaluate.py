@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from upperson.cli.options import DATASET_HELP, require_extra, require_no_trust
-from upperson_rt.cli.groups import OptionGroup, grouped
+from upperson_rt.cli.groups import OptionGroup, grouped, option
 from upperson_rt.cli.options import Output, TrustOption
 from upperson_rt.cli.output import (
     PlainTable,
@@ -37,43 +37,26 @@ if TYPE_CHECKING:
 class Data(OptionGroup, panel="Data"):
     """The split that is measured on."""
 
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            "--root",
-            help="Folder of the data set; a bundle needs it.",
-            show_default="the run's own",
-        ),
-    ] = None
-    dataset: Annotated[
-        str | None,
-        typer.Option("--dataset", help=DATASET_HELP, show_default="the run's own; jsonl"),
-    ] = None
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test"
+    root: Path | None = option(
+        None, "Folder of the data set; a bundle needs it.", show_default="the run's own"
+    )
+    dataset: str | None = option(None, DATASET_HELP, show_default="the run's own; jsonl")
+    split: str = option("test", "train, val or test.")
 
 
 @dataclass(frozen=True)
 class Measurement(OptionGroup, panel="Measurement"):
     """What is measured, and on which device."""
 
-    attributes: Annotated[
-        bool,
-        typer.Option(
-            "--attributes",
-            help="Which attributes are recognised, if the annotations have any: short questions, "
-            "bags and hats, negations, swapped colours.",
-        ),
-    ] = False
-    by_length: Annotated[
-        bool,
-        typer.Option(
-            "--by-length",
-            help="Short and long questions: captions cut to their first thing, to two, and so on.",
-        ),
-    ] = False
-    device: Annotated[
-        str, typer.Option(help="auto, cpu or cuda; a bundle's backend chooses for itself.")
-    ] = "auto"
+    attributes: bool = option(
+        False,
+        "Which attributes are recognised, if the annotations have any: short questions, "
+        "bags and hats, negations, swapped colours.",
+    )
+    by_length: bool = option(
+        False, "Short and long questions: captions cut to their first thing, to two, and so on."
+    )
+    device: str = option("auto", "auto, cpu or cuda; a bundle's backend chooses for itself.")
     trust: TrustOption = None
 
 
@@ -282,6 +265,11 @@ def _print_lengths(name: str, rows: "Mapping[str, LengthResult]") -> None:
 
 def _print_attributes(name: str, report: "AttributeReport") -> None:
     """Print which words one model understands, in percent."""
+
+    def print_below(table: PlainTable) -> None:
+        print_line("")
+        print_table(table)
+
     numbers = ("first", "of ten", "at most", "chance")
     table = new_table(name, *numbers, right=numbers)
     for short in report.short.values():
@@ -300,22 +288,19 @@ def _print_attributes(name: str, report: "AttributeReport") -> None:
     if report.clothed:
         table.add_row("the same questions, and without the excluded phrase")
         _add_shares(table, report.clothed)
-    print_line("")
-    print_table(table)
+    print_below(table)
     ranked = ("mAP", "chance", "AUROC")
     table = new_table("short questions", *ranked, right=ranked)
     for short in report.short.values():
         known = "" if short.presence_auroc is None else f"{short.presence_auroc:.1f}"
         table.add_row(f'  "{short.example}"', f"{short.map:.1f}", f"{short.map_chance:.1f}", known)
-    print_line("")
-    print_table(table)
+    print_below(table)
     weighed = ("phrases", "AUROC", "lowest")
     table = new_table("evidence of a phrase", *weighed, right=weighed)
     for truth in report.evidence.values():
         figures = (f"{truth.auroc:.1f}", f"{truth.least:.1f}")
         table.add_row(f'  such as "{truth.example}"', str(truth.phrases), *figures)
-    print_line("")
-    print_table(table)
+    print_below(table)
     shared = ("first", "chance", "R@1 lost", "said by", "if said", "chance if said")
     table = new_table("captions", *shared, right=shared)
     for attribute, share in report.captions.items():
@@ -325,8 +310,7 @@ def _print_attributes(name: str, report: "AttributeReport") -> None:
         else:
             said = [str(share.said), f"{share.said_top1:.1f}", f"{share.said_chance:.1f}"]
         table.add_row(f"  {attribute}", *cells, *said)
-    print_line("")
-    print_table(table)
+    print_below(table)
     print_line("", f"R@1 of the captions {report.r1:.2f}")
     if report.swapped is not None:
         print_line(

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from shlex import quote
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from upperson.cli.options import DATASET_HELP, require_extra
-from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
+from upperson_rt.cli.groups import OptionGroup, advanced, grouped, option
 from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import new_table, print_json, print_line, print_table, print_warning
 from upperson_rt.errors import UsageError
@@ -22,69 +21,44 @@ if TYPE_CHECKING:
     from upperson_export.report import ExportReport
 
 
-_advanced = partial(typer.Option, rich_help_panel=ADVANCED)
-
-
 @dataclass(frozen=True)
 class Base(OptionGroup, panel="A base without a run"):
     """The published CLIP that takes the place of a run."""
 
-    base: Annotated[
-        str | None,
-        typer.Option(help="Export a CLIP as it was published, without a run (docs/training.md)."),
-    ] = None
-    pretrained: Annotated[
-        str | None, typer.Option(help="With --base: its weights, a file or a tag of open_clip.")
-    ] = None
-    height: Annotated[
-        int | None,
-        _advanced(
-            min=1, max=4096, help="With --base: height of the crops in pixels.", show_default="384"
-        ),
-    ] = None
-    width: Annotated[
-        int | None,
-        _advanced(
-            min=1, max=4096, help="With --base: width of the crops in pixels.", show_default="128"
-        ),
-    ] = None
-    dataset: Annotated[
-        str | None, _advanced(help=f"With --base and --root: {DATASET_HELP}", show_default="jsonl")
-    ] = None
+    base: str | None = option(
+        None, "Export a CLIP as it was published, without a run (docs/training.md)."
+    )
+    pretrained: str | None = option(None, "With --base: its weights, a file or a tag of open_clip.")
+    height: int | None = advanced(
+        None, "With --base: height of the crops in pixels.", min=1, max=4096, show_default="384"
+    )
+    width: int | None = advanced(
+        None, "With --base: width of the crops in pixels.", min=1, max=4096, show_default="128"
+    )
+    dataset: str | None = advanced(
+        None, f"With --base and --root: {DATASET_HELP}", show_default="jsonl"
+    )
 
 
 @dataclass(frozen=True)
 class Variants(OptionGroup, panel="Precision variants"):
     """The precision variants that are written beside fp32."""
 
-    int8: Annotated[
-        bool, typer.Option("--int8/--no-int8", help="Also write an int8 variant, for CPUs.")
-    ] = True
-    fp16: Annotated[
-        bool,
-        typer.Option("--fp16", help="Also write an fp16 variant, for GPUs."),
-    ] = False
-    trt: Annotated[
-        bool,
-        typer.Option(
-            "--trt",
-            help="Also write the variants for TensorRT (fp16 and, unless --no-int8, int8-fp16), "
-            "and build their engines if this machine has a GPU.",
-        ),
-    ] = False
-    trt_flavor: Annotated[
-        str,
-        _advanced(
-            help="With --trt: standard, or rtx to build TensorRT-for-RTX engines as well, which "
-            "needs no GPU; they go beside the bundle, into OUTPUT.rtx."
-        ),
-    ] = "standard"
-    rtx_capability: Annotated[
-        str,
-        _advanced(
-            help="With --trt-flavor rtx: compute capability of the GPU that the engines are for."
-        ),
-    ] = "8.6"
+    int8: bool = option(True, "Also write an int8 variant, for CPUs.")
+    fp16: bool = option(False, "Also write an fp16 variant, for GPUs.")
+    trt: bool = option(
+        False,
+        "Also write the variants for TensorRT (fp16 and, unless --no-int8, int8-fp16), "
+        "and build their engines if this machine has a GPU.",
+    )
+    trt_flavor: str = advanced(
+        "standard",
+        "With --trt: standard, or rtx to build TensorRT-for-RTX engines as well, which "
+        "needs no GPU; they go beside the bundle, into OUTPUT.rtx.",
+    )
+    rtx_capability: str = advanced(
+        "8.6", "With --trt-flavor rtx: compute capability of the GPU that the engines are for."
+    )
 
     @property
     def rtx(self) -> bool:
@@ -100,90 +74,63 @@ class Variants(OptionGroup, panel="Precision variants"):
 class Gate(OptionGroup, panel="Accuracy gate"):
     """The accuracy that variants must keep."""
 
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the data set to measure on.",
-            show_default="where the run was trained; with --base, rankings are compared",
-        ),
-    ] = None
-    max_r1_drop: Annotated[
-        float, typer.Option(help="Maximum R@1 drop against fp32, in percentage points.")
-    ] = 0.5
-    gate: Annotated[
-        bool,
-        typer.Option("--gate/--no-gate", help="Measure accuracy and insist on it, or do neither."),
-    ] = True
-    min_overlap: Annotated[
-        float,
-        _advanced(
-            min=0,
-            max=100,
-            help="Without captions: minimum overlap of the top 10 with that of fp32, in percent.",
-        ),
-    ] = 90.0
-    precision: Annotated[
-        str,
-        _advanced(help="auto lets a tower fall back to float; int8 ends with exit code 4 instead."),
-    ] = "auto"
+    root: Path | None = option(
+        None,
+        "Folder of the data set to measure on.",
+        show_default="where the run was trained; with --base, rankings are compared",
+    )
+    max_r1_drop: float = option(0.5, "Maximum R@1 drop against fp32, in percentage points.")
+    gate: bool = option(True, "Measure accuracy and insist on it, or do neither.")
+    min_overlap: float = advanced(
+        90.0,
+        "Without captions: minimum overlap of the top 10 with that of fp32, in percent.",
+        min=0,
+        max=100,
+    )
+    precision: str = advanced(
+        "auto", "auto lets a tower fall back to float; int8 ends with exit code 4 instead."
+    )
 
 
 @dataclass(frozen=True)
 class Calibrated(OptionGroup, panel="Calibration"):
     """The samples and the estimator that set activation ranges."""
 
-    calib_data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of images that set ranges; with --base alone, half of them are ranked.",
-            show_default="training split; without captions or gate, rendered people",
-        ),
-    ] = None
-    calib_size: Annotated[
-        int,
-        _advanced(
-            min=1,
-            help="Images and captions that set ranges; the first 8 become the golden samples.",
-        ),
-    ] = 512
-    estimator: Annotated[
-        str | None,
-        _advanced(
-            help="Estimator for activation ranges: min-max, percentile-99.9, percentile-99.99, "
-            "percentile-99.999, entropy or mse.",
-            show_default="percentile-99.999, or that of --calibration",
-        ),
-    ] = None
-    calibration: Annotated[
-        Path | None,
-        _advanced(
-            help="calibration.json of an earlier export of this run: what it holds is not "
-            "measured again."
-        ),
-    ] = None
+    calib_data: Path | None = option(
+        None,
+        "Folder of images that set ranges; with --base alone, half of them are ranked.",
+        show_default="training split; without captions or gate, rendered people",
+    )
+    calib_size: int = advanced(
+        512, "Images and captions that set ranges; the first 8 become the golden samples.", min=1
+    )
+    estimator: str | None = advanced(
+        None,
+        "Estimator for activation ranges: min-max, percentile-99.9, percentile-99.99, "
+        "percentile-99.999, entropy or mse.",
+        show_default="percentile-99.999, or that of --calibration",
+    )
+    calibration: Path | None = advanced(
+        None,
+        "calibration.json of an earlier export of this run: what it holds is not measured again.",
+    )
 
 
 @dataclass(frozen=True)
 class Written(OptionGroup, panel="Output"):
     """The bundle, and what is written beside it."""
 
-    output: Annotated[
-        Path, typer.Option("--output", help="Bundle to write; an earlier one there is replaced.")
-    ] = Path("bundle")
-    sign: Annotated[
-        Path | None,
-        _advanced(
-            metavar="KEY",
-            help="Sign the bundle with this private key (PEM); with `--trust` the runtime insists "
-            "on it, by the public one.",
-        ),
-    ] = None
-    triton: Annotated[
-        Path | None, _advanced(help="Also write a Triton model repository into this folder.")
-    ] = None
-    deepstream: Annotated[
-        Path | None, _advanced(help="Also write nvinfer files for DeepStream into this folder.")
-    ] = None
+    output: Path = option(Path("bundle"), "Bundle to write; an earlier one there is replaced.")
+    sign: Path | None = advanced(
+        None,
+        "Sign the bundle with this private key (PEM); with `--trust` the runtime insists "
+        "on it, by the public one.",
+        metavar="KEY",
+    )
+    triton: Path | None = advanced(None, "Also write a Triton model repository into this folder.")
+    deepstream: Path | None = advanced(
+        None, "Also write nvinfer files for DeepStream into this folder."
+    )
 
 
 @grouped
@@ -286,12 +233,12 @@ def _require_one_source(run: Path | None, base: Base) -> None:
             f"a run ({run}) and --base exclude each other: leave one of them out",
             code="run_and_base",
         )
-    for option in ("pretrained", "height", "width", "dataset"):
-        if base.base is None and getattr(base, option) is not None:
+    for name in ("pretrained", "height", "width", "dataset"):
+        if base.base is None and getattr(base, name) is not None:
             raise UsageError(
-                f"--{option} goes with --base: a run has its own, leave it out",
+                f"--{name} goes with --base: a run has its own, leave it out",
                 code="option_needs_base",
-                option=f"--{option}",
+                option=f"--{name}",
             )
 
 
@@ -322,7 +269,7 @@ def _refuse_ignored(
     """Refuse options that were given and would change nothing."""
     int8, half = variants.int8, variants.fp16 or variants.trt
     no_captions = "without captions: pass --root, or --min-overlap instead"
-    for option, used, without in (
+    for name, used, without in (
         ("--root", gate, "with --no-gate: leave one of them out"),
         ("--max-r1-drop", gate, "with --no-gate: leave one of them out"),
         ("--min-overlap", gate, "with --no-gate: leave one of them out"),
@@ -340,11 +287,9 @@ def _refuse_ignored(
             "without --trt --trt-flavor rtx: add these, or leave it out",
         ),
     ):
-        source = context.get_parameter_source(option.removeprefix("--").replace("-", "_"))
+        source = context.get_parameter_source(name.removeprefix("--").replace("-", "_"))
         if not used and source is not None and source.name == "COMMANDLINE":
-            raise UsageError(
-                f"{option} has no effect {without}", code="option_ignored", option=option
-            )
+            raise UsageError(f"{name} has no effect {without}", code="option_ignored", option=name)
 
 
 def _refuse_nested(written: Written, variants: Variants) -> None:

@@ -44,22 +44,16 @@ class ExportData:
     """The data that an export measures accuracy on, and calibrates with."""
 
     root: Path | None = None
-    """Folder of the data set; None: that of the run. A base has none then, and rankings are
-    compared."""
-
+    """Folder of the data set; None: that of the run. For a base, rankings are compared then."""
     dataset: str = "jsonl"
     """Format of a base's data set; a run has its own."""
-
     gate: bool = True
     """Whether accuracy is measured."""
-
     calib_size: int
     """Pictures, and captions, that set ranges."""
-
     calib_data: Path | None = None
     """Folder of pictures that set ranges instead of the training split's. For a base without
     ``root``, others of them are ranked."""
-
     calibration: Path | None = None
     """Calibration file of an earlier export to take over."""
 
@@ -156,15 +150,10 @@ def calibration_samples(
     count: int,
     **options: Any,
 ) -> CalibrationSet:
-    """Choose pictures and captions of a training split, or of rendered people.
+    """Choose pictures and captions of a training split, or of rendered people if it is None.
 
-    Args:
-        train: The training split; None renders people, who look unlike those of real cameras.
-        source: What reports call the training split.
-        tokenizer: Of the model.
-        folder: Take the pictures from here; captions still come from ``train``.
-        count: Of pictures, and of captions.
-        options: See `choose_samples`.
+    ``source`` is what reports call the split. Pictures of a folder replace the split's, not the
+    captions. For ``options`` see `choose_samples`.
     """
     with tempfile.TemporaryDirectory() as rendered:
         if train is None:
@@ -222,14 +211,7 @@ def export_base(
 ) -> ExportReport:
     """Export a base as it was published, and return the report.
 
-    Args:
-        name: See `load_base`.
-        pretrained: See `load_base`.
-        image_size: (height_px, width_px) of the person crops; None: see `BaseConfig.crop_size`.
-        output: Bundle to write.
-        options: What to export.
-        data: What it is measured on and calibrated with.
-        progress: Called with (stage, done, total).
+    ``image_size`` is height and width of the crops in pixels; None: see `BaseConfig.crop_size`.
     """
     reused = calibration_to_reuse(data, options)
     progress("loading the base", 0, 1)

@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from upperson_rt.cli.groups import OptionGroup, grouped
+from upperson_rt.cli.groups import OptionGroup, grouped, option
 from upperson_rt.cli.options import Output, TrustOption
 from upperson_rt.cli.output import print_json, print_line
 from upperson_rt.errors import UsageError, missing_extra
@@ -26,15 +26,13 @@ _NEXT = {
 class Served(OptionGroup, panel="What is written"):
     """The folders to write, and the variant in them."""
 
-    triton: Annotated[
-        Path | None, typer.Option(help="Write a Triton model repository into this folder.")
-    ] = None
-    deepstream: Annotated[
-        Path | None, typer.Option(help="Write a secondary nvinfer for DeepStream into this folder.")
-    ] = None
-    variant: Annotated[
-        str | None, typer.Option(help="Precision variant to serve.", show_default="fp16, else fp32")
-    ] = None
+    triton: Path | None = option(None, "Write a Triton model repository into this folder.")
+    deepstream: Path | None = option(
+        None, "Write a secondary nvinfer for DeepStream into this folder."
+    )
+    variant: str | None = option(
+        None, "Precision variant to serve.", show_default="fp16, else fp32"
+    )
     trust: TrustOption = None
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from upperson.cli.options import Dataset, require_extra
-from upperson_rt.cli.groups import OptionGroup, grouped
+from upperson_rt.cli.groups import OptionGroup, grouped, option
 from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import new_table, print_json, print_line, print_table, print_warning
 from upperson_rt.errors import UsageError
@@ -19,22 +19,18 @@ class Source(OptionGroup, panel="Training of the checkpoint"):
     """What the checkpoint was trained on."""
 
     dataset: Dataset = "jsonl"
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the data set that export measures on.",
-            show_default="none: pass it to export",
-        ),
-    ] = None
-    base: Annotated[
-        str | None,
-        typer.Option(
-            help="Architecture of CLIP by open_clip's name.",
-            show_default="the one of OpenAI that fits",
-        ),
-    ] = None
-    height: Annotated[int, typer.Option(min=1, help="Image height in pixels.")] = 384
-    width: Annotated[int, typer.Option(min=1, help="Image width in pixels.")] = 128
+    root: Path | None = option(
+        None,
+        "Folder of the data set that export measures on.",
+        show_default="none: pass it to export",
+    )
+    base: str | None = option(
+        None,
+        "Architecture of CLIP by open_clip's name.",
+        show_default="the one of OpenAI that fits",
+    )
+    height: int = option(384, "Image height in pixels.", min=1)
+    width: int = option(128, "Image width in pixels.", min=1)
 
 
 @grouped

@@ -1,5 +1,6 @@
 """What several commands share: options, and the optional packages that they need."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -32,8 +33,13 @@ _TRAIN = (
 _PACKAGES = {"train": _TRAIN, "export": (*_TRAIN, "onnx", "onnx_ir", "onnxruntime", "onnxscript")}
 
 
+def is_main_process() -> bool:
+    """Return whether this process reports; torchrun and accelerate start several."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def require_no_trust(trust: Path | None, run: Path) -> None:
-    """Raise UsageError for --trust with a run folder: only bundles are signed."""
+    """Refuse --trust with a run folder: only bundles are signed."""
     if trust is not None:
         raise UsageError(
             f"--trust needs a bundle, and {run} is none: leave it out, or unset UPPERSON_TRUST",
@@ -43,7 +49,7 @@ def require_no_trust(trust: Path | None, run: Path) -> None:
 
 
 def require_extra(extra: Literal["train", "export"], purpose: str) -> None:
-    """Raise BackendError (exit 5) with the install command if a package of an extra is missing."""
+    """Raise BackendError with the install command if a package of an extra is missing."""
     for package in _PACKAGES[extra]:
         if find_spec(package) is None:
             raise missing_extra(package, extra, purpose)

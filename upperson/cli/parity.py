@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from upperson.cli.options import require_extra, require_no_trust
-from upperson_rt.cli.groups import OptionGroup, grouped
+from upperson_rt.cli.groups import OptionGroup, grouped, option
 from upperson_rt.cli.options import Output, Threads, TrustOption, read_batch_sizes
 from upperson_rt.cli.output import (
     PlainTable,
@@ -45,27 +45,22 @@ _WIDTHS = {
 class Compared(OptionGroup, panel="What is compared"):
     """The reference, the backends, and the inputs."""
 
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            help="With a bundle: the run it was exported from. Then torch is the reference.",
-            show_default="fp32 on onnxruntime is the reference",
-        ),
-    ] = None
-    backends: Annotated[
-        str | None,
-        typer.Option(
-            help="onnxruntime, openvino or tensorrt, with commas between them; :DEVICE behind one "
-            "puts it there, such as onnxruntime:cuda.",
-            show_default="all that are installed",
-        ),
-    ] = None
-    batch: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,2,8,32"
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Image, or folder of images.", show_default="rendered people"),
-    ] = None
-    count: Annotated[int, typer.Option(min=2, help="Images and captions to compare.")] = 35
+    run: Path | None = option(
+        None,
+        "With a bundle: the run it was exported from. Then torch is the reference.",
+        show_default="fp32 on onnxruntime is the reference",
+    )
+    backends: str | None = option(
+        None,
+        "onnxruntime, openvino or tensorrt, with commas between them; :DEVICE behind one "
+        "puts it there, such as onnxruntime:cuda.",
+        show_default="all that are installed",
+    )
+    batch: str = option("1,2,8,32", "Batch sizes, with commas between them.")
+    images: Path | None = option(
+        None, "Image, or folder of images.", show_default="rendered people"
+    )
+    count: int = option(35, "Images and captions to compare.", min=2)
     threads: Threads = None
     trust: TrustOption = None
 
@@ -74,16 +69,12 @@ class Compared(OptionGroup, panel="What is compared"):
 class Tolerances(OptionGroup, panel="Tolerance"):
     """Maximum differences of embeddings."""
 
-    max_error: Annotated[
-        float | None,
-        typer.Option(help="Maximum difference of a component for fp32.", show_default="1e-5"),
-    ] = None
-    min_cosine: Annotated[
-        float | None,
-        typer.Option(
-            help="Minimum cosine for the other variants.", show_default="the bundle's own floor"
-        ),
-    ] = None
+    max_error: float | None = option(
+        None, "Maximum difference of a component for fp32.", show_default="1e-5"
+    )
+    min_cosine: float | None = option(
+        None, "Minimum cosine for the other variants.", show_default="the bundle's own floor"
+    )
 
     def require_usable(self) -> None:
         """Raise UsageError if one is out of range."""
@@ -283,11 +274,13 @@ def _print_result(result: "ParityResult") -> None:
     paths = result.pixel_paths
     verdict = "equal in training and runtime" if paths.are_equal else f"FAIL: {paths.message()}"
     print_line(f"pixels     {verdict}")
-    for name, group in groupby(result.judged, key=_subject_name):
+    for (variant, backend), group in groupby(
+        result.judged, lambda one: (one.comparison.variant, one.comparison.backend)
+    ):
         judged = list(group)
         failing = sum(one.fault is not None for one in judged)
         verdict = f"{failing} of {len(judged)} comparisons FAIL" if failing else "ok"
-        print_line("", f"{name}: {verdict}, expected {_tolerance(judged[0])}")
+        print_line("", f"{variant} on {backend}: {verdict}, expected {_tolerance(judged[0])}")
         print_table(_table(judged, result.worst))
     for absent in result.not_run:
         print_note(f"not run: {absent.variant} on {absent.backend}: {absent.reason}")
@@ -298,7 +291,9 @@ def _print_result(result: "ParityResult") -> None:
 def _table(judged: "list[Judged]", worst: "Judged | None") -> PlainTable:
     table = new_table(*_WIDTHS, right=tuple(name for name in _WIDTHS if name not in ("tower", "")))
     table.widen(list(_WIDTHS.values()))
-    for (tower, batch), group in groupby(judged, key=_row_key):
+    for (tower, batch), group in groupby(
+        judged, lambda one: (one.comparison.tower, one.comparison.batch_size)
+    ):
         row = max(group, key=lambda one: one.badness)
         found, ranking = row.comparison, row.comparison.ranking
         mark = "WORST" if row is worst else "fails" if row.fault else ""
@@ -320,14 +315,6 @@ def _cosines_and_error(found: "Agreement | None") -> list[str]:
         return [""] * 4
     values = (found.min_cosine, found.p1_cosine, found.median_cosine)
     return [*(f"{value:.6f}" for value in values), f"{found.max_error:.1e}"]
-
-
-def _subject_name(judged: "Judged") -> str:
-    return f"{judged.comparison.variant} on {judged.comparison.backend}"
-
-
-def _row_key(judged: "Judged") -> tuple[str, int]:
-    return judged.comparison.tower, judged.comparison.batch_size
 
 
 def _tolerance(judged: "Judged") -> str:

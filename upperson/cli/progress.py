@@ -1,13 +1,21 @@
 """Progress of long commands on stderr: a bar for people, a line now and then for logs."""
 
+import json
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
 
+from upperson.cli.options import is_main_process
 from upperson.observer import Observer, Step
 from upperson_rt.cli.output import new_progress, print_note
 from upperson_rt.metrics import RetrievalMetrics
 from upperson_rt.printable import count_of
+
+if TYPE_CHECKING:
+    from upperson.config import TrainConfig
 
 _LOG_EVERY_S = 10.0
 
@@ -60,9 +68,35 @@ class Display:
 
 
 def expected_time(step_s: float, steps: int) -> str:
-    """Say how long so many steps should take."""
+    """Describe how long so many steps should take."""
     whole = timedelta(seconds=round(step_s * steps))
     return f"about {step_s:.2g} s a step, {whole} for {count_of(steps, 'step')}"
+
+
+def run_shown(
+    training: Callable[..., object],
+    config: "TrainConfig",
+    run: Path,
+    device: str,
+    *,
+    resume: bool,
+    command: Literal["train", "distill"],
+) -> dict[str, Any]:
+    """Train with a display; return the content of results.json, empty beside the main process."""
+    from upperson.run import CONFIG, RESULTS
+
+    with Display() as display:
+        observer = TrainingDisplay(display, config.epochs)
+        try:
+            training(config, run, observer, device=device, resume=resume)
+        except KeyboardInterrupt:
+            if is_main_process() and (run / CONFIG).is_file():
+                display.say(f"stopped; go on with:  upperson {command} --resume {run}")
+            raise
+    if not is_main_process():
+        return {}
+    results: dict[str, Any] = json.loads((run / RESULTS).read_text("utf-8"))
+    return results
 
 
 class TrainingDisplay(Observer):

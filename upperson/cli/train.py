@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upperson.cli.options import DATASET_HELP, TrainingDevice, require_extra
-from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
+from upperson.cli.options import DATASET_HELP, TrainingDevice, is_main_process, require_extra
+from upperson_rt.cli.groups import OptionGroup, advanced, grouped, option
 from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import (
     PlainTable,
@@ -36,110 +36,54 @@ if TYPE_CHECKING:
 class Data(OptionGroup, panel="Data"):
     """The data set."""
 
-    root: Annotated[
-        Path | None, typer.Option("--root", help="Folder of the data set.", show_default=False)
-    ] = None
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", help=DATASET_HELP, show_default="jsonl")
-    ] = None
-    allow_partial: Annotated[
-        bool,
-        typer.Option(
-            "--allow-partial",
-            help="Train on an incomplete copy of a published data set.",
-            rich_help_panel=ADVANCED,
-        ),
-    ] = False
-    workers: Annotated[
-        int | None,
-        typer.Option(help="Processes that decode images.", rich_help_panel=ADVANCED),
-    ] = None
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for decoded and resized images; 5 GB for CUHK-PEDES.",
-            show_default=False,
-            rich_help_panel=ADVANCED,
-        ),
-    ] = None
+    root: Path | None = option(None, "Folder of the data set.", show_default=False)
+    dataset: str | None = option(None, DATASET_HELP, show_default="jsonl")
+    allow_partial: bool = advanced(False, "Train on an incomplete copy of a published data set.")
+    workers: int | None = advanced(None, "Processes that decode images.")
+    cache: Path | None = advanced(
+        None, "Folder for decoded and resized images; 5 GB for CUHK-PEDES.", show_default=False
+    )
 
 
 @dataclass(frozen=True)
 class Recipe(OptionGroup, panel="Recipe and model"):
     """The recipe, and what replaces its settings; None leaves the recipe's own."""
 
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="cuhk-pedes, icfg-pedes or rstpreid, each also with -vit-l-14; "
-            "cuhk-pedes-code-2024 or -2025; synthetic; or a .yaml file.",
-            show_default="the data set's own, else synthetic",
-        ),
-    ] = None
-    base: Annotated[
-        str | None,
-        typer.Option(help="upperson-small, a ViT CLIP of open_clip, or the .json file of one."),
-    ] = None
-    pretrained: Annotated[
-        str | None, typer.Option(help="Weights of the base: a file or a tag of open_clip.")
-    ] = None
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None
-    batch_size: Annotated[int | None, typer.Option(help="Pairs in a step, over all processes.")] = (
-        None
+    recipe: str | None = option(
+        None,
+        "cuhk-pedes, icfg-pedes or rstpreid, each also with -vit-l-14; "
+        "cuhk-pedes-code-2024 or -2025; synthetic; or a .yaml file.",
+        show_default="the data set's own, else synthetic",
     )
-    lr: Annotated[
-        float | None, typer.Option(help="Peak learning rate.", rich_help_panel=ADVANCED)
-    ] = None
-    loss: Annotated[
-        str | None,
-        typer.Option(
-            help="sdm, asdm, tal, itc, cmpm, id, or several joined by +.", rich_help_panel=ADVANCED
-        ),
-    ] = None
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16.", rich_help_panel=ADVANCED)
-    ] = None
-    select_on: Annotated[
-        str | None,
-        typer.Option(
-            help="Split that selects the best epoch: val or test.", rich_help_panel=ADVANCED
-        ),
-    ] = None
-    init_from: Annotated[
-        Path | None,
-        typer.Option(
-            help="Run over the same base whose trained tensors to start from.",
-            show_default=False,
-            rich_help_panel=ADVANCED,
-        ),
-    ] = None
-    seed: Annotated[
-        int | None, typer.Option(help="Random seed of the run.", rich_help_panel=ADVANCED)
-    ] = None
-    seeds: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Number of runs with consecutive seeds; reports mean and spread.",
-            rich_help_panel=ADVANCED,
-        ),
-    ] = 1
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Any other key of a recipe, as KEY=VALUE; see docs/training.md.",
-            rich_help_panel=ADVANCED,
-        ),
-    ] = None
+    base: str | None = option(
+        None, "upperson-small, a ViT CLIP of open_clip, or the .json file of one."
+    )
+    pretrained: str | None = option(None, "Weights of the base: a file or a tag of open_clip.")
+    epochs: int | None = option(None, "Passes over the training split.")
+    batch_size: int | None = option(None, "Pairs in a step, over all processes.")
+    lr: float | None = advanced(None, "Peak learning rate.")
+    loss: str | None = advanced(None, "sdm, asdm, tal, itc, cmpm, id, or several joined by +.")
+    precision: str | None = advanced(None, "fp32, bf16 or fp16.")
+    select_on: str | None = advanced(None, "Split that selects the best epoch: val or test.")
+    init_from: Path | None = advanced(
+        None, "Run over the same base whose trained tensors to start from.", show_default=False
+    )
+    seed: int | None = advanced(None, "Random seed of the run.")
+    seeds: int = advanced(
+        1, "Number of runs with consecutive seeds; reports mean and spread.", min=1
+    )
+    settings: list[str] | None = advanced(
+        None, "Any other key of a recipe, as KEY=VALUE; see docs/training.md.", "--set"
+    )
 
     def as_config(self, data: Data) -> "TrainConfig":
-        """Read the recipe with all overrides; errors as of `read_recipe`."""
+        """Read the recipe with all overrides."""
         from upperson.config import read_recipe, recipe_names
 
         dataset = data.dataset or "jsonl"
         recipe = self.recipe or (dataset if dataset in recipe_names() else "synthetic")
         base = self.base
+        plain = ("epochs", "batch_size", "lr", "loss", "precision", "select_on", "seed")
         overrides = {
             "dataset": dataset,
             "root": _absolute(data.root),
@@ -149,13 +93,7 @@ class Recipe(OptionGroup, panel="Recipe and model"):
             "base": _absolute_file(base) if base and base.endswith(".json") else base,
             "pretrained": self.pretrained and _absolute_file(self.pretrained),
             "init_from": _absolute(self.init_from),
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "lr": self.lr,
-            "loss": self.loss,
-            "precision": self.precision,
-            "select_on": self.select_on,
-            "seed": self.seed,
+            **{name: getattr(self, name) for name in plain},
         }
         return read_recipe(recipe, overrides, self.settings or ())
 
@@ -164,18 +102,10 @@ class Recipe(OptionGroup, panel="Recipe and model"):
 class Target(OptionGroup, panel="Run"):
     """The run folder, and what happens in it."""
 
-    output: Annotated[
-        Path | None, typer.Option(help="New run folder.", show_default="runs/<dataset>/<time>")
-    ] = None
-    resume: Annotated[
-        Path | None, typer.Option(help="Run folder of an interrupted run.", show_default=False)
-    ] = None
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print data, parameters, steps and memory; stop.")
-    ] = False
-    name: Annotated[
-        str, typer.Option(help="Added to the run folder's name.", rich_help_panel=ADVANCED)
-    ] = "run"
+    output: Path | None = option(None, "New run folder.", show_default="runs/<dataset>/<time>")
+    resume: Path | None = option(None, "Run folder of an interrupted run.", show_default=False)
+    dry_run: bool = option(False, "Print data, parameters, steps and memory; stop.")
+    name: str = advanced("run", "Added to the run folder's name.")
     device: TrainingDevice = "auto"
 
 
@@ -218,7 +148,7 @@ def train(data: Data, recipe: Recipe, target: Target, output: Output) -> None:
 
     # Only the main process checks: it may begin to write before another one checks.
     foreign = run.is_dir() and set(run.iterdir()) - unfinished(run, SEEDS_PLAN)
-    if _is_main_process() and foreign:
+    if is_main_process() and foreign:
         raise InputError(
             f"{run} is not empty: choose another --output, or  --resume {run}",
             code="run_not_empty",
@@ -305,7 +235,7 @@ def _train_one(
     config: "TrainConfig", run: Path, device: str, as_json: bool, *, resume: bool = False
 ) -> None:
     results = _run(config, run, device, resume=resume)
-    if not _is_main_process():
+    if not is_main_process():
         return
     if as_json:
         print_json({"run": str(run), **results})
@@ -320,14 +250,14 @@ def _train_seeds(plan: "SeedsPlan", folder: Path, device: str, as_json: bool) ->
     from upperson.run import CONFIG
     from upperson.seeds import SEEDS, SEEDS_PLAN, summarise
 
-    if _is_main_process():
+    if is_main_process():
         remove_unfinished(folder, SEEDS_PLAN)
         write_atomically(folder / SEEDS_PLAN, plan.to_yaml())
     results = [
         _run(config, run, device, resume=(run / CONFIG).is_file())
         for config, run in plan.runs(folder)
     ]
-    if not _is_main_process():
+    if not is_main_process():
         return
     summary = summarise(results)
     write_atomically(folder / SEEDS, json.dumps(summary, indent=2) + "\n")
@@ -340,27 +270,10 @@ def _train_seeds(plan: "SeedsPlan", folder: Path, device: str, as_json: bool) ->
 
 
 def _run(config: "TrainConfig", run: Path, device: str, *, resume: bool) -> dict[str, Any]:
-    """Train and return the content of results.json; empty outside the main process."""
-    from upperson.cli.progress import Display, TrainingDisplay
-    from upperson.run import CONFIG, RESULTS
+    from upperson.cli.progress import run_shown
     from upperson.train import train as run_training
 
-    with Display() as display:
-        observer = TrainingDisplay(display, config.epochs)
-        try:
-            run_training(config, run, observer, device=device, resume=resume)
-        except KeyboardInterrupt:
-            if _is_main_process() and (run / CONFIG).is_file():
-                display.say(f"stopped; go on with:  upperson train --resume {run}")
-            raise
-    if not _is_main_process():
-        return {}
-    results: dict[str, Any] = json.loads((run / RESULTS).read_text("utf-8"))
-    return results
-
-
-def _is_main_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
+    return run_shown(run_training, config, run, device, resume=resume, command="train")
 
 
 def seeds_table(summary: dict[str, Any]) -> PlainTable:
@@ -398,7 +311,7 @@ def _dry_run(config: "TrainConfig", device: str, as_json: bool) -> None:
     if config.init_from is not None:
         start_from(Path(config.init_from), components.model, components.base, config.model)
     planned = plan(config, components, processes=processes)
-    if not _is_main_process():
+    if not is_main_process():
         return
     for line in components.notes:
         print_note(f"note: {line}")

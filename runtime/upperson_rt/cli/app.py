@@ -43,19 +43,6 @@ from upperson_rt.cli.output import (
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.printable import escape_for_display, get_logger, one_line
 
-__all__ = [
-    "Command",
-    "JsonFormatter",
-    "end",
-    "ending_gently",
-    "how_it_ended",
-    "leave_open",
-    "listen",
-    "logging_to_stderr",
-    "new_app",
-    "run_app",
-]
-
 # --- Signals
 #
 # Python runs signal handlers in the main thread, between two bytecodes. Native code may keep that
@@ -83,13 +70,9 @@ class _Terminated(KeyboardInterrupt):
 class _State:
     """Shared with the listening thread."""
 
-    def __init__(self) -> None:
-        self.listening = False
-        self.gentle = False
-        """Whether the first signal has no time limit; see `ending_gently`."""
-
-
-_state = _State()
+    listening = False
+    gentle = False
+    """Whether the first signal has no time limit; see `ending_gently`."""
 
 
 def how_it_ended(error: KeyboardInterrupt) -> tuple[str, int]:
@@ -108,7 +91,7 @@ def listen() -> None:
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=_forget)
-    _state.listening = True
+    _State.listening = True
     threading.Thread(target=_watch, args=(reading,), name="signals", daemon=True).start()
 
 
@@ -123,14 +106,14 @@ def ending_gently() -> Iterator[list[int]]:
             _end_now(number, _AT_ONCE)
 
     before = {number: signal.signal(number, note) for number in _WORDS}
-    _state.gentle = True
+    _State.gentle = True
     try:
         yield received
     finally:
-        _state.gentle = False
+        _State.gentle = False
         for number, handler in before.items():
             signal.signal(number, handler)
-        if received and _state.listening:  # A time limit for the rest of the command.
+        if received and _State.listening:  # A time limit for the rest of the command.
             rest = threading.Timer(_GRACE_S, _end_now, (received[0], _LATE))
             rest.daemon = True
             rest.start()
@@ -195,7 +178,7 @@ def _watch(reading: int) -> None:
         number = os.read(reading, 1)[0]
         if number not in _WORDS:
             continue
-        gentle = gentle + 1 if _state.gentle else 0
+        gentle = gentle + 1 if _State.gentle else 0
         if gentle > 1:
             _end_now(number, _AT_ONCE)
         if not gentle and until == float("inf"):
@@ -249,16 +232,13 @@ class JsonFormatter(logging.Formatter):
 
 @contextmanager
 def logging_to_stderr(as_json: bool) -> Iterator[None]:
-    """Send the runtime's log to stderr.
+    """Send the runtime's log to stderr: warnings as text, or everything as JSON lines.
 
-    Args:
-        as_json: Everything as JSON lines, notes and errors of the command included; else warnings
-            as text.
+    Notes and errors of the command are among these lines.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        JsonFormatter() if as_json else logging.Formatter("%(levelname)s: %(message)s")
-    )
+    as_text = logging.Formatter("%(levelname)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if as_json else as_text)
     with ExitStack() as stack:
         for package in _LOGGED:
             logger = get_logger(package)

@@ -29,7 +29,6 @@ from upperson_rt.search.notices import unknown_cameras
 if TYPE_CHECKING:
     from upperson_rt.gallery import IndexInfo
 
-__all__ = ["app"]
 
 app = new_app("Inspect and maintain a gallery.")
 

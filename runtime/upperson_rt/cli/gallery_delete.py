@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upperson_rt.cli.groups import OptionGroup, grouped
+from upperson_rt.cli.groups import OptionGroup, grouped, option
 from upperson_rt.cli.opening import open_retriever
 from upperson_rt.cli.options import Model, Output, Place, Searched, Where, age_seconds
 from upperson_rt.cli.output import (
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from upperson_rt.gallery import Filter
     from upperson_rt.retriever import Retriever
 
-__all__ = ["delete", "prune"]
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")]
 
@@ -38,23 +37,17 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be 
 class Deletion(OptionGroup, panel="Deletion"):
     """What is deleted besides keys and filters, and whether at all."""
 
-    like: Annotated[
-        Path | None,
-        typer.Option(
-            "--like", metavar="FILE", help="Delete what looks like this picture; needs the bundle."
-        ),
-    ] = None
-    min_score: Annotated[
-        float | None,
-        typer.Option(
-            "--min-score",
-            min=-1.0,
-            max=1.0,
-            metavar="S",
-            help="With --like: the lowest cosine that is deleted; a dry run shows the scores.",
-        ),
-    ] = None
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without a confirmation.")] = False
+    like: Path | None = option(
+        None, "Delete what looks like this picture; needs the bundle.", metavar="FILE"
+    )
+    min_score: float | None = option(
+        None,
+        "With --like: the lowest cosine that is deleted; a dry run shows the scores.",
+        min=-1.0,
+        max=1.0,
+        metavar="S",
+    )
+    yes: bool = option(False, "Delete without a confirmation.", "--yes", "-y")
     dry_run: DryRun = False
 
     def require_selection(self, keys: list[str] | None, passing: "Filter") -> None:
@@ -139,23 +132,14 @@ def delete(
 class Pruning(OptionGroup, panel="Deletion"):
     """Which pictures are old."""
 
-    older_than: Annotated[
-        float | None,
-        typer.Option(
-            "--older-than",
-            parser=age_seconds,
-            metavar="AGE",
-            help="Delete pictures taken longer ago than this, such as 30d, 12h or 90m.",
-        ),
-    ] = None
-    keep: Annotated[
-        int | None,
-        typer.Option("--keep", min=0, metavar="N", help="Keep only the newest N pictures."),
-    ] = None
-    camera: Annotated[
-        str | None,
-        typer.Option("--camera", help="Of this camera only.", show_default="all together"),
-    ] = None
+    older_than: float | None = option(
+        None,
+        "Delete pictures taken longer ago than this, such as 30d, 12h or 90m.",
+        parser=age_seconds,
+        metavar="AGE",
+    )
+    keep: int | None = option(None, "Keep only the newest N pictures.", min=0, metavar="N")
+    camera: str | None = option(None, "Of this camera only.", show_default="all together")
     dry_run: DryRun = False
 
 

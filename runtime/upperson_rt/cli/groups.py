@@ -2,7 +2,8 @@
 
     @dataclass(frozen=True)
     class Output(OptionGroup, panel="Output"):
-        as_json: Json = False
+        sheet: Path | None = option(None, "Also write a contact sheet.", metavar="FILE.png")
+        debug: Debug = False  # An annotation of Typer, for an option of several groups.
 
     @grouped
     def query(model: Model, output: Output) -> None: ...
@@ -15,16 +16,32 @@ import functools
 import inspect
 from collections.abc import Callable
 from copy import copy
-from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, cast, get_args, get_type_hints
 
+import typer
 from typer.models import OptionInfo
 
-__all__ = ["ADVANCED", "OptionGroup", "grouped"]
-
 ADVANCED = "Advanced"
-"""The panel of what few users need; an option says so with ``rich_help_panel=ADVANCED``."""
+"""The panel of what few users need."""
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_T = TypeVar("_T")
+
+
+def option(default: _T, help: str, *names: str, **facts: Any) -> _T:
+    """Declare an option of a group; ``names`` and ``facts`` are those of `typer.Option`.
+
+    Without names it is called as its field. A switch that is off by default has no ``--no-...``.
+    """
+    field: Any = dataclasses.field(
+        default=default, metadata={"names": names, "facts": {"help": help, **facts}}
+    )
+    return cast(_T, field)
+
+
+def advanced(default: _T, help: str, *names: str, **facts: Any) -> _T:
+    """Declare an option that few users need; see `option`."""
+    return option(default, help, *names, **{"rich_help_panel": ADVANCED, **facts})
 
 
 class OptionGroup:
@@ -77,18 +94,22 @@ def _options_of(kind: type[OptionGroup]) -> list[inspect.Parameter]:
         inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty
-            if field.default is dataclasses.MISSING
-            else field.default,
-            annotation=_in_panel(hints[field.name], kind.panel),
+            default=field.default,
+            annotation=_in_panel(field, hints[field.name], kind.panel),
         )
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
     ]
 
 
-def _in_panel(hint: Any, panel: str | None) -> Any:
+def _in_panel(field: "dataclasses.Field[Any]", hint: Any, panel: str | None) -> Any:
     """Return an annotation whose option stands in the group's panel, if it names no other."""
-    kind, *extras = get_args(hint)
-    option = copy(next(one for one in extras if isinstance(one, OptionInfo)))
-    option.rich_help_panel = option.rich_help_panel or panel
-    return Annotated[kind, option]
+    if field.metadata:
+        names = field.metadata["names"]
+        if field.default is False:
+            names = names or (f"--{field.name.replace('_', '-')}",)
+        found = typer.Option(*names, **field.metadata["facts"])
+    else:
+        hint, *extras = get_args(hint)
+        found = copy(next(one for one in extras if isinstance(one, OptionInfo)))
+    found.rich_help_panel = found.rich_help_panel or panel
+    return Annotated[hint, found]

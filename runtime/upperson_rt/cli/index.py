@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from upperson_rt.arguments import read_attributes
-from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
+from upperson_rt.cli.groups import OptionGroup, advanced, grouped, option
 from upperson_rt.cli.opening import open_announced, open_store
 from upperson_rt.cli.options import Delivery, Detection, Model, Output, Place
 from upperson_rt.cli.output import (
@@ -28,74 +28,40 @@ if TYPE_CHECKING:
     from upperson_rt.ingest.files import IndexReport
     from upperson_rt.manifest import ImageSection
 
-__all__ = ["index"]
-
 
 @dataclass(frozen=True)
 class Labels(OptionGroup, panel="Pictures"):
     """What is recorded with each picture."""
 
-    camera: Annotated[
-        str | None, typer.Option("--camera", help="Name of the camera that took the pictures.")
-    ] = None
-    time_from: Annotated[
-        Literal["exif", "mtime", "name", "none"],
-        typer.Option(
-            "--time-from",
-            help="Where the time of a picture comes from: exif, the camera's clock in the file; "
-            "name, such as gate_20261124_140000.jpg; mtime, when the file was written. Local time "
-            "where the file does not name an offset.",
-        ),
-    ] = "exif"
-    track_from: Annotated[
-        Literal["folder", "none"],
-        typer.Option("--track-from", help="folder: the name of its folder is a picture's track."),
-    ] = "none"
-    attribute: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--attribute",
-            metavar="KEY=VALUE",
-            help="Attribute of all these pictures, for `query --where`; may be given again.",
-        ),
-    ] = None
-
-    def as_options(self) -> dict[str, Any]:
-        """Return them as arguments of `index_images`."""
-        return {
-            "camera": self.camera,
-            "time_from": self.time_from,
-            "track_from": self.track_from,
-            "attributes": read_attributes(self.attribute, "--attribute"),
-        }
+    camera: str | None = option(None, "Name of the camera that took the pictures.")
+    time_from: Literal["exif", "mtime", "name", "none"] = option(
+        "exif",
+        "Where the time of a picture comes from: exif, the camera's clock in the file; "
+        "name, such as gate_20261124_140000.jpg; mtime, when the file was written. Local time "
+        "where the file does not name an offset.",
+    )
+    track_from: Literal["folder", "none"] = option(
+        "none", "folder: the name of its folder is a picture's track."
+    )
+    attribute: list[str] | None = option(
+        None,
+        "Attribute of all these pictures, for `query --where`; may be given again.",
+        metavar="KEY=VALUE",
+    )
 
 
 @dataclass(frozen=True)
 class Run(OptionGroup, panel="Pictures"):
     """Which pictures are indexed, and how."""
 
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Exit with 0 even if pictures were unreadable.")
-    ] = False
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            "--shard",
-            metavar="N/OF",
-            help="Index one part of the pictures, such as 3/16 on the third of sixteen machines; "
-            "`gallery merge` joins them.",
-            rich_help_panel=ADVANCED,
-        ),
-    ] = None
-    batch_size: Annotated[
-        int,
-        typer.Option(
-            "--batch-size",
-            min=1,
-            help="Pictures run and committed at a time.",
-            rich_help_panel=ADVANCED,
-        ),
-    ] = 32
+    skip_bad: bool = option(False, "Exit with 0 even if pictures were unreadable.")
+    shard: str | None = advanced(
+        None,
+        "Index one part of the pictures, such as 3/16 on the third of sixteen machines; "
+        "`gallery merge` joins them.",
+        metavar="N/OF",
+    )
+    batch_size: int = advanced(32, "Pictures run and committed at a time.", min=1)
 
 
 @grouped
@@ -127,14 +93,28 @@ def index(
 
     Example: `upperson-rt index crops/ --camera gate --time-from name`
     """
-    options = labels.as_options()
     from upperson_rt.gallery.shards import Shard
     from upperson_rt.ingest.files import index_images
     from upperson_rt.ingest.shards import choose_files, index_shard, record_of, require_whole
     from upperson_rt.preprocess import iter_image_files
 
+    options: dict[str, Any] = {
+        "camera": labels.camera,
+        "time_from": labels.time_from,
+        "track_from": labels.track_from,
+        "attributes": read_attributes(labels.attribute, "--attribute"),
+    }
     part = None if run.shard is None else Shard.parse(run.shard)
-    options["detector"] = _opened(detection, model.threads)
+    detection.require_no_options()
+    if detection.detector is not None:
+        options["detector"] = open_announced(
+            detection.detector,
+            detection.detector_layout,
+            detection.detector_class,
+            detection.detector_score,
+            model.threads,
+            "pictures",
+        )
     chosen = None if part is None else choose_files(paths, part)
     if chosen is None:
         require_whole(place.gallery)
@@ -188,20 +168,6 @@ def index(
         )
 
 
-def _opened(detection: Detection, threads: int | None) -> Any:
-    detection.require_no_options()
-    if detection.detector is None:
-        return None
-    return open_announced(
-        detection.detector,
-        detection.detector_layout,
-        detection.detector_class,
-        detection.detector_score,
-        threads,
-        "pictures",
-    )
-
-
 @contextmanager
 def _shown(files: int) -> "Iterator[Callable[[int, int], None]]":
     """Show progress; after Ctrl-C, say what stays."""
@@ -230,7 +196,7 @@ def _print_notes(
         print_warning(f"skipped: {skipped.reason}")
     without_time = report.indexed - report.timed
     if without_time and options["time_from"] != "none":
-        noun = ("picture",) if options["detector"] is None else ("person", "people")
+        noun = ("person", "people") if "detector" in options else ("picture",)
         print_note(
             f"{without_time} of {count_of(report.indexed, *noun)} "
             f"{'has' if without_time == 1 else 'have'} no time "

@@ -17,7 +17,6 @@ from upperson_rt.printable import count_of, safe_repr
 if TYPE_CHECKING:
     from upperson_rt.log_chain import LogReport
 
-__all__ = ["app"]
 
 app = new_app("Verify query logs, and acknowledge broken ones.")
 

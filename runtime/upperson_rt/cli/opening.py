@@ -16,13 +16,6 @@ if TYPE_CHECKING:
     from upperson_rt.retriever import Retriever
     from upperson_rt.towers import Backend, Tower
 
-__all__ = [
-    "open_announced",
-    "open_model",
-    "open_retriever",
-    "open_store",
-]
-
 
 @contextmanager
 def open_store(
@@ -33,15 +26,7 @@ def open_store(
     create: bool = False,
     allow_distilled: bool = False,
 ) -> "Iterator[tuple[Bundle, Backend, Gallery]]":
-    """Load one tower of a bundle, print the backend that runs it, and open its gallery.
-
-    Args:
-        model: The bundle and what runs it.
-        gallery: See `Gallery.open`; it is closed at the end.
-        tower: The one that the command runs.
-        create: Make the gallery if there is none.
-        allow_distilled: See `Gallery.open`.
-    """
+    """Load one tower of a bundle, print the backend that runs it, and open its gallery."""
     from upperson_rt.files import remove_leftovers
     from upperson_rt.gallery import Gallery
     from upperson_rt.gallery.sqlite.database import DATABASE_FILE

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
@@ -14,52 +14,15 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from upperson_rt.arguments import read_attributes
-from upperson_rt.cli.groups import ADVANCED, OptionGroup
+from upperson_rt.cli.groups import ADVANCED, OptionGroup, advanced, option
 from upperson_rt.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter
     from upperson_rt.ingest.service import Output as RowOutput
 
-__all__ = [
-    "AllowHostOption",
-    "Backend",
-    "BackendOption",
-    "Bundle",
-    "BundleOption",
-    "CaOption",
-    "Debug",
-    "Delivery",
-    "Detection",
-    "DetectorClass",
-    "DetectorLayout",
-    "DetectorScore",
-    "DeviceOption",
-    "GalleryOption",
-    "InsecureOption",
-    "Json",
-    "Model",
-    "NetrcOption",
-    "Output",
-    "Place",
-    "QueryLogOption",
-    "Searched",
-    "Threads",
-    "TrustOption",
-    "VariantOption",
-    "Where",
-    "age_seconds",
-    "default_bundle",
-    "default_gallery",
-    "read_batch_sizes",
-    "require_sheet",
-    "unix_seconds",
-]
-
-
 default_bundle = Path("bundle")
 default_gallery = "gallery"
-
 
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -84,14 +47,10 @@ def unix_seconds(text: str) -> float:
     ago = _age(text.strip().removeprefix("-"))
     if ago is not None:
         return time.time() - ago
-    try:
-        seconds = float(text)
-    except ValueError:
-        pass  # Not a number, so it must be a time.
-    else:
-        if not math.isfinite(seconds):
-            raise typer.BadParameter(f"'{text}' is no time")
-        return seconds
+    with suppress(ValueError):  # Not a number, so it must be a time.
+        if math.isfinite(seconds := float(text)):
+            return seconds
+        raise typer.BadParameter(f"'{text}' is no time")
     try:
         # Python 3.10 does not know the Z yet.
         return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
@@ -138,10 +97,6 @@ def _require_no_empty_trust(key: Path | None) -> Path | None:
     return key
 
 
-BundleOption: TypeAlias = Annotated[
-    Path,
-    typer.Option("--bundle", "-b", envvar="UPPERSON_BUNDLE", help="Folder of the exported model."),
-]
 GalleryOption: TypeAlias = Annotated[
     str,
     typer.Option(
@@ -152,15 +107,6 @@ GalleryOption: TypeAlias = Annotated[
         help="Folder of the gallery, or milvus://host:port/collection.",
     ),
 ]
-VariantOption: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        "--variant",
-        help="Precision to use, such as fp32 or int8.",
-        show_default="the bundle's default",
-        rich_help_panel=ADVANCED,
-    ),
-]
 TrustOption: TypeAlias = Annotated[
     Path | None,
     typer.Option(
@@ -169,24 +115,6 @@ TrustOption: TypeAlias = Annotated[
         metavar="PUBKEY",
         callback=_require_no_empty_trust,
         help="Open the bundle only if this public key (PEM) verifies its signature.",
-        rich_help_panel=ADVANCED,
-    ),
-]
-BackendOption: TypeAlias = Annotated[
-    str,
-    typer.Option(
-        "--backend",
-        help="auto, onnxruntime, openvino or tensorrt. On a CPU auto takes the fastest one "
-        "installed, which is measured when pictures are first embedded; for sentences alone "
-        "onnxruntime, then openvino; on cuda tensorrt, then onnxruntime.",
-        rich_help_panel=ADVANCED,
-    ),
-]
-DeviceOption: TypeAlias = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        help="cpu, cuda, cuda:N (tensorrt, onnxruntime), gpu or npu (openvino). Never replaced.",
         rich_help_panel=ADVANCED,
     ),
 ]
@@ -296,16 +224,31 @@ class Backend(OptionGroup, panel="Model and gallery"):
     """How a bundle is verified and run."""
 
     trust: TrustOption = None
-    variant: VariantOption = None
-    backend: BackendOption = "auto"
-    device: DeviceOption = "cpu"
+    variant: str | None = advanced(
+        None, "Precision to use, such as fp32 or int8.", show_default="the bundle's default"
+    )
+    backend: str = advanced(
+        "auto",
+        "auto, onnxruntime, openvino or tensorrt. On a CPU auto takes the fastest one installed, "
+        "which is measured when pictures are first embedded; for sentences alone onnxruntime, then "
+        "openvino; on cuda tensorrt, then onnxruntime.",
+    )
+    device: str = advanced(
+        "cpu", "cpu, cuda, cuda:N (tensorrt, onnxruntime), gpu or npu (openvino). Never replaced."
+    )
 
 
 @dataclass(frozen=True)
 class Bundle(OptionGroup, panel="Model and gallery"):
     """A bundle, of which a command chooses what runs."""
 
-    bundle: BundleOption = default_bundle
+    bundle: Path = option(
+        default_bundle,
+        "Folder of the exported model.",
+        "--bundle",
+        "-b",
+        envvar="UPPERSON_BUNDLE",
+    )
     trust: TrustOption = None
     threads: Threads = None
 
@@ -326,14 +269,9 @@ class Place(OptionGroup, panel="Model and gallery"):
 class Searched(Place):
     """A gallery that is searched, and the log of its queries."""
 
-    allow_distilled: Annotated[
-        bool,
-        typer.Option(
-            "--allow-distilled",
-            help="Also search a gallery of the model's student or teacher.",
-            rich_help_panel=ADVANCED,
-        ),
-    ] = False
+    allow_distilled: bool = advanced(
+        False, "Also search a gallery of the model's student or teacher."
+    )
     query_log: QueryLogOption = None
 
 
@@ -341,47 +279,26 @@ class Searched(Place):
 class Where(OptionGroup, panel="Filter"):
     """A filter of pictures."""
 
-    camera: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--camera", help="Only pictures of this camera; may be given again.", show_default="all"
-        ),
-    ] = None
-    since: Annotated[
-        float | None,
-        typer.Option(
-            "--since",
-            parser=unix_seconds,
-            metavar="TIME",
-            help="Only pictures taken at or after this time: ISO 8601 (local), unix seconds, or "
-            "how long ago, such as 90m, 24h or 7d.",
-        ),
-    ] = None
-    until: Annotated[
-        float | None,
-        typer.Option(
-            "--until",
-            parser=unix_seconds,
-            metavar="TIME",
-            help="Only pictures taken before this time.",
-        ),
-    ] = None
-    track: Annotated[
-        str | None,
-        typer.Option(
-            "--track", help="Only pictures of the track of this name.", rich_help_panel=ADVANCED
-        ),
-    ] = None
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--where",
-            metavar="KEY=VALUE",
-            help="Only pictures whose attribute KEY is VALUE; may be given again.",
-            show_default="any",
-            rich_help_panel=ADVANCED,
-        ),
-    ] = None
+    camera: list[str] | None = option(
+        None, "Only pictures of this camera; may be given again.", show_default="all"
+    )
+    since: float | None = option(
+        None,
+        "Only pictures taken at or after this time: ISO 8601 (local), unix seconds, or "
+        "how long ago, such as 90m, 24h or 7d.",
+        parser=unix_seconds,
+        metavar="TIME",
+    )
+    until: float | None = option(
+        None, "Only pictures taken before this time.", parser=unix_seconds, metavar="TIME"
+    )
+    track: str | None = advanced(None, "Only pictures of the track of this name.")
+    where: list[str] | None = advanced(
+        None,
+        "Only pictures whose attribute KEY is VALUE; may be given again.",
+        metavar="KEY=VALUE",
+        show_default="any",
+    )
 
     def as_filter(self) -> "Filter":
         """Return the filter."""
@@ -400,13 +317,7 @@ class Where(OptionGroup, panel="Filter"):
 class Detection(OptionGroup, panel="Detector"):
     """A detector, if any."""
 
-    detector: Annotated[
-        str | None,
-        typer.Option(
-            "--detector",
-            help="Detector of people, as for `watch`, such as FILE.onnx.",
-        ),
-    ] = None
+    detector: str | None = option(None, "Detector of people, as for `watch`, such as FILE.onnx.")
     detector_layout: DetectorLayout = None
     detector_class: DetectorClass = None
     detector_score: DetectorScore = None
@@ -415,11 +326,11 @@ class Detection(OptionGroup, panel="Detector"):
         """Refuse options of a detector where none is named."""
         for field in fields(self):
             if self.detector is None and getattr(self, field.name) is not None:
-                option = f"--{field.name.replace('_', '-')}"
+                name = f"--{field.name.replace('_', '-')}"
                 raise UsageError(
-                    f"{option} is of no use without --detector: name a detector, too",
+                    f"{name} is of no use without --detector: name a detector, too",
                     code="detector_missing",
-                    option=option,
+                    option=name,
                 )
 
 
@@ -427,14 +338,12 @@ class Detection(OptionGroup, panel="Detector"):
 class Delivery(OptionGroup, panel="Output"):
     """Where committed rows are sent."""
 
-    outputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--output",
-            metavar="NAME",
-            help="Also send each committed row to this extension of upperson.outputs. Repeatable.",
-        ),
-    ] = None
+    outputs: list[str] | None = option(
+        None,
+        "Also send each committed row to this extension of upperson.outputs. Repeatable.",
+        "--output",
+        metavar="NAME",
+    )
 
     @contextmanager
     def opened(self) -> "Iterator[list[RowOutput]]":

@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -28,35 +29,6 @@ if TYPE_CHECKING:
     from upperson_rt.search.notices import Notice
     from upperson_rt.towers import Backend, Tower
 
-__all__ = [
-    "Cell",
-    "PlainTable",
-    "backend_line",
-    "json_from_hit",
-    "live_display",
-    "messages_to",
-    "new_progress",
-    "new_table",
-    "one_json_object",
-    "path_or_none",
-    "print_columns",
-    "print_error",
-    "print_hits",
-    "print_json",
-    "print_labelled",
-    "print_line",
-    "print_note",
-    "print_notices",
-    "print_prompt",
-    "print_result",
-    "print_table",
-    "print_warning",
-    "running_line",
-    "running_with",
-    "short_path",
-    "show_progress",
-    "warn_of_pictures_out_of_reach",
-]
 
 Cell: TypeAlias = "str | tuple[str, str]"
 """Text of a table, perhaps with a style of rich, such as ``bold red``."""
@@ -201,12 +173,9 @@ def show_progress() -> Iterator[Callable[[str, float, float], None]]:
 
 
 def new_progress(time_left: bool = False) -> "Progress":
-    """Return a progress bar with the elapsed time on stderr; hidden if stderr is no terminal.
+    """Return a progress bar with the elapsed or remaining time; hidden if stderr is no terminal.
 
     `print_note` prints above it.
-
-    Args:
-        time_left: Show the remaining time instead.
     """
     from rich.progress import (
         BarColumn,
@@ -306,13 +275,8 @@ def print_hits(
 ) -> None:
     """Print a table; a column that is empty for all hits is left out.
 
-    On a narrow terminal each picture gets a line of its own below its row, so that paths and names
-    do not fold and can be copied.
-
-    Args:
-        hits: In rank order.
-        crops_dir: `Gallery.crops_dir`, which saved pictures are below.
-        more: Further columns of numbers, before the picture.
+    ``more`` are columns of numbers before the picture. On a narrow terminal each picture gets a
+    line of its own below its row, so that paths and names do not fold and can be copied.
     """
     columns: dict[str, list[str]] = {
         "rank": [str(rank) for rank in range(1, len(hits) + 1)],
@@ -330,12 +294,9 @@ def print_hits(
 
 
 def print_columns(columns: dict[str, list[str]], right: tuple[str, ...], long: str) -> None:
-    """Print columns as a table.
+    """Print columns, by their names, as a table; those in ``right`` are aligned to the right.
 
-    Args:
-        columns: Cells by the names of the columns.
-        right: Right-aligned columns.
-        long: Column whose cells get lines of their own below their rows, on a narrow terminal.
+    On a narrow terminal the cells of ``long`` get lines of their own below their rows.
     """
     table = _table_of(columns, right)
     console = Console(highlight=False, markup=False)
@@ -360,13 +321,11 @@ def _table_of(columns: dict[str, list[str]], right: tuple[str, ...]) -> PlainTab
 
 
 def _width(table: PlainTable, console: Console) -> int:
-    """Return the width of a table without folded cells, in characters."""
     unlimited = console.options.update(max_width=sys.maxsize)
     return Measurement.get(console, unlimited, table).maximum
 
 
 def _period(span: "TrackSpan") -> str:
-    """Return the first and the last time of a track; the same time or day only once."""
     first, last = local_time(span.first_time), local_time(span.last_time)
     if first == last:
         return first
@@ -389,13 +348,7 @@ def json_from_hit(rank: int, hit: "Hit", crops_dir: Path | None) -> dict[str, An
         "camera": item.camera,
         "time": item.time,
         "track": item.track,
-        "span": None
-        if span is None
-        else {
-            "first_time": span.first_time,
-            "last_time": span.last_time,
-            "pictures": span.pictures,
-        },
+        "span": None if span is None else asdict(span),
         "box": item.box,
         "crop": item.crop,
         "file": None if file is None else str(file),
@@ -412,12 +365,8 @@ def _picture(item: "Item", crops_dir: Path | None) -> str:
 
 def running_with(variant: str, backend: "Backend") -> dict[str, str]:
     """Return variant, backend and device as part of a result."""
-    return {
-        "variant": variant,
-        "backend": backend.name,
-        "version": backend.version,
-        "device": backend.device,
-    }
+    running = {"backend": backend.name, "version": backend.version, "device": backend.device}
+    return {"variant": variant, **running}
 
 
 def running_line(result: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
+from upperson_rt.cli.groups import OptionGroup, advanced, grouped, option
 from upperson_rt.cli.opening import open_retriever
 from upperson_rt.cli.options import Model, Output, Searched, Where, require_sheet
 from upperson_rt.cli.output import (
@@ -27,43 +27,25 @@ if TYPE_CHECKING:
     from upperson_rt.search.service import SearchResult
     from upperson_rt.towers import Tower
 
-__all__ = ["query"]
-
 
 @dataclass(frozen=True)
 class Search(OptionGroup, panel="Search"):
     """The query, and what is shown of the result."""
 
-    image: Annotated[
-        Path | None,
-        typer.Option(
-            "--image", metavar="FILE", help="Search with a picture of the person instead."
-        ),
-    ] = None
-    k: Annotated[int, typer.Option("-k", "--top", min=1, help="Number of hits.")] = 10
-    by_track: Annotated[
-        bool,
-        typer.Option("--by-track", help="One hit a track, with its best picture and its period."),
-    ] = False
-    explain: Annotated[
-        bool,
-        typer.Option("--explain", help="Show the evidence for each phrase in each hit, 0 to 1."),
-    ] = False
-    sheet: Annotated[
-        Path | None,
-        typer.Option("--sheet", metavar="FILE.png", help="Also write a contact sheet."),
-    ] = None
-    paraphrases: Annotated[
-        int,
-        typer.Option(
-            "--paraphrases",
-            min=1,
-            max=16,
-            metavar="N",
-            help="Wordings of the sentence whose embeddings are averaged, 1 to 16.",
-            rich_help_panel=ADVANCED,
-        ),
-    ] = 1
+    image: Path | None = option(
+        None, "Search with a picture of the person instead.", metavar="FILE"
+    )
+    k: int = option(10, "Number of hits.", "-k", "--top", min=1)
+    by_track: bool = option(False, "One hit a track, with its best picture and its period.")
+    explain: bool = option(False, "Show the evidence for each phrase in each hit, 0 to 1.")
+    sheet: Path | None = option(None, "Also write a contact sheet.", metavar="FILE.png")
+    paraphrases: int = advanced(
+        1,
+        "Wordings of the sentence whose embeddings are averaged, 1 to 16.",
+        min=1,
+        max=16,
+        metavar="N",
+    )
 
     def as_request(self, words: list[str] | None, where: "Filter") -> "SearchRequest":
         """Return the request."""
