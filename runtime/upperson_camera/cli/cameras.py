@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from upperson_camera.cli.options import AllowHostOption, CaOption, NetrcOption
 from upperson_rt.cli.groups import OptionGroup, grouped
-from upperson_rt.cli.options import AllowHostOption, CaOption, NetrcOption, Output
+from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import print_columns, print_json, print_note, print_warning
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import count_of

@@ -11,21 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from upperson_camera.cli.options import AllowHostOption, CaOption, InsecureOption, NetrcOption
 from upperson_rt.cli.app import ending_gently, leave_open
 from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
 from upperson_rt.cli.opening import open_announced, open_store
 from upperson_rt.cli.options import (
-    AllowHostOption,
-    CaOption,
     Debug,
     DetectorClass,
     DetectorLayout,
     DetectorScore,
     GalleryOption,
-    InsecureOption,
     Json,
     Model,
-    NetrcOption,
     default_gallery,
     unix_seconds,
 )
