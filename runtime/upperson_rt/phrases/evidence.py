@@ -197,15 +197,13 @@ class Evidence:
     def against(
         self, excluded: Sequence[Phrase], images_ND: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Return (N,) what pictures lose of their scores for what a sentence excludes.
-
-        It grows with the square of the evidence: weak evidence must not outweigh what is wanted.
-        """
+        """Return (N,) what pictures lose of their scores for what a sentence excludes."""
         heard = []
         for phrase in excluded:
             unheard = 0.0 if phrase.colours else _UNHEARD
             evidence_N = self._of_excluded(phrase, images_ND)
             heard.append(np.maximum(evidence_N - unheard, 0) / (1 - unheard))
+        # The square: weak evidence must not outweigh what is wanted.
         lost_N: NDArray[np.float32] = MOST_EXCLUDED * np.square(np.max(heard, axis=0))
         return lost_N.astype(np.float32)
 

@@ -543,7 +543,6 @@ class _Exclusions:
         return self._words[span.last] in ("or", "nor")
 
     def _after_place(self, at: int) -> int:
-        """Return what comes after *on his head*."""
         if self._words[at : at + 1] in (["on"], ["in"], ["over"], ["around"]):
             end, words = at + 1, BODY_PLACES | {"her", "his", "the"}
             while end < len(self._words) and self._words[end] in words:

@@ -25,12 +25,6 @@ _SHORT = 6
 """Up to this many letters one edit is allowed, in longer words two."""
 
 
-def is_plain(word: str) -> bool:
-    """Whether the grammar knows a word, or its singular."""
-    word = word.lower()
-    return word in WORDS or word.removesuffix("s") in WORDS or word.removesuffix("es") in WORDS
-
-
 def correction(word: str) -> str | None:
     """Return the known word that a misspelt one stands for, or None if none is near.
 
@@ -38,7 +32,8 @@ def correction(word: str) -> str | None:
     right, or swapped with the second: other near words are seldom meant.
     """
     word = word.lower()
-    if len(word) < 3 or is_plain(word):
+    singulars = word.removesuffix("s"), word.removesuffix("es")
+    if len(word) < 3 or not WORDS.isdisjoint((word, *singulars)):
         return None
     most = 1 if len(word) <= _SHORT else 2
     near = process.extract(word, _DESCRIBING, scorer=OSA.distance, score_cutoff=most, limit=None)

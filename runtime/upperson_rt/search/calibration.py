@@ -150,7 +150,6 @@ class ScoreCalibration:
         return sample.usual[share]
 
     def _measured(self, sample: _Sample, share: float) -> tuple[float, float] | None:
-        """Return middle and spread of the scores of background queries."""
         some = _spread(len(sample.vectors_ND), _COMPARED)
         pictures_ND, people_N = sample.vectors_ND[some], sample.people_N[some]
         chosen = _spread(len(some), _QUERIES)

@@ -183,7 +183,6 @@ def _read_stamp(file: BinaryIO) -> tuple[Stamp, int, int]:
 
 
 def _checksum(file: BinaryIO, length: int) -> int:
-    """Return the crc32 of the next bytes."""
     checksum, buffer = 0, memoryview(bytearray(_CHUNK_BYTES))
     while length > 0:
         count = file.readinto(buffer[: min(length, _CHUNK_BYTES)])  # type: ignore[attr-defined]

@@ -188,7 +188,6 @@ def _check_keys(gallery: SqliteGallery, record: ShardRecord, keys: Tally) -> Non
 
 
 def _check_merged(folder: Path, items: Tally, rows: Tally) -> None:
-    """Read a new gallery back from the disk."""
     found_items, found_rows = Tally(), Tally()
     with ExitStack() as stack:
         for batch in _open(stack, folder).checked_batches():

@@ -241,7 +241,6 @@ def _spans(transaction: Transaction, tracks: set[Track], where: Filter) -> dict[
 def _fetch(
     transaction: Transaction, ids: NDArray[np.int64], embed_dim: int, snapshot: Snapshot | None
 ) -> dict[int, _Row]:
-    """Return rows by id."""
     rows = {row[0]: row for row in rows_with_ids(transaction, ids.tolist(), embed_dim)}
     if len(rows) != len(ids):
         raise DamageError(

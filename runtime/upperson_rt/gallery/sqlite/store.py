@@ -364,7 +364,6 @@ def _remove(
 
 
 def _counts(transaction: Transaction, column: str) -> dict[str, int]:
-    """Return how many rows have each value of a column."""
     transaction.check_table()
     condition = f"{column} IS NOT NULL GROUP BY {column} ORDER BY {column}"
     return dict(transaction.execute(f"SELECT {column}, count(*) FROM items WHERE {condition}"))
