@@ -44,8 +44,6 @@ class Smoothing:
     """Relative squared error of the Linears' int8 outputs without factors, on held-out samples."""
 
     error_after: float
-    """The same with factors."""
-
     log2_factors_in_eighths: str
     """Whole numbers, by channel, in one line, for ``diff``."""
 

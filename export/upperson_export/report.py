@@ -49,16 +49,10 @@ class Conditions:
     """Conditions of the times."""
 
     machine: Mapping[str, Any]
-    """As `describe_machine` returns it."""
-
     threads: int
     backends: Mapping[str, str]
-    """Versions, by name."""
-
     batch: Mapping[Tower, int]
     caption_tokens: int
-    """Length of the longest caption."""
-
     repeats: int
 
 
@@ -129,7 +123,6 @@ class CalibrationRecord:
     samples: Samples
     estimator: Estimator
     reused_file_sha256: str | None
-    """Hash of the calibration file that was taken over, if one was."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record for report and manifest."""
@@ -145,8 +138,6 @@ class VariantReport:
     """One variant: its accuracy, how it was made, its size and times."""
 
     candidates: Mapping[Tower, str]
-    """The accepted candidate of each tower."""
-
     accuracy: Accuracy | None = None
     """Of both towers together, on the variant's first backend; None: no gate."""
 
@@ -160,8 +151,6 @@ class VariantReport:
     """Worst case of towers that have floats in float16."""
 
     left_out: str | None = None
-    """Why it is not in the bundle."""
-
     size_bytes: int
     times: Times
 
@@ -181,16 +170,12 @@ class ExportReport:
     """None: the gate was off."""
 
     max_r1_drop: float | None
-    """Maximum R@1 drop in percentage points; None if R@1 was not measured."""
-
     min_overlap: float | None = None
     """Minimum overlap with float32's first ten pictures in percent; None if rankings did not
     decide."""
 
     variants: Mapping[VariantName, VariantReport]
     measured: Sequence[Measured]
-    """Every candidate that was measured, in order."""
-
     conditions: Conditions
 
     calibration: CalibrationRecord | None

@@ -34,8 +34,6 @@ class Int8Candidate:
     """A candidate of an int8 tower."""
 
     graph: "Smoothness" = "plain"
-    """The float32 graph that is quantized."""
-
     in_float: Fraction = Fraction(0)
     """Share of the block Linears, the most sensitive ones, that stays in float, rounded up."""
 
@@ -92,8 +90,6 @@ class Variant:
     in other orders and types."""
 
     measured_on: str = AS_RUN
-    """`AS_RUN` or `SIMULATED`."""
-
     made_for: Literal["any", "cpu", "gpu"]
     """A variant for CPUs keeps its accuracy on every CPU backend that is installed, is timed there,
     and is a bundle's default; one for GPUs is not timed on CPUs."""
@@ -108,7 +104,6 @@ class Variant:
     """Options of ``upperson export``, each of which chooses it."""
 
     passes: Callable[[Tensors], Iterable["InPlacePass"]] = field(repr=False)
-    """The passes that make it from the float32 graph."""
 
     @property
     def int8(self) -> bool:
@@ -123,10 +118,6 @@ class Variant:
     def variant_of(self, candidate: str) -> "Variant":
         """Return the variant of a candidate: a float variant if that is its name."""
         return VARIANTS.get(candidate, self)
-
-
-def _no_pass(_: Tensors) -> Iterable["InPlacePass"]:
-    return ()
 
 
 def _int8(given: Tensors) -> Iterable["InPlacePass"]:
@@ -158,7 +149,7 @@ _ROWS = (
         canary_min_cosine=0.9999,
         made_for="any",
         servers=True,
-        passes=_no_pass,
+        passes=lambda _: (),
     ),
     Variant(
         name="int8",

@@ -6,6 +6,7 @@ TensorRT for RTX compiles without a GPU. Random weights are enough: fusion looks
 from functools import cache
 from importlib import import_module
 
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -16,6 +17,7 @@ from tests.helpers.vit_b16 import PROFILES, export_vit_b16, int8_gemms, vit_b16_
 from upperson_export.engines import RtxEngine, build_rtx_engine, parse_layers, rtx_target
 from upperson_export.graphs import build_variant
 from upperson_export.lint import lint
+from upperson_export.serving import planar_float_input
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
 from upperson_tensorrt.builder import InputProfile
 
@@ -127,6 +129,14 @@ def test_attention_and_all_block_linears_of_the_int8_graph_are_fused(vit_b16, ki
 @cache
 def toy_fp16():
     return build_variant(toy_graph("image"), "fp16")
+
+
+@needs_rtx
+def test_the_planar_graph_of_deepstream_is_taken(tmp_path):
+    """It is another product than TensorRT, but the nearest there is without a GPU."""
+    onnx.save(planar_float_input(ir.to_proto(toy_fp16())), tmp_path / "planar.onnx")
+    profile = InputProfile("image", (1, 3, 48, 32), (8, 3, 48, 32), (16, 3, 48, 32))
+    assert build_rtx_engine(tmp_path / "planar.onnx", profile).content
 
 
 @needs_rtx
