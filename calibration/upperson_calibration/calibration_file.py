@@ -91,10 +91,8 @@ class Ranges:
 
     amax: Mapping[str, Range]
     """Range of each activation that enters a block Linear."""
-
     largest: Mapping[str, Range]
     """Largest absolute value, by the same names: a smaller range saturates."""
-
     largest_anywhere: Mapping[str, Range]
     """Largest absolute value of every computed float tensor, for float16."""
 
@@ -114,13 +112,10 @@ class TowerCalibration:
 
     graph_sha256: str
     """Hash of the float32 ONNX file before smoothing."""
-
     forms: Mapping[Smoothness, Ranges]
     """Ranges of the plain and the smoothed tower, if measured."""
-
     smoothing: Mapping[str, Smoothing]
     """By site; empty if it was not chosen."""
-
     damage: tuple[LayerSensitivity, ...]
     """Layer sensitivity, most sensitive first; empty if it was not measured."""
 
@@ -134,7 +129,6 @@ class Calibration:
 
     estimator: Estimator
     samples: Samples
-
     towers: Mapping[str, TowerCalibration]
 
     def __post_init__(self) -> None:

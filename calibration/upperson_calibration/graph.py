@@ -27,13 +27,10 @@ class BlockLinear:
 
     node: str
     """Name of its MatMul node."""
-
     activation: str
     """Name of the tensor [N, L, in] that enters."""
-
     weight: str
     """Name of the initializer [in, out]."""
-
     site: str | None
     """The producer of the activation, such as a norm and its adapter, that takes a factor for each
     channel; several Linears may share one. None: there is none."""
@@ -47,7 +44,6 @@ class TowerGraph:
     file: Path
     linears: tuple[BlockLinear, ...]
     """In graph order."""
-
     padding_counts: bool = False
     """Whether the graph pads captions itself, and attends to the padding."""
 
@@ -93,13 +89,10 @@ class ObservedBatch(NamedTuple):
 
     samples: NDArray[np.int64]
     """Their places among all samples, [B]."""
-
     inputs: NDArray[Any]
     """uint8 [B, H, W, 3], or int32 [B, L] padded to the longest."""
-
     lengths: NDArray[np.int64] | None
     """Tokens of each caption, [B]; None for pictures, and where padding counts."""
-
     outputs: list[NDArray[Any]]
 
 

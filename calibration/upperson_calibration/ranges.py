@@ -88,10 +88,8 @@ class Observed:
     histogram: AbsHistogram
     half_max: NDArray[np.float32]
     """Largest absolute value by channel, [2, C]: of every other sample, and of the rest."""
-
     rows: NDArray[np.float32]
     """A few rows [R, C], drawn evenly over samples."""
-
     row_half: NDArray[np.int64]
     """[R] the half, 0 or 1, of each row's sample."""
 

@@ -34,10 +34,8 @@ class CalibrationSet:
 
     images: npt.NDArray[np.uint8]
     """RGB [N, H, W, 3], of the model's size."""
-
     input_ids: npt.NDArray[np.int32]
     """[M, L], zero-padded to the longest."""
-
     image_source: str
     text_source: str
 
@@ -63,7 +61,6 @@ class Pictures:
     """Pictures to choose among."""
 
     files: Sequence[Path]
-
     source: str
     cameras: Sequence[str | None] | None = None
     """None, or a camera (or None) for each picture."""

@@ -40,10 +40,8 @@ class LayerSensitivity:
     order_loss: float
     """Percent of pairs of pictures that change their order for a caption, mean over captions; 0
     for one picture."""
-
     overlap_loss: float
     """Percent of the first 10 pictures that change, mean over captions."""
-
     cosine_loss: float
     """1 - mean cosine of the tower's embeddings to those in float32."""
 

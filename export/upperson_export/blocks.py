@@ -38,7 +38,6 @@ class Site:
 
     divide: Callable[[Tensor], None]
     """Divides by factors [C]: changes the weights that compute the Linears' input [..., C]."""
-
     readers: tuple[Linear, ...]
     """All Linears that read it; each has weights [C, out]."""
 

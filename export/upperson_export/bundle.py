@@ -212,19 +212,14 @@ class ExportOptions:
 
     variants: tuple[VariantName, ...] = ("int8",)
     """Beside fp32, which is always written."""
-
     max_r1_drop: float = 0.5
     """Maximum R@1 drop against fp32 in percentage points, where identities are known."""
-
     min_overlap: float = MIN_OVERLAP
     """Minimum overlap with fp32's first ten pictures in percent, where they are not."""
-
     int8_only: bool = False
     """Refuse float towers in the int8 variants: AccuracyGateError instead."""
-
     estimator: Estimator | None = None
     """None: that of a calibration that is reused, else `DEFAULT_ESTIMATOR`."""
-
     sign: Path | None = None
 
 
@@ -300,9 +295,13 @@ def export_bundle(
                 times=stopwatch.measure(files.graphs.get(variant, {}), variant),
             )
         progress("measuring latency", 1, 1)
+        size = None
+        if split is not None:
+            images, captions = len(split.image_files), len(split.captions)
+            size = SplitSize(name=split.name, images=images, captions=captions)
         report = ExportReport(
             model=identity.name,
-            split=None if split is None else SplitSize.of(split),
+            split=size,
             max_r1_drop=options.max_r1_drop if split and split.has_identities else None,
             min_overlap=options.min_overlap if split and not split.has_identities else None,
             variants=variants,

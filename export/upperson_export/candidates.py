@@ -74,7 +74,6 @@ class CalibrationTask:
     estimator: Estimator
     reused: Calibration | None
     """An earlier calibration of the model; what it holds is not measured again."""
-
     progress: StageProgress
 
     @cached_property

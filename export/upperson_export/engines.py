@@ -142,13 +142,10 @@ class FusedLayer:
     """One kernel of an engine."""
 
     name: str
-
     kind: str
     """The compiler's word, such as ``gemm`` or ``kgen``."""
-
     types: frozenset[str]
     """Types of its inputs and constants, such as ``Int8`` and ``Half``."""
-
     nodes: tuple[str, ...]
 
 
@@ -159,7 +156,6 @@ class RtxEngine:
     content: bytes
     version: str
     """TensorRT for RTX that made it; it runs with that version only."""
-
     layers: tuple[FusedLayer, ...]
 
     def fused_attentions(self) -> list[FusedLayer]:

@@ -295,10 +295,8 @@ class Fp16Accumulation:
     cosine: float
     """Minimum cosine to ONNX Runtime's embeddings from the same file, which an engine is compared
     with; 0 if a sum overflows."""
-
     min_cosine: float
     """The cosine that is required, or products get casts."""
-
     float_sums: tuple[str, ...] = ()
     """MatMul nodes that got casts, those with the largest errors first."""
 

@@ -45,7 +45,6 @@ class Finding:
     rule: str
     node: str
     """Name of the node or constant; of its output if a node has none."""
-
     message: str
 
 

@@ -26,7 +26,6 @@ class RecordedFolder:
 
     kind: str
     """Format of the folder, as the record has it."""
-
     record: str
 
     def require_place(self, output: Path) -> None:

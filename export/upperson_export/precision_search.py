@@ -39,7 +39,6 @@ class RetrievalSplit:
     image_files: Sequence[Path]
     image_pids: npt.NDArray[np.int64] | None = None
     """Identity of each image. None, here and below, if unknown: rankings are compared."""
-
     captions: Sequence[str]
     caption_pids: npt.NDArray[np.int64] | None = None
 
@@ -56,7 +55,6 @@ class Drop:
     points: float
     low: float
     """Lower end of the 95 % bootstrap interval."""
-
     high: float
 
 
@@ -66,7 +64,6 @@ class Accuracy:
 
     metrics: RetrievalMetrics | None
     """None if identities are unknown, as is `Compared.r1_drop`."""
-
     float_types: Mapping[Tower, str]
 
 
@@ -75,10 +72,8 @@ class Compared(Accuracy):
     """Accuracy compared with float32, on the same queries."""
 
     r1_drop: Drop | None
-
     cosine: Mapping[str, float]
     """Quantiles of the cosine to float32: min, 1 % and median."""
-
     top10_overlap: float
     """Percent of float32's first ten pictures that are kept, mean over captions."""
 
@@ -90,17 +85,13 @@ class Measured:
     variant: VariantName
     tower: str
     """``image``, ``text``, or ``both``."""
-
     candidate: str
     """As in `Variant.candidates`; for both towers ``image candidate + text candidate``."""
-
     backend: str
     """The backend of the candidate; the float32 towers run on ONNX Runtime."""
-
     accepted: bool
     accuracy: Compared | None
     """None if the candidate does not run."""
-
     failure: str | None = None
 
 
@@ -109,7 +100,6 @@ class SplitEmbeds(NamedTuple):
 
     rows: npt.NDArray[np.float32]
     """(items of the split, E), unit norm."""
-
     float_type: str
 
 
@@ -146,7 +136,6 @@ class PrecisionSearch:
     int8_only: bool = False
     also_on: tuple[str, ...] = ()
     """Further backends on which towers made for CPUs must keep their accuracy."""
-
     measured: list[Measured] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from upperson_calibration.ranges import Estimator
 from upperson_calibration.samples import CalibrationSet
 from upperson_calibration.sensitivity import LayerSensitivity
 from upperson_export.graphs import Fp16Accumulation, float_type_of
-from upperson_export.precision_search import Accuracy, Compared, Measured, RetrievalSplit
+from upperson_export.precision_search import Accuracy, Compared, Measured
 from upperson_export.variants import VARIANTS, VariantName
 from upperson_rt.backends import open_backend
 from upperson_rt.machine import describe_machine
@@ -36,7 +36,6 @@ class TowerTime:
 
     ms_per_item: float
     """Median."""
-
     float_type: str
 
 
@@ -110,11 +109,6 @@ class SplitSize:
     images: int
     captions: int
 
-    @classmethod
-    def of(cls, split: RetrievalSplit) -> "SplitSize":
-        """Count images and captions."""
-        return cls(name=split.name, images=len(split.image_files), captions=len(split.captions))
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrationRecord:
@@ -140,16 +134,12 @@ class VariantReport:
     candidates: Mapping[Tower, str]
     accuracy: Accuracy | None = None
     """Of both towers together, on the variant's first backend; None: no gate."""
-
     elsewhere: Mapping[str, Accuracy] = field(default_factory=dict)
     """On further backends, by name."""
-
     kept_float: Mapping[Tower, Sequence[LayerSensitivity]]
     """Linears left in float, most sensitive first."""
-
     fp16_accumulation: Mapping[Tower, Fp16Accumulation] = field(default_factory=dict)
     """Worst case of towers that have floats in float16."""
-
     left_out: str | None = None
     size_bytes: int
     times: Times
@@ -165,19 +155,15 @@ class ExportReport:
     """The result of an export."""
 
     model: str
-
     split: SplitSize | None
     """None: the gate was off."""
-
     max_r1_drop: float | None
     min_overlap: float | None = None
     """Minimum overlap with float32's first ten pictures in percent; None if rankings did not
     decide."""
-
     variants: Mapping[VariantName, VariantReport]
     measured: Sequence[Measured]
     conditions: Conditions
-
     calibration: CalibrationRecord | None
     """None: fp32 alone was written."""
 
