@@ -307,6 +307,23 @@ def test_the_planar_graph_differs_at_its_input_alone_and_gives_the_same_bits(exp
 # --- Both formats
 
 
+def test_every_constant_comes_from_the_manifest(tmp_path, monkeypatch):
+    sizes = {"HEIGHT_PX": 48, "WIDTH_PX": 16, "EMBED_DIM": 20, "CONTEXT_LENGTH": 9}
+    for name, value in sizes.items():
+        monkeypatch.setattr(toy_bundle, name, value)
+    bundle = make_toy_bundle(tmp_path / "bundle")
+    models = write_triton(bundle, tmp_path / "models").folder
+    folder = write_deepstream(bundle, tmp_path / "ds").folder
+    for file, constants in (
+        (models / "toy_image/config.pbtxt", ["dims: [ 48, 16, 3 ]", "dims: [ 20 ]"]),
+        (models / "README.md", ['Tokenizer.from_file("tokenizer.json", 9)', "48, 16)"]),
+        (folder / "README.md", ["EMBED_DIM = 20", "x3x48x16"]),
+        (folder / CONFIG, ["infer-dims=3;48;16"]),
+    ):
+        text = file.read_text("utf-8")
+        assert [one for one in constants if one not in text] == []
+
+
 @each_format
 def test_gpu_servers_get_fp16_else_fp32_or_what_is_named(bundle, tmp_path, write):
     assert write(bundle, tmp_path / "a").variant == "fp32", "int8, its default, is for processors"
