@@ -188,10 +188,15 @@ def test_the_table_of_layers_is_read():
         f"Name: fc1_1, LayerType: gemm, Inputs: [ {tensor.format('Int8')}], "
         f"Constants: [ {tensor.format('Int8')}, {tensor.format('Float')}], Outputs: [], "
         "TacticName: , StreamId: 0, Metadata: [ONNX Layer: fc1/MatMul]",
+        f"Name: fc2_1, LayerType: gemm, Inputs: [ {tensor.format('Half')}], "
+        f"Constants: [ {tensor.format('Int8')}], Outputs: [], TacticName: , StreamId: 0, "
+        "Metadata: [ONNX Layer: fc2/MatMul]",
         "Bindings:",
     ]
     engine = RtxEngine(b"", "1", tuple(parse_layers("\n".join(lines))))
-    assert [layer.nodes for layer in engine.layers] == [("a/MatMul", "a/Softmax"), ("fc1/MatMul",)]
-    assert [layer.types for layer in engine.layers] == [{"Half"}, {"Int8", "Float"}]
+    nodes = [("a/MatMul", "a/Softmax"), ("fc1/MatMul",), ("fc2/MatMul",)]
+    assert [layer.nodes for layer in engine.layers] == nodes
+    types = [{"Half"}, {"Int8", "Float"}, {"Half", "Int8"}]
+    assert [layer.types for layer in engine.layers] == types
     assert [layer.name for layer in engine.fused_attentions()] == ["_gemm_mha_v2_0"]
     assert [layer.name for layer in engine.int8_gemms()] == ["fc1_1"]
