@@ -42,8 +42,6 @@ class SampleHashes:
     """The pictures, or the captions, that set the ranges."""
 
     source: str
-    """Where they came from, for messages."""
-
     sha256: tuple[Sha256, ...]
     """One for each picture's pixels at the model's size, or each caption's ids; sorted."""
 
@@ -59,15 +57,11 @@ class Samples:
     texts: SampleHashes
 
     @classmethod
-    def of(cls, calibration: CalibrationSet) -> "Samples":
+    def of(cls, found: CalibrationSet) -> "Samples":
         """Record a set."""
         return cls(
-            images=SampleHashes(
-                source=calibration.image_source, sha256=tuple(calibration.image_sha256)
-            ),
-            texts=SampleHashes(
-                source=calibration.text_source, sha256=tuple(calibration.text_sha256)
-            ),
+            images=SampleHashes(source=found.image_source, sha256=tuple(found.image_sha256)),
+            texts=SampleHashes(source=found.text_source, sha256=tuple(found.text_sha256)),
         )
 
     @property
@@ -97,10 +91,8 @@ class Ranges:
 
     amax: Mapping[str, Range]
     """Range of each activation that enters a block Linear."""
-
     largest: Mapping[str, Range]
     """Largest absolute value, by the same names: a smaller range saturates."""
-
     largest_anywhere: Mapping[str, Range]
     """Largest absolute value of every computed float tensor, for float16."""
 
@@ -120,13 +112,10 @@ class TowerCalibration:
 
     graph_sha256: str
     """Hash of the float32 ONNX file before smoothing."""
-
     forms: Mapping[Smoothness, Ranges]
     """Ranges of the plain and the smoothed tower, if measured."""
-
     smoothing: Mapping[str, Smoothing]
     """By site; empty if it was not chosen."""
-
     damage: tuple[LayerSensitivity, ...]
     """Layer sensitivity, most sensitive first; empty if it was not measured."""
 
@@ -139,12 +128,8 @@ class Calibration:
     """The content of a calibration file."""
 
     estimator: Estimator
-    """Estimator of ``amax``."""
-
     samples: Samples
-
     towers: Mapping[str, TowerCalibration]
-    """By ``image`` and ``text``."""
 
     def __post_init__(self) -> None:
         _require_known(self.towers, TOWERS, "towers")
@@ -167,14 +152,7 @@ class Calibration:
         return self.estimator
 
     def for_graphs(self, sha256: Mapping[str, str]) -> "Calibration":
-        """Return itself if it belongs to these graphs.
-
-        Args:
-            sha256: Of each tower's float32 ONNX file.
-
-        Raises:
-            IntegrityError: A graph is another one, or was not calibrated.
-        """
+        """Return itself if it belongs to these float32 ONNX files; else raise IntegrityError."""
         for tower, found in sorted(sha256.items()):
             if tower not in self.towers:
                 raise IntegrityError(
@@ -200,11 +178,7 @@ class Calibration:
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
-    """Write the file, whole or not at all.
-
-    Raises:
-        InputError: It cannot be written, or a value is not finite.
-    """
+    """Write the file, whole or not at all."""
     try:
         text = calibration.to_json()
     except ValueError as error:  # JSON has no NaN and no infinity.
@@ -217,11 +191,7 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Read a file that `write_calibration` wrote.
-
-    Raises:
-        InputError: It cannot be read, or a field is missing, unknown or of another type.
-    """
+    """Read a file that `write_calibration` wrote."""
     content = read_json(path)
     require_version(content, path.name, [SCHEMA_VERSION], "calibrate again")
     rest = {key: value for key, value in content.items() if key != "schema_version"}

@@ -27,13 +27,10 @@ class BlockLinear:
 
     node: str
     """Name of its MatMul node."""
-
     activation: str
     """Name of the tensor [N, L, in] that enters."""
-
     weight: str
     """Name of the initializer [in, out]."""
-
     site: str | None
     """The producer of the activation, such as a norm and its adapter, that takes a factor for each
     channel; several Linears may share one. None: there is none."""
@@ -47,7 +44,6 @@ class TowerGraph:
     file: Path
     linears: tuple[BlockLinear, ...]
     """In graph order."""
-
     padding_counts: bool = False
     """Whether the graph pads captions itself, and attends to the padding."""
 
@@ -93,27 +89,18 @@ class ObservedBatch(NamedTuple):
 
     samples: NDArray[np.int64]
     """Their places among all samples, [B]."""
-
     inputs: NDArray[Any]
     """uint8 [B, H, W, 3], or int32 [B, L] padded to the longest."""
-
     lengths: NDArray[np.int64] | None
     """Tokens of each caption, [B]; None for pictures, and where padding counts."""
-
     outputs: list[NDArray[Any]]
 
 
 class SampleStream:
     """Streams samples through a changed graph in ONNX Runtime on the CPU.
 
-    Captions run sorted by length, so that little padding is computed.
-
-    Args:
-        graph: Its file stays as it is; a changed copy lies beside it while it is opened.
-        inputs: uint8 [N, H, W, 3] or zero-padded int32 [N, L].
-        change: Changes the graph in place.
-        batch_size: Samples run at a time; memory is proportional to it.
-        threads: CPU threads; None lets ONNX Runtime choose.
+    Captions run sorted by length, so that little padding is computed. The file of the graph stays
+    as it is: a changed copy lies beside it while it is opened. Memory is proportional to the batch.
     """
 
     def __init__(
@@ -137,7 +124,11 @@ class SampleStream:
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         with tempfile.TemporaryDirectory(dir=graph.file.parent, prefix=".calibration.") as folder:
             file = Path(folder, "graph.onnx")
-            _save_changed(graph, change, file)
+            model = graph.load()
+            change(model.graph)
+            # Weights in a file of their own are written one by one, and the session maps them.
+            ir.save(model, file, external_data="weights")
+            del model  # Its weights go before a session takes its own.
             self._session = onnxruntime.InferenceSession(
                 file, options, providers=["CPUExecutionProvider"]
             )
@@ -149,12 +140,9 @@ class SampleStream:
         replaced: Mapping[str, NDArray[Any]] | None = None,
         progress: Progress | None = None,
     ) -> Iterator[ObservedBatch]:
-        """Run all samples, batch by batch.
+        """Run all samples, batch by batch, and compute the outputs named, by default all.
 
-        Args:
-            outputs: Names of tensors to compute; None for all outputs of the graph.
-            replaced: Values for further inputs of the graph, which replace its own.
-            progress: Called after each batch.
+        Further inputs of the graph may be replaced.
         """
         inputs, name = self._inputs, self._session.get_inputs()[0].name
         lengths = token_lengths(inputs) if inputs.ndim == 2 else None
@@ -167,11 +155,3 @@ class SampleStream:
             yield ObservedBatch(samples, batch, None if self._padding_counts else own, found)
             if progress is not None:
                 progress(rows.stop, len(inputs))
-
-
-def _save_changed(graph: TowerGraph, change: Callable[[ir.Graph], None], file: Path) -> None:
-    """Write a changed copy; its weights are gone from memory before a session takes its own."""
-    model = graph.load()
-    change(model.graph)
-    # Weights in a file of their own are written one by one, and the session maps them.
-    ir.save(model, file, external_data="weights")

@@ -88,10 +88,8 @@ class Observed:
     histogram: AbsHistogram
     half_max: NDArray[np.float32]
     """Largest absolute value by channel, [2, C]: of every other sample, and of the rest."""
-
     rows: NDArray[np.float32]
     """A few rows [R, C], drawn evenly over samples."""
-
     row_half: NDArray[np.int64]
     """[R] the half, 0 or 1, of each row's sample."""
 
@@ -115,31 +113,18 @@ def observe(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Observed]:
-    """Run a float32 tower over samples and observe the inputs of its block Linears.
+    """Run a float32 tower over samples and observe the inputs of its block Linears, by name.
 
-    Values at padding are left out: they reach no embedding, so they must not set a range.
-
-    Args:
-        graph: The tower.
-        inputs: uint8 [N, H, W, 3] or zero-padded int32 [N, L].
-        batch_size: Samples run at a time; memory is proportional to it.
-        threads: CPU threads; None lets ONNX Runtime choose.
-        progress: Called after each batch.
-
-    Returns:
-        Observations by the name of the activation tensor, in graph order.
-
-    Raises:
-        InputError: There is no sample, or an activation is not finite.
+    Values at padding are left out: they reach no embedding, so they must not set a range. Memory is
+    proportional to the batch.
     """
     names = list(dict.fromkeys(linear.activation for linear in graph.linears))
-    stream = SampleStream(
-        graph,
-        inputs,
-        lambda changed: _give_out(changed, names),
-        batch_size=batch_size,
-        threads=threads,
-    )
+
+    def give_out(changed: ir.Graph) -> None:
+        values = ir.convenience.create_value_mapping(changed)
+        changed.outputs.extend(values[name] for name in names)
+
+    stream = SampleStream(graph, inputs, give_out, batch_size=batch_size, threads=threads)
     observed: dict[str, Observed] = {}
     # One row of each sample that is drawn, or several of each where samples are few.
     rng = np.random.default_rng(0)
@@ -151,7 +136,13 @@ def observe(
             rows_RC, places = _valid_rows(value_NLC, batch)
             if name not in observed:
                 # At once: small pieces among large passing arrays would fragment the heap.
-                observed[name] = _nothing(rows_RC.shape[1], int(drawn.sum()))
+                channels, count = rows_RC.shape[1], int(drawn.sum())
+                observed[name] = Observed(
+                    AbsHistogram(),
+                    np.zeros((2, channels), np.float32),
+                    np.empty((count, channels), np.float32),
+                    np.empty(count, np.int64),
+                )
             seen = observed[name]
             seen.histogram.add(rows_RC)
             for sample, own in zip(batch.samples, places, strict=True):
@@ -187,17 +178,13 @@ def largest_values(
     Extremes are computed inside the graph, so memory does not grow with tensors. Tensors that only
     move values of others are left out. Padding inside a batch counts: an infinite number in a
     padded row would spoil the others, too.
-
-    Arguments are those of `observe`.
     """
     names: list[str] = []
-    stream = SampleStream(
-        graph,
-        inputs,
-        lambda changed: names.extend(_give_extremes(changed)),
-        batch_size=batch_size,
-        threads=threads,
-    )
+
+    def give_out(changed: ir.Graph) -> None:
+        names.extend(_give_extremes(changed))
+
+    stream = SampleStream(graph, inputs, give_out, batch_size=batch_size, threads=threads)
     wanted = [name + end for name in names for end in (_HIGH, _LOW)]
     largest = np.zeros(len(names))
     for batch in stream.run(wanted, progress=progress):
@@ -208,12 +195,6 @@ def largest_values(
         if not np.isfinite(value):
             raise InputError(f"the tensor '{name}' is not finite: the model diverged")
     return dict(zip(names, largest.tolist(), strict=True))
-
-
-def _give_out(graph: ir.Graph, names: list[str]) -> None:
-    """Add tensors to the outputs."""
-    values = ir.convenience.create_value_mapping(graph)
-    graph.outputs.extend(values[name] for name in names)
 
 
 _HIGH, _LOW = "/high", "/low"
@@ -240,15 +221,6 @@ def _give_extremes(graph: ir.Graph) -> list[str]:
                 graph.insert_after(node, reduce)
                 graph.outputs.append(extreme)
     return names
-
-
-def _nothing(channels: int, rows: int) -> Observed:
-    return Observed(
-        AbsHistogram(),
-        np.zeros((2, channels), np.float32),
-        np.empty((rows, channels), np.float32),
-        np.empty(rows, np.int64),
-    )
 
 
 def _valid_rows(

@@ -34,13 +34,9 @@ class CalibrationSet:
 
     images: npt.NDArray[np.uint8]
     """RGB [N, H, W, 3], of the model's size."""
-
     input_ids: npt.NDArray[np.int32]
     """[M, L], zero-padded to the longest."""
-
     image_source: str
-    """Where the pictures came from, for the report."""
-
     text_source: str
 
     def inputs(self, tower: Tower) -> npt.NDArray[Any]:
@@ -65,10 +61,7 @@ class Pictures:
     """Pictures to choose among."""
 
     files: Sequence[Path]
-
     source: str
-    """Where they come from; recorded with the samples."""
-
     cameras: Sequence[str | None] | None = None
     """None, or a camera (or None) for each picture."""
 
@@ -95,21 +88,9 @@ def choose_samples(
     """Choose up to ``count`` pictures and as many captions that span those given.
 
     Pictures span brightness, contrast, two colour axes, size, shape and camera, captions their
-    length in tokens: the darkest picture read and the longest caption are always chosen.
-
-    Args:
-        pictures: Candidates; more than ``CANDIDATES_PER_SAMPLE * count`` are thinned at random
-            first, so that large sets need not be decoded whole.
-        captions: Candidates.
-        tokenizer: Of the model.
-        height_px: Height of the model's input.
-        width_px: Width of the model's input.
-        count: Number of pictures, and of captions.
-        seed: Equal seeds give equal samples.
-        progress: Called after each picture.
-
-    Raises:
-        InputError: There is no image or no text, or an image cannot be read.
+    length in tokens: the darkest picture read and the longest caption are always chosen. More than
+    ``CANDIDATES_PER_SAMPLE * count`` pictures are thinned at random first, so that large sets need
+    not be decoded whole. Equal seeds give equal samples.
     """
     files, cameras, texts = pictures.files, pictures.cameras, captions.texts
     if not files or not texts:
@@ -143,9 +124,8 @@ def choose_samples(
 def image_features(image: npt.NDArray[np.uint8]) -> tuple[float, ...]:
     """Measure one picture of its own size, uint8 RGB [H, W, 3].
 
-    Returns:
-        Brightness, contrast, red against green, blue against yellow (mean differences, 0 to 255),
-        number of pixels, and height / width.
+    In order: brightness, contrast, red against green, blue against yellow (mean differences, 0 to
+    255), number of pixels, and height / width.
     """
     height, width = image.shape[:2]
     # Means of a few thousand pixels are as good as those of all.
@@ -169,17 +149,11 @@ def cover(
     rng: np.random.Generator,
     groups: Sequence[str | None] | None = None,
 ) -> npt.NDArray[np.int64]:
-    """Choose rows that span every feature and every group.
+    """Choose ``min(count, N)`` rows that span every feature and every group; return them sorted.
 
-    Args:
-        features_NF: One row a candidate, any units: only the order within a column counts.
-        count: How many to choose; all rows if there are not more.
-        rng: Decides among equals and fills up where features choose the same row.
-        groups: A label a candidate, such as its camera; every label gets one row at least while
-            ``count`` allows, the most frequent labels first.
-
-    Returns:
-        Sorted indices, ``min(count, N)`` of them, none twice.
+    Features have any units: only the order within a column counts. A group is a candidate's label,
+    such as its camera; every label gets one row at least while ``count`` allows, the most frequent
+    labels first.
     """
     total, width = features_NF.shape
     if count >= total:

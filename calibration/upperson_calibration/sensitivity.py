@@ -37,15 +37,11 @@ class LayerSensitivity:
     """Loss of retrieval by int8 in one Linear alone."""
 
     node: str
-    """Name of the MatMul node."""
-
     order_loss: float
     """Percent of pairs of pictures that change their order for a caption, mean over captions; 0
     for one picture."""
-
     overlap_loss: float
     """Percent of the first 10 pictures that change, mean over captions."""
-
     cosine_loss: float
     """1 - mean cosine of the tower's embeddings to those in float32."""
 
@@ -62,16 +58,8 @@ def rank_by_sensitivity(
 ) -> list[LayerSensitivity]:
     """Rank a tower's block Linears by their sensitivity to int8, most sensitive first.
 
-    Takes one pass over the samples for each block Linear.
-
-    Args:
-        graph: The tower, smoothed if it is to be shipped smoothed.
-        amax: Range of each activation that enters a block Linear.
-        inputs: Samples of this tower: uint8 [N, H, W, 3] or zero-padded int32 [N, L].
-        other_embeds: float32 embeddings of the other tower's samples, [M, D] of unit length.
-        batch_size: Samples run at a time.
-        threads: CPU threads; None lets ONNX Runtime choose.
-        progress: Called after each Linear.
+    Takes one pass over the samples for each block Linear. ``other_embeds`` are the float32
+    embeddings [M, D] of the other tower's samples; ``progress`` is called after each Linear.
     """
     weights: dict[str, NDArray[np.float32]] = {}
 
@@ -106,9 +94,10 @@ def _make_switchable(graph: ir.Graph, linears: Sequence[BlockLinear]) -> None:
         matmul = nodes[linear.node]
         unlimited = float(np.finfo(np.float32).max)
         step, low, high = (
-            _replaceable(graph, f"{linear.node}/{name}", value)
+            constant(graph, f"{linear.node}/{name}", np.array(value, np.float32))
             for name, value in (("step", _NO_STEP), ("low", -unlimited), ("high", unlimited))
         )
+        graph.inputs.extend([step, low, high])  # A run may replace what is also an input.
         value = matmul.inputs[0]
         for name, operator, others in (
             ("scaled", "Div", [step]),
@@ -120,13 +109,6 @@ def _make_switchable(graph: ir.Graph, linears: Sequence[BlockLinear]) -> None:
             graph.insert_before(matmul, node)
         matmul.replace_input_with(0, value)
         graph.inputs.append(graph.initializers[linear.weight])
-
-
-def _replaceable(graph: ir.Graph, name: str, value: float) -> ir.Value:
-    """Add a scalar that a run may replace: an initializer that is also an input."""
-    scalar = constant(graph, name, np.array(value, np.float32))
-    graph.inputs.append(scalar)
-    return scalar
 
 
 def _embed(

@@ -39,13 +39,9 @@ class Smoothing:
 
     alpha: float | None
     """None: rounding is best without factors."""
-
     error_before: float
     """Relative squared error of the Linears' int8 outputs without factors, on held-out samples."""
-
     error_after: float
-    """The same with factors."""
-
     log2_factors_in_eighths: str
     """Whole numbers, by channel, in one line, for ``diff``."""
 

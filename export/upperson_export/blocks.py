@@ -38,7 +38,6 @@ class Site:
 
     divide: Callable[[Tensor], None]
     """Divides by factors [C]: changes the weights that compute the Linears' input [..., C]."""
-
     readers: tuple[Linear, ...]
     """All Linears that read it; each has weights [C, out]."""
 
@@ -48,8 +47,7 @@ class Adapter(nn.Module):
 
     def __init__(self, down: Linear, up: Linear) -> None:
         super().__init__()
-        self.down = down
-        self.up = up
+        self.down, self.up = down, up
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., D] to [..., D]."""
@@ -58,14 +56,10 @@ class Adapter(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention over constant prefix rows and the projected tokens.
+    """Multi-head attention over constant prefix rows, [P, D] each, and the projected tokens.
 
-    Args:
-        query: Query projection, already divided by sqrt(d).
-        key_value: Keys and values in one projection D -> 2D.
-        out: Output projection.
-        prefix: Key and value rows [P, D] each, or None.
-        heads: Number of heads H.
+    The query projection is already divided by sqrt(d); keys and values are one projection D -> 2D.
+    If ``packed``, every row is a query: one projection D -> 3D, one activation scale.
     """
 
     def __init__(
@@ -75,12 +69,15 @@ class Attention(nn.Module):
         out: Linear,
         prefix: tuple[Tensor, Tensor] | None,
         heads: int,
+        *,
+        packed: bool = False,
     ) -> None:
         super().__init__()
         self.heads = heads
         self.width = query.weight.shape[0]
-        self.q = query
-        self.kv = key_value
+        self.packed = packed
+        if not packed:
+            self.q, self.kv = query, key_value
         self.out = out
         self.prefix_k: nn.Parameter | None = None
         self.prefix_v: nn.Parameter | None = None
@@ -88,11 +85,16 @@ class Attention(nn.Module):
             self.prefix_k, self.prefix_v = (
                 constant(self._heads_of(rows_PD[None])) for rows_PD in prefix
             )
+        if packed:
+            self.qkv = Linear(
+                torch.cat([query.weight, key_value.weight], dim=1),
+                torch.cat([query.bias, key_value.bias]),
+            )
 
     @property
     def inputs(self) -> tuple[Linear, ...]:
         """The projections of the rows; values are the last D columns of the last one."""
-        return (self.q, self.kv)
+        return (self.qkv,) if self.packed else (self.q, self.kv)
 
     def divide_values(self, s_D: Tensor) -> None:
         """Divide the attended rows, which are the input of the output projection."""
@@ -103,17 +105,15 @@ class Attention(nn.Module):
             self.prefix_v.div_(s_D.reshape(1, self.heads, 1, -1))
 
     def forward(self, u_NLD: Tensor, queries_NQD: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend from some rows to all rows; return [N, Q, D].
+        """Attend from query rows to all rows; return [N, Q, D].
 
-        Args:
-            u_NLD: Rows that give keys and values.
-            queries_NQD: Query rows.
-            mask: None, or what is added to the scores, broadcastable to [N, H, Q, P + L].
+        A mask is added to the scores, and is broadcastable to [N, H, Q, P + L].
         """
-        k_NLD, v_NLD = self.kv(u_NLD).split(self.width, dim=-1)
-        return self._attend(self.q(queries_NQD), k_NLD, v_NLD, mask)
-
-    def _attend(self, q_NQD: Tensor, k_NLD: Tensor, v_NLD: Tensor, mask: Tensor | None) -> Tensor:
+        if self.packed:
+            q_NQD, k_NLD, v_NLD = self.qkv(u_NLD).split(self.width, dim=-1)
+        else:
+            k_NLD, v_NLD = self.kv(u_NLD).split(self.width, dim=-1)
+            q_NQD = self.q(queries_NQD)
         q_NHQd, k_NHLd, v_NHLd = map(self._heads_of, (q_NQD, k_NLD, v_NLD))
         if self.prefix_k is not None and self.prefix_v is not None:
             batch = k_NHLd.shape[0]
@@ -129,35 +129,6 @@ class Attention(nn.Module):
     def _heads_of(self, x_NLD: Tensor) -> Tensor:
         x_NLHd = torch.unflatten(x_NLD, -1, (self.heads, self.width // self.heads))
         return x_NLHd.transpose(1, 2)
-
-
-class PackedAttention(Attention):
-    """Attention in which every row is a query: one projection D -> 3D, one activation scale."""
-
-    def __init__(
-        self,
-        query: Linear,
-        key_value: Linear,
-        out: Linear,
-        prefix: tuple[Tensor, Tensor] | None,
-        heads: int,
-    ) -> None:
-        super().__init__(query, key_value, out, prefix, heads)
-        del self.q, self.kv
-        self.qkv = Linear(
-            torch.cat([query.weight, key_value.weight], dim=1),
-            torch.cat([query.bias, key_value.bias]),
-        )
-
-    @property
-    def inputs(self) -> tuple[Linear, ...]:
-        """The one projection of the rows."""
-        return (self.qkv,)
-
-    def forward(self, u_NLD: Tensor, queries_NQD: Tensor, mask: Tensor | None) -> Tensor:
-        """As in the base class, with ``queries_NQD`` the same rows as ``u_NLD``."""
-        q_NLD, k_NLD, v_NLD = self.qkv(u_NLD).split(self.width, dim=-1)
-        return self._attend(q_NLD, k_NLD, v_NLD, mask)
 
 
 Activation: TypeAlias = Literal["quick_gelu", "gelu", "gelu_tanh"]
@@ -232,16 +203,9 @@ class PlainBlock(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One embedding from all tokens: a constant query attends to them, and an MLP follows.
+    """One embedding from all tokens: a constant query row attends to them, and an MLP follows.
 
-    Args:
-        norm: Norm of the tokens.
-        query: The constant query row [1, D], already divided by sqrt(d).
-        key_value: Keys and values in one projection D -> 2D.
-        out: Output projection.
-        mlp_norm: Norm before the MLP.
-        mlp: Added to its input.
-        heads: Number of heads H.
+    The query [1, D] is already divided by sqrt(d).
     """
 
     def __init__(

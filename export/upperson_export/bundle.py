@@ -1,17 +1,22 @@
 """Write a bundle: fold, export, calibrate, search precisions, and only then put it in place."""
 
+import io
+import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from upperson_calibration.calibration_file import Calibration, Samples, write_calibration
 from upperson_calibration.ranges import DEFAULT_ESTIMATOR, Estimator
 from upperson_calibration.samples import CalibrationSet
-from upperson_export.bundle_files import CALIBRATION, BundleFiles, ModelIdentity, unowned_in_bundle
 from upperson_export.candidates import (
     CalibrationTask,
     CandidateEmbeddings,
@@ -21,6 +26,7 @@ from upperson_export.candidates import (
 from upperson_export.fold import TrainedModel, fold_image_tower, fold_text_tower
 from upperson_export.graphs import Fp16Accumulation, require_one_file
 from upperson_export.lint import lint
+from upperson_export.pages import model_card, report_html
 from upperson_export.plain import PlainTower
 from upperson_export.precision_search import MIN_OVERLAP, PrecisionSearch, RetrievalSplit
 from upperson_export.report import (
@@ -31,15 +37,170 @@ from upperson_export.report import (
     VariantReport,
 )
 from upperson_export.variants import EXACT, VARIANTS, VariantName
-from upperson_rt.bundle import Bundle
-from upperson_rt.errors import IntegrityError
-from upperson_rt.files import new_folder, sha256_of_file
-from upperson_rt.signature import read_private_key, sign_folder
-from upperson_rt.towers import TOWERS, Tower
+from upperson_rt import __version__
+from upperson_rt.backends import open_backend
+from upperson_rt.bundle import MANIFEST_FILE, Bundle, read_manifest
+from upperson_rt.errors import IntegrityError, UppersonError
+from upperson_rt.files import all_names, new_folder, sha256_of_file
+from upperson_rt.manifest import (
+    FileEntry,
+    ImageSection,
+    Manifest,
+    TextSection,
+    VariantEntry,
+    space_fingerprint,
+)
+from upperson_rt.manifest import ModelSection as ModelIdentity
+from upperson_rt.signature import SIGNATURE_FILE, read_private_key, sign_folder
+from upperson_rt.towers import TOWERS, Tower, run_tower
 
 __all__ = ["ExportOptions", "ModelIdentity", "export_bundle", "unowned_in_bundle"]
 
 _WORK = ".building"
+
+CALIBRATION = "calibration.json"
+
+GOLDEN_SAMPLES = 8
+
+_TOKENIZER, _CANARIES, _REPORT = "tokenizer.json", "canaries.npz", "report.json"
+_NOT_IN_MANIFEST = {MANIFEST_FILE, CALIBRATION, "report.html", "README.md", SIGNATURE_FILE}
+
+# --- Graphs, manifest, golden samples, report and model card
+
+
+class BundleFiles:
+    """Writes a bundle into an empty folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: ModelIdentity,
+        model: TrainedModel,
+        tokenizer_json: str,
+        calibration: CalibrationSet,
+    ) -> None:
+        self.graphs: dict[VariantName, dict[Tower, Path]] = {}
+        """The graph of each tower, by variant; two variants may share a file."""
+        self._folder = folder
+        self._identity = identity
+        self._model = model
+        self._calibration = calibration
+        (folder / _TOKENIZER).write_text(tokenizer_json, "utf-8")
+
+    def add(self, variant: VariantName, tower: Tower, built: Path, made: VariantName) -> None:
+        """Copy a tower's graph to its place, unless another variant has brought it."""
+        target = self._folder / f"{tower}.{made}.onnx"
+        if not target.exists():
+            shutil.copyfile(built, target)
+        self.graphs.setdefault(variant, {})[tower] = target
+
+    def size_bytes(self, variant: VariantName) -> int:
+        """Return the size of a variant's graphs, 0 if it has none."""
+        return sum(path.stat().st_size for path in self.graphs.get(variant, {}).values())
+
+    def write_draft(self) -> None:
+        """Make the graphs so far a bundle that the runtime opens."""
+        self.write_golden_samples()
+        self._write_manifest(self._describe(None))
+
+    def write_golden_samples(self) -> None:
+        """Write the first calibration samples and the embeddings of every graph on this machine."""
+        samples = self._calibration
+        count = min(GOLDEN_SAMPLES, len(samples.images), len(samples.input_ids))
+        inputs: dict[Tower, npt.NDArray[Any]] = {
+            "image": samples.images[:count],
+            "text": samples.input_ids[:count],
+        }
+        arrays = {"images": inputs["image"], "input_ids": inputs["text"]}
+        for variant, paths in self.graphs.items():
+            for tower, path in paths.items():
+                backend = open_backend(path, "onnxruntime")
+                arrays[f"{tower}_embeds.{variant}"] = run_tower(backend, tower, inputs[tower])
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        (self._folder / _CANARIES).write_bytes(buffer.getvalue())
+
+    def finish(self, report: ExportReport) -> None:
+        """Write report, model card and, last, the final manifest."""
+        manifest = self._describe(report)
+        text = json.dumps(report.as_dict(), indent=2, allow_nan=False) + "\n"
+        (self._folder / _REPORT).write_text(text, "utf-8")
+        (self._folder / "report.html").write_text(report_html(report, manifest), "utf-8")
+        (self._folder / "README.md").write_text(model_card(report, manifest), "utf-8")
+        self._write_manifest(replace(manifest, report=self._entry(_REPORT)))
+
+    def _describe(self, report: ExportReport | None) -> Manifest:
+        """Return the manifest of the files so far; accuracy and candidates come from the report."""
+        height_px, width_px = self._model.image_size
+        image = ImageSection(height_px=height_px, width_px=width_px, resize="bilinear-antialias")
+        text = TextSection(
+            context_length=self._model.text.context_length, tokenizer=self._entry(_TOKENIZER)
+        )
+        for_cpus = [name for name in self.graphs if VARIANTS[name].made_for == "cpu"]
+        return Manifest(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            generator=f"upperson {__version__}",
+            model=self._identity,
+            image=image,
+            text=text,
+            variants={
+                variant: self._variant(variant, paths, report)
+                for variant, paths in self.graphs.items()
+            },
+            default_variant=for_cpus[0] if for_cpus else EXACT,
+            canaries=self._entry(_CANARIES),
+            fingerprint=space_fingerprint(self._identity, image, text),
+        )
+
+    def _variant(
+        self, variant: VariantName, paths: Mapping[Tower, Path], report: ExportReport | None
+    ) -> VariantEntry:
+        accuracy = None if report is None else report.variants[variant].accuracy
+        return VariantEntry(
+            precision=variant,
+            image=self._entry(paths["image"].name),
+            text=self._entry(paths["text"].name),
+            canary_min_cosine=VARIANTS[variant].canary_min_cosine,
+            metrics=accuracy.metrics.as_dict() if accuracy and accuracy.metrics else None,
+            calibration=None if report is None else _recorded(report, variant),
+        )
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        (self._folder / MANIFEST_FILE).write_text(manifest.to_json(), "utf-8")
+
+    def _entry(self, name: str) -> FileEntry:
+        path = self._folder / name
+        return FileEntry(file=name, sha256=sha256_of_file(path), size_bytes=path.stat().st_size)
+
+
+def _recorded(report: ExportReport, variant: VariantName) -> dict[str, Any]:
+    """Return the manifest's record of how a variant was made."""
+    recorded: dict[str, Any] = {"rungs": dict(report.variants[variant].candidates)}
+    if variant != EXACT and report.calibration is not None:
+        recorded |= report.calibration.as_dict()
+    if not VARIANTS[variant].int8:
+        recorded.pop("estimator", None)  # Float variants have no ranges.
+    if report.split is None:
+        recorded["gate"] = "off"
+    elif report.min_overlap is not None:
+        recorded["gate"] = "rankings"
+    return recorded
+
+
+def unowned_in_bundle(folder: Path) -> set[str]:
+    """Return the names in a folder that do not belong to its bundle; all, if it has none."""
+    names = set(all_names(folder))
+    try:
+        manifest = read_manifest(folder)
+    except UppersonError:  # Not a bundle.
+        return names
+    entries = [manifest.text.tokenizer, manifest.canaries, manifest.report]
+    for variant in manifest.variants.values():
+        entries += [variant.image, variant.text]
+    return names - _NOT_IN_MANIFEST - {entry.file for entry in entries if entry is not None}
+
+
+# --- The export
 
 Accepted = Mapping[Tower, str]
 """The accepted candidate of each tower."""
@@ -51,21 +212,15 @@ class ExportOptions:
 
     variants: tuple[VariantName, ...] = ("int8",)
     """Beside fp32, which is always written."""
-
     max_r1_drop: float = 0.5
     """Maximum R@1 drop against fp32 in percentage points, where identities are known."""
-
     min_overlap: float = MIN_OVERLAP
     """Minimum overlap with fp32's first ten pictures in percent, where they are not."""
-
     int8_only: bool = False
     """Refuse float towers in the int8 variants: AccuracyGateError instead."""
-
     estimator: Estimator | None = None
     """None: that of a calibration that is reused, else `DEFAULT_ESTIMATOR`."""
-
     sign: Path | None = None
-    """File of the private key that signs the bundle; see `upperson_rt.signature`."""
 
 
 def export_bundle(
@@ -79,31 +234,13 @@ def export_bundle(
     progress: StageProgress,
     reused: Calibration | None = None,
 ) -> ExportReport:
-    """Export a model into a bundle and return its report.
+    """Export a model in evaluation mode into a bundle and return its report.
 
-    The bundle appears at ``output`` complete or not at all.
-
-    Args:
-        model: A trained dual encoder in evaluation mode.
-        identity: Recorded in the manifest; decides the fingerprint.
-        tokenizer_json: Content of ``tokenizer.json``.
-        calibration: Sets ranges; its first samples become the golden samples.
-        split: Every candidate is measured on it, through the runtime. None switches the gate off,
-            which manifest and report record.
-        output: Folder to write; an older bundle there is replaced.
-        options: What to export.
-        progress: Called with (stage, done, total).
-        reused: An earlier calibration of this model: what it holds is not measured again, and its
-            samples are recorded in place of ``calibration``.
-
-    Raises:
-        UsageError: A reused calibration has another estimator than the options.
-        InputError: NaN weights, a tower of more than 2 GiB, a key that cannot sign, ``output``
-            holds something that is not a bundle, or a reused calibration lacks what is needed and
-            has other samples.
-        AccuracyGateError: No candidate that is allowed keeps the accuracy.
-        IntegrityError: ONNX and torch disagree, a typed graph would be refused by TensorRT, a
-            reused calibration is of another model, or a file does not work in the runtime.
+    The bundle appears at ``output`` complete or not at all; an older bundle there is replaced. The
+    first calibration samples become the golden samples. Every candidate is measured on the split,
+    through the runtime; without one the gate is off, which manifest and report record. What an
+    earlier, reused calibration of this model holds is not measured again, and its samples are
+    recorded in place of the new ones.
     """
     estimator = options.estimator or DEFAULT_ESTIMATOR
     if reused is not None:
@@ -158,9 +295,13 @@ def export_bundle(
                 times=stopwatch.measure(files.graphs.get(variant, {}), variant),
             )
         progress("measuring latency", 1, 1)
+        size = None
+        if split is not None:
+            images, captions = len(split.image_files), len(split.captions)
+            size = SplitSize(name=split.name, images=images, captions=captions)
         report = ExportReport(
             model=identity.name,
-            split=None if split is None else SplitSize.of(split),
+            split=size,
             max_r1_drop=options.max_r1_drop if split and split.has_identities else None,
             min_overlap=options.min_overlap if split and not split.has_identities else None,
             variants=variants,

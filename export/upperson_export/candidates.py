@@ -74,7 +74,6 @@ class CalibrationTask:
     estimator: Estimator
     reused: Calibration | None
     """An earlier calibration of the model; what it holds is not measured again."""
-
     progress: StageProgress
 
     @cached_property
@@ -234,10 +233,8 @@ class TowerCandidates:
     def make_overflow_safe(self, variant: VariantName, candidate: str) -> Fp16Accumulation | None:
         """Rewrite the file of a candidate so that fp16 accumulation cannot overflow.
 
-        It computes the same as before or, where products get casts, more exactly.
-
-        Returns:
-            None if the candidate has no float16.
+        It computes the same as before or, where products get casts, more exactly. None if the
+        candidate has no float16.
         """
         made = VARIANTS[variant].variant_of(candidate)
         path = self.build(variant, candidate)

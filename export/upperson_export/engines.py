@@ -9,7 +9,6 @@ graph, and what it fuses.
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,16 +64,8 @@ def build_engines(
 ) -> dict[str, str]:
     """Build the engines of a bundle's variants for TensorRT; return a line for each thing built.
 
-    Args:
-        bundle: A complete bundle.
-        rtx_capability: Compute capability of a GPU to build engines of TensorRT for RTX for, which
-            needs none here; None for no such engines.
-        note: Called with each line of progress.
-        progress: Called for each step of a build.
-
-    Raises:
-        BackendError: A compiler is missing, fails, or refuses a graph.
-        IntegrityError: An engine differs from ONNX Runtime.
+    With the compute capability of a GPU, which need not be here, engines of TensorRT for RTX are
+    built for it, too.
     """
     there = read_manifest(bundle).variants
     variants = [row.name for row in VARIANTS.values() if row.tensorrt and row.name in there]
@@ -112,8 +103,7 @@ def write_rtx_engines(
 ) -> list[dict[str, Any]]:
     """Compile both towers of some variants; earlier engines are replaced by all of them or none.
 
-    Returns:
-        A description of each engine, as ``engines.json`` in the folder has it.
+    Each engine is described as in the folder's ``engines.json``.
     """
     manifest = read_manifest(bundle)
     engines = []
@@ -128,7 +118,7 @@ def write_rtx_engines(
                     bundle / graph.file,
                     profile,
                     compute_capability,
-                    partial(_report, progress, name),
+                    lambda phase, *steps, name=name: progress(f"{name}: {phase}", *steps),
                 )
                 (folder / name).write_bytes(engine.content)
                 engines.append(
@@ -152,15 +142,11 @@ class FusedLayer:
     """One kernel of an engine."""
 
     name: str
-
     kind: str
     """The compiler's word, such as ``gemm`` or ``kgen``."""
-
     types: frozenset[str]
     """Types of its inputs and constants, such as ``Int8`` and ``Half``."""
-
     nodes: tuple[str, ...]
-    """Names of the ONNX nodes it computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +156,6 @@ class RtxEngine:
     content: bytes
     version: str
     """TensorRT for RTX that made it; it runs with that version only."""
-
     layers: tuple[FusedLayer, ...]
 
     def fused_attentions(self) -> list[FusedLayer]:
@@ -219,20 +204,7 @@ def build_rtx_engine(
     compute_capability: str = "8.6",
     progress: BuildProgress | None = None,
 ) -> RtxEngine:
-    """Compile a tower for a GPU that need not be there.
-
-    Args:
-        onnx_file: The tower, best a typed one (``fp16`` or ``int8-fp16``).
-        profile: Its input and the shapes it must take.
-        compute_capability: Of the GPU: 7.5, 8.0, 8.6, 8.9, 12.0 or 12.1.
-        progress: Called for each step.
-
-    Raises:
-        BackendError: The package is missing, or the compiler refuses the graph or fails; the
-            message names the node.
-        IntegrityError: The graph is not a tower.
-        UsageError: The compiler supports no such GPU.
-    """
+    """Compile a tower, best a typed one, for a GPU that need not be there."""
     trt, target = rtx_target(compute_capability)
     built = build_engine(
         trt,
@@ -257,10 +229,6 @@ def parse_layers(text: str) -> Iterator[FusedLayer]:
                 types=frozenset(re.findall(r"Datatype: (\w+)", tensors)),
                 nodes=tuple(re.findall(r"\[ONNX Layer: ([^\]]*)\]", match["nodes"])),
             )
-
-
-def _report(progress: BuildProgress, name: str, phase: str, step: int, steps: int) -> None:
-    progress(f"{name}: {phase}", step, steps)
 
 
 def _can_build() -> bool:

@@ -26,7 +26,6 @@ from upperson_export.blocks import (
     AttentionPool,
     Linear,
     Mlp,
-    PackedAttention,
     PlainBlock,
 )
 from upperson_export.plain import (
@@ -72,12 +71,7 @@ class TrainedModel(Protocol):
 
 @torch.no_grad()
 def fold_image_tower(model: TrainedModel) -> PlainImageTower:
-    """Fold the image tower; its input becomes uint8 RGB [N, H, W, 3].
-
-    Raises:
-        InputError: A weight is not finite.
-        UsageError: The MLP's activation is neither QuickGELU nor GELU.
-    """
+    """Fold the image tower; its input becomes uint8 RGB [N, H, W, 3]."""
     tower = model.image
     _require_finite(tower, "image")
     positions_LD = tower.positional_embedding.double()
@@ -100,7 +94,7 @@ def fold_image_tower(model: TrainedModel) -> PlainImageTower:
 
 @torch.no_grad()
 def fold_text_tower(model: TrainedModel) -> PlainTextTower:
-    """Fold the text tower; its input becomes int32 [N, L]. Raises as :func:`fold_image_tower`."""
+    """Fold the text tower; its input becomes int32 [N, L]."""
     tower = model.text
     _require_finite(tower, "text")
     return PlainTextTower(
@@ -176,13 +170,7 @@ def smooth(tower: AnyPlainTower, factors: Mapping[str, npt.NDArray[np.float32]])
 
     At a site, what Linears read is divided by s_c in channel c, by changing the weights that
     compute it, and row c of each reader is multiplied by s_c; see `upperson_calibration.smoothing`.
-
-    Args:
-        tower: A folded tower; left as it is.
-        factors: s by channel [C] for each site; one that is missing stays.
-
-    Raises:
-        InputError: A site is not in the tower, or its factors do not fit.
+    A site without factors s [C] stays as it is.
     """
     smoothed = deepcopy(tower)
     sites = smoothed.sites()
@@ -214,13 +202,10 @@ def smooth(tower: AnyPlainTower, factors: Mapping[str, npt.NDArray[np.float32]])
 def _fold_blocks(blocks: nn.ModuleList, *, pooled: bool) -> list[PlainBlock]:
     """Fold all blocks; where one row is pooled, the last one projects its query apart."""
     last = len(blocks) - 1 if pooled else None
-    return [
-        _fold_block(block, Attention if index == last else PackedAttention)
-        for index, block in enumerate(blocks)
-    ]
+    return [_fold_block(block, packed=index != last) for index, block in enumerate(blocks)]
 
 
-def _fold_block(block: Any, attention: type[Attention]) -> PlainBlock:
+def _fold_block(block: Any, *, packed: bool) -> PlainBlock:
     query_DD, key_DD, value_DD = block.attn.in_proj_weight.double().chunk(3)
     query_D, key_D, value_D = block.attn.in_proj_bias.double().chunk(3)
     if block.lora is not None:
@@ -230,12 +215,13 @@ def _fold_block(block: Any, attention: type[Attention]) -> PlainBlock:
     return PlainBlock(
         ln_1=block.ln_1,
         adapter_attn=_fold_adapter(block.adapter_attn),
-        attention=attention(
+        attention=Attention(
             query=Linear((query_DD * head_scale).T, query_D * head_scale),
             key_value=Linear(torch.cat([key_DD, value_DD]).T, torch.cat([key_D, value_D])),
             out=_linear(block.attn.out_proj),
             prefix=None if block.prefix is None else block.prefix(),
             heads=block.heads,
+            packed=packed,
         ),
         ln_2=block.ln_2,
         adapter_mlp=_fold_adapter(block.adapter_mlp),
@@ -244,7 +230,6 @@ def _fold_block(block: Any, attention: type[Attention]) -> PlainBlock:
 
 
 def _delta(update: Any) -> Tensor:
-    """Return dW = c * B A in float64."""
     delta: Tensor = update.scale.double() * (update.up.double() @ update.down.double())
     return delta
 

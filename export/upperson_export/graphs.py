@@ -3,10 +3,12 @@
 Tensor names, dynamic axes and node names are the product's interface: see ``docs/interface.md``.
 """
 
+import ast
 import logging
 import math
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +22,6 @@ from onnx_ir.passes import common
 from torch.export import Dim
 
 from upperson_calibration.graph import BlockLinear, TowerGraph
-from upperson_export.passes.after_export import NameByModule, ShapeAfterCast
 from upperson_export.passes.half import (
     ERROR,
     AccumulateInFloat32,
@@ -52,16 +53,10 @@ DYNAMIC_AXES: dict[Tower, dict[int, str]] = {
 
 
 def export_onnx(tower: PlainTower, kind: Tower, path: Path, *, example: torch.Tensor) -> TowerGraph:
-    """Trace a plain tower and write one self-contained ONNX file.
+    """Trace a plain tower in evaluation mode and write one self-contained ONNX file.
 
-    Args:
-        tower: A plain image or text tower in evaluation mode.
-        kind: Which of the two it is.
-        path: Where to write.
-        example: An input of batch 2 or more; dynamic axes must not be 1 or the context length.
-
-    Returns:
-        The file, with the description of the Linears that int8 covers.
+    The example is an input of batch 2 or more: a dynamic axis of 1, or of the context's length,
+    would become a constant.
     """
     input_name, output_name = GRAPH_NAMES[kind]
     dims = {"batch": Dim("batch", min=1)}
@@ -114,10 +109,8 @@ def require_one_file(tower: PlainTower, kind: Tower) -> None:
 def write_with_weights(graph: TowerGraph, tower: PlainTower, path: Path) -> TowerGraph | None:
     """Write a copy of a graph with the weights of another tower of the same structure.
 
-    The file is that of `export_onnx`, without the trace, which takes most of an export's time.
-
-    Returns:
-        The copy; None if the exporter merged or renamed a weight.
+    The file is that of `export_onnx`, without the trace, which takes most of an export's time. None
+    if the exporter merged or renamed a weight.
     """
     model = graph.load()
     initializers = model.graph.initializers
@@ -140,16 +133,9 @@ def build_variant(
 ) -> ir.Model:
     """Make one variant of a tower from its float32 graph, whose file stays as it is.
 
-    Args:
-        graph: As `export_onnx` gave it.
-        variant: The variant.
-        amax: For int8: range of each tensor that enters a block Linear, by name.
-        keep_float: MatMul nodes of block Linears that stay in float.
-        largest: For float16: largest absolute value of each float tensor, by name. Nodes around one
-            that comes near float16's range compute in float32.
-
-    Raises:
-        InputError: A range is missing or not usable, or ``keep_float`` names no block Linear.
+    ``amax`` has the range of each tensor that enters a block Linear, for int8; ``keep_float`` names
+    MatMul nodes of block Linears that stay in float. ``largest`` has the largest absolute value of
+    each float tensor: nodes around one near the end of float16's range compute in float32.
     """
     if VARIANTS[variant].int8 and amax is None:
         raise InputError(
@@ -169,8 +155,7 @@ def build_variant(
         amax=amax or {},
         largest=largest,
     )
-    changes = (*VARIANTS[variant].passes(given), common.RemoveUnusedNodesPass())
-    return _changed(graph.load(), *changes)
+    return _changed(graph.load(), *VARIANTS[variant].passes(given), common.RemoveUnusedNodesPass())
 
 
 def simulate_half(typed: ir.Model, accumulated: Collection[str] = ()) -> ir.Model:
@@ -230,6 +215,65 @@ def described_linears(model: ir.Model, tower: PlainTower) -> tuple[BlockLinear, 
     return tuple(found)
 
 
+# --- Passes for every exported graph: readable names, and a Cast alone at a uint8 input
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+class NameByModule(ir.passes.InPlacePass):
+    """Name every node ``<module path>/<OpType>``, numbered if a module repeats an operator.
+
+    An output gets its node's name, with ``.1`` and so on for further ones, so that tensor names in
+    calibration files are readable and do not depend on the exporter's counters. Weights, inputs and
+    outputs of the graph keep their names. A node without a recorded module path belongs to the
+    module of its first reader.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rename in place."""
+        uses: Counter[str] = Counter()
+        for node in model.graph:
+            name = f"{_module_path(node)}/{node.op_type}".lstrip("/")
+            uses[name] += 1
+            node.name = name if uses[name] == 1 else f"{name}_{uses[name]}"
+            for index, value in enumerate(node.outputs):
+                if not value.is_graph_output():
+                    value.name = f"{node.name}.{index}" if index else node.name
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _module_path(node: ir.Node) -> str:
+    scopes = node.metadata_props.get(_SCOPES)
+    if scopes is None:
+        readers = node.successors()
+        return _module_path(readers[0]) if readers else ""
+    # A list literal of the enclosing modules, outermost first, then the traced value.
+    modules = ast.literal_eval(scopes)[:-1]
+    path = str(modules[-1]) if modules else ""
+    return "" if path.startswith("_") else path  # the exporter's own helpers
+
+
+class ShapeAfterCast(ir.passes.InPlacePass):
+    """Let Shape nodes read the Cast of an 8-bit graph input instead of the input itself.
+
+    TensorRT takes uint8 at the border of a network only: nothing but a Cast may read it.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewire in place."""
+        modified = False
+        for value in model.graph.inputs:
+            casts = [node for node in value.consumers() if node.op_type == "Cast"]
+            if value.dtype != ir.DataType.UINT8 or not casts:
+                continue
+            for node in [node for node in value.consumers() if node.op_type == "Shape"]:
+                node.replace_input_with(0, casts[0].outputs[0])
+                modified = True
+        if modified:
+            model.graph.sort()
+        return ir.passes.PassResult(model, modified)
+
+
 # --- Fp16 accumulation: how much of a typed tower's accuracy it costs, and casts against that
 #
 # TensorRT picks the fastest of its float16 kernels. Some accumulate products in float32, as cuBLAS
@@ -251,10 +295,8 @@ class Fp16Accumulation:
     cosine: float
     """Minimum cosine to ONNX Runtime's embeddings from the same file, which an engine is compared
     with; 0 if a sum overflows."""
-
     min_cosine: float
     """The cosine that is required, or products get casts."""
-
     float_sums: tuple[str, ...] = ()
     """MatMul nodes that got casts, those with the largest errors first."""
 
@@ -264,11 +306,7 @@ def make_overflow_safe(
 ) -> Fp16Accumulation:
     """Rewrite an ONNX file so that fp16 accumulation cannot overflow, with as few casts as needed.
 
-    Args:
-        path: The file; it is written again if there is anything to change.
-        tower: Which tower it is.
-        inputs: Samples: uint8 [N, H, W, 3] or zero-padded int32 [N, L].
-        canary_min_cosine: Cosine below which an engine is refused. Half of that loss is allowed.
+    Half of the loss is allowed at which an engine is refused, ``1 - canary_min_cosine``.
     """
     few = inputs[:: max(1, len(inputs) // SAMPLES)][:SAMPLES]
     expected = run_tower(open_backend(path, "onnxruntime"), tower, few)

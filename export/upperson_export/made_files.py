@@ -26,9 +26,7 @@ class RecordedFolder:
 
     kind: str
     """Format of the folder, as the record has it."""
-
     record: str
-    """File name of the record."""
 
     def require_place(self, output: Path) -> None:
         """Refuse what `create` would refuse, before any work; see `files.require_place`."""
@@ -39,11 +37,7 @@ class RecordedFolder:
         return new_folder(output, self._unowned)
 
     def write_record(self, folder: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
-        """Write the record of a filled folder with more facts of its content.
-
-        Returns:
-            Its files as sorted relative POSIX paths.
-        """
+        """Write the record of a filled folder; return its files as sorted relative POSIX paths."""
         files = _files(folder)
         record = {
             "format": self.kind,

@@ -234,20 +234,18 @@ def _notes(report: ExportReport, quote: Quote) -> list[str]:
 
 def _facts(report: ExportReport, manifest: Manifest, quote: Quote) -> list[tuple[str, str]]:
     model = manifest.model
+    adapter = f"sha256 {model.adapter_sha256[:16]}"
+    if model.adapter_sha256 == NO_ADAPTER:
+        adapter = "none: the base as it was published"
     facts = [
         ("base", f"{quote(model.base)}, weights sha256 {model.base_sha256[:16]}"),
-        ("adapter", _adapter(manifest)),
+        ("adapter", adapter),
         ("fingerprint", manifest.fingerprint),
         ("made", f"{manifest.created} by {manifest.generator}"),
     ]
     if report.calibration is not None:
         facts.append(("calibration", _calibrated(report, report.calibration, quote)))
     return facts
-
-
-def _adapter(manifest: Manifest) -> str:
-    sha256 = manifest.model.adapter_sha256
-    return "none: the base as it was published" if sha256 == NO_ADAPTER else f"sha256 {sha256[:16]}"
 
 
 def _calibrated(report: ExportReport, calibration: CalibrationRecord, quote: Quote) -> str:

@@ -36,12 +36,9 @@ class PatchProjection(nn.Module):
     Pixels are centred to [-1, 1) first: exact in float16, and the weights keep a magnitude that
     float16 stores with full precision, which weights for raw pixels (1e-5) would not.
 
-    Args:
-        weight: [rows * columns * 3, D] for a patch of centred pixels, RGB last.
-        positions: Positions of the patches with the patch bias added, [1, P, D].
-        patch_size: (rows, columns) of a patch in pixels.
-        stem: Where a patch is made in several steps, those before the last, first step first.
-            ``weight`` and ``patch_size`` then belong to the last, which reads their output.
+    The weight is [rows * columns * 3, D], RGB last; positions [1, P, D] have the patch bias added.
+    If a patch is made in several steps, ``stem`` has those before the last, and weight and patch
+    size belong to the last.
     """
 
     def __init__(
@@ -67,13 +64,7 @@ class PatchProjection(nn.Module):
 
 
 class StemStep(nn.Module):
-    """Patches of pixels, or of smaller patches, to what the next step makes patches of.
-
-    Args:
-        linear: [rows * columns * C, D] and its bias.
-        patch_size: (rows, columns) of a patch.
-        activation: What follows.
-    """
+    """Patches of pixels, or of smaller patches, to what the next step makes patches of."""
 
     def __init__(self, linear: Linear, patch_size: tuple[int, int], activation: Activation) -> None:
         super().__init__()
@@ -95,12 +86,7 @@ def _patches(x_NHWC: Tensor, patch_size: tuple[int, int]) -> Tensor:
 
 
 class Projection(nn.Module):
-    """Pooled rows to unit-norm embeddings.
-
-    Args:
-        weight: [D, E] into the shared space; None where the rows are in it already.
-        bias: [E] or None.
-    """
+    """Pooled rows to unit-norm embeddings; without a weight [D, E], rows are in that space."""
 
     def __init__(self, weight: Tensor | None, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -151,14 +137,8 @@ class PlainTower(nn.Module):
 class PlainImageTower(PlainTower):
     """uint8 pixels to unit-norm embeddings.
 
-    Args:
-        patch: Projection of the pixels.
-        class_row: Class token with its position added, [1, 1, D]; None where ``head`` attends to
-            all patches.
-        ln_pre: Norm before the first block.
-        blocks: At least one block.
-        head: After the last block: the norm of the class row, or attention over all rows.
-        projection: Into the shared space.
+    The class row [1, 1, D] has its position added. ``head`` is its norm or, without a class row,
+    attention over all rows.
     """
 
     def __init__(
@@ -205,18 +185,11 @@ class PlainImageTower(PlainTower):
 
 
 class PlainTextTower(PlainTower):
-    """Token ids to unit-norm embeddings; the pooled row is found inside.
+    """Token ids to unit-norm embeddings; the pooled row, the last one or EOT's, is found inside.
 
-    Args:
-        embedding: Token embedding [V, D].
-        positions: Positions [context, D].
-        visible: bool [context, P + context], True where a row may look at a key. None where every
-            row looks at every key; captions are then padded to the context, here.
-        pools_last: Whether the last row is pooled rather than EOT's.
-        prefix_length: Prefix rows P of the blocks that have them; the mask's first P columns.
-        blocks: At least one block.
-        ln_final: Norm of the pooled row after the last block.
-        projection: Projection [D, E] into the shared space.
+    ``visible`` is True where a row may look at a key, [context, P + context]; its first P columns
+    are the prefix of the blocks that have one. Without it every row looks at every key, and this
+    tower pads captions to the context.
     """
 
     def __init__(

@@ -39,7 +39,6 @@ class RetrievalSplit:
     image_files: Sequence[Path]
     image_pids: npt.NDArray[np.int64] | None = None
     """Identity of each image. None, here and below, if unknown: rankings are compared."""
-
     captions: Sequence[str]
     caption_pids: npt.NDArray[np.int64] | None = None
 
@@ -56,7 +55,6 @@ class Drop:
     points: float
     low: float
     """Lower end of the 95 % bootstrap interval."""
-
     high: float
 
 
@@ -66,9 +64,7 @@ class Accuracy:
 
     metrics: RetrievalMetrics | None
     """None if identities are unknown, as is `Compared.r1_drop`."""
-
     float_types: Mapping[Tower, str]
-    """Type in which the backend computed the floats of each tower, such as ``bf16``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,10 +72,8 @@ class Compared(Accuracy):
     """Accuracy compared with float32, on the same queries."""
 
     r1_drop: Drop | None
-
     cosine: Mapping[str, float]
     """Quantiles of the cosine to float32: min, 1 % and median."""
-
     top10_overlap: float
     """Percent of float32's first ten pictures that are kept, mean over captions."""
 
@@ -91,19 +85,14 @@ class Measured:
     variant: VariantName
     tower: str
     """``image``, ``text``, or ``both``."""
-
     candidate: str
     """As in `Variant.candidates`; for both towers ``image candidate + text candidate``."""
-
     backend: str
     """The backend of the candidate; the float32 towers run on ONNX Runtime."""
-
     accepted: bool
     accuracy: Compared | None
     """None if the candidate does not run."""
-
     failure: str | None = None
-    """Why it does not run."""
 
 
 class SplitEmbeds(NamedTuple):
@@ -111,9 +100,7 @@ class SplitEmbeds(NamedTuple):
 
     rows: npt.NDArray[np.float32]
     """(items of the split, E), unit norm."""
-
     float_type: str
-    """Type in which the backend computed floats, such as ``f32`` or ``bf16``."""
 
 
 class EmbedSplit(Protocol):
@@ -139,13 +126,7 @@ def r1_drop(reference: PerQueryMetrics, candidate: PerQueryMetrics, seed: int = 
 class PrecisionSearch:
     """Searches the candidates of one bundle and keeps every measurement.
 
-    Args:
-        split: What accuracy is measured on.
-        source: Gives embeddings.
-        max_r1_drop: Maximum R@1 drop in percentage points, where identities are known.
-        min_overlap: Minimum overlap with float32's first ten pictures in percent, where not.
-        int8_only: Forbid float towers: AccuracyGateError instead.
-        also_on: Further backends on which towers made for CPUs must keep their accuracy.
+    The limits are those of `upperson_export.bundle.ExportOptions`.
     """
 
     split: RetrievalSplit
@@ -154,6 +135,7 @@ class PrecisionSearch:
     min_overlap: float = MIN_OVERLAP
     int8_only: bool = False
     also_on: tuple[str, ...] = ()
+    """Further backends on which towers made for CPUs must keep their accuracy."""
     measured: list[Measured] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -161,11 +143,7 @@ class PrecisionSearch:
         self.reference = self._metrics(self._exact)
 
     def run(self, name: VariantName) -> dict[Tower, str]:
-        """Return the accepted candidate of each tower.
-
-        Raises:
-            AccuracyGateError: No candidate that is allowed keeps the accuracy.
-        """
+        """Return the accepted candidate of each tower; AccuracyGateError if there is none."""
         variant = VARIANTS[name]
         only_own = self.int8_only and variant.int8
         candidates = variant.own_candidates if only_own else variant.candidates
@@ -226,7 +204,8 @@ class PrecisionSearch:
             if is_exact:
                 raise
             failure = str(error)
-        kept = accuracy is not None and self._lost(accuracy) <= self._allowed
+        allowed = self.max_r1_drop if self.split.has_identities else 100 - self.min_overlap
+        kept = accuracy is not None and self._lost(accuracy) <= allowed
         measured = Measured(
             variant=variant.name,
             tower="both" if len(candidates) == len(TOWERS) else next(iter(candidates)),
@@ -247,25 +226,18 @@ class PrecisionSearch:
             for tower, candidate in candidates.items()
         }
         embeds = self._exact | {tower: one.rows for tower, one in found.items()}
-        metrics = self._metrics(embeds)
+        metrics, drop = self._metrics(embeds), None
+        if metrics is not None and self.reference is not None:
+            drop = r1_drop(self.reference, metrics)
         cosine = [row_cosines(self._exact[tower], embeds[tower]) for tower in candidates]
         low, one, half = np.quantile(np.concatenate(cosine), [0.0, 0.01, 0.5])
         return Compared(
             metrics=None if metrics is None else metrics.mean(),
             float_types={tower: one.float_type for tower, one in found.items()},
-            r1_drop=None if metrics is None else self._r1_drop(metrics),
+            r1_drop=drop,
             cosine={"min": float(low), "1 %": float(one), "median": float(half)},
             top10_overlap=100 * _mean_overlap(self._exact, embeds),
         )
-
-    def _r1_drop(self, metrics: PerQueryMetrics) -> Drop:
-        assert self.reference is not None  # Measured on the same split.
-        return r1_drop(self.reference, metrics)
-
-    @property
-    def _allowed(self) -> float:
-        """Return the largest loss that is accepted, in the units of `_lost`."""
-        return self.max_r1_drop if self.split.has_identities else 100 - self.min_overlap
 
     @staticmethod
     def _lost(accuracy: Compared) -> float:

@@ -17,7 +17,7 @@ from upperson_calibration.ranges import Estimator
 from upperson_calibration.samples import CalibrationSet
 from upperson_calibration.sensitivity import LayerSensitivity
 from upperson_export.graphs import Fp16Accumulation, float_type_of
-from upperson_export.precision_search import Accuracy, Compared, Measured, RetrievalSplit
+from upperson_export.precision_search import Accuracy, Compared, Measured
 from upperson_export.variants import VARIANTS, VariantName
 from upperson_rt.backends import open_backend
 from upperson_rt.machine import describe_machine
@@ -36,7 +36,6 @@ class TowerTime:
 
     ms_per_item: float
     """Median."""
-
     float_type: str
 
 
@@ -49,16 +48,10 @@ class Conditions:
     """Conditions of the times."""
 
     machine: Mapping[str, Any]
-    """As `describe_machine` returns it."""
-
     threads: int
     backends: Mapping[str, str]
-    """Versions, by name."""
-
     batch: Mapping[Tower, int]
     caption_tokens: int
-    """Length of the longest caption."""
-
     repeats: int
 
 
@@ -116,11 +109,6 @@ class SplitSize:
     images: int
     captions: int
 
-    @classmethod
-    def of(cls, split: RetrievalSplit) -> "SplitSize":
-        """Count images and captions."""
-        return cls(name=split.name, images=len(split.image_files), captions=len(split.captions))
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrationRecord:
@@ -129,7 +117,6 @@ class CalibrationRecord:
     samples: Samples
     estimator: Estimator
     reused_file_sha256: str | None
-    """Hash of the calibration file that was taken over, if one was."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record for report and manifest."""
@@ -145,23 +132,15 @@ class VariantReport:
     """One variant: its accuracy, how it was made, its size and times."""
 
     candidates: Mapping[Tower, str]
-    """The accepted candidate of each tower."""
-
     accuracy: Accuracy | None = None
     """Of both towers together, on the variant's first backend; None: no gate."""
-
     elsewhere: Mapping[str, Accuracy] = field(default_factory=dict)
     """On further backends, by name."""
-
     kept_float: Mapping[Tower, Sequence[LayerSensitivity]]
     """Linears left in float, most sensitive first."""
-
     fp16_accumulation: Mapping[Tower, Fp16Accumulation] = field(default_factory=dict)
     """Worst case of towers that have floats in float16."""
-
     left_out: str | None = None
-    """Why it is not in the bundle."""
-
     size_bytes: int
     times: Times
 
@@ -176,23 +155,15 @@ class ExportReport:
     """The result of an export."""
 
     model: str
-
     split: SplitSize | None
     """None: the gate was off."""
-
     max_r1_drop: float | None
-    """Maximum R@1 drop in percentage points; None if R@1 was not measured."""
-
     min_overlap: float | None = None
     """Minimum overlap with float32's first ten pictures in percent; None if rankings did not
     decide."""
-
     variants: Mapping[VariantName, VariantReport]
     measured: Sequence[Measured]
-    """Every candidate that was measured, in order."""
-
     conditions: Conditions
-
     calibration: CalibrationRecord | None
     """None: fp32 alone was written."""
 

@@ -173,19 +173,9 @@ def write_deepstream(
     """Write what DeepStream's nvinfer needs to embed people as a secondary inference engine.
 
     ``output`` gets the image tower with a float32 planar input, the nvinfer configuration and a
-    README: how to build the engine, and a probe that puts embeddings into a gallery.
-
-    Args:
-        bundle: Folder of the bundle.
-        output: Folder to write; an earlier one there is replaced if it is unchanged.
-        variant: Which variant; by default fp16, or fp32 if the bundle has none.
-        trust: Public key that must have signed the bundle; see `Bundle.open`.
-
-    Raises:
-        InputError: Not a bundle, or ``output`` holds something else.
-        UsageError: No such variant.
-        IntegrityError: The bundle is damaged or not signed by the key that is trusted, or its
-            graph is not what its manifest says.
+    README: how to build the engine, and a probe that puts embeddings into a gallery. An earlier
+    folder there is replaced if it is unchanged. The variant is fp16 by default, or fp32 if the
+    bundle has no fp16; ``trust`` is a public key that must have signed the bundle.
     """
     opened = open_variant(bundle, variant, trust)
     expected = signature(opened.manifest, "image")
@@ -214,17 +204,11 @@ def write_deepstream(
 
 
 def planar_float_input(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the image tower as nvinfer feeds it: float32 [N, 3, H, W] of values 0 to 255.
+    """Return a copy of the image tower as nvinfer feeds it: float32 [N, 3, H, W], 0 to 255.
 
     One Transpose is put before the graph; the rest stays, so equal pixels give equal embeddings.
     A Cast of the pixels to float32 is removed; one to another type stays, because typed graphs
     allow no mixed operands.
-
-    Args:
-        model: An image tower with the one input uint8 [N, H, W, 3]; it is not changed.
-
-    Raises:
-        IntegrityError: The input is another one.
     """
     adapted = ir.from_proto(model)
     graph = adapted.graph
@@ -289,9 +273,8 @@ def write_triton(
     """Write a model repository that runs the bundle's towers in Triton's ONNX Runtime backend.
 
     ``output`` gets ``<name>_image/`` and ``<name>_text/``, each with ``config.pbtxt`` and
-    ``1/model.onnx``, and for clients ``tokenizer.json`` and a README with a working client.
-
-    Arguments and errors are those of `write_deepstream`.
+    ``1/model.onnx``, and for clients ``tokenizer.json`` and a README with a working client. The
+    arguments are those of `write_deepstream`.
     """
     opened = open_variant(bundle, variant, trust)
     manifest = opened.manifest

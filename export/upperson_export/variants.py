@@ -34,8 +34,6 @@ class Int8Candidate:
     """A candidate of an int8 tower."""
 
     graph: "Smoothness" = "plain"
-    """The float32 graph that is quantized."""
-
     in_float: Fraction = Fraction(0)
     """Share of the block Linears, the most sensitive ones, that stays in float, rounded up."""
 
@@ -56,10 +54,8 @@ class Tensors:
 
     linears: Sequence[str]
     """MatMul nodes of the block Linears that become int8."""
-
     amax: Mapping[str, float]
     """Activation ranges of their inputs, by tensor; empty for variants without int8."""
-
     largest: Mapping[str, float] | None
     """Largest absolute value observed of each float tensor."""
 
@@ -69,46 +65,32 @@ class Variant:
     """A precision variant, and all that depends on it."""
 
     name: VariantName
-
     float_type: Literal["f32", "f16"] = "f32"
     """Type of all that is not quantized."""
-
     quantized: Literal["INT8"] | None = None
     """ONNX type of the weights of block Linears; None: a float type."""
-
     candidates: tuple[str, ...]
     """Candidates of the precision search, smallest first: names of `INT8_CANDIDATES`, or of float
     variants. The last one loses nothing."""
-
     ungated_candidate: str
     """The candidate that ships if accuracy is not measured."""
-
     min_cosine: float
     """Minimum cosine of an embedding to that of float32, in `upperson_export.parity`."""
-
     canary_min_cosine: float
     """Minimum cosine to the variant's own golden embeddings, made on the machine that exported. On
     CPUs int8 differs by the rounding of floats alone; saturated sums gave 0.9994 at best. GPUs sum
     in other orders and types."""
-
     measured_on: str = AS_RUN
-    """`AS_RUN` or `SIMULATED`."""
-
     made_for: Literal["any", "cpu", "gpu"]
     """A variant for CPUs keeps its accuracy on every CPU backend that is installed, is timed there,
     and is a bundle's default; one for GPUs is not timed on CPUs."""
-
     tensorrt: bool = False
     """Whether `--trt` builds engines of it."""
-
     servers: bool = False
     """Whether Triton and DeepStream take it by default: the last such row that a bundle has."""
-
     chosen_by: frozenset[str] = frozenset()
     """Options of ``upperson export``, each of which chooses it."""
-
     passes: Callable[[Tensors], Iterable["InPlacePass"]] = field(repr=False)
-    """The passes that make it from the float32 graph."""
 
     @property
     def int8(self) -> bool:
@@ -123,10 +105,6 @@ class Variant:
     def variant_of(self, candidate: str) -> "Variant":
         """Return the variant of a candidate: a float variant if that is its name."""
         return VARIANTS.get(candidate, self)
-
-
-def _no_pass(_: Tensors) -> Iterable["InPlacePass"]:
-    return ()
 
 
 def _int8(given: Tensors) -> Iterable["InPlacePass"]:
@@ -158,7 +136,7 @@ _ROWS = (
         canary_min_cosine=0.9999,
         made_for="any",
         servers=True,
-        passes=_no_pass,
+        passes=lambda _: (),
     ),
     Variant(
         name="int8",

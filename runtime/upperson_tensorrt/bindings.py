@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -81,7 +82,11 @@ def _driver_cuda() -> int | None:
 def _require_cuda(version: str) -> None:
     """Refuse a TensorRT for a newer CUDA than the driver's; JetPack's own belongs to the driver."""
     cuda = _driver_cuda()
-    found = [n for n in (12, 13) if _is_installed(f"tensorrt-cu{n}-bindings")]
+    found = []
+    for n in (12, 13):
+        with suppress(metadata.PackageNotFoundError):
+            metadata.version(f"tensorrt-cu{n}-bindings")
+            found.append(n)
     if len(found) > 1:
         raise BackendError(
             "TensorRT is installed for CUDA 12 and for CUDA 13, one over the other: "
@@ -96,14 +101,6 @@ def _require_cuda(version: str) -> None:
             code="tensorrt_too_new",
             cuda=cuda,
         )
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def start_problem() -> str | None:

@@ -76,7 +76,6 @@ class BuiltEngine:
     """What a build gave."""
 
     plan: bytes
-    """The serialized engine."""
     timing_cache: bytes | None
     """Measured kernels, for the next build on the same GPU; None if none was given."""
     timing_cache_used: bool
@@ -157,7 +156,11 @@ def _parse(
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(os.fspath(onnx_file)):
-        errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+        errors = []
+        for error in map(parser.get_error, range(parser.num_errors)):
+            node, operator = error.node_name(), error.node_operator()
+            where = f"node '{node}' ({operator}): " if node or operator else ""
+            errors.append(where + " ".join(error.desc().split()))
         raise BackendError(
             f"{about} cannot parse {os.fspath(onnx_file)}: "
             f"{'; '.join(errors) or log.take_errors()}; {_ADVICE}",
@@ -184,12 +187,6 @@ def _parse(
             code="no_tower",
         )
     return network
-
-
-def _parser_error(error: Any) -> str:
-    node, operator = error.node_name(), error.node_operator()
-    where = f"node '{node}' ({operator}): " if node or operator else ""
-    return where + " ".join(error.desc().split())
 
 
 def _add_profile(builder: Any, config: Any, profile: InputProfile, about: str) -> None:
@@ -289,7 +286,6 @@ class Comparison:
     inputs: str
     """What went in, such as ``images`` or ``3 to 77 tokens``."""
     min_cosine: float
-    """Cosine of the worst row."""
     max_error: float
     """Largest difference of two numbers."""
 

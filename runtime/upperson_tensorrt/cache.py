@@ -85,9 +85,7 @@ class EngineRecord:
     variant: str
     """Which variant of its bundle it was built from; for people."""
     model: str
-    """Name of the model, for people."""
     sha256: str
-    """Hash of the engine file."""
     size_bytes: Count
     built: str
     """ISO 8601, UTC."""
@@ -230,19 +228,14 @@ class EngineCache:
 
 
 def _record_or_problem(path: Path) -> EngineRecord | str:
+    where = os.fspath(path)
     try:
-        return _read_record(path)
+        content = read_json(path)
+        require_version(content, where, (_SCHEMA_VERSION,), "compile again")
+        fields = {key: content[key] for key in content if key not in ("schema_version", "engine")}
+        record = read_fields(EngineRecord, fields, where)
     except InputError as error:
         return str(error)
-
-
-def _read_record(path: Path) -> EngineRecord:
-    where, content = os.fspath(path), read_json(path)
-    require_version(content, where, (_SCHEMA_VERSION,), "compile again")
-    fields = {key: content[key] for key in content if key not in ("schema_version", "engine")}
-    record = read_fields(EngineRecord, fields, where)
     if (content.get("engine"), path.name) != (record.name, record.json_name):
-        raise InputError(
-            f"{where}: engine: '{record.name}' is what the record describes: renamed files?"
-        )
+        return f"{where}: engine: '{record.name}' is what the record describes: renamed files?"
     return record

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import upperson_rt
 from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.errors import IntegrityError, UsageError
-from upperson_rt.towers import Backend, Tower, run_tower
+from upperson_rt.towers import TOWERS, Tower, run_tower
 from upperson_tensorrt.bindings import import_tensorrt, open_gpu
 from upperson_tensorrt.builder import (
     DEFAULT_WORKSPACE_MIB,
@@ -47,7 +45,6 @@ class CompiledBundle:
     variant: str
     target: Target
     folder: Path
-    """Where the engines are."""
     towers: tuple[CompiledTower, CompiledTower]
     """Image, then text."""
 
@@ -66,8 +63,9 @@ def compile_bundle(
 ) -> CompiledBundle:
     """Build the engines of a variant, compare them with ONNX Runtime, and write them to the cache.
 
-    Engines that are there already, whole and made with the same settings, are kept. One process
-    builds at a time.
+    Engines that are there already, whole and made with the same settings, are kept. Nothing is
+    written for a tower whose engine does not compute what ONNX Runtime computes. One process builds
+    at a time.
 
     Args:
         bundle: Folder of the bundle.
@@ -76,17 +74,9 @@ def compile_bundle(
         trust: Public key that must have signed the bundle; see `Bundle.open`.
         max_batch: Largest batch that runs in one go.
         workspace_mib: Largest scratch memory of one layer.
-        cache: See `cache_folder`, the default.
-        note: Told what is going on, a line at a time.
-        progress: Told about each step of a build.
-
-    Raises:
-        UsageError: There is no such variant, or a number is below 1.
-        InputError: Not a bundle, or the cache cannot be written to.
-        BackendError: No driver or GPU, TensorRT or ONNX Runtime missing, or the build fails.
-        IntegrityError: The bundle is damaged, or an engine does not compute what ONNX Runtime
-            computes; nothing is written for that tower.
-        KeyboardInterrupt: Ctrl-C; the build was cancelled.
+        cache: Folder of engines; see `cache_folder`, the default.
+        note: Called with each line of progress.
+        progress: Called for each step of a build.
     """
     if workspace_mib < 1:
         message = f"workspace_mib must be at least 1, got {workspace_mib}"
@@ -100,10 +90,7 @@ def compile_bundle(
             code="variant_unknown",
             variant=variant,
         )
-    profiles: dict[Tower, InputProfile] = {
-        "image": tower_profile("image", manifest, max_batch),
-        "text": tower_profile("text", manifest, max_batch),
-    }
+    profiles = {tower: tower_profile(tower, manifest, max_batch) for tower in TOWERS}
     cuda = open_gpu(device)
     trt = import_tensorrt()
     # The reference: it checks hashes, golden samples and that ONNX Runtime is there before the
@@ -165,7 +152,8 @@ def _compile_tower(
     comparisons = compare_engine(
         tower,
         lambda rows: session.run(rows).astype(np.float32, copy=False),
-        lambda rows: _run_reference(reference, tower, rows),
+        # Row by row: a batch of the largest engine may be too much memory for a small board.
+        lambda rows: np.concatenate([run_tower(reference, tower, row[None]) for row in rows]),
         opened.golden,
         profile,
         opened.entry.canary_min_cosine,
@@ -195,8 +183,3 @@ def _compile_tower(
     if built.timing_cache is not None:
         store.save_timing_cache(target, built.timing_cache)
     return CompiledTower(tower, path, record, reused=False)
-
-
-def _run_reference(reference: Backend, tower: Tower, rows: NDArray[Any]) -> NDArray[np.float32]:
-    """Run row by row: a batch of the largest engine may be too much memory for a small board."""
-    return np.concatenate([run_tower(reference, tower, rows[i : i + 1]) for i in range(len(rows))])

@@ -88,7 +88,11 @@ class TensorRtBackend:
         from upperson_tensorrt.session import EngineSession
 
         if cuda_graphs is None:
-            cuda_graphs = _cuda_graphs_wanted()
+            said = os.environ.get("UPPERSON_CUDA_GRAPHS", "0")
+            if said not in ("0", "1", ""):
+                message = f"$UPPERSON_CUDA_GRAPHS must be 1 (on) or 0 (off), found '{said}'"
+                raise UsageError(message, code="choice_unknown", what="UPPERSON_CUDA_GRAPHS")
+            cuda_graphs = said == "1"
         self.device = f"cuda:{device_index(device)}"
         cuda = open_gpu(device)  # First: TensorRT can crash the process without a driver.
         trt = import_tensorrt()
@@ -113,11 +117,3 @@ class TensorRtBackend:
                 code="run_failed",
             )
         return {self._session.output_name: self._session.run(inputs[expected])}
-
-
-def _cuda_graphs_wanted() -> bool:
-    said = os.environ.get("UPPERSON_CUDA_GRAPHS", "0")
-    if said not in ("0", "1", ""):
-        message = f"$UPPERSON_CUDA_GRAPHS must be 1 (on) or 0 (off), found '{said}'"
-        raise UsageError(message, code="choice_unknown", what="UPPERSON_CUDA_GRAPHS")
-    return said == "1"

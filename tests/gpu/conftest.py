@@ -5,10 +5,6 @@ it is known, before there is a GPU, that the tests themselves work (``tests/cli/
 """
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -34,18 +30,18 @@ from upperson_tensorrt.cuda import Cuda
 STAND_IN = os.environ.get("UPPERSON_TEST_GPU") == "stand-in"
 
 
-def pytest_runtest_setup() -> None:
+def pytest_runtest_setup():
     if not STAND_IN:
         skip_if(missing_gpu())
 
 
-def skip_if(missing: str) -> None:
+def skip_if(missing):
     if missing:
         pytest.skip(missing)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def stand_in() -> Iterator[None]:
+def stand_in():
     """Put the fakes in place, if they are asked for."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         if STAND_IN:
@@ -54,47 +50,42 @@ def stand_in() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def card() -> None:
+def card():
     """What no stand-in can do."""
     skip_if("the stand-in is no GPU" if STAND_IN else "")
 
 
 @pytest.fixture(scope="session")
-def cuda() -> Cuda:
+def cuda():
     return Cuda()
 
 
 @pytest.fixture(scope="session")
-def torch_gpu(card: None) -> ModuleType:
+def torch_gpu(card):
     skip_if(missing_torch())
     return torch
 
 
 @pytest.fixture(scope="session")
-def train_device() -> str:
+def train_device():
     skip_if("" if STAND_IN else missing_torch())
     return "cpu" if STAND_IN else "cuda"
 
 
 @pytest.fixture(scope="session")
-def onnxruntime_device() -> str:
+def onnxruntime_device():
     skip_if("" if STAND_IN else missing_onnxruntime())
     return "cpu" if STAND_IN else "cuda"
 
 
 @pytest.fixture(scope="session")
-def cupy(card: None) -> Any:
-    return pytest.importorskip("cupy", reason="CuPy is not installed: pip install cupy-cuda13x")
-
-
-@pytest.fixture(scope="session")
-def trt() -> ModuleType:
+def trt():
     skip_if(missing_tensorrt())
     return import_tensorrt()
 
 
 @pytest.fixture(scope="session")
-def bundle(toy_graphs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(toy_graphs, tmp_path_factory):
     """The toy model in all variants that TensorRT runs."""
     folder, model = tmp_path_factory.mktemp("gpu"), toy_model()
     people = SyntheticSpec(look="street", train_ids=6, val_ids=0, test_ids=0, views=2)

@@ -2,20 +2,14 @@
 
 import json
 import re
-from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import onnx_ir as ir
 import pytest
 
 from tests.helpers.toy_graphs import TOWERS
 from tests.helpers.vit_b16 import PROFILES, export_vit_b16, int8_gemms, vit_b16_variant
-from upperson_calibration.graph import TowerGraph
 from upperson_export.engines import FusedLayer, RtxEngine
-from upperson_rt.towers import Tower
 from upperson_tensorrt import builder
-from upperson_tensorrt.cuda import Cuda
 
 LAYERS = 12
 
@@ -23,18 +17,16 @@ pytestmark = pytest.mark.timeout(1200)  # Two exports of ViT-B/16, four builds.
 
 
 @pytest.fixture(scope="module")
-def graphs(
-    card: None, trt: ModuleType, tmp_path_factory: pytest.TempPathFactory
-) -> dict[Tower, TowerGraph]:
+def graphs(card, trt, tmp_path_factory):
     return export_vit_b16(tmp_path_factory.mktemp("vit_b16"), LAYERS)
 
 
 @pytest.fixture
-def in_detail(trt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_detail(trt, monkeypatch):
     """Have engines built by which the inspector knows types and ONNX nodes."""
     add_profile = builder._add_profile
 
-    def add(built_by: Any, config: Any, *rest: Any) -> None:
+    def add(built_by, config, *rest):
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         add_profile(built_by, config, *rest)
 
@@ -44,14 +36,8 @@ def in_detail(trt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("variant", ["fp16", "int8-fp16"])
 @pytest.mark.parametrize("tower", TOWERS)
 def test_attention_is_fused_and_int8_stays_int8(
-    graphs: dict[Tower, TowerGraph],
-    trt: ModuleType,
-    cuda: Cuda,
-    in_detail: None,
-    tower: Tower,
-    variant: Any,
-    tmp_path: Path,
-) -> None:
+    graphs, trt, cuda, in_detail, tower, variant, tmp_path
+):
     file = tmp_path / "tower.onnx"
     ir.save(vit_b16_variant(graphs[tower], variant), file)
     with cuda.current():
@@ -66,7 +52,7 @@ def test_attention_is_fused_and_int8_stays_int8(
     assert gemms == (int8_gemms(LAYERS) if variant == "int8-fp16" else 0)
 
 
-def read_layers(trt: ModuleType, plan: bytes) -> RtxEngine:
+def read_layers(trt, plan):
     """Read an engine's table of layers, which counts as that of TensorRT for RTX does."""
     runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
     engine = runtime.deserialize_cuda_engine(plan)
@@ -76,7 +62,7 @@ def read_layers(trt: ModuleType, plan: bytes) -> RtxEngine:
     return RtxEngine(plan, trt.__version__, tuple(map(_layer, json.loads(text)["Layers"])))
 
 
-def _layer(layer: dict[str, object] | str) -> FusedLayer:
+def _layer(layer):
     assert isinstance(layer, dict), f"the engine was not built to be detailed: only '{layer}'"
     tensors = json.dumps([layer.get("Inputs", []), layer.get("Constants", [])])
     types = re.findall(r'"(?:Format/)?Datatype": "([^"]*)"', tensors)
@@ -88,7 +74,7 @@ def _layer(layer: dict[str, object] | str) -> FusedLayer:
     )
 
 
-def _type(text: str) -> str:
+def _type(text):
     """Return ``Half`` for ``Half`` and for ``Row major linear FP16``."""
     patterns = {"Int8": "int8", "Half": "half|fp16", "Float": "float|fp32"}
     return next((n for n, found in patterns.items() if re.search(found, text, re.I)), text)

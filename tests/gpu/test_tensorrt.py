@@ -1,9 +1,7 @@
 """Engines of the toy model: built, compared, kept, run by threads and as CUDA graphs."""
 
 import threading
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,8 +11,8 @@ from upperson_export.variants import VARIANTS
 from upperson_rt.agreement import compare_embeds
 from upperson_rt.backends import open_backend
 from upperson_rt.bundle import Bundle
-from upperson_rt.towers import Tower, run_tower
-from upperson_tensorrt.compile import CompiledBundle, compile_bundle
+from upperson_rt.towers import run_tower
+from upperson_tensorrt.compile import compile_bundle
 from upperson_tensorrt.plugin import TensorRtBackend
 
 MAX_BATCH = 8
@@ -25,12 +23,12 @@ towers = pytest.mark.parametrize("tower", TOWERS)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
-def compiled(trt: ModuleType, bundle: Path, cache: Path) -> dict[str, CompiledBundle]:
+def compiled(trt, bundle, cache):
     return {
         variant: compile_bundle(bundle, variant, max_batch=MAX_BATCH, cache=cache)
         for variant in NAMES
@@ -38,8 +36,8 @@ def compiled(trt: ModuleType, bundle: Path, cache: Path) -> dict[str, CompiledBu
 
 
 @pytest.fixture
-def open_engine(compiled: dict[str, CompiledBundle], bundle: Path, cache: Path) -> Any:
-    def open_(tower: Tower, variant: str, cuda_graphs: bool = False) -> TensorRtBackend:
+def open_engine(compiled, bundle, cache):
+    def open_(tower, variant, cuda_graphs=False):
         file = bundle / f"{tower}.{variant}.onnx"
         return TensorRtBackend(file, cache=cache, cuda_graphs=cuda_graphs)
 
@@ -47,9 +45,7 @@ def open_engine(compiled: dict[str, CompiledBundle], bundle: Path, cache: Path) 
 
 
 @variants
-def test_engines_are_built_and_agree_with_onnx_runtime(
-    compiled: dict[str, CompiledBundle], variant: str
-) -> None:
+def test_engines_are_built_and_agree_with_onnx_runtime(compiled, variant):
     for tower in compiled[variant].towers:
         assert not tower.reused
         lowest = min(one.min_cosine for one in tower.record.comparisons)
@@ -60,12 +56,10 @@ def test_engines_are_built_and_agree_with_onnx_runtime(
         assert {one.batch_size for one in tower.record.comparisons} >= {1, MAX_BATCH}
 
 
-def test_what_is_there_is_used_again_and_what_is_gone_is_built(
-    compiled: dict[str, CompiledBundle], bundle: Path, cache: Path
-) -> None:
-    notes: list[str] = []
+def test_what_is_there_is_used_again_and_what_is_gone_is_built(compiled, bundle, cache):
+    notes = []
 
-    def again() -> list[bool]:
+    def again():
         found = compile_bundle(bundle, "fp16", max_batch=MAX_BATCH, cache=cache, note=notes.append)
         return [tower.reused for tower in found.towers]
 
@@ -78,12 +72,8 @@ def test_what_is_there_is_used_again_and_what_is_gone_is_built(
 
 @variants
 def test_a_bundle_opens_on_its_engines_and_embeds_as_fp32_does(
-    compiled: dict[str, CompiledBundle],
-    bundle: Path,
-    cache: Path,
-    variant: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    compiled, bundle, cache, variant, monkeypatch
+):
     monkeypatch.setenv("UPPERSON_CACHE", str(cache))
     opened = Bundle.open(bundle, variant, "tensorrt", "cuda")
     opened.check_golden_samples()
@@ -99,9 +89,7 @@ def test_a_bundle_opens_on_its_engines_and_embeds_as_fp32_does(
 
 @variants
 @towers
-def test_cuda_graphs_change_no_bit(
-    open_engine: Any, tower: Tower, variant: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_cuda_graphs_change_no_bit(open_engine, tower, variant, caplog):
     plain, graphs = (open_engine(tower, variant, on) for on in (False, True))
     for turn in range(6):
         for count in (1, 3, MAX_BATCH):
@@ -115,33 +103,28 @@ def test_cuda_graphs_change_no_bit(
 
 @towers
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_eight_threads_share_an_engine(open_engine: Any, tower: Tower, cuda_graphs: bool) -> None:
+def test_eight_threads_share_an_engine(open_engine, tower, cuda_graphs):
     rows = toy_inputs(tower, 40)
     batches = [rows[i : i + 1 + i % (MAX_BATCH + 3)] for i in range(24)]
     alone = open_engine(tower, "fp16")
     expected = [run_tower(alone, tower, batch) for batch in batches]
     backend = open_engine(tower, "fp16", cuda_graphs)
-    wrong: list[int] = []
+    wrong = []
 
-    def loop(first: int) -> None:
+    def loop(first):
         for turn in range(3):
             for i in range(first, len(batches), 8):
                 found = run_tower(backend, tower, batches[i])
                 if not np.array_equal(found, expected[i]):
                     wrong.append(i + 100 * turn)
 
-    threads = [threading.Thread(target=loop, args=(first,)) for first in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(loop, range(8)))
     assert wrong == []
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_torch_may_compute_beside_an_engine(
-    torch_gpu: ModuleType, open_engine: Any, cuda_graphs: bool
-) -> None:
+def test_torch_may_compute_beside_an_engine(torch_gpu, open_engine, cuda_graphs):
     matrix = torch_gpu.randn(512, 512, device="cuda")
     product = matrix @ matrix
     rows = toy_inputs("image", MAX_BATCH)
@@ -149,7 +132,7 @@ def test_torch_may_compute_beside_an_engine(
     backend = open_engine("image", "fp16", cuda_graphs)
     stop, wrong = threading.Event(), []
 
-    def multiply() -> None:
+    def multiply():
         while not stop.is_set():
             if not torch_gpu.equal(matrix @ matrix, product):
                 wrong.append("torch")

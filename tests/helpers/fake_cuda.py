@@ -1,8 +1,7 @@
 """A stand-in for libcuda.so.1: real C functions over host memory, streams that run when waited for.
 
-The prototypes are those of the binding, which tests compare with ``cuda.h``, so a call with wrong
-types does not get through; nor does one without a current context, or with an address of the wrong
-side.
+Prototypes are those of the binding, which tests compare with ``cuda.h``. Calls with wrong types,
+without a current context or with an address of the wrong side fail.
 """
 
 import ctypes
@@ -23,8 +22,7 @@ ERRORS = {
     201: b"CUDA_ERROR_INVALID_CONTEXT",
     400: b"CUDA_ERROR_INVALID_HANDLE",
     901: b"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
-}
-TEXTS = {status: b"text of " + name for status, name in ERRORS.items()}  # They must stay alive.
+}  # They must stay alive.
 
 
 def _as_address(kind):
@@ -55,15 +53,9 @@ class Memory:
         )
         next(filter(None, self._views))[:] = b"\xee" * nbytes
 
-    def __bytes__(self):
-        return bytes(next(filter(None, self._views)))
-
 
 class FakeDriver:
-    """A driver with GPUs of 1 GiB each; `install` puts it in the place of libcuda.so.1.
-
-    Each GPU is its name, compute capability (two numbers) and multiprocessors.
-    """
+    """A driver of GPUs (name, compute capability in two numbers, multiprocessors) of 1 GiB each."""
 
     def __init__(self, *gpus, version=12060, integrated=False):
         self.gpus = gpus or (("Orin", 8, 7, 16),)
@@ -84,6 +76,8 @@ class FakeDriver:
         }
 
     def install(self, monkeypatch):
+        """Put it in the place of libcuda.so.1."""
+
         def load(name, *arguments, real=ctypes.CDLL, **options):
             return self if name == "libcuda.so.1" else real(name, *arguments, **options)
 
@@ -129,7 +123,7 @@ class FakeDriver:
             "cuInit": lambda flags: 0 if self.gpus else 100,
             "cuDriverGetVersion": lambda version: put(version, self.version),
             "cuGetErrorName": lambda status, text: put(text, ERRORS[status]),
-            "cuGetErrorString": lambda status, text: put(text, TEXTS[status]),
+            "cuGetErrorString": lambda status, text: put(text, ERRORS[status]),
             "cuDeviceGetCount": lambda count: put(count, len(self.gpus)),
             "cuDeviceGet": lambda device, i: put(device, i, 0 if i < len(self.gpus) else 101),
             "cuDeviceGetName": self._device_name,

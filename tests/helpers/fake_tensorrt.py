@@ -1,9 +1,8 @@
 """A stand-in for the module `tensorrt` in three versions: the names our code may rely on, no more.
 
-Which names a version has, with which parameters and types, is compared with NVIDIA's own bindings
-in ``test_tensorrt_contract.py``. Arguments of other types are refused as pybind11 refuses them, and
-so are attributes that a class does not have. An engine holds the ONNX file and runs it with ONNX
-Runtime, so results are real; ``trt.behaviour`` makes it go wrong.
+``test_tensorrt_contract.py`` compares it with NVIDIA's own bindings. Arguments of other types and
+attributes that a class does not have are refused as pybind11 refuses them. An engine runs its ONNX
+file in ONNX Runtime, so results are real; ``trt.behaviour`` makes it go wrong.
 """
 
 import ctypes
@@ -20,6 +19,7 @@ import onnx
 import onnxruntime
 
 from tests.helpers.fake_cuda import FakeDriver
+from upperson_rt.backends.onnxruntime import session_options
 
 VERSIONS = ("10.3.0.26", "10.16.1.11", "11.4.0.106")
 
@@ -41,9 +41,7 @@ def install_fake_tensorrt(monkeypatch, release=VERSIONS[0], *gpus, **options):
 
 
 class _EnumMember(enum.Enum):
-    """As pybind11 makes them: ``int(member)`` works, arithmetic does not."""
-
-    def __int__(self):
+    def __int__(self):  # As in pybind11; arithmetic does not work.
         return self.value
 
 
@@ -130,8 +128,7 @@ def make_fake_tensorrt(version, driver):
     class ILogger:
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = Severity
 
-        def log(self, severity: Severity, msg: str):
-            raise NotImplementedError("pure virtual")
+        def log(self, severity: Severity, msg: str): ...
 
     @public
     class Logger(ILogger):
@@ -144,19 +141,15 @@ def make_fake_tensorrt(version, driver):
 
     @public
     class IErrorRecorder:
-        def report_error(self, arg0: Code, arg1: str):
-            raise NotImplementedError("pure virtual")
+        def report_error(self, arg0: Code, arg1: str): ...
 
     @public
     class IProgressMonitor:
-        def phase_start(self, phase_name: str, parent_phase, num_steps: int):
-            raise NotImplementedError("pure virtual")
+        def phase_start(self, phase_name: str, parent_phase, num_steps: int): ...
 
-        def step_complete(self, phase_name: str, step: int):
-            raise NotImplementedError("pure virtual")
+        def step_complete(self, phase_name: str, step: int): ...
 
-        def phase_finish(self, phase_name: str):
-            raise NotImplementedError("pure virtual")
+        def phase_finish(self, phase_name: str): ...
 
     @public
     class IHostMemory(bytes):
@@ -287,16 +280,9 @@ def make_fake_tensorrt(version, driver):
         def clear_flag(self, flag: BuilderFlag):
             self._flags.discard(flag)
 
-        def set_flag(self, flag: BuilderFlag):
-            self._flags.add(flag)
-
         def add_optimization_profile(self, profile: IOptimizationProfile):
-            shapes = profile._shapes.values()
-            if any(
-                sorted(sizes) != list(sizes)
-                for shape in shapes
-                for sizes in zip(*shape, strict=True)
-            ):
+            axes = [axis for one in profile._shapes.values() for axis in zip(*one, strict=True)]
+            if any(sorted(axis) != list(axis) for axis in axes):
                 return -1
             self._profiles.append(profile)
             return len(self._profiles) - 1
@@ -360,10 +346,10 @@ def make_fake_tensorrt(version, driver):
         num_io_tensors = _property("_num_io_tensors", int)
 
         def __init__(self, profile, onnx_bytes):
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = 1
-            on_cpu = {"providers": ["CPUExecutionProvider"]}
-            self._session = onnxruntime.InferenceSession(onnx_bytes, options, **on_cpu)
+            options = session_options(onnxruntime, 1)
+            self._session = onnxruntime.InferenceSession(
+                onnx_bytes, options, ["CPUExecutionProvider"]
+            )
             graph = onnx.load_from_string(onnx_bytes).graph
             self._inputs = {value.name: ITensor(value) for value in graph.input}
             self._tensors = self._inputs | {value.name: ITensor(value) for value in graph.output}
@@ -404,7 +390,7 @@ def make_fake_tensorrt(version, driver):
 
         def set_tensor_address(self, name: str, memory: int):
             self._addresses[name] = memory
-            return True  # The real one does not look at it, either: it fails when it runs.
+            return True  # As the real one, it fails when it runs.
 
         def execute_async_v3(self, stream_handle: int):
             current_gpu()

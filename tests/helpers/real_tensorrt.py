@@ -1,7 +1,7 @@
-"""NVIDIA's own Python bindings of TensorRT as plain data, without TensorRT: what they offer.
+"""What NVIDIA's own Python bindings of TensorRT offer, as plain data and without TensorRT.
 
-The bindings are wheels apart from the libraries, and import beside a library of nine empty
-functions. As a program: ``install`` unpacks the releases, ``describe`` prints what one offers.
+The bindings are wheels apart from the libraries, and import beside nine empty functions.
+As a program: ``install`` unpacks the releases, ``describe`` prints what one offers.
 """
 
 import inspect
@@ -21,7 +21,6 @@ RELEASES = {
     "tensorrt-10": "tensorrt-cu12-bindings>=10.13,<11",
     "tensorrt-11": "tensorrt-cu13-bindings>=11,<12",
 }
-"""Folder and requirement."""
 
 EXPORTS = (
     "createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL",
@@ -39,14 +38,10 @@ SAME_TYPE = {
     "buffer": "Buffer",
     "IParserError": "ParserError",
 }
-"""Words of pybind11's signatures that mean the same to us."""
 
 
 def import_as_tensorrt(release, folder):
-    """Return the environment in which a release imports as ``tensorrt``; it starts nowhere.
-
-    None where it cannot be had: not unpacked, or no C compiler for the nine functions.
-    """
+    """Return the environment in which a release imports as ``tensorrt``; None if it cannot."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if not (FOLDER / release).is_dir() or compiler is None:
         return None

@@ -28,8 +28,7 @@ def with_loud_channels(
 ) -> Model:
     """Multiply a few channels of the inputs of qkv and fc1, and divide the weights that read them.
 
-    The gain and bias of a norm and the output of the adapter beside it grow by a factor from
-    ``largest / 8`` to ``largest``; float32 computes the same.
+    Factors are from ``largest / 8`` to ``largest``; float32 computes the same.
     """
     loud = deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
@@ -37,8 +36,11 @@ def with_loud_channels(
         for index in range(len(tower.blocks)) if blocks is None else blocks:
             block: Any = tower.blocks[index]
             width = len(block.ln_1.weight)
+            readers_of_attention = [block.attn.in_proj_weight]
+            if block.lora is not None:
+                readers_of_attention += [block.lora.key.down, block.lora.value.down]
             for norm, adapter, readers in (
-                (block.ln_1, block.adapter_attn, _readers_of_attention(block)),
+                (block.ln_1, block.adapter_attn, readers_of_attention),
                 (block.ln_2, block.adapter_mlp, [block.mlp.c_fc.weight]),
             ):
                 chosen = torch.randperm(width, generator=generator)[:channels]
@@ -92,10 +94,7 @@ def with_stream_outlier(
 
 @torch.no_grad()
 def with_prefix_scale(model: Model, scale: float = 100.0) -> Model:
-    """Set S of every prefix, as the last state of the official training has it.
-
-    Not the same function: prefix values grow with S.
-    """
+    """Set S of every prefix, as the last state of the official training has it."""
     scaled = deepcopy(model)
     for tower in (scaled.image, scaled.text):
         for item in tower.blocks:
@@ -103,13 +102,6 @@ def with_prefix_scale(model: Model, scale: float = 100.0) -> Model:
             if block.prefix is not None:
                 block.prefix.scale.fill_(scale)
     return scaled
-
-
-def _readers_of_attention(block: Any) -> list[Tensor]:
-    readers = [block.attn.in_proj_weight]
-    if block.lora is not None:
-        readers += [block.lora.key.down, block.lora.value.down]
-    return readers
 
 
 def _deviations(norms: list[nn.Module], run: Any) -> list[Tensor]:

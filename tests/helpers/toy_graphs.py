@@ -77,7 +77,8 @@ def export_exchanged(tower: PlainTower, kind: Tower, path: Path, *, example: Any
 
 def graph_of(tower: PlainTower, kind: Tower) -> TowerGraph:
     """Return the graph of a folded tower that differs from the toy's in weights alone."""
-    return export_exchanged(tower, kind, _new_file(), example=None)
+    file = Path(_FOLDER.name, f"{next(_NUMBERS)}.onnx")
+    return export_exchanged(tower, kind, file, example=None)
 
 
 def proto_of(graph: Graph) -> onnx.ModelProto:
@@ -120,7 +121,3 @@ def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 def min_cosine(a: Array, b: Array) -> float:
     """Return the smallest cosine of two sets of rows [N, E]."""
     return compare_embeds(a, b).min_cosine
-
-
-def _new_file() -> Path:
-    return Path(_FOLDER.name, f"{next(_NUMBERS)}.onnx")

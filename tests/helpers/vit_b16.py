@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from upperson_calibration.graph import TowerGraph
-from upperson_export.blocks import Adapter, Attention, Linear, Mlp, PackedAttention, PlainBlock
+from upperson_export.blocks import Adapter, Attention, Linear, Mlp, PlainBlock
 from upperson_export.graphs import build_variant, export_onnx
 from upperson_export.plain import (
     PatchProjection,
@@ -46,16 +46,17 @@ def linear(inputs: int, outputs: int) -> Linear:
     return Linear(random(inputs, outputs), random(outputs))
 
 
-def vit_block(width: int, heads: int, attention: type[Attention]) -> PlainBlock:
+def vit_block(width: int, heads: int, packed: bool) -> PlainBlock:
     return PlainBlock(
         nn.LayerNorm(width),
         Adapter(linear(width, width // 8), linear(width // 8, width)),
-        attention(
+        Attention(
             linear(width, width),
             linear(width, 2 * width),
             linear(width, width),
             (random(PREFIX, width), random(PREFIX, width)),
             heads,
+            packed=packed,
         ),
         nn.LayerNorm(width),
         Adapter(linear(width, width // 8), linear(width // 8, width)),
@@ -64,8 +65,7 @@ def vit_block(width: int, heads: int, attention: type[Attention]) -> PlainBlock:
 
 
 def vit_blocks(layers: int, width: int, heads: int) -> list[PlainBlock]:
-    kinds = [PackedAttention] * (layers - 1) + [Attention]
-    return [vit_block(width, heads, kind) for kind in kinds]
+    return [vit_block(width, heads, packed=index < layers - 1) for index in range(layers)]
 
 
 def vit_b16(kind: Tower, layers: int) -> PlainTower:

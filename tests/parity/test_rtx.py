@@ -6,6 +6,7 @@ TensorRT for RTX compiles without a GPU. Random weights are enough: fusion looks
 from functools import cache
 from importlib import import_module
 
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -16,6 +17,7 @@ from tests.helpers.vit_b16 import PROFILES, export_vit_b16, int8_gemms, vit_b16_
 from upperson_export.engines import RtxEngine, build_rtx_engine, parse_layers, rtx_target
 from upperson_export.graphs import build_variant
 from upperson_export.lint import lint
+from upperson_export.serving import planar_float_input
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
 from upperson_tensorrt.builder import InputProfile
 
@@ -130,6 +132,14 @@ def toy_fp16():
 
 
 @needs_rtx
+def test_the_planar_graph_of_deepstream_is_taken(tmp_path):
+    """It is another product than TensorRT, but the nearest there is without a GPU."""
+    onnx.save(planar_float_input(ir.to_proto(toy_fp16())), tmp_path / "planar.onnx")
+    profile = InputProfile("image", (1, 3, 48, 32), (8, 3, 48, 32), (16, 3, 48, 32))
+    assert build_rtx_engine(tmp_path / "planar.onnx", profile).content
+
+
+@needs_rtx
 def test_one_build_makes_one_engine(tmp_path):
     first = build(toy_fp16(), tmp_path, TOY_PROFILE, "8.9")
     assert first.content == build(toy_fp16(), tmp_path, TOY_PROFILE, "8.9").content
@@ -178,10 +188,15 @@ def test_the_table_of_layers_is_read():
         f"Name: fc1_1, LayerType: gemm, Inputs: [ {tensor.format('Int8')}], "
         f"Constants: [ {tensor.format('Int8')}, {tensor.format('Float')}], Outputs: [], "
         "TacticName: , StreamId: 0, Metadata: [ONNX Layer: fc1/MatMul]",
+        f"Name: fc2_1, LayerType: gemm, Inputs: [ {tensor.format('Half')}], "
+        f"Constants: [ {tensor.format('Int8')}], Outputs: [], TacticName: , StreamId: 0, "
+        "Metadata: [ONNX Layer: fc2/MatMul]",
         "Bindings:",
     ]
     engine = RtxEngine(b"", "1", tuple(parse_layers("\n".join(lines))))
-    assert [layer.nodes for layer in engine.layers] == [("a/MatMul", "a/Softmax"), ("fc1/MatMul",)]
-    assert [layer.types for layer in engine.layers] == [{"Half"}, {"Int8", "Float"}]
+    nodes = [("a/MatMul", "a/Softmax"), ("fc1/MatMul",), ("fc2/MatMul",)]
+    assert [layer.nodes for layer in engine.layers] == nodes
+    types = [{"Half"}, {"Int8", "Float"}, {"Half", "Int8"}]
+    assert [layer.types for layer in engine.layers] == types
     assert [layer.name for layer in engine.fused_attentions()] == ["_gemm_mha_v2_0"]
     assert [layer.name for layer in engine.int8_gemms()] == ["fc1_1"]

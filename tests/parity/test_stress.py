@@ -55,15 +55,12 @@ def exports(folder, demo):
         ids = torch.from_numpy(seen.input_ids[:32]).long()
         outlier = with_stream_outlier(trained(), images, ids, magnitude=1000.0)
         loud = with_loud_channels(trained(), largest=2.0**18)
-        found = {
+        return {
             "loud channels x64": export("x64", with_loud_channels(trained(), largest=64.0), "int8"),
             "outlier of 1000": export("outlier", outlier, "int8", "fp16"),
             "prefix scale 100": export("prefix", with_prefix_scale(trained(), 100.0), "fp16"),
-            "beyond float16": export("sound", loud, "fp16"),
+            "beyond float16": export("beyond", loud, "fp16"),
         }
-        # Without the ranges that decide what stays float32, the graphs overflow.
-        patch.setattr(candidates, "largest_values", lambda *arguments, **options: {})
-        return found | {"beyond float16, unranged": export("broken", loud, "fp16")}
 
 
 @pytest.fixture(scope="module")
@@ -147,13 +144,8 @@ def test_large_prefix_values_stay_inside_float16(reports):
     assert shipped["cosine"]["min"] > 0.9999
 
 
-def test_the_gate_sees_what_float16_cannot_hold(reports):
+def test_what_float16_cannot_hold_stays_float32_by_the_observed_ranges(reports):
+    """Without those the graph overflows, see ``test_variants.py``, and fp32 would ship."""
     sound = reports["beyond float16"]["variants"]["fp16"]
     assert sound["rungs"] == {"image": "fp16", "text": "fp16"}
     assert sound["cosine"]["min"] > 0.999
-    report = reports["beyond float16, unranged"]
-    assert report["variants"]["fp16"]["rungs"] == {"image": "fp32", "text": "fp32"}
-    assert not report["variants"]["fp16"]["shipped"]
-    assert {row["failure"] is not None for row in report["ladder"] if row["rung"] == "fp16"} == {
-        True
-    }

@@ -27,8 +27,10 @@ from tests.helpers.toy_graphs import (
     toy_graph,
     toy_inputs,
 )
-from upperson_calibration.ranges import largest_values
+from upperson_calibration.ranges import estimate, largest_values, observe
+from upperson_calibration.sensitivity import rank_by_sensitivity
 from upperson_export.graphs import build_variant, simulate_half
+from upperson_export.parity.subjects import BackendChoice, open_subject
 from upperson_export.passes.half import LIMIT
 from upperson_rt.backends import open_backend
 from upperson_rt.errors import InputError
@@ -173,3 +175,40 @@ def test_largest_values_are_those_of_the_tensors(kind):
     assert len(largest) > 50
     with refused("no_samples", InputError):
         largest_values(fp32, inputs[:0])
+
+
+def test_a_cpu_compares_what_float16_does_to_a_typed_variant(tmp_path):
+    exact, paths = toy_graph("image"), {}
+    for kind in TOWERS:
+        paths[kind] = tmp_path / f"{kind}.fp16.onnx"
+        ir.save(build_variant(toy_graph(kind), "fp16"), paths[kind])
+    subject, _ = open_subject("fp16", paths, BackendChoice("onnxruntime", "cpu"), threads=1)
+    assert subject.backend.endswith("on cpu, float16 simulated")
+    images = toy_inputs("image")
+    expected, computed_in_float32 = (
+        run_graph(model, images)[0] for model in (exact, onnx.load(paths["image"]))
+    )
+    found = subject.run("image", images)
+    # Rounded weights alone are closer than rounded weights and results.
+    assert min_cosine(found, expected) > 0.999
+    assert np.abs(found - expected).max() > 1.2 * np.abs(computed_in_float32 - expected).max()
+
+
+def test_the_loudest_linears_are_the_most_sensitive_and_lose_as_much_alone_in_int8(tmp_path):
+    graph = exported(with_loud_channels(toy_model(), blocks=[1]), "image")
+    inputs, tests = toy_pixels(32).numpy(), toy_pixels(24, seed=7).numpy()
+    amax = estimate(observe(graph, inputs, threads=1), "min-max")
+    texts = np.random.default_rng(0).normal(size=(20, 24)).astype(np.float32)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    ranking = rank_by_sensitivity(graph, amax, tests, texts, threads=1)
+    assert {layer.node for layer in ranking[:2]} <= {
+        "blocks.1.attention.kv/MatMul", "blocks.1.attention.q/MatMul", "blocks.1.mlp.fc1/MatMul"
+    }  # fmt: skip
+    keep = [layer.node for layer in ranking[1:]]
+    ir.save(build_variant(graph, "int8", amax, keep), tmp_path / "one.onnx")
+    exact, alone = (
+        run_tower(open_backend(file, "onnxruntime", threads=1), "image", tests)
+        for file in (graph.file, tmp_path / "one.onnx")
+    )
+    loss = 1 - float((alone * exact).sum(axis=1).mean())
+    assert loss == pytest.approx(ranking[0].cosine_loss, rel=0.1)

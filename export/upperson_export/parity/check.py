@@ -3,7 +3,7 @@
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ SAME_COSINE = 0.999
 are fixed, so only values beside a quantization step may flip."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Fault:
     """One way in which a comparison fails."""
 
@@ -68,6 +68,12 @@ class Judged:
     comparison: ParityComparison
     tolerance: Tolerance
     fault: Fault | None
+
+    @property
+    def agreements(self) -> list[Agreement]:
+        """To the reference and to the same items alone, as far as they were compared."""
+        both = (self.comparison.to_reference, self.comparison.to_alone)
+        return [agreement for agreement in both if agreement is not None]
 
     @property
     def badness(self) -> tuple[float, float, float]:
@@ -103,17 +109,14 @@ def judge(comparison: ParityComparison, tolerance: Tolerance, inputs: ParityInpu
 def _structural_faults(found: ParityComparison, name: Callable[[int], str]) -> Iterator[Fault]:
     """Yield faults that no tolerance lets pass."""
     if found.refusal is not None:
-        yield Fault(severity=1, excess=0.0, text=found.refusal)
+        yield Fault(1, 0.0, found.refusal)
     if found.not_finite is not None:
-        text = f"{name(found.not_finite)} has no finite embedding"
-        yield Fault(severity=3, excess=0.0, text=text)
+        yield Fault(3, 0.0, f"{name(found.not_finite)} has no finite embedding")
     if found.constant:
-        text = f"every {found.tower} has the same embedding"
-        yield Fault(severity=2, excess=0.0, text=text)
+        yield Fault(2, 0.0, f"every {found.tower} has the same embedding")
     if found.exchanged is not None:
-        item, other = found.exchanged
-        text = f"{name(item)} has the embedding of {name(other)}"
-        yield Fault(severity=1, excess=0.0, text=text)
+        item, other = map(name, found.exchanged)
+        yield Fault(1, 0.0, f"{item} has the embedding of {other}")
 
 
 def _agreement_faults(
@@ -131,14 +134,14 @@ def _agreement_faults(
             f"{name(found.items[agreement.worst_error])} differs from {expected} by "
             f"{agreement.max_error:.2e}, expected at most {limit:g}"
         )
-        yield Fault(severity=0, excess=agreement.max_error / limit, text=text)
+        yield Fault(0, agreement.max_error / limit, text)
     if floor is not None and not agreement.agrees(min_cosine=floor).all():
         text = (
             f"{name(found.items[agreement.worst_cosine])} has cosine {agreement.min_cosine:.5f} to "
             f"{expected}, expected at least {floor:g}"
         )
         excess = (1 - agreement.min_cosine) / max(1 - floor, 1e-9)
-        yield Fault(severity=0, excess=excess, text=text)
+        yield Fault(0, excess, text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,23 +169,24 @@ class ParityResult:
     def would_pass(self) -> dict[str, float] | None:
         """Return the tolerances with which all comparisons would pass.
 
-        Returns:
-            ``max_error`` (of fp32), ``min_cosine`` (of all else) or both; None if no tolerance
-            helps, or none is needed.
+        These are ``max_error`` (of fp32), ``min_cosine`` (of all else) or both; None if no
+        tolerance helps, or none is needed.
         """
         faults = [judged.fault for judged in self.judged if judged.fault]
         if not faults or any(fault.severity for fault in faults) or not self.pixel_paths.are_equal:
             return None
-        if any(agreement.not_finite for judged in self.judged for agreement in _all(judged)):
+        if any(agreement.not_finite for judged in self.judged for agreement in judged.agreements):
             return None
         # An option applies to all of its kind, also to those that pass their own tolerance.
         fp32 = [judged for judged in self.judged if judged.tolerance.max_error is not None]
         less = [judged for judged in self.judged if judged.tolerance.min_cosine is not None]
         loosened = {}
         if any(judged.fault for judged in fp32):
-            loosened["max_error"] = _round_up(max(c.max_error for j in fp32 for c in _all(j)))
+            loosened["max_error"] = _round_up(max(c.max_error for j in fp32 for c in j.agreements))
         if any(judged.fault for judged in less):
-            loosened["min_cosine"] = _round_down(min(c.min_cosine for j in less for c in _all(j)))
+            loosened["min_cosine"] = _round_down(
+                min(c.min_cosine for j in less for c in j.agreements)
+            )
         return loosened if loosened.get("min_cosine", 1.0) > 0 else None
 
     def message(self) -> str:
@@ -221,15 +225,11 @@ class ParityResult:
             "worst": worst and _judged_dict(worst),
             "would_pass": self.would_pass(),
             "comparisons": [_judged_dict(judged) for judged in self.judged],
-            "not_run": [
-                {"variant": n.variant, "backend": n.backend, "reason": n.reason}
-                for n in self.not_run
-            ],
+            "not_run": [asdict(one) for one in self.not_run],
         }
 
 
 def _judged_dict(judged: Judged) -> dict[str, Any]:
-    """Return one comparison as ``--json`` prints it."""
     found = judged.comparison
     return {
         "variant": found.variant,
@@ -240,11 +240,8 @@ def _judged_dict(judged: Judged) -> dict[str, Any]:
         "count": len(found.items),
         "to_reference": found.to_reference and _agreement_dict(found.to_reference),
         "to_alone": found.to_alone and _agreement_dict(found.to_alone),
-        "ranking": found.ranking and found.ranking.as_dict(),
-        "tolerance": {
-            "max_error": judged.tolerance.max_error,
-            "min_cosine": judged.tolerance.min_cosine,
-        },
+        "ranking": found.ranking and asdict(found.ranking),
+        "tolerance": asdict(judged.tolerance),
         "failure": judged.fault and judged.fault.text,
     }
 
@@ -270,11 +267,6 @@ def _place(found: ParityComparison) -> str:
     )
 
 
-def _all(judged: Judged) -> list[Agreement]:
-    found = judged.comparison
-    return [c for c in (found.to_reference, found.to_alone) if c is not None]
-
-
 def _round_up(value: float) -> float:
     """Return the next value with two digits, which as text is not smaller."""
     step = 10.0 ** (math.floor(math.log10(value)) - 1)
@@ -291,12 +283,7 @@ def _round_down(value: float) -> float:
 
 @torch.no_grad()
 def require_parity(tower: nn.Module, path: Path, kind: Tower, inputs: npt.NDArray[Any]) -> None:
-    """Compare a plain tower with its ONNX file at batch 1, 2 and all: rounding may differ.
-
-    Raises:
-        InputError: The tower itself gives values that are not finite.
-        IntegrityError: The embeddings differ by more than `TOLERANCE`.
-    """
+    """Compare a plain tower with its ONNX file at batch 1, 2 and all: rounding may differ."""
     backend = open_backend(path, "onnxruntime")
     for batch in dict.fromkeys((1, 2, len(inputs))):
         expected = tower(torch.from_numpy(inputs[:batch])).numpy()
@@ -370,11 +357,7 @@ def check_bundle(
     options: ParityOptions,
     progress: Callable[[str, int, int], None],
 ) -> ParityResult:
-    """Compare every variant of a bundle on each backend, with its fp32 or with its run.
-
-    Raises:
-        IntegrityError: The bundle's tokenizer is not the run's, or the reference is broken.
-    """
+    """Compare every variant of a bundle on each backend, with its fp32 or with its run."""
     subjects: Iterable[Subject | NotRun] = iter_bundle_subjects(
         bundle.path, options.backends, options.given, options.threads
     )

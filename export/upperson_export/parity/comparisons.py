@@ -4,7 +4,7 @@ Shapes: N items, M of them, E embedding width, T texts, G images, Q queries.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -38,10 +38,6 @@ class RankingAgreement:
     mean_tau: float
     """Kendall's tau-b over the whole gallery."""
     min_tau: float
-
-    def as_dict(self) -> dict[str, float]:
-        """Return the fields for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +86,7 @@ class Reference:
 
 def make_reference(subject: Subject, inputs: ParityInputs) -> Reference:
     """Embed every item alone."""
-    alone = {tower: _embed_alone(subject.run, inputs, tower) for tower in TOWERS}
+    alone = {tower: _embed(subject.run, inputs, _alone(inputs, tower)) for tower in TOWERS}
     end_to_end = {tower: _end_to_end(subject, inputs, tower, 1) for tower in TOWERS}
     for tower in TOWERS:
         for embeds_NE in (alone[tower], end_to_end[tower]):
@@ -116,12 +112,12 @@ def iter_comparisons(
     """Yield the comparisons of a subject: image tower, text tower, both."""
     found: dict[Tower, dict[int, Embeds]] = {tower: {} for tower in TOWERS}
     for tower in TOWERS:
-        alone_NE = _embed_alone(subject.run, inputs, tower)
+        alone_NE = _embed(subject.run, inputs, _alone(inputs, tower))
         _require_shape(subject, tower, alone_NE, reference.alone[tower].shape)
         for case in iter_cases(inputs, tower, batch_sizes):
             items_M = np.concatenate(case.batches)
             is_alone = case.batch_size == 1 and case.layout == "like"
-            found_ME = alone_NE[items_M] if is_alone else _run_case(subject, inputs, case)
+            found_ME = alone_NE[items_M] if is_alone else _embed(subject.run, inputs, case)
             _require_shape(subject, tower, found_ME, (len(items_M), alone_NE.shape[1]))
             if case.layout == "like":
                 by_item_NE = found[tower][case.batch_size] = np.empty_like(alone_NE)
@@ -134,7 +130,13 @@ def iter_comparisons(
                     embeds,
                     reference.alone,
                 )
-                yield compared if is_alone else _compare_to_alone(compared, alone_NE, embeds, items)
+                if not is_alone:
+                    compared = replace(
+                        compared,
+                        to_alone=compare_embeds(alone_NE[items], embeds),
+                        exchanged=exchanged_item(alone_NE, embeds, items),
+                    )
+                yield compared
         yield _compare_end_to_end(subject, reference, inputs, tower, max(batch_sizes))
     for size in batch_sizes:
         ranking = compare_rankings(
@@ -183,28 +185,17 @@ def _compare_to_reference(
     blank: ParityComparison, expected_ME: Embeds, found_ME: Embeds, reference: dict[Tower, Embeds]
 ) -> ParityComparison:
     """Compare embeddings of one tower, and the rankings they give beside the reference's other."""
-    if blank.tower == "text":
-        image_GE = reference["image"]
-        ranking = compare_rankings(_scores(expected_ME, image_GE), _scores(found_ME, image_GE))
-    else:
-        text_TE = reference["text"]
-        ranking = compare_rankings(_scores(text_TE, expected_ME), _scores(text_TE, found_ME))
+    expected_TG, found_TG = (
+        _scores(rows_ME, reference["image"])
+        if blank.tower == "text"
+        else _scores(reference["text"], rows_ME)
+        for rows_ME in (expected_ME, found_ME)
+    )
     return replace(
         blank,
         to_reference=compare_embeds(expected_ME, found_ME),
-        ranking=ranking,
+        ranking=compare_rankings(expected_TG, found_TG),
         constant=is_constant(found_ME) and not is_constant(expected_ME),
-    )
-
-
-def _compare_to_alone(
-    compared: ParityComparison, alone_NE: Embeds, found_ME: Embeds, items_M: npt.NDArray[np.int64]
-) -> ParityComparison:
-    """Compare embeddings from a batch with those of the same items alone."""
-    return replace(
-        compared,
-        to_alone=compare_embeds(alone_NE[items_M], found_ME),
-        exchanged=exchanged_item(alone_NE, found_ME, items_M),
     )
 
 
@@ -226,10 +217,16 @@ def _compare_end_to_end(
 # --- embedding ---
 
 
-def _embed_alone(run: RunTower, inputs: ParityInputs, tower: Tower) -> Embeds:
-    """Embed every item in a batch of its own, without padding: [N, E]."""
-    items = range(inputs.count(tower))
-    return np.concatenate([run(tower, inputs.batch(tower, np.array([item]))) for item in items])
+def _alone(inputs: ParityInputs, tower: Tower) -> Case:
+    """Return every item in a batch of its own, without padding."""
+    batches = list(np.arange(inputs.count(tower))[:, None])
+    return Case(tower=tower, batch_size=1, layout="like", batches=batches)
+
+
+def _embed(run: RunTower, inputs: ParityInputs, case: Case) -> Embeds:
+    return np.concatenate(
+        [run(case.tower, inputs.batch(case.tower, b, case.width)) for b in case.batches]
+    )
 
 
 def _end_to_end(subject: Subject, inputs: ParityInputs, tower: Tower, batch_size: int) -> Embeds:
@@ -241,12 +238,6 @@ def _end_to_end(subject: Subject, inputs: ParityInputs, tower: Tower, batch_size
     prepared = inputs.pixels_NHW3 if tower == "image" else inputs.sentence_ids_NL
     batches = [prepared[rows] for rows in batch_slices(len(prepared), batch_size)]
     return np.concatenate([subject.run(tower, batch) for batch in batches])
-
-
-def _run_case(subject: Subject, inputs: ParityInputs, case: Case) -> Embeds:
-    return np.concatenate(
-        [subject.run(case.tower, inputs.batch(case.tower, b, case.width)) for b in case.batches]
-    )
 
 
 def _require_shape(

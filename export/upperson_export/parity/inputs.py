@@ -35,10 +35,8 @@ class ParityInputs:
     """N pictures and N texts."""
 
     source: str
-    """Where they come from, for messages."""
     files: Sequence[Path]
     image_names: Sequence[str]
-    """Names in messages."""
     pixels_NHW3: npt.NDArray[np.uint8]
     """The files as the runtime prepares them."""
     sentences: Sequence[str]
@@ -204,7 +202,6 @@ class PixelPaths:
     max_difference: float
     """In levels of 0 to 255."""
     worst: str
-    """The image it is in."""
 
     @property
     def are_equal(self) -> bool:

@@ -150,15 +150,9 @@ class BackendChoice:
 
 
 def choose_backends(names: Sequence[str]) -> list[BackendChoice]:
-    """Return the backends to compare.
+    """Return the backends to compare, such as ``onnxruntime`` or ``openvino:GPU``.
 
-    Args:
-        names: ``onnxruntime``, ``openvino`` or ``tensorrt``, each with ``:device`` behind it if not
-            on its usual one; empty for all that are installed here.
-
-    Raises:
-        UsageError: ``auto`` is no single backend, or a name is empty.
-        BackendError: None is named and none is installed.
+    Without names these are all that are installed here.
     """
     choices = []
     for given in dict.fromkeys(names):
@@ -272,13 +266,8 @@ def iter_bundle_subjects(
 ) -> Iterator[Subject | NotRun]:
     """Yield every variant of a bundle on each backend, loaded one after the other.
 
-    Hashes are checked; golden samples are not, since all differences are to be shown.
-
-    Args:
-        root: The bundle.
-        backends: See `choose_backends`.
-        given: Replaces the usual tolerances; see `tolerance_of`.
-        threads: CPU threads a tower; None lets the library choose.
+    Hashes are checked; golden samples are not, since all differences are to be shown. A tolerance
+    that is given replaces the usual one; see `tolerance_of`.
     """
     variants = list(read_manifest(root).variants)
     for choice in backends:

@@ -80,10 +80,8 @@ class ToHalf(ir.passes.InPlacePass):
     - a node with a constant that float16 cannot hold, and the nodes its values are moved to;
     - a node that reads or writes a tensor whose values come near the end of float16's range.
 
-    Args:
-        largest: Largest absolute value of tensors, by name, from
-            :func:`upperson_calibration.ranges.largest_values`. None assumes that all computed
-            tensors fit, which a graph with constants beyond float16 refuses.
+    ``largest`` comes from `upperson_calibration.ranges.largest_values`. Without it all computed
+    tensors are assumed to fit, and constants beyond float16 are refused.
     """
 
     def __init__(self, largest: Mapping[str, float] | None = None) -> None:
@@ -97,8 +95,8 @@ class ToHalf(ir.passes.InPlacePass):
         converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         for node in list(graph):
             dtype = _FLOAT if node in stays_float else _HALF
-            if node.op_type == "QuantizeLinear":  # quantizes whatever comes
-                dtype = _dtype(node.inputs[0])
+            if node.op_type == "QuantizeLinear" and node.inputs[0] is not None:
+                dtype = node.inputs[0].dtype or dtype  # It quantizes what comes.
             if node.op_type == "DequantizeLinear":  # gives what its reader wants
                 dtype = _FLOAT if node.successors()[0] in stays_float else _HALF
             for index, value in enumerate(node.inputs):
@@ -114,7 +112,10 @@ class ToHalf(ir.passes.InPlacePass):
                         node.attributes["to"] = ir.AttrInt64("to", dtype)
         for index, value in enumerate(graph.outputs):
             if value.dtype == _HALF:
-                graph.outputs[index] = _float_output(graph, value)
+                name = str(value.name)
+                value.name = f"{name}.fp16"
+                cast, graph.outputs[index] = _cast(value, _FLOAT, name)
+                graph.append(cast)
         return ir.passes.PassResult(model, modified=True)
 
     def _float_nodes(self, graph: ir.Graph) -> set[ir.Node]:
@@ -185,9 +186,8 @@ def fp16_products(graph: ir.Graph) -> list[str]:
 class SimulateHalf(ir.passes.InPlacePass):
     """Compute in float32 with every float16 result rounded; the graph's ends keep their types.
 
-    Args:
-        accumulated: MatMul nodes that accumulate in float16: `PRODUCTS_A_ROUNDING` products at a
-            time are added exactly, then the sum so far is rounded.
+    MatMul nodes in ``accumulated`` add `PRODUCTS_A_ROUNDING` products at a time exactly, and then
+    round the sum so far to float16.
     """
 
     def __init__(self, accumulated: Collection[str] = ()) -> None:
@@ -277,26 +277,12 @@ def _fits_half(value: ir.Value) -> bool:
     return norm == 0 or float(np.linalg.norm(error.ravel())) <= MAX_RELATIVE_ERROR * norm
 
 
-def _dtype(value: ir.Value | None) -> ir.DataType:
-    assert value is not None
-    assert value.dtype is not None
-    return value.dtype
-
-
 def _as_type(graph: ir.Graph, reader: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     name = f"{value.name}.{_SUFFIX[dtype]}"
     if value.const_value is not None:
         return constant(graph, name, array_of(value).astype(dtype.numpy()))
     cast, result = _cast(value, dtype, name)
     graph.insert_before(reader, cast)
-    return result
-
-
-def _float_output(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    name = str(value.name)
-    value.name = f"{name}.fp16"
-    cast, result = _cast(value, _FLOAT, name)
-    graph.append(cast)
     return result
 
 

@@ -24,12 +24,9 @@ class QuantizeLinears(ir.passes.InPlacePass):
     and a float16 graph round activations to the same integers. Every MatMul has DequantizeLinear
     nodes of its own, which is the pattern that ONNX Runtime, OpenVINO and TensorRT fuse.
 
-    Args:
-        linears: Names of MatMul nodes with a constant second input [in, out].
-        amax: Largest absolute value of the tensor that enters them, by tensor name.
-        pair_limit: Maximum sum of the absolute values of two neighbouring int8 weights [2i, out]
-            and [2i + 1, out]; a channel that exceeds it gets a larger scale, and the file is marked
-            as exact on every CPU. None for devices that accumulate in 32 bits.
+    ``pair_limit`` is the maximum sum of the absolute values of two neighbouring int8 weights,
+    [2i, out] and [2i + 1, out]: a channel that exceeds it gets a larger scale, and the file is
+    marked as exact on every CPU. None is for devices that accumulate in 32 bits.
     """
 
     def __init__(

@@ -52,7 +52,7 @@ def test_equal_seeds_give_equal_samples_without_repetition(tmp_path):
     assert (first.image_source, first.text_source) == ("folder crops", "people, train")
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_the_darkest_the_reddest_and_the_longest_are_always_chosen(tmp_path, seed):
     rng = np.random.default_rng(seed)
     colours = [tuple(map(int, rng.integers(90, 130, 3))) for _ in range(80)]

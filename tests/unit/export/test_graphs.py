@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, numpy_helper, parser
 
 from tests.helpers.refused import refused
 from tests.helpers.toy_clip import toy_model
 from tests.helpers.toy_graphs import FOLD, TOWERS, proto_of, toy_graph
 from upperson_calibration.graph import BlockLinear
 from upperson_export import graphs
-from upperson_export.graphs import require_one_file, write_with_weights
+from upperson_export.graphs import NameByModule, require_one_file, write_with_weights
 from upperson_rt.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("toy_graphs")
@@ -119,3 +119,29 @@ def test_a_tower_that_no_file_can_hold_is_refused(monkeypatch):
     monkeypatch.setattr(graphs, "MAX_FILE_BYTES", 1_000_000)
     with refused("tower_too_large", InputError, tower="text"):
         require_one_file(tower, "text")
+
+
+def test_nodes_and_values_are_named_after_their_module():
+    proto = parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 19]>'
+        "g (float[N, 4] x) => (float[N, 2] y) {"
+        " t0 = Relu(x)\n t1 = Relu(t0)\n"
+        " a, b = Split<axis = 1, num_outputs = 2>(t1)\n y = Add(a, b) }"
+    )
+    model = ir.from_proto(proto)
+    for node, scopes in zip(
+        model.graph,
+        ["['', 'mlp', 'relu']", "['', 'mlp', 'relu_1']", None, "['', 'add']"],
+        strict=True,
+    ):
+        if scopes:
+            node.metadata_props["pkg.torch.onnx.name_scopes"] = scopes
+    NameByModule()(model)
+    named = {node.name: [value.name for value in node.outputs] for node in model.graph}
+    assert named == {
+        "mlp/Relu": ["mlp/Relu"],
+        "mlp/Relu_2": ["mlp/Relu_2"],
+        "Split": ["Split", "Split.1"],  # of its reader, which is in no module
+        "Add": ["y"],
+    }
+    assert model.graph.inputs[0].name == "x"

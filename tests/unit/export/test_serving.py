@@ -6,22 +6,24 @@ import json
 import queue
 import re
 import sys
-from dataclasses import asdict
-from types import SimpleNamespace
+from functools import reduce
+from types import SimpleNamespace as Names
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
-from onnx import TensorProto, numpy_helper, parser
+from onnx import TensorProto
 
 import upperson_rt
 from tests.helpers import toy_bundle
 from tests.helpers.invoke import snapshot
 from tests.helpers.refused import refused
-from tests.helpers.toy_bundle import file_entry, make_toy_bundle, replace_in_bundle
+from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
 from tests.helpers.toy_clip import toy_pixels
 from tests.helpers.toy_graphs import proto_of, toy_graph
+from upperson_export.graphs import build_variant
 from upperson_export.serving import (
     BATCH_SIZE,
     CONFIG,
@@ -33,7 +35,9 @@ from upperson_export.serving import (
 )
 from upperson_rt.bundle import read_manifest
 from upperson_rt.errors import InputError, IntegrityError, UsageError
-from upperson_rt.manifest import parse_manifest, space_fingerprint
+from upperson_rt.manifest import parse_manifest
+
+each_format = pytest.mark.parametrize("write", [write_triton, write_deepstream])
 
 TEXTS = ["a man in red", "a woman in a blue coat", "green"]
 
@@ -65,24 +69,15 @@ def edit_manifest(bundle, change):
     (bundle / "bundle.json").write_text(json.dumps(content), "utf-8")
 
 
-def add_variant(bundle, name):
-    """Add a variant with the graphs of fp32 under another name, and its canaries."""
+def rename_variant(bundle, old, new):
     with np.load(bundle / "canaries.npz") as archive:
-        arrays = dict(archive)
-    for tower in ("image", "text"):
-        arrays[f"{tower}_embeds.{name}"] = arrays[f"{tower}_embeds.fp32"]
+        arrays = {name.replace(f".{old}", f".{new}"): array for name, array in archive.items()}
     np.savez(bundle / "canaries.npz", **arrays)
     replace_in_bundle(bundle, "canaries.npz", (bundle / "canaries.npz").read_bytes())
 
-    files = {}
-    for tower in ("image", "text"):
-        model = onnx.load(bundle / f"{tower}.fp32.onnx")
-        model.doc_string = name
-        onnx.save(model, bundle / f"{tower}.{name}.onnx")
-        files[tower] = asdict(file_entry(bundle / f"{tower}.{name}.onnx"))
-
     def change(content):
-        content["variants"][name] = content["variants"]["fp32"] | {"precision": name} | files
+        content["variants"][new] = content["variants"].pop(old) | {"precision": new}
+        content["default_variant"] = new
 
     edit_manifest(bundle, change)
 
@@ -203,37 +198,33 @@ def test_nvinfer_gets_the_tower_and_values_that_fit_it(bundle, tmp_path):
 
 def chain(*elements):
     """A list as pyds has it: elements with `data` and the `next` one."""
-    following = None
-    for data in reversed(elements):
-        following = SimpleNamespace(data=data, next=following)
-    return following
+    return reduce(lambda later, data: Names(data=data, next=later), reversed(elements), None)
 
 
 def fake_deepstream(monkeypatch, frame):
     """Stand in for pyds and gi with the few names that the probe uses."""
-    same = SimpleNamespace(cast=lambda value: value)
-    pyds = SimpleNamespace(
-        NvDsUserMeta=same, NvDsInferTensorMeta=same, NvDsObjectMeta=same, NvDsFrameMeta=same,
-        NvDsMetaType=SimpleNamespace(NVDSINFER_TENSOR_OUTPUT_META=12),
+    kinds = ("NvDsUserMeta", "NvDsInferTensorMeta", "NvDsObjectMeta", "NvDsFrameMeta")
+    pyds = Names(
+        **dict.fromkeys(kinds, Names(cast=lambda value: value)),
+        NvDsMetaType=Names(NVDSINFER_TENSOR_OUTPUT_META=12),
         get_nvds_LayerInfo=lambda tensor, index: tensor.layers[index],
         get_ptr=lambda value: value,
-        gst_buffer_get_nvds_batch_meta=lambda _: SimpleNamespace(frame_meta_list=chain(frame)),
-    )  # fmt: skip
-    gst = SimpleNamespace(PadProbeReturn=SimpleNamespace(OK="ok"))
-    repository = SimpleNamespace(Gst=gst)
-    gi = SimpleNamespace(repository=repository)
-    for name, module in {"pyds": pyds, "gi": gi, "gi.repository": repository}.items():
+        gst_buffer_get_nvds_batch_meta=lambda _: Names(frame_meta_list=chain(frame)),
+    )
+    repository = Names(Gst=Names(PadProbeReturn=Names(OK="ok")))
+    modules = {"pyds": pyds, "gi": Names(repository=repository), "gi.repository": repository}
+    for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
 
 
 def detected(vector, number, gie_id=2):
     """A person with a box and an embedding, as nvinfer leaves it behind."""
     buffer = (ctypes.c_float * len(vector))(*vector)
-    layer = SimpleNamespace(buffer=ctypes.addressof(buffer), kept=buffer)
-    tensor = SimpleNamespace(unique_id=gie_id, layers=[layer])
-    user = SimpleNamespace(base_meta=SimpleNamespace(meta_type=12), user_meta_data=tensor)
-    box = SimpleNamespace(left=10.6, top=20.2, width=30.0, height=90.0)
-    return SimpleNamespace(obj_user_meta_list=chain(user), object_id=number, rect_params=box)
+    layer = Names(buffer=ctypes.addressof(buffer), kept=buffer)
+    tensor = Names(unique_id=gie_id, layers=[layer])
+    user = Names(base_meta=Names(meta_type=12), user_meta_data=tensor)
+    box = Names(left=10.6, top=20.2, width=30.0, height=90.0)
+    return Names(obj_user_meta_list=chain(user), object_id=number, rect_params=box)
 
 
 def test_the_readmes_probe_fills_a_gallery(bundle, tmp_path, monkeypatch):
@@ -250,7 +241,7 @@ def test_the_readmes_probe_fills_a_gallery(bundle, tmp_path, monkeypatch):
         detected(blue, 9, gie_id=1),  # Of another nvinfer.
         detected(blue, 2**64 - 1),  # Without a number.
     )
-    frame = SimpleNamespace(
+    frame = Names(
         obj_meta_list=people, source_id=3, frame_num=5, ntp_timestamp=1_700_000_000 * 10**9
     )
     fake_deepstream(monkeypatch, frame)
@@ -259,7 +250,7 @@ def test_the_readmes_probe_fills_a_gallery(bundle, tmp_path, monkeypatch):
     assert thread.startswith("threading.Thread(target=write_gallery")
     probe = {}
     exec(code, probe)
-    pad_info = SimpleNamespace(get_buffer=lambda: 1)
+    pad_info = Names(get_buffer=lambda: 1)
     assert probe["probe"](None, pad_info, None) == "ok"
     probe["people"].put(None)
     probe["write_gallery"](tmp_path / "gallery")
@@ -307,85 +298,37 @@ def test_the_planar_graph_differs_at_its_input_alone_and_gives_the_same_bits(exp
     assert [n.name for n in adapted.graph.node if "image" in n.input] == [first.name]
     names = [node.name for node in exported.graph.node if node.op_type != "Cast"]
     assert [node.name for node in rest] == names, "only the Cast of the pixels is removed"
+    typed = planar_float_input(ir.to_proto(build_variant(toy_graph("image"), "fp16")))
+    assert [node.op_type for node in typed.graph.node[:2]] == ["Transpose", "Cast"]
     with refused("input_not_pixels", IntegrityError):
         planar_float_input(adapted)
-
-
-def test_a_cast_to_float16_stays():
-    model = parser.parse_model("""<ir_version: 9, opset_import: ["" : 17]>
-    typed (uint8[N, 4, 2, 3] image) => (float[N, 3] image_embeds) {
-        half = Cast<to = 10>(image)
-        scaled = Mul(half, scale)
-        wide = Cast<to = 1>(scaled)
-        image_embeds = ReduceMean<axes = [1, 2], keepdims = 0>(wide)
-    }""")
-    scale = numpy_helper.from_array(np.array(1 / 255, np.float16), "scale")
-    model.graph.initializer.append(scale)
-    adapted = planar_float_input(model)
-    assert [n.op_type for n in adapted.graph.node] == [
-        "Transpose", "Cast", "Mul", "Cast", "ReduceMean"
-    ]  # fmt: skip
-    pixels = np.arange(48, dtype=np.uint8).reshape(2, 4, 2, 3) * 5
-    planar = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2).astype(np.float32))
-    np.testing.assert_array_equal(run(adapted, "image", planar), run(model, "image", pixels))
-
-
-def test_tensorrts_compiler_takes_the_planar_graph(exported):
-    """TensorRT for RTX compiles without a GPU; it is another product, but the nearest there is."""
-    trt = pytest.importorskip("tensorrt_rtx", reason="needs  pip install tensorrt-rtx-cu13")
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, logger)
-    read = parser.parse(planar_float_input(exported).SerializeToString())
-    assert read, [parser.get_error(index).desc() for index in range(parser.num_errors)]
-    pixels = network.get_input(0)
-    assert (tuple(pixels.shape), pixels.dtype) == ((-1, 3, 48, 32), trt.float32)
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
-    profile = builder.create_optimization_profile()
-    profile.set_shape("image", (1, 3, 48, 32), *[(BATCH_SIZE, 3, 48, 32)] * 2)
-    assert config.add_optimization_profile(profile) == 0
-    assert builder.build_serialized_network(network, config) is not None
 
 
 # --- Both formats
 
 
 def test_every_constant_comes_from_the_manifest(tmp_path, monkeypatch):
-    for name, value in {"HEIGHT_PX": 48, "WIDTH_PX": 16, "EMBED_DIM": 20}.items():
+    sizes = {"HEIGHT_PX": 48, "WIDTH_PX": 16, "EMBED_DIM": 20, "CONTEXT_LENGTH": 9}
+    for name, value in sizes.items():
         monkeypatch.setattr(toy_bundle, name, value)
-    monkeypatch.setattr(toy_bundle, "CONTEXT_LENGTH", 9)
     bundle = make_toy_bundle(tmp_path / "bundle")
-    edit_manifest(bundle, lambda content: content["model"].update(name="gate 7/north"))
-    manifest = read_manifest(bundle)
-    assert manifest.fingerprint == space_fingerprint(manifest.model, manifest.image, manifest.text)
-
     models = write_triton(bundle, tmp_path / "models").folder
     folder = write_deepstream(bundle, tmp_path / "ds").folder
-    texts = {
-        (models / "gate-7-north_image/config.pbtxt"): [
-            'name: "gate-7-north_image"', "dims: [ 48, 16, 3 ]", "dims: [ 20 ]"
-        ],
-        (models / "README.md"): ['Tokenizer.from_file("tokenizer.json", 9)', "48, 16)"],
-        (folder / "README.md"): ["EMBED_DIM = 20", "x3x48x16"],
-    }  # fmt: skip
-    for file, constants in texts.items():
+    for file, constants in (
+        (models / "toy_image/config.pbtxt", ["dims: [ 48, 16, 3 ]", "dims: [ 20 ]"]),
+        (models / "README.md", ['Tokenizer.from_file("tokenizer.json", 9)', "48, 16)"]),
+        (folder / "README.md", ["EMBED_DIM = 20", "x3x48x16"]),
+        (folder / CONFIG, ["infer-dims=3;48;16"]),
+    ):
         text = file.read_text("utf-8")
-        assert [one for one in (*constants, manifest.fingerprint) if one not in text] == []
-    assert nvinfer_config(folder)["infer-dims"] == "3;48;16"
-    for written in (models, folder):
-        record = json.loads((written / RECORD).read_text("utf-8"))
-        assert (record["model"], record["embed_dim"]) == ("gate 7/north", 20)
-        assert record["fingerprint"] == manifest.fingerprint
+        assert [one for one in constants if one not in text] == []
 
 
-@pytest.mark.parametrize("write", [write_triton, write_deepstream])
+@each_format
 def test_gpu_servers_get_fp16_else_fp32_or_what_is_named(bundle, tmp_path, write):
     assert write(bundle, tmp_path / "a").variant == "fp32", "int8, its default, is for processors"
     assert write(bundle, tmp_path / "b", "int8").variant == "int8"
-    add_variant(bundle, "fp16")
+    rename_variant(bundle, "int8", "fp16")
     written = write(bundle, tmp_path / "c")
     assert written.variant == "fp16"
     record = json.loads((tmp_path / "c" / RECORD).read_text("utf-8"))
@@ -393,12 +336,10 @@ def test_gpu_servers_get_fp16_else_fp32_or_what_is_named(bundle, tmp_path, write
     with pytest.raises(UsageError):
         write(bundle, tmp_path / "d", "fp8")
 
-    def only_int8(content):
-        content["variants"] = {"int8": content["variants"]["int8"]}
-
-    edit_manifest(bundle, only_int8)
-    with refused("no_variant_for_servers", UsageError, path=bundle):
-        write(bundle, tmp_path / "d")
+    other = make_toy_bundle(tmp_path / "other")
+    edit_manifest(other, lambda content: content["variants"].pop("fp32"))
+    with refused("no_variant_for_servers", UsageError, path=other):
+        write(other, tmp_path / "d")
     assert not (tmp_path / "d").exists()
 
 
@@ -414,54 +355,48 @@ def test_a_models_name_stays_inside_the_folder(bundle, tmp_path, name, kserve):
         assert kserve.read_config(model / "config.pbtxt").name == model.name
 
 
-@pytest.mark.parametrize("write", [write_triton, write_deepstream])
-def test_only_an_unchanged_earlier_result_is_replaced(bundle, tmp_path, write):
+def refuse_to_write(write, bundle, output):
+    before = snapshot(output)
+    with pytest.raises(InputError):
+        write(bundle, output)
+    assert snapshot(output) == before
+
+
+@each_format
+def test_only_an_unchanged_earlier_result_is_replaced(bundle, tmp_path, write, monkeypatch):
     output = tmp_path / "out"
     first = write(bundle, output)
     second = write(make_toy_bundle(tmp_path / "other", seed=1), output)
     assert second.fingerprint != first.fingerprint
     assert json.loads((output / RECORD).read_text("utf-8"))["fingerprint"] == second.fingerprint
-    for file, content in (("mine.engine", "took an hour"), ("README.md", "my notes")):
-        before = snapshot(output)
-        (output / file).write_text(content, "utf-8")
-        changed = snapshot(output)
-        with pytest.raises(InputError):
-            write(bundle, output)
-        assert snapshot(output) == changed
-        (output / file).unlink()
-        if file in before:
-            (output / file).write_bytes(before[file])
-    write(bundle, output)
-
-
-def test_a_folder_of_another_kind_is_not_replaced(bundle, tmp_path):
-    write_triton(bundle, tmp_path / "models")
-    (tmp_path / "foreign").mkdir()
-    for write, folder in ((write_deepstream, "models"), (write_triton, "bundle")):
-        before = snapshot(tmp_path / folder)
-        with pytest.raises(InputError):
-            write(bundle, tmp_path / folder)
-        assert snapshot(tmp_path / folder) == before
+    readme = (output / "README.md").read_bytes()
+    (output / "mine.engine").write_text("took an hour")
+    refuse_to_write(write, bundle, output)
+    (output / "mine.engine").unlink()
+    (output / "README.md").write_text("my notes")
+    refuse_to_write(write, bundle, output)
+    (tmp_path / "readme").write_bytes(readme)
+    (output / "README.md").unlink()
+    (output / "README.md").symlink_to(tmp_path / "readme")
+    refuse_to_write(write, bundle, output)
+    (output / "README.md").unlink()
+    (output / "README.md").write_bytes(readme)
+    refuse_to_write(write_triton if write is write_deepstream else write_deepstream, bundle, output)
     for content in ("", "[]", "{}", '{"format": "triton", "files": 3}'):
-        (tmp_path / "foreign" / RECORD).write_text(content, "utf-8")
-        with pytest.raises(InputError):
-            write_triton(bundle, tmp_path / "foreign")
-
-
-@pytest.mark.parametrize("write", [write_triton, write_deepstream])
-def test_a_failed_write_leaves_nothing(bundle, tmp_path, write, monkeypatch):
-    before = sorted(tmp_path.iterdir())
+        (tmp_path / "unowned").mkdir(exist_ok=True)
+        (tmp_path / "unowned" / RECORD).write_text(content, "utf-8")
+        refuse_to_write(write, bundle, tmp_path / "unowned")
 
     def full_disk(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("upperson_export.serving.write_serving_record", full_disk)
-    with pytest.raises(InputError, match="No space left on device"):
-        write(bundle, tmp_path / "out")
-    assert sorted(tmp_path.iterdir()) == before
+    with monkeypatch.context() as patch:
+        patch.setattr("upperson_export.serving.write_serving_record", full_disk)
+        refuse_to_write(write, bundle, output)
+    write(bundle, output)
 
 
-@pytest.mark.parametrize("write", [write_triton, write_deepstream])
+@each_format
 def test_a_graph_that_breaks_the_contract_is_refused(bundle, tmp_path, write):
     def with_file(content):
         replace_in_bundle(bundle, "image.fp32.onnx", content)

@@ -9,7 +9,6 @@ from tests.helpers.command_line import ROOT, run_code
 from upperson_export.variants import (
     AS_RUN,
     EXACT,
-    INT8_CANDIDATES,
     SIMULATED,
     VARIANTS,
     VariantName,
@@ -38,15 +37,6 @@ def test_the_minimum_cosines_to_golden_samples_and_the_half_variants():
     assert floors == {"fp32": 0.9999, "int8": 0.9998, "fp16": 0.999, "int8-fp16": 0.99}
     assert [name for name in VARIANTS if is_half(name)] == ["fp16", "int8-fp16"]
     assert not is_half("fp16-of-the-future")
-
-
-def test_a_candidate_that_is_another_variant_is_written_as_that():
-    int8 = VARIANTS["int8-fp16"]
-    assert int8.own_candidates == tuple(INT8_CANDIDATES)
-    assert [int8.variant_of(candidate).name for candidate in int8.candidates] == [
-        *["int8-fp16"] * len(INT8_CANDIDATES), "fp16", "fp32",
-    ]  # fmt: skip
-    assert VARIANTS["fp16"].own_candidates == ("fp16",)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,7 @@
 
 Every name of our source has to be in each release and in the stand-in, and the stand-in may have no
 name, parameter, type or number that is not theirs. It refuses what pybind11 refuses, so the other
-tests, which run our source on it, check the arguments. TensorRT for RTX is run itself, see
-``test_tensorrt_engines.py``; CUDA is compared with ``cuda.h`` in ``test_tensorrt_driver.py``.
+tests, which run our source on it, check the arguments.
 """
 
 import ast
@@ -64,7 +63,6 @@ def test_every_name_of_our_source_is_there_and_in_the_stand_in(release):
     fake = set(fakes := classes_of(release.fake)).union(*fakes.values())
     assert (used & real) - OURS.union(ON_A_GPU, *ON_A_GPU.values()) <= fake
     assert used & fake <= real
-    assert len(used & real & fake) >= 50
     for name, members in ON_A_GPU.items():
         assert members <= release.classes[name].keys()
     for place in map(ast.unparse, attributes):
@@ -120,13 +118,6 @@ def is_like(ours, theirs):
     )
 
 
-def test_a_tensorrt_that_cannot_start_is_told_from_one_that_can(release, monkeypatch):
-    for name, value in release.env.items():
-        monkeypatch.setenv(name, value)
-    problem = "TypeError: pybind11::init(): factory function returned nullptr"
-    assert bindings.start_problem() == problem
-
-
 LOGS = """
 from upperson_tensorrt.bindings import import_tensorrt, trt_log
 trt = import_tensorrt()
@@ -143,7 +134,10 @@ assert layers.layers == "Layers: a table"
 """
 
 
-def test_our_log_is_made_of_the_real_classes(release):
-    command = [sys.executable, "-c", LOGS]
-    done = subprocess.run(command, env=os.environ | release.env, capture_output=True, text=True)
+def test_our_log_is_made_of_the_real_classes_and_a_failed_start_is_reported(release, monkeypatch):
+    for name, value in release.env.items():
+        monkeypatch.setenv(name, value)
+    done = subprocess.run([sys.executable, "-c", LOGS], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    problem = "TypeError: pybind11::init(): factory function returned nullptr"
+    assert bindings.start_problem() == problem

@@ -28,17 +28,11 @@ from upperson_tensorrt.cuda import CONSTANTS, Cuda, Gpu
 
 PIP = "pip install {} --extra-index-url https://pypi.nvidia.com"
 
-C_TYPES = {
-    "CUdeviceptr": ctypes.c_uint64,
-    "char*": ctypes.c_char_p,
-    "size_t": ctypes.c_size_t,
-    "unsigned int": ctypes.c_uint,
-    "unsigned long long": ctypes.c_ulonglong,
-    **dict.fromkeys(("void*", "CUcontext", "CUgraph", "CUgraphExec", "CUstream"), ctypes.c_void_p),
-    **dict.fromkeys(  # Two of them are an enum.
-        ("int", "CUdevice", "CUdevice_attribute", "CUresult", "CUstreamCaptureMode"), ctypes.c_int
-    ),
-}
+NUMBERS = ("int", "CUdevice", "CUdevice_attribute", "CUresult", "CUstreamCaptureMode")
+HANDLES = ("void*", "CUcontext", "CUgraph", "CUgraphExec", "CUstream")
+C_TYPES = dict.fromkeys(NUMBERS, ctypes.c_int) | dict.fromkeys(HANDLES, ctypes.c_void_p)
+C_TYPES |= {"CUdeviceptr": ctypes.c_uint64, "char*": ctypes.c_char_p, "size_t": ctypes.c_size_t}
+C_TYPES |= {"unsigned int": ctypes.c_uint, "unsigned long long": ctypes.c_ulonglong}
 
 
 def c_type(text):
@@ -108,33 +102,11 @@ def test_bytes_go_to_the_device_and_back_from_any_thread(monkeypatch, integrated
     assert driver.current_gpu is None
     assert (driver.memory, driver.streams, driver.executables) == ({}, {}, {})
 
-
-@pytest.mark.parametrize(
-    ("integrated", "function"), [(False, "cuMemAlloc_v2"), (True, "cuMemHostGetDevicePointer_v2")]
-)
-def test_a_failed_allocation_keeps_nothing_and_says_what_to_do(monkeypatch, integrated, function):
-    driver = FakeDriver(integrated=integrated).install(monkeypatch)
-    cuda = Cuda()
+    function = "cuMemHostGetDevicePointer_v2" if integrated else "cuMemAlloc_v2"
     driver.fail[function] = 2
     with refused("cuda_failed", BackendError, function=function, status="CUDA_ERROR_OUT_OF_MEMORY"):
         cuda.staged_buffer(100)
     assert (driver.memory, driver.current_gpu) == ({}, None)
-
-
-def test_the_device_is_current_where_it_is_used_and_only_there(two_gpus):
-    first, second = Cuda(0), Cuda(1)
-    found = []
-
-    def look():
-        found.append(two_gpus.current_gpu)
-        with second.current():
-            found.append(two_gpus.current_gpu)
-        found.append(two_gpus.current_gpu)
-
-    with first.current(), ThreadPoolExecutor(1) as pool:
-        look()
-        pool.submit(look).result()
-    assert found == [0, 1, 0, None, 1, None]
 
 
 def test_a_graph_repeats_what_was_captured_and_a_failed_capture_leaves_the_stream_usable(two_gpus):
@@ -155,13 +127,26 @@ def test_a_graph_repeats_what_was_captured_and_a_failed_capture_leaves_the_strea
         buffer.host[:] = value
         cuda.launch(graph, stream)
         cuda.synchronize(stream)
-        assert bytes(two_gpus.device_memory(buffer.device_address)) == bytes([value, value])
+        assert ctypes.string_at(buffer.device_address, 2) == bytes([value, value])
     assert two_gpus.graphs == {}  # The executable graph is what is kept.
 
 
-def test_devices(two_gpus):
-    assert open_gpu("cuda").gpu.name == "Orin"
-    assert open_gpu("cuda:1").gpu == Gpu(1, "NVIDIA L4", "8.9", 58, "12.6", False)
+def test_a_device_by_its_name_is_current_where_it_is_used_and_only_there(two_gpus):
+    first, second = open_gpu("cuda"), open_gpu("cuda:1")
+    assert (first.gpu.name, first.gpu.driver) == ("Orin", "12.6")
+    assert second.gpu == Gpu(1, "NVIDIA L4", "8.9", 58, "12.6", False)
+    found = []
+
+    def look():
+        found.append(two_gpus.current_gpu)
+        with second.current():
+            found.append(two_gpus.current_gpu)
+        found.append(two_gpus.current_gpu)
+
+    with first.current(), ThreadPoolExecutor(1) as pool:
+        look()
+        pool.submit(look).result()
+    assert found == [0, 1, 0, None, 1, None]
     with refused("device_missing", BackendError, device="cuda:2"):
         open_gpu("cuda:2")
     for device in ("cpu", "cuda:", "cuda:x", "gpu"):
@@ -184,17 +169,6 @@ def test_a_driver_that_does_not_work_is_found_before_tensorrt_is_touched(
         open_gpu("cuda")
 
 
-def fail_import(monkeypatch, error):
-    real_import = builtins.__import__
-
-    def fail(name, *arguments, **options):
-        if name == "tensorrt":
-            raise error
-        return real_import(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", fail)
-
-
 @pytest.mark.parametrize(
     ("found", "code"),
     [
@@ -203,17 +177,23 @@ def fail_import(monkeypatch, error):
         (ImportError("libnvinfer.so.10: cannot open\nshared"), "tensorrt_not_loaded"),
         (OSError("libcudart.so.12: no such file"), "tensorrt_not_loaded"),
         (None, "tensorrt_incomplete"),  # A folder of that name.
-        *((version, "tensorrt_too_old") for version in ("8.6.1", "10.0.1", "10.2.0.19")),
+        ("8.6.1", "tensorrt_too_old"),
+        ("10.2.0.19", "tensorrt_too_old"),
         *((version, "") for version in VERSIONS),
     ],
 )
 def test_bindings_that_are_no_good_are_explained(monkeypatch, found, code):
-    if isinstance(found, Exception):
-        fail_import(monkeypatch, found)
-    module = types.ModuleType("tensorrt")
+    module, real_import = types.ModuleType("tensorrt"), builtins.__import__
     if found is not None:
         module.__version__ = found
     monkeypatch.setitem(sys.modules, "tensorrt", module)
+
+    def fail(name, *arguments, **options):
+        if name == "tensorrt" and isinstance(found, Exception):
+            raise found
+        return real_import(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", fail)
     if not code:
         assert import_tensorrt().__version__ == found
         return
@@ -241,10 +221,8 @@ def test_the_package_that_is_advised_suits_the_driver(monkeypatch, tmp_path, cud
     [
         ((), 12060, None),  # JetPack's.
         ((12,), 12060, None),
-        ((12,), 13000, None),
         ((13,), 13020, None),
         ((13,), 12060, "tensorrt_too_new"),
-        ((13,), 11040, "tensorrt_too_new"),
         ((12, 13), 13000, "tensorrt_twice"),
     ],
 )
@@ -274,21 +252,20 @@ def Runtime(logger):
     ("start", "problem"),
     [
         ("return 1", None),
-        ("import os; os.abort()", "it ended its process with SIGABRT"),
         ("print('[TRT] [E] no such engine'); import os; os.kill(os.getpid(), 11)",
          "it ended its process with SIGSEGV (no such engine)"),
         ("print('[11/26] [TRT] [W] x\\n[11/26] [TRT] [E] error: 35'); raise TypeError('nullptr')",
          "error: 35"),
         ("raise TypeError('factory function returned nullptr')",
          "TypeError: factory function returned nullptr"),
-        ("import time; time.sleep(60)", "it does not start within 2 seconds"),
+        ("import time; time.sleep(60)", "it does not start within 1 seconds"),
     ],
 )  # fmt: skip
 def test_tensorrt_is_started_in_a_process_of_its_own(monkeypatch, tmp_path, start, problem):
     (tmp_path / "tensorrt.py").write_text(f"{STARTS}    {start}\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     if start.startswith("import time"):
-        monkeypatch.setattr(bindings, "_START_SECONDS", 2)
+        monkeypatch.setattr(bindings, "_START_SECONDS", 1)
     assert bindings.start_problem() == problem
 
 

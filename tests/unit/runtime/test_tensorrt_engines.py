@@ -23,7 +23,6 @@ from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.golden_samples import GoldenSamples
-from upperson_rt.nvidia import probe_cuda_driver
 from upperson_tensorrt.builder import InputProfile, build_engine, compare_engine, tower_profile
 from upperson_tensorrt.cache import EngineCache
 from upperson_tensorrt.compile import compile_bundle
@@ -72,19 +71,6 @@ def test_profiles(bundle):
     assert text == InputProfile("input_ids", (1, 2), (4, 12), (4, 12))
     assert text.label == "1.4.4x2.12.12"
     assert tower_profile("image", manifest, 1).label == "fixed"
-
-
-@pytest.mark.parametrize("tower", ["image", "text"])
-def test_a_tower_is_built_with_progress_in_any_thread(bundle, build, tower):
-    file, profile = bundle / f"{tower}.fp32.onnx", tower_profile(tower, read_manifest(bundle), 32)
-    steps = []
-    with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(build, file, profile, progress=lambda *step: steps.append(step))
-    assert len(job.result().plan) > 1000
-    assert job.result().timing_cache is None
-    totals = {total for phase, _, total in steps if phase == "Building engine"}
-    assert ("Building engine", 0, *totals) in steps
-    assert all(0 <= done <= total for _, done, total in steps)
 
 
 @on_stand_ins
@@ -160,19 +146,6 @@ def test_a_signal_cancels_the_build_and_goes_on_to_its_handler(build, number, ra
 
 
 @on_stand_ins
-def test_the_timing_cache_grows_from_build_to_build_or_is_left_out(build):
-    first = build(timing_cache=b"")
-    assert not first.timing_cache_used
-    second = build(timing_cache=first.timing_cache)
-    assert second.timing_cache_used
-    assert second.timing_cache == first.timing_cache[:-1] + b"2"
-    for unreadable in (b"junk", b"timings 9.9.9 4"):
-        built = build(timing_cache=unreadable)
-        assert not built.timing_cache_used
-        assert built.timing_cache.endswith(b" 1")
-
-
-@on_stand_ins
 def test_a_build_that_fails_gives_the_reason(build, monkeypatch):
     build.trt.behaviour.no_plan = True
     with refused("engine_not_built", BackendError) as found:
@@ -182,15 +155,6 @@ def test_a_build_that_fails_gives_the_reason(build, monkeypatch):
     driver.fail["cuInit"] = 100
     with refused("tensorrt_not_started", BackendError):
         build_engine(trt, "image.onnx", build.profile, workspace_bytes=1)
-
-
-def test_without_targets_a_gpu_is_needed(bundle):
-    compiler = rtx()
-    if probe_cuda_driver().devices:
-        pytest.skip("there is a GPU here")
-    profile = tower_profile("image", read_manifest(bundle), 32)
-    with refused("engine_not_built", BackendError):
-        build_engine(compiler, bundle / "image.fp32.onnx", profile, workspace_bytes=1 << 20)
 
 
 @pytest.fixture
