@@ -31,7 +31,6 @@ from upperson_rt.towers import TOWERS, run_tower
 
 HEIGHT_PX, WIDTH_PX, EMBED_DIM, CONTEXT_LENGTH = 24, 8, 16, 12
 GRID = (4, 2)
-CELL = [HEIGHT_PX // GRID[0], WIDTH_PX // GRID[1]]
 COLOURS = {
     "red": (200, 30, 40),
     "green": (40, 160, 60),
@@ -84,9 +83,9 @@ def make_toy_bundle(folder: Path, seed: int = 0) -> Path:
         files = {tower: folder / f"{tower}.{variant}.onnx" for tower in TOWERS}
         scale, half = np.array(1 / 255, np.float32), np.array(0.5, np.float32)
         disturbed = _disturbed(projection, noise, rng)
-        save_graph(files["image"], _IMAGE_TOWER, scale=scale, half=half, projection=disturbed)
+        save_graph(files["image"], _image_tower(), scale=scale, half=half, projection=disturbed)
         axes = {"last": np.array([2], np.int64), "tokens_axis": np.array([1], np.int64)}
-        save_graph(files["text"], _TEXT_TOWER, words=_disturbed(words, noise, rng), **axes)
+        save_graph(files["text"], _text_tower(), words=_disturbed(words, noise, rng), **axes)
         for tower, inputs in (("image", "images"), ("text", "input_ids")):
             backend = open_backend(files[tower], "onnxruntime", threads=1)
             canaries[f"{tower}_embeds.{variant}"] = run_tower(backend, tower, canaries[inputs])
@@ -190,20 +189,25 @@ def _disturbed(
     return (weights + scale * rng.normal(size=weights.shape)).astype(np.float32)
 
 
-_IMAGE_TOWER = f"""toy (uint8[N, {HEIGHT_PX}, {WIDTH_PX}, 3] image)
+def _image_tower() -> str:
+    cell = [HEIGHT_PX // GRID[0], WIDTH_PX // GRID[1]]
+    return f"""toy (uint8[N, {HEIGHT_PX}, {WIDTH_PX}, 3] image)
     => (float[N, {EMBED_DIM}] image_embeds) {{
     float_pixels = Cast<to = 1>(image)
     scaled = Mul(float_pixels, scale)
     centred = Sub(scaled, half)
     nchw = Transpose<perm = [0, 3, 1, 2]>(centred)
-    pooled = AveragePool<kernel_shape = {CELL}, strides = {CELL}>(nchw)
+    pooled = AveragePool<kernel_shape = {cell}, strides = {cell}>(nchw)
     cells = Transpose<perm = [0, 2, 3, 1]>(pooled)
     flat = Flatten<axis = 1>(cells)
     raw = MatMul(flat, projection)
     norm = ReduceL2<axes = [1], keepdims = 1>(raw)
     image_embeds = Div(raw, norm)
 }}"""
-_TEXT_TOWER = f"""toy (int32[N, L] input_ids) => (float[N, {EMBED_DIM}] text_embeds) {{
+
+
+def _text_tower() -> str:
+    return f"""toy (int32[N, L] input_ids) => (float[N, {EMBED_DIM}] text_embeds) {{
     ids = Cast<to = 7>(input_ids)
     vectors = Gather<axis = 0>(words, ids)
     present = Cast<to = 9>(input_ids)

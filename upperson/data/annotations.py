@@ -38,12 +38,27 @@ ProblemKind = Literal[
 Attributes: TypeAlias = Mapping[str, str | bool | int | float | None]
 """What is true of the person in a picture, such as ``{"upper": "coat", "upper_colour": "red"}``."""
 
-_TEXT_ATTRIBUTES = (
-    "gender", "hair_colour", "hair_style", "headwear", "headwear_colour", "upper", "upper_colour",
-    "pattern", "sleeves", "lower", "lower_colour", "shoes", "shoe_colour", "bag", "bag_colour",
-    "accessory", "accessory_colour",
-)  # fmt: skip
-ATTRIBUTE_KINDS = dict.fromkeys(_TEXT_ATTRIBUTES, str) | {"glasses": bool, "skin": int}
+ATTRIBUTE_KINDS: Mapping[str, type] = {
+    "gender": str,
+    "hair_colour": str,
+    "hair_style": str,
+    "headwear": str,
+    "headwear_colour": str,
+    "glasses": bool,
+    "upper": str,
+    "upper_colour": str,
+    "pattern": str,
+    "sleeves": str,
+    "lower": str,
+    "lower_colour": str,
+    "shoes": str,
+    "shoe_colour": str,
+    "bag": str,
+    "bag_colour": str,
+    "accessory": str,
+    "accessory_colour": str,
+    "skin": int,
+}
 """Attributes that mean something here, as in synthetic people; any of them may also be null."""
 
 Item = TypeVar("Item")
