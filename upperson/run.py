@@ -70,6 +70,10 @@ def load_run(path: Path) -> Run:
     """Rebuild the trained model of a run, in evaluation mode.
 
     InputError for a folder that is no run or damaged, IntegrityError for another base.
+
+    Raises:
+        InputError: Not a run folder, or damaged.
+        IntegrityError: The base is not the one it was trained on.
     """
     _require_run_folder(path)
     adapter = path / ADAPTER
@@ -137,6 +141,9 @@ def start_from(source: Path, model: UPPerson, base: Base, parts: UPPersonConfig)
     """Give a fresh model, built of a base and parts, the trained tensors of another run.
 
     InputError if ``source`` is no run folder, damaged, or of another base or other parts.
+
+    Raises:
+        InputError: No run folder, a damaged one, or one with another base or other parts.
     """
     _require_run_folder(source)
     state, trained_on = _read_adapter(source / ADAPTER)

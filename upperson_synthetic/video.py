@@ -33,7 +33,11 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, the last two exclus
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoSpec:
-    """What a video consists of, in pixels and seconds; UsageError if a number is out of range."""
+    """What a video consists of, in pixels and seconds; UsageError if a number is out of range.
+
+    Raises:
+        UsageError: On construction, if a number is out of range.
+    """
 
     people: int = 8
     seconds: float = 20.0

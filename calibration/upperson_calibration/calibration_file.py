@@ -152,7 +152,11 @@ class Calibration:
         return self.estimator
 
     def for_graphs(self, sha256: Mapping[str, str]) -> "Calibration":
-        """Return itself if it belongs to these float32 ONNX files; else raise IntegrityError."""
+        """Return itself if it belongs to these float32 ONNX files; else raise IntegrityError.
+
+        Raises:
+            IntegrityError: A graph is another one, or was not calibrated.
+        """
         for tower, found in sorted(sha256.items()):
             if tower not in self.towers:
                 raise IntegrityError(
@@ -178,7 +182,11 @@ class Calibration:
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
-    """Write the file, whole or not at all."""
+    """Write the file, whole or not at all.
+
+    Raises:
+        InputError: It cannot be written, or a value is not finite.
+    """
     try:
         text = calibration.to_json()
     except ValueError as error:  # JSON has no NaN and no infinity.
@@ -191,7 +199,11 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Read a file that `write_calibration` wrote."""
+    """Read a file that `write_calibration` wrote.
+
+    Raises:
+        InputError: It cannot be read, or a field is missing, unknown or of another type.
+    """
     content = read_json(path)
     require_version(content, path.name, [SCHEMA_VERSION], "calibrate again")
     rest = {key: value for key, value in content.items() if key != "schema_version"}

@@ -117,6 +117,9 @@ def observe(
 
     Values at padding are left out: they reach no embedding, so they must not set a range. Memory is
     proportional to the batch.
+
+    Raises:
+        InputError: There is no sample, or an activation is not finite.
     """
     names = list(dict.fromkeys(linear.activation for linear in graph.linears))
 

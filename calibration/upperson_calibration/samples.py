@@ -91,6 +91,9 @@ def choose_samples(
     length in tokens: the darkest picture read and the longest caption are always chosen. More than
     ``CANDIDATES_PER_SAMPLE * count`` pictures are thinned at random first, so that large sets need
     not be decoded whole. Equal seeds give equal samples.
+
+    Raises:
+        InputError: There is no image or no text, or an image cannot be read.
     """
     files, cameras, texts = pictures.files, pictures.cameras, captions.texts
     if not files or not texts:

@@ -241,6 +241,15 @@ def export_bundle(
     through the runtime; without one the gate is off, which manifest and report record. What an
     earlier, reused calibration of this model holds is not measured again, and its samples are
     recorded in place of the new ones.
+
+    Raises:
+        UsageError: A reused calibration has another estimator than the options.
+        InputError: NaN weights, a tower of more than 2 GiB, a key that cannot sign, ``output``
+            holds something that is not a bundle, or a reused calibration lacks what is needed and
+            has other samples.
+        AccuracyGateError: No candidate that is allowed keeps the accuracy.
+        IntegrityError: ONNX and torch disagree, a typed graph would be refused by TensorRT, a
+            reused calibration is of another model, or a file does not work in the runtime.
     """
     estimator = options.estimator or DEFAULT_ESTIMATOR
     if reused is not None:

@@ -66,6 +66,10 @@ def build_engines(
 
     With the compute capability of a GPU, which need not be here, engines of TensorRT for RTX are
     built for it, too.
+
+    Raises:
+        BackendError: A compiler is missing, fails, or refuses a graph.
+        IntegrityError: An engine differs from ONNX Runtime.
     """
     there = read_manifest(bundle).variants
     variants = [row.name for row in VARIANTS.values() if row.tensorrt and row.name in there]
@@ -204,7 +208,14 @@ def build_rtx_engine(
     compute_capability: str = "8.6",
     progress: BuildProgress | None = None,
 ) -> RtxEngine:
-    """Compile a tower, best a typed one, for a GPU that need not be there."""
+    """Compile a tower, best a typed one, for a GPU that need not be there.
+
+    Raises:
+        BackendError: The package is missing, or the compiler refuses the graph or fails; the
+            message names the node.
+        IntegrityError: The graph is not a tower.
+        UsageError: The compiler supports no such GPU.
+    """
     trt, target = rtx_target(compute_capability)
     built = build_engine(
         trt,

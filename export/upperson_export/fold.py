@@ -71,7 +71,12 @@ class TrainedModel(Protocol):
 
 @torch.no_grad()
 def fold_image_tower(model: TrainedModel) -> PlainImageTower:
-    """Fold the image tower; its input becomes uint8 RGB [N, H, W, 3]."""
+    """Fold the image tower; its input becomes uint8 RGB [N, H, W, 3].
+
+    Raises:
+        InputError: A weight is not finite.
+        UsageError: The MLP's activation is neither QuickGELU nor GELU.
+    """
     tower = model.image
     _require_finite(tower, "image")
     positions_LD = tower.positional_embedding.double()
@@ -171,6 +176,9 @@ def smooth(tower: AnyPlainTower, factors: Mapping[str, npt.NDArray[np.float32]])
     At a site, what Linears read is divided by s_c in channel c, by changing the weights that
     compute it, and row c of each reader is multiplied by s_c; see `upperson_calibration.smoothing`.
     A site without factors s [C] stays as it is.
+
+    Raises:
+        InputError: A site is not in the tower, or its factors do not fit.
     """
     smoothed = deepcopy(tower)
     sites = smoothed.sites()

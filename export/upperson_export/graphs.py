@@ -136,6 +136,9 @@ def build_variant(
     ``amax`` has the range of each tensor that enters a block Linear, for int8; ``keep_float`` names
     MatMul nodes of block Linears that stay in float. ``largest`` has the largest absolute value of
     each float tensor: nodes around one near the end of float16's range compute in float32.
+
+    Raises:
+        InputError: A range is missing or not usable, or ``keep_float`` names no block Linear.
     """
     if VARIANTS[variant].int8 and amax is None:
         raise InputError(

@@ -143,7 +143,11 @@ class PrecisionSearch:
         self.reference = self._metrics(self._exact)
 
     def run(self, name: VariantName) -> dict[Tower, str]:
-        """Return the accepted candidate of each tower; AccuracyGateError if there is none."""
+        """Return the accepted candidate of each tower; AccuracyGateError if there is none.
+
+        Raises:
+            AccuracyGateError: No candidate that is allowed keeps the accuracy.
+        """
         variant = VARIANTS[name]
         only_own = self.int8_only and variant.int8
         candidates = variant.own_candidates if only_own else variant.candidates

@@ -176,6 +176,12 @@ def write_deepstream(
     README: how to build the engine, and a probe that puts embeddings into a gallery. An earlier
     folder there is replaced if it is unchanged. The variant is fp16 by default, or fp32 if the
     bundle has no fp16; ``trust`` is a public key that must have signed the bundle.
+
+    Raises:
+        InputError: Not a bundle, or ``output`` holds something else.
+        UsageError: No such variant.
+        IntegrityError: The bundle is damaged or not signed by the key that is trusted, or its
+            graph is not what its manifest says.
     """
     opened = open_variant(bundle, variant, trust)
     expected = signature(opened.manifest, "image")
@@ -209,6 +215,9 @@ def planar_float_input(model: onnx.ModelProto) -> onnx.ModelProto:
     One Transpose is put before the graph; the rest stays, so equal pixels give equal embeddings.
     A Cast of the pixels to float32 is removed; one to another type stays, because typed graphs
     allow no mixed operands.
+
+    Raises:
+        IntegrityError: The input is another one.
     """
     adapted = ir.from_proto(model)
     graph = adapted.graph

@@ -66,6 +66,10 @@ def discover(
         interface: IPv4 address of this machine in the network; None leaves it to the system.
         port: Of WS-Discovery.
         begun: Called before the first probe goes out, when all is known to be in order.
+
+    Raises:
+        UsageError: The interface is no IPv4 address.
+        InputError: This machine has no such interface, or no network.
     """
     if interface is not None:
         try:
@@ -199,7 +203,11 @@ class FoundCamera:
 
 
 def device_at(place: str) -> Answer:
-    """Return a device that a user names by host, ``host:port`` or the address of its service."""
+    """Return a device that a user names by host, ``host:port`` or the address of its service.
+
+    Raises:
+        UsageError: It is none of these.
+    """
     address = place if "://" in place else f"http://{place}"
     try:
         parts = urlsplit(address)

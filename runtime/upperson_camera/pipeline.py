@@ -80,6 +80,11 @@ class Pipeline:
             outputs: Get the same items, after ``on_commit``.
             options: Fields of `PipelineSettings`, such as ``every_s=5.0``; they go before
                 ``settings``. None is the default.
+
+        Raises:
+            UsageError: An argument is of another kind or a number out of range, or the gallery has
+                no place for pictures.
+            IntegrityError: The gallery holds the embeddings of another model.
         """
         check_object(encoder, "an encoder", ("encode_pixels", "fingerprint", "variant"))
         check_object(gallery, "a gallery", ("add", "fingerprint"))
@@ -155,6 +160,11 @@ class Pipeline:
             realtime: Play a file no faster than it was taken, as a live camera would.
             opener: Opens the source, such as a `Reader` of your own; by default the pipeline's,
                 `open_source`.
+
+        Raises:
+            UsageError: The name is taken, a source has no detector, or a policy does not fit.
+            InputError: The source is nothing that can be read, or the time none in unix seconds.
+            BackendError: OpenCV or PyAV is missing, or it cannot read such a source.
         """
         import_cv2()
         found = parse_source(source) if isinstance(source, str) else source
@@ -183,7 +193,14 @@ class Pipeline:
                 camera.start()
 
     def start(self) -> None:
-        """Load the image tower and start all threads."""
+        """Load the image tower and start all threads.
+
+        Raises:
+            UsageError: It was started or stopped before.
+            InputError: The gallery's folder of pictures cannot be written to.
+            BackendError: The image tower cannot be loaded.
+            IntegrityError: The image tower gives wrong results.
+        """
         self._encoder.backend("image")
         with self._lock:
             if self._started is not None or self._stopping:
@@ -218,6 +235,11 @@ class Pipeline:
 
         Returns:
             Whether the frame was queued. False means that it was dropped, and counted.
+
+        Raises:
+            UsageError: No such camera, or the pipeline does not run.
+            InputError: Not such a frame, time or tracks.
+            UppersonError: What stopped the pipeline.
         """
         self._raise_failure()
         known = self._cameras.get(camera) if isinstance(camera, str) else None
@@ -235,6 +257,10 @@ class Pipeline:
 
         Returns:
             Whether that was reached in time; while frames keep coming, it may never be.
+
+        Raises:
+            UsageError: A thread of the pipeline calls it, such as from ``on_commit`` or a detector.
+            UppersonError: What stopped the pipeline.
         """
         self._refuse_own_threads("drain")
         until = _deadline(timeout_s)
@@ -249,7 +275,11 @@ class Pipeline:
         return True
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until every source has ended, which live ones never do; return whether they have."""
+        """Wait until every source has ended, which live ones never do; return whether they have.
+
+        Raises:
+            UppersonError: What stopped the pipeline.
+        """
         until = _deadline(timeout_s)
         while True:
             self._raise_failure()

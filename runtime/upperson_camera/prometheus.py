@@ -87,7 +87,12 @@ class MetricsServer:
     """Serves the metrics at ``http://ADDRESS:PORT/metrics`` until it is closed."""
 
     def __init__(self, pipeline: Pipeline, port: int, address: str = "127.0.0.1") -> None:
-        """Start serving; a port of 0 takes any that is free."""
+        """Start serving; a port of 0 takes any that is free.
+
+        Raises:
+            BackendError: prometheus-client is not installed.
+            InputError: The port cannot be used.
+        """
         try:
             self._server, self._thread = _prometheus().start_http_server(
                 port, addr=address, registry=_registry(pipeline)
@@ -111,7 +116,12 @@ class MetricsFile:
     """
 
     def __init__(self, pipeline: Pipeline, path: Path, every_s: float = 5.0) -> None:
-        """Write the file once, then start a thread that goes on."""
+        """Write the file once, then start a thread that goes on.
+
+        Raises:
+            BackendError: prometheus-client is not installed.
+            InputError: The file cannot be written.
+        """
         self.path = path
         self._registry = _registry(pipeline)
         self._every_s = every_s

@@ -26,7 +26,11 @@ def _require(is_right: bool, name: str, value: object, expected: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptureRules:
-    """When a source counts as stalled, and how often it is opened again."""
+    """When a source counts as stalled, and how often it is opened again.
+
+    Raises:
+        UsageError: On construction, if a number is negative, or longer than a week.
+    """
 
     stall_s: float = 10.0
     """A live source without a picture for so long is closed and opened again."""
@@ -42,7 +46,12 @@ class CaptureRules:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PipelineSettings:
-    """How a pipeline works; each field is also a keyword of `Pipeline`."""
+    """How a pipeline works; each field is also a keyword of `Pipeline`.
+
+    Raises:
+        UsageError: On construction, if a number is out of range or there is no such tracker.
+        BackendError: On construction, if the package of the tracker is not installed.
+    """
 
     every_s: float = 2.0
     """No two crops of a track are closer than so many seconds; 0 takes all."""
@@ -98,7 +107,14 @@ class PipelineSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraSettings:
-    """One camera, before it starts; see `Pipeline.add_camera`."""
+    """One camera, before it starts; see `Pipeline.add_camera`.
+
+    Raises:
+        UsageError: On construction, if there is no name, a source without a detector, or a policy
+            that does not fit.
+        InputError: The time is none in unix seconds, or such an address cannot be read.
+        BackendError: What reads a network stream is not installed.
+    """
 
     name: str
     source: Source | None

@@ -128,6 +128,11 @@ def parse_source(text: str) -> Source:
 
     Addresses have a ``://``, and an extension of ``upperson.sources`` goes before what we read
     ourselves; devices are ``/dev/video0`` or ``0``; pipelines contain a ``!``.
+
+    Raises:
+        InputError: Nothing of the kind, such as a file that is not there.
+        UsageError: The address of a file, which is named by its path.
+        BackendError: A GStreamer pipeline, and OpenCV was built without GStreamer.
     """
     check_name(text, "a source of pictures")
     if len(text) > LONGEST_PATH:
@@ -205,7 +210,12 @@ class OpenCVReader(Reader):
     """Reads files, devices and GStreamer pipelines with OpenCV."""
 
     def __init__(self, source: Source, timeout_s: float) -> None:
-        """Open a source; OpenCV has no time limit here."""
+        """Open a source; OpenCV has no time limit here.
+
+        Raises:
+            InputError: It cannot be opened, or its pictures are too large.
+            UsageError: It is a network stream.
+        """
         if source.kind == "network":
             text = f"{source.shown} is a network stream: open it with StreamReader"
             raise UsageError(text, code="wrong_reader")
@@ -276,7 +286,11 @@ def _refuse_playlist(source: Source) -> None:
 
 
 def guess_start_time(source: Source, opener: Opener = OpenCVReader) -> float:
-    """Return the unix time of a file's first frame: its last change minus its length."""
+    """Return the unix time of a file's first frame: its last change minus its length.
+
+    Raises:
+        InputError: It cannot be opened.
+    """
     try:
         changed = os.stat(source.address).st_mtime
     except OSError as error:
@@ -300,6 +314,9 @@ class Logins:
         """Read a file with lines such as ``machine 10.0.0.5 login viewer password secret``.
 
         ``default`` instead of ``machine`` and a host stands for all others.
+
+        Raises:
+            InputError: It cannot be read or understood, or others may read it, too.
         """
         require_private(path)
         try:

@@ -101,7 +101,12 @@ def show_ffmpeg_lines() -> None:
 
 
 def open_source(source: Source, timeout_s: float) -> Reader:
-    """Open any source: an extension's, a network stream with PyAV, or all else with OpenCV."""
+    """Open any source: an extension's, a network stream with PyAV, or all else with OpenCV.
+
+    Raises:
+        InputError: It cannot be opened.
+        BackendError: What reads it is not installed.
+    """
     if source.kind == "extension":
         reader: Reader = load_extension("sources", source.scheme)(source, timeout_s)
         return reader
@@ -115,7 +120,12 @@ class StreamReader(Reader):
     """
 
     def __init__(self, source: Source, timeout_s: float) -> None:
-        """Open a stream; opening and each picture may take ``timeout_s``."""
+        """Open a stream; opening and each picture may take ``timeout_s``.
+
+        Raises:
+            InputError: It cannot be opened, or has no pictures, or too large ones.
+            BackendError: PyAV is not installed.
+        """
         if source.kind != "network":
             text = f"{source.shown} is no network stream: open it with OpenCVReader"
             raise UsageError(text, code="wrong_reader")
@@ -198,7 +208,12 @@ class StreamReader(Reader):
 
     @staticmethod
     def require(source: Source) -> None:
-        """Check that a network stream or an extension's source can be read; others pass."""
+        """Check that a network stream or an extension's source can be read; others pass.
+
+        Raises:
+            UsageError: Its address is malformed or of an unknown kind, see `check_address`.
+            BackendError: PyAV is not installed, or the extension cannot be imported.
+        """
         if source.kind == "extension":
             load_extension("sources", source.scheme)
         if source.kind == "network":
@@ -206,7 +221,11 @@ class StreamReader(Reader):
             _import_av()
 
     def read(self) -> NDArray[np.uint8] | None:
-        """Return the next picture; None at the end, and where none came in time."""
+        """Return the next picture; None at the end, and where none came in time.
+
+        Raises:
+            InputError: The connection broke.
+        """
         until = time.monotonic() + self._timeout_s
         if self._web is not None:
             self._web.start_time()

@@ -101,6 +101,14 @@ class Bundle:
             threads: CPU threads per tower; None lets the library choose.
             trust: File with a public key (PEM). Its owner must have signed the bundle, which is
                 checked before anything else in it is read; see `upperson_rt.signature`.
+
+        Raises:
+            InputError: Not a bundle, or of a newer schema.
+            UsageError: The variant does not exist.
+            IntegrityError: The manifest is malformed; a file is missing, has another size or hash
+                than the manifest says, leaves the bundle, or holds what no export writes; or the
+                bundle is not signed by the key that is trusted.
+            BackendError: The device is not there, or ``trust`` needs a package that is missing.
         """
         root = Path(check_path(path, "the folder of a bundle"))
         manifest = read_manifest(root, trust)
@@ -147,7 +155,12 @@ class Bundle:
         return self.manifest.variants[self.variant]
 
     def backend(self, tower: Tower) -> Backend:
-        """Return the loaded tower, loading it and checking its golden samples the first time."""
+        """Return the loaded tower, loading it and checking its golden samples the first time.
+
+        Raises:
+            BackendError: The backend or device is missing, or the graph does not load.
+            IntegrityError: The file was changed, or a golden sample comes out wrong.
+        """
         with self._locks[tower]:
             if tower not in self._towers:
                 # A single query would be answered long before backends are measured for it.
@@ -160,12 +173,21 @@ class Bundle:
         return self._choices[tower]
 
     def check_files(self) -> None:
-        """Check the files of both towers now, for programs that use them themselves."""
+        """Check the files of both towers now, for programs that use them themselves.
+
+        Raises:
+            IntegrityError: A file is missing or was changed, or is no graph that exports write.
+        """
         for tower in TOWERS:
             self._check_tower(tower)
 
     def check_golden_samples(self) -> list[GoldenCheck]:
-        """Run the golden samples through both towers, at batch 1 and in batches."""
+        """Run the golden samples through both towers, at batch 1 and in batches.
+
+        Raises:
+            BackendError: As for `backend`.
+            IntegrityError: A file was changed, or an embedding differs from the golden one.
+        """
         checks = []
         for tower, lock in self._locks.items():
             with lock:

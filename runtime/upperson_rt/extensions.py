@@ -33,7 +33,12 @@ def extension_names(group: Group) -> list[str]:
 
 
 def load_extension(group: Group, name: str) -> Any:
-    """Import the extension of that name."""
+    """Import the extension of that name.
+
+    Raises:
+        UsageError: There is none, or two installed packages have that name.
+        BackendError: It cannot be imported.
+    """
     found, fields = _entry_points(group).get(name, []), {"group": group, "name": name}
     shown = f"{safe_repr(name)} in upperson.{group}"
     if not found:

@@ -64,6 +64,9 @@ class QueryLog:
 
         ``user`` is by default that of the process. A service that answers several people opens the
         log once for each.
+
+        Raises:
+            InputError: The file cannot be opened for writing, or is no regular file.
         """
         self.path = Path(check_path(path, "the query log"))
         self.user = process_user() if user is None else check_text(user, "the user of a query log")
@@ -108,6 +111,10 @@ class QueryLog:
             action: ``query``, or what else was done with the hits, such as ``delete``.
             user: Who asks, where one log serves several people; by default the log's.
             details: What else belongs to it, such as a reason, as JSON.
+
+        Raises:
+            InputError: The line cannot be written, or made of these values.
+            UsageError: ``where`` is no filter.
         """
         if not isinstance(query, str | Mapping):
             raise InputError(f"expected a sentence or describe_picture(), found {safe_repr(query)}")
@@ -127,14 +134,22 @@ class QueryLog:
             self._append({**entry, **self._open_break()})
 
     def acknowledge(self, reason: str = "") -> None:
-        """Write a line, with a reason, that ends what `problem` says."""
+        """Write a line, with a reason, that ends what `problem` says.
+
+        Raises:
+            InputError: The line cannot be written.
+        """
         with self._current():
             entry = _begin(self.user, "acknowledge")
             self._append({**entry, "details": {"since": self._since, "reason": reason}})
             self._since = ""
 
     def last_chain(self) -> str:
-        """Return what stands for the whole log now, see `log_chain`; empty for a new one."""
+        """Return what stands for the whole log now, see `log_chain`; empty for a new one.
+
+        Raises:
+            InputError: The log cannot be read.
+        """
         with self._current():
             return self._chain
 

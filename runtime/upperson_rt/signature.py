@@ -46,6 +46,10 @@ def sign_folder(folder: Path, key: "ec.EllipticCurvePrivateKey", name: str) -> s
     """Write the signature of all files in a folder, in place of an earlier one.
 
     The name of the model is for people. Returns the fingerprint of the key.
+
+    Raises:
+        InputError: The folder cannot be read or written.
+        IntegrityError: There is a link or a device in it.
     """
     files = {file: _digest(folder / file) for file in sorted(_files(folder, _UNSIGNED))}
     resources = [
@@ -87,6 +91,12 @@ def verify_folder(folder: Path, public_key: str | os.PathLike[str]) -> str:
 
     Nothing in it is read but the signature until that is found genuine, and nothing is parsed then.
     Returns the fingerprint of the key: SHA-256 of its file as openssl writes it.
+
+    Raises:
+        InputError: The key cannot be used, or a file cannot be read.
+        IntegrityError: The folder is not signed, or by another key; a file was changed, added or
+            taken away; or there is a link or a device in it.
+        BackendError: The package cryptography is missing.
     """
     key = _read_public_key(public_key)
     payload = _genuine_payload(folder, key)

@@ -77,6 +77,14 @@ def compile_bundle(
         cache: Folder of engines; see `cache_folder`, the default.
         note: Called with each line of progress.
         progress: Called for each step of a build.
+
+    Raises:
+        UsageError: There is no such variant, or a number is below 1.
+        InputError: Not a bundle, or the cache cannot be written to.
+        BackendError: No driver or GPU, TensorRT or ONNX Runtime missing, or the build fails.
+        IntegrityError: The bundle is damaged, or an engine does not compute what ONNX Runtime
+            computes; nothing is written for that tower.
+        KeyboardInterrupt: Ctrl-C; the build was cancelled.
     """
     if workspace_mib < 1:
         message = f"workspace_mib must be at least 1, got {workspace_mib}"

@@ -283,7 +283,12 @@ def _round_down(value: float) -> float:
 
 @torch.no_grad()
 def require_parity(tower: nn.Module, path: Path, kind: Tower, inputs: npt.NDArray[Any]) -> None:
-    """Compare a plain tower with its ONNX file at batch 1, 2 and all: rounding may differ."""
+    """Compare a plain tower with its ONNX file at batch 1, 2 and all: rounding may differ.
+
+    Raises:
+        InputError: The tower itself gives values that are not finite.
+        IntegrityError: The embeddings differ by more than `TOLERANCE`.
+    """
     backend = open_backend(path, "onnxruntime")
     for batch in dict.fromkeys((1, 2, len(inputs))):
         expected = tower(torch.from_numpy(inputs[:batch])).numpy()
@@ -357,7 +362,11 @@ def check_bundle(
     options: ParityOptions,
     progress: Callable[[str, int, int], None],
 ) -> ParityResult:
-    """Compare every variant of a bundle on each backend, with its fp32 or with its run."""
+    """Compare every variant of a bundle on each backend, with its fp32 or with its run.
+
+    Raises:
+        IntegrityError: The bundle's tokenizer is not the run's, or the reference is broken.
+    """
     subjects: Iterable[Subject | NotRun] = iter_bundle_subjects(
         bundle.path, options.backends, options.given, options.threads
     )

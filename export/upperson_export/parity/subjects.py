@@ -153,6 +153,10 @@ def choose_backends(names: Sequence[str]) -> list[BackendChoice]:
     """Return the backends to compare, such as ``onnxruntime`` or ``openvino:GPU``.
 
     Without names these are all that are installed here.
+
+    Raises:
+        UsageError: ``auto`` is no single backend, or a name is empty.
+        BackendError: None is named and none is installed.
     """
     choices = []
     for given in dict.fromkeys(names):

@@ -56,6 +56,11 @@ class OnnxDetector:
             max_overlap: Of two boxes that overlap more (IoU), the one with the lower score goes.
             backend: ``auto``, ``onnxruntime`` or ``openvino``.
             threads: CPU threads; None lets the backend choose.
+
+        Raises:
+            InputError: No detector, of an unknown or another layout, or without this class.
+            UsageError: There is no such layout or backend, or no such score.
+            BackendError: onnxruntime or OpenCV is missing, or no backend runs it.
         """
         import_cv2()
         self.path = path
@@ -111,7 +116,11 @@ class OnnxDetector:
         return self.detect_many([frame])[0]
 
     def detect_many(self, frames: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        """Return the boxes of each frame, see `__call__`."""
+        """Return the boxes of each frame, see `__call__`.
+
+        Raises:
+            BackendError: The backend fails, or gives numbers that are not finite.
+        """
         fitted = [self.layout.pixels.prepare(frame, self.size) for frame in frames]
         pixels = np.stack([values for values, _ in fitted])
         arrays = self._graph.run(self.backend, pixels, self._outputs)

@@ -60,6 +60,11 @@ def open_backend(
         device: ``cpu``, ``cuda``, ``cuda:N`` (tensorrt, onnxruntime), ``gpu`` or ``npu``
             (openvino).
         threads: CPU threads; None lets the library choose. Of no use to ``tensorrt``.
+
+    Raises:
+        UsageError: There is no such backend, or threads is not from 1 to 1024.
+        BackendError: The library or device is missing, or the graph does not load.
+        IntegrityError: A TensorRT engine was changed since it was built.
     """
     if threads is not None:
         threads = check_count(threads, "threads", most=_MOST_THREADS)

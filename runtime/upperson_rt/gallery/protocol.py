@@ -247,7 +247,11 @@ class Gallery(ABC):
         return self._items(check_filter(where))
 
     def sample(self, count: int) -> list[Item]:
-        """Return some of the items, at most ``count``, from all over the gallery."""
+        """Return some of the items, at most ``count``, from all over the gallery.
+
+        Raises:
+            UsageError: count is below 1.
+        """
         return self._sample(check_count(count, "count"))
 
     def vectors(
@@ -265,7 +269,12 @@ class Gallery(ABC):
         """Return `Hit.id` for those of the keys that are there."""
 
     def get(self, ids: Sequence[int]) -> dict[int, tuple[Item, NDArray[np.float32]]]:
-        """Return the items that are there by `Hit.id`, each with its (D,) vector."""
+        """Return the items that are there by `Hit.id`, each with its (D,) vector.
+
+        Raises:
+            UsageError: They are no whole numbers from 0.
+            IntegrityError: One of the items is damaged.
+        """
         found = check_list(ids, "ids", UsageError)
         wanted = {check_count(one, "an id", least=0, most=None) for one in found}
         return self._get(sorted(one for one in wanted if one < 1 << 63))
@@ -308,6 +317,9 @@ class Gallery(ABC):
             keep_newest: Items that stay, newest by their time. Those without a time count as
                 older than all others; among equals the one added later is newer.
             camera: Only items of this camera go, and only they are counted.
+
+        Raises:
+            UsageError: Neither is given, or one is out of range.
         """
         check_prune(older_than, keep_newest)
         return self._prune(_too_old(older_than, camera), keep_newest, Filter(camera=camera))
@@ -338,7 +350,11 @@ class Gallery(ABC):
         """
 
     def check(self) -> None:
-        """Check quickly that the gallery answers and is not damaged, else raise IntegrityError."""
+        """Check quickly that the gallery answers and is not damaged, else raise IntegrityError.
+
+        Raises:
+            IntegrityError: It is damaged.
+        """
         self.count()
 
     @abstractmethod

@@ -240,6 +240,13 @@ def index_images(
 
     Returns:
         How many were added, and which could not be read; those do not stop the rest.
+
+    Raises:
+        InputError: The gallery cannot be written, or batch_size is below 1.
+        UsageError: workers is below 1, or an argument is of another kind.
+        BackendError: The image tower cannot be loaded or fails, or the detector wants to end the
+            program (``sys.exit``).
+        IntegrityError: The image tower gives wrong results, or the gallery is damaged.
     """
     from upperson_rt.preprocess import TimeSource
 

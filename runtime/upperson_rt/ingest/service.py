@@ -314,7 +314,12 @@ class Ingest:
 
 
 def open_outputs(names: Sequence[str]) -> list[Output]:
-    """Return the extensions of ``upperson.outputs`` with these names; the caller closes them."""
+    """Return the extensions of ``upperson.outputs`` with these names; the caller closes them.
+
+    Raises:
+        UsageError: There is none of that name.
+        BackendError: One cannot be imported, or cannot be opened.
+    """
     opened: list[Output] = []
     try:
         for name in names:

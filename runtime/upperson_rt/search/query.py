@@ -37,7 +37,11 @@ Picture: TypeAlias = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SearchRequest:
-    """One search: a sentence, a picture or both, moved by relevance feedback."""
+    """One search: a sentence, a picture or both, moved by relevance feedback.
+
+    Raises:
+        UsageError: It has neither sentence nor picture, or a number is out of range.
+    """
 
     sentence: str | None = None
     picture: "Picture | None" = None
