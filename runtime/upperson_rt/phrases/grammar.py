@@ -61,6 +61,8 @@ class ParsedSentence:
     """`read_as` without what it excludes; `read_as` itself if it excludes nothing, and ``a person``
     if nothing else is left."""
 
+    readings: tuple[str, ...]
+    """`wanted`, once for each choice of an *or* between colours; a hit's best one counts."""
     contradictions: tuple[str, ...] = ()
     """What cannot all be true, such as ``man and woman``."""
 
@@ -78,11 +80,6 @@ class ParsedSentence:
             for phrase in self.phrases
             if phrase.negated and (phrase.colours or phrase.noun not in wanted)
         )
-
-    @property
-    def readings(self) -> list[str]:
-        """`wanted`, once for each choice of an *or* between colours; a hit's best one counts."""
-        return alternatives(self.wanted)
 
     @property
     def denied(self) -> tuple[Phrase, ...]:
@@ -125,7 +122,14 @@ class _Parser:
         if cuts:
             asks = any(not phrase.negated for phrase in phrases)
             wanted = (asks and _without_cuts(self.sentence, cuts)) or "a person"
-        return ParsedSentence(original, self.sentence, phrases, wanted, _contradictions(phrases))
+        return ParsedSentence(
+            sentence=original,
+            read_as=self.sentence,
+            phrases=phrases,
+            wanted=wanted,
+            readings=tuple(alternatives(wanted)),
+            contradictions=_contradictions(phrases),
+        )
 
     def _text(self, first: int, last: int) -> str:
         return " ".join(self.sentence[self.tokens[first].start : self.tokens[last - 1].end].split())

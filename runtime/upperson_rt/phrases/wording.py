@@ -6,7 +6,8 @@ blue coat*. Each rule changes a few words and leaves the rest, character for cha
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from upperson_rt.phrases.lexicon import (
     COLOURS,
@@ -31,6 +32,10 @@ _PEOPLE = re.compile(rf"\b{_SEVERAL}({'|'.join(PERSON_PLURALS)})\b", re.I)
 _WORD = re.compile(r"[^\W_]+")
 _OR = re.compile(r"\s+or\s+", re.I)
 _MOST_ALTERNATIVES = 4
+_MOST_WORDS = 8
+"""Of a colour and its thing."""
+_CLAUSE = 100
+"""Characters before an *or* in which an excluding word reaches it."""
 
 
 def plain_wording(sentence: str) -> str:
@@ -59,23 +64,22 @@ def alternatives(sentence: str) -> list[str]:
 def _colour_choices(sentence: str) -> Iterator[list[str]]:
     """Give for each *or* between two colours the sentence with either."""
     for match in _OR.finditer(sentence):
-        left, right = _WORD.findall(sentence[: match.start()]), sentence[match.end() :]
-        first = _length_of_colour(left, at_end=True)
-        last = _length_of_colour(_WORD.findall(right), at_end=False)
-        if first and last and not _is_excluded(sentence[: match.start()]):
-            before = [*_WORD.finditer(sentence[: match.start()])][-first].start()
-            after = match.end() + [*_WORD.finditer(right)][last - 1].end()
+        start = max(0, match.start() - _CLAUSE)
+        left = [*_WORD.finditer(sentence, start, match.start())]
+        right = [*islice(_WORD.finditer(sentence, match.end()), 2)]
+        first, last = _length_of_colour(left[-2:], at_end=True), _length_of_colour(right)
+        if first and last and not _is_excluded(sentence[start : match.start()]):
             yield [
-                sentence[: match.start()] + sentence[after:],
-                sentence[:before] + sentence[match.end() :],
+                sentence[: match.start()] + sentence[right[last - 1].end() :],
+                sentence[: left[-first].start()] + sentence[match.end() :],
             ]
 
 
-def _length_of_colour(words: list[str], *, at_end: bool) -> int:
-    """Return how many words at an end of some a colour has, or 0."""
+def _length_of_colour(words: Sequence[re.Match[str]], *, at_end: bool = False) -> int:
+    """Return how many words a colour has at the beginning or the end of some, or 0."""
     for size in (2, 1):
         part = words[-size:] if at_end else words[:size]
-        if tuple(word.lower() for word in part) in COLOURS:
+        if tuple(word[0].lower() for word in part) in COLOURS:
             return len(part)
     return 0
 
@@ -89,12 +93,10 @@ def _is_excluded(before: str) -> bool:
 def _colours_behind(sentence: str) -> str:
     """Rewrite *a non-red coat* and *a not red coat* as *a coat that is not red*."""
     for match in reversed([*_NOT_COLOUR.finditer(sentence)]):
-        words = [*_WORD.finditer(sentence, match.end())]
-        size = _length_of_colour([word[0] for word in words], at_end=False)
-        if not size:
-            continue
+        words = [*islice(_WORD.finditer(sentence, match.end()), _MOST_WORDS)]
+        size = _length_of_colour(words)
         thing = _end_of_thing([word[0].lower() for word in words[size:]])
-        if not thing:
+        if not size or not thing:
             continue
         colour = sentence[words[0].start() : words[size - 1].end()]
         end = words[size + thing - 1].end()
@@ -128,8 +130,8 @@ def _one_person(sentence: str) -> str:
     """Rewrite *women in red coats* as *woman in red coat*: captions describe one person."""
     people = _PEOPLE.search(sentence)
     if people is None or any(
-        NOUN_OF.get((word.lower(),), ("other", ""))[0] == "person"
-        for word in _WORD.findall(sentence[: people.start()])
+        NOUN_OF.get((word,), ("other", ""))[0] == "person" and word not in PERSON_PLURALS
+        for word in _WORD.findall(sentence.lower())
     ):
         return sentence  # *A woman beside two men* is about her.
 

@@ -37,6 +37,7 @@ def test_other_ways_of_writing(sentence, expected):
     "sentence",
     [
         "a woman beside two men with backpacks",
+        "in front of some people stands a woman in boots",
         "a man in boots with two bags",
         "a coat that is not red",
         "he is not red faced",
@@ -85,6 +86,13 @@ def test_exclusions_in_other_words(sentence, wanted, excluded):
 )
 def test_or_between_colours(sentence, expected):
     assert sorted(alternatives(sentence)) == sorted(expected)
+
+
+@pytest.mark.timeout(20)  # Milliseconds; minutes if each word looked at all others.
+def test_long_sentences_take_no_longer_than_their_length():
+    for part in ("not red coat ", "red or blue coat ", "a or ", "women in coats ", "w/o "):
+        parse(part * 3000)
+        assert len(alternatives("without a red or blue bag or " * 3000)) == 1
 
 
 def test_or_between_colours_is_one_phrase():
