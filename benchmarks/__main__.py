@@ -16,6 +16,7 @@ DOCUMENTED = (
     "gallery --rows 100000 --threads 1",
     "gallery --rows 999000 --threads 1",
     "gallery --rows 1000000 --threads 1",
+    "likelihood",
 )
 """Name and options of every run whose numbers are in docs/benchmarks.md."""
 

@@ -18,7 +18,7 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks import __main__ as runner
-from benchmarks import gallery, loader, tower_graphs, towers, training, training_step
+from benchmarks import gallery, likelihood, loader, tower_graphs, towers, training, training_step
 from benchmarks.contenders import FOLDED, LITERAL, ORT_FP32, ORT_INT8, Contender
 from benchmarks.gallery_data import SyntheticPeople
 from benchmarks.random_model import ModelSpec
@@ -34,7 +34,7 @@ from upperson_rt.gallery import Gallery
 
 pytestmark = pytest.mark.timeout(180, func_only=True)
 
-NAMES = ("training", "loader", "towers", "gallery")
+NAMES = ("training", "loader", "towers", "gallery", "likelihood")
 SMALL = ("--base", "upperson-small", "--height", "96", "--width", "32")
 ONCE = ("--steps", "2", "--threads", "1")
 
@@ -129,6 +129,24 @@ def test_a_training_step_is_compared_with_the_literal_one(monkeypatch: pytest.Mo
     if sys.platform == "linux":
         peaks = {name: row["peak_extra_bytes"] for name, row in rows.items()}
         assert 0 < peaks[CHECKPOINTED] < peaks[OURS] < peaks[LITERAL_STEP]
+
+
+def test_likelihoods_are_fitted_and_checked(tmp_path: Path) -> None:
+    file = tmp_path / "likelihood.json"
+    sets = ("--seed", 1, "--held-out", 2, "--people", 16, "--write", file)
+    found = values(run(likelihood, *sets))
+    written = json.loads(file.read_text("utf-8"))
+    assert written.items() <= found.items()
+    for kind in likelihood.KINDS:
+        pairs, right = (np.array(written[kind][part]) for part in ("pairs", "right"))
+        assert (right <= pairs).all()
+        assert 0 < right.sum() < pairs.sum() / 2
+        assert written[kind]["slope"] > 1, "a higher score is right more often"
+        hits, _, correct = np.array(written[kind]["held_out"]["first"]).sum(axis=0)
+        assert (
+            0 < correct <= hits == np.array(written[kind]["held_out"]["first_40"])[:, 0].sum() / 40
+        )
+        assert 0 <= written[kind]["held_out_error"]["first"] < 50
 
 
 def test_unequal_losses_and_unknown_models_have_no_times(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,12 @@ sentences, pictures of other people, or both in the same shares. Those queries a
 picture and for a million, so a label means the same in every gallery of a model.
 """
 
+import json
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -21,10 +24,7 @@ MatchLabel: TypeAlias = Literal["very close", "close", "similar", "loose", ""]
 LABELS: dict[float, MatchLabel] = {3.5: "very close", 3.0: "close", 2.5: "similar"}
 """By how many standard deviations a score lies above those of background queries."""
 _ELSE: MatchLabel = "loose"
-LOGISTIC = ((4.6, 3.5), (3.8, 4.4))
-"""Slope and middle of a logistic curve over the same deviations, for a sentence and for a picture,
-fitted to a gallery of 300 drawn people: the same score is less likely to be correct in a larger
-gallery."""
+_KINDS = ("sentence", "picture")
 _COLOURS = ("red", "blue", "black", "white", "green", "grey", "yellow", "brown")
 _UPPER = ("coat", "jacket", "shirt", "hoodie", "dress", "sweater", "top", "t-shirt")
 _LOWER = ("black trousers", "blue jeans", "grey shorts", "a white skirt")
@@ -48,6 +48,17 @@ _GROWN = 1.1
 _INDISTINCT_BELOW = 0.45
 """Share of the spread that background sentences have: sentences about anything but people have
 less."""
+
+
+@cache
+def curves() -> NDArray[np.float64]:
+    """Return slope and middle of the logistic curve of the likelihood, for sentences and pictures.
+
+    ``likelihood.json`` has them with what they were fitted on and checked against; it is written by
+    ``python -m benchmarks.likelihood``. In a larger gallery the same score is less likely right.
+    """
+    content = json.loads(files(__package__).joinpath("likelihood.json").read_text("utf-8"))
+    return np.array([[content[kind][key] for key in ("slope", "middle")] for kind in _KINDS])
 
 
 @dataclass
@@ -117,9 +128,9 @@ class ScoreCalibration:
         above_N = self.deviations(picture_share, scores)
         if above_N is None:
             return [min(max((score + 1) / 2, 0.0), 1.0) for score in scores]
-        by_sentence, by_picture = np.array(LOGISTIC)
-        slope, half = by_sentence + picture_share * (by_picture - by_sentence)
-        likely: list[float] = (1 / (1 + np.exp(-slope * (above_N - half)))).tolist()
+        by_sentence, by_picture = curves()
+        slope, middle = by_sentence + picture_share * (by_picture - by_sentence)
+        likely: list[float] = (1 / (1 + np.exp(-slope * (above_N - middle)))).tolist()
         return likely
 
     def deviations(

@@ -1,13 +1,16 @@
 """Match labels and likelihoods: the same for one picture and for many, whatever the query."""
 
+import json
+from importlib.resources import files
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from benchmarks import likelihood
 from upperson_rt.gallery import Item
 from upperson_rt.phrases import parse
-from upperson_rt.search.calibration import BACKGROUND_SENTENCES, LABELS, LOGISTIC, ScoreCalibration
+from upperson_rt.search.calibration import BACKGROUND_SENTENCES, LABELS, ScoreCalibration, curves
 
 D = 64
 SHARES = [0.0, 0.5, 1.0]
@@ -83,7 +86,7 @@ def test_a_likelihood_follows_the_words(share):
     assert likely == sorted(likely)
     assert 0 <= likely[0] < 0.001
     assert 0.999 < likely[-1] <= 1
-    slope, half = (np.array(LOGISTIC[0]) * (1 - share) + np.array(LOGISTIC[1]) * share).tolist()
+    slope, half = (curves()[0] * (1 - share) + curves()[1] * share).tolist()
     middle, spread = scale._usual(share)
     for least, word in LABELS.items():
         begins = 1 / (1 + np.exp(-slope * (least - half)))
@@ -156,3 +159,15 @@ def test_a_gallery_that_grew_is_read_again_and_counted_once_a_search():
         scale.is_indistinct(parse("asdf"), pictures[0])
         assert len(counts) == searches
     assert reads == [60, 67, 100, 61]
+
+
+@pytest.mark.parametrize(("row", "kind", "most"), [(0, "sentence", 3), (1, "picture", 3)])
+def test_the_curves_are_those_of_the_counts_that_they_were_fitted_on(row, kind, most):
+    found = json.loads(files("upperson_rt.search").joinpath("likelihood.json").read_text("utf-8"))
+    assert found["bin_edges"] == likelihood.EDGES.tolist()
+    pairs, right = (np.array(found[kind][part]) for part in ("pairs", "right"))
+    assert curves()[row].tolist() == pytest.approx(likelihood.fit_curve(pairs, right), rel=1e-6)
+    tenths = likelihood.by_tenth(*curves()[row], pairs[None], right[None])
+    assert likelihood.calibration_error(tenths) < most
+    held_out = np.array(found[kind]["held_out"]["first_40"])
+    assert likelihood.calibration_error(held_out) < most
