@@ -4,7 +4,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from io import BytesIO
 from typing import IO, Annotated, Any
@@ -282,9 +282,10 @@ def _embedding(routes: APIRouter, service: ConsoleService, access: Access) -> No
         )
 
 
-def notes_of(found: ConsoleResult) -> list[str]:
-    """Return the notices of a search as sentences."""
-    return [f"{one.text[:1].upper()}{one.text[1:]}." for one in found.notices]
+def notes_of(found: ConsoleResult, without: Collection[str] = ()) -> list[str]:
+    """Return the notices of a search as sentences, but for some codes."""
+    texts = [one.text for one in found.notices if one.code not in without]
+    return [f"{text[:1].upper()}{text[1:]}{'' if text.endswith('?') else '.'}" for text in texts]
 
 
 def picture_response(service: ConsoleService, account: Account, id_: int, size: Size) -> Response:

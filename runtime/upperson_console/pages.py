@@ -61,7 +61,7 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
                 values["problem"] = getattr(error, "detail", str(error))
                 status = getattr(error, "status", 422)
             else:
-                values |= {"result": result, "notes": notes_of(result)}
+                values |= {"result": result, "notes": notes_of(result, {"did_you_mean"})}
                 meant = (one for one in result.notices if one.code == "did_you_mean")
                 values["meant"] = next((one.fields["sentence"] for one in meant), None)
                 values["kept_marks"] = service.user_state.marks(account.name, search.marks_key)

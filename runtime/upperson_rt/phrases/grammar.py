@@ -29,7 +29,7 @@ from upperson_rt.phrases.lexicon import (
     Span,
     Token,
 )
-from upperson_rt.phrases.wording import alternatives, plain_wording
+from upperson_rt.phrases.wording import MOST_ALTERNATIVES, alternatives, plain_wording
 
 _TOKEN = re.compile(
     r"\w+n['\u2019]t\b|[^\W_]+|[,.;:!?()&/]|(?<=\s)[-\u2013\u2014](?=\s)"  # Also dashes.
@@ -122,13 +122,14 @@ class _Parser:
         if cuts:
             asks = any(not phrase.negated for phrase in phrases)
             wanted = (asks and _without_cuts(self.sentence, cuts)) or "a person"
+        readings = tuple(_readings(wanted))
         return ParsedSentence(
             sentence=original,
             read_as=self.sentence,
             phrases=phrases,
             wanted=wanted,
-            readings=tuple(alternatives(wanted)),
-            contradictions=_contradictions(phrases),
+            readings=readings,
+            contradictions=_contradictions(phrases, readings),
         )
 
     def _text(self, first: int, last: int) -> str:
@@ -318,8 +319,9 @@ class _Parser:
 
     def _negated_length(self, at: int) -> int:
         """Return how many tokens *that is not red* has, or 0."""
-        end = at + (self.words[at : at + 1] in (["that"], ["which"]))
-        end += end < len(self.words) and self.words[end] in _COPULAS
+        end = at
+        for skipped in ((",",), ("but",), ("that", "which"), _COPULAS):
+            end += end < len(self.words) and self.words[end] in skipped
         if end >= len(self.words) or self.words[end] not in ("not", "isn't", "aren't"):
             return 0
         last = self._while_in(end + 1, MODIFIERS)
@@ -434,8 +436,34 @@ def _first_mentions(things: Sequence[Span]) -> list[Span]:
     ]
 
 
-def _contradictions(phrases: Sequence[Phrase]) -> tuple[str, ...]:
+def _readings(sentence: str) -> list[str]:
+    """Return the sentences that *or* between colours, things or people stands for."""
+    if "or" not in sentence.lower().split():
+        return [sentence]
+    found = [thing for colour in alternatives(sentence) for thing in _either_thing(colour)]
+    return [*dict.fromkeys(found)][:MOST_ALTERNATIVES]
+
+
+def _either_thing(sentence: str) -> list[str]:
+    """Return *red coat* and *blue jacket* for *red coat or blue jacket*; else the sentence."""
+    parser = _Parser(sentence)
+    for one, other in pairwise(parser._things()):
+        gap = parser.words[one.last : other.first]
+        if gap[:1] == ["or"] and _ARTICLES.issuperset(gap[1:]) and not other.phrase.negated:
+            first, last = one.phrase, other.phrase
+            left = sentence[: parser.tokens[one.last - 1].end]
+            return [
+                left + sentence[parser.tokens[other.last - 1].end :],
+                sentence[: first.start] + sentence[last.start :],
+            ]
+    return [sentence]
+
+
+def _contradictions(phrases: Sequence[Phrase], readings: Sequence[str]) -> tuple[str, ...]:
     people = dict.fromkeys(phrase.noun for phrase in phrases if phrase.kind == "person")
+    if len(people) > 1 and len(readings) > 1:  # *A man or a woman* is read as either.
+        in_one = {one.phrase.noun for one in _Parser(readings[0])._things()}
+        people = {noun: None for noun in people if noun in in_one}
     found = [" and ".join(people)] if len(people) > 1 else []
     wanted = _wanted_nouns(phrases)
     found += [
@@ -508,6 +536,9 @@ class _Exclusions:
         any_yet = False
         while at < len(self._words):
             span, word = self._starting.get(at), self._words[at]
+            leads_on = self._words[at - 1] in ("or", "nor", "and", *_ARTICLES)
+            if any_yet and span is not None and span.phrase.kind == "person" and not leads_on:
+                break  # *No hat woman*.
             if span is not None and span.phrase.noun not in ("", "person"):
                 span.phrase = replace(span.phrase, negated=not span.phrase.negated)
                 any_yet, at = True, self._after_place(span.last)

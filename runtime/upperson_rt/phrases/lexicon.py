@@ -132,10 +132,11 @@ NOUNS: Mapping[Kind, Mapping[str, str]] = {
 """By kind: the plain name of a thing, and how people write it."""
 
 PERSON_PLURALS: Mapping[str, str] = {
-    "women": "woman", "ladies": "lady", "females": "female", "men": "man", "guys": "guy",
-    "males": "male", "gentlemen": "gentleman", "girls": "girl", "boys": "boy", "people": "person",
-    "persons": "person", "pedestrians": "pedestrian", "adults": "adult", "children": "child",
-    "kids": "kid", "teenagers": "teenager", "individuals": "individual",
+    "women": "woman", "womans": "woman", "womens": "woman", "ladies": "lady", "females": "female",
+    "men": "man", "guys": "guy", "males": "male", "gentlemen": "gentleman", "girls": "girl",
+    "boys": "boy", "people": "person", "persons": "person", "pedestrians": "pedestrian",
+    "adults": "adult", "children": "child", "kids": "kid", "teenagers": "teenager",
+    "individuals": "individual",
 }  # fmt: skip
 """Several people, and one of them."""
 

@@ -18,20 +18,38 @@ from upperson_rt.phrases.lexicon import (
     PERSON_PLURALS,
 )
 
+_COLOUR = "|".join(sorted((" ".join(words) for words in COLOURS), key=len, reverse=True))
+_BUT = r"(?:but|except|other than)"
 _SHORT_FORMS = (
     (re.compile(r"\bw\s?/\s?o\b\.?", re.I), "without"),
     (re.compile(r"\bw\s?/\s?(?=\w)", re.I), "with "),
     (re.compile(r"\bbare[- ]headed\b", re.I), "bareheaded"),
     (re.compile(r"\b(?:sans|excluding)\b", re.I), "without"),
-    (re.compile(r"\b(?:any|every)thing (?:but|except|other than)\b", re.I), "without"),
+    (re.compile(r"\b(hat|bag)[- ]less\b", re.I), r"\1less"),
+    (
+        re.compile(rf"\b(?:(?:in|with|wearing|carrying) )?(?:any|every)thing {_BUT}\b", re.I),
+        "without",
+    ),
+    (re.compile(rf"\b(?:in|of) any colou?r {_BUT}\b", re.I), "that is not"),
+    (
+        re.compile(rf",?\s+(?:except|other than)(?=\s+(?:{_COLOUR})(?:$|[,.;]| and\b))", re.I),
+        " that is not",
+    ),
     (re.compile(r"(?<!nothing),?\s+except(?: for)?\b", re.I), " without"),
+    (
+        re.compile(
+            rf"\b({_COLOUR}),\s*(?=(?:(?:{_COLOUR}),\s*){{0,3}}(?:{_COLOUR}),?\s+or\s)", re.I
+        ),
+        r"\1 or ",
+    ),
 )
-_NOT_COLOUR = re.compile(r"\b(?:non[- ]|not\s+)(?=\w)", re.I)
+_NOT_COLOUR = re.compile(r"\b(?:non[- ]|(?<=\b(?:an|in) )not\s+|(?<=\ba )not\s+)(?=\w)", re.I)
 _SEVERAL = r"(?:(?:all(?: the)?|two|three|four|several|some|many|\d+)\s+)?"
 _PEOPLE = re.compile(rf"\b{_SEVERAL}({'|'.join(PERSON_PLURALS)})\b", re.I)
 _WORD = re.compile(r"[^\W_]+")
+_MARK = re.compile(r"[^\w\s-]")
 _OR = re.compile(r"\s+or\s+", re.I)
-_MOST_ALTERNATIVES = 4
+MOST_ALTERNATIVES = 4
 _MOST_WORDS = 8
 """Of a colour and its thing."""
 _CLAUSE = 100
@@ -48,10 +66,10 @@ def plain_wording(sentence: str) -> str:
 def alternatives(sentence: str) -> list[str]:
     """Return the sentences that *or* between colours stands for: *red coat* and *blue coat*.
 
-    The sentence alone if it has no such *or*; at most `_MOST_ALTERNATIVES`.
+    The sentence alone if it has no such *or*; at most `MOST_ALTERNATIVES`.
     """
     found, done = [sentence], list[str]()
-    while found and len(found) + len(done) < _MOST_ALTERNATIVES:
+    while found and len(found) + len(done) < MOST_ALTERNATIVES:
         one = found.pop(0)
         split = next(_colour_choices(one), None)
         if split is None:
@@ -93,7 +111,9 @@ def _is_excluded(before: str) -> bool:
 def _colours_behind(sentence: str) -> str:
     """Rewrite *a non-red coat* and *a not red coat* as *a coat that is not red*."""
     for match in reversed([*_NOT_COLOUR.finditer(sentence)]):
-        words = [*islice(_WORD.finditer(sentence, match.end()), _MOST_WORDS)]
+        mark = _MARK.search(sentence, match.end())
+        until = len(sentence) if mark is None else mark.start()
+        words = [*islice(_WORD.finditer(sentence, match.end(), until), _MOST_WORDS)]
         size = _length_of_colour(words)
         thing = _end_of_thing([word[0].lower() for word in words[size:]])
         if not size or not thing:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 NoticeCode: TypeAlias = Literal[
     "sentence_truncated", "language_unfamiliar", "words_unknown", "contradiction",
     "colours_joined", "excluded", "not_understood", "indistinct", "camera_unknown", "did_you_mean",
-    "rewritten",
+    "rewritten", "either",
     "feedback_missing", "gallery_empty", "filter_matches_nothing",
 ]  # fmt: skip
 _WARNINGS = frozenset({
@@ -87,7 +87,10 @@ _TEXTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
         "trained on this language; describe the person in English"
     ),
     "words_unknown": lambda f: f"the model may not know {_names(f['words'])}: try a plainer word",
-    "did_you_mean": lambda f: f"did you mean: {safe_repr(f['sentence'])}",
+    "did_you_mean": lambda f: f"did you mean {safe_repr(f['sentence'])}?",
+    "either": lambda f: (
+        f"searched as {' and as '.join(map(safe_repr, f['sentences']))}: the better score counts"
+    ),
     "rewritten": lambda f: f"searched as: {safe_repr(f['sentence'])}",
     "contradiction": lambda f: f"the sentence contradicts itself: {f['contradiction']}",
     "colours_joined": lambda f: (

@@ -18,7 +18,7 @@ from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.gallery import Filter
 from upperson_rt.phrases import ParsedSentence, Phrase, parse
 from upperson_rt.phrases.evidence import MOST_PARAPHRASES, Evidence, paraphrases
-from upperson_rt.phrases.lexicon import SMALL_WORDS
+from upperson_rt.phrases.lexicon import PERSON_PLURALS, SMALL_WORDS
 from upperson_rt.phrases.spelling import correction
 from upperson_rt.printable import safe_repr
 from upperson_rt.search.calibration import BACKGROUND_SENTENCES
@@ -177,6 +177,7 @@ class Vocabulary:
             for word, tokens in words.items()
             if (word in unknown or len(tokens) > 1) and (near := correction(word)) is not None
         }
+        found = {word: PERSON_PLURALS.get(near, near) for word, near in found.items()}
         if not found:
             return {}
         meant = self._encoder.tokenizer.encode([" ".join(found.values())]).words(0)

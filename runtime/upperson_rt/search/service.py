@@ -168,7 +168,7 @@ class SearchService:
         self, where: Filter, query: EmbeddedQuery, hits: Sequence[Hit], is_indistinct: bool
     ) -> list[Notice]:
         notices = [] if query.sentence is None else self._of_sentence(query.sentence)
-        if is_indistinct:
+        if is_indistinct and not query.excluded:
             notices.append(Notice("indistinct"))
         notices += unknown_cameras(self.gallery, where)
         if not hits:
@@ -196,6 +196,8 @@ class SearchService:
                 notices.append(Notice("words_unknown", {"words": rest}))
         if parsed.read_as != parsed.sentence:
             notices.append(Notice("rewritten", {"sentence": parsed.read_as}))
+        if len(parsed.readings) > 1:
+            notices.append(Notice("either", {"sentences": [*parsed.readings]}))
         notices += [
             Notice("contradiction", {"contradiction": one}) for one in parsed.contradictions
         ]
