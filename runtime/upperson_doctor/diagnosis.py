@@ -256,8 +256,8 @@ def _gallery(location: str | Path, fingerprint: str | None) -> Check:
     index = "" if info.index is None else f", index {info.index.kind}"
     return ok(
         "gallery",
-        f"{info.location}: {count_of(info.items, 'picture')}{belongs}{index}; its rows were not read, "
-        "which  upperson-rt gallery verify  does",
+        f"{info.location}: {count_of(info.items, 'picture')}{belongs}{index}; its rows were not "
+        "read:  upperson-rt gallery verify  does that",
         items=info.items,
         index=None if info.index is None else info.index.kind,
         fingerprint=info.fingerprint,
