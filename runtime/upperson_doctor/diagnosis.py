@@ -144,7 +144,7 @@ def _device(backend: str, device: str) -> list[Check]:
 def _runs_any_graph(backend: str) -> bool:
     if backend not in extension_names("backends"):
         return True
-    return bool(load_extension("backends", backend).runs_any_graph)
+    return bool(getattr(load_extension("backends", backend), "runs_any_graph", False))
 
 
 def _driver() -> Check:

@@ -12,7 +12,7 @@ from upperson_rt.arguments import check_object, is_finite
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
-from upperson_rt.phrases import parse
+from upperson_rt.phrases import parse_query
 from upperson_rt.phrases.evidence import Explanation
 from upperson_rt.printable import safe_repr
 from upperson_rt.query_log import QueryLog, describe_picture
@@ -144,7 +144,7 @@ class Retriever:
 
     def explain(self, sentence: str, hits: Sequence[Hit]) -> Explanation:
         """Compute the evidence of each phrase of a sentence in hits of the gallery."""
-        return self.service.explain(parse(sentence), hits)
+        return self.service.explain(parse_query(sentence), hits)
 
     def delete_like(
         self,

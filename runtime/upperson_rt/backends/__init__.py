@@ -25,7 +25,7 @@ class BackendPlugin(Protocol):
 
     runs_any_graph: bool
     """False where a graph has to be compiled before, as for TensorRT; `upperson-rt doctor` then
-    leaves the trial of a small graph out."""
+    leaves the trial of a small graph out, as for plug-ins that do not say."""
 
     def open(self, path: str | os.PathLike[str], device: str, threads: int | None) -> Backend:
         """Load an ONNX file; see `open_backend`."""
@@ -102,10 +102,14 @@ def _plugin(name: str) -> BackendPlugin:
     return plugin
 
 
+def _is_installed(name: str) -> bool:
+    return find_spec(name) is not None and (name == _OWN or name in extension_names("backends"))
+
+
 def installed_backends(device: str) -> tuple[str, ...]:
     """Return those of `auto_order` that are installed; there is at least one."""
     order = auto_order(device)
-    if found := tuple(name for name in order if find_spec(name) is not None):
+    if found := tuple(name for name in order if _is_installed(name)):
         return found
     extra = "gpu" if device.startswith("cuda") else "cpu"
     message = f"no inference backend for the device {safe_repr(device)} is installed (looked for "

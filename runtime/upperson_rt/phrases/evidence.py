@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.phrases.grammar import ParsedSentence, parse
+from upperson_rt.phrases.grammar import ParsedSentence, parse_query
 from upperson_rt.phrases.lexicon import KINDS_OF, Kind, Phrase
 
 EmbedTexts: TypeAlias = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -226,7 +226,7 @@ class Evidence:
         self, sentences: Sequence[str], images_ND: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         """Return (T, N) scores of pictures for sentences, by which `Retriever.query` ranks them."""
-        parsed = [parse(sentence) for sentence in sentences]
+        parsed = [parse_query(sentence) for sentence in sentences]
         readings = [one.readings for one in parsed]
         embeds_RD = self._embed_texts([text for own in readings for text in own])
         firsts = np.cumsum([0, *map(len, readings[:-1])])

@@ -53,7 +53,7 @@ class ParsedSentence:
 
     sentence: str
     read_as: str
-    """The sentence in plain words, see `wording.plain_wording`; phrases are places in it."""
+    """The sentence, that of a query in plain words (`wording`); phrases are places in it."""
     phrases: tuple[Phrase, ...]
     """In their order in the sentence; kinds other than ``other`` were understood."""
 
@@ -95,8 +95,12 @@ class ParsedSentence:
 
 def parse(sentence: str) -> ParsedSentence:
     """Find the phrases of an English sentence about a person; any other text is ``other``."""
-    sentence = check_text(sentence, "the sentence")
-    return _Parser(plain_wording(sentence)).parse(sentence)
+    return _Parser(check_text(sentence, "the sentence")).parse(sentence)
+
+
+def parse_query(sentence: str) -> ParsedSentence:
+    """Find the phrases of what a user searches for, in the wording of `plain_wording`."""
+    return _Parser(plain_wording(check_text(sentence, "the sentence"))).parse(sentence)
 
 
 class _Parser:
@@ -300,7 +304,7 @@ class _Parser:
         if at + 1 >= len(self.words) or self.words[at] not in ("of", "in"):
             return 0
         start = at + 1 + (self.words[at + 1] in ("a", "the"))
-        end = self._while_in(start, MODIFIERS)
+        end = self._while_in(start, MODIFIERS | {"or"})
         if not _named(self.words[start:end], COLOURS):
             return 0
         end += self.words[end : end + 1] in (["color"], ["colour"])
@@ -311,8 +315,8 @@ class _Parser:
         start = at + (self.words[at : at + 1] in (["that"], ["which"]))
         if start >= len(self.words) or self.words[start] not in _COPULAS:
             return 0
-        end = self._while_in(start + 1, MODIFIERS | {"and", "in", "color", "colour", "very"})
-        while end > start + 1 and self.words[end - 1] in ("and", "in"):
+        end = self._while_in(start + 1, MODIFIERS | {"and", "or", "in", "color", "colour", "very"})
+        while end > start + 1 and self.words[end - 1] in ("and", "or", "in"):
             end -= 1
         # *Shoes are brown boots* goes on with another noun phrase.
         return end - at if end > start + 1 and self._phrase_ends(end) else 0

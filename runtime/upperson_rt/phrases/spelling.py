@@ -21,27 +21,40 @@ WORDS = (
     | (ACTIONS | BODY_PLACES | DETAILS | EXCLUDING | MODIFIERS | SMALL_WORDS)
 )  # fmt: skip
 _DESCRIBING = sorted(word for word in WORDS - SMALL_WORDS if len(word) > 2)
-_SHORT = 6
+_LONGEST = 2 + max(map(len, _DESCRIBING))
+_SHORT = 8
 """Up to this many letters one edit is allowed, in longer words two."""
+_RIGHT = {
+    "anklet", "biker", "crutch", "crutches", "plait", "plaits", "skateboarder", "smock", "trans",
+    "witch",
+}  # fmt: skip
+"""Words that the grammar does not know, near others that it knows."""
 
 
 def correction(word: str) -> str | None:
     """Return the known word that a misspelt one stands for, or None if none is near.
 
-    An edit inserts, removes or replaces a letter, or swaps two neighbours. The first letter must be
-    right, or swapped with the second: other near words are seldom meant.
+    An edit inserts, removes or replaces a letter, or swaps two neighbours; words of three letters
+    may only have two swapped. The first letter must be right, or swapped with the second: other
+    near words are seldom meant.
     """
     word = word.lower()
     singulars = word.removesuffix("s"), word.removesuffix("es")
-    if len(word) < 3 or not WORDS.isdisjoint((word, *singulars)):
+    if not 3 <= len(word) <= _LONGEST or not (WORDS | _RIGHT).isdisjoint((word, *singulars)):
         return None
-    most = 1 if len(word) <= _SHORT else 2
-    near = process.extract(word, _DESCRIBING, scorer=OSA.distance, score_cutoff=most, limit=None)
-    likely = (found for found in near if found[0][0] in word[:2])
-    best = min(likely, key=lambda found: found[1], default=None)
-    if best is None:  # *Jackts* is far from every singular.
-        return correction(word[:-1]) if word.endswith("s") else None
-    return str(best[0])
+    for written in dict.fromkeys((word, singulars[0])):  # *Jackts* is far from every singular.
+        most = 1 if len(written) <= _SHORT else 2
+        near = process.extract(
+            written, _DESCRIBING, scorer=OSA.distance, score_cutoff=most, limit=None
+        )
+        likely = (
+            (edits, found)
+            for found, edits, _ in near
+            if found[0] in written[:2] and (len(word) > 3 or sorted(found) == sorted(word))
+        )
+        if best := min(likely, default=None):
+            return str(best[1])
+    return None
 
 
 def with_corrections(sentence: str, meant: Mapping[str, str]) -> str:

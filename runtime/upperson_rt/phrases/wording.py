@@ -21,34 +21,35 @@ from upperson_rt.phrases.lexicon import (
 _COLOUR = "|".join(sorted((" ".join(words) for words in COLOURS), key=len, reverse=True))
 _BUT = r"(?:but|except|other than)"
 _SHORT_FORMS = (
-    (re.compile(r"\bw\s?/\s?o\b\.?", re.I), "without"),
-    (re.compile(r"\bw\s?/\s?(?=\w)", re.I), "with "),
+    (re.compile(r"\bw\s?/\s?o(?:ut)?\b\.?", re.I), "without"),
+    (re.compile(r"\bw\s?/\s?(?=a\b|\w\w)", re.I), "with "),
     (re.compile(r"\bbare[- ]headed\b", re.I), "bareheaded"),
-    (re.compile(r"\b(?:sans|excluding)\b", re.I), "without"),
     (re.compile(r"\b(hat|bag)[- ]less\b", re.I), r"\1less"),
-    (
-        re.compile(rf"\b(?:(?:in|with|wearing|carrying) )?(?:any|every)thing {_BUT}\b", re.I),
-        "without",
-    ),
+    (re.compile(r"\b(?:sans|excluding)\b", re.I), "without"),
+    (re.compile(r"\b((?:every|any)(?:one|body)),? except(?: for)?\b", re.I), r"\1 without"),
     (re.compile(rf"\b(?:in|of) any colou?r {_BUT}\b", re.I), "that is not"),
     (
-        re.compile(rf",?\s+(?:except|other than)(?=\s+(?:{_COLOUR})(?:$|[,.;]| and\b))", re.I),
+        re.compile(rf"(?<=\w),? (?:except|other than)(?= (?:{_COLOUR})(?:$|[,.;]| and\b))", re.I),
         " that is not",
     ),
-    (re.compile(r"(?<!nothing),?\s+except(?: for)?\b", re.I), " without"),
     (
-        re.compile(
-            rf"\b({_COLOUR}),\s*(?=(?:(?:{_COLOUR}),\s*){{0,3}}(?:{_COLOUR}),?\s+or\s)", re.I
-        ),
+        re.compile(rf"\b({_COLOUR}), (?=(?:(?:{_COLOUR}), ){{0,3}}(?:{_COLOUR}),? or )", re.I),
         r"\1 or ",
     ),
 )
+_ANYTHING_BUT = re.compile(
+    rf"\b(?:(?:in|with|wearing|carrying) )?(?:any|every)thing {_BUT}\b", re.I
+)
 _NOT_COLOUR = re.compile(r"\b(?:non[- ]|(?<=\b(?:an|in) )not\s+|(?<=\ba )not\s+)(?=\w)", re.I)
-_SEVERAL = r"(?:(?:all(?: the)?|two|three|four|several|some|many|\d+)\s+)?"
-_PEOPLE = re.compile(rf"\b{_SEVERAL}({'|'.join(PERSON_PLURALS)})\b", re.I)
+_PEOPLE = re.compile(
+    r"(?P<lead>\s*(?:(?:please|find|show|search|look|looking|me|us|for|the)\s+)*)"
+    r"(?:(?:all(?: the)?|two|three|four|several|some|many|\d+)\s+)?"
+    rf"(?P<people>{'|'.join(PERSON_PLURALS)})\b(?!['\u2019])",
+    re.I,
+)
 _WORD = re.compile(r"[^\W_]+")
 _MARK = re.compile(r"[^\w\s-]")
-_OR = re.compile(r"\s+or\s+", re.I)
+_OR = re.compile(r"(?<=\w) or (?=\w)", re.I)
 MOST_ALTERNATIVES = 4
 _MOST_WORDS = 8
 """Of a colour and its thing."""
@@ -60,7 +61,14 @@ def plain_wording(sentence: str) -> str:
     """Return a sentence in the wording of captions; the sentence itself if no rule applies."""
     for pattern, replacement in _SHORT_FORMS:
         sentence = pattern.sub(replacement, sentence)
+    sentence = _ANYTHING_BUT.sub(_without, sentence)
     return _one_person(_colours_behind(sentence))
+
+
+def _without(match: re.Match[str]) -> str:
+    """Rewrite *in anything but jeans*, but not *not carrying anything but a bag*."""
+    before = match.string[max(0, match.start() - _CLAUSE) : match.start()]
+    return match[0] if _is_excluded(before) else "without"
 
 
 def alternatives(sentence: str) -> list[str]:
@@ -86,7 +94,12 @@ def _colour_choices(sentence: str) -> Iterator[list[str]]:
         left = [*_WORD.finditer(sentence, start, match.start())]
         right = [*islice(_WORD.finditer(sentence, match.end()), 2)]
         first, last = _length_of_colour(left[-2:], at_end=True), _length_of_colour(right)
-        if first and last and not _is_excluded(sentence[start : match.start()]):
+        if not first or not last:
+            continue
+        before = sentence[start : left[-first].start()].rstrip().lower()
+        after = sentence[right[last - 1].end() :].lstrip().lower()
+        is_group = before.endswith((",", "/", " and")) or after.startswith((",", "/", "and "))
+        if not is_group and not _is_excluded(sentence[start : match.start()]):
             yield [
                 sentence[: match.start()] + sentence[right[last - 1].end() :],
                 sentence[: left[-first].start()] + sentence[match.end() :],
@@ -148,12 +161,9 @@ def singular(words: tuple[str, ...]) -> tuple[str, ...]:
 
 def _one_person(sentence: str) -> str:
     """Rewrite *women in red coats* as *woman in red coat*: captions describe one person."""
-    people = _PEOPLE.search(sentence)
-    if people is None or any(
-        NOUN_OF.get((word,), ("other", ""))[0] == "person" and word not in PERSON_PLURALS
-        for word in _WORD.findall(sentence.lower())
-    ):
-        return sentence  # *A woman beside two men* is about her.
+    people = _PEOPLE.match(sentence)
+    if people is None:
+        return sentence
 
     def one(match: re.Match[str]) -> str:
         word = match[0].lower()
@@ -161,5 +171,8 @@ def _one_person(sentence: str) -> str:
         is_plural = (word,) not in NOUN_OF and of_one in NOUN_OF
         return match[0][: len(of_one[0])] if is_plural else match[0]
 
-    rest = _WORD.sub(one, sentence[people.end() :])
-    return sentence[: people.start()] + PERSON_PLURALS[people[1].lower()] + rest
+    return (
+        people["lead"]
+        + PERSON_PLURALS[people["people"].lower()]
+        + _WORD.sub(one, sentence[people.end() :])
+    )

@@ -16,7 +16,7 @@ from upperson_rt.arguments import check_count, is_finite
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.gallery import Filter
-from upperson_rt.phrases import ParsedSentence, Phrase, parse
+from upperson_rt.phrases import ParsedSentence, Phrase, parse, parse_query
 from upperson_rt.phrases.evidence import MOST_PARAPHRASES, Evidence, paraphrases
 from upperson_rt.phrases.lexicon import PERSON_PLURALS, SMALL_WORDS
 from upperson_rt.phrases.spelling import correction
@@ -291,9 +291,9 @@ class QueryEncoder:
         new = [key for key in dict.fromkeys(wanted) if key not in found]
         if not new:
             return found
-        parsed = [parse(sentence) for sentence, _ in new]
+        parsed = [parse_query(sentence) for sentence, _ in new]
         wordings = [
-            [[text] for text in one.readings]
+            [paraphrases(parse(text), count) for text in one.readings]
             if len(one.readings) > 1
             else [paraphrases(one, count)]
             for one, (_, count) in zip(parsed, new, strict=True)

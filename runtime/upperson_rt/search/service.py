@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.encoder import Encoder
 from upperson_rt.gallery import Filter, Gallery, Hit
-from upperson_rt.gallery.records import EARLIEST_S, check_hits
+from upperson_rt.gallery.records import EARLIEST_S, check_hits, track_of_hit
 from upperson_rt.phrases import ParsedSentence, Phrase
 from upperson_rt.phrases.evidence import Evidence, Explanation, weighable
 from upperson_rt.phrases.spelling import with_corrections
@@ -240,9 +240,7 @@ def _merged(found: Sequence[list[Hit]], k: int, by_track: bool) -> list[Hit]:
         return found[0]
     best: dict[object, Hit] = {}
     for hit in sorted(chain(*found), key=lambda hit: (-hit.score, hit.id)):
-        item = hit.item
-        is_track = by_track and item.track is not None
-        best.setdefault((item.camera, item.track) if is_track else hit.id, hit)
+        best.setdefault((by_track and track_of_hit(hit)) or hit.id, hit)
     return list(best.values())[:k]
 
 

@@ -120,6 +120,22 @@ def test_junk_is_refused(toy_bundle, tmp_path):
             check_graph(path, "image", manifest)
 
 
+def test_random_damage_is_refused_or_read(toy_bundle, tmp_path):
+    manifest, path = Bundle.open(toy_bundle).manifest, tmp_path / "image.onnx"
+    content, rng = (toy_bundle / "image.int8.onnx").read_bytes(), np.random.default_rng(0)
+    refusals = 0
+    for trial in range(150):
+        changed = bytearray(content)
+        for _ in range(1 + trial % 4):
+            changed[rng.integers(len(changed))] = rng.integers(256)
+        path.write_bytes(changed)
+        try:
+            check_graph(path, "image", manifest)
+        except IntegrityError:
+            refusals += 1
+    assert refusals > 30
+
+
 def test_names_are_text(toy_bundle, tmp_path):
     """Libraries quote them in errors, and what is no text becomes another kind of error."""
     content = (toy_bundle / "image.int8.onnx").read_bytes()

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from upperson_rt.phrases import parse
+from upperson_rt import phrases
+from upperson_rt.phrases import parse_query as parse
 from upperson_rt.phrases.spelling import correction, with_corrections
 from upperson_rt.phrases.wording import alternatives, plain_wording
 from upperson_synthetic.captions import describe
@@ -47,6 +48,21 @@ def test_other_ways_of_writing(sentence, expected):
         "a man in boots with two bags",
         "a coat that is not red",
         "he is not red faced",
+        "all black except for white shoes",
+        "no bag except a small purse",
+        "nothing in his hands except a phone",
+        "not carrying anything but a bag",
+        "bald except for a beard",
+        "Her coat is not red. Blue jeans.",
+        "hair is not black, red coat",
+        "his shoes are not white; black trousers",
+        "woman, coat not red, boots brown",
+        "red coat (not black) jeans",
+        "nurse pushing a wheelchair with people behind",
+        "mother with children in red coats",
+        "she has a red coat; people behind carry bags",
+        "boys' shorts",
+        "w/b shirt",
         "A woman, not a man, in a red/white coat.",
         "carrying nothing except a bag",
         "w",
@@ -97,6 +113,8 @@ def test_exclusions_in_other_words(sentence, wanted, excluded):
         ("man or woman in red coat", ["man in red coat", "woman in red coat"]),
         ("red or blue coat or jacket", ["red coat", "blue coat", "jacket"]),
         ("red, blue or green coat", ["red coat", "blue coat", "green coat"]),
+        ("red or black and white shirt", ["red or black and white shirt"]),
+        ("red or blue/green coat", ["red or blue/green coat"]),
         ("a woman without a red or blue bag", ["a woman"]),
     ],
 )
@@ -107,14 +125,29 @@ def test_or_is_either(sentence, expected):
 
 @pytest.mark.timeout(20)  # Milliseconds; minutes if each word looked at all others.
 def test_long_sentences_take_no_longer_than_their_length():
-    for part in ("not red coat ", "red or blue coat ", "a or ", "women in coats ", "w/o "):
+    for part in (
+        "not red coat ",
+        "red or blue coat ",
+        "a or ",
+        "women in coats ",
+        "w/o ",
+        " " * 30,
+    ):
         parse(part * 3000)
         assert len(alternatives("without a red or blue bag or " * 3000)) == 1
 
 
-def test_or_between_colours_is_one_phrase():
-    (coat,) = parse("red or dark blue coat").phrases
-    assert (coat.text, coat.colours) == ("red or dark blue coat", ("red", "navy"))
+@pytest.mark.parametrize("sentence", ["red or dark blue coat", "a coat in red or dark blue"])
+def test_or_between_colours_is_one_phrase(sentence):
+    (coat,) = parse(sentence).phrases
+    assert coat.colours == ("red", "navy")
+
+
+def test_captions_of_data_sets_are_read_as_they_are():
+    caption = "Two ladies in red coats"
+    read = phrases.parse(caption)
+    assert (read.sentence, read.read_as, read.wanted) == (caption,) * 3
+    assert [caption[one.start : one.end] for one in read.phrases] == ["ladies", "red coats"]
 
 
 @pytest.mark.parametrize(
@@ -126,6 +159,11 @@ def test_or_between_colours_is_one_phrase():
         ("RDE", "red"),
         ("yellwo", "yellow"),
         ("jackts", "jacket"),
+        ("yelow", "yellow"),
+        ("peopel", "people"),
+        ("hag", None),
+        ("crutches", None),
+        ("s" * 2000, None),
         ("coat", None),
         ("coats", None),
         ("dresses", None),

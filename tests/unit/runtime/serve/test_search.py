@@ -17,7 +17,7 @@ from upperson_console import current
 from upperson_console.search import Search
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.phrases import parse
+from upperson_rt.phrases import parse_query
 from upperson_rt.retriever import Retriever
 from upperson_rt.search.calibration import ScoreCalibration
 
@@ -176,7 +176,7 @@ def test_a_sentence_is_parsed_and_tokenized_once(console, monkeypatch):
     tokenizer = console.service.encoder.tokenizer
     encode = tokenizer.encode
     monkeypatch.setattr(
-        "upperson_rt.search.query.parse", lambda one: parsed.append(one) or parse(one)
+        "upperson_rt.search.query.parse_query", lambda one: parsed.append(one) or parse_query(one)
     )
     monkeypatch.setattr(tokenizer, "encode", lambda texts: tokenized.extend(texts) or encode(texts))
     query = {"sentence": "a woman in red without a bag", "limit": 2}

@@ -249,6 +249,8 @@ def test_passwords_are_for_their_owner_alone(tmp_path):
         with refused("onvif_name_invalid", UsageError, found=name):
             add_user(file, name, None)
     file.chmod(0o640)
+    assert users.account("vms") is None  # A running console sees it.
+    assert users.password("vms") != again
     with pytest.raises(InputError, match="chmod 600"):
         Users(file)
     assert Users.read(file)  # To list and revoke them.
