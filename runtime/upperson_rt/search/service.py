@@ -194,10 +194,10 @@ class SearchService:
                 notices.append(Notice("did_you_mean", fields))
             if rest := [word for word in unknown if word not in meant]:
                 notices.append(Notice("words_unknown", {"words": rest}))
-        if parsed.read_as != parsed.sentence:
-            notices.append(Notice("rewritten", {"sentence": parsed.read_as}))
         if len(parsed.readings) > 1:
             notices.append(Notice("either", {"sentences": [*parsed.readings]}))
+        elif parsed.read_as != parsed.sentence:
+            notices.append(Notice("rewritten", {"sentence": parsed.read_as}))
         notices += [
             Notice("contradiction", {"contradiction": one}) for one in parsed.contradictions
         ]

@@ -130,6 +130,7 @@ def test_the_shipped_base():
         ("the of and", [], ["not_understood"]),
         ("the of and", ["of"], ["words_unknown"]),
         ("women in red jackts", [], ["did_you_mean", "rewritten"]),
+        ("women in red or blue coats", [], ["either"]),
         ("woman in a zebra jaket", ["zebra"], ["did_you_mean", "words_unknown"]),
         ("a Jaket", ["jaket", "jacket"], ["words_unknown"]),  # It does not know that either.
     ],
