@@ -69,8 +69,6 @@ class Run(NamedTuple):
 def load_run(path: Path) -> Run:
     """Rebuild the trained model of a run, in evaluation mode.
 
-    InputError for a folder that is no run or damaged, IntegrityError for another base.
-
     Raises:
         InputError: Not a run folder, or damaged.
         IntegrityError: The base is not the one it was trained on.
@@ -139,8 +137,6 @@ def space_of_run(path: Path, run: Run) -> str:
 
 def start_from(source: Path, model: UPPerson, base: Base, parts: UPPersonConfig) -> None:
     """Give a fresh model, built of a base and parts, the trained tensors of another run.
-
-    InputError if ``source`` is no run folder, damaged, or of another base or other parts.
 
     Raises:
         InputError: No run folder, a damaged one, or one with another base or other parts.

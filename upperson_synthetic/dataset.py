@@ -44,7 +44,7 @@ _PEOPLE, _IMAGE, _CAPTION, _CAMERAS = range(4)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyntheticSpec:
-    """What a data set consists of; UsageError if a number is out of range or a look unknown.
+    """What a data set consists of.
 
     Raises:
         UsageError: On construction, if a number is out of range or the look is unknown.

@@ -33,7 +33,7 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, the last two exclus
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoSpec:
-    """What a video consists of, in pixels and seconds; UsageError if a number is out of range.
+    """What a video consists of, in pixels and seconds.
 
     Raises:
         UsageError: On construction, if a number is out of range.

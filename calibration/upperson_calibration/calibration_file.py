@@ -152,7 +152,7 @@ class Calibration:
         return self.estimator
 
     def for_graphs(self, sha256: Mapping[str, str]) -> "Calibration":
-        """Return itself if it belongs to these float32 ONNX files; else raise IntegrityError.
+        """Return itself if it belongs to these float32 ONNX files.
 
         Raises:
             IntegrityError: A graph is another one, or was not calibrated.

@@ -143,7 +143,7 @@ class PrecisionSearch:
         self.reference = self._metrics(self._exact)
 
     def run(self, name: VariantName) -> dict[Tower, str]:
-        """Return the accepted candidate of each tower; AccuracyGateError if there is none.
+        """Return the accepted candidate of each tower.
 
         Raises:
             AccuracyGateError: No candidate that is allowed keeps the accuracy.

@@ -185,8 +185,8 @@ def test_queries_are_logged_or_not_run(work, monkeypatch):
 
 UNUSED = [
     "PIL", "cv2", "faiss", "openvino", "pandas", "prometheus_client", "pyarrow", "pymilvus",
-    "rich.progress", "tensorrt", "torch", "upperson_rt.preprocess", "upperson_rt.sheet",
-    "upperson_rt.ingest.files",
+    "rapidfuzz", "rich.progress", "tensorrt", "torch", "upperson_rt.preprocess",
+    "upperson_rt.sheet", "upperson_rt.ingest.files",
     "upperson_milvus", "upperson_doctor.diagnosis", "upperson_openvino.backend",
 ]  # fmt: skip
 

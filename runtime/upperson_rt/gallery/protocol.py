@@ -350,7 +350,7 @@ class Gallery(ABC):
         """
 
     def check(self) -> None:
-        """Check quickly that the gallery answers and is not damaged, else raise IntegrityError.
+        """Check quickly that the gallery answers and is not damaged.
 
         Raises:
             IntegrityError: It is damaged.

@@ -62,7 +62,8 @@ class ParsedSentence:
     if nothing else is left."""
 
     readings: tuple[str, ...]
-    """`wanted`, once for each choice of an *or* between colours; a hit's best one counts."""
+    """`wanted`, once for each choice of an *or* between colours, things or people; a hit's best one
+    counts."""
     contradictions: tuple[str, ...] = ()
     """What cannot all be true, such as ``man and woman``."""
 

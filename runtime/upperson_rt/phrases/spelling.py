@@ -3,9 +3,6 @@
 import re
 from collections.abc import Mapping
 
-from rapidfuzz import process
-from rapidfuzz.distance import OSA
-
 from upperson_rt.phrases.lexicon import (
     ACTIONS,
     BODY_PLACES,
@@ -42,6 +39,9 @@ def correction(word: str) -> str | None:
     singulars = word.removesuffix("s"), word.removesuffix("es")
     if not 3 <= len(word) <= _LONGEST or not (WORDS | _RIGHT).isdisjoint((word, *singulars)):
         return None
+    from rapidfuzz import process  # Only here: most queries have no such word.
+    from rapidfuzz.distance import OSA
+
     for written in dict.fromkeys((word, singulars[0])):  # *Jackts* is far from every singular.
         most = 1 if len(written) <= _SHORT else 2
         near = process.extract(

@@ -3,7 +3,7 @@
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -165,13 +165,15 @@ class Vocabulary:
         self._learn({word: count for word, count in whole.items() if word not in self._has_learned})
         return [word for word in words if word in broken or not self._has_learned.get(word, True)]
 
-    def corrections(self, words: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    def corrections(
+        self, words: Mapping[str, Sequence[str]], unknown: Collection[str]
+    ) -> dict[str, str]:
         """Return what misspelt words (of `TokenBatch.words`) may mean, in words the model knows.
 
-        A word is taken for misspelt if the model has not learned it, or if its tokenizer knows it
-        in pieces only and the grammar does not know it: CLIP was trained on every piece.
+        A word is taken for misspelt if it is one of those `unknown` to the model, or if its
+        tokenizer knows it in pieces only and the grammar does not know it: CLIP was trained on
+        every piece.
         """
-        unknown = {*self.unknown(words)}
         found = {
             word: near
             for word, tokens in words.items()

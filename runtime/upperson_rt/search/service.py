@@ -188,7 +188,7 @@ class SearchService:
         if letters > 2 and tokens > _MOST_TOKENS_PER_LETTER * letters:
             notices.append(Notice("language_unfamiliar", {"letters": letters, "tokens": tokens}))
         else:
-            meant = self.queries.vocabulary.corrections(sentence.words)
+            meant = self.queries.vocabulary.corrections(sentence.words, unknown)
             if meant:
                 fields = {"words": meant, "sentence": with_corrections(parsed.sentence, meant)}
                 notices.append(Notice("did_you_mean", fields))
