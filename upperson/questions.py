@@ -5,7 +5,7 @@ A picture's truth is its record's ``attributes``.
 Shape: G pictures.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, TypeAlias
@@ -56,7 +56,7 @@ class Question:
     forbidden: Mapping[str, str]  # Values by attribute, or `ANY`; none may hold.
 
 
-def attribute_columns(records: Sequence[Record]) -> Columns:
+def attribute_columns(records: Sequence[Record], names: Iterable[str] = ATTRIBUTE_KINDS) -> Columns:
     """Put the attributes of G records side by side, those that all of them have.
 
     InputError if a record has none, or one has an attribute that means something here and another
@@ -71,7 +71,7 @@ def attribute_columns(records: Sequence[Record]) -> Columns:
                 image=record.image,
             )
     columns: dict[str, NDArray[np.str_]] = {}
-    for name in ATTRIBUTE_KINDS:
+    for name in names:
         values = [_text(record, name) for record in records]
         lacking = [index for index, value in enumerate(values) if value is None]
         if len(lacking) == len(records):

@@ -213,7 +213,8 @@ class ExportOptions:
     variants: tuple[VariantName, ...] = ("int8",)
     """Beside fp32, which is always written."""
     max_r1_drop: float = 0.5
-    """Maximum R@1 drop against fp32 in percentage points, where identities are known."""
+    """Maximum drop of each measure against fp32 in percentage points, where identities are
+    known."""
     min_overlap: float = MIN_OVERLAP
     """Minimum overlap with fp32's first ten pictures in percent, where they are not."""
     int8_only: bool = False
@@ -274,7 +275,7 @@ def export_bundle(
         for variant in options.variants:
             ungated = dict.fromkeys(TOWERS, VARIANTS[variant].ungated_candidate)
             accepted[variant] = ungated if search is None else search.run(variant)
-            if _left_out(variant, accepted[variant]) is None:
+            if _is_own(variant, accepted[variant]):
                 accumulation[variant] = {
                     tower: found
                     for tower, candidate in accepted[variant].items()
@@ -299,15 +300,20 @@ def export_bundle(
                 elsewhere=measured,
                 kept_float=kept_float[variant],
                 fp16_accumulation=accumulation.get(variant, {}),
-                left_out=_left_out(variant, chosen),
+                left_out=_left_out(variant, chosen, search),
                 size_bytes=files.size_bytes(variant),
                 times=stopwatch.measure(files.graphs.get(variant, {}), variant),
             )
         progress("measuring latency", 1, 1)
         size = None
         if split is not None:
-            images, captions = len(split.image_files), len(split.captions)
-            size = SplitSize(name=split.name, images=images, captions=captions)
+            size = SplitSize(
+                name=split.name,
+                images=len(split.image_files),
+                captions=len(split.captions),
+                people=None if split.image_pids is None else len(np.unique(split.image_pids)),
+                short_queries=0 if split.short is None else len(split.short.texts),
+            )
         report = ExportReport(
             model=identity.name,
             split=size,
@@ -375,11 +381,18 @@ def _write_calibration(
     )
 
 
-def _left_out(variant: VariantName, accepted: Accepted) -> str | None:
-    """Return why a variant is left out, if it would be another one under its name."""
-    if set(accepted.values()) & set(VARIANTS[variant].own_candidates):
+def _is_own(variant: VariantName, accepted: Accepted) -> bool:
+    """Return whether a variant is not just another one under its name."""
+    return not set(accepted.values()).isdisjoint(VARIANTS[variant].own_candidates)
+
+
+def _left_out(
+    variant: VariantName, accepted: Accepted, search: PrecisionSearch | None
+) -> str | None:
+    """Return why a variant is left out, if it is."""
+    if search is None or _is_own(variant, accepted):
         return None
-    return f"no tower keeps its accuracy in {variant}"
+    return f"no tower keeps its accuracy in {variant} ({search.refusals(variant)})"
 
 
 def _add(

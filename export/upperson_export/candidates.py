@@ -319,7 +319,7 @@ class CandidateEmbeddings:
                 )
             else:
                 self._progress(stage, 0, 1)
-                embeds = encoder.encode_texts(list(self._split.captions))
+                embeds = encoder.encode_texts(self._split.texts)
                 self._progress(stage, 1, 1)
             float_type = "f16" if on_half else float_type_of(loaded)
             self._known[path, backend] = SplitEmbeds(embeds, float_type)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from upperson_export.made_files import templates
-from upperson_export.precision_search import Accuracy, Compared, Measured
+from upperson_export.precision_search import MEASURES, SHORT_MEASURES, Accuracy, Compared, Measured
 from upperson_export.report import CalibrationRecord, ExportReport
 from upperson_export.variants import SIMULATED, VARIANTS
 from upperson_rt.manifest import NO_ADAPTER, Manifest
@@ -50,9 +50,10 @@ def report_html(report: ExportReport, manifest: Manifest) -> str:
     return page.render(
         report=report,
         measured_on=_measured_on(report, str),
-        accuracy=accuracy_table(report),
+        accuracy=accuracy_table(report).filled(),
+        changes=change_table(report).filled(),
         notes=_notes(report, str),
-        candidates=candidate_table(report),
+        candidates=candidate_table(report).filled(),
         linears=float_linear_table(report),
         facts=_facts(report, manifest, str),
     )
@@ -66,24 +67,24 @@ def model_card(report: ExportReport, manifest: Manifest) -> str:
         manifest=manifest,
         has_adapter=manifest.model.adapter_sha256 != NO_ADAPTER,
         measured_on=_measured_on(report, code_span),
-        accuracy=accuracy_table(report),
+        accuracy=accuracy_table(report).filled(),
+        changes=change_table(report).filled(),
         notes=_notes(report, code_span),
         facts=_facts(report, manifest, code_span),
     )
 
 
 def accuracy_table(report: ExportReport) -> TextTable:
-    """Return one row a variant and backend: accuracy, change, candidates, size, time."""
+    """Return one row a variant and backend: accuracy, candidates, size, time."""
     by_rankings = report.min_overlap is not None
     measures = ["same top 10 %"]
     if not by_rankings:
-        measures = [*(f"{name} %" for name in _METRICS), "R@1 change (95 %)"]
+        measures = [f"{name} %" for name in (*_METRICS, *SHORT_MEASURES)]
     sizes = ["image", "text", "MiB", "ms/image", "ms/caption", "shipped"]
     head = ["variant", "on", *measures, *sizes]
     body = []
     for name, row in report.variants.items():
-        measured: dict[str, Accuracy | None] = {VARIANTS[name].measured_on: row.accuracy}
-        measured |= row.elsewhere
+        measured = row.measured(VARIANTS[name].measured_on)
         for backend in dict.fromkeys([*measured, *row.times]):
             found, times = measured.get(backend), row.times.get(backend, {})
             types = found.float_types if found else {t: times[t].float_type for t in times}
@@ -91,7 +92,7 @@ def accuracy_table(report: ExportReport) -> TextTable:
                 [
                     name,
                     _place(backend, types.values()),
-                    *([_overlap(found)] if by_rankings else [*_metrics(found), _change(found)]),
+                    *([_overlap(found)] if by_rankings else _metrics(found)),
                     *(row.candidates[tower] for tower in TOWERS),
                     f"{row.size_bytes / 2**20:.1f}" if row.shipped else "-",
                     *(f"{times[tower].ms_per_item:.1f}" if times else "-" for tower in TOWERS),
@@ -101,13 +102,24 @@ def accuracy_table(report: ExportReport) -> TextTable:
     return TextTable(head, body)
 
 
+def change_table(report: ExportReport) -> TextTable:
+    """Return one row a variant and backend: changes against float32 in points, with intervals."""
+    body = [
+        [name, _place(backend, found.float_types.values()), *_changes(found)]
+        for name, row in report.variants.items()
+        for backend, found in row.measured(VARIANTS[name].measured_on).items()
+        if isinstance(found, Compared) and found.drops
+    ]
+    return TextTable(["variant", "on", *(f"{name} change (95 %)" for name in MEASURES)], body)
+
+
 def candidate_table(report: ExportReport) -> TextTable:
     """Return one row for every candidate that was measured, in order."""
     head = [
-        "variant", "towers", "candidate", "on", *(f"{name} %" for name in _METRICS),
-        "R@1 change (95 %)", "cosine min / 1 % / median", "same top 10 %", "accepted",
+        "variant", "towers", "candidate", "on", *(f"{name} change (95 %)" for name in MEASURES),
+        "cosine min / 1 % / median", "same top 10 %", "accepted",
     ]  # fmt: skip
-    return TextTable(head, [_measured(row) for row in report.measured]).filled()
+    return TextTable(head, [_measured(row) for row in report.measured])
 
 
 def float_linear_table(report: ExportReport) -> TextTable:
@@ -137,8 +149,7 @@ def _measured(row: Measured) -> list[str]:
         row.tower,
         row.candidate,
         _place(row.backend, types),
-        *_metrics(found),
-        _change(found),
+        *_changes(found),
         " / ".join(f"{value:.4f}" for value in found.cosine.values()) if found else "-",
         _overlap(found),
         f"no: {row.failure}" if row.failure else "yes" if row.accepted else "no",
@@ -156,18 +167,36 @@ def _overlap(found: Accuracy | None) -> str:
 
 
 def _metrics(found: Accuracy | None) -> list[str]:
-    if found is None or found.metrics is None:
-        return ["-"] * len(_METRICS)
-    values = found.metrics.as_dict()
-    return [f"{values[name]:.2f}" for name in _METRICS]
+    values = dict.fromkeys((*_METRICS, *SHORT_MEASURES), "-")
+    for prefix, metrics in (("", found and found.metrics), ("short ", found and found.short)):
+        if metrics:
+            percent = {f"{prefix}{name}": f"{one:.2f}" for name, one in metrics.as_dict().items()}
+            values |= {name: percent[name] for name in percent.keys() & values.keys()}
+    return list(values.values())
 
 
-def _change(found: Accuracy | None) -> str:
-    if not isinstance(found, Compared) or found.r1_drop is None:
-        return "-"
+def _changes(found: Accuracy | None) -> list[str]:
+    drops = found.drops if isinstance(found, Compared) else {}
     # Subtracted from 0, so that no change has no sign of its own.
-    lost = found.r1_drop
-    return f"{0 - lost.points:+.2f} ({0 - lost.high:+.2f} to {0 - lost.low:+.2f})"
+    return [
+        f"{0 - lost.points:+.2f} ({0 - lost.high:+.2f} to {0 - lost.low:+.2f})" if lost else "-"
+        for lost in map(drops.get, MEASURES)
+    ]
+
+
+def interval_note(report: ExportReport) -> str | None:
+    """Return what intervals resample, if there are any."""
+    if report.split is None or report.split.people is None:
+        return None
+    return (
+        f"Changes are points against fp32. The paired bootstrap resamples {report.split.people} "
+        "people, each with all their captions"
+        + (
+            f", and {report.split.short_queries} short queries, each with all their people."
+            if report.split.short_queries
+            else "."
+        )
+    )
 
 
 def _measured_on(report: ExportReport, quote: Quote) -> str:
@@ -204,9 +233,15 @@ def _notes(report: ExportReport, quote: Quote) -> list[str]:
     if report.max_r1_drop is not None:
         notes += [
             f"Every tower has the smallest candidate that loses at most {report.max_r1_drop} "
-            "points of R@1 against fp32 on the same queries, alone and with the other tower, on "
-            "every backend named: plain int8, smoothed, mixed (a share of the Linears left in "
-            "float), then float. The interval is a paired bootstrap over queries.",
+            "points of R@1 and of mAP against fp32 on the same queries, alone and with the other "
+            "tower, on every backend named: plain int8, smoothed, mixed (a share of the Linears "
+            "left in float), then float.",
+            "Short queries are such as 'woman in red coat'. They are few, so they refuse a "
+            "candidate only if the whole interval is beyond the limit."
+            if report.split and report.split.short_queries
+            else "Short queries, such as 'woman in red coat', were not measured: not every picture "
+            "has the attributes gender, upper and upper_colour.",
+            *filter(None, [interval_note(report)]),
             "Candidates are chosen and measured on the same queries, so the accuracy of what ships "
             f"is slightly optimistic; {quote('upperson evaluate BUNDLE --root DIR --split val')} "
             "measures it on other queries.",

@@ -17,7 +17,7 @@ from upperson_calibration.ranges import Estimator
 from upperson_calibration.samples import CalibrationSet
 from upperson_calibration.sensitivity import LayerSensitivity
 from upperson_export.graphs import Fp16Accumulation, float_type_of
-from upperson_export.precision_search import Accuracy, Compared, Measured
+from upperson_export.precision_search import DRAWS, Accuracy, Compared, Measured
 from upperson_export.variants import VARIANTS, VariantName
 from upperson_rt.backends import open_backend
 from upperson_rt.machine import describe_machine
@@ -108,6 +108,9 @@ class SplitSize:
     name: str
     images: int
     captions: int
+    people: int | None = None
+    """None if identities are unknown."""
+    short_queries: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,6 +152,10 @@ class VariantReport:
         """Whether it is in the bundle."""
         return self.left_out is None
 
+    def measured(self, first: str) -> dict[str, Accuracy | None]:
+        """Return the accuracy by backend, that on the variant's first one first."""
+        return {first: self.accuracy, **self.elsewhere}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportReport:
@@ -174,6 +181,9 @@ class ExportReport:
             "split": self.split and asdict(self.split),
             "max_r1_drop": self.max_r1_drop,
             "min_overlap": self.min_overlap,
+            "bootstrap": None
+            if self.max_r1_drop is None
+            else {"captions": "by person", "short_queries": "by query", "draws": DRAWS},
             "variants": {name: _variant(row) for name, row in self.variants.items()},
             "ladder": [_measured(row) for row in self.measured],
             "latency_conditions": asdict(self.conditions),
@@ -214,11 +224,13 @@ def _variant(row: VariantReport) -> dict[str, Any]:
 
 def _accuracy(found: Accuracy | None) -> dict[str, Any]:
     if found is None:
-        return {"metrics": None, "r1_drop": None, "float_types": {}}
+        return {"metrics": None, "short": None, "r1_drop": None, "float_types": {}}
     metrics = found.metrics and found.metrics.as_dict()
-    content: dict[str, Any] = {"metrics": metrics, "r1_drop": None}
+    short = found.short and found.short.as_dict()
+    content: dict[str, Any] = {"metrics": metrics, "short": short, "r1_drop": None}
     if isinstance(found, Compared):
-        content["r1_drop"] = found.r1_drop and asdict(found.r1_drop)
+        lost = {measure: asdict(drop) for measure, drop in found.drops.items()}
+        content |= {"r1_drop": lost.get("R@1"), "drops": lost}
         content |= {"cosine": dict(found.cosine), "top10_overlap": found.top10_overlap}
     return content | {"float_types": dict(found.float_types)}
 
@@ -232,7 +244,9 @@ def _measured(row: Measured) -> dict[str, Any]:
         "backend": row.backend,
         "float_types": {},
         "metrics": None,
+        "short": None,
         "r1_drop": None,
+        "drops": None,
         "cosine": None,
         "top10_overlap": None,
         **_accuracy(row.accuracy),

@@ -17,17 +17,19 @@ from upperson.model.base import load_base
 from upperson.model.configs import base_config
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
+from upperson.questions import PARTS, SHORT_FORMS, attribute_columns, has_all, short_questions
 from upperson.run import ADAPTER, CONFIG, load_run
 from upperson_calibration.calibration_file import Calibration, read_calibration
 from upperson_calibration.samples import CalibrationSet, Captions, Pictures, choose_samples
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
 from upperson_export.candidates import StageProgress
-from upperson_export.precision_search import RetrievalSplit
+from upperson_export.precision_search import RetrievalSplit, ShortQueries
 from upperson_export.report import ExportReport
 from upperson_rt.agreement import TOP_K
 from upperson_rt.errors import InputError
 from upperson_rt.files import sha256_of_file
 from upperson_rt.manifest import NO_ADAPTER
+from upperson_rt.phrases import parse_query
 from upperson_rt.preprocess import iter_image_files
 from upperson_rt.tokenizer import Tokenizer
 from upperson_synthetic import LOOKS, SyntheticSpec, describe, write_dataset
@@ -130,7 +132,7 @@ def measured_split(dataset: str, root: Path) -> tuple[RetrievalSplit, list[Recor
 
 
 def retrieval_split(records: Sequence[Record], name: str) -> RetrievalSplit:
-    """Flatten records: every caption queries all images."""
+    """Flatten records: every caption queries all images, and so does every short query."""
     caption_pids, image_pids = pids_of(records)
     return RetrievalSplit(
         name=name,
@@ -138,7 +140,23 @@ def retrieval_split(records: Sequence[Record], name: str) -> RetrievalSplit:
         image_pids=image_pids,
         captions=[caption for record in records for caption in record.captions],
         caption_pids=caption_pids,
+        short=_short_queries(records),
     )
+
+
+def _short_queries(records: Sequence[Record]) -> ShortQueries | None:
+    """Return *woman in red coat* for all such people, if every record has these attributes."""
+    if not all(PARTS.keys() <= (record.attributes or {}).keys() for record in records):
+        return None
+    columns = attribute_columns(records, PARTS)
+    satisfied_G = np.full(len(records), -1)
+    texts: list[str] = []
+    for question in short_questions(columns, SHORT_FORMS["person"]):
+        right_G = has_all(columns, question.wanted)
+        if right_G.any():
+            satisfied_G[right_G] = len(texts)
+            texts.append(parse_query(question.text).wanted)
+    return ShortQueries(texts, satisfied_G) if texts else None
 
 
 def calibration_samples(

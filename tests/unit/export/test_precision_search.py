@@ -1,15 +1,24 @@
 """The accepted candidates of each tower, on made-up embeddings."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.helpers.refused import refused
-from upperson_export.precision_search import PrecisionSearch, RetrievalSplit, SplitEmbeds, r1_drop
+from upperson.attributes import measure_short
+from upperson.cli.exportable import retrieval_split
+from upperson.data.records import Record
+from upperson_export.precision_search import (
+    PrecisionSearch,
+    RetrievalSplit,
+    ShortQueries,
+    SplitEmbeds,
+    paired_drop,
+)
 from upperson_export.variants import AS_RUN, SIMULATED, VARIANTS
 from upperson_rt.errors import AccuracyGateError, IntegrityError
-from upperson_rt.metrics import PerQueryMetrics
 
 PEOPLE = 40
 FILES = [Path(f"{index}.jpg") for index in range(PEOPLE)]
@@ -20,6 +29,9 @@ SPLIT = RetrievalSplit(
     captions=["a man"] * PEOPLE,
     caption_pids=np.arange(PEOPLE),
 )
+COUPLE = np.arange(PEOPLE) // 2
+WITH_SHORT = replace(SPLIT, short=ShortQueries(["man in red coat"] * (PEOPLE // 2), COUPLE))
+"""Each short query is satisfied by two people."""
 UNKNOWN = RetrievalSplit(name="folder crops", image_files=FILES, captions=["a man"] * PEOPLE)
 
 
@@ -28,10 +40,14 @@ def unit(rows):
 
 
 class Source:
-    """Embeddings of one picture and one caption a person, with the noise of a candidate."""
+    """Embeddings of one picture and one caption a person, with the noise of a candidate.
 
-    def __init__(self, noise, elsewhere=None, exact=None):
+    ``short`` are the short queries that the int8 text tower takes for other ones.
+    """
+
+    def __init__(self, noise, elsewhere=None, exact=None, short=()):
         self._exact = unit(np.eye(PEOPLE) if exact is None else exact)
+        self._short = list(short)
         self._noise = {AS_RUN: noise, SIMULATED: noise, "openvino": elsewhere or noise}
         self.measured = set()
 
@@ -42,11 +58,17 @@ class Source:
             raise IntegrityError(f"{tower} {candidate} gives values that are not finite")
         direction = np.roll(self._exact, 1, axis=0)  # Towards another person.
         float_type = "bf16" if backend == "openvino" and candidate != "fp32" else "f32"
-        return SplitEmbeds(unit(self._exact + noise * direction), float_type)
+        rows = unit(self._exact + noise * direction)
+        if tower == "text":
+            short = unit(self._exact[::2] + self._exact[1::2])
+            if candidate in VARIANTS["int8"].own_candidates:
+                short[self._short] = np.roll(short, 1, axis=0)[self._short]
+            rows = np.concatenate([rows, short])
+        return SplitEmbeds(rows, float_type)
 
 
-def search(noise, elsewhere=None, split=SPLIT, max_r1_drop=0.5, exact=None, **options):
-    source = Source(noise, elsewhere, exact)
+def search(noise, elsewhere=None, split=SPLIT, max_r1_drop=0.5, exact=None, short=(), **options):
+    source = Source(noise, elsewhere, exact, short)
     return PrecisionSearch(split=split, source=source, max_r1_drop=max_r1_drop, **options)
 
 
@@ -54,17 +76,46 @@ def everywhere(tower, noise, variant="int8"):
     return {(tower, candidate): noise for candidate in VARIANTS[variant].own_candidates}
 
 
-def metrics(first_rank):
-    rank = np.array(first_rank)
-    return PerQueryMetrics(first_rank=rank, ap=1 / rank, inp=1 / rank)
-
-
 def test_the_drop_is_paired_and_its_interval_contains_it():
-    drop = r1_drop(metrics([1] * 60 + [3] * 40), metrics([1] * 57 + [2] * 3 + [1] + [3] * 39))
+    lost = np.zeros(100)
+    lost[57:60], lost[60] = 1, -1
+    drop = paired_drop(lost, np.arange(100))
     assert drop.points == pytest.approx(2.0)
     assert drop.low < 2.0 < drop.high
-    same = r1_drop(metrics([1, 2, 1]), metrics([1, 5, 1]))
+    assert drop == paired_drop(lost, np.arange(100))
+    same = paired_drop(np.zeros(3), np.arange(3))
     assert (same.points, same.low, same.high) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("measure", ["R@1", "mAP"])
+def test_people_are_resampled_so_copies_of_captions_do_not_narrow_the_interval(measure):
+    def drop(copies, people):
+        def source(tower, variant, candidate, backend):
+            rows = np.eye(PEOPLE, dtype=np.float32)
+            if tower == "text":  # Captions of half of the people are lost.
+                rows[::2] = np.roll(rows, candidate == "plain", axis=1)[::2]
+                rows = np.repeat(rows, copies, axis=0)
+            return SplitEmbeds(rows, "f32")
+
+        split = replace(SPLIT, captions=["a man"] * (PEOPLE * copies), caption_pids=people)
+        found = PrecisionSearch(split=split, source=source, max_r1_drop=0.5)
+        found.run("int8")
+        return found.measured[1].accuracy.drops[measure]
+
+    once = drop(1, SPLIT.caption_pids)
+    ten = drop(10, np.repeat(SPLIT.caption_pids, 10))
+    assert 0 < once.low < once.points < once.high
+    assert (ten.points, ten.low, ten.high) == pytest.approx((once.points, once.low, once.high))
+    # Captions that are taken for people would narrow it.
+    lost = np.repeat(np.arange(PEOPLE) % 2, 10)
+    as_people = paired_drop(lost, np.arange(len(lost)))
+    of_people = paired_drop(lost, np.repeat(np.arange(0, 7 * PEOPLE, 7), 10))
+    assert as_people.high - as_people.low < (of_people.high - of_people.low) / 2
+
+
+def test_a_person_counts_as_often_as_it_has_captions():
+    drop = paired_drop(np.array([1.0, 1.0, 1.0, 0.0]), np.array([4, 4, 4, 9]))
+    assert (drop.points, drop.low, drop.high) == (75.0, 0.0, 100.0)
 
 
 LOUD, NAN = 2.0, np.nan
@@ -122,7 +173,7 @@ def test_measurements_are_kept_and_none_is_needless():
         ("both", "smoothed + plain", True),
     ]
     worst, both = found.measured[0].accuracy, found.measured[-1].accuracy
-    assert worst.r1_drop.points == 100.0
+    assert worst.drops["R@1"].points == 100.0
     assert worst.cosine["median"] < 0.9
     assert worst.top10_overlap < 100.0
     assert (both.metrics.r1, both.top10_overlap) == (100.0, 100.0)
@@ -195,7 +246,7 @@ def test_without_identities_rankings_decide():
     same = search({}, **crowd)
     same.run("int8")
     accuracy = same.measured[-1].accuracy
-    assert (accuracy.top10_overlap, accuracy.metrics, accuracy.r1_drop) == (100.0, None, None)
+    assert (accuracy.top10_overlap, accuracy.metrics, accuracy.drops) == (100.0, None, {})
     assert same.accuracy("fp32", {})[AS_RUN].metrics is None
 
     noise = {("image", "plain"): 1.0}
@@ -205,3 +256,92 @@ def test_without_identities_rankings_decide():
     assert search(noise, min_overlap=20.0, **crowd).run("int8")["image"] == "plain"
     with refused("accuracy_not_kept", AccuracyGateError, tower="image"):
         search(everywhere("image", 1.0), int8_only=True, **crowd).run("int8")
+
+
+def test_a_variant_that_keeps_captions_and_loses_short_queries_is_refused():
+    spoilt = {"split": WITH_SHORT, "short": range(5)}
+    unseen = search({}, short=range(5))  # The same variant where attributes are unknown.
+    assert unseen.run("int8") == {"image": "plain", "text": "plain"}
+    found = search({}, **spoilt)
+    assert found.run("int8") == {"image": "plain", "text": "fp32"}
+    row = found.measured[1]
+    drops = row.accuracy.drops
+    assert (row.tower, row.failed_by, drops["R@1"].points) == ("text", "short R@1", 0.0)
+    assert drops["mAP"].points == 0.0
+    assert drops["short R@1"].points == 25.0
+    assert 0.5 < drops["short R@1"].low < 25.0 < drops["short R@1"].high
+    assert found.accuracy("fp32", {})[AS_RUN].short.r1 == 100.0
+    assert "short R@1" in found.refusals("int8")
+    with refused("accuracy_not_kept", AccuracyGateError, measure="short R@1", limit=0.5) as error:
+        search({}, int8_only=True, **spoilt).run("int8")
+    assert (error.value.exit_code, error.value.fields["points"]) == (4, 25.0)
+    assert 0.5 < error.value.fields["low"] < error.value.fields["high"]
+    assert search({}, max_r1_drop=60.0, int8_only=True, **spoilt).run("int8")["text"] == "plain"
+
+
+def test_one_short_query_that_chance_may_have_lost_is_not_refused():
+    found = search({}, split=WITH_SHORT, short=[0])
+    assert found.run("int8") == {"image": "plain", "text": "plain"}
+    drop = found.measured[-1].accuracy.drops["short R@1"]
+    assert drop.points == 5.0
+    assert drop.low <= 0.5
+
+
+def test_short_queries_are_those_that_the_evaluation_measures():
+    def records(known=True):
+        """Two pictures a person; children and missing clothes are not asked for."""
+        return [
+            Record(
+                image=Path(f"{pid}_{view}.jpg"),
+                pid=pid,
+                captions=(f"person {pid}",),
+                attributes={
+                    "gender": ("man", "woman", "girl")[pid % 3],
+                    "upper": ("coat", "shirt", None)[pid % 5 % 3],
+                    "upper_colour": ("red", "blue", "navy", "red")[pid % 4],
+                    **({"shoes": "boots"} if known or pid else {}),
+                },
+            )
+            for pid in range(PEOPLE)
+            for view in range(2)
+        ]
+
+    def embed(texts):
+        seeds = (list(text.encode()) for text in texts)
+        return unit([np.random.default_rng(seed).normal(size=16) for seed in seeds])
+
+    split = retrieval_split(records(), "test")
+    assert "woman in red coat" in split.short.texts
+    assert {-1, 0} < set(split.short.satisfied_G.tolist())
+    images = embed(map(str, split.image_files))
+    rows = {"image": images, "text": embed(split.texts)}
+    found = PrecisionSearch(
+        split=split, source=lambda tower, *_: SplitEmbeds(rows[tower], "f32"), max_r1_drop=0.5
+    ).accuracy("fp32", {})[AS_RUN]
+    expected = measure_short(records(), images, embed)["person"]
+    assert len(split.short.texts) == expected.present > 5
+    assert found.short.r1 == pytest.approx(expected.parts["all"].top1)
+    assert found.short.map == pytest.approx(expected.map)
+    # Other attributes may be missing, but not these.
+    assert retrieval_split(records(known=False), "test").short.texts == split.short.texts
+    (first, *others) = records()
+    for attributes in (None, {"gender": "man", "upper": "coat"}):
+        some = [replace(first, attributes=attributes), *others]
+        assert retrieval_split(some, "test").short is None
+
+
+def test_map_is_limited_as_r1_is():
+    # Each person has a second picture. A candidate keeps the first one, and R@1 with it.
+    twice = replace(SPLIT, image_files=FILES * 2, image_pids=np.concatenate([SPLIT.image_pids] * 2))
+    exact = np.eye(PEOPLE, dtype=np.float32)
+
+    def source(tower, variant, candidate, backend):
+        second = exact if candidate == "fp32" else np.roll(exact, 1, axis=0)
+        rows = np.concatenate([exact, second]) if tower == "image" else exact
+        return SplitEmbeds(rows, "f32")
+
+    found = PrecisionSearch(split=twice, source=source, max_r1_drop=0.5)
+    assert found.run("int8") == {"image": "fp32", "text": "plain"}
+    refused_row = found.measured[0]
+    assert (refused_row.failed_by, refused_row.accuracy.drops["R@1"].points) == ("mAP", 0.0)
+    assert refused_row.accuracy.drops["mAP"].points > 0.5

@@ -15,11 +15,12 @@ from upperson_export.graphs import Fp16Accumulation
 from upperson_export.pages import (
     accuracy_table,
     candidate_table,
+    change_table,
     float_linear_table,
     model_card,
     report_html,
 )
-from upperson_export.precision_search import Accuracy, Compared, Drop, Measured
+from upperson_export.precision_search import MEASURES, Accuracy, Compared, Drop, Measured
 from upperson_export.report import (
     CalibrationRecord,
     Conditions,
@@ -41,7 +42,8 @@ def compared(image="f32", text="f32", **changes):
     found = Compared(
         metrics=METRICS,
         float_types={"image": image, "text": text},
-        r1_drop=Drop(0.25, -0.5, 1.0),
+        short=replace(METRICS, r1=80.0),
+        drops=dict.fromkeys(MEASURES, Drop(0.25, -0.5, 1.0)),
         cosine={"min": 0.9, "1 %": 0.95, "median": 0.99},
         top10_overlap=88.0,
     )
@@ -62,7 +64,9 @@ def example_report():
     hashes = SampleHashes(source="people, train", sha256=("0" * 64,))
     return ExportReport(
         model="up-person-small",
-        split=SplitSize(name="people, test", images=400, captions=800),
+        split=SplitSize(
+            name="people, test", images=400, captions=800, people=100, short_queries=50
+        ),
         max_r1_drop=0.5,
         variants={
             "fp32": variant("fp32", "fp32", accuracy=exact, size_bytes=2**22),
@@ -82,7 +86,7 @@ def example_report():
             ),
             Measured(
                 variant="fp16", tower="image", candidate="fp16", backend=SIMULATED,
-                accepted=False, accuracy=None, failure="it is not finite",
+                accepted=False, accuracy=None, failure="does not work: it is not finite",
             ),
         ],
         conditions=Conditions(
@@ -101,13 +105,13 @@ def test_the_json_has_its_keys_in_their_order():
     variants = content["variants"]
     both, broken = content["ladder"]
     made = "elsewhere rungs kept_float half_sums shipped reason size_bytes latency"
-    measured = "metrics r1_drop cosine top10_overlap float_types"
-    row = "variant tower rung backend float_types metrics r1_drop cosine top10_overlap"
+    measured = "metrics short r1_drop drops cosine top10_overlap float_types"
+    row = "variant tower rung backend float_types metrics short r1_drop drops cosine top10_overlap"
     samples = "images image_source texts text_source sha256"
-    whole = "model split max_r1_drop min_overlap variants ladder latency_conditions calibration"
+    whole = "model split max_r1_drop min_overlap bootstrap variants ladder latency_conditions"
     for found, keys in (
-        (content, whole),
-        (variants["fp32"], f"metrics r1_drop float_types {made}"),
+        (content, f"{whole} calibration"),
+        (variants["fp32"], f"metrics short r1_drop float_types {made}"),
         (variants["int8"], f"{measured} {made}"),
         (variants["int8"]["elsewhere"]["openvino"], measured),
         (both, f"{row} accepted failure"),
@@ -116,28 +120,37 @@ def test_the_json_has_its_keys_in_their_order():
     ):
         assert list(found) == keys.split()
     assert variants["int8"]["r1_drop"] == {"points": 0.25, "low": -0.5, "high": 1.0}
+    assert variants["int8"]["drops"]["short mAP"] == variants["int8"]["r1_drop"]
+    assert (variants["int8"]["short"]["R@1"], variants["fp32"]["short"]) == (80.0, None)
+    assert content["bootstrap"]["captions"] == "by person"
+    assert (content["split"]["people"], content["split"]["short_queries"]) == (100, 50)
     times = variants["int8"]["latency"]["openvino"]
     assert times["text"] == {"ms_per_item": 2.0, "float_type": "bf16"}
     assert (variants["fp16"]["shipped"], bool(variants["fp16"]["reason"])) == (False, True)
     assert (both["accepted"], both["failure"]) == (False, None)
     empty = {key: value for key, value in broken.items() if not value}
-    unmeasured = dict.fromkeys(["metrics", "r1_drop", "cosine", "top10_overlap"])
+    unmeasured = dict.fromkeys(["metrics", "short", "r1_drop", "drops", "cosine", "top10_overlap"])
     assert empty == unmeasured | {"float_types": {}, "accepted": False}
-    assert broken["failure"] == "it is not finite"
+    assert "it is not finite" in broken["failure"]
 
 
 def test_without_captions_rankings_are_reported(manifest):
-    unknown = {"metrics": None, "r1_drop": None}
+    unknown = {"metrics": None, "short": None, "drops": {}}
     row = variant(
         "plain", "plain", accuracy=compared(**unknown),
         elsewhere={"openvino": compared(top10_overlap=97.5, **unknown)},
     )  # fmt: skip
-    report = replace(example_report(), max_r1_drop=None, min_overlap=90.0, variants={"int8": row})
+    split = SplitSize(name="crops", images=400, captions=800)
+    report = replace(
+        example_report(), split=split, max_r1_drop=None, min_overlap=90.0, variants={"int8": row}
+    )
     found = report.as_dict()["variants"]["int8"]
     assert (found["metrics"], found["r1_drop"], found["top10_overlap"]) == (None, None, 88.0)
     table = accuracy_table(report)
     assert [row[table.head.index("same top 10 %")] for row in table.body] == ["88.0", "97.5"]
     assert not [name for name in table.head if "R@1" in name]
+    assert not change_table(report).body
+    assert report.as_dict()["bootstrap"] is None
     assert report.too_few_queries() is None
     card = " ".join(model_card(report, manifest).split())
     assert "800 sentences that the exporter brings, each querying 400 images of" in card
@@ -153,11 +166,15 @@ def test_the_tables_have_float_types_changes_and_failures():
     ]  # fmt: skip
     assert {len(row) for row in rows} == {len(head)}
     assert [row[head.index("ms/caption")] for row in rows] == ["-", "2.0", "-"]
-    assert rows[0][head.index("R@1 change (95 %)")] == "-0.25 (-1.00 to +0.50)"
+    assert rows[0][head.index("short R@1 %")] == "80.00"
+    changes = change_table(example_report())
+    assert [row[:2] for row in changes.body] == [row[:2] for row in rows]
+    assert {len(row) for row in changes.body} == {len(changes.head)}
+    assert changes.body[0][2:] == ["-0.25 (-1.00 to +0.50)"] * len(MEASURES)
     assert [row[-1] for row in rows] == ["yes", "yes", "no"]
     table = candidate_table(example_report())
     assert table.body[0][3] == "openvino, bf16"
-    assert table.body[1][-1] == "no: it is not finite"
+    assert table.body[1][-1] == "no: does not work: it is not finite"
     assert {len(row) for row in table.body} == {len(table.head)}
     assert float_linear_table(example_report()).body == [
         ["int8", "image", "fc1", "1.50", "2.00", "3.0e-04"]
@@ -186,6 +203,18 @@ def test_a_gate_finer_than_one_query_is_reported(captions, allowed, warns):
     assert (warning is not None) == warns
     assert not warns or f"{100 / captions:.2f} points" in warning
     assert replace(example_report(), split=None, max_r1_drop=None).too_few_queries() is None
+
+
+def test_pages_say_what_intervals_resample_and_whether_short_queries_were_measured(manifest):
+    report = example_report()
+    unknown = replace(report, split=replace(report.split, short_queries=0))
+    for page in (model_card, report_html):
+        text = page(report, manifest)
+        for part in ("100 people", "50 short queries", "short R@1 change"):
+            assert part in text
+        assert "were not measured" not in text
+        assert "100 people" in page(unknown, manifest)
+        assert "were not measured" in page(unknown, manifest)
 
 
 # --- Names from outside
@@ -247,12 +276,12 @@ def markdown_tokens(text):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_page_and_card_print_a_hostile_name_and_it_does_nothing(manifest, name):
-    hostile, usual = named(manifest, name), named(manifest, "people")
+    hostile, usual = named(manifest, name), named(manifest, "usual")
     page, plain = Page(report_html(*hostile)), Page(report_html(*usual))
     assert page.tags == plain.tags
     assert (
         "".join(page.text).count(escape_for_display(name))
-        == "".join(plain.text).count("people")
+        == "".join(plain.text).count("usual")
         >= 6
     )
     card = model_card(*hostile)
