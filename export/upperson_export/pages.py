@@ -236,8 +236,8 @@ def _notes(report: ExportReport, quote: Quote) -> list[str]:
             "points of R@1 and of mAP against fp32 on the same queries, alone and with the other "
             "tower, on every backend named: plain int8, smoothed, mixed (a share of the Linears "
             "left in float), then float.",
-            "Short queries are such as 'woman in red coat'. They are few, so they refuse a "
-            "candidate only if the whole interval is beyond the limit."
+            "Short queries are of the form 'woman in red coat'. They are few, so a candidate is "
+            "refused for them only if its whole interval is beyond the same limit."
             if report.split and report.split.short_queries
             else "Short queries, such as 'woman in red coat', were not measured: not every picture "
             "has the attributes gender, upper and upper_colour.",

@@ -31,6 +31,7 @@ from upperson.model.parts import PLAIN_CLIP
 from upperson.run import TrainedEncoder
 from upperson_export import candidates, engines, graphs
 from upperson_export.bundle import ExportOptions, unowned_in_bundle
+from upperson_export.precision_search import SplitEmbeds
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import InputError
 from upperson_rt.signature import verify_folder
@@ -109,6 +110,33 @@ def test_int8_that_fails_the_gate_is_measured_and_left_out_of_a_signed_bundle(co
     error = run_failing(4, "accuracy_not_kept", *failing, *again, "--precision", "int8")
     assert error["fields"]["variant"] == "int8"
     assert not (work / "second").exists()
+
+
+def test_a_variant_that_loses_short_queries_alone_ends_the_export(copied_run, work, monkeypatch):
+    """Embeddings are made up: of captions the same in fp32 and int8, of short queries not."""
+
+    def made_up(folder, towers, split, progress):
+        images = np.eye(split.image_pids.max() + 1, dtype=np.float32)[split.image_pids]
+        captions = np.eye(images.shape[1], dtype=np.float32)[split.caption_pids]
+        queries = range(len(split.short.texts))
+        short = np.stack([images[split.short.satisfied_G == query].mean(0) for query in queries])
+
+        def embed(tower, variant, candidate, backend):
+            found = short if candidate == "fp32" else np.roll(short, 1, axis=0)
+            text = np.concatenate([captions, found / np.linalg.norm(found, axis=1)[:, None]])
+            return SplitEmbeds(images if tower == "image" else text, "f32")
+
+        return embed
+
+    monkeypatch.setattr("upperson_export.bundle.CandidateEmbeddings", made_up)
+    export = ("export", copied_run, "--calib-size", 8)
+    error = run_failing(4, "accuracy_not_kept", *export, "--precision", "int8")
+    fields = error["fields"]
+    assert (fields["tower"], fields["measure"], fields["limit"]) == ("text", "short R@1", 0.5)
+    assert fields["limit"] < fields["low"] <= fields["points"] <= fields["high"]
+    for part in ("short R@1", f"{fields['low']:.2f} to {fields['high']:.2f}", "0.5 allowed"):
+        assert part in error["message"]
+    assert names_in(work) == {"run"}
 
 
 @pytest.mark.timeout(120, func_only=True)
@@ -368,8 +396,10 @@ def test_a_base_is_exported_without_a_run_or_captions_and_finds_people(people, w
         "export", "--base", config, "--pretrained", work / "base/openai.pt", "--height", 96,
         "--width", 32, "--calib-data", crops, "--calib-size", 8,
     )  # fmt: skip
-    assert report["split"] == {"name": "folder crops", "images": 20, "captions": 500}
-    assert (report["max_r1_drop"], report["min_overlap"]) == (None, 90.0)
+    split = {"name": "folder crops", "images": 20, "captions": 500}
+    assert report["split"] == split | {"people": None, "short_queries": 0}
+    limits = report["max_r1_drop"], report["min_overlap"], report["bootstrap"]
+    assert limits == (None, 90.0, None)
     for measured in report["ladder"]:  # The files themselves were run.
         assert measured["metrics"] is None
         assert 50 < measured["top10_overlap"] <= 100

@@ -38,6 +38,7 @@ def exports(folder, demo):
         crowd,
         image_files=[crowd.image_files[row] for row in first],
         image_pids=crowd.image_pids[first],
+        short=replace(crowd.short, satisfied_G=crowd.short.satisfied_G[first]),
     )
 
     def export(name, model, *variants):
