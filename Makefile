@@ -10,7 +10,7 @@ PYTHON ?= python3
 ARGS ?=
 NAME ?=
 # What deploy/requirements-edge.txt is for: the extras that the image installs.
-EDGE := camera cpu metrics milvus serve sign
+EDGE := alerts camera cpu metrics milvus serve sign
 FUZZ_S ?= 75
 # One more than processors: tests of cameras and servers wait a lot.
 WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))

@@ -16,7 +16,10 @@ DOCUMENTED = (
     "gallery --rows 100000 --threads 1",
     "gallery --rows 999000 --threads 1",
     "gallery --rows 1000000 --threads 1",
-    "likelihood",
+    "scores",
+    "alerts --sentences 1000 --rows 20000",
+    "recall",
+    "promise",
 )
 """Name and options of every run whose numbers are in docs/benchmarks.md."""
 

@@ -6,8 +6,8 @@ possible to pre-train on one look and fine-tune on the other.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -138,6 +138,43 @@ INDOOR = Look(
 )
 """Cameras in a hall, between the two: other people's data, to start from before one's own."""
 
+
+def _cameras(
+    saturation: float, exposure: float, noise: float, **changes: Any
+) -> tuple[Camera, ...]:
+    """Return the street's cameras in other light; factors on what they do, and new values."""
+    return tuple(
+        replace(
+            camera,
+            saturation=saturation * camera.saturation,
+            exposure=exposure * camera.exposure,
+            noise=noise * camera.noise,
+            **changes,
+        )
+        for camera in TARGET.cameras
+    )
+
+
+NIGHT = replace(
+    TARGET, name="night", cameras=_cameras(0.35, 0.6, 2.2, haze=0.25, resolution=(0.3, 0.45))
+)
+"""The street in the dark."""
+
+LOW_RESOLUTION = replace(
+    TARGET, name="low-resolution", cameras=_cameras(1.0, 1.0, 1.0, resolution=(0.14, 0.2))
+)
+"""The street from far away."""
+
+HARD = replace(
+    TARGET,
+    name="hard",
+    cameras=_cameras(0.45, 0.7, 2.0, haze=0.2, resolution=(0.2, 0.3)),
+    occluders=0.5,
+    body=(0.55, 0.75),
+    shift=0.12,
+)
+"""The street in haze, with people who are half hidden and badly framed."""
+
 _GAINS = (0.65, 1.35)
 
 
@@ -181,7 +218,9 @@ def anywhere(rng: np.random.Generator) -> Look:
     )
 
 
-LOOKS: Mapping[str, Look] = {look.name: look for look in (SOURCE, INDOOR, TARGET)}
+LOOKS: Mapping[str, Look] = {
+    look.name: look for look in (SOURCE, INDOOR, TARGET, NIGHT, LOW_RESOLUTION, HARD)
+}
 
 
 def photograph(

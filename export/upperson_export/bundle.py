@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from upperson_export.variants import EXACT, VARIANTS, VariantName
 from upperson_rt import __version__
 from upperson_rt.backends import open_backend
 from upperson_rt.bundle import MANIFEST_FILE, Bundle, read_manifest
-from upperson_rt.errors import IntegrityError, UppersonError
+from upperson_rt.errors import InputError, IntegrityError, UppersonError
 from upperson_rt.files import all_names, new_folder, sha256_of_file
 from upperson_rt.manifest import (
     FileEntry,
@@ -51,8 +52,20 @@ from upperson_rt.manifest import (
     space_fingerprint,
 )
 from upperson_rt.manifest import ModelSection as ModelIdentity
+from upperson_rt.score_calibration import (
+    SCORES_FILE,
+    ScoreCalibration,
+    write_score_calibration,
+)
 from upperson_rt.signature import SIGNATURE_FILE, read_private_key, sign_folder
 from upperson_rt.towers import TOWERS, Tower, run_tower
+from upperson_scores.fitting import (
+    FEWEST_PEOPLE,
+    LabelledFiles,
+    blocks_of,
+    fit_score_calibration,
+    shipped_prior,
+)
 
 __all__ = ["ExportOptions", "ModelIdentity", "export_bundle", "unowned_in_bundle"]
 
@@ -63,6 +76,7 @@ CALIBRATION = "calibration.json"
 GOLDEN_SAMPLES = 8
 
 _TOKENIZER, _CANARIES, _REPORT = "tokenizer.json", "canaries.npz", "report.json"
+_SEED = 0
 _NOT_IN_MANIFEST = {MANIFEST_FILE, CALIBRATION, "report.html", "README.md", SIGNATURE_FILE}
 
 # --- Graphs, manifest, golden samples, report and model card
@@ -120,6 +134,30 @@ class BundleFiles:
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         (self._folder / _CANARIES).write_bytes(buffer.getvalue())
 
+    def write_scores(
+        self, people: LabelledFiles, progress: StageProgress
+    ) -> ScoreCalibration | None:
+        """Fit the score calibration in fp32, through the runtime; write it if it is reliable."""
+        encoder = Bundle.open(self._folder, EXACT, "onnxruntime").encoder()
+        stage = "calibrating scores"
+        vectors_ND = encoder.encode_images(list(people.files), progress=partial(progress, stage))
+        blocks = blocks_of(people.embedded(vectors_ND), np.random.default_rng(_SEED))
+        try:
+            found = fit_score_calibration(
+                blocks,
+                encoder.encode_texts,
+                encoder.fingerprint,
+                people.source,
+                shipped_prior(),
+                progress=partial(progress, stage),
+            )
+        except InputError as error:
+            if error.code != "calibration_unreliable":
+                raise
+            return None
+        write_score_calibration(self._folder / SCORES_FILE, found)
+        return found
+
     def finish(self, report: ExportReport) -> None:
         """Write report, model card and, last, the final manifest."""
         manifest = self._describe(report)
@@ -136,6 +174,7 @@ class BundleFiles:
         text = TextSection(
             context_length=self._model.text.context_length, tokenizer=self._entry(_TOKENIZER)
         )
+        scores = self._folder / SCORES_FILE
         for_cpus = [name for name in self.graphs if VARIANTS[name].made_for == "cpu"]
         return Manifest(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -149,6 +188,7 @@ class BundleFiles:
             },
             default_variant=for_cpus[0] if for_cpus else EXACT,
             canaries=self._entry(_CANARIES),
+            scores=self._entry(SCORES_FILE) if scores.exists() else None,
             fingerprint=space_fingerprint(self._identity, image, text),
         )
 
@@ -194,7 +234,7 @@ def unowned_in_bundle(folder: Path) -> set[str]:
         manifest = read_manifest(folder)
     except UppersonError:  # Not a bundle.
         return names
-    entries = [manifest.text.tokenizer, manifest.canaries, manifest.report]
+    entries = [manifest.text.tokenizer, manifest.canaries, manifest.report, manifest.scores]
     for variant in manifest.variants.values():
         entries += [variant.image, variant.text]
     return names - _NOT_IN_MANIFEST - {entry.file for entry in entries if entry is not None}
@@ -234,6 +274,7 @@ def export_bundle(
     options: ExportOptions,
     progress: StageProgress,
     reused: Calibration | None = None,
+    people: LabelledFiles | None = None,
 ) -> ExportReport:
     """Export a model in evaluation mode into a bundle and return its report.
 
@@ -241,7 +282,7 @@ def export_bundle(
     first calibration samples become the golden samples. Every candidate is measured on the split,
     through the runtime; without one the gate is off, which manifest and report record. What an
     earlier, reused calibration of this model holds is not measured again, and its samples are
-    recorded in place of the new ones.
+    recorded in place of the new ones. Scores are calibrated on ``people``, if there are enough.
 
     Raises:
         UsageError: A reused calibration has another estimator than the options.
@@ -288,7 +329,10 @@ def export_bundle(
             for variant, chosen in accepted.items()
         }
         shutil.rmtree(work)
-        files.write_golden_samples()
+        files.write_draft()  # With golden samples of all variants.
+        scores = None
+        if people is not None and len(np.unique(people.people_N)) >= FEWEST_PEOPLE:
+            scores = files.write_scores(people, progress)
         progress("measuring latency", 0, 1)
         stopwatch = Stopwatch(calibration)
         variants = {}
@@ -323,6 +367,7 @@ def export_bundle(
             measured=[] if search is None else search.measured,
             conditions=stopwatch.conditions(),
             calibration=record,
+            scores=scores,
         )
         files.finish(report)
         for variant in files.graphs:

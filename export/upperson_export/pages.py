@@ -280,7 +280,23 @@ def _facts(report: ExportReport, manifest: Manifest, quote: Quote) -> list[tuple
     ]
     if report.calibration is not None:
         facts.append(("calibration", _calibrated(report, report.calibration, quote)))
+    facts.append(("score calibration", scores_note(report, quote)))
     return facts
+
+
+def scores_note(report: ExportReport, quote: Quote = str) -> str:
+    """Say what scores were calibrated on, and how reliable likelihoods are."""
+    if report.scores is None:
+        return (
+            "none, verdicts are uncalibrated: no captions of at least 20 people in a split val, or "
+            "likelihoods are not reliable on them"
+        )
+    on, answers = report.scores.fitted_on, report.scores.held_out["all"]
+    return (
+        f"{on['people']} people from {quote(on['source'])}; on people left out AUROC "
+        f"{answers['auroc']:.1f}, calibration error {answers['error']:.1f} points, nobody wrong "
+        f"{answers['wrong_nobody']:.1f} % and caught {answers['caught_nobody']:.1f} %"
+    )
 
 
 def _calibrated(report: ExportReport, calibration: CalibrationRecord, quote: Quote) -> str:

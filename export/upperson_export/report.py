@@ -21,6 +21,7 @@ from upperson_export.precision_search import DRAWS, Accuracy, Compared, Measured
 from upperson_export.variants import VARIANTS, VariantName
 from upperson_rt.backends import open_backend
 from upperson_rt.machine import describe_machine
+from upperson_rt.score_calibration import ScoreCalibration
 from upperson_rt.tokenizer import token_lengths
 from upperson_rt.towers import Tower, run_tower
 
@@ -173,6 +174,8 @@ class ExportReport:
     conditions: Conditions
     calibration: CalibrationRecord | None
     """None: fp32 alone was written."""
+    scores: ScoreCalibration | None = None
+    """None: there were no captions of enough people in a split val."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of ``report.json``."""
@@ -188,6 +191,8 @@ class ExportReport:
             "ladder": [_measured(row) for row in self.measured],
             "latency_conditions": asdict(self.conditions),
             "calibration": self.calibration and self.calibration.as_dict(),
+            "scores": self.scores
+            and {"fitted_on": self.scores.fitted_on, "held_out": self.scores.held_out},
         }
 
     def too_few_queries(self) -> str | None:

@@ -19,7 +19,8 @@ from upperson_rt.gallery import Filter
 from upperson_rt.strict import Sha256
 
 Role: TypeAlias = Literal["viewer", "operator", "admin"]
-"""Each may also do what those before it may: search; mark and export; delete and prune."""
+"""Each may also do what those before it may: search; mark, export and change alerts; delete and
+prune."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
 _SESSION_S = 12 * 3600.0

@@ -35,22 +35,23 @@ PICTURE_HEADERS = {
 """Of a picture: browsers cache it for an hour, for one account."""
 
 _Reason = Annotated[str, Query(min_length=1, max_length=500, description="Why; stands in the log.")]
-_PROBLEM: dict[int | str, dict[str, Any]] = {
+PROBLEM: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": "What went wrong, as problem+json.",
         "model": models.ProblemOut,
         "content": {MEDIA_TYPE: {}},
     }
 }
+"""Response of each route of the API that goes wrong."""
 
 
 def api_routes(service: ConsoleService, access: Access) -> list[APIRouter]:
     """Return the routes of /api/v1 and /v1."""
-    routes = APIRouter(prefix="/api/v1", responses=_PROBLEM, route_class=BoundedRoute)
+    routes = APIRouter(prefix="/api/v1", responses=PROBLEM, route_class=BoundedRoute)
     for add in (_searching, _looking, _deleting, _watching):
         add(routes, service, access)
     openai = APIRouter(
-        prefix="/v1", responses=_PROBLEM, tags=["embeddings"], route_class=BoundedRoute
+        prefix="/v1", responses=PROBLEM, tags=["embeddings"], route_class=BoundedRoute
     )
     _embedding(openai, service, access)
     return [routes, openai]
@@ -61,15 +62,17 @@ def _searching(routes: APIRouter, service: ConsoleService, access: Access) -> No
 
     def results_of(account: Account, request: SearchIn) -> SearchOut:
         found = run_search(service, account, request.as_search(), request.limit, request.cursor)
-        ranked = enumerate(zip(found.page.hits, found.labels, strict=True), found.page.first)
+        judged = zip(found.page.hits, found.likelihoods, found.labels, strict=True)
         return SearchOut(
             hits=[
                 models.HitOut.model_validate(
                     _fields(service, hit.id, hit.item)
-                    | {"rank": rank, "score": hit.score, "match": label, "span": hit.span}
+                    | {"rank": rank, "score": hit.score, "span": hit.span}
+                    | {"likelihood": round(likelihood, 4), "match": label}
                 )
-                for rank, (hit, label) in ranked
+                for rank, (hit, likelihood, label) in enumerate(judged, found.page.first)
             ],
+            verdict=models.VerdictOut.model_validate(found.verdict.as_json()),
             next=found.page.cursor,
             total=found.total,
             notes=notes_of(found),
@@ -254,7 +257,8 @@ def _watching(routes: APIRouter, service: ConsoleService, access: Access) -> Non
         response_class=PlainTextResponse,
     )
     def metrics(account: Account = viewer) -> PlainTextResponse:
-        return PlainTextResponse(server_metrics(service), media_type="text/plain; version=0.0.4")
+        text = server_metrics(service, account)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 
 def _embedding(routes: APIRouter, service: ConsoleService, access: Access) -> None:

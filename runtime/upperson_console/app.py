@@ -13,6 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from upperson_console.accounts import Access
+from upperson_console.alert_routes import alert_routes
+from upperson_console.alerts import ConsoleAlerts
 from upperson_console.api import api_routes
 from upperson_console.bounds import LARGE_BODIES
 from upperson_console.guard import BodyRefusedError, Guard
@@ -48,7 +50,8 @@ def make_app(
         redoc_url=None,
         openapi_url=None,
     )
-    for routes in api_routes(service, access):
+    alerts = ConsoleAlerts(service)
+    for routes in (*api_routes(service, access), *alert_routes(alerts, access)):
         app.include_router(routes)
     document = cache(lambda: _openapi(app, access))  # Made when it is first requested.
 

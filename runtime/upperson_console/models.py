@@ -19,7 +19,8 @@ from pydantic_core import PydanticCustomError
 
 from upperson_console.search import LONGEST_SENTENCE, MOST_MARKS, Order, Search
 from upperson_rt.gallery import Filter, Item
-from upperson_rt.search.calibration import MatchLabel
+from upperson_rt.score_calibration import MatchLabel
+from upperson_rt.search.verdict import Reason, VerdictWord
 
 Id: TypeAlias = Annotated[
     str,
@@ -178,10 +179,34 @@ class HitOut(ItemOut):
 
     rank: int
     score: float = Field(description="Cosine; compare scores of one search only.")
+    likelihood: float = Field(
+        ge=0, le=1, description="That the hit matches; a guess by its score where `match` is empty."
+    )
     match: MatchLabel = Field(
-        description="Match label: how far the score stands above those of other queries."
+        description="`likely` from a likelihood of 0.5; empty where scores are not calibrated."
     )
     span: SpanOut | None
+
+
+class VerdictOut(BaseModel):
+    """Whether somebody in the pictures that were searched matches."""
+
+    word: VerdictWord = Field(
+        description="`nobody`: hits are the nearest pictures, and none is likely to match. "
+        "`uncalibrated`: it cannot be said, see `reason`."
+    )
+    text: str = Field(description="The verdict in one line.")
+    likelihood: float | None = Field(
+        ge=0, le=1, description="That some picture matches; null where `uncalibrated`."
+    )
+    expected_matches: float | None = Field(
+        ge=0, description="Number of pictures that match, on average; null where `uncalibrated`."
+    )
+    expected_is_more: bool = Field(
+        description="Whether there are probably more: only the best pictures were compared."
+    )
+    reason: Reason | None = Field(description="Why it is `uncalibrated`.")
+    fields: dict[str, Any] = Field(description="Values that belong to `reason`.")
 
 
 class NoticeOut(BaseModel):
@@ -197,6 +222,7 @@ class SearchOut(BaseModel):
     """A page of hits."""
 
     hits: list[HitOut]
+    verdict: VerdictOut
     next: str | None = Field(description="Cursor of the next page; null at the end.")
     total: int | None = Field(
         description="Pictures that pass the filter; null if counting would take long."
@@ -321,6 +347,110 @@ class EmbeddingsOut(BaseModel):
     data: list[EmbeddingOut]
     model: str
     usage: UsageOut
+
+
+class AlertIn(_Strict):
+    """A sentence to compare with each new person."""
+
+    sentence: str = Field(
+        min_length=1, max_length=LONGEST_SENTENCE, examples=["man with a red backpack"]
+    )
+    cameras: list[Name] = Field(
+        default_factory=list,
+        max_length=100,
+        description="Only these; empty for all that the account sees.",
+    )
+    rate: str = Field(
+        "1/day",
+        max_length=50,
+        description="False alarms that it may raise: a number and a period, such as 2/week.",
+    )
+    name: Name | None = Field(None, description="For people; the sentence if null.")
+    cap: StrictInt = Field(
+        10, ge=1, le=1000, description="Most messages an hour; more are kept for review."
+    )
+
+
+class AlertOut(BaseModel):
+    """An alert, and how it has fared."""
+
+    id: str = Field(examples=["fa568753"])
+    name: str
+    sentence: str
+    cameras: list[str] | None = Field(description="Only these; null for all.")
+    rate: str = Field(description="False alarms that it may raise.", examples=["1/day"])
+    cap: int = Field(description="Most messages an hour.")
+    created: _Time
+    state: Literal["active", "collecting", "paused", "review"] = Field(
+        description="`collecting`: too few visits yet. `review`: it broke its promise. "
+        "Messages of both are kept for review, not delivered."
+    )
+    visits: int = Field(description="Earlier visits that it is compared with.")
+    visits_per_day: float | None = Field(description="Null if no picture has a time.")
+    missing: int | None = Field(description="Visits that its rate still needs; null if unknown.")
+    delivered: int = Field(description="Messages that were or will be delivered.")
+    review: int = Field(description="Messages that are kept for review.")
+    dismissed: int = Field(description="False alarms since it was added or resumed.")
+    confirmed: int
+    unjudged: int = Field(description="Delivered messages that were neither; since then.")
+    days: float = Field(description="For which it was compared since then.")
+    dismissed_per_day: float | None
+    upper_bound: float | None = Field(
+        description="Rate a day that is excluded at 95 %; null if any was dismissed or unjudged."
+    )
+    e_value: float = Field(description="Evidence that it breaks its promise; demoted at 20.")
+
+
+class AlertAddedOut(AlertOut):
+    """A new alert, and how its sentence was understood."""
+
+    notices: list[NoticeOut]
+
+
+class AlertMessageOut(BaseModel):
+    """A visit that matched an alert, or a note that its cap was reached."""
+
+    id: str = Field(examples=["8f13e24a400a22f0"])
+    type: Literal["alert.raised", "alert.capped"]
+    alert: str = Field(description="Id of the alert.")
+    name: str = Field(description="Name of the alert.")
+    sentence: str
+    raised: _Time
+    state: Literal["ready", "review"] = Field(
+        description="`review`: it is kept, and not delivered."
+    )
+    reason: str | None = Field(
+        None, description="Why it is kept: `collecting`, `demoted` or `cap`."
+    )
+    verdict: Literal["confirmed", "dismissed"] | None
+    camera: str | None = None
+    track: str | None = None
+    time: str | None = Field(None, description="When the picture was taken, ISO 8601.")
+    score: float | None = None
+    p_value: float | None = None
+    item: ItemOut | None = Field(description="Its picture; null if it was deleted.")
+
+
+class PastVisitOut(ItemOut):
+    """An earlier visit, by its best picture."""
+
+    score: float
+    p_value: float = Field(description="Share of the other visits that match as well.")
+    would_raise: bool
+
+
+class AlertTestOut(BaseModel):
+    """What an alert would have raised."""
+
+    alert: AlertOut
+    since: _Time
+    visits: int = Field(description="In this time.")
+    against: Literal["earlier", "others"] = Field(
+        description="What they were compared with: earlier visits or, if too few, all others."
+    )
+    count: int = Field(description="Visits that it would have raised.")
+    raised: list[PastVisitOut] = Field(description="By time; the newest 200.")
+    best: list[PastVisitOut] = Field(description="Up to five best matches, raised or not.")
 
 
 def item_fields(id_: int, item: Item, has_picture: bool) -> dict[str, Any]:

@@ -123,8 +123,14 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         problem, search = _searched(request)
         if problem is not None or search.is_empty:
             return HTMLResponse("")
-        hits = timeline_hits(service, account, search, MOST_BY_TIME)
-        return render("timeline", account, timeline=timeline_of(search, hits))
+        hits, is_calibrated = timeline_hits(service, account, search, MOST_BY_TIME)
+        return render(
+            "timeline",
+            account,
+            timeline=timeline_of(search, hits),
+            is_calibrated=is_calibrated,
+            most=MOST_BY_TIME,
+        )
 
     @routes.post("/saved")
     def save(
@@ -148,19 +154,17 @@ def _person_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         _, search = _searched(request)
         found = service.person(account, id)
         elsewhere = service.elsewhere(account, found)
-        score, label = match_of(service, account, search, id) or (None, "")
         span = span_of(found.views)
         return render(
             "person",
             account,
             person=found,
             measured=_MEASURED,
-            score=score,
-            label=label,
+            match=match_of(service, account, search, id),
             span=span,
             around=_around(search, found.item.camera, span),
             elsewhere=elsewhere,
-            line=whereabouts(found, elsewhere),
+            line=None if elsewhere is None else whereabouts(found, elsewhere),
             frame=service.pictures.frame(found.item) is not None,
             pictures=service.pictures,
             search=search,

@@ -166,7 +166,13 @@ class QueuedEncoder(Encoder):
     """An encoder whose calls wait in a queue; raises `BusyError` if it is full."""
 
     def __init__(self, encoder: Encoder, queue: RequestQueue) -> None:
-        super().__init__(encoder.manifest, encoder.variant, encoder.tokenizer, encoder.backend)
+        super().__init__(
+            encoder.manifest,
+            encoder.variant,
+            encoder.tokenizer,
+            encoder.backend,
+            encoder.calibration,
+        )
         self.unqueued = encoder
         self.queue = queue
 

@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from starlette.responses import HTMLResponse
 
 from upperson_console.accounts import Account
-from upperson_rt.printable import count_of, local_time, show_text
+from upperson_rt.errors import UppersonError
+from upperson_rt.printable import count_of, local_time, show_percent, show_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +42,7 @@ def templates() -> jinja2.Environment:
         "ago": _ago,
         "input_time": _input_time,
         "local_time": local_time,
+        "percent": lambda share: show_percent(share).replace(" ", "\u00a0"),
         "period": _period,
         "thousands": lambda number: f"{number:,}",
     }
@@ -95,8 +98,8 @@ def _ago(seconds: float | None) -> str:
 
 
 class _Collector:
-    def __init__(self, service: "ConsoleService") -> None:
-        self._service = service
+    def __init__(self, service: "ConsoleService", account: Account) -> None:
+        self._service, self._account = service, account
 
     def collect(self) -> "Iterator[CounterMetricFamily | GaugeMetricFamily]":
         service, queue = self._service, self._service.queue
@@ -115,10 +118,30 @@ class _Collector:
         for kind, values in ((CounterMetricFamily, counters), (GaugeMetricFamily, gauges)):
             for name, (text, value) in values.items():
                 yield kind(f"upperson_serve_{name}", text, value=value)
+        yield from self._shift()
+
+    def _shift(self) -> "Iterator[GaugeMetricFamily]":
+        """How far the pictures of each camera are from those of the score calibration."""
+        judge = self._service.current.last.search.judge
+        if judge.calibration is None or judge.shift is None:
+            return
+        text = "Squared distance of a camera's pictures from those of the score calibration."
+        distance = GaugeMetricFamily(
+            "upperson_score_shift_distance", text, labels=["camera", "period"]
+        )
+        with suppress(UppersonError):  # Of a gallery that cannot be read now.
+            for group in judge.shift.groups():
+                if self._account.sees(group.camera):
+                    period = "night" if group.is_night else "day"
+                    distance.add_metric([group.camera or "", period], group.distance)
+        yield distance
+        text = "Distance from which scores of a camera are not calibrated."
+        limit = judge.calibration.reference.threshold
+        yield GaugeMetricFamily("upperson_score_shift_limit", text, value=limit)
 
 
-def server_metrics(service: "ConsoleService") -> str:
-    """Return the metrics in the text format of Prometheus."""
+def server_metrics(service: "ConsoleService", account: Account) -> str:
+    """Return the metrics in the text format of Prometheus, of the cameras that an account sees."""
     registry = CollectorRegistry()
-    registry.register(_Collector(service))
+    registry.register(_Collector(service, account))
     return generate_latest(registry).decode()

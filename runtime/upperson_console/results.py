@@ -32,11 +32,16 @@ from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
 from upperson_rt.gallery.crops import read_crop
 from upperson_rt.image_file import MOST_FILE_BYTES
-from upperson_rt.search.calibration import MatchLabel
+from upperson_rt.score_calibration import MatchLabel
 from upperson_rt.search.notices import Notice
 from upperson_rt.search.query import SearchRequest
+from upperson_rt.search.service import PictureMatch
+from upperson_rt.search.verdict import Verdict
 
 _COUNTED = 100_000
+_NOTHING_SEARCHED = Verdict(
+    word="uncalibrated", likelihood=None, expected=None, reason="nothing_searched"
+)
 _OF_THE_GALLERY = frozenset({"camera_unknown", "gallery_empty", "filter_matches_nothing"})
 """Notices whose counts include hidden cameras; the console makes its own."""
 
@@ -46,8 +51,12 @@ class ConsoleResult:
     """One page of a search."""
 
     page: Page
+    likelihoods: list[float]
+    """0 to 1, one a hit; the best guess where its label is empty."""
     labels: list[MatchLabel]
-    """Match label of each hit, see `ScoreCalibration`."""
+    """One a hit."""
+    verdict: Verdict
+    """Whether some picture matches in what the account may see."""
     total: int | None
     """Items that pass the filter; None if counting would take longer than the search."""
     notices: list[Notice]
@@ -60,26 +69,35 @@ def run_search(
     search.require_query()
     request, notices = _request(service, account, search)
     opened = service.current.now()
-    labels: dict[int, MatchLabel] = {}
+    judged: dict[int, tuple[float, MatchLabel]] = {}
+    verdict = _NOTHING_SEARCHED
 
     def best(count: int) -> list[Hit]:
+        nonlocal verdict
         if request.where is None:
             return []
         result = opened.search.search(replace(request, k=count, calibrate=True, notices=True))
-        for hit, label in zip(result.hits, result.labels, strict=True):
-            labels[hit.id] = label
+        pairs = zip(result.likelihoods, result.labels, strict=True)
+        judged.update(zip((hit.id for hit in result.hits), pairs, strict=True))
+        verdict = result.verdict or _NOTHING_SEARCHED
         for notice in result.notices:
             if notice.code not in _OF_THE_GALLERY:
                 notices[notice.code] = notice
         return result.hits
 
     page = page_of(search, limit, cursor, best)
-    service.note_search(account, search, page.hits, limit, {"from": page.first})
+    if verdict.reason == "few_pictures":  # It counts hidden cameras.
+        fields = verdict.fields | {"pictures": service.count(account, Filter())}
+        verdict = replace(verdict, fields=fields)
+    more = {"from": page.first, **verdict.for_log()}
+    service.note_search(account, search, page.hits, limit, more)
     service.searches += 1
     where = request.where
     return ConsoleResult(
         page=page,
-        labels=[labels[hit.id] for hit in page.hits],
+        likelihoods=[judged[hit.id][0] for hit in page.hits],
+        labels=[judged[hit.id][1] for hit in page.hits],
+        verdict=verdict,
         total=0 if where is None else _counted(opened.gallery, where),
         notices=sorted(notices.values(), key=lambda notice: not notice.is_warning),
     )
@@ -87,27 +105,34 @@ def run_search(
 
 def match_of(
     service: ConsoleService, account: Account, search: Search, id_: int
-) -> tuple[float, MatchLabel] | None:
-    """Return score and match label of an item in a search; None if they cannot be computed."""
-    _, vector_D = service.item(account, id_)
+) -> PictureMatch | None:
+    """Return how well an item matches a search; None if that cannot be computed."""
+    item, vector_D = service.item(account, id_)
     if search.is_empty:
         return None
     try:
         request, _ = _request(service, account, search)
-        return service.current.last.search.match(request, vector_D)
+        return service.current.last.search.match(request, id_, item, vector_D)
     except (BusyError, ProblemError):  # Such as a query picture that is not kept any more.
         return None
 
 
 def timeline_hits(
     service: ConsoleService, account: Account, search: Search, count: int
-) -> list[Hit]:
-    """Return the best hits of a search for its timeline, and log it."""
+) -> tuple[list[Hit], bool]:
+    """Return the likely ones of the best hits of a search for its timeline, and log it.
+
+    Where scores are not calibrated, all are returned, and the second value is False.
+    """
     request, _ = _request(service, account, search)
-    may_see = request.where is not None
-    hits = service.current.now().search.search(replace(request, k=count)).hits if may_see else []
+    hits, is_calibrated = [], True
+    if request.where is not None:
+        found = service.current.now().search.search(replace(request, k=count, calibrate=True))
+        is_calibrated = found.verdict is not None and found.verdict.word != "uncalibrated"
+        labelled = zip(found.hits, found.labels, strict=True)
+        hits = [hit for hit, label in labelled if label == "likely" or not is_calibrated]
     service.note_search(account, search, hits, count, {}, action="timeline")
-    return hits
+    return hits, is_calibrated
 
 
 def scored_hits(

@@ -24,9 +24,8 @@ from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import CameraInfo, Filter, Gallery, Hit, Item, TrackSpan
 from upperson_rt.query_log import QueryLog
 from upperson_rt.retriever import find_alike
-from upperson_rt.search.calibration import MatchLabel
-from upperson_rt.search.query import QueryEncoder
-from upperson_rt.search.service import SearchService
+from upperson_rt.search.query import QueryEncoder, SearchRequest
+from upperson_rt.search.service import SearchResult, SearchService
 
 _Details: TypeAlias = Mapping[str, Any]
 _MOST_VIEWS = 500
@@ -65,9 +64,10 @@ class ConsoleService:
         self.user_state = user_state
         self.queue = RequestQueue()
         self.log = log
-        queued = QueuedEncoder(encoder, self.queue)
-        self.query_pictures = QueryPictures(queued, user_state)
-        queries = QueryEncoder(queued)
+        self.queued = QueuedEncoder(encoder, self.queue)
+        """The encoder, whose calls wait in the queue."""
+        self.query_pictures = QueryPictures(self.queued, user_state)
+        queries = QueryEncoder(self.queued)
         self.searches = 0
         """Number of searches."""
         self.current = CurrentGallery(
@@ -143,27 +143,30 @@ class ConsoleService:
         ids = self.gallery.ids([item.key for item in items])
         return [(ids[item.key], item) for item in items if item.key in ids]
 
-    def elsewhere(self, account: Account, person: TrackViews) -> list[tuple[Hit, MatchLabel]]:
-        """Return the nearest tracks in other cameras, best first, with match labels, and log them.
+    def elsewhere(self, account: Account, person: TrackViews) -> SearchResult | None:
+        """Return the nearest tracks in other cameras, calibrated, and log them; None without any.
 
         They look most alike; they need not show the same person.
         """
         others = [name for name in self.cameras(account) if name != person.item.camera]
         if not others:
-            return []
+            return None
         found = self.gallery.get([id_ for id_, _ in person.views])
         if not found:  # All were deleted meanwhile.
-            return []
+            return None
         mean_D = np.mean([vector for _, vector in found.values()], axis=0)
         mean_D /= np.linalg.norm(mean_D)
-        (hits,) = self.gallery.search(
-            mean_D[None].astype(np.float32), _MOST_OTHERS, Filter(camera=others), by_track=True
+        request = SearchRequest(
+            picture=mean_D.astype(np.float32),
+            k=_MOST_OTHERS,
+            where=Filter(camera=others),
+            by_track=True,
+            calibrate=True,
         )
-        calibration = self.current.last.search.calibration
-        calibration.refresh()
-        labels = calibration.labels(1.0, [hit.score for hit in hits])
-        self.note(account, "view", hits, {"elsewhere": str(person.id)}, Filter(camera=others))
-        return list(zip(hits, labels, strict=True))
+        found_there = self.current.last.search.search(request)
+        details = {"elsewhere": str(person.id)}
+        self.note(account, "view", found_there.hits, details, Filter(camera=others))
+        return found_there
 
     # Actions.
 

@@ -8,7 +8,7 @@ from upperson_console.search import Search
 from upperson_console.service import TrackViews, span_of
 from upperson_rt.gallery import Hit, Item, TrackSpan
 from upperson_rt.printable import local_time
-from upperson_rt.search.calibration import MatchLabel
+from upperson_rt.search.service import SearchResult
 
 _STEPS_S = (1, 5, 15, 60, 300, 900, 3600, 3 * 3600, 6 * 3600, 86400, 7 * 86400, 30 * 86400)
 _MOST_BARS = 60
@@ -62,6 +62,8 @@ class Whereabouts:
     cameras: list[str]
     stops: list[Stop]
     """By time."""
+    way: list[Stop]
+    """Those that likely show the same person, this track included; empty if there is no other."""
     begin: str
     end: str
 
@@ -112,15 +114,13 @@ def timeline_of(search: Search, hits: Sequence[Hit]) -> Timeline | None:
     return Timeline(lines, local_time(begin), local_time(begin + parts * step), len(placed))
 
 
-def whereabouts(
-    person: TrackViews, elsewhere: Sequence[tuple[Hit, MatchLabel]]
-) -> Whereabouts | None:
+def whereabouts(person: TrackViews, elsewhere: SearchResult) -> Whereabouts | None:
     """Return a track and the nearest ones of other cameras over time; None without times."""
     own = span_of(person.views)
     tracks: list[tuple[TrackSpan, int, Item, str]] = [(own, person.id, person.item, "this track")]
     tracks += [
         (hit.span or span_of([(hit.id, hit.item)]), hit.id, hit.item, label)
-        for hit, label in elsewhere
+        for hit, label in zip(elsewhere.hits, elsewhere.labels, strict=True)
     ]
     timed = [
         (span.first_time, span.last_time, id_, item.camera or "no camera", label)
@@ -140,8 +140,15 @@ def whereabouts(
             place=(first - begin) / length,
             width=(last - first) / length,
             is_own=id_ == person.id,
-            text=f"{camera}, {local_time(first)}: {label}",
+            text=f"{camera}, {local_time(first)}{label and f': {label}'}",
         )
         for first, last, id_, camera, label in timed
     ]
-    return Whereabouts(cameras, stops, local_time(begin), local_time(end))
+    likely = {
+        hit.id
+        for hit, label in zip(elsewhere.hits, elsewhere.labels, strict=True)
+        if label == "likely"
+    }
+    way = [stop for stop in stops if stop.is_own or stop.id in likely]
+    way = way if len(way) > 1 else []
+    return Whereabouts(cameras, stops, way, local_time(begin), local_time(end))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from upperson_doctor.installed import installed_checks
+from upperson_doctor.scores import check_scores
 from upperson_rt.backends import auto_order, open_backend
 from upperson_rt.bundle import Bundle
 from upperson_rt.checks import OPTIONAL, Check, fail_from_error, failed, ok, warning
@@ -44,15 +45,20 @@ def diagnose(
     """Check the installation, and a bundle, a gallery and a query log where given.
 
     Of a bundle hashes and golden samples are checked, of a gallery that it opens and belongs to the
-    bundle, of a query log that its lines are as they were written. Arguments as `Bundle.open`.
+    bundle, of both that scores are calibrated with pictures like these, of a query log that its
+    lines are as they were written. Arguments as `Bundle.open`.
     """
     checks = [*installed_checks(), *_backends(), _driver(), *_device(backend, device)]
-    fingerprint = None
+    opened = None
     if bundle is not None:
-        bundle_checks, fingerprint = _bundle(bundle, variant, backend, device, trust)
+        bundle_checks, opened = _bundle(bundle, variant, backend, device, trust)
         checks += bundle_checks
     if gallery is not None:
+        fingerprint = None if opened is None else opened.manifest.fingerprint
         checks.append(_gallery(gallery, fingerprint))
+    if opened is not None:
+        is_sound = gallery is not None and checks[-1].status != "fail"
+        checks.append(check_scores(opened, gallery if is_sound else None))
     if query_log is not None:
         checks.append(_query_log(query_log))
     return checks
@@ -174,7 +180,7 @@ def kernel_driver() -> str | None:
 
 def _bundle(
     path: Path, variant: str | None, backend: str, device: str, trust: Path | None
-) -> tuple[list[Check], str | None]:
+) -> tuple[list[Check], Bundle | None]:
     try:
         bundle = Bundle.open(path, variant, backend, device, trust=trust)
         bundle.check_files()
@@ -195,7 +201,7 @@ def _bundle(
     try:
         golden = bundle.check_golden_samples()
     except UppersonError as error:
-        return [*checks, fail_from_error("golden samples", error)], bundle.manifest.fingerprint
+        return [*checks, fail_from_error("golden samples", error)], bundle
     worst = min(check.min_cosine for check in golden)
     towers = {tower: bundle.backend(tower) for tower in TOWERS}
     places = dict.fromkeys(f"{one.name} {one.version} on {one.device}" for one in towers.values())
@@ -210,7 +216,7 @@ def _bundle(
         device=running.device,
     )
     rows = [*checks, row, *(_tower(bundle, tower) for tower in TOWERS)]
-    return rows, bundle.manifest.fingerprint
+    return rows, bundle
 
 
 def _signature(path: Path, verified: bool) -> Check:

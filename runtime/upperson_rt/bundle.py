@@ -15,6 +15,7 @@ from upperson_rt.golden_samples import GoldenCheck, GoldenSamples, check_tower
 from upperson_rt.manifest import FileEntry, Manifest, VariantEntry, parse_manifest
 from upperson_rt.onnx_file import check_graph
 from upperson_rt.printable import get_logger, safe_repr
+from upperson_rt.score_calibration import ScoreCalibration, read_score_calibration
 from upperson_rt.signature import verify_folder
 from upperson_rt.strict import suggestion
 from upperson_rt.tokenizer import Tokenizer
@@ -26,6 +27,7 @@ MANIFEST_FILE = "bundle.json"
 _MOST_MANIFEST_BYTES = 1 << 20
 _MOST_TOKENIZER_BYTES = 8 << 20
 _MOST_GOLDEN_BYTES = 32 << 20
+_MOST_SCORES_BYTES = 32 << 20
 
 _log = get_logger(__name__)
 
@@ -60,6 +62,7 @@ class Bundle:
         device: str,
         threads: int | None,
         verify: bool,
+        calibration: ScoreCalibration | None = None,
     ) -> None:
         """Use `Bundle.open`, which checks what it passes here."""
         self.path = path
@@ -67,6 +70,7 @@ class Bundle:
         self.variant = variant
         self.tokenizer = tokenizer
         self.golden = golden
+        self.calibration = calibration
         self._backend = backend
         self._device = device
         self._threads = threads
@@ -147,6 +151,7 @@ class Bundle:
             device=device,
             threads=threads,
             verify=verify,
+            calibration=_read_scores(root, manifest, verify),
         )
 
     @property
@@ -207,7 +212,7 @@ class Bundle:
 
     def encoder(self) -> Encoder:
         """Return the encoder of this bundle."""
-        return Encoder(self.manifest, self.variant, self.tokenizer, self.backend)
+        return Encoder(self.manifest, self.variant, self.tokenizer, self.backend, self.calibration)
 
     def _open(self, tower: Tower, *, measure: bool, check: bool) -> list[GoldenCheck]:
         """Load a tower; its lock is held."""
@@ -287,6 +292,17 @@ def read_manifest(root: Path, trust: str | os.PathLike[str] | None = None) -> Ma
     except UnicodeDecodeError as error:
         raise _damaged(file, f"is no text in UTF-8: {error}", "no_utf8") from error
     return parse_manifest(text, where=os.fspath(file))
+
+
+def _read_scores(root: Path, manifest: Manifest, verify: bool) -> ScoreCalibration | None:
+    entry = manifest.scores
+    if entry is None:
+        return None
+    if entry.size_bytes > _MOST_SCORES_BYTES:
+        found = f"{safe_repr(entry.size_bytes)} bytes, expected at most {_MOST_SCORES_BYTES}"
+        raise _damaged(root / entry.file, f"has {found}", "file_too_large")
+    _check_file(root, entry, check_hash=verify)
+    return read_score_calibration(root / entry.file, manifest.fingerprint)
 
 
 def _damaged(path: Path, problem: str, code: str, **fields: object) -> IntegrityError:

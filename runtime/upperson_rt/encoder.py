@@ -15,6 +15,7 @@ from upperson_rt.towers import Backend, Tower, batch_slices, run_tower
 
 if TYPE_CHECKING:  # Loads Pillow, which sentences do without.
     from upperson_rt.preprocess import Channels, ImageSource
+    from upperson_rt.score_calibration import ScoreCalibration
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called as ``progress(done, total)`` after each batch."""
@@ -35,11 +36,14 @@ class Encoder:
         variant: str,
         tokenizer: Tokenizer,
         backend: Callable[[Tower], Backend],
+        calibration: "ScoreCalibration | None" = None,
     ) -> None:
         self.manifest = manifest
         self.variant = variant
         self.tokenizer = tokenizer
         self.backend = backend
+        self.calibration = calibration
+        """What the bundle ships; None if it has none."""
 
     @property
     def embed_dim(self) -> int:

@@ -3,14 +3,16 @@
     [project.entry-points."upperson.stores"]
     memory = "my_package:MemoryGallery"
 
-=====================  ===========================================================================
-``upperson.stores``    a `Gallery` class, by the scheme of its locations (``memory://...``)
-``upperson.sources``   opens a camera source, by the scheme of its address
-``upperson.detectors`` makes a detector, by its name or by the suffix of its file
-``upperson.backends``  an `upperson_rt.backends.BackendPlugin`, by its name
-``upperson.outputs``   gets each committed row, by its name; see `upperson_rt.ingest.commit.Output`
-``upperson.commands``  a command of ``upperson-rt``
-=====================  ===========================================================================
+=======================  =========================================================================
+``upperson.stores``      a `Gallery` class, by the scheme of its locations (``memory://...``)
+``upperson.sources``     opens a camera source, by the scheme of its address
+``upperson.detectors``   makes a detector, by its name or by the suffix of its file
+``upperson.backends``    an `upperson_rt.backends.BackendPlugin`, by its name
+``upperson.outputs``     gets each committed row, by its name; an `ingest.service.Output`
+``upperson.matchers``    compares rows with standing queries, an `ingest.service.Matcher`
+``upperson.deliveries``  delivers messages of the outbox, by the scheme of an address
+``upperson.commands``    a command of ``upperson-rt``
+=======================  =========================================================================
 
 Nothing is imported before it is used.
 """
@@ -24,7 +26,9 @@ from upperson_rt.printable import error_text, safe_repr
 
 __all__ = ["Group", "extension_names", "load_extension"]
 
-Group: TypeAlias = Literal["stores", "sources", "detectors", "backends", "outputs", "commands"]
+Group: TypeAlias = Literal[
+    "stores", "sources", "detectors", "backends", "outputs", "matchers", "deliveries", "commands"
+]
 
 
 def extension_names(group: Group) -> list[str]:

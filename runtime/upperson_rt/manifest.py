@@ -21,7 +21,8 @@ from upperson_rt.strict import (
 )
 from upperson_rt.towers import Backend, Tower
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: with `Manifest.scores`."""
 
 NO_ADAPTER = "none"
 """In place of an adapter's hash: the base is as it was published."""
@@ -136,6 +137,8 @@ class Manifest:
     fingerprint: str
     """`space_fingerprint` of the sections above."""
     report: FileEntry | None = None
+    scores: FileEntry | None = None
+    """What turns scores into likelihoods, see `upperson_rt.score_calibration`."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -158,6 +161,7 @@ class Manifest:
         """Refuse a file with two hashes or roles, and a variant with both towers of another."""
         roles = [("tokenizer", self.text.tokenizer), ("canaries", self.canaries)]
         roles += [] if self.report is None else [("report", self.report)]
+        roles += [] if self.scores is None else [("score calibration", self.scores)]
         owners: dict[tuple[str, str], str] = {}
         for name, variant in self.variants.items():
             shown = shortened(name)

@@ -77,6 +77,13 @@ def show_text(value: object) -> object:
     return escape_for_display(value) if type(value) is str else value
 
 
+def show_percent(probability: float) -> str:
+    """Return a probability, 0 to 1, in percent; what is nearly 0 or 1 is not rounded to it."""
+    if probability < 0.01:
+        return "< 1 %"
+    return "> 99 %" if probability > 0.99 else f"{100 * probability:.0f} %"
+
+
 def count_of(number: int, one: str, many: str | None = None) -> str:
     """Return a number with its noun: ``1 picture``, ``2 pictures``; ``many`` if no s does it."""
     return f"{number} {one if number == 1 else many or one + 's'}"

@@ -131,6 +131,8 @@ class Retriever:
         if request.has_both:
             picture = describe_picture(cast("ImageSource", request.picture))
             details = {"picture": picture, "share": request.picture_share}
+        if result.verdict is not None:
+            details |= result.verdict.for_log()
         query = request.picture if request.sentence is None else request.sentence
         self._log(
             cast("Query", query),

@@ -3,7 +3,7 @@
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TypeAlias
@@ -18,7 +18,9 @@ from upperson_rt.gallery import Hit, Item
 from upperson_rt.gallery.crops import picture_file, use_picture
 from upperson_rt.gallery.records import check_hits
 from upperson_rt.phrases.evidence import Explanation
-from upperson_rt.printable import count_of, escape_for_display, local_time
+from upperson_rt.printable import count_of, escape_for_display, local_time, show_percent
+from upperson_rt.score_calibration import MatchLabel
+from upperson_rt.search.service import SearchResult
 
 _MARGIN = 48
 _GAP = 24
@@ -31,6 +33,7 @@ _MOST_BARS = 8
 _TITLE_SIZES = (38, 30, 25)  # The first one with which the sentence fits its lines.
 _TITLE_LINES = 3
 
+_Colour: TypeAlias = tuple[int, int, int]
 _PAPER = (255, 255, 255)
 _MAT = (238, 240, 243)
 _INK = (28, 32, 38)
@@ -39,6 +42,12 @@ _CHIP = (28, 32, 38)
 _MISSING = (203, 207, 212)
 _WANTED = (38, 120, 86)
 _EXCLUDED = (190, 60, 50)
+_WARNING = (200, 130, 20)
+_VERDICTS: Mapping[str, _Colour] = {"likely": _WANTED, "possible": (29, 95, 191)}
+_REMARK_SIZE = 18
+_REMARK_HEIGHT = 26
+_MOST_WARNINGS = 5
+_LONGEST_REMARK = 400
 
 
 def save_sheet(
@@ -48,6 +57,7 @@ def save_sheet(
     columns: int = 5,
     crops_dir: Path | None = None,
     explanation: Explanation | None = None,
+    result: SearchResult | None = None,
 ) -> None:
     """Draw a contact sheet and write it as PNG, whole or not at all.
 
@@ -59,9 +69,12 @@ def save_sheet(
         crops_dir: `Gallery.crops_dir`, where the saved pictures of cameras are.
         explanation: `Retriever.explain` of these hits: a bar for each phrase, eight at most. Bars
             of what must not be there are red.
+        result: The search that found these hits: its verdict and its warnings are written under the
+            sentence, likelihoods and labels below the pictures.
     """
     file = Path(check_path(path, "a contact sheet"))
-    sheet, buffer = draw_sheet(sentence, hits, columns, crops_dir, explanation), io.BytesIO()
+    sheet = draw_sheet(sentence, hits, columns, crops_dir, explanation, result)
+    buffer = io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=True)
     write_atomically(file, buffer.getvalue())
 
@@ -72,9 +85,11 @@ def draw_sheet(
     columns: int = 5,
     crops_dir: Path | None = None,
     explanation: Explanation | None = None,
+    result: SearchResult | None = None,
 ) -> Image.Image:
     """Draw a contact sheet: the sentence, then a tile per hit with rank, score, origin and bars.
 
+    Arguments as of `save_sheet`.
     A picture that is missing or unreadable becomes a grey tile that says so. Pillow's own font is
     used; it has Latin letters only.
     """
@@ -83,6 +98,7 @@ def draw_sheet(
         crops_dir = Path(check_path(crops_dir, "the folder of crops"))
     shown = hits[:_MOST_TILES]
     bars = _bars(explanation, len(hits))
+    likely = _likely(result, len(hits))
     columns = check_count(columns, "columns")
     columns = max(1, min(columns, len(shown)))
     rows = -(-len(shown) // columns)
@@ -101,7 +117,9 @@ def draw_sheet(
         last = _elide(rest, _font(title_size), width - 2 * _MARGIN, middle=False)
         title = [*title[: _TITLE_LINES - 1], last]
     line_height = round(title_size * 1.25)
-    top = _MARGIN + len(title) * line_height + 8
+    remarks = _remarks(result, width - 2 * _MARGIN - 14)
+    remarks_top = _MARGIN + len(title) * line_height + 8
+    top = remarks_top + len(remarks) * _REMARK_HEIGHT + (12 if remarks else 0)
     tiles_top = top + 22 + _GAP + 8
     tile_height = _PICTURE_HEIGHT + _CAPTION_HEIGHT + (len(bars[0]) * _BAR_HEIGHT if bars else 0)
     height = tiles_top + (rows * (tile_height + _GAP) - _GAP if rows else 0) + _MARGIN - 12
@@ -110,6 +128,10 @@ def draw_sheet(
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(title):
         draw.text((_MARGIN, _MARGIN - 8 + i * line_height), line, font=_font(title_size), fill=_INK)
+    for i, (line, colour) in enumerate(remarks):
+        y = remarks_top + i * _REMARK_HEIGHT
+        draw.rectangle((_MARGIN, y, _MARGIN + 4, y + _REMARK_HEIGHT - 1), fill=colour)
+        draw.text((_MARGIN + 14, y + 2), line, font=_font(_REMARK_SIZE), fill=_INK)
     by_track = all(hit.span is not None for hit in hits)
     count = count_of(len(hits), "track" if by_track else "picture") if hits else "no pictures"
     note = f"{count}, best match first" if len(hits) > 1 else f"{count} found"
@@ -119,11 +141,38 @@ def draw_sheet(
     for i, hit in enumerate(shown):
         x = _MARGIN + (i % columns) * (_TILE_WIDTH + _GAP)
         y = tiles_top + (i // columns) * (tile_height + _GAP)
-        _draw_tile(sheet, draw, x, y, i + 1, hit, crops_dir)
+        _draw_tile(sheet, draw, x, y, i + 1, hit, crops_dir, likely[i] if likely else None)
         for row, bar in enumerate(bars[i] if bars else ()):
             top = y + _PICTURE_HEIGHT + _CAPTION_HEIGHT + row * _BAR_HEIGHT
             _draw_bar(draw, x, top, bar)
     return sheet
+
+
+def _remarks(result: SearchResult | None, width: int) -> list[tuple[str, _Colour]]:
+    """Return lines for the verdict and the warnings of a search, with a colour each."""
+    if result is None:
+        return []
+    texts = [(one.text, _WARNING) for one in result.notices if one.is_warning][:_MOST_WARNINGS]
+    if result.verdict is not None:
+        texts.insert(0, (result.verdict.text, _VERDICTS.get(result.verdict.word, _MUTED)))
+    font = _font(_REMARK_SIZE)
+    return [
+        (line, colour)
+        for text, colour in texts
+        for line in _wrap(f"{text[:1].upper()}{text[1:_LONGEST_REMARK]}".split(), font, width)
+    ]
+
+
+def _likely(result: SearchResult | None, hits: int) -> list[tuple[MatchLabel, float]]:
+    """Return label and likelihood of each hit; nothing for a search without a verdict."""
+    if result is None:
+        return []
+    if (count := len(result.hits)) != hits:
+        message = f"the result has {count} hits, the sheet {hits}"
+        raise InputError(message, code="result_unfit")
+    if result.verdict is None:
+        return []
+    return list(zip(result.labels, result.likelihoods, strict=True))
 
 
 _Bar: TypeAlias = tuple[str, float, bool]
@@ -169,9 +218,10 @@ def _draw_tile(
     rank: int,
     hit: Hit,
     crops_dir: Path | None,
+    likely: tuple[MatchLabel, float] | None,
 ) -> None:
     frame = (x, y, x + _TILE_WIDTH - 1, y + _PICTURE_HEIGHT - 1)
-    picture = _picture(hit.item, crops_dir)
+    picture = picture_of(hit.item, crops_dir)
     if isinstance(picture, Image.Image):
         draw.rectangle(frame, fill=_MAT)
         fitted = ImageOps.contain(picture, (_TILE_WIDTH, _PICTURE_HEIGHT), Image.Resampling.LANCZOS)
@@ -189,20 +239,26 @@ def _draw_tile(
 
     item = hit.item
     text_y = y + _PICTURE_HEIGHT + 10
-    draw.text((x, text_y), f"{hit.score:.3f}", font=_font(24), fill=_INK)
+    name = Path(item.crop or item.source or item.key).name
+    first, size, colour = f"{hit.score:.3f}", 24, _INK
+    if likely is not None and likely[0]:
+        name = f"{first}  {name}"
+        first, size = f"{likely[0]} {show_percent(likely[1])}", 20
+        colour = _VERDICTS.get(likely[0], _MUTED)
+    draw.text((x, text_y), first, font=_font(size), fill=colour)
     if item.camera:
-        room = _TILE_WIDTH - round(_font(24).getlength("0.000")) - 12
+        room = _TILE_WIDTH - round(_font(size).getlength(first)) - 12
         camera = _elide(item.camera, _font(18), room)
         draw.text((x + _TILE_WIDTH, text_y + 5), camera, font=_font(18), fill=_INK, anchor="ra")
     small = _font(17)
     lines = [local_time(item.time)] if item.time is not None else []
-    lines.append(Path(item.crop or item.source or item.key).name)
+    lines.append(name)
     for i, line in enumerate(lines):
         at = (x, text_y + 33 + i * 24)
         draw.text(at, _elide(line, small, _TILE_WIDTH), font=small, fill=_MUTED)
 
 
-def _picture(item: Item, crops_dir: Path | None) -> Image.Image | str:
+def picture_of(item: Item, crops_dir: Path | None) -> Image.Image | str:
     """Return the picture of an item, cut to its box, or a word on why there is none."""
     file = picture_file(item, crops_dir)
     if file is None:

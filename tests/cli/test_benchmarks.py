@@ -15,10 +15,22 @@ import numpy as np
 import pytest
 import torch
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks import __main__ as runner
-from benchmarks import gallery, likelihood, loader, tower_graphs, towers, training, training_step
+from benchmarks import (
+    alerts,
+    gallery,
+    loader,
+    promise,
+    recall,
+    scores,
+    tower_graphs,
+    towers,
+    training,
+    training_step,
+)
 from benchmarks.contenders import FOLDED, LITERAL, ORT_FP32, ORT_INT8, Contender
 from benchmarks.gallery_data import SyntheticPeople
 from benchmarks.random_model import ModelSpec
@@ -31,10 +43,11 @@ from tests.helpers.traces import once_in
 from upperson_rt.backends.autotune import Timing
 from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_rt.gallery import Gallery
+from upperson_scores import labelled_queries
 
 pytestmark = pytest.mark.timeout(180, func_only=True)
 
-NAMES = ("training", "loader", "towers", "gallery", "likelihood")
+NAMES = ("training", "loader", "towers", "gallery", "scores", "alerts", "recall", "promise")
 SMALL = ("--base", "upperson-small", "--height", "96", "--width", "32")
 ONCE = ("--steps", "2", "--threads", "1")
 
@@ -131,22 +144,48 @@ def test_a_training_step_is_compared_with_the_literal_one(monkeypatch: pytest.Mo
         assert 0 < peaks[CHECKPOINTED] < peaks[OURS] < peaks[LITERAL_STEP]
 
 
-def test_likelihoods_are_fitted_and_checked(tmp_path: Path) -> None:
-    file = tmp_path / "likelihood.json"
-    sets = ("--seed", 1, "--held-out", 2, "--people", 16, "--write", file)
-    found = values(run(likelihood, *sets))
+def test_alerts_are_timed_to_their_delivery() -> None:
+    found = values(run(alerts, "--sentences", 30, "--rows", 5000, "--commits", 40, "--every", 0))
+    times = found["times"]
+    assert times["commit with alerts"]["runs"] == times["commit without alerts"]["runs"] == 40
+    handed = times["from the commit's begin to the webhook"]
+    assert 0 < handed["p50_ms"] <= handed["p99_ms"]
+    assert f"{handed['runs']} messages were delivered" in found["shown"]
+
+
+def test_scores_are_calibrated_and_checked_on_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labelled_queries, "_MOST", 10)
+    file, plot = tmp_path / "prior.json", tmp_path / "scores.png"
+    sets = ("--fit", 1, "--fit", 2, "--check", 3, "--people", 40)
+    found = values(run(scores, *sets, "--write", file, "--plot", plot))
     written = json.loads(file.read_text("utf-8"))
-    assert written.items() <= found.items()
-    for kind in likelihood.KINDS:
-        pairs, right = (np.array(written[kind][part]) for part in ("pairs", "right"))
-        assert (right <= pairs).all()
-        assert 0 < right.sum() < pairs.sum() / 2
-        assert written[kind]["slope"] > 1, "a higher score is right more often"
-        hits, _, correct = np.array(written[kind]["held_out"]["first"]).sum(axis=0)
-        assert (
-            0 < correct <= hits == np.array(written[kind]["held_out"]["first_40"])[:, 0].sum() / 40
-        )
-        assert 0 <= written[kind]["held_out_error"]["first"] < 50
+    assert written["fitted_on"]["people"] == 80
+    assert len(written["picture"]["weights"]) == 1 + 12 + 12 * 13 // 2
+    assert found["nobody_below"] == pytest.approx(written["nobody_below"], rel=1e-5)
+    assert found["rows"]["these sets, all"]["auroc"] > 80
+    assert found["rows"]["these sets, pictures"]["right"] > 0
+    assert {*found["shifts"]} == {"street", "night", "low-resolution", "hard"}
+    with Image.open(plot) as image:
+        assert image.size == (1300, 400)
+
+
+def test_alerts_are_simulated_and_their_recall_is_measured(tmp_path: Path) -> None:
+    sets = ("--set", 1, "--set", 2, "--set", 3, "--tested", 1, "--people", 60, "--among", 50)
+    rows = values(run(recall, *sets))["rows"]
+    assert len(rows) == 6
+    few, many = (rows[f"{name}, log-odds"]["recall %"] for name in ("one picture", "four pictures"))
+    assert 20 < few < many
+    assert all(5 < one["false in 1,000"] < 60 for one in rows.values())  # 20 are meant.
+    plot = tmp_path / "promise.png"
+    size = ("--sites", 2, "--shifting", 1, "--sentences", 10, "--days", 6, "--visits", 60)
+    found = values(run(promise, *size, "--people", 40, "--rate", 3, "--workers", 1, "--plot", plot))
+    assert {*found["rows"]} == {"site 1, night", "site 2", "all that are steady"}
+    assert found["rows"]["site 2"]["inside %"] >= 50
+    assert {*found["shifts"]} == {"site 1, night"}
+    with Image.open(plot) as image:
+        assert image.size == (1300, 450)
 
 
 def test_unequal_losses_and_unknown_models_have_no_times(monkeypatch: pytest.MonkeyPatch) -> None:

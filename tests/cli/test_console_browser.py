@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from tests.helpers.served import served
-from tests.helpers.toy_bundle import COLOURS, draw_person
+from tests.helpers.toy_bundle import COLOURS, calibrate_toy_bundle, draw_person
+from upperson_alerts.alerts import add_alert
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery, Item
 
@@ -61,6 +62,7 @@ def folder(tmp_path_factory, bundle_and_crops):
     """A bundle, and a gallery with a track of three pictures of each colour at two cameras."""
     folder = tmp_path_factory.mktemp("browsed")
     shutil.copytree(bundle_and_crops / "bundle", folder / "bundle")
+    calibrate_toy_bundle(folder / "bundle")
     encoder = open_encoder(folder / "bundle", threads=1)
     space = encoder.fingerprint, encoder.embed_dim
     with Gallery.open(folder / "gallery", *space, create=True) as gallery:
@@ -82,6 +84,7 @@ def folder(tmp_path_factory, bundle_and_crops):
             for number in range(6)
         ]
         gallery.add(items, encoder.encode_images(files))
+        add_alert(gallery, encoder, "woman in a red coat", rate=1.0)
     return folder
 
 
@@ -302,10 +305,13 @@ def shown(server):
 PAGES = {
     "start": "/",
     "found": "/?q=woman+in+a+red+coat",
+    "nobody": "/?q=woman+in+a+purple+coat",
+    "uncalibrated": "/?q=zebra",
     "nothing": "/?q=woman&camera=gate&last=hour",
     "person": "/people/{person}?q=woman+in+a+red+coat",
     "delete": "/people/{person}/delete?what=track",
     "live": "/live",
+    "alerts": "/alerts?q=woman+in+a+red+coat&camera=gate",
     "records": "/records",
     "problem": "/?q=woman&since=noon",
     "login": "/login",

@@ -14,10 +14,11 @@ from PIL import Image
 from tests.helpers.command_line import run_code
 from tests.helpers.invoke import run_rt as run
 from tests.helpers.invoke import run_rt_json
-from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
+from tests.helpers.toy_bundle import COLOURS, calibrate_toy_bundle, draw_person, make_toy_bundle
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.phrases import grammar
+from upperson_rt.score_calibration import Background
 from upperson_rt.tokenizer import Tokenizer
 
 NOW = 1_790_000_000.0
@@ -128,6 +129,39 @@ def test_json_carries_everything(work):
     assert lines[0].split() == head.split()
     first, last = (datetime.datetime.fromtimestamp(NOW + second) for second in (0, 1))
     assert f"  {first:%Y-%m-%d %H:%M:%S} to {last:%H:%M:%S}  " in lines[1]
+
+
+def test_a_calibrated_query_has_a_verdict(work):
+    verdict = found("a red coat")["verdict"]
+    assert (verdict["word"], verdict["reason"]) == ("uncalibrated", "no_calibration")
+    calibrate_toy_bundle(work / "bundle")
+    verdict = found("a red coat")["verdict"]
+    assert (verdict["reason"], verdict["fields"]) == ("few_pictures", {"pictures": 6, "least": 20})
+    encoder = open_encoder("bundle", threads=1)
+    with Gallery.open("gallery", encoder.fingerprint, 16) as gallery:
+        for colour in COLOURS:
+            files = [work / f"crops/p{place}/{colour}.png" for place in (0, 1)]
+            (file,) = filter(Path.exists, files)
+            items = [Item(key=f"{colour}{n}", source=str(file)) for n in range(3)]
+            gallery.add(items, encoder.encode_images([file] * 3))
+    result = found("a red coat", "-k", 5, "--sheet", "found.png", "--query-log", "queries.log")
+    verdict = result["verdict"]
+    assert (verdict["word"], verdict["reason"], verdict["expected_is_more"]) == (
+        "likely", None, False,
+    )  # fmt: skip
+    assert verdict["likelihood"] == pytest.approx(0.96, abs=0.03)
+    assert verdict["expected_matches"] == pytest.approx(4, abs=1)
+    assert [hit["match"] for hit in result["hits"]] == ["likely"] * 4 + ["possible"]
+    assert all(hit["likelihood"] > 0.9 for hit in result["hits"][:4])
+    (line,) = map(json.loads, (work / "queries.log").read_text().splitlines())
+    assert line["details"] == {"verdict": "likely", "likelihood": verdict["likelihood"]}
+    first, head, row, *_ = run("query", "a red coat", "-k", 1).stdout.splitlines()
+    assert first == verdict["text"]
+    assert head.index("likelihood") == row.index(f"{result['hits'][0]['likelihood']:.2f}") - 6
+    calibrate_toy_bundle(work / "bundle", background=Background(middle=2.0, spread=0.1))
+    nobody = found("a red coat")
+    assert nobody["verdict"]["word"] == "nobody"
+    assert {hit["match"] for hit in nobody["hits"]} == {"unlikely"}
 
 
 def test_names_can_be_copied_from_any_terminal(work, monkeypatch):

@@ -34,6 +34,13 @@ arguments = st.one_of(st.sampled_from(USUAL), texts).filter(
 )
 
 RUNTIME = {
+    "alert add": ["--camera", "--max-false", "--name", "--cap", "--threads", "-g", "-b", "--json"],
+    "alert deliver": ["--to", "--secret-file", "--ca", "--timeout", "--attempts", "-g"],
+    "alert list": ["-g", "--json"],
+    "alert messages": ["-k", "-g", "--json"],
+    "alert test": ["--since", "-g", "--json"],
+    "alert remove": ["-g", "--json"],
+    "alert confirm": ["-g", "--json"],
     "query": ["--camera", "--since", "--until", "--track", "--where", "-k", "--image", "--sheet",
               "--variant", "--device", "--query-log", "--threads", "-g", "-b", "--by-track"],
     "index": ["--camera", "--time-from", "--track-from", "--attribute", "--batch-size",
@@ -71,6 +78,8 @@ def lines(draw, commands):
     line += draw(st.lists(arguments, max_size=2))
     if command in ("gallery delete", "gallery prune"):
         line.append("--dry-run")
+    if command == "alert deliver":
+        line.append("--once")
     return line
 
 
@@ -105,6 +114,12 @@ def check(line, **app):
 
 @fuzz(line=lines(RUNTIME), examples=40)
 @example(line=["query", "red", "--camera", "\udcff"])
+@example(line=["alert", "add", "red", "\udcff"])
+@example(line=["alert", "add", "man in red", "--name", "\u202e", "--max-false", "9/day"])
+@example(line=["alert", "add", "man in red", "--max-false", "9" * 400 + "/day"])
+@example(line=["alert", "deliver", "--to", "command:\udcff", "--once"])
+@example(line=["alert", "deliver", "--to", "http:\udcff", "--once"])
+@example(line=["alert", "list"])
 @example(line=["query", "red", "--where", "a=" + "[" * 5000])
 @example(line=["query", "red", "--where", "a=\udcff"])
 @example(line=["query", "red", "--where", "a=" + "9" * 5000])

@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import example
@@ -20,7 +21,7 @@ from tests.helpers.fuzzing import (
     refused_well,
 )
 from tests.helpers.signing_keys import write_keys
-from tests.helpers.toy_bundle import replace_in_bundle
+from tests.helpers.toy_bundle import calibrate_toy_bundle, replace_in_bundle
 from tests.unit.calibration.test_file import calibration
 from upperson.config import TrainConfig, read_config
 from upperson.data.check import check_dataset
@@ -28,7 +29,13 @@ from upperson_calibration.calibration_file import Calibration, read_calibration
 from upperson_rt.backends.autotune import Measurement
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import UppersonError
+from upperson_rt.logistic import probability
 from upperson_rt.manifest import Manifest, parse_manifest
+from upperson_rt.score_calibration import (
+    PICTURE_FEATURES,
+    ScoreCalibration,
+    read_score_calibration,
+)
 from upperson_rt.signature import named_key, read_private_key, sign_folder, verify_folder
 from upperson_rt.strict import read_fields
 from upperson_rt.tokenizer import Tokenizer
@@ -49,6 +56,19 @@ def test_manifests(bundle, data):
     found = refused_well(parse_manifest, text)
     if isinstance(found, Manifest):
         assert parse_manifest(found.to_json()) == found
+
+
+@fuzz(data=st.data())
+def test_score_calibrations(bundle, data):
+    calibrated = shutil.copytree(bundle, bundle.parent / "calibrated", dirs_exist_ok=True)
+    made = calibrate_toy_bundle(calibrated)
+    document = json.loads(made.to_json())
+    file = calibrated / "scores.json"
+    file.write_text(as_json(data.draw(damaged_json(document))), "utf-8")
+    found = refused_well(read_score_calibration, file, made.fingerprint)
+    if isinstance(found, ScoreCalibration):
+        likely = probability(found.picture.log_odds(np.ones((1, PICTURE_FEATURES))))
+        assert 0 <= likely[0] <= 1
 
 
 @fuzz(document=st.one_of(json_values, st.sampled_from([nested(3000), {"a": nested(3000)}])))

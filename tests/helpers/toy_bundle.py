@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from upperson_rt.backends import open_backend
+from upperson_rt.logistic import Logistic
 from upperson_rt.manifest import (
     FileEntry,
     ImageSection,
@@ -26,6 +27,14 @@ from upperson_rt.manifest import (
     TextSection,
     VariantEntry,
     space_fingerprint,
+)
+from upperson_rt.score_calibration import (
+    SCORES_FILE,
+    Background,
+    Curve,
+    Reference,
+    ScoreCalibration,
+    write_score_calibration,
 )
 from upperson_rt.towers import TOWERS, run_tower
 
@@ -123,6 +132,40 @@ def make_toy_bundle(folder: Path, seed: int = 0) -> Path:
     )
     (folder / "bundle.json").write_text(manifest.to_json(), encoding="utf-8")
     return folder
+
+
+def calibrate_toy_bundle(bundle: Path, **changes: Any) -> ScoreCalibration:
+    """Write a score calibration into a toy bundle, and name it in the manifest.
+
+    A picture that scores 0.6 against a sentence matches with a likelihood of 0.5, one that scores
+    0.85 with 0.95: pictures of the colour that a sentence names. ``changes`` are fields of it.
+    """
+    manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+    curve = Curve(slope=8.0, middle=1.15)
+    fields: dict[str, Any] = {
+        "fingerprint": manifest["fingerprint"],
+        "created": "2026-11-24T12:00:00+00:00",
+        "generator": "tests",
+        "version": 1,
+        "fitted_on": {"source": "toy"},
+        "held_out": {},
+        "background": Background(middle=0.6, spread=1 / 12),
+        "picture": _first_feature_of(12),
+        "answer": _first_feature_of(14),
+        "curves": {"sentence": curve, "picture": curve},
+        "nobody_below": 0.05,
+        "reference": Reference(mean=(0.0,) * EMBED_DIM, axes=((0.01,) * EMBED_DIM,), threshold=1.0),
+    }
+    calibration = ScoreCalibration(**(fields | changes))
+    write_score_calibration(bundle / SCORES_FILE, calibration)
+    manifest["scores"] = vars(file_entry(bundle / SCORES_FILE))
+    (bundle / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return calibration
+
+
+def _first_feature_of(count: int) -> Logistic:
+    """Log-odds that are the first feature: a scaled score, or the best picture's log-odds."""
+    return Logistic(middle=(0.0,) * count, scale=(1.0,) * count, weights=(1.0,) + (0.0,) * count)
 
 
 def file_entry(path: Path) -> FileEntry:

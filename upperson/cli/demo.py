@@ -120,6 +120,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     from upperson_rt.ingest.files import index_images
     from upperson_rt.metrics import retrieval_metrics
     from upperson_rt.retriever import Retriever
+    from upperson_rt.search.query import SearchRequest
     from upperson_rt.sheet import save_sheet
 
     seconds: dict[str, float] = {}
@@ -183,8 +184,10 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
             stage("query"),
             Gallery.open(building / "gallery", encoder.fingerprint, encoder.embed_dim) as gallery,
         ):
-            hits = Retriever(encoder, gallery).query(QUESTION, k=10)
-            save_sheet(building / "answer.png", QUESTION, hits)
+            request = SearchRequest(sentence=QUESTION, k=10, calibrate=True)
+            found = Retriever(encoder, gallery).search(request)
+            hits = found.hits
+            save_sheet(building / "answer.png", QUESTION, hits, result=found)
             int8_GE = _vectors_of(gallery, test)
         assert result.test is not None  # the demo's data set has a test split
         summary: dict[str, Any] = {

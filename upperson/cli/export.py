@@ -386,7 +386,7 @@ def _warn(report: "ExportReport") -> None:
 
 def _print_report(report: "ExportReport") -> None:
     """Print accuracy, size and time of each variant, without columns that are empty."""
-    from upperson_export.pages import accuracy_table, change_table, interval_note
+    from upperson_export.pages import accuracy_table, change_table, interval_note, scores_note
 
     for found in (accuracy_table(report).filled(), change_table(report).filled()):
         if found.body:
@@ -396,6 +396,7 @@ def _print_report(report: "ExportReport") -> None:
             print_table(table)
     if note := interval_note(report):
         print_line(note)
+    print_line(f"score calibration: {scores_note(report)}")
     if report.min_overlap is not None and report.split is not None:
         print_line(
             f"no captions, so no accuracy: {report.split.captions} sentences of the exporter "

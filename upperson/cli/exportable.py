@@ -1,7 +1,7 @@
 """Inputs of an export: a run or a base, a split to measure on and samples that set ranges."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,14 @@ from upperson.model.base import load_base
 from upperson.model.configs import base_config
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
-from upperson.questions import PARTS, SHORT_FORMS, attribute_columns, has_all, short_questions
+from upperson.questions import (
+    NOTHING,
+    PARTS,
+    SHORT_FORMS,
+    attribute_columns,
+    has_all,
+    short_questions,
+)
 from upperson.run import ADAPTER, CONFIG, load_run
 from upperson_calibration.calibration_file import Calibration, read_calibration
 from upperson_calibration.samples import CalibrationSet, Captions, Pictures, choose_samples
@@ -32,6 +39,8 @@ from upperson_rt.manifest import NO_ADAPTER
 from upperson_rt.phrases import parse_query
 from upperson_rt.preprocess import iter_image_files
 from upperson_rt.tokenizer import Tokenizer
+from upperson_scores.fitting import LabelledFiles
+from upperson_scores.labelled_queries import TRAITS
 from upperson_synthetic import LOOKS, SyntheticSpec, describe, write_dataset
 from upperson_synthetic.people import sample_people
 
@@ -71,10 +80,11 @@ def export_run(
     student = config.student
     root = data.root or Path(config.root)
     with truncated_images(config.load_truncated):
-        split, train = None, None
+        split, train, people = None, None, None
         if data.gate:
             with settings_from(run / CONFIG):
-                split, train = measured_split(config.dataset, root)
+                split, splits = measured_split(config.dataset, root)
+            train, people = splits["train"], labelled_files(splits, root)
         samples = calibration_samples(
             train,
             f"{root.resolve().name}, train",
@@ -96,7 +106,16 @@ def export_run(
             distilled_from=None if student is None else student.space,
         )
         return export_bundle(
-            model, identity, base.tokenizer_json, samples, split, output, options, progress, reused
+            model,
+            identity,
+            base.tokenizer_json,
+            samples,
+            split,
+            output,
+            options,
+            progress,
+            reused,
+            people,
         )
 
 
@@ -111,8 +130,8 @@ def calibration_to_reuse(data: ExportData, options: ExportOptions) -> Calibratio
     return reused
 
 
-def measured_split(dataset: str, root: Path) -> tuple[RetrievalSplit, list[Record]]:
-    """Return what accuracy is measured on, test or else val, and the training split beside it."""
+def measured_split(dataset: str, root: Path) -> tuple[RetrievalSplit, dict[Split, list[Record]]]:
+    """Return what accuracy is measured on, test or else val, and all splits."""
     splits = read_dataset(dataset, root)
     name: Split = "test" if splits["test"] else "val"
     if not splits[name]:
@@ -128,7 +147,26 @@ def measured_split(dataset: str, root: Path) -> tuple[RetrievalSplit, list[Recor
             path=root,
             split=name,
         )
-    return retrieval_split(splits[name], f"{root.resolve().name}, {name}"), splits["train"]
+    return retrieval_split(splits[name], f"{root.resolve().name}, {name}"), splits
+
+
+def labelled_files(splits: Mapping[Split, Sequence[Record]], root: Path) -> LabelledFiles | None:
+    """Return what scores are calibrated on, the split val; None if it is empty."""
+    records = splits["val"]
+    if not records:
+        return None
+    traits = None
+    if all(set(TRAITS) <= (record.attributes or {}).keys() for record in records):
+        columns = attribute_columns(records, TRAITS)
+        traits = {name: np.where(values == NOTHING, "", values) for name, values in columns.items()}
+    return LabelledFiles(
+        source=f"{root.resolve().name}, val",
+        files=[record.image for record in records],
+        people_N=pids_of(records)[1],
+        cameras_N=np.array([record.camera or "" for record in records], np.str_),
+        captions=[record.captions for record in records],
+        traits=traits,
+    )
 
 
 def retrieval_split(records: Sequence[Record], name: str) -> RetrievalSplit:
@@ -239,7 +277,7 @@ def export_base(
     model = UPPerson(base.clip, PLAIN_CLIP, (height_px, width_px), base.statistics).eval()
     progress("loading the base", 1, 1)
     with tempfile.TemporaryDirectory() as rendered:
-        split, samples = _split_and_samples(
+        split, samples, people = _split_and_samples(
             data,
             Path(rendered),
             base.tokenizer(),
@@ -257,20 +295,30 @@ def export_base(
             embed_dim=model.embed_dim,
         )
         return export_bundle(
-            model, identity, base.tokenizer_json, samples, split, output, options, progress, reused
+            model,
+            identity,
+            base.tokenizer_json,
+            samples,
+            split,
+            output,
+            options,
+            progress,
+            reused,
+            people,
         )
 
 
 def _split_and_samples(
     data: ExportData, folder: Path, tokenizer: Tokenizer, **options: Any
-) -> tuple[RetrievalSplit | None, CalibrationSet]:
+) -> tuple[RetrievalSplit | None, CalibrationSet, LabelledFiles | None]:
     """Return what a base is measured on, and calibrated with; pictures are rendered if needed."""
     if data.gate and data.root is not None:
-        split, train = measured_split(data.dataset, data.root)
+        split, splits = measured_split(data.dataset, data.root)
         source = f"{data.root.resolve().name}, train"
-        return split, calibration_samples(
-            train, source, tokenizer, folder=data.calib_data, **options
+        samples = calibration_samples(
+            splits["train"], source, tokenizer, folder=data.calib_data, **options
         )
+        return split, samples, labelled_files(splits, data.root)
     if data.calib_data is None:
         count = data.calib_size + (_RENDERED_TO_RANK if data.gate else 0)
         files = [person.image for person in render_people(folder / "people", count)]
@@ -284,9 +332,8 @@ def _split_and_samples(
     captions = Captions(
         texts=_sentences(data.calib_size, seed=_SEED), source="sentences of the exporter"
     )
-    return ranked, choose_samples(
-        Pictures(files=files, source=source), captions, tokenizer, **options
-    )
+    samples = choose_samples(Pictures(files=files, source=source), captions, tokenizer, **options)
+    return ranked, samples, None
 
 
 def _share_out(files: Sequence[Path], source: str) -> tuple[RetrievalSplit, list[Path]]:

@@ -35,6 +35,8 @@ from upperson_rt.gallery import CameraInfo, Filter, Hit
 
 _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LONGEST_NAME = 64
+_MOST_BELOW = 200
+"""Hits below a client's least likelihood that a search looks past."""
 _LISTS: dict[str, tuple[Kind, str]] = {
     "GetRecordingSearchResults": ("recordings", "GetRecordingSearchResultsResponse"),
     "GetNLSearchResultsRequest": ("sentence", "GetNLSearchResultsResponse"),
@@ -132,7 +134,9 @@ class Recordings:
             if not names:
                 return []
             narrowed = replace(search, where=replace(where, camera=names))
-            hits = scored_hits(self._service, call.account, narrowed, len(skip) + count)
+            # Likelihoods do not fall with scores alone: hits below the client's least one count.
+            wanted = len(skip) + count + (_MOST_BELOW if least else 0)
+            hits = scored_hits(self._service, call.account, narrowed, wanted)
             fresh = (
                 (key, hit, likelihood)
                 for hit, likelihood in hits

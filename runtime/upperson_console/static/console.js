@@ -72,7 +72,8 @@ function place(page) {
   if (held) $(`.mark-buttons [name="${held[0]}"][value="${CSS.escape(held[1])}"]`)?.focus({ preventScroll: true });
   else if (typing && $("#q")) $("#q").focus({ preventScroll: true });
   const found = $$("#cards > .card").length;
-  announce($(".message h1")?.textContent || (found ? `${found} found` : document.title));
+  const verdict = $(".results > .verdict")?.textContent.trim() || "";
+  announce($(".message h1")?.textContent || (found ? `${found} shown. ${verdict}` : document.title));
 }
 
 function addressOf(form) {

@@ -206,7 +206,9 @@ def _forget() -> None:
 
 # --- Logs on stderr: warnings as text, or everything as JSON lines
 
-_LOGGED = ("upperson_rt", "upperson_camera", "upperson_milvus", "upperson_tensorrt")
+_LOGGED = (
+    "upperson_rt", "upperson_alerts", "upperson_camera", "upperson_milvus", "upperson_tensorrt",
+)  # fmt: skip
 """Packages whose log a command shows."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 

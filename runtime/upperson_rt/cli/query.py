@@ -13,6 +13,7 @@ from upperson_rt.cli.output import (
     json_from_hit,
     path_or_none,
     print_hits,
+    print_line,
     print_note,
     print_notices,
     print_result,
@@ -85,6 +86,7 @@ class Search(OptionGroup, panel="Search"):
             by_track=self.by_track,
             paraphrases=self.paraphrases,
             explain=self.explain,
+            calibrate=True,
             notices=True,
         )
 
@@ -124,12 +126,17 @@ def query(
         "image": path_or_none(search.image),
         "truncated": any(one.code == "sentence_truncated" for one in result.notices),
         "notices": [notice.as_json() for notice in result.notices],
+        "verdict": None if result.verdict is None else result.verdict.as_json(),
         **_json_from_phrases(result.explanation),
         "by_track": search.by_track,
         "filter": _json_from_filter(conditions),
         "hits": [
-            json_from_hit(rank, hit, crops_dir) | _json_from_evidence(result.explanation, rank)
-            for rank, hit in enumerate(result.hits, start=1)
+            json_from_hit(rank, hit, crops_dir)
+            | {"likelihood": round(likelihood, 4), "match": label}
+            | _json_from_evidence(result.explanation, rank)
+            for rank, (hit, likelihood, label) in enumerate(
+                zip(result.hits, result.likelihoods, result.labels, strict=True), start=1
+            )
         ],
         "gallery": searched.gallery,
         "items": total,
@@ -140,11 +147,16 @@ def query(
         "backend": running.name,
         "device": running.device,
     }
-    print_result(
-        found,
-        output.as_json,
-        lambda _: print_hits(result.hits, crops_dir, _columns_of(result.explanation)),
-    )
+    print_result(found, output.as_json, lambda _: _print_result(result, crops_dir))
+
+
+def _print_result(result: "SearchResult", crops_dir: Path | None) -> None:
+    verdict = result.verdict
+    if verdict is not None and result.hits:
+        (print_note if verdict.word == "uncalibrated" else print_line)(verdict.text)
+    calibrated = zip(result.likelihoods, result.labels, strict=True)
+    likely = [f"{likelihood:.2f}" if label else "" for likelihood, label in calibrated]
+    print_hits(result.hits, crops_dir, {"likelihood": likely} | _columns_of(result.explanation))
 
 
 def _save_sheet(
@@ -155,7 +167,9 @@ def _save_sheet(
 
     hits = result.hits
     title = request.sentence or f"like {Path(str(request.picture)).name}"
-    save_sheet(sheet, title, hits, crops_dir=crops_dir, explanation=result.explanation)
+    save_sheet(
+        sheet, title, hits, crops_dir=crops_dir, explanation=result.explanation, result=result
+    )
     print_note(f"contact sheet: {sheet}")
     missing = [hit.item for hit in hits if picture_file(hit.item, crops_dir) is None]
     first = missing[0].source or missing[0].key if missing else ""

@@ -8,11 +8,12 @@ import datetime
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,9 @@ from upperson_rt.gallery.records import (
 )
 from upperson_rt.manifest import share_a_space
 from upperson_rt.printable import safe_repr
+
+if TYPE_CHECKING:
+    from upperson_rt.gallery.outbox import Outbox, Within
 
 __all__ = [
     "Gallery",
@@ -80,6 +84,8 @@ class Gallery(ABC):
     One object may be used from several threads.
     """
 
+    has_outbox: ClassVar[bool] = False
+    """Whether `outbox` works."""
     _most_hits: int = 2**31 - 1
     """Largest k of a query."""
 
@@ -167,7 +173,11 @@ class Gallery(ABC):
         )
 
     def add(
-        self, items: Sequence[Item], vectors: NDArray[np.float32], variant: str | None = None
+        self,
+        items: Sequence[Item],
+        vectors: NDArray[np.float32],
+        variant: str | None = None,
+        within: "Within | None" = None,
     ) -> list[str]:
         """Add items, all or none; durable on return. The same key replaces and keeps its id.
 
@@ -178,6 +188,7 @@ class Gallery(ABC):
             items: N items.
             vectors: (N, D) of unit length.
             variant: Of the bundle that embedded them, for the record.
+            within: Writes to the outbox in the same transaction; see `has_outbox`.
 
         Returns:
             The keys that were there before: those items were replaced.
@@ -192,7 +203,24 @@ class Gallery(ABC):
         if variant is not None:
             variant = check_name(variant, "the variant of a bundle")
         unit_ND = unit_vectors(vectors, len(new), self.embed_dim, self.location)
-        return self._add(new, unit_ND, variant) if new else []
+        if not new:
+            return []
+        if within is None:
+            return self._add(new, unit_ND, variant)
+        return self._add_within(new, unit_ND, variant, within)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether it could not be written to when it was opened: changes are refused."""
+        return False
+
+    def outbox(self, write: bool = False) -> "AbstractContextManager[Outbox]":
+        """Give the outbox in a transaction, which is committed at the end if it writes.
+
+        Raises:
+            InputError: This kind of gallery has none, see `has_outbox`.
+        """
+        raise self._no_outbox()
 
     def search(
         self,
@@ -401,6 +429,23 @@ class Gallery(ABC):
         there = [hit for hit in hits if hit.id in vectors]
         found = [vectors[hit.id] for hit in there]
         return there, np.array(found, np.float32).reshape(len(there), self.embed_dim)
+
+    def _add_within(
+        self,
+        items: Sequence[Item],
+        vectors_ND: NDArray[np.float32],
+        variant: str | None,
+        within: "Within",
+    ) -> list[str]:
+        """As `_add`, and call ``within`` in the same transaction."""
+        raise self._no_outbox()
+
+    def _no_outbox(self) -> InputError:
+        return InputError(
+            f"gallery {self.location} has no outbox for alerts: use a gallery in a folder",
+            code="outbox_unsupported",
+            path=self.location,
+        )
 
     @abstractmethod
     def _get(self, ids: Sequence[int]) -> dict[int, tuple[Item, NDArray[np.float32]]]: ...

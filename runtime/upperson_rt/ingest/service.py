@@ -10,21 +10,21 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import BackendError, InputError, UppersonError
-from upperson_rt.extensions import load_extension
+from upperson_rt.extensions import extension_names, load_extension
 from upperson_rt.files import (
     lock_until_closed,
     make_folder,
@@ -37,6 +37,9 @@ from upperson_rt.gallery.crops import crop_path
 from upperson_rt.ingest.detector import plugin_boundary
 from upperson_rt.printable import error_text, get_logger, safe_repr
 from upperson_rt.strict import parse_json, read_fields
+
+if TYPE_CHECKING:
+    from upperson_rt.gallery.outbox import Outbox, Within
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -278,6 +281,16 @@ class Output(Protocol):
         """Finish; called once at the end."""
 
 
+class Matcher(Protocol):
+    """Compares rows with standing queries; an extension of ``upperson.matchers`` makes one."""
+
+    def match(self, items: Sequence[Item], embeds_ND: NDArray[np.float32]) -> "Within | None":
+        """Take rows that are about to be committed; return what to write with them, if anything.
+
+        An error ends the run.
+        """
+
+
 class Ingest:
     """Embeds crops and commits their rows. `embed` and `commit` may run in different threads."""
 
@@ -294,6 +307,7 @@ class Ingest:
         self.outputs = outputs
         self._encoder = encoder
         self._batch_size = batch_size
+        self._matchers = _open_matchers(encoder, gallery)
 
     def embed(self, crops: Sequence[Crop]) -> NDArray[np.float32]:
         """Return the (N, D) embeddings of crops."""
@@ -304,13 +318,31 @@ class Ingest:
         """Save pictures of crops, then add their rows; return the replaced keys."""
         items = [crop.item for crop in crops]
         with nullcontext() if self.folder is None else self.folder.saved(crops):
-            return self.gallery.add(items, embeds_ND, self._encoder.variant)
+            found = [matcher.match(items, embeds_ND) for matcher in self._matchers]
+            within = [one for one in found if one is not None]
+            if not within:
+                return self.gallery.add(items, embeds_ND, self._encoder.variant)
+
+            def write(outbox: "Outbox", ids: Mapping[str, int], replaced: Sequence[str]) -> None:
+                for one in within:
+                    one(outbox, ids, replaced)
+
+            return self.gallery.add(items, embeds_ND, self._encoder.variant, write)
 
     def deliver(self, crops: Sequence[Crop], replaced: Sequence[str]) -> None:
         """Give committed rows to the outputs; ``replaced`` is what `commit` returned."""
         items = [crop.item for crop in crops]
         for output in self.outputs:
             output.committed(items, replaced)
+
+
+def _open_matchers(encoder: Encoder, gallery: Gallery) -> list[Matcher]:
+    """Return what the extensions of ``upperson.matchers`` make; none without an outbox."""
+    if not getattr(gallery, "has_outbox", False):  # A program's own gallery may be any object.
+        return []
+    return [
+        load_extension("matchers", name)(encoder, gallery) for name in extension_names("matchers")
+    ]
 
 
 def open_outputs(names: Sequence[str]) -> list[Output]:

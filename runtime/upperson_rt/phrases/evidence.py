@@ -144,7 +144,7 @@ _TEMPERATURE = 0.02
 """Of the softmax: the one that models are trained with, ``upperson/losses.py``."""
 
 _MOST_TEXTS = 4096  # Kept: 2 MB at 128 dimensions, and every contrast of every kind.
-_MOST_CONTRASTS = 64  # Of them, as matrices: as much again.
+_MOST_CONTRASTS = 256  # Of them, as matrices: 8 MB at 128 dimensions. Alerts have many phrases.
 
 _PLAIN = "a person"
 
@@ -216,8 +216,8 @@ class Evidence:
     def away(self, embed_D: NDArray[np.float32], excluded: Sequence[Phrase]) -> NDArray[np.float32]:
         """Turn a query (D,) of unit length away from excluded phrases, to look for candidates."""
         things = [kind for phrase in excluded for kind in _kinds_of(phrase) or [phrase]]
-        things_TD = self._texts([describe([thing]) for thing in things])
-        more_D = things_TD.mean(axis=0) - self._texts([_PLAIN])[0]
+        things_TD = self.texts([describe([thing]) for thing in things])
+        more_D = things_TD.mean(axis=0) - self.texts([_PLAIN])[0]
         turned_D = embed_D - _TURN * more_D
         away_D: NDArray[np.float32] = (turned_D / np.linalg.norm(turned_D)).astype(np.float32)
         return away_D
@@ -241,12 +241,13 @@ class Evidence:
         if (found := self._contrasts.get(same)) is None:
             texts, weights, agrees = zip(*_contrast(phrase), strict=True)
             log_weights_T = np.log(np.array(weights, dtype=np.float32))
-            found = self._texts(texts), log_weights_T, np.array(agrees, np.float32)
+            found = self.texts(texts), log_weights_T, np.array(agrees, np.float32)
             kept = self._contrasts if len(self._contrasts) < _MOST_CONTRASTS else {}
             self._contrasts = kept | {same: found}
         return found
 
-    def _texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return the embeddings (T, D) of at least one text, those that are kept without a run."""
         kept = self._kept if len(self._kept) + len(texts) <= _MOST_TEXTS else {}
         new = [text for text in dict.fromkeys(texts) if text not in kept]
         if new:

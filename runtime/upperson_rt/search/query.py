@@ -21,7 +21,7 @@ from upperson_rt.phrases.evidence import MOST_PARAPHRASES, Evidence, paraphrases
 from upperson_rt.phrases.lexicon import PERSON_PLURALS, SMALL_WORDS
 from upperson_rt.phrases.spelling import correction
 from upperson_rt.printable import safe_repr
-from upperson_rt.search.calibration import BACKGROUND_SENTENCES
+from upperson_rt.search.background import BACKGROUND_SENTENCES
 from upperson_rt.tokenizer import token_lengths
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class SearchRequest:
     explain: bool = False
     """Also compute the evidence of each phrase in each hit."""
     calibrate: bool = False
-    """Also compute a likelihood and a match label for each hit. Reads a sample of the gallery."""
+    """Also compute the verdict, and a likelihood and a match label for each hit."""
     notices: bool = False
     """Also report how the sentence was read. Embeds words that this model was not tried on yet."""
 

@@ -13,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.encoder import Encoder
-from upperson_rt.gallery import Filter, Gallery, Hit
+from upperson_rt.gallery import Filter, Gallery, Hit, Item
 from upperson_rt.gallery.records import EARLIEST_S, check_hits, track_of_hit
 from upperson_rt.phrases import ParsedSentence, Phrase
 from upperson_rt.phrases.evidence import Evidence, Explanation, weighable
 from upperson_rt.phrases.spelling import with_corrections
-from upperson_rt.search.calibration import MatchLabel, ScoreCalibration, is_vague
+from upperson_rt.score_calibration import MatchLabel, calibration_in_use
+from upperson_rt.search.background import BackgroundScores, is_vague
 from upperson_rt.search.notices import Notice, unknown_cameras
 from upperson_rt.search.query import EmbeddedQuery, QueryEncoder, QuerySentence, SearchRequest
+from upperson_rt.search.verdict import Judge, Judged, Verdict
 
 _CANDIDATES = 40
 """Hits that are looked at where phrases are excluded, at least: up to 20 do not depend on k."""
@@ -42,10 +44,22 @@ class SearchResult:
     """One a hit; empty unless `SearchRequest.calibrate`."""
     likelihoods: list[float]
     """0 to 1, one a hit; empty unless `SearchRequest.calibrate`."""
+    verdict: Verdict | None
+    """Whether some picture matches; None unless `SearchRequest.calibrate`."""
     explanation: Explanation | None
     """None without a sentence, or unless `SearchRequest.explain`."""
     notices: list[Notice]
     """Warnings first; empty unless `SearchRequest.notices`."""
+
+
+@dataclass(frozen=True)
+class PictureMatch:
+    """How well one picture matches a search."""
+
+    score: float
+    likelihood: float
+    """0 to 1; the best guess where the label is empty."""
+    label: MatchLabel
 
 
 class SearchService:
@@ -62,7 +76,11 @@ class SearchService:
         self.gallery = gallery
         if background_KD is None:
             background_KD = np.empty((0, gallery.embed_dim), np.float32)
-        self.calibration = ScoreCalibration(gallery, background_KD, self.queries.background)
+        self.background = BackgroundScores(gallery, background_KD, self.queries.background)
+        own = self.queries.encoder
+        bundled = getattr(own, "calibration", None)  # An encoder that is not ours has none.
+        calibration = calibration_in_use(gallery.location, bundled, own.fingerprint)
+        self.judge = Judge(gallery, self.background, self.queries.evidence, calibration)
 
     def search(self, request: SearchRequest) -> SearchResult:
         """Run one search."""
@@ -75,16 +93,21 @@ class SearchService:
         return list(map(self._result, requests, queries, found))
 
     def match(
-        self, request: SearchRequest, vector_D: NDArray[np.float32]
-    ) -> tuple[float, MatchLabel]:
-        """Return the score and the label that a picture with this (D,) embedding has."""
+        self, request: SearchRequest, id_: int, item: Item, vector_D: NDArray[np.float32]
+    ) -> PictureMatch:
+        """Return score, likelihood and label of a picture of the gallery with a (D,) embedding."""
         (query,) = self.queries.embed([request])
         score = float((query.vectors_AD.astype(np.float64) @ vector_D.astype(np.float64)).max())
         if query.excluded:
             score -= float(self.queries.evidence.against(query.excluded, vector_D[None])[0])
-        self.calibration.refresh()
-        labels, _ = self._calibrated(query, [score], self._is_indistinct(query))
-        return score, labels[0]
+        self.background.refresh()
+        hit = Hit(id=id_, score=score, item=item)
+        return PictureMatch(
+            score,
+            *self.judge.judge_picture(
+                query, request.where, hit, vector_D, self._unknown(query.sentence)
+            ),
+        )
 
     def explain(self, parsed: ParsedSentence, hits: Sequence[Hit]) -> Explanation:
         """Compute the evidence of each phrase of a sentence in hits of the gallery."""
@@ -127,48 +150,43 @@ class SearchService:
     ) -> SearchResult:
         parsed = None if query.sentence is None else query.sentence.parsed
         if request.calibrate or (request.notices and parsed is not None and is_vague(parsed)):
-            self.calibration.refresh()
-        is_indistinct = (request.calibrate or request.notices) and self._is_indistinct(query)
-        labels: list[MatchLabel] = []
-        likelihoods: list[float] = []
+            self.background.refresh()
+        judged: Judged | None = None
         if request.calibrate:
-            scores = [hit.score for hit in hits]
-            labels, likelihoods = self._calibrated(query, scores, is_indistinct)
+            judged = self.judge.judge(query, request.where, hits, self._unknown(query.sentence))
         explanation = None if parsed is None or not request.explain else self.explain(parsed, hits)
         notices: list[Notice] = []
         if request.notices:
-            notices = self._notices(request.where or Filter(), query, hits, is_indistinct)
+            notices = self._notices(request.where or Filter(), query, hits)
         return SearchResult(
             hits=hits,
             parsed=parsed,
-            labels=labels,
-            likelihoods=likelihoods,
+            labels=[] if judged is None else judged.labels,
+            likelihoods=[] if judged is None else judged.likelihoods,
+            verdict=None if judged is None else judged.verdict,
             explanation=explanation,
             notices=notices,
         )
 
-    def _calibrated(
-        self, query: EmbeddedQuery, scores: list[float], is_indistinct: bool
-    ) -> tuple[list[MatchLabel], list[float]]:
-        labels = self.calibration.labels(query.picture_share, scores)
-        likelihoods = self.calibration.likelihoods(query.picture_share, scores)
-        if is_indistinct:  # The best of many stands out by chance.
-            return [""] * len(labels), [one / 2 for one in likelihoods]
-        return labels, likelihoods
+    def _unknown(self, sentence: QuerySentence | None) -> list[str]:
+        """Return the words that the model does not know, or that are probably misspelt."""
+        if sentence is None:
+            return []
+        unknown = self.queries.vocabulary.unknown(sentence.words)
+        misspelt = self.queries.vocabulary.corrections(sentence.words, unknown)
+        return [*dict.fromkeys([*unknown, *misspelt])]
 
     def _is_indistinct(self, query: EmbeddedQuery) -> bool:
         sentence = query.sentence
         return (
             sentence is not None
             and query.is_sentence_only
-            and self.calibration.is_indistinct(sentence.parsed, query.vectors_AD[0])
+            and self.background.is_indistinct(sentence.parsed, query.vectors_AD[0])
         )
 
-    def _notices(
-        self, where: Filter, query: EmbeddedQuery, hits: Sequence[Hit], is_indistinct: bool
-    ) -> list[Notice]:
+    def _notices(self, where: Filter, query: EmbeddedQuery, hits: Sequence[Hit]) -> list[Notice]:
         notices = [] if query.sentence is None else self._of_sentence(query.sentence)
-        if is_indistinct and not query.excluded:
+        if not query.excluded and self._is_indistinct(query):
             notices.append(Notice("indistinct"))
         notices += unknown_cameras(self.gallery, where)
         if not hits:

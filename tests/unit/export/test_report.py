@@ -110,7 +110,7 @@ def test_the_json_has_its_keys_in_their_order():
     samples = "images image_source texts text_source sha256"
     whole = "model split max_r1_drop min_overlap bootstrap variants ladder latency_conditions"
     for found, keys in (
-        (content, f"{whole} calibration"),
+        (content, f"{whole} calibration scores"),
         (variants["fp32"], f"metrics short r1_drop float_types {made}"),
         (variants["int8"], f"{measured} {made}"),
         (variants["int8"]["elsewhere"]["openvino"], measured),

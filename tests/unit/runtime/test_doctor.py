@@ -1,21 +1,23 @@
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
+from tests.helpers.toy_bundle import calibrate_toy_bundle, make_toy_bundle, replace_in_bundle
 from upperson_doctor import diagnosis as doctor
 from upperson_doctor import installed as packages
 from upperson_doctor.diagnosis import diagnose
 from upperson_openvino.backend import OpenVinoBackend
 from upperson_rt import nvidia
 from upperson_rt.errors import BackendError, install_command
-from upperson_rt.gallery import Gallery
+from upperson_rt.gallery import Gallery, Item
 from upperson_rt.manifest import parse_manifest
 from upperson_rt.nvidia import CudaDriver
 from upperson_rt.query_log import QueryLog
+from upperson_rt.score_calibration import Reference, write_score_calibration
 
 
 def by_name(checks):
@@ -26,10 +28,11 @@ def ends(check):
     return check.status, check.exit_code
 
 
-def test_a_healthy_installation(toy_bundle, tmp_path):
-    manifest = parse_manifest((toy_bundle / "bundle.json").read_text())
+def test_a_healthy_installation(folder, tmp_path):
+    calibrate_toy_bundle(folder)
+    manifest = parse_manifest((folder / "bundle.json").read_text())
     Gallery.open(tmp_path / "g", manifest.fingerprint, 16, create=True).close()
-    found = by_name(diagnose(toy_bundle, tmp_path / "g"))
+    found = by_name(diagnose(folder, tmp_path / "g"))
     assert {check.status for check in found.values()} == {"ok"}
     for tower in ("image", "text"):
         facts = found[f"{tower} tower"].facts
@@ -41,6 +44,45 @@ def test_a_healthy_installation(toy_bundle, tmp_path):
     assert found["gallery"].facts["items"] == 0
     assert found["golden samples"].facts["min_cosine"] > 0.9999
     assert found["bundle"].facts["variants"] == ["fp32", "int8"]
+
+
+def test_the_score_calibration_and_the_cameras_that_are_unlike_it(folder, tmp_path, monkeypatch):
+    def found(gallery=None):
+        return by_name(diagnose(folder, gallery))["score calibration"]
+
+    none = found()
+    assert (none.status, none.facts["source"]) == ("warn", None)
+    assert "upperson-rt calibrate" in none.fix
+    calibration = calibrate_toy_bundle(folder)
+    assert found().status == "ok"
+    monkeypatch.setattr("upperson_rt.search.shift.LEAST", 5)
+    unit = np.eye(16, dtype=np.float32)
+    with Gallery.open(tmp_path / "g", calibration.fingerprint, 16, create=True) as gallery:
+        for row, camera in enumerate(("gate", "hall")):
+            items = [Item(key=f"{camera}{n}", camera=camera) for n in range(12)]
+            gallery.add(items, np.repeat(unit[row : row + 1], 12, axis=0))
+    like = found(tmp_path / "g")
+    assert (like.status, like.facts["source"], like.facts["version"]) == ("ok", "bundle", 1)
+    assert [group["pictures"] for group in like.facts["groups"]] == [12, 12]
+    axes = (tuple(unit[1].tolist()),)  # Along which the pictures of the hall lie.
+    site = replace(
+        calibration,
+        version=2,
+        reference=Reference(mean=(0.0,) * 16, axes=axes, threshold=0.5),
+    )
+    write_score_calibration(tmp_path / "g" / "scores.json", site)
+    unlike = found(tmp_path / "g")
+    assert (unlike.status, unlike.facts["source"], unlike.facts["version"]) == (
+        "warn",
+        "gallery",
+        2,
+    )
+    assert "hall" in unlike.detail
+    assert "gate" not in unlike.detail.replace(str(tmp_path), "")
+    write_score_calibration(
+        tmp_path / "g" / "scores.json", replace(site, version=3, fingerprint="sha256:other")
+    )
+    assert ends(found(tmp_path / "g")) == ("fail", 3)
 
 
 def test_what_was_measured_is_shown_and_made_if_need_be(toy_bundle, tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ def test_a_newer_schema_comes_before_its_unknown_keys(content):
     for optional in ("variants.int8.metrics", "variants.int8.calibration", "report"):
         change(content, optional, None)
         parse_manifest(content)
-    content.update(schema_version=2, brand_new=1)
+    content.update(schema_version=3, brand_new=1)
     with refused("version_unknown", InputError):
         parse_manifest(content)
 

@@ -72,8 +72,9 @@ def test_or_between_colours_finds_either(retriever, pictures, by_track):
     expected = sorted(scores, key=lambda id_: -scores[id_])[:3]
     assert [hit.id for hit in hits] == expected
     assert [hit.score for hit in hits] == [scores[id_] for id_ in expected]
-    score, _ = retriever.service.match(either, next(retriever.gallery.vectors())[1][0])
-    assert score == pytest.approx(scores[1], abs=1e-6)
+    (first, *_), vectors_ND = next(retriever.gallery.vectors())
+    match = retriever.service.match(either, 1, first, vectors_ND[0])
+    assert match.score == pytest.approx(scores[1], abs=1e-6)
 
 
 def test_sentences_and_pictures_in_one_call(retriever, pictures):
@@ -269,9 +270,9 @@ def test_a_contrast_is_embedded_once_and_few_are_kept():
         (cap,) = (phrase for phrase in parse(sentence).phrases if phrase.noun == "cap")
         np.testing.assert_array_equal(evidence.of(cap, pictures), first)
     assert len(embedded) == known
-    for number in range(200):
+    for number in range(300):
         evidence.of(parse(f"a number{number} cap").phrases[-1], pictures)
-    assert len(evidence._contrasts) <= 64
+    assert len(evidence._contrasts) <= 256
     np.testing.assert_array_equal(evidence.of(parse("a cap").phrases[-1], pictures), first)
 
 

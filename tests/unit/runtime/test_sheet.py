@@ -1,5 +1,7 @@
 """The contact sheet that shows what a sentence found."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +12,9 @@ from upperson_rt.errors import InputError
 from upperson_rt.gallery import Hit, Item, TrackSpan
 from upperson_rt.phrases import parse
 from upperson_rt.phrases.evidence import Explanation
+from upperson_rt.search.notices import Notice
+from upperson_rt.search.service import SearchResult
+from upperson_rt.search.verdict import Verdict
 from upperson_rt.sheet import draw_sheet, save_sheet
 
 
@@ -83,6 +88,49 @@ def test_a_sheet_by_track_counts_tracks(monkeypatch):
     draw_sheet("red", [hit(1, None), hit(2, None)])
     notes = [text for text in drawn if text.endswith("best match first")]
     assert notes == ["2 tracks, best match first", "2 pictures, best match first"]
+
+
+@pytest.mark.parametrize("word", ["likely", "uncalibrated"])
+def test_a_sheet_shows_verdict_likelihoods_and_warnings(monkeypatch, word):
+    drawn = []
+    draw = sheet.ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        sheet.ImageDraw.ImageDraw,
+        "text",
+        lambda self, at, text, **more: (drawn.append(text), draw(self, at, text, **more)),
+    )
+    is_likely = word == "likely"
+    verdict = Verdict(
+        word=word,
+        likelihood=0.9 if is_likely else None,
+        expected=2.0 if is_likely else None,
+        reason=None if is_likely else "no_calibration",
+    )
+    hits = [hit(1, None, camera="gate"), hit(2, "b.png")]
+    found = SearchResult(
+        hits=hits,
+        parsed=None,
+        labels=["likely", "unlikely"] if is_likely else ["", ""],
+        likelihoods=[0.871, 0.002],
+        verdict=verdict,
+        explanation=None,
+        notices=[Notice("words_unknown", {"words": ["zebra"]}), Notice("not_understood")],
+    )
+    plain = draw_sheet("red", hits)
+    drawn.clear()
+    made = draw_sheet("red", hits, result=found)
+    shown = " ".join(drawn).lower()
+    assert verdict.text.split()[0] in shown
+    assert found.notices[0].text in shown
+    assert found.notices[1].text not in shown  # Notes are left to the command.
+    assert ("likely 87 %" in drawn, "unlikely < 1 %" in drawn) == (is_likely, is_likely)
+    assert ("0.500" in drawn) != is_likely
+    assert ("0.500  b.png" in drawn) == is_likely
+    assert made.height > plain.height
+    with refused("result_unfit", InputError):
+        draw_sheet("red", hits[:1], result=found)
+    bare = replace(found, verdict=None, labels=[], likelihoods=[], notices=[])
+    assert draw_sheet("red", hits, result=bare).size == plain.size
 
 
 def test_a_bar_a_phrase(tmp_path):

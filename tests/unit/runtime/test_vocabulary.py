@@ -138,11 +138,12 @@ def test_the_shipped_base():
 def test_how_a_sentence_was_read(sentence, unknown, codes):
     encoder = SimpleNamespace(
         tokenizer=clip_tokenizer(),
+        fingerprint="none",
         encode_tokens=lambda tokens: np.full((len(tokens.input_ids), 4), 0.5, np.float32),
         encode_texts=None,
         embed_dim=4,
     )
-    service = SearchService(QueryEncoder(encoder), SimpleNamespace(embed_dim=4))
+    service = SearchService(QueryEncoder(encoder), SimpleNamespace(location="none", embed_dim=4))
     vocabulary = service.queries.vocabulary
     vocabulary.unknown = lambda words: [word for word in words if word.lower() in unknown]
     (query,) = service.queries.embed([SearchRequest(sentence=sentence)])

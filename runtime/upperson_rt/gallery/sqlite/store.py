@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery.crops import remove_crops
+from upperson_rt.gallery.outbox import Outbox, Within
 from upperson_rt.gallery.protocol import Gallery, known_keys, read_item
 from upperson_rt.gallery.records import CameraInfo, Filter, GalleryInfo, Hit, Item
 from upperson_rt.gallery.sqlite import rows as table
@@ -47,6 +48,7 @@ class SqliteGallery(Gallery):
     rows: what was altered or lost on the disk is an IntegrityError, not an answer.
     """
 
+    has_outbox = True
     crops_dir: Path
 
     def __init__(self, path: Path, database: Database) -> None:
@@ -69,6 +71,15 @@ class SqliteGallery(Gallery):
 
     def _add(
         self, items: Sequence[Item], vectors_ND: NDArray[np.float32], variant: str | None
+    ) -> list[str]:
+        return self._add_within(items, vectors_ND, variant, None)
+
+    def _add_within(
+        self,
+        items: Sequence[Item],
+        vectors_ND: NDArray[np.float32],
+        variant: str | None,
+        within: Within | None,
     ) -> list[str]:
         with self._writing() as (transaction, sums):
             source, keys = table.has_key(transaction, [item.key for item in items])
@@ -101,8 +112,24 @@ class SqliteGallery(Gallery):
             crops = [row[_CROP] for row in replaced.values() if row[_CROP] is not None]
             unused = table.unnamed_crops(transaction, crops) if crops else []
             table.trim_log(transaction)
+            if within is not None:
+                ids = {key: row[0] for key, row in rows.items()}
+                within(Outbox(transaction.connection, write=True), ids, [*replaced])
         remove_crops(self.crops_dir, unused)
         return [*replaced]
+
+    @property
+    def is_read_only(self) -> bool:
+        return self._database.read_only
+
+    @contextmanager
+    def outbox(self, write: bool = False) -> Iterator[Outbox]:
+        if write:
+            with self._writing() as (transaction, _):
+                yield Outbox(transaction.connection, write=True)
+        else:
+            with self._database.reading() as transaction:
+                yield Outbox(transaction.connection, write=False)
 
     @contextmanager
     def _writing(self) -> Iterator[tuple[Transaction, Sums]]:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.helpers.console import ODD, START, Client
-from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
+from tests.helpers.toy_bundle import COLOURS, calibrate_toy_bundle, draw_person, make_toy_bundle
 from upperson_console import guard
 from upperson_console.accounts import Access, Account, Accounts, add_token
 from upperson_console.app import make_app
@@ -61,6 +61,15 @@ def served_folder(tmp_path_factory):
                 )
         gallery.add(items, encoder.encode_images(files))
     return folder
+
+
+@pytest.fixture(scope="session")
+def calibrated_encoder(served_folder, tmp_path_factory):
+    """The encoder of the same bundle with a score calibration."""
+    bundle = tmp_path_factory.mktemp("calibrated") / "bundle"
+    shutil.copytree(served_folder / "bundle", bundle)
+    calibrate_toy_bundle(bundle)
+    return open_encoder(bundle, threads=1)
 
 
 @cache
@@ -122,6 +131,23 @@ def reader(served_folder, served_encoder, tmp_path_factory):
 def console(make_console):
     """A console without a login."""
     return make_console()
+
+
+@pytest.fixture
+def calibrated(make_console, calibrated_encoder):
+    """A console whose scores are calibrated, over a gallery that is large enough for it.
+
+    A camera more has a picture of each colour, hours later.
+    """
+    console = make_console(encoder=calibrated_encoder)
+    folder = console.folder / "crops"
+    files = [draw_person(folder / f"{colour}9.png", colour, seed=9) for colour in COLOURS]
+    items = [
+        Item(key=f"{c}-9", camera="yard", time=START + 20_000 + n, track=f"{c}-9", crop=f"{c}9.png")
+        for n, c in enumerate(COLOURS)
+    ]
+    console.service.gallery.add(items, calibrated_encoder.encode_images(files))
+    return console
 
 
 @pytest.fixture

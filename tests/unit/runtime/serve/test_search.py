@@ -19,7 +19,7 @@ from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.phrases import parse_query
 from upperson_rt.retriever import Retriever
-from upperson_rt.search.calibration import ScoreCalibration
+from upperson_rt.search.background import BackgroundScores
 
 
 def keys(answer):
@@ -141,17 +141,15 @@ def test_what_to_know_about_a_search_is_noticed(reader, red_jpeg, monkeypatch):
     assert codes(found) == {"words_unknown": {"words": ["zebra"]}}
     assert found["notes"] == [f"{notice['text'][0].upper()}{notice['text'][1:]}."]
     monkeypatch.setattr(
-        ScoreCalibration, "is_indistinct", lambda self, sentence, vector: "a" in sentence.wanted
+        BackgroundScores, "is_indistinct", lambda self, sentence, vector: "a" in sentence.wanted
     )
     found = reader.client.search(sentence="a", limit=3).json()
     assert "indistinct" in codes(found)
-    assert [hit["match"] for hit in found["hits"]] == ["", "", ""]  # No match label.
     assert found["notes"][0] in reader.client.get("/?q=a").text
     assert "indistinct" not in codes(reader.client.search(sentence="red").json())
     sent = reader.client.post("/api/v1/pictures", files={"picture": ("x.jpg", red_jpeg)}).json()
     both = reader.client.search(sentence="a", picture=sent["picture"], limit=1).json()
     assert "indistinct" not in codes(both)  # The picture makes it distinct.
-    assert both["hits"][0]["match"]
 
 
 def test_a_camera_that_is_not_there_is_noticed(guarded):

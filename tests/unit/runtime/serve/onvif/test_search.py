@@ -2,6 +2,7 @@
 
 import datetime
 import re
+import shutil
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pytest
 
 from tests.helpers.console import ODD, START, log_lines
 from tests.helpers.toy_bundle import draw_person
-from tests.unit.runtime.serve.onvif.conftest import NOW, envelope, fault
+from tests.unit.runtime.serve.onvif.conftest import NOW, envelope, fault, running
 from upperson_console.onvif import recordings
 from upperson_console.onvif.sessions import MOST_SESSIONS
 from upperson_rt.gallery import Filter, Item
@@ -158,6 +159,34 @@ def test_similarity_is_the_least_of_a_result(vms):
     assert over.SearchState == "Completed"
     assert len(over.Result) == sum(one.Similarity >= least for one in found) >= 4
     assert outcome(take(vms, find(vms, Similarity=1.0))) == ("Completed", 0)
+
+
+def test_half_is_a_threshold_of_a_calibrated_similarity(
+    served_folder, calibrated_encoder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("upperson_rt.search.verdict.FEWEST", 10)
+    gallery = shutil.copytree(served_folder / "gallery", tmp_path / "gallery")
+    with running(gallery, tmp_path, calibrated_encoder) as onvif:
+        vms = onvif.client().search
+        found = take(vms, find(vms, "a woman in red", Similarity=0.5))
+        ids = [int(one.TargetImageURI.rpartition("/")[2]) for one in found.Result]
+        keys = {item.key[:4] for item, _ in onvif.service.gallery.get(ids).values()}
+        assert (outcome(found), keys) == (("Completed", 2), {"red-"})  # A track at each camera.
+        assert all(one.Similarity > 0.9 for one in found.Result)
+        nobody = find(vms, "a woman in a purple coat", Similarity=0.5)
+        assert outcome(take(vms, nobody)) == ("Completed", 0)
+
+
+def test_likelihoods_need_not_fall_with_scores(vms, monkeypatch):
+    search = recordings.scored_hits
+
+    def judged(*args):
+        return [(hit, float(row in (5, 7, 8))) for row, (hit, _) in enumerate(search(*args))]
+
+    monkeypatch.setattr(recordings, "scored_hits", judged)
+    token = find(vms, Similarity=0.5, MaxMatches=2)
+    assert outcome(take(vms, token, MaxResults=1)) == ("Searching", 1)
+    assert outcome(take(vms, token, MaxResults=1)) == ("Completed", 1)
 
 
 def test_no_result_comes_twice(shared, vms):

@@ -1,18 +1,13 @@
-"""Score calibration: a likelihood and a match label from a cosine.
+"""Background scores: how far a cosine stands above those of ordinary queries.
 
 A cosine says little by itself: every search has a best hit, and the best of more pictures is
 better. It says more beside the scores that background queries of the same kind get: background
-sentences, pictures of other people, or both in the same shares. Those queries are the same for one
-picture and for a million, so a label means the same in every gallery of a model.
+sentences, pictures of other people, or both in the same shares.
 """
 
-import json
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
-from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +15,6 @@ from numpy.typing import NDArray
 from upperson_rt.gallery import Gallery
 from upperson_rt.phrases import ParsedSentence
 
-MatchLabel: TypeAlias = Literal["very close", "close", "similar", "loose", ""]
-LABELS: dict[float, MatchLabel] = {3.5: "very close", 3.0: "close", 2.5: "similar"}
-"""By how many standard deviations a score lies above those of background queries."""
-_ELSE: MatchLabel = "loose"
-_KINDS = ("sentence", "picture")
 _COLOURS = ("red", "blue", "black", "white", "green", "grey", "yellow", "brown")
 _UPPER = ("coat", "jacket", "shirt", "hoodie", "dress", "sweater", "top", "t-shirt")
 _LOWER = ("black trousers", "blue jeans", "grey shorts", "a white skirt")
@@ -42,23 +32,10 @@ _COMPARED = 512
 _QUERIES = 64
 _FEWEST_SCORES = 16
 _SMALLEST_SPREAD = 0.01
-_NEARLY_ITSELF = 0.9
-"""Of the way from a usual score of two pictures to that of a picture with itself."""
 _GROWN = 1.1
 _INDISTINCT_BELOW = 0.45
 """Share of the spread that background sentences have: sentences about anything but people have
 less."""
-
-
-@cache
-def curves() -> NDArray[np.float64]:
-    """Return slope and middle of the logistic curve of the likelihood, for sentences and pictures.
-
-    ``likelihood.json`` has them with what they were fitted on and checked against; it is written by
-    ``python -m benchmarks.likelihood``. In a larger gallery the same score is less likely right.
-    """
-    content = json.loads(files(__package__).joinpath("likelihood.json").read_text("utf-8"))
-    return np.array([[content[kind][key] for key in ("slope", "middle")] for kind in _KINDS])
 
 
 @dataclass
@@ -74,7 +51,7 @@ class _Sample:
     """Median spread of the scores of one background sentence over pictures."""
 
 
-class ScoreCalibration:
+class BackgroundScores:
     """Background scores of one gallery. Safe to use from several threads."""
 
     def __init__(
@@ -105,38 +82,14 @@ class ScoreCalibration:
             if before is None or _is_outgrown(before.count, count):
                 self._read = self._new_sample(count)
 
-    def labels(self, picture_share: float, scores: Sequence[float]) -> list[MatchLabel]:
-        """Return a label for each cosine, empty where there is nothing to compare with.
+    def deviations(
+        self, picture_share: float, scores: Sequence[float]
+    ) -> NDArray[np.float64] | None:
+        """Return (N,) standard deviations above background scores, None without any.
 
         ``picture_share`` is the weight of pictures in the query, 0 for a sentence to 1 for a
         picture.
         """
-        usual = self._usual(round(picture_share, 2)) if scores else None
-        if usual is None:
-            return [""] * len(scores)
-        middle, spread = usual
-        itself = middle + _NEARLY_ITSELF * (1 - middle) if picture_share == 1 else np.inf
-        return [
-            "very close"
-            if score >= itself
-            else next((w for least, w in LABELS.items() if score - middle >= least * spread), _ELSE)
-            for score in scores
-        ]
-
-    def likelihoods(self, picture_share: float, scores: Sequence[float]) -> list[float]:
-        """Return how likely each score is a correct match; without background from the cosine."""
-        above_N = self.deviations(picture_share, scores)
-        if above_N is None:
-            return [min(max((score + 1) / 2, 0.0), 1.0) for score in scores]
-        by_sentence, by_picture = curves()
-        slope, middle = by_sentence + picture_share * (by_picture - by_sentence)
-        likely: list[float] = (1 / (1 + np.exp(-slope * (above_N - middle)))).tolist()
-        return likely
-
-    def deviations(
-        self, picture_share: float, scores: Sequence[float]
-    ) -> NDArray[np.float64] | None:
-        """Return (N,) standard deviations above background scores, None without any."""
         usual = self._usual(round(picture_share, 2)) if len(scores) else None
         if usual is None:
             return None
@@ -177,9 +130,7 @@ class ScoreCalibration:
         scores = scores_QN[of_others]
         if len(scores) < _FEWEST_SCORES:
             return None
-        # From the lower half: in the upper one may be the same person in another track.
-        low, middle = np.quantile(scores, [0.1587, 0.5])
-        return float(middle), max(float(middle - low), _SMALLEST_SPREAD)
+        return scale_of(scores)
 
     def _queries(self, share: float, pictures_QD: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (Q, D) background queries: sentences, pictures, or both in the same shares."""
@@ -208,6 +159,13 @@ class ScoreCalibration:
         tracks = [item.key if item.track is None else (item.camera, item.track) for item in items]
         numbers = [people.setdefault(track, len(people)) for track in tracks]
         return _Sample(vectors_ND, np.array(numbers, np.int64), count)
+
+
+def scale_of(scores: NDArray[np.float32]) -> tuple[float, float]:
+    """Return middle and spread of background scores (any shape), at least 16 of them."""
+    # From the lower half: in the upper one may be the same person in another track.
+    low, middle = np.quantile(scores, [0.1587, 0.5])
+    return float(middle), max(float(middle - low), _SMALLEST_SPREAD)
 
 
 def is_vague(sentence: ParsedSentence) -> bool:

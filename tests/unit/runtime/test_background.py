@@ -1,16 +1,13 @@
-"""Match labels and likelihoods: the same for one picture and for many, whatever the query."""
+"""Background scores: deviations are the same for one picture and for many, whatever the query."""
 
-import json
-from importlib.resources import files
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks import likelihood
 from upperson_rt.gallery import Item
 from upperson_rt.phrases import parse
-from upperson_rt.search.calibration import BACKGROUND_SENTENCES, LABELS, ScoreCalibration, curves
+from upperson_rt.search.background import BACKGROUND_SENTENCES, BackgroundScores
 
 D = 64
 SHARES = [0.0, 0.5, 1.0]
@@ -55,12 +52,12 @@ class World:
         )
         background = self.pictures(self.people(8))
         sentences = self.texts(self.people(len(BACKGROUND_SENTENCES)))
-        return ScoreCalibration(gallery, background, lambda: sentences)
+        return BackgroundScores(gallery, background, lambda: sentences)
 
 
 @pytest.mark.parametrize("share", SHARES, ids=NAMES)
 @pytest.mark.parametrize("count", [1, 10, 100, 2500])
-def test_a_word_means_the_same_in_every_gallery(count, share):
+def test_deviations_mean_the_same_in_every_gallery(count, share):
     right, other = [], []
     for seed in range(30):
         world = World(seed)
@@ -69,50 +66,29 @@ def test_a_word_means_the_same_in_every_gallery(count, share):
         scores = [
             world.query(person, share) @ pictures[0] for person in (people[0], world.people(1)[0])
         ]
-        own, another = world.scale(pictures).labels(share, scores)
+        own, another = world.scale(pictures).deviations(share, scores)
         right.append(own)
         other.append(another)
-    assert right.count("very close") + right.count("close") >= 22
-    assert right.count("loose") <= 3
-    assert other.count("loose") >= 28
+    assert sum(one >= 3 for one in right) >= 22
+    assert sum(one < 2.5 for one in right) <= 3
+    assert sum(one < 2.5 for one in other) >= 28
 
 
 @pytest.mark.parametrize("share", SHARES, ids=NAMES)
-def test_a_likelihood_follows_the_words(share):
+def test_a_deviation_counts_spreads_above_the_middle(share):
     world = World(2)
     scale = world.scale(world.pictures(world.people(100)))
-    scores = np.linspace(-1, 1, 401).tolist()
-    likely = scale.likelihoods(share, scores)
-    assert likely == sorted(likely)
-    assert 0 <= likely[0] < 0.001
-    assert 0.999 < likely[-1] <= 1
-    slope, half = (curves()[0] * (1 - share) + curves()[1] * share).tolist()
     middle, spread = scale._usual(share)
-    for least, word in LABELS.items():
-        begins = 1 / (1 + np.exp(-slope * (least - half)))
-        found = scale.likelihoods(share, [middle + least * spread])
-        assert found == pytest.approx([begins])
-        assert scale.labels(share, [middle + (least + 0.01) * spread]) == [word]
-    assert scale.likelihoods(share, []) == []
+    scores = [middle - spread, middle, middle + 2.5 * spread]
+    assert scale.deviations(share, scores) == pytest.approx([-1, 0, 2.5])
+    assert scale.deviations(share, []) is None
 
 
-def test_without_anything_to_compare_with_a_likelihood_is_the_cosine_and_there_is_no_label():
+def test_without_anything_to_compare_with_there_are_no_deviations():
     world = World(1)
     scale = world.scale(world.pictures(world.people(1)))
     scale._background_KD = scale._background_KD[:1]
-    assert scale.likelihoods(1.0, [-1.0, 0.0, 0.5, 1.0, 1.01]) == [0.0, 0.5, 0.75, 1.0, 1.0]
-    assert scale.labels(1.0, [0.9]) == [""]
-    assert scale.labels(0.5, []) == []
-
-
-@pytest.mark.parametrize("count", [1, 2, 10, 60, 3000])
-@pytest.mark.parametrize("tracks", [False, True], ids=["without tracks", "one track"])
-def test_a_picture_is_very_close_to_itself_wherever(count, tracks):
-    world = World(1)
-    # The worst case: all are the same person.
-    pictures = world.pictures(np.repeat(world.people(1), count, axis=0))
-    scale = world.scale(pictures, ["t"] * count if tracks else None)
-    assert scale.labels(1.0, [float(pictures[0] @ pictures[0]), 1.0, 0.9999]) == ["very close"] * 3
+    assert scale.deviations(1.0, [0.9]) is None
 
 
 @pytest.mark.parametrize(
@@ -154,20 +130,7 @@ def test_a_gallery_that_grew_is_read_again_and_counted_once_a_search():
     scale._gallery.count, scale._gallery.vectors = count, vectors
     for searches in range(1, 8):
         scale.refresh()
-        scale.labels(0.0, [0.5])
-        scale.likelihoods(0.0, [0.5])
+        scale.deviations(0.0, [0.5])
         scale.is_indistinct(parse("asdf"), pictures[0])
         assert len(counts) == searches
     assert reads == [60, 67, 100, 61]
-
-
-@pytest.mark.parametrize(("row", "kind", "most"), [(0, "sentence", 3), (1, "picture", 3)])
-def test_the_curves_are_those_of_the_counts_that_they_were_fitted_on(row, kind, most):
-    found = json.loads(files("upperson_rt.search").joinpath("likelihood.json").read_text("utf-8"))
-    assert found["bin_edges"] == likelihood.EDGES.tolist()
-    pairs, right = (np.array(found[kind][part]) for part in ("pairs", "right"))
-    assert curves()[row].tolist() == pytest.approx(likelihood.fit_curve(pairs, right), rel=1e-6)
-    tenths = likelihood.by_tenth(*curves()[row], pairs[None], right[None])
-    assert likelihood.calibration_error(tenths) < most
-    held_out = np.array(found[kind]["held_out"]["first_40"])
-    assert likelihood.calibration_error(held_out) < most

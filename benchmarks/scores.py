@@ -1,0 +1,266 @@
+"""How reliable likelihoods and verdicts are, on drawn people who were never fitted on.
+
+The shipped base is calibrated on some sets of people and checked on others: present and absent
+people, larger and smaller galleries, and cameras that the calibration has not seen.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from benchmarks.report import Column, conditions, print_report, table
+from upperson.cli.exportable import labelled_files
+from upperson.config import read_recipe
+from upperson.data.records import read_dataset
+from upperson.data.vocabulary import clip_tokenizer
+from upperson.evaluate import embed_records, embed_texts
+from upperson.model.base import load_base
+from upperson.model.encoder import UPPerson
+from upperson.model.parts import PLAIN_CLIP
+from upperson_rt.cli.app import Command, new_app, run_app
+from upperson_rt.cli.options import Debug
+from upperson_rt.phrases.evidence import Evidence
+from upperson_rt.score_calibration import ScoreCalibration
+from upperson_rt.search.shift import LEAST
+from upperson_scores.fitting import (
+    Block,
+    Judgement,
+    Prior,
+    blocks_of,
+    fit_score_calibration,
+    judge_all,
+    make_block,
+    reliability,
+    search_block,
+)
+from upperson_scores.labelled_queries import KINDS, TRAITS, LabelledPictures
+from upperson_synthetic import SyntheticSpec, write_dataset
+
+_SHIFTED = ("night", "low-resolution", "hard")
+_SIZES = (20, 75)
+_CROPS = 500
+_FEW = 50
+"""People of a small fit, as many as the demo has."""
+_FIT = [*range(331, 339)]
+_CHECK = [*range(311, 316)]
+
+app = new_app("Calibrate scores of drawn people, and check them on people never fitted on.")
+
+
+@app.command(cls=Command)
+def scores(
+    fit: Annotated[list[int], typer.Option(help="Sets of people to fit on.")] = _FIT,
+    check: Annotated[list[int], typer.Option(help="Sets of people to check on.")] = _CHECK,
+    people: Annotated[int, typer.Option(min=40, help="People of a set, four pictures each.")] = 300,
+    write: Annotated[
+        Path | None, typer.Option(help="JSON file to write the calibration to.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG file of reliability diagrams.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Calibrate scores of drawn people, and check them on people never fitted on.
+
+    What fits start from is written by  --write runtime/upperson_scores/prior.json
+
+    Example: python -m benchmarks.scores --fit 331 --fit 332 --check 311 --people 100
+    """
+    drawn = Drawn(people)
+    fitted = _blocks([drawn.pictures("street", seed) for seed in fit])
+    calibration = fit_score_calibration(
+        fitted, drawn.embed_texts, drawn.base, f"street, seeds {fit}", prior=None
+    )
+    if write is not None:
+        write.write_text(calibration.to_json(), "utf-8")
+    evidence = Evidence(drawn.embed_texts)
+    sets = [drawn.pictures("street", seed) for seed in check]
+    found = {"these sets": _judged(_blocks(sets), evidence, calibration)}
+    found |= {
+        f"{size} people": _judged(
+            _blocks([_first(one, size) for one in sets]), evidence, calibration
+        )
+        for size in _SIZES
+    }
+    together = make_block(_together(sets), fitted[0].galleries[0], np.random.default_rng(0))
+    found[f"{people * len(sets)} people"] = _judged([together], evidence, calibration)
+    rows = _rows(found, calibration)
+    # As an export does that has few people: near what was fitted on many.
+    few = fit_score_calibration(
+        blocks_of(_first(fitted[0].galleries[0], _FEW), np.random.default_rng(0)),
+        drawn.embed_texts,
+        drawn.base,
+        f"street, {_FEW} people",
+        Prior(picture=calibration.picture, answer=calibration.answer),
+    )
+    rows |= _rows({f"fitted on {_FEW}": _judged(_blocks(sets), evidence, few)}, few)
+    farthest = {
+        look: [
+            calibration.reference.distance(group)
+            for seed in check
+            for group in _groups(drawn.pictures(look, seed))
+        ]
+        for look in ("street", *_SHIFTED)
+    }
+    limit = calibration.reference.threshold
+    shifts = {
+        look: {"groups": len(own), "unlike": sum(one > limit for one in own), "nearest": min(own),
+               "farthest": max(own)}
+        for look, own in farthest.items()
+    }  # fmt: skip
+    if plot is not None:
+        _plot(found["these sets"], farthest, limit, plot)
+    answers = {
+        "queries": Column("queries", "{:,}"),
+        "AUROC": Column("auroc"),
+        "error": Column("error"),
+        "wrong nobody": Column("wrong_nobody"),
+        "caught": Column("caught_nobody"),
+    }
+    pictures = {
+        "error": Column("error"),
+        "of the first": Column("first_error"),
+        "expected": Column("expected", "{:,}"),
+        "right": Column("right", "{:,}"),
+    }
+    groups = {
+        "groups": Column("groups", "{}"),
+        "unlike": Column("unlike", "{}"),
+        "nearest": Column("nearest"),
+        "farthest": Column("farthest"),
+    }
+    values = conditions("scores", "torch", threads=None, batch_size=64, warmup=0)
+    values |= {"rows": rows, "shifts": shifts, "limit": limit, "fit": fit, "check": check}
+    values |= {"nobody_below": calibration.nobody_below, "people": people}
+    print_report(
+        values,
+        (),
+        [
+            table("answers", {k: v for k, v in rows.items() if v["kind"] != "pictures"}, answers),
+            table("pictures", {k: v for k, v in rows.items() if v["kind"] == "pictures"}, pictures),
+            table(f"cameras, limit {limit:.2f}", shifts, groups),
+        ],
+    )
+
+
+def _rows(
+    found: dict[str, list[Judgement]], calibration: ScoreCalibration
+) -> dict[str, dict[str, Any]]:
+    return {
+        f"{name}, {kind}": figures | {"kind": kind}
+        for name, judged in found.items()
+        for kind, figures in reliability(judged, calibration.nobody_below).items()
+    }
+
+
+class Drawn:
+    """Drawn people, embedded by the shipped base."""
+
+    def __init__(self, people: int) -> None:
+        config = read_recipe("synthetic", {"root": "people", "epochs": 1})
+        base = load_base(config.base, config.pretrained)
+        size = config.height_px, config.width_px
+        self.base = config.base
+        self._people = people
+        self._model = UPPerson(base.clip, PLAIN_CLIP, size, base.statistics)
+        self._tokenizer = clip_tokenizer()
+        self._texts: dict[str, NDArray[np.float32]] = {}
+
+    def embed_texts(self, texts: "list[str] | tuple[str, ...] | Any") -> NDArray[np.float32]:
+        """Return (T, D) embeddings; each text is embedded once."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        if new:
+            embeds_TD = embed_texts(self._model, self._tokenizer, new, batch_size=256)
+            self._texts |= dict(zip(new, embeds_TD, strict=True))
+        return np.stack([self._texts[text] for text in texts])
+
+    def pictures(self, look: str, seed: int) -> LabelledPictures:
+        """Draw a set of people as a look shows them."""
+        spec = SyntheticSpec(look=look, train_ids=0, val_ids=self._people, test_ids=0, seed=seed)
+        with tempfile.TemporaryDirectory() as name:
+            root = write_dataset(Path(name, "people"), spec)
+            splits = read_dataset("jsonl", root)
+            _, images_GD = embed_records(self._model, self._tokenizer, splits["val"])
+        files = labelled_files(splits, root)
+        assert files is not None  # The split has people.
+        return files.embedded(images_GD)
+
+
+def _blocks(sets: list[LabelledPictures]) -> list[Block]:
+    """Make queries about each set; people of the next one are absent from it."""
+    return [
+        make_block(own, sets[(number + 1) % len(sets)], np.random.default_rng(number))
+        for number, own in enumerate(sets)
+    ]
+
+
+def _judged(
+    blocks: list[Block], evidence: Evidence, calibration: ScoreCalibration
+) -> list[Judgement]:
+    whole = [Block(galleries=one.galleries[:1], queries=one.queries) for one in blocks]
+    return [one for block in whole for one in judge_all(search_block(block, evidence), calibration)]
+
+
+def _first(pictures: LabelledPictures, people: int) -> LabelledPictures:
+    numbers = np.unique(pictures.people_N)[:people]
+    return pictures.of(np.flatnonzero(np.isin(pictures.people_N, numbers)))
+
+
+def _together(sets: list[LabelledPictures]) -> LabelledPictures:
+    most = max(int(one.people_N.max()) for one in sets) + 1
+    return LabelledPictures(
+        vectors_ND=np.concatenate([one.vectors_ND for one in sets]),
+        people_N=np.concatenate([one.people_N + most * i for i, one in enumerate(sets)]),
+        cameras_N=np.concatenate([one.cameras_N for one in sets]),
+        captions=[captions for one in sets for captions in one.captions],
+        traits={name: np.concatenate([one.traits[name] for one in sets]) for name in TRAITS},
+    )
+
+
+def _groups(pictures: LabelledPictures) -> list[NDArray[np.float32]]:
+    """Return 500 pictures of all cameras, and as many of each camera as are compared at least."""
+    by_camera = [pictures.cameras_N == camera for camera in np.unique(pictures.cameras_N)]
+    return [
+        pictures.vectors_ND[:_CROPS],
+        *(pictures.vectors_ND[is_own][:LEAST] for is_own in by_camera),
+    ]
+
+
+def _plot(
+    judged: list[Judgement], farthest: dict[str, list[float]], limit: float, file: Path
+) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    answers, pictures, cameras = figure.subplots(1, 3)
+    kinds = {"all": judged} | {kind: [j for j in judged if j.kind == kind] for kind in KINDS}
+    for name, own in kinds.items():
+        likely = np.array([one.answer for one in own])
+        _draw(answers, likely, np.array([one.is_present for one in own]), name)
+    likely = np.concatenate([one.likely_N for one in judged])
+    _draw(pictures, likely, np.concatenate([one.right_N for one in judged]), "of 40 pictures")
+    first = np.array([one.likely_N[0] for one in judged])
+    _draw(pictures, first, np.array([one.right_N[0] for one in judged]), "of the first picture")
+    for axes, title in ((answers, "somebody matches"), (pictures, "a picture matches")):
+        axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
+        axes.set(title=title, xlabel="likelihood", ylabel="share that is right")
+        axes.legend()
+    for row, distances in enumerate(farthest.values()):
+        cameras.plot(distances, [row] * len(distances), "o", alpha=0.5)
+    cameras.axvline(limit, color="red", linewidth=1)
+    cameras.set(title="cameras: distance, and its limit", xlabel="squared distance")
+    cameras.set_yticks(range(len(farthest)), list(farthest))
+    figure.savefig(file, dpi=100)
+
+
+def _draw(axes: Any, likely: NDArray[np.float64], right: NDArray[np.bool_], name: str) -> None:
+    tenth = np.minimum((10 * likely).astype(int), 9)
+    there = [number for number in range(10) if (tenth == number).sum() >= 5]
+    means = [float(likely[tenth == number].mean()) for number in there]
+    axes.plot(means, [float(right[tenth == number].mean()) for number in there], "o-", label=name)
+
+
+if __name__ == "__main__":
+    run_app(app, "python -m benchmarks.scores")

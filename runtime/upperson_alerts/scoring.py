@@ -1,0 +1,128 @@
+"""Scores of visits for sentences, as log-odds where scores are calibrated, else as cosines.
+
+Shapes: N pictures, D dimensions, T texts of a sentence (its readings), S sentences.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.logistic import probability
+from upperson_rt.phrases import Phrase, parse
+from upperson_rt.phrases.evidence import Evidence
+from upperson_rt.score_calibration import ScoreCalibration
+from upperson_rt.search.features import SentenceFeatures
+from upperson_rt.search.query import QueryEncoder, SearchRequest
+
+_COMPARED_FROM = 2.0
+"""Standard deviations of background scores above which the log-odds of a cosine are computed: of
+drawn people 3 to 10 % of the pictures, by sentence."""
+_BELOW, _LEAST_LOG_ODDS = -32.0, -30.0
+"""Below the lowest log-odds pictures are ordered by their cosines."""
+_SEARCHED = 1000
+"""Pictures that the log-odds suppose: they are compared with others of the same sentence only."""
+_ENOUGH, _FEW = 4, 2.0
+"""Pictures of a visit that are enough, and what half as many lose is ``_FEW * log(2)``: the mean of
+few is less certain, and passes a threshold more often by chance."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SentenceScore:
+    """How a sentence scores pictures."""
+
+    texts_TD: NDArray[np.float32]
+    """Of unit length."""
+    excluded: tuple[Phrase, ...] = ()
+    features: tuple[SentenceFeatures, ...] = ()
+    """One for each text; empty for cosines alone."""
+
+
+def sentence_scores(queries: QueryEncoder, sentences: Sequence[str]) -> list[SentenceScore]:
+    """Return how sentences score pictures, as a search does: the only place that decides it."""
+    found = queries.embed([SearchRequest(sentence=sentence) for sentence in sentences])
+    scores = []
+    for one in found:
+        features: tuple[SentenceFeatures, ...] = ()
+        if queries.encoder.calibration is not None and one.sentence is not None:
+            readings = one.sentence.parsed.readings
+            features = tuple(
+                SentenceFeatures(parse(text), vector_D, queries.evidence)
+                for text, vector_D in zip(readings, one.vectors_AD, strict=True)
+            )
+            if not all(own.says_something for own in features):
+                features = ()
+        scores.append(
+            SentenceScore(texts_TD=one.vectors_AD, excluded=one.excluded, features=features)
+        )
+    return scores
+
+
+class Scorer:
+    """Scores pictures for S sentences, at least one."""
+
+    def __init__(
+        self,
+        sentences: Sequence[SentenceScore],
+        evidence: Evidence,
+        calibration: ScoreCalibration | None,
+    ) -> None:
+        counts = [len(one.texts_TD) for one in sentences]
+        self._sentences = list(sentences)
+        self._firsts = np.cumsum([0, *counts])[:-1]
+        self._texts_TD = np.concatenate([one.texts_TD for one in sentences])
+        self._evidence = evidence
+        self._calibration = calibration
+
+    def scores(
+        self,
+        images_ND: NDArray[np.float32],
+        means_ND: NDArray[np.float32],
+        counts_N: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """Return (N, S) scores of pictures, from all texts in one matrix product.
+
+        Args:
+            images_ND: The pictures, of unit length.
+            means_ND: For each the mean of its visit's pictures up to it, of unit length. It counts
+                where scores are calibrated, else the picture alone.
+            counts_N: Pictures in that mean.
+        """
+        vectors_ND = images_ND if self._calibration is None else means_ND
+        cosines_TN = self._texts_TD @ vectors_ND.T
+        scores_SN: NDArray[np.float32] = np.maximum.reduceat(cosines_TN, self._firsts)
+        for row, one in enumerate(self._sentences):
+            if one.excluded:
+                scores_SN[row] -= self._evidence.against(one.excluded, vectors_ND)
+        if self._calibration is None:
+            return scores_SN.T
+        background = self._calibration.background
+        scores_SN += _BELOW
+        compared_TN = cosines_TN > background.middle + _COMPARED_FROM * background.spread
+        compared_SN = np.logical_or.reduceat(compared_TN, self._firsts)
+        for row in np.flatnonzero(compared_SN.any(axis=1)).tolist():
+            if self._sentences[row].features:
+                those = np.flatnonzero(compared_SN[row])
+                scores_SN[row, those] = self._log_odds(self._sentences[row], vectors_ND[those])
+        scores_SN += _FEW * np.log(np.minimum(counts_N, _ENOUGH) / _ENOUGH)
+        return scores_SN.T
+
+    def _log_odds(
+        self, sentence: SentenceScore, vectors_ND: NDArray[np.float32]
+    ) -> NDArray[np.float64]:
+        """Return (N,) log-odds that vectors match the reading of a sentence they match best."""
+        assert self._calibration is not None
+        picture, background = self._calibration.picture, self._calibration.background
+        found_N: NDArray[np.float64] = np.max(
+            [
+                picture.log_odds(one.of_pictures(vectors_ND, None, background, _SEARCHED))
+                for one in sentence.features
+            ],
+            axis=0,
+        )
+        for phrase in sentence.excluded:
+            left_N = 1 - self._evidence.of(phrase, vectors_ND).astype(np.float64)
+            likely_N = np.clip(probability(found_N) * left_N, 1e-12, 1 - 1e-12)
+            found_N = np.log(likely_N) - np.log1p(-likely_N)
+        return np.maximum(found_N, _LEAST_LOG_ODDS)

@@ -1,0 +1,387 @@
+"""Verdicts: how likely hits match, and whether somebody in the gallery does.
+
+Shapes: N pictures, D dimensions, A readings of a sentence.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.errors import InputError
+from upperson_rt.gallery import Filter, Gallery, Hit
+from upperson_rt.logistic import probability
+from upperson_rt.phrases import parse
+from upperson_rt.phrases.evidence import Evidence
+from upperson_rt.printable import count_of, safe_repr, show_percent
+from upperson_rt.score_calibration import LIKELY, MatchLabel, ScoreCalibration
+from upperson_rt.search.background import BackgroundScores
+from upperson_rt.search.features import CANDIDATES, COMPARED, SentenceFeatures
+from upperson_rt.search.query import EmbeddedQuery, QuerySentence
+from upperson_rt.search.shift import FEWEST, ShiftCheck, is_night
+
+VerdictWord: TypeAlias = Literal["likely", "possible", "nobody", "uncalibrated"]
+_UNCALIBRATED = 0.49
+"""Likelihood of a hit that was not judged, at most."""
+_STILL_LIKELY = 0.05
+"""Likelihood of one of the last pictures that were compared, from which there are more."""
+Reason: TypeAlias = Literal[
+    "no_calibration",
+    "few_pictures",
+    "pictures_unlike",
+    "sentence_vague",
+    "sentence_truncated",
+    "words_unknown",
+    "nothing_searched",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether somebody in the pictures that were searched matches."""
+
+    word: VerdictWord
+    likelihood: float | None
+    """0 to 1, that some picture matches; None where scores are not calibrated."""
+    expected: float | None
+    """Number of pictures that match, on average over such answers; None where scores are not
+    calibrated, or the sentence has phrases of a kind that was not fitted in short sentences."""
+    is_more: bool = False
+    """Whether there are probably more than ``expected``: only the best pictures were compared."""
+    reason: Reason | None = None
+    """Why it is ``uncalibrated``."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """JSON values that belong to the reason."""
+
+    @property
+    def text(self) -> str:
+        """What it says in one line, without a full stop."""
+        if self.likelihood is None:
+            why = "" if self.reason is None else _REASONS[self.reason](self.fields)
+            return f"uncalibrated: {why}"
+        percent = show_percent(self.likelihood)
+        if self.word == "nobody":
+            return f"nobody ({percent}): probably no picture matches"
+        if self.expected is None or self.expected < 1:
+            return f"{self.word} ({percent})"
+        count = count_of(round(self.expected), "picture")
+        more = "more than" if self.is_more else "about"
+        return f"{self.word} ({percent}): {more} {count} match{'es' * (count == '1 picture')}"
+
+    def for_log(self) -> dict[str, Any]:
+        """Return what a query log keeps of it."""
+        likelihood = {} if self.likelihood is None else {"likelihood": round(self.likelihood, 4)}
+        return {"verdict": self.word, **likelihood}
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it."""
+        return {
+            "word": self.word,
+            "text": self.text,
+            "likelihood": self.likelihood and round(self.likelihood, 4),
+            "expected_matches": self.expected and round(self.expected, 2),
+            "expected_is_more": self.is_more,
+            "reason": self.reason,
+            "fields": self.fields,
+        }
+
+
+def _pictures_unlike(fields: Mapping[str, Any]) -> str:
+    names = [name for name in fields["cameras"] if name]
+    where = f" of {', '.join(map(safe_repr, names[:_MOST_NAMED]))}" if names else ""
+    return (
+        f"the pictures{where}{' at night' if fields['at_night'] else ''} do not look like those "
+        "that scores were calibrated on; calibrate with  upperson-rt calibrate"
+    )
+
+
+_MOST_NAMED = 3
+_REASONS: Mapping[Reason, Callable[[Mapping[str, Any]], str]] = {
+    "no_calibration": lambda _: (
+        "the bundle has no score calibration; export it again, or use  upperson-rt calibrate"
+    ),
+    "few_pictures": lambda f: f"{f['pictures']} pictures are too few, {f['least']} are needed",
+    "pictures_unlike": _pictures_unlike,
+    "sentence_vague": lambda _: (
+        "the sentence names no known garment or kind of person, such as a red coat or a woman"
+    ),
+    "sentence_truncated": lambda _: "the sentence is longer than the model reads",
+    "words_unknown": lambda f: (
+        f"the model may not know {', '.join(map(safe_repr, f['words'][:_MOST_NAMED]))}: check the "
+        "spelling, or use another word"
+    ),
+    "nothing_searched": lambda _: "no picture passes the filter",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Likelihoods of a search."""
+
+    likelihoods: list[float]
+    """One a hit, 0 to 1; the best guess where the verdict is ``uncalibrated``."""
+    labels: list[MatchLabel]
+    """One a hit."""
+    verdict: Verdict
+
+
+class Judge:
+    """Judges searches of one gallery. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        gallery: Gallery,
+        background: BackgroundScores,
+        evidence: Evidence,
+        calibration: ScoreCalibration | None,
+    ) -> None:
+        if calibration is not None and len(calibration.reference.mean) != gallery.embed_dim:
+            raise InputError(
+                f"the score calibration is of {len(calibration.reference.mean)} dimensions, the "
+                f"gallery has {gallery.embed_dim}: calibrate again",
+                code="axes_unfit",
+            )
+        self.calibration = calibration
+        self._gallery = gallery
+        self._background = background
+        self._evidence = evidence
+        self.shift = None if calibration is None else ShiftCheck(gallery, calibration.reference)
+
+    def judge(
+        self,
+        query: EmbeddedQuery,
+        where: Filter | None,
+        hits: Sequence[Hit],
+        unknown: Sequence[str] = (),
+        vectors: Mapping[int, NDArray[np.float32]] | None = None,
+    ) -> Judged:
+        """Return likelihoods and labels of hits, and the verdict on all pictures that pass.
+
+        ``unknown`` are words of the sentence that the model does not know: the rest may match, the
+        whole cannot be judged. ``vectors`` are (D,) by `Hit.id`; those of the gallery by default.
+        """
+        if self.calibration is None or self.shift is None:
+            return self._uncalibrated(query, hits, "no_calibration")
+        if not hits:
+            return self._uncalibrated(query, hits, "nothing_searched")
+        if (count := self._gallery.count()) < FEWEST:
+            few = {"pictures": count, "least": FEWEST}
+            return self._uncalibrated(query, hits, "few_pictures", few)
+        if unknown:
+            return self._uncalibrated(query, hits, "words_unknown", {"words": [*unknown]})
+        cameras = None if where is None else where.cameras
+        shifted = self.shift.shifted(None if cameras is None else tuple(cameras))
+        unlike = {(group.camera, group.is_night) for group in shifted}
+        if query.sentence is None or query.picture_share > 0:
+            found = self._of_picture(query, where, hits)
+        elif query.sentence.is_truncated:
+            return self._uncalibrated(query, hits, "sentence_truncated")
+        else:
+            features = self._features(query.sentence)
+            if not all(one.says_something for one in features):
+                return self._uncalibrated(query, hits, "sentence_vague")
+            searched = count if where is None or where.is_empty else self._gallery.count(where)
+            own = self._gallery.vectors_of(hits) if vectors is None else vectors
+            readings = zip(features, query.sentence.vectors_AD, strict=True)
+            found = _best(
+                [
+                    self._of_reading(one, vector_D, query, where, hits, own, unlike, searched)
+                    for one, vector_D in readings
+                ]
+            )
+        word = self._word(found)
+        labels = [
+            "" if _group_of(hit) in unlike else self._label(word, float(one))
+            for hit, one in zip(hits, found.likely_N, strict=True)
+        ]
+        if unlike and ("" in labels or word == "nobody") and "likely" not in labels:
+            names = sorted({name or "" for name, _ in unlike})
+            fields = {"cameras": names, "at_night": any(group.is_night for group in shifted)}
+            return self._uncalibrated(query, hits, "pictures_unlike", fields)
+        verdict = Verdict(
+            word=word,
+            likelihood=max(found.answer, found.best),
+            expected=found.expected,
+            is_more=found.is_more,
+        )
+        return Judged(likelihoods=found.likely_N.tolist(), labels=labels, verdict=verdict)
+
+    def _word(self, found: "_Found") -> VerdictWord:
+        """Return the verdict; a likely answer needs a picture that is possible at least."""
+        assert self.calibration is not None
+        limit = self.calibration.nobody_below
+        answer = max(found.answer, found.best)
+        if answer < limit:
+            return "nobody"
+        return "likely" if answer >= LIKELY and found.best >= limit else "possible"
+
+    def _label(self, word: VerdictWord, likelihood: float) -> MatchLabel:
+        assert self.calibration is not None
+        return "unlikely" if word == "nobody" else self.calibration.label(likelihood)
+
+    def _of_picture(
+        self, query: EmbeddedQuery, where: Filter | None, hits: Sequence[Hit]
+    ) -> "_Found":
+        """Judge a query with a picture by the scores of the best pictures alone."""
+        likely_N = self._by_deviation(query, hits)
+        (best,) = self._gallery.search(query.vectors_AD[:1], CANDIDATES, where)
+        best_M = self._by_deviation(query, best)
+        highest = float(max(best_M.max(initial=0.0), likely_N.max()))
+        return _Found(likely_N, highest, highest, float(best_M.sum()), _goes_on(best_M))
+
+    def judge_picture(
+        self,
+        query: EmbeddedQuery,
+        where: Filter | None,
+        hit: Hit,
+        vector_D: NDArray[np.float32],
+        unknown: Sequence[str],
+    ) -> tuple[float, MatchLabel]:
+        """Return likelihood and label of one picture with this (D,) embedding, see `judge`."""
+        judged = self.judge(query, where, [hit], unknown, {hit.id: vector_D})
+        return judged.likelihoods[0], judged.labels[0]
+
+    def _uncalibrated(
+        self,
+        query: EmbeddedQuery,
+        hits: Sequence[Hit],
+        reason: Reason,
+        fields: dict[str, Any] | None = None,
+    ) -> Judged:
+        verdict = Verdict(
+            word="uncalibrated", likelihood=None, expected=None, reason=reason, fields=fields or {}
+        )
+        # In their order, and not enough for a client that takes 0.5 and more.
+        likely_N = _UNCALIBRATED * self._by_deviation(query, hits)
+        return Judged(likelihoods=likely_N.tolist(), labels=[""] * len(hits), verdict=verdict)
+
+    def _by_deviation(self, query: EmbeddedQuery, hits: Sequence[Hit]) -> NDArray[np.float64]:
+        """Return (N,) likelihoods by scores alone; the cosine from 0 to 1 without a background."""
+        scores = [hit.score for hit in hits]
+        deviations_N = None
+        if self.calibration is not None:
+            deviations_N = self._background.deviations(query.picture_share, scores)
+        if self.calibration is None or deviations_N is None:
+            return np.clip((np.array(scores, np.float64) + 1) / 2, 0, 1)
+        return self.calibration.likelihoods(query.picture_share, deviations_N)
+
+    def _features(self, sentence: QuerySentence) -> list[SentenceFeatures]:
+        """Return the features of each reading, by the sentence as it was before feedback."""
+        return [
+            SentenceFeatures(parse(text), vector_D, self._evidence)
+            for text, vector_D in zip(sentence.parsed.readings, sentence.vectors_AD, strict=True)
+        ]
+
+    def _of_reading(
+        self,
+        features: SentenceFeatures,
+        vector_D: NDArray[np.float32],
+        query: EmbeddedQuery,
+        where: Filter | None,
+        hits: Sequence[Hit],
+        own: Mapping[int, NDArray[np.float32]],
+        unlike: set[tuple[str | None, bool]],
+        searched: int,
+    ) -> "_Found":
+        """Judge the best pictures for one reading of a sentence, and the hits."""
+        assert self.calibration is not None
+        found, found_ND = self._gallery.search_with_vectors(vector_D, CANDIDATES, where)
+        kept = [row for row, hit in enumerate(found) if _group_of(hit) not in unlike]
+        there = {found[row].id for row in kept}
+        more = [hit for hit in hits if hit.id in own and hit.id not in there]
+        if not kept and not more:
+            return _Found(np.zeros(len(hits)), 0.0, 0.0, 0.0, False)
+        pool_MD = np.stack([*(found_ND[row] for row in kept), *(own[hit.id] for hit in more)])
+        likely_M, answer = judge_sentence(
+            self.calibration,
+            features,
+            pool_MD,
+            min(COMPARED, len(kept)),
+            searched,
+            self._without(query, pool_MD),
+        )
+        ids = [*(found[row].id for row in kept), *(hit.id for hit in more)]
+        likely = dict(zip(ids, likely_M.tolist(), strict=True))
+        best_M = likely_M[: len(kept)]
+        counts = features.was_fitted
+        return _Found(
+            likely_N=np.array([likely.get(hit.id, 0.0) for hit in hits]),
+            answer=answer,
+            best=float(likely_M.max()),
+            expected=float(best_M.sum()) if counts else None,
+            is_more=counts and searched > len(found) and _goes_on(best_M),
+        )
+
+    def _without(
+        self, query: EmbeddedQuery, vectors_ND: NDArray[np.float32]
+    ) -> NDArray[np.float64] | None:
+        """Return (N,) shares of likelihood that are left beside what a sentence excludes."""
+        if not query.excluded:
+            return None
+        left_N = np.ones(len(vectors_ND))
+        for phrase in query.excluded:
+            left_N *= 1 - self._evidence.of(phrase, vectors_ND).astype(np.float64)
+        return left_N
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was computed of the best pictures of a search."""
+
+    likely_N: NDArray[np.float64]
+    """Of the hits."""
+    answer: float
+    best: float
+    """Highest likelihood of a picture."""
+    expected: float | None
+    is_more: bool
+
+
+def _best(readings: Sequence[_Found]) -> _Found:
+    """Return the better of each: a picture needs to match one reading only."""
+    counts = [one.expected for one in readings if one.expected is not None]
+    return _Found(
+        likely_N=np.max([one.likely_N for one in readings], axis=0),
+        answer=max(one.answer for one in readings),
+        best=max(one.best for one in readings),
+        expected=max(counts) if len(counts) == len(readings) else None,
+        is_more=any(one.is_more for one in readings),
+    )
+
+
+def _goes_on(likely_M: NDArray[np.float64]) -> bool:
+    """Whether pictures beyond the best (M,) probably match as well."""
+    return len(likely_M) >= CANDIDATES and bool((likely_M[-20:] > _STILL_LIKELY).any())
+
+
+def _group_of(hit: Hit) -> tuple[str | None, bool]:
+    return hit.item.camera, is_night(hit.item)
+
+
+def judge_sentence(
+    calibration: ScoreCalibration,
+    features: SentenceFeatures,
+    pool_ND: NDArray[np.float32],
+    compared: int,
+    searched: int,
+    left_N: NDArray[np.float64] | None = None,
+) -> tuple[NDArray[np.float64], float]:
+    """Return (N,) likelihoods of pictures, best score first, and that of the answer.
+
+    The answer is judged by the first ``compared`` ones, the best of ``searched`` pictures. Where a
+    sentence excludes something, ``left_N`` (N,) lowers likelihoods.
+    """
+    features_NF = features.of_pictures(pool_ND, pool_ND, calibration.background, searched)
+    log_odds_N = calibration.picture.log_odds(features_NF)
+    likely_N = probability(log_odds_N)
+    if left_N is not None:
+        likely_N = likely_N * left_N
+        inside_N = np.clip(likely_N, 1e-9, 1 - 1e-9)
+        log_odds_N = np.log(inside_N) - np.log1p(-inside_N)
+    if not compared:
+        return likely_N, 0.0
+    together = features.of_answer(features_NF[:compared], log_odds_N[:compared])
+    (answer,) = probability(calibration.answer.log_odds(together[None]))
+    return likely_N, float(answer)

@@ -1,0 +1,309 @@
+"""What is raised, kept for review, and not raised, commit by commit."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.helpers.alert_kills import SENTENCE, START
+from upperson_alerts.alerts import (
+    add_alert,
+    confirm,
+    dismiss,
+    list_alerts,
+    pause_alert,
+    recent_messages,
+    remove_alert,
+    resume_alert,
+)
+from upperson_alerts.background import Tails
+from upperson_alerts.replay import replay_alert
+from upperson_rt.errors import InputError, UsageError
+from upperson_rt.gallery import Item
+
+RATE = 2.0
+"""A day; with 400 visits a day p must be at most 1/200."""
+
+
+def scores(world, count):
+    """Scores of people who are not meant: 0 to 0.4."""
+    return world.rng.uniform(0, 0.4, count)
+
+
+@pytest.fixture
+def ready(world):
+    """A gallery with two days of visits, and an alert that can keep its promise."""
+    world.add(scores(world, 800), days=2.0)
+    report, notices = add_alert(world.gallery, world.encoder, SENTENCE, rate=RATE, cap=3)
+    assert (report.state, report.missing, notices) == ("active", 0, [])
+    assert report.standing.per_day == 400
+    world.alert = report.alert
+    return world
+
+
+def states(world):
+    return [
+        (one.body["type"], one.state, one.body["data"].get("reason")) for one in world.messages()
+    ]
+
+
+def test_a_match_is_raised_in_the_same_commit_once_for_a_visit(ready):
+    (item,) = ready.items(1, start=START + 2 * 86400)
+    ready.commit([item], [0.7])
+    (message,) = ready.messages()
+    data = message.body["data"]
+    assert (message.state, message.topic) == ("ready", ready.alert.id)
+    assert data["alert"] == {"id": ready.alert.id, "name": SENTENCE}
+    assert (data["camera"], data["track"], data["sentence"]) == ("gate", item.track, SENTENCE)
+    assert data["score"] == pytest.approx(0.7, abs=0.01)
+    assert data["p_value"] == pytest.approx(1 / 801)
+    assert ready.gallery.get([data["picture"]])[data["picture"]][0].key == item.key
+    again = [dataclasses.replace(item, key=f"again-{n}") for n in range(5)]
+    ready.commit(again, [0.8] * 5)
+    ready.commit([item], [0.9])  # Indexed again.
+    ready.restart()
+    ready.commit([dataclasses.replace(item, key="later")], [0.9])
+    assert len(ready.messages()) == 1
+    assert ready.gallery.verify() == []
+
+
+def test_ordinary_visits_raise_no_more_than_promised(ready):
+    with ready.gallery.outbox(write=True) as outbox:  # No cap: the threshold alone decides.
+        content = outbox.document(f"alert/{ready.alert.id}")
+        outbox.write(f"alert/{ready.alert.id}", content | {"cap": 1000})
+    days = 10
+    found = scores(ready, days * 400)
+    items = ready.items(len(found), days=days, start=START + 2 * 86400)
+    for first in range(0, len(found), 40):
+        ready.commit(items[first : first + 40], found[first : first + 40])
+    raised = len(ready.messages(state="ready"))
+    assert 0 < raised <= 2 * RATE * days  # A Poisson of mean 20 exceeds 40 once in 20,000 times.
+    (report,) = list_alerts(ready.gallery)
+    assert report.standing.visits == pytest.approx(800 + len(found), abs=40)
+    assert report.days == pytest.approx(days, rel=0.01)
+    assert (report.unjudged, report.upper_bound) == (raised, None)
+    for one in ready.messages():
+        confirm(ready.gallery, one.key)
+    (report,) = list_alerts(ready.gallery)
+    assert (report.unjudged, report.confirmed) == (0, raised)
+    assert report.upper_bound == pytest.approx(3 / report.days)
+
+
+def test_pictures_without_a_track_are_visits_of_their_own(ready):
+    items = ready.items(3, track=False)
+    ready.commit(items, [0.7, 0.7, 0.1])
+    assert len(ready.messages()) == 2
+
+
+def test_the_best_picture_of_a_visit_counts(ready):
+    (item,) = ready.items(1)
+    crops = [dataclasses.replace(item, key=f"crop-{n}") for n in range(3)]
+    ready.commit(crops, [0.1, 0.7, 0.6])
+    (message,) = ready.messages()
+    assert ready.gallery.ids(["crop-1"]) == {"crop-1": message.body["data"]["picture"]}
+
+
+def test_other_cameras_and_paused_alerts_are_left_out(ready):
+    report, _ = add_alert(ready.gallery, ready.encoder, SENTENCE, rate=RATE, cameras=["gate"])
+    pause_alert(ready.gallery, ready.alert.id)
+    ready.commit(ready.items(2, camera="hall"), [0.7, 0.7])
+    assert ready.messages() == []
+    ready.commit(ready.items(1), [0.7])
+    assert [one.topic for one in ready.messages()] == [report.alert.id]
+    resume_alert(ready.gallery, ready.alert.id)
+    ready.commit(ready.items(1), [0.9])
+    assert len(ready.messages(topic=ready.alert.id)) == 1
+
+
+def test_an_alert_that_was_added_meanwhile_is_compared(ready):
+    ready.commit(ready.items(1), [0.1])
+    other, _ = add_alert(ready.gallery, ready.encoder, "woman in red coat", rate=RATE)
+    ready.commit(ready.items(1), [0.7])
+    assert {one.topic for one in ready.messages()} == {ready.alert.id, other.alert.id}
+    remove_alert(ready.gallery, SENTENCE)
+    ready.commit(ready.items(1), [0.7])
+    assert len(ready.messages()) == len(ready.messages(topic=other.alert.id)) == 2
+
+
+def test_more_than_the_cap_are_kept_and_one_message_says_so(ready, monkeypatch):
+    now = [1_800_000_000.0 // 3600 * 3600]
+    monkeypatch.setattr("upperson_alerts.matcher.time.time", lambda: now[0])
+    for number in range(8):  # Each beats those before: they are background by then.
+        ready.commit(ready.items(1), [0.7 + number / 100])
+    found = states(ready)
+    assert found.count(("alert.raised", "ready", None)) == 3
+    assert found.count(("alert.raised", "review", "cap")) == 5
+    assert found.count(("alert.capped", "ready", None)) == 1
+    (capped,) = (one.key for one in ready.messages() if one.body["type"] == "alert.capped")
+    with pytest.raises(InputError):
+        confirm(ready.gallery, capped)  # It is of no visit.
+    now[0] += 3600
+    ready.commit(ready.items(1), [0.9])
+    assert states(ready)[0] == ("alert.raised", "ready", None)
+
+
+@pytest.mark.parametrize("jump_s", [4e9, -1.6e9, 40 * 86400])
+def test_a_clock_that_jumps_neither_floods_nor_silences(ready, jump_s):
+    found = scores(ready, 400)
+    items = ready.items(len(found), start=START + jump_s, days=300)
+    for first in range(0, len(found), 40):
+        ready.commit(items[first : first + 40], found[first : first + 40])
+    assert len(ready.messages()) <= 4 + 3 * RATE
+    before = len(ready.messages())
+    ready.commit(ready.items(1, start=START + 3 * 86400), [0.9])
+    assert len(ready.messages()) == before + 1
+    (report,) = list_alerts(ready.gallery)
+    assert report.standing.per_day == pytest.approx(400, rel=0.5)
+
+
+def test_too_few_visits_are_collected_and_the_best_kept_for_review(world):
+    world.add(scores(world, 100), days=0.25)
+    report, _ = add_alert(world.gallery, world.encoder, SENTENCE, rate=1.0)
+    assert (report.state, report.standing.required) == ("collecting", 400 - 0)
+    assert report.missing == 300
+    world.commit(world.items(2, start=START + 3600), [0.9, 0.1])
+    ((kind, state, reason),) = states(world)
+    assert (kind, state, reason) == ("alert.raised", "review", "collecting")
+    assert recent_messages(world.gallery, state="ready") == []
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_gallery_of_three_pictures_or_none_floods_nobody(world, count):
+    world.add(scores(world, count))
+    report, _ = add_alert(world.gallery, world.encoder, SENTENCE, rate=1.0)
+    assert report.state == "collecting"
+    assert (report.missing is None) == (count == 0)
+    world.commit(world.items(12), [0.9] * 12)
+    assert len(world.messages()) == 0
+    assert replay_alert(world.gallery, world.encoder, SENTENCE, START).raised == []
+
+
+def test_an_emptied_gallery_goes_on_with_what_it_knows(ready):
+    ready.commit(ready.items(1), [0.1])
+    ready.gallery.prune(keep_newest=0)
+    ready.commit(ready.items(1), [0.9])
+    assert len(ready.messages(state="ready")) == 1
+    ready.restart()
+    ready.commit(ready.items(30), [0.9] * 30)
+    assert len(ready.messages(state="ready")) == 1
+
+
+def test_pictures_without_a_time_cannot_be_promised(world):
+    items = [Item(key=f"k{n}", camera="gate") for n in range(300)]
+    world.gallery.add(items, world.vectors(scores(world, 300)))
+    report, _ = add_alert(world.gallery, world.encoder, SENTENCE, rate=1.0)
+    assert (report.state, report.missing) == ("collecting", None)
+
+
+def test_confirmed_visits_leave_the_background(ready):
+    (item,) = ready.items(1)
+    ready.commit([item], [0.9])
+    (message,) = ready.messages()
+    assert confirm(ready.gallery, message.key).confirmed == 1
+    ready.commit(ready.items(1), [0.7])
+    first = ready.messages()[0].body["data"]["p_value"]
+    assert first == pytest.approx(1 / 801)  # As if 0.9 were not there.
+    ready.restart()
+    ready.commit(ready.items(1), [0.75])
+    assert ready.messages()[0].body["data"]["p_value"] == pytest.approx(1 / 802)
+
+
+def test_a_broken_promise_demotes_until_it_is_resumed(ready):
+    for number in range(4):
+        ready.commit(ready.items(1, start=START + 2 * 86400 + number), [0.5 + number / 100])
+    raised = ready.messages(state="ready", topic=ready.alert.id)
+    raised = [one for one in raised if one.body["type"] == "alert.raised"]
+    assert len(raised) == 3  # The cap.
+    with ready.gallery.outbox(write=True) as outbox:
+        content = outbox.document(f"alert/{ready.alert.id}")
+        outbox.write(f"alert/{ready.alert.id}", content | {"cap": 1000})
+        outbox.write("alerts/version", 99)
+    for number in range(5):
+        ready.commit(ready.items(1, start=START + 2 * 86400 + number), [0.8 + number / 100])
+    raised = [one for one in ready.messages(state="ready") if one.body["type"] == "alert.raised"]
+    seen = [dismiss(ready.gallery, one.key) for one in raised]
+    assert [one.dismissed for one in seen] == list(range(1, 9))
+    assert [one.state for one in seen] == [
+        "review" if one.e_value >= 20 else "active" for one in seen
+    ]
+    assert seen[0].state == "active"
+    assert seen[-1].state == "review"
+    ready.commit(ready.items(1), [0.95])
+    assert states(ready)[0] == ("alert.raised", "review", "demoted")
+    report = resume_alert(ready.gallery, ready.alert.id)
+    assert (report.state, report.dismissed) == ("active", 0)
+    ready.commit(ready.items(1), [0.96])
+    assert states(ready)[0] == ("alert.raised", "ready", None)
+
+
+def test_what_it_would_have_raised(ready):
+    assert replay_alert(ready.gallery, ready.encoder, SENTENCE, START + 2 * 86400).visits == 0
+    ready.add([0.9, 0.1, 0.8], start=START + 3 * 86400)
+    version = ready.gallery.path.joinpath("gallery.sqlite").read_bytes()
+    found = replay_alert(ready.gallery, ready.encoder, ready.alert.id, START + 2 * 86400)
+    assert ready.gallery.path.joinpath("gallery.sqlite").read_bytes() == version
+    assert (found.visits, found.against) == (3, "earlier")
+    assert [round(one.score, 1) for one in found.raised] == [0.9, 0.8]
+    assert [one.would_raise for one in found.best] == [True, True, False]
+    whole = replay_alert(ready.gallery, ready.encoder, SENTENCE, START)
+    assert (whole.visits, whole.against) == (803, "others")
+    assert 2 <= len(whole.raised) <= 5
+
+
+def test_bad_alerts_are_refused(ready):
+    def add(sentence=SENTENCE, **options):
+        add_alert(ready.gallery, ready.encoder, sentence, **({"rate": 1.0} | options))
+
+    for options, code in (
+        ({"sentence": "the a of"}, "sentence_not_understood"),
+        ({"sentence": "asdf qwer"}, "sentence_not_understood"),
+        ({"sentence": "!!!"}, "sentence_not_understood"),
+        ({"sentence": ""}, "no_name"),
+        ({"cameras": ["gaet"]}, "camera_unknown"),
+    ):
+        with pytest.raises(InputError) as caught:
+            add(**options)
+        assert caught.value.code == code
+    for options in ({"rate": 0.0}, {"rate": float("nan")}, {"cap": 0}, {"cap": 10_000}):
+        with pytest.raises(UsageError) as caught:
+            add(**options)
+        assert caught.value.code == "out_of_range"
+    assert len(list_alerts(ready.gallery)) == 1
+    for call in (pause_alert, resume_alert, remove_alert, dismiss, confirm):
+        with pytest.raises(InputError) as caught:
+            call(ready.gallery, "nothing")
+        assert caught.value.code in ("alert_not_found", "message_not_found")
+    add()
+    with pytest.raises(InputError) as caught:
+        pause_alert(ready.gallery, SENTENCE)
+    assert caught.value.code == "alert_ambiguous"
+
+
+def test_damaged_alerts_are_left_out_and_the_others_go_on(ready, caplog):
+    with ready.gallery.outbox(write=True) as outbox:
+        outbox.write("alert/bad", {"id": "bad"})
+        outbox.write("alerts/version", 99)
+    ready.commit(ready.items(1), [0.9])
+    assert len(ready.messages()) == 1
+    assert "alert bad is not used" in caplog.text
+
+
+def test_tails_are_bounded_and_exact_above_their_floors():
+    rng = np.random.default_rng(0)
+    tails, scores_of = Tails(3, most=50), {}
+    for size in [1, 1, 400, *[7] * 100, 300]:
+        visits = rng.choice(800, size, replace=False).tolist()
+        scores_VS = rng.uniform(size=(size, 3)).astype(np.float32)
+        tails.add(visits, scores_VS)
+        for visit, score_S in zip(visits, scores_VS, strict=True):
+            scores_of[visit] = np.maximum(score_S, scores_of.get(visit, score_S))
+    all_VS = np.array([*scores_of.values()])
+    np.testing.assert_array_equal(tails.floors(), np.sort(all_VS, axis=0)[-50])
+    for number in range(1, 50):
+        score_S = np.sort(all_VS, axis=0)[-number]
+        np.testing.assert_array_equal(tails.at_least(score_S), [number] * 3)
+    best = [*scores_of][all_VS[:, 1].argmax()]
+    assert tails.own(best)[1] == all_VS[:, 1].max()
+    tails.drop(1, [best])
+    assert tails.own(best)[1] == -np.inf
+    assert tails.at_least(np.sort(all_VS, axis=0)[-9]).tolist() == [9, 8, 9]

@@ -1,0 +1,273 @@
+"""Text alerts in the API and the pages: what they do, who may, and what the log has of it."""
+
+import re
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests.helpers.alert_kills import SENTENCE, vectors_of
+from tests.helpers.command_line import run_code
+from tests.helpers.console import ODD, Client, log_lines, problem
+from tests.helpers.toy_bundle import draw_person
+from upperson_alerts.alerts import add_alert
+from upperson_console.accounts import Access, Account
+from upperson_console.app import make_app
+from upperson_rt.errors import InputError
+from upperson_rt.gallery import Gallery, Item
+from upperson_rt.ingest.service import Crop, Ingest
+
+API = "/api/v1/alerts"
+VISITS = 400
+"""Of yesterday, at each of two cameras."""
+
+
+def limited(console, role, *cameras):
+    """A client of an account that sees some cameras alone."""
+    account = Account(name="lea", role=role, cameras=cameras, logs_in=False)
+    return Client(make_app(console.service, Access(None, account)))
+
+
+@pytest.fixture
+def folder(served_encoder, tmp_path):
+    """A gallery of a day's visits, whose scores for `SENTENCE` are 0 to 0.4."""
+    space = served_encoder.fingerprint, served_encoder.embed_dim
+    rng = np.random.default_rng(0)
+    with Gallery.open(tmp_path / "alerted", *space, create=True) as gallery:
+        begin = (time.time() // 86400 - 1) * 86400
+        items = [
+            Item(key=f"{camera}-{n}", camera=camera, time=begin + n * 86400 / VISITS, track=str(n))
+            for camera in ("gate", ODD)
+            for n in range(VISITS)
+        ]
+        gallery.add(items, vectors_of(served_encoder, rng.uniform(0, 0.4, len(items)), rng))
+        gallery.crops_dir.mkdir()
+        draw_person(gallery.crops_dir / "new.png", "red", seed=1)
+    return tmp_path / "alerted"
+
+
+@pytest.fixture
+def alerted(make_console, folder):
+    """A console over that gallery, and a function that commits new people who match."""
+    console = make_console(folder)
+
+    def appear(*names, camera="gate"):
+        encoder, gallery = console.service.encoder, console.service.gallery
+        about = {"camera": camera, "time": time.time(), "crop": "new.png"}
+        items = [Item(key=name, track=name, **about) for name in names]
+        crops = [Crop(item=item, pixels=np.zeros((24, 8, 3), np.uint8)) for item in items]
+        scores = np.linspace(0.8, 0.9, len(names))
+        Ingest(encoder, gallery).commit(
+            crops, vectors_of(encoder, scores, np.random.default_rng(1))
+        )
+
+    def add(**more):
+        answer = console.client.post(API, json={"sentence": SENTENCE, "rate": "4/day", **more})
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+    return SimpleNamespace(**vars(console), appear=appear, add=add)
+
+
+def test_an_alert_is_added_judged_paused_and_removed(alerted):
+    client = alerted.client
+    added = alerted.add(cameras=["gate"], name="red")
+    assert (added["state"], added["missing"], added["cameras"]) == ("active", 0, ["gate"])
+    assert (added["rate"], added["visits_per_day"], added["notices"]) == ("4/day", VISITS, [])
+    one = f"{API}/{added['id']}"
+    alerted.appear("a", "b", "c")
+    alerted.appear("hidden", camera=ODD)
+    test = client.get(f"{one}/test").json()
+    assert (test["visits"], test["count"], len(test["best"])) == (VISITS + 3, 4, 5)
+    assert {visit["track"] for visit in test["raised"]} > {"a", "b", "c"}
+    found = client.get(f"{API}/messages").json()
+    assert {message["track"] for message in found} == {"a", "b", "c"}
+    assert {message["alert"] for message in found} == {added["id"]}
+    assert found == client.get(f"{API}/messages?state=ready&alert={added['id']}").json()
+    newest = client.get(f"{API}/messages?limit=1").json()
+    assert newest == found[:1]
+    (newest,) = newest
+    assert (newest["camera"], newest["state"], newest["verdict"]) == ("gate", "ready", None)
+    assert newest["score"] == pytest.approx(0.85, abs=0.06)
+    assert newest["item"]["track"] == newest["track"]
+    assert client.get(newest["item"]["picture"]).headers["content-type"] == "image/jpeg"
+    right, wrong, _ = (f"{API}/messages/{message['id']}" for message in found)
+    assert client.post(f"{right}/confirm").json()["confirmed"] == 1
+    assert client.post(f"{wrong}/dismiss").json()["dismissed"] == 1
+    verdicts = [message["verdict"] for message in client.get(f"{API}/messages").json()]
+    assert verdicts == ["confirmed", "dismissed", None]
+    assert client.post(f"{one}/pause").json()["state"] == "paused"
+    alerted.appear("d")
+    assert len(client.get(f"{API}/messages").json()) == 3
+    assert client.post(f"{one}/resume").json()["state"] == "active"
+    assert client("DELETE", one).status_code == 204
+    assert client.get(API).json() == client.get(f"{API}/messages").json() == []
+    lines = log_lines(alerted)
+    assert {line["user"] for line in lines} == {"local"}
+    actions = [line["action"] for line in lines if line["action"] != "view"]
+    changes = ("add", "test", "confirm", "dismiss", "pause", "resume", "remove")
+    assert actions == [f"alert-{change}" for change in changes]
+    assert (lines[0]["sentence"], lines[0]["filter"]) == (SENTENCE, {"camera": ["gate"]})
+    shown = next(line for line in lines if line["action"] == "view")
+    assert sorted(map(str, shown["ids"])) == sorted(message["item"]["id"] for message in found)
+
+
+def test_a_message_outlives_its_picture(alerted):
+    alerted.add()
+    alerted.appear("a")
+    alerted.service.gallery.delete(["a"])
+    (message,) = alerted.client.get(f"{API}/messages").json()
+    assert (message["track"], message["item"]) == ("a", None)
+    assert "no picture kept" in alerted.client.get("/alerts").text
+
+
+def test_viewers_change_nothing_and_see_no_other_cameras(alerted):
+    everywhere, there = alerted.add(), alerted.add(cameras=[ODD])
+    here = alerted.add(cameras=["gate"])
+    alerted.appear("a")
+    alerted.appear("secret", camera=ODD)
+    assert len(alerted.client.get(f"{API}/messages").json()) == 4
+    for client in (limited(alerted, "viewer", "gate"), limited(alerted, "operator", "gate")):
+        assert [one["id"] for one in client.get(API).json()] == [here["id"]]
+        (message,) = client.get(f"{API}/messages").json()
+        assert (message["alert"], message["camera"]) == (here["id"], "gate")
+        page = client.get("/alerts").text
+        assert message["id"] in page
+        assert "hall" not in page
+        assert client.get(f"{API}/{here['id']}/test").status_code == 200
+        for hidden in (everywhere["id"], there["id"]):
+            problem(client.get(f"{API}/{hidden}/test"), 404, "alert_not_found")
+            problem(client.get(f"{API}/messages?alert={hidden}"), 404, "alert_not_found")
+            assert client.get(f"/alerts?of={hidden}").status_code == 404
+    viewer, operator = limited(alerted, "viewer"), limited(alerted, "operator", "gate")
+    message = f"{API}/messages/{message['id']}"
+    for method, path in (
+        ("POST", API),
+        ("POST", f"{API}/{here['id']}/pause"),
+        ("POST", f"{API}/{here['id']}/resume"),
+        ("DELETE", f"{API}/{here['id']}"),
+        ("POST", f"{message}/confirm"),
+        ("POST", f"{message}/dismiss"),
+    ):
+        problem(viewer(method, path, json={"sentence": SENTENCE}), 403, "role_missing")
+    for path in ("", f"/{here['id']}/remove", f"/messages/{'0' * 16}/confirm"):
+        assert viewer.post(f"/alerts{path}").status_code == 403
+    # An operator of one camera: for it alone, and what is hidden looks as if it were not there.
+    other = alerted.client.get(f"{API}/messages?alert={everywhere['id']}").json()[0]["id"]
+    problem(operator.post(f"{API}/messages/{other}/dismiss"), 404, "message_not_found")
+    problem(operator("DELETE", f"{API}/{there['id']}"), 404, "alert_not_found")
+    body = {"sentence": SENTENCE, "cameras": [ODD]}
+    assert "gate" not in problem(operator.post(API, json=body), 422, "camera_unknown")
+    assert operator.post(API, json={"sentence": SENTENCE}).json()["cameras"] == ["gate"]
+
+
+def test_each_wrong_request_has_its_code(alerted):
+    def add(**more):
+        return alerted.client.post(API, json={"sentence": SENTENCE, **more})
+
+    problem(add(rate="often"), 422, "rate_malformed")
+    problem(add(rate="0/day"), 422, "rate_zero")
+    problem(add(sentence="the"), 422, "sentence_not_understood")
+    problem(add(cap=0), 422, "request_invalid")
+    problem(add(sentence=SENTENCE * 200), 422, "request_invalid")
+    assert "gate" not in problem(add(cameras=["nowhere"]), 422, "camera_unknown")
+    assert alerted.client.get(API).json() == []
+    id_, message = "0" * 8, "0" * 16
+    for path in (f"{id_}/pause", f"{id_}/resume"):
+        problem(alerted.client.post(f"{API}/{path}"), 404, "alert_not_found")
+    problem(alerted.client("DELETE", f"{API}/{id_}"), 404, "alert_not_found")
+    problem(alerted.client.post(f"{API}/messages/{message}/confirm"), 404, "message_not_found")
+    problem(alerted.client("DELETE", f"{API}/red"), 422, "request_invalid")
+    problem(alerted.client.get(f"{API}/{id_}/test?days=0"), 422, "request_invalid")
+
+
+def test_nothing_is_changed_that_cannot_be_logged(alerted, monkeypatch):
+    kept = alerted.add()
+
+    def full(*arguments, **more):
+        raise InputError("no space left", code="disk_full")
+
+    monkeypatch.setattr(alerted.service.log, "write", full)
+    alerted.appear("a")
+    problem(alerted.client.post(API, json={"sentence": SENTENCE}), 507, "log_not_writable")
+    problem(alerted.client("DELETE", f"{API}/{kept['id']}"), 507, "log_not_writable")
+    problem(alerted.client.get(f"{API}/messages"), 507, "log_not_writable")
+    assert [one["id"] for one in alerted.client.get(API).json()] == [kept["id"]]
+
+
+def test_a_gallery_without_an_outbox_says_so(alerted, monkeypatch):
+    store = type(alerted.service.gallery)
+    monkeypatch.setattr(store, "has_outbox", False)  # As those on Milvus.
+    monkeypatch.setattr(store, "outbox", Gallery.outbox)
+    page = alerted.client.get("/alerts")
+    assert page.status_code == 200
+    assert "This gallery has no alerts" in page.text
+    assert 'action="/alerts"' not in page.text
+    for answer in (
+        alerted.client.get(API),
+        alerted.client.get(f"{API}/messages"),
+        alerted.client.post(API, json={"sentence": SENTENCE}),
+        alerted.client("DELETE", f"{API}/{'0' * 8}"),
+    ):
+        problem(answer, 422, "outbox_unsupported")
+
+
+def test_alerts_of_a_read_only_gallery_are_shown_only(served_encoder, folder, make_console):
+    with Gallery.open(folder, served_encoder.fingerprint) as gallery:
+        add_alert(gallery, served_encoder, SENTENCE, rate=4.0)
+    console = make_console(folder)
+    console.service.gallery._database.read_only = True  # Root may write everywhere.
+    page = console.client.get("/alerts")
+    assert page.status_code == 200
+    assert "cannot be written to" in page.text
+    assert "<button>" not in page.text
+    (found,) = console.client.get(API).json()
+    problem(console.client.post(API, json={"sentence": SENTENCE}), 422, "gallery_read_only")
+    problem(console.client.post(f"{API}/{found['id']}/pause"), 422, "gallery_read_only")
+
+
+def test_the_page_adds_and_judges_without_scripts(alerted):
+    client = alerted.client
+    results = client.get("/", params={"q": SENTENCE, "camera": ODD}).text
+    link = re.search(r'href="(/alerts\?q=[^"]+)">Alert me', results)[1].replace("&amp;", "&")
+    assert "Alert me" not in limited(alerted, "viewer").get("/", params={"q": SENTENCE}).text
+    page = client.get(link).text
+    assert f'value="{SENTENCE}"' in page
+    assert page.count(" checked") == 1
+    assert ODD not in page
+    form = {"sentence": SENTENCE, "camera": ["gate"], "count": "4", "period": "day"}
+    wrong = client.post("/alerts", data={**form, "sentence": "the"})
+    assert wrong.status_code == 422
+    assert 'value="the"' in wrong.text
+    assert 'role="alert"' in wrong.text
+    crossed = client.post("/alerts", data=form, headers={"origin": "http://elsewhere.example"})
+    problem(crossed, 403, "cross_site_request")
+    assert client.get(API).json() == []
+    page = client.post("/alerts", data=form)
+    assert (page.status_code, "Added" in page.text) == (200, True)
+    (alert,) = client.get(API).json()
+    assert (alert["cameras"], alert["rate"]) == (["gate"], "4/day")
+    alerted.appear("a")
+    (message,) = client.get(f"{API}/messages").json()
+    page = client.get("/alerts").text
+    assert f"/people/{message['item']['id']}/picture?size=thumb" in page
+    judged = client.post(f"/alerts/messages/{message['id']}/dismiss", data={"of": alert["id"]})
+    assert judged.status_code == 303
+    assert judged.headers["location"] == f"/alerts?of={alert['id']}#m{message['id']}"
+    assert "is-no" in client.get(judged.headers["location"]).text
+    elsewhere = client.post(
+        f"/alerts/messages/{message['id']}/confirm", data={"of": "//elsewhere.example"}
+    )
+    assert elsewhere.status_code == 422
+    assert client.get(f"/alerts/{alert['id']}/test").text.count('class="card"') >= 1
+    for change, state in (("pause", "paused"), ("resume", "active")):
+        assert client.post(f"/alerts/{alert['id']}/{change}").headers["location"] == "/alerts"
+        assert client.get(API).json()[0]["state"] == state
+    assert client.post(f"/alerts/{alert['id']}/remove").status_code == 303
+    assert "No alerts yet" in client.get("/alerts").text
+
+
+def test_the_console_needs_no_package_for_deliveries():
+    done = run_code("import upperson_console.app", without=["paho"])
+    assert done.returncode == 0, done.stderr

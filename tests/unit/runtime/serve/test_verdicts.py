@@ -1,0 +1,147 @@
+"""Verdicts and likelihoods in the console: results, timeline, person, API and log."""
+
+import html
+import re
+import shutil
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.helpers.console import ODD, START, Client, id_of, log_lines
+from tests.helpers.toy_bundle import EMBED_DIM, calibrate_toy_bundle
+from upperson_console.accounts import Accounts, add_token
+from upperson_rt.bundle import open_encoder
+from upperson_rt.gallery import Item
+from upperson_rt.score_calibration import Reference
+from upperson_rt.search import shift
+
+
+def verdict_on(page):
+    """The word and the text of a page's first verdict."""
+    found = re.search(r'<p class="verdict (\w+)">([^<]*)</p>', page)
+    return found[1], html.unescape(found[2])
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence", "floor"),
+    [
+        ("likely", "a woman in a red coat", {}),
+        ("possible", "a woman in a red coat", {"floor": 1}),
+        ("nobody", "woman in a coat", {}),
+        ("uncalibrated", "zebra", {}),
+    ],
+)
+def test_page_api_and_log_have_the_verdict(calibrated, word, sentence, floor):
+    found = calibrated.client.search(sentence=sentence, filter={"attributes": floor}).json()
+    verdict, hits = found["verdict"], found["hits"]
+    assert verdict["word"] == word
+    labels = [hit["match"] for hit in hits]
+    likelihoods = [hit["likelihood"] for hit in hits]
+    where = [("where", f"{key}={value}") for key, value in floor.items()]
+    page = calibrated.client.get("/?" + urlencode([("q", sentence), *where])).text
+    shown, text = verdict_on(page)
+    assert shown == word
+    assert text.lower().startswith(verdict["text"])
+    kept = log_lines(calibrated)[-1]["details"]
+    assert (kept["verdict"], kept.get("likelihood")) == (word, verdict["likelihood"])
+    if word == "uncalibrated":
+        assert (verdict["reason"], verdict["likelihood"]) == ("words_unknown", None)
+        assert {*labels} == {""}
+        assert 'class="match unknown"' in page
+        assert "%" not in text
+    else:
+        assert labels[0] == {"nobody": "unlikely"}.get(word, word)
+        if verdict["expected_matches"] is not None:
+            assert verdict["expected_matches"] == pytest.approx(sum(likelihoods), abs=1.5)
+        assert verdict["likelihood"] == pytest.approx(likelihoods[0], abs=0.02)
+        assert re.search(
+            rf'class="match {labels[0]}" .*{labels[0]} (?:&[lg]t;\xa0)?\d+\xa0%<', page
+        )
+    if word == "likely":
+        assert labels.count("likely") == 3  # The tracks of people in red.
+
+
+def test_a_bundle_without_a_calibration_says_what_to_do(reader):
+    verdict = reader.client.search(sentence="a woman in red").json()["verdict"]
+    assert (verdict["word"], verdict["reason"]) == ("uncalibrated", "no_calibration")
+    assert "upperson-rt calibrate" in verdict_on(reader.client.get("/?q=a+woman+in+red").text)[1]
+
+
+def test_a_user_sees_nothing_of_other_cameras(
+    make_console, calibrated_encoder, tmp_path, monkeypatch
+):
+    file = tmp_path / "tokens.json"
+    token = add_token(file, "vera", "viewer", (ODD,))
+    console = make_console(encoder=calibrated_encoder, accounts=Accounts(file))
+    client = Client(console.app, authorization=f"Bearer {token}")
+    verdict = client.search(sentence="a woman in red").json()["verdict"]
+    assert (verdict["reason"], verdict["fields"]["pictures"]) == ("few_pictures", 6)
+    monkeypatch.setattr(shift, "LEAST", 1)
+    monkeypatch.setattr(shift, "_DAYLIGHT", range(24))
+    metrics = client.get("/api/v1/metrics").text
+    assert metrics.count("upperson_score_shift_distance{") == 1  # No other camera is named.
+    hidden = client.search(sentence="red coat", filter={"cameras": ["gate"]}).json()["verdict"]
+    assert hidden["reason"] == "nothing_searched"
+
+
+def test_pictures_unlike_those_of_the_calibration_are_named_and_measured(
+    make_console, served_folder, tmp_path, monkeypatch
+):
+    bundle = shutil.copytree(served_folder / "bundle", tmp_path / "bundle")
+    ones = (1.0,) * EMBED_DIM
+    reference = Reference(mean=(0.0,) * EMBED_DIM, axes=(ones,), threshold=1e-9)
+    calibrate_toy_bundle(bundle, reference=reference)
+    monkeypatch.setattr("upperson_rt.search.verdict.FEWEST", 10)
+    monkeypatch.setattr(shift, "LEAST", 10)
+    monkeypatch.setattr(shift, "_DAYLIGHT", range(24))  # In every time zone.
+    console = make_console(encoder=open_encoder(bundle, threads=1))
+    where = {"cameras": ["gate"]}
+    verdict = console.client.search(sentence="a red coat", filter=where).json()["verdict"]
+    assert (verdict["reason"], verdict["fields"]["cameras"]) == ("pictures_unlike", ["gate"])
+    word, text = verdict_on(console.client.get("/?q=a+red+coat&camera=gate").text)
+    assert word == "uncalibrated"
+    assert "gate" in text
+    metrics = console.client.get("/api/v1/metrics").text
+    (distance,) = re.findall(r"upperson_score_shift_distance{(.*)} (.*)\n", metrics)
+    assert distance[0] == 'camera="gate",period="day"'
+    assert float(distance[1]) > 1e-9
+    assert "upperson_score_shift_limit 1e-09" in metrics
+    # The other camera has too few pictures to be compared.
+    other = console.client.search(sentence="a red coat", filter={"cameras": [ODD]}).json()
+    assert other["verdict"]["word"] == "likely"
+
+
+def bars(page):
+    return sum(int(number) for number in re.findall(r'aria-label="[^"]*: (\d+)"', page))
+
+
+def test_the_timeline_counts_likely_hits_only(calibrated, reader):
+    page = calibrated.client.get("/timeline?q=a+woman+in+red").text
+    assert bars(page) == 3
+    ids = {id_of(calibrated, f"red-{number}") for number in (1, 2, 9)}
+    assert {*log_lines(calibrated)[-1]["ids"]} == ids
+    page = calibrated.client.get("/timeline?q=woman+in+a+coat").text
+    assert "No timeline" in page
+    for console, address in ((calibrated, "q=zebra"), (reader, "q=a+woman+in+red")):
+        page = console.client.get(f"/timeline?{address}").text
+        assert "uncalibrated" in page
+        assert bars(page) == (18 if console is calibrated else 12)
+
+
+def test_a_line_joins_likely_tracks_only(calibrated, reader):
+    page = calibrated.client.get(f"/people/{id_of(calibrated, 'red-0')}").text
+    way = re.search(r'<polyline class="way" points="([^"]*)"', page)[1].split()
+    assert len(way) == 3  # This track, and those in red at the two other cameras.
+    assert page.count('<rect class="stop') == 13
+    assert "The dotted line joins" in page
+    assert verdict_on(page)[0] == "likely"
+    calibrated.service.gallery.add(
+        [Item(key="new", camera="gate", time=START, track="new")],
+        calibrated.service.encoder.encode_texts(["zebra"]),
+    )
+    page = calibrated.client.get(f"/people/{id_of(calibrated, 'new')}").text
+    assert "<polyline" not in page
+    assert "No line is drawn" in page
+    page = reader.client.get(f"/people/{id_of(reader, 'red-0')}").text
+    assert "<polyline" not in page
+    assert "the search is uncalibrated" in page

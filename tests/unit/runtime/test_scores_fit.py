@@ -1,0 +1,218 @@
+"""Fitting a score calibration: labelled queries, blocks of people, annotations of a site."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.helpers.invoke import refusal, run_rt, run_rt_json
+from tests.helpers.refused import refused
+from tests.helpers.toy_bundle import calibrate_toy_bundle, draw_person
+from upperson_rt.bundle import open_encoder
+from upperson_rt.errors import InputError
+from upperson_rt.gallery import Gallery, Item
+from upperson_rt.phrases.evidence import ALTERNATIVES
+from upperson_scores import fitting
+from upperson_scores.annotations import read_annotations
+from upperson_scores.fitting import (
+    auroc,
+    blocks_of,
+    calibration_error,
+    fit_score_calibration,
+    shipped_prior,
+    tenths,
+)
+from upperson_scores.labelled_queries import (
+    TRAITS,
+    LabelledPictures,
+    queries_about,
+    traits_of,
+)
+
+D, VIEWS = 48, 4
+NOUNS, COLOURS = ALTERNATIVES["upper"].nouns[:4], ALTERNATIVES["upper"].colours[:6]
+LOWER = ALTERNATIVES["lower"].nouns[:2]
+
+
+def unit(vectors_ND):
+    return vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+
+
+class World:
+    """Pictures and sentences as the sums of their words, with noise."""
+
+    def __init__(self, people, seed=0):
+        rng = np.random.default_rng(seed)
+        self._words = {}
+        self._rng = np.random.default_rng(9)
+        values = [
+            (
+                rng.choice(["woman", "man"]),
+                rng.choice(COLOURS),
+                rng.choice(NOUNS),
+                rng.choice(COLOURS),
+                rng.choice(LOWER),
+            )
+            for _ in range(people)
+        ]
+        sentences = [f"a {a} in a {b} {c} and {d} {e}" for a, b, c, d, e in values]
+        clean_PD = self.embed(sentences)
+        noise = 0.12 * rng.normal(size=(people * VIEWS, D))
+        vectors_ND = np.repeat(clean_PD, VIEWS, axis=0) + noise
+        self.pictures = LabelledPictures(
+            vectors_ND=(vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)).astype(
+                "f4"
+            ),
+            people_N=np.repeat(np.arange(people), VIEWS),
+            cameras_N=np.tile(["gate", "hall"], people * VIEWS // 2),
+            captions=[[sentence] for sentence in sentences for _ in range(VIEWS)],
+            traits={
+                name: np.repeat([one[column] for one in values], VIEWS)
+                for column, name in enumerate(TRAITS)
+            },
+        )
+
+    def embed(self, texts):
+        rows = []
+        for text in texts:
+            words = text.lower().replace(",", " ").replace(".", " ").split()
+            row = np.zeros(D)
+            for place, word in enumerate(words):
+                if word not in ("a", "in", "and", "with", "an", "the"):
+                    near = words[place + 1] if place + 1 < len(words) else ""
+                    row += self._word(word) + 0.7 * self._word(f"{word} {near}")
+            length = np.linalg.norm(row)
+            rows.append(row / length if length else self._word("nothing"))
+        return np.array(rows, np.float32)
+
+    def _word(self, word):
+        if word not in self._words:
+            generator = np.random.default_rng(sum(map(ord, word)) * 7919 + len(word))
+            self._words[word] = generator.normal(size=D) / D**0.5
+        return self._words[word]
+
+
+def test_queries_with_a_match_and_without_one():
+    world = World(60)
+    people = world.pictures.people_N
+    inside = world.pictures.of(np.flatnonzero(people < 30))
+    outside = world.pictures.of(np.flatnonzero(people >= 30))
+    found = queries_about(inside, outside, np.random.default_rng(0))
+    by_kind = {}
+    for one in found:
+        by_kind.setdefault((one.kind, bool(one.right(inside).any())), []).append(one)
+    assert {kind for kind, _ in by_kind} == {"short", "two", "caption"}
+    assert all(len(own) <= 100 for own in by_kind.values())
+    for own in by_kind["short", True]:
+        row = np.flatnonzero(own.right(inside))[0]
+        wanted = {name: inside.traits[name][row] for name in own.wanted}
+        assert own.wanted == wanted
+        assert all(word in own.sentence for word in own.wanted.values())
+    for own in by_kind["caption", True]:
+        (person,) = np.unique(inside.people_N[own.right(inside)])
+        assert own.sentence in inside.captions[person * VIEWS]
+    assert not any(own.right(inside).any() for own in by_kind["caption", False])
+
+
+def test_traits_come_from_captions_where_nothing_else_says_them():
+    captions = [["A woman in a red coat."], ["She wears blue jeans and a red coat."], ["A man."]]
+    found = traits_of(captions, np.array([4, 4, 9]))
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "gender": ["woman", "woman", "man"],
+        "upper_colour": ["red", "red", ""],
+        "upper": ["coat", "coat", ""],
+        "lower_colour": ["blue", "blue", ""],
+        "lower": ["jeans", "jeans", ""],
+    }
+
+
+def test_a_fit_tells_present_from_absent_and_says_how_well():
+    world = World(100)
+    blocks = blocks_of(world.pictures, np.random.default_rng(0))
+    assert len(blocks) == 2
+    people = [{*block.galleries[0].people_N.tolist()} for block in blocks]
+    assert not people[0] & people[1]
+    made = fit_score_calibration(blocks, world.embed, "sha256:1", "toy", shipped_prior())
+    assert made.fitted_on["people"] == 100
+    assert made.held_out["all"]["auroc"] > 80
+    assert made.held_out["all"]["wrong_nobody"] <= 1
+    assert 0 < made.nobody_below <= 0.25
+    assert made.reference.distance(world.pictures.vectors_ND) < made.reference.threshold
+    assert made.reference.distance(-world.pictures.vectors_ND) > made.reference.threshold
+    again = fit_score_calibration(
+        blocks_of(world.pictures, np.random.default_rng(0)), world.embed, "sha256:1", "toy",
+        shipped_prior(),
+    )  # fmt: skip
+    assert again.picture == made.picture
+
+
+def test_too_few_people_are_refused():
+    with refused("too_few_people", InputError, found=19):
+        blocks_of(World(19).pictures, np.random.default_rng(0))
+
+
+def test_figures():
+    likely, right = np.array([0.05, 0.05, 0.95, 0.95]), np.array([False, False, True, False])
+    assert auroc(likely, right) == pytest.approx((2 + 0.5) / 3)
+    assert tenths(likely, right)[0] == [2, 0.1, 0]
+    assert tenths(likely, right)[9] == [2, 1.9, 1]
+    assert calibration_error(likely, right) == pytest.approx(100 * (0.1 + 0.9) / 4)
+
+
+# --- A site's own
+
+
+@pytest.fixture
+def site(tmp_path, folder, monkeypatch):
+    """A bundle, a gallery, and 20 people with captions of a site."""
+    monkeypatch.chdir(tmp_path)
+    encoder = open_encoder(folder, threads=1)
+    with Gallery.open("gallery", encoder.fingerprint, encoder.embed_dim, create=True) as gallery:
+        gallery.add([Item(key="1")], encoder.encode_texts(["a man in a red coat"]))
+    lines = []
+    for person in range(20):
+        colour = ["red", "green", "blue", "yellow"][person % 4]
+        for view in range(2):
+            draw_person(tmp_path / f"{person}-{view}.png", colour, seed=10 * person + view)
+            caption = f"a {('man', 'woman')[person % 2]} in a {colour} coat"
+            lines.append({"image": f"{person}-{view}.png", "pid": person, "caption": caption})
+    file = tmp_path / "site.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n", "utf-8")
+    return file
+
+
+def test_a_site_calibrates_on_its_own_pictures(site, tmp_path, monkeypatch):
+    place = ("calibrate", "-b", "bundle", "-g", "gallery")
+    refusal(run_rt(*place, "--json"), 3, "no_score_calibration")
+    unreliable = run_rt(*place, "--annotations", site, "--json")
+    refusal(unreliable, 3, "calibration_unreliable")
+    assert not [*(tmp_path / "gallery").glob("scores*")]
+    monkeypatch.setattr(fitting, "_LEAST_AUROC", 0.0)
+    found = run_rt_json(*place, "--annotations", site)
+    assert (found["version"], found["fitted_on"]["people"]) == (1, 20)
+    assert (tmp_path / found["file"]).is_file()
+    assert run_rt_json(*place, "--annotations", site)["version"] == 2
+    assert (tmp_path / "gallery" / "scores-1.json").is_file()
+    calibrate_toy_bundle(tmp_path / "bundle")
+    assert run_rt_json(*place)["version"] == 2, "the gallery's own counts"
+    shown = run_rt(*place).stdout
+    assert "version 2" in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ('{"image": "no.png", "pid": 1, "caption": "a man"}', "picture_missing"),
+        ('{"image": "0-0.png", "pid": 5, "caption": "a man"}', "picture_of_two_people"),
+        ('{"image": "0-0.png", "pid": "1", "caption": "a man"}', "value_unfit"),
+        ('{"image": "0-0.png", "pid": NaN, "caption": "a man"}', "no_json"),
+        ('{"image": "0-0.png", "pid": 0, "caption": " "}', "value_unfit"),
+        ('{"image": "0-0.png", "pid": 0}', "key_missing"),
+        ("{", "no_json"),
+    ],
+)
+def test_annotations_that_are_not_right_are_refused(site, line, code):
+    with site.open("a") as file:
+        file.write(line + "\n")
+    with refused(code, InputError):
+        read_annotations(site)
