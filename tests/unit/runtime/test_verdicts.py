@@ -320,6 +320,22 @@ def test_each_camera_is_compared_by_day_and_by_night(gallery, reference, utc):
     assert found == {("plain", False): False, ("plain", True): True, ("far", False): True}
 
 
+@pytest.mark.parametrize("future_s", [0, 10 * 365 * 86_400], ids=["", "a clock in the future"])
+def test_a_camera_with_few_pictures_a_day_is_compared(gallery, reference, utc, future_s):
+    rng = np.random.default_rng(0)
+    vectors_ND = 0.1 * rng.normal(size=(300, gallery.embed_dim))
+    vectors_ND[:, 0] += 3
+    noon = 1_764_417_600
+    times = [noon + 86_400 * (n // 30) for n in range(300)]
+    times[-1] += future_s
+    items = [Item(key=str(n), camera="far", time=time) for n, time in enumerate(times)]
+    gallery.add(items, unit(vectors_ND))
+    (group,) = compare(gallery, reference)
+    assert (group.camera, group.is_night) == ("far", False)
+    assert group.pictures >= LEAST
+    assert group.distance > reference.threshold
+
+
 def test_pictures_without_a_camera_are_compared_together(gallery, reference):
     rng = np.random.default_rng(0)
     vectors_ND = unit(rng.normal(size=(LEAST, gallery.embed_dim)))
