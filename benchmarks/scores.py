@@ -243,7 +243,7 @@ def _plot(
     _draw(pictures, likely, np.concatenate([one.right_N for one in judged]), "of 40 pictures")
     first = np.array([one.likely_N[0] for one in judged])
     _draw(pictures, first, np.array([one.right_N[0] for one in judged]), "of the first picture")
-    for axes, title in ((answers, "somebody matches"), (pictures, "a picture matches")):
+    for axes, title in ((answers, "some picture matches"), (pictures, "a picture matches")):
         axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
         axes.set(title=title, xlabel="likelihood", ylabel="share that is right")
         axes.legend()

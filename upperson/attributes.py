@@ -24,7 +24,6 @@ from upperson.questions import (
     PhraseTruth,
     Question,
     attribute_columns,
-    auroc,
     has_all,
     measure_evidence,
     negated_questions,
@@ -32,6 +31,7 @@ from upperson.questions import (
     short_questions,
     thing_questions,
 )
+from upperson_rt.metrics import auroc
 from upperson_rt.phrases import Kind, parse
 from upperson_rt.phrases.evidence import EmbedTexts, Evidence, with_article
 

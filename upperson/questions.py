@@ -8,7 +8,7 @@ Shape: G pictures.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from upperson.data.annotations import ATTRIBUTE_KINDS
 from upperson.data.records import Record
 from upperson_rt.errors import InputError
+from upperson_rt.metrics import auroc
 from upperson_rt.phrases import Phrase, parse
 from upperson_rt.phrases.evidence import Evidence, with_article
 
@@ -261,16 +262,3 @@ def _phrases_by_attribute(columns: Columns) -> dict[str, list[tuple[str, dict[st
     if "glasses" in columns:
         phrases_of["glasses"] = [("glasses", {"glasses": str(True)})]
     return phrases_of
-
-
-def auroc(positive: NDArray[np.floating[Any]], negative: NDArray[np.floating[Any]]) -> float | None:
-    """Return how often a positive is above a negative, in percent; ties count half.
-
-    None if there are none of either.
-    """
-    if not len(positive) or not len(negative):
-        return None
-    ordered = np.sort(negative)
-    below = np.searchsorted(ordered, positive, side="left")
-    not_above = np.searchsorted(ordered, positive, side="right")
-    return 100.0 * float(((below + not_above) / (2 * len(ordered))).mean())

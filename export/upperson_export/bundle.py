@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -62,9 +61,7 @@ from upperson_rt.towers import TOWERS, Tower, run_tower
 from upperson_scores.fitting import (
     FEWEST_PEOPLE,
     LabelledFiles,
-    blocks_of,
-    fit_score_calibration,
-    shipped_prior,
+    calibrate,
 )
 
 __all__ = ["ExportOptions", "ModelIdentity", "export_bundle", "unowned_in_bundle"]
@@ -76,7 +73,6 @@ CALIBRATION = "calibration.json"
 GOLDEN_SAMPLES = 8
 
 _TOKENIZER, _CANARIES, _REPORT = "tokenizer.json", "canaries.npz", "report.json"
-_SEED = 0
 _NOT_IN_MANIFEST = {MANIFEST_FILE, CALIBRATION, "report.html", "README.md", SIGNATURE_FILE}
 
 # --- Graphs, manifest, golden samples, report and model card
@@ -140,17 +136,8 @@ class BundleFiles:
         """Fit the score calibration in fp32, through the runtime; write it if it is reliable."""
         encoder = Bundle.open(self._folder, EXACT, "onnxruntime").encoder()
         stage = "calibrating scores"
-        vectors_ND = encoder.encode_images(list(people.files), progress=partial(progress, stage))
-        blocks = blocks_of(people.embedded(vectors_ND), np.random.default_rng(_SEED))
         try:
-            found = fit_score_calibration(
-                blocks,
-                encoder.encode_texts,
-                encoder.fingerprint,
-                people.source,
-                shipped_prior(),
-                progress=partial(progress, stage),
-            )
+            found = calibrate(encoder, people, lambda _, *done: progress(stage, *done))
         except InputError as error:
             if error.code != "calibration_unreliable":
                 raise

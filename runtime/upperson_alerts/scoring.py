@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.logistic import probability
-from upperson_rt.phrases import Phrase, parse
+from upperson_rt.logistic import log_odds, probability
+from upperson_rt.phrases import Phrase
 from upperson_rt.phrases.evidence import Evidence
 from upperson_rt.score_calibration import ScoreCalibration
-from upperson_rt.search.features import SentenceFeatures
+from upperson_rt.search.features import SentenceFeatures, sentence_features
 from upperson_rt.search.query import QueryEncoder, SearchRequest
 
 _COMPARED_FROM = 2.0
@@ -46,13 +46,7 @@ def sentence_scores(queries: QueryEncoder, sentences: Sequence[str]) -> list[Sen
     for one in found:
         features: tuple[SentenceFeatures, ...] = ()
         if queries.encoder.calibration is not None and one.sentence is not None:
-            readings = one.sentence.parsed.readings
-            features = tuple(
-                SentenceFeatures(parse(text), vector_D, queries.evidence)
-                for text, vector_D in zip(readings, one.vectors_AD, strict=True)
-            )
-            if not all(own.says_something for own in features):
-                features = ()
+            features = sentence_features(one.sentence, queries.evidence)
         scores.append(
             SentenceScore(texts_TD=one.vectors_AD, excluded=one.excluded, features=features)
         )
@@ -121,8 +115,7 @@ class Scorer:
             ],
             axis=0,
         )
-        for phrase in sentence.excluded:
-            left_N = 1 - self._evidence.of(phrase, vectors_ND).astype(np.float64)
-            likely_N = np.clip(probability(found_N) * left_N, 1e-12, 1 - 1e-12)
-            found_N = np.log(likely_N) - np.log1p(-likely_N)
+        if sentence.excluded:
+            left_N = self._evidence.left(sentence.excluded, vectors_ND)
+            found_N = log_odds(probability(found_N) * left_N, least=1e-12)
         return np.maximum(found_N, _LEAST_LOG_ODDS)

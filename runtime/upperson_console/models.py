@@ -189,7 +189,7 @@ class HitOut(ItemOut):
 
 
 class VerdictOut(BaseModel):
-    """Whether somebody in the pictures that were searched matches."""
+    """Whether any of the pictures that were searched matches."""
 
     word: VerdictWord = Field(
         description="`nobody`: hits are the nearest pictures, and none is likely to match. "

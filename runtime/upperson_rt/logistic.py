@@ -4,6 +4,7 @@ Shapes: N rows, F features, W weights (features, their products if there are any
 """
 
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,12 +42,18 @@ class Logistic:
         if not all(one > 0 for one in self.scale):
             raise InputError("expected scales above 0", code="weights_unfit")
 
+    @cached_property
+    def _arrays(self) -> tuple[NDArray[np.float64], ...]:
+        """Middle, scale and weights: alerts compute log-odds a thousand times a commit."""
+        return np.array(self.middle), np.array(self.scale), np.array(self.weights)
+
     def log_odds(self, features_NF: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return (N,) log-odds."""
-        has_products = len(self.weights) > len(self.middle) + 1
-        inputs_NW = _inputs(features_NF, np.array(self.middle), np.array(self.scale), has_products)
+        middle_F, scale_F, weights_W = self._arrays
+        has_products = len(weights_W) > len(middle_F) + 1
+        inputs_NW = _inputs(features_NF, middle_F, scale_F, has_products)
         with np.errstate(over="ignore", invalid="ignore"):  # Of a file from outside.
-            found_N = np.nan_to_num(inputs_NW @ np.array(self.weights), nan=-_MOST)
+            found_N = np.nan_to_num(inputs_NW @ weights_W, nan=-_MOST)
         found: NDArray[np.float64] = np.clip(found_N, -_MOST, _MOST)
         return found
 
@@ -107,6 +114,20 @@ def probability(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
     return found
 
 
+def log_odds(probability_N: NDArray[np.float64], least: float = 1e-9) -> NDArray[np.float64]:
+    """Return the log-odds of probabilities, at ``least`` that far from 0 and 1."""
+    inside_N = np.clip(probability_N, least, 1 - least)
+    found: NDArray[np.float64] = np.log(inside_N) - np.log1p(-inside_N)
+    return found
+
+
+@cache
+def _pairs(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the places of the features of each product."""
+    first, second = np.triu_indices(count)
+    return first, second
+
+
 def _inputs(
     features_NF: NDArray[np.float64],
     middle_F: NDArray[np.float64],
@@ -116,6 +137,6 @@ def _inputs(
     own_NF = (features_NF - middle_F) / scale_F
     columns = [own_NF]
     if products:
-        first, second = np.triu_indices(own_NF.shape[1])
+        first, second = _pairs(own_NF.shape[1])
         columns.append(own_NF[:, first] * own_NF[:, second])
     return np.concatenate([*columns, np.ones((len(own_NF), 1))], axis=1)

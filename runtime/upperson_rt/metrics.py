@@ -13,7 +13,7 @@ No query-gallery pair is excluded. Equal scores keep the order of the gallery.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -132,6 +132,19 @@ def per_query_metrics(
         ranks = rank(queries_QD[rows], gallery_GD, query, image)
         first_rank[rows], ap[rows], inp[rows] = _reduce_ranks(query, ranks)
     return PerQueryMetrics(first_rank=first_rank, ap=ap, inp=inp)
+
+
+def auroc(positive: NDArray[np.floating[Any]], negative: NDArray[np.floating[Any]]) -> float | None:
+    """Return how often a positive is above a negative, in percent; ties count half.
+
+    None if there are none of either.
+    """
+    if not len(positive) or not len(negative):
+        return None
+    ordered = np.sort(negative)
+    below = np.searchsorted(ordered, positive, side="left")
+    not_above = np.searchsorted(ordered, positive, side="right")
+    return 100.0 * float(((below + not_above) / (2 * len(ordered))).mean())
 
 
 def _right_images(

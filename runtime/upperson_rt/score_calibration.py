@@ -98,8 +98,8 @@ class ScoreCalibration:
     curves: dict[str, Curve]
     """By kind of query, ``sentence`` and ``picture``, where there are no phrases to compare."""
     nobody_below: Annotated[float, _IS_BELOW_LIKELY]
-    """Likelihood of an answer below which nobody matches: at most 1 % of the queries that somebody
-    matched were below it."""
+    """Likelihood of an answer below which nobody matches: at most 1 % of the queries with a
+    match were below it."""
     reference: Reference
     schema_version: int = field(default=SCHEMA_VERSION)
 

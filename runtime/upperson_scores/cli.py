@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from upperson_rt.score_calibration import ScoreCalibration
     from upperson_rt.search.shift import Group
 
-_SEED = 0
-
 
 @dataclass(frozen=True)
 class Fit(OptionGroup, panel="Calibration"):
@@ -41,7 +39,7 @@ def calibrate(*, model: Model, place: Place, fit: Fit, output: Output) -> None:
     """
     from upperson_rt.score_calibration import (
         add_site_calibration,
-        read_score_calibration,
+        calibration_in_use,
         site_calibration_file,
     )
     from upperson_rt.search.shift import compare
@@ -49,12 +47,11 @@ def calibrate(*, model: Model, place: Place, fit: Fit, output: Output) -> None:
     with open_store(model, place.gallery, "text") as (bundle, _, gallery):
         encoder = bundle.encoder()
         file = site_calibration_file(gallery.location)
-        own = file is not None and file.exists()
-        if file is not None and own and fit.annotations is None:
-            calibration: ScoreCalibration | None = read_score_calibration(file, encoder.fingerprint)
+        if fit.annotations is None:
+            calibration = calibration_in_use(
+                gallery.location, encoder.calibration, encoder.fingerprint
+            )
         else:
-            calibration = encoder.calibration
-        if fit.annotations is not None:
             if file is None:
                 raise InputError(
                     f"the gallery {gallery.location} has no folder for a calibration: calibrate a "
@@ -69,29 +66,17 @@ def calibrate(*, model: Model, place: Place, fit: Fit, output: Output) -> None:
                 code="no_score_calibration",
             )
         groups = compare(gallery, calibration.reference)
-    found = _as_json(calibration, groups, file if fit.annotations is not None or own else None)
+    found = _as_json(calibration, groups, file if file is not None and file.exists() else None)
     print_result(found, output.as_json, _print_report)
 
 
 def _fitted(encoder: "Encoder", annotations: Path) -> "ScoreCalibration":
-    import numpy as np
-
     from upperson_scores.annotations import read_annotations
-    from upperson_scores.fitting import blocks_of, fit_score_calibration, shipped_prior
+    from upperson_scores.fitting import calibrate
 
     people = read_annotations(annotations)
     with show_progress() as progress:
-        vectors_ND = encoder.encode_images(
-            list(people.files), progress=lambda done, all_: progress("pictures", done, all_)
-        )
-        return fit_score_calibration(
-            blocks_of(people.embedded(vectors_ND), np.random.default_rng(_SEED)),
-            encoder.encode_texts,
-            encoder.fingerprint,
-            people.source,
-            shipped_prior(),
-            progress=lambda done, all_: progress("sentences", done, all_),
-        )
+        return calibrate(encoder, people, progress)
 
 
 def _as_json(

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import upperson_rt
+from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError
 from upperson_rt.logistic import Logistic, fit_logistic, probability
+from upperson_rt.metrics import auroc
 from upperson_rt.phrases import parse
 from upperson_rt.phrases.evidence import EmbedTexts, Evidence
 from upperson_rt.score_calibration import Background, Curve, Reference, ScoreCalibration
@@ -50,6 +53,7 @@ _GROUP_PEOPLE = 50
 _PARTS = (1, 2, 8)
 """One in so many people of a block is in each of its galleries."""
 _DRAWS = 200
+_SEED = 0
 _MARGIN = 1.1
 """By how much pictures may be farther away than any group of the fit's own was."""
 
@@ -156,6 +160,28 @@ def shipped_prior() -> Prior:
     return Prior(
         picture=read_fields(Logistic, content["picture"], "prior.json"),
         answer=read_fields(Logistic, content["answer"], "prior.json"),
+    )
+
+
+def calibrate(
+    encoder: Encoder, people: LabelledFiles, progress: Callable[[str, int, int], None]
+) -> ScoreCalibration:
+    """Embed people's pictures, and fit on them, near the shipped prior.
+
+    ``progress`` is called with what is being read, *pictures* or *sentences*, how many parts are
+    done, and of how many.
+
+    Raises:
+        InputError: There are too few people, or likelihoods are not reliable.
+    """
+    vectors_ND = encoder.encode_images(list(people.files), progress=partial(progress, "pictures"))
+    return fit_score_calibration(
+        blocks_of(people.embedded(vectors_ND), np.random.default_rng(_SEED)),
+        encoder.encode_texts,
+        encoder.fingerprint,
+        people.source,
+        shipped_prior(),
+        progress=partial(progress, "sentences"),
     )
 
 
@@ -448,7 +474,7 @@ def _of_answers(judged: Sequence[Judgement], nobody_below: float) -> dict[str, A
     return {
         "queries": len(judged),
         "present": int(present_Q.sum()),
-        "auroc": round(100 * auroc(answer_Q, present_Q), 2),
+        "auroc": round(auroc(answer_Q[present_Q], answer_Q[~present_Q]) or 0.0, 2),
         "error": round(calibration_error(answer_Q, present_Q), 2),
         "wrong_nobody": round(100 * _mean(is_nobody[present_Q]), 2),
         "caught_nobody": round(100 * _mean(is_nobody[~present_Q]), 2),
@@ -468,16 +494,6 @@ def _of_pictures(judged: Sequence[Judgement]) -> dict[str, Any]:
         "right": int(right.sum()),
         "tenths": tenths(likely, right),
     }
-
-
-def auroc(scores_N: NDArray[np.float64], right_N: NDArray[np.bool_]) -> float:
-    """Return the share of pairs of a right and a wrong one that scores order; ties count half."""
-    _, places, counts = np.unique(scores_N, return_inverse=True, return_counts=True)
-    ranks_N = (np.cumsum(counts) - (counts - 1) / 2)[places]
-    rights, wrongs = int(right_N.sum()), int((~right_N).sum())
-    if not rights or not wrongs:
-        return float("nan")
-    return float((ranks_N[right_N].sum() - rights * (rights + 1) / 2) / (rights * wrongs))
 
 
 def tenths(likely_N: NDArray[np.float64], right_N: NDArray[np.bool_]) -> list[list[float]]:

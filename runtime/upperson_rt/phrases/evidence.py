@@ -207,6 +207,15 @@ class Evidence:
         lost_N: NDArray[np.float32] = MOST_EXCLUDED * np.square(np.max(heard, axis=0))
         return lost_N.astype(np.float32)
 
+    def left(
+        self, excluded: Sequence[Phrase], images_ND: NDArray[np.float32]
+    ) -> NDArray[np.float64]:
+        """Return (N,) shares of a likelihood that are left beside excluded phrases, 0 to 1."""
+        left_N = np.ones(len(images_ND))
+        for phrase in excluded:
+            left_N *= 1 - self.of(phrase, images_ND).astype(np.float64)
+        return left_N
+
     def _of_excluded(self, phrase: Phrase, images_ND: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (N,) evidence: of *any bag* the mean of its own and of the likeliest kind's."""
         own_N = self.of(phrase, images_ND)

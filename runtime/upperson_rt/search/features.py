@@ -11,10 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.phrases import ParsedSentence
+from upperson_rt.logistic import log_odds
+from upperson_rt.phrases import ParsedSentence, parse
 from upperson_rt.phrases.changes import one_word_changes
 from upperson_rt.phrases.evidence import Evidence, weighable
 from upperson_rt.score_calibration import Background
+from upperson_rt.search.query import QuerySentence
 
 CANDIDATES = 200
 """Best pictures of a search, among which neighbours are found."""
@@ -140,8 +142,14 @@ class SentenceFeatures:
 
 
 def _log_odds(share_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    inside_N = np.clip(share_N, 1e-9, 1 - 1e-9)
-    found: NDArray[np.float64] = np.clip(
-        np.log(inside_N) - np.log1p(-inside_N), -_MOST_LOG_ODDS, _MOST_LOG_ODDS
-    )
+    found: NDArray[np.float64] = np.clip(log_odds(share_N), -_MOST_LOG_ODDS, _MOST_LOG_ODDS)
     return found
+
+
+def sentence_features(sentence: QuerySentence, evidence: Evidence) -> tuple[SentenceFeatures, ...]:
+    """Return the features of each reading; none if one has no phrase that was understood."""
+    features = tuple(
+        SentenceFeatures(parse(text), vector_D, evidence)
+        for text, vector_D in zip(sentence.parsed.readings, sentence.vectors_AD, strict=True)
+    )
+    return features if all(one.says_something for one in features) else ()

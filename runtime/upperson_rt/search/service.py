@@ -5,8 +5,8 @@ likelihoods, evidence and notices. Library, command line, pages, API and ONVIF t
 `SearchRequest` and from a `SearchResult`, and do nothing of it themselves.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -100,12 +100,11 @@ class SearchService:
         score = float((query.vectors_AD.astype(np.float64) @ vector_D.astype(np.float64)).max())
         if query.excluded:
             score -= float(self.queries.evidence.against(query.excluded, vector_D[None])[0])
-        self.background.refresh()
         hit = Hit(id=id_, score=score, item=item)
         return PictureMatch(
             score,
             *self.judge.judge_picture(
-                query, request.where, hit, vector_D, self._unknown(query.sentence)
+                query, request.where, hit, vector_D, self._words(query.sentence).all
             ),
         )
 
@@ -149,15 +148,16 @@ class SearchService:
         self, request: SearchRequest, query: EmbeddedQuery, hits: list[Hit]
     ) -> SearchResult:
         parsed = None if query.sentence is None else query.sentence.parsed
-        if request.calibrate or (request.notices and parsed is not None and is_vague(parsed)):
+        if request.notices and parsed is not None and is_vague(parsed):
             self.background.refresh()
+        words = self._words(query.sentence) if request.calibrate or request.notices else _Words()
         judged: Judged | None = None
         if request.calibrate:
-            judged = self.judge.judge(query, request.where, hits, self._unknown(query.sentence))
+            judged = self.judge.judge(query, request.where, hits, words.all)
         explanation = None if parsed is None or not request.explain else self.explain(parsed, hits)
         notices: list[Notice] = []
         if request.notices:
-            notices = self._notices(request.where or Filter(), query, hits)
+            notices = self._notices(request.where or Filter(), query, hits, words)
         return SearchResult(
             hits=hits,
             parsed=parsed,
@@ -168,13 +168,11 @@ class SearchService:
             notices=notices,
         )
 
-    def _unknown(self, sentence: QuerySentence | None) -> list[str]:
-        """Return the words that the model does not know, or that are probably misspelt."""
+    def _words(self, sentence: QuerySentence | None) -> "_Words":
         if sentence is None:
-            return []
+            return _Words()
         unknown = self.queries.vocabulary.unknown(sentence.words)
-        misspelt = self.queries.vocabulary.corrections(sentence.words, unknown)
-        return [*dict.fromkeys([*unknown, *misspelt])]
+        return _Words(unknown, self.queries.vocabulary.corrections(sentence.words, unknown))
 
     def _is_indistinct(self, query: EmbeddedQuery) -> bool:
         sentence = query.sentence
@@ -184,8 +182,10 @@ class SearchService:
             and self.background.is_indistinct(sentence.parsed, query.vectors_AD[0])
         )
 
-    def _notices(self, where: Filter, query: EmbeddedQuery, hits: Sequence[Hit]) -> list[Notice]:
-        notices = [] if query.sentence is None else self._of_sentence(query.sentence)
+    def _notices(
+        self, where: Filter, query: EmbeddedQuery, hits: Sequence[Hit], words: "_Words"
+    ) -> list[Notice]:
+        notices = [] if query.sentence is None else self._of_sentence(query.sentence, words)
         if not query.excluded and self._is_indistinct(query):
             notices.append(Notice("indistinct"))
         notices += unknown_cameras(self.gallery, where)
@@ -193,7 +193,7 @@ class SearchService:
             notices.append(self._why_nothing(where))
         return sorted(notices, key=lambda notice: not notice.is_warning)
 
-    def _of_sentence(self, sentence: QuerySentence) -> list[Notice]:
+    def _of_sentence(self, sentence: QuerySentence, words: "_Words") -> list[Notice]:
         """Report how a sentence was read where that is not what its words suggest."""
         parsed, tokenizer = sentence.parsed, self.queries.encoder.tokenizer
         notices = []
@@ -202,15 +202,14 @@ class SearchService:
             notices.append(Notice("sentence_truncated", {"context_length": length}))
         letters = sum(letter.isalnum() for letter in parsed.wanted)
         tokens = sentence.token_count
-        unknown = self.queries.vocabulary.unknown(sentence.words)
         if letters > 2 and tokens > _MOST_TOKENS_PER_LETTER * letters:
             notices.append(Notice("language_unfamiliar", {"letters": letters, "tokens": tokens}))
         else:
-            meant = self.queries.vocabulary.corrections(sentence.words, unknown)
+            meant = words.meant
             if meant:
                 fields = {"words": meant, "sentence": with_corrections(parsed.sentence, meant)}
                 notices.append(Notice("did_you_mean", fields))
-            if rest := [word for word in unknown if word not in meant]:
+            if rest := [word for word in words.unknown if word not in meant]:
                 notices.append(Notice("words_unknown", {"words": rest}))
         if len(parsed.readings) > 1:
             notices.append(Notice("either", {"sentences": [*parsed.readings]}))
@@ -246,6 +245,20 @@ class SearchService:
             "without_time": total - self.gallery.count(Filter(since=EARLIEST_S)) if is_timed else 0,
         }
         return Notice("filter_matches_nothing", fields)
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Words of a sentence that a model has not learned."""
+
+    unknown: Sequence[str] = ()
+    meant: Mapping[str, str] = field(default_factory=dict)
+    """What misspelt ones may mean, see `Vocabulary.corrections`."""
+
+    @property
+    def all(self) -> list[str]:
+        """Those that it does not know, or that are probably misspelt."""
+        return [*dict.fromkeys([*self.unknown, *self.meant])]
 
 
 _SAY_MORE = frozenset({"language_unfamiliar", "words_unknown"})

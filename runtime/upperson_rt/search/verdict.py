@@ -1,4 +1,4 @@
-"""Verdicts: how likely hits match, and whether somebody in the gallery does.
+"""Verdicts: how likely hits match, and whether any picture of the gallery does.
 
 Shapes: N pictures, D dimensions, A readings of a sentence.
 """
@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Hit
-from upperson_rt.logistic import probability
-from upperson_rt.phrases import parse
+from upperson_rt.logistic import log_odds, probability
 from upperson_rt.phrases.evidence import Evidence
 from upperson_rt.printable import count_of, safe_repr, show_percent
 from upperson_rt.score_calibration import LIKELY, MatchLabel, ScoreCalibration
 from upperson_rt.search.background import BackgroundScores
-from upperson_rt.search.features import CANDIDATES, COMPARED, SentenceFeatures
-from upperson_rt.search.query import EmbeddedQuery, QuerySentence
+from upperson_rt.search.features import CANDIDATES, COMPARED, SentenceFeatures, sentence_features
+from upperson_rt.search.query import EmbeddedQuery
 from upperson_rt.search.shift import FEWEST, ShiftCheck, is_night
 
 VerdictWord: TypeAlias = Literal["likely", "possible", "nobody", "uncalibrated"]
@@ -40,7 +39,7 @@ Reason: TypeAlias = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Whether somebody in the pictures that were searched matches."""
+    """Whether any of the pictures that were searched matches."""
 
     word: VerdictWord
     likelihood: float | None
@@ -179,8 +178,8 @@ class Judge:
         elif query.sentence.is_truncated:
             return self._uncalibrated(query, hits, "sentence_truncated")
         else:
-            features = self._features(query.sentence)
-            if not all(one.says_something for one in features):
+            features = sentence_features(query.sentence, self._evidence)
+            if not features:
                 return self._uncalibrated(query, hits, "sentence_vague")
             searched = count if where is None or where.is_empty else self._gallery.count(where)
             own = self._gallery.vectors_of(hits) if vectors is None else vectors
@@ -262,17 +261,11 @@ class Judge:
         scores = [hit.score for hit in hits]
         deviations_N = None
         if self.calibration is not None:
+            self._background.refresh()
             deviations_N = self._background.deviations(query.picture_share, scores)
         if self.calibration is None or deviations_N is None:
             return np.clip((np.array(scores, np.float64) + 1) / 2, 0, 1)
         return self.calibration.likelihoods(query.picture_share, deviations_N)
-
-    def _features(self, sentence: QuerySentence) -> list[SentenceFeatures]:
-        """Return the features of each reading, by the sentence as it was before feedback."""
-        return [
-            SentenceFeatures(parse(text), vector_D, self._evidence)
-            for text, vector_D in zip(sentence.parsed.readings, sentence.vectors_AD, strict=True)
-        ]
 
     def _of_reading(
         self,
@@ -300,7 +293,7 @@ class Judge:
             pool_MD,
             min(COMPARED, len(kept)),
             searched,
-            self._without(query, pool_MD),
+            self._evidence.left(query.excluded, pool_MD) if query.excluded else None,
         )
         ids = [*(found[row].id for row in kept), *(hit.id for hit in more)]
         likely = dict(zip(ids, likely_M.tolist(), strict=True))
@@ -313,17 +306,6 @@ class Judge:
             expected=float(best_M.sum()) if counts else None,
             is_more=counts and searched > len(found) and _goes_on(best_M),
         )
-
-    def _without(
-        self, query: EmbeddedQuery, vectors_ND: NDArray[np.float32]
-    ) -> NDArray[np.float64] | None:
-        """Return (N,) shares of likelihood that are left beside what a sentence excludes."""
-        if not query.excluded:
-            return None
-        left_N = np.ones(len(vectors_ND))
-        for phrase in query.excluded:
-            left_N *= 1 - self._evidence.of(phrase, vectors_ND).astype(np.float64)
-        return left_N
 
 
 @dataclass(frozen=True)
@@ -378,8 +360,7 @@ def judge_sentence(
     likely_N = probability(log_odds_N)
     if left_N is not None:
         likely_N = likely_N * left_N
-        inside_N = np.clip(likely_N, 1e-9, 1 - 1e-9)
-        log_odds_N = np.log(inside_N) - np.log1p(-inside_N)
+        log_odds_N = log_odds(likely_N)
     if not compared:
         return likely_N, 0.0
     together = features.of_answer(features_NF[:compared], log_odds_N[:compared])

@@ -11,11 +11,11 @@ from tests.helpers.toy_bundle import calibrate_toy_bundle, draw_person
 from upperson_rt.bundle import open_encoder
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery, Item
+from upperson_rt.metrics import auroc
 from upperson_rt.phrases.evidence import ALTERNATIVES
 from upperson_scores import fitting
 from upperson_scores.annotations import read_annotations
 from upperson_scores.fitting import (
-    auroc,
     blocks_of,
     calibration_error,
     fit_score_calibration,
@@ -153,7 +153,7 @@ def test_too_few_people_are_refused():
 
 def test_figures():
     likely, right = np.array([0.05, 0.05, 0.95, 0.95]), np.array([False, False, True, False])
-    assert auroc(likely, right) == pytest.approx((2 + 0.5) / 3)
+    assert auroc(likely[right], likely[~right]) == pytest.approx(100 * (2 + 0.5) / 3)
     assert tenths(likely, right)[0] == [2, 0.1, 0]
     assert tenths(likely, right)[9] == [2, 1.9, 1]
     assert calibration_error(likely, right) == pytest.approx(100 * (0.1 + 0.9) / 4)

@@ -147,4 +147,7 @@ def test_how_a_sentence_was_read(sentence, unknown, codes):
     vocabulary = service.queries.vocabulary
     vocabulary.unknown = lambda words: [word for word in words if word.lower() in unknown]
     (query,) = service.queries.embed([SearchRequest(sentence=sentence)])
-    assert [notice.code for notice in service._of_sentence(query.sentence)] == codes
+    assert [
+        notice.code
+        for notice in service._of_sentence(query.sentence, service._words(query.sentence))
+    ] == codes

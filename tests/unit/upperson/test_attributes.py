@@ -14,7 +14,6 @@ from upperson.questions import (
     ANY,
     THINGS,
     attribute_columns,
-    auroc,
     has_all,
     measure_evidence,
     negated_questions,
@@ -22,6 +21,7 @@ from upperson.questions import (
     thing_questions,
 )
 from upperson_rt.errors import InputError
+from upperson_rt.metrics import auroc
 from upperson_rt.phrases.evidence import Evidence
 from upperson_synthetic.people import sample_people
 
