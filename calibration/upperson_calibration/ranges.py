@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from upperson_adapter.weights import LEVELS
 from upperson_calibration.graph import ObservedBatch, SampleStream, TowerGraph, new_node
 from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError
@@ -249,9 +250,6 @@ Estimator = Literal[
 ]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 DEFAULT_ESTIMATOR: Estimator = "percentile-99.999"
-
-LEVELS = 127
-"""Positive steps of symmetric int8."""
 
 _ENTROPY_BINS = 2048
 _MSE_CANDIDATES = 120

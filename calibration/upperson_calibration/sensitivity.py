@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from upperson_adapter.weights import LEVELS
 from upperson_calibration.graph import (
     BlockLinear,
     SampleStream,
@@ -23,7 +24,7 @@ from upperson_calibration.graph import (
     constant,
     new_node,
 )
-from upperson_calibration.ranges import LEVELS, round_weight
+from upperson_calibration.ranges import round_weight
 from upperson_rt.agreement import row_cosines, top_k_overlap
 from upperson_rt.encoder import Progress
 from upperson_rt.towers import Tower

@@ -10,13 +10,14 @@ needs no more than it.
 Shapes: N batch, L tokens, Q query rows, D width, H heads, d head width, P prefix rows.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from upperson_adapter.weights import Site
 
 
 class Linear(nn.Module):
@@ -30,16 +31,6 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to [..., out]."""
         return x @ self.weight + self.bias
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """A place where the input of some Linears can be divided by channel, and weights scaled."""
-
-    divide: Callable[[Tensor], None]
-    """Divides by factors [C]: changes the weights that compute the Linears' input [..., C]."""
-    readers: tuple[Linear, ...]
-    """All Linears that read it; each has weights [C, out]."""
 
 
 class Adapter(nn.Module):
@@ -92,17 +83,9 @@ class Attention(nn.Module):
             )
 
     @property
-    def inputs(self) -> tuple[Linear, ...]:
-        """The projections of the rows; values are the last D columns of the last one."""
-        return (self.qkv,) if self.packed else (self.q, self.kv)
-
-    def divide_values(self, s_D: Tensor) -> None:
-        """Divide the attended rows, which are the input of the output projection."""
-        values = self.inputs[-1]
-        values.weight[:, -self.width :].div_(s_D)
-        values.bias[-self.width :].div_(s_D)
-        if self.prefix_v is not None:
-            self.prefix_v.div_(s_D.reshape(1, self.heads, 1, -1))
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the projections of the rows; values are the last D columns of the last one."""
+        return ("qkv",) if self.packed else ("q", "kv")
 
     def forward(self, u_NLD: Tensor, queries_NQD: Tensor, mask: Tensor | None) -> Tensor:
         """Attend from query rows to all rows; return [N, Q, D].
@@ -182,15 +165,24 @@ class PlainBlock(nn.Module):
 
     def linears(self) -> tuple[Linear, ...]:
         """Return the Linears that int8 covers."""
-        return (*self.attention.inputs, self.attention.out, self.mlp.fc1, self.mlp.fc2)
+        attention = self.attention
+        inputs = (attention.get_submodule(name) for name in attention.inputs)
+        return (*cast("Iterator[Linear]", inputs), attention.out, self.mlp.fc1, self.mlp.fc2)
 
     def sites(self) -> dict[str, Site]:
         """Return where channels can be divided. fc2 reads a GELU, which no factor can pass."""
-        attention, ln_1, ln_2 = self.attention, self.ln_1, self.ln_2
+        inputs = [f"attention.{name}" for name in self.attention.inputs]
+        after_ln_1 = () if self.adapter_attn is None else ("adapter_attn.up",)
+        after_ln_2 = () if self.adapter_mlp is None else ("adapter_mlp.up",)
+        values = _weight_and_bias(inputs[-1])
+        if self.attention.prefix_v is not None:
+            values += ("attention.prefix_v",)
         return {
-            "ln_1": Site(lambda s_D: _divide(ln_1, self.adapter_attn, s_D), attention.inputs),
-            "ln_2": Site(lambda s_D: _divide(ln_2, self.adapter_mlp, s_D), (self.mlp.fc1,)),
-            "attention.out": Site(attention.divide_values, (attention.out,)),
+            "ln_1": Site(
+                _weight_and_bias("ln_1", *after_ln_1), tuple(f"{name}.weight" for name in inputs)
+            ),
+            "ln_2": Site(_weight_and_bias("ln_2", *after_ln_2), ("mlp.fc1.weight",)),
+            "attention.out": Site(values, ("attention.out.weight",)),
         }
 
     def forward(self, x_NLD: Tensor, mask: Tensor | None, take: TakeRows | None = None) -> Tensor:
@@ -236,9 +228,9 @@ class AttentionPool(nn.Module):
     def sites(self) -> dict[str, Site]:
         """Return where channels can be divided, as `PlainBlock.sites`."""
         return {
-            "norm": Site(lambda s_D: _divide(self.norm, None, s_D), (self.kv,)),
-            "mlp_norm": Site(lambda s_D: _divide(self.mlp_norm, None, s_D), (self.mlp.fc1,)),
-            "out": Site(self._divide_values, (self.out,)),
+            "norm": Site(_weight_and_bias("norm"), ("kv.weight",)),
+            "mlp_norm": Site(_weight_and_bias("mlp_norm"), ("mlp.fc1.weight",)),
+            "out": Site(_weight_and_bias("kv"), ("out.weight",)),
         }
 
     def forward(self, x_NLD: Tensor) -> Tensor:
@@ -253,23 +245,14 @@ class AttentionPool(nn.Module):
         pooled_N1D: Tensor = x_N1D + self.mlp(self.mlp_norm(x_N1D))
         return pooled_N1D[:, 0]
 
-    def _divide_values(self, s_D: Tensor) -> None:
-        self.kv.weight[:, -self.width :].div_(s_D)
-        self.kv.bias[-self.width :].div_(s_D)
-
 
 def _normed(x: Tensor, norm: nn.Module, adapter: Adapter | None) -> Tensor:
     normed: Tensor = norm(x)
     return normed if adapter is None else normed + adapter(x)
 
 
-def _divide(norm: nn.Module, adapter: Adapter | None, s_D: Tensor) -> None:
-    """Divide LN(x) + adapter(x)."""
-    for name in ("weight", "bias"):
-        norm.get_parameter(name).div_(s_D)
-    if adapter is not None:
-        adapter.up.weight.div_(s_D)
-        adapter.up.bias.div_(s_D)
+def _weight_and_bias(*modules: str) -> tuple[str, ...]:
+    return tuple(f"{module}.{name}" for module in modules for name in ("weight", "bias"))
 
 
 def constant(value: Tensor) -> nn.Parameter:

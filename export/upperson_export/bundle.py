@@ -17,6 +17,7 @@ import onnx_ir as ir
 from upperson_calibration.calibration_file import Calibration, Samples, write_calibration
 from upperson_calibration.ranges import DEFAULT_ESTIMATOR, Estimator
 from upperson_calibration.samples import CalibrationSet
+from upperson_export.adapter import AdapterBase
 from upperson_export.candidates import (
     CalibrationTask,
     CandidateEmbeddings,
@@ -39,9 +40,9 @@ from upperson_export.report import (
 from upperson_export.variants import EXACT, VARIANTS, VariantName
 from upperson_rt import __version__
 from upperson_rt.backends import open_backend
-from upperson_rt.bundle import MANIFEST_FILE, Bundle, read_manifest
-from upperson_rt.errors import InputError, IntegrityError, UppersonError
-from upperson_rt.files import all_names, new_folder, sha256_of_file
+from upperson_rt.bundle import CALIBRATION, MANIFEST_FILE, Bundle, unowned_in_bundle
+from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.files import new_folder, sha256_of_file
 from upperson_rt.manifest import (
     FileEntry,
     ImageSection,
@@ -56,7 +57,7 @@ from upperson_rt.score_calibration import (
     ScoreCalibration,
     write_score_calibration,
 )
-from upperson_rt.signature import SIGNATURE_FILE, read_private_key, sign_folder
+from upperson_rt.signature import read_private_key, sign_folder
 from upperson_rt.towers import TOWERS, Tower, run_tower
 from upperson_scores.fitting import (
     FEWEST_PEOPLE,
@@ -64,16 +65,13 @@ from upperson_scores.fitting import (
     calibrate,
 )
 
-__all__ = ["ExportOptions", "ModelIdentity", "export_bundle", "unowned_in_bundle"]
+__all__ = ["ExportOptions", "ModelIdentity", "export_bundle"]
 
 _WORK = ".building"
-
-CALIBRATION = "calibration.json"
 
 GOLDEN_SAMPLES = 8
 
 _TOKENIZER, _CANARIES, _REPORT = "tokenizer.json", "canaries.npz", "report.json"
-_NOT_IN_MANIFEST = {MANIFEST_FILE, CALIBRATION, "report.html", "README.md", SIGNATURE_FILE}
 
 # --- Graphs, manifest, golden samples, report and model card
 
@@ -214,19 +212,6 @@ def _recorded(report: ExportReport, variant: VariantName) -> dict[str, Any]:
     return recorded
 
 
-def unowned_in_bundle(folder: Path) -> set[str]:
-    """Return the names in a folder that do not belong to its bundle; all, if it has none."""
-    names = set(all_names(folder))
-    try:
-        manifest = read_manifest(folder)
-    except UppersonError:  # Not a bundle.
-        return names
-    entries = [manifest.text.tokenizer, manifest.canaries, manifest.report, manifest.scores]
-    for variant in manifest.variants.values():
-        entries += [variant.image, variant.text]
-    return names - _NOT_IN_MANIFEST - {entry.file for entry in entries if entry is not None}
-
-
 # --- The export
 
 Accepted = Mapping[Tower, str]
@@ -249,6 +234,9 @@ class ExportOptions:
     estimator: Estimator | None = None
     """None: that of a calibration that is reused, else `DEFAULT_ESTIMATOR`."""
     sign: Path | None = None
+    """Private key (PEM) that signs the bundle."""
+    onto: AdapterBase | None = None
+    """The base bundle whose frozen weights the towers get, for an adapter file."""
 
 
 def export_bundle(
@@ -290,7 +278,7 @@ def export_bundle(
         task = CalibrationTask(
             samples=calibration, estimator=estimator, reused=reused, progress=progress
         )
-        towers = _towers(model, work, task)
+        towers = _towers(model, work, task, options.onto)
         if reused is not None:
             reused.for_graphs({tower: sha256_of_file(towers[tower].fp32.file) for tower in TOWERS})
         files = BundleFiles(folder, identity, model, tokenizer_json, calibration)
@@ -364,13 +352,17 @@ def export_bundle(
     return report
 
 
-def _towers(model: TrainedModel, work: Path, task: CalibrationTask) -> dict[Tower, TowerCandidates]:
+def _towers(
+    model: TrainedModel, work: Path, task: CalibrationTask, base: AdapterBase | None
+) -> dict[Tower, TowerCandidates]:
     plain: dict[Tower, PlainTower] = {
         "image": fold_image_tower(model),
         "text": fold_text_tower(model),
     }
     for tower in TOWERS:
         require_one_file(plain[tower], tower)
+        if base is not None:
+            base.fold_onto(tower, plain[tower], getattr(model, tower))
     towers = {tower: TowerCandidates(tower, plain[tower], work, task) for tower in TOWERS}
     towers["image"].calibrator.set_other(towers["text"].calibrator)
     towers["text"].calibrator.set_other(towers["image"].calibrator)

@@ -1,13 +1,11 @@
 """Fold a trained UP-Person, and smoothing factors, into plain towers, exactly.
 
-    LoRA dW                      -> rows of the key and value projection
     1 / sqrt(head width)         -> query rows and bias
-    ck, cv and S of the prefix   -> constant key and value rows
-    adapter scales s1, s2        -> adapter up projection
     mean, std and 1/255          -> patch projection and patch bias
 
-Arithmetic is done in float64 and rounded once. The model is read through the attributes named in
-:class:`TrainedModel`; nothing of the training package is imported.
+and the trained parts as `upperson_adapter.weights` says. Arithmetic is done in float64 and rounded
+once. The model is read through the attributes named in :class:`TrainedModel`; nothing of the
+training package is imported.
 """
 
 from collections.abc import Mapping
@@ -19,6 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from upperson_adapter import weights
+from upperson_adapter.weights import TRAINED, fold_trained
 from upperson_export.blocks import (
     Activation,
     Adapter,
@@ -58,8 +58,8 @@ class TrainedModel(Protocol):
     ``text`` has token_embedding, positional_embedding, mask, pools_last, prefix_length, blocks,
     ln_final, text_projection and text_projection_bias. Class embedding, pool, projections, biases
     and mask may be None. A block has ln_1, attn (in_proj_weight, in_proj_bias, out_proj), ln_2,
-    mlp (c_fc, gelu, c_proj), heads, and prefix (a call gives its rows), lora (key and value, each
-    with scale, up and down), adapter_attn, adapter_mlp, each of which may be None.
+    mlp (c_fc, gelu, c_proj), heads, and prefix, lora, adapter_attn, adapter_mlp, each of which may
+    be None; `upperson_adapter.weights.fold_trained` names their tensors.
     """
 
     image: Any
@@ -87,14 +87,16 @@ def fold_image_tower(model: TrainedModel) -> PlainImageTower:
         positions_LD = positions_LD[1:]
     if tower.pool is not None:
         head = _fold_pool(tower.ln_post, tower.pool)
-    return PlainImageTower(
+    plain = PlainImageTower(
         patch=_fold_stem(model, positions_LD),
         class_row=class_row,
         ln_pre=tower.ln_pre,
         blocks=_fold_blocks(tower.blocks, pooled=tower.pool is None),
         head=head,
         projection=Projection(tower.proj, tower.proj_bias),
-    ).eval()
+    )
+    plain.replace(fold_trained(plain.weights(), trained_tensors(tower), heads_of(tower)))
+    return plain.eval()
 
 
 @torch.no_grad()
@@ -102,7 +104,7 @@ def fold_text_tower(model: TrainedModel) -> PlainTextTower:
     """Fold the text tower; its input becomes int32 [N, L]."""
     tower = model.text
     _require_finite(tower, "text")
-    return PlainTextTower(
+    plain = PlainTextTower(
         embedding=tower.token_embedding.weight,
         positions=tower.positional_embedding,
         visible=tower.mask,
@@ -111,7 +113,23 @@ def fold_text_tower(model: TrainedModel) -> PlainTextTower:
         blocks=_fold_blocks(tower.blocks, pooled=True),
         ln_final=tower.ln_final,
         projection=Projection(tower.text_projection, tower.text_projection_bias),
-    ).eval()
+    )
+    plain.replace(fold_trained(plain.weights(), trained_tensors(tower), heads_of(tower)))
+    return plain.eval()
+
+
+def trained_tensors(tower: Any) -> dict[str, npt.NDArray[Any]]:
+    """Return the trained tensors of a model's tower, by names such as ``blocks.0.lora.key.up``."""
+    return {
+        name: value.detach().numpy()
+        for name, value in tower.named_parameters()
+        if TRAINED.fullmatch(name)
+    }
+
+
+def heads_of(tower: Any) -> int:
+    """Return the attention heads of a model's tower."""
+    return int(tower.blocks[0].heads)
 
 
 def _fold_stem(model: TrainedModel, positions_LD: Tensor) -> PatchProjection:
@@ -173,37 +191,10 @@ def _fold_pool(norm: nn.Module, pool: Any) -> AttentionPool:
 def smooth(tower: AnyPlainTower, factors: Mapping[str, npt.NDArray[np.float32]]) -> AnyPlainTower:
     """Return a copy of a folded tower that computes the same from smoother activations.
 
-    At a site, what Linears read is divided by s_c in channel c, by changing the weights that
-    compute it, and row c of each reader is multiplied by s_c; see `upperson_calibration.smoothing`.
-    A site without factors s [C] stays as it is.
-
-    Raises:
-        InputError: A site is not in the tower, or its factors do not fit.
+    See `upperson_adapter.weights.smooth`.
     """
     smoothed = deepcopy(tower)
-    sites = smoothed.sites()
-    if unknown := [name for name in factors if name not in sites]:
-        raise InputError(
-            f"smoothing factors for '{unknown[0]}', but the tower has {len(smoothed.blocks)} "
-            "blocks and no such site: calibrate this model again",
-            code="site_unknown",
-            site=unknown[0],
-        )
-    for name, site in sites.items():
-        if (s_C := factors.get(name)) is None:
-            continue
-        width = len(site.readers[0].weight)
-        if s_C.shape != (width,) or not (np.isfinite(s_C) & (s_C > 0)).all():
-            raise InputError(
-                f"smoothing factors of '{name}' must be {width} positive numbers, found shape "
-                f"{s_C.shape}: calibrate this model again",
-                code="factors_unusable",
-                site=name,
-            )
-        factors_C = torch.from_numpy(s_C.astype(np.float32))
-        site.divide(factors_C)
-        for reader in site.readers:
-            reader.weight.mul_(factors_C[:, None])
+    smoothed.replace(weights.smooth(tower.weights(), tower.sites(), factors))
     return smoothed
 
 
@@ -214,42 +205,35 @@ def _fold_blocks(blocks: nn.ModuleList, *, pooled: bool) -> list[PlainBlock]:
 
 
 def _fold_block(block: Any, *, packed: bool) -> PlainBlock:
-    query_DD, key_DD, value_DD = block.attn.in_proj_weight.double().chunk(3)
-    query_D, key_D, value_D = block.attn.in_proj_bias.double().chunk(3)
-    if block.lora is not None:
-        key_DD = key_DD + _delta(block.lora.key)
-        value_DD = value_DD + _delta(block.lora.value)
-    head_scale = (query_DD.shape[0] // block.heads) ** -0.5
+    """Build a block; its trained parts have their shapes, and no values yet."""
+    width = block.attn.in_proj_weight.shape[1]
+    sizes = (width, 2 * width)
+    query_DD, key_value_DD = block.attn.in_proj_weight.double().split(sizes)
+    query_D, key_value_D = block.attn.in_proj_bias.double().split(sizes)
+    head_scale = (width // block.heads) ** -0.5
     return PlainBlock(
         ln_1=block.ln_1,
-        adapter_attn=_fold_adapter(block.adapter_attn),
+        adapter_attn=_adapter(block.adapter_attn),
         attention=Attention(
             query=Linear((query_DD * head_scale).T, query_D * head_scale),
-            key_value=Linear(torch.cat([key_DD, value_DD]).T, torch.cat([key_D, value_D])),
+            key_value=Linear(key_value_DD.T, key_value_D),
             out=_linear(block.attn.out_proj),
-            prefix=None if block.prefix is None else block.prefix(),
+            prefix=_prefix(block.prefix),
             heads=block.heads,
             packed=packed,
         ),
         ln_2=block.ln_2,
-        adapter_mlp=_fold_adapter(block.adapter_mlp),
+        adapter_mlp=_adapter(block.adapter_mlp),
         mlp=Mlp(_linear(block.mlp.c_fc), _linear(block.mlp.c_proj), _activation(block.mlp.gelu)),
     )
 
 
-def _delta(update: Any) -> Tensor:
-    delta: Tensor = update.scale.double() * (update.up.double() @ update.down.double())
-    return delta
+def _prefix(prefix: Any) -> tuple[Tensor, Tensor] | None:
+    return None if prefix is None else (prefix.key_tokens, prefix.value_tokens)
 
 
-def _fold_adapter(adapter: Any) -> Adapter | None:
-    if adapter is None:
-        return None
-    scale = adapter.scale.double()
-    return Adapter(
-        _linear(adapter.down),
-        Linear(adapter.up.weight.double().T * scale, adapter.up.bias.double() * scale),
-    )
+def _adapter(adapter: Any) -> Adapter | None:
+    return None if adapter is None else Adapter(_linear(adapter.down), _linear(adapter.up))
 
 
 def _linear(layer: Any) -> Linear:

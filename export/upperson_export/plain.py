@@ -6,19 +6,21 @@ nothing else of its output is used.
 Shapes: N batch, L tokens, D width, H heads, P prefix rows, E embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from upperson_adapter.weights import Site
 from upperson_export.blocks import (
     Activation,
     AttentionPool,
     Linear,
     PlainBlock,
-    Site,
     activated,
     constant,
 )
@@ -118,17 +120,30 @@ class PlainTower(nn.Module):
     def sites(self) -> dict[str, Site]:
         """Return where channels can be divided, by names such as ``blocks.0.ln_1``."""
         return {
-            f"{path}.{name}": site
+            f"{path}.{name}": Site(
+                tuple(f"{path}.{weight}" for weight in site.divided),
+                tuple(f"{path}.{weight}" for weight in site.readers),
+            )
             for path, part in self.described().items()
             for name, site in part.sites().items()
         }
+
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """Return all weights by name, without copies."""
+        return {name: value.numpy() for name, value in self.state_dict().items()}
+
+    @torch.no_grad()
+    def replace(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
+        """Put weights in place of those of the same names."""
+        for name, value in weights.items():
+            self.get_parameter(name).copy_(torch.tensor(value))
 
     def block_linears(self) -> dict[str, str | None]:
         """Return the Linears that int8 covers, by module path, with the site of their input."""
         paths = {module: path for path, module in self.named_modules()}
         site_of = {reader: name for name, site in self.sites().items() for reader in site.readers}
         return {
-            paths[linear]: site_of.get(linear)
+            (path := paths[linear]): site_of.get(f"{path}.weight")
             for part in self.described().values()
             for linear in part.linears()
         }

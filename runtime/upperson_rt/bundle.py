@@ -9,19 +9,21 @@ from upperson_rt.arguments import check_path, check_text
 from upperson_rt.backends import installed_backends, open_backend, require_device
 from upperson_rt.backends.autotune import Autotuner, Choice
 from upperson_rt.encoder import Encoder
-from upperson_rt.errors import InputError, IntegrityError, UsageError
-from upperson_rt.files import folder_near, sha256_of_file
+from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError
+from upperson_rt.files import all_names, folder_near, sha256_of_file
 from upperson_rt.golden_samples import GoldenCheck, GoldenSamples, check_tower
 from upperson_rt.manifest import FileEntry, Manifest, VariantEntry, parse_manifest
 from upperson_rt.onnx_file import check_graph
 from upperson_rt.printable import get_logger, safe_repr
 from upperson_rt.score_calibration import ScoreCalibration, read_score_calibration
-from upperson_rt.signature import verify_folder
+from upperson_rt.signature import SIGNATURE_FILE, verify_folder
 from upperson_rt.strict import suggestion
 from upperson_rt.tokenizer import Tokenizer
 from upperson_rt.towers import TOWERS, Backend, Tower, run_tower
 
 MANIFEST_FILE = "bundle.json"
+CALIBRATION = "calibration.json"
+_NOT_IN_MANIFEST = {MANIFEST_FILE, CALIBRATION, "report.html", "README.md", SIGNATURE_FILE}
 
 # What is read whole; some ten times of what exports write.
 _MOST_MANIFEST_BYTES = 1 << 20
@@ -292,6 +294,19 @@ def read_manifest(root: Path, trust: str | os.PathLike[str] | None = None) -> Ma
     except UnicodeDecodeError as error:
         raise _damaged(file, f"is no text in UTF-8: {error}", "no_utf8") from error
     return parse_manifest(text, where=os.fspath(file))
+
+
+def unowned_in_bundle(folder: Path) -> set[str]:
+    """Return the names in a folder that do not belong to its bundle; all, if it has none."""
+    names = set(all_names(folder))
+    try:
+        manifest = read_manifest(folder)
+    except UppersonError:  # Not a bundle.
+        return names
+    entries = [manifest.text.tokenizer, manifest.canaries, manifest.report, manifest.scores]
+    for variant in manifest.variants.values():
+        entries += [variant.image, variant.text]
+    return names - _NOT_IN_MANIFEST - {entry.file for entry in entries if entry is not None}
 
 
 def _read_scores(root: Path, manifest: Manifest, verify: bool) -> ScoreCalibration | None:

@@ -30,9 +30,9 @@ from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
 from upperson.run import TrainedEncoder
 from upperson_export import candidates, engines, graphs
-from upperson_export.bundle import ExportOptions, unowned_in_bundle
+from upperson_export.bundle import ExportOptions
 from upperson_export.precision_search import SplitEmbeds
-from upperson_rt.bundle import Bundle
+from upperson_rt.bundle import Bundle, unowned_in_bundle
 from upperson_rt.errors import InputError
 from upperson_rt.signature import verify_folder
 from upperson_synthetic import SyntheticSpec, write_dataset

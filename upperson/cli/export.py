@@ -121,10 +121,30 @@ class Calibrated(OptionGroup, panel="Calibration"):
 
 
 @dataclass(frozen=True)
+class Adapter(OptionGroup, panel="An adapter file instead of a bundle"):
+    """The adapter file of a run, for boxes that have the base bundle."""
+
+    adapter_for: Path | None = option(
+        None,
+        "Write an adapter file for this base bundle, made with --base; `upperson-rt apply` makes "
+        "the site's bundle of both.",
+        metavar="BUNDLE",
+    )
+    site: str | None = advanced(
+        None, "With --adapter-for: name of the site.", show_default="name of the output file"
+    )
+    adapter_type: str = advanced(
+        "float16", "With --adapter-for: type of the trained tensors in the file, or float32."
+    )
+
+
+@dataclass(frozen=True)
 class Written(OptionGroup, panel="Output"):
     """The bundle, and what is written beside it."""
 
-    output: Path = option(Path("bundle"), "Bundle to write; an earlier one there is replaced.")
+    output: Path = option(
+        Path("bundle"), "Bundle or adapter file to write; an earlier one there is replaced."
+    )
     sign: Path | None = advanced(
         None,
         "Sign the bundle with this private key (PEM); with `--trust` the runtime insists "
@@ -153,6 +173,7 @@ def export(
     variants: Variants,
     gate: Gate,
     calibrated: Calibrated,
+    adapter: Adapter,
     written: Written,
     printed: Output,
 ) -> None:
@@ -165,20 +186,29 @@ def export(
     checked before any work.
 
     Example: `upperson export runs/jsonl/20260101_120000_run --output bundle --trt --int8`, or
-    `upperson export --base ViT-B-16-quickgelu --pretrained openai --calib-data crops`
+    `upperson export --base ViT-B-16-quickgelu --pretrained openai --calib-data crops`, or
+    `upperson export RUN --adapter-for base --output platform.adapter`
     """
     captions = base.base is None or gate.root is not None
     _require_one_source(run, base)
     _require_known(gate, variants)
+    _require_adapter(context, adapter, base, variants, written)
     _refuse_ignored(context, variants, gate=gate.gate, captions=captions)
     require_extra("export", "export")
     _refuse_nested(written, variants)
-    from upperson.cli.exportable import ExportData, export_base, export_run
+    from upperson.cli.exportable import (
+        AdapterOptions,
+        ExportData,
+        export_adapter,
+        export_base,
+        export_run,
+    )
     from upperson.cli.progress import Display
     from upperson_export.engines import build_engines
 
     options = _export_options(variants, gate, calibrated, written)
-    _require_places(written, variants)
+    if adapter.adapter_for is None:
+        _require_places(written, variants)
     data = ExportData(
         root=gate.root,
         dataset=base.dataset or "jsonl",
@@ -188,7 +218,14 @@ def export(
         calibration=calibrated.calibration,
     )
     with Display() as display:
-        if run is not None:
+        if run is not None and adapter.adapter_for is not None:
+            wanted = AdapterOptions(
+                base=adapter.adapter_for,
+                site=adapter.site or written.output.stem,
+                dtype=adapter.adapter_type,
+            )
+            report = export_adapter(run, written.output, wanted, options, data, display.update)
+        elif run is not None:
             report = export_run(run, written.output, options, data, display.update)
         else:
             assert base.base is not None  # `_require_one_source` has made sure.
@@ -197,7 +234,7 @@ def export(
                 base.base, base.pretrained, size, written.output, options, data, display.update
             )
         engines = {}
-        if variants.trt:
+        if variants.trt and adapter.adapter_for is None:
             display.say(f"bundle '{written.output}' is complete")  # Engines may still fail.
             engines = build_engines(
                 written.output,
@@ -210,7 +247,7 @@ def export(
     if printed.as_json:
         print_json(
             {
-                "bundle": str(written.output),
+                "adapter" if adapter.adapter_for else "bundle": str(written.output),
                 **report.as_dict(),
                 "engines": engines,
                 "serving": serving,
@@ -221,6 +258,14 @@ def export(
     for line in (*engines.values(), *serving.values()):
         print_line(line)
     folder = quote(str(written.output))
+    if adapter.adapter_for is not None:
+        onto = quote(str(adapter.adapter_for))
+        size_mb = written.output.stat().st_size / 1e6
+        print_line(
+            f"adapter '{written.output}', {size_mb:.1f} MB; on the box:  upperson-rt apply "
+            f"{folder} -b {onto} -o bundle"
+        )
+        return
     print_line(f"bundle '{written.output}'; next:  upperson-rt index -b {folder} FOLDER")
 
 
@@ -243,6 +288,40 @@ def _require_one_source(run: Path | None, base: Base) -> None:
                 f"--{name} goes with --base: a run has its own, leave it out",
                 code="option_needs_base",
                 option=f"--{name}",
+            )
+
+
+def _require_adapter(
+    context: typer.Context, adapter: Adapter, base: Base, variants: Variants, written: Written
+) -> None:
+    """Refuse options that do not go with an adapter file, or only with one."""
+    if adapter.adapter_for is None:
+        for name in ("site", "adapter_type"):
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                shown = "--" + name.replace("_", "-")
+                raise UsageError(
+                    f"{shown} goes with --adapter-for: add that, or leave it out",
+                    code="option_needs_adapter",
+                    option=shown,
+                )
+        return
+    _require_one_of("--adapter-type", adapter.adapter_type, ["float16", "float32"])
+    if base.base is not None:
+        raise UsageError(
+            "--base has no trained parts, and --adapter-for exports those of a run: leave one out",
+            code="base_and_adapter",
+        )
+    for name, given in (
+        ("--triton", written.triton),
+        ("--deepstream", written.deepstream),
+        ("--trt-flavor rtx", variants.rtx or None),
+    ):
+        if given is not None:
+            raise UsageError(
+                f"{name} needs a bundle: apply the adapter first, or leave it out",
+                code="option_needs_bundle",
+                option=name,
             )
 
 
@@ -343,9 +422,9 @@ def _export_options(
 
 def _require_places(written: Written, variants: Variants) -> None:
     """Raise now if something could not be written in the end."""
-    from upperson_export.bundle import unowned_in_bundle
     from upperson_export.engines import require_engines
     from upperson_export.serving import require_serving_place
+    from upperson_rt.bundle import unowned_in_bundle
     from upperson_rt.files import require_place
 
     require_place(written.output, unowned_in_bundle)

@@ -1,13 +1,15 @@
 """Inputs of an export: a run or a base, a split to measure on and samples that set ranges."""
 
+import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from upperson.config import settings_from
 from upperson.data.images import truncated_images
@@ -25,16 +27,19 @@ from upperson.questions import (
     has_all,
     short_questions,
 )
-from upperson.run import ADAPTER, CONFIG, load_run
+from upperson.run import ADAPTER, CONFIG, Run, load_run
+from upperson_adapter.apply import apply_adapter
+from upperson_adapter.package import AdapterFile
 from upperson_calibration.calibration_file import Calibration, read_calibration
 from upperson_calibration.samples import CalibrationSet, Captions, Pictures, choose_samples
+from upperson_export.adapter import AdapterBase, write_adapter
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
 from upperson_export.candidates import StageProgress
 from upperson_export.precision_search import RetrievalSplit, ShortQueries
 from upperson_export.report import ExportReport
 from upperson_rt.agreement import TOP_K
 from upperson_rt.errors import InputError
-from upperson_rt.files import sha256_of_file
+from upperson_rt.files import put_in_place, scratch_folder, sha256_of_file
 from upperson_rt.manifest import NO_ADAPTER
 from upperson_rt.phrases import parse_query
 from upperson_rt.preprocess import iter_image_files
@@ -73,10 +78,78 @@ def export_run(
     run: Path, output: Path, options: ExportOptions, data: ExportData, progress: StageProgress
 ) -> ExportReport:
     """Load a run and its data set, export it, and return the report."""
-    reused = calibration_to_reuse(data, options)
     progress("loading the run", 0, 1)
-    config, base, model = load_run(run)
+    loaded = load_run(run)
     progress("loading the run", 1, 1)
+    return _export_loaded(run, loaded, output, options, data, progress)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterOptions:
+    """The adapter file of a run."""
+
+    base: Path
+    """The base bundle that the adapter belongs to."""
+    site: str
+    """Name of the site, for people; it becomes the model's name."""
+    dtype: str = "float16"
+    """Type of the trained tensors: float16 or float32."""
+
+
+def export_adapter(
+    run: Path,
+    output: Path,
+    adapter: AdapterOptions,
+    options: ExportOptions,
+    data: ExportData,
+    progress: StageProgress,
+) -> ExportReport:
+    """Export a run onto a base bundle, and write what a box needs to make the same bundle.
+
+    The file is written after a bundle was made from it that equals the exported one.
+
+    Raises:
+        InputError: There is another file at ``output``, or as for `export_bundle`.
+        UsageError: ``adapter.base`` has an adapter already.
+        IntegrityError: The run was trained over another base, or as for `export_bundle`.
+    """
+    if output.exists():
+        AdapterFile(output).close()
+    onto = AdapterBase.open(adapter.base)
+    progress("loading the run", 0, 1)
+    loaded = load_run(run)
+    _round_trained(loaded.model, adapter.dtype)
+    progress("loading the run", 1, 1)
+    with scratch_folder(output) as scratch:
+        bundle, packed = scratch / "bundle", scratch / output.name
+        report = _export_loaded(
+            run, loaded, bundle, replace(options, onto=onto), data, progress, adapter
+        )
+        write_adapter(bundle, onto, loaded.model, adapter.site, adapter.dtype, packed)
+        apply_adapter(packed, adapter.base, scratch / "applied", progress=progress)
+        put_in_place(packed, output)
+    return report
+
+
+@torch.no_grad()
+def _round_trained(model: UPPerson, dtype: str) -> None:
+    """Round trained tensors to a type of numpy, since that is how they will be stored."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.copy_(parameter.to(getattr(torch, dtype)))
+
+
+def _export_loaded(
+    run: Path,
+    loaded: Run,
+    output: Path,
+    options: ExportOptions,
+    data: ExportData,
+    progress: StageProgress,
+    adapter: AdapterOptions | None = None,
+) -> ExportReport:
+    reused = calibration_to_reuse(data, options)
+    config, base, model = loaded
     student = config.student
     root = data.root or Path(config.root)
     with truncated_images(config.load_truncated):
@@ -96,12 +169,19 @@ def export_run(
             seed=config.seed,
             progress=partial(progress, _CHOOSING),
         )
+        name = f"up-person-{base.name.removeprefix('upperson-')}"
+        name += "" if student is None else f"-{student.size}"
+        trained_sha256 = sha256_of_file(run / ADAPTER)
+        if adapter is not None:
+            name = adapter.site
+            # Rounded, they embed into a space of their own.
+            rounded = f"{trained_sha256} {adapter.dtype}"
+            trained_sha256 = hashlib.sha256(rounded.encode()).hexdigest()
         identity = ModelIdentity(
-            name=f"up-person-{base.name.removeprefix('upperson-')}"
-            + ("" if student is None else f"-{student.size}"),
+            name=name,
             base=base.name,
             base_sha256=base.sha256,
-            adapter_sha256=sha256_of_file(run / ADAPTER),
+            adapter_sha256=trained_sha256,
             embed_dim=model.embed_dim,
             distilled_from=None if student is None else student.space,
         )

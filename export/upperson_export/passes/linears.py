@@ -1,16 +1,14 @@
 """Passes over Linears: INT8 by explicit Q/DQ pairs, and packed queries, keys and values."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from upperson_adapter.weights import LEVELS, half_at_least, quantized, weight_scales
 from upperson_calibration.graph import array_of, constant, new_node
-from upperson_calibration.ranges import LEVELS
 from upperson_rt.errors import InputError
-from upperson_rt.machine import EXACT, INT8_SUMS, largest_pair
+from upperson_rt.machine import EXACT, INT8_SUMS
 
 _ROW_SELECTION = ("Slice", "Gather", "GatherElements")
 
@@ -39,19 +37,19 @@ class QuantizeLinears(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Insert the pairs in place."""
         graph = model.graph
-        quantized: dict[ir.Value, ir.Value] = {}
+        done: dict[ir.Value, ir.Value] = {}
         for node in [node for node in graph if node.name in self.linears]:
             x, weight = node.inputs
             assert x is not None
             assert weight is not None
             source = _whole_tensor(x)
-            scale = _half_at_least(np.asarray(self._amax_of(source) / LEVELS))
+            scale = half_at_least(np.asarray(self._amax_of(source) / LEVELS))
             parameters = [
                 constant(graph, f"{source.name}.scale", scale),
                 constant(graph, "zero_point", np.zeros((), np.int8)),
             ]
-            if x not in quantized:
-                quantize, quantized[x] = new_node(
+            if x not in done:
+                quantize, done[x] = new_node(
                     "QuantizeLinear",
                     [x, *parameters],
                     name=f"{x.name}/QuantizeLinear",
@@ -62,7 +60,7 @@ class QuantizeLinears(ir.passes.InPlacePass):
             module = str(node.name).removesuffix("/MatMul")
             dequantize, value = new_node(
                 "DequantizeLinear",
-                [quantized[x], *parameters],
+                [done[x], *parameters],
                 name=f"{module}/DequantizeLinear",
                 dtype=ir.DataType.FLOAT,
                 shape=x.shape,
@@ -72,7 +70,7 @@ class QuantizeLinears(ir.passes.InPlacePass):
             node.replace_input_with(1, _quantized_weight(graph, node, weight, self.pair_limit))
         if self.pair_limit is not None:
             model.metadata_props[INT8_SUMS] = EXACT
-        return ir.passes.PassResult(model, modified=bool(quantized))
+        return ir.passes.PassResult(model, modified=bool(done))
 
     def _amax_of(self, value: ir.Value) -> float:
         amax = self.amax.get(str(value.name))
@@ -106,12 +104,11 @@ def _quantized_weight(
 ) -> ir.Value:
     """Store a weight [in, out] as int8 and return its dequantized value."""
     w_IO = array_of(weight)
-    scale_O = _weight_scales(w_IO, pair_limit)
-    int8_IO = np.rint(w_IO / scale_O).astype(np.int8)
+    scale_O = weight_scales(w_IO, pair_limit)
     dequantize, value = new_node(
         "DequantizeLinear",
         [
-            constant(graph, f"{weight.name}.int8", int8_IO),
+            constant(graph, f"{weight.name}.int8", quantized(w_IO, pair_limit)),
             constant(graph, f"{weight.name}.scale", scale_O),
             constant(graph, f"zero_point.{len(scale_O)}", np.zeros(len(scale_O), np.int8)),
         ],
@@ -122,28 +119,6 @@ def _quantized_weight(
     )
     graph.insert_before(node, dequantize)
     return value
-
-
-def _weight_scales(
-    w_IO: npt.NDArray[np.float32], pair_limit: int | None
-) -> npt.NDArray[np.float32]:
-    """Return the smallest scale [out] of each channel whose int8 weights stay in their limits."""
-    step_O = np.abs(w_IO).max(axis=0) / LEVELS
-    if pair_limit is None:
-        return _half_at_least(step_O)
-    scale_O = _half_at_least(np.maximum(step_O, largest_pair(w_IO) / pair_limit))
-    # Rounding may lift a pair over the limit: a few steps of float16 more, and it no longer does.
-    while (over_O := largest_pair(np.rint(w_IO / scale_O)) > pair_limit).any():
-        scale_O[over_O] = np.nextafter(scale_O[over_O].astype(np.float16), np.float16(np.inf))
-    return scale_O
-
-
-def _half_at_least(scale: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Round up to float16 numbers above 0, returned as float32: rounded down, values would clip."""
-    half = np.maximum(scale, np.finfo(np.float16).smallest_subnormal).astype(np.float16)
-    above = np.nextafter(half, np.float16(np.inf))
-    rounded: npt.NDArray[np.float32] = np.where(half < scale, above, half).astype(np.float32)
-    return rounded
 
 
 # --- Projections to queries, keys and values in one product, arranged as each compiler wants them

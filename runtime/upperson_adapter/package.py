@@ -1,0 +1,309 @@
+"""An adapter file: what a run trained, and how a site's bundle is made from it and a base bundle.
+
+    adapter.json           `AdapterManifest`
+    trained.safetensors    the trained tensors of both towers, float16 or float32
+    smoothing.safetensors  smoothing factors of int8, by tower and site
+    graphs/NAME            a graph of the bundle without its large weights
+    files/NAME             every other file of the bundle, such as bundle.json with the accuracy of
+                           each variant, calibration.json with the activation ranges of int8, the
+                           golden samples and the signature
+
+It is an archive (zip), of which nothing is unpacked but into memory.
+"""
+
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.bundle import MANIFEST_FILE
+from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.manifest import FileEntry, Manifest, check_relative_path, parse_manifest
+from upperson_rt.strict import Count, Positive, parse_json, read_fields, require_version
+from upperson_rt.towers import TOWERS, Tower
+
+SCHEMA_VERSION = 1
+
+_MANIFEST = "adapter.json"
+_TRAINED, _SMOOTHING = "trained.safetensors", "smoothing.safetensors"
+_GRAPHS, _FILES = "graphs/", "files/"
+_MOST_BYTES = 256 << 20
+"""Of an entry, unpacked; ViT-L/14 trains 72 MB in float32."""
+_MOST_ENTRIES = 64
+_DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+# What zipfile and zlib raise for bad content.
+_UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseBundle:
+    """The bundle that an adapter belongs to."""
+
+    name: str
+    fingerprint: str
+    graphs: dict[str, FileEntry]
+    """The float32 graph of each tower."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorPlace:
+    """Where a frozen weight, float32, lies in the base's graph file."""
+
+    offset: Count
+    shape: tuple[Positive, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothedSite:
+    """A `upperson_adapter.weights.Site`."""
+
+    divided: tuple[str, ...]
+    readers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptedTower:
+    """What folding needs to know of a tower."""
+
+    heads: Positive
+    frozen: dict[str, TensorPlace]
+    sites: dict[str, SmoothedSite]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphPart:
+    """Bytes that are the same in every bundle, and the weight behind them."""
+
+    literal_bytes: Count
+    weight: str | None
+    """A name for `upperson_adapter.weights.stored`; None at the end of the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSection:
+    """How a graph file is put together."""
+
+    tower: str
+    smoothed: bool
+    pair_limit: Positive | None
+    parts: tuple[GraphPart, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterManifest:
+    """The content of ``adapter.json``."""
+
+    site: str
+    """Name of the site, for people."""
+    generator: str
+    base: BaseBundle
+    towers: dict[str, AdaptedTower]
+    graphs: dict[str, GraphSection]
+    """By file of the bundle."""
+    copied: dict[str, str]
+    """Files of the bundle that the base bundle has, to their names there."""
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        for names, expected in (
+            (self.towers.keys(), set(TOWERS)),
+            (self.base.graphs.keys(), set(TOWERS)),
+        ):
+            if names != expected:
+                raise IntegrityError(
+                    f"expected the towers {', '.join(TOWERS)}", code="tower_missing"
+                )
+        for name in (*self.graphs, *self.copied, *self.copied.values()):
+            check_relative_path(name)
+        for section in self.graphs.values():
+            if section.tower not in TOWERS:
+                raise IntegrityError(f"no tower '{section.tower}'", code="tower_unknown")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterContent:
+    """All that an adapter file holds, for `write_adapter`."""
+
+    manifest: AdapterManifest
+    trained: bytes
+    """In the format safetensors, as `smoothing`."""
+    smoothing: bytes
+    graphs: Mapping[str, bytes]
+    files: Mapping[str, bytes]
+
+
+def pack_adapter(content: AdapterContent) -> bytes:
+    """Return the bytes of an adapter file; equal contents give equal bytes."""
+    buffer = io.BytesIO()
+    manifest = json.dumps(asdict(content.manifest), indent=1, allow_nan=False) + "\n"
+    entries = {
+        _MANIFEST: manifest.encode(),
+        _TRAINED: content.trained,
+        _SMOOTHING: content.smoothing,
+        **{_GRAPHS + name: data for name, data in sorted(content.graphs.items())},
+        **{_FILES + name: data for name, data in sorted(content.files.items())},
+    }
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED, 9)
+    return buffer.getvalue()
+
+
+class AdapterFile:
+    """An opened adapter file; a context manager."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open a file and read its manifests.
+
+        Raises:
+            InputError: There is no such file, or it is of a newer version.
+            IntegrityError: It is no adapter file, or damaged.
+        """
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(
+                f"there is no adapter file {self.path}: expected one that  upperson export RUN "
+                "--adapter-for BUNDLE  has written",
+                code="no_adapter",
+                path=str(self.path),
+            )
+        try:
+            self._archive = zipfile.ZipFile(self.path)
+        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            raise self._damaged(str(error)) from error
+        if len(self._archive.infolist()) > _MOST_ENTRIES:
+            raise self._damaged(f"it has more than {_MOST_ENTRIES} entries")
+        content = parse_json(self._text(_MANIFEST), f"{self.path}, {_MANIFEST}")
+        update = "update with  pip install -U upperson-rt"
+        require_version(content, str(self.path), [SCHEMA_VERSION], update)
+        try:
+            self.manifest = read_fields(AdapterManifest, content, f"{self.path}, {_MANIFEST}")
+        except InputError as error:
+            raise self._damaged(str(error)) from error
+        self.bundle: Manifest = parse_manifest(
+            self._text(_FILES + MANIFEST_FILE), f"{self.path}, {MANIFEST_FILE}"
+        )
+
+    def __enter__(self) -> "AdapterFile":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._archive.close()
+
+    def file_names(self) -> list[str]:
+        """Return the names of the files that go into the bundle as they are."""
+        names = (name for name in self._archive.namelist() if name.startswith(_FILES))
+        return [check_relative_path(name.removeprefix(_FILES)) for name in names]
+
+    def file(self, name: str) -> bytes:
+        """Return a file of the bundle."""
+        return self._read(_FILES + name)
+
+    def graph(self, name: str) -> bytes:
+        """Return a graph without its large weights."""
+        return self._read(_GRAPHS + name)
+
+    def trained(self, tower: Tower) -> dict[str, NDArray[Any]]:
+        """Return the trained tensors of a tower, by their names in it."""
+        return self._tensors(_TRAINED, tower)
+
+    def smoothing(self, tower: Tower) -> dict[str, NDArray[Any]]:
+        """Return the smoothing factors [C] of a tower, by site."""
+        return self._tensors(_SMOOTHING, tower)
+
+    def _tensors(self, name: str, tower: str) -> dict[str, NDArray[Any]]:
+        try:
+            tensors = read_tensors(self._read(name))
+        except (ValueError, LookupError, TypeError, InputError) as error:
+            raise self._damaged(f"{name}: {error}") from error
+        start = f"{tower}."
+        found = {key.removeprefix(start): v for key, v in tensors.items() if key.startswith(start)}
+        for key, value in found.items():
+            if not np.isfinite(value).all():
+                raise IntegrityError(
+                    f"{self.path}: the tensor '{start}{key}' has NaN or infinite values: the run "
+                    "diverged, or the file was changed; get it again",
+                    code="weight_not_finite",
+                    tensor=start + key,
+                )
+        return found
+
+    def _text(self, name: str) -> str:
+        try:
+            return self._read(name).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self._damaged(f"{name} is no text in UTF-8") from error
+
+    def _read(self, name: str) -> bytes:
+        try:
+            with self._archive.open(name) as file:
+                data = file.read(_MOST_BYTES + 1)
+        except KeyError as error:
+            raise self._damaged(f"it lacks {name}") from error
+        except _UNREADABLE as error:
+            raise self._damaged(f"{name}: {error or type(error).__name__}") from error
+        if len(data) > _MOST_BYTES:
+            raise self._damaged(f"{name} has more than {_MOST_BYTES >> 20} MiB")
+        return data
+
+    def _damaged(self, problem: str) -> IntegrityError:
+        return IntegrityError(
+            f"{self.path} is not a complete adapter file: {problem}. Copy it again",
+            code="adapter_damaged",
+            path=str(self.path),
+        )
+
+
+def read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
+    """Read float16 and float32 tensors in the format safetensors; raises ValueError."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = parse_json(data[8:start].decode("utf-8"), "the header")
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        first, last = entry["data_offsets"]
+        dtype = _DTYPES[entry["dtype"]]
+        if not 0 <= first <= last <= len(data) - start:
+            raise ValueError(f"the tensor '{name}' ends behind the file")
+        values = np.frombuffer(data[start + first : start + last], dtype)
+        tensors[name] = values.reshape(entry["shape"])
+    return tensors
+
+
+def pack_tensors(tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    """Return float16 or float32 tensors in the format safetensors."""
+    codes = {dtype: code for code, dtype in _DTYPES.items()}
+    header: dict[str, Any] = {}
+    end = 0
+    for name, value in tensors.items():
+        first, end = end, end + value.nbytes
+        header[name] = {
+            "dtype": codes[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [first, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    data = b"".join(np.ascontiguousarray(value).tobytes() for value in tensors.values())
+    return len(text).to_bytes(8, "little") + text + data
