@@ -204,7 +204,7 @@ def write_adapter(
 
 
 def _stored_as(dtype: str, name: str, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    stored_value: npt.NDArray[Any] = value.astype(dtype)
+    stored_value: npt.NDArray[Any] = value.astype("int32" if value.dtype.kind == "i" else dtype)
     if not np.array_equal(stored_value, value):
         raise InputError(
             f"'{name}' does not fit into {dtype}: export the adapter in float32",
@@ -275,12 +275,13 @@ def _made_again(name: str, weights: Weights, pair_limit: int | None) -> bytes | 
 def _find(path: Path, values: Mapping[str, bytes]) -> dict[str, int]:
     """Return where values lie in a file, without overlaps; values that are not found are left out.
 
-    Files have their initializers in the order of the graph.
+    Files have their initializers in the order of the graph. An equal value that lies before is as
+    good.
     """
     found: dict[str, int] = {}
     end = 0
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for name, value in values.items():
-            if len(value) >= _LEAST_BYTES and (offset := content.find(value, end)) >= 0:
+            if value and (offset := content.find(value, end)) >= 0:
                 found[name], end = offset, offset + len(value)
     return found

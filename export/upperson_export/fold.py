@@ -104,8 +104,10 @@ def fold_text_tower(model: TrainedModel) -> PlainTextTower:
     """Fold the text tower; its input becomes int32 [N, L]."""
     tower = model.text
     _require_finite(tower, "text")
+    # Rows of new words lie apart and are folded in with all that is trained.
+    embedding = getattr(tower.token_embedding, "frozen", tower.token_embedding)
     plain = PlainTextTower(
-        embedding=tower.token_embedding.weight,
+        embedding=embedding.weight,
         positions=tower.positional_embedding,
         visible=tower.mask,
         pools_last=tower.pools_last,
@@ -121,9 +123,7 @@ def fold_text_tower(model: TrainedModel) -> PlainTextTower:
 def trained_tensors(tower: Any) -> dict[str, npt.NDArray[Any]]:
     """Return the trained tensors of a model's tower, by names such as ``blocks.0.lora.key.up``."""
     return {
-        name: value.detach().numpy()
-        for name, value in tower.named_parameters()
-        if TRAINED.fullmatch(name)
+        name: value.numpy() for name, value in tower.state_dict().items() if TRAINED.fullmatch(name)
     }
 
 

@@ -39,7 +39,9 @@ _GRAPHS, _FILES = "graphs/", "files/"
 _MOST_BYTES = 256 << 20
 """Of an entry, unpacked; ViT-L/14 trains 72 MB in float32."""
 _MOST_ENTRIES = 64
-_DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "I32": np.dtype("<i4"),
+}  # fmt: skip
 # What zipfile and zlib raise for bad content.
 _UNREADABLE = (
     zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError,
@@ -275,7 +277,7 @@ class AdapterFile:
 
 
 def read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
-    """Read float16 and float32 tensors in the format safetensors; raises ValueError."""
+    """Read float16, float32 and int32 tensors in the format safetensors; raises ValueError."""
     start = 8 + int.from_bytes(data[:8], "little")
     header = parse_json(data[8:start].decode("utf-8"), "the header")
     tensors = {}
@@ -292,7 +294,7 @@ def read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
 
 
 def pack_tensors(tensors: Mapping[str, NDArray[Any]]) -> bytes:
-    """Return float16 or float32 tensors in the format safetensors."""
+    """Return float16, float32 or int32 tensors in the format safetensors."""
     codes = {dtype: code for code, dtype in _DTYPES.items()}
     header: dict[str, Any] = {}
     end = 0

@@ -3,6 +3,7 @@
     LoRA dW                      -> columns of the key and value projection
     ck, cv and S of the prefix   -> constant key and value rows
     adapter scales s1, s2        -> adapter up projection
+    rows of new words            -> token embedding
 
 A tower's weights are a mapping of names, those of its float32 graph, to arrays float32. A Linear's
 weight is [in, out].
@@ -27,8 +28,10 @@ Weights: TypeAlias = Mapping[str, NDArray[np.float32]]
 LEVELS = 127
 """Positive steps of symmetric int8."""
 
-TRAINED = re.compile(r"(blocks\.\d+)\.(prefix|lora|adapter_attn|adapter_mlp)\.(.+)")
-"""Names of trained tensors: block, part, and the name in it."""
+TRAINED = re.compile(
+    r"(blocks\.\d+)\.(prefix|lora|adapter_attn|adapter_mlp)\.(.+)|(token_embedding)\.(ids|rows)"
+)
+"""Names of trained tensors: block, part, and the name in it; or those of the token embedding."""
 
 
 def fold_trained(
@@ -38,7 +41,8 @@ def fold_trained(
 
     Args:
         frozen: Weights of the tower without trained parts.
-        trained: Tensors by their names in the run, such as ``blocks.0.lora.key.up``.
+        trained: Tensors by their names in the run, such as ``blocks.0.lora.key.up``; rows [T, D]
+            of tokens ``token_embedding.ids`` [T] are added to those of the base.
         heads: Attention heads.
 
     Returns:
@@ -47,13 +51,17 @@ def fold_trained(
     Raises:
         InputError: A trained tensor is missing or unknown, or does not fit the tower.
     """
-    parts: dict[tuple[str, str], dict[str, NDArray[np.float64]]] = {}
+    parts: dict[tuple[str, str], dict[str, NDArray[Any]]] = {}
     for name, value in trained.items():
         match = TRAINED.fullmatch(name)
         if match is None:
             raise _unfit(name, "it is not a trained tensor")
-        parts.setdefault((match[1], match[2]), {})[match[3]] = value.astype(np.float64)
-    folded: dict[str, NDArray[np.float64]] = {}
+        block, part, inner = (
+            (match[1], match[2], match[3]) if match[1] else ("", match[4], match[5])
+        )
+        exact = value if value.dtype.kind == "i" else value.astype(np.float64)
+        parts.setdefault((block, part), {})[inner] = exact
+    folded: dict[str, NDArray[Any]] = {}
     for (block, part), tensors in parts.items():
         folded.update(_fold_part(block, part, tensors, frozen, heads))
     return {name: np.ascontiguousarray(value, np.float32) for name, value in folded.items()}
@@ -62,11 +70,13 @@ def fold_trained(
 def _fold_part(
     block: str,
     part: str,
-    tensors: Mapping[str, NDArray[np.float64]],
+    tensors: Mapping[str, NDArray[Any]],
     frozen: Weights,
     heads: int,
-) -> list[tuple[str, NDArray[np.float64]]]:
+) -> list[tuple[str, NDArray[Any]]]:
     try:
+        if part == "token_embedding":
+            return list(_token_rows(tensors, frozen))
         if part == "prefix":
             return list(_prefix(block, tensors, heads))
         if part == "lora":
@@ -74,7 +84,7 @@ def _fold_part(
         return list(_adapter(f"{block}.{part}", tensors))
     except KeyError as error:
         raise _unfit(f"{block}.{part}", f"{error} is missing") from error
-    except ValueError as error:  # numpy's, of shapes.
+    except (ValueError, IndexError) as error:  # numpy's, of shapes.
         raise _unfit(f"{block}.{part}", str(error)) from error
 
 
@@ -114,6 +124,14 @@ def _adapter(
     yield f"{place}.down.bias", tensors["down.bias"]
     yield f"{place}.up.weight", tensors["up.weight"].T * tensors["scale"]
     yield f"{place}.up.bias", tensors["up.bias"] * tensors["scale"]
+
+
+def _token_rows(
+    tensors: Mapping[str, NDArray[Any]], frozen: Weights
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    rows_VD, ids_T = frozen["embedding"].copy(), tensors["ids"]
+    rows_VD[ids_T] = rows_VD[ids_T] + tensors["rows"]
+    yield "embedding", rows_VD
 
 
 # --- Smoothing factors
