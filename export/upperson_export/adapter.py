@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+import torch
 
 from upperson_adapter.package import (
     AdaptedTower,
@@ -26,7 +27,7 @@ from upperson_adapter.package import (
     pack_adapter,
     pack_tensors,
 )
-from upperson_adapter.weights import Weights, fold_trained, smooth, stored
+from upperson_adapter.weights import TRAINED, Weights, fold_trained, smooth, stored
 from upperson_calibration.calibration_file import read_calibration
 from upperson_export.fold import (
     TrainedModel,
@@ -141,6 +142,15 @@ class AdapterBase:
                     tensor=name,
                 )
         plain.replace({n: v for n, v in (frozen | folded).items() if n in own})
+
+
+@torch.no_grad()
+def round_trained(model: TrainedModel, dtype: str) -> None:
+    """Round a model's trained tensors to a type, float16 or float32, in which they are stored."""
+    for tower in TOWERS:
+        for name, value in getattr(model, tower).state_dict().items():
+            if TRAINED.fullmatch(name) and value.is_floating_point():
+                value.copy_(value.to(getattr(torch, dtype)))
 
 
 def write_adapter(

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -65,7 +66,7 @@ def apply_adapter(
             )
         _require_base(base, file.manifest.base)
         Bundle.open(base, _EXACT).check_files()
-        with new_folder(output, unowned_in_bundle) as folder:
+        with new_folder(output, unowned_in_bundle) as folder, _shown_as(folder, file.path):
             for name in file.file_names():
                 _place(folder, name).write_bytes(file.file(name))
             for name, source in file.manifest.copied.items():
@@ -105,6 +106,16 @@ def check_variants(folder: Path, manifest: Manifest, progress: Progress) -> None
         progress("golden samples", done, len(variants))
         Bundle.open(folder, variant, installed_backends("cpu")[0]).check_golden_samples()
     progress("golden samples", len(variants), len(variants))
+
+
+@contextmanager
+def _shown_as(folder: Path, path: Path) -> Iterator[None]:
+    """Let errors name the adapter instead of the temporary folder."""
+    try:
+        yield
+    except IntegrityError as error:
+        message = str(error).replace(str(folder), str(path))
+        raise IntegrityError(message, code=error.code, **error.fields) from error
 
 
 def _require_apart(base: Path, output: Path) -> None:

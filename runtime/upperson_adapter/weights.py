@@ -170,6 +170,8 @@ def smooth(
     for name, site in sites.items():
         if (s_C := factors.get(name)) is None:
             continue
+        if absent := [w for w in (*site.divided, *site.readers) if w not in weights]:
+            raise _unfit(absent[0], f"the site '{name}' needs it")
         width = len(weights[site.readers[0]])
         if s_C.shape != (width,) or not (np.isfinite(s_C) & (s_C > 0)).all():
             raise InputError(

@@ -1,6 +1,8 @@
 """Adapter files: the bundle made of one and a base is the exported one, byte for byte."""
 
+import errno
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -8,33 +10,32 @@ import signal
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 from filelock import FileLock
 
-from tests.helpers.invoke import run_failing, run_rt, run_rt_json, snapshot
+from tests.helpers.invoke import refusal, run_rt, run_rt_json, snapshot
 from tests.helpers.refused import refused
 from tests.helpers.signing_keys import write_keys
 from tests.helpers.toy_bases import PARTS, SIZE, know_toy_towers, random_ids, toy_base
 from tests.helpers.toy_bundle import make_toy_tokenizer_json
 from tests.helpers.toy_clip import disturb
+from tests.helpers.toy_graphs import export_exchanged
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
 from upperson_adapter import apply
 from upperson_adapter.apply import apply_adapter, restore_base
-from upperson_adapter.package import AdapterFile, read_tensors
+from upperson_adapter.package import AdapterFile, pack_tensors
 from upperson_adapter.weights import fold_trained
 from upperson_calibration.samples import CalibrationSet
-from upperson_export.adapter import AdapterBase, write_adapter
+from upperson_export import candidates
+from upperson_export.adapter import AdapterBase, round_trained, write_adapter
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
 from upperson_export.variants import VARIANTS
 from upperson_rt.bundle import Bundle
-from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError
+from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.manifest import NO_ADAPTER
 
 pytestmark = pytest.mark.timeout(240, func_only=True)
@@ -47,14 +48,12 @@ def model_of(kind, parts, seed=0):
     """Build UP-Person over a toy base; trained tensors matter, and are float16 numbers."""
     model = UPPerson(toy_base(kind, seed), parts, SIZE, STATISTICS).eval()
     disturb(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.copy_(parameter.half())
+    round_trained(model, "float16")
     return model
 
 
 def export(model, kind, adapter, output, **options):
+    """Export with the toy's graphs where there are some, since a trace takes seconds."""
     rng = np.random.default_rng(3)
     images = rng.integers(0, 256, (6, *SIZE, 3), np.uint8)
     ids = random_ids(kind, [14, 9, 4, 7, 11, 5]).numpy()
@@ -66,10 +65,13 @@ def export(model, kind, adapter, output, **options):
         adapter_sha256=adapter,
         embed_dim=model.embed_dim,
     )
-    export_bundle(
-        model, identity, make_toy_tokenizer_json(), samples, None, output,
-        ExportOptions(**options), lambda work, done, total: None,
-    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        if kind == "clip" and adapter != NO_ADAPTER:
+            patch.setattr(candidates, "export_onnx", export_exchanged)
+        export_bundle(
+            model, identity, make_toy_tokenizer_json(), samples, None, output,
+            ExportOptions(**options), lambda work, done, total: None,
+        )  # fmt: skip
 
 
 def exported(kind, folder):
@@ -86,7 +88,7 @@ def exported(kind, folder):
 
 
 @pytest.fixture(scope="session")
-def of_clip(shared_folder):
+def of_clip(shared_folder, toy_graphs):
     """The folder of a CLIP, made once a session."""
     folder = shared_folder / "adapter"
     with FileLock(f"{folder}.lock"):
@@ -147,3 +149,257 @@ def test_the_adapter_is_small_and_holds_what_was_trained(site):
     }
     graphs = sum(path.stat().st_size for path in (site / "home").glob("*.onnx"))
     assert literal < graphs / 4
+
+
+# --- What is refused: the bundle that is there stays
+
+
+def rewritten(path, **entries):
+    """Replace entries of an adapter file; None takes one away."""
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    content |= entries
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            if data is not None:
+                archive.writestr(name, data)
+
+
+def with_manifest(path, change):
+    with zipfile.ZipFile(path) as archive:
+        content = json.loads(archive.read("adapter.json"))
+    change(content)
+    rewritten(path, **{"adapter.json": json.dumps(content)})
+
+
+def changed_tensor(path, change):
+    with AdapterFile(path) as file:
+        tensors = {
+            f"{tower}.{name}": value.copy()
+            for tower in ("image", "text")
+            for name, value in file.trained(tower).items()
+        }
+    change(tensors["image.blocks.0.lora.key.up"])
+    rewritten(path, **{"trained.safetensors": pack_tensors(tensors)})
+
+
+def to_nan(value):
+    value[0, 0] = np.nan
+
+
+def to_another(value):
+    value[0, 0] += 1
+
+
+def without_part(content):
+    parts = content["graphs"]["image.int8.onnx"]["parts"]
+    del parts[len(parts) // 2]
+
+
+def beyond_the_base(content):
+    places = content["towers"]["text"]["frozen"]
+    places["embedding"]["offset"] = 1 << 40
+
+
+def outside(content):
+    content["copied"]["../tokenizer.json"] = "tokenizer.json"
+
+
+FILES = {
+    "adapter_damaged": (
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"PK\5\6" + bytes(18)),
+        lambda path: rewritten(path, **{"trained.safetensors": None}),
+        lambda path: rewritten(path, **{"trained.safetensors": b"\xff" * 40}),
+        lambda path: rewritten(path, **{"graphs/image.int8.onnx": None}),
+        lambda path: with_manifest(path, lambda content: content.pop("base")),
+    ),
+    "weight_not_finite": (lambda path: changed_tensor(path, to_nan),),
+    "graph_differs": (
+        lambda path: changed_tensor(path, to_another),
+        lambda path: rewritten(path, **{"graphs/image.fp32.onnx": b"other"}),
+        lambda path: with_manifest(path, without_part),
+    ),
+    "weight_unfit": (
+        lambda path: with_manifest(path, beyond_the_base),
+        lambda path: rewritten(path, **{"trained.safetensors": pack_tensors({})}),
+    ),
+    "path_outside": (lambda path: with_manifest(path, outside),),
+    "version_unknown": (lambda path: with_manifest(path, lambda c: c.update(schema_version=2)),),
+    "size_differs": (lambda path: rewritten(path, **{"files/canaries.npz": b"other"}),),
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "change"), [(code, change) for code, all_ in FILES.items() for change in all_]
+)
+def test_a_damaged_or_changed_adapter_leaves_the_bundle(site, code, change):
+    shutil.copytree("base", "bundle")
+    change(site / "site.adapter")
+    before = snapshot(site)
+    with refused(code):
+        apply_adapter("site.adapter", "base", "bundle")
+    assert snapshot(site) == before
+
+
+def changed_graph(site):
+    graph = site / "base" / "image.fp32.onnx"
+    content = bytearray(graph.read_bytes())
+    content[len(content) // 2] ^= 1
+    graph.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "change"),
+    [
+        ("adapter_of_other_base", IntegrityError, lambda s: (
+            shutil.rmtree(s / "base"), shutil.copytree(s / "home", s / "base"))),
+        ("checksum_differs", IntegrityError, changed_graph),
+        ("no_bundle", InputError, lambda site: shutil.rmtree(site / "base")),
+        ("no_adapter", InputError, lambda site: (site / "site.adapter").unlink()),
+        ("unowned_files", InputError, lambda site: (site / "bundle" / "mine.txt").touch()),
+        ("output_is_base", UsageError, lambda site: (
+            shutil.rmtree(site / "bundle"), (site / "bundle").symlink_to("base"))),
+    ],
+)  # fmt: skip
+def test_another_base_or_place_is_refused(site, code, error, change):
+    shutil.copytree("base", "bundle")
+    change(site)
+    before = snapshot(site)
+    with refused(code, error):
+        apply_adapter("site.adapter", "base", "bundle")
+    assert snapshot(site) == before
+
+
+def test_a_signature_is_asked_for_and_checked(site):
+    write_keys(site, "other", ec.generate_private_key(ec.SECP256R1()))
+    with refused("signature_wrong", IntegrityError):
+        apply_adapter("site.adapter", "base", "bundle", trust="other.pub")
+    rewritten(site / "site.adapter", **{"files/model.sig": None})
+    with refused("adapter_unsigned", IntegrityError):
+        apply_adapter("site.adapter", "base", "bundle", trust="key.pub")
+    assert not (site / "bundle").exists()
+    apply_adapter("site.adapter", "base", "bundle")
+
+
+def test_command_lines_name_what_is_missing(site):
+    into = ("-b", "base", "-o", "bundle", "--json")
+    refusal(run_rt("apply", *into), 2, "adapter_missing")
+    refusal(run_rt("apply", "site.adapter", "--remove", *into), 2, "adapter_and_remove")
+    refusal(run_rt("apply", "gone.adapter", *into), 3, "no_adapter")
+
+
+def test_a_full_disk_leaves_the_bundle(site, monkeypatch):
+    shutil.copytree("base", "bundle")
+    before = snapshot(site)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(apply, "graph_bytes", full)
+    with refused("disk_full", InputError):
+        apply_adapter("site.adapter", "base", "bundle")
+    assert snapshot(site) == before
+
+
+def test_killed_at_any_moment_the_earlier_bundle_serves(site):
+    """Kill at moments spread over a whole run; afterwards there is one bundle or the other."""
+    shutil.copytree("base", "bundle")
+    bundles = [snapshot(site / "base"), snapshot(site / "home")]
+    start = time.monotonic()
+    applying = multiprocessing.get_context("fork")
+    once = applying.Process(target=apply_adapter, args=("site.adapter", "base", "once"))
+    once.start()
+    once.join(120)
+    assert once.exitcode == 0
+    whole_s = time.monotonic() - start
+    for share in np.linspace(0.05, 1.1, 8):
+        process = applying.Process(target=apply_adapter, args=("site.adapter", "base", "bundle"))
+        process.start()
+        process.join(share * whole_s)
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+        assert snapshot(site / "bundle") in bundles
+    assert Bundle.open(site / "bundle").check_golden_samples()
+    restore_base("base", "bundle")
+    assert {path.name for path in site.iterdir() if path.name.startswith(".")} == set()
+
+
+def test_two_at_once_leave_one_whole_bundle(site):
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(apply_adapter, "site.adapter", "base", "bundle"),
+            pool.submit(restore_base, "base", "bundle"),
+        ]
+        for job in jobs:
+            job.result()
+    assert snapshot(site / "bundle") in (snapshot(site / "base"), snapshot(site / "home"))
+
+
+# --- Export
+
+
+def test_a_run_over_another_base_and_a_base_with_an_adapter_are_refused(site):
+    onto = AdapterBase.open(site / "base")
+    other = model_of("clip", PARTS, seed=1)
+    with refused("adapter_of_other_base", IntegrityError):
+        export(other, "clip", "2" * 64, site / "other", variants=(), onto=onto)
+    with refused("base_has_adapter", UsageError):
+        AdapterBase.open(site / "home")
+    assert not (site / "other").exists()
+
+
+def test_float32_tensors_are_stored_as_they_are(site):
+    onto = AdapterBase.open(site / "base")
+    model = UPPerson(toy_base("clip"), PARTS, SIZE, STATISTICS).eval()
+    disturb(model)
+    export(model, "clip", "3" * 64, site / "exact", variants=(), onto=onto)
+    with refused("trained_beyond_type", InputError):
+        write_adapter(site / "exact", onto, model, "exact", "float16", site / "exact.adapter")
+    write_adapter(site / "exact", onto, model, "exact", "float32", site / "exact.adapter")
+    apply_adapter("exact.adapter", "base", "bundle")
+    assert snapshot(site / "bundle") == snapshot(site / "exact")
+
+
+# --- Folding
+
+
+def test_rows_of_new_words_are_added_to_the_embedding():
+    frozen = {"embedding": np.arange(12, dtype=np.float32).reshape(4, 3)}
+    trained = {
+        "token_embedding.ids": np.array([2, 0], np.int32),
+        "token_embedding.rows": np.array([[1, 2, 3], [0.5, 0, 0]], np.float16),
+    }
+    folded = fold_trained(frozen, trained, heads=1)
+    expected = frozen["embedding"] + [[0.5, 0, 0], [0, 0, 0], [1, 2, 3], [0, 0, 0]]
+    np.testing.assert_array_equal(folded["embedding"], expected.astype(np.float32))
+    trained["token_embedding.ids"] = np.array([2, 4], np.int32)
+    with refused("weight_unfit", InputError):
+        fold_trained(frozen, trained, heads=1)
+
+
+def test_low_rank_updates_are_summed_in_one_order():
+    """A product of a library may add in another order, and differ in the last digit."""
+    rng = np.random.default_rng(0)
+    frozen = {"blocks.0.attention.qkv.weight": rng.standard_normal((64, 192), np.float32)}
+    trained = {}
+    for part in ("key", "value"):
+        trained[f"blocks.0.lora.{part}.up"] = rng.standard_normal((64, 32), np.float32)
+        trained[f"blocks.0.lora.{part}.down"] = rng.standard_normal((32, 64), np.float32)
+        trained[f"blocks.0.lora.{part}.scale"] = np.float32(0.7)
+    (folded,) = fold_trained(frozen, trained, heads=1).values()
+    before = frozen["blocks.0.attention.qkv.weight"]
+    np.testing.assert_array_equal(folded[:, :64], before[:, :64])
+    for part, columns in (("key", slice(64, 128)), ("value", slice(128, 192))):
+        up, down, scale = (
+            trained[f"blocks.0.lora.{part}.{name}"].astype(np.float64)
+            for name in ("up", "down", "scale")
+        )
+        exact = [
+            [math.fsum(up[o, r] * down[r, i] for r in range(32)) for o in range(64)]
+            for i in range(64)
+        ]
+        expected = (before[:, columns] + scale * np.array(exact)).astype(np.float32)
+        np.testing.assert_allclose(folded[:, columns], expected, rtol=2e-7)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from upperson.config import settings_from
 from upperson.data.images import truncated_images
@@ -32,7 +31,7 @@ from upperson_adapter.apply import apply_adapter
 from upperson_adapter.package import AdapterFile
 from upperson_calibration.calibration_file import Calibration, read_calibration
 from upperson_calibration.samples import CalibrationSet, Captions, Pictures, choose_samples
-from upperson_export.adapter import AdapterBase, write_adapter
+from upperson_export.adapter import AdapterBase, round_trained, write_adapter
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
 from upperson_export.candidates import StageProgress
 from upperson_export.precision_search import RetrievalSplit, ShortQueries
@@ -118,7 +117,7 @@ def export_adapter(
     onto = AdapterBase.open(adapter.base)
     progress("loading the run", 0, 1)
     loaded = load_run(run)
-    _round_trained(loaded.model, adapter.dtype)
+    round_trained(loaded.model, adapter.dtype)
     progress("loading the run", 1, 1)
     with scratch_folder(output) as scratch:
         bundle, packed = scratch / "bundle", scratch / output.name
@@ -129,14 +128,6 @@ def export_adapter(
         apply_adapter(packed, adapter.base, scratch / "applied", progress=progress)
         put_in_place(packed, output)
     return report
-
-
-@torch.no_grad()
-def _round_trained(model: UPPerson, dtype: str) -> None:
-    """Round trained tensors to a type of numpy, since that is how they will be stored."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.copy_(parameter.to(getattr(torch, dtype)))
 
 
 def _export_loaded(
