@@ -3,6 +3,7 @@
     LoRA dW                      -> rows of the key and value projection
     1 / sqrt(head width)         -> query rows and bias
     ck, cv and S of the prefix   -> constant key and value rows
+    pairs that rotate            -> halves of a head: query and key rows, keys of the prefix
     adapter scales s1, s2        -> adapter up projection
     mean, std and 1/255          -> patch projection and patch bias
 
@@ -27,6 +28,7 @@ from upperson_export.blocks import (
     Linear,
     Mlp,
     PlainBlock,
+    Rotary,
 )
 from upperson_export.plain import (
     PIXEL_CENTRE,
@@ -54,12 +56,13 @@ class TrainedModel(Protocol):
     """Attributes that folding reads of a model, such as ``upperson.model.encoder.UPPerson``.
 
     ``image`` has stem (convolutions that do not overlap, with activations between them),
-    class_embedding, positional_embedding, ln_pre, blocks, ln_post, pool, proj and proj_bias;
+    class_embedding, positional_embedding, rotary (tables [2, L, d], as in
+    `upperson.model.parts.rotated`), ln_pre, blocks, ln_post, pool, proj and proj_bias;
     ``text`` has token_embedding, positional_embedding, mask, pools_last, prefix_length, blocks,
-    ln_final, text_projection and text_projection_bias. Class embedding, pool, projections, biases
-    and mask may be None. A block has ln_1, attn (in_proj_weight, in_proj_bias, out_proj), ln_2,
-    mlp (c_fc, gelu, c_proj), heads, and prefix (a call gives its rows), lora (key and value, each
-    with scale, up and down), adapter_attn, adapter_mlp, each of which may be None.
+    ln_final, text_projection and text_projection_bias. Class embedding, rotary, pool, projections,
+    biases and mask may be None. A block has ln_1, attn (in_proj_weight, in_proj_bias, out_proj),
+    ln_2, mlp (c_fc, gelu, c_proj), heads, and prefix (a call gives its rows), lora (key and value,
+    each with scale, up and down), adapter_attn, adapter_mlp, each of which may be None.
     """
 
     image: Any
@@ -91,9 +94,12 @@ def fold_image_tower(model: TrainedModel) -> PlainImageTower:
         patch=_fold_stem(model, positions_LD),
         class_row=class_row,
         ln_pre=tower.ln_pre,
-        blocks=_fold_blocks(tower.blocks, pooled=tower.pool is None),
+        blocks=_fold_blocks(
+            tower.blocks, pooled=tower.pool is None, rotates=tower.rotary is not None
+        ),
         head=head,
         projection=Projection(tower.proj, tower.proj_bias),
+        rotary=None if tower.rotary is None else _fold_rotary(tower.rotary),
     ).eval()
 
 
@@ -207,18 +213,41 @@ def smooth(tower: AnyPlainTower, factors: Mapping[str, npt.NDArray[np.float32]])
     return smoothed
 
 
-def _fold_blocks(blocks: nn.ModuleList, *, pooled: bool) -> list[PlainBlock]:
+def _fold_rotary(rotary_2Ld: Tensor) -> Rotary:
+    cosine_Ld, sine_Ld = rotary_2Ld[..., _pairs_as_halves(rotary_2Ld.shape[-1], 1)]
+    return cosine_Ld, sine_Ld
+
+
+def _pairs_as_halves(width: int, heads: int) -> Tensor:
+    """Return the order that puts the first channels of all pairs of a head before the second ones.
+
+    Rotation then exchanges halves instead of neighbours. Queries and keys in the same order have
+    the same products.
+    """
+    return torch.arange(width).view(heads, -1, 2).transpose(1, 2).flatten()
+
+
+def _fold_blocks(blocks: nn.ModuleList, *, pooled: bool, rotates: bool = False) -> list[PlainBlock]:
     """Fold all blocks; where one row is pooled, the last one projects its query apart."""
     last = len(blocks) - 1 if pooled else None
-    return [_fold_block(block, packed=index != last) for index, block in enumerate(blocks)]
+    return [
+        _fold_block(block, packed=index != last, rotates=rotates)
+        for index, block in enumerate(blocks)
+    ]
 
 
-def _fold_block(block: Any, *, packed: bool) -> PlainBlock:
+def _fold_block(block: Any, *, packed: bool, rotates: bool) -> PlainBlock:
     query_DD, key_DD, value_DD = block.attn.in_proj_weight.double().chunk(3)
     query_D, key_D, value_D = block.attn.in_proj_bias.double().chunk(3)
     if block.lora is not None:
         key_DD = key_DD + _delta(block.lora.key)
         value_DD = value_DD + _delta(block.lora.value)
+    prefix = None if block.prefix is None else block.prefix()
+    if rotates:
+        order_D = _pairs_as_halves(len(query_D), block.heads)
+        query_DD, key_DD = query_DD[order_D], key_DD[order_D]
+        query_D, key_D = query_D[order_D], key_D[order_D]
+        prefix = None if prefix is None else (prefix[0][:, order_D], prefix[1])
     head_scale = (query_DD.shape[0] // block.heads) ** -0.5
     return PlainBlock(
         ln_1=block.ln_1,
@@ -227,7 +256,7 @@ def _fold_block(block: Any, *, packed: bool) -> PlainBlock:
             query=Linear((query_DD * head_scale).T, query_D * head_scale),
             key_value=Linear(torch.cat([key_DD, value_DD]).T, torch.cat([key_D, value_D])),
             out=_linear(block.attn.out_proj),
-            prefix=None if block.prefix is None else block.prefix(),
+            prefix=prefix,
             heads=block.heads,
             packed=packed,
         ),

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from benchmarks import literal
 from tests.helpers.toy_bases import (
@@ -30,7 +31,7 @@ from upperson_rt.backends import open_backend
 from upperson_rt.towers import run_tower
 
 TOLERANCE = 1e-5
-KINDS = ("siglip", "mobileclip")
+KINDS = ("siglip", "pecore", "mobileclip")
 LENGTHS = [2, 5, 9, 16, 3]
 
 
@@ -58,6 +59,20 @@ def test_without_parts_it_is_what_open_clip_computes(kind):
     with torch.no_grad():
         close(model.encode_image(image), F.normalize(clip.encode_image(image), dim=-1))
         close(model.encode_text(ids), F.normalize(clip.encode_text(padded), dim=-1))
+
+
+def test_rotary_embeddings_follow_the_grid_as_timm_resizes_them():
+    """Of crops that are no squares, from the same interpolated positions."""
+    clip = toy_base("pecore")
+    model = UPPerson(clip, PLAIN_CLIP, SIZE).eval()
+    clip.visual.set_input_size(SIZE)
+    clip.visual.trunk.pos_embed = nn.Parameter(model.image.positional_embedding[None])
+    image = normalised(model, pixels(3))
+    with torch.no_grad():
+        found = model.encode_image(image)
+        close(found, F.normalize(clip.encode_image(image), dim=-1))
+        model.image.rotary = None
+        assert float((model.encode_image(image) - found).abs().max()) > 0.01
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,9 +120,10 @@ def test_padding_counts_where_it_was_trained_on():
     close(model.encode_text(F.pad(ids, (0, 7))), found)
 
 
-# MobileCLIP's text tower is CLIP's.
+# The text towers of PE-Core and MobileCLIP are CLIP's.
 @pytest.mark.parametrize(
-    ("kind", "tower"), [("siglip", "image"), ("siglip", "text"), ("mobileclip", "image")]
+    ("kind", "tower"),
+    [("siglip", "image"), ("siglip", "text"), ("pecore", "image"), ("mobileclip", "image")],
 )
 def test_exported_smoothed_and_int8_towers_agree(kind, tower, tmp_path):
     model = toy_person(kind)
@@ -152,5 +168,5 @@ def test_exported_smoothed_and_int8_towers_agree(kind, tower, tmp_path):
     assert 0.99 < cosines.min() < 1 - 1e-7  # Close, and not float.
     covered = {linear.node for linear in graph.linears}
     assert len(covered) == len(plain.block_linears())
-    if kind == "siglip" and tower == "image":
+    if kind in ("siglip", "pecore") and tower == "image":
         assert {f"pool.{name}/MatMul" for name in ("kv", "out", "mlp.fc1", "mlp.fc2")} < covered
