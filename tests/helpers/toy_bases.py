@@ -20,6 +20,7 @@ from timm.models.vision_transformer import VisionTransformer, vit_base_patch16_s
 from timm.models.vision_transformer_hybrid import ConvStem, HybridEmbed
 from torch import nn
 
+from benchmarks.random_model import spread
 from tests.helpers.toy_clip import TOY, disturb
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import UPPersonConfig
@@ -95,8 +96,7 @@ def toy_base(kind: str, seed: int = 0) -> Any:
                 tensor.add_(0.1 * torch.randn_like(tensor))
             elif name.endswith("latent"):
                 tensor.normal_()
-            elif name.startswith("visual.trunk.") and tensor.ndim == 2:
-                tensor.mul_(6)  # timm's first values fit a width of 768 or more.
+    spread(clip)
     return clip
 
 

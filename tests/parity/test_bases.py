@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import literal
+from benchmarks.bases import beside_open_clip
+from benchmarks.random_model import ModelSpec, random_base, random_model, spread, tower_inputs
 from tests.helpers.toy_bases import (
     CONTEXT,
     SIZE,
@@ -73,6 +76,27 @@ def test_rotary_embeddings_follow_the_grid_as_timm_resizes_them():
         close(found, F.normalize(clip.encode_image(image), dim=-1))
         model.image.rotary = None
         assert float((model.encode_image(image) - found).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("name", ["PE-Core-T-16-384", "PE-Core-S-16-384", "PE-Core-B-16"])
+def test_pe_core_at_its_real_sizes(name, monkeypatch):
+    """Text towers have two blocks here; `python -m benchmarks.bases` has all, and exports them."""
+    known = open_clip.get_model_config(name)
+    text = known["text_cfg"] | {"layers": 2}
+    monkeypatch.setattr(open_clip, "get_model_config", lambda _: known | {"text_cfg": text})
+    spec = ModelSpec(base=name, batch_size=2)
+    clip = random_base(spec)
+    spread(clip)
+    model = random_model(spec, clip).eval()
+    inputs = tower_inputs(spec)
+    raw, ids = torch.from_numpy(inputs["image"]), torch.from_numpy(inputs["text"])
+    with torch.no_grad():
+        close(fold_image_tower(model)(raw), model.encode_image(normalised(model, raw)))
+        close(fold_text_tower(model)(ids), model.encode_text(ids.long()))
+    compared = [*beside_open_clip(spec, clip)]
+    assert [tower for tower, *_ in compared] == ["text", "image", "image"]
+    for _, _, expected, found in compared:
+        assert np.abs(found - expected).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -61,6 +61,13 @@ def test_a_file_gives_the_base_that_it_describes(tmp_path, kind):
     assert base.sha256 == load_base(str(config), str(file)).sha256
 
 
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    config, _ = write_base(tmp_path, "pecore")
+    _, file = write_base(tmp_path, "clip")
+    with refused("weights_of_another_base", InputError, base="toy-pecore"):
+        load_base(str(config), str(file), SIZE)
+
+
 def test_what_a_file_says_and_the_tokenizer_identify_the_base(tmp_path):
     config, file = write_base(tmp_path, "siglip")
     before = load_base(str(config), str(file)).sha256
