@@ -80,19 +80,19 @@ def test_rotary_embeddings_follow_the_grid_as_timm_resizes_them():
 
 @pytest.mark.parametrize("name", ["PE-Core-T-16-384", "PE-Core-S-16-384", "PE-Core-B-16"])
 def test_pe_core_at_its_real_sizes(name, monkeypatch):
-    """Text towers have two blocks here; `python -m benchmarks.bases` has all, and exports them."""
+    """Of real widths, with fewer blocks; `python -m benchmarks.bases` has all, and exports them."""
     known = open_clip.get_model_config(name)
-    text = known["text_cfg"] | {"layers": 2}
+    text = known["text_cfg"] | {"layers": 1}
     monkeypatch.setattr(open_clip, "get_model_config", lambda _: known | {"text_cfg": text})
     spec = ModelSpec(base=name, batch_size=2)
     clip = random_base(spec)
+    del clip.visual.trunk.blocks[4:]
     spread(clip)
     model = random_model(spec, clip).eval()
-    inputs = tower_inputs(spec)
-    raw, ids = torch.from_numpy(inputs["image"]), torch.from_numpy(inputs["text"])
+    raw = torch.from_numpy(tower_inputs(spec)["image"])
     with torch.no_grad():
         close(fold_image_tower(model)(raw), model.encode_image(normalised(model, raw)))
-        close(fold_text_tower(model)(ids), model.encode_text(ids.long()))
+    del model
     compared = [*beside_open_clip(spec, clip)]
     assert [tower for tower, *_ in compared] == ["text", "image", "image"]
     for _, _, expected, found in compared:
