@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import timm
 import torch
@@ -20,7 +21,7 @@ from timm.models.vision_transformer import VisionTransformer, vit_base_patch16_s
 from timm.models.vision_transformer_hybrid import ConvStem, HybridEmbed
 from torch import nn
 
-from benchmarks.random_model import spread
+from benchmarks.random_model import ModelSpec, random_base, spread
 from tests.helpers.toy_clip import TOY, disturb
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import UPPersonConfig
@@ -96,6 +97,17 @@ def toy_base(kind: str, seed: int = 0) -> Any:
                 tensor.add_(0.1 * torch.randn_like(tensor))
             elif name.endswith("latent"):
                 tensor.normal_()
+    spread(clip)
+    return clip
+
+
+def shortened_base(name: str, blocks: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Build a base over timm of real widths, with one block of text, from random weights."""
+    known = open_clip.get_model_config(name)
+    text = known["text_cfg"] | {"layers": 1}
+    monkeypatch.setattr(open_clip, "get_model_config", lambda _: known | {"text_cfg": text})
+    clip = random_base(ModelSpec(base=name))
+    del clip.visual.trunk.blocks[blocks:]
     spread(clip)
     return clip
 

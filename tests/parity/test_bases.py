@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,12 +11,13 @@ from torch import nn
 
 from benchmarks import literal
 from benchmarks.bases import beside_open_clip
-from benchmarks.random_model import ModelSpec, random_base, random_model, spread, tower_inputs
+from benchmarks.random_model import ModelSpec, random_model, tower_inputs
 from tests.helpers.toy_bases import (
     CONTEXT,
     SIZE,
     know_toy_towers,
     random_ids,
+    shortened_base,
     toy_base,
     toy_person,
 )
@@ -81,13 +81,8 @@ def test_rotary_embeddings_follow_the_grid_as_timm_resizes_them():
 @pytest.mark.parametrize("name", ["PE-Core-T-16-384", "PE-Core-S-16-384", "PE-Core-B-16"])
 def test_pe_core_at_its_real_sizes(name, monkeypatch):
     """Of real widths, with fewer blocks; `python -m benchmarks.bases` has all, and exports them."""
-    known = open_clip.get_model_config(name)
-    text = known["text_cfg"] | {"layers": 1}
-    monkeypatch.setattr(open_clip, "get_model_config", lambda _: known | {"text_cfg": text})
     spec = ModelSpec(base=name, batch_size=2)
-    clip = random_base(spec)
-    del clip.visual.trunk.blocks[4:]
-    spread(clip)
+    clip = shortened_base(name, 4, monkeypatch)
     model = random_model(spec, clip).eval()
     raw = torch.from_numpy(tower_inputs(spec)["image"])
     with torch.no_grad():
