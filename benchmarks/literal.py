@@ -7,6 +7,7 @@ can be compared step by step. What it does differently is what the paper's formu
 - LoRA updates are built as matrices, padded with zero rows for the query, for all blocks of a tower
   at each call, and added to the frozen weights.
 - Prefix rows are inserted after position 0.
+- Rotary embeddings are products of complex numbers.
 - Attention is an explicit matrix for each sample and head. S multiplies its prefix columns after
   the softmax, without normalising again.
 - The causal mask is materialised for each sample and head, in every block.
@@ -40,7 +41,7 @@ def encode_image(model: UPPerson, image_N3HW: Tensor) -> Tensor:
         cls_N1D = tower.class_embedding.expand(len(x_NLD), 1, -1)
         x_NLD = torch.cat([cls_N1D, x_NLD], dim=1)
     x_NLD = tower.ln_pre(x_NLD + tower.positional_embedding)
-    x_NLD = tower.ln_post(_blocks(tower.blocks, x_NLD, causal=False))
+    x_NLD = tower.ln_post(_blocks(tower.blocks, x_NLD, causal=False, rotary_2Ld=tower.rotary))
     x_ND = x_NLD[:, 0] if tower.pool is None else tower.pool(x_NLD)
     return F.normalize(_projected(x_ND, tower.proj, tower.proj_bias), dim=-1)
 
@@ -78,11 +79,13 @@ def sdm_loss(image_NE: Tensor, text_NE: Tensor, pids: Sequence[int]) -> float:
     return total
 
 
-def _blocks(blocks: nn.ModuleList, x_NLD: Tensor, causal: bool) -> Tensor:
+def _blocks(
+    blocks: nn.ModuleList, x_NLD: Tensor, causal: bool, rotary_2Ld: Tensor | None = None
+) -> Tensor:
     deltas = [_lora_delta(block) for block in blocks]
     x_LND = x_NLD.transpose(0, 1)
     for block, delta_3DD in zip(blocks, deltas, strict=True):
-        x_LND = _block(block, x_LND, delta_3DD, causal)
+        x_LND = _block(block, x_LND, delta_3DD, causal, rotary_2Ld)
     return x_LND.transpose(0, 1)
 
 
@@ -97,11 +100,17 @@ def _lora_delta(block: nn.Module) -> Tensor | None:
     return torch.cat([torch.zeros_like(key_DD), key_DD, value_DD])
 
 
-def _block(block: nn.Module, x_LND: Tensor, delta_3DD: Tensor | None, causal: bool) -> Tensor:
+def _block(
+    block: nn.Module,
+    x_LND: Tensor,
+    delta_3DD: Tensor | None,
+    causal: bool,
+    rotary_2Ld: Tensor | None,
+) -> Tensor:
     assert isinstance(block, Block)
     mlp: Any = block.mlp
     u_LND = _normed(x_LND, block.ln_1, block.adapter_attn)
-    x_LND = x_LND + _attention(block, u_LND, delta_3DD, causal)
+    x_LND = x_LND + _attention(block, u_LND, delta_3DD, causal, rotary_2Ld)
     u_LND = _normed(x_LND, block.ln_2, block.adapter_mlp)
     hidden = F.linear(u_LND, mlp.c_fc.weight, mlp.c_fc.bias)
     quick = isinstance(mlp.gelu, QuickGELU)
@@ -117,12 +126,20 @@ def _normed(x_LND: Tensor, norm: nn.Module, adapter: LAdapter | None) -> Tensor:
     return out + adapter.scale * F.linear(hidden, adapter.up.weight, adapter.up.bias)
 
 
-def _attention(block: Block, u_LND: Tensor, delta_3DD: Tensor | None, causal: bool) -> Tensor:
+def _attention(
+    block: Block,
+    u_LND: Tensor,
+    delta_3DD: Tensor | None,
+    causal: bool,
+    rotary_2Ld: Tensor | None,
+) -> Tensor:
     length, batch, width = u_LND.shape
     weight_3DD: Tensor = block.attn.in_proj_weight
     if delta_3DD is not None:
         weight_3DD = weight_3DD + delta_3DD
     q, k, v = F.linear(u_LND, weight_3DD, block.attn.in_proj_bias).chunk(3, dim=-1)
+    if rotary_2Ld is not None:
+        q, k = (_rotated(x_LND, rotary_2Ld) for x_LND in (q, k))
     prefix_length = 0
     if block.prefix is not None:
         prefix_length = len(block.prefix.key_tokens)
@@ -144,6 +161,14 @@ def _attention(block: Block, u_LND: Tensor, delta_3DD: Tensor | None, causal: bo
         attention_BLS = torch.cat([first, block.prefix.scale * columns, rest], dim=-1)
     out_LND = torch.bmm(attention_BLS, v_BSd).transpose(0, 1).reshape(length, batch, width)
     return F.linear(out_LND, block.attn.out_proj.weight, block.attn.out_proj.bias)
+
+
+def _rotated(x_LND: Tensor, rotary_2Ld: Tensor) -> Tensor:
+    """Multiply each pair of channels, as a complex number, with that of its position's angle."""
+    cosine_Ld, sine_Ld = rotary_2Ld
+    turns = torch.complex(cosine_Ld[:, ::2], sine_Ld[:, 1::2].contiguous())[:, None, None]
+    pairs = x_LND.unflatten(-1, (-1, cosine_Ld.shape[1] // 2, 2)).contiguous()
+    return torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(2)
 
 
 def _insert_prefix(prefix: SPrefix, k_LND: Tensor, v_LND: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,18 @@ def random_base(spec: ModelSpec) -> Any:
     return build_clip(spec.base).eval()
 
 
+def spread(clip: Any) -> None:
+    """Let the matrices of timm's image tower, if there is one, pass on what they get.
+
+    timm's first values, of 0.02 whatever the width, leave attention nearly even and embeddings
+    nearly alike.
+    """
+    with torch.no_grad():
+        for name, tensor in clip.state_dict().items():
+            if name.startswith("visual.trunk.") and tensor.ndim == 2:
+                tensor.mul_(tensor.shape[1] ** -0.5 / tensor.std())
+
+
 def random_model(spec: ModelSpec, clip: Any) -> UPPerson:
     """Build UP-Person with no trained tensor at its start, where some do not matter yet."""
     torch.manual_seed(spec.seed)

@@ -269,10 +269,16 @@ def measure_activations(
         features: tuple[Tensor, Tensor] = model(*_blank_batch(model, pairs, length))
         return features
 
-    def one_block(block: nn.Module, tokens: int, width: int, mask: Tensor | None) -> _Forward:
+    def one_block(
+        block: nn.Module,
+        tokens: int,
+        width: int,
+        mask: Tensor | None,
+        rotary_2Ld: Tensor | None = None,
+    ) -> _Forward:
         def run(pairs: int) -> Sequence[Tensor]:
             x_NLD = torch.zeros(pairs, tokens, width, device=model.device, requires_grad=True)
-            return [block(x_NLD, mask)]
+            return [block(x_NLD, mask, None, rotary_2Ld)]
 
         return run
 
@@ -284,7 +290,10 @@ def measure_activations(
         image_tokens, image_width = model.image.positional_embedding.shape
         text_width = model.text.positional_embedding.shape[1]
         forwards = [
-            *(one_block(block, image_tokens, image_width, None) for block in model.image.blocks),
+            *(
+                one_block(block, image_tokens, image_width, None, model.image.rotary)
+                for block in model.image.blocks
+            ),
             *(one_block(block, tokens, text_width, mask) for block in model.text.blocks),
         ]
         blocks = [_kept_bytes(model, forward, precision) for forward in forwards]

@@ -46,6 +46,11 @@ class Adapter(nn.Module):
         return out
 
 
+Rotary: TypeAlias = tuple[Tensor, Tensor]
+"""Tables [L, d] that rotate queries and keys by their positions: the cosines of the angles, and
+their sines, negative in the first half. Channel i and channel i + d / 2 of a head make a pair."""
+
+
 class Attention(nn.Module):
     """Multi-head attention over constant prefix rows, [P, D] each, and the projected tokens.
 
@@ -87,10 +92,17 @@ class Attention(nn.Module):
         """Names of the projections of the rows; values are the last D columns of the last one."""
         return ("qkv",) if self.packed else ("q", "kv")
 
-    def forward(self, u_NLD: Tensor, queries_NQD: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        u_NLD: Tensor,
+        queries_NQD: Tensor,
+        mask: Tensor | None,
+        rotary: Rotary | None = None,
+    ) -> Tensor:
         """Attend from query rows to all rows; return [N, Q, D].
 
-        A mask is added to the scores, and is broadcastable to [N, H, Q, P + L].
+        A mask is added to the scores, and is broadcastable to [N, H, Q, P + L]. Rotary embeddings
+        need all rows as queries.
         """
         if self.packed:
             q_NQD, k_NLD, v_NLD = self.qkv(u_NLD).split(self.width, dim=-1)
@@ -98,6 +110,8 @@ class Attention(nn.Module):
             k_NLD, v_NLD = self.kv(u_NLD).split(self.width, dim=-1)
             q_NQD = self.q(queries_NQD)
         q_NHQd, k_NHLd, v_NHLd = map(self._heads_of, (q_NQD, k_NLD, v_NLD))
+        if rotary is not None:
+            q_NHQd, k_NHLd = _rotated(q_NHQd, rotary), _rotated(k_NHLd, rotary)
         if self.prefix_k is not None and self.prefix_v is not None:
             batch = k_NHLd.shape[0]
             k_NHLd = torch.cat([self.prefix_k.expand(batch, -1, -1, -1), k_NHLd], dim=2)
@@ -112,6 +126,12 @@ class Attention(nn.Module):
     def _heads_of(self, x_NLD: Tensor) -> Tensor:
         x_NLHd = torch.unflatten(x_NLD, -1, (self.heads, self.width // self.heads))
         return x_NLHd.transpose(1, 2)
+
+
+def _rotated(x_NHLd: Tensor, rotary: Rotary) -> Tensor:
+    cosine_Ld, sine_Ld = rotary
+    first, second = x_NHLd.chunk(2, dim=-1)
+    return x_NHLd * cosine_Ld + torch.cat([second, first], dim=-1) * sine_Ld
 
 
 Activation: TypeAlias = Literal["quick_gelu", "gelu", "gelu_tanh"]
@@ -185,11 +205,17 @@ class PlainBlock(nn.Module):
             "attention.out": Site(values, ("attention.out.weight",)),
         }
 
-    def forward(self, x_NLD: Tensor, mask: Tensor | None, take: TakeRows | None = None) -> Tensor:
+    def forward(
+        self,
+        x_NLD: Tensor,
+        mask: Tensor | None,
+        take: TakeRows | None = None,
+        rotary: Rotary | None = None,
+    ) -> Tensor:
         """Return the output of all rows [N, L, D], or of the rows ``take`` selects."""
         u_NLD = _normed(x_NLD, self.ln_1, self.adapter_attn)
         x_NQD, u_NQD = (x_NLD, u_NLD) if take is None else (take(x_NLD), take(u_NLD))
-        x_NQD = x_NQD + self.attention(u_NLD, u_NQD, mask)
+        x_NQD = x_NQD + self.attention(u_NLD, u_NQD, mask, rotary)
         out: Tensor = x_NQD + self.mlp(_normed(x_NQD, self.ln_2, self.adapter_mlp))
         return out
 

@@ -1,6 +1,7 @@
 """Fold a trained UP-Person, and smoothing factors, into plain towers, exactly.
 
     1 / sqrt(head width)         -> query rows and bias
+    pairs that rotate            -> halves of a head: query and key rows
     mean, std and 1/255          -> patch projection and patch bias
 
 and the trained parts as `upperson_adapter.weights` says. Arithmetic is done in float64 and rounded
@@ -27,6 +28,7 @@ from upperson_export.blocks import (
     Linear,
     Mlp,
     PlainBlock,
+    Rotary,
 )
 from upperson_export.plain import (
     PIXEL_CENTRE,
@@ -54,12 +56,13 @@ class TrainedModel(Protocol):
     """Attributes that folding reads of a model, such as ``upperson.model.encoder.UPPerson``.
 
     ``image`` has stem (convolutions that do not overlap, with activations between them),
-    class_embedding, positional_embedding, ln_pre, blocks, ln_post, pool, proj and proj_bias;
+    class_embedding, positional_embedding, rotary (tables [2, L, d], as in
+    `upperson.model.parts.rotated`), ln_pre, blocks, ln_post, pool, proj and proj_bias;
     ``text`` has token_embedding, positional_embedding, mask, pools_last, prefix_length, blocks,
-    ln_final, text_projection and text_projection_bias. Class embedding, pool, projections, biases
-    and mask may be None. A block has ln_1, attn (in_proj_weight, in_proj_bias, out_proj), ln_2,
-    mlp (c_fc, gelu, c_proj), heads, and prefix, lora, adapter_attn, adapter_mlp, each of which may
-    be None; `upperson_adapter.weights.fold_trained` names their tensors.
+    ln_final, text_projection and text_projection_bias. Class embedding, rotary, pool, projections,
+    biases and mask may be None. A block has ln_1, attn (in_proj_weight, in_proj_bias, out_proj),
+    ln_2, mlp (c_fc, gelu, c_proj), heads, and prefix, lora, adapter_attn, adapter_mlp, each
+    of which may be None; `upperson_adapter.weights.fold_trained` names their tensors.
     """
 
     image: Any
@@ -91,9 +94,12 @@ def fold_image_tower(model: TrainedModel) -> PlainImageTower:
         patch=_fold_stem(model, positions_LD),
         class_row=class_row,
         ln_pre=tower.ln_pre,
-        blocks=_fold_blocks(tower.blocks, pooled=tower.pool is None),
+        blocks=_fold_blocks(
+            tower.blocks, pooled=tower.pool is None, rotates=tower.rotary is not None
+        ),
         head=head,
         projection=Projection(tower.proj, tower.proj_bias),
+        rotary=None if tower.rotary is None else _fold_rotary(tower.rotary),
     )
     plain.replace(fold_trained(plain.weights(), trained_tensors(tower), heads_of(tower)))
     return plain.eval()
@@ -121,10 +127,18 @@ def fold_text_tower(model: TrainedModel) -> PlainTextTower:
 
 
 def trained_tensors(tower: Any) -> dict[str, npt.NDArray[Any]]:
-    """Return the trained tensors of a model's tower, by names such as ``blocks.0.lora.key.up``."""
-    return {
-        name: value.numpy() for name, value in tower.state_dict().items() if TRAINED.fullmatch(name)
-    }
+    """Return the trained tensors of a model's tower, by names such as ``blocks.0.lora.key.up``.
+
+    Where keys rotate, their channels have the order of the folded tower.
+    """
+    found = {name: value for name, value in tower.state_dict().items() if TRAINED.fullmatch(name)}
+    if getattr(tower, "rotary", None) is not None:
+        for name, value in found.items():
+            if name.endswith(".lora.key.up"):
+                found[name] = value[_pairs_as_halves(len(value), heads_of(tower))]
+            elif name.endswith(".prefix.key_tokens"):
+                found[name] = value[:, _pairs_as_halves(value.shape[1], heads_of(tower))]
+    return {name: value.numpy() for name, value in found.items()}
 
 
 def heads_of(tower: Any) -> int:
@@ -198,18 +212,39 @@ def smooth(tower: AnyPlainTower, factors: Mapping[str, npt.NDArray[np.float32]])
     return smoothed
 
 
-def _fold_blocks(blocks: nn.ModuleList, *, pooled: bool) -> list[PlainBlock]:
+def _fold_rotary(rotary_2Ld: Tensor) -> Rotary:
+    cosine_Ld, sine_Ld = rotary_2Ld[..., _pairs_as_halves(rotary_2Ld.shape[-1], 1)]
+    return cosine_Ld, sine_Ld
+
+
+def _pairs_as_halves(width: int, heads: int) -> Tensor:
+    """Return the order that puts the first channels of all pairs of a head before the second ones.
+
+    Rotation then exchanges halves instead of neighbours. Queries and keys in the same order have
+    the same products.
+    """
+    return torch.arange(width).view(heads, -1, 2).transpose(1, 2).flatten()
+
+
+def _fold_blocks(blocks: nn.ModuleList, *, pooled: bool, rotates: bool = False) -> list[PlainBlock]:
     """Fold all blocks; where one row is pooled, the last one projects its query apart."""
     last = len(blocks) - 1 if pooled else None
-    return [_fold_block(block, packed=index != last) for index, block in enumerate(blocks)]
+    return [
+        _fold_block(block, packed=index != last, rotates=rotates)
+        for index, block in enumerate(blocks)
+    ]
 
 
-def _fold_block(block: Any, *, packed: bool) -> PlainBlock:
+def _fold_block(block: Any, *, packed: bool, rotates: bool) -> PlainBlock:
     """Build a block; its trained parts have their shapes, and no values yet."""
     width = block.attn.in_proj_weight.shape[1]
+    rows = torch.arange(3 * width)
+    if rotates:
+        order_D = _pairs_as_halves(width, block.heads)
+        rows[: 2 * width] = torch.cat([order_D, width + order_D])
     sizes = (width, 2 * width)
-    query_DD, key_value_DD = block.attn.in_proj_weight.double().split(sizes)
-    query_D, key_value_D = block.attn.in_proj_bias.double().split(sizes)
+    query_DD, key_value_DD = block.attn.in_proj_weight.double()[rows].split(sizes)
+    query_D, key_value_D = block.attn.in_proj_bias.double()[rows].split(sizes)
     head_scale = (width // block.heads) ** -0.5
     return PlainBlock(
         ln_1=block.ln_1,

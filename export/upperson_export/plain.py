@@ -21,6 +21,7 @@ from upperson_export.blocks import (
     AttentionPool,
     Linear,
     PlainBlock,
+    Rotary,
     activated,
     constant,
 )
@@ -152,8 +153,8 @@ class PlainTower(nn.Module):
 class PlainImageTower(PlainTower):
     """uint8 pixels to unit-norm embeddings.
 
-    The class row [1, 1, D] has its position added. ``head`` is its norm or, without a class row,
-    attention over all rows.
+    The class row [1, 1, D] has its position added. ``head`` is the norm of its output, or attention
+    over all rows. The latter may go with rotary embeddings, whose tables all blocks share.
     """
 
     def __init__(
@@ -165,22 +166,24 @@ class PlainImageTower(PlainTower):
         blocks: Sequence[PlainBlock],
         head: nn.Module,
         projection: Projection,
+        rotary: Rotary | None = None,
     ) -> None:
         super().__init__()
         self.patch = patch
         self.class_row = None if class_row is None else constant(class_row)
         self.ln_pre = ln_pre
         self.blocks = nn.ModuleList(blocks)
-        if class_row is None:
+        self.pool: AttentionPool | None = None
+        if isinstance(head, AttentionPool):
             self.pool = head
         else:
             self.ln_post = head
         self.projection = projection
+        self.cosine, self.sine = (None, None) if rotary is None else map(constant, rotary)
 
     def described(self) -> dict[str, PlainBlock | AttentionPool]:
         """Return the blocks and, if there is one, the pool."""
-        pool = {} if self.class_row is not None else {"pool": cast("AttentionPool", self.pool)}
-        return super().described() | pool
+        return super().described() | ({} if self.pool is None else {"pool": self.pool})
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode uint8 RGB [N, H, W, 3], already of the model's size, to float32 [N, E]."""
@@ -189,10 +192,12 @@ class PlainImageTower(PlainTower):
             x_NLD = torch.cat([self.class_row.expand(x_NLD.shape[0], -1, -1), x_NLD], dim=1)
         x_NLD = self.ln_pre(x_NLD)
         *blocks, last = self.blocks
+        tables = (self.cosine, self.sine)
+        rotary = None if self.cosine is None else tables
         for block in blocks:
-            x_NLD = block(x_NLD, None)
-        if self.class_row is None:
-            pooled_ND = self.pool(last(x_NLD, None))
+            x_NLD = block(x_NLD, None, rotary=rotary)
+        if self.pool is not None:
+            pooled_ND = self.pool(last(x_NLD, None, rotary=rotary))
         else:
             pooled_ND = self.ln_post(last(x_NLD, None, lambda rows_NLD: rows_NLD[:, :1])[:, 0])
         embeds_NE: Tensor = self.projection(pooled_ND)

@@ -1,4 +1,4 @@
-"""Small bases of each kind: CLIP, SigLIP 2, MobileCLIP-B; and their files.
+"""Small bases of each kind: CLIP, SigLIP 2, PE-Core, MobileCLIP-B; and their files.
 
 Two blocks a tower, from the same classes of timm and open_clip as the published ones.
 """
@@ -10,15 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import timm
 import torch
 from open_clip.model import CLIP, CustomTextCLIP
 from safetensors.torch import save_file
+from timm.models.eva import Eva, vit_pe_core_tiny_patch16_384
 from timm.models.vision_transformer import VisionTransformer, vit_base_patch16_siglip_256
 from timm.models.vision_transformer_hybrid import ConvStem, HybridEmbed
 from torch import nn
 
+from benchmarks.random_model import ModelSpec, random_base, spread
 from tests.helpers.toy_clip import TOY, disturb
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import UPPersonConfig
@@ -52,6 +55,12 @@ def configs() -> dict[str, dict[str, Any]]:
             | {"timm_model_name": "toy_siglip", "timm_pool": "map", "timm_proj": "none"},
             "text_cfg": _TEXT | _SIGLIP_TEXT | {"vocab_size": len(gemma_vocabulary())},
         },
+        "pecore": {
+            "embed_dim": 24, "custom_text": True,
+            "vision_cfg": timm_tower
+            | {"timm_model_name": "toy_pecore", "timm_pool": "map", "timm_proj": None},
+            "text_cfg": _TEXT | {"vocab_size": 49408},
+        },
         "mobileclip": {
             "embed_dim": 24, "custom_text": True,
             "vision_cfg": timm_tower
@@ -63,11 +72,16 @@ def configs() -> dict[str, dict[str, Any]]:
 
 def know_toy_towers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make timm know the image towers under their names."""
-    towers = {"toy_siglip": _siglip_tower, "toy_mobileclip": _mobileclip_tower}
+    towers = {
+        "toy_siglip": _siglip_tower,
+        "toy_pecore": _pecore_tower,
+        "toy_mobileclip": _mobileclip_tower,
+    }
     known = timm.models._registry._model_entrypoints
     for name, tower in towers.items():
         monkeypatch.setitem(known, name, tower)
-        monkeypatch.setattr(tower, "__module__", "timm.models.vision_transformer")
+        module = "eva" if tower is _pecore_tower else "vision_transformer"
+        monkeypatch.setattr(tower, "__module__", f"timm.models.{module}")
 
 
 def toy_base(kind: str, seed: int = 0) -> Any:
@@ -83,6 +97,18 @@ def toy_base(kind: str, seed: int = 0) -> Any:
                 tensor.add_(0.1 * torch.randn_like(tensor))
             elif name.endswith("latent"):
                 tensor.normal_()
+    spread(clip)
+    return clip
+
+
+def shortened_base(name: str, blocks: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Build a base over timm of real widths, with one block of text, from random weights."""
+    known = open_clip.get_model_config(name)
+    text = known["text_cfg"] | {"layers": 1}
+    monkeypatch.setattr(open_clip, "get_model_config", lambda _: known | {"text_cfg": text})
+    clip = random_base(ModelSpec(base=name))
+    del clip.visual.trunk.blocks[blocks:]
+    spread(clip)
     return clip
 
 
@@ -163,6 +189,13 @@ def _merges() -> list[tuple[str, str]]:
 def _siglip_tower(**options: Any) -> VisionTransformer:
     sizes = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
     return vit_base_patch16_siglip_256(**options | sizes)
+
+
+def _pecore_tower(**options: Any) -> Eva:
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    return vit_pe_core_tiny_patch16_384(
+        **options | sizes | {"ref_feat_shape": (4, 4), "head_init_scale": 0}
+    )
 
 
 def _mobileclip_tower(num_classes: int, global_pool: str, **_: Any) -> VisionTransformer:

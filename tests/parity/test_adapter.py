@@ -118,9 +118,9 @@ def test_the_bundle_is_the_exported_one_byte_for_byte_and_the_base_comes_back(si
     }  # fmt: skip
 
 
-def test_so_is_that_of_siglip_with_attention_pooling(tmp_path, monkeypatch):
+def test_so_is_that_of_pe_core_with_rotary_embeddings_and_attention_pooling(tmp_path, monkeypatch):
     know_toy_towers(monkeypatch)
-    exported("siglip", tmp_path)
+    exported("pecore", tmp_path)
     apply_adapter(tmp_path / "site.adapter", tmp_path / "base", tmp_path / "bundle")
     assert snapshot(tmp_path / "bundle") == snapshot(tmp_path / "home")
 

@@ -7,13 +7,17 @@ import onnx_ir as ir
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from benchmarks import literal
+from benchmarks.bases import beside_open_clip
+from benchmarks.random_model import ModelSpec, random_model, tower_inputs
 from tests.helpers.toy_bases import (
     CONTEXT,
     SIZE,
     know_toy_towers,
     random_ids,
+    shortened_base,
     toy_base,
     toy_person,
 )
@@ -30,7 +34,7 @@ from upperson_rt.backends import open_backend
 from upperson_rt.towers import run_tower
 
 TOLERANCE = 1e-5
-KINDS = ("siglip", "mobileclip")
+KINDS = ("siglip", "pecore", "mobileclip")
 LENGTHS = [2, 5, 9, 16, 3]
 
 
@@ -58,6 +62,36 @@ def test_without_parts_it_is_what_open_clip_computes(kind):
     with torch.no_grad():
         close(model.encode_image(image), F.normalize(clip.encode_image(image), dim=-1))
         close(model.encode_text(ids), F.normalize(clip.encode_text(padded), dim=-1))
+
+
+def test_rotary_embeddings_follow_the_grid_as_timm_resizes_them():
+    """Of crops that are no squares, from the same interpolated positions."""
+    clip = toy_base("pecore")
+    model = UPPerson(clip, PLAIN_CLIP, SIZE).eval()
+    clip.visual.set_input_size(SIZE)
+    clip.visual.trunk.pos_embed = nn.Parameter(model.image.positional_embedding[None])
+    image = normalised(model, pixels(3))
+    with torch.no_grad():
+        found = model.encode_image(image)
+        close(found, F.normalize(clip.encode_image(image), dim=-1))
+        model.image.rotary = None
+        assert float((model.encode_image(image) - found).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("name", ["PE-Core-T-16-384", "PE-Core-S-16-384", "PE-Core-B-16"])
+def test_pe_core_at_its_real_sizes(name, monkeypatch):
+    """Of real widths, with fewer blocks; `python -m benchmarks.bases` has all, and exports them."""
+    spec = ModelSpec(base=name, batch_size=2)
+    clip = shortened_base(name, 4, monkeypatch)
+    model = random_model(spec, clip).eval()
+    raw = torch.from_numpy(tower_inputs(spec)["image"])
+    with torch.no_grad():
+        close(fold_image_tower(model)(raw), model.encode_image(normalised(model, raw)))
+    del model
+    compared = [*beside_open_clip(spec, clip)]
+    assert [tower for tower, *_ in compared] == ["text", "image", "image"]
+    for _, _, expected, found in compared:
+        assert np.abs(found - expected).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,9 +139,10 @@ def test_padding_counts_where_it_was_trained_on():
     close(model.encode_text(F.pad(ids, (0, 7))), found)
 
 
-# MobileCLIP's text tower is CLIP's.
+# The text towers of PE-Core and MobileCLIP are CLIP's.
 @pytest.mark.parametrize(
-    ("kind", "tower"), [("siglip", "image"), ("siglip", "text"), ("mobileclip", "image")]
+    ("kind", "tower"),
+    [("siglip", "image"), ("siglip", "text"), ("pecore", "image"), ("mobileclip", "image")],
 )
 def test_exported_smoothed_and_int8_towers_agree(kind, tower, tmp_path):
     model = toy_person(kind)
@@ -139,7 +174,7 @@ def test_exported_smoothed_and_int8_towers_agree(kind, tower, tmp_path):
     assert choose_smoothing(graph, seen).keys() == sites.keys()
     rng = np.random.default_rng(0)
     factors = {
-        name: rng.uniform(0.5, 2, len(site.readers[0].weight)).astype(np.float32)
+        name: rng.uniform(0.5, 2, len(plain.weights()[site.readers[0]])).astype(np.float32)
         for name, site in sites.items()
     }
     assert np.abs(embed(given, smooth(plain, factors)) - expected).max() < TOLERANCE
@@ -152,5 +187,5 @@ def test_exported_smoothed_and_int8_towers_agree(kind, tower, tmp_path):
     assert 0.99 < cosines.min() < 1 - 1e-7  # Close, and not float.
     covered = {linear.node for linear in graph.linears}
     assert len(covered) == len(plain.block_linears())
-    if kind == "siglip" and tower == "image":
+    if kind in ("siglip", "pecore") and tower == "image":
         assert {f"pool.{name}/MatMul" for name in ("kv", "out", "mlp.fc1", "mlp.fc2")} < covered

@@ -9,13 +9,17 @@ from importlib import import_module
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 
+from benchmarks.random_model import ModelSpec, random_model
 from tests.helpers.alone import found_alone
 from tests.helpers.refused import refused
+from tests.helpers.toy_bases import shortened_base
 from tests.helpers.toy_graphs import TOWERS, toy_graph
 from tests.helpers.vit_b16 import PROFILES, export_vit_b16, int8_gemms, vit_b16_variant
 from upperson_export.engines import RtxEngine, build_rtx_engine, parse_layers, rtx_target
-from upperson_export.graphs import build_variant
+from upperson_export.fold import fold_image_tower
+from upperson_export.graphs import build_variant, export_onnx
 from upperson_export.lint import lint
 from upperson_export.serving import planar_float_input
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
@@ -124,6 +128,22 @@ def test_attention_and_all_block_linears_of_the_int8_graph_are_fused(vit_b16, ki
     assert {"blocks.1.attention.k/MatMul", "blocks.1.attention.v/MatMul"} <= set(projections[0]), (
         "queries, keys and values are one GEMM"
     )
+
+
+@needs_rtx
+def test_rotary_embeddings_are_part_of_the_fused_attention(tmp_path, monkeypatch):
+    """Of PE-Core-T's image tower, in which every block needs all rows."""
+    clip = shortened_base("PE-Core-T-16-384", LAYERS, monkeypatch)
+    tower = fold_image_tower(random_model(ModelSpec(), clip).eval())
+    graph = export_onnx(
+        tower, "image", tmp_path / "image.onnx",
+        example=torch.zeros(3, 384, 128, 3, dtype=torch.uint8),
+    )  # fmt: skip
+    model = vit_b16_variant(graph, "int8-fp16")
+    assert not lint(model)
+    engine = build(model, tmp_path, PROFILES["image"])
+    assert len(engine.fused_attentions()) == LAYERS
+    assert len(engine.int8_gemms()) == 4 * (LAYERS + 1)  # The pool's, too.
 
 
 @cache

@@ -5,11 +5,12 @@ around the blocks: how pictures become patches, whether there is a class token, 
 at, which token or tokens give the embedding. A base whose forward pass differs in anything else is
 refused, with the reason.
 
-Shapes: N batch, D width, E embedding, L tokens.
+Shapes: N batch, D width, E embedding, L tokens, d width of a head.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,10 +47,14 @@ class ImageArchitecture:
     """(rows, columns) of patches that the positions are for."""
 
     class_embedding: nn.Parameter | None
-    """[D], the token that is pooled; None where `pool` attends to all of them."""
+    """[D], the first token, if there is one. It is pooled where `pool` is None."""
 
     positions: nn.Parameter
     """[L, D]; the class token's, if there is one, is the first row."""
+
+    rotary: Callable[[tuple[int, int]], Tensor] | None
+    """(rows, columns) of patches to the tables [2, L, d] of `upperson.model.parts.rotated`, which
+    all blocks share; None without rotary embeddings. Only with `pool`."""
 
     ln_pre: nn.Module
     blocks: Sequence[FrozenBlock]
@@ -103,6 +108,7 @@ def image_architecture(clip: Any) -> ImageArchitecture:
         grid=tuple(visual.grid_size),
         class_embedding=visual.class_embedding,
         positions=visual.positional_embedding,
+        rotary=None,
         ln_pre=visual.ln_pre,
         blocks=_blocks(visual.transformer),
         ln_post=visual.ln_post,
@@ -168,12 +174,16 @@ def _blocks(transformer: Any) -> list[FrozenBlock]:
 
 
 def _of_timm(visual: Any) -> ImageArchitecture:
-    """Describe a ViT of timm: with a class token, or with SigLIP's attention over all tokens."""
+    """Describe a ViT of timm that pools its class token, or by SigLIP's attention over all tokens.
+
+    The second kind may have rotary embeddings, as PE-Core has.
+    """
     from timm.layers.attention_pool import AttentionPoolLatent
+    from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
     trunk: Any = visual.trunk
-    if (kind := type(trunk)) is not VisionTransformer:
+    if (kind := type(trunk)) not in (VisionTransformer, Eva):
         raise _unsupported(f"its image tower is timm's {kind.__name__}, not a ViT")
     pool = trunk.attn_pool
     has_class_token = trunk.cls_token is not None
@@ -189,7 +199,7 @@ def _of_timm(visual: Any) -> ImageArchitecture:
     if trunk.global_pool == "map":
         if not (isinstance(pool, AttentionPoolLatent) and _is_plain_pool(pool)):
             found.append("its attention pooling is of another kind than SigLIP's")
-    elif trunk.global_pool != "token" or not has_class_token:
+    elif trunk.global_pool != "token" or not has_class_token or kind is Eva:
         found.append(f"its image tower pools by '{trunk.global_pool}'")
     if found:
         raise _unsupported(*found)
@@ -205,6 +215,7 @@ def _of_timm(visual: Any) -> ImageArchitecture:
         grid=tuple(trunk.patch_embed.grid_size),
         class_embedding=_frozen(trunk.cls_token.detach()[0, 0]) if has_class_token else None,
         positions=_frozen(positions_LD),
+        rotary=_rotary_of_timm(trunk),
         ln_pre=trunk.norm_pre,
         blocks=[_block_of_timm(block) for block in trunk.blocks],
         ln_post=trunk.norm,
@@ -212,6 +223,34 @@ def _of_timm(visual: Any) -> ImageArchitecture:
         projection=_frozen(head.weight.detach().T) if projected else None,
         projection_bias=head.bias if projected else None,
     )
+
+
+def _rotary_of_timm(trunk: Any) -> Callable[[tuple[int, int]], Tensor] | None:
+    """Return what makes the tables of a trunk's rotary embeddings; another grid is timm's affair.
+
+    timm stretches the positions of any grid over the one that a base was trained with. The class
+    token has no place in the grid, and is not rotated.
+    """
+    from timm.layers import RotaryEmbeddingCat
+
+    rope: Any = getattr(trunk, "rope", None)
+    if rope is None:
+        return None
+    if type(rope) is not RotaryEmbeddingCat or getattr(rope, "rotate_half", False):
+        raise _unsupported("its rotary embeddings are of another kind than PE-Core's")
+
+    def tables(grid: tuple[int, int]) -> Tensor:
+        resized = deepcopy(rope)
+        resized.update_feat_shape(grid)
+        sine_Ld, cosine_Ld = resized.get_embed().detach().chunk(2, dim=-1)
+        sine_Ld = sine_Ld * sine_Ld.new_tensor([-1.0, 1.0]).repeat(sine_Ld.shape[1] // 2)
+        tables_2Ld = torch.stack([cosine_Ld, sine_Ld])
+        if trunk.cls_token is None:
+            return tables_2Ld
+        still_21d = tables_2Ld.new_tensor([1.0, 0.0])[:, None, None].expand(-1, 1, rope.dim)
+        return torch.cat([still_21d, tables_2Ld], dim=1)
+
+    return tables
 
 
 def _stem_of_timm(embed: Any) -> tuple[nn.Module, tuple[int, int]]:
@@ -277,13 +316,10 @@ def _with_norm(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
 
 def _block_of_timm(block: Any) -> FrozenBlock:
     """Give the parts of a timm block the names of open_clip's; parameters are shared."""
-    from timm.models.vision_transformer import Block
-
     source = block.attn
     norm = getattr(source, "norm", nn.Identity())
-    plain = type(block) is Block and all(
-        isinstance(part, nn.Identity)
-        for part in (block.ls1, block.ls2, source.q_norm, source.k_norm, norm)
+    plain = _adds_what_it_computes(block) and all(
+        isinstance(part, nn.Identity) for part in (source.q_norm, source.k_norm, norm)
     )
     if not plain or not _is_plain_mlp(block.mlp) or source.qkv.bias is None:
         raise _unsupported(_CUSTOM_BLOCKS)
@@ -293,6 +329,24 @@ def _block_of_timm(block: Any) -> FrozenBlock:
     attention.out_proj.weight, attention.out_proj.bias = source.proj.weight, source.proj.bias
     mlp = nn.Sequential(OrderedDict(c_fc=block.mlp.fc1, gelu=block.mlp.act, c_proj=block.mlp.fc2))
     return FrozenBlock(block.norm1, attention, block.norm2, mlp)
+
+
+def _adds_what_it_computes(block: Any) -> bool:
+    """Return whether a block has attention of a known kind and no layer scale."""
+    from timm.layers.attention import AttentionRope
+    from timm.models.eva import EvaBlock
+    from timm.models.vision_transformer import Block
+
+    if type(block) is Block:
+        return isinstance(block.ls1, nn.Identity) and isinstance(block.ls2, nn.Identity)
+    return (
+        type(block) is EvaBlock
+        and type(block.attn) is AttentionRope
+        and isinstance(block.attn.qkv, nn.Linear)
+        and getattr(block.attn, "gate", None) is None
+        and block.gamma_1 is None
+        and block.gamma_2 is None
+    )
 
 
 def _is_plain_pool(pool: Any) -> bool:
@@ -310,9 +364,11 @@ def _is_plain_pool(pool: Any) -> bool:
 
 def _is_plain_mlp(mlp: Any) -> bool:
     from timm.layers.activations import GELUTanh  # As in SigLIP 2's B/32 and So400m.
+    from timm.layers.mlp import Mlp
 
     return (
-        isinstance(mlp.fc1, nn.Linear)
+        type(mlp) is Mlp
+        and isinstance(mlp.fc1, nn.Linear)
         and isinstance(mlp.act, (nn.GELU, GELUTanh, QuickGELU))
         and isinstance(mlp.norm, nn.Identity)
     )

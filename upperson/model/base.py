@@ -132,7 +132,8 @@ def load_base(
         model["quick_gelu"] = True
     elif "quick_gelu" in facts and not config.over_timm:
         model["quick_gelu"] = facts["quick_gelu"]
-    if image_size is not None and _has_grid_of_crops(state, model["vision_cfg"], image_size):
+    own_tower = image_size is not None and not config.over_timm
+    if own_tower and _has_grid_of_crops(state, model["vision_cfg"], image_size):
         model["vision_cfg"] = model["vision_cfg"] | {"image_size": list(image_size)}
     with nullcontext() if draw else _NoInitialisation():
         clip = _build(config)

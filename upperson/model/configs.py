@@ -1,8 +1,9 @@
 """Which bases there are: names of open_clip, our own small one, and configuration files.
 
 A configuration that gives only sizes is a plain ViT CLIP. One that names a ViT of timm as image
-tower (SigLIP 2, MobileCLIP-B) may say more about its text tower. Any other entry makes it an
-architecture of which nothing is known here, and it is refused before anything is built or fetched.
+tower (SigLIP 2, PE-Core, MobileCLIP-B) may say more about its text tower. Any other entry makes it
+an architecture of which nothing is known here, and it is refused before anything is built or
+fetched.
 
 A file is what open_clip publishes beside weights, ``open_clip_config.json``: ``model_cfg`` and
 ``preprocess_cfg``. What weights do not show and a wrong guess would spoil must be in it.
@@ -68,8 +69,13 @@ _PREPROCESSING_ENTRIES = {
     "fill_color",
 }
 
-_TIMM_MODULES = ("timm.models.vision_transformer", "timm.models.vision_transformer_hybrid")
-"""Where timm defines plain ViTs; `upperson.model.architecture` looks at what it builds."""
+_TIMM_POOLS = {
+    "timm.models.vision_transformer": ("map", "token"),
+    "timm.models.vision_transformer_hybrid": ("map", "token"),
+    "timm.models.eva": ("map",),
+}
+"""Where timm defines plain ViTs, and how they may pool; `upperson.model.architecture` looks at what
+it builds. In the module ``eva`` PE-Core has plain blocks; others pool otherwise."""
 
 _USUAL_CROPS = (384, 128)
 
@@ -188,10 +194,10 @@ def _unsupported_entries(model: Mapping[str, Any], *, published: bool = True) ->
         found.add("a ResNet's layers")
     if over_timm and not found:
         trunk = vision["timm_model_name"]
-        known_trunk = timm.is_model(trunk)
-        if not known_trunk or timm.model_entrypoint(trunk).__module__ not in _TIMM_MODULES:
+        module = timm.model_entrypoint(trunk).__module__ if timm.is_model(trunk) else ""
+        if module not in _TIMM_POOLS:
             found.add(f"timm_model_name {trunk}")
-        if vision.get("timm_pool") not in ("map", "token"):
+        elif vision.get("timm_pool") not in _TIMM_POOLS[module]:
             found.add(f"timm_pool '{vision.get('timm_pool')}'")
         if vision.get("timm_proj") not in (None, "none"):
             found.add(f"timm_proj '{vision['timm_proj']}'")

@@ -27,15 +27,18 @@ from upperson_rt.errors import UsageError
 class ImageEncoder(nn.Module):
     """The image tower: patches of a crop to one feature. Positions are interpolated to its size."""
 
+    rotary: Tensor | None
+
     def __init__(
         self, base: ImageArchitecture, config: UPPersonConfig, height_px: int, width_px: int
     ) -> None:
         super().__init__()
         self.stem = base.stem
         self.class_embedding = base.class_embedding
-        self.positional_embedding = interpolate_positions(
-            base.positions, base.grid, patch_grid(base.patch_px, height_px, width_px)
-        )
+        grid = patch_grid(base.patch_px, height_px, width_px)
+        self.positional_embedding = interpolate_positions(base.positions, base.grid, grid)
+        rotary_2Ld = None if base.rotary is None else base.rotary(grid)
+        self.register_buffer("rotary", rotary_2Ld, persistent=False)
         self.checkpoint_activations = False
         self.ln_pre = base.ln_pre
         self.blocks = build_blocks(base.blocks, config)
@@ -47,13 +50,16 @@ class ImageEncoder(nn.Module):
     def forward(self, image_N3HW: Tensor) -> Tensor:
         """Encode normalised float images [N, 3, H, W] to features [N, E], not unit norm."""
         x_NLD = self.stem(image_N3HW).flatten(2).transpose(1, 2)
-        cls_N = None
         if self.class_embedding is not None:
             cls_N1D = self.class_embedding.to(x_NLD.dtype).expand(x_NLD.shape[0], 1, -1)
             x_NLD = torch.cat([cls_N1D, x_NLD], dim=1)
-            cls_N = torch.zeros(x_NLD.shape[0], dtype=torch.int64, device=x_NLD.device)
         x_NLD = self.ln_pre(x_NLD + self.positional_embedding.to(x_NLD.dtype))
-        x = self.ln_post(run_blocks(self.blocks, x_NLD, None, cls_N, self.checkpoint_activations))
+        pooled_N = None
+        if self.pool is None:
+            pooled_N = torch.zeros(x_NLD.shape[0], dtype=torch.int64, device=x_NLD.device)
+        x = self.ln_post(
+            run_blocks(self.blocks, x_NLD, None, pooled_N, self.checkpoint_activations, self.rotary)
+        )
         if self.pool is not None:
             x = self.pool(x)
         return _projected(x, self.proj, self.proj_bias)
@@ -212,6 +218,7 @@ def run_blocks(
     mask: Tensor | None,
     pooled_N: Tensor | None,
     checkpoint_activations: bool,
+    rotary_2Ld: Tensor | None = None,
 ) -> Tensor:
     """Run a tower's blocks and return the pooled token of each sample, [N, D].
 
@@ -221,9 +228,9 @@ def run_blocks(
     for block in blocks:
         only_N = pooled_N if block is blocks[-1] else None
         if checkpoint_activations and torch.is_grad_enabled():
-            x_NLD = checkpoint(block, x_NLD, mask, only_N, use_reentrant=False)
+            x_NLD = checkpoint(block, x_NLD, mask, only_N, rotary_2Ld, use_reentrant=False)
         else:
-            x_NLD = block(x_NLD, mask, only_N)
+            x_NLD = block(x_NLD, mask, only_N, rotary_2Ld)
     return x_NLD if pooled_N is None else x_NLD[:, 0]
 
 

@@ -5,16 +5,17 @@
     L-Adapter   A(x) = s * (W_up relu(W_down x + b_down) + b_up)  beside a LayerNorm  eq. 17
 
     u = LN1(x) + A_attn(x)
-    q = u Wq;  k = u (Wk + dWk);  v = u (Wv + dWv)
+    q = u Wq;  k = u (Wk + dWk);  v = u (Wv + dWv);  q and k rotated, if the base does so
     x = x + softmax(q [K_prefix ; k]^T / sqrt(head)) [V_prefix ; v] Wo
     x = x + MLP(LN2(x) + A_mlp(x))
 
 Fresh LoRA and L-Adapters add nothing: B and W_up, b_up start at zero. The prefix rows come first,
 so that the causal mask of the text tower is the ordinary one, aligned to the last key, over P + L
-keys. (Their place does not change the result, only the mask.)
+keys. (Their place does not change the result, only the mask.) They have no position, so rotary
+embeddings do not rotate them.
 
-Shapes: N batch, L tokens, M rows (N * L), D width, H heads, P prefix length, R rank or width of a
-bottleneck.
+Shapes: N batch, L tokens, M rows (N * L), D width, H heads, d width of a head, P prefix length,
+R rank or width of a bottleneck.
 """
 
 import math
@@ -272,7 +273,11 @@ class Block(nn.Module):
             self.adapter_mlp = LAdapter(width, config.adapter_reduction)
 
     def forward(
-        self, x_NLD: Tensor, mask: Tensor | None = None, only_N: Tensor | None = None
+        self,
+        x_NLD: Tensor,
+        mask: Tensor | None = None,
+        only_N: Tensor | None = None,
+        rotary_2Ld: Tensor | None = None,
     ) -> Tensor:
         """Run the block.
 
@@ -282,6 +287,7 @@ class Block(nn.Module):
                 prefix leaves out its first P columns.
             only_N: None, or the index of the one token of each sample whose output is wanted. All
                 tokens are its keys and values; queries and MLP are computed for it alone.
+            rotary_2Ld: None, or the tables of `rotated`; not together with ``only_N``.
 
         Returns:
             The residual stream [N, L, D] after the block, or [N, 1, D].
@@ -293,10 +299,12 @@ class Block(nn.Module):
         if only_N is not None:
             x_NQD, u_NQD = _pick(x_NLD, only_N), _pick(u_NLD, only_N)
             mask = None if mask is None else mask[only_N][:, None, None]
-        x_NQD = x_NQD + self._attention(u_NQD, u_NLD, mask)
+        x_NQD = x_NQD + self._attention(u_NQD, u_NLD, mask, rotary_2Ld)
         return x_NQD + frozen_mlp(self.mlp, _normed(x_NQD, self.ln_2, self.adapter_mlp))
 
-    def _attention(self, u_NQD: Tensor, u_NLD: Tensor, mask: Tensor | None) -> Tensor:
+    def _attention(
+        self, u_NQD: Tensor, u_NLD: Tensor, mask: Tensor | None, rotary_2Ld: Tensor | None
+    ) -> Tensor:
         """Attend from Q tokens to all; queries and keys are projected apart.
 
         In one product [N, L, 3D] the queries would keep all of it alive for the backward pass, and
@@ -310,6 +318,8 @@ class Block(nn.Module):
         if self.lora is not None:
             k_MD, v_MD = self.lora(u_MD, k_MD, v_MD)
         k_NLD, v_NLD = k_MD.view(u_NLD.shape), v_MD.view(u_NLD.shape)
+        if rotary_2Ld is not None:
+            q_NQD, k_NLD = rotated(q_NQD, rotary_2Ld), rotated(k_NLD, rotary_2Ld)
         if self.prefix is not None:
             keys_PD, values_PD = self.prefix()
             k_NLD = _prepend(keys_PD, k_NLD)
@@ -322,6 +332,18 @@ class Block(nn.Module):
 
     def _split(self, x_NLD: Tensor) -> Tensor:
         return torch.unflatten(x_NLD, -1, (self.heads, -1)).transpose(1, 2)
+
+
+def rotated(x_NLD: Tensor, rotary_2Ld: Tensor) -> Tensor:
+    """Rotate each pair of neighbouring channels of queries or keys by an angle of its position.
+
+    The tables have the cosines of the angles, and their sines, negative for the first of a pair.
+    Computed in their type, and returned in that of x [N, L, D].
+    """
+    cosine_L1d, sine_L1d = rotary_2Ld[:, :, None]
+    x_NLHd = torch.unflatten(x_NLD, -1, (-1, rotary_2Ld.shape[-1]))
+    exchanged_NLHd = torch.unflatten(x_NLHd, -1, (-1, 2)).flip(-1).flatten(-2)
+    return (x_NLHd * cosine_L1d + exchanged_NLHd * sine_L1d).to(x_NLD.dtype).flatten(2)
 
 
 def frozen_mlp(mlp: Any, u_NLD: Tensor) -> Tensor:

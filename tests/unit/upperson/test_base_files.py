@@ -10,6 +10,8 @@ import pytest
 import torch
 from open_clip.tokenizer import get_clean_fn
 from safetensors.torch import save_file
+from timm.layers import RotaryEmbedding, SwiGLU
+from timm.models.eva import EvaAttention
 from tokenizers import Tokenizer as PublishedTokenizer
 from torch import nn
 
@@ -44,7 +46,7 @@ def towers_of_timm(monkeypatch):
     monkeypatch.setattr(weights, "try_to_load_from_cache", lambda *_: None)
 
 
-@pytest.mark.parametrize("kind", ["clip", "siglip", "mobileclip"])
+@pytest.mark.parametrize("kind", ["clip", "siglip", "pecore", "mobileclip"])
 def test_a_file_gives_the_base_that_it_describes(tmp_path, kind):
     config, file = write_base(tmp_path, kind)
     base = load_base(str(config), str(file), SIZE)
@@ -57,6 +59,13 @@ def test_a_file_gives_the_base_that_it_describes(tmp_path, kind):
     assert base.has_clips_vocabulary == (kind != "siglip")
     assert base.tokenizer().context_length == (77 if kind == "clip" else CONTEXT)
     assert base.sha256 == load_base(str(config), str(file)).sha256
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    config, _ = write_base(tmp_path, "pecore")
+    _, file = write_base(tmp_path, "clip")
+    with refused("weights_of_another_base", InputError, base="toy-pecore"):
+        load_base(str(config), str(file), SIZE)
 
 
 def test_what_a_file_says_and_the_tokenizer_identify_the_base(tmp_path):
@@ -169,6 +178,16 @@ TIMM_TOWERS = {
         (lambda t: setattr(t.attn_pool, "latent_len", 2), "another kind than SigLIP's"),
         (lambda t: setattr(t.attn_pool, "k_norm", nn.LayerNorm(16)), "another kind than SigLIP's"),
     ],
+    "pecore": [
+        (lambda t: setattr(t, "global_pool", "token"), "pools by 'token'"),
+        (lambda t: setattr(t, "rope", RotaryEmbedding(16)), "rotary embeddings are of another"),
+        (lambda t: setattr(t.rope, "rotate_half", True), "rotary embeddings are of another"),
+        (lambda t: setattr(t.blocks[1], "gamma_1", nn.Parameter(torch.ones(48))), "layer scale"),
+        (lambda t: setattr(t.blocks[0].attn, "norm", nn.LayerNorm(48)), "custom attention"),
+        (lambda t: setattr(t.blocks[0].attn, "qkv", None), "custom attention"),
+        (lambda t: setattr(t.blocks[0], "attn", EvaAttention(48, 3, scale_norm=False)), "custom"),
+        (lambda t: setattr(t.blocks[0], "mlp", SwiGLU(48, 96)), "activation"),
+    ],
 }
 
 
@@ -183,20 +202,29 @@ def test_a_tower_of_timm_that_computes_otherwise_is_refused(kind):
 
 
 @pytest.mark.parametrize(
-    ("name", "grid", "has_class_token", "embed_dim", "mean", "std"),
+    ("name", "grid", "has_class_token", "has_pool", "embed_dim", "mean", "std"),
     [
-        ("ViT-B-16-SigLIP2-256", (16, 16), False, 768, 0.5, 0.5),
-        ("MobileCLIP2-B", (14, 14), True, 512, 0.0, 1.0),
+        ("ViT-B-16-SigLIP2-256", (16, 16), False, True, 768, 0.5, 0.5),
+        ("PE-Core-T-16-384", (24, 24), True, True, 512, 0.5, 0.5),
+        ("PE-Core-S-16-384", (24, 24), True, True, 512, 0.5, 0.5),
+        ("PE-Core-B-16", (14, 14), True, True, 1024, 0.5, 0.5),
+        ("MobileCLIP2-B", (14, 14), True, False, 512, 0.0, 1.0),
     ],
 )
-def test_the_real_architectures_are_understood(name, grid, has_class_token, embed_dim, mean, std):
+def test_the_real_architectures_are_understood(
+    name, grid, has_class_token, has_pool, embed_dim, mean, std
+):
     config = base_config(name)
     with torch.device("meta"):
         clip = open_clip.model.CustomTextCLIP(**config.model)
         tower = image_architecture(clip)
         model = UPPerson(clip, PLAIN_CLIP, (384, 128))
     assert (tower.patch_px, len(tower.blocks), tower.grid) == ((16, 16), 12, grid)
-    assert (tower.pool is None) == (tower.class_embedding is not None) == has_class_token
+    assert (tower.class_embedding is not None, tower.pool is not None) == (
+        has_class_token,
+        has_pool,
+    )
+    assert (model.image.rotary is not None) == name.startswith("PE-Core")
     assert model.embed_dim == embed_dim
     assert config.statistics == ((mean,) * 3, (std,) * 3)  # Of a local file, which has none.
 

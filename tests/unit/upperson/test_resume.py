@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.helpers.refused import refused
+from tests.helpers.toy_bases import SIZE, know_toy_towers, write_base
 from tests.helpers.toy_run import Recorder, StoppedError, toy_config
 from upperson import run_writer
 from upperson.checkpoint import Checkpointer, RunState, identity_of
@@ -77,6 +78,20 @@ def stopped_run(tmp_path_factory):
 
 def test_a_stopped_run_ends_bit_for_bit_as_a_whole_one(stopped_run, whole_run):
     assert result_files(stopped_run) == result_files(whole_run)
+
+
+def test_so_does_one_over_a_base_with_rotary_embeddings(tmp_path, monkeypatch):
+    know_toy_towers(monkeypatch)
+    base, weights = write_base(tmp_path / "base", "pecore")
+    config = toy_config(
+        tmp_path, monkeypatch, base=str(base), pretrained=str(weights), height_px=SIZE[0],
+        width_px=SIZE[1], checkpoint_activations=True, checkpoint_every=1,
+    )  # fmt: skip
+    train(config, tmp_path / "whole", recorder := Recorder())
+    assert len(set(recorder.losses)) == STEPS * EPOCHS
+    stop(config, tmp_path / "run", 2)
+    train(read_config(tmp_path / "run/config.yaml"), tmp_path / "run", Recorder(), resume=True)
+    assert result_files(tmp_path / "run") == result_files(tmp_path / "whole")
 
 
 def test_tensorboard_shows_every_step_once(stopped_run):
