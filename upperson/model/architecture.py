@@ -231,7 +231,7 @@ def _rotary_of_timm(trunk: Any) -> Callable[[tuple[int, int]], Tensor] | None:
     timm stretches the positions of any grid over the one that a base was trained with. The class
     token has no place in the grid, and is not rotated.
     """
-    from timm.layers import RotaryEmbeddingCat
+    from timm.layers.pos_embed_sincos import RotaryEmbeddingCat
 
     rope: Any = getattr(trunk, "rope", None)
     if rope is None:
@@ -241,7 +241,7 @@ def _rotary_of_timm(trunk: Any) -> Callable[[tuple[int, int]], Tensor] | None:
 
     def tables(grid: tuple[int, int]) -> Tensor:
         resized = deepcopy(rope)
-        resized.update_feat_shape(grid)
+        resized.update_feat_shape(list(grid))
         sine_Ld, cosine_Ld = resized.get_embed().detach().chunk(2, dim=-1)
         sine_Ld = sine_Ld * sine_Ld.new_tensor([-1.0, 1.0]).repeat(sine_Ld.shape[1] // 2)
         tables_2Ld = torch.stack([cosine_Ld, sine_Ld])
