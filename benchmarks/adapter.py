@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from benchmarks import avx2
@@ -74,6 +75,10 @@ def adapter(
 
 def _export(spec: ModelSpec, folder: Path) -> None:
     clip = random_base(spec)
+    with torch.no_grad():
+        for parameter in clip.parameters():
+            if parameter.ndim == 1:  # Equal norms and biases would be merged in the graph.
+                parameter.add_(0.02 * torch.randn_like(parameter))
     size = (spec.height_px, spec.width_px)
     _write(UPPerson(clip, PLAIN_CLIP, size), spec, folder / "base", ExportOptions(variants=()))
     model = random_model(spec, clip).eval()

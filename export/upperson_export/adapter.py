@@ -129,9 +129,16 @@ class AdapterBase:
         own = plain.weights()
         folded = fold_trained(frozen, trained_tensors(trained), heads_of(trained))
         for name, value in own.items():
-            given = frozen.get(name)
-            if name in folded or given is None:
+            if name in folded or name == "mask":
                 continue
+            if (given := frozen.get(name)) is None:
+                raise IntegrityError(
+                    f"the {tower} graph of {self.folder} has no '{name}', perhaps since two of its "
+                    "weights are equal: it cannot be the base of adapters",
+                    code="adapter_not_reproducible",
+                    tower=tower,
+                    tensor=name,
+                )
             if given.shape != value.shape or not np.allclose(given, value, rtol=1e-4, atol=1e-6):
                 raise IntegrityError(
                     f"the run was not trained over the base of {self.folder}: '{name}' of its "
