@@ -216,7 +216,7 @@ def _fill(model: UPPerson, state: dict[str, Tensor], adapter: Path) -> None:
 def _token_ids(ids_T: Tensor, model: UPPerson, adapter: Path) -> Tensor:
     """Check which tokens a file has rows for: different ones of the vocabulary."""
     vocabulary = model.text.token_embedding.weight.shape[0]
-    fits = ids_T.dtype == torch.int64 and ids_T.ndim == 1 and len(ids_T.unique()) == len(ids_T)
+    fits = ids_T.dtype == torch.int64 and ids_T.ndim == 1 and len({*ids_T.tolist()}) == len(ids_T)
     if not fits or not bool(((ids_T >= 0) & (ids_T < vocabulary)).all()):
         raise InputError(
             f"{adapter}: '{TOKEN_IDS}' must be different tokens from 0 to {vocabulary - 1}",
