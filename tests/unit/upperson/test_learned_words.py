@@ -14,6 +14,7 @@ from upperson.data.vocabulary import clip_tokenizer
 from upperson.model import base as base_module
 from upperson.model.encoder import TOKEN_IDS
 from upperson.model.parts import GrownEmbedding
+from upperson.plan import plan
 from upperson.run import load_run, pack_adapter
 from upperson.train import train
 from upperson_export.fold import fold_text_tower
@@ -57,6 +58,9 @@ def test_a_run_learns_the_words_that_its_base_has_not_seen(make, tmp_path):
     ids[0, 2] = tokens_of("coat")[0]
     expected = torch.nn.functional.embedding(ids, weight)
     torch.testing.assert_close(embedding(ids), expected, rtol=0, atol=1e-6)
+    counted = {part.part: part.total for part in plan(config, build_components(config)).parts}
+    assert counted["learned words"] == state["text.token_embedding.rows"].numel() == 2 * 48
+    assert "never seen" in (tmp_path / "run/README.md").read_text("utf-8")
     # The exported tower has them.
     folded = fold_text_tower(model)
     torch.testing.assert_close(
