@@ -4,19 +4,21 @@ One process trains on what is there; several are started by ``torchrun`` or ``ac
 and find each other through the environment those set.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from open_clip.transformer import QuickGELU
-from torch import nn
+from torch import Tensor, nn
 
 from upperson.config import MixedPrecision, TrainConfig
-from upperson.data.batches import identity_labels
+from upperson.data.batches import identity_labels, tokenize
 from upperson.data.check import require_published_counts
 from upperson.data.images import require_images
 from upperson.data.records import Record, Split, read_dataset
@@ -111,11 +113,29 @@ def build_components(config: TrainConfig) -> Components:
     model = UPPerson(base.clip, config.model, image_size, base.statistics)
     model.checkpoint_activations = config.checkpoint_activations
     tokenizer = base.tokenizer()
+    if config.learn_words:
+        new_T = unseen_tokens(model, tokenizer, captions)
+        notes.append(_note_words(len(new_T)))
+        if len(new_T):
+            model.text.learn_tokens(new_T)
     fold_quick_gelu(model)  # From here on the base is no longer what it was loaded as.
     keep_frozen_matrices_in(model, config.precision)
     identities = len(identity_labels(splits["train"]))
     objective = Objective(loss_names(config.loss), model.embed_dim, identities, config.temperature)
     return Components(splits, base, model, objective, tokenizer, tuple(filter(None, notes)))
+
+
+def unseen_tokens(model: UPPerson, tokenizer: Tokenizer, captions: Sequence[str]) -> Tensor:
+    """Return the tokens of captions whose embedding is zero, int64, in order."""
+    found = np.unique(np.concatenate([row.ravel() for row in tokenize(tokenizer, captions)]))
+    ids_T = torch.from_numpy(found.astype(np.int64))
+    return ids_T[~model.text.token_embedding.weight[ids_T].any(dim=1)]
+
+
+def _note_words(count: int) -> str:
+    if not count:
+        return "learn_words changes nothing: the base has seen every token of the captions"
+    return f"learning {count} tokens that the base has not seen"
 
 
 def choose_device(device: str) -> torch.device:

@@ -157,10 +157,15 @@ class TrainConfig:
     """Also separate every image from a wrong version of its caption: another colour, exchanged
     colours, another thing, or an excluded one. For captions that the grammar reads."""
 
+    learn_words: bool = False
+    """Also train token embeddings: of the tokens of the training captions that the base has never
+    seen, whose own embeddings are zero. ``upperson-small`` has such; a published CLIP has none."""
+
     kept_share: float = 1.0
     """Share of what LoRA and L-Adapters add to the base that is kept when a model is measured and
-    saved; training itself goes on with all of it. Below 1 a model is between the base and its
-    fine-tuned version, which keeps more of what the base knew (WiSE-FT, arXiv 2109.01903)."""
+    saved; training itself goes on with all of it, and prefixes and learned words stay whole. Below
+    1 a model is between the base and its fine-tuned version, which keeps more of what the base knew
+    (WiSE-FT, arXiv 2109.01903)."""
 
     precision: MixedPrecision = "fp32"
     """bf16 and fp16 run the towers in autocast and keep the frozen matrices in that type. Trained

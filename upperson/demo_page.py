@@ -1,53 +1,109 @@
-"""The demo's page for people, ``report.html``: one file with everything inside."""
+"""The demo's tables, its picture, and its page for people: one file with everything inside.
+
+Shapes: Q captions, G pictures, E embedding width.
+"""
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-import numpy.typing as npt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 
-from upperson.attributes import AttributeReport, Share, ShortQuestions
-from upperson.data.records import Record
-from upperson.questions import ANY
+from upperson.demo_figures import FIGURES, Searched
+from upperson.evaluate import Embeddings, pids_of
 from upperson_rt import __version__
+from upperson_rt.phrases.evidence import EmbedTexts
 from upperson_rt.preprocess import load_image
-
-Embeddings = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
-"""Captions [Q, E] and images [G, E] of one model."""
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-STAGES = {
-    "zero_shot": "Frozen base, zero-shot",
-    "fine_tuned": "Fine-tuned with SDM",
-    "onnx_fp32": "ONNX fp32",
-    "onnx_int8": "ONNX int8",
+MODELS = {
+    "base": "frozen base",
+    "adapter": "adapter of this site",
+    "other_adapter": "adapter of the other site",
+    "int8": "adapter of this site, int8",
+    "sdm_recipe": "SDM recipe of the paper",
 }
-"""What was measured: keys of the summary, and names for people."""
+"""What is measured on a site: keys of the summary, and names for people."""
 
-_THINGS = {"bag": "a bag", "headwear": "headwear", "accessory": "an accessory"}
-_SHARED = {
-    "gender": "gender",
-    "upper_colour": "colour",
-    "upper": "garment",
-    "lower": "legs",
-    "bag": "bag",
-    "hair_colour": "hair colour",
-}
-"""Attributes in the drawing, and what people call them."""
-
-_BEFORE, _AFTER, _CHANCE = "#a9cce3", "#1f4e79", "#c0392b"
-
-_QUERIES = 6
+_NAMES = dict(zip(FIGURES, ("R@1", "mAP", "short queries", "own words"), strict=True))
+_COLOURS = {
+    "base": "#b0b7be", "adapter": "#1f4e79", "other_adapter": "#a9cce3", "int8": "#2e86c1",
+    "sdm_recipe": "#e0b36a",
+}  # fmt: skip
+_CAPTIONS, _OWN = 3, 3
 _SHOWN = 6
+
+Table = list[list[str]]
+"""A head and rows."""
+
+
+def site_rows(site: Mapping[str, Any]) -> Table:
+    """Return the table of a site (of the summary): a row for each model, gains in brackets."""
+    rows = [["", *_NAMES.values()]]
+    for key, label in MODELS.items():
+        gains = site["gains"].get(key)
+        rows.append([label, *(_cell(site[key][name], gains and gains[name]) for name in _NAMES)])
+    return rows
+
+
+def street_rows(street: Mapping[str, Any]) -> Table:
+    """Return the table of the street: the base, its int8, and each site's adapter."""
+    models = {"base": street["base"], "int8": street["int8"], **street["adapters"]}
+    labels = {"base": MODELS["base"], "int8": f"{MODELS['base']}, int8"}
+    rows = [["", *(_NAMES[name] for name in street["base"])]]
+    for key, figures in models.items():
+        gains = street["gains"].get(key)
+        cells = [_cell(value, gains and gains[name]) for name, value in figures.items()]
+        rows.append([labels.get(key, f"adapter of the {key}"), *cells])
+    return rows
+
+
+def _cell(value: float, gain: Mapping[str, float] | None) -> str:
+    if gain is None:
+        return f"{value:.1f}"
+    return f"{value:.1f} ({gain['points']:+.1f}, {gain['low']:+.1f} to {gain['high']:+.1f})"
+
+
+def draw_sites(summary: Mapping[str, Any]) -> bytes:
+    """Draw the figures of both sites as bars, with the intervals of the gains; return a PNG."""
+    sites = summary["sites"]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes_of_sites = figure.subplots(1, len(sites), squeeze=False)[0]
+    for axes, (name, site) in zip(axes_of_sites, sites.items(), strict=True):
+        places = np.arange(len(_NAMES))
+        width = 0.8 / len(MODELS)
+        for index, key in enumerate(MODELS):
+            values = [site[key][figure_name] for figure_name in _NAMES]
+            offsets = places + (index - (len(MODELS) - 1) / 2) * width
+            axes.bar(offsets, values, width, color=_COLOURS[key], label=MODELS[key])
+            if gains := site["gains"].get(key):
+                spread = [
+                    [gains[each]["points"] - gains[each]["low"] for each in _NAMES],
+                    [gains[each]["high"] - gains[each]["points"] for each in _NAMES],
+                ]
+                axes.errorbar(offsets, values, spread, fmt="none", ecolor="#333", elinewidth=0.8)
+        axes.set_xticks(places, list(_NAMES.values()))
+        axes.set(title=f"{name}: {', '.join(site['things'])}", ylim=(0, 100))
+        axes.set_ylabel("%")
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    style: dict[str, Any] = {"ncols": len(MODELS), "frameon": False, "fontsize": 8}
+    figure.legend(handles, labels, loc="outside lower center", **style)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+# --- The page
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,138 +116,98 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class SampleQuery:
-    """A caption of the test split with what the model answers before and after fine-tuning."""
+    """A query on a site's people with what the model answers before and after fine-tuning."""
 
-    caption: str
+    text: str
     before: list[Answer]
     after: list[Answer]
 
 
 def sample_queries(
-    records: Sequence[Record], before: Embeddings, after: Embeddings
+    searched: Searched,
+    before: Embeddings,
+    after: Embeddings,
+    embed_before: EmbedTexts,
+    embed_after: EmbedTexts,
 ) -> list[SampleQuery]:
-    """Take captions at even distances through the split, not the best ones."""
-    captions = [(record.pid, text) for record in records for text in record.captions]
-    rows = np.linspace(0, len(captions) - 1, _QUERIES).astype(int)
-    queries = []
-    for row in rows:
-        pid, text = captions[row]
-        answers = [_answers(records, embeddings, row, pid) for embeddings in (before, after)]
-        queries.append(SampleQuery(text, *answers))
-    return queries
+    """Take own words and captions at even distances through the split, not the best ones.
+
+    ``before`` and ``after`` are captions [Q, E] and pictures [G, E] of a model, and the functions
+    embed with the same one.
+    """
+    own = list(searched.own)
+    chosen = [own[row] for row in np.linspace(0, len(own) - 1, _OWN).astype(int)]
+    shown = [
+        SampleQuery(
+            text,
+            *(
+                _answers(searched, image_GE @ embed([text])[0], searched.own[text])
+                for (_, image_GE), embed in ((before, embed_before), (after, embed_after))
+            ),
+        )
+        for text in chosen
+    ]
+    captions = [text for record in searched.records for text in record.captions]
+    pids_Q, pids_G = pids_of(searched.records)
+    for row in np.linspace(0, len(captions) - 1, _CAPTIONS).astype(int):
+        answers = [
+            _answers(searched, image_GE @ text_QE[row], pids_G == pids_Q[row])
+            for text_QE, image_GE in (before, after)
+        ]
+        shown.append(SampleQuery(captions[row], *answers))
+    return shown
+
+
+def _answers(
+    searched: Searched, score_G: NDArray[np.float32], right_G: NDArray[np.bool_]
+) -> list[Answer]:
+    answers = []
+    for index in np.argsort(-score_G, kind="stable")[:_SHOWN]:
+        buffer = io.BytesIO()
+        picture = load_image(searched.records[index].image)
+        Image.fromarray(picture).save(buffer, format="JPEG", quality=85)
+        answers.append(Answer(_data_url(buffer.getvalue(), "jpeg"), bool(right_G[index])))
+    return answers
 
 
 def render_page(
     summary: dict[str, Any],
     environment: jinja2.Environment,
     *,
+    folder: Path,
     question: str,
-    run: Path,
-    answer: Path,
-    queries: Sequence[SampleQuery],
-    words: Mapping[str, AttributeReport],
+    queries: Mapping[str, Sequence[SampleQuery]],
     quick: bool,
 ) -> str:
     """Fill the template. Its numbers are the summary's, its pictures are embedded.
 
     ``environment`` finds it in `TEMPLATES`, and beside it ``page.html.j2``, which it extends.
     """
+    png = partial(_png, folder)
     return environment.get_template("demo.html.j2").render(
         version=__version__,
         question=question,
-        rows=[(name, summary[key]) for key, name in STAGES.items()],
-        drop=summary["int8_r1_drop"],
+        answer=png("answer.png"),
+        chart=png("sites.png"),
         size=summary["size"],
         seconds=summary["seconds"],
-        curves=_data_url((run / "curves.png").read_bytes(), "png"),
-        answer=_data_url(answer.read_bytes(), "png"),
-        queries=queries,
-        words=_data_url(draw_words(words), "png"),
-        asked=words["fine_tuned"].short["person"],
-        int8=summary["short_questions"]["onnx_int8"],
+        street=street_rows(summary["street"]),
+        sites={
+            name: {
+                "rows": site_rows(site),
+                "facts": site,
+                "answer": png(f"sites/{name}/answer.png"),
+                "curves": png(f"sites/{name}/run/curves.png"),
+                "queries": queries[name],
+            }
+            for name, site in summary["sites"].items()
+        },
         quick=quick,
     )
 
 
-def short_questions(asked: Mapping[str, ShortQuestions]) -> dict[str, dict[str, float]]:
-    """Return in what the first picture is right, in percent, by key of `STAGES`; and by chance."""
-    found = {key: answers.parts for key, answers in asked.items()}
-    parts = next(iter(found.values()))
-    return {key: {part: shares[part].top1 for part in parts} for key, shares in found.items()} | {
-        "chance": {part: share.chance for part, share in parts.items()}
-    }
-
-
-def draw_words(words: Mapping[str, AttributeReport]) -> bytes:
-    """Draw which words models understand, by key of `STAGES`; return a PNG."""
-    reports = list(words.values())
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    axes = figure.subplots(1, 3)
-    short = [report.short["person"].parts for report in reports]
-    _draw_bars(
-        axes[0],
-        "Short questions:\nfirst picture right in",
-        {part: [parts[part].top1 for parts in short] for part in short[0]},
-        {part: share.chance for part, share in short[0].items()},
-    )
-    things: dict[str, list[Share]] = {}
-    for name, label in _THINGS.items():
-        things[f"with {label}"] = [report.with_thing[name]["all"] for report in reports]
-        refused = [report.without_thing[name] for report in reports]
-        things[f"without {label}"] = [shares.get(ANY, shares["all"]) for shares in refused]
-    _draw_bars(
-        axes[1],
-        "Things, asked for and refused:\nof the first ten pictures have it",
-        {label: [share.at10 for share in shares] for label, shares in things.items()},
-        {label: shares[0].chance for label, shares in things.items()},
-    )
-    _draw_bars(
-        axes[2],
-        "Captions:\nfirst picture shares",
-        {label: [each.captions[name].top1 for each in reports] for name, label in _SHARED.items()},
-        {label: reports[0].captions[name].chance for name, label in _SHARED.items()},
-    )
-    handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
-    names = {str(index): STAGES[key] for index, key in enumerate(words)} | {"chance": "chance"}
-    lines = [handles[key] for key in names]
-    style: dict[str, Any] = {"ncols": len(names), "frameon": False, "fontsize": 9}
-    figure.legend(lines, list(names.values()), loc="outside lower center", **style)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
-
-
-def _draw_bars(
-    axes: Axes, title: str, bars: Mapping[str, Sequence[float]], chance: Mapping[str, float]
-) -> None:
-    """Draw a group of bars a row, in percent, and a mark where chance is."""
-    rows = np.arange(len(bars))
-    colours = (_BEFORE, _AFTER)
-    height = 0.8 / len(colours)
-    for index, colour in enumerate(colours):
-        widths = [values[index] for values in bars.values()]
-        axes.barh(rows + (index - 0.5) * height, widths, height, color=colour, label=str(index))
-        for row, width in zip(rows, widths, strict=True):
-            place = row + (index - 0.5) * height
-            axes.text(width + 1.5, place, f"{width:.0f}", va="center", fontsize=7)
-    marks = [chance[name] for name in bars]
-    axes.vlines(marks, rows - 0.45, rows + 0.45, color=_CHANCE, linewidth=1.5, label="chance")
-    axes.set_yticks(rows, list(bars))
-    axes.set(xlim=(0, 110), xticks=range(0, 101, 25))
-    axes.set_title(title, fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _answers(records: Sequence[Record], embeddings: Embeddings, row: int, pid: int) -> list[Answer]:
-    text_QE, image_GE = embeddings
-    answers = []
-    for index in np.argsort(-(image_GE @ text_QE[row]), kind="stable")[:_SHOWN]:
-        buffer, record = io.BytesIO(), records[index]
-        Image.fromarray(load_image(record.image)).save(buffer, format="JPEG", quality=85)
-        answers.append(Answer(_data_url(buffer.getvalue(), "jpeg"), record.pid == pid))
-    return answers
+def _png(folder: Path, name: str) -> str:
+    return _data_url((folder / name).read_bytes(), "png")
 
 
 def _data_url(content: bytes, kind: str) -> str:

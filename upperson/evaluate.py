@@ -29,6 +29,8 @@ from upperson_rt.phrases.evidence import EmbedTexts, describe
 from upperson_rt.tokenizer import Tokenizer
 
 Embeds: TypeAlias = npt.NDArray[np.float32]  # Unit-norm rows of captions or images.
+Embeddings: TypeAlias = tuple[Embeds, Embeds]
+"""Captions [Q, E] and pictures [G, E] of one model."""
 Numbers: TypeAlias = npt.NDArray[np.int64]  # Identities or places.
 
 ALL = (0, 1)  # The share of a process that works alone: the first of one.

@@ -19,7 +19,7 @@ from upperson.config import MixedPrecision, TrainConfig
 from upperson.data.batches import BatchSampler
 from upperson.data.records import Record
 from upperson.model.encoder import UPPerson
-from upperson.model.parts import TRAINED_PARTS
+from upperson.model.parts import TRAINED_PARTS, GrownEmbedding
 from upperson_rt.tokenizer import Tokenizer, token_lengths
 
 LEFT_OUT = (
@@ -155,6 +155,9 @@ def plan(config: TrainConfig, components: Components, *, processes: int = 1) -> 
     """
     model, train = components.model, components.splits["train"]
     parts = count_parts(model)
+    if isinstance(model.text.token_embedding, GrownEmbedding):
+        words = model.text.token_embedding.rows.numel()
+        parts += (PartCount(part="learned words", image=0, text=words, total=words),)
     if classifier := sum(p.numel() for p in components.objective.parameters()):
         parts += (PartCount(part="classifier", image=0, text=0, total=classifier),)
     captions = [text for record in train for text in record.captions]

@@ -32,7 +32,7 @@ from upperson.data.pictures import Pictures
 from upperson.data.transforms import prepare_pixels
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.model.base import SMALL, Base, load_base
-from upperson.model.encoder import UPPerson
+from upperson.model.encoder import TOKEN_IDS, UPPerson
 from upperson.model.parts import UPPersonConfig
 from upperson.model.student import build_student, read_size
 from upperson.model.weights import require_finite
@@ -84,6 +84,8 @@ def load_run(path: Path) -> Run:
     with settings_from(path / CONFIG):
         base = load_base(config.base, pretrained, image_size)
         model = UPPerson(base.clip, config.model, image_size, base.statistics)
+        if TOKEN_IDS in state:
+            model.text.learn_tokens(_token_ids(state[TOKEN_IDS], model, adapter))
         if config.student is not None:
             size = read_size(config.student.size)
             model.image = build_student(model.image, size, image_size).requires_grad_(True)
@@ -198,8 +200,31 @@ def _fill(model: UPPerson, state: dict[str, Tensor], adapter: Path) -> None:
             tensors=unfit,
         )
     for name, tensor in state.items():
-        require_finite(f"{adapter}: {name}", tensor)
+        if name != TOKEN_IDS:
+            require_finite(f"{adapter}: {name}", tensor)
+        elif not torch.equal(tensor, model.trained_state()[name]):
+            raise InputError(
+                f"{adapter} has trained embeddings of other tokens than this model: train on "
+                "captions with the same new words",
+                code="adapter_does_not_fit",
+                path=adapter,
+                tensors=[name],
+            )
     model.load_state_dict(state, strict=False)
+
+
+def _token_ids(ids_T: Tensor, model: UPPerson, adapter: Path) -> Tensor:
+    """Check which tokens a file has rows for: different ones of the vocabulary."""
+    vocabulary = model.text.token_embedding.weight.shape[0]
+    fits = ids_T.dtype == torch.int64 and ids_T.ndim == 1 and len({*ids_T.tolist()}) == len(ids_T)
+    if not fits or not bool(((ids_T >= 0) & (ids_T < vocabulary)).all()):
+        raise InputError(
+            f"{adapter}: '{TOKEN_IDS}' must be different tokens from 0 to {vocabulary - 1}",
+            code="adapter_does_not_fit",
+            path=adapter,
+            tensors=[TOKEN_IDS],
+        )
+    return ids_T
 
 
 def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:

@@ -118,6 +118,8 @@ def _parts(config: TrainConfig) -> list[str]:
         parts.append(
             f"L-Adapter of width / {model.adapter_reduction}, blocks {model.adapter_blocks}"
         )
+    if config.learn_words:
+        parts.append("embeddings of tokens that the base had never seen")
     return parts
 
 

@@ -1,6 +1,7 @@
 """The dressed body: trunk and arms in the upper garment, legs, what covers them, and shoes."""
 
 import functools
+from collections.abc import Callable, Mapping
 
 from PIL import Image, ImageDraw
 
@@ -27,6 +28,9 @@ _CUT: dict[Upper, tuple[float, float, float]] = {
     "hoodie": (0.54, 0.014, 0.002),
     "sweater": (0.53, 0.008, 0.0),
     "dress": (0.72, -0.002, 0.05),
+    "steward vest": (0.53, 0.016, 0.004),
+    "porter uniform": (0.58, 0.008, 0.006),
+    "school blazer": (0.56, 0.01, 0.008),
 }
 _SHOULDER_Y = 0.19
 _HIP_Y, _KNEE_Y, _ANKLE_Y, _SOLE_Y = 0.49, 0.72, 0.94, 0.995
@@ -34,6 +38,7 @@ _LEG_X = 0.05
 _THICKNESS = {True: 0.86, False: 1.08}  # Of a woman's and of a man's neck and arms.
 _SOLES = {"sneakers": 0.016, "boots": 0.01, "sandals": 0.016, "leather shoes": 0.007}
 _WORN_DENIM = (226, 232, 240)
+_REFLECTIVE, _GOLD, _STEWARDS_SHIRT = (232, 234, 228), (234, 190, 72), (46, 48, 54)
 
 
 # --- Trunk and arms
@@ -49,7 +54,7 @@ def draw_upper(sketch: Sketch) -> None:
     near = {side: pose.nearness(side * 0.12, _swing(pose, side) * 0.4) for side in (-1, 1)}
     behind = [side for side in (-1, 1) if near[side] < -0.05]
     for side in behind:
-        _draw_arm(sketch, stencil, side, shade(colour, 0.78))
+        _draw_arm(sketch, stencil, side, shade(_sleeve(person, colour), 0.78))
     trunk = pose.outline(_rings(person, pose))
     thick = _THICKNESS[person.is_female]
     neck = pose.outline((Ring(0.1, 0.034 * thick, 0.034 * thick), Ring(0.18, 0.04 * thick, 0.036)))
@@ -64,14 +69,21 @@ def draw_upper(sketch: Sketch) -> None:
         draw.polygon(collar, fill=shade(colour, 0.8))
     if stencil is not None:
         stencil.polygon(trunk, fill=255)
-    _draw_details(sketch, colour)
+    if person.upper in _DRAW_STAFF_WEAR:
+        _DRAW_STAFF_WEAR[person.upper](sketch, colour)
+    else:
+        _draw_details(sketch, colour)
     for side in (-1, 1):
         if side not in behind:
-            _draw_arm(sketch, stencil, side, shade(colour, 0.87))
+            _draw_arm(sketch, stencil, side, shade(_sleeve(person, colour), 0.87))
     if mask is not None:
         period = max(4, round(0.052 * pose.scale))
         mask.paste(0, mask=_pattern_tile(person.pattern, sketch.image.size, period))
         sketch.image.paste(contrast(colour, 0.85), mask=mask)
+
+
+def _sleeve(person: Person, colour: Rgb) -> Rgb:
+    return _STEWARDS_SHIRT if person.upper == "steward vest" else colour
 
 
 def hand_position(sketch: Sketch, side: int) -> Point:
@@ -140,6 +152,8 @@ def _draw_arm(sketch: Sketch, stencil: ImageDraw.ImageDraw | None, side: int, cl
         draw_limb(sketch.draw, joints, radii, cloth)
         if person.upper in {"sweater", "hoodie"}:
             draw_limb(sketch.draw, [cuff, cuff], [radii[2], radii[2]], shade(cloth, 0.72))
+        if person.upper == "porter uniform":
+            draw_limb(sketch.draw, [cuff, along(cuff, elbow, 0.15)], [radii[2] * 1.1] * 2, _GOLD)
     else:
         draw_limb(
             sketch.draw, [start, elbow, hand], [0.026 * thick, 0.024 * thick, 0.018 * thick], skin
@@ -213,6 +227,69 @@ def _draw_details(sketch: Sketch, colour: Rgb) -> None:
         sketch.polygon([(middle + x * shrink, y) for x, y in shape], contrast(colour, 0.9))
         half = 0.024 * shrink
         sketch.line([(middle - half, 0.285), (middle + half, 0.285)], colour, 0.018)
+
+
+def _draw_steward_vest(sketch: Sketch, colour: Rgb) -> None:
+    """Draw reflective bands around the trunk and over the shoulders, and a V at the neck."""
+    pose = sketch.pose
+    across = max(0.45, abs(pose.facing))
+    for height, half in ((0.33, (0.118, 0.092)), (0.45, (0.11, 0.09))):
+        sketch.band(pose.half_width(*half), height, _REFLECTIVE, 0.03)
+    for side in (-1, 1):
+        braces = [(side * 0.066 * across, 0.175), (side * 0.066 * across, 0.52)]
+        sketch.line(braces, _REFLECTIVE, 0.026)
+    if pose.facing > -0.25:
+        middle = pose.heading * 0.05
+        neck = [(middle - 0.036 * across, 0.15), (middle + 0.036 * across, 0.15), (middle, 0.25)]
+        sketch.polygon(neck, _STEWARDS_SHIRT)
+        sketch.line([(middle, 0.25), (middle, 0.53)], shade(colour, 0.6), 0.01)
+
+
+def _draw_porter_uniform(sketch: Sketch, colour: Rgb) -> None:
+    """Draw a stand-up collar, shoulder straps, a belt and two rows of buttons, all of gold."""
+    pose = sketch.pose
+    sketch.band(pose.half_width(0.05, 0.046), 0.155, _GOLD, 0.026)
+    across = max(0.45, abs(pose.facing))
+    for side in (-1, 1):
+        sketch.line([(side * 0.06 * across, 0.18), (side * 0.125 * across, 0.195)], _GOLD, 0.03)
+    sketch.band(pose.half_width(0.1, 0.084), 0.425, _GOLD, 0.028)
+    if pose.facing <= -0.25:
+        return
+    middle = pose.heading * 0.05
+    for height in (0.22, 0.275, 0.33, 0.385):
+        left, right = (pose.flat(middle + side * 0.042 * across, height) for side in (-1, 1))
+        sketch.stroke([left, right], mix(colour, _GOLD, 0.7), 0.008)
+        for place in (left, right):
+            draw_disc(sketch.draw, place, max(1.5, 0.014 * pose.scale), _GOLD)
+
+
+def _draw_school_blazer(sketch: Sketch, colour: Rgb) -> None:
+    """Draw white piping along the edges, and in front a shirt, a tie and a crest."""
+    pose = sketch.pose
+    half, hem = pose.half_width(0.108, 0.09), _CUT["school blazer"][0]
+    white = _REFLECTIVE
+    sketch.band(half, hem - 0.006, white, 0.016)
+    if pose.facing <= -0.25:
+        sketch.line([(0.0, 0.45), (0.0, hem)], white, 0.012)
+        sketch.band(0.05, 0.165, white, 0.016)
+        return
+    middle, across = pose.heading * 0.05, max(0.45, abs(pose.facing))
+    shirt = [(middle - 0.045 * across, 0.15), (middle + 0.045 * across, 0.15), (middle, 0.36)]
+    sketch.polygon(shirt, (240, 240, 238))
+    sketch.line([(middle, 0.165), (middle, 0.33)], shade(colour, 0.8), 0.022)
+    for side in (-1, 1):
+        lapel = [(middle + side * 0.05 * across, 0.15), (middle, 0.37), (middle, hem)]
+        sketch.line(lapel, white, 0.014)
+    crest = (middle + 0.062 * across, 0.28)
+    sketch.ellipse(*crest, 0.024, 0.03, _GOLD)
+    sketch.ellipse(*crest, 0.012, 0.016, contrast(_GOLD, 0.9))
+
+
+_DRAW_STAFF_WEAR: Mapping[Upper, Callable[[Sketch, Rgb], None]] = {
+    "steward vest": _draw_steward_vest,
+    "porter uniform": _draw_porter_uniform,
+    "school blazer": _draw_school_blazer,
+}
 
 
 @functools.lru_cache(maxsize=256)

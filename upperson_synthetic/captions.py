@@ -46,6 +46,7 @@ _CARRYING: Mapping[str, Mapping[tuple[str, str], float]] = {
         ("has", "with"): 3,
     },
     "suitcase": {("is pulling", "pulling"): 4, ("pulls", "pulling"): 2, ("has", "with"): 1},
+    "tote bag": {("is carrying", "carrying"): 4, ("is holding", "holding"): 2, ("has", "with"): 2},
     "umbrella": {("is holding", "holding"): 5, ("is carrying", "carrying"): 2, ("has", "with"): 1},
     "phone": {("is holding", "holding"): 3, ("is talking on", "talking on"): 3},
 }

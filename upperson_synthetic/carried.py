@@ -48,6 +48,8 @@ def draw_in_front(sketch: Sketch) -> None:
         _draw_handbag(sketch, colour)
     if person.bag == "shoulder bag":
         _draw_shoulder_bag(sketch, colour)
+    if person.bag == "tote bag":
+        _draw_tote_bag(sketch, colour)
 
 
 def _free_side(sketch: Sketch) -> int:
@@ -92,6 +94,25 @@ def _draw_handbag(sketch: Sketch, colour: Rgb) -> None:
     sketch.draw.polygon([(x + dx * unit, top + dy * unit) for dx, dy in corners], fill=colour)
     flap = [(x - 0.05 * unit, top + 0.03 * unit), (x + 0.05 * unit, top + 0.03 * unit)]
     sketch.stroke(flap, contrast(colour, 0.4), 0.008)
+
+
+def _draw_tote_bag(sketch: Sketch, colour: Rgb) -> None:
+    """Draw a tall bag with two handles and a round mark."""
+    hand_x, hand_y = hand_position(sketch, _free_side(sketch))
+    unit = sketch.pose.scale
+    half, height = 0.078 * unit, 0.2 * unit
+    x = max(half, min(sketch.pose.width - half, hand_x))
+    top = hand_y + 0.045 * unit
+    for offset in (-0.02, 0.02):
+        handle = [(x + (offset - 0.025) * unit, top), (hand_x, hand_y)]
+        handle.append((x + (offset + 0.025) * unit, top))
+        sketch.stroke(handle, shade(colour, 0.7), 0.01, least_px=2)
+    sketch.draw.rectangle((x - half, top, x + half, top + height), fill=colour)
+    mark = contrast(colour, 0.85)
+    middle = (x, top + 0.55 * height)
+    draw_disc(sketch.draw, middle, 0.05 * unit, mark)
+    draw_disc(sketch.draw, middle, 0.022 * unit, colour)
+    sketch.stroke([(x - half, top), (x + half, top)], mark, 0.014, least_px=2)
 
 
 def _draw_shoulder_bag(sketch: Sketch, colour: Rgb) -> None:

@@ -2,8 +2,8 @@
 
 Every picture and every caption has a random stream of its own, derived from the seed, the split,
 the person and the view, so that neither the order of the work nor its distribution over processes
-matters. People do not depend on the look: with one seed, a studio and a street data set of equal
-sizes show the same people.
+matters. People do not depend on the look, but for the things of a site: with one seed, a studio
+and a street data set of equal sizes show the same people.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from upperson_rt.files import all_names, new_folder
 from upperson_rt.strict import read_json
 from upperson_synthetic.captions import describe
 from upperson_synthetic.look import LOOKS
-from upperson_synthetic.people import Person, sample_people
+from upperson_synthetic.people import Person, equip, sample_people
 from upperson_synthetic.scene import encode_jpeg, render_person
 
 FORMAT = 3
@@ -39,7 +39,7 @@ _ANNOTATIONS = "annotations.jsonl"
 _ORDER: tuple[Split, ...] = ("test", "val", "train")
 """Test comes first: its people and numbers do not depend on the training size."""
 
-_PEOPLE, _IMAGE, _CAPTION, _CAMERAS = range(4)
+_PEOPLE, _IMAGE, _CAPTION, _CAMERAS, _THINGS = range(5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,15 +89,21 @@ class SyntheticSpec:
 def generate_people(spec: SyntheticSpec, split: Split) -> list[Person]:
     """Sample the people of a split; their numbers begin with ``spec.first_pid(split)``.
 
-    No person of an earlier split is among them. The look does not matter.
+    No person of an earlier split is among them. The look matters for the things of a site alone.
     """
+    things = LOOKS[spec.look].things
+    equipped: list[Person] = []
     people: list[Person] = []
     earlier: list[Person] = []
     for current in _ORDER[: _ORDER.index(split) + 1]:
-        earlier += people
         rng = _stream(spec, current, 0, 0, _PEOPLE)
         people = sample_people(spec.people(current), rng, exclude=frozenset(earlier))
-    return people
+        equipped = people
+        if things:
+            rng = _stream(spec, current, 0, 0, _THINGS)
+            equipped = equip(people, things, rng, exclude=earlier)
+        earlier += people if people is equipped else [*people, *equipped]
+    return equipped
 
 
 def iter_samples(

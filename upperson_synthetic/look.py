@@ -1,8 +1,8 @@
 """Looks: the visual and textual domains a person can be shown in, and what cameras do.
 
 A *look* fixes how people are photographed (cameras, framing, background) and how they are
-described (caption style). The people themselves do not depend on it, which is what makes it
-possible to pre-train on one look and fine-tune on the other.
+described (caption style). The people themselves do not depend on it, but for the things of a
+site, which is what makes it possible to pre-train on one look and fine-tune on the other.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from upperson_synthetic.people import SiteThing
 from upperson_synthetic.sampling import between, chance
 
 Background = Literal["studio", "street"]
@@ -56,6 +57,7 @@ class Look:
     occluders: float  # Probability of an object in front of the feet.
     hidden_bags: float  # Probability that the bag is not visible in a view.
     light_jitter: float  # Standard deviation of the exposure and the gains from shot to shot.
+    things: tuple[SiteThing, ...] = ()  # What only people of this site have.
 
 
 SOURCE = Look(
@@ -175,6 +177,35 @@ HARD = replace(
 )
 """The street in haze, with people who are half hidden and badly framed."""
 
+STATION = replace(
+    HARD,
+    name="station",
+    # Sodium lamps at dusk, in haze.
+    cameras=_cameras(0.5, 0.75, 2.0, gains=(1.5, 0.92, 0.42), haze=0.2, resolution=(0.28, 0.42)),
+    occluders=0.35,
+    body=(0.62, 0.82),
+    things=(
+        SiteThing("upper", "steward vest", 0.25, ("orange", "yellow", "green", "pink")),
+        SiteThing("upper", "porter uniform", 0.2, ("red", "navy", "green", "purple")),
+    ),
+)
+"""A site: a station at dusk, with stewards and porters."""
+
+CAMPUS = replace(
+    HARD,
+    name="campus",
+    # Far away under fluorescent light.
+    cameras=_cameras(0.45, 0.8, 1.5, gains=(0.6, 1.12, 1.3), haze=0.1, resolution=(0.2, 0.3)),
+    things=(
+        SiteThing("upper", "school blazer", 0.3, ("navy", "green", "red", "purple")),
+        SiteThing("bag", "tote bag", 0.25, ("white", "yellow", "pink", "blue")),
+    ),
+)
+"""A site: a campus seen from far away, with school uniforms and branded bags."""
+
+SITES = (STATION, CAMPUS)
+"""Looks whose cameras, garments and words no base was trained on."""
+
 _GAINS = (0.65, 1.35)
 
 
@@ -219,7 +250,7 @@ def anywhere(rng: np.random.Generator) -> Look:
 
 
 LOOKS: Mapping[str, Look] = {
-    look.name: look for look in (SOURCE, INDOOR, TARGET, NIGHT, LOW_RESOLUTION, HARD)
+    look.name: look for look in (SOURCE, INDOOR, TARGET, NIGHT, LOW_RESOLUTION, HARD, *SITES)
 }
 
 

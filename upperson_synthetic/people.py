@@ -1,11 +1,11 @@
 """What a synthetic person is: attributes, how often each value occurs, its colour and its words.
 
-Both caption styles share one vocabulary, because a base model whose token embeddings are frozen
-cannot learn a word later. They differ in how often they use a synonym.
+Both caption styles share one vocabulary, and differ in how often they use a synonym. Values of
+weight 0 occur only where a site has them (`SiteThing`): no base was trained on their words.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -31,12 +31,23 @@ Colour = Literal[
 HairColour = Literal["black", "brown", "blond", "gray", "red"]
 HairStyle = Literal["short", "long", "ponytail", "bun"]
 Headwear = Literal["none", "cap", "beanie", "hat", "hood"]
-Upper = Literal["coat", "jacket", "t-shirt", "shirt", "hoodie", "sweater", "dress"]
+Upper = Literal[
+    "coat",
+    "jacket",
+    "t-shirt",
+    "shirt",
+    "hoodie",
+    "sweater",
+    "dress",
+    "steward vest",
+    "porter uniform",
+    "school blazer",
+]
 Pattern = Literal["plain", "striped", "checked", "dotted", "logo"]
 Sleeves = Literal["long", "short"]
 Lower = Literal["jeans", "trousers", "shorts", "skirt", "none"]
 Shoes = Literal["sneakers", "boots", "sandals", "leather shoes"]
-Bag = Literal["none", "backpack", "handbag", "shoulder bag", "suitcase"]
+Bag = Literal["none", "backpack", "handbag", "shoulder bag", "suitcase", "tote bag"]
 Accessory = Literal["none", "umbrella", "phone", "scarf"]
 
 Rgb = tuple[int, int, int]  # Red, green and blue, each 0..255, before any camera changes them.
@@ -133,6 +144,9 @@ UPPERS: Mapping[Upper, Value] = {
     "hoodie": Value(10, {"hoodie": (12, 9), "hooded sweatshirt": (2, 4)}, men=14),
     "sweater": Value(12, {"sweater": (12, 8), "pullover": (3, 4), "jumper": (1, 3)}),
     "dress": Value(15, {"dress": (14, 11), "gown": (1, 2), "frock": (1, 2)}, men=0),
+    "steward vest": Value(0, {"steward vest": (8, 6), "marshal vest": (2, 4)}),
+    "porter uniform": Value(0, {"porter uniform": (8, 6), "bellhop uniform": (2, 4)}),
+    "school blazer": Value(0, {"school blazer": (8, 6), "crested blazer": (2, 4)}),
 }
 PATTERNS: Mapping[Pattern, Value] = {
     "plain": Value(62, {}),
@@ -165,6 +179,7 @@ BAGS: Mapping[Bag, Value] = {
     "suitcase": Value(
         12, {"suitcase": (12, 8), "rolling suitcase": (2, 4), "trolley case": (1, 2)}
     ),
+    "tote bag": Value(0, {"branded tote bag": (6, 4), "branded tote": (3, 4), "tote": (1, 2)}),
 }
 ACCESSORIES: Mapping[Accessory, Value] = {
     "none": Value(66, {}),
@@ -207,6 +222,17 @@ TABLES: Mapping[str, Mapping[Any, Value]] = {
     "upper": UPPERS,
 }
 """Fields that vary in kind; the others are colours."""
+_STAFF_WEAR: frozenset[Upper] = frozenset({"steward vest", "porter uniform", "school blazer"})
+
+
+@dataclass(frozen=True, slots=True)
+class SiteThing:
+    """A garment or bag of one site, which people elsewhere do not have."""
+
+    field: Literal["upper", "bag"]
+    value: str  # A key of `UPPERS` or `BAGS` whose weight is 0.
+    share: float  # Of the people who have it, 0..1.
+    colours: tuple[Colour, ...]  # In which it is made, each as often.
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +277,7 @@ class Person:
 
 def is_consistent(person: Person) -> bool:
     """Whether the attributes of a person go together; `Person` states the rules."""
-    long_only = person.upper in {"coat", "jacket", "hoodie", "sweater"}
+    long_only = person.upper in {"coat", "jacket", "hoodie", "sweater", *_STAFF_WEAR}
     rules = (
         (person.headwear_colour is None) == (person.headwear in {"none", "hood"}),
         person.headwear != "hood" or person.upper in {"hoodie", "coat", "jacket"},
@@ -262,6 +288,7 @@ def is_consistent(person: Person) -> bool:
         person.upper != "t-shirt" or person.sleeves == "short",
         not long_only or person.sleeves == "long",
         person.upper != "coat" or person.pattern in {"plain", "checked"},
+        person.upper not in _STAFF_WEAR or person.pattern == "plain",
         person.pattern != "logo" or person.upper in {"t-shirt", "hoodie", "jacket", "sweater"},
         (person.bag_colour is None) == (person.bag == "none"),
         (person.accessory_colour is None) == (person.accessory in {"none", "phone"}),
@@ -315,6 +342,48 @@ def sample_look_alikes(count: int, rng: np.random.Generator, gender: float = 24)
             variant = _vary(person, rng, weights)
         people += [person, variant]
     return people
+
+
+def equip(
+    people: Sequence[Person],
+    things: Sequence[SiteThing],
+    rng: np.random.Generator,
+    exclude: Collection[Person] = (),
+) -> list[Person]:
+    """Give a share of people what a site has of its own, in their order.
+
+    Who would then be described like another person, or like one of ``exclude``, stays as before.
+    """
+    seen = {_description(person) for person in [*people, *exclude]}
+    equipped = []
+    for person in people:
+        changed = person
+        for name in ("upper", "bag"):
+            mark = float(rng.random())
+            colour = float(rng.random())
+            for thing in things:
+                if thing.field == name:
+                    mark -= thing.share
+                    if mark < 0:
+                        dye = thing.colours[int(colour * len(thing.colours))]
+                        changed = _with_thing(changed, thing, dye)
+                        break
+        if _description(changed) in seen:
+            changed = person
+        seen.add(_description(changed))
+        equipped.append(changed)
+    return equipped
+
+
+def _with_thing(person: Person, thing: SiteThing, colour: Colour) -> Person:
+    change: dict[str, Any] = {thing.field: thing.value, f"{thing.field}_colour": colour}
+    if thing.field == "upper":
+        change |= {"pattern": "plain", "sleeves": "long"}
+        if person.headwear == "hood":
+            change["headwear"] = "none"
+        if person.lower == "none":
+            change |= {"lower": "trousers", "lower_colour": "black"}
+    return dataclasses.replace(person, **change)
 
 
 def _description(person: Person) -> Person:

@@ -51,8 +51,21 @@ def gallery_of_crops(bundle_and_crops, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def people(demo_folder):
-    """The quick demo's data set."""
-    (root,) = (demo_folder / "people").iterdir()
+    """The street people of the quick demo."""
+    (root,) = (demo_folder / "people").glob("street-*")
+    return root
+
+
+@pytest.fixture(scope="session")
+def site(demo_folder):
+    """A site of the quick demo, with its run, bundle and gallery."""
+    return demo_folder / "sites/station"
+
+
+@pytest.fixture(scope="session")
+def site_people(demo_folder):
+    """The people of that site."""
+    (root,) = (demo_folder / "people").glob("station-*")
     return root
 
 
@@ -68,5 +81,5 @@ def toy_run(people, tmp_path_factory):
 
 
 @pytest.fixture
-def copied_run(demo_folder, work):
-    return shutil.copytree(demo_folder / "run", work / "run")
+def copied_run(site, work):
+    return shutil.copytree(site / "run", work / "run")

@@ -11,9 +11,7 @@ from upperson_rt.errors import InputError
 
 
 @pytest.mark.timeout(180)
-def test_a_student_becomes_a_bundle_in_its_teachers_space(
-    copied_run, demo_folder, work, monkeypatch
-):
+def test_a_student_becomes_a_bundle_in_its_teachers_space(copied_run, site, work, monkeypatch):
     options = ("--output", "small", "--epochs", 1)
     found = run_json("distill", copied_run, "--student", "1x64", *options)
     results = json.loads((work / "small/results.json").read_text("utf-8"))
@@ -33,7 +31,7 @@ def test_a_student_becomes_a_bundle_in_its_teachers_space(
     monkeypatch.setattr("upperson.cli.exportable.export_bundle", export_bundle)
     run_failing(3, "input", "export", "small", "--output", "bundle", "--no-gate")
     (student,) = identities
-    assert student.distilled_from == read_manifest(demo_folder / "bundle").fingerprint
+    assert student.distilled_from == read_manifest(site / "bundle").fingerprint
     assert student.name == "up-person-small-1x64"
 
 

@@ -15,8 +15,6 @@ from upperson_rt.bundle import Bundle
 from upperson_rt.metrics import retrieval_metrics
 
 METRICS = ["R@1", "R@5", "R@10", "mAP", "mINP"]
-ONE_QUESTION = 5
-"""Percent: a score that is nearly equal may fall the other way."""
 DIRECTIONS = ["text_to_image", "image_to_text"]
 
 command = import_module("upperson.cli.evaluate")
@@ -43,32 +41,32 @@ def embedded_once():
 
 
 @pytest.fixture
-def evaluated(demo_folder, people):
+def evaluated(site, site_people):
     """A function that evaluates the demo's run or bundle."""
     return lambda target, *options: invoke.run_json(
-        "evaluate", demo_folder / target, "--root", people, *options
+        "evaluate", site / target, "--root", site_people, *options
     )
 
 
 @pytest.fixture
-def table_of(demo_folder, people):
+def table_of(site, site_people):
     """A function that evaluates the demo's run and returns the lines of the tables."""
 
     def evaluate(*options):
-        lines = invoke.run("evaluate", demo_folder / "run", "--root", people, *options).stdout
+        lines = invoke.run("evaluate", site / "run", "--root", site_people, *options).stdout
         assert max(map(len, lines.splitlines())) <= 100
         return [line.strip() for line in lines.splitlines()]
 
     return evaluate
 
 
-def test_every_variant_of_a_bundle_is_measured_both_ways(demo_folder, people, evaluated):
+def test_every_variant_of_a_bundle_is_measured_both_ways(site, site_people, evaluated):
     found = evaluated("bundle")
-    assert list(found) == list(Bundle.open(demo_folder / "bundle").manifest.variants)
-    records = read_dataset("jsonl", people)["test"]
+    assert list(found) == list(Bundle.open(site / "bundle").manifest.variants)
+    records = read_dataset("jsonl", site_people)["test"]
     for variant, directions in found.items():
         assert list(directions) == DIRECTIONS
-        encoder = Bundle.open(demo_folder / "bundle", variant).encoder()
+        encoder = Bundle.open(site / "bundle", variant).encoder()
         images = encoder.encode_images([record.image for record in records])
         texts = encoder.encode_texts([text for record in records for text in record.captions])
         image_pids = np.array([record.pid for record in records])
@@ -81,13 +79,13 @@ def test_every_variant_of_a_bundle_is_measured_both_ways(demo_folder, people, ev
         }
 
 
-def test_evaluate_finds_what_the_demo_measured(demo_folder, evaluated):
-    summary = json.loads((demo_folder / "summary.json").read_text("utf-8"))
-    measured = {"fine_tuned": evaluated("run")["run"]}
-    measured |= {f"onnx_{variant}": found for variant, found in evaluated("bundle").items()}
+def test_evaluate_finds_what_the_demo_measured(demo_folder, site, evaluated):
+    summary = json.loads((demo_folder / "summary.json").read_text("utf-8"))["sites"][site.name]
+    measured = {"adapter": evaluated("run")["run"], "int8": evaluated("bundle")["int8"]}
     for name, directions in measured.items():
-        expected = pytest.approx(summary[name], abs=100 / 160)  # One query: ties may fall away.
-        assert directions["text_to_image"] == expected
+        for metric in ("R@1", "mAP"):
+            expected = pytest.approx(summary[name][metric], abs=100 / 160)  # One query: ties.
+            assert directions["text_to_image"][metric] == expected
 
     computes = {"image": SimpleNamespace(float_type="bf16"), "text": SimpleNamespace()}
     bundle = SimpleNamespace(backend=computes.get)
@@ -100,46 +98,43 @@ def refused(status, code, *arguments):
     return invoke.run_failing(status, code, "evaluate", *arguments)
 
 
-def test_what_cannot_be_measured_is_refused(demo_folder, people, tmp_path, work):
-    folder = demo_folder / "run"
-    for words in (["evaluate", folder, "--root", people], ["parity", folder]):
+def test_what_cannot_be_measured_is_refused(site, site_people, tmp_path, work):
+    folder = site / "run"
+    for words in (["evaluate", folder, "--root", site_people], ["parity", folder]):
         invoke.run_failing(2, "trust_without_bundle", *words, "--trust", "key.pub")
     refused(2, "options_exclude_each_other", folder, "--by-length", "--attributes")
     refused(2, "split_unknown", folder, "--split", "tset")
-    refused(2, "root_missing", demo_folder / "bundle")
-    refused(3, "split_empty", folder, "--root", people, "--split", "val")
-    refused(3, "neither_run_nor_bundle", "gone", "--root", people)
+    refused(2, "root_missing", site / "bundle")
+    refused(3, "split_empty", folder, "--root", site_people, "--split", "val")
+    refused(3, "neither_run_nor_bundle", "gone", "--root", site_people)
     (work / "runs/seed_1").mkdir(parents=True)
     (work / "runs/seed_1/config.yaml").write_text("root: p")
-    error = refused(3, "neither_run_nor_bundle", "runs", "--root", people)
+    error = refused(3, "neither_run_nor_bundle", "runs", "--root", site_people)
     assert "seed_1" in error["fields"]["runs"]
-    root = shutil.copytree(people, tmp_path / "people")
+    root = shutil.copytree(site_people, tmp_path / "people")
     broken = read_dataset("jsonl", root)["test"][3].image
     broken.write_bytes(b"no picture")
     for target in ("run", "bundle"):
-        error = refused(3, None, demo_folder / target, "--root", root)
+        error = refused(3, None, site / target, "--root", root)
         assert str(broken) in error["message"]
 
 
-def test_reading_a_run_loads_nothing_that_only_writes_one(demo_folder):
+def test_reading_a_run_loads_nothing_that_only_writes_one(site):
     writers = ["matplotlib", "tensorboard", "torch.utils.tensorboard"]
     code = "import sys; from pathlib import Path; from upperson.run import load_run; "
     code += "print(load_run(Path(sys.argv[1])).model.embed_dim, "
     code += f"*(name for name in {writers} if sys.modules.get(name)))"
-    done = run_code(code, demo_folder / "run", without=writers)
+    done = run_code(code, site / "run", without=writers)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["128"]
 
 
 @pytest.mark.parametrize("target", ["run", "bundle"])
-def test_words_are_measured_where_the_truth_is_known(demo_folder, people, evaluated, target):
+def test_words_are_measured_where_the_truth_is_known(site_people, evaluated, target):
     found, plain = evaluated(target, "--attributes"), evaluated(target)
     assert found.keys() == plain.keys()
-    records = read_dataset("jsonl", people)["test"]
+    records = read_dataset("jsonl", site_people)["test"]
     women = np.mean([record.attributes["gender"] == "woman" for record in records])
-    summary = json.loads((demo_folder / "summary.json").read_text("utf-8"))["short_questions"]
-    measured = {"run": "fine_tuned", "int8": "onnx_int8"}
-    assert measured.keys() & found.keys()
     for name, report in found.items():
         assert report["r1"] == pytest.approx(plain[name]["text_to_image"]["R@1"])
         asked = report["short"]["person"]
@@ -147,16 +142,11 @@ def test_words_are_measured_where_the_truth_is_known(demo_folder, people, evalua
         assert list(asked["parts"]) == ["gender", "colour", "garment", "all"]
         assert 0 < asked["parts"]["gender"]["chance"] < 100 * max(women, 1 - women)
         assert list(report["with_thing"]) == ["bag", "headwear", "accessory"]
-        for part, share in asked["parts"].items():
-            assert share["chance"] == pytest.approx(summary["chance"][part])
-            if name in measured:
-                expected = summary[measured[name]][part]
-                assert share["top1"] == pytest.approx(expected, abs=ONE_QUESTION)
 
 
-def test_tables_show_what_was_measured(people, evaluated, table_of):
+def test_tables_show_what_was_measured(site_people, evaluated, table_of):
     title, *lines = table_of()
-    assert title == f"jsonl in {people.name}, test: 160 captions, 80 images"
+    assert title == f"jsonl in {site_people.name}, test: 160 captions, 80 images"
     head, *rows = [line.split() for line in lines]
     assert head == ["direction", *METRICS]
     numbers = evaluated("run")["run"]
@@ -188,14 +178,14 @@ def test_tables_show_what_was_measured(people, evaluated, table_of):
     assert len(table_of("--by-length")) == 2 + len(lengths)
 
 
-def test_words_need_attributes_and_lengths_need_phrases(demo_folder, people, tmp_path):
-    (tmp_path / "images").symlink_to(people / "images")
-    lines = (people / "annotations.jsonl").read_text("utf-8").splitlines()
+def test_words_need_attributes_and_lengths_need_phrases(site, site_people, tmp_path):
+    (tmp_path / "images").symlink_to(site_people / "images")
+    lines = (site_people / "annotations.jsonl").read_text("utf-8").splitlines()
     bare = [json.loads(line) | {"caption": "zzz qqq"} for line in lines]
     for line in bare:
         del line["attributes"]
     (tmp_path / "annotations.jsonl").write_text("\n".join(map(json.dumps, bare)), "utf-8")
     for target in ("run", "bundle"):
-        options = (demo_folder / target, "--root", tmp_path, "--attributes")
+        options = (site / target, "--root", tmp_path, "--attributes")
         refused(3, "attributes_missing", *options)
-    refused(3, "captions_not_readable", demo_folder / "run", "--root", tmp_path, "--by-length")
+    refused(3, "captions_not_readable", site / "run", "--root", tmp_path, "--by-length")

@@ -126,9 +126,9 @@ def test_a_run_agrees_with_its_folded_towers_and_a_fresh_export(toy_run):
     assert max(map(len, result.stdout.splitlines())) <= 100
 
 
-def test_a_bundle_is_compared_with_its_run(demo_folder, bundle, tmp_path):
-    own = ["--run", demo_folder / "run", *SMALL]
-    found = run_json("parity", demo_folder / "bundle", *own, "--backends", "openvino")
+def test_a_bundle_is_compared_with_its_run(site, bundle, tmp_path):
+    own = ["--run", site / "run", *SMALL]
+    found = run_json("parity", site / "bundle", *own, "--backends", "openvino")
     assert found["reference"].startswith("run, torch ")
     names = dict.fromkeys(
         (one["variant"], one["backend"].split()[0]) for one in found["comparisons"]
@@ -140,11 +140,11 @@ def test_a_bundle_is_compared_with_its_run(demo_folder, bundle, tmp_path):
         if one["inputs"] in ("files", "sentences"):
             assert one["to_reference"]["min_cosine"] > 0.99
     run_failing(3, "bundle_of_other_run", "parity", bundle, *own)
-    other = shutil.copytree(demo_folder / "bundle", tmp_path / "other")
+    other = shutil.copytree(site / "bundle", tmp_path / "other")
     with_manifest(other, adapter_sha256="5" * 64)
     run_failing(3, "bundle_of_other_run", "parity", other, *own)
 
-    reworded = shutil.copytree(demo_folder / "bundle", tmp_path / "reworded")
+    reworded = shutil.copytree(site / "bundle", tmp_path / "reworded")
     tokenizer = json.loads((reworded / "tokenizer.json").read_text("utf-8"))
     ids = tokenizer["model"]["vocab"]
     ids["a</w>"], ids["the</w>"] = ids["the</w>"], ids["a</w>"]

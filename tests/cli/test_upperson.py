@@ -5,38 +5,43 @@ import json
 import re
 import shutil
 import sys
+from html import escape
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-import upperson.train
 from tests.helpers.command_line import run_program
 from tests.helpers.invoke import run, run_failing, run_json, run_rt_json, snapshot
 from tests.helpers.traces import as_in
 from upperson import pretrain
-from upperson.config import read_config
-from upperson.demo_page import STAGES
+from upperson.config import read_config, read_recipe
+from upperson.demo_figures import FIGURES
+from upperson.demo_page import MODELS, site_rows, street_rows
 from upperson.model import base
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery
 from upperson_rt.retriever import Retriever
+from upperson_rt.search.query import Vocabulary
+from upperson_synthetic import LOOKS
 
 METRICS = ["R@1", "R@5", "R@10", "mAP", "mINP"]
-MODELS = ["zero_shot", "fine_tuned", "onnx_fp32", "onnx_int8"]
-PARTS = {"answer.png", "bundle", "gallery", "people", "report.html", "run", "summary.json"}
+SITES = ["station", "campus"]
+PARTS = {
+    "answer.png", "bundle", "gallery", "people", "report.html", "sites", "sites.png",
+    "summary.json",
+}  # fmt: skip
 ONE_QUERY = 100 / 160
 """Points that one query of the quick demo is worth: ties may fall either way."""
 
 
-def test_refusals_touch_nothing_of_the_users(work, demo_folder, people):
+def test_refusals_touch_nothing_of_the_users(work, site, people):
     (work / "holiday").mkdir()
     (work / "holiday/photo.txt").write_text("mine")
-    run_of_demo = demo_folder / "run"
+    run_of_demo = site / "run"
     for exit_code, code, *arguments in (
         (3, "dataset_not_found", "train", "--root", "nowhere"),
         (3, "run_not_empty", "train", "--root", people, "--output", "holiday"),
@@ -119,39 +124,65 @@ def test_a_start_makes_it_the_second_stage(work, monkeypatch):
 # --- the quick demo ---
 
 
+def check_figures(figures, names):
+    assert list(figures) == list(names)
+    assert all(0 <= value <= 100 for value in figures.values())
+
+
+def check_gain(gain, after, before):
+    assert gain["points"] == pytest.approx(after - before)
+    assert gain["low"] - 1e-9 <= gain["points"] <= gain["high"] + 1e-9
+
+
 def check_summary(summary):
-    assert {*MODELS, "seconds"} <= summary.keys()
-    for model in MODELS:
-        assert list(summary[model]) == METRICS
-        values = list(summary[model].values())
-        assert all(0 < value <= 100 for value in values)
-        assert values[:3] == sorted(values[:3])
-    for name in METRICS:  # Folding and export change nothing.
-        assert abs(summary["onnx_fp32"][name] - summary["fine_tuned"][name]) <= ONE_QUERY
-    words = summary["short_questions"]
-    assert list(words) == ["zero_shot", "fine_tuned", "onnx_int8", "chance"]
-    for shares in words.values():
-        assert list(shares) == ["gender", "colour", "garment", "all"]
-        assert 0 <= shares["all"] <= min(shares.values()) <= 100
-    assert 0 < words["chance"]["all"] < min(list(words["chance"].values())[:3])
-    stages = {"render", "zero_shot", "train", "export", "index", "query", "report"}
+    assert list(summary) == ["sites", "street", "seconds", "size"]
+    assert list(summary["sites"]) == SITES
+    for name, site in summary["sites"].items():
+        assert site.keys() > MODELS.keys()
+        for model in MODELS:
+            check_figures(site[model], FIGURES)
+        assert 0 < site["base"]["R@1"] <= 100
+        assert list(site["gains"]) == [model for model in MODELS if model != "base"]
+        for figure in FIGURES:
+            for model, gains in site["gains"].items():
+                check_gain(gains[figure], site[model][figure], site["base"][figure])
+            lost = site["int8_drop"][figure]
+            check_gain(lost, site["adapter"][figure], site["int8"][figure])
+        assert 0.02 < site["trained_parameters"] / site["parameters"] < 0.2
+        assert site["things"] == [thing.value for thing in LOOKS[name].things]
+    street = summary["street"]
+    assert list(street["adapters"]) == SITES
+    models = {"int8": street["int8"], **street["adapters"]}
+    for model, figures in {"base": street["base"], **models}.items():
+        check_figures(figures, [name for name in FIGURES if name != "own_words"])
+        if model != "base":
+            for figure, gain in street["gains"][model].items():
+                check_gain(gain, figures[figure], street["base"][figure])
+    stages = {"render", "export", "index", "train", "sdm_recipe", "measure", "report"}
     assert set(summary["seconds"]) == stages
-    assert all(0 <= value < 240 for value in summary["seconds"].values())
+    assert all(value >= 0 for value in summary["seconds"].values())
 
 
 def test_the_demo_writes_its_parts_and_nothing_else(quick_demo):
     folder = quick_demo.folder
     assert {path.name for path in folder.iterdir()} == PARTS
+    assert sorted(path.name for path in (folder / "sites").iterdir()) == sorted(SITES)
+    for name in SITES:
+        parts = {path.name for path in (folder / "sites" / name).iterdir()}
+        assert parts == {"answer.png", "bundle", "gallery", "run"}
     summary = json.loads(quick_demo.stdout)
     assert summary == json.loads((folder / "summary.json").read_text("utf-8"))
     check_summary(summary)
-    config = read_config(folder / "run/config.yaml")
-    assert (config.shorten_captions, config.wrong_captions, config.kept_share) == (0.5, True, 0.5)
-    for stage in ("rendering people: 160/160", "training: ", "exporting the image tower"):
+    config = read_config(folder / "sites/station/run/config.yaml")
+    recipe = read_recipe("site", {"root": config.root, "epochs": config.epochs})
+    assert config == recipe
+    assert config.learn_words
+    for stage in ("rendering people of the station: 128/128", "training: ", "exporting the image"):
         assert stage in quick_demo.stderr
-    with Image.open(folder / "answer.png") as picture:
-        assert picture.format == "PNG"
-        assert len(picture.convert("RGB").getcolors(1 << 24)) > 1000  # Not an empty sheet.
+    for name in ("answer.png", "sites.png", *(f"sites/{site}/answer.png" for site in SITES)):
+        with Image.open(folder / name) as picture:
+            assert picture.format == "PNG"
+            assert len(picture.convert("RGB").getcolors(1 << 24)) > 100  # Not an empty sheet.
 
     html = (folder / "report.html").read_text("utf-8")  # One file, which loads nothing.
     sources = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)""", html)
@@ -159,11 +190,21 @@ def test_the_demo_writes_its_parts_and_nothing_else(quick_demo):
     assert all(source.startswith("data:image/") for source in sources)
     for word in ("@import", "<script", "url("):
         assert word not in html
-    for model in MODELS:
-        assert f"{summary[model]['mAP']:.2f}" in html
-    words = summary["short_questions"]["onnx_int8"]
-    shown = ", ".join(f"{part} {value:.2f} %" for part, value in words.items())
-    assert shown in " ".join(html.split())
+    text = " ".join(html.split())
+    for rows in (*map(site_rows, summary["sites"].values()), street_rows(summary["street"])):
+        for label, *cells in rows[1:]:
+            assert f"<td>{escape(label)}{''.join(f'<td>{cell}' for cell in cells)}" in text
+
+
+def test_a_word_of_a_site_is_known_in_its_bundle_alone(demo_folder):
+    folders = {"base": demo_folder, **{name: demo_folder / "sites" / name for name in SITES}}
+    unknown = {}
+    for name, folder in folders.items():
+        encoder = Bundle.open(folder / "bundle").encoder()
+        words = encoder.tokenizer.encode(["woman in steward vest and school blazer"]).words(0)
+        unknown[name] = Vocabulary(encoder).unknown(words)
+    staff, school = ["steward", "vest"], ["school", "blazer"]
+    assert unknown == {"base": staff + school, "station": school, "campus": staff}
 
 
 def test_the_bundle_opens_and_the_gallery_is_searched(demo_folder, people, work):
@@ -181,8 +222,8 @@ def test_the_bundle_opens_and_the_gallery_is_searched(demo_folder, people, work)
 
 
 @pytest.mark.timeout(120, func_only=True)
-def test_train_and_export_alone(demo_folder, people, work, monkeypatch):
-    monkeypatch.setattr("upperson_export.candidates.export_onnx", as_in(demo_folder / "bundle"))
+def test_train_and_export_alone(site, people, work, monkeypatch):
+    monkeypatch.setattr("upperson_export.candidates.export_onnx", as_in(site / "bundle"))
     trained = run_json("train", "--root", people, "--epochs", 2, "--output", "run")
     assert (trained["run"], trained["best_epoch"], trained["val"]) == ("run", 2, None)
     assert list(trained["test"]) == METRICS
@@ -206,30 +247,29 @@ def test_the_demo_runs_again_over_an_earlier_one(demo_folder, work, monkeypatch)
 
     # Most of a demo's time: neither knows that there was a demo before.
     def train_as_before(config, output, *_):
+        (people,) = Path("demo/people").glob(f"{Path(config.root).name.split('-')[0]}-*")
         assert Path(config.root) == people
-        shutil.copytree(demo_folder / "run", output)
-        return SimpleNamespace(test=SimpleNamespace(as_dict=lambda: measured))
+        shutil.copytree(demo_folder / "sites" / people.name.split("-")[0] / "run", output)
 
-    def export_as_before(run, output, *_, **__):
+    def export_run_as_before(run, output, *_):
         assert (run / "adapter.safetensors").is_file()
-        shutil.copytree(demo_folder / "bundle", output)
-        report = json.loads((output / "report.json").read_text("utf-8"))
-        return SimpleNamespace(as_dict=lambda: report)
+        shutil.copytree(demo_folder / "sites" / run.parent.name / "bundle", output)
 
-    (people,) = Path("demo/people").iterdir()
-    measured = json.loads((demo_folder / "summary.json").read_text("utf-8"))["fine_tuned"]
-    monkeypatch.setattr("upperson.train.train", train_as_before)
-    monkeypatch.setattr(import_module("upperson.cli.exportable"), "export_run", export_as_before)
+    def export_base_as_before(name, pretrained, size, output, *_):
+        shutil.copytree(demo_folder / "bundle", output)
+
+    stages = import_module("upperson.cli.demo_run")
+    monkeypatch.setattr(stages, "train", train_as_before)
+    monkeypatch.setattr(stages, "export_run", export_run_as_before)
+    monkeypatch.setattr(stages, "export_base", export_base_as_before)
     done = run("demo", "--quick")
     assert done.exit_code == 0, done.stderr
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
     check_summary(summary)
     rows = [line.split() for line in done.stdout.splitlines()]
-    measured_by = {model: summary[model] for model in MODELS}
-    for table in (measured_by, summary["short_questions"]):
-        for model, values in table.items():
-            shown = [f"{value:.2f}" for value in values.values()]
-            assert [*STAGES.get(model, model).split(), *shown] in rows
+    for table in (*map(site_rows, summary["sites"].values()), street_rows(summary["street"])):
+        for row in table[1:]:
+            assert " ".join(row).split() in rows
     assert (folder / "report.html").read_text("utf-8") != "old"
     assert {path: path.stat().st_mtime_ns for path in pictures} == pictures  # Rendered once.
     assert {path.name for path in folder.iterdir()} == {*PARTS, "notes.txt"}
@@ -247,13 +287,13 @@ def test_a_demo_that_fails_leaves_the_earlier_one(demo_folder, work, monkeypatch
         def fail(*_, error=error):
             raise error
 
-        monkeypatch.setattr(upperson.train, "train", fail)
+        monkeypatch.setattr(import_module("upperson.cli.demo_run"), "export_base", fail)
         assert run("demo", "--quick").exit_code == code
         assert snapshot(work) == before
         assert {path.name for path in folder.iterdir()} == PARTS
 
     # It renders the people of an older version anew.
-    (people,) = (folder / "people").iterdir()
+    (people,) = (folder / "people").glob("campus-*")
     document = json.loads((people / "dataset.json").read_text("utf-8"))
     (people / "dataset.json").write_text(json.dumps(document | {"format": 1}))
     (people / "annotations.jsonl").write_text("")
@@ -278,8 +318,8 @@ def test_only_folders_of_a_demo_are_written_to(work, monkeypatch):
     def fail(*arguments):
         raise InputError("went on")
 
-    monkeypatch.setattr(import_module("upperson.cli.demo"), "run_demo", fail)
-    for folder in ("run", "bundle", ".building.a1b2c3d4.tmp"):
+    monkeypatch.setattr(import_module("upperson.cli.demo_run"), "run_demo", fail)
+    for folder in ("sites", "bundle", ".building.a1b2c3d4.tmp"):
         (work / "demo" / folder).mkdir(parents=True)
     (work / "demo/.building.a1b2c3d4.tmp/answer.png").write_text("{}")
     run_failing(3, "not_a_demo", "demo", "--quick")

@@ -45,11 +45,11 @@ def exports(folder, demo):
         return export_stressed(model, seen, crowd, folder / name, *variants)
 
     def trained():
-        return load_run(demo / "run").model
+        return load_run(demo / "sites/station/run").model
 
     with pytest.MonkeyPatch.context() as patch:
         # Stressed models differ from the demo's in weights alone; each is compared with its tower.
-        patch.setattr(candidates, "export_onnx", as_in(demo / "bundle"))
+        patch.setattr(candidates, "export_onnx", as_in(demo / "sites/station/bundle"))
         patch.setattr(report.Stopwatch, "measure", lambda *arguments: {})
         seen = samples(trained(), demo)
         images = normalised(torch.from_numpy(seen.images[:32]))
@@ -71,7 +71,7 @@ def reports(quick_demo, shared_folder):
 
 
 def samples(model, demo):
-    (people,) = (demo / "people").iterdir()
+    (people,) = (demo / "people").glob("street-*")
     height_px, width_px = model.image_size
     return calibration_samples(
         read_dataset("jsonl", people)["train"], "train", clip_tokenizer(), height_px=height_px,

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from upperson.attributes import AttributeReport, Share
     from upperson.cli.progress import Display
     from upperson.data.records import Record
-    from upperson.demo_page import Embeddings
-    from upperson.evaluate import Evaluation, LengthResult
+    from upperson.evaluate import Embeddings, Evaluation, LengthResult
     from upperson_rt.bundle import Bundle
     from upperson_rt.manifest import Manifest
     from upperson_rt.phrases.evidence import EmbedTexts

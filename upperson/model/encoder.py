@@ -20,8 +20,18 @@ from upperson.model.architecture import (
     image_architecture,
     text_architecture,
 )
-from upperson.model.parts import TRAINED_PARTS, Block, LAdapter, LowRank, UPPersonConfig
+from upperson.model.parts import (
+    TRAINED_PARTS,
+    Block,
+    GrownEmbedding,
+    LAdapter,
+    LowRank,
+    UPPersonConfig,
+)
 from upperson_rt.errors import UsageError
+
+TOKEN_IDS = "text.token_embedding.ids"
+"""Name of the tensor that says which tokens have trained rows."""
 
 
 class ImageEncoder(nn.Module):
@@ -72,7 +82,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, base: TextArchitecture, config: UPPersonConfig) -> None:
         super().__init__()
-        self.token_embedding = base.token_embedding
+        self.token_embedding: nn.Embedding | GrownEmbedding = base.token_embedding
         self.positional_embedding = base.positions
         self.blocks = build_blocks(base.blocks, config)
         self.ln_final = base.ln_final
@@ -84,6 +94,12 @@ class TextEncoder(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
         self.prefix_length = config.prefix_length
         self.checkpoint_activations = False
+
+    def learn_tokens(self, ids_T: Tensor) -> None:
+        """Put trained rows beside the frozen ones for T tokens, int64; there are none so far."""
+        if not isinstance(self.token_embedding, nn.Embedding):
+            raise ValueError("the tower has trained rows already")
+        self.token_embedding = GrownEmbedding(self.token_embedding, ids_T)
 
     def forward(self, ids_NL: Tensor) -> Tensor:
         """Encode token ids [N, L], zero-padded, to features [N, E], not unit norm.
@@ -197,12 +213,18 @@ class UPPerson(nn.Module):
                 scale.detach().copy_(before)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return copies of the trained tensors by name, on the CPU: what a run saves."""
-        return {
+        """Return copies of the trained tensors by name, on the CPU: what a run saves.
+
+        Where tokens have trained rows, `TOKEN_IDS` says which.
+        """
+        state = {
             name: parameter.detach().cpu().clone()
             for name, parameter in self.named_parameters()
             if parameter.requires_grad
         }
+        if isinstance(self.text.token_embedding, GrownEmbedding):
+            state[TOKEN_IDS] = self.text.token_embedding.ids.cpu().clone()
+        return state
 
 
 def build_blocks(bases: Sequence[FrozenBlock], config: UPPersonConfig) -> nn.ModuleList:

@@ -218,6 +218,36 @@ class LAdapter(nn.Module):
         return _add_product(normed_MD.add_(self.scale * self.up.bias), hidden_MR, self.up.weight)
 
 
+class GrownEmbedding(nn.Module):
+    """A frozen token embedding with trained rows for T tokens, which are added to its own.
+
+    For tokens that the base has not seen, whose own rows are zero. ``ids_T`` are different numbers
+    of tokens, int64.
+    """
+
+    ids: Tensor
+    place_V: Tensor
+
+    def __init__(self, frozen: nn.Embedding, ids_T: Tensor) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.rows = nn.Parameter(torch.zeros(len(ids_T), frozen.embedding_dim))
+        self.register_buffer("ids", ids_T)
+        place_V = torch.full((frozen.num_embeddings,), len(ids_T))
+        place_V[ids_T] = torch.arange(len(ids_T))
+        self.register_buffer("place_V", place_V, persistent=False)
+
+    def forward(self, ids_NL: Tensor) -> Tensor:
+        """Return the rows of tokens, [N, L, D]."""
+        embedded_NLD: Tensor = self.frozen(ids_NL)
+        return embedded_NLD + F.embedding(self.place_V[ids_NL], F.pad(self.rows, (0, 0, 0, 1)))
+
+    @property
+    def weight(self) -> Tensor:
+        """All rows, [V, D]."""
+        return self.frozen.weight.index_add(0, self.ids, self.rows.to(self.frozen.weight.dtype))
+
+
 def _add_product(to_MD: Tensor, x_MR: Tensor, weight_DR: Tensor) -> Tensor:
     """Return to + x W^T, in the place of the first, which saves a pass over all rows.
 
