@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson.cli.demo_folder import BUILDING, PARTS, PEOPLE, SUMMARY
-from upperson.cli.exportable import ExportData, export_base, export_run
+from upperson.cli.exportable import AdapterOptions, ExportData, export_adapter, export_base
 from upperson.cli.progress import Display, TrainingDisplay
 from upperson.config import TrainConfig, read_recipe
 from upperson.data.records import Record, read_dataset
@@ -26,6 +26,7 @@ from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
 from upperson.run import RESULTS, load_run
 from upperson.train import train
+from upperson_adapter.apply import apply_adapter
 from upperson_export.bundle import ExportOptions
 from upperson_export.made_files import templates
 from upperson_export.precision_search import paired_drop
@@ -234,10 +235,18 @@ class _Demo:
         )
 
     def export_site(self, site: _Site) -> None:
-        """Make a site's bundle from its run."""
-        folder = self.folder(site)
-        data = ExportData(calib_size=self.size.calib_size)
-        export_run(folder / "run", folder / "bundle", self.options, data, self.display.update)
+        """Write a site's adapter file, and make its bundle of that, as a box does."""
+        folder, base = self.folder(site), self.building / "bundle"
+        file = folder / f"{site.look.name}.adapter"
+        export_adapter(
+            folder / "run",
+            file,
+            AdapterOptions(base=base, site=site.look.name),
+            self.options,
+            ExportData(calib_size=self.size.calib_size),
+            self.display.update,
+        )
+        apply_adapter(file, base, folder / "bundle", progress=self.display.update)
 
     def index(self, site: _Site, folder: Path) -> Scores:
         """Index a site's test pictures with the bundle of a folder, and measure it."""
