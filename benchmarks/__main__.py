@@ -13,6 +13,7 @@ DOCUMENTED = (
     "training --threads 1",
     "loader --workers 2",
     "towers --threads 1 --rounds 9",
+    "bases",
     "gallery --rows 100000 --threads 1",
     "gallery --rows 999000 --threads 1",
     "gallery --rows 1000000 --threads 1",

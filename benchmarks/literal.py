@@ -167,7 +167,7 @@ def _rotated(x_LND: Tensor, rotary_2Ld: Tensor) -> Tensor:
     """Multiply each pair of channels, as a complex number, with that of its position's angle."""
     cosine_Ld, sine_Ld = rotary_2Ld
     turns = torch.complex(cosine_Ld[:, ::2], sine_Ld[:, 1::2].contiguous())[:, None, None]
-    pairs = x_LND.unflatten(-1, (-1, cosine_Ld.shape[1] // 2, 2)).contiguous()
+    pairs = torch.unflatten(x_LND, -1, (-1, cosine_Ld.shape[1] // 2, 2)).contiguous()
     return torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(2)
 
 

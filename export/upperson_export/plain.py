@@ -164,7 +164,10 @@ class PlainImageTower(PlainTower):
         else:
             self.ln_post = head
         self.projection = projection
-        self.cosine, self.sine = (None, None) if rotary is None else map(constant, rotary)
+        self.cosine: nn.Parameter | None = None
+        self.sine: nn.Parameter | None = None
+        if rotary is not None:
+            self.cosine, self.sine = map(constant, rotary)
 
     def described(self) -> dict[str, PlainBlock | AttentionPool]:
         """Return the blocks and, if there is one, the pool."""
@@ -177,8 +180,9 @@ class PlainImageTower(PlainTower):
             x_NLD = torch.cat([self.class_row.expand(x_NLD.shape[0], -1, -1), x_NLD], dim=1)
         x_NLD = self.ln_pre(x_NLD)
         *blocks, last = self.blocks
-        tables = (self.cosine, self.sine)
-        rotary = None if self.cosine is None else tables
+        rotary = None
+        if self.cosine is not None and self.sine is not None:
+            rotary = self.cosine, self.sine
         for block in blocks:
             x_NLD = block(x_NLD, None, rotary=rotary)
         if self.pool is not None:

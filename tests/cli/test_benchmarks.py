@@ -21,6 +21,8 @@ from typer.testing import CliRunner
 from benchmarks import __main__ as runner
 from benchmarks import (
     alerts,
+    bases,
+    contenders,
     gallery,
     loader,
     promise,
@@ -38,7 +40,7 @@ from benchmarks.report import timed_rows
 from benchmarks.towers import PADDED
 from tests.helpers.alone import found_alone
 from tests.helpers.command_line import ROOT
-from tests.helpers.toy_bases import write_base
+from tests.helpers.toy_bases import configs, know_toy_towers, write_base
 from tests.helpers.traces import once_in
 from upperson_rt.backends.autotune import Timing
 from upperson_rt.errors import BackendError, InputError, IntegrityError
@@ -47,7 +49,17 @@ from upperson_scores import labelled_queries
 
 pytestmark = pytest.mark.timeout(180, func_only=True)
 
-NAMES = ("training", "loader", "towers", "gallery", "scores", "alerts", "recall", "promise")
+NAMES = (
+    "training",
+    "loader",
+    "towers",
+    "bases",
+    "gallery",
+    "scores",
+    "alerts",
+    "recall",
+    "promise",
+)
 SMALL = ("--base", "upperson-small", "--height", "96", "--width", "32")
 ONCE = ("--steps", "2", "--threads", "1")
 
@@ -253,6 +265,24 @@ def test_towers_agree_and_are_timed_in_all_forms(shared_folder: Path) -> None:
     ratio = image[LITERAL]["p50_ms"] / image[summary["image_int8"]]["p50_ms"]
     assert summary["image_int8_over_literal"] == pytest.approx(ratio)
     assert summary["text_fp32_over_padded"] == pytest.approx(text[ORT_FP32]["padded_ratio"])
+
+
+def test_bases_are_compared_with_open_clip_and_their_exports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know_toy_towers(monkeypatch)
+    monkeypatch.setitem(sys.modules, "openvino", None)  # It compiles for longer than all else.
+    monkeypatch.setattr(contenders, "find_spec", lambda _: None)
+    base, _ = write_base(tmp_path, "pecore", text_cfg=configs()["clip"]["text_cfg"])
+    found = values(run(bases, "--base", base, "--height", 48, "--width", 32, "--threads", 1))
+    rows = found["bases"][str(base)]["towers"]
+    exact = {LITERAL, "folded", ORT_FP32}
+    assert rows["text"].keys() == {"open_clip", *exact, ORT_INT8}
+    assert rows["image"].keys() == {"open_clip, 32x32", "open_clip, 48x32", *exact, ORT_INT8}
+    for name, row in (*rows["image"].items(), *rows["text"].items()):
+        assert name in found["shown"]
+        assert (row["max_error"] < 1e-5) == (name != ORT_INT8)
+        assert row["min_cosine"] > 0.98
 
 
 def test_other_embeddings_than_the_references_end_it_or_are_left_out_with_a_reason() -> None:

@@ -226,12 +226,12 @@ def _of_timm(visual: Any) -> ImageArchitecture:
 
 
 def _rotary_of_timm(trunk: Any) -> Callable[[tuple[int, int]], Tensor] | None:
-    """Return what makes the tables of a trunk's rotary embeddings; another grid is timm's affair.
+    """Return what makes the tables of a trunk's rotary embeddings for a grid, as timm makes them.
 
     timm stretches the positions of any grid over the one that a base was trained with. The class
     token has no place in the grid, and is not rotated.
     """
-    from timm.layers import RotaryEmbeddingCat
+    from timm.layers.pos_embed_sincos import RotaryEmbeddingCat
 
     rope: Any = getattr(trunk, "rope", None)
     if rope is None:
@@ -241,7 +241,7 @@ def _rotary_of_timm(trunk: Any) -> Callable[[tuple[int, int]], Tensor] | None:
 
     def tables(grid: tuple[int, int]) -> Tensor:
         resized = deepcopy(rope)
-        resized.update_feat_shape(grid)
+        resized.update_feat_shape(list(grid))
         sine_Ld, cosine_Ld = resized.get_embed().detach().chunk(2, dim=-1)
         sine_Ld = sine_Ld * sine_Ld.new_tensor([-1.0, 1.0]).repeat(sine_Ld.shape[1] // 2)
         tables_2Ld = torch.stack([cosine_Ld, sine_Ld])
@@ -318,7 +318,7 @@ def _block_of_timm(block: Any) -> FrozenBlock:
     """Give the parts of a timm block the names of open_clip's; parameters are shared."""
     source = block.attn
     norm = getattr(source, "norm", nn.Identity())
-    plain = _adds_what_it_computes(block) and all(
+    plain = _is_plain_block(block) and all(
         isinstance(part, nn.Identity) for part in (source.q_norm, source.k_norm, norm)
     )
     if not plain or not _is_plain_mlp(block.mlp) or source.qkv.bias is None:
@@ -331,7 +331,7 @@ def _block_of_timm(block: Any) -> FrozenBlock:
     return FrozenBlock(block.norm1, attention, block.norm2, mlp)
 
 
-def _adds_what_it_computes(block: Any) -> bool:
+def _is_plain_block(block: Any) -> bool:
     """Return whether a block has attention of a known kind and no layer scale."""
     from timm.layers.attention import AttentionRope
     from timm.models.eva import EvaBlock

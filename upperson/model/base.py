@@ -132,8 +132,7 @@ def load_base(
         model["quick_gelu"] = True
     elif "quick_gelu" in facts and not config.over_timm:
         model["quick_gelu"] = facts["quick_gelu"]
-    own_tower = image_size is not None and not config.over_timm
-    if own_tower and _has_grid_of_crops(state, model["vision_cfg"], image_size):
+    if image_size is not None and _has_grid_of_crops(state, model["vision_cfg"], image_size):
         model["vision_cfg"] = model["vision_cfg"] | {"image_size": list(image_size)}
     with nullcontext() if draw else _NoInitialisation():
         clip = _build(config)
@@ -212,7 +211,7 @@ def _has_grid_of_crops(
     state: dict[str, Tensor], vision: dict[str, Any], image_size: tuple[int, int]
 ) -> bool:
     positions = state.get(_POSITIONS)
-    if positions is None or positions.ndim != 2:
+    if positions is None or positions.ndim != 2 or "patch_size" not in vision:
         return False
     patch = (vision["patch_size"], vision["patch_size"])
     native = vision["image_size"]

@@ -343,7 +343,8 @@ def rotated(x_NLD: Tensor, rotary_2Ld: Tensor) -> Tensor:
     cosine_L1d, sine_L1d = rotary_2Ld[:, :, None]
     x_NLHd = torch.unflatten(x_NLD, -1, (-1, rotary_2Ld.shape[-1]))
     exchanged_NLHd = torch.unflatten(x_NLHd, -1, (-1, 2)).flip(-1).flatten(-2)
-    return (x_NLHd * cosine_L1d + exchanged_NLHd * sine_L1d).to(x_NLD.dtype).flatten(2)
+    out_NLHd: Tensor = x_NLHd * cosine_L1d + exchanged_NLHd * sine_L1d
+    return out_NLHd.to(x_NLD.dtype).flatten(2)
 
 
 def frozen_mlp(mlp: Any, u_NLD: Tensor) -> Tensor:

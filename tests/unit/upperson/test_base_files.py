@@ -54,6 +54,10 @@ def test_a_file_gives_the_base_that_it_describes(tmp_path, kind):
     found = base.clip.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+    for (name, buffer), other in zip(
+        base.clip.named_buffers(), toy_base(kind).buffers(), strict=True
+    ):  # Those of rotary embeddings are not in the file.
+        assert torch.equal(buffer, other), name
     assert base.name == f"toy-{kind}"
     assert base.statistics == ((0.5, 0.4, 0.3), (0.5, 0.4, 0.6))
     assert base.has_clips_vocabulary == (kind != "siglip")
