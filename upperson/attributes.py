@@ -223,13 +223,6 @@ def measure_attributes(
     )
 
 
-def measure_short(
-    records: Sequence[Record], image_GE: NDArray[np.float32], embed_texts: EmbedTexts
-) -> dict[str, ShortQuestions]:
-    """Measure the short questions only, by name of the form; otherwise as `measure_attributes`."""
-    return _short_by_form(attribute_columns(records), image_GE, Evidence(embed_texts))
-
-
 def _short_by_form(
     columns: Columns, image_GE: NDArray[np.float32], evidence: Evidence
 ) -> dict[str, ShortQuestions]:

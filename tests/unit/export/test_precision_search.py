@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.refused import refused
-from upperson.attributes import measure_short
+from upperson.attributes import measure_attributes
 from upperson.cli.exportable import retrieval_split
 from upperson.data.records import Record
 from upperson_export.precision_search import (
@@ -318,7 +318,8 @@ def test_short_queries_are_those_that_the_evaluation_measures():
     found = PrecisionSearch(
         split=split, source=lambda tower, *_: SplitEmbeds(rows[tower], "f32"), max_r1_drop=0.5
     ).accuracy("fp32", {})[AS_RUN]
-    expected = measure_short(records(), images, embed)["person"]
+    captions = embed(split.captions)
+    expected = measure_attributes(records(), captions, images, embed).short["person"]
     assert len(split.short.texts) == expected.present > 5
     assert found.short.r1 == pytest.approx(expected.parts["all"].top1)
     assert found.short.map == pytest.approx(expected.map)
