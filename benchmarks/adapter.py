@@ -86,7 +86,7 @@ def _export(spec: ModelSpec, folder: Path) -> None:
     onto = AdapterBase.open(folder / "base")
     options = ExportOptions(variants=_VARIANTS, onto=onto)
     _write(model, spec, folder / "exported", options, "1" * 64)
-    write_adapter(folder / "exported", onto, model, "site", "float16", folder / "site.adapter")
+    write_adapter(folder / "exported", onto, model, "float16", folder / "site.adapter")
 
 
 def _write(

@@ -112,7 +112,6 @@ class AdapterBase:
         graphs = self.manifest.variants[EXACT]
         return BaseBundle(
             name=self.manifest.model.name,
-            fingerprint=self.manifest.fingerprint,
             graphs={tower: graphs.file(tower) for tower in TOWERS},
         )
 
@@ -161,7 +160,7 @@ def round_trained(model: TrainedModel, dtype: str) -> None:
 
 
 def write_adapter(
-    bundle: Path, base: AdapterBase, model: TrainedModel, site: str, dtype: str, output: Path
+    bundle: Path, base: AdapterBase, model: TrainedModel, dtype: str, output: Path
 ) -> None:
     """Write the adapter file of a bundle that was exported onto a base.
 
@@ -205,7 +204,6 @@ def write_adapter(
     copied = {name: name for name in names if _same(bundle / name, base.folder / name)}
     content = AdapterContent(
         manifest=AdapterManifest(
-            site=site,
             generator=f"upperson {__version__}",
             base=base.identity(),
             towers=towers,

@@ -18,6 +18,7 @@ from upperson_rt.backends import installed_backends
 from upperson_rt.bundle import Bundle, read_manifest, unowned_in_bundle
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import all_names, new_folder
+from upperson_rt.machine import trim_heap
 from upperson_rt.manifest import Manifest
 from upperson_rt.signature import SIGNATURE_FILE, verify_folder
 from upperson_rt.towers import TOWERS, Tower
@@ -100,12 +101,13 @@ def restore_base(
 
 
 def check_variants(folder: Path, manifest: Manifest, progress: Progress) -> None:
-    """Check the files and golden samples of every variant on a CPU."""
-    variants = list(manifest.variants)
-    for done, variant in enumerate(variants):
-        progress("golden samples", done, len(variants))
-        Bundle.open(folder, variant, installed_backends("cpu")[0]).check_golden_samples()
-    progress("golden samples", len(variants), len(variants))
+    """Check the files and golden samples of every variant on a CPU, one tower in memory at a time."""
+    checks = [(variant, tower) for variant in manifest.variants for tower in TOWERS]
+    for done, (variant, tower) in enumerate(checks):
+        progress("golden samples", done, len(checks))
+        Bundle.open(folder, variant, installed_backends("cpu")[0]).backend(tower)
+        trim_heap()
+    progress("golden samples", len(checks), len(checks))
 
 
 @contextmanager

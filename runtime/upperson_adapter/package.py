@@ -53,7 +53,6 @@ class BaseBundle:
     """The bundle that an adapter belongs to."""
 
     name: str
-    fingerprint: str
     graphs: dict[str, FileEntry]
     """The float32 graph of each tower."""
 
@@ -106,8 +105,6 @@ class GraphSection:
 class AdapterManifest:
     """The content of ``adapter.json``."""
 
-    site: str
-    """Name of the site, for people."""
     generator: str
     base: BaseBundle
     towers: dict[str, AdaptedTower]

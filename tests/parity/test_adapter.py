@@ -84,7 +84,7 @@ def exported(kind, folder):
         model, kind, "1" * 64, folder / "home",
         variants=ALL, onto=onto, sign=folder / "key.pem",
     )  # fmt: skip
-    write_adapter(folder / "home", onto, model, "site", "float16", folder / "site.adapter")
+    write_adapter(folder / "home", onto, model, "float16", folder / "site.adapter")
 
 
 @pytest.fixture(scope="session")
@@ -357,8 +357,8 @@ def test_float32_tensors_are_stored_as_they_are(site):
     disturb(model)
     export(model, "clip", "3" * 64, site / "exact", variants=(), onto=onto)
     with refused("trained_beyond_type", InputError):
-        write_adapter(site / "exact", onto, model, "exact", "float16", site / "exact.adapter")
-    write_adapter(site / "exact", onto, model, "exact", "float32", site / "exact.adapter")
+        write_adapter(site / "exact", onto, model, "float16", site / "exact.adapter")
+    write_adapter(site / "exact", onto, model, "float32", site / "exact.adapter")
     apply_adapter("exact.adapter", "base", "bundle")
     assert snapshot(site / "bundle") == snapshot(site / "exact")
 

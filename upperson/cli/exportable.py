@@ -1,6 +1,5 @@
 """Inputs of an export: a run or a base, a split to measure on and samples that set ranges."""
 
-import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -77,10 +76,11 @@ def export_run(
     run: Path, output: Path, options: ExportOptions, data: ExportData, progress: StageProgress
 ) -> ExportReport:
     """Load a run and its data set, export it, and return the report."""
+    reused = calibration_to_reuse(data, options)
     progress("loading the run", 0, 1)
     loaded = load_run(run)
     progress("loading the run", 1, 1)
-    return _export_loaded(run, loaded, output, options, data, progress)
+    return _export_loaded(run, loaded, output, options, data, progress, reused)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,6 +114,7 @@ def export_adapter(
     """
     if output.exists():
         AdapterFile(output).close()
+    reused = calibration_to_reuse(data, options)
     onto = AdapterBase.open(adapter.base)
     progress("loading the run", 0, 1)
     loaded = load_run(run)
@@ -122,9 +123,9 @@ def export_adapter(
     with scratch_folder(output) as scratch:
         bundle, packed = scratch / "bundle", scratch / output.name
         report = _export_loaded(
-            run, loaded, bundle, replace(options, onto=onto), data, progress, adapter
+            run, loaded, bundle, replace(options, onto=onto), data, progress, reused, adapter.site
         )
-        write_adapter(bundle, onto, loaded.model, adapter.site, adapter.dtype, packed)
+        write_adapter(bundle, onto, loaded.model, adapter.dtype, packed)
         apply_adapter(packed, adapter.base, scratch / "applied", progress=progress)
         put_in_place(packed, output)
     return report
@@ -137,9 +138,9 @@ def _export_loaded(
     options: ExportOptions,
     data: ExportData,
     progress: StageProgress,
-    adapter: AdapterOptions | None = None,
+    reused: Calibration | None,
+    site: str | None = None,
 ) -> ExportReport:
-    reused = calibration_to_reuse(data, options)
     config, base, model = loaded
     student = config.student
     root = data.root or Path(config.root)
@@ -162,17 +163,11 @@ def _export_loaded(
         )
         name = f"up-person-{base.name.removeprefix('upperson-')}"
         name += "" if student is None else f"-{student.size}"
-        trained_sha256 = sha256_of_file(run / ADAPTER)
-        if adapter is not None:
-            name = adapter.site
-            # Rounded, they embed into a space of their own.
-            rounded = f"{trained_sha256} {adapter.dtype}"
-            trained_sha256 = hashlib.sha256(rounded.encode()).hexdigest()
         identity = ModelIdentity(
-            name=name,
+            name=name if site is None else site,
             base=base.name,
             base_sha256=base.sha256,
-            adapter_sha256=trained_sha256,
+            adapter_sha256=sha256_of_file(run / ADAPTER),
             embed_dim=model.embed_dim,
             distilled_from=None if student is None else student.space,
         )
