@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from tests.helpers.browser import launched
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery
@@ -83,3 +84,9 @@ def toy_run(people, tmp_path_factory):
 @pytest.fixture
 def copied_run(site, work):
     return shutil.copytree(site / "run", work / "run")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with launched() as opened:
+        yield opened

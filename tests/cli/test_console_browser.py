@@ -22,7 +22,6 @@ from upperson_alerts.alerts import add_alert
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery, Item
 
-INSTALL = "install it with  apt install chromium  and  pip install playwright"
 AXE = Path(sys.prefix, "axe", "node_modules", "axe-core", "axe.min.js")
 SIZES = {"wide": (1280, 860), "narrow": (390, 844)}
 SCREENSHOTS = os.environ.get("UPPERSON_TEST_SCREENSHOTS")
@@ -32,29 +31,6 @@ SHOWN = os.environ.get("UPPERSON_TEST_SHOWN")
 START = 1_790_000_000.0
 
 pytestmark = pytest.mark.timeout(180)
-
-
-def missing(reason):
-    if os.environ.get("UPPERSON_TEST_BROWSER") == "required":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A browser that may reach this machine alone."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        program = None
-    if program is None:
-        missing(f"there is no Chromium: {INSTALL}")
-    arguments = ["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=arguments)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

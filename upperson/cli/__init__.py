@@ -2,6 +2,7 @@
 
 from typing import NoReturn
 
+from upperson.cli.caption_sheet import caption_sheet
 from upperson.cli.data import app as data_app
 from upperson.cli.demo import demo
 from upperson.cli.distill import distill
@@ -18,6 +19,7 @@ __all__ = ["app", "main"]
 app = new_app("Train, export and try out text-based person retrieval.", "upperson")
 for command in (demo, train, distill, evaluate, export, parity, sign, serving, pretrain_small):
     app.command(cls=Command)(command)
+app.command("caption-sheet", cls=Command)(caption_sheet)
 app.command("import", cls=Command)(import_)
 app.add_typer(data_app, name="data")
 
