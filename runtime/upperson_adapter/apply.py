@@ -101,7 +101,7 @@ def restore_base(
 
 
 def check_variants(folder: Path, manifest: Manifest, progress: Progress) -> None:
-    """Check the files and golden samples of every variant on a CPU, one tower in memory at a time."""
+    """Check files and golden samples of every variant on a CPU, one tower in memory at a time."""
     checks = [(variant, tower) for variant in manifest.variants for tower in TOWERS]
     for done, (variant, tower) in enumerate(checks):
         progress("golden samples", done, len(checks))

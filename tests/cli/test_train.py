@@ -155,7 +155,7 @@ def test_a_setting_edited_in_a_run_is_a_fault_of_its_file(copied_run):
         ("base: upperson-small", "base: upperson-smal", "base_unknown"),
         ("height_px: 192", "height_px: 190", "image_size_indivisible"),
         ("dataset: jsonl", "dataset: jsom", "dataset_unknown"),
-        ("epochs: 2", "epochs: 0", "setting_out_of_range"),
+        ("epochs: 1", "epochs: 0", "setting_out_of_range"),
         ("lora_blocks: all", "lora_blocks: 1-99", "blocks_out_of_range"),
     ):
         assert setting in text

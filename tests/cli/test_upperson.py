@@ -169,7 +169,7 @@ def test_the_demo_writes_its_parts_and_nothing_else(quick_demo):
     assert sorted(path.name for path in (folder / "sites").iterdir()) == sorted(SITES)
     for name in SITES:
         parts = {path.name for path in (folder / "sites" / name).iterdir()}
-        assert parts == {"answer.png", "bundle", "gallery", "run"}
+        assert parts == {"answer.png", "bundle", "gallery", "run", f"{name}.adapter"}
     summary = json.loads(quick_demo.stdout)
     assert summary == json.loads((folder / "summary.json").read_text("utf-8"))
     check_summary(summary)
@@ -251,16 +251,16 @@ def test_the_demo_runs_again_over_an_earlier_one(demo_folder, work, monkeypatch)
         assert Path(config.root) == people
         shutil.copytree(demo_folder / "sites" / people.name.split("-")[0] / "run", output)
 
-    def export_run_as_before(run, output, *_):
+    def export_adapter_as_before(run, output, *_):
         assert (run / "adapter.safetensors").is_file()
-        shutil.copytree(demo_folder / "sites" / run.parent.name / "bundle", output)
+        shutil.copyfile(demo_folder / "sites" / run.parent.name / output.name, output)
 
     def export_base_as_before(name, pretrained, size, output, *_):
         shutil.copytree(demo_folder / "bundle", output)
 
     stages = import_module("upperson.cli.demo_run")
     monkeypatch.setattr(stages, "train", train_as_before)
-    monkeypatch.setattr(stages, "export_run", export_run_as_before)
+    monkeypatch.setattr(stages, "export_adapter", export_adapter_as_before)
     monkeypatch.setattr(stages, "export_base", export_base_as_before)
     done = run("demo", "--quick")
     assert done.exit_code == 0, done.stderr
