@@ -178,12 +178,18 @@ HARD = replace(
 """The street in haze, with people who are half hidden and badly framed."""
 
 STATION = replace(
-    HARD,
+    TARGET,
     name="station",
     # Sodium lamps at dusk, in haze.
-    cameras=_cameras(0.5, 0.75, 2.0, gains=(1.5, 0.92, 0.42), haze=0.2, resolution=(0.28, 0.42)),
+    cameras=_cameras(
+        0.45,
+        0.6,
+        1.2,
+        gains=(1.6, 0.9, 0.35),
+        haze=0.2,
+        resolution=(0.35, 0.5),
+    ),
     occluders=0.35,
-    body=(0.62, 0.82),
     things=(
         SiteThing("upper", "steward vest", 0.25, ("orange", "yellow", "green", "pink")),
         SiteThing("upper", "porter uniform", 0.2, ("red", "navy", "green", "purple")),
@@ -192,10 +198,18 @@ STATION = replace(
 """A site: a station at dusk, with stewards and porters."""
 
 CAMPUS = replace(
-    HARD,
+    TARGET,
     name="campus",
-    # Far away under fluorescent light.
-    cameras=_cameras(0.45, 0.8, 1.5, gains=(0.6, 1.12, 1.3), haze=0.1, resolution=(0.2, 0.3)),
+    # Far away under fluorescent light, behind railings and bins.
+    cameras=_cameras(
+        0.4,
+        0.72,
+        1.0,
+        gains=(0.42, 1.05, 1.7),
+        haze=0.2,
+        resolution=(0.28, 0.4),
+    ),
+    occluders=0.5,
     things=(
         SiteThing("upper", "school blazer", 0.3, ("navy", "green", "red", "purple")),
         SiteThing("bag", "tote bag", 0.25, ("white", "yellow", "pink", "blue")),
