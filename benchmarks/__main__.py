@@ -14,6 +14,7 @@ DOCUMENTED = (
     "loader --workers 2",
     "towers --threads 1 --rounds 9",
     "bases",
+    "adapter",
     "gallery --rows 100000 --threads 1",
     "gallery --rows 999000 --threads 1",
     "gallery --rows 1000000 --threads 1",

@@ -49,7 +49,10 @@ def adapter(
     width: WidthOption = ModelSpec.width_px,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the box.")] = 2,
 ) -> None:
-    """Export an adapter of random weights, apply it, and compare the bundle with the export."""
+    """Export an adapter of random weights, apply it, and compare the bundle with the export.
+
+    Example: python -m benchmarks.adapter --base ViT-B-16-quickgelu
+    """
     spec = ModelSpec(base=base, height_px=height, width_px=width)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -125,8 +128,9 @@ def _applied(folder: Path, threads: int, *runner: str) -> dict[str, Any]:
         [*program, *arguments], cwd=folder, env=os.environ | limited, stdout=subprocess.DEVNULL
     )
     _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
     if status:
-        sys.exit(f"error: apply ended with {os.waitstatus_to_exitcode(status)}")
+        sys.exit(f"error: apply ended with {process.returncode}")
     seconds = time.perf_counter() - start
     names = [path.name for path in (folder / "exported").iterdir()]
     different = [

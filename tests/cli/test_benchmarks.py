@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from benchmarks import __main__ as runner
 from benchmarks import (
+    adapter,
     alerts,
     bases,
     contenders,
@@ -54,6 +55,7 @@ NAMES = (
     "loader",
     "towers",
     "bases",
+    "adapter",
     "gallery",
     "scores",
     "alerts",
@@ -283,6 +285,15 @@ def test_bases_are_compared_with_open_clip_and_their_exports(
         assert name in found["shown"]
         assert (row["max_error"] < 1e-5) == (name != ORT_INT8)
         assert row["min_cosine"] > 0.98
+
+
+def test_an_applied_adapter_is_the_exported_bundle(tmp_path: Path) -> None:
+    base, _ = write_base(tmp_path, "clip")
+    found = values(run(adapter, "--base", base, "--height", 48, "--width", 32, "--threads", 1))
+    row = found["applied"]["this processor"]
+    assert (row["different"], row["files"] > 9, row["peak_bytes"] > 0) == (0, True, True)
+    assert ("AVX2 alone" in found["applied"]) == (found["avx2"] is None)
+    assert found["adapter_bytes"] < 2e6
 
 
 def test_other_embeddings_than_the_references_end_it_or_are_left_out_with_a_reason() -> None:
