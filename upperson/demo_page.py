@@ -56,14 +56,19 @@ def site_rows(site: Mapping[str, Any]) -> Table:
 
 
 def street_rows(street: Mapping[str, Any]) -> Table:
-    """Return the table of the street: the base, its int8, and each site's adapter."""
-    models = {"base": street["base"], "int8": street["int8"], **street["adapters"]}
-    labels = {"base": MODELS["base"], "int8": f"{MODELS['base']}, int8"}
+    """Return the table of the street: the base, its int8, and what was trained at each site."""
+    gains = street["gains"]
     rows = [["", *(_NAMES[name] for name in street["base"])]]
-    for key, figures in models.items():
-        gains = street["gains"].get(key)
-        cells = [_cell(value, gains and gains[name]) for name, value in figures.items()]
-        rows.append([labels.get(key, f"adapter of the {key}"), *cells])
+
+    def add(label: str, figures: Mapping[str, float], gained: Mapping[str, Any] | None) -> None:
+        cells = [_cell(value, gained and gained[name]) for name, value in figures.items()]
+        rows.append([label, *cells])
+
+    add(MODELS["base"], street["base"], None)
+    add(f"{MODELS['base']}, int8", street["int8"], gains["int8"])
+    for kind, label in (("adapters", "adapter"), ("sdm_recipes", MODELS["sdm_recipe"])):
+        for name, figures in street[kind].items():
+            add(f"{label}, {name}", figures, gains[kind][name])
     return rows
 
 

@@ -151,13 +151,14 @@ def check_summary(summary):
         assert 0.02 < site["trained_parameters"] / site["parameters"] < 0.2
         assert site["things"] == [thing.value for thing in LOOKS[name].things]
     street = summary["street"]
-    assert list(street["adapters"]) == SITES
-    models = {"int8": street["int8"], **street["adapters"]}
-    for model, figures in {"base": street["base"], **models}.items():
+    rows = [(street["base"], None), (street["int8"], street["gains"]["int8"])]
+    for kind in ("adapters", "sdm_recipes"):
+        assert list(street[kind]) == SITES
+        rows += [(street[kind][name], street["gains"][kind][name]) for name in SITES]
+    for figures, gains in rows:
         check_figures(figures, [name for name in FIGURES if name != "own_words"])
-        if model != "base":
-            for figure, gain in street["gains"][model].items():
-                check_gain(gain, figures[figure], street["base"][figure])
+        for figure, gain in (gains or {}).items():
+            check_gain(gain, figures[figure], street["base"][figure])
     stages = {"render", "export", "index", "train", "sdm_recipe", "measure", "report"}
     assert set(summary["seconds"]) == stages
     assert all(value >= 0 for value in summary["seconds"].values())

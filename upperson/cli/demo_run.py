@@ -284,14 +284,22 @@ class _Demo:
     ) -> tuple[dict[str, Any], dict[str, list[SampleQuery]]]:
         """Measure every model on the people it is shown with; return the summary and samples."""
         base = self.scores(street, plain)[0]
-        adapters = {name: self.scores(street, model)[0] for name, model in models.items()}
+        on_street = {
+            kind: {name: self.scores(street, model)[0] for name, model in trained.items()}
+            for kind, trained in (("adapters", models), ("sdm_recipes", recipes))
+        }
         summary: dict[str, Any] = {
             "sites": {},
             "street": {
                 **_figures({"base": base, "int8": int8[TARGET.name]}),
-                "adapters": _figures(adapters),
-                "gains": {name: gains(scores, base) for name, scores in adapters.items()}
-                | {"int8": gains(int8[TARGET.name], base)},
+                **{kind: _figures(found) for kind, found in on_street.items()},
+                "gains": {
+                    "int8": gains(int8[TARGET.name], base),
+                    **{
+                        kind: {name: gains(scores, base) for name, scores in found.items()}
+                        for kind, found in on_street.items()
+                    },
+                },
             },
             "seconds": self.seconds,
             "size": asdict(self.size),

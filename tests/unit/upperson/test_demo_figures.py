@@ -94,10 +94,15 @@ def test_tables_and_picture_show_the_summary(searched):
         "base": bad.figures(),
         "int8": good.figures(),
         "adapters": {"station": good.figures()},
-        "gains": {key: gains(good, bad) for key in ("int8", "station")},
+        "sdm_recipes": {"station": bad.figures()},
+        "gains": {
+            "int8": gains(good, bad),
+            "adapters": {"station": gains(good, bad)},
+            "sdm_recipes": {"station": gains(bad, bad)},
+        },
     }
-    assert [row[0] for row in street_rows(street)[2:]] == [
-        "frozen base, int8", "adapter of the station",
+    assert [row[0] for row in street_rows(street)[1:]] == [
+        "frozen base", "frozen base, int8", "adapter, station", "SDM recipe of the paper, station",
     ]  # fmt: skip
     with Image.open(io.BytesIO(draw_sites({"sites": {"station": site, "campus": site}}))) as image:
         assert image.format == "PNG"
