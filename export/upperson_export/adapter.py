@@ -38,7 +38,6 @@ from upperson_export.fold import (
 )
 from upperson_export.plain import PlainTower
 from upperson_export.variants import EXACT
-from upperson_rt import __version__
 from upperson_rt.bundle import CALIBRATION, read_manifest
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import all_names, sha256_of_file, write_atomically
@@ -204,7 +203,6 @@ def write_adapter(
     copied = {name: name for name in names if _same(bundle / name, base.folder / name)}
     content = AdapterContent(
         manifest=AdapterManifest(
-            generator=f"upperson {__version__}",
             base=base.identity(),
             towers=towers,
             graphs=graphs,

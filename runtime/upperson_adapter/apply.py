@@ -1,10 +1,10 @@
 """Make a site's bundle from its adapter file and a base bundle, with numpy alone."""
 
 import hashlib
+import math
 import os
-import shutil
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
@@ -15,18 +15,21 @@ from numpy.typing import NDArray
 from upperson_adapter.package import AdapterFile, BaseBundle, GraphSection, TensorPlace
 from upperson_adapter.weights import Site, Weights, fold_trained, smooth, stored
 from upperson_rt.backends import installed_backends
-from upperson_rt.bundle import Bundle, read_manifest, unowned_in_bundle
+from upperson_rt.bundle import Bundle, named_files, read_manifest, unowned_in_bundle
 from upperson_rt.errors import InputError, IntegrityError, UsageError
-from upperson_rt.files import all_names, new_folder
+from upperson_rt.files import all_names, new_folder, read_bounded
 from upperson_rt.machine import trim_heap
-from upperson_rt.manifest import Manifest
-from upperson_rt.signature import SIGNATURE_FILE, verify_folder
+from upperson_rt.manifest import NO_ADAPTER, Manifest
+from upperson_rt.signature import SIGNATURE_FILE, signed_digests, verify_folder
 from upperson_rt.towers import TOWERS, Tower
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with (work, done, total)."""
 
 _EXACT = "fp32"
+
+_MOST_COPIED_BYTES = 2 << 30
+"""Of a file that is taken from the base, such as a graph or a tokenizer."""
 
 
 def apply_adapter(
@@ -59,21 +62,17 @@ def apply_adapter(
     base, output = Path(base), Path(output)
     _require_apart(base, output)
     with AdapterFile(adapter) as file:
-        if trust is not None and SIGNATURE_FILE not in file.file_names():
-            raise IntegrityError(
-                f"{file.path} is not signed: get one that was exported with --sign",
-                code="adapter_unsigned",
-                path=str(file.path),
-            )
         _require_base(base, file.manifest.base)
         Bundle.open(base, _EXACT).check_files()
         with new_folder(output, unowned_in_bundle) as folder, _shown_as(folder, file.path):
-            for name in file.file_names():
-                _place(folder, name).write_bytes(file.file(name))
+            names = file.file_names()
+            signed = None if trust is None else _signed(file, folder, trust)
+            for name in names:
+                _write(folder, name, [file.file(name)], signed)
             for name, source in file.manifest.copied.items():
-                shutil.copyfile(base / source, _place(folder, name))
+                _write(folder, name, [_base_file(base, source)], signed)
             for tower in TOWERS:
-                _write_graphs(file, tower, base, folder, progress)
+                _write_graphs(file, tower, base, folder, signed, progress)
             if trust is not None:
                 verify_folder(folder, trust)
             check_variants(folder, file.bundle, progress)
@@ -93,9 +92,18 @@ def restore_base(
     base, output = Path(base), Path(output)
     _require_apart(base, output)
     manifest = read_manifest(base, trust)
-    with new_folder(output, unowned_in_bundle) as folder:
+    if manifest.model.adapter_sha256 != NO_ADAPTER:
+        raise UsageError(
+            f"{base} is the bundle of {manifest.model.name}, which has an adapter: name the base "
+            "bundle",
+            code="base_has_adapter",
+            path=str(base),
+        )
+    with new_folder(output, unowned_in_bundle) as folder, _shown_as(folder, base):
         for name in set(all_names(base)) - unowned_in_bundle(base):
-            shutil.copyfile(base / name, _place(folder, name))
+            _write(folder, name, [_base_file(base, name)], None)
+        if trust is not None:
+            verify_folder(folder, trust)
         check_variants(folder, manifest, progress)
     return manifest
 
@@ -112,19 +120,47 @@ def check_variants(folder: Path, manifest: Manifest, progress: Progress) -> None
 
 @contextmanager
 def _shown_as(folder: Path, path: Path) -> Iterator[None]:
-    """Let errors name the adapter instead of the temporary folder."""
+    """Let errors name what the user named instead of the temporary folder."""
     try:
         yield
     except IntegrityError as error:
+        fields = {
+            name: value.replace(str(folder), str(path)) if isinstance(value, str) else value
+            for name, value in error.fields.items()
+        }
         message = str(error).replace(str(folder), str(path))
-        raise IntegrityError(message, code=error.code, **error.fields) from error
+        raise IntegrityError(message, code=error.code, **fields) from error
 
 
 def _require_apart(base: Path, output: Path) -> None:
-    if base.resolve() == output.resolve():
+    one, other = base.resolve(), output.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
         raise UsageError(
-            f"the base bundle {base} stays as it is: choose another output", code="output_is_base"
+            f"the base bundle {base} stays as it is: choose an output outside it that does not "
+            "hold it",
+            code="output_is_base",
         )
+
+
+def _signed(file: AdapterFile, folder: Path, trust: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the SHA-256 of the files that the trusted key has signed, before any is written."""
+    if SIGNATURE_FILE not in file.file_names():
+        raise IntegrityError(
+            f"{file.path} is not signed: get one that was exported with --sign",
+            code="adapter_unsigned",
+            path=str(file.path),
+        )
+    (folder / SIGNATURE_FILE).write_bytes(file.file(SIGNATURE_FILE))
+    return signed_digests(folder, trust)
+
+
+def _base_file(base: Path, name: str) -> bytes:
+    try:
+        return read_bounded(base / name, _MOST_COPIED_BYTES)
+    except InputError as error:
+        raise IntegrityError(
+            f"the base bundle is not complete: {error}", code="base_incomplete", file=name
+        ) from error
 
 
 def _require_base(base: Path, expected: BaseBundle) -> None:
@@ -145,52 +181,76 @@ def _require_base(base: Path, expected: BaseBundle) -> None:
             )
 
 
-def _place(folder: Path, name: str) -> Path:
+def _write(
+    folder: Path, name: str, pieces: Iterable[bytes], signed: Mapping[str, str] | None
+) -> str:
+    """Write a file of the new bundle and return its SHA-256; a signature must name it."""
     place = folder / name
     place.parent.mkdir(parents=True, exist_ok=True)
-    return place
+    digest = hashlib.sha256()
+    with place.open("wb") as out:
+        for piece in pieces:
+            digest.update(piece)
+            out.write(piece)
+    found = digest.hexdigest()
+    if signed is not None and name != SIGNATURE_FILE and signed.get(name) != found:
+        raise IntegrityError(
+            f"{place} is not what the trusted key has signed: get the adapter again",
+            code="file_changed",
+            path=str(place),
+        )
+    return found
 
 
 # --- Graphs: the bytes that never change, and weights between them
 
 
 def _write_graphs(
-    file: AdapterFile, tower: Tower, base: Path, folder: Path, progress: Progress
+    file: AdapterFile,
+    tower: Tower,
+    base: Path,
+    folder: Path,
+    signed: Mapping[str, str] | None,
+    progress: Progress,
 ) -> None:
-    expected = {
-        entry.file: entry
-        for variant in file.bundle.variants.values()
-        for entry in (variant.image, variant.text)
-    }
     sections = {n: s for n, s in file.manifest.graphs.items() if s.tower == tower}
-    if unknown := sorted(sections.keys() - expected.keys()):
+    try:
+        adapted = AdaptedWeights(file, tower, base)
+        for done, (name, section) in enumerate(sections.items()):
+            progress(f"folding the {tower} tower", done, len(sections))
+            entry = named_files(file.bundle)[name]
+            weights = adapted.weights(section.smoothed)
+            pieces = graph_bytes(file.graph(name), section, weights)
+            found = _write(folder, name, _at_most(entry.size_bytes, pieces), signed)
+            if found != entry.sha256:
+                raise IntegrityError(
+                    f"'{name}' comes out otherwise than it was exported: expected SHA-256 "
+                    f"{entry.sha256[:12]}..., found {found[:12]}...; copy the adapter and the base "
+                    "bundle again",
+                    code="graph_differs",
+                    file=name,
+                    expected=entry.sha256,
+                    found=found,
+                )
+    except (IntegrityError, OSError):
+        raise
+    except Exception as error:  # numpy has a dozen kinds for shapes that do not fit.
+        code = error.code if isinstance(error, InputError) else "adapter_damaged"
         raise IntegrityError(
-            f"{file.path} makes '{unknown[0]}', which no variant has: copy it again",
-            code="adapter_damaged",
+            f"{file.path} does not fit the base: {error or type(error).__name__}; copy it again",
+            code=code,
             path=str(file.path),
-        )
-    adapted = AdaptedWeights(file, tower, base)
-    for done, (name, section) in enumerate(sections.items()):
-        progress(f"folding the {tower} tower", done, len(sections))
-        entry, digest, size_bytes = expected[name], hashlib.sha256(), 0
-        with _place(folder, name).open("wb") as out:
-            for data in graph_bytes(file.graph(name), section, adapted.weights(section.smoothed)):
-                size_bytes += len(data)
-                if size_bytes > entry.size_bytes:
-                    break
-                digest.update(data)
-                out.write(data)
-        if size_bytes != entry.size_bytes or digest.hexdigest() != entry.sha256:
-            raise IntegrityError(
-                f"'{name}' comes out otherwise than it was exported: expected SHA-256 "
-                f"{entry.sha256[:12]}..., found {digest.hexdigest()[:12]}...; copy the adapter and "
-                "the base bundle again",
-                code="graph_differs",
-                file=name,
-                expected=entry.sha256,
-                found=digest.hexdigest(),
-            )
+        ) from error
     progress(f"folding the {tower} tower", len(sections), len(sections))
+
+
+def _at_most(most_bytes: int, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Give pieces until they are more than a file has: its hash differs then anyway."""
+    for piece in pieces:
+        if most_bytes < len(piece):
+            return
+        most_bytes -= len(piece)
+        yield piece
 
 
 def graph_bytes(literal: bytes, section: GraphSection, weights: Weights) -> Iterator[bytes]:
@@ -227,22 +287,24 @@ class FrozenWeights(Mapping[str, NDArray[np.float32]]):
     """Weights of a base's float32 graph, read from its file when they are needed."""
 
     def __init__(self, path: Path, places: Mapping[str, TensorPlace]) -> None:
-        self._data = np.memmap(path, np.uint8, "r")
+        """Raise InputError if the places do not lie in the file, or overlap."""
+        self._path = path
         self._places = places
+        left = path.stat().st_size
+        for name, place in places.items():
+            size_bytes = 4 * math.prod(place.shape)
+            left -= size_bytes
+            if left < 0 or place.offset + size_bytes > path.stat().st_size:
+                raise InputError(
+                    f"the weight '{name}' is not in the base's graph",
+                    code="weight_unfit",
+                    name=name,
+                )
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         place = self._places[name]
-        count = 1
-        for size in place.shape:
-            count *= size
-        if place.offset + 4 * count > len(self._data):
-            raise InputError(
-                f"the weight '{name}' ends behind the base's graph: the adapter was changed, copy "
-                "it again",
-                code="weight_unfit",
-                name=name,
-            )
-        return np.frombuffer(self._data, "<f4", count, place.offset).reshape(place.shape)
+        values = np.fromfile(self._path, "<f4", math.prod(place.shape), offset=place.offset)
+        return values.reshape(place.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -8,14 +8,14 @@
                            each variant, calibration.json with the activation ranges of int8, the
                            golden samples and the signature
 
-It is an archive (zip), of which nothing is unpacked but into memory.
+It is an archive (zip). Whatever it says is held against limits before memory or disk is taken.
 """
 
+import hashlib
 import io
 import json
 import os
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.bundle import MANIFEST_FILE
+from upperson_rt.bundle import MANIFEST_FILE, UNNAMED_FILES, named_files
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.manifest import FileEntry, Manifest, check_relative_path, parse_manifest
 from upperson_rt.strict import Count, Positive, parse_json, read_fields, require_version
@@ -37,15 +37,14 @@ _MANIFEST = "adapter.json"
 _TRAINED, _SMOOTHING = "trained.safetensors", "smoothing.safetensors"
 _GRAPHS, _FILES = "graphs/", "files/"
 _MOST_BYTES = 256 << 20
-"""Of an entry, unpacked; ViT-L/14 trains 72 MB in float32."""
+"""Of trained tensors or a graph's literal part; ViT-L/14 trains 72 MB in float32."""
+_MOST_TEXT_BYTES = 8 << 20
+"""Of ``adapter.json`` and of a bundle's pages; ViT-B/16 has 0.3 MB."""
 _MOST_ENTRIES = 64
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "I32": np.dtype("<i4"),
 }  # fmt: skip
-# What zipfile and zlib raise for bad content.
-_UNREADABLE = (
-    zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +104,6 @@ class GraphSection:
 class AdapterManifest:
     """The content of ``adapter.json``."""
 
-    generator: str
     base: BaseBundle
     towers: dict[str, AdaptedTower]
     graphs: dict[str, GraphSection]
@@ -132,7 +130,7 @@ class AdapterManifest:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterContent:
-    """All that an adapter file holds, for `write_adapter`."""
+    """All that an adapter file holds, for `pack_adapter`."""
 
     manifest: AdapterManifest
     trained: bytes
@@ -179,20 +177,27 @@ class AdapterFile:
             )
         try:
             self._archive = zipfile.ZipFile(self.path)
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            self._entries = {entry.filename: entry for entry in self._archive.infolist()}
+        except Exception as error:  # zipfile has several kinds for bad content.
             raise self._damaged(str(error)) from error
-        if len(self._archive.infolist()) > _MOST_ENTRIES:
-            raise self._damaged(f"it has more than {_MOST_ENTRIES} entries")
-        content = parse_json(self._text(_MANIFEST), f"{self.path}, {_MANIFEST}")
+        if (
+            len(self._entries) != len(self._archive.infolist())
+            or len(self._entries) > _MOST_ENTRIES
+        ):
+            raise self._damaged(f"it has more than {_MOST_ENTRIES} entries, or one twice")
         update = "update with  pip install -U upperson-rt"
-        require_version(content, str(self.path), [SCHEMA_VERSION], update)
         try:
-            self.manifest = read_fields(AdapterManifest, content, f"{self.path}, {_MANIFEST}")
+            content = parse_json(self._text(_MANIFEST), _MANIFEST)
+            require_version(content, str(self.path), [SCHEMA_VERSION], update)
+            self.manifest = read_fields(AdapterManifest, content, _MANIFEST)
+            self.bundle: Manifest = parse_manifest(
+                self._text(_FILES + MANIFEST_FILE), f"{self.path}, {MANIFEST_FILE}"
+            )
+            self._require_bundle()
         except InputError as error:
+            if error.code == "version_unknown":
+                raise
             raise self._damaged(str(error)) from error
-        self.bundle: Manifest = parse_manifest(
-            self._text(_FILES + MANIFEST_FILE), f"{self.path}, {MANIFEST_FILE}"
-        )
 
     def __enter__(self) -> "AdapterFile":
         return self
@@ -211,12 +216,16 @@ class AdapterFile:
 
     def file_names(self) -> list[str]:
         """Return the names of the files that go into the bundle as they are."""
-        names = (name for name in self._archive.namelist() if name.startswith(_FILES))
-        return [check_relative_path(name.removeprefix(_FILES)) for name in names]
+        names = (name for name in self._entries if name.startswith(_FILES))
+        return [name.removeprefix(_FILES) for name in names]
 
     def file(self, name: str) -> bytes:
-        """Return a file of the bundle."""
-        return self._read(_FILES + name)
+        """Return a file of the bundle; its hash is checked where the bundle's manifest has one."""
+        entry = named_files(self.bundle).get(name)
+        data = self._read(_FILES + name, _MOST_TEXT_BYTES if entry is None else entry.size_bytes)
+        if entry is not None and hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise self._damaged(f"{name} is not the file that its {MANIFEST_FILE} names")
+        return data
 
     def graph(self, name: str) -> bytes:
         """Return a graph without its large weights."""
@@ -230,10 +239,30 @@ class AdapterFile:
         """Return the smoothing factors [C] of a tower, by site."""
         return self._tensors(_SMOOTHING, tower)
 
+    def _require_bundle(self) -> None:
+        """Refuse a file that does not make each file of the bundle, once, and no other."""
+        named = named_files(self.bundle)
+        made = [*self.file_names(), *self.manifest.graphs, *self.manifest.copied]
+        if (
+            len(set(made)) < len(made)
+            or not named.keys() <= set(made) <= named.keys() | UNNAMED_FILES
+        ):
+            odd = sorted(named.keys() ^ set(made) - UNNAMED_FILES) or sorted(made)
+            raise self._damaged(f"'{odd[0]}' is missing, twice there or not of a bundle")
+        graphs = {entry.file(t).file: t for entry in self.bundle.variants.values() for t in TOWERS}
+        if graphs != {name: section.tower for name, section in self.manifest.graphs.items()}:
+            raise self._damaged("its graphs are not those of its variants")
+        for section in self.manifest.graphs.values():
+            weights = [part.weight for part in section.parts]
+            if len(set(weights)) < len(weights):
+                raise self._damaged("a graph has a weight twice")
+
     def _tensors(self, name: str, tower: str) -> dict[str, NDArray[Any]]:
         try:
             tensors = read_tensors(self._read(name))
-        except (ValueError, LookupError, TypeError, InputError) as error:
+        except IntegrityError:
+            raise
+        except Exception as error:  # Of json and numpy, for a header that is no header.
             raise self._damaged(f"{name}: {error}") from error
         start = f"{tower}."
         found = {key.removeprefix(start): v for key, v in tensors.items() if key.startswith(start)}
@@ -249,20 +278,25 @@ class AdapterFile:
 
     def _text(self, name: str) -> str:
         try:
-            return self._read(name).decode("utf-8")
+            return self._read(name, _MOST_TEXT_BYTES).decode("utf-8")
         except UnicodeDecodeError as error:
             raise self._damaged(f"{name} is no text in UTF-8") from error
 
-    def _read(self, name: str) -> bytes:
+    def _read(self, name: str, most_bytes: int = _MOST_BYTES) -> bytes:
+        entry = self._entries.get(name)
+        if entry is None or entry.compress_type not in _METHODS:
+            raise self._damaged(f"it lacks {name}, or has it packed by another method")
+        if entry.file_size > most_bytes:
+            raise self._damaged(
+                f"{name} has {entry.file_size} bytes, expected {most_bytes} at most"
+            )
         try:
-            with self._archive.open(name) as file:
-                data = file.read(_MOST_BYTES + 1)
-        except KeyError as error:
-            raise self._damaged(f"it lacks {name}") from error
-        except _UNREADABLE as error:
+            with self._archive.open(entry) as file:
+                data = file.read(most_bytes + 1)
+        except Exception as error:  # zipfile and zlib have several kinds for bad content.
             raise self._damaged(f"{name}: {error or type(error).__name__}") from error
-        if len(data) > _MOST_BYTES:
-            raise self._damaged(f"{name} has more than {_MOST_BYTES >> 20} MiB")
+        if len(data) != entry.file_size:
+            raise self._damaged(f"{name} has another size than it says")
         return data
 
     def _damaged(self, problem: str) -> IntegrityError:
@@ -276,6 +310,8 @@ class AdapterFile:
 def read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
     """Read float16, float32 and int32 tensors in the format safetensors; raises ValueError."""
     start = 8 + int.from_bytes(data[:8], "little")
+    if start > len(data):
+        raise ValueError("its header is longer than the file")
     header = parse_json(data[8:start].decode("utf-8"), "the header")
     tensors = {}
     for name, entry in header.items():
@@ -284,7 +320,7 @@ def read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
         first, last = entry["data_offsets"]
         dtype = _DTYPES[entry["dtype"]]
         if not 0 <= first <= last <= len(data) - start:
-            raise ValueError(f"the tensor '{name}' ends behind the file")
+            raise ValueError(f"the tensor '{name}' ends after the file")
         values = np.frombuffer(data[start + first : start + last], dtype)
         tensors[name] = values.reshape(entry["shape"])
     return tensors

@@ -92,8 +92,8 @@ def _prefix(
     block: str, tensors: Mapping[str, NDArray[np.float64]], heads: int
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """Give the rows [1, heads, P, d] that come before keys and values (eq. 15-16)."""
-    keys_PD = tensors["key_scale"] * tensors["key_tokens"]
-    values_PD = tensors["scale"] * tensors["value_scale"] * tensors["value_tokens"]
+    keys_PD = _scale(tensors, "key_scale") * tensors["key_tokens"]
+    values_PD = _scale(tensors, "scale") * _scale(tensors, "value_scale") * tensors["value_tokens"]
     for letter, rows_PD in (("k", keys_PD), ("v", values_PD)):
         rows_PHd = rows_PD.reshape(len(rows_PD), heads, -1)
         yield f"{block}.attention.prefix_{letter}", rows_PHd.transpose(1, 0, 2)[None]
@@ -109,10 +109,13 @@ def _low_rank(
     width = len(weight)
     for part, columns in (("key", slice(-2 * width, -width)), ("value", slice(-width, None))):
         up_DR, down_RD = tensors[f"{part}.up"], tensors[f"{part}.down"]
+        rank = min(up_DR.shape[-1], width)  # A higher rank adds nothing, and takes its time.
+        if up_DR.shape != (width, rank) or down_RD.shape != (rank, width):
+            raise ValueError(f"expected [{width}, R] and [R, {width}], R at most {width}")
         delta_DD = np.zeros((width, width))
         for up_D, down_D in zip(up_DR.T, down_RD, strict=True):
             delta_DD += down_D[:, None] * up_D
-        weight[:, columns] += tensors[f"{part}.scale"] * delta_DD
+        weight[:, columns] += _scale(tensors, f"{part}.scale") * delta_DD
     yield name, weight
 
 
@@ -120,10 +123,15 @@ def _adapter(
     place: str, tensors: Mapping[str, NDArray[np.float64]]
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """Multiply the up projection by the adapter's scale (eq. 17)."""
+    scale = _scale(tensors, "scale")
     yield f"{place}.down.weight", tensors["down.weight"].T
     yield f"{place}.down.bias", tensors["down.bias"]
-    yield f"{place}.up.weight", tensors["up.weight"].T * tensors["scale"]
-    yield f"{place}.up.bias", tensors["up.bias"] * tensors["scale"]
+    yield f"{place}.up.weight", tensors["up.weight"].T * scale
+    yield f"{place}.up.bias", tensors["up.bias"] * scale
+
+
+def _scale(tensors: Mapping[str, NDArray[Any]], name: str) -> float:
+    return float(tensors[name].reshape(()))
 
 
 def _token_rows(
@@ -239,11 +247,19 @@ def stored(name: str, weights: Weights, pair_limit: int | None) -> NDArray[Any]:
     Raises:
         InputError: There is no such weight.
     """
-    if name.endswith(".fp16"):
-        return stored(name.removesuffix(".fp16"), weights, pair_limit).astype(np.float16)
-    for suffix, compute in ((".int8", quantized), (".scale", weight_scales)):
-        if name.endswith(suffix):
-            return compute(stored(name.removesuffix(suffix), weights, None), pair_limit)
+    plain = name.removesuffix(".fp16")
+    source, _, kind = plain.rpartition(".")
+    value: NDArray[Any]
+    if kind == "int8":
+        value = quantized(_plain(source, weights), pair_limit)
+    elif kind == "scale":
+        value = weight_scales(_plain(source, weights), pair_limit)
+    else:
+        value = _plain(plain, weights)
+    return value if plain == name else value.astype(np.float16)
+
+
+def _plain(name: str, weights: Weights) -> NDArray[np.float32]:
     if name in weights:
         return weights[name]
     module, _, rest = name.rpartition(".attention.")

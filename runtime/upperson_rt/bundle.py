@@ -23,7 +23,8 @@ from upperson_rt.towers import TOWERS, Backend, Tower, run_tower
 
 MANIFEST_FILE = "bundle.json"
 CALIBRATION = "calibration.json"
-_NOT_IN_MANIFEST = {MANIFEST_FILE, CALIBRATION, "report.html", "README.md", SIGNATURE_FILE}
+UNNAMED_FILES = frozenset({MANIFEST_FILE, CALIBRATION, "report.html", "README.md", SIGNATURE_FILE})
+"""Files of a bundle that its manifest does not name."""
 
 # What is read whole; some ten times of what exports write.
 _MOST_MANIFEST_BYTES = 1 << 20
@@ -303,10 +304,15 @@ def unowned_in_bundle(folder: Path) -> set[str]:
         manifest = read_manifest(folder)
     except UppersonError:  # Not a bundle.
         return names
+    return names - UNNAMED_FILES - named_files(manifest).keys()
+
+
+def named_files(manifest: Manifest) -> dict[str, FileEntry]:
+    """Return the files that a manifest names, by path."""
     entries = [manifest.text.tokenizer, manifest.canaries, manifest.report, manifest.scores]
     for variant in manifest.variants.values():
         entries += [variant.image, variant.text]
-    return names - _NOT_IN_MANIFEST - {entry.file for entry in entries if entry is not None}
+    return {entry.file: entry for entry in entries if entry is not None}
 
 
 def _read_scores(root: Path, manifest: Manifest, verify: bool) -> ScoreCalibration | None:

@@ -116,6 +116,15 @@ def verify_folder(folder: Path, public_key: str | os.PathLike[str]) -> str:
     return _fingerprint(key)
 
 
+def signed_digests(folder: Path, public_key: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the SHA-256 of each file that the owner of a key has signed, by its POSIX path.
+
+    Nothing but the signature is read. Raises as `verify_folder`.
+    """
+    payload = _genuine_payload(folder, _read_public_key(public_key))
+    return _read_statement(payload, f"{folder / SIGNATURE_FILE}, the statement")[0]
+
+
 def named_key(folder: Path) -> str | None:
     """Return the fingerprint that a signature names; unchecked, and None for no signature."""
     if not os.path.lexists(folder / SIGNATURE_FILE):

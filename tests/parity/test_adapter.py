@@ -131,7 +131,8 @@ def test_command_lines_apply_describe_and_remove(site):
     assert applied == run_rt_json("info", "-b", "bundle")
     assert applied["signed_by"] is not None
     assert applied["adapter_sha256"] == "1" * 64
-    assert "site" in run_rt("info", "-b", "bundle").stdout
+    shown = run_rt("info", "-b", "bundle").stdout.splitlines()
+    assert [line.split()[:2] for line in shown[1:3]] == [["site", "site"], ["base", "clip,"]]
     removed = run_rt_json("apply", "--remove", "-b", "base", "-o", "bundle")
     assert (removed["adapter_sha256"], removed["signed_by"]) == (None, None)
 
@@ -201,6 +202,11 @@ def beyond_the_base(content):
     places["embedding"]["offset"] = 1 << 40
 
 
+def twice(content):
+    parts = content["graphs"]["image.int8.onnx"]["parts"]
+    parts.insert(0, parts[0])
+
+
 def outside(content):
     content["copied"]["../tokenizer.json"] = "tokenizer.json"
 
@@ -214,6 +220,12 @@ FILES = {
         lambda path: rewritten(path, **{"trained.safetensors": b"\xff" * 40}),
         lambda path: rewritten(path, **{"graphs/image.int8.onnx": None}),
         lambda path: with_manifest(path, lambda content: content.pop("base")),
+        lambda path: with_manifest(path, twice),
+        lambda path: rewritten(path, **{"adapter.json": b"[" * 9_000_000}),
+        lambda path: rewritten(path, **{"files/canaries.npz": b"other"}),
+        lambda path: rewritten(path, **{"files/.git/config": b"[core]"}),
+        lambda path: rewritten(path, **{"trained.safetensors": (1 << 40).to_bytes(8, "little")}),
+        lambda path: rewritten(path, **{"trained.safetensors": bytes([2, *bytes(7)]) + b"[]"}),
     ),
     "weight_not_finite": (lambda path: changed_tensor(path, to_nan),),
     "graph_differs": (
@@ -227,7 +239,6 @@ FILES = {
     ),
     "path_outside": (lambda path: with_manifest(path, outside),),
     "version_unknown": (lambda path: with_manifest(path, lambda c: c.update(schema_version=2)),),
-    "size_differs": (lambda path: rewritten(path, **{"files/canaries.npz": b"other"}),),
 }
 
 
@@ -276,6 +287,9 @@ def test_a_signature_is_asked_for_and_checked(site):
     write_keys(site, "other", ec.generate_private_key(ec.SECP256R1()))
     with refused("signature_wrong", IntegrityError):
         apply_adapter("site.adapter", "base", "bundle", trust="other.pub")
+    rewritten(site / "site.adapter", **{"files/README.md": b"other"})
+    with refused("file_changed", IntegrityError):
+        apply_adapter("site.adapter", "base", "bundle", trust="key.pub")
     rewritten(site / "site.adapter", **{"files/model.sig": None})
     with refused("adapter_unsigned", IntegrityError):
         apply_adapter("site.adapter", "base", "bundle", trust="key.pub")
@@ -288,6 +302,18 @@ def test_command_lines_name_what_is_missing(site):
     refusal(run_rt("apply", *into), 2, "adapter_missing")
     refusal(run_rt("apply", "site.adapter", "--remove", *into), 2, "adapter_and_remove")
     refusal(run_rt("apply", "gone.adapter", *into), 3, "no_adapter")
+
+
+@pytest.mark.parametrize("output", ["base", "base/site", "."])
+@pytest.mark.parametrize("made", [apply_adapter, restore_base])
+def test_base_and_output_are_apart(site, output, made):
+    before = snapshot(site)
+    given = ("site.adapter", "base") if made is apply_adapter else ("base",)
+    with refused("output_is_base", UsageError):
+        made(*given, output)
+    with refused("base_has_adapter", UsageError):
+        restore_base("home", "bundle")
+    assert snapshot(site) == before
 
 
 def test_a_full_disk_leaves_the_bundle(site, monkeypatch):
