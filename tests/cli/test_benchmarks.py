@@ -24,6 +24,7 @@ from benchmarks import (
     alerts,
     bases,
     contenders,
+    few_people,
     gallery,
     loader,
     promise,
@@ -56,6 +57,7 @@ NAMES = (
     "towers",
     "bases",
     "adapter",
+    "few_people",
     "gallery",
     "scores",
     "alerts",
@@ -294,6 +296,17 @@ def test_an_applied_adapter_is_the_exported_bundle(tmp_path: Path) -> None:
     assert (row["different"], row["files"] > 9, row["peak_bytes"] > 0) == (0, True, True)
     assert ("AVX2 alone" in found["applied"]) == (found["avx2"] is None)
     assert found["adapter_bytes"] < 2e6
+
+
+def test_few_people_teach_an_adapter(tmp_path: Path) -> None:
+    drawn = tmp_path / "gains.png"
+    few = ("--people", 8, "--people", 12, "--test-people", 12, "--passes", 1)
+    found = values(run(few_people, *few, "--picture", drawn))
+    sites = ("station", "campus")
+    assert list(found["rows"]) == [f"{site}, {count}" for site in sites for count in (8, 12)]
+    for row in found["rows"].values():
+        assert row["R@1 low"] <= row["R@1 points"] <= row["R@1 high"]
+    assert Image.open(drawn).format == "PNG"
 
 
 def test_other_embeddings_than_the_references_end_it_or_are_left_out_with_a_reason() -> None:
