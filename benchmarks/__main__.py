@@ -15,7 +15,7 @@ DOCUMENTED = (
     "towers --threads 1 --rounds 9",
     "bases",
     "adapter",
-    "few_people",
+    "people",
     "gallery --rows 100000 --threads 1",
     "gallery --rows 999000 --threads 1",
     "gallery --rows 1000000 --threads 1",

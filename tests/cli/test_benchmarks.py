@@ -24,9 +24,9 @@ from benchmarks import (
     alerts,
     bases,
     contenders,
-    few_people,
     gallery,
     loader,
+    people,
     promise,
     recall,
     scores,
@@ -57,7 +57,7 @@ NAMES = (
     "towers",
     "bases",
     "adapter",
-    "few_people",
+    "people",
     "gallery",
     "scores",
     "alerts",
@@ -301,7 +301,7 @@ def test_an_applied_adapter_is_the_exported_bundle(tmp_path: Path) -> None:
 def test_few_people_teach_an_adapter(tmp_path: Path) -> None:
     drawn = tmp_path / "gains.png"
     few = ("--people", 8, "--people", 12, "--test-people", 12, "--passes", 1)
-    found = values(run(few_people, *few, "--picture", drawn))
+    found = values(run(people, *few, "--picture", drawn))
     sites = ("station", "campus")
     assert list(found["rows"]) == [f"{site}, {count}" for site in sites for count in (8, 12)]
     for row in found["rows"].values():

@@ -45,7 +45,7 @@ _SEED = 91
 
 
 @app.command(cls=Command)
-def few_people(
+def people_needed(
     people: Annotated[
         list[int] | None, typer.Option("--people", min=8, help="People to train on; repeatable.")
     ] = None,
@@ -57,7 +57,7 @@ def few_people(
 ) -> None:
     """Train an adapter for each site from some people each, and measure its gain.
 
-    Example: python -m benchmarks.few_people --picture docs/few-people.png
+    Example: python -m benchmarks.people --picture docs/few-people.png
     """
     counts = sorted(people or [25, 50, 100, 300])
     rows: dict[str, dict[str, Any]] = {}
@@ -65,7 +65,7 @@ def few_people(
         for seed, look in enumerate(SITES, _SEED):
             folder = Path(place) / look.name
             rows |= dict(_gains(look, seed, counts, test_people, passes, folder))
-    result = conditions("few_people", "torch", threads=None, batch_size=48, warmup=0)
+    result = conditions("people", "torch", threads=None, batch_size=48, warmup=0)
     result |= {"test_people": test_people, "rows": rows}
     columns = {
         f"{name}{suffix}": Column(f"{name} {key}", "{:+.1f}")
@@ -153,4 +153,4 @@ def _drawn(rows: dict[str, dict[str, Any]], counts: list[int]) -> bytes:
 
 
 if __name__ == "__main__":
-    run_app(app, "python -m benchmarks.few_people")
+    run_app(app, "python -m benchmarks.people")
