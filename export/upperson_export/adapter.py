@@ -197,9 +197,9 @@ def write_adapter(
             frozen=frozen.places,
             sites={n: SmoothedSite(divided=s.divided, readers=s.readers) for n, s in sites.items()},
         )
-        for name in {entry.file(tower).file for entry in manifest.variants.values()}:
+        for name in dict.fromkeys(entry.file(tower).file for entry in manifest.variants.values()):
             graphs[name], literals[name] = _take_apart(bundle / name, tower, states)
-    names = set(all_names(bundle)) - graphs.keys()
+    names = sorted(set(all_names(bundle)) - graphs.keys())
     copied = {name: name for name in names if _same(bundle / name, base.folder / name)}
     content = AdapterContent(
         manifest=AdapterManifest(
@@ -211,7 +211,7 @@ def write_adapter(
         trained=pack_tensors(trained),
         smoothing=pack_tensors(factors),
         graphs=literals,
-        files={name: (bundle / name).read_bytes() for name in names - copied.keys()},
+        files={name: (bundle / name).read_bytes() for name in names if name not in copied},
     )
     write_atomically(output, pack_adapter(content))
 
