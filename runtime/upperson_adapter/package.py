@@ -40,6 +40,8 @@ _MOST_BYTES = 256 << 20
 """Of trained tensors or a graph's literal part; ViT-L/14 trains 72 MB in float32."""
 _MOST_TEXT_BYTES = 8 << 20
 """Of ``adapter.json`` and of a bundle's pages; ViT-B/16 has 0.3 MB."""
+_MOST_FILE_BYTES = 64 << 20
+"""Of a file that the bundle's manifest names, such as a tokenizer."""
 _MOST_ENTRIES = 64
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -222,7 +224,10 @@ class AdapterFile:
     def file(self, name: str) -> bytes:
         """Return a file of the bundle; its hash is checked where the bundle's manifest has one."""
         entry = named_files(self.bundle).get(name)
-        data = self._read(_FILES + name, _MOST_TEXT_BYTES if entry is None else entry.size_bytes)
+        most_bytes = _MOST_TEXT_BYTES
+        if entry is not None:
+            most_bytes = min(entry.size_bytes, _MOST_FILE_BYTES)
+        data = self._read(_FILES + name, most_bytes)
         if entry is not None and hashlib.sha256(data).hexdigest() != entry.sha256:
             raise self._damaged(f"{name} is not the file that its {MANIFEST_FILE} names")
         return data
@@ -314,14 +319,17 @@ def read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
         raise ValueError("its header is longer than the file")
     header = parse_json(data[8:start].decode("utf-8"), "the header")
     tensors = {}
+    left = len(data) - start
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         first, last = entry["data_offsets"]
-        dtype = _DTYPES[entry["dtype"]]
-        if not 0 <= first <= last <= len(data) - start:
-            raise ValueError(f"the tensor '{name}' ends after the file")
-        values = np.frombuffer(data[start + first : start + last], dtype)
+        left -= last - first
+        if left < 0 or not 0 <= first <= last <= len(data) - start:
+            raise ValueError(f"the tensor '{name}' overlaps others, or ends after the file")
+        values = np.frombuffer(
+            memoryview(data)[start + first : start + last], _DTYPES[entry["dtype"]]
+        )
         tensors[name] = values.reshape(entry["shape"])
     return tensors
 

@@ -184,6 +184,14 @@ def changed_tensor(path, change):
     rewritten(path, **{"trained.safetensors": pack_tensors(tensors)})
 
 
+def overlapping():
+    data = pack_tensors({"image.a": np.zeros(8, np.float32)})
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    text = json.dumps(header | {"image.b": header["image.a"]}).encode()
+    return len(text).to_bytes(8, "little") + text + data[start:]
+
+
 def to_nan(value):
     value[0, 0] = np.nan
 
@@ -226,6 +234,7 @@ FILES = {
         lambda path: rewritten(path, **{"files/.git/config": b"[core]"}),
         lambda path: rewritten(path, **{"trained.safetensors": (1 << 40).to_bytes(8, "little")}),
         lambda path: rewritten(path, **{"trained.safetensors": bytes([2, *bytes(7)]) + b"[]"}),
+        lambda path: rewritten(path, **{"trained.safetensors": overlapping()}),
     ),
     "weight_not_finite": (lambda path: changed_tensor(path, to_nan),),
     "graph_differs": (
