@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from upperson_rt.cli.groups import grouped
-from upperson_rt.cli.options import Output, default_bundle
+from upperson_rt.cli.options import Output, default_bundle, require_no_empty_trust
 from upperson_rt.cli.output import new_table, print_line, print_result, print_table, show_progress
 from upperson_rt.errors import UsageError
 
@@ -39,6 +39,8 @@ def apply(
         Path | None,
         typer.Option(
             "--trust",
+            envvar="UPPERSON_TRUST",
+            callback=require_no_empty_trust,
             help="Public key (PEM) that must have signed the adapter, or with --remove the base.",
             metavar="KEY",
         ),

@@ -306,11 +306,16 @@ def test_a_signature_is_asked_for_and_checked(site):
     apply_adapter("site.adapter", "base", "bundle")
 
 
-def test_command_lines_name_what_is_missing(site):
+def test_command_lines_name_what_is_missing(site, monkeypatch):
     into = ("-b", "base", "-o", "bundle", "--json")
     refusal(run_rt("apply", *into), 2, "adapter_missing")
     refusal(run_rt("apply", "site.adapter", "--remove", *into), 2, "adapter_and_remove")
     refusal(run_rt("apply", "gone.adapter", *into), 3, "no_adapter")
+    monkeypatch.setenv("UPPERSON_TRUST", "key.pub")
+    assert run_rt("apply", "site.adapter", *into).exit_code == 0
+    refusal(run_rt("apply", "--remove", *into), 6, "not_signed")
+    monkeypatch.setenv("UPPERSON_TRUST", "")
+    assert run_rt("apply", "site.adapter", *into).exit_code == 2
 
 
 @pytest.mark.parametrize("output", ["base", "base/site", "."])

@@ -87,7 +87,7 @@ def require_sheet(path: Path) -> None:
         )
 
 
-def _require_no_empty_trust(key: Path | None) -> Path | None:
+def require_no_empty_trust(key: Path | None) -> Path | None:
     """Refuse an empty variable: with it, a unit file would open unsigned bundles unnoticed."""
     if key is None and os.environ.get("UPPERSON_TRUST") == "":
         raise typer.BadParameter(
@@ -113,7 +113,7 @@ TrustOption: TypeAlias = Annotated[
         "--trust",
         envvar="UPPERSON_TRUST",
         metavar="PUBKEY",
-        callback=_require_no_empty_trust,
+        callback=require_no_empty_trust,
         help="Open the bundle only if this public key (PEM) verifies its signature.",
         rich_help_panel=ADVANCED,
     ),
