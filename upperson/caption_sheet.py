@@ -232,7 +232,8 @@ def render_sheet(sheet: CaptionSheet, environment: jinja2.Environment) -> str:
         folder=folder,
         commands=[
             f"upperson data check --dataset jsonl --root {root}",
-            f"upperson train --dataset jsonl --root {root} --output runs/own",
+            f"upperson train --root {root} --base ViT-B-16-quickgelu --pretrained openai "
+            "--recipe cuhk-pedes --output runs/own",
         ],
         earlier=bool(sheet.earlier),
     )
