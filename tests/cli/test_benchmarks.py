@@ -306,7 +306,8 @@ def test_few_people_teach_an_adapter(tmp_path: Path) -> None:
     assert list(found["rows"]) == [f"{site}, {count}" for site in sites for count in (8, 12)]
     for row in found["rows"].values():
         assert row["R@1 low"] <= row["R@1 points"] <= row["R@1 high"]
-    assert Image.open(drawn).format == "PNG"
+    with Image.open(drawn) as picture:
+        assert picture.format == "PNG"
 
 
 def test_other_embeddings_than_the_references_end_it_or_are_left_out_with_a_reason() -> None:
