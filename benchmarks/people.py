@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +19,7 @@ import typer
 from matplotlib.figure import Figure
 
 from benchmarks.report import Column, conditions, print_report, table
+from upperson.cli.demo_run import gains
 from upperson.config import TrainConfig, read_recipe
 from upperson.data.records import read_dataset
 from upperson.data.vocabulary import clip_tokenizer
@@ -30,7 +31,6 @@ from upperson.model.parts import PLAIN_CLIP
 from upperson.observer import Observer
 from upperson.run import load_run
 from upperson.train import train
-from upperson_export.precision_search import paired_drop
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.files import write_atomically
 from upperson_synthetic import SyntheticSpec, write_dataset
@@ -95,9 +95,9 @@ def _gains(
         train(_config(config, root, epochs), run, Observer())
         after = _scores(load_run(run).model, split)
         row: dict[str, Any] = {"people": count, "epochs": epochs}
+        gained = gains(after, before)
         for name in ("R@1", "own_words"):
-            found = paired_drop(after.found[name] - before.found[name], after.groups[name])
-            row |= {f"{name} {key}": value for key, value in asdict(found).items()}
+            row |= {f"{name} {key}": value for key, value in gained[name].items()}
         yield f"{look.name}, {count}", row
 
 

@@ -178,7 +178,7 @@ def _seconds(count: int, rng: np.random.Generator) -> list[float]:
 def _visit(
     pictures: LabelledPictures, name: str, time: float, rng: np.random.Generator
 ) -> tuple[list[Item], NDArray[np.int64]]:
-    """Return one to four pictures of somebody, and their rows."""
+    """Return one to four pictures of a person, and their rows."""
     person = rng.choice(pictures.people_N)
     own = rng.permutation(np.flatnonzero(pictures.people_N == person))
     own = own[: rng.integers(1, len(own) + 1)]

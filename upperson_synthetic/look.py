@@ -181,14 +181,7 @@ STATION = replace(
     TARGET,
     name="station",
     # Sodium lamps at dusk, in haze.
-    cameras=_cameras(
-        0.45,
-        0.6,
-        1.2,
-        gains=(1.6, 0.9, 0.35),
-        haze=0.2,
-        resolution=(0.35, 0.5),
-    ),
+    cameras=_cameras(0.45, 0.6, 1.2, gains=(1.6, 0.9, 0.35), haze=0.2, resolution=(0.35, 0.5)),
     occluders=0.35,
     things=(
         SiteThing("upper", "steward vest", 0.25, ("orange", "yellow", "green", "pink")),
@@ -201,14 +194,7 @@ CAMPUS = replace(
     TARGET,
     name="campus",
     # Far away under fluorescent light, behind railings and bins.
-    cameras=_cameras(
-        0.4,
-        0.72,
-        1.0,
-        gains=(0.42, 1.05, 1.7),
-        haze=0.2,
-        resolution=(0.28, 0.4),
-    ),
+    cameras=_cameras(0.4, 0.72, 1.0, gains=(0.42, 1.05, 1.7), haze=0.2, resolution=(0.28, 0.4)),
     occluders=0.5,
     things=(
         SiteThing("upper", "school blazer", 0.3, ("navy", "green", "red", "purple")),

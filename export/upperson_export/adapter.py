@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
+from upperson_adapter.apply import read_base
 from upperson_adapter.package import (
     AdaptedTower,
     AdapterContent,
@@ -22,7 +23,6 @@ from upperson_adapter.package import (
     BaseBundle,
     GraphPart,
     GraphSection,
-    SmoothedSite,
     TensorPlace,
     pack_adapter,
     pack_tensors,
@@ -39,10 +39,10 @@ from upperson_export.fold import (
 from upperson_export.plain import PlainTower
 from upperson_export.variants import EXACT
 from upperson_rt.bundle import CALIBRATION, read_manifest
-from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.files import all_names, sha256_of_file, write_atomically
 from upperson_rt.machine import PAIR_LIMIT
-from upperson_rt.manifest import NO_ADAPTER, Manifest
+from upperson_rt.manifest import Manifest
 from upperson_rt.towers import TOWERS, Tower
 
 _LEAST_BYTES = 512
@@ -91,14 +91,7 @@ class AdapterBase:
             InputError: Not a bundle.
             UsageError: It has an adapter already.
         """
-        manifest = read_manifest(folder)
-        if manifest.model.adapter_sha256 != NO_ADAPTER or EXACT not in manifest.variants:
-            raise UsageError(
-                f"{folder} is the bundle of {manifest.model.name}, expected that of a base without "
-                "adapter: make one with  upperson export --base",
-                code="base_has_adapter",
-                path=str(folder),
-            )
+        manifest = read_base(folder)
         graphs = manifest.variants[EXACT]
         return cls(
             folder,
@@ -195,12 +188,12 @@ def write_adapter(
         towers[tower] = AdaptedTower(
             heads=heads,
             frozen=frozen.places,
-            sites={n: SmoothedSite(divided=s.divided, readers=s.readers) for n, s in sites.items()},
+            sites=sites,
         )
         for name in dict.fromkeys(entry.file(tower).file for entry in manifest.variants.values()):
             graphs[name], literals[name] = _take_apart(bundle / name, tower, states)
     names = sorted(set(all_names(bundle)) - graphs.keys())
-    copied = {name: name for name in names if _same(bundle / name, base.folder / name)}
+    copied = tuple(name for name in names if _same(bundle / name, base.folder / name))
     content = AdapterContent(
         manifest=AdapterManifest(
             base=base.identity(),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_adapter.package import AdapterFile, BaseBundle, GraphSection, TensorPlace
-from upperson_adapter.weights import Site, Weights, fold_trained, smooth, stored
+from upperson_adapter.weights import Weights, fold_trained, smooth, stored
 from upperson_rt.backends import installed_backends
 from upperson_rt.bundle import Bundle, named_files, read_manifest, unowned_in_bundle
 from upperson_rt.errors import InputError, IntegrityError, UsageError
@@ -26,7 +26,8 @@ from upperson_rt.towers import TOWERS, Tower
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with (work, done, total)."""
 
-_EXACT = "fp32"
+EXACT = "fp32"
+"""The variant whose weights all others are made from."""
 
 _MOST_COPIED_BYTES = 2 << 30
 """Of a file that is taken from the base, such as a graph or a tokenizer."""
@@ -63,14 +64,13 @@ def apply_adapter(
     _require_apart(base, output)
     with AdapterFile(adapter) as file:
         _require_base(base, file.manifest.base)
-        Bundle.open(base, _EXACT).check_files()
+        Bundle.open(base, EXACT).check_files()
         with new_folder(output, unowned_in_bundle) as folder, _shown_as(folder, file.path):
-            names = file.file_names()
             signed = None if trust is None else _signed(file, folder, trust)
-            for name in names:
+            for name in file.file_names():
                 _write(folder, name, [file.file(name)], signed)
-            for name, source in file.manifest.copied.items():
-                _write(folder, name, [_base_file(base, source)], signed)
+            for name in file.manifest.copied:
+                _write(folder, name, [_base_file(base, name)], signed)
             for tower in TOWERS:
                 _write_graphs(file, tower, base, folder, signed, progress)
             if trust is not None:
@@ -91,20 +91,26 @@ def restore_base(
     """
     base, output = Path(base), Path(output)
     _require_apart(base, output)
-    manifest = read_manifest(base, trust)
-    if manifest.model.adapter_sha256 != NO_ADAPTER:
-        raise UsageError(
-            f"{base} is the bundle of {manifest.model.name}, which has an adapter: name the base "
-            "bundle",
-            code="base_has_adapter",
-            path=str(base),
-        )
+    manifest = read_base(base, trust)
     with new_folder(output, unowned_in_bundle) as folder, _shown_as(folder, base):
         for name in set(all_names(base)) - unowned_in_bundle(base):
             _write(folder, name, [_base_file(base, name)], None)
         if trust is not None:
             verify_folder(folder, trust)
         check_variants(folder, manifest, progress)
+    return manifest
+
+
+def read_base(folder: Path, trust: str | os.PathLike[str] | None = None) -> Manifest:
+    """Read the manifest of a base bundle; UsageError if it has an adapter or no float32 graphs."""
+    manifest = read_manifest(folder, trust)
+    if manifest.model.adapter_sha256 != NO_ADAPTER or EXACT not in manifest.variants:
+        raise UsageError(
+            f"{folder} is the bundle of {manifest.model.name}, expected that of a base without "
+            "adapter: make one with  upperson export --base",
+            code="base_has_adapter",
+            path=str(folder),
+        )
     return manifest
 
 
@@ -165,7 +171,7 @@ def _base_file(base: Path, name: str) -> bytes:
 
 def _require_base(base: Path, expected: BaseBundle) -> None:
     found = read_manifest(base)
-    graphs = found.variants.get(_EXACT)
+    graphs = found.variants.get(EXACT)
     for tower in TOWERS:
         if graphs is None or graphs.file(tower) != expected.graphs[tower]:
             raise IntegrityError(
@@ -268,9 +274,7 @@ class AdaptedWeights:
 
     def __init__(self, file: AdapterFile, tower: Tower, base: Path) -> None:
         section = file.manifest.towers[tower]
-        self._sites = {
-            name: Site(site.divided, site.readers) for name, site in section.sites.items()
-        }
+        self._sites = section.sites
         self._factors = file.smoothing(tower)
         frozen = FrozenWeights(base / file.manifest.base.graphs[tower].file, section.frozen)
         folded = fold_trained(frozen, file.trained(tower), section.heads)

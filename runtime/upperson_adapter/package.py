@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_adapter.weights import Site
 from upperson_rt.bundle import MANIFEST_FILE, UNNAMED_FILES, named_files
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.manifest import FileEntry, Manifest, check_relative_path, parse_manifest
@@ -67,20 +68,12 @@ class TensorPlace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmoothedSite:
-    """A `upperson_adapter.weights.Site`."""
-
-    divided: tuple[str, ...]
-    readers: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class AdaptedTower:
     """What folding needs to know of a tower."""
 
     heads: Positive
     frozen: dict[str, TensorPlace]
-    sites: dict[str, SmoothedSite]
+    sites: dict[str, Site]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +103,8 @@ class AdapterManifest:
     towers: dict[str, AdaptedTower]
     graphs: dict[str, GraphSection]
     """By file of the bundle."""
-    copied: dict[str, str]
-    """Files of the bundle that the base bundle has, to their names there."""
+    copied: tuple[str, ...]
+    """Files of the bundle that the base bundle has, too."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -123,7 +116,7 @@ class AdapterManifest:
                 raise IntegrityError(
                     f"expected the towers {', '.join(TOWERS)}", code="tower_missing"
                 )
-        for name in (*self.graphs, *self.copied, *self.copied.values()):
+        for name in (*self.graphs, *self.copied):
             check_relative_path(name)
         for section in self.graphs.values():
             if section.tower not in TOWERS:

@@ -204,9 +204,9 @@ def smooth(
 # --- Int8
 
 
-def quantized(w_IO: NDArray[np.float32], pair_limit: int | None) -> NDArray[np.int8]:
-    """Return a weight [in, out] as int8, by `weight_scales`."""
-    int8_IO: NDArray[np.int8] = np.rint(w_IO / weight_scales(w_IO, pair_limit)).astype(np.int8)
+def quantized(w_IO: NDArray[np.float32], scale_O: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Return a weight [in, out] as int8, with a scale [out] from `weight_scales`."""
+    int8_IO: NDArray[np.int8] = np.rint(w_IO / scale_O).astype(np.int8)
     return int8_IO
 
 
@@ -250,10 +250,11 @@ def stored(name: str, weights: Weights, pair_limit: int | None) -> NDArray[Any]:
     plain = name.removesuffix(".fp16")
     source, _, kind = plain.rpartition(".")
     value: NDArray[Any]
-    if kind == "int8":
-        value = quantized(_plain(source, weights), pair_limit)
-    elif kind == "scale":
-        value = weight_scales(_plain(source, weights), pair_limit)
+    if kind in ("int8", "scale"):
+        w_IO = _plain(source, weights)
+        value = weight_scales(w_IO, pair_limit)
+        if kind == "int8":
+            value = quantized(w_IO, value)
     else:
         value = _plain(plain, weights)
     return value if plain == name else value.astype(np.float16)

@@ -206,7 +206,7 @@ class Deliverer:
         os.close(self._lock)
 
     def run(self, is_over: Callable[[], bool], poll_s: float = 0.2) -> None:
-        """Deliver until ``is_over`` says so, which is asked after each message."""
+        """Deliver until ``is_over`` says so, which is called after each message."""
         self._is_over = is_over
         while not is_over():
             if time.monotonic() < self._down_until or not self._try_step():

@@ -1,4 +1,4 @@
-"""What alerts are delivered to: a webhook that answers as told, and a real broker.
+"""What alerts are delivered to: a webhook that answers as set, and a real broker.
 
     python -m tests.helpers.alert_servers PORT FILE
 

@@ -216,7 +216,7 @@ def twice(content):
 
 
 def outside(content):
-    content["copied"]["../tokenizer.json"] = "tokenizer.json"
+    content["copied"].append("../tokenizer.json")
 
 
 FILES = {

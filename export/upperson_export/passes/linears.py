@@ -108,7 +108,7 @@ def _quantized_weight(
     dequantize, value = new_node(
         "DequantizeLinear",
         [
-            constant(graph, f"{weight.name}.int8", quantized(w_IO, pair_limit)),
+            constant(graph, f"{weight.name}.int8", quantized(w_IO, scale_O)),
             constant(graph, f"{weight.name}.scale", scale_O),
             constant(graph, f"zero_point.{len(scale_O)}", np.zeros(len(scale_O), np.int8)),
         ],

@@ -57,8 +57,8 @@ def test_a_site_has_people_in_things_and_words_of_its_own(site):
         colours = {getattr(person, f"{thing.field}_colour") for person in having}
         assert colours == {*thing.colours}
         assert not [p for p in street if getattr(p, thing.field) == thing.value]
-        told = " ".join(describe(person, site, rng) for person in having for _ in range(8))
-        assert all(word in told for word in words_of([thing]))
+        captions = " ".join(describe(person, site, rng) for person in having for _ in range(8))
+        assert all(word in captions for word in words_of([thing]))
         # The picture differs from that of the same person in a coat, or with a handbag.
         other = {"upper": "coat", "bag": "handbag"}[thing.field]
         for person in having[:5]:
@@ -81,8 +81,8 @@ def test_no_base_has_seen_the_words_of_a_site():
     looks = [LOOKS[name] for name in ("studio", "street", "indoor")]
     texts = [describe(person, look, rng) for person in people for look in looks]
     texts += [brief(person, rng).text for person in people]
-    told = {word for text in texts for word in re.findall(r"[a-z]+", text.lower())}
-    assert not told & words
+    found = {word for text in texts for word in re.findall(r"[a-z]+", text.lower())}
+    assert not found & words
     base = load_base("upperson-small", None)
     tokens = base.tokenizer().encode([" ".join(sorted(words))]).input_ids[0]
     seen = base.clip.token_embedding.weight[torch.from_numpy(tokens.astype(np.int64))].any(dim=1)
