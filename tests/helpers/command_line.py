@@ -29,15 +29,17 @@ def start_program(
     *arguments: object,
     cwd: Path | None = None,
     output: Path = Path(os.devnull),
+    within: Sequence[str] = (),
 ) -> "subprocess.Popen[str]":
     """Start a command as `run_program` does, and do not wait for it.
 
-    Its stdout goes into ``output``, its stderr into the same name with ``.err``.
+    Its stdout goes into ``output``, its stderr into the same name with ``.err``. ``within`` is a
+    command that runs the one that follows it.
     """
     errors = output if output == Path(os.devnull) else output.with_name(f"{output.name}.err")
     with output.open("w") as out, errors.open("w") as err:
         return subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", _main_of(program), *map(str, arguments)],
+            [*within, sys.executable, "-W", "error", "-c", _main_of(program), *map(str, arguments)],
             cwd=cwd,
             env=environment(),
             stdin=subprocess.DEVNULL,

@@ -4,7 +4,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -22,11 +22,11 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def served(folder: Path, *arguments: object) -> Iterator[Served]:
+def served(folder: Path, *arguments: object, within: Sequence[str] = ()) -> Iterator[Served]:
     """Start ``upperson-rt serve`` in a folder, wait until it answers, and end it in the end."""
     output, errors = folder / "serve.out", folder / "serve.out.err"
     command = ("upperson-rt", "serve", "--port", 0, *arguments)
-    process = start_program(*command, cwd=folder, output=output)
+    process = start_program(*command, cwd=folder, output=output, within=within)
     try:
         while (found := re.search(r"console: (\S+)/\n", output.read_text())) is None:
             assert process.poll() is None, errors.read_text()

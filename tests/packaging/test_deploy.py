@@ -1,7 +1,10 @@
 """The files to deploy with: what they run is what the command line takes."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -63,6 +66,30 @@ def test_the_composition_runs_what_parses():
             DEPLOY / services[name]["build"]["context"] / services[name]["build"]["dockerfile"]
         ).exists()
     assert services["console"]["ports"] == ["127.0.0.1:8480:8480"]
+
+
+def test_each_service_of_the_composition_has_a_health_check_of_what_it_does(tmp_path):
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    image = dict(instructions("Dockerfile"))
+    assert "127.0.0.1:8480/" in image["HEALTHCHECK"]
+    assert "healthcheck" not in services["console"], "it has the image's"
+    assert "--port" not in services["console"]["command"], "the image's asks the default port"
+    command = services["watch"]["command"]
+    file = command[command.index("--metrics-file") + 1]
+    kind, program, *words = services["watch"]["healthcheck"]["test"]
+    assert (kind, program) == ("CMD", "python")
+    metrics = tmp_path / "watch.prom"
+    assert file in words[-1]
+    check = [sys.executable, *words[:-1], words[-1].replace(file, str(metrics))]
+
+    def code():
+        return subprocess.run(check, stderr=subprocess.DEVNULL, check=False).returncode
+
+    assert code() == 1
+    metrics.touch()
+    assert code() == 0
+    os.utime(metrics, (1e9, 1e9))
+    assert code() == 1
 
 
 def test_the_units_run_what_parses_and_are_hardened_alike():
