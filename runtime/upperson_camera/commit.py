@@ -47,6 +47,11 @@ class OtherWriters:
         for camera in set(cameras) - self._expected.keys():
             self._expected[camera] = self._gallery.count(Filter(camera=camera))
 
+    def forget(self, cameras: Iterable[str]) -> None:
+        """Count the rows of cameras anew before the next commit: nobody knows what was added."""
+        for camera in cameras:
+            self._expected.pop(camera, None)
+
     def count_ours(self, items: Sequence[Item], replaced: Sequence[str]) -> None:
         """Note added rows, and the keys of those that were there before."""
         before = set(replaced)
@@ -159,15 +164,21 @@ class CommitStage(Stage):
         except BaseException:
             self._counters.count_crops(crops, "crops_dropped.failed")
             raise
-        now = time.monotonic()
-        for crop in crops:
-            self.latency.add(now - crop.arrived)
-            self.encode_latency.add(now - crop.chosen)
-        self._others.count_ours(items, replaced)
         self._counters.count_crops(crops, "committed")
+        self._report(items, replaced, [(crop.arrived, crop.chosen) for crop in crops])
+
+    def _report(
+        self, items: list[Item], replaced: list[str], stamps: Sequence[tuple[float, float]]
+    ) -> None:
+        """Count committed rows, measure how long they took, and give them to the outputs."""
+        now = time.monotonic()
+        for arrived, chosen in stamps:
+            self.latency.add(now - arrived)
+            self.encode_latency.add(now - chosen)
+        self._others.count_ours(items, replaced)
         if self._ingest.outputs:
             with self._calling("on_commit"):
-                self._ingest.deliver(crops, replaced)
+                self._ingest.deliver(items, replaced)
 
     def _close_folder(self) -> None:
         if self._ingest.folder is not None:

@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_camera.buffered import BufferStage, SendStage
 from upperson_camera.camera import Camera
 from upperson_camera.commit import CommitStage
 from upperson_camera.crops import EncodeStage
@@ -26,8 +27,9 @@ from upperson_rt.encoder import Encoder
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UppersonError, UsageError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.ingest.detector import Detector
+from upperson_rt.ingest.disk_buffer import DiskBuffer
 from upperson_rt.ingest.service import Ingest, Output
-from upperson_rt.printable import error_text, get_logger, safe_repr, shortened
+from upperson_rt.printable import count_of, error_text, get_logger, safe_repr, shortened
 
 _log = get_logger(__name__)
 
@@ -35,6 +37,7 @@ _STEP_S = 0.02
 _COMMITS_WAITING = 4
 _SHARED: Mapping[str, tuple[str, type[UppersonError]]] = {
     "encoder": ("the encoder", BackendError),
+    "buffer": ("the buffer on disk", InputError),
     "gallery": ("the gallery", InputError),
     "on_commit": ("on_commit", UppersonError),
 }
@@ -54,6 +57,10 @@ class Pipeline:
     and detection with tracking and selection; for all cameras one encoder and one writer. The
     queues between them are bounded. The drop policy decides what a full queue drops, and `stats`
     counts everything that was dropped.
+
+    Rows for a gallery on a server are written into a buffer on disk first: while the server is away
+    nothing is lost, and memory does not grow. What still waits at the end, `stop` raises; the next
+    run sends it.
 
     If a camera fails, the others go on. If the encoder or the gallery fails, the pipeline stops,
     and every later call raises that error. What is stuck at the end is abandoned.
@@ -115,17 +122,29 @@ class Pipeline:
         self.run_name = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         """Unique to this run; the prefix of its track names."""
         self._encoder = encoder
+        self._buffer: DiskBuffer | None = None
+        if getattr(gallery, "is_remote", False):  # A program's own gallery may be any object.
+            self._buffer = DiskBuffer(self.settings.buffer, gallery, self.settings.buffer_bytes)
         self._shared = shared = Shared(
             settings=self.settings,
             run_name=self.run_name,
             encoder=encoder,
             crops=BoundedQueue(self.settings.crop_queue),
             batches=BoundedQueue(_COMMITS_WAITING),
+            buffer=self._buffer,
         )
         self._crops, self._batches = shared.crops, shared.batches
         common = Ingest(encoder, gallery, self.settings.batch_size, outputs), shared
         self._encode = EncodeStage(*common, lambda error: self._fail(error, self._encode.part))
-        self._commit = CommitStage(*common, lambda error: self._fail(error, self._commit.part))
+        self._sender: SendStage | None = None
+        self._buffering: BufferStage | None = None
+        if self._buffer is None:
+            self._commit = CommitStage(*common, self._fail_commit)
+        else:
+            self._commit = self._sender = SendStage(*common, self._fail_commit, self._buffer)
+            self._buffering = BufferStage(
+                shared, lambda error: self._fail(error, "buffer"), self._buffer, self._sender
+            )
         self._cameras: dict[str, Camera] = {}
         self._lock = threading.Lock()
         self._started: float | None = None
@@ -205,11 +224,19 @@ class Pipeline:
         with self._lock:
             if self._started is not None or self._stopping:
                 raise UsageError("a pipeline can be started once", code="started_twice")
-            self._commit.start()
-            self._encode.start()
+            if self._buffer is not None:
+                self._open_buffer(self._buffer)
+            for stage in self._stages:
+                stage.start()
             self._started = time_module.monotonic()
             for camera in self._cameras.values():
                 camera.start()
+
+    def _open_buffer(self, buffer: DiskBuffer) -> None:
+        if left := buffer.open():
+            text = "%s of an earlier run in %s: the gallery gets them first"
+            found = count_of(left, "crop waits", "crops wait")
+            _log.warning(text, found, buffer.path, extra={"event": "buffered", "waiting": left})
 
     def submit(
         self,
@@ -318,14 +345,33 @@ class Pipeline:
             busy = [camera for camera in busy if not camera.has_ended(began, now > late)]
             self._abandon_stuck(began)
             time_module.sleep(_STEP_S if busy else 0)
-        for queue, stage in ((self._crops, self._encode), (self._batches, self._commit)):
-            queue.close()
+        ends = [self._crops.close, self._batches.close]
+        if self._sender is not None:
+            ends.append(self._sender.end)
+        for end, stage in zip(ends, reversed(self._stages), strict=True):
+            end()
             while stage.is_alive:
                 self._abandon_stuck(began)
                 stage.join(_STEP_S)
+        if self._buffer is not None:
+            self._close_buffer(self._buffer)
         if self._stopped is None:
             self._stopped = time_module.monotonic()
         self._raise_failure()
+
+    def _close_buffer(self, buffer: DiskBuffer) -> None:
+        if not self._failures["buffer_stuck"]:  # Closing it would hang, too.
+            buffer.close()
+        if self._started is not None and len(buffer) and self._failure is None:
+            error = BackendError(
+                f"{count_of(len(buffer), 'crop waits', 'crops wait')} in {buffer.path} for "
+                f"gallery {buffer.gallery}, which takes no rows: nothing is lost, the next "
+                "run with this folder sends them",
+                code="gallery_away",
+                waiting=len(buffer),
+                path=buffer.path,
+            )
+            self._failed(error, "gallery_away")
 
     def stats(self) -> PipelineStats:
         """Return what was done so far; works at any time, also after the end."""
@@ -343,6 +389,10 @@ class Pipeline:
             frame_queues={camera.name: camera.frames_waiting for camera in cameras},
             crop_queue=len(self._crops),
             commit_queue=len(self._batches),
+            buffered=0 if self._buffer is None else len(self._buffer),
+            buffered_bytes=0 if self._buffer is None else self._buffer.size_bytes,
+            gallery_problem=None if self._sender is None else self._sender.problem,
+            recovered=0 if self._sender is None else self._sender.recovered,
             latency=Latency.of(self._commit.latency),
             encode_latency=Latency.of(self._commit.encode_latency),
         )
@@ -372,14 +422,27 @@ class Pipeline:
     def _abandon_stuck(self, since: float) -> None:
         """Abandon an encoder, a gallery or an output that does not return."""
         limit_s = self.settings.end_within_s
-        for stage in (self._encode, self._commit):
+        for stage in self._stages:
             if stage.call_s(since) > limit_s and (part := stage.abandon()) is not None:
+                if part == "gallery" and self._buffer is not None:  # Its crops are on disk.
+                    self._failures["gallery_stuck"] += 1
+                    continue
                 name, kind = _SHARED[part]
                 error = kind(
                     f"{name} did not return within {limit_s:g} s of the end", code=f"{part}_stuck"
                 )
                 # Without outputs, the rest is still committed.
                 self._failed(error, f"{part}_stuck", discard=part != "on_commit")
+
+    @property
+    def _stages(self) -> tuple[BufferStage | CommitStage | EncodeStage, ...]:
+        """The threads that cameras share, the last one first."""
+        if self._buffering is None:
+            return (self._commit, self._encode)
+        return (self._commit, self._buffering, self._encode)
+
+    def _fail_commit(self, error: BaseException) -> None:
+        self._fail(error, self._commit.part)
 
     def _fail(self, error: BaseException, part: str) -> None:
         """Stop everything: without encoder and gallery all work is lost."""
@@ -408,7 +471,7 @@ class Pipeline:
     def _refuse_own_threads(self, what: str) -> None:
         """Raise UsageError in a thread of the pipeline: it would wait for itself."""
         of_cameras = [stage for camera in list(self._cameras.values()) for stage in camera.stages]
-        for stage in (self._commit, self._encode, *of_cameras):
+        for stage in (*self._stages, *of_cameras):
             if stage.is_current:
                 text = (
                     f"{what} was called from {stage.part}, for which it would wait: call it from a "
@@ -426,6 +489,7 @@ class Pipeline:
             all(camera.is_idle for camera in list(self._cameras.values()))
             and self._crops.is_idle
             and self._batches.is_idle
+            and (self._sender is None or self._sender.is_idle)
         )
 
 

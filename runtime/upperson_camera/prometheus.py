@@ -63,7 +63,14 @@ class _Collector:
             depth.add_metric(["frames", camera], number)
         depth.add_metric(["crops", ""], stats.crop_queue)
         depth.add_metric(["commits", ""], stats.commit_queue)
+        depth.add_metric(["buffer", ""], stats.buffered)
         yield depth
+        text = "Bytes that crops take on disk while they wait for the gallery."
+        yield gauge("upperson_buffer_bytes", text, value=stats.buffered_bytes)
+        text = "0 while a gallery on a server takes no rows."
+        yield gauge("upperson_gallery_up", text, value=float(stats.gallery_problem is None))
+        text = "Rows that earlier runs had left on disk."
+        yield counter("upperson_recovered", text, value=stats.recovered)
         busy_s, text = stats.encoder_busy_s, "Seconds in which the encoder worked."
         yield counter("upperson_encoder_busy_seconds", text, value=busy_s)
         yield counter("upperson_batches", "Batches the encoder ran.", value=stats.batches)

@@ -1,6 +1,7 @@
 """Settings of a pipeline and its cameras, checked once, here, and what all cameras share."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from upperson_camera.frames import CameraCrop, EncodedCrops, check_unix_time
 from upperson_camera.queues import BoundedQueue, DropPolicy, check_policy
@@ -8,11 +9,12 @@ from upperson_camera.source import Opener, Source
 from upperson_camera.stats import Counters
 from upperson_camera.stream import StreamReader, open_source
 from upperson_camera.tracker import TrackerName, check_tracker, new_tracker
-from upperson_rt.arguments import check_callable, check_fields, check_name, check_number
+from upperson_rt.arguments import check_callable, check_fields, check_name, check_number, check_path
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import UsageError
 from upperson_rt.ingest.boxes import QualityRules
 from upperson_rt.ingest.detector import Detector, SharedDetector
+from upperson_rt.ingest.disk_buffer import DiskBuffer
 from upperson_rt.printable import safe_repr, shortened
 
 _LONGEST_S = 7 * 86_400.0
@@ -80,6 +82,10 @@ class PipelineSettings:
     end_within_s: float = 10.0
     """At the end: for how long cameras may work on what waits, and a call of an encoder, a gallery
     or ``on_commit`` may last. What takes longer is abandoned."""
+    buffer: Path = Path("buffer")
+    """Folder in which rows wait for a gallery on a server, see `DiskBuffer`."""
+    buffer_bytes: int = 1 << 30
+    """From this size on, cameras accept no more crops and files wait."""
     capture_rules: CaptureRules = CaptureRules()
     """When a live source counts as stalled, and how it is opened again."""
     opener: Opener = open_source
@@ -91,9 +97,10 @@ class PipelineSettings:
             if not isinstance(rules, kind):
                 raise UsageError(f"expected {kind.__name__}, found {safe_repr(rules)}")
         check_callable(self.opener, "opener")
+        object.__setattr__(self, "buffer", Path(check_path(self.buffer, "buffer")))
         for name in ("max_delay_s", "every_s"):
             _require((value := getattr(self, name)) >= 0, name, value, "at least 0")
-        for name in ("batch_size", "min_views", "frame_queue", "crop_queue"):
+        for name in ("batch_size", "min_views", "frame_queue", "crop_queue", "buffer_bytes"):
             _require((value := getattr(self, name)) >= 1, name, value, "at least 1")
         for name in ("lost_after_s", "end_within_s"):
             _require((value := getattr(self, name)) > 0, name, value, "above 0")
@@ -163,6 +170,8 @@ class Shared:
     """Waiting for the encoder."""
     batches: BoundedQueue[EncodedCrops]
     """Waiting for the gallery."""
+    buffer: DiskBuffer | None = None
+    """Between the encoder and a gallery on a server."""
     counters: Counters = field(default_factory=Counters)
     detectors: dict[int, SharedDetector] = field(default_factory=dict)
     """By the `id` of a detector, for the cameras that share it."""

@@ -129,7 +129,7 @@ class CameraStats:
     crops_dropped: Mapping[str, int] = _metric("Detections that did not become a row, by reason.")
     """``empty``, ``outside``, ``duplicate``, ``too_many``, ``no_track``, ``too_small``,
     ``blurred``, ``at_border``, ``not_best``, ``too_soon``, ``seen_once``, ``unusable``,
-    ``queue_full``, ``failed``."""
+    ``queue_full``, ``buffer_full``, ``failed``."""
     outages: int = _metric("Times a source that had given pictures was lost.")
     reconnects: int = _metric("Attempts to open a source again.")
     stalls: int = _metric("Times a source gave nothing for too long.")
@@ -159,7 +159,14 @@ class PipelineStats:
     crop_queue: int
     """Crops that wait for the encoder."""
     commit_queue: int
-    """Batches that wait for the gallery."""
+    """Batches that wait for the gallery, or for the buffer on disk before it."""
+    buffered: int
+    """Crops that wait on disk for a gallery on a server, those of earlier runs included."""
+    buffered_bytes: int
+    gallery_problem: str | None
+    """Why a gallery on a server has taken no rows for some seconds; None if all is well."""
+    recovered: int
+    """Rows in the gallery that earlier runs had left on disk."""
     latency: Latency
     """From a frame's arrival to its crop in the gallery, with the wait for a better detection."""
     encode_latency: Latency

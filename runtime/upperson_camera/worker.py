@@ -187,6 +187,9 @@ class CameraWorker(Stage):
 
     def _select(self, detections: Sequence[Detection]) -> None:
         for detection in detections:
+            if not self._has_room():
+                self._drop("buffer_full")
+                continue
             try:
                 crop = self._maker.make(detection, time.monotonic())
             except Exception as error:  # One crop that cannot be made does not cost the others.
@@ -201,6 +204,15 @@ class CameraWorker(Stage):
             if dropped is not None:  # Maybe a crop of another camera.
                 reason = "failed" if crops.closed else "queue_full"
                 self._shared.counters.count(dropped.camera, f"crops_dropped.{reason}")
+
+    def _has_room(self) -> bool:
+        """Return whether crops can be accepted; a file waits until they can, or until the end."""
+        buffer = self._shared.buffer
+        if buffer is None:
+            return True
+        while buffer.is_full and self._camera.drop == "block" and not self._frames.closed:
+            time.sleep(_STEP_S)
+        return not buffer.is_full
 
     def _count(self, name: str, number: int = 1) -> None:
         self._shared.counters.count(self._camera.name, name, number)

@@ -127,6 +127,7 @@ class MilvusGallery(Gallery):
         super().__init__(collection.location.text, collection.meta)
         self._collection = collection
         self._vector_kind = collection.meta.vectors
+        self.is_remote = collection.location.file is None
 
     @classmethod
     def _open(cls, location: str, create: tuple[str, int] | None) -> "MilvusGallery":

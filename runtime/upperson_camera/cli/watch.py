@@ -62,6 +62,9 @@ def status_table(now: "PipelineStats", earlier: "PipelineStats | None") -> Plain
     busy_s = now.encoder_busy_s - (earlier.encoder_busy_s if earlier else 0.0)
     share = min(1.0, busy_s / seconds) if seconds > 0 else 0.0
     table.add_row("encoder", f"{share:.0%} busy", "", "", "", f"{now.crop_queue} wait")
+    if now.buffered:
+        state = ("away", "yellow") if now.gallery_problem else ""
+        table.add_row("gallery", state, "", "", "", f"{now.buffered} wait on disk")
     return table
 
 
@@ -81,6 +84,10 @@ def print_summary(stats: "PipelineStats", gallery: str, items: int | None) -> No
         f"people: {count_of(stats.total('detections'), 'box', 'boxes')}, "
         f"{stats.total('accepted')} accepted, left out {_reasons(stats.dropped('crops_dropped'))}"
     )
+    if stats.recovered:
+        print_line(f"{count_of(stats.recovered, 'picture')} of earlier runs had waited on disk")
+    if stats.buffered:
+        print_line(f"{count_of(stats.buffered, 'picture')} wait on disk for the gallery")
     if replaced := stats.total("replaced"):
         print_line(f"{count_of(replaced, 'picture')} took the place of what was there before")
     if others := {n: c.added_by_others for n, c in stats.cameras.items() if c.added_by_others}:
@@ -107,6 +114,7 @@ def progress_line(stats: "PipelineStats") -> str:
         f"{stats.seconds:.0f} s: {count_of(stats.total('frames_processed'), 'frame')} searched, "
         f"{count_of(stats.total('tracks'), 'track')}, "
         f"{count_of(stats.total('committed'), 'picture')} added"
+        + (f"; {count_of(stats.buffered, 'picture')} wait on disk" if stats.buffered else "")
         + "".join(f"; {name} {stats.cameras[name].state}" for name in away)
     )
 
@@ -184,6 +192,23 @@ class Tuning(OptionGroup, panel=ADVANCED):
             help="Installed output that also gets each committed row. Repeatable.",
         ),
     ] = None
+    buffer: Annotated[
+        Path,
+        typer.Option(
+            "--buffer",
+            metavar="FOLDER",
+            help="Where pictures wait while a gallery on a server is away.",
+        ),
+    ] = Path("buffer")
+    buffer_size: Annotated[
+        int,
+        typer.Option(
+            "--buffer-size",
+            min=1,
+            metavar="MB",
+            help="From this size on no more pictures are accepted, and files wait.",
+        ),
+    ] = 1024
     metrics_file: Annotated[
         Path | None,
         typer.Option(
@@ -337,7 +362,7 @@ def watch(
             except UppersonError as error:
                 failure = error  # What was counted until then is still reported.
         stats = pipeline.stats()
-        items = store.count() if failure is None else None
+        items = None if failure is not None or stats.stuck else store.count()
         if stats.stuck:  # What hangs is not closed: that would hang, too.
             leave_open(
                 pipeline,
@@ -364,6 +389,8 @@ def _settings(crops: Crops, tuning: Tuning) -> "PipelineSettings":
         quality=QualityRules(min_height_px=tuning.min_height),
         save_crops=not crops.vectors_only,
         batch_size=tuning.batch_size,
+        buffer=tuning.buffer,
+        buffer_bytes=tuning.buffer_size << 20,
         capture_rules=CaptureRules(stall_s=tuning.stall),
     )
 

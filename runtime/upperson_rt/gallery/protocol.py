@@ -86,6 +86,8 @@ class Gallery(ABC):
 
     has_outbox: ClassVar[bool] = False
     """Whether `outbox` works."""
+    is_remote: bool = False
+    """Whether a server has it, which may be away for a while; it keeps no pictures then."""
     _most_hits: int = 2**31 - 1
     """Largest k of a query."""
 

@@ -279,7 +279,7 @@ def index_images(
             if crops:
                 items = [crop.item for crop in crops]
                 replaced = ingest.commit(crops, ingest.embed(crops))
-                ingest.deliver(crops, replaced)
+                ingest.deliver(items, replaced)
                 report.replaced += len(replaced)
                 report.indexed += len(items)
                 report.keys += Tally.of(item.key for item in items)

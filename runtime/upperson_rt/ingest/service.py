@@ -329,9 +329,8 @@ class Ingest:
 
             return self.gallery.add(items, embeds_ND, self._encoder.variant, write)
 
-    def deliver(self, crops: Sequence[Crop], replaced: Sequence[str]) -> None:
+    def deliver(self, items: Sequence[Item], replaced: Sequence[str]) -> None:
         """Give committed rows to the outputs; ``replaced`` is what `commit` returned."""
-        items = [crop.item for crop in crops]
         for output in self.outputs:
             output.committed(items, replaced)
 

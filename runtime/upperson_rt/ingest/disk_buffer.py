@@ -1,0 +1,273 @@
+"""A buffer on disk: rows wait there for a gallery on a server, which may be away.
+
+One file of SQLite for each gallery and model, in a folder that this machine keeps. A row is durable
+when `DiskBuffer.put` returns, and stays until the gallery has it: it outlives the process.
+"""
+
+import hashlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.errors import InputError, IntegrityError, UppersonError
+from upperson_rt.files import make_folder, try_lock
+from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery.protocol import read_item
+from upperson_rt.gallery.records import check_new, unit_vectors
+from upperson_rt.gallery.sqlite.rows import item_from_row, row_from_item
+from upperson_rt.gallery.sqlite.schema import COLUMNS
+from upperson_rt.printable import one_line
+
+_LAYOUT = 1
+_TABLE = f"""
+    CREATE TABLE IF NOT EXISTS rows (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, {COLUMNS}, variant, vector, arrived, chosen
+    )
+"""
+_SMALL_BYTES = 1 << 20
+"""A file larger than that is made smaller when it is empty."""
+
+
+class BufferedRow(NamedTuple):
+    """A row that waits for its gallery."""
+
+    seq: int
+    """Rises in the order of writing."""
+    item: Item
+    vector_D: NDArray[np.float32]
+    variant: str | None
+    stamps: tuple[float, float]
+    """What `DiskBuffer.put` was given."""
+    is_own: bool
+    """Whether this run wrote it."""
+
+
+class DiskBuffer:
+    """Rows in the order in which they were accepted; for any number of threads of one process."""
+
+    def __init__(self, folder: Path, gallery: Gallery, most_bytes: int) -> None:
+        """Take a folder; nothing is made before `open`.
+
+        Args:
+            folder: Made if it is missing.
+            gallery: For which the rows wait; others may share the folder.
+            most_bytes: `is_full` from this size on.
+        """
+        # Options of an address, such as its timeout, are no part of what it names.
+        name = f"{gallery.location.partition('?')[0]}\n{gallery.fingerprint}"
+        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        self.path = folder / f"{digest}.sqlite"
+        self.size_bytes = 0
+        """What the rows take on disk."""
+        self.gallery = gallery.location
+        self._gallery = gallery
+        self._most_bytes = most_bytes
+        self._changed = threading.Condition()
+        self._connection: sqlite3.Connection | None = None
+        self._lock = -1
+        self._count = 0
+        self._last_of_others = 0
+        self._finished = False
+
+    def open(self) -> int:
+        """Open the file; return how many rows earlier runs left in it.
+
+        Raises:
+            InputError: The folder cannot be written to, or another process uses the file.
+            IntegrityError: The file is damaged.
+        """
+        try:
+            make_folder(self.path.parent, 0o700)
+            self._lock = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as error:
+            self.close()
+            raise InputError(
+                f"cannot write {self.path}: {error.strerror}: name a folder with  --buffer",
+                code="buffer_not_writable",
+                path=self.path,
+            ) from error
+        try:
+            if not try_lock(self._lock):
+                raise InputError(
+                    f"another process buffers rows of gallery {self._gallery.location} in "
+                    f"{self.path}: end it first, or name another folder with  --buffer",
+                    code="buffer_in_use",
+                    path=self.path,
+                )
+            with self._translated():
+                # Threads take turns by the condition.
+                self._connection = sqlite3.connect(self.path, check_same_thread=False)
+                self._prepare(self._connection)
+        except BaseException:
+            self.close()
+            raise
+        return self._count
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        for pragma in ("journal_mode = TRUNCATE", "synchronous = FULL", "secure_delete = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        (found,) = connection.execute("PRAGMA user_version").fetchone()
+        if found not in (0, _LAYOUT):
+            raise IntegrityError(
+                f"{self.path} has layout {found}, this program reads {_LAYOUT}: name another "
+                "folder with  --buffer",
+                code="buffer_unsupported",
+                path=self.path,
+                found=found,
+            )
+        with connection:
+            connection.execute(_TABLE)
+            connection.execute(f"PRAGMA user_version = {_LAYOUT}")
+        (self._count, self._last_of_others) = connection.execute(
+            "SELECT count(*), ifnull(max(seq), 0) FROM rows"
+        ).fetchone()
+        self._measure(connection)
+
+    def close(self) -> None:
+        """Close the file, which keeps its rows."""
+        with self._changed:
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
+            if self._lock >= 0:
+                os.close(self._lock)
+            self._lock = -1
+
+    def put(
+        self,
+        items: Sequence[Item],
+        vectors_ND: NDArray[np.float32],
+        variant: str | None,
+        stamps: Sequence[tuple[float, float]],
+    ) -> None:
+        """Write rows, all or none, also into a full buffer; durable on return.
+
+        Args:
+            items: N items.
+            vectors_ND: (N, D) of unit length.
+            variant: Of the bundle that embedded them.
+            stamps: Two numbers an item, for the caller.
+
+        Raises:
+            InputError: A gallery would refuse an item or a vector, or the disk is full.
+            IntegrityError: The file is damaged.
+        """
+        gallery = self._gallery
+        new = check_new(items)
+        unit_ND = unit_vectors(vectors_ND, len(new), gallery.embed_dim, gallery.location)
+        rows = [
+            (*row_from_item(item), variant, vector_D.astype("<f4").tobytes(), *stamp)
+            for item, vector_D, stamp in zip(new, unit_ND, stamps, strict=True)
+        ]
+        sql = f"INSERT INTO rows ({COLUMNS}, variant, vector, arrived, chosen) VALUES "
+        with self._writing(len(rows)) as connection:
+            connection.executemany(f"{sql} ({', '.join('?' * 12)})", rows)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until there are rows, or it is finished; at most ``timeout_s``."""
+        with self._changed:
+            if not self._count and not self._finished:
+                self._changed.wait(timeout_s)
+
+    def first(self, most: int) -> list[BufferedRow]:
+        """Return the first rows, at most so many."""
+        with self._changed:
+            if self._connection is None or not self._count:
+                return []
+            sql = (
+                f"SELECT seq, variant, vector, arrived, chosen, {COLUMNS} FROM rows "
+                "ORDER BY seq LIMIT ?"
+            )
+            with self._translated():
+                found = self._connection.execute(sql, (most,)).fetchall()
+        return [self._row(columns) for columns in found]
+
+    def _row(self, columns: Sequence[Any]) -> BufferedRow:
+        seq, variant, vector, arrived, chosen, *metadata = columns
+        if not isinstance(vector, bytes) or len(vector) != 4 * self._gallery.embed_dim:
+            raise self._damaged(f"row {seq} has no vector of {self._gallery.embed_dim} numbers")
+        return BufferedRow(
+            seq=seq,
+            item=read_item(item_from_row, metadata, str(self.path)),
+            vector_D=np.frombuffer(vector, "<f4").astype(np.float32),
+            variant=variant,
+            stamps=(arrived, chosen),
+            is_own=seq > self._last_of_others,
+        )
+
+    def remove(self, rows: Sequence[BufferedRow]) -> None:
+        """Remove the first rows: the gallery has them."""
+        with self._writing(-len(rows)) as connection:
+            connection.execute("DELETE FROM rows WHERE seq <= ?", (rows[-1].seq,))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has reached its size: nothing new should be accepted."""
+        return self.size_bytes >= self._most_bytes
+
+    def finish(self) -> None:
+        """Note that no more rows come in this run."""
+        with self._changed:
+            self._finished = True
+            self._changed.notify_all()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether `finish` was called."""
+        return self._finished
+
+    def __len__(self) -> int:
+        return self._count
+
+    @contextmanager
+    def _writing(self, more: int) -> Iterator[sqlite3.Connection]:
+        """Give the connection in a transaction that adds so many rows."""
+        with self._changed:
+            connection = self._connection
+            if connection is None:
+                raise InputError(f"{self.path} has been closed", code="buffer_closed")
+            with self._translated(), connection:
+                yield connection
+            self._count += more
+            with self._translated():
+                if not self._count and os.stat(self.path).st_size > _SMALL_BYTES:
+                    with suppress(sqlite3.OperationalError):  # The disk may be full.
+                        connection.execute("VACUUM")
+                self._measure(connection)
+            self._changed.notify_all()
+
+    def _measure(self, connection: sqlite3.Connection) -> None:
+        pages, free, size = (
+            int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        self.size_bytes = (pages - free) * size
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:  # A full disk, or one that turned read-only.
+            raise InputError(
+                f"cannot write {self.path} ({one_line(error)}): check the disk, or name "
+                "another folder with  --buffer",
+                code="buffer_not_writable",
+                path=self.path,
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(one_line(error)) from error
+
+    def _damaged(self, problem: str) -> UppersonError:
+        return IntegrityError(
+            f"{self.path} is damaged ({problem}): move it away to go on without its rows",
+            code="buffer_damaged",
+            path=self.path,
+        )

@@ -1,0 +1,317 @@
+"""A gallery on a server that is away: what was accepted waits on disk, and none of it is lost."""
+
+import os
+import signal
+import sqlite3
+import sys
+from contextlib import closing, suppress
+
+import numpy as np
+import pytest
+
+from tests.helpers.command_line import run_code
+from tests.helpers.fake_camera import (
+    BOX,
+    FILE,
+    START,
+    FakeOpener,
+    FakeTime,
+    Gate,
+    check_sums,
+    person_frame,
+    wait_for,
+)
+from tests.helpers.refused import refused
+from tests.helpers.remote_gallery import RemoteGallery, refuse
+from upperson_camera import Pipeline
+from upperson_rt.errors import BackendError, InputError, IntegrityError
+from upperson_rt.gallery import Gallery, Item
+from upperson_rt.ingest.disk_buffer import DiskBuffer
+
+ALL = {"every_s": 0, "min_views": 1, "save_crops": False, "frame_queue": 64}
+LIMIT_S = 1000
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock of the threads before a gallery on a server, whose pauses last no time."""
+    clock = FakeTime()
+    clock.sleep = lambda seconds: None
+    monkeypatch.setattr("upperson_camera.buffered.time", clock)
+    monkeypatch.setattr("upperson_camera.buffered._FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("upperson_camera.buffered._LONGEST_PAUSE_S", 0.01)
+    return clock
+
+
+@pytest.fixture
+def remote(gallery):
+    return RemoteGallery(gallery)
+
+
+@pytest.fixture
+def options(tmp_path):
+    return {"buffer": tmp_path / "buffer", "end_within_s": LIMIT_S, **ALL}
+
+
+def submit(pipeline, count, first=0, camera="gate"):
+    for number in range(first, first + count):
+        pipeline.submit(camera, person_frame(), [BOX], START + number, tracks=[number])
+        wait_for(lambda: pipeline.stats().cameras[camera].frames_waiting == 0)
+
+
+def all_kept(pipeline, count):
+    """Wait until so many crops are on disk or in the gallery."""
+    wait_for(lambda: pipeline.stats().buffered + pipeline.stats().total("committed") == count)
+
+
+@pytest.mark.parametrize("outage_s", [40, 300])
+def test_no_accepted_crop_is_lost_however_long_the_server_is_away(
+    encoder, remote, options, clock, outage_s, caplog
+):
+    with Pipeline(encoder, remote, **options) as pipeline:
+        for camera in ("gate", "hall"):
+            pipeline.add_camera(camera)
+            submit(pipeline, 5, camera=camera)
+        assert pipeline.drain(60)
+        remote.away = refuse
+        for step in range(10):
+            for camera in ("gate", "hall"):
+                submit(pipeline, 5, first=5 * (step + 1), camera=camera)
+            clock.more_s += outage_s / 10
+        all_kept(pipeline, 110)
+        stats = pipeline.stats()
+        assert (stats.buffered, stats.total("committed")) == (100, 10)
+        assert stats.gallery_problem is not None
+        assert stats.crop_queue == stats.commit_queue == 0, "nothing piles up in memory"
+        assert stats.buffered_bytes > 0
+        tries = remote.attempts
+        wait_for(lambda: remote.attempts > tries)
+        remote.away = None
+        assert pipeline.drain(60)
+        assert pipeline.stats().buffered == 0
+    stats = pipeline.stats()
+    check_sums(stats)
+    assert stats.total("accepted") == stats.total("committed") == remote.count() == 110
+    assert stats.dropped("crops_dropped") == {}
+    assert len(remote.added) == 110, "each was sent once"
+    for camera in ("gate", "hall"):
+        times = [item.time for item in remote.added if item.camera == camera]
+        assert times == sorted(times)
+    waiting = [record.waiting for record in caplog.records if record.event == "gallery_away"]
+    assert 0 < max(waiting) <= 100
+
+
+def stop_away(pipeline, clock, waiting):
+    """Stop a pipeline whose gallery is away; it has to say what waits."""
+
+    def step(seconds):
+        clock.more_s += LIMIT_S / 4
+
+    clock.sleep = step
+    with refused("gallery_away", BackendError, waiting=waiting):
+        pipeline.stop()
+    assert pipeline.stats().failures == {"gallery_away": 1}
+    check_sums(pipeline.stats(), ended=False)
+    assert pipeline.stats().cameras["gate"].crops_waiting == waiting
+
+
+def test_the_next_run_sends_what_waits_first_and_in_order(encoder, remote, options, clock, caplog):
+    remote.away = refuse
+    for run in range(2):
+        pipeline = Pipeline(encoder, remote, **options)
+        pipeline.start()
+        pipeline.add_camera("gate")
+        submit(pipeline, 3, first=3 * run)
+        wait_for(lambda now=pipeline, count=3 * run + 3: now.stats().buffered == count)
+        if not run:
+            stop_away(pipeline, clock, 3)
+    remote.away = None
+    pipeline.stop()
+    stats = pipeline.stats()
+    assert (stats.recovered, stats.total("committed"), stats.buffered) == (3, 3, 0)
+    assert [item.time for item in remote.added] == [START + number for number in range(6)]
+    assert remote.count() == 6
+    assert [r.waiting for r in caplog.records if r.event == "buffered"] == [3]
+    with Pipeline(encoder, remote, **options) as pipeline:
+        pass
+    assert pipeline.stats().recovered == 0
+
+
+KILLED = """
+import os, signal
+import upperson_rt
+from tests.helpers.fake_camera import BOX, person_frame, wait_for
+from tests.helpers.remote_gallery import RemoteGallery, refuse
+from upperson_camera import Pipeline
+from upperson_rt.gallery import Gallery
+
+encoder = upperson_rt.open(sys.argv[1], "fp32", "onnxruntime", threads=1)
+with Gallery.open(sys.argv[2], encoder.fingerprint, encoder.embed_dim, create=True) as gallery:
+    remote = RemoteGallery(gallery)
+    options = {"every_s": 0, "min_views": 1, "save_crops": False, "buffer": sys.argv[3]}
+    with Pipeline(encoder, remote, **options) as pipeline:
+        pipeline.add_camera("gate")
+        for number in range(8):
+            if number == 3:
+                remote.away = refuse
+            pipeline.submit("gate", person_frame(), [BOX], 1e9 + number)
+            pipeline.drain(0 if remote.away else None)
+        wait_for(lambda: pipeline.stats().buffered == 5)
+        if sys.argv[4] == "behind its commit":
+            buffer = pipeline._buffer
+            buffer.remove = lambda rows: os.kill(os.getpid(), signal.SIGKILL)
+            remote.away = None
+            wait_for(lambda: False)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+@pytest.mark.parametrize("moment", ["while it is away", "behind its commit"])
+def test_rows_outlive_a_killed_process_and_come_once(bundle, encoder, gallery, options, moment):
+    gallery.close()
+    done = run_code(KILLED, bundle, gallery.path, options["buffer"], moment)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with Gallery.open(gallery.path) as opened:
+        remote = RemoteGallery(opened)
+        assert remote.count() == (3 if moment == "while it is away" else 8)
+        with Pipeline(encoder, remote, **options) as pipeline:
+            assert pipeline.drain(60)
+        assert pipeline.stats().recovered == 5
+        assert sorted(item.time for item in opened.items()) == [1e9 + n for n in range(8)]
+
+
+def test_rows_whose_answer_was_lost_come_once_and_count_as_ours(
+    encoder, remote, options, clock, caplog, monkeypatch
+):
+    monkeypatch.setattr("upperson_camera.commit._CHECK_EVERY_S", 0)
+    with Pipeline(encoder, remote, **options) as pipeline:
+        pipeline.add_camera("gate")
+        submit(pipeline, 2)
+        pipeline.drain(60)
+        remote.loses_answer = True
+        submit(pipeline, 3, first=2)
+        wait_for(lambda: remote._gallery.count() == 5)
+        remote.loses_answer = False
+        assert pipeline.drain(60)
+        submit(pipeline, 1, first=5)
+    camera = pipeline.stats().cameras["gate"]
+    assert (camera.committed, camera.added_by_others, remote.count()) == (6, 0, 6)
+
+
+def test_a_gallery_that_hangs_at_the_end_is_abandoned_and_its_rows_wait(
+    encoder, remote, options, monkeypatch
+):
+    clock = FakeTime()
+    monkeypatch.setattr("upperson_camera.queues.time", clock)
+    monkeypatch.setattr("upperson_camera.pipeline.time_module", clock)
+    with Gate() as gate:
+        remote.away = gate.hold
+        pipeline = Pipeline(encoder, remote, **options)
+        pipeline.start()
+        pipeline.add_camera("gate")
+        submit(pipeline, 2)
+        wait_for(lambda: gate.entered == 1)
+        # All is on disk, and the end waits for the gallery alone: now its time is up.
+        monkeypatch.setattr(
+            pipeline._buffer, "finish", lambda: setattr(clock, "more_s", 2 * LIMIT_S)
+        )
+        with refused("gallery_away", BackendError, waiting=2):
+            pipeline.stop()
+        assert pipeline.stats().stuck
+    with Pipeline(encoder, remote, **options) as pipeline:
+        pass
+    assert pipeline.stats().recovered == remote.count() == 2
+
+
+def test_a_full_buffer_accepts_nothing_more_and_counts_it(encoder, remote, options, clock, caplog):
+    remote.away = refuse
+    with Pipeline(encoder, remote, **options, buffer_bytes=30_000) as pipeline:
+        pipeline.add_camera("gate")
+        number = 0
+        while not pipeline.stats().cameras["gate"].crops_dropped:
+            submit(pipeline, 1, first=number)
+            number += 1
+        dropped = pipeline.stats().cameras["gate"].crops_dropped
+        assert dropped.keys() == {"buffer_full"}
+        opener = FakeOpener([person_frame()] * 40)
+        pipeline.add_camera("film", FILE, lambda frame: [BOX], start_time=START, opener=opener)
+        wait_for(lambda: pipeline.stats().cameras["film"].frames_waiting)
+        assert pipeline.stats().cameras["film"].accepted == 0, "a file waits"
+        remote.away = None
+        wait_for(lambda: pipeline.stats().cameras["film"].state == "ended")
+        assert pipeline.drain(60)
+    stats = pipeline.stats()
+    check_sums(stats)
+    assert stats.cameras["film"].committed == 40
+    gate = stats.cameras["gate"]
+    assert gate.committed + gate.crops_dropped["buffer_full"] == gate.frames_read == number
+    assert stats.buffered_bytes < 30_000
+    assert "buffer_full" in {record.event for record in caplog.records}
+
+
+def test_a_buffer_that_cannot_be_used_is_refused_before_any_crop(encoder, remote, options):
+    path = options["buffer"]
+    with Pipeline(encoder, remote, **options):
+        with refused("buffer_in_use", InputError):
+            Pipeline(encoder, remote, **options).start()
+        (file,) = path.glob("*.sqlite")
+        assert file.stat().st_mode & 0o077 == 0
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("PRAGMA user_version = 9")
+    with refused("buffer_unsupported", IntegrityError, found=9):
+        Pipeline(encoder, remote, **options).start()
+    file.write_bytes(b"no database" * 1000)
+    with refused("buffer_damaged", IntegrityError):
+        Pipeline(encoder, remote, **options).start()
+    with refused("buffer_not_writable", InputError):
+        Pipeline(encoder, remote, **{**options, "buffer": file / "folder"}).start()
+
+
+def test_a_local_disk_that_is_full_stops_the_pipeline(encoder, remote, options):
+    pipeline = Pipeline(encoder, remote, **options)
+    pipeline.start()
+    pipeline.add_camera("gate")
+    pipeline._buffer._connection.execute("PRAGMA max_page_count = 3")
+    with suppress(InputError):
+        submit(pipeline, 50)
+    with refused("buffer_not_writable", InputError):
+        pipeline.stop()
+    stats = pipeline.stats()
+    check_sums(stats)
+    assert stats.failures == {"buffer_error": 1}
+    assert stats.total("committed") == remote.count()
+    assert stats.cameras["gate"].crops_dropped["failed"] > 0
+
+
+def test_rows_are_checked_before_they_wait(gallery, tmp_path):
+    buffer = DiskBuffer(tmp_path, gallery, 1)
+    buffer.open()
+    dim = gallery.embed_dim
+    with refused("vectors_invalid", InputError):
+        buffer.put([Item(key="a")], np.zeros((1, dim), np.float32), None, [(0, 0)])
+    with refused("item_invalid", InputError):
+        buffer.put([Item(key="a\0")], np.eye(1, dim, dtype=np.float32), None, [(0, 0)])
+    assert buffer.first(9) == []
+    item = Item(key="a", camera="gate", time=1.5, track="t", box=(1, 2, 3, 4), attributes={"a": 1})
+    vectors = np.eye(1, dim, dtype=np.float32)
+    buffer.put([item], vectors, "int8", [(1.0, 2.0)])
+    (row,) = buffer.first(9)
+    assert (row.item, row.variant, row.stamps, row.is_own) == (item, "int8", (1.0, 2.0), True)
+    assert np.array_equal(row.vector_D, vectors[0])
+    buffer.close()
+    assert buffer.open() == 1
+    assert not buffer.first(9)[0].is_own
+    with closing(sqlite3.connect(buffer.path)) as connection, connection:
+        connection.execute("UPDATE rows SET vector = x'00'")
+    with refused("buffer_damaged", IntegrityError):
+        buffer.first(9)
+    buffer.close()
+
+
+def test_a_gallery_in_a_folder_has_no_buffer(encoder, gallery, options):
+    with Pipeline(encoder, gallery, **options) as pipeline:
+        pipeline.add_camera("gate")
+        submit(pipeline, 1)
+    assert gallery.count() == 1
+    assert not os.path.exists(options["buffer"])
