@@ -16,7 +16,7 @@ def watch(pipeline: upperson_rt.Pipeline, source: str) -> None:
     """Read a video or camera to its end."""
     detector = HogDetector()  # Or anything else that returns rows of x0, y0, x1, y1[, score].
     capture = cv2.VideoCapture(source)
-    pipeline.add_camera("gate")
+    pipeline.add_camera("gate", drop="block")  # A film waits: no frame is dropped.
     began = time.time()
     while True:
         there_is_one, frame = capture.read()
@@ -24,7 +24,7 @@ def watch(pipeline: upperson_rt.Pipeline, source: str) -> None:
             break
         boxes = detector(frame)
         taken = began + capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-        pipeline.submit("gate", frame, boxes, taken)  # Copies the frame, returns at once.
+        pipeline.submit("gate", frame, boxes, taken)  # Copies the frame.
         for x0, y0, x1, y1 in boxes[:, :4].astype(int):
             cv2.rectangle(frame, (x0, y0), (x1, y1), (0, 200, 0), 2)
         # Show `frame`, record it, or do whatever your program is for.

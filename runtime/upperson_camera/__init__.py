@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from upperson_camera.access import Access
     from upperson_camera.detectors import BoxesFile, HogDetector, OnnxDetector, open_detector
+    from upperson_camera.frames import SubmitResult
     from upperson_camera.pipeline import Pipeline
-    from upperson_camera.settings import CaptureRules, PipelineSettings
+    from upperson_camera.settings import CaptureRules, PipelineOptions, PipelineSettings
     from upperson_camera.source import OpenCVReader, Reader, Source, parse_source
     from upperson_camera.stats import CameraStats, Latency, PipelineStats
     from upperson_camera.stream import StreamReader, open_source
@@ -43,12 +44,14 @@ __all__ = [
     "OnnxDetector",
     "OpenCVReader",
     "Pipeline",
+    "PipelineOptions",
     "PipelineSettings",
     "PipelineStats",
     "QualityRules",
     "Reader",
     "Source",
     "StreamReader",
+    "SubmitResult",
     "open_detector",
     "open_source",
     "parse_source",
@@ -57,8 +60,9 @@ __all__ = [
 _MODULES = {
     "upperson_camera.access": ("Access",),
     "upperson_camera.detectors": ("BoxesFile", "HogDetector", "OnnxDetector", "open_detector"),
+    "upperson_camera.frames": ("SubmitResult",),
     "upperson_camera.pipeline": ("Pipeline",),
-    "upperson_camera.settings": ("CaptureRules", "PipelineSettings"),
+    "upperson_camera.settings": ("CaptureRules", "PipelineOptions", "PipelineSettings"),
     "upperson_camera.source": ("OpenCVReader", "Reader", "Source", "parse_source"),
     "upperson_camera.stats": ("CameraStats", "Latency", "PipelineStats"),
     "upperson_camera.stream": ("StreamReader", "open_source"),

@@ -1,5 +1,6 @@
 """One camera: takes frames from its own source or from `Pipeline.submit`."""
 
+import math
 import threading
 import time as time_module
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_camera.capture import Capture
-from upperson_camera.frames import Frame, SteadyClock, as_bgr, check_unix_time
+from upperson_camera.frames import Frame, SteadyClock, SubmitResult, as_bgr, check_unix_time
 from upperson_camera.queues import BoundedQueue, Stage
 from upperson_camera.settings import CameraSettings, Shared
 from upperson_camera.stats import CameraStats, camera_stats
@@ -96,6 +97,11 @@ class Camera:
         return self._worker.is_idle or not self._worker.is_alive
 
     @property
+    def waits(self) -> bool:
+        """Whether its frames wait for room in the queue."""
+        return self._settings.drop == "block"
+
+    @property
     def frames_waiting(self) -> int:
         """Frames in the queue."""
         return len(self._frames)
@@ -124,7 +130,8 @@ class Camera:
         time: float | None,
         tracks: Sequence[str | int] | None,
         rgb: bool,
-    ) -> bool:
+        wait_s: float,
+    ) -> SubmitResult:
         """Take a frame from outside; see `Pipeline.submit`."""
         now = time_module.monotonic()
         if self._capture is not None:
@@ -149,14 +156,15 @@ class Camera:
                 raise InputError(text, code="tracks_without_boxes")
         copy = frame[:, :, ::-1].copy() if rgb else frame.copy()
         if time is None:
-            return self._enter(copy, time_module.time(), now, now, cleaned, names)
-        return self._enter(copy, float(time), float(time), now, cleaned, names)
+            return self._enter(copy, time_module.time(), now, now, wait_s, cleaned, names)
+        return self._enter(copy, float(time), float(time), now, wait_s, cleaned, names)
 
     def _receive(self, image: NDArray[np.generic], unix_time: float, clock: float) -> None:
         """Take a frame from the capture; one without pixels counts as empty."""
         if self._worker.error is not None and self._capture is not None:
             self._capture.stop()
-        self._enter(as_bgr(image), unix_time, clock, time_module.monotonic())
+        wait_s = math.inf if self.waits else 0.0
+        self._enter(as_bgr(image), unix_time, clock, time_module.monotonic(), wait_s)
 
     def _enter(
         self,
@@ -164,16 +172,17 @@ class Camera:
         unix_time: float,
         clock: float,
         now: float,
+        wait_s: float,
         boxes: Boxes | None = None,
         tracks: tuple[str, ...] | None = None,
-    ) -> bool:
+    ) -> SubmitResult:
         with self._lock:
             self._counters.count(self.name, "frames_read")
             steady, index = self._clock.advance(clock, now), self._count
             self._count += 1
             if not image.size:
                 self._counters.count(self.name, "frames_dropped.empty")
-                return False
+                return SubmitResult(index=index, reason="empty")
             frame = Frame(
                 image=image,
                 index=index,
@@ -183,11 +192,15 @@ class Camera:
                 boxes=boxes,
                 tracks=tracks,
             )
-            dropped = self._frames.put(frame, self._settings.drop)
-        if dropped is not None:
-            reason = "stopped" if self._frames.closed else "queue_full"
-            self._counters.count(self.name, f"frames_dropped.{reason}")
-        return dropped is not frame
+            dropped = self._frames.put(frame, self._settings.drop, wait_s)
+        if dropped is None:
+            return SubmitResult(index=index, reason=None)
+        is_own = dropped is frame
+        reason = "stopped" if is_own and self._frames.closed else "queue_full"
+        self._counters.count(self.name, f"frames_dropped.{reason}")
+        if is_own:
+            return SubmitResult(index=index, reason=reason)
+        return SubmitResult(index=index, reason=None, displaced=dropped.index)
 
 
 def _check_frame(frame: object) -> None:

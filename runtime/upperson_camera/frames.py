@@ -38,6 +38,23 @@ class Frame:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SubmitResult:
+    """What became of a submitted frame; true if it was queued."""
+
+    index: int
+    """Number of the frame in its camera, from 0."""
+    reason: str | None
+    """Why it was dropped: ``queue_full``, ``empty`` or ``stopped``; None if it was queued. A queued
+    frame can still be dropped, which the result of the later one says, or `Pipeline.stop` at the
+    end (``stopped``)."""
+    displaced: int | None = None
+    """Number of the earlier frame that was dropped for it (``queue_full``)."""
+
+    def __bool__(self) -> bool:
+        return self.reason is None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Detection:
     """A person in one frame."""
 

@@ -7,9 +7,9 @@ import threading
 import time as time_module
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace, TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,9 @@ from upperson_camera.buffered import BufferStage, SendStage
 from upperson_camera.camera import Camera
 from upperson_camera.commit import CommitStage
 from upperson_camera.crops import EncodeStage
-from upperson_camera.queues import BoundedQueue, DropPolicy
-from upperson_camera.settings import CameraSettings, PipelineSettings, Shared
+from upperson_camera.frames import SubmitResult
+from upperson_camera.queues import BoundedQueue, DropPolicy, known_name
+from upperson_camera.settings import CameraSettings, PipelineOptions, PipelineSettings, Shared
 from upperson_camera.source import Opener, Source, guess_start_time, import_cv2, parse_source
 from upperson_camera.stats import Durations, Latency, PipelineStats
 from upperson_rt.arguments import check_callable, check_number, check_object
@@ -30,6 +31,9 @@ from upperson_rt.ingest.detector import Detector
 from upperson_rt.ingest.disk_buffer import DiskBuffer
 from upperson_rt.ingest.service import Ingest, Output
 from upperson_rt.printable import count_of, error_text, get_logger, safe_repr, shortened
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _log = get_logger(__name__)
 
@@ -74,7 +78,7 @@ class Pipeline:
         *,
         on_commit: Callable[[Sequence[Item]], None] | None = None,
         outputs: Sequence[Output] = (),
-        **options: Any,
+        **options: "Unpack[PipelineOptions]",
     ) -> None:
         """Take settings and check them; work begins as a context manager or with `start`.
 
@@ -89,8 +93,8 @@ class Pipeline:
                 ``settings``. None is the default.
 
         Raises:
-            UsageError: An argument is of another kind or a number out of range, or the gallery has
-                no place for pictures.
+            UsageError: An option is unknown, an argument is of another kind or a number out of
+                range, or the gallery has no place for pictures.
             IntegrityError: The gallery holds the embeddings of another model.
         """
         check_object(encoder, "an encoder", ("encode_pixels", "fingerprint", "variant"))
@@ -103,8 +107,7 @@ class Pipeline:
                 committed=lambda items, replaced: on_commit(items), close=lambda: None
             )
             outputs = (cast(Output, callback), *outputs)
-        given = {name: value for name, value in options.items() if value is not None}
-        self.settings = replace(settings or PipelineSettings(), **given)
+        self.settings = _with_options(settings or PipelineSettings(), options)
         if gallery.fingerprint != encoder.fingerprint:
             text = (
                 f"gallery {gallery.location} holds embeddings of another model "
@@ -120,7 +123,7 @@ class Pipeline:
         now = datetime.datetime.now(datetime.timezone.utc)
         # The random part: devices may boot with the same wrong time.
         self.run_name = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-        """Unique to this run; the prefix of its track names."""
+        """Unique to this run; a part of its track names, such as ``gate/RUN-7``."""
         self._encoder = encoder
         self._buffer: DiskBuffer | None = None
         if getattr(gallery, "is_remote", False):  # A program's own gallery may be any object.
@@ -173,7 +176,8 @@ class Pipeline:
             detector: Gets a frame, uint8 **BGR** [H, W, 3], and returns rows of x0, y0, x1, y1 and
                 perhaps a score. Needed for a source, and for frames submitted without boxes. One
                 that several cameras share is called by one of them at a time.
-            drop: ``oldest`` or ``newest``, or for a file ``block``, its default: the file waits.
+            drop: ``oldest`` or ``newest``; or ``block``, the default of a file, which waits. With
+                it `submit` waits as well, and nothing is dropped for want of room.
             start_time: Unix time of a file's first frame; by default its last change minus its
                 length, which is right for recordings that were never copied.
             realtime: Play a file no faster than it was taken, as a live camera would.
@@ -247,8 +251,9 @@ class Pipeline:
         *,
         tracks: Sequence[str | int] | None = None,
         rgb: bool = False,
-    ) -> bool:
-        """Submit a frame; returns at once, from any thread.
+        wait_s: float | None = None,
+    ) -> SubmitResult:
+        """Submit a frame, from any thread; returns at once unless it may wait.
 
         Args:
             camera: Name of a camera that was added without a source.
@@ -259,12 +264,15 @@ class Pipeline:
                 order of their times.
             tracks: Names of your own tracks, one a box; None has the pipeline track.
             rgb: The frame is RGB instead.
+            wait_s: Longest wait for room in the camera's queue; other calls for that camera wait
+                meanwhile. None waits as long as it takes if the camera's policy is ``block``, and
+                else not at all.
 
         Returns:
-            Whether the frame was queued. False means that it was dropped, and counted.
+            What became of the frame and of the one that it displaced; true if it was queued.
 
         Raises:
-            UsageError: No such camera, or the pipeline does not run.
+            UsageError: No such camera, the pipeline does not run, or a thread of it would wait.
             InputError: Not such a frame, time or tracks.
             UppersonError: What stopped the pipeline.
         """
@@ -275,7 +283,12 @@ class Pipeline:
             raise UsageError(text, code="camera_unknown", camera=camera)
         if self._started is None or self._stopping:
             raise UsageError("the pipeline does not run: start it first", code="not_running")
-        return known.submit(frame, boxes, time, tracks, rgb)
+        longest_s = math.inf if known.waits else 0.0
+        if wait_s is not None:
+            longest_s = check_number(wait_s, "wait_s", least=0.0)
+        if longest_s:
+            self._refuse_own_threads("submit")
+        return known.submit(frame, boxes, time, tracks, rgb, longest_s)
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Select the best detections so far, and wait until all accepted frames are committed.
@@ -491,6 +504,13 @@ class Pipeline:
             and self._batches.is_idle
             and (self._sender is None or self._sender.is_idle)
         )
+
+
+def _with_options(settings: PipelineSettings, options: Mapping[str, Any]) -> PipelineSettings:
+    known = [field.name for field in fields(PipelineSettings)]
+    for name in options:
+        known_name(name, known, "option", "option_unknown")
+    return replace(settings, **{name: one for name, one in options.items() if one is not None})
 
 
 def _deadline(timeout_s: float | None) -> float:

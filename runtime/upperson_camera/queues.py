@@ -1,6 +1,7 @@
 """What a pipeline is built of: stages, each a thread, and bounded queues between them."""
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -56,20 +57,26 @@ class BoundedQueue(Generic[T]):
         self._unfinished = 0
         self._closed = False
 
-    def put(self, item: T, policy: DropPolicy) -> T | None:
+    def put(self, item: T, policy: DropPolicy, wait_s: float | None = None) -> T | None:
         """Add an item; return the dropped one: none, an older item, or the item itself.
 
-        After `close` it is always the item itself.
+        ``wait_s`` is the longest wait for room before the policy decides, for ever if None and the
+        policy is ``block``. After `close` it is always the item itself.
         """
+        if wait_s is None:
+            wait_s = math.inf if policy == "block" else 0.0
+        until = time.monotonic() + wait_s
         with self._changed:
-            if policy == "block":
-                while len(self._items) >= self.capacity and not self._closed:
-                    self._changed.wait()
+            while len(self._items) >= self.capacity and not self._closed:
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    break
+                self._changed.wait(min(left_s, threading.TIMEOUT_MAX))
             if self._closed:
                 return item
             dropped: T | None = None
             if len(self._items) >= self.capacity:
-                if policy == "newest":
+                if policy != "oldest":
                     return item
                 dropped = self._items.popleft()
                 self._unfinished -= 1

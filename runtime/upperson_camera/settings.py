@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from upperson_camera.frames import CameraCrop, EncodedCrops, check_unix_time
 from upperson_camera.queues import BoundedQueue, DropPolicy, check_policy
@@ -112,6 +113,28 @@ class PipelineSettings:
             raise UsageError(text, code="only_files_wait")
 
 
+class PipelineOptions(TypedDict, total=False):
+    """The fields of `PipelineSettings`, as keywords of `Pipeline`; None is the default."""
+
+    every_s: float | None
+    min_views: int | None
+    lost_after_s: float | None
+    tracker: TrackerName | None
+    quality: QualityRules | None
+    save_crops: bool | None
+    jpeg_quality: int | None
+    batch_size: int | None
+    max_delay_s: float | None
+    frame_queue: int | None
+    crop_queue: int | None
+    drop: DropPolicy | None
+    end_within_s: float | None
+    buffer: Path | None
+    buffer_bytes: int | None
+    capture_rules: CaptureRules | None
+    opener: Opener | None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraSettings:
     """One camera, before it starts; see `Pipeline.add_camera`.
@@ -145,8 +168,9 @@ class CameraSettings:
         if self.source is not None and self.detector is None:
             text = f"camera {shown_name} has a source and so needs a detector"
             raise UsageError(text, code="detector_missing", camera=name)
-        if check_policy(self.drop) == "block" and not self.is_file:
-            text = f"camera {shown_name} cannot wait, only a file can: drop oldest or newest"
+        is_live = self.source is not None and self.source.is_live
+        if check_policy(self.drop) == "block" and is_live:
+            text = f"camera {shown_name} is live and cannot wait: drop oldest or newest"
             raise UsageError(text, code="only_files_wait", camera=name)
         if self.source is not None and self.opener in (open_source, StreamReader):
             StreamReader.require(self.source)
@@ -164,7 +188,7 @@ class Shared:
 
     settings: PipelineSettings
     run_name: str
-    """Unique to this run of the program; begins the names of tracks."""
+    """Unique to this run of the program; follows the camera in the names of tracks."""
     encoder: Encoder
     crops: BoundedQueue[CameraCrop]
     """Waiting for the encoder."""

@@ -140,7 +140,8 @@ class CameraWorker(Stage):
 
     def _track(self, frame: Frame, boxes: Boxes) -> tuple[Sequence[str | None], list[str]]:
         """Return the name of each box's track, None for none, and the names of ended tracks."""
-        run = self._shared.run_name
+        # Unique in the gallery: the part of the run is drawn at random.
+        run = f"{self._camera.name}/{self._shared.run_name}"
         if frame.tracks is not None:
             names = [f"{run}-{frame.tracks[row]}" for row in boxes.rows]
             return names, self._end_given(names, frame.clock)

@@ -148,8 +148,8 @@ from upperson_rt.gallery import Gallery
 encoder = upperson_rt.open(sys.argv[1], "fp32", "onnxruntime", threads=1)
 with Gallery.open(sys.argv[2], encoder.fingerprint, encoder.embed_dim, create=True) as gallery:
     remote = RemoteGallery(gallery)
-    options = {"every_s": 0, "min_views": 1, "save_crops": False, "buffer": sys.argv[3]}
-    with Pipeline(encoder, remote, **options) as pipeline:
+    options = {"every_s": 0, "min_views": 1, "save_crops": False, "frame_queue": 64}
+    with Pipeline(encoder, remote, buffer=sys.argv[3], **options) as pipeline:
         pipeline.add_camera("gate")
         for number in range(8):
             if number == 3:

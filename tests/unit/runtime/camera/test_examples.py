@@ -161,7 +161,7 @@ def test_a_deepstream_probe(work, deepstream, monkeypatch, capsys, integrated):
                 assert probe(None, info, 0) == "ok"
                 assert pipeline.drain()
         items = list(gallery.items())
-        assert {item.track for item in items} == {f"{pipeline.run_name}-7"}
+        assert {item.track for item in items} == {f"gate/{pipeline.run_name}-7"}
         assert {item.box for item in items} == {(100, 40, 160, 220)}
         assert items[0].time in (1_800_000_000, 1_800_000_001)
         red = gallery.search(encoder.encode_texts(["red"]), 1)[0][0]

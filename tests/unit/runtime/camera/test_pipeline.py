@@ -191,7 +191,9 @@ def test_ones_own_tracks_and_memory_are_respected(encoder, gallery):
             )
             frame[:] = 0  # The caller's memory is the caller's again.
             pipeline.drain()
-    tracks = Counter(item.track.removeprefix(f"{pipeline.run_name}-") for item in gallery.items())
+    tracks = Counter(
+        item.track.removeprefix(f"gate/{pipeline.run_name}-") for item in gallery.items()
+    )
     assert set(tracks) == {"7", "x"}
     for item in gallery.items():
         with Image.open(gallery.crops_dir / item.crop) as picture:
@@ -322,7 +324,16 @@ def test_frames_that_a_detector_is_too_slow_for_are_dropped_and_counted(encoder,
             assert pipeline.stats().frame_queues["gate"] <= 4
     check_sums(pipeline.stats())
     assert pipeline.stats().cameras["gate"].frames_dropped == {"queue_full": 5}
-    assert taken == [True] * (10 if drop == "oldest" else 5) + [False] * (drop == "newest") * 5
+    assert [bool(one) for one in taken] == [
+        *[True] * (10 if drop == "oldest" else 5),
+        *[False] * (drop == "newest") * 5,
+    ]
+    # The results tell what became of each frame.
+    dropped = {one.displaced for one in taken} | {one.index for one in taken if one.reason}
+    assert dropped - {None} == set(range(10)) - set(seen)
+    assert {one.reason for one in taken if not one} == (
+        {"queue_full"} if drop == "newest" else set()
+    )
     assert seen == [0, *(range(6, 10) if drop == "oldest" else range(1, 5))]
 
 
@@ -434,7 +445,7 @@ def test_settings_are_an_object_or_keywords_and_keywords_go_first(encoder, galle
     pipeline = Pipeline(encoder, gallery, settings, frame_queue=2, quality=None)
     assert pipeline.settings == dataclasses.replace(settings, frame_queue=2)
     assert Pipeline(encoder, gallery).settings == PipelineSettings()
-    with pytest.raises(TypeError, match="evry_s"):
+    with refused("option_unknown", UsageError, found="evry_s"):
         Pipeline(encoder, gallery, evry_s=1)
     for setting, values in {
         "every_s": [-1], "lost_after_s": [0], "min_views": [0], "batch_size": [0],
