@@ -17,11 +17,12 @@ from typing import ClassVar
 import pytest
 
 from tests.helpers.command_line import environment, start_program
-from tests.helpers.fake_camera import LIVE, pictures_of, wait_for
+from tests.helpers.fake_camera import LIVE, FakeTime, pictures_of, wait_for
 from tests.helpers.invoke import refusal
 from tests.helpers.invoke import run_rt as run
 from tests.helpers.invoke import run_rt_json as run_json
 from tests.helpers.refused import refused
+from tests.helpers.remote_gallery import refuse
 from tests.helpers.small_servers import http_server, no_server, rtsp_server
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt import extensions
@@ -208,6 +209,37 @@ def test_a_gallery_that_fails_ends_it_and_the_counts_are_told(work, monkeypatch)
     camera = counted["cameras"]["street"]
     assert (counted["items"], camera["committed"]) == (None, 0)
     assert camera["accepted"] == camera["crops_dropped"]["failed"] > 0
+
+
+def test_crops_wait_on_disk_for_a_server_that_is_away_and_the_next_run_sends_them(
+    work, monkeypatch
+):
+    clock = FakeTime()
+    clock.sleep = lambda seconds: setattr(clock, "more_s", clock.more_s + 5)
+    monkeypatch.setattr("upperson_camera.buffered.time", clock)
+    monkeypatch.setattr(SqliteGallery, "is_remote", True)
+    watch = (*WATCH, "--vectors-only", "--camera", "gate", "--start", START)
+    with monkeypatch.context() as patched:
+        patched.setattr(SqliteGallery, "add", lambda *given: refuse())
+        result = run(*watch, "--metrics-file", "watch.prom", "--json")
+    assert result.exit_code == 5, result.stderr
+    counted = first_json(result.stdout)
+    camera = counted["cameras"]["gate"]
+    waiting = counted["buffered"]
+    assert waiting == camera["accepted"] == camera["crops_waiting"] > 0
+    assert (camera["committed"], counted["items"]) == (0, None)
+    assert sum(camera["crops_dropped"].values()) + waiting == camera["detections"]
+    metrics = (work / "watch.prom").read_text()
+    assert f'upperson_queue_depth{{camera="",queue="buffer"}} {waiting}.0' in metrics
+    (file,) = (work / "buffer").glob("*.sqlite")
+    assert str(file.relative_to(work)) in result.stderr.splitlines()[-1]
+
+    done = run_json(*watch)
+    assert (done["recovered"], done["buffered"]) == (waiting, 0)
+    camera = done["cameras"]["gate"]
+    assert camera["committed"] == camera["replaced"] == done["items"] == waiting
+    result = run(*watch)
+    assert "wait" not in result.stdout
 
 
 def test_a_signal_commits_what_was_accepted_and_metrics_say_the_same(work):
