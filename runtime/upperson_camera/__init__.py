@@ -11,6 +11,7 @@ A frame passes these modules, in this order:
 ``tracker``     our own tracker, and those of the package ``trackers``
 ``crops``       selection of detections, crops, and the thread of the encoder
 ``commit``      the thread that saves pictures and commits rows
+``buffered``    its like for a gallery on a server, behind a buffer on disk
 
 Around them: ``settings``, ``frames`` (the types), ``stats`` and ``prometheus`` (the counters),
 ``pipeline`` (all of it). ``access``, ``web`` and ``relay`` keep a stream at its host; ``reasons``

@@ -74,12 +74,14 @@ class SendStage(CommitStage):
         pause_s, progress = _FIRST_PAUSE_S, time.monotonic()
         while True:
             self._is_busy = True
-            rows = self._buffer.first(_MOST_ROWS)
+            with self._calling("buffer"):
+                rows = self._buffer.first(_MOST_ROWS)
             if not rows:
                 self._is_busy = False
                 if self._buffer.is_finished:
                     break
-                self._buffer.wait(_STEP_S)
+                with self._calling("buffer"):
+                    self._buffer.wait(_STEP_S)
                 if self._others.is_due:
                     self._check_others()
                 continue

@@ -342,7 +342,8 @@ class Pipeline:
         Raises:
             UsageError: A thread of the pipeline calls it, such as from ``on_commit`` or a detector.
             UppersonError: What stopped the pipeline, or was stuck: the encoder or the gallery, and
-                accepted crops are lost; or ``on_commit``, and none are.
+                accepted crops are lost; or ``on_commit``, and none are; or crops that wait on disk
+                for a gallery on a server (``gallery_away``), and none are lost.
         """
         self._refuse_own_threads("stop")
         with self._lock:

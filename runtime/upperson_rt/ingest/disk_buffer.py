@@ -31,6 +31,13 @@ _TABLE = f"""
         seq INTEGER PRIMARY KEY AUTOINCREMENT, {COLUMNS}, variant, vector, arrived, chosen
     )
 """
+# Of pages of SQLite's 4096 bytes a row with 512 numbers would fill one each.
+_PRAGMAS = (
+    "page_size = 8192",
+    "journal_mode = TRUNCATE",
+    "synchronous = FULL",
+    "secure_delete = ON",
+)
 _SMALL_BYTES = 1 << 20
 """A file larger than that is made smaller when it is empty."""
 
@@ -112,7 +119,7 @@ class DiskBuffer:
         return self._count
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        for pragma in ("journal_mode = TRUNCATE", "synchronous = FULL", "secure_delete = ON"):
+        for pragma in _PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
         (found,) = connection.execute("PRAGMA user_version").fetchone()
         if found not in (0, _LAYOUT):
@@ -214,10 +221,8 @@ class DiskBuffer:
         return self.size_bytes >= self._most_bytes
 
     def finish(self) -> None:
-        """Note that no more rows come in this run."""
-        with self._changed:
-            self._finished = True
-            self._changed.notify_all()
+        """Note that no more rows come in this run; returns at once, also if the disk is stuck."""
+        self._finished = True
 
     @property
     def is_finished(self) -> bool:

@@ -224,6 +224,22 @@ def test_a_gallery_that_hangs_at_the_end_is_abandoned_and_its_rows_wait(
     assert pipeline.stats().recovered == remote.count() == 2
 
 
+def test_a_disk_that_hangs_is_abandoned(encoder, remote, options):
+    options["end_within_s"] = 0.2
+    with Gate() as gate:
+        pipeline = Pipeline(encoder, remote, **options)
+        pipeline.start()
+        pipeline.add_camera("gate")
+        pipeline._buffer._measure = lambda connection: gate.hold()
+        submit(pipeline, 1)
+        wait_for(lambda: gate.entered == 1)
+        with refused("buffer_stuck", InputError):
+            pipeline.stop()
+        assert pipeline.stats().stuck
+        assert pipeline.stats().cameras["gate"].crops_dropped == {"failed": 1}
+    pipeline._buffer.close()
+
+
 def test_a_full_buffer_accepts_nothing_more_and_counts_it(encoder, remote, options, clock, caplog):
     remote.away = refuse
     with Pipeline(encoder, remote, **options, buffer_bytes=30_000) as pipeline:
@@ -269,19 +285,22 @@ def test_a_buffer_that_cannot_be_used_is_refused_before_any_crop(encoder, remote
 
 
 def test_a_local_disk_that_is_full_stops_the_pipeline(encoder, remote, options):
+    options["end_within_s"] = 0.2
+    remote.away = refuse
     pipeline = Pipeline(encoder, remote, **options)
     pipeline.start()
     pipeline.add_camera("gate")
-    pipeline._buffer._connection.execute("PRAGMA max_page_count = 3")
+    pipeline._buffer._connection.execute("PRAGMA max_page_count = 4")
     with suppress(InputError):
-        submit(pipeline, 50)
+        submit(pipeline, 300)
     with refused("buffer_not_writable", InputError):
         pipeline.stop()
     stats = pipeline.stats()
-    check_sums(stats)
+    check_sums(stats, ended=False)
     assert stats.failures == {"buffer_error": 1}
-    assert stats.total("committed") == remote.count()
-    assert stats.cameras["gate"].crops_dropped["failed"] > 0
+    camera = stats.cameras["gate"]
+    assert camera.crops_dropped["failed"] > 0
+    assert camera.crops_waiting == stats.buffered, "what is not on disk is counted"
 
 
 def test_rows_are_checked_before_they_wait(gallery, tmp_path):
