@@ -52,6 +52,7 @@ def test_the_programs_start_under_the_filters_of_either_unit(unit, tmp_path):
 def test_a_film_is_watched_to_its_end_under_the_filters(folder, tmp_path):
     code, output, errors = watch(folder, UNITS["watch"], tmp_path)
     assert code == 0, errors
+    assert "not permitted" not in errors
     camera = json.loads(output)["cameras"]["gate"]
     assert camera["state"] == "ended"
     assert camera["committed"] == camera["accepted"] > 0
