@@ -19,8 +19,9 @@ from upperson_camera.commit import CommitStage
 from upperson_camera.crops import EncodeStage
 from upperson_camera.queues import BoundedQueue, DropPolicy
 from upperson_camera.settings import CameraSettings, PipelineSettings, Shared
-from upperson_camera.source import Opener, Source, guess_start_time, import_cv2, parse_source
+from upperson_camera.source import Opener, Source, import_cv2, parse_source
 from upperson_camera.stats import Durations, Latency, PipelineStats
+from upperson_camera.stream import guess_start_time
 from upperson_rt.arguments import check_callable, check_number, check_object
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UppersonError, UsageError

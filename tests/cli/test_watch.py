@@ -139,7 +139,7 @@ HANGING = """
 import threading
 from functools import partial
 import upperson_camera
-from upperson_camera import BoxesFile, OpenCVReader
+from upperson_camera import BoxesFile, StreamReader
 from upperson_rt.cli import main
 from upperson_rt.ingest import service
 
@@ -148,7 +148,7 @@ def hang(*arguments):
     threading.Event().wait()
 
 def opener(source, timeout_s):
-    return hang() if source.is_live else OpenCVReader(source, timeout_s)
+    return hang() if source.is_live else StreamReader(source, timeout_s)
 
 boxes_at = BoxesFile.boxes_at
 BoxesFile.boxes_at = lambda boxes, index: boxes_at(boxes, index) if index < 24 else hang()

@@ -300,14 +300,14 @@ def watch(
     """
     named = _with_access(_named_sources(sources, playback.camera, playback.logins), connection)
     from upperson_camera import Pipeline
+    from upperson_camera.decoding import show_ffmpeg_lines
     from upperson_camera.queues import check_policy
     from upperson_camera.source import quiet_opencv
-    from upperson_camera.stream import show_ffmpeg_lines
     from upperson_rt.ingest.service import open_outputs
 
     if not reports.debug:
         quiet_opencv()
-    elif any(source.kind == "network" for source in named.values()):
+    elif any(source.kind in ("file", "network") for source in named.values()):
         show_ffmpeg_lines()
     policy = None if tuning.drop is None else check_policy(tuning.drop)
     settings = _settings(crops, tuning)
@@ -436,7 +436,7 @@ def _with_access(named: "dict[str, Source]", connection: Connection) -> "dict[st
 
 def _begin_of_file(name: str, source: "Source") -> float | None:
     """Return the guessed start time of a file, and print it; None for a live source."""
-    from upperson_camera.source import guess_start_time
+    from upperson_camera.stream import guess_start_time
 
     if source.is_live:
         return None

@@ -3,7 +3,7 @@
 import http.server
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from types import SimpleNamespace
 
 import cv2
@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from tests.helpers.fake_camera import FILE, LIVE, RULES, FakeOpener, Watched, person_frame, wait_for
+from tests.helpers.hostile_cameras import film
 from tests.helpers.refused import refused
 from tests.helpers.small_servers import served
 from upperson_camera.settings import CaptureRules
-from upperson_camera.source import OpenCVReader, guess_start_time, parse_source
-from upperson_camera.stream import StreamReader, open_source
+from upperson_camera.source import OpenCVReader, Source, parse_source
+from upperson_camera.stream import StreamReader, guess_start_time, open_source
 from upperson_rt.errors import InputError, UsageError
 
 FRAME = person_frame()
@@ -172,7 +173,7 @@ def test_a_real_file_has_its_own_times(tmp_path):
     writer.release()
     source = parse_source(str(path))
     assert guess_start_time(source) == pytest.approx(path.stat().st_mtime - 6 / 5, abs=0.01)
-    watched = Watched(source, OpenCVReader, start_time=50.0)
+    watched = Watched(source, open_source, start_time=50.0)
     wait_for(lambda: watched.capture.is_over)
     assert [t for _, t, _ in watched.frames] == pytest.approx([50 + i / 5 for i in range(6)])
     assert watched.frames[0][0].shape == FRAME.shape
@@ -182,19 +183,19 @@ def test_what_no_reader_takes(tmp_path):
     """A frame of 16000 x 16000, 4 MB as JPEG, took 1.9 GB before its size was checked."""
     (tmp_path / "text.avi").write_text("hello")
     with refused("video_unreadable", InputError):
-        OpenCVReader(parse_source(str(tmp_path / "text.avi")), 1.0)
+        StreamReader(parse_source(str(tmp_path / "text.avi")), 1.0)
     for side in (6_400, 64):
         path = tmp_path / f"{side}.mjpeg"
         path.write_bytes(cv2.imencode(".jpg", np.zeros((side, side), np.uint8))[1].tobytes() * 3)
         source = parse_source(str(path))
         if side == 6_400:
             with refused("frame_too_large", InputError, width=side, height=side):
-                OpenCVReader(source, 10.0)
+                StreamReader(source, 10.0)
         else:
-            reader = OpenCVReader(source, 10.0)
-            assert reader.read().shape == (64, 64, 3)
-            reader.close()
-    for reader, source in ((OpenCVReader, LIVE), (StreamReader, FILE)):
+            with closing(StreamReader(source, 10.0)) as reader:
+                assert reader.read().shape == (64, 64, 3)
+    device = Source(address="0", kind="device")
+    for reader, source in ((OpenCVReader, LIVE), (OpenCVReader, FILE), (StreamReader, device)):
         with refused("wrong_reader", UsageError):
             reader(source, 1.0)
 
@@ -299,7 +300,8 @@ def test_a_camera_that_sends_nothing_but_rubbish_has_stalled(fake_time, caplog):
     assert 18 <= sum(image.size == 0 for image, _, _ in watched.frames) <= 22
 
 
-def test_a_picture_smeared_over_the_last_one_counts_as_none():
-    reader = StreamReader.__new__(StreamReader)
-    reader._web, reader._timeout_s, reader._frames = None, 10, [SimpleNamespace(is_corrupt=True)]
-    assert reader.read().size == 0
+def test_a_picture_smeared_over_the_last_one_counts_as_none(tmp_path):
+    (tmp_path / "film.ts").write_bytes(film())
+    with closing(StreamReader(parse_source(str(tmp_path / "film.ts")), 10.0)) as reader:
+        reader._packets = iter([SimpleNamespace(decode=lambda: [SimpleNamespace(is_corrupt=True)])])
+        assert reader.read().size == 0
