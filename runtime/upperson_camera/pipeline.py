@@ -156,9 +156,11 @@ class Pipeline:
                 perhaps a score. Needed for a source, and for frames submitted without boxes. One
                 that several cameras share is called by one of them at a time.
             drop: ``oldest`` or ``newest``, or for a file ``block``, its default: the file waits.
+                One in real time does not.
             start_time: Unix time of a file's first frame; by default its last change minus its
                 length, which is right for recordings that were never copied.
-            realtime: Play a file no faster than it was taken, as a live camera would.
+            realtime: Play a file as a live camera would: no faster than it was taken, and what
+                comes while the queue is full is dropped and counted.
             opener: Opens the source, such as a `Reader` of your own; by default the pipeline's,
                 `open_source`.
 
@@ -176,7 +178,11 @@ class Pipeline:
             name=name,
             source=found,
             detector=detector,
-            drop=("block" if is_file else self.settings.drop) if drop is None else drop,
+            drop=(
+                ("block" if is_file and not realtime else self.settings.drop)
+                if drop is None
+                else drop
+            ),
             start_time=start_time,
             realtime=realtime,
             opener=self.settings.opener if opener is None else opener,

@@ -36,7 +36,9 @@ class CaptureRules:
     """A live source without a picture for so long is closed and opened again."""
     first_wait_s: float = 0.5
     """Before the first attempt to reconnect; doubles with each failed one."""
-    longest_wait_s: float = 30.0
+    longest_wait_s: float = 3.0
+    """Longest wait between two attempts; with the two seconds in which FFmpeg opens a stream, a
+    camera is back five seconds after its server."""
 
     def __post_init__(self) -> None:
         for name in ("stall_s", "first_wait_s", "longest_wait_s"):
@@ -138,8 +140,11 @@ class CameraSettings:
         if self.source is not None and self.detector is None:
             text = f"camera {shown_name} has a source and so needs a detector"
             raise UsageError(text, code="detector_missing", camera=name)
-        if check_policy(self.drop) == "block" and not self.is_file:
-            text = f"camera {shown_name} cannot wait, only a file can: drop oldest or newest"
+        if check_policy(self.drop) == "block" and (self.realtime or not self.is_file):
+            text = (
+                f"camera {shown_name} cannot wait, only a file that is not played in real time "
+                "can: drop oldest or newest"
+            )
             raise UsageError(text, code="only_files_wait", camera=name)
         if self.source is not None and self.opener in (open_source, StreamReader):
             StreamReader.require(self.source)

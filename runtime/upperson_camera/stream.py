@@ -7,6 +7,7 @@ files come out black in 4.13 and 4.14.
 
 import errno
 import http.client
+import io
 import os
 import re
 import ssl
@@ -155,6 +156,7 @@ class StreamReader(Reader):
         self._timeout_s = timeout_s
         self._until = time.monotonic() + timeout_s
         """For opening."""
+        self._file: io.BufferedReader | None = None
         self._web: WebReader | None = None
         self._relay: Relay | None = None
         self._container: Any = None
@@ -202,11 +204,13 @@ class StreamReader(Reader):
         return self._av.open(file, options=options, **more)
 
     def _open_file(self) -> Any:
-        """Open a file; a slow disk has all the time it needs."""
-        _refuse_playlist(self._source)
-        options = {"protocol_whitelist": "file", "format_whitelist": _FILE_FORMATS}
-        # Else FFmpeg takes a name such as  concat:a|b  for several files.
-        return self._open_with(f"file:{self._source.address}", options, timeout=None)
+        """Open a file; FFmpeg gets no name and can open no other, a slow disk has its time."""
+        file = self._file = io.BufferedReader(io.FileIO(self._source.address))
+        if file.peek(16).startswith((b"#EXTM3U", b"ffconcat")):
+            text = "it is a playlist, expected a video: name the videos in it"
+            raise InputError(text, code="file_is_playlist")
+        options = {"protocol_whitelist": "none", "format_whitelist": _FILE_FORMATS}
+        return self._open_with(file, options, timeout=None)
 
     def _open_web(self) -> Any:
         web = self._web = WebReader(self._source, self._timeout_s)
@@ -365,7 +369,8 @@ class StreamReader(Reader):
         """Close the source."""
         if self._codec is not None:
             self._codec.flush_buffers()  # Waits for its threads: they may write, which needs ours.
-        for opened in (self._container, self._web, self._relay):  # FFmpeg says goodbye by these.
+        # FFmpeg says goodbye by those that follow the first.
+        for opened in (self._container, self._file, self._web, self._relay):
             if opened is not None:
                 opened.close()
 
@@ -381,15 +386,6 @@ def _tls_options(source: Source) -> dict[str, str]:
 
 def _nothing() -> NDArray[np.uint8]:
     return np.zeros((0, 0, 3), np.uint8)
-
-
-def _refuse_playlist(source: Source) -> None:
-    """Refuse a file that names other files."""
-    with open(source.address, "rb") as file:
-        head = file.read(16)
-    if head.startswith((b"#EXTM3U", b"ffconcat")):
-        text = "it is a playlist, expected a video: name the videos in it"
-        raise InputError(text, code="file_is_playlist")
 
 
 def _unopened(source: Source, timeout_s: float, error: Exception) -> InputError:

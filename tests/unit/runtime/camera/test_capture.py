@@ -10,7 +10,16 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.helpers.fake_camera import FILE, LIVE, RULES, FakeOpener, Watched, person_frame, wait_for
+from tests.helpers.fake_camera import (
+    FILE,
+    LIVE,
+    RULES,
+    FakeOpener,
+    FakeReader,
+    Watched,
+    person_frame,
+    wait_for,
+)
 from tests.helpers.hostile_cameras import film
 from tests.helpers.refused import refused
 from tests.helpers.small_servers import served
@@ -273,6 +282,7 @@ def test_other_sizes_and_rubbish_within_one_mjpeg_connection_cost_no_other_pictu
         watched = Watched(source, open_source)
         wait_for(lambda: len(watched.frames) == len(pictures))
         assert watched.counts == ["resolution_changes"] * 2
+        assert watched.decoder_errors > 0
         assert server.connections == 1
         for picture, (image, _, _) in zip(pictures, watched.frames, strict=True):
             if isinstance(picture, bytes):
@@ -298,6 +308,88 @@ def test_a_camera_that_sends_nothing_but_rubbish_has_stalled(fake_time, caplog):
     assert watched.counts[:3] == ["stalls", "outages", "reconnects"]
     assert "no picture for 1000 s, only" in caplog.text
     assert 18 <= sum(image.size == 0 for image, _, _ in watched.frames) <= 22
+
+
+BLACK = np.full((240, 320, 3), 1, np.uint8)
+
+
+def test_frames_of_one_colour_are_reported_once_and_never_stop_a_camera(fake_time, caplog):
+    def later(picture):
+        def read():
+            fake_time.more_s += 3
+            return picture
+
+        return read
+
+    grey = np.full((240, 320), 90, np.uint16)
+    night = BLACK.copy()
+    night[200, 300] = 40  # One light far away is a picture.
+    script = [FRAME, *[later(BLACK)] * 8, later(FRAME), later(grey), night, *[later(BLACK)] * 5]
+    hang = threading.Event()
+    watched = Watched(LIVE, FakeOpener([*script, hang]))
+    wait_for(lambda: len(watched.frames) == len(script))
+    watched.stop(patience_s=0)
+    hang.set()
+    assert watched.counts.count("blank_frames") == 8 + 1 + 5
+    assert watched.counts.count("outages") == watched.counts.count("stalls") == 0
+    events = [record.event for record in caplog.records]
+    assert events[:3] == ["blank", "not_blank", "blank"]
+
+
+def test_a_file_of_which_all_frames_have_one_colour_fails(caplog):
+    watched = Watched(FILE, FakeOpener([BLACK] * 120, [BLACK] * 120 + [FRAME]))
+    wait_for(lambda: watched.capture.is_over)
+    assert watched.capture.state == "failed"
+    assert watched.counts.count("failures.source_blank") == 1
+    # 12 s at ten frames a second: that is said before the end.
+    assert [record.event for record in caplog.records] == ["blank", "failed"]
+    begins_black = Watched(FILE, FakeOpener([BLACK] * 30 + [FRAME]))
+    wait_for(lambda: begins_black.capture.is_over)
+    assert (begins_black.capture.state, len(begins_black.frames)) == ("ended", 31)
+
+
+class Complaining(FakeReader):
+    """Has a line of its decoder for each picture."""
+
+    def take_errors(self):
+        return ["h264: no frame!", "h264: concealing 12 errors"]
+
+
+def test_what_the_decoder_reports_is_counted_and_logged_once_a_minute(fake_time, caplog):
+    caplog.set_level("INFO")
+
+    def much_later():
+        fake_time.more_s += 61
+        return FRAME
+
+    script = [EMPTY, FRAME, FRAME, much_later, FRAME, much_later, FRAME]
+    watched = Watched(FILE, lambda source, timeout_s: Complaining(script))
+    wait_for(lambda: watched.capture.is_over)
+    assert watched.decoder_errors == 2 * (len(script) + 1)
+    logged = [record for record in caplog.records if record.event == "decoder_error"]
+    assert [record.levelname for record in logged] == ["INFO", "WARNING", "WARNING"]
+    assert [record.lines for record in logged] == [2, 6, 4]
+    nothing = Watched(FILE, lambda source, timeout_s: Complaining([EMPTY] * 3))
+    wait_for(lambda: nothing.capture.is_over)
+    assert nothing.capture.error.endswith("decoder: h264: concealing 12 errors")
+
+
+def test_the_errors_of_a_real_decoder_arrive(tmp_path):
+    content = bytearray(film(container="h264", codec="libx264"))
+    content[len(content) // 2 :: 40] = bytes(len(content[len(content) // 2 :: 40]))
+    (tmp_path / "film.h264").write_bytes(content)
+    watched = Watched(parse_source(str(tmp_path / "film.h264")), open_source)
+    wait_for(lambda: watched.capture.is_over)
+    assert watched.capture.state == "ended"
+    assert watched.decoder_errors > 0
+
+
+def test_a_lost_camera_is_tried_often_enough():
+    assert CaptureRules().longest_wait_s <= 3
+    rules = CaptureRules(stall_s=1000, first_wait_s=0.001, longest_wait_s=0.004)
+    watched = Watched(LIVE, FakeOpener(), rules)
+    wait_for(lambda: watched.counts.count("reconnects") >= 20)
+    watched.stop()
 
 
 def test_a_picture_smeared_over_the_last_one_counts_as_none(tmp_path):
