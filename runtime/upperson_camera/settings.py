@@ -78,7 +78,7 @@ class PipelineSettings:
     crop_queue: int = 256
     """Crops of all cameras that may wait for the encoder."""
     drop: DropPolicy = "oldest"
-    """What a full queue drops, ``oldest`` or ``newest``. Files wait instead."""
+    """What a full queue drops, ``oldest`` or ``newest``. Files wait instead, but in real time."""
     end_within_s: float = 10.0
     """At the end: for how long cameras may work on what waits, and a call of an encoder, a gallery
     or ``on_commit`` may last. What takes longer is abandoned."""

@@ -321,19 +321,21 @@ class StreamReader(Reader):
             if self._source.is_live and time.monotonic() > until:
                 return None
             try:
-                decoded = packet.decode()
+                for frame in packet.decode():
+                    # Smeared over what came before is None.
+                    self._frames += [None] if frame.is_corrupt else self._pictures.put(frame)
             except self._av.FFmpegError:
                 return _nothing()
-            for frame in decoded:
-                # Smeared over what came before is None.
-                self._frames += [None] if frame.is_corrupt else self._pictures.put(frame)
         frame = self._frames.pop(0)
         if frame is None:
             return _nothing()
         self._note_device(frame)
         if frame.pts is not None:
             self.position_s = float(frame.pts * frame.time_base) - self._start_s
-        return self._pictures.picture(frame)
+        try:
+            return self._pictures.picture(frame)
+        except self._av.FFmpegError:
+            return _nothing()
 
     def _next_packet(self) -> Any:
         """Return the next packet; None where none came."""
