@@ -71,7 +71,8 @@ def find_hwaccel(wanted: str) -> tuple[str | None, str]:
         )
     for name in known if wanted == "auto" else (wanted,):
         accel = av.codec.hwaccel.HWAccel(name)
-        with suppress(av.FFmpegError):  # There is no such device, or no driver.
+        # There is no such device, or no driver.
+        with av.logging.Capture(), suppress(av.FFmpegError):
             if av.CodecContext.create("h264", "r", hwaccel=accel).is_hwaccel:
                 return name, f"decoding on {name}, in software what it cannot decode"
     tried = ", ".join(known) if wanted == "auto" else wanted
