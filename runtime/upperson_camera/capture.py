@@ -11,6 +11,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_camera.decoding import ERRORS_EVERY_S
+from upperson_camera.frames import as_bgr
 from upperson_camera.queues import Stage, log_camera
 from upperson_camera.settings import CameraSettings, CaptureRules
 from upperson_camera.source import Reader, import_cv2
@@ -37,8 +39,6 @@ _BLANK_S = 10.0
 """Frames of one colour for so long are reported."""
 _BLANK_LEVELS = 2
 """Most difference from the first pixel's values in a frame of one colour."""
-_ERRORS_EVERY_S = 60.0
-"""Between two lines about what the decoder reports."""
 
 
 class Capture(Stage):
@@ -322,7 +322,7 @@ class Capture(Stage):
             self._count("decoder_errors")
         self._errors_since += len(lines)
         now = time.monotonic()
-        if self._errors_logged is None or now - self._errors_logged >= _ERRORS_EVERY_S:
+        if self._errors_logged is None or now - self._errors_logged >= ERRORS_EVERY_S:
             more = self._errors_since - 1
             level = logging.WARNING if had_pictures else logging.INFO
             text = "decoder: %s" + (f" (and {more} more)" if more else "")
@@ -371,13 +371,14 @@ def _is_blank(image: NDArray[np.generic]) -> bool:
 
     0.05 ms for a picture of 1080p, and 5 ms for one of one colour.
     """
-    channels = image.shape[2] if image.ndim == 3 else 1
-    if image.dtype not in (np.uint8, np.uint16) or channels not in (1, 3, 4):
-        return False
-    cv2, first = import_cv2(), image[0, 0].astype(float)
-    bounds = first - _BLANK_LEVELS, first + _BLANK_LEVELS
-    few = np.ascontiguousarray(image[::16, ::16])
-    return all(cv2.inRange(part, *bounds).all() for part in (few, image))
+    for step in (16, 1):
+        part = as_bgr(image[::step, ::step])
+        if not part.size:  # Not a picture at all.
+            return False
+        bounds = (part[0, 0].astype(float) + levels for levels in (-_BLANK_LEVELS, _BLANK_LEVELS))
+        if not import_cv2().inRange(part, *bounds).all():
+            return False
+    return True
 
 
 def _problem(error: BaseException) -> str:

@@ -5,6 +5,7 @@ FFmpeg's libraries by PyAV, as in `stream`.
 
 import functools
 import logging
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -13,11 +14,15 @@ from numpy.typing import NDArray
 
 from upperson_camera.source import import_extra
 from upperson_rt.errors import UsageError
-from upperson_rt.printable import safe_repr
+from upperson_rt.printable import get_logger, one_line, safe_repr
+
+_log = get_logger(__name__)
 
 HWACCELS = ("none", "auto")
 """What `Source.hwaccel` may be besides the names of FFmpeg's devices, such as ``cuda``."""
 
+ERRORS_EVERY_S = 60.0
+"""Between two lines about what a decoder reports."""
 _DEINTERLACER = "mode=send_frame:parity=auto:deint={}"
 """One picture a frame: the first field, with lines between its own ones interpolated."""
 
@@ -28,10 +33,30 @@ def import_av() -> Any:
     if av.logging.get_level() is None:
         av.logging.set_level(av.logging.ERROR)
         av.logging.set_skip_repeated(False)  # It mixes up threads.
-        # What no reader captures, of a decoder's own threads, goes nowhere.
-        logging.getLogger("libav").propagate = False  # noqa: TID251
-        logging.getLogger("libav").addHandler(logging.NullHandler())  # noqa: TID251
+        logger = logging.getLogger("libav")  # noqa: TID251 - Not ours.
+        logger.propagate = False
+        logger.addHandler(_StrayErrors())
     return av
+
+
+class _StrayErrors(logging.Handler):
+    """Logs what a decoder's own threads report, of pictures larger than 1080p.
+
+    FFmpeg does not say of which camera, and a reader captures its own thread only.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines, self._next = 0, 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log the first line a minute, and how many there were."""
+        self._lines += 1
+        if time.monotonic() >= self._next:
+            line, more = one_line(record.getMessage()), self._lines - 1
+            extra = {"event": "decoder_error", "lines": self._lines}
+            _log.warning("decoder of a large picture: %s (and %d more)", line, more, extra=extra)
+            self._lines, self._next = 0, time.monotonic() + ERRORS_EVERY_S
 
 
 def show_ffmpeg_lines() -> None:

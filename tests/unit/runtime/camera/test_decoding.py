@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import logging
 import os
 from contextlib import closing
 
@@ -9,9 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.helpers.fake_camera import FakeTime
 from tests.helpers.made_video import combing, error, picture_at, woven, write_video
 from tests.helpers.refused import refused
 from tests.helpers.small_servers import served
+from upperson_camera import decoding
 from upperson_camera.crops import sharpness
 from upperson_camera.decoding import find_hwaccel
 from upperson_camera.source import Source, parse_source
@@ -171,6 +174,19 @@ def test_a_file_that_ends_early_or_is_damaged(tmp_path):
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "film.mp4").read_bytes()[:2000])
     with refused("video_unreadable", InputError, source=str(tmp_path / "cut.mp4")):
         StreamReader(of_file(tmp_path / "cut.mp4"), 20.0)
+
+
+def test_what_the_threads_of_a_decoder_report_is_logged_once_a_minute(caplog, monkeypatch):
+    clock = FakeTime()
+    monkeypatch.setattr(decoding, "time", clock)
+    handler = decoding._StrayErrors()
+    for more_s in (0, 1, 1, 61):
+        clock.more_s += more_s
+        handler.emit(logging.makeLogRecord({"msg": "top block unavailable\n"}))
+    assert [(one.event, one.lines) for one in caplog.records] == [
+        ("decoder_error", 1),
+        ("decoder_error", 3),
+    ]
 
 
 def test_decoding_on_a_device_falls_back_to_software(tmp_path, monkeypatch):
