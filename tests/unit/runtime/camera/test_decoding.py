@@ -152,6 +152,14 @@ def test_the_name_of_a_file_is_no_address(tmp_path, monkeypatch, name):
     assert len(read_all(parse_source(name))[0]) == 3
 
 
+def test_a_file_that_names_a_stream_is_no_video(tmp_path):
+    lines = ["v=0", "o=- 0 0 IN IP4 127.0.0.1", "s=x", "c=IN IP4 127.0.0.1", "t=0 0"]
+    lines += ["m=video 5004 RTP/AVP 96", "a=rtpmap:96 H264/90000", ""]
+    (tmp_path / "film.sdp").write_text("\r\n".join(lines))
+    with refused("video_unreadable", InputError, source=str(tmp_path / "film.sdp")):
+        StreamReader(of_file(tmp_path / "film.sdp"), 20.0)
+
+
 def test_a_file_that_ends_early_or_is_damaged(tmp_path):
     write_video(tmp_path / "film.ts", [picture_at(number) for number in range(40)], **H264)
     content = bytearray((tmp_path / "film.ts").read_bytes())
