@@ -2,7 +2,7 @@
 
 A frame passes these modules, in this order:
 
-``source``      files, devices, GStreamer; ``stream`` network streams
+``source``      devices, GStreamer; ``stream`` files and network streams, ``decoding`` their frames
 ``capture``     the thread that reads a source, and opens a lost one again
 ``camera``      numbers and times the frames
 ``queues``      bounded queues between threads, and the threads themselves

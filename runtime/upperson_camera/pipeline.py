@@ -21,8 +21,9 @@ from upperson_camera.crops import EncodeStage
 from upperson_camera.frames import SubmitResult
 from upperson_camera.queues import BoundedQueue, DropPolicy, known_name
 from upperson_camera.settings import CameraSettings, PipelineOptions, PipelineSettings, Shared
-from upperson_camera.source import Opener, Source, guess_start_time, import_cv2, parse_source
+from upperson_camera.source import Opener, Source, import_cv2, parse_source
 from upperson_camera.stats import Durations, Latency, PipelineStats
+from upperson_camera.stream import guess_start_time
 from upperson_rt.arguments import check_callable, check_number, check_object
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UppersonError, UsageError
@@ -177,10 +178,12 @@ class Pipeline:
                 perhaps a score. Needed for a source, and for frames submitted without boxes. One
                 that several cameras share is called by one of them at a time.
             drop: ``oldest`` or ``newest``; or ``block``, the default of a file, which waits. With
-                it `submit` waits as well, and nothing is dropped for want of room.
+                it `submit` waits as well, and nothing is dropped for want of room. A file in real
+                time cannot wait.
             start_time: Unix time of a file's first frame; by default its last change minus its
                 length, which is right for recordings that were never copied.
-            realtime: Play a file no faster than it was taken, as a live camera would.
+            realtime: Play a file as a live camera would: no faster than it was taken, and what
+                comes while the queue is full is dropped and counted.
             opener: Opens the source, such as a `Reader` of your own; by default the pipeline's,
                 `open_source`.
 
@@ -198,7 +201,11 @@ class Pipeline:
             name=name,
             source=found,
             detector=detector,
-            drop=("block" if is_file else self.settings.drop) if drop is None else drop,
+            drop=(
+                ("block" if is_file and not realtime else self.settings.drop)
+                if drop is None
+                else drop
+            ),
             start_time=start_time,
             realtime=realtime,
             opener=self.settings.opener if opener is None else opener,

@@ -39,7 +39,9 @@ class CaptureRules:
     """A live source without a picture for so long is closed and opened again."""
     first_wait_s: float = 0.5
     """Before the first attempt to reconnect; doubles with each failed one."""
-    longest_wait_s: float = 30.0
+    longest_wait_s: float = 3.0
+    """Longest wait between two attempts; with the two seconds in which FFmpeg opens a stream, a
+    camera is back five seconds after its server."""
 
     def __post_init__(self) -> None:
         for name in ("stall_s", "first_wait_s", "longest_wait_s"):
@@ -79,7 +81,7 @@ class PipelineSettings:
     crop_queue: int = 256
     """Crops of all cameras that may wait for the encoder."""
     drop: DropPolicy = "oldest"
-    """What a full queue drops, ``oldest`` or ``newest``. Files wait instead."""
+    """What a full queue drops, ``oldest`` or ``newest``. Files wait instead, but in real time."""
     end_within_s: float = 10.0
     """At the end: for how long cameras may work on what waits, and a call of an encoder, a gallery
     or ``on_commit`` may last. What takes longer is abandoned."""
@@ -168,9 +170,12 @@ class CameraSettings:
         if self.source is not None and self.detector is None:
             text = f"camera {shown_name} has a source and so needs a detector"
             raise UsageError(text, code="detector_missing", camera=name)
-        is_live = self.source is not None and self.source.is_live
+        is_live = self.source is not None and (self.source.is_live or self.realtime)
         if check_policy(self.drop) == "block" and is_live:
-            text = f"camera {shown_name} is live and cannot wait: drop oldest or newest"
+            text = (
+                f"camera {shown_name} is live or a file in real time, which cannot wait: drop "
+                "oldest or newest"
+            )
             raise UsageError(text, code="only_files_wait", camera=name)
         if self.source is not None and self.opener in (open_source, StreamReader):
             StreamReader.require(self.source)

@@ -1,4 +1,4 @@
-"""Sources of pictures, the reader of OpenCV (files, devices, GStreamer), and logins."""
+"""Sources of pictures, the reader of OpenCV (devices, GStreamer), and logins."""
 
 import netrc
 import os
@@ -29,7 +29,6 @@ _SECRET = re.compile(r"(?i)pass|pwd|user-?pw|token|secret|auth|api-?key|sig")
 _VALUE = re.compile(r"\"[^\"]*\"|[^&\s/!;,]*")
 _LOGIN = re.compile(r"(?<=://)[^/?#\s]+@")  # Up to the last one: a password may have its own.
 _DEVICE = re.compile(r"/dev/video([0-9]{1,4})|([0-9]{1,4})")
-_OPENING_S = 10.0
 MOST_FRAME_PIXELS = 36_000_000
 """Decoding takes seven bytes a pixel; a stream announces the size beforehand."""
 
@@ -48,13 +47,11 @@ def import_cv2() -> Any:
 
 
 def quiet_opencv() -> None:
-    """Keep OpenCV and FFmpeg from writing their own lines on stderr, for the whole process.
+    """Keep OpenCV from writing its own lines on stderr, for the whole process.
 
-    Our errors say what users need. Levels in ``$OPENCV_LOG_LEVEL`` and
-    ``$OPENCV_FFMPEG_LOGLEVEL`` stay.
+    Our errors say what users need. A level in ``$OPENCV_LOG_LEVEL`` stays.
     """
     cv2 = import_cv2()
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; read at first use.
     if "OPENCV_LOG_LEVEL" not in os.environ:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
@@ -90,6 +87,8 @@ class Source:
     kind: SourceKind
     access: Access = USUAL_ACCESS
     """Which hosts and certificates a network stream may have; others have none."""
+    hwaccel: str = "none"
+    """What decodes a file or a network stream, see `upperson_camera.decoding.HWACCELS`."""
 
     @property
     def is_live(self) -> bool:
@@ -190,6 +189,13 @@ class Reader(ABC):
     position_s: float = 0.0
     """Time of the picture that was read last, from the file's beginning."""
 
+    def take_errors(self) -> list[str]:
+        """Return the lines of errors that the decoder wrote since the last call, without secrets.
+
+        None by default.
+        """
+        return []
+
     @abstractmethod
     def read(self) -> NDArray[np.generic] | None:
         """Return the next picture, BGR or grey; None at the end. May wait, and hang.
@@ -207,26 +213,23 @@ Opener: TypeAlias = Callable[[Source, float], Reader]
 
 
 class OpenCVReader(Reader):
-    """Reads files, devices and GStreamer pipelines with OpenCV."""
+    """Reads devices and GStreamer pipelines with OpenCV."""
 
     def __init__(self, source: Source, timeout_s: float) -> None:
         """Open a source; OpenCV has no time limit here.
 
         Raises:
             InputError: It cannot be opened, or its pictures are too large.
-            UsageError: It is a network stream.
+            UsageError: It is a file or a network stream.
         """
-        if source.kind == "network":
-            text = f"{source.shown} is a network stream: open it with StreamReader"
+        if source.kind not in ("device", "gstreamer"):
+            text = f"{source.shown} is a file or a network stream: open it with StreamReader"
             raise UsageError(text, code="wrong_reader")
         cv2 = import_cv2()
         if source.kind == "device":
             capture = cv2.VideoCapture(int(source.address))
-        elif source.kind == "gstreamer":
-            capture = cv2.VideoCapture(source.address, cv2.CAP_GSTREAMER)
         else:
-            _refuse_playlist(source)
-            capture = cv2.VideoCapture(source.address)
+            capture = cv2.VideoCapture(source.address, cv2.CAP_GSTREAMER)
         if not capture.isOpened():
             capture.release()
             if source.kind == "device":
@@ -242,12 +245,6 @@ class OpenCVReader(Reader):
             capture.release()
             raise
         self._capture = capture
-        self._position_property = None if source.is_live else cv2.CAP_PROP_POS_MSEC
-        if not source.is_live:
-            self.frame_rate = max(0.0, capture.get(cv2.CAP_PROP_FPS))
-            count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-            # If the file has no count, OpenCV returns an enormous or a negative one.
-            self.frame_count = int(count) if 0 < count < 1e9 else 0
 
     @staticmethod
     def require_gstreamer() -> None:
@@ -263,41 +260,12 @@ class OpenCVReader(Reader):
     def read(self) -> NDArray[np.generic] | None:
         """Return the next picture."""
         is_there, image = self._capture.read()
-        if self._position_property is not None:
-            self.position_s = self._capture.get(self._position_property) / 1000
         picture: NDArray[np.generic] | None = image if is_there else None
         return picture
 
     def close(self) -> None:
         """Close the source."""
         self._capture.release()
-
-
-def _refuse_playlist(source: Source) -> None:
-    """Refuse a file that names other files, which FFmpeg would open."""
-    try:
-        with open(source.address, "rb") as file:
-            head = file.read(16)
-    except OSError:
-        return  # Opening it says why.
-    if head.startswith((b"#EXTM3U", b"ffconcat")):
-        text = f"{source.shown} is a playlist, expected a video: name the videos in it"
-        raise InputError(text, code="file_is_playlist")
-
-
-def guess_start_time(source: Source, opener: Opener = OpenCVReader) -> float:
-    """Return the unix time of a file's first frame: its last change minus its length.
-
-    Raises:
-        InputError: It cannot be opened.
-    """
-    try:
-        changed = os.stat(source.address).st_mtime
-    except OSError as error:
-        raise InputError(f"cannot read {source.shown}: {error.strerror}") from error
-    reader = opener(source, _OPENING_S)
-    reader.close()
-    return changed - (reader.frame_count / reader.frame_rate if reader.frame_rate > 0 else 0.0)
 
 
 # --- User names and passwords of cameras, from a file in the format of ``.netrc``, by host

@@ -134,10 +134,13 @@ class CameraStats:
     reconnects: int = _metric("Attempts to open a source again.")
     stalls: int = _metric("Times a source gave nothing for too long.")
     resolution_changes: int = _metric("Times the size of the picture changed.")
+    blank_frames: int = _metric("Frames of one colour, such as black; they are searched as well.")
+    decoder_errors: int = _metric("Lines of errors of the decoder, FFmpeg's.")
     failures: Mapping[str, int] = _metric(
         "What failed for good or were stuck at the end, by reason; no camera: for all."
     )
-    """``detector_error``, ``detector_stuck``, ``source_error``, ``source_stuck`` or ``defect``."""
+    """``detector_error``, ``detector_stuck``, ``source_error``, ``source_stuck``, ``source_blank``
+    or ``defect``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
+from tests.helpers import made_video
 from tests.helpers.command_line import environment, start_program
 from tests.helpers.fake_camera import LIVE, FakeTime, pictures_of, wait_for
 from tests.helpers.invoke import refusal
@@ -140,7 +142,7 @@ HANGING = """
 import threading
 from functools import partial
 import upperson_camera
-from upperson_camera import BoxesFile, OpenCVReader
+from upperson_camera import BoxesFile, StreamReader
 from upperson_rt.cli import main
 from upperson_rt.ingest import service
 
@@ -149,7 +151,7 @@ def hang(*arguments):
     threading.Event().wait()
 
 def opener(source, timeout_s):
-    return hang() if source.is_live else OpenCVReader(source, timeout_s)
+    return hang() if source.is_live else StreamReader(source, timeout_s)
 
 boxes_at = BoxesFile.boxes_at
 BoxesFile.boxes_at = lambda boxes, index: boxes_at(boxes, index) if index < 24 else hang()
@@ -355,6 +357,8 @@ def test_without_a_terminal_the_progress_comes_in_lines(work, monkeypatch):
         (("street.avi", "street.avi"), 2, "camera_exists"),
         (("street.avi", "a=street.avi", "--camera", "b"), 2, "camera_name_for_several"),
         (("street.avi", "--drop", "some"), 2, "unknown_policy"),
+        (("street.avi", "--realtime", "--drop", "block"), 2, "only_files_wait"),
+        (("street.avi", "--hwaccel", "abacus"), 2, "unknown_hwaccel"),
         (("street.avi", "--tracker", "bytetrack"), 5, "extra_missing"),
         (("street.avi", "--detector", "none.onnx"), 3, "detector_not_found"),
         (("street.avi", "--start", "soon"), 2, None),
@@ -376,6 +380,19 @@ def test_errors_are_one_line_and_a_code(work, monkeypatch, arguments, exit_code,
     refusal(run("watch", *arguments, *detector, "--json"), exit_code, code)
     if code == "extra_missing":
         assert not (work / "gallery").exists(), "refused before anything begins"
+
+
+def test_a_file_that_decodes_to_black_is_refused_and_an_interlaced_one_is_not(work):
+    made_video.write_video(Path("black.mp4"), [np.zeros((96, 96, 3), np.uint8)] * 5)
+    made_video.write_video(Path("film.mp4"), made_video.woven(5, True), fields="tff")
+    options = ("--detector", "street.json", "--hwaccel", "auto", "--json")
+    result = run("watch", "black.mp4", "film.mp4", *options)
+    assert result.exit_code == 3, result.stderr
+    cameras = first_json(result.stdout)["cameras"]
+    black, film = cameras["black"], cameras["film"]
+    assert (black["state"], black["failures"]) == ("failed", {"source_blank": 1})
+    assert black["blank_frames"] == black["frames_read"] == 5
+    assert (film["state"], film["blank_frames"], film["frames_read"]) == ("ended", 0, 5)
 
 
 class Sink:

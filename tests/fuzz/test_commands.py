@@ -53,7 +53,8 @@ RUNTIME = {
                        "--where", "-g", "--dry-run"],
     "gallery prune": ["--older-than", "--keep", "--camera", "-g", "--dry-run"],
     "gallery export": ["-g", "--camera", "--where", "--since"],
-    "watch": ["--detector", "--every", "--stall", "--duration", "--start", "--camera", "--drop"],
+    "watch": ["--detector", "--every", "--stall", "--duration", "--start", "--camera", "--drop",
+              "--hwaccel", "--reconnect-max"],
     "compile": ["--variant", "--max-batch", "--device", "--cache"],
 }  # fmt: skip
 TRAINING = {

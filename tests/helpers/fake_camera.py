@@ -178,6 +178,8 @@ class Watched:
         self.frames: list[tuple[NDArray[np.generic], float, float]] = []
         """Picture, unix time and clock."""
         self.counts: list[str] = []
+        """All but the decoder's errors, of which a stream may have some at its beginning."""
+        self.decoder_errors = 0
         settings = CameraSettings(
             name="gate",
             source=source,
@@ -187,11 +189,17 @@ class Watched:
             realtime=realtime,
             opener=opener,
         )
-        self.capture = Capture(settings, rules, self._deliver, self.counts.append)
+        self.capture = Capture(settings, rules, self._deliver, self._count)
         self.capture.start()
 
     def _deliver(self, image: NDArray[np.generic], unix_time: float, clock: float) -> None:
         self.frames.append((image, unix_time, clock))
+
+    def _count(self, what: str) -> None:
+        if what == "decoder_errors":
+            self.decoder_errors += 1
+        else:
+            self.counts.append(what)
 
     def stop(self, patience_s: float = 1000) -> None:
         self.capture.stop(patience_s)

@@ -100,6 +100,11 @@ def print_summary(stats: "PipelineStats", gallery: str, items: int | None) -> No
         )
     if changes := stats.total("resolution_changes"):
         print_line(f"resolution: {count_of(changes, 'change')}")
+    if (blank := stats.total("blank_frames")) or stats.total("decoder_errors"):
+        print_line(
+            f"pictures: {count_of(blank, 'frame')} of one colour, "
+            f"{count_of(stats.total('decoder_errors'), 'error')} of the decoder"
+        )
     if stats.latency.p50_s is not None and stats.latency.p99_s is not None:
         print_line(
             f"from frame to gallery: {stats.latency.p50_s:.2f} s median, "
@@ -156,12 +161,28 @@ class Tuning(OptionGroup, panel=ADVANCED):
 
     realtime: Annotated[
         bool,
-        typer.Option("--realtime", help="Play files no faster than they were taken."),
+        typer.Option(
+            "--realtime", help="Play files at their own pace; drop frames as a camera would."
+        ),
     ] = False
+    hwaccel: Annotated[
+        str,
+        typer.Option(
+            "--hwaccel",
+            metavar="DEVICE",
+            help="Decode on a device that FFmpeg has: auto, or its name, such as cuda or vaapi.",
+        ),
+    ] = "none"
     stall: Annotated[
         float,
         typer.Option("--stall", min=0.1, help="Seconds without a picture until it reconnects."),
     ] = 10.0
+    reconnect_max: Annotated[
+        float,
+        typer.Option(
+            "--reconnect-max", min=0.1, help="Most seconds between two attempts to reconnect."
+        ),
+    ] = 3.0
     drop: Annotated[
         str | None,
         typer.Option(
@@ -325,15 +346,18 @@ def watch(
     """
     named = _with_access(_named_sources(sources, playback.camera, playback.logins), connection)
     from upperson_camera import Pipeline
+    from upperson_camera.decoding import find_hwaccel, show_ffmpeg_lines
     from upperson_camera.queues import check_policy
     from upperson_camera.source import quiet_opencv
-    from upperson_camera.stream import show_ffmpeg_lines
     from upperson_rt.ingest.service import open_outputs
 
     if not reports.debug:
         quiet_opencv()
-    elif any(source.kind == "network" for source in named.values()):
+    elif any(source.kind in ("file", "network") for source in named.values()):
         show_ffmpeg_lines()
+    if tuning.hwaccel != "none":
+        print_note(find_hwaccel(tuning.hwaccel)[1])
+        named = {name: replace(source, hwaccel=tuning.hwaccel) for name, source in named.items()}
     policy = None if tuning.drop is None else check_policy(tuning.drop)
     settings = _settings(crops, tuning)
     with ExitStack() as stack:
@@ -391,7 +415,7 @@ def _settings(crops: Crops, tuning: Tuning) -> "PipelineSettings":
         batch_size=tuning.batch_size,
         buffer=tuning.buffer,
         buffer_bytes=tuning.buffer_size << 20,
-        capture_rules=CaptureRules(stall_s=tuning.stall),
+        capture_rules=CaptureRules(stall_s=tuning.stall, longest_wait_s=tuning.reconnect_max),
     )
 
 
@@ -463,7 +487,7 @@ def _with_access(named: "dict[str, Source]", connection: Connection) -> "dict[st
 
 def _begin_of_file(name: str, source: "Source") -> float | None:
     """Return the guessed start time of a file, and print it; None for a live source."""
-    from upperson_camera.source import guess_start_time
+    from upperson_camera.stream import guess_start_time
 
     if source.is_live:
         return None

@@ -18,7 +18,7 @@ from tests.helpers.small_servers import dripping_server
 from upperson_camera.access import Access, target_of
 from upperson_camera.onvif import ask_cameras, device_at
 from upperson_camera.relay import Relay, _Units
-from upperson_camera.source import Logins, OpenCVReader, parse_source
+from upperson_camera.source import Logins, parse_source
 from upperson_camera.stream import StreamReader
 from upperson_rt.errors import InputError
 
@@ -287,7 +287,7 @@ def test_a_file_that_names_other_files_is_no_video(tmp_path, start):
     (tmp_path / "list").write_text(f"{start}secret.ts\n")
     (tmp_path / "video.mp4").symlink_to("list")
     with refused("file_is_playlist", InputError):
-        OpenCVReader(parse_source(str(tmp_path / "video.mp4")), 1.0)
+        StreamReader(parse_source(str(tmp_path / "video.mp4")), 1.0)
 
 
 def answer_of(relay, address):

@@ -3,19 +3,29 @@
 import http.server
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
-from tests.helpers.fake_camera import FILE, LIVE, RULES, FakeOpener, Watched, person_frame, wait_for
+from tests.helpers.fake_camera import (
+    FILE,
+    LIVE,
+    RULES,
+    FakeOpener,
+    FakeReader,
+    Watched,
+    person_frame,
+    wait_for,
+)
+from tests.helpers.hostile_cameras import film
 from tests.helpers.refused import refused
 from tests.helpers.small_servers import served
 from upperson_camera.settings import CaptureRules
-from upperson_camera.source import OpenCVReader, guess_start_time, parse_source
-from upperson_camera.stream import StreamReader, open_source
+from upperson_camera.source import OpenCVReader, Source, parse_source
+from upperson_camera.stream import StreamReader, guess_start_time, open_source
 from upperson_rt.errors import InputError, UsageError
 
 FRAME = person_frame()
@@ -172,7 +182,7 @@ def test_a_real_file_has_its_own_times(tmp_path):
     writer.release()
     source = parse_source(str(path))
     assert guess_start_time(source) == pytest.approx(path.stat().st_mtime - 6 / 5, abs=0.01)
-    watched = Watched(source, OpenCVReader, start_time=50.0)
+    watched = Watched(source, open_source, start_time=50.0)
     wait_for(lambda: watched.capture.is_over)
     assert [t for _, t, _ in watched.frames] == pytest.approx([50 + i / 5 for i in range(6)])
     assert watched.frames[0][0].shape == FRAME.shape
@@ -182,19 +192,19 @@ def test_what_no_reader_takes(tmp_path):
     """A frame of 16000 x 16000, 4 MB as JPEG, took 1.9 GB before its size was checked."""
     (tmp_path / "text.avi").write_text("hello")
     with refused("video_unreadable", InputError):
-        OpenCVReader(parse_source(str(tmp_path / "text.avi")), 1.0)
+        StreamReader(parse_source(str(tmp_path / "text.avi")), 1.0)
     for side in (6_400, 64):
         path = tmp_path / f"{side}.mjpeg"
         path.write_bytes(cv2.imencode(".jpg", np.zeros((side, side), np.uint8))[1].tobytes() * 3)
         source = parse_source(str(path))
         if side == 6_400:
             with refused("frame_too_large", InputError, width=side, height=side):
-                OpenCVReader(source, 10.0)
+                StreamReader(source, 10.0)
         else:
-            reader = OpenCVReader(source, 10.0)
-            assert reader.read().shape == (64, 64, 3)
-            reader.close()
-    for reader, source in ((OpenCVReader, LIVE), (StreamReader, FILE)):
+            with closing(StreamReader(source, 10.0)) as reader:
+                assert reader.read().shape == (64, 64, 3)
+    device = Source(address="0", kind="device")
+    for reader, source in ((OpenCVReader, LIVE), (OpenCVReader, FILE), (StreamReader, device)):
         with refused("wrong_reader", UsageError):
             reader(source, 1.0)
 
@@ -272,6 +282,7 @@ def test_other_sizes_and_rubbish_within_one_mjpeg_connection_cost_no_other_pictu
         watched = Watched(source, open_source)
         wait_for(lambda: len(watched.frames) == len(pictures))
         assert watched.counts == ["resolution_changes"] * 2
+        assert watched.decoder_errors > 0
         assert server.connections == 1
         for picture, (image, _, _) in zip(pictures, watched.frames, strict=True):
             if isinstance(picture, bytes):
@@ -299,7 +310,90 @@ def test_a_camera_that_sends_nothing_but_rubbish_has_stalled(fake_time, caplog):
     assert 18 <= sum(image.size == 0 for image, _, _ in watched.frames) <= 22
 
 
-def test_a_picture_smeared_over_the_last_one_counts_as_none():
-    reader = StreamReader.__new__(StreamReader)
-    reader._web, reader._timeout_s, reader._frames = None, 10, [SimpleNamespace(is_corrupt=True)]
-    assert reader.read().size == 0
+BLACK = np.full((240, 320, 3), 1, np.uint8)
+
+
+def test_frames_of_one_colour_are_reported_once_and_never_stop_a_camera(fake_time, caplog):
+    def later(picture):
+        def read():
+            fake_time.more_s += 3
+            return picture
+
+        return read
+
+    grey = np.full((240, 320), 90, np.uint16)
+    night = BLACK.copy()
+    night[200, 300] = 40  # One light far away is a picture.
+    script = [FRAME, *[later(BLACK)] * 8, later(FRAME), later(grey), night, *[later(BLACK)] * 5]
+    hang = threading.Event()
+    watched = Watched(LIVE, FakeOpener([*script, hang]))
+    wait_for(lambda: len(watched.frames) == len(script))
+    watched.stop(patience_s=0)
+    hang.set()
+    assert watched.counts.count("blank_frames") == 8 + 1 + 5
+    assert watched.counts.count("outages") == watched.counts.count("stalls") == 0
+    events = [record.event for record in caplog.records]
+    assert events[:3] == ["blank", "not_blank", "blank"]
+
+
+def test_a_file_of_which_all_frames_have_one_colour_fails(caplog):
+    watched = Watched(FILE, FakeOpener([BLACK] * 120, [BLACK] * 120 + [FRAME]))
+    wait_for(lambda: watched.capture.is_over)
+    assert watched.capture.state == "failed"
+    assert watched.counts.count("failures.source_blank") == 1
+    # 12 s at ten frames a second: that is said before the end.
+    assert [record.event for record in caplog.records] == ["blank", "failed"]
+    begins_black = Watched(FILE, FakeOpener([BLACK] * 30 + [FRAME]))
+    wait_for(lambda: begins_black.capture.is_over)
+    assert (begins_black.capture.state, len(begins_black.frames)) == ("ended", 31)
+
+
+class Complaining(FakeReader):
+    """Has a line of its decoder for each picture."""
+
+    def take_errors(self):
+        return ["h264: no frame!", "h264: concealing 12 errors"]
+
+
+def test_what_the_decoder_reports_is_counted_and_logged_once_a_minute(fake_time, caplog):
+    caplog.set_level("INFO")
+
+    def much_later():
+        fake_time.more_s += 61
+        return FRAME
+
+    script = [EMPTY, FRAME, FRAME, much_later, FRAME, much_later, FRAME]
+    watched = Watched(FILE, lambda source, timeout_s: Complaining(script))
+    wait_for(lambda: watched.capture.is_over)
+    assert watched.decoder_errors == 2 * (len(script) + 1)
+    logged = [record for record in caplog.records if record.event == "decoder_error"]
+    assert [record.levelname for record in logged] == ["INFO", "WARNING", "WARNING"]
+    assert [record.lines for record in logged] == [2, 6, 4]
+    nothing = Watched(FILE, lambda source, timeout_s: Complaining([EMPTY] * 3))
+    wait_for(lambda: nothing.capture.is_over)
+    assert nothing.capture.error.endswith("decoder: h264: concealing 12 errors")
+
+
+def test_the_errors_of_a_real_decoder_arrive(tmp_path):
+    content = bytearray(film(container="h264", codec="libx264"))
+    content[len(content) // 2 :: 40] = bytes(len(content[len(content) // 2 :: 40]))
+    (tmp_path / "film.h264").write_bytes(content)
+    watched = Watched(parse_source(str(tmp_path / "film.h264")), open_source)
+    wait_for(lambda: watched.capture.is_over)
+    assert watched.capture.state == "ended"
+    assert watched.decoder_errors > 0
+
+
+def test_a_lost_camera_is_tried_often_enough():
+    assert CaptureRules().longest_wait_s <= 3
+    rules = CaptureRules(stall_s=1000, first_wait_s=0.001, longest_wait_s=0.004)
+    watched = Watched(LIVE, FakeOpener(), rules)
+    wait_for(lambda: watched.counts.count("reconnects") >= 20)
+    watched.stop()
+
+
+def test_a_picture_smeared_over_the_last_one_counts_as_none(tmp_path):
+    (tmp_path / "film.ts").write_bytes(film())
+    with closing(StreamReader(parse_source(str(tmp_path / "film.ts")), 10.0)) as reader:
+        reader._packets = iter([SimpleNamespace(decode=lambda: [SimpleNamespace(is_corrupt=True)])])
+        assert reader.read().size == 0

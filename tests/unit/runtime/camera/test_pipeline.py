@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.helpers.fake_camera import (
     BOX,
+    FILE,
     LIVE,
     START,
     FakeEncoder,
@@ -440,6 +441,29 @@ def test_a_stop_lets_go_a_file_that_waits_for_room(encoder, gallery, street):
     assert (camera.frames_processed, camera.frames_dropped) == (3, {"stopped": 1})
 
 
+def test_a_file_in_real_time_does_not_wait_for_a_slow_detector(encoder, gallery):
+    frames = [person_frame()] * 12
+    with Gate() as gate, Pipeline(encoder, gallery, frame_queue=2) as pipeline:
+        pipeline.add_camera(
+            "gate",
+            FILE,
+            lambda frame: gate.hold() or [],
+            start_time=START,
+            realtime=True,
+            opener=FakeOpener(frames),
+        )
+        assert pipeline.wait(), "it ends while the detector is in its first frame"
+        stats = pipeline.stats()
+        camera = stats.cameras["gate"]
+        check_sums(stats, ended=False)
+        assert (camera.state, camera.frames_read, camera.frames_processed) == ("ended", 12, 0)
+        dropped = camera.frames_dropped["queue_full"]
+        assert dropped >= 12 - 1 - 2
+        gate.open()
+    camera = pipeline.stats().cameras["gate"]
+    assert (camera.frames_processed, camera.frames_waiting) == (12 - dropped, 0)
+
+
 def test_settings_are_an_object_or_keywords_and_keywords_go_first(encoder, gallery):
     settings = PipelineSettings(frame_queue=1, crop_queue=7)
     pipeline = Pipeline(encoder, gallery, settings, frame_queue=2, quality=None)
@@ -478,6 +502,7 @@ def test_what_cannot_work_is_refused_at_once(encoder, gallery, tmp_path, monkeyp
         (("hall", LIVE), {}, "detector_missing"),
         (("9" * 5000, None, 5), {}, None),
         (("hall", LIVE, lambda f: []), {"drop": "block"}, "only_files_wait"),
+        (("hall", FILE, lambda f: []), {"drop": "block", "realtime": True}, "only_files_wait"),
     ):
         expected = pytest.raises(UsageError) if code is None else refused(code, UsageError)
         with expected as raised:

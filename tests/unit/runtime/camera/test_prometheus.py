@@ -45,7 +45,7 @@ def check(text):
     for name, value in {
         "frames_read": 4, "frames_processed": 3, "detections": 6, "tracks": 1, "accepted": 3,
         "embedded": 3, "committed": 3, "replaced": 0, "added_by_others": 0, "reconnects": 0,
-        "stalls": 0, "resolution_changes": 0,
+        "stalls": 0, "resolution_changes": 0, "blank_frames": 0, "decoder_errors": 0,
     }.items():  # fmt: skip
         assert found[f"upperson_{name}_total", camera] == value, name
     assert found["upperson_frames_dropped_total", camera, ("reason", "empty")] == 1

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.helpers.fake_camera import RULES, Watched, wait_for
+from tests.helpers.made_video import combing, woven, write_video
 from tests.helpers.refused import refused
 from tests.helpers.rtsp_camera import reason_to_skip, rtsp_camera
 from upperson_camera.source import Source, parse_source
@@ -48,6 +49,18 @@ def test_pictures_come_by_either_transport_and_in_any_size(transport, encoding):
     for one, next_one in pairwise(pictures):
         assert one.shape != next_one.shape or (one != next_one).any()
         assert one.max() > 200
+
+
+def test_interlaced_pictures_are_deinterlaced(tmp_path):
+    film = tmp_path / "film.mp4"
+    write_video(film, woven(60, True), fields="tff", preset="ultrafast", qp="18", g="10")
+    with rtsp_camera(film=film) as camera:
+        watched = Watched(parse_source(camera.address), open_source)
+        wait_for(lambda: sum(image.size > 0 for image, _, _ in watched.frames) >= 30)
+        watched.stop()
+    pictures = [image for image, _, _ in watched.frames if image.size]
+    assert max(map(combing, woven(60, True))) > 0.05
+    assert max(map(combing, pictures)) < 0.002
 
 
 def test_logins_that_are_right_wrong_and_missing():
