@@ -1,5 +1,6 @@
 """Detectors in files: ONNX, and OpenVINO's IR."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -135,7 +136,7 @@ class OnnxDetector:
     def identity(self) -> str:
         """What its boxes depend on: the same for the same file on every machine."""
         return (
-            f"sha256 {sha256_of_file(self.path)[:12]} ({self.layout.name}, class {self.person}, "
+            f"sha256 {_sha256(self.path)[:12]} ({self.layout.name}, class {self.person}, "
             f"scores from {self.min_score:g}, overlap {self.max_overlap:g}, {self.pixels})"
         )
 
@@ -239,6 +240,15 @@ class OnnxDetector:
         )
         backend, _, choice = autotuner.decide()
         return backend, choice
+
+
+def _sha256(path: Path) -> str:
+    """Return the hash of a file; IR has its weights in a second one."""
+    weights = path.with_suffix(".bin")
+    if path.suffix.lower() != ".xml" or not weights.is_file():
+        return sha256_of_file(path)
+    both = sha256_of_file(path) + sha256_of_file(weights)
+    return hashlib.sha256(both.encode()).hexdigest()
 
 
 def _pixels(graph: Graph, usual: Pixels, text: str | None) -> Pixels:

@@ -206,7 +206,8 @@ def require_sane(
         "docs/detectors.md"
     )
     if layout.scores is not None and not _are_scores(values := layout.scores(arrays)):
-        low, high = (float(f(values)) for f in (np.nanmin, np.nanmax))
+        finite = np.isfinite(values)
+        low, high = (float(f(values, initial=0, where=finite)) for f in (np.min, np.max))
         text = (
             f"{graph.path} read as {layout.name} gives scores from {low:.3g} to {high:.3g}, "
             f"expected 0 to 1: {hint}"
