@@ -23,7 +23,7 @@ def make_contrast(
 ) -> Callable[[NDArray[np.uint8]], NDArray[np.float64]]:
     """Return the detector; it refuses the options of ``--detector-*``."""
     if (layout, person, min_score, pixels) != (None, None, None, None):
-        raise UsageError(f"the detector {name} takes no --detector-layout, -class, -score or -input")
+        raise UsageError(f"the detector {name} takes none of the options --detector-*")
     return find
 
 
