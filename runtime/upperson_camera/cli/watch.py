@@ -225,9 +225,9 @@ class Detection(OptionGroup, panel=ADVANCED):
         str,
         typer.Option(
             "--detector",
-            help="auto (the best one installed), hog (OpenCV's, weak), ssdlite, FILE.onnx (YOLO, "
-            "YOLOX, RT-DETR, D-FINE, RF-DETR, NanoDet, SSD), FILE.xml (OpenVINO's IR), FILE.json "
-            "(boxes of this very video), or MODULE:FACTORY of your own.",
+            help="auto (the best one installed), nanodet, ssdlite, hog (OpenCV's, weak), FILE.onnx "
+            "(YOLO, YOLOX, RT-DETR, D-FINE, RF-DETR, NanoDet, SSD), FILE.xml (OpenVINO's IR), "
+            "FILE.json (boxes of this very video), or MODULE:FACTORY of your own.",
             rich_help_panel="Detection and crops",
         ),
     ] = "auto"

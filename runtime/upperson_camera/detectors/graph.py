@@ -106,7 +106,7 @@ class Graph:
         return given
 
 
-Run: TypeAlias = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+_Run: TypeAlias = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
 
 def read_graph(path: Path, threads: int | None = None) -> Graph:
@@ -177,7 +177,7 @@ def _layers(path: Path) -> set[str]:
 def _graph(
     path: Path,
     inputs: Mapping[str, tuple[tuple[object, ...], str]],
-    run: Run,
+    run: _Run,
     metadata: Mapping[str, str],
     backend: Backend | None = None,
     size: tuple[int, int] | None = None,

@@ -28,6 +28,7 @@ from upperson_rt.strict import suggestion
 _LARGEST_SHARE = 2.0
 """Boxes that reach further are in pixels."""
 _TASK = "detect"
+_TASKS = (_TASK, "object-detection")
 _ROUNDING = 0.01
 _MARGIN = 0.25
 """How far a box may reach beyond the picture, in shares of its sides."""
@@ -147,10 +148,10 @@ def _require_detector(graph: Graph) -> None:
     """
     kind = graph.metadata.get("task", _TASK)
     why = "its metadata name the task"
-    if _TASK in kind:
+    if kind in _TASKS:
         why = "it has the outputs of"
         kind = next((name for name, fits in _OTHERS.items() if fits(graph)), _TASK)
-    if _TASK not in kind:
+    if kind not in _TASKS:
         text = (
             f"{graph.path} is no detector that is known: {why} {safe_repr(kind)}. Export a model "
             f"for detection, or call it from your own code with  --detector MODULE:FACTORY; found "
