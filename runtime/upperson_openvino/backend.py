@@ -58,9 +58,17 @@ class OpenVinoBackend:
             config["INFERENCE_NUM_THREADS"] = threads
         try:
             model = core.read_model(os.fspath(path))
+            self.inputs: dict[str, tuple[tuple[int | None, ...], np.dtype[Any]]] = {
+                entry.get_any_name(): (
+                    tuple(None if n.is_dynamic else n.get_length() for n in entry.partial_shape),
+                    np.dtype(entry.get_element_type().to_dtype()),
+                )
+                for entry in model.inputs
+            }
+            """Shape and type of every input; None stands for a size that may change."""
             _bound_places(model)
             # Compiling gives an output the names of all that was folded into it.
-            self._names = [output.get_any_name() for output in model.outputs]
+            self._names = [_name_of(output) for output in model.outputs]
             if device == "cpu" and int8_sums_saturate() and _may_saturate(model):
                 message = (
                     f"OpenVINO would compute {os.fspath(path)} inexactly: this processor has no "
@@ -96,7 +104,7 @@ class OpenVinoBackend:
             message = f"OpenVINO {self.version} on '{device}' computes in {self.float_type}, not in"
             message += f" the {float_type} asked for"
             raise BackendError(message, code="float_type_differs", found=self.float_type)
-        self._inputs = len(compiled.inputs)
+        self._input_count = len(compiled.inputs)
         self._dtypes = {  # An input may have several names.
             name: np.dtype(entry.get_element_type().to_dtype())
             for entry in compiled.inputs
@@ -111,7 +119,7 @@ class OpenVinoBackend:
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph; see `Backend.run`."""
         dtypes = {name: array.dtype for name, array in inputs.items()}
-        if len(dtypes) != self._inputs or not dtypes.items() <= self._dtypes.items():
+        if len(dtypes) != self._input_count or not dtypes.items() <= self._dtypes.items():
             expected, found = (
                 ", ".join(f"{name} {dtype}" for name, dtype in each.items()) or "nothing"
                 for each in (self._dtypes, dtypes)
@@ -167,6 +175,13 @@ def _require_device(core: Any, device: str, version: str) -> None:
         found = ", ".join(available) or "none"
         message = f"OpenVINO {version} finds no device {safe_repr(device)} here, only {found}"
         raise BackendError(message, code="device_missing", device=device)
+
+
+def _name_of(output: Any) -> str:
+    """Return the name that the file gives an output; TensorFlow's operators have names, too."""
+    own: str = output.node.get_friendly_name()
+    name: str = own if own in output.get_names() else output.get_any_name()
+    return name
 
 
 def _runs_in_pieces(device: str, compiled: Any) -> bool:

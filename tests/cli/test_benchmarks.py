@@ -24,6 +24,7 @@ from benchmarks import (
     alerts,
     bases,
     contenders,
+    detectors,
     gallery,
     loader,
     people,
@@ -42,6 +43,7 @@ from benchmarks.report import timed_rows
 from benchmarks.towers import PADDED
 from tests.helpers.alone import found_alone
 from tests.helpers.command_line import ROOT
+from tests.helpers.refused import refused
 from tests.helpers.toy_bases import configs, know_toy_towers, write_base
 from tests.helpers.traces import once_in
 from upperson_rt.backends.autotune import Timing
@@ -61,6 +63,7 @@ NAMES = (
     "gallery",
     "scores",
     "alerts",
+    "detectors",
     "recall",
     "promise",
 )
@@ -115,7 +118,7 @@ def test_documents_make_and_benchmarks_name_one_another() -> None:
     """The log and the changelog may name benchmarks that are gone."""
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
     text = "\n".join(page.read_text("utf-8") for page in pages if page.name != "log.md")
-    for name in re.findall(r"(?:-m benchmarks\.|NAME=|benchmarks/)(\w+)\b(?!\.md)", text):
+    for name in re.findall(r"(?:-m benchmarks\.|NAME=|benchmarks/)(\w+)\b(?!\.(?:md|json))", text):
         assert (ROOT / "benchmarks" / f"{name}.py").is_file(), name
     written = re.findall(r"python -m benchmarks\.([a-z]+(?: --?[\w-]+(?: [\w/-]+)?)*)", text)
     sizes = {re.sub(r"\d{3,}", "N", line) for line in written}
@@ -401,3 +404,24 @@ def test_bare_faiss_finds_the_same_pictures(tmp_path: Path, rows: int) -> None:
     assert (tmp_path / "gallery" / "gallery.index").exists() == (rows > 8192)
     assert name == "faiss flat fp16 alone"
     assert found.tolist() == expected
+
+
+def test_boxes_of_detectors_are_counted_against_labels(tmp_path: Path) -> None:
+    labels = json.loads(detectors.LABELS.read_text("utf-8"))["frames"]
+    assert len(labels) == 20
+    shown = [{"people": [[0, 0, 10, 20], [12, 0, 22, 20]], "unclear": [[50, 50, 60, 60]]}] * 2
+    best_first = [[0, 0, 10, 18], [0, 2, 10, 20], [13, 0, 23, 20], [50, 50, 60, 58], [80, 0, 90, 9]]
+    found = detectors.counted([np.array(best_first, float), np.zeros((0, 4))], shown)
+    # One shows a person that is taken, one lies elsewhere, one where it does not count.
+    assert found == {"found": 2, "recall": 0.5, "false_a_frame": 1.0}
+    (tmp_path / "other.avi").write_bytes(b"another film")
+    with refused("film_differs", InputError):
+        detectors.read_frames(tmp_path / "other.avi", "0" * 64, [1])
+
+
+def test_detectors_are_compared_on_the_labelled_film() -> None:
+    if not detectors.FILM.is_file():
+        pytest.skip("the film is not there: apt-get install opencv-doc")
+    found = values(run(detectors, "--detector", "hog", "--rounds", "1"))
+    assert 0.1 < found["rows"]["hog"]["recall"] < 0.3
+    assert found["frames"] == 20

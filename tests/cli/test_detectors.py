@@ -80,8 +80,9 @@ def test_doctor_looks_at_drawn_figures(work):
     assert found["detail"].startswith("3 of 3 drawn figures found, 3 boxes: (")
     with Image.open("boxes.png") as drawn:
         assert drawn.size == (960, 540)
-    nobody = rows_of(run("doctor", "--detector", "yolox.onnx", "--json"))["people"]
-    assert (nobody["status"], nobody["facts"]["figures"]) == ("warn", 0)
+    result = run("doctor", "--detector", "yolox.onnx", "--json")
+    nobody = rows_of(result)["people"]
+    assert (nobody["status"], nobody["facts"]["figures"], result.exit_code) == ("fail", 0, 3)
     assert "try  --picture FILE" in nobody["fix"]
 
 

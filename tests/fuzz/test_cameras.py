@@ -183,11 +183,11 @@ def test_files_of_boxes(tmp_path_factory, document):
 @fuzz(content=damaged_bytes([json.dumps(BOXES).encode()]), name=st.one_of(texts, mostly("hog")))
 def test_detectors(tmp_path_factory, monkeypatch, content, name):
     monkeypatch.chdir(tmp_path_factory.mktemp("detectors"))
-    for file in ("a.json", "a.onnx"):
+    for file in ("a.json", "a.onnx", "a.xml"):
         with open(file, "wb") as opened:
             opened.write(content)
         refused_well(open_detector, file)
-    if not isinstance(name, str) or name != "hog":
+    if not isinstance(name, str) or name not in ("auto", "hog", "nanodet", "ssdlite"):
         refused_well(open_detector, name)
 
 

@@ -6,6 +6,7 @@ elsewhere in the input, is not found, or found elsewhere. Boxes have one size ar
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,13 +21,15 @@ CLASSES = 3
 SURE, PER_DISTANCE = 8.0, 60.0
 """Logit of the colour itself, and how much less another one gives."""
 CHOSEN = 20
-MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+BINS = 8
+"""Of a distance of NanoDet."""
 
 
 class Head:
     """Puts the graph of a detector together node by node."""
 
-    def __init__(self, size, person, strides=STRIDES, *, bgr=False, white=1.0, imagenet=False):
+    def __init__(self, size, person, strides=STRIDES, *, bgr=False, white=1.0, mean=0.0, std=1.0):
         self.size, self.person = size, person
         self.nodes, self.constants = [], []
         places = [np.stack(np.mgrid[: size[0] // s, : size[1] // s][::-1], -1) for s in strides]
@@ -36,7 +39,7 @@ class Head:
         self.boxes = np.hstack([middles, np.broadcast_to(BOX, middles.shape)])
         """(cells, 4) middles and sizes in pixels of the input."""
         self.shares = self.boxes / np.array([size[1], size[0]] * 2)
-        self.logits = self._eyes(strides, bgr, white, imagenet)
+        self.logits = self._eyes(strides, bgr, white, np.broadcast_to(mean, 3), std)
         """(N, cells, 1) of the colour."""
 
     def constant(self, value, dtype=np.float32):
@@ -54,12 +57,9 @@ class Head:
     def shape(self, *sizes):
         return self.constant(sizes, np.int64)
 
-    def _eyes(self, strides, bgr, white, imagenet):
-        colour, unit = np.array(COLOUR) / 255 * white, np.full(3, white)
-        if imagenet:
-            colour, unit = (colour - MEAN) / DEVIATION, 1 / DEVIATION
-        if bgr:
-            colour = colour[::-1]
+    def _eyes(self, strides, bgr, white, mean, std):
+        colour = np.array(COLOUR[::-1] if bgr else COLOUR) / 255 * white
+        colour, unit = (colour - mean) / std, np.broadcast_to(white / np.asarray(std), 3)
         levels = []
         for step in strides:
             mean = self.op("AveragePool", "pixels", kernel_shape=[step] * 2, strides=[step] * 2)
@@ -164,6 +164,46 @@ def rf_detr(h):
     return {"dets": h.like(h.shares), "labels": h.classes(count=91 if h.person == 1 else CLASSES)}
 
 
+def distances(h):
+    """Return (cells, 4 x bins) logits whose weighted mean is half of a box, in strides."""
+    wanted = np.tile(BOX / 2 / h.steps, 2)[:, :, None]
+    shares = np.clip(1 - np.abs(wanted - np.arange(BINS)), 1e-9, None)
+    return np.log(shares).reshape(len(h.steps), -1)
+
+
+def nanodet(h):
+    kinds = h.op("Sigmoid", h.classes())
+    return {"output": h.op("Concat", kinds, h.like(distances(h)), axis=2)}
+
+
+def nanodet_levels(h):
+    """An output for the classes and one for the distances of each level."""
+    outputs, first = {}, 0
+    for step in STRIDES:
+        last = first + int((h.steps == step).sum())
+        for name, whole in (("cls", h.op("Sigmoid", h.classes())), ("reg", h.like(distances(h)))):
+            part = h.op("Slice", whole, h.shape(first), h.shape(last), h.shape(1))
+            outputs[f"{name}_pred_stride_{step}"] = part
+        first = last
+    return outputs
+
+
+def ssd(h):
+    """Rows of picture, class, score and corners; one picture."""
+    boxes, scores, labels = h.best(h.like(h.corners(h.shares)))
+    rows = h.op("Concat", h.op("Mul", labels, 0.0), labels, scores, boxes, axis=2)
+    return {"detection_out": h.op("Unsqueeze", rows, h.shape(0))}
+
+
+def ssd_tensorflow(h):
+    boxes, scores, labels = h.best(h.like(h.corners(h.shares)[:, [1, 0, 3, 2]]))
+    flat = {"scores": scores, "classes": labels}
+    found = {f"detection_{n}": h.op("Squeeze", one, h.shape(2)) for n, one in flat.items()}
+    count = h.op("ReduceSum", found["detection_scores"], h.shape(1), keepdims=0)
+    return {"detection_boxes": boxes, **found, "num_detections": count}
+
+
+_NANODET = {"mean": (103.53, 116.28, 123.675), "std": (57.375, 57.12, 58.395)}
 _BGR, _QUERIES = {"bgr": True, "white": 255.0}, {"strides": STRIDES[:1]}
 
 HEADS = {
@@ -177,7 +217,11 @@ HEADS = {
     "rt-detr-logits": (rt_detr_logits, _QUERIES),
     "rt-detr-ultralytics": (rt_detr_ultralytics, _QUERIES),
     "rt-detr-chosen": (rt_detr_chosen, _QUERIES),
-    "rf-detr": (rf_detr, _QUERIES | {"imagenet": True}),
+    "rf-detr": (rf_detr, _QUERIES | IMAGENET),
+    "nanodet": (nanodet, _BGR | _NANODET),
+    "nanodet-levels": (nanodet_levels, _BGR | _NANODET),
+    "ssd": (ssd, _BGR),
+    "ssd-tensorflow": (ssd_tensorflow, {"white": 255.0}),
 }
 """Heads by name, and what their eyes were trained with."""
 
@@ -192,10 +236,14 @@ def write_detector(
     half: bool = False,
     any_size: bool = False,
     rename: dict[str, str] | None = None,
+    **trained: Any,
 ) -> Path:
-    """Write a detector that finds `COLOUR`; a batch of None may change."""
+    """Write a detector that finds `COLOUR`; a batch of None may change.
+
+    ``trained`` are pixels that its eyes want, other than those of its layout.
+    """
     build, options = HEADS[head]
-    made = Head(size, person, **options)
+    made = Head(size, person, **options | trained)
     tensors = {(rename or {}).get(name, name): one for name, one in build(made).items()}
     to_floats = helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT)
     nodes = [to_floats, *made.nodes]
@@ -210,6 +258,32 @@ def write_detector(
     outputs = [value(n, integer if n in integers else TensorProto.FLOAT, None) for n in tensors]
     graph = helper.make_graph(nodes, head, inputs, outputs, made.constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, metadata or {})
+    onnx.save(model, path)
+    return path
+
+
+def write_constant(
+    path: Path,
+    outputs: dict[str, np.ndarray[Any, Any]],
+    inputs: dict[str, list[int]] | None = None,
+    metadata: dict[str, str] | None = None,
+) -> Path:
+    """Write a model that gives the same numbers for every picture."""
+    inputs, floats = inputs or {"images": [1, 3, 64, 96]}, TensorProto.FLOAT
+    nodes = [helper.make_node("ReduceMean", [next(iter(inputs))], ["mean"], keepdims=0)]
+    nodes.append(helper.make_node("Mul", ["mean", "zero"], ["nothing"]))
+    nodes += [helper.make_node("Add", [f"{name}0", "nothing"], [name]) for name in outputs]
+    arrays = {"zero": np.zeros(())} | {f"{name}0": array for name, array in outputs.items()}
+    graph = helper.make_graph(
+        nodes,
+        "constant",
+        [helper.make_tensor_value_info(n, floats, s) for n, s in inputs.items()],
+        [helper.make_tensor_value_info(n, floats, a.shape) for n, a in outputs.items()],
+        [numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     helper.set_model_props(model, metadata or {})
     onnx.save(model, path)
     return path

@@ -18,6 +18,7 @@ from upperson_rt.cli.opening import open_announced, open_store
 from upperson_rt.cli.options import (
     Debug,
     DetectorClass,
+    DetectorInput,
     DetectorLayout,
     DetectorScore,
     GalleryOption,
@@ -270,14 +271,16 @@ class Detection(OptionGroup, panel=ADVANCED):
         str,
         typer.Option(
             "--detector",
-            help="hog (OpenCV's, weak), FILE.onnx (YOLO, YOLOX, RT-DETR, D-FINE, RF-DETR), "
+            help="auto (the best one installed), nanodet, ssdlite, hog (OpenCV's, weak), FILE.onnx "
+            "(YOLO, YOLOX, RT-DETR, D-FINE, RF-DETR, NanoDet, SSD), FILE.xml (OpenVINO's IR), "
             "FILE.json (boxes of this very video), or MODULE:FACTORY of your own.",
             rich_help_panel="Detection and crops",
         ),
-    ] = "hog"
+    ] = "auto"
     detector_layout: DetectorLayout = None
     detector_class: DetectorClass = None
     detector_score: DetectorScore = None
+    detector_input: DetectorInput = None
 
 
 @dataclass(frozen=True)
@@ -363,7 +366,9 @@ def watch(
     with ExitStack() as stack:
         layout, person = detection.detector_layout, detection.detector_class
         score, threads = detection.detector_score, model.threads
-        found = open_announced(detection.detector, layout, person, score, threads, "videos")
+        found = open_announced(
+            detection.detector, layout, person, score, threads, "videos", detection.detector_input
+        )
         opening = stack.enter_context(ExitStack())
         opened, _, store = opening.enter_context(
             open_store(model, model.gallery, "image", create=True)

@@ -1,9 +1,11 @@
 """Detectors of people.
 
 ``naming``        HOG, boxes from a file, and the makers by name
-``onnx_file``     networks in ONNX files, with the next two
-``graph``         inputs and outputs of a file, and its layout
-``layouts``       the layouts: inputs, and the meaning of outputs
+``onnx_file``     networks in files, with the next four
+``graph``         inputs and outputs of a file
+``recognition``   its layout, and files and numbers that are refused
+``layouts``       the layouts: the meaning of outputs
+``pixels``        from a frame to an input, and back
 """
 
 from upperson_camera.detectors.layouts import LAYOUTS

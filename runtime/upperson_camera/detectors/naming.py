@@ -28,7 +28,9 @@ class HogDetector:
     Frames are scaled to at most ``width_px``; people lower than 128 pixels there are not found.
     """
 
-    warning = "hog misses many people and has false detections: use a network in an ONNX file"
+    warning = (
+        "hog misses many people and has false detections: install a network, see docs/detectors.md"
+    )
 
     def __init__(self, width_px: int = 640, min_score: float = 0.3) -> None:
         cv2 = import_cv2()
@@ -36,6 +38,14 @@ class HogDetector:
         self.min_score = min_score
         self._hog = cv2.HOGDescriptor()
         self._hog.setSVMDetector(cv2.HOGDescriptor_getDefaultPeopleDetector())
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Its properties as JSON values, for ``upperson-rt doctor``."""
+        return {"width_px": self.width_px, "min_score": self.min_score}
+
+    def __str__(self) -> str:
+        return f"{self.identity}, OpenCV's"
 
     @property
     def identity(self) -> str:
@@ -108,8 +118,8 @@ def make_hog(name: str, **options: Any) -> HogDetector:
     return HogDetector() if min_score is None else HogDetector(min_score=min_score)
 
 
-def make_onnx(name: str, **options: Any) -> OnnxDetector:
-    """Make a detector from an ONNX file; takes all options."""
+def make_file(name: str, **options: Any) -> OnnxDetector:
+    """Make a detector from an ONNX file or OpenVINO's IR; takes all options."""
     return OnnxDetector(Path(check_path(name, "the detector")), **options)
 
 

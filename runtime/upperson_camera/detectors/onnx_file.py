@@ -1,7 +1,9 @@
-"""Detectors in ONNX files."""
+"""Detectors in files: ONNX, and OpenVINO's IR."""
 
+import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_camera.detectors.graph import Graph, literal, probe, read_graph, recognise
-from upperson_camera.detectors.layouts import Fit
+from upperson_camera.detectors.graph import Graph, literal, read_graph
+from upperson_camera.detectors.pixels import Fit, Pixels
+from upperson_camera.detectors.recognition import recognise, require_sane
 from upperson_camera.source import import_cv2
 from upperson_rt.backends import installed_backends, open_backend
 from upperson_rt.backends.autotune import Autotuner, Choice
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.files import sha256_of_file
+from upperson_rt.ingest.drawn_people import FIGURES, draw_figures, figures_found
 from upperson_rt.printable import error_text, safe_repr
 from upperson_rt.towers import Backend
 
@@ -29,10 +33,10 @@ _CLOSE = 0.05
 
 
 class OnnxDetector:
-    """A detector in an ONNX file, in one of the `LAYOUTS`.
+    """A detector in an ONNX file or in OpenVINO's IR, in one of the `LAYOUTS`.
 
     It runs on the CPU in the backend that is measured as the fastest, once for each machine and
-    file. A file with a batch that may change takes up to 8 frames at once.
+    file; IR runs in OpenVINO. A file with a batch that may change takes up to 8 frames at once.
     """
 
     def __init__(
@@ -44,26 +48,34 @@ class OnnxDetector:
         max_overlap: float = 0.6,
         backend: str = "auto",
         threads: int | None = None,
+        pixels: str | None = None,
+        graph: Graph | None = None,
+        name: str | None = None,
     ) -> None:
-        """Load a file, and recognize its layout.
+        """Load a file, recognize its layout, and try it on the built-in picture.
 
         Args:
-            path: The ONNX file.
+            path: The file, ``.onnx`` or ``.xml``.
             layout: A name in `LAYOUTS`; None recognizes it from names, shapes, metadata and a run.
             person: The class that is people, by its name in the file or its number from 0; None
                 takes ``person``, or COCO's number in a file without names.
             min_score: Boxes below are left out; 0.4 if None.
             max_overlap: Of two boxes that overlap more (IoU), the one with the lower score goes.
-            backend: ``auto``, ``onnxruntime`` or ``openvino``.
+            backend: ``auto``, ``onnxruntime`` or ``openvino``; IR has the last one only.
             threads: CPU threads; None lets the backend choose.
+            pixels: What the layout's pixels are changed to, see `Pixels.with_input`.
+            graph: The file where it was read before; None reads it.
+            name: What it is called in descriptions; the path if None.
 
         Raises:
-            InputError: No detector, of an unknown or another layout, or without this class.
-            UsageError: There is no such layout or backend, or no such score.
+            InputError: No detector, of an unknown or another layout, or without this class, or one
+                whose scores or boxes cannot be right.
+            UsageError: There is no such layout or backend, or no such score or input.
             BackendError: onnxruntime or OpenCV is missing, or no backend runs it.
         """
         import_cv2()
         self.path = path
+        self.name = str(path) if name is None else name
         self.min_score = 0.4 if min_score is None else min_score
         if not 0 <= self.min_score <= 1:
             text = (
@@ -72,24 +84,41 @@ class OnnxDetector:
             )
             raise UsageError(text, code="setting_out_of_range", setting="min_score")
         self.max_overlap = max_overlap
-        self._graph = graph = read_graph(path)
+        graph = graph or read_graph(path, threads)
         self.layout, self._outputs = recognise(graph, layout)
+        self._graph = graph = replace(graph, batch=1) if self.layout.one_picture else graph
+        self.pixels = _pixels(graph, self.layout.pixels, pixels)
+        """What the frames are made into."""
         answer = [np.asarray(graph.answer[name], np.float32) for name in self._outputs]
         classes = self.layout.classes([array.shape for array in answer])
-        self.person, self.class_note = _person_class(graph, classes, person)
+        self.person, self.class_note = _person_class(graph, classes, person, self.layout.person)
         self.size = graph.size
         """Height and width of the input in pixels."""
         self.max_batch = graph.batch or _MOST
         """Frames at a time, see `BatchDetector`."""
+        require_sane(graph, self.layout, answer, self.person, self.min_score)
         self.backend, self.choice = self._open(backend, threads, answer)
+        self.figures_found = self._try()
+        """Drawn people of the built-in picture that it finds."""
 
     def __str__(self) -> str:
         (height, width), running = self.size, self.backend
         return (
-            f"{self.path}: {self.layout.name} ({self.layout.what}; {self.layout.pixels}), "
+            f"{self.name}: {self.layout.name} ({self.layout.what}; {self.pixels}), "
             f"input {width} x {height}, batch {self._graph.batch or 'any'}, {self.class_note}, "
             f"scores from {self.min_score:g}; {running.name} {running.version} on "
             f"{running.device} ({self.choice.why})"
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong if it finds no one in the built-in picture."""
+        if self.figures_found:
+            return None
+        return (
+            f"the detector {self.name} finds none of the {FIGURES} drawn people of the built-in "
+            "picture: try it on a photograph with  upperson-rt doctor --detector FILE --picture "
+            "FILE.jpg  and, if it misses people there, another --detector-input or -class"
         )
 
     @property
@@ -107,8 +136,8 @@ class OnnxDetector:
     def identity(self) -> str:
         """What its boxes depend on: the same for the same file on every machine."""
         return (
-            f"sha256 {sha256_of_file(self.path)[:12]} ({self.layout.name}, class {self.person}, "
-            f"scores from {self.min_score:g}, overlap {self.max_overlap:g})"
+            f"sha256 {_sha256(self.path)[:12]} ({self.layout.name}, class {self.person}, "
+            f"scores from {self.min_score:g}, overlap {self.max_overlap:g}, {self.pixels})"
         )
 
     def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -121,7 +150,7 @@ class OnnxDetector:
         Raises:
             BackendError: The backend fails, or gives numbers that are not finite.
         """
-        fitted = [self.layout.pixels.prepare(frame, self.size) for frame in frames]
+        fitted = [self.pixels.prepare(frame, self.size) for frame in frames]
         pixels = np.stack([values for values, _ in fitted])
         arrays = self._graph.run(self.backend, pixels, self._outputs)
         boxes, scores = self.layout.read(arrays, self.person, self.size)
@@ -129,6 +158,19 @@ class OnnxDetector:
             text = f"the detector {self.path} gives scores that are no numbers"
             raise BackendError(text, code="detector_gives_nan", path=self.path)
         return [self._keep(boxes[i], scores[i], fit) for i, (_, fit) in enumerate(fitted)]
+
+    def _try(self) -> int:
+        """Return how many drawn people it finds in the built-in picture; its numbers must be sane.
+
+        Raises:
+            InputError: See `require_sane`.
+        """
+        picture, figures = draw_figures()
+        pixels, fit = self.pixels.prepare(np.ascontiguousarray(picture[:, :, ::-1]), self.size)
+        arrays = self._graph.run(self.backend, pixels[None], self._outputs)
+        require_sane(self._graph, self.layout, arrays, self.person, self.min_score)
+        boxes, scores = self.layout.read(arrays, self.person, self.size)
+        return figures_found(figures, self._keep(boxes[0], scores[0], fit)[:, :4])
 
     def _summary(self, arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Return what two backends must agree on: scores, and boxes with more than a low score.
@@ -160,7 +202,8 @@ class OnnxDetector:
         self, name: str, threads: int | None, answer: Sequence[NDArray[np.float32]]
     ) -> tuple[Backend, Choice]:
         """Open the backend of that name, or the fastest; it must agree with the first run."""
-        graph, pixels, outputs = self._graph, probe(self.size), self._outputs
+        graph, outputs = self._graph, self._outputs
+        pixels = graph.probe
         expected = self._summary([array[:1] for array in answer])
 
         def check(backend: Backend) -> None:
@@ -172,6 +215,11 @@ class OnnxDetector:
                 )
                 raise IntegrityError(text, code="backend_disagrees")
 
+        if graph.backend is not None:
+            if name not in ("auto", graph.backend.name):
+                text = f"only {graph.backend.name} runs {self.path}, found the backend {name}"
+                raise UsageError(text, code="backend_unfit", backend=name)
+            return graph.backend, Choice(why="the only one that reads such a file")
         load = partial(open_backend, self.path, device="cpu", threads=threads)
         names = installed_backends("cpu") if name == "auto" else (name,)
         if len(names) == 1:
@@ -194,13 +242,31 @@ class OnnxDetector:
         return backend, choice
 
 
-def _person_class(graph: Graph, classes: int | None, wanted: str | int | None) -> tuple[int, str]:
+def _sha256(path: Path) -> str:
+    """Return the hash of a file; IR has its weights in a second one."""
+    weights = path.with_suffix(".bin")
+    if path.suffix.lower() != ".xml" or not weights.is_file():
+        return sha256_of_file(path)
+    both = sha256_of_file(path) + sha256_of_file(weights)
+    return hashlib.sha256(both.encode()).hexdigest()
+
+
+def _pixels(graph: Graph, usual: Pixels, text: str | None) -> Pixels:
+    """Return the pixels of a layout, as a graph of bytes and the user want them."""
+    if graph.dtype == np.uint8:  # It has the rest in itself.
+        usual = replace(usual, largest=255, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return usual if text is None else usual.with_input(text)
+
+
+def _person_class(
+    graph: Graph, classes: int | None, wanted: str | int | None, usual: int
+) -> tuple[int, str]:
     """Return the number of the class for people, and the reason for it."""
     names = _names(graph)
     if isinstance(wanted, str) and wanted.isdecimal():
         wanted = int(wanted)
     if wanted is None and not names:
-        number = 1 if classes == _COCO_91 else 0
+        number = 1 if classes == _COCO_91 else usual
         why = "it names none; --detector-class sets another"
     elif isinstance(wanted, int):
         number, why = wanted, "as asked for"

@@ -114,6 +114,7 @@ def index(
             detection.detector_score,
             model.threads,
             "pictures",
+            detection.detector_input,
         )
     chosen = None if part is None else choose_files(paths, part)
     if chosen is None:

@@ -87,11 +87,12 @@ def open_announced(
     min_score: float | None,
     threads: int | None,
     frames_of: Literal["videos", "pictures"],
+    pixels: str | None = None,
 ) -> "Detector":
     """Open a detector as `open_detector` does, and describe it on stderr."""
     from upperson_rt.ingest.detector import open_detector
 
-    found: Any = open_detector(name, layout, person, min_score, threads)
+    found: Any = open_detector(name, layout, person, min_score, threads, pixels)
     if getattr(found, "of_one_video", False) and frames_of == "pictures":
         raise UsageError(
             f"{name} holds the boxes of one video, not of pictures: name a detector",

@@ -148,7 +148,8 @@ DetectorLayout: TypeAlias = Annotated[
     typer.Option(
         "--detector-layout",
         help="Layout of FILE.onnx: yolov5, yolov8, end-to-end, yolox, yolox-decoded, rt-detr, "
-        "rt-detr-logits, rt-detr-ultralytics, rt-detr-chosen or rf-detr.",
+        "rt-detr-logits, rt-detr-ultralytics, rt-detr-chosen, rf-detr, nanodet, nanodet-levels, "
+        "ssd or ssd-tensorflow.",
         show_default="recognized from the file",
         rich_help_panel=ADVANCED,
     ),
@@ -163,12 +164,23 @@ DetectorClass: TypeAlias = Annotated[
         rich_help_panel=ADVANCED,
     ),
 ]
+DetectorInput: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--detector-input",
+        metavar="PIXELS",
+        help="Pixels that FILE.onnx was trained on: parts of rgb,bgr,0-1,0-255,centre,corner,"
+        "stretch,mean=R/G/B,std=R/G/B, with commas between them.",
+        show_default="those of its layout",
+        rich_help_panel=ADVANCED,
+    ),
+]
 DetectorScore: TypeAlias = Annotated[
     float | None,
     typer.Option(
         "--detector-score",
         min=0.0,
-        help="Lowest score of a box of FILE.onnx, 0 to 1, or of hog.",
+        help="Lowest score of a box of FILE.onnx or ssdlite, 0 to 1, or of hog.",
         show_default="0.4; hog 0.3",
         rich_help_panel=ADVANCED,
     ),
@@ -281,10 +293,13 @@ class Where(OptionGroup, panel="Filter"):
 class Detection(OptionGroup, panel="Detector"):
     """A detector, if any."""
 
-    detector: str | None = option(None, "Detector of people, as for `watch`, such as FILE.onnx.")
+    detector: str | None = option(
+        None, "Detector of people, as for `watch`, such as auto or FILE.onnx."
+    )
     detector_layout: DetectorLayout = None
     detector_class: DetectorClass = None
     detector_score: DetectorScore = None
+    detector_input: DetectorInput = None
 
     def require_no_options(self) -> None:
         """Refuse options of a detector where none is named."""

@@ -161,6 +161,7 @@ _OPTIONS = {
     "layout": "--detector-layout",
     "person": "--detector-class",
     "min_score": "--detector-score",
+    "pixels": "--detector-input",
 }
 
 
@@ -170,6 +171,7 @@ def open_detector(
     person: str | None = None,
     min_score: float | None = None,
     threads: int | None = None,
+    pixels: str | None = None,
 ) -> Detector:
     """Return a detector by its name.
 
@@ -177,12 +179,14 @@ def open_detector(
     ``doctor``; its `str` is shown then), ``warning`` (shown when it is opened) and ``of_one_video``
     (it knows the frames of one video only).
 
-    The name is an extension's (``hog``), a file with an extension's suffix (``FILE.onnx``), or
+    The name is an extension's (``auto``), a file with an extension's suffix (``FILE.onnx``), or
     ``package.module:factory``, which is called without arguments and returns a detector. Layout,
-    the class that is people and the lowest score of a box are of ONNX files.
+    the class that is people, the lowest score of a box and the pixels are of networks in files.
     """
     check_name(name, "a detector")
-    options = {"layout": layout, "person": person, "min_score": min_score}
+    options: dict[str, Any] = {"layout": layout, "person": person, "min_score": min_score}
+    if pixels is not None:  # Extensions of before it may not know it.
+        options["pixels"] = pixels
     known = extension_names("detectors")
     kind = name if name in known else Path(name).suffix.lower().removeprefix(".")
     if kind in known:

@@ -11,7 +11,7 @@ from tests.helpers.toy_bundle import draw_person
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.extensions import extension_names, load_extension
 
-BUILT_IN = {"hog", "json", "onnx"}
+BUILT_IN = {"auto", "hog", "json", "nanodet", "onnx", "ssdlite", "xml"}
 
 
 def test_an_extension_is_imported_when_it_is_used(tmp_path):

@@ -19,10 +19,11 @@ def make_contrast(
     person: str | None,
     min_score: float | None,
     threads: int | None,
+    pixels: str | None = None,
 ) -> Callable[[NDArray[np.uint8]], NDArray[np.float64]]:
     """Return the detector; it refuses the options of ``--detector-*``."""
-    if (layout, person, min_score) != (None, None, None):
-        raise UsageError(f"the detector {name} takes no --detector-layout, -class or -score")
+    if (layout, person, min_score, pixels) != (None, None, None, None):
+        raise UsageError(f"the detector {name} takes none of the options --detector-*")
     return find
 
 

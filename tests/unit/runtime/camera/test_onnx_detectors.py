@@ -4,11 +4,9 @@ import itertools
 import json
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
 
-from tests.helpers.detector_heads import COLOUR, HEADS, write_detector
+from tests.helpers.detector_heads import COLOUR, HEADS, write_constant, write_detector
 from tests.helpers.refused import refused
 from upperson_camera.detectors import LAYOUTS, OnnxDetector, onnx_file
 from upperson_camera.detectors.layouts import grid
@@ -31,6 +29,8 @@ HOW = {
     "rt-detr-ultralytics": {"metadata": NAMES | {"description": "Ultralytics rtdetr-l model"}},
     "rt-detr-chosen": {"metadata": NAMES | {"head": "RTDETRDecoder"}},
     "rf-detr": {"person": 1},
+    "ssd": {"person": 1},
+    "ssd-tensorflow": {"person": 1},
 }
 
 
@@ -137,6 +137,10 @@ def test_sizes_that_no_picture_has_take_no_memory(tmp_path, size, code):
         ("yolox", {"rename": {"output": "outputs"}}, "yolox"),
         ("rt-detr", {}, "rt-detr"),
         ("rf-detr", {}, "rf-detr"),
+        ("nanodet", {}, "nanodet"),
+        ("nanodet-levels", {}, "nanodet-levels"),
+        ("ssd", HOW["ssd"], "ssd"),
+        ("ssd-tensorflow", HOW["ssd-tensorflow"], "ssd-tensorflow"),
         ("rt-detr-ultralytics", HOW["rt-detr-ultralytics"], "rt-detr-ultralytics"),
         ("rt-detr-chosen", HOW["rt-detr-chosen"], "rt-detr-chosen"),
         ("rt-detr-chosen", HOW["rt-detr-ultralytics"], "rt-detr-chosen"),
@@ -155,7 +159,7 @@ def test_a_layout_is_recognized_or_refused_until_it_is_named(tmp_path, head, opt
     if choices == [layout]:
         detector = OnnxDetector(path, backend="onnxruntime", threads=1)
         assert detector.layout.name == layout
-        for fact in (f"d.onnx: {layout} (", "96 x 64, batch 1, class 0 (", "onnxruntime"):
+        for fact in (f"d.onnx: {layout} (", "96 x 64, batch 1, class ", "onnxruntime"):
             assert fact in str(detector)
         return
     with refused("ambiguous_layout", InputError, fitting=choices):
@@ -203,20 +207,8 @@ GRID = {"output": (1, 126, 8)}
 )
 def test_models_of_no_layout_are_refused(tmp_path, outputs, inputs, code):
     """A model that answers with zeros."""
-    path, floats = tmp_path / "odd.onnx", TensorProto.FLOAT
-    nodes = [helper.make_node("ReduceMean", [next(iter(inputs))], ["mean"], keepdims=0)]
-    nodes.append(helper.make_node("Mul", ["mean", "zero"], ["nothing"]))
-    nodes += [helper.make_node("Add", [f"{name}0", "nothing"], [name]) for name in outputs]
-    zeros = {"zero": ()} | {f"{name}0": shape for name, shape in outputs.items()}
-    graph = helper.make_graph(
-        nodes,
-        "odd",
-        [helper.make_tensor_value_info(n, floats, s) for n, s in inputs.items()],
-        [helper.make_tensor_value_info(n, floats, s) for n, s in outputs.items()],
-        [onnx.numpy_helper.from_array(np.zeros(s, np.float32), n) for n, s in zeros.items()],
-    )
-    opsets = [helper.make_opsetid("", 17)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    zeros = {name: np.zeros(shape) for name, shape in outputs.items()}
+    path = write_constant(tmp_path / "odd.onnx", zeros, inputs)
     if code is None:
         assert OnnxDetector(path, backend="onnxruntime").layout.name == "yolox"
         return
