@@ -34,7 +34,7 @@ from upperson.train import train
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.files import write_atomically
 from upperson_synthetic import SyntheticSpec, write_dataset
-from upperson_synthetic.look import SITES, Look
+from upperson_synthetic.look import SITES, TARGET, Look
 
 app = new_app("Measure what a site's adapter gains from a few captioned people.")
 
@@ -42,6 +42,9 @@ _ANNOTATIONS = "annotations.jsonl"
 
 _SEED = 91
 """Of the first site."""
+
+_REHEARSED = 64
+"""People of the street, as in the demo."""
 
 
 @app.command(cls=Command)
@@ -62,9 +65,13 @@ def people_needed(
     counts = sorted(people or [25, 50, 100, 300])
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as place:
+        street = SyntheticSpec(
+            look=TARGET.name, train_ids=_REHEARSED, val_ids=0, test_ids=1, views=4, seed=_SEED
+        )
+        rehearse = write_dataset(Path(place) / TARGET.name, street)
         for seed, look in enumerate(SITES, _SEED):
             folder = Path(place) / look.name
-            rows |= dict(_gains(look, seed, counts, test_people, passes, folder))
+            rows |= dict(_gains(look, seed, counts, test_people, passes, rehearse, folder))
     result = conditions("people", "torch", threads=None, batch_size=48, warmup=0)
     result |= {"test_people": test_people, "rows": rows}
     columns = {
@@ -79,18 +86,25 @@ def people_needed(
 
 
 def _gains(
-    look: Look, seed: int, counts: list[int], test_people: int, passes: int | None, folder: Path
+    look: Look,
+    seed: int,
+    counts: list[int],
+    test_people: int,
+    passes: int | None,
+    rehearse: Path,
+    folder: Path,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Give the gains from each number of people: the first ones of the same people."""
     largest = _rendered(look, seed, counts[-1], test_people, folder / str(counts[-1]))
     split = searched_split(read_dataset("jsonl", largest)["test"], look)
-    config = read_recipe("site", {"root": str(largest)})
+    config = read_recipe("site", {"root": str(largest), "rehearse": str(rehearse)})
     base = load_base(SMALL, None)
     size = (config.height_px, config.width_px)
     before = _scores(UPPerson(base.clip, PLAIN_CLIP, size, base.statistics).eval(), split)
     for count in counts:
         root = largest if count == counts[-1] else _first(largest, count, folder / str(count))
-        epochs = round((passes or config.epochs) * counts[-1] / count)
+        steps = (passes or config.epochs) * (counts[-1] + _REHEARSED)
+        epochs = round(steps / (count + _REHEARSED))
         run = folder / f"run{count}"
         train(_config(config, root, epochs), run, Observer())
         after = _scores(load_run(run).model, split)

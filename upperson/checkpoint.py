@@ -31,8 +31,8 @@ from upperson_rt.files import remove_unfinished, write_atomically
 KEPT = 2
 
 _CHANGEABLE_SETTINGS = {
-    "root", "pretrained", "workers", "checkpoint_every", "allow_partial", "load_truncated",
-    "init_from", "cache", "compile",
+    "root", "rehearse", "pretrained", "workers", "checkpoint_every", "allow_partial",
+    "load_truncated", "init_from", "cache", "compile",
 }  # fmt: skip
 """May change between a run and its resumption: they decide where and how, not what. Where a run
 began is in its checkpoints."""

@@ -5,7 +5,7 @@ and find each other through the environment those set.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -88,9 +88,11 @@ def build_components(config: TrainConfig) -> Components:
             code="split_empty",
             split="train",
         )
-    require_images(record.image for records in splits.values() for record in records)
+    rehearsed = _rehearsed(config, splits["train"])
+    require_images(record.image for records in (*splits.values(), rehearsed) for record in records)
     if not config.allow_partial:
         require_published_counts(config.dataset, Path(config.root), splits)
+    splits["train"] += rehearsed
     if config.select_on == "test" and not splits["test"]:
         raise InputError(
             f"{config.root} has no image in split 'test' to select on",
@@ -123,6 +125,22 @@ def build_components(config: TrainConfig) -> Components:
     identities = len(identity_labels(splits["train"]))
     objective = Objective(loss_names(config.loss), model.embed_dim, identities, config.temperature)
     return Components(splits, base, model, objective, tokenizer, tuple(filter(None, notes)))
+
+
+def _rehearsed(config: TrainConfig, own: Sequence[Record]) -> list[Record]:
+    """Read what is to be rehearsed; its people are numbered after our own."""
+    if config.rehearse is None:
+        return []
+    records = read_dataset("jsonl", Path(config.rehearse))["train"]
+    if not records:
+        raise InputError(
+            f"{config.rehearse} has no image in split 'train' to rehearse: check 'split' there",
+            code="split_empty",
+            split="train",
+        )
+    first = 1 + max(record.pid for record in own)
+    numbers = identity_labels(records)
+    return [replace(record, pid=first + numbers[record.pid]) for record in records]
 
 
 def unseen_tokens(model: UPPerson, tokenizer: Tokenizer, captions: Sequence[str]) -> Tensor:

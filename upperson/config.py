@@ -87,6 +87,11 @@ class TrainConfig:
     allow_partial: bool = False
     """Train on a published data set although it has other counts than published."""
 
+    rehearse: str | None = None
+    """Folder of another data set, in the project's own format, whose people are trained on as well:
+    people like those that the base was made for, so that the model keeps what the base knew of them
+    (rehearsal, arXiv 1811.11682). None of them selects an epoch or is measured."""
+
     load_truncated: bool = False
     """Decode pictures that end early as far as they go, instead of ending the run."""
 

@@ -68,6 +68,11 @@ class Recipe(OptionGroup, panel="Recipe and model"):
     init_from: Path | None = advanced(
         None, "Run over the same base whose trained tensors to start from.", show_default=False
     )
+    rehearse: Path | None = advanced(
+        None,
+        "Data set of other people to train on as well, see docs/training.md.",
+        show_default=False,
+    )
     seed: int | None = advanced(None, "Random seed of the run.")
     seeds: int = advanced(
         1, "Number of runs with consecutive seeds; reports mean and spread.", min=1
@@ -93,6 +98,7 @@ class Recipe(OptionGroup, panel="Recipe and model"):
             "base": _absolute_file(base) if base and base.endswith(".json") else base,
             "pretrained": self.pretrained and _absolute_file(self.pretrained),
             "init_from": _absolute(self.init_from),
+            "rehearse": _absolute(self.rehearse),
             **{name: getattr(self, name) for name in plain},
         }
         return read_recipe(recipe, overrides, self.settings or ())
