@@ -51,6 +51,7 @@ def clock(monkeypatch):
     """The clock by which calls last too long; a busy machine does not move it."""
     clock = FakeTime()
     monkeypatch.setattr("upperson_camera.queues.time", clock)
+    monkeypatch.setattr("upperson_camera.cameras.time", clock)
     monkeypatch.setattr("upperson_camera.pipeline.time_module", clock)
     return clock
 
