@@ -212,7 +212,8 @@ class Pipeline:
                 polygon malformed.
             BackendError: OpenCV or PyAV is missing, or it cannot read such a source.
         """
-        prepared = self.prepare_camera(
+        camera = camera_settings(
+            self.settings,
             name,
             source,
             detector,
@@ -223,12 +224,12 @@ class Pipeline:
             regions=Regions(zones=zones, masks=masks),
             options=options,
         )
-        self.add_prepared(prepared)
+        self.add_prepared(self.prepare_camera(camera))
 
-    def prepare_camera(self, name: str, *given: Any, **named: Any) -> CameraSettings:
-        """Check what `camera_settings` takes; what it returns can be added."""
-        camera = camera_settings(self.settings, name, *given, **named)
-        return replace(camera, detector=detector_of(camera, lambda: self._cameras.stats_of(name)))
+    def prepare_camera(self, camera: CameraSettings) -> CameraSettings:
+        """Return a camera with its own detector, if it has a `CameraDetector`."""
+        found = detector_of(camera, lambda: self._cameras.stats_of(camera.name))
+        return replace(camera, detector=found)
 
     def add_prepared(self, camera: CameraSettings) -> None:
         """Add a camera that `prepare_camera` has returned.
