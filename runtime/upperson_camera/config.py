@@ -181,8 +181,8 @@ def _unix_time(given: Any) -> float | None:
 
 def _secret_refused(place: str) -> InputError:
     text = (
-        f"{place} holds a login or a token, which do not belong in this file: write name and "
-        "password into the file of --netrc, by host"
+        f"{place} holds a login or a token: expected none in this file, write name and password "
+        "into the file of --netrc, by host"
     )
     return InputError(text, code="secret_in_config")
 
