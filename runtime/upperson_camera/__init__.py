@@ -7,6 +7,7 @@ A frame passes these modules, in this order:
 ``camera``      numbers and times the frames
 ``queues``      bounded queues between threads, and the threads themselves
 ``worker``      the thread of a camera: detects, tracks, selects
+``regions``     zones and masks: where people count
 ``detectors``   networks in ONNX files, HOG, boxes from a file
 ``tracker``     our own tracker, and those of the package ``trackers``
 ``crops``       selection of detections, crops, and the thread of the encoder
@@ -14,8 +15,9 @@ A frame passes these modules, in this order:
 ``buffered``    its like for a gallery on a server, behind a buffer on disk
 
 Around them: ``settings``, ``frames`` (the types), ``stats`` and ``prometheus`` (the counters),
-``pipeline`` (all of it). ``access``, ``web`` and ``relay`` keep a stream at its host; ``reasons``
-finds out why a source does not open. ``onvif`` and ``soap`` are for `upperson-rt cameras`.
+``cameras`` (those that there are now), ``pipeline`` (all of it). ``access``, ``web`` and ``relay``
+keep a stream at its host; ``reasons`` finds out why a source does not open. ``config`` reads the
+file of cameras of `upperson-rt watch`; ``onvif`` and ``soap`` are for `upperson-rt cameras`.
 """
 
 from importlib import import_module
@@ -26,7 +28,13 @@ if TYPE_CHECKING:
     from upperson_camera.detectors import BoxesFile, HogDetector, OnnxDetector, open_detector
     from upperson_camera.frames import SubmitResult
     from upperson_camera.pipeline import Pipeline
-    from upperson_camera.settings import CaptureRules, PipelineOptions, PipelineSettings
+    from upperson_camera.settings import (
+        CameraDetector,
+        CameraOptions,
+        CaptureRules,
+        PipelineOptions,
+        PipelineSettings,
+    )
     from upperson_camera.source import OpenCVReader, Reader, Source, parse_source
     from upperson_camera.stats import CameraStats, Latency, PipelineStats
     from upperson_camera.stream import StreamReader, open_source
@@ -37,6 +45,8 @@ __all__ = [
     "Access",
     "BatchDetector",
     "BoxesFile",
+    "CameraDetector",
+    "CameraOptions",
     "CameraStats",
     "CaptureRules",
     "Detector",
@@ -63,7 +73,13 @@ _MODULES = {
     "upperson_camera.detectors": ("BoxesFile", "HogDetector", "OnnxDetector", "open_detector"),
     "upperson_camera.frames": ("SubmitResult",),
     "upperson_camera.pipeline": ("Pipeline",),
-    "upperson_camera.settings": ("CaptureRules", "PipelineOptions", "PipelineSettings"),
+    "upperson_camera.settings": (
+        "CameraDetector",
+        "CameraOptions",
+        "CaptureRules",
+        "PipelineOptions",
+        "PipelineSettings",
+    ),
     "upperson_camera.source": ("OpenCVReader", "Reader", "Source", "parse_source"),
     "upperson_camera.stats": ("CameraStats", "Latency", "PipelineStats"),
     "upperson_camera.stream": ("StreamReader", "open_source"),

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from upperson_camera.capture import Capture
 from upperson_camera.frames import Frame, SteadyClock, SubmitResult, as_bgr, check_unix_time
 from upperson_camera.queues import BoundedQueue, Stage
+from upperson_camera.regions import Regions
 from upperson_camera.settings import CameraSettings, Shared
 from upperson_camera.stats import CameraStats, camera_stats
 from upperson_camera.worker import CameraWorker
 from upperson_rt.arguments import check_list, check_name
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.ingest.boxes import Boxes, clean_boxes
+from upperson_rt.ingest.detector import Detector
 from upperson_rt.printable import shortened
 
 
@@ -95,6 +97,20 @@ class Camera:
     def is_idle(self) -> bool:
         """Whether no frame waits or is worked on, and no flush is to be done."""
         return self._worker.is_idle or not self._worker.is_alive
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether a thread of it runs."""
+        return any(stage.is_alive for stage in self.stages)
+
+    @property
+    def detector(self) -> Detector | None:
+        """Finds people in its frames."""
+        return self._settings.detector
+
+    def set_regions(self, regions: Regions) -> None:
+        """Replace its zones and masks, from the next frame on."""
+        self._worker.regions = regions
 
     @property
     def waits(self) -> bool:

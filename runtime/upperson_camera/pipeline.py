@@ -7,7 +7,7 @@ import threading
 import time as time_module
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,15 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_camera.buffered import BufferStage, SendStage
-from upperson_camera.camera import Camera
+from upperson_camera.cameras import Cameras, end_cameras
 from upperson_camera.commit import CommitStage
 from upperson_camera.crops import EncodeStage
 from upperson_camera.frames import SubmitResult
-from upperson_camera.queues import BoundedQueue, DropPolicy, known_name
-from upperson_camera.settings import CameraSettings, PipelineOptions, PipelineSettings, Shared
-from upperson_camera.source import Opener, Source, import_cv2, parse_source
+from upperson_camera.queues import BoundedQueue, DropPolicy
+from upperson_camera.regions import Polygon, Regions
+from upperson_camera.settings import (
+    CameraOptions,
+    CameraSettings,
+    PipelineOptions,
+    PipelineSettings,
+    Shared,
+    camera_settings,
+    detector_of,
+    with_options,
+)
+from upperson_camera.source import Opener, Source
 from upperson_camera.stats import Durations, Latency, PipelineStats
-from upperson_camera.stream import guess_start_time
 from upperson_rt.arguments import check_callable, check_number, check_object
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UppersonError, UsageError
@@ -31,7 +40,7 @@ from upperson_rt.gallery import Gallery, Item
 from upperson_rt.ingest.detector import Detector
 from upperson_rt.ingest.disk_buffer import DiskBuffer
 from upperson_rt.ingest.service import Ingest, Output
-from upperson_rt.printable import count_of, error_text, get_logger, safe_repr, shortened
+from upperson_rt.printable import count_of, error_text, get_logger, safe_repr
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -108,7 +117,7 @@ class Pipeline:
                 committed=lambda items, replaced: on_commit(items), close=lambda: None
             )
             outputs = (cast(Output, callback), *outputs)
-        self.settings = _with_options(settings or PipelineSettings(), options)
+        self.settings = with_options(settings or PipelineSettings(), options, PipelineOptions)
         if gallery.fingerprint != encoder.fingerprint:
             text = (
                 f"gallery {gallery.location} holds embeddings of another model "
@@ -149,7 +158,7 @@ class Pipeline:
             self._buffering = BufferStage(
                 shared, lambda error: self._fail(error, "buffer"), self._buffer, self._sender
             )
-        self._cameras: dict[str, Camera] = {}
+        self._cameras = Cameras(shared)
         self._lock = threading.Lock()
         self._started: float | None = None
         self._stopped: float | None = None
@@ -167,6 +176,9 @@ class Pipeline:
         start_time: float | None = None,
         realtime: bool = False,
         opener: Opener | None = None,
+        zones: Sequence[Polygon] = (),
+        masks: Sequence[Polygon] = (),
+        **options: "Unpack[CameraOptions]",
     ) -> None:
         """Add a camera, before or after the start.
 
@@ -176,7 +188,8 @@ class Pipeline:
                 pipeline. None for a camera whose frames you `submit`.
             detector: Gets a frame, uint8 **BGR** [H, W, 3], and returns rows of x0, y0, x1, y1 and
                 perhaps a score. Needed for a source, and for frames submitted without boxes. One
-                that several cameras share is called by one of them at a time.
+                that several cameras share is called by one of them at a time. A `CameraDetector`
+                makes one for each camera.
             drop: ``oldest`` or ``newest``; or ``block``, the default of a file, which waits. With
                 it `submit` waits as well, and nothing is dropped for want of room. A file in real
                 time cannot wait.
@@ -186,41 +199,79 @@ class Pipeline:
                 comes while the queue is full is dropped and counted.
             opener: Opens the source, such as a `Reader` of your own; by default the pipeline's,
                 `open_source`.
+            zones: Polygons, corners as x and y in shares of the picture's width and height: people
+                count where their foot point (middle of the lower edge) or the centre of their box
+                lies in one; everywhere if there are none. Others count as ``outside_zone``.
+            masks: Polygons: boxes with their foot point in one are ignored (``masked``).
+            options: Fields of `PipelineSettings` for this camera (`CameraOptions`).
 
         Raises:
-            UsageError: The name is taken, a source has no detector, or a policy does not fit.
-            InputError: The source is nothing that can be read, or the time none in unix seconds.
+            UsageError: The name is taken, a source has no detector, an option is unknown, or a
+                policy does not fit.
+            InputError: The source is nothing that can be read, the time none in unix seconds, or a
+                polygon malformed.
             BackendError: OpenCV or PyAV is missing, or it cannot read such a source.
         """
-        import_cv2()
-        found = parse_source(source) if isinstance(source, str) else source
-        if not isinstance(found, Source | None):
-            raise UsageError(f"expected a source, found {safe_repr(found)}")
-        is_file = found is not None and not found.is_live
-        added = CameraSettings(
-            name=name,
-            source=found,
-            detector=detector,
-            drop=(
-                ("block" if is_file and not realtime else self.settings.drop)
-                if drop is None
-                else drop
-            ),
+        camera = camera_settings(
+            self.settings,
+            name,
+            source,
+            detector,
+            drop=drop,
             start_time=start_time,
             realtime=realtime,
-            opener=self.settings.opener if opener is None else opener,
+            opener=opener,
+            regions=Regions(zones=zones, masks=masks),
+            options=options,
         )
-        if found is not None and is_file and start_time is None:
-            added = replace(added, start_time=guess_start_time(found, added.opener))
+        self.add_prepared(self.prepare_camera(camera))
+
+    def prepare_camera(self, camera: CameraSettings) -> CameraSettings:
+        """Return a camera with its own detector, if it has a `CameraDetector`."""
+        found = detector_of(camera, lambda: self._cameras.stats_of(camera.name))
+        return replace(camera, detector=found)
+
+    def add_prepared(self, camera: CameraSettings) -> None:
+        """Add a camera that `prepare_camera` has returned.
+
+        Raises:
+            UsageError: The name is taken, or the pipeline has been stopped.
+        """
         with self._lock:
-            if name in self._cameras:
-                text = f"there is a camera {shortened(name)} already"
-                raise UsageError(text, code="camera_exists", camera=name)
-            if self._stopping:
-                raise UsageError("the pipeline has been stopped", code="not_running")
-            camera = self._cameras[name] = Camera(added, self._shared)
+            self._refuse_stopped()
+            added = self._cameras.add(camera)
             if self._started is not None:
-                camera.start()
+                added.start()
+
+    def remove_camera(self, name: str) -> None:
+        """Remove a camera, before or after the start; its name is free again.
+
+        It takes no more frames and finishes those that wait, its tracks give their last pictures,
+        and the gallery gets what was accepted (`drain` waits for that). Its counters stay in
+        `stats`, and go on if it is added again. A detector or source that does not return is
+        abandoned as by `stop`; what waits longer for the encoder ends by itself.
+
+        Raises:
+            UsageError: No such camera, the pipeline has been stopped, or a thread of it calls.
+        """
+        self._refuse_own_threads("remove_camera")
+        camera = self._cameras[name]
+        self._refuse_stopped()
+        patience_s = self.settings.end_within_s
+        end_cameras([camera], patience_s, 3 * patience_s, lambda began: None)
+        with self._lock:
+            self._cameras.forget(camera)
+
+    def set_zones(
+        self, camera: str, zones: Sequence[Polygon] = (), masks: Sequence[Polygon] = ()
+    ) -> None:
+        """Replace the zones and masks of a camera, from its next frame on; see `add_camera`.
+
+        Raises:
+            UsageError: No such camera.
+            InputError: A polygon is malformed.
+        """
+        self._cameras[camera].set_regions(Regions(zones=zones, masks=masks))
 
     def start(self) -> None:
         """Load the image tower and start all threads.
@@ -240,7 +291,7 @@ class Pipeline:
             for stage in self._stages:
                 stage.start()
             self._started = time_module.monotonic()
-            for camera in self._cameras.values():
+            for camera in self._cameras:
                 camera.start()
 
     def _open_buffer(self, buffer: DiskBuffer) -> None:
@@ -284,10 +335,7 @@ class Pipeline:
             UppersonError: What stopped the pipeline.
         """
         self._raise_failure()
-        known = self._cameras.get(camera) if isinstance(camera, str) else None
-        if known is None:
-            text = f"no camera {safe_repr(camera)}: add it first"
-            raise UsageError(text, code="camera_unknown", camera=camera)
+        known = self._cameras[camera]
         if self._started is None or self._stopping:
             raise UsageError("the pipeline does not run: start it first", code="not_running")
         longest_s = math.inf if known.waits else 0.0
@@ -311,7 +359,7 @@ class Pipeline:
         """
         self._refuse_own_threads("drain")
         until = _deadline(timeout_s)
-        for camera in list(self._cameras.values()):
+        for camera in self._cameras:
             camera.flush()
         while not self._is_idle():
             self._raise_failure()
@@ -330,7 +378,7 @@ class Pipeline:
         until = _deadline(timeout_s)
         while True:
             self._raise_failure()
-            cameras = list(self._cameras.values())
+            cameras = list(self._cameras)
             if cameras and all(camera.is_over for camera in cameras):
                 return True
             left = until - time_module.monotonic()
@@ -355,17 +403,11 @@ class Pipeline:
         self._refuse_own_threads("stop")
         with self._lock:
             self._stopping = True
-            cameras = list(self._cameras.values())
+            cameras = self._cameras.all
         began = time_module.monotonic()
-        late = began + self.settings.end_within_s
-        for camera in cameras:
-            camera.stop(self.settings.end_within_s)
-        busy = cameras
-        while busy:
-            now = time_module.monotonic()
-            busy = [camera for camera in busy if not camera.has_ended(began, now > late)]
-            self._abandon_stuck(began)
-            time_module.sleep(_STEP_S if busy else 0)
+        end_cameras(cameras, self.settings.end_within_s, math.inf, self._abandon_stuck)
+        for detector in list(self._shared.detectors.values()):
+            detector.close()  # What was abandoned may still wait for it.
         ends = [self._crops.close, self._batches.close]
         if self._sender is not None:
             ends.append(self._sender.end)
@@ -396,18 +438,17 @@ class Pipeline:
 
     def stats(self) -> PipelineStats:
         """Return what was done so far; works at any time, also after the end."""
-        cameras = list(self._cameras.values())
         ended = self._stopped or time_module.monotonic()
         seconds = 0.0 if self._started is None else ended - self._started
         busy_s = self._encode.busy_s
         return PipelineStats(
             seconds=seconds,
             failures=dict(self._failures),
-            cameras={camera.name: camera.stats() for camera in cameras},
+            cameras=self._cameras.stats(),
             batches=self._encode.count,
             encoder_busy_s=busy_s,
             encoder_busy_share=min(1.0, busy_s / seconds) if seconds else 0.0,
-            frame_queues={camera.name: camera.frames_waiting for camera in cameras},
+            frame_queues={camera.name: camera.frames_waiting for camera in self._cameras},
             crop_queue=len(self._crops),
             commit_queue=len(self._batches),
             buffered=0 if self._buffer is None else len(self._buffer),
@@ -481,7 +522,7 @@ class Pipeline:
         _log.error("the pipeline stops: %s", error, extra={"event": "failed"})
 
     def _discard(self) -> None:
-        for camera in list(self._cameras.values()):
+        for camera in self._cameras.all:
             camera.refuse_frames()
         self._crops.close()
         self._batches.close()
@@ -491,7 +532,7 @@ class Pipeline:
 
     def _refuse_own_threads(self, what: str) -> None:
         """Raise UsageError in a thread of the pipeline: it would wait for itself."""
-        of_cameras = [stage for camera in list(self._cameras.values()) for stage in camera.stages]
+        of_cameras = [stage for camera in self._cameras.all for stage in camera.stages]
         for stage in (*self._stages, *of_cameras):
             if stage.is_current:
                 text = (
@@ -500,6 +541,10 @@ class Pipeline:
                 )
                 raise UsageError(text, code="called_from_own_thread", call=what, part=stage.part)
 
+    def _refuse_stopped(self) -> None:
+        if self._stopping:
+            raise UsageError("the pipeline has been stopped", code="not_running")
+
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
@@ -507,18 +552,11 @@ class Pipeline:
     def _is_idle(self) -> bool:
         """Check from the first stage to the last, so that no crop slips past."""
         return (
-            all(camera.is_idle for camera in list(self._cameras.values()))
+            all(camera.is_idle for camera in self._cameras.all)
             and self._crops.is_idle
             and self._batches.is_idle
             and (self._sender is None or self._sender.is_idle)
         )
-
-
-def _with_options(settings: PipelineSettings, options: Mapping[str, Any]) -> PipelineSettings:
-    known = [field.name for field in fields(PipelineSettings)]
-    for name in options:
-        known_name(name, known, "option", "option_unknown")
-    return replace(settings, **{name: one for name, one in options.items() if one is not None})
 
 
 def _deadline(timeout_s: float | None) -> float:

@@ -54,7 +54,8 @@ class _Collector:
             for name, family in by_reason.items():
                 for reason, number in getattr(numbers, name).items():
                     family.add_metric([camera, reason], number)
-            up.add_metric([camera], float(numbers.state == "running"))
+            if numbers.state != "removed":
+                up.add_metric([camera], float(numbers.state == "running"))
         for reason, number in stats.failures.items():
             by_reason["failures"].add_metric(["", reason], number)
         yield from (*plain.values(), *by_reason.values(), up)

@@ -1,22 +1,24 @@
 """Settings of a pipeline and its cameras, checked once, here, and what all cameras share."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from upperson_camera.frames import CameraCrop, EncodedCrops, check_unix_time
-from upperson_camera.queues import BoundedQueue, DropPolicy, check_policy
-from upperson_camera.source import Opener, Source
-from upperson_camera.stats import Counters
-from upperson_camera.stream import StreamReader, open_source
+from upperson_camera.queues import BoundedQueue, DropPolicy, check_policy, known_name
+from upperson_camera.regions import Regions
+from upperson_camera.source import Opener, Source, import_cv2, parse_source
+from upperson_camera.stats import CameraStats, Counters
+from upperson_camera.stream import StreamReader, guess_start_time, open_source
 from upperson_camera.tracker import TrackerName, check_tracker, new_tracker
 from upperson_rt.arguments import check_callable, check_fields, check_name, check_number, check_path
 from upperson_rt.encoder import Encoder
-from upperson_rt.errors import UsageError
+from upperson_rt.errors import InputError, UsageError
 from upperson_rt.ingest.boxes import QualityRules
-from upperson_rt.ingest.detector import Detector, SharedDetector
+from upperson_rt.ingest.detector import Detector, SharedDetector, plugin_boundary
 from upperson_rt.ingest.disk_buffer import DiskBuffer
-from upperson_rt.printable import safe_repr, shortened
+from upperson_rt.printable import error_text, safe_repr, shortened
 
 _LONGEST_S = 7 * 86_400.0
 
@@ -115,8 +117,8 @@ class PipelineSettings:
             raise UsageError(text, code="only_files_wait")
 
 
-class PipelineOptions(TypedDict, total=False):
-    """The fields of `PipelineSettings`, as keywords of `Pipeline`; None is the default."""
+class CameraOptions(TypedDict, total=False):
+    """The fields of `PipelineSettings` that a camera may have its own of; None is the default."""
 
     every_s: float | None
     min_views: int | None
@@ -125,21 +127,50 @@ class PipelineOptions(TypedDict, total=False):
     quality: QualityRules | None
     save_crops: bool | None
     jpeg_quality: int | None
+    frame_queue: int | None
+    capture_rules: CaptureRules | None
+
+
+class PipelineOptions(CameraOptions, total=False):
+    """The fields of `PipelineSettings`, as keywords of `Pipeline`; None is the default."""
+
     batch_size: int | None
     max_delay_s: float | None
-    frame_queue: int | None
     crop_queue: int | None
     drop: DropPolicy | None
     end_within_s: float | None
     buffer: Path | None
     buffer_bytes: int | None
-    capture_rules: CaptureRules | None
     opener: Opener | None
+
+
+def with_options(
+    settings: PipelineSettings, options: Mapping[str, Any], kind: type[Any]
+) -> PipelineSettings:
+    """Return settings with the options of such a `TypedDict` in their place.
+
+    Raises:
+        UsageError: An option is unknown, or what `PipelineSettings` raises.
+    """
+    for name in options:
+        known_name(name, list(kind.__annotations__), "option", "option_unknown")
+    return replace(settings, **{name: one for name, one in options.items() if one is not None})
+
+
+@runtime_checkable
+class CameraDetector(Protocol):
+    """A detector that wants to know its camera, such as one that learns its background."""
+
+    def for_camera(self, name: str, stats: Callable[[], CameraStats]) -> Detector:
+        """Return the detector of one camera; called whenever a camera is added.
+
+        ``stats`` tells the camera's state at any time. Cameras call their detectors at once.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraSettings:
-    """One camera, before it starts; see `Pipeline.add_camera`.
+    """One camera, before it starts; see `camera_settings`.
 
     Raises:
         UsageError: On construction, if there is no name, a source without a detector, or a policy
@@ -157,6 +188,10 @@ class CameraSettings:
     """Unix time of a file's first frame."""
     realtime: bool
     opener: Opener
+    regions: Regions = field(default_factory=Regions)
+    """Where people count."""
+    own: PipelineSettings = field(default_factory=PipelineSettings)
+    """The pipeline's, with the camera's own in their place."""
 
     def __post_init__(self) -> None:
         name = check_name(self.name, "the name of a camera", UsageError)
@@ -187,13 +222,82 @@ class CameraSettings:
         return self.source is not None and not self.source.is_live
 
 
+def camera_settings(
+    pipeline: PipelineSettings,
+    name: str,
+    source: str | Source | None = None,
+    detector: Detector | None = None,
+    *,
+    drop: DropPolicy | None = None,
+    start_time: float | None = None,
+    realtime: bool = False,
+    opener: Opener | None = None,
+    regions: Regions | None = None,
+    options: Mapping[str, Any],
+) -> CameraSettings:
+    """Check what `Pipeline.add_camera` gets, and return it; ``options`` are `CameraOptions`.
+
+    Raises:
+        UsageError: A source has no detector, an option is unknown, or a policy does not fit.
+        InputError: The source is nothing that can be read, or the time none in unix seconds.
+        BackendError: A package is missing, or it cannot read such a source.
+    """
+    import_cv2()
+    own = with_options(pipeline, options, CameraOptions)
+    if own.save_crops and not pipeline.save_crops:
+        text = f"camera {safe_repr(name)} cannot save pictures: its pipeline saves none"
+        raise UsageError(text, code="no_place_for_pictures")
+    found = parse_source(source) if isinstance(source, str) else source
+    if not isinstance(found, Source | None):
+        raise UsageError(f"expected a source, found {safe_repr(found)}")
+    is_file = found is not None and not found.is_live
+    if drop is None:
+        drop = "block" if is_file and not realtime else own.drop
+    settings = CameraSettings(
+        name=name,
+        source=found,
+        detector=detector,
+        drop=drop,
+        start_time=start_time,
+        realtime=realtime,
+        opener=own.opener if opener is None else opener,
+        regions=Regions() if regions is None else regions,
+        own=own,
+    )
+    if found is not None and is_file and start_time is None:
+        return replace(settings, start_time=guess_start_time(found, settings.opener))
+    return settings
+
+
+def detector_of(camera: CameraSettings, stats: Callable[[], CameraStats]) -> Detector | None:
+    """Return the detector of a camera; a `CameraDetector` makes one.
+
+    Raises:
+        InputError: It fails, or makes nothing that can be called.
+    """
+    detector, shown = camera.detector, shortened(camera.name)
+
+    def failed(error: BaseException) -> InputError:
+        text = f"the detector of camera {shown} fails in for_camera: {error_text(error)}"
+        return InputError(text, code="detector_failed", camera=camera.name)
+
+    with plugin_boundary(failed):
+        if not isinstance(detector, CameraDetector):
+            return detector
+        made = detector.for_camera(camera.name, stats)
+    check_callable(made, f"the detector of camera {shown}")
+    return made
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shared:
     """What the stages of a pipeline have in common."""
 
     settings: PipelineSettings
+    """Those of a camera in its own stages."""
     run_name: str
-    """Unique to this run of the program; follows the camera in the names of tracks."""
+    """Unique to this run of the program; follows the camera in the names of tracks. A camera that
+    is added again under its name has another."""
     encoder: Encoder
     crops: BoundedQueue[CameraCrop]
     """Waiting for the encoder."""

@@ -105,8 +105,8 @@ class CameraStats:
     """
 
     state: str
-    """``running``, ``connecting``, ``reconnecting``, ``ended``, ``failed``, ``stopped`` or, before
-    the start and without a source, ``waiting``."""
+    """``running``, ``connecting``, ``reconnecting``, ``ended``, ``failed``, ``stopped``,
+    ``removed`` or, before the start and without a source, ``waiting``."""
     error: str | None
     """Why the camera failed, or its last loss."""
     frames_read: int = _metric("Frames that came in.")
@@ -127,9 +127,9 @@ class CameraStats:
     added_by_others: int = _metric("Rows of a camera of this name that other processes added.")
     crops_waiting: int
     crops_dropped: Mapping[str, int] = _metric("Detections that did not become a row, by reason.")
-    """``empty``, ``outside``, ``duplicate``, ``too_many``, ``no_track``, ``too_small``,
-    ``blurred``, ``at_border``, ``not_best``, ``too_soon``, ``seen_once``, ``unusable``,
-    ``queue_full``, ``buffer_full``, ``failed``."""
+    """``empty``, ``outside``, ``duplicate``, ``too_many``, ``masked``, ``no_track``,
+    ``outside_zone``, ``too_small``, ``blurred``, ``at_border``, ``not_best``, ``too_soon``,
+    ``seen_once``, ``unusable``, ``queue_full``, ``buffer_full``, ``failed``."""
     outages: int = _metric("Times a source that had given pictures was lost.")
     reconnects: int = _metric("Attempts to open a source again.")
     stalls: int = _metric("Times a source gave nothing for too long.")

@@ -39,6 +39,8 @@ class CameraWorker(Stage):
         self._shared = shared
         self._settings = shared.settings
         self._frames = frames
+        self.regions = camera.regions
+        """Where people count; may change at any time."""
         self._detector: SharedDetector | None = None
         if (detector := camera.detector) is not None:
             found = SharedDetector(detector)
@@ -59,8 +61,6 @@ class CameraWorker(Stage):
         """Abandon a detector that does not return; earlier detections are kept."""
         if not self._abandon():
             return
-        if self._detector is not None:
-            self._detector.close()
         self._count("frames_dropped.detector_stuck")
         self._fail_camera(
             f"the detector did not return within {self._settings.end_within_s:g} s of the end",
@@ -100,8 +100,9 @@ class CameraWorker(Stage):
         if self.error is not None:
             self._count("frames_dropped.camera_failed")
             return
+        regions, (height, width) = self.regions, frame.image.shape[:2]
         try:
-            boxes = self._detect(frame)
+            boxes = regions.without_masked(self._detect(frame), width, height)
         except AbandonedError:
             raise
         except BaseException as error:  # The plug-in boundary: only its camera fails.
@@ -116,9 +117,12 @@ class CameraWorker(Stage):
         self._select(
             [detection for track in ended if (detection := self._selection.end(track)) is not None]
         )
-        for name, edges, score in zip(names, boxes.edges, boxes.scores, strict=True):
-            if name is None:
-                self._drop("no_track")
+        in_zone = regions.in_zone(boxes, width, height)
+        for name, edges, score, is_in_zone in zip(
+            names, boxes.edges, boxes.scores, in_zone, strict=True
+        ):
+            if name is None or not is_in_zone:
+                self._drop("no_track" if name is None else "outside_zone")
                 continue
             if self._selection.saw(name, frame.clock):
                 self._count("tracks")

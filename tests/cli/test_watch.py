@@ -355,6 +355,11 @@ def test_without_a_terminal_the_progress_comes_in_lines(work, monkeypatch):
         (("file:///a.mp4",), 2, "file_by_address"),
         (("rtsp://anna:a/b@cam/x",), 2, "login_not_escaped"),
         (("street.avi", "street.avi"), 2, "camera_exists"),
+        ((), 2, "no_source"),
+        (("street.avi", "--config", "cameras.yaml"), 2, "beside_config"),
+        (("--config", "cameras.yaml", "--camera", "gate"), 2, "beside_config"),
+        (("--config", "none.yaml"), 3, "config_unreadable"),
+        (("--config", "street.json"), 3, "key_unknown"),
         (("street.avi", "a=street.avi", "--camera", "b"), 2, "camera_name_for_several"),
         (("street.avi", "--drop", "some"), 2, "unknown_policy"),
         (("street.avi", "--realtime", "--drop", "block"), 2, "only_files_wait"),
@@ -393,6 +398,63 @@ def test_a_file_that_decodes_to_black_is_refused_and_an_interlaced_one_is_not(wo
     assert (black["state"], black["failures"]) == ("failed", {"source_blank": 1})
     assert black["blank_frames"] == black["frames_read"] == 5
     assert (film["state"], film["blank_frames"], film["frames_read"]) == ("ended", 0, 5)
+
+
+CAMERA = """
+  {name}:
+    source: {source}
+    detector: street.json
+    start_time: 2026-11-25T08:00:00Z
+    zones: {zones}
+"""
+
+
+def write_cameras(path, **cameras):
+    text = "cameras:" + "".join(
+        CAMERA.format(name=name, source=source, zones=zones)
+        for name, (source, zones) in cameras.items()
+    )
+    path.with_suffix(".new").write_text(text)
+    path.with_suffix(".new").replace(path)
+
+
+def test_a_file_of_cameras_is_followed_while_it_watches(work):
+    left = "[[[0, 0], [0.5, 0], [0.5, 1], [0, 1]]]"
+    file = work / "cameras.yaml"
+    with no_server() as port:
+        never = f"rtsp://127.0.0.1:{port}/stream"
+        write_cameras(file, gate=("street.avi", "[]"), door=(never, "[]"))
+        options = ("--config", file, "--threads", 1, "--every", 0.5, "--json", "--log-json")
+        process = start_program("upperson-rt", "watch", *options, cwd=work, output=work / "output")
+        try:
+            wait_for_rows(work, 4)
+            file.write_text("cameras: {door: {source: rtsp://anna:s3cr3t@cam/x}}")
+
+            def log(event):
+                assert process.poll() is None, read_log(work)
+                lines = [line for line in read_log(work).splitlines() if line.endswith("}")]
+                return [one for one in map(json.loads, lines) if one.get("event") == event]
+
+            wait_for(lambda: log("config_refused"))
+            assert [one["code"] for one in log("config_refused")] == ["secret_in_config"]
+            # Without the camera that never ends, all sources end.
+            write_cameras(file, gate=("street.avi", "[]"), hall=("street.avi", left))
+            assert process.wait() == 0, read_log(work)
+        finally:
+            process.kill()
+    assert "s3cr3t" not in read_log(work)
+    done = json.loads((work / "output").read_text())
+    cameras = done["cameras"]
+    states = {name: camera["state"] for name, camera in cameras.items()}
+    assert states == {"gate": "ended", "hall": "ended", "door": "removed"}
+    assert cameras["gate"]["frames_read"] == cameras["hall"]["frames_read"] == 96
+    with Gallery.open(work / "gallery") as gallery:
+        rows = {name: list(gallery.items(Filter(camera=name))) for name in states}
+    assert rows["door"] == []
+    assert 0 < len(rows["hall"]) == cameras["hall"]["committed"] < len(rows["gate"])
+    assert cameras["hall"]["crops_dropped"]["outside_zone"] > 0
+    width = VideoSpec().width
+    assert all(item.box[0] + item.box[2] <= width for item in rows["hall"])
 
 
 class Sink:

@@ -2,6 +2,7 @@
 
 import json
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,11 +30,13 @@ from upperson_camera import (
     open_detector,
     parse_source,
 )
+from upperson_camera.config import CameraEntry, read_cameras
 from upperson_camera.onvif import Answer, ask_cameras, device_at, read_answer
+from upperson_camera.regions import Regions
 from upperson_camera.source import Logins, without_secrets
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Gallery
-from upperson_rt.ingest.boxes import QualityRules
+from upperson_rt.ingest.boxes import QualityRules, clean_boxes
 from upperson_rt.ingest.service import remove_unfinished
 
 
@@ -140,6 +143,35 @@ def test_settings(encoder, gallery, fields, timeout):
 )  # fmt: skip
 def test_rules(kind, values):
     refused_well(kind, **dict(zip(kind.__dataclass_fields__, values, strict=False)))
+
+
+ENTRY = {
+    "source": "0", "zones": [[[0, 0], [1, 0], [1, 1]]], "every_s": 1.0, "drop": "oldest",
+    "detector": "hog", "start_time": "2026-11-25T08:00", "allow_hosts": ["cam"], "border": "drop",
+}  # fmt: skip
+
+
+@fuzz(data=st.data())
+def test_files_of_cameras(data):
+    document = data.draw(damaged_json({"cameras": {"gate": ENTRY, "hall": ENTRY}}))
+    found = refused_well(read_cameras, as_json(document).encode(), Path("cameras.yaml"))
+    if isinstance(found, dict):
+        assert all(isinstance(entry, CameraEntry) for entry in found.values())
+    original = json.dumps({"cameras": {"gate": ENTRY}}).encode()
+    refused_well(read_cameras, data.draw(damaged_bytes([original])), Path("cameras.yaml"))
+
+
+@fuzz(
+    zones=mostly([], [[(0, 0), (1, 0), (1, 1)]]),
+    corners=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=9),
+)
+def test_zones(zones, corners):
+    refused_well(Regions, zones=zones)
+    found = refused_well(Regions, zones=[corners], masks=[corners])
+    if isinstance(found, Regions):
+        boxes = clean_boxes([[10, 10, 60, 90], [0, 0, 1, 1]], 100, 100)
+        assert len(found.in_zone(boxes, 100, 100)) == 2
+        found.without_masked(boxes, 100, 100)
 
 
 ADDRESSES = [

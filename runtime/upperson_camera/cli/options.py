@@ -1,9 +1,12 @@
 """Options that several commands of cameras share."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
+
+from upperson_rt.cli.groups import ADVANCED, OptionGroup
 
 NetrcOption: TypeAlias = Annotated[
     Path | None,
@@ -41,3 +44,12 @@ AllowHostOption: TypeAlias = Annotated[
         "streams; it gets no login. Repeatable.",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class Connection(OptionGroup, panel=ADVANCED):
+    """Which hosts and certificates network streams may have."""
+
+    ca: CaOption = None
+    insecure: InsecureOption = None
+    allow_host: AllowHostOption = None

@@ -1,20 +1,27 @@
 """`upperson-rt watch`."""
 
-import os
-import re
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from upperson_camera.cli.options import AllowHostOption, CaOption, InsecureOption, NetrcOption
+from upperson_camera.cli.options import Connection, NetrcOption
+from upperson_camera.cli.sources import (
+    begin_of_file,
+    named_sources,
+    open_config,
+    open_detector,
+    read_logins,
+    refuse_beside,
+    with_access,
+)
 from upperson_rt.cli.app import ending_gently, leave_open
 from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
-from upperson_rt.cli.opening import open_announced, open_store
+from upperson_rt.cli.opening import open_store
 from upperson_rt.cli.options import (
     Debug,
     DetectorClass,
@@ -35,15 +42,16 @@ from upperson_rt.cli.output import (
     print_line,
     print_note,
 )
-from upperson_rt.errors import InputError, UppersonError, UsageError
-from upperson_rt.printable import count_of, local_time, shortened
+from upperson_rt.errors import InputError, UppersonError
+from upperson_rt.printable import count_of
 
 if TYPE_CHECKING:
     from upperson_camera import Pipeline, PipelineSettings, PipelineStats, Source
+    from upperson_camera.config import CamerasFile
 
 # --- The display and the summary
 
-_OK = {"running", "ended"}
+_OK = {"running", "ended", "removed"}
 
 
 def status_table(now: "PipelineStats", earlier: "PipelineStats | None") -> PlainTable:
@@ -51,6 +59,8 @@ def status_table(now: "PipelineStats", earlier: "PipelineStats | None") -> Plain
     right = ("frames/s", "dropped", "people", "added")
     table = new_table("camera", "", *right, right=right)
     for name, camera in now.cameras.items():
+        if camera.state == "removed":
+            continue
         table.add_row(
             name,
             (camera.state, "green" if camera.state in _OK else "yellow"),
@@ -140,20 +150,10 @@ def _reasons(counts: Mapping[str, int]) -> str:
 # --- The command
 
 
-_NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 _REDRAW_S = 0.5
 _PROGRESS_S = 10.0
 """Between two lines about the progress, where stderr is no terminal."""
 _COMMITTING = "committing what was accepted; Ctrl-C or SIGTERM ends it at once"
-
-
-@dataclass(frozen=True)
-class Connection(OptionGroup, panel=ADVANCED):
-    """Which hosts and certificates network streams may have."""
-
-    ca: CaOption = None
-    insecure: InsecureOption = None
-    allow_host: AllowHostOption = None
 
 
 @dataclass(frozen=True)
@@ -243,6 +243,15 @@ class Tuning(OptionGroup, panel=ADVANCED):
 class Playback(OptionGroup, panel="Cameras"):
     """How sources are named, and when they begin and end."""
 
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE.yaml",
+            help="Cameras with zones and settings of their own, instead of SOURCE; read again "
+            "when it changes.",
+        ),
+    ] = None
     camera: Annotated[
         str | None,
         typer.Option("--camera", help="Name of the camera, if there is one source."),
@@ -321,13 +330,14 @@ class Reports(OptionGroup, panel="Output"):
 @grouped
 def watch(
     sources: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="SOURCE...",
             help="Video file, rtsp:// or http:// address, /dev/video0, or GStreamer pipeline; "
             "with NAME= in front to name the camera.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     *,
     playback: Playback,
     detection: Detection,
@@ -347,7 +357,10 @@ def watch(
 
     Example: `upperson-rt watch gate=rtsp://10.0.0.5/stream hall=/dev/video0 --detector yolo.onnx`
     """
-    named = _with_access(_named_sources(sources, playback.camera, playback.logins), connection)
+    beside = {"--camera": playback.camera, "--insecure": connection.insecure}
+    refuse_beside(playback.config, SOURCE=sources, **beside)
+    logins = read_logins(playback.logins)
+    named = with_access(named_sources(sources or [], playback.camera, logins), connection)
     from upperson_camera import Pipeline
     from upperson_camera.decoding import find_hwaccel, show_ffmpeg_lines
     from upperson_camera.queues import check_policy
@@ -356,7 +369,7 @@ def watch(
 
     if not reports.debug:
         quiet_opencv()
-    elif any(source.kind in ("file", "network") for source in named.values()):
+    elif playback.config or any(one.kind in ("file", "network") for one in named.values()):
         show_ffmpeg_lines()
     if tuning.hwaccel != "none":
         print_note(find_hwaccel(tuning.hwaccel)[1])
@@ -364,11 +377,19 @@ def watch(
     policy = None if tuning.drop is None else check_policy(tuning.drop)
     settings = _settings(crops, tuning)
     with ExitStack() as stack:
-        layout, person = detection.detector_layout, detection.detector_class
-        score, threads = detection.detector_score, model.threads
-        found = open_announced(
-            detection.detector, layout, person, score, threads, "videos", detection.detector_input
-        )
+        file: CamerasFile | None = None
+        if playback.config is None:
+            found = open_detector(
+                model.threads,
+                detection.detector,
+                detection.detector_layout,
+                detection.detector_class,
+                detection.detector_score,
+                detection.detector_input,
+            )
+        else:
+            defaults = _defaults(playback, detection, tuning, connection)
+            file = open_config(playback.config, settings, logins, model.threads, defaults)
         opening = stack.enter_context(ExitStack())
         opened, _, store = opening.enter_context(
             open_store(model, model.gallery, "image", create=True)
@@ -378,8 +399,10 @@ def watch(
         for output in outputs:
             sinks.callback(output.close)
         pipeline = Pipeline(opened.encoder(), store, settings, outputs=outputs)
+        if file is not None:
+            file.start(pipeline)
         for name, source in named.items():
-            begins = _begin_of_file(name, source) if playback.start is None else playback.start
+            begins = begin_of_file(name, source) if playback.start is None else playback.start
             pipeline.add_camera(
                 name, source, found, drop=policy, start_time=begins, realtime=tuning.realtime
             )
@@ -387,7 +410,7 @@ def watch(
         failure: UppersonError | None = None
         with ending_gently() as stopped:
             try:
-                _run(pipeline, stopped, playback.duration, show=not reports.log_json)
+                _run(pipeline, stopped, playback.duration, not reports.log_json, file)
             except UppersonError as error:
                 failure = error  # What was counted until then is still reported.
         stats = pipeline.stats()
@@ -404,7 +427,22 @@ def watch(
         print_summary(stats, model.gallery, items)
     if failure is not None:
         raise failure
-    _refuse_failed(stats, named)
+    _refuse_failed(stats, named if file is None else file.sources)
+
+
+def _defaults(
+    playback: Playback, detection: Detection, tuning: Tuning, connection: Connection
+) -> dict[str, object]:
+    """Return what holds for cameras of a file that do not say otherwise, by the file's keys."""
+    return {
+        **asdict(detection),
+        "drop": tuning.drop,
+        "realtime": tuning.realtime,
+        "hwaccel": tuning.hwaccel,
+        "start_time": playback.start,
+        "ca": None if connection.ca is None else str(connection.ca),
+        "allow_hosts": connection.allow_host or (),
+    }
 
 
 def _settings(crops: Crops, tuning: Tuning) -> "PipelineSettings":
@@ -426,10 +464,11 @@ def _settings(crops: Crops, tuning: Tuning) -> "PipelineSettings":
 
 def _refuse_failed(stats: "PipelineStats", named: "Mapping[str, Source]") -> None:
     """Raise InputError if a camera failed, or a live one never gave a picture."""
-    failed = {n: c.error for n, c in stats.cameras.items() if c.state == "failed"}
+    cameras = {name: stats.cameras[name] for name in named}  # Not those that were removed.
+    failed = {n: c.error for n, c in cameras.items() if c.state == "failed"}
     silent = {
         name: camera.error or f"nothing came in {stats.seconds:.0f} s"
-        for name, camera in stats.cameras.items()
+        for name, camera in cameras.items()
         if named[name].is_live
         and camera.frames_read == camera.frames_dropped.get("empty", 0)
         and name not in failed
@@ -444,64 +483,6 @@ def _refuse_failed(stats: "PipelineStats", named: "Mapping[str, Source]") -> Non
         raise InputError(". ".join(problems), code="camera_failed", failed=failed, silent=silent)
 
 
-def _named_sources(
-    texts: list[str], camera: str | None, logins: Path | None
-) -> "dict[str, Source]":
-    """Return the sources by the names of their cameras."""
-    from upperson_camera import StreamReader, parse_source
-    from upperson_camera.source import Logins
-
-    if camera is not None and len(texts) > 1:
-        why = "--camera names one source; with several write  NAME=SOURCE  for each"
-        raise UsageError(why, code="camera_name_for_several")
-    known = Logins() if logins is None else Logins.read(logins)
-    named: dict[str, Source] = {}
-    for text in texts:
-        match = None if os.path.isfile(text) else _NAMED.fullmatch(text)
-        source = parse_source(match[2] if match else text)
-        StreamReader.require(source)
-        name = camera or (match[1] if match else source.default_name)
-        if name in named:
-            why = f"two cameras are called {name}: write  NAME=SOURCE  for each"
-            raise UsageError(why, code="camera_exists", camera=name)
-        named[name] = known.given_to(source)
-    return named
-
-
-def _with_access(named: "dict[str, Source]", connection: Connection) -> "dict[str, Source]":
-    """Return the sources with what they may connect to."""
-    from upperson_camera.access import Access
-
-    insecure = connection.insecure or ()
-    if unknown := set(insecure) - set(named):
-        why = (
-            f"--insecure {shortened(min(unknown))}: no camera is called so, there is "
-            f"{', '.join(map(shortened, named))}"
-        )
-        raise UsageError(why, code="camera_unknown", camera=min(unknown))
-    allowed = frozenset(map(str.lower, connection.allow_host or ()))
-    access = Access(ca_file=connection.ca, allowed_hosts=allowed)
-    found = {
-        name: replace(source, access=replace(access, insecure=name in insecure))
-        for name, source in named.items()
-    }
-    for source in found.values():
-        source.access.context()  # A file that cannot be read is refused now, not at a connection.
-    return found
-
-
-def _begin_of_file(name: str, source: "Source") -> float | None:
-    """Return the guessed start time of a file, and print it; None for a live source."""
-    from upperson_camera.stream import guess_start_time
-
-    if source.is_live:
-        return None
-    begins = guess_start_time(source)
-    at = local_time(begins)
-    print_note(f"{name}: the file begins at {at}, going by its last change; --start sets it")
-    return begins
-
-
 def _publish(pipeline: "Pipeline", port: int | None, file: Path | None, stack: ExitStack) -> None:
     from upperson_camera.prometheus import MetricsFile, MetricsServer
 
@@ -513,7 +494,13 @@ def _publish(pipeline: "Pipeline", port: int | None, file: Path | None, stack: E
         stack.callback(MetricsFile(pipeline, file).close)
 
 
-def _run(pipeline: "Pipeline", stopped: list[int], duration: float | None, show: bool) -> None:
+def _run(
+    pipeline: "Pipeline",
+    stopped: list[int],
+    duration: float | None,
+    show: bool,
+    file: "CamerasFile | None",
+) -> None:
     """Run until all sources have ended, a signal comes or the time is up; then commit."""
     until = float("inf") if duration is None else time.monotonic() + duration
     with ExitStack() as stack:
@@ -524,6 +511,8 @@ def _run(pipeline: "Pipeline", stopped: list[int], duration: float | None, show:
             while not stopped and time.monotonic() < until:
                 if pipeline.wait(min(_REDRAW_S, max(0.0, until - time.monotonic()))):
                     break
+                if file is not None and (changes := file.poll()) is not None:
+                    print_note(changes)
                 if redraw is not None:
                     now = pipeline.stats()
                     redraw(status_table(now, earlier))

@@ -51,6 +51,7 @@ def clock(monkeypatch):
     """The clock by which calls last too long; a busy machine does not move it."""
     clock = FakeTime()
     monkeypatch.setattr("upperson_camera.queues.time", clock)
+    monkeypatch.setattr("upperson_camera.cameras.time", clock)
     monkeypatch.setattr("upperson_camera.pipeline.time_module", clock)
     return clock
 
@@ -95,6 +96,7 @@ def test_a_detector_has_its_own_time_and_one_that_hangs_is_abandoned_alone(
             assert pipeline.submit("gate", person_frame(), time=START + number)
             assert pipeline.submit("door", person_frame(), [BOX], START + number)
         wait_for(lambda: first.entered == 1)
+        wait_for(lambda: pipeline.stats().cameras["door"].frames_processed == 4)
         stopping = threading.Thread(target=lambda: errors.append(pipeline.stop()))
         stopping.start()
         wait_for(lambda: pipeline._cameras["gate"]._frames.closed)  # By what stopped it.
