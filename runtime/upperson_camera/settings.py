@@ -61,7 +61,8 @@ class PipelineSettings:
     every_s: float = 2.0
     """No two crops of a track are closer than so many seconds; 0 takes all."""
     min_views: int = 2
-    """A track in fewer frames counts as a false detection."""
+    """A track in fewer frames, each at least `VIEW_S` after the one before, counts as a false
+    detection."""
     lost_after_s: float = 2.0
     """A track ends when no box belongs to it for so long."""
     tracker: TrackerName = "upperson"

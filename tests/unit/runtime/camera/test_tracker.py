@@ -107,7 +107,7 @@ def test_colours_tell_two_people_apart_who_meet_and_turn_round(dressed):
         if dressed:
             for (x0, y0, x1, y1), colour in zip(edges, ((30, 30, 200), (40, 160, 40)), strict=True):
                 image[y0:y1, x0:x1] = colour
-        numbers.append(tracker.update(as_boxes(edges), len(numbers) / 5, image)[0])
+        numbers.append(tracker.update(as_boxes(edges), len(numbers) / 10, image)[0])
     assert numbers[:11] == [[0, 1]] * 11
     assert numbers[-1] == ([0, 1] if dressed else [1, 0]), "by speed they passed one another"
 
@@ -134,11 +134,21 @@ def test_the_second_box_of_a_person_has_no_track():
     assert numbers == [[0], [0, -1]] * 5
 
 
-def test_a_track_of_one_frame_ends_soon():
+@pytest.mark.parametrize("fps", [5.0, 10.0, 25.0])
+def test_a_track_that_was_seen_in_few_frames_ends_soon(fps):
     tracker = UppersonTracker(lost_after_s=2.0)
-    follow(tracker, [[(400, 200), (700, 200)], [(400, 200)]], fps=10.0)
-    ends = [tracker.update(as_boxes([]), 0.2 + i / 10, GREY)[1] for i in range(25)]
-    assert ends.index([1]) < 6 < 18 < ends.index([0])
+    often = [[(400, 200)]] * int(fps)
+    few = [[*boxes, (700, 200)] if i % 5 == 0 else boxes for i, boxes in enumerate(often)]
+    assert {n for numbers in follow(tracker, few, fps)[: int(fps / 2)] for n in numbers} == {0, 1}
+    ends = [tracker.update(as_boxes([]), 1 + i / fps, GREY)[1] for i in range(int(2.5 * fps))]
+    assert ends.index([0]) > 1.8 * fps, "seen in most frames"
+    assert not any(1 in gone for gone in ends), "ended before"
+
+
+@pytest.mark.parametrize("fps", [5.0, 10.0, 25.0])
+def test_a_person_who_turns_round_is_one_track(fps):
+    way = [0.7 * 200 / fps * i for i in range(int(3 * fps))]
+    assert walk([[(100 + x, 200)] for x in [*way, *way[::-1]]], fps) == {0}
 
 
 @pytest.fixture
