@@ -199,3 +199,45 @@ def test_a_tracker_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "trackers", ModuleType("trackers"))
     with refused("trackers_too_old", BackendError):
         PipelineSettings(tracker="bytetrack")
+
+
+def test_options_follow_the_name_of_a_tracker():
+    found = new_tracker("upperson:gate=9,seen_share=0.5", 2.0)
+    assert (found.lost_after_s, found.gate, found.seen_share) == (2.0, 9.0, 0.5)
+    once = [[(400, 200)], *[[]] * 9, [(400, 200)]]
+    assert follow(new_tracker("upperson:seen_share=0", 3.0), once)[-1] == [1], "two, at any share"
+    assert follow(new_tracker("upperson:same_person_iou=1", 2.0), [[(400, 200), (406, 205)]])
+
+
+@pytest.mark.parametrize(
+    ("tracker", "code"),
+    [
+        ("upperson:lost_after_s=1", "unknown_tracker_option"),
+        ("upperson:gate=9,", "unknown_tracker_option"),
+        ("upperson:gate", "no_number"),
+        ("upperson:gate=nan", "no_number"),
+        ("upperson:seen_share=1.5", "out_of_range"),
+        ("", "no_name"),
+        (3, "no_text"),
+    ],
+)
+def test_wrong_options_of_our_tracker_are_named(tracker, code):
+    with refused(code, UsageError):
+        PipelineSettings(tracker=tracker)
+
+
+def test_options_of_other_trackers_are_those_of_their_classes(library):
+    options = "track_activation_threshold=0.1,high_conf_det_threshold=0.1,iou=GIoU"
+    weak = new_tracker(f"bytetrack:{options},minimum_consecutive_frames=1", 2.0)
+    scored = clean_boxes(np.array([[400, 200, 460, 400, 0.3]]), *SIZE)
+    numbers = [weak.update(scored, n / 10, GREY)[0] for n in range(9)]
+    assert numbers[4:] == [[0]] * 5
+    for tracker, code in (
+        ("bytetrack:frame_rate=9", "unknown_tracker_option"),
+        ("botsort:enable_cmc=1", "unknown_tracker_option"),
+        ("ocsort:iou=2", "unknown_tracker_option"),
+        ("ocsort:delta_t=1.5", "no_number"),
+        ("ocsort:lost_track_buffer=-1", "tracker_option_refused"),
+    ):
+        with refused(code, UsageError):
+            PipelineSettings(tracker=tracker)
