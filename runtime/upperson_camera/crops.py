@@ -15,6 +15,7 @@ from upperson_camera.frames import CameraCrop, Detection
 from upperson_camera.queues import AbandonedError, Stage
 from upperson_camera.settings import CameraSettings, PipelineSettings, Shared
 from upperson_camera.source import import_cv2
+from upperson_camera.tracker import VIEW_S
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
 from upperson_rt.gallery.crops import name_with_hash
@@ -50,6 +51,8 @@ class _Window:
     next: float = -math.inf
     """Time from which the next one may be taken."""
     sightings: int = 0
+    """Frames that count for ``min_views``, and the time of the last one."""
+    sighted: float = -math.inf
 
 
 class Selection:
@@ -59,7 +62,7 @@ class Selection:
     ``every_s`` later, and its best detection is selected. While all are cut off at the border, it
     stays open for ``every_s``. The next window opens ``every_s`` after the selected detection at
     the earliest. The end of a track closes its window early. A track that was detected in fewer
-    than ``min_views`` frames gives nothing.
+    than ``min_views`` frames, each `VIEW_S` after the one before, gives nothing.
     """
 
     def __init__(self, settings: PipelineSettings, drop: Callable[[str], None]) -> None:
@@ -71,7 +74,9 @@ class Selection:
     def saw(self, track: str, clock: float) -> bool:
         """Count a frame of a track; return whether it was the ``min_views``-th."""
         window = self._windows.setdefault(track, _Window(clock))
-        window.sightings += 1
+        if clock - window.sighted < VIEW_S:
+            return False
+        window.sightings, window.sighted = window.sightings + 1, clock
         return window.sightings == self.min_views
 
     def offer(self, detection: Detection, clock: float) -> None:

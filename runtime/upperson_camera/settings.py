@@ -11,7 +11,7 @@ from upperson_camera.regions import Regions
 from upperson_camera.source import Opener, Source, import_cv2, parse_source
 from upperson_camera.stats import CameraStats, Counters
 from upperson_camera.stream import StreamReader, guess_start_time, open_source
-from upperson_camera.tracker import TrackerName, check_tracker, new_tracker
+from upperson_camera.tracker import new_tracker
 from upperson_rt.arguments import check_callable, check_fields, check_name, check_number, check_path
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
@@ -56,18 +56,21 @@ class PipelineSettings:
     """How a pipeline works; each field is also a keyword of `Pipeline`.
 
     Raises:
-        UsageError: On construction, if a number is out of range or there is no such tracker.
+        UsageError: On construction, if a number is out of range, or there is no such tracker or
+            option.
         BackendError: On construction, if the package of the tracker is not installed.
     """
 
     every_s: float = 2.0
     """No two crops of a track are closer than so many seconds; 0 takes all."""
     min_views: int = 2
-    """A track in fewer frames counts as a false detection."""
+    """A track in fewer frames, each at least `VIEW_S` after the one before, counts as a false
+    detection."""
     lost_after_s: float = 2.0
     """A track ends when no box belongs to it for so long."""
-    tracker: TrackerName = "upperson"
-    """Our own tracker, or ``bytetrack``, ``ocsort`` or ``botsort`` of the package ``trackers``."""
+    tracker: str = "upperson"
+    """Our own tracker, or ``bytetrack``, ``ocsort`` or ``botsort`` of the package ``trackers``;
+    options may follow, see `new_tracker`."""
     quality: QualityRules = field(default_factory=QualityRules)
     """Which detections may become crops."""
     save_crops: bool = True
@@ -111,7 +114,7 @@ class PipelineSettings:
             _require((value := getattr(self, name)) > 0, name, value, "above 0")
         is_right = not self.save_crops or 1 <= self.jpeg_quality <= 100
         _require(is_right, "jpeg_quality", self.jpeg_quality, "1 to 100")
-        new_tracker(check_tracker(self.tracker), self.lost_after_s)  # Is its package installed?
+        new_tracker(self.tracker, self.lost_after_s)  # Is its package installed?
         if check_policy(self.drop) == "block":
             text = "only files can wait; the policy of live cameras drops something"
             raise UsageError(text, code="only_files_wait")
@@ -123,7 +126,7 @@ class CameraOptions(TypedDict, total=False):
     every_s: float | None
     min_views: int | None
     lost_after_s: float | None
-    tracker: TrackerName | None
+    tracker: str | None
     quality: QualityRules | None
     save_crops: bool | None
     jpeg_quality: int | None

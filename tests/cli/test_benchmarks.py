@@ -33,6 +33,7 @@ from benchmarks import (
     scores,
     tower_graphs,
     towers,
+    tracking,
     training,
     training_step,
 )
@@ -64,6 +65,7 @@ NAMES = (
     "scores",
     "alerts",
     "detectors",
+    "tracking",
     "recall",
     "promise",
 )
@@ -221,6 +223,20 @@ def test_unequal_losses_and_unknown_models_have_no_times(monkeypatch: pytest.Mon
         monkeypatch.setattr("sys.executable", "/bin/false")  # As if it were killed.
         with pytest.raises(InputError, match="lower --batch-size"):
             training_step.peak_extra_bytes(ModelSpec(), LITERAL, 1)
+
+
+def test_trackers_are_scored_on_streets_whose_people_are_known() -> None:
+    pytest.importorskip("trackers")
+    patient, hasty = "upperson", "upperson:gate=0"
+    sizes = ("--streets", 1, "--people", 4, "--seconds", 4)
+    rows = values(run(tracking, *sizes, "--tracker", patient, "--tracker", hasty))["rows"]
+    assert len(rows) == 2 * len(tracking.NOISES) * len(tracking.RATES)
+    row = rows[f"mild, 5 fps: {patient}"]
+    assert row["IDF1"] > 0.7
+    assert 0.5 < row["HOTA"] <= 1
+    assert row["tracks"] == 1 > row["switches"]
+    none = rows[f"mild, 5 fps: {hasty}"]
+    assert (none["IDF1"], none["tracks"]) == (0, 0), "every box is a new track, which counts not"
 
 
 def test_loading_is_timed_with_all_contenders() -> None:

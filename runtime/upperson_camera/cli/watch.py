@@ -195,7 +195,9 @@ class Tuning(OptionGroup, panel=ADVANCED):
     tracker: Annotated[
         str,
         typer.Option(
-            "--tracker", help="Tracker: upperson, or bytetrack, ocsort, botsort (extra trackers)."
+            "--tracker",
+            metavar="NAME[:OPTION=VALUE,...]",
+            help="Tracker: upperson, or bytetrack, ocsort, botsort (extra trackers).",
         ),
     ] = "upperson"
     min_height: Annotated[
@@ -447,11 +449,10 @@ def _defaults(
 
 def _settings(crops: Crops, tuning: Tuning) -> "PipelineSettings":
     from upperson_camera import CaptureRules, PipelineSettings
-    from upperson_camera.tracker import check_tracker
     from upperson_rt.ingest.boxes import QualityRules
 
     return PipelineSettings(
-        tracker=check_tracker(tuning.tracker),
+        tracker=tuning.tracker,
         every_s=crops.every,
         quality=QualityRules(min_height_px=tuning.min_height),
         save_crops=not crops.vectors_only,

@@ -181,8 +181,9 @@ def test_a_track_of_one_frame_gives_nothing():
     assert selection.flush() == []
     assert selection.end("t") is None
     assert dropped == ["seen_once"]
-    assert [selection.saw("two", n / 10) for n in range(3)] == [False, True, False]
-    assert offer(selection, 0.3, detection("two")) == [0]
+    counted = [selection.saw("two", n / 10) for n in range(11)]
+    assert counted == [n == 5 for n in range(11)], "two frames 0.45 s apart, at any rate"
+    assert offer(selection, 1.1, detection("two")) == [0]
 
 
 def test_a_flush_gives_the_best_so_far_and_keeps_the_pace():

@@ -409,7 +409,7 @@ def test_a_package_may_bring_a_kind_of_source(encoder, gallery, monkeypatch):
     assert (source.kind, source.is_live, source.default_name) == ("extension", True, "lab")
     assert source.shown == "Noise://lab/1?token=***!"
     eager = CaptureRules(stall_s=1000, first_wait_s=0.02)
-    with Pipeline(encoder, gallery, capture_rules=eager, every_s=0) as pipeline:
+    with Pipeline(encoder, gallery, capture_rules=eager, every_s=0, min_views=1) as pipeline:
         pipeline.add_camera("lab", address, lambda frame: [BOX])
         wait_for(lambda: pipeline.stats().cameras["lab"].frames_read >= 4)
         assert not pipeline.wait(0.05), "a live source never ends"

@@ -107,7 +107,7 @@ def test_colours_tell_two_people_apart_who_meet_and_turn_round(dressed):
         if dressed:
             for (x0, y0, x1, y1), colour in zip(edges, ((30, 30, 200), (40, 160, 40)), strict=True):
                 image[y0:y1, x0:x1] = colour
-        numbers.append(tracker.update(as_boxes(edges), len(numbers) / 5, image)[0])
+        numbers.append(tracker.update(as_boxes(edges), len(numbers) / 10, image)[0])
     assert numbers[:11] == [[0, 1]] * 11
     assert numbers[-1] == ([0, 1] if dressed else [1, 0]), "by speed they passed one another"
 
@@ -134,11 +134,21 @@ def test_the_second_box_of_a_person_has_no_track():
     assert numbers == [[0], [0, -1]] * 5
 
 
-def test_a_track_of_one_frame_ends_soon():
+@pytest.mark.parametrize("fps", [5.0, 10.0, 25.0])
+def test_a_track_that_was_seen_in_few_frames_ends_soon(fps):
     tracker = UppersonTracker(lost_after_s=2.0)
-    follow(tracker, [[(400, 200), (700, 200)], [(400, 200)]], fps=10.0)
-    ends = [tracker.update(as_boxes([]), 0.2 + i / 10, GREY)[1] for i in range(25)]
-    assert ends.index([1]) < 6 < 18 < ends.index([0])
+    often = [[(400, 200)]] * int(fps)
+    few = [[*boxes, (700, 200)] if i % 5 == 0 else boxes for i, boxes in enumerate(often)]
+    assert {n for numbers in follow(tracker, few, fps)[: int(fps / 2)] for n in numbers} == {0, 1}
+    ends = [tracker.update(as_boxes([]), 1 + i / fps, GREY)[1] for i in range(int(2.5 * fps))]
+    assert ends.index([0]) > 1.8 * fps, "seen in most frames"
+    assert not any(1 in gone for gone in ends), "ended before"
+
+
+@pytest.mark.parametrize("fps", [5.0, 10.0, 25.0])
+def test_a_person_who_turns_round_is_one_track(fps):
+    way = [0.7 * 200 / fps * i for i in range(int(3 * fps))]
+    assert walk([[(100 + x, 200)] for x in [*way, *way[::-1]]], fps) == {0}
 
 
 @pytest.fixture
@@ -189,3 +199,45 @@ def test_a_tracker_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "trackers", ModuleType("trackers"))
     with refused("trackers_too_old", BackendError):
         PipelineSettings(tracker="bytetrack")
+
+
+def test_options_follow_the_name_of_a_tracker():
+    found = new_tracker("upperson:gate=9,seen_share=0.5", 2.0)
+    assert (found.lost_after_s, found.gate, found.seen_share) == (2.0, 9.0, 0.5)
+    once = [[(400, 200)], *[[]] * 9, [(400, 200)]]
+    assert follow(new_tracker("upperson:seen_share=0", 3.0), once)[-1] == [1], "two, at any share"
+    assert follow(new_tracker("upperson:same_person_iou=1", 2.0), [[(400, 200), (406, 205)]])
+
+
+@pytest.mark.parametrize(
+    ("tracker", "code"),
+    [
+        ("upperson:lost_after_s=1", "unknown_tracker_option"),
+        ("upperson:gate=9,", "unknown_tracker_option"),
+        ("upperson:gate", "no_number"),
+        ("upperson:gate=nan", "no_number"),
+        ("upperson:seen_share=1.5", "out_of_range"),
+        ("", "no_name"),
+        (3, "no_text"),
+    ],
+)
+def test_wrong_options_of_our_tracker_are_named(tracker, code):
+    with refused(code, UsageError):
+        PipelineSettings(tracker=tracker)
+
+
+def test_options_of_other_trackers_are_those_of_their_classes(library):
+    options = "track_activation_threshold=0.1,high_conf_det_threshold=0.1,iou=GIoU"
+    weak = new_tracker(f"bytetrack:{options},minimum_consecutive_frames=1", 2.0)
+    scored = clean_boxes(np.array([[400, 200, 460, 400, 0.3]]), *SIZE)
+    numbers = [weak.update(scored, n / 10, GREY)[0] for n in range(9)]
+    assert numbers[4:] == [[0]] * 5
+    for tracker, code in (
+        ("bytetrack:frame_rate=9", "unknown_tracker_option"),
+        ("botsort:enable_cmc=1", "unknown_tracker_option"),
+        ("ocsort:iou=2", "unknown_tracker_option"),
+        ("ocsort:delta_t=1.5", "no_number"),
+        ("ocsort:lost_track_buffer=-1", "tracker_option_refused"),
+    ):
+        with refused(code, UsageError):
+            PipelineSettings(tracker=tracker)
