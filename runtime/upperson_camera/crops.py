@@ -68,6 +68,11 @@ class Selection:
         self._drop = drop
         self._windows: dict[str, _Window] = {}
 
+    @property
+    def has_tracks(self) -> bool:
+        """Whether there is a track that has not ended."""
+        return bool(self._windows)
+
     def saw(self, track: str, clock: float) -> bool:
         """Count a frame of a track; return whether it was the ``min_views``-th."""
         window = self._windows.setdefault(track, _Window(clock))

@@ -66,6 +66,11 @@ class PipelineSettings:
     """A track ends when no box belongs to it for so long."""
     tracker: TrackerName = "upperson"
     """Our own tracker, or ``bytetrack``, ``ocsort`` or ``botsort`` of the package ``trackers``."""
+    motion_gate: bool = True
+    """Of a source, detectors see frames with motion, and one every 2 s without; of frames that are
+    submitted, all."""
+    detect_fps: float | None = None
+    """Most frames a second that the detector of a camera sees; None for all."""
     quality: QualityRules = field(default_factory=QualityRules)
     """Which detections may become crops."""
     save_crops: bool = True
@@ -105,8 +110,9 @@ class PipelineSettings:
             _require((value := getattr(self, name)) >= 0, name, value, "at least 0")
         for name in ("batch_size", "min_views", "frame_queue", "crop_queue", "buffer_bytes"):
             _require((value := getattr(self, name)) >= 1, name, value, "at least 1")
-        for name in ("lost_after_s", "end_within_s"):
-            _require((value := getattr(self, name)) > 0, name, value, "above 0")
+        for name in ("lost_after_s", "end_within_s", "detect_fps"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, value, "above 0")
         is_right = not self.save_crops or 1 <= self.jpeg_quality <= 100
         _require(is_right, "jpeg_quality", self.jpeg_quality, "1 to 100")
         new_tracker(check_tracker(self.tracker), self.lost_after_s)  # Is its package installed?
@@ -122,6 +128,8 @@ class PipelineOptions(TypedDict, total=False):
     min_views: int | None
     lost_after_s: float | None
     tracker: TrackerName | None
+    motion_gate: bool | None
+    detect_fps: float | None
     quality: QualityRules | None
     save_crops: bool | None
     jpeg_quality: int | None

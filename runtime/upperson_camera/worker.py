@@ -11,6 +11,7 @@ import numpy as np
 from upperson_camera.crops import CropMaker, Selection, sharpness
 from upperson_camera.detectors import BoxesFile
 from upperson_camera.frames import Detection, Frame
+from upperson_camera.motion import DetectionSchedule
 from upperson_camera.queues import AbandonedError, BoundedQueue, Stage, log_camera
 from upperson_camera.settings import CameraSettings, Shared
 from upperson_camera.tracker import new_tracker
@@ -43,6 +44,9 @@ class CameraWorker(Stage):
         if (detector := camera.detector) is not None:
             found = SharedDetector(detector)
             self._detector = shared.detectors.setdefault(id(detector), found)
+        # Whoever submits frames has chosen them, and boxes of a file cost nothing.
+        is_searched = camera.source is not None and not isinstance(detector, BoxesFile)
+        self._schedule = DetectionSchedule(shared.settings, is_searched)
         self._maker = CropMaker(camera, shared)
         self._tracker = new_tracker(shared.settings.tracker, shared.settings.lost_after_s)
         self._given_tracks: dict[str, float] = {}
@@ -100,6 +104,12 @@ class CameraWorker(Stage):
         if self.error is not None:
             self._count("frames_dropped.camera_failed")
             return
+        if frame.boxes is None:
+            reason = self._schedule.skips(frame, self._selection.has_tracks)
+            if reason is not None:
+                self._count(f"frames_skipped.{reason}")
+                self._select(self._selection.due(frame.clock))
+                return
         try:
             boxes = self._detect(frame)
         except AbandonedError:

@@ -79,6 +79,7 @@ def print_summary(stats: "PipelineStats", gallery: str, items: int | None) -> No
     )
     print_line(
         f"frames: {stats.total('frames_read')} read, {stats.total('frames_processed')} searched, "
+        f"skipped {_reasons(stats.dropped('frames_skipped'))}, "
         f"dropped {_reasons(stats.dropped('frames_dropped'))}"
     )
     print_line(
@@ -198,6 +199,23 @@ class Tuning(OptionGroup, panel=ADVANCED):
             "--tracker", help="Tracker: upperson, or bytetrack, ocsort, botsort (extra trackers)."
         ),
     ] = "upperson"
+    motion_gate: Annotated[
+        bool,
+        typer.Option(
+            "--motion-gate/--no-motion-gate",
+            help="Search frames with motion only, and one every 2 s.",
+        ),
+    ] = True
+    detect_fps: Annotated[
+        float | None,
+        typer.Option(
+            "--detect-fps",
+            min=0.01,
+            metavar="N",
+            help="Most frames a second of a camera that are searched.",
+            show_default="all",
+        ),
+    ] = None
     min_height: Annotated[
         int,
         typer.Option("--min-height", min=1, help="Least height of a person, in pixels."),
@@ -414,6 +432,8 @@ def _settings(crops: Crops, tuning: Tuning) -> "PipelineSettings":
 
     return PipelineSettings(
         tracker=check_tracker(tuning.tracker),
+        motion_gate=tuning.motion_gate,
+        detect_fps=tuning.detect_fps,
         every_s=crops.every,
         quality=QualityRules(min_height_px=tuning.min_height),
         save_crops=not crops.vectors_only,
