@@ -60,6 +60,10 @@ class PipelineSettings:
 
     every_s: float = 2.0
     """No two crops of a track are closer than so many seconds; 0 takes all."""
+    still_every_s: float = 300.0
+    """Nor are those of a track that stands still and looks the same; 0 for no such rule."""
+    still_score: float = 0.5
+    """A track that has never moved and never had such a score gives no crop."""
     min_views: int = 2
     """A track in fewer frames counts as a false detection."""
     lost_after_s: float = 2.0
@@ -67,7 +71,7 @@ class PipelineSettings:
     tracker: TrackerName = "upperson"
     """Our own tracker, or ``bytetrack``, ``ocsort`` or ``botsort`` of the package ``trackers``."""
     motion_gate: bool = True
-    """Of a source, detectors see frames with motion, and one every 2 s without; of frames that are
+    """Of a source, detectors see frames with motion, and one every 3 s without; of frames that are
     submitted, all."""
     detect_fps: float | None = None
     """Most frames a second that the detector of a camera sees; None for all."""
@@ -106,7 +110,7 @@ class PipelineSettings:
                 raise UsageError(f"expected {kind.__name__}, found {safe_repr(rules)}")
         check_callable(self.opener, "opener")
         object.__setattr__(self, "buffer", Path(check_path(self.buffer, "buffer")))
-        for name in ("max_delay_s", "every_s"):
+        for name in ("max_delay_s", "every_s", "still_every_s"):
             _require((value := getattr(self, name)) >= 0, name, value, "at least 0")
         for name in ("batch_size", "min_views", "frame_queue", "crop_queue", "buffer_bytes"):
             _require((value := getattr(self, name)) >= 1, name, value, "at least 1")
@@ -125,6 +129,8 @@ class PipelineOptions(TypedDict, total=False):
     """The fields of `PipelineSettings`, as keywords of `Pipeline`; None is the default."""
 
     every_s: float | None
+    still_every_s: float | None
+    still_score: float | None
     min_views: int | None
     lost_after_s: float | None
     tracker: TrackerName | None

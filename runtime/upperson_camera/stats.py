@@ -131,8 +131,9 @@ class CameraStats:
     crops_waiting: int
     crops_dropped: Mapping[str, int] = _metric("Detections that did not become a row, by reason.")
     """``empty``, ``outside``, ``duplicate``, ``too_many``, ``no_track``, ``too_small``,
-    ``blurred``, ``at_border``, ``not_best``, ``too_soon``, ``seen_once``, ``unusable``,
-    ``queue_full``, ``buffer_full``, ``failed``."""
+    ``blurred``, ``at_border``, ``not_best``, ``too_soon``, ``still`` (stands where it was written),
+    ``never_moved`` (and scores low), ``seen_once``, ``unusable``, ``queue_full``, ``buffer_full``,
+    ``failed``."""
     outages: int = _metric("Times a source that had given pictures was lost.")
     reconnects: int = _metric("Attempts to open a source again.")
     stalls: int = _metric("Times a source gave nothing for too long.")
