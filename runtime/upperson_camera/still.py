@@ -1,7 +1,7 @@
 """Tracks that stand still: who was written already, and what has never moved."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,8 @@ _NEAR = 0.25
 boxes at one place."""
 _MEAN_S = 1.0
 """Time constant of a track's mean place, so that a box that trembles does not move."""
+_MOST_SHARE = 0.3
+"""Of a new box in it, after however long."""
 _COLOURS_S = 2.0
 """The same of its colours, which are compared with those of `_USUAL_S`: light changes slowly,
 another person at the place at once."""
@@ -55,7 +57,8 @@ class _Known:
         self.place, self.usual, self.coloured = self.first, self.colours, self.seen
 
     def move(self, place: NDArray[np.float64], score: float, clock: float) -> None:
-        self.place = self.place + _share(clock - self.seen, _MEAN_S) * (place - self.place)
+        share = min(_share(clock - self.seen, _MEAN_S), _MOST_SHARE)
+        self.place = self.place + share * (place - self.place)
         self.moved = self.moved or not _near(self.place, self.first)
         self.score, self.seen = max(self.score, score), clock
         self.frames += 1
@@ -105,9 +108,10 @@ class StillTracks:
     ) -> list[str | None]:
         """Take the boxes of a frame and the tracker's names of their tracks; return our names.
 
-        Call `end` before. With ``rename`` a track may get the name of one that ended.
+        Call `end` before. With ``rename`` a new track may get the name of one that is not seen.
         """
         places = coordinates(boxes.edges)
+        seen = {self._names.get(given) for given in names if given is not None}
         found: list[str | None] = []
         for row, given in enumerate(names):
             if given is None:
@@ -117,9 +121,10 @@ class StillTracks:
             name = self._names.get(given)
             if name is None:
                 colours = colours_of(image, edges)[0]
-                lost = self._lost_at(places[row], colours) if rename else None
+                lost = self._lost_at(places[row], colours, seen) if rename else None
                 name = self._names[given] = lost or given
                 self._kept.pop(name, None)
+                seen.add(name)
                 self._known.setdefault(name, _Known(places[row], clock, colours, clock))
             known = self._known[name]
             known.move(places[row], _or_most(float(boxes.scores[row])), clock)
@@ -136,6 +141,8 @@ class StillTracks:
         """
         for given in names:
             name = self._names.pop(given, given)
+            if name in self._names.values():  # It goes on as another track of the tracker.
+                continue
             if (known := self._known.get(name)) is not None and self._can_go_on(known):
                 self._kept[name] = None
             else:
@@ -170,12 +177,17 @@ class StillTracks:
             return False
         return not at_end or known.seen - known.began >= _GLIMPSE_S
 
-    def _lost_at(self, place: NDArray[np.float64], colours: NDArray[np.float32]) -> str | None:
-        """Return the name of the ended track that goes on at a place."""
+    def _lost_at(
+        self, place: NDArray[np.float64], colours: NDArray[np.float32], seen: Set[str | None]
+    ) -> str | None:
+        """Return the name of the still track that goes on at a place; not of those that are seen.
+
+        A tracker may begin a new track before it ends the first.
+        """
         alike = {
             name: float(colours @ known.usual)
-            for name in self._kept
-            if _near(place, (known := self._known[name]).place)
+            for name, known in self._known.items()
+            if name not in seen and self._can_go_on(known) and _near(place, known.place)
         }
         best = max(alike, key=lambda name: alike[name], default=None)
         return best if best is not None and alike[best] >= _SAME_COLOURS else None
@@ -192,8 +204,9 @@ def _share(passed_s: float, constant_s: float) -> float:
 
 
 def _mixed(old: NDArray[np.float32], new: NDArray[np.float32], share: float) -> NDArray[np.float32]:
-    mixed = old + np.float32(share) * (new - old)
-    return mixed / np.linalg.norm(mixed)
+    mixed: NDArray[np.float32] = old + np.float32(share) * (new - old)
+    mixed /= np.linalg.norm(mixed)
+    return mixed
 
 
 def _or_most(score: float) -> float:

@@ -316,6 +316,10 @@ class Crops(OptionGroup, panel="Detection and crops"):
         float,
         typer.Option("--every", min=0.0, help="Seconds between two pictures of one person."),
     ] = 2.0
+    still_every: Annotated[
+        float,
+        typer.Option("--still-every", min=0.0, help="The same while the person stands still."),
+    ] = 300.0
     vectors_only: Annotated[bool, typer.Option("--vectors-only", help="Save no pictures.")] = False
 
 
@@ -435,6 +439,7 @@ def _settings(crops: Crops, tuning: Tuning) -> "PipelineSettings":
         motion_gate=tuning.motion_gate,
         detect_fps=tuning.detect_fps,
         every_s=crops.every,
+        still_every_s=crops.still_every,
         quality=QualityRules(min_height_px=tuning.min_height),
         save_crops=not crops.vectors_only,
         batch_size=tuning.batch_size,

@@ -27,7 +27,7 @@ def drawn(figures, index):
     return frame
 
 
-def trembling(box, random, share=0.02):
+def trembling(box, random, share):
     """The box as a detector gives it."""
     return np.asarray(box) + random.normal(0, share * (box[3] - box[1]), 4)
 
@@ -36,14 +36,14 @@ def beside(box, pixels):
     return box[0] + pixels, box[1], box[2] + pixels, box[3]
 
 
-def watched(encoder, gallery, film, fps, score=0.8, **options):
+def watched(encoder, gallery, film, fps, score=0.8, share=0.02, **options):
     """Submit a film of figures in each frame, None for a frame in which none is detected."""
     random = np.random.default_rng(0)
     with Pipeline(encoder, gallery, **options) as pipeline:
         pipeline.add_camera("yard", drop="block")
         for index, figures in enumerate(film):
             frame = drawn(figures or (), index)
-            boxes = [[*trembling(box, random), score] for box, _ in figures or ()]
+            boxes = [[*trembling(box, random, share), score] for box, _ in figures or ()]
             pipeline.submit("yard", frame, boxes, START + index / fps)
         assert pipeline.drain(300)
     check_sums(pipeline.stats())
@@ -69,6 +69,14 @@ def test_a_still_person_whom_a_detector_loses_for_a_minute_goes_on_as_one_track(
     camera, rows = watched(encoder, gallery, film, fps)
     assert (camera.tracks, len({row.track for row in rows})) == (1, 1)
     assert len(rows) <= 3
+
+
+def test_a_still_person_whom_a_detector_finds_in_every_other_frame_is_one_track(encoder, gallery):
+    fps, random = 2, np.random.default_rng(6)
+    film = [[(PLACE, RED)] if random.random() < 0.5 else None for _ in range(900 * fps)]
+    camera, rows = watched(encoder, gallery, film, fps, share=0.04)
+    assert (camera.tracks, len({row.track for row in rows})) == (1, 1)
+    assert 3 <= len(rows) <= 4
 
 
 def test_a_thing_that_never_moves_and_scores_low_gives_no_row(encoder, gallery):
