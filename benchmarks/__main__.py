@@ -22,6 +22,7 @@ DOCUMENTED = (
     "scores",
     "alerts --sentences 1000 --rows 20000",
     "detectors",
+    "motion --detector nanodet",
     "recall",
     "promise",
 )
