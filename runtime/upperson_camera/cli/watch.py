@@ -77,10 +77,11 @@ def print_summary(stats: "PipelineStats", gallery: str, items: int | None) -> No
         f"{count_of(stats.total('tracks'), 'track')} in {stats.seconds:.1f} s; gallery "
         f"'{gallery}' {holds}"
     )
+    skipped = stats.dropped("frames_skipped")
     print_line(
         f"frames: {stats.total('frames_read')} read, {stats.total('frames_processed')} searched, "
-        f"skipped {_reasons(stats.dropped('frames_skipped'))}, "
-        f"dropped {_reasons(stats.dropped('frames_dropped'))}"
+        + (f"skipped {_reasons(skipped)}, " if skipped else "")
+        + f"dropped {_reasons(stats.dropped('frames_dropped'))}"
     )
     print_line(
         f"people: {count_of(stats.total('detections'), 'box', 'boxes')}, "
