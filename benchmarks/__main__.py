@@ -23,6 +23,7 @@ DOCUMENTED = (
     "alerts --sentences 1000 --rows 20000",
     "detectors",
     "tracking --hog",
+    "motion --detector nanodet",
     "recall",
     "promise",
 )

@@ -62,14 +62,26 @@ class Selection:
     ``every_s`` later, and its best detection is selected. While all are cut off at the border, it
     stays open for ``every_s``. The next window opens ``every_s`` after the selected detection at
     the earliest. The end of a track closes its window early. A track that was detected in fewer
-    than ``min_views`` frames, each `VIEW_S` after the one before, gives nothing.
+    than ``min_views`` frames, each `VIEW_S` after the one before, gives nothing, and neither does
+    one while ``is_doubtful``, which is called with its name and whether it has ended.
     """
 
-    def __init__(self, settings: PipelineSettings, drop: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: PipelineSettings,
+        drop: Callable[[str], None],
+        is_doubtful: Callable[[str, bool], bool] = lambda track, at_end: False,
+    ) -> None:
         self.every_s = settings.every_s
         self.min_views = settings.min_views
         self._drop = drop
+        self._is_doubtful = is_doubtful
         self._windows: dict[str, _Window] = {}
+
+    @property
+    def has_tracks(self) -> bool:
+        """Whether there is a track that has not ended."""
+        return bool(self._windows)
 
     def saw(self, track: str, clock: float) -> bool:
         """Count a frame of a track; return whether it was the ``min_views``-th."""
@@ -106,8 +118,13 @@ class Selection:
         """Forget a track; return its last selected detection, if any."""
         window = self._windows.pop(track, None)
         detection = None if window is None else self._take(window)
-        if window is not None and detection is not None and window.sightings < self.min_views:
+        if window is None or detection is None:
+            return None
+        if window.sightings < self.min_views:
             self._drop("seen_once")
+            return None
+        if self._is_doubtful(track, True):
+            self._drop("never_moved")
             return None
         return detection
 
@@ -121,7 +138,13 @@ class Selection:
         return self._taken(self._windows.values())
 
     def _taken(self, windows: Iterable[_Window]) -> list[Detection]:
-        found = [self._take(window) for window in windows if window.sightings >= self.min_views]
+        found = [
+            self._take(window)
+            for window in windows
+            if window.best is not None
+            and window.sightings >= self.min_views
+            and not self._is_doubtful(window.best.track, False)
+        ]
         return [detection for detection in found if detection is not None]
 
     def _window_s(self, best: Detection) -> float:

@@ -63,6 +63,10 @@ class PipelineSettings:
 
     every_s: float = 2.0
     """No two crops of a track are closer than so many seconds; 0 takes all."""
+    still_every_s: float = 300.0
+    """Nor are those of a track that stands still and looks the same; 0 for no such rule."""
+    still_score: float = 0.5
+    """A track that has never moved and never had such a score gives no crop."""
     min_views: int = 2
     """A track in fewer frames, each at least `VIEW_S` after the one before, counts as a false
     detection."""
@@ -71,6 +75,11 @@ class PipelineSettings:
     tracker: str = "upperson"
     """Our own tracker, or ``bytetrack``, ``ocsort`` or ``botsort`` of the package ``trackers``;
     options may follow, see `new_tracker`."""
+    motion_gate: bool = True
+    """Of a source, detectors see frames with motion, and one every 3 s without; of frames that are
+    submitted, all."""
+    detect_fps: float | None = None
+    """Most frames a second that the detector of a camera sees; None for all."""
     quality: QualityRules = field(default_factory=QualityRules)
     """Which detections may become crops."""
     save_crops: bool = True
@@ -106,12 +115,13 @@ class PipelineSettings:
                 raise UsageError(f"expected {kind.__name__}, found {safe_repr(rules)}")
         check_callable(self.opener, "opener")
         object.__setattr__(self, "buffer", Path(check_path(self.buffer, "buffer")))
-        for name in ("max_delay_s", "every_s"):
+        for name in ("max_delay_s", "every_s", "still_every_s"):
             _require((value := getattr(self, name)) >= 0, name, value, "at least 0")
         for name in ("batch_size", "min_views", "frame_queue", "crop_queue", "buffer_bytes"):
             _require((value := getattr(self, name)) >= 1, name, value, "at least 1")
-        for name in ("lost_after_s", "end_within_s"):
-            _require((value := getattr(self, name)) > 0, name, value, "above 0")
+        for name in ("lost_after_s", "end_within_s", "detect_fps"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, value, "above 0")
         is_right = not self.save_crops or 1 <= self.jpeg_quality <= 100
         _require(is_right, "jpeg_quality", self.jpeg_quality, "1 to 100")
         new_tracker(self.tracker, self.lost_after_s)  # Is its package installed?
@@ -124,9 +134,13 @@ class CameraOptions(TypedDict, total=False):
     """The fields of `PipelineSettings` that a camera may have its own of; None is the default."""
 
     every_s: float | None
+    still_every_s: float | None
+    still_score: float | None
     min_views: int | None
     lost_after_s: float | None
     tracker: str | None
+    motion_gate: bool | None
+    detect_fps: float | None
     quality: QualityRules | None
     save_crops: bool | None
     jpeg_quality: int | None

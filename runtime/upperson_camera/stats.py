@@ -100,8 +100,9 @@ def _metric(text: str) -> Any:
 class CameraStats:
     """The counters of one camera; two sums always hold.
 
-    ``frames_read`` = ``frames_processed`` + all of ``frames_dropped`` + ``frames_waiting``, and
-    ``detections`` = ``committed`` + all of ``crops_dropped`` + ``crops_waiting``.
+    ``frames_read`` = ``frames_processed`` + all of ``frames_skipped`` and ``frames_dropped`` +
+    ``frames_waiting``, and ``detections`` = ``committed`` + all of ``crops_dropped`` +
+    ``crops_waiting``.
     """
 
     state: str
@@ -112,6 +113,8 @@ class CameraStats:
     frames_read: int = _metric("Frames that came in.")
     frames_processed: int = _metric("Frames that were searched for people.")
     frames_waiting: int
+    frames_skipped: Mapping[str, int] = _metric("Frames that needed no search, by reason.")
+    """``no_motion``, ``detect_fps`` (more than the detector's rate)."""
     frames_dropped: Mapping[str, int] = _metric("Frames that were dropped, by reason.")
     """``queue_full``, ``empty`` (no picture, or it could not be decoded), ``detector_error``,
     ``detector_stuck``, ``camera_failed``, ``stopped``."""
@@ -129,7 +132,8 @@ class CameraStats:
     crops_dropped: Mapping[str, int] = _metric("Detections that did not become a row, by reason.")
     """``empty``, ``outside``, ``duplicate``, ``too_many``, ``masked``, ``no_track``,
     ``outside_zone``, ``too_small``, ``blurred``, ``at_border``, ``not_best``, ``too_soon``,
-    ``seen_once``, ``unusable``, ``queue_full``, ``buffer_full``, ``failed``."""
+    ``still`` (stands where it was written), ``never_moved`` (and scores low), ``seen_once``,
+    ``unusable``, ``queue_full``, ``buffer_full``, ``failed``."""
     outages: int = _metric("Times a source that had given pictures was lost.")
     reconnects: int = _metric("Attempts to open a source again.")
     stalls: int = _metric("Times a source gave nothing for too long.")
@@ -180,7 +184,7 @@ class PipelineStats:
         return sum(int(getattr(camera, name)) for camera in self.cameras.values())
 
     def dropped(self, name: str) -> dict[str, int]:
-        """Return ``frames_dropped`` or ``crops_dropped`` of all cameras together."""
+        """Return the reasons of ``frames_dropped``, say, of all cameras together."""
         together: Counter[str] = Counter()
         for camera in self.cameras.values():
             together.update(getattr(camera, name))
@@ -197,7 +201,7 @@ class PipelineStats:
         return asdict(self)
 
 
-BY_REASON = ("frames_dropped", "crops_dropped", "failures")
+BY_REASON = ("frames_skipped", "frames_dropped", "crops_dropped", "failures")
 HELP: Mapping[str, str] = {f.name: f.metadata["help"] for f in fields(CameraStats) if f.metadata}
 """Of the counters of a camera, by name."""
 
@@ -206,7 +210,8 @@ def camera_stats(counts: Counter[str], state: str, error: str | None) -> CameraS
     """Return the statistics of one camera from its counters."""
     values: dict[str, Any] = {name: counts[name] for name in HELP}
     values |= {name: _below(counts, f"{name}.") for name in BY_REASON}
-    frames_done = counts["frames_processed"] + sum(values["frames_dropped"].values())
+    left_out = (*values["frames_skipped"].values(), *values["frames_dropped"].values())
+    frames_done = counts["frames_processed"] + sum(left_out)
     crops_done = counts["committed"] + sum(values["crops_dropped"].values())
     return CameraStats(
         state=state,

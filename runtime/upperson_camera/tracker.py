@@ -238,7 +238,7 @@ def new_tracker(tracker: str, lost_after_s: float) -> Tracker:
 
 @dataclass(slots=True)
 class _Track:
-    """A Kalman filter for each coordinate of `_coordinates`, with a constant velocity."""
+    """A Kalman filter for each coordinate of `coordinates`, with a constant velocity."""
 
     number: int
     box: NDArray[np.int64]
@@ -364,7 +364,7 @@ class UppersonTracker:
             share = 0.5 if self._interval_s else 1.0
             self._interval_s += share * (step - self._interval_s)
         self._clock = clock
-        places, colours = _coordinates(boxes.edges), colours_of(image, boxes.edges)
+        places, colours = coordinates(boxes.edges), colours_of(image, boxes.edges)
         numbers = [-1] * len(places)
         for row, column in _pairs(_costs(self._tracks, places, colours, self.gate)):
             track = self._tracks[row]
@@ -436,7 +436,7 @@ def _pairs(costs: NDArray[np.float64]) -> list[tuple[int, int]]:
     return pairs
 
 
-def _coordinates(boxes: NDArray[np.int64]) -> NDArray[np.float64]:
+def coordinates(boxes: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return (N, 3): centre, lower edge, logarithm of the height."""
     heights = np.maximum(boxes[:, 3] - boxes[:, 1], 1.0)
     middles = (boxes[:, 0] + boxes[:, 2]) / 2

@@ -11,8 +11,10 @@ import numpy as np
 from upperson_camera.crops import CropMaker, Selection, sharpness
 from upperson_camera.detectors import BoxesFile
 from upperson_camera.frames import Detection, Frame
+from upperson_camera.motion import DetectionSchedule
 from upperson_camera.queues import AbandonedError, BoundedQueue, Stage, log_camera
 from upperson_camera.settings import CameraSettings, Shared
+from upperson_camera.still import StillTracks
 from upperson_camera.tracker import new_tracker
 from upperson_rt.ingest.boxes import Boxes, clean_boxes
 from upperson_rt.ingest.detector import SharedDetector
@@ -45,10 +47,15 @@ class CameraWorker(Stage):
         if (detector := camera.detector) is not None:
             found = SharedDetector(detector)
             self._detector = shared.detectors.setdefault(id(detector), found)
+        # Whoever submits frames has chosen them, and boxes of a file cost nothing.
+        is_searched = camera.source is not None and not isinstance(detector, BoxesFile)
+        self._schedule = DetectionSchedule(shared.settings, is_searched)
         self._maker = CropMaker(camera, shared)
         self._tracker = new_tracker(shared.settings.tracker, shared.settings.lost_after_s)
         self._given_tracks: dict[str, float] = {}
-        self._selection = Selection(shared.settings, self._drop)
+        self._still = StillTracks(shared.settings)
+        self._clock = 0.0
+        self._selection = Selection(shared.settings, self._drop, self._still.is_doubtful)
         self._idle_s = max(shared.settings.every_s, shared.settings.lost_after_s)
         self._errors = 0
         self._flush_wanted = threading.Event()
@@ -101,6 +108,13 @@ class CameraWorker(Stage):
             self._count("frames_dropped.camera_failed")
             return
         regions, (height, width) = self.regions, frame.image.shape[:2]
+        self._clock = frame.clock
+        if frame.boxes is None:
+            reason = self._schedule.skips(frame, self._selection.has_tracks)
+            if reason is not None:
+                self._count(f"frames_skipped.{reason}")
+                self._select(self._selection.due(frame.clock))
+                return
         try:
             boxes = regions.without_masked(self._detect(frame), width, height)
         except AbandonedError:
@@ -113,10 +127,11 @@ class CameraWorker(Stage):
         for reason, number in boxes.dropped.items():
             self._count(f"crops_dropped.{reason}", number)
         self._count("frames_processed")
-        names, ended = self._track(frame, boxes)
-        self._select(
-            [detection for track in ended if (detection := self._selection.end(track)) is not None]
-        )
+        given, gone = self._track(frame, boxes)
+        ended = [self._selection.end(name) for name in self._still.end(gone, frame.clock)]
+        self._select([detection for detection in ended if detection is not None])
+        rename = frame.tracks is None
+        names = self._still.update(given, boxes, frame.image, frame.clock, rename)
         in_zone = regions.in_zone(boxes, width, height)
         for name, edges, score, is_in_zone in zip(
             names, boxes.edges, boxes.scores, in_zone, strict=True
@@ -175,6 +190,9 @@ class CameraWorker(Stage):
         if problem is not None:
             self._drop(problem)
             return
+        if self._still.was_written(track, frame.clock):
+            self._drop("still")
+            return
         self._selection.offer(
             Detection(
                 image=image.copy(),
@@ -204,6 +222,7 @@ class CameraWorker(Stage):
                 self._drop("unusable")
                 continue
             self._count("accepted")
+            self._still.wrote(detection.track, self._clock)
             crops = self._shared.crops
             dropped = crops.put(crop, self._camera.drop)
             if dropped is not None:  # Maybe a crop of another camera.

@@ -27,6 +27,7 @@ from benchmarks import (
     detectors,
     gallery,
     loader,
+    motion,
     people,
     promise,
     recall,
@@ -51,6 +52,7 @@ from upperson_rt.backends.autotune import Timing
 from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_rt.gallery import Gallery
 from upperson_scores import labelled_queries
+from upperson_synthetic.video import VideoSpec
 
 pytestmark = pytest.mark.timeout(180, func_only=True)
 
@@ -66,6 +68,7 @@ NAMES = (
     "alerts",
     "detectors",
     "tracking",
+    "motion",
     "recall",
     "promise",
 )
@@ -441,3 +444,17 @@ def test_detectors_are_compared_on_the_labelled_film() -> None:
     found = values(run(detectors, "--detector", "hog", "--rounds", "1"))
     assert 0.1 < found["rows"]["hog"]["recall"] < 0.3
     assert found["frames"] == 20
+
+
+def test_people_whom_the_motion_gate_misses_are_counted() -> None:
+    still = np.full((72, 128, 3), 90, np.uint8)
+    # Person 1 is in one frame, 2 stands there all the time, 3 is there while nothing changes.
+    film = [(still, [2, *[1] * (index == 3), *[3] * (52 <= index < 54)]) for index in range(100)]
+    found = motion.searched(film)
+    assert (found["people"], found["missed"]) == (2, 1)
+    assert found["searched"] < 0.4
+    spec = VideoSpec(people=2, seconds=1, fps=10, width=192, height=108, seed=1, busy=True)
+    for is_far in (False, True):
+        frames = [image for image, _ in motion.drawn_day(spec, is_far)]
+        assert [image.shape for image in frames] == [(108, 192, 3)] * 10
+        assert np.mean(frames[7]) < 0.6 * np.mean(frames[0]), "night"

@@ -60,7 +60,8 @@ class UnspeakableError(Exception):
 def check_sums(stats: PipelineStats, *, ended: bool = True) -> None:
     """Check that all that came in was counted, and that nothing still waits."""
     for camera in stats.cameras.values():
-        frames = camera.frames_processed + sum(camera.frames_dropped.values())
+        left_out = (*camera.frames_skipped.values(), *camera.frames_dropped.values())
+        frames = camera.frames_processed + sum(left_out)
         assert camera.frames_read == frames + camera.frames_waiting
         crops = camera.committed + sum(camera.crops_dropped.values())
         assert camera.detections == crops + camera.crops_waiting

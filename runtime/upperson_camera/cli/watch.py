@@ -87,9 +87,11 @@ def print_summary(stats: "PipelineStats", gallery: str, items: int | None) -> No
         f"{count_of(stats.total('tracks'), 'track')} in {stats.seconds:.1f} s; gallery "
         f"'{gallery}' {holds}"
     )
+    skipped = stats.dropped("frames_skipped")
     print_line(
         f"frames: {stats.total('frames_read')} read, {stats.total('frames_processed')} searched, "
-        f"dropped {_reasons(stats.dropped('frames_dropped'))}"
+        + (f"skipped {_reasons(skipped)}, " if skipped else "")
+        + f"dropped {_reasons(stats.dropped('frames_dropped'))}"
     )
     print_line(
         f"people: {count_of(stats.total('detections'), 'box', 'boxes')}, "
@@ -200,6 +202,23 @@ class Tuning(OptionGroup, panel=ADVANCED):
             help="Tracker: upperson, or bytetrack, ocsort, botsort (extra trackers).",
         ),
     ] = "upperson"
+    motion_gate: Annotated[
+        bool,
+        typer.Option(
+            "--motion-gate/--no-motion-gate",
+            help="Search frames with motion only, and one every 3 s.",
+        ),
+    ] = True
+    detect_fps: Annotated[
+        float | None,
+        typer.Option(
+            "--detect-fps",
+            min=0.01,
+            metavar="N",
+            help="Most frames a second of a camera that are searched.",
+            show_default="all",
+        ),
+    ] = None
     min_height: Annotated[
         int,
         typer.Option("--min-height", min=1, help="Least height of a person, in pixels."),
@@ -309,6 +328,10 @@ class Crops(OptionGroup, panel="Detection and crops"):
         float,
         typer.Option("--every", min=0.0, help="Seconds between two pictures of one person."),
     ] = 2.0
+    still_every: Annotated[
+        float,
+        typer.Option("--still-every", min=0.0, help="The same while the person stands still."),
+    ] = 300.0
     vectors_only: Annotated[bool, typer.Option("--vectors-only", help="Save no pictures.")] = False
 
 
@@ -453,7 +476,10 @@ def _settings(crops: Crops, tuning: Tuning) -> "PipelineSettings":
 
     return PipelineSettings(
         tracker=tuning.tracker,
+        motion_gate=tuning.motion_gate,
+        detect_fps=tuning.detect_fps,
         every_s=crops.every,
+        still_every_s=crops.still_every,
         quality=QualityRules(min_height_px=tuning.min_height),
         save_crops=not crops.vectors_only,
         batch_size=tuning.batch_size,
