@@ -240,7 +240,7 @@ def test_a_camera_is_removed_before_the_start_and_the_track_of_a_removed_one_is_
     pipeline.add_camera("gate")
     with pipeline:
         for number in range(3):
-            assert pipeline.submit("gate", person_frame(), [BOX], START + number / 10)
+            assert pipeline.submit("gate", person_frame(), [BOX], START + number / 2)
         pipeline.remove_camera("gate")
         assert pipeline.stats().cameras["gate"].accepted == 1
         assert pipeline.drain()
