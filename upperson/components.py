@@ -18,6 +18,7 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from upperson.config import MixedPrecision, TrainConfig
+from upperson.data.annotations import annotations_file
 from upperson.data.batches import identity_labels, tokenize
 from upperson.data.check import require_published_counts
 from upperson.data.images import require_images
@@ -131,12 +132,31 @@ def _rehearsed(config: TrainConfig, own: Sequence[Record]) -> list[Record]:
     """Read what is to be rehearsed; its people are numbered after our own."""
     if config.rehearse is None:
         return []
-    records = read_dataset("jsonl", Path(config.rehearse))["train"]
+    root = Path(config.rehearse)
+    file = root / annotations_file("jsonl")
+    if not file.is_file():
+        raise InputError(
+            f"expected people to rehearse in {file}, found no such file: pass --rehearse with the "
+            "folder of a data set that has one",
+            code="rehearsal_missing",
+            path=file,
+        )
+    records = read_dataset("jsonl", root)["train"]
     if not records:
         raise InputError(
-            f"{config.rehearse} has no image in split 'train' to rehearse: check 'split' there",
+            f"{root} has no image in split 'train' to rehearse: check 'split' in its lines",
             code="split_empty",
             split="train",
+        )
+    images = {record.image.resolve() for record in own}
+    shared = next((record.image for record in records if record.image.resolve() in images), None)
+    if shared is not None:
+        # Under two numbers, a person would be taken for two.
+        raise InputError(
+            f"{shared} is in the data set and among the people to rehearse: pass --rehearse with "
+            "other people",
+            code="rehearsal_shared",
+            image=shared,
         )
     first = 1 + max(record.pid for record in own)
     numbers = identity_labels(records)

@@ -47,7 +47,14 @@ def test_a_resumed_run_needs_the_same_people_to_rehearse(tmp_path, monkeypatch, 
         train(replace(config, rehearse=None), tmp_path / "run", Recorder(), resume=True)
 
 
-def test_a_data_set_without_training_people_is_refused(tmp_path, monkeypatch, others):
+def test_people_of_the_data_set_itself_and_folders_without_people_are_refused(
+    tmp_path, monkeypatch, others
+):
+    own = toy_config(tmp_path, monkeypatch)
+    with refused("rehearsal_shared"):
+        build_components(replace(own, rehearse=own.root))
+    with refused("rehearsal_missing", path=tmp_path / "annotations.jsonl"):
+        build_components(replace(own, rehearse=str(tmp_path)))
     file = others / "annotations.jsonl"
     lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     kept = [json.dumps(line) + "\n" for line in lines if line["split"] != "train"]
