@@ -281,8 +281,11 @@ class CamerasFile:
         open_detector: DetectorOpener,
         logins: Logins,
         defaults: Mapping[str, Any],
+        notify: Callable[[str], None] = _log.info,
     ) -> None:
         """Read the file and open its detectors; ``settings`` are those of the pipeline.
+
+        ``notify`` takes the lines that say which device decodes.
 
         Raises:
             UppersonError: Anything of it cannot be used.
@@ -292,6 +295,7 @@ class CamerasFile:
         self._open_detector = open_detector
         self._logins = logins
         self._defaults = defaults
+        self._notify = notify
         self._entries: dict[str, CameraEntry] = {}
         self._detectors: dict[Any, Detector] = {}
         """Those in use, by choice: cameras share them."""
@@ -383,7 +387,16 @@ class CamerasFile:
                 options=_options_of(entry, self._settings),
             )
 
+    def _notify_hwaccel(self, plan: _Plan) -> None:
+        """Say what decodes the cameras that are added or restarted and name a device."""
+        named = {name: plan.entries[name].hwaccel for name in plan.prepared}
+        for wanted in dict.fromkeys(named.values()):
+            if wanted != "none":
+                cameras = ", ".join(shortened(name) for name in named if named[name] == wanted)
+                self._notify(f"{cameras}: {find_hwaccel(wanted)[1]}")
+
     def _apply(self, plan: _Plan) -> None:
+        self._notify_hwaccel(plan)
         prepared = [self._pipeline.prepare_camera(camera) for camera in plan.prepared.values()]
         for name in (*plan.removed, *plan.restarted):
             self._pipeline.remove_camera(name)
