@@ -147,6 +147,15 @@ def test_pixels_that_are_not_known(tmp_path, text):
         OnnxDetector(path, backend="onnxruntime", pixels=text)
 
 
+@pytest.mark.parametrize(
+    "text", ["rgb,bgr", "bgr,bgr", "0-1,bgr,0-255", "stretch,corner", "mean=1/1/1,mean=2/2/2"]
+)
+def test_two_pixel_options_of_a_kind_are_refused(tmp_path, text):
+    path = write_detector(tmp_path / "d.onnx", "yolov8")
+    with refused("detector_input_ambiguous", UsageError, found=text):
+        OnnxDetector(path, backend="onnxruntime", pixels=text)
+
+
 def test_nanodet_plus_counts_from_the_corner_of_a_cell():
     rows = sum((64 // step) * (128 // step) for step in (8, 16, 32, 64))
     places, steps = grid((64, 128), rows)
