@@ -134,24 +134,36 @@ def read_cameras(
     Raises:
         InputError: It is no such file, with the camera (``camera``) and the key (``at``).
     """
-    file = read_fields(_File, _parse(content, path), str(path))
+    parsed = _parse(content, path)
+    _require_mapping(parsed, str(path), "", "a mapping with the key cameras")
+    if "cameras" in parsed:
+        expected = "a mapping from names to cameras"
+        _require_mapping(parsed["cameras"], f"{path}: cameras", "cameras", expected)
+    file = read_fields(_File, parsed, str(path))
     if not file.cameras:
         raise InputError(f"{path}: cameras: expected one or more, found none", code="no_cameras")
     found = {}
     for name, given in file.cameras.items():
         with _placed(path, name, is_placed=True):
-            keys = given if isinstance(given, Mapping) else {}
-            for key in keys.keys() - _KEYS:
+            expected = "a mapping with keys such as source and detector"
+            _require_mapping(given, _where(path, name), "", expected)
+            for key in given.keys() - _KEYS:
                 if _SECRET.search(key):
                     raise _secret_refused(f"{_where(path, name)}: {shortened(key)}")
             kept = {
                 key: value
                 for key, value in defaults.items()
-                if not ("detector" in keys and key.startswith("detector"))
+                if not ("detector" in given and key.startswith("detector"))
             }
-            merged = {**kept, **given} if isinstance(given, Mapping) else given
+            merged = {**kept, **given}
             found[name] = typing.cast(CameraEntry, read_fields(_ENTRY, merged, _where(path, name)))
     return found
+
+
+def _require_mapping(value: Any, where: str, at: str, expected: str) -> None:
+    if not isinstance(value, Mapping):
+        text = f"{where}: expected {expected}, found {safe_repr(value)}"
+        raise InputError(text, code="value_unfit", at=at, expected=expected)
 
 
 def _options_of(entry: CameraEntry, settings: PipelineSettings) -> dict[str, Any]:

@@ -75,6 +75,8 @@ def test_cameras_have_keys_and_take_the_rest_from_the_command_line():
         (gate("source: 0.avi", "password: s3cr3t"), "secret_in_config", {"camera": "gate"}),
         ("cameras:\n  gate: 0.avi", "value_unfit", {"camera": "gate"}),
         ("cameras: [gate]", "value_unfit", {"at": "cameras"}),
+        ("cameras:", "value_unfit", {"at": "cameras"}),
+        ("[gate]", "value_unfit", {"at": ""}),
         ("cameras: {}", "no_cameras", {}),
         ("kameras: {}", "key_unknown", {"key": "kameras"}),
         ("", "value_unfit", {}),

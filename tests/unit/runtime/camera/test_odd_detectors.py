@@ -59,6 +59,7 @@ OUT_OF_RANGE, MISPLACED = "detector_scores_out_of_range", "detector_boxes_out_of
             MISPLACED,
         ),
         ({"output0": np.full((1, 7, CELLS), np.nan)}, None, OUT_OF_RANGE),
+        ({"output0": np.zeros((1, 7, CELLS))}, None, MISPLACED),
     ],
 )
 def test_numbers_that_no_detector_gives(tmp_path, outputs, layout, code):
