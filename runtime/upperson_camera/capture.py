@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from upperson_camera.queues import Stage, log_camera
 from upperson_camera.settings import CameraSettings, CaptureRules
 from upperson_camera.source import Reader, import_cv2
 from upperson_rt.errors import InputError
-from upperson_rt.printable import error_text, get_logger
+from upperson_rt.printable import count_of, error_text, get_logger
 
 _log = get_logger(__name__)
 
@@ -76,8 +77,9 @@ class Capture(Stage):
         self._blank_since: float | None = None
         """Clock of the first of the frames of one colour in a row."""
         self._blank_reported = False
-        self._errors_logged: float | None = None
-        self._errors_since = 0
+        self._errors_logged: dict[int, float] = {}
+        """Clock of the last line about the decoder, by level."""
+        self._errors_since = self._errors_total = 0
 
     def stop(self, patience_s: float = _PATIENCE_S) -> None:
         """Ask the thread to end; one that is stuck in its source is abandoned."""
@@ -108,7 +110,7 @@ class Capture(Stage):
             reader = self._camera.opener(self._source, self._rules.stall_s)
         try:
             self.state = "running"
-            frames, last_error = self._play(reader)
+            frames, unreadable, last_error = self._play(reader)
         finally:
             with self._calling("source"):
                 reader.close()
@@ -118,17 +120,24 @@ class Capture(Stage):
             text = f"{self._source.shown} holds no frame that can be read"
             self._give_up(f"{text}: {last_error}" if last_error else text)
         elif self._only_blank:
-            text = f"all {frames} frames of {self._source.shown} have one colour: a black picture?"
+            which = "the only frame" if frames == 1 else f"each of the {frames} frames"
+            text = f"{which} of {self._source.shown} has one colour only, such as black"
             self._give_up(text, "source_blank")
         else:
             if frames < reader.frame_count * (1 - _FAR_FROM_END):
                 text = "%s ends after %d of %d frames: the rest cannot be read"
                 shown, count = self._source.shown, reader.frame_count
                 self._log(logging.WARNING, "cut_short", text, shown, frames, count)
+            if self._errors_total:
+                self._log_damage(unreadable, frames + unreadable)
             self._end("ended")
 
-    def _play(self, reader: Reader) -> tuple[int, str | None]:
-        """Deliver the frames of a file; return how many were readable, and the last error."""
+    def _play(self, reader: Reader) -> tuple[int, int, str | None]:
+        """Deliver the frames of a file.
+
+        Returns:
+            The number of frames that can be decoded, that of the others, and the last error.
+        """
         began, position_s, frames, readable = time.monotonic(), 0.0, 0, 0
         last_error: str | None = None
         while not self._stop.is_set():
@@ -152,7 +161,14 @@ class Capture(Stage):
                 if self._stop.wait(max(0.0, early_s)):
                     break
             self._deliver_frame(image, (self._camera.start_time or 0.0) + position_s, position_s)
-        return readable, last_error
+        return readable, frames - readable, last_error
+
+    def _log_damage(self, unreadable: int, frames: int) -> None:
+        text = "%s may be damaged: %s of the decoder, %d of %d frames cannot be decoded"
+        errors = count_of(self._errors_total, "error")
+        given = self._source.shown, errors, unreadable, frames
+        fields = {"errors": self._errors_total, "unreadable": unreadable}
+        self._log(logging.WARNING, "damaged", text, *given, **fields)
 
     def _run_live(self) -> None:
         wait_s = 0.0
@@ -308,26 +324,27 @@ class Capture(Stage):
             self._blank_since = clock
         elif clock - self._blank_since >= _BLANK_S and not self._blank_reported:
             self._blank_reported = True
-            text = "has had nothing but frames of one colour for %.0f s: is the picture black?"
+            text = "has had nothing but frames of one colour for %.0f s: check the camera"
             self._log(logging.WARNING, "blank", text, clock - self._blank_since)
 
     def _note_errors(self, lines: Sequence[str], had_pictures: bool) -> str | None:
-        """Count what the decoder reports, log the first line a minute; return the last one.
+        """Count what the decoder reports, log one line a minute and level; return the last one.
 
-        Before the first picture of a stream that is usual: it begins between two key frames.
+        Errors before the first picture are usual, at INFO: a stream begins between two key frames.
         """
         if not lines:
             return None
         for _ in lines:
             self._count("decoder_errors")
         self._errors_since += len(lines)
+        self._errors_total += len(lines)
         now = time.monotonic()
-        if self._errors_logged is None or now - self._errors_logged >= ERRORS_EVERY_S:
+        level = logging.WARNING if had_pictures else logging.INFO
+        if now - self._errors_logged.get(level, -math.inf) >= ERRORS_EVERY_S:
             more = self._errors_since - 1
-            level = logging.WARNING if had_pictures else logging.INFO
             text = "decoder: %s" + (f" (and {more} more)" if more else "")
             self._log(level, "decoder_error", text, lines[0], lines=self._errors_since)
-            self._errors_logged, self._errors_since = now, 0
+            self._errors_logged[level], self._errors_since = now, 0
         return f"decoder: {lines[-1]}"
 
     def _give_up(self, problem: str, reason: str = "source_error") -> None:

@@ -134,24 +134,36 @@ def read_cameras(
     Raises:
         InputError: It is no such file, with the camera (``camera``) and the key (``at``).
     """
-    file = read_fields(_File, _parse(content, path), str(path))
+    parsed = _parse(content, path)
+    _require_mapping(parsed, str(path), "", "a mapping with the key cameras")
+    if "cameras" in parsed:
+        expected = "a mapping from names to cameras"
+        _require_mapping(parsed["cameras"], f"{path}: cameras", "cameras", expected)
+    file = read_fields(_File, parsed, str(path))
     if not file.cameras:
         raise InputError(f"{path}: cameras: expected one or more, found none", code="no_cameras")
     found = {}
     for name, given in file.cameras.items():
         with _placed(path, name, is_placed=True):
-            keys = given if isinstance(given, Mapping) else {}
-            for key in keys.keys() - _KEYS:
+            expected = "a mapping with keys such as source and detector"
+            _require_mapping(given, _where(path, name), "", expected)
+            for key in given.keys() - _KEYS:
                 if _SECRET.search(key):
                     raise _secret_refused(f"{_where(path, name)}: {shortened(key)}")
             kept = {
                 key: value
                 for key, value in defaults.items()
-                if not ("detector" in keys and key.startswith("detector"))
+                if not ("detector" in given and key.startswith("detector"))
             }
-            merged = {**kept, **given} if isinstance(given, Mapping) else given
+            merged = {**kept, **given}
             found[name] = typing.cast(CameraEntry, read_fields(_ENTRY, merged, _where(path, name)))
     return found
+
+
+def _require_mapping(value: Any, where: str, at: str, expected: str) -> None:
+    if not isinstance(value, Mapping):
+        text = f"{where}: expected {expected}, found {safe_repr(value)}"
+        raise InputError(text, code="value_unfit", at=at, expected=expected)
 
 
 def _options_of(entry: CameraEntry, settings: PipelineSettings) -> dict[str, Any]:
@@ -281,8 +293,11 @@ class CamerasFile:
         open_detector: DetectorOpener,
         logins: Logins,
         defaults: Mapping[str, Any],
+        notify: Callable[[str], None] = _log.info,
     ) -> None:
         """Read the file and open its detectors; ``settings`` are those of the pipeline.
+
+        ``notify`` takes the lines that say which device decodes.
 
         Raises:
             UppersonError: Anything of it cannot be used.
@@ -292,6 +307,7 @@ class CamerasFile:
         self._open_detector = open_detector
         self._logins = logins
         self._defaults = defaults
+        self._notify = notify
         self._entries: dict[str, CameraEntry] = {}
         self._detectors: dict[Any, Detector] = {}
         """Those in use, by choice: cameras share them."""
@@ -383,7 +399,16 @@ class CamerasFile:
                 options=_options_of(entry, self._settings),
             )
 
+    def _notify_hwaccel(self, plan: _Plan) -> None:
+        """Say what decodes the cameras that are added or restarted and name a device."""
+        named = {name: plan.entries[name].hwaccel for name in plan.prepared}
+        for wanted in dict.fromkeys(named.values()):
+            if wanted != "none":
+                cameras = ", ".join(shortened(name) for name in named if named[name] == wanted)
+                self._notify(f"{cameras}: {find_hwaccel(wanted)[1]}")
+
     def _apply(self, plan: _Plan) -> None:
+        self._notify_hwaccel(plan)
         prepared = [self._pipeline.prepare_camera(camera) for camera in plan.prepared.values()]
         for name in (*plan.removed, *plan.restarted):
             self._pipeline.remove_camera(name)

@@ -89,7 +89,7 @@ def find_hwaccel(wanted: str) -> tuple[str | None, str]:
     known = av.codec.hwaccel.hwdevices_available()
     if wanted not in (*HWACCELS, *known):
         raise UsageError(
-            f"no hardware decoding {safe_repr(wanted)}: FFmpeg here has "
+            f"no hardware decoding {safe_repr(wanted)}: choose one of "
             f"{', '.join((*HWACCELS, *known))}",
             code="unknown_hwaccel",
             found=wanted,

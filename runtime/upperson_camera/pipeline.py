@@ -336,7 +336,8 @@ class Pipeline:
         """
         self._raise_failure()
         known = self._cameras[camera]
-        if self._started is None or self._stopping:
+        self._refuse_stopped()
+        if self._started is None:
             raise UsageError("the pipeline does not run: start it first", code="not_running")
         longest_s = math.inf if known.waits else 0.0
         if wait_s is not None:
@@ -543,7 +544,7 @@ class Pipeline:
 
     def _refuse_stopped(self) -> None:
         if self._stopping:
-            raise UsageError("the pipeline has been stopped", code="not_running")
+            raise UsageError("the pipeline has been stopped: make a new one", code="not_running")
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -101,6 +101,12 @@ def _check_polygon(given: Any, at: str) -> tuple[Point, ...]:
     if not 3 <= len(corners) <= _MOST_CORNERS:
         raise _refused(at, f"a polygon of 3 to {_MOST_CORNERS} corners", f"{len(corners)}")
     points = tuple(_check_corner(each, f"{at}[{i}]") for i, each in enumerate(corners))
+    for i, j in combinations(range(len(points)), 2):
+        if points[i] == points[j]:
+            found = f"corner {j + 1} that repeats corner {i + 1}"
+            if i == 0 and j == len(points) - 1:
+                found += ": leave it out, the polygon is closed without it"
+            raise _refused(at, "corners that differ", found)
     sides = list(zip(points, (*points[1:], points[0]), strict=True))
     for (i, one), (j, other) in combinations(enumerate(sides), 2):
         if j - i == 1 or (i == 0 and j == len(sides) - 1):

@@ -27,6 +27,7 @@ from tests.helpers.refused import refused
 from tests.helpers.remote_gallery import refuse
 from tests.helpers.small_servers import http_server, no_server, rtsp_server
 from tests.helpers.toy_bundle import make_toy_bundle
+from upperson_camera.decoding import find_hwaccel
 from upperson_rt import extensions
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery
@@ -404,6 +405,7 @@ CAMERA = """
   {name}:
     source: {source}
     detector: street.json
+    hwaccel: auto
     start_time: 2026-11-25T08:00:00Z
     zones: {zones}
 """
@@ -443,6 +445,8 @@ def test_a_file_of_cameras_is_followed_while_it_watches(work):
         finally:
             process.kill()
     assert "s3cr3t" not in read_log(work)
+    assert f"gate, door: {find_hwaccel('auto')[1]}" in read_log(work)
+    assert f"hall: {find_hwaccel('auto')[1]}" in read_log(work)
     done = json.loads((work / "output").read_text())
     cameras = done["cameras"]
     states = {name: camera["state"] for name, camera in cameras.items()}

@@ -46,7 +46,8 @@ def open_config(
     import_extra("yaml", "pyyaml", "camera", "--config")
     from upperson_camera.config import CamerasFile
 
-    return CamerasFile(path, settings, partial(open_detector, threads), logins, defaults)
+    opener = partial(open_detector, threads)
+    return CamerasFile(path, settings, opener, logins, defaults, print_note)
 
 
 def open_detector(

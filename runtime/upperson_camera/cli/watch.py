@@ -396,8 +396,9 @@ def watch(
         quiet_opencv()
     elif playback.config or any(one.kind in ("file", "network") for one in named.values()):
         show_ffmpeg_lines()
-    if tuning.hwaccel != "none":
-        print_note(find_hwaccel(tuning.hwaccel)[1])
+    _, decodes = find_hwaccel(tuning.hwaccel)
+    if tuning.hwaccel != "none" and named:  # A file of cameras says it for each.
+        print_note(decodes)
         named = {name: replace(source, hwaccel=tuning.hwaccel) for name, source in named.items()}
     policy = None if tuning.drop is None else check_policy(tuning.drop)
     settings = _settings(crops, tuning)

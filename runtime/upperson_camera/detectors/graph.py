@@ -189,6 +189,7 @@ def _graph(
     others = set(inputs) - {*pictures, TARGET_SIZES}
     if len(pictures) != 1 or others or inputs[pictures[0]][1] not in _TYPES.values():
         found = ", ".join(f"{name} {_text(shape)} {kind}" for name, (shape, kind) in inputs.items())
+        found = found or "no input"
         text = (
             f"{path} is no detector that is known: expected one input [N, 3, H, W] or [N, H, W, 3] "
             f"of floats or bytes, and {TARGET_SIZES} if it has a second one, found {found}"

@@ -18,6 +18,11 @@ IMAGENET: tuple[Three, Three] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of its pixels as R, G, B from 0 to 1."""
 
 _RANGES: Mapping[str, Literal[1, 255]] = {"0-1": 1, "0-255": 255}
+_PROPERTIES = {
+    "channels": "the order of the channels",
+    "largest": "the value of white",
+    "place": "how a frame is resized",
+}
 _PLACES = {
     "centre": "grey on two sides",
     "corner": "grey to the right and below",
@@ -70,25 +75,29 @@ class Pixels:
         """Return these pixels, changed by a text such as ``bgr,0-255,mean=104/117/123,stretch``.
 
         Raises:
-            UsageError: A part of it is none of the known ones.
+            UsageError: A part of it is none of the known ones, or two parts set the same property.
         """
         changed: dict[str, Any] = {}
         for part in text.split(","):
             name, _, numbers = part.partition("=")
+            value: Any = part
             if part in ("rgb", "bgr"):
-                changed["channels"] = part
+                name = "channels"
             elif part in _RANGES:
-                changed["largest"] = _RANGES[part]
+                name, value = "largest", _RANGES[part]
             elif part in _PLACES:
-                changed["place"] = part
-            elif name in ("mean", "std") and (row := _three(numbers)) is not None:
-                changed[name] = row
-            else:
+                name = "place"
+            elif name not in ("mean", "std") or (value := _three(numbers)) is None:
                 message = (
                     f"--detector-input {safe_repr(part)} is not known: expected parts such as rgb, "
                     f"bgr, {', '.join((*_RANGES, *_PLACES))}, mean=104/117/123, std=1/1/1"
                 )
                 raise UsageError(message, code="detector_input_unknown", found=part)
+            if name in changed:
+                what = f"{_PROPERTIES.get(name, name)} twice, the second time with {part}"
+                message = f"--detector-input sets {what}: leave one of them out"
+                raise UsageError(message, code="detector_input_ambiguous", found=text)
+            changed[name] = value
         if 0 in changed.get("std", ()):
             raise UsageError(
                 "std of --detector-input is 0", code="detector_input_unknown", found=text

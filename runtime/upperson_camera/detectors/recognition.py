@@ -147,13 +147,14 @@ def _require_detector(graph: Graph) -> None:
     Ultralytics writes its task.
     """
     kind = graph.metadata.get("task", _TASK)
-    why = "its metadata name the task"
+    why = f"its metadata name the task {safe_repr(kind)}"
     if kind in _TASKS:
-        why = "it has the outputs of"
         kind = next((name for name, fits in _OTHERS.items() if fits(graph)), _TASK)
+        of = "a segmentation model" if kind == "segment" else kind
+        why = f"its outputs are those of {of}"
     if kind not in _TASKS:
         text = (
-            f"{graph.path} is no detector that is known: {why} {safe_repr(kind)}. Export a model "
+            f"{graph.path} is no detector that is known: {why}. Export a model "
             f"for detection, or call it from your own code with  --detector MODULE:FACTORY; found "
             f"{graph.found}"
         )
@@ -207,12 +208,16 @@ def require_sane(
         "docs/detectors.md"
     )
     if layout.scores is not None and not _are_scores(values := layout.scores(arrays)):
-        finite = np.isfinite(values)
-        low, high = (float(f(values, initial=0, where=finite)) for f in (np.min, np.max))
-        text = (
-            f"{graph.path} read as {layout.name} gives scores from {low:.3g} to {high:.3g}, "
-            f"expected 0 to 1: {hint}"
-        )
+        finite = values[np.isfinite(values)]
+        low, high = (float(f(finite)) if finite.size else None for f in (np.min, np.max))
+        if finite.size < values.size:
+            gives = (
+                f"scores that are NaN or infinite ({values.size - finite.size} of {values.size})"
+            )
+            hint = f"its weights are damaged, it overflows in fp16, or {hint}"
+        else:
+            gives = f"scores from {low:.3g} to {high:.3g}"
+        text = f"{graph.path} read as {layout.name} gives {gives}, expected 0 to 1: {hint}"
         raise InputError(
             text, code="detector_scores_out_of_range", layout=layout.name, low=low, high=high
         )
@@ -226,11 +231,22 @@ def require_sane(
     middles = (boxes[..., :2] + boxes[..., 2:]) / 2 / sides
     spread = float(np.ptp(middles, axis=1).min()) if np.isfinite(middles).all() else 0.0
     misplaced = int((~is_inside & (scores >= min_score)).sum())
-    if misplaced or is_inside.mean() < 0.5 or (layout.dense and spread < 0.5):
+    problems = []
+    if layout.dense and spread < 0.5:
+        problem = f"their centres span {spread:.0%} of its width or height, expected 50% or more"
+        if not np.isfinite(boxes).all():
+            problem = "some coordinates are NaN or infinite"
+        problems.append(problem if boxes.any() else "all coordinates are 0")
+    if is_inside.mean() < 0.5:
+        problems.append(
+            f"{1 - is_inside.mean():.0%} of all lie outside it or have no valid corners"
+        )
+    if misplaced:
+        problems.append(f"{misplaced} with a score of {min_score:g} or more lie outside it")
+    if problems:
         text = (
-            f"{graph.path} read as {layout.name} gives boxes that are not in the picture "
-            f"({is_inside.mean():.0%} of all are, {misplaced} with a high score are not; their "
-            f"middles span {spread:.2f} of it): {hint}"
+            f"{graph.path} read as {layout.name} gives boxes that do not fit the picture: "
+            f"{'; '.join(problems)}: {hint}"
         )
         raise InputError(
             text,

@@ -367,11 +367,21 @@ def test_what_the_decoder_reports_is_counted_and_logged_once_a_minute(fake_time,
     wait_for(lambda: watched.capture.is_over)
     assert watched.decoder_errors == 2 * (len(script) + 1)
     logged = [record for record in caplog.records if record.event == "decoder_error"]
-    assert [record.levelname for record in logged] == ["INFO", "WARNING", "WARNING"]
-    assert [record.lines for record in logged] == [2, 6, 4]
+    levels = [record.levelname for record in logged]
+    assert levels == ["INFO", "WARNING", "WARNING", "WARNING"], "INFO counts for itself"
+    assert [record.lines for record in logged] == [2, 4, 2, 4]
     nothing = Watched(FILE, lambda source, timeout_s: Complaining([EMPTY] * 3))
     wait_for(lambda: nothing.capture.is_over)
     assert nothing.capture.error.endswith("decoder: h264: concealing 12 errors")
+
+
+def test_the_end_of_a_damaged_file_says_how_much_of_it_could_not_be_decoded(caplog):
+    watched = Watched(FILE, lambda source, timeout_s: Complaining([EMPTY] * 2 + [FRAME]))
+    whole = Watched(FILE, FakeOpener([FRAME] * 3))
+    wait_for(lambda: watched.capture.is_over and whole.capture.is_over)
+    assert watched.capture.state == "ended"
+    damaged = [record for record in caplog.records if record.event == "damaged"]
+    assert [(one.levelname, one.errors, one.unreadable) for one in damaged] == [("WARNING", 8, 2)]
 
 
 def test_the_errors_of_a_real_decoder_arrive(tmp_path):

@@ -10,6 +10,7 @@ from tests.helpers.fake_camera import BOX, RULES, FakeReader, check_sums, person
 from tests.helpers.refused import refused
 from upperson_camera import Pipeline, PipelineSettings
 from upperson_camera.config import CamerasFile, read_cameras
+from upperson_camera.decoding import find_hwaccel
 from upperson_camera.source import Logins
 from upperson_rt.errors import BackendError, InputError
 from upperson_rt.gallery import Filter
@@ -74,6 +75,8 @@ def test_cameras_have_keys_and_take_the_rest_from_the_command_line():
         (gate("source: 0.avi", "password: s3cr3t"), "secret_in_config", {"camera": "gate"}),
         ("cameras:\n  gate: 0.avi", "value_unfit", {"camera": "gate"}),
         ("cameras: [gate]", "value_unfit", {"at": "cameras"}),
+        ("cameras:", "value_unfit", {"at": "cameras"}),
+        ("[gate]", "value_unfit", {"at": ""}),
         ("cameras: {}", "no_cameras", {}),
         ("kameras: {}", "key_unknown", {"key": "kameras"}),
         ("", "value_unfit", {}),
@@ -237,6 +240,18 @@ def test_what_no_camera_can_do_is_refused_with_its_name(path, monkeypatch, keys,
     settings = PipelineSettings(opener=Street(), save_crops=False)
     with refused(code, error, camera="gate"):
         CamerasFile(path, settings, lambda *choice: lambda frame: [], Logins(), {})
+
+
+def test_what_decodes_is_said_for_each_camera_whose_entry_names_a_device(path, encoder, gallery):
+    settings = PipelineSettings(opener=Street(), save_crops=False)
+    said = []
+    options = (settings, lambda *choice: lambda frame: [], Logins(), {})
+    write(path, gate={"hwaccel": "auto"}, hall={}, door={"hwaccel": "auto"})
+    file = CamerasFile(path, *options, notify=said.append)
+    assert said == []
+    with Pipeline(encoder, gallery, settings) as pipeline:
+        file.start(pipeline)
+    assert said == [f"gate, door: {find_hwaccel('auto')[1]}"]
 
 
 def test_rules_of_a_camera_stand_beside_those_of_all(path, encoder, gallery):

@@ -59,6 +59,7 @@ OUT_OF_RANGE, MISPLACED = "detector_scores_out_of_range", "detector_boxes_out_of
             MISPLACED,
         ),
         ({"output0": np.full((1, 7, CELLS), np.nan)}, None, OUT_OF_RANGE),
+        ({"output0": np.zeros((1, 7, CELLS))}, None, MISPLACED),
     ],
 )
 def test_numbers_that_no_detector_gives(tmp_path, outputs, layout, code):
@@ -144,6 +145,15 @@ def test_pixels_that_the_user_names(tmp_path):
 def test_pixels_that_are_not_known(tmp_path, text):
     path = write_detector(tmp_path / "d.onnx", "yolov8")
     with refused("detector_input_unknown", UsageError, found=text):
+        OnnxDetector(path, backend="onnxruntime", pixels=text)
+
+
+@pytest.mark.parametrize(
+    "text", ["rgb,bgr", "bgr,bgr", "0-1,bgr,0-255", "stretch,corner", "mean=1/1/1,mean=2/2/2"]
+)
+def test_two_pixel_options_of_a_kind_are_refused(tmp_path, text):
+    path = write_detector(tmp_path / "d.onnx", "yolov8")
+    with refused("detector_input_ambiguous", UsageError, found=text):
         OnnxDetector(path, backend="onnxruntime", pixels=text)
 
 
