@@ -175,7 +175,7 @@ class DiskBuffer:
             for item, vector_D, stamp in zip(new, unit_ND, stamps, strict=True)
         ]
         sql = f"INSERT INTO rows ({COLUMNS}, variant, vector, arrived, chosen) VALUES "
-        with self._writing(len(rows)) as connection:
+        with self._writing(1) as connection:
             connection.executemany(f"{sql} ({', '.join('?' * 12)})", rows)
 
     def wait(self, timeout_s: float) -> None:
@@ -211,9 +211,9 @@ class DiskBuffer:
         )
 
     def remove(self, rows: Sequence[BufferedRow]) -> None:
-        """Remove the first rows: the gallery has them."""
-        with self._writing(-len(rows)) as connection:
-            connection.execute("DELETE FROM rows WHERE seq <= ?", (rows[-1].seq,))
+        """Remove rows: the gallery has them."""
+        with self._writing(-1) as connection:
+            connection.executemany("DELETE FROM rows WHERE seq = ?", [(row.seq,) for row in rows])
 
     @property
     def is_full(self) -> bool:
@@ -233,15 +233,17 @@ class DiskBuffer:
         return self._count
 
     @contextmanager
-    def _writing(self, more: int) -> Iterator[sqlite3.Connection]:
-        """Give the connection in a transaction that adds so many rows."""
+    def _writing(self, sign: int) -> Iterator[sqlite3.Connection]:
+        """Give the connection in a transaction that adds rows (1) or removes rows (-1)."""
         with self._changed:
             connection = self._connection
             if connection is None:
                 raise InputError(f"{self.path} has been closed", code="buffer_closed")
             with self._translated(), connection:
+                before = connection.total_changes
                 yield connection
-            self._count += more
+                changed = connection.total_changes - before
+            self._count += sign * changed
             with self._translated():
                 if not self._count and os.stat(self.path).st_size > _SMALL_BYTES:
                     with suppress(sqlite3.OperationalError):  # The disk may be full.

@@ -137,6 +137,38 @@ def test_the_next_run_sends_what_waits_first_and_in_order(encoder, remote, optio
     assert pipeline.stats().recovered == 0
 
 
+def fill(buffer, variants):
+    """Leave a row of each variant in a buffer, as earlier runs do."""
+    buffer.open()
+    for number, variant in enumerate(variants):
+        item = Item(key=f"{number}", camera="gate", time=START + number)
+        vector_1D = np.eye(1, buffer._gallery.embed_dim, dtype=np.float32)
+        buffer.put([item], vector_1D, variant, [(0.0, 0.0)])
+    buffer.close()
+
+
+def test_rows_of_several_variants_all_come_in_order_with_their_own(encoder, remote, options):
+    variants = ["fp32", "fp32", "int8", "int8", "fp32", None, "int8"]
+    fill(DiskBuffer(options["buffer"], remote, 1 << 30), variants)
+    with Pipeline(encoder, remote, **options) as pipeline:
+        assert pipeline.drain(60)
+    stats = pipeline.stats()
+    assert (stats.recovered, stats.buffered, remote.count()) == (7, 0, 7)
+    assert [item.key for item in remote.added] == ["0", "1", "2", "3", "4", "5", "6"]
+    assert remote.info().variants == {"fp32": 3, "int8": 3}
+
+
+def test_only_the_rows_that_are_given_are_removed(gallery, tmp_path):
+    buffer = DiskBuffer(tmp_path, gallery, 1 << 30)
+    fill(buffer, ["fp32", "int8", "fp32"])
+    buffer.open()
+    rows = buffer.first(9)
+    for _ in range(2):  # Rows that are gone are not counted again.
+        buffer.remove([rows[0], rows[2]])
+        assert (len(buffer), [row.item.key for row in buffer.first(9)]) == (1, ["1"])
+    buffer.close()
+
+
 KILLED = """
 import os, signal
 import upperson_rt
