@@ -158,6 +158,25 @@ def test_rows_of_several_variants_all_come_in_order_with_their_own(encoder, remo
     assert remote.info().variants == {"fp32": 3, "int8": 3}
 
 
+def test_rows_for_a_gallery_replaced_by_another_model_wait(encoder, remote, options, caplog):
+    def refuse_model():
+        raise IntegrityError("of another model", code="gallery_of_other_model")
+
+    pipeline = Pipeline(encoder, remote, **options)
+    pipeline.start()
+    pipeline.add_camera("gate")
+    submit(pipeline, 1)
+    assert pipeline.drain(60)
+    remote.away = refuse_model
+    submit(pipeline, 1, first=1)
+    wait_for(lambda: pipeline.stats().failures)
+    with refused("gallery_of_other_model", IntegrityError):
+        pipeline.stop()
+    check_sums(pipeline.stats(), ended=False)
+    assert (pipeline.stats().buffered, len(remote.added)) == (1, 1)
+    assert [r.waiting for r in caplog.records if r.event == "buffered"] == [1]
+
+
 def test_only_the_rows_that_are_given_are_removed(gallery, tmp_path):
     buffer = DiskBuffer(tmp_path, gallery, 1 << 30)
     fill(buffer, ["fp32", "int8", "fp32"])
