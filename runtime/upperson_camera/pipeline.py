@@ -299,6 +299,16 @@ class Pipeline:
             text = "%s of an earlier run in %s: the gallery gets them first"
             found = count_of(left, "crop waits", "crops wait")
             _log.warning(text, found, buffer.path, extra={"event": "buffered", "waiting": left})
+        for other in buffer.others():
+            rows = other.rows
+            wait = "crops may wait" if rows is None else count_of(rows, "crop waits", "crops wait")
+            text = (
+                "%s in %s for gallery %s of model %s, which this run does not send: watch with "
+                "that address and that model's bundle to send them, or delete the file"
+            )
+            about = other.gallery or "(unknown)", other.fingerprint or "(unknown)"
+            extra = {**other._asdict(), "event": "buffered_for_other"}
+            _log.warning(text, wait, other.path, *about, extra=extra)
 
     def submit(
         self,

@@ -9,7 +9,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ _TABLE = f"""
         seq INTEGER PRIMARY KEY AUTOINCREMENT, {COLUMNS}, variant, vector, arrived, chosen
     )
 """
+_ABOUT = "CREATE TABLE IF NOT EXISTS about (gallery PRIMARY KEY, fingerprint) WITHOUT ROWID"
 # Of pages of SQLite's 4096 bytes a row with 512 numbers would fill one each.
 _PRAGMAS = (
     "page_size = 8192",
@@ -56,6 +57,18 @@ class BufferedRow(NamedTuple):
     """Whether this run wrote it."""
 
 
+class OtherBuffer(NamedTuple):
+    """A file in the folder of a buffer in which rows wait that this buffer does not send."""
+
+    path: Path
+    rows: int | None
+    """None if the file cannot be read."""
+    gallery: str | None
+    """For which gallery, if the file says so; None for files of older versions."""
+    fingerprint: str | None
+    """Of its model, as `gallery`."""
+
+
 class DiskBuffer:
     """Rows in the order in which they were accepted; for any number of threads of one process."""
 
@@ -68,7 +81,8 @@ class DiskBuffer:
             most_bytes: `is_full` from this size on.
         """
         # Options of an address, such as its timeout, are no part of what it names.
-        name = f"{gallery.location.partition('?')[0]}\n{gallery.fingerprint}"
+        self._about = gallery.location.partition("?")[0], gallery.fingerprint
+        name = "\n".join(self._about)
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         self.path = folder / f"{digest}.sqlite"
         self.size_bytes = 0
@@ -132,11 +146,23 @@ class DiskBuffer:
             )
         with connection:
             connection.execute(_TABLE)
+            connection.execute(_ABOUT)
+            connection.execute("INSERT OR IGNORE INTO about VALUES (?, ?)", self._about)
             connection.execute(f"PRAGMA user_version = {_LAYOUT}")
         (self._count, self._last_of_others) = connection.execute(
             "SELECT count(*), ifnull(max(seq), 0) FROM rows"
         ).fetchone()
         self._measure(connection)
+
+    def others(self) -> list[OtherBuffer]:
+        """Find rows for other galleries or models in the folder that no process is sending."""
+        found = []
+        for path in sorted(self.path.parent.glob("*.sqlite")):
+            if path != self.path and not _is_in_use(path):
+                other = _read_other(path)
+                if other.rows != 0:
+                    found.append(other)
+        return found
 
     def close(self) -> None:
         """Close the file, which keeps its rows."""
@@ -278,3 +304,27 @@ class DiskBuffer:
             code="buffer_damaged",
             path=self.path,
         )
+
+
+def _is_in_use(path: Path) -> bool:
+    """Whether a process has a buffer open."""
+    with suppress(OSError):
+        lock = os.open(path.with_suffix(".lock"), os.O_RDWR)
+        try:
+            return not try_lock(lock)
+        finally:
+            os.close(lock)
+    return False
+
+
+def _read_other(path: Path) -> OtherBuffer:
+    rows = about = None
+    with suppress(OSError, sqlite3.Error):
+        if not path.stat().st_size:  # Nothing was written yet.
+            return OtherBuffer(path, 0, None, None)
+        # Not read-only: what a killed process began is undone first.
+        uri = f"{path.resolve().as_uri()}?mode=rw"
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            (rows,) = connection.execute("SELECT count(*) FROM rows").fetchone()
+            about = connection.execute("SELECT gallery, fingerprint FROM about").fetchone()
+    return OtherBuffer(path, rows, *(about or (None, None)))

@@ -177,6 +177,45 @@ def test_rows_for_a_gallery_replaced_by_another_model_wait(encoder, remote, opti
     assert [r.waiting for r in caplog.records if r.event == "buffered"] == [1]
 
 
+def test_rows_that_wait_for_another_gallery_or_model_are_reported(
+    encoder, remote, options, monkeypatch, caplog
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(remote._gallery, "location", "milvus://localhost:1/people?timeout=3")
+        address = DiskBuffer(options["buffer"], remote, 1 << 30)
+        fill(address, ["fp32", "fp32"])
+    with monkeypatch.context() as patched:
+        patched.setattr(remote._gallery, "fingerprint", "b" * 16)
+        model = DiskBuffer(options["buffer"], remote, 1 << 30)
+        fill(model, ["fp32"])
+        patched.setattr(remote._gallery, "fingerprint", "c" * 16)
+        fill(DiskBuffer(options["buffer"], remote, 1 << 30), [])
+    (options["buffer"] / "empty.sqlite").touch()
+
+    def reported():
+        caplog.clear()
+        with Pipeline(encoder, remote, **options):
+            pass
+        left = [record for record in caplog.records if record.event == "buffered_for_other"]
+        return {r.path: (r.rows, r.gallery, r.fingerprint) for r in left}
+
+    expected = {
+        address.path: (2, "milvus://localhost:1/people", remote.fingerprint),
+        model.path: (1, remote.location, "b" * 16),
+    }
+    assert reported() == expected
+    with closing(sqlite3.connect(address.path)) as connection, connection:
+        connection.execute("DROP TABLE about")  # As older versions write it.
+    expected[address.path] = (2, None, None)
+    model.open()  # Another process sends its rows.
+    del expected[model.path]
+    damaged = options["buffer"] / "damaged.sqlite"
+    damaged.write_bytes(b"no database" * 1000)
+    expected[damaged] = (None, None, None)
+    assert reported() == expected
+    model.close()
+
+
 def test_only_the_rows_that_are_given_are_removed(gallery, tmp_path):
     buffer = DiskBuffer(tmp_path, gallery, 1 << 30)
     fill(buffer, ["fp32", "int8", "fp32"])
@@ -293,7 +332,7 @@ def test_a_disk_that_hangs_is_abandoned(encoder, remote, options):
 
 def test_a_full_buffer_accepts_nothing_more_and_counts_it(encoder, remote, options, clock, caplog):
     remote.away = refuse
-    options |= {"buffer_bytes": 30_000, "motion_gate": False}
+    options |= {"buffer_bytes": 40_000, "motion_gate": False}
     with Pipeline(encoder, remote, **options) as pipeline:
         pipeline.add_camera("gate")
         number = 0
@@ -314,7 +353,7 @@ def test_a_full_buffer_accepts_nothing_more_and_counts_it(encoder, remote, optio
     assert stats.cameras["film"].committed == 40
     gate = stats.cameras["gate"]
     assert gate.committed + gate.crops_dropped["buffer_full"] == gate.frames_read == number
-    assert stats.buffered_bytes < 30_000
+    assert stats.buffered_bytes < 40_000
     assert "buffer_full" in {record.event for record in caplog.records}
 
 
