@@ -11,16 +11,18 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.arguments import check_name
 from upperson_rt.errors import InputError, IntegrityError, UppersonError
 from upperson_rt.files import make_folder, try_lock
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.protocol import read_item
-from upperson_rt.gallery.records import check_new, unit_vectors
+from upperson_rt.gallery.records import check_new, length_problem, unit_vectors
 from upperson_rt.gallery.sqlite.rows import item_from_row, row_from_item
 from upperson_rt.gallery.sqlite.schema import COLUMNS
 from upperson_rt.printable import one_line
@@ -225,16 +227,31 @@ class DiskBuffer:
 
     def _row(self, columns: Sequence[Any]) -> BufferedRow:
         seq, variant, vector, arrived, chosen, *metadata = columns
-        if not isinstance(vector, bytes) or len(vector) != 4 * self._gallery.embed_dim:
-            raise self._damaged(f"row {seq} has no vector of {self._gallery.embed_dim} numbers")
-        return BufferedRow(
-            seq=seq,
-            item=read_item(item_from_row, metadata, str(self.path)),
-            vector_D=np.frombuffer(vector, "<f4").astype(np.float32),
-            variant=variant,
-            stamps=(arrived, chosen),
-            is_own=seq > self._last_of_others,
-        )
+        try:
+            if not isinstance(vector, bytes) or len(vector) != 4 * self._gallery.embed_dim:
+                raise InputError(f"no vector of {self._gallery.embed_dim} numbers")
+            vector_D = np.frombuffer(vector, "<f4").astype(np.float32)
+            if (problem := length_problem(vector_D)) is not None:
+                raise InputError(problem)
+            (item,) = check_new([read_item(item_from_row, metadata, str(self.path))])
+            return BufferedRow(
+                seq=seq,
+                item=item,
+                vector_D=vector_D,
+                variant=None if variant is None else check_name(variant, "the variant"),
+                stamps=(float(arrived), float(chosen)),
+                is_own=seq > self._last_of_others,
+            )
+        except (UppersonError, TypeError, ValueError) as error:
+            remedy = f"sqlite3 {quote(str(self.path))} 'DELETE FROM rows WHERE seq = {seq}'"
+            cause = error.__cause__ or error  # `read_item` names a command for galleries.
+            raise IntegrityError(
+                f"row {seq} of {self.path} is damaged ({one_line(cause)}): to go on without it, "
+                f"run  {remedy}  , or move the file away to go on without its rows",
+                code="buffer_damaged",
+                path=self.path,
+                row=seq,
+            ) from error
 
     def remove(self, rows: Sequence[BufferedRow]) -> None:
         """Remove rows: the gallery has them."""

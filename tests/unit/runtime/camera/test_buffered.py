@@ -1,6 +1,7 @@
 """A gallery on a server that is away: what was accepted waits on disk, and none of it is lost."""
 
 import os
+import re
 import signal
 import sqlite3
 import sys
@@ -412,11 +413,46 @@ def test_rows_are_checked_before_they_wait(gallery, tmp_path):
     buffer.close()
     assert buffer.open() == 1
     assert not buffer.first(9)[0].is_own
-    with closing(sqlite3.connect(buffer.path)) as connection, connection:
-        connection.execute("UPDATE rows SET vector = x'00'")
-    with refused("buffer_damaged", IntegrityError):
-        buffer.first(9)
     buffer.close()
+
+
+NAN = np.full(16, np.nan, "<f4").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("vector", b"\0"),
+        ("vector", "text"),
+        pytest.param("vector", NAN, id="NaN"),
+        pytest.param("vector", bytes(len(NAN)), id="length 0"),
+        ("key", "a\0"),
+        ("time", 1e15),
+        ("attributes", "{"),
+        ("variant", b"fp32"),
+        ("arrived", None),
+        ("chosen", "soon"),
+    ],
+)
+def test_a_damaged_row_is_named_and_the_run_without_it_sends_the_others(
+    encoder, remote, options, column, value
+):
+    buffer = DiskBuffer(options["buffer"], remote, 1 << 30)
+    fill(buffer, ["fp32"] * 5)
+    with closing(sqlite3.connect(buffer.path)) as connection, connection:
+        connection.execute(f"UPDATE rows SET {column} = ? WHERE seq = 3", (value,))
+    pipeline = Pipeline(encoder, remote, **options)
+    pipeline.start()
+    wait_for(lambda: pipeline.stats().failures)
+    with refused("buffer_damaged", IntegrityError, row=3, path=buffer.path) as error:
+        pipeline.stop()
+    assert pipeline.stats().buffered == 5
+    statement = re.search(r"'(DELETE .+?)'", str(error.value))[1]
+    with closing(sqlite3.connect(buffer.path)) as connection, connection:
+        connection.execute(statement)
+    with Pipeline(encoder, remote, **options) as pipeline:
+        assert pipeline.drain(60)
+    assert [item.key for item in remote.added] == ["0", "1", "3", "4"]
 
 
 def test_a_gallery_in_a_folder_has_no_buffer(encoder, gallery, options):
