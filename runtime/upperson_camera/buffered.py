@@ -7,6 +7,7 @@ sends the rows from there to the gallery, in their order, until it has them.
 import threading
 import time
 from collections.abc import Callable
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +87,7 @@ class SendStage(CommitStage):
                     self._check_others()
                 continue
             try:
-                self._send([row for row in rows if row.variant == rows[0].variant])
+                self._send(rows)
                 pause_s, progress = _FIRST_PAUSE_S, time.monotonic()
             except BackendError as error:
                 self._error = str(error)
@@ -100,13 +101,16 @@ class SendStage(CommitStage):
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         self._check_others()
 
-    def _send(self, rows: list[BufferedRow]) -> None:
+    def _send(self, waiting: list[BufferedRow]) -> None:
+        """Send the first rows that are of one variant, which is what a gallery takes at a time."""
+        variant = waiting[0].variant
+        rows = list(takewhile(lambda row: row.variant == variant, waiting))
         items = [row.item for row in rows]
         vectors_ND = np.stack([row.vector_D for row in rows])
         self._waits_since = self._waits_since or time.monotonic()
         with self._calling("gallery"):
             self._others.count_existing(item.camera for item in items if item.camera)
-            replaced = self._ingest.gallery.add(items, vectors_ND, rows[0].variant)
+            replaced = self._ingest.gallery.add(items, vectors_ND, variant)
         self._waits_since = None
         with self._calling("buffer"):
             self._buffer.remove(rows)

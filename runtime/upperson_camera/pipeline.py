@@ -299,6 +299,16 @@ class Pipeline:
             text = "%s of an earlier run in %s: the gallery gets them first"
             found = count_of(left, "crop waits", "crops wait")
             _log.warning(text, found, buffer.path, extra={"event": "buffered", "waiting": left})
+        for other in buffer.others():
+            rows = other.rows
+            wait = "crops may wait" if rows is None else count_of(rows, "crop waits", "crops wait")
+            text = (
+                "%s in %s for gallery %s of model %s, which this run does not send: watch with "
+                "that address and that model's bundle to send them, or delete the file"
+            )
+            about = other.gallery or "(unknown)", other.fingerprint or "(unknown)"
+            extra = {**other._asdict(), "event": "buffered_for_other"}
+            _log.warning(text, wait, other.path, *about, extra=extra)
 
     def submit(
         self,
@@ -426,16 +436,24 @@ class Pipeline:
     def _close_buffer(self, buffer: DiskBuffer) -> None:
         if not self._failures["buffer_stuck"]:  # Closing it would hang, too.
             buffer.close()
-        if self._started is not None and len(buffer) and self._failure is None:
-            error = BackendError(
-                f"{count_of(len(buffer), 'crop waits', 'crops wait')} in {buffer.path} for "
-                f"gallery {buffer.gallery}, which takes no rows: nothing is lost, the next "
-                "run with this folder sends them",
-                code="gallery_away",
-                waiting=len(buffer),
-                path=buffer.path,
-            )
-            self._failed(error, "gallery_away")
+        if self._started is None or not len(buffer):
+            return
+        wait = (
+            f"{count_of(len(buffer), 'crop waits', 'crops wait')} in {buffer.path} for "
+            f"gallery {buffer.gallery}"
+        )
+        if self._failure is not None:
+            event = {"event": "buffered", "waiting": len(buffer)}
+            _log.warning("%s: the next run with this folder sends them", wait, extra=event)
+            return
+        error = BackendError(
+            f"{wait}, which takes no rows: nothing is lost, the next run with this folder sends "
+            "them",
+            code="gallery_away",
+            waiting=len(buffer),
+            path=buffer.path,
+        )
+        self._failed(error, "gallery_away")
 
     def stats(self) -> PipelineStats:
         """Return what was done so far; works at any time, also after the end."""

@@ -253,6 +253,24 @@ class Collection:
         self._recent.update(known, ids)
         return known
 
+    def check_model(self) -> None:
+        """Refuse a collection that was dropped and made again for another model since `open`."""
+        description = self._insist(
+            lambda client: client.describe_collection(self._name, **self._timeout)
+        )
+        found = _read_meta(self.location, description)
+        if found.fingerprint != self.meta.fingerprint or found.embed_dim != self.meta.embed_dim:
+            raise IntegrityError(
+                f"gallery {self.location.text} was replaced while it was open and now holds "
+                "embeddings of another model, nothing was stored: use the bundle it was made with, "
+                f"or name another with  --gallery  (expected {self.meta.fingerprint}, found "
+                f"{found.fingerprint})",
+                code="gallery_of_other_model",
+                path=self.location.text,
+                expected=self.meta.fingerprint,
+                found=found.fingerprint,
+            )
+
     def write(self, rows: Mapping[int, dict[str, Any]], known: Mapping[int, Known]) -> None:
         """Add rows by id, or replace those that are there, in one request."""
         self._request("upsert", data=list(rows.values()), **self._timeout)

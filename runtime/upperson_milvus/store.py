@@ -143,6 +143,7 @@ class MilvusGallery(Gallery):
         ids = [rows.id_of(item.key) for item in items]
         new: dict[int, dict[str, Any]] = {}
         with self._collection.writing:
+            self._collection.check_model()
             known = self._collection.known(ids)
             replaced = [item.key for item, id_ in zip(items, ids, strict=True) if id_ in known]
             now = time.time_ns()

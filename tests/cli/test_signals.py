@@ -217,12 +217,14 @@ def test_a_second_signal_ends_at_once_what_ends_gently_also_in_native_code(work)
 
 def test_a_second_signal_ends_at_once_where_no_thread_listens(monkeypatch):
     app, ended = import_module("upperson_rt.cli.app"), []
-    monkeypatch.setattr(app, "_end_now", lambda *words: ended.append(words[0]))
-    with app.ending_gently() as received:
+    monkeypatch.setattr(app, "_end_now", lambda *words: ended.append(words))
+    with app.ending_gently("all is kept") as received:
         signal.raise_signal(signal.SIGTERM)
         assert (received, ended) == ([signal.SIGTERM], [])
         signal.raise_signal(signal.SIGTERM)
-    assert ended == [signal.SIGTERM]
+    ((number, why),) = ended
+    assert number == signal.SIGTERM
+    assert why.endswith("; all is kept")
 
 
 def test_threads_that_hang_and_forked_processes(work):

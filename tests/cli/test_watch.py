@@ -245,6 +245,18 @@ def test_crops_wait_on_disk_for_a_server_that_is_away_and_the_next_run_sends_the
     assert "wait" not in result.stdout
 
 
+def test_a_second_signal_says_that_the_next_run_sends_what_is_in_the_buffer(work, monkeypatch):
+    messages, module = [], import_module("upperson_camera.cli.watch")
+    gently = module.ending_gently
+    monkeypatch.setattr(module, "ending_gently", lambda *lost: messages.append(lost) or gently())
+    run(*WATCH)
+    monkeypatch.setattr(SqliteGallery, "is_remote", True)
+    run(*WATCH, "--vectors-only")
+    in_folder, on_server = messages
+    assert in_folder == ()
+    assert "buffer" in on_server[0]
+
+
 def test_a_signal_commits_what_was_accepted_and_metrics_say_the_same(work):
     metrics = ("--metrics-port", 0, "--metrics-file", work / "upperson.prom")
     process = start_watch(work, "--log-json", "--json", *metrics)

@@ -155,6 +155,7 @@ def _reasons(counts: Mapping[str, int]) -> str:
 _REDRAW_S = 0.5
 _PROGRESS_S = 10.0
 """Between two lines about the progress, where stderr is no terminal."""
+_LOST_OF_BUFFER = "the next run sends what is in the buffer on disk, other unfinished work is lost"
 _COMMITTING = "committing what was accepted; Ctrl-C or SIGTERM ends it at once"
 
 
@@ -434,7 +435,8 @@ def watch(
             )
         _publish(pipeline, reports.metrics_port, tuning.metrics_file, stack)
         failure: UppersonError | None = None
-        with ending_gently() as stopped:
+        lost = (_LOST_OF_BUFFER,) if store.is_remote else ()
+        with ending_gently(*lost) as stopped:
             try:
                 _run(pipeline, stopped, playback.duration, not reports.log_json, file)
             except UppersonError as error:

@@ -55,7 +55,7 @@ _GRACE_S = 5.0
 _AGAIN_S = 0.01
 """Delay of a signal that is sent again; the callback that lost it has ended by then."""
 _LATE = f"it did not end within {_GRACE_S:g} s"
-_AT_ONCE = "a second signal ended it at once; unfinished work is lost"
+_AT_ONCE = "a second signal ended it at once"
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _SHOW_CURSOR = b"\n\x1b[?25h"
 
@@ -73,6 +73,8 @@ class _State:
     listening = False
     gentle = False
     """Whether the first signal has no time limit; see `ending_gently`."""
+    lost = ""
+    """What a second signal loses."""
 
 
 def how_it_ended(error: KeyboardInterrupt) -> tuple[str, int]:
@@ -96,17 +98,21 @@ def listen() -> None:
 
 
 @contextmanager
-def ending_gently() -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM in a list; a second one ends the process at once."""
+def ending_gently(lost: str = "unfinished work is lost") -> Iterator[list[int]]:
+    """Collect the first SIGINT or SIGTERM in a list; a second one ends the process at once.
+
+    Args:
+        lost: What the second signal loses, for its message: ASCII, in one line.
+    """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if len(received) > 1:
-            _end_now(number, _AT_ONCE)
+            _end_now(number, f"{_AT_ONCE}; {_State.lost}")
 
     before = {number: signal.signal(number, note) for number in _WORDS}
-    _State.gentle = True
+    _State.lost, _State.gentle = lost, True
     try:
         yield received
     finally:
@@ -180,7 +186,7 @@ def _watch(reading: int) -> None:
             continue
         gentle = gentle + 1 if _State.gentle else 0
         if gentle > 1:
-            _end_now(number, _AT_ONCE)
+            _end_now(number, f"{_AT_ONCE}; {_State.lost}")
         if not gentle and until == float("inf"):
             until, ending = time.monotonic() + _GRACE_S, number
 

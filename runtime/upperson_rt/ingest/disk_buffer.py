@@ -9,18 +9,20 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.arguments import check_name
 from upperson_rt.errors import InputError, IntegrityError, UppersonError
 from upperson_rt.files import make_folder, try_lock
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.protocol import read_item
-from upperson_rt.gallery.records import check_new, unit_vectors
+from upperson_rt.gallery.records import check_new, length_problem, unit_vectors
 from upperson_rt.gallery.sqlite.rows import item_from_row, row_from_item
 from upperson_rt.gallery.sqlite.schema import COLUMNS
 from upperson_rt.printable import one_line
@@ -31,6 +33,7 @@ _TABLE = f"""
         seq INTEGER PRIMARY KEY AUTOINCREMENT, {COLUMNS}, variant, vector, arrived, chosen
     )
 """
+_ABOUT = "CREATE TABLE IF NOT EXISTS about (gallery PRIMARY KEY, fingerprint) WITHOUT ROWID"
 # Of pages of SQLite's 4096 bytes a row with 512 numbers would fill one each.
 _PRAGMAS = (
     "page_size = 8192",
@@ -56,6 +59,18 @@ class BufferedRow(NamedTuple):
     """Whether this run wrote it."""
 
 
+class OtherBuffer(NamedTuple):
+    """A file in the folder of a buffer in which rows wait that this buffer does not send."""
+
+    path: Path
+    rows: int | None
+    """None if the file cannot be read."""
+    gallery: str | None
+    """For which gallery, if the file says so; None for files of older versions."""
+    fingerprint: str | None
+    """Of its model, as `gallery`."""
+
+
 class DiskBuffer:
     """Rows in the order in which they were accepted; for any number of threads of one process."""
 
@@ -68,7 +83,8 @@ class DiskBuffer:
             most_bytes: `is_full` from this size on.
         """
         # Options of an address, such as its timeout, are no part of what it names.
-        name = f"{gallery.location.partition('?')[0]}\n{gallery.fingerprint}"
+        self._about = gallery.location.partition("?")[0], gallery.fingerprint
+        name = "\n".join(self._about)
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         self.path = folder / f"{digest}.sqlite"
         self.size_bytes = 0
@@ -132,11 +148,23 @@ class DiskBuffer:
             )
         with connection:
             connection.execute(_TABLE)
+            connection.execute(_ABOUT)
+            connection.execute("INSERT OR IGNORE INTO about VALUES (?, ?)", self._about)
             connection.execute(f"PRAGMA user_version = {_LAYOUT}")
         (self._count, self._last_of_others) = connection.execute(
             "SELECT count(*), ifnull(max(seq), 0) FROM rows"
         ).fetchone()
         self._measure(connection)
+
+    def others(self) -> list[OtherBuffer]:
+        """Find rows for other galleries or models in the folder that no process is sending."""
+        found = []
+        for path in sorted(self.path.parent.glob("*.sqlite")):
+            if path != self.path and not _is_in_use(path):
+                other = _read_other(path)
+                if other.rows != 0:
+                    found.append(other)
+        return found
 
     def close(self) -> None:
         """Close the file, which keeps its rows."""
@@ -175,7 +203,7 @@ class DiskBuffer:
             for item, vector_D, stamp in zip(new, unit_ND, stamps, strict=True)
         ]
         sql = f"INSERT INTO rows ({COLUMNS}, variant, vector, arrived, chosen) VALUES "
-        with self._writing(len(rows)) as connection:
+        with self._writing(1) as connection:
             connection.executemany(f"{sql} ({', '.join('?' * 12)})", rows)
 
     def wait(self, timeout_s: float) -> None:
@@ -199,21 +227,36 @@ class DiskBuffer:
 
     def _row(self, columns: Sequence[Any]) -> BufferedRow:
         seq, variant, vector, arrived, chosen, *metadata = columns
-        if not isinstance(vector, bytes) or len(vector) != 4 * self._gallery.embed_dim:
-            raise self._damaged(f"row {seq} has no vector of {self._gallery.embed_dim} numbers")
-        return BufferedRow(
-            seq=seq,
-            item=read_item(item_from_row, metadata, str(self.path)),
-            vector_D=np.frombuffer(vector, "<f4").astype(np.float32),
-            variant=variant,
-            stamps=(arrived, chosen),
-            is_own=seq > self._last_of_others,
-        )
+        try:
+            if not isinstance(vector, bytes) or len(vector) != 4 * self._gallery.embed_dim:
+                raise InputError(f"no vector of {self._gallery.embed_dim} numbers")
+            vector_D = np.frombuffer(vector, "<f4").astype(np.float32)
+            if (problem := length_problem(vector_D)) is not None:
+                raise InputError(problem)
+            (item,) = check_new([read_item(item_from_row, metadata, str(self.path))])
+            return BufferedRow(
+                seq=seq,
+                item=item,
+                vector_D=vector_D,
+                variant=None if variant is None else check_name(variant, "the variant"),
+                stamps=(float(arrived), float(chosen)),
+                is_own=seq > self._last_of_others,
+            )
+        except (UppersonError, TypeError, ValueError) as error:
+            remedy = f"sqlite3 {quote(str(self.path))} 'DELETE FROM rows WHERE seq = {seq}'"
+            cause = error.__cause__ or error  # `read_item` names a command for galleries.
+            raise IntegrityError(
+                f"row {seq} of {self.path} is damaged ({one_line(cause)}): to go on without it, "
+                f"run  {remedy}  , or move the file away to go on without its rows",
+                code="buffer_damaged",
+                path=self.path,
+                row=seq,
+            ) from error
 
     def remove(self, rows: Sequence[BufferedRow]) -> None:
-        """Remove the first rows: the gallery has them."""
-        with self._writing(-len(rows)) as connection:
-            connection.execute("DELETE FROM rows WHERE seq <= ?", (rows[-1].seq,))
+        """Remove rows: the gallery has them."""
+        with self._writing(-1) as connection:
+            connection.executemany("DELETE FROM rows WHERE seq = ?", [(row.seq,) for row in rows])
 
     @property
     def is_full(self) -> bool:
@@ -233,15 +276,17 @@ class DiskBuffer:
         return self._count
 
     @contextmanager
-    def _writing(self, more: int) -> Iterator[sqlite3.Connection]:
-        """Give the connection in a transaction that adds so many rows."""
+    def _writing(self, sign: int) -> Iterator[sqlite3.Connection]:
+        """Give the connection in a transaction that adds rows (1) or removes rows (-1)."""
         with self._changed:
             connection = self._connection
             if connection is None:
                 raise InputError(f"{self.path} has been closed", code="buffer_closed")
             with self._translated(), connection:
+                before = connection.total_changes
                 yield connection
-            self._count += more
+                changed = connection.total_changes - before
+            self._count += sign * changed
             with self._translated():
                 if not self._count and os.stat(self.path).st_size > _SMALL_BYTES:
                     with suppress(sqlite3.OperationalError):  # The disk may be full.
@@ -276,3 +321,27 @@ class DiskBuffer:
             code="buffer_damaged",
             path=self.path,
         )
+
+
+def _is_in_use(path: Path) -> bool:
+    """Whether a process has a buffer open."""
+    with suppress(OSError):
+        lock = os.open(path.with_suffix(".lock"), os.O_RDWR)
+        try:
+            return not try_lock(lock)
+        finally:
+            os.close(lock)
+    return False
+
+
+def _read_other(path: Path) -> OtherBuffer:
+    rows = about = None
+    with suppress(OSError, sqlite3.Error):
+        if not path.stat().st_size:  # Nothing was written yet.
+            return OtherBuffer(path, 0, None, None)
+        # Not read-only: what a killed process began is undone first.
+        uri = f"{path.resolve().as_uri()}?mode=rw"
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            (rows,) = connection.execute("SELECT count(*) FROM rows").fetchone()
+            about = connection.execute("SELECT gallery, fingerprint FROM about").fetchone()
+    return OtherBuffer(path, rows, *(about or (None, None)))

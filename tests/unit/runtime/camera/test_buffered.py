@@ -1,6 +1,7 @@
 """A gallery on a server that is away: what was accepted waits on disk, and none of it is lost."""
 
 import os
+import re
 import signal
 import sqlite3
 import sys
@@ -137,6 +138,96 @@ def test_the_next_run_sends_what_waits_first_and_in_order(encoder, remote, optio
     assert pipeline.stats().recovered == 0
 
 
+def fill(buffer, variants):
+    """Leave a row of each variant in a buffer, as earlier runs do."""
+    buffer.open()
+    for number, variant in enumerate(variants):
+        item = Item(key=f"{number}", camera="gate", time=START + number)
+        vector_1D = np.eye(1, buffer._gallery.embed_dim, dtype=np.float32)
+        buffer.put([item], vector_1D, variant, [(0.0, 0.0)])
+    buffer.close()
+
+
+def test_rows_of_several_variants_all_come_in_order_with_their_own(encoder, remote, options):
+    variants = ["fp32", "fp32", "int8", "int8", "fp32", None, "int8"]
+    fill(DiskBuffer(options["buffer"], remote, 1 << 30), variants)
+    with Pipeline(encoder, remote, **options) as pipeline:
+        assert pipeline.drain(60)
+    stats = pipeline.stats()
+    assert (stats.recovered, stats.buffered, remote.count()) == (7, 0, 7)
+    assert [item.key for item in remote.added] == ["0", "1", "2", "3", "4", "5", "6"]
+    assert remote.info().variants == {"fp32": 3, "int8": 3}
+
+
+def test_rows_for_a_gallery_replaced_by_another_model_wait(encoder, remote, options, caplog):
+    def refuse_model():
+        raise IntegrityError("of another model", code="gallery_of_other_model")
+
+    pipeline = Pipeline(encoder, remote, **options)
+    pipeline.start()
+    pipeline.add_camera("gate")
+    submit(pipeline, 1)
+    assert pipeline.drain(60)
+    remote.away = refuse_model
+    submit(pipeline, 1, first=1)
+    wait_for(lambda: pipeline.stats().failures)
+    with refused("gallery_of_other_model", IntegrityError):
+        pipeline.stop()
+    check_sums(pipeline.stats(), ended=False)
+    assert (pipeline.stats().buffered, len(remote.added)) == (1, 1)
+    assert [r.waiting for r in caplog.records if r.event == "buffered"] == [1]
+
+
+def test_rows_that_wait_for_another_gallery_or_model_are_reported(
+    encoder, remote, options, monkeypatch, caplog
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(remote._gallery, "location", "milvus://localhost:1/people?timeout=3")
+        address = DiskBuffer(options["buffer"], remote, 1 << 30)
+        fill(address, ["fp32", "fp32"])
+    with monkeypatch.context() as patched:
+        patched.setattr(remote._gallery, "fingerprint", "b" * 16)
+        model = DiskBuffer(options["buffer"], remote, 1 << 30)
+        fill(model, ["fp32"])
+        patched.setattr(remote._gallery, "fingerprint", "c" * 16)
+        fill(DiskBuffer(options["buffer"], remote, 1 << 30), [])
+    (options["buffer"] / "empty.sqlite").touch()
+
+    def reported():
+        caplog.clear()
+        with Pipeline(encoder, remote, **options):
+            pass
+        left = [record for record in caplog.records if record.event == "buffered_for_other"]
+        return {r.path: (r.rows, r.gallery, r.fingerprint) for r in left}
+
+    expected = {
+        address.path: (2, "milvus://localhost:1/people", remote.fingerprint),
+        model.path: (1, remote.location, "b" * 16),
+    }
+    assert reported() == expected
+    with closing(sqlite3.connect(address.path)) as connection, connection:
+        connection.execute("DROP TABLE about")  # As older versions write it.
+    expected[address.path] = (2, None, None)
+    model.open()  # Another process sends its rows.
+    del expected[model.path]
+    damaged = options["buffer"] / "damaged.sqlite"
+    damaged.write_bytes(b"no database" * 1000)
+    expected[damaged] = (None, None, None)
+    assert reported() == expected
+    model.close()
+
+
+def test_only_the_rows_that_are_given_are_removed(gallery, tmp_path):
+    buffer = DiskBuffer(tmp_path, gallery, 1 << 30)
+    fill(buffer, ["fp32", "int8", "fp32"])
+    buffer.open()
+    rows = buffer.first(9)
+    for _ in range(2):  # Rows that are gone are not counted again.
+        buffer.remove([rows[0], rows[2]])
+        assert (len(buffer), [row.item.key for row in buffer.first(9)]) == (1, ["1"])
+    buffer.close()
+
+
 KILLED = """
 import os, signal
 import upperson_rt
@@ -242,7 +333,7 @@ def test_a_disk_that_hangs_is_abandoned(encoder, remote, options):
 
 def test_a_full_buffer_accepts_nothing_more_and_counts_it(encoder, remote, options, clock, caplog):
     remote.away = refuse
-    options |= {"buffer_bytes": 30_000, "motion_gate": False}
+    options |= {"buffer_bytes": 40_000, "motion_gate": False}
     with Pipeline(encoder, remote, **options) as pipeline:
         pipeline.add_camera("gate")
         number = 0
@@ -263,7 +354,7 @@ def test_a_full_buffer_accepts_nothing_more_and_counts_it(encoder, remote, optio
     assert stats.cameras["film"].committed == 40
     gate = stats.cameras["gate"]
     assert gate.committed + gate.crops_dropped["buffer_full"] == gate.frames_read == number
-    assert stats.buffered_bytes < 30_000
+    assert stats.buffered_bytes < 40_000
     assert "buffer_full" in {record.event for record in caplog.records}
 
 
@@ -322,11 +413,46 @@ def test_rows_are_checked_before_they_wait(gallery, tmp_path):
     buffer.close()
     assert buffer.open() == 1
     assert not buffer.first(9)[0].is_own
-    with closing(sqlite3.connect(buffer.path)) as connection, connection:
-        connection.execute("UPDATE rows SET vector = x'00'")
-    with refused("buffer_damaged", IntegrityError):
-        buffer.first(9)
     buffer.close()
+
+
+NAN = np.full(16, np.nan, "<f4").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("vector", b"\0"),
+        ("vector", "text"),
+        pytest.param("vector", NAN, id="NaN"),
+        pytest.param("vector", bytes(len(NAN)), id="length 0"),
+        ("key", "a\0"),
+        ("time", 1e15),
+        ("attributes", "{"),
+        ("variant", b"fp32"),
+        ("arrived", None),
+        ("chosen", "soon"),
+    ],
+)
+def test_a_damaged_row_is_named_and_the_run_without_it_sends_the_others(
+    encoder, remote, options, column, value
+):
+    buffer = DiskBuffer(options["buffer"], remote, 1 << 30)
+    fill(buffer, ["fp32"] * 5)
+    with closing(sqlite3.connect(buffer.path)) as connection, connection:
+        connection.execute(f"UPDATE rows SET {column} = ? WHERE seq = 3", (value,))
+    pipeline = Pipeline(encoder, remote, **options)
+    pipeline.start()
+    wait_for(lambda: pipeline.stats().failures)
+    with refused("buffer_damaged", IntegrityError, row=3, path=buffer.path) as error:
+        pipeline.stop()
+    assert pipeline.stats().buffered == 5
+    statement = re.search(r"'(DELETE .+?)'", str(error.value))[1]
+    with closing(sqlite3.connect(buffer.path)) as connection, connection:
+        connection.execute(statement)
+    with Pipeline(encoder, remote, **options) as pipeline:
+        assert pipeline.drain(60)
+    assert [item.key for item in remote.added] == ["0", "1", "3", "4"]
 
 
 def test_a_gallery_in_a_folder_has_no_buffer(encoder, gallery, options):

@@ -131,6 +131,18 @@ def test_what_cannot_be_a_gallery_is_refused_and_left_alone(place):
         assert client.has_collection(location.rsplit("/", 1)[1])
 
 
+def test_a_collection_made_anew_for_another_model_takes_no_rows_of_this_one(place):
+    location = place.unused()
+    with place.open(location, create=True) as gallery:
+        gallery.add([Item(key="a")], unit(0))
+        with gallery._collection.client() as client:
+            client.drop_collection(gallery._collection._name)
+        with Gallery.open(location, "b" * 16, DIM, create=True) as other:
+            with refused("gallery_of_other_model", IntegrityError, found="b" * 16):
+                gallery.add([Item(key="b")], unit(1))
+            assert other.count() == 0
+
+
 def test_another_schema_is_refused(lite_place, monkeypatch):
     for version in (2, 0):
         location = lite_place.unused()
