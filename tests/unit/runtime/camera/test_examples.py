@@ -168,4 +168,4 @@ def test_a_deepstream_probe(work, deepstream, monkeypatch, capsys, integrated):
         assert red.score > 0.5, "RGBA was taken for what it is"
     assert deepstream.unmapped == ([1, 1, 1] if integrated else [])
     assert probe(None, info, 0) == "remove"
-    assert "the gallery gets nothing more: the pipeline does not run" in capsys.readouterr().err
+    assert "the gallery gets nothing more: " in capsys.readouterr().err
