@@ -177,8 +177,9 @@ def test_the_demo_writes_its_parts_and_nothing_else(quick_demo):
     assert summary == json.loads((folder / "summary.json").read_text("utf-8"))
     check_summary(summary)
     config = read_config(folder / "sites/station/run/config.yaml")
-    recipe = read_recipe("site", {"root": config.root, "epochs": config.epochs})
-    assert config == recipe
+    others = {"rehearse": config.rehearse, "epochs": config.epochs}
+    assert config == read_recipe("site", {"root": config.root} | others)
+    assert Path(config.rehearse).name.startswith("street-")
     assert config.learn_words
     for stage in ("rendering people of the station: 128/128", "training: ", "exporting the image"):
         assert stage in quick_demo.stderr
