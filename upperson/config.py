@@ -23,7 +23,7 @@ from upperson.model.parts import UPPersonConfig
 from upperson.model.student import StudentConfig
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.files import read_bounded
-from upperson_rt.strict import read_fields, require_values, suggestion
+from upperson_rt.strict import read_fields, require_values, suggestion, yaml_problem
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -314,21 +314,12 @@ def _parse(path: Path) -> dict[str, Any]:
         content = yaml.load(read_bounded(path, _MOST_BYTES).decode("utf-8"), _Loader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(
-            f"{path} cannot be read as YAML: {_problem(error)}", code="not_yaml", path=path
+            f"{path} cannot be read as YAML: {yaml_problem(error)}", code="not_yaml", path=path
         ) from error
     if not isinstance(content, dict):
         text = f"{path}: expected keys and values, found {type(content).__name__}"
         raise InputError(text, code="not_yaml", path=path)
     return content
-
-
-def _problem(error: Exception) -> str:
-    """Describe an error without quoting the file, which may be a link to a secret."""
-    if isinstance(error, UnicodeDecodeError):
-        return "no text in UTF-8"
-    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark) is not None:
-        return f"{error.context or 'not valid'} at line {mark.line + 1}, column {mark.column + 1}"
-    return f"{type(error).__name__} in it"
 
 
 def _replace(content: dict[str, Any], setting: str) -> None:

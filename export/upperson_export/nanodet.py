@@ -52,7 +52,7 @@ def write_nanodet(package: Path, path: Path) -> None:
         openvino.save_model(openvino.Core().read_model(frozen), made)
         try:
             make_folder(path.parent)
-            # Weights first: whoever finds the IR finds them, too.
+            # Weights first: a process that finds the IR finds them, too.
             for suffix in (".bin", ".xml"):
                 write_atomically(path.with_suffix(suffix), made.with_suffix(suffix).read_bytes())
         except OSError as error:

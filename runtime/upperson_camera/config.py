@@ -42,7 +42,7 @@ from upperson_rt.errors import InputError, UppersonError, UsageError
 from upperson_rt.files import read_bounded
 from upperson_rt.ingest.detector import Detector
 from upperson_rt.printable import get_logger, safe_repr, shortened
-from upperson_rt.strict import read_fields
+from upperson_rt.strict import read_fields, yaml_problem
 
 _log = get_logger(__name__)
 
@@ -243,17 +243,8 @@ def _parse(content: bytes, path: Path) -> Any:
     try:
         return yaml.load(content.decode("utf-8"), _Loader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        text = f"{path} cannot be read as YAML: {_problem(error)}"
+        text = f"{path} cannot be read as YAML: {yaml_problem(error)}"
         raise InputError(text, code="not_yaml", path=path) from error
-
-
-def _problem(error: Exception) -> str:
-    """Describe an error without quoting the file."""
-    if isinstance(error, UnicodeDecodeError):
-        return "no text in UTF-8"
-    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark) is not None:
-        return f"{error.context or 'not valid'} at line {mark.line + 1}, column {mark.column + 1}"
-    return f"{type(error).__name__} in it"
 
 
 # --- A running pipeline

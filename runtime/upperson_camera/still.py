@@ -137,7 +137,7 @@ class StillTracks:
         """Take the tracker's names of tracks that ended; give our names of those that are over.
 
         Still tracks are over when they have not gone on for some minutes. Each is forgotten when
-        the next one is asked for.
+        the iterator goes on.
         """
         for given in names:
             name = self._names.pop(given, given)

@@ -47,7 +47,7 @@ class CameraWorker(Stage):
         if (detector := camera.detector) is not None:
             found = SharedDetector(detector)
             self._detector = shared.detectors.setdefault(id(detector), found)
-        # Whoever submits frames has chosen them, and boxes of a file cost nothing.
+        # Submitted frames were chosen by the caller, and boxes of a file cost nothing.
         is_searched = camera.source is not None and not isinstance(detector, BoxesFile)
         self._schedule = DetectionSchedule(shared.settings, is_searched)
         self._maker = CropMaker(camera, shared)
