@@ -156,4 +156,5 @@ def test_rubbish_in_mid_stream_is_counted_and_what_follows_is_seen():
         before = len(watched.frames)
         wait_for(lambda: sum(image.size > 0 for image, _, _ in watched.frames[before:]) > 20)
         watched.stop()
-    assert watched.counts == []
+    # No outage; random bytes now and then decode to a picture of one colour.
+    assert set(watched.counts) <= {"blank_frames"}
