@@ -68,7 +68,7 @@ lock: $(STAMP)  ## Make deploy/requirements-*.txt and docs/licences.md anew, wit
 	@$(BIN)/python -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install --quiet uv
 	@printf '%s\n' "torch; python_version < '3'" "torchvision; python_version < '3'" > $(TOOLS)/no-torch.txt
 	sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml | $(LOCK) - -o deploy/requirements-build.txt
-	$(LOCK) --extra all --override $(TOOLS)/no-torch.txt pyproject.toml -o deploy/requirements-all.txt
+	$(LOCK) --extra all --override $(TOOLS)/no-torch.txt --no-emit-package upperson-rt pyproject.toml -o deploy/requirements-all.txt
 	$(LOCK) $(EDGE:%=--extra %) -c deploy/requirements-all.txt runtime/pyproject.toml -o deploy/requirements-edge.txt
 	$(BIN)/python -m tests.helpers.licences
 
@@ -83,7 +83,7 @@ clean:  ## Remove .venv, caches and build outputs. Keeps demo/, runs/ and bundle
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so an interrupted install is started again by the next make.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml runtime/pyproject.toml
 	@rm -f $@
 	@command -v $(PYTHON) >/dev/null || { \
 		echo "error: $(PYTHON) is not there: install Python 3.10 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
@@ -92,7 +92,8 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "error: $(PYTHON) cannot make virtual environments: run  apt install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -e '.[all,dev]'
+	@$(BIN)/python -m pip uninstall -qq --yes upperson  # One from before upperson-rt would take that one's files along.
+	$(BIN)/python -m pip install -e ./runtime -e '.[all,dev]'
 	$(BIN)/python -m pip install --no-deps 'trackers>=2.6'
 	@$(BIN)/python tests/helpers/real_tensorrt.py install
 	@touch $@

@@ -60,16 +60,19 @@ def _packages() -> list[Check]:
         _installed(name, module, f"pip install {name}")
         for name, module in (("numpy", "numpy"), ("pillow", "PIL"), ("tokenizers", "tokenizers"))
     ]
-    whole, slim = version_of("upperson"), version_of("upperson-rt")
-    if whole and slim:
-        both = f"both upperson {whole} and upperson-rt {slim} are installed; they own the same"
-        both += " files, and removing one damages the other"
-        fix = "pip uninstall upperson upperson-rt, then install one of them"
-        checks.append(warning("upperson", both, fix))
-    else:
-        found = f"upperson {whole}" if whole else f"upperson-rt {slim}" if slim else "from source"
-        checks.append(ok("upperson", found, version=whole or slim))
-    return checks
+    return [*checks, _upperson()]
+
+
+def _upperson() -> Check:
+    """Check that ``upperson`` and the ``upperson-rt`` that it needs are of one release."""
+    toolkit, runtime = version_of("upperson"), version_of("upperson-rt")
+    names = {"upperson": toolkit, "upperson-rt": runtime}
+    found = ", ".join(f"{name} {version}" for name, version in names.items() if version)
+    if toolkit not in (None, runtime):
+        detail = f"{found}: upperson needs upperson-rt {toolkit}"
+        fix = "pip uninstall upperson upperson-rt, then install both from one release"
+        return warning("upperson", detail, fix, version=toolkit, runtime=runtime)
+    return ok("upperson", found or "from source", version=toolkit or runtime)
 
 
 def _installed(name: str, module: str, fix: str) -> Check:

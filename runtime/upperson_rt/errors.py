@@ -89,10 +89,10 @@ def missing_extra(package: str, extra: str, purpose: str) -> BackendError:
 
 
 def install_command(extra: str) -> str:
-    """Return the command that adds an extra to the distribution that is installed.
+    """Return the command that adds an extra to the installed distribution.
 
-    The slim ``upperson-rt`` and ``upperson`` hold the same files: only one may be installed. A
-    Jetson and other machines of its kind get what takes the place of what PyPI lacks for them.
+    That is ``upperson``, which has all extras of ``upperson-rt``, else ``upperson-rt``. A Jetson
+    and other machines of its kind get what takes the place of what PyPI lacks for them.
     """
     import platform
     from importlib import metadata

@@ -23,7 +23,7 @@ COLUMNS = "| package | licence | edge | direct |\n|---|---|---|---|\n"
 def expected_rows() -> dict[str, tuple[str, str]]:
     """For each package of the lock files, if the edge has it, and if our project names it."""
     edge = {pin.name for pin in read_lock(EDGE)}
-    direct = {canonicalize_name(r.name) for r in direct_requirements(ROOT, "all")}
+    direct = {canonicalize_name(r.name) for r in direct_requirements("upperson[all]")}
     names = sorted({pin.name for pin in read_lock(ALL)} | UNLOCKED)
     return {name: tuple("yes" if name in x else "" for x in (edge, direct)) for name in names}
 

@@ -19,6 +19,8 @@ else:
 ALL = ROOT / "deploy" / "requirements-all.txt"
 BUILD = ROOT / "deploy" / "requirements-build.txt"
 EDGE = ROOT / "deploy" / "requirements-edge.txt"
+PROJECTS = {"upperson": ROOT, "upperson-rt": ROOT / "runtime"}
+"""The folder of each distribution's pyproject.toml."""
 UNLOCKED = {"torch", "torchvision"}
 """Which build of these fits depends on the machine, so they stay ranges."""
 
@@ -62,14 +64,17 @@ def build_requirements() -> list[Requirement]:
     return list(map(Requirement, read_toml(ROOT)["build-system"]["requires"]))
 
 
-def direct_requirements(folder: Path, *extras: str) -> list[Requirement]:
-    """The dependencies that a project with these extras names itself."""
-    project = read_toml(folder)["project"]
-    found, todo = list(map(Requirement, project["dependencies"])), list(extras)
-    for extra in todo:
-        for requirement in map(Requirement, project["optional-dependencies"][extra]):
-            if requirement.name == project["name"]:
-                todo.extend(requirement.extras - set(todo))
-            else:
-                found.append(requirement)
+def direct_requirements(requirement: str) -> list[Requirement]:
+    """The packages of others that our distributions name, for one such as ``upperson[all]``."""
+    todo, found, seen = [Requirement(requirement)], [], set()
+    for one in todo:
+        if one.name not in PROJECTS:
+            found.append(one)
+            continue
+        project = read_toml(PROJECTS[one.name])["project"]
+        tables = {"": project["dependencies"], **project["optional-dependencies"]}
+        for extra in {"", *one.extras}:
+            if (one.name, extra) not in seen:
+                seen.add((one.name, extra))
+                todo.extend(map(Requirement, tables[extra]))
     return found

@@ -21,8 +21,8 @@ from tests.helpers.locks import (
 
 EXTRAS = re.search(r"^EDGE := (.+)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)[1]
 LOCKS = {
-    EDGE: direct_requirements(ROOT / "runtime", *EXTRAS.split()),
-    ALL: direct_requirements(ROOT, "all"),
+    EDGE: direct_requirements(f"upperson-rt[{','.join(EXTRAS.split())}]"),
+    ALL: direct_requirements("upperson[all]"),
     BUILD: build_requirements(),
 }
 ENVIRONMENTS = [

@@ -16,14 +16,15 @@ from tests.helpers.command_line import ROOT
 from tests.helpers.locks import read_toml
 
 RUNTIME = {path.name: path for path in sorted((ROOT / "runtime").glob("upperson_*"))}
-"""The core and its optional packages: what the slim wheel holds."""
-PACKAGES = {
+"""What ``upperson-rt`` holds: the core and its optional packages."""
+TOOLKIT = {
     "upperson": ROOT / "upperson",
     "upperson_synthetic": ROOT / "upperson_synthetic",
     "upperson_calibration": ROOT / "calibration" / "upperson_calibration",
     "upperson_export": ROOT / "export" / "upperson_export",
-    **RUNTIME,
 }
+"""What ``upperson`` holds."""
+PACKAGES = TOOLKIT | RUNTIME
 BASE = "upperson/assets/upperson-small.safetensors"
 MOST_BASE_BYTES = 8_000_000
 """What the small base may add to the wheel and to the packed repository."""
@@ -45,13 +46,13 @@ def build(project, target, folder):
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory):
-    """The wheel, and the slim wheel of the runtime."""
+    """The wheels of ``upperson`` and ``upperson-rt``."""
     files = [
         build(project, "wheel", tmp_path_factory.mktemp("wheel"))
         for project in (ROOT, ROOT / "runtime")
     ]
-    with zipfile.ZipFile(files[0]) as wheel, zipfile.ZipFile(files[1]) as slim_wheel:
-        yield wheel, slim_wheel
+    with zipfile.ZipFile(files[0]) as toolkit, zipfile.ZipFile(files[1]) as runtime:
+        yield toolkit, runtime
 
 
 def content_of(wheel):
@@ -70,23 +71,19 @@ def source_files(package):
     return {f"{package}/{path.relative_to(folder).as_posix()}" for path in files_in(folder)}
 
 
-def test_the_two_projects_agree():
-    root, slim = read_toml(ROOT), read_toml(ROOT / "runtime")
-    assert root["build-system"] == slim["build-system"]
-    for key in ("dependencies", "requires-python", "license", "dynamic"):
-        assert root["project"][key] == slim["project"][key], key
-    for table in ("optional-dependencies", "scripts"):
-        assert slim["project"][table].items() <= root["project"][table].items()
-    version_files = {
-        (folder / project["tool"]["hatch"]["version"]["path"]).resolve()
-        for folder, project in ((ROOT, root), (ROOT / "runtime", slim))
-    }
-    assert version_files == {PACKAGES["upperson_rt"] / "__init__.py"}
+def test_the_toolkit_needs_the_runtime_of_its_own_version_and_names_all_its_extras():
+    toolkit, runtime = (read_toml(folder)["project"] for folder in (ROOT, ROOT / "runtime"))
+    assert toolkit["dependencies"] == [f"upperson-rt=={upperson_rt.__version__}"]
+    extras = {name: [f"upperson-rt[{name}]"] for name in runtime["optional-dependencies"]}
+    assert extras.items() <= toolkit["optional-dependencies"].items()
+    for key in ("requires-python", "license"):
+        assert toolkit[key] == runtime[key], key
+    assert (ROOT / "LICENSE").read_bytes() == (ROOT / "runtime" / "LICENSE").read_bytes()
 
 
 def test_gpu_packages_are_asked_for_where_they_exist():
     """PyPI has neither for ARM: an extra that names them there would fail, or bring a stub."""
-    extras = read_toml(ROOT)["project"]["optional-dependencies"]
+    extras = read_toml(ROOT / "runtime")["project"]["optional-dependencies"]
     (gpu,) = map(Requirement, extras["gpu"])
     assert gpu.extras == {"cuda", "cudnn"}
     for requirement in (gpu, *map(Requirement, (*extras["trt"], *extras["trt-cu12"]))):
@@ -106,43 +103,45 @@ def test_every_package_is_typed_and_the_small_base_is_small():
 
 
 def test_the_wheels_hold_their_packages_whole_and_nothing_else(wheels):
-    wheel, slim_wheel = wheels
-    assert content_of(wheel) == set().union(*map(source_files, PACKAGES))
-    assert content_of(slim_wheel) == set().union(*map(source_files, RUNTIME))
-    assert content_of(wheel) >= {
+    toolkit, runtime = wheels
+    assert content_of(toolkit) == set().union(*map(source_files, TOOLKIT))
+    assert content_of(runtime) == set().union(*map(source_files, RUNTIME))
+    assert content_of(toolkit) >= {
         BASE,
         "upperson/assets/upperson-small.json",
         "upperson/templates/demo.html.j2",
         "upperson/recipes/synthetic.yaml",
     }
-    assert wheel.getinfo(BASE).compress_size <= MOST_BASE_BYTES
-    for name in content_of(wheel):
+    assert toolkit.getinfo(BASE).compress_size <= MOST_BASE_BYTES
+    for name in content_of(toolkit) | content_of(runtime):
         assert "tests" not in name.split("/")
         assert not name.endswith((".pyc", ".toml", ".so", ".onnx", ".npz"))
-    for name in content_of(slim_wheel):
-        assert slim_wheel.read(name) == wheel.read(name)
 
 
 def test_the_wheels_describe_themselves_and_need_no_torch(wheels):
-    programs = ({"upperson", "upperson-rt"}, {"upperson-rt"})
-    for file, name, scripts in zip(wheels, ("upperson", "upperson-rt"), programs, strict=True):
+    always = (
+        {f"upperson-rt=={upperson_rt.__version__}"},
+        {"faiss-cpu", "numpy", "pillow", "rapidfuzz", "rich", "tokenizers", "typer"},
+    )
+    projects = (ROOT, ROOT / "runtime")
+    for file, folder, packages in zip(wheels, projects, always, strict=True):
+        project = read_toml(folder)["project"]
         (place,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = Parser().parsestr(file.read(place).decode())
-        assert (metadata["Name"], metadata["Version"]) == (name, upperson_rt.__version__)
+        assert (metadata["Name"], metadata["Version"]) == (
+            project["name"], upperson_rt.__version__
+        )  # fmt: skip
         assert metadata["License-Expression"] == "Apache-2.0"
         assert metadata["Requires-Python"] == ">=3.10"
         assert len(metadata.get_payload()) > 200  # The README.
         required = metadata.get_all("Requires-Dist")
-        always = {line.split(">=")[0] for line in required if "extra ==" not in line}
-        assert always == {
-            "faiss-cpu", "numpy", "pillow", "rapidfuzz", "rich", "tokenizers", "typer",
-        }  # fmt: skip
+        assert {line.split(">=")[0] for line in required if "extra ==" not in line} == packages
         (entry_points,) = (n for n in file.namelist() if n.endswith("entry_points.txt"))
         found = configparser.ConfigParser(delimiters="=")
         found.read_string(file.read(entry_points).decode())
-        assert found["console_scripts"].keys() == scripts
-        expected = read_toml(ROOT)["project"]["entry-points"]
-        assert {g: dict(found[g]) for g in found if g.startswith("upperson.")} == expected
+        assert found["console_scripts"].keys() == {project["name"]}
+        groups = {name: dict(found[name]) for name in found if name.startswith("upperson.")}
+        assert groups == project.get("entry-points", {})
 
 
 def test_the_source_distribution_builds_and_tests_itself(tmp_path):

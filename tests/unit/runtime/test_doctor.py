@@ -157,11 +157,11 @@ def with_packages(monkeypatch, **versions):
 
 def test_what_is_missing_or_installed_twice(monkeypatch):
     with_packages(
-        monkeypatch, upperson="1", upperson_rt="1", onnxruntime="1", onnxruntime_gpu="1", numpy="2"
+        monkeypatch, upperson="1", upperson_rt="2", onnxruntime="1", onnxruntime_gpu="1", numpy="2"
     )
     found = by_name(diagnose())
     assert (found["upperson"].status, found["onnxruntime"].status) == ("warn", "warn")
-    assert "pip uninstall upperson upperson-rt" in found["upperson"].fix
+    assert found["upperson"].facts == {"version": "1", "runtime": "2"}
     assert ends(found["pillow"]) == ("fail", 5)
     with_packages(monkeypatch, upperson="1")
     found = by_name(diagnose())
@@ -183,6 +183,21 @@ def test_what_is_missing_or_installed_twice(monkeypatch):
     assert (found["opencv"].status, found["sqlite"].status) == ("warn", "fail")
     assert "overwrite each other" in found["opencv"].detail
     assert found["pymilvus"].detail == "3"
+
+
+@pytest.mark.parametrize(
+    ("versions", "status", "version"),
+    [
+        ({"upperson": "1", "upperson_rt": "1"}, "ok", "1"),
+        ({"upperson_rt": "2"}, "ok", "2"),
+        ({"upperson": "1"}, "warn", "1"),
+        ({}, "ok", None),
+    ],
+)
+def test_both_distributions_are_of_one_release(monkeypatch, versions, status, version):
+    with_packages(monkeypatch, **versions)
+    found = by_name(packages.installed_checks())["upperson"]
+    assert (found.status, found.facts["version"]) == (status, version)
 
 
 def test_a_device_that_is_not_there_or_computes_wrongly_fails(monkeypatch):
