@@ -7,7 +7,7 @@ from typing import Any
 from upperson_camera.detectors.graph import read_openvino
 from upperson_camera.detectors.naming import HogDetector, make_hog
 from upperson_camera.detectors.onnx_file import OnnxDetector
-from upperson_rt.errors import BackendError, IntegrityError
+from upperson_rt.errors import BackendError, IntegrityError, install_command
 from upperson_rt.files import cache_folder, sha256_of_file
 from upperson_rt.ingest.detector import refuse_options
 
@@ -23,13 +23,21 @@ def nanodet_path() -> Path:
 
 
 def make_auto(name: str, **options: Any) -> OnnxDetector | HogDetector:
-    """Make the best detector that is installed; takes ``min_score``."""
-    if find_spec("openvino") is not None:
-        if nanodet_path().is_file():
-            return make_nanodet(name, **options)
-        if _ssdlite_file() is not None:
-            return make_ssdlite(name, **options)
-    return make_hog(name, **options)
+    """Make the best detector that is installed; takes ``min_score``.
+
+    That is NanoDet, else SSDLite; OpenVINO alone reads both. Without OpenVINO, or without either of
+    them, it is HOG, whose warning then says why.
+    """
+    makers = {"nanodet": make_nanodet, "ssdlite": make_ssdlite}
+    installed = {"nanodet": nanodet_path().is_file(), "ssdlite": _ssdlite_file() is not None}
+    best = next((network for network, found in installed.items() if found), None)
+    if best is not None and find_spec("openvino") is not None:
+        return makers[best](name, **options)
+    hog = make_hog(name, **options)
+    if best is not None:
+        hog.warning = f"{best} needs OpenVINO, which is not installed, so auto takes hog: run  "
+        hog.warning += install_command("cpu")
+    return hog
 
 
 def make_nanodet(name: str, **options: Any) -> OnnxDetector:

@@ -237,6 +237,18 @@ def test_auto_takes_hog_where_nothing_better_is_installed(tmp_path, monkeypatch)
         open_detector("nanodet")
 
 
+def test_auto_says_that_openvino_is_missing_where_a_network_needs_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path))
+    monkeypatch.setattr(installed, "find_spec", lambda name: None)
+    usual = HogDetector.warning
+    assert open_detector("auto").warning == usual
+    (tmp_path / "nanodet.xml").touch()
+    detector = open_detector("auto")
+    assert isinstance(detector, HogDetector)
+    assert "pip install 'upperson[cpu]'" in detector.warning
+    assert HogDetector.warning == usual
+
+
 def test_another_file_than_that_of_the_release(tmp_path, monkeypatch):
     (tmp_path / "frozen_inference_graph.pb").write_bytes(b"another")
     monkeypatch.setattr(installed, "_ssdlite_file", lambda: tmp_path / "frozen_inference_graph.pb")
