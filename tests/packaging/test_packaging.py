@@ -55,6 +55,15 @@ def wheels(tmp_path_factory):
         yield toolkit, runtime
 
 
+@pytest.fixture(scope="module")
+def sdists(tmp_path_factory):
+    """The source distributions of ``upperson``, with the whole repository, and ``upperson-rt``."""
+    return [
+        build(project, "sdist", tmp_path_factory.mktemp("sdist"))
+        for project in (ROOT, ROOT / "runtime")
+    ]
+
+
 def content_of(wheel):
     return {name for name in wheel.namelist() if ".dist-info/" not in name}
 
@@ -132,6 +141,7 @@ def test_the_wheels_describe_themselves_and_need_no_torch(wheels):
             project["name"], upperson_rt.__version__
         )  # fmt: skip
         assert metadata["License-Expression"] == "Apache-2.0"
+        assert metadata["Author"] == "UP-Person Edge developers"
         assert metadata["Requires-Python"] == ">=3.10"
         assert len(metadata.get_payload()) > 200  # The README.
         required = metadata.get_all("Requires-Dist")
@@ -144,8 +154,19 @@ def test_the_wheels_describe_themselves_and_need_no_torch(wheels):
         assert groups == project.get("entry-points", {})
 
 
-def test_the_source_distribution_builds_and_tests_itself(tmp_path):
-    with tarfile.open(build(ROOT, "sdist", tmp_path)) as file:
+def test_an_index_would_take_the_wheels_and_source_distributions(wheels, sdists):
+    files = [*(wheel.filename for wheel in wheels), *sdists]
+    done = subprocess.run(
+        [sys.executable, "-m", "twine", "--no-color", "check", "--strict", *files],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("PASSED") == len(files) == 4
+
+
+def test_the_source_distribution_builds_and_tests_itself(sdists):
+    with tarfile.open(sdists[0]) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
     for folder in (*PACKAGES.values(), ROOT / "benchmarks", ROOT / "tests"):
         assert names >= {path.relative_to(ROOT).as_posix() for path in files_in(folder)}

@@ -1,7 +1,7 @@
 """The slim wheel in a fresh environment, as it arrives on an edge device.
 
-The only test that needs a package index: it installs what ``deploy/requirements-edge.txt`` locks,
-as the image does, and the wheel over it.
+It needs a package index: it installs what ``deploy/requirements-edge.txt`` locks, as the image
+does, and the wheel over it.
 """
 
 import json
@@ -20,8 +20,8 @@ from tests.helpers.locks import EDGE
 SENTENCE = "woman in red coat"
 
 
-def call(*command, cwd, timeout_s=60):
-    """Run a command without anything of this environment in it."""
+def call(*command, cwd, code=0, timeout_s=60):
+    """Run a command without anything of this environment in it; return its stdout."""
     done = subprocess.run(
         list(map(str, command)),
         cwd=cwd,
@@ -31,7 +31,7 @@ def call(*command, cwd, timeout_s=60):
         text=True,
         timeout=timeout_s,
     )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
