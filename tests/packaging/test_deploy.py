@@ -56,6 +56,20 @@ def test_images_fetch_nothing_without_a_hash(name):
     assert source == ["deploy/requirements-build.txt", "deploy/requirements-edge.txt"]
 
 
+def test_a_build_gets_the_files_that_the_images_copy_and_no_others():
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    first, *rest = [line for line in lines if not line.startswith("#")]
+    assert first == "*"
+    copied = {
+        source
+        for name in DOCKERFILES
+        for word, copy in instructions(name)
+        if word == "COPY" and "--from" not in copy
+        for source in copy.split()[:-1]
+    }
+    assert {line[1:] for line in rest if line.startswith("!")} == copied
+
+
 def test_the_composition_runs_what_parses():
     services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
     assert services.keys() == {"milvus", "watch", "console"}

@@ -171,8 +171,8 @@ def test_the_source_distribution_builds_and_tests_itself(sdists):
     for folder in (*PACKAGES.values(), ROOT / "benchmarks", ROOT / "tests"):
         assert names >= {path.relative_to(ROOT).as_posix() for path in files_in(folder)}
     assert names >= {
-        "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "SECURITY.md",
-        "deploy/requirements-edge.txt", "pyproject.toml", "runtime/README.md",
+        ".dockerignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md",
+        "SECURITY.md", "deploy/requirements-edge.txt", "pyproject.toml", "runtime/README.md",
         "runtime/pyproject.toml",
     }  # fmt: skip
     tops = {name.split("/")[0] for name in names}
