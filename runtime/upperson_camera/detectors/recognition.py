@@ -205,7 +205,7 @@ def require_sane(
     """
     hint = (
         "it is a model of another kind, such as one for poses or masks, or another layout: see "
-        "docs/detectors.md"
+        "docs/how-to/detectors.md"
     )
     if layout.scores is not None and not _are_scores(values := layout.scores(arrays)):
         finite = values[np.isfinite(values)]
