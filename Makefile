@@ -21,7 +21,7 @@ STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/tools
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz bench gpu check format detector lock sbom clean
+.PHONY: help demo test fuzz bench gpu check docs format detector lock sbom clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,7 +43,10 @@ gpu: $(STAMP)  ## On an NVIDIA GPU: its tests, then towers and training measured
 	@$(BIN)/python -m pytest -q -n 0 tests/gpu; failed=$$?; \
 		$(BIN)/python -m benchmarks.gpu $(ARGS) && exit $$failed
 
-check: $(STAMP)  ## Lint, format check, strict types, import rules. Changes nothing.
+docs: $(STAMP)  ## Build the documentation into build/site; a broken link is an error.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict $(ARGS)
+
+check: $(STAMP)  ## Lint, format check, strict types, import rules, language. Changes nothing.
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
