@@ -27,7 +27,7 @@ WORDS = {
     r"strangers?": "background set, or untrusted",
     r"rungs?|ladders?": "candidate, precision search",
     r"canar(?:y|ies)": "golden samples",
-    r"somebody|someone|anybody|whoever|whatever|wherever|no one": "the user, the caller, if any",
+    r"somebody|someone|anybody|whoever|no one": "the user, the caller, if any",
     r"nobody": "no X (`nobody` in code style is the verdict)",
     r"mend(?:s|ed|ing)?": "fix, repair",
     r"vouch\w*|facets?": "check, checksum",

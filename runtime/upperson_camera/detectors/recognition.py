@@ -182,7 +182,7 @@ _OTHERS: Mapping[str, Callable[[Graph], bool]] = {
     "YOLO-NAS or DAMO-YOLO": _is_dense_pair,
     "YOLO-NAS": lambda graph: "num_predictions" in graph.answer,
 }
-"""Models that are told by their outputs and not read."""
+"""Models that are recognized by their outputs and refused."""
 
 
 # --- Numbers that a detector gives
