@@ -94,7 +94,7 @@ def test_the_readme_shows_the_commands_and_the_changelog_knows_this_version():
 
 
 def test_every_setting_of_a_recipe_is_explained():
-    text = read("docs/how-to/training.md")
+    text = read("docs/reference/training.md")
     names = [field.name for field in dataclasses.fields(TrainConfig) if field.name != "model"]
     names += [f"model.{field.name}" for field in dataclasses.fields(UPPersonConfig)]
     assert [name for name in names if f"`{name}`" not in text] == []
