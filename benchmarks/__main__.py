@@ -1,6 +1,6 @@
 """Run one benchmark, or all of them one after the other: ``python -m benchmarks [NAME [OPTIONS]]``.
 
-Without options they run at the sizes that docs/benchmarks.md shows.
+Without options they run at the sizes that docs/dev/benchmarks.md shows.
 """
 
 import os
@@ -27,7 +27,7 @@ DOCUMENTED = (
     "recall",
     "promise",
 )
-"""Name and options of every run whose numbers are in docs/benchmarks.md."""
+"""Name and options of every run whose numbers are in docs/dev/benchmarks.md."""
 
 ON_A_GPU = ("gpu",)
 """Run by name alone, as ``make gpu`` does: without an NVIDIA GPU it ends at once, and its numbers

@@ -32,7 +32,7 @@ from upperson_rt.machine import machine_lines
 from upperson_rt.nvidia import probe_cuda_driver
 from upperson_tensorrt.cuda import Cuda
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[1] / "docs/dev"
 
 BATCHES = (1, 8, 32)
 
@@ -67,7 +67,7 @@ def gpu(
     check: Annotated[bool, typer.Option("--check", help="Only say what is there.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Time towers and training on the NVIDIA GPU of this machine; write `docs/gpu-<card>.md`.
+    """Time towers and training on the NVIDIA GPU of this machine; write `docs/dev/gpu-<card>.md`.
 
     A model with random weights is folded and exported. torch, ONNX Runtime and TensorRT embed the
     same people and captions in turns, from and to the host's memory, and must agree; trtexec runs

@@ -33,7 +33,7 @@ _LR = 1e-5  # The weights are random: a loss that falls would say nothing.
 
 
 class _Speeds(Observer):
-    """Keeps what it is told of steps."""
+    """Records what the trainer reports of each step."""
 
     def __init__(self) -> None:
         self.images_per_s: list[float] = []

@@ -60,7 +60,7 @@ def people_needed(
 ) -> None:
     """Train an adapter for each site from some people each, and measure its gain.
 
-    Example: python -m benchmarks.people --picture docs/few-people.png
+    Example: python -m benchmarks.people --picture docs/images/few-people.png
     """
     counts = sorted(people or [25, 50, 100, 300])
     rows: dict[str, dict[str, Any]] = {}

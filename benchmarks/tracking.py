@@ -61,7 +61,7 @@ class Noise:
     missed: float
     """Share of people in full view who are missed: half frame by frame, half for 0.4 s."""
     false: float
-    """Boxes of nobody in a frame, half of them always at the same two places."""
+    """Boxes without a person in a frame, half of them always at the same two places."""
     doubled: float
     """Share of people with a second box."""
 

@@ -90,7 +90,7 @@ class TrainingStep:
 
 
 def peak_extra_bytes(spec: ModelSpec, contender: str, threads: int) -> int | None:
-    """Measure a contender's memory in a process of its own; None where the system does not tell.
+    """Measure a contender's memory in a process of its own; None if the system reports none.
 
     Raises:
         InputError: The process ended with an error, for example for want of memory.

@@ -171,7 +171,7 @@ def _own_peak_mb() -> int:
 
 
 class QuickDemo(NamedTuple):
-    """What ``upperson demo --quick --json`` left behind. Tests copy the folder to change it."""
+    """The output of ``upperson demo --quick --json``. Tests copy the folder to change it."""
 
     folder: Path
     stdout: str

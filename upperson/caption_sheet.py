@@ -63,7 +63,7 @@ class SheetCrop:
     """A chosen crop, and its line of the annotation file without the caption."""
 
     record: dict[str, str | int]
-    """``image``, ``pid``, ``split`` and, if its name tells, ``camera``."""
+    """``image``, ``pid``, ``split`` and, if it is in the name, ``camera``."""
     jpeg: bytes
 
 
@@ -281,7 +281,7 @@ def _embed(
 
 
 def _person_and_camera(name: str, person_from: PersonFrom) -> tuple[str, str | None]:
-    """Return a text that is equal for crops of one person, and the camera if the name tells it."""
+    """Return a text that is equal for crops of one person, and the camera if it is in the name."""
     path = PurePosixPath(name)
     if person_from == "name" and (found := _RE_IDENTIFICATION.match(path.name)):
         return f"person {found[1]}", found[2]

@@ -136,7 +136,8 @@ class TrainConfig:
 
     lr: float = 1e-3
     prefix_lr: float | None = None
-    """Peak rate of the prefix tensors alone; none takes lr. See ``docs/decisions.md``."""
+    """Peak rate of the prefix tensors alone; none takes lr, see
+    ``docs/explanation/decisions.md``."""
 
     warmup_epochs: int = 5
     """Epochs over which the rate rises from 0.1 lr to lr, before the cosine to 0."""

@@ -176,7 +176,8 @@ def itc_loss(image_NE: Tensor, text_NE: Tensor, temperature: float = TEMPERATURE
 def cmpm_loss(image_NE: Tensor, text_NE: Tensor, right_NN: Tensor) -> Tensor:
     """Sum of KL(p || Q) of scalar projections: a feature, with its length, on unit features.
 
-    The target is the row normalised to sum 1, as CMPM defines it (see ``docs/decisions.md``).
+    The target is the row normalised to sum 1, as CMPM defines it, see
+    ``docs/explanation/decisions.md``.
     """
     onto_text_NN = image_NE @ F.normalize(text_NE, dim=-1).T
     onto_image_NN = text_NE @ F.normalize(image_NE, dim=-1).T

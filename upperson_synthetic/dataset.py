@@ -32,7 +32,7 @@ FORMAT = 3
 _DOCUMENT = "dataset.json"
 _IMAGES = "images"
 
-# Parts and file of the data set format ``jsonl``, see docs/interface.md.
+# Parts and file of the data set format ``jsonl``, see docs/reference/formats.md.
 Split: TypeAlias = Literal["train", "val", "test"]
 _SPLITS: tuple[Split, ...] = get_args(Split)
 _ANNOTATIONS = "annotations.jsonl"

@@ -1,6 +1,7 @@
 """A tower's graphs: the float32 one that torch exports, and each variant made from it.
 
-Tensor names, dynamic axes and node names are the product's interface: see ``docs/interface.md``.
+Tensor names, dynamic axes and node names are the product's interface, see
+``docs/reference/formats.md``.
 """
 
 import ast

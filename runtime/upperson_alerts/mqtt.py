@@ -196,6 +196,6 @@ class MqttDelivery(Delivery):
 
 
 def _with_event(body: bytes) -> bytes:
-    """Add the key by which Home Assistant tells events apart."""
+    """Add the key by which Home Assistant distinguishes events."""
     content = json.loads(body)
     return json.dumps({"event_type": content["type"], **content}).encode()

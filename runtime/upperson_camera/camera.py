@@ -90,7 +90,7 @@ class Camera:
 
     @property
     def is_over(self) -> bool:
-        """Whether its source has ended for good."""
+        """Whether its source has ended and is not opened again."""
         return self._capture is not None and self._capture.is_over
 
     @property

@@ -48,7 +48,7 @@ class OtherWriters:
             self._expected[camera] = self._gallery.count(Filter(camera=camera))
 
     def forget(self, cameras: Iterable[str]) -> None:
-        """Count the rows of cameras anew before the next commit: nobody knows what was added."""
+        """Count the rows of cameras again before the next commit: the added ones are unknown."""
         for camera in cameras:
             self._expected.pop(camera, None)
 

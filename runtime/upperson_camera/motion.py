@@ -24,7 +24,7 @@ _LEARNING_S = 60.0
 """Time constant of the background. What stands still is part of it after a tenth."""
 _HOLD_S = 1.0
 """For so long after motion a detector sees every frame."""
-_CHECK_S = 3.0
+_CHECK_S = 5.0
 """Without motion a detector sees a frame after so long, and while there are tracks after half of
 ``lost_after_s``, so that none of them ends."""
 

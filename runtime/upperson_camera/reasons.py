@@ -1,4 +1,4 @@
-"""Why a source does not open, asked of the server itself, for OpenCV and FFmpeg hardly say.
+"""Find out from the server why a source does not open; OpenCV and FFmpeg rarely report it.
 
 A reason is an `InputError` with a code, such as ``host_unknown``, ``connection_refused``,
 ``credentials_missing`` or ``certificate_untrusted``; `not_opened` adds the source to it.

@@ -76,7 +76,7 @@ class PipelineSettings:
     """Our own tracker, or ``bytetrack``, ``ocsort`` or ``botsort`` of the package ``trackers``;
     options may follow, see `new_tracker`."""
     motion_gate: bool = True
-    """Of a source, detectors see frames with motion, and one every 3 s without; of frames that are
+    """Of a source, detectors see frames with motion, and one every 5 s without; of frames that are
     submitted, all."""
     detect_fps: float | None = None
     """Most frames a second that the detector of a camera sees; None for all."""

@@ -51,8 +51,8 @@ def _jetson() -> list[Check]:
     advice = jetson_advice(jetson_release(), version_of("numpy"), _opencv_versions())
     facts = {"release": line, "advice": advice}
     if not advice:
-        return [ok("jetson", "set up as docs/jetson.md says", **facts)]
-    return [warning("jetson", "; ".join(advice), "docs/jetson.md", **facts)]
+        return [ok("jetson", "set up as docs/how-to/jetson.md says", **facts)]
+    return [warning("jetson", "; ".join(advice), "docs/how-to/jetson.md", **facts)]
 
 
 def _packages() -> list[Check]:

@@ -50,7 +50,7 @@ class Trial:
 
     @property
     def boxes_elsewhere(self) -> int:
-        """Boxes that hardly touch any drawn figure."""
+        """Boxes that overlap no drawn figure by more than a small part."""
         if self.figures is None or not len(self.boxes):
             return 0
         return int((overlaps(self.boxes, self.figures) < 0.2).all(axis=1).sum())

@@ -133,7 +133,7 @@ class Collection:
             raise
 
     def close(self) -> None:
-        """Close the connection; once more does no harm."""
+        """Close the connection; a second call does nothing."""
         with self.writing:
             if self._connection is not None:
                 disconnect(self.location, self._connection)

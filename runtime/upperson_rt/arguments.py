@@ -50,7 +50,7 @@ def check_name(value: object, what: str, error: type[UppersonError] = InputError
 
 
 def is_finite(value: object) -> bool:
-    """Tell whether a value is a number, of Python or numpy, neither NaN nor infinite."""
+    """Return whether a value is a number, of Python or numpy, neither NaN nor infinite."""
     if not isinstance(value, _NUMBERS):
         return False
     try:

@@ -71,7 +71,7 @@ class BackendError(UppersonError):
 
 
 class IntegrityError(UppersonError):
-    """Stored data is not what was written: hash, canary or fingerprint mismatch."""
+    """Stored data is not what was written: hash, golden sample or fingerprint mismatch."""
 
     exit_code = 6
     default_code = "integrity"

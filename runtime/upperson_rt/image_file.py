@@ -407,7 +407,7 @@ def _webp_needed(file: BinaryIO, size: tuple[int, int], file_bytes: int) -> int:
 
 
 def _has_lossless_part(file: BinaryIO, file_bytes: int) -> bool:
-    """Tell whether a chunk of a WebP file, or of a frame in it, is lossless, such as its alpha."""
+    """Return whether a chunk of a WebP file, or of a frame in it, is lossless (its alpha is)."""
     ranges, left = [(12, file_bytes)], _MOST_WEBP_CHUNKS
     while ranges:
         at, end = ranges.pop()
@@ -493,5 +493,5 @@ def _tiff_decoder(tags: Mapping[int, Any], size: tuple[int, int], file_bytes: in
 
 
 def _is_slow(image: ImageFile) -> bool:
-    """Tell a picture whose decoder is written in Python: it takes a microsecond a pixel."""
+    """Return whether the decoder is written in Python, which takes a microsecond a pixel."""
     return any(tile[0] not in ("raw", "gif") for tile in image.tile)

@@ -82,7 +82,7 @@ class Processor:
 
     name: str
     flags: frozenset[str] | None
-    """What it can do, such as ``avx2``; None where /proc does not tell."""
+    """What it can do, such as ``avx2``; None where /proc does not list it."""
 
     @property
     def is_x86(self) -> bool:
@@ -91,7 +91,7 @@ class Processor:
 
     @property
     def has_bf16(self) -> bool:
-        """Whether it multiplies bf16; True where the system does not tell."""
+        """Whether it multiplies bf16; True where the system does not report it."""
         return self.flags is None or bool(self.flags & _BF16_SETS)
 
 

@@ -98,7 +98,7 @@ def bound_library() -> ctypes.CDLL:
 
 ADVICE = (
     "use JetPack's TensorRT (sudo apt install python3-libnvinfer) in a virtual environment made "
-    "with --system-site-packages, see docs/jetson.md"
+    "with --system-site-packages, see docs/how-to/jetson.md"
 )
 
 OLDEST_RELEASE = (36, 4)

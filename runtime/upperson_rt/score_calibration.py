@@ -98,7 +98,7 @@ class ScoreCalibration:
     curves: dict[str, Curve]
     """By kind of query, ``sentence`` and ``picture``, where there are no phrases to compare."""
     nobody_below: Annotated[float, _IS_BELOW_LIKELY]
-    """Likelihood of an answer below which nobody matches: at most 1 % of the queries with a
+    """Likelihood of a result below which its verdict is `nobody`: at most 1 % of the queries with a
     match were below it."""
     reference: Reference
     schema_version: int = field(default=SCHEMA_VERSION)

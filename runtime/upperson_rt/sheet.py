@@ -196,7 +196,7 @@ def _bars(explanation: Explanation | None, hits: int) -> list[list[_Bar]]:
 
 
 def _draw_bar(draw: ImageDraw.ImageDraw, x: int, y: int, bar: _Bar) -> None:
-    """Draw a phrase over a line of the tile's width that is full where all speaks for it."""
+    """Draw a phrase over a line of the tile's width that is full where the evidence is 1."""
     text, value, negated = bar
     font = _font(15)
     number = "" if math.isnan(value) else f"{value:.2f}"

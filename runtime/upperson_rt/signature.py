@@ -309,7 +309,8 @@ def _read_statement(payload: bytes, where: str) -> tuple[dict[str, str], set[str
     except (InputError, ValueError, LookupError, TypeError, AttributeError) as error:
         problem = str(error) if isinstance(error, InputError) else f"{where} is malformed"
         raise IntegrityError(
-            f"{problem}: sign the folder again, with the options that docs/security.md names",
+            f"{problem}: sign the folder again, with the options that "
+            "docs/explanation/security.md names",
             code="statement_malformed",
         ) from error
 

@@ -364,7 +364,7 @@ class Tokenizer:
         return int(token_lengths(self.encode(texts).input_ids).sum()) if texts else 0
 
     def is_broken(self, pieces: Sequence[str]) -> bool:
-        """Whether a word of `TokenBatch.words` is in tokens that the model can hardly have learned.
+        """Whether a word of `TokenBatch.words` is in tokens that the model probably never learned.
 
         The vocabulary has no entry for it, and it is not two of its words either: it is read as
         three or more pieces.

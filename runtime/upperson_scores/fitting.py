@@ -44,7 +44,7 @@ _PRIOR_PICTURE_RIDGE, _PRIOR_ANSWER_RIDGE = 5e5, 5e3
 _WRONG_NOBODY = 0.01
 _MOST_NOBODY = 0.25
 _CAUTION_PEOPLE = 50
-"""With as many the limit of nobody is halved."""
+"""With as many the limit of `nobody` is halved."""
 _LEAST_AUROC = 80.0
 """Of a fit that is worth using, in percent, on people left out of it."""
 _AXES = 24

@@ -91,7 +91,7 @@ def traits_of(
 def queries_about(
     inside: LabelledPictures, outside: LabelledPictures, rng: np.random.Generator
 ) -> list[LabelledQuery]:
-    """Return sentences for a gallery; captions of people ``outside`` of it match nobody."""
+    """Return sentences for a gallery; captions of people ``outside`` of it match no picture."""
     return [
         *_both(_short(inside, outside), inside, rng),
         *_both(_two(inside, rng), inside, rng),

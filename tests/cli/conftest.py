@@ -42,7 +42,7 @@ def bundle_and_crops(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def gallery_of_crops(bundle_and_crops, tmp_path_factory):
-    """A gallery of these crops, a picture in each colour; nobody changes it."""
+    """A gallery of these crops, a picture in each colour; no test changes it."""
     encoder = open_encoder(bundle_and_crops / "bundle", threads=1)
     folder = tmp_path_factory.mktemp("indexed") / "gallery"
     with Gallery.open(folder, encoder.fingerprint, encoder.embed_dim, create=True) as gallery:

@@ -121,7 +121,7 @@ def test_one_is_run_by_name_and_all_without_one(monkeypatch: pytest.MonkeyPatch)
 
 def test_documents_make_and_benchmarks_name_one_another() -> None:
     """The log and the changelog may name benchmarks that are gone."""
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("**/*.md")]
     text = "\n".join(page.read_text("utf-8") for page in pages if page.name != "log.md")
     for name in re.findall(r"(?:-m benchmarks\.|NAME=|benchmarks/)(\w+)\b(?!\.(?:md|json))", text):
         assert (ROOT / "benchmarks" / f"{name}.py").is_file(), name

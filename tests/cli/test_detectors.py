@@ -198,7 +198,7 @@ def test_a_detector_that_exits_never_makes_a_command_succeed(
 
 
 def test_the_detector_of_the_page_runs(work, monkeypatch):
-    page = (ROOT / "docs" / "detectors.md").read_text("utf-8")
+    page = (ROOT / "docs/how-to/detectors.md").read_text("utf-8")
     (block,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert len([line for line in block.splitlines() if line.strip()]) <= 10
     (work / "people.py").write_text(block)

@@ -332,8 +332,8 @@ def test_a_killed_merge_leaves_nothing_or_all(work, monkeypatch, step):
 
 
 def test_the_commands_of_the_page_run(work, original):
-    """Those of "From several boxes" in docs/gallery.md, in order."""
-    page = (ROOT / "docs/gallery.md").read_text("utf-8")
+    """Those of "From several boxes" in docs/how-to/gallery.md, in order."""
+    page = (ROOT / "docs/how-to/gallery.md").read_text("utf-8")
     section = page[page.index("## From several boxes") :]
     commands = list(commands_in(section[: section.index("\n## ", 1)]))
     shutil.rmtree("shards")

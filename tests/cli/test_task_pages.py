@@ -1,7 +1,8 @@
-"""The pages in docs/start: every command on them runs, in order, in a folder such as they assume.
+"""The tutorial and how-to guides: every command runs, in order, in a folder such as they assume.
 
 Stand-ins replace what a test cannot have: a toy base for CLIP, a file for a camera. Exports are
-only parsed, since test_export.py runs them; a toy bundle is put where they would write.
+only parsed, since test_export.py runs them; a toy bundle is put where they would write. So are
+servers, which would not end.
 """
 
 import ast
@@ -26,7 +27,7 @@ from upperson_synthetic import SyntheticSpec, write_dataset
 
 pytestmark = pytest.mark.timeout(180, func_only=True)
 
-START = ROOT / "docs/start"
+DOCS = ROOT / "docs"
 HEIGHT, WIDTH = map(str, IMAGE_SIZE)
 TRAIN = [
     "--base", "toy", "--allow-partial", "--epochs", "1", "--set", "warmup_epochs=0",
@@ -43,14 +44,15 @@ def run_page(name, stand_ins=None, more=None):
     ``stand_ins`` replace whole words; ``more`` are options by the beginning of a command.
     """
     printed, failed = {}, {}
-    for program, *words in commands_in((START / f"{name}.md").read_text("utf-8")):
+    for program, *words in commands_in((DOCS / f"{name}.md").read_text("utf-8")):
         line = " ".join(words)
         words = [(stand_ins or {}).get(word, word) for word in words]
         for start, options in (more or {}).items():
             words += options if line.startswith(start) else []
-        if words[0] == "export":
+        if words[0] in ("export", "serve"):
             assert complaint(program, *words) == ""
-            make_toy_bundle(Path(words[words.index("--output") + 1]))
+            if words[0] == "export":
+                make_toy_bundle(Path(words[words.index("--output") + 1]))
             continue
         result = (run_rt if program == "upperson-rt" else run)(*words)
         printed[line] = result.stdout
@@ -82,8 +84,21 @@ def toy(work, monkeypatch):
     return work
 
 
+def test_the_tutorial(work):
+    (work / "photographs").mkdir()
+    scene(work / "photographs/street.jpg", (20, 24), (60, 8))
+    write_detector(work / "yolox_nano.onnx", "yolox")
+    assert run("data", "synthesize-video", "street.avi", "--seconds", "2").exit_code == 0
+    more = {"watch": ["--detector", "street.json"]}
+    stand_ins = {"street=vtest.avi": "street=street.avi", "auto": "yolox_nano.onnx"}
+    printed = run_page("tutorial", stand_ins, more)
+    assert (work / "answer.png").is_file()
+    assert (work / "mine.png").is_file()
+    assert len(printed) == 7
+
+
 def test_photographs(bundle):
-    printed = run_page("photographs")
+    printed = run_page("how-to/photographs")
     assert (bundle / "boxes.png").is_file()
     assert (bundle / "answer.png").is_file()
     (found,) = (text for line, text in printed.items() if "--image" in line)
@@ -100,7 +115,7 @@ def test_a_camera(bundle):
         "gate=rtsp://10.0.0.5/stream2": "gate=street.avi",
         "hall=rtsp://10.0.0.6/stream2": "hall=street.avi",
     }
-    printed = run_page("camera", stand_ins, {"data": ["--seconds", "2"]})
+    printed = run_page("how-to/camera", stand_ins, {"data": ["--seconds", "2"]})
     assert (bundle / "trial.png").is_file()
     assert len(printed) == 8
 
@@ -109,19 +124,19 @@ def test_clip_weights(toy):
     spec = SyntheticSpec(look="street", train_ids=6, val_ids=2, test_ids=3, views=2)
     write_dataset(toy / "people", spec)
     shutil.copytree(toy / "people/images", toy / "crops")
-    run_page("clip-weights", TOY, {"train": TRAIN})
+    run_page("how-to/clip-weights", TOY, {"train": TRAIN})
     assert (toy / "answer.png").is_file()
 
 
 def test_cuhk_pedes(toy):
     write_cuhk_pedes(toy / "data")
-    printed = run_page("cuhk-pedes", TOY, {"train --dataset": TRAIN})
+    printed = run_page("how-to/cuhk-pedes", TOY, {"train --dataset": TRAIN})
     assert "ok: every record can be read" in printed["data check --dataset cuhk-pedes --root data"]
 
 
 def test_troubleshooting(bundle):
     run_rt("index", "-b", "bundle", "-g", "gallery", "crops")
-    run_page("troubleshooting")
+    run_page("how-to/troubleshooting")
 
 
 def test_messages_that_troubleshooting_explains_exist():
@@ -134,7 +149,7 @@ def test_messages_that_troubleshooting_explains_exist():
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     )
     rows = re.findall(
-        r"^\| (`.*?) \|", (START / "troubleshooting.md").read_text("utf-8"), re.MULTILINE
+        r"^\| (`.*?) \|", (DOCS / "how-to/troubleshooting.md").read_text("utf-8"), re.MULTILINE
     )
     quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row)]
     assert len(quoted) > 15

@@ -44,7 +44,7 @@ class Text(str, enum.Enum):
 
 
 class Odd:
-    """An object of no use to anybody."""
+    """An object of no use."""
 
     def __repr__(self):
         return "\x1b[2J\n" * 100

@@ -31,7 +31,7 @@ from upperson_rt.errors import UppersonError
 MEMORY_BYTES = 3 << 30
 PROCESSOR_S = 20
 WALL_S = 300.0
-"""Who waits for something takes no processor's time; but other work may leave hardly any."""
+"""Who waits for something takes no processor's time; but other work may leave almost none."""
 BACKENDS = ("onnxruntime", "openvino")
 FORK = multiprocessing.get_context("fork")
 

@@ -44,7 +44,7 @@ def _written(array: NDArray[Any]) -> bytes:
 
 
 def _canaries(change: Callable[[dict[str, bytes]], None]) -> Change:
-    """Change the files inside of canaries.npz."""
+    """Change the files inside of ``canaries.npz``."""
 
     def changed(folder: Path) -> None:
         files = {name: _written(array) for name, array in _arrays(folder).items()}
@@ -63,7 +63,7 @@ def _fields(descr: str = "'|u1'", shape: str = "(4, 24, 8, 3)", fortran: str = "
 
 
 def _values(**change: Callable[[NDArray[Any]], NDArray[Any]]) -> Change:
-    """Change the numbers in some arrays of canaries.npz."""
+    """Change the numbers in some arrays of ``canaries.npz``."""
 
     def changed(folder: Path) -> None:
         arrays = _arrays(folder)
@@ -105,7 +105,7 @@ def _in_directory(offset: int, content: bytes) -> Change:
 
 
 def _many_entries(archive: bytearray) -> bytes:
-    """Return an archive whose directory takes nearly all that canaries may."""
+    """Return an archive whose directory takes nearly all that golden samples may."""
     entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", *[0] * 9, 6, *[0] * 6) + b"a/b/c/"
     count = (31 << 20) // len(entry)
     end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)

@@ -1,4 +1,4 @@
-"""The table of licences in ``docs/licences.md``.
+"""The table of licences in ``docs/reference/licences.md``.
 
 ``python -m tests.helpers.licences``, a part of ``make lock``, makes it anew. Licences are what the
 metadata of each package says. A package that is not installed here (for another Python or system)
@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from tests.helpers.command_line import ROOT
 from tests.helpers.locks import ALL, EDGE, UNLOCKED, direct_requirements, read_lock
 
-PAGE = ROOT / "docs" / "licences.md"
+PAGE = ROOT / "docs/reference/licences.md"
 HEADING = "## Table\n\n"
 COLUMNS = "| package | licence | edge | direct |\n|---|---|---|---|\n"
 

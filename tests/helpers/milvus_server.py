@@ -90,7 +90,7 @@ class MilvusServer:
             self._process = None
 
     def close(self) -> None:
-        """End it for good, and remove what it stored."""
+        """End it, and remove what it stored."""
         self.kill()
         self._listener.close()
         shutil.rmtree(self._data, ignore_errors=True)

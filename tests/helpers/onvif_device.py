@@ -1,4 +1,4 @@
-"""An ONVIF camera that is strict about who asks, and one that means harm; both on 127.0.0.1.
+"""An ONVIF camera with strict authentication, and a malicious one; both on 127.0.0.1.
 
 What it checks and says is written after ONVIF's and OASIS' specifications, not after our client.
 """
@@ -119,11 +119,11 @@ class OnvifDevice:
         return 200, f"<r:{name}Response xmlns:r='urn:r'>{answers[name]}</r:{name}Response>"
 
     def envelope(self, name: str) -> bytes:
-        """Return what is sent to whoever may ask."""
+        """Return the response to an authorized request."""
         return _ENVELOPE.format(self.reply(name, "ProfileToken>p0<", "")[1]).encode()
 
     def _token_is_right(self, body: str) -> bool:
-        """Tell whether a UsernameToken is right, and of now; OASIS, UsernameToken Profile 1.0."""
+        """Return whether a UsernameToken is right, and of now; OASIS, UsernameToken Profile 1.0."""
         assert self.login is not None
         names = ("Username", "Password", "Nonce", "Created")
         found = [match[1] for n in names if (match := re.search(rf"{n}[^>]*>([^<]*)</", body))]

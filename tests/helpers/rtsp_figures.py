@@ -1,4 +1,4 @@
-"""The figures of "RTSP, measured" in docs/cameras.md: a stream for two minutes, then its losses.
+"""The figures of "RTSP, measured" in docs/dev: a stream for two minutes, then its losses.
 
 ``python -m tests.helpers.rtsp_figures tcp`` watches GStreamer's server as a camera of a pipeline
 does, without a detector behind it; then the server is killed, and started again after two seconds.

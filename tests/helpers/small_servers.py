@@ -19,7 +19,7 @@ Auth = Literal["none", "basic", "digest"]
 
 
 def is_allowed(header: str | None, auth: Auth, method: str) -> bool:
-    """Tell whether an Authorization header is the right one; by RFC 7617 and RFC 2617."""
+    """Return whether an Authorization header is the right one; by RFC 7617 and RFC 2617."""
     if auth == "none":
         return True
     if header is None:

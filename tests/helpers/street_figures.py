@@ -1,4 +1,4 @@
-"""The figures of "A street, from camera to gallery" in docs/cameras.md.
+"""The figures of "A street, from camera to gallery" in docs/dev.
 
     python -m tests.helpers.street_figures demo/bundle
 

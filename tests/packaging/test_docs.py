@@ -94,14 +94,14 @@ def test_the_readme_shows_the_commands_and_the_changelog_knows_this_version():
 
 
 def test_every_setting_of_a_recipe_is_explained():
-    text = read("docs/training.md")
+    text = read("docs/reference/training.md")
     names = [field.name for field in dataclasses.fields(TrainConfig) if field.name != "model"]
     names += [f"model.{field.name}" for field in dataclasses.fields(UPPersonConfig)]
     assert [name for name in names if f"`{name}`" not in text] == []
 
 
 def test_manual_and_help_name_the_default_of_calibration():
-    (paragraph,) = re.findall(r"^`--estimator` .*?\n\n", read("docs/export.md"), re.M | re.S)
+    (paragraph,) = re.findall(r"^`--estimator` .*?\n\n", read("docs/how-to/export.md"), re.M | re.S)
     assert re.findall(r"`([\w.-]+)` \(default\)", paragraph) == [DEFAULT_ESTIMATOR]
     export = dict(iter_commands())["upperson export"]
     (option,) = (parameter for parameter in export.params if parameter.name == "estimator")

@@ -61,7 +61,7 @@ def build(model, folder, profile, capability="8.6"):
 
 
 def compile_vit_b16(folder):
-    """Export both towers, compile both variants, and tell what the compiler made of them."""
+    """Export both towers, compile both variants, and report what the compiler made of them."""
     graphs = export_vit_b16(folder, LAYERS)
     return {
         f"{kind} {variant}": compiled(graphs[kind], variant, folder)

@@ -317,7 +317,7 @@ def _print_attributes(name: str, report: "AttributeReport") -> None:
             f"{report.swapped.pictures} pictures"
         )
     print_line(
-        "all in percent; docs/training.md, Which words are understood, says what each row is"
+        "all in percent; docs/reference/training.md, Which words are understood, explains each row"
     )
 
 

@@ -26,7 +26,7 @@ class Base(OptionGroup, panel="A base without a run"):
     """The published CLIP that takes the place of a run."""
 
     base: str | None = option(
-        None, "Export a CLIP as it was published, without a run (docs/training.md)."
+        None, "Export a CLIP as it was published, without a run (docs/how-to/export.md)."
     )
     pretrained: str | None = option(None, "With --base: its weights, a file or a tag of open_clip.")
     height: int | None = advanced(

@@ -70,7 +70,7 @@ class Recipe(OptionGroup, panel="Recipe and model"):
     )
     rehearse: Path | None = advanced(
         None,
-        "Data set of other people to train on as well, see docs/training.md.",
+        "Data set of other people to train on as well, see docs/how-to/site.md.",
         show_default=False,
     )
     seed: int | None = advanced(None, "Random seed of the run.")
@@ -78,7 +78,7 @@ class Recipe(OptionGroup, panel="Recipe and model"):
         1, "Number of runs with consecutive seeds; reports mean and spread.", min=1
     )
     settings: list[str] | None = advanced(
-        None, "Any other key of a recipe, as KEY=VALUE; see docs/training.md.", "--set"
+        None, "Any other key of a recipe, as KEY=VALUE; see docs/reference/training.md.", "--set"
     )
 
     def as_config(self, data: Data) -> "TrainConfig":
@@ -120,7 +120,7 @@ def train(data: Data, recipe: Recipe, target: Target, output: Output) -> None:
     """Fine-tune UP-Person on a frozen CLIP.
 
     Options left out come from the recipe. Several GPUs: start it with torchrun or accelerate
-    launch (docs/training.md).
+    launch (docs/how-to/training.md).
 
     Example: `upperson train --root people --recipe synthetic`
     """

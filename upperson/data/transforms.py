@@ -110,7 +110,7 @@ def prepare_pixels(
     """Augment and normalise a batch where it is, to float32 [N, 3, H, W].
 
     Padding is black before normalisation, and erasing fills with the mean *after* it, both as in
-    the official code (``docs/decisions.md``).
+    the official code (``docs/explanation/decisions.md``).
 
     Args:
         pixels_NHW3: uint8 RGB.

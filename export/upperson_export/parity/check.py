@@ -208,7 +208,7 @@ class ParityResult:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what ``--json`` prints; see ``docs/interface.md``."""
+        """Return what ``--json`` prints; see ``docs/reference/formats.md``."""
         worst = self.worst
         return {
             "ok": self.ok,

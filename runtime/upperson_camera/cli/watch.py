@@ -207,7 +207,7 @@ class Tuning(OptionGroup, panel=ADVANCED):
         bool,
         typer.Option(
             "--motion-gate/--no-motion-gate",
-            help="Search frames with motion only, and one every 3 s.",
+            help="Search frames with motion only, and one every 5 s.",
         ),
     ] = True
     detect_fps: Annotated[

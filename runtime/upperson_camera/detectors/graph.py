@@ -112,7 +112,7 @@ _Run: TypeAlias = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[An
 def read_graph(path: Path, threads: int | None = None) -> Graph:
     """Read an ONNX file, or OpenVINO's IR (``.xml``), and run it once."""
     if not path.is_file():
-        text = f"no detector file {path}: docs/detectors.md names some to take"
+        text = f"no detector file {path}: docs/how-to/detectors.md names some to take"
         raise InputError(text, code="detector_not_found", path=path)
     if path.suffix.lower() == ".xml":
         if repeating := _REPEATING & _layers(path):

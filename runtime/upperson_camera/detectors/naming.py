@@ -29,7 +29,8 @@ class HogDetector:
     """
 
     warning = (
-        "hog misses many people and has false detections: install a network, see docs/detectors.md"
+        "hog misses many people and has false detections: install a network, "
+        "see docs/how-to/detectors.md"
     )
 
     def __init__(self, width_px: int = 640, min_score: float = 0.3) -> None:

@@ -112,7 +112,7 @@ class OnnxDetector:
 
     @property
     def warning(self) -> str | None:
-        """What is wrong if it finds no one in the built-in picture."""
+        """The problem if it detects no person in the built-in picture."""
         if self.figures_found:
             return None
         return (

@@ -182,7 +182,7 @@ _OTHERS: Mapping[str, Callable[[Graph], bool]] = {
     "YOLO-NAS or DAMO-YOLO": _is_dense_pair,
     "YOLO-NAS": lambda graph: "num_predictions" in graph.answer,
 }
-"""Models that are told by their outputs and not read."""
+"""Models that are recognized by their outputs and refused."""
 
 
 # --- Numbers that a detector gives
@@ -205,7 +205,7 @@ def require_sane(
     """
     hint = (
         "it is a model of another kind, such as one for poses or masks, or another layout: see "
-        "docs/detectors.md"
+        "docs/how-to/detectors.md"
     )
     if layout.scores is not None and not _are_scores(values := layout.scores(arrays)):
         finite = values[np.isfinite(values)]

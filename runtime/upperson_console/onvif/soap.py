@@ -259,7 +259,7 @@ def elements(namespace: str, values: Mapping[str, object]) -> list[Element]:
 
 
 def time_text(unix_seconds: float) -> str:
-    """Return a time as dateTime in UTC, within the years that it can tell."""
+    """Return a time as dateTime in UTC, within the years that the format allows."""
     bounded = min(max(unix_seconds, -62_135_596_800.0), 253_402_300_799.0)
     start = datetime.datetime(1970, 1, 1)
     moment = start + datetime.timedelta(milliseconds=round(bounded * 1000))

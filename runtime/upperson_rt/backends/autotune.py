@@ -201,7 +201,7 @@ class Timing:
     seconds: Sequence[float]
     """By the wall clock, one a run."""
     cpu_seconds: Sequence[float] = ()
-    """Processor time, one a run; empty where the system does not tell."""
+    """Processor time, one a run; empty where the system does not report it."""
 
     def percentile_s(self, percent: float) -> float:
         """Return a percentile of the runs' wall time, interpolated between runs."""

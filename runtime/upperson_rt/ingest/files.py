@@ -114,7 +114,7 @@ def _ends(path: str) -> Iterator[str]:
 
 
 def _is_other(source: str | None, file: Path) -> bool:
-    """Tell whether a path of the gallery leads to another file on this machine."""
+    """Return whether a path of the gallery leads to another file on this machine."""
     try:
         return source is None or not os.path.samefile(source, file)
     except (OSError, ValueError):  # It leads nowhere here: it may be another machine's.

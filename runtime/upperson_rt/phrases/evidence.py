@@ -1,4 +1,4 @@
-"""What speaks for a phrase in a picture, from the two towers alone, and phrases as sentences.
+"""Phrase evidence: the probability that a phrase is true of a picture, from the two towers alone.
 
 A cosine says nothing by itself. Here a phrase competes against what could stand in its place: a red
 coat against coats of other colours and other red garments, a backpack against other bags and none.
@@ -164,7 +164,7 @@ _Embedded: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[n
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """The phrases of a sentence, and what speaks for each in every hit."""
+    """The phrases of a sentence, and the evidence for each in every hit."""
 
     parsed: ParsedSentence
     phrases: tuple[Phrase, ...]

@@ -151,7 +151,7 @@ def _end_of_thing(words: list[str]) -> int:
 
 
 def singular(words: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the words of a noun with the last one in the singular, as far as -s tells."""
+    """Return the words of a noun with the last one in the singular, as far as it ends in -s."""
     *others, last = words
     for ending, replacement in (("sses", "ss"), ("shes", "sh"), ("xes", "x"), ("s", "")):
         if last.endswith(ending):

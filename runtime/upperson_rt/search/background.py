@@ -42,7 +42,7 @@ less."""
 class _Sample:
     vectors_ND: NDArray[np.float32]
     people_N: NDArray[np.int64]
-    """Who they are, as far as tracks tell: two with the same number are the same person."""
+    """A number for each person, as far as tracks distinguish them."""
     count: int
     """How many pictures the gallery had."""
     usual: dict[float, tuple[float, float] | None] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class BackgroundScores:
         return above_N
 
     def is_indistinct(self, sentence: ParsedSentence, vector_D: NDArray[np.float32]) -> bool:
-        """Whether a sentence's scores hardly differ between pictures."""
+        """Whether a sentence's scores are almost equal for all pictures."""
         if not is_vague(sentence) or len((sample := self._sample()).vectors_ND) < _LEAST:
             return False
         if sample.usual_spread is None:

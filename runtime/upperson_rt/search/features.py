@@ -1,4 +1,4 @@
-"""What speaks for a match: features of a picture for a sentence, and of a search's candidates.
+"""Evidence for a match: features of a picture for a sentence, and of a search's candidates.
 
 Neighbours among the candidates, mostly other pictures of the same person, are weighed in: what one
 picture hides another shows.

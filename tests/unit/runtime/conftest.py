@@ -1,4 +1,4 @@
-"""A toy encoder, pictures it tells apart, and a gallery for them."""
+"""A toy encoder, pictures that it distinguishes, and a gallery for them."""
 
 import shutil
 

@@ -11,7 +11,7 @@ from upperson_rt.gallery import Gallery
 
 def run_page(name, **names):
     """Run the blocks of a page in order; return how many, and the names they leave."""
-    page = (ROOT / "docs" / name).read_text("utf-8")
+    page = (ROOT / "docs/how-to" / name).read_text("utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     for number, block in enumerate(blocks, start=1):
         exec(compile(block, f"{name}, block {number}", "exec"), names)
@@ -24,7 +24,7 @@ def test_the_page_of_the_runtime(tmp_path, monkeypatch, capsys):
     for colour in COLOURS:
         draw_person(tmp_path / "crops" / f"{colour}.jpg", colour)
     monkeypatch.chdir(tmp_path)
-    count, names = run_page("runtime.md")
+    count, names = run_page("embed.md")
     assert count == 5
     assert capsys.readouterr().out.startswith(f"{len(COLOURS)} [(")
     assert len(names["hits"]) == 3

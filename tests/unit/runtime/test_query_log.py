@@ -405,7 +405,7 @@ def test_a_new_file_that_root_begins_belongs_to_the_owner_of_the_one_before(path
 
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_name_alone_sets_no_log_aside(path, tmp_path, replaced):
-    """Whoever moves the log to the name of one set aside has not continued it."""
+    """A log that was moved to the name of one set aside does not continue it."""
     log = QueryLog(path)
     log.write("red", HITS, k=1)
     path.rename(tmp_path / "log.broken-9")

@@ -239,7 +239,7 @@ def test_any_bag_is_each_kind_of_bag_and_nothing_else(word, kinds):
 
 
 def test_little_evidence_counts_for_a_coloured_thing_alone():
-    """A red backpack has so many competitors that little speaks for it even where there is one."""
+    """A red backpack has so many competitors that its evidence is low even where there is one."""
 
     def embed_texts(texts):
         rows = np.zeros((len(texts), 3), np.float32)

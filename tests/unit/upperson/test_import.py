@@ -121,7 +121,7 @@ def test_settings_are_read_off_names_and_shapes(changes, expected):
 
 
 def test_a_reduction_must_fit_both_towers():
-    """64 // 5 and 48 // 5 are 12 and 9: neither width alone tells the reduction by a division."""
+    """64 // 5 and 48 // 5 are 12 and 9: neither width alone gives the reduction by a division."""
     found = map_toy(official_state(replace(TOY_OFFICIAL, reduction=5))).config
     assert (64 // found.adapter_reduction, 48 // found.adapter_reduction) == (12, 9)
     # 64 // 5 is 48 // 4, too, and still not of one reduction.
@@ -211,7 +211,7 @@ def test_a_base_that_does_not_fit_is_refused(state):
 
 
 def test_a_size_with_as_many_patches_as_the_base_itself_is_refused(checkpoint):
-    """The file cannot tell 2x3 from 3x2 patches, and loading would interpolate."""
+    """The file does not distinguish 2x3 from 3x2 patches, and loading would interpolate."""
     run = checkpoint.with_name("run")
     with refused("image_size_ambiguous", InputError, image_size=(32, 48)):
         import_checkpoint(checkpoint, run, base="toy", image_size=(32, 48))

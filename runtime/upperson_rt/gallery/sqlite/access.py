@@ -295,7 +295,7 @@ class State:
         return cls(_state_of(path.stat()), log if header else None, header)
 
     def holds_for(self, later: "State") -> bool:
-        """Whether what was read since is right; a log that another process began does no harm."""
+        """Whether what was read since is right; a log that another process began is ignored."""
         if self.log is None:
             return self.file == later.file
         return (

@@ -128,7 +128,7 @@ def test_a_detector_has_its_own_time_and_one_that_hangs_is_abandoned_alone(
 
 
 def published(pipeline, tmp_path):
-    """Return the lines of a file of metrics that tell failures."""
+    """Return the lines of a file of metrics that count failures."""
     MetricsFile(pipeline, tmp_path / "upperson.prom").close()
     lines = (tmp_path / "upperson.prom").read_text().splitlines()
     return [line for line in lines if line.startswith("upperson_failures_total")]

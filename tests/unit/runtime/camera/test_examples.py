@@ -1,4 +1,4 @@
-"""The programs of docs/examples and the Python of docs/cameras.md run."""
+"""The programs of docs/examples and the Python of docs/how-to/cameras.md run."""
 
 import re
 import runpy
@@ -43,9 +43,9 @@ def run_example(monkeypatch, name, *arguments):
 
 
 def test_the_page_runs(work, capsys):
-    page = (ROOT / "docs" / "cameras.md").read_text("utf-8")
+    page = (ROOT / "docs/how-to/cameras.md").read_text("utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 4
     names: dict[str, object] = {}
     for number, block in enumerate(blocks, start=1):
         exec(compile(block, f"block {number}", "exec"), names)

@@ -1,4 +1,4 @@
-"""ONNX files of every layout: told apart or refused, and read as they were made."""
+"""ONNX files of every layout: recognized or refused, and read as they were made."""
 
 import itertools
 import json

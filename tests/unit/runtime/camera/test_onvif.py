@@ -1,4 +1,4 @@
-"""ONVIF cameras: discovery on the loopback network, streams, and devices that mean harm."""
+"""ONVIF cameras: discovery on the loopback network, streams, and malicious devices."""
 
 import base64
 import datetime

@@ -1,4 +1,4 @@
-"""What a gallery promises, in every store. Differences are in docs/milvus.md, not here."""
+"""What a gallery promises, in every store. Differences are in docs/how-to/milvus.md, not here."""
 
 import math
 import sys

@@ -174,7 +174,7 @@ def test_a_message_comes_seldom_with_the_number_of_those_left_out(caplog, monkey
 
 
 def test_many_who_ask_at_once_do_not_each_get_a_thread(guarded):
-    """A thread keeps a heap and a connection to the gallery for good."""
+    """A thread keeps a heap and a connection to the gallery until it ends."""
     headers = {"authorization": f"Bearer {guarded.tokens['viewer']}"}
     others = {*threading.enumerate()}
     with answering(guarded) as (url, _):

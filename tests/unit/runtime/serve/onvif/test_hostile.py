@@ -1,4 +1,4 @@
-"""Requests that were made to do harm: refused with a fault, at once and within little memory."""
+"""Malicious requests: refused with a fault, at once and within little memory."""
 
 import asyncio
 import json
