@@ -1,6 +1,6 @@
 """Indexes pictures on a cluster of Ray, then joins the shards into one gallery.
 
-    pip install 'upperson-rt[cpu,ray]'
+    pip install './runtime[cpu,ray]'
     python index_on_ray.py bundle pictures/ shards/ gallery/
 
 Run it again after it was interrupted: shards that are finished are left alone. Without a cluster it
