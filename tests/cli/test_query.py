@@ -105,10 +105,11 @@ def test_conditions(work, monkeypatch):
 
 
 def test_json_carries_everything(work):
-    result = found("red", "--camera", "gate", "--where", "floor=0", "--since", "5", "--track", "t0")
+    where = ("--camera", "gate", "--where", "floor=0", "--since", int(NOW), "--track", "t0")
+    result = found("red", *where)
     assert result["filter"] == {
         "cameras": ["gate"],
-        "since": 5.0,
+        "since": NOW,
         "until": None,
         "track": "t0",
         "attributes": {"floor": 0},

@@ -136,7 +136,7 @@ REFUSED = [
     (["query", "red"], 3, None),
     (["query", "red", "-b", "crops"], 3, None),
     (["query", "red", "--where", "colour"], 2, None),
-    (["query", "red", "--since", "5", "--until", "4"], 2, None),
+    (["query", "red", "--since", "1790000005", "--until", "1790000004"], 2, "filter_invalid"),
     (["query", "red", "--variant", "int4"], 2, None),
     (["query", "red", "--query-log", "crops"], 3, None),
     (["query", "--image", "gone.png"], 3, None),
@@ -147,9 +147,22 @@ REFUSED = [
     (["index", "crops", "--backend", "tensorflow"], 2, None),
     (["index", "crops", "--device", "cuda"], 5, None),
     (["gallery", "info"], 3, None),
+    *(
+        (words, 2, "time_without_unit")
+        for words in (
+            ["query", "red", "--since", "24"],
+            ["query", "red", "--until=-24"],
+            ["query", "red", "--since", "0"],
+            ["gallery", "delete", "--since", "20261124"],
+            ["gallery", "export", "out", "--until", "7.5"],
+            ["alert", "test", "red", "--since", "7"],
+            ["watch", "street.avi", "--start", "1e5"],
+        )
+    ),
+    (["query", "red", "--since", "nan"], 2, "time_malformed"),
+    (["query", "red", "--since", "tomorrow"], 2, "time_malformed"),
+    (["gallery", "prune", "--older-than", "30"], 2, "age_malformed"),
     # Refused by Typer.
-    (["query", "red", "--since", "nan"], 2, None),
-    (["query", "red", "--since", "tomorrow"], 2, None),
     (["query", "red", "--kk", "3"], 2, None),
     (["query", "red", "-k", "0"], 2, None),
     (["query", "red", "--paraphrases", "17"], 2, None),

@@ -37,6 +37,7 @@ from upperson_rt.cli.output import (
     messages_to,
     one_json_object,
     print_error,
+    print_json,
     print_line,
     print_note,
 )
@@ -264,6 +265,17 @@ def logging_to_stderr(as_json: bool) -> Iterator[None]:
 
 class Command(TyperCommand):
     """A command that reports errors in one line; with ``--debug`` also the traceback."""
+
+    def make_context(self, info_name: Any, args: list[str], *more: Any, **extra: Any) -> Any:
+        """Read the options; a value that its parser refuses is reported as other errors are."""
+        as_json, debug = "--json" in args, "--debug" in args
+        try:
+            return super().make_context(info_name, args, *more, **extra)
+        except UppersonError as error:
+            if as_json:
+                print_json({"error": error.as_json()})
+            _report(str(error), debug)
+            raise typer.Exit(error.exit_code) from error
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; one with ``--log-json`` keeps a log on stderr meanwhile."""
