@@ -68,7 +68,7 @@ def _query_log(path: Path) -> Check:
     try:
         report = verify_log(path)
         if report.problems:
-            raise IntegrityError(report.problems[0])
+            raise IntegrityError(report.problems[0], code=report.code)
     except UppersonError as error:
         return fail_from_error("query log", error)
     return ok("query log", f"{count_of(report.lines, 'line')} as they were written")
