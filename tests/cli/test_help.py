@@ -29,6 +29,7 @@ def test_every_command_has_help_with_an_example_and_few_plain_options(name):
     text = " ".join(result.stdout.split())
     assert f"Example: {name} " in f"{text} "
     assert not re.search(r"[a-z] [,.;:] ", text), "stray spaces"
+    assert "<bool>" not in text
     assert "--debug" in text
     assert "--json" in text or program == "upperson"
     if program == "upperson-rt" and " ".join(words).startswith(CORE):

@@ -104,6 +104,20 @@ def test_conditions(work, monkeypatch):
     assert notice["fields"]["without_time"] == 6
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--explain", "no", "backpack"),
+        ("yes", "no", "--explain"),
+        ("--explain", "red", "no"),
+        ("--explain", "--", "true", "red"),
+    ],
+)
+def test_a_sentence_may_hold_the_words_of_a_switch(work, words):
+    result = json.loads(run("query", "--json", "-k", 3, *words).stdout)
+    assert result["query"] == " ".join(word for word in words if not word.startswith("--"))
+
+
 def test_json_carries_everything(work):
     where = ("--camera", "gate", "--where", "floor=0", "--since", int(NOW), "--track", "t0")
     result = found("red", *where)

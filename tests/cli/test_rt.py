@@ -159,6 +159,17 @@ REFUSED = [
             ["watch", "street.avi", "--start", "1e5"],
         )
     ),
+    *(
+        (["query", *words], 2, "flag_value")
+        for words in (
+            ["--explain", "true", "woman", "in", "red"],
+            ["woman", "in", "red", "--explain", "False"],
+            ["--by-track", "no", "woman in red"],
+            ["woman in red", "--by-track", "no", "--explain"],
+            ["woman in red", "--explain", "yes"],
+        )
+    ),
+    (["index", "crops", "--skip-bad", "true"], 2, "flag_value"),
     (["query", "red", "--since", "nan"], 2, "time_malformed"),
     (["query", "red", "--since", "tomorrow"], 2, "time_malformed"),
     (["gallery", "prune", "--older-than", "30"], 2, "age_malformed"),

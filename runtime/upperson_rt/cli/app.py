@@ -41,8 +41,8 @@ from upperson_rt.cli.output import (
     print_line,
     print_note,
 )
-from upperson_rt.errors import InputError, UppersonError
-from upperson_rt.printable import escape_for_display, get_logger, one_line
+from upperson_rt.errors import InputError, UppersonError, UsageError
+from upperson_rt.printable import escape_for_display, get_logger, one_line, safe_repr
 
 # --- Signals
 #
@@ -270,12 +270,37 @@ class Command(TyperCommand):
         """Read the options; a value that its parser refuses is reported as other errors are."""
         as_json, debug = "--json" in args, "--debug" in args
         try:
+            self._refuse_values_of_flags(args)
             return super().make_context(info_name, args, *more, **extra)
         except UppersonError as error:
             if as_json:
                 print_json({"error": error.as_json()})
             _report(str(error), debug)
             raise typer.Exit(error.exit_code) from error
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options; ``--help`` shows no type for a flag."""
+        return _without_types_of_flags(super().get_params(ctx))
+
+    def _refuse_values_of_flags(self, args: list[str]) -> None:
+        """Raise UsageError for ``--explain true``: the word would become part of the sentence.
+
+        A sentence may begin with "no": it is refused only where no other single word follows it.
+        """
+        options = args[: args.index("--")] if "--" in args else args
+        flags = {name for one in self.params if getattr(one, "is_flag", False) for name in one.opts}
+        for flag, word, after in zip(options, options[1:], [*options[2:], ""], strict=False):
+            if flag not in flags or word.lower() not in ("true", "false", "yes", "no"):
+                continue
+            if word.lower() == "no" and after and not after.startswith("-") and " " not in after:
+                continue
+            raise UsageError(
+                f"{flag} takes no value, found {safe_repr(word)} after it: leave the word out, or "
+                "put the sentence first and in quotes",
+                code="flag_value",
+                flag=flag,
+                found=word,
+            )
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; one with ``--log-json`` keeps a log on stderr meanwhile."""
@@ -312,6 +337,10 @@ class Command(TyperCommand):
 class _Group(TyperGroup):
     """A group of commands that escapes what Typer prints of wrong options."""
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options; ``--help`` shows no type for a flag."""
+        return _without_types_of_flags(super().get_params(ctx))
+
     def make_context(self, *args: Any, **extra: Any) -> Any:
         """Read the options of the group."""
         with _printable_usage():
@@ -321,6 +350,13 @@ class _Group(TyperGroup):
         """Read the options of a command, and run it."""
         with _printable_usage():
             return super().invoke(ctx)
+
+
+def _without_types_of_flags(params: list[Any]) -> list[Any]:
+    for one in params:
+        if getattr(one, "is_flag", False):
+            one.metavar = ""
+    return params
 
 
 @contextmanager
