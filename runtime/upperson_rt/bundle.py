@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -305,6 +306,26 @@ def unowned_in_bundle(folder: Path) -> set[str]:
     except UppersonError:  # Not a bundle.
         return names
     return names - UNNAMED_FILES - named_files(manifest).keys()
+
+
+def require_replaceable(folder: Path, is_same: Callable[[Manifest], bool]) -> None:
+    """Refuse to replace the bundle of another model, if there is one in a folder.
+
+    Raises:
+        InputError: With the code ``bundle_of_other_model``.
+    """
+    if not (folder / MANIFEST_FILE).exists():
+        return
+    found = read_manifest(folder)
+    if not is_same(found):
+        raise InputError(
+            f"{folder} is the bundle of another model, {found.model.name} exported "
+            f"{found.created}: name another output, or replace it with  --force",
+            code="bundle_of_other_model",
+            path=str(folder),
+            name=found.model.name,
+            fingerprint=found.fingerprint,
+        )
 
 
 def named_files(manifest: Manifest) -> dict[str, FileEntry]:
