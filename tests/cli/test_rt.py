@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.helpers.invoke import refusal
+from tests.helpers.invoke import refusal, snapshot
 from tests.helpers.invoke import run as upperson_run
 from tests.helpers.invoke import run_rt as run
 from tests.helpers.invoke import run_rt_json as run_json
@@ -19,6 +19,7 @@ from tests.helpers.signing_keys import write_keys
 from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
 from upperson_rt.bundle import read_manifest
 from upperson_rt.cli import main
+from upperson_rt.encoder import Encoder
 from upperson_rt.gallery.sqlite import SqliteGallery
 from upperson_rt.manifest import space_fingerprint
 
@@ -112,6 +113,40 @@ def test_interrupted_index_keeps_what_is_committed(work, monkeypatch):
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "error: interrupted")
     assert "4 of 6 pictures" in result.stderr
     assert run_json("gallery", "info")["items"] == 4
+
+
+@pytest.mark.parametrize("names", [["bad.jpg"], ["bad.jpg", "worse.png"]])
+def test_an_index_without_a_usable_picture_leaves_no_gallery(work, names):
+    for name in names:
+        (work / name).write_text("junk")
+    for options in ((), ("--skip-bad",)):
+        result = run("index", *names, "-g", "new/gallery", *options)
+        assert (result.exit_code, result.stdout) == (
+            0 if options else 3, "indexed 0 pictures; no gallery was made\n"
+        )  # fmt: skip
+        assert result.stderr.count("bad.jpg") == 1
+        assert not (work / "new").exists()
+    run("index", "crops", "-g", "old")
+    before = snapshot(work / "old")
+    result = run("index", *names, "-g", "old", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["items"]) == (3, 6)
+    assert snapshot(work / "old") == before
+
+
+def test_an_index_that_is_interrupted_before_its_first_row_leaves_no_gallery(work, monkeypatch):
+    def interrupt(self, *arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Encoder, "encode_pixels", interrupt)
+    assert run("index", "crops").exit_code == 130
+    assert not (work / "gallery").exists()
+
+
+def test_a_model_that_is_refused_leaves_no_gallery(work):
+    file = work / "bundle" / "image.int8.onnx"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert run("index", "crops", "--variant", "int8").exit_code == 6
+    assert not (work / "gallery").exists()
 
 
 REFUSED = [

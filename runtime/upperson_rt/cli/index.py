@@ -10,7 +10,7 @@ import typer
 
 from upperson_rt.arguments import read_attributes
 from upperson_rt.cli.groups import OptionGroup, advanced, grouped, option
-from upperson_rt.cli.opening import open_announced, open_store
+from upperson_rt.cli.opening import NewGallery, open_announced, open_to_index
 from upperson_rt.cli.options import Delivery, Detection, Model, Output, Place
 from upperson_rt.cli.output import (
     new_progress,
@@ -126,7 +126,7 @@ def index(
         print_note(f"shard {part}: {chosen.own.count} of {whole}")
     with (
         delivery.opened() as outputs,
-        open_store(model, place.gallery, "image", create=True) as (opened, running, store),
+        open_to_index(model, place.gallery) as (opened, running, store),
     ):
         options |= {"batch_size": run.batch_size, "outputs": outputs}
         with _shown(len(files)) as progress:
@@ -134,11 +134,13 @@ def index(
             if chosen is None:
                 report = index_images(opened.encoder(), store, files, **options)
             else:
+                own = store() if isinstance(store, NewGallery) else store  # Its record comes first.
                 record = record_of(place.gallery)
-                report, _ = index_shard(opened.encoder(), store, chosen, record, **options)
-        total = store.count()
+                report, _ = index_shard(opened.encoder(), own, chosen, record, **options)
+        made = store.made if isinstance(store, NewGallery) else store
+        total = 0 if made is None else made.count()
 
-    _print_notes(report, len(files), options, opened.manifest.image)
+    _print_notes(report, len(files), run.skip_bad, options, opened.manifest.image)
     result = {
         "shard": run.shard,
         "indexed": report.indexed,
@@ -157,12 +159,20 @@ def index(
     }
     pictures = count_of(len(files), "picture")
     found = f" in {pictures}" if detection.detector else ""
-    print_result(result, output.as_json, lambda result: _print_indexed(result, found))
+    print_result(
+        result, output.as_json, lambda result: _print_indexed(result, found, made is not None)
+    )
     if report.skipped and not run.skip_bad:
-        others = "" if len(report.skipped) == len(files) else ", the others are in the gallery"
+        problem = (
+            f"{len(report.skipped)} of {pictures} could not be used (listed above), the others are "
+            "in the gallery; --skip-bad accepts that"
+        )
+        if len(report.skipped) == len(files):
+            one = report.skipped[0].reason
+            all_of_them = f"none of {pictures} could be used (listed above)"
+            problem = f"nothing was indexed: {one if len(files) == 1 else all_of_them}"
         raise InputError(
-            f"{len(report.skipped)} of {pictures} could not be used (listed above){others}; "
-            "--skip-bad accepts that",
+            problem,
             code="pictures_skipped",
             skipped=len(report.skipped),
             pictures=len(files),
@@ -190,10 +200,14 @@ def _shown(files: int) -> "Iterator[Callable[[int, int], None]]":
 
 
 def _print_notes(
-    report: "IndexReport", files: int, options: Mapping[str, Any], image: "ImageSection"
+    report: "IndexReport",
+    files: int,
+    skip_bad: bool,
+    options: Mapping[str, Any],
+    image: "ImageSection",
 ) -> None:
     pictures = count_of(files, "picture")
-    for skipped in report.skipped:
+    for skipped in report.skipped if files > 1 or skip_bad else ():  # Else the error says it.
         print_warning(f"skipped: {skipped.reason}")
     without_time = report.indexed - report.timed
     if without_time and options["time_from"] != "none":
@@ -215,9 +229,10 @@ def _print_notes(
         print_note(f"{count_of(report.too_small, 'person', 'people')} left out: too small")
 
 
-def _print_indexed(result: dict[str, Any], scenes: str) -> None:
+def _print_indexed(result: dict[str, Any], scenes: str, is_there: bool) -> None:
     noun = ("person", "people") if scenes else ("picture",)
     added = f"{count_of(result['indexed'], *noun)}{scenes}"
     if result["replaced"]:
         added += f", {result['replaced']} in place of earlier ones"
-    print_line(f"indexed {added}; gallery '{result['gallery']}' now holds {result['items']}")
+    holds = f"gallery '{result['gallery']}' now holds {result['items']}"
+    print_line(f"indexed {added}; {holds if is_there else 'no gallery was made'}")
