@@ -11,7 +11,7 @@ from upperson_rt.backends import installed_backends, open_backend, require_devic
 from upperson_rt.backends.autotune import Autotuner, Choice
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError
-from upperson_rt.files import all_names, folder_near, sha256_of_file
+from upperson_rt.files import all_names, folder_near, refuse_archive, sha256_of_file
 from upperson_rt.golden_samples import GoldenCheck, GoldenSamples, check_tower
 from upperson_rt.manifest import FileEntry, Manifest, VariantEntry, parse_manifest
 from upperson_rt.onnx_file import check_graph
@@ -275,6 +275,7 @@ def read_manifest(root: Path, trust: str | os.PathLike[str] | None = None) -> Ma
     """Read and check `bundle.json`; the owner of the key ``trust`` must have signed the folder."""
     file = root / MANIFEST_FILE
     if not file.is_file():
+        refuse_archive(root, "the folder of a bundle")
         problem = f"no {MANIFEST_FILE} in it" if root.is_dir() else "no such folder"
         advice = ": expected a folder that  upperson export  has made, or  upperson demo  to try"
         advice += " things out"

@@ -74,6 +74,7 @@ def test_json_is_the_only_thing_on_stdout(work, monkeypatch):
         "empty": 0,
         "too_small": 0,
         "skipped": [],
+        "others": {},
         "gallery": "shelf",
         "items": 6,
         "bundle": "elsewhere",
@@ -113,6 +114,17 @@ def test_interrupted_index_keeps_what_is_committed(work, monkeypatch):
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "error: interrupted")
     assert "4 of 6 pictures" in result.stderr
     assert run_json("gallery", "info")["items"] == 4
+
+
+@pytest.mark.parametrize("shard", [(), ("--shard", "1/1")])
+def test_index_counts_what_it_left_out_of_folders(work, shard):
+    for name in ("a.heic", "b.HEIC", "notes.txt", "more.zip"):
+        (work / "crops" / name).touch()
+    result = run("index", "crops", "--json", *shard)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["others"] == {"heic": 2, "txt": 1, "zip": 1}
+    assert "2 heic (" in result.stderr
+    assert "1 txt, 1 zip (" in result.stderr
 
 
 @pytest.mark.parametrize("names", [["bad.jpg"], ["bad.jpg", "worse.png"]])
@@ -167,6 +179,8 @@ REFUSED = [
     (["gallery", "merge", "crops", "-g", "milvus://host/people"], 2, "gallery_not_a_folder"),
     (["bench", "towers", "--batch", "1,none"], 2, "batch_sizes_malformed"),
     (["bench", "towers", "--batch", "0"], 2, "batch_sizes_malformed"),
+    (["index", "crops.zip"], 3, "archive"),
+    (["query", "red", "-b", "crops.zip"], 3, "archive"),
     # Of other modules.
     (["query", "red"], 3, None),
     (["query", "red", "-b", "crops"], 3, None),
@@ -218,13 +232,14 @@ REFUSED = [
 
 def test_errors_are_one_line_and_a_code(work):
     (work / "empty").mkdir()
+    (work / "crops.zip").write_bytes(b"PK\3\4")
     for arguments, exit_code, code in REFUSED:
         refusal(run(*arguments, "--json"), exit_code, code)
         result = run(*arguments)
         assert (result.exit_code, result.stdout) == (exit_code, ""), arguments
         assert "backend:" not in result.stderr, "a model was loaded"
         left = {path.name for path in work.iterdir()}
-        assert left == {"bundle", "crops", "empty"}, arguments
+        assert left == {"bundle", "crops", "crops.zip", "empty"}, arguments
 
 
 def test_a_students_gallery_needs_allow_distilled(work, tmp_path):

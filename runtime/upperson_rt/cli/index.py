@@ -1,5 +1,6 @@
 """`upperson-rt index`."""
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -96,7 +97,7 @@ def index(
     from upperson_rt.gallery.shards import Shard
     from upperson_rt.ingest.files import index_images
     from upperson_rt.ingest.shards import choose_files, index_shard, record_of, require_whole
-    from upperson_rt.preprocess import iter_image_files
+    from upperson_rt.preprocess import describe_others, iter_image_files
 
     options: dict[str, Any] = {
         "camera": labels.camera,
@@ -116,10 +117,11 @@ def index(
             "pictures",
             detection.detector_input,
         )
-    chosen = None if part is None else choose_files(paths, part)
+    others: Counter[str] = Counter()
+    chosen = None if part is None else choose_files(paths, part, others)
     if chosen is None:
         require_whole(place.gallery)
-        files = list(iter_image_files(paths))
+        files = list(iter_image_files(paths, others))
     else:
         files = chosen.files
         whole = count_of(chosen.whole.count, "picture")
@@ -150,6 +152,7 @@ def index(
         "empty": report.empty,
         "too_small": report.too_small,
         "skipped": [asdict(skipped) for skipped in report.skipped],
+        "others": dict(others),
         "gallery": place.gallery,
         "items": total,
         "bundle": str(model.bundle),
@@ -157,6 +160,8 @@ def index(
         "backend": running.name,
         "device": running.device,
     }
+    if others:
+        print_note(f"left out of the folders: {describe_others(others)}")
     pictures = count_of(len(files), "picture")
     found = f" in {pictures}" if detection.detector else ""
     print_result(
