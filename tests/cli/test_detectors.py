@@ -53,7 +53,7 @@ def rows_of(result):
 
 
 def test_doctor_shows_what_a_detector_is_and_finds(work):
-    asked = ("doctor", "--detector", "yolox.onnx", "--picture", "scenes/two.png")
+    asked = ("doctor", "--detector", "yolox.onnx", "--image", "scenes/two.png")
     result = run(*asked, "--sheet", "boxes.png", "--json")
     assert result.exit_code == 0, result.stderr
     rows = rows_of(result)
@@ -224,7 +224,7 @@ YOLOX = ("--detector", "yolox.onnx")
         (("index", "scenes", "--detector-score", "0.5"), 2, None),
         (("index", "scenes", "--detector", "street.json"), 2, None),
         (("index", "scenes", "--detector", "none:make"), 3, "detector_not_imported"),
-        (("doctor", "--picture", "scenes/two.png"), 2, None),
+        (("doctor", "--image", "scenes/two.png"), 2, None),
         (("doctor", "--detector", "hog", "--sheet", "boxes.jpg"), 2, None),
         (("doctor", "--detector", "hog", "--sheet", "none/boxes.png"), 3, None),
     ],

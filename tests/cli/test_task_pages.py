@@ -100,7 +100,7 @@ def test_a_camera(bundle):
         "gate=rtsp://10.0.0.5/stream2": "gate=street.avi",
         "hall=rtsp://10.0.0.6/stream2": "hall=street.avi",
     }
-    printed = run_page("camera", stand_ins, {"data": ["--seconds", "2"]})
+    printed = run_page("camera", stand_ins, {"data": ["--duration", "2"]})
     assert (bundle / "trial.png").is_file()
     assert len(printed) == 8
 

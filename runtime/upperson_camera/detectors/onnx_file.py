@@ -117,7 +117,7 @@ class OnnxDetector:
             return None
         return (
             f"the detector {self.name} finds none of the {FIGURES} drawn people of the built-in "
-            "picture: try it on a photograph with  upperson-rt doctor --detector FILE --picture "
+            "picture: try it on a photograph with  upperson-rt doctor --detector FILE --image "
             "FILE.jpg  and, if it misses people there, another --detector-input or -class"
         )
 

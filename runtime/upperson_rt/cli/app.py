@@ -263,11 +263,24 @@ def logging_to_stderr(as_json: bool) -> Iterator[None]:
 # --- Errors
 
 
+_RENAMED = {
+    "--backends": ("--backend", ("parity",)),
+    "--batch": ("--batch-size", ("parity", "towers")),
+    "--picture": ("--image", ("doctor",)),
+    "--pictures": ("--images", ("distill",)),
+    "--seconds": ("--duration", ("pipeline", "synthesize-video", "towers")),
+    "--start": ("--init-from", ("pretrain-small",)),
+    "--where": ("--attribute", ("delete", "export", "query")),
+}
+"""By the name of an option in the release before: its name now, and the commands that have it."""
+
+
 class Command(TyperCommand):
     """A command that reports errors in one line; with ``--debug`` also the traceback."""
 
     def make_context(self, info_name: Any, args: list[str], *more: Any, **extra: Any) -> Any:
         """Read the options; a value that its parser refuses is reported as other errors are."""
+        args = [*self._with_new_names(args)]
         as_json, debug = "--json" in args, "--debug" in args
         try:
             self._refuse_values_of_flags(args)
@@ -281,6 +294,17 @@ class Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the options; ``--help`` shows no type for a flag."""
         return _without_types_of_flags(super().get_params(ctx))
+
+    def _with_new_names(self, args: list[str]) -> Iterator[str]:
+        """Yield the words of the command line, with renamed options by their names now."""
+        known = {name for one in self.params for name in one.opts}
+        for place, word in enumerate(args):
+            old, equals, value = word.partition("=")
+            new, commands = _RENAMED.get(old, ("", ()))
+            if self.name in commands and new in known and "--" not in args[:place]:
+                print_note(f"{old} is called {new} now; the old name goes with the next release")
+                word = f"{new}{equals}{value}"
+            yield word
 
     def _refuse_values_of_flags(self, args: list[str]) -> None:
         """Raise UsageError for ``--explain true``: the word would become part of the sentence.
@@ -375,7 +399,7 @@ def new_app(help: str, program: str | None = None) -> typer.Typer:
         cls=_Group,
         help=help,
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=program is not None,
         rich_markup_mode="markdown",
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -393,7 +417,7 @@ def new_app(help: str, program: str | None = None) -> typer.Typer:
         version: Annotated[
             bool,
             typer.Option(
-                "--version", callback=print_version, is_eager=True, help="Show the version."
+                "--version", "-V", callback=print_version, is_eager=True, help="Show the version."
             ),
         ] = False,
     ) -> None:

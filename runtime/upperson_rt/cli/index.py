@@ -46,7 +46,7 @@ class Labels(OptionGroup, panel="Pictures"):
     )
     attribute: list[str] | None = option(
         None,
-        "Attribute of all these pictures, for `query --where`; may be given again.",
+        "Attribute of all these pictures, for `query --attribute`; may be given again.",
         metavar="KEY=VALUE",
     )
 

@@ -90,7 +90,7 @@ def read_batch_sizes(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch("[0-9]{1,9}", part) and int(part) > 0 for part in parts):
         raise UsageError(
-            f"--batch must be sizes such as 1,2,8,32, found '{text}'",
+            f"--batch-size must be sizes such as 1,2,8,32, found '{text}'",
             code="batch_sizes_malformed",
             found=text,
         )
@@ -293,7 +293,7 @@ class Where(OptionGroup, panel="Filter"):
         None, "Only pictures taken before this time.", parser=unix_seconds, metavar="TIME"
     )
     track: str | None = advanced(None, "Only pictures of the track of this name.")
-    where: list[str] | None = advanced(
+    attribute: list[str] | None = advanced(
         None,
         "Only pictures whose attribute KEY is VALUE; may be given again.",
         metavar="KEY=VALUE",
@@ -309,7 +309,7 @@ class Where(OptionGroup, panel="Filter"):
             since=self.since,
             until=self.until,
             track=self.track,
-            attributes=read_attributes(self.where, "--where"),
+            attributes=read_attributes(self.attribute, "--attribute"),
         )
 
 
