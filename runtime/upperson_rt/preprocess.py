@@ -34,7 +34,11 @@ _LOG = get_logger(__name__)
 
 T = TypeVar("T")
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
+PixelArray: TypeAlias = "NDArray[np.integer[Any] | np.floating[Any]]"
+"""Of uint8, which is checked at run time: OpenCV's types say no more of what its functions return
+(``cv2.typing.MatLike``)."""
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | PixelArray"
 """A file, a Pillow image, or a uint8 array: grey [H, W] or [H, W, 1], colour [H, W, 3], or colour
 and opacity [H, W, 4]."""
 
@@ -93,7 +97,7 @@ def use_image(
     raise InputError(message + type(source).__name__, code="no_picture")
 
 
-def resize_image(image: NDArray[np.uint8], height_px: int, width_px: int) -> NDArray[np.uint8]:
+def resize_image(image: PixelArray, height_px: int, width_px: int) -> NDArray[np.uint8]:
     """Resize to the input of the image tower; the aspect ratio is not kept, as in training.
 
     Takes and returns uint8 RGB [H, W, 3]: Pillow's bilinear filter, antialiased.
@@ -197,7 +201,7 @@ def _folder_images(folder: Path, others: Counter[str]) -> Iterator[Path]:
                 others["other" if kind is None else kind[1]] += 1
 
 
-def _as_image(pixels: NDArray[np.uint8]) -> Image.Image:
+def _as_image(pixels: PixelArray) -> Image.Image:
     """Return a Pillow image; Pillow itself would first copy a part of a larger array."""
     height, width = pixels.shape[:2]
     blocks = list(_blocks(width, height))
@@ -209,10 +213,11 @@ def _as_image(pixels: NDArray[np.uint8]) -> Image.Image:
     return image
 
 
-def _rgb_from_array(array: NDArray[np.uint8], channels: Channels) -> NDArray[np.uint8]:
-    if array.dtype != np.uint8:
-        message = f"an image array must be uint8 with values 0 to 255, got {array.dtype}"
+def _rgb_from_array(given: PixelArray, channels: Channels) -> NDArray[np.uint8]:
+    if given.dtype != np.uint8:
+        message = f"an image array must be uint8 with values 0 to 255, got {given.dtype}"
         raise InputError(message, code="array_unfit")
+    array: NDArray[np.uint8] = given.astype(np.uint8, copy=False)
     if 0 in array.shape:
         message = f"an image array must not be empty, got shape {array.shape}"
         raise InputError(message, code="array_unfit")
