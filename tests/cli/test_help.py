@@ -53,12 +53,15 @@ def test_the_programs_have_help_and_a_version(program):
 
 
 @pytest.mark.parametrize("program", APPS)
-def test_bash_completes_commands_and_options(program, tmp_path):
-    """The function is that of ``--show-completion bash``, in a bash without the user's files."""
+def test_bash_completes_commands_and_options(program, tmp_path, monkeypatch):
+    """In a bash without the user's files, by the script that ``--install-completion`` writes."""
     bash = shutil.which("bash")
     if bash is None:
         pytest.skip("needs bash")
-    shown = run_program(program, "--show-completion", "bash")
+    variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
+    with monkeypatch.context() as patch:
+        patch.setenv(variable, "source_bash")
+        shown = run_program(program)
     assert shown.returncode == 0, shown.stderr
     (name,) = re.findall(r"(\w+)\(\) \{", shown.stdout)
     (tmp_path / program).write_text(

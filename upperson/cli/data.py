@@ -90,7 +90,7 @@ class Video(OptionGroup, panel="Video"):
     """A synthetic video."""
 
     people: int = option(8, "People crossing the view.", min=1)
-    duration: float = option(20.0, "Length of the video.", min=0.1)
+    seconds: float = option(20.0, "Length of the video.", "--duration", min=0.1)
     fps: float = option(10.0, "Frames a second.", min=0.1)
     width: int = option(960, "Of a frame in pixels.", min=96)
     height: int = option(540, "Of a frame in pixels.", min=96)
