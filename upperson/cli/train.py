@@ -52,7 +52,7 @@ class Recipe(OptionGroup, panel="Recipe and model"):
     recipe: str | None = option(
         None,
         "cuhk-pedes, icfg-pedes or rstpreid, each also with -vit-l-14; "
-        "cuhk-pedes-code-2024 or -2025; synthetic; or a .yaml file.",
+        "cuhk-pedes-code-2024 or -2025; site; synthetic; or a .yaml file.",
         show_default="the data set's own, else synthetic",
     )
     base: str | None = option(
