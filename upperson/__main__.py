@@ -1,5 +1,5 @@
 """``python -m upperson``, as torchrun and accelerate launch start the program."""
 
-from upperson.cli import main
+from upperson.program import main
 
 main()

@@ -296,7 +296,7 @@ def _pictures_of(config: TrainConfig, records: list[Record], observer: Observer)
         files += iter_image_files([Path(name) for name in config.student.pictures])
     if not files:
         raise InputError(
-            f"{config.root} has no image in split 'train': add some with  --pictures",
+            f"{config.root} has no image in split 'train': add some with  --images",
             code="split_empty",
             split="train",
         )

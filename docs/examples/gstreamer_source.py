@@ -44,4 +44,6 @@ def main(bundle: str, place: str, address: str, detector: str, elements: str = J
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (5, 6):
+        sys.exit("usage: gstreamer_source.py BUNDLE GALLERY ADDRESS DETECTOR [PIPELINE]")
     main(*sys.argv[1:])

@@ -32,4 +32,6 @@ def main(bundle: str, pictures: str, output: str, gallery: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        sys.exit("usage: index_on_ray.py BUNDLE PICTURES SHARDS GALLERY")
     main(*sys.argv[1:])

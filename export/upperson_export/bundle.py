@@ -40,7 +40,13 @@ from upperson_export.report import (
 from upperson_export.variants import EXACT, VARIANTS, VariantName
 from upperson_rt import __version__
 from upperson_rt.backends import open_backend
-from upperson_rt.bundle import CALIBRATION, MANIFEST_FILE, Bundle, unowned_in_bundle
+from upperson_rt.bundle import (
+    CALIBRATION,
+    MANIFEST_FILE,
+    Bundle,
+    require_replaceable,
+    unowned_in_bundle,
+)
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.files import new_folder, sha256_of_file
 from upperson_rt.manifest import (
@@ -91,9 +97,16 @@ class BundleFiles:
         """The graph of each tower, by variant; two variants may share a file."""
         self._folder = folder
         self._identity = identity
-        self._model = model
         self._calibration = calibration
         (folder / _TOKENIZER).write_text(tokenizer_json, "utf-8")
+        height_px, width_px = model.image_size
+        self._image = ImageSection(
+            height_px=height_px, width_px=width_px, resize="bilinear-antialias"
+        )
+        self._text = TextSection(
+            context_length=model.text.context_length, tokenizer=self._entry(_TOKENIZER)
+        )
+        self.fingerprint = space_fingerprint(identity, self._image, self._text)
 
     def add(self, variant: VariantName, tower: Tower, built: Path, made: VariantName) -> None:
         """Copy a tower's graph to its place, unless another variant has brought it."""
@@ -154,19 +167,14 @@ class BundleFiles:
 
     def _describe(self, report: ExportReport | None) -> Manifest:
         """Return the manifest of the files so far; accuracy and candidates come from the report."""
-        height_px, width_px = self._model.image_size
-        image = ImageSection(height_px=height_px, width_px=width_px, resize="bilinear-antialias")
-        text = TextSection(
-            context_length=self._model.text.context_length, tokenizer=self._entry(_TOKENIZER)
-        )
         scores = self._folder / SCORES_FILE
         for_cpus = [name for name in self.graphs if VARIANTS[name].made_for == "cpu"]
         return Manifest(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             generator=f"upperson {__version__}",
             model=self._identity,
-            image=image,
-            text=text,
+            image=self._image,
+            text=self._text,
             variants={
                 variant: self._variant(variant, paths, report)
                 for variant, paths in self.graphs.items()
@@ -174,7 +182,7 @@ class BundleFiles:
             default_variant=for_cpus[0] if for_cpus else EXACT,
             canaries=self._entry(_CANARIES),
             scores=self._entry(SCORES_FILE) if scores.exists() else None,
-            fingerprint=space_fingerprint(self._identity, image, text),
+            fingerprint=self.fingerprint,
         )
 
     def _variant(
@@ -237,6 +245,8 @@ class ExportOptions:
     """Private key (PEM) that signs the bundle."""
     onto: AdapterBase | None = None
     """The base bundle whose frozen weights the towers get, for an adapter file."""
+    force: bool = False
+    """Replace the bundle of another model, too."""
 
 
 def export_bundle(
@@ -253,17 +263,18 @@ def export_bundle(
 ) -> ExportReport:
     """Export a model in evaluation mode into a bundle and return its report.
 
-    The bundle appears at ``output`` complete or not at all; an older bundle there is replaced. The
-    first calibration samples become the golden samples. Every candidate is measured on the split,
-    through the runtime; without one the gate is off, which manifest and report record. What an
-    earlier, reused calibration of this model holds is not measured again, and its samples are
-    recorded in place of the new ones. Scores are calibrated on ``people``, if there are enough.
+    The bundle appears at ``output`` complete or not at all; an older bundle of the same model there
+    is replaced, that of another model only with ``options.force``. The first calibration samples
+    become the golden samples. Every candidate is measured on the split, through the runtime;
+    without one the gate is off, which manifest and report record. What an earlier, reused
+    calibration of this model holds is not measured again, and its samples are recorded in place of
+    the new ones. Scores are calibrated on ``people``, if there are enough.
 
     Raises:
         UsageError: A reused calibration has another estimator than the options.
         InputError: NaN weights, a tower of more than 2 GiB, a key that cannot sign, ``output``
-            holds something that is not a bundle, or a reused calibration lacks what is needed and
-            has other samples.
+            holds the bundle of another model or something that is not a bundle, or a reused
+            calibration lacks what is needed and has other samples.
         AccuracyGateError: No candidate that is allowed keeps the accuracy.
         IntegrityError: ONNX and torch disagree, a typed graph would be refused by TensorRT, a
             reused calibration is of another model, or a file does not work in the runtime.
@@ -275,13 +286,15 @@ def export_bundle(
     with new_folder(output, unowned_in_bundle) as folder:
         work = folder / _WORK
         work.mkdir()
+        files = BundleFiles(folder, identity, model, tokenizer_json, calibration)
+        if not options.force:
+            require_replaceable(output, lambda found: found.fingerprint == files.fingerprint)
         task = CalibrationTask(
             samples=calibration, estimator=estimator, reused=reused, progress=progress
         )
         towers = _towers(model, work, task, options.onto)
         if reused is not None:
             reused.for_graphs({tower: sha256_of_file(towers[tower].fp32.file) for tower in TOWERS})
-        files = BundleFiles(folder, identity, model, tokenizer_json, calibration)
         for tower in TOWERS:
             files.add(EXACT, tower, towers[tower].fp32.file, EXACT)
         files.write_draft()  # The search embeds with its tokenizer and sizes.

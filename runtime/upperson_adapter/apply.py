@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from upperson_adapter.package import AdapterFile, BaseBundle, GraphSection, TensorPlace
 from upperson_adapter.weights import Weights, fold_trained, smooth, stored
 from upperson_rt.backends import installed_backends
-from upperson_rt.bundle import Bundle, named_files, read_manifest, unowned_in_bundle
+from upperson_rt.bundle import (
+    Bundle,
+    named_files,
+    read_manifest,
+    require_replaceable,
+    unowned_in_bundle,
+)
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import all_names, new_folder, read_bounded
 from upperson_rt.machine import trim_heap
@@ -39,6 +45,8 @@ def apply_adapter(
     output: str | os.PathLike[str],
     trust: str | os.PathLike[str] | None = None,
     progress: Progress = lambda work, done, total: None,
+    *,
+    force: bool = False,
 ) -> Manifest:
     """Make the bundle that was exported with the adapter, byte for byte, and return its manifest.
 
@@ -51,10 +59,11 @@ def apply_adapter(
         output: Folder of the new bundle.
         trust: File with a public key (PEM). Its owner must have signed the adapter.
         progress: Called while it works.
+        force: Replace the bundle of another site, or over another base, too.
 
     Raises:
-        InputError: A file is missing, ``output`` holds something that is not a bundle, or the disk
-            is full.
+        InputError: A file is missing, ``output`` holds something that is not a bundle, or the
+            bundle of another site or base, or the disk is full.
         UsageError: ``output`` is the base bundle.
         IntegrityError: The adapter or the base is damaged, the adapter belongs to another base, a
             file comes out otherwise than it was exported, a golden sample differs, or the adapter
@@ -64,6 +73,7 @@ def apply_adapter(
     _require_apart(base, output)
     with AdapterFile(adapter) as file:
         _require_base(base, file.manifest.base)
+        _require_same_site(output, file.bundle, force)
         Bundle.open(base, EXACT).check_files()
         with new_folder(output, unowned_in_bundle) as folder, _shown_as(folder, file.path):
             signed = None if trust is None else _signed(file, folder, trust)
@@ -84,6 +94,8 @@ def restore_base(
     output: str | os.PathLike[str],
     trust: str | os.PathLike[str] | None = None,
     progress: Progress = lambda work, done, total: None,
+    *,
+    force: bool = False,
 ) -> Manifest:
     """Put a copy of the base bundle at ``output``, in one step, in place of an adapted one.
 
@@ -92,6 +104,7 @@ def restore_base(
     base, output = Path(base), Path(output)
     _require_apart(base, output)
     manifest = read_base(base, trust)
+    _require_same_site(output, manifest, force)
     with new_folder(output, unowned_in_bundle) as folder, _shown_as(folder, base):
         for name in set(all_names(base)) - unowned_in_bundle(base):
             _write(folder, name, [_base_file(base, name)], None)
@@ -146,6 +159,18 @@ def _require_apart(base: Path, output: Path) -> None:
             "hold it",
             code="output_is_base",
         )
+
+
+def _require_same_site(output: Path, manifest: Manifest, force: bool) -> None:
+    """Refuse to replace the bundle of another site or over another base."""
+
+    def is_same(found: Manifest) -> bool:
+        one, other = found.model, manifest.model
+        is_base = NO_ADAPTER in (one.adapter_sha256, other.adapter_sha256)
+        return one.base_sha256 == other.base_sha256 and (is_base or one.name == other.name)
+
+    if not force:
+        require_replaceable(output, is_same)
 
 
 def _signed(file: AdapterFile, folder: Path, trust: str | os.PathLike[str]) -> dict[str, str]:

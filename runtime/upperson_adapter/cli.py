@@ -30,8 +30,15 @@ def apply(
     *,
     base: Annotated[Path, typer.Option("--bundle", "-b", help=_BASE_HELP)],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Bundle to write; an earlier one is replaced.")
+        Path,
+        typer.Option(
+            "--output", "-o", help="Bundle to write; an earlier one of the same site is replaced."
+        ),
     ],
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also replace the bundle of another site or base."),
+    ] = False,
     remove: Annotated[
         bool, typer.Option("--remove", help="Without SITE.adapter: put the base itself there.")
     ] = False,
@@ -64,9 +71,9 @@ def apply(
         )
     with show_progress() as progress:
         if adapter is None:
-            restore_base(base, output, trust, progress)
+            restore_base(base, output, trust, progress, force=force)
         else:
-            apply_adapter(adapter, base, output, trust, progress)
+            apply_adapter(adapter, base, output, trust, progress, force=force)
     print_result(_described(output), printed.as_json, _print_info)
 
 

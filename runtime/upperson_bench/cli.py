@@ -44,8 +44,8 @@ class Contenders(OptionGroup, panel="Contenders"):
         show_default="all that are installed",
     )
     device: str = option("cpu", "cpu, cuda, cuda:N, gpu or npu. Never replaced.")
-    batch: str = option("1,8,32", "Batch sizes, separated by commas.")
-    seconds: float = option(
+    batch_size: str = option("1,8,32", "Batch sizes, with commas between them.")
+    duration: float = option(
         2.0, "Timed seconds of each variant, backend and batch; at least 3 runs.", min=0.0
     )
 
@@ -59,7 +59,7 @@ def towers(*, timed: Bundle, contenders: Contenders, output: Output) -> None:
     What fails a check is listed and not timed. Captions have 20 to 30 tokens; padded ones fill the
     model's context. CPU time counts all threads of this process and nothing else.
 
-    Example: `upperson-rt bench towers -b bundle --threads 1 --batch 1,8`
+    Example: `upperson-rt bench towers -b bundle --threads 1 --batch-size 1,8`
     """
     from upperson_bench.towers import LEAST_RUNS, WARMUP, bench_bundle
 
@@ -71,8 +71,8 @@ def towers(*, timed: Bundle, contenders: Contenders, output: Output) -> None:
             backends=contenders.backend or (),
             device=contenders.device,
             threads=timed.threads,
-            batch_sizes=read_batch_sizes(contenders.batch),
-            seconds=contenders.seconds,
+            batch_sizes=read_batch_sizes(contenders.batch_size),
+            seconds=contenders.duration,
             progress=progress,
         )
     for name, reason in found.refused.items():
@@ -84,7 +84,7 @@ def towers(*, timed: Bundle, contenders: Contenders, output: Output) -> None:
         "threads": timed.threads,
         "warmup": WARMUP,
         "least_runs": LEAST_RUNS,
-        "seconds": contenders.seconds,
+        "seconds": contenders.duration,
         **found.as_dict(),
     }
     print_result(result, output.as_json, _show_towers)

@@ -4,7 +4,7 @@ import math
 import threading
 import time as time_module
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from upperson_rt.errors import InputError, UsageError
 from upperson_rt.ingest.boxes import Boxes, clean_boxes
 from upperson_rt.ingest.detector import Detector
 from upperson_rt.printable import shortened
+
+if TYPE_CHECKING:
+    from upperson_rt.preprocess import PixelArray
 
 
 class Camera:
@@ -141,7 +144,7 @@ class Camera:
 
     def submit(
         self,
-        frame: NDArray[np.uint8],
+        frame: "PixelArray",
         boxes: Any,
         time: float | None,
         tracks: Sequence[str | int] | None,
@@ -170,7 +173,7 @@ class Camera:
             if boxes is None or len(names) != len(boxes):
                 text = f"{len(names)} tracks need as many boxes"
                 raise InputError(text, code="tracks_without_boxes")
-        copy = frame[:, :, ::-1].copy() if rgb else frame.copy()
+        copy: NDArray[np.uint8] = (frame[:, :, ::-1] if rgb else frame).astype(np.uint8, "C")
         if time is None:
             return self._enter(copy, time_module.time(), now, now, wait_s, cleaned, names)
         return self._enter(copy, float(time), float(time), now, wait_s, cleaned, names)

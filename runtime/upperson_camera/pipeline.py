@@ -11,9 +11,6 @@ from dataclasses import replace
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from upperson_camera.buffered import BufferStage, SendStage
 from upperson_camera.cameras import Cameras, end_cameras
 from upperson_camera.commit import CommitStage
@@ -44,6 +41,8 @@ from upperson_rt.printable import count_of, error_text, get_logger, safe_repr
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from upperson_rt.preprocess import PixelArray
 
 _log = get_logger(__name__)
 
@@ -313,7 +312,7 @@ class Pipeline:
     def submit(
         self,
         camera: str,
-        frame: NDArray[np.uint8],
+        frame: "PixelArray",
         boxes: Any = None,
         time: float | None = None,
         *,

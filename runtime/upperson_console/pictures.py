@@ -30,7 +30,7 @@ from upperson_rt.tokenizer import TokenBatch
 from upperson_rt.towers import batch_slices
 
 if TYPE_CHECKING:
-    from upperson_rt.preprocess import Channels, ImageSource
+    from upperson_rt.preprocess import Channels, ImageSource, PixelArray
 
 Size: TypeAlias = Literal["thumb", "view", "frame"]
 """``thumb`` for a card, ``view`` for a person's page, ``frame`` for the frame of a crop."""
@@ -178,7 +178,7 @@ class QueuedEncoder(Encoder):
 
     def encode_images(
         self,
-        images: "Sequence[ImageSource] | NDArray[np.uint8]",
+        images: "Sequence[ImageSource] | PixelArray",
         batch_size: int = 32,
         progress: Progress | None = None,
         channels: "Channels" = "rgb",

@@ -72,7 +72,7 @@ class Checked(OptionGroup, panel="Model and gallery"):
 class Trial(Detection):
     """A detector to try, and on what."""
 
-    picture: Path | None = option(
+    image: Path | None = option(
         None,
         "Picture that the detector is tried on.",
         metavar="FILE",
@@ -95,7 +95,7 @@ class Trial(Detection):
             self.detector_layout,
             self.detector_class,
             self.detector_score,
-            self.picture,
+            self.image,
             self.sheet,
             self.detector_input,
         )
@@ -107,7 +107,7 @@ def doctor(*, checked: Checked, backend: Backend, trial: Trial, output: Output) 
 
     With --detector, also its layout, input, class and backend, and what it finds in a picture.
 
-    Example: `upperson-rt doctor --detector yolox.onnx --picture street.jpg --sheet boxes.png`
+    Example: `upperson-rt doctor --detector yolox.onnx --image street.jpg --sheet boxes.png`
     """
     trial.require_no_options()
     if trial.sheet is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from upperson_doctor.cards import check_cards
 from upperson_doctor.installed import installed_checks
 from upperson_doctor.scores import check_scores
 from upperson_rt.backends import auto_order, open_backend
@@ -44,9 +45,10 @@ def diagnose(
 ) -> list[Check]:
     """Check the installation, and a bundle, a gallery and a query log where given.
 
-    Of a bundle hashes and golden samples are checked, of a gallery that it opens and belongs to the
-    bundle, of both that scores are calibrated with pictures like these, of a query log that its
-    lines are as they were written. Arguments as `Bundle.open`.
+    Of a bundle hashes and golden samples are checked, and that it tells test cards apart, of a
+    gallery that it opens and belongs to the bundle, of both that scores are calibrated with
+    pictures like these, of a query log that its lines are as they were written. Arguments as
+    `Bundle.open`.
     """
     checks = [*installed_checks(), *_backends(), _driver(), *_device(backend, device)]
     opened = None
@@ -68,7 +70,7 @@ def _query_log(path: Path) -> Check:
     try:
         report = verify_log(path)
         if report.problems:
-            raise IntegrityError(report.problems[0])
+            raise IntegrityError(report.problems[0], code=report.code)
     except UppersonError as error:
         return fail_from_error("query log", error)
     return ok("query log", f"{count_of(report.lines, 'line')} as they were written")
@@ -215,7 +217,8 @@ def _bundle(
         version=running.version,
         device=running.device,
     )
-    rows = [*checks, row, *(_tower(bundle, tower) for tower in TOWERS)]
+    rows = [*checks, row, check_cards(bundle.encoder())]
+    rows += (_tower(bundle, tower) for tower in TOWERS)
     return rows, bundle
 
 

@@ -131,13 +131,13 @@ def _what_was_found(
     if right and not elsewhere:
         return ok("people", detail, **facts)
     if has_layout and not right:
-        advice = "try  --picture FILE  with people on it; if it misses them, too, name another "
+        advice = "try  --image FILE  with people on it; if it misses them, too, name another "
         advice += "--detector-layout, -input or -class"
         return Check("people", "fail", detail, advice, InputError.exit_code, facts=facts)
     problem = (
         "boxes lie where no figure is" if boxes else "networks may not take figures for people"
     )
-    advice = f"{problem}: try  --picture FILE  with people on it"
+    advice = f"{problem}: try  --image FILE  with people on it"
     if boxes and has_layout:
         advice += ", or another --detector-layout"
     return warning("people", detail, advice, **facts)

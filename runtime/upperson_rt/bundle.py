@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from upperson_rt.backends import installed_backends, open_backend, require_devic
 from upperson_rt.backends.autotune import Autotuner, Choice
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError
-from upperson_rt.files import all_names, folder_near, sha256_of_file
+from upperson_rt.files import all_names, folder_near, refuse_archive, sha256_of_file
 from upperson_rt.golden_samples import GoldenCheck, GoldenSamples, check_tower
 from upperson_rt.manifest import FileEntry, Manifest, VariantEntry, parse_manifest
 from upperson_rt.onnx_file import check_graph
@@ -274,6 +275,7 @@ def read_manifest(root: Path, trust: str | os.PathLike[str] | None = None) -> Ma
     """Read and check `bundle.json`; the owner of the key ``trust`` must have signed the folder."""
     file = root / MANIFEST_FILE
     if not file.is_file():
+        refuse_archive(root, "the folder of a bundle")
         problem = f"no {MANIFEST_FILE} in it" if root.is_dir() else "no such folder"
         advice = ": expected a folder that  upperson export  has made, or  upperson demo  to try"
         advice += " things out"
@@ -305,6 +307,26 @@ def unowned_in_bundle(folder: Path) -> set[str]:
     except UppersonError:  # Not a bundle.
         return names
     return names - UNNAMED_FILES - named_files(manifest).keys()
+
+
+def require_replaceable(folder: Path, is_same: Callable[[Manifest], bool]) -> None:
+    """Refuse to replace the bundle of another model, if there is one in a folder.
+
+    Raises:
+        InputError: With the code ``bundle_of_other_model``.
+    """
+    if not (folder / MANIFEST_FILE).exists():
+        return
+    found = read_manifest(folder)
+    if not is_same(found):
+        raise InputError(
+            f"{folder} is the bundle of another model, {found.model.name} exported "
+            f"{found.created}: name another output, or replace it with  --force",
+            code="bundle_of_other_model",
+            path=str(folder),
+            name=found.model.name,
+            fingerprint=found.fingerprint,
+        )
 
 
 def named_files(manifest: Manifest) -> dict[str, FileEntry]:

@@ -14,7 +14,7 @@ from upperson_rt.tokenizer import TokenBatch, Tokenizer, token_lengths
 from upperson_rt.towers import Backend, Tower, batch_slices, run_tower
 
 if TYPE_CHECKING:  # Loads Pillow, which sentences do without.
-    from upperson_rt.preprocess import Channels, ImageSource
+    from upperson_rt.preprocess import Channels, ImageSource, PixelArray
     from upperson_rt.score_calibration import ScoreCalibration
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -69,7 +69,7 @@ class Encoder:
 
     def encode_images(
         self,
-        images: "Sequence[ImageSource] | NDArray[np.uint8]",
+        images: "Sequence[ImageSource] | PixelArray",
         batch_size: int = 32,
         progress: Progress | None = None,
         channels: "Channels" = "rgb",
@@ -95,7 +95,7 @@ class Encoder:
                 progress(rows.stop, len(images))
         return embeds
 
-    def encode_pixels(self, pixels: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.float32]:
+    def encode_pixels(self, pixels: "PixelArray", batch_size: int = 32) -> NDArray[np.float32]:
         """Embed pictures uint8 RGB [N, H, W, 3] of the model's size: (N, D) of unit length."""
         size = (self.manifest.image.height_px, self.manifest.image.width_px, 3)
         if not isinstance(pixels, np.ndarray):

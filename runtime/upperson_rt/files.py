@@ -205,6 +205,29 @@ def folder_near(place: Path, name: str) -> str | None:
     return next((str(folder) for folder in places if os.path.isfile(folder / name)), None)
 
 
+_ARCHIVES = {b"PK\3\4": "zip", b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7z", b"Rar!": "RAR"}
+"""By how a file begins."""
+
+
+def refuse_archive(path: Path, expected: str) -> None:
+    """Raise InputError if there is an archive where a folder is expected."""
+    if not path.is_file():
+        return
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError:  # Whatever needs the folder says why it cannot be read.
+        return
+    for beginning, kind in _ARCHIVES.items():
+        if start.startswith(beginning):
+            raise InputError(
+                f"{path} is a {kind} archive, expected {expected}: unpack it, and name the folder",
+                code="archive",
+                path=str(path),
+                kind=kind,
+            )
+
+
 def require_place(path: Path, unowned: Unowned = all_names) -> None:
     """Refuse what `new_folder` would refuse. It makes nothing, so it may come before long work."""
     path = path.resolve()

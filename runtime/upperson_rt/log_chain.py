@@ -47,6 +47,7 @@ _SEAL = re.compile(
 _SEAL_BYTES = 200
 """Longer than what `_SEAL` matches."""
 _BEGIN = b'{"time": "'
+_ENTRY = b'{"'
 _LONGEST_LINE = 64 << 20
 """Nothing that is written is longer; a damaged log may have no line ends at all."""
 _MOST_PROBLEMS = 100
@@ -70,6 +71,9 @@ class LogReport:
     """Since when a break of the log has not been acknowledged, ISO 8601; empty without one."""
     expected: dict[str, int]
     """The line of each chain that was expected and is there: up to it nothing has changed."""
+    code: str
+    """What is wrong, for programs: ``no_query_log``, ``log_unchained`` (none of its lines has a
+    chain) or ``log_altered``; empty if nothing is."""
     problems: list[str]
     """One line each; nothing if the log is as it was written. Of its lines a hundred are named, and
     how many more there are; what is wrong with the whole is always listed."""
@@ -152,7 +156,9 @@ def verify_log(path: Path, expected: Collection[str] = ()) -> LogReport:
         scan = Scan(path, head, expected)
     except OSError as error:
         raise _unreadable(path, error) from error
-    problems = scan.problems()
+    problems, code = scan.problems(), scan.stranger()
+    if code:
+        problems.insert(0, _EXPECTED[code])
     if scan.unacknowledged:
         problems.append(unacknowledged(path, scan.unacknowledged))
     absent = [one for one in expected if one not in scan.found]
@@ -166,8 +172,16 @@ def verify_log(path: Path, expected: Collection[str] = ()) -> LogReport:
         previous=scan.previous,
         unacknowledged=scan.unacknowledged,
         expected=scan.found,
+        code=code or ("log_altered" if problems else ""),
         problems=problems,
     )
+
+
+_EXPECTED = {
+    "no_query_log": 'it is no query log: expected lines such as {"time": ..., "chain": ...}',
+    "log_unchained": "none of its lines has a chain: expected each to end in its chain, as the "
+    "releases since chains write it, or the chains were removed",
+}
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
@@ -199,6 +213,8 @@ class Scan:
         self._wrong: list[str] = []
         """What is wrong with lines: the first ones."""
         self._wrong_count = 0
+        self._before, self._are_entries = _Loose(), True
+        """The lines before the first chained one, and whether they look like those of a log."""
 
     def read(self, file: BinaryIO, size: int, start: Head = (0, "")) -> None:
         """Read a log from a chained line on; raises OSError."""
@@ -219,6 +235,8 @@ class Scan:
                     loose.add(number, line)
                 else:
                     self.unchained += 1
+                    self._before.add(number, line)
+                    self._are_entries = self._are_entries and line.startswith(_ENTRY)
                 continue
             if offset == len(line):
                 hashed = self._follow(match[1])
@@ -231,6 +249,14 @@ class Scan:
         if last and (seal := _SEAL.search(last[-_SEAL_BYTES:] + b"\n")):
             self.unacknowledged = (seal[1] or b"").decode()
         self._end_loose(loose, None)
+
+    def stranger(self) -> str:
+        """Return the code of a file that is no log, or one without chains; empty for a log."""
+        if self._head == (0, "") and self._before.are_cut_off(None):
+            return ""  # Nothing was written yet, or the first line was cut off.
+        if not self._are_entries or (self._head is None and not self._size):
+            return "no_query_log"
+        return "log_unchained" if self.unchained and not self.lines else ""
 
     def problems(self) -> list[str]:
         """Return one line for each thing that is wrong."""

@@ -15,7 +15,8 @@ Every picture becomes uint8 RGB the same way in training, calibration and at run
 import datetime
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -25,12 +26,19 @@ from PIL import ExifTags, Image
 
 from upperson_rt.arguments import check_choice, check_count, check_list, check_path
 from upperson_rt.errors import InputError
+from upperson_rt.files import refuse_archive
 from upperson_rt.image_file import free_pixels, naming_image, open_image
-from upperson_rt.printable import safe_repr
+from upperson_rt.printable import get_logger, safe_repr
+
+_LOG = get_logger(__name__)
 
 T = TypeVar("T")
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
+PixelArray: TypeAlias = "NDArray[np.integer[Any] | np.floating[Any]]"
+"""Of uint8, which is checked at run time: OpenCV's types say no more of what its functions return
+(``cv2.typing.MatLike``)."""
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | PixelArray"
 """A file, a Pillow image, or a uint8 array: grey [H, W] or [H, W, 1], colour [H, W, 3], or colour
 and opacity [H, W, 4]."""
 
@@ -89,7 +97,7 @@ def use_image(
     raise InputError(message + type(source).__name__, code="no_picture")
 
 
-def resize_image(image: NDArray[np.uint8], height_px: int, width_px: int) -> NDArray[np.uint8]:
+def resize_image(image: PixelArray, height_px: int, width_px: int) -> NDArray[np.uint8]:
     """Resize to the input of the image tower; the aspect ratio is not kept, as in training.
 
     Takes and returns uint8 RGB [H, W, 3]: Pillow's bilinear filter, antialiased.
@@ -108,16 +116,22 @@ def resize_image(image: NDArray[np.uint8], height_px: int, width_px: int) -> NDA
     return np.array(resized, dtype=np.uint8)
 
 
-def iter_image_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+def iter_image_files(
+    paths: Iterable[str | os.PathLike[str]], others: Counter[str] | None = None
+) -> Iterator[Path]:
     """Yield picture files: files as given, folders recursively in sorted order, nothing twice.
 
     A file that is named directly is yielded whatever its suffix; inside folders only
-    `IMAGE_SUFFIXES` count, and hidden files and folders are left out.
+    `IMAGE_SUFFIXES` count, and hidden files and folders are left out. Other files are counted in
+    ``others`` by their kind, see `describe_others`; without it a warning is logged if some of them
+    hold pictures, such as HEIC or zip files.
     """
-    return (file for _, file in iter_named_images(paths))
+    return (file for _, file in iter_named_images(paths, others))
 
 
-def iter_named_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, Path]]:
+def iter_named_images(
+    paths: Iterable[str | os.PathLike[str]], others: Counter[str] | None = None
+) -> Iterator[tuple[str, Path]]:
     """Yield what `iter_image_files` does, each with a name that is the same on every machine.
 
     That is its POSIX path below the given folder, or the name of a file that was given itself.
@@ -125,9 +139,11 @@ def iter_named_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple
     given = [Path(check_path(one, "a picture")) for one in check_list(paths, "paths")]
     seen: set[Path] | None = set() if len(given) > 1 else None
     for path in given:
+        in_folder: Counter[str] = Counter()
         if path.is_dir():
-            files = _folder_images(path)
+            files = _folder_images(path, in_folder)
         elif path.exists():
+            refuse_archive(path, "a picture or a folder of pictures")
             files = iter([path])
         else:
             raise InputError(f"no such file or folder: {path}", code="path_missing", path=str(path))
@@ -140,24 +156,52 @@ def iter_named_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple
                     continue
                 seen.add(absolute)
             yield (file.name if file == path else file.relative_to(path).as_posix()), file
+        if others is not None:
+            others.update(in_folder)
+        elif found and in_folder.keys() & _WITH_PICTURES:
+            _LOG.warning("%s: left out %s", path, describe_others(in_folder))
         if not found:
             suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
             message = f"no images in folder {path}: expected files ending in {suffixes}, there or"
-            raise InputError(f"{message} in its sub-folders", code="no_images", path=str(path))
+            message += " in its sub-folders"
+            if in_folder:
+                message += f", found {describe_others(in_folder)}"
+            raise InputError(message, code="no_images", path=str(path), others=dict(in_folder))
 
 
-def _folder_images(folder: Path) -> Iterator[Path]:
+def describe_others(others: Mapping[str, int]) -> str:
+    """Return counted kinds as a text, with advice for those that hold pictures."""
+    most_first = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))
+    return ", ".join(f"{count} {kind}{_ADVICE.get(kind, '')}" for kind, count in most_first)
+
+
+_KIND = re.compile(r"\.([a-z0-9]{1,8})")
+_PHOTOS, _ARCHIVES = ("avif", "heic", "heif", "jxl"), ("7z", "gz", "rar", "tar", "tgz", "zip")
+_ADVICE = {
+    **dict.fromkeys(_PHOTOS, " (convert them to JPEG)"),
+    **dict.fromkeys(_ARCHIVES, " (unpack it)"),
+}
+_WITH_PICTURES = {*_PHOTOS, *_ARCHIVES}
+
+
+def _folder_images(folder: Path, others: Counter[str]) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise InputError(f"cannot read folder {error.filename}: {error.strerror}") from error
 
     for root, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            suffix = Path(name).suffix.lower()
+            if name.startswith("."):
+                continue
+            if suffix in IMAGE_SUFFIXES:
                 yield Path(root, name)
+            else:
+                kind = _KIND.fullmatch(suffix)
+                others["other" if kind is None else kind[1]] += 1
 
 
-def _as_image(pixels: NDArray[np.uint8]) -> Image.Image:
+def _as_image(pixels: PixelArray) -> Image.Image:
     """Return a Pillow image; Pillow itself would first copy a part of a larger array."""
     height, width = pixels.shape[:2]
     blocks = list(_blocks(width, height))
@@ -169,10 +213,11 @@ def _as_image(pixels: NDArray[np.uint8]) -> Image.Image:
     return image
 
 
-def _rgb_from_array(array: NDArray[np.uint8], channels: Channels) -> NDArray[np.uint8]:
-    if array.dtype != np.uint8:
-        message = f"an image array must be uint8 with values 0 to 255, got {array.dtype}"
+def _rgb_from_array(given: PixelArray, channels: Channels) -> NDArray[np.uint8]:
+    if given.dtype != np.uint8:
+        message = f"an image array must be uint8 with values 0 to 255, got {given.dtype}"
         raise InputError(message, code="array_unfit")
+    array: NDArray[np.uint8] = given.astype(np.uint8, copy=False)
     if 0 in array.shape:
         message = f"an image array must not be empty, got shape {array.shape}"
         raise InputError(message, code="array_unfit")

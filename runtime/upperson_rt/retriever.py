@@ -22,9 +22,9 @@ from upperson_rt.search.service import SearchResult, SearchService
 if TYPE_CHECKING:  # Loads Pillow, which sentences do without.
     from PIL import Image
 
-    from upperson_rt.preprocess import Channels, ImageSource
+    from upperson_rt.preprocess import Channels, ImageSource, PixelArray
 
-Query: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
+Query: TypeAlias = "str | os.PathLike[str] | Image.Image | PixelArray"
 """A `str` is always a sentence; a `Path`, a Pillow image or an array as for `encode_images` is a
 picture."""
 

@@ -16,7 +16,7 @@ from upperson_bench import processes
 from upperson_bench.towers import captions
 
 BACKENDS = [name for name in ("onnxruntime", "openvino") if find_spec(name)]
-QUICK = ("--batch", "1,3", "--seconds", "0", "--threads", "1")
+QUICK = ("--batch-size", "1,3", "--duration", "0", "--threads", "1")
 ONE = ("--variant", "int8", "--backend", "onnxruntime")
 
 towers = partial(run_rt, "bench", "towers")
@@ -87,7 +87,7 @@ def test_towers_that_cannot_be_measured(bundle, folders, tmp_path, monkeypatch):
     for exit_code, *options in (
         (2, "--variant", "int4"),
         (2, "--backend", "auto"),
-        (2, "--seconds", "inf"),
+        (2, "--duration", "inf"),
         (2, "--backend", "tensorflow"),
         (5, "--device", "cuda", "--backend", "onnxruntime"),
         (3, "-b", "nowhere"),

@@ -15,7 +15,7 @@ from upperson_rt.gallery.sqlite import SqliteGallery
 
 @pytest.fixture
 def run(bundle_and_crops):
-    options = ("-b", bundle_and_crops / "bundle", "--threads", 1, "--seconds", 1)
+    options = ("-b", bundle_and_crops / "bundle", "--threads", 1, "--duration", 1)
     return partial(run_rt, "bench", "pipeline", *options)
 
 

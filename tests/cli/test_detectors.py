@@ -53,7 +53,7 @@ def rows_of(result):
 
 
 def test_doctor_shows_what_a_detector_is_and_finds(work):
-    asked = ("doctor", "--detector", "yolox.onnx", "--picture", "scenes/two.png")
+    asked = ("doctor", "--detector", "yolox.onnx", "--image", "scenes/two.png")
     result = run(*asked, "--sheet", "boxes.png", "--json")
     assert result.exit_code == 0, result.stderr
     rows = rows_of(result)
@@ -83,7 +83,7 @@ def test_doctor_looks_at_drawn_figures(work):
     result = run("doctor", "--detector", "yolox.onnx", "--json")
     nobody = rows_of(result)["people"]
     assert (nobody["status"], nobody["facts"]["figures"], result.exit_code) == ("fail", 0, 3)
-    assert "try  --picture FILE" in nobody["fix"]
+    assert "try  --image FILE" in nobody["fix"]
 
 
 def test_doctor_warns_of_boxes_beside_the_figures_and_of_a_detector_that_fails(work, monkeypatch):
@@ -164,7 +164,7 @@ def test_index_goes_past_a_detector_that_fails(work, monkeypatch):
     result = run("index", "scenes", "--detector", "own_index:make")
     assert result.exit_code == 3
     assert "the detector fails on " in result.stderr
-    assert "2 of 2 pictures could not be used" in result.stderr
+    assert "none of 2 pictures could be used" in result.stderr
     (work / "own_rows.py").write_text("def make():\n    return lambda frame: [[1, 2, 3]]")
     result = run("index", "scenes", "--detector", "own_rows:make")
     assert result.exit_code == 3
@@ -224,7 +224,7 @@ YOLOX = ("--detector", "yolox.onnx")
         (("index", "scenes", "--detector-score", "0.5"), 2, None),
         (("index", "scenes", "--detector", "street.json"), 2, None),
         (("index", "scenes", "--detector", "none:make"), 3, "detector_not_imported"),
-        (("doctor", "--picture", "scenes/two.png"), 2, None),
+        (("doctor", "--image", "scenes/two.png"), 2, None),
         (("doctor", "--detector", "hog", "--sheet", "boxes.jpg"), 2, None),
         (("doctor", "--detector", "hog", "--sheet", "none/boxes.png"), 3, None),
     ],

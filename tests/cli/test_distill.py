@@ -46,7 +46,7 @@ def test_what_cannot_be_a_student_is_refused_in_one_line(copied_run, work):
         (3, "not_a_run", "people", "--student", "1x64", *to),
         (2, None, *student, "--precision", "int4", *to),
         (2, None, *student, "--lr", "nan", *to),
-        (3, None, *student, "--pictures", "nowhere", *to),
+        (3, None, *student, "--images", "nowhere", *to),
         (2, "no_student", "--resume", "run"),
         (3, "not_a_run", "--resume", "people"),
         (2, "options_beside_resume", "run", "--resume", "run"),

@@ -68,8 +68,8 @@ def test_info(work):
         (["a", "nobody", "f"], "bcde", 2),
         (["--camera", "gate", "--camera", "hall"], "f", 5),
         (["--track", "t1"], "abef", 2),
-        (["--where", "colour=red", "--where", "n=2"], "abdef", 1),
-        (["--where", 'n="2"'], "abcdef", 0),
+        (["--attribute", "colour=red", "--attribute", "n=2"], "abdef", 1),
+        (["--attribute", 'n="2"'], "abcdef", 0),
         (["--until", "8.5h"], "cdef", 2),
         (["--since", "8.5h", "--camera", "gate"], "abef", 2),
     ],
@@ -102,12 +102,12 @@ def test_delete_takes_relative_paths(work):
         (["delete", "--min-score", "0.9"], 2, "min_score_missing"),
         (["delete", "a", "--like", "red.png", "--min-score", "0.9"], 2, "selections_conflict"),
         (["delete", "--camera", "gate"], 2, "confirmation_missing"),
-        (["delete", "--where", "red", "--yes"], 2, None),
-        (["delete", "--since", "5", "--until", "5", "--yes"], 2, None),
+        (["delete", "--attribute", "red", "--yes"], 2, None),
+        (["delete", "--since", "1790000000", "--until", "1790000000"], 2, "filter_invalid"),
         (["delete", "--like", "red.png", "--min-score", "1.5"], 2, None),
         (["prune"], 2, None),
-        (["prune", "--older-than", "30"], 2, None),
-        (["prune", "--older-than", "-3d"], 2, None),
+        (["prune", "--older-than", "30"], 2, "age_malformed"),
+        (["prune", "--older-than", "-3d"], 2, "age_malformed"),
         (["prune", "--keep", "-1"], 2, None),
         (["export"], 2, None),
         (["export", "gallery"], 3, None),
@@ -162,7 +162,7 @@ def test_rebuild_and_verify(work, monkeypatch):
 
 
 def test_export(work):
-    found = run_json("export", "out", "--camera", "gate", "--where", "colour=red")
+    found = run_json("export", "out", "--camera", "gate", "--attribute", "colour=red")
     assert found["items"] == 3
     assert {"vectors.npy", "items.csv", "gallery.json"} <= set(found["files"])
     assert np.load("out/vectors.npy").shape == (3, D)

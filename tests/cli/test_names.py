@@ -45,7 +45,7 @@ def test_hostile_names_are_escaped_in_results_and_in_refusals(work, monkeypatch)
         (3, "query", "red", "-b", HOSTILE, "--debug"),
         (3, "query", "red", "-g", HOSTILE),
         (2, "query", "red", "--variant", HOSTILE),
-        (2, "query", "red", "--where", HOSTILE),
+        (2, "query", "red", "--attribute", HOSTILE),
         (3, "query", "--image", HOSTILE),
         (3, "index", HOSTILE),
         (3, "watch", HOSTILE),

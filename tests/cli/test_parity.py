@@ -12,7 +12,7 @@ from tests.helpers.invoke import run, run_failing, run_json
 from tests.helpers.toy_bundle import draw_person, make_toy_bundle, replace_in_bundle
 from upperson_rt.manifest import parse_manifest, space_fingerprint
 
-SMALL = ["--count", "9", "--batch", "1,4", "--threads", "1"]
+SMALL = ["--count", "9", "--batch-size", "1,4", "--threads", "1"]
 LOOSE = ["--min-cosine", "0.5"]
 """The toy's int8 is far off on purpose."""
 
@@ -81,14 +81,14 @@ def test_what_cannot_be_compared_is_refused(bundle, tmp_path, monkeypatch):
     assert found["source"].startswith("9 of 19 images at ")  # Evenly.
     (crops / "00.png").write_bytes(b"no picture")
     for code, exit_code, *options in (
-        (None, 2, "--batch", "1,x"),
-        (None, 2, "--batch", "0"),
+        (None, 2, "--batch-size", "1,x"),
+        (None, 2, "--batch-size", "0"),
         ("option_out_of_range", 2, "--min-cosine", "1.5"),
         ("option_out_of_range", 2, "--min-cosine", "nan"),
         ("option_out_of_range", 2, "--max-error", "0"),
-        ("backend_not_single", 2, "--backends", "auto"),
-        (None, 2, "--backends", "onnxruntime,onnx"),
-        (None, 5, "--backends", "onnxruntime:cuda"),
+        ("backend_not_single", 2, "--backend", "auto"),
+        (None, 2, "--backend", "onnxruntime,onnx"),
+        (None, 5, "--backend", "onnxruntime:cuda"),
         (None, 3, "--images", "nowhere"),
         (None, 3, "--images", crops),
         (None, 3, "--run", "nowhere"),
@@ -100,7 +100,7 @@ def test_what_cannot_be_compared_is_refused(bundle, tmp_path, monkeypatch):
     run_failing(2, "run_without_bundle", "parity", tmp_path, "--run", tmp_path)
 
     monkeypatch.setitem(sys.modules, "openvino", None)  # An error only if it is named.
-    named = ["parity", bundle, *SMALL, "--backends", "onnxruntime,openvino"]
+    named = ["parity", bundle, *SMALL, "--backend", "onnxruntime,openvino"]
     assert run_failing(5, "extra_missing", *named)["fields"]["package"] == "openvino"
     found = run_json("parity", bundle, *SMALL, *LOOSE)
     assert {one["backend"].split()[0] for one in found["comparisons"]} == {"onnxruntime"}
@@ -128,7 +128,7 @@ def test_a_run_agrees_with_its_folded_towers_and_a_fresh_export(toy_run):
 
 def test_a_bundle_is_compared_with_its_run(site, bundle, tmp_path):
     own = ["--run", site / "run", *SMALL]
-    found = run_json("parity", site / "bundle", *own, "--backends", "openvino")
+    found = run_json("parity", site / "bundle", *own, "--backend", "openvino")
     assert found["reference"].startswith("run, torch ")
     names = dict.fromkeys(
         (one["variant"], one["backend"].split()[0]) for one in found["comparisons"]

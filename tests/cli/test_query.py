@@ -67,11 +67,11 @@ def test_conditions(work, monkeypatch):
         (["--camera", "gate", "--camera", "hall"], set(COLOURS)),
         (["--track", "t1"], {"blue", "yellow"}),
         (["--track", "t1", "--camera", "hall"], {"yellow"}),
-        (["--where", "floor=1"], {"yellow", "white", "black"}),
-        (["--where", "floor=0", "--where", "guard=true"], {"red"}),
-        (["--where", 'door="1"'], set(COLOURS)),
-        (["--where", "door=1"], set()),
-        (["--where", "floor=one"], set()),
+        (["--attribute", "floor=1"], {"yellow", "white", "black"}),
+        (["--attribute", "floor=0", "--attribute", "guard=true"], {"red"}),
+        (["--attribute", 'door="1"'], set(COLOURS)),
+        (["--attribute", "door=1"], set()),
+        (["--attribute", "floor=one"], set()),
         (["--since", NOW + 1, "--until", NOW + 3], {"green", "blue"}),
         (["--until", "2026-09-21T14:13:21Z"], {"red"}),
     ):
@@ -93,7 +93,7 @@ def test_conditions(work, monkeypatch):
     assert {hit["camera"] for hit in result["hits"]} == {"hall"}
     (notice,) = result["notices"]
     assert (notice["code"], notice["fields"]["cameras"]) == ("camera_unknown", ["gaet"])
-    where = ["--since", "24h", "--where", "site=north"]
+    where = ["--since", "24h", "--attribute", "site=north"]
     (notice,) = found("red", *where)["notices"]
     by = {"by": ["since", "where"], "pictures": 6}
     assert (notice["code"], by.items() <= notice["fields"].items()) == (
@@ -104,11 +104,26 @@ def test_conditions(work, monkeypatch):
     assert notice["fields"]["without_time"] == 6
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--explain", "no", "backpack"),
+        ("yes", "no", "--explain"),
+        ("--explain", "red", "no"),
+        ("--explain", "--", "true", "red"),
+    ],
+)
+def test_a_sentence_may_hold_the_words_of_a_switch(work, words):
+    result = json.loads(run("query", "--json", "-k", 3, *words).stdout)
+    assert result["query"] == " ".join(word for word in words if not word.startswith("--"))
+
+
 def test_json_carries_everything(work):
-    result = found("red", "--camera", "gate", "--where", "floor=0", "--since", "5", "--track", "t0")
+    where = ("--camera", "gate", "--attribute", "floor=0", "--since", int(NOW), "--track", "t0")
+    result = found("red", *where)
     assert result["filter"] == {
         "cameras": ["gate"],
-        "since": 5.0,
+        "since": NOW,
         "until": None,
         "track": "t0",
         "attributes": {"floor": 0},
@@ -253,7 +268,7 @@ def test_index_records_times_tracks_and_attributes(work):
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert "6 of 7 pictures have no time (--time-from exif)" in result.stderr
-    hits = found("person", "-g", "new", "--where", "floor=3", "--track", "p0")["hits"]
+    hits = found("person", "-g", "new", "--attribute", "floor=3", "--track", "p0")["hits"]
     times = {os.path.basename(hit["source"]): hit["time"] for hit in hits}
     expected = datetime.datetime(2026, 11, 24, 13, tzinfo=datetime.timezone.utc).timestamp()
     assert times == {"timed.jpg": expected, "red.png": None, "green.png": None, "blue.png": None}

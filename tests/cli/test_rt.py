@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.helpers.invoke import refusal
+from tests.helpers.invoke import refusal, snapshot
 from tests.helpers.invoke import run as upperson_run
 from tests.helpers.invoke import run_rt as run
 from tests.helpers.invoke import run_rt_json as run_json
@@ -19,6 +19,7 @@ from tests.helpers.signing_keys import write_keys
 from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
 from upperson_rt.bundle import read_manifest
 from upperson_rt.cli import main
+from upperson_rt.encoder import Encoder
 from upperson_rt.gallery.sqlite import SqliteGallery
 from upperson_rt.manifest import space_fingerprint
 
@@ -73,6 +74,7 @@ def test_json_is_the_only_thing_on_stdout(work, monkeypatch):
         "empty": 0,
         "too_small": 0,
         "skipped": [],
+        "others": {},
         "gallery": "shelf",
         "items": 6,
         "bundle": "elsewhere",
@@ -114,6 +116,51 @@ def test_interrupted_index_keeps_what_is_committed(work, monkeypatch):
     assert run_json("gallery", "info")["items"] == 4
 
 
+@pytest.mark.parametrize("shard", [(), ("--shard", "1/1")])
+def test_index_counts_what_it_left_out_of_folders(work, shard):
+    for name in ("a.heic", "b.HEIC", "notes.txt", "more.zip"):
+        (work / "crops" / name).touch()
+    result = run("index", "crops", "--json", *shard)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["others"] == {"heic": 2, "txt": 1, "zip": 1}
+    assert "2 heic (" in result.stderr
+    assert "1 txt, 1 zip (" in result.stderr
+
+
+@pytest.mark.parametrize("names", [["bad.jpg"], ["bad.jpg", "worse.png"]])
+def test_an_index_without_a_usable_picture_leaves_no_gallery(work, names):
+    for name in names:
+        (work / name).write_text("junk")
+    for options in ((), ("--skip-bad",)):
+        result = run("index", *names, "-g", "new/gallery", *options)
+        assert (result.exit_code, result.stdout) == (
+            0 if options else 3, "indexed 0 pictures; no gallery was made\n"
+        )  # fmt: skip
+        assert result.stderr.count("bad.jpg") == 1
+        assert not (work / "new").exists()
+    run("index", "crops", "-g", "old")
+    before = snapshot(work / "old")
+    result = run("index", *names, "-g", "old", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["items"]) == (3, 6)
+    assert snapshot(work / "old") == before
+
+
+def test_an_index_that_is_interrupted_before_its_first_row_leaves_no_gallery(work, monkeypatch):
+    def interrupt(self, *arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Encoder, "encode_pixels", interrupt)
+    assert run("index", "crops").exit_code == 130
+    assert not (work / "gallery").exists()
+
+
+def test_a_model_that_is_refused_leaves_no_gallery(work):
+    file = work / "bundle" / "image.int8.onnx"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert run("index", "crops", "--variant", "int8").exit_code == 6
+    assert not (work / "gallery").exists()
+
+
 REFUSED = [
     (["query"], 2, "sentence_missing"),
     (["query", " "], 2, "sentence_empty"),
@@ -125,18 +172,20 @@ REFUSED = [
     (["query", "red", "--sheet", "found.jpg"], 2, "sheet_not_png"),
     (["query", "red", "--sheet", "found"], 2, "sheet_not_png"),
     (["index", "crops", "--detector-score", "0.5"], 2, "detector_missing"),
-    (["doctor", "--picture", "crops/red.png"], 2, "detector_missing"),
+    (["doctor", "--image", "crops/red.png"], 2, "detector_missing"),
     (["index", "crops", "--output", "nowhere"], 2, "extension_not_found"),
     (["log", "verify", "crops/red.png", "--expect", "5"], 2, "chain_malformed"),
     (["log", "acknowledge", "nowhere"], 3, "log_not_found"),
     (["gallery", "merge", "crops", "-g", "milvus://host/people"], 2, "gallery_not_a_folder"),
-    (["bench", "towers", "--batch", "1,none"], 2, "batch_sizes_malformed"),
-    (["bench", "towers", "--batch", "0"], 2, "batch_sizes_malformed"),
+    (["bench", "towers", "--batch-size", "1,none"], 2, "batch_sizes_malformed"),
+    (["bench", "towers", "--batch-size", "0"], 2, "batch_sizes_malformed"),
+    (["index", "crops.zip"], 3, "archive"),
+    (["query", "red", "-b", "crops.zip"], 3, "archive"),
     # Of other modules.
     (["query", "red"], 3, None),
     (["query", "red", "-b", "crops"], 3, None),
-    (["query", "red", "--where", "colour"], 2, None),
-    (["query", "red", "--since", "5", "--until", "4"], 2, None),
+    (["query", "red", "--attribute", "colour"], 2, None),
+    (["query", "red", "--since", "1790000005", "--until", "1790000004"], 2, "filter_invalid"),
     (["query", "red", "--variant", "int4"], 2, None),
     (["query", "red", "--query-log", "crops"], 3, None),
     (["query", "--image", "gone.png"], 3, None),
@@ -147,9 +196,33 @@ REFUSED = [
     (["index", "crops", "--backend", "tensorflow"], 2, None),
     (["index", "crops", "--device", "cuda"], 5, None),
     (["gallery", "info"], 3, None),
+    *(
+        (words, 2, "time_without_unit")
+        for words in (
+            ["query", "red", "--since", "24"],
+            ["query", "red", "--until=-24"],
+            ["query", "red", "--since", "0"],
+            ["gallery", "delete", "--since", "20261124"],
+            ["gallery", "export", "out", "--until", "7.5"],
+            ["alert", "test", "red", "--since", "7"],
+            ["watch", "street.avi", "--start", "1e5"],
+        )
+    ),
+    *(
+        (["query", *words], 2, "flag_value")
+        for words in (
+            ["--explain", "true", "woman", "in", "red"],
+            ["woman", "in", "red", "--explain", "False"],
+            ["--by-track", "no", "woman in red"],
+            ["woman in red", "--by-track", "no", "--explain"],
+            ["woman in red", "--explain", "yes"],
+        )
+    ),
+    (["index", "crops", "--skip-bad", "true"], 2, "flag_value"),
+    (["query", "red", "--since", "nan"], 2, "time_malformed"),
+    (["query", "red", "--since", "tomorrow"], 2, "time_malformed"),
+    (["gallery", "prune", "--older-than", "30"], 2, "age_malformed"),
     # Refused by Typer.
-    (["query", "red", "--since", "nan"], 2, None),
-    (["query", "red", "--since", "tomorrow"], 2, None),
     (["query", "red", "--kk", "3"], 2, None),
     (["query", "red", "-k", "0"], 2, None),
     (["query", "red", "--paraphrases", "17"], 2, None),
@@ -159,13 +232,14 @@ REFUSED = [
 
 def test_errors_are_one_line_and_a_code(work):
     (work / "empty").mkdir()
+    (work / "crops.zip").write_bytes(b"PK\3\4")
     for arguments, exit_code, code in REFUSED:
         refusal(run(*arguments, "--json"), exit_code, code)
         result = run(*arguments)
         assert (result.exit_code, result.stdout) == (exit_code, ""), arguments
         assert "backend:" not in result.stderr, "a model was loaded"
         left = {path.name for path in work.iterdir()}
-        assert left == {"bundle", "crops", "empty"}, arguments
+        assert left == {"bundle", "crops", "crops.zip", "empty"}, arguments
 
 
 def test_a_students_gallery_needs_allow_distilled(work, tmp_path):
@@ -298,7 +372,7 @@ def test_a_trusted_deployment_takes_signed_bundles_only(work, monkeypatch):
         ("serving", "bundle", "--triton", "models"),
         ("serving", "bundle", "--deepstream", "models", "--variant", "fp32"),
         ("evaluate", "bundle", "--root", "people"),
-        ("parity", "bundle", "--count", "2", "--batch", "1"),
+        ("parity", "bundle", "--count", "2", "--batch-size", "1"),
     ],
     ids=lambda arguments: arguments[0] + arguments[2],
 )

@@ -150,7 +150,11 @@ def test_a_log_is_verified_and_compared_with_a_noted_chain(work):
     assert done.exit_code == 6
     report = json.loads(done.stdout)
     assert (report["ok"], report["lines"], len(report["problems"])) == (False, 3, 1)
+    assert report["code"] == "log_altered"
     assert run_rt("log", "verify", "none").exit_code == 3
+    (work / "empty").touch()
+    done = run_rt("log", "verify", "empty", "--json")
+    assert (done.exit_code, json.loads(done.stdout)["code"]) == (6, "no_query_log")
 
 
 def test_every_command_reports_a_cut_log_until_it_is_acknowledged(ready):

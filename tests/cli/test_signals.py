@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.command_line import environment, start_program
+from tests.helpers.command_line import environment, run_code, start_program
 from tests.helpers.fake_camera import wait_for
 from tests.helpers.invoke import snapshot
 from upperson_rt.bundle import Bundle
@@ -268,3 +268,20 @@ def exporting(work, run):
         time.sleep(0.05)
     program.kill()
     raise AssertionError(sorted(path.name for path in work.iterdir()))
+
+
+@pytest.mark.parametrize("program", ["upperson", "upperson_rt"])
+def test_ctrl_c_while_modules_load_prints_no_traceback(program):
+    """Typer, which both import first of all, is replaced by a module that gets the signal."""
+    code = (
+        "import signal, sys, types\n"
+        "class Loader:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'typer':\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Loader())\n"
+        f"from {program}.program import main\n"
+        "main()\n"
+    )
+    done = run_code(code)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")

@@ -88,7 +88,7 @@ def test_the_tutorial(work):
     (work / "photographs").mkdir()
     scene(work / "photographs/street.jpg", (20, 24), (60, 8))
     write_detector(work / "yolox_nano.onnx", "yolox")
-    assert run("data", "synthesize-video", "street.avi", "--seconds", "2").exit_code == 0
+    assert run("data", "synthesize-video", "street.avi", "--duration", "2").exit_code == 0
     more = {"watch": ["--detector", "street.json"]}
     stand_ins = {"street=vtest.avi": "street=street.avi", "auto": "yolox_nano.onnx"}
     printed = run_page("tutorial", stand_ins, more)
@@ -115,7 +115,7 @@ def test_a_camera(bundle):
         "gate=rtsp://10.0.0.5/stream2": "gate=street.avi",
         "hall=rtsp://10.0.0.6/stream2": "hall=street.avi",
     }
-    printed = run_page("how-to/camera", stand_ins, {"data": ["--seconds", "2"]})
+    printed = run_page("how-to/camera", stand_ins, {"data": ["--duration", "2"]})
     assert (bundle / "trial.png").is_file()
     assert len(printed) == 8
 

@@ -41,8 +41,9 @@ RUNTIME = {
     "alert test": ["--since", "-g", "--json"],
     "alert remove": ["-g", "--json"],
     "alert confirm": ["-g", "--json"],
-    "query": ["--camera", "--since", "--until", "--track", "--where", "-k", "--image", "--sheet",
-              "--variant", "--device", "--query-log", "--threads", "-g", "-b", "--by-track"],
+    "query": ["--camera", "--since", "--until", "--track", "--attribute", "-k", "--image",
+              "--sheet", "--variant", "--device", "--query-log", "--threads", "-g", "-b",
+              "--by-track"],
     "index": ["--camera", "--time-from", "--track-from", "--attribute", "--batch-size",
               "--variant", "--device", "--threads", "-g", "-b", "--output", "--shard"],
     "log verify": ["--expect", "--json"],
@@ -50,9 +51,9 @@ RUNTIME = {
     "gallery verify": ["-g", "--json"],
     "gallery rebuild": ["-g"],
     "gallery delete": ["--like", "--min-score", "--camera", "--since", "--until", "--track",
-                       "--where", "-g", "--dry-run"],
+                       "--attribute", "-g", "--dry-run"],
     "gallery prune": ["--older-than", "--keep", "--camera", "-g", "--dry-run"],
-    "gallery export": ["-g", "--camera", "--where", "--since"],
+    "gallery export": ["-g", "--camera", "--attribute", "--since"],
     "watch": ["--detector", "--every", "--stall", "--duration", "--start", "--camera", "--drop",
               "--hwaccel", "--reconnect-max"],
     "compile": ["--variant", "--max-batch", "--device", "--cache"],
@@ -62,7 +63,7 @@ TRAINING = {
     "evaluate": ["--root", "--dataset", "--split"],
     "train": ["--root", "--dataset", "--recipe", "--set", "--base", "--seeds", "--resume"],
     "export": ["--max-r1-drop", "--estimator", "--calib-size", "--calibration"],
-    "parity": ["--batch", "--backends", "--images", "--count", "--max-error", "--min-cosine"],
+    "parity": ["--batch-size", "--backend", "--images", "--count", "--max-error", "--min-cosine"],
     "serving": ["--triton", "--deepstream", "--variant"],
     "import": ["--output", "--dataset", "--base", "--height"],
 }
@@ -121,9 +122,9 @@ def check(line, **app):
 @example(line=["alert", "deliver", "--to", "command:\udcff", "--once"])
 @example(line=["alert", "deliver", "--to", "http:\udcff", "--once"])
 @example(line=["alert", "list"])
-@example(line=["query", "red", "--where", "a=" + "[" * 5000])
-@example(line=["query", "red", "--where", "a=\udcff"])
-@example(line=["query", "red", "--where", "a=" + "9" * 5000])
+@example(line=["query", "red", "--attribute", "a=" + "[" * 5000])
+@example(line=["query", "red", "--attribute", "a=\udcff"])
+@example(line=["query", "red", "--attribute", "a=" + "9" * 5000])
 @example(line=["query", "red", "--since", "1e20"])
 @example(line=["query", "red", "--since", "0001-01-01"])
 @example(line=["query", "red", "--since", "9" * 400 + "w"])
@@ -154,7 +155,7 @@ def test_lines_of_the_runtime(place, monkeypatch, line):
 
 @fuzz(line=lines(TRAINING), examples=15)
 @example(line=["data", "check", "--root", "x" * 300])
-@example(line=["parity", "bundle", "--batch", "9" * 5000])
+@example(line=["parity", "bundle", "--batch-size", "9" * 5000])
 @example(line=["evaluate", "x" * 300])
 @example(line=["serving", "x" * 300, "--triton", "out"])
 @example(line=["import", "\udcff", "--output", "out"])

@@ -10,6 +10,7 @@ import signal
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,9 +35,9 @@ from upperson_export import candidates
 from upperson_export.adapter import AdapterBase, round_trained, write_adapter
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
 from upperson_export.variants import VARIANTS
-from upperson_rt.bundle import Bundle
+from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.errors import InputError, IntegrityError, UsageError
-from upperson_rt.manifest import NO_ADAPTER
+from upperson_rt.manifest import NO_ADAPTER, space_fingerprint
 
 pytestmark = pytest.mark.timeout(240, func_only=True)
 
@@ -316,6 +317,52 @@ def test_command_lines_name_what_is_missing(site, monkeypatch):
     refusal(run_rt("apply", "--remove", *into), 6, "not_signed")
     monkeypatch.setenv("UPPERSON_TRUST", "")
     assert run_rt("apply", "site.adapter", *into).exit_code == 2
+
+
+def as_if_of(bundle, **changes):
+    """Let a bundle's manifest name another model."""
+    manifest = read_manifest(bundle)
+    model = replace(manifest.model, **changes)
+    fingerprint = space_fingerprint(model, manifest.image, manifest.text)
+    changed = replace(manifest, model=model, fingerprint=fingerprint)
+    (bundle / "bundle.json").write_text(changed.to_json(), "utf-8")
+
+
+def test_an_earlier_bundle_of_the_site_is_replaced(site):
+    shutil.copytree("home", "bundle")
+    as_if_of(site / "bundle", adapter_sha256="7" * 64)
+    apply_adapter("site.adapter", "base", "bundle")
+    assert snapshot(site / "bundle") == snapshot(site / "home")
+
+
+@pytest.mark.parametrize("change", [{"name": "another site"}, {"base_sha256": "5" * 64}])
+def test_the_bundle_of_another_site_or_base_is_replaced_only_by_force(site, change):
+    shutil.copytree("home", "bundle")
+    as_if_of(site / "bundle", **change)
+    before = snapshot(site)
+    into = ("-b", "base", "-o", "bundle")
+    refusal(run_rt("apply", "site.adapter", *into, "--json"), 3, "bundle_of_other_model")
+    if "base_sha256" in change:
+        refusal(run_rt("apply", "--remove", *into, "--json"), 3, "bundle_of_other_model")
+    assert snapshot(site) == before
+    assert run_rt("apply", "site.adapter", *into, "--force").exit_code == 0
+    assert snapshot(site / "bundle") == snapshot(site / "home")
+
+
+def test_an_export_replaces_the_bundle_of_another_model_only_by_force(site):
+    """A damaged bundle of the same model is replaced, too."""
+    model = model_of("clip", PLAIN_CLIP)
+    place = shutil.copytree("base", "bundle")
+    (site / "bundle/image.fp32.onnx").write_bytes(b"damaged")
+    export(model, "clip", NO_ADAPTER, site / place, variants=())
+    assert Bundle.open(place).check_golden_samples()
+    as_if_of(site / place, adapter_sha256="7" * 64)
+    before = snapshot(site)
+    with refused("bundle_of_other_model", InputError):
+        export(model, "clip", NO_ADAPTER, site / place, variants=())
+    assert snapshot(site) == before
+    export(model, "clip", NO_ADAPTER, site / place, variants=(), force=True)
+    assert read_manifest(site / place).model.adapter_sha256 == NO_ADAPTER
 
 
 @pytest.mark.parametrize("output", ["base", "base/site", "."])

@@ -43,7 +43,7 @@ identity = ModelIdentity(
 )
 export_bundle(
     toy_model(), identity, clip_tokenizer_json(), samples, None, Path("bundle"),
-    ExportOptions(variants=()), lambda work, done, total: None,
+    ExportOptions(variants=(), force=True), lambda work, done, total: None,
 )
 """
 CHECKPOINTS = """

@@ -90,7 +90,7 @@ class Video(OptionGroup, panel="Video"):
     """A synthetic video."""
 
     people: int = option(8, "People crossing the view.", min=1)
-    seconds: float = option(20.0, "Length of the video.", min=0.1)
+    seconds: float = option(20.0, "Length of the video.", "--duration", min=0.1)
     fps: float = option(10.0, "Frames a second.", min=0.1)
     width: int = option(960, "Of a frame in pixels.", min=96)
     height: int = option(540, "Of a frame in pixels.", min=96)
@@ -112,7 +112,7 @@ def synthesize_video(
     frame. Detectors made for photographs may miss drawn people; `--detector OUTPUT.json` uses these
     boxes instead.
 
-    Example: `upperson data synthesize-video street.avi --people 8 --seconds 20`
+    Example: `upperson data synthesize-video street.avi --people 8 --duration 20`
     """
     from upperson.cli.progress import Display
     from upperson_synthetic.video import VideoSpec, write_video

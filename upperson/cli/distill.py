@@ -36,7 +36,7 @@ class Data(OptionGroup, panel="Data"):
     """The pictures to learn from."""
 
     root: Path | None = option(None, "Folder of the data set.", show_default="the teacher's")
-    pictures: list[Path] | None = option(
+    images: list[Path] | None = option(
         None, "More pictures of people, without captions: files and folders.", show_default=False
     )
     augment: bool = option(
@@ -117,7 +117,7 @@ def distill(
     }
     if data.root is not None:
         settings["root"] = str(data.root.absolute())
-    config = student_config(teacher, student.student, tuple(data.pictures or ()), settings)
+    config = student_config(teacher, student.student, tuple(data.images or ()), settings)
     _run(config, student.output, student.device, output.as_json, resume=False)
 
 

@@ -143,8 +143,11 @@ class Written(OptionGroup, panel="Output"):
     """The bundle, and what is written beside it."""
 
     output: Path = option(
-        Path("bundle"), "Bundle or adapter file to write; an earlier one there is replaced."
+        Path("bundle"),
+        "Bundle or adapter file to write; an earlier adapter, or bundle of the same model, is "
+        "replaced.",
     )
+    force: bool = option(False, "Also replace the bundle of another model.")
     sign: Path | None = advanced(
         None,
         "Sign the bundle with this private key (PEM); with `--trust` the runtime insists "
@@ -417,6 +420,7 @@ def _export_options(
         int8_only=gate.precision == "int8",
         estimator=estimator,
         sign=written.sign,
+        force=written.force,
     )
 
 

@@ -50,13 +50,13 @@ class Compared(OptionGroup, panel="What is compared"):
         "With a bundle: the run it was exported from. Then torch is the reference.",
         show_default="fp32 on onnxruntime is the reference",
     )
-    backends: str | None = option(
+    backend: str | None = option(
         None,
         "onnxruntime, openvino or tensorrt, with commas between them; :DEVICE behind one "
         "puts it there, such as onnxruntime:cuda.",
         show_default="all that are installed",
     )
-    batch: str = option("1,2,8,32", "Batch sizes, with commas between them.")
+    batch_size: str = option("1,2,8,32", "Batch sizes, with commas between them.")
     images: Path | None = option(
         None, "Image, or folder of images.", show_default="rendered people"
     )
@@ -111,16 +111,16 @@ def parity(
     largest difference of a component; `alone`: that to the item embedded alone; `top-10` and `tau`:
     how alike the rankings are, by overlap of the first ten and Kendall's tau.
 
-    Example: `upperson parity bundle --backends onnxruntime,openvino`
+    Example: `upperson parity bundle --backend onnxruntime,openvino`
     """
-    batch_sizes = read_batch_sizes(compared.batch)
+    batch_sizes = read_batch_sizes(compared.batch_size)
     tolerances.require_usable()
     require_extra("export", "parity")
     from upperson.cli.progress import Display
     from upperson_export.parity.check import ParityOptions
     from upperson_export.parity.subjects import Tolerance, choose_backends
 
-    names = [] if compared.backends is None else compared.backends.split(",")
+    names = [] if compared.backend is None else compared.backend.split(",")
     options = ParityOptions(
         backends=choose_backends(names),
         batch_sizes=batch_sizes,

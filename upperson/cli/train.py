@@ -52,7 +52,7 @@ class Recipe(OptionGroup, panel="Recipe and model"):
     recipe: str | None = option(
         None,
         "cuhk-pedes, icfg-pedes or rstpreid, each also with -vit-l-14; "
-        "cuhk-pedes-code-2024 or -2025; synthetic; or a .yaml file.",
+        "cuhk-pedes-code-2024 or -2025; site; synthetic; or a .yaml file.",
         show_default="the data set's own, else synthetic",
     )
     base: str | None = option(
@@ -169,7 +169,7 @@ def pretrain_small(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps.", show_default="the shipped file's")
     ] = None,
-    start: Annotated[
+    init_from: Annotated[
         Path | None,
         typer.Option(
             help="Continue from this base, at a lower rate and with other people: second stage.",
@@ -184,7 +184,7 @@ def pretrain_small(
     It made upperson/assets/upperson-small.safetensors, which ships with the package. The 6,000
     steps from random weights and 1,500 more take about 75 and 20 minutes of one core.
 
-    Example: `upperson pretrain-small --start first.safetensors --output upperson-small.safetensors`
+    Example: `upperson pretrain-small --init-from first.safetensors --output small.safetensors`
     """
     require_extra("train", "pre-training")
     if output.suffix != ".safetensors" or not output.parent.is_dir():
@@ -196,7 +196,7 @@ def pretrain_small(
     from upperson import pretrain
     from upperson.cli.progress import Display
 
-    config = pretrain.PretrainConfig() if start is None else pretrain.second_stage(start)
+    config = pretrain.PretrainConfig() if init_from is None else pretrain.second_stage(init_from)
     if steps is not None:
         config = replace(config, steps=steps)
     with Display() as display:

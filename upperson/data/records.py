@@ -20,6 +20,7 @@ from upperson.data.annotations import (
 )
 from upperson.data.published import PUBLISHED_SETS
 from upperson_rt.errors import UsageError
+from upperson_rt.files import refuse_archive
 from upperson_rt.printable import get_logger, safe_repr, shortened
 from upperson_rt.strict import suggestion
 
@@ -94,6 +95,7 @@ def read_dataset(name: str, root: Path) -> dict[Split, list[Record]]:
 
 def open_dataset(name: str, root: Path) -> AnnotatedSet:
     """Find a data set without reading its entries; arguments and errors as for `read_dataset`."""
+    refuse_archive(root, "the folder of a data set")
     lower = name.lower()
     if lower in PUBLISHED_SETS:
         return PUBLISHED_SETS[lower].open(root)

@@ -30,6 +30,7 @@ from upperson.model.weights import (
     find_tokenizer,
     pixel_statistics,
     pop_openai_facts,
+    published_activation,
     read_weights,
     require_finite,
     tag_facts,
@@ -132,6 +133,8 @@ def load_base(
         model["quick_gelu"] = True
     elif "quick_gelu" in facts and not config.over_timm:
         model["quick_gelu"] = facts["quick_gelu"]
+    elif not from_tag and not config.over_timm:
+        _require_activation(config, path)
     if image_size is not None and _has_grid_of_crops(state, model["vision_cfg"], image_size):
         model["vision_cfg"] = model["vision_cfg"] | {"image_size": list(image_size)}
     with nullcontext() if draw else _NoInitialisation():
@@ -140,6 +143,21 @@ def load_base(
     statistics = pixel_statistics(facts) if facts or not config.statistics else config.statistics
     identity = _identity(clip, config, tokenizer_json)
     return Base(clip.eval(), config.name, identity, statistics, tokenizer_json)
+
+
+def _require_activation(config: BaseConfig, path: Path) -> None:
+    """Refuse a published file whose activation is not the base's: nothing else would show it."""
+    published, own = published_activation(path), bool(config.model.get("quick_gelu"))
+    if published is None or published == own:
+        return
+    names = {True: "QuickGELU", False: "GELU"}
+    raise InputError(
+        f"{path} was trained with {names[published]}, base '{config.name}' has {names[own]}: "
+        f"choose the base {'with' if published else 'without'} -quickgelu in its name",
+        code="activation_contradicts",
+        path=path,
+        base=config.name,
+    )
 
 
 def build_clip(name: str) -> Any:

@@ -5,6 +5,7 @@ Loading never executes code of a file.
 
 import os
 import pickletools
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -37,6 +38,9 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """Where a repository keeps its weights when a tag names only the repository; best first."""
+
+_PUBLISHED = re.compile(r"-[0-9a-f]{8}\.pt$")
+"""The end of a file's name in open_clip's releases: the first digits of its SHA-256."""
 
 _PROBE_S = 10.0
 
@@ -208,6 +212,20 @@ def tag_facts(name: str, tag: str) -> dict[str, Any]:
             known=tags,
         )
     return facts
+
+
+def published_activation(path: Path) -> bool | None:
+    """Return whether a file that open_clip publishes has QuickGELU, by its name with a hash.
+
+    None for any other file.
+    """
+    if not _PUBLISHED.search(path.name):
+        return None
+    for name, tag in open_clip.list_pretrained():
+        facts = open_clip.get_pretrained_cfg(name, tag)
+        if os.path.basename(facts.get("url") or "") == path.name:
+            return bool(facts.get("quick_gelu"))
+    return None
 
 
 def pixel_statistics(facts: Mapping[str, Any]) -> PixelStatistics:

@@ -164,7 +164,7 @@ def choose_backends(names: Sequence[str]) -> list[BackendChoice]:
         if name in ("", "auto"):
             raise UsageError(
                 f"'{given}' is no backend to compare: name onnxruntime, openvino or tensorrt, or "
-                "leave --backends out to compare all that are installed",
+                "leave --backend out to compare all that are installed",
                 code="backend_not_single",
                 found=given,
             )

@@ -29,8 +29,8 @@ from upperson_rt.machine import describe_machine, machine_lines
 class Load(OptionGroup, panel="Load"):
     """What the pipeline gets, and how it works."""
 
-    seconds: Annotated[
-        float, typer.Option("--seconds", min=1.0, help="How long frames are submitted.")
+    duration: Annotated[
+        float, typer.Option("--duration", min=1.0, help="How long frames are submitted.")
     ] = 120.0
     overload: Annotated[
         float,
@@ -60,7 +60,7 @@ def pipeline(*, load: Load, model: Model, output: Output) -> None:
     alone first. Exit code 6 if a frame or crop has no count, or an acknowledged row is gone; memory
     and speed are only reported. The gallery is a temporary one.
 
-    Example: `upperson-rt bench pipeline -b bundle --seconds 30`
+    Example: `upperson-rt bench pipeline -b bundle --duration 30`
     """
     from upperson_camera.bench import bench_pipeline
     from upperson_camera.queues import check_policy
@@ -76,7 +76,7 @@ def pipeline(*, load: Load, model: Model, output: Output) -> None:
         found = bench_pipeline(
             opened.encoder(),
             Path(folder),
-            seconds=load.seconds,
+            seconds=load.duration,
             overload=load.overload,
             cameras=load.cameras,
             batch_size=load.batch_size,

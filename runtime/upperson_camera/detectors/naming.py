@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from upperson_rt.arguments import check_path
 from upperson_rt.errors import InputError
 from upperson_rt.files import read_bounded
 from upperson_rt.ingest.detector import refuse_options
+
+if TYPE_CHECKING:
+    from upperson_rt.preprocess import PixelArray
 
 # --- OpenCV's own detector
 
@@ -53,7 +56,7 @@ class HogDetector:
         """What its boxes depend on."""
         return f"hog (width {self.width_px}, scores from {self.min_score:g})"
 
-    def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, frame: "PixelArray") -> NDArray[np.float32]:
         """Return (N, 5) boxes with scores (distances from the separating plane)."""
         cv2 = import_cv2()
         scale = min(1.0, self.width_px / frame.shape[1])
@@ -100,7 +103,7 @@ class BoxesFile:
         """Return the boxes of a frame by its number."""
         return self._frames[index] if index < len(self._frames) else []
 
-    def __call__(self, frame: NDArray[np.uint8]) -> list[list[float]]:
+    def __call__(self, frame: "PixelArray") -> list[list[float]]:
         """Refuse: a file of boxes goes by the number of the frame."""
         raise InputError(
             "boxes from a file belong to the frames of one video, by their number: try them with  "

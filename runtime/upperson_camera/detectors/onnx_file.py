@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from upperson_rt.files import sha256_of_file
 from upperson_rt.ingest.drawn_people import FIGURES, draw_figures, figures_found
 from upperson_rt.printable import error_text, safe_repr
 from upperson_rt.towers import Backend
+
+if TYPE_CHECKING:
+    from upperson_rt.preprocess import PixelArray
 
 _MOST = 8
 """Frames at once, where a file takes any number."""
@@ -117,7 +120,7 @@ class OnnxDetector:
             return None
         return (
             f"the detector {self.name} finds none of the {FIGURES} drawn people of the built-in "
-            "picture: try it on a photograph with  upperson-rt doctor --detector FILE --picture "
+            "picture: try it on a photograph with  upperson-rt doctor --detector FILE --image "
             "FILE.jpg  and, if it misses people there, another --detector-input or -class"
         )
 
@@ -140,11 +143,11 @@ class OnnxDetector:
             f"scores from {self.min_score:g}, overlap {self.max_overlap:g}, {self.pixels})"
         )
 
-    def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, frame: "PixelArray") -> NDArray[np.float32]:
         """Return (N, 5) boxes of people with scores, in pixels of the frame."""
         return self.detect_many([frame])[0]
 
-    def detect_many(self, frames: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+    def detect_many(self, frames: "Sequence[PixelArray]") -> list[NDArray[np.float32]]:
         """Return the boxes of each frame, see `__call__`.
 
         Raises:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from upperson_camera.source import import_cv2
 from upperson_rt.errors import UsageError
 from upperson_rt.printable import safe_repr
+
+if TYPE_CHECKING:
+    from upperson_rt.preprocess import PixelArray
 
 Three: TypeAlias = tuple[float, float, float]
 
@@ -105,7 +108,7 @@ class Pixels:
         return replace(self, **changed)
 
     def prepare(
-        self, frame: NDArray[np.uint8], size: tuple[int, int]
+        self, frame: "PixelArray", size: tuple[int, int]
     ) -> tuple[NDArray[np.float32], Fit]:
         """Return a BGR frame of any size as float32 [3, H, W], and where it is in that input."""
         picture, fit = self._fit(frame, size)
@@ -119,9 +122,7 @@ class Pixels:
             values /= np.array(self.std, np.float32)[:, None, None]
         return values, fit
 
-    def _fit(
-        self, frame: NDArray[np.uint8], size: tuple[int, int]
-    ) -> tuple[NDArray[np.uint8], Fit]:
+    def _fit(self, frame: "PixelArray", size: tuple[int, int]) -> tuple[NDArray[np.uint8], Fit]:
         cv2 = import_cv2()
         (height, width), (tall, wide) = frame.shape[:2], size
         if self.place == "stretch":

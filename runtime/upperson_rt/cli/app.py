@@ -37,11 +37,12 @@ from upperson_rt.cli.output import (
     messages_to,
     one_json_object,
     print_error,
+    print_json,
     print_line,
     print_note,
 )
-from upperson_rt.errors import InputError, UppersonError
-from upperson_rt.printable import escape_for_display, get_logger, one_line
+from upperson_rt.errors import InputError, UppersonError, UsageError
+from upperson_rt.printable import escape_for_display, get_logger, one_line, safe_repr
 
 # --- Signals
 #
@@ -262,8 +263,68 @@ def logging_to_stderr(as_json: bool) -> Iterator[None]:
 # --- Errors
 
 
+_RENAMED = {
+    "--backends": ("--backend", ("parity",)),
+    "--batch": ("--batch-size", ("parity", "towers")),
+    "--picture": ("--image", ("doctor",)),
+    "--pictures": ("--images", ("distill",)),
+    "--seconds": ("--duration", ("pipeline", "synthesize-video", "towers")),
+    "--start": ("--init-from", ("pretrain-small",)),
+    "--where": ("--attribute", ("delete", "export", "query")),
+}
+"""By the name of an option in the release before: its name now, and the commands that have it."""
+
+
 class Command(TyperCommand):
     """A command that reports errors in one line; with ``--debug`` also the traceback."""
+
+    def make_context(self, info_name: Any, args: list[str], *more: Any, **extra: Any) -> Any:
+        """Read the options; a value that its parser refuses is reported as other errors are."""
+        args = [*self._with_new_names(args)]
+        as_json, debug = "--json" in args, "--debug" in args
+        try:
+            self._refuse_values_of_flags(args)
+            return super().make_context(info_name, args, *more, **extra)
+        except UppersonError as error:
+            if as_json:
+                print_json({"error": error.as_json()})
+            _report(str(error), debug)
+            raise typer.Exit(error.exit_code) from error
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options; ``--help`` shows no type for a flag."""
+        return _without_types_of_flags(super().get_params(ctx))
+
+    def _with_new_names(self, args: list[str]) -> Iterator[str]:
+        """Yield the words of the command line, with renamed options by their names now."""
+        known = {name for one in self.params for name in one.opts}
+        for place, word in enumerate(args):
+            old, equals, value = word.partition("=")
+            new, commands = _RENAMED.get(old, ("", ()))
+            if self.name in commands and new in known and "--" not in args[:place]:
+                print_note(f"{old} is called {new} now; the old name goes with the next release")
+                word = f"{new}{equals}{value}"
+            yield word
+
+    def _refuse_values_of_flags(self, args: list[str]) -> None:
+        """Raise UsageError for ``--explain true``: the word would become part of the sentence.
+
+        A sentence may begin with "no": it is refused only where no other single word follows it.
+        """
+        options = args[: args.index("--")] if "--" in args else args
+        flags = {name for one in self.params if getattr(one, "is_flag", False) for name in one.opts}
+        for flag, word, after in zip(options, options[1:], [*options[2:], ""], strict=False):
+            if flag not in flags or word.lower() not in ("true", "false", "yes", "no"):
+                continue
+            if word.lower() == "no" and after and not after.startswith("-") and " " not in after:
+                continue
+            raise UsageError(
+                f"{flag} takes no value, found {safe_repr(word)} after it: leave the word out, or "
+                "put the sentence first and in quotes",
+                code="flag_value",
+                flag=flag,
+                found=word,
+            )
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; one with ``--log-json`` keeps a log on stderr meanwhile."""
@@ -300,6 +361,10 @@ class Command(TyperCommand):
 class _Group(TyperGroup):
     """A group of commands that escapes what Typer prints of wrong options."""
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options; ``--help`` shows no type for a flag."""
+        return _without_types_of_flags(super().get_params(ctx))
+
     def make_context(self, *args: Any, **extra: Any) -> Any:
         """Read the options of the group."""
         with _printable_usage():
@@ -309,6 +374,13 @@ class _Group(TyperGroup):
         """Read the options of a command, and run it."""
         with _printable_usage():
             return super().invoke(ctx)
+
+
+def _without_types_of_flags(params: list[Any]) -> list[Any]:
+    for one in params:
+        if getattr(one, "is_flag", False):
+            one.metavar = ""
+    return params
 
 
 @contextmanager
@@ -327,7 +399,7 @@ def new_app(help: str, program: str | None = None) -> typer.Typer:
         cls=_Group,
         help=help,
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=program is not None,
         rich_markup_mode="markdown",
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -345,7 +417,7 @@ def new_app(help: str, program: str | None = None) -> typer.Typer:
         version: Annotated[
             bool,
             typer.Option(
-                "--version", callback=print_version, is_eager=True, help="Show the version."
+                "--version", "-V", callback=print_version, is_eager=True, help="Show the version."
             ),
         ] = False,
     ) -> None:

@@ -1,5 +1,6 @@
 """`upperson-rt index`."""
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ import typer
 
 from upperson_rt.arguments import read_attributes
 from upperson_rt.cli.groups import OptionGroup, advanced, grouped, option
-from upperson_rt.cli.opening import open_announced, open_store
+from upperson_rt.cli.opening import NewGallery, open_announced, open_to_index
 from upperson_rt.cli.options import Delivery, Detection, Model, Output, Place
 from upperson_rt.cli.output import (
     new_progress,
@@ -45,7 +46,7 @@ class Labels(OptionGroup, panel="Pictures"):
     )
     attribute: list[str] | None = option(
         None,
-        "Attribute of all these pictures, for `query --where`; may be given again.",
+        "Attribute of all these pictures, for `query --attribute`; may be given again.",
         metavar="KEY=VALUE",
     )
 
@@ -96,7 +97,7 @@ def index(
     from upperson_rt.gallery.shards import Shard
     from upperson_rt.ingest.files import index_images
     from upperson_rt.ingest.shards import choose_files, index_shard, record_of, require_whole
-    from upperson_rt.preprocess import iter_image_files
+    from upperson_rt.preprocess import describe_others, iter_image_files
 
     options: dict[str, Any] = {
         "camera": labels.camera,
@@ -116,17 +117,18 @@ def index(
             "pictures",
             detection.detector_input,
         )
-    chosen = None if part is None else choose_files(paths, part)
+    others: Counter[str] = Counter()
+    chosen = None if part is None else choose_files(paths, part, others)
     if chosen is None:
         require_whole(place.gallery)
-        files = list(iter_image_files(paths))
+        files = list(iter_image_files(paths, others))
     else:
         files = chosen.files
         whole = count_of(chosen.whole.count, "picture")
         print_note(f"shard {part}: {chosen.own.count} of {whole}")
     with (
         delivery.opened() as outputs,
-        open_store(model, place.gallery, "image", create=True) as (opened, running, store),
+        open_to_index(model, place.gallery) as (opened, running, store),
     ):
         options |= {"batch_size": run.batch_size, "outputs": outputs}
         with _shown(len(files)) as progress:
@@ -134,11 +136,13 @@ def index(
             if chosen is None:
                 report = index_images(opened.encoder(), store, files, **options)
             else:
+                own = store() if isinstance(store, NewGallery) else store  # Its record comes first.
                 record = record_of(place.gallery)
-                report, _ = index_shard(opened.encoder(), store, chosen, record, **options)
-        total = store.count()
+                report, _ = index_shard(opened.encoder(), own, chosen, record, **options)
+        made = store.made if isinstance(store, NewGallery) else store
+        total = 0 if made is None else made.count()
 
-    _print_notes(report, len(files), options, opened.manifest.image)
+    _print_notes(report, len(files), run.skip_bad, options, opened.manifest.image)
     result = {
         "shard": run.shard,
         "indexed": report.indexed,
@@ -148,6 +152,7 @@ def index(
         "empty": report.empty,
         "too_small": report.too_small,
         "skipped": [asdict(skipped) for skipped in report.skipped],
+        "others": dict(others),
         "gallery": place.gallery,
         "items": total,
         "bundle": str(model.bundle),
@@ -155,14 +160,24 @@ def index(
         "backend": running.name,
         "device": running.device,
     }
+    if others:
+        print_note(f"left out of the folders: {describe_others(others)}")
     pictures = count_of(len(files), "picture")
     found = f" in {pictures}" if detection.detector else ""
-    print_result(result, output.as_json, lambda result: _print_indexed(result, found))
+    print_result(
+        result, output.as_json, lambda result: _print_indexed(result, found, made is not None)
+    )
     if report.skipped and not run.skip_bad:
-        others = "" if len(report.skipped) == len(files) else ", the others are in the gallery"
+        problem = (
+            f"{len(report.skipped)} of {pictures} could not be used (listed above), the others are "
+            "in the gallery; --skip-bad accepts that"
+        )
+        if len(report.skipped) == len(files):
+            one = report.skipped[0].reason
+            all_of_them = f"none of {pictures} could be used (listed above)"
+            problem = f"nothing was indexed: {one if len(files) == 1 else all_of_them}"
         raise InputError(
-            f"{len(report.skipped)} of {pictures} could not be used (listed above){others}; "
-            "--skip-bad accepts that",
+            problem,
             code="pictures_skipped",
             skipped=len(report.skipped),
             pictures=len(files),
@@ -190,10 +205,14 @@ def _shown(files: int) -> "Iterator[Callable[[int, int], None]]":
 
 
 def _print_notes(
-    report: "IndexReport", files: int, options: Mapping[str, Any], image: "ImageSection"
+    report: "IndexReport",
+    files: int,
+    skip_bad: bool,
+    options: Mapping[str, Any],
+    image: "ImageSection",
 ) -> None:
     pictures = count_of(files, "picture")
-    for skipped in report.skipped:
+    for skipped in report.skipped if files > 1 or skip_bad else ():  # Else the error says it.
         print_warning(f"skipped: {skipped.reason}")
     without_time = report.indexed - report.timed
     if without_time and options["time_from"] != "none":
@@ -215,9 +234,10 @@ def _print_notes(
         print_note(f"{count_of(report.too_small, 'person', 'people')} left out: too small")
 
 
-def _print_indexed(result: dict[str, Any], scenes: str) -> None:
+def _print_indexed(result: dict[str, Any], scenes: str, is_there: bool) -> None:
     noun = ("person", "people") if scenes else ("picture",)
     added = f"{count_of(result['indexed'], *noun)}{scenes}"
     if result["replaced"]:
         added += f", {result['replaced']} in place of earlier ones"
-    print_line(f"indexed {added}; gallery '{result['gallery']}' now holds {result['items']}")
+    holds = f"gallery '{result['gallery']}' now holds {result['items']}"
+    print_line(f"indexed {added}; {holds if is_there else 'no gallery was made'}")

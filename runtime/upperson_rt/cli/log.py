@@ -37,7 +37,9 @@ def verify(
     ] = None,
     output: Output,
 ) -> None:
-    """Check that no line was changed, removed or added; exit code 6 if one was.
+    """Check that no line was changed, removed or added; if one was, the exit code is 6.
+
+    A file that is no query log, or has no chains, ends with 6, too.
 
     A user who can write the log can replace all of it. The last chain stands for the whole log:
     note it now and then where that user cannot write, and pass it with --expect.
@@ -59,9 +61,7 @@ def verify(
     result = {"file": str(file), "ok": not report.problems, **asdict(report)}
     print_result(result, output.as_json, lambda _: _print_report(report))
     if report.problems:
-        raise IntegrityError(
-            f"{file} is not as it was written: {report.problems[0]}", code="log_altered", path=file
-        )
+        raise IntegrityError(f"{file}: {report.problems[0]}", code=report.code, path=file)
 
 
 def _print_report(report: "LogReport") -> None:

@@ -46,6 +46,47 @@ def open_store(
         yield opened, running, store
 
 
+class NewGallery:
+    """A gallery that is made before its first row, so that a run without one leaves none."""
+
+    def __init__(self, location: str, fingerprint: str, embed_dim: int) -> None:
+        self._space = location, fingerprint, embed_dim
+        self.made: Gallery | None = None
+
+    def __call__(self) -> "Gallery":
+        """Make the gallery, or open one that another process has made meanwhile."""
+        from upperson_rt.gallery import Gallery
+
+        self.made = Gallery.open(*self._space, create=True)
+        return self.made
+
+
+@contextmanager
+def open_to_index(
+    model: "Model", gallery: str
+) -> "Iterator[tuple[Bundle, Backend, Gallery | NewGallery]]":
+    """Do what `open_store` does; a folder without a gallery gets one with the first row."""
+    from upperson_rt.files import remove_leftovers, require_writable
+    from upperson_rt.gallery.sqlite.database import DATABASE_FILE
+
+    file = Path(gallery, DATABASE_FILE)
+    if "://" in gallery or file.exists():
+        with open_store(model, gallery, "image", create=True) as found:
+            yield found
+        return
+    opened = open_model(model)
+    running = opened.backend("image")
+    require_writable(file.parent)
+    remove_leftovers(file)
+    print_note(backend_line(opened, "image"))
+    new = NewGallery(gallery, opened.manifest.fingerprint, opened.manifest.model.embed_dim)
+    try:
+        yield opened, running, new
+    finally:
+        if new.made is not None:
+            new.made.close()
+
+
 def open_model(model: "Model") -> "Bundle":
     """Open the bundle of a command line."""
     from upperson_rt.bundle import Bundle

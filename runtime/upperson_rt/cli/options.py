@@ -16,6 +16,7 @@ import typer
 from upperson_rt.arguments import read_attributes
 from upperson_rt.cli.groups import ADVANCED, OptionGroup, advanced, option
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.printable import safe_repr
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter
@@ -27,12 +28,21 @@ default_gallery = "gallery"
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
+_LEAST_UNIX_S = 1e8
+"""In 1973. A smaller number is a slip: ``24`` for ``24h``."""
+
+
 def age_seconds(text: str) -> float:
-    """Read an age such as ``30d``, ``12h`` or ``1.5w``; return seconds."""
+    """Read an age such as ``30d``, ``12h`` or ``1.5w``; return seconds.
+
+    Raises UsageError, with the code ``age_malformed``, for anything else.
+    """
     age = _age(text.strip())
     if age is None:
-        raise typer.BadParameter(
-            f"'{text}' is no age: expected a number and s, m, h, d or w, such as 30d"
+        raise UsageError(
+            f"{safe_repr(text)} is no age: expected a number and s, m, h, d or w, such as 30d",
+            code="age_malformed",
+            found=text,
         )
     return age
 
@@ -43,21 +53,35 @@ def _age(text: str) -> float | None:
 
 
 def unix_seconds(text: str) -> float:
-    """Read unix seconds, an ISO 8601 time (local without an offset), or how long ago: ``90m``."""
+    """Read unix seconds, an ISO 8601 time (local without an offset), or how long ago: ``90m``.
+
+    Raises UsageError: ``time_without_unit`` for a number that is too small for unix seconds,
+    ``time_malformed`` for anything else.
+    """
     ago = _age(text.strip().removeprefix("-"))
     if ago is not None:
         return time.time() - ago
     with suppress(ValueError):  # Not a number, so it must be a time.
-        if math.isfinite(seconds := float(text)):
-            return seconds
-        raise typer.BadParameter(f"'{text}' is no time")
+        seconds = float(text)
+        if not math.isfinite(seconds):
+            raise UsageError(f"{safe_repr(text)} is no time", code="time_malformed", found=text)
+        if abs(seconds) < _LEAST_UNIX_S:
+            raise UsageError(
+                f"{safe_repr(text)} has no unit: write how long ago, such as 24h or 24d, or a time "
+                "such as 2026-11-24T14:00",
+                code="time_without_unit",
+                found=text,
+            )
+        return seconds
     try:
         # Python 3.10 does not know the Z yet.
         return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
     except (ValueError, OverflowError, OSError) as error:
-        raise typer.BadParameter(
-            f"'{text}' is neither unix seconds nor a time such as 2026-11-24T14:00 or "
-            "2026-11-24T14:00:00+01:00, nor how long ago, such as 90m, 24h or 7d"
+        raise UsageError(
+            f"{safe_repr(text)} is neither unix seconds nor a time such as 2026-11-24T14:00 or "
+            "2026-11-24T14:00:00+01:00, nor how long ago, such as 90m, 24h or 7d",
+            code="time_malformed",
+            found=text,
         ) from error
 
 
@@ -66,7 +90,7 @@ def read_batch_sizes(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch("[0-9]{1,9}", part) and int(part) > 0 for part in parts):
         raise UsageError(
-            f"--batch must be sizes such as 1,2,8,32, found '{text}'",
+            f"--batch-size must be sizes such as 1,2,8,32, found '{text}'",
             code="batch_sizes_malformed",
             found=text,
         )
@@ -260,8 +284,8 @@ class Where(OptionGroup, panel="Filter"):
     )
     since: float | None = option(
         None,
-        "Only pictures taken at or after this time: ISO 8601 (local), unix seconds, or "
-        "how long ago, such as 90m, 24h or 7d.",
+        "Only pictures taken at or after this time: how long ago, such as 90m, 24h or 7d, ISO "
+        "8601 (local), or unix seconds.",
         parser=unix_seconds,
         metavar="TIME",
     )
@@ -269,7 +293,7 @@ class Where(OptionGroup, panel="Filter"):
         None, "Only pictures taken before this time.", parser=unix_seconds, metavar="TIME"
     )
     track: str | None = advanced(None, "Only pictures of the track of this name.")
-    where: list[str] | None = advanced(
+    attribute: list[str] | None = advanced(
         None,
         "Only pictures whose attribute KEY is VALUE; may be given again.",
         metavar="KEY=VALUE",
@@ -285,7 +309,7 @@ class Where(OptionGroup, panel="Filter"):
             since=self.since,
             until=self.until,
             track=self.track,
-            attributes=read_attributes(self.where, "--where"),
+            attributes=read_attributes(self.attribute, "--attribute"),
         )
 
 

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, islice, takewhile
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from upperson_rt.errors import BackendError, InputError, UppersonError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.records import attributes_as_json, check_new
 from upperson_rt.gallery.shards import SkippedImage, Tally
-from upperson_rt.ingest.service import Crop, Ingest, Output
+from upperson_rt.ingest.service import Crop, Ingest, Output, embed_crops
 from upperson_rt.preprocess import use_image
 from upperson_rt.printable import error_text, get_logger, safe_repr
 
@@ -203,7 +203,7 @@ def person_key(path: str, number: int) -> str:
 
 def index_images(
     encoder: Encoder,
-    gallery: Gallery,
+    gallery: Gallery | Callable[[], Gallery],
     files: Sequence[str | os.PathLike[str]],
     camera: str | None = None,
     batch_size: int = 32,
@@ -226,7 +226,8 @@ def index_images(
 
     Args:
         encoder: Whose image tower to use.
-        gallery: Opened with the encoder's fingerprint.
+        gallery: Opened with the encoder's fingerprint, or a function that makes it, which is called
+            before the first commit: without a usable picture none is made.
         files: The pictures; their absolute paths become the keys.
         camera: Name of the camera that took them.
         batch_size: Pictures run and committed at a time.
@@ -252,7 +253,10 @@ def index_images(
 
     batch_size = check_count(batch_size, "batch_size", InputError)
     check_object(encoder, "an encoder", ("encode_pixels", "prepare_image", "variant"))
-    check_object(gallery, "a gallery", ("add", "delete", "get", "ids", "sample"))
+    store: Gallery | None = None
+    if not callable(gallery) or isinstance(gallery, type):
+        check_object(gallery, "a gallery", ("add", "delete", "get", "ids", "sample"))
+        store = cast(Gallery, gallery)
     if progress is not None:
         check_callable(progress, "progress")
     if detector is not None:
@@ -267,8 +271,10 @@ def index_images(
     check_choice(track_from, "track_from", ("folder", "none"))
     labels = _Labels(camera, time_from, track_from, attributes or {})
     labels.check()
-    _warn_of_others(gallery, files, labels)
-    ingest = Ingest(encoder, gallery, batch_size, outputs)
+    ingest = None
+    if store is not None:
+        _warn_of_others(store, files, labels)
+        ingest = Ingest(encoder, store, batch_size, outputs)
     report = IndexReport()
     done = 0
     with closing(_decoded(encoder, files, labels, batch_size, workers, detector)) as batches:
@@ -278,13 +284,18 @@ def index_images(
             crops = [crop for one in usable for crop in one.crops]
             if crops:
                 items = [crop.item for crop in crops]
-                replaced = ingest.commit(crops, ingest.embed(crops))
+                embeds_ND = embed_crops(encoder, crops, batch_size)
+                if ingest is None:
+                    store = cast(Callable[[], Gallery], gallery)()
+                    ingest = Ingest(encoder, store, batch_size, outputs)
+                replaced = ingest.commit(crops, embeds_ND)
                 ingest.deliver(items, replaced)
                 report.replaced += len(replaced)
                 report.indexed += len(items)
                 report.keys += Tally.of(item.key for item in items)
                 report.timed += sum(item.time is not None for item in items)
-            _delete_outdated(gallery, usable)
+            if store is not None:
+                _delete_outdated(store, usable)
             report.wide += sum(one.is_wide for one in usable)
             report.with_items += sum(bool(one.crops) for one in usable)
             report.empty += sum(not one.crops for one in usable)

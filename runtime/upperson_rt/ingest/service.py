@@ -291,6 +291,11 @@ class Matcher(Protocol):
         """
 
 
+def embed_crops(encoder: Encoder, crops: Sequence[Crop], batch_size: int) -> NDArray[np.float32]:
+    """Return the (N, D) embeddings of crops."""
+    return encoder.encode_pixels(np.stack([crop.pixels for crop in crops]), batch_size)
+
+
 class Ingest:
     """Embeds crops and commits their rows. `embed` and `commit` may run in different threads."""
 
@@ -311,8 +316,7 @@ class Ingest:
 
     def embed(self, crops: Sequence[Crop]) -> NDArray[np.float32]:
         """Return the (N, D) embeddings of crops."""
-        pixels = np.stack([crop.pixels for crop in crops])
-        return self._encoder.encode_pixels(pixels, self._batch_size)
+        return embed_crops(self._encoder, crops, self._batch_size)
 
     def commit(self, crops: Sequence[Crop], embeds_ND: NDArray[np.float32]) -> list[str]:
         """Save pictures of crops, then add their rows; return the replaced keys."""

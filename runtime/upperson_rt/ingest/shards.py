@@ -1,6 +1,7 @@
 """One shard of a set of pictures into a gallery, with a record of what it should hold."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -38,14 +39,16 @@ class ShardFiles:
     """See `root_of`."""
 
 
-def choose_files(paths: Iterable[str | os.PathLike[str]], shard: Shard) -> ShardFiles:
-    """Look at all pictures and choose those of a shard."""
+def choose_files(
+    paths: Iterable[str | os.PathLike[str]], shard: Shard, others: Counter[str] | None = None
+) -> ShardFiles:
+    """Look at all pictures and choose those of a shard; count ``others`` as `iter_image_files`."""
     paths = check_list(paths, "paths")
     files: list[Path] = []
     names: list[str] = []
 
     def every_name() -> Iterator[str]:
-        for name, file in iter_named_images(paths):
+        for name, file in iter_named_images(paths, others):
             yield name
             if shard.holds(name):
                 names.append(name)

@@ -27,11 +27,9 @@ from upperson_rt.tokenizer import token_lengths
 if TYPE_CHECKING:
     from PIL import Image
 
-    from upperson_rt.preprocess import Channels
+    from upperson_rt.preprocess import Channels, PixelArray
 
-Picture: TypeAlias = (
-    "str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | NDArray[np.float32]"
-)
+Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | PixelArray | NDArray[np.float32]"
 """A picture as for `Encoder.encode_images`, or its embedding: float32 (D,) of unit length."""
 
 

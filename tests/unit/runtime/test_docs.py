@@ -1,6 +1,8 @@
 """The Python of the pages about the runtime runs as it stands."""
 
 import re
+import runpy
+import sys
 
 import pytest
 
@@ -46,3 +48,12 @@ def test_the_page_of_milvus(tmp_path):
     count, names = run_page("milvus.md", folder=tmp_path)
     assert count == 1
     assert names["gallery"].location == f"milvus://{tmp_path}/people.db/people"
+
+
+@pytest.mark.parametrize("words", [[], ["bundle"], ["a"] * 9])
+@pytest.mark.parametrize("name", ["gstreamer_source", "index_on_ray", "opencv_loop"])
+def test_examples_print_their_usage(monkeypatch, name, words):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / f"docs/examples/{name}.py"), run_name="__main__")
+    assert str(ended.value).startswith(f"usage: {name}.py ")

@@ -1,6 +1,7 @@
 import datetime
 import os
 import struct
+from collections import Counter
 from typing import get_args
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image, ImageOps
 
 from tests.helpers.refused import refused
 from upperson_rt import image_file, preprocess
+from upperson_rt.bundle import read_manifest
 from upperson_rt.errors import InputError
 from upperson_rt.preprocess import (
     TimeSource,
@@ -206,6 +208,38 @@ def test_empty_folder_and_missing_path_are_refused(tmp_path):
         list(iter_image_files([tmp_path]))
     with refused("path_missing", InputError):
         list(iter_image_files([tmp_path / "nowhere"]))
+
+
+def test_other_files_of_folders_are_counted_by_kind(tmp_path, caplog):
+    for name in ("a.png", "b.HEIC", "c.heic", "sub/d.zip", "e", "f.txt", "g.%$x", ".hidden.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    others = Counter()
+    assert [file.name for file in iter_image_files([tmp_path], others)] == ["a.png"]
+    assert others == {"heic": 2, "zip": 1, "txt": 1, "other": 2}
+    assert not caplog.messages
+    assert [file.name for file in iter_image_files([tmp_path])] == ["a.png"]
+    (warning,) = caplog.messages
+    assert "2 heic (" in warning
+    (tmp_path / "a.png").unlink()
+    with refused("no_images", InputError, others=dict(others)):
+        list(iter_image_files([tmp_path]))
+    (tmp_path / "a.png").touch()
+    for name in ("b.HEIC", "c.heic", "sub/d.zip"):
+        (tmp_path / name).unlink()
+    caplog.clear()
+    list(iter_image_files([tmp_path]))
+    assert not caplog.messages  # Texts lie beside pictures often.
+
+
+@pytest.mark.parametrize(("start", "kind"), [(b"PK\3\4", "zip"), (b"\x1f\x8b", "gzip")])
+def test_an_archive_is_no_folder_of_pictures(tmp_path, start, kind):
+    archive = tmp_path / "crops"
+    archive.write_bytes(start + b"rest")
+    with refused("archive", InputError, path=str(archive), kind=kind):
+        list(iter_image_files([archive]))
+    with refused("archive", InputError, kind=kind):
+        read_manifest(archive)
 
 
 # --- When a picture was taken

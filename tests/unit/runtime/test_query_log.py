@@ -227,6 +227,41 @@ def test_a_last_line_that_a_crash_cut_off_is_known(path, length):
         assert (report.unchained, report.cut_off, report.problems) == (0, count, [])
 
 
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"root:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1::/:\n", "no_query_log"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF" * 50, "no_query_log"),
+        (b"\n", "no_query_log"),
+        (b"", "no_query_log"),
+        (WHOLE + b"\n", "log_unchained"),
+        (WHOLE, "log_unchained"),
+    ],
+)
+def test_what_is_no_query_log_is_not_approved(path, content, code):
+    path.write_bytes(content)
+    report = verify_log(path)
+    assert (report.code, report.lines, len(report.problems)) == (code, 0, 1)
+
+
+@pytest.mark.parametrize("with_head", [False, True])
+def test_a_log_without_its_chain_is_not_approved(path, with_head):
+    write_some(path, 3)
+    if not with_head:
+        path.with_name("log.head").unlink()
+    stripped = [{**line, "chain": None} for line in lines_of(path)]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in stripped))
+    report = verify_log(path)
+    assert (report.code, report.lines, report.unchained) == ("log_unchained", 0, 3)
+
+
+def test_a_log_of_which_nothing_was_written_yet_is_sound(path):
+    QueryLog(path).close()
+    assert (verify_log(path).code, verify_log(path).problems) == ("", [])
+    path.write_bytes(WHOLE[:1])  # Its first line was cut off.
+    assert (verify_log(path).code, verify_log(path).problems) == ("", [])
+
+
 def test_a_log_that_was_written_anew_shows_it(path, tmp_path):
     write_some(path)
     write_some(tmp_path / "other", 7)

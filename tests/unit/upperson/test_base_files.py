@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from copy import deepcopy
 
 import open_clip
@@ -341,3 +342,30 @@ def test_training_needs_the_whole_published_set(tmp_path):
     config = TrainConfig(dataset="cuhk-pedes", root=str(write_cuhk_pedes(tmp_path)))
     with refused("counts_differ", InputError, dataset="cuhk-pedes"):
         build_components(config)
+
+
+@pytest.mark.parametrize(
+    ("file", "base"),
+    [
+        ("vit_b_32-quickgelu-laion400m_e32-46683a32.pt", "ViT-B-32"),
+        ("vit_b_16-laion400m_e32-55e67d44.pt", "ViT-B-16-quickgelu"),
+    ],
+)
+def test_a_published_file_under_a_base_of_the_other_activation_is_refused(tmp_path, file, base):
+    torch.save({"any": torch.ones(1)}, tmp_path / file)
+    with refused("activation_contradicts", InputError, base=base):
+        load_base(base, str(tmp_path / file))
+    (tmp_path / file).rename(tmp_path / "own.pt")  # Of other names nothing is known.
+    with refused("weights_of_another_base", InputError):
+        load_base(base, str(tmp_path / "own.pt"))
+
+
+def test_the_names_of_published_files_say_one_activation_each():
+    found = {}
+    for name, tag in open_clip.list_pretrained():
+        facts = open_clip.get_pretrained_cfg(name, tag)
+        file = (facts.get("url") or "").rpartition("/")[2]
+        found.setdefault(file, set()).add(bool(facts.get("quick_gelu")))
+    hashed = {file: kinds for file, kinds in found.items() if re.search(r"-[0-9a-f]{8}\.pt$", file)}
+    assert len(hashed) >= 8
+    assert all(len(kinds) == 1 for kinds in hashed.values())

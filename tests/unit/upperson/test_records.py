@@ -189,6 +189,12 @@ def test_a_missing_set_or_an_unknown_name_is_answered_with_what_there_is(tmp_pat
         assert suggestion in found.value.fields["suggestion"]
 
 
+def test_a_zip_file_is_no_data_set(tmp_path):
+    (tmp_path / "people.zip").write_bytes(b"PK\3\4")
+    with refused("archive", InputError, kind="zip"):
+        read_dataset("jsonl", tmp_path / "people.zip")
+
+
 def test_an_empty_caption_beside_another_is_left_out_and_logged(tmp_path, caplog):
     folder = write_cuhk_pedes(tmp_path)
     edit_json(folder / "reid_raw.json", lambda entries: entries[1]["captions"].insert(0, " "))

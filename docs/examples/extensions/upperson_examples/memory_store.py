@@ -146,8 +146,8 @@ class MemoryGallery(Gallery):
         wanted = set(ids)
         return {row.id: (row.item, row.vector_D.copy()) for row in self._rows() if row.id in wanted}
 
-    def _vectors_of(self, ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
-        return {number: vector_D for number, (_, vector_D) in self._get(ids).items()}
+    def _vectors_of(self, ids: set[int]) -> dict[int, NDArray[np.float32]]:
+        return {number: vector_D for number, (_, vector_D) in self._get(sorted(ids)).items()}
 
     def ids(self, keys: Sequence[str]) -> dict[str, int]:
         """Return `Hit.id` for those of the keys that are there."""

@@ -119,7 +119,7 @@ def test_the_task_of_detectors_is_no_reason_to_refuse(tmp_path, task):
 def test_a_detector_that_finds_no_drawn_person_is_warned_of(tmp_path):
     detector = OnnxDetector(write_detector(tmp_path / "d.onnx", "yolov8"), backend="onnxruntime")
     assert detector.figures_found == 0
-    assert "--picture" in detector.warning
+    assert "--image" in detector.warning
 
 
 # --- Pixels that the user names

@@ -1,0 +1,68 @@
+"""`doctor`'s test cards: a model that works passes them, random weights do not."""
+
+import re
+
+import numpy as np
+
+from tests.helpers.toy_bundle import make_toy_bundle
+from upperson_doctor.cards import _COLOURS, check_cards
+from upperson_rt import open as open_encoder
+
+
+class Knowing:
+    """Embeds coats and sentences by colour, and by stripes if it knows them."""
+
+    def __init__(self, knows_stripes):
+        self._knows_stripes = knows_stripes
+
+    def encode_texts(self, sentences):
+        rows = []
+        for sentence in sentences:
+            (name,) = [name for name in _COLOURS if re.search(rf"\b{name}\b", sentence)]
+            kind = 1.0 if "striped" in sentence else -1.0 if "plain" in sentence else 0.0
+            rows.append(self._row(np.array(_COLOURS[name]), kind))
+        return np.array(rows, np.float32)
+
+    def encode_images(self, pictures):
+        coats = [picture[96:190, 60] for picture in pictures]
+        colours = [np.median(coat, axis=0) for coat in coats]
+        stripes = [1.0 if coat.std(axis=0).max() > 20 else -1.0 for coat in coats]
+        return np.array([self._row(*pair) for pair in zip(colours, stripes, strict=True)])
+
+    def _row(self, colour, striped):
+        return np.array([*(colour / 255 - 0.5), striped * self._knows_stripes], np.float32)
+
+
+class Random(Knowing):
+    def __init__(self, seed):
+        self._rng = np.random.default_rng(seed)
+
+    def encode_texts(self, sentences):
+        return self._rng.normal(size=(len(sentences), 64)).astype(np.float32)
+
+    encode_images = encode_texts
+
+
+def test_a_model_that_knows_colours_and_stripes_passes():
+    check = check_cards(Knowing(1.0))
+    assert (check.status, check.facts["stripes_right"], check.exit_code) == ("ok", 4, 0)
+    assert check.facts["p_value"] < 0.001
+
+
+def test_a_model_that_knows_no_stripes_gets_a_warning():
+    check = check_cards(Knowing(0.0))
+    assert (check.status, check.facts["stripes_right"]) == ("warn", 0)
+
+
+def test_the_toy_tells_colours_apart(tmp_path):
+    check = check_cards(open_encoder(make_toy_bundle(tmp_path / "bundle"), "fp32", threads=1))
+    assert check.status != "fail"
+
+
+def test_random_weights_fail_but_for_a_share_that_is_set():
+    """p is uniform for them: 5 in 100 are expected not to fail."""
+    checks = [check_cards(Random(seed)) for seed in range(100)]
+    failed = [check for check in checks if check.status == "fail"]
+    assert len(failed) >= 88
+    assert sum(check.status == "ok" for check in checks) <= 1
+    assert {check.exit_code for check in failed} == {3}
