@@ -55,6 +55,7 @@ check: $(STAMP)  ## Lint, format check, strict types, import rules, language. Ch
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.helpers.prose
 
 format: $(STAMP)  ## Format the code and fix what the linter can fix.
 	$(BIN)/python -m ruff check --fix .
