@@ -134,7 +134,7 @@ class Pipeline:
         # The random part: devices may boot with the same wrong time.
         self.run_name = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         """Unique to this run; a part of its track names, such as ``gate/RUN-7``."""
-        self._encoder = encoder
+        self._encoder, self._gallery = encoder, gallery
         self._buffer: DiskBuffer | None = None
         if getattr(gallery, "is_remote", False):  # A program's own gallery may be any object.
             self._buffer = DiskBuffer(self.settings.buffer, gallery, self.settings.buffer_bytes)
@@ -427,28 +427,28 @@ class Pipeline:
             while stage.is_alive:
                 self._abandon_stuck(began)
                 stage.join(_STEP_S)
-        if self._buffer is not None:
-            self._close_buffer(self._buffer)
+        if self._buffer is not None and self._sender is not None:
+            self._close_buffer(self._buffer, self._sender.away)
         if self._stopped is None:
             self._stopped = time_module.monotonic()
         self._raise_failure()
 
-    def _close_buffer(self, buffer: DiskBuffer) -> None:
+    def _close_buffer(self, buffer: DiskBuffer, away: str | None) -> None:
         if not self._failures["buffer_stuck"]:  # Closing it would hang, too.
             buffer.close()
-        if self._started is None or not len(buffer):
+        if self._started is None or not (len(buffer) or away):
             return
         wait = (
             f"{count_of(len(buffer), 'crop waits', 'crops wait')} in {buffer.path} for "
-            f"gallery {buffer.gallery}"
+            f"gallery {self._gallery.location}"
         )
         if self._failure is not None:
             event = {"event": "buffered", "waiting": len(buffer)}
             _log.warning("%s: the next run with this folder sends them", wait, extra=event)
             return
         error = BackendError(
-            f"{wait}, which takes no rows: nothing is lost, the next run with this folder sends "
-            "them",
+            f"{wait}, which takes no rows ({away or 'the time was up'}): nothing is lost, the next "
+            "run with this folder sends them",
             code="gallery_away",
             waiting=len(buffer),
             path=buffer.path,
