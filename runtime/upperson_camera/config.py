@@ -77,6 +77,8 @@ class CameraEntry:
     allow_hosts: tuple[str, ...] = ()
     zones: Any = ()
     masks: Any = ()
+    snapshot: bool | None = None
+    """Whether the console gets a frame each minute; by default where there are zones or masks."""
     regions: Regions = field(init=False, compare=False)
     """Zones and masks; they alone change while the camera runs."""
 
@@ -378,7 +380,7 @@ class CamerasFile:
             choice = entry.detector_choice
             if choice not in self._detectors:
                 self._detectors[choice] = self._open_detector(*choice)
-            return camera_settings(
+            settings = camera_settings(
                 self._settings,
                 name,
                 replace(source, access=access, hwaccel=entry.hwaccel),
@@ -389,6 +391,7 @@ class CamerasFile:
                 regions=entry.regions,
                 options=_options_of(entry, self._settings),
             )
+            return replace(settings, snapshot=entry.snapshot)
 
     def _notify_hwaccel(self, plan: _Plan) -> None:
         """Say what decodes the cameras that are added or restarted and name a device."""

@@ -37,6 +37,7 @@ from upperson_rt.arguments import check_callable, check_number, check_object
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UppersonError, UsageError
 from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery.snapshots import snapshot_folder
 from upperson_rt.ingest.detector import Detector
 from upperson_rt.ingest.disk_buffer import DiskBuffer
 from upperson_rt.ingest.service import Ingest, Output
@@ -144,6 +145,7 @@ class Pipeline:
             encoder=encoder,
             crops=BoundedQueue(self.settings.crop_queue),
             batches=BoundedQueue(_COMMITS_WAITING),
+            snapshots=snapshot_folder(gallery) if self.settings.save_crops else None,
             buffer=self._buffer,
         )
         self._crops, self._batches = shared.crops, shared.batches
