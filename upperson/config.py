@@ -7,7 +7,6 @@ equal one.
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,8 @@ from upperson.model.parts import UPPersonConfig
 from upperson.model.student import StudentConfig
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.files import read_bounded
-from upperson_rt.strict import read_fields, require_values, suggestion, yaml_problem
+from upperson_rt.strict import read_fields, require_values, suggestion
+from upperson_rt.yaml_file import parse_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -301,22 +301,8 @@ def settings_from(path: Path) -> Iterator[None]:
 _MOST_BYTES = 1 << 20
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but with 1e-3 a number, as in YAML 1.2."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 def _parse(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(read_bounded(path, _MOST_BYTES).decode("utf-8"), _Loader)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(
-            f"{path} cannot be read as YAML: {yaml_problem(error)}", code="not_yaml", path=path
-        ) from error
+    content = parse_yaml(read_bounded(path, _MOST_BYTES), path)
     if not isinstance(content, dict):
         text = f"{path}: expected keys and values, found {type(content).__name__}"
         raise InputError(text, code="not_yaml", path=path)
@@ -331,8 +317,8 @@ def _replace(content: dict[str, Any], setting: str) -> None:
     if not equals or not key:
         raise refuse(f"--set wants KEY=VALUE such as model.lora_rank=16, found '{setting}'")
     try:
-        value = yaml.load(text, _Loader)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        value = parse_yaml(text, setting)
+    except InputError as error:
         raise refuse(f"--set {setting}: the value is not YAML") from error
     for group in groups:
         content = content.setdefault(group, {})

@@ -18,6 +18,7 @@ from upperson_camera.queues import AbandonedError, Stage
 from upperson_camera.settings import Shared
 from upperson_rt.errors import BackendError
 from upperson_rt.ingest.disk_buffer import BufferedRow, DiskBuffer
+from upperson_rt.ingest.late_gallery import LateGallery
 from upperson_rt.ingest.service import Ingest
 from upperson_rt.printable import count_of, get_logger
 
@@ -50,8 +51,12 @@ class SendStage(CommitStage):
         self._end_within_s = shared.settings.end_within_s
         self._ending = threading.Event()
         self._is_busy = False
-        self._waits_since: float | None = None
         self._error = "it does not answer"
+        self._waits_since: float | None = None
+        self._late: LateGallery | None = None
+        if isinstance(ingest.gallery, LateGallery):
+            self._late, self._error = ingest.gallery, ingest.gallery.problem
+            self._waits_since = time.monotonic()
         self.recovered = 0
         """Rows of earlier runs so far."""
 
@@ -66,10 +71,15 @@ class SendStage(CommitStage):
         return not len(self._buffer) and not self._is_busy
 
     @property
+    def away(self) -> str | None:
+        """Why the gallery has taken nothing since it was last called; None if it has."""
+        return None if self._waits_since is None else self._error
+
+    @property
     def problem(self) -> str | None:
         """Why the gallery has taken nothing for some seconds; None if all is well."""
         since = self._waits_since
-        return None if since is None or time.monotonic() - since < _LATE_S else self._error
+        return None if since is None or time.monotonic() - since < _LATE_S else self.away
 
     def _run(self) -> None:
         pause_s, progress = _FIRST_PAUSE_S, time.monotonic()
@@ -81,13 +91,16 @@ class SendStage(CommitStage):
                 self._is_busy = False
                 if self._buffer.is_finished:
                     break
+            if not rows and self._late is None:
                 with self._calling("buffer"):
                     self._buffer.wait(_STEP_S)
                 if self._others.is_due:
                     self._check_others()
                 continue
             try:
-                self._send(rows)
+                self._open()
+                if rows:
+                    self._send(rows)
                 pause_s, progress = _FIRST_PAUSE_S, time.monotonic()
             except BackendError as error:
                 self._error = str(error)
@@ -100,6 +113,13 @@ class SendStage(CommitStage):
                     time.sleep(_STEP_S)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         self._check_others()
+
+    def _open(self) -> None:
+        """Open a gallery whose server was away at the start, also if no row waits for it."""
+        if self._late is not None:
+            with self._calling("gallery"):
+                self._late.open()
+            self._late = self._waits_since = None
 
     def _send(self, waiting: list[BufferedRow]) -> None:
         """Send the first rows that are of one variant, which is what a gallery takes at a time."""

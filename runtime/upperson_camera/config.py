@@ -23,8 +23,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from upperson_camera.access import Access
 from upperson_camera.decoding import find_hwaccel
 from upperson_camera.frames import check_unix_time
@@ -42,16 +40,17 @@ from upperson_rt.errors import InputError, UppersonError, UsageError
 from upperson_rt.files import read_bounded
 from upperson_rt.ingest.detector import Detector
 from upperson_rt.printable import get_logger, safe_repr, shortened
-from upperson_rt.strict import read_fields, yaml_problem
+from upperson_rt.strict import read_fields
+from upperson_rt.yaml_file import parse_yaml
 
 _log = get_logger(__name__)
 
 POLL_S = 1.0
 """Between two looks at the file."""
 _MOST_BYTES = 1 << 20
+_SAME_TIME_NS = 3_000_000_000
+"""File systems round times of changes, FAT to 2 s."""
 _SECRET = re.compile(r"(?i)user|login|pass|pwd|secret|token|auth|api_?key")
-_TIMESTAMP = "tag:yaml.org,2002:timestamp"
-_MERGE = "tag:yaml.org,2002:merge"
 
 DetectorOpener = Callable[[str, str | None, str | None, float | None, str | None], Detector]
 """Opens a detector by name, layout, class, least score and input."""
@@ -77,6 +76,8 @@ class CameraEntry:
     allow_hosts: tuple[str, ...] = ()
     zones: Any = ()
     masks: Any = ()
+    snapshot: bool | None = None
+    """Whether the console gets a frame each minute; by default where there are zones or masks."""
     regions: Regions = field(init=False, compare=False)
     """Zones and masks; they alone change while the camera runs."""
 
@@ -134,7 +135,7 @@ def read_cameras(
     Raises:
         InputError: It is no such file, with the camera (``camera``) and the key (``at``).
     """
-    parsed = _parse(content, path)
+    parsed = parse_yaml(content, path)
     _require_mapping(parsed, str(path), "", "a mapping with the key cameras")
     if "cameras" in parsed:
         expected = "a mapping from names to cameras"
@@ -214,39 +215,6 @@ def _placed(path: Path, camera: str, is_placed: bool = False) -> Iterator[None]:
         raise kind(text, code=error.code, **error.fields | {"camera": camera}) from error
 
 
-# --- YAML
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but keys are text and never there twice, and times stay text."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        names = set()
-        for key, _ in node.value:
-            if key.tag == _MERGE:
-                continue
-            name = self.construct_object(key, deep=True)
-            if not isinstance(name, str) or name in names:
-                problem = "a key twice" if isinstance(name, str) else "a key without quotes"
-                raise yaml.constructor.ConstructorError(problem, None, None, key.start_mark)
-            names.add(name)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0] != _TIMESTAMP]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def _parse(content: bytes, path: Path) -> Any:
-    try:
-        return yaml.load(content.decode("utf-8"), _Loader)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        text = f"{path} cannot be read as YAML: {yaml_problem(error)}"
-        raise InputError(text, code="not_yaml", path=path) from error
-
-
 # --- A running pipeline
 
 
@@ -304,6 +272,8 @@ class CamerasFile:
         """Those in use, by choice: cameras share them."""
         self.sources: dict[str, Source] = {}
         """Of the cameras that there are now."""
+        self._stat: tuple[int, ...] | None = None
+        """Of the file as it was read last, if it cannot have changed since without a trace."""
         self._used = self._seen = self._look()
         self._next_look = time.monotonic() + POLL_S
         self._first = self._plan(self._used)
@@ -337,12 +307,23 @@ class CamerasFile:
 
     def _look(self) -> tuple[int, bytes | str]:
         """Return the time of the last change and the content, or why it cannot be read."""
+        earlier, self._stat = self._stat, None
         try:
-            return os.stat(self._path).st_mtime_ns, read_bounded(self._path, _MOST_BYTES)
+            found = os.stat(self._path)
+            times = found.st_mtime_ns, found.st_ctime_ns  # The second one cannot be set.
+            stat = *times, found.st_size, found.st_ino
+            if stat == earlier:
+                self._stat = earlier
+                return self._seen
+            content = read_bounded(self._path, _MOST_BYTES)
         except OSError as error:
             return 0, f"cannot read {self._path}: {error.strerror}"
         except InputError as error:
             return 0, str(error)
+        # A change right after another one may leave the same time.
+        if max(times) < time.time_ns() - _SAME_TIME_NS:
+            self._stat = stat
+        return found.st_mtime_ns, content
 
     def _plan(self, seen: tuple[int, bytes | str]) -> _Plan:
         content = seen[1]
@@ -378,7 +359,7 @@ class CamerasFile:
             choice = entry.detector_choice
             if choice not in self._detectors:
                 self._detectors[choice] = self._open_detector(*choice)
-            return camera_settings(
+            settings = camera_settings(
                 self._settings,
                 name,
                 replace(source, access=access, hwaccel=entry.hwaccel),
@@ -389,6 +370,7 @@ class CamerasFile:
                 regions=entry.regions,
                 options=_options_of(entry, self._settings),
             )
+            return replace(settings, snapshot=entry.snapshot)
 
     def _notify_hwaccel(self, plan: _Plan) -> None:
         """Say what decodes the cameras that are added or restarted and name a device."""

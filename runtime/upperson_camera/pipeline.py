@@ -34,6 +34,7 @@ from upperson_rt.arguments import check_callable, check_number, check_object
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UppersonError, UsageError
 from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery.snapshots import snapshot_folder
 from upperson_rt.ingest.detector import Detector
 from upperson_rt.ingest.disk_buffer import DiskBuffer
 from upperson_rt.ingest.service import Ingest, Output
@@ -133,7 +134,7 @@ class Pipeline:
         # The random part: devices may boot with the same wrong time.
         self.run_name = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         """Unique to this run; a part of its track names, such as ``gate/RUN-7``."""
-        self._encoder = encoder
+        self._encoder, self._gallery = encoder, gallery
         self._buffer: DiskBuffer | None = None
         if getattr(gallery, "is_remote", False):  # A program's own gallery may be any object.
             self._buffer = DiskBuffer(self.settings.buffer, gallery, self.settings.buffer_bytes)
@@ -143,6 +144,7 @@ class Pipeline:
             encoder=encoder,
             crops=BoundedQueue(self.settings.crop_queue),
             batches=BoundedQueue(_COMMITS_WAITING),
+            snapshots=snapshot_folder(gallery) if self.settings.save_crops else None,
             buffer=self._buffer,
         )
         self._crops, self._batches = shared.crops, shared.batches
@@ -426,28 +428,28 @@ class Pipeline:
             while stage.is_alive:
                 self._abandon_stuck(began)
                 stage.join(_STEP_S)
-        if self._buffer is not None:
-            self._close_buffer(self._buffer)
+        if self._buffer is not None and self._sender is not None:
+            self._close_buffer(self._buffer, self._sender.away)
         if self._stopped is None:
             self._stopped = time_module.monotonic()
         self._raise_failure()
 
-    def _close_buffer(self, buffer: DiskBuffer) -> None:
+    def _close_buffer(self, buffer: DiskBuffer, away: str | None) -> None:
         if not self._failures["buffer_stuck"]:  # Closing it would hang, too.
             buffer.close()
-        if self._started is None or not len(buffer):
+        if self._started is None or not (len(buffer) or away):
             return
         wait = (
             f"{count_of(len(buffer), 'crop waits', 'crops wait')} in {buffer.path} for "
-            f"gallery {buffer.gallery}"
+            f"gallery {self._gallery.location}"
         )
         if self._failure is not None:
             event = {"event": "buffered", "waiting": len(buffer)}
             _log.warning("%s: the next run with this folder sends them", wait, extra=event)
             return
         error = BackendError(
-            f"{wait}, which takes no rows: nothing is lost, the next run with this folder sends "
-            "them",
+            f"{wait}, which takes no rows ({away or 'the time was up'}): nothing is lost, the next "
+            "run with this folder sends them",
             code="gallery_away",
             waiting=len(buffer),
             path=buffer.path,

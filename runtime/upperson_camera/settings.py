@@ -209,6 +209,9 @@ class CameraSettings:
     """Where people count."""
     own: PipelineSettings = field(default_factory=PipelineSettings)
     """The pipeline's, with the camera's own in their place."""
+    snapshot: bool | None = False
+    """Whether a frame is kept for the console, see `SnapshotWriter`; None while there are zones or
+    masks."""
 
     def __post_init__(self) -> None:
         name = check_name(self.name, "the name of a camera", UsageError)
@@ -320,6 +323,8 @@ class Shared:
     """Waiting for the encoder."""
     batches: BoundedQueue[EncodedCrops]
     """Waiting for the gallery."""
+    snapshots: Path | None = None
+    """Folder of the cameras' newest frames; None keeps none."""
     buffer: DiskBuffer | None = None
     """Between the encoder and a gallery on a server."""
     counters: Counters = field(default_factory=Counters)

@@ -14,6 +14,7 @@ from upperson_camera.frames import Detection, Frame
 from upperson_camera.motion import DetectionSchedule
 from upperson_camera.queues import AbandonedError, BoundedQueue, Stage, log_camera
 from upperson_camera.settings import CameraSettings, Shared
+from upperson_camera.snapshots import SnapshotWriter
 from upperson_camera.still import StillTracks
 from upperson_camera.tracker import new_tracker
 from upperson_rt.ingest.boxes import Boxes, clean_boxes
@@ -51,6 +52,9 @@ class CameraWorker(Stage):
         is_searched = camera.source is not None and not isinstance(detector, BoxesFile)
         self._schedule = DetectionSchedule(shared.settings, is_searched)
         self._maker = CropMaker(camera, shared)
+        self._snapshots: SnapshotWriter | None = None
+        if shared.snapshots is not None and shared.settings.save_crops:
+            self._snapshots = SnapshotWriter(camera.name, shared.snapshots, camera.snapshot)
         self._tracker = new_tracker(shared.settings.tracker, shared.settings.lost_after_s)
         self._given_tracks: dict[str, float] = {}
         self._still = StillTracks(shared.settings)
@@ -101,6 +105,8 @@ class CameraWorker(Stage):
             finally:
                 self._frames.done()
         self._select(self._selection.end_all())
+        if self._snapshots is not None:
+            self._snapshots.remove()
         self._flush_wanted.clear()
 
     def _work(self, frame: Frame) -> None:
@@ -109,6 +115,8 @@ class CameraWorker(Stage):
             return
         regions, (height, width) = self.regions, frame.image.shape[:2]
         self._clock = frame.clock
+        if self._snapshots is not None:
+            self._snapshots.update(frame, regions)
         if frame.boxes is None:
             reason = self._schedule.skips(frame, self._selection.has_tracks)
             if reason is not None:

@@ -58,6 +58,8 @@ class CameraStatus:
     """Frames that were not processed, for any reason."""
     outages: int = 0
     newest: tuple[tuple[int, Item], ...] = ()
+    has_snapshot: bool = False
+    """Whether its newest frame is kept."""
 
 
 _Sums: TypeAlias = dict[str, dict[str, float]]
@@ -85,10 +87,11 @@ class Live:
             processes.append(process)
             for name, up in values.get("camera_up", {}).items():
                 published[name] = values, up > 0 and process.problem is None
-        known = service.cameras(account)
+        known, snapshots = service.cameras(account), service.snapshots(account)
         cameras = []
         nothing = CameraInfo(pictures=0, first_time=None, last_time=None)
-        for name in sorted({*known, *(name for name in published if account.sees(name))}):
+        visible = {name for name in published if account.sees(name)}
+        for name in sorted({*known, *snapshots, *visible}):
             values, runs = published.get(name, ({}, None))
             info = known.get(name, nothing)
             frames, dropped, outages = (
@@ -105,6 +108,7 @@ class Live:
                     dropped=dropped,
                     outages=outages,
                     newest=_newest(service, name, info.last_time),
+                    has_snapshot=name in snapshots,
                 )
             )
         return processes, cameras

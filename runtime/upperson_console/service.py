@@ -7,6 +7,7 @@ are those of `problems`; what an account may not see is reported as missing.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,6 +23,7 @@ from upperson_console.user_state import UserState
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import CameraInfo, Filter, Gallery, Hit, Item, TrackSpan
+from upperson_rt.gallery.snapshots import Snapshot, picture_path, read_snapshots, snapshot_folder
 from upperson_rt.query_log import QueryLog
 from upperson_rt.retriever import find_alike
 from upperson_rt.search.query import QueryEncoder, SearchRequest
@@ -96,6 +98,19 @@ class ConsoleService:
         """Return the cameras that an account may see, some seconds old at most."""
         cameras = self.current.now().cameras()
         return {name: info for name, info in cameras.items() if account.sees(name)}
+
+    def snapshots(self, account: Account) -> dict[str, Snapshot]:
+        """Return the newest frames that are kept, by the cameras that an account may see."""
+        folder = snapshot_folder(self.gallery)
+        found = {} if folder is None else read_snapshots(folder)
+        return {name: one for name, one in found.items() if account.sees(name)}
+
+    def snapshot(self, account: Account, camera: str) -> tuple[Snapshot, Path]:
+        """Return the newest frame of a camera and its file."""
+        found, folder = self.snapshots(account).get(camera), snapshot_folder(self.gallery)
+        if found is None or folder is None:
+            raise missing("no picture of this camera is kept now", "snapshot_not_found")
+        return found, picture_path(folder, camera)
 
     def count(self, account: Account, where: Filter) -> int:
         """Count the items that pass a filter and that an account may see."""

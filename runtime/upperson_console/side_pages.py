@@ -13,14 +13,17 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from upperson_console.accounts import Access, Account
+from upperson_console.api import PICTURE_HEADERS
 from upperson_console.bounds import BoundedRoute
 from upperson_console.live import Live
+from upperson_console.pictures import as_jpeg
 from upperson_console.problems import ProblemError, missing
 from upperson_console.rendering import render, templates
 from upperson_console.service import ConsoleService
 from upperson_rt.errors import InputError
-from upperson_rt.gallery import Item
+from upperson_rt.gallery import Filter, Item
 from upperson_rt.log_chain import SOON_BYTES, verify_log
+from upperson_rt.preprocess import use_image
 from upperson_rt.printable import local_time, safe_repr
 from upperson_rt.strict import parse_json
 
@@ -70,6 +73,19 @@ def _live_pages(routes: APIRouter, service: ConsoleService, access: Access, live
     @routes.get("/live")
     def page(account: Account = viewer) -> Response:
         return render("live", account, **values(account))
+
+    @routes.get("/live/camera")
+    def camera(name: str, account: Account = viewer) -> Response:
+        found, _ = service.snapshot(account, name)
+        service.note(account, "view", [], {"snapshot": name}, Filter(camera=name))
+        return render("camera", account, snapshot=found)
+
+    @routes.get("/live/camera/picture")
+    def camera_picture(name: str, account: Account = viewer) -> Response:
+        _, file = service.snapshot(account, name)
+        jpeg, _ = use_image(file, lambda pixels: as_jpeg(pixels, "frame"))
+        headers = {**PICTURE_HEADERS, "cache-control": "no-store"}
+        return Response(jpeg, media_type="image/jpeg", headers=headers)
 
     @routes.get("/live/events")
     async def events(request: Request, account: Account = viewer) -> Response:

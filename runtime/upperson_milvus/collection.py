@@ -23,6 +23,8 @@ from upperson_milvus.connection import (
     comes_back,
     connect,
     disconnect,
+    is_outage,
+    server_away,
     translated,
 )
 from upperson_milvus.rows import (
@@ -121,15 +123,18 @@ class Collection:
         self._connection: Any | None = connect(location, create is not None)
         try:
             with self.client() as client:
-                if create is not None and not client.has_collection(self._name):
+                if create is not None and not client.has_collection(self._name, **self._timeout):
                     _create(client, location, *create)
-                self.meta = _read_meta(location, client.describe_collection(self._name))
+                description = client.describe_collection(self._name, **self._timeout)
+                self.meta = _read_meta(location, description)
                 if not client.list_indexes(self._name):
                     _make_index(client, location)
                 # Waits, if that goes on already.
                 client.load_collection(self._name, timeout=_LOAD_TIMEOUT_S)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, BackendError) and is_outage(error.__cause__):
+                raise server_away(location, error.__cause__ or error) from error
             raise
 
     def close(self) -> None:

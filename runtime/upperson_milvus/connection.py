@@ -41,6 +41,8 @@ _NOT_FOUND = 100
 _COMES_BACK = {2, 101, 103, 503, 901, 902}
 """Codes of a server that starts: no connection, collection not or not fully loaded, channel not
 available, node not found or offline."""
+_REFUSED = {"UNAUTHENTICATED", "PERMISSION_DENIED"}
+"""Names of gRPC's codes for a wrong or missing password."""
 _lite_lock = threading.Lock()
 _lite_users: Counter[Path] = Counter()
 
@@ -205,14 +207,12 @@ def connect(location: MilvusLocation, create: bool) -> Any:
             code="gallery_in_use",
         ) from error
     except (milvus.MilvusException, grpc.RpcError, grpc.FutureTimeoutError) as error:
-        if "auth" in _line(error).lower():
-            raise _ours(location, error) from error
-        raise BackendError(
-            f"no Milvus server answers at {location.uri} ({_line(error)}): start it, or name "
-            "another with  --gallery",
-            code="server_away",
-            address=location.uri,
-        ) from error
+        # For most of what gRPC says, pymilvus says the same sentence.
+        is_hidden = comes_back(error) and isinstance(error.__cause__, grpc.RpcError)
+        reason = error.__cause__ if is_hidden else error
+        if is_outage(reason) and location.file is None:
+            raise server_away(location, reason) from error
+        raise _ours(location, reason) from error
     if location.file is not None:
         with _lite_lock:
             _lite_users[location.file] += 1
@@ -263,8 +263,19 @@ def translated(location: MilvusLocation) -> Iterator[None]:
         raise _ours(location, error) from error
 
 
-def _ours(location: MilvusLocation, error: Exception) -> UppersonError:
-    code, line = getattr(error, "code", None), _line(error)
+def server_away(location: MilvusLocation, error: BaseException) -> BackendError:
+    """Return the error for a server that may answer later; see `is_outage`."""
+    return BackendError(
+        f"no Milvus server answers at {location.uri} ({_line(error)}): start it, or name "
+        "another with  --gallery",
+        code="server_away",
+        address=location.uri,
+        location=location.text,
+    )
+
+
+def _ours(location: MilvusLocation, error: BaseException) -> UppersonError:
+    code, line = _code(error), _line(error)
     if code == _NOT_FOUND:
         return no_gallery(location.text)
     if "larger than max" in line:
@@ -273,7 +284,8 @@ def _ours(location: MilvusLocation, error: Exception) -> UppersonError:
             f"add fewer items at a time ({line})",
             code="batch_too_large",
         )
-    if "auth" in line.lower() or "PERMISSION" in line.upper():
+    says_so = "auth" in line.lower() or "PERMISSION" in line.upper()
+    if getattr(code, "name", "") in _REFUSED or (says_so and not is_outage(error)):
         return BackendError(
             f"Milvus refused the user of {location.text} ({line}): set  {TOKEN_VARIABLE}="
             "user:password",
@@ -284,9 +296,7 @@ def _ours(location: MilvusLocation, error: Exception) -> UppersonError:
 
 def comes_back(error: BaseException | None) -> bool:
     """Whether a request failed because the server is away or has just started."""
-    code = getattr(error, "code", None)
-    if callable(code):  # Of a gRPC error.
-        code = code()
+    code = _code(error)
     return (
         getattr(error, "retriable", False)
         or code in _COMES_BACK
@@ -294,7 +304,18 @@ def comes_back(error: BaseException | None) -> bool:
     )
 
 
-def _line(error: Exception) -> str:
+def is_outage(error: BaseException | None) -> bool:
+    """Whether a request failed for a reason that may pass: `comes_back`, or it took too long."""
+    is_late = getattr(_code(error), "name", "") == "DEADLINE_EXCEEDED"
+    return is_late or comes_back(error) or type(error).__name__ == "FutureTimeoutError"
+
+
+def _code(error: BaseException | None) -> Any:
+    code = getattr(error, "code", None)
+    return code() if callable(code) else code  # Of a gRPC error, or of Milvus.
+
+
+def _line(error: BaseException) -> str:
     if callable(details := getattr(error, "details", None)):  # Of a gRPC error.
         text = str(details())
     else:

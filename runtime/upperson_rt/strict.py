@@ -223,13 +223,3 @@ def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise ValueError(f"the key {safe_repr(name)} is there twice in one object")
             del found[name]
     return found
-
-
-def yaml_problem(error: Exception) -> str:
-    """Describe an error of PyYAML or of decoding, without quoting the file: it may hold secrets."""
-    if isinstance(error, UnicodeDecodeError):
-        return "no text in UTF-8"
-    if (mark := getattr(error, "problem_mark", None)) is not None:
-        context = getattr(error, "context", None) or "not valid"
-        return f"{context} at line {mark.line + 1}, column {mark.column + 1}"
-    return f"{type(error).__name__} in it"

@@ -313,9 +313,11 @@ def test_bases_are_compared_with_open_clip_and_their_exports(
 
 def test_an_applied_adapter_is_the_exported_bundle(tmp_path: Path) -> None:
     base, _ = write_base(tmp_path, "clip")
+    held = np.ones(400 << 20, np.uint8)  # What this process holds is no part of the peak.
     found = values(run(adapter, "--base", base, "--height", 48, "--width", 32, "--threads", 1))
     row = found["applied"]["this processor"]
-    assert (row["different"], row["files"] > 9, row["peak_bytes"] > 0) == (0, True, True)
+    assert (row["different"], row["files"] > 9) == (0, True)
+    assert sys.platform != "linux" or 0 < row["peak_bytes"] < held.nbytes
     assert ("AVX2 alone" in found["applied"]) == (found["avx2"] is None)
     assert found["adapter_bytes"] < 2e6
 

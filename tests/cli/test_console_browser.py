@@ -21,6 +21,12 @@ from tests.helpers.toy_bundle import COLOURS, calibrate_toy_bundle, draw_person
 from upperson_alerts.alerts import add_alert
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery.snapshots import (
+    Snapshot,
+    remove_snapshot,
+    snapshot_folder,
+    write_snapshot,
+)
 
 AXE = Path(sys.prefix, "axe", "node_modules", "axe-core", "axe.min.js")
 SIZES = {"wide": (1280, 860), "narrow": (390, 844)}
@@ -276,6 +282,36 @@ def shown(server):
         query = {"sentence": "woman in a red coat", "limit": 1}
         found = httpx.post(f"{running.url}/api/v1/search", json=query, timeout=60).json()
         yield SimpleNamespace(url=running.url, person=found["hits"][0]["id"])
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_zones_of_a_camera_lie_on_its_picture(open_page, folder, width):
+    with Gallery.open(folder / "gallery") as gallery:
+        kept = snapshot_folder(gallery)
+    zone, picture = ((0.1, 0.2), (0.9, 0.2), (0.9, 0.6)), io.BytesIO()
+    Image.new("RGB", (640, 480)).save(picture, "JPEG")
+    snapshot = Snapshot(camera="gate", time=START, width=1280, height=960, zones=(zone,))
+    write_snapshot(kept, snapshot, picture.getvalue())
+    try:
+        page = open_page("/live", viewport={"width": width, "height": 844})
+        page.get_by_role("link", name="View, with zones and masks of gate").click()
+        page.wait_for_function("() => document.querySelector('.view img')?.naturalWidth === 640")
+    finally:
+        remove_snapshot(kept, "gate")
+    places = {
+        one: page.locator(f".view {one}").bounding_box() for one in ("img", "polygon", "text")
+    }
+    whole, drawn, text = places["img"], places["polygon"], places["text"]
+    found = [
+        (drawn["x"] - whole["x"]) / whole["width"],
+        (drawn["y"] - whole["y"]) / whole["height"],
+        drawn["width"] / whole["width"],
+        drawn["height"] / whole["height"],
+    ]
+    assert found == pytest.approx([0.1, 0.2, 0.8, 0.4], abs=0.06)  # A stroke is around it.
+    assert whole["x"] < text["x"] < text["x"] + text["width"] < whole["x"] + whole["width"]
+    assert text["height"] > 12, "it is read at any size"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 PAGES = {

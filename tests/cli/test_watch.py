@@ -245,6 +245,22 @@ def test_crops_wait_on_disk_for_a_server_that_is_away_and_the_next_run_sends_the
     assert "wait" not in result.stdout
 
 
+def test_watch_starts_while_the_server_is_away(work, monkeypatch):
+    pytest.importorskip("pymilvus", reason="pymilvus is not installed: extra 'milvus'")
+    clock = FakeTime()
+    clock.sleep = lambda seconds: setattr(clock, "more_s", clock.more_s + 5)
+    monkeypatch.setattr("upperson_camera.buffered.time", clock)
+    with no_server() as port:
+        gallery = ("--gallery", f"milvus://127.0.0.1:{port}/people")
+        result = run(*WATCH, *gallery, "--vectors-only", "--log-json", "--json")
+    assert result.exit_code == 5, result.stderr
+    counted = first_json(result.stdout)
+    assert counted["buffered"] == counted["cameras"]["street"]["accepted"] > 0
+    assert (counted["items"], counted["failures"]) == (None, {"gallery_away": 1})
+    first = next(json.loads(line) for line in result.stderr.splitlines() if "gallery_away" in line)
+    assert (first["event"], first["waiting"]) == ("gallery_away", 0)
+
+
 def test_a_second_signal_says_that_the_next_run_sends_what_is_in_the_buffer(work, monkeypatch):
     messages, module = [], import_module("upperson_camera.cli.watch")
     gently = module.ending_gently

@@ -419,7 +419,7 @@ def watch(
             file = open_config(playback.config, settings, logins, model.threads, defaults)
         opening = stack.enter_context(ExitStack())
         opened, _, store = opening.enter_context(
-            open_store(model, model.gallery, "image", create=True)
+            open_store(model, model.gallery, "image", may_be_away=True)
         )
         sinks = stack.enter_context(ExitStack())
         outputs = open_outputs(tuning.outputs or ())

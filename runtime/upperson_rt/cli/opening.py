@@ -25,8 +25,13 @@ def open_store(
     *,
     create: bool = False,
     allow_distilled: bool = False,
+    may_be_away: bool = False,
 ) -> "Iterator[tuple[Bundle, Backend, Gallery]]":
-    """Load one tower of a bundle, print the backend that runs it, and open its gallery."""
+    """Load one tower of a bundle, print the backend that runs it, and open its gallery.
+
+    With ``may_be_away`` it is made where there is none, and while its server is away it is a
+    `LateGallery`.
+    """
     from upperson_rt.files import remove_leftovers
     from upperson_rt.gallery import Gallery
     from upperson_rt.gallery.sqlite.database import DATABASE_FILE
@@ -34,13 +39,19 @@ def open_store(
     opened = open_model(model)
     manifest = opened.manifest
     dim = manifest.model.embed_dim
-    if create:
+    if create or may_be_away:
         opened.backend(tower)  # First: no gallery is made for a model that does not run.
         if "://" not in gallery:
             remove_leftovers(Path(gallery, DATABASE_FILE))
-    with Gallery.open(
-        gallery, manifest.fingerprint, dim, create=create, allow_distilled=allow_distilled
-    ) as store:
+    if may_be_away:
+        from upperson_rt.ingest.late_gallery import open_now_or_later
+
+        found = open_now_or_later(gallery, manifest.fingerprint, dim)
+    else:
+        found = Gallery.open(
+            gallery, manifest.fingerprint, dim, create=create, allow_distilled=allow_distilled
+        )
+    with found as store:
         running = opened.backend(tower)  # Last: no model is loaded for a missing gallery.
         print_note(backend_line(opened, tower))
         yield opened, running, store

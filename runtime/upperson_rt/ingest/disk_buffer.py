@@ -89,7 +89,6 @@ class DiskBuffer:
         self.path = folder / f"{digest}.sqlite"
         self.size_bytes = 0
         """What the rows take on disk."""
-        self.gallery = gallery.location
         self._gallery = gallery
         self._most_bytes = most_bytes
         self._changed = threading.Condition()

@@ -13,11 +13,11 @@ NoticeCode: TypeAlias = Literal[
     "sentence_truncated", "language_unfamiliar", "words_unknown", "contradiction",
     "colours_joined", "excluded", "not_understood", "indistinct", "camera_unknown", "did_you_mean",
     "rewritten", "either",
-    "feedback_missing", "gallery_empty", "filter_matches_nothing",
+    "feedback_missing", "gallery_empty", "filter_matches_nothing", "cameras_not_compared",
 ]  # fmt: skip
 _WARNINGS = frozenset({
     "sentence_truncated", "language_unfamiliar", "words_unknown", "contradiction", "indistinct",
-    "camera_unknown", "feedback_missing", "did_you_mean",
+    "camera_unknown", "feedback_missing", "did_you_mean", "cameras_not_compared",
 })  # fmt: skip
 _MOST_NAMED = 5
 
@@ -78,6 +78,19 @@ def _filter_matches_nothing(fields: Mapping[str, Any]) -> str:
     return text
 
 
+def _cameras_not_compared(fields: Mapping[str, Any]) -> str:
+    names, wanted = fields["cameras"], f"{fields['wanted']} by day or by night are needed"
+    which = f"{count_of(fields['pictures'], 'picture')} without a camera are"
+    if names:
+        which = f"{count_of(len(names), 'camera')} ({_names(names)}) "
+        which += "have" if len(names) > 1 else "has"
+    few = "too few pictures" if names else "too few"
+    return (
+        f"{which} {few} to be compared with the score calibration ({wanted}): nobody may be "
+        "wrong there"
+    )
+
+
 _TEXTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sentence_truncated": lambda f: (
         f"the sentence is longer than the model's {f['context_length']} tokens; its end was cut off"
@@ -107,4 +120,5 @@ _TEXTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     ),
     "gallery_empty": lambda f: f"nothing found: gallery {safe_repr(f['gallery'])} is empty",
     "filter_matches_nothing": _filter_matches_nothing,
+    "cameras_not_compared": _cameras_not_compared,
 }

@@ -158,6 +158,9 @@ class SearchService:
         notices: list[Notice] = []
         if request.notices:
             notices = self._notices(request.where or Filter(), query, hits, words)
+            few = None if judged is None else judged.not_compared
+            if few is not None and few.pictures:
+                notices.insert(0, Notice("cameras_not_compared", few.fields))
         return SearchResult(
             hits=hits,
             parsed=parsed,

@@ -19,7 +19,7 @@ from upperson_rt.score_calibration import LIKELY, MatchLabel, ScoreCalibration
 from upperson_rt.search.background import BackgroundScores
 from upperson_rt.search.features import CANDIDATES, COMPARED, SentenceFeatures, sentence_features
 from upperson_rt.search.query import EmbeddedQuery
-from upperson_rt.search.shift import FEWEST, ShiftCheck, is_night
+from upperson_rt.search.shift import FEWEST, NotCompared, ShiftCheck, is_night
 
 VerdictWord: TypeAlias = Literal["likely", "possible", "nobody", "uncalibrated"]
 _UNCALIBRATED = 0.49
@@ -30,6 +30,7 @@ Reason: TypeAlias = Literal[
     "no_calibration",
     "few_pictures",
     "pictures_unlike",
+    "cameras_not_compared",
     "sentence_vague",
     "sentence_truncated",
     "words_unknown",
@@ -103,6 +104,10 @@ _REASONS: Mapping[Reason, Callable[[Mapping[str, Any]], str]] = {
     ),
     "few_pictures": lambda f: f"{f['pictures']} pictures are too few, {f['least']} are needed",
     "pictures_unlike": _pictures_unlike,
+    "cameras_not_compared": lambda f: (
+        f"no picture is likely to match, but most are of cameras with too few pictures to be "
+        f"compared with the score calibration ({f['wanted']} by day or by night are needed)"
+    ),
     "sentence_vague": lambda _: (
         "the sentence names no known garment or kind of person, such as a red coat or a woman"
     ),
@@ -124,6 +129,8 @@ class Judged:
     labels: list[MatchLabel]
     """One a hit."""
     verdict: Verdict
+    not_compared: NotCompared | None = None
+    """Where the verdict is ``nobody``: pictures of which it is not known whether that holds."""
 
 
 class Judge:
@@ -173,6 +180,7 @@ class Judge:
         cameras = None if where is None else where.cameras
         shifted = self.shift.shifted(None if cameras is None else tuple(cameras))
         unlike = {(group.camera, group.is_night) for group in shifted}
+        searched = count if where is None or where.is_empty else self._gallery.count(where)
         if query.sentence is None or query.picture_share > 0:
             found = self._of_picture(query, where, hits)
         elif query.sentence.is_truncated:
@@ -181,7 +189,6 @@ class Judge:
             features = sentence_features(query.sentence, self._evidence)
             if not features:
                 return self._uncalibrated(query, hits, "sentence_vague")
-            searched = count if where is None or where.is_empty else self._gallery.count(where)
             own = self._gallery.vectors_of(hits) if vectors is None else vectors
             readings = zip(features, query.sentence.vectors_AD, strict=True)
             found = _best(
@@ -199,13 +206,19 @@ class Judge:
             names = sorted({name or "" for name, _ in unlike})
             fields = {"cameras": names, "at_night": any(group.is_night for group in shifted)}
             return self._uncalibrated(query, hits, "pictures_unlike", fields)
+        unsure = self.shift.not_compared(where, searched) if word == "nobody" else None
+        # What a camera's pictures have in common may be why none of them is found.
+        if unsure is not None and 2 * unsure.of_cameras > unsure.searched:
+            return self._uncalibrated(query, hits, "cameras_not_compared", unsure.fields)
         verdict = Verdict(
             word=word,
             likelihood=max(found.answer, found.best),
             expected=found.expected,
             is_more=found.is_more,
         )
-        return Judged(likelihoods=found.likely_N.tolist(), labels=labels, verdict=verdict)
+        return Judged(
+            likelihoods=found.likely_N.tolist(), labels=labels, verdict=verdict, not_compared=unsure
+        )
 
     def _word(self, found: "_Found") -> VerdictWord:
         """Return the verdict; a likely answer needs a picture that is possible at least."""

@@ -97,6 +97,16 @@ def searched(encoder, gallery):
     return search
 
 
+@pytest.fixture
+def compared(monkeypatch):
+    """Each camera of `searched` is compared."""
+    monkeypatch.setattr(shift, "LEAST", 30)
+
+
+FAR = Background(middle=0.9, spread=0.25)
+"""So far from all scores that nobody matches."""
+
+
 # --- Logistic regression
 
 
@@ -194,13 +204,13 @@ def test_hits_beyond_the_candidates_and_single_pictures_are_judged_alike(searche
     assert len(all_.likelihoods) == 60
 
 
-def test_nobody_is_said_below_the_limit_of_the_calibration(encoder, searched):
-    far = Background(middle=0.9, spread=0.25)
-    weak = searched(made=calibration(encoder, background=far))
+def test_nobody_is_said_below_the_limit_of_the_calibration(encoder, searched, compared):
+    weak = searched(made=calibration(encoder, background=FAR), notices=True)
+    assert weak.notices == []
     assert weak.verdict.word == "nobody"
     assert 0 < weak.verdict.likelihood < 0.1
     assert {*weak.labels} == {"unlikely"}
-    lower = calibration(encoder, background=far, nobody_below=weak.verdict.likelihood)
+    lower = calibration(encoder, background=FAR, nobody_below=weak.verdict.likelihood)
     assert searched(made=lower).verdict.word == "possible"
 
 
@@ -359,7 +369,81 @@ def test_hits_of_cameras_that_are_unlike_have_no_label(encoder, gallery, referen
     assert everywhere.verdict.fields == {"cameras": ["far", "plain"], "at_night": True}
     where = Filter(camera="few")
     own = service.search(SearchRequest(sentence="a man in a red coat", where=where, calibrate=True))
-    assert own.verdict.reason is None
+    assert own.verdict.reason == "cameras_not_compared"
+    assert own.verdict.fields == {"cameras": ["few"], "pictures": LEAST - 1, "wanted": LEAST}
+
+
+def add_pictures(encoder, gallery, count, camera):
+    rng = np.random.default_rng(count)
+    vectors_ND = unit(rng.normal(size=(count, encoder.embed_dim)))
+    gallery.add([Item(key=f"{camera} {n}", camera=camera) for n in range(count)], vectors_ND)
+
+
+def not_compared(result):
+    """The fields of the notice, or None."""
+    found = [one.fields for one in result.notices if one.code == "cameras_not_compared"]
+    assert len(found) <= 1
+    assert not found or result.notices[0].is_warning
+    return found[0] if found else None
+
+
+def test_many_cameras_are_all_compared(encoder, gallery, monkeypatch):
+    monkeypatch.setattr(shift, "LEAST", 20)
+    monkeypatch.setattr(shift, "_MOST_READ", 100)  # Of all cameras together.
+    cameras = [f"cam{number}" for number in range(12)]
+    for number, camera in enumerate(cameras):
+        add_pictures(encoder, gallery, 20 + number, camera)
+    add_pictures(encoder, gallery, 19, "few")
+    found = compare(gallery, calibration(encoder).reference)
+    assert {group.camera for group in found} == {*cameras}
+
+
+def test_nobody_is_not_said_where_most_pictures_are_of_cameras_not_compared(encoder, searched):
+    made = calibration(encoder, background=FAR)
+    result = searched(made=made, notices=True)
+    assert (result.verdict.word, result.verdict.reason) == ("uncalibrated", "cameras_not_compared")
+    assert result.verdict.fields == {"cameras": ["cam0", "cam1"], "pictures": 60, "wanted": LEAST}
+    assert {*result.labels} == {""}
+    assert max(result.likelihoods) < 0.5
+    assert not_compared(result) is None, "the verdict says it"
+    assert searched().verdict.word == "likely", "what is found is said all the same"
+
+
+def test_nobody_has_a_notice_where_few_pictures_are_of_cameras_not_compared(
+    encoder, gallery, searched, compared
+):
+    made = calibration(encoder, background=FAR)
+    for camera, count in (("new", 20), ("yard", 9), (None, 25)):
+        add_pictures(encoder, gallery, count, camera)
+    result = searched(made=made, notices=True)
+    assert result.verdict.word == "nobody"
+    expected = {"cameras": ["new", "yard"], "pictures": 54, "wanted": 30}
+    assert not_compared(result) == expected
+    assert not_compared(searched(notices=True)) is None, "it is about nobody alone"
+    where = Filter(camera=("cam0", "new"))
+    result = searched(made=made, notices=True, where=where)
+    assert not_compared(result) == {"cameras": ["new"], "pictures": 20, "wanted": 30}
+    assert not_compared(searched(made=made, notices=True, where=Filter(camera="cam0"))) is None
+    result = searched(made=made, notices=True, where=Filter(camera=("new", "yard")))
+    assert (result.verdict.reason, not_compared(result)) == ("cameras_not_compared", None)
+
+
+@pytest.mark.parametrize(("count", "noticed"), [(50, True), (LEAST, False)])
+def test_a_folder_without_cameras_has_verdicts(encoder, gallery, count, noticed):
+    add_pictures(encoder, gallery, count, None)
+    encoder_of = type(encoder)(
+        encoder.manifest,
+        encoder.variant,
+        encoder.tokenizer,
+        encoder.backend,
+        calibration(encoder, background=FAR),
+    )
+    request = SearchRequest(sentence="a man in a red coat", calibrate=True, notices=True)
+    result = SearchService(encoder_of, gallery).search(request)
+    assert result.verdict.word == "nobody"
+    assert {*result.labels} == {"unlikely"}
+    expected = {"cameras": [], "pictures": count, "wanted": LEAST} if noticed else None
+    assert not_compared(result) == expected
 
 
 # --- Files
@@ -391,10 +475,9 @@ def test_a_calibration_of_other_dimensions_is_refused(encoder, gallery):
         SearchService(encoder, gallery)
 
 
-def test_the_gallerys_own_calibration_counts(encoder, gallery, searched):
-    far = Background(middle=0.9, spread=0.25)
+def test_the_gallerys_own_calibration_counts(encoder, gallery, searched, compared):
     site = site_calibration_file(gallery.location)
-    write_score_calibration(site, calibration(encoder, background=far, version=2))
+    write_score_calibration(site, calibration(encoder, background=FAR, version=2))
     assert searched().verdict.word == "nobody"
     site.write_text(site.read_text("utf-8").replace('"version": 2', '"version": "two"'), "utf-8")
     with refused("value_unfit", InputError):

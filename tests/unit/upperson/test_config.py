@@ -44,6 +44,8 @@ def test_a_bad_recipe_is_named(tmp_path, text, fact):
         ("epochs: 3", "root_missing"),
         ("- a list", "not_yaml"),
         ("root: [", "not_yaml"),
+        ("root: a\nroot: b", "not_yaml"),
+        ("root: a\n1: b", "not_yaml"),
     ):
         path.write_text(text, "utf-8")
         with refused(code, InputError):

@@ -1,6 +1,7 @@
 """The file of cameras: what is refused, and what a running pipeline does when it changes."""
 
 import itertools
+import os
 import sys
 from pathlib import Path
 
@@ -125,6 +126,41 @@ def write(path, **cameras):
         given = {"source": f"rtsp://{name}/s", **keys}
         lines += [f"  {name}:", *(f"    {key}: {value}" for key, value in given.items())]
     path.write_text("\n".join(lines))
+
+
+def test_a_file_is_read_again_only_if_it_may_have_changed(path, encoder, gallery, monkeypatch):
+    reads = []
+
+    def read(file, most):
+        reads.append(file.read_bytes())
+        return reads[-1]
+
+    def polled():
+        """What two polls report, and how often the file was read for it."""
+        del reads[:]
+        return [file.poll() is not None for _ in range(2)], len(reads)
+
+    monkeypatch.setattr("upperson_camera.config.read_bounded", read)
+    settings = PipelineSettings(opener=Street(), capture_rules=RULES)
+    write(path, gate={})
+    file = CamerasFile(path, settings, lambda *choice: lambda frame: [], Logins(), {})
+    with Pipeline(encoder, gallery, settings) as pipeline:
+        file.start(pipeline)
+        monkeypatch.setattr("upperson_camera.config._SAME_TIME_NS", 10**18)
+        assert polled() == ([False, False], 2), "it was written just now"
+        monkeypatch.setattr("upperson_camera.config._SAME_TIME_NS", -(10**18))
+        assert polled() == ([False, False], 1)
+        assert polled() == ([False, False], 0)
+        before = os.stat(path)
+        write(path, gaze={})  # As long, and with the time of before.
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert polled() == ([False, True], 1)
+        assert list(file.sources) == ["gaze"]
+        path.unlink()
+        assert polled() == ([False, False], 0)
+        write(path, gate={})
+        assert polled() == ([False, True], 1)
+        assert polled() == ([False, False], 0)
 
 
 def test_a_running_pipeline_follows_the_file(path, encoder, gallery, caplog):

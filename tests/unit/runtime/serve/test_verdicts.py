@@ -31,7 +31,9 @@ def verdict_on(page):
         ("uncalibrated", "zebra", {}),
     ],
 )
-def test_page_api_and_log_have_the_verdict(calibrated, word, sentence, floor):
+def test_page_api_and_log_have_the_verdict(calibrated, word, sentence, floor, monkeypatch):
+    monkeypatch.setattr(shift, "LEAST", 3)
+    monkeypatch.setattr(shift, "_DAYLIGHT", range(24))  # In every time zone.
     found = calibrated.client.search(sentence=sentence, filter={"attributes": floor}).json()
     verdict, hits = found["verdict"], found["hits"]
     assert verdict["word"] == word
@@ -115,7 +117,27 @@ def bars(page):
     return sum(int(number) for number in re.findall(r'aria-label="[^"]*: (\d+)"', page))
 
 
-def test_the_timeline_counts_likely_hits_only(calibrated, reader):
+def test_cameras_that_are_not_compared_are_named_to_those_who_may_see_them(calibrated, monkeypatch):
+    monkeypatch.setattr(shift, "LEAST", 7)  # Of gate alone.
+    monkeypatch.setattr(shift, "_DAYLIGHT", range(24))
+
+    def found(*cameras):
+        filter_ = {"cameras": cameras} if cameras else {}
+        result = calibrated.client.search(sentence="woman in a coat", filter=filter_).json()
+        few = [one for one in result["notices"] if one["code"] == "cameras_not_compared"]
+        return result["verdict"]["word"], [one["fields"] for one in few]
+
+    few = {"cameras": ["yard"], "pictures": 6, "wanted": 7}
+    assert found("gate", "yard") == ("nobody", [few])
+    assert found("gate") == ("nobody", [])
+    assert found("yard") == ("uncalibrated", [])
+    page = calibrated.client.get("/?q=woman+in+a+coat&camera=gate&camera=yard").text
+    assert "(&#39;yard&#39;) has too few pictures" in page or "(yard) has too few pictures" in page
+
+
+def test_the_timeline_counts_likely_hits_only(calibrated, reader, monkeypatch):
+    monkeypatch.setattr(shift, "LEAST", 3)
+    monkeypatch.setattr(shift, "_DAYLIGHT", range(24))
     page = calibrated.client.get("/timeline?q=a+woman+in+red").text
     assert bars(page) == 3
     ids = {id_of(calibrated, f"red-{number}") for number in (1, 2, 9)}
