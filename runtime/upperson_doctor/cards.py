@@ -1,4 +1,4 @@
-"""Test cards: whether a model tells red from blue and striped from plain, on drawn people.
+"""Test cards: does a model distinguish red from blue and striped from plain, on drawn people.
 
 Golden samples show that a model computes what it computed before. They say nothing of a model that
 never worked, such as one with random weights. The cards are for that alone: they are too easy to
@@ -32,7 +32,7 @@ _FIX = "check the name and the weights of its base, then export it again"
 
 
 def check_cards(encoder: Encoder) -> Check:
-    """Check that a model tells colours and stripes apart; sentences are English."""
+    """Check that a model distinguishes colours and stripes; sentences are English."""
     try:
         chance = _colours_by_chance(encoder)
         striped = _stripes_right(encoder)

@@ -104,7 +104,7 @@ def compared(monkeypatch):
 
 
 FAR = Background(middle=0.9, spread=0.25)
-"""So far from all scores that nobody matches."""
+"""So far from all scores that no picture matches."""
 
 
 # --- Logistic regression
