@@ -73,7 +73,9 @@ def complaint(program, *words):
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_links_resolve_and_commands_parse(name):
     text = read(name)
-    for link in (a or b for a, b in LINK.findall(FENCE.sub("", text))):
+    # Links within docs/ are MkDocs' affair, which knows the generated pages: make docs.
+    links = [] if name.startswith("docs/") else LINK.findall(FENCE.sub("", text))
+    for link in (a or b for a, b in links):
         if re.match(r"[a-z]+:", link):
             continue
         file, _, anchor = unquote(link).partition("#")
