@@ -85,7 +85,9 @@ def _searching(routes: APIRouter, service: ConsoleService, access: Access) -> No
 
     @routes.post("/pictures", tags=["search"], status_code=201, summary="Send a query picture")
     def give(
-        picture: Annotated[UploadFile, File(description="BMP, GIF, JPEG, PNG, PPM, TIFF or WebP.")],
+        picture: Annotated[
+            UploadFile, File(description="AVIF, BMP, GIF, HEIC, JPEG, PNG, PPM, TIFF or WebP.")
+        ],
         account: Account = viewer,
     ) -> models.PictureOut:
         kept = service.query_pictures.add(picture.file)

@@ -25,7 +25,7 @@ from upperson_rt.encoder import Encoder, Progress
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
 from upperson_rt.gallery.crops import picture_file, use_picture
-from upperson_rt.preprocess import IMAGE_SUFFIXES, use_image
+from upperson_rt.preprocess import image_suffixes, use_image
 from upperson_rt.tokenizer import TokenBatch
 from upperson_rt.towers import batch_slices
 
@@ -116,7 +116,7 @@ class GalleryPictures:
         if item.source is None or item.box is None:
             return None
         file = picture_file(Item(key=item.key, source=item.source), None)
-        is_picture = file is not None and file.suffix.lower() in IMAGE_SUFFIXES
+        is_picture = file is not None and file.suffix.lower() in image_suffixes()
         return file if is_picture else None
 
     def jpeg(self, item: Item, size: Size) -> _Jpeg | None:

@@ -1,8 +1,8 @@
-"""Opening picture files: seven formats, by their content, in a bounded amount of memory.
+"""Opening picture files: nine formats, by their content, in a bounded amount of memory.
 
 Nothing else in the toolkit opens a picture. Pillow itself would try all of its readers, some of
 which start programs, whatever a file is called; here a file's first bytes choose one of the seven
-classes below.
+classes below. HEIC and AVIF are decoded by a process of their own, see `photo_decoder`.
 
 A header is read from a file that gives out so many bytes and no more. From it follows what decoding
 will take, before anything is decoded; a JPEG that would take more than `MOST_BYTES` is decoded at a
@@ -15,10 +15,14 @@ import io
 import math
 import os
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, BinaryIO, TypeAlias
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 from PIL import ExifTags, Image, TiffTags, features
 from PIL.BmpImagePlugin import BmpImageFile
@@ -31,7 +35,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from upperson_rt.arguments import LONGEST_PATH
-from upperson_rt.errors import InputError
+from upperson_rt.errors import InputError, install_command
 from upperson_rt.machine import limit_heap, trim_heap
 from upperson_rt.printable import safe_repr
 
@@ -105,7 +109,7 @@ def open_image(path: str | os.PathLike[str], content: bytes | None = None) -> It
                 raise _TooLargeError(
                     f"its file has {size_bytes >> 20:,} MiB, the limit is {MOST_FILE_BYTES >> 20}"
                 )
-            image = _opener(file.peek(16)[:16])(file, take)
+            image = _opener(file.peek(64)[:64])(file, take)
             stack.callback(image.close)
         yield image
 
@@ -331,12 +335,81 @@ _OPENERS: dict[tuple[bytes, ...], Callable[[_Metered, _Take], ImageFile]] = {
 """By how a file begins."""
 
 
+# --- HEIC and AVIF
+
+PhotoKind: TypeAlias = Literal["heic", "avif"]
+
+_BRANDS: dict[PhotoKind, frozenset[bytes]] = {
+    "avif": frozenset({b"avif", b"avis"}),  # First: such a file may also be called mif1.
+    "heic": frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1"}),
+}
+_MOST_PHOTO_BYTES = 64 << 20
+_DECODED = 10
+"""Bytes a pixel of the PNG that the decoder writes, and of what it is decoded to."""
+_PHOTO_TIMEOUT_S = 120.0
+
+
+def obstacle_to(kind: PhotoKind) -> str:
+    """Return what is missing to read HEIC or AVIF files here; empty if nothing is."""
+    if sys.platform == "win32":
+        return "not on Windows, where no process can be limited"
+    if kind == "avif":
+        known = features.modules  # Pillow before 11.3 warns of a name that it does not know.
+        return "" if "avif" in known and features.check("avif") else "needs Pillow 11.3 or newer"
+    return "" if find_spec("pi_heif") else install_command("heif")
+
+
+def _photo_kind(start: bytes) -> PhotoKind | None:
+    if start[4:8] != b"ftyp":
+        return None
+    end = min(int.from_bytes(start[:4], "big"), len(start))
+    brands = {start[place : place + 4] for place in range(8, end, 4)}
+    return next((kind for kind, known in _BRANDS.items() if brands & known), None)
+
+
+def _open_photo(kind: PhotoKind, file: _Metered, take: _Take) -> ImageFile:
+    if obstacle := obstacle_to(kind):
+        raise InputError(f"{kind.upper()} cannot be read: {obstacle}", found=kind)
+    file.give()
+    content = file.read(_MOST_PHOTO_BYTES + 1)
+    if len(content) > _MOST_PHOTO_BYTES:
+        raise _TooLargeError(f"its file has more than {_MOST_PHOTO_BYTES >> 20} MiB")
+    with _BUDGET.share(_BUDGET.each):
+        decoded = _decoded_apart(kind, content)
+    if not decoded.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise ValueError("its decoder wrote no picture")
+    inner = _Metered(io.BytesIO(decoded))
+    image = PngImageFile(inner)
+    _check_exif(image.info.get("exif") or b"")
+    return _settle(image, inner, take, len(decoded))
+
+
+def _decoded_apart(kind: PhotoKind, content: bytes) -> bytes:
+    """Return a photo as a PNG, from a process of its own."""
+    import subprocess
+
+    program = Path(__file__).with_name("photo_decoder.py")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", str(program), kind, str(_BUDGET.each // _DECODED)],
+            input=content,
+            capture_output=True,
+            timeout=_PHOTO_TIMEOUT_S,
+            env={"MALLOC_ARENA_MAX": "1"},  # Of each thread's memory 64 MiB would count.
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"its decoder took more than {_PHOTO_TIMEOUT_S:g} s") from error
+    if done.returncode:
+        raise ValueError("its decoder failed: it is damaged, or too large")
+    return done.stdout
+
+
 _OTHER_KINDS = {
     b"%PDF": "a PDF",
     b"<": "HTML, SVG or other XML",
     b"PK\3\4": "a zip archive",
     b"\x1f\x8b": "a gzip archive",
-    b"ftyp": "HEIC, AVIF or a video",
+    b"ftyp": "a video",
 }
 """What people have instead. Messages show no byte of a file: it may be a link to a secret."""
 
@@ -345,10 +418,12 @@ def _opener(start: bytes) -> Callable[[_Metered, _Take], ImageFile]:
     for beginnings, opener in _OPENERS.items():
         if start.startswith(beginnings):
             return opener
+    if (photo := _photo_kind(start)) is not None:
+        return partial(_open_photo, photo)
     marks = (mark for mark in _OTHER_KINDS if mark in (start[: len(mark)], start[4:8]))
     kind = _OTHER_KINDS.get(next(marks, b""), "another kind of file")
     found = kind if start else "an empty file"
-    expected = "expected BMP, GIF, JPEG, PNG, PPM, TIFF or WebP"
+    expected = "expected AVIF, BMP, GIF, HEIC, JPEG, PNG, PPM, TIFF or WebP"
     message = f"not an image of a known format: {expected}, found {found}"
     raise InputError(message, found=found)
 

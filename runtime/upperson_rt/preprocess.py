@@ -27,7 +27,13 @@ from PIL import ExifTags, Image
 from upperson_rt.arguments import check_choice, check_count, check_list, check_path
 from upperson_rt.errors import InputError
 from upperson_rt.files import refuse_archive
-from upperson_rt.image_file import free_pixels, naming_image, open_image
+from upperson_rt.image_file import (
+    PhotoKind,
+    free_pixels,
+    naming_image,
+    obstacle_to,
+    open_image,
+)
 from upperson_rt.printable import get_logger, safe_repr
 
 _LOG = get_logger(__name__)
@@ -48,12 +54,20 @@ Channels: TypeAlias = Literal["rgb", "bgr"]
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-"""What `iter_image_files` takes from a folder, in lower case."""
+"""What `iter_image_files` takes from a folder, in lower case; see `image_suffixes`."""
+
+_PHOTO_SUFFIXES: dict[str, PhotoKind] = {".avif": "avif", ".heic": "heic", ".heif": "heic"}
 
 _LARGEST_SIDE = 16_384
 
 _BLOCK_PIXELS = 1 << 20
 """Converted at a time."""
+
+
+def image_suffixes() -> frozenset[str]:
+    """Return `IMAGE_SUFFIXES`, with those of HEIC and AVIF where they can be read."""
+    kinds = _PHOTO_SUFFIXES.items()
+    return IMAGE_SUFFIXES | {suffix for suffix, kind in kinds if not obstacle_to(kind)}
 
 
 def load_image(source: ImageSource, channels: Channels = "rgb") -> NDArray[np.uint8]:
@@ -121,8 +135,8 @@ def iter_image_files(
 ) -> Iterator[Path]:
     """Yield picture files: files as given, folders recursively in sorted order, nothing twice.
 
-    A file that is named directly is yielded whatever its suffix; inside folders only
-    `IMAGE_SUFFIXES` count, and hidden files and folders are left out. Other files are counted in
+    A file that is named directly is yielded whatever its suffix; inside folders only those of
+    `image_suffixes` count, and hidden files and folders are left out. Other files are counted in
     ``others`` by their kind, see `describe_others`; without it a warning is logged if some of them
     hold pictures, such as HEIC or zip files.
     """
@@ -161,7 +175,7 @@ def iter_named_images(
         elif found and in_folder.keys() & _WITH_PICTURES:
             _LOG.warning("%s: left out %s", path, describe_others(in_folder))
         if not found:
-            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            suffixes = ", ".join(sorted(image_suffixes()))
             message = f"no images in folder {path}: expected files ending in {suffixes}, there or"
             message += " in its sub-folders"
             if in_folder:
@@ -172,29 +186,34 @@ def iter_named_images(
 def describe_others(others: Mapping[str, int]) -> str:
     """Return counted kinds as a text, with advice for those that hold pictures."""
     most_first = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))
-    return ", ".join(f"{count} {kind}{_ADVICE.get(kind, '')}" for kind, count in most_first)
+    return ", ".join(f"{count} {kind}{_advice_for(kind)}" for kind, count in most_first)
+
+
+def _advice_for(kind: str) -> str:
+    photo = _PHOTO_SUFFIXES.get(f".{kind}")
+    return f" ({obstacle_to(photo)})" if photo is not None else _ADVICE.get(kind, "")
 
 
 _KIND = re.compile(r"\.([a-z0-9]{1,8})")
-_PHOTOS, _ARCHIVES = ("avif", "heic", "heif", "jxl"), ("7z", "gz", "rar", "tar", "tgz", "zip")
 _ADVICE = {
-    **dict.fromkeys(_PHOTOS, " (convert them to JPEG)"),
-    **dict.fromkeys(_ARCHIVES, " (unpack it)"),
+    "jxl": " (convert them to JPEG)",
+    **dict.fromkeys(("7z", "gz", "rar", "tar", "tgz", "zip"), " (unpack it)"),
 }
-_WITH_PICTURES = {*_PHOTOS, *_ARCHIVES}
+_WITH_PICTURES = {"avif", "heic", "heif", *_ADVICE}
 
 
 def _folder_images(folder: Path, others: Counter[str]) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise InputError(f"cannot read folder {error.filename}: {error.strerror}") from error
 
+    suffixes = image_suffixes()
     for root, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             suffix = Path(name).suffix.lower()
             if name.startswith("."):
                 continue
-            if suffix in IMAGE_SUFFIXES:
+            if suffix in suffixes:
                 yield Path(root, name)
             else:
                 kind = _KIND.fullmatch(suffix)

@@ -210,7 +210,8 @@ def test_empty_folder_and_missing_path_are_refused(tmp_path):
         list(iter_image_files([tmp_path / "nowhere"]))
 
 
-def test_other_files_of_folders_are_counted_by_kind(tmp_path, caplog):
+def test_other_files_of_folders_are_counted_by_kind(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(preprocess, "obstacle_to", lambda kind: "needs another package")
     for name in ("a.png", "b.HEIC", "c.heic", "sub/d.zip", "e", "f.txt", "g.%$x", ".hidden.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

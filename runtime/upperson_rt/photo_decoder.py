@@ -1,0 +1,44 @@
+"""Decode one HEIC or AVIF photo, in a process of its own: run by `image_file`, never imported.
+
+The decoders are large and written in C, and a file may say another size than its pictures have. So
+this process may take so much memory and time and no more, and if it dies it takes no other with
+it. It reads the file from stdin and writes a PNG without compression, with the EXIF, to stdout.
+"""
+
+import io
+import sys
+
+_MEMORY_BYTES = 1 << 30
+_CPU_S = 60
+
+
+def main() -> None:
+    """Decode stdin; the arguments are ``heic`` or ``avif``, and the most pixels of the PNG."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_S, _CPU_S))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    kind, most_pixels = sys.argv[1], int(sys.argv[2])
+    file = io.BytesIO(sys.stdin.buffer.read())
+    if kind == "avif":
+        from PIL import AvifImagePlugin
+
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # Each has a stack, which counts as memory.
+        image = AvifImagePlugin.AvifImageFile(file)
+    else:
+        import pi_heif
+
+        pi_heif.options.DECODE_THREADS = 1
+        image = pi_heif.HeifImageFile(file)
+    exif = image.info.get("exif") or b""
+    has_alpha = "A" in image.mode or "transparency" in image.info
+    picture = image.convert("RGBA" if has_alpha else "RGB")
+    image.close()
+    while picture.width * picture.height > most_pixels:
+        picture = picture.reduce(2)
+    picture.save(sys.stdout.buffer, "PNG", compress_level=0, exif=exif)
+
+
+if __name__ == "__main__":
+    main()
