@@ -68,7 +68,7 @@ def install_hint() -> str:
         return ADVICE
     cuda = _driver_cuda()
     package = "tensorrt-cu13" if cuda is not None and cuda >= 13 else "tensorrt-cu12"
-    hint = f"pip install {package} --extra-index-url https://pypi.nvidia.com"
+    hint = f"pip install {package}"
     if cuda is None:
         hint += "  (tensorrt-cu13 for a driver of CUDA 13 or later)"
     return f"{hint}; on a Jetson {ADVICE}" if platform.machine() == "aarch64" else hint

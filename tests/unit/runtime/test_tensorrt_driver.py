@@ -26,7 +26,7 @@ from upperson_tensorrt.bindings import import_tensorrt, install_hint, open_gpu
 from upperson_tensorrt.compile import compile_bundle
 from upperson_tensorrt.cuda import CONSTANTS, Cuda, Gpu
 
-PIP = "pip install {} --extra-index-url https://pypi.nvidia.com"
+PIP = "pip install {}"
 
 NUMBERS = ("int", "CUdevice", "CUdevice_attribute", "CUresult", "CUstreamCaptureMode")
 HANDLES = ("void*", "CUcontext", "CUgraph", "CUgraphExec", "CUstream")

@@ -45,7 +45,7 @@ def run_example(monkeypatch, name, *arguments):
 def test_the_page_runs(work, capsys):
     page = (ROOT / "docs/how-to/cameras.md").read_text("utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 3
     names: dict[str, object] = {}
     for number, block in enumerate(blocks, start=1):
         exec(compile(block, f"block {number}", "exec"), names)
