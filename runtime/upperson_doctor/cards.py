@@ -50,7 +50,7 @@ def check_cards(encoder: Encoder) -> Check:
         found = f"it tells colours apart, but stripes in {striped} of {len(_STRIPED)} only"
         return warning("test cards", found, _FIX, **facts)
     of_all = f"{striped} of {len(_STRIPED)}"
-    found = f"colours of drawn coats are told apart ({p_value}), striped from plain in {of_all}"
+    found = f"colours of drawn coats are distinguished ({p_value}), striped from plain in {of_all}"
     return ok("test cards", found, **facts)
 
 

@@ -5,7 +5,7 @@
     ├── InputError                3  a file, folder, image or record is not usable
     ├── AccuracyGateError         4  no variant stayed within the allowed accuracy drop
     ├── BackendError              5  a backend, device or optional package is missing
-    └── IntegrityError            6  a hash, canary or fingerprint does not match
+    └── IntegrityError            6  a hash, golden sample or fingerprint does not match
 
 Every message says what was expected, what was found and what to do.
 """

@@ -13,7 +13,7 @@ file, whose first line has the last known chain in ``"previous"`` and is chained
 and those that follow have ``"unacknowledged"``, the time of the break, until one of the action
 ``acknowledge``.
 
-Whoever may write both files can make them anew as a whole. Against that a chain is noted where he
+A process that may write both files can replace them as a whole. Against that a chain is noted where he
 cannot write, and expected later: everything up to its line is as it was then. No key is used: a
 process that writes the log would have it, and so would an attacker who controls that process.
 """
@@ -156,7 +156,7 @@ def verify_log(path: Path, expected: Collection[str] = ()) -> LogReport:
         scan = Scan(path, head, expected)
     except OSError as error:
         raise _unreadable(path, error) from error
-    problems, code = scan.problems(), scan.stranger()
+    problems, code = scan.problems(), scan.refusal_code()
     if code:
         problems.insert(0, _EXPECTED[code])
     if scan.unacknowledged:
@@ -250,7 +250,7 @@ class Scan:
             self.unacknowledged = (seal[1] or b"").decode()
         self._end_loose(loose, None)
 
-    def stranger(self) -> str:
+    def refusal_code(self) -> str:
         """Return the code of a file that is no log, or one without chains; empty for a log."""
         if self._head == (0, "") and self._before.are_cut_off(None):
             return ""  # Nothing was written yet, or the first line was cut off.

@@ -271,7 +271,7 @@ def picture_of(item: Item, crops_dir: Path | None) -> Image.Image | str:
     except IntegrityError:
         return "picture\nwas altered"
     except InputError:
-        return "picture is\nunreadable"  # Told in the tile: the other hits are worth seeing.
+        return "picture is\nunreadable"  # In the tile, so that the other hits are shown.
     if item.box is not None and not is_saved:
         x0, y0, x1, y1 = item.box
         pixels = np.ascontiguousarray(pixels[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)])
