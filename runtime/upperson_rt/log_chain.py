@@ -13,8 +13,8 @@ file, whose first line has the last known chain in ``"previous"`` and is chained
 and those that follow have ``"unacknowledged"``, the time of the break, until one of the action
 ``acknowledge``.
 
-A process that may write both files can replace them as a whole. Against that a chain is noted where he
-cannot write, and expected later: everything up to its line is as it was then. No key is used: a
+A process that may write both files can replace them as a whole. Against that, note a chain where it
+cannot write, and expect it later: everything up to its line is as it was then. No key is used: a
 process that writes the log would have it, and so would an attacker who controls that process.
 """
 
