@@ -10,9 +10,10 @@ import numpy as np
 
 from upperson_camera.crops import CropMaker, Selection, sharpness
 from upperson_camera.detectors import BoxesFile
-from upperson_camera.frames import Detection, Frame
+from upperson_camera.frames import Detection, Frame, WholeFrame
 from upperson_camera.motion import DetectionSchedule
 from upperson_camera.queues import AbandonedError, BoundedQueue, Stage, log_camera
+from upperson_camera.recorder import Recorder
 from upperson_camera.settings import CameraSettings, Shared
 from upperson_camera.still import StillTracks
 from upperson_camera.tracker import new_tracker
@@ -30,7 +31,13 @@ _MOST_ERRORS = 25
 class CameraWorker(Stage):
     """Works on the frames of one camera: detects, tracks, selects, and makes crops."""
 
-    def __init__(self, camera: CameraSettings, shared: Shared, frames: BoundedQueue[Frame]) -> None:
+    def __init__(
+        self,
+        camera: CameraSettings,
+        shared: Shared,
+        frames: BoundedQueue[Frame],
+        recorder: Recorder | None = None,
+    ) -> None:
         super().__init__(
             f"camera {camera.name}",
             "detector",
@@ -50,7 +57,7 @@ class CameraWorker(Stage):
         # Submitted frames were chosen by the caller, and boxes of a file cost nothing.
         is_searched = camera.source is not None and not isinstance(detector, BoxesFile)
         self._schedule = DetectionSchedule(shared.settings, is_searched)
-        self._maker = CropMaker(camera, shared)
+        self._maker = CropMaker(camera, shared, recorder)
         self._tracker = new_tracker(shared.settings.tracker, shared.settings.lost_after_s)
         self._given_tracks: dict[str, float] = {}
         self._still = StillTracks(shared.settings)
@@ -133,6 +140,7 @@ class CameraWorker(Stage):
         rename = frame.tracks is None
         names = self._still.update(given, boxes, frame.image, frame.clock, rename)
         in_zone = regions.in_zone(boxes, width, height)
+        whole = WholeFrame(frame.image, frame.packet) if self._camera.saves_frames else None
         for name, edges, score, is_in_zone in zip(
             names, boxes.edges, boxes.scores, in_zone, strict=True
         ):
@@ -141,7 +149,7 @@ class CameraWorker(Stage):
                 continue
             if self._selection.saw(name, frame.clock):
                 self._count("tracks")
-            self._consider(frame, name, edges.tolist(), float(score))
+            self._consider(frame, whole, name, edges.tolist(), float(score))
         self._select(self._selection.due(frame.clock))
 
     def _detect(self, frame: Frame) -> Boxes:
@@ -177,7 +185,9 @@ class CameraWorker(Stage):
             del self._given_tracks[name]
         return ended
 
-    def _consider(self, frame: Frame, track: str, edges: list[int], score: float) -> None:
+    def _consider(
+        self, frame: Frame, whole: WholeFrame | None, track: str, edges: list[int], score: float
+    ) -> None:
         x0, y0, x1, y1 = edges
         quality = self._settings.quality
         problem = quality.size_problem(y1 - y0, x1 - x0)
@@ -193,7 +203,7 @@ class CameraWorker(Stage):
         if self._still.was_written(track, frame.clock):
             self._drop("still")
             return
-        self._selection.offer(
+        is_best = self._selection.offer(
             Detection(
                 image=image.copy(),
                 box=(x0, y0, x1, y1),
@@ -204,9 +214,12 @@ class CameraWorker(Stage):
                 index=frame.index,
                 time=frame.time,
                 arrived=frame.arrived,
+                whole=whole,
             ),
             frame.clock,
         )
+        if is_best and whole is not None:
+            whole.keep(self._maker.jpeg)
 
     def _select(self, detections: Sequence[Detection]) -> None:
         for detection in detections:
