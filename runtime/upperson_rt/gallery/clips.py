@@ -60,7 +60,7 @@ def clips_dir(crops_dir: Path) -> Path:
 def clip_name(crop: str, suffix: str, begin: float, end: float | None = None) -> str:
     """Return the path of a file in `clips_dir`; without ``end``, in unix seconds, of a frame."""
     times = "-".join(str(max(0, round(1000 * one))) for one in (begin, end) if one is not None)
-    return f"{crop.removesuffix('.jpg')}.{times}{suffix}"
+    return f"{PurePosixPath(crop).with_suffix('')}.{times}{suffix}"
 
 
 def clips_in(folder: Path) -> Iterator[ClipFile]:
