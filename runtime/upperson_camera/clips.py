@@ -3,10 +3,13 @@
 Clips are the camera's own packets in MP4, or Matroska for codecs that browsers do not play.
 """
 
+import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from threading import Event
@@ -15,7 +18,7 @@ from typing import Any, NamedTuple
 from upperson_camera.decoding import import_av
 from upperson_camera.frames import CameraCrop
 from upperson_camera.queues import AbandonedError, BoundedQueue, Stage
-from upperson_camera.recorder import Cut
+from upperson_camera.recorder import Cut, Segment, StoredPacket
 from upperson_camera.stats import Counters
 from upperson_rt.errors import InputError
 from upperson_rt.files import make_folder, put_in_place, scratch_folder
@@ -45,13 +48,50 @@ class _Saved(NamedTuple):
     time: float
 
 
-def write_clip(cut: Cut, path: Path, moment: float) -> tuple[float, float]:
-    """Write the packets of a cut as a video, without decoding them.
+@dataclass(eq=False)
+class _Group:
+    """Crops of a camera at about the same time: they have one clip."""
+
+    camera: str
+    crops: list[_Saved]
+    cuts: list[Cut]
+    written: tuple[Path, float, float] | None = None
+    """File, begin and end."""
+
+    def takes(self, camera: str, cut: Cut) -> bool:
+        """Whether the clip is also one of another cut: it will be, or it covers it already."""
+        first = self.cuts[0]
+        if camera != self.camera or cut.run is not first.run:
+            return False
+        if self.written is None:
+            return abs(cut.at - first.at) <= 2 * (cut.until - cut.at)
+        is_in = _first(self.cuts).number <= cut.first.number and cut.until <= _until(self.cuts)
+        return is_in and self.written[0].exists()
+
+
+def _first(cuts: Sequence[Cut]) -> StoredPacket:
+    return min((cut.first for cut in cuts), key=lambda packet: packet.number)
+
+
+def _until(cuts: Sequence[Cut]) -> float:
+    return max(cut.until for cut in cuts)
+
+
+def _segments(cuts: Sequence[Cut]) -> list[Segment]:
+    """Return the segments of cuts in their order."""
+    return sorted(
+        {segment for cut in cuts for segment in cut.segments},
+        key=lambda segment: segment.packets[0].number,
+    )
+
+
+def write_clip(cuts: Sequence[Cut], path: Path, moment: float) -> tuple[float, float]:
+    """Write the packets of cuts as one video, without decoding them.
 
     Args:
-        cut: The packets; more may come meanwhile.
+        cuts: One or more of one run, that overlap.
         path: The file; its ending says which kind.
-        moment: Unix time of the packet that the cut is around.
+        moment: Unix time of the packet that the first cut is around.
 
     Returns:
         Unix time of its begin and its end.
@@ -61,8 +101,8 @@ def write_clip(cut: Cut, path: Path, moment: float) -> tuple[float, float]:
         ValueError: The kind of file cannot hold the codec.
     """
     av = import_av()
-    run, first = cut.segments[0].run, cut.first
-    begin, last = moment - (cut.at - first.at), first
+    run, first, until = cuts[0].run, _first(cuts), _until(cuts)
+    begin, last = moment - (cuts[0].at - first.at), first
     options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=options) as file:
         at = datetime.fromtimestamp(begin, timezone.utc)
@@ -72,9 +112,9 @@ def write_clip(cut: Cut, path: Path, moment: float) -> tuple[float, float]:
         context.width, context.height = run.size
         if run.extradata is not None:
             context.extradata = run.extradata
-        for segment in cut.segments:
+        for segment in _segments(cuts):
             for one, content in segment.contents():
-                if one.number < first.number or one.at > cut.until:
+                if one.number < first.number or one.at > until:
                     continue
                 packet = av.Packet(content)
                 packet.dts, packet.pts = one.dts - first.dts, one.pts - first.dts
@@ -82,12 +122,13 @@ def write_clip(cut: Cut, path: Path, moment: float) -> tuple[float, float]:
                 packet.time_base, packet.stream = run.time_base, stream
                 file.mux(packet)
                 last = one
-    return begin, moment + (last.at - cut.at)
+    return begin, moment + (last.at - cuts[0].at)
 
 
 class ClipStage(Stage):
     """Saves frames at once and clips when they are complete; keeps age and size of all bounded.
 
+    Crops of a camera at about the same time share a clip: each has a name for it (a hard link).
     A disk that is full or slow costs clips, which are counted, and nothing else.
     """
 
@@ -97,7 +138,8 @@ class ClipStage(Stage):
         self._counters = counters
         self._days, self._most_bytes = days, most_bytes
         self._waiting: BoundedQueue[CameraCrop] = BoundedQueue(_MOST_WAITING)
-        self._cuts: list[tuple[_Saved, Cut]] = []
+        self._groups: list[_Group] = []
+        """Those that are not complete, and the one of each camera that was written last."""
         self._recent: deque[_Saved] = deque(maxlen=_MOST_RECENT)
         self._total = 0
         """Bytes of all files, as far as this process knows."""
@@ -147,17 +189,21 @@ class ClipStage(Stage):
         while True:
             is_ending = self._ending.is_set()
             if time.monotonic() - swept >= _SWEEP_S:
-                self._careful(None, self._sweep)
+                self._careful([], self._sweep)
                 swept = time.monotonic()
             for crop in self._waiting.get_all(_STEP_S):
                 self._take(crop)
-            waiting, self._cuts = self._cuts, []
-            for saved, cut in waiting:
-                if cut.is_complete or is_ending:
-                    self._careful(saved.camera, self._save_clip, saved, cut)
-                else:
-                    self._cuts.append((saved, cut))
-            if is_ending and not len(self._waiting) and not self._cuts:
+            for group in [one for one in self._groups if one.written is None]:
+                if is_ending or all(cut.is_complete for cut in group.cuts):
+                    self._groups = [
+                        one
+                        for one in self._groups
+                        if one.written is None or one.camera != group.camera
+                    ]
+                    self._careful(group.crops, self._save_clip, group)
+                    if group.written is None:
+                        self._groups.remove(group)
+            if is_ending and not len(self._waiting):
                 break
 
     def _take(self, crop: CameraCrop) -> None:
@@ -166,66 +212,102 @@ class ClipStage(Stage):
         saved = _Saved(crop.camera, crop.item.crop, crop.item.time)
         self._recent.append(saved)
         if crop.frame_jpeg is not None:
-            self._careful(crop.camera, self._save_frame, saved, crop.frame_jpeg)
-        if isinstance(crop.cut, Cut):
-            self._cuts.append((saved, crop.cut))
-        elif crop.cut is not None:
-            self._counters.count(crop.camera, f"clips_dropped.{crop.cut}")
+            self._careful([saved], self._save_frame, saved, crop.frame_jpeg)
+        cut = crop.cut
+        if not isinstance(cut, Cut):
+            if cut is not None:
+                self._counters.count(crop.camera, f"clips_dropped.{cut}")
+            return
+        group = next((one for one in self._groups if one.takes(crop.camera, cut)), None)
+        if group is None:
+            self._groups.append(_Group(crop.camera, [saved], [cut]))
+        elif group.written is None:
+            group.crops.append(saved)
+            group.cuts.append(cut)
+        else:
+            self._careful([saved], self._share, group.written, saved)
 
-    def _careful(self, camera: str | None, save: Callable[..., None], *values: Any) -> None:
-        """Call a function that writes; whatever it raises costs a clip, and is logged once."""
+    def _careful(
+        self, crops: Sequence[_Saved], save: Callable[..., object], *values: object
+    ) -> None:
+        """Call a function that writes; whatever it raises costs clips, and is logged once."""
         try:
             with self._calling("clips"):
                 save(*values)
         except AbandonedError:
             raise
         except Exception as error:  # FFmpeg's are of many kinds.
-            if camera is not None:
-                reason = "disk" if isinstance(error, OSError | InputError) else "not_written"
-                self._counters.count(camera, f"clips_dropped.{reason}")
+            reason = "disk" if isinstance(error, OSError | InputError) else "not_written"
+            for saved in crops:
+                self._counters.count(saved.camera, f"clips_dropped.{reason}")
             if not self._warned:
                 text = "frames and clips cannot be saved in %s: %s"
                 given = self._folder, error_text(error)
                 _log.warning(text, *given, extra={"event": "clips_lost"})
             self._warned = True
         else:
-            self._warned = camera is None and self._warned
+            self._warned = self._warned and not crops
 
     def _save_frame(self, saved: _Saved, jpeg: bytes) -> None:
         self._make_room(len(jpeg))
         temporary = self.scratch / "frame.jpg"
         temporary.write_bytes(jpeg)
-        self._place(saved, temporary, saved.time, None, "whole_frames")
+        self._place([saved], temporary, saved.time, None)
 
-    def _save_clip(self, saved: _Saved, cut: Cut) -> None:
-        if not self._make_room(cut.size + _HEADER_BYTES):
-            self._counters.count(saved.camera, "clips_dropped.too_large")
+    def _save_clip(self, group: _Group) -> None:
+        size = sum(segment.size for segment in _segments(group.cuts))
+        if not self._make_room(size + _HEADER_BYTES):
+            self._counters.count(group.camera, "clips_dropped.too_large", len(group.crops))
             return
-        codec = cut.segments[0].run.template.codec_context.name
+        codec = group.cuts[0].run.template.codec_context.name
         temporary = self.scratch / f"clip{'.mp4' if codec in _PLAYED else '.mkv'}"
-        begin, end = write_clip(cut, temporary, saved.time)
-        self._place(saved, temporary, begin, end, "clips")
+        begin, end = write_clip(group.cuts, temporary, group.crops[0].time)
+        if (path := self._place(group.crops, temporary, begin, end)) is not None:
+            group.written = path, begin, end
+        for cut in group.cuts:
+            cut.segments = []
+
+    def _share(self, written: tuple[Path, float, float], saved: _Saved) -> None:
+        path, begin, end = written
+        link = self.scratch / f"link{path.suffix}"
+        self._link(path, link)
+        self._place([saved], link, begin, end)
+
+    def _link(self, path: Path, other: Path) -> None:
+        """Give a clip another name; a copy where the file system has no hard links."""
+        other.unlink(missing_ok=True)
+        try:
+            os.link(path, other)
+        except OSError:
+            self._make_room(path.stat().st_size)
+            shutil.copyfile(path, other)
 
     def _place(
-        self, saved: _Saved, temporary: Path, begin: float, end: float | None, counter: str
-    ) -> None:
-        """Give a finished file its name, unless somebody in it was deleted meanwhile."""
-        path = self._folder / clip_name(saved.crop, temporary.suffix, begin, end)
-        size = temporary.stat().st_size
-        make_folder(path.parent)
-        put_in_place(temporary, path)
+        self, crops: Sequence[_Saved], temporary: Path, begin: float, end: float | None
+    ) -> Path | None:
+        """Give a finished file its names, unless somebody in it was deleted meanwhile."""
+        name, last = temporary.suffix, begin if end is None else end
+        paths = [self._folder / clip_name(saved.crop, name, begin, end) for saved in crops]
+        for path in paths:
+            link = temporary
+            if path is not paths[0]:
+                link = self.scratch / f"link{name}"
+                self._link(paths[0], link)
+            found = link.stat()
+            make_folder(path.parent)
+            put_in_place(link, path)
+            self._total += found.st_size if found.st_nlink == 1 else 0
         # After the rename: a deletion removes crops first, and looks for clips then.
-        last = begin if end is None else end
+        camera = crops[0].camera
         for other in self._recent:
-            is_in = (
-                other.camera == saved.camera and begin - MARGIN_S <= other.time <= last + MARGIN_S
-            )
+            is_in = other.camera == camera and begin - MARGIN_S <= other.time <= last + MARGIN_S
             if is_in and not (self._crops_dir / other.crop).exists():
-                path.unlink(missing_ok=True)
-                self._counters.count(saved.camera, "clips_dropped.deleted")
-                return
-        self._total += size
-        self._counters.count(saved.camera, counter)
+                for path in paths:
+                    path.unlink(missing_ok=True)
+                self._counters.count(camera, "clips_dropped.deleted", len(crops))
+                return None
+        self._counters.count(camera, "whole_frames" if end is None else "clips", len(crops))
+        return paths[0]
 
     def _make_room(self, more: int) -> bool:
         """Remove the oldest files where so many bytes more would be too many."""
@@ -235,24 +317,25 @@ class ClipStage(Stage):
 
     def _sweep(self, more: int = 0) -> None:
         """Remove files that are too old, and the oldest ones where all are too large."""
-        there = []
+        files: dict[tuple[int, int], tuple[float, int, list[Path]]] = {}
         for file in all_clips(self._crops_dir):
             with suppress(FileNotFoundError):
                 found = file.path.stat()
-                there.append((found.st_mtime, found.st_size, file.path))
-        total, count = sum(size for _, size, _ in there), len(there)
-        for changed, size, path in sorted(there):
+                about = found.st_mtime, found.st_size, []
+                files.setdefault((found.st_dev, found.st_ino), about)[2].append(file.path)
+        total, removed = sum(size for _, size, _ in files.values()), 0
+        for changed, size, paths in sorted(files.values()):
             if total + more <= self._most_bytes and changed >= time.time() - self._days * _DAY_S:
                 break
-            path.unlink(missing_ok=True)
-            total, count = total - size, count - 1
+            for path in paths:
+                path.unlink(missing_ok=True)
+            total, removed = total - size, removed + 1
         self._total = total
-        if removed := len(there) - count:
+        if removed:
             text = "removed %s: too old, or too many bytes"
             event = {"event": "clips_removed", "files": removed}
-            _log.info(
-                text, count_of(removed, "old frame or clip", "old frames and clips"), extra=event
-            )
+            given = count_of(removed, "old frame or clip", "old frames and clips")
+            _log.info(text, given, extra=event)
 
     def _failed(self, error: BaseException) -> None:
         text = "no more frames and clips are saved: %s"

@@ -100,6 +100,7 @@ class Segment:
 class Cut:
     """The packets around one of them; more come until it is complete."""
 
+    run: Run
     segments: list[Segment]
     first: StoredPacket
     """A key frame."""
@@ -107,11 +108,6 @@ class Cut:
     """Of the packet."""
     until: float
     is_complete: bool = False
-
-    @property
-    def size(self) -> int:
-        """Bytes of its segments."""
-        return sum(segment.size for segment in self.segments)
 
 
 class Recorder:
@@ -174,7 +170,7 @@ class Recorder:
             ]
             newest = segments[-1]
             begins = [one for one in parts[0].packets if one.is_key and one.at <= at - self._clip_s]
-            found = Cut(parts, (begins or parts[0].packets[:1])[-1], at, until)
+            found = Cut(run, parts, (begins or parts[0].packets[:1])[-1], at, until)
             found.is_complete = newest.run is not run or newest.packets[-1].at >= until
             if not found.is_complete and self._goes_on:
                 self._open.add(found)

@@ -9,6 +9,7 @@ Somebody who is deleted may be in the frames and clips of others, which go as we
 import os
 import re
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -100,9 +101,13 @@ def clips_of(crops_dir: Path, crop: str) -> list[ClipFile]:
 
 def remove_clips(crops_dir: Path, crops: Iterable[str]) -> None:
     """Remove the frames and clips of crops that are replaced."""
-    if clips_dir(crops_dir).exists():
-        for crop in crops:
-            for file in clips_of(crops_dir, crop):
+    folder, of_day = clips_dir(crops_dir), defaultdict[Path, set[str]](set)
+    for crop in crops if folder.exists() else ():
+        if (path := crop_path(folder, crop)) is not None:
+            of_day[path.parent].add(path.stem)
+    for day, stems in of_day.items():
+        for file in clips_in(day):
+            if file.crop in stems:
                 _remove(file)
 
 

@@ -117,7 +117,7 @@ class SqliteGallery(Gallery):
                 ids = {key: row[0] for key, row in rows.items()}
                 within(Outbox(transaction.connection, write=True), ids, [*replaced])
         remove_crops(self.crops_dir, unused)
-        remove_clips(self.crops_dir, unused)
+        remove_clips(self.crops_dir, crops)
         return [*replaced]
 
     @property

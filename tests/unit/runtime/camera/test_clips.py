@@ -51,7 +51,7 @@ def numbers_in(path):
 
 
 def watch(encoder, gallery, path, **options):
-    with Pipeline(encoder, gallery, **{**RULES, "clip_s": 1.0, **options}) as pipeline:
+    with Pipeline(encoder, gallery, **{**RULES, "clip_s": 0.8, **options}) as pipeline:
         pipeline.add_camera("gate", str(path), lambda frame: [BOX], start_time=START)
         pipeline.wait()
     return pipeline.stats().cameras["gate"]
@@ -61,6 +61,12 @@ def kept(gallery):
     """Frame number, whole frame and clip of each row, as far as they are kept."""
     rows = sorted(gallery.items(), key=lambda item: item.time)
     return [(row.attributes["frame"], *clips_of(gallery.crops_dir, row.crop)) for row in rows]
+
+
+def bytes_of(gallery):
+    """Bytes of all frames and clips; those that share a file count once."""
+    found = [file.path.stat() for file in all_clips(gallery.crops_dir)]
+    return sum({one.st_ino: one.st_size for one in found}.values())
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +87,41 @@ def test_each_picture_has_its_frame_and_a_clip_that_begins_at_a_key_frame(encode
         assert number_of(shown) == number
         numbers = numbers_in(clip.path)
         assert numbers == list(range(numbers[0], numbers[-1] + 1))
-        wanted = max(0, number - RATE)
+        wanted = max(0, number - 20)
         assert numbers[0] % GOP == 0
         assert wanted - GOP < numbers[0] <= wanted
-        assert abs(numbers[-1] - min(119, number + RATE)) <= 1
+        assert abs(numbers[-1] - min(119, number + 20)) <= 1
         # The name says when; the frame is at the time of the row.
         assert frame.begin == pytest.approx(START + number / RATE, abs=0.002)
         assert clip.begin == pytest.approx(START + numbers[0] / RATE, abs=0.05)
         assert clip.end == pytest.approx(START + numbers[-1] / RATE, abs=0.05)
     left = [path.name for path in clips_dir(gallery.crops_dir).iterdir()]
     assert left == ["gate"]
+
+
+def test_pictures_at_about_the_same_time_share_a_clip_which_goes_with_the_last(
+    encoder, gallery, film
+):
+    assert watch(encoder, gallery, film, every_s=0.4).clips == 12
+    shared = {}
+    for number, _, clip in kept(gallery):
+        shared.setdefault(clip.path.stat().st_ino, set()).add(clip.path)
+        numbers = numbers_in(clip.path)
+        assert numbers == list(range(numbers[0], numbers[-1] + 1))
+        assert numbers[0] <= max(0, number - 20)
+        assert numbers[-1] >= min(119, number + 20) - 1
+    assert len(shared) < 8
+    paths = max(shared.values(), key=len)
+    assert {path.stat().st_nlink for path in paths} == {len(paths)}
+    # A limit below the sum of all names, and above that of all files, removes nothing.
+    stage_of(gallery, most_bytes=bytes_of(gallery)).end(10.0)
+    assert sum(file.is_clip for file in all_clips(gallery.crops_dir)) == 12
+
+
+def test_without_hard_links_each_picture_has_a_copy(encoder, gallery, film, monkeypatch):
+    monkeypatch.setattr("os.link", lambda *paths: (_ for _ in ()).throw(OSError(errno.EPERM, "no")))
+    assert watch(encoder, gallery, film, every_s=0.4).clips == 12
+    assert {clip.path.stat().st_nlink for _, _, clip in kept(gallery)} == {1}
 
 
 @pytest.mark.parametrize(
@@ -195,7 +226,7 @@ def test_time_stamps_that_are_missing_or_jump_are_made_good(film, tmp_path):
 
     _, cut = recorded(film, tmp_path, change)
     assert cut.is_complete
-    begin, end = clips.write_clip(cut, tmp_path / "clip.mp4", START)
+    begin, end = clips.write_clip([cut], tmp_path / "clip.mp4", START)
     assert numbers_in(tmp_path / "clip.mp4") == list(range(20, 86))
     assert (begin, end) == pytest.approx((START - 40 / RATE, START + 25 / RATE), abs=0.05)
 
@@ -205,7 +236,7 @@ def test_a_stream_without_key_frames_has_no_clips_and_one_that_is_away_is_cut_sh
     assert cut == "no_key_frame"
     assert made.cut(made.count) == "no_packets"  # It has ended.
     made, cut = recorded(film, tmp_path, lambda number, packet: number < 70)
-    clips.write_clip(cut, tmp_path / "clip.mp4", START)
+    clips.write_clip([cut], tmp_path / "clip.mp4", START)
     assert numbers_in(tmp_path / "clip.mp4") == list(range(20, 70))
     assert made.cut(0) == "too_late"
     assert Recorder("gate", True, 1.0, 10.0, lambda: tmp_path).cut(0) == "no_packets"
@@ -313,7 +344,7 @@ def test_the_bytes_are_never_more_while_watching(encoder, gallery, film, monkeyp
 
     def placed(temporary, path):
         place(temporary, path)
-        sizes.append(sum(file.path.stat().st_size for file in all_clips(gallery.crops_dir)))
+        sizes.append(bytes_of(gallery))
 
     monkeypatch.setattr(clips, "put_in_place", placed)
     whole = watch(encoder, gallery, film)
@@ -335,9 +366,9 @@ def test_what_is_deleted_while_its_clip_is_written_does_not_come_back(
 ):
     write = clips.write_clip
 
-    def deleted(cut, path, moment):
+    def deleted(cuts, path, moment):
         gallery.delete([item.key for item in gallery.items()])
-        return write(cut, path, moment)
+        return write(cuts, path, moment)
 
     monkeypatch.setattr(clips, "write_clip", deleted)
     with Gate() as gate:
@@ -345,7 +376,7 @@ def test_what_is_deleted_while_its_clip_is_written_does_not_come_back(
         monkeypatch.setattr(  # After all rows are there.
             ClipStage, "_save_clip", lambda *values: (gate.hold(), save(*values))
         )
-        with Pipeline(encoder, gallery, **RULES, clip_s=1.0) as pipeline:
+        with Pipeline(encoder, gallery, **RULES, clip_s=0.8) as pipeline:
             pipeline.add_camera("gate", str(film), lambda frame: [BOX], start_time=START)
             pipeline.wait()
             pipeline.drain()
