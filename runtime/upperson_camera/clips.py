@@ -321,7 +321,8 @@ class ClipStage(Stage):
         for file in all_clips(self._crops_dir):
             with suppress(FileNotFoundError):
                 found = file.path.stat()
-                about = found.st_mtime, found.st_size, []
+                new: list[Path] = []
+                about = found.st_mtime, found.st_size, new
                 files.setdefault((found.st_dev, found.st_ino), about)[2].append(file.path)
         total, removed = sum(size for _, size, _ in files.values()), 0
         for changed, size, paths in sorted(files.values()):

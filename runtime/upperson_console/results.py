@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import io
 import json
+import os
 import tempfile
 import time
 import zipfile
@@ -234,6 +235,7 @@ def write_evidence(
             archive.writestr(_entry(name), content)
 
         rows = []
+        clips: dict[tuple[int, int], tuple[str, str]] = {}
         for id_, item in items:
             name = None
             if (picture := _opened(pictures, item)) is not None:
@@ -243,11 +245,12 @@ def write_evidence(
             facts = ItemOut.model_validate(fields).model_dump(exclude={"picture"})
             more = {"frame": pictures.saved_frame(item), "clip": pictures.clip(item)}
             about = {
-                kind: None if kept is None else _with_clip(kept, id_, archive, hashes)
+                kind: None if kept is None else _with_clip(kept, id_, archive, clips)
                 for kind, kept in more.items()
             }
-            digest = None if name is None else hashes[name]
-            rows.append({**facts, "file": name, "sha256": digest, **about})
+            sha256 = None if name is None else hashes[name]
+            rows.append({**facts, "file": name, "sha256": sha256, **about})
+        hashes.update(clips.values())
         facts = {
             "exported": exported,
             "program": f"upperson-rt {__version__}",
@@ -299,17 +302,26 @@ def _opened(pictures: GalleryPictures, item: Item) -> IO[bytes] | None:
 
 
 def _with_clip(
-    kept: ClipFile, id_: int, archive: zipfile.ZipFile, hashes: dict[str, str]
+    kept: ClipFile,
+    id_: int,
+    archive: zipfile.ZipFile,
+    copied: dict[tuple[int, int], tuple[str, str]],
 ) -> dict[str, Any] | None:
-    """Copy a whole frame or a clip into a zip, and describe it; None if it went meanwhile."""
-    stem = f"{'clips' if kept.is_clip else 'frames'}/{id_}"
+    """Copy a whole frame or a clip into a zip, and describe it; None if it went meanwhile.
+
+    Items that share a clip share the copy; ``copied`` has name and SHA-256 by device and file.
+    """
     try:
         file = kept.path.open("rb")
     except FileNotFoundError:
         return None
     with file:
-        name, digest = _copied(file, stem, archive, kept.path.suffix)
-    hashes[name] = digest
+        found = os.fstat(file.fileno())
+        key = found.st_dev, found.st_ino
+        if key not in copied:
+            stem = f"{'clips' if kept.is_clip else 'frames'}/{id_}"
+            copied[key] = _copied(file, stem, archive, kept.path.suffix)
+    name, digest = copied[key]
     begin, end = (
         datetime.datetime.fromtimestamp(one).astimezone().isoformat(timespec="milliseconds")
         for one in (kept.begin, kept.end)

@@ -105,6 +105,24 @@ def test_the_export_holds_frame_and_clip_with_their_hashes(console, filmed):
     assert items["red-0"]["frame"] is items["red-0"]["clip"] is None
 
 
+def test_pictures_that_share_a_clip_share_it_in_the_export(console, filmed):
+    id_, clip = filmed
+    crop = CROP.replace("abc", "def")
+    other = clip.parents[2] / clip_name(crop, clip.suffix, START - 5, START + 4.5)
+    other.hardlink_to(clip)
+    console.service.gallery.add(
+        [Item(key="also", camera="gate", time=START + 1, crop=crop)],
+        console.service.encoder.encode_texts(["red"]),
+    )
+    ids = [str(id_), str(id_of(console, "also"))]
+    answer = console.client.post("/api/v1/export", json={"ids": ids})
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        names = [name for name in archive.namelist() if name.startswith("clips/")]
+        items = json.loads(archive.read("items.json"))["items"]
+    assert names == [f"clips/{id_}{clip.suffix}"]
+    assert [one["clip"]["file"] for one in items] == 2 * names
+
+
 def id_red(console):
     return str(id_of(console, "red-0"))
 
