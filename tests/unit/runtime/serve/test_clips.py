@@ -37,8 +37,9 @@ def test_the_page_shows_the_clip_and_the_frame_with_its_box(console, filmed):
     id_, clip = filmed
     answer = console.client.get(f"/people/{id_}")
     address = f"/api/v1/items/{id_}/clip"
-    assert (f'src="{address}"' in answer.text) == (clip.suffix == ".mp4")
+    assert (f'src="{address}#t=0.0"' in answer.text) == (clip.suffix == ".mp4")
     assert f'href="{address}" download' in answer.text
+    assert "the picture after 5.0 s" in answer.text
     assert "media-src 'self'" in answer.headers["content-security-policy"]
     frame = console.client.get(f"/people/{id_}/frame").text
     assert 'viewBox="0 0 300 200"' in frame
