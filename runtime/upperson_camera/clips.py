@@ -3,6 +3,7 @@
 Clips are the camera's own packets in MP4, or Matroska for codecs that browsers do not play.
 """
 
+import errno
 import os
 import shutil
 import time
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 from upperson_camera.decoding import import_av
 from upperson_camera.frames import CameraCrop
 from upperson_camera.queues import AbandonedError, BoundedQueue, Stage
-from upperson_camera.recorder import Cut, Segment, StoredPacket
+from upperson_camera.recorder import RESERVE_BYTES, Cut, Segment, StoredPacket, require_free
 from upperson_camera.stats import Counters
 from upperson_rt.errors import InputError
 from upperson_rt.files import make_folder, put_in_place, scratch_folder
@@ -256,9 +257,7 @@ class ClipStage(Stage):
 
     def _save_clip(self, group: _Group) -> None:
         size = sum(segment.size for segment in _segments(group.cuts))
-        if not self._make_room(size + _HEADER_BYTES):
-            self._counters.count(group.camera, "clips_dropped.too_large", len(group.crops))
-            return
+        self._make_room(size + _HEADER_BYTES)
         codec = group.cuts[0].run.template.codec_context.name
         temporary = self.scratch / f"clip{'.mp4' if codec in _PLAYED else '.mkv'}"
         begin, end = write_clip(group.cuts, temporary, group.crops[0].time)
@@ -309,11 +308,16 @@ class ClipStage(Stage):
         self._counters.count(camera, "whole_frames" if end is None else "clips", len(crops))
         return paths[0]
 
-    def _make_room(self, more: int) -> bool:
-        """Remove the oldest files where so many bytes more would be too many."""
+    def _make_room(self, more: int) -> None:
+        """Remove the oldest files for so many bytes more; raises OSError if that is not enough."""
+        with suppress(OSError):
+            if self._total + more <= self._most_bytes:
+                require_free(self._folder, more)
+                return
+        self._sweep(more)
         if self._total + more > self._most_bytes:
-            self._sweep(more)
-        return self._total + more <= self._most_bytes
+            raise OSError(errno.ENOSPC, f"it alone has more than {self._most_bytes} bytes")
+        require_free(self._folder, more)
 
     def _sweep(self, more: int = 0) -> None:
         """Remove files that are too old, and the oldest ones where all are too large."""
@@ -325,12 +329,15 @@ class ClipStage(Stage):
                 about = found.st_mtime, found.st_size, new
                 files.setdefault((found.st_dev, found.st_ino), about)[2].append(file.path)
         total, removed = sum(size for _, size, _ in files.values()), 0
+        most = self._most_bytes - more
+        free = shutil.disk_usage(self._folder).free - more - RESERVE_BYTES
         for changed, size, paths in sorted(files.values()):
-            if total + more <= self._most_bytes and changed >= time.time() - self._days * _DAY_S:
+            is_old = changed < time.time() - self._days * _DAY_S
+            if total <= most and free >= 0 and not is_old:
                 break
             for path in paths:
                 path.unlink(missing_ok=True)
-            total, removed = total - size, removed + 1
+            total, free, removed = total - size, free + size, removed + 1
         self._total = total
         if removed:
             text = "removed %s: too old, or too many bytes"

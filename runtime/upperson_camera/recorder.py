@@ -7,12 +7,14 @@ process leaves is gone. Segments that a clip still needs stay until it is writte
 import errno
 import io
 import logging
+import shutil
 import tempfile
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any, NamedTuple
@@ -32,8 +34,19 @@ _JUMP_S = 10.0
 _USUAL_RATE = 25.0
 _MOST_BYTES = 64 << 20
 """Of a camera, with what clips still need."""
+RESERVE_BYTES = 256 << 20
+"""Of the disk, that clips leave free: without room for rows and crops, cameras could not go on."""
+_WITHOUT_TIMES = ("jpeg_pipe", "mjpeg", "mpjpeg")
+"""Kinds of streams for which FFmpeg makes up time stamps: when packets came counts."""
+_FINE = Fraction(1, 90_000)
 _WITH_SETS = ("h264", "hevc")
 """Codecs with parameter sets, which a camera may send anew with a key frame."""
+
+
+def require_free(folder: Path, more: int = 0) -> None:
+    """Raise OSError unless a disk has so many bytes more than what the gallery needs to go on."""
+    if shutil.disk_usage(folder).free < RESERVE_BYTES + more:
+        raise OSError(errno.ENOSPC, f"fewer than {RESERVE_BYTES >> 20} MiB of the disk are free")
 
 
 class StoredPacket(NamedTuple):
@@ -225,7 +238,8 @@ class Recorder:
         segment = segments[-1] if segments else None
         length_s = 0.0 if segment is None else stamped.at - segment.packets[0].at
         if segment is None or segment.run is not run or (stamped.is_key and length_s >= _SEGMENT_S):
-            segment = Segment(run, self._folder())
+            require_free(folder := self._folder())
+            segment = Segment(run, folder)
         elif length_s > _LONGEST_GOP_S:
             self._interrupt("no_key_frame")
             return
@@ -256,6 +270,7 @@ class _Session:
     def __init__(self, recorder: Recorder) -> None:
         self.run: Run | None = None
         """None until the next key frame."""
+        self.time_base = _FINE
         self._recorder = recorder
         self._template: Any = None
         self._filter: Any = None
@@ -277,9 +292,12 @@ class _Session:
 
     def stamp(self, packet: Any, number: int, is_live: bool) -> StoredPacket:
         """Return a packet with time stamps that rise; missing ones and jumps are made good."""
-        now, base = time.monotonic(), packet.time_base
+        now, base, duration = time.monotonic(), packet.time_base, packet.duration or 0
         rate = float(packet.stream.average_rate or _USUAL_RATE)
-        given = packet.dts if packet.dts is not None else packet.pts
+        pts, given = packet.pts, packet.dts if packet.dts is not None else packet.pts
+        if is_live and packet.stream.container.format.name in _WITHOUT_TIMES:
+            pts, given, base, duration = None, None, _FINE, 0
+        self.time_base = base
         last, at = self._last, now
         usual_s = now - self._came if is_live and last is not None else 1 / rate
         if last is None:
@@ -291,12 +309,12 @@ class _Session:
             if not 0 < (dts - last.dts) * base < usual_s + _JUMP_S:
                 self._shift += expected - dts
                 dts = expected
-        pts = dts if packet.pts is None else max(dts, packet.pts + self._shift)
+        pts = dts if pts is None else max(dts, pts + self._shift)
         if not is_live:
             at = float(dts * base)
         self._came = now
         self._last = StoredPacket(
-            number, at, dts, pts, packet.duration or 0, packet.size, bool(packet.is_keyframe)
+            number, at, dts, pts, duration, packet.size, bool(packet.is_keyframe)
         )
         return self._last
 
@@ -317,7 +335,7 @@ class _Session:
             self._template = holder.add_stream_from_template(stream, opaque=True)
         context = stream.codec_context
         size = context.width, context.height
-        self.run = Run(self._template, packet.time_base, size, self._sets)
+        self.run = Run(self._template, self.time_base, size, self._sets)
 
     def _parameter_sets(self, packet: Any, content: bytes) -> bytes | None:
         """Return the parameter sets in a key frame, if there are any."""

@@ -140,8 +140,8 @@ class CameraStats:
         "Frames and clips of committed crops that were not saved, by reason."
     )
     """``no_packets`` (the source has none, such as a device), ``no_key_frame``, ``too_late`` (the
-    packets are gone), ``buffer_full``, ``not_kept``, ``queue_full``, ``too_large``, ``disk``,
-    ``not_written`` (FFmpeg refuses), ``deleted`` (somebody in it, meanwhile)."""
+    packets are gone), ``buffer_full``, ``not_kept``, ``queue_full``, ``disk`` (full, or it cannot
+    be written to), ``not_written`` (FFmpeg refuses), ``deleted`` (somebody in it, meanwhile)."""
     outages: int = _metric("Times a source that had given pictures was lost.")
     reconnects: int = _metric("Attempts to open a source again.")
     stalls: int = _metric("Times a source gave nothing for too long.")

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import av
@@ -13,14 +15,25 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.helpers.fake_camera import BOX, LIVE, START, FakeOpener, Gate, person_frame, wait_for
+from tests.helpers.fake_camera import (
+    BOX,
+    LIVE,
+    START,
+    FakeOpener,
+    FakeTime,
+    Gate,
+    person_frame,
+    wait_for,
+)
 from tests.helpers.made_video import RATE, write_video
 from tests.helpers.refused import refused
 from tests.helpers.rtsp_camera import reason_to_skip, rtsp_camera
+from tests.unit.runtime.camera.test_capture import mjpeg_camera
 from upperson_camera import Pipeline, PipelineSettings, clips, recorder
 from upperson_camera.clips import ClipStage
 from upperson_camera.recorder import Recorder
 from upperson_camera.stats import Counters
+from upperson_camera.stream import StreamReader
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery.clips import all_clips, clip_name, clips_dir, clips_of
 
@@ -242,6 +255,30 @@ def test_a_stream_without_key_frames_has_no_clips_and_one_that_is_away_is_cut_sh
     assert Recorder("gate", True, 1.0, 10.0, lambda: tmp_path).cut(0) == "no_packets"
 
 
+def test_when_pictures_came_counts_where_a_stream_has_no_times(tmp_path, monkeypatch):
+    clock = FakeTime()
+    monkeypatch.setattr("upperson_camera.recorder.time", clock)
+    made = Recorder("gate", True, 2.0, 10.0, lambda: tmp_path)
+    session = made.begin()
+
+    def put(packet):
+        clock.more_s += 0.2
+        session.put(packet)
+
+    with (
+        mjpeg_camera([person_frame()] * 30) as (_, source),
+        closing(StreamReader(source, 10.0)) as reader,
+    ):
+        reader.on_packet = put
+        for _ in range(30):
+            assert reader.read().size
+    clips.write_clip([made.cut(15)], tmp_path / "clip.mkv", START)
+    with av.open(str(tmp_path / "clip.mkv")) as video:
+        times = [frame.time for frame in video.decode(video=0)]
+    assert len(times) > 5
+    assert np.diff(times).min() > 0.195
+
+
 def test_a_long_stream_keeps_its_bounds(film, tmp_path, monkeypatch):
     with av.open(str(film)) as video:
         packets = [bytes(packet) for packet in video.demux(video=0) if packet.size]
@@ -282,6 +319,17 @@ def test_a_full_disk_costs_clips_and_nothing_else(encoder, gallery, film, monkey
     lost = [one for one in caplog.records if getattr(one, "event", "") == "clips_lost"]
     assert len(lost) == 2  # Once for the packets, once for the files.
     assert watch(encoder, gallery, film).clips == 3
+
+
+def test_clips_leave_the_disk_to_the_gallery(encoder, gallery, film, monkeypatch):
+    assert watch(encoder, gallery, film).clips == 3
+    usage = shutil.disk_usage(gallery.location)
+    monkeypatch.setattr(recorder, "RESERVE_BYTES", usage.total)
+    monkeypatch.setattr(clips, "RESERVE_BYTES", usage.total)
+    stats = watch(encoder, gallery, film)
+    assert (stats.committed, stats.whole_frames, stats.clips) == (3, 0, 0)
+    assert stats.clips_dropped == {"disk": 6}  # Frames and clips.
+    assert list(all_clips(gallery.crops_dir)) == []  # The oldest went first, in vain.
 
 
 KILLED = """
