@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
 
-from upperson_camera.decoding import import_av
+from upperson_camera.decoding import ERRORS_EVERY_S, import_av
 from upperson_camera.frames import CameraCrop
 from upperson_camera.queues import AbandonedError, BoundedQueue, Stage
 from upperson_camera.recorder import RESERVE_BYTES, Cut, Segment, StoredPacket, require_free
@@ -32,7 +32,7 @@ _STEP_S = 0.1
 _SWEEP_S = 60.0
 """Between two looks at the age and the size of all files."""
 _DAY_S = 86_400.0
-_MOST_WAITING = 512
+_MOST_WAITING = 128
 _MOST_RECENT = 4096
 """Crops that are remembered: they may be deleted while a clip of that time is written."""
 _HEADER_BYTES = 64 << 10
@@ -146,7 +146,7 @@ class ClipStage(Stage):
         """Bytes of all files, as far as this process knows."""
         self._stack = ExitStack()
         self._ending = Event()
-        self._warned = False
+        self._logged = float("-inf")
         self._scratch: Path | None = None
 
     @property
@@ -231,7 +231,7 @@ class ClipStage(Stage):
     def _careful(
         self, crops: Sequence[_Saved], save: Callable[..., object], *values: object
     ) -> None:
-        """Call a function that writes; whatever it raises costs clips, and is logged once."""
+        """Call a function that writes; what it raises costs clips, and is logged once a minute."""
         try:
             with self._calling("clips"):
                 save(*values)
@@ -241,13 +241,11 @@ class ClipStage(Stage):
             reason = "disk" if isinstance(error, OSError | InputError) else "not_written"
             for saved in crops:
                 self._counters.count(saved.camera, f"clips_dropped.{reason}")
-            if not self._warned:
+            if time.monotonic() - self._logged >= ERRORS_EVERY_S:
+                self._logged = time.monotonic()
                 text = "frames and clips cannot be saved in %s: %s"
                 given = self._folder, error_text(error)
                 _log.warning(text, *given, extra={"event": "clips_lost"})
-            self._warned = True
-        else:
-            self._warned = self._warned and not crops
 
     def _save_frame(self, saved: _Saved, jpeg: bytes) -> None:
         self._make_room(len(jpeg))

@@ -7,19 +7,21 @@ process leaves is gone. Segments that a clip still needs stay until it is writte
 import errno
 import io
 import logging
+import math
 import shutil
 import tempfile
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any, NamedTuple
 
-from upperson_camera.decoding import import_av
+from upperson_camera.decoding import ERRORS_EVERY_S, import_av
 from upperson_camera.queues import log_camera
 from upperson_rt.printable import error_text, get_logger
 
@@ -32,8 +34,8 @@ _LONGEST_GOP_S = 60.0
 _JUMP_S = 10.0
 """A time stamp further from where it should be is wrong."""
 _USUAL_RATE = 25.0
-_MOST_BYTES = 64 << 20
-"""Of a camera, with what clips still need."""
+_BYTES_PER_S = 16 << 20
+"""Most bytes for each second of a clip and eight more, with what clips still need."""
 RESERVE_BYTES = 256 << 20
 """Of the disk, that clips leave free: without room for rows and crops, cameras could not go on."""
 _WITHOUT_TIMES = ("jpeg_pipe", "mjpeg", "mpjpeg")
@@ -149,7 +151,7 @@ class Recorder:
         self._open: weakref.WeakSet[Cut] = weakref.WeakSet()
         self._missing = "no_packets"
         """Why there is no packet now."""
-        self._warned = False
+        self._logged = -math.inf
 
     def begin(self) -> "_Session":
         """Return what takes the packets of a source that was opened; earlier ones take no more."""
@@ -215,11 +217,11 @@ class Recorder:
                 self._keep(session, packet)
             except Exception as error:  # Whatever becomes of clips, the camera is watched.
                 self._interrupt("disk" if isinstance(error, OSError) else "not_kept")
-                if not self._warned:
+                if time.monotonic() - self._logged >= ERRORS_EVERY_S:
+                    self._logged = time.monotonic()
                     text = "its packets cannot be kept, so that there are no clips for now: %s"
                     values = self._camera, "clips_lost", text, error_text(error)
                     log_camera(_log, logging.WARNING, *values)
-                self._warned = True
 
     def _keep(self, session: "_Session", packet: Any) -> None:
         stamped, content = session.stamp(packet, self.count, self._is_live), bytes(packet)
@@ -252,7 +254,6 @@ class Recorder:
         if len(segment.packets) == 1:
             segments.append(segment)
             self._all.add(segment)
-        self._warned = False
         for cut in list(self._open):
             if cut.segments[-1] is not segment and stamped.at <= cut.until:
                 cut.segments.append(segment)
@@ -261,7 +262,8 @@ class Recorder:
                 self._open.discard(cut)
 
     def _is_full(self, more: int) -> bool:
-        return sum(segment.size for segment in self._all) + more > _MOST_BYTES
+        most = _BYTES_PER_S * (self._clip_s + 8)
+        return sum(segment.size for segment in self._all) + more > most
 
 
 class _Session:
@@ -346,7 +348,8 @@ class _Session:
             self._filter = av.bitstream.BitStreamFilterContext("extract_extradata", packet.stream)
         copy = av.Packet(content)
         copy.is_keyframe = True
-        for filtered in self._filter.filter(copy):
-            if filtered.has_sidedata("new_extradata"):
-                return bytes(filtered.get_sidedata("new_extradata"))
+        with suppress(av.FFmpegError):  # A damaged packet.
+            for filtered in self._filter.filter(copy):
+                if filtered.has_sidedata("new_extradata"):
+                    return bytes(filtered.get_sidedata("new_extradata"))
         return None

@@ -4,13 +4,14 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from upperson_camera.crops import CropMaker, Selection, sharpness
 from upperson_camera.detectors import BoxesFile
-from upperson_camera.frames import Detection, Frame, WholeFrame
+from upperson_camera.frames import CameraCrop, Detection, Frame, WholeFrame
 from upperson_camera.motion import DetectionSchedule
 from upperson_camera.queues import AbandonedError, BoundedQueue, Stage, log_camera
 from upperson_camera.recorder import Recorder
@@ -24,6 +25,8 @@ from upperson_rt.printable import error_text, get_logger
 _log = get_logger(__name__)
 
 _STEP_S = 0.1
+_MOST_FRAMES = 32
+"""Crops that may wait for the encoder with their whole frames: those take memory."""
 _MOST_ERRORS = 25
 """Frames in a row on which a detector may fail before its camera fails."""
 
@@ -234,6 +237,8 @@ class CameraWorker(Stage):
                 log_camera(_log, logging.WARNING, self._camera.name, "bad_crop", text, *values)
                 self._drop("unusable")
                 continue
+            if crop.frame_jpeg is not None:
+                crop = self._bounded(crop)
             self._count("accepted")
             self._still.wrote(detection.track, self._clock)
             crops = self._shared.crops
@@ -241,6 +246,16 @@ class CameraWorker(Stage):
             if dropped is not None:  # Maybe a crop of another camera.
                 reason = "failed" if crops.closed else "queue_full"
                 self._shared.counters.count(dropped.camera, f"crops_dropped.{reason}")
+
+    def _bounded(self, crop: CameraCrop) -> CameraCrop:
+        """Return a crop without its frame where too many wait; a file waits until they do not."""
+        crops = self._shared.crops
+        while len(crops) >= _MOST_FRAMES and self._camera.drop == "block" and not crops.closed:
+            time.sleep(_STEP_S)
+        if len(crops) < _MOST_FRAMES:
+            return crop
+        self._count("clips_dropped.queue_full")
+        return replace(crop, frame_jpeg=None, cut=None)
 
     def _has_room(self) -> bool:
         """Return whether crops can be accepted; a file waits until they can, or until the end."""

@@ -19,6 +19,7 @@ from tests.helpers.fake_camera import (
     BOX,
     LIVE,
     START,
+    FakeEncoder,
     FakeOpener,
     FakeTime,
     Gate,
@@ -29,7 +30,7 @@ from tests.helpers.made_video import RATE, write_video
 from tests.helpers.refused import refused
 from tests.helpers.rtsp_camera import reason_to_skip, rtsp_camera
 from tests.unit.runtime.camera.test_capture import mjpeg_camera
-from upperson_camera import Pipeline, PipelineSettings, clips, recorder
+from upperson_camera import Pipeline, PipelineSettings, clips, recorder, worker
 from upperson_camera.clips import ClipStage
 from upperson_camera.recorder import Recorder
 from upperson_camera.stats import Counters
@@ -162,6 +163,28 @@ def test_a_file_that_is_watched_again_has_no_second_clip(encoder, gallery, film)
     assert len(list(all_clips(gallery.crops_dir))) == 6
 
 
+def test_frames_of_crops_that_wait_are_bounded(encoder, gallery, film, monkeypatch):
+    monkeypatch.setattr(worker, "_MOST_FRAMES", 2)
+    assert watch(encoder, gallery, film, every_s=0.4, batch_size=1).clips == 12  # A file waits.
+    with Gate() as gate:
+        slow = FakeEncoder(encoder, gate)
+        options = {**RULES, "every_s": 0.0, "min_views": 1, "clip_s": 1.0}
+        with Pipeline(slow, gallery, **options, batch_size=1) as pipeline:
+            pipeline.add_camera("hall")
+            for number in range(6):
+                pipeline.submit("hall", person_frame(), [BOX], time=START + number)
+                wait_for(lambda number=number: stats_of(pipeline).accepted == number + 1)
+            gate.open()
+    dropped = stats_of(pipeline).clips_dropped
+    assert dropped["queue_full"] in (3, 4)  # The encoder may have taken one.
+    assert stats_of(pipeline).whole_frames == 6 - dropped["queue_full"]
+    assert stats_of(pipeline).committed == 6
+
+
+def stats_of(pipeline):
+    return pipeline.stats().cameras["hall"]
+
+
 def test_off_by_default_frames_alone_and_cameras_without_pictures(encoder, gallery, film):
     assert watch(encoder, gallery, film, clip_s=None).whole_frames == 0
     assert not clips_dir(gallery.crops_dir).exists()
@@ -283,7 +306,7 @@ def test_a_long_stream_keeps_its_bounds(film, tmp_path, monkeypatch):
     with av.open(str(film)) as video:
         packets = [bytes(packet) for packet in video.demux(video=0) if packet.size]
     most = 3 * sum(map(len, packets[:GOP]))
-    monkeypatch.setattr(recorder, "_MOST_BYTES", most)
+    monkeypatch.setattr(recorder, "_BYTES_PER_S", most / 8.5)
     made = Recorder("gate", False, 0.5, 0.5, lambda: tmp_path)
     cuts = []
     for _ in range(10):
