@@ -12,6 +12,8 @@ A frame passes these modules, in this order:
 ``tracker``     our own tracker, and those of the package ``trackers``
 ``crops``       selection of detections, crops, and the thread of the encoder
 ``commit``      the thread that saves pictures and commits rows
+``recorder``    the latest packets of a source, on disk
+``clips``       the thread that saves whole frames, and clips of those packets
 ``buffered``    its like for a gallery on a server, behind a buffer on disk
 
 Around them: ``settings``, ``frames`` (the types), ``stats`` and ``prometheus`` (the counters),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from upperson_camera.capture import Capture
 from upperson_camera.frames import Frame, SteadyClock, SubmitResult, as_bgr, check_unix_time
 from upperson_camera.queues import BoundedQueue, Stage
+from upperson_camera.recorder import Recorder
 from upperson_camera.regions import Regions
 from upperson_camera.settings import CameraSettings, Shared
 from upperson_camera.stats import CameraStats, camera_stats
@@ -25,6 +26,9 @@ from upperson_rt.printable import shortened
 if TYPE_CHECKING:
     from upperson_rt.preprocess import PixelArray
 
+_LATE_S = 5.0
+"""Longest time, usually, from a frame to the choice of its crop, besides that of the rules."""
+
 
 class Camera:
     """Numbers and times the frames of one camera, and queues them for its worker."""
@@ -35,7 +39,8 @@ class Camera:
         self._counters = shared.counters
         self._patience_s = shared.settings.end_within_s
         self._frames: BoundedQueue[Frame] = BoundedQueue(shared.settings.frame_queue)
-        self._worker = CameraWorker(camera, shared, self._frames)
+        self._recorder = _new_recorder(camera, shared)
+        self._worker = CameraWorker(camera, shared, self._frames, self._recorder)
         self._capture: Capture | None = None
         if camera.source is not None:
             self._capture = Capture(
@@ -43,6 +48,7 @@ class Camera:
                 shared.settings.capture_rules,
                 self._receive,
                 lambda what: self._counters.count(self.name, what),
+                self._recorder,
             )
         self._clock = SteadyClock()
         self._count = 0
@@ -210,6 +216,7 @@ class Camera:
                 arrived=now,
                 boxes=boxes,
                 tracks=tracks,
+                packet=0 if self._recorder is None else self._recorder.count,
             )
             dropped = self._frames.put(frame, self._settings.drop, wait_s)
         if dropped is None:
@@ -220,6 +227,15 @@ class Camera:
         if is_own:
             return SubmitResult(index=index, reason=reason)
         return SubmitResult(index=index, reason=None, displaced=dropped.index)
+
+
+def _new_recorder(camera: CameraSettings, shared: Shared) -> Recorder | None:
+    clips, own = shared.clips, camera.own
+    if clips is None or not camera.saves_frames or not own.clip_s:
+        return None
+    is_live = camera.source is not None and camera.source.is_live
+    late_s = own.every_s + own.lost_after_s + _LATE_S
+    return Recorder(camera.name, is_live, own.clip_s, late_s, lambda: clips.scratch)
 
 
 def _check_frame(frame: object) -> None:

@@ -5,7 +5,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from upperson_camera.decoding import ERRORS_EVERY_S
 from upperson_camera.frames import as_bgr
 from upperson_camera.queues import Stage, log_camera
+from upperson_camera.recorder import Recorder
 from upperson_camera.settings import CameraSettings, CaptureRules
 from upperson_camera.source import Reader, import_cv2
 from upperson_rt.errors import InputError
@@ -55,6 +57,7 @@ class Capture(Stage):
         rules: CaptureRules,
         deliver: Callable[[NDArray[np.generic], float, float], None],
         count: Callable[[str], None],
+        recorder: Recorder | None = None,
     ) -> None:
         super().__init__(
             f"capture {camera.name}", "source", lambda error: self._give_up(_problem(error))
@@ -67,6 +70,7 @@ class Capture(Stage):
         self._rules = rules
         self._deliver = deliver
         self._count = count
+        self._recorder = recorder
         self._stop = threading.Event()
         self._patience_s = _PATIENCE_S
         self._ended = threading.Event()
@@ -110,7 +114,8 @@ class Capture(Stage):
             reader = self._camera.opener(self._source, self._rules.stall_s)
         try:
             self.state = "running"
-            frames, unreadable, last_error = self._play(reader)
+            with self._recording(reader):
+                frames, unreadable, last_error = self._play(reader)
         finally:
             with self._calling("source"):
                 reader.close()
@@ -253,6 +258,19 @@ class Capture(Stage):
             self.error = session.error
         return session.frames > 0
 
+    @contextmanager
+    def _recording(self, reader: Reader) -> Iterator[None]:
+        """Keep the packets of a reader meanwhile, if clips are wanted."""
+        if self._recorder is None:
+            yield
+            return
+        recording = self._recorder.begin()
+        reader.on_packet = recording.put
+        try:
+            yield
+        finally:
+            recording.end()
+
     def _note_stall(self, session: "_Session") -> None:
         self._count("stalls")
         self.error = f"no picture for {self._rules.stall_s:g} s"
@@ -264,8 +282,9 @@ class Capture(Stage):
             reader = self._camera.opener(self._source, self._rules.stall_s)
             try:
                 session.alive = time.monotonic()
-                while not self._stop.is_set() and self._read_one(reader, session):
-                    pass
+                with self._recording(reader):
+                    while not self._stop.is_set() and self._read_one(reader, session):
+                        pass
             finally:
                 reader.close()
         except Exception as error:

@@ -92,6 +92,7 @@ class CommitStage(Stage):
         super().__init__("commit", "gallery", fail)
         self._ingest = ingest
         self._crops_dir = ingest.gallery.crops_dir if shared.settings.save_crops else None
+        self._clips = shared.clips
         self._run_name = shared.run_name
         self._batches, self._counters = shared.batches, shared.counters
         self._others = OtherWriters(ingest.gallery, shared.counters)
@@ -165,6 +166,8 @@ class CommitStage(Stage):
             self._counters.count_crops(crops, "crops_dropped.failed")
             raise
         self._counters.count_crops(crops, "committed")
+        if self._clips is not None:
+            self._clips.put(crops)
         self._report(items, replaced, [(crop.arrived, crop.chosen) for crop in crops])
 
     def _report(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from upperson_camera.frames import CameraCrop, Detection
 from upperson_camera.queues import AbandonedError, Stage
+from upperson_camera.recorder import Cut, Recorder
 from upperson_camera.settings import CameraSettings, PipelineSettings, Shared
 from upperson_camera.source import import_cv2
 from upperson_camera.tracker import VIEW_S
@@ -91,12 +92,12 @@ class Selection:
         window.sightings, window.sighted = window.sightings + 1, clock
         return window.sightings == self.min_views
 
-    def offer(self, detection: Detection, clock: float) -> None:
-        """Consider a detection, after `saw` for its track."""
+    def offer(self, detection: Detection, clock: float) -> bool:
+        """Consider a detection, after `saw` for its track; return whether it is the best now."""
         window = self._windows[detection.track]
         if clock < window.next - _SAME_TIME_S:
             self._drop("too_soon")
-            return
+            return False
         best = window.best
         if best is None or best.at_border > detection.at_border:
             window.opened = clock
@@ -104,6 +105,7 @@ class Selection:
             window.best, window.seen = detection, clock
         if best is not None:
             self._drop("not_best")
+        return window.best is detection
 
     def due(self, clock: float) -> list[Detection]:
         """Return the selected detections of windows that are over."""
@@ -169,7 +171,11 @@ def safe_folder_name(camera: str) -> str:
 class CropMaker:
     """Makes crops of the detections of one camera."""
 
-    def __init__(self, camera: CameraSettings, shared: Shared) -> None:
+    def __init__(
+        self, camera: CameraSettings, shared: Shared, recorder: Recorder | None = None
+    ) -> None:
+        self._recorder = recorder
+        self._wants_clips = bool(camera.saves_frames and camera.own.clip_s)
         self._camera = camera.name
         self._folder = safe_folder_name(camera.name)
         self._source = None if camera.source is None else camera.source.shown
@@ -195,7 +201,7 @@ class CropMaker:
             key = f"{self._camera}|{detection.track}|{detection.index}|{box}"
         name, jpeg = None, None
         if self._jpeg_quality is not None:
-            jpeg = self._jpeg(detection, self._jpeg_quality)
+            jpeg = self.jpeg(detection.image)
             local = stamp.astimezone()
             unique = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:12]
             stem = f"{local:%H%M%S}-{local.microsecond // 1000:03d}-{unique}"
@@ -219,16 +225,28 @@ class CropMaker:
             jpeg=jpeg,
             arrived=detection.arrived,
             chosen=now,
+            frame_jpeg=None if detection.whole is None else detection.whole.jpeg,
+            cut=self._cut(detection),
         )
 
-    def _jpeg(self, detection: Detection, quality: int) -> bytes:
+    def _cut(self, detection: Detection) -> Cut | str | None:
+        """Return the packets around a detection, or why there are none."""
+        if detection.whole is None or not self._wants_clips:
+            return None
+        if self._recorder is None:
+            return "no_packets"
+        return self._recorder.cut(detection.whole.packet)
+
+    def jpeg(self, image: NDArray[np.uint8]) -> bytes:
+        """Return a BGR picture as JPEG in the camera's quality."""
         cv2 = import_cv2()
+        assert self._jpeg_quality is not None  # Asked for where pictures are saved.
         try:
-            ok, data = cv2.imencode(".jpg", detection.image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+            ok, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, self._jpeg_quality])
         except cv2.error:
             ok = False
         if not ok:
-            height, width = detection.image.shape[:2]
+            height, width = image.shape[:2]
             raise InputError(f"{width} x {height} pixels cannot be written as JPEG")
         return bytes(data)
 

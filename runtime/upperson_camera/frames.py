@@ -1,12 +1,14 @@
 """What travels through a pipeline: frames, detections and crops."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_camera.recorder import Cut
 from upperson_rt.arguments import is_finite
 from upperson_rt.errors import InputError
 from upperson_rt.ingest.boxes import Boxes
@@ -35,6 +37,8 @@ class Frame:
     """Boxes found elsewhere; None runs the camera's detector."""
     tracks: tuple[str, ...] | None = None
     """Names of tracks found elsewhere, one a box."""
+    packet: int = 0
+    """The last packet that was read before it, see `Recorder.count`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +58,21 @@ class SubmitResult:
         return self.reason is None
 
 
+@dataclass(slots=True)
+class WholeFrame:
+    """The frame of detections, which is encoded as soon as one of them may become a crop."""
+
+    image: NDArray[np.uint8] | None
+    packet: int
+    jpeg: bytes | None = None
+
+    def keep(self, encode: Callable[[NDArray[np.uint8]], bytes]) -> None:
+        """Encode the frame, once, and let go of its pixels."""
+        image, self.image = self.image, None
+        if image is not None:
+            self.jpeg = encode(image)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Detection:
     """A person in one frame."""
@@ -70,6 +89,8 @@ class Detection:
     """Number of the frame; the frame itself is not kept in memory."""
     time: float
     arrived: float
+    whole: WholeFrame | None = None
+    """Its frame, if frames are saved."""
 
     @property
     def rank(self) -> tuple[bool, float]:
@@ -91,6 +112,10 @@ class CameraCrop(Crop):
     """When its frame came into the pipeline, on `time.monotonic`."""
     chosen: float
     """When it was selected, on `time.monotonic`."""
+    frame_jpeg: bytes | None = None
+    """Its whole frame, if frames are saved."""
+    cut: Cut | str | None = None
+    """The packets around it, or why there are none; None if no clips are wanted."""
 
 
 EncodedCrops: TypeAlias = tuple[list[CameraCrop], NDArray[np.float32]]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from upperson_camera.buffered import BufferStage, SendStage
 from upperson_camera.cameras import Cameras, end_cameras
+from upperson_camera.clips import ClipStage
 from upperson_camera.commit import CommitStage
 from upperson_camera.crops import EncodeStage
 from upperson_camera.frames import SubmitResult
@@ -29,7 +30,7 @@ from upperson_camera.settings import (
     with_options,
 )
 from upperson_camera.source import Opener, Source
-from upperson_camera.stats import Durations, Latency, PipelineStats
+from upperson_camera.stats import Counters, Durations, Latency, PipelineStats
 from upperson_rt.arguments import check_callable, check_number, check_object
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UppersonError, UsageError
@@ -130,6 +131,9 @@ class Pipeline:
                 "(save_crops=False, or --vectors-only)"
             )
             raise UsageError(text, code="no_place_for_pictures")
+        if self.settings.clip_s is not None and not self.settings.save_crops:
+            text = "frames and clips belong to saved pictures: save those, or leave out the clips"
+            raise UsageError(text, code="clips_without_pictures")
         now = datetime.datetime.now(datetime.timezone.utc)
         # The random part: devices may boot with the same wrong time.
         self.run_name = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
@@ -138,6 +142,11 @@ class Pipeline:
         self._buffer: DiskBuffer | None = None
         if getattr(gallery, "is_remote", False):  # A program's own gallery may be any object.
             self._buffer = DiskBuffer(self.settings.buffer, gallery, self.settings.buffer_bytes)
+        counters, crops_dir = Counters(), gallery.crops_dir if self.settings.save_crops else None
+        self._clips: ClipStage | None = None
+        if crops_dir is not None:
+            limits = self.settings.clip_days, self.settings.clip_mb << 20
+            self._clips = ClipStage(crops_dir, counters, *limits)
         self._shared = shared = Shared(
             settings=self.settings,
             run_name=self.run_name,
@@ -146,6 +155,8 @@ class Pipeline:
             batches=BoundedQueue(_COMMITS_WAITING),
             snapshots=snapshot_folder(gallery) if self.settings.save_crops else None,
             buffer=self._buffer,
+            clips=self._clips,
+            counters=counters,
         )
         self._crops, self._batches = shared.crops, shared.batches
         common = Ingest(encoder, gallery, self.settings.batch_size, outputs), shared
@@ -240,6 +251,8 @@ class Pipeline:
         """
         with self._lock:
             self._refuse_stopped()
+            if self._clips is not None and camera.saves_frames:
+                self._clips.start()
             added = self._cameras.add(camera)
             if self._started is not None:
                 added.start()
@@ -428,6 +441,8 @@ class Pipeline:
             while stage.is_alive:
                 self._abandon_stuck(began)
                 stage.join(_STEP_S)
+        if self._clips is not None:
+            self._clips.end(self.settings.end_within_s)
         if self._buffer is not None and self._sender is not None:
             self._close_buffer(self._buffer, self._sender.away)
         if self._stopped is None:

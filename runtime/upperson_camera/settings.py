@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
+from upperson_camera.clips import ClipStage
 from upperson_camera.frames import CameraCrop, EncodedCrops, check_unix_time
 from upperson_camera.queues import BoundedQueue, DropPolicy, check_policy, known_name
 from upperson_camera.regions import Regions
@@ -21,6 +22,8 @@ from upperson_rt.ingest.disk_buffer import DiskBuffer
 from upperson_rt.printable import error_text, safe_repr, shortened
 
 _LONGEST_S = 7 * 86_400.0
+LONGEST_CLIP_S = 60.0
+"""Before and after a picture."""
 
 
 def _require(is_right: bool, name: str, value: object, expected: str) -> None:
@@ -86,6 +89,13 @@ class PipelineSettings:
     """Save the pictures under ``gallery.crops_dir``."""
     jpeg_quality: int = 90
     """Quality of saved pictures, 1 to 100."""
+    clip_s: float | None = None
+    """Save the whole frame of each picture, and a clip from so many seconds before to so many after
+    it; 0 for the frame only, None for neither."""
+    clip_days: float = 7.0
+    """Frames and clips are deleted after so many days."""
+    clip_mb: int = 4096
+    """Most MiB of all frames and clips; the oldest are deleted first."""
     batch_size: int = 16
     """Crops embedded and committed at a time."""
     max_delay_s: float = 0.5
@@ -117,9 +127,12 @@ class PipelineSettings:
         object.__setattr__(self, "buffer", Path(check_path(self.buffer, "buffer")))
         for name in ("max_delay_s", "every_s", "still_every_s"):
             _require((value := getattr(self, name)) >= 0, name, value, "at least 0")
-        for name in ("batch_size", "min_views", "frame_queue", "crop_queue", "buffer_bytes"):
+        whole = "batch_size", "min_views", "frame_queue", "crop_queue", "buffer_bytes", "clip_mb"
+        for name in whole:
             _require((value := getattr(self, name)) >= 1, name, value, "at least 1")
-        for name in ("lost_after_s", "end_within_s", "detect_fps"):
+        clip_s, longest = self.clip_s, f"0 to {LONGEST_CLIP_S:g}"
+        _require(clip_s is None or 0 <= clip_s <= LONGEST_CLIP_S, "clip_s", clip_s, longest)
+        for name in ("lost_after_s", "end_within_s", "detect_fps", "clip_days"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, value, "above 0")
         is_right = not self.save_crops or 1 <= self.jpeg_quality <= 100
@@ -144,6 +157,7 @@ class CameraOptions(TypedDict, total=False):
     quality: QualityRules | None
     save_crops: bool | None
     jpeg_quality: int | None
+    clip_s: float | None
     frame_queue: int | None
     capture_rules: CaptureRules | None
 
@@ -158,6 +172,8 @@ class PipelineOptions(CameraOptions, total=False):
     end_within_s: float | None
     buffer: Path | None
     buffer_bytes: int | None
+    clip_days: float | None
+    clip_mb: int | None
     opener: Opener | None
 
 
@@ -240,6 +256,11 @@ class CameraSettings:
     def is_file(self) -> bool:
         """Whether its frames can wait, and be found again by number."""
         return self.source is not None and not self.source.is_live
+
+    @property
+    def saves_frames(self) -> bool:
+        """Whether whole frames are saved: of cameras that save pictures, if they are wanted."""
+        return self.own.save_crops and self.own.clip_s is not None
 
 
 def camera_settings(
@@ -327,6 +348,8 @@ class Shared:
     """Folder of the cameras' newest frames; None keeps none."""
     buffer: DiskBuffer | None = None
     """Between the encoder and a gallery on a server."""
-    counters: Counters = field(default_factory=Counters)
+    clips: ClipStage | None = None
+    """Saves whole frames and clips; None where no pictures are saved."""
+    counters: Counters
     detectors: dict[int, SharedDetector] = field(default_factory=dict)
     """By the `id` of a detector, for the cameras that share it."""

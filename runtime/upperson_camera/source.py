@@ -188,6 +188,9 @@ class Reader(ABC):
     """Pictures in the file; 0 if unknown."""
     position_s: float = 0.0
     """Time of the picture that was read last, from the file's beginning."""
+    on_packet: Callable[[Any], None] | None = None
+    """Called with each packet of PyAV after it was decoded, in the thread that reads; clips are cut
+    from those. A reader without packets never calls it, and gives no clips."""
 
     def take_errors(self) -> list[str]:
         """Return the lines of errors that the decoder wrote since the last call, without secrets.

@@ -134,6 +134,14 @@ class CameraStats:
     ``outside_zone``, ``too_small``, ``blurred``, ``at_border``, ``not_best``, ``too_soon``,
     ``still`` (stands where it was written), ``never_moved`` (and scores low), ``seen_once``,
     ``unusable``, ``queue_full``, ``buffer_full``, ``failed``."""
+    whole_frames: int = _metric("Whole frames saved beside crops.")
+    clips: int = _metric("Clips saved beside crops.")
+    clips_dropped: Mapping[str, int] = _metric(
+        "Frames and clips of committed crops that were not saved, by reason."
+    )
+    """``no_packets`` (the source has none, such as a device), ``no_key_frame``, ``too_late`` (the
+    packets are gone), ``buffer_full``, ``not_kept``, ``queue_full``, ``disk`` (full, or it cannot
+    be written to), ``not_written`` (FFmpeg refuses), ``deleted`` (somebody in it, meanwhile)."""
     outages: int = _metric("Times a source that had given pictures was lost.")
     reconnects: int = _metric("Attempts to open a source again.")
     stalls: int = _metric("Times a source gave nothing for too long.")
@@ -201,7 +209,7 @@ class PipelineStats:
         return asdict(self)
 
 
-BY_REASON = ("frames_skipped", "frames_dropped", "crops_dropped", "failures")
+BY_REASON = ("frames_skipped", "frames_dropped", "crops_dropped", "clips_dropped", "failures")
 HELP: Mapping[str, str] = {f.name: f.metadata["help"] for f in fields(CameraStats) if f.metadata}
 """Of the counters of a camera, by name."""
 

@@ -326,6 +326,9 @@ class StreamReader(Reader):
                     self._frames += [None] if frame.is_corrupt else self._pictures.put(frame)
             except self._av.FFmpegError:
                 return _nothing()
+            finally:
+                if self.on_packet is not None:
+                    self.on_packet(packet)
         frame = self._frames.pop(0)
         if frame is None:
             return _nothing()

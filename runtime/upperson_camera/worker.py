@@ -4,15 +4,17 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from upperson_camera.crops import CropMaker, Selection, sharpness
 from upperson_camera.detectors import BoxesFile
-from upperson_camera.frames import Detection, Frame
+from upperson_camera.frames import CameraCrop, Detection, Frame, WholeFrame
 from upperson_camera.motion import DetectionSchedule
 from upperson_camera.queues import AbandonedError, BoundedQueue, Stage, log_camera
+from upperson_camera.recorder import Recorder
 from upperson_camera.settings import CameraSettings, Shared
 from upperson_camera.snapshots import SnapshotWriter
 from upperson_camera.still import StillTracks
@@ -24,6 +26,8 @@ from upperson_rt.printable import error_text, get_logger
 _log = get_logger(__name__)
 
 _STEP_S = 0.1
+_MOST_FRAMES = 32
+"""Crops that may wait for the encoder with their whole frames: those take memory."""
 _MOST_ERRORS = 25
 """Frames in a row on which a detector may fail before its camera fails."""
 
@@ -31,7 +35,13 @@ _MOST_ERRORS = 25
 class CameraWorker(Stage):
     """Works on the frames of one camera: detects, tracks, selects, and makes crops."""
 
-    def __init__(self, camera: CameraSettings, shared: Shared, frames: BoundedQueue[Frame]) -> None:
+    def __init__(
+        self,
+        camera: CameraSettings,
+        shared: Shared,
+        frames: BoundedQueue[Frame],
+        recorder: Recorder | None = None,
+    ) -> None:
         super().__init__(
             f"camera {camera.name}",
             "detector",
@@ -51,7 +61,7 @@ class CameraWorker(Stage):
         # Submitted frames were chosen by the caller, and boxes of a file cost nothing.
         is_searched = camera.source is not None and not isinstance(detector, BoxesFile)
         self._schedule = DetectionSchedule(shared.settings, is_searched)
-        self._maker = CropMaker(camera, shared)
+        self._maker = CropMaker(camera, shared, recorder)
         self._snapshots: SnapshotWriter | None = None
         if shared.snapshots is not None and shared.settings.save_crops:
             self._snapshots = SnapshotWriter(camera.name, shared.snapshots, camera.snapshot)
@@ -141,6 +151,7 @@ class CameraWorker(Stage):
         rename = frame.tracks is None
         names = self._still.update(given, boxes, frame.image, frame.clock, rename)
         in_zone = regions.in_zone(boxes, width, height)
+        whole = WholeFrame(frame.image, frame.packet) if self._camera.saves_frames else None
         for name, edges, score, is_in_zone in zip(
             names, boxes.edges, boxes.scores, in_zone, strict=True
         ):
@@ -149,7 +160,7 @@ class CameraWorker(Stage):
                 continue
             if self._selection.saw(name, frame.clock):
                 self._count("tracks")
-            self._consider(frame, name, edges.tolist(), float(score))
+            self._consider(frame, whole, name, edges.tolist(), float(score))
         self._select(self._selection.due(frame.clock))
 
     def _detect(self, frame: Frame) -> Boxes:
@@ -185,7 +196,9 @@ class CameraWorker(Stage):
             del self._given_tracks[name]
         return ended
 
-    def _consider(self, frame: Frame, track: str, edges: list[int], score: float) -> None:
+    def _consider(
+        self, frame: Frame, whole: WholeFrame | None, track: str, edges: list[int], score: float
+    ) -> None:
         x0, y0, x1, y1 = edges
         quality = self._settings.quality
         problem = quality.size_problem(y1 - y0, x1 - x0)
@@ -201,7 +214,7 @@ class CameraWorker(Stage):
         if self._still.was_written(track, frame.clock):
             self._drop("still")
             return
-        self._selection.offer(
+        is_best = self._selection.offer(
             Detection(
                 image=image.copy(),
                 box=(x0, y0, x1, y1),
@@ -212,9 +225,12 @@ class CameraWorker(Stage):
                 index=frame.index,
                 time=frame.time,
                 arrived=frame.arrived,
+                whole=whole,
             ),
             frame.clock,
         )
+        if is_best and whole is not None:
+            whole.keep(self._maker.jpeg)
 
     def _select(self, detections: Sequence[Detection]) -> None:
         for detection in detections:
@@ -229,6 +245,8 @@ class CameraWorker(Stage):
                 log_camera(_log, logging.WARNING, self._camera.name, "bad_crop", text, *values)
                 self._drop("unusable")
                 continue
+            if crop.frame_jpeg is not None:
+                crop = self._bounded(crop)
             self._count("accepted")
             self._still.wrote(detection.track, self._clock)
             crops = self._shared.crops
@@ -236,6 +254,16 @@ class CameraWorker(Stage):
             if dropped is not None:  # Maybe a crop of another camera.
                 reason = "failed" if crops.closed else "queue_full"
                 self._shared.counters.count(dropped.camera, f"crops_dropped.{reason}")
+
+    def _bounded(self, crop: CameraCrop) -> CameraCrop:
+        """Return a crop without its frame where too many wait; a file waits until they do not."""
+        crops = self._shared.crops
+        while len(crops) >= _MOST_FRAMES and self._camera.drop == "block" and not crops.closed:
+            time.sleep(_STEP_S)
+        if len(crops) < _MOST_FRAMES:
+            return crop
+        self._count("clips_dropped.queue_full")
+        return replace(crop, frame_jpeg=None, cut=None)
 
     def _has_room(self) -> bool:
         """Return whether crops can be accepted; a file waits until they can, or until the end."""

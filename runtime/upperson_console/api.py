@@ -11,7 +11,7 @@ from typing import IO, Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
-from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 from pydantic import ValidationError
 
 from upperson_console import models
@@ -33,6 +33,9 @@ PICTURE_HEADERS = {
     "vary": "Cookie, Authorization",  # Another login at this browser does not reuse it.
 }
 """Of a picture: browsers cache it for an hour, for one account."""
+
+CLIP_TYPES = {".mp4": "video/mp4", ".mkv": "video/x-matroska"}
+"""Media types of clips, by the ending of their files."""
 
 _Reason = Annotated[str, Query(min_length=1, max_length=500, description="Why; stands in the log.")]
 PROBLEM: dict[int | str, dict[str, Any]] = {
@@ -151,6 +154,21 @@ def _looking(routes: APIRouter, service: ConsoleService, access: Access) -> None
     )
     def picture(id: Id, size: Size = "view", account: Account = viewer) -> Response:
         return picture_response(service, account, int(id), size)
+
+    @routes.get(
+        "/items/{id}/clip",
+        tags=["items"],
+        summary="The clip around the picture",
+        response_class=FileResponse,
+        responses={
+            200: {
+                "content": {kind: {} for kind in CLIP_TYPES.values()},
+                "description": "The clip; with a Range header a part of it (206).",
+            }
+        },
+    )
+    def clip(id: Id, request: Request, account: Account = viewer) -> Response:
+        return clip_response(service, account, int(id), request)
 
     @routes.get("/tracks", tags=["items"], summary="All views of a track")
     def track(
@@ -302,6 +320,30 @@ def picture_response(service: ConsoleService, account: Account, id_: int, size: 
         what = "frame" if size == "frame" else "picture"
         raise missing(f"no {what} of {id_} is kept", f"{what}_not_kept")
     return Response(made[0], media_type="image/jpeg", headers=PICTURE_HEADERS)
+
+
+def clip_response(
+    service: ConsoleService, account: Account, id_: int, request: Request
+) -> Response:
+    """Return an item's clip, or the part of it that is asked for, and log it."""
+    item, _ = service.item(account, id_)
+    clip = service.pictures.clip(item)
+    try:
+        found = None if clip is None else clip.path.stat()
+    except OSError:  # It was deleted meanwhile.
+        found = None
+    if clip is None or found is None:
+        raise missing(f"no clip of {id_} is kept", "clip_not_kept")
+    if "," in request.headers.get("range", ""):
+        raise ProblemError(416, "ask for one range of a clip at a time", code="several_ranges")
+    service.note_items(account, "view", [(id_, item)], {"clip": str(id_)})
+    return FileResponse(
+        clip.path,
+        media_type=CLIP_TYPES[clip.path.suffix],
+        filename=f"clip-{id_}{clip.path.suffix}",
+        stat_result=found,
+        content_disposition_type="inline",
+    )
 
 
 def zip_response(

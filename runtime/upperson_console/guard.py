@@ -55,8 +55,8 @@ _ALWAYS = {"/api/v1/health", "/api/v1/ready"}
 """Exempt from the limits: monitoring polls them."""
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 _HEADERS = {
     "content-security-policy": _POLICY,

@@ -166,6 +166,7 @@ def _person_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             elsewhere=elsewhere,
             line=None if elsewhere is None else whereabouts(found, elsewhere),
             frame=service.pictures.frame(found.item) is not None,
+            clip=service.pictures.clip(found.item),
             pictures=service.pictures,
             search=search,
         )

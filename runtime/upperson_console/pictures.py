@@ -24,6 +24,7 @@ from upperson_console.user_state import QueryPicture, UserState
 from upperson_rt.encoder import Encoder, Progress
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
+from upperson_rt.gallery.clips import ClipFile, clips_of
 from upperson_rt.gallery.crops import picture_file, use_picture
 from upperson_rt.preprocess import image_suffixes, use_image
 from upperson_rt.tokenizer import TokenBatch
@@ -111,9 +112,26 @@ class GalleryPictures:
         """Return the file of an item's picture, or None."""
         return picture_file(item, self._crops_dir)
 
+    def clip(self, item: Item) -> ClipFile | None:
+        """Return the clip around an item, or None."""
+        return next((one for one in self._beside(item) if one.is_clip), None)
+
+    def saved_frame(self, item: Item) -> ClipFile | None:
+        """Return the whole frame that was saved beside an item's picture, or None."""
+        return next((one for one in self._beside(item) if not one.is_clip), None)
+
+    def _beside(self, item: Item) -> list[ClipFile]:
+        if item.crop is None or self._crops_dir is None:
+            return []
+        return clips_of(self._crops_dir, item.crop)
+
     def frame(self, item: Item) -> Path | None:
         """Return the file of the frame that an item was cut from, or None."""
-        if item.source is None or item.box is None:
+        if item.box is None:
+            return None
+        if (saved := self.saved_frame(item)) is not None:
+            return saved.path
+        if item.source is None:
             return None
         file = picture_file(Item(key=item.key, source=item.source), None)
         is_picture = file is not None and file.suffix.lower() in image_suffixes()

@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import io
 import json
+import os
 import tempfile
 import time
 import zipfile
@@ -30,6 +31,7 @@ from upperson_console.service import ConsoleService
 from upperson_rt import __version__
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
+from upperson_rt.gallery.clips import ClipFile
 from upperson_rt.gallery.crops import read_crop
 from upperson_rt.image_file import MOST_FILE_BYTES
 from upperson_rt.score_calibration import MatchLabel
@@ -233,6 +235,7 @@ def write_evidence(
             archive.writestr(_entry(name), content)
 
         rows = []
+        clips: dict[tuple[int, int], tuple[str, str]] = {}
         for id_, item in items:
             name = None
             if (picture := _opened(pictures, item)) is not None:
@@ -240,7 +243,14 @@ def write_evidence(
                     name, hashes[name] = _copied(picture, f"pictures/{id_}", archive)
             fields = item_fields(id_, item, has_picture=False)
             facts = ItemOut.model_validate(fields).model_dump(exclude={"picture"})
-            rows.append({**facts, "file": name, "sha256": None if name is None else hashes[name]})
+            more = {"frame": pictures.saved_frame(item), "clip": pictures.clip(item)}
+            about = {
+                kind: None if kept is None else _with_clip(kept, id_, archive, clips)
+                for kind, kept in more.items()
+            }
+            sha256 = None if name is None else hashes[name]
+            rows.append({**facts, "file": name, "sha256": sha256, **about})
+        hashes.update(clips.values())
         facts = {
             "exported": exported,
             "program": f"upperson-rt {__version__}",
@@ -291,8 +301,38 @@ def _opened(pictures: GalleryPictures, item: Item) -> IO[bytes] | None:
     return file.open("rb") if crop is None else io.BytesIO(crop)
 
 
-def _copied(picture: IO[bytes], stem: str, archive: zipfile.ZipFile) -> tuple[str, str]:
-    """Copy a picture's file into a zip; return its name there and its SHA-256."""
+def _with_clip(
+    kept: ClipFile,
+    id_: int,
+    archive: zipfile.ZipFile,
+    copied: dict[tuple[int, int], tuple[str, str]],
+) -> dict[str, Any] | None:
+    """Copy a whole frame or a clip into a zip, and describe it; None if it went meanwhile.
+
+    Items that share a clip share the copy; ``copied`` has name and SHA-256 by device and file.
+    """
+    try:
+        file = kept.path.open("rb")
+    except FileNotFoundError:
+        return None
+    with file:
+        found = os.fstat(file.fileno())
+        key = found.st_dev, found.st_ino
+        if key not in copied:
+            stem = f"{'clips' if kept.is_clip else 'frames'}/{id_}"
+            copied[key] = _copied(file, stem, archive, kept.path.suffix)
+    name, digest = copied[key]
+    begin, end = (
+        datetime.datetime.fromtimestamp(one).astimezone().isoformat(timespec="milliseconds")
+        for one in (kept.begin, kept.end)
+    )
+    return {"file": name, "sha256": digest, "begin": begin, "end": end}
+
+
+def _copied(
+    picture: IO[bytes], stem: str, archive: zipfile.ZipFile, suffix: str | None = None
+) -> tuple[str, str]:
+    """Copy a file into a zip; return its name there, with a picture's ending, and its SHA-256."""
     left = min(picture.seek(0, io.SEEK_END), MOST_FILE_BYTES)
     picture.seek(0)
     if sum(one.file_size for one in archive.infolist()) + left > _MOST_EXPORT_BYTES:
@@ -302,7 +342,8 @@ def _copied(picture: IO[bytes], stem: str, archive: zipfile.ZipFile) -> tuple[st
             code="export_too_large",
         )
     digest, piece = hashlib.sha256(), picture.read(min(left, PIECE_BYTES))
-    suffix = next((end for start, end in _SUFFIXES.items() if piece.startswith(start)), ".bin")
+    known = (end for start, end in _SUFFIXES.items() if piece.startswith(start))
+    suffix = suffix or next(known, ".bin")
     with archive.open(_entry(stem + suffix), "w") as copy:
         while piece:
             left -= len(piece)

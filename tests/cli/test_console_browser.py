@@ -16,11 +16,13 @@ import httpx
 import pytest
 from PIL import Image
 
+from tests.helpers.made_video import picture_at, write_video
 from tests.helpers.served import served
 from tests.helpers.toy_bundle import COLOURS, calibrate_toy_bundle, draw_person
 from upperson_alerts.alerts import add_alert
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery.clips import clip_name, clips_dir
 from upperson_rt.gallery.snapshots import (
     Snapshot,
     remove_snapshot,
@@ -139,6 +141,28 @@ def test_a_search_is_narrowed_opened_and_gone_back_to(open_page):
     assert keys_shown(page) == found
     page.reload()
     assert keys_shown(page) == found
+
+
+def test_a_clip_plays_and_can_be_sought(open_page, folder):
+    with Gallery.open(folder / "gallery") as gallery:
+        crop = "red0.png"
+        clip = clips_dir(gallery.crops_dir) / clip_name(crop, ".mp4", START - 6, START)
+        id_ = gallery.ids(["red-0"])["red-0"]
+    clip.parent.mkdir()
+    write_video(clip, (picture_at(number % 60) for number in range(150)), movflags="faststart")
+    page = open_page(f"/people/{id_}")
+    video = page.locator(".clip video")
+    if not video.evaluate("""one => one.canPlayType('video/mp4; codecs="avc1.64000d"')"""):
+        pytest.skip("this Chromium has no H.264")
+    video.evaluate("one => { one.muted = true; return one.play(); }")
+    page.wait_for_function("() => document.querySelector('.clip video').currentTime > 1.1")
+    video.evaluate("one => { one.pause(); one.currentTime = 4; }")
+    page.wait_for_function("() => !document.querySelector('.clip video').seeking")
+    facts = "one => [one.error, one.currentTime, Math.round(one.duration), one.videoWidth]"
+    assert video.evaluate(facts) == [None, 4, 6, 320]
+    with page.expect_download() as downloaded:
+        page.get_by_role("link", name="Download the clip").click()
+    assert downloaded.value.suggested_filename == f"clip-{id_}.mp4"
 
 
 def test_the_keyboard_is_enough(open_page):

@@ -401,6 +401,7 @@ def test_without_a_terminal_the_progress_comes_in_lines(work, monkeypatch):
         (("street.avi", "--device", "cuda", "--backend", "onnxruntime"), 5, None),
         (("street.avi", "-g", "other"), 6, None),
         (("0", "--drop", "block"), 2, "only_files_wait"),
+        (("street.avi", "--clips", "5", "--vectors-only"), 2, "clips_without_pictures"),
         (("fake ! pipeline",), 5, "gstreamer_missing"),
         (("a=rtsps://cam/x", "--insecure", "b"), 2, "camera_unknown"),
         (("a=rtsps://cam/x", "--ca", "street.json"), 3, "ca_unreadable"),
@@ -539,3 +540,22 @@ def test_outputs_get_the_rows_and_are_closed_also_after_an_error(work, monkeypat
         with Gallery.open("gallery") as gallery:
             assert {item.key for item in rows} == {item.key for item in gallery.items()}
         assert run(*WATCH, "--output", "none").exit_code == 2
+
+
+def test_frames_and_clips_are_kept_where_asked_for(work):
+    done = run_json(*WATCH, "--clips", 1, "--camera", "gate")
+    camera = done["cameras"]["gate"]
+    assert camera["clips"] == camera["whole_frames"] == camera["committed"] > 0
+    kept = list(Path("gallery/clips/gate").rglob("*.*"))
+    assert {path.suffix for path in kept} == {".jpg", ".mkv"}  # The film is MJPEG.
+
+
+def test_a_camera_of_a_file_has_clips_of_its_own(work):
+    Path("cameras.yaml").write_text(
+        "cameras:\n"
+        "  gate: {source: street.avi, detector: street.json, clip_s: 1}\n"
+        "  hall: {source: street.avi, detector: street.json}\n"
+    )
+    cameras = run_json("watch", "--config", "cameras.yaml", "--threads", 1)["cameras"]
+    assert cameras["gate"]["clips"] == cameras["gate"]["committed"] > 0
+    assert (cameras["hall"]["clips"], cameras["hall"]["whole_frames"]) == (0, 0)

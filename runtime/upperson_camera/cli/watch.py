@@ -101,6 +101,12 @@ def print_summary(stats: "PipelineStats", gallery: str, items: int | None) -> No
         print_line(f"{count_of(stats.recovered, 'picture')} of earlier runs had waited on disk")
     if stats.buffered:
         print_line(f"{count_of(stats.buffered, 'picture')} wait on disk for the gallery")
+    lost = stats.dropped("clips_dropped")
+    if lost or stats.total("whole_frames"):
+        print_line(
+            f"{count_of(stats.total('whole_frames'), 'whole frame')} and "
+            f"{count_of(stats.total('clips'), 'clip')} saved, left out {_reasons(lost)}"
+        )
     if replaced := stats.total("replaced"):
         print_line(f"{count_of(replaced, 'picture')} took the place of what was there before")
     if others := {n: c.added_by_others for n, c in stats.cameras.items() if c.added_by_others}:
@@ -334,6 +340,35 @@ class Crops(OptionGroup, panel="Detection and crops"):
         typer.Option("--still-every", min=0.0, help="The same while the person stands still."),
     ] = 300.0
     vectors_only: Annotated[bool, typer.Option("--vectors-only", help="Save no pictures.")] = False
+    clips: Annotated[
+        float | None,
+        typer.Option(
+            "--clips",
+            min=0.0,
+            metavar="SECONDS",
+            help="Also save the whole frame of each picture, and a clip from so many seconds "
+            "before to so many after it; 0 for the frame only. Devices and GStreamer give no clip.",
+            show_default="neither",
+        ),
+    ] = None
+    clips_days: Annotated[
+        float,
+        typer.Option(
+            "--clips-days",
+            min=0.001,
+            metavar="DAYS",
+            help="Delete frames and clips after so many days.",
+        ),
+    ] = 7.0
+    clips_size: Annotated[
+        int,
+        typer.Option(
+            "--clips-size",
+            min=1,
+            metavar="MB",
+            help="Most megabytes of frames and clips; the oldest are deleted first.",
+        ),
+    ] = 4096
 
 
 @dataclass(frozen=True)
@@ -485,6 +520,9 @@ def _settings(crops: Crops, tuning: Tuning) -> "PipelineSettings":
         still_every_s=crops.still_every,
         quality=QualityRules(min_height_px=tuning.min_height),
         save_crops=not crops.vectors_only,
+        clip_s=crops.clips,
+        clip_days=crops.clips_days,
+        clip_mb=crops.clips_size,
         batch_size=tuning.batch_size,
         buffer=tuning.buffer,
         buffer_bytes=tuning.buffer_size << 20,

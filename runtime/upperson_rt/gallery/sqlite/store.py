@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import IntegrityError
+from upperson_rt.gallery.clips import Erased, erase_clips, remove_clips, remove_stray_clips
 from upperson_rt.gallery.crops import remove_crops
 from upperson_rt.gallery.outbox import Outbox, Within
 from upperson_rt.gallery.protocol import Gallery, known_keys, read_item
@@ -29,8 +30,8 @@ _LOG = get_logger(__name__)
 
 _MOST_ROWS = 2**63 - 1  # SQLite knows no larger number.
 _ROWS_AT_A_TIME = 8192
-_CAMERA, _CROP, _COLUMNS = 3, 7, slice(1, 9)
-"""Places in `ROW` of a camera, a crop, and all that makes an `Item`."""
+_CAMERA, _TIME, _TRACK, _CROP, _COLUMNS = 3, 4, 5, 7, slice(1, 9)
+"""Places in `ROW` of some columns, and of all that makes an `Item`."""
 
 
 class SqliteGallery(Gallery):
@@ -117,6 +118,7 @@ class SqliteGallery(Gallery):
                 ids = {key: row[0] for key, row in rows.items()}
                 within(Outbox(transaction.connection, write=True), ids, [*replaced])
         remove_crops(self.crops_dir, unused)
+        remove_clips(self.crops_dir, crops)
         return [*replaced]
 
     @property
@@ -165,19 +167,24 @@ class SqliteGallery(Gallery):
             with self._database.reading() as transaction:
                 strays = list(table.stray_crops(transaction, self.crops_dir, too_old.until))
             remove_crops(self.crops_dir, strays)
+            remove_stray_clips(self.crops_dir, too_old.until)
         return deleted
 
     def _delete(self, *steps: "_Step") -> int:
-        """Delete what each step names in turn, in one transaction, then the crops."""
-        crops: list[str | None] = []
+        """Delete what each step names in turn, in one transaction, then crops and clips."""
+        deleted = 0
+        erased: list[Erased] = []
         with self._writing() as (transaction, sums):
             for step in steps:
-                crops += _remove(transaction, sums, *step(transaction))
-            named = [crop for crop in crops if crop is not None]
+                count, with_crops = _remove(transaction, sums, *step(transaction))
+                deleted += count
+                erased += with_crops
+            named = [row.crop for row in erased]
             unused = table.unnamed_crops(transaction, named) if named else []
             table.trim_log(transaction)
         remove_crops(self.crops_dir, unused)
-        return len(crops)
+        erase_clips(self.crops_dir, erased)
+        return deleted
 
     def _count(self, where: Filter) -> int:
         with self._database.reading() as transaction:
@@ -374,10 +381,10 @@ def _oldest(transaction: Transaction, scope: Filter, keep_newest: int) -> tuple[
 
 def _remove(
     transaction: Transaction, sums: Sums, source: str, values: list[object]
-) -> list[str | None]:
-    """Delete rows that are as they were written; return the crop of each."""
+) -> tuple[int, list[Erased]]:
+    """Delete rows that are as they were written; return their number, and those with a crop."""
     ids: list[int] = []
-    crops: list[str | None] = []
+    erased: list[Erased] = []
     transaction.check_table()
     cursor = transaction.execute(f"SELECT {ROW}, checksum FROM {source}", values)
     while rows := cursor.fetchmany(_ROWS_AT_A_TIME):
@@ -385,14 +392,18 @@ def _remove(
             schema.check_metadata(row, row[-1])
         sums.remove(rows)
         ids += [row[0] for row in rows]
-        crops += [row[_CROP] for row in rows]
+        erased += [
+            Erased(crop=row[_CROP], track=row[_TRACK], time=row[_TIME])
+            for row in rows
+            if row[_CROP] is not None
+        ]
     for start in range(0, len(ids), _ROWS_AT_A_TIME):
         part = ids[start : start + _ROWS_AT_A_TIME]
         sql = "DELETE FROM items WHERE id IN (SELECT value FROM json_each(?))"
         if transaction.execute(sql, (json.dumps(part),)).rowcount != len(part):
             raise DamageError("pictures that an index names are missing")
     sums.seq += len(ids)
-    return crops
+    return len(ids), erased
 
 
 def _counts(transaction: Transaction, column: str) -> dict[str, int]:

@@ -151,6 +151,9 @@ def test_a_viewer_sees_only_its_cameras(guarded, tmp_path):
         for path in (f"/api/v1/items/{id_}", f"/api/v1/items/{id_}/picture"):
             problem(guarded.viewer.get(path), 404, "picture_not_found")
             assert guarded.operator.get(path).status_code == 200
+        clip = f"/api/v1/items/{id_}/clip"
+        problem(guarded.viewer.get(clip), 404, "picture_not_found")
+        problem(guarded.operator.get(clip), 404, "clip_not_kept")
         for page in (f"/people/{id_}", f"/people/{id_}/picture", f"/people/{id_}/frame"):
             assert guarded.viewer.get(page).status_code == 404
         problem(guarded.viewer.search(like=str(id_)), 404, "picture_not_found")

@@ -1,0 +1,114 @@
+"""Frames and clips go with the pictures of those whom they show."""
+
+import os
+import time
+
+import numpy as np
+import pytest
+
+from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery.clips import all_clips, clip_name, clips_dir, clips_of
+
+START = 1_790_000_000.0
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    with Gallery.open(tmp_path / "gallery", "toy", 4, create=True) as opened:
+        yield opened
+
+
+def add(gallery, *rows):
+    """Add rows of a camera, a track and a time, each with crop, frame and a clip of 10 s."""
+    for camera, track, seconds in rows:
+        at = START + seconds
+        crop = f"{camera}/2026-11-30/{track}-{seconds}.sha256-{'0' * 32}.jpg"
+        item = Item(key=f"{camera}{track}{seconds}", camera=camera, track=track, time=at, crop=crop)
+        for path in (
+            gallery.crops_dir / crop,
+            clips_dir(gallery.crops_dir) / clip_name(crop, ".jpg", at),
+            clips_dir(gallery.crops_dir) / clip_name(crop, ".mp4", at - 5, at + 5),
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"picture")
+        gallery.add([item], np.eye(4, dtype=np.float32)[:1])
+
+
+def left(gallery):
+    """Camera, and crop with the kind, of all that is kept."""
+    kinds = {True: "clip", False: "frame"}
+    found = {}
+    for file in all_clips(gallery.crops_dir):
+        name = f"{file.path.parent.parent.name} {file.crop.partition('.')[0]}"
+        found.setdefault(name, set()).add(kinds[file.is_clip])
+    return found
+
+
+BOTH = {"frame", "clip"}
+
+
+def test_a_deleted_person_is_in_no_frame_or_clip_of_others(gallery):
+    add(
+        gallery,
+        ("gate", "anna", 100), ("gate", "anna", 400),
+        ("gate", "ben", 70), ("gate", "ben", 86), ("gate", "ben", 250), ("gate", "ben", 500),
+        ("hall", "eve", 100),
+    )  # fmt: skip
+    assert gallery.delete(["gateanna100", "gateanna400"]) == 2
+    # The clip of 86 ends at 91, within 10 s of Anna's first picture; its frame is earlier.
+    assert left(gallery) == {"gate ben-70": BOTH, "gate ben-86": {"frame"}, "gate ben-500": BOTH,
+                             "hall eve-100": BOTH}  # fmt: skip
+    assert gallery.count() == 5
+
+
+def test_one_row_of_a_track_stands_for_its_own_time_only(gallery):
+    add(gallery, ("gate", "anna", 100), ("gate", "anna", 400), ("gate", "ben", 250))
+    gallery.delete(["gateanna100"])
+    assert left(gallery) == {"gate anna-400": BOTH, "gate ben-250": BOTH}
+
+
+def test_pruning_removes_clips_of_old_pictures_and_of_none(gallery):
+    add(gallery, ("gate", "anna", 0), ("gate", "ben", 1000), ("gate", "eve", 0))
+    stray = clip_name(f"gate/2026-11-30/x.sha256-{'1' * 32}.jpg", ".mp4", START - 9, START - 1)
+    (clips_dir(gallery.crops_dir) / stray).write_bytes(b"clip")
+    assert gallery.prune(older_than=START + 500) == 2
+    assert left(gallery) == {"gate ben-1000": BOTH}
+    assert gallery.prune(keep_newest=0) == 1
+    assert left(gallery) == {}
+
+
+def test_a_row_that_is_replaced_takes_its_own_files_only(gallery):
+    add(gallery, ("gate", "anna", 100), ("gate", "ben", 101))
+    item = Item(key="gateanna100", camera="gate", time=START + 100, crop="gate/2026-11-30/new.jpg")
+    gallery.add([item], np.eye(4, dtype=np.float32)[:1])
+    assert left(gallery) == {"gate ben-101": BOTH}
+
+
+def test_only_own_names_count_and_nothing_outside_is_touched(gallery, tmp_path):
+    add(gallery, ("gate", "anna", 100))
+    (row,) = gallery.items()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    victim = outside / clip_name("x.jpg", ".mp4", START, START + 200)
+    victim.write_bytes(b"mine")
+    day = clips_dir(gallery.crops_dir) / "gate" / "2026-11-30"
+    (day / f".{clip_name('x.jpg', '.mp4', START, START)}").write_bytes(b"half")
+    (day / "notes.txt").write_text("not ours")
+    os.symlink(victim, day / victim.name)
+    (clips_dir(gallery.crops_dir) / "gate" / "linked").symlink_to(outside)
+    assert len(clips_of(gallery.crops_dir, row.crop)) == 2
+    assert clips_of(gallery.crops_dir, "../../outside/x.jpg") == []
+    assert clips_of(gallery.crops_dir, "/etc/passwd") == []
+    gallery.delete(["gateanna100"])
+    assert left(gallery) == {}
+    assert (day / "notes.txt").exists()
+
+
+def test_a_million_spans_are_searched_fast(gallery):
+    rows = [("gate", f"t{number}", 30 * number) for number in range(300)]
+    add(gallery, *rows)
+    began = time.process_time()
+    assert gallery.prune(older_than=START + 30 * 200) == 200
+    assert time.process_time() - began < 5
+    # Of those that are left, the nearest are within the margin of what was deleted.
+    assert len(left(gallery)) == 100

@@ -1,0 +1,138 @@
+"""Frame and clip of a picture: page, API with ranges, export, accounts, deletion."""
+
+import hashlib
+import io
+import json
+import zipfile
+
+import pytest
+from PIL import Image
+
+from tests.helpers.console import START, id_of, log_lines, problem
+from tests.helpers.toy_bundle import draw_person
+from upperson_rt.gallery import Item
+from upperson_rt.gallery.clips import all_clips, clip_name, clips_dir
+
+CONTENT = bytes(range(256)) * 40
+CROP = f"gate/2026-11-30/101112-000-abc.sha256-{'0' * 32}.jpg"
+
+
+@pytest.fixture(params=[".mp4", ".mkv"])
+def filmed(console, request):
+    """A picture with a frame of 300 x 200 pixels, and a clip."""
+    gallery = console.service.gallery
+    folder = clips_dir(gallery.crops_dir)
+    (folder / CROP).parent.mkdir(parents=True)
+    frame = draw_person(folder.parent / "frame.png", "red", size=(300, 200))
+    with Image.open(frame) as image:
+        image.convert("RGB").save(folder / clip_name(CROP, ".jpg", START))
+    clip = folder / clip_name(CROP, request.param, START - 5, START + 4.5)
+    clip.write_bytes(CONTENT)
+    item = Item(key="filmed", camera="gate", time=START, box=(10, 20, 110, 180), crop=CROP)
+    gallery.add([item], console.service.encoder.encode_texts(["red"]))
+    return id_of(console, "filmed"), clip
+
+
+def test_the_page_shows_the_clip_and_the_frame_with_its_box(console, filmed):
+    id_, clip = filmed
+    answer = console.client.get(f"/people/{id_}")
+    address = f"/api/v1/items/{id_}/clip"
+    assert (f'src="{address}#t=0.0"' in answer.text) == (clip.suffix == ".mp4")
+    assert f'href="{address}" download' in answer.text
+    assert "the picture after 5.0 s" in answer.text
+    assert "media-src 'self'" in answer.headers["content-security-policy"]
+    frame = console.client.get(f"/people/{id_}/frame").text
+    assert 'viewBox="0 0 300 200"' in frame
+    assert '<rect x="10" y="20" width="100" height="160"/>' in frame
+    picture = console.client.get(f"/api/v1/items/{id_}/picture?size=frame")
+    with Image.open(io.BytesIO(picture.content)) as image:
+        assert image.size == (300, 200)
+
+
+def test_the_clip_can_be_read_in_parts_and_each_reading_is_logged(console, filmed):
+    id_, clip = filmed
+    address = f"/api/v1/items/{id_}/clip"
+    whole = console.client.get(address)
+    assert (whole.status_code, whole.content) == (200, CONTENT)
+    kinds = {".mp4": "video/mp4", ".mkv": "video/x-matroska"}
+    assert whole.headers["content-type"] == kinds[clip.suffix]
+    assert whole.headers["accept-ranges"] == "bytes"
+    assert whole.headers["x-content-type-options"] == "nosniff"
+    assert whole.headers["cache-control"] == "no-store"
+    for given, part, of in (
+        ("bytes=0-", CONTENT, "0-10239"),
+        ("bytes=100-199", CONTENT[100:200], "100-199"),
+        ("bytes=-10", CONTENT[-10:], "10230-10239"),
+    ):
+        answer = console.client.get(address, headers={"range": given})
+        assert (answer.status_code, answer.content) == (206, part)
+        assert answer.headers["content-range"] == f"bytes {of}/10240"
+    assert console.client.get(address, headers={"range": "bytes=99999-"}).status_code == 416
+    several = console.client.get(address, headers={"range": "bytes=0-1,5-6"})
+    problem(several, 416, "several_ranges")
+    seen = [line for line in log_lines(console) if line["details"].get("clip") == str(id_)]
+    assert len(seen) == 5
+    assert {line["action"] for line in seen} == {"view"}
+
+
+def test_there_is_no_clip_of_others_and_no_path_to_another_file(console, filmed):
+    id_, clip = filmed
+    problem(console.client.get(f"/api/v1/items/{id_of(console, 'red-0')}/clip"), 404,
+            "clip_not_kept")  # fmt: skip
+    for path in ("..%2F..%2Fetc%2Fpasswd", f"{id_}%2F..", f"{clip.name}", "-1"):
+        assert console.client.get(f"/api/v1/items/{path}/clip").status_code in (404, 422)
+    target = clip.rename(clip.with_name("elsewhere"))
+    clip.symlink_to(target)
+    problem(console.client.get(f"/api/v1/items/{id_}/clip"), 404, "clip_not_kept")
+
+
+def test_the_export_holds_frame_and_clip_with_their_hashes(console, filmed):
+    id_, clip = filmed
+    answer = console.client.post("/api/v1/export", json={"ids": [str(id_), id_red(console)]})
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        hashes = json.loads(archive.read("manifest.json"))["sha256"]
+        items = {one["key"]: one for one in json.loads(archive.read("items.json"))["items"]}
+        assert archive.read(f"clips/{id_}{clip.suffix}") == CONTENT
+        for name in set(archive.namelist()) - {"manifest.json"}:
+            assert hashes[name] == hashlib.sha256(archive.read(name)).hexdigest()
+        page = archive.read("index.html").decode()
+    found = items["filmed"]
+    assert found["clip"]["file"] == f"clips/{id_}{clip.suffix}"
+    assert found["clip"]["sha256"] == hashlib.sha256(CONTENT).hexdigest()
+    assert found["frame"]["file"] == f"frames/{id_}.jpg"
+    assert found["frame"]["begin"] == found["frame"]["end"]
+    assert found["box"] == [10, 20, 110, 180]
+    assert f'href="clips/{id_}{clip.suffix}"' in page
+    assert items["red-0"]["frame"] is items["red-0"]["clip"] is None
+
+
+def test_pictures_that_share_a_clip_share_it_in_the_export(console, filmed):
+    id_, clip = filmed
+    crop = CROP.replace("abc", "def")
+    other = clip.parents[2] / clip_name(crop, clip.suffix, START - 5, START + 4.5)
+    other.hardlink_to(clip)
+    console.service.gallery.add(
+        [Item(key="also", camera="gate", time=START + 1, crop=crop)],
+        console.service.encoder.encode_texts(["red"]),
+    )
+    ids = [str(id_), str(id_of(console, "also"))]
+    answer = console.client.post("/api/v1/export", json={"ids": ids})
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        names = [name for name in archive.namelist() if name.startswith("clips/")]
+        items = json.loads(archive.read("items.json"))["items"]
+    assert names == [f"clips/{id_}{clip.suffix}"]
+    assert [one["clip"]["file"] for one in items] == 2 * names
+
+
+def id_red(console):
+    return str(id_of(console, "red-0"))
+
+
+def test_a_deletion_takes_frame_and_clip_along(console, filmed):
+    id_, _ = filmed
+    console.client.get(f"/people/{id_}/picture?size=frame")  # Into the cache.
+    form = {"ids": str(id_), "reason": "asked for"}
+    assert console.client.post("/delete", data=form).status_code == 200
+    assert list(all_clips(console.service.gallery.crops_dir)) == []
+    assert console.client.get(f"/api/v1/items/{id_}/clip").status_code == 404
+    assert console.client.get(f"/people/{id_}/picture?size=frame").status_code == 404
