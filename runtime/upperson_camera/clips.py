@@ -282,7 +282,7 @@ class ClipStage(Stage):
     def _place(
         self, crops: Sequence[_Saved], temporary: Path, begin: float, end: float | None
     ) -> Path | None:
-        """Give a finished file its names, unless somebody in it was deleted meanwhile."""
+        """Give a finished file its names, unless a person in it was deleted meanwhile."""
         name, last = temporary.suffix, begin if end is None else end
         paths = [self._folder / clip_name(saved.crop, name, begin, end) for saved in crops]
         for path in paths:

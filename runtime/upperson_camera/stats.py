@@ -141,7 +141,7 @@ class CameraStats:
     )
     """``no_packets`` (the source has none, such as a device), ``no_key_frame``, ``too_late`` (the
     packets are gone), ``buffer_full``, ``not_kept``, ``queue_full``, ``disk`` (full, or it cannot
-    be written to), ``not_written`` (FFmpeg refuses), ``deleted`` (somebody in it, meanwhile)."""
+    be written to), ``not_written`` (FFmpeg refuses), ``deleted`` (a person in it, meanwhile)."""
     outages: int = _metric("Times a source that had given pictures was lost.")
     reconnects: int = _metric("Attempts to open a source again.")
     stalls: int = _metric("Times a source gave nothing for too long.")

@@ -20,7 +20,7 @@ from upperson_rt.printable import get_logger
 _LOG = get_logger(__name__)
 
 MARGIN_S = 10.0
-"""Somebody may be in view for so long before the first crop of a track, and after the last one."""
+"""A person may be in view for so long before the first crop of a track, and after the last one."""
 _NAME = re.compile(r"(.+)\.(\d{1,15})(?:-(\d{1,15}))?\.(jpg|mp4|mkv)")
 """Crop, first and last millisecond. No name that begins with a dot counts: it may be unfinished."""
 
