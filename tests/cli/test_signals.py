@@ -259,7 +259,7 @@ def test_exports_that_are_killed_or_terminated_leave_the_earlier_bundle(demo_fol
 def exporting(work, run):
     """Start an export; return it and its temporary folder when the first graph is there."""
     earlier = set(work.glob(".bundle.*"))
-    program = start_program("upperson", "export", run, "--output", "bundle", cwd=work)
+    program = start_program("upperson", "export", run, "--output", "bundle", "--force", cwd=work)
     deadline = time.monotonic() + 80
     while program.poll() is None and time.monotonic() < deadline:
         for graph in work.glob(".bundle.*/.building/*.onnx"):

@@ -101,7 +101,9 @@ def test_photographs(bundle):
     printed = run_page("how-to/photographs")
     assert (bundle / "boxes.png").is_file()
     assert (bundle / "answer.png").is_file()
-    (found,) = (text for line, text in printed.items() if "--image" in line)
+    (found,) = (
+        text for line, text in printed.items() if line.startswith("query") and "--image" in line
+    )
     assert "red.jpg" in found
     people = 2 * len(COLOURS) + 2  # Two on the photograph.
     assert f"{people}" in printed["gallery info -g gallery"]
