@@ -188,8 +188,8 @@ def _read_key_file(path: str | os.PathLike[str]) -> bytes:
 
 def _unusable_key(path: str | os.PathLike[str], kind: Literal["private", "public"]) -> InputError:
     make = {
-        "private": "openssl ecparam -name prime256v1 -genkey -noout -out key.pem",
-        "public": "openssl pkey -in key.pem -pubout -out key.pub",
+        "private": "openssl ecparam -name prime256v1 -genkey -noout -out signing.pem",
+        "public": "openssl pkey -in signing.pem -pubout -out signing.pub",
     }[kind]
     name = os.fspath(path)
     message = f"{name} is not a {kind} key in PEM on the curve P-256, P-384 or P-521, as made by  "

@@ -40,8 +40,8 @@ def proxied(folder, console, certificate, key):
         ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
         ("    listen [::]:443 ssl;\n", ""),
         ("127.0.0.1:8480", console.removeprefix("http://")),
-        ("/etc/upperson/cert.pem", str(certificate)),
-        ("/etc/upperson/key.pem", str(key)),
+        ("/etc/upperson/tls.crt", str(certificate)),
+        ("/etc/upperson/tls.key", str(key)),
         ("client_header_timeout 5s", "client_header_timeout 1s"),
     ):
         assert written_there in content

@@ -98,7 +98,7 @@ def test_the_tutorial(work):
 
 
 def test_photographs(bundle):
-    printed = run_page("how-to/photographs")
+    printed = run_page("how-to/photographs", {"auto": "yolox_nano.onnx"})
     assert (bundle / "boxes.png").is_file()
     assert (bundle / "answer.png").is_file()
     (found,) = (
@@ -126,7 +126,7 @@ def test_clip_weights(toy):
     spec = SyntheticSpec(look="street", train_ids=6, val_ids=2, test_ids=3, views=2)
     write_dataset(toy / "people", spec)
     shutil.copytree(toy / "people/images", toy / "crops")
-    run_page("how-to/clip-weights", TOY, {"train": TRAIN})
+    run_page("how-to/clip-weights", TOY | {"openai": "toy.safetensors"}, {"train": TRAIN})
     assert (toy / "answer.png").is_file()
 
 
