@@ -10,6 +10,7 @@ from upperson_export.variants import SIMULATED, VARIANTS
 from upperson_rt.manifest import NO_ADAPTER, Manifest
 from upperson_rt.printable import code_span
 from upperson_rt.towers import TOWERS
+from upperson_scores.fitting import FEWEST_PEOPLE
 
 _METRICS = ("R@1", "R@5", "R@10", "mAP", "mINP")
 
@@ -287,10 +288,9 @@ def _facts(report: ExportReport, manifest: Manifest, quote: Quote) -> list[tuple
 def scores_note(report: ExportReport, quote: Quote = str) -> str:
     """Say what scores were calibrated on, and how reliable likelihoods are."""
     if report.scores is None:
-        return (
-            "none, verdicts are uncalibrated: no captions of at least 20 people in a split val, or "
-            "likelihoods are not reliable on them"
-        )
+        if report.scores_unreliable:
+            return "none; likelihoods would not be reliable on the people of the split val"
+        return f"none; it needs captions of {FEWEST_PEOPLE} people or more in the split val"
     on, answers = report.scores.fitted_on, report.scores.held_out["all"]
     return (
         f"{on['people']} people from {quote(on['source'])}; on people left out AUROC "

@@ -19,6 +19,7 @@ from upperson_export.pages import (
     float_linear_table,
     model_card,
     report_html,
+    scores_note,
 )
 from upperson_export.precision_search import MEASURES, Accuracy, Compared, Drop, Measured
 from upperson_export.report import (
@@ -215,6 +216,15 @@ def test_pages_say_what_intervals_resample_and_whether_short_queries_were_measur
         assert "were not measured" not in text
         assert "100 people" in page(unknown, manifest)
         assert "were not measured" in page(unknown, manifest)
+
+
+def test_pages_say_why_there_is_no_score_calibration(manifest):
+    few = example_report()
+    unreliable = replace(few, scores_unreliable=True)
+    assert "20 people" in scores_note(few)
+    assert "reliable" in scores_note(unreliable)
+    for report in (few, unreliable):
+        assert scores_note(report) in " ".join(model_card(report, manifest).split())
 
 
 # --- Names from outside
