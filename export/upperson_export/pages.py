@@ -78,7 +78,7 @@ def model_card(report: ExportReport, manifest: Manifest) -> str:
 def accuracy_table(report: ExportReport) -> TextTable:
     """Return one row a variant and backend: accuracy, candidates, size, time."""
     by_rankings = report.min_overlap is not None
-    measures = ["same top 10 %"]
+    measures = ["top-10 overlap %"]
     if not by_rankings:
         measures = [f"{name} %" for name in (*_METRICS, *SHORT_MEASURES)]
     sizes = ["image", "text", "MiB", "ms/image", "ms/caption", "shipped"]
@@ -118,7 +118,7 @@ def candidate_table(report: ExportReport) -> TextTable:
     """Return one row for every candidate that was measured, in order."""
     head = [
         "variant", "towers", "candidate", "on", *(f"{name} change (95 %)" for name in MEASURES),
-        "cosine min / 1 % / median", "same top 10 %", "accepted",
+        "cosine min / 1 % / median", "top-10 overlap %", "accepted",
     ]  # fmt: skip
     return TextTable(head, [_measured(row) for row in report.measured])
 

@@ -148,7 +148,7 @@ def test_without_captions_rankings_are_reported(manifest):
     found = report.as_dict()["variants"]["int8"]
     assert (found["metrics"], found["r1_drop"], found["top10_overlap"]) == (None, None, 88.0)
     table = accuracy_table(report)
-    assert [row[table.head.index("same top 10 %")] for row in table.body] == ["88.0", "97.5"]
+    assert [row[table.head.index("top-10 overlap %")] for row in table.body] == ["88.0", "97.5"]
     assert not [name for name in table.head if "R@1" in name]
     assert not change_table(report).body
     assert report.as_dict()["bootstrap"] is None
