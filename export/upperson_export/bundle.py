@@ -318,9 +318,10 @@ def export_bundle(
         }
         shutil.rmtree(work)
         files.write_draft()  # With golden samples of all variants.
-        scores = None
+        scores, scores_unreliable = None, False
         if people is not None and len(np.unique(people.people_N)) >= FEWEST_PEOPLE:
             scores = files.write_scores(people, progress)
+            scores_unreliable = scores is None
         progress("measuring latency", 0, 1)
         stopwatch = Stopwatch(calibration)
         variants = {}
@@ -356,6 +357,7 @@ def export_bundle(
             conditions=stopwatch.conditions(),
             calibration=record,
             scores=scores,
+            scores_unreliable=scores_unreliable,
         )
         files.finish(report)
         for variant in files.graphs:

@@ -10,6 +10,7 @@ from upperson_export.variants import SIMULATED, VARIANTS
 from upperson_rt.manifest import NO_ADAPTER, Manifest
 from upperson_rt.printable import code_span
 from upperson_rt.towers import TOWERS
+from upperson_scores.fitting import FEWEST_PEOPLE
 
 _METRICS = ("R@1", "R@5", "R@10", "mAP", "mINP")
 
@@ -77,7 +78,7 @@ def model_card(report: ExportReport, manifest: Manifest) -> str:
 def accuracy_table(report: ExportReport) -> TextTable:
     """Return one row a variant and backend: accuracy, candidates, size, time."""
     by_rankings = report.min_overlap is not None
-    measures = ["same top 10 %"]
+    measures = ["top-10 overlap %"]
     if not by_rankings:
         measures = [f"{name} %" for name in (*_METRICS, *SHORT_MEASURES)]
     sizes = ["image", "text", "MiB", "ms/image", "ms/caption", "shipped"]
@@ -117,7 +118,7 @@ def candidate_table(report: ExportReport) -> TextTable:
     """Return one row for every candidate that was measured, in order."""
     head = [
         "variant", "towers", "candidate", "on", *(f"{name} change (95 %)" for name in MEASURES),
-        "cosine min / 1 % / median", "same top 10 %", "accepted",
+        "cosine min / 1 % / median", "top-10 overlap %", "accepted",
     ]  # fmt: skip
     return TextTable(head, [_measured(row) for row in report.measured])
 
@@ -287,10 +288,9 @@ def _facts(report: ExportReport, manifest: Manifest, quote: Quote) -> list[tuple
 def scores_note(report: ExportReport, quote: Quote = str) -> str:
     """Say what scores were calibrated on, and how reliable likelihoods are."""
     if report.scores is None:
-        return (
-            "none, verdicts are uncalibrated: no captions of at least 20 people in a split val, or "
-            "likelihoods are not reliable on them"
-        )
+        if report.scores_unreliable:
+            return "none; likelihoods would not be reliable on the people of the split val"
+        return f"none; it needs captions of {FEWEST_PEOPLE} people or more in the split val"
     on, answers = report.scores.fitted_on, report.scores.held_out["all"]
     return (
         f"{on['people']} people from {quote(on['source'])}; on people left out AUROC "

@@ -175,7 +175,9 @@ class ExportReport:
     calibration: CalibrationRecord | None
     """None: fp32 alone was written."""
     scores: ScoreCalibration | None = None
-    """None: there were no captions of enough people in a split val."""
+    """None: there were no captions of enough people in a split val, or `scores_unreliable`."""
+    scores_unreliable: bool = False
+    """Whether scores could not be calibrated reliably on the split val."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of ``report.json``."""

@@ -145,7 +145,7 @@ def _device(backend: str, device: str) -> list[Check]:
         return [failed("device", wrong, "install the library or the driver again")]
     facts = {"backend": running.name, "version": running.version, "device": running.device}
     how = "the first one installed" if backend == "auto" else "as asked for"
-    detail = f"{running.name} {running.version} really runs on {running.device} ({how})"
+    detail = f"{running.name} {running.version} computes on {running.device} ({how})"
     return [ok("device", detail, **facts)]
 
 

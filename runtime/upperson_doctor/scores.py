@@ -34,7 +34,7 @@ def check_scores(bundle: Bundle, location: str | Path | None) -> Check:
         return fail_from_error(_NAME, error)
     if calibration is None:
         found = "the bundle has none: verdicts are uncalibrated"
-        return warning(_NAME, found, f"export the bundle again, or {_FIX}", source=None)
+        return warning(_NAME, found, f"{_FIX} --annotations FILE", source=None)
     facts = {
         "source": source.removeprefix("the "),
         "version": calibration.version,

@@ -62,7 +62,7 @@ def calibrate(*, model: Model, place: Place, fit: Fit, output: Output) -> None:
         if calibration is None:
             raise InputError(
                 "neither the bundle nor the gallery has a score calibration: name captions of this "
-                "site with  --annotations , or export the model again",
+                "site with  --annotations",
                 code="no_score_calibration",
             )
         groups = compare(gallery, calibration.reference)

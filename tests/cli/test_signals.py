@@ -1,5 +1,7 @@
 """Signals, in processes of their own: commands clean up, and end with an exit code of ours."""
 
+import os
+import select
 import shutil
 import signal
 import subprocess
@@ -215,16 +217,44 @@ def test_a_second_signal_ends_at_once_what_ends_gently_also_in_native_code(work)
     assert len(errors.splitlines()) == 1
 
 
-def test_a_second_signal_ends_at_once_where_no_thread_listens(monkeypatch):
+@pytest.mark.parametrize(
+    ("same_s", "numbers"),
+    [
+        (0.0, [signal.SIGTERM, signal.SIGTERM]),
+        (float("inf"), [signal.SIGTERM, signal.SIGTERM, signal.SIGTERM, signal.SIGINT]),
+        (float("inf"), [signal.SIGINT, signal.SIGINT, signal.SIGTERM]),
+    ],
+)
+def test_a_second_signal_of_the_same_kind_is_another_request_only_later(
+    monkeypatch, same_s, numbers
+):
+    """In the handler, where no thread listens, and in the thread."""
     app, ended = import_module("upperson_rt.cli.app"), []
+    monkeypatch.setattr(app, "_SAME_S", same_s)
     monkeypatch.setattr(app, "_end_now", lambda *words: ended.append(words))
     with app.ending_gently("all is kept") as received:
-        signal.raise_signal(signal.SIGTERM)
-        assert (received, ended) == ([signal.SIGTERM], [])
-        signal.raise_signal(signal.SIGTERM)
+        for number in numbers:
+            assert ended == []
+            signal.raise_signal(number)
+        assert received[0] == numbers[0]
     ((number, why),) = ended
-    assert number == signal.SIGTERM
+    assert number == numbers[-1]
     assert why.endswith("; all is kept")
+
+    def end(number, why):
+        raise InterruptedError(number)
+
+    monkeypatch.setattr(app, "_end_now", end)
+    monkeypatch.setattr(app._State, "gentle", True)
+    reading, writing = os.pipe()
+    os.write(writing, bytes(numbers))
+    try:
+        with pytest.raises(InterruptedError, match=f"^{int(numbers[-1])}$"):
+            app._watch(reading)
+        assert select.select([reading], [], [], 0)[0] == []  # The last one ended it, none before.
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 def test_threads_that_hang_and_forked_processes(work):

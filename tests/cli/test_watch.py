@@ -111,7 +111,7 @@ def test_the_summary_for_people_counts_everything(work):
     result = run(*WATCH, "--vectors-only", "--every", 3)
     assert result.exit_code == 0, result.stderr
     added, frames, people, latency = result.stdout.splitlines()
-    rows = int(re.match(r"added (\d+) pictures of 6 tracks in ", added)[1])
+    rows = int(re.match(r"added (\d+) pictures in [\d.]+ s; 6 tracks followed; ", added)[1])
     assert frames == "frames: 96 read, 96 searched, dropped none"
     reasons = r"(\d+) (?:boxes|accepted|no_track|not_best|too_soon|still)"
     boxes, accepted, *left_out = map(int, re.findall(reasons, people))

@@ -83,9 +83,8 @@ def print_summary(stats: "PipelineStats", gallery: str, items: int | None) -> No
     """Print a summary on stdout; ``items`` is None if the gallery failed."""
     holds = "failed" if items is None else f"now holds {items}"
     print_line(
-        f"added {count_of(stats.total('committed'), 'picture')} of "
-        f"{count_of(stats.total('tracks'), 'track')} in {stats.seconds:.1f} s; gallery "
-        f"'{gallery}' {holds}"
+        f"added {count_of(stats.total('committed'), 'picture')} in {stats.seconds:.1f} s; "
+        f"{count_of(stats.total('tracks'), 'track')} followed; gallery '{gallery}' {holds}"
     )
     skipped = stats.dropped("frames_skipped")
     print_line(

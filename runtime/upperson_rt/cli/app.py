@@ -55,6 +55,11 @@ _GRACE_S = 5.0
 """Time limit for cleaning up; service managers wait ten seconds and more."""
 _AGAIN_S = 0.01
 """Delay of a signal that is sent again; the callback that lost it has ended by then."""
+_SAME_S = 1.0
+"""Time from a first signal within which another one of its kind is the same request.
+
+GNU timeout and others signal a process, and then the group that it is in.
+"""
 _LATE = f"it did not end within {_GRACE_S:g} s"
 _AT_ONCE = "a second signal ended it at once"
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -76,6 +81,22 @@ class _State:
     """Whether the first signal has no time limit; see `ending_gently`."""
     lost = ""
     """What a second signal loses."""
+
+
+class _First:
+    """The first signal of those that ask a command to end."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._at_s = 0.0
+
+    def is_followed_by(self, number: int) -> bool:
+        """Return whether a signal is a second request; the first one is kept."""
+        now_s = time.monotonic()
+        if not self._number:
+            self._number, self._at_s = number, now_s
+            return False
+        return number != self._number or now_s - self._at_s >= _SAME_S
 
 
 def how_it_ended(error: KeyboardInterrupt) -> tuple[str, int]:
@@ -102,14 +123,17 @@ def listen() -> None:
 def ending_gently(lost: str = "unfinished work is lost") -> Iterator[list[int]]:
     """Collect the first SIGINT or SIGTERM in a list; a second one ends the process at once.
 
+    Another one of the same kind within a second of the first is the same request.
+
     Args:
         lost: What the second signal loses, for its message: ASCII, in one line.
     """
     received: list[int] = []
+    first = _First()
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if len(received) > 1:
+        if first.is_followed_by(number):
             _end_now(number, f"{_AT_ONCE}; {_State.lost}")
 
     before = {number: signal.signal(number, note) for number in _WORDS}
@@ -176,8 +200,8 @@ def _unraisable(found: "sys.UnraisableHookArgs") -> None:
 
 
 def _watch(reading: int) -> None:
-    """Count signals; end the process when its time is up."""
-    until, ending, gentle = float("inf"), 0, 0
+    """Read signals; end the process at a second request, or when its time is up."""
+    until, ending, first = float("inf"), 0, _First()
     while True:
         left = None if until == float("inf") else max(0.0, until - time.monotonic())
         if not select.select([reading], [], [], left)[0]:
@@ -185,11 +209,12 @@ def _watch(reading: int) -> None:
         number = os.read(reading, 1)[0]
         if number not in _WORDS:
             continue
-        gentle = gentle + 1 if _State.gentle else 0
-        if gentle > 1:
+        if not _State.gentle:
+            first = _First()
+            if until == float("inf"):
+                until, ending = time.monotonic() + _GRACE_S, number
+        elif first.is_followed_by(number):
             _end_now(number, f"{_AT_ONCE}; {_State.lost}")
-        if not gentle and until == float("inf"):
-            until, ending = time.monotonic() + _GRACE_S, number
 
 
 def _end_now(number: int, why: str) -> NoReturn:

@@ -100,7 +100,8 @@ def _pictures_unlike(fields: Mapping[str, Any]) -> str:
 _MOST_NAMED = 3
 _REASONS: Mapping[Reason, Callable[[Mapping[str, Any]], str]] = {
     "no_calibration": lambda _: (
-        "the bundle has no score calibration; export it again, or use  upperson-rt calibrate"
+        "the bundle has no score calibration, which needs captions of people: make one with  "
+        "upperson-rt calibrate --annotations FILE"
     ),
     "few_pictures": lambda f: f"{f['pictures']} pictures are too few, {f['least']} are needed",
     "pictures_unlike": _pictures_unlike,

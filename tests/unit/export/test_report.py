@@ -19,6 +19,7 @@ from upperson_export.pages import (
     float_linear_table,
     model_card,
     report_html,
+    scores_note,
 )
 from upperson_export.precision_search import MEASURES, Accuracy, Compared, Drop, Measured
 from upperson_export.report import (
@@ -147,7 +148,7 @@ def test_without_captions_rankings_are_reported(manifest):
     found = report.as_dict()["variants"]["int8"]
     assert (found["metrics"], found["r1_drop"], found["top10_overlap"]) == (None, None, 88.0)
     table = accuracy_table(report)
-    assert [row[table.head.index("same top 10 %")] for row in table.body] == ["88.0", "97.5"]
+    assert [row[table.head.index("top-10 overlap %")] for row in table.body] == ["88.0", "97.5"]
     assert not [name for name in table.head if "R@1" in name]
     assert not change_table(report).body
     assert report.as_dict()["bootstrap"] is None
@@ -215,6 +216,15 @@ def test_pages_say_what_intervals_resample_and_whether_short_queries_were_measur
         assert "were not measured" not in text
         assert "100 people" in page(unknown, manifest)
         assert "were not measured" in page(unknown, manifest)
+
+
+def test_pages_say_why_there_is_no_score_calibration(manifest):
+    few = example_report()
+    unreliable = replace(few, scores_unreliable=True)
+    assert "20 people" in scores_note(few)
+    assert "reliable" in scores_note(unreliable)
+    for report in (few, unreliable):
+        assert scores_note(report) in " ".join(model_card(report, manifest).split())
 
 
 # --- Names from outside
