@@ -94,10 +94,10 @@ def sign(
     """Sign an existing bundle, or sign it again with another key.
 
     All its files are checked first; all files of the folder are signed. A key is made by
-    `openssl ecparam -name prime256v1 -genkey -noout -out key.pem`, and its public part by
-    `openssl pkey -in key.pem -pubout -out key.pub`.
+    `openssl ecparam -name prime256v1 -genkey -noout -out signing.pem`, and its public part by
+    `openssl pkey -in signing.pem -pubout -out signing.pub`.
 
-    Example: `upperson sign bundle key.pem`
+    Example: `upperson sign bundle signing.pem`
     """
     from upperson_rt.bundle import Bundle, read_manifest
     from upperson_rt.signature import SIGNATURE_FILE, read_private_key, sign_folder
@@ -114,5 +114,5 @@ def sign(
         return
     print_line(
         f"signed {bundle} with the key sha256:{fingerprint}; where it runs:  upperson-rt ... "
-        "--trust key.pub"
+        "--trust signing.pub"
     )
