@@ -37,6 +37,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from upperson_rt.arguments import LONGEST_PATH
 from upperson_rt.errors import InputError, install_command
 from upperson_rt.machine import limit_heap, trim_heap
+from upperson_rt.photo_decoder import SETUP_FAILED
 from upperson_rt.printable import safe_repr
 
 MOST_BYTES = 240 << 20
@@ -81,6 +82,10 @@ class _TooLargeError(Exception):
     """What a picture would need is beyond the bound; says how much and of what."""
 
 
+class _NoDecoderError(Exception):
+    """The process that decodes photos cannot start or set itself up; says why."""
+
+
 @contextmanager
 def open_image(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[ImageFile]:
     """Open a picture file, or its content; it is decoded when its pixels are used, in this thread.
@@ -122,6 +127,9 @@ def naming_image(name: str) -> Iterator[None]:
     except (_TooLargeError, Image.DecompressionBombError) as error:
         message = f"image {name} is too large to be a person's picture: {error}"
         raise InputError(message, code="image_too_large", path=name) from error
+    except _NoDecoderError as error:
+        message = f"cannot read image {name}: its decoder does not start: {error}"
+        raise InputError(message, code="photo_decoder_unusable", path=name) from error
     except Exception as error:  # A damaged file may lead Pillow's readers to any error.
         fields = {"path": name} | (error.fields if isinstance(error, InputError) else {})
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -388,10 +396,12 @@ def _decoded_apart(kind: PhotoKind, content: bytes) -> bytes:
     """Return a photo as a PNG, from a process of its own."""
     import subprocess
 
-    program = Path(__file__).with_name("photo_decoder.py")
+    program = str(Path(__file__).with_name("photo_decoder.py"))
+    # Isolated, it would not know the packages of PYTHONPATH and of the user.
+    folders = [folder for folder in sys.path if os.path.isabs(folder)]
     try:
         done = subprocess.run(
-            [sys.executable, "-I", str(program), kind, str(_BUDGET.each // _DECODED)],
+            [sys.executable, "-I", program, kind, str(_BUDGET.each // _DECODED), *folders],
             input=content,
             capture_output=True,
             timeout=_PHOTO_TIMEOUT_S,
@@ -399,6 +409,10 @@ def _decoded_apart(kind: PhotoKind, content: bytes) -> bytes:
         )
     except subprocess.TimeoutExpired as error:
         raise ValueError(f"its decoder took more than {_PHOTO_TIMEOUT_S:g} s") from error
+    except OSError as error:
+        raise _NoDecoderError(f"{sys.executable}: {error.strerror}") from error
+    if done.returncode == SETUP_FAILED:
+        raise _NoDecoderError(done.stderr.decode(errors="replace").strip())
     if done.returncode:
         raise ValueError("its decoder failed: it is damaged, or too large")
     return done.stdout

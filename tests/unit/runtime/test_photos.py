@@ -132,6 +132,35 @@ def test_a_decoder_that_dies_takes_one_picture_with_it(tmp_path, monkeypatch):
         load_image(tmp_path / "photo.heic")
 
 
+@needs_avif
+@pytest.mark.parametrize(
+    ("name", "content"),
+    {
+        "PIL.py": "raise ImportError('only here')",  # As in a folder of PYTHONPATH.
+        "resource.py": (
+            "RLIMIT_AS = 0\ndef setrlimit(*given): raise ValueError('not allowed: only here')"
+        ),
+    }.items(),
+)
+def test_a_decoder_has_the_import_path_of_its_parent_and_says_why_it_cannot_start(
+    tmp_path, monkeypatch, name, content
+):
+    Image.fromarray(gradient()).save(tmp_path / "photo.avif")
+    (tmp_path / name).write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    with refused("photo_decoder_unusable", InputError, path=str(tmp_path / "photo.avif")) as found:
+        load_image(tmp_path / "photo.avif")
+    assert "only here" in str(found.value)
+
+
+def test_a_python_that_is_gone_is_no_damaged_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_file, "obstacle_to", lambda kind: "")
+    monkeypatch.setattr(image_file.sys, "executable", str(tmp_path / "gone"))
+    (tmp_path / "photo.heic").write_bytes(HEIC)
+    with refused("photo_decoder_unusable", InputError):
+        load_image(tmp_path / "photo.heic")
+
+
 @needs_heif
 def test_index_takes_photos_from_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
