@@ -87,10 +87,13 @@ class _NoDecoderError(Exception):
 
 
 @contextmanager
-def open_image(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[ImageFile]:
+def open_image(
+    path: str | os.PathLike[str], content: bytes | None = None, *, header_only: bool = False
+) -> Iterator[ImageFile]:
     """Open a picture file, or its content; it is decoded when its pixels are used, in this thread.
 
-    A JPEG may already be set to a smaller size. Waits while pictures of other threads take the
+    With ``header_only``, for the EXIF, no pixel of HEIC and AVIF is decoded: the picture has one. A
+    JPEG may already be set to a smaller size. Waits while pictures of other threads take the
     memory; a thread that has one open does not wait for a second.
     """
     name = os.fspath(path)
@@ -114,7 +117,7 @@ def open_image(path: str | os.PathLike[str], content: bytes | None = None) -> It
                 raise _TooLargeError(
                     f"its file has {size_bytes >> 20:,} MiB, the limit is {MOST_FILE_BYTES >> 20}"
                 )
-            image = _opener(file.peek(64)[:64])(file, take)
+            image = _opener(file.peek(64)[:64], header_only)(file, take)
             stack.callback(image.close)
         yield image
 
@@ -375,7 +378,7 @@ def _photo_kind(start: bytes) -> PhotoKind | None:
     return next((kind for kind, known in _BRANDS.items() if brands & known), None)
 
 
-def _open_photo(kind: PhotoKind, file: _Metered, take: _Take) -> ImageFile:
+def _open_photo(kind: PhotoKind, header_only: bool, file: _Metered, take: _Take) -> ImageFile:
     if obstacle := obstacle_to(kind):
         raise InputError(f"{kind.upper()} cannot be read: {obstacle}", found=kind)
     file.give()
@@ -383,7 +386,7 @@ def _open_photo(kind: PhotoKind, file: _Metered, take: _Take) -> ImageFile:
     if len(content) > _MOST_PHOTO_BYTES:
         raise _TooLargeError(f"its file has more than {_MOST_PHOTO_BYTES >> 20} MiB")
     with _BUDGET.share(_BUDGET.each):
-        decoded = _decoded_apart(kind, content)
+        decoded = _decoded_apart(kind, content, 0 if header_only else _BUDGET.each // _DECODED)
     if not decoded.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError("its decoder wrote no picture")
     inner = _Metered(io.BytesIO(decoded))
@@ -392,8 +395,8 @@ def _open_photo(kind: PhotoKind, file: _Metered, take: _Take) -> ImageFile:
     return _settle(image, inner, take, len(decoded))
 
 
-def _decoded_apart(kind: PhotoKind, content: bytes) -> bytes:
-    """Return a photo as a PNG, from a process of its own."""
+def _decoded_apart(kind: PhotoKind, content: bytes, most_pixels: int) -> bytes:
+    """Return a photo as a PNG, from a process of its own; see `photo_decoder.main`."""
     import subprocess
 
     program = str(Path(__file__).with_name("photo_decoder.py"))
@@ -401,7 +404,7 @@ def _decoded_apart(kind: PhotoKind, content: bytes) -> bytes:
     folders = [folder for folder in sys.path if os.path.isabs(folder)]
     try:
         done = subprocess.run(
-            [sys.executable, "-I", program, kind, str(_BUDGET.each // _DECODED), *folders],
+            [sys.executable, "-I", program, kind, str(most_pixels), *folders],
             input=content,
             capture_output=True,
             timeout=_PHOTO_TIMEOUT_S,
@@ -428,12 +431,12 @@ _OTHER_KINDS = {
 """What people have instead. Messages show no byte of a file: it may be a link to a secret."""
 
 
-def _opener(start: bytes) -> Callable[[_Metered, _Take], ImageFile]:
+def _opener(start: bytes, header_only: bool) -> Callable[[_Metered, _Take], ImageFile]:
     for beginnings, opener in _OPENERS.items():
         if start.startswith(beginnings):
             return opener
     if (photo := _photo_kind(start)) is not None:
-        return partial(_open_photo, photo)
+        return partial(_open_photo, photo, header_only)
     marks = (mark for mark in _OTHER_KINDS if mark in (start[: len(mark)], start[4:8]))
     kind = _OTHER_KINDS.get(next(marks, b""), "another kind of file")
     found = kind if start else "an empty file"

@@ -2,7 +2,8 @@
 
 The decoders are large and written in C, and a file may say another size than its pictures have. So
 this process may take so much memory and time and no more, and if it dies it takes no other with
-it. It reads the file from stdin and writes a PNG without compression, with the EXIF, to stdout.
+it. It reads the file from stdin and writes a PNG without compression, with the EXIF, to stdout; for
+the EXIF alone a PNG of one pixel, without decoding.
 """
 
 import io
@@ -38,8 +39,8 @@ def _set_up(kind: str) -> Callable[[io.BytesIO], Any]:
 def main() -> None:
     """Decode stdin.
 
-    The arguments are ``heic`` or ``avif``, the most pixels of the PNG, and the folders that Python
-    imports from.
+    The arguments are ``heic`` or ``avif``, the most pixels of the PNG (0 for the EXIF alone), and
+    the folders that Python imports from.
     """
     kind, most_pixels = sys.argv[1], int(sys.argv[2])
     sys.path[:] = sys.argv[3:]
@@ -50,11 +51,16 @@ def main() -> None:
         sys.exit(SETUP_FAILED)
     image = open_photo(io.BytesIO(sys.stdin.buffer.read()))
     exif = image.info.get("exif") or b""
-    has_alpha = "A" in image.mode or "transparency" in image.info
-    picture = image.convert("RGBA" if has_alpha else "RGB")
-    image.close()
-    while picture.width * picture.height > most_pixels:
-        picture = picture.reduce(2)
+    if most_pixels:
+        has_alpha = "A" in image.mode or "transparency" in image.info
+        picture = image.convert("RGBA" if has_alpha else "RGB")
+        image.close()
+        while picture.width * picture.height > most_pixels:
+            picture = picture.reduce(2)
+    else:
+        from PIL import Image
+
+        picture = Image.new("L", (1, 1))
     picture.save(sys.stdout.buffer, "PNG", compress_level=0, exif=exif)
 
 

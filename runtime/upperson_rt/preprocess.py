@@ -375,7 +375,7 @@ def capture_time(path: str | os.PathLike[str], source: TimeSource = "exif") -> f
 
 def _from_exif(path: str | os.PathLike[str]) -> float | None:
     try:
-        with open_image(path) as image:
+        with open_image(path, header_only=True) as image:
             tags: dict[int, Any] = dict(image.getexif().get_ifd(ExifTags.IFD.Exif))
     except InputError:
         return None

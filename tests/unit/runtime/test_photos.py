@@ -83,6 +83,31 @@ def test_an_avif_photo_is_read_with_its_transparency_and_time(tmp_path):
         assert opened.size == (32, 48)
 
 
+@needs_heif
+def test_the_time_of_a_heic_photo_is_read_without_its_pixels(tmp_path):
+    pixels = slice(HEIC.index(b"mdat") + 4, HEIC.index(b"Exif\0\0MM"))
+    content = bytearray(HEIC)
+    content[pixels] = bytes(pixels.stop - pixels.start)
+    (tmp_path / "photo.heic").write_bytes(content)
+    with refused("image_unreadable", InputError):
+        load_image(tmp_path / "photo.heic")
+    assert capture_time(tmp_path / "photo.heic") is not None
+
+
+@needs_avif
+def test_the_time_of_an_avif_photo_is_read_without_its_pixels(tmp_path):
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[0x9003] = "2026:11:24 14:00:00"
+    Image.fromarray(gradient()).save(tmp_path / "photo.avif", exif=exif.tobytes())
+    content = bytearray((tmp_path / "photo.avif").read_bytes())
+    pixels = slice(content.rindex(b"2026:11:24 14:00:00") + 20, None)
+    content[pixels] = bytes(len(content) - pixels.start)
+    (tmp_path / "photo.avif").write_bytes(content)
+    with refused("image_unreadable", InputError):
+        load_image(tmp_path / "photo.avif")
+    assert capture_time(tmp_path / "photo.avif") is not None
+
+
 @needs_avif
 def test_a_photo_beyond_the_bound_is_halved(tmp_path, monkeypatch):
     Image.fromarray(gradient()).save(tmp_path / "photo.avif")
