@@ -6,8 +6,9 @@ classes below. HEIC and AVIF are decoded by a process of their own, see `photo_d
 
 A header is read from a file that gives out so many bytes and no more. From it follows what decoding
 will take, before anything is decoded; a JPEG that would take more than `MOST_BYTES` is decoded at a
-half, a quarter or an eighth of its size, any other picture is refused. All threads of a process
-share `_BUDGET`: who would exceed it waits.
+half, a quarter or an eighth of its size, any other picture is refused. HEIC and AVIF above 25
+megapixels are halved once they are decoded. All threads of a process share `_BUDGET`: who would
+exceed it waits.
 """
 
 import errno
