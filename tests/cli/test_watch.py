@@ -1,6 +1,7 @@
 """``upperson-rt watch`` as users run it: from a video to an answer, and how it ends."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -388,6 +389,7 @@ def test_without_a_terminal_the_progress_comes_in_lines(work, monkeypatch):
         (("street.avi", "--config", "cameras.yaml"), 2, "beside_config"),
         (("--config", "cameras.yaml", "--camera", "gate"), 2, "beside_config"),
         (("--config", "none.yaml"), 3, "config_unreadable"),
+        (("--config", "pipe.yaml"), 3, "config_unreadable"),
         (("--config", "street.json"), 3, "key_unknown"),
         (("street.avi", "a=street.avi", "--camera", "b"), 2, "camera_name_for_several"),
         (("street.avi", "--drop", "some"), 2, "unknown_policy"),
@@ -411,6 +413,7 @@ def test_errors_are_one_line_and_a_code(work, monkeypatch, arguments, exit_code,
     monkeypatch.setattr("cv2.videoio_registry.hasBackend", lambda backend: False)
     monkeypatch.setitem(sys.modules, "trackers", None)
     Gallery.open("other", "sha256:" + "a" * 64, 16, create=True).close()
+    os.mkfifo("pipe.yaml")
     detector = () if "--detector" in arguments else ("--detector", "street.json")
     refusal(run("watch", *arguments, *detector, "--json"), exit_code, code)
     if code == "extra_missing":
