@@ -398,7 +398,7 @@ def test_without_a_terminal_the_progress_comes_in_lines(work, monkeypatch):
         (("street.avi", "--tracker", "bytetrack"), 5, "extra_missing"),
         (("street.avi", "--detector", "none.onnx"), 3, "detector_not_found"),
         (("street.avi", "--start", "soon"), 2, None),
-        (("street.avi", "--start", "1800000000000"), 3, "time_malformed"),
+        (("street.avi", "--start", "1800000000000"), 2, "time_malformed"),
         (("street.avi", "-b", "none"), 3, None),
         (("street.avi", "--device", "cuda", "--backend", "onnxruntime"), 5, None),
         (("street.avi", "-g", "other"), 6, None),
