@@ -403,6 +403,7 @@ def test_without_a_terminal_the_progress_comes_in_lines(work, monkeypatch):
         (("street.avi", "--device", "cuda", "--backend", "onnxruntime"), 5, None),
         (("street.avi", "-g", "other"), 6, None),
         (("0", "--drop", "block"), 2, "only_files_wait"),
+        (("street.avi", "--clips", "61"), 2, None),
         (("street.avi", "--clips", "5", "--vectors-only"), 2, "clips_without_pictures"),
         (("fake ! pipeline",), 5, "gstreamer_missing"),
         (("a=rtsps://cam/x", "--insecure", "b"), 2, "camera_unknown"),
