@@ -403,8 +403,7 @@ def test_without_a_terminal_the_progress_comes_in_lines(work, monkeypatch):
         (("street.avi", "--device", "cuda", "--backend", "onnxruntime"), 5, None),
         (("street.avi", "-g", "other"), 6, None),
         (("0", "--drop", "block"), 2, "only_files_wait"),
-        (("street.avi", "--clips", "61"), 2, None),
-        (("street.avi", "--clips", "5", "--vectors-only"), 2, "clips_without_pictures"),
+        (("street.avi", "--clips", "60", "--vectors-only"), 2, "clips_without_pictures"),
         (("fake ! pipeline",), 5, "gstreamer_missing"),
         (("a=rtsps://cam/x", "--insecure", "b"), 2, "camera_unknown"),
         (("a=rtsps://cam/x", "--ca", "street.json"), 3, "ca_unreadable"),
@@ -419,6 +418,12 @@ def test_errors_are_one_line_and_a_code(work, monkeypatch, arguments, exit_code,
     refusal(run("watch", *arguments, *detector, "--json"), exit_code, code)
     if code == "extra_missing":
         assert not (work / "gallery").exists(), "refused before anything begins"
+
+
+def test_clips_that_are_too_long_are_refused_by_the_name_of_the_option(work):
+    result = run("watch", "street.avi", "--clips", "61", "--json")
+    assert (result.exit_code, result.stdout) == (2, "")  # Typer's refusal has no code.
+    assert "--clips" in result.stderr
 
 
 def test_a_file_that_decodes_to_black_is_refused_and_an_interlaced_one_is_not(work):
