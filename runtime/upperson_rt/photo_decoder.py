@@ -33,7 +33,8 @@ def _set_up(kind: str) -> Callable[[io.BytesIO], Any]:
     import pi_heif
 
     pi_heif.options.DECODE_THREADS = 1
-    return pi_heif.HeifImageFile
+    opener: Callable[[io.BytesIO], Any] = pi_heif.HeifImageFile
+    return opener
 
 
 def main() -> None:
