@@ -129,7 +129,8 @@ class Capture(Stage):
             text = f"{which} of {self._source.shown} has one colour only, such as black"
             self._give_up(text, "source_blank")
         else:
-            if frames < reader.frame_count * (1 - _FAR_FROM_END):
+            is_short = frames < reader.frame_count * (1 - _FAR_FROM_END)
+            if is_short and (self._errors_total or not reader.is_count_estimated):
                 text = "%s ends after %d of %d frames: the rest cannot be read"
                 shown, count = self._source.shown, reader.frame_count
                 self._log(logging.WARNING, "cut_short", text, shown, frames, count)

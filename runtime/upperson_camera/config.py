@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from upperson_camera.access import Access
@@ -310,6 +311,8 @@ class CamerasFile:
         earlier, self._stat = self._stat, None
         try:
             found = os.stat(self._path)
+            if not S_ISREG(found.st_mode):  # Opening a pipe would wait for its other end.
+                return 0, f"cannot read {self._path}: not a regular file"
             times = found.st_mtime_ns, found.st_ctime_ns  # The second one cannot be set.
             stat = *times, found.st_size, found.st_ino
             if stat == earlier:

@@ -9,14 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_camera.recorder import Cut
-from upperson_rt.arguments import is_finite
+from upperson_rt.arguments import LATEST_UNIX_S, is_finite
 from upperson_rt.errors import InputError
 from upperson_rt.ingest.boxes import Boxes
 from upperson_rt.ingest.service import Crop
 from upperson_rt.printable import safe_repr
-
-_LATEST_S = 1e11
-"""The year 5138; unix times in milliseconds are beyond."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,7 +138,7 @@ def as_bgr(image: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 def check_unix_time(given: float | None) -> None:
     """Raise InputError if the time of a picture is none in unix seconds; None is no time."""
-    if given is not None and not (is_finite(given) and 0 <= given < _LATEST_S):
+    if given is not None and not (is_finite(given) and 0 <= given < LATEST_UNIX_S):
         text = (
             "a time must be finite and in unix seconds, not milliseconds, such as "
             f"{time.time():.0f}; found {safe_repr(given)}"

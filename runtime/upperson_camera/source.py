@@ -186,6 +186,9 @@ class Reader(ABC):
     """Pictures a second; 0 if unknown."""
     frame_count: int = 0
     """Pictures in the file; 0 if unknown."""
+    is_count_estimated: bool = False
+    """Whether that is length times rate, because the file does not state it: one of a variable rate
+    has fewer."""
     position_s: float = 0.0
     """Time of the picture that was read last, from the file's beginning."""
     on_packet: Callable[[Any], None] | None = None

@@ -258,6 +258,7 @@ class StreamReader(Reader):
             self.frame_rate = float(stream.guessed_rate or stream.average_rate or 0)
             length_s = (self._container.duration or 0) / self._av.time_base
             self.frame_count = stream.frames or round(length_s * self.frame_rate)
+            self.is_count_estimated = not stream.frames
             self._start_s = float((stream.start_time or 0) * stream.time_base)
         packets: Iterator[Any] = self._container.demux(stream)
         return packets

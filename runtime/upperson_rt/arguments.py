@@ -17,6 +17,9 @@ from typing import Any
 from upperson_rt.errors import InputError, UppersonError, UsageError
 from upperson_rt.printable import safe_repr
 
+LATEST_UNIX_S = 1e11
+"""The year 5138; unix times in milliseconds are beyond."""
+
 LONGEST_PATH = 4096
 """Characters; Linux opens no longer one, and messages name paths whole."""
 

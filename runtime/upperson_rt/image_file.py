@@ -6,8 +6,9 @@ classes below. HEIC and AVIF are decoded by a process of their own, see `photo_d
 
 A header is read from a file that gives out so many bytes and no more. From it follows what decoding
 will take, before anything is decoded; a JPEG that would take more than `MOST_BYTES` is decoded at a
-half, a quarter or an eighth of its size, any other picture is refused. All threads of a process
-share `_BUDGET`: who would exceed it waits.
+half, a quarter or an eighth of its size, any other picture is refused. HEIC and AVIF above 25
+megapixels are halved once they are decoded. All threads of a process share `_BUDGET`: who would
+exceed it waits.
 """
 
 import errno
@@ -37,6 +38,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from upperson_rt.arguments import LONGEST_PATH
 from upperson_rt.errors import InputError, install_command
 from upperson_rt.machine import limit_heap, trim_heap
+from upperson_rt.photo_decoder import SETUP_FAILED
 from upperson_rt.printable import safe_repr
 
 MOST_BYTES = 240 << 20
@@ -81,11 +83,18 @@ class _TooLargeError(Exception):
     """What a picture would need is beyond the bound; says how much and of what."""
 
 
+class _NoDecoderError(Exception):
+    """The process that decodes photos cannot start or set itself up; says why."""
+
+
 @contextmanager
-def open_image(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[ImageFile]:
+def open_image(
+    path: str | os.PathLike[str], content: bytes | None = None, *, header_only: bool = False
+) -> Iterator[ImageFile]:
     """Open a picture file, or its content; it is decoded when its pixels are used, in this thread.
 
-    A JPEG may already be set to a smaller size. Waits while pictures of other threads take the
+    With ``header_only``, for the EXIF, no pixel of HEIC and AVIF is decoded: the picture has one. A
+    JPEG may already be set to a smaller size. Waits while pictures of other threads take the
     memory; a thread that has one open does not wait for a second.
     """
     name = os.fspath(path)
@@ -109,7 +118,7 @@ def open_image(path: str | os.PathLike[str], content: bytes | None = None) -> It
                 raise _TooLargeError(
                     f"its file has {size_bytes >> 20:,} MiB, the limit is {MOST_FILE_BYTES >> 20}"
                 )
-            image = _opener(file.peek(64)[:64])(file, take)
+            image = _opener(file.peek(64)[:64], header_only)(file, take)
             stack.callback(image.close)
         yield image
 
@@ -122,6 +131,9 @@ def naming_image(name: str) -> Iterator[None]:
     except (_TooLargeError, Image.DecompressionBombError) as error:
         message = f"image {name} is too large to be a person's picture: {error}"
         raise InputError(message, code="image_too_large", path=name) from error
+    except _NoDecoderError as error:
+        message = f"cannot read image {name}: its decoder does not start: {error}"
+        raise InputError(message, code="photo_decoder_unusable", path=name) from error
     except Exception as error:  # A damaged file may lead Pillow's readers to any error.
         fields = {"path": name} | (error.fields if isinstance(error, InputError) else {})
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -367,7 +379,7 @@ def _photo_kind(start: bytes) -> PhotoKind | None:
     return next((kind for kind, known in _BRANDS.items() if brands & known), None)
 
 
-def _open_photo(kind: PhotoKind, file: _Metered, take: _Take) -> ImageFile:
+def _open_photo(kind: PhotoKind, header_only: bool, file: _Metered, take: _Take) -> ImageFile:
     if obstacle := obstacle_to(kind):
         raise InputError(f"{kind.upper()} cannot be read: {obstacle}", found=kind)
     file.give()
@@ -375,7 +387,7 @@ def _open_photo(kind: PhotoKind, file: _Metered, take: _Take) -> ImageFile:
     if len(content) > _MOST_PHOTO_BYTES:
         raise _TooLargeError(f"its file has more than {_MOST_PHOTO_BYTES >> 20} MiB")
     with _BUDGET.share(_BUDGET.each):
-        decoded = _decoded_apart(kind, content)
+        decoded = _decoded_apart(kind, content, 0 if header_only else _BUDGET.each // _DECODED)
     if not decoded.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError("its decoder wrote no picture")
     inner = _Metered(io.BytesIO(decoded))
@@ -384,14 +396,16 @@ def _open_photo(kind: PhotoKind, file: _Metered, take: _Take) -> ImageFile:
     return _settle(image, inner, take, len(decoded))
 
 
-def _decoded_apart(kind: PhotoKind, content: bytes) -> bytes:
-    """Return a photo as a PNG, from a process of its own."""
+def _decoded_apart(kind: PhotoKind, content: bytes, most_pixels: int) -> bytes:
+    """Return a photo as a PNG, from a process of its own; see `photo_decoder.main`."""
     import subprocess
 
-    program = Path(__file__).with_name("photo_decoder.py")
+    program = str(Path(__file__).with_name("photo_decoder.py"))
+    # Isolated, it would not know the packages of PYTHONPATH and of the user.
+    folders = [folder for folder in sys.path if os.path.isabs(folder)]
     try:
         done = subprocess.run(
-            [sys.executable, "-I", str(program), kind, str(_BUDGET.each // _DECODED)],
+            [sys.executable, "-I", program, kind, str(most_pixels), *folders],
             input=content,
             capture_output=True,
             timeout=_PHOTO_TIMEOUT_S,
@@ -399,6 +413,10 @@ def _decoded_apart(kind: PhotoKind, content: bytes) -> bytes:
         )
     except subprocess.TimeoutExpired as error:
         raise ValueError(f"its decoder took more than {_PHOTO_TIMEOUT_S:g} s") from error
+    except OSError as error:
+        raise _NoDecoderError(f"{sys.executable}: {error.strerror}") from error
+    if done.returncode == SETUP_FAILED:
+        raise _NoDecoderError(done.stderr.decode(errors="replace").strip())
     if done.returncode:
         raise ValueError("its decoder failed: it is damaged, or too large")
     return done.stdout
@@ -414,12 +432,12 @@ _OTHER_KINDS = {
 """What people have instead. Messages show no byte of a file: it may be a link to a secret."""
 
 
-def _opener(start: bytes) -> Callable[[_Metered, _Take], ImageFile]:
+def _opener(start: bytes, header_only: bool) -> Callable[[_Metered, _Take], ImageFile]:
     for beginnings, opener in _OPENERS.items():
         if start.startswith(beginnings):
             return opener
     if (photo := _photo_kind(start)) is not None:
-        return partial(_open_photo, photo)
+        return partial(_open_photo, photo, header_only)
     marks = (mark for mark in _OTHER_KINDS if mark in (start[: len(mark)], start[4:8]))
     kind = _OTHER_KINDS.get(next(marks, b""), "another kind of file")
     found = kind if start else "an empty file"

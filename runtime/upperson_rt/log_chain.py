@@ -145,6 +145,8 @@ def read_head(path: Path) -> Head | None:
 def verify_log(path: Path, expected: Collection[str] = ()) -> LogReport:
     """Read a log through."""
     try:
+        if path.exists() and not path.is_file():  # Opening a pipe would wait for its other end.
+            raise OSError(errno.EINVAL, "not a regular file")
         with open(path, "rb") as file:
             head, size = _read_both(path, file)
             scan = Scan(path, head, expected)

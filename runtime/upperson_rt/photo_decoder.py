@@ -1,42 +1,67 @@
-"""Decode one HEIC or AVIF photo, in a process of its own: run by `image_file`, never imported.
+"""Decode one HEIC or AVIF photo, in a process of its own: run by `image_file`.
 
 The decoders are large and written in C, and a file may say another size than its pictures have. So
 this process may take so much memory and time and no more, and if it dies it takes no other with
-it. It reads the file from stdin and writes a PNG without compression, with the EXIF, to stdout.
+it. It reads the file from stdin and writes a PNG without compression, with the EXIF, to stdout; for
+the EXIF alone a PNG of one pixel, without decoding.
 """
 
 import io
 import sys
+from collections.abc import Callable
+from typing import Any
+
+SETUP_FAILED = 70
+"""Exit code where the limits cannot be set or a package cannot be imported; stderr says why."""
 
 _MEMORY_BYTES = 1 << 30
 _CPU_S = 60
 
 
-def main() -> None:
-    """Decode stdin; the arguments are ``heic`` or ``avif``, and the most pixels of the PNG."""
+def _set_up(kind: str) -> Callable[[io.BytesIO], Any]:
+    """Limit this process and return what opens a photo."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_S, _CPU_S))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    kind, most_pixels = sys.argv[1], int(sys.argv[2])
-    file = io.BytesIO(sys.stdin.buffer.read())
     if kind == "avif":
         from PIL import AvifImagePlugin
 
         AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # Each has a stack, which counts as memory.
-        image = AvifImagePlugin.AvifImageFile(file)
-    else:
-        import pi_heif
+        return AvifImagePlugin.AvifImageFile
+    import pi_heif
 
-        pi_heif.options.DECODE_THREADS = 1
-        image = pi_heif.HeifImageFile(file)
+    pi_heif.options.DECODE_THREADS = 1
+    opener: Callable[[io.BytesIO], Any] = pi_heif.HeifImageFile
+    return opener
+
+
+def main() -> None:
+    """Decode stdin.
+
+    The arguments are ``heic`` or ``avif``, the most pixels of the PNG (0 for the EXIF alone), and
+    the folders that Python imports from.
+    """
+    kind, most_pixels = sys.argv[1], int(sys.argv[2])
+    sys.path[:] = sys.argv[3:]
+    try:
+        open_photo = _set_up(kind)
+    except (ImportError, OSError, ValueError) as error:  # ValueError: above the hard limit.
+        sys.stderr.write(" ".join(str(error).split()))
+        sys.exit(SETUP_FAILED)
+    image = open_photo(io.BytesIO(sys.stdin.buffer.read()))
     exif = image.info.get("exif") or b""
-    has_alpha = "A" in image.mode or "transparency" in image.info
-    picture = image.convert("RGBA" if has_alpha else "RGB")
-    image.close()
-    while picture.width * picture.height > most_pixels:
-        picture = picture.reduce(2)
+    if most_pixels:
+        has_alpha = "A" in image.mode or "transparency" in image.info
+        picture = image.convert("RGBA" if has_alpha else "RGB")
+        image.close()
+        while picture.width * picture.height > most_pixels:
+            picture = picture.reduce(2)
+    else:
+        from PIL import Image
+
+        picture = Image.new("L", (1, 1))
     picture.save(sys.stdout.buffer, "PNG", compress_level=0, exif=exif)
 
 

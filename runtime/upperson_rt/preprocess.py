@@ -9,7 +9,8 @@ Every picture becomes uint8 RGB the same way in training, calibration and at run
 - Grey, palette, CMYK and the other modes of Pillow are converted by Pillow.
 - Of an animation or a file of several pages the first picture counts.
 - A JPEG that would take too much memory is decoded at a half, a quarter or an eighth of its size;
-  other such pictures are refused. See `image_file`.
+  HEIC and AVIF above 25 megapixels are halved until they have fewer. Other pictures that would
+  take too much are refused. See `image_file`.
 """
 
 import datetime
@@ -73,8 +74,8 @@ def image_suffixes() -> frozenset[str]:
 def load_image(source: ImageSource, channels: Channels = "rgb") -> NDArray[np.uint8]:
     """Read a picture as uint8 RGB [H, W, 3] of its own size, upright; raises InputError.
 
-    Only a JPEG that would take too much memory comes back smaller than it is. A Pillow image is
-    left open.
+    Only a JPEG that would take too much memory, and HEIC and AVIF above 25 megapixels, come back
+    smaller than they are. A Pillow image is left open.
     """
     return use_image(source, np.ascontiguousarray, channels)
 
@@ -375,7 +376,7 @@ def capture_time(path: str | os.PathLike[str], source: TimeSource = "exif") -> f
 
 def _from_exif(path: str | os.PathLike[str]) -> float | None:
     try:
-        with open_image(path) as image:
+        with open_image(path, header_only=True) as image:
             tags: dict[int, Any] = dict(image.getexif().get_ifd(ExifTags.IFD.Exif))
     except InputError:
         return None

@@ -222,6 +222,8 @@ REFUSED = [
     ),
     (["index", "crops", "--skip-bad", "true"], 2, "flag_value"),
     (["query", "red", "--since", "nan"], 2, "time_malformed"),
+    (["query", "red", "--since", "1700000000000"], 2, "time_malformed"),
+    (["gallery", "delete", "--until=-1e11"], 2, "time_malformed"),
     (["query", "red", "--since", "tomorrow"], 2, "time_malformed"),
     (["gallery", "prune", "--older-than", "30"], 2, "age_malformed"),
     # Refused by Typer.

@@ -1,6 +1,7 @@
 """``upperson-rt watch`` as users run it: from a video to an answer, and how it ends."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -388,6 +389,7 @@ def test_without_a_terminal_the_progress_comes_in_lines(work, monkeypatch):
         (("street.avi", "--config", "cameras.yaml"), 2, "beside_config"),
         (("--config", "cameras.yaml", "--camera", "gate"), 2, "beside_config"),
         (("--config", "none.yaml"), 3, "config_unreadable"),
+        (("--config", "pipe.yaml"), 3, "config_unreadable"),
         (("--config", "street.json"), 3, "key_unknown"),
         (("street.avi", "a=street.avi", "--camera", "b"), 2, "camera_name_for_several"),
         (("street.avi", "--drop", "some"), 2, "unknown_policy"),
@@ -396,12 +398,12 @@ def test_without_a_terminal_the_progress_comes_in_lines(work, monkeypatch):
         (("street.avi", "--tracker", "bytetrack"), 5, "extra_missing"),
         (("street.avi", "--detector", "none.onnx"), 3, "detector_not_found"),
         (("street.avi", "--start", "soon"), 2, None),
-        (("street.avi", "--start", "1800000000000"), 3, "time_malformed"),
+        (("street.avi", "--start", "1800000000000"), 2, "time_malformed"),
         (("street.avi", "-b", "none"), 3, None),
         (("street.avi", "--device", "cuda", "--backend", "onnxruntime"), 5, None),
         (("street.avi", "-g", "other"), 6, None),
         (("0", "--drop", "block"), 2, "only_files_wait"),
-        (("street.avi", "--clips", "5", "--vectors-only"), 2, "clips_without_pictures"),
+        (("street.avi", "--clips", "60", "--vectors-only"), 2, "clips_without_pictures"),
         (("fake ! pipeline",), 5, "gstreamer_missing"),
         (("a=rtsps://cam/x", "--insecure", "b"), 2, "camera_unknown"),
         (("a=rtsps://cam/x", "--ca", "street.json"), 3, "ca_unreadable"),
@@ -411,10 +413,17 @@ def test_errors_are_one_line_and_a_code(work, monkeypatch, arguments, exit_code,
     monkeypatch.setattr("cv2.videoio_registry.hasBackend", lambda backend: False)
     monkeypatch.setitem(sys.modules, "trackers", None)
     Gallery.open("other", "sha256:" + "a" * 64, 16, create=True).close()
+    os.mkfifo("pipe.yaml")
     detector = () if "--detector" in arguments else ("--detector", "street.json")
     refusal(run("watch", *arguments, *detector, "--json"), exit_code, code)
     if code == "extra_missing":
         assert not (work / "gallery").exists(), "refused before anything begins"
+
+
+def test_clips_that_are_too_long_are_refused_by_the_name_of_the_option(work):
+    result = run("watch", "street.avi", "--clips", "61", "--json")
+    assert (result.exit_code, result.stdout) == (2, "")  # Typer's refusal has no code.
+    assert "--clips" in result.stderr
 
 
 def test_a_file_that_decodes_to_black_is_refused_and_an_interlaced_one_is_not(work):

@@ -344,6 +344,7 @@ class Crops(OptionGroup, panel="Detection and crops"):
         typer.Option(
             "--clips",
             min=0.0,
+            max=60.0,
             metavar="SECONDS",
             help="Also save the whole frame of each picture, and a clip from so many seconds "
             "before to so many after it; 0 for the frame only. Devices and GStreamer give no clip.",
@@ -364,8 +365,8 @@ class Crops(OptionGroup, panel="Detection and crops"):
         typer.Option(
             "--clips-size",
             min=1,
-            metavar="MB",
-            help="Most megabytes of frames and clips; the oldest are deleted first.",
+            metavar="MiB",
+            help="Most MiB of frames and clips; the oldest are deleted first.",
         ),
     ] = 4096
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from upperson_rt.arguments import read_attributes
+from upperson_rt.arguments import LATEST_UNIX_S, read_attributes
 from upperson_rt.cli.groups import ADVANCED, OptionGroup, advanced, option
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import safe_repr
@@ -56,7 +56,7 @@ def unix_seconds(text: str) -> float:
     """Read unix seconds, an ISO 8601 time (local without an offset), or how long ago: ``90m``.
 
     Raises UsageError: ``time_without_unit`` for a number that is too small for unix seconds,
-    ``time_malformed`` for anything else.
+    ``time_malformed`` for one that is too large, such as milliseconds, and for anything else.
     """
     ago = _age(text.strip().removeprefix("-"))
     if ago is not None:
@@ -70,6 +70,12 @@ def unix_seconds(text: str) -> float:
                 f"{safe_repr(text)} has no unit: write how long ago, such as 24h or 24d, or a time "
                 "such as 2026-11-24T14:00",
                 code="time_without_unit",
+                found=text,
+            )
+        if abs(seconds) >= LATEST_UNIX_S:
+            raise UsageError(
+                f"{safe_repr(text)} is too large for unix seconds: write seconds, not milliseconds",
+                code="time_malformed",
                 found=text,
             )
         return seconds

@@ -1,3 +1,4 @@
+import os
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -335,3 +336,5 @@ def test_a_query_log_is_verified(tmp_path):
     for missing, code in ((path, 6), (tmp_path / "log.head", 3)):
         missing.unlink()
         assert doctor._query_log(path).exit_code == code
+    os.mkfifo(path)
+    assert doctor._query_log(path).exit_code == 3

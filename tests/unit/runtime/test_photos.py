@@ -83,6 +83,31 @@ def test_an_avif_photo_is_read_with_its_transparency_and_time(tmp_path):
         assert opened.size == (32, 48)
 
 
+@needs_heif
+def test_the_time_of_a_heic_photo_is_read_without_its_pixels(tmp_path):
+    pixels = slice(HEIC.index(b"mdat") + 4, HEIC.index(b"Exif\0\0MM"))
+    content = bytearray(HEIC)
+    content[pixels] = bytes(pixels.stop - pixels.start)
+    (tmp_path / "photo.heic").write_bytes(content)
+    with refused("image_unreadable", InputError):
+        load_image(tmp_path / "photo.heic")
+    assert capture_time(tmp_path / "photo.heic") is not None
+
+
+@needs_avif
+def test_the_time_of_an_avif_photo_is_read_without_its_pixels(tmp_path):
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[0x9003] = "2026:11:24 14:00:00"
+    Image.fromarray(gradient()).save(tmp_path / "photo.avif", exif=exif.tobytes())
+    content = bytearray((tmp_path / "photo.avif").read_bytes())
+    pixels = slice(content.rindex(b"2026:11:24 14:00:00") + 20, None)
+    content[pixels] = bytes(len(content) - pixels.start)
+    (tmp_path / "photo.avif").write_bytes(content)
+    with refused("image_unreadable", InputError):
+        load_image(tmp_path / "photo.avif")
+    assert capture_time(tmp_path / "photo.avif") is not None
+
+
 @needs_avif
 def test_a_photo_beyond_the_bound_is_halved(tmp_path, monkeypatch):
     Image.fromarray(gradient()).save(tmp_path / "photo.avif")
@@ -129,6 +154,35 @@ def test_a_decoder_that_dies_takes_one_picture_with_it(tmp_path, monkeypatch):
     monkeypatch.setattr(image_file.sys, "executable", "/bin/false")
     (tmp_path / "photo.heic").write_bytes(HEIC)
     with refused("image_unreadable", InputError):
+        load_image(tmp_path / "photo.heic")
+
+
+@needs_avif
+@pytest.mark.parametrize(
+    ("name", "content"),
+    {
+        "PIL.py": "raise ImportError('only here')",  # As in a folder of PYTHONPATH.
+        "resource.py": (
+            "RLIMIT_AS = 0\ndef setrlimit(*given): raise ValueError('not allowed: only here')"
+        ),
+    }.items(),
+)
+def test_a_decoder_has_the_import_path_of_its_parent_and_says_why_it_cannot_start(
+    tmp_path, monkeypatch, name, content
+):
+    Image.fromarray(gradient()).save(tmp_path / "photo.avif")
+    (tmp_path / name).write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    with refused("photo_decoder_unusable", InputError, path=str(tmp_path / "photo.avif")) as found:
+        load_image(tmp_path / "photo.avif")
+    assert "only here" in str(found.value)
+
+
+def test_a_python_that_is_gone_is_no_damaged_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_file, "obstacle_to", lambda kind: "")
+    monkeypatch.setattr(image_file.sys, "executable", str(tmp_path / "gone"))
+    (tmp_path / "photo.heic").write_bytes(HEIC)
+    with refused("photo_decoder_unusable", InputError):
         load_image(tmp_path / "photo.heic")
 
 

@@ -269,6 +269,9 @@ def test_a_log_that_was_written_anew_shows_it(path, tmp_path):
     assert "was written anew" in verify_log(path).problems[0]
     with refused("log_unreadable", InputError):
         verify_log(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe")
+    with refused("log_unreadable", InputError):  # Reading it would wait forever.
+        verify_log(tmp_path / "pipe")
 
 
 def test_a_log_that_was_made_anew_as_a_whole_lacks_the_chain_that_was_noted(path):

@@ -4,8 +4,10 @@ import http.server
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
+from fractions import Fraction
 from types import SimpleNamespace
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -186,6 +188,36 @@ def test_a_real_file_has_its_own_times(tmp_path):
     wait_for(lambda: watched.capture.is_over)
     assert [t for _, t, _ in watched.frames] == pytest.approx([50 + i / 5 for i in range(6)])
     assert watched.frames[0][0].shape == FRAME.shape
+
+
+def write_variable(path):
+    """Write 2 s at 25 pictures a second, of which two of three are missing after the first one."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuvj420p"
+        for number in [*range(25), *range(25, 50, 3)]:
+            frame = av.VideoFrame.from_ndarray(FRAME, format="bgr24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def events_of(path, caplog):
+    caplog.clear()
+    watched = Watched(parse_source(str(path)), open_source, start_time=0.0)
+    wait_for(lambda: watched.capture.is_over)
+    assert watched.capture.state == "ended"
+    return len(watched.frames), [record.event for record in caplog.records]
+
+
+def test_a_file_of_a_variable_rate_is_not_taken_for_one_that_was_cut_short(tmp_path, caplog):
+    write_variable(tmp_path / "whole.mkv")
+    assert events_of(tmp_path / "whole.mkv", caplog) == (34, [])
+    content = (tmp_path / "whole.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
+    frames, events = events_of(tmp_path / "cut.mkv", caplog)
+    assert frames < 34
+    assert "cut_short" in events
 
 
 def test_what_no_reader_takes(tmp_path):
