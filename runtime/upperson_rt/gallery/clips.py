@@ -116,6 +116,9 @@ def erase_clips(crops_dir: Path, rows: Iterable[Erased]) -> None:
 
     The rows of a track that are deleted together stand for the time between them, and each for
     `MARGIN_S` before and after. Crops of other people stay; their frames and clips of that time go.
+
+    Raises:
+        OSError: A file cannot be removed, or a folder cannot be read.
     """
     folder = clips_dir(crops_dir)
     if not folder.exists():
@@ -144,7 +147,7 @@ def erase_clips(crops_dir: Path, rows: Iterable[Erased]) -> None:
             for file in clips_in(day):
                 before = bisect_right(begins, file.end)
                 if file.crop in crops or (before and ends[before - 1] >= file.begin):
-                    _remove(file)
+                    file.path.unlink(missing_ok=True)
 
 
 def remove_stray_clips(crops_dir: Path, before: float) -> None:

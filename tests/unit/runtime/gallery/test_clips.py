@@ -1,13 +1,22 @@
 """Frames and clips go with the pictures of those whom they show."""
 
+import errno
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.helpers.command_line import environment
+from tests.helpers.refused import refused
+from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.clips import all_clips, clip_name, clips_dir, clips_of
+from upperson_rt.gallery.sqlite import schema
 
 START = 1_790_000_000.0
 
@@ -112,3 +121,72 @@ def test_a_million_spans_are_searched_fast(gallery):
     assert time.process_time() - began < 5
     # Of those that are left, the nearest are within the margin of what was deleted.
     assert len(left(gallery)) == 100
+
+
+@pytest.mark.parametrize(
+    "delete",
+    [lambda gallery: gallery.delete(["gateanna100"]), lambda gallery: gallery.prune(START + 200)],
+)
+def test_rows_stay_while_a_clip_of_theirs_cannot_be_removed(gallery, monkeypatch, delete):
+    add(gallery, ("gate", "anna", 100), ("gate", "ben", 300))
+    unlink = Path.unlink
+
+    def refusing(path, missing_ok=False):
+        if path.suffix == ".mp4":
+            raise OSError(errno.EACCES, "Permission denied", str(path))
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refusing)
+        with refused("clips_not_removed", InputError) as found:
+            delete(gallery)
+    (row,) = (item for item in gallery.items() if item.track == "anna")
+    assert found.value.fields["path"] in {
+        str(file.path) for file in clips_of(gallery.crops_dir, row.crop)
+    }
+    assert (gallery.crops_dir / row.crop).exists()
+    gallery.check()
+    assert delete(gallery) == 1
+    assert "gate anna-100" not in left(gallery)
+    assert [item.track for item in gallery.items()] == ["ben"]
+
+
+KILLED = """
+import os, signal, sys
+from upperson_rt.gallery import Gallery
+from upperson_rt.gallery.sqlite import schema
+with Gallery.open(sys.argv[1]) as gallery:
+    place = {"write_sums": schema.Description, "write_mark": schema}[sys.argv[2]]
+    setattr(place, sys.argv[2], lambda *values: os.kill(os.getpid(), signal.SIGKILL))
+    gallery.delete(["gateanna100"])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize(("call", "rows"), [("write_sums", 2), ("write_mark", 1)])
+def test_a_deletion_that_is_killed_leaves_no_frame_or_clip(gallery, call, rows):
+    """Killed just before and just after its commit."""
+    add(gallery, ("gate", "anna", 100), ("gate", "ben", 104), ("hall", "eve", 100))
+    folder = gallery.location
+    gallery.close()
+    command = [sys.executable, "-c", KILLED, folder, call]
+    assert subprocess.run(command, check=False, env=environment()).returncode == -signal.SIGKILL
+    with Gallery.open(folder) as again:
+        assert left(again) == {"hall eve-100": BOTH}
+        assert again.count() == rows + 1
+        assert again.delete(["gateanna100"]) == rows - 1
+        assert again.count() == 2
+
+
+def test_what_is_written_during_a_deletion_goes_as_well(gallery, monkeypatch):
+    add(gallery, ("gate", "anna", 100), ("gate", "ben", 104))
+    commit = schema.write_mark
+    late = clips_dir(gallery.crops_dir) / clip_name("gate/2026-11-30/x.jpg", ".jpg", START + 101)
+
+    def committed(*values):
+        late.write_bytes(b"clip")
+        commit(*values)
+
+    monkeypatch.setattr(schema, "write_mark", committed)
+    gallery.delete(["gateanna100"])
+    assert not late.exists()
