@@ -116,6 +116,7 @@ def erase_clips(crops_dir: Path, rows: Iterable[Erased]) -> None:
 
     The rows of a track that are deleted together stand for the time between them, and each for
     `MARGIN_S` before and after. Crops of other people stay; their frames and clips of that time go.
+    Links to folders and to files are not followed, except the folder ``clips`` itself.
 
     Raises:
         OSError: A file cannot be removed, or a folder cannot be read.
@@ -140,11 +141,11 @@ def erase_clips(crops_dir: Path, rows: Iterable[Erased]) -> None:
         ]  # fmt: skip
         begins, ends = _merged(around)
         path = crop_path(folder, f"{camera}/day/crop")
-        days = (
-            [] if path is None or not path.parent.parent.is_dir() else path.parent.parent.iterdir()
-        )
-        for day in days:
-            for file in clips_in(day):
+        days = folder / camera
+        if path is None or not days.is_dir() or days.resolve() != folder.resolve() / camera:
+            continue
+        for day in days.iterdir():
+            for file in () if day.is_symlink() else clips_in(day):
                 before = bisect_right(begins, file.end)
                 if file.crop in crops or (before and ends[before - 1] >= file.begin):
                     file.path.unlink(missing_ok=True)

@@ -111,6 +111,27 @@ def test_only_own_names_count_and_nothing_outside_is_touched(gallery, tmp_path):
     gallery.delete(["gateanna100"])
     assert left(gallery) == {}
     assert (day / "notes.txt").exists()
+    assert victim.exists()
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_camera_that_is_a_link_keeps_what_it_leads_to(gallery, tmp_path, inside):
+    folder = clips_dir(gallery.crops_dir)
+    add(gallery, ("gate", "anna", 100))
+    target = folder / "hall" if inside else tmp_path / "outside"
+    (folder / "gate").rename(target)
+    (folder / "gate").symlink_to(target)
+    assert gallery.delete(["gateanna100"]) == 1
+    assert len(list(target.rglob("*.mp4"))) == 1
+
+
+def test_a_link_as_the_folder_of_clips_is_followed(gallery, tmp_path):
+    folder = clips_dir(gallery.crops_dir)
+    add(gallery, ("gate", "anna", 100))
+    folder.rename(tmp_path / "disk")
+    folder.symlink_to(tmp_path / "disk")
+    assert gallery.delete(["gateanna100"]) == 1
+    assert not list((tmp_path / "disk").rglob("*.*"))
 
 
 def test_a_million_spans_are_searched_fast(gallery):
