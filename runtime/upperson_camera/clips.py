@@ -23,7 +23,7 @@ from upperson_camera.recorder import RESERVE_BYTES, Cut, Segment, StoredPacket, 
 from upperson_camera.stats import Counters
 from upperson_rt.errors import InputError
 from upperson_rt.files import make_folder, put_in_place, scratch_folder
-from upperson_rt.gallery.clips import MARGIN_S, all_clips, clip_name, clips_dir
+from upperson_rt.gallery.clips import AFTER_S, BEFORE_S, all_clips, clip_name, clips_dir
 from upperson_rt.printable import count_of, error_text, get_logger
 
 _log = get_logger(__name__)
@@ -297,7 +297,7 @@ class ClipStage(Stage):
         # After the rename: a deletion removes crops first, and looks for clips then.
         camera = crops[0].camera
         for other in self._recent:
-            is_in = other.camera == camera and begin - MARGIN_S <= other.time <= last + MARGIN_S
+            is_in = other.camera == camera and begin - AFTER_S <= other.time <= last + BEFORE_S
             if is_in and not (self._crops_dir / other.crop).exists():
                 for path in paths:
                     path.unlink(missing_ok=True)

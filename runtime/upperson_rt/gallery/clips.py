@@ -19,8 +19,10 @@ from upperson_rt.printable import get_logger
 
 _LOG = get_logger(__name__)
 
-MARGIN_S = 10.0
-"""A person may be in view for so long before the first crop of a track, and after the last one."""
+BEFORE_S = 10.0
+"""A person may be in view for so long before the first crop of a track."""
+AFTER_S = 310.0
+"""And after the last one: who stands still has a crop every 300 s, see `still_every_s`."""
 _NAME = re.compile(r"(.+)\.(\d{1,15})(?:-(\d{1,15}))?\.(jpg|mp4|mkv)")
 """Crop, first and last millisecond. No name that begins with a dot counts: it may be unfinished."""
 
@@ -115,8 +117,8 @@ def erase_clips(crops_dir: Path, rows: Iterable[Erased]) -> None:
     """Remove what shows deleted people: all frames and clips of their camera at their time.
 
     The rows of a track that are deleted together stand for the time between them, and each for
-    `MARGIN_S` before and after. Crops of other people stay; their frames and clips of that time go.
-    Links to folders and to files are not followed, except the folder ``clips`` itself.
+    `BEFORE_S` before and `AFTER_S` after. Crops of other people stay; their frames and clips of
+    that time go. Links to folders and files are not followed, except the folder ``clips`` itself.
 
     Raises:
         OSError: A file cannot be removed, or a folder cannot be read.
@@ -136,7 +138,7 @@ def erase_clips(crops_dir: Path, rows: Iterable[Erased]) -> None:
             spans[group] = min(first, row.time), max(last, row.time)
     for camera, crops in of_camera.items():
         around = [
-            (first - MARGIN_S, last + MARGIN_S) for (of, _), (first, last) in spans.items()
+            (first - BEFORE_S, last + AFTER_S) for (of, _), (first, last) in spans.items()
             if of == camera
         ]  # fmt: skip
         begins, ends = _merged(around)
