@@ -412,6 +412,30 @@ def test_old_files_go_and_all_together_stay_below_their_bytes(gallery):
     assert other.exists()
 
 
+def test_at_the_limit_few_files_need_a_look_at_all_others(gallery, monkeypatch):
+    limit, looks = 100_000, []
+    for number in range(100):
+        name = clip_name(f"gate/2026-11-29/{number}.jpg", ".jpg", START - number)
+        path = clips_dir(gallery.crops_dir) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(1000))
+
+    def looked(crops_dir):
+        looks.append(bytes_of(gallery))
+        return all_clips(crops_dir)
+
+    monkeypatch.setattr(clips, "all_clips", looked)
+    monkeypatch.setattr(clips, "_SWEEP_S", float("inf"))
+    stage = stage_of(gallery, most_bytes=limit)
+    stage.put([saved_crop(gallery, f"new{number}", START + number) for number in range(50)])
+    stage.end(10.0)
+    assert len(looks) == 6  # One at the begin, and one for each 11 files.
+    assert max(looks) <= limit
+    found = {file.crop for file in all_clips(gallery.crops_dir)}
+    assert {f"new{number}" for number in range(50)} < found
+    assert 0.9 * limit <= bytes_of(gallery) <= limit
+
+
 def test_the_bytes_are_never_more_while_watching(encoder, gallery, film, monkeypatch):
     sizes, place = [], clips.put_in_place
 
