@@ -23,7 +23,7 @@ from upperson_camera.recorder import RESERVE_BYTES, Cut, Segment, StoredPacket, 
 from upperson_camera.stats import Counters
 from upperson_rt.errors import InputError
 from upperson_rt.files import make_folder, put_in_place, scratch_folder
-from upperson_rt.gallery.clips import MARGIN_S, all_clips, clip_name, clips_dir
+from upperson_rt.gallery.clips import AFTER_S, BEFORE_S, all_clips, clip_name, clips_dir
 from upperson_rt.printable import count_of, error_text, get_logger
 
 _log = get_logger(__name__)
@@ -32,6 +32,8 @@ _STEP_S = 0.1
 _SWEEP_S = 60.0
 """Between two looks at the age and the size of all files."""
 _DAY_S = 86_400.0
+_SPARE = 0.1
+"""Of the size limit, removed beyond what is needed: the next files need no look at all others."""
 _MOST_WAITING = 128
 _MOST_RECENT = 4096
 """Crops that are remembered: they may be deleted while a clip of that time is written."""
@@ -297,7 +299,7 @@ class ClipStage(Stage):
         # After the rename: a deletion removes crops first, and looks for clips then.
         camera = crops[0].camera
         for other in self._recent:
-            is_in = other.camera == camera and begin - MARGIN_S <= other.time <= last + MARGIN_S
+            is_in = other.camera == camera and begin - AFTER_S <= other.time <= last + BEFORE_S
             if is_in and not (self._crops_dir / other.crop).exists():
                 for path in paths:
                     path.unlink(missing_ok=True)
@@ -318,7 +320,10 @@ class ClipStage(Stage):
         require_free(self._folder, more)
 
     def _sweep(self, more: int = 0) -> None:
-        """Remove files that are too old, and the oldest ones where all are too large."""
+        """Remove files that are too old, and the oldest ones for so many bytes more.
+
+        If that needs any, it goes on to leave `_SPARE` of the limit as well.
+        """
         files: dict[tuple[int, int], tuple[float, int, list[Path]]] = {}
         for file in all_clips(self._crops_dir):
             with suppress(FileNotFoundError):
@@ -327,15 +332,17 @@ class ClipStage(Stage):
                 about = found.st_mtime, found.st_size, new
                 files.setdefault((found.st_dev, found.st_ino), about)[2].append(file.path)
         total, removed = sum(size for _, size, _ in files.values()), 0
-        most = self._most_bytes - more
-        free = shutil.disk_usage(self._folder).free - more - RESERVE_BYTES
+        free = shutil.disk_usage(self._folder).free
+        short = max(total - self._most_bytes, RESERVE_BYTES - free) + more
+        if short > 0:
+            short += round(self._most_bytes * _SPARE)
         for changed, size, paths in sorted(files.values()):
             is_old = changed < time.time() - self._days * _DAY_S
-            if total <= most and free >= 0 and not is_old:
+            if short <= 0 and not is_old:
                 break
             for path in paths:
                 path.unlink(missing_ok=True)
-            total, free, removed = total - size, free + size, removed + 1
+            total, short, removed = total - size, short - size, removed + 1
         self._total = total
         if removed:
             text = "removed %s: too old, or too many bytes"

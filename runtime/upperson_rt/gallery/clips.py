@@ -19,8 +19,10 @@ from upperson_rt.printable import get_logger
 
 _LOG = get_logger(__name__)
 
-MARGIN_S = 10.0
-"""A person may be in view for so long before the first crop of a track, and after the last one."""
+BEFORE_S = 10.0
+"""A person may be in view for so long before the first crop of a track."""
+AFTER_S = 310.0
+"""And after the last one: who stands still has a crop every 300 s, see `still_every_s`."""
 _NAME = re.compile(r"(.+)\.(\d{1,15})(?:-(\d{1,15}))?\.(jpg|mp4|mkv)")
 """Crop, first and last millisecond. No name that begins with a dot counts: it may be unfinished."""
 
@@ -115,7 +117,11 @@ def erase_clips(crops_dir: Path, rows: Iterable[Erased]) -> None:
     """Remove what shows deleted people: all frames and clips of their camera at their time.
 
     The rows of a track that are deleted together stand for the time between them, and each for
-    `MARGIN_S` before and after. Crops of other people stay; their frames and clips of that time go.
+    `BEFORE_S` before and `AFTER_S` after. Crops of other people stay; their frames and clips of
+    that time go. Links to folders and files are not followed, except the folder ``clips`` itself.
+
+    Raises:
+        OSError: A file cannot be removed, or a folder cannot be read.
     """
     folder = clips_dir(crops_dir)
     if not folder.exists():
@@ -132,19 +138,19 @@ def erase_clips(crops_dir: Path, rows: Iterable[Erased]) -> None:
             spans[group] = min(first, row.time), max(last, row.time)
     for camera, crops in of_camera.items():
         around = [
-            (first - MARGIN_S, last + MARGIN_S) for (of, _), (first, last) in spans.items()
+            (first - BEFORE_S, last + AFTER_S) for (of, _), (first, last) in spans.items()
             if of == camera
         ]  # fmt: skip
         begins, ends = _merged(around)
         path = crop_path(folder, f"{camera}/day/crop")
-        days = (
-            [] if path is None or not path.parent.parent.is_dir() else path.parent.parent.iterdir()
-        )
-        for day in days:
-            for file in clips_in(day):
+        days = folder / camera
+        if path is None or not days.is_dir() or days.resolve() != folder.resolve() / camera:
+            continue
+        for day in days.iterdir():
+            for file in () if day.is_symlink() else clips_in(day):
                 before = bisect_right(begins, file.end)
                 if file.crop in crops or (before and ends[before - 1] >= file.begin):
-                    _remove(file)
+                    file.path.unlink(missing_ok=True)
 
 
 def remove_stray_clips(crops_dir: Path, before: float) -> None:

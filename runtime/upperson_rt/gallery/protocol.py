@@ -319,7 +319,13 @@ class Gallery(ABC):
 
     @abstractmethod
     def delete(self, keys: Sequence[str]) -> int:
-        """Delete items by key, and their crops; return how many were there."""
+        """Delete items by key, and their crops; return how many were there.
+
+        Raises:
+            InputError: A frame or clip of `watch` that may show them cannot be removed
+                (``clips_not_removed``), as in `delete_where` and `prune`. All items stay then,
+                unless the file came during the deletion.
+        """
 
     def delete_where(self, where: Filter) -> int:
         """Delete the items that pass, and their crops; return how many.

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.errors import IntegrityError
+from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery.clips import Erased, erase_clips, remove_clips, remove_stray_clips
 from upperson_rt.gallery.crops import remove_crops
 from upperson_rt.gallery.outbox import Outbox, Within
@@ -171,7 +171,12 @@ class SqliteGallery(Gallery):
         return deleted
 
     def _delete(self, *steps: "_Step") -> int:
-        """Delete what each step names in turn, in one transaction, then crops and clips."""
+        """Delete what each step names in turn, in one transaction, with crops and clips.
+
+        Frames and clips go before the commit, so that a deletion that fails or is killed can be
+        repeated: its rows are still there. They go once more after it: others may be written
+        meanwhile. `watch` removes those that are written later, as their crops are gone then.
+        """
         deleted = 0
         erased: list[Erased] = []
         with self._writing() as (transaction, sums):
@@ -182,9 +187,21 @@ class SqliteGallery(Gallery):
             named = [row.crop for row in erased]
             unused = table.unnamed_crops(transaction, named) if named else []
             table.trim_log(transaction)
+            self._erase_clips(erased, "no row was deleted: remove the cause, then delete again")
         remove_crops(self.crops_dir, unused)
-        erase_clips(self.crops_dir, erased)
+        self._erase_clips(erased, "the rows are deleted: remove the cause and the file")
         return deleted
+
+    def _erase_clips(self, rows: Sequence[Erased], advice: str) -> None:
+        try:
+            erase_clips(self.crops_dir, rows)
+        except OSError as error:
+            raise InputError(
+                f"cannot remove {error.filename}, which may show deleted people: "
+                f"{error.strerror}; {advice}",
+                code="clips_not_removed",
+                path=error.filename,
+            ) from error
 
     def _count(self, where: Filter) -> int:
         with self._database.reading() as transaction:

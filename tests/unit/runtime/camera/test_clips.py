@@ -32,11 +32,13 @@ from tests.helpers.rtsp_camera import reason_to_skip, rtsp_camera
 from tests.unit.runtime.camera.test_capture import mjpeg_camera
 from upperson_camera import Pipeline, PipelineSettings, clips, recorder, worker
 from upperson_camera.clips import ClipStage
+from upperson_camera.frames import CameraCrop
 from upperson_camera.recorder import Recorder
 from upperson_camera.stats import Counters
 from upperson_camera.stream import StreamReader
 from upperson_rt.errors import UsageError
-from upperson_rt.gallery.clips import all_clips, clip_name, clips_dir, clips_of
+from upperson_rt.gallery import Item
+from upperson_rt.gallery.clips import AFTER_S, BEFORE_S, all_clips, clip_name, clips_dir, clips_of
 
 GOP = 20
 EXACT = {"g": str(GOP), "keyint_min": str(GOP), "sc_threshold": "0", "qp": "10", "bf": "0"}
@@ -410,6 +412,30 @@ def test_old_files_go_and_all_together_stay_below_their_bytes(gallery):
     assert other.exists()
 
 
+def test_at_the_limit_few_files_need_a_look_at_all_others(gallery, monkeypatch):
+    limit, looks = 100_000, []
+    for number in range(100):
+        name = clip_name(f"gate/2026-11-29/{number}.jpg", ".jpg", START - number)
+        path = clips_dir(gallery.crops_dir) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(1000))
+
+    def looked(crops_dir):
+        looks.append(bytes_of(gallery))
+        return all_clips(crops_dir)
+
+    monkeypatch.setattr(clips, "all_clips", looked)
+    monkeypatch.setattr(clips, "_SWEEP_S", float("inf"))
+    stage = stage_of(gallery, most_bytes=limit)
+    stage.put([saved_crop(gallery, f"new{number}", START + number) for number in range(50)])
+    stage.end(10.0)
+    assert len(looks) == 6  # One at the begin, and one for each 11 files.
+    assert max(looks) <= limit
+    found = {file.crop for file in all_clips(gallery.crops_dir)}
+    assert {f"new{number}" for number in range(50)} < found
+    assert 0.9 * limit <= bytes_of(gallery) <= limit
+
+
 def test_the_bytes_are_never_more_while_watching(encoder, gallery, film, monkeypatch):
     sizes, place = [], clips.put_in_place
 
@@ -456,6 +482,34 @@ def test_what_is_deleted_while_its_clip_is_written_does_not_come_back(
     assert (stats.committed, stats.clips) == (3, 0)
     assert stats.clips_dropped == {"deleted": 3}
     assert list(all_clips(gallery.crops_dir)) == []
+
+
+def saved_crop(gallery, name, at=START, size=1000):
+    """Return a committed crop, whose file is there, with a whole frame of some bytes."""
+    crop = f"gate/2026-11-30/{name}.jpg"
+    path = gallery.crops_dir / crop
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"crop")
+    return CameraCrop(
+        item=Item(key=name, time=at, crop=crop), pixels=person_frame(), camera="gate", arrived=0.0,
+        chosen=0.0, frame_jpeg=bytes(size),
+    )  # fmt: skip
+
+
+def test_frames_of_the_time_of_a_deleted_person_are_not_saved(gallery):
+    assert PipelineSettings().still_every_s + BEFORE_S <= AFTER_S
+    stage = stage_of(gallery)
+    anna = saved_crop(gallery, "anna")
+    (gallery.crops_dir / anna.item.crop).unlink()
+    near = {
+        "before": -BEFORE_S - 1,
+        "early": -BEFORE_S + 1,
+        "late": AFTER_S - 1,
+        "after": AFTER_S + 1,
+    }
+    stage.put([anna, *(saved_crop(gallery, name, START + at) for name, at in near.items())])
+    stage.end(10.0)
+    assert {file.crop for file in all_clips(gallery.crops_dir)} == {"before", "after"}
 
 
 def test_a_disk_that_does_not_answer_is_abandoned(encoder, gallery, film, monkeypatch, caplog):
