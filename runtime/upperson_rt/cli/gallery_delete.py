@@ -121,9 +121,14 @@ def delete(
         count = len(store.ids(sorted(wanted))) if keys else store.count(passing)
         deleted = 0
         what, frames = count_of(count, "picture"), _frames_passing(store, passing)
+        frame = f"the newest frame of {count_of(frames, 'camera')}"
         if frames:
-            what += f" and the newest frame of {count_of(frames, 'camera')}"
+            what += f" and {frame}"
+        if frames and deletion.dry_run:
+            print_note(f"would also delete {frame}")
         if (count or frames) and deletion.confirmed(f"delete {what} from gallery '{gallery}'?"):
+            if frames:
+                print_note(f"deleting {frame} as well")
             deleted = store.delete(sorted(wanted)) if keys else store.delete_where(passing)
             count = deleted
         left = store.count()
