@@ -136,7 +136,8 @@ class MqttDelivery(Delivery):
     def _warn_without_subscriber(self, code: Any) -> None:
         if code.value == _NO_SUBSCRIBERS and not self._has_warned:
             self._has_warned = True
-            _LOG.warning("the broker takes the alerts, but nobody is subscribed to %s", self._topic)
+            text = "the broker takes the alerts, but no client is subscribed to %s"
+            _LOG.warning(text, self._topic)
 
     def _connected(self) -> Any:
         if self._client is not None and not self._is_gone:

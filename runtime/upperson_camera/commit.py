@@ -67,7 +67,7 @@ class OtherWriters:
             try:
                 found = self._gallery.count(Filter(camera=camera))
             except UppersonError as error:  # Nothing is lost; commits fail themselves.
-                _log.warning("cannot tell whether others add pictures of %s: %s", camera, error)
+                _log.warning("cannot check whether others add pictures of %s: %s", camera, error)
                 return
             self._expected[camera] = found
             if found > expected:

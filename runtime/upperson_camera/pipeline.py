@@ -153,7 +153,7 @@ class Pipeline:
             encoder=encoder,
             crops=BoundedQueue(self.settings.crop_queue),
             batches=BoundedQueue(_COMMITS_WAITING),
-            snapshots=snapshot_folder(gallery) if self.settings.save_crops else None,
+            snapshots=snapshot_folder(gallery),
             buffer=self._buffer,
             clips=self._clips,
             counters=counters,

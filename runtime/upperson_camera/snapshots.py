@@ -27,6 +27,7 @@ class SnapshotWriter:
         self._camera, self._folder, self._wanted = camera, folder, wanted
         self._last: tuple[float, Regions] | None = None
         """When it was written, and with which zones and masks."""
+        self._may_be_there = True
         self._has_failed = False
 
     def update(self, frame: Frame, regions: Regions) -> None:
@@ -38,7 +39,7 @@ class SnapshotWriter:
         if not wanted:
             self.remove()
         elif self._last is None or now - self._last[0] >= EVERY_S or self._last[1] != regions:
-            self._last = now, regions
+            self._last, self._may_be_there = (now, regions), True
             try:
                 self._write(frame, regions)
                 self._has_failed = False
@@ -46,10 +47,10 @@ class SnapshotWriter:
                 self._log(error)
 
     def remove(self) -> None:
-        """Remove what was written."""
-        if self._last is None:
+        """Remove what was written, at first also by an earlier run."""
+        if not self._may_be_there:
             return
-        self._last = None
+        self._last, self._may_be_there = None, False
         try:
             remove_snapshot(self._folder, self._camera)
         except OSError as error:

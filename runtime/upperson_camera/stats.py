@@ -149,7 +149,7 @@ class CameraStats:
     blank_frames: int = _metric("Frames of one colour, such as black; they are searched as well.")
     decoder_errors: int = _metric("Lines of errors of the decoder, FFmpeg's.")
     failures: Mapping[str, int] = _metric(
-        "What failed for good or were stuck at the end, by reason; no camera: for all."
+        "What failed permanently or was stuck at the end, by reason; no camera: for all."
     )
     """``detector_error``, ``detector_stuck``, ``source_error``, ``source_stuck``, ``source_blank``
     or ``defect``."""

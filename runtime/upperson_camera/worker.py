@@ -63,8 +63,9 @@ class CameraWorker(Stage):
         self._schedule = DetectionSchedule(shared.settings, is_searched)
         self._maker = CropMaker(camera, shared, recorder)
         self._snapshots: SnapshotWriter | None = None
-        if shared.snapshots is not None and shared.settings.save_crops:
-            self._snapshots = SnapshotWriter(camera.name, shared.snapshots, camera.snapshot)
+        if shared.snapshots is not None:
+            wanted = camera.snapshot if shared.settings.save_crops else False
+            self._snapshots = SnapshotWriter(camera.name, shared.snapshots, wanted)
         self._tracker = new_tracker(shared.settings.tracker, shared.settings.lost_after_s)
         self._given_tracks: dict[str, float] = {}
         self._still = StillTracks(shared.settings)
@@ -96,6 +97,8 @@ class CameraWorker(Stage):
 
     def _run(self) -> None:
         last = time.monotonic()
+        if self._snapshots is not None:
+            self._snapshots.remove()  # A process that was killed left it.
         while True:
             frame = self._frames.get(_STEP_S)
             if frame is None:

@@ -20,6 +20,7 @@ from upperson_console.bounds import BoundedRoute, check_json
 from upperson_console.models import Id, Name, SearchIn, SearchOut, item_fields
 from upperson_console.pictures import PIECE_BYTES, Size
 from upperson_console.problems import MEDIA_TYPE, ProblemError, invalid, missing
+from upperson_console.ranges import file_response
 from upperson_console.rendering import server_metrics
 from upperson_console.results import ConsoleResult, run_search, write_evidence
 from upperson_console.search import LONGEST_SENTENCE
@@ -325,7 +326,7 @@ def picture_response(service: ConsoleService, account: Account, id_: int, size: 
 def clip_response(
     service: ConsoleService, account: Account, id_: int, request: Request
 ) -> Response:
-    """Return an item's clip, or the part of it that is asked for, and log it."""
+    """Return an item's clip, or the part of it that is asked for, and log the view."""
     item, _ = service.item(account, id_)
     clip = service.pictures.clip(item)
     try:
@@ -334,16 +335,11 @@ def clip_response(
         found = None
     if clip is None or found is None:
         raise missing(f"no clip of {id_} is kept", "clip_not_kept")
-    if "," in request.headers.get("range", ""):
-        raise ProblemError(416, "ask for one range of a clip at a time", code="several_ranges")
-    service.note_items(account, "view", [(id_, item)], {"clip": str(id_)})
-    return FileResponse(
-        clip.path,
-        media_type=CLIP_TYPES[clip.path.suffix],
-        filename=f"clip-{id_}{clip.path.suffix}",
-        stat_result=found,
-        content_disposition_type="inline",
-    )
+    suffix = clip.path.suffix
+    name = f"clip-{id_}{suffix}"
+    response = file_response(request, clip.path, found, CLIP_TYPES[suffix], name)
+    service.note_clip(account, id_, item, clip.path)
+    return response
 
 
 def zip_response(

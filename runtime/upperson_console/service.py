@@ -4,6 +4,7 @@ Each search, view, export, mark and deletion is in the query log before its resu
 are those of `problems`; what an account may not see is reported as missing.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from upperson_rt.search.service import SearchResult, SearchService
 _Details: TypeAlias = Mapping[str, Any]
 _MOST_VIEWS = 500
 _MOST_OTHERS = 24
+_CLIP_VIEW_S = 60.0
+"""A player reads a clip in many parts: what one account reads of it for so long is one view."""
 _LONGEST_REASON = 500
 
 
@@ -72,6 +75,9 @@ class ConsoleService:
         queries = QueryEncoder(self.queued)
         self.searches = 0
         """Number of searches."""
+        self._clip_lock = threading.Lock()
+        self._clip_views: dict[tuple[str, int, Path], float] = {}
+        """When the views of the last minute were logged, the oldest first."""
         self.current = CurrentGallery(
             open_gallery, lambda gallery: SearchService(queries, gallery, background_KD)
         )
@@ -263,6 +269,20 @@ class ConsoleService:
     ) -> None:
         """Log an action on items, see `note`."""
         self.note(account, action, _unscored(items), details)
+
+    def note_clip(self, account: Account, id_: int, item: Item, path: Path) -> None:
+        """Log a view of an item's clip, once a minute for an account, see `note`."""
+        view = account.name, id_, path
+        with self._clip_lock:
+            now = time.monotonic()
+            while self._clip_views:
+                oldest = next(iter(self._clip_views))
+                if now - self._clip_views[oldest] < _CLIP_VIEW_S:
+                    break
+                del self._clip_views[oldest]
+            if view not in self._clip_views:
+                self.note_items(account, "view", [(id_, item)], {"clip": str(id_)})
+                self._clip_views[view] = now
 
     def note_search(
         self,

@@ -41,13 +41,13 @@ def check_cards(encoder: Encoder) -> Check:
     facts = {"p_value": round(chance, 6), "stripes_right": striped, "stripes": len(_STRIPED)}
     p_value = f"p = {chance:.2g}"
     if chance > _MOST_BY_CHANCE:
-        found = f"the model does not tell the colours of drawn coats apart ({p_value})"
+        found = f"the model does not distinguish the colours of drawn coats ({p_value})"
         return Check("test cards", "fail", found, _FIX, InputError.exit_code, facts)
     if chance > _FEW_BY_CHANCE:
-        found = f"the model hardly tells the colours of drawn coats apart ({p_value})"
+        found = f"the model distinguishes the colours of drawn coats poorly ({p_value})"
         return warning("test cards", found, _FIX, **facts)
     if 2 * striped <= len(_STRIPED):
-        found = f"it tells colours apart, but stripes in {striped} of {len(_STRIPED)} only"
+        found = f"it distinguishes colours, but stripes in {striped} of {len(_STRIPED)} only"
         return warning("test cards", found, _FIX, **facts)
     of_all = f"{striped} of {len(_STRIPED)}"
     found = f"colours of drawn coats are distinguished ({p_value}), striped from plain in {of_all}"

@@ -45,7 +45,7 @@ def diagnose(
 ) -> list[Check]:
     """Check the installation, and a bundle, a gallery and a query log where given.
 
-    Of a bundle hashes and golden samples are checked, and that it tells test cards apart, of a
+    Of a bundle hashes and golden samples are checked, and that it distinguishes test cards, of a
     gallery that it opens and belongs to the bundle, of both that scores are calibrated with
     pictures like these, of a query log that its lines are as they were written. Arguments as
     `Bundle.open`.
@@ -226,7 +226,7 @@ def _signature(path: Path, verified: bool) -> Check:
     """Say which key has signed a bundle; that it did is known if it was verified."""
     key = named_key(path)
     if key is None:
-        found = "the bundle is not signed: hashes tell damage, not who made it"
+        found = "the bundle is not signed: hashes show damage, not who made it"
     elif verified:
         found = f"by the trusted key sha256:{key}, of all files as they are"
     else:

@@ -160,7 +160,8 @@ def verify_log(path: Path, expected: Collection[str] = ()) -> LogReport:
         raise _unreadable(path, error) from error
     problems, code = scan.problems(), scan.refusal_code()
     if code:
-        problems.insert(0, _EXPECTED[code])
+        line_ends = code == "log_unchained" and scan.has_other_line_ends
+        problems.insert(0, _OTHER_LINE_ENDS if line_ends else _EXPECTED[code])
     if scan.unacknowledged:
         problems.append(unacknowledged(path, scan.unacknowledged))
     absent = [one for one in expected if one not in scan.found]
@@ -184,6 +185,10 @@ _EXPECTED = {
     "log_unchained": "none of its lines has a chain: expected each to end in its chain, as the "
     "releases since chains write it, or the chains were removed",
 }
+_OTHER_LINE_ENDS = (
+    "its lines end with CR LF, expected LF alone: an editor or a transfer as text converted them; "
+    "take the file as it was written"
+)
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
@@ -215,6 +220,8 @@ class Scan:
         self._wrong: list[str] = []
         """What is wrong with lines: the first ones."""
         self._wrong_count = 0
+        self.has_other_line_ends = False
+        """Whether a line would be chained if it did not end with CR LF."""
         self._before, self._are_entries = _Loose(), True
         """The lines before the first chained one, and whether they look like those of a log."""
 
@@ -233,6 +240,8 @@ class Scan:
             match = _SEALED.fullmatch(line.removesuffix(b"\n"))
             if match is None:
                 hashed.update(line)
+                if line.endswith(b"\r\n") and _SEALED.fullmatch(line[:-2]):
+                    self.has_other_line_ends = True
                 if self.lines or start[0]:
                     loose.add(number, line)
                 else:

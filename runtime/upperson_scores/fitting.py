@@ -221,7 +221,7 @@ def fit_score_calibration(
         raise InputError(
             f"likelihoods of {source} are not reliable: on people left out AUROC is "
             f"{reached['all']['auroc']:.1f}, expected {_LEAST_AUROC:g} at least; write sentences "
-            "that tell people apart, for more people",
+            "that distinguish people, for more people",
             code="calibration_unreliable",
             auroc=reached["all"]["auroc"],
         )

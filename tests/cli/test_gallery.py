@@ -15,6 +15,7 @@ from tests.helpers.invoke import refusal, run_rt, run_rt_json
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery.snapshots import SNAPSHOTS, Snapshot, write_snapshot
 from upperson_rt.ingest.files import index_images
 
 D = 8
@@ -83,6 +84,18 @@ def test_delete(work, arguments, expected, gone):
     assert left() == list(expected)
     crops = sorted(path.stem for path in (work / "gallery" / "crops").iterdir())
     assert crops == sorted(set("abcd") & set(expected))
+
+
+def test_delete_takes_the_frame_of_a_camera_that_has_no_picture(work):
+    frame = Snapshot(camera="yard", time=0.0, width=4, height=4)
+    write_snapshot(work / "gallery" / SNAPSHOTS, frame, b"")
+    dry = run("delete", "--camera", "yard", "--dry-run")
+    assert "the newest frame of 1 camera" in dry.stderr
+    assert len(list((work / "gallery" / SNAPSHOTS).iterdir())) == 2
+    result = run_at_terminal("y", "gallery", "delete", "--camera", "yard")
+    assert "delete 0 pictures and the newest frame of 1 camera from" in result.stderr
+    assert list((work / "gallery" / SNAPSHOTS).iterdir()) == []
+    assert left() == list("abcdef")
 
 
 def test_delete_takes_relative_paths(work):

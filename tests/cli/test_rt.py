@@ -246,6 +246,11 @@ def test_errors_are_one_line_and_a_code(work):
         assert left == {"bundle", "crops", "crops.zip", "empty"}, arguments
 
 
+def test_a_value_of_a_flag_is_explained_with_the_words_of_the_command(work):
+    assert "sentence" in run("query", "red", "--explain", "no").stderr
+    assert "sentence" not in run("index", "crops", "--skip-bad", "no").stderr
+
+
 def test_a_students_gallery_needs_allow_distilled(work, tmp_path):
     """The student here has its teacher's graphs: only what the manifest says differs."""
     run("index", "crops")

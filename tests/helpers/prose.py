@@ -1,4 +1,4 @@
-"""Checks the language of documents, help texts and docstrings' first lines.
+"""Checks the language of documents, help texts, messages and docstrings' first lines.
 
 ``python -m tests.helpers.prose`` lists words that the glossary replaces and sentences that are too
 long; ``--table`` prints the words, sentence lengths and findings of each page instead.
@@ -18,6 +18,8 @@ PACKAGES = (
 )
 HISTORY = {"docs/dev/log.md"}
 """Dated notes stay as they were written; so does the changelog."""
+WORD_LISTS = {"runtime/upperson_rt/phrases/lexicon.py"}
+"""Words of queries, not of messages."""
 TOP = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "runtime/README.md")
 
 AVERAGE_WORDS, LONG_WORDS, MOST_WORDS, LONG_SHARE = 20, 30, 45, 0.08
@@ -141,6 +143,38 @@ def first_lines() -> Iterator[tuple[str, int, str]]:
                             yield str(path.relative_to(ROOT)), two.lineno, value.split("\n\n")[0]
 
 
+def messages() -> Iterator[tuple[str, int, str]]:
+    """Yield file, line number and text of each string of four words or more that is no docstring.
+
+    Values in an f-string are left out, and "nobody": there it is the verdict.
+    """
+    for package in ("runtime", "upperson", "export"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            file = str(path.relative_to(ROOT))
+            if file in WORD_LISTS:
+                continue
+            nodes = [*ast.walk(ast.parse(path.read_text("utf-8")))]
+            parts = [node.values for node in nodes if isinstance(node, ast.JoinedStr)]
+            parts += [[node.value] for node in nodes if isinstance(node, ast.Expr)]
+            inner = {id(part) for found in parts for part in found}
+            for node in nodes:
+                if isinstance(node, ast.JoinedStr):
+                    text = "".join(map(_literal, node.values))
+                elif isinstance(node, ast.Constant) and id(node) not in inner:
+                    text = _literal(node)
+                else:
+                    continue
+                if len(text.split()) >= 4:
+                    yield file, node.lineno, re.sub(r"\bnobody\b", "code", text)
+
+
+def _literal(node: ast.expr) -> str:
+    """Return the text of a string, and a word for a value in an f-string."""
+    if not isinstance(node, ast.Constant):
+        return "code"
+    return node.value if isinstance(node.value, str) else ""
+
+
 def _has_body(node: ast.AST) -> bool:
     return isinstance(getattr(node, "body", None), list)
 
@@ -162,6 +196,9 @@ def findings() -> Iterator[str]:
             yield f"{page}:{number}: {finding}"
     for file, number, line in first_lines():
         for finding in glossary_findings(plain(" ".join(line.split()))):
+            yield f"{file}:{number}: {finding}"
+    for file, number, text in messages():
+        for finding in glossary_findings(plain(text)):
             yield f"{file}:{number}: {finding}"
     for name, text in help_texts():
         for finding in glossary_findings(plain(text)):

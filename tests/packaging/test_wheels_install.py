@@ -54,7 +54,10 @@ def wheels(tmp_path_factory):
 def programs(request, wheels, tmp_path):
     """The bin folder of an environment of one Python with both wheels, and one engine."""
     if (python := find_python(request.param)) is None:
-        pytest.skip(f"no Python {request.param} with venv is installed")
+        pytest.skip(
+            f"no Python {request.param} that has venv and ensurepip was found on PATH or in pyenv: "
+            "the wheels were not installed with this version"
+        )
     toolkit, runtime, constraints = wheels
     folder = tmp_path / "venv" / "bin"
     call(python, "-m", "venv", "venv", cwd=tmp_path, timeout_s=120)

@@ -332,7 +332,7 @@ class Command(TyperCommand):
             yield word
 
     def _refuse_values_of_flags(self, args: list[str]) -> None:
-        """Raise UsageError for ``--explain true``: the word would become part of the sentence.
+        """Raise UsageError for ``--explain true``: the word would become an argument.
 
         A sentence may begin with "no": it is refused only where no other single word follows it.
         """
@@ -343,9 +343,13 @@ class Command(TyperCommand):
                 continue
             if word.lower() == "no" and after and not after.startswith("-") and " " not in after:
                 continue
+            has_sentence = any(one.metavar == "SENTENCE" for one in self.params)
+            otherwise = "put it first if it is an argument"
+            if has_sentence:
+                otherwise = "put the sentence first and in quotes"
             raise UsageError(
                 f"{flag} takes no value, found {safe_repr(word)} after it: leave the word out, or "
-                "put the sentence first and in quotes",
+                f"{otherwise}",
                 code="flag_value",
                 flag=flag,
                 found=word,

@@ -26,7 +26,7 @@ from upperson_rt.printable import count_of
 from upperson_rt.search.notices import unknown_cameras
 
 if TYPE_CHECKING:
-    from upperson_rt.gallery import Filter
+    from upperson_rt.gallery import Filter, Gallery
     from upperson_rt.retriever import Retriever
 
 
@@ -120,12 +120,27 @@ def delete(
         wanted = {str(Path(key).absolute()) if os.path.exists(key) else key for key in keys or ()}
         count = len(store.ids(sorted(wanted))) if keys else store.count(passing)
         deleted = 0
-        question = f"delete {count_of(count, 'picture')} from gallery '{gallery}'?"
-        if count and deletion.confirmed(question):
+        what, frames = count_of(count, "picture"), _frames_passing(store, passing)
+        frame = f"the newest frame of {count_of(frames, 'camera')}"
+        if frames:
+            what += f" and {frame}"
+        if frames and deletion.dry_run:
+            print_note(f"would also delete {frame}")
+        if (count or frames) and deletion.confirmed(f"delete {what} from gallery '{gallery}'?"):
+            if frames:
+                print_note(f"deleting {frame} as well")
             deleted = store.delete(sorted(wanted)) if keys else store.delete_where(passing)
             count = deleted
         left = store.count()
     _report(gallery, count, deleted, left, deletion.dry_run, output.as_json)
+
+
+def _frames_passing(store: "Gallery", passing: "Filter") -> int:
+    """Count the newest frames of cameras that `Gallery.delete_where` deletes."""
+    from upperson_rt.gallery.snapshots import snapshot_folder, snapshots_passing
+
+    folder = snapshot_folder(store)
+    return 0 if folder is None or passing.is_empty else len(snapshots_passing(folder, passing))
 
 
 @dataclass(frozen=True)

@@ -330,6 +330,8 @@ class Gallery(ABC):
     def delete_where(self, where: Filter) -> int:
         """Delete the items that pass, and their crops; return how many.
 
+        A gallery in a folder also deletes the newest frames of cameras that pass (`snapshots`).
+
         Raises:
             UsageError: The filter is empty: it would delete everything.
         """

@@ -5,6 +5,7 @@ of its name. One replaces the other: there is no history.
 """
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path
@@ -14,7 +15,11 @@ from upperson_rt.arguments import is_finite
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.files import read_bounded, write_atomically
 from upperson_rt.gallery.protocol import Gallery
+from upperson_rt.gallery.records import Filter
+from upperson_rt.printable import get_logger
 from upperson_rt.strict import Positive, parse_json, read_fields
+
+_LOG = get_logger(__name__)
 
 Polygons: TypeAlias = tuple[tuple[tuple[float, ...], ...], ...]
 """Of corners x and y, 0 to 1 in shares of width and height."""
@@ -91,12 +96,30 @@ def remove_snapshot(folder: Path, camera: str) -> None:
         file.unlink(missing_ok=True)
 
 
-def remove_old_snapshots(folder: Path, before: float, cameras: tuple[str, ...] | None) -> None:
-    """Remove what was taken before a time in unix seconds, of some cameras or all.
+def snapshots_passing(folder: Path, where: Filter) -> list[str]:
+    """Return the cameras whose snapshots pass a filter; none pass one by track or attributes.
 
-    Raises:
-        OSError: One cannot be removed.
+    A filter by camera alone also names cameras whose snapshot is damaged.
     """
-    for camera, snapshot in read_snapshots(folder).items():
-        if snapshot.time < before and (cameras is None or camera in cameras):
+    if where.track is not None or where.attributes:
+        return []
+    first, end = (-math.inf if where.since is None else where.since), where.until
+    found = {
+        name
+        for name, snapshot in read_snapshots(folder).items()
+        if (where.cameras is None or name in where.cameras)
+        and first <= snapshot.time < (math.inf if end is None else end)
+    }
+    if where.since is None and where.until is None:
+        found.update(name for name in where.cameras or () if picture_path(folder, name).exists())
+    return sorted(found)
+
+
+def remove_snapshots(folder: Path, where: Filter) -> None:
+    """Remove the snapshots that pass a filter; what cannot be removed is logged."""
+    for camera in snapshots_passing(folder, where):
+        path = picture_path(folder, camera)
+        try:
             remove_snapshot(folder, camera)
+        except OSError as error:
+            _LOG.warning("frame %s could not be removed: %s", path, error.strerror)

@@ -43,11 +43,6 @@ class LateGallery:
         self._address = address
         self._opened: Gallery | None = None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the server has answered, and its collection fits the model."""
-        return self._opened is not None
-
     def open(self) -> Gallery:
         """Open it if it is not open.
 

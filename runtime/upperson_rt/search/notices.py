@@ -96,8 +96,8 @@ _TEXTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
         f"the sentence is longer than the model's {f['context_length']} tokens; its end was cut off"
     ),
     "language_unfamiliar": lambda f: (
-        f"the model breaks these {f['letters']} letters into {f['tokens']} pieces: it was hardly "
-        "trained on this language; describe the person in English"
+        f"the model breaks these {f['letters']} letters into {f['tokens']} pieces, so it saw "
+        "little of this language in training: describe the person in English"
     ),
     "words_unknown": lambda f: f"the model may not know {_names(f['words'])}: try a plainer word",
     "did_you_mean": lambda f: f"did you mean {safe_repr(f['sentence'])}?",
@@ -112,7 +112,7 @@ _TEXTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "excluded": lambda f: f"must not be there: {', '.join(f['phrases'])}",
     "not_understood": lambda _: "no phrase of the sentence was understood: it counts as a whole",
     "indistinct": lambda _: (
-        "the model hardly tells people apart by this sentence: name clothes and their colours"
+        "this sentence scores almost the same with all people: name clothes and their colours"
     ),
     "camera_unknown": _camera_unknown,
     "feedback_missing": lambda f: (

@@ -255,6 +255,20 @@ def test_a_log_without_its_chain_is_not_approved(path, with_head):
     assert (report.code, report.lines, report.unchained) == ("log_unchained", 0, 3)
 
 
+@pytest.mark.parametrize("with_head", [False, True])
+def test_a_log_with_other_line_ends_is_not_approved_for_these(path, with_head):
+    write_some(path, 3)
+    if not with_head:
+        path.with_name("log.head").unlink()
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    report = verify_log(path)
+    assert (report.code, report.lines, report.unchained) == ("log_unchained", 0, 3)
+    assert "CR LF" in report.problems[0]
+    assert not any("removed" in problem for problem in report.problems)
+    path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n"))
+    assert verify_log(path).lines == 3
+
+
 def test_a_log_of_which_nothing_was_written_yet_is_sound(path):
     QueryLog(path).close()
     assert (verify_log(path).code, verify_log(path).problems) == ("", [])

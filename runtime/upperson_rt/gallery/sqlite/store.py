@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,7 +16,7 @@ from upperson_rt.gallery.crops import remove_crops
 from upperson_rt.gallery.outbox import Outbox, Within
 from upperson_rt.gallery.protocol import Gallery, known_keys, read_item
 from upperson_rt.gallery.records import CameraInfo, Filter, GalleryInfo, Hit, Item
-from upperson_rt.gallery.snapshots import SNAPSHOTS, remove_old_snapshots
+from upperson_rt.gallery.snapshots import SNAPSHOTS, remove_snapshots
 from upperson_rt.gallery.sqlite import rows as table
 from upperson_rt.gallery.sqlite import schema
 from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, Transaction, make
@@ -149,7 +149,9 @@ class SqliteGallery(Gallery):
         return self._delete(lambda transaction: table.has_key(transaction, there))
 
     def _delete_where(self, where: Filter) -> int:
-        return self._delete(lambda transaction: table.passing(transaction, where))
+        deleted = self._delete(lambda transaction: table.passing(transaction, where))
+        remove_snapshots(self.path / SNAPSHOTS, where)
+        return deleted
 
     def _prune(self, too_old: Filter | None, keep_newest: int | None, scope: Filter) -> int:
         steps: list[_Step] = []
@@ -159,9 +161,7 @@ class SqliteGallery(Gallery):
             steps.append(lambda transaction: _oldest(transaction, scope, keep_newest))
         deleted = self._delete(*steps)
         if too_old is not None and too_old.until is not None:
-            folder = self.path / SNAPSHOTS
-            with suppress(OSError):  # Its own `watch` removes it, or it is another user's.
-                remove_old_snapshots(folder, too_old.until, too_old.cameras)
+            remove_snapshots(self.path / SNAPSHOTS, too_old)
         if too_old is not None and too_old.until is not None and too_old.camera is None:
             # Processes that were killed leave files that no item names; those are pruned as well.
             with self._database.reading() as transaction:

@@ -13,6 +13,7 @@ from tests.helpers.fake_camera import BOX, START, FakeTime, person_frame, wait_f
 from upperson_camera import Pipeline
 from upperson_camera.regions import Regions
 from upperson_camera.settings import camera_settings
+from upperson_rt.gallery import Filter
 from upperson_rt.gallery.snapshots import (
     Snapshot,
     picture_path,
@@ -162,6 +163,47 @@ def test_pruning_by_age_removes_what_a_killed_process_left(gallery, folder):
     assert set(read_snapshots(folder)) == {"yard"}
     assert len(os.listdir(folder)) == 2
     assert gallery.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("where", "left"),
+    [
+        ({"camera": "gate"}, {"hall", "yard"}),
+        ({"camera": ("gate", "yard")}, {"hall"}),
+        ({"until": START + 5}, {"yard"}),
+        ({"since": START + 5}, {"gate", "hall"}),
+        ({"since": START + 5, "camera": "gate"}, {"gate", "hall", "yard"}),
+        ({"track": "gate/1", "camera": "gate"}, {"gate", "hall", "yard"}),
+        ({"attributes": {"n": 1}, "camera": "gate"}, {"gate", "hall", "yard"}),
+    ],
+)
+def test_a_deletion_by_camera_or_time_removes_what_a_killed_process_left(
+    gallery, folder, where, left
+):
+    for camera, time in (("gate", START), ("hall", START), ("yard", START + 9)):
+        write_snapshot(folder, Snapshot(camera=camera, time=time, **SIZED), jpeg())
+    gallery.delete_where(Filter(**where))
+    assert set(read_snapshots(folder)) == left
+    assert len(os.listdir(folder)) == 2 * len(left)
+
+
+def test_a_deletion_by_camera_removes_a_frame_whose_facts_were_never_written(gallery, folder):
+    write_snapshot(folder, Snapshot(camera="gate", time=START, **SIZED), jpeg())
+    picture_path(folder, "gate").with_suffix(".json").unlink()
+    gallery.delete_where(Filter(camera="gate"))
+    assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"save_crops": False}])
+def test_a_camera_that_starts_removes_what_a_killed_process_left_of_it(
+    encoder, gallery, folder, options
+):
+    for camera in ("gate", "hall"):
+        write_snapshot(folder, Snapshot(camera=camera, time=START, **SIZED), jpeg())
+    with pipeline_of(encoder, gallery, **options) as pipeline:
+        pipeline.add_camera("gate")
+        wait_for(lambda: list(read_snapshots(folder)) == ["hall"])
+    assert len(os.listdir(folder)) == 2
 
 
 @pytest.mark.parametrize(

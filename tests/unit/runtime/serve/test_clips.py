@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.console import START, id_of, log_lines, problem
+from tests.helpers.fake_camera import FakeTime
 from tests.helpers.toy_bundle import draw_person
 from upperson_rt.gallery import Item
 from upperson_rt.gallery.clips import all_clips, clip_name, clips_dir
@@ -49,7 +50,11 @@ def test_the_page_shows_the_clip_and_the_frame_with_its_box(console, filmed):
         assert image.size == (300, 200)
 
 
-def test_the_clip_can_be_read_in_parts_and_each_reading_is_logged(console, filmed):
+def views_of(console, id_):
+    return [line for line in log_lines(console) if line["details"].get("clip") == str(id_)]
+
+
+def test_the_clip_can_be_read_in_parts_and_is_logged_once_a_minute(console, filmed, monkeypatch):
     id_, clip = filmed
     address = f"/api/v1/items/{id_}/clip"
     whole = console.client.get(address)
@@ -67,12 +72,56 @@ def test_the_clip_can_be_read_in_parts_and_each_reading_is_logged(console, filme
         answer = console.client.get(address, headers={"range": given})
         assert (answer.status_code, answer.content) == (206, part)
         assert answer.headers["content-range"] == f"bytes {of}/10240"
-    assert console.client.get(address, headers={"range": "bytes=99999-"}).status_code == 416
-    several = console.client.get(address, headers={"range": "bytes=0-1,5-6"})
-    problem(several, 416, "several_ranges")
-    seen = [line for line in log_lines(console) if line["details"].get("clip") == str(id_)]
-    assert len(seen) == 5
-    assert {line["action"] for line in seen} == {"view"}
+    (seen,) = views_of(console, id_)
+    assert seen["action"] == "view"
+    clock = FakeTime()
+    clock.more_s = 61
+    monkeypatch.setattr("upperson_console.service.time", clock)
+    for _ in range(2):
+        assert console.client.get(address).status_code == 200
+    assert len(views_of(console, id_)) == 2
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("bytes=5-2", "bytes=-", "bytes", "bytes=,", "bytes=+1-2", "bytes=0-1,x"),
+        *("items=0-3", "items=0-1,5-6", "bytes=0-" + 200 * "9"),
+    ],
+)
+def test_a_range_that_is_invalid_is_ignored(console, filmed, given):
+    answer = console.client.get(f"/api/v1/items/{filmed[0]}/clip", headers={"range": given})
+    assert (answer.status_code, answer.content) == (200, CONTENT)
+    assert "content-range" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ("bytes=99999-", "range_unsatisfiable"),
+        ("bytes=10240-10250", "range_unsatisfiable"),
+        ("bytes=-0", "range_unsatisfiable"),
+        ("bytes=0-1,5-6", "several_ranges"),
+    ],
+)
+def test_a_range_without_a_byte_of_the_clip_is_a_problem(console, filmed, given, code):
+    address = f"/api/v1/items/{filmed[0]}/clip"
+    answer = console.client.get(address, headers={"range": given})
+    problem(answer, 416, code)
+    assert answer.headers["content-range"] == "bytes */10240"
+    assert views_of(console, filmed[0]) == []
+    changed = {"range": given, "if-range": '"of-another-clip"'}
+    assert console.client.get(address, headers=changed).content == CONTENT
+
+
+def test_an_empty_clip_has_no_range(console, filmed):
+    filmed[1].write_bytes(b"")
+    address = f"/api/v1/items/{filmed[0]}/clip"
+    for given in ("bytes=0-", "bytes=-5"):
+        answer = console.client.get(address, headers={"range": given})
+        problem(answer, 416, "range_unsatisfiable")
+        assert answer.headers["content-range"] == "bytes */0"
+    assert console.client.get(address).content == b""
 
 
 def test_there_is_no_clip_of_others_and_no_path_to_another_file(console, filmed):
