@@ -12,7 +12,8 @@ import operator
 import os
 from collections.abc import Collection, Iterable, Sequence
 from numbers import Real
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from upperson_rt.errors import InputError, UppersonError, UsageError
 from upperson_rt.printable import safe_repr
@@ -108,15 +109,22 @@ def check_count(
 
 
 def check_fields(settings: Any, error: type[UppersonError] = UsageError) -> None:
-    """Check that fields of a dataclass that are declared as numbers or as bool hold such values."""
+    """Check that fields of a dataclass that are declared as numbers or as bool hold such values.
+
+    One that is declared as ``float | None`` or the like may also hold None.
+    """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if field.type is bool and type(value) is not bool:
+        is_union = get_origin(field.type) in (UnionType, Union)
+        kind, *others = get_args(field.type) if is_union else (field.type,)
+        if value is None and NoneType in others:
+            continue
+        if kind is bool and type(value) is not bool:
             message = f"{field.name} must be True or False, found {safe_repr(value)}"
             raise error(message, code="no_bool", what=field.name)
-        if field.type is float:
+        if kind is float:
             check_number(value, field.name, error)
-        elif field.type is int:
+        elif kind is int:
             check_count(value, field.name, error, least=-_MOST)
 
 

@@ -124,6 +124,7 @@ settings_fields = st.dictionaries(
     {"fields": {}, "timeout": 0},
     {"fields": {"every_s": "x"}}, {"fields": {"batch_size": 2.5, "quality": 5}},
     {"fields": {"opener": 5}, "timeout": "x"}, {"fields": {"save_crops": np.zeros((0, 4))}},
+    {"fields": {"detect_fps": "oldest"}},
     {"timeout": float("nan")},
 )  # fmt: skip
 def test_settings(encoder, gallery, fields, timeout):
