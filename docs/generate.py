@@ -65,7 +65,7 @@ def _default_text(value: Any) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Return help as Markdown: lists and indented blocks of commands stay what they are."""
+    """Return help as Markdown: the word before an example is bold."""
     return re.sub(r"^(Example|Examples):", r"**\1:**", text, flags=re.MULTILINE)
 
 
@@ -90,8 +90,8 @@ def openapi_document() -> dict[str, Any]:
 def http_page(document: dict[str, Any]) -> str:
     """Return the page of the HTTP API: operations, then the objects that they take and give."""
     parts = [
-        "# HTTP API\n\nGenerated from the OpenAPI document that `upperson-rt serve` serves at "
-        "`/api/v1/openapi.json`. Errors are problems (RFC 9457), see [Problem](#problemout).\n"
+        "# HTTP API\n\nGenerated from the OpenAPI document that the console serves at "
+        "`/api/v1/openapi.json`. Errors are problems (RFC 9457), see [ProblemOut](#problemout).\n"
     ]
     for path, operations in document["paths"].items():
         parts += (

@@ -3,7 +3,7 @@
 A file is named after its crop, with the time that it shows in unix milliseconds, so that no row has
 to name it: for the crop ``gate/2026-11-30/CROP.jpg`` the frame is
 ``gate/2026-11-30/CROP.1790000000000.jpg``, the clip ``CROP.1789999995000-1790000005000.mp4``.
-Somebody who is deleted may be in the frames and clips of others, which go as well: `erase_clips`.
+A deleted person may be in the frames and clips of others, which go as well: `erase_clips`.
 """
 
 import os

@@ -1,9 +1,12 @@
 """What the tests of cameras share: a toy model, its encoder, and an empty gallery."""
 
+import os
+
 import pytest
 
 import upperson_rt
 from tests.helpers.fake_camera import FakeTime
+from tests.helpers.rtsp_camera import reason_to_skip
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.gallery import Gallery
 
@@ -32,3 +35,24 @@ def fake_time(monkeypatch):
     found = FakeTime()
     monkeypatch.setattr("upperson_camera.capture.time", found)
     return found
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock of the threads before a gallery on a server, whose pauses last no time."""
+    clock = FakeTime()
+    clock.sleep = lambda seconds: None
+    monkeypatch.setattr("upperson_camera.buffered.time", clock)
+    monkeypatch.setattr("upperson_camera.buffered._FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("upperson_camera.buffered._LONGEST_PAUSE_S", 0.01)
+    return clock
+
+
+@pytest.fixture(scope="session")
+def there_is_a_server():
+    """A camera's RTSP server can run here; else tests are skipped, or fail where it is required."""
+    reason = reason_to_skip()
+    if reason and os.environ.get("UPPERSON_TEST_RTSP") == "required":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)

@@ -34,17 +34,6 @@ LIMIT_S = 1000
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """The clock of the threads before a gallery on a server, whose pauses last no time."""
-    clock = FakeTime()
-    clock.sleep = lambda seconds: None
-    monkeypatch.setattr("upperson_camera.buffered.time", clock)
-    monkeypatch.setattr("upperson_camera.buffered._FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr("upperson_camera.buffered._LONGEST_PAUSE_S", 0.01)
-    return clock
-
-
-@pytest.fixture
 def remote(gallery):
     return RemoteGallery(gallery)
 

@@ -28,7 +28,7 @@ from tests.helpers.fake_camera import (
 )
 from tests.helpers.made_video import RATE, write_video
 from tests.helpers.refused import refused
-from tests.helpers.rtsp_camera import reason_to_skip, rtsp_camera
+from tests.helpers.rtsp_camera import rtsp_camera
 from tests.unit.runtime.camera.test_capture import mjpeg_camera
 from upperson_camera import Pipeline, PipelineSettings, clips, recorder, worker
 from upperson_camera.clips import ClipStage
@@ -522,15 +522,6 @@ def test_a_disk_that_does_not_answer_is_abandoned(encoder, gallery, film, monkey
 
 
 # --- A real RTSP server
-
-
-@pytest.fixture(scope="module")
-def there_is_a_server():
-    reason = reason_to_skip()
-    if reason and os.environ.get("UPPERSON_TEST_RTSP") == "required":
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
 
 
 @pytest.mark.usefixtures("there_is_a_server")

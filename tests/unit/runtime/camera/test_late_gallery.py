@@ -39,17 +39,6 @@ def server(gallery, monkeypatch):
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """The clock of the threads before the gallery, whose pauses last no time."""
-    clock = FakeTime()
-    clock.sleep = lambda seconds: None
-    monkeypatch.setattr("upperson_camera.buffered.time", clock)
-    monkeypatch.setattr("upperson_camera.buffered._FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr("upperson_camera.buffered._LONGEST_PAUSE_S", 0.01)
-    return clock
-
-
-@pytest.fixture
 def begun(server, encoder, tmp_path, clock):
     """A pipeline with a camera, started while the server is away, and its gallery."""
     late = open_now_or_later(ADDRESS, encoder.fingerprint, encoder.embed_dim)

@@ -3,7 +3,6 @@
 Skipped without GStreamer's server; ``UPPERSON_TEST_RTSP=required`` makes that a failure.
 """
 
-import os
 import time
 from contextlib import suppress
 from itertools import pairwise
@@ -14,21 +13,14 @@ import pytest
 from tests.helpers.fake_camera import RULES, Watched, wait_for
 from tests.helpers.made_video import combing, woven, write_video
 from tests.helpers.refused import refused
-from tests.helpers.rtsp_camera import reason_to_skip, rtsp_camera
+from tests.helpers.rtsp_camera import rtsp_camera
 from upperson_camera.source import Source, parse_source
 from upperson_camera.stream import StreamReader, open_source
 from upperson_rt.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("there_is_a_server")
+
 USER, PASSWORD = "anna", "s:e/c ret@1"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def there_is_a_server():
-    reason = reason_to_skip()
-    if reason and os.environ.get("UPPERSON_TEST_RTSP") == "required":
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
 
 
 @pytest.mark.parametrize(("transport", "encoding"), [("tcp", "h264"), ("udp", "jpeg")])
