@@ -5,13 +5,14 @@ import hmac
 import secrets
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from fastapi import Depends, Request
 
 from upperson_console.credentials import Credential, CredentialFile
+from upperson_console.oversight import PURPOSE_COOKIE, Context, Oversight
 from upperson_console.problems import ProblemError
 from upperson_rt.arguments import check_name
 from upperson_rt.errors import UsageError
@@ -23,7 +24,7 @@ Role: TypeAlias = Literal["viewer", "operator", "admin"]
 prune."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
-_SESSION_S = 12 * 3600.0
+_SESSION_S = 12 * 3600
 _MOST_SESSIONS = 1000
 
 
@@ -38,6 +39,8 @@ class Account:
     """The cameras whose pictures a viewer may see; None for all, and for those without a camera."""
     logs_in: bool = True
     """Whether it has a token; the user at this machine needs none."""
+    context: Context = field(default_factory=Context, compare=False)
+    """What the query log says of its request."""
 
     def may(self, role: Role) -> bool:
         """Return whether this account has the rights of a role."""
@@ -132,6 +135,8 @@ class BrowserSessions:
     A session ends with its token.
     """
 
+    lasts_s = _SESSION_S
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._known: dict[str, tuple[str, float]] = {}
@@ -174,14 +179,25 @@ COOKIE = "upperson_session"
 class Access:
     """Authenticates requests."""
 
-    def __init__(self, accounts: Accounts | None, local: Account) -> None:
+    def __init__(
+        self, accounts: Accounts | None, local: Account, oversight: Oversight | None = None
+    ) -> None:
         """Authenticate by tokens; without accounts every request is of the ``local`` one."""
         self.accounts = accounts
+        self.oversight = oversight or Oversight()
         self.sessions = BrowserSessions()
         self._local = local
 
     def find(self, request: Request) -> Account | None:
         """Return the account of a request; None if it has no valid token or session."""
+        found = self._authenticated(request)
+        if found is None:
+            return None
+        cookie, headers = request.cookies.get(PURPOSE_COOKIE), request.headers
+        context = self.oversight.context(found.name, address_of(request), headers, cookie)
+        return replace(found, context=context)
+
+    def _authenticated(self, request: Request) -> Account | None:
         if self.accounts is None:
             return self._local
         kind, _, token = request.headers.get("authorization", "").partition(" ")
@@ -191,8 +207,8 @@ class Access:
         digest = None if value is None else self.sessions.find(value)
         return None if digest is None else self.accounts.of_digest(digest)
 
-    def needs(self, role: Role) -> Any:
-        """Return the dependency of a route that needs a role."""
+    def needs(self, role: Role, purpose: bool = True) -> Any:
+        """Return the dependency of a route that needs a role, and a purpose if users state one."""
 
         async def account(request: Request) -> Account:  # Async, so that it takes no thread.
             found = self.find(request)
@@ -202,6 +218,13 @@ class Access:
             if not found.may(role):
                 what = f"this needs the role {role}; {found.name} is {found.role}"
                 raise ProblemError(403, what, code="role_missing")
+            if purpose:
+                self.oversight.require_purpose(found.context)
             return found
 
         return Depends(account)
+
+
+def address_of(request: Request) -> str | None:
+    """Return the client's address; uvicorn takes that which a proxy on this machine forwards."""
+    return None if request.client is None else request.client.host

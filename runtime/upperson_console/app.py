@@ -3,15 +3,18 @@
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
+from urllib.parse import urlencode
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from upperson_console.access_log import AccessLog
 from upperson_console.accounts import Access
 from upperson_console.alert_routes import alert_routes
 from upperson_console.alerts import ConsoleAlerts
@@ -23,6 +26,7 @@ from upperson_console.live import Live
 from upperson_console.onvif.routes import PATH, OnvifRoutes
 from upperson_console.pages import page_routes
 from upperson_console.problems import MEDIA_TYPE, ProblemError, problem_of
+from upperson_console.purpose_pages import purpose_routes
 from upperson_console.rendering import STATIC, render
 from upperson_console.service import ConsoleService
 from upperson_console.side_pages import side_routes
@@ -31,6 +35,8 @@ from upperson_rt.errors import UppersonError
 from upperson_rt.printable import error_text, get_logger, one_line
 
 _LOG = get_logger(__name__)
+_FORMS = {"login_required": "/login", "purpose_missing": "/purpose", "case_missing": "/purpose"}
+"""Pages that ask for what a request lacks, by code."""
 _CACHED = {"cache-control": "private, max-age=31536000, immutable"}
 
 
@@ -59,12 +65,14 @@ def make_app(
     def openapi() -> JSONResponse:
         return JSONResponse(document())
 
-    app.include_router(page_routes(service, access))
+    access_log = AccessLog(service.log, access)
+    app.include_router(page_routes(service, access, access_log))
+    app.include_router(purpose_routes(access))
     app.include_router(side_routes(service, access, live or Live(())))
     if onvif is not None:
         app.include_router(onvif.router)
     app.mount("/static", _Static(directory=STATIC))
-    _handle_problems(app, access)
+    _handle_problems(app, access, access_log)
 
     def sender(scope: Scope) -> str | None:
         found = access.find(Request(scope))
@@ -134,15 +142,15 @@ def _openapi(app: FastAPI, access: Access) -> dict[str, Any]:
     return document
 
 
-def _handle_problems(app: FastAPI, access: Access) -> None:
+def _handle_problems(app: FastAPI, access: Access, access_log: AccessLog) -> None:
     def response_to(request: Request, problem: ProblemError) -> Response:
         if request.url.path.startswith(("/api/", "/v1/", f"{PATH}/")):
             content, headers = problem.as_dict(), problem.headers
             return JSONResponse(content, problem.status, headers, media_type=MEDIA_TYPE)
-        if problem.status == 401 and request.method == "GET":
+        form = _FORMS.get(problem.code)
+        if form is not None and request.method == "GET":
             place = f"{request.url.path}?{request.url.query}".rstrip("?")
-            login = request.url_for("form").include_query_params(next=place)
-            return RedirectResponse(str(login), 303)
+            return RedirectResponse(f"{form}?{urlencode({'next': place})}", 303)
         page = render("problem", access.find(request), problem.status, problem=problem)
         page.headers.update(problem.headers)
         return page
@@ -150,6 +158,8 @@ def _handle_problems(app: FastAPI, access: Access) -> None:
     async def of_upperson(request: Request, error: Exception) -> Response:
         problem = problem_of(error)
         assert problem is not None
+        if problem.status in (401, 403):
+            await run_in_threadpool(access_log.note_problem, request, problem)
         return response_to(request, problem)
 
     async def malformed(request: Request, error: Exception) -> Response:

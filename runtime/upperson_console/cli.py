@@ -84,6 +84,14 @@ class Security(OptionGroup, panel="Access"):
     tls_key: Annotated[
         Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key, PEM.")
     ] = None
+    oversight: Annotated[
+        Path | None,
+        typer.Option(
+            "--oversight",
+            metavar="FILE",
+            help="Purposes, approvals by a second person and refused sentences, YAML.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +158,7 @@ def _opened(
     from upperson_console.live import Live, check_source
     from upperson_console.onvif.routes import PATH, OnvifRoutes
     from upperson_console.onvif.security import Users
+    from upperson_console.oversight import read_oversight
     from upperson_console.server import Server, listening, tls_context
     from upperson_console.service import ConsoleService
     from upperson_console.user_state import UserState
@@ -158,9 +167,11 @@ def _opened(
     from upperson_rt.query_log import QueryLog, process_user
 
     live = Live([check_source(source) for source in services.watch or ()])
+    oversight = None if access.oversight is None else read_oversight(access.oversight)
     accounts = Access(
         None if access.token_file is None else Accounts(access.token_file),
         Account(name=process_user(), role="admin", logs_in=False),
+        oversight,
     )
     users = None if services.onvif is None else Users(services.onvif)
     opened = Bundle.open(
@@ -183,7 +194,7 @@ def _opened(
         user_state = stack.enter_context(closing(UserState(served.state / "console.sqlite")))
         log = log or stack.enter_context(QueryLog(served.state / "query.log"))
         background_KD = opened.golden.image_embeds
-        service = ConsoleService(encoder, open_gallery, log, user_state, background_KD)
+        service = ConsoleService(encoder, open_gallery, log, user_state, background_KD, oversight)
         stack.callback(service.close)
         routes = None if users is None else OnvifRoutes(service, users, live)
         names = [address.host, *(address.name or ())]
@@ -235,6 +246,7 @@ def _require_packages() -> None:
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
+        import yaml  # noqa: F401
     except ImportError as error:
         raise missing_extra(error.name or "fastapi", "serve", "the console") from error
 

@@ -8,12 +8,14 @@ from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import Field
 
+from upperson_console.access_log import AccessLog
 from upperson_console.accounts import COOKIE, Access, Account
 from upperson_console.api import PICTURE_HEADERS, notes_of, picture_response, zip_response
 from upperson_console.bounds import BoundedRoute
+from upperson_console.oversight import PURPOSE_COOKIE
 from upperson_console.pictures import Size
 from upperson_console.problems import ProblemError
-from upperson_console.rendering import render
+from upperson_console.rendering import local_path, render
 from upperson_console.results import match_of, run_search, timeline_hits
 from upperson_console.search import MOST_BY_TIME, Search, read_id
 from upperson_console.service import ConsoleService, span_of
@@ -31,14 +33,14 @@ _MEASURED = {"frame": "Frame", "sharpness": "Sharpness", "score": "Detector's sc
 _NO_MORE = {"command": None, "last": None, "also": None}
 
 
-def page_routes(service: ConsoleService, access: Access) -> APIRouter:
+def page_routes(service: ConsoleService, access: Access, access_log: AccessLog) -> APIRouter:
     """Return the routes of the pages."""
     routes = APIRouter(
         include_in_schema=False, default_response_class=HTMLResponse, route_class=BoundedRoute
     )
     for add in (_search_pages, _person_pages, _delete_pages):
         add(routes, service, access)
-    _login_pages(routes, access)
+    _login_pages(routes, access, access_log)
     return routes
 
 
@@ -224,20 +226,26 @@ def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         return render("deleted", account, deleted=deleted, chosen=len(chosen))
 
 
-def _login_pages(routes: APIRouter, access: Access) -> None:
+def _login_pages(routes: APIRouter, access: Access, access_log: AccessLog) -> None:
     @routes.get("/login")
     def form(next: str = "/") -> Response:
-        return render("login", None, next=_local_path(next), problem=None)
+        return render("login", None, next=local_path(next), problem=None)
 
     @routes.post("/login")
     def login(
         request: Request, token: Annotated[str, Form()] = "", next: Annotated[str, Form()] = "/"
     ) -> Response:
         account = None if access.accounts is None else access.accounts.of_token(token.strip())
+        access_log.note_user(
+            "login-failed" if account is None else "login",
+            request,
+            None if account is None else account.name,
+            {},
+        )
         if account is None:
             why = "This token is not known: check it, or ask who runs this server for a new one."
-            return render("login", None, 401, next=_local_path(next), problem=why)
-        answer = _see(_local_path(next))
+            return render("login", None, 401, next=local_path(next), problem=why)
+        answer = _see(local_path(next))
         answer.set_cookie(
             COOKIE,
             access.sessions.begin(token.strip()),
@@ -245,13 +253,16 @@ def _login_pages(routes: APIRouter, access: Access) -> None:
             samesite="strict",
             secure=request.url.scheme == "https",
         )
+        answer.delete_cookie(PURPOSE_COOKIE)
         return answer
 
     @routes.post("/logout")
     def logout(request: Request) -> Response:
+        access_log.note("logout", request)
         access.sessions.end(request.cookies.get(COOKIE, ""))
         answer = _see("/login")
         answer.delete_cookie(COOKIE)
+        answer.delete_cookie(PURPOSE_COOKIE)
         return answer
 
 
@@ -329,9 +340,3 @@ def _read(address: str) -> Search:
 
 def _see(place: str) -> RedirectResponse:
     return RedirectResponse(place, 303)
-
-
-def _local_path(place: str) -> str:
-    """Return a path of this server; any other address becomes the first page."""
-    is_local = place.startswith("/") and not place.startswith(("//", "/\\"))
-    return place if is_local and place.isprintable() else "/"

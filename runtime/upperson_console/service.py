@@ -7,7 +7,7 @@ are those of `problems`; what an account may not see is reported as missing.
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from upperson_console.accounts import Account
 from upperson_console.current import CurrentGallery
 from upperson_console.limits import RequestQueue
+from upperson_console.oversight import Oversight
 from upperson_console.pictures import GalleryPictures, QueryPictures, QueuedEncoder
 from upperson_console.problems import ProblemError, missing
 from upperson_console.search import Search
@@ -60,6 +61,7 @@ class ConsoleService:
         log: QueryLog,
         user_state: UserState,
         background_KD: NDArray[np.float32],
+        oversight: Oversight | None = None,
     ) -> None:
         """Serve a gallery, which is opened again after it was replaced.
 
@@ -69,6 +71,7 @@ class ConsoleService:
         self.user_state = user_state
         self.queue = RequestQueue()
         self.log = log
+        self.oversight = oversight or Oversight()
         self.queued = QueuedEncoder(encoder, self.queue)
         """The encoder, whose calls wait in the queue."""
         self.query_pictures = QueryPictures(self.queued, user_state)
@@ -249,6 +252,7 @@ class ConsoleService:
         by_track: bool = False,
     ) -> None:
         """Write a line of the query log."""
+        context = {"model": self.encoder.fingerprint, **asdict(account.context)}
         try:
             self.log.write(
                 sentence,
@@ -260,9 +264,18 @@ class ConsoleService:
                 action=action,
                 user=account.name,
                 details=details,
+                context={name: value for name, value in context.items() if value},
             )
         except InputError as error:
             raise ProblemError(507, str(error), code="log_not_writable") from error
+
+    def require_allowed(self, account: Account, sentence: str) -> None:
+        """Refuse and log a sentence that may not be asked, see `Oversight`."""
+        try:
+            self.oversight.require_allowed(sentence)
+        except ProblemError as refusal:
+            self.note(account, "refused", [], refusal.fields, sentence=sentence)
+            raise
 
     def note_items(
         self, account: Account, action: str, items: Iterable[tuple[int, Item]], details: _Details
