@@ -41,6 +41,8 @@ class Account:
     """Whether it has a token; the user at this machine needs none."""
     context: Context = field(default_factory=Context, compare=False)
     """What the query log says of its request."""
+    sees_approvals: bool = field(default=False, compare=False)
+    """Whether a second person approves some actions, and this one may ask for them."""
 
     def may(self, role: Role) -> bool:
         """Return whether this account has the rights of a role."""
@@ -195,7 +197,8 @@ class Access:
             return None
         cookie, headers = request.cookies.get(PURPOSE_COOKIE), request.headers
         context = self.oversight.context(found.name, address_of(request), headers, cookie)
-        return replace(found, context=context)
+        sees = bool(self.oversight.two_persons) and found.may("operator")
+        return replace(found, context=context, sees_approvals=sees)
 
     def _authenticated(self, request: Request) -> Account | None:
         if self.accounts is None:

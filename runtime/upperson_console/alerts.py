@@ -105,6 +105,8 @@ class ConsoleAlerts:
             if not (account.sees(camera) and gallery.count(Filter(camera=camera))):
                 what = f"there are no pictures of a camera {safe_repr(camera)}"
                 raise invalid(what, "camera_unknown")
+        asked = {"sentence": sentence, "rate": rate, "cameras": cameras, "name": name, "cap": cap}
+        self.service.approvals.require(account, "alert", 0, **asked)
         where = Filter(camera=cameras or None)
         self.service.note(account, "alert-add", [], {"rate": rate}, where, sentence)
         with self._scans.slot():

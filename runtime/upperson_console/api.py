@@ -353,6 +353,8 @@ def zip_response(
     items = [(id_, item) for id_, item in there if account.sees(item.camera)]
     if not items:
         raise missing("none of these pictures is there; they may have been deleted")
+    asked = {"ids": [id_ for id_, _ in items], "query": query}
+    service.approvals.require(account, "export", len(items), **asked)
     encoder = service.encoder
     model = {"fingerprint": encoder.fingerprint, "variant": encoder.variant}
     about = {"user": account.name, "search": query}

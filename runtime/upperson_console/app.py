@@ -19,6 +19,7 @@ from upperson_console.accounts import Access
 from upperson_console.alert_routes import alert_routes
 from upperson_console.alerts import ConsoleAlerts
 from upperson_console.api import api_routes
+from upperson_console.approval_routes import approval_routes
 from upperson_console.bounds import LARGE_BODIES
 from upperson_console.guard import BodyRefusedError, Guard
 from upperson_console.limits import BusyError
@@ -57,7 +58,8 @@ def make_app(
         openapi_url=None,
     )
     alerts = ConsoleAlerts(service)
-    for routes in (*api_routes(service, access), *alert_routes(alerts, access)):
+    more = (*alert_routes(alerts, access), *approval_routes(service, alerts, access))
+    for routes in (*api_routes(service, access), *more):
         app.include_router(routes)
     document = cache(lambda: _openapi(app, access))  # Made when it is first requested.
 
@@ -151,6 +153,8 @@ def _handle_problems(app: FastAPI, access: Access, access_log: AccessLog) -> Non
         if form is not None and request.method == "GET":
             place = f"{request.url.path}?{request.url.query}".rstrip("?")
             return RedirectResponse(f"{form}?{urlencode({'next': place})}", 303)
+        if problem.code == "approval_pending":
+            return RedirectResponse("/approvals", 303)
         page = render("problem", access.find(request), problem.status, problem=problem)
         page.headers.update(problem.headers)
         return page

@@ -168,6 +168,12 @@ def _opened(
 
     live = Live([check_source(source) for source in services.watch or ()])
     oversight = None if access.oversight is None else read_oversight(access.oversight)
+    if oversight is not None and oversight.two_persons and access.token_file is None:
+        raise UsageError(
+            "two_persons needs two accounts: make tokens with  upperson-rt token FILE NAME  and "
+            "name the file with  --token-file",
+            code="token_file_missing",
+        )
     accounts = Access(
         None if access.token_file is None else Accounts(access.token_file),
         Account(name=process_user(), role="admin", logs_in=False),

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_console.accounts import Account
+from upperson_console.approvals import Approvals
 from upperson_console.current import CurrentGallery
 from upperson_console.limits import RequestQueue
 from upperson_console.oversight import Oversight
@@ -72,6 +73,7 @@ class ConsoleService:
         self.queue = RequestQueue()
         self.log = log
         self.oversight = oversight or Oversight()
+        self.approvals = Approvals(user_state, self.oversight, self.note)
         self.queued = QueuedEncoder(encoder, self.queue)
         """The encoder, whose calls wait in the queue."""
         self.query_pictures = QueryPictures(self.queued, user_state)
@@ -216,6 +218,8 @@ class ConsoleService:
         reason = _require_reason(reason)
         found = [(id_, item) for id_, (item, _) in self.gallery.get(ids).items()]
         items = [(id_, item) for id_, item in found if account.sees(item.camera)]
+        asked = {"ids": [id_ for id_, _ in items], "reason": reason, "details": details}
+        self.approvals.require(account, "delete", len(items), **asked)
         self.note_items(account, "delete", items, {"reason": reason, **details})
         deleted = self.gallery.delete([item.key for _, item in items])
         self.current.last.has_changed()
@@ -234,7 +238,12 @@ class ConsoleService:
         gallery = self.gallery
         if dry_run:
             return gallery.count_prunable(older_than, keep_newest, camera)
-        details = {"reason": _require_reason(reason), "older_than": older_than, "keep": keep_newest}
+        reason = _require_reason(reason)
+        asked = {"older_than": older_than, "keep_newest": keep_newest, "camera": camera}
+        if "delete" in self.oversight.two_persons:
+            count = gallery.count_prunable(older_than, keep_newest, camera)
+            self.approvals.require(account, "delete", count, **asked, reason=reason)
+        details = {"reason": reason, "older_than": older_than, "keep": keep_newest}
         self.note(account, "prune", [], details, Filter(camera=camera))
         pruned = gallery.prune(older_than, keep_newest, camera)
         self.current.last.has_changed()
