@@ -67,14 +67,13 @@ def make_app(
     def openapi() -> JSONResponse:
         return JSONResponse(document())
 
-    access_log = AccessLog(service.log, access)
-    app.include_router(page_routes(service, access, access_log))
+    app.include_router(page_routes(service, access))
     app.include_router(purpose_routes(access))
     app.include_router(side_routes(service, access, live or Live(())))
     if onvif is not None:
         app.include_router(onvif.router)
     app.mount("/static", _Static(directory=STATIC))
-    _handle_problems(app, access, access_log)
+    _handle_problems(app, access, service.access_log)
 
     def sender(scope: Scope) -> str | None:
         found = access.find(Request(scope))
@@ -163,7 +162,8 @@ def _handle_problems(app: FastAPI, access: Access, access_log: AccessLog) -> Non
         problem = problem_of(error)
         assert problem is not None
         if problem.status in (401, 403):
-            await run_in_threadpool(access_log.note_problem, request, problem)
+            note = access_log.note_problem
+            await run_in_threadpool(note, request, access.find(request), problem)
         return response_to(request, problem)
 
     async def malformed(request: Request, error: Exception) -> Response:

@@ -33,14 +33,14 @@ _MEASURED = {"frame": "Frame", "sharpness": "Sharpness", "score": "Detector's sc
 _NO_MORE = {"command": None, "last": None, "also": None}
 
 
-def page_routes(service: ConsoleService, access: Access, access_log: AccessLog) -> APIRouter:
+def page_routes(service: ConsoleService, access: Access) -> APIRouter:
     """Return the routes of the pages."""
     routes = APIRouter(
         include_in_schema=False, default_response_class=HTMLResponse, route_class=BoundedRoute
     )
     for add in (_search_pages, _person_pages, _delete_pages):
         add(routes, service, access)
-    _login_pages(routes, access, access_log)
+    _login_pages(routes, access, service.access_log)
     return routes
 
 
@@ -236,12 +236,7 @@ def _login_pages(routes: APIRouter, access: Access, access_log: AccessLog) -> No
         request: Request, token: Annotated[str, Form()] = "", next: Annotated[str, Form()] = "/"
     ) -> Response:
         account = None if access.accounts is None else access.accounts.of_token(token.strip())
-        access_log.note_user(
-            "login-failed" if account is None else "login",
-            request,
-            None if account is None else account.name,
-            {},
-        )
+        access_log.note("login-failed" if account is None else "login", request, account)
         if account is None:
             why = "This token is not known: check it, or ask who runs this server for a new one."
             return render("login", None, 401, next=local_path(next), problem=why)
@@ -258,7 +253,7 @@ def _login_pages(routes: APIRouter, access: Access, access_log: AccessLog) -> No
 
     @routes.post("/logout")
     def logout(request: Request) -> Response:
-        access_log.note("logout", request)
+        access_log.note("logout", request, access.find(request))
         access.sessions.end(request.cookies.get(COOKIE, ""))
         answer = _see("/login")
         answer.delete_cookie(COOKIE)

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_console.access_log import AccessLog
 from upperson_console.accounts import Account
 from upperson_console.approvals import Approvals
 from upperson_console.current import CurrentGallery
@@ -72,6 +73,7 @@ class ConsoleService:
         self.user_state = user_state
         self.queue = RequestQueue()
         self.log = log
+        self.access_log = AccessLog(log)
         self.oversight = oversight or Oversight()
         self.approvals = Approvals(user_state, self.oversight, self.note)
         self.queued = QueuedEncoder(encoder, self.queue)
