@@ -58,9 +58,9 @@ class Approval:
     @property
     def about(self) -> str:
         """What was asked, in words: a sentence, a reason, or a search."""
-        query = self.asked.get("query")
+        query = self.asked.get("query", {})
         found = self.asked.get("sentence") or self.asked.get("reason")
-        return str(found or (json.dumps(query) if query else ""))
+        return str(found or ", ".join(map(str, query.values())))
 
     @property
     def requester(self) -> Account:
