@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
 
 from upperson_console.credentials import Credential, CredentialFile
 from upperson_console.oversight import PURPOSE_COOKIE, Context, Oversight
@@ -24,7 +24,7 @@ Role: TypeAlias = Literal["viewer", "operator", "admin"]
 prune."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
-_SESSION_S = 12 * 3600
+_SESSION_S = 12 * 3600.0
 _MOST_SESSIONS = 1000
 
 
@@ -137,8 +137,6 @@ class BrowserSessions:
     A session ends with its token.
     """
 
-    lasts_s = _SESSION_S
-
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._known: dict[str, tuple[str, float]] = {}
@@ -209,6 +207,12 @@ class Access:
         value = request.cookies.get(COOKIE)
         digest = None if value is None else self.sessions.find(value)
         return None if digest is None else self.accounts.of_digest(digest)
+
+    @staticmethod
+    def set_cookie(response: Response, request: Request, name: str, value: str) -> None:
+        """Set a cookie of the browser's session."""
+        is_secure = request.url.scheme == "https"
+        response.set_cookie(name, value, httponly=True, samesite="strict", secure=is_secure)
 
     def needs(self, role: Role, purpose: bool = True) -> Any:
         """Return the dependency of a route that needs a role, and a purpose if users state one."""

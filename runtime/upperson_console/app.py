@@ -19,15 +19,14 @@ from upperson_console.accounts import Access
 from upperson_console.alert_routes import alert_routes
 from upperson_console.alerts import ConsoleAlerts
 from upperson_console.api import api_routes
-from upperson_console.approval_routes import approval_routes
 from upperson_console.bounds import LARGE_BODIES
 from upperson_console.guard import BodyRefusedError, Guard
 from upperson_console.limits import BusyError
 from upperson_console.live import Live
 from upperson_console.onvif.routes import PATH, OnvifRoutes
+from upperson_console.oversight_pages import oversight_routes
 from upperson_console.pages import page_routes
 from upperson_console.problems import MEDIA_TYPE, ProblemError, problem_of
-from upperson_console.purpose_pages import purpose_routes
 from upperson_console.rendering import STATIC, render
 from upperson_console.service import ConsoleService
 from upperson_console.side_pages import side_routes
@@ -58,8 +57,7 @@ def make_app(
         openapi_url=None,
     )
     alerts = ConsoleAlerts(service)
-    more = (*alert_routes(alerts, access), *approval_routes(service, alerts, access))
-    for routes in (*api_routes(service, access), *more):
+    for routes in (*api_routes(service, access), *alert_routes(alerts, access)):
         app.include_router(routes)
     document = cache(lambda: _openapi(app, access))  # Made when it is first requested.
 
@@ -68,7 +66,7 @@ def make_app(
         return JSONResponse(document())
 
     app.include_router(page_routes(service, access))
-    app.include_router(purpose_routes(access))
+    app.include_router(oversight_routes(service, alerts, access))
     app.include_router(side_routes(service, access, live or Live(())))
     if onvif is not None:
         app.include_router(onvif.router)

@@ -31,7 +31,6 @@ class Approval:
 
     id: str
     user: str
-    role: Role
     action: Approved
     asked: dict[str, Any]
     """Arguments of the action."""
@@ -66,7 +65,7 @@ class Approval:
     def requester(self) -> Account:
         """The account that asked, which acts with the approval."""
         context = replace(self.context, approval=self.id, approved_by=self.by)
-        return Account(name=self.user, role=self.role, context=context)
+        return Account(name=self.user, role=ROLES[self.action], context=context)
 
 
 class Approvals:
@@ -81,7 +80,12 @@ class Approvals:
 
     def require(self, account: Account, action: Approved, count: int, **asked: Any) -> None:
         """Return if an action may be carried out now; else ask for approval, which is a problem."""
-        if action not in self._oversight.two_persons or account.context.approval is not None:
+        if action not in self._oversight.two_persons:
+            return
+        if (granted := account.context.approval) is not None:
+            if (asked_for := self.find(account, granted).count) != count:
+                what = f"{count} pictures are left of {asked_for} that were asked for: ask again"
+                raise ProblemError(409, what, code="approval_outdated")
             return
         with self._lock:
             made = self._asked(account, action, count, json.loads(json.dumps(asked)))
@@ -105,7 +109,6 @@ class Approvals:
         made = Approval(
             id=secrets.token_hex(8),
             user=account.name,
-            role=account.role,
             action=action,
             asked=asked,
             count=count,

@@ -457,26 +457,3 @@ def item_fields(id_: int, item: Item, has_picture: bool) -> dict[str, Any]:
     """Return the fields of an `ItemOut`."""
     picture = f"/api/v1/items/{id_}/picture" if has_picture else None
     return {**vars(item), "id": str(id_), "picture": picture}
-
-
-class DecisionIn(_Strict):
-    """A decision on a request for approval."""
-
-    reason: str = Field(default="", max_length=500, description="Needed to refuse.")
-
-
-class ApprovalOut(BaseModel):
-    """A request for approval by a second person."""
-
-    id: str = Field(examples=["8f13e24a400a22f0"])
-    user: str = Field(description="Who asked.")
-    action: Literal["export", "delete", "alert"]
-    about: str = Field(description="Sentence, reason or search.")
-    count: int = Field(description="Pictures; 0 of an alert.")
-    purpose: str | None
-    case: str | None
-    added: _Time
-    expires: _Time
-    state: Literal["pending", "approved", "refused", "expired"]
-    by: str | None = Field(description="Who decided.")
-    reason: str | None = Field(description="Of the decision.")

@@ -241,13 +241,7 @@ def _login_pages(routes: APIRouter, access: Access, access_log: AccessLog) -> No
             why = "This token is not known: check it, or ask who runs this server for a new one."
             return render("login", None, 401, next=local_path(next), problem=why)
         answer = _see(local_path(next))
-        answer.set_cookie(
-            COOKIE,
-            access.sessions.begin(token.strip()),
-            httponly=True,
-            samesite="strict",
-            secure=request.url.scheme == "https",
-        )
+        access.set_cookie(answer, request, COOKIE, access.sessions.begin(token.strip()))
         answer.delete_cookie(PURPOSE_COOKIE)
         return answer
 

@@ -45,7 +45,9 @@ def server(tmp_path_factory, bundle_and_crops):
         yield running.url, tokens
 
 
-@pytest.mark.parametrize(("width", "theme", "script"), [(320, "dark", False), (1280, "light", True)])
+@pytest.mark.parametrize(
+    ("width", "theme", "script"), [(320, "dark", False), (1280, "light", True)]
+)
 def test_a_search_with_a_purpose_and_an_export_that_a_second_person_approves(
     browser, server, width, theme, script
 ):

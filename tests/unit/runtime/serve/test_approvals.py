@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.console import Client, id_of, log_lines, problem
 from tests.helpers.toy_bundle import COLOURS
 from upperson_console import approvals
-from upperson_console.accounts import add_token
+from upperson_console.accounts import Account, add_token
 from upperson_console.oversight import Oversight
 from upperson_rt.log_chain import verify_log
 
@@ -34,12 +34,16 @@ def pending(answer):
     return answer.json()["approval"]
 
 
-def judge(client, id_, decision="approve", reason=""):
-    return client.post(f"/api/v1/approvals/{id_}/{decision}", json={"reason": reason})
+def judge(client, id_, decision="approve", reason="", status=303):
+    """Decide on the page."""
+    answer = client.post(f"/approvals/{id_}/{decision}", data={"reason": reason})
+    assert answer.status_code == status, answer.text
+    return answer.text
 
 
-def states(client):
-    return {one["id"]: one["state"] for one in client.get("/api/v1/approvals").json()}
+def states(console):
+    seen = Account(name="ada", role="admin")
+    return {one.id: one.state for one in console.service.approvals.visible(seen)}
 
 
 def test_an_export_is_what_was_asked_for(console):
@@ -49,11 +53,11 @@ def test_an_export_is_what_was_asked_for(console):
     assert pending(console.operator.post("/api/v1/export", json=asked)) == id_
     path = f"/api/v1/approvals/{id_}/export"
     problem(console.operator.get(path), 403, "approval_missing")
-    problem(judge(console.operator, id_), 403, "second_person_needed")
-    problem(judge(console.viewer, id_), 403, "role_missing")
-    assert states(console.otto) == {id_: "pending"}
-    assert judge(console.otto, id_).json()["by"] == "otto"
-    problem(judge(console.admin, id_), 409, "approval_closed")
+    judge(console.operator, id_, status=403)
+    judge(console.viewer, id_, status=403)
+    assert states(console) == {id_: "pending"}
+    judge(console.otto, id_)
+    judge(console.admin, id_, status=409)
     problem(console.otto.get(path), 403, "approval_missing")
     answer = console.operator.get(path)
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
@@ -73,13 +77,13 @@ def test_a_deletion_takes_the_pictures_that_were_asked_for(console):
     answer = console.admin("DELETE", f"/api/v1/items/{id_}", params={"reason": "requested"})
     approval = pending(answer)
     assert gallery.count() == count
-    problem(judge(console.otto, approval), 404, "approval_not_found")
-    assert judge(console.adam, approval).json()["state"] == "approved"
+    judge(console.otto, approval, status=404)
+    judge(console.adam, approval)
     assert (gallery.count(), id_ in gallery.get([id_])) == (count - 1, False)
     last = log_lines(console)[-1]
     assert (last["action"], last["user"], last["approved_by"]) == ("delete", "ada", "adam")
     assert (last["ids"], last["details"]["reason"]) == ([id_], "requested")
-    problem(judge(console.adam, approval), 409, "approval_closed")
+    judge(console.adam, approval, status=409)
 
 
 def test_pruning_needs_approval_and_the_same_count(console):
@@ -87,10 +91,10 @@ def test_pruning_needs_approval_and_the_same_count(console):
     body = {"keep_newest": 10, "reason": "old", "dry_run": False}
     approval = pending(console.admin.post("/api/v1/prune", json=body))
     gallery.delete(["red-0"])
-    problem(judge(console.adam, approval), 409, "approval_outdated")
-    assert states(console.adam) == {approval: "pending"}
+    assert "ask again" in judge(console.adam, approval, status=409)
+    assert states(console) == {approval: "pending"}
     approval = pending(console.admin.post("/api/v1/prune", json={**body, "keep_newest": 11}))
-    assert judge(console.adam, approval).status_code == 200
+    judge(console.adam, approval)
     assert gallery.count() == 11
 
 
@@ -101,15 +105,15 @@ def test_an_alert_is_added_at_its_approval(console):
         body = {"sentence": sentence, "rate": "1/day", "cameras": ["gate"]}
         ids.append(pending(console.operator.post("/api/v1/alerts", json=body)))
     assert console.operator.get("/api/v1/alerts").json() == []
-    assert judge(console.otto, ids[0]).status_code == 200
+    judge(console.otto, ids[0])
     (alert,) = console.operator.get("/api/v1/alerts").json()
     assert (alert["sentence"], alert["rate"], alert["cameras"]) == (
         "man in red coat",
         "1/day",
         ["gate"],
     )
-    problem(judge(console.otto, ids[1]), 422, "sentence_not_understood")
-    assert states(console.otto) == {ids[0]: "approved", ids[1]: "pending"}
+    assert "describes no person" in judge(console.otto, ids[1], status=422)
+    assert states(console) == {ids[0]: "approved", ids[1]: "pending"}
     sent = console.operator.post("/alerts", data={"sentence": "man in blue coat"})
     assert (sent.status_code, sent.headers["location"]) == (303, "/approvals")
 
@@ -117,15 +121,15 @@ def test_an_alert_is_added_at_its_approval(console):
 def test_a_refusal_has_a_reason_and_requests_expire(console, monkeypatch):
     body = {"ids": [str(id_of(console, "red-0"))]}
     first = pending(console.operator.post("/api/v1/export", json=body))
-    problem(judge(console.otto, first, "refuse"), 422, "reason_missing")
-    assert judge(console.otto, first, "refuse", "no case").json()["state"] == "refused"
+    assert "needs a reason" in judge(console.otto, first, "refuse", status=422)
+    judge(console.otto, first, "refuse", "no case")
     second = pending(console.operator.post("/api/v1/export", json=body))
     third = pending(console.otto.post("/api/v1/export", json=body))
-    assert judge(console.operator, third).status_code == 200
+    judge(console.operator, third)
     now = approvals.time.time()
     monkeypatch.setattr(approvals.time, "time", lambda: now + 25 * 3600)
-    assert states(console.otto) == {first: "refused", second: "expired", third: "expired"}
-    problem(judge(console.otto, second), 409, "approval_closed")
+    assert states(console) == {first: "refused", second: "expired", third: "expired"}
+    judge(console.otto, second, status=409)
     problem(console.otto.get(f"/api/v1/approvals/{third}/export"), 403, "approval_missing")
 
 
@@ -146,11 +150,11 @@ def test_the_page_shows_requests_and_takes_decisions(console):
     assert "Approve</button>" not in own
     assert ("Approve</button>" in other, f"/people/{id_}" in other) == (True, True)
     assert log_lines(console)[-1]["ids"] == [id_]
-    approval = next(iter(states(console.otto)))
+    approval = next(iter(states(console)))
     done = console.otto.post(f"/approvals/{approval}/approve", data={"reason": "seen"})
     assert done.headers["location"] == "/approvals"
-    assert f"/approvals/{approval}/export" in console.operator.get("/approvals").text
-    assert console.operator.get(f"/approvals/{approval}/export").status_code == 200
+    assert f"/api/v1/approvals/{approval}/export" in console.operator.get("/approvals").text
+    assert console.operator.get(f"/api/v1/approvals/{approval}/export").status_code == 200
     assert "/approvals" not in console.viewer.get("/").text
 
 
@@ -159,7 +163,7 @@ def test_requests_survive_a_restart_and_have_checksums(console, make_guarded):
     approval = pending(console.operator.post("/api/v1/export", json=body))
     console.service.close()
     again = make_guarded(oversight=TWO)
-    assert states(again.operator) == {approval: "pending"}
+    assert states(again) == {approval: "pending"}
     again.service.close()
     with sqlite3.connect(again.log.with_name("console.sqlite")) as file:
         file.execute("UPDATE approvals SET request = replace(request, 'olga', 'vera')")
@@ -172,5 +176,4 @@ def test_requests_survive_a_restart_and_have_checksums(console, make_guarded):
 def test_without_the_file_no_approval_is_needed(guarded):
     body = {"ids": [str(id_of(guarded, "red-0"))]}
     assert guarded.operator.post("/api/v1/export", json=body).status_code == 200
-    assert guarded.operator.get("/api/v1/approvals").json() == []
     assert "/approvals" not in guarded.operator.get("/").text
