@@ -35,7 +35,7 @@ from upperson_rt.errors import UppersonError
 from upperson_rt.printable import error_text, get_logger, one_line
 
 _LOG = get_logger(__name__)
-_FORMS = {"login_required": "/login", "purpose_missing": "/purpose", "case_missing": "/purpose"}
+_FORMS = {"login_required": "/login", "purpose_missing": "/purpose"}
 """Pages that ask for what a request lacks, by code."""
 _CACHED = {"cache-control": "private, max-age=31536000, immutable"}
 

@@ -4,20 +4,24 @@ A page reads the file backwards from a byte offset, and a bounded part of it, so
 months takes no longer than one of a day.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, TypeAlias
 from urllib.parse import urlencode
 
+from fastapi import Query
+
+from upperson_console.search import read_time
 from upperson_rt.errors import InputError
 from upperson_rt.printable import local_time, safe_repr
 from upperson_rt.strict import parse_json
 
 _LINES = 50
+_Text: TypeAlias = Annotated[str, Query(max_length=200)]
 _BLOCK_BYTES = 256 << 10
-_TIMES = {"since", "until"}
 _MOST_BYTES = 16 << 20
 """Read for one page, where few lines pass a filter."""
 
@@ -26,29 +30,33 @@ _MOST_BYTES = 16 << 20
 class LogFilter:
     """Conditions on lines of the log; empty ones hold for all."""
 
-    user: str = ""
-    action: str = ""
-    case: str = ""
-    since: float | None = None
-    """Unix seconds, as `until`."""
-    until: float | None = None
+    user: _Text = ""
+    action: _Text = ""
+    case: _Text = ""
+    since: _Text = ""
+    """ISO 8601, local if it has no offset, as `until`."""
+    until: _Text = ""
+
+    def __post_init__(self) -> None:
+        self._span()
+
+    def _span(self) -> tuple[float, float]:
+        since, until = read_time(self.since or None, "from"), read_time(self.until or None, "to")
+        return -math.inf if since is None else since, math.inf if until is None else until
 
     @property
     def address(self) -> str:
         """The query string of these conditions."""
-        given = {name: value for name, value in asdict(self).items() if value}
-        times = {name: local_time(given[name]).replace(" ", "T") for name in _TIMES & given.keys()}
-        return urlencode(given | times)
+        return urlencode({name: value for name, value in asdict(self).items() if value})
 
     def passes(self, entry: dict[str, Any]) -> bool:
         """Return whether a line passes; raises LookupError or ValueError for a damaged one."""
-        when = _time_of(entry)
+        since, until = self._span()
         return (
             self.user in ("", entry["user"])
             and self.action in ("", entry["action"])
             and self.case in ("", entry.get("case"))
-            and (self.since is None or self.since <= when)
-            and (self.until is None or when <= self.until)
+            and since <= _time_of(entry) <= until
         )
 
 

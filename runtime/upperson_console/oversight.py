@@ -114,23 +114,16 @@ class Oversight:
 
     def require_purpose(self, stated: Context | Stated) -> None:
         """Raise a ProblemError unless a purpose and a case number are stated as the file asks."""
+        wanted, case = [], stated.case or ""
         if self.purposes and stated.purpose not in self.purposes:
-            raise ProblemError(
-                403,
-                f"state the purpose, one of {', '.join(self.purposes)}: choose it at /purpose, or "
-                "send the header Upperson-Purpose",
-                code="purpose_missing",
-            )
-        is_needed = self.case_number == "required" or stated.case is not None
-        if self.case_number == "none" or not is_needed:
-            return
-        if not re.fullmatch(self.case_pattern, stated.case or ""):
-            raise ProblemError(
-                403,
-                f"state the case number, which matches {self.case_pattern}: at /purpose, or in the "
-                "header Upperson-Case",
-                code="case_missing",
-            )
+            wanted.append(f"a purpose, one of {', '.join(self.purposes)}")
+        is_needed = self.case_number == "required" or (self.case_number == "optional" and case)
+        if is_needed and not re.fullmatch(self.case_pattern, case):
+            wanted.append(f"a case number that matches {self.case_pattern}")
+        if wanted:
+            how = "choose them at /purpose, or send the headers Upperson-Purpose and Upperson-Case"
+            what = f"state {' and '.join(wanted)}: {how}"
+            raise ProblemError(403, what, code="purpose_missing")
 
     @cached_property
     def phrases(self) -> Phrases:

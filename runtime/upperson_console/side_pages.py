@@ -17,7 +17,6 @@ from upperson_console.log_view import LogFilter, passing_lines, read_page
 from upperson_console.pictures import as_jpeg
 from upperson_console.problems import ProblemError, missing
 from upperson_console.rendering import render, templates
-from upperson_console.search import read_time
 from upperson_console.service import ConsoleService
 from upperson_rt.gallery import Filter, Item
 from upperson_rt.log_chain import SOON_BYTES, verify_log
@@ -28,18 +27,7 @@ _POLLED_S = 0.5
 """Interval at which a stream checks whether the server ends."""
 _MOST_STREAMS = 20
 _ALL_LINES = LogFilter()
-_Short: TypeAlias = Annotated[str, Query(max_length=200)]
-
-
-def _chosen(
-    user: _Short = "", action: _Short = "", case: _Short = "", since: _Short = "",
-    until: _Short = "",
-) -> LogFilter:  # fmt: skip
-    begin, end = read_time(since or None, "from"), read_time(until or None, "to")
-    return LogFilter(user=user, action=action, case=case, since=begin, until=end)
-
-
-_ChosenLines: TypeAlias = Annotated[LogFilter, Depends(_chosen)]
+_Filter: TypeAlias = Annotated[LogFilter, Depends()]
 
 
 def side_routes(service: ConsoleService, access: Access, live: Live) -> APIRouter:
@@ -162,13 +150,13 @@ def _record_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
     def records(
         check: bool = False,
         before: Annotated[int | None, Query(ge=0)] = None,
-        where: _ChosenLines = _ALL_LINES,
+        where: _Filter = _ALL_LINES,
         account: Account = reader,
     ) -> Response:
         return page(account, check, where, before)
 
     @routes.get("/records/lines")
-    def lines(where: _ChosenLines = _ALL_LINES, account: Account = reader) -> Response:
+    def lines(where: _Filter = _ALL_LINES, account: Account = reader) -> Response:
         service.note(account, "log-export", [], {"filter": where.address})
         headers = {"content-disposition": 'attachment; filename="upperson-log.jsonl"'}
         found = passing_lines(service.log.path, where)

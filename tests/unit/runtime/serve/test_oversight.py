@@ -55,10 +55,13 @@ def test_programs_state_purpose_and_case_in_headers(make_guarded):
         answer = client.get(path)
         assert answer.status_code in (303, 403), path
     problem(client.search(sentence="red"), 403, "purpose_missing")
-    lacking = {"Upperson-Purpose": "Curiosity"}, {"Upperson-Purpose": "Missing person"}
-    for headers, code in zip(lacking, ("purpose_missing", "case_missing"), strict=True):
-        answer = client.post("/api/v1/search", json={"sentence": "red"}, headers=headers)
-        problem(answer, 403, code)
+    for changes, named in (
+        ({"Upperson-Purpose": "Curiosity"}, ("purpose", "/purpose")),
+        ({"Upperson-Case": "17"}, ("case number", "/purpose")),
+    ):
+        answer = client.post("/api/v1/search", json={"sentence": "red"}, headers=STATED | changes)
+        what = problem(answer, 403, "purpose_missing")
+        assert all(one in what for one in named), what
     assert {line["action"] for line in log_lines(console)} == {"forbidden"}
     assert client.get("/api/v1/info").status_code == 200
     answer = client.post("/api/v1/search", json={"sentence": "red"}, headers=STATED)
