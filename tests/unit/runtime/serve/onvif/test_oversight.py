@@ -24,7 +24,7 @@ def test_a_user_needs_a_purpose_in_the_file(onvif):
     find(onvif.client("vms").search)
     line = log_lines(onvif)[-1]
     assert (line["user"], line["purpose"], line["case"]) == ("vms", "Missing person", "2026-1")
-    with fault("Action", match="state the purpose"):
+    with fault("Action", match="state a purpose"):
         find(onvif.client("door").search)
     assert log_lines(onvif)[-1] == line
 
