@@ -140,31 +140,26 @@ class Approvals:
         decision: Decision,
         reason: str,
         perform: Callable[[Approval], None],
-    ) -> Approval:
-        """Log, carry out and keep the decision of a second person; return the request with it.
+    ) -> None:
+        """Log, carry out and keep the decision of a second person.
 
         A request whose action fails stays pending.
         """
         with self._lock:
-            one = self._decided(account, self.find(account, id_), decision, reason.strip())
+            one, reason = self.find(account, id_), reason.strip()
+            if account.name == one.user or not account.may(ROLES[one.action]):
+                what = "a second person with the rights for it has to decide, not the one who asked"
+                raise ProblemError(403, what, code="second_person_needed")
+            if decision == "refuse" and not reason:
+                raise invalid("a refusal needs a reason: say in a few words why", "reason_missing")
+            if one.state != "pending":
+                what = f"this request is {one.state} already"
+                raise ProblemError(409, what, code="approval_closed")
+            self._log(account, one, f"approval-{decision}", {"reason": reason})
+            one = replace(one, decision=decision, by=account.name, reason=reason or None)
             if decision == "approve":
                 perform(one)
             self._user_state.set_approval(one.id, _text(one))
-            return one
-
-    def _decided(
-        self, account: Account, one: Approval, decision: Decision, reason: str
-    ) -> Approval:
-        """Check and log a decision."""
-        if account.name == one.user or not account.may(ROLES[one.action]):
-            what = "a second person with the rights for it has to decide, not the one who asked"
-            raise ProblemError(403, what, code="second_person_needed")
-        if decision == "refuse" and not reason:
-            raise invalid("a refusal needs a reason: say in a few words why", "reason_missing")
-        if one.state != "pending":
-            raise ProblemError(409, f"this request is {one.state} already", code="approval_closed")
-        self._log(account, one, f"approval-{decision}", {"reason": reason})
-        return replace(one, decision=decision, by=account.name, reason=reason or None)
 
     def granted_export(self, account: Account, id_: str) -> Approval:
         """Return an approved export, which its account may download now."""
