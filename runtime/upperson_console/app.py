@@ -35,7 +35,7 @@ from upperson_rt.errors import UppersonError
 from upperson_rt.printable import error_text, get_logger, one_line
 
 _LOG = get_logger(__name__)
-_FORMS = {"login_required": "/login", "purpose_missing": "/purpose"}
+_FORMS = {"login_required": "login", "purpose_missing": "purpose"}
 """Pages that ask for what a request lacks, by code."""
 _CACHED = {"cache-control": "private, max-age=31536000, immutable"}
 
@@ -149,7 +149,7 @@ def _handle_problems(app: FastAPI, access: Access, access_log: AccessLog) -> Non
         form = _FORMS.get(problem.code)
         if form is not None and request.method == "GET":
             place = f"{request.url.path}?{request.url.query}".rstrip("?")
-            return RedirectResponse(f"{form}?{urlencode({'next': place})}", 303)
+            return RedirectResponse(f"{request.base_url}{form}?{urlencode({'next': place})}", 303)
         if problem.code == "approval_pending":
             return RedirectResponse("/approvals", 303)
         page = render("problem", access.find(request), problem.status, problem=problem)
