@@ -30,7 +30,7 @@ LONGEST_S = 3600.0
 _POLL_S = 1.0
 """Interval at which a waiting request searches again."""
 
-Kind: TypeAlias = Literal["recordings", "sentence", "image"]
+Kind: TypeAlias = Literal["recordings", "events", "sentence", "image"]
 State: TypeAlias = Literal["Queued", "Searching", "Completed"]
 
 
@@ -39,7 +39,7 @@ class SessionResult:
     """A result of a session."""
 
     key: bytes
-    """Of the recording or track, the same in every search."""
+    """Of the recording, event or track, the same in every search."""
     element: Element
     hit: Hit | None = None
 
