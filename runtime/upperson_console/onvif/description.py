@@ -7,7 +7,8 @@ The names are those of the published schema version 26.06. A line is one of
 - ``Operation(Name xs:int) -> Name xs:int``: an operation; its name ends in ``Request`` where the
   published element of the request does.
 
-After the type of an element, ``?`` means 0 or 1 of it, ``*`` any number, ``+`` at least 1.
+After the type of an element, ``?`` means 0 or 1 of it, ``*`` any number, ``+`` at least 1. A type
+may begin with ``text`` instead of elements; ``any`` stands for any element.
 """
 
 import re
@@ -88,7 +89,7 @@ text tt:Description
 choice tt:SearchState = Queued Searching Completed Unknown
 choice tt:RecordingStatus = Initiated Recording Stopped Removing Removed Unknown
 choice tt:TrackType = Video Audio Metadata Extended
-wsnt:TopicExpressionType: any?, @Dialect xs:anyURI
+wsnt:TopicExpressionType: text, @Dialect xs:anyURI
 wsnt:NotificationMessageHolderType: Topic wsnt:TopicExpressionType?, Message any
 tt:EventFilter: any*
 tt:SourceReference: Token tt:ReferenceToken, @Type xs:anyURI
@@ -213,10 +214,14 @@ def _add_type(schemas: dict[str, Element], line: str) -> None:
 
 
 def _add_fields(parent: Element, fields: str, about: dict[str, str] | None = None) -> None:
-    """Add a complex type with fields; what other vocabularies put into it may have text around."""
-    mixed = {"mixed": "true"} if fields.startswith("any?") else {}
-    made = SubElement(parent, f"{{{_XS}}}complexType", {**(about or {}), **mixed})
-    inner = SubElement(made, f"{{{_XS}}}sequence")
+    """Add a complex type with fields."""
+    made = SubElement(parent, f"{{{_XS}}}complexType", about or {})
+    if fields.startswith("text"):
+        text = SubElement(made, f"{{{_XS}}}simpleContent")
+        made = inner = SubElement(text, f"{{{_XS}}}extension", {"base": "xs:string"})
+        fields = fields.removeprefix("text, ")
+    else:
+        inner = SubElement(made, f"{{{_XS}}}sequence")
     for field in filter(None, re.split(r",\s*", fields)):
         *names, kind = field.split()
         kind, count = kind.rstrip("?*+"), _OCCURS[kind[len(kind.rstrip("?*+")) :]]

@@ -30,6 +30,7 @@ _STATES = {RECORDING_STATE: "IsRecording", TRACK_STATE: "IsDataPresent"}
 """The item of each property."""
 _AT_ONCE = 2 * MOST_HITS
 """Tracks of one look into the gallery: more than a search returns in all."""
+_LATEST_S = 253_402_300_800.0
 _SHORTEST_S = 1.0
 """Of a part of the range; of more tracks within one some are left out."""
 _MOST_LOOKS = 50
@@ -57,7 +58,8 @@ class EventSearch:
         """Return the filter of the pictures; None if there are none to look at."""
         names = [one.camera for one in self.recordings()]
         first, last = min(self.start, self.end), max(self.start, self.end)
-        whole = Filter(camera=names or None, since=first, until=math.nextafter(last, math.inf))
+        until = None if last == math.inf else math.nextafter(last, math.inf)
+        whole = Filter(camera=names or None, since=first, until=until)
         return self.account.visible(whole) if names else None
 
     def __call__(self, skip: Collection[bytes], count: int) -> list[SessionResult]:
@@ -65,7 +67,7 @@ class EventSearch:
         timed = [*self._changes()]
         if self.takes_topic(PERSON):
             timed += self._people(len(skip) + count)
-        timed.sort(key=lambda pair: (pair[0], pair[1].key), reverse=self.end < self.start)
+        timed.sort(key=lambda pair: pair[0], reverse=self.end < self.start)
         events = [*self._start_states(), *(one for _, one in timed)]
         return [*islice((one for one in events if one.key not in skip), count)]
 
@@ -89,19 +91,22 @@ class EventSearch:
     def _people(self, count: int) -> list[tuple[float, SessionResult]]:
         """Return tracks and when they begin, at least a number, of a whole part of the range."""
         where, spans = self.where(), [one.span for one in self.recordings() if one.span]
-        if where is None or where.since is None or where.until is None or not spans:
+        if where is None or not spans:
             return []
-        low = max(where.since, min(first for first, _ in spans))
-        high = min(where.until, math.nextafter(max(last for _, last in spans), math.inf))
+        known = min(first for first, _ in spans), max(last for _, last in spans)
+        low, high = where.since or 0.0, where.until or _LATEST_S
         found: dict[bytes, tuple[float, SessionResult]] = {}
         for _ in range(_MOST_LOOKS):
             if low >= high or len(found) >= count:
                 return [*found.values()]
             since, until = low, high
             while len(hits := self._hits(where, since, until)) == _AT_ONCE:
-                if until - since <= _SHORTEST_S:
+                first, last = max(since, known[0]), min(until, known[1])
+                if first >= last:  # They came after the cameras were last looked at.
+                    first, last = since, until
+                if last - first <= _SHORTEST_S:
                     break
-                middle = (since + until) / 2
+                middle = (first + last) / 2
                 since, until = (since, middle) if self.start <= self.end else (middle, until)
             for hit in hits:
                 begun = hit.item.time if hit.span is None else hit.span.first_time

@@ -8,6 +8,7 @@ and searches in threads.
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -96,11 +97,20 @@ class SearchSessions:
         self._sessions: dict[str, SearchSession] = {}
 
     def begin(self, session: SearchSession) -> None:
-        """Add a session; raises FaultError if there are too many."""
+        """Add a session; raises FaultError if there are too many.
+
+        If all places are taken, the user with the most searches loses the one that was not heard of
+        for longest, unless the new search would give this user as many.
+        """
         self._drop_expired()
-        own = sum(other.account == session.account for other in self._sessions.values())
-        if len(self._sessions) >= MOST_SESSIONS or own >= _MOST_OF_ONE:
+        counts = Counter(other.account for other in self._sessions.values())
+        own, most = counts[session.account], max(counts.values(), default=0)
+        is_full = len(self._sessions) >= MOST_SESSIONS
+        if own >= _MOST_OF_ONE or (is_full and own + 1 >= most):
             raise no_room(f"{own} searches of {session.account.name} are going on: end some")
+        if is_full:
+            of_most = (one for one in self._sessions.values() if counts[one.account] == most)
+            self.end(min(of_most, key=lambda one: (one.asking > 0, one.last_heard)))
         session.last_heard = self.clock()
         self._sessions[session.token] = session
 
