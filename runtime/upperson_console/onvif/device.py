@@ -103,7 +103,7 @@ class DeviceService:
         here, away = ("true", "false") if self._is_discoverable else ("false", "true")
         is_tls = str(address.base.startswith("https:")).lower()
         system = {
-            "DiscoveryResolve": here, "DiscoveryBye": here, "RemoteDiscovery": "false",
+            "DiscoveryResolve": "false", "DiscoveryBye": here, "RemoteDiscovery": "false",
             "SystemBackup": "false", "SystemLogging": "false", "DiscoveryNotSupported": away,
             "NetworkConfigNotSupported": "true", "UserConfigNotSupported": "true",
         }  # fmt: skip

@@ -187,8 +187,8 @@ def _compare(one: str, comparison: str, other: str) -> bool:
     """Compare texts; by order only numbers, or times."""
     if comparison in ("=", "!="):
         return (one == other) == (comparison == "=")
-    numbers = [_number(text) for text in (one, other)]
-    return None not in numbers and bool(_ORDERS[comparison](*numbers))
+    left, right = _number(one), _number(other)
+    return left is not None and right is not None and bool(_ORDERS[comparison](left, right))
 
 
 def _number(text: str) -> float | None:
