@@ -18,6 +18,7 @@ from zeep.wsse.username import UsernameToken
 
 from tests.helpers.invoke import run_json, run_rt
 from tests.helpers.served import served
+from upperson_camera.onvif import discover
 from upperson_console.search import Search
 from upperson_console.user_state import UserState
 from upperson_rt.cli import app

@@ -6,38 +6,35 @@ who is seen, a track of the gallery, is an event at the first picture within the
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from uuid import UUID
 from xml.etree.ElementTree import Element
-
-import numpy as np
 
 from upperson_console.accounts import Account
 from upperson_console.onvif.device import Address
 from upperson_console.onvif.filters import CONCRETE_SET, Test, TopicTest
 from upperson_console.onvif.inventory import TRACK, Recording, token_of
 from upperson_console.onvif.results import key_of
-from upperson_console.onvif.sessions import SessionResult, no_room
+from upperson_console.onvif.sessions import SessionResult
 from upperson_console.onvif.soap import NOTIFICATION, SCHEMA, element, elements, time_text
-from upperson_console.search import MOST_HITS
 from upperson_console.service import ConsoleService
-from upperson_rt.gallery import Filter, Hit
+from upperson_rt.gallery import Filter, Hit, Item
 
 RECORDING_STATE = "tns1:RecordingHistory/Recording/State"
 TRACK_STATE = "tns1:RecordingHistory/Track/State"
 PERSON = "tns1:RuleEngine/ObjectTrack/Aggregation"
 _STATES = {RECORDING_STATE: "IsRecording", TRACK_STATE: "IsDataPresent"}
 """The item of each property."""
-_AT_ONCE = 2 * MOST_HITS
-"""Tracks of one look into the gallery: more than a search returns in all."""
+_AT_ONCE = 10_000
+"""Pictures that are looked at together."""
 _LATEST_S = 253_402_300_800.0
 _SHORTEST_S = 1.0
-"""Of a part of the range; of more tracks within one some are left out."""
-_MOST_LOOKS = 50
-"""Parts of the range that one request looks at."""
+"""A part of the range that is not divided further."""
+_MOST_PARTS = 5
+"""Parts of the range that are looked at before what was found is returned."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class EventSearch:
     """A search for events; calling it returns results as a `SearchSession` needs them."""
 
@@ -53,6 +50,10 @@ class EventSearch:
     takes_message: Test
     with_start: bool
     """Whether the states at the start are returned as events."""
+    passed: float | None = None
+    """Unix seconds up to which all people were found, in the direction of the search."""
+    found: dict[bytes, tuple[float, SessionResult]] = field(default_factory=dict)
+    """Those that were not returned yet, and when they came."""
 
     def where(self) -> Filter | None:
         """Return the filter of the pictures; None if there are none to look at."""
@@ -62,14 +63,22 @@ class EventSearch:
         whole = Filter(camera=names or None, since=first, until=until)
         return self.account.visible(whole) if names else None
 
-    def __call__(self, skip: Collection[bytes], count: int) -> list[SessionResult]:
-        """Return the next events without some keys, up to a number, in the order of the search."""
-        timed = [*self._changes()]
+    def __call__(self, skip: Collection[bytes], count: int) -> tuple[list[SessionResult], bool]:
+        """Return the next events without some keys, and whether there may be more."""
+        reached, timed = None, [*self._changes()]
         if self.takes_topic(PERSON):
-            timed += self._people(len(skip) + count)
-        timed.sort(key=lambda pair: pair[0], reverse=self.end < self.start)
+            people, reached = self._people(skip, count + 1)
+            timed += people
+        if reached is not None:  # People may come before what lies further on.
+            timed = [one for one in timed if (one[0] < reached) == self._is_forward]
+        timed.sort(key=lambda pair: pair[0], reverse=not self._is_forward)
         events = [*self._start_states(), *(one for _, one in timed)]
-        return [*islice((one for one in events if one.key not in skip), count)]
+        fresh = [one for one in events if one.key not in skip]
+        return fresh[:count], reached is not None or len(fresh) > count
+
+    @property
+    def _is_forward(self) -> bool:
+        return self.start <= self.end
 
     def _start_states(self) -> Iterator[SessionResult]:
         times = [self.start, self.end] if self.end < self.start else [self.start]
@@ -88,40 +97,69 @@ class EventSearch:
                         for event in self._taken(_state(one.token, topic, time, is_on)):
                             yield time, event
 
-    def _people(self, count: int) -> list[tuple[float, SessionResult]]:
-        """Return tracks and when they begin, at least a number, of a whole part of the range."""
+    def _people(
+        self, skip: Collection[bytes], count: int
+    ) -> tuple[list[tuple[float, SessionResult]], float | None]:
+        """Return people without some keys and when they come, and up to where was looked.
+
+        That is a time, up to which all are returned, or None if it was the end of the range.
+        """
         where, spans = self.where(), [one.span for one in self.recordings() if one.span]
         if where is None or not spans:
-            return []
+            return [], None
         known = min(first for first, _ in spans), max(last for _, last in spans)
         low, high = where.since or 0.0, where.until or _LATEST_S
-        found: dict[bytes, tuple[float, SessionResult]] = {}
-        for _ in range(_MOST_LOOKS):
-            if low >= high or len(found) >= count:
-                return [*found.values()]
-            since, until = low, high
-            while len(hits := self._hits(where, since, until)) == _AT_ONCE:
-                first, last = max(since, known[0]), min(until, known[1])
-                if first >= last:  # They came after the cameras were last looked at.
-                    first, last = since, until
-                if last - first <= _SHORTEST_S:
-                    break
-                middle = (first + last) / 2
-                since, until = (since, middle) if self.start <= self.end else (middle, until)
-            for hit in hits:
-                begun = hit.item.time if hit.span is None else hit.span.first_time
-                time = since if begun is None else begun
-                for event in self._taken(self._person(time, hit)):
-                    found.setdefault(event.key, (time, event))
-            low, high = (until, high) if self.start <= self.end else (low, since)
-        raise no_room("there is too much to look through: search a shorter time")
+        if self.passed is not None:
+            low, high = (self.passed, high) if self._is_forward else (low, self.passed)
+        self.found = {key: one for key, one in self.found.items() if key not in skip}
+        last: dict[bytes, tuple[float, SessionResult]] = {}
+        for _ in range(_MOST_PARTS):
+            if low >= high or len(self.found) >= count:
+                break
+            part = self._part(replace(where, since=low, until=high), known)
+            for time, hit in self._first_hits(part):
+                key = key_of(hit)
+                if key.bytes not in skip and key.bytes not in self.found:
+                    last.update((key.bytes, (time, one)) for one in self._person(key, time, hit))
+            if self._is_forward:
+                low = part.until or high
+            else:
+                high = part.since or low
+            if low < high:  # New pictures are expected in the last part only.
+                self.passed = low if self._is_forward else high
+                self.found |= last
+                last = {}
+        edge = low if self._is_forward else high
+        return [*(self.found | last).values()], edge if low < high else None
 
-    def _hits(self, where: Filter, since: float, until: float) -> list[Hit]:
+    def _part(self, where: Filter, known: tuple[float, float]) -> Filter:
+        """Return the part of a range that comes first, with few enough pictures to look at."""
+        since, until = where.since or 0.0, where.until or _LATEST_S
+        while self.service.gallery.count(where) > _AT_ONCE:
+            first, last = max(since, known[0]), min(until, known[1])
+            if first >= last:  # They came after the cameras were last looked at.
+                first, last = since, until
+            if last - first <= _SHORTEST_S:
+                break
+            middle = (first + last) / 2
+            since, until = (since, middle) if self._is_forward else (middle, until)
+            where = replace(where, since=since, until=until)
+        return where
+
+    def _first_hits(self, where: Filter) -> list[tuple[float, Hit]]:
+        """Return the first picture of each track, and of each that has no track, with its time."""
         gallery = self.service.gallery
-        any_1D = np.full((1, gallery.embed_dim), gallery.embed_dim**-0.5, np.float32)
-        part = replace(where, since=since, until=until)
-        (hits,) = gallery.search(any_1D, _AT_ONCE, part, by_track=True)
-        return [replace(hit, score=0.0) for hit in hits]
+        firsts: dict[tuple[str | None, ...], Item] = {}
+        for item in gallery.items(where):
+            name = ("", item.key) if item.track is None else (item.camera, item.track)
+            if name not in firsts or (item.time or 0.0) < (firsts[name].time or 0.0):
+                firsts[name] = item
+        ids = gallery.ids([item.key for item in firsts.values()])
+        return [
+            (item.time or 0.0, Hit(id=ids[item.key], score=0.0, item=item))
+            for item in firsts.values()
+            if item.key in ids
+        ]
 
     def _taken(self, event: SessionResult) -> Iterator[SessionResult]:
         """Yield an event if the filter takes its message."""
@@ -129,8 +167,7 @@ class EventSearch:
         if self.takes_message(message):
             yield event
 
-    def _person(self, time: float, hit: Hit) -> SessionResult:
-        key = key_of(hit)
+    def _person(self, key: UUID, time: float, hit: Hit) -> Iterator[SessionResult]:
         appearance = element(
             SCHEMA,
             "Appearance",
@@ -141,7 +178,8 @@ class EventSearch:
         data = {"AggregationStart": time_text(time)}
         seen = element(SCHEMA, "Object", appearance, UUID=str(key))
         item = element(SCHEMA, "ElementItem", seen, Name="Object")
-        return SessionResult(key.bytes, _event(PERSON, time, source, data, item), hit)
+        event = _event(PERSON, time, source, data, item)
+        yield from self._taken(SessionResult(key.bytes, event, hit))
 
 
 def _state(

@@ -161,7 +161,7 @@ class Recordings:
             account=call.account,
             kind="sentence" if search.sentence else "image",
             keep_s=_kept(given),
-            search=find,
+            search=_paged(find),
             note=note,
             reached=lambda: self._reached(start, end, recordings),
             start=start,
@@ -208,7 +208,7 @@ class Recordings:
             account=call.account,
             kind="recordings",
             keep_s=_kept(given),
-            search=find,
+            search=_paged(find),
             note=lambda found, count: None,  # A list of cameras is no search.
             reached=self.sessions.now,
             start=self.sessions.now(),
@@ -308,6 +308,18 @@ class Recordings:
         token = Fields(call.request, "SearchToken").one("SearchToken", soap.text)
         state = self.sessions.find(call.account, token).state
         return element(SEARCH, "GetSearchStateResponse", element(SEARCH, "State", state))
+
+
+def _paged(
+    find: Callable[[Collection[bytes], int], list[SessionResult]],
+) -> Callable[[Collection[bytes], int], tuple[list[SessionResult], bool]]:
+    """Let one result more than is returned show whether these were all."""
+
+    def search(skip: Collection[bytes], count: int) -> tuple[list[SessionResult], bool]:
+        found = find(skip, count + 1)
+        return found[:count], len(found) > count
+
+    return search
 
 
 def _kept(given: Fields) -> float:

@@ -52,8 +52,8 @@ class SearchSession:
     account: Account
     kind: Kind
     keep_s: float
-    search: Callable[[Collection[bytes], int], list[SessionResult]]
-    """Return the best results without some keys, up to a number."""
+    search: Callable[[Collection[bytes], int], tuple[list[SessionResult], bool]]
+    """Return the best results without some keys, up to a number, and whether there may be more."""
     note: Callable[[list[SessionResult], int], None]
     """Log the results that are about to be returned, and the number requested."""
     reached: Callable[[], float]
@@ -170,13 +170,12 @@ class SearchSessions:
             return session.state, []
         is_through = session.until is None or self.now() > session.until
         try:
-            # One more than is returned shows whether these were all.
-            found = await run_in_threadpool(session.search, session.given, count + 1)
+            found, has_more = await run_in_threadpool(session.search, session.given, count)
         except BusyError:
             return session.state, []
-        is_all = is_through and len(found) <= count
-        has_most = len(session.given) + min(count, len(found)) >= session.most
-        return "Completed" if is_all or has_most else "Searching", found[:count]
+        is_all = is_through and not has_more
+        has_most = len(session.given) + len(found) >= session.most
+        return "Completed" if is_all or has_most else "Searching", found
 
     def find(self, account: Account, token: str, kind: Kind | None = None) -> SearchSession:
         """Return an account's session by its token; raises FaultError if there is none."""

@@ -6,7 +6,7 @@ import pytest
 from lxml import etree
 
 from tests.helpers.console import ODD, START, log_lines
-from tests.unit.runtime.serve.onvif.conftest import NOW, fault
+from tests.unit.runtime.serve.onvif.conftest import NOW, envelope, fault
 from tests.unit.runtime.serve.onvif.test_search import (
     ALL,
     LATEST,
@@ -19,6 +19,7 @@ from tests.unit.runtime.serve.onvif.test_search import (
     odd_token,
     take,
 )
+from tests.unit.runtime.serve.onvif.test_security import post
 from upperson_console.onvif import events, sessions
 from upperson_console.onvif.events import PERSON, RECORDING_STATE, TRACK_STATE
 
@@ -69,7 +70,7 @@ def items(one):
     return {item.get("Name"): item.get("Value") for item in message.iter("{*}SimpleItem")}
 
 
-def test_people_are_events_in_the_order_of_time(vms):
+def test_people_are_events_in_the_order_of_time(shared, vms):
     found = results(vms, PEOPLE)
     assert seconds(found) == COLOURS + [7220 + one for one in COLOURS]
     assert {one.Event.Topic._value_1 for one in found} == {PERSON}
@@ -89,7 +90,9 @@ def test_people_are_events_in_the_order_of_time(vms):
     (seen,) = found[0].Event.Message._value_1.iter("{*}Object")
     assert {one.ObjectUUID for one in by_sentence} >= {seen.get("UUID")}
     (place,) = seen.iter("{*}ImageRef")
-    assert place.text in {one.TargetImageURI for one in by_sentence}
+    id_ = int(place.text.rpartition("/")[2])
+    item, _ = shared.service.gallery.get([id_])[id_]
+    assert (item.time - START, item.camera) == (0, "gate")
 
 
 def test_recordings_begin_and_end(vms):
@@ -159,20 +162,40 @@ def test_no_event_comes_twice(onvif):
 
 
 @pytest.mark.parametrize("goes_back", [False, True])
-def test_many_people_are_looked_at_in_parts(vms, monkeypatch, goes_back):
-    whole = seconds(results(vms, PEOPLE))
-    monkeypatch.setattr(events, "_AT_ONCE", 3)
+@pytest.mark.parametrize("filters", [PEOPLE, {}])
+def test_many_people_are_looked_at_in_parts(vms, monkeypatch, goes_back, filters):
+    """A request returns what it found in some parts, in the same order as in one."""
     ends = ("EndPoint", "StartPoint") if goes_back else ("StartPoint", "EndPoint")
     span = dict(zip(ends, (ALL["StartPoint"], ALL["EndPoint"]), strict=True))
-    found = seconds(results(vms, PEOPLE, **span))
-    assert sorted(found, reverse=goes_back) == found
+    whole = results(vms, filters, **span)
+    monkeypatch.setattr(events, "_AT_ONCE", 2)
+    monkeypatch.setattr(events, "_MOST_PARTS", 2)
+    token, found, states = begin(vms, filters, **span), [], []
+    while not states or states[-1] != "Completed":
+        part = vms.GetEventSearchResults(token, MaxResults=5)
+        found += part.Result
+        states.append(part.SearchState)
+    assert states[:-1] == ["Searching"] * (len(states) - 1)
+    assert len(states) > 2
+    assert seconds(found) == sorted(seconds(found), reverse=goes_back)
+    assert [(one.Time, items(one)) for one in found if "IsRecording" in items(one)] == [
+        (one.Time, items(one)) for one in whole if "IsRecording" in items(one)
+    ]
     assert len(found) == len(whole)
-    if not goes_back:
-        assert found == whole
-    assert len(results(vms, PEOPLE, MaxMatches=2, **span)) == 2
-    monkeypatch.setattr(events, "_MOST_LOOKS", 2)
-    with fault("Action", "ResourceProblem"):
-        begin(vms, content("boolean(//Nothing)"), **span)
+    least = vms.GetEventSearchResults(begin(vms, filters, **span), MinResults=3, WaitTime="PT1H")
+    assert len(least.Result) >= 3
+
+
+def test_what_was_returned_is_not_looked_at_again(shared, vms, monkeypatch):
+    monkeypatch.setattr(events, "_AT_ONCE", 2)
+    monkeypatch.setattr(events, "_MOST_PARTS", 2)
+    token = begin(vms, content("boolean(//Nothing)"))
+    (session,) = shared.sessions._sessions.values()
+    passed = [session.search.passed]
+    while vms.GetEventSearchResults(token).SearchState != "Completed":
+        passed.append(session.search.passed)
+    assert passed == sorted(set(passed))
+    assert len(passed) > 1
 
 
 def test_events_are_of_cameras_that_a_user_may_see_and_logged(onvif):
@@ -260,3 +283,39 @@ def test_the_device_is_described(shared):
     for call in (stranger.GetScopes, stranger.GetNetworkInterfaces):
         with fault("NotAuthorized"):
             call()
+
+
+TIMES = "<tse:StartPoint>{}</tse:StartPoint><tse:EndPoint>{}</tse:EndPoint>"
+EVENTS = (
+    "<tse:FindEvents>{times}<tse:Scope/><tse:SearchFilter/><tse:IncludeStartState>{states}"
+    "</tse:IncludeStartState><tse:MaxMatches>{most}</tse:MaxMatches><tse:KeepAliveTime>{kept}"
+    "</tse:KeepAliveTime></tse:FindEvents>"
+)
+GOOD = {
+    "times": TIMES.format("0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999Z"),
+    "states": "true", "most": "2147483647", "kept": "P9Y",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"times": TIMES.format("yesterday", "2026-01-01T00:00:00Z")},
+        {"times": TIMES.format("2026-01-01T00:00:00Z", "2026-13-01T00:00:00Z")},
+        {"states": "maybe"}, {"states": ""}, {"most": "0"}, {"most": "2147483648"}, {"most": "1e3"},
+        {"kept": "60"}, {"kept": "-PT60S"},
+    ],
+)  # fmt: skip
+def test_values_of_other_types_or_out_of_range_are_faults(shared, vms, bad):
+    assert post(shared, envelope(shared, EVENTS.format(**GOOD))).status_code == 200
+    answer = post(shared, envelope(shared, EVENTS.format(**GOOD | bad)))
+    assert (answer.status_code, "ter:InvalidArgVal" in answer.text) == (400, True)
+    for name, value in (
+        ("GetMediaAttributes", "<tse:Time>2026-09-21</tse:Time>"),
+        ("GetRecordingInformation", f"<tse:RecordingToken>{'x' * 65}</tse:RecordingToken>"),
+        ("GetSearchState", "<tse:SearchToken/>"),
+    ):
+        answer = post(shared, envelope(shared, f"<tse:{name}>{value}</tse:{name}>"))
+        assert (answer.status_code, "ter:InvalidArgVal" in answer.text) == (400, True), name
+        answer = post(shared, envelope(shared, f"<tse:{name}/>"))
+        assert (answer.status_code, "ter:InvalidArgs" in answer.text) == (400, True), name
