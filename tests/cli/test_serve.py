@@ -96,7 +96,7 @@ def test_others_need_a_token_and_clients_of_onvif_a_password(ready):
     assert "was cut" in errors
 
 
-def test_clients_of_onvif_find_it_if_it_is_told_so(ready):
+def test_clients_of_onvif_find_it_with_discovery(ready):
     run_rt("token", "onvif.json", "vms", "--onvif")
     with served(ready, "--onvif", "onvif.json", "--onvif-discovery"):
         found = discover(1.0, "127.0.0.1")

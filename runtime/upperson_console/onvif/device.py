@@ -217,7 +217,7 @@ def _network_interfaces(request: Element, address: Address) -> Element:
 def _interface_of(address: str) -> tuple[str, str, int | None]:
     """Return name, hardware address and prefix length of the interface with an IPv4 address.
 
-    Where the system does not tell them, they are ``network``, zeros and None.
+    Where the system does not report them, they are ``network``, zeros and None.
     """
     if sys.platform == "linux":
         import fcntl

@@ -176,14 +176,11 @@ def _serve(
     while not end.is_set():
         try:
             content, client = place.recvfrom(_LONGEST + 1)
-        except TimeoutError:
+        except OSError:  # Mostly because none came in time.
+            end.wait(_LATEST_S)
             continue
-        except OSError as error:
-            _LOG.warning("WS-Discovery: %s", error_text(error))
-            continue
-        if len(content) > _LONGEST:
-            continue
-        answer = responder.answer(content, _host_for(client, sender.getsockname()[0]), number + 1)
+        host = _host_for(client, sender.getsockname()[0])
+        answer = responder.answer(content, host, number + 1) if len(content) <= _LONGEST else None
         if answer is None or answer[0] in seen:
             continue
         seen.append(answer[0])

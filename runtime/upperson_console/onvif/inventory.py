@@ -70,7 +70,7 @@ class Recording:
         return element(SEARCH, "MediaAttributes", token, track, *elements(SCHEMA, valid))
 
     def _track(self, name: str) -> Element | None:
-        if self.span is None:  # A track without data is not told.
+        if self.span is None:  # Without data there is no track.
             return None
         values = {
             "TrackToken": TRACK,

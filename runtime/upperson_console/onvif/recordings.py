@@ -23,6 +23,7 @@ from upperson_console.onvif.inventory import Inventory, Recording
 from upperson_console.onvif.results import key_of, result_of
 from upperson_console.onvif.sessions import (
     LONGEST_S,
+    Find,
     Kind,
     SearchSession,
     SearchSessions,
@@ -92,7 +93,7 @@ class Recordings:
         if not sentence:
             raise invalid("Text is empty: describe the person in a few words")
         least = given.maybe("Similarity", soap.similarity)
-        return await self._begin(call, given, Search(sentence=sentence), least or 0.0)
+        return await self._by_query(call, given, Search(sentence=sentence), least or 0.0)
 
     async def _by_image(self, call: Call) -> Element:
         given = Fields(
@@ -104,7 +105,7 @@ class Recordings:
         place = given.maybe("TargetImageURI", soap.text)
         if content:
             kept = await run_in_threadpool(self._service.query_pictures.add, BytesIO(content))
-            return await self._begin(call, given, Search(picture=kept.id))
+            return await self._by_query(call, given, Search(picture=kept.id))
         if not place:
             raise invalid("TargetImageData or TargetImageURI must be given")
         # Other addresses are not fetched: a client could reach hosts beside this server.
@@ -114,13 +115,12 @@ class Recordings:
                 "TargetImageURI must be that of a result of this server: send other pictures as "
                 "TargetImageData"
             )
-        return await self._begin(call, given, Search(like=int(own[1])))
+        return await self._by_query(call, given, Search(like=int(own[1])))
 
-    async def _begin(
+    async def _by_query(
         self, call: Call, given: Fields, search: Search, least: float = 0.0
     ) -> Element:
-        start = given.one("StartPoint", soap.unix_time)
-        end = given.maybe("EndPoint", soap.unix_time)
+        start, end = _range(given)
         first, last = (start, end) if end is None else (min(start, end), max(start, end))
         token = given.maybe("RecordingToken", soap.text)
         if token is not None:
@@ -157,42 +157,8 @@ class Recordings:
             more = _details(call, names)
             self._service.note_search(call.account, narrowed, hits, count, more)
 
-        session = SearchSession(
-            account=call.account,
-            kind="sentence" if search.sentence else "image",
-            keep_s=_kept(given),
-            search=_paged(find),
-            note=note,
-            reached=lambda: self._reached(start, end, recordings),
-            start=start,
-            until=last,
-            most=_most(given),
-        )
-        return await self._checked(call, session)
-
-    def _reached(
-        self, start: float, end: float | None, recordings: Callable[[], list[Recording]]
-    ) -> float:
-        """Return how far a search has come, in unix seconds."""
-        if end is not None:
-            return min(end, self.sessions.now()) if end > start else end
-        return max([start, *(one.span[1] for one in recordings() if one.span is not None)])
-
-    async def _checked(self, call: Call, session: SearchSession) -> Element:
-        """Begin a session, and report now what is wrong with its search."""
-
-        def check() -> None:
-            session.search((), 1)
-            session.note([], session.most)
-
-        answer = self._begun(call, session)  # First, so that a full server does not search.
-        try:
-            with self.sessions.answering(session):
-                await run_in_threadpool(check)
-        except BaseException:
-            self.sessions.end(session)
-            raise
-        return answer
+        kind: Kind = "sentence" if search.sentence else "image"
+        return await self._begin(call, given, kind, _paged(find), note, recordings, start, end)
 
     async def _find_recordings(self, call: Call) -> Element:
         given = Fields(call.request, "Scope", "MaxMatches", "KeepAliveTime")
@@ -204,17 +170,11 @@ class Recordings:
                 SessionResult(one.token.encode(), one.information()) for one in islice(left, count)
             ]
 
-        session = SearchSession(
-            account=call.account,
-            kind="recordings",
-            keep_s=_kept(given),
-            search=_paged(find),
-            note=lambda found, count: None,  # A list of cameras is no search.
-            reached=self.sessions.now,
-            start=self.sessions.now(),
-            most=_most(given),
-        )
-        return self._begun(call, session)
+        def note(found: Sequence[SessionResult], count: int) -> None:
+            """Write nothing: a list of cameras is no search."""
+
+        now = self.sessions.now()
+        return await self._begin(call, given, "recordings", _paged(find), note, recordings, now)
 
     async def _find_events(self, call: Call) -> Element:
         given = Fields(
@@ -222,8 +182,7 @@ class Recordings:
             "StartPoint", "EndPoint", "Scope", "SearchFilter", "IncludeStartState", "MaxMatches",
             "KeepAliveTime",
         )  # fmt: skip
-        start = given.one("StartPoint", soap.unix_time)
-        end = given.maybe("EndPoint", soap.unix_time)
+        start, end = _range(given)
         filters = given.all("SearchFilter")
         takes_topic, takes_message = read_event_filter(filters[0] if filters else Element("none"))
         search = EventSearch(
@@ -245,25 +204,52 @@ class Recordings:
                 call.account, "query", hits, more, search.where(), k=count, by_track=True
             )
 
-        session = SearchSession(
-            account=call.account,
-            kind="events",
-            keep_s=_kept(given),
-            search=search,
-            note=note,
-            reached=lambda: self._reached(start, end, search.recordings),
-            start=start,
-            until=None if end is None else max(start, end),
-            most=_most(given),
-        )
-        return await self._checked(call, session)
+        return await self._begin(call, given, "events", search, note, search.recordings, start, end)
 
     def _scope(self, call: Call, given: Fields) -> Callable[[], list[Recording]]:
         scopes = given.all("Scope")
         return self._inventory.in_scope(call.account, scopes[0] if scopes else Element("Scope"))
 
-    def _begun(self, call: Call, session: SearchSession) -> Element:
-        self.sessions.begin(session)
+    async def _begin(
+        self,
+        call: Call,
+        given: Fields,
+        kind: Kind,
+        search: Find,
+        note: Callable[[list[SessionResult], int], None],
+        recordings: Callable[[], list[Recording]],
+        start: float,
+        end: float | None = None,
+    ) -> Element:
+        """Begin a session, and report now what is wrong with its search."""
+
+        def reached() -> float:
+            if end is not None:
+                return min(end, self.sessions.now()) if end > start else end
+            return max([start, *(one.span[1] for one in recordings() if one.span is not None)])
+
+        def check() -> None:
+            session.search((), 1)
+            session.note([], session.most)
+
+        session = SearchSession(
+            account=call.account,
+            kind=kind,
+            keep_s=min(given.one("KeepAliveTime", soap.seconds), LONGEST_S),
+            search=search,
+            note=note,
+            reached=reached,
+            start=start,
+            until=None if end is None else max(start, end),
+            most=min(given.maybe("MaxMatches", soap.number(1)) or MOST_HITS, MOST_HITS),
+        )
+        self.sessions.begin(session)  # First, so that a full server does not search.
+        try:
+            with self.sessions.answering(session):
+                await run_in_threadpool(check)
+        except BaseException:
+            self.sessions.end(session)
+            raise
         name = call.request.tag.rpartition("}")[2].removesuffix("Request")
         return element(SEARCH, f"{name}Response", element(SEARCH, "SearchToken", session.token))
 
@@ -310,9 +296,7 @@ class Recordings:
         return element(SEARCH, "GetSearchStateResponse", element(SEARCH, "State", state))
 
 
-def _paged(
-    find: Callable[[Collection[bytes], int], list[SessionResult]],
-) -> Callable[[Collection[bytes], int], tuple[list[SessionResult], bool]]:
+def _paged(find: Callable[[Collection[bytes], int], list[SessionResult]]) -> Find:
     """Let one result more than is returned show whether these were all."""
 
     def search(skip: Collection[bytes], count: int) -> tuple[list[SessionResult], bool]:
@@ -322,12 +306,8 @@ def _paged(
     return search
 
 
-def _kept(given: Fields) -> float:
-    return min(given.one("KeepAliveTime", soap.seconds), LONGEST_S)
-
-
-def _most(given: Fields) -> int:
-    return min(given.maybe("MaxMatches", soap.number(1)) or MOST_HITS, MOST_HITS)
+def _range(given: Fields) -> tuple[float, float | None]:
+    return given.one("StartPoint", soap.unix_time), given.maybe("EndPoint", soap.unix_time)
 
 
 def _details(call: Call, cameras: Sequence[str]) -> dict[str, object]:

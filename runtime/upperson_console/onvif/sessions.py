@@ -45,6 +45,10 @@ class SessionResult:
     hit: Hit | None = None
 
 
+Find: TypeAlias = Callable[[Collection[bytes], int], tuple[list[SessionResult], bool]]
+"""Returns the next results without some keys, up to a number, and whether there may be more."""
+
+
 @dataclass(kw_only=True)
 class SearchSession:
     """A search under way."""
@@ -52,8 +56,7 @@ class SearchSession:
     account: Account
     kind: Kind
     keep_s: float
-    search: Callable[[Collection[bytes], int], tuple[list[SessionResult], bool]]
-    """Return the best results without some keys, up to a number, and whether there may be more."""
+    search: Find
     note: Callable[[list[SessionResult], int], None]
     """Log the results that are about to be returned, and the number requested."""
     reached: Callable[[], float]
