@@ -179,8 +179,8 @@ class HitOut(ItemOut):
 
     rank: int
     score: float = Field(description="Cosine; compare scores of one search only.")
-    likelihood: float = Field(
-        ge=0, le=1, description="That the hit matches; a guess by its score where `match` is empty."
+    likelihood: float | None = Field(
+        ge=0, le=1, description="That the hit matches; null where `match` is empty."
     )
     match: MatchLabel = Field(
         description="`likely` from a likelihood of 0.5; empty where scores are not calibrated."

@@ -37,6 +37,8 @@ _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LONGEST_NAME = 64
 _MOST_BELOW = 200
 """Hits below a client's least likelihood that a search looks past."""
+_UNCALIBRATED = 0.49
+"""Similarity of a hit without a likelihood, at most: a client's threshold of 0.5 drops it."""
 _LISTS: dict[str, tuple[Kind, str]] = {
     "GetRecordingSearchResults": ("recordings", "GetRecordingSearchResultsResponse"),
     "GetNLSearchResultsRequest": ("sentence", "GetNLSearchResultsResponse"),
@@ -138,13 +140,14 @@ class Recordings:
             wanted = len(skip) + count + (_MOST_BELOW if least else 0)
             hits = scored_hits(self._service, call.account, narrowed, wanted)
             fresh = (
-                (key, hit, likelihood)
+                (key, hit, similarity)
                 for hit, likelihood in hits
-                if likelihood >= least and (key := _key(hit)).bytes not in skip
+                if (similarity := _similarity(hit, likelihood)) >= least
+                and (key := _key(hit)).bytes not in skip
             )
             return [
-                SessionResult(key.bytes, _result(key, hit, likelihood, call.address), hit)
-                for key, hit, likelihood in islice(fresh, count)
+                SessionResult(key.bytes, _result(key, hit, similarity, call.address), hit)
+                for key, hit, similarity in islice(fresh, count)
             ]
 
         def note(found: Sequence[SessionResult], count: int) -> None:
@@ -317,13 +320,20 @@ def _key(hit: Hit) -> uuid.UUID:
     return uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(name))
 
 
-def _result(key: uuid.UUID, hit: Hit, likelihood: float, address: Address) -> Element:
+def _similarity(hit: Hit, likelihood: float | None) -> float:
+    """Return a likelihood; where there is none, a value in the order of the scores."""
+    if likelihood is not None:
+        return likelihood
+    return _UNCALIBRATED * min(1.0, max(0.0, (hit.score + 1) / 2))
+
+
+def _result(key: uuid.UUID, hit: Hit, similarity: float, address: Address) -> Element:
     """Return a hit as a result of either kind of search, whose types have the same fields."""
     values = {
         "ObjectUUID": str(key),
         "TargetImageURI": address.picture(hit.id),
         "Time": soap.time_text(hit.item.time or 0.0),
-        "Similarity": f"{likelihood:.6g}",
+        "Similarity": f"{similarity:.6g}",
         "RecordingToken": _token(hit.item.camera or ""),
     }
     return element(SCHEMA, "Result", *elements(SCHEMA, values))
