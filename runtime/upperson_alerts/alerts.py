@@ -64,7 +64,7 @@ class AlertReport:
 
     alert: Alert
     state: Literal["active", "collecting", "paused", "review", "uncalibrated"]
-    """``collecting``: too few visits yet for its promise; the best are kept for review."""
+    """``collecting``: too few visits for its promise; new highest scores are kept for review."""
     standing: Standing
     missing: int | None
     """Visits that its promise still needs; None if that is unknown."""

@@ -70,7 +70,7 @@ def add(
 
     `index` and `watch` compare each person that they add. How well a picture must match follows
     from the pictures that are there, so that no more than --max-false are raised by chance. Until
-    there are enough, the best matches are kept for review.
+    there are enough, a visit that scores higher than all before it is kept for review.
 
     Example: `upperson-rt alert add "man with a red backpack" --camera gate --max-false 1/day`
     """
