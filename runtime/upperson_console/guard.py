@@ -42,10 +42,10 @@ _MOST_DRAINED_BYTES = 128 << 20
 _MOST_REQUESTS = 64
 """At a time, with a valid token; and as many without."""
 _MOST_EACH = 32
-"""Of these, of one account."""
-_MOST_RUNNING = 4
-"""Requests of one account that run at a time, until their responses begin. Fewer than the server's
-threads and the encoder's queue, so that other accounts find room."""
+"""Of these, of one account: with pictures, and as many others."""
+_MOST_RUNNING = {False: 4, True: 2}
+"""Requests of one account that run at a time, until their responses begin: without pictures, and
+with. Fewer than the server's threads and the encoder's queue, so that other accounts find room."""
 _MOST_LARGE = 3
 """Bodies above `MOST_SMALL_BYTES` at a time, one of each account; others wait unread."""
 _LARGE_BYTES_PER_S = 4 << 20
@@ -109,7 +109,8 @@ class Guard:
         self._sender = sender
         self._large = large
         self._large_bodies = asyncio.Semaphore(_MOST_LARGE)
-        self._shares: dict[str, _Share] = {}
+        self._shares: dict[tuple[str, bool], _Share] = {}
+        """By account, and whether its requests may have pictures."""
         self.body_within_s = _BODY_WITHIN_S, _ANONYMOUS_BODY_WITHIN_S
         """Deadlines for a whole body, with and without a valid token."""
         own = socket.gethostname().lower()
@@ -134,8 +135,8 @@ class Guard:
         network = network_of((scope.get("client") or ("",))[0])
         CLIENT.set(f"network {network}" if sender is None else f"account {sender}")
         most_bytes = _MOST_ANONYMOUS_BYTES
+        is_large = is_apart or self._large is None or scope["path"] in self._large
         if may_send_large:
-            is_large = is_apart or self._large is None or scope["path"] in self._large
             most_bytes = MOST_BODY_BYTES if is_large else MOST_SMALL_BYTES
         within_s = self.body_within_s[0 if may_send_large else 1]
         body = _Body(receive, within_s, most_bytes)
@@ -145,17 +146,18 @@ class Guard:
             return
         limit = self._authenticated if sender is not None else self._anonymous
         limit = self._others if is_apart else limit
-        share = None if sender is None else self._shares.setdefault(sender, _Share())
+        owner = "" if sender is None else sender, is_large
+        share = None if sender is None else self._shares.setdefault(owner, _Share(is_large))
         is_full = share is not None and share.there >= _MOST_EACH
-        place = None if is_full else limit.acquire(network, body.evict)
+        place = None if is_full else limit.acquire(sender or network, body.evict)
         if place is None:
             self.refused += 1
             await _answer(_busy(), scope, receive, send)
             return
-        body.completed = lambda: limit.pin(place)
+        body.pin = lambda: limit.pin(place)
         has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-        if sender is not None or not has_body:
-            body.completed()
+        if share is None and not has_body:
+            body.pin()
         try:
             if share is None:
                 await self._limited(scope, body, send, problem)
@@ -164,7 +166,7 @@ class Guard:
         finally:
             limit.release(place)
             if share is not None and not share.there:
-                self._shares.pop(str(sender), None)
+                self._shares.pop(owner, None)
 
     async def _shared(
         self,
@@ -177,7 +179,10 @@ class Guard:
         share.there += 1
         try:
             async with AsyncExitStack() as stack:
-                await share.running.acquire()
+                if not await body.wait_for(share.running):
+                    self.refused += 1
+                    await _answer(_busy(), scope, body.receive, send)
+                    return
                 running = stack.enter_context(ExitStack())
                 running.callback(share.running.release)
 
@@ -253,9 +258,9 @@ class Guard:
 class _Share:
     """Limits of one account."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_large: bool) -> None:
         self.there = 0
-        self.running = asyncio.Semaphore(_MOST_RUNNING)
+        self.running = asyncio.Semaphore(_MOST_RUNNING[is_large])
         self.large = asyncio.Semaphore(1)
 
 
@@ -269,8 +274,8 @@ class _Body:
         """Semaphores that a large body acquires, and the stack that releases them."""
         self.problem: ProblemError | None = None
         """Why it is not read to its end."""
-        self.completed: Callable[[], None] = lambda: None
-        """Called when all of it has arrived."""
+        self.pin: Callable[[], None] = lambda: None
+        """Keeps it from being evicted, once all of it has arrived or its account runs it."""
         self._within_s = within_s
         self._until = time.monotonic() + within_s
         self._left = most_bytes
@@ -283,6 +288,22 @@ class _Body:
         """Wait for it no longer."""
         if not self._evicted.done():
             self._evicted.set_result(None)
+
+    async def wait_for(self, place: asyncio.Semaphore) -> bool:
+        """Acquire a semaphore, and begin the deadline; return False if it was evicted before."""
+        waiting = asyncio.ensure_future(place.acquire())
+        try:
+            await asyncio.wait({waiting, self._evicted}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not waiting.done():
+                waiting.cancel()
+        if self._evicted.done():
+            if waiting.done():
+                place.release()
+            return False
+        self.pin()
+        self._until = time.monotonic() + self._within_s
+        return True
 
     async def next(self) -> Message:
         """Return the next part."""
@@ -352,7 +373,7 @@ class _Body:
             await asyncio.sleep(size_bytes / self._bytes_per_s)
         if message["type"] != "http.request" or not message.get("more_body"):
             self._ended = True
-            self.completed()
+            self.pin()
         return message
 
     def too_large(self) -> ProblemError:
@@ -381,7 +402,7 @@ def _cross_site(own: str) -> ProblemError:
 def _busy() -> ProblemError:
     return ProblemError(
         429,
-        f"{_MOST_REQUESTS} requests are being answered already: try again in a moment",
+        "too many requests are being answered already: try again in a moment",
         {"Retry-After": "1"},
     )
 

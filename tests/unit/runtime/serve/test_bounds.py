@@ -201,7 +201,7 @@ def test_one_account_does_not_take_all_places():
             await go_on.wait()
         await finish(send)
 
-    guard = Guard(app, sender=lambda scope: dict(scope["headers"])[b"account"].decode())
+    guard = Guard(app, sender=lambda scope: dict(scope["headers"])[b"account"].decode(), large=())
 
     async def run():
         transport = httpx.ASGITransport(guard)
@@ -222,6 +222,70 @@ def test_one_account_does_not_take_all_places():
     assert under_way == 4
     assert (statuses.count(200), statuses.count(429)) == (32, 32)
     assert guard._shares == {}
+
+
+def test_two_accounts_with_all_places_keep_no_third_one_out():
+    """The account with most waiting requests gives way, and none that run."""
+    go_on = asyncio.Event()
+
+    async def app(scope, receive, send):
+        if scope["path"] == "/slow":
+            await go_on.wait()
+        await finish(send)
+
+    guard = Guard(app, sender=lambda scope: dict(scope["headers"])[b"account"].decode())
+
+    async def run():
+        transport = httpx.ASGITransport(guard)
+        async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
+
+            def get(path, account):
+                return asyncio.create_task(client.get(path, headers={"account": account}))
+
+            slow = [get("/slow", name) for name in ("vera", "vito") for _ in range(32)]
+            while len(guard._authenticated) < 64:
+                await asyncio.sleep(0.01)
+            quick = [(await get("/quick", "anna")).status_code for _ in range(23)]
+            go_on.set()
+            return quick, [(await one).status_code for one in slow]
+
+    quick, slow = asyncio.run(run())
+    assert quick == [200] * 23
+    assert 1 <= slow.count(429) <= 23
+    assert slow.count(200) == 64 - slow.count(429)
+    assert len(guard._authenticated) == 0
+
+
+@pytest.mark.parametrize("uploader", ["viewer", "operator"])
+def test_thirty_uploads_keep_no_search_out(guarded, red_jpeg, uploader):
+    """Neither those of another account nor those of the same one."""
+
+    async def run():
+        transport = httpx.ASGITransport(guarded.app)
+        async with httpx.AsyncClient(transport=transport, base_url=BASE, timeout=60) as client:
+
+            def post(path, role, **more):
+                headers = {"authorization": f"Bearer {guarded.tokens[role]}"}
+                return asyncio.create_task(client.post(path, headers=headers, **more))
+
+            files = {"picture": ("a.jpg", red_jpeg)}
+            uploads = [
+                post("/api/v1/search/picture", uploader, files=files, data={"search": "{}"})
+                for _ in range(30)
+            ]
+            while len(guarded.app._authenticated) < 30:
+                await asyncio.sleep(0)
+            query = {"sentence": "red"}
+            searches = [post("/api/v1/search", "operator", json=query) for _ in range(23)]
+            await asyncio.gather(*searches)
+            ended = sum(one.done() for one in uploads)
+            found = [one.result().status_code for one in searches]
+            return found, ended, [(await one).status_code for one in uploads]
+
+    searches, ended, uploads = asyncio.run(run())
+    assert searches == [200] * 23
+    assert ended < 30, "the searches did not wait for all uploads"
+    assert uploads == [200] * 30
 
 
 def test_large_bodies_of_one_account_are_read_one_after_the_other():
