@@ -264,11 +264,11 @@ def _watching(routes: APIRouter, service: ConsoleService, access: Access) -> Non
     @routes.get("/ready", tags=["server"], summary="Whether searches can be answered")
     def ready(request: Request) -> models.HealthOut:
         try:
-            service.gallery.count()
+            service.check_ready()
         except UppersonError as error:
             known = access.find(request) is not None
             why = str(error) if known else "searches cannot be answered: log in to see why"
-            raise ProblemError(503, why) from error
+            raise ProblemError(503, why, code=error.code) from error
         return models.HealthOut()
 
     @routes.get(
