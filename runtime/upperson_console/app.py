@@ -14,6 +14,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from upperson_console.accounts import Access
+from upperson_console.accounts_page import account_routes
 from upperson_console.alert_routes import alert_routes
 from upperson_console.alerts import ConsoleAlerts
 from upperson_console.api import api_routes
@@ -63,6 +64,8 @@ def make_app(
 
     app.include_router(page_routes(service, access))
     app.include_router(side_routes(service, access, live or Live(())))
+    if access.accounts is not None:
+        app.include_router(account_routes(service, access, access.accounts))
     if onvif is not None:
         app.include_router(onvif.router)
     app.mount(_FILES, _Static(directory=STATIC))
