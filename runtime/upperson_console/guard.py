@@ -15,7 +15,7 @@ import ipaddress
 import json
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable
 from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import Any
 
@@ -23,7 +23,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from upperson_console.limits import CLIENT, ConcurrencyLimit, network_of
+from upperson_console.limits import CLIENT, ConcurrencyLimit, Turns, network_of
 from upperson_console.problems import MEDIA_TYPE, ProblemError
 
 KNOWN = "upperson_known"
@@ -40,12 +40,15 @@ _ANONYMOUS_BODY_WITHIN_S = 10.0
 _MOST_DRAINED_BYTES = 128 << 20
 """Read and discarded of a body that is too large: browsers read the response after sending."""
 _MOST_REQUESTS = 64
-"""At a time, with a valid token; and as many without."""
+"""At a time, with a valid token; as many with pictures, and as many without a token."""
+_MOST_AT_ONCE = 10
+"""Requests of all accounts that run at a time, until their responses begin; each account in turn.
+No more than the encoder's queue takes, and fewer than the server's threads."""
 _MOST_EACH = 32
 """Of these, of one account: with pictures, and as many others."""
 _MOST_RUNNING = {False: 4, True: 2}
 """Requests of one account that run at a time, until their responses begin: without pictures, and
-with. Fewer than the server's threads and the encoder's queue, so that other accounts find room."""
+with. They read their bodies meanwhile."""
 _MOST_LARGE = 3
 """Bodies above `MOST_SMALL_BYTES` at a time, one of each account; others wait unread."""
 _LARGE_BYTES_PER_S = 4 << 20
@@ -116,9 +119,10 @@ class Guard:
         own = socket.gethostname().lower()
         self._names = {"localhost", own, own.partition(".")[0], *(n.lower() for n in names)}
         self._apart = apart
-        self._authenticated, self._anonymous, self._others = (
-            ConcurrencyLimit(_MOST_REQUESTS) for _ in range(3)
+        self._authenticated, self._uploads, self._anonymous, self._others = (
+            ConcurrencyLimit(_MOST_REQUESTS) for _ in range(4)
         )
+        self._turns = Turns(_MOST_AT_ONCE)
         self.refused = 0
         """Requests refused by a concurrency limit."""
 
@@ -144,8 +148,8 @@ class Guard:
         if scope["path"] in _ALWAYS:
             await self._limited(scope, body, send, problem)
             return
-        limit = self._authenticated if sender is not None else self._anonymous
-        limit = self._others if is_apart else limit
+        limit = self._uploads if is_large else self._authenticated
+        limit = limit if sender is not None else self._others if is_apart else self._anonymous
         owner = "" if sender is None else sender, is_large
         share = None if sender is None else self._shares.setdefault(owner, _Share(is_large))
         is_full = share is not None and share.there >= _MOST_EACH
@@ -162,7 +166,7 @@ class Guard:
             if share is None:
                 await self._limited(scope, body, send, problem)
             else:
-                await self._shared(share, scope, body, send, problem)
+                await self._shared(share, owner, scope, body, send, problem, has_body)
         finally:
             limit.release(place)
             if share is not None and not share.there:
@@ -171,10 +175,12 @@ class Guard:
     async def _shared(
         self,
         share: "_Share",
+        owner: Hashable,
         scope: Scope,
         body: "_Body",
         send: Send,
         problem: ProblemError | None,
+        has_body: bool,
     ) -> None:
         share.there += 1
         try:
@@ -190,7 +196,15 @@ class Guard:
                     running.close()
                     await send(message)
 
+                async def begin() -> None:
+                    await self._turns.begin(owner)
+                    running.callback(self._turns.end)
+
                 body.places = stack, (share.large, self._large_bodies)
+                if has_body:
+                    body.completed = begin
+                else:
+                    await begin()
                 await self._limited(scope, body, starting, problem)
         finally:
             share.there -= 1
@@ -276,6 +290,8 @@ class _Body:
         """Why it is not read to its end."""
         self.pin: Callable[[], None] = lambda: None
         """Keeps it from being evicted, once all of it has arrived or its account runs it."""
+        self.completed: Callable[[], Awaitable[None]] | None = None
+        """Awaited before its last part is returned."""
         self._within_s = within_s
         self._until = time.monotonic() + within_s
         self._left = most_bytes
@@ -330,6 +346,8 @@ class _Body:
             stack, places = self.places
             self.places = None
             await self._take(stack, places)
+        if self._ended and self.completed is not None:
+            await self.completed()
         return message
 
     async def _take(self, stack: AsyncExitStack, places: Iterable[asyncio.Semaphore]) -> None:

@@ -6,11 +6,12 @@ over clients, so that one with many requests, or a long one, delays another by a
 a full queue the client with most waiting requests gives way to one with fewer.
 """
 
+import asyncio
 import ipaddress
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -43,7 +44,7 @@ class _Waiting(threading.Event):
 class RequestQueue:
     """A bounded queue, round robin over clients. Safe to use from several threads."""
 
-    def __init__(self, running: int = 1, waiting: int = 8) -> None:
+    def __init__(self, running: int = 1, waiting: int = 9) -> None:
         self._free, self._most = running, running + waiting
         self._queue: OrderedDict[str, deque[_Waiting]] = OrderedDict()
         """Waiting requests by client; the client whose turn is next comes first."""
@@ -126,6 +127,35 @@ class RequestQueue:
             client, waiting = self._queue.popitem(last=False)
             waiting.popleft().set()
             self._free -= 1
+            if waiting:
+                self._queue[client] = waiting
+
+
+class Turns:
+    """Requests that run at a time, round robin over clients. Belongs to one event loop."""
+
+    def __init__(self, running: int) -> None:
+        self._free = running
+        self._queue: OrderedDict[Hashable, deque[asyncio.Future[None]]] = OrderedDict()
+
+    async def begin(self, client: Hashable) -> None:
+        """Wait until a request of a client may run; `end` gives its place to the next one."""
+        own = asyncio.get_running_loop().create_future()
+        self._queue.setdefault(client, deque()).append(own)
+        self._dispatch()
+        await own
+
+    def end(self) -> None:
+        """End a request."""
+        self._free += 1
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        while self._free and self._queue:
+            client, waiting = self._queue.popitem(last=False)
+            if not (own := waiting.popleft()).done():  # Its client may have gone.
+                own.set_result(None)
+                self._free -= 1
             if waiting:
                 self._queue[client] = waiting
 

@@ -233,7 +233,7 @@ def test_two_accounts_with_all_places_keep_no_third_one_out():
             await go_on.wait()
         await finish(send)
 
-    guard = Guard(app, sender=lambda scope: dict(scope["headers"])[b"account"].decode())
+    guard = Guard(app, sender=lambda scope: dict(scope["headers"])[b"account"].decode(), large=())
 
     async def run():
         transport = httpx.ASGITransport(guard)
@@ -253,7 +253,53 @@ def test_two_accounts_with_all_places_keep_no_third_one_out():
     assert quick == [200] * 23
     assert 1 <= slow.count(429) <= 23
     assert slow.count(200) == 64 - slow.count(429)
-    assert len(guard._authenticated) == 0
+    assert (len(guard._authenticated), guard._turns._free) == (0, 10)
+
+
+def test_accounts_take_turns_and_a_late_body_keeps_no_place():
+    """Of ten places four accounts would take all; one more account is served after one request."""
+    order, run_one = [], asyncio.Semaphore(0)
+
+    async def app(scope, receive, send):
+        while (await receive())["more_body"]:
+            pass
+        order.append(dict(scope["headers"])[b"account"].decode())
+        await run_one.acquire()
+        await finish(send)
+
+    guard = Guard(app, sender=lambda scope: dict(scope["headers"])[b"account"].decode(), large=())
+
+    async def never():
+        yield b"x"
+        await asyncio.Event().wait()
+
+    async def run():
+        transport = httpx.ASGITransport(guard)
+        async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
+
+            def send(account, **more):
+                method = "POST" if more else "GET"
+                request = client.request(method, "/", headers={"account": account}, **more)
+                return asyncio.create_task(request)
+
+            late = [send(f"late {n}", content=never()) for n in range(12)]
+            busy = [send(name) for name in "abcd" for _ in range(6)]
+            while len(order) < 10:
+                await asyncio.sleep(0.01)
+            busy.append(send("anna"))
+            while len(guard._authenticated) < 37:
+                await asyncio.sleep(0.01)
+            for _ in range(len(busy)):
+                run_one.release()
+            statuses = [(await one).status_code for one in busy]
+            for one in late:
+                one.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+            return statuses
+
+    assert asyncio.run(run()) == [200] * 25
+    assert order.index("anna") <= 10 + 4
+    assert (len(guard._authenticated), guard._turns._free) == (0, 10)
 
 
 @pytest.mark.parametrize("uploader", ["viewer", "operator"])
@@ -273,7 +319,7 @@ def test_thirty_uploads_keep_no_search_out(guarded, red_jpeg, uploader):
                 post("/api/v1/search/picture", uploader, files=files, data={"search": "{}"})
                 for _ in range(30)
             ]
-            while len(guarded.app._authenticated) < 30:
+            while len(guarded.app._uploads) < 30:
                 await asyncio.sleep(0)
             query = {"sentence": "red"}
             searches = [post("/api/v1/search", "operator", json=query) for _ in range(23)]
