@@ -80,7 +80,7 @@ def make_app(
 
 
 def _has_head(path: str) -> bool:
-    return path != EVENTS  # It never ends.
+    return not path.startswith((EVENTS, f"{PATH}/"))  # One never ends; ONVIF signs the method.
 
 
 def _answering_heads(app: ASGIApp) -> ASGIApp:
