@@ -1,7 +1,8 @@
 """The pages: search, person, deletion and login. They work without scripts."""
 
+from contextlib import suppress
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, File, Form, Request, Response, UploadFile
@@ -15,7 +16,7 @@ from upperson_console.pictures import Size
 from upperson_console.problems import ProblemError
 from upperson_console.rendering import render
 from upperson_console.results import match_of, run_search, timeline_hits
-from upperson_console.search import MOST_BY_TIME, Search, read_id
+from upperson_console.search import MOST_BY_TIME, MOST_MARKS, Search, read_id
 from upperson_console.service import ConsoleService, span_of
 from upperson_console.timeline import timeline_of, whereabouts
 from upperson_rt.errors import UsageError
@@ -25,9 +26,11 @@ from upperson_rt.printable import count_of
 _PAGE = 24
 _LAST = 2**63 - 1
 """The largest id."""
+_Ids: TypeAlias = list[Annotated[int, Field(ge=0, le=_LAST)]]
 _AROUND_S = 300.0
 _MEASURED = {"frame": "Frame", "sharpness": "Sharpness", "score": "Detector's score"}
 """Labels of attributes that cameras and detectors write."""
+_TIMES = ("since", "until")
 _NO_MORE = {"command": None, "last": None, "also": None}
 
 
@@ -50,7 +53,12 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         problem, search = _searched(request)
         cursor = request.query_params.get("cursor")
         values: dict[str, Any] = dict.fromkeys(("result", "query_picture", "empty"))
-        values |= {"problem": problem, "notes": [], "meant": None, "kept_marks": ((), ())}
+        values |= {
+            "problem": None if problem is None else str(problem),
+            "notes": [],
+            "meant": None,
+            "kept": {},
+        }
         status = 200 if problem is None else 422
         if problem is None and not search.is_empty:
             try:
@@ -64,16 +72,22 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
                 values |= {"result": result, "notes": notes_of(result, {"did_you_mean"})}
                 meant = (one for one in result.notices if one.code == "did_you_mean")
                 values["meant"] = next((one.fields["sentence"] for one in meant), None)
-                values["kept_marks"] = service.user_state.marks(account.name, search.marks_key)
+                kept = service.user_state.marks(account.name, search.marks_key)
+                shown = dict(search.marks)
+                values["kept"] = {one: kept[one] for one in kept if shown.get(one) != kept[one]}
                 if not result.page.hits:
                     values["empty"] = _nothing(service, account, search)
         elif problem is None and not service.count(account, search.where):
             values["empty"] = _nothing(service, account, search)
+        reversed_ = problem is not None and problem.code == "times_reversed"
+        given = {one: request.query_params.get(one, "") if reversed_ else "" for one in _TIMES}
         return render(
             "search",
             account,
             status,
             search=search,
+            given=given,
+            times_wrong=reversed_,
             cameras=service.cameras(account),
             saved=service.user_state.saved(account.name),
             pictures=service.pictures,
@@ -103,20 +117,30 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         address: Annotated[str, Form()],
         yes: Annotated[int | None, Form()] = None,
         no: Annotated[int | None, Form()] = None,
+        each: Annotated[Literal["yes", "no"], Form()] = "yes",
+        ids: Annotated[_Ids, Form(max_length=MOST_MARKS)] = [],  # noqa: B006
         undo: Annotated[str | None, Form()] = None,
         person: Annotated[int | None, Form(ge=0, le=_LAST)] = None,
         account: Account = operator,
     ) -> Response:
         search = _read(address)
+        changes: dict[int, bool | None] = {}
         if undo is not None:
-            kept = () if undo == "all" else search.marks[:-1]
-            search = _read(search.address(marks=kept))
-        for id_, right in ((yes, True), (no, False)):
-            if id_ is not None:  # The same mark again removes it.
-                search = search.marked(id_, None if (id_, right) in search.marks else right)
-        service.mark(account, search)
-        page = "" if person is None else f"people/{person}"
-        return _see(f"/{page}?{search.address()}")
+            kept = service.user_state.marks(account.name, search.marks_key)
+            shown = [id_ for id_, _ in search.with_marks(kept).marks]
+            changes = dict.fromkeys(shown if undo == "all" else shown[-1:])
+        for id_, right in ((yes, True), (no, False), *((one, each == "yes") for one in ids)):
+            if id_ is not None:  # The same button again removes the mark.
+                again = (id_, right) in search.marks and id_ not in ids
+                changes[id_] = None if again else right
+        kept = service.mark(account, search, changes)
+        left = tuple(mark for mark in search.marks if mark[0] not in changes)
+        search = replace(search, marks=left).with_marks(kept)
+        if person is not None:
+            return _see(f"/people/{person}?{search.address()}")
+        # The browser goes on from the marked card, also without a script.
+        place = f"#card-{next(iter(changes))}" if undo is None and changes else ""
+        return _see(f"/?{search.address()}{place}")
 
     @routes.get("/timeline")
     def timeline(request: Request, account: Account = viewer) -> Response:
@@ -177,7 +201,7 @@ def _person_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
 
     @routes.post("/export")
     def export(
-        ids: Annotated[list[Annotated[int, Field(ge=0, le=_LAST)]], Form(max_length=500)],
+        ids: Annotated[_Ids, Form(max_length=500)],
         address: Annotated[str, Form()] = "",
         account: Account = operator,
     ) -> Response:
@@ -314,13 +338,16 @@ def _message(title: str, text: str, link: str, link_text: str) -> dict[str, Any]
     return {"title": title, "text": text, "link": link, "link_text": link_text, **_NO_MORE}
 
 
-def _searched(request: Request) -> tuple[str | None, Search]:
+def _searched(request: Request) -> tuple[UsageError | None, Search]:
     """Return the problem of a page's address, or None, and its search."""
     pairs = [pair for pair in request.query_params.multi_items() if pair[0] != "cursor"]
     try:
         return None, Search.from_address(pairs)
     except UsageError as error:
-        return str(error), Search(sentence=dict(pairs).get("q", "")[:200])
+        problem = error
+    with suppress(UsageError):  # The form keeps all but the times, which the page shows as given.
+        return problem, Search.from_address([one for one in pairs if one[0] not in _TIMES])
+    return problem, Search(sentence=dict(pairs).get("q", "")[:200])
 
 
 def _read(address: str) -> Search:

@@ -8,7 +8,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,21 +201,21 @@ class UserState:
             gone = execute("DELETE FROM saved WHERE user = ? AND id = ?", (user, id_))
             return bool(gone.rowcount)
 
-    def set_marks(self, user: str, marks_key: str, yes: list[int], no: list[int]) -> None:
-        """Replace a user's marks of a query: right items, and wrong ones."""
+    def change_marks(self, user: str, marks_key: str, changes: Mapping[int, bool | None]) -> None:
+        """Mark items of a query as right or wrong, or remove their marks for None; others stay."""
         with self._writing("marks") as execute:
-            execute("DELETE FROM marks WHERE user = ? AND question = ?", (user, marks_key))
             now = time.time()
-            for ids, verdict in ((yes, 1), (no, 0)):
-                for place, id_ in enumerate(ids):
-                    row = (user, marks_key, id_, verdict, now + place / 1e6)
-                    execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?, ?, NULL)", row)
+            for place, (id_, right) in enumerate(changes.items()):
+                row = (user, marks_key, id_)
+                execute("DELETE FROM marks WHERE (user, question, item) = (?, ?, ?)", row)
+                if right is not None:
+                    values = (*row, right, now + place / 1e6)
+                    execute("INSERT INTO marks VALUES (?, ?, ?, ?, ?, NULL)", values)
 
-    def marks(self, user: str, marks_key: str) -> tuple[list[int], list[int]]:
-        """Return the items that a user marked as right and as wrong, in the order of marking."""
+    def marks(self, user: str, marks_key: str) -> dict[int, bool]:
+        """Return the items that a user marked, and whether as right, in the order of marking."""
         sql = "SELECT item, yes FROM marks WHERE user = ? AND question = ? ORDER BY added"
-        rows = self._rows(sql, user, marks_key)
-        return [i for i, yes in rows if yes], [i for i, yes in rows if not yes]
+        return {item: bool(yes) for item, yes in self._rows(sql, user, marks_key)}
 
     def _rows(self, sql: str, *values: str) -> list[Any]:
         with self._lock, self._sqlite_errors():

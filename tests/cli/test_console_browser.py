@@ -20,6 +20,7 @@ from tests.helpers.made_video import picture_at, write_video
 from tests.helpers.served import served
 from tests.helpers.toy_bundle import COLOURS, calibrate_toy_bundle, draw_person
 from upperson_alerts.alerts import add_alert
+from upperson_console.accounts import add_token
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.clips import clip_name, clips_dir
@@ -184,6 +185,95 @@ def test_the_keyboard_is_enough(open_page):
     page.keyboard.press("Enter")
     page.wait_for_selector(".portrait")
     assert page.url.split("?")[0].endswith(found[1])
+
+
+def focused_card(page):
+    return page.evaluate("document.activeElement.closest('.card')?.id")
+
+
+def test_keys_mark_the_focused_card_and_stay_on_it(open_page):
+    page = open_page("/?q=a+jacket")
+    page.keyboard.press("ArrowRight")
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    yes = focused_card(page)
+    page.keyboard.press("y")
+    page.wait_for_selector(f"#{yes}.is-yes")
+    assert focused_card(page) == yes
+    page.keyboard.press("ArrowRight")
+    no = focused_card(page)
+    cards = page.locator("#cards > .card").evaluate_all("cards => cards.map(one => one.id)")
+    assert cards.index(no) == cards.index(yes) + 1
+    page.keyboard.press("n")
+    page.wait_for_selector(f"#{no}.is-no")
+    assert focused_card(page) == no
+    assert page.locator(".is-yes").evaluate_all("cards => cards.map(one => one.id)") == [yes]
+    # A held key repeats: it marks once. Pressed again it removes the mark.
+    page.locator(f"#{yes} .open").focus()
+    page.keyboard.down("y")
+    page.keyboard.down("y")
+    page.wait_for_function(f"() => !document.querySelector('#{yes}').matches('.is-yes')")
+    page.keyboard.up("y")
+    assert focused_card(page) == yes
+    assert page.url.split("marks=")[1] == no.replace("card-", "n")
+    # Keys that are quicker than the server: no mark is lost.
+    page.goto(page.evaluate("origin") + "/?q=a+shirt")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("y")
+    page.get_by_text("Refined by 3 yes and 0 no.").wait_for()
+
+
+def test_two_windows_do_not_overwrite_each_others_marks(open_page):
+    pages = [open_page("/?q=trousers") for _ in range(2)]
+    for page, name in zip(pages, ("Yes, this person", "No, not this person"), strict=True):
+        page.locator("#cards .card").nth(pages.index(page)).get_by_role("button", name=name).click()
+        page.wait_for_url("**marks=*")
+    pages[1].get_by_text("Refined by 1 yes and 1 no.").wait_for()
+    pages[0].reload()
+    pages[0].get_by_text("You marked 0 more yes and 1 no").wait_for()
+
+
+def test_times_in_the_wrong_order_stay_in_the_form(open_page):
+    page = open_page("/?q=red")
+    wrong = {"From": "2026-11-25T10:00:00", "To": "2026-11-25T09:00:00"}
+    for label, time in wrong.items():
+        page.get_by_label(label, exact=True).fill(time)
+    page.get_by_role("textbox", name="Track").focus()
+    page.locator("#times").wait_for()
+    for label, time in wrong.items():
+        assert page.get_by_label(label, exact=True).input_value() in (time, time[:-3])
+    page.get_by_label("To", exact=True).fill("2026-11-25T11:00")
+    page.get_by_role("textbox", name="Track").focus()
+    page.wait_for_function("() => !document.querySelector('#times')")
+    assert "until=2026-11-25T11%3A00" in page.url
+    open_page.wrong[:] = [text for text in open_page.wrong if "422" not in text]
+
+
+def test_a_lost_session_leads_to_the_login_and_back(open_page, folder):
+    (folder / "home").mkdir()
+    for name in ("bundle", "gallery"):
+        (folder / "home" / name).symlink_to(folder / name)
+    token = add_token(folder / "home" / "tokens.json", "olga", "operator", None)
+    with served(folder / "home", "--token-file", "tokens.json") as running:
+        page = open_page("/?q=a+coat", url=running.url)
+
+        def log_in():
+            page.wait_for_url("**/login?next=*")
+            page.get_by_label("Token").fill(token)
+            page.get_by_role("button", name="Log in").click()
+            page.wait_for_selector("#cards .card")
+            assert page.url == f"{running.url}/?q=a+coat"
+
+        log_in()
+        for lost_at in ("Yes, this person", "Export these"):
+            page.context.clear_cookies()
+            page.get_by_role("button", name=lost_at).first.click()
+            log_in()
+        page.context.clear_cookies()
+        page.set_input_files("#file", folder / "gallery" / "crops" / "blue0.png")
+        log_in()
+    open_page.wrong[:] = [text for text in open_page.wrong if "401" not in text]
 
 
 GIVEN = """([name, content]) => {
