@@ -91,6 +91,12 @@ class Search:
         return not self.sentence.strip() and self.picture is None and self.like is None
 
     @property
+    def browses(self) -> bool:
+        """Whether there is no query, but a filter, or the newest are wanted."""
+        is_narrowed = not self.where.is_empty or self.last is not None
+        return self.is_empty and (is_narrowed or self.order == "time")
+
+    @property
     def has_both(self) -> bool:
         """Whether there are a sentence and a picture."""
         return bool(self.sentence.strip()) and (self.picture is not None or self.like is not None)
@@ -220,7 +226,7 @@ def page_of(
     A page begins after the last hit of the page before, by score and id, so that no hit is shown
     twice if items are added between pages.
     """
-    offset, last = (0, None) if cursor is None else _read_cursor(cursor, search)
+    offset, last = (0, None) if cursor is None else read_cursor(cursor, search)
     most = MOST_BY_TIME if search.order == "time" else MOST_HITS
     count = most if search.order == "time" else min(most, offset + limit + 1)
     while True:
@@ -232,7 +238,7 @@ def page_of(
         count = min(most, 2 * count)
     page, following = rest[:limit], None
     if len(rest) > limit:
-        following = _cursor(search, offset + limit, _key(page[-1], search.order))
+        following = make_cursor(search, offset + limit, _key(page[-1], search.order))
     return Page(page, offset + 1, following)
 
 
@@ -243,12 +249,14 @@ def _key(hit: Hit, order: Order) -> _Key:
     return (float("inf") if time is None else -time), hit.id
 
 
-def _cursor(search: Search, offset: int, key: _Key) -> str:
+def make_cursor(search: Search, offset: int, key: _Key) -> str:
+    """Return the cursor of the page after a number of hits, the last of which has a key."""
     text = json.dumps([search.digest, offset, key[0].hex(), str(key[1])])
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def _read_cursor(cursor: str, search: Search) -> tuple[int, _Key]:
+def read_cursor(cursor: str, search: Search) -> tuple[int, _Key]:
+    """Return offset and key of a cursor; raises ProblemError if it is not of the search."""
     try:
         text = base64.urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4))
         digest, offset, first, id_ = json.loads(text)

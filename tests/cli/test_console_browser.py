@@ -126,7 +126,7 @@ def test_a_search_is_narrowed_opened_and_gone_back_to(open_page):
     found = keys_shown(page)
     assert len(found) == 12
     page.wait_for_selector("#timeline svg .bar")
-    page.get_by_role("checkbox", name="gate").check()
+    page.locator("[name=camera][value=gate]").check()
     page.wait_for_url("**camera=gate*")
     page.wait_for_function("() => document.querySelectorAll('#cards .card').length === 6")
     assert set(page.locator("#cards strong").all_inner_texts()) == {"gate"}
@@ -276,6 +276,56 @@ def test_a_lost_session_leads_to_the_login_and_back(open_page, folder):
     open_page.wrong[:] = [text for text in open_page.wrong if "401" not in text]
 
 
+def test_people_are_browsed_without_a_sentence(open_page):
+    page = open_page("/")
+    assert page.locator(".newest").count() == 2
+    page.get_by_role("checkbox", name="gate").check()
+    page.wait_for_selector("#cards .card")
+    assert page.url.endswith("/?camera=gate")
+    assert page.evaluate("document.activeElement.value") == "gate"
+    page.get_by_role("combobox", name="One card for").select_option("picture")
+    page.wait_for_function("() => document.querySelectorAll('#cards .card').length === 18")
+    page = open_page("/", java_script_enabled=False)
+    page.get_by_role("checkbox", name="gate").check()
+    page.get_by_role("button", name="Apply").click()
+    page.wait_for_url("**camera=gate*")
+    assert page.locator("#cards .card").count() == 6
+
+
+@pytest.mark.parametrize("with_script", [True, False])
+def test_selected_cards_are_marked_exported_and_deleted(open_page, with_script):
+    sentence = f"shoes+{with_script}"
+    page = open_page(f"/?q={sentence}", java_script_enabled=with_script)
+    bar = page.locator("#selected")
+    assert not bar.is_visible()
+
+    def select():
+        for place in (1, 3):
+            page.locator("#cards .select").nth(place).check()
+
+    select()
+    with page.expect_download():
+        bar.get_by_role("button", name="Export").click()
+    bar.get_by_role("button", name="Yes").click()
+    page.get_by_text("Refined by 2 yes and 0 no.").wait_for()
+    assert page.locator("#cards .is-yes").count() == 2
+    select()
+    bar.get_by_role("button", name="Delete").click()
+    page.get_by_role("heading", name="Delete 6 pictures").wait_for()
+    page.reload()
+    page.get_by_role("heading", name="Delete 6 pictures").wait_for()
+
+
+def test_a_wide_screen_shows_twice_the_people(open_page):
+    seen = """() => [...document.querySelectorAll('#cards .shot')].filter(
+        (one) => one.getBoundingClientRect().top < innerHeight).length"""
+    found = []
+    for width in (1280, 2560):
+        page = open_page("/?order=time&by=picture", viewport={"width": width, "height": 860})
+        found.append(page.evaluate(seen))
+    assert found[1] >= 2 * found[0] > 0
+
+
 GIVEN = """([name, content]) => {
   const bytes = Uint8Array.from(atob(content), (one) => one.charCodeAt(0));
   const given = new DataTransfer();
@@ -314,13 +364,21 @@ def test_a_picture_is_chosen_dropped_or_pasted_and_a_slider_mixes(open_page, fol
     page.wait_for_url("**/?q=red")
 
 
-def test_more_comes_when_the_end_is_near(open_page):
-    page = open_page("/?q=red&by=picture")
-    assert page.locator("#cards .card").count() == 24
-    page.locator("#cards .card").last.scroll_into_view_if_needed()
-    page.wait_for_function("() => document.querySelectorAll('#cards .card').length === 36")
+def test_more_comes_when_the_end_is_near(open_page, folder):
+    with Gallery.open(folder / "gallery") as gallery:
+        _, vectors = next(gallery.vectors())
+        more = [Item(key=f"more-{number}") for number in range(24)]
+        gallery.add(more, vectors[: len(more)])
+    try:
+        page = open_page("/?q=red&by=picture")
+        assert page.locator("#cards .card").count() == 48
+        page.locator("#cards .card").last.scroll_into_view_if_needed()
+        page.wait_for_function("() => document.querySelectorAll('#cards .card').length === 60")
+    finally:
+        with Gallery.open(folder / "gallery") as gallery:
+            gallery.delete([one.key for one in more])
     found = keys_shown(page)
-    assert len(set(found)) == 36
+    assert len(set(found)) == 60
     page.get_by_text("These are all hits.").wait_for()
     assert "cursor" not in page.url
 
@@ -430,6 +488,7 @@ def test_the_zones_of_a_camera_lie_on_its_picture(open_page, folder, width):
 
 PAGES = {
     "start": "/",
+    "browse": "/?order=time",
     "found": "/?q=woman+in+a+red+coat",
     "nobody": "/?q=woman+in+a+purple+coat",
     "uncalibrated": "/?q=zebra",
