@@ -182,7 +182,7 @@ def is_of_programs(request: Request) -> bool:
 def login_place(request: Request) -> str:
     """Return the address of the login, which leads back to the page of a request without one."""
     back = request.url
-    if request.method != "GET":  # Its form cannot be sent again.
+    if request.method not in ("GET", "HEAD"):  # Its form cannot be sent again.
         back = URL(request.headers.get("referer", ""))
         if back.netloc != request.url.netloc:
             back = URL("/")

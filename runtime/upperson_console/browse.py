@@ -46,11 +46,13 @@ def browse(
 def newest_by_camera(service: ConsoleService, account: Account) -> dict[str | None, list[Hit]]:
     """Return and log the newest people of some cameras, each of its last day; None for all."""
     cameras = service.cameras(account)
-    latest = sorted(cameras, key=lambda name: cameras[name].last_time or 0.0, reverse=True)
+    latest: list[str | None] = [*cameras]
+    latest.sort(key=lambda name: -(cameras[str(name)].last_time or 0.0))
     found: dict[str | None, list[Hit]] = {}
     for name in latest[:_MOST_CAMERAS] or [None]:
         last = None if name is None else cameras[name].last_time
-        where = account.visible(Filter(camera=name, since=None if last is None else last - _DAY_S))
+        since, until = (None, None) if last is None else (last - _DAY_S, last + _FIRST_WINDOW_S)
+        where = account.visible(Filter(camera=name, since=since, until=until))
         if where is not None:
             found[name] = [hit for _, hit in _read(service, where, _NEWEST)]
     hits = [hit for of_camera in found.values() for hit in of_camera]

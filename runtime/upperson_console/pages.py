@@ -192,10 +192,11 @@ def _marked(service: ConsoleService, search: Search) -> Callable[[Hit], tuple[in
     """
     marks = dict(search.marks)
     items = service.gallery.get([*marks]) if search.by_track and marks else {}
-    of_track = {(item.camera, item.track): id_ for id_, (item, _) in items.items() if item.track}
+    of_track = {(item.camera, item.track): id_ for id_, (item, _) in items.items()}
 
     def mark_of(hit: Hit) -> tuple[int, bool | None]:
-        id_ = of_track.get((hit.item.camera, hit.item.track), hit.id)
+        track = hit.item.camera, hit.item.track
+        id_ = hit.id if hit.item.track is None else of_track.get(track, hit.id)
         return (hit.id, marks[hit.id]) if hit.id in marks else (id_, marks.get(id_))
 
     return mark_of
@@ -205,10 +206,10 @@ def _saved(service: ConsoleService, account: Account) -> list[SavedSearch]:
     """Return what an account saved, and what others share whose cameras it may see."""
 
     def is_visible(one: SavedSearch) -> bool:
-        cameras = _read(one.address).where.cameras or ()
-        return one.user == account.name or all(map(account.sees, cameras))
+        return all(map(account.sees, _read(one.address).where.cameras or ()))
 
-    return [one for one in service.user_state.saved(account.name) if is_visible(one)]
+    saved = service.user_state.saved(account.name)
+    return [one for one in saved if one.user == account.name or is_visible(one)]
 
 
 def _person_pages(routes: APIRouter, service: ConsoleService, access: Access) -> None:
@@ -286,8 +287,7 @@ def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         if not ids:  # The address of a deletion, loaded again.
             return _see("/")
         chosen: dict[int, Item] = {}
-        for id_ in ids:
-            item, _ = service.item(account, id_)
+        for id_, (item, _) in service.gallery.get(ids).items():
             whole = _read(address).by_track and item.track is not None
             of_track = service.track_ids(account, item.camera, item.track or "") if whole else [id_]
             chosen |= {one: found for one, (found, _) in service.gallery.get(of_track).items()}

@@ -28,6 +28,7 @@ function bones() {
 }
 
 async function show(address, options = {}, keep = true) {
+  for (const field of $$("[data-changed]")) delete field.dataset.changed;
   request?.abort();
   const own = (request = new AbortController());
   document.body.classList.add("busy");
@@ -147,7 +148,7 @@ document.addEventListener("change", (event) => {
 document.addEventListener("focusout", (event) => {
   const next = event.relatedTarget;
   if (event.target.type !== "datetime-local" || next?.type === "datetime-local" || next?.matches("a, button")) return;
-  if ($("[data-changed]")) show(addressOf(event.target.form));
+  if ($("[data-changed]")) show(addressOf($("#search-form")));
 });
 
 // More hits below those that are there.

@@ -311,6 +311,8 @@ def test_a_gallery_on_milvus_is_served_as_well(
     page = console.client.get(f"/people/{id_}?q=red&marks=y{id_}")
     assert "no picture kept" in page.text
     assert "Nearest in other cameras" in page.text
+    for address, count in (("/?order=time", 12), ("/?camera=gate&by=picture", 12), ("/", 12)):
+        assert console.client.get(address).text.count('class="open"') == count
     cameras = {one["name"]: one["pictures"] for one in console.client.get("/api/v1/cameras").json()}
     assert cameras == {"gate": 12, ODD: 6}
     place = mark(console.client, "q=red", yes=id_)
