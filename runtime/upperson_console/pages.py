@@ -206,7 +206,9 @@ def _saved(service: ConsoleService, account: Account) -> list[SavedSearch]:
     """Return what an account saved, and what others share whose cameras it may see."""
 
     def is_visible(one: SavedSearch) -> bool:
-        return all(map(account.sees, _read(one.address).where.cameras or ()))
+        with suppress(UsageError):  # It was saved by an earlier release, and is not valid now.
+            return all(map(account.sees, _read(one.address).where.cameras or ()))
+        return False
 
     saved = service.user_state.saved(account.name)
     return [one for one in saved if one.user == account.name or is_visible(one)]

@@ -273,6 +273,10 @@ def test_a_lost_session_leads_to_the_login_and_back(open_page, folder):
         page.context.clear_cookies()
         page.set_input_files("#file", folder / "gallery" / "crops" / "blue0.png")
         log_in()
+        page.goto(f"{running.url}/live")
+        page.wait_for_selector(".live-card")
+        add_token(folder / "home" / "tokens.json", "olga", "operator", None)  # Ends the session.
+        page.wait_for_url("**/login?next=%2Flive")
     open_page.wrong[:] = [text for text in open_page.wrong if "401" not in text]
 
 
