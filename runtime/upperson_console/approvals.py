@@ -31,6 +31,8 @@ class Approval:
 
     id: str
     user: str
+    cameras: tuple[str, ...] | None
+    """Of the account that asked, None for all."""
     action: Approved
     asked: dict[str, Any]
     """Arguments of the action."""
@@ -65,7 +67,8 @@ class Approval:
     def requester(self) -> Account:
         """The account that asked, which acts with the approval."""
         context = replace(self.context, approval=self.id, approved_by=self.by)
-        return Account(name=self.user, role=ROLES[self.action], context=context)
+        role = ROLES[self.action]
+        return Account(name=self.user, role=role, cameras=self.cameras, context=context)
 
 
 class Approvals:
@@ -109,6 +112,7 @@ class Approvals:
         made = Approval(
             id=secrets.token_hex(8),
             user=account.name,
+            cameras=account.cameras,
             action=action,
             asked=asked,
             count=count,
@@ -121,9 +125,15 @@ class Approvals:
         return made
 
     def visible(self, account: Account) -> list[Approval]:
-        """Return the requests that an account may decide or made itself, newest first."""
+        """Return the requests that an account may decide or made itself, newest first.
+
+        An account that is limited to cameras decides none: it might not see all pictures.
+        """
+        sees_all = account.cameras is None
         return [
-            one for one in self._all() if account.name == one.user or account.may(ROLES[one.action])
+            one
+            for one in self._all()
+            if account.name == one.user or (sees_all and account.may(ROLES[one.action]))
         ]
 
     def find(self, account: Account, id_: str) -> Approval:

@@ -7,7 +7,7 @@ are those of `problems`; what an account may not see is reported as missing.
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,7 +22,7 @@ from upperson_console.limits import RequestQueue
 from upperson_console.oversight import Oversight
 from upperson_console.pictures import GalleryPictures, QueryPictures, QueuedEncoder
 from upperson_console.problems import ProblemError, missing
-from upperson_console.search import Search
+from upperson_console.search import MOST_MARKS, Search
 from upperson_console.user_state import UserState
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
@@ -82,6 +82,7 @@ class ConsoleService:
         queries = QueryEncoder(self.queued)
         self.searches = 0
         """Number of searches."""
+        self._deleting = threading.Lock()
         self._clip_lock = threading.Lock()
         self._clip_views: dict[tuple[str, int, Path], float] = {}
         """When the views of the last minute were logged, the oldest first."""
@@ -94,6 +95,11 @@ class ConsoleService:
         self.current.last.gallery.close()
         self.user_state.close()
         self.log.close()
+
+    def check_ready(self) -> None:
+        """Raise UppersonError if searches cannot be answered, or not be logged."""
+        self.gallery.count()
+        self.log.check()
 
     # Reads.
 
@@ -198,14 +204,22 @@ class ConsoleService:
 
     # Actions.
 
-    def mark(self, account: Account, search: Search) -> None:
-        """Keep the marks of a search."""
-        found = self.gallery.get([*search.yes, *search.no])
+    def mark(
+        self, account: Account, search: Search, changes: Mapping[int, bool | None]
+    ) -> dict[int, bool]:
+        """Set or remove (None) marks of a search; return all that are kept of it."""
+        search.require_query()
+        found = self.gallery.get([*changes])
         if any(not account.sees(item.camera) for item, _ in found.values()):
             raise missing("there is no such picture")
         hits = _unscored((id_, item) for id_, (item, _) in found.items())
-        self.note_search(account, search, hits, len(hits), {}, action="mark")
-        self.user_state.set_marks(account.name, search.marks_key, [*search.yes], [*search.no])
+        marks = tuple((id_, right) for id_, right in changes.items() if right is not None)
+        removed = [id_ for id_, right in changes.items() if right is None]
+        more = {"removed": removed} if removed else {}
+        changed = replace(search, marks=marks[:MOST_MARKS])
+        self.note_search(account, changed, hits, len(hits), more, action="mark")
+        self.user_state.change_marks(account.name, search.marks_key, changes)
+        return self.user_state.marks(account.name, search.marks_key)
 
     def alike(self, account: Account, id_: int, min_score: float) -> list[Hit]:
         """Return and log all items that score at least ``min_score`` against one, best first."""
@@ -216,16 +230,26 @@ class ConsoleService:
         return hits
 
     def delete(self, account: Account, ids: Sequence[int], reason: str, details: _Details) -> int:
-        """Delete items and their pictures, with a reason; return how many there were."""
+        """Delete items and their pictures, with a reason; return how many there were.
+
+        Deletions of the same items take turns: the log names each one once.
+        """
         reason = _require_reason(reason)
-        found = [(id_, item) for id_, (item, _) in self.gallery.get(ids).items()]
-        items = [(id_, item) for id_, item in found if account.sees(item.camera)]
-        asked = {"ids": [id_ for id_, _ in items], "reason": reason, "details": details}
-        self.approvals.require(account, "delete", len(items), **asked)
-        self.note_items(account, "delete", items, {"reason": reason, **details})
-        deleted = self.gallery.delete([item.key for _, item in items])
-        self.current.last.has_changed()
+        asked = {"ids": [*ids], "reason": reason, "details": details}
+        self.approvals.require(account, "delete", len(self._seen(account, ids)), **asked)
+        with self._deleting:
+            items = self._seen(account, ids)
+            if ids and not items:
+                raise missing("none of these pictures is there; they may have been deleted")
+            self.note_items(account, "delete", items, {"reason": reason, **details})
+            deleted = self.gallery.delete([item.key for _, item in items])
+            self.current.last.has_changed()
         return deleted
+
+    def _seen(self, account: Account, ids: Sequence[int]) -> list[tuple[int, Item]]:
+        """Return those items of some ids that an account may see."""
+        found = [(id_, item) for id_, (item, _) in self.gallery.get(ids).items()]
+        return [(id_, item) for id_, item in found if account.sees(item.camera)]
 
     def prune(
         self,

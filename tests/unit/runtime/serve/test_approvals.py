@@ -133,6 +133,20 @@ def test_a_refusal_has_a_reason_and_requests_expire(console, monkeypatch):
     problem(console.otto.get(f"/api/v1/approvals/{third}/export"), 403, "approval_missing")
 
 
+def test_an_account_of_some_cameras_decides_nothing_and_its_request_stays_limited(console):
+    token = add_token(console.token_file, "lea", "operator", ("gate",))
+    lea = Client(console.app, authorization=f"Bearer {token}")
+    ids = [str(id_of(console, key)) for key in ("red-0", "red-2")]
+    other = pending(console.operator.post("/api/v1/export", json={"ids": ids}))
+    judge(lea, other, status=404)
+    own = pending(lea.post("/api/v1/export", json={"ids": ids}))
+    judge(console.otto, own)
+    answer = lea.get(f"/api/v1/approvals/{own}/export")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        about = json.loads(archive.read("items.json"))
+    assert [str(one["id"]) for one in about["items"]] == ids[:1]
+
+
 def test_requests_of_one_account_are_limited(console, monkeypatch):
     monkeypatch.setattr(approvals, "_MOST_PENDING", 2)
     ids = [str(id_of(console, f"{colour}-0")) for colour in [*COLOURS][:3]]

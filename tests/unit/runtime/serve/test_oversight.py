@@ -3,7 +3,7 @@
 import json
 from datetime import datetime, timezone
 
-from tests.helpers.console import BASE, Client, id_of, log_lines, problem
+from tests.helpers.console import Client, id_of, log_lines, problem
 from tests.helpers.refused import refused
 from upperson_console import access_log
 from upperson_console.oversight import Oversight, Stated, read_oversight
@@ -91,7 +91,7 @@ def test_pages_ask_for_the_purpose_once(make_console):
     browser = console.client
     first = browser.get("/?q=red")
     place = first.headers["location"]
-    assert (first.status_code, place) == (303, f"{BASE}/purpose?next=%2F%3Fq%3Dred")
+    assert (first.status_code, place) == (303, "/purpose?next=%2F%3Fq%3Dred")
     assert "Missing person</option>" in browser.get(place).text
     given = {"purpose": "Theft, reported", "next": "/?q=red"}
     assert browser.post("/purpose", data=given).status_code == 422
