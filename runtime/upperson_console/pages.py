@@ -1,7 +1,7 @@
 """The pages: search, person, deletion and login. They work without scripts."""
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, File, Form, Request, Response, UploadFile
@@ -9,8 +9,9 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import Field
 
 from upperson_console.accounts import COOKIE, Access, Account
-from upperson_console.api import PICTURE_HEADERS, notes_of, picture_response, zip_response
+from upperson_console.api import PICTURE_HEADERS, notes_of, picture_response
 from upperson_console.bounds import BoundedRoute
+from upperson_console.exports import export_response
 from upperson_console.pictures import Size
 from upperson_console.problems import ProblemError
 from upperson_console.rendering import render
@@ -78,6 +79,7 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             saved=service.user_state.saved(account.name),
             pictures=service.pictures,
             log_problem=service.log.problem,
+            blur=service.blur,
             **values,
         )
 
@@ -167,21 +169,30 @@ def _person_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             line=None if elsewhere is None else whereabouts(found, elsewhere),
             frame=service.pictures.frame(found.item) is not None,
             clip=service.pictures.clip(found.item),
+            blur=service.blur,
             pictures=service.pictures,
             search=search,
         )
 
     @routes.get("/people/{id}/picture")
-    def picture(id: int, size: Size = "view", account: Account = viewer) -> Response:
-        return picture_response(service, account, id, size)
+    def picture(
+        id: int, size: Size = "view", reason: str = "", account: Account = viewer
+    ) -> Response:
+        return picture_response(service, account, id, size, reason)
 
     @routes.post("/export")
     def export(
         ids: Annotated[list[Annotated[int, Field(ge=0, le=_LAST)]], Form(max_length=500)],
         address: Annotated[str, Form()] = "",
+        which: Annotated[Literal["these", "yes", "all"], Form()] = "these",
+        reason: Annotated[str, Form()] = "",
         account: Account = operator,
     ) -> Response:
-        return zip_response(service, account, ids, {"address": _read(address).address()})
+        search = _read(address)
+        chosen = search.yes if which == "yes" else None if which == "all" else ids
+        return export_response(
+            service, account, chosen, search, tracks=search.by_track, reason=reason
+        )
 
 
 def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) -> None:
