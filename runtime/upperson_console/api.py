@@ -36,7 +36,7 @@ PICTURE_HEADERS = {
 """Of a picture: browsers cache it for an hour, for one account."""
 
 UNCACHED_HEADERS = {**PICTURE_HEADERS, "cache-control": "no-store"}
-"""Of a picture that is logged each time."""
+"""Of a picture that shows others, too: it is requested each time."""
 
 CLIP_TYPES = {".mp4": "video/mp4", ".mkv": "video/x-matroska"}
 """Media types of clips, by the ending of their files."""
@@ -327,7 +327,7 @@ def notes_of(found: ConsoleResult, without: Collection[str] = ()) -> list[str]:
 def picture_response(
     service: ConsoleService, account: Account, id_: int, size: Size, reason: str = ""
 ) -> Response:
-    """Return an item's picture, which browsers cache for an hour.
+    """Return an item's picture, which browsers cache for an hour, or its frame.
 
     With blur, a frame shows others only for a reason, which is logged.
     """
@@ -340,8 +340,8 @@ def picture_response(
     if size == "frame" and service.blur and shows_all:
         details = {"frame": str(id_), "reason": reason}
         service.note_items(account, "unblur", [(id_, item)], details)
-        return Response(made[0], media_type="image/jpeg", headers=UNCACHED_HEADERS)
-    return Response(made[0], media_type="image/jpeg", headers=PICTURE_HEADERS)
+    headers = UNCACHED_HEADERS if size == "frame" else PICTURE_HEADERS
+    return Response(made[0], media_type="image/jpeg", headers=headers)
 
 
 def clip_response(

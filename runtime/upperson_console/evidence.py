@@ -217,14 +217,14 @@ def _frame(
 
 def _opened(pictures: GalleryPictures, item: Item) -> IO[bytes] | None:
     """Open a picture's file; None if it is missing or damaged."""
-    file = pictures.file(item)
+    file, is_cut = pictures.file(item), pictures.is_cut(item)
     try:  # Decoding it refuses damaged and overlong files.
-        made = None if file is None else pictures.jpeg(item, "view")
+        made = None if file is None else pictures.jpeg(item, "view" if is_cut else "thumb")
     except InputError:
         return None
     if file is None or made is None:
         return None
-    if pictures.is_cut(item):  # The file shows others, too.
+    if is_cut:  # The file shows others, too.
         return io.BytesIO(made[0])
     crop = read_crop(file)  # Read again: the cache may have answered.
     return file.open("rb") if crop is None else io.BytesIO(crop)

@@ -144,7 +144,9 @@ class _Check:
 
     def report(self) -> PackageReport:
         digest = _digest(self._file)
-        manifest, state, signer = None, "none", None
+        manifest: Manifest | None = None
+        state: SignatureState = "none"
+        signer: str | None = None
         try:
             with zipfile.ZipFile(self._file) as archive:
                 members = self._members(archive)

@@ -100,13 +100,14 @@ def _facts(manifest: "Manifest") -> list[str]:
         f"{count_of(summary.clips, 'clip')}{' (blurred)' if manifest.blurred else ''}",
         *([f"{len(summary.missing)} not kept"] if summary.missing else []),
     ]
-    bundle = manifest.model.get("signed_by")
+    signer = manifest.model.get("signed_by")
+    bundle = f"signed by {signer}" if signer else "not signed"
     return [
         f"exported {manifest.exported} by {by.get('user')} ({by.get('role')})",
         *(f"{name}: {text}" for name, text in manifest.about.items()),
         f"query: {query.get('sentence') or 'a picture, or none'}",
         *([f"verdict: {verdict}"] if verdict else []),
         f"contents: {', '.join(contents)}",
-        f"model: {manifest.model.get('fingerprint')}, bundle signed by {bundle or 'no key'}",
+        f"model: {manifest.model.get('fingerprint')}, bundle {bundle}",
         f"query log before the export: chain {manifest.log.get('chain') or 'none'}",
     ]

@@ -26,6 +26,8 @@ from upperson_rt.search.service import SearchResult
 
 MOST_EXPORTED = 2000
 """Items of one export."""
+_FIRST_PAGE = 25
+"""Hits that a page of 24 asks for: the verdict depends a little on their number."""
 _WORDS, _LONGEST_WORDS = 6, 60
 
 
@@ -51,7 +53,7 @@ def export_response(
     shows_all = service.shows_all(account, reason)
     found = _found(service, account, search, needed=ids is None)
     if ids is None:
-        ids = [] if found is None else [hit.id for hit in found.hits]
+        ids = [hit.id for hit in found[-1].hits] if found else []
     chosen = _chosen(service, account, ids, search if tracks else None)
     if not chosen:
         raise missing("none of these pictures is there; they may have been deleted")
@@ -75,7 +77,7 @@ def export_response(
         items,
         service.pictures,
         facts,
-        _matches(found),
+        {id_: match for one in reversed(found) for id_, match in _matches(one).items()},
         service.seal,
         query_jpeg=_query_jpeg(service, account, search),
         blurred=not shows_all,
@@ -86,19 +88,23 @@ def export_response(
 
 def _found(
     service: ConsoleService, account: Account, search: Search, needed: bool
-) -> SearchResult | None:
-    """Return the hits of a search; None if it has none, or cannot be repeated and need not be."""
+) -> list[SearchResult]:
+    """Return the hits of a search as its first page judges them, and all hits.
+
+    There are none if nothing was searched, or the search cannot be repeated and need not be.
+    """
     if needed:
         search.require_query()
     if search.is_empty:
-        return None
-    count = MOST_BY_TIME if search.order == "time" else MOST_HITS
+        return []
+    counts = [MOST_BY_TIME] if search.order == "time" else [_FIRST_PAGE, MOST_HITS]
     try:
-        return calibrated_hits(service, account, search, count)
+        results = [calibrated_hits(service, account, search, count) for count in counts]
+        return [result for result in results if result is not None]
     except (BusyError, ProblemError):  # Such as a query picture that is not kept any more.
         if needed:
             raise
-        return None
+        return []
 
 
 def _chosen(
@@ -124,9 +130,7 @@ def _chosen(
     return list(chosen.items())
 
 
-def _matches(found: SearchResult | None) -> dict[int, dict[str, Any]]:
-    if found is None:
-        return {}
+def _matches(found: SearchResult) -> dict[int, dict[str, Any]]:
     judged = zip(found.hits, found.likelihoods, found.labels, strict=True)
     return {
         hit.id: {
@@ -140,12 +144,12 @@ def _matches(found: SearchResult | None) -> dict[int, dict[str, Any]]:
 
 
 def _query(
-    service: ConsoleService, account: Account, search: Search, found: SearchResult | None
+    service: ConsoleService, account: Account, search: Search, found: list[SearchResult]
 ) -> dict[str, Any]:
     """Return the search as facts of a package."""
     where = search.filter_at(time.time())
     conditions = {**asdict(where), "since": iso_time(where.since), "until": iso_time(where.until)}
-    verdict = None if found is None else found.verdict
+    verdict = found[0].verdict if found else None
     return {
         "sentence": search.sentence.strip(),
         "picture": search.picture,

@@ -182,14 +182,16 @@ def _person_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
 
     @routes.post("/export")
     def export(
-        ids: Annotated[list[Annotated[int, Field(ge=0, le=_LAST)]], Form(max_length=500)],
+        ids: Annotated[
+            list[Annotated[int, Field(ge=0, le=_LAST)]] | None, Form(max_length=500)
+        ] = None,
         address: Annotated[str, Form()] = "",
         which: Annotated[Literal["these", "yes", "all"], Form()] = "these",
         reason: Annotated[str, Form()] = "",
         account: Account = operator,
     ) -> Response:
         search = _read(address)
-        chosen = search.yes if which == "yes" else None if which == "all" else ids
+        chosen = search.yes if which == "yes" else None if which == "all" else ids or ()
         return export_response(
             service, account, chosen, search, tracks=search.by_track, reason=reason
         )

@@ -52,8 +52,15 @@ def side_routes(service: ConsoleService, access: Access, live: Live) -> APIRoute
             raise missing(f"no frame of picture {id} is kept", "frame_not_found")
         items: list[tuple[int, Item]] = [(id, item)]
         service.note_items(account, "view", items, {"frame": str(id)})
-        more = {"blur": service.blur, "reason": reason.strip()}
-        return render("frame", account, id=id, item=item, size=made[1], **more)
+        return render(
+            "frame",
+            account,
+            id=id,
+            item=item,
+            size=made[1],
+            blur=service.blur,
+            reason=reason.strip(),
+        )
 
     return routes
 
@@ -80,8 +87,7 @@ def _live_pages(routes: APIRouter, service: ConsoleService, access: Access, live
         found, _ = service.snapshot(account, name)
         service.shows_all(account, reason)
         service.note(account, "view", [], {"snapshot": name}, Filter(camera=name))
-        more = {"blur": service.blur, "reason": reason.strip()}
-        return render("camera", account, snapshot=found, **more)
+        return render("camera", account, snapshot=found, blur=service.blur, reason=reason.strip())
 
     @routes.get("/live/camera/picture")
     def camera_picture(name: str, reason: str = "", account: Account = viewer) -> Response:

@@ -257,7 +257,7 @@ def _digest(file: Path) -> str:
         raise InputError(f"cannot read {file}: {error.strerror}") from error
 
 
-def _digest_of_all(files: dict[str, str]) -> str:
+def _digest_of_all(files: Mapping[str, str]) -> str:
     return hashlib.sha256(b"".join(map(bytes.fromhex, files.values()))).hexdigest()
 
 

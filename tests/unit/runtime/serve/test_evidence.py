@@ -64,7 +64,11 @@ def test_the_report_has_what_a_reader_needs(sealed, package):
         "verified": True,
     }
     assert facts["query"]["verdict"]["word"] in ("likely", "possible", "nobody")
+    found = sealed.client.search(sentence="red coat", by_track=False).json()
+    assert facts["query"]["verdict"] == found["verdict"]
+    likelihoods = {hit["id"]: hit["likelihood"] for hit in found["hits"]}
     for one in facts["items"]:
+        assert one["hit"]["likelihood"] == likelihoods[one["id"]]
         assert 0 <= one["hit"]["likelihood"] <= 1
     saved, boxed = facts["items"]
     kept = (sealed.folder / "crops" / "red0.png").read_bytes()
