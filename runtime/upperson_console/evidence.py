@@ -14,11 +14,10 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from upperson_console.evidence_check import KIND, SIGNATURE, VERSION, Seal, Summary
+from upperson_console.evidence_check import KIND, MANIFEST, SIGNATURE, VERSION, Seal
 from upperson_console.models import ItemOut, iso_time, item_fields
 from upperson_console.pictures import PIECE_BYTES, GalleryPictures
 from upperson_console.problems import ProblemError
@@ -35,37 +34,22 @@ _MOST_EXPORT_BYTES = 2 << 30
 _SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"BM": ".bmp"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Written:
-    """A package at its beginning; the caller closes the file."""
-
-    file: IO[bytes]
-    sha256: str
-    summary: Summary
-
-
 def write_package(
     items: Sequence[tuple[int, Item]],
     pictures: GalleryPictures,
     facts: Mapping[str, Any],
+    query: Mapping[str, Any],
     matches: Mapping[int, Mapping[str, Any]],
     seal: Seal,
     *,
     query_jpeg: bytes | None = None,
     blurred: bool = False,
     left_out: int = 0,
-) -> Written:
-    """Write a package of items.
+) -> tuple[IO[bytes], str, dict[str, Any]]:
+    """Write a package of items; return its file at its beginning, its SHA-256, and its facts.
 
-    Args:
-        items: Ids and items, each id once.
-        pictures: Those of the gallery.
-        facts: What is known of the export: query, model, user.
-        matches: Fields of items that were hits, by id.
-        seal: Who signs it.
-        query_jpeg: The query picture.
-        blurred: Whether frames are pixelated outside of the box, and clips withheld.
-        left_out: Number of further hits.
+    ``matches`` has fields of those that were hits, by id; ``left_out`` is the number of further
+    hits. In a ``blurred`` package frames are pixelated outside of the box, and clips left out.
     """
     now = datetime.datetime.now().astimezone()
     with ExitStack() as stack:
@@ -76,40 +60,35 @@ def write_package(
             {**_row(package, pictures, id_, item, blurred), "hit": matches.get(id_)}
             for id_, item in items
         ]
-        names = [*package.sha256]
-        if query_jpeg is not None:
-            package.put("query.jpg", query_jpeg)
-        summary = Summary(
-            items=len(rows),
-            pictures=sum(row["file"] is not None for row in rows),
-            frames=sum(name.startswith("frames/") for name in names),
-            clips=sum(name.startswith("clips/") for name in names),
-            missing=tuple(row["id"] for row in rows if row["file"] is None),
-            left_out=left_out,
-        )
-        head = {
+        folders = [name.partition("/")[0] for name in package.sha256]
+        facts = {
             "schema_version": VERSION,
             "kind": KIND,
             "exported": now.isoformat(timespec="seconds"),
             "zone": f"{now.tzname()}, UTC{now:%z}",
             "program": f"upperson-rt {__version__}",
-            "blurred": blurred,
-            "summary": asdict(summary),
             **facts,
+            **{f"bundle_{name}": value for name, value in seal.bundle.items()},
+            "sentence": query["sentence"],
+            "verdict": (query["verdict"] or {}).get("text"),
+            "blurred": blurred,
+            "entries": len(rows),
+            "pictures": sum(row["file"] is not None for row in rows),
+            "missing": [row["id"] for row in rows if row["file"] is None],
+            **{kind: folders.count(kind) for kind in ("frames", "clips")},
+            "left_out": left_out,
         }
-        package.put("items.json", _json({**head, "items": rows}))
+        if query_jpeg is not None:
+            package.put("query.jpg", query_jpeg)
+        package.put("items.json", _json({**facts, "query": query, "items": rows}))
+        shown = {"has_picture": query_jpeg is not None, "is_signed": seal.key is not None}
         page = templates().get_template("evidence.html.j2")
-        shown = page.render(
-            head=head, items=rows, query_picture=query_jpeg is not None, signed=seal.key is not None
-        )
-        package.put("index.html", shown.encode("utf-8"))
-        manifest = {**head, "sha256": dict(package.sha256), "bytes": dict(package.bytes)}
-        package.put("manifest.json", _json(manifest))
+        html = page.render(facts=facts, query=query, items=rows, **shown)
+        package.put("index.html", html.encode("utf-8"))
+        package.put(MANIFEST, _json({**facts, "sha256": dict(package.sha256)}))
         if seal.key is not None:
-            signature = sign_files(
-                dict(sorted(package.sha256.items())), seal.key, KIND, left_out=[SIGNATURE]
-            )
-            package.put(SIGNATURE, signature.encode("ascii"))
+            files = dict(sorted(package.sha256.items()))
+            package.put(SIGNATURE, sign_files(files, seal.key, KIND, [SIGNATURE]).encode("ascii"))
         package.archive.close()
         digest = hashlib.sha256()
         file.seek(0)
@@ -117,16 +96,16 @@ def write_package(
             digest.update(block)
         file.seek(0)
         stack.pop_all()  # The caller closes it.
-    return Written(file=file, sha256=digest.hexdigest(), summary=summary)
+    return file, digest.hexdigest(), facts
 
 
 class _Package:
-    """A zip that is being written, with SHA-256 and length of each file."""
+    """A zip that is being written, with the SHA-256 of each file."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self.archive = archive
         self.sha256: dict[str, str] = {}
-        self.bytes: dict[str, int] = {}
+        self._bytes = 0
         self._shared: dict[tuple[int, int], str] = {}
 
     def put(self, name: str, content: bytes) -> str:
@@ -135,9 +114,10 @@ class _Package:
 
     def copy(self, source: IO[bytes], stem: str, suffix: str | None = None) -> str:
         """Copy a file; return its name, by default with the ending of its kind of picture."""
-        size = left = min(source.seek(0, io.SEEK_END), MOST_FILE_BYTES)
+        left = min(source.seek(0, io.SEEK_END), MOST_FILE_BYTES)
         source.seek(0)
-        if sum(self.bytes.values()) + left > _MOST_EXPORT_BYTES:
+        self._bytes += left
+        if self._bytes > _MOST_EXPORT_BYTES:
             raise ProblemError(
                 413,
                 f"the export has more than {_MOST_EXPORT_BYTES >> 30} GiB: export fewer pictures",
@@ -153,7 +133,7 @@ class _Package:
                 digest.update(piece)
                 copied.write(piece)
                 piece = source.read(min(left, PIECE_BYTES))
-        self.sha256[name], self.bytes[name] = digest.hexdigest(), size - left
+        self.sha256[name] = digest.hexdigest()
         return name
 
     def share(self, path: Path, stem: str) -> str | None:

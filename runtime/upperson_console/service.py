@@ -6,7 +6,8 @@ are those of `problems`; what an account may not see is reported as missing.
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -273,7 +274,7 @@ class ConsoleService:
         by_track: bool = False,
     ) -> None:
         """Write a line of the query log."""
-        try:
+        with _log_errors():
             self.log.write(
                 sentence,
                 hits,
@@ -285,8 +286,11 @@ class ConsoleService:
                 user=account.name,
                 details=details,
             )
-        except InputError as error:
-            raise ProblemError(507, str(error), code="log_not_writable") from error
+
+    def last_chain(self) -> str:
+        """Return the last chain of the query log, see `QueryLog.last_chain`."""
+        with _log_errors():
+            return self.log.last_chain()
 
     def note_items(
         self, account: Account, action: str, items: Iterable[tuple[int, Item]], details: _Details
@@ -333,6 +337,14 @@ class ConsoleService:
         details = {"order": search.order, **more, **used}
         where = search.filter_at(time.time())
         self.note(account, action, hits, details, where, search.sentence, limit, search.by_track)
+
+
+@contextmanager
+def _log_errors() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise ProblemError(507, str(error), code="log_not_writable") from error
 
 
 def _unscored(items: Iterable[tuple[int, Item]]) -> list[Hit]:

@@ -110,9 +110,8 @@ def test_its_exports_are_signed_and_blurred_and_verified_on_another_machine(read
     command = ["evidence", "verify", "export.zip", "--trust", "site.pub"]
     found = run_rt_json(*command, "--log", "console/query.log")
     assert (found["signature"], found["log_line"]) == ("trusted", 2)
-    manifest = found["manifest"]
-    assert manifest["blurred"] is True
-    assert manifest["model"]["signed_by"] is None
+    facts = found["facts"]
+    assert (facts["blurred"], facts["bundle_signed_by"]) == (True, None)
 
 
 NETWORK = ["--host", "0.0.0.0"]

@@ -51,7 +51,7 @@ def test_these_are_all_views_of_the_cards_and_all_are_those_of_the_search(consol
     assert page.count('class="open"') == 2 * len(COLOURS)
     form = form_of(page, "Export these 12")
     items, manifest = exported(console.client.post("/export", data=form))
-    assert len(items) == manifest["summary"]["pictures"] == 18  # Each track with all its views.
+    assert len(items) == manifest["pictures"] == 18  # Each track with all its views.
     narrow = console.client.get("/?q=red&camera=gate").text
     form = form_of(narrow, "Export these 6")
     items, _ = exported(console.client.post("/export", data={**form, "which": "all"}))
@@ -67,14 +67,13 @@ def test_all_hits_are_more_than_those_of_the_page(console, monkeypatch):
     form = form_of(page, "Export all hits")
     items, manifest = exported(console.client.post("/export", data=form))
     assert len(items) == 18
-    assert manifest["summary"] == {
-        "items": 18, "pictures": 18, "frames": 0, "clips": 0, "missing": [], "left_out": 0,
-    }  # fmt: skip
+    counts = {"entries": 18, "pictures": 18, "missing": [], "frames": 0, "clips": 0, "left_out": 0}
+    assert {name: manifest[name] for name in counts} == counts
     assert (log_lines(console)[-1]["action"], len(log_lines(console)[-1]["ids"])) == ("export", 18)
     monkeypatch.setattr("upperson_console.exports.MOST_EXPORTED", 5)
     items, manifest = exported(console.client.post("/export", data=form))
     assert len(items) == 5
-    assert manifest["summary"]["left_out"] == 13
+    assert manifest["left_out"] == 13
 
 
 def test_a_yes_stands_for_all_views_of_its_track(console):
@@ -104,8 +103,8 @@ def test_a_picture_that_is_not_kept_is_said_and_not_counted(console):
     )
     items, manifest = exported(answer)
     assert [one["file"] is None for one in items] == [True, False]
-    assert (manifest["summary"]["items"], manifest["summary"]["pictures"]) == (2, 1)
-    assert manifest["summary"]["missing"] == [gone]
+    assert (manifest["entries"], manifest["pictures"]) == (2, 1)
+    assert manifest["missing"] == [gone]
     page = opened(answer)["index.html"].decode()
     assert "<h1>1 picture</h1>" in page
     assert gone in re.search("not kept: ([^<]*)<", page)[1]

@@ -116,7 +116,7 @@ def test_an_export_is_complete_and_hashed(console):
     hashes = json.loads(files.pop("manifest.json"))["sha256"]
     assert hashes == {name: hashlib.sha256(body).hexdigest() for name, body in files.items()}
     facts = json.loads(files["items.json"])
-    assert facts["model"]["fingerprint"] == console.service.encoder.fingerprint
+    assert facts["model"] == console.service.encoder.fingerprint
     assert facts["query"]["sentence"] == search["sentence"]
     since = datetime.fromisoformat(facts["query"]["filter"]["since"]).timestamp()
     assert since == datetime(2026, 9, 21, 13, tzinfo=timezone.utc).timestamp()
