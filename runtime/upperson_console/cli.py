@@ -166,13 +166,9 @@ def serve(
 
 @contextmanager
 def _opened(
-    model: Model,
-    served: Served,
-    address: Address,
-    access: Security,
-    evidence: Evidence,
+    model: Model, served: Served, address: Address, access: Security, evidence: Evidence,
     services: Services,
-) -> "Iterator[tuple[Server, QueryLog, str | None]]":
+) -> "Iterator[tuple[Server, QueryLog, str | None]]":  # fmt: skip
     """Open everything; yield server, query log and the address of the ONVIF device service."""
     from upperson_console.accounts import Access, Account, Accounts
     from upperson_console.live import Live, check_source

@@ -147,6 +147,8 @@ class Package:
         end = listed = gaps = 0
         if len(archive.filelist) > _MOST_MEMBERS:
             raise zipfile.BadZipFile(f"it has more than {_MOST_MEMBERS:,} members")
+        if any(info.header_offset < 0 for info in archive.filelist):
+            raise zipfile.BadZipFile("a member begins before the file")
         for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
             name, mode = info.orig_filename, info.external_attr >> 16
             if not _NAME.fullmatch(name):

@@ -56,11 +56,8 @@ def export_response(
     items = chosen[:MOST_EXPORTED]
     if service.blur and shows_all:
         service.note_items(account, "unblur", items, {"export": True, "reason": reason.strip()})
-    given = {
-        "purpose": getattr(account, "purpose", None),
-        "case": getattr(account, "case", None),
-        "reason": reason.strip(),
-    }
+    given = {name: getattr(account, name, None) for name in ("purpose", "case")}
+    given["reason"] = reason.strip()
     file, sha256, facts = write_package(
         items,
         service.pictures,

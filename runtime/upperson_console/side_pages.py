@@ -47,20 +47,14 @@ def side_routes(service: ConsoleService, access: Access, live: Live) -> APIRoute
     @routes.get("/people/{id}/frame")
     def frame(id: int, reason: str = "", account: Account = viewer) -> Response:
         item, _ = service.item(account, id)
-        made = service.pictures.jpeg(item, "frame", not service.shows_all(account, reason))
+        shows_all = service.shows_all(account, reason)
+        made = service.pictures.jpeg(item, "frame", not shows_all)
         if made is None:
             raise missing(f"no frame of picture {id} is kept", "frame_not_found")
         items: list[tuple[int, Item]] = [(id, item)]
         service.note_items(account, "view", items, {"frame": str(id)})
-        return render(
-            "frame",
-            account,
-            id=id,
-            item=item,
-            size=made[1],
-            blur=service.blur,
-            reason=reason.strip(),
-        )
+        more = {"blurred": not shows_all, "reason": reason}
+        return render("frame", account, 200, id=id, item=item, size=made[1], **more)
 
     return routes
 
@@ -85,9 +79,9 @@ def _live_pages(routes: APIRouter, service: ConsoleService, access: Access, live
     @routes.get("/live/camera")
     def camera(name: str, reason: str = "", account: Account = viewer) -> Response:
         found, _ = service.snapshot(account, name)
-        service.shows_all(account, reason)
+        blurred = not service.shows_all(account, reason)
         service.note(account, "view", [], {"snapshot": name}, Filter(camera=name))
-        return render("camera", account, snapshot=found, blur=service.blur, reason=reason.strip())
+        return render("camera", account, snapshot=found, blurred=blurred, reason=reason)
 
     @routes.get("/live/camera/picture")
     def camera_picture(name: str, reason: str = "", account: Account = viewer) -> Response:

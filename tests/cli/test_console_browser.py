@@ -233,6 +233,10 @@ def test_more_comes_when_the_end_is_near(open_page):
     assert len(set(found)) == 36
     page.get_by_text("These are all hits.").wait_for()
     assert "cursor" not in page.url
+    page.get_by_text("Export", exact=True).click()  # It has what is shown now.
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export these 36").click()
+    assert download.value.suggested_filename.endswith("-red-36-pictures.zip")
 
 
 SHIFTED = """() => new Promise((done) => {
