@@ -16,7 +16,7 @@ from upperson_console.pictures import Size
 from upperson_console.problems import ProblemError
 from upperson_console.rendering import render
 from upperson_console.results import match_of, run_search, timeline_hits
-from upperson_console.search import MOST_BY_TIME, Search, read_id
+from upperson_console.search import MOST_BY_TIME, MOST_HITS, Search, read_id
 from upperson_console.service import ConsoleService, span_of
 from upperson_console.timeline import timeline_of, whereabouts
 from upperson_rt.errors import UsageError
@@ -183,7 +183,7 @@ def _person_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
     @routes.post("/export")
     def export(
         ids: Annotated[
-            list[Annotated[int, Field(ge=0, le=_LAST)]] | None, Form(max_length=500)
+            list[Annotated[int, Field(ge=0, le=_LAST)]] | None, Form(max_length=MOST_HITS)
         ] = None,
         address: Annotated[str, Form()] = "",
         which: Annotated[Literal["these", "yes", "all"], Form()] = "these",
