@@ -21,6 +21,7 @@ from zeep.wsse.username import UsernameToken
 from tests.helpers.invoke import run_json, run_rt, run_rt_json
 from tests.helpers.served import served
 from tests.helpers.signing_keys import write_keys
+from upperson_camera.onvif import discover
 from upperson_console.search import Search
 from upperson_console.user_state import UserState
 from upperson_rt.cli import app
@@ -114,6 +115,13 @@ def test_its_exports_are_signed_and_blurred_and_verified_on_another_machine(read
     assert (facts["blurred"], facts["bundle_signed_by"]) == (True, None)
 
 
+def test_clients_of_onvif_find_it_with_discovery(ready):
+    run_rt("token", "onvif.json", "vms", "--onvif")
+    with served(ready, "--onvif", "onvif.json", "--onvif-discovery"):
+        found = discover(1.0, "127.0.0.1")
+    assert found["127.0.0.1"].name == "UP-Person Edge"
+
+
 NETWORK = ["--host", "0.0.0.0"]
 
 
@@ -123,6 +131,7 @@ NETWORK = ["--host", "0.0.0.0"]
         (["--onvif", "tokens.json"], 3, "credentials_of_other_kind"),
         (NETWORK, 2, "token_file_missing"),
         (["--sign-exports", "tokens.json"], 3, "key_unusable"),
+        (["--onvif-discovery"], 2, "onvif_missing"),
         (["--tls-cert", "x.pem"], 2, "tls_incomplete"),
         (["--tls-cert", "x.pem", "--tls-key", "y.pem"], 3, "tls_file_unreadable"),
         (["--token-file", "none.json"], 3, "credentials_unreadable"),
