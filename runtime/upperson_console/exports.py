@@ -141,7 +141,12 @@ def _chosen(
 def _matches(found: SearchResult) -> dict[int, dict[str, Any]]:
     judged = zip(found.hits, found.likelihoods, found.labels, strict=True)
     return {
-        hit.id: {"rank": rank, "score": hit.score, "likelihood": round(how, 4), "match": label}
+        hit.id: {
+            "rank": rank,
+            "score": hit.score,
+            "likelihood": how and round(how, 4),
+            "match": label,
+        }
         for rank, (hit, how, label) in enumerate(judged, 1)
     }
 

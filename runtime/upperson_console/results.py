@@ -35,8 +35,8 @@ class ConsoleResult:
     """One page of a search."""
 
     page: Page
-    likelihoods: list[float]
-    """0 to 1, one a hit; the best guess where its label is empty."""
+    likelihoods: list[float | None]
+    """0 to 1, one a hit; None where its label is empty."""
     labels: list[MatchLabel]
     """One a hit."""
     verdict: Verdict
@@ -53,7 +53,7 @@ def run_search(
     search.require_query()
     request, notices = _request(service, account, search)
     opened = service.current.now()
-    judged: dict[int, tuple[float, MatchLabel]] = {}
+    judged: dict[int, tuple[float | None, MatchLabel]] = {}
     verdict = _NOTHING_SEARCHED
 
     def best(count: int) -> list[Hit]:
@@ -132,8 +132,8 @@ def calibrated_hits(
 
 def scored_hits(
     service: ConsoleService, account: Account, search: Search, count: int
-) -> list[tuple[Hit, float]]:
-    """Return what `calibrated_hits` does as hits with their likelihoods."""
+) -> list[tuple[Hit, float | None]]:
+    """Return what `calibrated_hits` does as hits with likelihoods; None without a label."""
     found = calibrated_hits(service, account, search, count)
     return [] if found is None else list(zip(found.hits, found.likelihoods, strict=True))
 
