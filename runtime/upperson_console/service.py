@@ -21,7 +21,7 @@ from upperson_console.evidence_check import Seal
 from upperson_console.limits import RequestQueue
 from upperson_console.pictures import GalleryPictures, QueryPictures, QueuedEncoder
 from upperson_console.problems import ProblemError, missing, withheld
-from upperson_console.search import Search
+from upperson_console.search import MOST_MARKS, Search
 from upperson_console.user_state import UserState
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
@@ -216,14 +216,22 @@ class ConsoleService:
 
     # Actions.
 
-    def mark(self, account: Account, search: Search) -> None:
-        """Keep the marks of a search."""
-        found = self.gallery.get([*search.yes, *search.no])
+    def mark(
+        self, account: Account, search: Search, changes: Mapping[int, bool | None]
+    ) -> dict[int, bool]:
+        """Set or remove (None) marks of a search; return all that are kept of it."""
+        search.require_query()
+        found = self.gallery.get([*changes])
         if any(not account.sees(item.camera) for item, _ in found.values()):
             raise missing("there is no such picture")
         hits = _unscored((id_, item) for id_, (item, _) in found.items())
-        self.note_search(account, search, hits, len(hits), {}, action="mark")
-        self.user_state.set_marks(account.name, search.marks_key, [*search.yes], [*search.no])
+        marks = tuple((id_, right) for id_, right in changes.items() if right is not None)
+        removed = [id_ for id_, right in changes.items() if right is None]
+        more = {"removed": removed} if removed else {}
+        changed = replace(search, marks=marks[:MOST_MARKS])
+        self.note_search(account, changed, hits, len(hits), more, action="mark")
+        self.user_state.change_marks(account.name, search.marks_key, changes)
+        return self.user_state.marks(account.name, search.marks_key)
 
     def alike(self, account: Account, id_: int, min_score: float) -> list[Hit]:
         """Return and log all items that score at least ``min_score`` against one, best first."""
