@@ -4,7 +4,7 @@ import datetime
 import re
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -35,7 +35,7 @@ _WORDS, _LONGEST_WORDS = 6, 60
 def export_response(
     service: ConsoleService,
     account: Account,
-    ids: Iterable[int] | None,
+    ids: Sequence[int] | None,
     search: Search,
     *,
     tracks: bool = False,
@@ -68,6 +68,7 @@ def export_response(
             "model": service.encoder.fingerprint,
             "variant": service.encoder.variant,
             "log_chain": service.last_chain(),
+            "gone": len({*ids} - {id_ for id_, _ in chosen}),
         },
         _query(search, found),
         {id_: match for result in reversed(found) for id_, match in _matches(result).items()},
@@ -118,10 +119,9 @@ def _found(
 
 
 def _chosen(
-    service: ConsoleService, account: Account, ids: Iterable[int], tracks_of: Search | None
+    service: ConsoleService, account: Account, ids: Sequence[int], tracks_of: Search | None
 ) -> list[tuple[int, Item]]:
     """Return the items that an account may see, each once, with those of their tracks."""
-    ids = list(ids)
     found = service.gallery.get(ids)
     chosen: dict[int, Item] = {}
     where = None if tracks_of is None else tracks_of.filter_at(time.time())

@@ -150,5 +150,5 @@ def test_nothing_is_exported_of_what_is_hidden_or_gone(console):
 def test_as_many_cards_as_a_page_can_show_are_exported(console):
     ids = [str(10_000_000_000 + number) for number in range(1999)]
     form = {"ids": [*ids, str(id_of(console, "red-0"))], "address": "q=red&by=picture"}
-    items, _ = exported(console.client.post("/export", data=form))
-    assert [one["key"] for one in items] == ["red-0"]
+    items, manifest = exported(console.client.post("/export", data=form))
+    assert ([one["key"] for one in items], manifest["gone"]) == (["red-0"], 1999)
