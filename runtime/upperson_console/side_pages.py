@@ -27,6 +27,8 @@ from upperson_rt.preprocess import use_image
 from upperson_rt.printable import local_time, safe_repr
 from upperson_rt.strict import parse_json
 
+EVENTS = "/live/events"
+"""Path of the stream of the live page."""
 _RENEWED_S = 2.0
 _POLLED_S = 0.5
 """Interval at which a stream checks whether the server ends."""
@@ -95,7 +97,7 @@ def _live_pages(routes: APIRouter, service: ConsoleService, access: Access, live
                 service.note(account, "unblur", [], details, Filter(camera=name))
         return Response(jpeg, media_type="image/jpeg", headers=UNCACHED_HEADERS)
 
-    @routes.get("/live/events")
+    @routes.get(EVENTS)
     async def events(request: Request, account: Account = viewer) -> Response:
         if len(streams) >= _MOST_STREAMS:
             raise ProblemError(
