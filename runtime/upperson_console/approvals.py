@@ -59,9 +59,8 @@ class Approval:
     @property
     def about(self) -> str:
         """What was asked, in words: a sentence, a reason, or a search."""
-        query = self.asked.get("query", {})
-        found = self.asked.get("sentence") or self.asked.get("reason")
-        return str(found or ", ".join(map(str, query.values())))
+        found = (self.asked.get(name) for name in ("sentence", "address", "reason"))
+        return str(next(filter(None, found), ""))
 
     @property
     def requester(self) -> Account:

@@ -1,18 +1,20 @@
 """The pages of oversight: stating a purpose, and deciding requests for approval."""
 
 from typing import Annotated, Any, TypeAlias
+from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Form, Path, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from upperson_console.accounts import Access, Account
 from upperson_console.alerts import ConsoleAlerts
-from upperson_console.api import zip_response
 from upperson_console.approvals import ROLES, Approval, Decision
 from upperson_console.bounds import BoundedRoute
+from upperson_console.exports import export_response
 from upperson_console.oversight import PURPOSE_COOKIE, Stated, cookie_of
 from upperson_console.problems import ProblemError
 from upperson_console.rendering import local_path, render
+from upperson_console.search import Search
 from upperson_console.service import ConsoleService
 
 _Text: TypeAlias = Annotated[str, Form(max_length=200)]
@@ -106,4 +108,6 @@ def _approval_pages(
     @routes.get("/api/v1/approvals/{id}/export")
     def export(id: _Id, account: Account = operator) -> Response:
         one = approvals.granted_export(account, id)
-        return zip_response(service, one.requester, **one.asked)
+        search = Search.from_address(parse_qsl(one.asked["address"]))
+        ids, reason = one.asked["ids"], one.asked["reason"]
+        return export_response(service, one.requester, ids, search, reason=reason)

@@ -6,7 +6,8 @@ are those of `problems`; what an account may not see is reported as missing.
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,10 +19,11 @@ from upperson_console.access_log import AccessLog
 from upperson_console.accounts import Account
 from upperson_console.approvals import Approvals
 from upperson_console.current import CurrentGallery
+from upperson_console.evidence_check import Seal
 from upperson_console.limits import RequestQueue
 from upperson_console.oversight import Oversight
 from upperson_console.pictures import GalleryPictures, QueryPictures, QueuedEncoder
-from upperson_console.problems import ProblemError, missing
+from upperson_console.problems import ProblemError, missing, withheld
 from upperson_console.search import MOST_MARKS, Search
 from upperson_console.user_state import UserState
 from upperson_rt.encoder import Encoder
@@ -63,12 +65,17 @@ class ConsoleService:
         log: QueryLog,
         user_state: UserState,
         background_KD: NDArray[np.float32],
+        seal: Seal | None = None,
+        blur: bool = False,
         oversight: Oversight | None = None,
     ) -> None:
         """Serve a gallery, which is opened again after it was replaced.
 
         ``background_KD`` are (K, D) embeddings of the background set: a bundle's golden samples.
+        With ``blur``, whole frames and clips need a reason, see `shows_all`.
         """
+        self.seal = seal or Seal()
+        self.blur = blur
         self.encoder = encoder
         self.user_state = user_state
         self.queue = RequestQueue()
@@ -84,7 +91,7 @@ class ConsoleService:
         """Number of searches."""
         self._deleting = threading.Lock()
         self._clip_lock = threading.Lock()
-        self._clip_views: dict[tuple[str, int, Path], float] = {}
+        self._clip_views: dict[tuple[str, int, Path, str], float] = {}
         """When the views of the last minute were logged, the oldest first."""
         self.current = CurrentGallery(
             open_gallery, lambda gallery: SearchService(queries, gallery, background_KD)
@@ -148,7 +155,7 @@ class ConsoleService:
         item, _ = self.item(account, id_)
         views = [(id_, item)]
         if item.track is not None:
-            views = self._views(account, item.camera, item.track)
+            views = self.views(account, item.camera, item.track)
             views.sort(key=lambda view: (view[1].time or 0.0, view[0]))
         shown = views[:_MOST_VIEWS]
         self.note_items(account, "view", shown, {"picture": str(id_)})
@@ -164,15 +171,21 @@ class ConsoleService:
 
     def track_ids(self, account: Account, camera: str | None, track: str) -> list[int]:
         """Return the ids of all views of a track."""
-        ids = [id_ for id_, _ in self._views(account, camera, track)]
+        ids = [id_ for id_, _ in self.views(account, camera, track)]
         if not ids:
             raise _no_track()
         return ids
 
-    def _views(self, account: Account, camera: str | None, track: str) -> list[tuple[int, Item]]:
-        """Return the visible items of a track; without a camera those that have none."""
-        where = account.visible(Filter(camera=camera, track=track))
-        found = [] if where is None else [*self.gallery.items(where)]
+    def views(
+        self, account: Account, camera: str | None, track: str, where: Filter | None = None
+    ) -> list[tuple[int, Item]]:
+        """Return the visible items of a track that pass a filter.
+
+        Without a camera, those that have none.
+        """
+        of_track = replace(where or Filter(), camera=camera, track=track)
+        visible = account.visible(of_track)
+        found = [] if visible is None else [*self.gallery.items(visible)]
         items = [item for item in found if item.camera == camera]
         ids = self.gallery.ids([item.key for item in items])
         return [(ids[item.key], item) for item in items if item.key in ids]
@@ -201,6 +214,18 @@ class ConsoleService:
         details = {"elsewhere": str(person.id)}
         self.note(account, "view", found_there.hits, details, Filter(camera=others))
         return found_there
+
+    def shows_all(self, account: Account, reason: str) -> bool:
+        """Return whether frames and clips are shown as they are: with blur only for a reason.
+
+        The caller logs the reason (action ``unblur``). Raises ProblemError for a viewer with one.
+        """
+        if not self.blur or not reason.strip():
+            return not self.blur
+        if not account.may("operator"):
+            raise withheld("only operators and administrators may see what is blurred")
+        _require_reason(reason)
+        return True
 
     # Actions.
 
@@ -288,7 +313,7 @@ class ConsoleService:
     ) -> None:
         """Write a line of the query log."""
         context = {"model": self.encoder.fingerprint, **asdict(account.context)}
-        try:
+        with _log_errors():
             self.log.write(
                 sentence,
                 hits,
@@ -301,8 +326,11 @@ class ConsoleService:
                 details=details,
                 context={name: value for name, value in context.items() if value},
             )
-        except InputError as error:
-            raise ProblemError(507, str(error), code="log_not_writable") from error
+
+    def last_chain(self) -> str:
+        """Return the last chain of the query log, see `QueryLog.last_chain`."""
+        with _log_errors():
+            return self.log.last_chain()
 
     def require_allowed(self, account: Account, sentence: str) -> None:
         """Refuse and log a sentence that may not be asked, see `Oversight`."""
@@ -318,9 +346,12 @@ class ConsoleService:
         """Log an action on items, see `note`."""
         self.note(account, action, _unscored(items), details)
 
-    def note_clip(self, account: Account, id_: int, item: Item, path: Path) -> None:
-        """Log a view of an item's clip, once a minute for an account, see `note`."""
-        view = account.name, id_, path
+    def note_clip(
+        self, account: Account, id_: int, item: Item, path: Path, reason: str = ""
+    ) -> None:
+        """Log a view of an item's clip, once a minute for an account and reason, see `note`."""
+        view = account.name, id_, path, reason
+        given = {"reason": reason} if self.blur else {}
         with self._clip_lock:
             now = time.monotonic()
             while self._clip_views:
@@ -329,7 +360,8 @@ class ConsoleService:
                     break
                 del self._clip_views[oldest]
             if view not in self._clip_views:
-                self.note_items(account, "view", [(id_, item)], {"clip": str(id_)})
+                action = "unblur" if self.blur else "view"
+                self.note_items(account, action, [(id_, item)], {"clip": str(id_), **given})
                 self._clip_views[view] = now
 
     def note_search(
@@ -355,6 +387,14 @@ class ConsoleService:
         self.note(account, action, hits, details, where, search.sentence, limit, search.by_track)
 
 
+@contextmanager
+def _log_errors() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise ProblemError(507, str(error), code="log_not_writable") from error
+
+
 def _unscored(items: Iterable[tuple[int, Item]]) -> list[Hit]:
     return [Hit(id=id_, score=0.0, item=item) for id_, item in items]
 
@@ -366,7 +406,7 @@ def _no_track() -> ProblemError:
 def _require_reason(reason: str) -> str:
     reason = reason.strip()
     if not reason:
-        raise UsageError("a deletion needs a reason: say in a few words why", code="reason_missing")
+        raise UsageError("this needs a reason: say in a few words why", code="reason_missing")
     if len(reason) > _LONGEST_REASON:
         raise UsageError(
             f"the reason may have {_LONGEST_REASON} letters at most", code="reason_too_long"

@@ -85,6 +85,7 @@ def test_a_search_with_a_purpose_and_an_export_that_a_second_person_approves(
     olga, otto, ada = map(log_in, tokens)
     look(olga, "found")
     assert "Case 2026-17" in olga.locator("aside.purpose").inner_text()
+    olga.locator("summary", has_text="Export").click()
     olga.get_by_role("button", name="Export these").click()
     olga.wait_for_url("**/approvals")
     olga.get_by_text("pending").wait_for()

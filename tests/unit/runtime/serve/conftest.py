@@ -88,7 +88,7 @@ def make_service(gallery, state, encoder, oversight=None):
         QueryLog(state / "query.log"),
         UserState(state / "console.sqlite"),
         background(encoder),
-        oversight,
+        oversight=oversight,
     )
 
 

@@ -163,7 +163,7 @@ def test_the_page_shows_requests_and_takes_decisions(console):
     own, other = (client.get("/approvals").text for client in (console.operator, console.otto))
     assert "Approve</button>" not in own
     assert ("Approve</button>" in other, f"/people/{id_}" in other) == (True, True)
-    assert log_lines(console)[-1]["ids"] == [id_]
+    assert id_ in log_lines(console)[-1]["ids"]
     approval = next(iter(states(console)))
     done = console.otto.post(f"/approvals/{approval}/approve", data={"reason": "seen"})
     assert done.headers["location"] == "/approvals"
