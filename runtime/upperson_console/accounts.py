@@ -5,14 +5,15 @@ import hmac
 import secrets
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
 from starlette.datastructures import URL
 
 from upperson_console.credentials import Credential, CredentialFile
+from upperson_console.oversight import PURPOSE_COOKIE, Context, Oversight
 from upperson_console.problems import ProblemError
 from upperson_rt.arguments import check_name
 from upperson_rt.errors import UsageError
@@ -40,6 +41,10 @@ class Account:
     without a camera."""
     logs_in: bool = True
     """Whether it has a token; the user at this machine needs none."""
+    context: Context = field(default_factory=Context, compare=False)
+    """What the query log says of its request."""
+    sees_approvals: bool = field(default=False, compare=False)
+    """Whether a second person approves some actions, and this one may ask for them."""
 
     def may(self, role: Role) -> bool:
         """Return whether this account has the rights of a role."""
@@ -199,28 +204,40 @@ def is_of_programs(request: Request) -> bool:
     return request.url.path.startswith(_OF_PROGRAMS) and not opens
 
 
-def login_place(request: Request) -> str:
-    """Return the address of the login, which leads back to the page of a request without one."""
+def login_place(request: Request, form: str = "/login") -> str:
+    """Return the address of the login or another form, which leads back to a request's page."""
     back = request.url
     if request.method not in ("GET", "HEAD"):  # Its form cannot be sent again.
         back = URL(request.headers.get("referer", ""))
         if back.netloc != request.url.netloc:
             back = URL("/")
     place = f"{back.path}?{back.query}".rstrip("?")
-    return str(URL("/login").include_query_params(next=place))
+    return str(URL(form).include_query_params(next=place))
 
 
 class Access:
     """Authenticates requests."""
 
-    def __init__(self, accounts: Accounts | None, local: Account) -> None:
+    def __init__(
+        self, accounts: Accounts | None, local: Account, oversight: Oversight | None = None
+    ) -> None:
         """Authenticate by tokens; without accounts every request is of the ``local`` one."""
         self.accounts = accounts
+        self.oversight = oversight or Oversight()
         self.sessions = BrowserSessions()
         self._local = local
 
     def find(self, request: Request) -> Account | None:
         """Return the account of a request; None if it has no valid token or session."""
+        found = self._authenticated(request)
+        if found is None:
+            return None
+        cookie, headers = request.cookies.get(PURPOSE_COOKIE), request.headers
+        context = self.oversight.context(found.name, address_of(request), headers, cookie)
+        sees = bool(self.oversight.two_persons) and found.may("operator")
+        return replace(found, context=context, sees_approvals=sees)
+
+    def _authenticated(self, request: Request) -> Account | None:
         if self.accounts is None:
             return self._local
         kind, _, token = request.headers.get("authorization", "").partition(" ")
@@ -230,8 +247,14 @@ class Access:
         digest = None if value is None else self.sessions.find(value)
         return None if digest is None else self.accounts.of_digest(digest)
 
-    def needs(self, role: Role) -> Any:
-        """Return the dependency of a route that needs a role."""
+    @staticmethod
+    def set_cookie(response: Response, request: Request, name: str, value: str) -> None:
+        """Set a cookie of the browser's session."""
+        is_secure = request.url.scheme == "https"
+        response.set_cookie(name, value, httponly=True, samesite="strict", secure=is_secure)
+
+    def needs(self, role: Role, purpose: bool = True) -> Any:
+        """Return the dependency of a route that needs a role, and a purpose if users state one."""
 
         async def account(request: Request) -> Account:  # Async, so that it takes no thread.
             found = self.find(request)
@@ -241,6 +264,13 @@ class Access:
             if not found.may(role):
                 what = f"this needs the role {role}; {found.name} is {found.role}"
                 raise ProblemError(403, what, code="role_missing")
+            if purpose:
+                self.oversight.require_purpose(found.context)
             return found
 
         return Depends(account)
+
+
+def address_of(request: Request) -> str | None:
+    """Return the client's address; uvicorn takes that which a proxy on this machine forwards."""
+    return None if request.client is None else request.client.host

@@ -38,7 +38,7 @@ def account_routes(service: ConsoleService, access: Access, accounts: Accounts) 
         default_response_class=HTMLResponse,
         route_class=BoundedRoute,
     )
-    admin, lock = access.needs("admin"), threading.Lock()
+    admin, lock = access.needs("admin", purpose=False), threading.Lock()
 
     def page(account: Account, **more: Any) -> Response:
         entries = sorted(Accounts.read(accounts.path), key=lambda one: one.name)

@@ -99,6 +99,7 @@ class ConsoleAlerts:
     ) -> tuple[AlertReport, list[Notice]]:
         """Add and log an alert; without cameras it is for all that the account may see."""
         per_day = read_rate(rate)
+        self.service.require_allowed(account, sentence)
         cameras, gallery = cameras or account.cameras or (), self.service.gallery
         for camera in cameras:  # The core's error names other cameras, which may be hidden.
             if not (account.sees(camera) and gallery.count(Filter(camera=camera))):
@@ -106,6 +107,8 @@ class ConsoleAlerts:
                     f"there are no pictures of a camera {safe_repr(camera)}:  watch  it once first"
                 )
                 raise invalid(what, "camera_unknown")
+        asked = {"sentence": sentence, "rate": rate, "cameras": cameras, "name": name, "cap": cap}
+        self.service.approvals.require(account, "alert", 0, **asked)
         where = Filter(camera=cameras or None)
         self.service.note(account, "alert-add", [], {"rate": rate}, where, sentence)
         with self._scans.slot():
@@ -146,6 +149,7 @@ class ConsoleAlerts:
     def test(self, account: Account, id_: str, days: float) -> tuple[AlertReport, Replay, float]:
         """Return and log what an alert would have raised in the last days, and since when."""
         report, since = self.report(account, id_), time.time() - days * 86400
+        self.service.require_allowed(account, report.alert.sentence)
         with self._scans.slot():
             replay = replay_alert(self.service.gallery, self.service.queued, id_, since)
         shown = [*replay.raised[-MOST_RAISED:], *replay.best]

@@ -257,7 +257,7 @@ def _deleting(routes: APIRouter, service: ConsoleService, access: Access) -> Non
 
 
 def _watching(routes: APIRouter, service: ConsoleService, access: Access) -> None:
-    viewer = access.needs("viewer")
+    viewer = access.needs("viewer", purpose=False)
 
     @routes.get("/info", tags=["server"], summary="The model and gallery of this server")
     def info(account: Account = viewer) -> models.InfoOut:
@@ -309,8 +309,10 @@ def _embedding(routes: APIRouter, service: ConsoleService, access: Access) -> No
     def embeddings(request: models.EmbeddingsIn, account: Account = viewer) -> models.EmbeddingsOut:
         inputs = [request.input] if isinstance(request.input, str) else request.input
         decoded = [_picture_or_sentence(place, one) for place, one in enumerate(inputs)]
-        embeds_ND = service.query_pictures.embed(decoded).astype("<f4")
         sentences = [one for one in decoded if isinstance(one, str)]
+        for sentence in sentences:
+            service.require_allowed(account, sentence)
+        embeds_ND = service.query_pictures.embed(decoded).astype("<f4")
         tokens = service.encoder.tokenizer.count(sentences)
         return models.EmbeddingsOut(
             data=[

@@ -9,10 +9,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from upperson_console.access_log import AccessLog
 from upperson_console.accounts import Access, is_of_programs, login_place
 from upperson_console.accounts_page import account_routes
 from upperson_console.alert_routes import alert_routes
@@ -23,6 +25,7 @@ from upperson_console.guard import BodyRefusedError, Guard
 from upperson_console.limits import BusyError
 from upperson_console.live import Live
 from upperson_console.onvif.routes import PATH, OnvifRoutes
+from upperson_console.oversight_pages import oversight_routes
 from upperson_console.pages import page_routes
 from upperson_console.problems import MEDIA_TYPE, ProblemError, problem_of
 from upperson_console.rendering import STATIC, render
@@ -63,13 +66,14 @@ def make_app(
         return JSONResponse(document())
 
     app.include_router(page_routes(service, access))
+    app.include_router(oversight_routes(service, alerts, access))
     app.include_router(side_routes(service, access, live or Live(())))
     if access.accounts is not None:
         app.include_router(account_routes(service, access, access.accounts))
     if onvif is not None:
         app.include_router(onvif.router)
     app.mount(_FILES, _Static(directory=STATIC))
-    _handle_problems(app, access)
+    _handle_problems(app, access, service.access_log)
 
     def sender(scope: Scope) -> str | None:
         found = access.find(Request(scope))
@@ -166,13 +170,16 @@ def _openapi(app: FastAPI, access: Access) -> dict[str, Any]:
     return document
 
 
-def _handle_problems(app: FastAPI, access: Access) -> None:
+def _handle_problems(app: FastAPI, access: Access, access_log: AccessLog) -> None:
     def response_to(request: Request, problem: ProblemError) -> Response:
         if is_of_programs(request):
             content, headers = problem.as_dict(), problem.headers
             return JSONResponse(content, problem.status, headers, media_type=MEDIA_TYPE)
-        if problem.status == 401:
-            return RedirectResponse(login_place(request), 303)
+        if problem.status == 401 or problem.code == "purpose_missing":
+            form = "/login" if problem.status == 401 else "/purpose"
+            return RedirectResponse(login_place(request, form), 303)
+        if problem.code == "approval_pending":
+            return RedirectResponse("/approvals", 303)
         page = render("problem", access.find(request), problem.status, problem=problem)
         page.headers.update(problem.headers)
         return page
@@ -180,6 +187,9 @@ def _handle_problems(app: FastAPI, access: Access) -> None:
     async def of_upperson(request: Request, error: Exception) -> Response:
         problem = problem_of(error)
         assert problem is not None
+        if problem.status in (401, 403):
+            note = access_log.note_problem
+            await run_in_threadpool(note, request, access.find(request), problem)
         return response_to(request, problem)
 
     async def malformed(request: Request, error: Exception) -> Response:

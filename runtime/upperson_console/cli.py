@@ -85,6 +85,14 @@ class Security(OptionGroup, panel="Access"):
     tls_key: Annotated[
         Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key, PEM.")
     ] = None
+    oversight: Annotated[
+        Path | None,
+        typer.Option(
+            "--oversight",
+            metavar="FILE",
+            help="Purposes, approvals by a second person and refused sentences, YAML.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +192,7 @@ def _opened(
     from upperson_console.onvif.discovery import discoverable
     from upperson_console.onvif.routes import PATH, OnvifRoutes
     from upperson_console.onvif.security import Users
+    from upperson_console.oversight import read_oversight
     from upperson_console.server import Server, listening, tls_context
     from upperson_console.service import ConsoleService
     from upperson_console.user_state import UserState
@@ -192,9 +201,17 @@ def _opened(
     from upperson_rt.query_log import QueryLog, process_user
 
     live = Live([check_source(source) for source in services.watch or ()])
+    oversight = None if access.oversight is None else read_oversight(access.oversight)
+    if oversight is not None and oversight.two_persons and access.token_file is None:
+        raise UsageError(
+            "two_persons needs two accounts: make tokens with  upperson-rt token FILE NAME  and "
+            "name the file with  --token-file",
+            code="token_file_missing",
+        )
     accounts = Access(
         None if access.token_file is None else Accounts(access.token_file),
         Account(name=process_user(), role="admin", logs_in=False),
+        oversight,
     )
     users = None if services.onvif is None else Users(services.onvif)
     opened = Bundle.open(
@@ -224,7 +241,7 @@ def _opened(
         log = log or stack.enter_context(QueryLog(served.state / "query.log"))
         background_KD = opened.golden.image_embeds
         service = ConsoleService(
-            encoder, open_gallery, log, user_state, background_KD, seal, evidence.blur
+            encoder, open_gallery, log, user_state, background_KD, seal, evidence.blur, oversight
         )
         stack.callback(service.close)
         is_discoverable = services.onvif_discovery
@@ -288,6 +305,7 @@ def _require_packages() -> None:
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
+        import yaml  # noqa: F401
     except ImportError as error:
         raise missing_extra(error.name or "fastapi", "serve", "the console") from error
 

@@ -11,14 +11,16 @@ from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import Field
 
+from upperson_console.access_log import AccessLog
 from upperson_console.accounts import COOKIE, Access, Account
 from upperson_console.api import PICTURE_HEADERS, notes_of, picture_response
 from upperson_console.bounds import BoundedRoute
 from upperson_console.browse import browse, newest_by_camera
 from upperson_console.exports import export_response
+from upperson_console.oversight import PURPOSE_COOKIE
 from upperson_console.pictures import Size
 from upperson_console.problems import ProblemError
-from upperson_console.rendering import render
+from upperson_console.rendering import local_path, render
 from upperson_console.results import match_of, run_search, timeline_hits
 from upperson_console.search import MOST_BY_TIME, MOST_HITS, MOST_MARKS, Search, read_id
 from upperson_console.service import ConsoleService, span_of
@@ -46,7 +48,7 @@ def page_routes(service: ConsoleService, access: Access) -> APIRouter:
     )
     for add in (_search_pages, _person_pages, _delete_pages):
         add(routes, service, access)
-    _login_pages(routes, access)
+    _login_pages(routes, access, service.access_log)
     return routes
 
 
@@ -322,34 +324,32 @@ def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         return render("deleted", account, deleted=deleted, chosen=len(chosen))
 
 
-def _login_pages(routes: APIRouter, access: Access) -> None:
+def _login_pages(routes: APIRouter, access: Access, access_log: AccessLog) -> None:
     @routes.get("/login")
     def form(next: str = "/") -> Response:
-        return render("login", None, next=_local_path(next), problem=None)
+        return render("login", None, next=local_path(next), problem=None)
 
     @routes.post("/login")
     def login(
         request: Request, token: Annotated[str, Form()] = "", next: Annotated[str, Form()] = "/"
     ) -> Response:
         account = None if access.accounts is None else access.accounts.of_token(token.strip())
+        access_log.note("login-failed" if account is None else "login", request, account)
         if account is None:
             why = "This token is not known: check it, or ask who runs this server for a new one."
-            return render("login", None, 401, next=_local_path(next), problem=why)
-        answer = _see(_local_path(next))
-        answer.set_cookie(
-            COOKIE,
-            access.sessions.begin(token.strip()),
-            httponly=True,
-            samesite="strict",
-            secure=request.url.scheme == "https",
-        )
+            return render("login", None, 401, next=local_path(next), problem=why)
+        answer = _see(local_path(next))
+        access.set_cookie(answer, request, COOKIE, access.sessions.begin(token.strip()))
+        answer.delete_cookie(PURPOSE_COOKIE)
         return answer
 
     @routes.post("/logout")
     def logout(request: Request) -> Response:
+        access_log.note("logout", request, access.find(request))
         access.sessions.end(request.cookies.get(COOKIE, ""))
         answer = _see("/login")
         answer.delete_cookie(COOKIE)
+        answer.delete_cookie(PURPOSE_COOKIE)
         return answer
 
 
@@ -437,9 +437,3 @@ def _read(address: str) -> Search:
 
 def _see(place: str) -> RedirectResponse:
     return RedirectResponse(place, 303)
-
-
-def _local_path(place: str) -> str:
-    """Return a path of this server; any other address becomes the first page."""
-    is_local = place.startswith("/") and not place.startswith(("//", "/\\"))
-    return place if is_local and place.isprintable() else "/"

@@ -49,8 +49,9 @@ class ProblemError(Exception):
         headers: Mapping[str, str] | None = None,
         *,
         code: str | None = None,
+        fields: Mapping[str, object] | None = None,
     ) -> None:
-        """Answer with a status of HTTP, one line, more headers, and a code.
+        """Answer with a status of HTTP, one line, more headers, a code and its fields.
 
         The line says what was expected, what was found and what to do. By default the code is that
         of the status.
@@ -60,6 +61,7 @@ class ProblemError(Exception):
         self.detail = escape_for_display(detail)
         self.headers = dict(headers or {})
         self.code = code or _CODES.get(status, "request_invalid")
+        self.fields = dict(fields or {})
 
     @property
     def title(self) -> str:
@@ -74,6 +76,7 @@ class ProblemError(Exception):
             "status": self.status,
             "detail": self.detail,
             "code": self.code,
+            **self.fields,
         }
 
 

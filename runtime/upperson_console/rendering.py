@@ -55,6 +55,12 @@ def render(name: str, account: Account | None, status: int = 200, **values: Any)
     return HTMLResponse(html, status)
 
 
+def local_path(place: str) -> str:
+    """Return a path of this server; any other address becomes the first page."""
+    is_local = place.startswith("/") and not place.startswith(("//", "/\\"))
+    return place if is_local and place.isprintable() else "/"
+
+
 @cache
 def _static(name: str) -> str:
     """Return the address of a static file, which changes with its content."""

@@ -145,6 +145,7 @@ def _request(
 
     The request's ``where`` is None if the account may see nothing that it could find.
     """
+    service.require_allowed(account, search.sentence)
     picture_D = None
     if search.like is not None:
         picture_D = service.item(account, search.like)[1]

@@ -8,17 +8,20 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_console.access_log import AccessLog
 from upperson_console.accounts import Account
+from upperson_console.approvals import Approvals
 from upperson_console.current import CurrentGallery
 from upperson_console.evidence_check import Seal
 from upperson_console.limits import RequestQueue
+from upperson_console.oversight import Oversight
 from upperson_console.pictures import GalleryPictures, QueryPictures, QueuedEncoder
 from upperson_console.problems import ProblemError, missing, withheld
 from upperson_console.search import MOST_MARKS, Search
@@ -64,6 +67,7 @@ class ConsoleService:
         background_KD: NDArray[np.float32],
         seal: Seal | None = None,
         blur: bool = False,
+        oversight: Oversight | None = None,
     ) -> None:
         """Serve a gallery, which is opened again after it was replaced.
 
@@ -76,6 +80,9 @@ class ConsoleService:
         self.user_state = user_state
         self.queue = RequestQueue()
         self.log = log
+        self.access_log = AccessLog(log)
+        self.oversight = oversight or Oversight()
+        self.approvals = Approvals(user_state, self.oversight, self.note)
         self.queued = QueuedEncoder(encoder, self.queue)
         """The encoder, whose calls wait in the queue."""
         self.query_pictures = QueryPictures(self.queued, user_state)
@@ -253,15 +260,21 @@ class ConsoleService:
         Deletions of the same items take turns: the log names each one once.
         """
         reason = _require_reason(reason)
+        asked = {"ids": [*ids], "reason": reason, "details": details}
+        self.approvals.require(account, "delete", len(self._seen(account, ids)), **asked)
         with self._deleting:
-            found = [(id_, item) for id_, (item, _) in self.gallery.get(ids).items()]
-            items = [(id_, item) for id_, item in found if account.sees(item.camera)]
+            items = self._seen(account, ids)
             if ids and not items:
                 raise missing("none of these pictures is there; they may have been deleted")
             self.note_items(account, "delete", items, {"reason": reason, **details})
             deleted = self.gallery.delete([item.key for _, item in items])
             self.current.last.has_changed()
         return deleted
+
+    def _seen(self, account: Account, ids: Sequence[int]) -> list[tuple[int, Item]]:
+        """Return those items of some ids that an account may see."""
+        found = [(id_, item) for id_, (item, _) in self.gallery.get(ids).items()]
+        return [(id_, item) for id_, item in found if account.sees(item.camera)]
 
     def prune(
         self,
@@ -276,7 +289,12 @@ class ConsoleService:
         gallery = self.gallery
         if dry_run:
             return gallery.count_prunable(older_than, keep_newest, camera)
-        details = {"reason": _require_reason(reason), "older_than": older_than, "keep": keep_newest}
+        reason = _require_reason(reason)
+        asked = {"older_than": older_than, "keep_newest": keep_newest, "camera": camera}
+        if "delete" in self.oversight.two_persons:
+            count = gallery.count_prunable(older_than, keep_newest, camera)
+            self.approvals.require(account, "delete", count, **asked, reason=reason)
+        details = {"reason": reason, "older_than": older_than, "keep": keep_newest}
         self.note(account, "prune", [], details, Filter(camera=camera))
         pruned = gallery.prune(older_than, keep_newest, camera)
         self.current.last.has_changed()
@@ -294,6 +312,7 @@ class ConsoleService:
         by_track: bool = False,
     ) -> None:
         """Write a line of the query log."""
+        context = {"model": self.encoder.fingerprint, **asdict(account.context)}
         with _log_errors():
             self.log.write(
                 sentence,
@@ -305,12 +324,21 @@ class ConsoleService:
                 action=action,
                 user=account.name,
                 details=details,
+                context={name: value for name, value in context.items() if value},
             )
 
     def last_chain(self) -> str:
         """Return the last chain of the query log, see `QueryLog.last_chain`."""
         with _log_errors():
             return self.log.last_chain()
+
+    def require_allowed(self, account: Account, sentence: str) -> None:
+        """Refuse and log a sentence that may not be asked, see `Oversight`."""
+        try:
+            self.oversight.require_allowed(sentence)
+        except ProblemError as refusal:
+            self.note(account, "refused", [], refusal.fields, sentence=sentence)
+            raise
 
     def note_items(
         self, account: Account, action: str, items: Iterable[tuple[int, Item]], details: _Details

@@ -3,12 +3,9 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi.responses import HTMLResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -16,16 +13,14 @@ from upperson_console.accounts import Access, Account
 from upperson_console.api import UNCACHED_HEADERS
 from upperson_console.bounds import BoundedRoute
 from upperson_console.live import Live
+from upperson_console.log_view import LogFilter, passing_lines, read_page
 from upperson_console.pictures import as_jpeg, blurred_jpeg
 from upperson_console.problems import ProblemError, missing
 from upperson_console.rendering import render, templates
 from upperson_console.service import ConsoleService
-from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Item
 from upperson_rt.log_chain import SOON_BYTES, verify_log
 from upperson_rt.preprocess import use_image
-from upperson_rt.printable import local_time, safe_repr
-from upperson_rt.strict import parse_json
 
 EVENTS = "/live/events"
 """Path of the stream of the live page."""
@@ -33,8 +28,8 @@ _RENEWED_S = 2.0
 _POLLED_S = 0.5
 """Interval at which a stream checks whether the server ends."""
 _MOST_STREAMS = 20
-_LINES = 50
-_TAIL_BYTES = 256 << 10
+_ALL_LINES = LogFilter()
+_Filter: TypeAlias = Annotated[LogFilter, Depends()]
 
 
 def side_routes(service: ConsoleService, access: Access, live: Live) -> APIRouter:
@@ -129,11 +124,18 @@ def _live_pages(routes: APIRouter, service: ConsoleService, access: Access, live
 
 
 def _record_pages(routes: APIRouter, service: ConsoleService, access: Access) -> None:
-    admin = access.needs("admin")
+    admin, reader = access.needs("admin"), access.needs("admin", purpose=False)
 
-    def page(account: Account, check: bool = False, **more: Any) -> Response:
+    def page(
+        account: Account,
+        check: bool = False,
+        where: LogFilter = _ALL_LINES,
+        before: int | None = None,
+        **more: Any,
+    ) -> Response:
         try:
-            size, lines = service.log.path.stat().st_size, _last_lines(service.log.path)
+            size = service.log.path.stat().st_size
+            lines, older = read_page(service.log.path, where, before)
         except OSError as error:
             raise ProblemError(
                 503, f"the query log {service.log.path} cannot be read: {error.strerror}"
@@ -148,12 +150,27 @@ def _record_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             megabytes=round(size / 1e6),
             log_problem=service.log.problem,
             lines=lines,
+            older=older,
+            before=before,
+            where=where,
             **given,
         )
 
     @routes.get("/records")
-    def records(check: bool = False, account: Account = admin) -> Response:
-        return page(account, check)
+    def records(
+        check: bool = False,
+        before: Annotated[int | None, Query(ge=0)] = None,
+        where: _Filter = _ALL_LINES,
+        account: Account = reader,
+    ) -> Response:
+        return page(account, check, where, before)
+
+    @routes.get("/records/lines")
+    def lines(where: _Filter = _ALL_LINES, account: Account = reader) -> Response:
+        service.note(account, "log-export", [], {"filter": where.address})
+        headers = {"content-disposition": 'attachment; filename="upperson-log.jsonl"'}
+        found = passing_lines(service.log.path, where)
+        return StreamingResponse(found, media_type="application/jsonl", headers=headers)
 
     @routes.post("/records/prune")
     def prune(
@@ -167,41 +184,3 @@ def _record_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         before = time.time() - days * 86400
         count = service.prune(account, before, None, camera or None, reason, dry)
         return page(account, count=count, dry=dry, days=f"{days:g}", camera=camera)
-
-
-@dataclass(frozen=True)
-class _LogLine:
-    """A line of the log, as the page shows it."""
-
-    time: str
-    user: str
-    action: str
-    query: str
-    count: int
-
-
-def _last_lines(path: Path) -> list[_LogLine]:
-    """Return the newest lines of the log, newest first."""
-    with open(path, "rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - _TAIL_BYTES))
-        tail = file.read().decode("ascii", "replace").splitlines()
-        if size > _TAIL_BYTES:
-            del tail[0]  # It is not whole.
-    found = []
-    for line in reversed(tail):
-        try:
-            entry = parse_json(line, "a line of the log")
-            details = entry.get("details") or {}
-            query = entry.get("sentence") or ", ".join(f"{k} {v}" for k, v in details.items() if v)
-            when = local_time(datetime.fromisoformat(str(entry["time"])).timestamp())
-            user, action = str(entry["user"]), str(entry["action"])
-            found.append(_LogLine(when, user, action, str(query)[:200], len(entry.get("ids", []))))
-        except (
-            KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError,
-            InputError,
-        ):  # fmt: skip
-            found.append(_LogLine("", "", "damaged", safe_repr(line), 0))
-        if len(found) == _LINES:
-            break
-    return found

@@ -1,4 +1,4 @@
-"""User state store: query pictures, saved searches and marks, in one SQLite file.
+"""User state store: query pictures, saved searches, marks and approvals, in one SQLite file.
 
 A write that has returned survives a killed process and a power failure. Rows have checksums, which
 are compared when the file is opened: SQLite has none.
@@ -24,6 +24,7 @@ from upperson_rt.gallery.sqlite.schema import checksum_of_values
 from upperson_rt.printable import one_line
 
 _MOST_PICTURES = 1000
+_MOST_APPROVALS = 1000
 _LONGEST_NAME = 100
 _TABLES = """
 CREATE TABLE IF NOT EXISTS pictures (
@@ -39,6 +40,9 @@ CREATE TABLE IF NOT EXISTS marks (
     user TEXT NOT NULL, question TEXT NOT NULL, item INTEGER NOT NULL, yes INTEGER NOT NULL,
     added REAL NOT NULL, checksum INTEGER, PRIMARY KEY (user, question, item)
 );
+CREATE TABLE IF NOT EXISTS approvals (
+    id TEXT PRIMARY KEY, request TEXT NOT NULL, added REAL NOT NULL, checksum INTEGER
+);
 CREATE TABLE IF NOT EXISTS shared (
     saved INTEGER PRIMARY KEY, added REAL NOT NULL, checksum INTEGER
 );
@@ -53,6 +57,7 @@ _SUMS = {
     "pictures": "sum_of(id, sha256, fingerprint, vector, jpeg, width, height, added)",
     "saved": "sum_of(id, user, name, address, added)",
     "marks": "sum_of(user, question, item, yes, added)",
+    "approvals": "sum_of(id, request, added)",
     "shared": "sum_of(saved, added)",
 }
 """The checksum of a row, by table."""
@@ -235,6 +240,24 @@ class UserState:
         """Return the items that a user marked, and whether as right, in the order of marking."""
         sql = "SELECT item, yes FROM marks WHERE user = ? AND question = ? ORDER BY added"
         return {item: bool(yes) for item, yes in self._rows(sql, user, marks_key)}
+
+    def set_approval(self, id_: str, request: str) -> None:
+        """Keep a request for approval, JSON, or replace it; only the newest thousand are kept."""
+        with self._writing("approvals") as execute:
+            execute(
+                "INSERT INTO approvals VALUES (?, ?, ?, NULL) ON CONFLICT (id) DO UPDATE SET "
+                "request = excluded.request, checksum = NULL",
+                (id_, request, time.time()),
+            )
+            execute(
+                "DELETE FROM approvals WHERE id NOT IN "
+                "(SELECT id FROM approvals ORDER BY added DESC LIMIT ?)",
+                (_MOST_APPROVALS,),
+            )
+
+    def approvals(self) -> list[str]:
+        """Return the requests for approval, newest first."""
+        return [row[0] for row in self._rows("SELECT request FROM approvals ORDER BY added DESC")]
 
     def _rows(self, sql: str, *values: str) -> list[Any]:
         with self._lock, self._sqlite_errors():

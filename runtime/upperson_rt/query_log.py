@@ -103,6 +103,7 @@ class QueryLog:
         action: str = "query",
         user: str | None = None,
         details: Mapping[str, Any] | None = None,
+        context: Mapping[str, str] | None = None,
     ) -> None:
         """Append a line and flush it to disk.
 
@@ -116,6 +117,7 @@ class QueryLog:
             action: ``query``, or what else was done with the hits, such as ``delete``.
             user: Who asks, where one log serves several people; by default the log's.
             details: What else belongs to it, such as a reason, as JSON.
+            context: Further members of the line, such as the client's address or a purpose.
 
         Raises:
             InputError: The line cannot be written, or made of these values.
@@ -126,6 +128,7 @@ class QueryLog:
         conditions = asdict(check_filter(where))
         asking = self.user if user is None else check_text(user, "the user of a query log")
         entry: dict[str, Any] = {
+            **(context or {}),
             **_begin(asking, action),
             **({"sentence": query} if isinstance(query, str) else {"picture": dict(query)}),
             "filter": {name: value for name, value in conditions.items() if value},

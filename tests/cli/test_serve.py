@@ -135,6 +135,8 @@ NETWORK = ["--host", "0.0.0.0"]
         (["--tls-cert", "x.pem"], 2, "tls_incomplete"),
         (["--tls-cert", "x.pem", "--tls-key", "y.pem"], 3, "tls_file_unreadable"),
         (["--token-file", "none.json"], 3, "credentials_unreadable"),
+        (["--oversight", "tokens.json"], 3, "key_unknown"),
+        (["--oversight", "two.yaml"], 2, "token_file_missing"),
         (["--watch", "ftp://x"], 2, "watch_source_invalid"),
         (["-g", "none"], 3, None),
         (["-b", "none"], 3, None),
@@ -146,6 +148,7 @@ NETWORK = ["--host", "0.0.0.0"]
 )
 def test_what_cannot_be_served_is_refused_and_leaves_no_files(ready, arguments, exit_code, code):
     run_rt("token", "tokens.json", "ada")
+    (ready / "two.yaml").write_text("two_persons: [export]")
     before = sorted(ready.iterdir())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

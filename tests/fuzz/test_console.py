@@ -11,10 +11,10 @@ from tests.helpers.fuzzing import as_json, damaged_bytes, fuzz, json_values, ref
 from tests.unit.runtime.serve.test_live import METRICS
 from upperson_camera.reasons import answer_challenge
 from upperson_console.live import Live
+from upperson_console.log_view import LogFilter, read_page
 from upperson_console.onvif.discovery import Responder
 from upperson_console.onvif.filters import read_expression
 from upperson_console.onvif.soap import FaultError, header_of, read_envelope
-from upperson_console.side_pages import _last_lines
 from upperson_rt.gallery import Hit, Item
 from upperson_rt.log_chain import LogReport, head_of, verify_log
 from upperson_rt.query_log import QueryLog
@@ -64,10 +64,10 @@ def test_logs(tmp_path_factory, data, beside):
     assert isinstance(report, LogReport)
     if damaged != pair[beside]:
         assert report.problems or report.cut_off
-    assert len(_last_lines(path)) <= 50
+    assert len(read_page(path, LogFilter())[0]) <= 50
     with QueryLog(path) as log:  # It can be written to, whatever stands there.
         log.write("more", [], k=1)
-    assert _last_lines(path)[0].query == "more"
+    assert read_page(path, LogFilter())[0][0].query == "more"
 
 
 LINE = {"time": "2026-11-26T09:00:00+00:00", "user": "ann", "action": "query", "sentence": "red"}
@@ -85,7 +85,7 @@ def test_lines_of_a_log_that_are_json(tmp_path_factory, changes):
     path = tmp_path_factory.mktemp("log") / "log"
     lines = [as_json(LINE | changes), "[1]", "5", "null", '"x"', "[" * 900 + "]" * 900, "{}"]
     path.write_bytes(("\n".join(lines) + "\n").encode("utf-8", "surrogatepass"))
-    found = _last_lines(path)
+    found, _ = read_page(path, LogFilter())
     assert len(found) == len(lines)
     assert all(line.action == "damaged" for line in found[:-1])
 

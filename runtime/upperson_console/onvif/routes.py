@@ -1,12 +1,13 @@
 """ONVIF over HTTP: two services, their descriptions, and the pictures of results."""
 
+from dataclasses import replace
 from xml.etree.ElementTree import Element
 
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from upperson_console.accounts import Account
+from upperson_console.accounts import Account, address_of
 from upperson_console.api import picture_response
 from upperson_console.guard import BodyRefusedError
 from upperson_console.limits import BusyError
@@ -18,7 +19,7 @@ from upperson_console.onvif.recordings import Call, Recordings
 from upperson_console.onvif.security import Authentication, UnauthorizedError, Users
 from upperson_console.onvif.sessions import SearchSessions, no_room
 from upperson_console.onvif.soap import SEARCH, WSSE, FaultError, invalid
-from upperson_console.problems import problem_of
+from upperson_console.problems import ProblemError, problem_of
 from upperson_console.service import ConsoleService
 from upperson_rt.printable import error_text, get_logger, shortened
 
@@ -109,7 +110,25 @@ class OnvifRoutes:
         return await operation(Call(body, account, address, request.is_disconnected))
 
     def _sender(self, request: Request, header: Element | None) -> Account:
-        """Return the account of a request; raises UnauthorizedError."""
+        """Return the account of a request, with its purpose if users state one.
+
+        Raises:
+            UnauthorizedError: It has no valid credentials.
+            ProblemError: It states no purpose.
+        """
+        try:
+            account = self._authenticated(request, header)
+        except UnauthorizedError as error:
+            if error.problem not in ("missing", "nonce_expired"):
+                details = {"onvif": error.problem}
+                self._service.access_log.note("login-failed", request, None, **details)
+            raise
+        oversight = self._service.oversight
+        context = oversight.context(account.name, address_of(request), request.headers, None)
+        oversight.require_purpose(context)
+        return replace(account, context=context)
+
+    def _authenticated(self, request: Request, header: Element | None) -> Account:
         kind, _, proof = request.headers.get("authorization", "").partition(" ")
         if kind.lower() == "digest":
             return self.authentication.by_digest(proof, request.method, _target(request))
@@ -124,7 +143,7 @@ class OnvifRoutes:
     async def _picture(self, request: Request, id: int) -> Response:
         try:
             account = self._sender(request, None)
-        except UnauthorizedError as refused:
+        except (UnauthorizedError, ProblemError) as refused:
             return _fault_response(request, refused)
         return await run_in_threadpool(picture_response, self._service, account, id, "view")
 

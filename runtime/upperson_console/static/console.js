@@ -124,7 +124,7 @@ document.addEventListener("submit", (event) => {
 
 document.addEventListener("click", (event) => {
   const link = event.target.closest("a[href]");
-  if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.button || link.target) return;
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.button || link.target || link.hasAttribute("download")) return;
   const address = new URL(link.href.baseVal ?? link.href, location.href);
   if (address.origin !== location.origin || address.hash || address.pathname.startsWith("/api/")) return;
   event.preventDefault();

@@ -1,7 +1,7 @@
 """A console over a toy bundle and a gallery of tracks, without a network."""
 
 import shutil
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -80,7 +80,7 @@ def background(encoder):
         return encoder.encode_images(files)
 
 
-def make_service(gallery, state, encoder):
+def make_service(gallery, state, encoder, oversight=None):
     """The use cases over a gallery, with log and user state in a folder."""
     return ConsoleService(
         encoder,
@@ -88,13 +88,14 @@ def make_service(gallery, state, encoder):
         QueryLog(state / "query.log"),
         UserState(state / "console.sqlite"),
         background(encoder),
+        oversight=oversight,
     )
 
 
-def made(gallery, state, encoder, accounts=None, names=()):
+def made(gallery, state, encoder, accounts=None, names=(), oversight=None):
     """A console over a gallery, with its log and state in a folder."""
-    service = make_service(gallery, state, encoder)
-    app = make_app(service, Access(accounts, LOCAL), names)
+    service = make_service(gallery, state, encoder, oversight)
+    app = make_app(service, Access(accounts, LOCAL, oversight), names)
     return SimpleNamespace(
         service=service, app=app, client=Client(app), folder=gallery, log=state / "query.log"
     )
@@ -151,15 +152,24 @@ def calibrated(make_console, calibrated_encoder):
 
 
 @pytest.fixture
-def guarded(make_console, tmp_path):
+def guarded(make_guarded):
     """A console with a login, and a client for each role."""
-    file = tmp_path / "tokens.json"
+    return make_guarded()
+
+
+@pytest.fixture
+def make_guarded(make_console, tmp_path):
+    """Makes such a console; arguments as for `made`."""
+    return partial(_guarded, make_console, tmp_path / "tokens.json")
+
+
+def _guarded(make_console, file, **more):
     tokens = {
         "admin": add_token(file, "ada", "admin", None),
         "operator": add_token(file, "olga", "operator", None),
         "viewer": add_token(file, "vera", "viewer", ("gate",)),
     }
-    made = make_console(accounts=Accounts(file))
+    made = make_console(accounts=Accounts(file), **more)
     made.tokens, made.token_file = tokens, file
     for role, token in tokens.items():
         setattr(made, role, Client(made.app, authorization=f"Bearer {token}"))

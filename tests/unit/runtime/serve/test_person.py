@@ -348,7 +348,7 @@ def test_the_records_show_the_log_and_check_it(console, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(side_pages, "SOON_BYTES", 10)
         patch.setattr(side_pages, "verify_log", lambda path: read.append(path) or verify_log(path))
-        assert ">red</td>" in console.client.get("/records").text
+        assert ">red<br>" in console.client.get("/records").text
         assert read == []
         assert "1 line, none changed" in console.client.get("/records?check=true").text
         assert read == [console.log]
@@ -359,7 +359,7 @@ def test_the_records_show_the_log_and_check_it(console, monkeypatch):
     assert answer.text.count("<td>damaged</td>") == 2
     assert "garbage &lt;b&gt;" in answer.text
     assert "line 2 is not what was written" in answer.text
-    assert '<td class="wide">red</td>' in answer.text
+    assert '<td class="wide">red<br>' in answer.text
 
 
 def test_a_manipulated_log_goes_on_in_a_new_file_and_the_console_says_so(console):

@@ -81,13 +81,13 @@ class Onvif:
 
 
 @contextmanager
-def running(gallery, state, encoder):
+def running(gallery, state, encoder, oversight=None):
     """A server over a gallery for `vms`, who sees all, and `door`, who sees one camera."""
     file = state / "onvif.json"
     passwords = {n: add_user(file, n, c) for n, c in (("vms", None), ("door", ("gate",)))}
     token = add_token(state / "tokens.json", "ada", "admin", None)
-    service = make_service(gallery, state, encoder)
-    access, live = Access(Accounts(state / "tokens.json"), LOCAL), Live(())
+    service = make_service(gallery, state, encoder, oversight)
+    access, live = Access(Accounts(state / "tokens.json"), LOCAL, oversight), Live(())
     routes = OnvifRoutes(service, Users(file), live)
     routes.sessions.now = lambda: NOW
     with listening("127.0.0.1", 0) as place:

@@ -1,0 +1,194 @@
+"""Actions that a second person approves: their requests, kept in the user state.
+
+A request holds the arguments of its action, so that exactly what was asked is carried out.
+"""
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+from upperson_console.accounts import Account, Role
+from upperson_console.oversight import Approved, Context, Oversight
+from upperson_console.problems import ProblemError, invalid, missing
+from upperson_console.user_state import UserState
+from upperson_rt.printable import local_time
+from upperson_rt.strict import read_fields
+
+Decision: TypeAlias = Literal["approve", "refuse"]
+ROLES: Mapping[Approved, Role] = {"export": "operator", "delete": "admin", "alert": "operator"}
+"""Who may ask for an action, and approve it."""
+_MOST_PENDING = 50
+"""Of one account."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Approval:
+    """A request for approval."""
+
+    id: str
+    user: str
+    cameras: tuple[str, ...] | None
+    """Of the account that asked, None for all."""
+    action: Approved
+    asked: dict[str, Any]
+    """Arguments of the action."""
+    count: int
+    """Number of pictures."""
+    context: Context
+    added: float
+    """Unix seconds, as `expires`."""
+    expires: float
+    decision: Decision | None = None
+    by: str | None = None
+    reason: str | None = None
+    """Of the decision."""
+
+    @property
+    def state(self) -> Literal["pending", "approved", "refused", "expired"]:
+        """What became of it; an approved export expires, too."""
+        if self.decision == "refuse":
+            return "refused"
+        if (self.decision is None or self.action == "export") and self.expires <= time.time():
+            return "expired"
+        return "pending" if self.decision is None else "approved"
+
+    @property
+    def about(self) -> str:
+        """What was asked, in words: a sentence, a reason, or a search."""
+        found = (self.asked.get(name) for name in ("sentence", "address", "reason"))
+        return str(next(filter(None, found), ""))
+
+    @property
+    def requester(self) -> Account:
+        """The account that asked, which acts with the approval."""
+        context = replace(self.context, approval=self.id, approved_by=self.by)
+        role = ROLES[self.action]
+        return Account(name=self.user, role=role, cameras=self.cameras, context=context)
+
+
+class Approvals:
+    """The requests. Safe for several threads."""
+
+    def __init__(
+        self, user_state: UserState, oversight: Oversight, note: Callable[..., None]
+    ) -> None:
+        """Keep requests in a user state; ``note`` writes a line of the query log."""
+        self._user_state, self._oversight, self._note = user_state, oversight, note
+        self._lock = threading.Lock()
+
+    def require(self, account: Account, action: Approved, count: int, **asked: Any) -> None:
+        """Return if an action may be carried out now; else ask for approval, which is a problem."""
+        if action not in self._oversight.two_persons:
+            return
+        if (granted := account.context.approval) is not None:
+            if (asked_for := self.find(account, granted).count) != count:
+                what = f"{count} pictures are left of {asked_for} that were asked for: ask again"
+                raise ProblemError(409, what, code="approval_outdated")
+            return
+        with self._lock:
+            made = self._asked(account, action, count, json.loads(json.dumps(asked)))
+        raise ProblemError(
+            202,
+            f"a second person has to approve this until {local_time(made.expires)}: see /approvals",
+            code="approval_pending",
+            fields={"approval": made.id},
+        )
+
+    def _asked(self, account: Account, action: Approved, count: int, asked: Any) -> Approval:
+        """Return an account's request that is pending, or a new one."""
+        own = [one for one in self._all() if one.user == account.name and one.state == "pending"]
+        for one in own:
+            if (one.action, one.asked) == (action, asked):
+                return one
+        if len(own) >= _MOST_PENDING:
+            what = f"{_MOST_PENDING} requests of yours wait for approval already"
+            raise invalid(what, "too_many_pending")
+        now = time.time()
+        made = Approval(
+            id=secrets.token_hex(8),
+            user=account.name,
+            cameras=account.cameras,
+            action=action,
+            asked=asked,
+            count=count,
+            context=account.context,
+            added=now,
+            expires=now + self._oversight.approvals_expire_hours * 3600,
+        )
+        self._log(account, made, "approval-ask", {"asked": made.about})
+        self._user_state.set_approval(made.id, _text(made))
+        return made
+
+    def visible(self, account: Account) -> list[Approval]:
+        """Return the requests that an account may decide or made itself, newest first.
+
+        An account that is limited to cameras decides none: it might not see all pictures.
+        """
+        sees_all = account.cameras is None
+        return [
+            one
+            for one in self._all()
+            if account.name == one.user or (sees_all and account.may(ROLES[one.action]))
+        ]
+
+    def find(self, account: Account, id_: str) -> Approval:
+        """Return a request by its id."""
+        found = next((one for one in self.visible(account) if one.id == id_), None)
+        if found is None:
+            raise missing(f"there is no request for approval {id_}", "approval_not_found")
+        return found
+
+    def decide(
+        self,
+        account: Account,
+        id_: str,
+        decision: Decision,
+        reason: str,
+        perform: Callable[[Approval], None],
+    ) -> None:
+        """Log, carry out and keep the decision of a second person.
+
+        A request whose action fails stays pending.
+        """
+        with self._lock:
+            one, reason = self.find(account, id_), reason.strip()
+            if account.name == one.user or not account.may(ROLES[one.action]):
+                what = "a second person with the rights for it has to decide, not the one who asked"
+                raise ProblemError(403, what, code="second_person_needed")
+            if decision == "refuse" and not reason:
+                raise invalid("a refusal needs a reason: say in a few words why", "reason_missing")
+            if one.state != "pending":
+                what = f"this request is {one.state} already"
+                raise ProblemError(409, what, code="approval_closed")
+            self._log(account, one, f"approval-{decision}", {"reason": reason})
+            one = replace(one, decision=decision, by=account.name, reason=reason or None)
+            if decision == "approve":
+                perform(one)
+            self._user_state.set_approval(one.id, _text(one))
+
+    def granted_export(self, account: Account, id_: str) -> Approval:
+        """Return an approved export, which its account may download now."""
+        one = self.find(account, id_)
+        if (one.user, one.action, one.state) != (account.name, "export", "approved"):
+            raise ProblemError(
+                403, f"this is no approved export of {account.name}", code="approval_missing"
+            )
+        return one
+
+    def _all(self) -> list[Approval]:
+        return [
+            read_fields(Approval, json.loads(text), "a request for approval")
+            for text in self._user_state.approvals()
+        ]
+
+    def _log(self, account: Account, one: Approval, action: str, more: dict[str, str]) -> None:
+        details = {"approval": one.id, "for": one.action, "of": one.user, "count": one.count}
+        self._note(account, action, [], details | more)
+
+
+def _text(one: Approval) -> str:
+    return json.dumps(asdict(one))

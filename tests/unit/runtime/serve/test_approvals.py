@@ -1,0 +1,193 @@
+"""Exports, deletions and alerts that a second person approves."""
+
+import hashlib
+import io
+import json
+import sqlite3
+import zipfile
+
+import pytest
+
+from tests.helpers.console import Client, id_of, log_lines, problem
+from tests.helpers.toy_bundle import COLOURS
+from upperson_console import approvals
+from upperson_console.accounts import Account, add_token
+from upperson_console.oversight import Oversight
+from upperson_rt.log_chain import verify_log
+
+TWO = Oversight(two_persons=("export", "delete", "alert"))
+
+
+@pytest.fixture
+def console(make_guarded):
+    """A console with a second operator and a second admin."""
+    made = make_guarded(oversight=TWO)
+    for name, role in (("otto", "operator"), ("adam", "admin")):
+        token = add_token(made.token_file, name, role, None)
+        setattr(made, name, Client(made.app, authorization=f"Bearer {token}"))
+    return made
+
+
+def pending(answer):
+    """The id of the request that an answer reports."""
+    problem(answer, 202, "approval_pending")
+    return answer.json()["approval"]
+
+
+def judge(client, id_, decision="approve", reason="", status=303):
+    """Decide on the page."""
+    answer = client.post(f"/approvals/{id_}/{decision}", data={"reason": reason})
+    assert answer.status_code == status, answer.text
+    return answer.text
+
+
+def states(console):
+    seen = Account(name="ada", role="admin")
+    return {one.id: one.state for one in console.service.approvals.visible(seen)}
+
+
+def test_an_export_is_what_was_asked_for(console):
+    ids = [str(id_of(console, key)) for key in ("red-0", "blue-0")]
+    asked = {"ids": ids, "search": {"sentence": "red"}}
+    id_ = pending(console.operator.post("/api/v1/export", json=asked))
+    assert pending(console.operator.post("/api/v1/export", json=asked)) == id_
+    path = f"/api/v1/approvals/{id_}/export"
+    problem(console.operator.get(path), 403, "approval_missing")
+    judge(console.operator, id_, status=403)
+    judge(console.viewer, id_, status=403)
+    assert states(console) == {id_: "pending"}
+    judge(console.otto, id_)
+    judge(console.admin, id_, status=409)
+    problem(console.otto.get(path), 403, "approval_missing")
+    answer = console.operator.get(path)
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        about = json.loads(archive.read("items.json"))
+    assert [str(one["id"]) for one in about["items"]] == ids
+    last = log_lines(console)[-1]
+    assert (last["user"], last["approved_by"], last["approval"]) == ("olga", "otto", id_)
+    assert last["details"]["sha256"] == hashlib.sha256(answer.content).hexdigest()
+    actions = [line["action"] for line in log_lines(console) if line["action"] != "forbidden"]
+    assert actions == ["approval-ask", "approval-approve", "export"]
+    assert not verify_log(console.log).problems
+
+
+def test_a_deletion_takes_the_pictures_that_were_asked_for(console):
+    id_, gallery = id_of(console, "red-0"), console.service.gallery
+    count = gallery.count()
+    answer = console.admin("DELETE", f"/api/v1/items/{id_}", params={"reason": "requested"})
+    approval = pending(answer)
+    assert gallery.count() == count
+    judge(console.otto, approval, status=404)
+    judge(console.adam, approval)
+    assert (gallery.count(), id_ in gallery.get([id_])) == (count - 1, False)
+    last = log_lines(console)[-1]
+    assert (last["action"], last["user"], last["approved_by"]) == ("delete", "ada", "adam")
+    assert (last["ids"], last["details"]["reason"]) == ([id_], "requested")
+    judge(console.adam, approval, status=409)
+
+
+def test_pruning_needs_approval_and_the_same_count(console):
+    gallery = console.service.gallery
+    body = {"keep_newest": 10, "reason": "old", "dry_run": False}
+    approval = pending(console.admin.post("/api/v1/prune", json=body))
+    gallery.delete(["red-0"])
+    assert "ask again" in judge(console.adam, approval, status=409)
+    assert states(console) == {approval: "pending"}
+    approval = pending(console.admin.post("/api/v1/prune", json={**body, "keep_newest": 11}))
+    judge(console.adam, approval)
+    assert gallery.count() == 11
+
+
+def test_an_alert_is_added_at_its_approval(console):
+    """One that cannot be added stays pending."""
+    ids = []
+    for sentence in ("man in red coat", "red"):
+        body = {"sentence": sentence, "rate": "1/day", "cameras": ["gate"]}
+        ids.append(pending(console.operator.post("/api/v1/alerts", json=body)))
+    assert console.operator.get("/api/v1/alerts").json() == []
+    judge(console.otto, ids[0])
+    (alert,) = console.operator.get("/api/v1/alerts").json()
+    assert (alert["sentence"], alert["rate"], alert["cameras"]) == (
+        "man in red coat",
+        "1/day",
+        ["gate"],
+    )
+    assert "describes no person" in judge(console.otto, ids[1], status=422)
+    assert states(console) == {ids[0]: "approved", ids[1]: "pending"}
+    sent = console.operator.post("/alerts", data={"sentence": "man in blue coat"})
+    assert (sent.status_code, sent.headers["location"]) == (303, "/approvals")
+
+
+def test_a_refusal_has_a_reason_and_requests_expire(console, monkeypatch):
+    body = {"ids": [str(id_of(console, "red-0"))]}
+    first = pending(console.operator.post("/api/v1/export", json=body))
+    assert "needs a reason" in judge(console.otto, first, "refuse", status=422)
+    judge(console.otto, first, "refuse", "no case")
+    second = pending(console.operator.post("/api/v1/export", json=body))
+    third = pending(console.otto.post("/api/v1/export", json=body))
+    judge(console.operator, third)
+    now = approvals.time.time()
+    monkeypatch.setattr(approvals.time, "time", lambda: now + 25 * 3600)
+    assert states(console) == {first: "refused", second: "expired", third: "expired"}
+    judge(console.otto, second, status=409)
+    problem(console.otto.get(f"/api/v1/approvals/{third}/export"), 403, "approval_missing")
+
+
+def test_an_account_of_some_cameras_decides_nothing_and_its_request_stays_limited(console):
+    token = add_token(console.token_file, "lea", "operator", ("gate",))
+    lea = Client(console.app, authorization=f"Bearer {token}")
+    ids = [str(id_of(console, key)) for key in ("red-0", "red-2")]
+    other = pending(console.operator.post("/api/v1/export", json={"ids": ids}))
+    judge(lea, other, status=404)
+    own = pending(lea.post("/api/v1/export", json={"ids": ids}))
+    judge(console.otto, own)
+    answer = lea.get(f"/api/v1/approvals/{own}/export")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        about = json.loads(archive.read("items.json"))
+    assert [str(one["id"]) for one in about["items"]] == ids[:1]
+
+
+def test_requests_of_one_account_are_limited(console, monkeypatch):
+    monkeypatch.setattr(approvals, "_MOST_PENDING", 2)
+    ids = [str(id_of(console, f"{colour}-0")) for colour in [*COLOURS][:3]]
+    for id_ in ids[:2]:
+        pending(console.operator.post("/api/v1/export", json={"ids": [id_]}))
+    answer = console.operator.post("/api/v1/export", json={"ids": ids[2:]})
+    problem(answer, 422, "too_many_pending")
+
+
+def test_the_page_shows_requests_and_takes_decisions(console):
+    id_ = id_of(console, "red-0")
+    sent = console.operator.post("/export", data={"ids": [id_], "address": "q=red"})
+    assert (sent.status_code, sent.headers["location"]) == (303, "/approvals")
+    own, other = (client.get("/approvals").text for client in (console.operator, console.otto))
+    assert "Approve</button>" not in own
+    assert ("Approve</button>" in other, f"/people/{id_}" in other) == (True, True)
+    assert id_ in log_lines(console)[-1]["ids"]
+    approval = next(iter(states(console)))
+    done = console.otto.post(f"/approvals/{approval}/approve", data={"reason": "seen"})
+    assert done.headers["location"] == "/approvals"
+    assert f"/api/v1/approvals/{approval}/export" in console.operator.get("/approvals").text
+    assert console.operator.get(f"/api/v1/approvals/{approval}/export").status_code == 200
+    assert "/approvals" not in console.viewer.get("/").text
+
+
+def test_requests_survive_a_restart_and_have_checksums(console, make_guarded):
+    body = {"ids": [str(id_of(console, "red-0"))]}
+    approval = pending(console.operator.post("/api/v1/export", json=body))
+    console.service.close()
+    again = make_guarded(oversight=TWO)
+    assert states(again) == {approval: "pending"}
+    again.service.close()
+    with sqlite3.connect(again.log.with_name("console.sqlite")) as file:
+        file.execute("UPDATE approvals SET request = replace(request, 'olga', 'vera')")
+    file.close()
+    with pytest.raises(Exception, match="damaged") as found:
+        make_guarded(oversight=TWO)
+    assert found.value.code == "user_state_damaged"
+
+
+def test_without_the_file_no_approval_is_needed(guarded):
+    body = {"ids": [str(id_of(guarded, "red-0"))]}
+    assert guarded.operator.post("/api/v1/export", json=body).status_code == 200
+    assert "/approvals" not in guarded.operator.get("/").text
