@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from upperson_console import models
 from upperson_console.accounts import Access, Account
 from upperson_console.bounds import BoundedRoute, check_json
-from upperson_console.models import Id, Name, SearchIn, SearchOut, item_fields
+from upperson_console.models import Id, Name, SearchIn, SearchOut
 from upperson_console.pictures import PIECE_BYTES, Size
 from upperson_console.problems import MEDIA_TYPE, ProblemError, invalid, missing
 from upperson_console.ranges import file_response
@@ -25,9 +25,9 @@ from upperson_console.rendering import server_metrics
 from upperson_console.results import ConsoleResult, run_search, write_evidence
 from upperson_console.search import LONGEST_SENTENCE
 from upperson_console.service import ConsoleService, span_of
+from upperson_console.views import Part
 from upperson_rt import __version__
 from upperson_rt.errors import UppersonError
-from upperson_rt.gallery import Item
 
 PICTURE_HEADERS = {
     "cache-control": "private, max-age=3600",
@@ -37,6 +37,8 @@ PICTURE_HEADERS = {
 
 CLIP_TYPES = {".mp4": "video/mp4", ".mkv": "video/x-matroska"}
 """Media types of clips, by the ending of their files."""
+
+_PARTS: dict[Size, Part] = {"thumb": "thumbnail", "view": "picture", "frame": "frame"}
 
 _Reason = Annotated[str, Query(min_length=1, max_length=500, description="Why; stands in the log.")]
 PROBLEM: dict[int | str, dict[str, Any]] = {
@@ -70,7 +72,7 @@ def _searching(routes: APIRouter, service: ConsoleService, access: Access) -> No
         return SearchOut(
             hits=[
                 models.HitOut.model_validate(
-                    _fields(service, hit.id, hit.item)
+                    service.fields(account, hit.id, hit.item)
                     | {"rank": rank, "score": hit.score, "span": hit.span}
                     | {"likelihood": round(likelihood, 4), "match": label}
                 )
@@ -144,7 +146,8 @@ def _looking(routes: APIRouter, service: ConsoleService, access: Access) -> None
     @routes.get("/items/{id}", tags=["items"], summary="A picture's facts")
     def item(id: Id, account: Account = viewer) -> models.ItemOut:
         found, _ = service.item(account, int(id))
-        return models.ItemOut.model_validate(_fields(service, int(id), found))
+        service.note_view(account, int(id), found, "picture")
+        return models.ItemOut.model_validate(service.fields(account, int(id), found))
 
     @routes.get(
         "/items/{id}/picture",
@@ -177,7 +180,9 @@ def _looking(routes: APIRouter, service: ConsoleService, access: Access) -> None
     ) -> models.TrackOut:
         person = service.track(account, camera, track)
         span = replace(span_of(person.views), pictures=person.total)
-        views = [models.ItemOut.model_validate(_fields(service, *view)) for view in person.views]
+        views = [
+            models.ItemOut.model_validate(service.fields(account, *view)) for view in person.views
+        ]
         return models.TrackOut(
             camera=person.item.camera,
             track=person.item.track or "",
@@ -320,6 +325,7 @@ def picture_response(service: ConsoleService, account: Account, id_: int, size: 
     if made is None:
         what = "frame" if size == "frame" else "picture"
         raise missing(f"no {what} of {id_} is kept", f"{what}_not_kept")
+    service.note_view(account, id_, item, _PARTS[size])
     return Response(made[0], media_type="image/jpeg", headers=PICTURE_HEADERS)
 
 
@@ -338,7 +344,7 @@ def clip_response(
     suffix = clip.path.suffix
     name = f"clip-{id_}{suffix}"
     response = file_response(request, clip.path, found, CLIP_TYPES[suffix], name)
-    service.note_clip(account, id_, item, clip.path)
+    service.note_view(account, id_, item, "clip")
     return response
 
 
@@ -354,7 +360,7 @@ def zip_response(
     encoder = service.encoder
     model = {"fingerprint": encoder.fingerprint, "variant": encoder.variant}
     about = {"user": account.name, "search": query}
-    file, digest = write_evidence(items, service.pictures, about, model)
+    file, digest = write_evidence(account, items, service.pictures, about, model)
     try:
         details = {"sha256": digest, "search": json.dumps(query)}
         service.note_items(account, "export", items, details)
@@ -372,10 +378,6 @@ def zip_response(
         media_type="application/zip",
         headers={"content-disposition": 'attachment; filename="upperson-export.zip"'},
     )
-
-
-def _fields(service: ConsoleService, id_: int, item: Item) -> dict[str, Any]:
-    return item_fields(id_, item, service.pictures.file(item) is not None)
 
 
 def _picture_or_sentence(place: int, text: str) -> str | IO[bytes]:

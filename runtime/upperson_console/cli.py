@@ -78,6 +78,15 @@ class Security(OptionGroup, panel="Access"):
             "--token-file", metavar="FILE", help="Accounts and roles; made by  upperson-rt token."
         ),
     ] = None
+    view_quota: Annotated[
+        int,
+        typer.Option(
+            "--view-quota",
+            min=0,
+            max=100_000,
+            help="Different pictures that an account may see an hour; 0 for any number.",
+        ),
+    ] = 5000
     tls_cert: Annotated[
         Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate, PEM.")
     ] = None
@@ -183,7 +192,9 @@ def _opened(
         user_state = stack.enter_context(closing(UserState(served.state / "console.sqlite")))
         log = log or stack.enter_context(QueryLog(served.state / "query.log"))
         background_KD = opened.golden.image_embeds
-        service = ConsoleService(encoder, open_gallery, log, user_state, background_KD)
+        service = ConsoleService(
+            encoder, open_gallery, log, user_state, background_KD, access.view_quota
+        )
         stack.callback(service.close)
         routes = None if users is None else OnvifRoutes(service, users, live)
         names = [address.host, *(address.name or ())]

@@ -64,7 +64,7 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
                 values |= {"result": result, "notes": notes_of(result, {"did_you_mean"})}
                 meant = (one for one in result.notices if one.code == "did_you_mean")
                 values["meant"] = next((one.fields["sentence"] for one in meant), None)
-                values["kept_marks"] = service.user_state.marks(account.name, search.marks_key)
+                values["kept_marks"] = service.marks(account, search)
                 if not result.page.hits:
                     values["empty"] = _nothing(service, account, search)
         elif problem is None and not service.count(account, search.where):
@@ -194,7 +194,7 @@ def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         item, _ = service.item(account, id)
         chosen: list[tuple[int, Item, float | None]]
         if what == "alike":
-            hits = service.alike(account, id, min_score)
+            hits = service.alike(account, id, min_score, "picture")
             chosen = [(hit.id, hit.item, hit.score) for hit in hits]
         elif what == "track" and item.track is not None:
             chosen = [(one, view, None) for one, view in service.person(account, id).views]
@@ -277,7 +277,7 @@ def _nothing(service: ConsoleService, account: Account, search: Search) -> dict[
                 "/live",
                 "See whether a camera is watching",
             ),
-            "command": f"upperson-rt index PICTURES -g {service.gallery.location}",
+            "command": f"upperson-rt index PICTURES -g {account.path(service.gallery.location)}",
         }
     where = search.where
     for name in where.cameras or ():

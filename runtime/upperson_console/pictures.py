@@ -93,9 +93,13 @@ def read_upload(content: IO[bytes]) -> Upload:
         try:
             pixels = use_image(file, small)
         except InputError as error:
-            raise InputError(str(error).replace(f"image {file}", "the picture")) from error
+            raise _without_path(error, file) from error
     size = pixels.shape[1], pixels.shape[0]
     return Upload(pixels, digest.hexdigest(), size)
+
+
+def _without_path(error: InputError, file: Path) -> InputError:
+    return InputError(str(error).replace(f"image {file}", "the picture"), code=error.code)
 
 
 class GalleryPictures:
@@ -152,7 +156,10 @@ class GalleryPictures:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         box = item.box if item.crop is None and size != "frame" else None
-        made = use_picture(file, _cut(box, size))
+        try:
+            made = use_picture(file, _cut(box, size))
+        except InputError as error:
+            raise _without_path(error, file) from error
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = made

@@ -133,7 +133,7 @@ def timeline_hits(
         is_calibrated = found.verdict is not None and found.verdict.word != "uncalibrated"
         labelled = zip(found.hits, found.labels, strict=True)
         hits = [hit for hit, label in labelled if label == "likely" or not is_calibrated]
-    service.note_search(account, search, hits, count, {}, action="timeline")
+    service.note_search(account, search, hits, count, {}, action="timeline", shown=None)
     return hits, is_calibrated
 
 
@@ -214,6 +214,7 @@ _SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"BM
 
 
 def write_evidence(
+    account: Account,
     items: Sequence[tuple[int, Item]],
     pictures: GalleryPictures,
     query: Mapping[str, Any],
@@ -241,7 +242,7 @@ def write_evidence(
             if (picture := _opened(pictures, item)) is not None:
                 with picture:
                     name, hashes[name] = _copied(picture, f"pictures/{id_}", archive)
-            fields = item_fields(id_, item, has_picture=False)
+            fields = item_fields(account, id_, item, has_picture=False)
             facts = ItemOut.model_validate(fields).model_dump(exclude={"picture"})
             more = {"frame": pictures.saved_frame(item), "clip": pictures.clip(item)}
             about = {

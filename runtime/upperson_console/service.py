@@ -4,7 +4,6 @@ Each search, view, export, mark and deletion is in the query log before its resu
 are those of `problems`; what an account may not see is reported as missing.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,12 @@ from numpy.typing import NDArray
 from upperson_console.accounts import Account
 from upperson_console.current import CurrentGallery
 from upperson_console.limits import RequestQueue
+from upperson_console.models import item_fields
 from upperson_console.pictures import GalleryPictures, QueryPictures, QueuedEncoder
 from upperson_console.problems import ProblemError, missing
 from upperson_console.search import Search
 from upperson_console.user_state import UserState
+from upperson_console.views import USUAL_QUOTA, Part, QuotaExceededError, ViewLog
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import CameraInfo, Filter, Gallery, Hit, Item, TrackSpan
@@ -33,8 +34,6 @@ from upperson_rt.search.service import SearchResult, SearchService
 _Details: TypeAlias = Mapping[str, Any]
 _MOST_VIEWS = 500
 _MOST_OTHERS = 24
-_CLIP_VIEW_S = 60.0
-"""A player reads a clip in many parts: what one account reads of it for so long is one view."""
 _LONGEST_REASON = 500
 
 
@@ -60,10 +59,12 @@ class ConsoleService:
         log: QueryLog,
         user_state: UserState,
         background_KD: NDArray[np.float32],
+        view_quota: int = USUAL_QUOTA,
     ) -> None:
         """Serve a gallery, which is opened again after it was replaced.
 
         ``background_KD`` are (K, D) embeddings of the background set: a bundle's golden samples.
+        ``view_quota`` is that of `ViewLog`.
         """
         self.encoder = encoder
         self.user_state = user_state
@@ -75,11 +76,11 @@ class ConsoleService:
         queries = QueryEncoder(self.queued)
         self.searches = 0
         """Number of searches."""
-        self._clip_lock = threading.Lock()
-        self._clip_views: dict[tuple[str, int, Path], float] = {}
-        """When the views of the last minute were logged, the oldest first."""
+        self.views = ViewLog(view_quota)
+        self.ids = user_state.id_permutation()
+        """From row ids to those of `gallery` and back."""
         self.current = CurrentGallery(
-            open_gallery, lambda gallery: SearchService(queries, gallery, background_KD)
+            open_gallery, self.ids, lambda gallery: SearchService(queries, gallery, background_KD)
         )
 
     def close(self) -> None:
@@ -92,7 +93,7 @@ class ConsoleService:
 
     @property
     def gallery(self) -> Gallery:
-        """The gallery at its location."""
+        """The gallery at its location, with opaque ids."""
         return self.current.now().gallery
 
     @property
@@ -129,6 +130,10 @@ class ConsoleService:
         if found is None or not account.sees(found[0].camera):
             raise missing(f"there is no picture {id_}; it may have been deleted")
         return found
+
+    def fields(self, account: Account, id_: int, item: Item) -> dict[str, Any]:
+        """Return the fields of an `ItemOut`."""
+        return item_fields(account, id_, item, self.pictures.file(item) is not None)
 
     def person(self, account: Account, id_: int) -> TrackViews:
         """Return an item with the views of its track, and log the view."""
@@ -197,15 +202,26 @@ class ConsoleService:
         if any(not account.sees(item.camera) for item, _ in found.values()):
             raise missing("there is no such picture")
         hits = _unscored((id_, item) for id_, (item, _) in found.items())
-        self.note_search(account, search, hits, len(hits), {}, action="mark")
-        self.user_state.set_marks(account.name, search.marks_key, [*search.yes], [*search.no])
+        self.note_search(account, search, hits, len(hits), {}, action="mark", shown=None)
+        yes, no = [*search.yes], [*search.no]
+        self.user_state.set_marks(account.name, self._marks_key(search), yes, no)
 
-    def alike(self, account: Account, id_: int, min_score: float) -> list[Hit]:
+    def marks(self, account: Account, search: Search) -> tuple[list[int], list[int]]:
+        """Return the kept marks of a search: right items, and wrong ones."""
+        return self.user_state.marks(account.name, self._marks_key(search))
+
+    def _marks_key(self, search: Search) -> str:
+        return search.marks_key(None if search.like is None else self.ids.row(search.like))
+
+    def alike(
+        self, account: Account, id_: int, min_score: float, shown: Part | None = None
+    ) -> list[Hit]:
         """Return and log all items that score at least ``min_score`` against one, best first."""
         _, vector_D = self.item(account, id_)
         where = account.visible(Filter())
         hits = [] if where is None else find_alike(self.gallery, vector_D, min_score, where)
-        self.note(account, "alike", hits, {"like": str(id_), "min_score": min_score})
+        details = {"like": str(id_), "min_score": min_score}
+        self.note(account, "alike", hits, details, shown=shown)
         return hits
 
     def delete(self, account: Account, ids: Sequence[int], reason: str, details: _Details) -> int:
@@ -213,7 +229,7 @@ class ConsoleService:
         reason = _require_reason(reason)
         found = [(id_, item) for id_, (item, _) in self.gallery.get(ids).items()]
         items = [(id_, item) for id_, item in found if account.sees(item.camera)]
-        self.note_items(account, "delete", items, {"reason": reason, **details})
+        self.note_items(account, "delete", items, {"reason": reason, **details}, None)
         deleted = self.gallery.delete([item.key for _, item in items])
         self.current.last.has_changed()
         return deleted
@@ -247,42 +263,73 @@ class ConsoleService:
         sentence: str = "",
         k: int | None = None,
         by_track: bool = False,
+        shown: Part | None = "picture",
     ) -> None:
-        """Write a line of the query log."""
+        """Write a line of the query log; ``shown`` is what is shown of the hits, if anything.
+
+        Raises:
+            ProblemError: The log cannot be written, or the account's quota is exceeded.
+        """
+
+        def write(action: str, hits: Sequence[Hit], details: _Details) -> None:
+            try:
+                self.log.write(
+                    sentence,
+                    hits,
+                    k=len(hits) if k is None else k,
+                    where=where,
+                    by_track=by_track,
+                    gallery=self.current.last.gallery.location,
+                    action=action,
+                    user=account.name,
+                    details=details,
+                )
+            except InputError as error:
+                reason = getattr(error.__cause__, "strerror", None) or "its values"  # No path.
+                what = f"the query log cannot be written ({reason}): nothing is done without it"
+                raise ProblemError(507, what, code="log_not_writable") from error
+
+        if shown is None:
+            return write(action, hits, details)
         try:
-            self.log.write(
-                sentence,
-                hits,
-                k=len(hits) if k is None else k,
-                where=where,
-                by_track=by_track,
-                gallery=self.current.last.gallery.location,
-                action=action,
-                user=account.name,
-                details=details,
-            )
-        except InputError as error:
-            raise ProblemError(507, str(error), code="log_not_writable") from error
+            with self.views.logging(account.name, shown, [hit.id for hit in hits]):
+                write(action, hits, details)
+        except QuotaExceededError as error:
+            if error.is_first:
+                write("quota", [], {"refused": action, "quota": self.views.quota})
+            raise
 
     def note_items(
-        self, account: Account, action: str, items: Iterable[tuple[int, Item]], details: _Details
+        self,
+        account: Account,
+        action: str,
+        items: Iterable[tuple[int, Item]],
+        details: _Details,
+        shown: Part | None = "picture",
     ) -> None:
         """Log an action on items, see `note`."""
-        self.note(account, action, _unscored(items), details)
+        self.note(account, action, _unscored(items), details, shown=shown)
 
-    def note_clip(self, account: Account, id_: int, item: Item, path: Path) -> None:
-        """Log a view of an item's clip, once a minute for an account, see `note`."""
-        view = account.name, id_, path
-        with self._clip_lock:
-            now = time.monotonic()
-            while self._clip_views:
-                oldest = next(iter(self._clip_views))
-                if now - self._clip_views[oldest] < _CLIP_VIEW_S:
-                    break
-                del self._clip_views[oldest]
-            if view not in self._clip_views:
-                self.note_items(account, "view", [(id_, item)], {"clip": str(id_)})
-                self._clip_views[view] = now
+    def note_view(self, account: Account, id_: int, item: Item, part: Part) -> None:
+        """Log a view of an item, unless a line of the last hour covers it, see `note`."""
+        if self.views.uncovered(account.name, part, [id_]):
+            part = "picture" if part == "thumbnail" else part
+            self.note_items(account, "view", [(id_, item)], {part: str(id_)}, part)
+
+    def note_live(self, account: Account, items: Sequence[tuple[int, Item]]) -> None:
+        """Log those thumbnails of the live page that no line of the last hour covers."""
+        new = {*self.views.uncovered(account.name, "thumbnail", [id_ for id_, _ in items])}
+        if new:
+            fresh = [(id_, item) for id_, item in items if id_ in new]
+            self.note_items(account, "view", fresh, {"page": "live"}, "thumbnail")
+
+    def note_snapshot(self, account: Account, snapshot: Snapshot) -> None:
+        """Log a view of the newest frame of a camera, unless a line of the last hour covers it."""
+        frame = [(snapshot.camera, snapshot.time)]
+        if self.views.uncovered(account.name, "snapshot", frame):
+            where = Filter(camera=snapshot.camera)
+            with self.views.logging(account.name, "snapshot", frame):
+                self.note(account, "view", [], {"snapshot": snapshot.camera}, where, shown=None)
 
     def note_search(
         self,
@@ -292,6 +339,7 @@ class ConsoleService:
         limit: int,
         more: _Details,
         action: str = "query",
+        shown: Part | None = "picture",
     ) -> None:
         """Log a search and the hits that are about to be shown, see `note`."""
         given = {
@@ -304,7 +352,9 @@ class ConsoleService:
         used = {name: value for name, value in given.items() if value not in (None, [])}
         details = {"order": search.order, **more, **used}
         where = search.filter_at(time.time())
-        self.note(account, action, hits, details, where, search.sentence, limit, search.by_track)
+        self.note(
+            account, action, hits, details, where, search.sentence, limit, search.by_track, shown
+        )
 
 
 def _unscored(items: Iterable[tuple[int, Item]]) -> list[Hit]:

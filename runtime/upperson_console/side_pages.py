@@ -21,7 +21,7 @@ from upperson_console.problems import ProblemError, missing
 from upperson_console.rendering import render, templates
 from upperson_console.service import ConsoleService
 from upperson_rt.errors import InputError
-from upperson_rt.gallery import Filter, Item
+from upperson_rt.gallery import Item
 from upperson_rt.log_chain import SOON_BYTES, verify_log
 from upperson_rt.preprocess import use_image
 from upperson_rt.printable import local_time, safe_repr
@@ -51,7 +51,7 @@ def side_routes(service: ConsoleService, access: Access, live: Live) -> APIRoute
         if made is None:
             raise missing(f"no frame of picture {id} is kept", "frame_not_found")
         items: list[tuple[int, Item]] = [(id, item)]
-        service.note_items(account, "view", items, {"frame": str(id)})
+        service.note_items(account, "view", items, {"frame": str(id)}, "frame")
         return render("frame", account, id=id, item=item, size=made[1])
 
     return routes
@@ -63,27 +63,30 @@ def _live_pages(routes: APIRouter, service: ConsoleService, access: Access, live
 
     def values(account: Account) -> dict[str, Any]:
         processes, cameras = live.now(service, account)
+        service.note_live(account, [one for camera in cameras for one in camera.newest])
         return {
+            "account": account,
             "processes": processes,
             "cameras": cameras,
             "pictures": service.pictures,
-            "gallery": service.gallery.location,
+            "gallery": account.path(service.gallery.location),
         }
 
     @routes.get("/live")
     def page(account: Account = viewer) -> Response:
-        return render("live", account, **values(account))
+        return render("live", **values(account))
 
     @routes.get("/live/camera")
     def camera(name: str, account: Account = viewer) -> Response:
         found, _ = service.snapshot(account, name)
-        service.note(account, "view", [], {"snapshot": name}, Filter(camera=name))
+        service.note_snapshot(account, found)
         return render("camera", account, snapshot=found)
 
     @routes.get("/live/camera/picture")
     def camera_picture(name: str, account: Account = viewer) -> Response:
-        _, file = service.snapshot(account, name)
+        found, file = service.snapshot(account, name)
         jpeg, _ = use_image(file, lambda pixels: as_jpeg(pixels, "frame"))
+        service.note_snapshot(account, found)
         headers = {**PICTURE_HEADERS, "cache-control": "no-store"}
         return Response(jpeg, media_type="image/jpeg", headers=headers)
 
@@ -111,7 +114,11 @@ def _live_pages(routes: APIRouter, service: ConsoleService, access: Access, live
                     waited = 0.0
                     if access.find(request) != account:
                         break  # The token was revoked or changed, or has expired.
-                    yield await run_in_threadpool(part)
+                    try:
+                        html = await run_in_threadpool(part)
+                    except ProblemError:
+                        break  # What it would show cannot be logged.
+                    yield html
             finally:
                 streams.discard(token)
 
@@ -137,6 +144,7 @@ def _record_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             report=verify_log(service.log.path) if check or size <= SOON_BYTES else None,
             megabytes=round(size / 1e6),
             log_problem=service.log.problem,
+            views=service.views,
             lines=lines,
             **given,
         )
