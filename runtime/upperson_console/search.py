@@ -93,9 +93,10 @@ class Search:
         """Whether there are a sentence and a picture."""
         return bool(self.sentence.strip()) and (self.picture is not None or self.like is not None)
 
-    def marks_key(self, like: int | None) -> str:
-        """Key of kept marks: sentence and picture, whatever the filter; ``like`` is a row id."""
-        query = (self.sentence.strip(), self.picture, like)
+    @property
+    def marks_key(self) -> str:
+        """Key of kept marks: sentence and picture, whatever the filter."""
+        query = (self.sentence.strip(), self.picture, self.like)
         return hashlib.sha256(json.dumps(query).encode()).hexdigest()[:32]
 
     @property

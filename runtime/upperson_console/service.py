@@ -6,7 +6,7 @@ are those of `problems`; what an account may not see is reported as missing.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -211,7 +211,9 @@ class ConsoleService:
         return self.user_state.marks(account.name, self._marks_key(search))
 
     def _marks_key(self, search: Search) -> str:
-        return search.marks_key(None if search.like is None else self.ids.row(search.like))
+        """Return the key of a search's marks: by row id, as releases before opaque ids made it."""
+        like = None if search.like is None else self.ids.row(search.like)
+        return replace(search, like=like).marks_key
 
     def alike(
         self, account: Account, id_: int, min_score: float, shown: Part | None = None

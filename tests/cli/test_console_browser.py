@@ -16,6 +16,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from tests.helpers.console import shown_id
 from tests.helpers.made_video import picture_at, write_video
 from tests.helpers.served import served
 from tests.helpers.toy_bundle import COLOURS, calibrate_toy_bundle, draw_person
@@ -147,7 +148,7 @@ def test_a_clip_plays_and_can_be_sought(open_page, folder):
     with Gallery.open(folder / "gallery") as gallery:
         crop = "red0.png"
         clip = clips_dir(gallery.crops_dir) / clip_name(crop, ".mp4", START - 6, START)
-        id_ = gallery.ids(["red-0"])["red-0"]
+        id_ = shown_id(gallery, folder / "console", "red-0")
     clip.parent.mkdir()
     write_video(clip, (picture_at(number % 60) for number in range(150)), movflags="faststart")
     page = open_page(f"/people/{id_}")

@@ -150,7 +150,7 @@ def test_marks_of_a_search_by_an_item_outlive_the_upgrade(make_console, tmp_path
     rows = first.service.current.last.rows.ids(["red-0", "red-1"])
     like, mark = (str(id_of(first, key)) for key in rows)
     with closing(UserState(tmp_path / "older.sqlite")) as store:  # As releases before wrote them.
-        key = Search(like=rows["red-0"]).marks_key(rows["red-0"])
+        key = Search(like=rows["red-0"]).marks_key
         store.set_marks("local", key, [rows["red-1"]], [])
     first.client("PUT", "/api/v1/marks", json={"like": like, "yes": [mark]})
     first.service.close()

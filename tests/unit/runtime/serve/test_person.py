@@ -153,7 +153,7 @@ def test_marks_are_kept_with_the_search(guarded):
     assert "Refined by 1 yes, 0 no" in page
     both = f"q=red&marks=y{id_}.n{other}"
     assert mark(client, f"q=red&marks=y{id_}", no=other) == f"/?{both}"
-    key = Search(sentence="red").marks_key(None)
+    key = Search(sentence="red").marks_key
     assert guarded.service.user_state.marks("olga", key) == ([id_], [other])
     page = client.get("/?q=red").text
     assert "You marked 1 yes and 1 no for this search before" in page
