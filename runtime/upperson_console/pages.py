@@ -18,6 +18,7 @@ from upperson_console.results import match_of, run_search, timeline_hits
 from upperson_console.search import MOST_BY_TIME, Search, read_id
 from upperson_console.service import ConsoleService, span_of
 from upperson_console.timeline import timeline_of, whereabouts
+from upperson_console.views import QuotaExceededError
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Item, TrackSpan
 from upperson_rt.printable import count_of
@@ -57,6 +58,8 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
                 if search.picture is not None:
                     values["query_picture"] = service.query_pictures.get(search.picture)
                 result = run_search(service, account, search, _PAGE, cursor)
+            except QuotaExceededError:
+                raise  # Its page says when to try again.
             except (UsageError, ProblemError) as error:
                 values["problem"] = getattr(error, "detail", str(error))
                 status = getattr(error, "status", 422)

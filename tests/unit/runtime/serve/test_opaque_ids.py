@@ -1,4 +1,4 @@
-"""Ids outside tell nothing of other rows, and neither do names and paths."""
+"""Ids outside reveal nothing of other rows, and neither do names and paths."""
 
 import inspect
 import io
@@ -39,7 +39,7 @@ def test_ids_are_a_permutation_without_an_order():
     assert not {*opaque} & {other.opaque(row) for row in rows[:2000]}
 
 
-def test_ids_of_rows_next_to_each_other_stay_the_same_and_tell_nothing(make_console, tmp_path):
+def test_ids_of_rows_next_to_each_other_stay_the_same_and_have_no_order(make_console, tmp_path):
     first = make_console()
     hits = first.client.search(sentence="red", by_track=False).json()["hits"]
     rows = first.service.current.last.rows.ids([hit["key"] for hit in hits])

@@ -131,11 +131,14 @@ def test_bulk_reading_ends_at_the_quota_of_an_account(guarded):
         problem(answer, 429, "view_quota_exceeded")
         assert 3590 < int(answer.headers["retry-after"]) <= 3600
     problem(guarded.viewer.search(sentence="red", limit=9), 429, "view_quota_exceeded")
+    page = guarded.viewer.get("/?q=red&by=picture")
+    assert (page.status_code, "retry-after" in page.headers) == (429, True)
+    assert "may see 4 different pictures an hour" in page.text
     assert guarded.viewer.get(f"{ITEM}/{ids[0]}").status_code == 200
     (line,) = [line for line in log_lines(guarded) if line["action"] == "quota"]
     assert (line["user"], line["ids"]) == ("vera", [])
     assert line["details"] == {"refused": "view", "quota": 4}
-    assert "upperson_serve_quota_refusals_total 3.0" in guarded.admin.get("/api/v1/metrics").text
+    assert "upperson_serve_quota_refusals_total 4.0" in guarded.admin.get("/api/v1/metrics").text
     page = guarded.admin.get("/records").text
     assert "vera wanted to see more than 4 different pictures" in page
     assert guarded.operator.get(f"{ITEM}/{ids[4]}").status_code == 200
@@ -160,6 +163,13 @@ def test_the_quota_frees_places_as_views_grow_old(console, ids):
 def test_without_a_quota_all_may_be_seen(console, ids):
     console.service.views.quota = 0
     assert {console.client.get(f"{ITEM}/{id_}").status_code for id_ in ids} == {200}
+
+
+def test_views_that_are_forgotten_are_logged_again(console, ids, monkeypatch):
+    monkeypatch.setattr("upperson_console.views._MOST_KEPT", 5)
+    for id_ in (*ids[:7], *ids[:7]):
+        console.client.get(f"{ITEM}/{id_}")
+    assert named(console) == [*ids[:7], *ids[:7]]
 
 
 def test_many_requests_at_once_do_not_pass_the_quota(console, ids):
