@@ -45,6 +45,8 @@ _LEAST_VISIBLE = 0.25
 _SURELY_VISIBLE = 0.7
 _BURST_S = 0.4
 """For so long a detector that misses a person may not find them again."""
+_DRAWS = 10_000
+"""Of the bootstrap."""
 
 Frame: TypeAlias = tuple[float, list[Sighting], Boxes, NDArray[np.uint8]]
 """Time, people, boxes and the image, BGR [H, W, 3]."""
@@ -87,6 +89,8 @@ def tracking(
 ) -> None:
     """Compare trackers by HOTA, IDF1, switches and tracks a person.
 
+    The gain is the 95 % interval of IDF1 minus that of the first tracker.
+
     Example: python -m benchmarks.tracking --streets 1 --tracker upperson --tracker ocsort
     """
     specs = [
@@ -98,9 +102,13 @@ def tracking(
     runs += [("HOG", fps) for fps in _HOG_RATES if hog]
     for boxes, fps in runs:
         videos = [follow(watch(Street(one), fps, boxes), tracker or CONTENDERS) for one in specs]
-        for name in videos[0]:
+        found = {name: [video[name] for video in videos] for name in videos[0]}
+        first = next(iter(found.values()))
+        for name, each in found.items():
             row = f"{boxes}, {fps:g} fps: {name}"
-            rows[row] = scores([video[name] for video in videos])
+            rows[row] = scores(each)
+            if each is not first and streets > 1:
+                rows[row] |= idf1_gain(first, each)
     result = conditions(
         "tracking", "trackers", "numpy", "opencv-python-headless", threads=1, batch_size=1, warmup=0
     )
@@ -110,6 +118,8 @@ def tracking(
         "IDF1": Column("IDF1", "{:.1f}", 100),
         "switches a person": Column("switches"),
         "tracks a person": Column("tracks"),
+        "IDF1 gain, low": Column("gain_low", "{:+.1f}", 100),
+        "high": Column("gain_high", "{:+.1f}", 100),
     }
     facts = [f"{streets} streets from seed {seed}, {people} people in {seconds:g} s each"]
     print_report(result, facts, [table("boxes and tracker", rows, columns)])
@@ -181,6 +191,24 @@ def scores(videos: Sequence[Overlaps]) -> dict[str, float]:
         "switches": clear["IDSW"] / people,
         "tracks": tracks / people,
     }
+
+
+def idf1_gain(first: Sequence[Overlaps], second: Sequence[Overlaps]) -> dict[str, float]:
+    """Return the 95 % interval of the second tracker's IDF1 minus the first one's, as shares.
+
+    The paired bootstrap resamples videos: people of one street are not independent.
+    """
+    share = np.full(len(first), 1 / len(first))
+    draws = np.random.default_rng(0).multinomial(len(first), share, size=_DRAWS)
+    idf1 = []
+    for videos in (first, second):
+        found = [metrics.compute_identity_metrics(*one) for one in videos]
+        right, extra, missed = (
+            draws @ [one[key] for one in found] for key in ("IDTP", "IDFP", "IDFN")
+        )
+        idf1.append(2 * right / np.maximum(2 * right + extra + missed, 1))
+    low, high = np.percentile(idf1[1] - idf1[0], [2.5, 97.5])
+    return {"gain_low": float(low), "gain_high": float(high)}
 
 
 def detect(

@@ -240,6 +240,22 @@ def test_trackers_are_scored_on_streets_whose_people_are_known() -> None:
     assert row["tracks"] == 1 > row["switches"]
     none = rows[f"mild, 5 fps: {hasty}"]
     assert (none["IDF1"], none["tracks"]) == (0, 0), "every box is a new track, which counts not"
+    assert "gain_low" not in row | none, "one street has no interval"
+
+
+def test_idf1_gain_is_an_interval_over_streets_that_are_drawn_together() -> None:
+    pytest.importorskip("trackers")
+
+    def video(frames: int, found: int) -> tracking.Overlaps:
+        ids = [np.array([0])] * frames
+        return ids, ids, [np.array([[float(frame < found)]]) for frame in range(frames)]
+
+    half, most = [video(10, 5), video(20, 10)], [video(10, 9), video(20, 18)]
+    always = tracking.idf1_gain(half, most)
+    assert always == {"gain_low": pytest.approx(0.4), "gain_high": pytest.approx(0.4)}
+    assert tracking.idf1_gain(half, half) == {"gain_low": 0, "gain_high": 0}
+    mixed = tracking.idf1_gain(half, [most[0], half[1]])
+    assert mixed == {"gain_low": 0, "gain_high": pytest.approx(0.4)}
 
 
 def test_loading_is_timed_with_all_contenders() -> None:
