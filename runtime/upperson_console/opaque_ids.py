@@ -6,15 +6,12 @@ Row ids of a gallery are one sequence, so a viewer of one camera could count the
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.gallery import Gallery, Hit, Item
-
-if TYPE_CHECKING:
-    from upperson_rt.gallery import Filter
 
 KEY_BYTES = 32
 _ROUNDS = 6
@@ -65,23 +62,13 @@ class _OpaqueGallery:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._gallery, name)
 
-    def search(
-        self,
-        vectors: NDArray[np.float32],
-        k: int,
-        where: "Filter | None" = None,
-        by_track: bool = False,
-    ) -> list[list[Hit]]:
-        return [self._opaque(hits) for hits in self._gallery.search(vectors, k, where, by_track)]
+    def search(self, *given: Any, **more: Any) -> list[list[Hit]]:
+        return [self._opaque(hits) for hits in self._gallery.search(*given, **more)]
 
     def search_with_vectors(
-        self,
-        vector: NDArray[np.float32],
-        k: int,
-        where: "Filter | None" = None,
-        by_track: bool = False,
+        self, *given: Any, **more: Any
     ) -> tuple[list[Hit], NDArray[np.float32]]:
-        hits, vectors_KD = self._gallery.search_with_vectors(vector, k, where, by_track)
+        hits, vectors_KD = self._gallery.search_with_vectors(*given, **more)
         return self._opaque(hits), vectors_KD
 
     def vectors_of(self, hits: Sequence[Hit]) -> dict[int, NDArray[np.float32]]:

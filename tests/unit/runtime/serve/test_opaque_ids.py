@@ -5,6 +5,7 @@ import io
 import shutil
 import sqlite3
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
@@ -62,13 +63,9 @@ def test_no_method_of_a_gallery_gives_row_ids():
         "by_camera", "delete", "delete_where", "prune", "count_prunable", "info", "verify", "check",
         "rebuild", "close",
     }  # fmt: skip
-    methods = {
-        name: one for name, one in inspect.getmembers(Gallery, inspect.isfunction) if name[0] != "_"
-    }
-    assert {*methods} <= with_ids | others, "does it take or return ids?"
-    for name in with_ids:
-        own, base = (inspect.signature(one) for one in (vars(_OpaqueGallery)[name], methods[name]))
-        assert [*own.parameters] == [*base.parameters]
+    methods = {name for name, _ in inspect.getmembers(Gallery, callable) if name[0] != "_"}
+    assert methods <= with_ids | others, "does it take or return ids?"
+    assert with_ids <= {*vars(_OpaqueGallery)}
 
 
 def test_a_request_for_a_row_id_finds_nothing(console):
@@ -111,9 +108,10 @@ def test_user_data_of_earlier_releases_is_converted_once(old_state):
     assert by_name["similar"] == f"like={ids.opaque(3)}&last=day"
     marked = f"marks=y{ids.opaque(12)}.n{ids.opaque(7)}"
     assert by_name["marked"] == f"q=coat+50%25+3&camera=gate+3&{marked}"
-    again, *same = upgraded(old_state)
-    assert same == [marks, saved]
-    assert again.opaque(3) == ids.opaque(3)
+    with ThreadPoolExecutor(4) as pool:
+        for again, *same in pool.map(upgraded, [old_state] * 4):
+            assert same == [marks, saved]
+            assert again.opaque(3) == ids.opaque(3)
 
 
 def test_a_conversion_that_fails_leaves_all_as_it_was(old_state, monkeypatch):
