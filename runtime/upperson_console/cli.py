@@ -117,6 +117,13 @@ class Services(OptionGroup, panel="Services"):
             "upperson-rt token --onvif.",
         ),
     ] = None
+    onvif_discovery: Annotated[
+        bool,
+        typer.Option(
+            "--onvif-discovery",
+            help="Let ONVIF clients in the local network find this server (WS-Discovery).",
+        ),
+    ] = False
 
 
 @grouped
@@ -144,6 +151,8 @@ def serve(
         )
     if (access.tls_cert is None) != (access.tls_key is None):
         raise UsageError("--tls-cert and --tls-key go together: give both", code="tls_incomplete")
+    if services.onvif_discovery and services.onvif is None:
+        raise UsageError("--onvif-discovery needs --onvif", code="onvif_missing")
     with _opened(model, served, address, access, services) as (server, log, onvif):
         if not is_local and access.tls_cert is None:
             print_warning("without --tls-cert tokens and pictures cross the network in the clear")
@@ -157,6 +166,7 @@ def _opened(
     """Open everything; yield server, query log and the address of the ONVIF device service."""
     from upperson_console.accounts import Access, Account, Accounts
     from upperson_console.live import Live, check_source
+    from upperson_console.onvif.discovery import discoverable
     from upperson_console.onvif.routes import PATH, OnvifRoutes
     from upperson_console.onvif.security import Users
     from upperson_console.server import Server, listening, tls_context
@@ -186,6 +196,11 @@ def _opened(
 
     with ExitStack() as stack:
         place = stack.enter_context(listening(address.host, address.port))
+        if services.onvif_discovery:
+            interface, port = place.getsockname()[:2]
+            scheme = "http" if tls is None else "https"
+            url = f"{scheme}://{interface}:{port}{PATH}/device_service"
+            stack.enter_context(discoverable(url, interface))
         open_gallery().close()  # Before files are created: a refused start leaves none.
         given_log = served.query_log
         log = None if given_log is None else stack.enter_context(QueryLog(given_log))
@@ -196,7 +211,8 @@ def _opened(
             encoder, open_gallery, log, user_state, background_KD, access.view_quota
         )
         stack.callback(service.close)
-        routes = None if users is None else OnvifRoutes(service, users, live)
+        is_discoverable = services.onvif_discovery
+        routes = None if users is None else OnvifRoutes(service, users, live, is_discoverable)
         names = [address.host, *(address.name or ())]
         server = Server(service, accounts, place, names, live, tls, routes)
         onvif = None if users is None else f"{server.url.rstrip('/')}{PATH}/device_service"

@@ -18,6 +18,7 @@ from zeep.wsse.username import UsernameToken
 
 from tests.helpers.invoke import run_json, run_rt
 from tests.helpers.served import served
+from upperson_camera.onvif import discover
 from upperson_console.search import Search
 from upperson_console.user_state import UserState
 from upperson_rt.cli import app
@@ -95,6 +96,13 @@ def test_others_need_a_token_and_clients_of_onvif_a_password(ready):
     assert "was cut" in errors
 
 
+def test_clients_of_onvif_find_it_with_discovery(ready):
+    run_rt("token", "onvif.json", "vms", "--onvif")
+    with served(ready, "--onvif", "onvif.json", "--onvif-discovery"):
+        found = discover(1.0, "127.0.0.1")
+    assert found["127.0.0.1"].name == "UP-Person Edge"
+
+
 NETWORK = ["--host", "0.0.0.0"]
 
 
@@ -103,6 +111,7 @@ NETWORK = ["--host", "0.0.0.0"]
     [
         (["--onvif", "tokens.json"], 3, "credentials_of_other_kind"),
         (NETWORK, 2, "token_file_missing"),
+        (["--onvif-discovery"], 2, "onvif_missing"),
         (["--tls-cert", "x.pem"], 2, "tls_incomplete"),
         (["--tls-cert", "x.pem", "--tls-key", "y.pem"], 3, "tls_file_unreadable"),
         (["--token-file", "none.json"], 3, "credentials_unreadable"),

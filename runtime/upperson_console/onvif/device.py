@@ -1,8 +1,13 @@
-"""The device service, as far as clients need it to find the search service."""
+"""The device service: what clients read before they use the search service."""
 
+import socket
+import struct
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
+from urllib.parse import quote
 from xml.etree.ElementTree import Element
 
 from upperson_console.onvif.soap import (
@@ -18,6 +23,8 @@ from upperson_console.onvif.soap import (
 )
 from upperson_rt import __version__
 
+PRODUCT = "UP-Person Edge"
+_MODEL = "upperson-rt serve"
 ABILITIES = {
     "MetadataSearch": "false",
     "GeneralStartEvents": "false",
@@ -25,9 +32,15 @@ ABILITIES = {
     "ImageSearch": "true",
 }
 """Capabilities of the search service."""
+_NETWORK = ("IPFilter", "ZeroConfiguration", "IPVersion6", "DynDNS", "HostnameFromDHCP")
 _VERSION = {"Major": 26, "Minor": 6}
 """Of the standard."""
 _CATEGORIES = {"All", "Analytics", "Device", "Events", "Imaging", "Media", "PTZ"}
+SCOPES = tuple(
+    f"onvif://www.onvif.org/{category}/{quote(value)}"
+    for category, value in (("name", PRODUCT), ("hardware", _MODEL))
+)
+"""None of a profile: no conformance to one was tested."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,8 @@ class Address:
     """Scheme, host and port."""
     path: str
     """Path of the ONVIF services."""
+    reached: str = ""
+    """IP address of this machine that the client reached."""
 
     def service(self, name: str) -> str:
         """Return the address of a service."""
@@ -48,16 +63,83 @@ class Address:
         return f"{self.base}{self.path}/pictures/{id_}"
 
 
-def device_information(fingerprint: str, variant: str) -> Element:
-    """Return the device information; the fingerprint of the model is the serial number."""
-    values = {
-        "Manufacturer": "UP-Person Edge",
-        "Model": "upperson-rt serve",
-        "FirmwareVersion": __version__,
-        "SerialNumber": fingerprint,
-        "HardwareId": variant,
-    }
-    return element(DEVICE, "GetDeviceInformationResponse", *elements(DEVICE, values))
+Operation: TypeAlias = Callable[[Element, Address], Element]
+
+
+class DeviceService:
+    """The operations of the device service, by the names of their requests."""
+
+    def __init__(self, fingerprint: str, variant: str, is_discoverable: bool) -> None:
+        """Describe a server; the fingerprint of its model is the serial number."""
+        self.public: dict[str, Operation] = {
+            f"{{{DEVICE}}}GetSystemDateAndTime": _time,
+            f"{{{DEVICE}}}GetServices": self._services,
+            f"{{{DEVICE}}}GetServiceCapabilities": self._service_capabilities,
+            f"{{{DEVICE}}}GetCapabilities": _capabilities,
+            f"{{{DEVICE}}}GetHostname": _hostname,
+            f"{{{SEARCH}}}GetServiceCapabilities": _search_capabilities,
+        }
+        """Those without authentication (access class PRE_AUTH)."""
+        self.private: dict[str, Operation] = {
+            f"{{{DEVICE}}}GetDeviceInformation": self._information,
+            f"{{{DEVICE}}}GetScopes": _scopes,
+            f"{{{DEVICE}}}GetNetworkInterfaces": _network_interfaces,
+        }
+        self._about = {
+            "Manufacturer": PRODUCT,
+            "Model": _MODEL,
+            "FirmwareVersion": __version__,
+            "SerialNumber": fingerprint,
+            "HardwareId": variant,
+        }
+        self._is_discoverable = is_discoverable
+
+    def _information(self, request: Element, address: Address) -> Element:
+        Fields(request)
+        return element(DEVICE, "GetDeviceInformationResponse", *elements(DEVICE, self._about))
+
+    def _abilities(self, address: Address) -> Element:
+        """Return what the device service can do: it has no settings that clients may change."""
+        here, away = ("true", "false") if self._is_discoverable else ("false", "true")
+        is_tls = str(address.base.startswith("https:")).lower()
+        system = {
+            "DiscoveryResolve": "false", "DiscoveryBye": here, "RemoteDiscovery": "false",
+            "SystemBackup": "false", "SystemLogging": "false", "DiscoveryNotSupported": away,
+            "NetworkConfigNotSupported": "true", "UserConfigNotSupported": "true",
+        }  # fmt: skip
+        security = {
+            "TLS1.2": is_tls, "RemoteUserHandling": "false", "UsernameToken": "true",
+            "HttpDigest": "true",
+        }  # fmt: skip
+        network = dict.fromkeys(_NETWORK, "false")
+        return element(
+            DEVICE,
+            "Capabilities",
+            element(DEVICE, "Network", NTP="0", **network),
+            element(DEVICE, "Security", **security),
+            element(DEVICE, "System", **system),
+        )
+
+    def _service_capabilities(self, request: Element, address: Address) -> Element:
+        Fields(request)
+        return element(DEVICE, "GetServiceCapabilitiesResponse", self._abilities(address))
+
+    def _services(self, request: Element, address: Address) -> Element:
+        is_wanted = Fields(request, "IncludeCapability").one("IncludeCapability", is_true)
+        services = [
+            element(
+                DEVICE,
+                "Service",
+                *elements(DEVICE, {"Namespace": namespace, "XAddr": address.service(name)}),
+                element(DEVICE, "Capabilities", abilities) if is_wanted else None,
+                element(DEVICE, "Version", *elements(SCHEMA, _VERSION)),
+            )
+            for namespace, name, abilities in (
+                (DEVICE, "device", self._abilities(address)),
+                (SEARCH, "search", element(SEARCH, "Capabilities", **ABILITIES)),
+            )
+        ]
+        return element(DEVICE, "GetServicesResponse", *services)
 
 
 def _time(request: Element, address: Address) -> Element:
@@ -78,22 +160,6 @@ def _time(request: Element, address: Address) -> Element:
         ),
     )
     return element(DEVICE, "GetSystemDateAndTimeResponse", moment)
-
-
-def _services(request: Element, address: Address) -> Element:
-    with_abilities = Fields(request, "IncludeCapability").one("IncludeCapability", is_true)
-    abilities = element(DEVICE, "Capabilities", element(SEARCH, "Capabilities", **ABILITIES))
-    services = [
-        element(
-            DEVICE,
-            "Service",
-            *elements(DEVICE, {"Namespace": namespace, "XAddr": address.service(name)}),
-            abilities if with_abilities and namespace == SEARCH else None,
-            element(DEVICE, "Version", *elements(SCHEMA, _VERSION)),
-        )
-        for namespace, name in ((DEVICE, "device"), (SEARCH, "search"))
-    ]
-    return element(DEVICE, "GetServicesResponse", *services)
 
 
 def _capabilities(request: Element, address: Address) -> Element:
@@ -118,10 +184,54 @@ def _search_capabilities(request: Element, address: Address) -> Element:
     return element(SEARCH, "GetServiceCapabilitiesResponse", abilities)
 
 
-PUBLIC: dict[str, Callable[[Element, Address], Element]] = {
-    f"{{{DEVICE}}}GetSystemDateAndTime": _time,
-    f"{{{DEVICE}}}GetServices": _services,
-    f"{{{DEVICE}}}GetCapabilities": _capabilities,
-    f"{{{SEARCH}}}GetServiceCapabilities": _search_capabilities,
-}
-"""Operations without authentication (access class PRE_AUTH), by the name of the request."""
+def _hostname(request: Element, address: Address) -> Element:
+    Fields(request)
+    values = {"FromDHCP": "false", "Name": socket.gethostname()}
+    content = element(DEVICE, "HostnameInformation", *elements(SCHEMA, values))
+    return element(DEVICE, "GetHostnameResponse", content)
+
+
+def _scopes(request: Element, address: Address) -> Element:
+    Fields(request)
+    scopes = [{"ScopeDef": "Fixed", "ScopeItem": scope} for scope in SCOPES]
+    content = (element(DEVICE, "Scopes", *elements(SCHEMA, scope)) for scope in scopes)
+    return element(DEVICE, "GetScopesResponse", *content)
+
+
+def _network_interfaces(request: Element, address: Address) -> Element:
+    """Return the one interface at which the client reached this server."""
+    Fields(request)
+    name, hardware, prefix = _interface_of(address.reached)
+    info = element(SCHEMA, "Info", *elements(SCHEMA, {"Name": name, "HwAddress": hardware}))
+    config = None
+    if prefix is not None:
+        values = {"Address": address.reached, "PrefixLength": prefix}
+        manual = element(SCHEMA, "Manual", *elements(SCHEMA, values))
+        inner = element(SCHEMA, "Config", manual, element(SCHEMA, "DHCP", "false"))
+        config = element(SCHEMA, "IPv4", element(SCHEMA, "Enabled", "true"), inner)
+    enabled = element(SCHEMA, "Enabled", "true")
+    content = element(DEVICE, "NetworkInterfaces", enabled, info, config, token=name)
+    return element(DEVICE, "GetNetworkInterfacesResponse", content)
+
+
+def _interface_of(address: str) -> tuple[str, str, int | None]:
+    """Return name, hardware address and prefix length of the interface with an IPv4 address.
+
+    Where the system does not report them, they are ``network``, zeros and None.
+    """
+    if sys.platform == "linux":
+        import fcntl
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
+
+            def ask(code: int, name: str) -> bytes:
+                try:
+                    return fcntl.ioctl(opened, code, struct.pack("256s", name.encode()))[18:24]
+                except OSError:  # It has none.
+                    return bytes(6)
+
+            for _, name in socket.if_nameindex():
+                if socket.inet_ntoa(ask(0x8915, name)[2:]) == address:  # SIOCGIFADDR
+                    mask = int.from_bytes(ask(0x891B, name)[2:], "big")  # SIOCGIFNETMASK
+                    return name, ask(0x8927, name).hex(":"), mask.bit_count()  # SIOCGIFHWADDR
+    return "network", "00:00:00:00:00:00", None

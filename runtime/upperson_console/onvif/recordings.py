@@ -4,11 +4,8 @@ Searches take the same path as those of the console: the same hits, only cameras
 may see, and a line in the query log before a result is returned.
 """
 
-import hashlib
-import json
 import math
 import re
-import uuid
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -19,26 +16,30 @@ from starlette.concurrency import run_in_threadpool
 
 from upperson_console.accounts import Account
 from upperson_console.onvif import soap
-from upperson_console.onvif.device import Address, device_information
+from upperson_console.onvif.device import Address
+from upperson_console.onvif.events import EventSearch
+from upperson_console.onvif.filters import read_event_filter
+from upperson_console.onvif.inventory import Inventory, Recording
+from upperson_console.onvif.results import key_of, result_of
 from upperson_console.onvif.sessions import (
     LONGEST_S,
+    Find,
     Kind,
     SearchSession,
     SearchSessions,
     SessionResult,
 )
-from upperson_console.onvif.soap import DEVICE, SCHEMA, SEARCH, Fields, element, elements, invalid
+from upperson_console.onvif.soap import SCHEMA, SEARCH, Fields, element, invalid
 from upperson_console.results import scored_hits
 from upperson_console.search import MOST_HITS, Search
 from upperson_console.service import ConsoleService
-from upperson_rt.gallery import CameraInfo, Filter, Hit
+from upperson_rt.gallery import Filter
 
-_PLAIN = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_LONGEST_NAME = 64
 _MOST_BELOW = 200
 """Hits below a client's least likelihood that a search looks past."""
 _LISTS: dict[str, tuple[Kind, str]] = {
     "GetRecordingSearchResults": ("recordings", "GetRecordingSearchResultsResponse"),
+    "GetEventSearchResults": ("events", "GetEventSearchResultsResponse"),
     "GetNLSearchResultsRequest": ("sentence", "GetNLSearchResultsResponse"),
     "GetImageSearchResultsRequest": ("image", "GetImageSearchResultsResponse"),
 }
@@ -62,19 +63,23 @@ class Recordings:
     def __init__(self, service: ConsoleService, sessions: SearchSessions) -> None:
         self.sessions = sessions
         self._service = service
+        self._inventory = Inventory(service)
         self.operations: dict[str, Callable[[Call], Awaitable[Element]]] = {
-            f"{{{DEVICE}}}GetDeviceInformation": self._device_information,
-            f"{{{SEARCH}}}FindRecordings": self._find_recordings,
-            f"{{{SEARCH}}}SearchImageByNLRequest": self._by_sentence,
-            f"{{{SEARCH}}}SearchImageByImageRequest": self._by_image,
-            f"{{{SEARCH}}}EndSearch": self._end,
-            **{f"{{{SEARCH}}}{request}": self._results for request in _LISTS},
+            "FindRecordings": self._find_recordings,
+            "FindEvents": self._find_events,
+            "SearchImageByNLRequest": self._by_sentence,
+            "SearchImageByImageRequest": self._by_image,
+            "GetSearchState": self._state,
+            "EndSearch": self._end,
+            **dict.fromkeys(_LISTS, self._results),
+            "GetRecordingSummary": self._of_inventory,
+            "GetRecordingInformation": self._of_inventory,
+            "GetMediaAttributes": self._of_inventory,
         }
-        """Operations that need authentication, by the name of the request."""
+        """Operations that need authentication, by the local name of the request."""
 
-    async def _device_information(self, call: Call) -> Element:
-        Fields(call.request)
-        return device_information(self._service.encoder.fingerprint, self._service.encoder.variant)
+    async def _of_inventory(self, call: Call) -> Element:
+        return await run_in_threadpool(self._inventory.answer, call.account, call.request)
 
     # Begin a search.
 
@@ -88,7 +93,7 @@ class Recordings:
         if not sentence:
             raise invalid("Text is empty: describe the person in a few words")
         least = given.maybe("Similarity", soap.similarity)
-        return await self._begin(call, given, Search(sentence=sentence), least or 0.0)
+        return await self._by_query(call, given, Search(sentence=sentence), least or 0.0)
 
     async def _by_image(self, call: Call) -> Element:
         given = Fields(
@@ -100,7 +105,7 @@ class Recordings:
         place = given.maybe("TargetImageURI", soap.text)
         if content:
             kept = await run_in_threadpool(self._service.query_pictures.add, BytesIO(content))
-            return await self._begin(call, given, Search(picture=kept.id))
+            return await self._by_query(call, given, Search(picture=kept.id))
         if not place:
             raise invalid("TargetImageData or TargetImageURI must be given")
         # Other addresses are not fetched: a client could reach hosts beside this server.
@@ -110,27 +115,25 @@ class Recordings:
                 "TargetImageURI must be that of a result of this server: send other pictures as "
                 "TargetImageData"
             )
-        return await self._begin(call, given, Search(like=int(own[1])))
+        return await self._by_query(call, given, Search(like=int(own[1])))
 
-    async def _begin(
+    async def _by_query(
         self, call: Call, given: Fields, search: Search, least: float = 0.0
     ) -> Element:
-        start = given.one("StartPoint", soap.unix_time)
-        end = given.maybe("EndPoint", soap.unix_time)
+        start, end = _range(given)
         first, last = (start, end) if end is None else (min(start, end), max(start, end))
         token = given.maybe("RecordingToken", soap.text)
         if token is not None:
-            self._camera(call.account, token)
+            self._inventory.some(call.account, [token])
         where = Filter(since=first, until=None if last is None else math.nextafter(last, math.inf))
         search = replace(search, where=where)
 
-        def cameras() -> dict[str, CameraInfo]:
-            known = self._tokens(call.account)
-            chosen = known if token is None else {token} & known.keys()
-            return {known[one][0]: known[one][1] for one in chosen}
+        def recordings() -> list[Recording]:
+            known = self._inventory.recordings(call.account).values()
+            return [one for one in known if token in (None, one.token)]
 
         def find(skip: Collection[bytes], count: int) -> list[SessionResult]:
-            names = [*cameras()]
+            names = [one.camera for one in recordings()]
             if not names:
                 return []
             narrowed = replace(search, where=replace(where, camera=names))
@@ -140,90 +143,113 @@ class Recordings:
             fresh = (
                 (key, hit, likelihood)
                 for hit, likelihood in hits
-                if likelihood >= least and (key := _key(hit)).bytes not in skip
+                if likelihood >= least and (key := key_of(hit)).bytes not in skip
             )
             return [
-                SessionResult(key.bytes, _result(key, hit, likelihood, call.address), hit)
+                SessionResult(key.bytes, result_of(key, hit, likelihood, call.address), hit)
                 for key, hit, likelihood in islice(fresh, count)
             ]
 
         def note(found: Sequence[SessionResult], count: int) -> None:
             hits = [one.hit for one in found if one.hit is not None]
-            name = call.request.tag.rpartition("}")[2].removesuffix("Request")
-            names = [*cameras()]
+            names = [one.camera for one in recordings()]
             narrowed = replace(search, where=replace(where, camera=names or None))
-            more: dict[str, object] = {"onvif": name}
-            if not names:  # A filter without a camera would mean all.
-                more["cameras"] = []
+            more = _details(call, names)
             self._service.note_search(call.account, narrowed, hits, count, more)
+
+        kind: Kind = "sentence" if search.sentence else "image"
+        return await self._begin(call, given, kind, _paged(find), note, recordings, start, end)
+
+    async def _find_recordings(self, call: Call) -> Element:
+        given = Fields(call.request, "Scope", "MaxMatches", "KeepAliveTime")
+        recordings = self._scope(call, given)
+
+        def find(skip: Collection[bytes], count: int) -> list[SessionResult]:
+            left = (one for one in recordings() if one.token.encode() not in skip)
+            return [
+                SessionResult(one.token.encode(), one.information()) for one in islice(left, count)
+            ]
+
+        def note(found: Sequence[SessionResult], count: int) -> None:
+            """Write nothing: a list of cameras is no search."""
+
+        now = self.sessions.now()
+        return await self._begin(call, given, "recordings", _paged(find), note, recordings, now)
+
+    async def _find_events(self, call: Call) -> Element:
+        given = Fields(
+            call.request,
+            "StartPoint", "EndPoint", "Scope", "SearchFilter", "IncludeStartState", "MaxMatches",
+            "KeepAliveTime",
+        )  # fmt: skip
+        start, end = _range(given)
+        filters = given.all("SearchFilter")
+        takes_topic, takes_message = read_event_filter(filters[0] if filters else Element("none"))
+        search = EventSearch(
+            service=self._service,
+            account=call.account,
+            address=call.address,
+            recordings=self._scope(call, given),
+            start=start,
+            end=math.inf if end is None else end,
+            takes_topic=takes_topic,
+            takes_message=takes_message,
+            with_start=given.one("IncludeStartState", soap.is_true),
+        )
+
+        def note(found: Sequence[SessionResult], count: int) -> None:
+            hits = [one.hit for one in found if one.hit is not None]
+            more = _details(call, [one.camera for one in search.recordings()])
+            self._service.note(
+                call.account, "query", hits, more, search.where(), k=count, by_track=True
+            )
+
+        return await self._begin(call, given, "events", search, note, search.recordings, start, end)
+
+    def _scope(self, call: Call, given: Fields) -> Callable[[], list[Recording]]:
+        scopes = given.all("Scope")
+        return self._inventory.in_scope(call.account, scopes[0] if scopes else Element("Scope"))
+
+    async def _begin(
+        self,
+        call: Call,
+        given: Fields,
+        kind: Kind,
+        search: Find,
+        note: Callable[[list[SessionResult], int], None],
+        recordings: Callable[[], list[Recording]],
+        start: float,
+        end: float | None = None,
+    ) -> Element:
+        """Begin a session, and report now what is wrong with its search."""
 
         def reached() -> float:
             if end is not None:
                 return min(end, self.sessions.now()) if end > start else end
-            times = [info.last_time for info in cameras().values() if info.last_time is not None]
-            return max([start, *times])
+            return max([start, *(one.span[1] for one in recordings() if one.span is not None)])
+
+        def check() -> None:
+            session.search((), 1)
+            session.note([], session.most)
 
         session = SearchSession(
             account=call.account,
-            kind="sentence" if search.sentence else "image",
-            keep_s=_kept(given),
-            search=find,
+            kind=kind,
+            keep_s=min(given.one("KeepAliveTime", soap.seconds), LONGEST_S),
+            search=search,
             note=note,
             reached=reached,
             start=start,
-            until=last,
-            most=_most(given),
+            until=None if end is None else max(start, end),
+            most=min(given.maybe("MaxMatches", soap.number(1)) or MOST_HITS, MOST_HITS),
         )
-
-        def check() -> None:
-            find((), 1)  # Reports now what is wrong with the search.
-            note([], session.most)
-
-        answer = self._begun(call, session)  # First, so that a full server does not search.
+        self.sessions.begin(session)  # First, so that a full server does not search.
         try:
             with self.sessions.answering(session):
                 await run_in_threadpool(check)
         except BaseException:
             self.sessions.end(session)
             raise
-        return answer
-
-    async def _find_recordings(self, call: Call) -> Element:
-        given = Fields(call.request, "Scope", "MaxMatches", "KeepAliveTime")
-        scopes = given.all("Scope")
-        names = ("IncludedSources", "IncludedRecordings")
-        scope = Fields(
-            scopes[0] if scopes else Element("Scope"),
-            "RecordingInformationFilter", "Extension", repeated=names,
-        )  # fmt: skip
-        if scope.maybe("RecordingInformationFilter", soap.text):
-            raise invalid("RecordingInformationFilter is not supported: name IncludedRecordings")
-        wanted = {(one.text or "").strip() for one in scope.all("IncludedRecordings")}
-        for source in scope.all("IncludedSources"):
-            token = soap.child(source, SCHEMA, "Token")
-            wanted.add("" if token is None else (token.text or "").strip())
-
-        def find(skip: Collection[bytes], count: int) -> list[SessionResult]:
-            return [
-                SessionResult(token.encode(), _recording(token, name, info))
-                for token, (name, info) in sorted(self._tokens(call.account).items())
-                if token.encode() not in skip and (not wanted or token in wanted)
-            ][:count]
-
-        session = SearchSession(
-            account=call.account,
-            kind="recordings",
-            keep_s=_kept(given),
-            search=find,
-            note=lambda found, count: None,  # A list of cameras is no search.
-            reached=self.sessions.now,
-            start=self.sessions.now(),
-            most=_most(given),
-        )
-        return self._begun(call, session)
-
-    def _begun(self, call: Call, session: SearchSession) -> Element:
-        self.sessions.begin(session)
         name = call.request.tag.rpartition("}")[2].removesuffix("Request")
         return element(SEARCH, f"{name}Response", element(SEARCH, "SearchToken", session.token))
 
@@ -264,66 +290,27 @@ class Recordings:
             SEARCH, "EndSearchResponse", element(SEARCH, "Endpoint", soap.time_text(reached))
         )
 
-    # Cameras as recordings.
-
-    def _tokens(self, account: Account) -> dict[str, tuple[str, CameraInfo]]:
-        """Return name and counts of each camera that an account may see, by token."""
-        return {_token(name): (name, info) for name, info in self._service.cameras(account).items()}
-
-    def _camera(self, account: Account, token: str) -> None:
-        if token not in self._tokens(account):
-            raise invalid("there is no such recording: ask FindRecordings", "InvalidToken")
+    async def _state(self, call: Call) -> Element:
+        token = Fields(call.request, "SearchToken").one("SearchToken", soap.text)
+        state = self.sessions.find(call.account, token).state
+        return element(SEARCH, "GetSearchStateResponse", element(SEARCH, "State", state))
 
 
-def _kept(given: Fields) -> float:
-    return min(given.one("KeepAliveTime", soap.seconds), LONGEST_S)
+def _paged(find: Callable[[Collection[bytes], int], list[SessionResult]]) -> Find:
+    """Let one result more than is returned show whether these were all."""
+
+    def search(skip: Collection[bytes], count: int) -> tuple[list[SessionResult], bool]:
+        found = find(skip, count + 1)
+        return found[:count], len(found) > count
+
+    return search
 
 
-def _most(given: Fields) -> int:
-    return min(given.maybe("MaxMatches", soap.number(1)) or MOST_HITS, MOST_HITS)
+def _range(given: Fields) -> tuple[float, float | None]:
+    return given.one("StartPoint", soap.unix_time), given.maybe("EndPoint", soap.unix_time)
 
 
-def _token(camera: str) -> str:
-    """Return a camera's name, or its hash if the name cannot be a token."""
-    if _PLAIN.fullmatch(camera):
-        return camera
-    return "camera-" + hashlib.sha256(camera.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-
-def _recording(token: str, name: str, info: CameraInfo) -> Element:
-    source = {
-        "SourceId": token,
-        "Name": name[:_LONGEST_NAME],
-        "Location": "",
-        "Description": name,
-        "Address": "",
-    }
-    times = {"EarliestRecording": info.first_time, "LatestRecording": info.last_time}
-    known = {tag: soap.time_text(time) for tag, time in times.items() if time is not None}
-    content = f"{info.pictures} pictures of people"
-    return element(
-        SCHEMA,
-        "RecordingInformation",
-        element(SCHEMA, "RecordingToken", token),
-        element(SCHEMA, "Source", *elements(SCHEMA, source)),
-        *elements(SCHEMA, {**known, "Content": content, "RecordingStatus": "Unknown"}),
-    )
-
-
-def _key(hit: Hit) -> uuid.UUID:
-    """Return the id of a track, or of a picture without one; the same in every search."""
-    item = hit.item
-    name = ("track", item.camera, item.track) if item.track is not None else ("picture", item.key)
-    return uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(name))
-
-
-def _result(key: uuid.UUID, hit: Hit, likelihood: float, address: Address) -> Element:
-    """Return a hit as a result of either kind of search, whose types have the same fields."""
-    values = {
-        "ObjectUUID": str(key),
-        "TargetImageURI": address.picture(hit.id),
-        "Time": soap.time_text(hit.item.time or 0.0),
-        "Similarity": f"{likelihood:.6g}",
-        "RecordingToken": _token(hit.item.camera or ""),
-    }
-    return element(SCHEMA, "Result", *elements(SCHEMA, values))
+def _details(call: Call, cameras: Sequence[str]) -> dict[str, object]:
+    """Return what the query log says of a search; a filter without a camera would mean all."""
+    name = call.request.tag.rpartition("}")[2].removesuffix("Request")
+    return {"onvif": name} if cameras else {"onvif": name, "cameras": []}

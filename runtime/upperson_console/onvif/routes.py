@@ -1,11 +1,8 @@
 """ONVIF over HTTP: two services, their descriptions, and the pictures of results."""
 
-from pathlib import Path
-from typing import Literal
 from xml.etree.ElementTree import Element
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import FileResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
@@ -15,7 +12,8 @@ from upperson_console.guard import BodyRefusedError
 from upperson_console.limits import BusyError
 from upperson_console.live import Live
 from upperson_console.onvif import soap
-from upperson_console.onvif.device import PUBLIC, Address
+from upperson_console.onvif.description import ServiceName, wsdl
+from upperson_console.onvif.device import Address, DeviceService
 from upperson_console.onvif.recordings import Call, Recordings
 from upperson_console.onvif.security import Authentication, UnauthorizedError, Users
 from upperson_console.onvif.sessions import SearchSessions, no_room
@@ -37,7 +35,11 @@ _MOST_LARGE = 2
 class OnvifRoutes:
     """The routes below `PATH`."""
 
-    def __init__(self, service: ConsoleService, users: Users, live: Live) -> None:
+    def __init__(
+        self, service: ConsoleService, users: Users, live: Live, is_discoverable: bool = False
+    ) -> None:
+        encoder = service.encoder
+        self._device = DeviceService(encoder.fingerprint, encoder.variant, is_discoverable)
         self.authentication = Authentication(users)
         self.sessions = SearchSessions(lambda: live.has_ended)
         self._service = service
@@ -91,14 +93,19 @@ class OnvifRoutes:
         self, request: Request, header: Element, body: Element, account: Account | None
     ) -> Element:
         address = _address(request)
-        if body.tag in PUBLIC:
-            return PUBLIC[body.tag](body, address)
-        operation = self._recordings.operations.get(body.tag)
-        if operation is None:
+        if body.tag in self._device.public:
+            return self._device.public[body.tag](body, address)
+        about = self._device.private.get(body.tag)
+        namespace, _, name = body.tag.rpartition("}")
+        operation = self._recordings.operations.get(name) if namespace[1:] == SEARCH else None
+        if operation is None and about is None:
             raise FaultError(
                 "Receiver", ("ActionNotSupported",), f"{shortened(body.tag)} is not offered here"
             )
         account = account or self._sender(request, header)
+        if operation is None:
+            assert about is not None
+            return about(body, address)
         return await operation(Call(body, account, address, request.is_disconnected))
 
     def _sender(self, request: Request, header: Element | None) -> Account:
@@ -148,7 +155,8 @@ def _fault_response(request: Request, error: Exception) -> Response:
 
 
 def _address(request: Request) -> Address:
-    return Address(f"{request.url.scheme}://{request.headers['host']}", PATH)
+    reached = request.scope.get("server") or ("",)
+    return Address(f"{request.url.scheme}://{request.headers['host']}", PATH, str(reached[0]))
 
 
 def _target(request: Request) -> str:
@@ -158,5 +166,5 @@ def _target(request: Request) -> str:
     return f"{path}?{query}" if query else str(path)
 
 
-def _description(name: Literal["device", "search"]) -> Response:
-    return FileResponse(Path(__file__).parent / f"{name}.wsdl", media_type="text/xml")
+def _description(name: ServiceName) -> Response:
+    return Response(wsdl(name), media_type="text/xml")

@@ -8,6 +8,7 @@ and searches in threads.
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ LONGEST_S = 3600.0
 _POLL_S = 1.0
 """Interval at which a waiting request searches again."""
 
-Kind: TypeAlias = Literal["recordings", "sentence", "image"]
+Kind: TypeAlias = Literal["recordings", "events", "sentence", "image"]
 State: TypeAlias = Literal["Queued", "Searching", "Completed"]
 
 
@@ -39,9 +40,13 @@ class SessionResult:
     """A result of a session."""
 
     key: bytes
-    """Of the recording or track, the same in every search."""
+    """Of the recording, event or track, the same in every search."""
     element: Element
     hit: Hit | None = None
+
+
+Find: TypeAlias = Callable[[Collection[bytes], int], tuple[list[SessionResult], bool]]
+"""Returns the next results without some keys, up to a number, and whether there may be more."""
 
 
 @dataclass(kw_only=True)
@@ -51,8 +56,7 @@ class SearchSession:
     account: Account
     kind: Kind
     keep_s: float
-    search: Callable[[Collection[bytes], int], list[SessionResult]]
-    """Return the best results without some keys, up to a number."""
+    search: Find
     note: Callable[[list[SessionResult], int], None]
     """Log the results that are about to be returned, and the number requested."""
     reached: Callable[[], float]
@@ -96,11 +100,20 @@ class SearchSessions:
         self._sessions: dict[str, SearchSession] = {}
 
     def begin(self, session: SearchSession) -> None:
-        """Add a session; raises FaultError if there are too many."""
+        """Add a session; raises FaultError if there are too many.
+
+        If all places are taken, the user with the most searches loses the one that was not heard of
+        for longest, unless the new search would give this user as many.
+        """
         self._drop_expired()
-        own = sum(other.account == session.account for other in self._sessions.values())
-        if len(self._sessions) >= MOST_SESSIONS or own >= _MOST_OF_ONE:
+        counts = Counter(other.account for other in self._sessions.values())
+        own, most = counts[session.account], max(counts.values(), default=0)
+        is_full = len(self._sessions) >= MOST_SESSIONS
+        if own >= _MOST_OF_ONE or (is_full and own + 1 >= most):
             raise no_room(f"{own} searches of {session.account.name} are going on: end some")
+        if is_full:
+            of_most = (one for one in self._sessions.values() if counts[one.account] == most)
+            self.end(min(of_most, key=lambda one: (one.asking > 0, one.last_heard)))
         session.last_heard = self.clock()
         self._sessions[session.token] = session
 
@@ -160,13 +173,12 @@ class SearchSessions:
             return session.state, []
         is_through = session.until is None or self.now() > session.until
         try:
-            # One more than is returned shows whether these were all.
-            found = await run_in_threadpool(session.search, session.given, count + 1)
+            found, has_more = await run_in_threadpool(session.search, session.given, count)
         except BusyError:
             return session.state, []
-        is_all = is_through and len(found) <= count
-        has_most = len(session.given) + min(count, len(found)) >= session.most
-        return "Completed" if is_all or has_most else "Searching", found[:count]
+        is_all = is_through and not has_more
+        has_most = len(session.given) + len(found) >= session.most
+        return "Completed" if is_all or has_most else "Searching", found
 
     def find(self, account: Account, token: str, kind: Kind | None = None) -> SearchSession:
         """Return an account's session by its token; raises FaultError if there is none."""

@@ -20,11 +20,13 @@ ERROR = "http://www.onvif.org/ver10/error"
 DEVICE = "http://www.onvif.org/ver10/device/wsdl"
 SEARCH = "http://www.onvif.org/ver10/search/wsdl"
 SCHEMA = "http://www.onvif.org/ver10/schema"
+TOPICS = "http://www.onvif.org/ver10/topics"
+NOTIFICATION = "http://docs.oasis-open.org/wsn/b-2"
 WSSE = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-wssecurity-secext-1.0.xsd"
 WSU = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-wssecurity-utility-1.0.xsd"
 _ADDRESSING = "http://www.w3.org/2005/08/addressing"
 for _prefix, _namespace in (
-    ("env", ENVELOPE), ("tds", DEVICE), ("tse", SEARCH), ("tt", SCHEMA),
+    ("env", ENVELOPE), ("tds", DEVICE), ("tse", SEARCH), ("tt", SCHEMA), ("wsnt", NOTIFICATION),
 ):  # fmt: skip
     register_namespace(_prefix, _namespace)
 
@@ -269,7 +271,8 @@ def time_text(unix_seconds: float) -> str:
 def message(answer: Element) -> bytes:
     """Return an envelope around an answer."""
     envelope = element(ENVELOPE, "Envelope", element(ENVELOPE, "Body", answer))
-    envelope.set("xmlns:ter", ERROR)  # Of the codes of faults, which are texts.
+    envelope.set("xmlns:ter", ERROR)  # Of the codes of faults, which are texts, as topics are.
+    envelope.set("xmlns:tns1", TOPICS)
     content: bytes = tostring(envelope, "utf-8", xml_declaration=True)
     return content
 

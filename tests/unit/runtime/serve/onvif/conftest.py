@@ -2,12 +2,12 @@
 
 import base64
 import hashlib
+import io
 import os
 import shutil
 import time
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,16 +17,15 @@ from requests.auth import HTTPDigestAuth
 from zeep.exceptions import Fault
 from zeep.wsse.username import UsernameToken
 
-import upperson_console.onvif
 from tests.helpers.console import START
 from tests.unit.runtime.serve.conftest import LOCAL, make_service
 from upperson_console.accounts import Access, Accounts, add_token
 from upperson_console.live import Live
+from upperson_console.onvif.description import wsdl
 from upperson_console.onvif.routes import OnvifRoutes
 from upperson_console.onvif.security import Users, add_user
 from upperson_console.server import Server, listening
 
-FOLDER = Path(upperson_console.onvif.__file__).parent
 NOW = START + 86_400
 """After all pictures."""
 
@@ -34,7 +33,7 @@ NOW = START + 86_400
 @cache
 def described(service):
     """A service as its WSDL has it."""
-    return zeep.wsdl.Document(str(FOLDER / f"{service}.wsdl"), zeep.Transport())
+    return zeep.wsdl.Document(io.BytesIO(wsdl(service)), zeep.Transport())
 
 
 def fault(*subcodes, code=None, match=None):

@@ -55,7 +55,7 @@ SERVICES, CATEGORY = "tds:GetServices", "<tds:Category>X</tds:Category>"
         ("", BROKEN),
         (b"\xff<", BROKEN),
         ("--x\r\nContent-Type: application/xop+xml\r\n\r\n", BROKEN),
-        (whole("<tse:FindEvents/>"), UNKNOWN),
+        (whole("<tse:FindPTZPosition/>"), UNKNOWN),
         (whole(f"<{SERVICES}/>"), "needs IncludeCapability"),
         (whole(f"<{SERVICES}><tds:Other/></{SERVICES}>"), "takes IncludeCapability"),
         (whole(f"<tds:GetCapabilities>{CATEGORY}</tds:GetCapabilities>"), "a Category is one of"),

@@ -419,15 +419,21 @@ def test_a_camera_is_a_recording(vms):
     assert odd.LatestRecording == LATEST
     assert "6 pictures" in odd.Content
     assert vms.GetRecordingSearchResults(SearchToken=token).RecordingInformation == []
-    named = {"IncludedRecordings": ["gate", "nowhere"]}
-    for scope in (named, {"IncludedSources": [{"Token": "gate"}]}):
+    metadata = {"RecordingInformationFilter": 'contains(//Source/Name, "gate")'}
+    named = {"IncludedRecordings": ["gate"]}
+    for scope in (named, {"IncludedSources": [{"Token": "gate"}]}, metadata):
         (one,) = recordings_of(vms, scope)[1].RecordingInformation
         assert one.RecordingToken == "gate"
     token, found = recordings_of(vms, MaxMatches=1)
     assert (found.SearchState, len(found.RecordingInformation)) == ("Completed", 1)
     vms.EndSearch(token)
-    with fault("InvalidArgVal"):
-        recordings_of(vms, {"RecordingInformationFilter": "boolean(//Track)"})
+    for scope, problem in (
+        ({"RecordingInformationFilter": "//Track"}, "InvalidFilterFault"),
+        ({"IncludedRecordings": ["gate", "nowhere"]}, "InvalidToken"),
+        ({"IncludedSources": [{"Token": "nowhere"}]}, "InvalidSource"),
+    ):
+        with fault("InvalidArgVal", problem):
+            recordings_of(vms, scope)
 
 
 def test_a_search_is_of_one_recording_or_of_those_that_a_user_may_see(shared, vms, red_jpeg):

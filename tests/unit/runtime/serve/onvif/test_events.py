@@ -1,0 +1,321 @@
+"""Events of recordings, and what is said of recordings without a search."""
+
+import datetime
+
+import pytest
+from lxml import etree
+
+from tests.helpers.console import ODD, START, log_lines
+from tests.unit.runtime.serve.onvif.conftest import NOW, envelope, fault
+from tests.unit.runtime.serve.onvif.test_search import (
+    ALL,
+    LATEST,
+    LIVE,
+    MINUTE,
+    NO_TOKEN,
+    add_red,
+    at,
+    find,
+    odd_token,
+    take,
+)
+from tests.unit.runtime.serve.onvif.test_security import post
+from upperson_console.onvif import events, sessions
+from upperson_console.onvif.events import PERSON, RECORDING_STATE, TRACK_STATE
+
+WSNT = "http://docs.oasis-open.org/wsn/b-2"
+CONCRETE = "http://www.onvif.org/ver10/tev/topicExpression/ConcreteSet"
+ITEMS = "http://www.onvif.org/ver10/tev/messageContentFilter/ItemFilter"
+COLOURS = [600 * place for place in range(6)]
+"""When a person comes to the gate; to the other camera 7,220 seconds later."""
+
+
+def expression(name, text, dialect):
+    element = etree.Element(f"{{{WSNT}}}{name}", Dialect=dialect)
+    element.text = text
+    return {"_value_1": [element]}
+
+
+def topics(text, dialect=CONCRETE):
+    return expression("TopicExpression", text, dialect)
+
+
+def content(text, dialect=ITEMS):
+    return expression("MessageContent", text, dialect)
+
+
+PEOPLE = topics("tns1:RuleEngine//.")
+STATES = topics(RECORDING_STATE)
+
+
+def begin(search, given=None, scope=(), states=False, **more):
+    given = given or {}
+    wanted = {"Scope": dict(scope), "SearchFilter": given, "IncludeStartState": states}
+    return search.FindEvents(**wanted, **{**ALL, **more})
+
+
+def results(search, *given, **more):
+    found = search.GetEventSearchResults(begin(search, *given, **more))
+    assert found.SearchState == "Completed"
+    return found.Result
+
+
+def seconds(found):
+    return [one.Time.timestamp() - START for one in found]
+
+
+def items(one):
+    """The names and values of an event."""
+    message = one.Event.Message._value_1
+    return {item.get("Name"): item.get("Value") for item in message.iter("{*}SimpleItem")}
+
+
+def test_people_are_events_in_the_order_of_time(shared, vms):
+    found = results(vms, PEOPLE)
+    assert seconds(found) == COLOURS + [7220 + one for one in COLOURS]
+    assert {one.Event.Topic._value_1 for one in found} == {PERSON}
+    assert {one.TrackToken for one in found} == {"people"}
+    back = {"StartPoint": ALL["EndPoint"], "EndPoint": ALL["StartPoint"]}
+    backwards = results(vms, PEOPLE, **back)
+    assert seconds(backwards) == seconds(found)[::-1]
+    open_end = vms.FindEvents(
+        StartPoint=at(1), Scope={}, SearchFilter=PEOPLE, IncludeStartState=False,
+        KeepAliveTime=MINUTE,
+    )  # fmt: skip
+    there = vms.GetEventSearchResults(open_end).Result
+    assert seconds(there) == [10, *seconds(found)[1:]]  # The first had come before.
+    assert vms.EndSearch(open_end) == LATEST
+    # The ids are those of other searches, and the picture is one of the person.
+    by_sentence = take(vms, find(vms)).Result
+    (seen,) = found[0].Event.Message._value_1.iter("{*}Object")
+    assert {one.ObjectUUID for one in by_sentence} >= {seen.get("UUID")}
+    (place,) = seen.iter("{*}ImageRef")
+    id_ = int(place.text.rpartition("/")[2])
+    item, _ = shared.service.gallery.get([id_])[id_]
+    assert (item.time - START, item.camera) == (0, "gate")
+
+
+def test_recordings_begin_and_end(vms):
+    odd = odd_token(vms)
+    found = results(vms, STATES)
+    values = [(one.RecordingToken, items(one)["IsRecording"]) for one in found]
+    assert values == [("gate", "true"), ("gate", "false"), (odd, "true"), (odd, "false")]
+    assert [one.Time for one in found] == [at(0), at(3010), at(7220), LATEST]
+    tracks = results(vms, topics(TRACK_STATE))
+    assert [items(one)["IsDataPresent"] for one in tracks] == ["true", "false"] * 2
+    assert seconds(tracks) == seconds(found)
+    assert not any(one.StartStateEvent for one in found)
+
+
+def test_states_at_the_start_come_first(vms):
+    gate = {"IncludedRecordings": ["gate"]}
+    for start, value in ((1, "true"), (3010, "false"), (-1, "false")):
+        first, *_ = results(vms, STATES, gate, states=True, StartPoint=at(start))
+        assert (first.StartStateEvent, first.Time) == (True, at(start))
+        assert items(first) == {"RecordingToken": "gate", "IsRecording": value}
+    back = {"StartPoint": at(4000), "EndPoint": at(1)}
+    found = results(vms, STATES, gate, states=True, **back)
+    assert [one.StartStateEvent for one in found] == [True, True, False]
+    assert [items(one)["IsRecording"] for one in found] == ["false", "true", "false"]
+
+
+def test_filters_choose_events(vms):
+    whole = results(vms)
+    assert len(whole) == 12 + 8
+    for text, count in (
+        ("tns1:RecordingHistory//.", 8),
+        (f"{RECORDING_STATE}|{PERSON}", 16),
+        ("tns1:RecordingHistory", 0),
+        ("tns1:VideoSource/MotionAlarm", 0),
+    ):
+        assert len(results(vms, topics(text))) == count, text
+    for text, count in (
+        ('boolean(//tt:SimpleItem[@Name="RecordingToken" and @Value="gate"])', 10),
+        ('not(boolean(//SimpleItem[@Name="IsRecording"])) and boolean(//Object)', 12),
+        ('boolean(//SimpleItem[@Name="AggregationStart" and @Value<"2026-09-21T14:33:20Z"])', 2),
+    ):
+        assert len(results(vms, content(text))) == count, text
+    for given in (
+        topics("tns1:a", "http://127.0.0.1/other"), topics("tns1:a//"), topics("//a"), topics(""),
+        content("true()"), content("boolean(//a)", ""), {"_value_1": [etree.Element("other")]},
+    ):  # fmt: skip
+        with fault("InvalidArgVal", "InvalidFilterFault", code="env:Sender"):
+            begin(vms, given)
+
+
+def test_no_event_comes_twice(onvif):
+    vms = onvif.client().search
+    token = begin(vms, PEOPLE, EndPoint=LIVE["EndPoint"])
+    first = vms.GetEventSearchResults(token, MaxResults=5)
+    second = vms.GetEventSearchResults(token, MaxResults=50)
+    assert seconds(first.Result + second.Result) == COLOURS + [7220 + one for one in COLOURS]
+    assert (first.SearchState, second.SearchState) == ("Searching", "Searching")
+    assert vms.GetSearchState(token) == "Searching"
+    add_red(onvif)
+    assert seconds(vms.GetEventSearchResults(token).Result) == [86_000]
+    assert len(results(vms, MaxMatches=3)) == 3
+    with fault(*NO_TOKEN):
+        vms.GetNLSearchResults(token)
+    assert vms.EndSearch(token).timestamp() == NOW
+    with fault(*NO_TOKEN):
+        vms.GetSearchState(token)
+
+
+@pytest.mark.parametrize("goes_back", [False, True])
+@pytest.mark.parametrize("filters", [PEOPLE, {}])
+def test_many_people_are_looked_at_in_parts(vms, monkeypatch, goes_back, filters):
+    """A request returns what it found in some parts, in the same order as in one."""
+    ends = ("EndPoint", "StartPoint") if goes_back else ("StartPoint", "EndPoint")
+    span = dict(zip(ends, (ALL["StartPoint"], ALL["EndPoint"]), strict=True))
+    whole = results(vms, filters, **span)
+    monkeypatch.setattr(events, "_AT_ONCE", 2)
+    monkeypatch.setattr(events, "_MOST_PARTS", 2)
+    token, found, states = begin(vms, filters, **span), [], []
+    while not states or states[-1] != "Completed":
+        part = vms.GetEventSearchResults(token, MaxResults=5)
+        found += part.Result
+        states.append(part.SearchState)
+    assert states[:-1] == ["Searching"] * (len(states) - 1)
+    assert len(states) > 2
+    assert seconds(found) == sorted(seconds(found), reverse=goes_back)
+    assert [(one.Time, items(one)) for one in found if "IsRecording" in items(one)] == [
+        (one.Time, items(one)) for one in whole if "IsRecording" in items(one)
+    ]
+    assert len(found) == len(whole)
+    least = vms.GetEventSearchResults(begin(vms, filters, **span), MinResults=3, WaitTime="PT1H")
+    assert len(least.Result) >= 3
+
+
+def test_what_was_returned_is_not_looked_at_again(shared, vms, monkeypatch):
+    monkeypatch.setattr(events, "_AT_ONCE", 2)
+    monkeypatch.setattr(events, "_MOST_PARTS", 2)
+    token = begin(vms, content("boolean(//Nothing)"))
+    (session,) = shared.sessions._sessions.values()
+    passed = [session.search.passed]
+    while vms.GetEventSearchResults(token).SearchState != "Completed":
+        passed.append(session.search.passed)
+    assert passed == sorted(set(passed))
+    assert len(passed) > 1
+
+
+def test_events_are_of_cameras_that_a_user_may_see_and_logged(onvif):
+    door = onvif.client("door").search
+    assert {one.RecordingToken for one in results(door)} == {"gate"}
+    with fault(*NO_TOKEN):
+        begin(door, scope={"IncludedRecordings": [odd_token(onvif.client().search)]})
+    begun, shown = log_lines(onvif)
+    assert (begun["ids"], len(shown["ids"])) == ([], 6)
+    for line in (begun, shown):
+        assert (line["user"], line["action"], line["sentence"]) == ("door", "query", "")
+        assert line["details"]["onvif"] == "FindEvents"
+        assert (line["filter"]["camera"], line["filter"]["since"]) == (["gate"], START)
+
+
+def test_what_cannot_be_logged_is_not_shown(onvif, monkeypatch):
+    def full(*args, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("upperson_rt.query_log.write_head", full)
+    with fault("Action", code="env:Receiver"):
+        begin(onvif.client().search)
+
+
+def test_recordings_are_described(shared, vms):
+    odd, door = odd_token(vms), shared.client("door").search
+    whole = vms.GetRecordingSummary()
+    assert (whole.NumberRecordings, whole.DataFrom, whole.DataUntil) == (2, at(0), LATEST)
+    own = door.GetRecordingSummary()
+    assert (own.NumberRecordings, own.DataUntil) == (1, at(3010))
+    gate = vms.GetRecordingInformation("gate")
+    (track,) = gate.Track
+    assert (track.TrackToken, track.TrackType) == ("people", "Metadata")
+    assert (track.DataFrom, track.DataTo) == (gate.EarliestRecording, gate.LatestRecording)
+    assert vms.GetRecordingInformation(odd).Source.Name == ODD
+    (there,) = vms.GetMediaAttributes([], at(100))
+    assert (there.RecordingToken, there.From, there.Until) == ("gate", at(0), at(3010))
+    assert there.TrackAttributes[0].MetadataAttributes.CanContainPTZ is False
+    assert vms.GetMediaAttributes(["gate", odd], at(5000)) == []
+    assert [one.RecordingToken for one in vms.GetMediaAttributes([odd], at(7300))] == [odd]
+    for call in (
+        lambda: door.GetRecordingInformation(odd),
+        lambda: door.GetMediaAttributes(["gate", odd], at(100)),
+        lambda: vms.GetRecordingInformation("nowhere"),
+    ):
+        with fault(*NO_TOKEN):
+            call()
+    with fault("InvalidArgVal"):
+        vms.GetMediaAttributes([], datetime.time(1))
+
+
+def test_a_full_server_has_room_for_those_with_fewer_searches(onvif, monkeypatch):
+    monkeypatch.setattr(sessions, "MOST_SESSIONS", 4)
+    vms, door = onvif.client().search, onvif.client("door").search
+
+    def list_cameras(search):
+        return search.FindRecordings(Scope={}, KeepAliveTime=MINUTE)
+
+    oldest, second, *_ = [list_cameras(vms) for _ in range(4)]
+    vms.GetRecordingSearchResults(oldest)  # The second is silent for longest now.
+    for token in (list_cameras(door), list_cameras(door)):
+        assert door.GetSearchState(token) == "Queued"
+    with fault(*NO_TOKEN):
+        vms.GetSearchState(second)
+    assert vms.GetSearchState(oldest) == "Completed"
+    for search in (vms, door):
+        with fault("Action", "ResourceProblem"):
+            list_cameras(search)
+
+
+def test_the_device_is_described(shared):
+    device = shared.client().device
+    assert device.GetHostname().Name
+    able = device.GetServiceCapabilities()
+    assert (able.Security.UsernameToken, able.Security.HttpDigest) == (True, True)
+    assert able.System.DiscoveryNotSupported is True
+    (network,) = device.GetNetworkInterfaces()
+    if network.IPv4 is not None:
+        (address,) = network.IPv4.Config.Manual
+        assert (address.Address, address.PrefixLength) == ("127.0.0.1", 8)
+    scopes = {one.ScopeItem.rpartition("/")[0] for one in device.GetScopes()}
+    assert scopes == {"onvif://www.onvif.org/name", "onvif://www.onvif.org/hardware"}
+    stranger = shared.client("nobody", None).device
+    assert stranger.GetHostname().FromDHCP is False
+    for call in (stranger.GetScopes, stranger.GetNetworkInterfaces):
+        with fault("NotAuthorized"):
+            call()
+
+
+TIMES = "<tse:StartPoint>{}</tse:StartPoint><tse:EndPoint>{}</tse:EndPoint>"
+EVENTS = (
+    "<tse:FindEvents>{times}<tse:Scope/><tse:SearchFilter/><tse:IncludeStartState>{states}"
+    "</tse:IncludeStartState><tse:MaxMatches>{most}</tse:MaxMatches><tse:KeepAliveTime>{kept}"
+    "</tse:KeepAliveTime></tse:FindEvents>"
+)
+GOOD = {
+    "times": TIMES.format("0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999Z"),
+    "states": "true", "most": "2147483647", "kept": "P9Y",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"times": TIMES.format("yesterday", "2026-01-01T00:00:00Z")},
+        {"times": TIMES.format("2026-01-01T00:00:00Z", "2026-13-01T00:00:00Z")},
+        {"states": "maybe"}, {"states": ""}, {"most": "0"}, {"most": "2147483648"}, {"most": "1e3"},
+        {"kept": "60"}, {"kept": "-PT60S"},
+    ],
+)  # fmt: skip
+def test_values_of_other_types_or_out_of_range_are_faults(shared, vms, bad):
+    assert post(shared, envelope(shared, EVENTS.format(**GOOD))).status_code == 200
+    answer = post(shared, envelope(shared, EVENTS.format(**GOOD | bad)))
+    assert (answer.status_code, "ter:InvalidArgVal" in answer.text) == (400, True)
+    for name, value in (
+        ("GetMediaAttributes", "<tse:Time>2026-09-21</tse:Time>"),
+        ("GetRecordingInformation", f"<tse:RecordingToken>{'x' * 65}</tse:RecordingToken>"),
+        ("GetSearchState", "<tse:SearchToken/>"),
+    ):
+        answer = post(shared, envelope(shared, f"<tse:{name}>{value}</tse:{name}>"))
+        assert (answer.status_code, "ter:InvalidArgVal" in answer.text) == (400, True), name
+        answer = post(shared, envelope(shared, f"<tse:{name}/>"))
+        assert (answer.status_code, "ter:InvalidArgs" in answer.text) == (400, True), name
