@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from upperson_console.views import MOST_QUOTA, USUAL_QUOTA
 from upperson_rt.cli.app import ending_gently
 from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
 from upperson_rt.cli.options import GalleryOption, Model, Output, QueryLogOption, default_gallery
@@ -83,10 +84,10 @@ class Security(OptionGroup, panel="Access"):
         typer.Option(
             "--view-quota",
             min=0,
-            max=100_000,
+            max=MOST_QUOTA,
             help="Different pictures that an account may see an hour; 0 for any number.",
         ),
-    ] = 5000
+    ] = USUAL_QUOTA
     tls_cert: Annotated[
         Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate, PEM.")
     ] = None

@@ -119,6 +119,14 @@ def test_the_live_page_logs_its_new_thumbnails_in_one_line(console, ids):
     assert console.client.get(f"/people/{second}/picture").status_code == 429
 
 
+def test_a_live_stream_ends_where_its_thumbnails_cannot_be_logged(console, monkeypatch):
+    for name in ("_POLLED_S", "_RENEWED_S"):
+        monkeypatch.setattr(f"upperson_console.side_pages.{name}", 0.001)
+    with full_disk(monkeypatch):
+        answer = console.client.get("/live/events")
+    assert (answer.status_code, answer.text) == (200, "")
+
+
 def test_bulk_reading_ends_at_the_quota_of_an_account(guarded):
     guarded.service.views.quota = 4
     gallery = guarded.service.gallery
