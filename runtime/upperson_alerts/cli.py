@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from upperson_alerts.promise import read_rate, show_rate
+from upperson_alerts.promise import describe_rate, read_rate
 from upperson_rt.cli.app import Command, ending_gently, new_app
 from upperson_rt.cli.groups import OptionGroup, advanced, grouped, option
 from upperson_rt.cli.opening import open_store
@@ -70,7 +70,7 @@ def add(
 
     `index` and `watch` compare each person that they add. How well a picture must match follows
     from the pictures that are there, so that no more than --max-false are raised by chance. Until
-    there are enough, the best matches are kept for review.
+    there are enough, a visit that scores higher than all before it is kept for review.
 
     Example: `upperson-rt alert add "man with a red backpack" --camera gate --max-false 1/day`
     """
@@ -94,7 +94,7 @@ def add(
 @app.command("list", cls=Command)
 @grouped
 def list_all(*, place: Place, output: Output) -> None:
-    """List the alerts, with what each has promised and how it has fared. Changes nothing.
+    """List the alerts, with the state and the messages of each. Changes nothing.
 
     Example: `upperson-rt alert list`
     """
@@ -419,7 +419,7 @@ def _print_reports(reports: "Sequence[AlertReport]") -> None:
         "alert": [one.alert.name for one in reports],
         "cameras": [", ".join(one.alert.cameras or ("all",)) for one in reports],
         "state": [describe_state(one) for one in reports],
-        "promise": [f"{show_rate(one.alert.rate)} false" for one in reports],
+        "promise": [describe_rate(one.alert.rate) for one in reports],
         "dismissed": [describe_record(one) for one in reports],
         "delivered": [str(one.delivered) for one in reports],
         "review": [str(one.review) for one in reports],
@@ -465,8 +465,8 @@ def _print_replay(replay: "Replay", since: float) -> None:
         if standing.required is not None:
             needed = f"{standing.required:,} visits, there are {standing.visits:,}"
         print_line(
-            f"it would have raised nothing: its promise needs {needed}; the best of {visits} "
-            f"{period}:"
+            f"it would have raised nothing: its false-alarm rate needs {needed}; the best of "
+            f"{visits} {period}:"
         )
     shown = replay.raised or replay.best
     columns = {

@@ -57,6 +57,12 @@ def show_rate(per_day: float) -> str:
     return f"{per_day * _UNIT_DAYS['year']:.3g}/year"
 
 
+def describe_rate(per_day: float) -> str:
+    """Return a rate as an upper limit in words, such as ``at most 1 false alarm a day``."""
+    count, unit = show_rate(per_day).split("/")
+    return f"at most {count} false alarm{'s' * (count != '1')} a {unit}"
+
+
 def visits_per_day(hours: Mapping[int, int], untimed: int = 0) -> float | None:
     """Estimate how many visits a day has, from their number in each hour since 1970.
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Form, Path, Query, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from upperson_alerts.alerts import AlertReport, describe_record, describe_state
-from upperson_alerts.promise import show_rate
+from upperson_alerts.promise import describe_rate, show_rate
 from upperson_console import models
 from upperson_console.accounts import Access, Account
 from upperson_console.alerts import MOST_RAISED, AlertMessage, Change, ConsoleAlerts, Verdict
@@ -151,7 +151,7 @@ def _add_pages(routes: APIRouter, alerts: ConsoleAlerts, access: Access) -> None
             pictures=alerts.service.pictures,
             state_of=describe_state,
             record_of=describe_record,
-            show_rate=show_rate,
+            rate_of=describe_rate,
             taken=lambda data: read_time(data.get("time"), "time"),
             **values,
         )

@@ -108,7 +108,9 @@ class ConsoleAlerts:
         cameras, gallery = cameras or account.cameras or (), self._rows
         for camera in cameras:  # The core's error names other cameras, which may be hidden.
             if not (account.sees(camera) and gallery.count(Filter(camera=camera))):
-                what = f"there are no pictures of a camera {safe_repr(camera)}"
+                what = (
+                    f"there are no pictures of a camera {safe_repr(camera)}:  watch  it once first"
+                )
                 raise invalid(what, "camera_unknown")
         where = Filter(camera=cameras or None)
         self.service.note(account, "alert-add", [], {"rate": rate}, where, sentence)

@@ -74,7 +74,7 @@ def _searching(routes: APIRouter, service: ConsoleService, access: Access) -> No
                 models.HitOut.model_validate(
                     service.fields(account, hit.id, hit.item)
                     | {"rank": rank, "score": hit.score, "span": hit.span}
-                    | {"likelihood": round(likelihood, 4), "match": label}
+                    | {"likelihood": likelihood and round(likelihood, 4), "match": label}
                 )
                 for rank, (hit, likelihood, label) in enumerate(judged, found.page.first)
             ],

@@ -180,8 +180,8 @@ class HitOut(ItemOut):
 
     rank: int
     score: float = Field(description="Cosine; compare scores of one search only.")
-    likelihood: float = Field(
-        ge=0, le=1, description="That the hit matches; a guess by its score where `match` is empty."
+    likelihood: float | None = Field(
+        ge=0, le=1, description="That the hit matches; null where `match` is empty."
     )
     match: MatchLabel = Field(
         description="`likely` from a likelihood of 0.5; empty where scores are not calibrated."
@@ -382,9 +382,10 @@ class AlertOut(BaseModel):
     rate: str = Field(description="False alarms that it may raise.", examples=["1/day"])
     cap: int = Field(description="Most messages an hour.")
     created: _Time
-    state: Literal["active", "collecting", "paused", "review"] = Field(
+    state: Literal["active", "collecting", "paused", "review", "uncalibrated"] = Field(
         description="`collecting`: too few visits yet. `review`: it broke its promise. "
-        "Messages of both are kept for review, not delivered."
+        "`uncalibrated`: visits score higher than before. Messages of these three are kept for "
+        "review, not delivered."
     )
     visits: int = Field(description="Earlier visits that it is compared with.")
     visits_per_day: float | None = Field(description="Null if no picture has a time.")

@@ -53,8 +53,8 @@ class ConsoleResult:
     """One page of a search."""
 
     page: Page
-    likelihoods: list[float]
-    """0 to 1, one a hit; the best guess where its label is empty."""
+    likelihoods: list[float | None]
+    """0 to 1, one a hit; None where its label is empty."""
     labels: list[MatchLabel]
     """One a hit."""
     verdict: Verdict
@@ -71,7 +71,7 @@ def run_search(
     search.require_query()
     request, notices = _request(service, account, search)
     opened = service.current.now()
-    judged: dict[int, tuple[float, MatchLabel]] = {}
+    judged: dict[int, tuple[float | None, MatchLabel]] = {}
     verdict = _NOTHING_SEARCHED
 
     def best(count: int) -> list[Hit]:
@@ -139,8 +139,8 @@ def timeline_hits(
 
 def scored_hits(
     service: ConsoleService, account: Account, search: Search, count: int
-) -> list[tuple[Hit, float]]:
-    """Return the best hits of a search with their likelihoods, see `ScoreCalibration`.
+) -> list[tuple[Hit, float | None]]:
+    """Return the best hits of a search with their likelihoods; None without a label.
 
     The caller logs those that it shows.
     """

@@ -80,7 +80,8 @@ class Trial(Detection):
     )
     sheet: Path | None = option(
         None,
-        "Draw the boxes it finds into a picture, red; thin green ones are the figures'.",
+        "Draw the boxes it finds into a picture: red, or grey if too small to be stored; thin "
+        "green ones are the figures'.",
         metavar="FILE.png",
     )
 
@@ -139,7 +140,7 @@ def doctor(*, checked: Checked, backend: Backend, trial: Trial, output: Output) 
 
 
 def _print_checks(checks: "list[Check]") -> None:
-    table = new_table("check", "", "found")
+    table = new_table("check", "status", "found")
     for check in checks:
         detail = f"{check.detail} -> {check.fix}" if check.fix else check.detail
         table.add_row(check.name, (check.status, _STYLES[check.status]), detail)

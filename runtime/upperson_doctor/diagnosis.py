@@ -50,7 +50,7 @@ def diagnose(
     pictures like these, of a query log that its lines are as they were written. Arguments as
     `Bundle.open`.
     """
-    checks = [*installed_checks(), *_backends(), _driver(), *_device(backend, device)]
+    checks = [*installed_checks(), *_detector(), *_backends(), _driver(), *_device(backend, device)]
     opened = None
     if bundle is not None:
         bundle_checks, opened = _bundle(bundle, variant, backend, device, trust)
@@ -74,6 +74,12 @@ def _query_log(path: Path) -> Check:
     except UppersonError as error:
         return fail_from_error("query log", error)
     return ok("query log", f"{count_of(report.lines, 'line')} as they were written")
+
+
+def _detector() -> list[Check]:
+    """Report which detector ``--detector auto`` takes."""
+    is_there = "auto" in extension_names("detectors") and find_spec("cv2") is not None
+    return load_extension("detectors", "auto").checks() if is_there else []
 
 
 def _backends() -> list[Check]:

@@ -18,14 +18,14 @@ from PIL import Image, ImageDraw, ImageFont
 from upperson_rt.checks import Check, fail_from_error, ok, warning
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.files import write_atomically
-from upperson_rt.ingest.boxes import clean_boxes
+from upperson_rt.ingest.boxes import QualityRules, clean_boxes
 from upperson_rt.ingest.detector import Detector, open_detector, plugin_boundary
 from upperson_rt.ingest.drawn_people import draw_figures, figures_found, overlaps
 from upperson_rt.preprocess import load_image
 from upperson_rt.printable import count_of, error_text
 
 _MOST_SHOWN = 8
-_FOUND, _WANTED = (226, 48, 48), (40, 140, 70)
+_FOUND, _TOO_SMALL, _WANTED = (226, 48, 48), (130, 130, 130), (40, 140, 70)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,14 @@ class Trial:
     """(N,); NaN where the detector gives none."""
     figures: NDArray[np.int64] | None
     """(3, 4) where figures were drawn; None for a picture of the user's."""
+
+    @property
+    def too_small(self) -> list[bool]:
+        """Boxes that `index`, and `watch` by default, leave out for their size."""
+        size_problem = QualityRules().size_problem
+        return [
+            size_problem(y1 - y0, x1 - x0) is not None for x0, y0, x1, y1 in self.boxes.tolist()
+        ]
 
     @property
     def figures_found(self) -> int:
@@ -115,9 +123,12 @@ def _what_was_found(
         found += f": {'; '.join(boxes[:_MOST_SHOWN])}"
     if len(boxes) > _MOST_SHOWN:
         found += f" and {len(boxes) - _MOST_SHOWN} more"
+    if small := sum(trial.too_small):
+        found += f"; {small} too small to be stored: {QualityRules().smallest}"
     where = "" if sheet is None else f"; drawn in {sheet}"
     scores = [None if np.isnan(score) else score for score in trial.scores.tolist()]
-    facts: dict[str, Any] = {"boxes": trial.boxes.tolist(), "scores": scores, "figures": None}
+    facts: dict[str, Any] = {"boxes": trial.boxes.tolist(), "scores": scores}
+    facts |= {"too_small": trial.too_small, "figures": None}
     if trial.figures is None:
         advice = "check the boxes: --sheet FILE.png  draws them" if sheet is None else ""
         if not boxes:
@@ -144,17 +155,22 @@ def _what_was_found(
 
 
 def draw_boxes(trial: Trial) -> Image.Image:
-    """Return the picture with a red box for each person found, and green ones for drawn figures."""
+    """Return the picture with a box for each person found, and green ones for drawn figures.
+
+    Boxes are red, and grey where they are too small to be stored.
+    """
     image = Image.fromarray(trial.image)
     draw = ImageDraw.Draw(image)
     width = max(2, round(max(image.size) / 400))
     font = ImageFont.load_default(size=max(12, round(max(image.size) / 60)))
     for x0, y0, x1, y1 in () if trial.figures is None else trial.figures.tolist():
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=_WANTED, width=max(1, width // 2))
-    for (x0, y0, x1, y1), score in zip(trial.boxes.tolist(), trial.scores.tolist(), strict=True):
-        draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=_FOUND, width=width)
+    rows = zip(trial.boxes.tolist(), trial.scores.tolist(), trial.too_small, strict=True)
+    for (x0, y0, x1, y1), score, is_small in rows:
+        colour = _TOO_SMALL if is_small else _FOUND
+        draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=width)
         label = "person" if np.isnan(score) else f"{score:.2f}"
         area = draw.textbbox((x0 + width, y0 + width), label, font=font)
-        draw.rectangle((area[0] - 2, area[1] - 2, area[2] + 2, area[3] + 2), fill=_FOUND)
+        draw.rectangle((area[0] - 2, area[1] - 2, area[2] + 2, area[3] + 2), fill=colour)
         draw.text((x0 + width, y0 + width), label, font=font, fill=(255, 255, 255))
     return image

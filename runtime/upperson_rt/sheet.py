@@ -163,7 +163,7 @@ def _remarks(result: SearchResult | None, width: int) -> list[tuple[str, _Colour
     ]
 
 
-def _likely(result: SearchResult | None, hits: int) -> list[tuple[MatchLabel, float]]:
+def _likely(result: SearchResult | None, hits: int) -> list[tuple[MatchLabel, float | None]]:
     """Return label and likelihood of each hit; nothing for a search without a verdict."""
     if result is None:
         return []
@@ -218,7 +218,7 @@ def _draw_tile(
     rank: int,
     hit: Hit,
     crops_dir: Path | None,
-    likely: tuple[MatchLabel, float] | None,
+    likely: tuple[MatchLabel, float | None] | None,
 ) -> None:
     frame = (x, y, x + _TILE_WIDTH - 1, y + _PICTURE_HEIGHT - 1)
     picture = picture_of(hit.item, crops_dir)
@@ -241,7 +241,7 @@ def _draw_tile(
     text_y = y + _PICTURE_HEIGHT + 10
     name = Path(item.crop or item.source or item.key).name
     first, size, colour = f"{hit.score:.3f}", 24, _INK
-    if likely is not None and likely[0]:
+    if likely is not None and likely[1] is not None:
         name = f"{first}  {name}"
         first, size = f"{likely[0]} {show_percent(likely[1])}", 20
         colour = _VERDICTS.get(likely[0], _MUTED)

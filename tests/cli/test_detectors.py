@@ -139,6 +139,33 @@ def test_index_finds_the_people_in_whole_pictures(work):
     assert set(people_in()) == {f"{path}#person=1"}
 
 
+def test_people_who_are_too_small_are_grey_in_the_sheet_and_not_indexed(work, monkeypatch):
+    large, small = (100, 10, 160, 180), (10, 10, 50, 60)
+    (work / "own_small.py").write_text(f"def make():\n    return lambda frame: [{large}, {small}]")
+    monkeypatch.syspath_prepend(work)
+    asked = ("--detector", "own_small:make")
+    shown = run("doctor", *asked, "--image", "scenes/two.png", "--sheet", "boxes.png", "--json")
+    assert rows_of(shown)["people"]["facts"]["too_small"] == [False, True]
+    with Image.open("boxes.png") as image:
+        assert [image.getpixel((right - 1, 55)) for _, _, right, _ in (large, small)] == [
+            (226, 48, 48),
+            (130, 130, 130),
+        ]
+    result = run("index", "scenes/two.png", *asked)
+    assert "1 person left out: lower than 64 or narrower than 24 pixels" in result.stderr
+    assert {item.box for item in people_in().values()} == {large}
+
+
+def test_people_of_one_picture_are_told_apart_by_their_boxes(work):
+    found = run("index", "scenes", "--detector", "yolox.onnx")
+    assert found.exit_code == 0
+    lines = run("query", "man in red").stdout.splitlines()
+    assert [line for line in lines if line.endswith(" ")] == []
+    boxes = ("(32, 32, 128, 192)", "(192, 0, 288, 128)")
+    assert all(any(box in line for line in lines) for box in boxes)
+    assert "(" not in run("query", "man in red", "-k", 1).stdout
+
+
 def test_index_warns_of_pictures_that_are_wider_than_high(work):
     Image.new("RGB", (20, 60)).save(work / "scenes" / "person.png")
     result = run("index", "scenes")

@@ -69,7 +69,7 @@ def bundle(work):
         (work / folder).mkdir()
     for number, colour in enumerate(COLOURS):
         draw_person(work / "crops" / f"{colour}.jpg", colour)
-        draw_person(work / "more" / f"{number}.jpg", colour, seed=1)
+        scene(work / "more" / f"{number}.jpg", (20, 24))
     scene(work / "photographs/street.jpg", (20, 24), (60, 8))
     scene(work / "frame.jpg", (20, 24))
     write_detector(work / "yolox_nano.onnx", "yolox")
@@ -106,7 +106,7 @@ def test_photographs(bundle):
     )
     assert "red.jpg" in found
     people = 2 * len(COLOURS) + 2  # Two on the photograph.
-    assert f"{people}" in printed["gallery info -g gallery"]
+    assert f"{people} pictures" in printed["gallery info -g photos"]
 
 
 def test_a_camera(bundle):

@@ -7,6 +7,7 @@ from typing import Any
 from upperson_camera.detectors.graph import read_openvino
 from upperson_camera.detectors.naming import HogDetector, make_hog
 from upperson_camera.detectors.onnx_file import OnnxDetector
+from upperson_rt.checks import Check, ok
 from upperson_rt.errors import BackendError, IntegrityError, install_command
 from upperson_rt.files import cache_folder, sha256_of_file
 from upperson_rt.ingest.detector import refuse_options
@@ -22,22 +23,39 @@ def nanodet_path() -> Path:
     return cache_folder() / "nanodet.xml"
 
 
-def make_auto(name: str, **options: Any) -> OnnxDetector | HogDetector:
-    """Make the best detector that is installed; takes ``min_score``.
+class BestDetector:
+    """Makes the best detector that is installed.
 
     That is NanoDet, else SSDLite; OpenVINO alone reads both. Without OpenVINO, or without either of
     them, it is HOG, whose warning then says why.
     """
-    makers = {"nanodet": make_nanodet, "ssdlite": make_ssdlite}
-    installed = {"nanodet": nanodet_path().is_file(), "ssdlite": _ssdlite_file() is not None}
-    best = next((network for network, found in installed.items() if found), None)
-    if best is not None and find_spec("openvino") is not None:
-        return makers[best](name, **options)
-    hog = make_hog(name, **options)
-    if best is not None:
-        hog.warning = f"{best} needs OpenVINO, which is not installed, so auto takes hog: run  "
-        hog.warning += install_command("cpu")
-    return hog
+
+    def __call__(self, name: str, **options: Any) -> OnnxDetector | HogDetector:
+        """Make it; takes ``min_score``."""
+        best, problem = self._best()
+        if best is not None and not problem:
+            return {"nanodet": make_nanodet, "ssdlite": make_ssdlite}[best](name, **options)
+        hog = make_hog(name, **options)
+        hog.warning = problem or hog.warning
+        return hog
+
+    def checks(self) -> list[Check]:
+        """Report which one it makes, without loading it."""
+        best, problem = self._best()
+        hog = problem or "hog, which misses many people: run  make detector"
+        return [ok("detector auto", hog if problem or best is None else best)]
+
+    def _best(self) -> tuple[str | None, str]:
+        """Return the best network that is there, and why it cannot be used."""
+        there = {"nanodet": nanodet_path().is_file(), "ssdlite": _ssdlite_file() is not None}
+        best = next((network for network, found in there.items() if found), None)
+        if best is None or find_spec("openvino") is not None:
+            return best, ""
+        why = f"{best} needs OpenVINO, which is not installed, so auto takes hog: run  "
+        return best, why + install_command("cpu")
+
+
+make_auto = BestDetector()
 
 
 def make_nanodet(name: str, **options: Any) -> OnnxDetector:

@@ -33,10 +33,12 @@ from upperson_console.onvif.soap import SCHEMA, SEARCH, Fields, element, invalid
 from upperson_console.results import scored_hits
 from upperson_console.search import MOST_HITS, Search
 from upperson_console.service import ConsoleService
-from upperson_rt.gallery import Filter
+from upperson_rt.gallery import Filter, Hit
 
 _MOST_BELOW = 200
 """Hits below a client's least likelihood that a search looks past."""
+_UNCALIBRATED = 0.49
+"""Similarity of a hit without a likelihood, at most: a client's threshold of 0.5 drops it."""
 _LISTS: dict[str, tuple[Kind, str]] = {
     "GetRecordingSearchResults": ("recordings", "GetRecordingSearchResultsResponse"),
     "GetEventSearchResults": ("events", "GetEventSearchResultsResponse"),
@@ -141,13 +143,14 @@ class Recordings:
             wanted = len(skip) + count + (_MOST_BELOW if least else 0)
             hits = scored_hits(self._service, call.account, narrowed, wanted)
             fresh = (
-                (key, hit, likelihood)
+                (key, hit, similarity)
                 for hit, likelihood in hits
-                if likelihood >= least and (key := key_of(hit)).bytes not in skip
+                if (similarity := _similarity(hit, likelihood)) >= least
+                and (key := key_of(hit)).bytes not in skip
             )
             return [
-                SessionResult(key.bytes, result_of(key, hit, likelihood, call.address), hit)
-                for key, hit, likelihood in islice(fresh, count)
+                SessionResult(key.bytes, result_of(key, hit, similarity, call.address), hit)
+                for key, hit, similarity in islice(fresh, count)
             ]
 
         def note(found: Sequence[SessionResult], count: int) -> None:
@@ -314,3 +317,10 @@ def _details(call: Call, cameras: Sequence[str]) -> dict[str, object]:
     """Return what the query log says of a search; a filter without a camera would mean all."""
     name = call.request.tag.rpartition("}")[2].removesuffix("Request")
     return {"onvif": name} if cameras else {"onvif": name, "cameras": []}
+
+
+def _similarity(hit: Hit, likelihood: float | None) -> float:
+    """Return a likelihood; where there is none, a value in the order of the scores."""
+    if likelihood is not None:
+        return likelihood
+    return _UNCALIBRATED * min(1.0, max(0.0, (hit.score + 1) / 2))

@@ -17,13 +17,13 @@ def key_of(hit: Hit) -> uuid.UUID:
     return uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(name))
 
 
-def result_of(key: uuid.UUID, hit: Hit, likelihood: float, address: Address) -> Element:
+def result_of(key: uuid.UUID, hit: Hit, similarity: float, address: Address) -> Element:
     """Return a hit as a result of either kind of search, whose types have the same fields."""
     values = {
         "ObjectUUID": str(key),
         "TargetImageURI": address.picture(hit.id),
         "Time": time_text(hit.item.time or 0.0),
-        "Similarity": f"{likelihood:.6g}",
+        "Similarity": f"{similarity:.6g}",
         "RecordingToken": token_of(hit.item.camera or ""),
     }
     return element(SCHEMA, "Result", *elements(SCHEMA, values))

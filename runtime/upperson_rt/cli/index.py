@@ -226,12 +226,16 @@ def _print_notes(
         print_warning(
             f"{report.wide} of {pictures} {'is' if report.wide == 1 else 'are'} wider than high "
             f"and squeezed into {image.width_px} x {image.height_px}: a standing person is not "
-            "wide; if they show whole scenes, index the people in them with  --detector"
+            "wide; if they show whole scenes, index them again with  --detector auto  , which "
+            "replaces these"
         )
     if report.empty:
         print_note(f"no person was found in {report.empty} of {pictures}")
     if report.too_small:
-        print_note(f"{count_of(report.too_small, 'person', 'people')} left out: too small")
+        from upperson_rt.ingest.boxes import QualityRules
+
+        people = count_of(report.too_small, "person", "people")
+        print_note(f"{people} left out: {QualityRules().smallest}")
 
 
 def _print_indexed(result: dict[str, Any], scenes: str, is_there: bool) -> None:

@@ -236,9 +236,14 @@ new_table = PlainTable
 def print_table(table: PlainTable) -> None:
     """Print a table on stdout; one line a row where a program reads it."""
     console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    console.width = _PIPE_WIDTH
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        typer.echo(line.rstrip())
 
 
 @contextmanager
@@ -287,10 +292,18 @@ def print_hits(
         "pictures": ["" if hit.span is None else str(hit.span.pictures) for hit in hits],
         "period": [_period(hit.span) if hit.span else "" for hit in hits],
         **(more or {}),
+        "box": _boxes(hits),
         "picture": [short_path(_picture(hit.item, crops_dir)) for hit in hits],
     }
     shown = {name: cells for name, cells in columns.items() if any(cells)}
     print_columns(shown, ("rank", "score", "pictures", *(more or ())), "picture")
+
+
+def _boxes(hits: "Sequence[Hit]") -> list[str]:
+    """Return the box of each hit if several are of one picture; else nothing."""
+    sources = [hit.item.source for hit in hits if hit.item.box and not hit.item.crop]
+    is_shared = len({*sources}) < len(sources)
+    return [str(tuple(hit.item.box)) if is_shared and hit.item.box else "" for hit in hits]
 
 
 def print_columns(columns: dict[str, list[str]], right: tuple[str, ...], long: str) -> None:

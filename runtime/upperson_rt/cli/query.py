@@ -132,7 +132,7 @@ def query(
         "filter": _json_from_filter(conditions),
         "hits": [
             json_from_hit(rank, hit, crops_dir)
-            | {"likelihood": round(likelihood, 4), "match": label}
+            | {"likelihood": likelihood and round(likelihood, 4), "match": label}
             | _json_from_evidence(result.explanation, rank)
             for rank, (hit, likelihood, label) in enumerate(
                 zip(result.hits, result.likelihoods, result.labels, strict=True), start=1
@@ -154,8 +154,7 @@ def _print_result(result: "SearchResult", crops_dir: Path | None) -> None:
     verdict = result.verdict
     if verdict is not None and result.hits:
         (print_note if verdict.word == "uncalibrated" else print_line)(verdict.text)
-    calibrated = zip(result.likelihoods, result.labels, strict=True)
-    likely = [f"{likelihood:.2f}" if label else "" for likelihood, label in calibrated]
+    likely = ["" if one is None else f"{one:.2f}" for one in result.likelihoods]
     print_hits(result.hits, crops_dir, {"likelihood": likely} | _columns_of(result.explanation))
 
 

@@ -111,6 +111,11 @@ class QualityRules:
         small = height_px < self.min_height_px or width_px < self.min_width_px
         return "too_small" if small else None
 
+    @property
+    def smallest(self) -> str:
+        """The size below which a box counts as too small, in words."""
+        return f"lower than {self.min_height_px} or narrower than {self.min_width_px} pixels"
+
     def problem(self, sharpness: float, at_border: bool) -> str | None:
         """Return why a view is not used, or None."""
         if at_border and self.border == "drop":

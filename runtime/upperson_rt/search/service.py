@@ -42,8 +42,8 @@ class SearchResult:
     """The sentence's phrases; None without a sentence."""
     labels: list[MatchLabel]
     """One a hit; empty unless `SearchRequest.calibrate`."""
-    likelihoods: list[float]
-    """0 to 1, one a hit; empty unless `SearchRequest.calibrate`."""
+    likelihoods: list[float | None]
+    """0 to 1, one a hit, None where its label is empty; empty unless `SearchRequest.calibrate`."""
     verdict: Verdict | None
     """Whether some picture matches; None unless `SearchRequest.calibrate`."""
     explanation: Explanation | None
@@ -57,8 +57,8 @@ class PictureMatch:
     """How well one picture matches a search."""
 
     score: float
-    likelihood: float
-    """0 to 1; the best guess where the label is empty."""
+    likelihood: float | None
+    """0 to 1; None where the label is empty."""
     label: MatchLabel
 
 

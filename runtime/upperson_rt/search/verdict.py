@@ -22,8 +22,6 @@ from upperson_rt.search.query import EmbeddedQuery
 from upperson_rt.search.shift import FEWEST, NotCompared, ShiftCheck, is_night
 
 VerdictWord: TypeAlias = Literal["likely", "possible", "nobody", "uncalibrated"]
-_UNCALIBRATED = 0.49
-"""Likelihood of a hit that was not judged, at most."""
 _STILL_LIKELY = 0.05
 """Likelihood of one of the last pictures that were compared, from which there are more."""
 Reason: TypeAlias = Literal[
@@ -125,8 +123,8 @@ _REASONS: Mapping[Reason, Callable[[Mapping[str, Any]], str]] = {
 class Judged:
     """Likelihoods of a search."""
 
-    likelihoods: list[float]
-    """One a hit, 0 to 1; the best guess where the verdict is ``uncalibrated``."""
+    likelihoods: list[float | None]
+    """One a hit, 0 to 1; None where its label is empty."""
     labels: list[MatchLabel]
     """One a hit."""
     verdict: Verdict
@@ -170,14 +168,14 @@ class Judge:
         whole cannot be judged. ``vectors`` are (D,) by `Hit.id`; those of the gallery by default.
         """
         if self.calibration is None or self.shift is None:
-            return self._uncalibrated(query, hits, "no_calibration")
+            return self._uncalibrated(hits, "no_calibration")
         if not hits:
-            return self._uncalibrated(query, hits, "nothing_searched")
+            return self._uncalibrated(hits, "nothing_searched")
         if (count := self._gallery.count()) < FEWEST:
             few = {"pictures": count, "least": FEWEST}
-            return self._uncalibrated(query, hits, "few_pictures", few)
+            return self._uncalibrated(hits, "few_pictures", few)
         if unknown:
-            return self._uncalibrated(query, hits, "words_unknown", {"words": [*unknown]})
+            return self._uncalibrated(hits, "words_unknown", {"words": [*unknown]})
         cameras = None if where is None else where.cameras
         shifted = self.shift.shifted(None if cameras is None else tuple(cameras))
         unlike = {(group.camera, group.is_night) for group in shifted}
@@ -185,11 +183,11 @@ class Judge:
         if query.sentence is None or query.picture_share > 0:
             found = self._of_picture(query, where, hits)
         elif query.sentence.is_truncated:
-            return self._uncalibrated(query, hits, "sentence_truncated")
+            return self._uncalibrated(hits, "sentence_truncated")
         else:
             features = sentence_features(query.sentence, self._evidence)
             if not features:
-                return self._uncalibrated(query, hits, "sentence_vague")
+                return self._uncalibrated(hits, "sentence_vague")
             own = self._gallery.vectors_of(hits) if vectors is None else vectors
             readings = zip(features, query.sentence.vectors_AD, strict=True)
             found = _best(
@@ -206,20 +204,22 @@ class Judge:
         if unlike and ("" in labels or word == "nobody") and "likely" not in labels:
             names = sorted({name or "" for name, _ in unlike})
             fields = {"cameras": names, "at_night": any(group.is_night for group in shifted)}
-            return self._uncalibrated(query, hits, "pictures_unlike", fields)
+            return self._uncalibrated(hits, "pictures_unlike", fields)
         unsure = self.shift.not_compared(where, searched) if word == "nobody" else None
         # What a camera's pictures have in common may be why none of them is found.
         if unsure is not None and 2 * unsure.of_cameras > unsure.searched:
-            return self._uncalibrated(query, hits, "cameras_not_compared", unsure.fields)
+            return self._uncalibrated(hits, "cameras_not_compared", unsure.fields)
         verdict = Verdict(
             word=word,
             likelihood=max(found.answer, found.best),
             expected=found.expected,
             is_more=found.is_more,
         )
-        return Judged(
-            likelihoods=found.likely_N.tolist(), labels=labels, verdict=verdict, not_compared=unsure
-        )
+        likelihoods = [
+            likelihood if label else None
+            for likelihood, label in zip(found.likely_N.tolist(), labels, strict=True)
+        ]
+        return Judged(likelihoods=likelihoods, labels=labels, verdict=verdict, not_compared=unsure)
 
     def _word(self, found: "_Found") -> VerdictWord:
         """Return the verdict; a likely answer needs a picture that is possible at least."""
@@ -251,14 +251,13 @@ class Judge:
         hit: Hit,
         vector_D: NDArray[np.float32],
         unknown: Sequence[str],
-    ) -> tuple[float, MatchLabel]:
+    ) -> tuple[float | None, MatchLabel]:
         """Return likelihood and label of one picture with this (D,) embedding, see `judge`."""
         judged = self.judge(query, where, [hit], unknown, {hit.id: vector_D})
         return judged.likelihoods[0], judged.labels[0]
 
     def _uncalibrated(
         self,
-        query: EmbeddedQuery,
         hits: Sequence[Hit],
         reason: Reason,
         fields: dict[str, Any] | None = None,
@@ -266,18 +265,15 @@ class Judge:
         verdict = Verdict(
             word="uncalibrated", likelihood=None, expected=None, reason=reason, fields=fields or {}
         )
-        # In their order, and not enough for a client that takes 0.5 and more.
-        likely_N = _UNCALIBRATED * self._by_deviation(query, hits)
-        return Judged(likelihoods=likely_N.tolist(), labels=[""] * len(hits), verdict=verdict)
+        return Judged(likelihoods=[None] * len(hits), labels=[""] * len(hits), verdict=verdict)
 
     def _by_deviation(self, query: EmbeddedQuery, hits: Sequence[Hit]) -> NDArray[np.float64]:
         """Return (N,) likelihoods by scores alone; the cosine from 0 to 1 without a background."""
+        assert self.calibration is not None
         scores = [hit.score for hit in hits]
-        deviations_N = None
-        if self.calibration is not None:
-            self._background.refresh()
-            deviations_N = self._background.deviations(query.picture_share, scores)
-        if self.calibration is None or deviations_N is None:
+        self._background.refresh()
+        deviations_N = self._background.deviations(query.picture_share, scores)
+        if deviations_N is None:
             return np.clip((np.array(scores, np.float64) + 1) / 2, 0, 1)
         return self.calibration.likelihoods(query.picture_share, deviations_N)
 

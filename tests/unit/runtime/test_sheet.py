@@ -111,7 +111,7 @@ def test_a_sheet_shows_verdict_likelihoods_and_warnings(monkeypatch, word):
         hits=hits,
         parsed=None,
         labels=["likely", "unlikely"] if is_likely else ["", ""],
-        likelihoods=[0.871, 0.002],
+        likelihoods=[0.871, 0.002] if is_likely else [None, None],
         verdict=verdict,
         explanation=None,
         notices=[Notice("words_unknown", {"words": ["zebra"]}), Notice("not_understood")],

@@ -8,6 +8,7 @@ import pytest
 from upperson_alerts.promise import (
     DEMOTE_AT,
     allowed_p,
+    describe_rate,
     e_value,
     read_rate,
     required_visits,
@@ -25,6 +26,13 @@ from upperson_rt.errors import UsageError
 def test_rates(text, per_day):
     assert read_rate(text) == pytest.approx(per_day)
     assert read_rate(show_rate(per_day)) == pytest.approx(per_day, rel=0.01)
+
+
+def test_a_rate_is_shown_as_a_limit_in_words():
+    assert [describe_rate(one) for one in (1, 2 / 7)] == [
+        "at most 1 false alarm a day",
+        "at most 2 false alarms a week",
+    ]
 
 
 @pytest.mark.parametrize(

