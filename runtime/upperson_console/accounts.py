@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from fastapi import Depends, Request
+from starlette.datastructures import URL
 
 from upperson_console.credentials import Credential, CredentialFile
 from upperson_console.problems import ProblemError
@@ -174,6 +175,24 @@ def digest_of(text: str) -> str:
 # --- Authentication of a request: a token, a session cookie, or none on this machine alone
 
 COOKIE = "upperson_session"
+_OF_PROGRAMS = ("/api/", "/v1/", "/onvif/")
+
+
+def is_of_programs(request: Request) -> bool:
+    """Return whether a request gets problem+json, not a page."""
+    opens = request.headers.get("sec-fetch-mode") == "navigate"
+    return request.url.path.startswith(_OF_PROGRAMS) and not opens
+
+
+def login_place(request: Request) -> str:
+    """Return the address of the login, which leads back to the page of a request without one."""
+    back = request.url
+    if request.method not in ("GET", "HEAD"):  # Its form cannot be sent again.
+        back = URL(request.headers.get("referer", ""))
+        if back.netloc != request.url.netloc:
+            back = URL("/")
+    place = f"{back.path}?{back.query}".rstrip("?")
+    return str(URL("/login").include_query_params(next=place))
 
 
 class Access:

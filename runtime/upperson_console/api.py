@@ -119,12 +119,13 @@ def _searching(routes: APIRouter, service: ConsoleService, access: Access) -> No
         kept = service.query_pictures.add(picture.file)
         return results_of(account, request.model_copy(update={"picture": kept.id}))
 
-    @routes.put("/marks", tags=["search"], summary="Keep the marks of a search")
+    @routes.put("/marks", tags=["search"], summary="Set and remove marks of a search")
     def mark(request: models.MarksIn, account: Account = operator) -> models.MarksOut:
         search = request.as_search()
-        search.require_query()
-        service.mark(account, search)
-        return models.MarksOut(yes=request.yes, no=request.no)
+        removed: dict[int, bool | None] = {int(id_): None for id_ in request.remove}
+        kept = service.mark(account, search, removed | dict(search.marks))
+        yes, no = ([str(one) for one in kept if kept[one] is right] for right in (True, False))
+        return models.MarksOut(yes=yes, no=no)
 
     @routes.post(
         "/export",

@@ -12,7 +12,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from upperson_console.accounts import Access
+from upperson_console.accounts import Access, is_of_programs, login_place
 from upperson_console.alert_routes import alert_routes
 from upperson_console.alerts import ConsoleAlerts
 from upperson_console.api import api_routes
@@ -136,13 +136,11 @@ def _openapi(app: FastAPI, access: Access) -> dict[str, Any]:
 
 def _handle_problems(app: FastAPI, access: Access) -> None:
     def response_to(request: Request, problem: ProblemError) -> Response:
-        if request.url.path.startswith(("/api/", "/v1/", f"{PATH}/")):
+        if is_of_programs(request):
             content, headers = problem.as_dict(), problem.headers
             return JSONResponse(content, problem.status, headers, media_type=MEDIA_TYPE)
-        if problem.status == 401 and request.method == "GET":
-            place = f"{request.url.path}?{request.url.query}".rstrip("?")
-            login = request.url_for("form").include_query_params(next=place)
-            return RedirectResponse(str(login), 303)
+        if problem.status == 401:
+            return RedirectResponse(login_place(request), 303)
         page = render("problem", access.find(request), problem.status, problem=problem)
         page.headers.update(problem.headers)
         return page
@@ -164,6 +162,9 @@ def _handle_problems(app: FastAPI, access: Access) -> None:
     async def of_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         what = "there is nothing at this address" if error.status_code == 404 else error.detail
+        if error.status_code == 405 and request.method == "GET" and not is_of_programs(request):
+            first, _, rest = request.url.path[1:].partition("/")  # The address of a form, reloaded.
+            return RedirectResponse(f"/{first if rest else ''}", 303)
         return response_to(request, ProblemError(error.status_code, what, error.headers))
 
     def defect(request: Request, error: Exception) -> Response:

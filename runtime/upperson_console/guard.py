@@ -20,9 +20,11 @@ from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from upperson_console.accounts import is_of_programs, login_place
 from upperson_console.limits import CLIENT, ConcurrencyLimit, network_of
 from upperson_console.problems import MEDIA_TYPE, ProblemError
 
@@ -387,6 +389,8 @@ def _busy() -> ProblemError:
 
 
 async def _answer(problem: ProblemError, scope: Scope, receive: Receive, send: Send) -> None:
-    headers = {**_HEADERS, **problem.headers}
+    headers, status = {**_HEADERS, **problem.headers}, problem.status
     content = json.dumps(problem.as_dict())
-    await Response(content, problem.status, headers, MEDIA_TYPE)(scope, receive, send)
+    if status == 401 and not is_of_programs(request := Request(scope)):
+        status, content, headers["location"] = 303, "", login_place(request)
+    await Response(content, status, headers, MEDIA_TYPE)(scope, receive, send)

@@ -260,11 +260,15 @@ class CameraOut(BaseModel):
 
 
 class MarksIn(SearchIn):
-    """A search with marks, which are kept with its sentence and picture."""
+    """A search with marks to set, which are kept with its sentence and picture; others stay."""
+
+    remove: list[Id] = Field(
+        default_factory=list, max_length=MOST_MARKS, description="Items whose marks are removed."
+    )
 
 
 class MarksOut(BaseModel):
-    """The kept marks."""
+    """All kept marks of the search."""
 
     yes: list[Id]
     no: list[Id]

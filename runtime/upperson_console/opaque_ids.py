@@ -80,9 +80,8 @@ class _OpaqueGallery:
         return {key: self._ids.opaque(row) for key, row in self._gallery.ids(keys).items()}
 
     def get(self, ids: Sequence[int]) -> dict[int, tuple[Item, NDArray[np.float32]]]:
-        rows = {id_: self._ids.row(id_) for id_ in sorted({*ids}) if 0 <= id_ < 1 << 63}
-        found = self._gallery.get([*rows.values()])
-        return {id_: found[row] for id_, row in rows.items() if row in found}
+        rows = {self._ids.row(id_): id_ for id_ in ids if 0 <= id_ < 1 << 63}
+        return {rows[row]: one for row, one in self._gallery.get([*rows]).items()}
 
     def _opaque(self, hits: Iterable[Hit]) -> list[Hit]:
         return [replace(hit, id=self._ids.opaque(hit.id)) for hit in hits]

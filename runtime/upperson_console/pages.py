@@ -1,34 +1,41 @@
 """The pages: search, person, deletion and login. They work without scripts."""
 
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import parse_qsl
 
-from fastapi import APIRouter, File, Form, Request, Response, UploadFile
+from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import Field
 
 from upperson_console.accounts import COOKIE, Access, Account
 from upperson_console.api import PICTURE_HEADERS, notes_of, picture_response, zip_response
 from upperson_console.bounds import BoundedRoute
+from upperson_console.browse import browse, newest_by_camera
 from upperson_console.pictures import Size
 from upperson_console.problems import ProblemError
 from upperson_console.rendering import render
 from upperson_console.results import match_of, run_search, timeline_hits
-from upperson_console.search import MOST_BY_TIME, Search, read_id
+from upperson_console.search import MOST_BY_TIME, MOST_MARKS, Search, read_id
 from upperson_console.service import ConsoleService, span_of
 from upperson_console.timeline import timeline_of, whereabouts
+from upperson_console.user_state import SavedSearch
 from upperson_console.views import QuotaExceededError
-from upperson_rt.errors import UsageError
-from upperson_rt.gallery import Filter, Item, TrackSpan
+from upperson_rt.errors import InputError, UsageError
+from upperson_rt.gallery import Filter, Hit, Item, TrackSpan
 from upperson_rt.printable import count_of
 
-_PAGE = 24
+_PAGE = 48
 _LAST = 2**63 - 1
 """The largest id."""
+_Ids: TypeAlias = list[Annotated[int, Field(ge=0, le=_LAST)]]
 _AROUND_S = 300.0
 _MEASURED = {"frame": "Frame", "sharpness": "Sharpness", "score": "Detector's score"}
 """Labels of attributes that cameras and detectors write."""
+_TIMES = ("since", "until")
 _NO_MORE = {"command": None, "last": None, "also": None}
 
 
@@ -50,8 +57,13 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
     def search_page(request: Request, account: Account = viewer) -> Response:
         problem, search = _searched(request)
         cursor = request.query_params.get("cursor")
-        values: dict[str, Any] = dict.fromkeys(("result", "query_picture", "empty"))
-        values |= {"problem": problem, "notes": [], "meant": None, "kept_marks": ((), ())}
+        values: dict[str, Any] = dict.fromkeys(("result", "query_picture", "empty", "newest"))
+        values |= {
+            "problem": None if problem is None else str(problem),
+            "notes": [],
+            "meant": None,
+            "kept": {},
+        }
         status = 200 if problem is None else 422
         if problem is None and not search.is_empty:
             try:
@@ -67,20 +79,34 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
                 values |= {"result": result, "notes": notes_of(result, {"did_you_mean"})}
                 meant = (one for one in result.notices if one.code == "did_you_mean")
                 values["meant"] = next((one.fields["sentence"] for one in meant), None)
-                values["kept_marks"] = service.marks(account, search)
+                kept = service.marks(account, search)
+                shown = dict(search.marks)
+                values["kept"] = {one: kept[one] for one in kept if shown.get(one) != kept[one]}
                 if not result.page.hits:
                     values["empty"] = _nothing(service, account, search)
-        elif problem is None and not service.count(account, search.where):
-            values["empty"] = _nothing(service, account, search)
+        elif problem is None:
+            count = service.count(account, search.filter_at(time.time()))
+            if not count:
+                values["empty"] = _nothing(service, account, search)
+            elif search.browses:
+                page = browse(service, account, search, _PAGE, cursor)
+                values["result"] = {"page": page, "total": count}
+            else:
+                values["newest"] = newest_by_camera(service, account)
+        reversed_ = problem is not None and problem.code == "times_reversed"
+        given = {one: request.query_params.get(one, "") if reversed_ else "" for one in _TIMES}
         return render(
             "search",
             account,
             status,
             search=search,
+            given=given,
+            times_wrong=reversed_,
             cameras=service.cameras(account),
-            saved=service.user_state.saved(account.name),
+            saved=_saved(service, account),
             pictures=service.pictures,
             log_problem=service.log.problem,
+            marked=_marked(service, search),
             **values,
         )
 
@@ -106,20 +132,30 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         address: Annotated[str, Form()],
         yes: Annotated[int | None, Form()] = None,
         no: Annotated[int | None, Form()] = None,
+        each: Annotated[Literal["yes", "no"], Form()] = "yes",
+        ids: Annotated[_Ids, Form(max_length=MOST_MARKS)] = [],  # noqa: B006
         undo: Annotated[str | None, Form()] = None,
         person: Annotated[int | None, Form(ge=0, le=_LAST)] = None,
         account: Account = operator,
     ) -> Response:
         search = _read(address)
+        changes: dict[int, bool | None] = {}
         if undo is not None:
-            kept = () if undo == "all" else search.marks[:-1]
-            search = _read(search.address(marks=kept))
-        for id_, right in ((yes, True), (no, False)):
-            if id_ is not None:  # The same mark again removes it.
-                search = search.marked(id_, None if (id_, right) in search.marks else right)
-        service.mark(account, search)
-        page = "" if person is None else f"people/{person}"
-        return _see(f"/{page}?{search.address()}")
+            kept = service.marks(account, search)
+            shown = [id_ for id_, _ in search.with_marks(kept).marks]
+            changes = dict.fromkeys(shown if undo == "all" else shown[-1:])
+        for id_, right in ((yes, True), (no, False), *((one, each == "yes") for one in ids)):
+            if id_ is not None:  # The same button again removes the mark.
+                again = (id_, right) in search.marks and id_ not in ids
+                changes[id_] = None if again else right
+        kept = service.mark(account, search, changes)
+        left = tuple(mark for mark in search.marks if mark[0] not in changes)
+        search = replace(search, marks=left).with_marks(kept)
+        if person is not None:
+            return _see(f"/people/{person}?{search.address()}")
+        # The browser goes on from the marked card, also without a script.
+        place = f"#card-{next(iter(changes))}" if undo is None and changes else ""
+        return _see(f"/?{search.address()}{place}")
 
     @routes.get("/timeline")
     def timeline(request: Request, account: Account = viewer) -> Response:
@@ -137,16 +173,48 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
 
     @routes.post("/saved")
     def save(
-        name: Annotated[str, Form()], address: Annotated[str, Form()], account: Account = viewer
+        name: Annotated[str, Form()],
+        address: Annotated[str, Form()],
+        shared: Annotated[bool, Form()] = False,
+        account: Account = viewer,
     ) -> Response:
         search = _read(address)
-        service.user_state.save(account.name, name, search.address())
+        service.user_state.save(account.name, name, search.address(), shared)
         return _see(f"/?{search.address()}")
 
     @routes.post("/saved/forget")
     def forget(saved: Annotated[int, Form(ge=1, le=_LAST)], account: Account = viewer) -> Response:
         service.user_state.forget_saved(account.name, saved)
         return _see("/")
+
+
+def _marked(service: ConsoleService, search: Search) -> Callable[[Hit], tuple[int, bool | None]]:
+    """Return what finds the mark of a hit: the marked picture, which may be another of its track.
+
+    A mark moves the search, and with it the best picture of a track.
+    """
+    marks = dict(search.marks)
+    items = service.gallery.get([*marks]) if search.by_track and marks else {}
+    of_track = {(item.camera, item.track): id_ for id_, (item, _) in items.items()}
+
+    def mark_of(hit: Hit) -> tuple[int, bool | None]:
+        track = hit.item.camera, hit.item.track
+        id_ = hit.id if hit.item.track is None else of_track.get(track, hit.id)
+        return (hit.id, marks[hit.id]) if hit.id in marks else (id_, marks.get(id_))
+
+    return mark_of
+
+
+def _saved(service: ConsoleService, account: Account) -> list[SavedSearch]:
+    """Return what an account saved, and what others share whose cameras it may see."""
+
+    def is_visible(one: SavedSearch) -> bool:
+        with suppress(UsageError):  # It was saved by an earlier release, and is not valid now.
+            return all(map(account.sees, _read(one.address).where.cameras or ()))
+        return False
+
+    saved = service.user_state.saved(account.name)
+    return [one for one in saved if one.user == account.name or is_visible(one)]
 
 
 def _person_pages(routes: APIRouter, service: ConsoleService, access: Access) -> None:
@@ -165,10 +233,10 @@ def _person_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             measured=_MEASURED,
             match=match_of(service, account, search, id),
             span=span,
-            around=_around(search, found.item.camera, span),
+            around=_around(found.item.camera, span),
             elsewhere=elsewhere,
             line=None if elsewhere is None else whereabouts(found, elsewhere),
-            frame=service.pictures.frame(found.item) is not None,
+            frame=_frame_size(service, found.item),
             clip=service.pictures.clip(found.item),
             pictures=service.pictures,
             search=search,
@@ -180,7 +248,7 @@ def _person_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
 
     @routes.post("/export")
     def export(
-        ids: Annotated[list[Annotated[int, Field(ge=0, le=_LAST)]], Form(max_length=500)],
+        ids: Annotated[_Ids, Form(max_length=500)],
         address: Annotated[str, Form()] = "",
         account: Account = operator,
     ) -> Response:
@@ -213,6 +281,25 @@ def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             chosen=chosen,
             min_score=min_score,
             pictures=service.pictures,
+        )
+
+    @routes.get("/delete")
+    def look_at_selected(
+        ids: Annotated[_Ids, Query(max_length=500)] = [],  # noqa: B006
+        address: str = "",
+        account: Account = admin,
+    ) -> Response:
+        if not ids:  # The address of a deletion, loaded again.
+            return _see("/")
+        chosen: dict[int, Item] = {}
+        for id_, (item, _) in service.gallery.get(ids).items():
+            whole = _read(address).by_track and item.track is not None
+            of_track = service.track_ids(account, item.camera, item.track or "") if whole else [id_]
+            chosen |= {one: found for one, (found, _) in service.gallery.get(of_track).items()}
+        service.note_items(account, "view", chosen.items(), {"selected": len(ids)})
+        views = [(one, item, None) for one, item in chosen.items()]
+        return render(
+            "delete", account, id=None, what="selected", chosen=views, pictures=service.pictures
         )
 
     @routes.post("/delete")
@@ -258,14 +345,21 @@ def _login_pages(routes: APIRouter, access: Access) -> None:
         return answer
 
 
-def _around(search: Search, camera: str | None, span: TrackSpan) -> str | None:
+def _frame_size(service: ConsoleService, item: Item) -> tuple[int, int] | None:
+    """Return width and height of the whole frame of an item; None if it is not kept."""
+    with suppress(InputError):
+        made = service.pictures.jpeg(item, "frame")
+        return None if made is None else made[1]
+    return None
+
+
+def _around(camera: str | None, span: TrackSpan) -> str | None:
     """Return the address of what a camera saw around the time of a track, by time."""
     if camera is None or span.first_time is None or span.last_time is None:
         return None
     since, until = span.first_time - _AROUND_S, span.last_time + _AROUND_S
     where = Filter(camera=(camera,), since=since, until=until)
-    around = Search(sentence=search.sentence.strip() or "person", where=where, order="time")
-    return around.address()
+    return Search(where=where, order="time").address()
 
 
 def _nothing(service: ConsoleService, account: Account, search: Search) -> dict[str, Any]:
@@ -317,13 +411,16 @@ def _message(title: str, text: str, link: str, link_text: str) -> dict[str, Any]
     return {"title": title, "text": text, "link": link, "link_text": link_text, **_NO_MORE}
 
 
-def _searched(request: Request) -> tuple[str | None, Search]:
+def _searched(request: Request) -> tuple[UsageError | None, Search]:
     """Return the problem of a page's address, or None, and its search."""
     pairs = [pair for pair in request.query_params.multi_items() if pair[0] != "cursor"]
     try:
         return None, Search.from_address(pairs)
     except UsageError as error:
-        return str(error), Search(sentence=dict(pairs).get("q", "")[:200])
+        problem = error
+    with suppress(UsageError):  # The form keeps all but the times, which the page shows as given.
+        return problem, Search.from_address([one for one in pairs if one[0] not in _TIMES])
+    return problem, Search(sentence=dict(pairs).get("q", "")[:200])
 
 
 def _read(address: str) -> Search:

@@ -8,7 +8,7 @@ import datetime
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlencode
@@ -17,7 +17,7 @@ from upperson_console.problems import invalid
 from upperson_rt.arguments import read_attributes
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Hit
-from upperson_rt.printable import safe_repr
+from upperson_rt.printable import local_time, safe_repr
 
 Order: TypeAlias = Literal["match", "time"]
 LONGEST_SENTENCE = 2000
@@ -27,6 +27,8 @@ MOST_HITS = 2000
 MOST_BY_TIME = 200
 """Hits that are ordered by time: the best ones."""
 LAST = {"hour": 3600.0, "day": 86400.0, "week": 7 * 86400.0}
+_CLOCK_SKEW_S = 10.0
+"""By which the clock of a camera may be ahead."""
 _MOST_FILTERS = 200
 _Key: TypeAlias = tuple[float, int]
 
@@ -89,6 +91,12 @@ class Search:
         return not self.sentence.strip() and self.picture is None and self.like is None
 
     @property
+    def browses(self) -> bool:
+        """Whether there is no query, but a filter, or the newest are wanted."""
+        is_narrowed = not self.where.is_empty or self.last is not None
+        return self.is_empty and (is_narrowed or self.order == "time")
+
+    @property
     def has_both(self) -> bool:
         """Whether there are a sentence and a picture."""
         return bool(self.sentence.strip()) and (self.picture is not None or self.like is not None)
@@ -116,7 +124,7 @@ class Search:
         """Return the filter, with `last` counted back from a time."""
         if self.last is None:
             return self.where
-        return replace(self.where, since=now - LAST[self.last])
+        return replace(self.where, since=now - LAST[self.last], until=now + _CLOCK_SKEW_S)
 
     @classmethod
     def from_address(cls, pairs: Sequence[tuple[str, str]]) -> "Search":
@@ -131,7 +139,15 @@ class Search:
         def one(name: str) -> str | None:
             return given[name][-1] if name in given else None
 
-        last = one("last")
+        last = one("last") if one("last") in LAST else None
+        since = None if last else read_time(one("since"), "from")
+        until = None if last else read_time(one("until"), "to")
+        if since is not None and until is not None and since >= until:
+            raise UsageError(
+                f"'from' must be before 'to': {local_time(since)} is not before "
+                f"{local_time(until)}",
+                code="times_reversed",
+            )
         return cls(
             sentence=one("q") or "",
             picture=one("picture"),
@@ -139,12 +155,12 @@ class Search:
             share=_share(one("share")),
             where=Filter(
                 camera=given.get("camera"),
-                since=None if last in LAST else read_time(one("since"), "from"),
-                until=None if last in LAST else read_time(one("until"), "to"),
+                since=since,
+                until=until,
                 track=one("track"),
                 attributes=read_attributes(given.get("where"), "the filter"),
             ),
-            last=last if last in LAST else None,
+            last=last,
             by_track=one("by") != "picture",
             order="time" if one("order") == "time" else "match",
             marks=_marks(one("marks")),
@@ -164,15 +180,10 @@ class Search:
         """Return the address without its filter."""
         return self.address(where=Filter(), last=None)
 
-    def with_marks(self, kept: tuple[Sequence[int], Sequence[int]]) -> str:
-        """Return the address with kept marks: right items, and wrong ones."""
-        yes, no = kept
-        return self.address(marks=(*((id_, True) for id_ in yes), *((id_, False) for id_ in no)))
-
-    def marked(self, id_: int, right: bool | None) -> "Search":
-        """Return the search with a mark set, or removed for None."""
-        others = tuple(mark for mark in self.marks if mark[0] != id_)
-        return replace(self, marks=others if right is None else (*others, (id_, right)))
+    def with_marks(self, kept: Mapping[int, bool]) -> "Search":
+        """Return the search with kept marks in addition to its own; the newest if too many."""
+        own = {id_: right for id_, right in self.marks if id_ not in kept}
+        return replace(self, marks=(*own.items(), *kept.items())[-MOST_MARKS:])
 
     def address(self, **changes: Any) -> str:
         """Return the query string of this search, with some fields changed."""
@@ -216,7 +227,7 @@ def page_of(
     twice if items are added between pages. It ends only where all hits of its last score are known:
     ``best`` may order equal ones otherwise.
     """
-    offset, last = (0, None) if cursor is None else _read_cursor(cursor, search)
+    offset, last = (0, None) if cursor is None else read_cursor(cursor, search)
     most = MOST_BY_TIME if search.order == "time" else MOST_HITS
     count = most if search.order == "time" else min(most, offset + limit + 1)
     while True:
@@ -229,7 +240,7 @@ def page_of(
         count = min(most, 2 * count)
     page, following = rest[:limit], None
     if len(rest) > limit:
-        following = _cursor(search, offset + limit, _key(page[-1], search.order))
+        following = make_cursor(search, offset + limit, _key(page[-1], search.order))
     return Page(page, offset + 1, following)
 
 
@@ -240,12 +251,14 @@ def _key(hit: Hit, order: Order) -> _Key:
     return (float("inf") if time is None else -time), hit.id
 
 
-def _cursor(search: Search, offset: int, key: _Key) -> str:
+def make_cursor(search: Search, offset: int, key: _Key) -> str:
+    """Return the cursor of the page after a number of hits, the last of which has a key."""
     text = json.dumps([search.digest, offset, key[0].hex(), str(key[1])])
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def _read_cursor(cursor: str, search: Search) -> tuple[int, _Key]:
+def read_cursor(cursor: str, search: Search) -> tuple[int, _Key]:
+    """Return offset and key of a cursor; raises ProblemError if it is not of the search."""
     try:
         text = base64.urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4))
         digest, offset, first, id_ = json.loads(text)

@@ -19,7 +19,7 @@ from upperson_console.limits import RequestQueue
 from upperson_console.models import item_fields
 from upperson_console.pictures import GalleryPictures, QueryPictures, QueuedEncoder
 from upperson_console.problems import ProblemError, missing
-from upperson_console.search import Search
+from upperson_console.search import MOST_MARKS, Search
 from upperson_console.user_state import UserState
 from upperson_console.views import USUAL_QUOTA, Part, QuotaExceededError, ViewLog
 from upperson_rt.encoder import Encoder
@@ -196,18 +196,25 @@ class ConsoleService:
 
     # Actions.
 
-    def mark(self, account: Account, search: Search) -> None:
-        """Keep the marks of a search."""
-        found = self.gallery.get([*search.yes, *search.no])
+    def mark(
+        self, account: Account, search: Search, changes: Mapping[int, bool | None]
+    ) -> dict[int, bool]:
+        """Set or remove (None) marks of a search; return all that are kept of it."""
+        search.require_query()
+        found = self.gallery.get([*changes])
         if any(not account.sees(item.camera) for item, _ in found.values()):
             raise missing("there is no such picture")
         hits = _unscored((id_, item) for id_, (item, _) in found.items())
-        self.note_search(account, search, hits, len(hits), {}, action="mark", shown=None)
-        yes, no = [*search.yes], [*search.no]
-        self.user_state.set_marks(account.name, self._marks_key(search), yes, no)
+        marks = tuple((id_, right) for id_, right in changes.items() if right is not None)
+        removed = [id_ for id_, right in changes.items() if right is None]
+        more = {"removed": removed} if removed else {}
+        changed = replace(search, marks=marks[:MOST_MARKS])
+        self.note_search(account, changed, hits, len(hits), more, action="mark", shown=None)
+        self.user_state.change_marks(account.name, self._marks_key(search), changes)
+        return self.marks(account, search)
 
-    def marks(self, account: Account, search: Search) -> tuple[list[int], list[int]]:
-        """Return the kept marks of a search: right items, and wrong ones."""
+    def marks(self, account: Account, search: Search) -> dict[int, bool]:
+        """Return the marked items of a search, and whether as right, in the order of marking."""
         return self.user_state.marks(account.name, self._marks_key(search))
 
     def _marks_key(self, search: Search) -> str:

@@ -9,7 +9,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,9 @@ CREATE TABLE IF NOT EXISTS marks (
     added REAL NOT NULL, checksum INTEGER, PRIMARY KEY (user, question, item)
 );
 CREATE TABLE IF NOT EXISTS id_key (key BLOB NOT NULL, checksum INTEGER);
+CREATE TABLE IF NOT EXISTS shared (
+    saved INTEGER PRIMARY KEY, added REAL NOT NULL, checksum INTEGER
+);
 """
 _GUARD = """
 CREATE TRIGGER IF NOT EXISTS saved_adding BEFORE INSERT ON saved BEGIN SELECT sum_of(); END
@@ -55,6 +58,7 @@ _SUMS = {
     "saved": "sum_of(id, user, name, address, added)",
     "marks": "sum_of(user, question, item, yes, added)",
     "id_key": "sum_of(key)",
+    "shared": "sum_of(saved, added)",
 }
 """The checksum of a row, by table."""
 
@@ -83,10 +87,13 @@ class SavedSearch:
     """A search with a name."""
 
     id: int
+    user: str
     name: str
     address: str
     """The query string of the search page."""
     added: float
+    shared: bool
+    """Whether all users see it."""
 
 
 class UserState:
@@ -179,48 +186,60 @@ class UserState:
             id=id_, sha256=sha256, vector_D=vector_D, jpeg=jpeg, size=(size[0], size[1])
         )
 
-    def save(self, user: str, name: str, address: str) -> None:
-        """Save a search; one of the same name is replaced."""
+    def save(self, user: str, name: str, address: str, shared: bool = False) -> None:
+        """Save a search, for all users if it is shared; one of the same name is replaced."""
         name = check_name(name.strip(), "the name of a search")
         if len(name) > _LONGEST_NAME:
             raise InputError(
                 f"the name of a search may have {_LONGEST_NAME} letters at most",
                 code="name_too_long",
             )
-        with self._writing("saved") as execute:
+        with self._writing("saved", "shared") as execute:
             execute(
                 "INSERT INTO saved (user, name, address, added) VALUES (?, ?, ?, ?) ON CONFLICT "
                 "(user, name) DO UPDATE SET address = excluded.address, checksum = NULL",
                 (user, name, address, time.time()),
             )
+            sql = "SELECT id FROM saved WHERE (user, name) = (?, ?)"
+            (saved,) = execute(sql, (user, name)).fetchone()
+            execute("DELETE FROM shared WHERE saved = ?", (saved,))
+            if shared:
+                execute("INSERT INTO shared VALUES (?, ?, NULL)", (saved, time.time()))
 
     def saved(self, user: str) -> list[SavedSearch]:
-        """Return a user's searches by name."""
-        sql = "SELECT id, name, address, added FROM saved WHERE user = ? ORDER BY name"
-        rows = self._rows(sql, user)
-        return [SavedSearch(id=id_, name=name, address=a, added=t) for id_, name, a, t in rows]
+        """Return a user's searches by name, and then those that others share."""
+        rows = self._rows(
+            "SELECT id, user, name, address, saved.added, shared.saved IS NOT NULL FROM saved "
+            "LEFT JOIN shared ON shared.saved = id WHERE user = ? OR shared.saved IS NOT NULL "
+            "ORDER BY user != ?, name",
+            user,
+            user,
+        )
+        names = ("id", "user", "name", "address", "added", "shared")
+        return [SavedSearch(**dict(zip(names, row, strict=True))) for row in rows]
 
     def forget_saved(self, user: str, id_: int) -> bool:
         """Delete a saved search; return whether it existed."""
         with self._writing("saved") as execute:
             gone = execute("DELETE FROM saved WHERE user = ? AND id = ?", (user, id_))
+            execute("DELETE FROM shared WHERE saved NOT IN (SELECT id FROM saved)")
             return bool(gone.rowcount)
 
-    def set_marks(self, user: str, marks_key: str, yes: list[int], no: list[int]) -> None:
-        """Replace a user's marks of a query: right items, and wrong ones."""
+    def change_marks(self, user: str, marks_key: str, changes: Mapping[int, bool | None]) -> None:
+        """Mark items of a query as right or wrong, or remove their marks for None; others stay."""
         with self._writing("marks") as execute:
-            execute("DELETE FROM marks WHERE user = ? AND question = ?", (user, marks_key))
             now = time.time()
-            for ids, verdict in ((yes, 1), (no, 0)):
-                for place, id_ in enumerate(ids):
-                    row = (user, marks_key, id_, verdict, now + place / 1e6)
-                    execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?, ?, NULL)", row)
+            for place, (id_, right) in enumerate(changes.items()):
+                row = (user, marks_key, id_)
+                execute("DELETE FROM marks WHERE (user, question, item) = (?, ?, ?)", row)
+                if right is not None:
+                    values = (*row, right, now + place / 1e6)
+                    execute("INSERT INTO marks VALUES (?, ?, ?, ?, ?, NULL)", values)
 
-    def marks(self, user: str, marks_key: str) -> tuple[list[int], list[int]]:
-        """Return the items that a user marked as right and as wrong, in the order of marking."""
+    def marks(self, user: str, marks_key: str) -> dict[int, bool]:
+        """Return the items that a user marked, and whether as right, in the order of marking."""
         sql = "SELECT item, yes FROM marks WHERE user = ? AND question = ? ORDER BY added"
-        rows = self._rows(sql, user, marks_key)
-        return [i for i, yes in rows if yes], [i for i, yes in rows if not yes]
+        return {item: bool(yes) for item, yes in self._rows(sql, user, marks_key)}
 
     def id_permutation(self) -> IdPermutation:
         """Return the permutation of ids; the first call makes its key.

@@ -22,6 +22,7 @@ from tests.helpers.made_video import picture_at, write_video
 from tests.helpers.served import served
 from tests.helpers.toy_bundle import COLOURS, calibrate_toy_bundle, draw_person
 from upperson_alerts.alerts import add_alert
+from upperson_console.accounts import add_token
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.clips import clip_name, clips_dir
@@ -127,7 +128,7 @@ def test_a_search_is_narrowed_opened_and_gone_back_to(open_page):
     found = keys_shown(page)
     assert len(found) == 12
     page.wait_for_selector("#timeline svg .bar")
-    page.get_by_role("checkbox", name="gate").check()
+    page.locator("[name=camera][value=gate]").check()
     page.wait_for_url("**camera=gate*")
     page.wait_for_function("() => document.querySelectorAll('#cards .card').length === 6")
     assert set(page.locator("#cards strong").all_inner_texts()) == {"gate"}
@@ -188,6 +189,149 @@ def test_the_keyboard_is_enough(open_page):
     assert page.url.split("?")[0].endswith(found[1])
 
 
+def focused_card(page):
+    return page.evaluate("document.activeElement.closest('.card')?.id")
+
+
+def test_keys_mark_the_focused_card_and_stay_on_it(open_page):
+    page = open_page("/?q=a+jacket")
+    page.keyboard.press("ArrowRight")
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    yes = focused_card(page)
+    page.keyboard.press("y")
+    page.wait_for_selector(f"#{yes}.is-yes")
+    assert focused_card(page) == yes
+    page.keyboard.press("ArrowRight")
+    no = focused_card(page)
+    cards = page.locator("#cards > .card").evaluate_all("cards => cards.map(one => one.id)")
+    assert cards.index(no) == cards.index(yes) + 1
+    page.keyboard.press("n")
+    page.wait_for_selector(f"#{no}.is-no")
+    assert focused_card(page) == no
+    assert page.locator(".is-yes").evaluate_all("cards => cards.map(one => one.id)") == [yes]
+    # A held key repeats: it marks once. Pressed again it removes the mark.
+    page.locator(f"#{yes} .open").focus()
+    page.keyboard.down("y")
+    page.keyboard.down("y")
+    page.wait_for_function(f"() => !document.querySelector('#{yes}').matches('.is-yes')")
+    page.keyboard.up("y")
+    assert focused_card(page) == yes
+    assert page.url.split("marks=")[1] == no.replace("card-", "n")
+    # Keys that are quicker than the server: no mark is lost.
+    page.goto(page.evaluate("origin") + "/?q=a+shirt")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("y")
+    page.get_by_text("Refined by 3 yes and 0 no.").wait_for()
+
+
+def test_two_windows_do_not_overwrite_each_others_marks(open_page):
+    pages = [open_page("/?q=trousers") for _ in range(2)]
+    for page, name in zip(pages, ("Yes, this person", "No, not this person"), strict=True):
+        page.locator("#cards .card").nth(pages.index(page)).get_by_role("button", name=name).click()
+        page.wait_for_url("**marks=*")
+    pages[1].get_by_text("Refined by 1 yes and 1 no.").wait_for()
+    pages[0].reload()
+    pages[0].get_by_text("You marked 0 more yes and 1 no").wait_for()
+
+
+def test_times_in_the_wrong_order_stay_in_the_form(open_page):
+    page = open_page("/?q=red")
+    wrong = {"From": "2026-11-25T10:00:00", "To": "2026-11-25T09:00:00"}
+    for label, time in wrong.items():
+        page.get_by_label(label, exact=True).fill(time)
+    page.get_by_role("textbox", name="Track").focus()
+    page.locator("#times").wait_for()
+    for label, time in wrong.items():
+        assert page.get_by_label(label, exact=True).input_value() in (time, time[:-3])
+    page.get_by_label("To", exact=True).fill("2026-11-25T11:00")
+    page.get_by_role("textbox", name="Track").focus()
+    page.wait_for_function("() => !document.querySelector('#times')")
+    assert "until=2026-11-25T11%3A00" in page.url
+    open_page.wrong[:] = [text for text in open_page.wrong if "422" not in text]
+
+
+def test_a_lost_session_leads_to_the_login_and_back(open_page, folder):
+    (folder / "home").mkdir()
+    for name in ("bundle", "gallery"):
+        (folder / "home" / name).symlink_to(folder / name)
+    token = add_token(folder / "home" / "tokens.json", "olga", "operator", None)
+    with served(folder / "home", "--token-file", "tokens.json") as running:
+        page = open_page("/?q=a+coat", url=running.url)
+
+        def log_in():
+            page.wait_for_url("**/login?next=*")
+            page.get_by_label("Token").fill(token)
+            page.get_by_role("button", name="Log in").click()
+            page.wait_for_selector("#cards .card")
+            assert page.url == f"{running.url}/?q=a+coat"
+
+        log_in()
+        for lost_at in ("Yes, this person", "Export these"):
+            page.context.clear_cookies()
+            page.get_by_role("button", name=lost_at).first.click()
+            log_in()
+        page.context.clear_cookies()
+        page.set_input_files("#file", folder / "gallery" / "crops" / "blue0.png")
+        log_in()
+        page.goto(f"{running.url}/live")
+        page.wait_for_selector(".live-card")
+        add_token(folder / "home" / "tokens.json", "olga", "operator", None)  # Ends the session.
+        page.wait_for_url("**/login?next=%2Flive")
+    open_page.wrong[:] = [text for text in open_page.wrong if "401" not in text]
+
+
+def test_people_are_browsed_without_a_sentence(open_page):
+    page = open_page("/")
+    assert page.locator(".newest").count() == 2
+    page.get_by_role("checkbox", name="gate").check()
+    page.wait_for_selector("#cards .card")
+    assert page.url.endswith("/?camera=gate")
+    assert page.evaluate("document.activeElement.value") == "gate"
+    page.get_by_role("combobox", name="One card for").select_option("picture")
+    page.wait_for_function("() => document.querySelectorAll('#cards .card').length === 18")
+    page = open_page("/", java_script_enabled=False)
+    page.get_by_role("checkbox", name="gate").check()
+    page.get_by_role("button", name="Apply").click()
+    page.wait_for_url("**camera=gate*")
+    assert page.locator("#cards .card").count() == 6
+
+
+@pytest.mark.parametrize("with_script", [True, False])
+def test_selected_cards_are_marked_exported_and_deleted(open_page, with_script):
+    sentence = f"shoes+{with_script}"
+    page = open_page(f"/?q={sentence}", java_script_enabled=with_script)
+    bar = page.locator("#selected")
+    assert not bar.is_visible()
+
+    def select():
+        for place in (1, 3):
+            page.locator("#cards .select").nth(place).check()
+
+    select()
+    with page.expect_download():
+        bar.get_by_role("button", name="Export").click()
+    bar.get_by_role("button", name="Yes").click()
+    page.get_by_text("Refined by 2 yes and 0 no.").wait_for()
+    assert page.locator("#cards .is-yes").count() == 2
+    select()
+    bar.get_by_role("button", name="Delete").click()
+    page.get_by_role("heading", name="Delete 6 pictures").wait_for()
+    page.reload()
+    page.get_by_role("heading", name="Delete 6 pictures").wait_for()
+
+
+def test_a_wide_screen_shows_twice_the_people(open_page):
+    seen = """() => [...document.querySelectorAll('#cards .shot')].filter(
+        (one) => one.getBoundingClientRect().top < innerHeight).length"""
+    found = []
+    for width in (1280, 2560):
+        page = open_page("/?order=time&by=picture", viewport={"width": width, "height": 860})
+        found.append(page.evaluate(seen))
+    assert found[1] >= 2 * found[0] > 0
+
+
 GIVEN = """([name, content]) => {
   const bytes = Uint8Array.from(atob(content), (one) => one.charCodeAt(0));
   const given = new DataTransfer();
@@ -226,13 +370,21 @@ def test_a_picture_is_chosen_dropped_or_pasted_and_a_slider_mixes(open_page, fol
     page.wait_for_url("**/?q=red")
 
 
-def test_more_comes_when_the_end_is_near(open_page):
-    page = open_page("/?q=red&by=picture")
-    assert page.locator("#cards .card").count() == 24
-    page.locator("#cards .card").last.scroll_into_view_if_needed()
-    page.wait_for_function("() => document.querySelectorAll('#cards .card').length === 36")
+def test_more_comes_when_the_end_is_near(open_page, folder):
+    with Gallery.open(folder / "gallery") as gallery:
+        _, vectors = next(gallery.vectors())
+        more = [Item(key=f"more-{number}") for number in range(24)]
+        gallery.add(more, vectors[: len(more)])
+    try:
+        page = open_page("/?q=red&by=picture")
+        assert page.locator("#cards .card").count() == 48
+        page.locator("#cards .card").last.scroll_into_view_if_needed()
+        page.wait_for_function("() => document.querySelectorAll('#cards .card').length === 60")
+    finally:
+        with Gallery.open(folder / "gallery") as gallery:
+            gallery.delete([one.key for one in more])
     found = keys_shown(page)
-    assert len(set(found)) == 36
+    assert len(set(found)) == 60
     page.get_by_text("These are all hits.").wait_for()
     assert "cursor" not in page.url
 
@@ -340,6 +492,7 @@ def test_the_zones_of_a_camera_lie_on_its_picture(open_page, folder, width):
 
 PAGES = {
     "start": "/",
+    "browse": "/?order=time",
     "found": "/?q=woman+in+a+red+coat",
     "nobody": "/?q=woman+in+a+purple+coat",
     "uncalibrated": "/?q=zebra",

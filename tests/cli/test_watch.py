@@ -420,6 +420,13 @@ def test_errors_are_one_line_and_a_code(work, monkeypatch, arguments, exit_code,
         assert not (work / "gallery").exists(), "refused before anything begins"
 
 
+def test_a_camera_may_have_spaces_in_its_name(work):
+    done = run_json("watch", "Parking Nord=street.avi", *WATCH[2:], "--every", 1)
+    assert [*done["cameras"]] == ["Parking Nord"]
+    with Gallery.open("gallery") as gallery:
+        assert gallery.cameras() == ["Parking Nord"]
+
+
 def test_clips_that_are_too_long_are_refused_by_the_name_of_the_option(work):
     result = run("watch", "street.avi", "--clips", "61", "--json")
     assert (result.exit_code, result.stdout) == (2, "")  # Typer's refusal has no code.

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from upperson_camera.source import Logins
     from upperson_rt.ingest.detector import Detector
 
-_NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
+_NAMED = re.compile(r"([\w.-]+(?: +[\w.-]+)*(?=[^!]*\Z)|[\w.-]+)=(.+)", re.DOTALL)
+"""A name with spaces, unless a pipeline follows: those have ``=`` themselves."""
 
 
 def refuse_beside(config: Path | None, **others: object) -> None:

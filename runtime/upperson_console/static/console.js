@@ -6,6 +6,18 @@ const $$ = (what, where = document) => [...where.querySelectorAll(what)];
 const announce = (text) => { $("#status").textContent = text; };
 const MOST_BYTES = 20 * 1024 * 1024;
 let request = null;
+let posting = Promise.resolve();
+let resume = 0;  // Where arrows go on if the focused card is gone.
+
+// A lost session leads to the login, and from there back.
+async function load(address, options = {}, back = location.href) {
+  const answer = await fetch(address, options);
+  const isLogin = answer.redirected && new URL(answer.url).pathname === "/login" && !address.endsWith("/logout");
+  if (answer.status !== 401 && !isLogin) return answer;
+  const { pathname, search } = new URL(back, location.href);
+  location.assign(`/login?next=${encodeURIComponent(pathname + search)}`);
+  return new Promise(() => {});
+}
 
 // Pages in place.
 function bones() {
@@ -16,12 +28,14 @@ function bones() {
 }
 
 async function show(address, options = {}, keep = true) {
+  for (const field of $$("[data-changed]")) delete field.dataset.changed;
   request?.abort();
   const own = (request = new AbortController());
   document.body.classList.add("busy");
   if (new URL(address, location.href).pathname === "/" && new URL(address, location.href).search) bones();
   try {
-    const answer = await fetch(address, { ...options, signal: own.signal, headers: { Accept: "text/html" } });
+    const asked = { ...options, signal: own.signal, headers: { Accept: "text/html" } };
+    const answer = await load(address, asked, options.method ? location.href : address);
     const text = await answer.text();
     if (own !== request) return;
     if (!(answer.headers.get("content-type") || "").startsWith("text/html")) {
@@ -30,8 +44,7 @@ async function show(address, options = {}, keep = true) {
     }
     const page = new DOMParser().parseFromString(text, "text/html");
     if (keep && answer.url !== location.href) history.pushState({}, "", answer.url);
-    place(page);
-    if (keep) scrollTo(0, 0);
+    if (!place(page) && keep) scrollTo(0, 0);
   } catch (error) {
     if (error.name !== "AbortError") announce("The server does not answer: try again in a moment.");
     if (error.name !== "AbortError") wrong("The server does not answer. Try again in a moment.");
@@ -61,19 +74,23 @@ function wrong(text) {
 
 function place(page) {
   const was = document.activeElement;
-  const held = was && was.name && was.closest(".mark-buttons") ? [was.name, was.value] : null;
-  const typing = was && was.id === "q";
+  const isChoice = was?.matches?.("button, [type=radio], [type=checkbox]");
+  const held = was?.name ? `[name="${was.name}"]${isChoice ? `[value="${CSS.escape(was.value)}"]` : ""}` : null;
+  const card = was?.closest?.(".card");
+  if (card) resume = $$(".cards > .card").indexOf(card);
   const open = $("#filters")?.checked;
   document.title = page.title;
   $("header.top").replaceWith($("header.top", page));
   $("main").replaceWith($("main", page));
   if (open && $("#filters")) $("#filters").checked = true;
   begin();
-  if (held) $(`.mark-buttons [name="${held[0]}"][value="${CSS.escape(held[1])}"]`)?.focus({ preventScroll: true });
-  else if (typing && $("#q")) $("#q").focus({ preventScroll: true });
+  const again = card?.id && document.getElementById(card.id);
+  const focused = (held && $(held, again || document)) || (again && $(".open", again));
+  focused?.focus({ preventScroll: !again });
   const found = $$("#cards > .card").length;
   const verdict = $(".results > .verdict")?.textContent.trim() || "";
   announce($(".message h1")?.textContent || (found ? `${found} shown. ${verdict}` : document.title));
+  return again;
 }
 
 function addressOf(form) {
@@ -92,13 +109,16 @@ function addressOf(form) {
 
 document.addEventListener("submit", (event) => {
   const form = event.target;
-  if (form.hasAttribute("data-plain") || form.id === "picture-form") return;
+  const button = event.submitter;
+  if (form.hasAttribute("data-plain") || button?.hasAttribute("data-plain") || form.id === "picture-form") return;
   event.preventDefault();
-  const body = new FormData(form, event.submitter);
-  if (form.method === "get") {
-    show(form.id === "search-form" ? addressOf(form) : `${form.action.split("?")[0]}?${new URLSearchParams(body)}`);
+  const action = (button?.hasAttribute("formaction") ? button.formAction : form.action).split("?")[0];
+  const body = new FormData(form, button);
+  if ((button?.formMethod || form.method) === "get") {
+    show(form.id === "search-form" ? addressOf(form) : `${action}?${new URLSearchParams(body)}`);
   } else {
-    show(form.action, { method: "POST", body: new URLSearchParams(body) }, true);
+    const sent = { method: "POST", body: new URLSearchParams(body) };
+    posting = posting.then(() => show(action, sent));  // In their order: a later mark aborts none.
   }
 });
 
@@ -119,12 +139,16 @@ document.addEventListener("change", (event) => {
   if (field.id === "file") {
     if (field.files[0]) sendPicture(field.files[0]);
   } else if (field.form?.id === "search-form" && field.id !== "q") {
-    if ((field.name === "since" || field.name === "until") && field.value) {
-      const any = $('input[name="last"][value=""]');
-      if (any) any.checked = true;
-    }
-    if ($("#q").value.trim() || $('#search-form [name="picture"], #search-form [name="like"]')) show(addressOf(field.form));
+    if (field.type !== "datetime-local") return show(addressOf(field.form));
+    field.dataset.changed = "";  // With each part that is typed: applied below.
+    if (field.value) $('input[name="last"][value=""]').checked = true;
   }
+});
+
+document.addEventListener("focusout", (event) => {
+  const next = event.relatedTarget;
+  if (event.target.type !== "datetime-local" || next?.type === "datetime-local" || next?.matches("a, button")) return;
+  if ($("[data-changed]")) show(addressOf($("#search-form")));
 });
 
 // More hits below those that are there.
@@ -133,7 +157,7 @@ async function more(link) {
   link.dataset.waits = "1";
   link.textContent = "Loading …";
   try {
-    const answer = await fetch(link.href);
+    const answer = await load(link.href);
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     const cards = $$("#cards > .card", page);
     if (!cards.length) throw new Error($(".message p", page)?.textContent || "no answer");
@@ -198,7 +222,7 @@ addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const card = document.activeElement?.closest?.(".card");
   if ((event.key === "y" || event.key === "n") && !writes) {
-    (card || $(".about"))?.querySelector(`button[name="${event.key === "y" ? "yes" : "no"}"]`)?.click();
+    if (!event.repeat) (card || $(".about"))?.querySelector(`button[name="${event.key === "y" ? "yes" : "no"}"]`)?.click();
     return;
   }
   if (!cards.length) return;
@@ -208,7 +232,7 @@ addEventListener("keydown", (event) => {
   const columns = cards.filter((card) => top(card) === top(cards[0])).length || 1;
   const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[event.key];
   if (!step) return;
-  const next = at < 0 ? cards[0] : cards[at + step];
+  const next = at < 0 ? cards[Math.min(resume, cards.length - 1)] : cards[at + step];
   if (at >= 0 && !next && event.key === "ArrowUp" && $("#q")) $("#q").focus();
   if (!next) return;
   event.preventDefault();
@@ -222,7 +246,7 @@ function begin() {
     const address = spot.dataset.load;
     spot.removeAttribute("data-load");
     spot.classList.add("waits");
-    fetch(address).then((answer) => (answer.ok ? answer.text() : "")).then((text) => {
+    load(address).then((answer) => (answer.ok ? answer.text() : "")).then((text) => {
       const page = new DOMParser().parseFromString(text, "text/html");
       spot.replaceChildren(...page.body.childNodes);
     }).catch(() => {}).finally(() => spot.classList.remove("waits"));
@@ -262,6 +286,6 @@ function live() {
     now.replaceChildren(...page.body.childNodes);
     if (focused) now.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
   };
-  events.onerror = () => { const note = $("#stale"); if (note) note.textContent = "The server does not answer; trying again."; };
+  events.onerror = () => { load("/api/v1/info").catch(() => {}); const note = $("#stale"); if (note) note.textContent = "The server does not answer; trying again."; };
 }
 begin();

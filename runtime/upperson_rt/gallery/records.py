@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.arguments import check_list, check_number, check_text, is_finite
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.printable import safe_repr
+from upperson_rt.printable import local_time, safe_repr
 
 __all__ = [
     "MAX_NORM_ERROR",
@@ -197,7 +197,7 @@ class Filter:
                 object.__setattr__(self, bound, check_number(seconds, what, UsageError))
         if self.since is not None and self.until is not None and self.since >= self.until:
             raise UsageError(
-                f"nothing lies between since={self.since} and until={self.until}: "
+                f"nothing lies between {local_time(self.since)} and {local_time(self.until)}: "
                 "since must be earlier than until",
                 code="filter_invalid",
             )

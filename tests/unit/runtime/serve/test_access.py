@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.helpers.console import ODD, Client, id_of, problem
+from tests.helpers.console import BASE, ODD, Client, id_of, problem
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import draw_person
 from upperson_console import accounts, side_pages
@@ -107,6 +107,29 @@ def test_requests_without_a_token_are_refused(guarded):
     page = client.get("/people/3?q=a")
     assert page.status_code == 303
     assert page.headers["location"].endswith("/login?next=%2Fpeople%2F3%3Fq%3Da")
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_lost_session_leads_to_the_login_and_back(guarded, size):
+    client = Client(guarded.app, cookie=f"{COOKIE}=ended", referer=f"{BASE}/?q=red&camera=gate")
+    for path in ("/marks", "/export", "/delete", "/saved", "/picture", "/records/prune"):
+        answer = client.post(path, data={"address": "x" * size})
+        assert answer.status_code == 303, path
+        place = "/login?next=%2F%3Fq%3Dred%26camera%3Dgate"
+        assert (answer.headers["location"], "Bearer" in answer.text) == (place, False)
+    elsewhere = {"referer": "https://evil.example/?q=1"}
+    place = client.post("/marks", data={"address": ""}, headers=elsewhere).headers["location"]
+    assert place == "/login?next=%2F"
+    problem(client.post("/api/v1/search", json={"sentence": "x" * size}), 401)
+    opened = client.get("/api/v1/items/1/clip", headers={"sec-fetch-mode": "navigate"})
+    assert opened.status_code == 303
+
+
+def test_the_address_of_a_form_can_be_loaded_again(reader):
+    for path, page in {"/delete": "/", "/marks": "/", "/records/prune": "/records"}.items():
+        answer = reader.client.get(path)
+        assert (answer.status_code, answer.headers["location"]) == (303, page)
+    assert reader.client.get("/api/v1/search").status_code == 405
 
 
 def test_a_browser_logs_in_and_out(guarded, monkeypatch):

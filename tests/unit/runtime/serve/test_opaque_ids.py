@@ -102,7 +102,7 @@ def old_state(tmp_path):
 
 def test_user_data_of_earlier_releases_is_converted_once(old_state):
     ids, marks, saved = upgraded(old_state)
-    assert marks == ([ids.opaque(3), ids.opaque(1)], [ids.opaque(2)])
+    assert marks == {ids.opaque(row): right for row, right in ((3, True), (1, True), (2, False))}
     by_name = {one.name: one.address for one in saved}
     assert by_name["red coats"] == "?q=a+red+coat"
     assert by_name["similar"] == f"like={ids.opaque(3)}&last=day"
@@ -149,7 +149,7 @@ def test_marks_of_a_search_by_an_item_outlive_the_upgrade(make_console, tmp_path
     like, mark = (str(id_of(first, key)) for key in rows)
     with closing(UserState(tmp_path / "older.sqlite")) as store:  # As releases before wrote them.
         key = Search(like=rows["red-0"]).marks_key
-        store.set_marks("local", key, [rows["red-1"]], [])
+        store.change_marks("local", key, {rows["red-1"]: True})
     first.client("PUT", "/api/v1/marks", json={"like": like, "yes": [mark]})
     first.service.close()
     with closing(sqlite3.connect(tmp_path / "console.sqlite")) as connection:

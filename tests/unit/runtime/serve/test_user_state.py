@@ -76,7 +76,7 @@ def file(tmp_path):
         store.keep_picture(picture(), "space")
         store.save("ann", "red coats", "?q=red")
         store.save("ann", "red coats", "?q=a+red+coat")
-        store.set_marks("ann", "question", [3, 1], [2])
+        store.change_marks("ann", "question", {3: True, 1: True, 2: False})
     return path
 
 
@@ -95,7 +95,7 @@ def test_what_was_written_is_there_again(file):
         assert store.picture("p", "space").vector_D.tolist() == VECTOR.tolist()
         (saved,) = store.saved("ann")
         assert (saved.name, saved.address) == ("red coats", "?q=a+red+coat")
-        assert store.marks("ann", "question") == ([3, 1], [2])
+        assert store.marks("ann", "question") == {3: True, 1: True, 2: False}
 
 
 @pytest.mark.parametrize(
