@@ -37,7 +37,8 @@ class Account:
     """As it stands in the query log."""
     role: Role
     cameras: tuple[str, ...] | None = None
-    """The cameras whose pictures a viewer may see; None for all, and for those without a camera."""
+    """The cameras whose pictures a viewer or operator may see; None for all, and for pictures
+    without a camera."""
     logs_in: bool = True
     """Whether it has a token; the user at this machine needs none."""
 
@@ -113,23 +114,42 @@ def add_token(
 
     Raises:
         InputError: The file is malformed or cannot be written.
-        UsageError: The name is malformed, or cameras are for a role that sees all of them.
+        UsageError: As `check_account`.
     """
-    check_name(name, "the name of an account", UsageError)
-    if cameras is not None and role != "viewer":
-        raise UsageError(
-            f"an {role} sees all cameras: leave --camera out, or make it a viewer",
-            code="cameras_need_viewer",
-            role=role,
-        )
-    token, now = secrets.token_urlsafe(32), time.time()
-    expires = None if lasts_s is None else now + lasts_s
-    sha256 = digest_of(token)
-    Accounts.put(
-        path,
-        Token(name=name, role=role, sha256=sha256, cameras=cameras, created=now, expires=expires),
-    )
+    expires = None if lasts_s is None else time.time() + lasts_s
+    entry, token = new_token(name, role, cameras, expires)
+    Accounts.put(path, entry)
     return token
+
+
+def new_token(
+    name: str, role: Role, cameras: tuple[str, ...] | None, expires: float | None
+) -> tuple[Token, str]:
+    """Return the entry of a new token, and the token; raises UsageError, see `check_account`.
+
+    ``expires`` is in unix seconds.
+    """
+    token = secrets.token_urlsafe(32)
+    entry = Token(
+        name=name,
+        role=role,
+        sha256=digest_of(token),
+        cameras=cameras,
+        created=time.time(),
+        expires=expires,
+    )
+    check_account(entry)
+    return entry, token
+
+
+def check_account(entry: Token) -> None:
+    """Raise UsageError for a malformed name, or an administrator who is limited to cameras."""
+    check_name(entry.name, "the name of an account", UsageError)
+    if entry.cameras is not None and entry.role == "admin":
+        raise UsageError(
+            "an admin sees all cameras: leave them out, or make it an operator or a viewer",
+            code="admin_sees_all",
+        )
 
 
 class BrowserSessions:

@@ -41,6 +41,8 @@ CLIP_TYPES = {".mp4": "video/mp4", ".mkv": "video/x-matroska"}
 _PARTS: dict[Size, Part] = {"thumb": "thumbnail", "view": "picture", "frame": "frame"}
 
 _Reason = Annotated[str, Query(min_length=1, max_length=500, description="Why; stands in the log.")]
+_BINARY = {"format": "binary"}
+"""Of a file: generators of clients do not know ``contentMediaType``."""
 PROBLEM: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": "What went wrong, as problem+json.",
@@ -92,7 +94,11 @@ def _searching(routes: APIRouter, service: ConsoleService, access: Access) -> No
     @routes.post("/pictures", tags=["search"], status_code=201, summary="Send a query picture")
     def give(
         picture: Annotated[
-            UploadFile, File(description="AVIF, BMP, GIF, HEIC, JPEG, PNG, PPM, TIFF or WebP.")
+            UploadFile,
+            File(
+                description="AVIF, BMP, GIF, HEIC, JPEG, PNG, PPM, TIFF or WebP.",
+                json_schema_extra=_BINARY,
+            ),
         ],
         account: Account = viewer,
     ) -> models.PictureOut:
@@ -103,7 +109,9 @@ def _searching(routes: APIRouter, service: ConsoleService, access: Access) -> No
 
     @routes.post("/search/picture", tags=["search"], summary="Send a picture and search with it")
     def search_picture(
-        picture: Annotated[UploadFile, File(description="As for /pictures.")],
+        picture: Annotated[
+            UploadFile, File(description="As for /pictures.", json_schema_extra=_BINARY)
+        ],
         search: Annotated[
             str, Form(description="JSON as for /search, without `picture`.", max_length=1 << 20)
         ] = "{}",
@@ -132,7 +140,7 @@ def _searching(routes: APIRouter, service: ConsoleService, access: Access) -> No
         tags=["search"],
         summary="Pictures, facts and hashes as a zip",
         response_class=StreamingResponse,
-        responses={200: {"content": {"application/zip": {}}, "description": "The zip."}},
+        responses={200: {"content": _file("application/zip"), "description": "The zip."}},
     )
     def export(request: models.ExportIn, account: Account = operator) -> Response:
         query = {}
@@ -155,7 +163,7 @@ def _looking(routes: APIRouter, service: ConsoleService, access: Access) -> None
         tags=["items"],
         summary="The picture as JPEG",
         response_class=Response,
-        responses={200: {"content": {"image/jpeg": {}}, "description": "The picture."}},
+        responses={200: {"content": _file("image/jpeg"), "description": "The picture."}},
     )
     def picture(id: Id, size: Size = "view", account: Account = viewer) -> Response:
         return picture_response(service, account, int(id), size)
@@ -167,7 +175,7 @@ def _looking(routes: APIRouter, service: ConsoleService, access: Access) -> None
         response_class=FileResponse,
         responses={
             200: {
-                "content": {kind: {} for kind in CLIP_TYPES.values()},
+                "content": _file(*CLIP_TYPES.values()),
                 "description": "The clip; with a Range header a part of it (206).",
             }
         },
@@ -270,11 +278,11 @@ def _watching(routes: APIRouter, service: ConsoleService, access: Access) -> Non
     @routes.get("/ready", tags=["server"], summary="Whether searches can be answered")
     def ready(request: Request) -> models.HealthOut:
         try:
-            service.gallery.count()
+            service.check_ready()
         except UppersonError as error:
             known = access.find(request) is not None
             why = str(error) if known else "searches cannot be answered: log in to see why"
-            raise ProblemError(503, why) from error
+            raise ProblemError(503, why, code=error.code) from error
         return models.HealthOut()
 
     @routes.get(
@@ -311,6 +319,15 @@ def _embedding(routes: APIRouter, service: ConsoleService, access: Access) -> No
             model=service.encoder.fingerprint,
             usage=models.UsageOut(prompt_tokens=tokens, total_tokens=tokens),
         )
+
+
+def _file(*types: str) -> dict[str, Any]:
+    """Return the content of a response that is a file of one of these media types.
+
+    No response has the last one: openapi-python-client knows no other type of files.
+    """
+    content = {"schema": {"type": "string", **_BINARY}}
+    return dict.fromkeys((*types, "application/octet-stream"), content)
 
 
 def notes_of(found: ConsoleResult, without: Collection[str] = ()) -> list[str]:

@@ -10,9 +10,11 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from upperson_console.accounts import Access, is_of_programs, login_place
+from upperson_console.accounts_page import account_routes
 from upperson_console.alert_routes import alert_routes
 from upperson_console.alerts import ConsoleAlerts
 from upperson_console.api import api_routes
@@ -25,12 +27,13 @@ from upperson_console.pages import page_routes
 from upperson_console.problems import MEDIA_TYPE, ProblemError, problem_of
 from upperson_console.rendering import STATIC, render
 from upperson_console.service import ConsoleService
-from upperson_console.side_pages import side_routes
+from upperson_console.side_pages import EVENTS, side_routes
 from upperson_rt import __version__
 from upperson_rt.errors import UppersonError
 from upperson_rt.printable import error_text, get_logger, one_line
 
 _LOG = get_logger(__name__)
+_FILES = "/static"
 _CACHED = {"cache-control": "private, max-age=31536000, immutable"}
 
 
@@ -61,9 +64,11 @@ def make_app(
 
     app.include_router(page_routes(service, access))
     app.include_router(side_routes(service, access, live or Live(())))
+    if access.accounts is not None:
+        app.include_router(account_routes(service, access, access.accounts))
     if onvif is not None:
         app.include_router(onvif.router)
-    app.mount("/static", _Static(directory=STATIC))
+    app.mount(_FILES, _Static(directory=STATIC))
     _handle_problems(app, access)
 
     def sender(scope: Scope) -> str | None:
@@ -71,7 +76,34 @@ def make_app(
         return None if found is None else found.name
 
     apart = None if onvif is None else PATH
-    return Guard(app, names, sender, apart=apart, large=LARGE_BODIES)
+    return Guard(_answering_heads(app), names, sender, apart=apart, large=LARGE_BODIES)
+
+
+def _has_head(path: str) -> bool:
+    return not path.startswith((EVENTS, f"{PATH}/"))  # One never ends; ONVIF signs the method.
+
+
+def _answering_heads(app: ASGIApp) -> ASGIApp:
+    """Answer HEAD as GET: the server leaves the body out."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD" and _has_head(scope["path"]):
+            scope = {**scope, "method": "GET"}
+        await app(scope, receive, send)
+
+    return answer
+
+
+def _allowed(app: FastAPI, path: str) -> str:
+    """Return the methods of a path; a route's own error names those of one route."""
+
+    def is_answered(method: str) -> bool:
+        scope = {"type": "http", "path": path, "root_path": "", "method": method}
+        return any(route.matches({**scope})[0] is Match.FULL for route in app.routes)
+
+    methods = ("DELETE", "GET", "POST", "PUT") if not path.startswith(_FILES) else ("GET",)
+    found = [one for one in methods if is_answered(one)]
+    return ", ".join([*found, *(["HEAD"] if "GET" in found and _has_head(path) else [])])
 
 
 class _Defects:
@@ -162,10 +194,13 @@ def _handle_problems(app: FastAPI, access: Access) -> None:
     async def of_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         what = "there is nothing at this address" if error.status_code == 404 else error.detail
+        headers = error.headers
         if error.status_code == 405 and request.method == "GET" and not is_of_programs(request):
             first, _, rest = request.url.path[1:].partition("/")  # The address of a form, reloaded.
             return RedirectResponse(f"/{first if rest else ''}", 303)
-        return response_to(request, ProblemError(error.status_code, what, error.headers))
+        if error.status_code == 405:
+            headers = {"Allow": _allowed(app, request.url.path)}
+        return response_to(request, ProblemError(error.status_code, what, headers))
 
     def defect(request: Request, error: Exception) -> Response:
         _LOG.error("internal error at %s: %s", request.url.path, error_text(error))

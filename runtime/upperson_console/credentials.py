@@ -61,7 +61,7 @@ class CredentialFile(Generic[C]):
         Raises:
             InputError: It cannot be read, is malformed or empty, or others may read it.
         """
-        self._path = path
+        self.path = path
         self._held = _stat_of(path), self._read_to_accept()
         if not self._held[1]:
             what, option = _KINDS[self.key]
@@ -73,7 +73,7 @@ class CredentialFile(Generic[C]):
 
     def entries(self) -> tuple[C, ...]:
         """Return the entries that have not expired; none while the file cannot be read."""
-        state = _stat_of(self._path)
+        state = _stat_of(self.path)
         if state != self._held[0]:
             try:
                 self._held = state, self._read_to_accept()
@@ -83,9 +83,9 @@ class CredentialFile(Generic[C]):
         return tuple(entry for entry in self._held[1] if not entry.has_expired())
 
     def _read_to_accept(self) -> tuple[C, ...]:
-        entries = self.read(self._path)
+        entries = self.read(self.path)
         if self.is_private:
-            require_private(self._path)
+            require_private(self.path)
         return entries
 
     @classmethod

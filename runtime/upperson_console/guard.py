@@ -15,7 +15,7 @@ import ipaddress
 import json
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable
 from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import Any
 
@@ -25,7 +25,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from upperson_console.accounts import is_of_programs, login_place
-from upperson_console.limits import CLIENT, ConcurrencyLimit, network_of
+from upperson_console.limits import CLIENT, ConcurrencyLimit, Turns, network_of
 from upperson_console.problems import MEDIA_TYPE, ProblemError
 
 KNOWN = "upperson_known"
@@ -42,12 +42,15 @@ _ANONYMOUS_BODY_WITHIN_S = 10.0
 _MOST_DRAINED_BYTES = 128 << 20
 """Read and discarded of a body that is too large: browsers read the response after sending."""
 _MOST_REQUESTS = 64
-"""At a time, with a valid token; and as many without."""
+"""At a time, with a valid token; as many with pictures, and as many without a token."""
+_MOST_AT_ONCE = 10
+"""Requests of all accounts that run at a time, until their responses begin; each account in turn.
+No more than the encoder's queue takes, and fewer than the server's threads."""
 _MOST_EACH = 32
-"""Of these, of one account."""
-_MOST_RUNNING = 4
-"""Requests of one account that run at a time, until their responses begin. Fewer than the server's
-threads and the encoder's queue, so that other accounts find room."""
+"""Of these, of one account: with pictures, and as many others."""
+_MOST_RUNNING = {False: 4, True: 2}
+"""Requests of one account that run at a time, until their responses begin: without pictures, and
+with. They read their bodies meanwhile."""
 _MOST_LARGE = 3
 """Bodies above `MOST_SMALL_BYTES` at a time, one of each account; others wait unread."""
 _LARGE_BYTES_PER_S = 4 << 20
@@ -111,15 +114,17 @@ class Guard:
         self._sender = sender
         self._large = large
         self._large_bodies = asyncio.Semaphore(_MOST_LARGE)
-        self._shares: dict[str, _Share] = {}
+        self._shares: dict[tuple[str, bool], _Share] = {}
+        """By account, and whether its requests may have pictures."""
         self.body_within_s = _BODY_WITHIN_S, _ANONYMOUS_BODY_WITHIN_S
         """Deadlines for a whole body, with and without a valid token."""
         own = socket.gethostname().lower()
         self._names = {"localhost", own, own.partition(".")[0], *(n.lower() for n in names)}
         self._apart = apart
-        self._authenticated, self._anonymous, self._others = (
-            ConcurrencyLimit(_MOST_REQUESTS) for _ in range(3)
+        self._authenticated, self._uploads, self._anonymous, self._others = (
+            ConcurrencyLimit(_MOST_REQUESTS) for _ in range(4)
         )
+        self._turns = Turns(_MOST_AT_ONCE)
         self.refused = 0
         """Requests refused by a concurrency limit."""
 
@@ -136,8 +141,8 @@ class Guard:
         network = network_of((scope.get("client") or ("",))[0])
         CLIENT.set(f"network {network}" if sender is None else f"account {sender}")
         most_bytes = _MOST_ANONYMOUS_BYTES
+        is_large = is_apart or self._large is None or scope["path"] in self._large
         if may_send_large:
-            is_large = is_apart or self._large is None or scope["path"] in self._large
             most_bytes = MOST_BODY_BYTES if is_large else MOST_SMALL_BYTES
         within_s = self.body_within_s[0 if may_send_large else 1]
         body = _Body(receive, within_s, most_bytes)
@@ -145,41 +150,47 @@ class Guard:
         if scope["path"] in _ALWAYS:
             await self._limited(scope, body, send, problem)
             return
-        limit = self._authenticated if sender is not None else self._anonymous
-        limit = self._others if is_apart else limit
-        share = None if sender is None else self._shares.setdefault(sender, _Share())
+        limit = self._uploads if is_large else self._authenticated
+        limit = limit if sender is not None else self._others if is_apart else self._anonymous
+        owner = "" if sender is None else sender, is_large
+        share = None if sender is None else self._shares.setdefault(owner, _Share(is_large))
         is_full = share is not None and share.there >= _MOST_EACH
-        place = None if is_full else limit.acquire(network, body.evict)
+        place = None if is_full else limit.acquire(sender or network, body.evict)
         if place is None:
             self.refused += 1
             await _answer(_busy(), scope, receive, send)
             return
-        body.completed = lambda: limit.pin(place)
+        body.pin = lambda: limit.pin(place)
         has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-        if sender is not None or not has_body:
-            body.completed()
+        if share is None and not has_body:
+            body.pin()
         try:
             if share is None:
                 await self._limited(scope, body, send, problem)
             else:
-                await self._shared(share, scope, body, send, problem)
+                await self._shared(share, owner, scope, body, send, problem, has_body)
         finally:
             limit.release(place)
             if share is not None and not share.there:
-                self._shares.pop(str(sender), None)
+                self._shares.pop(owner, None)
 
     async def _shared(
         self,
         share: "_Share",
+        owner: Hashable,
         scope: Scope,
         body: "_Body",
         send: Send,
         problem: ProblemError | None,
+        has_body: bool,
     ) -> None:
         share.there += 1
         try:
             async with AsyncExitStack() as stack:
-                await share.running.acquire()
+                if not await body.wait_for(share.running):
+                    self.refused += 1
+                    await _answer(_busy(), scope, body.receive, send)
+                    return
                 running = stack.enter_context(ExitStack())
                 running.callback(share.running.release)
 
@@ -187,7 +198,15 @@ class Guard:
                     running.close()
                     await send(message)
 
+                async def begin() -> None:
+                    await self._turns.begin(owner)
+                    running.callback(self._turns.end)
+
                 body.places = stack, (share.large, self._large_bodies)
+                if has_body:
+                    body.completed = begin
+                else:
+                    await begin()
                 await self._limited(scope, body, starting, problem)
         finally:
             share.there -= 1
@@ -255,9 +274,9 @@ class Guard:
 class _Share:
     """Limits of one account."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_large: bool) -> None:
         self.there = 0
-        self.running = asyncio.Semaphore(_MOST_RUNNING)
+        self.running = asyncio.Semaphore(_MOST_RUNNING[is_large])
         self.large = asyncio.Semaphore(1)
 
 
@@ -271,8 +290,10 @@ class _Body:
         """Semaphores that a large body acquires, and the stack that releases them."""
         self.problem: ProblemError | None = None
         """Why it is not read to its end."""
-        self.completed: Callable[[], None] = lambda: None
-        """Called when all of it has arrived."""
+        self.pin: Callable[[], None] = lambda: None
+        """Keeps it from being evicted, once all of it has arrived or its account runs it."""
+        self.completed: Callable[[], Awaitable[None]] | None = None
+        """Awaited before its last part is returned."""
         self._within_s = within_s
         self._until = time.monotonic() + within_s
         self._left = most_bytes
@@ -285,6 +306,22 @@ class _Body:
         """Wait for it no longer."""
         if not self._evicted.done():
             self._evicted.set_result(None)
+
+    async def wait_for(self, place: asyncio.Semaphore) -> bool:
+        """Acquire a semaphore, and begin the deadline; return False if it was evicted before."""
+        waiting = asyncio.ensure_future(place.acquire())
+        try:
+            await asyncio.wait({waiting, self._evicted}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not waiting.done():
+                waiting.cancel()
+        if self._evicted.done():
+            if waiting.done():
+                place.release()
+            return False
+        self.pin()
+        self._until = time.monotonic() + self._within_s
+        return True
 
     async def next(self) -> Message:
         """Return the next part."""
@@ -311,6 +348,8 @@ class _Body:
             stack, places = self.places
             self.places = None
             await self._take(stack, places)
+        if self._ended and self.completed is not None:
+            await self.completed()
         return message
 
     async def _take(self, stack: AsyncExitStack, places: Iterable[asyncio.Semaphore]) -> None:
@@ -354,7 +393,7 @@ class _Body:
             await asyncio.sleep(size_bytes / self._bytes_per_s)
         if message["type"] != "http.request" or not message.get("more_body"):
             self._ended = True
-            self.completed()
+            self.pin()
         return message
 
     def too_large(self) -> ProblemError:
@@ -383,7 +422,7 @@ def _cross_site(own: str) -> ProblemError:
 def _busy() -> ProblemError:
     return ProblemError(
         429,
-        f"{_MOST_REQUESTS} requests are being answered already: try again in a moment",
+        "too many requests are being answered already: try again in a moment",
         {"Retry-After": "1"},
     )
 

@@ -2,14 +2,16 @@
 
 A few requests run, a few more wait, and any further one is refused: otherwise every waiting request
 would hold a thread and its picture, and its client would give up first. The queue is round robin
-over clients, so that one with many requests, or a long one, delays another by a request or two.
+over clients, so that one with many requests, or a long one, delays another by a request or two. In
+a full queue the client with most waiting requests gives way to one with fewer.
 """
 
+import asyncio
 import ipaddress
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -28,12 +30,23 @@ class BusyError(Exception):
         self.retry_after_s = retry_after_s
 
 
+class _Waiting(threading.Event):
+    """A request that waits; set when it may run, or is refused."""
+
+    is_refused = False
+
+    def __init__(self, is_new: bool) -> None:
+        super().__init__()
+        self.is_new = is_new
+        """Whether it has not begun; `RequestQueue.pause` interrupts others."""
+
+
 class RequestQueue:
     """A bounded queue, round robin over clients. Safe to use from several threads."""
 
-    def __init__(self, running: int = 1, waiting: int = 8) -> None:
+    def __init__(self, running: int = 1, waiting: int = 9) -> None:
         self._free, self._most = running, running + waiting
-        self._queue: OrderedDict[str, deque[threading.Event]] = OrderedDict()
+        self._queue: OrderedDict[str, deque[_Waiting]] = OrderedDict()
         """Waiting requests by client; the client whose turn is next comes first."""
         self._lock = threading.Lock()
         self.waiting = 0
@@ -50,12 +63,13 @@ class RequestQueue:
     def slot(self) -> Iterator[None]:
         """Wait for a slot, and hold it."""
         with self._lock:
-            if self.waiting >= self._most:
-                self.refused += 1
-                raise BusyError(max(1, round(self.waiting * self._usual_s)))
+            if self.waiting >= self._most and not self._evict():
+                raise self._refusal()
             self.waiting += 1
-            own = self._enqueue()
+            own = self._enqueue(is_new=True)
         own.wait()
+        if own.is_refused:
+            raise self._refusal()
         began = time.monotonic()
         try:
             yield
@@ -78,15 +92,31 @@ class RequestQueue:
             if client in self._queue:
                 self._queue.move_to_end(client)
             self._free += 1
-            own = self._enqueue()
+            own = self._enqueue(is_new=False)
         began = time.monotonic()
         own.wait()
         with self._lock:
             self.busy_s -= time.monotonic() - began
 
-    def _enqueue(self) -> threading.Event:
+    def _refusal(self) -> BusyError:
+        self.refused += 1
+        return BusyError(max(1, round(self.waiting * self._usual_s)))
+
+    def _evict(self) -> bool:
+        """Refuse the newest request of the client with most waiting ones, if this one has fewer."""
+        most = max(self._queue.values(), key=len, default=deque())
+        newest = next((one for one in reversed(most) if one.is_new), None)
+        if newest is None or len(most) <= len(self._queue.get(CLIENT.get(), ())) + 1:
+            return False
+        most.remove(newest)
+        self.waiting -= 1
+        newest.is_refused = True
+        newest.set()
+        return True
+
+    def _enqueue(self, is_new: bool) -> _Waiting:
         """Return the event that is set when a slot is free."""
-        own = threading.Event()
+        own = _Waiting(is_new)
         self._queue.setdefault(CLIENT.get(), deque()).append(own)
         self._dispatch()
         return own
@@ -97,6 +127,35 @@ class RequestQueue:
             client, waiting = self._queue.popitem(last=False)
             waiting.popleft().set()
             self._free -= 1
+            if waiting:
+                self._queue[client] = waiting
+
+
+class Turns:
+    """Requests that run at a time, round robin over clients. Belongs to one event loop."""
+
+    def __init__(self, running: int) -> None:
+        self._free = running
+        self._queue: OrderedDict[Hashable, deque[asyncio.Future[None]]] = OrderedDict()
+
+    async def begin(self, client: Hashable) -> None:
+        """Wait until a request of a client may run; `end` gives its place to the next one."""
+        own = asyncio.get_running_loop().create_future()
+        self._queue.setdefault(client, deque()).append(own)
+        self._dispatch()
+        await own
+
+    def end(self) -> None:
+        """End a request."""
+        self._free += 1
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        while self._free and self._queue:
+            client, waiting = self._queue.popitem(last=False)
+            if not (own := waiting.popleft()).done():  # Its client may have gone.
+                own.set_result(None)
+                self._free -= 1
             if waiting:
                 self._queue[client] = waiting
 

@@ -4,6 +4,7 @@ Each search, view, export, mark and deletion is in the query log before its resu
 are those of `problems`; what an account may not see is reported as missing.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -76,6 +77,7 @@ class ConsoleService:
         queries = QueryEncoder(self.queued)
         self.searches = 0
         """Number of searches."""
+        self._deleting = threading.Lock()
         self.views = ViewLog(view_quota)
         self.ids = user_state.id_permutation()
         """From row ids to those of `gallery` and back."""
@@ -88,6 +90,11 @@ class ConsoleService:
         self.current.last.gallery.close()
         self.user_state.close()
         self.log.close()
+
+    def check_ready(self) -> None:
+        """Raise UppersonError if searches cannot be answered, or not be logged."""
+        self.gallery.count()
+        self.log.check()
 
     # Reads.
 
@@ -234,13 +241,19 @@ class ConsoleService:
         return hits
 
     def delete(self, account: Account, ids: Sequence[int], reason: str, details: _Details) -> int:
-        """Delete items and their pictures, with a reason; return how many there were."""
+        """Delete items and their pictures, with a reason; return how many there were.
+
+        Deletions of the same items take turns: the log names each one once.
+        """
         reason = _require_reason(reason)
-        found = [(id_, item) for id_, (item, _) in self.gallery.get(ids).items()]
-        items = [(id_, item) for id_, item in found if account.sees(item.camera)]
-        self.note_items(account, "delete", items, {"reason": reason, **details}, None)
-        deleted = self.gallery.delete([item.key for _, item in items])
-        self.current.last.has_changed()
+        with self._deleting:
+            found = [(id_, item) for id_, (item, _) in self.gallery.get(ids).items()]
+            items = [(id_, item) for id_, item in found if account.sees(item.camera)]
+            if ids and not items:
+                raise missing("none of these pictures is there; they may have been deleted")
+            self.note_items(account, "delete", items, {"reason": reason, **details}, None)
+            deleted = self.gallery.delete([item.key for _, item in items])
+            self.current.last.has_changed()
         return deleted
 
     def prune(

@@ -27,6 +27,8 @@ from upperson_rt.preprocess import use_image
 from upperson_rt.printable import local_time, safe_repr
 from upperson_rt.strict import parse_json
 
+EVENTS = "/live/events"
+"""Path of the stream of the live page."""
 _RENEWED_S = 2.0
 _POLLED_S = 0.5
 """Interval at which a stream checks whether the server ends."""
@@ -90,7 +92,7 @@ def _live_pages(routes: APIRouter, service: ConsoleService, access: Access, live
         headers = {**PICTURE_HEADERS, "cache-control": "no-store"}
         return Response(jpeg, media_type="image/jpeg", headers=headers)
 
-    @routes.get("/live/events")
+    @routes.get(EVENTS)
     async def events(request: Request, account: Account = viewer) -> Response:
         if len(streams) >= _MOST_STREAMS:
             raise ProblemError(

@@ -30,7 +30,9 @@ class NewToken(OptionGroup, panel="Token"):
     ] = "viewer"
     camera: Annotated[
         list[str] | None,
-        typer.Option("--camera", help="A viewer sees only this camera; may be given again."),
+        typer.Option(
+            "--camera", help="It sees only this camera; may be given again. An admin sees all."
+        ),
     ] = None
     expires: Annotated[
         float | None,

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from upperson_rt.preprocess import ImageSource
 
 _LOG = get_logger(__name__)
+_SPARE_BYTES = 64 << 10
+"""Space on the disk below which a log counts as not writable; a line has some hundred bytes."""
 
 
 class QueryLog:
@@ -75,6 +78,8 @@ class QueryLog:
         self._size, self._end, self._chain = -1, 0, ""
         """Of the file, where its last chained line ends, and the chain of that; -1: not read."""
         self._changed = 0
+        self._has_failed = False
+        """Whether the last line could not be written."""
         self._last_known, self._since = "", ""
         """The chain that a new file continues, and the time of a break that is open."""
         self._owner: tuple[int, int] | None = None
@@ -154,6 +159,20 @@ class QueryLog:
         with self._current():
             return self._chain
 
+    def check(self) -> None:
+        """Check that a line can be written; after a failed one, write a line (``resume``).
+
+        Raises:
+            InputError: It cannot be written, or the disk has less than 64 KiB left.
+        """
+        with self._current():
+            if self._has_failed:
+                self._append({**_begin(self.user, "resume"), **self._open_break()})
+        if not os.access(self.path, os.W_OK):
+            raise self._unwritable("it is read-only")
+        if shutil.disk_usage(self.path.parent).free < _SPARE_BYTES:
+            raise self._unwritable("the disk is full")
+
     def close(self) -> None:
         """Close the file; the object cannot be used afterwards. May be called again."""
         with self._lock:
@@ -188,10 +207,15 @@ class QueryLog:
                     os.close(self._file)
                     self._file = -1
         except OSError as error:
-            self._size = -1
-            message = f"cannot write the query log {self.path}: {error.strerror or error}; no query"
-            message += " is answered without it"
-            raise InputError(message, code="log_unwritable", path=str(self.path)) from error
+            self._size, self._has_failed = -1, True
+            raise self._unwritable(error.strerror or str(error)) from error
+
+    def _unwritable(self, why: str) -> InputError:
+        return InputError(
+            f"cannot write the query log {self.path}: {why}; no query is answered without it",
+            code="log_unwritable",
+            path=str(self.path),
+        )
 
     def _open(self) -> None:
         if self._file == -2:
@@ -314,6 +338,7 @@ class QueryLog:
         write_head(self.path, end, chain)
         self._size = self._end = end
         self._chain, self._changed = chain, os.fstat(self._file).st_ctime_ns
+        self._has_failed = False
 
     def _put(self, line: bytes) -> int:
         left = line

@@ -490,6 +490,71 @@ def test_the_zones_of_a_camera_lie_on_its_picture(open_page, folder, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.fixture
+def tokens(folder):
+    """A token file with an administrator and a viewer, and the administrator's token."""
+    file = folder / "tokens.json"
+    token = add_token(file, "ada", "admin", None)
+    add_token(file, "vera", "viewer", ("gate",), 86400)
+    return file, token
+
+
+@pytest.mark.parametrize(
+    ("width", "theme", "scripts"),
+    [(1280, "light", True), (320, "dark", True), (320, "dark", False)],
+)
+def test_an_administrator_manages_accounts(open_page, folder, tokens, width, theme, scripts):
+    with served(folder, "--token-file", tokens[0].name) as running:
+        page = open_page(
+            "/accounts",
+            url=running.url,
+            java_script_enabled=scripts,
+            bypass_csp=True,
+            color_scheme=theme,
+            viewport={"width": width, "height": 860},
+        )
+        page.get_by_label("Token").fill(tokens[1])
+        page.get_by_role("button", name="Log in").click()
+        new = page.locator(".alert-form")
+        new.get_by_label("Name, as in the query log").fill("otto")
+        new.get_by_role("radio", name="operator").check()
+        new.get_by_role("checkbox", name="hall").check()
+        new.get_by_role("button", name="Create").click()
+        token = page.locator("code.token").inner_text()
+        headers = {"authorization": f"Bearer {token}"}
+        info = httpx.get(f"{running.url}/api/v1/info", headers=headers).json()
+        assert (info["user"], info["role"], info["pictures"]) == ("otto", "operator", 18)
+        if scripts:
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert _violations(page) == {}
+        if SCREENSHOTS is not None:
+            page.screenshot(path=Path(SCREENSHOTS, f"accounts-{width}.png"), full_page=True)
+        otto = page.get_by_role("region", name="otto")
+        otto.get_by_text("Change …", exact=True).click()
+        otto.get_by_role("radio", name="viewer").check()
+        otto.get_by_role("button", name="Save").click()
+        otto.locator("dd", has_text="viewer").wait_for()
+        assert page.locator("code.token").count() == 0
+        otto.get_by_text("New token or revoke …").click()
+        if SCREENSHOTS is not None:
+            page.screenshot(path=Path(SCREENSHOTS, f"accounts-open-{width}.png"), full_page=True)
+        otto.get_by_role("button", name="Revoke").click()
+        page.wait_for_url("**/accounts")
+        assert page.get_by_role("region", name="otto").count() == 0
+        assert httpx.get(f"{running.url}/api/v1/info", headers=headers).status_code == 401
+
+
+def _violations(page):
+    """Return what axe-core finds; nothing where it is not installed."""
+    if not AXE.exists():
+        return {}
+    page.add_script_tag(path=AXE)
+    result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return {
+        one["id"]: [node["html"][:120] for node in one["nodes"]] for one in result["violations"]
+    }
+
+
 PAGES = {
     "start": "/",
     "browse": "/?order=time",
@@ -527,11 +592,7 @@ def test_every_page_is_readable_in_both_sizes_and_themes(open_page, shown, size,
                 picture = image.convert("RGB").quantize(128)
             file = Path(SCREENSHOTS, f"console-{name}-{size}-{theme}.png")
             picture.save(file, optimize=True)
-        if AXE.exists():
-            page.add_script_tag(path=AXE)
-            result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-            for one in result["violations"]:
-                found[name, one["id"]] = [node["html"][:120] for node in one["nodes"]]
+        found |= {(name, id_): nodes for id_, nodes in _violations(page).items()}
     wrong[:] = [text for text in wrong if "422" not in text]  # The browser itself logs that status.
     if not AXE.exists():
         pytest.skip(f"no axe-core: npm install --prefix {Path(sys.prefix, 'axe')} axe-core")

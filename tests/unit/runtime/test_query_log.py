@@ -469,3 +469,22 @@ def test_a_name_alone_sets_no_log_aside(path, tmp_path, replaced):
     assert log.problem
     log.close()
     assert verify_log(path).problems
+
+
+@pytest.mark.parametrize("head_too", [True, False], ids=["with its head", "alone"])
+@pytest.mark.parametrize("made_anew", [True, False])
+def test_a_log_that_was_rotated_is_not_written_to_under_its_new_name(path, head_too, made_anew):
+    """A new file goes on, and says so until it is acknowledged."""
+    with QueryLog(path, user="ann") as log:
+        log.write("before", [], k=1)
+        chain = log.last_chain()
+        path.rename(path.with_name("log.1"))
+        if head_too:
+            path.with_name("log.head").rename(path.with_name("log.1.head"))
+        if made_anew:
+            path.touch()
+        log.write("after", [], k=1)
+    assert [line["sentence"] for line in lines_of(path.with_name("log.1"))] == ["before"]
+    first, second = lines_of(path)
+    assert (first["action"], first["previous"], second["sentence"]) == ("break", chain, "after")
+    assert "log acknowledge" in verify_log(path).problems[0]

@@ -26,7 +26,7 @@ def test_tokens_are_stored_hashed_and_replaced_by_name(guarded):
     known = Accounts(guarded.token_file)
     assert known.of_token(guarded.tokens["viewer"]) is None
     assert known.of_token(guarded.tokens["admin"]).name == "ada"
-    with refused("cameras_need_viewer", UsageError, role="admin"):
+    with refused("admin_sees_all", UsageError):
         add_token(guarded.token_file, "x", "admin", ("gate",))
     for file in (guarded.log, guarded.log.with_name("query.log.head")):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.helpers.console import ODD, id_of, problem
+from tests.helpers.console import ODD, id_of, log_lines, problem
 from tests.helpers.gallery_places import some_vectors
 from tests.helpers.toy_bundle import draw_person, make_toy_bundle
 from upperson_console import current
-from upperson_console.problems import problem_of
+from upperson_console.accounts import Account
+from upperson_console.problems import ProblemError, problem_of
 from upperson_rt.bundle import open_encoder
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.gallery import Gallery, Item
@@ -104,10 +105,31 @@ def test_two_browsers_delete_the_same_person(console):
     form = {"ids": str(id_), "reason": "requested", "what": "picture"}
     first, second = (console.client.post("/delete", data=form) for _ in range(2))
     assert "Deleted 1 picture" in first.text
-    assert second.status_code == 200
-    assert "Nothing was left to delete" in second.text
+    assert second.status_code == 404
+    assert "may have been deleted" in second.text
     assert console.service.gallery.count() == 17
     problem(delete(console, id_), 404, "picture_not_found")
+
+
+def test_deletions_at_the_same_time_name_each_picture_once(console):
+    id_, together = id_of(console, "red-0"), threading.Barrier(6)
+    account = Account(name="local", role="admin")
+
+    def status(_):
+        together.wait(60)
+        try:
+            return console.service.delete(account, [id_], "requested", {})
+        except ProblemError as error:
+            return error.status
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sorted(pool.map(status, range(6))) == [1] + [404] * 5
+    assert [line["ids"] for line in log_lines(console)] == [[id_]]
+    # Of several pictures the line names those that were left.
+    left = id_of(console, "red-1")
+    form = {"ids": f"{id_} {left}", "reason": "requested"}
+    assert "1 of 2 had been deleted before" in console.client.post("/delete", data=form).text
+    assert log_lines(console)[-1]["ids"] == [left]
 
 
 @pytest.mark.parametrize("inode", ["another", "reused"])
@@ -161,10 +183,28 @@ def test_a_full_disk_answers_nothing_and_loses_nothing(console, monkeypatch):
     ):
         assert "No space left on device" in problem(answer, 507, "log_not_writable")
     assert console.client.get("/?q=red").status_code == 507
+    problem(console.client.get("/api/v1/ready"), 503, "log_unwritable")
     monkeypatch.setattr(os, "write", write)
+    assert console.client.get("/api/v1/ready").status_code == 200
+    assert log_lines(console)[-1]["action"] == "resume"
     assert console.service.gallery.count() == 18
     assert console.client.search(sentence="red").status_code == 200
     assert verify_log(console.log).problems == []
+
+
+def test_a_server_that_cannot_log_is_not_ready(console, monkeypatch):
+    """Also before the first request that fails; a log that was moved away is made anew."""
+    client = console.client
+    assert client.get("/api/v1/ready").status_code == 200
+    usage = shutil.disk_usage(console.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        problem(client.get("/api/v1/ready"), 503, "log_unwritable")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: False)
+        assert "read-only" in problem(client.get("/api/v1/ready"), 503, "log_unwritable")
+    assert client.get("/api/v1/ready").status_code == 200
+    assert console.log.read_bytes() == b""
 
 
 def test_a_gallery_that_cannot_be_written_to_is_searched_and_keeps_all(console, monkeypatch):

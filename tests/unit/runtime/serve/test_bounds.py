@@ -201,7 +201,7 @@ def test_one_account_does_not_take_all_places():
             await go_on.wait()
         await finish(send)
 
-    guard = Guard(app, sender=lambda scope: dict(scope["headers"])[b"account"].decode())
+    guard = Guard(app, sender=lambda scope: dict(scope["headers"])[b"account"].decode(), large=())
 
     async def run():
         transport = httpx.ASGITransport(guard)
@@ -222,6 +222,116 @@ def test_one_account_does_not_take_all_places():
     assert under_way == 4
     assert (statuses.count(200), statuses.count(429)) == (32, 32)
     assert guard._shares == {}
+
+
+def test_two_accounts_with_all_places_keep_no_third_one_out():
+    """The account with most waiting requests gives way, and none that run."""
+    go_on = asyncio.Event()
+
+    async def app(scope, receive, send):
+        if scope["path"] == "/slow":
+            await go_on.wait()
+        await finish(send)
+
+    guard = Guard(app, sender=lambda scope: dict(scope["headers"])[b"account"].decode(), large=())
+
+    async def run():
+        transport = httpx.ASGITransport(guard)
+        async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
+
+            def get(path, account):
+                return asyncio.create_task(client.get(path, headers={"account": account}))
+
+            slow = [get("/slow", name) for name in ("vera", "vito") for _ in range(32)]
+            while len(guard._authenticated) < 64:
+                await asyncio.sleep(0.01)
+            quick = [(await get("/quick", "anna")).status_code for _ in range(23)]
+            go_on.set()
+            return quick, [(await one).status_code for one in slow]
+
+    quick, slow = asyncio.run(run())
+    assert quick == [200] * 23
+    assert 1 <= slow.count(429) <= 23
+    assert slow.count(200) == 64 - slow.count(429)
+    assert (len(guard._authenticated), guard._turns._free) == (0, 10)
+
+
+def test_accounts_take_turns_and_a_late_body_keeps_no_place():
+    """Of ten places four accounts would take all; one more account is served after one request."""
+    order, run_one = [], asyncio.Semaphore(0)
+
+    async def app(scope, receive, send):
+        while (await receive())["more_body"]:
+            pass
+        order.append(dict(scope["headers"])[b"account"].decode())
+        await run_one.acquire()
+        await finish(send)
+
+    guard = Guard(app, sender=lambda scope: dict(scope["headers"])[b"account"].decode(), large=())
+
+    async def never():
+        yield b"x"
+        await asyncio.Event().wait()
+
+    async def run():
+        transport = httpx.ASGITransport(guard)
+        async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
+
+            def send(account, **more):
+                method = "POST" if more else "GET"
+                request = client.request(method, "/", headers={"account": account}, **more)
+                return asyncio.create_task(request)
+
+            late = [send(f"late {n}", content=never()) for n in range(12)]
+            busy = [send(name) for name in "abcd" for _ in range(6)]
+            while len(order) < 10:
+                await asyncio.sleep(0.01)
+            busy.append(send("anna"))
+            while len(guard._authenticated) < 37:
+                await asyncio.sleep(0.01)
+            for _ in range(len(busy)):
+                run_one.release()
+            statuses = [(await one).status_code for one in busy]
+            for one in late:
+                one.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+            return statuses
+
+    assert asyncio.run(run()) == [200] * 25
+    assert order.index("anna") <= 10 + 4
+    assert (len(guard._authenticated), guard._turns._free) == (0, 10)
+
+
+@pytest.mark.parametrize("uploader", ["viewer", "operator"])
+def test_thirty_uploads_keep_no_search_out(guarded, red_jpeg, uploader):
+    """Neither those of another account nor those of the same one."""
+
+    async def run():
+        transport = httpx.ASGITransport(guarded.app)
+        async with httpx.AsyncClient(transport=transport, base_url=BASE, timeout=60) as client:
+
+            def post(path, role, **more):
+                headers = {"authorization": f"Bearer {guarded.tokens[role]}"}
+                return asyncio.create_task(client.post(path, headers=headers, **more))
+
+            files = {"picture": ("a.jpg", red_jpeg)}
+            uploads = [
+                post("/api/v1/search/picture", uploader, files=files, data={"search": "{}"})
+                for _ in range(30)
+            ]
+            while len(guarded.app._uploads) < 30:
+                await asyncio.sleep(0)
+            query = {"sentence": "red"}
+            searches = [post("/api/v1/search", "operator", json=query) for _ in range(23)]
+            await asyncio.gather(*searches)
+            ended = sum(one.done() for one in uploads)
+            found = [one.result().status_code for one in searches]
+            return found, ended, [(await one).status_code for one in uploads]
+
+    searches, ended, uploads = asyncio.run(run())
+    assert searches == [200] * 23
+    assert ended < 30, "the searches did not wait for all uploads"
+    assert uploads == [200] * 30
 
 
 def test_large_bodies_of_one_account_are_read_one_after_the_other():

@@ -205,6 +205,42 @@ def test_a_queue_has_bounds_and_a_failed_request_frees_its_slot():
     assert queue._usual_s < 0.1  # Shorter requests than expected lower the estimate.
 
 
+def test_in_a_full_queue_the_busiest_client_gives_way():
+    queue, refused, threads = RequestQueue(running=1, waiting=4), [], []
+
+    def request(client):
+        CLIENT.set(client)
+        try:
+            with queue.slot():
+                pass
+        except BusyError:
+            refused.append(client)
+
+    def start(client):
+        threads.append(threading.Thread(target=request, args=(client,)))
+        threads[-1].start()
+
+    with queue.slot():
+        for number, client in enumerate(["a", "a", "a", "b"]):
+            start(client)
+            while queue.waiting < number + 2:
+                pass
+        start("c")
+        while "c" not in queue._queue:
+            pass
+        while not refused:
+            pass
+        for client in ("a", "b", "c"):  # Nobody has two more than another one now.
+            start(client)
+        for thread in threads[-3:]:
+            thread.join()
+        assert queue.waiting == 5
+    for thread in threads:
+        thread.join()
+    assert sorted(refused) == ["a", "a", "b", "c"]
+    assert (queue.waiting, queue._free, queue.served, queue.refused) == (0, 1, 5, 4)
+
+
 def test_the_oldest_holder_of_the_busiest_network_is_evicted():
     gone = []
     limit = ConcurrencyLimit(4)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 
-from tests.helpers.console import problem
+from tests.helpers.console import id_of, problem
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 openapi_checks = pytest.importorskip("schemathesis.specs.openapi.checks")
@@ -80,6 +80,58 @@ def test_the_description_is_openapi_3_1_with_examples(console, guarded):
     secured = guarded.viewer.get("/api/v1/openapi.json").json()
     assert secured["paths"]["/api/v1/search"]["post"]["security"] == [{"token": []}]
     assert "security" not in secured["paths"]["/api/v1/health"]["get"]
+
+
+FILES = {
+    "/api/v1/items/{id}/picture": {"image/jpeg"},
+    "/api/v1/items/{id}/clip": {"video/mp4", "video/x-matroska"},
+    "/api/v1/export": {"application/zip"},
+}
+
+
+def test_clients_that_are_generated_can_send_and_read_all(reader):
+    """As openapi-python-client does, which knows one type of files, and only ``format``."""
+    document = reader.client.get("/api/v1/openapi.json").json()
+    schemas, uploads = document["components"]["schemas"], []
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            form = operation.get("requestBody", {}).get("content", {}).get("multipart/form-data")
+            if form is not None:
+                body = schemas[form["schema"]["$ref"].rpartition("/")[2]]
+                assert body["properties"]["picture"]["format"] == "binary"
+                uploads.append(path)
+            done = next(one for code, one in operation["responses"].items() if code != "default")
+            content = done.get("content", {})
+            assert all(one["schema"] for one in content.values()), path
+            if path in FILES:
+                assert set(content) == FILES[path] | {"application/octet-stream"}
+                for one in content.values():
+                    assert one["schema"] == {"type": "string", "format": "binary"}
+    assert uploads == ["/api/v1/pictures", "/api/v1/search/picture"]
+
+
+def test_a_wrong_method_is_answered_with_all_right_ones(reader):
+    for path, methods in {
+        "/api/v1/items/1": "DELETE, GET, HEAD",
+        "/api/v1/tracks": "DELETE, GET, HEAD",
+        "/api/v1/alerts": "GET, POST, HEAD",
+        "/api/v1/marks": "PUT",
+        "/alerts": "GET, POST, HEAD",
+        "/live/events": "GET",
+        "/static/console.css": "GET, HEAD",
+    }.items():
+        answer = reader.client("PATCH", path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, methods)
+
+
+def test_head_is_answered_like_get(reader):
+    id_ = id_of(reader, "red-0")
+    paths = ["/", "/?q=red", "/live", "/login", f"/people/{id_}", f"/people/{id_}/picture"]
+    paths += [f"/api/v1/items/{id_}", f"/api/v1/items/{id_}/picture", "/api/v1/openapi.json"]
+    for path in (*paths, "/api/v1/items/999", "/static/console.css"):
+        head, get = reader.client("HEAD", path), reader.client.get(path)
+        assert head.content == b""
+        assert (head.status_code, head.headers) == (get.status_code, get.headers), path
 
 
 def test_each_kind_of_wrong_request_is_a_problem(reader):

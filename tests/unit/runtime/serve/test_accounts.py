@@ -1,0 +1,149 @@
+"""The page of accounts, and operators that are limited to cameras."""
+
+import io
+import json
+import re
+import time
+import zipfile
+
+import pytest
+
+from tests.helpers.console import ODD, Client, id_of, log_lines, problem
+from upperson_console.accounts import Accounts, add_token
+
+
+def entry(console, name):
+    """Return the entry of an account in the token file, or None."""
+    return next((one for one in Accounts.read(console.token_file) if one.name == name), None)
+
+
+def token_in(answer):
+    assert answer.status_code == 200, answer.text
+    return re.search(r'<code class="token">([^<]+)</code>', answer.text)[1]
+
+
+def client_of(console, token):
+    return Client(console.app, authorization=f"Bearer {token}")
+
+
+def info(client):
+    return client.get("/api/v1/info")
+
+
+def test_accounts_are_created_changed_renewed_and_revoked_without_a_restart(guarded):
+    admin = guarded.admin
+    form = {"name": "otto", "role": "operator", "camera": ["gate", ""], "expires": ""}
+    created = admin.post("/accounts", data=form)
+    assert created.headers["cache-control"] == "no-store"
+    token = token_in(created)
+    otto = client_of(guarded, token)
+    assert (info(otto).json()["user"], info(otto).json()["role"]) == ("otto", "operator")
+    assert [one["name"] for one in otto.get("/api/v1/cameras").json()] == ["gate"]
+    assert token not in admin.get("/accounts").text + guarded.token_file.read_text()
+    assert (entry(guarded, "otto").cameras, entry(guarded, "otto").expires) == (("gate",), None)
+    # Role, cameras and expiry change under a token that stays the same.
+    change = {"name": "otto", "role": "viewer", "expires": "2099-01-02T03:04:05"}
+    assert admin.post("/accounts/change", data=change).headers["location"] == "/accounts"
+    assert info(otto).json()["role"] == "viewer"
+    assert len(otto.get("/api/v1/cameras").json()) == 2
+    assert "2099-01-02 03:04:05" in admin.get("/accounts").text
+    renewed = client_of(guarded, token_in(admin.post("/accounts/renew", data={"name": "otto"})))
+    assert (info(otto).status_code, info(renewed).status_code) == (401, 200)
+    assert entry(guarded, "otto").expires > time.time()
+    past = {**change, "expires": "2026-01-01T00:00"}
+    assert admin.post("/accounts/change", data=past).status_code == 303
+    assert info(renewed).status_code == 401
+    assert admin.post("/accounts/revoke", data={"name": "otto"}).status_code == 303
+    assert entry(guarded, "otto") is None
+    lines = [one for one in log_lines(guarded) if one["action"].startswith("account-")]
+    assert [one["action"].removeprefix("account-") for one in lines] == [
+        "create", "change", "renew", "change", "revoke"
+    ]  # fmt: skip
+    assert {(one["user"], one["details"]["account"]) for one in lines} == {("ada", "otto")}
+    about = {"account": "otto", "role": "operator", "cameras": ["gate"], "expires": None}
+    assert lines[0]["details"] == about
+    assert token not in json.dumps(lines)
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "status", "code"),
+    [
+        ("", {"name": "vera"}, 422, "account_exists"),
+        ("", {"name": " "}, 422, "no_name"),
+        ("", {"name": "x", "role": "boss"}, 422, "request_invalid"),
+        ("", {"name": "x", "role": "admin", "camera": "gate"}, 422, "admin_sees_all"),
+        ("", {"name": "x", "expires": "soon"}, 422, "time_malformed"),
+        ("/change", {"name": "vera", "role": "admin", "camera": "gate"}, 422, "admin_sees_all"),
+        ("/change", {"name": "ada", "role": "viewer"}, 422, "own_account"),
+        ("/change", {"name": "nobody", "role": "viewer"}, 404, "account_not_found"),
+        ("/renew", {"name": "ada"}, 422, "own_account"),
+        ("/revoke", {"name": "ada"}, 422, "own_account"),
+        ("/revoke", {"name": "nobody"}, 404, "account_not_found"),
+    ],
+)
+def test_a_refused_change_changes_and_logs_nothing(guarded, path, form, status, code):
+    before = guarded.token_file.read_bytes()
+    assert guarded.admin.post(f"/accounts{path}", data=form).status_code == status, code
+    assert guarded.token_file.read_bytes() == before
+    assert log_lines(guarded) == []
+
+
+def test_a_change_that_cannot_be_logged_is_not_made(guarded, monkeypatch):
+    before = guarded.token_file.read_bytes()
+
+    def refused(*arguments, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("upperson_rt.query_log.os.fsync", refused)
+    for path, form in (("", {"name": "x"}), ("/revoke", {"name": "vera"})):
+        assert guarded.admin.post(f"/accounts{path}", data=form).status_code == 507
+    assert guarded.token_file.read_bytes() == before
+
+
+def test_only_admins_reach_the_page_and_only_with_a_token_file(guarded, reader):
+    for client in (guarded.viewer, guarded.operator):
+        assert client.get("/accounts").status_code == 403
+        for path in ("", "/change", "/renew", "/revoke"):
+            form = {"name": "olga", "role": "admin"}
+            assert client.post(f"/accounts{path}", data=form).status_code == 403
+        assert "/accounts" not in client.get("/").text
+    assert 'href="/accounts"' in guarded.admin.get("/").text
+    foreign = {"origin": "https://evil.example"}
+    refused = guarded.admin.post("/accounts/revoke", data={"name": "vera"}, headers=foreign)
+    problem(refused, 403, "cross_site_request")
+    assert entry(guarded, "vera") is not None
+    assert reader.client.get("/accounts").status_code == 404
+    assert 'href="/accounts"' not in reader.client.get("/").text
+
+
+def test_an_operator_of_some_cameras_marks_exports_and_watches_only_these(guarded):
+    token = add_token(guarded.token_file, "otto", "operator", ("gate",))
+    otto = client_of(guarded, token)
+    seen, hidden = (str(id_of(guarded, key)) for key in ("red-0", "red-2"))
+
+    def mark(id_):
+        return otto("PUT", "/api/v1/marks", json={"sentence": "red", "yes": [id_]})
+
+    problem(mark(hidden), 404, "picture_not_found")
+    assert mark(seen).status_code == 200
+    problem(otto.post("/api/v1/export", json={"ids": [hidden]}), 404, "picture_not_found")
+    answer = otto.post("/api/v1/export", json={"ids": [hidden, seen]})
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        rows = json.loads(archive.read("items.json"))["items"]
+    assert [(row["camera"], row["id"]) for row in rows] == [("gate", seen)]
+    hits = otto.search(sentence="red", limit=100, by_track=False).json()["hits"]
+    assert {hit["camera"] for hit in hits} == {"gate"}
+    for path in (f"/people/{hidden}", f"/people/{hidden}/picture", f"/people/{hidden}/frame"):
+        assert otto.get(path).status_code == 404
+    # Alerts: one without cameras is on its own ones; those that see more are hidden.
+    alerts = "/api/v1/alerts"
+    own = otto.post(alerts, json={"sentence": "woman in red"}).json()
+    assert own["cameras"] == ["gate"]
+    wanted = {"sentence": "woman in red", "cameras": [ODD]}
+    problem(otto.post(alerts, json=wanted), 422, "camera_unknown")
+    whole = guarded.operator.post(alerts, json={"sentence": "man in blue"}).json()
+    assert [one["id"] for one in otto.get(alerts).json()] == [own["id"]]
+    for method, path in (("POST", "/pause"), ("DELETE", ""), ("GET", "/test")):
+        problem(otto(method, f"{alerts}/{whole['id']}{path}"), 404, "alert_not_found")
+    assert otto.post(f"{alerts}/{own['id']}/pause").status_code == 200
+    problem(otto("DELETE", f"/api/v1/items/{seen}?reason=x"), 403, "role_missing")
