@@ -2,9 +2,8 @@
 
 import base64
 import binascii
-import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from io import BytesIO
 from typing import IO, Annotated, Any
@@ -17,15 +16,16 @@ from pydantic import ValidationError
 from upperson_console import models
 from upperson_console.accounts import Access, Account
 from upperson_console.bounds import BoundedRoute, check_json
+from upperson_console.exports import export_response
 from upperson_console.models import Id, Name, SearchIn, SearchOut
 from upperson_console.pictures import PIECE_BYTES, Size
-from upperson_console.problems import MEDIA_TYPE, ProblemError, invalid, missing
+from upperson_console.problems import MEDIA_TYPE, ProblemError, invalid, missing, withheld
 from upperson_console.ranges import file_response
 from upperson_console.rendering import server_metrics
-from upperson_console.results import ConsoleResult, run_search, write_evidence
-from upperson_console.search import LONGEST_SENTENCE
+from upperson_console.results import ConsoleResult, run_search
+from upperson_console.search import LONGEST_SENTENCE, Search
 from upperson_console.service import ConsoleService, span_of
-from upperson_console.views import Part
+from upperson_console.view_log import Part
 from upperson_rt import __version__
 from upperson_rt.errors import UppersonError
 
@@ -35,12 +35,19 @@ PICTURE_HEADERS = {
 }
 """Of a picture: browsers cache it for an hour, for one account."""
 
+UNCACHED_HEADERS = {**PICTURE_HEADERS, "cache-control": "no-store"}
+"""Of a picture that shows others, too: it is requested each time."""
+
 CLIP_TYPES = {".mp4": "video/mp4", ".mkv": "video/x-matroska"}
 """Media types of clips, by the ending of their files."""
 
 _PARTS: dict[Size, Part] = {"thumb": "thumbnail", "view": "picture", "frame": "frame"}
 
 _Reason = Annotated[str, Query(min_length=1, max_length=500, description="Why; stands in the log.")]
+_Unblurred = Annotated[
+    str,
+    Query(max_length=500, description="With `serve --blur`: why others must be seen; is logged."),
+]
 _BINARY = {"format": "binary"}
 """Of a file: generators of clients do not know ``contentMediaType``."""
 PROBLEM: dict[int | str, dict[str, Any]] = {
@@ -138,15 +145,15 @@ def _searching(routes: APIRouter, service: ConsoleService, access: Access) -> No
     @routes.post(
         "/export",
         tags=["search"],
-        summary="Pictures, facts and hashes as a zip",
+        summary="Pictures, facts and hashes as an evidence package (zip)",
         response_class=StreamingResponse,
         responses={200: {"content": _file("application/zip"), "description": "The zip."}},
     )
     def export(request: models.ExportIn, account: Account = operator) -> Response:
-        query = {}
-        if request.search is not None:
-            query = request.search.model_dump(mode="json", exclude_defaults=True)
-        return zip_response(service, account, [int(one) for one in request.ids], query)
+        search = Search() if request.search is None else request.search.as_search()
+        ids = [int(one) for one in request.ids]
+        tracks, reason = request.tracks, request.reason
+        return export_response(service, account, ids, search, tracks=tracks, reason=reason)
 
 
 def _looking(routes: APIRouter, service: ConsoleService, access: Access) -> None:
@@ -165,8 +172,10 @@ def _looking(routes: APIRouter, service: ConsoleService, access: Access) -> None
         response_class=Response,
         responses={200: {"content": _file("image/jpeg"), "description": "The picture."}},
     )
-    def picture(id: Id, size: Size = "view", account: Account = viewer) -> Response:
-        return picture_response(service, account, int(id), size)
+    def picture(
+        id: Id, size: Size = "view", reason: _Unblurred = "", account: Account = viewer
+    ) -> Response:
+        return picture_response(service, account, int(id), size, reason)
 
     @routes.get(
         "/items/{id}/clip",
@@ -180,8 +189,10 @@ def _looking(routes: APIRouter, service: ConsoleService, access: Access) -> None
             }
         },
     )
-    def clip(id: Id, request: Request, account: Account = viewer) -> Response:
-        return clip_response(service, account, int(id), request)
+    def clip(
+        id: Id, request: Request, reason: _Unblurred = "", account: Account = viewer
+    ) -> Response:
+        return clip_response(service, account, int(id), request, reason)
 
     @routes.get("/tracks", tags=["items"], summary="All views of a track")
     def track(
@@ -336,22 +347,35 @@ def notes_of(found: ConsoleResult, without: Collection[str] = ()) -> list[str]:
     return [f"{text[:1].upper()}{text[1:]}{'' if text.endswith('?') else '.'}" for text in texts]
 
 
-def picture_response(service: ConsoleService, account: Account, id_: int, size: Size) -> Response:
-    """Return an item's picture, which browsers cache for an hour."""
+def picture_response(
+    service: ConsoleService, account: Account, id_: int, size: Size, reason: str = ""
+) -> Response:
+    """Return an item's picture, which browsers cache for an hour, or its frame.
+
+    With blur, a frame shows others only for a reason, which is logged.
+    """
     item, _ = service.item(account, id_)
-    made = service.pictures.jpeg(item, size)
+    shows_all = size != "frame" or service.shows_all(account, reason)
+    made = service.pictures.jpeg(item, size, not shows_all)
     if made is None:
         what = "frame" if size == "frame" else "picture"
         raise missing(f"no {what} of {id_} is kept", f"{what}_not_kept")
-    service.note_view(account, id_, item, _PARTS[size])
-    return Response(made[0], media_type="image/jpeg", headers=PICTURE_HEADERS)
+    if size == "frame" and service.blur and shows_all:
+        details = {"frame": str(id_), "reason": reason}
+        service.note_items(account, "unblur", [(id_, item)], details, "frame")
+    else:
+        service.note_view(account, id_, item, _PARTS[size])
+    headers = UNCACHED_HEADERS if size == "frame" else PICTURE_HEADERS
+    return Response(made[0], media_type="image/jpeg", headers=headers)
 
 
 def clip_response(
-    service: ConsoleService, account: Account, id_: int, request: Request
+    service: ConsoleService, account: Account, id_: int, request: Request, reason: str = ""
 ) -> Response:
     """Return an item's clip, or the part of it that is asked for, and log the view."""
     item, _ = service.item(account, id_)
+    if not service.shows_all(account, reason):
+        raise withheld("clips show others, too: an operator may see them for a reason")
     clip = service.pictures.clip(item)
     try:
         found = None if clip is None else clip.path.stat()
@@ -362,40 +386,8 @@ def clip_response(
     suffix = clip.path.suffix
     name = f"clip-{id_}{suffix}"
     response = file_response(request, clip.path, found, CLIP_TYPES[suffix], name)
-    service.note_view(account, id_, item, "clip")
+    service.note_clip(account, id_, item, reason)
     return response
-
-
-def zip_response(
-    service: ConsoleService, account: Account, ids: Sequence[int], query: dict[str, Any]
-) -> Response:
-    """Return a zip of items; its hash is logged before it is sent."""
-    found = service.gallery.get(ids)
-    there = ((id_, found[id_][0]) for id_ in ids if id_ in found)
-    items = [(id_, item) for id_, item in there if account.sees(item.camera)]
-    if not items:
-        raise missing("none of these pictures is there; they may have been deleted")
-    encoder = service.encoder
-    model = {"fingerprint": encoder.fingerprint, "variant": encoder.variant}
-    about = {"user": account.name, "search": query}
-    file, digest = write_evidence(account, items, service.pictures, about, model)
-    try:
-        details = {"sha256": digest, "search": json.dumps(query)}
-        service.note_items(account, "export", items, details)
-    except ProblemError:
-        file.close()
-        raise
-
-    def blocks() -> Iterator[bytes]:
-        with file:
-            while block := file.read(1 << 16):
-                yield block
-
-    return StreamingResponse(
-        blocks(),
-        media_type="application/zip",
-        headers={"content-disposition": 'attachment; filename="upperson-export.zip"'},
-    )
 
 
 def _picture_or_sentence(place: int, text: str) -> str | IO[bytes]:

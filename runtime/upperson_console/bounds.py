@@ -27,8 +27,8 @@ _LONGEST_TEXT_BYTES = 24 << 10
 """2,000 letters, each written as two escapes."""
 _MOST_BETWEEN_BYTES = 256 << 10
 """Between the texts: numbers, punctuation and white space."""
-_MOST_FIELDS = 600
-"""Of a form; an export has 500 ids."""
+_MOST_FIELDS = 2_100
+"""Of a form; an export has 2,000 ids."""
 _MOST_FILES = 1
 _PICTURE = b"data:"
 _NO_BRACKETS = bytes({*range(256)} - {*b"[]{}"})

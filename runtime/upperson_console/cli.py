@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from upperson_console.views import MOST_QUOTA, USUAL_QUOTA
+from upperson_console.view_log import MOST_QUOTA, USUAL_QUOTA
 from upperson_rt.cli.app import ending_gently
 from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
 from upperson_rt.cli.options import GalleryOption, Model, Output, QueryLogOption, default_gallery
@@ -17,6 +17,7 @@ from upperson_rt.cli.output import print_json, print_line, print_note, print_war
 from upperson_rt.errors import BackendError, UsageError, missing_extra
 
 if TYPE_CHECKING:
+    from upperson_console.evidence_check import Seal
     from upperson_console.server import Server
     from upperson_rt.query_log import QueryLog
 
@@ -97,6 +98,28 @@ class Security(OptionGroup, panel="Access"):
 
 
 @dataclass(frozen=True)
+class Evidence(OptionGroup, panel="Evidence"):
+    """What exports contain, and who signs them."""
+
+    sign_exports: Annotated[
+        Path | None,
+        typer.Option(
+            "--sign-exports",
+            metavar="KEY",
+            help="Sign exports with this private key (PEM), for  upperson-rt evidence verify.",
+        ),
+    ] = None
+    blur: Annotated[
+        bool,
+        typer.Option(
+            "--blur",
+            help="Pixelate whole frames outside the person's box, also in exports, and withhold "
+            "clips. Operators see them for a reason, which is logged.",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True)
 class Services(OptionGroup, panel="Services"):
     """What the console offers beside searches."""
 
@@ -129,8 +152,8 @@ class Services(OptionGroup, panel="Services"):
 
 @grouped
 def serve(
-    *, model: Model, served: Served, address: Address, access: Security, services: Services,
-    output: Output,
+    *, model: Model, served: Served, address: Address, access: Security, evidence: Evidence,
+    services: Services, output: Output,
 ) -> None:  # fmt: skip
     """Serve the console: search pages for people, an API for programs.
 
@@ -154,7 +177,7 @@ def serve(
         raise UsageError("--tls-cert and --tls-key go together: give both", code="tls_incomplete")
     if services.onvif_discovery and services.onvif is None:
         raise UsageError("--onvif-discovery needs --onvif", code="onvif_missing")
-    with _opened(model, served, address, access, services) as (server, log, onvif):
+    with _opened(model, served, address, access, evidence, services) as (server, log, onvif):
         if not is_local and access.tls_cert is None:
             print_warning("without --tls-cert tokens and pictures cross the network in the clear")
         _run(server, log, onvif, served.state, address.open_browser, output.as_json)
@@ -162,8 +185,9 @@ def serve(
 
 @contextmanager
 def _opened(
-    model: Model, served: Served, address: Address, access: Security, services: Services
-) -> "Iterator[tuple[Server, QueryLog, str | None]]":
+    model: Model, served: Served, address: Address, access: Security, evidence: Evidence,
+    services: Services,
+) -> "Iterator[tuple[Server, QueryLog, str | None]]":  # fmt: skip
     """Open everything; yield server, query log and the address of the ONVIF device service."""
     from upperson_console.accounts import Access, Account, Accounts
     from upperson_console.live import Live, check_source
@@ -187,6 +211,7 @@ def _opened(
         model.bundle, model.variant, model.backend, model.device,
         threads=model.threads, trust=model.trust,
     )  # fmt: skip
+    seal = _seal(evidence.sign_exports, opened.path, model.trust)
     encoder = opened.encoder()
     tls = None
     if access.tls_cert is not None and access.tls_key is not None:
@@ -209,7 +234,14 @@ def _opened(
         log = log or stack.enter_context(QueryLog(served.state / "query.log"))
         background_KD = opened.golden.image_embeds
         service = ConsoleService(
-            encoder, open_gallery, log, user_state, background_KD, access.view_quota
+            encoder,
+            open_gallery,
+            log,
+            user_state,
+            background_KD,
+            seal,
+            evidence.blur,
+            access.view_quota,
         )
         stack.callback(service.close)
         is_discoverable = services.onvif_discovery
@@ -218,6 +250,16 @@ def _opened(
         server = Server(service, accounts, place, names, live, tls, routes)
         onvif = None if users is None else f"{server.url.rstrip('/')}{PATH}/device_service"
         yield server, log, onvif
+
+
+def _seal(key: Path | None, bundle: Path, trust: Path | None) -> "Seal":
+    """Read the key for exports, and whose signature the bundle has, which was verified if asked."""
+    from upperson_console.evidence_check import Seal
+    from upperson_rt.signature import key_fingerprint, named_key, read_private_key, read_public_key
+
+    signer = named_key(bundle) if trust is None else key_fingerprint(read_public_key(trust))
+    state = {"signed_by": signer, "verified": trust is not None}
+    return Seal(key=None if key is None else read_private_key(key), bundle=state)
 
 
 def _run(

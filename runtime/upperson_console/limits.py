@@ -143,7 +143,12 @@ class Turns:
         own = asyncio.get_running_loop().create_future()
         self._queue.setdefault(client, deque()).append(own)
         self._dispatch()
-        await own
+        try:
+            await own
+        except asyncio.CancelledError:
+            if own.done() and not own.cancelled():  # Its turn came meanwhile.
+                self.end()
+            raise
 
     def end(self) -> None:
         """End a request."""

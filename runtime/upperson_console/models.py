@@ -45,7 +45,8 @@ def _written_time(value: object) -> object:
     return value
 
 
-def _iso(time: float | None) -> str | None:
+def iso_time(time: float | None) -> str | None:
+    """Return unix seconds as ISO 8601 with the zone of the server."""
     if time is None:
         return None
     moment = datetime.datetime.fromtimestamp(time, datetime.timezone.utc)
@@ -56,7 +57,7 @@ def _iso(time: float | None) -> str | None:
 
 
 _Moment: TypeAlias = Annotated[AwareDatetime, BeforeValidator(_written_time)]
-_Time: TypeAlias = Annotated[str | None, BeforeValidator(_iso)]
+_Time: TypeAlias = Annotated[str | None, BeforeValidator(iso_time)]
 """Made from unix seconds."""
 _MOST_AT_ONCE = 500
 
@@ -279,6 +280,12 @@ class ExportIn(_Strict):
 
     ids: list[Id] = Field(min_length=1, max_length=_MOST_AT_ONCE, examples=[["777", "299"]])
     search: SearchIn | None = Field(None, description="The search that found them, for the record.")
+    tracks: StrictBool = Field(
+        False, description="Also the other pictures of their tracks that pass the search's filter."
+    )
+    reason: str = Field(
+        "", max_length=500, description="Why frames are needed unblurred, with `serve --blur`."
+    )
 
 
 class DeletedOut(BaseModel):

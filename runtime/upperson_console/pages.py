@@ -12,18 +12,19 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import Field
 
 from upperson_console.accounts import COOKIE, Access, Account
-from upperson_console.api import PICTURE_HEADERS, notes_of, picture_response, zip_response
+from upperson_console.api import PICTURE_HEADERS, notes_of, picture_response
 from upperson_console.bounds import BoundedRoute
 from upperson_console.browse import browse, newest_by_camera
+from upperson_console.exports import export_response
 from upperson_console.pictures import Size
 from upperson_console.problems import ProblemError
 from upperson_console.rendering import render
 from upperson_console.results import match_of, run_search, timeline_hits
-from upperson_console.search import MOST_BY_TIME, MOST_MARKS, Search, read_id
+from upperson_console.search import MOST_BY_TIME, MOST_HITS, MOST_MARKS, Search, read_id
 from upperson_console.service import ConsoleService, span_of
 from upperson_console.timeline import timeline_of, whereabouts
 from upperson_console.user_state import SavedSearch
-from upperson_console.views import QuotaExceededError
+from upperson_console.view_log import QuotaExceededError
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Filter, Hit, Item, TrackSpan
 from upperson_rt.printable import count_of
@@ -106,6 +107,7 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             saved=_saved(service, account),
             pictures=service.pictures,
             log_problem=service.log.problem,
+            blur=service.blur,
             marked=_marked(service, search),
             **values,
         )
@@ -238,21 +240,30 @@ def _person_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             line=None if elsewhere is None else whereabouts(found, elsewhere),
             frame=_frame_size(service, found.item),
             clip=service.pictures.clip(found.item),
+            blur=service.blur,
             pictures=service.pictures,
             search=search,
         )
 
     @routes.get("/people/{id}/picture")
-    def picture(id: int, size: Size = "view", account: Account = viewer) -> Response:
-        return picture_response(service, account, id, size)
+    def picture(
+        id: int, size: Size = "view", reason: str = "", account: Account = viewer
+    ) -> Response:
+        return picture_response(service, account, id, size, reason)
 
     @routes.post("/export")
     def export(
-        ids: Annotated[_Ids, Form(max_length=500)],
+        ids: Annotated[_Ids, Form(max_length=MOST_HITS)] = [],  # noqa: B006
         address: Annotated[str, Form()] = "",
+        which: Annotated[Literal["these", "yes", "all"], Form()] = "these",
+        reason: Annotated[str, Form()] = "",
         account: Account = operator,
     ) -> Response:
-        return zip_response(service, account, ids, {"address": _read(address).address()})
+        search = _read(address)
+        chosen = search.yes if which == "yes" else None if which == "all" else ids
+        return export_response(
+            service, account, chosen, search, tracks=search.by_track, reason=reason
+        )
 
 
 def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) -> None:

@@ -1,7 +1,7 @@
 """Pictures for browsers and query pictures: decoded within limits, scaled down, a plain JPEG.
 
 No request names a path: the item of the gallery names its file, and a file that does not decode is
-not sent. Only an export (see `results`) sends files byte for byte, so that hashes match.
+not sent. Only an export (see `evidence`) sends files byte for byte, so that hashes match.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from upperson_console.blur import Box, pixelated
 from upperson_console.limits import RequestQueue
 from upperson_console.problems import missing
 from upperson_console.user_state import QueryPicture, UserState
@@ -26,6 +27,7 @@ from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
 from upperson_rt.gallery.clips import ClipFile, clips_of
 from upperson_rt.gallery.crops import picture_file, use_picture
+from upperson_rt.image_file import open_image
 from upperson_rt.preprocess import image_suffixes, use_image
 from upperson_rt.tokenizer import TokenBatch
 from upperson_rt.towers import batch_slices
@@ -65,11 +67,20 @@ class Upload:
     """Width and height of ``pixels``."""
 
 
-def as_jpeg(pixels: NDArray[np.uint8], size: Size) -> _Jpeg:
-    """Return a picture as JPEG, scaled down to a size, and its width and height before."""
+def as_jpeg(
+    pixels: NDArray[np.uint8],
+    size: Size,
+    hide: Callable[[Image.Image, tuple[int, int]], Image.Image] | None = None,
+) -> _Jpeg:
+    """Return a picture as JPEG, scaled down to a size, and its width and height before.
+
+    ``hide`` changes the small picture; it also gets the former size.
+    """
     whole = pixels.shape[1], pixels.shape[0]
     image = Image.fromarray(pixels)
     image.thumbnail(_BOUNDS[size])
+    if hide is not None:
+        image = hide(image, whole)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_QUALITY)
     return buffer.getvalue(), whole
@@ -108,13 +119,18 @@ class GalleryPictures:
     def __init__(self, crops_dir: Path | None) -> None:
         self._crops_dir = crops_dir
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, int, int, Size], _Jpeg] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int, int, Size, Box | None, bool], _Jpeg] = OrderedDict()
         self.kept_bytes = 0
         """Bytes of the cached pictures."""
 
     def file(self, item: Item) -> Path | None:
         """Return the file of an item's picture, or None."""
         return picture_file(item, self._crops_dir)
+
+    def is_cut(self, item: Item) -> bool:
+        """Return whether an item's picture is a part of its `file`."""
+        own = Item(key=item.key, crop=item.crop)
+        return item.box is not None and picture_file(own, self._crops_dir) is None
 
     def clip(self, item: Item) -> ClipFile | None:
         """Return the clip around an item, or None."""
@@ -141,8 +157,11 @@ class GalleryPictures:
         is_picture = file is not None and file.suffix.lower() in image_suffixes()
         return file if is_picture else None
 
-    def jpeg(self, item: Item, size: Size) -> _Jpeg | None:
-        """Return an item's picture as JPEG, and the size of its file in pixels, or None."""
+    def jpeg(self, item: Item, size: Size, blurred: bool = False) -> _Jpeg | None:
+        """Return an item's picture as JPEG, and the size of its file in pixels, or None.
+
+        Of a ``blurred`` frame only the item's box can be recognised.
+        """
         file = self.frame(item) if size == "frame" else self.file(item)
         if file is None:
             return None
@@ -150,14 +169,19 @@ class GalleryPictures:
             found = file.stat()
         except OSError:  # It was deleted meanwhile.
             return None
-        key = str(file), found.st_mtime_ns, found.st_size, size
+        box = item.box if size == "frame" or self.is_cut(item) else None
+        key = str(file), found.st_mtime_ns, found.st_size, size, box, blurred
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        box = item.box if item.crop is None and size != "frame" else None
         try:
-            made = use_picture(file, _cut(box, size))
+            if size != "frame":
+                made = use_picture(file, _cut(box, size))
+            elif blurred:
+                made = blurred_jpeg(file, box)
+            else:
+                made = use_picture(file, lambda pixels: as_jpeg(pixels, size))
         except InputError as error:
             raise _without_path(error, file) from error
         with self._lock:
@@ -176,7 +200,20 @@ class GalleryPictures:
             self.kept_bytes = 0
 
 
-def _cut(box: tuple[int, int, int, int] | None, size: Size) -> Callable[[NDArray[np.uint8]], _Jpeg]:
+def blurred_jpeg(file: Path, box: Box | None) -> _Jpeg:
+    """Return a frame as JPEG in which only a box can be recognised; nothing without a box.
+
+    A large JPEG is decoded smaller. The scale of the box is unknown then, so that nothing stays.
+    """
+    with open_image(file, header_only=True) as header:
+        kept = None if header.decoderconfig else box
+    return use_picture(
+        file,
+        lambda pixels: as_jpeg(pixels, "frame", lambda image, whole: pixelated(image, whole, kept)),
+    )
+
+
+def _cut(box: Box | None, size: Size) -> Callable[[NDArray[np.uint8]], _Jpeg]:
     def make(pixels: NDArray[np.uint8]) -> _Jpeg:
         if box is not None:
             x0, y0, x1, y1 = (max(0, edge) for edge in box)

@@ -82,6 +82,11 @@ def missing(what: str, code: str = "picture_not_found") -> ProblemError:
     return ProblemError(404, what, code=code)
 
 
+def withheld(what: str) -> ProblemError:
+    """Return the problem of a frame or clip that `serve --blur` does not show."""
+    return ProblemError(403, what, code="blurred")
+
+
 def invalid(what: str, code: str) -> ProblemError:
     """Return the problem of a request that cannot be used."""
     return ProblemError(422, what, code=code)

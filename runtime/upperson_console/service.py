@@ -6,7 +6,8 @@ are those of `problems`; what an account may not see is reported as missing.
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,13 +17,14 @@ from numpy.typing import NDArray
 
 from upperson_console.accounts import Account
 from upperson_console.current import CurrentGallery
+from upperson_console.evidence_check import Seal
 from upperson_console.limits import RequestQueue
 from upperson_console.models import item_fields
 from upperson_console.pictures import GalleryPictures, QueryPictures, QueuedEncoder
-from upperson_console.problems import ProblemError, missing
+from upperson_console.problems import ProblemError, missing, withheld
 from upperson_console.search import MOST_MARKS, Search
 from upperson_console.user_state import UserState
-from upperson_console.views import USUAL_QUOTA, Part, QuotaExceededError, ViewLog
+from upperson_console.view_log import USUAL_QUOTA, Part, QuotaExceededError, ViewLog
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import CameraInfo, Filter, Gallery, Hit, Item, TrackSpan
@@ -60,13 +62,18 @@ class ConsoleService:
         log: QueryLog,
         user_state: UserState,
         background_KD: NDArray[np.float32],
+        seal: Seal | None = None,
+        blur: bool = False,
         view_quota: int = USUAL_QUOTA,
     ) -> None:
         """Serve a gallery, which is opened again after it was replaced.
 
         ``background_KD`` are (K, D) embeddings of the background set: a bundle's golden samples.
-        ``view_quota`` is that of `ViewLog`.
+        With ``blur``, whole frames and clips need a reason, see `shows_all`. ``view_quota`` is that
+        of `ViewLog`.
         """
+        self.seal = seal or Seal()
+        self.blur = blur
         self.encoder = encoder
         self.user_state = user_state
         self.queue = RequestQueue()
@@ -78,7 +85,7 @@ class ConsoleService:
         self.searches = 0
         """Number of searches."""
         self._deleting = threading.Lock()
-        self.views = ViewLog(view_quota)
+        self.view_log = ViewLog(view_quota)
         self.ids = user_state.id_permutation()
         """From row ids to those of `gallery` and back."""
         self.current = CurrentGallery(
@@ -147,7 +154,7 @@ class ConsoleService:
         item, _ = self.item(account, id_)
         views = [(id_, item)]
         if item.track is not None:
-            views = self._views(account, item.camera, item.track)
+            views = self.views(account, item.camera, item.track)
             views.sort(key=lambda view: (view[1].time or 0.0, view[0]))
         shown = views[:_MOST_VIEWS]
         self.note_items(account, "view", shown, {"picture": str(id_)})
@@ -163,15 +170,21 @@ class ConsoleService:
 
     def track_ids(self, account: Account, camera: str | None, track: str) -> list[int]:
         """Return the ids of all views of a track."""
-        ids = [id_ for id_, _ in self._views(account, camera, track)]
+        ids = [id_ for id_, _ in self.views(account, camera, track)]
         if not ids:
             raise _no_track()
         return ids
 
-    def _views(self, account: Account, camera: str | None, track: str) -> list[tuple[int, Item]]:
-        """Return the visible items of a track; without a camera those that have none."""
-        where = account.visible(Filter(camera=camera, track=track))
-        found = [] if where is None else [*self.gallery.items(where)]
+    def views(
+        self, account: Account, camera: str | None, track: str, where: Filter | None = None
+    ) -> list[tuple[int, Item]]:
+        """Return the visible items of a track that pass a filter.
+
+        Without a camera, those that have none.
+        """
+        of_track = replace(where or Filter(), camera=camera, track=track)
+        visible = account.visible(of_track)
+        found = [] if visible is None else [*self.gallery.items(visible)]
         items = [item for item in found if item.camera == camera]
         ids = self.gallery.ids([item.key for item in items])
         return [(ids[item.key], item) for item in items if item.key in ids]
@@ -200,6 +213,18 @@ class ConsoleService:
         details = {"elsewhere": str(person.id)}
         self.note(account, "view", found_there.hits, details, Filter(camera=others))
         return found_there
+
+    def shows_all(self, account: Account, reason: str) -> bool:
+        """Return whether frames and clips are shown as they are: with blur only for a reason.
+
+        The caller logs the reason (action ``unblur``). Raises ProblemError for a viewer with one.
+        """
+        if not self.blur or not reason.strip():
+            return not self.blur
+        if not account.may("operator"):
+            raise withheld("only operators and administrators may see what is blurred")
+        _require_reason(reason)
+        return True
 
     # Actions.
 
@@ -294,7 +319,7 @@ class ConsoleService:
         """
 
         def write(action: str, hits: Sequence[Hit], details: _Details) -> None:
-            try:
+            with _log_errors():
                 self.log.write(
                     sentence,
                     hits,
@@ -306,20 +331,21 @@ class ConsoleService:
                     user=account.name,
                     details=details,
                 )
-            except InputError as error:
-                reason = getattr(error.__cause__, "strerror", None) or "its values"  # No path.
-                what = f"the query log cannot be written ({reason}): nothing is done without it"
-                raise ProblemError(507, what, code="log_not_writable") from error
 
         if shown is None:
             return write(action, hits, details)
         try:
-            with self.views.logging(account.name, shown, [hit.id for hit in hits]):
+            with self.view_log.logging(account.name, shown, [hit.id for hit in hits]):
                 write(action, hits, details)
         except QuotaExceededError as error:
             if error.is_first:
-                write("quota", [], {"refused": action, "quota": self.views.quota})
+                write("quota", [], {"refused": action, "quota": self.view_log.quota})
             raise
+
+    def last_chain(self) -> str:
+        """Return the last chain of the query log, see `QueryLog.last_chain`."""
+        with _log_errors():
+            return self.log.last_chain()
 
     def note_items(
         self,
@@ -334,13 +360,13 @@ class ConsoleService:
 
     def note_view(self, account: Account, id_: int, item: Item, part: Part) -> None:
         """Log a view of an item, unless a line of the last hour covers it, see `note`."""
-        if self.views.uncovered(account.name, part, [id_]):
+        if self.view_log.uncovered(account.name, part, [id_]):
             part = "picture" if part == "thumbnail" else part
             self.note_items(account, "view", [(id_, item)], {part: str(id_)}, part)
 
     def note_live(self, account: Account, items: Sequence[tuple[int, Item]]) -> None:
         """Log those thumbnails of the live page that no line of the last hour covers."""
-        new = {*self.views.uncovered(account.name, "thumbnail", [id_ for id_, _ in items])}
+        new = {*self.view_log.uncovered(account.name, "thumbnail", [id_ for id_, _ in items])}
         if new:
             fresh = [(id_, item) for id_, item in items if id_ in new]
             self.note_items(account, "view", fresh, {"page": "live"}, "thumbnail")
@@ -348,10 +374,21 @@ class ConsoleService:
     def note_snapshot(self, account: Account, snapshot: Snapshot) -> None:
         """Log a view of the newest frame of a camera, unless a line of the last hour covers it."""
         frame = [(snapshot.camera, snapshot.time)]
-        if self.views.uncovered(account.name, "snapshot", frame):
+        if self.view_log.uncovered(account.name, "snapshot", frame):
             where = Filter(camera=snapshot.camera)
-            with self.views.logging(account.name, "snapshot", frame):
+            with self.view_log.logging(account.name, "snapshot", frame):
                 self.note(account, "view", [], {"snapshot": snapshot.camera}, where, shown=None)
+
+    def note_clip(self, account: Account, id_: int, item: Item, reason: str) -> None:
+        """Log a view of an item's clip once an hour, with blur once for each reason."""
+        given = [("clip", id_, reason)]
+        if not self.blur:
+            self.note_view(account, id_, item, "clip")
+        elif self.view_log.uncovered(account.name, "snapshot", given):
+            details = {"clip": str(id_), "reason": reason}
+            self.note_items(account, "unblur", [(id_, item)], details, "clip")
+            with self.view_log.logging(account.name, "snapshot", given):
+                pass
 
     def note_search(
         self,
@@ -379,6 +416,16 @@ class ConsoleService:
         )
 
 
+@contextmanager
+def _log_errors() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        reason = getattr(error.__cause__, "strerror", None) or "its values"  # No path.
+        what = f"the query log cannot be written ({reason}): nothing is done without it"
+        raise ProblemError(507, what, code="log_not_writable") from error
+
+
 def _unscored(items: Iterable[tuple[int, Item]]) -> list[Hit]:
     return [Hit(id=id_, score=0.0, item=item) for id_, item in items]
 
@@ -390,7 +437,7 @@ def _no_track() -> ProblemError:
 def _require_reason(reason: str) -> str:
     reason = reason.strip()
     if not reason:
-        raise UsageError("a deletion needs a reason: say in a few words why", code="reason_missing")
+        raise UsageError("this needs a reason: say in a few words why", code="reason_missing")
     if len(reason) > _LONGEST_REASON:
         raise UsageError(
             f"the reason may have {_LONGEST_REASON} letters at most", code="reason_too_long"

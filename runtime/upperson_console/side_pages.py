@@ -13,15 +13,15 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from upperson_console.accounts import Access, Account
-from upperson_console.api import PICTURE_HEADERS
+from upperson_console.api import UNCACHED_HEADERS
 from upperson_console.bounds import BoundedRoute
 from upperson_console.live import Live
-from upperson_console.pictures import as_jpeg
+from upperson_console.pictures import as_jpeg, blurred_jpeg
 from upperson_console.problems import ProblemError, missing
 from upperson_console.rendering import render, templates
 from upperson_console.service import ConsoleService
 from upperson_rt.errors import InputError
-from upperson_rt.gallery import Item
+from upperson_rt.gallery import Filter, Item
 from upperson_rt.log_chain import SOON_BYTES, verify_log
 from upperson_rt.preprocess import use_image
 from upperson_rt.printable import local_time, safe_repr
@@ -47,14 +47,16 @@ def side_routes(service: ConsoleService, access: Access, live: Live) -> APIRoute
     viewer = access.needs("viewer")
 
     @routes.get("/people/{id}/frame")
-    def frame(id: int, account: Account = viewer) -> Response:
+    def frame(id: int, reason: str = "", account: Account = viewer) -> Response:
         item, _ = service.item(account, id)
-        made = service.pictures.jpeg(item, "frame")
+        shows_all = service.shows_all(account, reason)
+        made = service.pictures.jpeg(item, "frame", not shows_all)
         if made is None:
             raise missing(f"no frame of picture {id} is kept", "frame_not_found")
         items: list[tuple[int, Item]] = [(id, item)]
         service.note_items(account, "view", items, {"frame": str(id)}, "frame")
-        return render("frame", account, id=id, item=item, size=made[1])
+        more = {"blurred": not shows_all, "reason": reason}
+        return render("frame", account, 200, id=id, item=item, size=made[1], **more)
 
     return routes
 
@@ -79,18 +81,26 @@ def _live_pages(routes: APIRouter, service: ConsoleService, access: Access, live
         return render("live", **values(account))
 
     @routes.get("/live/camera")
-    def camera(name: str, account: Account = viewer) -> Response:
+    def camera(name: str, reason: str = "", account: Account = viewer) -> Response:
         found, _ = service.snapshot(account, name)
+        blurred = not service.shows_all(account, reason)
         service.note_snapshot(account, found)
-        return render("camera", account, snapshot=found)
+        return render("camera", account, snapshot=found, blurred=blurred, reason=reason)
 
     @routes.get("/live/camera/picture")
-    def camera_picture(name: str, account: Account = viewer) -> Response:
+    def camera_picture(name: str, reason: str = "", account: Account = viewer) -> Response:
         found, file = service.snapshot(account, name)
-        jpeg, _ = use_image(file, lambda pixels: as_jpeg(pixels, "frame"))
-        service.note_snapshot(account, found)
-        headers = {**PICTURE_HEADERS, "cache-control": "no-store"}
-        return Response(jpeg, media_type="image/jpeg", headers=headers)
+        if not service.shows_all(account, reason):
+            jpeg, _ = blurred_jpeg(file, None)
+            service.note_snapshot(account, found)
+        else:
+            jpeg, _ = use_image(file, lambda pixels: as_jpeg(pixels, "frame"))
+            if service.blur:
+                details = {"snapshot": name, "reason": reason}
+                service.note(account, "unblur", [], details, Filter(camera=name))
+            else:
+                service.note_snapshot(account, found)
+        return Response(jpeg, media_type="image/jpeg", headers=UNCACHED_HEADERS)
 
     @routes.get(EVENTS)
     async def events(request: Request, account: Account = viewer) -> Response:
@@ -146,7 +156,7 @@ def _record_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             report=verify_log(service.log.path) if check or size <= SOON_BYTES else None,
             megabytes=round(size / 1e6),
             log_problem=service.log.problem,
-            views=service.views,
+            view_log=service.view_log,
             lines=lines,
             **given,
         )

@@ -1,6 +1,6 @@
-"""A signed folder: whose it is, and that nothing in it was changed, added or taken away.
+"""A signed folder or archive: whose it is, and that nothing in it was changed, added or taken away.
 
-The signature is a file in the folder, of OpenSSF's Model Signing 1.0 with an own key: a Sigstore
+The signature is a file in it, of OpenSSF's Model Signing 1.0 with an own key: a Sigstore
 bundle around an in-toto statement that names each file with its SHA-256. The command
 ``model_signing`` of the Python package model-signing reads and writes the same. Nothing here needs
 a network; the package cryptography is imported when it is needed.
@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -35,8 +35,8 @@ _PREDICATE = "https://model_signing/signature/v1.0"
 _UNSIGNED = (SIGNATURE_FILE, ".git", ".gitattributes", ".github", ".gitignore")
 """What a statement may leave out: nothing here reads git's files."""
 
-_MOST_BYTES = 1 << 20
-"""Of a signature or key."""
+SIGNATURE_BYTES = 1 << 20
+"""Of a signature or key, at most."""
 
 _HASHES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
 """The hash that goes with each curve."""
@@ -52,6 +52,20 @@ def sign_folder(folder: Path, key: "ec.EllipticCurvePrivateKey", name: str) -> s
         IntegrityError: There is a link or a device in it.
     """
     files = {file: _digest(folder / file) for file in sorted(_files(folder, _UNSIGNED))}
+    write_atomically(folder / SIGNATURE_FILE, sign_files(files, key, name))
+    return key_fingerprint(key.public_key())
+
+
+def sign_files(
+    files: Mapping[str, str],
+    key: "ec.EllipticCurvePrivateKey",
+    name: str,
+    left_out: Sequence[str] = _UNSIGNED,
+) -> str:
+    """Return a signature, as JSON text, of files by the SHA-256 of their POSIX paths.
+
+    ``left_out`` are files beside them that are not signed, such as the signature itself.
+    """
     resources = [
         {"name": file, "algorithm": "sha256", "digest": digest} for file, digest in files.items()
     ]
@@ -64,16 +78,18 @@ def sign_folder(folder: Path, key: "ec.EllipticCurvePrivateKey", name: str) -> s
                 "method": "files",
                 "hash_type": "sha256",
                 "allow_symlinks": False,
-                "ignore_paths": list(_UNSIGNED),
+                "ignore_paths": list(left_out),
             },
             "resources": resources,
         },
     }
     payload = json.dumps(statement, indent=2).encode()
-    fingerprint = _fingerprint(key.public_key())
     signed = {
         "mediaType": _MEDIA_TYPE,
-        "verificationMaterial": {"publicKey": {"hint": fingerprint}, "tlogEntries": []},
+        "verificationMaterial": {
+            "publicKey": {"hint": key_fingerprint(key.public_key())},
+            "tlogEntries": [],
+        },
         "dsseEnvelope": {
             "payload": base64.b64encode(payload).decode(),
             "payloadType": _PAYLOAD_TYPE,
@@ -82,8 +98,7 @@ def sign_folder(folder: Path, key: "ec.EllipticCurvePrivateKey", name: str) -> s
             ],
         },
     }
-    write_atomically(folder / SIGNATURE_FILE, json.dumps(signed, indent=2) + "\n")
-    return fingerprint
+    return json.dumps(signed, indent=2) + "\n"
 
 
 def verify_folder(folder: Path, public_key: str | os.PathLike[str]) -> str:
@@ -98,8 +113,8 @@ def verify_folder(folder: Path, public_key: str | os.PathLike[str]) -> str:
             taken away; or there is a link or a device in it.
         BackendError: The package cryptography is missing.
     """
-    key = _read_public_key(public_key)
-    payload = _genuine_payload(folder, key)
+    key = read_public_key(public_key)
+    payload = _genuine_payload(folder, _read_signature(folder), key)
     signed, left_out = _read_statement(payload, f"{folder / SIGNATURE_FILE}, the statement")
     found = set(_files(folder, left_out))
     for names, problem, code in (
@@ -113,7 +128,7 @@ def verify_folder(folder: Path, public_key: str | os.PathLike[str]) -> str:
         if _digest(folder / name) != digest:
             problem = f"{name!r} was changed after it was signed"
             raise _refused(folder, problem, "file_changed", path=name)
-    return _fingerprint(key)
+    return key_fingerprint(key)
 
 
 def signed_digests(folder: Path, public_key: str | os.PathLike[str]) -> dict[str, str]:
@@ -121,8 +136,25 @@ def signed_digests(folder: Path, public_key: str | os.PathLike[str]) -> dict[str
 
     Nothing but the signature is read. Raises as `verify_folder`.
     """
-    payload = _genuine_payload(folder, _read_public_key(public_key))
+    key = read_public_key(public_key)
+    payload = _genuine_payload(folder, _read_signature(folder), key)
     return _read_statement(payload, f"{folder / SIGNATURE_FILE}, the statement")[0]
+
+
+def files_of_signature(
+    content: bytes, public_key: "ec.EllipticCurvePublicKey", place: str
+) -> dict[str, str]:
+    """Return the SHA-256 of each file that a signature names, by its POSIX path.
+
+    ``place`` is what messages name. Raises IntegrityError as `verify_folder`.
+    """
+    payload = _genuine_payload(place, _parse_signature(content, place), public_key)
+    return _read_statement(payload, f"{place}, the statement")[0]
+
+
+def key_named_in(content: bytes, place: str) -> str:
+    """Return the fingerprint that a signature names, unchecked."""
+    return _parse_signature(content, place).named_key
 
 
 def named_key(folder: Path) -> str | None:
@@ -150,7 +182,8 @@ def read_private_key(path: str | os.PathLike[str]) -> "ec.EllipticCurvePrivateKe
     return cast("ec.EllipticCurvePrivateKey", key)
 
 
-def _read_public_key(path: str | os.PathLike[str]) -> "ec.EllipticCurvePublicKey":
+def read_public_key(path: str | os.PathLike[str]) -> "ec.EllipticCurvePublicKey":
+    """Read the one public key of a file in PEM."""
     curves, serialization, unsupported = _cryptography()
     content = _read_key_file(path)
     blocks = content.count(b"-----BEGIN ")
@@ -180,7 +213,7 @@ def _cryptography() -> tuple[Any, Any, type[Exception]]:
 def _read_key_file(path: str | os.PathLike[str]) -> bytes:
     try:
         with open(check_path(path, "a key"), "rb") as file:
-            return file.read(_MOST_BYTES)
+            return file.read(SIGNATURE_BYTES)
     except OSError as error:
         message = f"cannot read the key {os.fspath(path)}: {error.strerror}"
         raise InputError(message, code="key_unreadable", path=os.fspath(path)) from error
@@ -203,7 +236,8 @@ def _ecdsa(key: Any) -> Any:
     return ec.ECDSA(getattr(hashes, _HASHES[key.curve.name])())
 
 
-def _fingerprint(key: "ec.EllipticCurvePublicKey") -> str:
+def key_fingerprint(key: "ec.EllipticCurvePublicKey") -> str:
+    """Return the SHA-256 of a public key's file as openssl writes it."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -223,7 +257,7 @@ def _digest(file: Path) -> str:
         raise InputError(f"cannot read {file}: {error.strerror}") from error
 
 
-def _digest_of_all(files: dict[str, str]) -> str:
+def _digest_of_all(files: Mapping[str, str]) -> str:
     return hashlib.sha256(b"".join(map(bytes.fromhex, files.values()))).hexdigest()
 
 
@@ -241,14 +275,18 @@ def _read_signature(folder: Path) -> _Signature:
             problem = f"{SIGNATURE_FILE} is not a plain file"
             raise _refused(folder, problem, "irregular_file", path=SIGNATURE_FILE)
         with file.open("rb") as stream:
-            content = stream.read(_MOST_BYTES + 1)
+            content = stream.read(SIGNATURE_BYTES + 1)
     except FileNotFoundError as error:
         problem = f"it is not signed (there is no {SIGNATURE_FILE})"
         raise _refused(folder, problem, "not_signed") from error
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from error
+    return _parse_signature(content, folder)
+
+
+def _parse_signature(content: bytes, place: Path | str) -> _Signature:
     try:
-        signed = parse_json(content[:_MOST_BYTES].decode("utf-8"), SIGNATURE_FILE)
+        signed = parse_json(content[:SIGNATURE_BYTES].decode("utf-8"), SIGNATURE_FILE)
         envelope = signed["dsseEnvelope"]
         (one,) = envelope["signatures"]
         if (signed["mediaType"], envelope["payloadType"]) != (_MEDIA_TYPE, _PAYLOAD_TYPE):
@@ -260,22 +298,23 @@ def _read_signature(folder: Path) -> _Signature:
             escape_for_display(str(key.get("hint") or "no name")[:64]),
         )
     except (InputError, ValueError, LookupError, TypeError, AttributeError) as error:
-        problem = f"{SIGNATURE_FILE} is not a signature of Model Signing 1.0 with a key"
-        raise _refused(folder, problem, "signature_malformed") from error
+        problem = "its signature is not one of Model Signing 1.0 with a key"
+        raise _refused(place, problem, "signature_malformed") from error
 
 
-def _genuine_payload(folder: Path, key: "ec.EllipticCurvePublicKey") -> bytes:
+def _genuine_payload(
+    place: Path | str, found: _Signature, key: "ec.EllipticCurvePublicKey"
+) -> bytes:
     """Return the signed bytes, once the signature is found to be the key's."""
     from cryptography.exceptions import InvalidSignature
 
-    found = _read_signature(folder)
     try:
         key.verify(found.signature, _encoded(found.payload), _ecdsa(key))
     except InvalidSignature as error:
-        trusted = _fingerprint(key)
+        trusted = key_fingerprint(key)
         by = "it was changed" if found.named_key == trusted else f"its key is {found.named_key!r}"
         problem = f"its signature is not one of the trusted key sha256:{trusted} ({by})"
-        raise _refused(folder, problem, "signature_wrong", named=found.named_key) from error
+        raise _refused(place, problem, "signature_wrong", named=found.named_key) from error
     return found.payload
 
 
@@ -336,9 +375,9 @@ def _unreadable(error: OSError) -> None:
     raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
-def _refused(folder: Path, problem: str, code: str, **fields: str) -> IntegrityError:
+def _refused(place: Path | str, problem: str, code: str, **fields: str) -> IntegrityError:
     return IntegrityError(
-        f"{folder} is not trusted: {problem}. Get the bundle again from its signer",
+        f"{place} is not trusted: {problem}. Get it again from its signer",
         code=code,
         **fields,
     )

@@ -269,6 +269,7 @@ def test_a_lost_session_leads_to_the_login_and_back(open_page, folder):
 
         log_in()
         for lost_at in ("Yes, this person", "Export these"):
+            page.locator("summary", has_text="Export").click()
             page.context.clear_cookies()
             page.get_by_role("button", name=lost_at).first.click()
             log_in()
@@ -285,7 +286,7 @@ def test_a_lost_session_leads_to_the_login_and_back(open_page, folder):
 def test_people_are_browsed_without_a_sentence(open_page):
     page = open_page("/")
     assert page.locator(".newest").count() == 2
-    page.get_by_role("checkbox", name="gate").check()
+    page.get_by_role("checkbox", name="gate").click()
     page.wait_for_selector("#cards .card")
     assert page.url.endswith("/?camera=gate")
     assert page.evaluate("document.activeElement.value") == "gate"
@@ -387,6 +388,10 @@ def test_more_comes_when_the_end_is_near(open_page, folder):
     assert len(set(found)) == 60
     page.get_by_text("These are all hits.").wait_for()
     assert "cursor" not in page.url
+    page.locator("summary", has_text="Export").click()  # It has what is shown now.
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export these 60").click()
+    assert download.value.suggested_filename.endswith("-red-36-pictures.zip")  # The others went.
 
 
 SHIFTED = """() => new Promise((done) => {

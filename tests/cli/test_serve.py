@@ -9,15 +9,18 @@ import shutil
 import signal
 import socket
 import threading
+import zipfile
 from contextlib import closing, suppress
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from zeep import Client
 from zeep.wsse.username import UsernameToken
 
-from tests.helpers.invoke import run_json, run_rt
+from tests.helpers.invoke import run_json, run_rt, run_rt_json
 from tests.helpers.served import served
+from tests.helpers.signing_keys import write_keys
 from upperson_camera.onvif import discover
 from upperson_console.search import Search
 from upperson_console.user_state import UserState
@@ -97,6 +100,22 @@ def test_others_need_a_token_and_clients_of_onvif_a_password(ready):
     assert "was cut" in errors
 
 
+def test_its_exports_are_signed_and_blurred_and_verified_on_another_machine(ready):
+    write_keys(ready, "site", ec.generate_private_key(ec.SECP256R1()))
+    with served(ready, "--sign-exports", "site.pem", "--blur") as running:
+        (hit,) = search(running, sentence="red coat", limit=1).json()["hits"]
+        body = {"ids": [hit["id"]], "search": {"sentence": "red coat"}}
+        answer = httpx.post(f"{running.url}/api/v1/export", json=body, timeout=30)
+    (ready / "export.zip").write_bytes(answer.content)
+    with zipfile.ZipFile(ready / "export.zip") as archive:
+        assert running.url.partition("//")[2].encode() not in archive.read("index.html")
+    command = ["evidence", "verify", "export.zip", "--trust", "site.pub"]
+    found = run_rt_json(*command, "--log", "console/query.log")
+    assert (found["signature"], found["log_line"]) == ("trusted", 2)
+    facts = found["facts"]
+    assert (facts["blurred"], facts["bundle_signed_by"]) == (True, None)
+
+
 def test_clients_of_onvif_find_it_with_discovery(ready):
     run_rt("token", "onvif.json", "vms", "--onvif")
     with served(ready, "--onvif", "onvif.json", "--onvif-discovery"):
@@ -112,6 +131,7 @@ NETWORK = ["--host", "0.0.0.0"]
     [
         (["--onvif", "tokens.json"], 3, "credentials_of_other_kind"),
         (NETWORK, 2, "token_file_missing"),
+        (["--sign-exports", "tokens.json"], 3, "key_unusable"),
         (["--onvif-discovery"], 2, "onvif_missing"),
         (["--tls-cert", "x.pem"], 2, "tls_incomplete"),
         (["--tls-cert", "x.pem", "--tls-key", "y.pem"], 3, "tls_file_unreadable"),

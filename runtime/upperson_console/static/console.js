@@ -162,6 +162,7 @@ async function more(link) {
     const cards = $$("#cards > .card", page);
     if (!cards.length) throw new Error($(".message p", page)?.textContent || "no answer");
     $("#cards").append(...cards);
+    if ($("#shown")) $("#shown").textContent = $$("#cards > .card").length;
     const next = $("#more", page);
     if (next) link.closest("p").replaceWith(next.closest("p"));
     else link.closest("p").replaceWith($(".end", page));

@@ -304,5 +304,5 @@ def test_a_damaged_picture_is_left_out_and_an_altered_crop_is_refused(console, m
         export(console, altered),
     ):
         assert "altered" in problem(answer, 503)
-    monkeypatch.setattr(zipfile.ZipFile, "writestr", full_disk)
+    monkeypatch.setattr(zipfile.ZipFile, "open", full_disk)
     assert "No space left on device" in problem(export(console, id_), 507)

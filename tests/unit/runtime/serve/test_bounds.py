@@ -15,7 +15,7 @@ from PIL import Image
 from tests.helpers.command_line import run_code
 from tests.helpers.console import BASE, id_of, problem
 from tests.helpers.hostile_clients import KINDS, gif_of_blocks, jpeg_of_segments, png_of_chunks
-from upperson_console import results
+from upperson_console import evidence
 from upperson_console.bounds import JsonBounds, check_json
 from upperson_console.guard import MOST_SMALL_BYTES, Guard
 from upperson_console.problems import ProblemError
@@ -30,7 +30,7 @@ from upperson_rt import image_file
         ("a million elements", 422),
         ("a nest of a million", 422),
         ("a form of 900 files", 400),
-        ("a form of 900 fields", 400),
+        ("a form of 2,500 fields", 400),
         ("a form with a million keys", 422),
         ("a million fields", 413),
     ],
@@ -164,7 +164,7 @@ def test_an_export_has_bounds(console, monkeypatch):
         assert {row["key"]: row["file"] for row in rows} == {"red-0": None, "red-1": name}
         assert archive.getinfo(name).file_size == 3 << 20
     assert peak() < 64 << 20
-    monkeypatch.setattr(results, "_MOST_EXPORT_BYTES", 100)
+    monkeypatch.setattr(evidence, "_MOST_EXPORT_BYTES", 100)
     answer = console.client.post("/api/v1/export", json={"ids": [str(ids["red-1"])]})
     problem(answer, 413, "export_too_large")
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import zipfile
+from datetime import datetime
 
 import pytest
 from PIL import Image
@@ -73,8 +74,8 @@ def test_the_clip_can_be_read_in_parts_and_is_logged_once_an_hour(console, filme
         assert answer.headers["content-range"] == f"bytes {of}/10240"
     (seen,) = views_of(console, id_)
     assert seen["action"] == "view"
-    clock = console.service.views.clock
-    console.service.views.clock = lambda: clock() + 3601
+    clock = console.service.view_log.clock
+    console.service.view_log.clock = lambda: clock() + 3601
     for _ in range(2):
         assert console.client.get(address).status_code == 200
     assert len(views_of(console, id_)) == 2
@@ -147,7 +148,8 @@ def test_the_export_holds_frame_and_clip_with_their_hashes(console, filmed):
     assert found["clip"]["file"] == f"clips/{id_}{clip.suffix}"
     assert found["clip"]["sha256"] == hashlib.sha256(CONTENT).hexdigest()
     assert found["frame"]["file"] == f"frames/{id_}.jpg"
-    assert found["frame"]["begin"] == found["frame"]["end"]
+    assert (found["frame"]["width"], found["frame"]["height"]) == (300, 200)
+    assert datetime.fromisoformat(found["frame"]["time"]).timestamp() == START
     assert found["box"] == [10, 20, 110, 180]
     assert f'href="clips/{id_}{clip.suffix}"' in page
     assert items["red-0"]["frame"] is items["red-0"]["clip"] is None

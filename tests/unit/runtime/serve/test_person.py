@@ -6,7 +6,7 @@ import io
 import json
 import re
 import zipfile
-from datetime import datetime
+from datetime import datetime, timezone
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -116,14 +116,16 @@ def test_an_export_is_complete_and_hashed(console):
     hashes = json.loads(files.pop("manifest.json"))["sha256"]
     assert hashes == {name: hashlib.sha256(body).hexdigest() for name, body in files.items()}
     facts = json.loads(files["items.json"])
-    assert facts["model"]["fingerprint"] == console.service.encoder.fingerprint
-    assert facts["query"]["search"] == search
+    assert facts["model"] == console.service.encoder.fingerprint
+    assert facts["query"]["sentence"] == search["sentence"]
+    since = datetime.fromisoformat(facts["query"]["filter"]["since"]).timestamp()
+    assert since == datetime(2026, 9, 21, 13, tzinfo=timezone.utc).timestamp()
     assert [one["key"] for one in facts["items"]] == ["red-0", "red-1", "red-2"]
     kept = (console.folder / "crops" / "red0.png").read_bytes()
     assert files[facts["items"][0]["file"]] == kept
     page = files["index.html"].decode()
     assert "<b>hall" not in page
-    assert "red \\u003cb\\u003e" in page
+    assert "red &lt;b&gt;" in page
     last = log_lines(console)[-1]
     assert (last["action"], last["ids"]) == ("export", ids)
     assert last["details"]["sha256"] == hashlib.sha256(answer.content).hexdigest()

@@ -10,7 +10,7 @@ from tests.helpers.console import id_of, log_lines, problem
 from upperson_console.accounts import Account
 from upperson_console.live import Live
 from upperson_console.problems import ProblemError
-from upperson_console.views import PERIOD_S
+from upperson_console.view_log import PERIOD_S
 
 ITEM = "/api/v1/items"
 
@@ -27,8 +27,8 @@ def named(console):
 
 
 def an_hour_later(console, passed_s=PERIOD_S + 1):
-    clock = console.service.views.clock
-    console.service.views.clock = lambda: clock() + passed_s
+    clock = console.service.view_log.clock
+    console.service.view_log.clock = lambda: clock() + passed_s
 
 
 @contextlib.contextmanager
@@ -102,7 +102,7 @@ def test_without_a_log_only_what_it_names_is_shown(console, ids, monkeypatch):
 
 
 def test_the_live_page_logs_its_new_thumbnails_in_one_line(console, ids):
-    console.service.views.quota = 1
+    console.service.view_log.quota = 1
     _, cameras = Live(()).now(console.service, Account(name="local", role="admin"))
     newest = {id_ for camera in cameras for id_, _ in camera.newest}
     for _ in range(2):
@@ -128,7 +128,7 @@ def test_a_live_stream_ends_where_its_thumbnails_cannot_be_logged(console, monke
 
 
 def test_bulk_reading_ends_at_the_quota_of_an_account(guarded):
-    guarded.service.views.quota = 4
+    guarded.service.view_log.quota = 4
     gallery = guarded.service.gallery
     ids = [*gallery.ids([item.key for item in gallery.items() if item.camera == "gate"]).values()]
     for _ in range(2):  # The same items again are no more.
@@ -155,7 +155,7 @@ def test_bulk_reading_ends_at_the_quota_of_an_account(guarded):
 
 
 def test_the_quota_frees_places_as_views_grow_old(console, ids):
-    console.service.views.quota = 3
+    console.service.view_log.quota = 3
     for id_ in ids[:3]:
         assert console.client.get(f"{ITEM}/{id_}").status_code == 200
         an_hour_later(console, 600)
@@ -169,19 +169,19 @@ def test_the_quota_frees_places_as_views_grow_old(console, ids):
 
 
 def test_without_a_quota_all_may_be_seen(console, ids):
-    console.service.views.quota = 0
+    console.service.view_log.quota = 0
     assert {console.client.get(f"{ITEM}/{id_}").status_code for id_ in ids} == {200}
 
 
 def test_views_that_are_forgotten_are_logged_again(console, ids, monkeypatch):
-    monkeypatch.setattr("upperson_console.views._MOST_KEPT", 5)
+    monkeypatch.setattr("upperson_console.view_log._MOST_KEPT", 5)
     for id_ in (*ids[:7], *ids[:7]):
         console.client.get(f"{ITEM}/{id_}")
     assert named(console) == [*ids[:7], *ids[:7]]
 
 
 def test_many_requests_at_once_do_not_pass_the_quota(console, ids):
-    console.service.views.quota = 5
+    console.service.view_log.quota = 5
 
     account = Account(name="local", role="admin")
 
@@ -201,7 +201,7 @@ def test_many_requests_at_once_do_not_pass_the_quota(console, ids):
 
 
 def test_what_is_only_counted_or_deleted_needs_no_quota(console, ids):
-    console.service.views.quota = 2
+    console.service.view_log.quota = 2
     alike = f"{ITEM}/{ids[0]}/alike?min_score=-1"
     assert console.client("DELETE", alike).json()["deleted"] == len(ids)
     done = console.client("DELETE", f"{alike}&dry_run=false&reason=old")

@@ -1,0 +1,233 @@
+"""The format of an evidence package, and its verification, which needs neither server nor network.
+
+A package may come from anyone: its members are read within limits and never unpacked.
+"""
+
+import hashlib
+import json
+import re
+import stat
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
+
+from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.log_chain import verify_log
+from upperson_rt.printable import safe_repr
+from upperson_rt.signature import (
+    SIGNATURE_BYTES,
+    files_of_signature,
+    key_fingerprint,
+    key_named_in,
+    read_public_key,
+)
+from upperson_rt.strict import Sha256, parse_json, read_fields
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+KIND, VERSION = "upperson-evidence", 1
+MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+_MOST_MEMBERS = 20_000
+_MOST_MANIFEST_BYTES = 16 << 20
+_PIECE_BYTES = 1 << 20
+_LONGEST_LINE = 64 << 20
+_NAME = re.compile(r"(?:(?:pictures|frames|clips)/)?[a-z0-9]+\.[a-z0-9]{1,8}")
+_LOCAL_BYTES, _LISTED_BYTES, _END_BYTES = 30, 46, 22
+"""Of a zip beside names and contents: for a member, in the list of members, and at the end."""
+SignatureState: TypeAlias = Literal["trusted", "not_checked", "none", "wrong"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seal:
+    """Who signs the packages of a server, and whose signature its bundle has."""
+
+    key: "ec.EllipticCurvePrivateKey | None" = None
+    bundle: Mapping[str, Any] = field(
+        default_factory=lambda: {"signed_by": None, "verified": False}
+    )
+    """``signed_by`` is the fingerprint of the key that the signature names."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What is not as it was written; ``path`` is a member of the zip, or empty for all of it."""
+
+    code: str
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Hashes:
+    sha256: dict[str, Sha256]
+    """Of each file but the manifest and its signature."""
+
+
+class Package:
+    """What a package says, compared with its hashes and its signature."""
+
+    def __init__(self, path: Path, trust: Path | None = None) -> None:
+        """Verify a package; ``trust`` is the file of the public key that must have signed it.
+
+        Raises:
+            InputError: The file or the key cannot be read.
+            BackendError: The package cryptography is missing, which signatures need.
+        """
+        self._key = None if trust is None else read_public_key(trust)
+        self._place = str(path)
+        self.problems: list[Difference] = []
+        self.signature: SignatureState = "none"
+        self.signed_by: str | None = None
+        """Fingerprint of the key; unless it is trusted, what the signature claims."""
+        self.facts: dict[str, Any] = {}
+        """Who exported what, and when; empty if the signature is wrong, as nothing is read then."""
+        try:
+            with path.open("rb") as file:
+                self.sha256 = _digest(file)
+                """Of the zip; the log's line of the export has it."""
+                self._verify(file)
+        except OSError as error:
+            message = f"cannot read {path}: {error.strerror}"
+            raise InputError(message, code="package_unreadable", path=path) from error
+
+    def find_in(self, log: Path) -> int | None:
+        """Return the number of the export's line in a query log; add what differs to `problems`.
+
+        Raises InputError if the log cannot be read.
+        """
+        chain = str(self.facts.get("log_chain") or "")
+        report = verify_log(log, [chain] if chain else [])
+        for text in report.problems:
+            self._add(report.code, "", text)
+        with log.open("rb") as file:
+            number = 0
+            while line := file.readline(_LONGEST_LINE):
+                number += 1
+                if self.sha256.encode() in line and self._is_export(line):
+                    return number
+        self._add("log_line_missing", "", f"{log} has no line of this export")
+        return None
+
+    def _is_export(self, line: bytes) -> bool:
+        try:
+            entry = json.loads(line)
+            found = entry["action"] == "export" and entry["details"]["sha256"] == self.sha256
+            user = entry["user"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return False
+        if found and self.facts and user != self.facts.get("user"):
+            text = f"the log names {safe_repr(user)} as who exported it"
+            self._add("log_line_differs", "", text)
+        return bool(found)
+
+    def _add(self, code: str, path: str, text: str) -> None:
+        self.problems.append(Difference(code, path, text))
+
+    def _verify(self, file: IO[bytes]) -> None:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                names = self._members(archive, file.seek(0, 2))
+                signed = self._signed(archive, names)
+                if self.signature == "wrong":
+                    return
+                if MANIFEST in names:
+                    self._compare(archive, names, signed)
+                else:
+                    self._add("member_missing", MANIFEST, "a package has a manifest")
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, struct.error) as why:
+            self._add("zip_damaged", "", f"it is no undamaged zip archive: {why}")
+
+    def _members(self, archive: zipfile.ZipFile, size: int) -> set[str]:
+        """Return the members that may be read, and look at the container itself."""
+        names: set[str] = set()
+        end = listed = gaps = 0
+        if len(archive.filelist) > _MOST_MEMBERS:
+            raise zipfile.BadZipFile(f"it has more than {_MOST_MEMBERS:,} members")
+        if any(info.header_offset < 0 for info in archive.filelist):
+            raise zipfile.BadZipFile("a member begins before the file")
+        for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
+            name, mode = info.orig_filename, info.external_attr >> 16
+            if not _NAME.fullmatch(name):
+                self._add("name_unsafe", name, "a package has no member of such a name")
+            elif name in names:
+                self._add("member_duplicate", name, "there are two members of this name")
+            elif info.flag_bits & 1 or (stat.S_IFMT(mode) and not stat.S_ISREG(mode)):
+                self._add("member_irregular", name, "it is encrypted, or no plain file")
+            elif info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+                self._add("member_compressed", name, "it is compressed, expected it as it is")
+            else:
+                names.add(name)
+            gaps += info.header_offset != end
+            end = info.header_offset + _LOCAL_BYTES + len(name) + info.compress_size
+            listed += _LISTED_BYTES + len(name)
+        if gaps or (archive.start_dir, size) != (end, end + listed + _END_BYTES):
+            self._add("bytes_hidden", "", "there are bytes in it that belong to no member")
+        return names
+
+    def _signed(self, archive: zipfile.ZipFile, names: set[str]) -> dict[str, str] | None:
+        """Return what is signed by the trusted key, and set the state of the signature."""
+        if SIGNATURE not in names:
+            if self._key is not None:
+                self.signature = "wrong"
+                self._add("not_signed", SIGNATURE, "the package is not signed")
+            return None
+        try:
+            content = _read(archive, SIGNATURE, SIGNATURE_BYTES)
+            self.signed_by = key_named_in(content, self._place)
+            self.signature = "not_checked" if self._key is None else "trusted"
+            if self._key is None:
+                return None
+            signed = files_of_signature(content, self._key, self._place)
+            self.signed_by = key_fingerprint(self._key)
+            return signed
+        except IntegrityError as error:
+            self.signature = "wrong"
+            self._add(error.code, SIGNATURE, str(error))
+            return None
+
+    def _compare(
+        self, archive: zipfile.ZipFile, names: set[str], signed: Mapping[str, str] | None
+    ) -> None:
+        try:
+            text = _read(archive, MANIFEST, _MOST_MANIFEST_BYTES)
+            facts = parse_json(text.decode("utf-8"), MANIFEST)
+            if not isinstance(facts, dict) or facts.get("kind") != KIND:
+                raise InputError(f"{MANIFEST} is none of an evidence package")
+            if facts["schema_version"] != VERSION:
+                raise InputError(f"{MANIFEST} is of another version: use a newer program")
+            expected = read_fields(_Hashes, {"sha256": facts.pop("sha256")}, MANIFEST).sha256
+        except (InputError, IntegrityError, UnicodeDecodeError, KeyError) as error:
+            self._add("manifest_malformed", MANIFEST, str(error))
+            return
+        self.facts = facts
+        expected = {**expected, MANIFEST: hashlib.sha256(text).hexdigest()}
+        if signed is not None and signed != expected:
+            self._add("manifest_differs", MANIFEST, "it differs from what was signed")
+        for name in sorted(names - expected.keys() - {SIGNATURE}):
+            self._add("member_unexpected", name, "the manifest does not name it")
+        for name in sorted(expected.keys() - names):
+            self._add("member_missing", name, "the manifest names it, and it is not there")
+        for name in sorted(expected.keys() & names):
+            with archive.open(name) as member:
+                if _digest(member) != expected[name]:
+                    self._add("hash_differs", name, "its content was changed")
+
+
+def _read(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    if archive.getinfo(name).file_size > most:
+        raise IntegrityError(f"{name} has more than {most:,} bytes", code="member_too_large")
+    return archive.read(name)
+
+
+def _digest(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    try:
+        while piece := file.read(_PIECE_BYTES):
+            digest.update(piece)
+    except zipfile.BadZipFile:  # The zip's own checksum of a member is wrong.
+        return ""
+    return digest.hexdigest()

@@ -1,0 +1,83 @@
+"""`upperson-rt evidence`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from upperson_rt.cli.app import Command, new_app
+from upperson_rt.cli.groups import grouped
+from upperson_rt.cli.options import Output
+from upperson_rt.cli.output import print_labelled, print_line, print_result
+from upperson_rt.errors import IntegrityError
+
+app = new_app("Verify evidence packages, the exports of the console.")
+
+
+@app.callback()
+def evidence() -> None:
+    """Verify evidence packages, the exports of the console."""
+
+
+@app.command(cls=Command)
+@grouped
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Evidence package (zip).")],
+    *,
+    trust: Annotated[
+        Path | None,
+        typer.Option(
+            "--trust", metavar="PUBKEY", help="Public key (PEM) that must have signed the package."
+        ),
+    ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            "--log", metavar="FILE", help="Query log of the server: it must have this export."
+        ),
+    ] = None,
+    output: Output,
+) -> None:
+    """Check that no file of a package was changed, removed or added; else the exit code is 6.
+
+    Without --trust only the hashes are checked, which an attacker can replace. No network is used.
+
+    Example: `upperson-rt evidence verify export.zip --trust site.pub`
+    """
+    from upperson_console.evidence_check import Package
+
+    package = Package(file, trust)
+    line = None if log is None else package.find_in(log)
+    result = {
+        "file": str(file),
+        "ok": not package.problems,
+        "sha256": package.sha256,
+        "signature": package.signature,
+        "signed_by": package.signed_by,
+        "log_line": line,
+        "facts": package.facts,
+        "problems": [asdict(problem) for problem in package.problems],
+    }
+
+    def show(_: object) -> None:
+        states = {
+            "trusted": "signed by the trusted key",
+            "not_checked": "signed, but not checked: name the key with --trust",
+            "none": "not signed: its hashes detect accidents, not attacks",
+            "wrong": "not signed by the trusted key: nothing else was read",
+        }
+        print_line(states[package.signature])
+        for name, value in ({"signed_by": package.signed_by} | package.facts).items():
+            print_line(f"{name}: {value}")
+        if line is not None:
+            print_line(f"its export is line {line} of the query log")
+        for one in package.problems:
+            text = f"{one.path or 'the package'}: {one.text} ({one.code})"
+            print_labelled("wrong", typer.colors.RED, text)
+
+    print_result(result, output.as_json, show)
+    if package.problems:
+        first = package.problems[0]
+        message = f"{file}: {first.path or 'the package'}: {first.text}"
+        raise IntegrityError(message, code=first.code, path=file, member=first.path)

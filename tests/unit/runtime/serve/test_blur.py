@@ -1,0 +1,202 @@
+"""With `serve --blur` frames show one person, and clips are withheld, unless there is a reason."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.console import START, id_of, log_lines, problem
+from tests.unit.runtime.serve.test_snapshots import write
+from upperson_console import pictures
+from upperson_console.blur import pixelated
+from upperson_rt import image_file
+from upperson_rt.gallery import Item
+from upperson_rt.gallery.clips import clip_name, clips_dir
+
+BOX = (40, 30, 80, 130)
+CROP = f"gate/2026-11-30/101112-000-abc.sha256-{'0' * 32}.jpg"
+
+
+def noise(width=320, height=240):
+    return np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def detail(pixels, x0, y0, x1, y1):
+    """The mean difference of neighbours in a part of a picture: noise has some 80."""
+    part = np.asarray(pixels, np.int16)[y0:y1, x0:x1]
+    return float(np.abs(np.diff(part, axis=1)).mean())
+
+
+def opened(answer):
+    assert answer.status_code == 200, answer.text
+    return Image.open(io.BytesIO(answer.content)).convert("RGB")
+
+
+def is_hidden(picture):
+    """Whether nothing outside of the box can be recognised, and the box can."""
+    assert detail(picture, *BOX) > 20
+    return detail(picture, 100, 0, 320, 240) < 12 and detail(picture, 0, 150, 320, 240) < 12
+
+
+@pytest.fixture
+def blurred(guarded):
+    """A console that blurs, with a picture that has a frame and a clip; ids by role."""
+    guarded.service.blur = True
+    gallery = guarded.service.gallery
+    folder = clips_dir(gallery.crops_dir)
+    (folder / CROP).parent.mkdir(parents=True)
+    Image.fromarray(noise()).save(folder / clip_name(CROP, ".jpg", START), quality=95)
+    (folder / clip_name(CROP, ".mp4", START - 5, START + 4)).write_bytes(b"clip")
+    cut = gallery.crops_dir / CROP
+    cut.parent.mkdir(parents=True)
+    item = Item(key="filmed", camera="gate", time=START, box=BOX, crop=CROP)
+    photo = gallery.crops_dir.parent / "photo.png"
+    Image.fromarray(noise()).save(photo)
+    more = Item(key="photo", camera="gate", time=START, box=BOX, source=str(photo))
+    gallery.add([item, more], guarded.service.encoder.encode_texts(["red", "red"]))
+    return guarded
+
+
+def paths(console, key="filmed"):
+    id_ = id_of(console, key)
+    return f"/people/{id_}/picture?size=frame", f"/api/v1/items/{id_}/picture?size=frame"
+
+
+@pytest.mark.parametrize("key", ["filmed", "photo"])
+def test_a_frame_shows_the_target_alone_to_everybody_without_a_reason(blurred, key):
+    for path in paths(blurred, key):
+        for client in (blurred.viewer, blurred.operator, blurred.admin):
+            assert is_hidden(opened(client.get(path)))
+        problem(blurred.viewer.get(f"{paths(blurred)[1]}&reason=x"), 403, "blurred")
+        assert not any(line["action"] == "unblur" for line in log_lines(blurred))
+
+
+def test_an_operator_sees_it_for_a_reason_that_is_logged_each_time(blurred):
+    id_ = id_of(blurred, "filmed")
+    for path in paths(blurred):
+        for _ in range(2):
+            answer = blurred.operator.get(f"{path}&reason=case+7")
+            assert not is_hidden(opened(answer))
+            assert answer.headers["cache-control"] == "no-store"
+    lines = [line for line in log_lines(blurred) if line["action"] == "unblur"]
+    assert [(line["user"], line["ids"], line["details"]) for line in lines] == 4 * [
+        ("olga", [id_], {"frame": str(id_), "reason": "case 7"})
+    ]
+    assert is_hidden(opened(blurred.operator.get(path)))  # The cache keeps both apart.
+    problem(blurred.operator.get(f"{paths(blurred)[1]}&reason={'x' * 501}"), 422)
+
+
+def test_clips_are_withheld(blurred):
+    id_ = id_of(blurred, "filmed")
+    path = f"/api/v1/items/{id_}/clip"
+    for client in (blurred.viewer, blurred.operator, blurred.admin):
+        problem(client.get(path), 403, "blurred")
+    problem(blurred.viewer.get(f"{path}?reason=x"), 403, "blurred")
+    for _ in range(2):
+        assert blurred.operator.get(f"{path}?reason=case+7").content == b"clip"
+    lines = [line["details"] for line in log_lines(blurred) if line["action"] == "unblur"]
+    assert lines == [{"clip": str(id_), "reason": "case 7"}]
+    assert "<video" not in blurred.viewer.get(f"/people/{id_}").text
+    assert 'name="reason"' not in blurred.viewer.get(f"/people/{id_}").text
+    assert f'action="{path}"' in blurred.operator.get(f"/people/{id_}").text
+
+
+def test_an_export_is_blurred_too(blurred):
+    ids = [str(id_of(blurred, key)) for key in ("filmed", "photo")]
+    Image.fromarray(noise(40, 100)).save(blurred.service.gallery.crops_dir / "own.png")
+
+    def export(**more):
+        answer = blurred.operator.post("/api/v1/export", json={"ids": ids, **more})
+        assert answer.status_code == 200, answer.text
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+            return {name: archive.read(name) for name in archive.namelist()}
+
+    files = export()
+    manifest = json.loads(files["manifest.json"])
+    assert (manifest["blurred"], manifest["clips"]) == (True, 0)
+    for id_ in ids:
+        assert is_hidden(Image.open(io.BytesIO(files[f"frames/{id_}.jpg"])).convert("RGB"))
+    shapes = {Image.open(io.BytesIO(files[n])).size for n in files if n.startswith("pictures/")}
+    assert shapes == {(40, 100)}  # The box alone, cut from the photograph.
+    assert log_lines(blurred)[-1]["action"] == "export"
+    files = export(reason="court order 5")
+    manifest = json.loads(files["manifest.json"])
+    assert (manifest["blurred"], manifest["clips"]) == (False, 1)
+    assert manifest["reason"] == "court order 5"
+    unblur, line = log_lines(blurred)[-2:]
+    assert (unblur["action"], line["action"]) == ("unblur", "export")
+    assert (unblur["details"]["reason"], unblur["ids"]) == ("court order 5", line["ids"])
+    form = {"ids": ids, "reason": "court order 6"}
+    assert blurred.operator.post("/export", data=form).status_code == 200
+    assert log_lines(blurred)[-2]["details"]["reason"] == "court order 6"
+
+
+def test_the_picture_of_a_camera_is_blurred_as_a_whole(blurred):
+    file = write(blurred, "gate")
+    Image.fromarray(noise()).save(file, quality=95)
+    path = "/live/camera/picture?name=gate"
+    for client in (blurred.viewer, blurred.admin):
+        assert detail(opened(client.get(path)), 0, 0, 320, 240) < 12
+    assert detail(opened(blurred.operator.get(f"{path}&reason=lamp")), 0, 0, 320, 240) > 20
+    assert log_lines(blurred)[-1]["details"] == {"snapshot": "gate", "reason": "lamp"}
+    clip = f"/api/v1/items/{id_of(blurred, 'red-0')}/clip?reason=x"
+    problem(blurred.viewer.get(clip), 403, "blurred")
+    assert blurred.viewer.get(f"{path}&reason=x").status_code == 403
+    page = blurred.operator.get("/live/camera?name=gate&reason=a+b").text
+    assert "name=gate&amp;reason=a%20b" in page
+
+
+def test_pages_offer_a_reason_to_operators_alone(blurred):
+    id_ = id_of(blurred, "filmed")
+    for role, offered in (("viewer", False), ("operator", True)):
+        client = getattr(blurred, role)
+        page = client.get(f"/people/{id_}/frame").text
+        assert ('name="reason"' in page, "is pixelated" in page) == (offered, True)
+        assert ("Unblurred, because" in client.get("/?q=red").text) == offered
+    page = blurred.operator.get(f"/people/{id_}/frame?reason=a%26b").text
+    assert "size=frame&amp;reason=a%26b" in page
+    assert blurred.viewer.get(f"/people/{id_}/frame?reason=x").status_code == 403
+
+
+def test_a_frame_that_is_decoded_smaller_shows_nothing(blurred):
+    """Its box would be somewhere else."""
+    file = blurred.service.gallery.crops_dir.parent / "large.jpg"
+    Image.fromarray(noise(1600, 1200)).save(file, quality=80)
+    before = 2 * image_file._BUDGET.each
+    image_file.limit_memory(8 << 20)
+    try:
+        jpeg, _ = pictures.blurred_jpeg(file, (0, 0, 1600, 1200))
+        picture = Image.open(io.BytesIO(jpeg)).convert("RGB")
+        assert picture.width < 1600
+        assert detail(picture, 0, 0, *picture.size) < 12
+    finally:
+        image_file.limit_memory(before)
+
+
+@pytest.mark.parametrize(
+    "box", [None, (80, 30, 40, 130), (-90, -90, -10, -10), (500, 500, 600, 600), (0, 0, 0, 0)]
+)
+def test_a_box_outside_of_the_frame_shows_nothing(box):
+    made = pixelated(Image.fromarray(noise()), (320, 240), box)
+    assert made.size == (320, 240)
+    assert detail(made, 0, 0, 320, 240) < 12
+
+
+def test_people_cut_from_one_photograph_do_not_share_a_picture(console, tmp_path):
+    """Also of one whose crop is not kept any more."""
+    photo = tmp_path / "photo.png"
+    Image.fromarray(noise()).save(photo)
+    boxes = [(0, 0, 50, 100), (100, 50, 180, 150)]
+    items = [
+        Item(key=f"cut{n}", box=box, source=str(photo), crop=None if n else "gone.jpg")
+        for n, box in enumerate(boxes)
+    ]
+    console.service.gallery.add(items, console.service.encoder.encode_texts(["red", "red"]))
+    sizes = [
+        opened(console.client.get(f"/people/{id_of(console, item.key)}/picture?size=view")).size
+        for item in items
+    ]
+    assert sizes == [(50, 100), (80, 100)]

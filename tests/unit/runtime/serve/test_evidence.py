@@ -1,0 +1,258 @@
+"""An evidence package: what it says, its signature, and what its verification finds."""
+
+import hashlib
+import html
+import json
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.helpers.console import START, id_of, log_lines
+from tests.helpers.invoke import refusal, run_rt
+from tests.helpers.signing_keys import write_keys
+from tests.helpers.toy_bundle import draw_person
+from tests.unit.runtime.test_signature import model_signing
+from upperson_console.evidence_check import Package, Seal
+from upperson_rt.gallery import Item
+from upperson_rt.signature import read_private_key
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("site", "other"):
+        write_keys(folder, name, ec.generate_private_key(ec.SECP256R1()))
+    return folder
+
+
+@pytest.fixture
+def sealed(calibrated, keys):
+    """A console that signs its exports."""
+    bundle = {"signed_by": "f" * 64, "verified": True}
+    calibrated.service.seal = Seal(key=read_private_key(keys / "site.pem"), bundle=bundle)
+    return calibrated
+
+
+@pytest.fixture
+def package(sealed, tmp_path):
+    """A signed package of two pictures, one with its frame."""
+    frame = draw_person(tmp_path / "frame.png", "red", size=(300, 200))
+    item = Item(
+        key="boxed", camera="gate", time=START, box=(10, 20, 110, 180), source=str(frame)
+    )  # fmt: skip
+    sealed.service.gallery.add([item], sealed.service.encoder.encode_texts(["red"]))
+    ids = [str(id_of(sealed, key)) for key in ("red-0", "boxed")]
+    body = {"ids": ids, "search": {"sentence": "red coat", "by_track": False}}
+    file = tmp_path / "package.zip"
+    file.write_bytes(sealed.client.post("/api/v1/export", json=body).content)
+    return file
+
+
+def test_the_report_has_what_a_reader_needs(sealed, package):
+    with zipfile.ZipFile(package) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    facts = json.loads(files["items.json"])
+    expected = {
+        "user": "local",
+        "role": "admin",
+        "model": sealed.service.encoder.fingerprint,
+        "variant": sealed.service.encoder.variant,
+        "bundle_signed_by": "f" * 64,
+        "bundle_verified": True,
+        "sentence": "red coat",
+    }
+    assert {name: facts[name] for name in expected} == expected
+    assert facts["query"]["verdict"]["word"] in ("likely", "possible", "nobody")
+    found = sealed.client.search(sentence="red coat", by_track=False).json()
+    assert facts["query"]["verdict"] == found["verdict"]
+    likelihoods = {hit["id"]: hit["likelihood"] for hit in found["hits"]}
+    for one in facts["items"]:
+        assert one["hit"]["likelihood"] == likelihoods[one["id"]]
+        assert 0 <= one["hit"]["likelihood"] <= 1
+    saved, boxed = facts["items"]
+    kept = (sealed.folder / "crops" / "red0.png").read_bytes()
+    assert files[saved["file"]] == kept
+    assert files[boxed["frame"]["file"]] == (package.parent / "frame.png").read_bytes()
+    assert boxed["file"] != boxed["frame"]["file"]  # Only the person is the picture.
+    page = html.unescape(files["index.html"].decode())
+    for part in ("red coat", facts["query"]["verdict"]["text"], facts["exported"], "f" * 64,
+                 f'src="{saved["file"]}"', f'<image href="{boxed["frame"]["file"]}"',
+                 '<rect x="10" y="20" width="100" height="160"/>'):  # fmt: skip
+        assert part in page
+
+
+def test_a_signed_package_is_verified_and_is_in_the_log(sealed, package, keys):
+    report = Package(package, keys / "site.pub")
+    assert (report.problems, report.signature) == ([], "trusted")
+    assert report.facts["pictures"] == 2
+    first = log_lines(sealed)[-2]["chain"] if len(log_lines(sealed)) > 1 else ""
+    assert report.facts["log_chain"] == first
+    number = report.find_in(sealed.log)
+    assert (report.problems, number) == ([], len(log_lines(sealed)))
+    sealed.client.search(sentence="red")
+    assert (report.find_in(sealed.log), report.problems) == (number, [])
+    named = Package(package)
+    assert (named.problems, named.signature) == ([], "not_checked")
+    assert named.signed_by == report.signed_by
+    other = Package(package, keys / "other.pub")
+    assert [one.code for one in other.problems] == ["signature_wrong"]
+    assert other.facts == {}
+    # A package of which the log knows nothing.
+    report.sha256 = "0" * 64
+    assert report.find_in(sealed.log) is None
+    assert [one.code for one in report.problems] == ["log_line_missing"]
+    sealed.log.write_bytes(sealed.log.read_bytes().replace(b'"local"', b'"lacol"'))
+    assert named.find_in(sealed.log) == number
+    assert {one.code for one in named.problems} == {"log_altered", "log_line_differs"}
+
+
+def test_a_package_can_be_verified_unpacked_by_other_programs(package, keys, tmp_path):
+    folder = tmp_path / "unpacked"
+    with zipfile.ZipFile(package) as archive:
+        archive.extractall(folder)
+    verify = ("verify", "key", folder, "--signature", folder / "manifest.sig", "--public_key")
+    assert model_signing((*verify, keys / "site.pub"), (*verify, keys / "other.pub")) == [0, 1]
+
+
+def test_a_package_without_a_signature_says_so(calibrated, keys, tmp_path):
+    ids = [str(id_of(calibrated, "red-0"))]
+    file = tmp_path / "plain.zip"
+    file.write_bytes(calibrated.client.post("/api/v1/export", json={"ids": ids}).content)
+    report = Package(file)
+    assert (report.problems, report.signature, report.signed_by) == ([], "none", None)
+    assert [one.code for one in Package(file, keys / "site.pub").problems] == ["not_signed"]
+
+
+def rewritten(package, change, **more):
+    """A copy of a package; ``change`` gets and returns its (name, content) pairs."""
+    with zipfile.ZipFile(package) as archive:
+        members = [(name, archive.read(name)) for name in archive.namelist()]
+    file = package.with_name("changed.zip")
+    with zipfile.ZipFile(file, "w", **more) as archive:
+        for name, content in change(members):
+            archive.writestr(zipfile.ZipInfo(name) if not more else name, content)
+    return file
+
+
+def picture_changed(members):
+    return [(n, c[:-1] + b"x" if n.startswith("pictures/") else c) for n, c in members]
+
+
+def resealed(members):
+    """Another picture, and hashes that fit it."""
+    files = dict(members)
+    name = next(name for name in files if name.startswith("pictures/"))
+    files[name] = b"\xff\xd8\xff another"
+    manifest = json.loads(files["manifest.json"])
+    manifest["sha256"][name] = hashlib.sha256(files[name]).hexdigest()
+    files["manifest.json"] = json.dumps(manifest).encode()
+    return files.items()
+
+
+CHANGES = {
+    "picture": (picture_changed, {"hash_differs"}),
+    "shorter": (lambda m: [(n, c[:-1] if "index" in n else c) for n, c in m], {"hash_differs"}),
+    "missing": (lambda m: [(n, c) for n, c in m if n != "items.json"], {"member_missing"}),
+    "added": (lambda m: [*m, ("more.html", b"x")], {"member_unexpected"}),
+    "path": (lambda m: [*m, ("../../x.txt", b"x")], {"name_unsafe"}),
+    "folder": (lambda m: [*m, ("pictures/", b"")], {"name_unsafe"}),
+    "absolute": (lambda m: [*m, ("/etc/passwd", b"x")], {"name_unsafe"}),
+    "unsigned": (lambda m: [(n, c) for n, c in m if n != "manifest.sig"], {"not_signed"}),
+    "no_manifest": (lambda m: [(n, c) for n, c in m if n != "manifest.json"], {"member_missing"}),
+    "resealed": (resealed, {"manifest_differs"}),
+    "nothing": (lambda m: [], {"not_signed"}),
+    "signature": (
+        lambda m: [(n, b"{}" if n == "manifest.sig" else c) for n, c in m],
+        {"signature_malformed"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_found(package, keys, name):
+    change, codes = CHANGES[name]
+    report = Package(rewritten(package, change), keys / "site.pub")
+    assert codes <= {one.code for one in report.problems}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_tricks_of_the_container_are_found(package, keys):
+    def codes(file):
+        return {one.code for one in Package(file, keys / "site.pub").problems}
+
+    assert codes(rewritten(package, lambda m: m)) == set()
+    assert "member_duplicate" in codes(rewritten(package, lambda m: [*m, m[0]]))
+    packed = rewritten(package, lambda m: m, compression=zipfile.ZIP_DEFLATED)
+    assert "member_compressed" in codes(packed)
+    nul = rewritten(package, lambda m: [*m, ("items.jsonX.exe", b"x")])
+    nul.write_bytes(nul.read_bytes().replace(b"jsonX.exe", b"json\0.exe"))
+    assert "name_unsafe" in codes(nul)
+    content = package.read_bytes()
+    place = content.index(b"PK\1\2")
+    for changed in (content + b"more", b"#!/bin/sh\n" + content,
+                    content[:place] + b"hidden" + content[place:]):  # fmt: skip
+        package.write_bytes(changed)
+        assert codes(package) & {"bytes_hidden", "zip_damaged"}
+    for end in (0, 10, len(content) // 2, len(content) - 1):
+        package.write_bytes(content[:end])
+        assert "zip_damaged" in codes(package)
+
+
+def test_a_flipped_byte_of_any_file_is_found_and_of_the_container_is_no_crash(package, keys):
+    content = package.read_bytes()
+    with zipfile.ZipFile(package) as archive:
+        begins = [one.header_offset + 30 + len(one.filename) for one in archive.infolist()]
+        ends = [
+            begin + one.file_size for begin, one in zip(begins, archive.infolist(), strict=True)
+        ]
+    for place in range(0, len(content), max(1, len(content) // 150)):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x41
+        package.write_bytes(damaged)
+        found = Package(package, keys / "site.pub").problems
+        inside = any(begin <= place < end for begin, end in zip(begins, ends, strict=True))
+        assert found or not inside, place
+
+
+def test_the_command_verifies_without_the_web_packages(sealed, package, keys):
+    """It needs the base installation and cryptography alone."""
+    program = (
+        "import sys\n"
+        "for name in ('fastapi', 'starlette', 'jinja2', 'uvicorn'):\n"
+        "    sys.modules[name] = None\n"
+        "from upperson_rt.program import main\n"
+        "main()"
+    )
+    arguments = ["evidence", "verify", package, "--trust", keys / "site.pub", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments), "--log", str(sealed.log)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    result = json.loads(done.stdout)
+    assert (done.returncode, result["ok"], result["signature"]) == (0, True, "trusted")
+    assert result["facts"]["user"] == "local"
+    assert result["log_line"] == len(log_lines(sealed))
+
+
+def test_the_command_ends_with_6_and_a_code_on_any_difference(sealed, package, keys):
+    changed = rewritten(package, picture_changed)
+    command = ("evidence", "verify", changed)
+    failed = run_rt(*command, "--trust", keys / "site.pub", "--json")
+    problem = json.loads(failed.stdout)["problems"][0]
+    assert (failed.exit_code, problem["code"], problem["path"][:9]) == (
+        6, "hash_differs", "pictures/",
+    )  # fmt: skip
+    plain = run_rt(*command)
+    assert (plain.exit_code, "hash_differs" in plain.stdout) == (6, True)
+    assert run_rt("evidence", "verify", package, "--log", package).exit_code == 6
+    refusal(run_rt("evidence", "verify", package.parent, "--json"), 3, "package_unreadable")
+    refusal(run_rt("evidence", "verify", package, "--trust", package, "--json"), 3, "key_unusable")
+    plain = run_rt("evidence", "verify", package, "--trust", keys / "site.pub", "--log", sealed.log)
+    assert plain.exit_code == 0
+    for part in ("trusted key", "user: local", "sentence: red coat", "pictures: 2", "line 1 of"):
+        assert part in plain.stdout
