@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import re
 import secrets
 import threading
 import time
@@ -53,6 +54,10 @@ class Account:
     def sees(self, camera: str | None) -> bool:
         """Return whether this account may see pictures of a camera."""
         return self.cameras is None or camera in self.cameras
+
+    def path(self, text: str | None) -> str | None:
+        """Return a path or address; its last part alone, unless for an administrator."""
+        return text if text is None or self.may("admin") else re.split(r"[/\\]", text)[-1]
 
     def visible(self, where: Filter) -> Filter | None:
         """Return a filter without the cameras that this account may not see; None if none is left.

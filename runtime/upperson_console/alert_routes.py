@@ -12,11 +12,9 @@ from upperson_console.accounts import Access, Account
 from upperson_console.alerts import MOST_RAISED, AlertMessage, Change, ConsoleAlerts, Verdict
 from upperson_console.api import PROBLEM
 from upperson_console.bounds import BoundedRoute
-from upperson_console.models import item_fields
 from upperson_console.rendering import render
 from upperson_console.search import LONGEST_SENTENCE, read_time
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.gallery import Item
 
 _AlertId: TypeAlias = Annotated[str, Path(pattern="^[0-9a-f]{8}$", examples=["fa568753"])]
 _MessageId: TypeAlias = Annotated[
@@ -70,7 +68,7 @@ def _add_api(routes: APIRouter, alerts: ConsoleAlerts, access: Access) -> None:
         account: Account = viewer,
     ) -> list[models.AlertMessageOut]:
         found = alerts.messages(account, alert, state, limit)
-        return [_message_out(alerts, one) for one in found]
+        return [_message_out(alerts, account, one) for one in found]
 
     @routes.post("/messages/{id}/{verdict}", summary="Mark a message as right or false alarm")
     def judge(id: _MessageId, verdict: Verdict, account: Account = operator) -> models.AlertOut:
@@ -97,7 +95,7 @@ def _add_api(routes: APIRouter, alerts: ConsoleAlerts, access: Access) -> None:
     ) -> models.AlertTestOut:
         report, replay, since = alerts.test(account, id, days)
         raised, best = (
-            [vars(one) | _facts(alerts, one.picture, one.item) for one in visits]
+            [vars(one) | alerts.service.fields(account, one.picture, one.item) for one in visits]
             for visits in (replay.raised[-MOST_RAISED:], replay.best)
         )
         found = vars(replay) | {"alert": _alert_out(report), "since": since, "raised": raised}
@@ -116,7 +114,9 @@ def _fields(report: AlertReport) -> dict[str, Any]:
     return vars(report.alert) | vars(report) | standing | rate
 
 
-def _message_out(alerts: ConsoleAlerts, one: AlertMessage) -> models.AlertMessageOut:
+def _message_out(
+    alerts: ConsoleAlerts, account: Account, one: AlertMessage
+) -> models.AlertMessageOut:
     message, picture = one
     return models.AlertMessageOut.model_validate(
         {
@@ -127,13 +127,9 @@ def _message_out(alerts: ConsoleAlerts, one: AlertMessage) -> models.AlertMessag
             "raised": message.time,
             "state": message.state,
             "verdict": message.label or None,
-            "item": None if picture is None else _facts(alerts, *picture),
+            "item": None if picture is None else alerts.service.fields(account, *picture),
         }
     )
-
-
-def _facts(alerts: ConsoleAlerts, id_: int, item: Item) -> dict[str, Any]:
-    return item_fields(id_, item, alerts.service.pictures.file(item) is not None)
 
 
 def _add_pages(routes: APIRouter, alerts: ConsoleAlerts, access: Access) -> None:

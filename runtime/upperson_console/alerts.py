@@ -7,6 +7,7 @@ before they are shown.
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from upperson_alerts.alerts import (
@@ -21,12 +22,12 @@ from upperson_alerts.alerts import (
     resume_alert,
 )
 from upperson_alerts.promise import read_rate
-from upperson_alerts.replay import Replay, replay_alert
+from upperson_alerts.replay import PastVisit, Replay, replay_alert
 from upperson_console.accounts import Account
 from upperson_console.limits import RequestQueue
 from upperson_console.problems import invalid, missing
 from upperson_console.service import ConsoleService
-from upperson_rt.gallery import Filter, Item
+from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.outbox import Message
 from upperson_rt.printable import safe_repr
 from upperson_rt.search.notices import Notice
@@ -52,16 +53,21 @@ class ConsoleAlerts:
         """Comparing a sentence with all pictures has a queue of its own."""
 
     @property
+    def _rows(self) -> Gallery:
+        """The gallery with its row ids, which alerts read in order."""
+        return self.service.current.now().rows
+
+    @property
     def obstacle(self) -> str:
         """Code of what keeps alerts from being changed; empty if nothing does."""
-        gallery = self.service.gallery
+        gallery = self._rows
         if not gallery.has_outbox:
             return "outbox_unsupported"
         return "gallery_read_only" if gallery.is_read_only else ""
 
     def reports(self, account: Account) -> list[AlertReport]:
         """Return the alerts that an account may see, in the order in which they were added."""
-        found = list_alerts(self.service.gallery)
+        found = list_alerts(self._rows)
         return [one for one in found if _sees(account, one.alert)]
 
     def report(self, account: Account, id_: str) -> AlertReport:
@@ -78,7 +84,7 @@ class ConsoleAlerts:
         topics = [None] if account.cameras is None else self._topics(account)
         if alert is not None:
             topics = [self.report(account, alert).alert.id]
-        gallery = self.service.gallery
+        gallery = self._rows
         with gallery.outbox() as outbox:
             found = [
                 one for topic in topics for one in outbox.messages(most, topic=topic, state=state)
@@ -86,7 +92,7 @@ class ConsoleAlerts:
         found = sorted(found, key=lambda one: -one.seq)[:most]
         pictures = self._pictures(account, found)
         self.service.note_items(account, "view", pictures.values(), {"alerts": alert or "all"})
-        return [(one, pictures.get(_picture(one))) for one in found]
+        return [(one, pictures.get(self._picture(one))) for one in found]
 
     def add(
         self,
@@ -100,7 +106,7 @@ class ConsoleAlerts:
         """Add and log an alert; without cameras it is for all that the account may see."""
         per_day = read_rate(rate)
         self.service.require_allowed(account, sentence)
-        cameras, gallery = cameras or account.cameras or (), self.service.gallery
+        cameras, gallery = cameras or account.cameras or (), self._rows
         for camera in cameras:  # The core's error names other cameras, which may be hidden.
             if not (account.sees(camera) and gallery.count(Filter(camera=camera))):
                 what = (
@@ -128,11 +134,11 @@ class ConsoleAlerts:
         where = Filter(camera=alert.cameras)
         self.service.note(account, f"alert-{change}", [], {"alert": id_}, where, alert.sentence)
         changes = {"pause": pause_alert, "resume": resume_alert, "remove": remove_alert}
-        changes[change](self.service.gallery, id_)
+        changes[change](self._rows, id_)
 
     def judge(self, account: Account, message: str, verdict: Verdict) -> AlertReport:
         """Confirm or dismiss a message by its id, log it, and return its alert."""
-        with self.service.gallery.outbox() as outbox:
+        with self._rows.outbox() as outbox:
             found = outbox.messages(key=message)
         if not (
             found and "visit" in found[0].body["data"] and found[0].topic in self._topics(account)
@@ -143,19 +149,23 @@ class ConsoleAlerts:
             )
         details = {"alert": found[0].topic, "message": message}
         pictures = self._pictures(account, found)
-        self.service.note_items(account, f"alert-{verdict}", pictures.values(), details)
-        return {"confirm": confirm, "dismiss": dismiss}[verdict](self.service.gallery, message)
+        self.service.note_items(account, f"alert-{verdict}", pictures.values(), details, None)
+        return {"confirm": confirm, "dismiss": dismiss}[verdict](self._rows, message)
 
     def test(self, account: Account, id_: str, days: float) -> tuple[AlertReport, Replay, float]:
         """Return and log what an alert would have raised in the last days, and since when."""
         report, since = self.report(account, id_), time.time() - days * 86400
         self.service.require_allowed(account, report.alert.sentence)
         with self._scans.slot():
-            replay = replay_alert(self.service.gallery, self.service.queued, id_, since)
+            replay = replay_alert(self._rows, self.service.queued, id_, since)
+        replay = replace(replay, raised=self._opaque(replay.raised), best=self._opaque(replay.best))
         shown = [*replay.raised[-MOST_RAISED:], *replay.best]
         pictures = {one.picture: one.item for one in shown}
         self.service.note_items(account, "alert-test", pictures.items(), {"alert": id_})
         return report, replay, since
+
+    def _opaque(self, visits: Sequence[PastVisit]) -> list[PastVisit]:
+        return [replace(one, picture=self.service.ids.opaque(one.picture)) for one in visits]
 
     def _topics(self, account: Account) -> list[str]:
         return [one.alert.id for one in self.reports(account)]
@@ -163,8 +173,13 @@ class ConsoleAlerts:
     def _pictures(
         self, account: Account, messages: Sequence[Message]
     ) -> dict[int | None, tuple[int, Item]]:
-        found = self.service.gallery.get([id_ for one in messages if (id_ := _picture(one))])
+        ids = [id_ for one in messages if (id_ := self._picture(one)) is not None]
+        found = self.service.gallery.get(ids)
         return {id_: (id_, item) for id_, (item, _) in found.items() if account.sees(item.camera)}
+
+    def _picture(self, message: Message) -> int | None:
+        row: int | None = message.body["data"].get("picture")
+        return None if row is None else self.service.ids.opaque(row)
 
 
 def _sees(account: Account, alert: Alert) -> bool:
@@ -172,8 +187,3 @@ def _sees(account: Account, alert: Alert) -> bool:
     return account.cameras is None or (
         alert.cameras is not None and all(map(account.sees, alert.cameras))
     )
-
-
-def _picture(message: Message) -> int | None:
-    picture: int | None = message.body["data"].get("picture")
-    return picture

@@ -17,7 +17,7 @@ from upperson_console import models
 from upperson_console.accounts import Access, Account
 from upperson_console.bounds import BoundedRoute, check_json
 from upperson_console.exports import export_response
-from upperson_console.models import Id, Name, SearchIn, SearchOut, item_fields
+from upperson_console.models import Id, Name, SearchIn, SearchOut
 from upperson_console.pictures import PIECE_BYTES, Size
 from upperson_console.problems import MEDIA_TYPE, ProblemError, invalid, missing, withheld
 from upperson_console.ranges import file_response
@@ -25,9 +25,9 @@ from upperson_console.rendering import server_metrics
 from upperson_console.results import ConsoleResult, run_search
 from upperson_console.search import LONGEST_SENTENCE, Search
 from upperson_console.service import ConsoleService, span_of
+from upperson_console.view_log import Part
 from upperson_rt import __version__
 from upperson_rt.errors import UppersonError
-from upperson_rt.gallery import Item
 
 PICTURE_HEADERS = {
     "cache-control": "private, max-age=3600",
@@ -40,6 +40,8 @@ UNCACHED_HEADERS = {**PICTURE_HEADERS, "cache-control": "no-store"}
 
 CLIP_TYPES = {".mp4": "video/mp4", ".mkv": "video/x-matroska"}
 """Media types of clips, by the ending of their files."""
+
+_PARTS: dict[Size, Part] = {"thumb": "thumbnail", "view": "picture", "frame": "frame"}
 
 _Reason = Annotated[str, Query(min_length=1, max_length=500, description="Why; stands in the log.")]
 _Unblurred = Annotated[
@@ -79,7 +81,7 @@ def _searching(routes: APIRouter, service: ConsoleService, access: Access) -> No
         return SearchOut(
             hits=[
                 models.HitOut.model_validate(
-                    _fields(service, hit.id, hit.item)
+                    service.fields(account, hit.id, hit.item)
                     | {"rank": rank, "score": hit.score, "span": hit.span}
                     | {"likelihood": likelihood and round(likelihood, 4), "match": label}
                 )
@@ -160,7 +162,8 @@ def _looking(routes: APIRouter, service: ConsoleService, access: Access) -> None
     @routes.get("/items/{id}", tags=["items"], summary="A picture's facts")
     def item(id: Id, account: Account = viewer) -> models.ItemOut:
         found, _ = service.item(account, int(id))
-        return models.ItemOut.model_validate(_fields(service, int(id), found))
+        service.note_view(account, int(id), found, "picture")
+        return models.ItemOut.model_validate(service.fields(account, int(id), found))
 
     @routes.get(
         "/items/{id}/picture",
@@ -197,7 +200,9 @@ def _looking(routes: APIRouter, service: ConsoleService, access: Access) -> None
     ) -> models.TrackOut:
         person = service.track(account, camera, track)
         span = replace(span_of(person.views), pictures=person.total)
-        views = [models.ItemOut.model_validate(_fields(service, *view)) for view in person.views]
+        views = [
+            models.ItemOut.model_validate(service.fields(account, *view)) for view in person.views
+        ]
         return models.TrackOut(
             camera=person.item.camera,
             track=person.item.track or "",
@@ -359,7 +364,9 @@ def picture_response(
         raise missing(f"no {what} of {id_} is kept", f"{what}_not_kept")
     if size == "frame" and service.blur and shows_all:
         details = {"frame": str(id_), "reason": reason}
-        service.note_items(account, "unblur", [(id_, item)], details)
+        service.note_items(account, "unblur", [(id_, item)], details, "frame")
+    else:
+        service.note_view(account, id_, item, _PARTS[size])
     headers = UNCACHED_HEADERS if size == "frame" else PICTURE_HEADERS
     return Response(made[0], media_type="image/jpeg", headers=headers)
 
@@ -381,12 +388,8 @@ def clip_response(
     suffix = clip.path.suffix
     name = f"clip-{id_}{suffix}"
     response = file_response(request, clip.path, found, CLIP_TYPES[suffix], name)
-    service.note_clip(account, id_, item, clip.path, reason)
+    service.note_clip(account, id_, item, reason)
     return response
-
-
-def _fields(service: ConsoleService, id_: int, item: Item) -> dict[str, Any]:
-    return item_fields(id_, item, service.pictures.file(item) is not None)
 
 
 def _picture_or_sentence(place: int, text: str) -> str | IO[bytes]:

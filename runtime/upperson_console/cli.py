@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from upperson_console.view_log import MOST_QUOTA, USUAL_QUOTA
 from upperson_rt.cli.app import ending_gently
 from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
 from upperson_rt.cli.options import GalleryOption, Model, Output, QueryLogOption, default_gallery
@@ -79,6 +80,15 @@ class Security(OptionGroup, panel="Access"):
             "--token-file", metavar="FILE", help="Accounts and roles; made by  upperson-rt token."
         ),
     ] = None
+    view_quota: Annotated[
+        int,
+        typer.Option(
+            "--view-quota",
+            min=0,
+            max=MOST_QUOTA,
+            help="Different pictures that an account may see an hour; 0 for any number.",
+        ),
+    ] = USUAL_QUOTA
     tls_cert: Annotated[
         Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate, PEM.")
     ] = None
@@ -241,7 +251,15 @@ def _opened(
         log = log or stack.enter_context(QueryLog(served.state / "query.log"))
         background_KD = opened.golden.image_embeds
         service = ConsoleService(
-            encoder, open_gallery, log, user_state, background_KD, seal, evidence.blur, oversight
+            encoder,
+            open_gallery,
+            log,
+            user_state,
+            background_KD,
+            seal,
+            evidence.blur,
+            access.view_quota,
+            oversight,
         )
         stack.callback(service.close)
         is_discoverable = services.onvif_discovery

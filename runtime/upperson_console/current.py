@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from upperson_console.opaque_ids import IdPermutation, with_opaque_ids
 from upperson_console.pictures import GalleryPictures
 from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery import Gallery
@@ -46,8 +47,9 @@ class _Counted(Generic[_Counts]):
 class OpenGallery:
     """An open gallery, with its pictures, search service and counts."""
 
-    def __init__(self, gallery: Gallery, search: SearchService) -> None:
-        self.gallery, self.search = gallery, search
+    def __init__(self, rows: Gallery, gallery: Gallery, search: SearchService) -> None:
+        self.rows, self.gallery, self.search = rows, gallery, search
+        """The gallery with its row ids, with opaque ids, and the search service of the latter."""
         self.pictures = GalleryPictures(gallery.crops_dir)
         self.identity = _identity(gallery.location)
         self.cameras = _Counted(lambda: gallery.by_camera())
@@ -66,10 +68,13 @@ class CurrentGallery:
     """A gallery that is opened again after it was replaced. Safe for several threads."""
 
     def __init__(
-        self, open_gallery: Callable[[], Gallery], search_of: Callable[[Gallery], SearchService]
+        self,
+        open_gallery: Callable[[], Gallery],
+        ids: IdPermutation,
+        search_of: Callable[[Gallery], SearchService],
     ) -> None:
         """Open what is at the location; ``search_of`` returns the search service of a gallery."""
-        self._open_gallery = open_gallery
+        self._open_gallery, self._ids = open_gallery, ids
         self._search_of = search_of
         self._lock = threading.Lock()
         self._checked = time.monotonic()
@@ -99,8 +104,9 @@ class CurrentGallery:
         return False
 
     def _open(self) -> OpenGallery:
-        gallery = self._open_gallery()
-        return OpenGallery(gallery, self._search_of(gallery))
+        rows = self._open_gallery()
+        gallery = with_opaque_ids(rows, self._ids)
+        return OpenGallery(rows, gallery, self._search_of(gallery))
 
 
 def _identity(location: str) -> tuple[int, int] | None:

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from upperson_console.accounts import Account
 from upperson_console.evidence_check import KIND, MANIFEST, SIGNATURE, VERSION, Seal
 from upperson_console.models import ItemOut, iso_time, item_fields
 from upperson_console.pictures import PIECE_BYTES, GalleryPictures
@@ -35,6 +36,7 @@ _SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"BM
 
 
 def write_package(
+    account: Account,
     items: Sequence[tuple[int, Item]],
     pictures: GalleryPictures,
     facts: Mapping[str, Any],
@@ -57,7 +59,7 @@ def write_package(
         stack.enter_context(_disk_errors())
         package = _Package(stack.enter_context(zipfile.ZipFile(file, "w", zipfile.ZIP_STORED)))
         rows = [
-            {**_row(package, pictures, id_, item, blurred), "hit": matches.get(id_)}
+            {**_row(account, package, pictures, id_, item, blurred), "hit": matches.get(id_)}
             for id_, item in items
         ]
         folders = [name.partition("/")[0] for name in package.sha256]
@@ -155,10 +157,15 @@ class _Package:
 
 
 def _row(
-    package: _Package, pictures: GalleryPictures, id_: int, item: Item, blurred: bool
+    account: Account,
+    package: _Package,
+    pictures: GalleryPictures,
+    id_: int,
+    item: Item,
+    blurred: bool,
 ) -> dict[str, Any]:
     """Copy picture, frame and clip of an item; return its facts."""
-    fields = item_fields(id_, item, has_picture=False)
+    fields = item_fields(account, id_, item, has_picture=False)
     facts = ItemOut.model_validate(fields).model_dump(exclude={"picture"})
     name = None
     if (picture := _opened(pictures, item)) is not None:

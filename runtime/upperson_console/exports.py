@@ -61,6 +61,7 @@ def export_response(
     given = {name: getattr(account.context, name) for name in ("purpose", "case")}
     given["reason"] = reason.strip()
     file, sha256, facts = write_package(
+        account,
         items,
         service.pictures,
         {

@@ -17,6 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from upperson_console.accounts import Account
 from upperson_console.search import LONGEST_SENTENCE, MOST_MARKS, Order, Search
 from upperson_rt.gallery import Filter, Item
 from upperson_rt.score_calibration import MatchLabel
@@ -155,12 +156,12 @@ class ItemOut(BaseModel):
     """A picture of a person."""
 
     id: Id
-    key: str
+    key: str = Field(description="For administrators whole, else without folders.")
     camera: str | None
     time: _Time = Field(description="ISO 8601 with the zone of the server.")
     track: str | None
     box: list[int] | None = Field(description="x0, y0, x1, y1 in the frame, in pixels.")
-    source: str | None
+    source: str | None = Field(description="As `key`.")
     attributes: dict[str, Any]
     picture: str | None = Field(description="Address of the picture; null if none is kept.")
 
@@ -465,7 +466,8 @@ class AlertTestOut(BaseModel):
     best: list[PastVisitOut] = Field(description="Up to five best matches, raised or not.")
 
 
-def item_fields(id_: int, item: Item, has_picture: bool) -> dict[str, Any]:
-    """Return the fields of an `ItemOut`."""
+def item_fields(account: Account, id_: int, item: Item, has_picture: bool) -> dict[str, Any]:
+    """Return the fields of an `ItemOut`, see `Account.path`."""
     picture = f"/api/v1/items/{id_}/picture" if has_picture else None
-    return {**vars(item), "id": str(id_), "picture": picture}
+    paths = {"key": account.path(item.key), "source": account.path(item.source)}
+    return {**vars(item), **paths, "id": str(id_), "picture": picture}

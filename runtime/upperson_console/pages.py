@@ -26,6 +26,7 @@ from upperson_console.search import MOST_BY_TIME, MOST_HITS, MOST_MARKS, Search,
 from upperson_console.service import ConsoleService, span_of
 from upperson_console.timeline import timeline_of, whereabouts
 from upperson_console.user_state import SavedSearch
+from upperson_console.view_log import QuotaExceededError
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Filter, Hit, Item, TrackSpan
 from upperson_rt.printable import count_of
@@ -72,6 +73,8 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
                 if search.picture is not None:
                     values["query_picture"] = service.query_pictures.get(search.picture)
                 result = run_search(service, account, search, _PAGE, cursor)
+            except QuotaExceededError:
+                raise  # Its page says when to try again.
             except (UsageError, ProblemError) as error:
                 values["problem"] = getattr(error, "detail", str(error))
                 status = getattr(error, "status", 422)
@@ -79,7 +82,7 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
                 values |= {"result": result, "notes": notes_of(result, {"did_you_mean"})}
                 meant = (one for one in result.notices if one.code == "did_you_mean")
                 values["meant"] = next((one.fields["sentence"] for one in meant), None)
-                kept = service.user_state.marks(account.name, search.marks_key)
+                kept = service.marks(account, search)
                 shown = dict(search.marks)
                 values["kept"] = {one: kept[one] for one in kept if shown.get(one) != kept[one]}
                 if not result.page.hits:
@@ -142,7 +145,7 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         search = _read(address)
         changes: dict[int, bool | None] = {}
         if undo is not None:
-            kept = service.user_state.marks(account.name, search.marks_key)
+            kept = service.marks(account, search)
             shown = [id_ for id_, _ in search.with_marks(kept).marks]
             changes = dict.fromkeys(shown if undo == "all" else shown[-1:])
         for id_, right in ((yes, True), (no, False), *((one, each == "yes") for one in ids)):
@@ -275,7 +278,7 @@ def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         item, _ = service.item(account, id)
         chosen: list[tuple[int, Item, float | None]]
         if what == "alike":
-            hits = service.alike(account, id, min_score)
+            hits = service.alike(account, id, min_score, "picture")
             chosen = [(hit.id, hit.item, hit.score) for hit in hits]
         elif what == "track" and item.track is not None:
             chosen = [(one, view, None) for one, view in service.person(account, id).views]
@@ -382,7 +385,7 @@ def _nothing(service: ConsoleService, account: Account, search: Search) -> dict[
                 "/live",
                 "See whether a camera is watching",
             ),
-            "command": f"upperson-rt index PICTURES -g {service.gallery.location}",
+            "command": f"upperson-rt index PICTURES -g {account.path(service.gallery.location)}",
         }
     where = search.where
     for name in where.cameras or ():

@@ -104,9 +104,13 @@ def read_upload(content: IO[bytes]) -> Upload:
         try:
             pixels = use_image(file, small)
         except InputError as error:
-            raise InputError(str(error).replace(f"image {file}", "the picture")) from error
+            raise _without_path(error, file) from error
     size = pixels.shape[1], pixels.shape[0]
     return Upload(pixels, digest.hexdigest(), size)
+
+
+def _without_path(error: InputError, file: Path) -> InputError:
+    return InputError(str(error).replace(f"image {file}", "the picture"), code=error.code)
 
 
 class GalleryPictures:
@@ -171,12 +175,15 @@ class GalleryPictures:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        if size != "frame":
-            made = use_picture(file, _cut(box, size))
-        elif blurred:
-            made = blurred_jpeg(file, box)
-        else:
-            made = use_picture(file, lambda pixels: as_jpeg(pixels, size))
+        try:
+            if size != "frame":
+                made = use_picture(file, _cut(box, size))
+            elif blurred:
+                made = blurred_jpeg(file, box)
+            else:
+                made = use_picture(file, lambda pixels: as_jpeg(pixels, size))
+        except InputError as error:
+            raise _without_path(error, file) from error
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = made

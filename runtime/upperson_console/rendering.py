@@ -113,6 +113,7 @@ class _Collector:
             "searches": ("Searches.", service.searches),
             "encoder_turns": ("Requests that the encoder served.", queue.served),
             "encoder_refusals": ("Requests refused because the queue was full.", queue.refused),
+            "quota_refusals": ("Requests refused by the view quota.", service.view_log.refusals),
             "encoder_busy_seconds": ("Seconds in which the encoder worked.", queue.busy_s),
         }
         broken = int(bool(service.log.problem))

@@ -113,7 +113,7 @@ def timeline_hits(
         is_calibrated = found.verdict is not None and found.verdict.word != "uncalibrated"
         labelled = zip(found.hits, found.labels, strict=True)
         hits = [hit for hit, label in labelled if label == "likely" or not is_calibrated]
-    service.note_search(account, search, hits, count, {}, action="timeline")
+    service.note_search(account, search, hits, count, {}, action="timeline", shown=None)
     return hits, is_calibrated
 
 

@@ -224,7 +224,8 @@ def page_of(
     """Return a page of a search, of ``limit`` hits; ``best`` returns the k best ones.
 
     A page begins after the last hit of the page before, by score and id, so that no hit is shown
-    twice if items are added between pages.
+    twice if items are added between pages. It ends only where all hits of its last score are known:
+    ``best`` may order equal ones otherwise.
     """
     offset, last = (0, None) if cursor is None else read_cursor(cursor, search)
     most = MOST_BY_TIME if search.order == "time" else MOST_HITS
@@ -233,7 +234,8 @@ def page_of(
         hits = best(count)
         ordered = sorted(hits, key=lambda hit: _key(hit, search.order))
         rest = [hit for hit in ordered if last is None or _key(hit, search.order) > last]
-        if len(rest) > limit or len(hits) < count or count >= most:
+        is_through = len(hits) < count or count >= most
+        if is_through or (len(rest) > limit and hits[-1].score < rest[limit - 1].score):
             break
         count = min(most, 2 * count)
     page, following = rest[:limit], None

@@ -21,11 +21,13 @@ from upperson_console.approvals import Approvals
 from upperson_console.current import CurrentGallery
 from upperson_console.evidence_check import Seal
 from upperson_console.limits import RequestQueue
+from upperson_console.models import item_fields
 from upperson_console.oversight import Oversight
 from upperson_console.pictures import GalleryPictures, QueryPictures, QueuedEncoder
 from upperson_console.problems import ProblemError, missing, withheld
 from upperson_console.search import MOST_MARKS, Search
 from upperson_console.user_state import UserState
+from upperson_console.view_log import USUAL_QUOTA, Part, QuotaExceededError, ViewLog
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import CameraInfo, Filter, Gallery, Hit, Item, TrackSpan
@@ -38,8 +40,6 @@ from upperson_rt.search.service import SearchResult, SearchService
 _Details: TypeAlias = Mapping[str, Any]
 _MOST_VIEWS = 500
 _MOST_OTHERS = 24
-_CLIP_VIEW_S = 60.0
-"""A player reads a clip in many parts: what one account reads of it for so long is one view."""
 _LONGEST_REASON = 500
 
 
@@ -67,12 +67,14 @@ class ConsoleService:
         background_KD: NDArray[np.float32],
         seal: Seal | None = None,
         blur: bool = False,
+        view_quota: int = USUAL_QUOTA,
         oversight: Oversight | None = None,
     ) -> None:
         """Serve a gallery, which is opened again after it was replaced.
 
         ``background_KD`` are (K, D) embeddings of the background set: a bundle's golden samples.
-        With ``blur``, whole frames and clips need a reason, see `shows_all`.
+        With ``blur``, whole frames and clips need a reason, see `shows_all`. ``view_quota`` is that
+        of `ViewLog`.
         """
         self.seal = seal or Seal()
         self.blur = blur
@@ -90,11 +92,11 @@ class ConsoleService:
         self.searches = 0
         """Number of searches."""
         self._deleting = threading.Lock()
-        self._clip_lock = threading.Lock()
-        self._clip_views: dict[tuple[str, int, Path, str], float] = {}
-        """When the views of the last minute were logged, the oldest first."""
+        self.view_log = ViewLog(view_quota)
+        self.ids = user_state.id_permutation()
+        """From row ids to those of `gallery` and back."""
         self.current = CurrentGallery(
-            open_gallery, lambda gallery: SearchService(queries, gallery, background_KD)
+            open_gallery, self.ids, lambda gallery: SearchService(queries, gallery, background_KD)
         )
 
     def close(self) -> None:
@@ -112,7 +114,7 @@ class ConsoleService:
 
     @property
     def gallery(self) -> Gallery:
-        """The gallery at its location."""
+        """The gallery at its location, with opaque ids."""
         return self.current.now().gallery
 
     @property
@@ -149,6 +151,10 @@ class ConsoleService:
         if found is None or not account.sees(found[0].camera):
             raise missing(f"there is no picture {id_}; it may have been deleted")
         return found
+
+    def fields(self, account: Account, id_: int, item: Item) -> dict[str, Any]:
+        """Return the fields of an `ItemOut`."""
+        return item_fields(account, id_, item, self.pictures.file(item) is not None)
 
     def person(self, account: Account, id_: int) -> TrackViews:
         """Return an item with the views of its track, and log the view."""
@@ -242,16 +248,28 @@ class ConsoleService:
         removed = [id_ for id_, right in changes.items() if right is None]
         more = {"removed": removed} if removed else {}
         changed = replace(search, marks=marks[:MOST_MARKS])
-        self.note_search(account, changed, hits, len(hits), more, action="mark")
-        self.user_state.change_marks(account.name, search.marks_key, changes)
-        return self.user_state.marks(account.name, search.marks_key)
+        self.note_search(account, changed, hits, len(hits), more, action="mark", shown=None)
+        self.user_state.change_marks(account.name, self._marks_key(search), changes)
+        return self.marks(account, search)
 
-    def alike(self, account: Account, id_: int, min_score: float) -> list[Hit]:
+    def marks(self, account: Account, search: Search) -> dict[int, bool]:
+        """Return the marked items of a search, and whether as right, in the order of marking."""
+        return self.user_state.marks(account.name, self._marks_key(search))
+
+    def _marks_key(self, search: Search) -> str:
+        """Return the key of a search's marks: by row id, as releases before opaque ids made it."""
+        like = None if search.like is None else self.ids.row(search.like)
+        return replace(search, like=like).marks_key
+
+    def alike(
+        self, account: Account, id_: int, min_score: float, shown: Part | None = None
+    ) -> list[Hit]:
         """Return and log all items that score at least ``min_score`` against one, best first."""
         _, vector_D = self.item(account, id_)
         where = account.visible(Filter())
         hits = [] if where is None else find_alike(self.gallery, vector_D, min_score, where)
-        self.note(account, "alike", hits, {"like": str(id_), "min_score": min_score})
+        details = {"like": str(id_), "min_score": min_score}
+        self.note(account, "alike", hits, details, shown=shown)
         return hits
 
     def delete(self, account: Account, ids: Sequence[int], reason: str, details: _Details) -> int:
@@ -266,7 +284,7 @@ class ConsoleService:
             items = self._seen(account, ids)
             if ids and not items:
                 raise missing("none of these pictures is there; they may have been deleted")
-            self.note_items(account, "delete", items, {"reason": reason, **details})
+            self.note_items(account, "delete", items, {"reason": reason, **details}, None)
             deleted = self.gallery.delete([item.key for _, item in items])
             self.current.last.has_changed()
         return deleted
@@ -310,22 +328,40 @@ class ConsoleService:
         sentence: str = "",
         k: int | None = None,
         by_track: bool = False,
+        shown: Part | None = "picture",
     ) -> None:
-        """Write a line of the query log."""
+        """Write a line of the query log; ``shown`` is what is shown of the hits, if anything.
+
+        Raises:
+            ProblemError: The log cannot be written, or the account's quota is exceeded.
+        """
         context = {"model": self.encoder.fingerprint, **asdict(account.context)}
-        with _log_errors():
-            self.log.write(
-                sentence,
-                hits,
-                k=len(hits) if k is None else k,
-                where=where,
-                by_track=by_track,
-                gallery=self.current.last.gallery.location,
-                action=action,
-                user=account.name,
-                details=details,
-                context={name: value for name, value in context.items() if value},
-            )
+        context = {name: value for name, value in context.items() if value}
+
+        def write(action: str, hits: Sequence[Hit], details: _Details) -> None:
+            with _log_errors():
+                self.log.write(
+                    sentence,
+                    hits,
+                    k=len(hits) if k is None else k,
+                    where=where,
+                    by_track=by_track,
+                    gallery=self.current.last.gallery.location,
+                    action=action,
+                    user=account.name,
+                    details=details,
+                    context=context,
+                )
+
+        if shown is None:
+            return write(action, hits, details)
+        try:
+            with self.view_log.logging(account.name, shown, [hit.id for hit in hits]):
+                write(action, hits, details)
+        except QuotaExceededError as error:
+            if error.is_first:
+                write("quota", [], {"refused": action, "quota": self.view_log.quota})
+            raise
 
     def last_chain(self) -> str:
         """Return the last chain of the query log, see `QueryLog.last_chain`."""
@@ -341,28 +377,47 @@ class ConsoleService:
             raise
 
     def note_items(
-        self, account: Account, action: str, items: Iterable[tuple[int, Item]], details: _Details
+        self,
+        account: Account,
+        action: str,
+        items: Iterable[tuple[int, Item]],
+        details: _Details,
+        shown: Part | None = "picture",
     ) -> None:
         """Log an action on items, see `note`."""
-        self.note(account, action, _unscored(items), details)
+        self.note(account, action, _unscored(items), details, shown=shown)
 
-    def note_clip(
-        self, account: Account, id_: int, item: Item, path: Path, reason: str = ""
-    ) -> None:
-        """Log a view of an item's clip, once a minute for an account and reason, see `note`."""
-        view = account.name, id_, path, reason
-        given = {"reason": reason} if self.blur else {}
-        with self._clip_lock:
-            now = time.monotonic()
-            while self._clip_views:
-                oldest = next(iter(self._clip_views))
-                if now - self._clip_views[oldest] < _CLIP_VIEW_S:
-                    break
-                del self._clip_views[oldest]
-            if view not in self._clip_views:
-                action = "unblur" if self.blur else "view"
-                self.note_items(account, action, [(id_, item)], {"clip": str(id_), **given})
-                self._clip_views[view] = now
+    def note_view(self, account: Account, id_: int, item: Item, part: Part) -> None:
+        """Log a view of an item, unless a line of the last hour covers it, see `note`."""
+        if self.view_log.uncovered(account.name, part, [id_]):
+            part = "picture" if part == "thumbnail" else part
+            self.note_items(account, "view", [(id_, item)], {part: str(id_)}, part)
+
+    def note_live(self, account: Account, items: Sequence[tuple[int, Item]]) -> None:
+        """Log those thumbnails of the live page that no line of the last hour covers."""
+        new = {*self.view_log.uncovered(account.name, "thumbnail", [id_ for id_, _ in items])}
+        if new:
+            fresh = [(id_, item) for id_, item in items if id_ in new]
+            self.note_items(account, "view", fresh, {"page": "live"}, "thumbnail")
+
+    def note_snapshot(self, account: Account, snapshot: Snapshot) -> None:
+        """Log a view of the newest frame of a camera, unless a line of the last hour covers it."""
+        frame = [(snapshot.camera, snapshot.time)]
+        if self.view_log.uncovered(account.name, "snapshot", frame):
+            where = Filter(camera=snapshot.camera)
+            with self.view_log.logging(account.name, "snapshot", frame):
+                self.note(account, "view", [], {"snapshot": snapshot.camera}, where, shown=None)
+
+    def note_clip(self, account: Account, id_: int, item: Item, reason: str) -> None:
+        """Log a view of an item's clip once an hour, with blur once for each reason."""
+        given = [("clip", id_, reason)]
+        if not self.blur:
+            self.note_view(account, id_, item, "clip")
+        elif self.view_log.uncovered(account.name, "snapshot", given):
+            details = {"clip": str(id_), "reason": reason}
+            self.note_items(account, "unblur", [(id_, item)], details, "clip")
+            with self.view_log.logging(account.name, "snapshot", given):
+                pass
 
     def note_search(
         self,
@@ -372,6 +427,7 @@ class ConsoleService:
         limit: int,
         more: _Details,
         action: str = "query",
+        shown: Part | None = "picture",
     ) -> None:
         """Log a search and the hits that are about to be shown, see `note`."""
         given = {
@@ -384,7 +440,9 @@ class ConsoleService:
         used = {name: value for name, value in given.items() if value not in (None, [])}
         details = {"order": search.order, **more, **used}
         where = search.filter_at(time.time())
-        self.note(account, action, hits, details, where, search.sentence, limit, search.by_track)
+        self.note(
+            account, action, hits, details, where, search.sentence, limit, search.by_track, shown
+        )
 
 
 @contextmanager
@@ -392,7 +450,9 @@ def _log_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise ProblemError(507, str(error), code="log_not_writable") from error
+        reason = getattr(error.__cause__, "strerror", None) or "its values"  # No path.
+        what = f"the query log cannot be written ({reason}): nothing is done without it"
+        raise ProblemError(507, what, code="log_not_writable") from error
 
 
 def _unscored(items: Iterable[tuple[int, Item]]) -> list[Hit]:

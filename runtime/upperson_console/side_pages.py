@@ -49,7 +49,7 @@ def side_routes(service: ConsoleService, access: Access, live: Live) -> APIRoute
         if made is None:
             raise missing(f"no frame of picture {id} is kept", "frame_not_found")
         items: list[tuple[int, Item]] = [(id, item)]
-        service.note_items(account, "view", items, {"frame": str(id)})
+        service.note_items(account, "view", items, {"frame": str(id)}, "frame")
         more = {"blurred": not shows_all, "reason": reason}
         return render("frame", account, 200, id=id, item=item, size=made[1], **more)
 
@@ -62,34 +62,39 @@ def _live_pages(routes: APIRouter, service: ConsoleService, access: Access, live
 
     def values(account: Account) -> dict[str, Any]:
         processes, cameras = live.now(service, account)
+        service.note_live(account, [one for camera in cameras for one in camera.newest])
         return {
+            "account": account,
             "processes": processes,
             "cameras": cameras,
             "pictures": service.pictures,
-            "gallery": service.gallery.location,
+            "gallery": account.path(service.gallery.location),
         }
 
     @routes.get("/live")
     def page(account: Account = viewer) -> Response:
-        return render("live", account, **values(account))
+        return render("live", **values(account))
 
     @routes.get("/live/camera")
     def camera(name: str, reason: str = "", account: Account = viewer) -> Response:
         found, _ = service.snapshot(account, name)
         blurred = not service.shows_all(account, reason)
-        service.note(account, "view", [], {"snapshot": name}, Filter(camera=name))
+        service.note_snapshot(account, found)
         return render("camera", account, snapshot=found, blurred=blurred, reason=reason)
 
     @routes.get("/live/camera/picture")
     def camera_picture(name: str, reason: str = "", account: Account = viewer) -> Response:
-        _, file = service.snapshot(account, name)
+        found, file = service.snapshot(account, name)
         if not service.shows_all(account, reason):
             jpeg, _ = blurred_jpeg(file, None)
+            service.note_snapshot(account, found)
         else:
             jpeg, _ = use_image(file, lambda pixels: as_jpeg(pixels, "frame"))
             if service.blur:
                 details = {"snapshot": name, "reason": reason}
                 service.note(account, "unblur", [], details, Filter(camera=name))
+            else:
+                service.note_snapshot(account, found)
         return Response(jpeg, media_type="image/jpeg", headers=UNCACHED_HEADERS)
 
     @routes.get(EVENTS)
@@ -116,7 +121,11 @@ def _live_pages(routes: APIRouter, service: ConsoleService, access: Access, live
                     waited = 0.0
                     if access.find(request) != account:
                         break  # The token was revoked or changed, or has expired.
-                    yield await run_in_threadpool(part)
+                    try:
+                        html = await run_in_threadpool(part)
+                    except ProblemError:
+                        break  # What it would show cannot be logged.
+                    yield html
             finally:
                 streams.discard(token)
 
@@ -149,6 +158,7 @@ def _record_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             report=verify_log(service.log.path) if check or size <= SOON_BYTES else None,
             megabytes=round(size / 1e6),
             log_problem=service.log.problem,
+            view_log=service.view_log,
             lines=lines,
             older=older,
             before=before,

@@ -1,10 +1,11 @@
-"""User state store: query pictures, saved searches, marks and approvals, in one SQLite file.
+"""User state store, one SQLite file: query pictures, saved searches, marks, approvals, key of ids.
 
 A write that has returned survives a killed process and a power failure. Rows have checksums, which
 are compared when the file is opened: SQLite has none.
 """
 
 import re
+import secrets
 import sqlite3
 import threading
 import time
@@ -13,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_console.opaque_ids import KEY_BYTES, IdPermutation
 from upperson_rt.arguments import check_name
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.files import make_folder
@@ -43,6 +46,7 @@ CREATE TABLE IF NOT EXISTS marks (
 CREATE TABLE IF NOT EXISTS approvals (
     id TEXT PRIMARY KEY, request TEXT NOT NULL, added REAL NOT NULL, checksum INTEGER
 );
+CREATE TABLE IF NOT EXISTS id_key (key BLOB NOT NULL, checksum INTEGER);
 CREATE TABLE IF NOT EXISTS shared (
     saved INTEGER PRIMARY KEY, added REAL NOT NULL, checksum INTEGER
 );
@@ -58,6 +62,7 @@ _SUMS = {
     "saved": "sum_of(id, user, name, address, added)",
     "marks": "sum_of(user, question, item, yes, added)",
     "approvals": "sum_of(id, request, added)",
+    "id_key": "sum_of(key)",
     "shared": "sum_of(saved, added)",
 }
 """The checksum of a row, by table."""
@@ -259,6 +264,26 @@ class UserState:
         """Return the requests for approval, newest first."""
         return [row[0] for row in self._rows("SELECT request FROM approvals ORDER BY added DESC")]
 
+    def id_permutation(self) -> IdPermutation:
+        """Return the permutation of ids; the first call makes its key.
+
+        It also converts the row ids in the marks and saved searches of older releases, all or none.
+        """
+        with self._writing("id_key", "marks", "saved") as execute:
+            if found := execute("SELECT key FROM id_key").fetchone():
+                return IdPermutation(found[0])
+            key = secrets.token_bytes(KEY_BYTES)
+            ids = IdPermutation(key)
+            execute("INSERT INTO id_key VALUES (?, NULL)", (key,))
+            for row, item in execute("SELECT rowid, item FROM marks").fetchall():
+                sql = "UPDATE marks SET item = ?, checksum = NULL WHERE rowid = ?"
+                execute(sql, (ids.opaque(item), row))
+            for id_, address in execute("SELECT id, address FROM saved").fetchall():
+                if (new := _with_opaque_ids(address, ids)) != address:
+                    sql = "UPDATE saved SET address = ?, checksum = NULL WHERE id = ?"
+                    execute(sql, (new, id_))
+            return ids
+
     def _rows(self, sql: str, *values: str) -> list[Any]:
         with self._lock, self._sqlite_errors():
             return self._connection.execute(sql, values).fetchall()
@@ -296,6 +321,20 @@ class UserState:
                 code="user_state_damaged",
                 path=self._path,
             ) from error
+
+
+def _with_opaque_ids(address: str, ids: IdPermutation) -> str:
+    """Return the query string of a search with opaque ids in place of row ids."""
+    pairs = parse_qsl(address.lstrip("?"))
+    if not {"like", "marks"} & {name for name, _ in pairs}:
+        return address
+
+    def opaque(row: re.Match[str]) -> str:
+        return str(ids.opaque(int(row[0])) if int(row[0]) < 1 << 63 else row[0])
+
+    return urlencode(
+        [(n, re.sub("[0-9]+", opaque, v) if n in ("like", "marks") else v) for n, v in pairs]
+    )
 
 
 def _sum_of(*values: object) -> int:

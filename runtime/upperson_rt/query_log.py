@@ -109,7 +109,7 @@ class QueryLog:
 
         Args:
             query: The sentence, or `describe_picture`.
-            hits: What is about to be shown; their ids are logged.
+            hits: What is about to be shown; their ids and keys are logged.
             k: Number of hits.
             where: Conditions of the query; those that are None are left out.
             by_track: Whether a track counted as one hit.
@@ -136,6 +136,7 @@ class QueryLog:
             "by_track": by_track,
             "gallery": gallery,
             "ids": [hit.id for hit in check_hits(hits)],
+            "keys": [hit.item.key for hit in hits],
             **({} if details is None else {"details": dict(details)}),
         }
         with self._current():

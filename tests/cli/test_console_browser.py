@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from tests.helpers.console import shown_id
 from tests.helpers.made_video import picture_at, write_video
 from tests.helpers.served import served
 from tests.helpers.toy_bundle import COLOURS, calibrate_toy_bundle, draw_person
@@ -148,7 +150,7 @@ def test_a_clip_plays_and_can_be_sought(open_page, folder):
     with Gallery.open(folder / "gallery") as gallery:
         crop = "red0.png"
         clip = clips_dir(gallery.crops_dir) / clip_name(crop, ".mp4", START - 6, START)
-        id_ = gallery.ids(["red-0"])["red-0"]
+        id_ = shown_id(gallery, folder / "console", "red-0")
     clip.parent.mkdir()
     write_video(clip, (picture_at(number % 60) for number in range(150)), movflags="faststart")
     page = open_page(f"/people/{id_}")
@@ -402,8 +404,9 @@ SHIFTED = """() => new Promise((done) => {
 
 
 def test_nothing_moves_while_a_page_loads(open_page):
-    page = open_page("/")
-    for path in ("/?q=woman+in+a+red+coat", "/people/1?q=red", "/"):
+    page = open_page("/?q=red")
+    person = keys_shown(page)[0]
+    for path in ("/?q=woman+in+a+red+coat", f"{person}?q=red", "/"):
         page.goto(page.evaluate("origin") + path)
         page.wait_for_load_state("networkidle")
         assert page.evaluate(SHIFTED) < 0.1, path  # What browsers call good.
@@ -456,10 +459,7 @@ def test_pages_work_without_a_script_and_with_one_the_live_page_is_renewed(open_
 @pytest.fixture(scope="module")
 def shown(server):
     """What is looked at: what the pictures shall show, and the small gallery else."""
-    if SHOWN is None:
-        yield SimpleNamespace(url=server.url, person=1)
-        return
-    with served(Path(SHOWN)) as running:
+    with nullcontext(server) if SHOWN is None else served(Path(SHOWN)) as running:
         query = {"sentence": "woman in a red coat", "limit": 1}
         found = httpx.post(f"{running.url}/api/v1/search", json=query, timeout=60).json()
         yield SimpleNamespace(url=running.url, person=found["hits"][0]["id"])

@@ -44,13 +44,14 @@ def test_it_answers_and_ends_cleanly(ready, monkeypatch):
     (ready / "browser").write_text('#!/bin/sh\necho "$1" > opened\n')
     (ready / "browser").chmod(0o700)
     monkeypatch.setenv("BROWSER", str(ready / "browser"))
-    with served(ready, "--open") as running:
+    with served(ready, "--open", "--view-quota", 2) as running:
         url = running.url
         assert url.startswith("http://127.0.0.1:")
         assert httpx.get(f"{url}/api/v1/health").json() == {"status": "ok"}
         (hit,) = search(running, sentence="red coat", limit=1).json()["hits"]
         assert "red" in hit["key"]
         assert httpx.get(f"{url}{hit['picture']}").headers["content-type"] == "image/jpeg"
+        assert search(running, sentence="red coat", limit=3).status_code == 429
         assert httpx.get(f"{url}/static/console.js").status_code == 200
         with httpx.stream("GET", f"{url}/live/events", timeout=60) as events:
             parts = events.iter_text()

@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+from contextlib import closing
 
 import httpx
+
+from upperson_console.user_state import UserState
 
 BASE = "http://127.0.0.1:8480"
 START = 1_790_000_000.0
@@ -51,6 +54,12 @@ def problem(answer, status, code=None):
 
 def id_of(console, key):
     return console.service.gallery.ids([key])[key]
+
+
+def shown_id(gallery, state, key):
+    """Return the id that a server with a state folder shows for a key of a `Gallery`."""
+    with closing(UserState(state / "console.sqlite")) as store:
+        return store.id_permutation().opaque(gallery.ids([key])[key])
 
 
 def log_lines(console):

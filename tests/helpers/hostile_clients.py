@@ -39,6 +39,7 @@ import numpy as np
 from PIL import Image
 
 from tests.helpers.certificate import written
+from tests.helpers.console import shown_id
 from tests.helpers.served import Served, served
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from upperson_console.accounts import add_token
@@ -204,7 +205,7 @@ def console(folder: Path, *arguments: object) -> Iterator[tuple[Served, dict[str
         items = [Item(key=file.name, camera="gate", source=str(file)) for file in files]
         items.append(Item(key="huge", camera="gate", crop="huge.jpg"))
         gallery.add(items, encoder.encode_images([*files, files[0]]))
-        (huge,) = gallery.ids(["huge"]).values()
+        huge = shown_id(gallery, folder / "console", "huge")
     roles = {f"vera{n}": "viewer" for n in range(HOSTILE)} | {"olga": "operator", "anna": "viewer"}
     file = folder / "tokens.json"
     tokens = {name: add_token(file, name, role, None) for name, role in roles.items()}

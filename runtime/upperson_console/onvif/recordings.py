@@ -111,7 +111,7 @@ class Recordings:
         if not place:
             raise invalid("TargetImageData or TargetImageURI must be given")
         # Other addresses are not fetched: a client could reach hosts beside this server.
-        own = re.fullmatch(re.escape(call.address.picture(0)[:-1]) + "([0-9]{1,18})", place)
+        own = re.fullmatch(re.escape(call.address.picture(0)[:-1]) + "([0-9]{1,19})", place)
         if own is None:
             raise invalid(
                 "TargetImageURI must be that of a result of this server: send other pictures as "

@@ -48,6 +48,7 @@ def test_a_line_says_who_asked_what_and_what_came_out(path):
         "by_track": False,
         "gallery": "g",
         "ids": [7, 3],
+        "keys": ["7", "3"],
     }
 
 

@@ -54,7 +54,7 @@ def alerted(make_console, folder):
     console = make_console(folder)
 
     def appear(*names, camera="gate"):
-        encoder, gallery = console.service.encoder, console.service.gallery
+        encoder, gallery = console.service.encoder, console.service.current.last.rows
         about = {"camera": camera, "time": time.time(), "crop": "new.png"}
         items = [Item(key=name, track=name, **about) for name in names]
         crops = [Crop(item=item, pixels=np.zeros((24, 8, 3), np.uint8)) for item in items]
@@ -211,7 +211,7 @@ def test_nothing_is_changed_that_cannot_be_logged(alerted, monkeypatch):
 
 
 def test_a_gallery_without_an_outbox_says_so(alerted, monkeypatch):
-    store = type(alerted.service.gallery)
+    store = type(alerted.service.current.last.rows)
     monkeypatch.setattr(store, "has_outbox", False)  # As those on Milvus.
     monkeypatch.setattr(store, "outbox", Gallery.outbox)
     page = alerted.client.get("/alerts")

@@ -142,7 +142,8 @@ def test_the_picture_of_a_camera_is_blurred_as_a_whole(blurred):
         assert detail(opened(client.get(path)), 0, 0, 320, 240) < 12
     assert detail(opened(blurred.operator.get(f"{path}&reason=lamp")), 0, 0, 320, 240) > 20
     assert log_lines(blurred)[-1]["details"] == {"snapshot": "gate", "reason": "lamp"}
-    problem(blurred.viewer.get("/api/v1/items/1/clip?reason=x"), 403, "blurred")
+    clip = f"/api/v1/items/{id_of(blurred, 'red-0')}/clip?reason=x"
+    problem(blurred.viewer.get(clip), 403, "blurred")
     assert blurred.viewer.get(f"{path}&reason=x").status_code == 403
     page = blurred.operator.get("/live/camera?name=gate&reason=a+b").text
     assert "name=gate&amp;reason=a%20b" in page

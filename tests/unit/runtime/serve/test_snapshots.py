@@ -6,7 +6,7 @@ import re
 import pytest
 from PIL import Image
 
-from tests.helpers.console import ODD, START
+from tests.helpers.console import ODD, START, log_lines
 from upperson_rt.gallery.snapshots import Snapshot, picture_path, snapshot_folder, write_snapshot
 from upperson_rt.strict import parse_json
 
@@ -16,7 +16,7 @@ SQUARE = ((0.0, 0.5), (0.5, 0.5), (0.5, 1.0), (0.0, 1.0))
 def write(console, camera, **more):
     made = io.BytesIO()
     Image.new("RGB", (64, 48), (200, 30, 30)).save(made, "JPEG")
-    snapshot = Snapshot(camera=camera, time=START, width=128, height=96, **more)
+    snapshot = Snapshot(camera=camera, width=128, height=96, **{"time": START, **more})
     folder = snapshot_folder(console.service.gallery)
     write_snapshot(folder, snapshot, made.getvalue())
     return picture_path(folder, camera)
@@ -43,6 +43,19 @@ def test_the_page_draws_zones_and_masks_by_their_numbers(console):
         assert picture.size == (64, 48)
     logged = parse_json(console.log.read_text().splitlines()[-1], "the log")
     assert (logged["action"], logged["details"]) == ("view", {"snapshot": ODD})
+
+
+def test_each_frame_of_a_camera_is_logged_once(console):
+    write(console, "gate")
+    for _ in range(2):
+        answer = console.client.get("/live/camera/picture?name=gate")
+        assert answer.status_code == 200
+    (line,) = log_lines(console)
+    assert (line["action"], line["details"]) == ("view", {"snapshot": "gate"})
+    assert line["filter"] == {"camera": "gate"}
+    write(console, "gate", time=START + 60)
+    console.client.get("/live/camera/picture?name=gate")
+    assert len(log_lines(console)) == 2
 
 
 def test_a_camera_without_pictures_of_people_has_a_link_too(console):

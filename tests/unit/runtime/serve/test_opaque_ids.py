@@ -1,0 +1,224 @@
+"""Ids outside reveal nothing of other rows, and neither do names and paths."""
+
+import inspect
+import io
+import shutil
+import sqlite3
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from tests.helpers.console import START, Client, id_of, log_lines
+from tests.helpers.refused import refused
+from tests.helpers.toy_bundle import draw_person
+from tests.unit.runtime.serve.test_user_state import older_store
+from upperson_console import opaque_ids
+from upperson_console.opaque_ids import IdPermutation, _OpaqueGallery
+from upperson_console.search import Search
+from upperson_console.user_state import UserState
+from upperson_rt.errors import IntegrityError
+from upperson_rt.gallery import Filter, Gallery, Item
+
+LAST = 2**63 - 1
+
+
+def test_ids_are_a_permutation_without_an_order():
+    ids, other = IdPermutation(b"a" * 32), IdPermutation(b"b" * 32)
+    rows = [*range(2000), *(LAST - n for n in range(2000)), *(1 << n for n in range(63))]
+    opaque = [ids.opaque(row) for row in rows]
+    assert [ids.row(id_) for id_ in opaque] == rows
+    assert [ids.opaque(ids.row(row)) for row in rows] == rows
+    assert len({*opaque}) == len({*rows})
+    assert 0 <= min(opaque) < max(opaque) <= LAST
+    rank = np.argsort(np.argsort(np.array(opaque[:2000], np.float64)))
+    assert abs(np.corrcoef(rank, np.arange(2000))[0, 1]) < 0.1
+    bits = np.array([[id_ >> bit & 1 for bit in range(63)] for id_ in opaque[:2000]])
+    assert np.abs(bits.mean(axis=0) - 0.5).max() < 0.07
+    assert not {*opaque} & {other.opaque(row) for row in rows[:2000]}
+
+
+def test_ids_of_rows_next_to_each_other_stay_the_same_and_have_no_order(make_console, tmp_path):
+    first = make_console()
+    hits = first.client.search(sentence="red", by_track=False).json()["hits"]
+    rows = first.service.current.last.rows.ids([hit["key"] for hit in hits])
+    assert {int(hit["id"]) for hit in hits}.isdisjoint(rows.values())
+    assert max(int(hit["id"]) for hit in hits) > 2**53  # More than JavaScript's numbers hold.
+    assert {type(hit["id"]) for hit in hits} == {str}
+    assert log_lines(first)[-1]["keys"] == [hit["key"] for hit in hits]
+    again = make_console()
+    assert again.client.search(sentence="red", by_track=False).json()["hits"] == hits
+    (tmp_path / "console.sqlite").unlink()
+    other = make_console().client.search(sentence="red", by_track=False).json()["hits"]
+    assert {hit["id"] for hit in hits}.isdisjoint(hit["id"] for hit in other)
+    assert [hit["key"] for hit in hits] == [hit["key"] for hit in other]
+
+
+def test_no_method_of_a_gallery_gives_row_ids():
+    with_ids = {"search", "search_with_vectors", "vectors_of", "ids", "get"}
+    others = {
+        "open", "add", "is_read_only", "outbox", "count", "items", "sample", "vectors", "cameras",
+        "by_camera", "delete", "delete_where", "prune", "count_prunable", "info", "verify", "check",
+        "rebuild", "close",
+    }  # fmt: skip
+    methods = {name for name, _ in inspect.getmembers(Gallery, callable) if name[0] != "_"}
+    assert methods <= with_ids | others, "does it take or return ids?"
+    assert with_ids <= {*vars(_OpaqueGallery)}
+
+
+def test_a_request_for_a_row_id_finds_nothing(console):
+    row = console.service.current.last.rows.ids(["red-0"])["red-0"]
+    for address in (f"/api/v1/items/{row}", f"/people/{row}", f"/people/{row}/picture"):
+        assert console.client.get(address).status_code == 404
+    assert console.client.get(f"/people/{id_of(console, 'red-0')}").status_code == 200
+
+
+def upgraded(path):
+    with closing(UserState(path)) as store:
+        return store.id_permutation(), store.marks("ann", "question"), store.saved("ann")
+
+
+def content(path):
+    with closing(sqlite3.connect(path)) as connection:
+        sql = "SELECT user, question, item, yes FROM marks"
+        return connection.execute(sql).fetchall(), connection.execute(
+            "SELECT name, address FROM saved"
+        ).fetchall()
+
+
+@pytest.fixture
+def old_state(tmp_path):
+    """User data of a release whose ids were those of rows."""
+    path = older_store(tmp_path / "old.sqlite")
+    address = "q=coat+50%25+3&camera=gate+3&marks=y12.n7"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        sql = "INSERT INTO saved (user, name, address, added) VALUES ('ann', ?, ?, 1e9)"
+        connection.execute(sql, ("marked", address))
+        connection.execute(sql, ("similar", "like=3&last=day"))
+    return path
+
+
+def test_user_data_of_earlier_releases_is_converted_once(old_state):
+    ids, marks, saved = upgraded(old_state)
+    assert marks == {ids.opaque(row): right for row, right in ((3, True), (1, True), (2, False))}
+    by_name = {one.name: one.address for one in saved}
+    assert by_name["red coats"] == "?q=a+red+coat"
+    assert by_name["similar"] == f"like={ids.opaque(3)}&last=day"
+    marked = f"marks=y{ids.opaque(12)}.n{ids.opaque(7)}"
+    assert by_name["marked"] == f"q=coat+50%25+3&camera=gate+3&{marked}"
+    with ThreadPoolExecutor(4) as pool:
+        for again, *same in pool.map(upgraded, [old_state] * 4):
+            assert same == [marks, saved]
+            assert again.opaque(3) == ids.opaque(3)
+
+
+def test_a_conversion_that_fails_leaves_all_as_it_was(old_state, monkeypatch):
+    UserState(old_state).close()
+    before, places = content(old_state), [*range(5)]
+
+    class Failing(IdPermutation):
+        def opaque(self, row):
+            places.pop()
+            return super().opaque(row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("upperson_console.user_state.IdPermutation", Failing)
+        with pytest.raises(IndexError):
+            upgraded(old_state)
+    assert content(old_state) == before
+    test_user_data_of_earlier_releases_is_converted_once(old_state)
+
+
+def test_a_damaged_key_is_refused(tmp_path):
+    path = tmp_path / "console.sqlite"
+    with closing(UserState(path)) as store:
+        store.id_permutation()
+        (key,) = store._connection.execute("SELECT key FROM id_key").fetchone()
+    assert len(key) == opaque_ids.KEY_BYTES
+    damaged = path.read_bytes().replace(key, key[:-1] + bytes([key[-1] ^ 1]))
+    path.write_bytes(damaged)
+    with refused("user_state_damaged", IntegrityError, path=path):
+        UserState(path)
+
+
+def test_marks_of_a_search_by_an_item_outlive_the_upgrade(make_console, tmp_path):
+    first = make_console()
+    rows = first.service.current.last.rows.ids(["red-0", "red-1"])
+    like, mark = (str(id_of(first, key)) for key in rows)
+    with closing(UserState(tmp_path / "older.sqlite")) as store:  # As releases before wrote them.
+        key = Search(like=rows["red-0"]).marks_key
+        store.change_marks("local", key, {rows["red-1"]: True})
+    first.client("PUT", "/api/v1/marks", json={"like": like, "yes": [mark]})
+    first.service.close()
+    with closing(sqlite3.connect(tmp_path / "console.sqlite")) as connection:
+        (found,) = connection.execute("SELECT question FROM marks")
+    assert found == (key,)
+    again = make_console()
+    assert "You marked 1 yes" in again.client.get(f"/?like={like}").text
+
+
+@pytest.mark.parametrize("by_track", [False, True])
+@pytest.mark.parametrize("limit", [1, 7, 24])
+def test_each_of_many_equal_pictures_appears_once(make_console, served_encoder, by_track, limit):
+    console = make_console()
+    vector = served_encoder.encode_images(
+        [draw_person(console.folder / "crops" / "same.png", "red", seed=0)]
+    )
+    items = [
+        Item(key=f"same-{n}", camera="twins", time=START + n, track=f"t{n}", crop="same.png")
+        for n in range(60)
+    ]
+    console.service.gallery.add(items, np.repeat(vector, len(items), axis=0))
+    query = {"sentence": "red", "limit": limit, "by_track": by_track}
+    query |= {"filter": {"cameras": ["twins", "gate"]}}
+    found, next_ = [], True
+    while next_:
+        answer = console.client.search(**query).json()
+        found += [hit["key"] for hit in answer["hits"]]
+        next_ = query["cursor"] = answer["next"]
+    expected = {item.key for item in items}
+    assert sorted(key for key in found if key in expected) == sorted(expected)
+    where = Filter(camera=["twins", "gate"])
+    count = console.service.gallery.count(where) - (6 if by_track else 0)
+    assert len(found) == len({*found}) == count
+
+
+def test_folders_of_the_server_are_for_administrators(guarded, tmp_path):
+    source = tmp_path / "secret" / "frame.png"
+    source.parent.mkdir()
+    shutil.copy(draw_person(tmp_path / "a.png", "red", seed=1), source)
+    place = {"camera": "gate", "time": START, "box": (1, 1, 9, 9), "source": str(source)}
+    item = Item(key=f"gate|{source}#3", track="new", **place)
+    vector = np.eye(1, guarded.service.encoder.embed_dim, dtype=np.float32)
+    guarded.service.gallery.add([item], vector)
+    id_ = id_of(guarded, item.key)
+    query = {"sentence": "red", "filter": {"track": "new"}}
+    for client, is_admin in ((guarded.admin, 1), (guarded.operator, 0), (guarded.viewer, 0)):
+        answers = [
+            client.get(f"/api/v1/items/{id_}").text,
+            client.search(**query).text,
+            client.get("/api/v1/tracks?track=new&camera=gate").text,
+            client.get(f"/people/{id_}").text,
+            client.get(f"/people/{id_}/frame").text,
+        ]
+        if client is not guarded.viewer:
+            export = client.post("/api/v1/export", json={"ids": [str(id_)]})
+            with zipfile.ZipFile(io.BytesIO(export.content)) as archive:
+                answers.append(archive.read("items.json").decode())
+                assert (str(source.parent) in archive.read("index.html").decode()) <= is_admin
+        assert {str(source.parent) in answer for answer in answers} == {bool(is_admin)}
+        assert {"frame.png" in answer for answer in answers} == {True}
+    source.write_bytes(b"damaged")
+    answer = guarded.viewer.get(f"/api/v1/items/{id_}/picture")
+    assert (answer.status_code, str(source.parent) in answer.text) == (422, False)
+
+
+def test_metrics_of_a_viewer_do_not_count_other_cameras(guarded):
+    viewer = Client(guarded.app, authorization=f"Bearer {guarded.tokens['viewer']}")
+    before = viewer.get("/api/v1/info").json(), viewer.get("/api/v1/cameras").json()
+    vector = np.eye(1, guarded.service.encoder.embed_dim, dtype=np.float32)
+    guarded.service.gallery.add([Item(key="new", camera="yard")], vector)
+    guarded.service.current.last.has_changed()
+    assert (viewer.get("/api/v1/info").json(), viewer.get("/api/v1/cameras").json()) == before
