@@ -95,12 +95,17 @@ def _approval_pages(
         account: Account = operator,
     ) -> Response:
         def perform(one: Approval) -> None:
+            accounts = access.accounts
+            requester = one.requester(None if accounts is None else accounts.of_name(one.user))
             if one.action == "alert":
-                alerts.add(one.requester, **one.asked)
-            elif "ids" in one.asked and one.action == "delete":
-                service.delete(one.requester, **one.asked)
-            elif one.action == "delete":
-                service.prune(one.requester, **one.asked, dry_run=False)
+                alerts.add(requester, **one.asked)
+            elif one.action == "export":
+                count = len(service.seen(requester, one.asked["ids"]))
+                approvals.require(requester, "export", count, **one.asked)
+            elif "ids" in one.asked:
+                service.delete(requester, **one.asked)
+            else:
+                service.prune(requester, **one.asked, dry_run=False)
 
         approvals.decide(account, id, decision, reason, perform)
         return RedirectResponse("/approvals", 303)
@@ -110,4 +115,4 @@ def _approval_pages(
         one = approvals.granted_export(account, id)
         search = Search.from_address(parse_qsl(one.asked["address"]))
         ids, reason = one.asked["ids"], one.asked["reason"]
-        return export_response(service, one.requester, ids, search, reason=reason)
+        return export_response(service, one.requester(account), ids, search, reason=reason)

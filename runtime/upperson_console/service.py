@@ -279,9 +279,9 @@ class ConsoleService:
         """
         reason = _require_reason(reason)
         asked = {"ids": [*ids], "reason": reason, "details": details}
-        self.approvals.require(account, "delete", len(self._seen(account, ids)), **asked)
+        self.approvals.require(account, "delete", len(self.seen(account, ids)), **asked)
         with self._deleting:
-            items = self._seen(account, ids)
+            items = self.seen(account, ids)
             if ids and not items:
                 raise missing("none of these pictures is there; they may have been deleted")
             self.note_items(account, "delete", items, {"reason": reason, **details}, None)
@@ -289,7 +289,7 @@ class ConsoleService:
             self.current.last.has_changed()
         return deleted
 
-    def _seen(self, account: Account, ids: Sequence[int]) -> list[tuple[int, Item]]:
+    def seen(self, account: Account, ids: Sequence[int]) -> list[tuple[int, Item]]:
         """Return those items of some ids that an account may see."""
         found = [(id_, item) for id_, (item, _) in self.gallery.get(ids).items()]
         return [(id_, item) for id_, item in found if account.sees(item.camera)]

@@ -5,13 +5,14 @@ import io
 import json
 import sqlite3
 import zipfile
+from dataclasses import replace
 
 import pytest
 
-from tests.helpers.console import Client, id_of, log_lines, problem
+from tests.helpers.console import ODD, Client, id_of, log_lines, problem
 from tests.helpers.toy_bundle import COLOURS
 from upperson_console import approvals
-from upperson_console.accounts import Account, add_token
+from upperson_console.accounts import Account, Accounts, add_token
 from upperson_console.oversight import Oversight
 from upperson_rt.log_chain import verify_log
 
@@ -65,6 +66,10 @@ def test_an_export_is_what_was_asked_for(console):
     assert [str(one["id"]) for one in about["items"]] == ids
     last = log_lines(console)[-1]
     assert (last["user"], last["approved_by"], last["approval"]) == ("olga", "otto", id_)
+    who = {"user": "olga", "role": "operator", "approved_by": "otto", "approval": id_}
+    assert who.items() <= about.items()
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert "<dt>Approved by</dt><dd>otto</dd>" in archive.read("index.html").decode()
     assert last["details"]["sha256"] == hashlib.sha256(answer.content).hexdigest()
     actions = [line["action"] for line in log_lines(console) if line["action"] != "forbidden"]
     assert actions == ["approval-ask", "approval-approve", "export"]
@@ -145,6 +150,55 @@ def test_an_account_of_some_cameras_decides_nothing_and_its_request_stays_limite
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         about = json.loads(archive.read("items.json"))
     assert [str(one["id"]) for one in about["items"]] == ids[:1]
+
+
+def downgraded(console):
+    add_token(console.token_file, "lea", "viewer", None)
+
+
+def made_anew(console):
+    add_token(console.token_file, "lea", "operator", None)
+
+
+def limited(console):
+    known = next(one for one in Accounts.read(console.token_file) if one.name == "lea")
+    Accounts.put(console.token_file, replace(known, cameras=("gate",)))
+
+
+def removed(console):
+    Accounts.revoke(console.token_file, "lea")
+
+
+@pytest.mark.parametrize("change", [downgraded, made_anew, limited, removed])
+def test_an_approval_holds_for_the_account_as_it_is_now(console, change):
+    lea = Client(
+        console.app,
+        authorization=f"Bearer {add_token(console.token_file, 'lea', 'operator', None)}",
+    )
+    ids = [str(id_of(console, key)) for key in ("red-0", "red-2")]
+    early, late = (
+        pending(lea.post("/api/v1/export", json={"ids": some})) for some in (ids, ids[::-1])
+    )
+    alerts = [
+        pending(lea.post("/api/v1/alerts", json={"sentence": "man in red", "cameras": cameras}))
+        for cameras in ([], [ODD])
+    ]
+    judge(console.otto, early)
+    change(console)
+    for one in (late, *alerts):
+        judge(console.otto, one, status=409)
+    assert states(console) == {
+        early: "approved",
+        late: "pending",
+        **dict.fromkeys(alerts, "pending"),
+    }
+    assert console.operator.get("/api/v1/alerts").json() == []
+    if change is made_anew:
+        token = add_token(console.token_file, "lea", "operator", None)
+        lea = Client(console.app, authorization=f"Bearer {token}")
+    if change in (made_anew, limited):
+        problem(lea.get(f"/api/v1/approvals/{early}/export"), 409, "approval_outdated")
+    judge(console.otto, late, "refuse", "outdated")
 
 
 def test_requests_of_one_account_are_limited(console, monkeypatch):
