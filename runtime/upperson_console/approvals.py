@@ -59,8 +59,8 @@ class Approval:
     @property
     def about(self) -> dict[str, Any]:
         """What was asked, without ids: a sentence, a search, a reason and conditions."""
-        left_out = ("ids", "details")
-        return {n: value for n, value in self.asked.items() if value and n not in left_out}
+        given = {n: value for n, value in self.asked.items() if value not in (None, "", [])}
+        return {n: value for n, value in given.items() if n not in ("ids", "details")}
 
     def requester(self, account: Account | None) -> Account:
         """Return the account that asked as it is now, to act with the approval.

@@ -3,24 +3,27 @@
 from typing import Annotated, Any, TypeAlias
 from urllib.parse import parse_qsl
 
-from fastapi import APIRouter, Form, Path, Request, Response
+from fastapi import APIRouter, Form, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from upperson_console.accounts import Access, Account
 from upperson_console.alerts import ConsoleAlerts
 from upperson_console.approvals import ROLES, Approval, Decision
 from upperson_console.bounds import BoundedRoute
-from upperson_console.exports import export_response
+from upperson_console.exports import MOST_EXPORTED, export_response
 from upperson_console.oversight import PURPOSE_COOKIE, Stated, cookie_of
 from upperson_console.problems import ProblemError
 from upperson_console.rendering import local_path, render
 from upperson_console.search import Search
 from upperson_console.service import ConsoleService
 
+_ID = "^[0-9a-f]{16}$"
 _Text: TypeAlias = Annotated[str, Form(max_length=200)]
-_Id: TypeAlias = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
+_Id: TypeAlias = Annotated[str, Path(pattern=_ID)]
 _MOST_SHOWN = 50
-_MOST_PICTURES = 12
+_FIRST_PICTURES = 12
+_PICTURES = 48
+"""On a page of one request."""
 
 
 def oversight_routes(service: ConsoleService, alerts: ConsoleAlerts, access: Access) -> APIRouter:
@@ -68,24 +71,40 @@ def _approval_pages(
 ) -> None:
     operator, approvals = access.needs("operator"), service.approvals
 
-    @routes.get("/approvals")
-    def show(account: Account = operator) -> Response:
+    def page(account: Account, of: str | None, start: int, problem: str = "") -> Response:
         requests = approvals.visible(account)[:_MOST_SHOWN]
+        if of is not None:
+            requests = [approvals.find(account, of)]
+        most = _FIRST_PICTURES if of is None else _PICTURES
         found: dict[str, list[Any]] = {}
         for one in requests:
             if one.state == "pending":
-                items = service.gallery.get(one.asked.get("ids", [])[:_MOST_PICTURES])
+                items = service.gallery.get(one.asked.get("ids", [])[start : start + most])
                 found[one.id] = [(id_, item) for id_, (item, _) in items.items()]
         if pictures := [picture for items in found.values() for picture in items]:
             service.note_items(account, "view", pictures, {"approvals": "pending"})
         return render(
             "approvals",
             account,
+            422 if problem else 200,
             requests=requests,
+            of=of,
+            start=start,
+            most=most,
+            problem=problem,
             found=found,
             pictures=service.pictures,
+            search_of=lambda text: ", ".join(" ".join(pair) for pair in parse_qsl(text)),
             roles=ROLES,
         )
+
+    @routes.get("/approvals")
+    def show(
+        of: Annotated[str | None, Query(pattern=_ID)] = None,
+        start: Annotated[int, Query(ge=0, le=MOST_EXPORTED)] = 0,
+        account: Account = operator,
+    ) -> Response:
+        return page(account, of, start)
 
     @routes.post("/approvals/{id}/{decision}")
     def decide(
@@ -107,7 +126,12 @@ def _approval_pages(
             else:
                 service.prune(requester, **one.asked, dry_run=False)
 
-        approvals.decide(account, id, decision, reason, perform)
+        try:
+            approvals.decide(account, id, decision, reason, perform)
+        except ProblemError as problem:
+            if problem.code != "reason_missing":
+                raise
+            return page(account, id, 0, problem.detail)
         return RedirectResponse("/approvals", 303)
 
     @routes.get("/api/v1/approvals/{id}/export")

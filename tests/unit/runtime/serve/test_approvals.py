@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import sqlite3
 import zipfile
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 
 from tests.helpers.console import ODD, Client, id_of, log_lines, problem
 from tests.helpers.toy_bundle import COLOURS
-from upperson_console import approvals
+from upperson_console import approvals, oversight_pages
 from upperson_console.accounts import Account, Accounts, add_token
 from upperson_console.oversight import Oversight
 from upperson_rt.log_chain import verify_log
@@ -126,7 +127,8 @@ def test_an_alert_is_added_at_its_approval(console):
 def test_a_refusal_has_a_reason_and_requests_expire(console, monkeypatch):
     body = {"ids": [str(id_of(console, "red-0"))]}
     first = pending(console.operator.post("/api/v1/export", json=body))
-    assert "needs a reason" in judge(console.otto, first, "refuse", status=422)
+    page = judge(console.otto, first, "refuse", status=422)
+    assert ('role="alert"' in page, f"/approvals/{first}/refuse" in page) == (True, True)
     judge(console.otto, first, "refuse", "no case")
     second = pending(console.operator.post("/api/v1/export", json=body))
     third = pending(console.otto.post("/api/v1/export", json=body))
@@ -224,6 +226,69 @@ def test_the_page_shows_requests_and_takes_decisions(console):
     assert f"/api/v1/approvals/{approval}/export" in console.operator.get("/approvals").text
     assert console.operator.get(f"/api/v1/approvals/{approval}/export").status_code == 200
     assert "/approvals" not in console.viewer.get("/").text
+
+
+def test_the_second_person_sees_everything_that_is_asked(console):
+    console.service.blur = True
+    search = {"sentence": "red", "filter": {"cameras": ["gate"]}}
+    body = {"ids": [str(id_of(console, "red-0"))], "search": search, "reason": "two witnesses"}
+    approval = pending(console.admin.post("/api/v1/export", json=body))
+    details = log_lines(console)[-1]["details"]
+    assert details["address"] == "q=red&camera=gate"
+    assert (details["reason"], details["unblurred"]) == ("two witnesses", True)
+    page = console.otto.get("/approvals").text
+    assert "<dd>two witnesses</dd>" in page
+    assert "q red, camera gate" in page
+    assert "Not blurred" in page
+    judge(console.otto, approval)
+    answer = console.admin.get(f"/api/v1/approvals/{approval}/export")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        about = json.loads(archive.read("items.json"))
+    assert (about["role"], about["blurred"]) == ("admin", False)
+    console.service.blur = False
+    problem(console.admin.get(f"/api/v1/approvals/{approval}/export"), 409, "approval_outdated")
+    # Without blur nothing is said of it (one is the request above).
+    pending(console.operator.post("/api/v1/export", json={"ids": body["ids"]}))
+    console.operator.post("/alerts", data={"sentence": "man in red", "count": 1, "period": "day"})
+    page = console.otto.get("/approvals").text
+    assert page.count("Not blurred") == 1
+    assert "<dd>1/day</dd>" in page
+
+
+def test_a_request_to_prune_shows_its_conditions(console):
+    body = {
+        "older_than": "2099-01-01T00:00:00+00:00",
+        "keep_newest": 0,
+        "reason": "old",
+        "camera": "gate",
+    }
+    pending(console.admin.post("/api/v1/prune", json={**body, "dry_run": False}))
+    page = console.adam.get("/approvals").text
+    for name, value in (("Camera", "gate"), ("Newest kept", "0"), ("Reason", "old")):
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in page
+    assert "<dt>Taken before</dt>" in page
+    assert log_lines(console)[-1]["details"]["camera"] == "gate"
+
+
+def test_all_pictures_of_a_request_can_be_looked_at(console, monkeypatch):
+    monkeypatch.setattr(oversight_pages, "_FIRST_PICTURES", 2)
+    monkeypatch.setattr(oversight_pages, "_PICTURES", 3)
+    ids = [str(id_of(console, f"{colour}-0")) for colour in [*COLOURS][:4]]
+    approval = pending(console.operator.post("/api/v1/export", json={"ids": ids}))
+
+    def shown(address):
+        page = console.otto.get(address).text
+        following = re.search('href="([^"]+)" rel="next"', page)
+        return re.findall('href="/people/([0-9]+)"', page), following and following[1]
+
+    first, of = shown("/approvals")
+    assert (first, of) == (ids[:2], f"/approvals?of={approval}")
+    second, following = shown(of)
+    assert second == ids[:3]
+    assert shown(following.replace("&amp;", "&")) == (ids[3:], None)
+    viewed = [str(id_) for line in log_lines(console)[1:] for id_ in line["ids"]]
+    assert viewed == [*ids[:2], *ids]
+    assert console.viewer.get(of).status_code == 403
 
 
 def test_requests_survive_a_restart_and_have_checksums(console, make_guarded):

@@ -154,6 +154,18 @@ def test_failed_logins_do_not_fill_the_disk(guarded, monkeypatch):
     assert log_lines(guarded)[-1]["details"] == {"left_out": 15}
 
 
+def test_refusals_of_one_kind_hide_none_of_another(make_guarded):
+    console = make_guarded(oversight=PURPOSES)
+    for _ in range(12):
+        assert console.operator.get("/live").status_code == 303
+    assert not console.log.read_text()
+    for _ in range(12):
+        problem(console.operator.get("/api/v1/cameras"), 403, "purpose_missing")
+    assert console.operator.get("/records").status_code == 403
+    codes = [line["details"]["code"] for line in log_lines(console)]
+    assert codes == ["purpose_missing"] * 10 + ["role_missing"]
+
+
 def test_records_have_pages_filters_and_an_export(make_guarded):
     console = make_guarded(oversight=PURPOSES)
     for number in range(120):
