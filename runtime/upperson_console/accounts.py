@@ -112,8 +112,7 @@ class Accounts(CredentialFile[Token]):
 
 
 def _account(known: Token) -> Account:
-    about = {"name": known.name, "role": known.role, "cameras": known.cameras}
-    return Account(**about, created=known.created)
+    return Account(name=known.name, role=known.role, cameras=known.cameras, created=known.created)
 
 
 def add_token(

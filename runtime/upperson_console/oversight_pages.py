@@ -11,7 +11,7 @@ from upperson_console.alerts import ConsoleAlerts
 from upperson_console.approvals import ROLES, Approval, Decision
 from upperson_console.bounds import BoundedRoute
 from upperson_console.exports import MOST_EXPORTED, export_response
-from upperson_console.oversight import PURPOSE_COOKIE, Stated, cookie_of
+from upperson_console.oversight import PURPOSE_COOKIE, Context, Stated, cookie_of
 from upperson_console.problems import ProblemError
 from upperson_console.rendering import local_path, render
 from upperson_console.search import Search
@@ -40,13 +40,14 @@ def _purpose_page(routes: APIRouter, access: Access) -> None:
     viewer = access.needs("viewer", purpose=False)
     oversight = access.oversight
 
+    def page(account: Account, next: str, given: Context | Stated, *lacks: str) -> Response:
+        status, place = 422 if lacks else 200, local_path(next)
+        more = {"oversight": oversight, "next": place, "given": given, "lacks": lacks}
+        return render("purpose", account, status, **more)
+
     @routes.get("/purpose")
-    def form(
-        next: str = "/", account: Account = viewer, status: int = 200, problem: str = ""
-    ) -> Response:
-        return render(
-            "purpose", account, status, oversight=oversight, next=local_path(next), problem=problem
-        )
+    def form(next: str = "/", account: Account = viewer) -> Response:
+        return page(account, next, account.context)
 
     @routes.post("/purpose")
     def state(
@@ -57,10 +58,9 @@ def _purpose_page(routes: APIRouter, access: Access) -> None:
         account: Account = viewer,
     ) -> Response:
         purpose, case = purpose.strip(), case.strip()
-        try:
-            oversight.require_purpose(Stated(purpose=purpose or None, case=case or None))
-        except ProblemError as problem:
-            return form(next, account, 422, problem.detail)
+        given = Stated(purpose=purpose or None, case=case or None)
+        if lacks := oversight.lacks(given):
+            return page(account, next, given, *lacks)
         answer = RedirectResponse(local_path(next), 303)
         access.set_cookie(answer, request, PURPOSE_COOKIE, cookie_of(purpose, case))
         return answer

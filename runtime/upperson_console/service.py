@@ -4,6 +4,7 @@ Each search, view, export, mark and deletion is in the query log before its resu
 are those of `problems`; what an account may not see is reported as missing.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -337,6 +338,7 @@ class ConsoleService:
         """
         context = {"model": self.encoder.fingerprint, **asdict(account.context)}
         context = {name: value for name, value in context.items() if value}
+        place = self.current.last.gallery.location
 
         def write(action: str, hits: Sequence[Hit], details: _Details) -> None:
             with _log_errors():
@@ -346,7 +348,7 @@ class ConsoleService:
                     k=len(hits) if k is None else k,
                     where=where,
                     by_track=by_track,
-                    gallery=self.current.last.gallery.location,
+                    gallery=place if "://" in place else os.path.abspath(place),
                     action=action,
                     user=account.name,
                     details=details,

@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers.console import ODD, Client, id_of, log_lines, problem
 from tests.helpers.toy_bundle import COLOURS
-from upperson_console import approvals, oversight_pages
+from upperson_console import accounts, approvals, oversight_pages
 from upperson_console.accounts import Account, Accounts, add_token
 from upperson_console.oversight import Oversight
 from upperson_rt.log_chain import verify_log
@@ -48,7 +48,7 @@ def states(console):
     return {one.id: one.state for one in console.service.approvals.visible(seen)}
 
 
-def test_an_export_is_what_was_asked_for(console):
+def test_an_export_is_what_was_asked_for(console, monkeypatch):
     ids = [str(id_of(console, key)) for key in ("red-0", "blue-0")]
     asked = {"ids": ids, "search": {"sentence": "red"}}
     id_ = pending(console.operator.post("/api/v1/export", json=asked))
@@ -61,12 +61,14 @@ def test_an_export_is_what_was_asked_for(console):
     judge(console.otto, id_)
     judge(console.admin, id_, status=409)
     problem(console.otto.get(path), 403, "approval_missing")
+    monkeypatch.setattr(accounts, "address_of", lambda request: "10.0.0.9")
     answer = console.operator.get(path)
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         about = json.loads(archive.read("items.json"))
     assert [str(one["id"]) for one in about["items"]] == ids
     last = log_lines(console)[-1]
     assert (last["user"], last["approved_by"], last["approval"]) == ("olga", "otto", id_)
+    assert last["address"] == "10.0.0.9"
     who = {"user": "olga", "role": "operator", "approved_by": "otto", "approval": id_}
     assert who.items() <= about.items()
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
