@@ -94,7 +94,9 @@ def _approval_pages(
             problem=problem,
             found=found,
             pictures=service.pictures,
-            search_of=lambda text: ", ".join(" ".join(pair) for pair in parse_qsl(text)),
+            search_of=lambda text: ", ".join(
+                " ".join(pair).removeprefix("q ") for pair in parse_qsl(text)
+            ),
             roles=ROLES,
         )
 

@@ -240,7 +240,7 @@ def test_the_second_person_sees_everything_that_is_asked(console):
     assert (details["reason"], details["unblurred"]) == ("two witnesses", True)
     page = console.otto.get("/approvals").text
     assert "<dd>two witnesses</dd>" in page
-    assert "q red, camera gate" in page
+    assert ">red, camera gate</a>" in page
     assert "Not blurred" in page
     judge(console.otto, approval)
     answer = console.admin.get(f"/api/v1/approvals/{approval}/export")
