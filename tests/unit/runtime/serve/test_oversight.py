@@ -108,7 +108,7 @@ def test_pages_ask_for_the_purpose_once(make_console):
     assert wrong.status_code == 422
     assert "<option selected>Theft, reported</option>" in wrong.text
     assert 'value="x-17"' in wrong.text
-    assert "another case number." in wrong.text
+    assert 'role="alert"' in wrong.text
     for secret in (r"\d", "Upperson-"):
         assert secret not in wrong.text
     stated = browser.post("/purpose", data={**given, "case": "2026-17"})
