@@ -50,7 +50,8 @@ def test_sentences_about_a_category_are_refused(category, sentences):
         "man with a french braid", "polish shoes", "green party hat", "union jack shirt",
         "person with a right hand bag", "light brown hair", "German shepherd dog",
         "black child seat", "left wing of the building", "right wing mirror", "black men jacket",
-        "white kids shirt", "white worker helmet", "black student backpack", "a shirt that is black",
+        "white kids shirt", "white worker helmet", "black student backpack",
+        "a shirt that is black",
     ],
 )  # fmt: skip
 def test_clothes_and_things_are_not_refused(sentence):
