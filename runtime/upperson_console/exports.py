@@ -57,10 +57,12 @@ def export_response(
     query_jpeg, queried = _query_picture(service, account, search)
     shown = {**dict(items), **queried}
     asked = {"ids": [*shown], "address": search.address(), "reason": reason}
-    service.approvals.require(account, "export", len(shown), **asked)
-    if service.blur and shows_all:
+    unblurred = service.blur and shows_all
+    service.approvals.require(account, "export", len(shown), **asked, unblurred=unblurred)
+    if unblurred:
         service.note_items(account, "unblur", items, {"export": True, "reason": reason.strip()})
-    given = {name: getattr(account.context, name) for name in ("purpose", "case")}
+    stated = ("purpose", "case", "approval", "approved_by")
+    given = {name: getattr(account.context, name) for name in stated}
     given["reason"] = reason.strip()
     file, sha256, facts = write_package(
         account,
