@@ -3,6 +3,8 @@
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -20,7 +22,7 @@ from upperson_console.accounts import (
     new_token,
 )
 from upperson_console.bounds import BoundedRoute
-from upperson_console.problems import invalid, missing
+from upperson_console.problems import ProblemError, invalid, missing
 from upperson_console.rendering import render
 from upperson_console.search import read_time
 from upperson_console.service import ConsoleService
@@ -64,6 +66,16 @@ def account_routes(service: ConsoleService, access: Access, accounts: Accounts) 
                 return entry
         raise missing("there is no such account; it may have been revoked", "account_not_found")
 
+    @contextmanager
+    def changing(account: Account) -> Iterator[None]:
+        """Change accounts in turn, while the account is an admin: one of two remains."""
+        with lock:
+            admins = (one for one in Accounts.read(accounts.path) if one.role == "admin")
+            if not any(one.name == account.name and not one.has_expired() for one in admins):
+                what = f"{account.name} is not an administrator any more"
+                raise ProblemError(403, what, code="role_missing")
+            yield
+
     def note(account: Account, action: str, entry: Token) -> None:
         """Log a change before it is made."""
         about = {"role": entry.role, "cameras": entry.cameras, "expires": entry.expires}
@@ -82,7 +94,7 @@ def account_routes(service: ConsoleService, access: Access, accounts: Accounts) 
         account: Account = admin,
     ) -> Response:
         entry, token = new_token(name.strip(), role, _chosen(camera), _time(expires))
-        with lock:
+        with changing(account):
             if any(one.name == entry.name for one in Accounts.read(accounts.path)):
                 what = "there is an account of this name: change it, or give it a new token"
                 raise invalid(what, "account_exists")
@@ -98,7 +110,7 @@ def account_routes(service: ConsoleService, access: Access, accounts: Accounts) 
         expires: _Expires = "",
         account: Account = admin,
     ) -> Response:
-        with lock:
+        with changing(account):
             entry = replace(
                 found(account, name), role=role, cameras=_chosen(camera), expires=_time(expires)
             )
@@ -109,7 +121,7 @@ def account_routes(service: ConsoleService, access: Access, accounts: Accounts) 
 
     @routes.post("/renew")
     def renew(name: _Name, account: Account = admin) -> Response:
-        with lock:
+        with changing(account):
             known = found(account, name)
             entry, token = new_token(name, known.role, known.cameras, known.expires)
             note(account, "renew", entry)
@@ -118,7 +130,7 @@ def account_routes(service: ConsoleService, access: Access, accounts: Accounts) 
 
     @routes.post("/revoke")
     def revoke(name: _Name, account: Account = admin) -> Response:
-        with lock:
+        with changing(account):
             note(account, "revoke", found(account, name))
             Accounts.revoke(accounts.path, name)
         return RedirectResponse("/accounts", 303)

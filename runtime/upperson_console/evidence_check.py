@@ -3,6 +3,7 @@
 A package may come from anyone: its members are read within limits and never unpacked.
 """
 
+import errno
 import hashlib
 import json
 import re
@@ -36,8 +37,11 @@ _MOST_MANIFEST_BYTES = 16 << 20
 _PIECE_BYTES = 1 << 20
 _LONGEST_LINE = 64 << 20
 _NAME = re.compile(r"(?:(?:pictures|frames|clips)/)?[a-z0-9]+\.[a-z0-9]{1,8}")
-_LOCAL_BYTES, _LISTED_BYTES, _END_BYTES = 30, 46, 22
-"""Of a zip beside names and contents: for a member, in the list of members, and at the end."""
+_MOST_LISTED_BYTES = 128 * _MOST_MEMBERS
+"""Of the list of members: it is in memory before the members are counted."""
+_LOCAL_BYTES, _LISTED_BYTES, _END_BYTES, _ZIP64_BYTES = 30, 46, 22, 20
+"""Of a zip beside names and contents: for a member, in the list of members, and at the end. The
+last stand before the end of a zip that is larger than a package can be."""
 SignatureState: TypeAlias = Literal["trusted", "not_checked", "none", "wrong"]
 
 
@@ -86,6 +90,8 @@ class Package:
         self.facts: dict[str, Any] = {}
         """Who exported what, and when; empty if the signature is wrong, as nothing is read then."""
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # A pipe or a device may have no end.
+                raise OSError(errno.EINVAL, "not a regular file")
             with path.open("rb") as file:
                 self.sha256 = _digest(file)
                 """Of the zip; the log's line of the export has it."""
@@ -129,8 +135,15 @@ class Package:
 
     def _verify(self, file: IO[bytes]) -> None:
         try:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _END_BYTES - _ZIP64_BYTES))
+            end = file.read()
+            if not end[-_END_BYTES:].startswith(b"PK\5\6") or end.startswith(b"PK\6\7"):
+                raise zipfile.BadZipFile("it does not end as a package does")
+            if int.from_bytes(end[-10:-6], "little") > _MOST_LISTED_BYTES:
+                raise zipfile.BadZipFile(f"it has more than {_MOST_MEMBERS:,} members")
             with zipfile.ZipFile(file) as archive:
-                names = self._members(archive, file.seek(0, 2))
+                names = self._members(archive, file, size)
                 signed = self._signed(archive, names)
                 if self.signature == "wrong":
                     return
@@ -141,7 +154,7 @@ class Package:
         except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, struct.error) as why:
             self._add("zip_damaged", "", f"it is no undamaged zip archive: {why}")
 
-    def _members(self, archive: zipfile.ZipFile, size: int) -> set[str]:
+    def _members(self, archive: zipfile.ZipFile, file: IO[bytes], size: int) -> set[str]:
         """Return the members that may be read, and look at the container itself."""
         names: set[str] = set()
         end = listed = gaps = 0
@@ -161,6 +174,8 @@ class Package:
                 self._add("member_compressed", name, "it is compressed, expected it as it is")
             else:
                 names.add(name)
+                if not _is_as_listed(file, info):
+                    self._add("member_differs", name, "other programs may read another content")
             gaps += info.header_offset != end
             end = info.header_offset + _LOCAL_BYTES + len(name) + info.compress_size
             listed += _LISTED_BYTES + len(name)
@@ -215,6 +230,16 @@ class Package:
             with archive.open(name) as member:
                 if _digest(member) != expected[name]:
                     self._add("hash_differs", name, "its content was changed")
+
+
+def _is_as_listed(file: IO[bytes], info: zipfile.ZipInfo) -> bool:
+    """Return whether the header before a stored member says what the list of members says."""
+    name, size = info.orig_filename.encode(), info.file_size
+    file.seek(info.header_offset)
+    head = file.read(_LOCAL_BYTES + len(name))
+    how = struct.pack("<HH", info.flag_bits, zipfile.ZIP_STORED)
+    what = struct.pack("<LLLHH", info.CRC, size, size, len(name), 0)
+    return (head[6:10], head[14:]) == (how, what + name)
 
 
 def _read(archive: zipfile.ZipFile, name: str, most: int) -> bytes:

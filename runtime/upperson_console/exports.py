@@ -54,9 +54,11 @@ def export_response(
     if not chosen:
         raise missing("none of these pictures is there; they may have been deleted")
     items = chosen[:MOST_EXPORTED]
-    asked = {"ids": [id_ for id_, _ in items], "address": search.address(), "reason": reason}
+    query_jpeg, queried = _query_picture(service, account, search)
+    shown = {**dict(items), **queried}
+    asked = {"ids": [*shown], "address": search.address(), "reason": reason}
     unblurred = service.blur and shows_all
-    service.approvals.require(account, "export", len(items), **asked, unblurred=unblurred)
+    service.approvals.require(account, "export", len(shown), **asked, unblurred=unblurred)
     if unblurred:
         service.note_items(account, "unblur", items, {"export": True, "reason": reason.strip()})
     stated = ("purpose", "case", "approval", "approved_by")
@@ -78,14 +80,14 @@ def export_response(
         _query(search, found),
         {id_: match for result in reversed(found) for id_, match in _matches(result).items()},
         service.seal,
-        query_jpeg=_query_jpeg(service, account, search),
+        query_jpeg=query_jpeg,
         blurred=not shows_all,
         left_out=len(chosen) - len(items),
     )
     kept = {name: facts[name] for name in ("pictures", "missing")}
     details = {"sha256": sha256, **kept, "search": search.address()}
     try:
-        service.note_items(account, "export", items, details)
+        service.note_items(account, "export", shown.items(), details)
     except ProblemError:
         file.close()
         raise
@@ -116,8 +118,8 @@ def _found(
     counts = [MOST_BY_TIME] if search.order == "time" else [_FIRST_PAGE, MOST_HITS]
     try:
         results = [calibrated_hits(service, account, search, count) for count in counts]
-    except ProblemError:  # Such as a query picture that is not kept any more.
-        if needed:
+    except ProblemError as error:  # Such as a query picture that is not kept any more.
+        if needed or error.code == "sentence_refused":
             raise
         return []
     return [result for result in results if result is not None]
@@ -173,14 +175,18 @@ def _query(search: Search, found: list[SearchResult]) -> dict[str, Any]:
     }
 
 
-def _query_jpeg(service: ConsoleService, account: Account, search: Search) -> bytes | None:
+def _query_picture(
+    service: ConsoleService, account: Account, search: Search
+) -> tuple[bytes | None, dict[int, Item]]:
+    """Return the picture of a search, if it is kept, and the item that it shows, by id."""
     with suppress(ProblemError, InputError):  # It is not kept any more, or damaged.
         if search.picture is not None:
-            return service.query_pictures.get(search.picture).jpeg
+            return service.query_pictures.get(search.picture).jpeg, {}
         if search.like is not None:
-            made = service.pictures.jpeg(service.item(account, search.like)[0], "view")
-            return None if made is None else made[0]
-    return None
+            item, _ = service.item(account, search.like)
+            if (made := service.pictures.jpeg(item, "view")) is not None:
+                return made[0], {search.like: item}
+    return None, {}
 
 
 def _file_name(sentence: str, pictures: int) -> str:

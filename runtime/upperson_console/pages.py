@@ -228,7 +228,7 @@ def _person_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
     @routes.get("/people/{id}")
     def person(id: int, request: Request, account: Account = viewer) -> Response:
         _, search = _searched(request)
-        found = service.person(account, id)
+        found = service.person(account, id, search)
         elsewhere = service.elsewhere(account, found)
         span = span_of(found.views)
         return render(

@@ -26,9 +26,8 @@ from upperson_rt.encoder import Encoder, Progress
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
 from upperson_rt.gallery.clips import ClipFile, clips_of
-from upperson_rt.gallery.crops import picture_file, use_picture
-from upperson_rt.image_file import open_image
-from upperson_rt.preprocess import image_suffixes, use_image
+from upperson_rt.gallery.crops import picture_file, read_crop, use_picture
+from upperson_rt.preprocess import image_suffixes, use_image, use_scaled_image
 from upperson_rt.tokenizer import TokenBatch
 from upperson_rt.towers import batch_slices
 
@@ -160,7 +159,8 @@ class GalleryPictures:
     def jpeg(self, item: Item, size: Size, blurred: bool = False) -> _Jpeg | None:
         """Return an item's picture as JPEG, and the size of its file in pixels, or None.
 
-        Of a ``blurred`` frame only the item's box can be recognised.
+        Of a ``blurred`` frame only the item's box can be recognised. Of a box that lies outside of
+        its picture, or whose place in it is unknown, there is no picture.
         """
         file = self.frame(item) if size == "frame" else self.file(item)
         if file is None:
@@ -177,7 +177,10 @@ class GalleryPictures:
                 return self._kept[key]
         try:
             if size != "frame":
-                made = use_picture(file, _cut(box, size))
+                cut = use_scaled_image(file, _cut(box, size), read_crop(file))
+                if cut is None:
+                    return None
+                made = cut
             elif blurred:
                 made = blurred_jpeg(file, box)
             else:
@@ -203,25 +206,32 @@ class GalleryPictures:
 def blurred_jpeg(file: Path, box: Box | None) -> _Jpeg:
     """Return a frame as JPEG in which only a box can be recognised; nothing without a box.
 
-    A large JPEG is decoded smaller. The scale of the box is unknown then, so that nothing stays.
+    A huge picture is decoded smaller. If the place of the box in it is unknown, nothing stays.
     """
-    with open_image(file, header_only=True) as header:
-        kept = None if header.decoderconfig else box
-    return use_picture(
-        file,
-        lambda pixels: as_jpeg(pixels, "frame", lambda image, whole: pixelated(image, whole, kept)),
-    )
+
+    def make(pixels: NDArray[np.uint8], shrink: int | None) -> _Jpeg:
+        kept = _scaled(box, shrink)
+        return as_jpeg(pixels, "frame", lambda image, whole: pixelated(image, whole, kept))
+
+    return use_scaled_image(file, make, read_crop(file))
 
 
-def _cut(box: Box | None, size: Size) -> Callable[[NDArray[np.uint8]], _Jpeg]:
-    def make(pixels: NDArray[np.uint8]) -> _Jpeg:
+def _cut(box: Box | None, size: Size) -> Callable[[NDArray[np.uint8], int | None], _Jpeg | None]:
+    def make(pixels: NDArray[np.uint8], shrink: int | None) -> _Jpeg | None:
         if box is not None:
-            x0, y0, x1, y1 = (max(0, edge) for edge in box)
-            part = pixels[y0:y1, x0:x1]
-            pixels = part if part.size else pixels
-        return as_jpeg(np.ascontiguousarray(pixels), size)
+            # Where the place of the box is unknown, nothing is shown: others may stand there.
+            x0, y0, x1, y1 = (max(0, edge) for edge in _scaled(box, shrink) or (0, 0, 0, 0))
+            pixels = pixels[y0:y1, x0:x1]
+        return as_jpeg(np.ascontiguousarray(pixels), size) if pixels.size else None
 
     return make
+
+
+def _scaled(box: Box | None, shrink: int | None) -> Box | None:
+    if box is None or shrink is None:
+        return None
+    x0, y0, x1, y1 = (round(edge / shrink) for edge in box)
+    return x0, y0, x1, y1
 
 
 class QueuedEncoder(Encoder):

@@ -39,6 +39,7 @@ from upperson_rt.search.query import QueryEncoder, SearchRequest
 from upperson_rt.search.service import SearchResult, SearchService
 
 _Details: TypeAlias = Mapping[str, Any]
+_NO_SEARCH = Search()
 _MOST_VIEWS = 500
 _MOST_OTHERS = 24
 _LONGEST_REASON = 500
@@ -157,15 +158,22 @@ class ConsoleService:
         """Return the fields of an `ItemOut`."""
         return item_fields(account, id_, item, self.pictures.file(item) is not None)
 
-    def person(self, account: Account, id_: int) -> TrackViews:
-        """Return an item with the views of its track, and log the view."""
+    def person(self, account: Account, id_: int, search: Search = _NO_SEARCH) -> TrackViews:
+        """Return an item with the views of its track, and log the view.
+
+        The line has the sentence and the filter of a ``search`` that the item is compared with.
+        """
         item, _ = self.item(account, id_)
         views = [(id_, item)]
         if item.track is not None:
             views = self.views(account, item.camera, item.track)
             views.sort(key=lambda view: (view[1].time or 0.0, view[0]))
         shown = views[:_MOST_VIEWS]
-        self.note_items(account, "view", shown, {"picture": str(id_)})
+        details = {"picture": str(id_)}
+        if search.like is not None:
+            details["like"] = str(search.like)
+        where = None if search.is_empty else search.filter_at(time.time())
+        self.note(account, "view", _unscored(shown), details, where, search.sentence)
         return TrackViews(id=id_, item=item, views=shown, total=len(views))
 
     def track(self, account: Account, camera: str | None, track: str) -> TrackViews:

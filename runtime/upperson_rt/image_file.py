@@ -94,8 +94,10 @@ def open_image(
     """Open a picture file, or its content; it is decoded when its pixels are used, in this thread.
 
     With ``header_only``, for the EXIF, no pixel of HEIC and AVIF is decoded: the picture has one. A
-    JPEG may already be set to a smaller size. Waits while pictures of other threads take the
-    memory; a thread that has one open does not wait for a second.
+    JPEG may already be set to a smaller size. Until the pixels are used, ``info["shrink"]`` says by
+    what each side was divided: 1, 2, 4 or 8; None if the default limit needs that, too, as boxes
+    may be in pixels of either size then. Waits while pictures of other threads take the memory; a
+    thread that has one open does not wait for a second.
     """
     name = os.fspath(path)
     if len(name) > LONGEST_PATH:
@@ -245,6 +247,7 @@ def _settle(image: ImageFile, file: _Metered, take: _Take, decoder_bytes: int) -
     """Set aside what an opened picture needs, and let it be decoded."""
     take(_checked(_needed(image.size, image.mode, decoder_bytes), image.size))
     file.give()
+    image.info["shrink"] = 1
     return image
 
 
@@ -269,6 +272,8 @@ def _open_jpeg(file: _Metered, take: _Take) -> ImageFile:
         if needed_bytes <= _BUDGET.each:
             break
     take(_checked(needed_bytes, image.size))
+    is_huge = _needed(image.size, image.mode, stored) > MOST_BYTES
+    image.info["shrink"] = None if is_huge else shrink
     if shrink > 1:
         image.draft(None, (width // shrink, height // shrink))
     file.give()
@@ -299,6 +304,7 @@ def _open_webp(file: _Metered, take: _Take) -> ImageFile:
     file.seek(0)
     file.give()
     image = WebPImageFile(file)
+    image.info["shrink"] = 1
     _check_exif(image.info.get("exif", b""))
     return image
 
@@ -393,7 +399,10 @@ def _open_photo(kind: PhotoKind, header_only: bool, file: _Metered, take: _Take)
     inner = _Metered(io.BytesIO(decoded))
     image = PngImageFile(inner)
     _check_exif(image.info.get("exif") or b"")
-    return _settle(image, inner, take, len(decoded))
+    shrink = int(image.info["shrink"])
+    is_huge = image.width * image.height * shrink**2 > MOST_BYTES // _DECODED
+    _settle(image, inner, take, len(decoded)).info["shrink"] = None if is_huge else shrink
+    return image
 
 
 def _decoded_apart(kind: PhotoKind, content: bytes, most_pixels: int) -> bytes:

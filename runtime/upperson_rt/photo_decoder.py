@@ -2,8 +2,9 @@
 
 The decoders are large and written in C, and a file may say another size than its pictures have. So
 this process may take so much memory and time and no more, and if it dies it takes no other with
-it. It reads the file from stdin and writes a PNG without compression, with the EXIF, to stdout; for
-the EXIF alone a PNG of one pixel, without decoding.
+it. It reads the file from stdin and writes a PNG without compression to stdout, with the EXIF, and
+with a text ``shrink`` that says how much smaller each side is; for the EXIF alone a PNG of one
+pixel, without decoding.
 """
 
 import io
@@ -50,19 +51,25 @@ def main() -> None:
     except (ImportError, OSError, ValueError) as error:  # ValueError: above the hard limit.
         sys.stderr.write(" ".join(str(error).split()))
         sys.exit(SETUP_FAILED)
+    from PIL.PngImagePlugin import PngInfo
+
     image = open_photo(io.BytesIO(sys.stdin.buffer.read()))
     exif = image.info.get("exif") or b""
+    shrink = 1
     if most_pixels:
         has_alpha = "A" in image.mode or "transparency" in image.info
         picture = image.convert("RGBA" if has_alpha else "RGB")
         image.close()
         while picture.width * picture.height > most_pixels:
             picture = picture.reduce(2)
+            shrink *= 2
     else:
         from PIL import Image
 
         picture = Image.new("L", (1, 1))
-    picture.save(sys.stdout.buffer, "PNG", compress_level=0, exif=exif)
+    facts = PngInfo()
+    facts.add_text("shrink", str(shrink))
+    picture.save(sys.stdout.buffer, "PNG", compress_level=0, exif=exif, pnginfo=facts)
 
 
 if __name__ == "__main__":

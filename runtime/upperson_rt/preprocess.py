@@ -112,6 +112,18 @@ def use_image(
     raise InputError(message + type(source).__name__, code="no_picture")
 
 
+def use_scaled_image(
+    file: Path, use: Callable[[NDArray[np.uint8], int | None], T], content: bytes | None = None
+) -> T:
+    """Call a function with a picture file as `use_image` does, and by what its sides were divided.
+
+    That is 1, 2, 4 or 8; None if the place of a box in it is unknown, see `open_image`.
+    """
+    with open_image(file, content) as image:
+        shrink = image.info["shrink"]
+        return use(_decode_and_close(image, os.fspath(file)), shrink)
+
+
 def resize_image(image: PixelArray, height_px: int, width_px: int) -> NDArray[np.uint8]:
     """Resize to the input of the image tower; the aspect ratio is not kept, as in training.
 

@@ -107,6 +107,34 @@ def test_a_change_that_cannot_be_logged_is_not_made(guarded, monkeypatch):
     assert guarded.token_file.read_bytes() == before
 
 
+@pytest.mark.parametrize("how", ["revoke", "expire", "demote"])
+@pytest.mark.parametrize("path", ["", "/change", "/renew", "/revoke"])
+def test_an_admin_who_was_revoked_meanwhile_changes_nothing(guarded, monkeypatch, how, path):
+    """Two admins who revoke each other at once: one of them remains."""
+    file, known, found = guarded.token_file, Accounts.of_token, []
+
+    def of_token(accounts, token):
+        if found:  # The request was authenticated before.
+            return found[0]
+        found.append(known(accounts, token))
+        if how == "revoke":
+            Accounts.revoke(file, "ada")
+        else:
+            more = {"expires": 1.0} if how == "expire" else {"role": "viewer"}
+            Accounts.put(file, replace(entry(guarded, "ada"), **more))
+        return found[0]
+
+    add_token(file, "adam", "admin", None)
+    form = {"name": "otto" if path == "" else "adam", "role": "viewer"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Accounts, "of_token", of_token)
+        before = entry(guarded, "adam")
+        answer = guarded.admin.post(f"/accounts{path}", data=form)
+    assert answer.status_code == 403
+    assert (entry(guarded, "adam"), entry(guarded, "otto")) == (before, None)
+    assert [line["action"] for line in log_lines(guarded)] == ["forbidden"]
+
+
 def test_only_admins_reach_the_page_and_only_with_a_token_file(guarded, reader):
     for client in (guarded.viewer, guarded.operator):
         assert client.get("/accounts").status_code == 403

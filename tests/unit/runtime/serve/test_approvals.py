@@ -79,6 +79,17 @@ def test_an_export_is_what_was_asked_for(console, monkeypatch):
     assert not verify_log(console.log).problems
 
 
+def test_the_picture_that_was_searched_with_is_approved_too(console):
+    own, like = (id_of(console, key) for key in ("red-0", "blue-0"))
+    body = {"ids": [str(own)], "search": {"like": str(like)}}
+    id_ = pending(console.operator.post("/api/v1/export", json=body))
+    console.otto.get("/approvals")
+    assert {*log_lines(console)[-1]["ids"]} == {own, like}
+    judge(console.otto, id_)
+    assert console.operator.get(f"/api/v1/approvals/{id_}/export").status_code == 200
+    assert {*log_lines(console)[-1]["ids"]} == {own, like}
+
+
 def test_a_deletion_takes_the_pictures_that_were_asked_for(console):
     id_, gallery = id_of(console, "red-0"), console.service.gallery
     count = gallery.count()

@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tests.helpers.console import START, id_of, log_lines, problem
 from tests.unit.runtime.serve.test_snapshots import write
@@ -161,19 +162,83 @@ def test_pages_offer_a_reason_to_operators_alone(blurred):
     assert blurred.viewer.get(f"/people/{id_}/frame?reason=x").status_code == 403
 
 
-def test_a_frame_that_is_decoded_smaller_shows_nothing(blurred):
-    """Its box would be somewhere else."""
-    file = blurred.service.gallery.crops_dir.parent / "large.jpg"
-    Image.fromarray(noise(1600, 1200)).save(file, quality=80)
+@pytest.fixture
+def large(blurred):
+    """A function that adds a photo that is decoded at half its size, and returns its item's id.
+
+    Another person, of noise, stands where the box would be if it was not divided.
+    """
     before = 2 * image_file._BUDGET.each
-    image_file.limit_memory(8 << 20)
-    try:
-        jpeg, _ = pictures.blurred_jpeg(file, (0, 0, 1600, 1200))
-        picture = Image.open(io.BytesIO(jpeg)).convert("RGB")
-        assert picture.width < 1600
-        assert detail(picture, 0, 0, *picture.size) < 12
-    finally:
-        image_file.limit_memory(before)
+    image_file.limit_memory(20 << 20)
+
+    def add(suffix, box):
+        pixels = np.full((1200, 1600, 3), (200, 0, 0), np.uint8)
+        pixels[200:600, 200:400] = (0, 0, 200)
+        pixels[400:1200, 400:800] = np.kron(noise(20, 40), np.ones((20, 20, 1), np.uint8))
+        file = blurred.folder / f"large{suffix}"
+        Image.fromarray(pixels).save(file, quality=90)
+        item = Item(key="large", camera="gate", time=START, box=box, source=str(file))
+        blurred.service.gallery.add([item], blurred.service.encoder.encode_texts(["red"]))
+        return id_of(blurred, "large")
+
+    yield add
+    image_file.limit_memory(before)
+
+
+def needs_avif():
+    missing = image_file.obstacle_to("avif")
+    return pytest.param(".avif", marks=pytest.mark.skipif(bool(missing), reason=missing))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", needs_avif()])
+def test_of_a_photo_that_is_decoded_smaller_the_box_is_shown_and_nothing_else(
+    blurred, large, suffix
+):
+    id_ = large(suffix, (200, 200, 400, 600))
+    cut = opened(blurred.viewer.get(f"/people/{id_}/picture?size=view"))
+    assert cut.size == (100, 200)
+    assert np.asarray(cut)[..., 2].min() > 150
+    frame = opened(blurred.viewer.get(f"/people/{id_}/picture?size=frame"))
+    assert frame.getpixel((150, 200))[2] > 150
+    assert detail(frame, 200, 200, 400, 600) < 12
+    answer = blurred.operator.post("/api/v1/export", json={"ids": [str(id_)]})
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        content = archive.read(f"pictures/{id_}.jpg")
+    assert Image.open(io.BytesIO(content)).size == (100, 200)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", needs_avif()])
+def test_of_a_photo_that_was_indexed_smaller_nothing_is_shown(blurred, large, suffix, monkeypatch):
+    """Its box may be in pixels of the file or of the smaller picture."""
+    monkeypatch.setattr(image_file, "MOST_BYTES", 10 << 20)
+    id_ = large(suffix, (400, 400, 800, 1200))
+    for size in ("view", "thumb"):
+        problem(blurred.viewer.get(f"/api/v1/items/{id_}/picture?size={size}"), 404)
+    frame = opened(blurred.viewer.get(f"/people/{id_}/picture?size=frame"))
+    assert detail(frame, 0, 0, 800, 600) < 12
+
+
+def test_a_text_in_a_png_does_not_move_the_box(blurred, tmp_path):
+    facts = PngInfo()
+    facts.add_text("shrink", "8")
+    file = tmp_path / "text.png"
+    Image.fromarray(noise()).save(file, pnginfo=facts)
+    jpeg, _ = pictures.blurred_jpeg(file, BOX)
+    assert is_hidden(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+
+
+@pytest.mark.parametrize("box", [(500, 500, 600, 600), (-90, -90, -10, -10), (80, 30, 40, 130)])
+def test_of_a_box_outside_of_its_photo_there_is_no_picture(blurred, box):
+    file = blurred.folder / "photo.png"
+    item = Item(key="outside", camera="gate", time=START, box=box, source=str(file))
+    blurred.service.gallery.add([item], blurred.service.encoder.encode_texts(["red"]))
+    id_ = id_of(blurred, "outside")
+    for size in ("view", "thumb"):
+        problem(blurred.viewer.get(f"/api/v1/items/{id_}/picture?size={size}"), 404)
+    answer = blurred.operator.post("/api/v1/export", json={"ids": [str(id_)]})
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert not any(name.startswith("pictures/") for name in archive.namelist())
+        assert json.loads(archive.read("manifest.json"))["missing"] == [str(id_)]
 
 
 @pytest.mark.parametrize(

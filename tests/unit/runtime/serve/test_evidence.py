@@ -3,6 +3,8 @@
 import hashlib
 import html
 import json
+import os
+import struct
 import subprocess
 import sys
 import zipfile
@@ -199,6 +201,42 @@ def test_tricks_of_the_container_are_found(package, keys):
     for end in (0, 10, len(content) // 2, len(content) - 1):
         package.write_bytes(content[:end])
         assert "zip_damaged" in codes(package)
+
+
+@pytest.mark.parametrize(
+    ("place", "content"),
+    [(6, b"\x08"), (8, b"\x08"), (14, b"\0\0\0\0"), (18, b"\1\0\0\0"), (22, b"\1\0\0\0"),
+     (28, b"\4"), (30, b"x")],
+)  # fmt: skip
+def test_a_member_that_stream_readers_see_differently_is_found(package, keys, place, content):
+    """They read the headers before the members, which have flags, method, CRC, sizes and name."""
+    with zipfile.ZipFile(package) as archive:
+        begin = archive.getinfo("items.json").header_offset + place
+    changed = bytearray(package.read_bytes())
+    changed[begin : begin + len(content)] = content
+    package.write_bytes(changed)
+    problems = Package(package, keys / "site.pub").problems
+    assert {one.code for one in problems} & {"member_differs", "zip_damaged"}
+
+
+def test_a_package_that_is_a_pipe_is_refused(tmp_path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes in folders here")
+    os.mkfifo(tmp_path / "pipe.zip")
+    refusal(run_rt("evidence", "verify", tmp_path / "pipe.zip", "--json"), 3, "package_unreadable")
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+def test_a_long_list_of_members_is_refused_before_it_is_read(tmp_path, monkeypatch, is_large):
+    listed = struct.pack("<4s6H3L5H2L", b"PK\1\2", *[0] * 9, 1, *[0] * 6) + b"a"
+    count = 60_000
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(listed) * count, 0, 0)
+    if is_large:
+        end = b"PK\6\7" + bytes(16) + end[:12] + b"\xff" * 8 + end[20:]
+    file = tmp_path / "many.zip"
+    file.write_bytes(listed * count + end)
+    monkeypatch.setattr(zipfile, "ZipFile", lambda file: pytest.fail("it is read"))
+    assert [one.code for one in Package(file).problems] == ["zip_damaged"]
 
 
 def test_a_flipped_byte_of_any_file_is_found_and_of_the_container_is_no_crash(package, keys):

@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers.console import ODD, id_of, log_lines, problem
 from tests.helpers.toy_bundle import COLOURS
+from upperson_console.oversight import Oversight, RefusedSentences
 
 
 def opened(answer):
@@ -152,3 +153,24 @@ def test_as_many_cards_as_a_page_can_show_are_exported(console):
     form = {"ids": [*ids, str(id_of(console, "red-0"))], "address": "q=red&by=picture"}
     items, manifest = exported(console.client.post("/export", data=form))
     assert ([one["key"] for one in items], manifest["gone"]) == (["red-0"], 1999)
+
+
+def test_the_picture_that_was_searched_with_is_logged_and_counted(guarded):
+    own, *others = [id_of(guarded, key) for key in ("red-0", "blue-0", "green-0")]
+    guarded.service.view_log.quota = 2
+    for other, is_left in zip(others, (True, False), strict=True):
+        body = {"ids": [str(own)], "search": {"like": str(other)}}
+        answer = guarded.operator.post("/api/v1/export", json=body)
+        if is_left:
+            assert "query.jpg" in opened(answer)
+            assert log_lines(guarded)[-1]["ids"] == [own, other]
+        else:
+            problem(answer, 429, "view_quota_exceeded")
+
+
+def test_a_sentence_that_is_refused_is_not_exported_either(make_guarded):
+    refused = RefusedSentences(extra=("tattoo*",))
+    console = make_guarded(oversight=Oversight(refused_sentences=refused))
+    body = {"ids": [str(id_of(console, "red-0"))], "search": {"sentence": "a tattooed man"}}
+    problem(console.operator.post("/api/v1/export", json=body), 422, "sentence_refused")
+    assert [line["action"] for line in log_lines(console)] == ["refused"]

@@ -106,6 +106,18 @@ def test_match_and_likelihood_of_page_and_card_are_the_same(name, request):
             assert label in console.client.get(f"/people/{id_}?{address}").text
 
 
+def test_the_sentence_that_a_person_is_compared_with_is_logged(console):
+    id_, like = id_of(console, "red-0"), id_of(console, "blue-0")
+    console.client.get(f"/people/{id_}?q=a+blue+coat&camera=gate")
+    line, *others = log_lines(console)
+    assert (line["action"], line["sentence"]) == ("view", "a blue coat")
+    assert line["filter"]["camera"] == ["gate"]
+    assert not any(one["sentence"] for one in others)
+    console.client.get(f"/people/{id_}?like={like}")
+    line = log_lines(console)[len(others) + 1]
+    assert line["details"] == {"picture": str(id_), "like": str(like)}
+
+
 def test_an_export_is_complete_and_hashed(console):
     search = {"sentence": "red <b>", "filter": {"since": "2026-09-21T13:00:00Z"}}
     ids = [id_of(console, f"red-{number}") for number in range(3)]
