@@ -28,6 +28,8 @@ prune."""
 ROLES: tuple[Role, ...] = get_args(Role)
 _SESSION_S = 12 * 3600.0
 _MOST_SESSIONS = 1000
+_MOST_SESSIONS_EACH = 20
+"""Of one token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +177,10 @@ class BrowserSessions:
             self._known = {
                 digest: session for digest, session in self._known.items() if session[1] > now
             }
-            while len(self._known) >= _MOST_SESSIONS:
+            own = [digest for digest, one in self._known.items() if one[0] == digest_of(token)]
+            if len(own) >= _MOST_SESSIONS_EACH:
+                del self._known[own[0]]
+            elif len(self._known) >= _MOST_SESSIONS:
                 del self._known[next(iter(self._known))]
             self._known[digest_of(value)] = digest_of(token), now + _SESSION_S
         return value
