@@ -6,6 +6,8 @@ import re
 import secrets
 import threading
 import time
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -19,6 +21,7 @@ from upperson_console.problems import ProblemError
 from upperson_rt.arguments import check_name
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter
+from upperson_rt.printable import safe_repr
 from upperson_rt.strict import Sha256
 
 Role: TypeAlias = Literal["viewer", "operator", "admin"]
@@ -121,9 +124,10 @@ def add_token(
 
     Raises:
         InputError: The file is malformed or cannot be written.
-        UsageError: As `check_account`.
+        UsageError: As `check_account` and `check_new_name`.
     """
     expires = None if lasts_s is None else time.time() + lasts_s
+    check_new_name(name, Accounts.read(path) if path.exists() else ())
     entry, token = new_token(name, role, cameras, expires)
     Accounts.put(path, entry)
     return token
@@ -147,6 +151,24 @@ def new_token(
     )
     check_account(entry)
     return entry, token
+
+
+def check_new_name(name: str, known: Iterable[Token]) -> None:
+    """Raise UsageError for a new name that readers cannot tell from one of the known accounts."""
+    names = {one.name for one in known}
+    if name in names:
+        return
+    if not name.isprintable():
+        what = f"the name {safe_repr(name)} holds characters that are not shown"
+        raise UsageError(f"{what}: choose another name", code="name_not_printable")
+    same = next((one for one in names if _folded(one) == _folded(name)), None)
+    if same is not None:
+        what = f"there is an account {safe_repr(same)}, which reads the same"
+        raise UsageError(f"{what}: choose another name", code="account_exists")
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).strip().casefold()
 
 
 def check_account(entry: Token) -> None:

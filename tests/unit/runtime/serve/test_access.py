@@ -162,6 +162,12 @@ def test_live_pages_of_one_account_keep_no_other_one_out(guarded, monkeypatch):
     asyncio.run(run())
 
 
+def test_a_client_that_goes_while_it_sends_is_no_defect(guarded, caplog):
+    for path in ("/api/v1/search", "/api/v1/pictures", "/export"):
+        assert asyncio.run(gone(guarded, path, "operator")) == []
+    assert caplog.records == []
+
+
 def test_requests_without_a_token_are_refused(guarded):
     client = Client(guarded.app)
     for path in ("/api/v1/info", "/api/v1/items/1", "/api/v1/cameras", "/api/v1/metrics"):
