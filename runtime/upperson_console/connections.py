@@ -113,7 +113,7 @@ class Connection(H11Protocol):
         """End the wait if a request is being answered; the guard limits those."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_waiting()
-            self.scope[ABORT] = self.transport.abort
+            self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:
