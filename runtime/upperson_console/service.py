@@ -244,7 +244,7 @@ class ConsoleService:
         A missing item loses its mark alone, and a hidden one is as missing.
         """
         search.require_query()
-        items = dict(self._seen(account, [*changes]))
+        items = dict(self.seen(account, [*changes]))
         if any(right is not None and id_ not in items for id_, right in changes.items()):
             raise missing("there is no such picture; it may have been deleted")
         hits = _unscored(items.items())
