@@ -169,8 +169,12 @@ class Approvals:
         """
         with self._lock:
             one, reason = self.find(account, id_), reason.strip()
-            if account.name == one.user or not account.may(ROLES[one.action]):
-                what = "a second person with the rights for it has to decide, not the one who asked"
+            is_new = account.created is not None and account.created >= one.added
+            if account.name == one.user or is_new or not account.may(ROLES[one.action]):
+                what = (
+                    "a second person with the rights for it has to decide, with an account and a "
+                    "token that are older than the request"
+                )
                 raise ProblemError(403, what, code="second_person_needed")
             if decision == "refuse" and not reason:
                 raise invalid("a refusal needs a reason: say in a few words why", "reason_missing")

@@ -4,7 +4,9 @@ The list finds common English words. It is a help, no guarantee: other words, ot
 pictures pass.
 """
 
+import html
 import re
+import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import TypeAlias
@@ -43,7 +45,9 @@ def extra_phrases(phrases: tuple[str, ...]) -> Phrases:
 
 def found_in(sentence: str, phrases: Phrases) -> tuple[str, str] | None:
     """Return category and words of the first phrase that a sentence has, or None."""
-    text = f" {' '.join(_WORD.findall(sentence.casefold().translate(_APOSTROPHES)))} "
+    plain = unicodedata.normalize("NFKC", html.unescape(html.unescape(sentence)))  # As tokenizers.
+    plain = "".join(one for one in plain if unicodedata.category(one) != "Cf")
+    text = f" {' '.join(_WORD.findall(plain.casefold().translate(_APOSTROPHES)))} "
     for category, pattern in phrases:
         if found := pattern.search(text):
             return category, found[0].strip()

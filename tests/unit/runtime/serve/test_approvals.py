@@ -312,3 +312,14 @@ def test_without_the_file_no_approval_is_needed(guarded):
     body = {"ids": [str(id_of(guarded, "red-0"))]}
     assert guarded.operator.post("/api/v1/export", json=body).status_code == 200
     assert "/approvals" not in guarded.operator.get("/").text
+
+
+def test_an_account_or_token_that_is_newer_than_the_request_does_not_approve_it(console):
+    id_ = str(id_of(console, "red-0"))
+    made = pending(console.operator.post("/api/v1/export", json={"ids": [id_]}))
+    for name in ("zed", "otto"):  # A new account, and a new token of an old one.
+        token = add_token(console.token_file, name, "operator", None)
+        newer = Client(console.app, authorization=f"Bearer {token}")
+        judge(newer, made, status=403)
+    assert states(console) == {made: "pending"}
+    judge(console.admin, made)

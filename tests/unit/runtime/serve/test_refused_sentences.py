@@ -24,6 +24,10 @@ REFUSING = Oversight(refused_sentences=RefusedSentences(extra=("tattoo*", "head 
         ("religion", "a muslim's coat; Jehovah\u2019s witness; a Jew\u2018s hat"),
         ("origin", "a middle aged white man; an asian in jeans; man who is black; hispanic male"),
         ("religion", "Muslim woman; a catholic priest; jewish boy"),
+        (
+            "religion",
+            "a &amp;#109;uslim man; a &#109;uslim man; \uff4duslim man; mus\u200blim; mus\xadlim",
+        ),
         ("health", "a disabled person; mentally ill man; blind woman; pregnant"),
         ("politics", "protester with a flag; right-wing activist; trump supporter"),
         ("sexual orientation", "gay couple; straight man; LGBT person"),
@@ -45,6 +49,8 @@ def test_sentences_about_a_category_are_refused(category, sentences):
         "man with Christian Dior bag", "man's black jacket", "skin colored tights",
         "man with a french braid", "polish shoes", "green party hat", "union jack shirt",
         "person with a right hand bag", "light brown hair", "German shepherd dog",
+        "black child seat", "left wing of the building", "right wing mirror", "black men jacket",
+        "white kids shirt", "white worker helmet", "black student backpack", "a shirt that is black",
     ],
 )  # fmt: skip
 def test_clothes_and_things_are_not_refused(sentence):
