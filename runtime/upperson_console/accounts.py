@@ -6,6 +6,8 @@ import re
 import secrets
 import threading
 import time
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -19,6 +21,7 @@ from upperson_console.problems import ProblemError
 from upperson_rt.arguments import check_name
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter
+from upperson_rt.printable import safe_repr
 from upperson_rt.strict import Sha256
 
 Role: TypeAlias = Literal["viewer", "operator", "admin"]
@@ -28,6 +31,8 @@ prune."""
 ROLES: tuple[Role, ...] = get_args(Role)
 _SESSION_S = 12 * 3600.0
 _MOST_SESSIONS = 1000
+_MOST_SESSIONS_EACH = 20
+"""Of one token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +134,10 @@ def add_token(
 
     Raises:
         InputError: The file is malformed or cannot be written.
-        UsageError: As `check_account`.
+        UsageError: As `check_account` and `check_new_name`.
     """
     expires = None if lasts_s is None else time.time() + lasts_s
+    check_new_name(name, Accounts.read(path) if path.exists() else ())
     entry, token = new_token(name, role, cameras, expires)
     Accounts.put(path, entry)
     return token
@@ -155,6 +161,24 @@ def new_token(
     )
     check_account(entry)
     return entry, token
+
+
+def check_new_name(name: str, known: Iterable[Token]) -> None:
+    """Raise UsageError for a new name that readers cannot tell from one of the known accounts."""
+    names = {one.name for one in known}
+    if name in names:
+        return
+    if not name.isprintable():
+        what = f"the name {safe_repr(name)} holds characters that are not shown"
+        raise UsageError(f"{what}: choose another name", code="name_not_printable")
+    same = next((one for one in names if _folded(one) == _folded(name)), None)
+    if same is not None:
+        what = f"there is an account {safe_repr(same)}, which reads the same"
+        raise UsageError(f"{what}: choose another name", code="account_exists")
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).strip().casefold()
 
 
 def check_account(entry: Token) -> None:
@@ -185,7 +209,10 @@ class BrowserSessions:
             self._known = {
                 digest: session for digest, session in self._known.items() if session[1] > now
             }
-            while len(self._known) >= _MOST_SESSIONS:
+            own = [digest for digest, one in self._known.items() if one[0] == digest_of(token)]
+            if len(own) >= _MOST_SESSIONS_EACH:
+                del self._known[own[0]]
+            elif len(self._known) >= _MOST_SESSIONS:
                 del self._known[next(iter(self._known))]
             self._known[digest_of(value)] = digest_of(token), now + _SESSION_S
         return value

@@ -19,6 +19,7 @@ from upperson_console.accounts import (
     Role,
     Token,
     check_account,
+    check_new_name,
     new_token,
 )
 from upperson_console.bounds import BoundedRoute
@@ -95,7 +96,9 @@ def account_routes(service: ConsoleService, access: Access, accounts: Accounts) 
     ) -> Response:
         entry, token = new_token(name.strip(), role, _chosen(camera), _time(expires))
         with changing(account):
-            if any(one.name == entry.name for one in Accounts.read(accounts.path)):
+            known = Accounts.read(accounts.path)
+            check_new_name(entry.name, known)
+            if any(one.name == entry.name for one in known):
                 what = "there is an account of this name: change it, or give it a new token"
                 raise invalid(what, "account_exists")
             note(account, "create", entry)
@@ -123,6 +126,9 @@ def account_routes(service: ConsoleService, access: Access, accounts: Accounts) 
     def renew(name: _Name, account: Account = admin) -> Response:
         with changing(account):
             known = found(account, name)
+            if known.has_expired():
+                what = "the account has expired: change when it expires before"
+                raise invalid(what, "account_expired")
             entry, token = new_token(name, known.role, known.cameras, known.expires)
             note(account, "renew", entry)
             Accounts.put(accounts.path, entry)

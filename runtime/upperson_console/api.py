@@ -317,6 +317,8 @@ def _embedding(routes: APIRouter, service: ConsoleService, access: Access) -> No
         sentences = [one for one in decoded if isinstance(one, str)]
         for sentence in sentences:
             service.require_allowed(account, sentence)
+        counts = {"sentences": len(sentences), "pictures": len(decoded) - len(sentences)}
+        service.note(account, "embed", [], counts)
         embeds_ND = service.query_pictures.embed(decoded).astype("<f4")
         tokens = service.encoder.tokenizer.count(sentences)
         return models.EmbeddingsOut(

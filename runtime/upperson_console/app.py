@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -129,6 +130,8 @@ class _Defects:
             await self._app(scope, receive, send_and_note)
         except BodyRefusedError:
             raise
+        except ClientDisconnect:  # No client receives a response.
+            return
         except Exception as error:
             response = self._respond(Request(scope), error)
             if not started:

@@ -17,7 +17,7 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from upperson_console.guard import KNOWN
+from upperson_console.guard import ABORT, KNOWN
 from upperson_console.limits import ConcurrencyLimit, network_of
 from upperson_rt.machine import trim_heap
 from upperson_rt.printable import error_text, get_logger
@@ -113,6 +113,7 @@ class Connection(H11Protocol):
         """End the wait if a request is being answered; the guard limits those."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_waiting()
+            self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:

@@ -7,7 +7,7 @@ followed links, and the headers of each response keep other sites from embedding
 
 Requests without a valid token have small bodies, short deadlines and a concurrency limit of their
 own, so that they cannot block requests with one. Among them the oldest unfinished one gives way
-(`limits`), so that logging in is always possible.
+(`limits`), so that logging in is always possible. So does a response whose client does not read.
 """
 
 import asyncio
@@ -30,6 +30,8 @@ from upperson_console.problems import MEDIA_TYPE, ProblemError
 
 KNOWN = "upperson_known"
 """Key in a request's scope: whether it has a valid token or session."""
+ABORT = "upperson_abort"
+"""Key in a request's scope: what closes its connection at once, if the server can."""
 
 MOST_BODY_BYTES = 20 << 20
 """Of a request with pictures."""
@@ -53,6 +55,8 @@ _MOST_RUNNING = {False: 4, True: 2}
 with. They read their bodies meanwhile."""
 _MOST_LARGE = 3
 """Bodies above `MOST_SMALL_BYTES` at a time, one of each account; others wait unread."""
+_STALLED_S = 1.0
+"""A response whose client reads nothing for so long gives way to another account's request."""
 _LARGE_BYTES_PER_S = 4 << 20
 """Of a large body, so that searches of others take at most twice their time meanwhile."""
 _DRAINED_BYTES_PER_S = 40 << 20
@@ -161,6 +165,8 @@ class Guard:
             await _answer(_busy(), scope, receive, send)
             return
         body.pin = lambda: limit.pin(place)
+        if (abort := scope.get(ABORT)) is not None:
+            body.unpin = lambda: limit.unpin(place, sender or network, abort)
         has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
         if share is None and not has_body:
             body.pin()
@@ -254,7 +260,12 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
-            await send(message)
+            stalled = asyncio.get_running_loop().call_later(_STALLED_S, body.unpin)
+            try:
+                await send(message)
+            finally:
+                stalled.cancel()
+                body.pin()
 
         async def metered() -> Message:
             # After the response has begun, only the end of the connection can come.
@@ -292,6 +303,8 @@ class _Body:
         """Why it is not read to its end."""
         self.pin: Callable[[], None] = lambda: None
         """Keeps it from being evicted, once all of it has arrived or its account runs it."""
+        self.unpin: Callable[[], None] = lambda: None
+        """Lets its response be aborted where places are short."""
         self.completed: Callable[[], Awaitable[None]] | None = None
         """Awaited before its last part is returned."""
         self._within_s = within_s

@@ -208,6 +208,12 @@ class ConcurrencyLimit:
         if self._waiting.pop(place, None) is not None:
             self._pinned.add(place)
 
+    def unpin(self, place: object, network: str, evict: Callable[[], None]) -> None:
+        """Let a pinned holder be evicted again, as if it took its place now."""
+        if place in self._pinned:
+            self._pinned.discard(place)
+            self._waiting[place] = network, evict
+
     def release(self, place: object) -> None:
         """Release a place; an evicted one is ignored."""
         self._waiting.pop(place, None)

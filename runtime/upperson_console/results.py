@@ -55,6 +55,7 @@ def run_search(
     opened = service.current.now()
     judged: dict[int, tuple[float | None, MatchLabel]] = {}
     verdict = _NOTHING_SEARCHED
+    hidden = _OF_THE_GALLERY if account.cameras is None else _OF_THE_GALLERY | {"indistinct"}
 
     def best(count: int) -> list[Hit]:
         nonlocal verdict
@@ -65,7 +66,7 @@ def run_search(
         judged.update(zip((hit.id for hit in result.hits), pairs, strict=True))
         verdict = result.verdict or _NOTHING_SEARCHED
         for notice in result.notices:
-            if notice.code not in _OF_THE_GALLERY:
+            if notice.code not in hidden:
                 notices[notice.code] = notice
         return result.hits
 

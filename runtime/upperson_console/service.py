@@ -247,12 +247,15 @@ class ConsoleService:
     def mark(
         self, account: Account, search: Search, changes: Mapping[int, bool | None]
     ) -> dict[int, bool]:
-        """Set or remove (None) marks of a search; return all that are kept of it."""
+        """Set or remove (None) marks of a search; return all that are kept of it.
+
+        A missing item loses its mark alone, and a hidden one is as missing.
+        """
         search.require_query()
-        found = self.gallery.get([*changes])
-        if any(not account.sees(item.camera) for item, _ in found.values()):
-            raise missing("there is no such picture")
-        hits = _unscored((id_, item) for id_, (item, _) in found.items())
+        items = dict(self.seen(account, [*changes]))
+        if any(right is not None and id_ not in items for id_, right in changes.items()):
+            raise missing("there is no such picture; it may have been deleted")
+        hits = _unscored(items.items())
         marks = tuple((id_, right) for id_, right in changes.items() if right is not None)
         removed = [id_ for id_, right in changes.items() if right is None]
         more = {"removed": removed} if removed else {}

@@ -28,6 +28,8 @@ _RENEWED_S = 2.0
 _POLLED_S = 0.5
 """Interval at which a stream checks whether the server ends."""
 _MOST_STREAMS = 20
+_MOST_STREAMS_EACH = 4
+"""Of one account."""
 _ALL_LINES = LogFilter()
 _Filter: TypeAlias = Annotated[LogFilter, Depends()]
 
@@ -58,7 +60,11 @@ def side_routes(service: ConsoleService, access: Access, live: Live) -> APIRoute
 
 def _live_pages(routes: APIRouter, service: ConsoleService, access: Access, live: Live) -> None:
     viewer = access.needs("viewer")
-    streams: set[object] = set()
+    streams: list[str] = []  # The account of each.
+
+    def is_full(account: Account) -> bool:
+        each = streams.count(account.name)
+        return len(streams) >= _MOST_STREAMS or each >= _MOST_STREAMS_EACH
 
     def values(account: Account) -> dict[str, Any]:
         processes, cameras = live.now(service, account)
@@ -99,18 +105,19 @@ def _live_pages(routes: APIRouter, service: ConsoleService, access: Access, live
 
     @routes.get(EVENTS)
     async def events(request: Request, account: Account = viewer) -> Response:
-        if len(streams) >= _MOST_STREAMS:
+        if is_full(account):
             raise ProblemError(
                 429, "too many live pages are open: close some", {"Retry-After": "30"}
             )
-        token = object()
-        streams.add(token)
 
         def part() -> str:
             html = templates().get_template("_live.html.j2").render(**values(account))
             return "".join(f"data: {line}\n" for line in html.splitlines() if line) + "\n"
 
         async def stream() -> AsyncIterator[str]:
+            if is_full(account):  # Others began meanwhile.
+                return
+            streams.append(account.name)  # Here: a response that never begins runs no `finally`.
             waited = 0.0
             try:
                 while not live.has_ended:
@@ -127,7 +134,7 @@ def _live_pages(routes: APIRouter, service: ConsoleService, access: Access, live
                         break  # What it would show cannot be logged.
                     yield html
             finally:
-                streams.discard(token)
+                streams.remove(account.name)
 
         return StreamingResponse(stream(), media_type="text/event-stream")
 

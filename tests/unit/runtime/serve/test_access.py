@@ -1,18 +1,20 @@
 """Logins, what each role may do, and what another site's page may not."""
 
+import asyncio
 import json
 import stat
 import threading
 import time
 from types import SimpleNamespace
 
+import httpx
 import pytest
 
 from tests.helpers.console import BASE, ODD, Client, id_of, problem
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import draw_person
 from upperson_console import accounts, side_pages
-from upperson_console.accounts import COOKIE, Accounts, add_token
+from upperson_console.accounts import COOKIE, Accounts, BrowserSessions, add_token
 from upperson_console.onvif.security import Users
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Item
@@ -94,6 +96,76 @@ def test_a_change_of_the_token_file_counts_at_once(guarded, monkeypatch):
     assert guarded.admin.get("/api/v1/info").status_code == 200
     file.write_text("{")
     assert guarded.admin.get("/api/v1/info").status_code == 401
+
+
+async def gone(guarded, path, role):
+    """Send a request whose client is gone before the response begins; return what is sent."""
+    token, sent = f"Bearer {guarded.tokens[role]}".encode(), []
+    headers = [(b"host", b"127.0.0.1"), (b"authorization", token), (b"content-length", b"9")]
+    method = "GET" if path == "/live/events" else "POST"
+    scope = {"type": "http", "method": method, "scheme": "http", "path": path}
+    scope |= {"query_string": b"", "headers": headers, "root_path": "", "client": ("", 1)}
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    await guarded.app(scope, receive, send)
+    return sent
+
+
+def test_logins_of_one_account_end_no_session_of_another(guarded):
+    def login(role):
+        answer = Client(guarded.app).post("/login", data={"token": guarded.tokens[role]})
+        return Client(guarded.app, cookie=answer.headers["set-cookie"].partition(";")[0])
+
+    admin, first, second = login("admin"), login("viewer"), login("viewer")
+    sessions = BrowserSessions()
+    ada = sessions.begin("ada")
+    known = [sessions.begin("vera") for _ in range(1100)]
+    assert sessions.find(ada) is not None
+    assert [sessions.find(one) is None for one in known] == [True] * 1080 + [False] * 20
+    for _ in range(19):
+        login("viewer")
+    statuses = [one.get("/api/v1/info").status_code for one in (admin, first, second)]
+    assert statuses == [200, 401, 200]
+
+
+def test_live_pages_of_one_account_keep_no_other_one_out(guarded, monkeypatch):
+    monkeypatch.setattr(side_pages, "_RENEWED_S", 0.02)
+    monkeypatch.setattr(side_pages, "_POLLED_S", 0.01)
+    path = "/live/events"
+    for _ in range(30):  # Clients that are gone before the first part keep no place.
+        asyncio.run(gone(guarded, path, "viewer"))
+
+    async def run():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(guarded.app)) as client:
+
+            def watch(role):
+                headers = {"authorization": f"Bearer {guarded.tokens[role]}"}
+                return asyncio.ensure_future(client.get(f"{BASE}{path}", headers=headers))
+
+            own = [watch("viewer") for _ in range(8)]
+            for refused in asyncio.as_completed(own[4:], timeout=60):
+                answer = await refused  # It may be refused after its response has begun.
+                assert (answer.status_code, answer.text) == (200, "") or answer.status_code == 429
+            other = watch("operator")
+            await asyncio.wait({other}, timeout=0.5)
+            assert not any(one.done() for one in (*own[:4], other))
+            for name in ("vera", "olga"):  # Ends their streams.
+                Accounts.revoke(guarded.token_file, name)
+            left = await asyncio.wait_for(asyncio.gather(*own[:4], other), 60)
+            assert [one.text[:6] for one in left] == ["data: "] * 5
+
+    asyncio.run(run())
+
+
+def test_a_client_that_goes_while_it_sends_is_no_defect(guarded, caplog):
+    for path in ("/api/v1/search", "/api/v1/pictures", "/export"):
+        assert asyncio.run(gone(guarded, path, "operator")) == []
+    assert caplog.records == []
 
 
 def test_requests_without_a_token_are_refused(guarded):

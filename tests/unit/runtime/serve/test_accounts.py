@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers.console import ODD, Client, id_of, log_lines, problem
 from upperson_console.accounts import Accounts, add_token
+from upperson_rt.errors import UsageError
 
 
 def entry(console, name):
@@ -75,6 +76,11 @@ def test_accounts_are_created_changed_renewed_and_revoked_without_a_restart(guar
     ("path", "form", "status", "code"),
     [
         ("", {"name": "vera"}, 422, "account_exists"),
+        ("", {"name": "VERA"}, 422, "account_exists"),
+        ("", {"name": "\uff56era"}, 422, "account_exists"),
+        ("", {"name": "ve\u200bra"}, 422, "name_not_printable"),
+        ("", {"name": "\u202earev"}, 422, "name_not_printable"),
+        ("", {"name": "a\x1b[2J"}, 422, "name_not_printable"),
         ("", {"name": " "}, 422, "no_name"),
         ("", {"name": "x", "role": "boss"}, 422, "request_invalid"),
         ("", {"name": "x", "role": "admin", "camera": "gate"}, 422, "admin_sees_all"),
@@ -93,6 +99,33 @@ def test_a_refused_change_changes_and_logs_nothing(guarded, path, form, status, 
     assert guarded.admin.post(f"/accounts{path}", data=form).status_code == status, code
     assert guarded.token_file.read_bytes() == before
     assert log_lines(guarded) == []
+
+
+def test_an_expired_account_gets_a_later_expiry_before_a_new_token(guarded):
+    renew = {"name": "vera"}
+    content = json.loads(guarded.token_file.read_text())
+    content["tokens"][-1]["expires"] = time.time() - 1
+    guarded.token_file.write_text(json.dumps(content))
+    assert guarded.admin.post("/accounts/renew", data=renew).status_code == 422
+    later = {**renew, "role": "viewer", "expires": "2099-01-01T00:00"}
+    guarded.admin.post("/accounts/change", data=later)
+    token = token_in(guarded.admin.post("/accounts/renew", data=renew))
+    assert info(client_of(guarded, token)).status_code == 200
+
+
+def test_accounts_of_older_releases_keep_their_names(guarded):
+    content = json.loads(guarded.token_file.read_text())
+    for entry_, name in zip(content["tokens"], ("ada", "ADA", "ve\u200bra"), strict=True):
+        entry_["name"] = name
+    guarded.token_file.write_text(json.dumps(content))
+    assert info(guarded.viewer).json()["user"] == "ve\u200bra"
+    renewed = guarded.admin.post("/accounts/renew", data={"name": "ve\u200bra"})
+    assert info(client_of(guarded, token_in(renewed))).status_code == 200
+    add_token(guarded.token_file, "ADA", "viewer", None)
+    assert [one.name for one in Accounts.read(guarded.token_file)] == ["ada", "ve\u200bra", "ADA"]
+    with pytest.raises(UsageError) as found:
+        add_token(guarded.token_file, "Ada", "viewer", None)
+    assert found.value.code == "account_exists"
 
 
 def test_a_change_that_cannot_be_logged_is_not_made(guarded, monkeypatch):
@@ -156,11 +189,13 @@ def test_an_operator_of_some_cameras_marks_exports_and_watches_only_these(guarde
     otto = client_of(guarded, token)
     seen, hidden = (str(id_of(guarded, key)) for key in ("red-0", "red-2"))
 
-    def mark(id_):
-        return otto("PUT", "/api/v1/marks", json={"sentence": "red", "yes": [id_]})
+    def mark(id_, how="yes"):
+        return otto("PUT", "/api/v1/marks", json={"sentence": "red", how: [id_]})
 
-    problem(mark(hidden), 404, "picture_not_found")
+    unseen = [mark(id_) for id_ in (hidden, "12345")]
+    assert problem(unseen[0], 404, "picture_not_found") == problem(unseen[1], 404)
     assert mark(seen).status_code == 200
+    assert mark(hidden, "remove").json() == mark("12345", "remove").json()
     problem(otto.post("/api/v1/export", json={"ids": [hidden]}), 404, "picture_not_found")
     answer = otto.post("/api/v1/export", json={"ids": [hidden, seen]})
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import itertools
 import os
 import socket
 import ssl
@@ -19,7 +20,7 @@ import pytest
 from tests.helpers.certificate import written
 from tests.helpers.refused import refused
 from tests.unit.runtime.serve.conftest import LOCAL
-from upperson_console import connections
+from upperson_console import connections, guard, side_pages
 from upperson_console.accounts import COOKIE, Access, Accounts
 from upperson_console.connections import Connection
 from upperson_console.server import Server, listening, tls_context
@@ -117,6 +118,24 @@ def test_an_idle_connection_of_an_account_outlasts_those_without_a_request(guard
             assert (answer.status, answer.read()[:1]) == (200, b"[")
             silent = [stack.enter_context(connected(place)) for _ in range(count)]
             assert all(is_closed(one) for one in silent[:44])
+
+
+def test_clients_that_do_not_read_keep_no_account_out(guarded, monkeypatch):
+    monkeypatch.setattr(guard, "_STALLED_S", 0.05)
+    monkeypatch.setattr(guard, "_MOST_REQUESTS", 2)
+    endless = itertools.repeat("x" * (64 << 10))
+    monkeypatch.setattr(side_pages, "passing_lines", lambda *arguments: endless)
+    ask = "GET /records/lines HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {}\r\n\r\n"
+    headers = {"authorization": f"Bearer {guarded.tokens['viewer']}"}
+    with answering(guarded) as (url, place), ExitStack() as stack:
+        for _ in range(2):
+            silent = stack.enter_context(connected(place))
+            silent.sendall(ask.format(guarded.tokens["admin"]).encode())
+            assert silent.recv(12) == b"HTTP/1.1 200"
+        until = time.monotonic() + 60
+        while (status := httpx.get(f"{url}/api/v1/cameras", headers=headers).status_code) == 429:
+            assert time.monotonic() < until
+        assert status == 200
 
 
 class Full(socket.socket):

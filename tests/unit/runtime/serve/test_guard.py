@@ -115,6 +115,62 @@ def test_a_failed_request_releases_its_place(known):
     assert made.refused == len(made._authenticated) == len(made._anonymous) == 0
 
 
+def test_responses_that_are_not_read_keep_no_account_out(monkeypatch):
+    monkeypatch.setattr(guard, "_STALLED_S", 0.01)
+    monkeypatch.setattr(guard, "_MOST_REQUESTS", 4)
+    monkeypatch.setattr(guard, "_MOST_EACH", 2)
+    aborted = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    made = Guard(app, sender=lambda scope: scope["path"].strip("/"))
+
+    async def run():
+        async def stalled(account):
+            gone = asyncio.Event()
+
+            def abort():
+                aborted.append(account)
+                gone.set()
+
+            scope = {"type": "http", "method": "GET", "scheme": "http", "path": f"/{account}"}
+            scope |= {"headers": [(b"host", b"127.0.0.1")], guard.ABORT: abort}
+            await made(scope, None, lambda message: gone.wait())
+
+        idle = [asyncio.create_task(stalled(account)) for account in "abba"]
+        while len(made._uploads._waiting) < 4:
+            await asyncio.sleep(0.01)
+        statuses = [(await answered(made, "GET", f"/{one}", more=False))[0] for one in "cca"]
+        left = [one for one in idle if not one.done()]
+        for one in left:
+            one.cancel()
+        await asyncio.wait(left)
+        return statuses, len(left)
+
+    # The oldest one of an account with most gives way; that account may ask again in its place.
+    assert asyncio.run(run()) == ([200, 200, 200], 3)
+    assert aborted == ["a"]
+    assert len(made._uploads) == 0
+
+
+def test_a_response_that_is_read_again_is_pinned():
+    limit, gone = ConcurrencyLimit(1), []
+    place = limit.acquire("a", gone.clear)
+    limit.unpin(place, "a", gone.clear)  # It is not pinned yet, and keeps its own eviction.
+    limit.pin(place)
+    limit.unpin(place, "a", lambda: gone.append("a"))
+    limit.pin(place)
+    assert limit.acquire("b", gone.clear) is None
+    limit.unpin(place, "a", lambda: gone.append("a"))
+    other = limit.acquire("b", gone.clear)
+    assert (other is not None, gone) == (True, ["a"])
+    limit.unpin(place, "a", gone.clear)
+    limit.release(other)
+    assert len(limit) == 0
+
+
 @pytest.mark.parametrize("length", [{"content-length": "100000"}, {}])
 def test_a_large_body_needs_a_token(guarded, length):
     headers = {"content-type": "application/json", **length}

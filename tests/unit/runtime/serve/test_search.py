@@ -152,6 +152,14 @@ def test_what_to_know_about_a_search_is_noticed(reader, red_jpeg, monkeypatch):
     assert "indistinct" not in codes(both)  # The picture makes it distinct.
 
 
+def test_a_notice_that_hidden_cameras_decide_is_only_for_accounts_that_see_all(
+    guarded, monkeypatch
+):
+    monkeypatch.setattr(BackgroundScores, "is_indistinct", lambda *arguments: True)
+    assert "indistinct" in codes(guarded.operator.search(sentence="a").json())
+    assert "indistinct" not in codes(guarded.viewer.search(sentence="a").json())
+
+
 def test_a_camera_that_is_not_there_is_noticed(guarded):
     def unknown(client, *cameras):
         """The number of hits, and the cameras that are reported as unknown."""

@@ -1,5 +1,6 @@
 """Nothing of a person is shown unless the query log names it, and not more than the quota."""
 
+import base64
 import contextlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -125,6 +126,17 @@ def test_a_live_stream_ends_where_its_thumbnails_cannot_be_logged(console, monke
     with full_disk(monkeypatch):
         answer = console.client.get("/live/events")
     assert (answer.status_code, answer.text) == (200, "")
+
+
+def test_embeddings_are_logged_first(console, red_jpeg, monkeypatch):
+    url = "data:image/jpeg;base64," + base64.b64encode(red_jpeg).decode()
+    body = {"input": ["red", "a blue coat", url]}
+    assert console.client.post("/v1/embeddings", json=body).status_code == 200
+    (line,) = log_lines(console)
+    assert (line["action"], line["details"]) == ("embed", {"sentences": 2, "pictures": 1})
+    with full_disk(monkeypatch):
+        answer = console.client.post("/v1/embeddings", json=body)
+    problem(answer, 507, "log_not_writable")
 
 
 def test_bulk_reading_ends_at_the_quota_of_an_account(guarded):
