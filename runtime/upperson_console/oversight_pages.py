@@ -3,7 +3,7 @@
 from typing import Annotated, Any, TypeAlias
 from urllib.parse import parse_qsl
 
-from fastapi import APIRouter, Form, Path, Request, Response
+from fastapi import APIRouter, Form, Header, Path, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from upperson_console.accounts import Access, Account
@@ -39,11 +39,14 @@ def _purpose_page(routes: APIRouter, access: Access) -> None:
 
     @routes.get("/purpose")
     def form(
-        next: str = "/", account: Account = viewer, status: int = 200, problem: str = ""
+        next: str = "",
+        account: Account = viewer,
+        status: int = 200,
+        problem: str = "",
+        referer: Annotated[str, Header()] = "",
     ) -> Response:
-        return render(
-            "purpose", account, status, oversight=oversight, next=local_path(next), problem=problem
-        )
+        next = local_path(next or "/" + "/".join(referer.split("/")[3:]))
+        return render("purpose", account, status, oversight=oversight, next=next, problem=problem)
 
     @routes.post("/purpose")
     def state(
