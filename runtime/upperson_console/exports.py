@@ -45,7 +45,8 @@ def export_response(
     """Return an evidence package, which is logged before it is sent.
 
     It has the items with ``ids``, or all hits of a search (the likely ones if ``likely``), and with
-    ``tracks`` the other items of their tracks that pass the search's filter. For ``reason`` see `ConsoleService.shows_all`.
+    ``tracks`` the other items of their tracks that pass the search's filter. For ``reason`` see
+    `ConsoleService.shows_all`.
     """
     shows_all = service.shows_all(account, reason)
     found = _found(service, account, search, needed=ids is None)

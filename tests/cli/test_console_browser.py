@@ -585,6 +585,9 @@ PAGES = {
 
 
 def test_every_page_fits_a_narrow_screen_while_frames_are_blurred(open_page, folder):
+    more = [Item(key=f"n{n}", camera="gate", time=START + 1500 + n, track=f"{n}") for n in range(5)]
+    with Gallery.open(folder / "gallery") as gallery:
+        gallery.add(more, next(gallery.vectors())[1][:5])
     with served(folder, "--blur") as running:
         page = open_page("/?q=red", url=running.url, viewport={"width": 320, "height": 800})
         person = keys_shown(page)[0].rpartition("/")[2]
@@ -592,6 +595,8 @@ def test_every_page_fits_a_narrow_screen_while_frames_are_blurred(open_page, fol
             page.goto(running.url + path.format(person=person))
             page.wait_for_load_state("load" if name == "live" else "networkidle")
             assert page.evaluate("document.documentElement.scrollWidth") <= 320, name
+    with Gallery.open(folder / "gallery") as gallery:
+        gallery.delete([one.key for one in more])
     open_page.wrong[:] = [text for text in open_page.wrong if "422" not in text]
 
 
