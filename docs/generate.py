@@ -9,8 +9,8 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -77,12 +77,12 @@ def openapi_document() -> dict[str, Any]:
     """Return the OpenAPI document that the console serves."""
     from fastapi.testclient import TestClient
 
-    from upperson_console.accounts import Access
+    from upperson_console.accounts import Access, Account
     from upperson_console.app import make_app
 
-    service: Any = SimpleNamespace(gallery=None, state=None)
-    account: Any = None
-    client = TestClient(make_app(service, Access(None, account)), base_url="http://127.0.0.1")
+    service = MagicMock()  # The document does not depend on it.
+    access = Access(None, Account(name="docs", role="viewer"))
+    client = TestClient(make_app(service, access), base_url="http://127.0.0.1")
     document: dict[str, Any] = client.get("/api/v1/openapi.json").json()
     return document
 

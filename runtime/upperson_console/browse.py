@@ -16,7 +16,6 @@ from upperson_console.accounts import Account
 from upperson_console.search import MOST_HITS, Page, Search, make_cursor, read_cursor
 from upperson_console.service import ConsoleService, span_of
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
-from upperson_rt.gallery.records import EARLIEST_S
 
 _FIRST_WINDOW_S = 60.0
 _MOST_READ = 2000
@@ -70,14 +69,15 @@ def _read(
     gallery, info = service.gallery, service.current.now().info()
     placed: list[tuple[_Place, Sequence[Item]]] = []
     if info.first_time is not None and info.last_time is not None:
-        begin = max(info.first_time, EARLIEST_S if where.since is None else where.since)
+        begin = max(info.first_time, info.first_time if where.since is None else where.since)
         end = math.nextafter(max(info.last_time, time.time()), math.inf)
         end = min(end, math.inf if where.until is None else where.until)
         if after is not None:
             end = min(end, math.nextafter(-after[0], math.inf))
         placed += islice(_timed(gallery, where, by_track, begin, end, after), count)
     if len(placed) < count and where.since is None and where.until is None:
-        placed += islice(_timeless(gallery, where, by_track, after), count - len(placed))
+        timeless = _timeless(gallery, info.first_time, where, by_track, after)
+        placed += islice(timeless, count - len(placed))
     shown = [(place, views[len(views) // 2], views) for place, views in placed]
     ids = gallery.ids([item.key for _, item, _ in shown])
     return [
@@ -109,10 +109,16 @@ def _timed(
 
 
 def _timeless(
-    gallery: Gallery, where: Filter, by_track: bool, after: _Place | None
+    gallery: Gallery,
+    first_time: float | None,
+    where: Filter,
+    by_track: bool,
+    after: _Place | None,
 ) -> Iterator[tuple[_Place, Sequence[Item]]]:
     """Yield what has no time, in the order of the gallery, as `_timed` does."""
-    if gallery.count(where) == gallery.count(replace(where, since=EARLIEST_S)):
+    if first_time is not None and gallery.count(where) == gallery.count(
+        replace(where, since=first_time)
+    ):
         return
     start, seen = after[1] if after and after[0] == math.inf else 0, set[tuple[str | None, str]]()
     items = (item for item in gallery.items(where) if item.time is None)

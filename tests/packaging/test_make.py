@@ -25,6 +25,6 @@ def test_make_detector_beside_the_runtime_alone_installs_ssdlite_and_fetches_not
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert "'.[export,cpu]'" in done.stderr
+    assert "'.[export,cpu]'" in done.stdout
     (called,) = (tmp_path / "called").read_text().splitlines()
     assert called.startswith("python -m pip install")
