@@ -6,7 +6,7 @@ from collections import Counter
 
 from fastapi import Request
 
-from upperson_console.accounts import Account, address_of
+from upperson_console.accounts import Account, address_of, is_of_programs
 from upperson_console.connections import log_seldom
 from upperson_console.problems import ProblemError
 from upperson_rt.errors import InputError
@@ -15,7 +15,7 @@ from upperson_rt.query_log import QueryLog
 _LOG = log_seldom(__name__)
 _UNKNOWN = "unknown client"
 _MOST_A_MINUTE = 10
-"""Lines of an account, and of all unknown clients together: no client may fill the disk."""
+"""Lines of one kind of an account, or of all unknown clients: no client may fill the disk."""
 
 
 class AccessLog:
@@ -25,8 +25,8 @@ class AccessLog:
         self._log = log
         self._lock = threading.Lock()
         self._minute = 0
-        self._written: Counter[str] = Counter()
-        self._left_out: Counter[str] = Counter()
+        self._written: Counter[tuple[str, object]] = Counter()
+        self._left_out: Counter[tuple[str, object]] = Counter()
 
     def note(
         self, action: str, request: Request, account: Account | None, **details: object
@@ -36,15 +36,16 @@ class AccessLog:
         A log that cannot be written refuses searches; logins and refusals are only reported.
         """
         name = _UNKNOWN if account is None else account.name
+        kind = name, details.get("code", action)
         with self._lock:
             if (minute := int(time.monotonic() // 60)) != self._minute:
                 self._minute = minute
                 self._written.clear()
-            self._written[name] += 1
-            if self._written[name] > _MOST_A_MINUTE:
-                self._left_out[name] += 1
+            self._written[kind] += 1
+            if self._written[kind] > _MOST_A_MINUTE:
+                self._left_out[kind] += 1
                 return
-            left_out = self._left_out.pop(name, 0)
+            left_out = self._left_out.pop(kind, 0)
         if left_out:
             details["left_out"] = left_out
         context = {"address": address_of(request) or ""}
@@ -56,7 +57,12 @@ class AccessLog:
     def note_problem(
         self, request: Request, account: Account | None, problem: ProblemError
     ) -> None:
-        """Log a refusal for want of rights, or a token that is not known."""
+        """Log a refusal for want of rights, or a token that is not known.
+
+        A browser that is sent to the page of purposes is not refused.
+        """
+        if problem.code == "purpose_missing" and not is_of_programs(request):
+            return
         details = {"path": request.url.path[:200], "code": problem.code}
         if problem.status == 403:
             self.note("forbidden", request, account, **details)

@@ -42,6 +42,8 @@ class Account:
     without a camera."""
     logs_in: bool = True
     """Whether it has a token; the user at this machine needs none."""
+    created: float | None = field(default=None, compare=False)
+    """See `Token.created`."""
     context: Context = field(default_factory=Context, compare=False)
     """What the query log says of its request."""
     sees_approvals: bool = field(default=False, compare=False)
@@ -101,8 +103,16 @@ class Accounts(CredentialFile[Token]):
         account = None
         for known in self.entries():
             if hmac.compare_digest(known.sha256, digest):
-                account = Account(name=known.name, role=known.role, cameras=known.cameras)
+                account = _account(known)
         return account
+
+    def of_name(self, name: str) -> Account | None:
+        """Return the account of a name, unless it was revoked or has expired."""
+        return next((_account(known) for known in self.entries() if known.name == name), None)
+
+
+def _account(known: Token) -> Account:
+    return Account(name=known.name, role=known.role, cameras=known.cameras, created=known.created)
 
 
 def add_token(

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -131,4 +132,7 @@ def _chosen(cameras: list[str] | None) -> tuple[str, ...] | None:
 
 
 def _time(text: str) -> float | None:
-    return read_time(text.strip() or None, "expires")
+    expires = read_time(text.strip() or None, "expires")
+    if expires is not None and expires <= time.time():
+        raise invalid("'expires' must be in the future: revoke the account instead", "expires_past")
+    return expires

@@ -176,7 +176,8 @@ def _add_pages(routes: APIRouter, alerts: ConsoleAlerts, access: Access) -> None
         given: dict[str, Any] = {"sentence": sentence, "chosen": camera or []}
         given |= {"count": count, "period": period}
         try:
-            added, notices = alerts.add(account, sentence, f"{count:.6f}/{period}", camera or [])
+            rate = f"{count:.6f}".rstrip("0").rstrip(".")
+            added, notices = alerts.add(account, sentence, f"{rate}/{period}", camera or [])
         except (InputError, UsageError) as error:
             return page(account, status=422, problem=str(error), **given)
         return page(account, added=added, notices=notices)

@@ -31,8 +31,8 @@ class Approval:
 
     id: str
     user: str
-    cameras: tuple[str, ...] | None
-    """Of the account that asked, None for all."""
+    created: float | None = None
+    """When the account that asked was created, see `Token.created`."""
     action: Approved
     asked: dict[str, Any]
     """Arguments of the action."""
@@ -57,17 +57,27 @@ class Approval:
         return "pending" if self.decision is None else "approved"
 
     @property
-    def about(self) -> str:
-        """What was asked, in words: a sentence, a reason, or a search."""
-        found = (self.asked.get(name) for name in ("sentence", "address", "reason"))
-        return str(next(filter(None, found), ""))
+    def about(self) -> dict[str, Any]:
+        """What was asked, without ids: a sentence, a search, a reason and conditions."""
+        given = {n: value for n, value in self.asked.items() if value not in (None, "", [])}
+        return {n: value for n, value in given.items() if n not in ("ids", "details")}
 
-    @property
-    def requester(self) -> Account:
-        """The account that asked, which acts with the approval."""
-        context = replace(self.context, approval=self.id, approved_by=self.by)
-        role = ROLES[self.action]
-        return Account(name=self.user, role=role, cameras=self.cameras, context=context)
+    def requester(self, account: Account | None) -> Account:
+        """Return the account that asked as it is now, to act with the approval.
+
+        Raises ProblemError if it was removed, made anew or limited since the request.
+        """
+        if (
+            account is None
+            or account.created != self.created
+            or not account.may(ROLES[self.action])
+            or not all(map(account.sees, self.asked.get("cameras") or ()))
+        ):
+            what = f"{self.user} was removed, made anew or limited since the request: ask again"
+            raise _outdated(what)
+        address = account.context.address or self.context.address
+        granted = {"approval": self.id, "approved_by": self.by, "address": address}
+        return replace(account, context=replace(self.context, **granted))
 
 
 class Approvals:
@@ -85,9 +95,12 @@ class Approvals:
         if action not in self._oversight.two_persons:
             return
         if (granted := account.context.approval) is not None:
-            if (asked_for := self.find(account, granted).count) != count:
-                what = f"{count} pictures are left of {asked_for} that were asked for: ask again"
-                raise ProblemError(409, what, code="approval_outdated")
+            one = self.find(account, granted)
+            if (one.count, one.asked) != (count, json.loads(json.dumps(asked))):
+                what = (
+                    f"pictures or conditions have changed ({count} pictures now, {one.count} then)"
+                )
+                raise _outdated(f"{what}: ask again")
             return
         with self._lock:
             made = self._asked(account, action, count, json.loads(json.dumps(asked)))
@@ -111,7 +124,7 @@ class Approvals:
         made = Approval(
             id=secrets.token_hex(8),
             user=account.name,
-            cameras=account.cameras,
+            created=account.created,
             action=action,
             asked=asked,
             count=count,
@@ -119,7 +132,7 @@ class Approvals:
             added=now,
             expires=now + self._oversight.approvals_expire_hours * 3600,
         )
-        self._log(account, made, "approval-ask", {"asked": made.about})
+        self._log(account, made, "approval-ask", made.about)
         self._user_state.set_approval(made.id, _text(made))
         return made
 
@@ -171,7 +184,7 @@ class Approvals:
             self._user_state.set_approval(one.id, _text(one))
 
     def granted_export(self, account: Account, id_: str) -> Approval:
-        """Return an approved export, which its account may download now."""
+        """Return an approved export, which its account may download now, see `requester`."""
         one = self.find(account, id_)
         if (one.user, one.action, one.state) != (account.name, "export", "approved"):
             raise ProblemError(
@@ -185,9 +198,13 @@ class Approvals:
             for text in self._user_state.approvals()
         ]
 
-    def _log(self, account: Account, one: Approval, action: str, more: dict[str, str]) -> None:
+    def _log(self, account: Account, one: Approval, action: str, more: dict[str, Any]) -> None:
         details = {"approval": one.id, "for": one.action, "of": one.user, "count": one.count}
         self._note(account, action, [], details | more)
+
+
+def _outdated(what: str) -> ProblemError:
+    return ProblemError(409, what, code="approval_outdated")
 
 
 def _text(one: Approval) -> str:

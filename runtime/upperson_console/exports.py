@@ -58,10 +58,12 @@ def export_response(
         raise missing("none of these pictures is there; they may have been deleted")
     items = chosen[:MOST_EXPORTED]
     asked = {"ids": [id_ for id_, _ in items], "address": search.address(), "reason": reason}
-    service.approvals.require(account, "export", len(items), **asked)
-    if service.blur and shows_all:
+    unblurred = service.blur and shows_all
+    service.approvals.require(account, "export", len(items), **asked, unblurred=unblurred)
+    if unblurred:
         service.note_items(account, "unblur", items, {"export": True, "reason": reason.strip()})
-    given = {name: getattr(account.context, name) for name in ("purpose", "case")}
+    stated = ("purpose", "case", "approval", "approved_by")
+    given = {name: getattr(account.context, name) for name in stated}
     given["reason"] = reason.strip()
     file, sha256, facts = write_package(
         account,

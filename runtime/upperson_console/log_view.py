@@ -147,12 +147,19 @@ def _shown(line: bytes, where: LogFilter) -> LogLine | None:
         if not where.passes(entry):
             return None
         details = entry.get("details") or {}
-        query = entry.get("sentence") or ", ".join(f"{k} {v}" for k, v in details.items() if v)
+        shown = (f"{name} {_detail(name, value)}" for name, value in details.items() if value)
+        query = entry.get("sentence") or ", ".join(shown)
         context = " · ".join(str(entry[name]) for name in _CONTEXT if entry.get(name))
         user, action, when = str(entry["user"]), str(entry["action"]), local_time(_time_of(entry))
         return LogLine(when, user, action, str(query)[:200], len(entry.get("ids", [])), context)
     except _DAMAGED:
         return None if where.address else LogLine("", "", "damaged", safe_repr(text), 0)
+
+
+def _detail(name: str, value: Any) -> str:
+    if name in ("expires", "older_than"):
+        return local_time(value)
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _time_of(entry: dict[str, Any]) -> float:

@@ -112,17 +112,22 @@ class Oversight:
         stated = stated or Stated()
         return Context(address=address, purpose=stated.purpose, case=stated.case)
 
-    def require_purpose(self, stated: Context | Stated) -> None:
-        """Raise a ProblemError unless a purpose and a case number are stated as the file asks."""
-        wanted, case = [], stated.case or ""
+    def lacks(self, stated: Context | Stated) -> dict[str, str]:
+        """Return what is expected instead of a purpose and a case number that do not fit."""
+        lacks: dict[str, str] = {}
+        case = stated.case or ""
         if self.purposes and stated.purpose not in self.purposes:
-            wanted.append(f"a purpose, one of {', '.join(self.purposes)}")
+            lacks["purpose"] = f"a purpose, one of {', '.join(self.purposes)}"
         is_needed = self.case_number == "required" or (self.case_number == "optional" and case)
         if is_needed and not re.fullmatch(self.case_pattern, case):
-            wanted.append(f"a case number that matches {self.case_pattern}")
-        if wanted:
+            lacks["case number"] = f"a case number that matches {self.case_pattern}"
+        return lacks
+
+    def require_purpose(self, stated: Context) -> None:
+        """Raise a ProblemError unless a purpose and a case number are stated as the file asks."""
+        if lacks := self.lacks(stated):
             how = "choose them at /purpose, or send the headers Upperson-Purpose and Upperson-Case"
-            what = f"state {' and '.join(wanted)}: {how}"
+            what = f"state {' and '.join(lacks.values())}: {how}"
             raise ProblemError(403, what, code="purpose_missing")
 
     @cached_property
@@ -154,13 +159,11 @@ def read_oversight(path: Path) -> Oversight:
     """Read the file; raises InputError with the key (``at``) if it is malformed."""
     content = parse_yaml(read_bounded(path, _MOST_FILE_BYTES), path)
     found = read_fields(Oversight, content, str(path))
-    at = ""
-    try:
-        for name, stated in found.accounts.items():
+    for name, stated in found.accounts.items():
+        if lacks := found.lacks(stated):
             at = f"accounts.{name}"
-            found.require_purpose(stated)
-    except ProblemError as error:
-        raise InputError(f"{path}: {at}: {error.detail}", code=error.code, at=at) from error
+            what = f"{path}: {at}: expected {' and '.join(lacks.values())}"
+            raise InputError(what, code="purpose_missing", at=at)
     return found
 
 

@@ -3,24 +3,27 @@
 from typing import Annotated, Any, TypeAlias
 from urllib.parse import parse_qsl
 
-from fastapi import APIRouter, Form, Header, Path, Request, Response
+from fastapi import APIRouter, Form, Header, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from upperson_console.accounts import Access, Account
 from upperson_console.alerts import ConsoleAlerts
 from upperson_console.approvals import ROLES, Approval, Decision
 from upperson_console.bounds import BoundedRoute
-from upperson_console.exports import export_response
-from upperson_console.oversight import PURPOSE_COOKIE, Stated, cookie_of
+from upperson_console.exports import MOST_EXPORTED, export_response
+from upperson_console.oversight import PURPOSE_COOKIE, Context, Stated, cookie_of
 from upperson_console.problems import ProblemError
 from upperson_console.rendering import local_path, render
 from upperson_console.search import Search
 from upperson_console.service import ConsoleService
 
+_ID = "^[0-9a-f]{16}$"
 _Text: TypeAlias = Annotated[str, Form(max_length=200)]
-_Id: TypeAlias = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
+_Id: TypeAlias = Annotated[str, Path(pattern=_ID)]
 _MOST_SHOWN = 50
-_MOST_PICTURES = 12
+_FIRST_PICTURES = 12
+_PICTURES = 48
+"""On a page of one request."""
 
 
 def oversight_routes(service: ConsoleService, alerts: ConsoleAlerts, access: Access) -> APIRouter:
@@ -37,16 +40,16 @@ def _purpose_page(routes: APIRouter, access: Access) -> None:
     viewer = access.needs("viewer", purpose=False)
     oversight = access.oversight
 
+    def page(account: Account, next: str, given: Context | Stated, *lacks: str) -> Response:
+        status, place = 422 if lacks else 200, local_path(next)
+        more = {"oversight": oversight, "next": place, "given": given, "lacks": lacks}
+        return render("purpose", account, status, **more)
+
     @routes.get("/purpose")
     def form(
-        next: str = "",
-        account: Account = viewer,
-        status: int = 200,
-        problem: str = "",
-        referer: Annotated[str, Header()] = "",
+        next: str = "", referer: Annotated[str, Header()] = "", account: Account = viewer
     ) -> Response:
-        next = local_path(next or "/" + "/".join(referer.split("/")[3:]))
-        return render("purpose", account, status, oversight=oversight, next=next, problem=problem)
+        return page(account, next or "/" + "/".join(referer.split("/")[3:]), account.context)
 
     @routes.post("/purpose")
     def state(
@@ -57,10 +60,9 @@ def _purpose_page(routes: APIRouter, access: Access) -> None:
         account: Account = viewer,
     ) -> Response:
         purpose, case = purpose.strip(), case.strip()
-        try:
-            oversight.require_purpose(Stated(purpose=purpose or None, case=case or None))
-        except ProblemError as problem:
-            return form(next, account, 422, problem.detail)
+        given = Stated(purpose=purpose or None, case=case or None)
+        if lacks := oversight.lacks(given):
+            return page(account, next, given, *lacks)
         answer = RedirectResponse(local_path(next), 303)
         access.set_cookie(answer, request, PURPOSE_COOKIE, cookie_of(purpose, case))
         return answer
@@ -71,24 +73,42 @@ def _approval_pages(
 ) -> None:
     operator, approvals = access.needs("operator"), service.approvals
 
-    @routes.get("/approvals")
-    def show(account: Account = operator) -> Response:
+    def page(account: Account, of: str | None, start: int, problem: str = "") -> Response:
         requests = approvals.visible(account)[:_MOST_SHOWN]
+        if of is not None:
+            requests = [approvals.find(account, of)]
+        most = _FIRST_PICTURES if of is None else _PICTURES
         found: dict[str, list[Any]] = {}
         for one in requests:
             if one.state == "pending":
-                items = service.gallery.get(one.asked.get("ids", [])[:_MOST_PICTURES])
+                items = service.gallery.get(one.asked.get("ids", [])[start : start + most])
                 found[one.id] = [(id_, item) for id_, (item, _) in items.items()]
         if pictures := [picture for items in found.values() for picture in items]:
             service.note_items(account, "view", pictures, {"approvals": "pending"})
         return render(
             "approvals",
             account,
+            422 if problem else 200,
             requests=requests,
+            of=of,
+            start=start,
+            most=most,
+            problem=problem,
             found=found,
             pictures=service.pictures,
+            search_of=lambda text: ", ".join(
+                " ".join(pair).removeprefix("q ") for pair in parse_qsl(text)
+            ),
             roles=ROLES,
         )
+
+    @routes.get("/approvals")
+    def show(
+        of: Annotated[str | None, Query(pattern=_ID)] = None,
+        start: Annotated[int, Query(ge=0, le=MOST_EXPORTED)] = 0,
+        account: Account = operator,
+    ) -> Response:
+        return page(account, of, start)
 
     @routes.post("/approvals/{id}/{decision}")
     def decide(
@@ -98,14 +118,24 @@ def _approval_pages(
         account: Account = operator,
     ) -> Response:
         def perform(one: Approval) -> None:
+            accounts = access.accounts
+            requester = one.requester(None if accounts is None else accounts.of_name(one.user))
             if one.action == "alert":
-                alerts.add(one.requester, **one.asked)
-            elif "ids" in one.asked and one.action == "delete":
-                service.delete(one.requester, **one.asked)
-            elif one.action == "delete":
-                service.prune(one.requester, **one.asked, dry_run=False)
+                alerts.add(requester, **one.asked)
+            elif one.action == "export":
+                count = len(service.seen(requester, one.asked["ids"]))
+                approvals.require(requester, "export", count, **one.asked)
+            elif "ids" in one.asked:
+                service.delete(requester, **one.asked)
+            else:
+                service.prune(requester, **one.asked, dry_run=False)
 
-        approvals.decide(account, id, decision, reason, perform)
+        try:
+            approvals.decide(account, id, decision, reason, perform)
+        except ProblemError as problem:
+            if problem.code != "reason_missing":
+                raise
+            return page(account, id, 0, problem.detail)
         return RedirectResponse("/approvals", 303)
 
     @routes.get("/api/v1/approvals/{id}/export")
@@ -113,4 +143,4 @@ def _approval_pages(
         one = approvals.granted_export(account, id)
         search = Search.from_address(parse_qsl(one.asked["address"]))
         ids, reason = one.asked["ids"], one.asked["reason"]
-        return export_response(service, one.requester, ids, search, reason=reason)
+        return export_response(service, one.requester(account), ids, search, reason=reason)

@@ -184,6 +184,7 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         account: Account = viewer,
     ) -> Response:
         search = _read(address)
+        service.require_allowed(account, search.sentence)
         service.user_state.save(account.name, name, search.address(), shared)
         return _see(f"/?{search.address()}")
 

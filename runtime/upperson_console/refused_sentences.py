@@ -13,7 +13,9 @@ from upperson_rt.yaml_file import parse_yaml
 
 Phrases: TypeAlias = list[tuple[str, "re.Pattern[str]"]]
 """Category and pattern, over text as `found_in` makes it."""
-_WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)?|[,.;:]")
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?|[,.;:]")
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\uff07\u00b4`", "'"))
+_END = "(?=(?:'s)? )"
 
 
 @cache
@@ -23,7 +25,7 @@ def built_in_phrases() -> Phrases:
     content = parse_yaml(file.read_bytes(), file)
     person = content["person"].replace("| ", "|")
     return [
-        (category, re.compile(f" (?:{one.replace('| ', '|').replace('{person}', person)})(?= )"))
+        (category, re.compile(f" (?:{one.replace('| ', '|').replace('{person}', person)}){_END}"))
         for category, patterns in content["categories"].items()
         for one in patterns
     ]
@@ -35,13 +37,13 @@ def extra_phrases(phrases: tuple[str, ...]) -> Phrases:
     for phrase in phrases:
         words = re.findall(r"[^\W_*]+|\*+|\s+", phrase.casefold())
         text = "".join(r"\w*" if "*" in one else " " if one.isspace() else one for one in words)
-        found.append(("extra", re.compile(f" {text.strip()}(?= )")))
+        found.append(("extra", re.compile(f" {text.strip()}{_END}")))
     return found
 
 
 def found_in(sentence: str, phrases: Phrases) -> tuple[str, str] | None:
     """Return category and words of the first phrase that a sentence has, or None."""
-    text = f" {' '.join(_WORD.findall(sentence.casefold()))} ".replace("\u2019", "'")
+    text = f" {' '.join(_WORD.findall(sentence.casefold().translate(_APOSTROPHES)))} "
     for category, pattern in phrases:
         if found := pattern.search(text):
             return category, found[0].strip()

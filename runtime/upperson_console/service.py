@@ -4,6 +4,7 @@ Each search, view, export, mark and deletion is in the query log before its resu
 are those of `problems`; what an account may not see is reported as missing.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -279,9 +280,9 @@ class ConsoleService:
         """
         reason = _require_reason(reason)
         asked = {"ids": [*ids], "reason": reason, "details": details}
-        self.approvals.require(account, "delete", len(self._seen(account, ids)), **asked)
+        self.approvals.require(account, "delete", len(self.seen(account, ids)), **asked)
         with self._deleting:
-            items = self._seen(account, ids)
+            items = self.seen(account, ids)
             if ids and not items:
                 raise missing("none of these pictures is there; they may have been deleted")
             self.note_items(account, "delete", items, {"reason": reason, **details}, None)
@@ -289,7 +290,7 @@ class ConsoleService:
             self.current.last.has_changed()
         return deleted
 
-    def _seen(self, account: Account, ids: Sequence[int]) -> list[tuple[int, Item]]:
+    def seen(self, account: Account, ids: Sequence[int]) -> list[tuple[int, Item]]:
         """Return those items of some ids that an account may see."""
         found = [(id_, item) for id_, (item, _) in self.gallery.get(ids).items()]
         return [(id_, item) for id_, item in found if account.sees(item.camera)]
@@ -337,6 +338,7 @@ class ConsoleService:
         """
         context = {"model": self.encoder.fingerprint, **asdict(account.context)}
         context = {name: value for name, value in context.items() if value}
+        place = self.current.last.gallery.location
 
         def write(action: str, hits: Sequence[Hit], details: _Details) -> None:
             with _log_errors():
@@ -346,7 +348,7 @@ class ConsoleService:
                     k=len(hits) if k is None else k,
                     where=where,
                     by_track=by_track,
-                    gallery=self.current.last.gallery.location,
+                    gallery=place if "://" in place else os.path.abspath(place),
                     action=action,
                     user=account.name,
                     details=details,

@@ -25,7 +25,8 @@ class NewToken(OptionGroup, panel="Token"):
         str,
         typer.Option(
             "--role",
-            help="viewer (search), operator (also mark and export), admin (also delete and prune).",
+            help="viewer (search), operator (also mark and export), admin (also delete, prune and "
+            "manage accounts).",
         ),
     ] = "viewer"
     camera: Annotated[

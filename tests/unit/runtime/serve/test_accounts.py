@@ -5,6 +5,7 @@ import json
 import re
 import time
 import zipfile
+from dataclasses import replace
 
 import pytest
 
@@ -51,13 +52,18 @@ def test_accounts_are_created_changed_renewed_and_revoked_without_a_restart(guar
     assert (info(otto).status_code, info(renewed).status_code) == (401, 200)
     assert entry(guarded, "otto").expires > time.time()
     past = {**change, "expires": "2026-01-01T00:00"}
-    assert admin.post("/accounts/change", data=past).status_code == 303
+    assert admin.post("/accounts/change", data=past).status_code == 422
+    page = admin.get("/records?action=account-create").text
+    assert "cameras gate" in page
+    page = admin.get("/records?action=account-change").text
+    assert "expires 2099-01-02 03:04:05" in page
+    Accounts.put(guarded.token_file, replace(entry(guarded, "otto"), expires=1.0))
     assert info(renewed).status_code == 401
     assert admin.post("/accounts/revoke", data={"name": "otto"}).status_code == 303
     assert entry(guarded, "otto") is None
     lines = [one for one in log_lines(guarded) if one["action"].startswith("account-")]
     assert [one["action"].removeprefix("account-") for one in lines] == [
-        "create", "change", "renew", "change", "revoke"
+        "create", "change", "renew", "revoke"
     ]  # fmt: skip
     assert {(one["user"], one["details"]["account"]) for one in lines} == {("ada", "otto")}
     about = {"account": "otto", "role": "operator", "cameras": ["gate"], "expires": None}
@@ -73,6 +79,7 @@ def test_accounts_are_created_changed_renewed_and_revoked_without_a_restart(guar
         ("", {"name": "x", "role": "boss"}, 422, "request_invalid"),
         ("", {"name": "x", "role": "admin", "camera": "gate"}, 422, "admin_sees_all"),
         ("", {"name": "x", "expires": "soon"}, 422, "time_malformed"),
+        ("", {"name": "x", "expires": "2026-01-01T00:00"}, 422, "expires_past"),
         ("/change", {"name": "vera", "role": "admin", "camera": "gate"}, 422, "admin_sees_all"),
         ("/change", {"name": "ada", "role": "viewer"}, 422, "own_account"),
         ("/change", {"name": "nobody", "role": "viewer"}, 404, "account_not_found"),

@@ -3,15 +3,17 @@
 import hashlib
 import io
 import json
+import re
 import sqlite3
 import zipfile
+from dataclasses import replace
 
 import pytest
 
-from tests.helpers.console import Client, id_of, log_lines, problem
+from tests.helpers.console import ODD, Client, id_of, log_lines, problem
 from tests.helpers.toy_bundle import COLOURS
-from upperson_console import approvals
-from upperson_console.accounts import Account, add_token
+from upperson_console import accounts, approvals, oversight_pages
+from upperson_console.accounts import Account, Accounts, add_token
 from upperson_console.oversight import Oversight
 from upperson_rt.log_chain import verify_log
 
@@ -46,7 +48,7 @@ def states(console):
     return {one.id: one.state for one in console.service.approvals.visible(seen)}
 
 
-def test_an_export_is_what_was_asked_for(console):
+def test_an_export_is_what_was_asked_for(console, monkeypatch):
     ids = [str(id_of(console, key)) for key in ("red-0", "blue-0")]
     asked = {"ids": ids, "search": {"sentence": "red"}}
     id_ = pending(console.operator.post("/api/v1/export", json=asked))
@@ -59,12 +61,18 @@ def test_an_export_is_what_was_asked_for(console):
     judge(console.otto, id_)
     judge(console.admin, id_, status=409)
     problem(console.otto.get(path), 403, "approval_missing")
+    monkeypatch.setattr(accounts, "address_of", lambda request: "10.0.0.9")
     answer = console.operator.get(path)
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         about = json.loads(archive.read("items.json"))
     assert [str(one["id"]) for one in about["items"]] == ids
     last = log_lines(console)[-1]
     assert (last["user"], last["approved_by"], last["approval"]) == ("olga", "otto", id_)
+    assert last["address"] == "10.0.0.9"
+    who = {"user": "olga", "role": "operator", "approved_by": "otto", "approval": id_}
+    assert who.items() <= about.items()
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert "<dt>Approved by</dt><dd>otto</dd>" in archive.read("index.html").decode()
     assert last["details"]["sha256"] == hashlib.sha256(answer.content).hexdigest()
     actions = [line["action"] for line in log_lines(console) if line["action"] != "forbidden"]
     assert actions == ["approval-ask", "approval-approve", "export"]
@@ -121,7 +129,8 @@ def test_an_alert_is_added_at_its_approval(console):
 def test_a_refusal_has_a_reason_and_requests_expire(console, monkeypatch):
     body = {"ids": [str(id_of(console, "red-0"))]}
     first = pending(console.operator.post("/api/v1/export", json=body))
-    assert "needs a reason" in judge(console.otto, first, "refuse", status=422)
+    page = judge(console.otto, first, "refuse", status=422)
+    assert ('role="alert"' in page, f"/approvals/{first}/refuse" in page) == (True, True)
     judge(console.otto, first, "refuse", "no case")
     second = pending(console.operator.post("/api/v1/export", json=body))
     third = pending(console.otto.post("/api/v1/export", json=body))
@@ -147,6 +156,55 @@ def test_an_account_of_some_cameras_decides_nothing_and_its_request_stays_limite
     assert [str(one["id"]) for one in about["items"]] == ids[:1]
 
 
+def downgraded(console):
+    add_token(console.token_file, "lea", "viewer", None)
+
+
+def made_anew(console):
+    add_token(console.token_file, "lea", "operator", None)
+
+
+def limited(console):
+    known = next(one for one in Accounts.read(console.token_file) if one.name == "lea")
+    Accounts.put(console.token_file, replace(known, cameras=("gate",)))
+
+
+def removed(console):
+    Accounts.revoke(console.token_file, "lea")
+
+
+@pytest.mark.parametrize("change", [downgraded, made_anew, limited, removed])
+def test_an_approval_holds_for_the_account_as_it_is_now(console, change):
+    lea = Client(
+        console.app,
+        authorization=f"Bearer {add_token(console.token_file, 'lea', 'operator', None)}",
+    )
+    ids = [str(id_of(console, key)) for key in ("red-0", "red-2")]
+    early, late = (
+        pending(lea.post("/api/v1/export", json={"ids": some})) for some in (ids, ids[::-1])
+    )
+    alerts = [
+        pending(lea.post("/api/v1/alerts", json={"sentence": "man in red", "cameras": cameras}))
+        for cameras in ([], [ODD])
+    ]
+    judge(console.otto, early)
+    change(console)
+    for one in (late, *alerts):
+        judge(console.otto, one, status=409)
+    assert states(console) == {
+        early: "approved",
+        late: "pending",
+        **dict.fromkeys(alerts, "pending"),
+    }
+    assert console.operator.get("/api/v1/alerts").json() == []
+    if change is made_anew:
+        token = add_token(console.token_file, "lea", "operator", None)
+        lea = Client(console.app, authorization=f"Bearer {token}")
+    if change in (made_anew, limited):
+        problem(lea.get(f"/api/v1/approvals/{early}/export"), 409, "approval_outdated")
+    judge(console.otto, late, "refuse", "outdated")
+
+
 def test_requests_of_one_account_are_limited(console, monkeypatch):
     monkeypatch.setattr(approvals, "_MOST_PENDING", 2)
     ids = [str(id_of(console, f"{colour}-0")) for colour in [*COLOURS][:3]]
@@ -170,6 +228,69 @@ def test_the_page_shows_requests_and_takes_decisions(console):
     assert f"/api/v1/approvals/{approval}/export" in console.operator.get("/approvals").text
     assert console.operator.get(f"/api/v1/approvals/{approval}/export").status_code == 200
     assert "/approvals" not in console.viewer.get("/").text
+
+
+def test_the_second_person_sees_everything_that_is_asked(console):
+    console.service.blur = True
+    search = {"sentence": "red", "filter": {"cameras": ["gate"]}}
+    body = {"ids": [str(id_of(console, "red-0"))], "search": search, "reason": "two witnesses"}
+    approval = pending(console.admin.post("/api/v1/export", json=body))
+    details = log_lines(console)[-1]["details"]
+    assert details["address"] == "q=red&camera=gate"
+    assert (details["reason"], details["unblurred"]) == ("two witnesses", True)
+    page = console.otto.get("/approvals").text
+    assert "<dd>two witnesses</dd>" in page
+    assert ">red, camera gate</a>" in page
+    assert "Not blurred" in page
+    judge(console.otto, approval)
+    answer = console.admin.get(f"/api/v1/approvals/{approval}/export")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        about = json.loads(archive.read("items.json"))
+    assert (about["role"], about["blurred"]) == ("admin", False)
+    console.service.blur = False
+    problem(console.admin.get(f"/api/v1/approvals/{approval}/export"), 409, "approval_outdated")
+    # Without blur nothing is said of it (one is the request above).
+    pending(console.operator.post("/api/v1/export", json={"ids": body["ids"]}))
+    console.operator.post("/alerts", data={"sentence": "man in red", "count": 1, "period": "day"})
+    page = console.otto.get("/approvals").text
+    assert page.count("Not blurred") == 1
+    assert "<dd>1/day</dd>" in page
+
+
+def test_a_request_to_prune_shows_its_conditions(console):
+    body = {
+        "older_than": "2099-01-01T00:00:00+00:00",
+        "keep_newest": 0,
+        "reason": "old",
+        "camera": "gate",
+    }
+    pending(console.admin.post("/api/v1/prune", json={**body, "dry_run": False}))
+    page = console.adam.get("/approvals").text
+    for name, value in (("Camera", "gate"), ("Newest kept", "0"), ("Reason", "old")):
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in page
+    assert "<dt>Taken before</dt>" in page
+    assert log_lines(console)[-1]["details"]["camera"] == "gate"
+
+
+def test_all_pictures_of_a_request_can_be_looked_at(console, monkeypatch):
+    monkeypatch.setattr(oversight_pages, "_FIRST_PICTURES", 2)
+    monkeypatch.setattr(oversight_pages, "_PICTURES", 3)
+    ids = [str(id_of(console, f"{colour}-0")) for colour in [*COLOURS][:4]]
+    approval = pending(console.operator.post("/api/v1/export", json={"ids": ids}))
+
+    def shown(address):
+        page = console.otto.get(address).text
+        following = re.search('href="([^"]+)" rel="next"', page)
+        return re.findall('href="/people/([0-9]+)"', page), following and following[1]
+
+    first, of = shown("/approvals")
+    assert (first, of) == (ids[:2], f"/approvals?of={approval}")
+    second, following = shown(of)
+    assert second == ids[:3]
+    assert shown(following.replace("&amp;", "&")) == (ids[3:], None)
+    viewed = [str(id_) for line in log_lines(console)[1:] for id_ in line["ids"]]
+    assert viewed == [*ids[:2], *ids]
+    assert console.viewer.get(of).status_code == 403
 
 
 def test_requests_survive_a_restart_and_have_checksums(console, make_guarded):

@@ -44,8 +44,9 @@ def test_the_file_is_read_and_checked(tmp_path):
         ("approvals_expire_hours: 0", "value_unfit", "approvals_expire_hours"),
         ("purposes: [a]\naccounts: {nvr: {purpose: b}}", "purpose_missing", "accounts.nvr"),
     ):
-        with refused(code, InputError, at=at):
+        with refused(code, InputError, at=at) as found:
             read(tmp_path, text)
+        assert "/purpose" not in str(found.value)
     with refused("not_yaml", InputError):
         read(tmp_path, "a: [")
 
@@ -80,6 +81,14 @@ def test_programs_state_purpose_and_case_in_headers(make_guarded):
     assert (line["user"], line["action"], line["details"]["yes"]) == ("olga", "mark", [id_])
 
 
+def test_the_log_names_the_gallery_by_its_absolute_path(make_console, monkeypatch):
+    console = make_console()
+    monkeypatch.chdir(console.folder.parent)
+    monkeypatch.setattr(console.service.current.last.gallery, "location", console.folder.name)
+    assert console.client.search(sentence="red").status_code == 200
+    assert log_lines(console)[-1]["gallery"] == str(console.folder)
+
+
 def test_an_account_may_have_a_fixed_purpose(make_guarded):
     console = make_guarded(oversight=PURPOSES)
     answer = console.viewer.post("/api/v1/search", json={"sentence": "red"}, headers=STATED)
@@ -96,7 +105,13 @@ def test_pages_ask_for_the_purpose_once(make_console):
     assert (first.status_code, place) == (303, "/purpose?next=%2F%3Fq%3Dred")
     assert "Missing person</option>" in browser.get(place).text
     given = {"purpose": "Theft, reported", "next": "/?q=red"}
-    assert browser.post("/purpose", data=given).status_code == 422
+    wrong = browser.post("/purpose", data={**given, "case": "x-17"})
+    assert wrong.status_code == 422
+    assert "<option selected>Theft, reported</option>" in wrong.text
+    assert 'value="x-17"' in wrong.text
+    assert 'role="alert"' in wrong.text
+    for secret in (r"\d", "Upperson-"):
+        assert secret not in wrong.text
     stated = browser.post("/purpose", data={**given, "case": "2026-17"})
     assert (stated.status_code, stated.headers["location"]) == (303, "/?q=red")
     cookie = stated.headers["set-cookie"]
@@ -156,6 +171,18 @@ def test_failed_logins_do_not_fill_the_disk(guarded, monkeypatch):
     now[0] += 60
     client.post("/login", data={"token": "wrong"})
     assert log_lines(guarded)[-1]["details"] == {"left_out": 15}
+
+
+def test_refusals_of_one_kind_hide_none_of_another(make_guarded):
+    console = make_guarded(oversight=PURPOSES)
+    for _ in range(12):
+        assert console.operator.get("/live").status_code == 303
+    assert not console.log.read_text()
+    for _ in range(12):
+        problem(console.operator.get("/api/v1/cameras"), 403, "purpose_missing")
+    assert console.operator.get("/records").status_code == 403
+    codes = [line["details"]["code"] for line in log_lines(console)]
+    assert codes == ["purpose_missing"] * 10 + ["role_missing"]
 
 
 def test_records_have_pages_filters_and_an_export(make_guarded):

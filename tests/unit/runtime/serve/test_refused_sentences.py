@@ -17,6 +17,11 @@ REFUSING = Oversight(refused_sentences=RefusedSentences(extra=("tattoo*", "head 
     ("category", "sentences"),
     [
         ("origin", "black man; a White woman with a bag; two tall, asian men; man with dark skin"),
+        (
+            "origin",
+            "black man's jacket; a white man\u2019s coat; black woman\u02bcs bag",
+        ),
+        ("religion", "a muslim's coat; Jehovah\u2019s witness; a Jew\u2018s hat"),
         ("origin", "a middle aged white man; an asian in jeans; man who is black; hispanic male"),
         ("religion", "Muslim woman; a catholic priest; jewish boy"),
         ("health", "a disabled person; mentally ill man; blind woman; pregnant"),
@@ -34,9 +39,10 @@ def test_sentences_about_a_category_are_refused(category, sentences):
     "sentence",
     [
         "woman in a black coat", "white jacket man", "man in white, woman in black",
-        "man dressed in black", "white haired woman", "black bearded man", "black woman's shoes",
-        "jacket black, man with bag", "Chinese dress", "a woman with straight hair",
-        "man with Christian Dior bag", "man with a blind man's cane", "skin colored tights",
+        "man dressed in black", "white haired woman", "black bearded man",
+        "man in black woman's shoes", "jacket black, man with bag", "Chinese dress",
+        "a woman with straight hair",
+        "man with Christian Dior bag", "man's black jacket", "skin colored tights",
         "man with a french braid", "polish shoes", "green party hat", "union jack shirt",
         "person with a right hand bag", "light brown hair", "German shepherd dog",
     ],
@@ -64,7 +70,9 @@ def test_phrases_of_the_site_are_refused_as_whole_words():
 def test_each_way_to_ask_refuses_and_logs(make_console):
     console = make_console(oversight=REFUSING)
     client, sentence = console.client, "black man"
-    saved = client.post("/saved", data={"name": "x", "address": "q=black+man"})
+    saved = {"name": "x", "address": "q=black+man", "shared": "true"}
+    assert client.post("/saved", data=saved).status_code == 422
+    assert console.service.user_state.saved("local") == []
     answers = [
         client.search(sentence=sentence),
         client.post("/v1/embeddings", json={"input": ["red", sentence]}),
@@ -73,12 +81,12 @@ def test_each_way_to_ask_refuses_and_logs(make_console):
     for answer in answers:
         problem(answer, 422, "sentence_refused")
         assert answer.json()["category"] == "origin"
-    for path in (saved.headers["location"], "/timeline?q=black+man"):
+    for path in ("/?q=black+man", "/timeline?q=black+man"):
         page = client.get(path)
         assert page.status_code == 422
         assert "words about origin" in page.text
     refusals = [(line["action"], line["sentence"], line["ids"]) for line in log_lines(console)]
-    assert refusals == [("refused", sentence, [])] * 5
+    assert refusals == [("refused", sentence, [])] * 6
     assert log_lines(console)[0]["details"] == {"category": "origin", "words": "black man"}
     problem(client.search(sentence="man with tattoos"), 422, "sentence_refused")
     assert client.search(sentence="man in a black coat").status_code == 200
