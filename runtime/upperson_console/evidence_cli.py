@@ -67,9 +67,10 @@ def verify(
             "none": "not signed: its hashes detect accidents, not attacks",
             "wrong": "not signed by the trusted key: nothing else was read",
         }
-        print_line(states[package.signature])
-        for name, value in ({"signed_by": package.signed_by} | package.facts).items():
-            print_line(f"{name}: {value}")
+        if package.facts or package.signature != "none":  # Else it is no package.
+            print_line(states[package.signature])
+            for name, value in ({"signed_by": package.signed_by} | package.facts).items():
+                print_line(f"{name}: {value}")
         if line is not None:
             print_line(f"its export is line {line} of the query log")
         for one in package.problems:

@@ -39,17 +39,20 @@ def export_response(
     search: Search,
     *,
     tracks: bool = False,
+    likely: bool = False,
     reason: str = "",
 ) -> Response:
     """Return an evidence package, which is logged before it is sent.
 
-    It has the items with ``ids``, or all hits of a search, and with ``tracks`` the other items of
-    their tracks that pass the search's filter. For ``reason`` see `ConsoleService.shows_all`.
+    It has the items with ``ids``, or all hits of a search (the likely ones if ``likely``), and with
+    ``tracks`` the other items of their tracks that pass the search's filter. For ``reason`` see
+    `ConsoleService.shows_all`.
     """
     shows_all = service.shows_all(account, reason)
     found = _found(service, account, search, needed=ids is None)
     if ids is None:
-        ids = [hit.id for hit in found[-1].hits] if found else []
+        judged = zip(found[-1].hits, found[-1].labels, strict=True) if found else ()
+        ids = [hit.id for hit, label in judged if label == "likely" or not likely]
     chosen = _chosen(service, account, ids, search if tracks else None)
     if not chosen:
         raise missing("none of these pictures is there; they may have been deleted")

@@ -19,8 +19,20 @@ from upperson_rt.errors import InputError
 from upperson_rt.printable import local_time, safe_repr
 from upperson_rt.strict import parse_json
 
+_ACCOUNTS = ("change", "create", "renew", "revoke")
+_ALERTS = ("add", "confirm", "dismiss", "pause", "remove", "resume", "test")
+ACTIONS = (
+    *(f"account-{one}" for one in _ACCOUNTS),
+    *(f"alert-{one}" for one in _ALERTS),
+    *(f"approval-{one}" for one in ("approve", "ask", "refuse")),
+    *("acknowledge", "alike", "break", "browse", "delete", "export", "forbidden", "log-export"),
+    *("login", "login-failed", "logout", "mark", "prune", "query", "quota", "timeline", "unblur"),
+    "view",
+)
+"""What lines of the log name as their action."""
 _LINES = 50
 _Text: TypeAlias = Annotated[str, Query(max_length=200)]
+_LONGEST_IDS = 2000
 _BLOCK_BYTES = 256 << 10
 _MOST_BYTES = 16 << 20
 """Read for one page, where few lines pass a filter."""
@@ -33,6 +45,8 @@ class LogFilter:
     user: _Text = ""
     action: _Text = ""
     case: _Text = ""
+    picture: Annotated[str, Query(max_length=_LONGEST_IDS)] = ""
+    """Ids, separated by spaces: lines that have one of them."""
     since: _Text = ""
     """ISO 8601, local if it has no offset, as `until`."""
     until: _Text = ""
@@ -52,10 +66,12 @@ class LogFilter:
     def passes(self, entry: dict[str, Any]) -> bool:
         """Return whether a line passes; raises LookupError or ValueError for a damaged one."""
         since, until = self._span()
+        named = {*self.picture.split()}
         return (
             self.user in ("", entry["user"])
             and self.action in ("", entry["action"])
             and self.case in ("", entry.get("case"))
+            and (not self.picture or not named.isdisjoint(map(str, entry.get("ids", []))))
             and since <= _time_of(entry) <= until
         )
 

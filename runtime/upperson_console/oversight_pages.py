@@ -3,7 +3,7 @@
 from typing import Annotated, Any, TypeAlias
 from urllib.parse import parse_qsl
 
-from fastapi import APIRouter, Form, Path, Query, Request, Response
+from fastapi import APIRouter, Form, Header, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from upperson_console.accounts import Access, Account
@@ -46,8 +46,10 @@ def _purpose_page(routes: APIRouter, access: Access) -> None:
         return render("purpose", account, status, **more)
 
     @routes.get("/purpose")
-    def form(next: str = "/", account: Account = viewer) -> Response:
-        return page(account, next, account.context)
+    def form(
+        next: str = "", referer: Annotated[str, Header()] = "", account: Account = viewer
+    ) -> Response:
+        return page(account, next or "/" + "/".join(referer.split("/")[3:]), account.context)
 
     @routes.post("/purpose")
     def state(

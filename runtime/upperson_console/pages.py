@@ -145,8 +145,7 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         search = _read(address)
         changes: dict[int, bool | None] = {}
         if undo is not None:
-            kept = service.marks(account, search)
-            shown = [id_ for id_, _ in search.with_marks(kept).marks]
+            shown = [id_ for id_, _ in search.marks]
             changes = dict.fromkeys(shown if undo == "all" else shown[-1:])
         for id_, right in ((yes, True), (no, False), *((one, each == "yes") for one in ids)):
             if id_ is not None:  # The same button again removes the mark.
@@ -154,7 +153,9 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
                 changes[id_] = None if again else right
         kept = service.mark(account, search, changes)
         left = tuple(mark for mark in search.marks if mark[0] not in changes)
-        search = replace(search, marks=left).with_marks(kept)
+        search = replace(search, marks=left)
+        if undo is None:  # Else marks of other pages would come to those that are left.
+            search = search.with_marks(kept)
         if person is not None:
             return _see(f"/people/{person}?{search.address()}")
         # The browser goes on from the marked card, also without a script.
@@ -258,15 +259,14 @@ def _person_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
     def export(
         ids: Annotated[_Ids, Form(max_length=MOST_HITS)] = [],  # noqa: B006
         address: Annotated[str, Form()] = "",
-        which: Annotated[Literal["these", "yes", "all"], Form()] = "these",
+        which: Annotated[Literal["these", "yes", "all", "likely"], Form()] = "these",
         reason: Annotated[str, Form()] = "",
         account: Account = operator,
     ) -> Response:
         search = _read(address)
-        chosen = search.yes if which == "yes" else None if which == "all" else ids
-        return export_response(
-            service, account, chosen, search, tracks=search.by_track, reason=reason
-        )
+        chosen = {"these": ids, "yes": search.yes}.get(which)
+        more: dict[str, Any] = {"tracks": search.by_track, "reason": reason}
+        return export_response(service, account, chosen, search, likely=which == "likely", **more)
 
 
 def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) -> None:

@@ -13,7 +13,7 @@ from upperson_console.accounts import Access, Account
 from upperson_console.api import UNCACHED_HEADERS
 from upperson_console.bounds import BoundedRoute
 from upperson_console.live import Live
-from upperson_console.log_view import LogFilter, passing_lines, read_page
+from upperson_console.log_view import ACTIONS, LogFilter, passing_lines, read_page
 from upperson_console.pictures import as_jpeg, blurred_jpeg
 from upperson_console.problems import ProblemError, missing
 from upperson_console.rendering import render, templates
@@ -170,6 +170,7 @@ def _record_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             older=older,
             before=before,
             where=where,
+            actions=ACTIONS,
             **given,
         )
 

@@ -80,7 +80,8 @@ function place(page) {
   if (card) resume = $$(".cards > .card").indexOf(card);
   const open = $("#filters")?.checked;
   document.title = page.title;
-  $("header.top").replaceWith($("header.top", page));
+  $("aside.purpose")?.remove();
+  $("header.top").replaceWith(...[$("header.top", page), $("aside.purpose", page)].filter(Boolean));
   $("main").replaceWith($("main", page));
   if (open && $("#filters")) $("#filters").checked = true;
   begin();
@@ -112,7 +113,7 @@ document.addEventListener("submit", (event) => {
   const button = event.submitter;
   if (form.hasAttribute("data-plain") || button?.hasAttribute("data-plain") || form.id === "picture-form") return;
   event.preventDefault();
-  const action = (button?.hasAttribute("formaction") ? button.formAction : form.action).split("?")[0];
+  const action = (button?.hasAttribute("formaction") ? button.formAction : form.getAttribute("action")).split("?")[0];
   const body = new FormData(form, button);
   if ((button?.formMethod || form.method) === "get") {
     show(form.id === "search-form" ? addressOf(form) : `${action}?${new URLSearchParams(body)}`);
@@ -136,6 +137,12 @@ addEventListener("popstate", () => show(location.href, {}, false));
 
 document.addEventListener("change", (event) => {
   const field = event.target;
+  if (field.matches(".select")) {
+    const chosen = $$(".select:checked");
+    const pictures = chosen.reduce((sum, one) => sum + Number(one.dataset.pictures), 0);
+    const text = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
+    $("#selected strong").textContent = `Selected: ${text(chosen.length, "card")}, ${text(pictures, "picture")}`;
+  }
   if (field.id === "file") {
     if (field.files[0]) sendPicture(field.files[0]);
   } else if (field.form?.id === "search-form" && field.id !== "q") {
@@ -279,6 +286,7 @@ function live() {
   }
   if (events) return;
   events = new EventSource(spot.dataset.events);
+  events.onopen = () => { const note = $("#stale"); if (note) note.textContent = "renewed every two seconds"; };
   events.onmessage = (event) => {
     const page = new DOMParser().parseFromString(event.data, "text/html");
     const now = $("[data-events]");

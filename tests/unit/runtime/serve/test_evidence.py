@@ -288,6 +288,10 @@ def test_the_command_ends_with_6_and_a_code_on_any_difference(sealed, package, k
     plain = run_rt(*command)
     assert (plain.exit_code, "hash_differs" in plain.stdout) == (6, True)
     assert run_rt("evidence", "verify", package, "--log", package).exit_code == 6
+    text = package.with_suffix(".txt")
+    text.write_text("no zip")
+    plain = run_rt("evidence", "verify", text)
+    assert (plain.exit_code, plain.stdout.count("\n")) == (6, 1), "only the problem"
     refusal(run_rt("evidence", "verify", package.parent, "--json"), 3, "package_unreadable")
     refusal(run_rt("evidence", "verify", package, "--trust", package, "--json"), 3, "key_unusable")
     plain = run_rt("evidence", "verify", package, "--trust", keys / "site.pub", "--log", sealed.log)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers.console import ODD, id_of, log_lines, problem
 from tests.helpers.toy_bundle import COLOURS
+from upperson_console import pages
 from upperson_console.oversight import Oversight, RefusedSentences
 
 
@@ -60,12 +61,27 @@ def test_these_are_all_views_of_the_cards_and_all_are_those_of_the_search(consol
     assert len(items) == 12
 
 
+def test_all_hits_are_counted_before_and_may_be_likely_only(calibrated, monkeypatch):
+    monkeypatch.setattr(pages, "_PAGE", 2)
+    page = calibrated.client.get("/?q=woman+in+a+red+coat").text
+    pictures = calibrated.client.get("/api/v1/info").json()["pictures"]
+    form = form_of(page, f"Export all hits: {pictures} pictures")
+    every, _ = exported(calibrated.client.post("/export", data=form))
+    assert len(every) == pictures
+    likely, _ = exported(
+        calibrated.client.post("/export", data=form_of(page, "Export likely hits only"))
+    )
+    judged = {(one["hit"] or {}).get("match") for one in likely}
+    assert 0 < len(likely) < len(every)
+    assert "likely" in judged <= {"likely", None}  # Views of a likely track have no label.
+
+
 def test_all_hits_are_more_than_those_of_the_page(console, monkeypatch):
     monkeypatch.setattr("upperson_console.pages._PAGE", 3)
     page = console.client.get("/?q=red&by=picture").text
     items, _ = exported(console.client.post("/export", data=form_of(page, "Export these 3")))
     assert len(items) == 3
-    form = form_of(page, "Export all hits")
+    form = form_of(page, "Export all hits: 18 pictures")
     items, manifest = exported(console.client.post("/export", data=form))
     assert len(items) == 18
     counts = {"entries": 18, "pictures": 18, "missing": [], "frames": 0, "clips": 0, "left_out": 0}

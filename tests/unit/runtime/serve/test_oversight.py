@@ -1,12 +1,13 @@
 """Purposes and case numbers, logins in the log, the page Records, and refused sentences."""
 
 import json
+import re
 from datetime import datetime, timezone
 from types import SimpleNamespace
 
-from tests.helpers.console import Client, id_of, log_lines, problem
+from tests.helpers.console import BASE, Client, id_of, log_lines, problem
 from tests.helpers.refused import refused
-from upperson_console import access_log
+from upperson_console import access_log, log_view
 from upperson_console.oversight import Oversight, Stated, read_oversight
 from upperson_rt.errors import InputError
 
@@ -124,6 +125,9 @@ def test_pages_ask_for_the_purpose_once(make_console):
     assert (line["purpose"], line["case"]) == ("Theft, reported", "2026-17")
     elsewhere = browser.post("/purpose", data={**given, "case": "2026-17", "next": "//evil"})
     assert elsewhere.headers["location"] == "/"
+    for referer, back in ((f"{BASE}/?q=red&by=track", "/?q=red&amp;by=track"), (f"{BASE}//a", "/")):
+        page = browser.get("/purpose", headers={"referer": referer}).text
+        assert f'name="next" value="{back}"' in page
     assert console.client.get("/records").status_code == 200
 
 
@@ -207,3 +211,17 @@ def test_records_have_pages_filters_and_an_export(make_guarded):
     line = log_lines(console)[-1]
     assert (line["action"], line["details"]) == ("log-export", {"filter": "user=vera"})
     assert console.operator.get("/records/lines").status_code == 403
+    red, blue = (id_of(console, f"{colour}-0") for colour in ("red", "blue"))
+    for id_ in (red, blue):
+        console.viewer.get(f"/people/{id_}", headers=STATED)
+    for picture in (red, blue):
+        lines = console.admin.get(f"/records/lines?picture=1+{picture}&action=view").text
+        assert [picture in json.loads(line)["ids"] for line in lines.splitlines()] == [True]
+    assert "No lines pass" in console.admin.get("/records?picture=1").text
+    named = {line["action"] for line in log_lines(console)}
+    assert {"query", "view", "log-export"} <= named <= set(log_view.ACTIONS)
+    page = console.admin.get(f"/people/{red}", headers=STATED).text
+    address = re.search(r'href="(/records\?picture=[^"]*)"', page)[1]
+    shown = console.admin.get(address).text
+    assert ("<td>view</td>" in shown, "<td>vera</td>" in shown) == (True, True)
+    assert "/records?picture" not in console.operator.get(f"/people/{red}", headers=STATED).text

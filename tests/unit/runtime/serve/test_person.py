@@ -172,7 +172,7 @@ def test_marks_are_kept_with_the_search(guarded):
     assert guarded.service.user_state.marks("olga", key) == {id_: True, other: False}
     page = client.get("/?q=red").text
     assert "You marked 1 yes and 1 no for this search before" in page
-    assert "You marked 0 more yes and 1 no" in client.get(f"/?q=red&marks=y{id_}").text
+    assert "You marked 1 more no for this" in client.get(f"/?q=red&marks=y{id_}").text
     assert "You marked" not in client.get(f"/?{both}").text
     assert f"marks=y{id_}.n{other}" in page
     assert "You marked" not in client.get("/?q=shirt").text
@@ -201,7 +201,10 @@ def test_two_pages_do_not_overwrite_each_others_marks(guarded):
     change = {"sentence": "red", "no": [str(three)], "remove": [str(one)]}
     answer = client("PUT", "/api/v1/marks", json=change)
     assert answer.json() == {"yes": [str(two)], "no": [str(three)]}
-    assert mark(client, f"q=red&marks=y{one}", undo="all") == "/?q=red"
+    # A page undoes its own marks, and does not show those of others in their place.
+    assert mark(client, f"q=red&marks=n{three}", undo="all") == "/?q=red"
+    assert guarded.service.user_state.marks("olga", key) == {two: True}
+    assert mark(client, f"q=red&marks=y{two}", undo="all") == "/?q=red"
     assert guarded.service.user_state.marks("olga", key) == {}
 
 
