@@ -164,7 +164,7 @@ def new_token(
 
 
 def check_new_name(name: str, known: Iterable[Token]) -> None:
-    """Raise UsageError for a new name that readers cannot tell from one of the known accounts."""
+    """Raise UsageError for a new name that looks like one of the known accounts."""
     names = {one.name for one in known}
     if name in names:
         return
