@@ -26,7 +26,7 @@ _COLOURS = {
     "purple": (120, 50, 150),
 }
 _STRIPED = ("red", "blue", "green", "black")
-_MOST_BY_CHANCE, _FEW_BY_CHANCE = 0.05, 0.001
+_MOST_BY_CHANCE = 0.001
 _WIDTH, _HEIGHT = 128, 384
 _FIX = "check the name and the weights of its base, then export it again"
 
@@ -43,9 +43,6 @@ def check_cards(encoder: Encoder) -> Check:
     if chance > _MOST_BY_CHANCE:
         found = f"the model does not distinguish the colours of drawn coats ({p_value})"
         return Check("test cards", "fail", found, _FIX, InputError.exit_code, facts)
-    if chance > _FEW_BY_CHANCE:
-        found = f"the model distinguishes the colours of drawn coats poorly ({p_value})"
-        return warning("test cards", found, _FIX, **facts)
     if 2 * striped <= len(_STRIPED):
         found = f"it distinguishes colours, but stripes in {striped} of {len(_STRIPED)} only"
         return warning("test cards", found, _FIX, **facts)
