@@ -113,8 +113,14 @@ class ConsoleAlerts:
                     f"there are no pictures of a camera {safe_repr(camera)}:  watch  it once first"
                 )
                 raise invalid(what, "camera_unknown")
-        asked = {"sentence": sentence, "rate": rate, "cameras": cameras, "name": name, "cap": cap}
-        self.service.approvals.require(account, "alert", 0, **asked)
+        arguments = {
+            "sentence": sentence,
+            "rate": rate,
+            "cameras": cameras,
+            "name": name,
+            "cap": cap,
+        }
+        self.service.approvals.require(account, "alert", 0, **arguments)
         where = Filter(camera=cameras or None)
         self.service.note(account, "alert-add", [], {"rate": rate}, where, sentence)
         with self._scans.slot():

@@ -34,7 +34,7 @@ class Approval:
     created: float | None = None
     """When the account that asked was created, see `Token.created`."""
     action: Approved
-    asked: dict[str, Any]
+    arguments: dict[str, Any]
     """Arguments of the action."""
     count: int
     """Number of pictures."""
@@ -59,7 +59,7 @@ class Approval:
     @property
     def about(self) -> dict[str, Any]:
         """What was asked, without ids: a sentence, a search, a reason and conditions."""
-        given = {n: value for n, value in self.asked.items() if value not in (None, "", [])}
+        given = {n: value for n, value in self.arguments.items() if value not in (None, "", [])}
         return {n: value for n, value in given.items() if n not in ("ids", "details")}
 
     def requester(self, account: Account | None) -> Account:
@@ -71,7 +71,7 @@ class Approval:
             account is None
             or account.created != self.created
             or not account.may(ROLES[self.action])
-            or not all(map(account.sees, self.asked.get("cameras") or ()))
+            or not all(map(account.sees, self.arguments.get("cameras") or ()))
         ):
             what = f"{self.user} was removed, made anew or limited since the request: ask again"
             raise _outdated(what)
@@ -90,20 +90,20 @@ class Approvals:
         self._user_state, self._oversight, self._note = user_state, oversight, note
         self._lock = threading.Lock()
 
-    def require(self, account: Account, action: Approved, count: int, **asked: Any) -> None:
+    def require(self, account: Account, action: Approved, count: int, **arguments: Any) -> None:
         """Return if an action may be carried out now; else ask for approval, which is a problem."""
         if action not in self._oversight.two_persons:
             return
         if (granted := account.context.approval) is not None:
             one = self.find(account, granted)
-            if (one.count, one.asked) != (count, json.loads(json.dumps(asked))):
+            if (one.count, one.arguments) != (count, json.loads(json.dumps(arguments))):
                 what = (
                     f"pictures or conditions have changed ({count} pictures now, {one.count} then)"
                 )
                 raise _outdated(f"{what}: ask again")
             return
         with self._lock:
-            made = self._asked(account, action, count, json.loads(json.dumps(asked)))
+            made = self._requested(account, action, count, json.loads(json.dumps(arguments)))
         raise ProblemError(
             202,
             f"a second person has to approve this until {local_time(made.expires)}: see /approvals",
@@ -111,11 +111,13 @@ class Approvals:
             fields={"approval": made.id},
         )
 
-    def _asked(self, account: Account, action: Approved, count: int, asked: Any) -> Approval:
+    def _requested(
+        self, account: Account, action: Approved, count: int, arguments: Any
+    ) -> Approval:
         """Return an account's request that is pending, or a new one."""
         own = [one for one in self._all() if one.user == account.name and one.state == "pending"]
         for one in own:
-            if (one.action, one.asked) == (action, asked):
+            if (one.action, one.arguments) == (action, arguments):
                 return one
         if len(own) >= _MOST_PENDING:
             what = f"{_MOST_PENDING} requests of yours wait for approval already"
@@ -126,7 +128,7 @@ class Approvals:
             user=account.name,
             created=account.created,
             action=action,
-            asked=asked,
+            arguments=arguments,
             count=count,
             context=account.context,
             added=now,

@@ -18,7 +18,7 @@ from upperson_console.evidence import write_package
 from upperson_console.models import iso_time
 from upperson_console.problems import ProblemError, missing
 from upperson_console.results import calibrated_hits
-from upperson_console.search import MOST_BY_TIME, MOST_HITS, Search
+from upperson_console.search import MOST_BY_TIME, MOST_HITS, PAGE_HITS, Search
 from upperson_console.service import ConsoleService
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
@@ -27,8 +27,6 @@ from upperson_rt.search.service import SearchResult
 
 MOST_EXPORTED = 2000
 """Items of one export."""
-_FIRST_PAGE = 25
-"""Hits that a page of 24 asks for: the verdict depends a little on their number."""
 _WORDS, _LONGEST_WORDS = 6, 60
 
 
@@ -59,9 +57,9 @@ def export_response(
     items = chosen[:MOST_EXPORTED]
     query_jpeg, queried = _query_picture(service, account, search)
     shown = {**dict(items), **queried}
-    asked = {"ids": [*shown], "address": search.address(), "reason": reason}
+    arguments = {"ids": [*shown], "address": search.address(), "reason": reason}
     unblurred = service.blur and shows_all
-    service.approvals.require(account, "export", len(shown), **asked, unblurred=unblurred)
+    service.approvals.require(account, "export", len(shown), **arguments, unblurred=unblurred)
     if unblurred:
         service.note_items(account, "unblur", items, {"export": True, "reason": reason.strip()})
     stated = ("purpose", "case", "approval", "approved_by")
@@ -118,7 +116,7 @@ def _found(
         search.require_query()
     if search.is_empty:
         return []
-    counts = [MOST_BY_TIME] if search.order == "time" else [_FIRST_PAGE, MOST_HITS]
+    counts = [MOST_BY_TIME] if search.order == "time" else [PAGE_HITS + 1, MOST_HITS]
     try:
         results = [calibrated_hits(service, account, search, count) for count in counts]
     except ProblemError as error:  # Such as a query picture that is not kept any more.

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Annotated, Any, TypeAlias
 from urllib.parse import urlencode
@@ -52,8 +53,9 @@ class LogFilter:
     until: _Text = ""
 
     def __post_init__(self) -> None:
-        self._span()
+        self._span  # noqa: B018 - Malformed times are refused here.
 
+    @cached_property
     def _span(self) -> tuple[float, float]:
         since, until = read_time(self.since or None, "from"), read_time(self.until or None, "to")
         return -math.inf if since is None else since, math.inf if until is None else until
@@ -65,7 +67,7 @@ class LogFilter:
 
     def passes(self, entry: dict[str, Any]) -> bool:
         """Return whether a line passes; raises LookupError or ValueError for a damaged one."""
-        since, until = self._span()
+        since, until = self._span
         named = {*self.picture.split()}
         return (
             self.user in ("", entry["user"])

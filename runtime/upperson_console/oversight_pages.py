@@ -81,7 +81,7 @@ def _approval_pages(
         found: dict[str, list[Any]] = {}
         for one in requests:
             if one.state == "pending":
-                items = service.gallery.get(one.asked.get("ids", [])[start : start + most])
+                items = service.gallery.get(one.arguments.get("ids", [])[start : start + most])
                 found[one.id] = [(id_, item) for id_, (item, _) in items.items()]
         if pictures := [picture for items in found.values() for picture in items]:
             service.note_items(account, "view", pictures, {"approvals": "pending"})
@@ -121,14 +121,14 @@ def _approval_pages(
             accounts = access.accounts
             requester = one.requester(None if accounts is None else accounts.of_name(one.user))
             if one.action == "alert":
-                alerts.add(requester, **one.asked)
+                alerts.add(requester, **one.arguments)
             elif one.action == "export":
-                count = len(service.seen(requester, one.asked["ids"]))
-                approvals.require(requester, "export", count, **one.asked)
-            elif "ids" in one.asked:
-                service.delete(requester, **one.asked)
+                count = len(service.seen(requester, one.arguments["ids"]))
+                approvals.require(requester, "export", count, **one.arguments)
+            elif "ids" in one.arguments:
+                service.delete(requester, **one.arguments)
             else:
-                service.prune(requester, **one.asked, dry_run=False)
+                service.prune(requester, **one.arguments, dry_run=False)
 
         try:
             approvals.decide(account, id, decision, reason, perform)
@@ -141,6 +141,6 @@ def _approval_pages(
     @routes.get("/api/v1/approvals/{id}/export")
     def export(id: _Id, account: Account = operator) -> Response:
         one = approvals.granted_export(account, id)
-        search = Search.from_address(parse_qsl(one.asked["address"]))
-        ids, reason = one.asked["ids"], one.asked["reason"]
+        search = Search.from_address(parse_qsl(one.arguments["address"]))
+        ids, reason = one.arguments["ids"], one.arguments["reason"]
         return export_response(service, one.requester(account), ids, search, reason=reason)

@@ -22,7 +22,7 @@ from upperson_console.pictures import Size
 from upperson_console.problems import ProblemError
 from upperson_console.rendering import local_path, render
 from upperson_console.results import match_of, run_search, timeline_hits
-from upperson_console.search import MOST_BY_TIME, MOST_HITS, MOST_MARKS, Search, read_id
+from upperson_console.search import MOST_BY_TIME, MOST_HITS, MOST_MARKS, PAGE_HITS, Search, read_id
 from upperson_console.service import ConsoleService, span_of
 from upperson_console.timeline import timeline_of, whereabouts
 from upperson_console.user_state import SavedSearch
@@ -31,7 +31,6 @@ from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Filter, Hit, Item, TrackSpan
 from upperson_rt.printable import count_of
 
-_PAGE = 48
 _LAST = 2**63 - 1
 """The largest id."""
 _Ids: TypeAlias = list[Annotated[int, Field(ge=0, le=_LAST)]]
@@ -72,7 +71,7 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             try:
                 if search.picture is not None:
                     values["query_picture"] = service.query_pictures.get(search.picture)
-                result = run_search(service, account, search, _PAGE, cursor)
+                result = run_search(service, account, search, PAGE_HITS, cursor)
             except QuotaExceededError:
                 raise  # Its page says when to try again.
             except (UsageError, ProblemError) as error:
@@ -92,7 +91,7 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             if not count:
                 values["empty"] = _nothing(service, account, search)
             elif search.browses:
-                page = browse(service, account, search, _PAGE, cursor)
+                page = browse(service, account, search, PAGE_HITS, cursor)
                 values["result"] = {"page": page, "total": count}
             else:
                 values["newest"] = newest_by_camera(service, account)

@@ -22,6 +22,8 @@ from upperson_rt.printable import local_time, safe_repr
 Order: TypeAlias = Literal["match", "time"]
 LONGEST_SENTENCE = 2000
 MOST_MARKS = 100
+PAGE_HITS = 48
+"""Of a page. One more is searched for; the verdict depends a little on their number."""
 MOST_HITS = 2000
 """Limit of paging: each page costs more than the one before."""
 MOST_BY_TIME = 200

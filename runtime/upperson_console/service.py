@@ -290,8 +290,8 @@ class ConsoleService:
         Deletions of the same items take turns: the log names each one once.
         """
         reason = _require_reason(reason)
-        asked = {"ids": [*ids], "reason": reason, "details": details}
-        self.approvals.require(account, "delete", len(self.seen(account, ids)), **asked)
+        arguments = {"ids": [*ids], "reason": reason, "details": details}
+        self.approvals.require(account, "delete", len(self.seen(account, ids)), **arguments)
         with self._deleting:
             items = self.seen(account, ids)
             if ids and not items:
@@ -320,10 +320,10 @@ class ConsoleService:
         if dry_run:
             return gallery.count_prunable(older_than, keep_newest, camera)
         reason = _require_reason(reason)
-        asked = {"older_than": older_than, "keep_newest": keep_newest, "camera": camera}
+        arguments = {"older_than": older_than, "keep_newest": keep_newest, "camera": camera}
         if "delete" in self.oversight.two_persons:
             count = gallery.count_prunable(older_than, keep_newest, camera)
-            self.approvals.require(account, "delete", count, **asked, reason=reason)
+            self.approvals.require(account, "delete", count, **arguments, reason=reason)
         details = {"reason": reason, "older_than": older_than, "keep": keep_newest}
         self.note(account, "prune", [], details, Filter(camera=camera))
         pruned = gallery.prune(older_than, keep_newest, camera)

@@ -191,9 +191,9 @@ async def finish(send):
     await send({"type": "http.response.body", "body": b""})
 
 
-def test_one_account_does_not_take_all_places():
-    """It has a few running requests and some that wait; other accounts are answered meanwhile."""
-    begun, go_on = [], asyncio.Event()
+def guard_before(go_on):
+    """A guard before an application whose ``/slow`` waits, and the paths that began."""
+    begun = []
 
     async def app(scope, receive, send):
         begun.append(scope["path"])
@@ -201,15 +201,24 @@ def test_one_account_does_not_take_all_places():
             await go_on.wait()
         await finish(send)
 
-    guard = Guard(app, sender=lambda scope: dict(scope["headers"])[b"account"].decode(), large=())
+    sender = lambda scope: dict(scope["headers"])[b"account"].decode()  # noqa: E731
+    return Guard(app, sender=sender, large=()), begun
+
+
+def getter(client):
+    """What begins a request of an account."""
+    return lambda path, account: asyncio.create_task(client.get(path, headers={"account": account}))
+
+
+def test_one_account_does_not_take_all_places():
+    """It has a few running requests and some that wait; other accounts are answered meanwhile."""
+    go_on = asyncio.Event()
+    guard, begun = guard_before(go_on)
 
     async def run():
         transport = httpx.ASGITransport(guard)
         async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
-
-            def get(path, account):
-                return asyncio.create_task(client.get(path, headers={"account": account}))
-
+            get = getter(client)
             slow = [get("/slow", "vera") for _ in range(64)]
             while sum(one.done() for one in slow) < 32:
                 await asyncio.sleep(0.01)
@@ -227,21 +236,12 @@ def test_one_account_does_not_take_all_places():
 def test_two_accounts_with_all_places_keep_no_third_one_out():
     """The account with most waiting requests gives way, and none that run."""
     go_on = asyncio.Event()
-
-    async def app(scope, receive, send):
-        if scope["path"] == "/slow":
-            await go_on.wait()
-        await finish(send)
-
-    guard = Guard(app, sender=lambda scope: dict(scope["headers"])[b"account"].decode(), large=())
+    guard, _ = guard_before(go_on)
 
     async def run():
         transport = httpx.ASGITransport(guard)
         async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
-
-            def get(path, account):
-                return asyncio.create_task(client.get(path, headers={"account": account}))
-
+            get = getter(client)
             slow = [get("/slow", name) for name in ("vera", "vito") for _ in range(32)]
             while len(guard._authenticated) < 64:
                 await asyncio.sleep(0.01)

@@ -52,7 +52,7 @@ def add(console):
 
 @pytest.mark.parametrize(("page", "window"), [(48, 60.0), (1, 60.0), (2, 0.5), (3, 1e9)])
 def test_pages_have_each_track_once_the_newest_first(console, monkeypatch, page, window):
-    monkeypatch.setattr("upperson_console.pages._PAGE", page)
+    monkeypatch.setattr("upperson_console.pages.PAGE_HITS", page)
     monkeypatch.setattr(browse, "_FIRST_WINDOW_S", window)
     monkeypatch.setattr(browse, "_MOST_READ", 3)
     found = keys(console, all_cards(console.client, "/?order=time"))
@@ -74,7 +74,7 @@ def test_everyone_at_a_camera_in_some_minutes(console):
 
 
 def test_equal_times_and_tracks_over_pages_show_nothing_twice(console, add, monkeypatch):
-    monkeypatch.setattr("upperson_console.pages._PAGE", 2)
+    monkeypatch.setattr("upperson_console.pages.PAGE_HITS", 2)
     now = START + 50_000
     long = [Item(key=f"l{n}", camera="yard", time=now - 40 * n, track="long") for n in range(9)]
     same = [Item(key=f"s{n}", camera="yard", time=now - 100) for n in range(5)]
@@ -89,7 +89,7 @@ def test_equal_times_and_tracks_over_pages_show_nothing_twice(console, add, monk
 
 
 def test_items_without_a_time_come_last(console, add, monkeypatch):
-    monkeypatch.setattr("upperson_console.pages._PAGE", 3)
+    monkeypatch.setattr("upperson_console.pages.PAGE_HITS", 3)
     add(
         Item(key="timed", camera="yard", time=START, track="a"),
         *(Item(key=f"a{n}", camera="yard", track="a") for n in range(3)),

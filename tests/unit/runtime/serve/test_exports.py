@@ -62,7 +62,7 @@ def test_these_are_all_views_of_the_cards_and_all_are_those_of_the_search(consol
 
 
 def test_all_hits_are_counted_before_and_may_be_likely_only(calibrated, monkeypatch):
-    monkeypatch.setattr(pages, "_PAGE", 2)
+    monkeypatch.setattr(pages, "PAGE_HITS", 2)
     page = calibrated.client.get("/?q=woman+in+a+red+coat").text
     pictures = calibrated.client.get("/api/v1/info").json()["pictures"]
     form = form_of(page, f"Export all hits: {pictures} pictures")
@@ -77,7 +77,7 @@ def test_all_hits_are_counted_before_and_may_be_likely_only(calibrated, monkeypa
 
 
 def test_all_hits_are_more_than_those_of_the_page(console, monkeypatch):
-    monkeypatch.setattr("upperson_console.pages._PAGE", 3)
+    monkeypatch.setattr("upperson_console.pages.PAGE_HITS", 3)
     page = console.client.get("/?q=red&by=picture").text
     items, _ = exported(console.client.post("/export", data=form_of(page, "Export these 3")))
     assert len(items) == 3
