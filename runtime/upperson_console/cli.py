@@ -208,7 +208,8 @@ def _opened(
     from upperson_console.user_state import UserState
     from upperson_rt.bundle import Bundle
     from upperson_rt.gallery import Gallery
-    from upperson_rt.query_log import QueryLog, process_user
+    from upperson_rt.log_writer import process_user
+    from upperson_rt.query_log import QueryLog
 
     live = Live([check_source(source) for source in services.watch or ()])
     oversight = None if access.oversight is None else read_oversight(access.oversight)

@@ -26,7 +26,8 @@ from upperson_console.search import Search
 from upperson_console.user_state import UserState
 from upperson_rt.cli import app
 from upperson_rt.log_chain import verify_log
-from upperson_rt.query_log import QueryLog, process_user
+from upperson_rt.log_writer import process_user
+from upperson_rt.query_log import QueryLog
 
 KILLS = int(os.environ.get("UPPERSON_TEST_KILLS", "1"))
 

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.helpers.command_line import run_code
 from tests.helpers.log_manipulations import ONLY_OPEN, WAYS, problem_of
 from tests.helpers.refused import refused
-from upperson_rt import query_log
+from upperson_rt import log_writer
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Hit, Item
 from upperson_rt.log_chain import verify_log
@@ -325,7 +325,7 @@ def test_of_very_many_strange_lines_a_hundred_are_listed(path, tmp_path):
 
 @pytest.mark.parametrize("soon", [0, 500, 1 << 20])
 def test_a_log_goes_on_whether_it_is_read_through_or_not(path, monkeypatch, soon):
-    monkeypatch.setattr(query_log, "SOON_BYTES", soon)
+    monkeypatch.setattr(log_writer, "SOON_BYTES", soon)
     path.write_bytes(b'{"user": "old"}\n' * 5)
     for count in range(4):
         write_some(path, 1, user=f"{count}" * 50 * count)
@@ -377,7 +377,7 @@ def test_a_log_that_was_cut_goes_on_in_a_new_file_until_that_is_acknowledged(pat
     assert said["details"] == {"since": first["time"], "reason": "the disk was full"}
 
 
-@pytest.mark.parametrize("fails", ["os.rename", "sync_folder", "QueryLog._put", "write_head"])
+@pytest.mark.parametrize("fails", ["os.rename", "sync_folder", "ChainedLog._put", "write_head"])
 def test_a_break_that_is_interrupted_is_found_again(path, monkeypatch, fails):
     write_some(path, 3)
     path.write_bytes(path.read_bytes()[:-9])
@@ -386,7 +386,7 @@ def test_a_break_that_is_interrupted_is_found_again(path, monkeypatch, fails):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"upperson_rt.query_log.{fails}", full)
+        patch.setattr(f"upperson_rt.log_writer.{fails}", full)
         with refused("log_unwritable", InputError):
             QueryLog(path)
     assert verify_log(path).problems

@@ -495,7 +495,7 @@ def test_what_cannot_be_logged_is_not_shown(onvif, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("upperson_rt.query_log.write_head", full)
+        patch.setattr("upperson_rt.log_writer.write_head", full)
         with fault("Action", code="env:Receiver", match="No space left on device"):
             take(vms, token)
         with fault("Action"):
