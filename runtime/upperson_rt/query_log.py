@@ -6,7 +6,6 @@ Lines are chained by checksums, see `log_chain`.
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,13 +62,12 @@ class QueryLog(ChainedLog):
         """
         if not isinstance(query, str | Mapping):
             raise InputError(f"expected a sentence or describe_picture(), found {safe_repr(query)}")
-        conditions = asdict(check_filter(where))
         asking = self.user if user is None else check_text(user, "the user of a query log")
         entry: dict[str, Any] = {
             **(context or {}),
             **begin_entry(asking, action),
             **({"sentence": query} if isinstance(query, str) else {"picture": dict(query)}),
-            "filter": {name: value for name, value in conditions.items() if value},
+            "filter": check_filter(where).conditions,
             "k": k,
             "by_track": by_track,
             "gallery": gallery,

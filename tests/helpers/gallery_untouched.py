@@ -59,8 +59,9 @@ def make_galleries(folder: Path, rows: int) -> None:
 
     def put_and_die(name: str, *numbers: int) -> None:
         def change(gallery: Gallery) -> None:
-            put(gallery, *numbers)
-            gallery.delete([f"picture-{numbers[0] * rows + 3:06d}"])
+            put(gallery, numbers[0])
+            gallery.delete([f"picture-{numbers[0] * rows + 3:06d}"])  # Empties the log.
+            put(gallery, *numbers[1:])
 
         change_and_die(folder / name, change)
 
@@ -79,7 +80,7 @@ def make_galleries(folder: Path, rows: int) -> None:
     shutil.copytree(folder / "killed", folder / "newer")
     with Gallery.open(folder / "newer") as gallery:
         put(gallery, 11)
-    put_and_die("newer", 12)
+    put_and_die("newer", 12, 13)
 
 
 def _log_of(name: str) -> Damage:

@@ -227,10 +227,14 @@ class Filter:
         return (self.camera,) if isinstance(self.camera, str) else tuple(self.camera)
 
     @property
+    def conditions(self) -> dict[str, Any]:
+        """The fields that are conditions, by name."""
+        return {name: value for name, value in vars(self).items() if value not in (None, {})}
+
+    @property
     def is_empty(self) -> bool:
         """Whether every item passes."""
-        bounds = (self.camera, self.since, self.until, self.track)
-        return all(bound is None for bound in bounds) and not self.attributes
+        return not self.conditions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -310,6 +310,26 @@ class Database:
         self._writer = access.connect_locked(self.path, "rw")
         return beside
 
+    def empty_log(self) -> bool:
+        """Bring SQLite's log into the file and cut it to nothing; False while readers need it."""
+        with self._write_lock, _translated(self.path):
+            if not _has_content(access.log_of(self.path)):
+                return True
+            if self._writer is None:
+                self._open_writer()
+            writer = self._writer
+            assert writer is not None
+            with access.folder_lock(self.path) as is_alone:
+                if not is_alone:
+                    return False
+                # Others wait meanwhile, so this does not.
+                writer.execute("PRAGMA busy_timeout = 200")
+                try:
+                    row = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                finally:
+                    writer.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_S * 1000:.0f}")
+            return row[0] == 0
+
     def close(self) -> None:
         """Close all connections."""
         with self._write_lock, self._pool_lock:
@@ -433,6 +453,10 @@ class Database:
                 connection.close()
             else:
                 self._idle.append((connection, held))
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def _closed(path: Path) -> UsageError:

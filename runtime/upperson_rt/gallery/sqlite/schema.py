@@ -26,6 +26,8 @@ _WITHOUT_CHECKSUMS, _WITH_INDEX_SUMS = 2, 3
 """Still read, and brought to `SCHEMA_VERSION` by the first transaction that writes."""
 GUARD = "upperson_rt_keeps_checksums"
 """A function that a program must have to write: others would not update the sums."""
+INCREMENTAL = 2
+"""SQLite's ``auto_vacuum`` of new galleries: free pages can be cut off the file in steps."""
 _SUMS = "sums"
 _TABLES = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -276,6 +278,7 @@ def create(connection: sqlite3.Connection, fingerprint: str, embed_dim: int) -> 
         embed_dim=embed_dim,
         **made_now(),
     )
+    connection.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
     connection.execute("BEGIN IMMEDIATE")
     for statement in _TABLES:
         connection.execute(statement)

@@ -1,17 +1,16 @@
 """The gallery in a folder, of its database, its index and its crops."""
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.gallery.clips import Erased, erase_clips, remove_clips, remove_stray_clips
+from upperson_rt.errors import IntegrityError
+from upperson_rt.gallery.clips import remove_clips, remove_stray_clips
 from upperson_rt.gallery.crops import remove_crops
 from upperson_rt.gallery.outbox import Outbox, Within
 from upperson_rt.gallery.protocol import Gallery, known_keys, read_item
@@ -20,6 +19,7 @@ from upperson_rt.gallery.snapshots import SNAPSHOTS, remove_snapshots
 from upperson_rt.gallery.sqlite import rows as table
 from upperson_rt.gallery.sqlite import schema
 from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, Transaction, make
+from upperson_rt.gallery.sqlite.deletion import Eraser, Selected, selected
 from upperson_rt.gallery.sqlite.index import SearchIndex
 from upperson_rt.gallery.sqlite.rows import ADD, REPLACE, STORED
 from upperson_rt.gallery.sqlite.schema import ROW, DamageError, Sums
@@ -30,7 +30,7 @@ _LOG = get_logger(__name__)
 
 _MOST_ROWS = 2**63 - 1  # SQLite knows no larger number.
 _ROWS_AT_A_TIME = 8192
-_CAMERA, _TIME, _TRACK, _CROP, _COLUMNS = 3, 4, 5, 7, slice(1, 9)
+_CAMERA, _CROP, _COLUMNS = 3, 7, slice(1, 9)
 """Places in `ROW` of some columns, and of all that makes an `Item`."""
 
 
@@ -58,6 +58,7 @@ class SqliteGallery(Gallery):
         self.path = path
         self._database = database
         self._index = SearchIndex(path, database.meta, writable=not database.read_only)
+        self._eraser = Eraser(database, self._writing, path / "crops")
 
     @classmethod
     def _open(cls, location: str, create: tuple[str, int] | None) -> "SqliteGallery":
@@ -146,20 +147,42 @@ class SqliteGallery(Gallery):
 
     def delete(self, keys: Sequence[str]) -> int:
         there = known_keys(keys)
-        return self._delete(lambda transaction: table.has_key(transaction, there))
+
+        def select(transaction: Transaction) -> Selected:
+            rows = selected(transaction, *table.has_key(transaction, there))
+            rows[:, 1] = 0  # Also what is replaced meanwhile has the key.
+            return rows
+
+        return self._eraser.erase("delete", {"keys": len(there)}, select)
 
     def _delete_where(self, where: Filter) -> int:
-        deleted = self._delete(lambda transaction: table.passing(transaction, where))
+        def select(transaction: Transaction) -> Selected:
+            return selected(transaction, *table.passing(transaction, where))
+
+        deleted = self._eraser.erase("delete", where.conditions, select)
         remove_snapshots(self.path / SNAPSHOTS, where)
         return deleted
 
     def _prune(self, too_old: Filter | None, keep_newest: int | None, scope: Filter) -> int:
-        steps: list[_Step] = []
-        if too_old is not None:
-            steps.append(lambda transaction: table.passing(transaction, too_old))
-        if keep_newest is not None:
-            steps.append(lambda transaction: _oldest(transaction, scope, keep_newest))
-        deleted = self._delete(*steps)
+        def select(transaction: Transaction) -> Selected:
+            parts = []
+            source, values = table.passing(transaction, scope)
+            if scope.is_empty:  # By the index of times.
+                transaction.check_table()
+                source = "items WHERE 1"
+            if too_old is not None:
+                parts.append(selected(transaction, *table.passing(transaction, too_old)))
+                source, values = f"{source} AND ifnull(time >= ?, 1)", [*values, too_old.until]
+            if keep_newest is not None:
+                sql = f"SELECT count(*) FROM {source}"
+                surplus = max(0, transaction.execute(sql, values).fetchone()[0] - keep_newest)
+                # Without a time comes first: NULL is the smallest.
+                source, values = f"{source} ORDER BY time, id LIMIT ?", [*values, surplus]
+                parts.append(selected(transaction, source, values))
+            return np.concatenate(parts)
+
+        about = {**(too_old or scope).conditions, "keep_newest": keep_newest}
+        deleted = self._eraser.erase("prune", about, select)
         if too_old is not None and too_old.until is not None:
             remove_snapshots(self.path / SNAPSHOTS, too_old)
         if too_old is not None and too_old.until is not None and too_old.camera is None:
@@ -169,39 +192,6 @@ class SqliteGallery(Gallery):
             remove_crops(self.crops_dir, strays)
             remove_stray_clips(self.crops_dir, too_old.until)
         return deleted
-
-    def _delete(self, *steps: "_Step") -> int:
-        """Delete what each step names in turn, in one transaction, with crops and clips.
-
-        Frames and clips go before the commit, so that a deletion that fails or is killed can be
-        repeated: its rows are still there. They go once more after it: others may be written
-        meanwhile. `watch` removes those that are written later, as their crops are gone then.
-        """
-        deleted = 0
-        erased: list[Erased] = []
-        with self._writing() as (transaction, sums):
-            for step in steps:
-                count, with_crops = _remove(transaction, sums, *step(transaction))
-                deleted += count
-                erased += with_crops
-            named = [row.crop for row in erased]
-            unused = table.unnamed_crops(transaction, named) if named else []
-            table.trim_log(transaction)
-            self._erase_clips(erased, "no row was deleted: remove the cause, then delete again")
-        remove_crops(self.crops_dir, unused)
-        self._erase_clips(erased, "the rows are deleted: remove the cause and the file")
-        return deleted
-
-    def _erase_clips(self, rows: Sequence[Erased], advice: str) -> None:
-        try:
-            erase_clips(self.crops_dir, rows)
-        except OSError as error:
-            raise InputError(
-                f"cannot remove {error.filename}, which may show deleted people: "
-                f"{error.strerror}; {advice}",
-                code="clips_not_removed",
-                path=error.filename,
-            ) from error
 
     def _count(self, where: Filter) -> int:
         with self._database.reading() as transaction:
@@ -382,45 +372,6 @@ class SqliteGallery(Gallery):
 
     def _item(self, columns: Sequence[Any]) -> Item:
         return read_item(table.item_from_row, columns, self.location)
-
-
-_Step: TypeAlias = Callable[[Transaction], tuple[str, list[object]]]
-"""Names rows: returns table and condition, and their values."""
-
-
-def _oldest(transaction: Transaction, scope: Filter, keep_newest: int) -> tuple[str, list[object]]:
-    """Return what selects all but the newest rows of a scope."""
-    source, values = table.passing(transaction, scope)
-    (count,) = transaction.execute(f"SELECT count(*) FROM {source}", values).fetchone()
-    # Without a time comes first: NULL is the smallest.
-    return f"{source} ORDER BY time, id LIMIT ?", [*values, max(0, count - keep_newest)]
-
-
-def _remove(
-    transaction: Transaction, sums: Sums, source: str, values: list[object]
-) -> tuple[int, list[Erased]]:
-    """Delete rows that are as they were written; return their number, and those with a crop."""
-    ids: list[int] = []
-    erased: list[Erased] = []
-    transaction.check_table()
-    cursor = transaction.execute(f"SELECT {ROW}, checksum FROM {source}", values)
-    while rows := cursor.fetchmany(_ROWS_AT_A_TIME):
-        for row in rows:
-            schema.check_metadata(row, row[-1])
-        sums.remove(rows)
-        ids += [row[0] for row in rows]
-        erased += [
-            Erased(crop=row[_CROP], track=row[_TRACK], time=row[_TIME])
-            for row in rows
-            if row[_CROP] is not None
-        ]
-    for start in range(0, len(ids), _ROWS_AT_A_TIME):
-        part = ids[start : start + _ROWS_AT_A_TIME]
-        sql = "DELETE FROM items WHERE id IN (SELECT value FROM json_each(?))"
-        if transaction.execute(sql, (json.dumps(part),)).rowcount != len(part):
-            raise DamageError("pictures that an index names are missing")
-    sums.seq += len(ids)
-    return len(ids), erased
 
 
 def _counts(transaction: Transaction, column: str) -> dict[str, int]:

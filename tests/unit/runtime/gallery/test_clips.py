@@ -208,6 +208,7 @@ def test_what_is_written_during_a_deletion_goes_as_well(gallery, monkeypatch):
 
     def committed(*values):
         late.write_bytes(b"clip")
+        monkeypatch.setattr(schema, "write_mark", commit)
         commit(*values)
 
     monkeypatch.setattr(schema, "write_mark", committed)

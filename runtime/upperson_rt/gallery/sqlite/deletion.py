@@ -1,0 +1,233 @@
+"""Deletions from a gallery in a folder: in short transactions, with files and a line in a log.
+
+Each step deletes some thousand rows in a transaction, so that others read and write between two
+steps. In the same transaction it writes down what is left to do: the files to remove, and the line
+for the log of erasures. What a killed deletion left is done by the next one.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import partial
+from json import dumps
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.errors import InputError, UppersonError
+from upperson_rt.gallery.clips import Erased, clips_dir, erase_clips
+from upperson_rt.gallery.crops import remove_crops
+from upperson_rt.gallery.erasures import (
+    ERASURE_LOG,
+    ErasureLog,
+    digest_of_keys,
+    pack_ids,
+    unpack_ids,
+)
+from upperson_rt.gallery.outbox import Outbox
+from upperson_rt.gallery.sqlite import rows as table
+from upperson_rt.gallery.sqlite import schema
+from upperson_rt.gallery.sqlite.database import Database, Transaction
+from upperson_rt.gallery.sqlite.index import INDEX_FILE, UnusableIndexError, read_stamp
+from upperson_rt.gallery.sqlite.schema import ROW, DamageError, Sums
+from upperson_rt.printable import get_logger
+
+_LOG = get_logger(__name__)
+
+Selected: TypeAlias = NDArray[np.int64]
+"""(N, 2): ids of rows, and the checksums that they must still have; 0 for any."""
+STEP_ROWS = 2048
+"""Rows of a transaction: some tenths of a second."""
+PAUSE_S = 0.12
+"""Between two steps. SQLite tries for a lock at least every 0.1 s, so each waiting writer gets it.
+"""
+_RECORD = "erasing/"
+_UNLINKING = 8
+"""Threads: where a disk takes a while for each file, 2,000 took 0.3 s instead of 4 s."""
+_STEP_PAGES = 2048
+_SPARE_PAGES = 1024
+"""Free pages that the file keeps for new rows, and a tenth of it: the rest is given back."""
+_KEY, _TIME, _TRACK, _CROP = 1, 4, 5, 7
+"""Places in `ROW`."""
+
+
+def selected(transaction: Transaction, source: str, values: Sequence[object]) -> Selected:
+    """Select the rows of a table with a condition, as they are now."""
+    found = transaction.execute(f"SELECT id, {transaction.checksum} FROM {source}", values)
+    return np.fromiter((one for row in found for one in row), np.int64).reshape(-1, 2)
+
+
+class Eraser:
+    """Deletes rows of one gallery, and all that belongs to them."""
+
+    def __init__(
+        self,
+        database: Database,
+        writing: Callable[[], AbstractContextManager[tuple[Transaction, Sums]]],
+        crops_dir: Path,
+    ) -> None:
+        self._database, self._writing, self._crops_dir = database, writing, crops_dir
+        self._folder = crops_dir.parent
+
+    def erase(
+        self,
+        action: str,
+        about: Mapping[str, object],
+        select: Callable[[Transaction], Selected],
+    ) -> int:
+        """Delete the selected rows that are still as they were; return how many.
+
+        Args:
+            action: Of the lines in the log, such as ``prune``.
+            about: What was asked for, for the log.
+            select: Selects the rows in a transaction that reads.
+
+        Raises:
+            InputError: A frame or clip cannot be removed (``clips_not_removed``), the gallery or
+                the log cannot be written. What is left is done by the next deletion.
+        """
+        if not (self._database.has_sums or self._database.read_only):
+            with self._writing():
+                pass
+        with self._database.reading() as transaction:
+            rows = select(transaction)
+            records = Outbox(transaction.connection, write=False).documents(_RECORD)
+        for record in records.values():
+            self._finish(record | {"recovered": True})
+        rows = rows[np.argsort(rows[:, 0])]
+        name, deleted = uuid.uuid4().hex, 0
+        for step, start in enumerate(range(0, len(rows), STEP_ROWS)):
+            if step:
+                time.sleep(PAUSE_S)
+            line = {"erasure": name, "step": step, "action": action, "about": dict(about)}
+            record = self._step(rows[start : start + STEP_ROWS], line)
+            deleted += record["count"]
+            records[name] = record
+            self._finish(record)
+        if records:
+            self._tidy(records)
+        return deleted
+
+    def _step(self, part: Selected, line: dict[str, Any]) -> dict[str, Any]:
+        """Delete some rows; return what was written down with it.
+
+        Frames and clips go before the commit, so that a deletion that fails or is killed can be
+        repeated: its rows are still there. They go once more after it: others may be written
+        meanwhile. `watch` removes those that are written later, as their crops are gone then.
+        """
+        values = (dumps(part[:, 0].tolist()),)
+        sql = f"SELECT {ROW}, checksum FROM items NOT INDEXED WHERE id IN (SELECT value FROM "
+        sql += "json_each(?))"
+        if clips_dir(self._crops_dir).exists():
+            with self._database.reading() as transaction:
+                erased = _with_crops(transaction.execute(sql, values).fetchall())
+            self._erase_clips(erased, "no row of this step was deleted: remove the cause, repeat")
+        expected = dict(part.tolist())
+        with self._writing() as (transaction, sums):
+            found = transaction.execute(sql, values).fetchall()
+            rows = [row for row in found if expected[row[0]] in (0, row[-1])]
+            for row in rows:
+                schema.check_metadata(row, row[-1])
+            sums.remove(rows)
+            sums.seq += len(rows)
+            gone = sorted(row[0] for row in rows)
+            delete = "DELETE FROM items WHERE id IN (SELECT value FROM json_each(?))"
+            if transaction.execute(delete, (dumps(gone),)).rowcount != len(rows):
+                raise DamageError("pictures that an index names are missing")
+            times = [row[_TIME] for row in rows if row[_TIME] is not None]
+            identity = self._database.meta.identity
+            record = {
+                **line,
+                "gallery": identity,
+                "count": len(rows),
+                "first_time": min(times, default=None),
+                "last_time": max(times, default=None),
+                "keys_sha256": digest_of_keys(identity, (row[_KEY] for row in rows)),
+                "ids": pack_ids(np.array(gone, np.int64)),
+                "files": [(one.crop, one.track, one.time) for one in _with_crops(rows)],
+            }
+            table.trim_log(transaction)
+            if rows:
+                Outbox(transaction.connection, write=True).write(
+                    f"{_RECORD}{line['erasure']}", record
+                )
+        return record
+
+    def _finish(self, record: dict[str, Any]) -> None:
+        """Remove the files of deleted rows, and write the line."""
+        erased = [Erased(crop=crop, track=track, time=at) for crop, track, at in record["files"]]
+        if erased:
+            with self._database.reading() as transaction:
+                unused = table.unnamed_crops(transaction, [row.crop for row in erased])
+            with ThreadPoolExecutor(_UNLINKING) as pool:
+                parts = (unused[start::_UNLINKING] for start in range(_UNLINKING))
+                list(pool.map(partial(remove_crops, self._crops_dir), parts))
+            self._erase_clips(erased, "the rows are deleted: remove the cause and the file")
+        if record["count"]:
+            line = {key: value for key, value in record.items() if key not in ("files", "action")}
+            with ErasureLog(self._folder / ERASURE_LOG) as log:
+                log.append(record["action"], line)
+
+    def _tidy(self, records: Mapping[str, Mapping[str, Any]]) -> None:
+        """Forget what is done, and give back the space; problems are logged, the rows are gone."""
+        with self._writing() as (transaction, _):
+            outbox = Outbox(transaction.connection, write=True)
+            for name in records:
+                outbox.write(f"{_RECORD}{name}", None)
+        try:
+            self._shrink()
+            self._database.empty_log()
+        except UppersonError as error:
+            _LOG.warning("the space of deleted rows is given back later: %s", error)
+        firsts = [unpack_ids(record["ids"])[:1] for record in records.values()]
+        self._drop_index(np.concatenate(firsts))
+
+    def _shrink(self) -> None:
+        """Cut free pages off the file; a gallery of an earlier release keeps them for new rows."""
+        with self._database.reading() as transaction:
+            mode, free, pages = (
+                transaction.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("auto_vacuum", "freelist_count", "page_count")
+            )
+        surplus = free - max(_SPARE_PAGES, pages // 10) if mode == schema.INCREMENTAL else 0
+        for start in range(0, surplus, _STEP_PAGES):
+            time.sleep(PAUSE_S)
+            with self._writing() as (transaction, _):
+                for _ in range(min(_STEP_PAGES, surplus - start)):
+                    # One at a time: Python's sqlite3 ends this statement after the first.
+                    transaction.execute("PRAGMA incremental_vacuum(1)")
+
+    def _drop_index(self, ids: NDArray[np.int64]) -> None:
+        """Remove a file of an exact index with deleted rows: the next search makes it anew."""
+        path = self._folder / INDEX_FILE
+        try:
+            stamp = read_stamp(path)
+            if stamp.kind == "exact" and (ids <= stamp.last_id).any():
+                path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            return
+        except (UnusableIndexError, OSError) as error:
+            _LOG.warning("search index %s may hold deleted rows: %s", path, error)
+
+    def _erase_clips(self, rows: Sequence[Erased], advice: str) -> None:
+        try:
+            erase_clips(self._crops_dir, rows)
+        except OSError as error:
+            raise InputError(
+                f"cannot remove {error.filename}, which may show deleted people: "
+                f"{error.strerror}; {advice}",
+                code="clips_not_removed",
+                path=error.filename,
+            ) from error
+
+
+def _with_crops(rows: Sequence[Sequence[Any]]) -> list[Erased]:
+    return [
+        Erased(crop=row[_CROP], track=row[_TRACK], time=row[_TIME])
+        for row in rows
+        if row[_CROP] is not None
+    ]
