@@ -14,6 +14,7 @@ from upperson_rt.cli.app import ending_gently
 from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
 from upperson_rt.cli.options import GalleryOption, Model, Output, QueryLogOption, default_gallery
 from upperson_rt.cli.output import print_json, print_line, print_note, print_warning
+from upperson_rt.cli.retention import Keeping
 from upperson_rt.errors import BackendError, UsageError, missing_extra
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Services(OptionGroup, panel="Services"):
 @grouped
 def serve(
     *, model: Model, served: Served, address: Address, access: Security, evidence: Evidence,
-    services: Services, output: Output,
+    services: Services, keeping: Keeping, output: Output,
 ) -> None:  # fmt: skip
     """Serve the console: search pages for people, an API for programs.
 
@@ -185,7 +186,8 @@ def serve(
         raise UsageError("--tls-cert and --tls-key go together: give both", code="tls_incomplete")
     if services.onvif_discovery and services.onvif is None:
         raise UsageError("--onvif-discovery needs --onvif", code="onvif_missing")
-    with _opened(model, served, address, access, evidence, services) as (server, log, onvif):
+    opening = _opened(model, served, address, access, evidence, services, keeping)
+    with opening as (server, log, onvif):
         if not is_local and access.tls_cert is None:
             print_warning("without --tls-cert tokens and pictures cross the network in the clear")
         _run(server, log, onvif, served.state, address.open_browser, output.as_json)
@@ -194,7 +196,7 @@ def serve(
 @contextmanager
 def _opened(
     model: Model, served: Served, address: Address, access: Security, evidence: Evidence,
-    services: Services,
+    services: Services, keeping: Keeping,
 ) -> "Iterator[tuple[Server, QueryLog, str | None]]":  # fmt: skip
     """Open everything; yield server, query log and the address of the ONVIF device service."""
     from upperson_console.accounts import Access, Account, Accounts
@@ -208,9 +210,11 @@ def _opened(
     from upperson_console.user_state import UserState
     from upperson_rt.bundle import Bundle
     from upperson_rt.gallery import Gallery
+    from upperson_rt.gallery.retention import RetentionThread
     from upperson_rt.log_writer import process_user
     from upperson_rt.query_log import QueryLog
 
+    retention = keeping.retention()
     live = Live([check_source(source) for source in services.watch or ()])
     oversight = None if access.oversight is None else read_oversight(access.oversight)
     if oversight is not None and oversight.two_persons and access.token_file is None:
@@ -263,6 +267,9 @@ def _opened(
             oversight,
         )
         stack.callback(service.close)
+        if retention is not None:
+            own = stack.enter_context(open_gallery())
+            service.retention = stack.enter_context(closing(RetentionThread(retention, own)))
         is_discoverable = services.onvif_discovery
         routes = None if users is None else OnvifRoutes(service, users, live, is_discoverable)
         names = [address.host, *(address.name or ())]

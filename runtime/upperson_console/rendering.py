@@ -115,6 +115,7 @@ class _Collector:
             "encoder_refusals": ("Requests refused because the queue was full.", queue.refused),
             "quota_refusals": ("Requests refused by the view quota.", service.view_log.refusals),
             "encoder_busy_seconds": ("Seconds in which the encoder worked.", queue.busy_s),
+            **(service.retention.counters() if service.retention else {}),
         }
         broken = int(bool(service.log.problem))
         gauges = {

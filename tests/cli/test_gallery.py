@@ -274,3 +274,18 @@ def test_a_terminal_is_asked(alike):
     result = run_at_terminal("n", "gallery", "delete", "--camera", "gate")
     assert "delete 5 pictures from gallery 'gallery'? [y/N]" in result.stderr
     assert result.stdout == "nothing deleted\n"
+
+
+def test_prune_by_camera_and_by_bytes(work):
+    assert run_json("prune", "--older-than", "gate=1s", "--dry-run")["matching"] > 0
+    for arguments, code in (
+        (["--older-than", "gate=1s", "--keep", "1"], "limits_conflict"),
+        (["--keep-bytes", "1G", "--camera", "gate"], "limits_conflict"),
+        (["--older-than", "gate=1s", "--older-than", "gate=2s"], "age_given_twice"),
+        (["--keep-bytes", "much"], "size_malformed"),
+    ):
+        refusal(run("prune", *arguments, "--json"), 2, code)
+    done = run_json("prune", "--older-than", "gate=1s", "--keep-bytes", "1T")
+    assert done["deleted"] > 0
+    assert "gate" not in run_json("info")["cameras"]
+    assert run_json("prune", "--keep-bytes", "1")["items"] == 0

@@ -18,13 +18,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from zeep import Client
 from zeep.wsse.username import UsernameToken
 
-from tests.helpers.invoke import run_json, run_rt, run_rt_json
+from tests.helpers.fake_camera import wait_for
+from tests.helpers.invoke import refusal, run_json, run_rt, run_rt_json
 from tests.helpers.served import served
 from tests.helpers.signing_keys import write_keys
 from upperson_camera.onvif import discover
 from upperson_console.search import Search
 from upperson_console.user_state import UserState
 from upperson_rt.cli import app
+from upperson_rt.gallery import Gallery
 from upperson_rt.log_chain import verify_log
 from upperson_rt.log_writer import process_user
 from upperson_rt.query_log import QueryLog
@@ -69,6 +71,18 @@ def test_it_answers_and_ends_cleanly(ready, monkeypatch):
     assert f"last chain: {chain}" in verified.stdout
     assert not (ready / "gallery" / "gallery.sqlite-wal").exists()
     assert (ready / "opened").read_text().strip().rstrip("/") == url
+
+
+def test_it_prunes_by_itself(ready):
+    refusal(run_rt("serve", "--keep", "30", "--json"), 2, "age_malformed")
+    assert not (ready / "console").exists()
+    with Gallery.open(ready / "gallery") as gallery:
+        count = gallery.count()
+    with served(ready, "--keep-bytes", "1", "--keep", "gate=7d") as running:
+        pruned = f"upperson_serve_pruned_total {count}.0"
+        wait_for(lambda: pruned in httpx.get(f"{running.url}/api/v1/metrics").text)
+        assert search(running, sentence="red coat", limit=1).json()["hits"] == []
+    assert (ready / "gallery" / "erasures.log").exists()
 
 
 def test_others_need_a_token_and_clients_of_onvif_a_password(ready):

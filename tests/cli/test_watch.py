@@ -276,7 +276,7 @@ def test_a_second_signal_says_that_the_next_run_sends_what_is_in_the_buffer(work
 
 def test_a_signal_commits_what_was_accepted_and_metrics_say_the_same(work):
     metrics = ("--metrics-port", 0, "--metrics-file", work / "upperson.prom")
-    process = start_watch(work, "--log-json", "--json", *metrics)
+    process = start_watch(work, "--log-json", "--json", *metrics, "--keep", "30d")
     try:
         seen = wait_for_rows(work, 4)
         url = re.search(r"metrics: (http://127\.0\.0\.1:\d+/metrics)\"", read_log(work))[1]
@@ -298,6 +298,7 @@ def test_a_signal_commits_what_was_accepted_and_metrics_say_the_same(work):
     assert camera["accepted"] == camera["committed"] == done["items"] == len(keys)
     assert seen <= keys
     published = (work / "upperson.prom").read_text()
+    assert "upperson_pruned_total 0.0" in published
     assert f'upperson_committed_total{{camera="street"}} {float(len(keys))}' in published
 
 

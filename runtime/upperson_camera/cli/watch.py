@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,6 +42,7 @@ from upperson_rt.cli.output import (
     print_line,
     print_note,
 )
+from upperson_rt.cli.retention import Keeping
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.printable import count_of
 
@@ -404,6 +405,7 @@ def watch(
     detection: Detection,
     crops: Crops,
     model: ModelAndGallery,
+    keeping: Keeping,
     reports: Reports,
     tuning: Tuning,
     connection: Connection,
@@ -424,8 +426,10 @@ def watch(
     named = with_access(named_sources(sources or [], playback.camera, logins), connection)
     from upperson_camera import Pipeline
     from upperson_camera.decoding import find_hwaccel, show_ffmpeg_lines
+    from upperson_camera.prometheus import publish
     from upperson_camera.queues import check_policy
     from upperson_camera.source import quiet_opencv
+    from upperson_rt.gallery.retention import RetentionThread
     from upperson_rt.ingest.service import open_outputs
 
     if not reports.debug:
@@ -436,6 +440,7 @@ def watch(
     if tuning.hwaccel != "none" and named:  # A file of cameras says it for each.
         print_note(decodes)
         named = {name: replace(source, hwaccel=tuning.hwaccel) for name, source in named.items()}
+    retention = keeping.retention()
     policy = None if tuning.drop is None else check_policy(tuning.drop)
     settings = _settings(crops, tuning)
     with ExitStack() as stack:
@@ -468,7 +473,12 @@ def watch(
             pipeline.add_camera(
                 name, source, found, drop=policy, start_time=begins, realtime=tuning.realtime
             )
-        _publish(pipeline, reports.metrics_port, tuning.metrics_file, stack)
+        pruning = None
+        if retention is not None:
+            pruning = opening.enter_context(closing(RetentionThread(retention, store)))
+        ports = reports.metrics_port, tuning.metrics_file
+        if url := publish(pipeline, pruning, *ports, stack):
+            print_note(f"metrics: {url}")
         failure: UppersonError | None = None
         lost = (_LOST_OF_BUFFER,) if store.is_remote else ()
         with ending_gently(*lost) as stopped:
@@ -549,17 +559,6 @@ def _refuse_failed(stats: "PipelineStats", named: "Mapping[str, Source]") -> Non
     ]
     if problems:
         raise InputError(". ".join(problems), code="camera_failed", failed=failed, silent=silent)
-
-
-def _publish(pipeline: "Pipeline", port: int | None, file: Path | None, stack: ExitStack) -> None:
-    from upperson_camera.prometheus import MetricsFile, MetricsServer
-
-    if port is not None:
-        server = MetricsServer(pipeline, port)
-        stack.callback(server.close)
-        print_note(f"metrics: {server.url}")
-    if file is not None:
-        stack.callback(MetricsFile(pipeline, file).close)
 
 
 def _run(

@@ -11,7 +11,7 @@ import typer
 
 from upperson_rt.cli.groups import OptionGroup, grouped, option
 from upperson_rt.cli.opening import open_retriever
-from upperson_rt.cli.options import Model, Output, Place, Searched, Where, age_seconds
+from upperson_rt.cli.options import Model, Output, Place, Searched, Where
 from upperson_rt.cli.output import (
     json_from_hit,
     print_hits,
@@ -21,6 +21,7 @@ from upperson_rt.cli.output import (
     print_prompt,
     print_result,
 )
+from upperson_rt.cli.retention import byte_size, read_retention
 from upperson_rt.errors import UsageError
 from upperson_rt.printable import count_of
 from upperson_rt.search.notices import unknown_cameras
@@ -147,11 +148,18 @@ def _frames_passing(store: "Gallery", passing: "Filter") -> int:
 class Pruning(OptionGroup, panel="Deletion"):
     """Which pictures are old."""
 
-    older_than: float | None = option(
+    older_than: list[str] | None = option(
         None,
-        "Delete pictures taken longer ago than this, such as 30d, 12h or 90m.",
-        parser=age_seconds,
-        metavar="AGE",
+        "Delete pictures taken longer ago than this, such as 30d, 12h or 90m; with CAMERA= in "
+        "front those of one camera. Repeatable.",
+        metavar="[CAMERA=]AGE",
+        show_default="any age",
+    )
+    keep_bytes: int | None = option(
+        None,
+        "Delete the oldest while all files of the gallery take more, such as 200G.",
+        parser=byte_size,
+        metavar="SIZE",
     )
     keep: int | None = option(None, "Keep only the newest N pictures.", min=0, metavar="N")
     camera: str | None = option(None, "Of this camera only.", show_default="all together")
@@ -163,20 +171,34 @@ def prune(*, place: Place, pruning: Pruning, output: Output) -> None:
     """Delete old pictures by age, by number or both, with their crops, without a confirmation.
 
     Pictures without a time are never too old, but the first to go where there are too many. By age,
-    and of all cameras, saved crops that belong to no picture go as well.
+    and of all cameras, saved crops that belong to no picture go as well. With --keep and
+    --keep-bytes `watch` and `serve` do this by themselves.
 
     Example: `upperson-rt gallery prune --older-than 30d --keep 1000000`
     """
     from upperson_rt.gallery import Filter, Gallery
     from upperson_rt.gallery.protocol import check_prune
+    from upperson_rt.gallery.retention import Retention
 
-    before = None if pruning.older_than is None else time.time() - pruning.older_than
-    limits = before, pruning.keep
-    check_prune(*limits)
+    retention = read_retention(pruning.older_than or (), pruning.keep_bytes)
+    age = None if retention is None else retention.keep_s
+    limits = None if age is None else time.time() - age, pruning.keep
+    is_plain = retention is None or retention == Retention(keep_s=age)
+    if is_plain:
+        check_prune(*limits)
+    elif pruning.keep is not None or pruning.camera is not None:
+        raise UsageError(
+            "--keep-bytes and ages of cameras go without --keep and --camera: leave those out",
+            code="limits_conflict",
+        )
     with Gallery.open(place.gallery) as store:
         print_notices(unknown_cameras(store, Filter(camera=pruning.camera)))
-        count = store.count_prunable(*limits, pruning.camera)
-        deleted = 0 if pruning.dry_run else store.prune(*limits, pruning.camera)
+        if retention is None or is_plain:
+            count = store.count_prunable(*limits, pruning.camera)
+            deleted = 0 if pruning.dry_run else store.prune(*limits, pruning.camera)
+        else:
+            count = retention.enforce(store, dry_run=pruning.dry_run)
+            deleted = 0 if pruning.dry_run else count
         left = store.count()
     _report(place.gallery, count, deleted, left, pruning.dry_run, output.as_json)
 

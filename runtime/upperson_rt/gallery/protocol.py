@@ -379,6 +379,10 @@ class Gallery(ABC):
     def info(self) -> GalleryInfo:
         """Return what the gallery holds."""
 
+    def reusable_bytes(self) -> int:
+        """Return how many bytes of its files are free for new items, see `Retention`."""
+        return 0
+
     @abstractmethod
     def verify(self) -> list[str]:
         """Check the whole gallery; return what is wrong, one line each, or nothing.

@@ -328,7 +328,7 @@ class Database:
                     row = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 finally:
                     writer.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_S * 1000:.0f}")
-            return row[0] == 0
+            return bool(row[0] == 0)
 
     def close(self) -> None:
         """Close all connections."""

@@ -315,6 +315,12 @@ class SqliteGallery(Gallery):
                 index=self._index.info(transaction, transaction.count()),
             )
 
+    def reusable_bytes(self) -> int:
+        with self._database.reading() as transaction:
+            names = ("freelist_count", "page_size")
+            free, size = (transaction.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
+        return int(free * size)
+
     def cameras(self) -> list[str]:
         with self._database.reading() as transaction:
             return [*_counts(transaction, "camera")]

@@ -1,0 +1,161 @@
+"""Retention: by age, by camera and by bytes, once or in a thread."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
+from tests.helpers.refused import refused
+from upperson_rt.errors import BackendError, InputError, UsageError
+from upperson_rt.gallery import Gallery, Item, retention
+from upperson_rt.gallery.retention import Retention, RetentionThread, UsedBytes
+
+DAY = 86400.0
+CROP_BYTES = 40_000
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    """Three cameras, one of them without a name, a picture a day of each for ten days."""
+    with Gallery.open(tmp_path / "gallery", FINGERPRINT, DIM, create=True) as opened:
+        now = time.time()
+        items = []
+        for camera in ("gate", "hall", None):
+            for day in range(10):
+                crop = f"{camera}/{day}/a.jpg"
+                file = opened.crops_dir / crop
+                file.parent.mkdir(parents=True)
+                file.write_bytes(os.urandom(CROP_BYTES))
+                at = now - DAY * day - 60
+                items.append(Item(key=crop, camera=camera, time=at, crop=crop))
+        opened.add(items, some_vectors(len(items)))
+        yield opened
+
+
+def left(gallery):
+    """Return how many pictures each camera has, and check that they are the newest."""
+    found = {}
+    for item in gallery.items():
+        found.setdefault(item.camera, []).append(int(item.key.split("/")[1]))
+    assert all(days == list(range(len(days))) for days in found.values())
+    assert gallery.verify() == []
+    return {camera: len(days) for camera, days in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"keep_s": 3 * DAY}, {"gate": 3, "hall": 3, None: 3}),
+        ({"keep_s": 3 * DAY, "by_camera": {"gate": DAY}}, {"gate": 1, "hall": 3, None: 3}),
+        ({"keep_s": 3 * DAY, "by_camera": {"gate": 7 * DAY}}, {"gate": 7, "hall": 3, None: 3}),
+        ({"by_camera": {"gate": 2 * DAY, "yard": DAY}}, {"gate": 2, "hall": 10, None: 10}),
+    ],
+)
+def test_by_age(gallery, limits, expected):
+    keeping = Retention(**limits)
+    assert keeping.enforce(gallery, dry_run=True) == 30 - sum(expected.values())
+    assert gallery.count() == 30
+    assert keeping.enforce(gallery) == 30 - sum(expected.values())
+    assert left(gallery) == expected
+    assert keeping.enforce(gallery) == 0
+
+
+def test_by_bytes_of_all_files(gallery):
+    used, crops = UsedBytes(gallery), gallery.crops_dir
+    before = used.count()
+    assert before > 30 * CROP_BYTES
+    clip = crops.with_name("clips") / "gate" / "0" / "b.1.jpg"
+    clip.parent.mkdir(parents=True)
+    clip.write_bytes(os.urandom(CROP_BYTES))
+    assert used.count() - before >= CROP_BYTES
+    keeping = Retention(keep_bytes=before // 2)
+    assert keeping.enforce(gallery, dry_run=True) > 10
+    assert gallery.count() == 30
+    keeping.enforce(gallery, used)
+    assert 0 < used.count() <= before // 2
+    assert set(left(gallery)) == {"gate", "hall", None}  # The oldest of all went.
+    Retention(keep_bytes=1).enforce(gallery)
+    assert gallery.count() == 0
+
+
+def test_unchanged_folders_are_read_once(gallery, monkeypatch):
+    used, read = UsedBytes(gallery), []
+    long_ago = time.time() - 100
+    for place, _, _ in os.walk(gallery.path):
+        os.utime(place, (long_ago, long_ago))
+    inside = retention._bytes_in
+    monkeypatch.setattr(
+        retention, "_bytes_in", lambda place, links: (read.append(place), inside(place, links))[1]
+    )
+    first = used.count()
+    assert len(read) == 35
+    (gallery.crops_dir / "gate/3/b.jpg").write_bytes(b"x" * 5000)
+    read.clear()
+    assert used.count() - first >= 5000
+    assert sorted(read) == [str(gallery.path), str(gallery.crops_dir / "gate/3")]
+
+
+def test_a_thread_enforces_at_once_and_goes_on_after_failures(gallery, monkeypatch):
+    monkeypatch.setattr(Retention, "every_s", 0.001)
+    rounds, gone = threading.Event(), threading.Event()
+    prune = type(gallery).prune
+
+    def failing(self, *limits):
+        if rounds.is_set():
+            return prune(self, *limits)
+        rounds.set()
+        raise BackendError("the server is away")
+
+    monkeypatch.setattr(type(gallery), "prune", failing)
+    wait = threading.Event.wait
+    thread = RetentionThread(Retention(keep_s=3 * DAY), gallery)
+    try:
+        for _ in range(10_000):
+            if thread.pruned == 21:
+                break
+            wait(gone, 0.01)
+    finally:
+        thread.close()
+    assert (thread.pruned, thread.failures) == (21, 1)
+    assert {name: value for name, (_, value) in thread.counters().items()} == {
+        "pruned": 21, "prune_failures": 1,
+    }  # fmt: skip
+    assert left(gallery) == {"gate": 3, "hall": 3, None: 3}
+
+
+def test_two_at_once_do_no_harm(gallery):
+    with Gallery.open(gallery.location) as other:
+        keeping = Retention(keep_s=3 * DAY, by_camera={"gate": DAY})
+        threads = [RetentionThread(keeping, one) for one in (gallery, other)]
+        for thread in threads:
+            thread.close(60)
+    assert left(gallery) == {"gate": 1, "hall": 3, None: 3}
+    assert [thread.failures for thread in threads] == [0, 0]
+    assert sum(thread.pruned for thread in threads) == 23
+
+
+def test_what_cannot_be_enforced_is_refused(gallery, monkeypatch):
+    monkeypatch.setattr(gallery, "is_remote", True)
+    with refused("bytes_not_counted", InputError):
+        RetentionThread(Retention(keep_bytes=10), gallery)
+
+
+def test_the_command_line(gallery):
+    from upperson_rt.cli.retention import byte_size, read_retention
+
+    assert read_retention(["30d", "gate=7d", "a=b=12h"], 5) == Retention(
+        keep_s=30 * DAY, by_camera={"gate": 7 * DAY, "a=b": DAY / 2}, keep_bytes=5
+    )
+    assert read_retention([], None) is None
+    assert [byte_size(text) for text in ("200G", "1.5TB", "512")] == [2 * 10**11, 15 * 10**11, 512]
+    for text in ("", "0", "-1G", "200g", "9e9", "1GiB", "G"):
+        with refused("size_malformed", UsageError):
+            byte_size(text)
+    for ages, code in ((["30"], "age_malformed"), (["1d", "2d"], "age_given_twice")):
+        with refused(code, UsageError):
+            read_retention(ages, None)
+    assert Retention(keep_s=DAY).every_s == 3600
+    assert Retention(by_camera={"gate": 3600.0}).every_s == 150
+    assert Retention(keep_s=30 * DAY, keep_bytes=1).every_s == 600
