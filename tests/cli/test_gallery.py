@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import time
 from functools import partial
 
@@ -289,3 +290,20 @@ def test_prune_by_camera_and_by_bytes(work):
     assert done["deleted"] > 0
     assert "gate" not in run_json("info")["cameras"]
     assert run_json("prune", "--keep-bytes", "1")["items"] == 0
+
+
+def test_erase_proof(work):
+    refusal(run("erase-proof", "-g", "milvus://127.0.0.1:1/x", "--json"), 2, "gallery_not_a_folder")
+    (work / "copy").mkdir()
+    shutil.copytree("gallery", "copy/one")
+    run_json("delete", "a", "--yes")
+    result = run("erase-proof", "a")
+    assert result.exit_code == 0
+    assert "search index" in result.stdout
+    assert "not proven" in result.stderr
+    assert run_json("erase-proof")["left"] == 0
+    assert run("erase-proof", "--erasure", "x", "--camera", "gate").exit_code == 2
+    result = run("erase-proof", "a", "--backup", "copy", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["left"]) == (6, 1)
+    verified = run_rt("log", "verify", "gallery/erasures.log")
+    assert verified.exit_code == 0

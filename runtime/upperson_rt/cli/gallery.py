@@ -9,6 +9,7 @@ import typer
 
 from upperson_rt.cli.app import Command, new_app
 from upperson_rt.cli.gallery_delete import delete, prune
+from upperson_rt.cli.gallery_erase import erase_proof
 from upperson_rt.cli.groups import grouped
 from upperson_rt.cli.options import Output, Place, Where
 from upperson_rt.cli.output import (
@@ -64,6 +65,7 @@ def info(*, place: Place, output: Output) -> None:
 
 app.command(cls=Command)(delete)
 app.command(cls=Command)(prune)
+app.command(cls=Command)(erase_proof)
 
 
 @app.command(cls=Command)
@@ -120,8 +122,7 @@ def rebuild(*, place: Place, output: Output) -> None:
     """Make the search index anew from the stored vectors, and measure it if it is approximate.
 
     Worth it after a gallery has grown a lot; `gallery info` shows what is searched beside the
-    index. Also after a deletion that must leave nothing behind: until then the file of the index
-    keeps the vectors of what was deleted.
+    index. An approximate index keeps the vectors of what was deleted until it is made anew.
 
     Example: `upperson-rt gallery rebuild -g gallery`
     """

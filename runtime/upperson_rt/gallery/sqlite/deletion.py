@@ -5,6 +5,7 @@ steps. In the same transaction it writes down what is left to do: the files to r
 for the log of erasures. What a killed deletion left is done by the next one.
 """
 
+import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.gallery.clips import Erased, clips_dir, erase_clips
-from upperson_rt.gallery.crops import remove_crops
+from upperson_rt.gallery.crops import crop_path, remove_crops
 from upperson_rt.gallery.erasures import (
     ERASURE_LOG,
     ErasureLog,
@@ -40,6 +41,9 @@ _LOG = get_logger(__name__)
 
 Selected: TypeAlias = NDArray[np.int64]
 """(N, 2): ids of rows, and the checksums that they must still have; 0 for any."""
+_Record: TypeAlias = dict[str, Any]
+_Records: TypeAlias = Mapping[str, _Record | None]
+"""By name; None for one that is done."""
 STEP_ROWS = 2048
 """Rows of a transaction: some tenths of a second."""
 PAUSE_S = 0.12
@@ -95,25 +99,29 @@ class Eraser:
                 pass
         with self._database.reading() as transaction:
             rows = select(transaction)
-            records = Outbox(transaction.connection, write=False).documents(_RECORD)
-        for record in records.values():
-            self._finish(record | {"recovered": True})
+            records = unfinished(transaction)
         rows = rows[np.argsort(rows[:, 0])]
-        name, deleted = uuid.uuid4().hex, 0
+        firsts = [unpack_ids(record["ids"])[:1] for record in records.values()]
+        done: _Records = {name: self._finish(one, recovered=True) for name, one in records.items()}
+        id_, deleted = uuid.uuid4().hex, 0
         for step, start in enumerate(range(0, len(rows), STEP_ROWS)):
             if step:
                 time.sleep(PAUSE_S)
-            line = {"erasure": name, "step": step, "action": action, "about": dict(about)}
-            record = self._step(rows[start : start + STEP_ROWS], line)
+            part = rows[start : start + STEP_ROWS]
+            line = {"erasure": id_, "step": step, "action": action, "about": dict(about)}
+            record = self._step(part, line, done)
             deleted += record["count"]
-            records[name] = record
-            self._finish(record)
-        if records:
-            self._tidy(records)
+            firsts.append(part[:1, 0])
+            done = {f"{id_}/{step}": self._finish(record)}
+        if done:
+            with self._writing() as (transaction, _):
+                _write(transaction, done)
+        if firsts:
+            self._tidy(np.concatenate(firsts))
         return deleted
 
-    def _step(self, part: Selected, line: dict[str, Any]) -> dict[str, Any]:
-        """Delete some rows; return what was written down with it.
+    def _step(self, part: Selected, line: dict[str, Any], done: _Records) -> dict[str, Any]:
+        """Delete some rows; return what was written down with it, in place of what is done.
 
         Frames and clips go before the commit, so that a deletion that fails or is killed can be
         repeated: its rows are still there. They go once more after it: others may be written
@@ -151,15 +159,15 @@ class Eraser:
                 "files": [(one.crop, one.track, one.time) for one in _with_crops(rows)],
             }
             table.trim_log(transaction)
-            if rows:
-                Outbox(transaction.connection, write=True).write(
-                    f"{_RECORD}{line['erasure']}", record
-                )
+            if rows or done:
+                name = f"{line['erasure']}/{line['step']}"
+                _write(transaction, {**done, name: record if rows else None})
         return record
 
-    def _finish(self, record: dict[str, Any]) -> None:
-        """Remove the files of deleted rows, and write the line."""
+    def _finish(self, record: _Record, *, recovered: bool = False) -> _Record | None:
+        """Remove the files of deleted rows, and write the line; return what is still left."""
         erased = [Erased(crop=crop, track=track, time=at) for crop, track, at in record["files"]]
+        left = []
         if erased:
             with self._database.reading() as transaction:
                 unused = table.unnamed_crops(transaction, [row.crop for row in erased])
@@ -167,24 +175,23 @@ class Eraser:
                 parts = (unused[start::_UNLINKING] for start in range(_UNLINKING))
                 list(pool.map(partial(remove_crops, self._crops_dir), parts))
             self._erase_clips(erased, "the rows are deleted: remove the cause and the file")
+            places = {crop: crop_path(self._crops_dir, crop) for crop in unused}
+            there = {crop for crop, place in places.items() if place and os.path.lexists(place)}
+            left = [one for one in record["files"] if one[0] in there]
         if record["count"]:
             line = {key: value for key, value in record.items() if key not in ("files", "action")}
             with ErasureLog(self._folder / ERASURE_LOG) as log:
-                log.append(record["action"], line)
+                log.append(record["action"], line | ({"recovered": True} if recovered else {}))
+        return {**record, "count": 0, "files": left} if left else None
 
-    def _tidy(self, records: Mapping[str, Mapping[str, Any]]) -> None:
-        """Forget what is done, and give back the space; problems are logged, the rows are gone."""
-        with self._writing() as (transaction, _):
-            outbox = Outbox(transaction.connection, write=True)
-            for name in records:
-                outbox.write(f"{_RECORD}{name}", None)
+    def _tidy(self, firsts: NDArray[np.int64]) -> None:
+        """Give back the space of deleted rows; problems are logged, as the rows are gone."""
         try:
             self._shrink()
             self._database.empty_log()
         except UppersonError as error:
             _LOG.warning("the space of deleted rows is given back later: %s", error)
-        firsts = [unpack_ids(record["ids"])[:1] for record in records.values()]
-        self._drop_index(np.concatenate(firsts))
+        self._drop_index(firsts)
 
     def _shrink(self) -> None:
         """Cut free pages off the file; a gallery of an earlier release keeps them for new rows."""
@@ -223,6 +230,17 @@ class Eraser:
                 code="clips_not_removed",
                 path=error.filename,
             ) from error
+
+
+def unfinished(transaction: Transaction) -> dict[str, dict[str, Any]]:
+    """Return what deletions have left to do, with the ``files`` that are to be removed."""
+    return Outbox(transaction.connection, write=False).documents(_RECORD)
+
+
+def _write(transaction: Transaction, records: _Records) -> None:
+    outbox = Outbox(transaction.connection, write=True)
+    for name, record in records.items():
+        outbox.write(f"{_RECORD}{name}", record)
 
 
 def _with_crops(rows: Sequence[Sequence[Any]]) -> list[Erased]:

@@ -193,6 +193,19 @@ class SqliteGallery(Gallery):
             remove_stray_clips(self.crops_dir, too_old.until)
         return deleted
 
+    @property
+    def database(self) -> Database:
+        """Transactions on its file."""
+        return self._database
+
+    def finish_erasures(self) -> bool:
+        """Finish deletions that ended early; return whether SQLite's log could be emptied.
+
+        It cannot while other programs read, see `Gallery.delete` for errors.
+        """
+        self._eraser.erase("delete", {}, lambda _: np.empty((0, 2), np.int64))
+        return self._database.empty_log()
+
     def _count(self, where: Filter) -> int:
         with self._database.reading() as transaction:
             if where.is_empty:
