@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from upperson_camera.pipeline import Pipeline
 from upperson_camera.source import import_extra
 from upperson_camera.stats import BOUNDS_S, BY_REASON, HELP
 from upperson_rt.errors import InputError
-from upperson_rt.gallery.retention import RetentionThread
+from upperson_rt.gallery import retention
 from upperson_rt.printable import get_logger
 
 _log = get_logger(__name__)
@@ -34,8 +33,8 @@ def _prometheus() -> Any:
 class _Collector:
     """Collects the statistics as metric families."""
 
-    def __init__(self, pipeline: Pipeline, retention: RetentionThread | None) -> None:
-        self._pipeline, self._retention = pipeline, retention
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
 
     def collect(self) -> Iterator[Any]:
         core, stats = _prometheus().core, self._pipeline.stats()
@@ -77,7 +76,7 @@ class _Collector:
         busy_s, text = stats.encoder_busy_s, "Seconds in which the encoder worked."
         yield counter("upperson_encoder_busy_seconds", text, value=busy_s)
         yield counter("upperson_batches", "Batches the encoder ran.", value=stats.batches)
-        for name, (text, value) in (self._retention.counters() if self._retention else {}).items():
+        for name, (text, value) in retention.counters().items():
             yield counter(f"upperson_{name}", text, value=value)
         yield gauge("upperson_uptime_seconds", "Seconds since the start.", value=stats.seconds)
         for name, durations in self._pipeline.durations.items():
@@ -89,22 +88,16 @@ class _Collector:
             )
 
 
-def _registry(pipeline: Pipeline, retention: RetentionThread | None) -> Any:
+def _registry(pipeline: Pipeline) -> Any:
     registry = _prometheus().CollectorRegistry()
-    registry.register(_Collector(pipeline, retention))
+    registry.register(_Collector(pipeline))
     return registry
 
 
 class MetricsServer:
     """Serves the metrics at ``http://ADDRESS:PORT/metrics`` until it is closed."""
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        port: int,
-        address: str = "127.0.0.1",
-        retention: RetentionThread | None = None,
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, port: int, address: str = "127.0.0.1") -> None:
         """Start serving; a port of 0 takes any that is free.
 
         Raises:
@@ -113,7 +106,7 @@ class MetricsServer:
         """
         try:
             self._server, self._thread = _prometheus().start_http_server(
-                port, addr=address, registry=_registry(pipeline, retention)
+                port, addr=address, registry=_registry(pipeline)
             )
         except OSError as error:
             text = f"metrics cannot be served at {address}:{port}: {error.strerror}"
@@ -133,13 +126,7 @@ class MetricsFile:
     That is how node_exporter's textfile collector wants them; its files end in ``.prom``.
     """
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        path: Path,
-        every_s: float = 5.0,
-        retention: RetentionThread | None = None,
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, path: Path, every_s: float = 5.0) -> None:
         """Write the file once, then start a thread that goes on.
 
         Raises:
@@ -147,7 +134,7 @@ class MetricsFile:
             InputError: The file cannot be written.
         """
         self.path = path
-        self._registry = _registry(pipeline, retention)
+        self._registry = _registry(pipeline)
         self._every_s = every_s
         self._stop = threading.Event()
         self._write()
@@ -181,25 +168,3 @@ class MetricsFile:
         except OSError as error:
             text = f"cannot write metrics {self.path}: {error.strerror}"
             raise InputError(text, code="file_not_writable", path=self.path) from error
-
-
-def publish(
-    pipeline: Pipeline,
-    retention: RetentionThread | None,
-    port: int | None,
-    file: Path | None,
-    stack: ExitStack,
-) -> str | None:
-    """Serve the metrics at a port, write them into a file, or both, until the stack is closed.
-
-    Returns:
-        The address; None without a port.
-    """
-    url = None
-    if port is not None:
-        server = MetricsServer(pipeline, port, retention=retention)
-        stack.callback(server.close)
-        url = server.url
-    if file is not None:
-        stack.callback(MetricsFile(pipeline, file, retention=retention).close)
-    return url

@@ -269,7 +269,7 @@ def _opened(
         stack.callback(service.close)
         if retention is not None:
             own = stack.enter_context(open_gallery())
-            service.retention = stack.enter_context(closing(RetentionThread(retention, own)))
+            stack.enter_context(closing(RetentionThread(retention, own)))
         is_discoverable = services.onvif_discovery
         routes = None if users is None else OnvifRoutes(service, users, live, is_discoverable)
         names = [address.host, *(address.name or ())]

@@ -32,7 +32,6 @@ from upperson_console.view_log import USUAL_QUOTA, Part, QuotaExceededError, Vie
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import CameraInfo, Filter, Gallery, Hit, Item, TrackSpan
-from upperson_rt.gallery.retention import RetentionThread
 from upperson_rt.gallery.snapshots import Snapshot, picture_path, read_snapshots, snapshot_folder
 from upperson_rt.query_log import QueryLog
 from upperson_rt.retriever import find_alike
@@ -96,8 +95,6 @@ class ConsoleService:
         """Number of searches."""
         self._deleting = threading.Lock()
         self.view_log = ViewLog(view_quota)
-        self.retention: RetentionThread | None = None
-        """What prunes the gallery meanwhile, for the metrics."""
         self.ids = user_state.id_permutation()
         """From row ids to those of `gallery` and back."""
         self.current = CurrentGallery(

@@ -426,7 +426,6 @@ def watch(
     named = with_access(named_sources(sources or [], playback.camera, logins), connection)
     from upperson_camera import Pipeline
     from upperson_camera.decoding import find_hwaccel, show_ffmpeg_lines
-    from upperson_camera.prometheus import publish
     from upperson_camera.queues import check_policy
     from upperson_camera.source import quiet_opencv
     from upperson_rt.gallery.retention import RetentionThread
@@ -473,12 +472,9 @@ def watch(
             pipeline.add_camera(
                 name, source, found, drop=policy, start_time=begins, realtime=tuning.realtime
             )
-        pruning = None
         if retention is not None:
-            pruning = opening.enter_context(closing(RetentionThread(retention, store)))
-        ports = reports.metrics_port, tuning.metrics_file
-        if url := publish(pipeline, pruning, *ports, stack):
-            print_note(f"metrics: {url}")
+            opening.enter_context(closing(RetentionThread(retention, store)))
+        _publish(pipeline, reports.metrics_port, tuning.metrics_file, stack)
         failure: UppersonError | None = None
         lost = (_LOST_OF_BUFFER,) if store.is_remote else ()
         with ending_gently(*lost) as stopped:
@@ -559,6 +555,17 @@ def _refuse_failed(stats: "PipelineStats", named: "Mapping[str, Source]") -> Non
     ]
     if problems:
         raise InputError(". ".join(problems), code="camera_failed", failed=failed, silent=silent)
+
+
+def _publish(pipeline: "Pipeline", port: int | None, file: Path | None, stack: ExitStack) -> None:
+    from upperson_camera.prometheus import MetricsFile, MetricsServer
+
+    if port is not None:
+        server = MetricsServer(pipeline, port)
+        stack.callback(server.close)
+        print_note(f"metrics: {server.url}")
+    if file is not None:
+        stack.callback(MetricsFile(pipeline, file).close)
 
 
 def _run(

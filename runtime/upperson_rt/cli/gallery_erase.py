@@ -1,6 +1,6 @@
 """`upperson-rt gallery erase-proof`."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,7 +65,7 @@ def erase_proof(
         assert isinstance(store, SqliteGallery)
         places = prove_erasure(store, selection, erased.backup or ())
     left = sum(one.left for one in places)
-    result = {"gallery": place.gallery, "left": left, "places": [asdict(one) for one in places]}
+    result = {"gallery": place.gallery, "left": left, "places": [one._asdict() for one in places]}
     print_result(result, output.as_json, _print_places)
     if left:
         raise IntegrityError(

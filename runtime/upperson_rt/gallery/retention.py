@@ -4,6 +4,7 @@ import math
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ from upperson_rt.gallery.protocol import Gallery
 from upperson_rt.gallery.records import Filter
 from upperson_rt.printable import count_of, get_logger
 
-__all__ = ["Retention", "RetentionThread"]
+__all__ = ["Retention", "RetentionThread", "counters"]
 
 _LOG = get_logger(__name__)
 
@@ -165,19 +166,10 @@ class RetentionThread:
             InputError: It cannot be enforced on this gallery.
         """
         retention.check(gallery)
-        self.pruned = self.failures = 0
-        """Pictures that were deleted, and rounds that failed, so far."""
         self._retention, self._gallery, self._used = retention, gallery, UsedBytes(gallery)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
         self._thread.start()
-
-    def counters(self) -> dict[str, tuple[str, int]]:
-        """Return help text and value of the counters for Prometheus, by the end of the name."""
-        return {
-            "pruned": ("Pictures that the retention deleted.", self.pruned),
-            "prune_failures": ("Rounds of the retention that failed.", self.failures),
-        }
 
     def close(self, within_s: float = 10.0) -> None:
         """End; a round that takes longer is abandoned, and the next one finishes it."""
@@ -192,12 +184,23 @@ class RetentionThread:
                 pruned = self._retention.enforce(self._gallery, self._used, sweep=sweep)
             except (UppersonError, OSError) as error:
                 if not self._stop.is_set():
-                    self.failures += 1
+                    _counts["prune_failures"] += 1
                     _LOG.error("the retention failed, and is tried again: %s", error)
             else:
                 swept = time.monotonic() if sweep else swept
-                self.pruned += pruned
+                _counts["pruned"] += pruned
                 if pruned:
                     text = "the retention deleted %s of gallery %s"
                     _LOG.info(text, count_of(pruned, "picture"), self._gallery.location)
             self._stop.wait(self._retention.every_s)
+
+
+_counts: Counter[str] = Counter()
+
+
+def counters() -> dict[str, tuple[str, int]]:
+    """Return help text and value of what this process counted, by the end of the metric's name."""
+    return {
+        "pruned": ("Pictures that the retention deleted.", _counts["pruned"]),
+        "prune_failures": ("Rounds of the retention that failed.", _counts["prune_failures"]),
+    }

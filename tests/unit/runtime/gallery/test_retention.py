@@ -3,9 +3,12 @@
 import os
 import threading
 import time
+from collections import Counter
+from contextlib import closing
 
 import pytest
 
+from tests.helpers.fake_camera import wait_for
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from tests.helpers.refused import refused
 from upperson_rt.errors import BackendError, InputError, UsageError
@@ -32,6 +35,11 @@ def gallery(tmp_path):
                 items.append(Item(key=crop, camera=camera, time=at, crop=crop))
         opened.add(items, some_vectors(len(items)))
         yield opened
+
+
+@pytest.fixture(autouse=True)
+def counts(monkeypatch):
+    monkeypatch.setattr(retention, "_counts", Counter())
 
 
 def left(gallery):
@@ -99,7 +107,7 @@ def test_unchanged_folders_are_read_once(gallery, monkeypatch):
 
 def test_a_thread_enforces_at_once_and_goes_on_after_failures(gallery, monkeypatch):
     monkeypatch.setattr(Retention, "every_s", 0.001)
-    rounds, gone = threading.Event(), threading.Event()
+    rounds = threading.Event()
     prune = type(gallery).prune
 
     def failing(self, *limits):
@@ -109,31 +117,19 @@ def test_a_thread_enforces_at_once_and_goes_on_after_failures(gallery, monkeypat
         raise BackendError("the server is away")
 
     monkeypatch.setattr(type(gallery), "prune", failing)
-    wait = threading.Event.wait
-    thread = RetentionThread(Retention(keep_s=3 * DAY), gallery)
-    try:
-        for _ in range(10_000):
-            if thread.pruned == 21:
-                break
-            wait(gone, 0.01)
-    finally:
-        thread.close()
-    assert (thread.pruned, thread.failures) == (21, 1)
-    assert {name: value for name, (_, value) in thread.counters().items()} == {
-        "pruned": 21, "prune_failures": 1,
-    }  # fmt: skip
+    with closing(RetentionThread(Retention(keep_s=3 * DAY), gallery)):
+        wait_for(lambda: retention.counters()["pruned"][1])
+    assert retention._counts == {"pruned": 21, "prune_failures": 1}
     assert left(gallery) == {"gate": 3, "hall": 3, None: 3}
 
 
 def test_two_at_once_do_no_harm(gallery):
     with Gallery.open(gallery.location) as other:
         keeping = Retention(keep_s=3 * DAY, by_camera={"gate": DAY})
-        threads = [RetentionThread(keeping, one) for one in (gallery, other)]
-        for thread in threads:
-            thread.close(60)
+        with closing(RetentionThread(keeping, gallery)), closing(RetentionThread(keeping, other)):
+            wait_for(lambda: retention._counts["pruned"] == 23)
     assert left(gallery) == {"gate": 1, "hall": 3, None: 3}
-    assert [thread.failures for thread in threads] == [0, 0]
-    assert sum(thread.pruned for thread in threads) == 23
+    assert retention._counts == {"pruned": 23}
 
 
 def test_what_cannot_be_enforced_is_refused(gallery, monkeypatch):
