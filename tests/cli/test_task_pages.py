@@ -119,7 +119,7 @@ def test_a_camera(bundle):
     }
     printed = run_page("how-to/camera", stand_ins, {"data": ["--duration", "2"]})
     assert (bundle / "trial.png").is_file()
-    assert len(printed) == 8
+    assert len(printed) == 7
 
 
 def test_clip_weights(toy):

@@ -136,3 +136,9 @@ def test_files_and_pages_name_one_layout():
         for volume in mounted[service]["volumes"]:
             place = volume.split(":")[1]
             assert f"`{place}" in page, place
+
+
+def test_the_commands_of_the_timer_parse():
+    text = (DEPLOY / "upperson-prune.service").read_text()
+    commands = re.findall(r"^ExecStart=/opt/upperson/bin/(.*)$", text, re.MULTILINE)
+    assert [complaint(*command.split()) for command in commands] == ["", ""]

@@ -6,6 +6,7 @@ sentences, pictures of other people, or both in the same shares.
 """
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -33,6 +34,8 @@ _QUERIES = 64
 _FEWEST_SCORES = 16
 _SMALLEST_SPREAD = 0.01
 _GROWN = 1.1
+_KEPT_S = 3600.0
+"""A sample is read anew after this time, so that it does not keep deleted pictures."""
 _INDISTINCT_BELOW = 0.45
 """Share of the spread that background sentences have: sentences about anything but people have
 less."""
@@ -45,6 +48,7 @@ class _Sample:
     """A number for each person, as far as tracks distinguish them."""
     count: int
     """How many pictures the gallery had."""
+    read_s: float
     usual: dict[float, tuple[float, float] | None] = field(default_factory=dict)
     """By picture share: middle and spread of the scores of background queries."""
     usual_spread: float | None = None
@@ -76,10 +80,11 @@ class BackgroundScores:
         """Read a new sample if the gallery has outgrown the last one; counts the gallery once."""
         with self._lock:
             before = self._read
-            if before is not None and len(before.vectors_ND) >= _SAMPLE:
+            is_old = before is not None and time.monotonic() - before.read_s > _KEPT_S
+            if before is not None and len(before.vectors_ND) >= _SAMPLE and not is_old:
                 return
             count = self._gallery.count()
-            if before is None or _is_outgrown(before.count, count):
+            if before is None or is_old or _is_outgrown(before.count, count):
                 self._read = self._new_sample(count)
 
     def deviations(
@@ -158,7 +163,7 @@ class BackgroundScores:
         people: dict[object, int] = {}
         tracks = [item.key if item.track is None else (item.camera, item.track) for item in items]
         numbers = [people.setdefault(track, len(people)) for track in tracks]
-        return _Sample(vectors_ND, np.array(numbers, np.int64), count)
+        return _Sample(vectors_ND, np.array(numbers, np.int64), count, time.monotonic())
 
 
 def scale_of(scores: NDArray[np.float32]) -> tuple[float, float]:

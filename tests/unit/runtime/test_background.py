@@ -7,6 +7,7 @@ import pytest
 
 from upperson_rt.gallery import Item
 from upperson_rt.phrases import parse
+from upperson_rt.search import background
 from upperson_rt.search.background import BACKGROUND_SENTENCES, BackgroundScores
 
 D = 64
@@ -134,3 +135,15 @@ def test_a_gallery_that_grew_is_read_again_and_counted_once_a_search():
         scale.is_indistinct(parse("asdf"), pictures[0])
         assert len(counts) == searches
     assert reads == [60, 67, 100, 61]
+
+
+def test_a_large_sample_is_read_again_so_that_it_keeps_no_deleted_pictures(monkeypatch):
+    world = World(1)
+    scale = world.scale(world.pictures(world.people(1000)))
+    monkeypatch.setattr(background, "_SAMPLE", 100)
+    now, reads, read = [0.0], [], scale._gallery.vectors
+    monkeypatch.setattr(background.time, "monotonic", lambda: now[0])
+    scale._gallery.vectors = lambda batch_size: (reads.append(now[0]), read(batch_size))[1]
+    for now[0] in (10.0, 20.0, 3700.0, 3800.0):
+        scale.refresh()
+    assert reads == [10.0, 3700.0]
