@@ -112,14 +112,21 @@ def old_files(folder: Path, before: float = float("inf")) -> Iterator[str]:
                 yield path.relative_to(folder).as_posix()
 
 
-def remove_crops(folder: Path, crops: Iterable[str]) -> None:
-    """Remove files that lie inside the folder; what cannot be removed is logged."""
+def remove_crops(folder: Path, crops: Iterable[str]) -> list[str]:
+    """Remove files that lie inside the folder; log and return what cannot be removed there."""
+    places: dict[str, Path | None] = {}  # By folder: finding out where it leads takes a while.
+    left = []
     for crop in crops:
-        path = crop_path(folder, crop)
+        parent, name = os.path.split(crop)
+        if parent not in places:
+            places[parent] = crop_path(folder, os.path.join(parent, "crop"))
+        place = None if name in ("", ".", "..") or "\0" in name else places[parent]
+        if place is None:
+            _LOG.warning("crop %s lies outside of %s and was left there", crop, folder)
+            continue
         try:
-            if path is None:
-                _LOG.warning("crop %s lies outside of %s and was left there", crop, folder)
-            else:
-                path.unlink(missing_ok=True)
+            place.with_name(name).unlink(missing_ok=True)
         except OSError as error:
-            _LOG.warning("crop %s could not be removed: %s", path, error.strerror)
+            _LOG.warning("crop %s could not be removed: %s", place.with_name(name), error.strerror)
+            left.append(crop)
+    return left

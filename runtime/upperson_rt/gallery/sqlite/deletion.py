@@ -5,13 +5,13 @@ steps. In the same transaction it writes down what is left to do: the files to r
 for the log of erasures. What a killed deletion left is done by the next one.
 """
 
-import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import chain
 from json import dumps
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.gallery.clips import Erased, clips_dir, erase_clips
-from upperson_rt.gallery.crops import crop_path, remove_crops
+from upperson_rt.gallery.crops import remove_crops
 from upperson_rt.gallery.erasures import (
     ERASURE_LOG,
     ErasureLog,
@@ -173,10 +173,8 @@ class Eraser:
                 unused = table.unnamed_crops(transaction, [row.crop for row in erased])
             with ThreadPoolExecutor(_UNLINKING) as pool:
                 parts = (unused[start::_UNLINKING] for start in range(_UNLINKING))
-                list(pool.map(partial(remove_crops, self._crops_dir), parts))
+                there = set(chain(*pool.map(partial(remove_crops, self._crops_dir), parts)))
             self._erase_clips(erased, "the rows are deleted: remove the cause and the file")
-            places = {crop: crop_path(self._crops_dir, crop) for crop in unused}
-            there = {crop for crop, place in places.items() if place and os.path.lexists(place)}
             left = [one for one in record["files"] if one[0] in there]
         if record["count"]:
             line = {key: value for key, value in record.items() if key not in ("files", "action")}
