@@ -6,6 +6,7 @@ of a person stay as far apart as the demo's are.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,13 +54,13 @@ class Month:
         self, source: NDArray[np.float32], people: NDArray[np.int64], which: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         parts = source[people, which] * _WEIGHTS[:, None]
-        rows: NDArray[np.float32] = parts.reshape(len(people), -1)
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return _unit(parts.reshape(len(people), -1))
 
     def _people(self, tracks: NDArray[np.int64]) -> NDArray[np.int64]:
         """(N, 4) the people that each track joins, the same each time."""
-        mixed = tracks.astype(np.uint64)[:, None] * np.uint64(4) + np.arange(4, dtype=np.uint64)
-        return (_mixed(mixed) % np.uint64(len(self._pictures))).astype(np.int64)
+        return (
+            _mixed(tracks[:, None] * _PARTS + np.arange(_PARTS)) % np.uint64(len(self._pictures))
+        ).astype(np.int64)
 
     def vectors(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows start to stop as (N, D)."""
@@ -71,13 +72,13 @@ class Month:
         views = (which % np.uint64(self._pictures.shape[1])).astype(np.int64)
         noise = np.random.default_rng((1, start)).standard_normal((len(rows), self.dim), np.float32)
         found = self._join(self._pictures, people, views) + noise * np.float32(0.15 / self.dim**0.5)
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
+        return _unit(found)
 
     def items(self, start: int, stop: int) -> list[Item]:
         """Return the items of these rows: 2,000 tracks a camera and day, nine tenths by day."""
         rows = np.arange(start, stop)
         tracks = rows // CROPS
-        cameras = (_mixed(tracks.astype(np.uint64)) % np.uint64(CAMERAS)).tolist()
+        cameras = (_mixed(tracks) % np.uint64(CAMERAS)).tolist()
         days, part = np.divmod(tracks / _TRACKS_A_DAY, 1)
         hours = np.interp(part, (0, 0.05, 0.95, 1), (0, 7, 21, 24))
         times = START_S + days * _DAY_S + hours * 3600 + rows % CROPS
@@ -105,8 +106,14 @@ class Month:
         return self._join(self._sentences, self._people(tracks), which)
 
 
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    unit: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
+
+
+def _mixed(numbers: NDArray[Any]) -> NDArray[np.uint64]:
     """Splitmix64: numbers that look random, the same each time."""
+    values = numbers.astype(np.uint64)
     with np.errstate(over="ignore"):
         values = values + np.uint64(0x9E3779B97F4A7C15)
         values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -422,10 +422,12 @@ def test_recall_of_an_approximate_index_counts_what_it_misses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("upperson_rt.gallery.sqlite.index.APPROXIMATE_FROM", 1000)
-    monkeypatch.setattr("upperson_rt.gallery.sqlite.segments._NPROBES", (1,))  # Finds little.
-    found = values(fill(tmp_path, "--rows", 2000))
-    assert "faiss IVF-SQ8 alone" in found["single"]
-    assert (found["index"]["kind"], 0.05 < found["recall_at_10"] < 0.95) == ("ivf-sq8", True)
+    monkeypatch.setattr("upperson_rt.gallery.sqlite.list_files.SEAL_ROWS", 1000)
+    for name, value in (("_LISTS_PROBED", 10_000), ("_RECALL", 0.0)):  # Finds little.
+        monkeypatch.setattr(f"upperson_rt.gallery.sqlite.lists.{name}", value)
+    found = values(fill(tmp_path, "--rows", 6000))
+    assert "faiss IVF-RaBitQ alone" in found["single"]
+    assert (found["index"]["kind"], 0.05 < found["recall_at_10"] < 0.95) == ("ivf-rabitq", True)
     assert abs(found["recall_at_10"] - found["index"]["recall_at_10"]) < 0.25
 
 

@@ -52,7 +52,6 @@ class ListPart(Part):
     """(N,) of each row, ascending for each camera, NaN last."""
     cameras: list[tuple[str | None, int, int]]
     """Names, first row, and the row after the last, in order."""
-    nprobe: int
     recall_at_10: float
     """Measured, with candidates scored again."""
 
@@ -98,10 +97,10 @@ class ListPart(Part):
         if not passing:
             return nothing(len(queries))
         parameters = faiss.IVFRaBitQSearchParameters()
-        parameters.qb = _QUERY_BITS
+        parameters.qb = int(self.index.qb)
         # Filtered, the best are spread over more lists, and there is less to look at in each.
         wider = math.sqrt(len(self.ids) / passing)
-        parameters.nprobe = min(int(self.index.nlist), math.ceil(self.nprobe * wider))
+        parameters.nprobe = min(int(self.index.nlist), math.ceil(self.index.nprobe * wider))
         alive = self._alive_rows
         if alive is None and len(ranges) == 1 and passing < len(self.ids):
             parameters.sel = faiss.IDSelectorRange(*ranges[0], True)
@@ -118,7 +117,7 @@ class ListPart(Part):
 def write_part(path: Path, part: ListPart) -> None:
     """Write a part completely or not at all."""
     arrays = {name: getattr(part, name) for name in ("ids", "checksums", "places", "times")}
-    facts = {name: getattr(part, name) for name in ("cameras", "nprobe", "recall_at_10")}
+    facts = {name: getattr(part, name) for name in ("cameras", "recall_at_10")}
     write_file(path, part.index, arrays, facts)
 
 
@@ -132,7 +131,6 @@ def read_part(path: Path) -> ListPart:
         places=arrays["places"],
         times=arrays["times"],
         cameras=[(name, start, stop) for name, start, stop in facts["cameras"]],
-        nprobe=facts["nprobe"],
         recall_at_10=facts["recall_at_10"],
     )
     if index is None or index.ntotal != len(part.ids):
@@ -167,6 +165,7 @@ def make_part(block: Block) -> ListPart:
     index = faiss.IndexIVFRaBitQ(
         faiss.IndexFlatIP(embed_dim), embed_dim, lists, faiss.METRIC_INNER_PRODUCT, True, _BITS
     )
+    index.qb, index.nprobe = _QUERY_BITS, max(1, lists // _LISTS_PROBED)
     index.cp.niter = _ITERATIONS
     index.cp.min_points_per_centroid = 1
     index.train(block.vectors[chosen].astype(np.float32))
@@ -183,7 +182,6 @@ def make_part(block: Block) -> ListPart:
             for number, name in enumerate([None, *names])
             if bounds[number] < bounds[number + 1]
         ],
-        nprobe=max(1, lists // _LISTS_PROBED),
         recall_at_10=0.0,
     )
     return _measured(part, block.vectors, rng)
@@ -192,7 +190,7 @@ def make_part(block: Block) -> ListPart:
 def _measured(
     part: ListPart, vectors_ND: NDArray[np.float16], rng: np.random.Generator
 ) -> ListPart:
-    """Return the part with the lists to search, and what they find."""
+    """Set how many lists are searched; return the part with what these find."""
     count = len(vectors_ND)
     near = vectors_ND[rng.choice(count, min(_QUERIES, count), replace=False)].astype(np.float32)
     away = rng.standard_normal(near.shape, np.float32)
@@ -210,6 +208,6 @@ def _measured(
         pairs = zip(found, part.ids[best], strict=True)
         recall = sum(len(np.intersect1d(ids, right)) for ids, right in pairs) / best.size
         part = replace(part, recall_at_10=recall)
-        if recall >= _RECALL or part.nprobe >= part.index.nlist:
+        if recall >= _RECALL or part.index.nprobe >= part.index.nlist:
             return part
-        part = replace(part, nprobe=min(2 * part.nprobe, int(part.index.nlist)))
+        part.index.nprobe = min(2 * part.index.nprobe, part.index.nlist)
