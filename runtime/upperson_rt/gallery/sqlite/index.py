@@ -1,6 +1,5 @@
 """The search index in memory: kept up with the database row by row, never the truth itself."""
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -40,6 +39,7 @@ from upperson_rt.gallery.sqlite.segments import (
     merge_flat,
     stored_rows,
 )
+from upperson_rt.machine import lower_priority
 from upperson_rt.printable import get_logger
 
 _LOG = get_logger(__name__)
@@ -56,7 +56,6 @@ _LARGE_ROWS = 131_072
 _EXACT = "exact"
 _EVERY_S = 10.0
 """How often to look whether there is work beside searches, for the first time after so long."""
-_LOWEST_PRIORITY = 19
 
 
 @dataclass(frozen=True)
@@ -197,7 +196,7 @@ class SearchIndex:
             else:
                 followed = self._follow(transaction, self.snapshot, changed)
                 self.snapshot = self._checked(transaction, followed)
-        if self._files.version() != self._seen and self._is_approximate(transaction.count()):
+        if self._files.version() != self._seen and self.is_large(transaction):
             self.snapshot = self._with_newer_files(transaction, self.snapshot)
         self.keep_up(transaction)
         return self.snapshot
@@ -205,7 +204,7 @@ class SearchIndex:
     def keep_up(self, transaction: Transaction) -> None:
         """Work on the files of a large gallery in a thread of low priority, if that is due."""
         now = time.monotonic()
-        if now - self._asked < _EVERY_S or not self._is_approximate(transaction.count()):
+        if now - self._asked < _EVERY_S or not self.is_large(transaction):
             return
         self._asked = now
         seq, last_id = version_of(transaction)
@@ -228,8 +227,7 @@ class SearchIndex:
         return last_id
 
     def _work(self) -> None:
-        with suppress(AttributeError, OSError):  # Priorities of threads are Linux's.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+        lower_priority()
         try:
             load_faiss().omp_set_num_threads(1)
             with self._files.only_one(wait=False) as is_alone:
@@ -303,7 +301,7 @@ class SearchIndex:
                 found.changes(transaction, self._meta)
                 stamp = found
         if stamp is None or stamp.kind == _EXACT:
-            if self._is_approximate(items) and self.snapshot is None:
+            if self.is_large(transaction) and self.snapshot is None:
                 return None
             return IndexInfo(kind=_EXACT, rows=items, recall_at_10=1.0)
         alive = sum(part.alive for part in stamp.parts)
@@ -335,7 +333,7 @@ class SearchIndex:
     def _load(self, transaction: Transaction) -> Snapshot:
         """Read the files and what has changed since; without files worth it make the index."""
         try:
-            if self._is_approximate(transaction.count()):
+            if self.is_large(transaction):
                 return self._load_lists(transaction)
             index, arrays, stored = read_file(self.path)
             stamp = Stamp.read(stored)
@@ -419,9 +417,9 @@ class SearchIndex:
             kept.append(merge_flat(due, self.embed_dim))
         return tuple(kept)
 
-    def _is_approximate(self, count: int) -> bool:
-        """Whether an index of so many rows would be approximate; unsaved it would be for once."""
-        return count >= APPROXIMATE_FROM and self._writable
+    def is_large(self, transaction: Transaction) -> bool:
+        """Whether the index is made in parts; unsaved they would be for once."""
+        return transaction.count() >= APPROXIMATE_FROM and self._writable
 
     def build(self, transaction: Transaction, lists: Lists | None = None) -> Snapshot:
         """Make the index from the vectors that a transaction sees, save it, and return it.
@@ -430,7 +428,7 @@ class SearchIndex:
         a large gallery's index goes on from there.
         """
         count = transaction.count()
-        if self._is_approximate(count):
+        if self.is_large(transaction):
             return self._build_lists(transaction, lists)
         if count < _SEAL_ROWS:
             empty = Snapshot(0, 0, (), Tail(self.embed_dim))

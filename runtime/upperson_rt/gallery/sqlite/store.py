@@ -375,8 +375,9 @@ class SqliteGallery(Gallery):
             with self._writing():
                 pass
         with self._database.reading() as transaction:
-            for _ in self._rows(transaction, Filter(), ROW):
-                pass
+            if not self._index.is_large(transaction):  # Whose parts are made of checked rows.
+                for _ in self._rows(transaction, Filter(), ROW):
+                    pass
             snapshot = self._index.build(transaction)
         with self._index.lock:
             self._index.snapshot = snapshot
@@ -403,7 +404,7 @@ def _remove(
     """Delete rows that are as they were written; return their number, and those with a crop."""
     ids: list[int] = []
     erased: list[Erased] = []
-    transaction.check_table()
+    transaction.check_table(now=True)
     cursor = transaction.execute(f"SELECT {ROW}, checksum FROM {source}", values)
     while rows := cursor.fetchmany(_ROWS_AT_A_TIME):
         for row in rows:
