@@ -5,6 +5,7 @@ weight than the one before, so that there are more people than the demo has. Pic
 of a person stay as far apart as the demo's are.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ _PARTS = 4
 _WEIGHTS = np.sqrt(np.array([0.64, 0.16, 0.12, 0.08], np.float32))
 _TRACKS_A_DAY = 2000 * CAMERAS
 _DAY_S = 86_400.0
+_NOISE = 0.15
 START_S = 1_790_035_200.0  # Midnight.
 
 
@@ -29,12 +31,18 @@ class Month:
     Shapes: P people of the demo with V pictures each, and S sentences; D = 4 x the demo's width.
     """
 
-    def __init__(self, gallery: Path, bundle: Path, sentences: dict[str, list[str]]) -> None:
-        """Read the demo's pictures, and embed its sentences, by the picture's file name."""
-        encoder = upperson_rt.open(bundle, variant="fp32")
+    def __init__(self, demo: Path) -> None:
+        """Read the pictures of the demo's test people, and embed their captions."""
+        sentences: dict[str, list[str]] = {}
+        (folder,) = (demo / "people").glob("street-*")
+        for line in (folder / "annotations.jsonl").read_text("utf-8").splitlines():
+            record = json.loads(line)
+            if record["split"] == "test":
+                sentences.setdefault(Path(record["image"]).name, []).append(record["caption"])
+        encoder = upperson_rt.open(demo / "bundle", variant="fp32")
         vectors: dict[str, NDArray[np.float32]] = {}
-        with Gallery.open(gallery) as opened:
-            for items, rows in opened.vectors():
+        with Gallery.open(demo / "gallery") as gallery:
+            for items, rows in gallery.vectors():
                 vectors |= {Path(item.key).name: row for item, row in zip(items, rows, strict=True)}
         names = sorted(set(vectors) & set(sentences))
         people = sorted({name.split("_")[0] for name in names})
@@ -47,8 +55,8 @@ class Month:
         texts = [text for name in names for text in sentences[name]]
         embedded = encoder.encode_texts(texts)
         self._sentences = embedded.reshape(len(people), -1, embedded.shape[1])
-        self.texts = texts
         self.dim = _PARTS * embedded.shape[1]
+        self._noise = np.float32(_NOISE / self.dim**0.5)
 
     def _join(
         self, source: NDArray[np.float32], people: NDArray[np.int64], which: NDArray[np.int64]
@@ -71,7 +79,9 @@ class Month:
         )
         views = (which % np.uint64(self._pictures.shape[1])).astype(np.int64)
         noise = np.random.default_rng((1, start)).standard_normal((len(rows), self.dim), np.float32)
-        found = self._join(self._pictures, people, views) + noise * np.float32(0.15 / self.dim**0.5)
+        found = self._join(self._pictures, people, views) + noise * np.float32(
+            _NOISE / self.dim**0.5
+        )
         return _unit(found)
 
     def items(self, start: int, stop: int) -> list[Item]:
@@ -104,6 +114,14 @@ class Month:
         tracks[count // 2 :] += 2**40
         which = rng.integers(0, self._sentences.shape[1], (count, 4))
         return self._join(self._sentences, self._people(tracks), which)
+
+    def pictures(self, count: int, rows: int) -> NDArray[np.float32]:
+        """Return (count, D) other pictures of people among the rows."""
+        rng = np.random.default_rng(3)
+        people = self._people(rng.integers(0, rows // CROPS, count))
+        views = rng.integers(0, self._pictures.shape[1], people.shape)
+        noise = rng.standard_normal((count, self.dim), np.float32)
+        return _unit(self._join(self._pictures, people, views) + noise * self._noise)
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
