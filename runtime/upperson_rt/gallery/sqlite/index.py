@@ -53,6 +53,8 @@ _MOST_SEGMENTS = 8
 """Exact segments below `_LARGE_ROWS` that may be there before they are merged."""
 _LARGE_ROWS = 131_072
 """Exact segments from there on are not merged: that would need their memory twice."""
+_FEWEST_OF_A_PART = 1000
+"""Candidates of each part of a large gallery; more only where so many are asked for."""
 _EXACT = "exact"
 _EVERY_S = 10.0
 """How often to look whether there is work beside searches, for the first time after so long."""
@@ -130,7 +132,8 @@ class Snapshot:
         tail = self.tail.search(queries, k, only)
         few = sum(stop - start for _, ranges in parts for start, stop in ranges)
         if few > k:
-            found = [part.search(queries, k, ranges) for part, ranges in parts]
+            most = min(k, max(k // 4, _FEWEST_OF_A_PART))
+            found = [part.search(queries, most, ranges) for part, ranges in parts]
             return _best([tail, *found], k), False
         ids = [part.items_in(ranges) for part, ranges in parts if ranges]
         ids.append(self.tail.alive_ids if only is None else only)

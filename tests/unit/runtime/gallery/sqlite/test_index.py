@@ -530,7 +530,7 @@ def test_recall_is_that_of_the_lists_looked_into(monkeypatch, probed):
     block = stored.Block(numbers, vectors, numbers, np.full(6000, None), np.full(6000, np.nan))
     part = lists.make_part(block)
     near = vectors[::40].astype(np.float32)
-    queries = near + np.sqrt(1 / 0.3**2 - 1) * some_vectors(len(near), 77, 32)
+    queries = near + np.sqrt(1 / 0.54**2 - 1) * some_vectors(len(near), 77, 32)
     best = numbers[np.argsort(-(queries @ vectors.T.astype(np.float32)), axis=1)[:, :10]]
     _, found = part.search(queries, 300, [(0, 6000)])
     shares = [len(set(a) & set(b)) / 10 for a, b in zip(found.tolist(), best.tolist(), strict=True)]
