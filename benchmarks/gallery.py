@@ -38,7 +38,7 @@ RATIO = {"ratio": Column("ratio", "{:.2f}x")}
 BATCHES = TIMES | RATIO | {"queries/s": Column("items_per_s", "{:.0f}")}
 
 K = 10
-CANDIDATES = 2000  # Of each part, as the gallery takes them for the ten best.
+CANDIDATES = 4000  # Of a part, as the gallery takes them for the ten best.
 BATCH_ROWS = 256
 BATCH_QUERIES = 32
 _QUERIES = 200

@@ -53,8 +53,8 @@ _MOST_SEGMENTS = 8
 """Exact segments below `_LARGE_ROWS` that may be there before they are merged."""
 _LARGE_ROWS = 131_072
 """Exact segments from there on are not merged: that would need their memory twice."""
-_FEWEST_OF_A_PART = 1000
-"""Candidates of each part of a large gallery; more only where so many are asked for."""
+_FEWEST_OF_A_PART = 500
+"""Candidates of each part of a large gallery, at least."""
 _EXACT = "exact"
 _EVERY_S = 10.0
 """How often to look whether there is work beside searches, for the first time after so long."""
@@ -132,7 +132,7 @@ class Snapshot:
         tail = self.tail.search(queries, k, only)
         few = sum(stop - start for _, ranges in parts for start, stop in ranges)
         if few > k:
-            most = min(k, max(k // 4, _FEWEST_OF_A_PART))
+            most = min(k, max(2 * k // len(parts), _FEWEST_OF_A_PART))
             found = [part.search(queries, most, ranges) for part, ranges in parts]
             return _best([tail, *found], k), False
         ids = [part.items_in(ranges) for part, ranges in parts if ranges]

@@ -23,7 +23,7 @@ from upperson_rt.gallery.sqlite.segments import Candidates, Part, load_faiss, no
 
 KIND = "ivf-rabitq"
 _BITS = 2
-_QUERY_BITS = 8
+_QUERY_BITS = 4
 _ROWS_PER_LIST = 50  # That are trained with.
 _ITERATIONS = 10
 _ADD_ROWS = 8192
@@ -38,8 +38,8 @@ Ranges: TypeAlias = list[tuple[int, int]]
 
 
 def candidates_for(k: int) -> int:
-    """Return how many candidates to score for the best k: 2 bits place them roughly."""
-    return 100 * k + 1000
+    """Return how many candidates to score at most for the best k: 2 bits place them roughly."""
+    return 300 * k + 1000
 
 
 @dataclass(frozen=True)

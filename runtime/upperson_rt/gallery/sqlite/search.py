@@ -44,6 +44,9 @@ _EXTRA = 2
 _ROUNDING = 1e-5  # Far above that of 512 products in float32.
 _MOST_TIES = 4096
 _QUERIES_AT_A_TIME = 256
+_READ = 256
+"""Candidates with rough scores that are read at first, then twice as many each time."""
+_DEVIATIONS = 3.0
 _FETCHED = 64
 _MOST_ASKED = 10_000
 """Candidates from which on all items that pass a filter by attributes are listed instead."""
@@ -198,14 +201,16 @@ def _rank(
     found: dict[int, list[tuple[float, _Row]]] = {}
     pending = np.arange(len(queries_QD))
     count = k + _EXTRA if source.is_exact else candidates_for(k)
-    if by_track:
+    if by_track and source.is_exact:
         count *= 4
     while len(pending):
         (scores_QK, ids_QK), is_all = source.find(queries_QD[pending], count)
-        rows = _Rows(source, queries_QD.shape[1], np.unique(ids_QK[ids_QK >= 0]))
+        rows = _Rows(source, queries_QD.shape[1], by_track, rough=not (source.is_exact or is_all))
+        rows.read_first(scores_QK, ids_QK)
         for query, scores, ids in zip(pending.tolist(), scores_QK, ids_QK, strict=True):
             there = ids >= 0
-            ranked = found[query] = rows.best(queries_QD[query], ids[there], k, by_track)
+            ranked = rows.best(queries_QD[query], scores[there], ids[there], k)
+            found[query] = ranked
             lowest = float(scores[there].min(initial=np.inf))
             # What was not looked at may equal the last one that is returned, and have a lower id.
             ties = source.is_exact and len(ranked) >= k and lowest > ranked[k - 1][0] - _ROUNDING
@@ -216,58 +221,95 @@ def _rank(
 
 
 class _Rows:
-    """Candidates: their vectors are read first, the rest of a row where it is returned."""
+    """Candidates: their vectors are read first, the rest of a row where it is returned.
 
-    def __init__(self, source: _Source, embed_dim: int, ids: NDArray[np.int64]) -> None:
-        """Read the vectors of items (ascending)."""
+    Candidates with rough scores are read in their order, until the rest cannot be among the best:
+    by three standard deviations of the difference between rough and exact scores.
+    """
+
+    def __init__(self, source: _Source, embed_dim: int, by_track: bool, rough: bool) -> None:
         self._source = source
-        self._block = vectors_with_ids(source.transaction, ids, embed_dim)
-        _check_current(source, ids, self._block)
+        self._by_track = by_track
+        self._rough = rough
+        self._first = Block.joined([], embed_dim)
         self._rows: dict[int, _Row] = {}
 
+    def read_first(self, scores_QK: NDArray[np.float32], ids_QK: NDArray[np.int64]) -> None:
+        """Read what all queries begin with, together."""
+        if self._rough and ids_QK.shape[1] > _READ:
+            best = np.argpartition(-scores_QK, _READ, axis=1)[:, :_READ]
+            ids_QK = np.take_along_axis(ids_QK, best, axis=1)
+        self._first = self._vectors(np.unique(ids_QK[ids_QK >= 0]))
+
     def best(
-        self, query_D: NDArray[np.float32], ids: NDArray[np.int64], k: int, by_track: bool
+        self,
+        query_D: NDArray[np.float32],
+        rough: NDArray[np.float32],
+        ids: NDArray[np.int64],
+        k: int,
     ) -> list[tuple[float, _Row]]:
         """Return scores and rows of the best k of some items, best first, ties by id."""
-        places = np.searchsorted(self._block.ids, np.sort(ids))
-        exact = self._block.vectors[places].astype(np.float64) @ query_D.astype(np.float64)
-        scores = exact.astype(np.float32)
-        order = np.lexsort((places, -scores))
+        order = np.argsort(-rough, kind="stable")
+        rough, ids = rough[order], ids[order]
+        scores = np.empty(len(ids), np.float32)
+        wanted = 4 * k if self._by_track else k
+        done, size = 0, _READ
+        while done < len(ids):
+            part = slice(done, done + size if self._rough else len(ids))
+            scores[part] = self._exact(query_D, ids[part])
+            done, size = min(part.stop, len(ids)), 2 * size
+            if self._rough and wanted <= done < len(ids):
+                last = np.partition(scores[:done], done - wanted)[done - wanted]
+                if rough[done] + _DEVIATIONS * np.std(scores[:done] - rough[:done]) < last:
+                    break
+        ids, scores = ids[:done], scores[:done]
+        order = np.lexsort((ids, -scores))
         ranked = list[tuple[float, _Row]]()
         for start in range(0, len(order), _FETCHED):
-            part = order[start : start + _FETCHED] if by_track else order[:k]
-            taken = self._block.ids[places[part]].tolist()
+            chosen = order[start : start + _FETCHED] if self._by_track else order[:k]
+            taken = ids[chosen].tolist()
             self._read([id_ for id_ in taken if id_ not in self._rows])
-            rows = zip(scores[part].tolist(), taken, strict=True)
+            rows = zip(scores[chosen].tolist(), taken, strict=True)
             ranked += [(score, self._rows[id_]) for score, id_ in rows]
-            if not by_track:
+            if not self._by_track:
                 break
             ranked = first_of_tracks(ranked, _track_of)
             if len(ranked) >= k:
                 break
         return ranked[:k]
 
+    def _exact(self, query_D: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        block, wanted = self._first, np.sort(ids)
+        places = np.searchsorted(block.ids, wanted)
+        if not np.array_equal(block.ids[np.minimum(places, len(block.ids) - 1)], wanted):
+            block, places = self._vectors(wanted), np.arange(len(wanted))
+        exact = block.vectors[places].astype(np.float64) @ query_D.astype(np.float64)
+        scores = np.empty(len(ids), np.float32)
+        scores[np.argsort(ids)] = exact
+        return scores
+
+    def _vectors(self, ids: NDArray[np.int64]) -> Block:
+        """Read the vectors of items (ascending), which have to be those of the index."""
+        transaction, snapshot = self._source.transaction, self._source.snapshot
+        block = vectors_with_ids(transaction, ids, self._first.vectors.shape[1])
+        if len(block.ids) != len(ids):
+            raise DamageError(
+                "the search index has pictures that the database lacks; if it was changed by "
+                "something else, run  upperson-rt gallery rebuild",
+                "index_contradicts_database",
+            )
+        if transaction.sums is not None and snapshot is not None:
+            expected = snapshot.checksums_of(ids)
+            for id_, checksum in zip(block.ids.tolist(), block.checksums.tolist(), strict=True):
+                if checksum != expected.get(id_):
+                    message = f"the picture with id {id_} is one of an earlier state"
+                    raise DamageError(message, "row_outdated", id=id_)
+        return block
+
     def _read(self, ids: list[int]) -> None:
-        dim = self._block.vectors.shape[1]
+        dim = self._first.vectors.shape[1]
         wanted = np.sort(np.array(ids, np.int64))
         self._rows |= _fetch(self._source.transaction, wanted, dim)
-
-
-def _check_current(source: _Source, ids: NDArray[np.int64], block: Block) -> None:
-    """Check that the database has the rows that candidates were made from."""
-    if len(block.ids) != len(ids):
-        raise DamageError(
-            "the search index has pictures that the database lacks; if it was changed by something "
-            "else, run  upperson-rt gallery rebuild",
-            "index_contradicts_database",
-        )
-    if source.transaction.sums is not None and source.snapshot is not None:
-        expected = source.snapshot.checksums_of(ids)
-        for id_, checksum in zip(block.ids.tolist(), block.checksums.tolist(), strict=True):
-            if checksum != expected.get(id_):
-                raise DamageError(
-                    f"the picture with id {id_} is one of an earlier state", "row_outdated", id=id_
-                )
 
 
 def _track_of(scored: tuple[float, _Row]) -> Track | None:
