@@ -108,7 +108,7 @@ class Month:
         ]
 
     def queries(self, count: int, rows: int) -> NDArray[np.float32]:
-        """Return (count, D) sentences, half of people among the rows, half of nobody."""
+        """Return (count, D) sentences, half of people among the rows, half of others."""
         rng = np.random.default_rng(2)
         tracks = rng.integers(0, rows // CROPS, count)
         tracks[count // 2 :] += 2**40

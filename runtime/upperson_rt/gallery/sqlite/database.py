@@ -222,6 +222,7 @@ class Database:
         self._writer: sqlite3.Connection | None = None
         self._checked: set[str] = set()
         self._note = path.with_name(f"{path.name}-checked")
+        self._is_large = False
         self._read_at: float | None = None
         """When a process read through the file; None if it is not known."""
         self._checker: threading.Thread | None = None
@@ -294,6 +295,7 @@ class Database:
                     transaction.check_changes()
                     sums.commits += 1
                     self._about.write_sums(writer, sums)
+                    self._is_large = sums.rows >= LARGE_ROWS
                 acknowledged = schema.read_mark(self._mark) if beside is not None else None
                 if acknowledged is not None and acknowledged[0] != self.meta.identity:
                     with suppress(OSError):  # Left behind by what was replaced.
@@ -402,7 +404,7 @@ class Database:
         if not (self.read_only or self._damaged or access.log_of(self.path).exists()):
             with suppress(OSError):  # Without a log it says nothing that the database does not.
                 self._mark.unlink(missing_ok=True)
-                if self._read_at is not None:
+                if self._is_large and self._read_at is not None:
                     note = json.dumps({"state": self._state(), "time": self._read_at})
                     self._note.write_text(note)
 

@@ -302,7 +302,7 @@ class ListFiles:
 
 
 class StoppedError(Exception):
-    """The work was told to end."""
+    """The work was stopped."""
 
 
 def _existing(transaction: Transaction, ids: NDArray[np.int64]) -> NDArray[np.int64]:

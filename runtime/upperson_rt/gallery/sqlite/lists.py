@@ -148,7 +148,7 @@ def make_part(block: Block) -> ListPart:
     faiss = load_faiss()
     if not hasattr(faiss, "IVFRaBitQSearchParameters"):
         raise BackendError(
-            f"a gallery of this size needs faiss 1.14 or later, found {faiss.__version__}: run "
+            f"a gallery of this size needs faiss 1.13 or later, found {faiss.__version__}: run "
             " pip install -U faiss-cpu"
         )
     assert block.cameras is not None
