@@ -12,7 +12,14 @@ import typer
 from upperson_console.view_log import MOST_QUOTA, USUAL_QUOTA
 from upperson_rt.cli.app import ending_gently
 from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
-from upperson_rt.cli.options import GalleryOption, Model, Output, QueryLogOption, default_gallery
+from upperson_rt.cli.options import (
+    GalleryOption,
+    Model,
+    Output,
+    QueryLogOption,
+    TsaCert,
+    default_gallery,
+)
 from upperson_rt.cli.output import print_json, print_line, print_note, print_warning
 from upperson_rt.errors import BackendError, UsageError, missing_extra
 
@@ -117,6 +124,18 @@ class Evidence(OptionGroup, panel="Evidence"):
             help="Sign exports with this private key (PEM), for  upperson-rt evidence verify.",
         ),
     ] = None
+    timestamp_url: Annotated[
+        str | None,
+        typer.Option(
+            "--timestamp-url",
+            metavar="URL",
+            help="Let a time-stamp authority (RFC 3161) stamp exports; it gets a hash only.",
+        ),
+    ] = None
+    timestamp_required: Annotated[
+        bool, typer.Option("--timestamp-required", help="Refuse exports without a time stamp.")
+    ] = False
+    tsa_cert: TsaCert = None
     blur: Annotated[
         bool,
         typer.Option(
@@ -228,7 +247,7 @@ def _opened(
         model.bundle, model.variant, model.backend, model.device,
         threads=model.threads, trust=model.trust,
     )  # fmt: skip
-    seal = _seal(evidence.sign_exports, opened.path, model.trust)
+    seal = _seal(evidence, opened.path, model.trust)
     encoder = opened.encoder()
     tls = None
     if access.tls_cert is not None and access.tls_key is not None:
@@ -270,14 +289,23 @@ def _opened(
         yield server, log, onvif
 
 
-def _seal(key: Path | None, bundle: Path, trust: Path | None) -> "Seal":
-    """Read the key for exports, and whose signature the bundle has, which was verified if asked."""
+def _seal(evidence: Evidence, bundle: Path, trust: Path | None) -> "Seal":
+    """Read key and authority for exports, and whose signature the bundle has, verified or not."""
     from upperson_console.evidence_check import Seal
+    from upperson_network.timestamps import TimeStampServer
     from upperson_rt.signature import key_fingerprint, named_key, read_private_key, read_public_key
 
     signer = named_key(bundle) if trust is None else key_fingerprint(read_public_key(trust))
     state = {"signed_by": signer, "verified": trust is not None}
-    return Seal(key=None if key is None else read_private_key(key), bundle=state)
+    key, url, timestamps = evidence.sign_exports, evidence.timestamp_url, None
+    if url is not None:
+        timestamps = TimeStampServer.open(url, evidence.tsa_cert, evidence.timestamp_required)
+    elif evidence.timestamp_required or evidence.tsa_cert is not None:
+        raise UsageError(
+            "--timestamp-required and --tsa-cert need --timestamp-url", code="timestamp_url_missing"
+        )
+    read = None if key is None else read_private_key(key)
+    return Seal(key=read, bundle=state, timestamps=timestamps)
 
 
 def _run(

@@ -1,8 +1,9 @@
 """An evidence package: a zip with a report, pictures, facts and hashes, signed by the site's key.
 
 It needs nothing else to be read: ``index.html`` is the report, ``items.json`` has all facts,
-``manifest.json`` the SHA-256 of each other file, and ``manifest.sig`` signs all of them. Pictures
-that are kept are copied byte by byte. `evidence_check` verifies it.
+``manifest.json`` the SHA-256 of each other file, ``manifest.sig`` signs all of them, and
+``manifest.tsr`` is a time stamp of both. Pictures that are kept are copied byte by byte.
+`evidence_check` verifies it.
 """
 
 import datetime
@@ -12,19 +13,28 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from upperson_console.accounts import Account
-from upperson_console.evidence_check import KIND, MANIFEST, SIGNATURE, VERSION, Seal
+from upperson_console.evidence_check import (
+    KIND,
+    MANIFEST,
+    SIGNATURE,
+    STAMP,
+    VERSION,
+    Seal,
+    stamped_content,
+)
 from upperson_console.models import ItemOut, iso_time, item_fields
 from upperson_console.pictures import PIECE_BYTES, GalleryPictures
 from upperson_console.problems import ProblemError
 from upperson_console.rendering import templates
 from upperson_rt import __version__
-from upperson_rt.errors import InputError
+from upperson_rt.errors import BackendError, InputError
 from upperson_rt.gallery import Item
 from upperson_rt.gallery.crops import read_crop
 from upperson_rt.image_file import MOST_FILE_BYTES
@@ -82,15 +92,28 @@ def write_package(
         }
         if query_jpeg is not None:
             package.put("query.jpg", query_jpeg)
-        package.put("items.json", _json({**facts, "query": query, "items": rows}))
         shown = {"has_picture": query_jpeg is not None, "is_signed": seal.key is not None}
-        page = templates().get_template("evidence.html.j2")
-        html = page.render(facts=facts, query=query, items=rows, **shown)
-        package.put("index.html", html.encode("utf-8"))
-        package.put(MANIFEST, _json({**facts, "sha256": dict(package.sha256)}))
-        if seal.key is not None:
-            files = dict(sorted(package.sha256.items()))
-            package.put(SIGNATURE, sign_files(files, seal.key, KIND, [SIGNATURE]).encode("ascii"))
+
+        def last(more: Mapping[str, Any]) -> dict[str, bytes]:
+            """Return the last members by name, with more facts."""
+            told = {**facts, **more}
+            page = templates().get_template("evidence.html.j2")
+            html = page.render(facts=told, query=query, items=rows, **shown)
+            made = {"items.json": _json({**told, "query": query, "items": rows})}
+            made["index.html"] = html.encode("utf-8")
+            sha256 = {name: hashlib.sha256(one).hexdigest() for name, one in made.items()}
+            sha256 = package.sha256 | sha256
+            made[MANIFEST] = _json({**told, "sha256": sha256})
+            if seal.key is not None:
+                sha256[MANIFEST] = hashlib.sha256(made[MANIFEST]).hexdigest()
+                files, unsigned = dict(sorted(sha256.items())), [SIGNATURE, STAMP]
+                made[SIGNATURE] = sign_files(files, seal.key, KIND, unsigned).encode("ascii")
+            return made
+
+        members, stamped = _stamped(seal, last)
+        facts |= stamped
+        for name, content in members.items():
+            package.put(name, content)
         package.archive.close()
         digest = hashlib.sha256()
         file.seek(0)
@@ -99,6 +122,23 @@ def write_package(
         file.seek(0)
         stack.pop_all()  # The caller closes it.
     return file, digest.hexdigest(), facts
+
+
+def _stamped(
+    seal: Seal, last: Callable[[Mapping[str, Any]], dict[str, bytes]]
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the last members with a time stamp, and facts about it, which may be its absence."""
+    if seal.timestamps is None:
+        return last({}), {}
+    members = last({"timestamp_by": seal.timestamps.host})
+    try:
+        answer, stamp = seal.timestamps.stamp(stamped_content(members))
+    except BackendError as error:
+        if seal.timestamps.is_required:
+            raise
+        facts = {"timestamp_missing": str(error)}
+        return last(facts), facts
+    return {**members, STAMP: answer}, {"timestamp": asdict(stamp)}
 
 
 class _Package:

@@ -85,7 +85,8 @@ def export_response(
         blurred=not shows_all,
         left_out=len(chosen) - len(items),
     )
-    kept = {name: facts[name] for name in ("pictures", "missing")}
+    told = ("pictures", "missing", "timestamp", "timestamp_missing")
+    kept = {name: facts[name] for name in told if name in facts}
     details = {"sha256": sha256, **kept, "search": search.address()}
     try:
         service.note_items(account, "export", shown.items(), details)
