@@ -140,8 +140,8 @@ class Evidence(OptionGroup, panel="Evidence"):
         bool,
         typer.Option(
             "--blur",
-            help="Pixelate whole frames outside the person's box, also in exports, and withhold "
-            "clips. Operators see them for a reason, which is logged.",
+            help="Pixelate frames and clips outside the person's box, also in exports; clips are "
+            "withheld without the extra camera. Operators see all for a reason, which is logged.",
         ),
     ] = False
 

@@ -29,6 +29,7 @@ from upperson_console.evidence_check import (
     Seal,
     stamped_content,
 )
+from upperson_console.limits import BusyError
 from upperson_console.models import ItemOut, iso_time, item_fields
 from upperson_console.pictures import PIECE_BYTES, GalleryPictures
 from upperson_console.problems import ProblemError
@@ -36,6 +37,7 @@ from upperson_console.rendering import templates
 from upperson_rt import __version__
 from upperson_rt.errors import BackendError, InputError
 from upperson_rt.gallery import Item
+from upperson_rt.gallery.clips import ClipFile
 from upperson_rt.gallery.crops import read_crop
 from upperson_rt.image_file import MOST_FILE_BYTES
 from upperson_rt.signature import sign_files
@@ -55,13 +57,13 @@ def write_package(
     seal: Seal,
     *,
     query_jpeg: bytes | None = None,
-    blurred: bool = False,
+    hide: Callable[[Item, ClipFile], bytes] | None = None,
     left_out: int = 0,
 ) -> tuple[IO[bytes], str, dict[str, Any]]:
     """Write a package of items; return its file at its beginning, its SHA-256, and its facts.
 
     ``matches`` has fields of those that were hits, by id; ``left_out`` is the number of further
-    hits. In a ``blurred`` package frames are pixelated outside of the box, and clips left out.
+    hits. With ``hide``, which returns a clip that shows its item alone, frames are pixelated, too.
     """
     now = datetime.datetime.now().astimezone()
     with ExitStack() as stack:
@@ -69,7 +71,7 @@ def write_package(
         stack.enter_context(_disk_errors())
         package = _Package(stack.enter_context(zipfile.ZipFile(file, "w", zipfile.ZIP_STORED)))
         rows = [
-            {**_row(account, package, pictures, id_, item, blurred), "hit": matches.get(id_)}
+            {**_row(account, package, pictures, id_, item, hide), "hit": matches.get(id_)}
             for id_, item in items
         ]
         folders = [name.partition("/")[0] for name in package.sha256]
@@ -83,7 +85,7 @@ def write_package(
             **{f"bundle_{name}": value for name, value in seal.bundle.items()},
             "sentence": query["sentence"],
             "verdict": (query["verdict"] or {}).get("text"),
-            "blurred": blurred,
+            "blurred": hide is not None,
             "entries": len(rows),
             "pictures": sum(row["file"] is not None for row in rows),
             "missing": [row["id"] for row in rows if row["file"] is None],
@@ -202,7 +204,7 @@ def _row(
     pictures: GalleryPictures,
     id_: int,
     item: Item,
-    blurred: bool,
+    hide: Callable[[Item, ClipFile], bytes] | None,
 ) -> dict[str, Any]:
     """Copy picture, frame and clip of an item; return its facts."""
     fields = item_fields(account, id_, item, has_picture=False)
@@ -211,12 +213,19 @@ def _row(
     if (picture := _opened(pictures, item)) is not None:
         with picture:
             name = package.copy(picture, f"pictures/{id_}")
-    clip = None if blurred else pictures.clip(item)
-    copied = None if clip is None else package.share(clip.path, f"clips/{id_}")
+    clip, copied, withheld = pictures.clip(item), None, {}
+    if clip is not None and hide is None:
+        copied = package.share(clip.path, f"clips/{id_}")
+    elif clip is not None and hide is not None:
+        try:
+            copied = package.put(f"clips/{id_}.mp4", hide(item, clip))
+        except (ProblemError, BusyError) as problem:
+            withheld["clip_withheld"] = str(problem)
     return {
         **facts,
         **package.named(name),
-        "frame": _frame(package, pictures, id_, item, blurred),
+        "frame": _frame(package, pictures, id_, item, hide is not None),
+        **withheld,
         "clip": None
         if clip is None or copied is None
         else {**package.named(copied), "begin": iso_time(clip.begin), "end": iso_time(clip.end)},

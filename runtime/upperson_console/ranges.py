@@ -2,9 +2,10 @@
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
@@ -30,13 +31,36 @@ def file_response(
         stat_result=found,
         content_disposition_type="inline",
     )
+    same = response.headers["etag"], response.headers["last-modified"]
+    response.is_whole = _wanted(request, found.st_size, same) is None
+    return response
+
+
+def bytes_response(request: Request, content: bytes, media_type: str, filename: str) -> Response:
+    """Return bytes as `file_response` returns a file."""
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f'inline; filename="{filename}"',
+    }
+    wanted = _wanted(request, len(content), ())
+    if wanted is None:
+        return Response(content, 200, headers, media_type)
+    size = len(content)
+    first, last = wanted
+    begin = max(0, size - (last or 0)) if first is None else first
+    end = size if first is None or last is None else min(last + 1, size)
+    headers["Content-Range"] = f"bytes {begin}-{end - 1}/{size}"
+    return Response(content[begin:end], 206, headers, media_type)
+
+
+def _wanted(
+    request: Request, size: int, validators: Collection[str]
+) -> tuple[int | None, int | None] | None:
+    """Return the one range that a request asks for; None for the whole content."""
     condition = request.headers.get("if-range")
-    if condition not in (None, response.headers["etag"], response.headers["last-modified"]):
-        return response
     ranges = _byte_ranges(request.headers.get("range", ""))
-    if not ranges:
-        return response
-    size = found.st_size
+    if not ranges or (condition is not None and condition not in validators):
+        return None
     headers = {"Content-Range": f"bytes */{size}"}
     if len(ranges) > 1:
         what = "ask for one range of a file at a time"
@@ -45,8 +69,7 @@ def file_response(
     if not size or (last == 0 if first is None else first >= size):
         what = f"the file has {size:,} bytes: ask for a range that begins within it"
         raise ProblemError(416, what, headers, code="range_unsatisfiable")
-    response.is_whole = False
-    return response
+    return first, last
 
 
 class _File(FileResponse):
