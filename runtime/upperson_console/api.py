@@ -390,12 +390,12 @@ def clip_response(
     if clip is None or found is None:
         raise missing(f"no clip of {id_} is kept", "clip_not_kept")
     suffix = clip.path.suffix if shows_all else ".mp4"
-    name, response = f"clip-{id_}{suffix}", Response()
+    named = CLIP_TYPES[suffix], f"clip-{id_}{suffix}"
+    response: Response
     if shows_all:
-        response = file_response(request, clip.path, found, CLIP_TYPES[suffix], name)
+        response = file_response(request, clip.path, found, *named)
     else:
-        content = service.blurred_clip(account, item, clip)
-        response = bytes_response(request, content, CLIP_TYPES[suffix], name)
+        response = bytes_response(request, service.blurred_clip(account, item, clip), *named)
     service.note_clip(account, id_, item, reason)
     return response
 

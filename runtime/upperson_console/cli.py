@@ -189,7 +189,7 @@ def serve(
 
     Example: `upperson-rt serve -b bundle -g gallery --open`
     """
-    _require_packages()
+    require_packages("the console")
     from upperson_console.guard import is_loopback
 
     is_local = is_loopback(address.host)
@@ -294,18 +294,20 @@ def _seal(evidence: Evidence, bundle: Path, trust: Path | None) -> "Seal":
     from upperson_console.evidence_check import Seal
     from upperson_network.timestamps import TimeStampServer
     from upperson_rt.signature import key_fingerprint, named_key, read_private_key, read_public_key
+    from upperson_rt.timestamps import read_certificates
 
     signer = named_key(bundle) if trust is None else key_fingerprint(read_public_key(trust))
     state = {"signed_by": signer, "verified": trust is not None}
-    key, url, timestamps = evidence.sign_exports, evidence.timestamp_url, None
-    if url is not None:
-        timestamps = TimeStampServer.open(url, evidence.tsa_cert, evidence.timestamp_required)
-    elif evidence.timestamp_required or evidence.tsa_cert is not None:
-        raise UsageError(
-            "--timestamp-required and --tsa-cert need --timestamp-url", code="timestamp_url_missing"
-        )
-    read = None if key is None else read_private_key(key)
-    return Seal(key=read, bundle=state, timestamps=timestamps)
+    key, url, cert = evidence.sign_exports, evidence.timestamp_url, evidence.tsa_cert
+    if not url and (cert is not None or evidence.timestamp_required):
+        what = "--timestamp-required and --tsa-cert need --timestamp-url"
+        raise UsageError(what, code="timestamp_url_missing")
+    trusted = [] if cert is None else read_certificates(cert)
+    return Seal(
+        key=None if key is None else read_private_key(key),
+        bundle=state,
+        timestamps=TimeStampServer(url, trusted, evidence.timestamp_required) if url else None,
+    )
 
 
 def _run(
@@ -344,7 +346,8 @@ def _run(
             raise BackendError("the server ended by itself; its log says why")
 
 
-def _require_packages() -> None:
+def require_packages(purpose: str) -> None:
+    """Raise BackendError if a package of the extra ``serve`` is missing."""
     try:
         import fastapi  # noqa: F401 - Only whether it is installed.
         import jinja2  # noqa: F401
@@ -353,7 +356,7 @@ def _require_packages() -> None:
         import uvicorn  # noqa: F401
         import yaml  # noqa: F401
     except ImportError as error:
-        raise missing_extra(error.name or "fastapi", "serve", "the console") from error
+        raise missing_extra(error.name or "fastapi", "serve", purpose) from error
 
 
 def _note_chain(log: "QueryLog") -> None:

@@ -8,7 +8,6 @@ the extra ``camera`` installs.
 import io
 import time
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -71,39 +70,32 @@ def blurred_clip(file: Path, begin: float, known: KnownBoxes, until: float) -> b
     made = io.BytesIO()
     try:
         with av.open(str(file)) as source, av.open(made, "w", format="mp4") as target:
-            _copy(source, target, begin, known, until)
-    except (av.FFmpegError, OSError, ValueError, LookupError) as error:
+            stream: Any = target.add_stream("libx264", rate=25, options=_ENCODING)
+            first = None
+            for frame in source.decode(video=0):
+                if time.monotonic() > until:
+                    raise withheld("the clip shows others, too; hiding them takes too long")
+                image, whole = _upright(frame)
+                if first is None:
+                    first, stream.codec_context.time_base = frame.pts, frame.time_base
+                    stream.width, stream.height = (max(2, edge // 2 * 2) for edge in image.size)
+                box = box_at(known, begin + float((frame.pts - first) * frame.time_base))
+                shown = pixelated(image, whole, box).resize((stream.width, stream.height))
+                copy: Any = av.VideoFrame.from_image(shown)
+                copy.pts, copy.time_base = frame.pts - first, frame.time_base
+                target.mux(stream.encode(copy))
+            target.mux(stream.encode(None))
+    except (av.FFmpegError, OSError, ValueError, LookupError, TypeError) as error:
         raise withheld("the clip shows others, too, and cannot be decoded to hide them") from error
     return made.getvalue()
 
 
-def _copy(source: Any, target: Any, begin: float, known: KnownBoxes, until: float) -> None:
-    import av
-
-    stream: Any = None
-    first = 0
-    for frame in source.decode(video=0):
-        if time.monotonic() > until:
-            raise withheld("the clip shows others, too, and hiding them takes too long")
-        if frame.width * frame.height > _MOST_PIXELS:
-            raise ValueError("the picture is too large")
-        if stream is None:
-            stream, first = target.add_stream("libx264", rate=25, options=_ENCODING), frame.pts
-            stream.pix_fmt, stream.codec_context.time_base = "yuv420p", frame.time_base
-        turns = round(frame.rotation / 90) % 4
-        image = Image.fromarray(
-            np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
-        )
-        whole = image.size
-        image.thumbnail(_BOUNDS)
-        if not stream.codec_context.is_open:
-            stream.width, stream.height = (max(2, edge // 2 * 2) for edge in image.size)
-        seconds = float((frame.pts - first) * Fraction(frame.time_base))
-        shown = pixelated(image, whole, box_at(known, begin + seconds))
-        shown = shown.resize((stream.width, stream.height))
-        copy: Any = av.VideoFrame.from_image(shown)
-        copy.pts, copy.time_base = frame.pts - first, frame.time_base
-        target.mux(stream.encode(copy))
-    if stream is None:
-        raise ValueError("it has no frame")
-    target.mux(stream.encode(None))
+def _upright(frame: Any) -> tuple[Image.Image, tuple[int, int]]:
+    """Return a frame as a small picture, and its size before."""
+    if frame.width * frame.height > _MOST_PIXELS:
+        raise ValueError("the picture is too large")
+    pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    whole = image.size
+    image.thumbnail(_BOUNDS)
+    return image, whole

@@ -82,13 +82,10 @@ class _Hashes:
 class Package:
     """What a package says, compared with its hashes and its signature."""
 
-    def __init__(
-        self, path: Path, trust: Path | None = None, tsa_certificates: Path | None = None
-    ) -> None:
-        """Verify a package.
+    def __init__(self, path: Path, trust: Path | None = None, tsa_cert: Path | None = None) -> None:
+        """Verify a package; ``trust`` is the file of the public key that must have signed it.
 
-        ``trust`` is the file of the public key that must have signed it, ``tsa_certificates`` that
-        of the certificates of an authority that must have stamped it.
+        ``tsa_cert`` is that of the certificates of an authority that must have stamped it.
 
         Raises:
             InputError: The file, the key or the certificates cannot be read.
@@ -96,9 +93,7 @@ class Package:
                 rfc3161-client, which time stamps need.
         """
         self._key = None if trust is None else read_public_key(trust)
-        self._certificates = (
-            None if tsa_certificates is None else read_certificates(tsa_certificates)
-        )
+        self._authority = None if tsa_cert is None else read_certificates(tsa_cert)
         self._place = str(path)
         self.problems: list[Difference] = []
         self.signature: SignatureState = "none"
@@ -253,24 +248,20 @@ class Package:
                     self._add("hash_differs", name, "its content was changed")
 
     def _read_stamp(self, archive: zipfile.ZipFile, names: set[str]) -> None:
-        if STAMP not in names:
-            if "timestamp_by" in self.facts:
-                self._add("member_missing", STAMP, "the manifest says that there is a time stamp")
-            elif self._certificates is not None:
-                self._add("not_stamped", STAMP, "the package has no time stamp")
-            return
-        self.stamp_state = "not_checked"
-        if self._certificates is None:
-            return
-        limits = {MANIFEST: _MOST_MANIFEST_BYTES, SIGNATURE: SIGNATURE_BYTES}
-        try:
-            content = {n: _read(archive, n, most) for n, most in limits.items() if n in names}
-            answer = _read(archive, STAMP, MOST_STAMP_BYTES)
-            self.stamp = read_stamp(answer, stamped_content(content), self._certificates)
-            self.stamp_state = "trusted"
-        except IntegrityError as error:
-            self.stamp_state = "wrong"
-            self._add(error.code, STAMP, str(error))
+        if STAMP in names and self._authority is None:
+            self.stamp_state = "not_checked"
+        elif STAMP in names and self._authority is not None:
+            limits = {MANIFEST: _MOST_MANIFEST_BYTES, SIGNATURE: SIGNATURE_BYTES}
+            try:
+                content = {n: _read(archive, n, most) for n, most in limits.items() if n in names}
+                answer = _read(archive, STAMP, MOST_STAMP_BYTES)
+                self.stamp = read_stamp(answer, stamped_content(content), self._authority)
+                self.stamp_state = "trusted"
+            except IntegrityError as error:
+                self.stamp_state = "wrong"
+                self._add(error.code, STAMP, str(error))
+        elif self._authority is not None or "timestamp_by" in self.facts:
+            self._add("not_stamped", STAMP, "the package has no time stamp")
 
 
 def stamped_content(members: Mapping[str, bytes]) -> bytes:

@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
+from upperson_console.cli import require_packages
 from upperson_rt.cli.app import Command, new_app
 from upperson_rt.cli.groups import grouped
 from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import print_line, print_note, print_result
-from upperson_rt.errors import UsageError, missing_extra
+from upperson_rt.errors import UsageError
 
 app = new_app("Write outlines for data protection officers.")
 
@@ -53,11 +54,7 @@ def templates(
 
     Example: `upperson-rt oversight templates --oversight oversight.yaml -g gallery -o dpia`
     """
-    try:
-        import jinja2  # noqa: F401 - Only whether they are installed.
-        import yaml  # noqa: F401
-    except ImportError as error:
-        raise missing_extra(error.name or "jinja2", "serve", "writing outlines") from error
+    require_packages("writing outlines")
     from upperson_console.oversight import read_oversight
     from upperson_console.oversight_documents import LANGUAGES, site_facts, write_documents
 
@@ -65,8 +62,8 @@ def templates(
         raise UsageError(
             f"--language takes {' or '.join(LANGUAGES)}", code="language_unknown", found=language
         )
-    facts = site_facts(read_oversight(file), gallery, bundle, token_file, keep or (), blur)
-    written = write_documents(folder, language, facts)
+    facts = site_facts(read_oversight(file), gallery, bundle, token_file)
+    written = write_documents(folder, language, {**facts, "keep": keep or [], "blur": blur})
     result = {"files": [str(path) for path in written], "language": language}
     print_result(result, output.as_json, lambda _: [print_line(str(one)) for one in written])
     print_note("no legal advice: fill in the blanks, and have counsel check the texts")

@@ -5,7 +5,6 @@ What the program cannot know stays a marked blank.
 
 import datetime
 import re
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from upperson_rt.errors import InputError
 from upperson_rt.files import locked_folder, make_folder, write_atomically
 from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.clips import all_clips
-from upperson_rt.printable import escape_for_display
-from upperson_rt.score_calibration import calibration_in_use, read_score_calibration
+from upperson_rt.printable import escape_for_display, local_time
 from upperson_rt.strict import read_json
 
 LANGUAGES = ("en", "de")
@@ -31,12 +29,7 @@ _MARKS = re.compile(r"([\\`*_\[\]<>|#~])")
 
 
 def site_facts(
-    oversight: Oversight,
-    gallery: str | None = None,
-    bundle: Path | None = None,
-    token_file: Path | None = None,
-    keep: Sequence[str] = (),
-    blur: bool = False,
+    oversight: Oversight, gallery: str | None, bundle: Path | None, token_file: Path | None
 ) -> dict[str, Any]:
     """Return what the configuration says; what is None stays a blank.
 
@@ -46,55 +39,40 @@ def site_facts(
         "program": f"upperson-rt {__version__}",
         "date": datetime.date.today().isoformat(),
         "oversight": {**asdict(oversight), "asks_purpose": oversight.asks_purpose},
-        "keep": list(keep),
-        "blur": blur,
-        "roles": {"known": token_file is not None, "wide": False},
+        "has_clips": False,
+        "roles": None,
         "cameras_found": [],
-        "model_found": None if bundle is None else _model(bundle, gallery),
+        "model_found": None if bundle is None else _model(bundle),
     }
     if token_file is not None:
         accounts = [one for one in Accounts(token_file).entries() if not one.has_expired()]
         roles = [one.role for one in accounts]
-        facts["roles"] |= {role: roles.count(role) for role in ("viewer", "operator", "admin")}
+        facts["roles"] = {role: roles.count(role) for role in ("viewer", "operator", "admin")}
         facts["roles"]["limited"] = sum(one.cameras is not None for one in accounts)
         facts["roles"]["expiring"] = sum(one.expires is not None for one in accounts)
     if gallery is not None:
         with Gallery.open(gallery) as opened:
-            crops, cameras = getattr(opened, "crops_dir", None), opened.by_camera()
-        facts["roles"]["wide"] = crops is not None and any(all_clips(crops))
-        for name, info in sorted(cameras.items()):
-            first = "-"
-            if info.first_time is not None:
-                at = datetime.datetime.fromtimestamp(info.first_time, datetime.timezone.utc)
-                first = f"{at:%Y-%m-%d}"
-            facts["cameras_found"].append({"name": name, "pictures": info.pictures, "first": first})
+            facts["cameras_found"] = [
+                {"name": name, "pictures": info.pictures, "first": local_time(info.first_time)}
+                for name, info in sorted(opened.by_camera().items())
+            ]
+            facts["has_clips"] = opened.crops_dir is not None and any(all_clips(opened.crops_dir))
     return facts
 
 
-def _model(bundle: Path, gallery: str | None) -> dict[str, Any]:
+def _model(bundle: Path) -> dict[str, Any]:
+    """Return what a bundle states; its ``split`` is None if the report names none."""
     manifest = read_manifest(bundle)
-    scores = None
-    if manifest.scores is not None:
-        scores = read_score_calibration(bundle / manifest.scores.file, manifest.fingerprint)
-    if gallery is not None:
-        scores = calibration_in_use(gallery, scores, manifest.fingerprint)
     report = {} if manifest.report is None else read_json(bundle / manifest.report.file)
-    held_out = {} if scores is None else scores.held_out
-    variant = manifest.variants[manifest.default_variant]
+    split = report.get("split") if isinstance(report, dict) else None
+    has_split = isinstance(split, dict) and {"name", "people", "captions"} <= split.keys()
     return {
         **asdict(manifest.model),
         "variant": manifest.default_variant,
         "fingerprint": manifest.fingerprint,
-        "metrics": variant.metrics,
-        "held_out": _with(held_out, "all", "queries", "error"),
-        "split": _with(report, "split", "name", "people", "captions"),
+        "metrics": manifest.variants[manifest.default_variant].metrics,
+        "split": split if has_split else None,
     }
-
-
-def _with(content: Any, key: str, *names: str) -> dict[str, Any] | None:
-    """Return a part of free JSON that has all of these names; None if there is none."""
-    found = content.get(key) if isinstance(content, dict) else None
-    return found if isinstance(found, dict) and {*names} <= found.keys() else None
 
 
 def write_documents(folder: Path, language: str, facts: dict[str, Any]) -> list[Path]:

@@ -42,21 +42,15 @@ def bytes_response(request: Request, content: bytes, media_type: str, filename: 
         "Accept-Ranges": "bytes",
         "Content-Disposition": f'inline; filename="{filename}"',
     }
-    wanted = _wanted(request, len(content), ())
-    if wanted is None:
+    part = _wanted(request, len(content), ())
+    if part is None:
         return Response(content, 200, headers, media_type)
-    size = len(content)
-    first, last = wanted
-    begin = max(0, size - (last or 0)) if first is None else first
-    end = size if first is None or last is None else min(last + 1, size)
-    headers["Content-Range"] = f"bytes {begin}-{end - 1}/{size}"
-    return Response(content[begin:end], 206, headers, media_type)
+    headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{len(content)}"
+    return Response(content[part.start : part.stop], 206, headers, media_type)
 
 
-def _wanted(
-    request: Request, size: int, validators: Collection[str]
-) -> tuple[int | None, int | None] | None:
-    """Return the one range that a request asks for; None for the whole content."""
+def _wanted(request: Request, size: int, validators: Collection[str]) -> range | None:
+    """Return the one range of bytes that a request asks for; None for all of them."""
     condition = request.headers.get("if-range")
     ranges = _byte_ranges(request.headers.get("range", ""))
     if not ranges or (condition is not None and condition not in validators):
@@ -69,7 +63,9 @@ def _wanted(
     if not size or (last == 0 if first is None else first >= size):
         what = f"the file has {size:,} bytes: ask for a range that begins within it"
         raise ProblemError(416, what, headers, code="range_unsatisfiable")
-    return first, last
+    if first is None:
+        return range(max(0, size - (last or 0)), size)
+    return range(first, size if last is None else min(last + 1, size))
 
 
 class _File(FileResponse):

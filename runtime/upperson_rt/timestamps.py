@@ -31,7 +31,7 @@ class TimeStamp:
     time: str
     """ISO 8601, UTC."""
     authority: str
-    """Subject of the certificate that signed it, or its issuer if that is all that it names."""
+    """Subject of the certificate that signed it."""
 
 
 def require_timestamps() -> Any:
@@ -41,14 +41,6 @@ def require_timestamps() -> Any:
     except ImportError as error:
         raise missing_extra("rfc3161-client", "timestamp", "a time stamp") from error
     return rfc3161_client
-
-
-def make_request(content: bytes) -> tuple[bytes, int]:
-    """Return a request for a stamp of the SHA-256 of content, in DER, and its nonce."""
-    client = require_timestamps()
-    builder = client.TimestampRequestBuilder(hash_algorithm=client.HashAlgorithm.SHA256)
-    request = builder.data(content).build()
-    return request.as_bytes(), request.nonce
 
 
 def read_certificates(path: Path) -> "list[Certificate]":
@@ -117,8 +109,7 @@ def _authority(stamp: Any) -> str:
     from cryptography.x509 import load_der_x509_certificate
 
     (signer,) = stamp.signed_data.signer_infos
-    for content in stamp.signed_data.certificates:
-        one = load_der_x509_certificate(content)
+    for one in map(load_der_x509_certificate, stamp.signed_data.certificates):
         if (one.issuer, one.serial_number) == (signer.issuer, signer.serial_number):
             return str(one.subject.rfc4514_string())
-    return f"certificate {signer.serial_number} of {signer.issuer.rfc4514_string()}"
+    raise ValueError("it has no certificate of its authority")

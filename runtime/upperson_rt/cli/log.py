@@ -42,8 +42,8 @@ def verify(
         typer.Option(
             "--timestamp",
             metavar="FILE",
-            help="A stamp by  upperson-rt log timestamp: the log must have its chain; needs "
-            "--tsa-cert; may be given again.",
+            help="A stamp by  upperson-rt log timestamp, under its name: the log must have its "
+            "chain; needs --tsa-cert; may be given again.",
         ),
     ] = None,
     tsa_cert: TsaCert = None,
@@ -54,8 +54,7 @@ def verify(
     A file that is no query log, or has no chains, ends with 6, too.
 
     A user who can write the log can replace all of it. The last chain stands for the whole log:
-    note it now and then where that user cannot write, and pass it with --expect. Or let  log
-    timestamp  stamp it, and pass the stamp with --timestamp.
+    note it now and then where that user cannot write, and pass it with --expect.
 
     Example: `upperson-rt log verify console/query.log`
     """
@@ -72,20 +71,13 @@ def verify(
             )
     stamps = _read_stamps(timestamp or (), tsa_cert)
     report = verify_log(file, [*expected, *stamps])
-    stamped = [
-        {"chain": chain, "line": report.expected.get(chain), **asdict(stamp)}
-        for chain, stamp in stamps.items()
-    ]
+    stamped = [asdict(one) | {"line": report.expected.get(chain)} for chain, one in stamps.items()]
     result = {"file": str(file), "ok": not report.problems, **asdict(report), "timestamps": stamped}
 
     def show(_: object) -> None:
         _print_report(report)
         for one in stamped:
-            if one["line"] is not None:
-                print_line(
-                    f"line {one['line']} and all before it existed at {one['time']}, as stamped by "
-                    f"{one['authority']}"
-                )
+            print_line("line {line} existed at {time}, as stamped by {authority}".format(**one))
 
     print_result(result, output.as_json, show)
     if report.problems:
@@ -97,21 +89,13 @@ def _read_stamps(files: Sequence[Path], tsa_cert: Path | None) -> dict[str, "Tim
     from upperson_rt.files import read_bounded
     from upperson_rt.timestamps import MOST_STAMP_BYTES, read_certificates, read_stamp
 
-    if (tsa_cert is None) != (not files):
-        raise UsageError("--timestamp and --tsa-cert go together", code="tsa_cert_missing")
-    certificates = [] if tsa_cert is None else read_certificates(tsa_cert)
-    stamps = {}
-    for file in files:
-        named = re.fullmatch(r".*\b([0-9a-f]{64})\.tsr", file.name)
-        if named is None:
-            raise InputError(
-                f"the name of {file} has no chain: keep the one that  log timestamp  gave it",
-                code="timestamp_unnamed",
-                path=file,
-            )
-        content = read_bounded(file, MOST_STAMP_BYTES)
-        stamps[named[1]] = read_stamp(content, named[1].encode(), certificates)
-    return stamps
+    if tsa_cert is None or not files:
+        if tsa_cert is not None or files:
+            raise UsageError("--timestamp and --tsa-cert go together", code="tsa_cert_missing")
+        return {}
+    trusted = read_certificates(tsa_cert)
+    chains = {file.stem.rpartition(".")[2]: read_bounded(file, MOST_STAMP_BYTES) for file in files}
+    return {chain: read_stamp(one, chain.encode(), trusted) for chain, one in chains.items()}
 
 
 def _print_report(report: "LogReport") -> None:

@@ -32,7 +32,7 @@ def target_at(second):
 
 
 def pictures():
-    """Stripes that nobody may see, everywhere; the target is of other stripes."""
+    """Stripes everywhere, which must not be seen; the target has other ones."""
     for number in range(25 * SECONDS):
         picture = np.zeros((240, 320, 3), np.uint8)
         picture[:, ::8], picture[:, 1::8], picture[:, 2::8], picture[:, 3::8] = [[255] * 3] * 4
