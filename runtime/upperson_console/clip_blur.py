@@ -1,15 +1,15 @@
 """Clips in which only one person can be recognised, see `blur`.
 
 The box of the person is known at the times of the track's pictures, and is between two of them
-where a straight line puts it. Where it is not known, nothing can be recognised. Needs PyAV, which
-the extra ``camera`` installs.
+where a straight line puts it. Where it is not known, nothing can be recognised. Needs PyAV with
+libx264, as the extra ``camera`` installs it.
 """
 
 import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from PIL import Image
@@ -24,8 +24,8 @@ LONGEST_GAP_S = 5.0
 _HELD_S = 1.0
 """Before the first box, after the last one and beside a gap."""
 _MOST_PIXELS = 1 << 25
-_BOUNDS = 960, 960
-_ENCODING = {"preset": "veryfast", "crf": "24", "threads": "2"}
+_LONGEST_SIDE = 960
+_ENCODING = {"preset": "ultrafast", "crf": "26", "threads": "2"}
 
 
 def can_blur_clips() -> bool:
@@ -64,24 +64,25 @@ def blurred_clip(file: Path, begin: float, known: KnownBoxes, until: float) -> b
         ProblemError: It is withheld: PyAV is missing, it cannot be decoded, or takes too long.
     """
     if not can_blur_clips():
-        raise withheld("the clip shows others, too; to pixelate them, install the extra camera")
+        what = "the extra camera, whose PyAV has libx264, is needed to pixelate them"
+        raise withheld(f"the clip shows others, too: {what}")
     import av
 
     made = io.BytesIO()
     try:
         with av.open(str(file)) as source, av.open(made, "w", format="mp4") as target:
             stream: Any = target.add_stream("libx264", rate=25, options=_ENCODING)
-            first = None
+            first, frame_type = None, cast("Any", av.VideoFrame)
+            frame: Any
             for frame in source.decode(video=0):
                 if time.monotonic() > until:
                     raise withheld("the clip shows others, too; hiding them takes too long")
                 image, whole = _upright(frame)
                 if first is None:
                     first, stream.codec_context.time_base = frame.pts, frame.time_base
-                    stream.width, stream.height = (max(2, edge // 2 * 2) for edge in image.size)
+                    stream.width, stream.height = image.size
                 box = box_at(known, begin + float((frame.pts - first) * frame.time_base))
-                shown = pixelated(image, whole, box).resize((stream.width, stream.height))
-                copy: Any = av.VideoFrame.from_image(shown)
+                copy = frame_type.from_image(pixelated(image, whole, box))
                 copy.pts, copy.time_base = frame.pts - first, frame.time_base
                 target.mux(stream.encode(copy))
             target.mux(stream.encode(None))
@@ -91,11 +92,13 @@ def blurred_clip(file: Path, begin: float, known: KnownBoxes, until: float) -> b
 
 
 def _upright(frame: Any) -> tuple[Image.Image, tuple[int, int]]:
-    """Return a frame as a small picture, and its size before."""
-    if frame.width * frame.height > _MOST_PIXELS:
+    """Return a frame as a small picture of even sides, and its size before."""
+    whole = frame.width, frame.height
+    if whole[0] * whole[1] > _MOST_PIXELS:
         raise ValueError("the picture is too large")
-    pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    whole = image.size
-    image.thumbnail(_BOUNDS)
-    return image, whole
+    shrink = max(1.0, max(whole) / _LONGEST_SIDE)
+    width, height = (max(2, int(edge / shrink) // 2 * 2) for edge in whole)
+    pixels = frame.reformat(width, height, "rgb24").to_ndarray()
+    turns = round(frame.rotation / 90) % 4
+    image = Image.fromarray(np.ascontiguousarray(np.rot90(pixels, turns)))
+    return image, whole[::-1] if turns % 2 else whole

@@ -64,6 +64,6 @@ def templates(
         )
     facts = site_facts(read_oversight(file), gallery, bundle, token_file)
     written = write_documents(folder, language, {**facts, "keep": keep or [], "blur": blur})
-    result = {"files": [str(path) for path in written], "language": language}
-    print_result(result, output.as_json, lambda _: [print_line(str(one)) for one in written])
+    files = [str(path) for path in written]
+    print_result({"files": files}, output.as_json, lambda _: print_line(*files))
     print_note("no legal advice: fill in the blanks, and have counsel check the texts")
