@@ -27,6 +27,7 @@ from upperson_console.evidence_check import (
     STAMP,
     VERSION,
     Seal,
+    digest_of,
     stamped_content,
 )
 from upperson_console.limits import BusyError
@@ -117,13 +118,11 @@ def write_package(
         for name, content in members.items():
             package.put(name, content)
         package.archive.close()
-        digest = hashlib.sha256()
         file.seek(0)
-        while block := file.read(PIECE_BYTES):
-            digest.update(block)
+        digest = digest_of(file)
         file.seek(0)
         stack.pop_all()  # The caller closes it.
-    return file, digest.hexdigest(), facts
+    return file, digest, facts
 
 
 def _stamped(

@@ -108,7 +108,7 @@ class Package:
             if not stat.S_ISREG(path.stat().st_mode):  # A pipe or a device may have no end.
                 raise OSError(errno.EINVAL, "not a regular file")
             with path.open("rb") as file:
-                self.sha256 = _digest(file)
+                self.sha256 = digest_of(file)
                 """Of the zip; the log's line of the export has it."""
                 self._verify(file)
         except OSError as error:
@@ -244,7 +244,7 @@ class Package:
             self._add("member_missing", name, "the manifest names it, and it is not there")
         for name in sorted(expected.keys() & names):
             with archive.open(name) as member:
-                if _digest(member) != expected[name]:
+                if digest_of(member) != expected[name]:
                     self._add("hash_differs", name, "its content was changed")
 
     def _read_stamp(self, archive: zipfile.ZipFile, names: set[str]) -> None:
@@ -285,7 +285,8 @@ def _read(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     return archive.read(name)
 
 
-def _digest(file: IO[bytes]) -> str:
+def digest_of(file: IO[bytes]) -> str:
+    """Return the SHA-256 of a file from its place on; empty for a damaged member of a zip."""
     digest = hashlib.sha256()
     try:
         while piece := file.read(_PIECE_BYTES):
