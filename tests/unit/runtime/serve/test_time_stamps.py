@@ -225,3 +225,14 @@ def test_a_missing_package_is_named(monkeypatch, authority):
         with pytest.raises(BackendError) as caught:
             call()
         assert caught.value.code == "extra_missing"
+
+
+def test_serve_refuses_options_that_do_not_fit_before_it_writes(served_folder, tmp_path):
+    serve = ("serve", "-b", served_folder / "bundle", "-g", served_folder / "gallery", "--state",
+             tmp_path / "state", "--json")  # fmt: skip
+    refusal(run_rt(*serve, "--timestamp-required"), 2, "timestamp_url_missing")
+    refusal(run_rt(*serve, "--timestamp-url", "tsa"), 2, "address_malformed")
+    key = served_folder / "bundle" / "bundle.json"
+    url = ("--timestamp-url", "http://127.0.0.1/", "--tsa-cert", key)
+    refusal(run_rt(*serve, *url), 3, "certificate_unreadable")
+    assert not (tmp_path / "state").exists()
