@@ -30,6 +30,7 @@ from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.export import export_gallery
 from upperson_rt.gallery.sqlite import index
+from upperson_rt.gallery.sqlite.list_files import INDEX_FILE
 
 TIME_LIMIT_S = 60
 KINDS = (
@@ -58,16 +59,16 @@ def make_galleries(folder: Path, rows: int) -> list[Path]:
         gallery.add(_items(30, 60), some_vectors(30, 6))  # Not what the older pages say.
         gallery.search(_QUERIES, 1)  # Makes the index and saves it.
         gallery.add(_items(5, 25), some_vectors(20, 5))  # Replaced, deleted and new ones beside it.
-        kept = (closed / index.INDEX_FILE).read_bytes()
+        kept = (closed / INDEX_FILE).read_bytes()
         gallery.delete([item.key for item in _items(100, 140)])
-        (closed / index.INDEX_FILE).write_bytes(kept)  # As a process that made it meanwhile does.
+        (closed / INDEX_FILE).write_bytes(kept)  # As a process that made it meanwhile does.
         _fill(gallery, rows, rows + 50)
     shutil.copytree(closed, killed)
 
     def change(gallery: Gallery) -> None:
-        kept = (killed / index.INDEX_FILE).read_bytes()
+        kept = (killed / INDEX_FILE).read_bytes()
         gallery.delete([item.key for item in _items(200, 210)])  # Empties the log.
-        (killed / index.INDEX_FILE).write_bytes(kept)
+        (killed / INDEX_FILE).write_bytes(kept)
         for start in range(0, 60, 20):
             _fill(gallery, 2 * rows + start, 2 * rows + start + 20)
 

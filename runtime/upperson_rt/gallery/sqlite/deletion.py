@@ -33,7 +33,8 @@ from upperson_rt.gallery.outbox import Outbox
 from upperson_rt.gallery.sqlite import rows as table
 from upperson_rt.gallery.sqlite import schema
 from upperson_rt.gallery.sqlite.database import Database, Transaction
-from upperson_rt.gallery.sqlite.index import INDEX_FILE, UnusableIndexError, read_stamp
+from upperson_rt.gallery.sqlite.index_file import UnusableIndexError, read_stamp
+from upperson_rt.gallery.sqlite.list_files import INDEX_FILE
 from upperson_rt.gallery.sqlite.schema import ROW, DamageError, Sums
 from upperson_rt.printable import get_logger
 
@@ -136,6 +137,7 @@ class Eraser:
             self._erase_clips(erased, "no row of this step was deleted: remove the cause, repeat")
         expected = dict(part.tolist())
         with self._writing() as (transaction, sums):
+            transaction.check_table(now=True)
             found = transaction.execute(sql, values).fetchall()
             rows = [row for row in found if expected[row[0]] in (0, row[-1])]
             for row in rows:
@@ -211,7 +213,7 @@ class Eraser:
         path = self._folder / INDEX_FILE
         try:
             stamp = read_stamp(path)
-            if stamp.kind == "exact" and (ids <= stamp.last_id).any():
+            if stamp.get("kind") == "exact" and (ids <= stamp["last_id"]).any():
                 path.unlink(missing_ok=True)
         except FileNotFoundError:
             return

@@ -18,7 +18,8 @@ from upperson_rt.gallery.snapshots import SNAPSHOTS, snapshots_passing
 from upperson_rt.gallery.sqlite import rows as table
 from upperson_rt.gallery.sqlite.database import DATABASE_FILE
 from upperson_rt.gallery.sqlite.deletion import Selected, selected, unfinished
-from upperson_rt.gallery.sqlite.index import INDEX_FILE, UnusableIndexError, read_index
+from upperson_rt.gallery.sqlite.index_file import UnusableIndexError, read_file
+from upperson_rt.gallery.sqlite.list_files import INDEX_FILE
 from upperson_rt.gallery.sqlite.store import SqliteGallery
 from upperson_rt.score_calibration import SCORES_FILE, read_score_calibration
 
@@ -123,7 +124,7 @@ def _places(
         yield Place("database", found[0], len(rows), found[1], "delete them there")
     pages, left = _free_pages(gallery.path / DATABASE_FILE)
     yield Place("free pages", "pages that are not zeros", pages, left, "VACUUM the database")
-    indexed, left = _stale_in_index(gallery.path / INDEX_FILE, rows)
+    indexed, left = _stale_in_index(gallery.path, rows)
     what = "embeddings that the database has not"
     yield Place("search index", what, indexed, left, "upperson-rt gallery rebuild")
     with gallery.database.reading() as transaction:
@@ -168,20 +169,23 @@ def _rows_of(gallery: SqliteGallery) -> Selected:
         return selected(transaction, "items NOT INDEXED", ())
 
 
-def _stale_in_index(file: Path, rows: Selected) -> tuple[int, int]:
-    """Return how many rows the file of the index has, and of those that the database has not."""
-    try:
-        (_, ids, checksums), _ = read_index(file)
-    except FileNotFoundError:
-        return 0, 0
-    except (UnusableIndexError, OSError):
-        return 1, 1
+def _stale_in_index(folder: Path, rows: Selected) -> tuple[int, int]:
+    """Return how many rows the files of the index have, and of those that the database has not."""
     known, at = np.unique(rows[:, 0], return_index=True)
-    place = np.searchsorted(known, ids).clip(max=max(0, len(known) - 1))
-    same = np.zeros(len(ids), np.bool_)
-    if len(known):
-        same = (known[place] == ids) & (rows[at[place], 1] == checksums)
-    return len(ids), int((~same).sum())
+    count = stale = 0
+    for file in folder.glob(f"{INDEX_FILE}*"):
+        try:
+            arrays = read_file(file)[1] if file.stat().st_size else {}  # A lock is empty.
+        except (UnusableIndexError, OSError):
+            arrays = {"ids": np.zeros(1, np.int64), "checksums": np.zeros(1, np.int64)}
+        if "checksums" in arrays:
+            ids = arrays["ids"]
+            place = np.searchsorted(known, ids).clip(max=max(0, len(known) - 1))
+            same = np.zeros(len(ids), np.bool_)
+            if len(known):
+                same = (known[place] == ids) & (rows[at[place], 1] == arrays["checksums"])
+            count, stale = count + len(ids), stale + int((~same).sum())
+    return count, stale
 
 
 def _free_pages(file: Path) -> tuple[int, int]:
