@@ -11,6 +11,7 @@ from tests.helpers.refused import refused
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item, TrackSpan
 from upperson_rt.gallery.sqlite import schema
+from upperson_rt.gallery.sqlite.backup import back_up, restore
 from upperson_rt.gallery.sqlite.schema import ROW
 
 
@@ -372,6 +373,15 @@ def shown(gallery):
     return gallery.search(some_vectors(2, 5), 50), gallery.search(
         some_vectors(1), 9, Filter(camera="c")
     )
+
+
+def test_an_older_gallery_is_backed_up_whole(older, tmp_path):
+    for _ in range(2):
+        assert not back_up(older, tmp_path / "copy").is_increment
+    restore(tmp_path / "copy", tmp_path / "back")
+    with open_(older) as gallery, open_(tmp_path / "back") as back:
+        assert shown(gallery) == shown(back)
+        assert back.info().schema_version == 2
 
 
 @pytest.mark.parametrize("change", ["delete", "rebuild"])
