@@ -274,3 +274,27 @@ def test_a_terminal_is_asked(alike):
     result = run_at_terminal("n", "gallery", "delete", "--camera", "gate")
     assert "delete 5 pictures from gallery 'gallery'? [y/N]" in result.stderr
     assert result.stdout == "nothing deleted\n"
+
+
+def test_backup_and_restore(work):
+    for name in "abcd":  # Of the fixture, without hashes.
+        assert (work / "gallery" / "crops" / f"{name}.jpg").exists()
+    first = run_json("backup", "copy")
+    assert first == {
+        "gallery": "gallery", "destination": "copy", "pictures": 6, "crops": 4, "missing_crops": 0,
+        "is_increment": False, "rows_added": 6, "rows_removed": 0, "files_copied": 4,
+        "bytes_copied": 28, "files_removed": 0,
+    }  # fmt: skip
+    run("delete", "a", "--yes")
+    again = run_json("backup", "copy")
+    assert (again["is_increment"], again["rows_removed"], again["files_removed"]) == (True, 1, 1)
+    assert run_json("verify", "-g", "copy")["ok"]
+    assert run_json("restore", "copy", "-g", "restored")["pictures"] == 5
+    assert "5 pictures" in run("restore", "copy", "-g", "again").stdout
+    refusal(run("restore", "copy", "-g", "restored", "--json"), 3, "unowned_files")
+    for arguments in (["backup", "copy"], ["restore", "copy"]):
+        address = ["-g", "milvus://127.0.0.1:1/c", "--json"]
+        refusal(run(*arguments, *address), 2, "gallery_not_a_folder")
+    (work / "gallery" / "crops" / "b.jpg").unlink()
+    assert run_json("backup", "other")["missing_crops"] == 1
+    assert "b.jpg" in run("backup", "other").stderr
