@@ -27,6 +27,10 @@ _WITHOUT_CHECKSUMS, _WITH_INDEX_SUMS = 2, 3
 GUARD = "upperson_rt_keeps_checksums"
 """A function that a program must have to write: others would not update the sums."""
 _SUMS = "sums"
+PAGE_BYTES = 1024
+"""Of new galleries. A commit of a few rows changes a page of each index for each camera, which its
+log holds whole: with SQLite's 4096 it writes twice as many bytes. Longer vectors get pages of their
+own."""
 _TABLES = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     # AUTOINCREMENT: an id is never used again, so what is newer than an index has a higher one.
@@ -276,6 +280,7 @@ def create(connection: sqlite3.Connection, fingerprint: str, embed_dim: int) -> 
         embed_dim=embed_dim,
         **made_now(),
     )
+    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
     connection.execute("BEGIN IMMEDIATE")
     for statement in _TABLES:
         connection.execute(statement)
