@@ -144,7 +144,7 @@ def test_each_copy_of_a_gallery_that_is_written_to_is_one_state(tmp_path, made):
 
 
 def test_a_crop_that_goes_during_the_copy_takes_its_row_along(tmp_path, made, monkeypatch):
-    copy, copy_crops = tmp_path / "copy", module._copy_crops
+    copy, copy_crops = tmp_path / "copy", module.copy_crops
     rounds = []
 
     def deleted_first(*arguments):
@@ -152,7 +152,7 @@ def test_a_crop_that_goes_during_the_copy_takes_its_row_along(tmp_path, made, mo
             rounds.append(gallery.delete([f"k{len(rounds)}"]) if len(rounds) < 2 else 0)
         return copy_crops(*arguments)
 
-    monkeypatch.setattr(module, "_copy_crops", deleted_first)
+    monkeypatch.setattr(module, "copy_crops", deleted_first)
     done = back_up(made, copy)
     assert (rounds, done.manifest.missing_crops) == ([1, 1, 0], ())
     assert everything(copy) == everything(made)
