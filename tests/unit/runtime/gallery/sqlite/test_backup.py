@@ -186,6 +186,7 @@ def test_copies_that_no_increment_leads_to_are_made_anew(tmp_path, made, monkeyp
     assert everything(copy) == everything(made)
 
 
+@pytest.mark.timeout(max(120, 20 * KILLS))
 def test_backups_of_killed_processes_are_the_earlier_or_the_new_one(tmp_path, made):
     rng, copy, back = np.random.default_rng(), tmp_path / "copy", tmp_path / "back"
     began = time.perf_counter()
@@ -206,8 +207,10 @@ def test_backups_of_killed_processes_are_the_earlier_or_the_new_one(tmp_path, ma
         time.sleep(rng.uniform(0, took))
         os.kill(child, signal.SIGKILL)
         killed += os.waitpid(child, 0)[1] == signal.SIGKILL
+        in_place = everything(copy)
         restore(copy, back)
         found = everything(back)
+        assert in_place[:3] == found[:3]
         shutil.rmtree(back)
         possible = [state for state in states if state[:3] == found[:3]]
         assert len(possible) == 1
