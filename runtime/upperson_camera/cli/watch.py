@@ -235,7 +235,7 @@ class Tuning(OptionGroup, panel=ADVANCED):
         typer.Option("--batch-size", min=1, help="Pictures run and committed at a time."),
     ] = 16
     commit_every: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--commit-every",
             parser=age_seconds,
@@ -244,7 +244,7 @@ class Tuning(OptionGroup, panel=ADVANCED):
             help="Commit pictures together after so long, such as 10s, or when there are 256: "
             "spares SD cards. A power cut may lose those that wait, never the gallery.",
         ),
-    ] = 0.0
+    ] = None
     outputs: Annotated[
         list[str] | None,
         typer.Option(
@@ -536,7 +536,7 @@ def _settings(crops: Crops, tuning: Tuning) -> "PipelineSettings":
         clip_days=crops.clips_days,
         clip_mb=crops.clips_size,
         batch_size=tuning.batch_size,
-        commit_every_s=tuning.commit_every,
+        commit_every_s=tuning.commit_every or 0.0,
         buffer=tuning.buffer,
         buffer_bytes=tuning.buffer_size << 20,
         capture_rules=CaptureRules(stall_s=tuning.stall, longest_wait_s=tuning.reconnect_max),
