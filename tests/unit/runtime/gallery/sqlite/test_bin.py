@@ -1,0 +1,331 @@
+"""The bin of a gallery: what is deleted can be restored, with its id, until it is emptied."""
+
+import sqlite3
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.helpers.command_line import environment
+from tests.helpers.refused import refused
+from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.gallery.clips import clip_name, clips_dir
+from upperson_rt.gallery.crops import name_with_hash
+from upperson_rt.gallery.sqlite import bin as bin_module
+from upperson_rt.gallery.sqlite import index as index_module
+from upperson_rt.gallery.sqlite.bin import empty_bin
+
+START = 1_790_000_000.0
+DIM = 8
+
+
+def unit(seed):
+    vector = np.random.default_rng(seed).normal(size=DIM).astype(np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+def add(gallery, *names, variant="int8"):
+    """Add pictures ``CAMERA/TRACK/SECONDS`` with crop, frame and a clip of 10 s."""
+    for name in names:
+        camera, track, seconds = name.split("/")
+        at, content = START + float(seconds), name.encode()
+        crop = f"{camera}/day/{name_with_hash(f'{track}-{seconds}', content)}"
+        clips = clips_dir(gallery.crops_dir)
+        for path in (
+            gallery.crops_dir / crop,
+            clips / clip_name(crop, ".jpg", at),
+            clips / clip_name(crop, ".mp4", at - 5, at + 5),
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        item = Item(
+            key=name, camera=camera, track=track, time=at, crop=crop, box=(1, 2, 3, 4),
+            attributes={"floor": 2, "deleted": "no"},
+        )  # fmt: skip
+        gallery.add([item], unit(len(name) + int(float(seconds)))[None], variant)
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    with Gallery.open(tmp_path / "gallery", "toy", DIM, create=True) as opened:
+        yield opened
+
+
+def rows(gallery):
+    """Everything that a gallery holds: rows by id, with vectors, and files with their content."""
+    found = gallery.get([*gallery.ids([item.key for item in gallery.items()]).values()])
+    items = {id_: (item, vector.tobytes()) for id_, (item, vector) in found.items()}
+    return items, files(gallery.path), gallery.info().variants
+
+
+def files(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith("gallery.")
+    }
+
+
+def assert_sound(gallery):
+    assert gallery.verify() == []
+    gallery.check()
+
+
+def test_what_is_restored_is_as_it_was(gallery):
+    add(gallery, "gate/anna/100", "gate/anna/120", "gate/ben/5000", "hall/eve/100")
+    before = rows(gallery)
+    gone = ["gate/anna/100", "gate/anna/120"]
+    began = time.time()
+    assert gallery.bin.add(gone, "ada", "by mistake") == 2
+    assert gallery.count() == 2
+    assert gallery.ids(gone) == {}
+    assert gallery.by_camera().keys() == {"gate", "hall"}
+    assert not any(hit.item.track == "anna" for hit in gallery.search(unit(1)[None], 10)[0])
+    (entry, other) = gallery.bin.entries()
+    assert entry.item == before[0][entry.id][0]
+    assert (entry.user, entry.reason) == ("ada", "by mistake")
+    assert began <= entry.deleted == other.deleted <= time.time()
+    kept = {name for name in files(gallery.path) if "anna" in name}
+    assert all(name.startswith("bin/") for name in kept)
+    assert len(kept) == 6
+    assert_sound(gallery)
+    assert gallery.bin.restore([entry.id, other.id, 999]) == 2
+    assert rows(gallery) == before
+    assert gallery.bin.entries() == []
+    assert_sound(gallery)
+
+
+def test_frames_and_clips_stay_while_they_show_somebody_in_the_bin(gallery):
+    add(gallery, "gate/anna/100", "gate/ben/103", "gate/carl/9000")
+    before = rows(gallery)
+    ids = gallery.ids(["gate/anna/100", "gate/ben/103"])
+    gallery.bin.add(["gate/anna/100"], "ada", "why")
+    # Ben's frame and clip of that time may show Anna; his crop does not.
+    there = {name for name in files(gallery.path) if "ben" in name}
+    assert sorted(name.partition("/")[0] for name in there) == ["bin", "bin", "crops"]
+    gallery.bin.add(["gate/ben/103"], "ada", "why")
+    gallery.bin.restore([ids["gate/anna/100"]])
+    assert not [*clips_dir(gallery.crops_dir).glob("gate/day/anna*")]
+    assert [*gallery.crops_dir.glob("gate/day/anna*")]
+    gallery.bin.restore([ids["gate/ben/103"]])
+    restored = rows(gallery)
+    # What showed both came back with the second.
+    assert {name for name in before[1] if "ben" in name} <= restored[1].keys()
+    assert restored[0] == before[0]
+
+
+def test_emptying_removes_rows_files_and_what_shows_them(gallery):
+    add(gallery, "gate/anna/100", "gate/ben/5000", "hall/eve/100")
+    gallery.bin.add(["gate/anna/100"], "ada", "first")
+    between = time.time()
+    gallery.bin.add(["hall/eve/100"], "ada", "second")
+    late = clips_dir(gallery.crops_dir) / "gate/day/ben-5000.1790000101000.jpg"
+    late.write_bytes(b"Anna, written when she was in the bin")
+    assert gallery.bin.count(between) == 1
+    assert empty_bin(gallery, between) == 1
+    assert empty_bin(gallery, between) == 0
+    assert not late.exists()
+    assert [entry.item.key for entry in gallery.bin.entries()] == ["hall/eve/100"]
+    assert not any("anna" in name for name in files(gallery.path))
+    assert b"gate/anna/100" not in (gallery.path / "gallery.sqlite").read_bytes()
+    assert empty_bin(gallery, time.time() + 1) == 1
+    assert not [name for name in files(gallery.path) if name.startswith("bin/")]
+    assert_sound(gallery)
+
+
+def test_a_final_deletion_also_empties_the_bin(gallery):
+    add(gallery, *(f"gate/anna/{second}" for second in (1, 2, 3, 4, 5)))
+    keys = [item.key for item in gallery.items()]
+    gallery.bin.add(keys[:4], "ada", "why")
+    gallery.delete(keys[:1])
+    assert [entry.item.key for entry in gallery.bin.entries()] == keys[3:0:-1]
+    gallery.delete_where(Filter(camera="gate", until=START + 2.5))
+    assert [entry.item.key for entry in gallery.bin.entries()] == keys[3:1:-1]
+    gallery.prune(older_than=START + 3.5)
+    assert [entry.item.key for entry in gallery.bin.entries(most=1)] == keys[3:4]
+    gallery.prune(keep_newest=0)
+    assert gallery.bin.entries(start=1) == []
+
+
+def test_a_key_that_came_again_is_not_replaced(gallery):
+    add(gallery, "gate/anna/100", "gate/ben/100")
+    keys = ["gate/anna/100", "gate/ben/100"]
+    ids = [*gallery.ids(keys).values()]
+    gallery.bin.add(keys, "ada", "why")
+    gallery.add([Item(key=keys[0])], unit(9)[None])
+    before = rows(gallery), gallery.bin.entries()
+    with refused("key_taken", InputError, key=keys[0]):
+        gallery.bin.restore(ids)
+    assert (rows(gallery), gallery.bin.entries()) == before
+    # Both may be in the bin; they do not come back together.
+    gallery.bin.add(keys[:1], "ada", "again")
+    ids = [entry.id for entry in gallery.bin.entries()]
+    with refused("key_taken"):
+        gallery.bin.restore(ids)
+    assert gallery.bin.restore(ids[:1]) == 1
+    assert_sound(gallery)
+
+
+def test_files_of_the_same_name_are_not_mixed_up(gallery):
+    for content in (b"first", b"second"):
+        gallery.crops_dir.mkdir(exist_ok=True)
+        (gallery.crops_dir / "one.jpg").write_bytes(content)
+        gallery.add([Item(key="one", crop="one.jpg")], unit(1)[None])
+        if content == b"first":
+            gallery.bin.add(["one"], "ada", "why")
+    path = str(gallery.bin.crops_dir / "one.jpg")
+    with refused("bin_not_writable", InputError, path=path):
+        gallery.bin.add(["one"], "ada", "why")
+    assert (gallery.crops_dir / "one.jpg").read_bytes() == b"second"
+    assert (gallery.bin.crops_dir / "one.jpg").read_bytes() == b"first"
+    assert gallery.count() == gallery.bin.count() == 1
+
+
+def test_a_crop_of_two_items_stays_for_the_other(gallery):
+    add(gallery, "gate/anna/100")
+    (item,) = gallery.items()
+    gallery.add([Item(key="other", crop=item.crop)], unit(2)[None])
+    for first in (item.key, "other"):
+        gallery.bin.add([first], "ada", "why")
+        assert (gallery.crops_dir / item.crop).exists() == (first == item.key)
+        assert (gallery.bin.crops_dir / item.crop).exists()
+    gallery.delete([item.key])
+    assert (gallery.bin.crops_dir / item.crop).exists()
+    gallery.bin.delete()
+    assert files(gallery.path) == {}
+
+
+@pytest.mark.parametrize("is_full", [True, False])
+def test_a_full_disk_changes_nothing(gallery, monkeypatch, is_full):
+    add(gallery, "gate/anna/100", "gate/ben/103")
+    before = rows(gallery)
+
+    def no_link(*_):
+        raise OSError(1, "no links here")
+
+    def full(path, content):
+        raise InputError(f"cannot write {path}: No space left on device", code="disk")
+
+    monkeypatch.setattr(bin_module.os, "link", no_link)
+    if is_full:
+        monkeypatch.setattr(bin_module, "write_atomically", full)
+        with refused("disk"):
+            gallery.bin.add(["gate/anna/100"], "ada", "why")
+        assert rows(gallery) == before
+        return
+    gallery.bin.add(["gate/anna/100"], "ada", "why")  # Copied.
+    (entry,) = gallery.bin.entries()
+    gallery.bin.restore([entry.id])
+    assert rows(gallery) == before
+
+
+def test_indexes_follow_a_restoration(gallery, monkeypatch):
+    monkeypatch.setattr(index_module, "_SEAL_ROWS", 64)
+    vectors = np.stack([unit(seed) for seed in range(300)])
+    gallery.add([Item(key=f"{n}", camera="gate") for n in range(300)], vectors)
+
+    def found():
+        return [[hit.id for hit in hits] for hits in gallery.search(vectors[:100], 5)]
+
+    before = found()
+    gallery.bin.add([f"{n}" for n in range(0, 300, 7)], "ada", "why")
+    assert found() != before
+    gone = [entry.id for entry in gallery.bin.entries()]
+    gallery.bin.restore(gone)
+    assert found() == before
+    gallery.bin.add([f"{n}" for n in range(0, 300, 7)], "ada", "why")
+    gallery.bin.restore(gone)
+    assert found() == before
+    gallery.rebuild()
+    with Gallery.open(gallery.path) as opened:
+        assert [[hit.id for hit in hits] for hits in opened.search(vectors[:100], 5)] == before
+    assert_sound(gallery)
+
+
+def test_a_damaged_row_is_not_restored(gallery):
+    add(gallery, "gate/anna/100")
+    gallery.bin.add(["gate/anna/100"], "ada", "why")
+    with sqlite3.connect(gallery.path / "gallery.sqlite") as connection:
+        connection.execute("UPDATE bin SET vector = zeroblob(16)")
+    connection.close()
+    assert len(gallery.verify()) == 1
+    (entry,) = gallery.bin.entries()
+    with refused("vector_altered", IntegrityError):
+        gallery.bin.restore([entry.id])
+    assert gallery.bin.count() == 1
+
+
+KILLED = """
+import os, shutil, sys
+from upperson_rt.gallery import Gallery
+from upperson_rt.gallery.sqlite import access
+
+whole, what = sys.argv[1:]
+left = 1 << 30
+
+def counted(call):
+    def wrapped(*given, **more):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), 9)
+        return call(*given, **more)
+    return wrapped
+
+def change(folder):
+    with Gallery.open(folder) as gallery:
+        ids = [entry.id for entry in gallery.bin.entries()]
+        if what == "add":
+            gallery.bin.add(["gate/anna/100", "gate/anna/120"], "ada", "why")
+        elif what == "restore":
+            gallery.bin.restore(ids)
+        else:
+            gallery.bin.delete(ids)
+
+for name in ("link", "unlink", "fsync"):
+    setattr(os, name, counted(getattr(os, name)))
+access._Connection.execute = counted(access._Connection.execute)
+for steps in range(300):
+    folder = f"{whole}-{steps}"
+    shutil.copytree(whole, folder)
+    child = os.fork()
+    if child == 0:
+        left = steps
+        change(folder)
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+        break
+"""
+
+
+@pytest.mark.parametrize("what", ["add", "restore", "delete"])
+def test_a_kill_loses_nothing_and_shows_nothing_twice(tmp_path, what):
+    whole = tmp_path / "whole"
+    with Gallery.open(whole, "toy", DIM, create=True) as gallery:
+        add(gallery, "gate/anna/100", "gate/anna/120", "gate/ben/110", "hall/eve/100")
+        all_in = rows(gallery)
+        if what != "add":
+            gallery.bin.add(["gate/anna/100", "gate/anna/120"], "ada", "why")
+    command = [sys.executable, "-c", KILLED, str(whole), what]
+    subprocess.run(command, env=environment(), check=True)
+    outcomes = [_after_a_kill(folder, all_in, what) for folder in tmp_path.glob("whole-*")]
+    assert 30 < len(outcomes) < 300
+    assert {*outcomes} == ({(4, 0), (2, 2)} if what != "delete" else {(2, 2), (2, 0)})
+
+
+def _after_a_kill(folder, all_in, what):
+    """The pictures in the gallery and in the bin; all files are where they belong."""
+    with Gallery.open(folder) as gallery:
+        gallery.bin.tidy()
+        state = gallery.count(), gallery.bin.count()
+        assert gallery.verify() == []
+        anna = {name.partition("/")[0] for name in files(folder) if "anna" in name}
+        assert anna == ({"bin"} if state[1] else set() if what == "delete" else {"crops", "clips"})
+        gallery.bin.restore([entry.id for entry in gallery.bin.entries()])
+        if state != (2, 0):
+            assert rows(gallery)[0] == all_in[0]
+            assert what == "delete" or rows(gallery)[1] == all_in[1]
+    return state
