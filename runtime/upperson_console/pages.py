@@ -294,6 +294,7 @@ def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             chosen=chosen,
             min_score=min_score,
             pictures=service.pictures,
+            bin=service.bin,
         )
 
     @routes.get("/delete")
@@ -311,20 +312,23 @@ def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             chosen |= {one: found for one, (found, _) in service.gallery.get(of_track).items()}
         service.note_items(account, "view", chosen.items(), {"selected": len(ids)})
         views = [(one, item, None) for one, item in chosen.items()]
-        return render(
-            "delete", account, id=None, what="selected", chosen=views, pictures=service.pictures
-        )
+        more = {"pictures": service.pictures, "bin": service.bin}
+        return render("delete", account, id=None, what="selected", chosen=views, **more)
 
     @routes.post("/delete")
     def delete(
         ids: Annotated[str, Form(max_length=1 << 20)],
         reason: Annotated[str, Form()] = "",
         what: Annotated[str, Form()] = "picture",
+        for_good: Annotated[bool, Form()] = False,
         account: Account = admin,
     ) -> Response:
         chosen = [read_id(one) for one in ids.split()]
-        deleted = service.delete(account, chosen, reason, {"what": what})
-        return render("deleted", account, deleted=deleted, chosen=len(chosen))
+        deleted = service.delete(account, chosen, reason, {"what": what}, for_good)
+        keeps = not for_good and service.bin is not None
+        until = time.time() + service.bin_s
+        more = {"restored": False, "undo": ids if keeps else None, "until": until}
+        return render("deleted", account, deleted=deleted, chosen=len(chosen), **more)
 
 
 def _login_pages(routes: APIRouter, access: Access, access_log: AccessLog) -> None:

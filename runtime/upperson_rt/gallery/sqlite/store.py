@@ -367,7 +367,7 @@ class SqliteGallery(Gallery):
             index_problem = self._index.problem(transaction)
             if index_problem is not None:
                 problems.append(index_problem)
-        return [*problems, *self.bin.problems()]
+        return problems
 
     def rebuild(self) -> None:
         """Make the search index anew and save it: exact, or IVF-SQ8 for a large gallery.
