@@ -65,27 +65,27 @@ def bin_routes(service: ConsoleService, access: Access) -> list[APIRouter]:
     )
     admin = access.needs("admin")
 
-    def shown(account: Account, start: int, most: int) -> tuple[list[tuple[int, BinEntry]], bool]:
-        """Return and log a page, and whether there is another one."""
-        found = service.binned(start=start, most=most + 1)
-        items = [(id_, entry.item) for id_, entry in found[:most]]
+    def shown(account: Account, start: int, most: int) -> list[tuple[int, BinEntry]]:
+        """Return and log a page."""
+        found = service.binned(start=start, most=most)
+        items = [(id_, entry.item) for id_, entry in found]
         service.note_items(account, "view", items, {"page": "bin"})
-        return found[:most], len(found) > most
+        return found
 
     @api.get("", summary="What is in the bin, last deleted first")
     def entries(
         start: _Start = 0,
         limit: Annotated[int, Query(ge=1, le=100)] = 24,
         account: Account = admin,
-    ) -> models.BinOut:
-        found, has_more = shown(account, start, limit)
-        items = []
-        for id_, one in found:
-            fields = service.fields(account, id_, one.item) | vars(one) | {"id": str(id_)}
-            has_picture = service.current.last.binned.file(one.item) is not None
-            fields["picture"] = f"/api/v1/bin/{id_}/picture" if has_picture else None
+    ) -> list[models.BinItemOut]:
+        pictures, items = service.current.last.binned, []
+        for id_, one in shown(account, start, limit):
+            about = {"deleted": one.deleted, "user": one.user, "reason": one.reason}
+            fields = models.item_fields(account, id_, one.item, False) | about
+            if pictures.file(one.item) is not None:
+                fields["picture"] = f"/api/v1/bin/{id_}/picture"
             items.append(models.BinItemOut.model_validate(fields))
-        return models.BinOut(items=items, next=start + limit if has_more else None)
+        return items
 
     @api.get(
         "/{id}/picture",
@@ -102,22 +102,27 @@ def bin_routes(service: ConsoleService, access: Access) -> list[APIRouter]:
         raise missing(f"no picture of {id} is in the bin")
 
     @api.post("/restore", summary="Restore pictures")
-    def restore(request: models.RestoreIn, account: Account = admin) -> models.RestoredOut:
+    def restore(request: models.BinIn, account: Account = admin) -> models.RestoredOut:
         restored = service.restore(account, [int(id_) for id_ in request.ids])
         return models.RestoredOut(restored=restored)
 
     @api.post("/delete", summary="Delete pictures of the bin for good")
-    def delete(request: models.BinDeleteIn, account: Account = admin) -> models.DeletedOut:
+    def delete(request: models.BinIn, account: Account = admin) -> models.DeletedOut:
         ids = [int(id_) for id_ in request.ids]
         deleted = service.delete(account, ids, request.reason, {}, for_good=True)
         return models.DeletedOut(deleted=deleted)
 
     @pages.get("")
     def page(start: _Start = 0, account: Account = admin) -> Response:
-        found, has_more = shown(account, start, _MOST)
-        more = {"pictures": service.current.last.binned, "bin_s": service.bin and service.bin_s}
-        place = {"start": start, "most": _MOST, "has_more": has_more}
-        return render("bin", account, entries=found, **more, **place)
+        return render(
+            "bin",
+            account,
+            entries=shown(account, start, _MOST),
+            start=start,
+            most=_MOST,
+            pictures=service.current.last.binned,
+            bin_s=service.bin and service.bin_s,
+        )
 
     @pages.post("/{act}")
     def change(
@@ -133,7 +138,7 @@ def bin_routes(service: ConsoleService, access: Access) -> list[APIRouter]:
             count = service.restore(account, chosen)
         else:
             count = service.delete(account, chosen, reason, {"what": "bin"}, for_good=True)
-        more = {"restored": act == "restore", "undo": None}
-        return render("deleted", account, deleted=count, chosen=len(chosen), **more)
+        done = {"deleted": count, "chosen": len(chosen), "restored": act == "restore"}
+        return render("deleted", account, 200, undo=None, **done)
 
     return [api, pages]

@@ -288,31 +288,19 @@ class ExportIn(_Strict):
     )
 
 
-class BinOut(BaseModel):
-    """A page of what is in the bin."""
-
-    items: list["BinItemOut"]
-    next: int | None = Field(description="`start` of the next page; null at the end.")
-
-
 class BinItemOut(ItemOut):
-    """A deleted picture."""
+    """A picture in the bin."""
 
     deleted: _Time
     user: str = Field(description="Who deleted it.")
     reason: str
 
 
-class RestoreIn(_Strict):
-    """Pictures of the bin to restore."""
+class BinIn(_Strict):
+    """Pictures of the bin."""
 
     ids: list[Id] = Field(min_length=1, max_length=_MOST_AT_ONCE, examples=[["777", "299"]])
-
-
-class BinDeleteIn(RestoreIn):
-    """Pictures of the bin to delete for good."""
-
-    reason: str = Field(min_length=1, max_length=500, examples=["At the person's request"])
+    reason: str = Field("", max_length=500, description="Why; needed to delete.")
 
 
 class RestoredOut(BaseModel):

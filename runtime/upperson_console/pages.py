@@ -312,7 +312,7 @@ def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             chosen |= {one: found for one, (found, _) in service.gallery.get(of_track).items()}
         service.note_items(account, "view", chosen.items(), {"selected": len(ids)})
         views = [(one, item, None) for one, item in chosen.items()]
-        more = {"pictures": service.pictures, "bin": service.bin}
+        more: dict[str, Any] = {"pictures": service.pictures, "bin": service.bin}
         return render("delete", account, id=None, what="selected", chosen=views, **more)
 
     @routes.post("/delete")
@@ -326,9 +326,15 @@ def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         chosen = [read_id(one) for one in ids.split()]
         deleted = service.delete(account, chosen, reason, {"what": what}, for_good)
         keeps = not for_good and service.bin is not None
-        until = time.time() + service.bin_s
-        more = {"restored": False, "undo": ids if keeps else None, "until": until}
-        return render("deleted", account, deleted=deleted, chosen=len(chosen), **more)
+        return render(
+            "deleted",
+            account,
+            deleted=deleted,
+            chosen=len(chosen),
+            restored=False,
+            undo=ids if keeps else None,
+            until=time.time() + service.bin_s,
+        )
 
 
 def _login_pages(routes: APIRouter, access: Access, access_log: AccessLog) -> None:

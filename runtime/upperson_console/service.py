@@ -301,21 +301,18 @@ class ConsoleService:
         of the same items take turns: the log names each one once.
         """
         reason = _require_reason(reason)
-        arguments = {"ids": [*ids], "reason": reason, "details": details}
+        arguments: dict[str, Any] = {"ids": [*ids], "reason": reason, "details": details}
         if for_good:
             arguments["for_good"] = True
-
-        def chosen() -> tuple[list[tuple[int, Item]], list[tuple[int, BinEntry]]]:
-            return self.seen(account, ids), self.binned(ids) if for_good else []
-
-        self.approvals.require(account, "delete", sum(map(len, chosen())), **arguments)
+        count = len(self.seen(account, ids)) + (len(self.binned(ids)) if for_good else 0)
+        self.approvals.require(account, "delete", count, **arguments)
         with self._deleting:
-            items, binned = chosen()
+            items, binned = self.seen(account, ids), self.binned(ids) if for_good else []
             if ids and not items and not binned:
                 raise missing("none of these pictures is there; they may have been deleted")
             own_bin = None if for_good else self.bin
-            named = [*items, *((id_, entry.item) for id_, entry in binned)]
             action = "delete" if own_bin is None else "bin"
+            named = [*items, *((id_, entry.item) for id_, entry in binned)]
             self.note_items(account, action, named, {"reason": reason, **details}, None)
             keys = [item.key for _, item in items]
             if own_bin is not None:

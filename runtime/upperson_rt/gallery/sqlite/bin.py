@@ -66,7 +66,7 @@ class Bin:
         folder: Path,
         reading: Callable[[], AbstractContextManager[Transaction]],
         writing: Callable[[], AbstractContextManager[tuple[Transaction, Sums]]],
-        item: Callable[[_Row], Item],
+        item: Callable[[Sequence[Any]], Item],
     ) -> None:
         """Use `Gallery.bin`."""
         self.crops_dir = folder / "bin" / "crops"
