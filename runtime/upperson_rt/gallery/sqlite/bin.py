@@ -36,7 +36,7 @@ _TABLE = (
 _STORED = f"{ROW}, vector, checksum"
 _ADD = f"INSERT INTO bin VALUES ({', '.join('?' * 15)})"
 _WITH_ID = "id IN (SELECT value FROM json_each(?))"
-_KEY, _TIME, _TRACK, _CROP, _COLUMNS = 1, 4, 5, 7, slice(1, 9)
+_KEY, _CROP, _COLUMNS = 1, 7, slice(1, 9)
 """Places in `ROW` of some columns, and of all that makes an `Item`."""
 _Row: TypeAlias = tuple[Any, ...]
 
@@ -109,8 +109,8 @@ class Bin:
             rows = transaction.execute(f"SELECT {_STORED} FROM {source}", values).fetchall()
             schema.check_rows(rows)
             _require_free_names(rows, self.crops_dir)
-            new = ((*row, time.time(), user, reason) for row in rows)
-            transaction.connection.executemany(_ADD, new)
+            about = time.time(), user, reason
+            transaction.connection.executemany(_ADD, ((*row, *about) for row in rows))
             transaction.execute(f"DELETE FROM items WHERE {_WITH_ID}", _ids(rows))
             sums.remove(rows)
             sums.seq += len(rows)
@@ -153,14 +153,12 @@ class Bin:
             if not _select(transaction, "id", f"{condition} LIMIT 1", values):
                 return 0
         with self._settling(), self._writing() as (transaction, _):
-            rows = _select(transaction, ROW, condition, values)
-            erased = _erased(rows)
+            erased = _erased(transaction, condition, values)
             for folder in (self._crops_dir, self.crops_dir):
                 erase_clips(folder, erased)
             crops = table.unnamed_crops(transaction, [row.crop for row in erased])
             remove_crops(self._crops_dir, crops)  # Of a process that was killed.
-            transaction.execute(f"DELETE FROM bin WHERE {condition}", values)
-        return len(rows)
+            return transaction.execute(f"DELETE FROM bin WHERE {condition}", values).rowcount
 
     def tidy(self) -> None:
         """Move files to where their rows are: what a killed process left, and late clips."""
@@ -186,14 +184,14 @@ class Bin:
         main, own = self._crops_dir, self.crops_dir
         files = {file.relative_to(own).as_posix() for file in own.rglob("*") if file.is_file()}
         with self._reading() as transaction:
-            erased = _erased(_select(transaction, ROW))
+            erased = _erased(transaction)
             binned = {row.crop for row in erased}
             unnamed = {*table.unnamed_crops(transaction, [*binned, *files])}
-        for crop in binned | files:
-            if crop in binned:
-                _move(main, own, crop, copy=crop not in unnamed)
-            if crop not in unnamed:
-                _move(own, main, crop, copy=crop in binned)
+        for crop in binned - files:
+            _move(main, own, crop, copy=crop not in unnamed)
+        for crop in files - unnamed:
+            _move(own, main, crop, copy=crop in binned)
+        remove_crops(main, files & binned & unnamed)
         remove_crops(own, files - binned)
         for file in [*clips_showing(main, erased)]:
             _move(clips_dir(main), clips_dir(own), file.path.relative_to(clips_dir(main)))
@@ -221,11 +219,9 @@ def _move(source: Path, target: Path, name: str | Path, copy: bool = False) -> N
 
 def _require_free_names(rows: Iterable[_Row], target: Path) -> None:
     """Refuse crops that would replace others; names with a hash have one content."""
-    for row in _erased(rows):
-        if not has_hash(row.crop) and (target / row.crop).exists():
-            raise FileExistsError(
-                errno.EEXIST, "another file has this name", str(target / row.crop)
-            )
+    for crop in (row[_CROP] for row in rows if row[_CROP] is not None):
+        if not has_hash(crop) and (target / crop).exists():
+            raise FileExistsError(errno.EEXIST, "another file has this name", str(target / crop))
 
 
 def _require_free_keys(transaction: Transaction, keys: list[str]) -> None:
@@ -261,7 +257,10 @@ def _ids(rows: Iterable[_Row]) -> list[str]:
     return [json.dumps([row[0] for row in rows])]
 
 
-def _erased(rows: Iterable[_Row]) -> list[Erased]:
-    """Return those with a crop, as `clips_showing` needs them."""
-    given = ((row[_CROP], row[_TRACK], row[_TIME]) for row in rows if row[_CROP] is not None)
-    return [Erased(crop=crop, track=track, time=at) for crop, track, at in given]
+def _erased(
+    transaction: Transaction, condition: str = "1", values: Sequence[object] = ()
+) -> list[Erased]:
+    """Return rows with a crop; a track stands for the time of its rows of one deletion."""
+    columns, condition = "crop, track || ' ' || deleted, time", f"crop IS NOT NULL AND {condition}"
+    found = _select(transaction, columns, condition, values)
+    return [Erased(crop=crop, track=track, time=at) for crop, track, at in found]

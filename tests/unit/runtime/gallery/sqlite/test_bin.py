@@ -118,6 +118,15 @@ def test_frames_and_clips_stay_while_they_show_somebody_in_the_bin(gallery):
     assert restored[0] == before[0]
 
 
+def test_a_track_of_two_deletions_does_not_stand_for_the_time_between(gallery):
+    add(gallery, "gate/1/100", "gate/2/50000", "gate/1/90000")
+    for key in ("gate/1/100", "gate/1/90000"):
+        gallery.bin.add([key], "ada", "why")
+    assert len([*clips_dir(gallery.crops_dir).glob("gate/day/2-*")]) == 2
+    gallery.bin.delete()
+    assert len([*clips_dir(gallery.crops_dir).glob("gate/day/2-*")]) == 2
+
+
 def test_emptying_removes_rows_files_and_what_shows_them(gallery):
     add(gallery, "gate/anna/100", "gate/ben/5000", "hall/eve/100")
     gallery.bin.add(["gate/anna/100"], "ada", "first")
@@ -282,6 +291,7 @@ def change(folder):
         else:
             gallery.bin.delete(ids)
 
+os.fsync = lambda file: None
 for name in ("rename", "unlink", "fsync"):
     setattr(os, name, counted(getattr(os, name)))
 access._Connection.execute = counted(access._Connection.execute)
