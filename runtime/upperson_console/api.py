@@ -48,7 +48,7 @@ _Unblurred = Annotated[
     str,
     Query(max_length=500, description="With `serve --blur`: why others must be seen; is logged."),
 ]
-_ForGood = Annotated[bool, Query(description="At once instead of into the bin.")]
+_Permanent = Annotated[bool, Query(description="At once instead of into the bin.")]
 _BINARY = {"format": "binary"}
 """Of a file: generators of clients do not know ``contentMediaType``."""
 PROBLEM: dict[int | str, dict[str, Any]] = {
@@ -224,21 +224,21 @@ def _deleting(routes: APIRouter, service: ConsoleService, access: Access) -> Non
 
     @routes.delete("/items/{id}", tags=["delete"], summary="Delete a picture")
     def delete_item(
-        id: Id, reason: _Reason, for_good: _ForGood = False, account: Account = admin
+        id: Id, reason: _Reason, permanent: _Permanent = False, account: Account = admin
     ) -> models.DeletedOut:
         service.item(account, int(id))
-        return models.DeletedOut(deleted=service.delete(account, [int(id)], reason, {}, for_good))
+        return models.DeletedOut(deleted=service.delete(account, [int(id)], reason, {}, permanent))
 
     @routes.delete("/tracks", tags=["delete"], summary="Delete a track")
     def delete_track(
         track: Name,
         reason: _Reason,
         camera: Name | None = None,
-        for_good: _ForGood = False,
+        permanent: _Permanent = False,
         account: Account = admin,
     ) -> models.DeletedOut:
         ids = service.track_ids(account, camera, track)
-        deleted = service.delete(account, ids, reason, {"track": track}, for_good)
+        deleted = service.delete(account, ids, reason, {"track": track}, permanent)
         return models.DeletedOut(deleted=deleted)
 
     @routes.delete(
@@ -251,14 +251,14 @@ def _deleting(routes: APIRouter, service: ConsoleService, access: Access) -> Non
         ],
         reason: Annotated[str, Query(max_length=500, description="Why; needed to delete.")] = "",
         dry_run: Annotated[bool, Query(description="Only count.")] = True,
-        for_good: _ForGood = False,
+        permanent: _Permanent = False,
         account: Account = admin,
     ) -> models.DeletedOut:
         hits = service.alike(account, int(id), min_score)
         if dry_run:
             return models.DeletedOut(deleted=len(hits), dry_run=True)
         details = {"like": id, "min_score": min_score}
-        deleted = service.delete(account, [hit.id for hit in hits], reason, details, for_good)
+        deleted = service.delete(account, [hit.id for hit in hits], reason, details, permanent)
         return models.DeletedOut(deleted=deleted)
 
     @routes.post("/prune", tags=["delete"], summary="Delete old pictures, or all but the newest")

@@ -106,10 +106,10 @@ def bin_routes(service: ConsoleService, access: Access) -> list[APIRouter]:
         restored = service.restore(account, [int(id_) for id_ in request.ids])
         return models.RestoredOut(restored=restored)
 
-    @api.post("/delete", summary="Delete pictures of the bin for good")
+    @api.post("/delete", summary="Delete pictures of the bin permanently")
     def delete(request: models.BinIn, account: Account = admin) -> models.DeletedOut:
         ids = [int(id_) for id_ in request.ids]
-        deleted = service.delete(account, ids, request.reason, {}, for_good=True)
+        deleted = service.delete(account, ids, request.reason, {}, permanent=True)
         return models.DeletedOut(deleted=deleted)
 
     @pages.get("")
@@ -137,7 +137,7 @@ def bin_routes(service: ConsoleService, access: Access) -> list[APIRouter]:
         if act == "restore":
             count = service.restore(account, chosen)
         else:
-            count = service.delete(account, chosen, reason, {"what": "bin"}, for_good=True)
+            count = service.delete(account, chosen, reason, {"what": "bin"}, permanent=True)
         done = {"deleted": count, "chosen": len(chosen), "restored": act == "restore"}
         return render("deleted", account, 200, undo=None, **done)
 

@@ -320,12 +320,12 @@ def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         ids: Annotated[str, Form(max_length=1 << 20)],
         reason: Annotated[str, Form()] = "",
         what: Annotated[str, Form()] = "picture",
-        for_good: Annotated[bool, Form()] = False,
+        permanent: Annotated[bool, Form()] = False,
         account: Account = admin,
     ) -> Response:
         chosen = [read_id(one) for one in ids.split()]
-        deleted = service.delete(account, chosen, reason, {"what": what}, for_good)
-        keeps = not for_good and service.bin is not None
+        deleted = service.delete(account, chosen, reason, {"what": what}, permanent)
+        keeps = not permanent and service.bin is not None
         return render(
             "deleted",
             account,

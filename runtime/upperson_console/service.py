@@ -293,24 +293,24 @@ class ConsoleService:
         ids: Sequence[int],
         reason: str,
         details: _Details,
-        for_good: bool = False,
+        permanent: bool = False,
     ) -> int:
         """Move items and their pictures into the bin, with a reason; return how many there were.
 
-        Without a bin, or ``for_good``, they are deleted; then ids may also be of the bin. Deletions
-        of the same items take turns: the log names each one once.
+        Without a bin, or if ``permanent``, they are deleted; then ids may also be of the bin.
+        Deletions of the same items take turns: the log names each one once.
         """
         reason = _require_reason(reason)
         arguments: dict[str, Any] = {"ids": [*ids], "reason": reason, "details": details}
-        if for_good:
-            arguments["for_good"] = True
-        count = len(self.seen(account, ids)) + (len(self.binned(ids)) if for_good else 0)
+        if permanent:
+            arguments["permanent"] = True
+        count = len(self.seen(account, ids)) + (len(self.binned(ids)) if permanent else 0)
         self.approvals.require(account, "delete", count, **arguments)
         with self._deleting:
-            items, binned = self.seen(account, ids), self.binned(ids) if for_good else []
+            items, binned = self.seen(account, ids), self.binned(ids) if permanent else []
             if ids and not items and not binned:
                 raise missing("none of these pictures is there; they may have been deleted")
-            own_bin = None if for_good else self.bin
+            own_bin = None if permanent else self.bin
             action = "delete" if own_bin is None else "bin"
             named = [*items, *((id_, entry.item) for id_, entry in binned)]
             self.note_items(account, action, named, {"reason": reason, **details}, None)
@@ -350,7 +350,7 @@ class ConsoleService:
         return restored
 
     def empty_bin(self) -> None:
-        """Log and delete for good what was in the bin for its retention."""
+        """Log and delete permanently what was in the bin for its retention."""
         gallery, before = self.gallery, time.time() - self.bin_s
         if (own_bin := getattr(gallery, "bin", None)) is None or gallery.is_read_only:
             return

@@ -1,4 +1,4 @@
-"""The bin of a gallery in a folder: deleted items, until they are restored or deleted for good.
+"""The bin of a gallery in a folder: deleted items, until they are restored or deleted permanently.
 
 A row moves between the tables ``items`` and ``bin`` in one transaction and keeps its id, so that
 marks and links hold again after a restoration. Then its crop moves between ``FOLDER/crops`` and
@@ -54,7 +54,7 @@ class BinEntry:
 
 
 def empty_bin(gallery: Gallery, before: float) -> int:
-    """Delete for good what was deleted before a time, unix seconds; return how many items."""
+    """Delete permanently what was deleted before a time, unix seconds; return how many items."""
     return 0 if gallery.bin is None else int(gallery.bin.delete(before=before))
 
 
@@ -140,7 +140,7 @@ class Bin:
         return len(rows)
 
     def delete(self, ids: Sequence[int] | None = None, before: float = math.inf) -> int:
-        """Delete for good what is in the bin, see `entries`; return how many items.
+        """Delete permanently what is in the bin, see `entries`; return how many items.
 
         Raises:
             InputError: A frame or clip cannot be removed. All items stay then.

@@ -148,12 +148,14 @@ class SqliteGallery(Gallery):
 
     def delete(self, keys: Sequence[str]) -> int:
         there = known_keys(keys)
-        self.bin.delete_where("key IN (SELECT value FROM json_each(?))", [json.dumps(there)])
-        return self._delete(lambda transaction: table.has_key(transaction, there))
+        binned = self.bin.delete_where(
+            "key IN (SELECT value FROM json_each(?))", [json.dumps(there)]
+        )
+        return binned + self._delete(lambda transaction: table.has_key(transaction, there))
 
     def _delete_where(self, where: Filter) -> int:
-        self.bin.delete_where(*table.condition_of(where))
-        deleted = self._delete(lambda transaction: table.passing(transaction, where))
+        deleted = self.bin.delete_where(*table.condition_of(where))
+        deleted += self._delete(lambda transaction: table.passing(transaction, where))
         remove_snapshots(self.path / SNAPSHOTS, where)
         return deleted
 

@@ -1,4 +1,4 @@
-"""The bin of the console: delete, undo, restore, delete for good, retention."""
+"""The bin of the console: delete, undo, restore, delete permanently, retention."""
 
 import json
 import threading
@@ -86,11 +86,11 @@ def test_a_deleted_picture_is_in_the_bin_alone(console):
     assert named == [("bin", [str(id_)]), ("restore", [str(id_)])]
 
 
-def test_deleting_for_good_takes_one_step_from_everywhere(console):
+def test_a_permanent_deletion_takes_one_step_from_everywhere(console):
     client, gallery = console.client, console.service.gallery
     first, second, third = (id_of(console, f"red-{n}") for n in range(3))
-    assert 'action="/bin/restore"' not in delete(client, first, for_good="true")
-    assert client("DELETE", f"/api/v1/items/{second}?reason=why&for_good=true").json() == {
+    assert 'action="/bin/restore"' not in delete(client, first, permanent="true")
+    assert client("DELETE", f"/api/v1/items/{second}?reason=why&permanent=true").json() == {
         "deleted": 1,
         "dry_run": False,
     }
@@ -144,7 +144,7 @@ def test_a_key_that_came_again_is_not_replaced(console):
     answer = console.client.post("/api/v1/bin/restore", json={"ids": [str(id_)]})
     problem(answer, 422, "key_taken")
     assert [entry["id"] for entry in binned(console.client)] == [str(id_)]
-    delete(console.client, id_of(console, "red-0"), for_good="true")
+    delete(console.client, id_of(console, "red-0"), permanent="true")
     # The same key: a request to delete it also holds for the bin.
     assert binned(console.client) == []
 
@@ -190,7 +190,7 @@ def test_without_a_log_nothing_moves(console, monkeypatch):
     assert id_of(console, "red-0") == id_
 
 
-def test_a_second_person_approves_deleting_for_good(make_guarded):
+def test_a_second_person_approves_a_permanent_deletion(make_guarded):
     console = make_guarded(oversight=Oversight(two_persons=("delete",)))
     console.service.bin_s = DAY
     token = add_token(console.token_file, "adam", "admin", None)

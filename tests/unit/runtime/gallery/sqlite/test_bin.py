@@ -150,9 +150,9 @@ def test_a_final_deletion_also_empties_the_bin(gallery):
     add(gallery, *(f"gate/anna/{second}" for second in (1, 2, 3, 4, 5)))
     keys = [item.key for item in gallery.items()]
     gallery.bin.add(keys[:4], "ada", "why")
-    gallery.delete(keys[:1])
+    assert gallery.delete(keys[:1]) == 1
     assert [entry.item.key for entry in gallery.bin.entries()] == keys[3:0:-1]
-    gallery.delete_where(Filter(camera="gate", until=START + 2.5))
+    assert gallery.delete_where(Filter(camera="gate", until=START + 2.5)) == 1
     assert [entry.item.key for entry in gallery.bin.entries()] == keys[3:1:-1]
     gallery.prune(older_than=START + 3.5)
     assert [entry.item.key for entry in gallery.bin.entries(most=1)] == keys[3:4]
@@ -275,7 +275,7 @@ left = 1 << 30
 def counted(call):
     def wrapped(*given, **more):
         global left
-        left -= 1
+        left -= not any(str(one).startswith(("SELECT", "PRAGMA")) for one in given)
         if left < 0:
             os.kill(os.getpid(), 9)
         return call(*given, **more)
@@ -292,10 +292,11 @@ def change(folder):
             gallery.bin.delete(ids)
 
 os.fsync = lambda file: None
-for name in ("rename", "unlink", "fsync"):
+for name in ("rename", "unlink"):
     setattr(os, name, counted(getattr(os, name)))
-access._Connection.execute = counted(access._Connection.execute)
-for steps in range(300):
+for name in ("execute", "executemany"):
+    setattr(access._Connection, name, counted(getattr(access._Connection, name)))
+for steps in range(100):
     folder = f"{whole}-{steps}"
     shutil.copytree(whole, folder)
     child = os.fork()
@@ -308,6 +309,7 @@ for steps in range(300):
 """
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("what", ["add", "restore", "delete"])
 def test_a_kill_loses_nothing_and_shows_nothing_twice(tmp_path, what):
     whole = tmp_path / "whole"
@@ -319,7 +321,7 @@ def test_a_kill_loses_nothing_and_shows_nothing_twice(tmp_path, what):
     command = [sys.executable, "-c", KILLED, str(whole), what]
     subprocess.run(command, env=environment(), check=True)
     outcomes = [_after_a_kill(folder, all_in, what) for folder in tmp_path.glob("whole-*")]
-    assert 30 < len(outcomes) < 300
+    assert 10 < len(outcomes) < 100
     assert {*outcomes} == ({(4, 0), (2, 2)} if what != "delete" else {(2, 2), (2, 0)})
 
 
