@@ -238,6 +238,17 @@ def test_the_bin_empties_itself(console, monkeypatch):
     assert 'action="/bin/restore"' not in delete(console.client, id_of(console, "red-2"))
 
 
+def test_a_gallery_without_a_bin_deletes_at_once(console, monkeypatch):
+    id_ = id_of(console, "red-0")
+    monkeypatch.setattr(console.service.gallery, "bin", None, raising=False)
+    assert 'action="/bin/restore"' not in delete(console.client, id_)
+    assert binned(console.client) == []
+    console.service.empty_bin()
+    monkeypatch.undo()
+    assert binned(console.client) == []
+    assert log_lines(console)[0]["action"] == "delete"
+
+
 def test_the_thread_goes_on_after_a_full_disk(console, monkeypatch):
     monkeypatch.setattr(console_bin, "_EMPTIED_EVERY_S", 0.01)
     delete(console.client, id_of(console, "red-0"))
