@@ -176,9 +176,8 @@ class Bin:
                 self._settle()
         except OSError as error:
             what = f"cannot move or remove {error.filename2 or error.filename}: {error.strerror}"
-            raise InputError(
-                f"{what}; remove the cause, then repeat it", code="bin_files"
-            ) from error
+            what += "; remove the cause, then repeat it"
+            raise InputError(what, code="bin_files") from error
 
     def _settle(self) -> None:
         main, own = self._crops_dir, self.crops_dir
@@ -190,7 +189,8 @@ class Bin:
         for crop in binned - files:
             _move(main, own, crop, copy=crop not in unnamed)
         for crop in files - unnamed:
-            _move(own, main, crop, copy=crop in binned)
+            if not (main / crop).exists():
+                _move(own, main, crop, copy=crop in binned)
         remove_crops(main, files & binned & unnamed)
         remove_crops(own, files - binned)
         for file in [*clips_showing(main, erased)]:
@@ -206,15 +206,15 @@ class Bin:
 
 
 def _move(source: Path, target: Path, name: str | Path, copy: bool = False) -> None:
-    """Move or copy a file, if it is there, unless the target has it."""
+    """Move or copy a file, if it is there."""
     old, new = crop_path(source, str(name)), crop_path(target, str(name))
     if old is None or new is None or not old.is_file():
         return
     make_folder(new.parent)
-    if not copy:
-        shutil.move(old, new)
-    elif not new.exists():
+    if copy:
         write_atomically(new, old.read_bytes())
+    else:
+        shutil.move(old, new)
 
 
 def _require_free_names(rows: Iterable[_Row], target: Path) -> None:
