@@ -109,7 +109,7 @@ def bin_routes(service: ConsoleService, access: Access) -> list[APIRouter]:
     @api.post("/delete", summary="Delete pictures of the bin permanently")
     def delete(request: models.BinIn, account: Account = admin) -> models.DeletedOut:
         ids = [int(id_) for id_ in request.ids]
-        deleted = service.delete(account, ids, request.reason, {}, permanent=True)
+        deleted = service.delete(account, ids, request.reason, {}, from_bin=True)
         return models.DeletedOut(deleted=deleted)
 
     @pages.get("")
@@ -137,7 +137,7 @@ def bin_routes(service: ConsoleService, access: Access) -> list[APIRouter]:
         if act == "restore":
             count = service.restore(account, chosen)
         else:
-            count = service.delete(account, chosen, reason, {"what": "bin"}, permanent=True)
+            count = service.delete(account, chosen, reason, {"what": "bin"}, from_bin=True)
         done = {"deleted": count, "chosen": len(chosen), "restored": act == "restore"}
         return render("deleted", account, 200, undo=None, **done)
 

@@ -294,32 +294,38 @@ class ConsoleService:
         reason: str,
         details: _Details,
         permanent: bool = False,
+        from_bin: bool = False,
     ) -> int:
         """Move items and their pictures into the bin, with a reason; return how many there were.
 
-        Without a bin, or if ``permanent``, they are deleted; then ids may also be of the bin.
+        Without a bin, or if ``permanent``, they are deleted; ``from_bin`` deletes what is there.
         Deletions of the same items take turns: the log names each one once.
         """
         reason = _require_reason(reason)
         arguments: dict[str, Any] = {"ids": [*ids], "reason": reason, "details": details}
-        if permanent:
-            arguments["permanent"] = True
-        count = len(self.seen(account, ids)) + (len(self.binned(ids)) if permanent else 0)
-        self.approvals.require(account, "delete", count, **arguments)
+        flags = {"permanent": permanent, "from_bin": from_bin}
+        arguments |= {name: True for name, is_set in flags.items() if is_set}
+
+        def chosen() -> list[tuple[int, Item]]:
+            if not from_bin:
+                return self.seen(account, ids)
+            return [(id_, entry.item) for id_, entry in self.binned(ids)]
+
+        self.approvals.require(account, "delete", len(chosen()), **arguments)
         with self._deleting:
-            items, binned = self.seen(account, ids), self.binned(ids) if permanent else []
-            if ids and not items and not binned:
+            items, own_bin = chosen(), self.bin
+            if ids and not items:
                 raise missing("none of these pictures is there; they may have been deleted")
-            own_bin = None if permanent else self.bin
-            action = "delete" if own_bin is None else "bin"
-            named = [*items, *((id_, entry.item) for id_, entry in binned)]
-            self.note_items(account, action, named, {"reason": reason, **details}, None)
+            is_final = permanent or from_bin or own_bin is None
+            action = "delete" if is_final else "bin"
+            self.note_items(account, action, items, {"reason": reason, **details}, None)
             keys = [item.key for _, item in items]
-            if own_bin is not None:
+            if own_bin is not None and from_bin:
+                deleted = own_bin.delete([self.ids.row(id_) for id_, _ in items])
+            elif own_bin is not None and not permanent:
                 deleted = own_bin.add(keys, account.name, reason)
             else:
-                deleted = self.gallery.bin.delete([one.id for _, one in binned]) if binned else 0
-                deleted += self.gallery.delete(keys)
+                deleted = self.gallery.delete(keys)
             self.current.last.has_changed()
         return deleted
 

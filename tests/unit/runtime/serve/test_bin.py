@@ -99,6 +99,10 @@ def test_a_permanent_deletion_takes_one_step_from_everywhere(console):
     asked = {"ids": [str(third)], "reason": "at her request"}
     assert client.post("/api/v1/bin/delete", json=asked).json()["deleted"] == 1
     problem(client.post("/api/v1/bin/delete", json=asked), 404, "picture_not_found")
+    # A page of the bin may be outdated: what was restored since keeps its id, and stays.
+    restored = {"ids": [str(id_of(console, "blue-0"))], "reason": "why"}
+    problem(client.post("/api/v1/bin/delete", json=restored), 404, "picture_not_found")
+    assert gallery.ids(["blue-0"])
     assert binned(client) == []
     assert gallery.ids(["red-0", "red-1", "red-2"]) == {}
     assert not [*console.folder.glob("**/red*")]
