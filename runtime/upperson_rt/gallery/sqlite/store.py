@@ -53,6 +53,7 @@ class SqliteGallery(Gallery):
 
     has_outbox = True
     crops_dir: Path
+    bin: Bin
 
     def __init__(self, path: Path, database: Database) -> None:
         super().__init__(str(path), database.meta, path / "crops")
