@@ -17,6 +17,7 @@ from upperson_rt.gallery.clips import clip_name, clips_dir
 from upperson_rt.gallery.crops import name_with_hash
 from upperson_rt.gallery.sqlite import bin as bin_module
 from upperson_rt.gallery.sqlite import index as index_module
+from upperson_rt.gallery.sqlite import list_files
 from upperson_rt.gallery.sqlite.bin import empty_bin
 
 START = 1_790_000_000.0
@@ -229,27 +230,35 @@ def test_a_full_disk_loses_nothing(gallery, monkeypatch):
     assert rows(gallery) == before
 
 
-def test_indexes_follow_a_restoration(gallery, monkeypatch):
+@pytest.mark.parametrize("is_large", [False, True])
+def test_indexes_follow_a_restoration(gallery, monkeypatch, caplog, is_large):
     monkeypatch.setattr(index_module, "_SEAL_ROWS", 64)
+    monkeypatch.setattr(list_files, "SEAL_ROWS", 64)
+    if is_large:
+        monkeypatch.setattr(index_module, "APPROXIMATE_FROM", 200)
     vectors = np.stack([unit(seed) for seed in range(300)])
-    gallery.add([Item(key=f"{n}", camera="gate") for n in range(300)], vectors)
+    gallery.add([Item(key=f"{n}", camera="gate", time=START) for n in range(300)], vectors)
+    gallery.rebuild()
 
-    def found():
-        return [[hit.id for hit in hits] for hits in gallery.search(vectors[:100], 5)]
+    def found(opened=gallery):
+        best = [hits[0].id for hits in opened.search(vectors, 5)]
+        passing = opened.search(vectors, 5, Filter(camera="gate", since=START - 1))
+        assert [hits[0].id for hits in passing] == best
+        return best
 
     before = found()
-    gallery.bin.add([f"{n}" for n in range(0, 300, 7)], "ada", "why")
-    assert found() != before
-    gone = [entry.id for entry in gallery.bin.entries()]
-    gallery.bin.restore(gone)
-    assert found() == before
-    gallery.bin.add([f"{n}" for n in range(0, 300, 7)], "ada", "why")
-    gallery.bin.restore(gone)
-    assert found() == before
+    chosen = [f"{n}" for n in range(0, 300, 7)]
+    for _ in range(2):
+        gallery.bin.add(chosen, "ada", "why")
+        assert {*found()} == {before[n] for n in range(300) if n % 7}
+        with Gallery.open(gallery.path) as opened:
+            gallery.bin.restore([entry.id for entry in gallery.bin.entries()])
+            assert found() == found(opened) == before
     gallery.rebuild()
     with Gallery.open(gallery.path) as opened:
-        assert [[hit.id for hit in hits] for hits in opened.search(vectors[:100], 5)] == before
+        assert found(opened) == before
     assert_sound(gallery)
+    assert not [line for line in caplog.messages if "not of this database" in line]
 
 
 def test_a_damaged_row_is_not_restored(gallery):
