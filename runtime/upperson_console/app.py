@@ -21,6 +21,7 @@ from upperson_console.accounts_page import account_routes
 from upperson_console.alert_routes import alert_routes
 from upperson_console.alerts import ConsoleAlerts
 from upperson_console.api import api_routes
+from upperson_console.bin import bin_routes
 from upperson_console.bounds import LARGE_BODIES
 from upperson_console.guard import BodyRefusedError, Guard
 from upperson_console.limits import BusyError
@@ -58,7 +59,8 @@ def make_app(
         openapi_url=None,
     )
     alerts = ConsoleAlerts(service)
-    for routes in (*api_routes(service, access), *alert_routes(alerts, access)):
+    made = *api_routes(service, access), *alert_routes(alerts, access)
+    for routes in (*made, *bin_routes(service, access)):
         app.include_router(routes)
     document = cache(lambda: _openapi(app, access))  # Made when it is first requested.
 

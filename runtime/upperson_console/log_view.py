@@ -26,9 +26,9 @@ ACTIONS = (
     *(f"account-{one}" for one in _ACCOUNTS),
     *(f"alert-{one}" for one in _ALERTS),
     *(f"approval-{one}" for one in ("approve", "ask", "refuse")),
-    *("acknowledge", "alike", "break", "browse", "delete", "export", "forbidden", "log-export"),
-    *("login", "login-failed", "logout", "mark", "prune", "query", "quota", "timeline", "unblur"),
-    "view",
+    *("acknowledge", "alike", "bin", "break", "browse", "delete", "export", "forbidden"),
+    *("log-export", "login", "login-failed", "logout", "mark", "prune", "query", "quota"),
+    *("restore", "timeline", "unblur", "view"),
 )
 """What lines of the log name as their action."""
 _LINES = 50
@@ -159,7 +159,7 @@ def _shown(line: bytes, where: LogFilter) -> LogLine | None:
 
 
 def _detail(name: str, value: Any) -> str:
-    if name in ("expires", "older_than"):
+    if name in ("deleted_before", "expires", "older_than"):
         return local_time(value)
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 

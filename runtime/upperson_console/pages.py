@@ -296,6 +296,7 @@ def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             chosen=chosen,
             min_score=min_score,
             pictures=service.pictures,
+            bin=service.bin,
         )
 
     @routes.get("/delete")
@@ -313,20 +314,29 @@ def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             chosen |= {one: found for one, (found, _) in service.gallery.get(of_track).items()}
         service.note_items(account, "view", chosen.items(), {"selected": len(ids)})
         views = [(one, item, None) for one, item in chosen.items()]
-        return render(
-            "delete", account, id=None, what="selected", chosen=views, pictures=service.pictures
-        )
+        more: dict[str, Any] = {"pictures": service.pictures, "bin": service.bin}
+        return render("delete", account, id=None, what="selected", chosen=views, **more)
 
     @routes.post("/delete")
     def delete(
         ids: Annotated[str, Form(max_length=1 << 20)],
         reason: Annotated[str, Form()] = "",
         what: Annotated[str, Form()] = "picture",
+        permanent: Annotated[bool, Form()] = False,
         account: Account = admin,
     ) -> Response:
         chosen = [read_id(one) for one in ids.split()]
-        deleted = service.delete(account, chosen, reason, {"what": what})
-        return render("deleted", account, deleted=deleted, chosen=len(chosen))
+        deleted = service.delete(account, chosen, reason, {"what": what}, permanent)
+        keeps = not permanent and service.bin is not None
+        return render(
+            "deleted",
+            account,
+            deleted=deleted,
+            chosen=len(chosen),
+            restored=False,
+            undo=ids if keeps else None,
+            until=time.time() + service.bin_s,
+        )
 
 
 def _login_pages(routes: APIRouter, access: Access, access_log: AccessLog) -> None:

@@ -70,7 +70,11 @@ def folder(tmp_path_factory, bundle_and_crops):
             for colour in COLOURS
             for number in range(6)
         ]
-        gallery.add(items, encoder.encode_images(files))
+        vectors = encoder.encode_images(files)
+        gallery.add(items, vectors)
+        crop = draw_person(gallery.crops_dir / "binned.png", "red", seed=9).name
+        gallery.add([Item(key="binned", camera="gate", time=START, crop=crop)], vectors[:1])
+        gallery.bin.add(["binned"], "Adam", "At the person's request")
         add_alert(gallery, encoder, "woman in a red coat", rate=1.0)
     return folder
 
@@ -326,6 +330,42 @@ def test_selected_cards_are_marked_exported_and_deleted(open_page, with_script):
     page.get_by_role("heading", name="Delete 6 pictures").wait_for()
     page.reload()
     page.get_by_role("heading", name="Delete 6 pictures").wait_for()
+    page.get_by_label("Why?").fill("At her request")
+    page.get_by_role("button", name="Move 6 pictures to the bin").click()
+    page.get_by_role("heading", name="Deleted 6 pictures").wait_for()
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_role("heading", name="Restored 6 pictures").wait_for()
+
+
+@pytest.mark.parametrize("with_script", [True, False])
+def test_pictures_are_restored_from_the_bin_or_deleted(open_page, folder, with_script):
+    keys = [f"{n}-{with_script}" for n in range(4)]
+    with Gallery.open(folder / "gallery") as gallery:
+        vector = next(gallery.vectors())[1][:1]
+        for key in keys:
+            gallery.add([Item(key=key, camera="hall", time=START)], vector)
+            gallery.bin.add([key], "Adam", "by mistake")
+    page = open_page("/bin", java_script_enabled=with_script)
+    cards = page.locator(".card", has_text="by mistake")
+    cards.nth(0).get_by_role("button", name="Restore").click()
+    page.get_by_role("heading", name="Restored 1 picture").wait_for()
+    page.get_by_role("link", name="Bin").click()
+    page.get_by_role("heading", name="Bin").wait_for()
+    for place in (0, 1):
+        cards.nth(place).get_by_role("checkbox").check()
+    if with_script:
+        assert page.locator("#selected strong").inner_text() == "Selected: 2 cards, 2 pictures"
+    page.get_by_label("Why?").fill("At his request")
+    page.get_by_role("button", name="Delete for good").click()
+    page.get_by_role("heading", name="Deleted 2 pictures").wait_for()
+    page.get_by_role("link", name="Bin").click()
+    cards.first.get_by_role("checkbox").check()
+    page.locator("#selected").get_by_role("button", name="Restore").click()
+    page.get_by_role("heading", name="Restored 1 picture").wait_for()
+    with Gallery.open(folder / "gallery") as gallery:
+        assert gallery.ids(keys).keys() == {keys[3], keys[0]}
+        assert [entry.item.key for entry in gallery.bin.entries()] == ["binned"]
+        gallery.delete(keys)
 
 
 def test_a_wide_screen_shows_twice_the_people(open_page):
@@ -578,6 +618,7 @@ PAGES = {
     "delete": "/people/{person}/delete?what=track",
     "live": "/live",
     "alerts": "/alerts?q=woman+in+a+red+coat&camera=gate",
+    "bin": "/bin",
     "records": "/records",
     "problem": "/?q=woman&since=noon",
     "login": "/login",

@@ -98,6 +98,18 @@ def test_delete_takes_the_frame_of_a_camera_that_has_no_picture(work):
     assert left() == list("abcdef")
 
 
+def test_delete_and_prune_are_final_also_in_the_bin(work):
+    with Gallery.open("gallery") as gallery:
+        gallery.bin.add(["a", "b", "c"], "Ada", "by mistake")
+    assert run_json("delete", "a", "--dry-run")["deleted"] == 0
+    assert run_json("delete", "a", "--yes")["deleted"] == 1
+    run("prune", "--older-than", "8.5h")
+    with Gallery.open("gallery") as gallery:
+        assert [entry.item.key for entry in gallery.bin.entries()] == ["c"]
+    assert run_json("info")["items"] == 3
+    assert run_json("verify")["problems"] == []
+
+
 def test_delete_takes_relative_paths(work):
     (work / "picture.jpg").touch()
     with Gallery.open("gallery") as gallery:

@@ -19,6 +19,7 @@ from upperson_rt.gallery.records import CameraInfo, Filter, GalleryInfo, Hit, It
 from upperson_rt.gallery.snapshots import SNAPSHOTS, remove_snapshots
 from upperson_rt.gallery.sqlite import rows as table
 from upperson_rt.gallery.sqlite import schema
+from upperson_rt.gallery.sqlite.bin import Bin
 from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, Transaction, make
 from upperson_rt.gallery.sqlite.index import SearchIndex
 from upperson_rt.gallery.sqlite.rows import ADD, REPLACE, STORED
@@ -52,12 +53,14 @@ class SqliteGallery(Gallery):
 
     has_outbox = True
     crops_dir: Path
+    bin: Bin
 
     def __init__(self, path: Path, database: Database) -> None:
         super().__init__(str(path), database.meta, path / "crops")
         self.path = path
         self._database = database
         self._index = SearchIndex(path, database.meta, not database.read_only, database.reading)
+        self.bin = Bin(path, database.reading, self._writing, self._item)
 
     @classmethod
     def _open(cls, location: str, create: tuple[str, int] | None) -> "SqliteGallery":
@@ -147,16 +150,21 @@ class SqliteGallery(Gallery):
 
     def delete(self, keys: Sequence[str]) -> int:
         there = known_keys(keys)
-        return self._delete(lambda transaction: table.has_key(transaction, there))
+        binned = self.bin.delete_where(
+            "key IN (SELECT value FROM json_each(?))", [json.dumps(there)]
+        )
+        return binned + self._delete(lambda transaction: table.has_key(transaction, there))
 
     def _delete_where(self, where: Filter) -> int:
-        deleted = self._delete(lambda transaction: table.passing(transaction, where))
+        deleted = self.bin.delete_where(*table.condition_of(where))
+        deleted += self._delete(lambda transaction: table.passing(transaction, where))
         remove_snapshots(self.path / SNAPSHOTS, where)
         return deleted
 
     def _prune(self, too_old: Filter | None, keep_newest: int | None, scope: Filter) -> int:
         steps: list[_Step] = []
         if too_old is not None:
+            self.bin.delete_where(*table.condition_of(too_old))
             steps.append(lambda transaction: table.passing(transaction, too_old))
         if keep_newest is not None:
             steps.append(lambda transaction: _oldest(transaction, scope, keep_newest))

@@ -384,7 +384,7 @@ def test_an_older_gallery_is_backed_up_whole(older, tmp_path):
         assert back.info().schema_version == 2
 
 
-@pytest.mark.parametrize("change", ["delete", "rebuild"])
+@pytest.mark.parametrize("change", ["delete", "rebuild", "bin"])
 def test_an_older_gallery_is_read_and_gets_checksums_when_it_is_written(older, caplog, change):
     with open_(older) as gallery, open_(older) as other:
         assert gallery.info().schema_version == 2
@@ -393,6 +393,9 @@ def test_an_older_gallery_is_read_and_gets_checksums_when_it_is_written(older, c
         assert shown(other) == before
         if change == "rebuild":
             gallery.rebuild()
+        elif change == "bin":
+            assert gallery.bin.entries() == []
+            assert gallery.bin.add(["missing"], "ada", "why") == 0
         else:
             assert gallery.delete(["missing"]) == 0
         assert "giving gallery" in caplog.text
