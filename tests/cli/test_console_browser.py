@@ -233,9 +233,9 @@ def test_two_windows_do_not_overwrite_each_others_marks(open_page):
         page.wait_for_url("**marks=*")
     pages[1].get_by_text("Refined by 1 yes and 1 no.").wait_for()
     pages[0].reload()
-    pages[0].get_by_text("You marked 1 more no for this search").wait_for()
+    pages[0].get_by_text("on another page: 0 yes, 1 no.").wait_for()
     pages[0].get_by_role("button", name="Undo all").click()  # Its own mark.
-    pages[0].get_by_text("You marked 1 no for this search").wait_for()
+    pages[0].get_by_text("on another page: 0 yes, 1 no.").wait_for()
     assert pages[0].locator(".is-no").count() == 0
 
 

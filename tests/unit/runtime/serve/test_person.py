@@ -171,15 +171,15 @@ def test_marks_are_kept_with_the_search(guarded):
     key = Search(sentence="red").marks_key
     assert guarded.service.user_state.marks("olga", key) == {id_: True, other: False}
     page = client.get("/?q=red").text
-    assert "You marked 1 yes and 1 no for this search before" in page
-    assert "You marked 1 more no for this" in client.get(f"/?q=red&marks=y{id_}").text
-    assert "You marked" not in client.get(f"/?{both}").text
+    assert "Marked before, or on another page: 1 yes, 1 no." in page
+    assert "on another page: 0 yes, 1 no." in client.get(f"/?q=red&marks=y{id_}").text
+    assert "Marked before" not in client.get(f"/?{both}").text
     assert f"marks=y{id_}.n{other}" in page
-    assert "You marked" not in client.get("/?q=shirt").text
+    assert "Marked before" not in client.get("/?q=shirt").text
     assert mark(client, both, undo="last") == f"/?q=red&marks=y{id_}"
     assert mark(client, f"q=red&marks=y{id_}", yes=id_) == f"/?q=red#card-{id_}"
     assert log_lines(guarded)[-1]["details"]["removed"] == [id_]
-    assert "You marked" not in client.get("/?q=red").text
+    assert "Marked before" not in client.get("/?q=red").text
     # There is nothing to mark without a query, nor for a viewer.
     assert 'name="yes"' not in client.get(f"/people/{id_}").text
     assert 'name="yes"' not in guarded.viewer.get(f"/people/{id_}?q=red").text
