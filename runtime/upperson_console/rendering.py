@@ -81,7 +81,7 @@ def _static(name: str) -> str:
 
 
 @cache
-def _script_keys() -> list[str]:
+def script_keys() -> list[str]:
     """Return the texts of the script, which it writes as ``_("text")``."""
     script = (STATIC / "console.js").read_text(encoding="utf-8")
     return re.findall(r'\b_\("([^"]+)"', script)
@@ -89,7 +89,7 @@ def _script_keys() -> list[str]:
 
 def _script_texts() -> dict[str, str]:
     """Return what the script shows in the reader's language, by its English texts."""
-    found = {key: translation.gettext(key) for key in _script_keys()}
+    found = {key: translation.gettext(key) for key in script_keys()}
     return {key: text for key, text in found.items() if text != key}
 
 

@@ -14,7 +14,8 @@ from upperson_rt.search.notices import Notice
 def problem_text(error: Exception) -> str:
     """Return an error as a sentence."""
     problem = problem_of(error) or ProblemError(500, str(error))
-    fields = {**getattr(error, "fields", {}), **problem.fields}
+    wait = {"wait": problem.headers.get("Retry-After", "1")}
+    fields = {**getattr(error, "fields", {}), **problem.fields, **wait}
     return sentence(by_code("problem", problem.code, fields, problem.detail))
 
 
