@@ -7,6 +7,9 @@ from upperson_console.translation import gettext, ngettext, reader, word
 from upperson_rt.errors import UsageError
 from upperson_rt.printable import safe_repr
 
+_CALENDAR_S = -62_135_596_800.0, 253_402_300_799.0
+"""The years 1 to 9999, in unix seconds."""
+
 
 def local_time(seconds: float | None) -> str:
     """Return unix seconds as the reader's time; seconds if no calendar reaches them."""
@@ -121,6 +124,7 @@ def iso_text(text: str) -> str:
 
 def utc_text(seconds: float) -> str:
     """Return unix seconds as ISO 8601 in UTC, for addresses, which other accounts may open."""
+    seconds = min(max(seconds, _CALENDAR_S[0]), _CALENDAR_S[1])
     moment = datetime.fromtimestamp(seconds, timezone.utc).replace(tzinfo=None)
     is_whole = not (moment.second or moment.microsecond)
     return f"{moment.isoformat(timespec='minutes' if is_whole else 'auto')}Z"
