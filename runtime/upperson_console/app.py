@@ -32,7 +32,6 @@ from upperson_console.pages import page_routes
 from upperson_console.problems import MEDIA_TYPE, ProblemError, problem_of
 from upperson_console.rendering import STATIC, render
 from upperson_console.service import ConsoleService
-from upperson_console.settings_page import settings_routes
 from upperson_console.side_pages import EVENTS, side_routes
 from upperson_console.translation import LOCALE, Locale
 from upperson_rt import __version__
@@ -71,7 +70,6 @@ def make_app(
 
     app.include_router(page_routes(service, access))
     app.include_router(oversight_routes(service, alerts, access))
-    app.include_router(settings_routes(service.user_state, access))
     app.include_router(side_routes(service, access, live or Live(())))
     if access.accounts is not None:
         app.include_router(account_routes(service, access, access.accounts))

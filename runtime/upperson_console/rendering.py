@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse
 from upperson_console import reported, times, translation
 from upperson_console.accounts import Account
 from upperson_rt.errors import UppersonError
-from upperson_rt.printable import show_text
+from upperson_rt.printable import show_percent, show_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,12 +49,12 @@ def templates() -> jinja2.Environment:
     environment.filters |= {
         "ago": times.age,
         "clock": lambda seconds: times.local_time(seconds).partition(" ")[2],
-        "input_time": times.input_time,
+        "input_time": lambda seconds: times.local_time(seconds, "%Y-%m-%dT%H:%M:%S"),
         "is_twice": times.is_twice,
         "iso_text": times.iso_text,
         "local_time": times.local_time,
         "number": translation.number,
-        "percent": translation.percent,
+        "percent": lambda share: show_percent(share).replace(" ", "\u00a0"),
         "period": times.period,
         "sentence": translation.sentence,
     }

@@ -200,8 +200,8 @@ class Search:
             ("share", f"{search.share:g}" if search.has_both and search.share != 0.5 else None),
             *(("camera", name) for name in where.cameras or ()),
             ("last", search.last),
-            ("since", None if timeless else _utc(where.since)),
-            ("until", None if timeless else _utc(where.until)),
+            ("since", None if timeless else utc_text(where.since)),
+            ("until", None if timeless else utc_text(where.until)),
             ("track", where.track),
             *(("where", pair) for pair in search.pairs),
             ("by", None if search.by_track else "picture"),
@@ -279,10 +279,6 @@ def read_cursor(cursor: str, search: Search) -> tuple[int, _Key]:
             "cursor_of_other_search",
         )
     return offset, key
-
-
-def _utc(time: float | None) -> str | None:
-    return None if time is None else utc_text(time)
 
 
 def _share(text: str | None) -> float:

@@ -11,7 +11,7 @@ _CALENDAR_S = -62_135_596_800.0, 253_402_300_799.0
 """The years 1 to 9999, in unix seconds."""
 
 
-def local_time(seconds: float | None) -> str:
+def local_time(seconds: float | None, form: str | None = None) -> str:
     """Return unix seconds as the reader's time; seconds if no calendar reaches them."""
     if seconds is None:
         return ""
@@ -19,7 +19,7 @@ def local_time(seconds: float | None) -> str:
         moment = datetime.fromtimestamp(seconds, reader().zone)
     except (OverflowError, OSError, ValueError):
         return f"{seconds:g} s"
-    return moment.strftime(word("format of times", "%Y-%m-%d %H:%M:%S"))
+    return moment.strftime(form or word("format of times", "%Y-%m-%d %H:%M:%S"))
 
 
 def zone_name() -> str:
@@ -103,28 +103,18 @@ def is_twice(seconds: float | None) -> bool:
         return False
 
 
-def input_time(seconds: float | None) -> str:
-    """Return unix seconds as the reader's time in the form of a field for times."""
-    try:
-        zone = reader().zone
-        moment = None if seconds is None else datetime.fromtimestamp(seconds, zone)
-    except (OverflowError, OSError, ValueError):
-        return ""
-    return "" if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%S")
-
-
 def iso_text(text: str) -> str:
     """Return an ISO 8601 time with an offset as the reader's time, with its offset."""
+    form = "milliseconds" if "." in text else "seconds"
     try:
-        form = "milliseconds" if "." in text else "seconds"
         return datetime.fromisoformat(text).astimezone(reader().zone).isoformat(timespec=form)
     except (OverflowError, OSError, ValueError):  # At the ends of the calendar.
         return text
 
 
-def utc_text(seconds: float) -> str:
+def utc_text(seconds: float | None) -> str | None:
     """Return unix seconds as ISO 8601 in UTC, for addresses, which other accounts may open."""
+    if seconds is None:
+        return None
     seconds = min(max(seconds, _CALENDAR_S[0]), _CALENDAR_S[1])
-    moment = datetime.fromtimestamp(seconds, timezone.utc).replace(tzinfo=None)
-    is_whole = not (moment.second or moment.microsecond)
-    return f"{moment.isoformat(timespec='minutes' if is_whole else 'auto')}Z"
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")

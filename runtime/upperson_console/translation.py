@@ -16,7 +16,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from upperson_rt.printable import escape_for_display, show_percent
+from upperson_rt.printable import escape_for_display
 
 LANGUAGES = {"en": "English", "de": "Deutsch", "fr": "Fran\u00e7ais"}
 """Names of the languages, by their codes."""
@@ -34,8 +34,8 @@ class Locale:
     """None for that of the server."""
 
     @classmethod
-    def of(cls, language: str, zone: str, accepted: str = "") -> "Locale":
-        """Return what an account chose; for an empty language that of an Accept-Language header."""
+    def of(cls, language: str, zone: str, accepted: str) -> "Locale":
+        """Return what an account chose; without a language that of an Accept-Language header."""
         chosen = language if language in LANGUAGES else _preferred(accepted)
         return cls(language=chosen, zone=zone_of(zone))
 
@@ -112,11 +112,10 @@ def by_code(kind: str, code: str, fields: Mapping[str, Any], english: str) -> st
     try:
         if found != code:
             return found % {name: _shown(value) for name, value in fields.items()}
-    except LookupError:  # An older part of the program gives fewer fields.
+    except (LookupError, ValueError):  # Its fields are others.
         pass
-    language = reader().language
     shown = escape_for_display(english)
-    return shown if language == "en" else Markup('<span lang="en">{}</span>').format(shown)
+    return shown if reader().language == "en" else Markup('<span lang="en">{}</span>').format(shown)
 
 
 def _shown(value: Any) -> str:
@@ -140,8 +139,3 @@ def number(value: float, form: str = ",") -> str:
     """Return a number in a format, with the separators of the language."""
     marks = _texts().pgettext("separators of thousands and decimals", ",.")
     return f"{value:{form}}".translate({ord(","): marks[0], ord("."): marks[1]})
-
-
-def percent(share: float) -> str:
-    """Return a share, 0 to 1, in percent."""
-    return show_percent(share).replace(" ", "\u00a0")

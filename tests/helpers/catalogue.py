@@ -73,7 +73,7 @@ _ENGLISH = {
     "request_invalid", "several_ranges", "unavailable", "user_state_damaged",
     "watch_source_invalid",
 }  # fmt: skip
-"""Codes of faults that only programs or administrators cause or mend; pages show them in English,
+"""Codes of faults that only programs or administrators cause or fix; pages show them in English,
 and mark them so."""
 
 

@@ -106,6 +106,7 @@ function addressOf(form) {
     if (hasLast && (name === "since" || name === "until")) continue;
     if ((name === "order" && value === "match") || (name === "by" && value === "track")) continue;
     if (name === "share" && value === "0.5") continue;
+    if (name === "zone" && !pairs.has("since") && !pairs.has("until")) continue;
     pairs.append(name, value);
   }
   const text = pairs.toString();

@@ -2,6 +2,7 @@
 
 import html
 import io
+import json
 import re
 import time
 import zipfile
@@ -13,6 +14,7 @@ import pytest
 from tests.helpers.console import ODD, START, id_of, log_lines
 from tests.helpers.refused import refused
 from upperson_console import times
+from upperson_console.oversight import Oversight
 from upperson_console.search import Search
 from upperson_console.times import read_time
 from upperson_console.translation import LOCALE, Locale, zone_of, zones
@@ -74,9 +76,9 @@ def test_a_local_time_that_exists_twice_or_never(zone, server_in):
         found = [times.is_twice(utc(f"2026-10-25T0{hour}:30")) for hour in range(3)]
         assert found == [True, True, False]
         assert times.is_twice(None) is times.is_twice(1e300) is False
-        assert times.input_time(utc("2026-10-25T01:30")) == "2026-10-25T02:30:00"
+        assert times.local_time(utc("2026-10-25T01:30"), "%H:%M") == "02:30"
         assert times.local_time(utc("2026-07-01T10:00:01.5")) == "2026-07-01 12:00:01"
-        assert (times.input_time(1e300), times.local_time(1e300)) == ("", "1e+300 s")
+        assert times.local_time(1e300) == "1e+300 s"
         assert times.zone_name().partition(", UTC")[2] in ("+01:00", "+02:00")
     finally:
         LOCALE.reset(context)
@@ -89,7 +91,7 @@ def test_an_address_has_its_times_in_utc_and_is_the_same_search_for_all(in_berli
     assert span == (utc("2026-10-25T00:30"), utc("2026-10-25T01:30"))
     address = search.address()
     assert parse_qsl(address)[1:] == [
-        ("since", "2026-10-25T00:30Z"), ("until", "2026-10-25T01:30Z"),
+        ("since", "2026-10-25T00:30:00Z"), ("until", "2026-10-25T01:30:00Z"),
     ]  # fmt: skip
     exact = Search(where=Filter(since=START + 0.125, until=START + 1.000001))
     for zone in ZONES:
@@ -110,6 +112,20 @@ def test_addresses_of_earlier_releases_are_of_the_servers_time(guarded, server_i
     assert log_lines(guarded)[-1]["filter"]["since"] == utc("2026-11-24T19:00")
     # An unknown zone counts as none: nothing of an old address is lost.
     assert guarded.viewer.get(f"/?{old}&zone=Mars/Base").status_code == 200
+
+
+def test_an_export_that_an_earlier_release_was_asked_for_can_be_downloaded(make_guarded, server_in):
+    server_in("EST5")
+    console = make_guarded(oversight=Oversight(two_persons=("export",)))
+    state, one = console.service.user_state, str(id_of(console, "red-0"))
+    console.operator.post("/export", data={"ids": one, "address": "q=red&since=2026-09-21T09:00"})
+    (request,) = state.approvals()
+    id_ = json.loads(request)["id"]
+    assert "2026-09-21T14%3A00%3A00Z" in request
+    state.set_approval(id_, request.replace("2026-09-21T14%3A00%3A00Z", "2026-09-21T09%3A00"))
+    assert console.admin.post(f"/approvals/{id_}/approve").status_code == 303
+    answer = console.operator.get(f"/api/v1/approvals/{id_}/export")
+    assert answer.headers["content-type"] == "application/zip", answer.text
 
 
 def test_pages_show_and_read_times_in_the_zone_of_the_account(guarded):
