@@ -97,7 +97,7 @@ def test_a_person_has_its_facts_and_the_frame_with_its_box(console, tmp_path):
 @pytest.mark.parametrize("name", ["reader", "calibrated"])
 def test_match_and_likelihood_of_page_and_card_are_the_same(name, request):
     console = request.getfixturevalue(name)
-    pattern = r'<span class="match [^"]*" title="[^"]*">(?:<span.*?</span>)?[^<]*</span>'
+    pattern = r'<span class="match [^"]*" title="[^"]*">(?:<span.*?</span>)*[^<]*</span>'
     for address in ("q=a+red+coat", "q=red+coat,+no+bag", f"like={id_of(console, 'red-2')}"):
         page = console.client.get(f"/?{address}").text
         cards = re.findall(rf"/people/(\d+)\?.*?({pattern})", page, re.DOTALL)
