@@ -18,6 +18,7 @@ from upperson_console.rendering import local_path, render
 from upperson_console.reported import problem_text
 from upperson_console.search import Search
 from upperson_console.service import ConsoleService
+from upperson_console.times import local_time, read_time
 from upperson_console.translation import word
 
 _ID = "^[0-9a-f]{16}$"
@@ -72,6 +73,15 @@ def _purpose_page(routes: APIRouter, access: Access) -> None:
         return answer
 
 
+def _search_text(address: str) -> str:
+    """Return an address in words, with times as the reader's."""
+    pairs = [
+        (name, local_time(read_time(value, name)) if name in ("since", "until") else value)
+        for name, value in parse_qsl(address)
+    ]
+    return ", ".join(" ".join(pair).removeprefix("q ") for pair in pairs)
+
+
 def _approval_pages(
     routes: APIRouter, service: ConsoleService, alerts: ConsoleAlerts, access: Access
 ) -> None:
@@ -100,9 +110,7 @@ def _approval_pages(
             problem=problem,
             found=found,
             pictures=service.pictures,
-            search_of=lambda text: ", ".join(
-                " ".join(pair).removeprefix("q ") for pair in parse_qsl(text)
-            ),
+            search_of=_search_text,
             roles=ROLES,
             read_rate=read_rate,
         )

@@ -122,6 +122,8 @@ def test_an_export_that_an_earlier_release_was_asked_for_can_be_downloaded(make_
     (request,) = state.approvals()
     id_ = json.loads(request)["id"]
     assert "2026-09-21T14%3A00%3A00Z" in request
+    choose(console.admin, "Asia/Kathmandu")
+    assert ">red, since 2026-09-21 19:45:00</a>" in console.admin.get("/approvals").text
     state.set_approval(id_, request.replace("2026-09-21T14%3A00%3A00Z", "2026-09-21T09%3A00"))
     assert console.admin.post(f"/approvals/{id_}/approve").status_code == 303
     answer = console.operator.get(f"/api/v1/approvals/{id_}/export")
@@ -201,12 +203,15 @@ def test_records_and_accounts_read_times_in_the_zone(guarded):
 
 def test_a_report_names_the_zone_of_its_reader(console):
     choose(console.client, "Asia/Kathmandu", "fr")
-    answer = console.client.post("/export", data={"ids": str(id_of(console, "red-0"))})
+    address = "q=red&since=2026-09-21T14:00:00Z"
+    form = {"ids": str(id_of(console, "red-0")), "address": address}
+    answer = console.client.post("/export", data=form)
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         report = archive.read("index.html").decode()
     assert "<dt>Fuseau horaire</dt><dd>Asia/Kathmandu, UTC+05:45</dd>" in report
     begin = datetime.fromtimestamp(START, zone_of("Asia/Kathmandu"))
     assert begin.isoformat(timespec="milliseconds") in report
+    assert "<dd>2026-09-21T19:45:00.000+05:45</dd>" in report
     item = console.client.get(f"/api/v1/items/{id_of(console, 'red-0')}").json()
     assert datetime.fromisoformat(item["time"]).timestamp() == START
     assert "+05:45" not in item["time"]
