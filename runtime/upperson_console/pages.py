@@ -26,7 +26,7 @@ from upperson_console.results import match_of, run_search, timeline_hits
 from upperson_console.search import MOST_BY_TIME, MOST_HITS, MOST_MARKS, PAGE_HITS, Search, read_id
 from upperson_console.service import ConsoleService, span_of
 from upperson_console.timeline import timeline_of, whereabouts
-from upperson_console.translation import N_, gettext, ngettext
+from upperson_console.translation import gettext, ngettext
 from upperson_console.user_state import SavedSearch
 from upperson_console.view_log import QuotaExceededError
 from upperson_rt.errors import InputError, UsageError
@@ -36,8 +36,6 @@ _LAST = 2**63 - 1
 """The largest id."""
 _Ids: TypeAlias = list[Annotated[int, Field(ge=0, le=_LAST)]]
 _AROUND_S = 300.0
-_MEASURED = {"frame": N_("Frame"), "sharpness": N_("Sharpness"), "score": N_("Detector's score")}
-"""Labels of attributes that cameras and detectors write."""
 _TIMES = ("since", "until")
 _NO_MORE = {"command": None, "last": None, "also": None}
 
@@ -237,7 +235,11 @@ def _person_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             "person",
             account,
             person=found,
-            measured=_MEASURED,
+            measured={  # Attributes that cameras and detectors write.
+                "frame": gettext("Frame"),
+                "sharpness": gettext("Sharpness"),
+                "score": gettext("Detector's score"),
+            },
             match=match_of(service, account, search, id),
             span=span,
             around=_around(found.item.camera, span),

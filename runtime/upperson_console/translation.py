@@ -91,11 +91,6 @@ def gettext(text: str, /, **values: Any) -> str:
     return found % values if values else found
 
 
-def N_(text: str) -> str:  # noqa: N802 - As gettext's users call it.
-    """Mark a text for the catalogue; `gettext` translates it where it is shown."""
-    return text
-
-
 def ngettext(one: str, many: str, num: int, /, **values: Any) -> str:
     """Return a text that counts ``%(num)s``, see `gettext`."""
     return _texts().ngettext(one, many, num) % {"num": number(num), **values}

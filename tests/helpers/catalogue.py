@@ -58,7 +58,7 @@ _WORDS = {
     "verdict": get_args(VerdictWord),
 }
 """Codes that pages show as words, by their contexts."""
-_KEYWORDS = {"_": None, "N_": None, "gettext": None, "ngettext": (1, 2)}
+_KEYWORDS = {"_": None, "gettext": None, "ngettext": (1, 2)}
 _NO_PAGES = ("cli.py", "evidence_check.py", "evidence_cli.py", "server.py", "token_cli.py")
 _CORE = [upperson_alerts.alerts, upperson_alerts.promise, upperson_rt.image_file]
 """Modules whose errors pages report."""
