@@ -59,7 +59,8 @@ _WORDS = {
 }
 """Codes that pages show as words, by their contexts."""
 _KEYWORDS = {"_": None, "gettext": None, "ngettext": (1, 2)}
-_NO_PAGES = ("cli.py", "evidence_check.py", "evidence_cli.py", "server.py", "token_cli.py")
+_NO_PAGES = ("cli.py", "evidence_check.py", "oversight_documents.py", "server.py")
+"""Ends of the names of modules that have no part in pages."""
 _CORE = [upperson_alerts.alerts, upperson_alerts.promise, upperson_rt.image_file]
 """Modules whose errors pages report."""
 _ALSO = (
@@ -79,7 +80,7 @@ and mark them so."""
 
 def problem_fields() -> dict[str, set[str]]:
     """Return the codes of errors that pages may report, with the fields that each has."""
-    paths = [one for one in SOURCES.glob("*.py") if one.name not in _NO_PAGES]
+    paths = [one for one in SOURCES.glob("*.py") if not one.name.endswith(_NO_PAGES)]
     paths += [Path(str(one.__file__)) for one in _CORE]
     found: dict[str, set[str]] = {code: set() for code in (*problems._CODES.values(), *_ALSO)}
     for path in paths:
@@ -109,7 +110,7 @@ def _codes(call: ast.Call) -> Iterator[str]:
 def template() -> Catalog:
     """Return the texts of the program, without translations."""
     found = Catalog()
-    for path in sorted(SOURCES.rglob("*")):
+    for path in sorted([*SOURCES.glob("*.py"), *(SOURCES / "templates").iterdir()]):
         extract: Any = {".py": extract_python, ".j2": babel_extract}.get(path.suffix)
         if extract is None:
             continue

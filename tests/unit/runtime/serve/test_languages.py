@@ -144,7 +144,7 @@ class Texts(HTMLParser):
             self._skipped.append(skips)
 
     def handle_endtag(self, tag):
-        if tag not in VOID:
+        if tag not in VOID and self._skipped:  # A template has both branches.
             self._skipped.pop()
 
     def handle_data(self, data):
@@ -183,6 +183,14 @@ def crawl(client, pages):
         if texts := unmarked(answer.text):
             found[path] = texts
     return found
+
+
+@pytest.mark.parametrize(
+    "file", sorted((STATIC.parent / "templates").iterdir()), ids=lambda p: p.name
+)
+def test_no_branch_of_a_template_has_a_text_outside_of_the_catalogue(file):
+    plain = re.sub(r"\{[{%].*?[%}]\}", "", file.read_text("utf-8"), flags=re.DOTALL)
+    assert unmarked(plain, "items.json", "manifest.json", "manifest.tsr", "svg", "SHA-256") == []
 
 
 def test_no_page_of_a_local_console_has_a_text_outside_of_the_catalogue(calibrated, marked):
