@@ -3,7 +3,6 @@
 import base64
 import binascii
 import re
-from collections.abc import Collection
 from dataclasses import replace
 from io import BytesIO
 from typing import IO, Annotated, Any
@@ -25,6 +24,7 @@ from upperson_console.rendering import server_metrics
 from upperson_console.results import ConsoleResult, run_search
 from upperson_console.search import LONGEST_SENTENCE, Search
 from upperson_console.service import ConsoleService, span_of
+from upperson_console.translation import sentence as as_sentence
 from upperson_console.view_log import Part
 from upperson_rt import __version__
 from upperson_rt.errors import UppersonError
@@ -354,10 +354,9 @@ def file_of(*types: str) -> dict[str, Any]:
     return dict.fromkeys((*types, "application/octet-stream"), content)
 
 
-def notes_of(found: ConsoleResult, without: Collection[str] = ()) -> list[str]:
-    """Return the notices of a search as sentences, but for some codes."""
-    texts = [one.text for one in found.notices if one.code not in without]
-    return [f"{text[:1].upper()}{text[1:]}{'' if text.endswith('?') else '.'}" for text in texts]
+def notes_of(found: ConsoleResult) -> list[str]:
+    """Return the notices of a search as sentences."""
+    return [as_sentence(one.text) for one in found.notices]
 
 
 def picture_response(
