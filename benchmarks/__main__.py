@@ -19,6 +19,7 @@ DOCUMENTED = (
     "gallery --rows 100000 --threads 1",
     "gallery --rows 999000 --threads 1",
     "gallery --rows 1000000 --threads 1",
+    "flash --rows 100000",
     "scores",
     "alerts --sentences 1000 --rows 20000",
     "detectors",

@@ -16,7 +16,7 @@ from upperson_camera.commit import CommitStage
 from upperson_camera.frames import CameraCrop
 from upperson_camera.queues import AbandonedError, Stage
 from upperson_camera.settings import Shared
-from upperson_rt.errors import BackendError
+from upperson_rt.errors import BackendError, UsageError
 from upperson_rt.ingest.disk_buffer import BufferedRow, DiskBuffer
 from upperson_rt.ingest.late_gallery import LateGallery
 from upperson_rt.ingest.service import Ingest
@@ -47,6 +47,9 @@ class SendStage(CommitStage):
         buffer: DiskBuffer,
     ) -> None:
         super().__init__(ingest, shared, fail)
+        if shared.settings.commit_every_s:
+            text = "commits wait for galleries in folders only: leave out commit_every_s"
+            raise UsageError(text, code="commits_not_batched")
         self._buffer = buffer
         self._end_within_s = shared.settings.end_within_s
         self._ending = threading.Event()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_camera.frames import CameraCrop
+from upperson_camera.frames import CameraCrop, EncodedCrops
 from upperson_camera.queues import AbandonedError, Stage, log_camera
 from upperson_camera.settings import Shared
 from upperson_camera.stats import Counters, Durations
@@ -22,6 +22,8 @@ _log = get_logger(__name__)
 
 _CHECK_EVERY_S = 60.0
 _STEP_S = 0.1
+_MOST_ROWS = 256
+"""From so many rows on, a commit waits no longer."""
 
 
 class OtherWriters:
@@ -84,7 +86,10 @@ class OtherWriters:
 
 
 class CommitStage(Stage):
-    """Saves the pictures of all batches that wait, then commits their rows in one transaction."""
+    """Saves the pictures of all batches that wait, then commits their rows in one transaction.
+
+    Batches wait for ``commit_every_s``, for `_MOST_ROWS` rows, or for the end.
+    """
 
     def __init__(
         self, ingest: Ingest, shared: Shared, fail: Callable[[BaseException], None]
@@ -92,6 +97,7 @@ class CommitStage(Stage):
         super().__init__("commit", "gallery", fail)
         self._ingest = ingest
         self._crops_dir = ingest.gallery.crops_dir if shared.settings.save_crops else None
+        self._every_s = shared.settings.commit_every_s
         self._clips = shared.clips
         self._run_name = shared.run_name
         self._batches, self._counters = shared.batches, shared.counters
@@ -127,14 +133,19 @@ class CommitStage(Stage):
         return part
 
     def _run(self) -> None:
+        waiting: list[EncodedCrops] = []
+        since = 0.0
         try:
-            while not self._batches.is_finished:
+            while waiting or not self._batches.is_finished:
                 taken = self._batches.get_all(_STEP_S)
-                if taken:
-                    self._crops = [crop for batch, _ in taken for crop in batch]
-                    self._commit(self._crops, np.concatenate([embeds for _, embeds in taken]))
-                    self._batches.done(len(taken))
-                if self._others.is_due:
+                since = since if waiting else time.monotonic()
+                waiting += taken
+                if waiting and self._is_due(waiting, since):
+                    self._crops = [crop for batch, _ in waiting for crop in batch]
+                    self._commit(self._crops, np.concatenate([embeds for _, embeds in waiting]))
+                    self._batches.done(len(waiting))
+                    waiting.clear()
+                if not waiting and self._others.is_due:
                     self._check_others()
             self._check_others()
         except AbandonedError:  # After an output the folder is the next thread's.
@@ -143,6 +154,13 @@ class CommitStage(Stage):
             self._close_folder()
             raise
         self._close_folder()
+
+    def _is_due(self, waiting: Sequence[EncodedCrops], since: float) -> bool:
+        return (
+            time.monotonic() - since >= self._every_s
+            or sum(len(batch) for batch, _ in waiting) >= _MOST_ROWS
+            or self._batches.is_finished
+        )
 
     def _check_others(self) -> None:
         self._crops = []  # Committed: a stuck check loses nothing.

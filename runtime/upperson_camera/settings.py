@@ -22,6 +22,7 @@ from upperson_rt.ingest.disk_buffer import DiskBuffer
 from upperson_rt.printable import error_text, safe_repr, shortened
 
 _LONGEST_S = 7 * 86_400.0
+_LONGEST_COMMIT_S = 600.0
 LONGEST_CLIP_S = 60.0
 """Before and after a picture."""
 
@@ -102,6 +103,10 @@ class PipelineSettings:
     """Longest wait for a batch to fill up."""
     frame_queue: int = 4
     """Frames of a camera that may wait."""
+    commit_every_s: float = 0.0
+    """Rows wait for so long, or until there are 256, and are committed together, which writes less
+    to flash. A power failure may lose those that wait, see `Pipeline.stats`: not yet ``committed``.
+    Not for galleries on servers."""
     crop_queue: int = 256
     """Crops of all cameras that may wait for the encoder."""
     drop: DropPolicy = "oldest"
@@ -127,6 +132,8 @@ class PipelineSettings:
         object.__setattr__(self, "buffer", Path(check_path(self.buffer, "buffer")))
         for name in ("max_delay_s", "every_s", "still_every_s"):
             _require((value := getattr(self, name)) >= 0, name, value, "at least 0")
+        every_s, most = self.commit_every_s, f"0 to {_LONGEST_COMMIT_S:g}"
+        _require(0 <= every_s <= _LONGEST_COMMIT_S, "commit_every_s", every_s, most)
         whole = "batch_size", "min_views", "frame_queue", "crop_queue", "buffer_bytes", "clip_mb"
         for name in whole:
             _require((value := getattr(self, name)) >= 1, name, value, "at least 1")
@@ -167,6 +174,7 @@ class PipelineOptions(CameraOptions, total=False):
 
     batch_size: int | None
     max_delay_s: float | None
+    commit_every_s: float | None
     crop_queue: int | None
     drop: DropPolicy | None
     end_within_s: float | None

@@ -25,8 +25,9 @@ from upperson_console.accounts import (
 from upperson_console.bounds import BoundedRoute
 from upperson_console.problems import ProblemError, invalid, missing
 from upperson_console.rendering import render
-from upperson_console.search import read_time
 from upperson_console.service import ConsoleService
+from upperson_console.times import read_time
+from upperson_console.translation import reader
 
 _Name = Annotated[str, Form(max_length=100)]
 _Role = Annotated[Role, Form()]
@@ -150,7 +151,7 @@ def _chosen(cameras: list[str] | None) -> tuple[str, ...] | None:
 
 
 def _time(text: str) -> float | None:
-    expires = read_time(text.strip() or None, "expires")
+    expires = read_time(text.strip() or None, "expires", reader().zone)
     if expires is not None and expires <= time.time():
         raise invalid("'expires' must be in the future: revoke the account instead", "expires_past")
     return expires

@@ -5,15 +5,17 @@ from typing import Annotated, Any, Literal, TypeAlias
 from fastapi import APIRouter, Form, Path, Query, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from upperson_alerts.alerts import AlertReport, describe_record, describe_state
-from upperson_alerts.promise import describe_rate, show_rate
+from upperson_alerts.alerts import AlertReport
+from upperson_alerts.promise import show_rate
 from upperson_console import models
 from upperson_console.accounts import Access, Account
 from upperson_console.alerts import MOST_RAISED, AlertMessage, Change, ConsoleAlerts, Verdict
 from upperson_console.api import PROBLEM
 from upperson_console.bounds import BoundedRoute
 from upperson_console.rendering import render
-from upperson_console.search import LONGEST_SENTENCE, read_time
+from upperson_console.reported import problem_text
+from upperson_console.search import LONGEST_SENTENCE
+from upperson_console.times import read_time
 from upperson_rt.errors import InputError, UsageError
 
 _AlertId: TypeAlias = Annotated[str, Path(pattern="^[0-9a-f]{8}$", examples=["fa568753"])]
@@ -149,9 +151,6 @@ def _add_pages(routes: APIRouter, alerts: ConsoleAlerts, access: Access) -> None
             of=of,
             cameras=list(alerts.service.cameras(account)),
             pictures=alerts.service.pictures,
-            state_of=describe_state,
-            record_of=describe_record,
-            rate_of=describe_rate,
             taken=lambda data: read_time(data.get("time"), "time"),
             **values,
         )
@@ -179,7 +178,7 @@ def _add_pages(routes: APIRouter, alerts: ConsoleAlerts, access: Access) -> None
             rate = f"{count:.6f}".rstrip("0").rstrip(".")
             added, notices = alerts.add(account, sentence, f"{rate}/{period}", camera or [])
         except (InputError, UsageError) as error:
-            return page(account, status=422, problem=str(error), **given)
+            return page(account, status=422, problem=problem_text(error), **given)
         return page(account, added=added, notices=notices)
 
     @routes.post("/{id}/{change}")
@@ -207,6 +206,5 @@ def _add_pages(routes: APIRouter, alerts: ConsoleAlerts, access: Access) -> None
             replay=replay,
             since=since,
             visits=replay.raised[-MOST_RAISED:][::-1] or replay.best,
-            state=describe_state(report),
             pictures=alerts.service.pictures,
         )

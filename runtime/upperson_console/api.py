@@ -3,7 +3,6 @@
 import base64
 import binascii
 import re
-from collections.abc import Collection
 from dataclasses import replace
 from io import BytesIO
 from typing import IO, Annotated, Any
@@ -25,6 +24,7 @@ from upperson_console.rendering import server_metrics
 from upperson_console.results import ConsoleResult, run_search
 from upperson_console.search import LONGEST_SENTENCE, Search
 from upperson_console.service import ConsoleService, span_of
+from upperson_console.translation import sentence as as_sentence
 from upperson_console.view_log import Part
 from upperson_rt import __version__
 from upperson_rt.errors import UppersonError
@@ -48,6 +48,7 @@ _Unblurred = Annotated[
     str,
     Query(max_length=500, description="With `serve --blur`: why others must be seen; is logged."),
 ]
+_Permanent = Annotated[bool, Query(description="At once instead of into the bin.")]
 _BINARY = {"format": "binary"}
 """Of a file: generators of clients do not know ``contentMediaType``."""
 PROBLEM: dict[int | str, dict[str, Any]] = {
@@ -147,7 +148,7 @@ def _searching(routes: APIRouter, service: ConsoleService, access: Access) -> No
         tags=["search"],
         summary="Pictures, facts and hashes as an evidence package (zip)",
         response_class=StreamingResponse,
-        responses={200: {"content": _file("application/zip"), "description": "The zip."}},
+        responses={200: {"content": file_of("application/zip"), "description": "The zip."}},
     )
     def export(request: models.ExportIn, account: Account = operator) -> Response:
         search = Search() if request.search is None else request.search.as_search()
@@ -170,7 +171,7 @@ def _looking(routes: APIRouter, service: ConsoleService, access: Access) -> None
         tags=["items"],
         summary="The picture as JPEG",
         response_class=Response,
-        responses={200: {"content": _file("image/jpeg"), "description": "The picture."}},
+        responses={200: {"content": file_of("image/jpeg"), "description": "The picture."}},
     )
     def picture(
         id: Id, size: Size = "view", reason: _Unblurred = "", account: Account = viewer
@@ -184,7 +185,7 @@ def _looking(routes: APIRouter, service: ConsoleService, access: Access) -> None
         response_class=FileResponse,
         responses={
             200: {
-                "content": _file(*CLIP_TYPES.values()),
+                "content": file_of(*CLIP_TYPES.values()),
                 "description": "The clip; with a Range header a part of it (206).",
             }
         },
@@ -222,16 +223,23 @@ def _deleting(routes: APIRouter, service: ConsoleService, access: Access) -> Non
     admin = access.needs("admin")
 
     @routes.delete("/items/{id}", tags=["delete"], summary="Delete a picture")
-    def delete_item(id: Id, reason: _Reason, account: Account = admin) -> models.DeletedOut:
+    def delete_item(
+        id: Id, reason: _Reason, permanent: _Permanent = False, account: Account = admin
+    ) -> models.DeletedOut:
         service.item(account, int(id))
-        return models.DeletedOut(deleted=service.delete(account, [int(id)], reason, {}))
+        return models.DeletedOut(deleted=service.delete(account, [int(id)], reason, {}, permanent))
 
     @routes.delete("/tracks", tags=["delete"], summary="Delete a track")
     def delete_track(
-        track: Name, reason: _Reason, camera: Name | None = None, account: Account = admin
+        track: Name,
+        reason: _Reason,
+        camera: Name | None = None,
+        permanent: _Permanent = False,
+        account: Account = admin,
     ) -> models.DeletedOut:
         ids = service.track_ids(account, camera, track)
-        return models.DeletedOut(deleted=service.delete(account, ids, reason, {"track": track}))
+        deleted = service.delete(account, ids, reason, {"track": track}, permanent)
+        return models.DeletedOut(deleted=deleted)
 
     @routes.delete(
         "/items/{id}/alike", tags=["delete"], summary="Delete all pictures that look like one"
@@ -243,13 +251,14 @@ def _deleting(routes: APIRouter, service: ConsoleService, access: Access) -> Non
         ],
         reason: Annotated[str, Query(max_length=500, description="Why; needed to delete.")] = "",
         dry_run: Annotated[bool, Query(description="Only count.")] = True,
+        permanent: _Permanent = False,
         account: Account = admin,
     ) -> models.DeletedOut:
         hits = service.alike(account, int(id), min_score)
         if dry_run:
             return models.DeletedOut(deleted=len(hits), dry_run=True)
         details = {"like": id, "min_score": min_score}
-        deleted = service.delete(account, [hit.id for hit in hits], reason, details)
+        deleted = service.delete(account, [hit.id for hit in hits], reason, details, permanent)
         return models.DeletedOut(deleted=deleted)
 
     @routes.post("/prune", tags=["delete"], summary="Delete old pictures, or all but the newest")
@@ -336,7 +345,7 @@ def _embedding(routes: APIRouter, service: ConsoleService, access: Access) -> No
         )
 
 
-def _file(*types: str) -> dict[str, Any]:
+def file_of(*types: str) -> dict[str, Any]:
     """Return the content of a response that is a file of one of these media types.
 
     No response has the last one: openapi-python-client knows no other type of files.
@@ -345,10 +354,9 @@ def _file(*types: str) -> dict[str, Any]:
     return dict.fromkeys((*types, "application/octet-stream"), content)
 
 
-def notes_of(found: ConsoleResult, without: Collection[str] = ()) -> list[str]:
-    """Return the notices of a search as sentences, but for some codes."""
-    texts = [one.text for one in found.notices if one.code not in without]
-    return [f"{text[:1].upper()}{text[1:]}{'' if text.endswith('?') else '.'}" for text in texts]
+def notes_of(found: ConsoleResult) -> list[str]:
+    """Return the notices of a search as sentences."""
+    return [as_sentence(one.text) for one in found.notices]
 
 
 def picture_response(

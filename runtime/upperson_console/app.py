@@ -1,6 +1,7 @@
 """The ASGI application: API, pages and static files behind the guard, and error responses."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,7 @@ from upperson_console.accounts_page import account_routes
 from upperson_console.alert_routes import alert_routes
 from upperson_console.alerts import ConsoleAlerts
 from upperson_console.api import api_routes
+from upperson_console.bin import bin_routes
 from upperson_console.bounds import LARGE_BODIES
 from upperson_console.guard import BodyRefusedError, Guard
 from upperson_console.limits import BusyError
@@ -32,6 +34,7 @@ from upperson_console.problems import MEDIA_TYPE, ProblemError, problem_of
 from upperson_console.rendering import STATIC, render
 from upperson_console.service import ConsoleService
 from upperson_console.side_pages import EVENTS, side_routes
+from upperson_console.translation import LOCALE, Locale
 from upperson_rt import __version__
 from upperson_rt.errors import UppersonError
 from upperson_rt.printable import error_text, get_logger, one_line
@@ -58,7 +61,8 @@ def make_app(
         openapi_url=None,
     )
     alerts = ConsoleAlerts(service)
-    for routes in (*api_routes(service, access), *alert_routes(alerts, access)):
+    made = *api_routes(service, access), *alert_routes(alerts, access)
+    for routes in (*made, *bin_routes(service, access)):
         app.include_router(routes)
     document = cache(lambda: _openapi(app, access))  # Made when it is first requested.
 
@@ -77,8 +81,19 @@ def make_app(
     _handle_problems(app, access, service.access_log)
 
     def sender(scope: Scope) -> str | None:
-        found = access.find(Request(scope))
-        return None if found is None else found.name
+        request = Request(scope)
+        found = access.find(request)
+        name = None if found is None else found.name
+        accepted = request.headers.get("accept-language", "")
+
+        def locale() -> Locale:  # Called where a page needs it, as it reads the user state.
+            chosen = "", ""
+            with suppress(UppersonError):  # A page reports it.
+                chosen = chosen if name is None else service.user_state.settings(name)
+            return Locale.of(*chosen, accepted)
+
+        LOCALE.set(cache(locale))
+        return name
 
     apart = None if onvif is None else PATH
     return Guard(_answering_heads(app), names, sender, apart=apart, large=LARGE_BODIES)

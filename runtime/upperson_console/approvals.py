@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
+from urllib.parse import parse_qsl
 
 from upperson_console.accounts import Account, Role
 from upperson_console.oversight import Approved, Context, Oversight
 from upperson_console.problems import ProblemError, invalid, missing
+from upperson_console.search import Search
 from upperson_console.user_state import UserState
 from upperson_rt.printable import local_time
 from upperson_rt.strict import read_fields
@@ -200,13 +202,21 @@ class Approvals:
 
     def _all(self) -> list[Approval]:
         return [
-            read_fields(Approval, json.loads(text), "a request for approval")
+            _with_address(read_fields(Approval, json.loads(text), "a request for approval"))
             for text in self._user_state.approvals()
         ]
 
     def _log(self, account: Account, one: Approval, action: str, more: dict[str, Any]) -> None:
         details = {"approval": one.id, "for": one.action, "of": one.user, "count": one.count}
         self._note(account, action, [], details | more)
+
+
+def _with_address(one: Approval) -> Approval:
+    """Return a request whose address is as this release makes it."""
+    if not (address := one.arguments.get("address")):
+        return one
+    address = Search.from_address(parse_qsl(address)).address()
+    return replace(one, arguments=one.arguments | {"address": address})
 
 
 def _outdated(what: str) -> ProblemError:

@@ -18,6 +18,7 @@ from upperson_rt.cli.options import (
     Output,
     QueryLogOption,
     TsaCert,
+    age_seconds,
     default_gallery,
 )
 from upperson_rt.cli.output import print_json, print_line, print_note, print_warning
@@ -51,6 +52,14 @@ class Served(OptionGroup, panel="Model and gallery"):
         ),
     ] = Path("console")
     query_log: QueryLogOption = None
+    bin: Annotated[
+        str,
+        typer.Option(
+            "--bin",
+            metavar="AGE",
+            help="How long deleted pictures can be restored, such as 7d or 12h; 0 deletes at once.",
+        ),
+    ] = "7d"
 
 
 @dataclass(frozen=True)
@@ -219,6 +228,7 @@ def _opened(
 ) -> "Iterator[tuple[Server, QueryLog, str | None]]":  # fmt: skip
     """Open everything; yield server, query log and the address of the ONVIF device service."""
     from upperson_console.accounts import Access, Account, Accounts
+    from upperson_console.bin import emptying
     from upperson_console.live import Live, check_source
     from upperson_console.onvif.discovery import discoverable
     from upperson_console.onvif.routes import PATH, OnvifRoutes
@@ -248,6 +258,7 @@ def _opened(
         oversight,
     )
     users = None if services.onvif is None else Users(services.onvif)
+    bin_s = 0.0 if served.bin == "0" else age_seconds(served.bin)
     opened = Bundle.open(
         model.bundle, model.variant, model.backend, model.device,
         threads=model.threads, trust=model.trust,
@@ -284,11 +295,15 @@ def _opened(
             evidence.blur,
             access.view_quota,
             oversight,
+            bin_s,
         )
         stack.callback(service.close)
         if retention is not None:
             own = stack.enter_context(open_gallery())
             stack.enter_context(closing(RetentionThread(retention, own)))
+        stack.enter_context(emptying(service))
+        if bin_s and service.bin is None:
+            print_note(f"gallery {served.gallery} has no bin: deletions are final")
         is_discoverable = services.onvif_discovery
         routes = None if users is None else OnvifRoutes(service, users, live, is_discoverable)
         names = [address.host, *(address.name or ())]

@@ -51,6 +51,8 @@ class OpenGallery:
         self.rows, self.gallery, self.search = rows, gallery, search
         """The gallery with its row ids, with opaque ids, and the search service of the latter."""
         self.pictures = GalleryPictures(gallery.crops_dir)
+        self.binned = GalleryPictures(getattr(getattr(rows, "bin", None), "crops_dir", None))
+        """Pictures of what is in the bin."""
         self.identity = _identity(gallery.location)
         self.cameras = _Counted(lambda: gallery.by_camera())
         """Return the cameras, some seconds old at most."""
@@ -60,6 +62,7 @@ class OpenGallery:
     def has_changed(self) -> None:
         """Drop cached pictures and counts after a deletion."""
         self.pictures.clear_cache()
+        self.binned.clear_cache()
         self.cameras.forget()
         self.info.forget()
 

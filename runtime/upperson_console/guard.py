@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from upperson_console.accounts import is_of_programs, login_place
 from upperson_console.limits import CLIENT, ConcurrencyLimit, Turns, network_of
 from upperson_console.problems import MEDIA_TYPE, ProblemError
+from upperson_console.reported import problem_text
 
 KNOWN = "upperson_known"
 """Key in a request's scope: whether it has a valid token or session."""
@@ -442,7 +443,10 @@ def _busy() -> ProblemError:
 
 async def _answer(problem: ProblemError, scope: Scope, receive: Receive, send: Send) -> None:
     headers, status = {**_HEADERS, **problem.headers}, problem.status
-    content = json.dumps(problem.as_dict())
-    if status == 401 and not is_of_programs(request := Request(scope)):
+    shown = problem.as_dict()
+    if not is_of_programs(request := Request(scope)):
+        shown["detail"] = problem_text(problem)
+    content = json.dumps(shown)
+    if status == 401 and not is_of_programs(request):
         status, content, headers["location"] = 303, "", login_place(request)
     await Response(content, status, headers, MEDIA_TYPE)(scope, receive, send)

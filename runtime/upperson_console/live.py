@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -36,12 +36,18 @@ class Process:
     """A process that watches cameras."""
 
     source: str
-    problem: str | None
+    state: Literal["running", "not running", "publishes no metrics", "ended"] = "running"
+    why: str = ""
     """Why it cannot be read, or is not running."""
     busy: float | None = None
     """Share of the recent time in which its encoder worked, 0 to 1."""
     waiting: int = 0
     """Pictures that wait for the encoder."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot be read, or is not running; None if it is."""
+        return None if self.state == "running" else f"{self.state}: {self.why}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,14 +125,16 @@ class Live:
             values = _sums(text)
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "strerror", None) or one_line(error) or type(error).__name__
-            return Process(source=source, problem=f"not running: {shortened(reason)}"), {}
+            return Process(source=source, state="not running", why=shortened(reason)), {}
         except ValueError as error:
             reason = shortened(one_line(error))
-            return Process(source=source, problem=f"publishes no metrics: {reason}"), {}
-        problem = None if age_s < _STALE_S else "ended: its file is not written any more"
-        busy = None if problem else self._busy(source, values)
+            return Process(source=source, state="publishes no metrics", why=reason), {}
         waiting = int(sum(values.get("queue_depth", {}).values()))
-        return Process(source=source, problem=problem, busy=busy, waiting=waiting), values
+        if age_s >= _STALE_S:
+            why = "its file is not written any more"
+            return Process(source=source, state="ended", why=why, waiting=waiting), values
+        busy = self._busy(source, values)
+        return Process(source=source, busy=busy, waiting=waiting), values
 
     def _busy(self, source: str, values: _Sums) -> float | None:
         """Return the encoder's share of the time since the last read, or since the start."""

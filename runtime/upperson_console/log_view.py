@@ -15,9 +15,10 @@ from urllib.parse import urlencode
 
 from fastapi import Query
 
-from upperson_console.search import read_time
+from upperson_console.times import local_time, read_time, utc_text
+from upperson_console.translation import reader
 from upperson_rt.errors import InputError
-from upperson_rt.printable import local_time, safe_repr
+from upperson_rt.printable import safe_repr
 from upperson_rt.strict import parse_json
 
 _ACCOUNTS = ("change", "create", "renew", "revoke")
@@ -26,12 +27,13 @@ ACTIONS = (
     *(f"account-{one}" for one in _ACCOUNTS),
     *(f"alert-{one}" for one in _ALERTS),
     *(f"approval-{one}" for one in ("approve", "ask", "refuse")),
-    *("acknowledge", "alike", "break", "browse", "delete", "export", "forbidden", "log-export"),
-    *("login", "login-failed", "logout", "mark", "prune", "query", "quota", "timeline", "unblur"),
-    "view",
+    *("acknowledge", "alike", "bin", "break", "browse", "delete", "export", "forbidden"),
+    *("log-export", "login", "login-failed", "logout", "mark", "prune", "query", "quota"),
+    *("restore", "timeline", "unblur", "view"),
 )
 """What lines of the log name as their action."""
 _LINES = 50
+_TIMES = ("since", "until")
 _Text: TypeAlias = Annotated[str, Query(max_length=200)]
 _LONGEST_IDS = 2000
 _BLOCK_BYTES = 256 << 10
@@ -49,7 +51,7 @@ class LogFilter:
     picture: Annotated[str, Query(max_length=_LONGEST_IDS)] = ""
     """Ids, separated by spaces: lines that have one of them."""
     since: _Text = ""
-    """ISO 8601, local if it has no offset, as `until`."""
+    """ISO 8601, the reader's time if it has no offset, as `until`."""
     until: _Text = ""
 
     def __post_init__(self) -> None:
@@ -57,13 +59,22 @@ class LogFilter:
 
     @cached_property
     def _span(self) -> tuple[float, float]:
-        since, until = read_time(self.since or None, "from"), read_time(self.until or None, "to")
+        zone = reader().zone
+        since = read_time(self.since or None, "from", zone)
+        until = read_time(self.until or None, "to", zone, is_end=True)
         return -math.inf if since is None else since, math.inf if until is None else until
+
+    @property
+    def times(self) -> dict[str, float | None]:
+        """``since`` and ``until`` in unix seconds; None for any."""
+        return {n: None if math.isinf(s) else s for n, s in zip(_TIMES, self._span, strict=True)}
 
     @property
     def address(self) -> str:
         """The query string of these conditions."""
-        return urlencode({name: value for name, value in asdict(self).items() if value})
+        given = {name: value for name, value in asdict(self).items() if value}
+        times = {name: utc_text(time) for name, time in self.times.items() if time is not None}
+        return urlencode(given | times)
 
     def passes(self, entry: dict[str, Any]) -> bool:
         """Return whether a line passes; raises LookupError or ValueError for a damaged one."""
@@ -159,7 +170,7 @@ def _shown(line: bytes, where: LogFilter) -> LogLine | None:
 
 
 def _detail(name: str, value: Any) -> str:
-    if name in ("expires", "older_than"):
+    if name in ("deleted_before", "expires", "older_than"):
         return local_time(value)
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 

@@ -288,8 +288,29 @@ class ExportIn(_Strict):
     )
 
 
+class BinItemOut(ItemOut):
+    """A picture in the bin."""
+
+    deleted: _Time
+    user: str = Field(description="Who deleted it.")
+    reason: str
+
+
+class BinIn(_Strict):
+    """Pictures of the bin."""
+
+    ids: list[Id] = Field(min_length=1, max_length=_MOST_AT_ONCE, examples=[["777", "299"]])
+    reason: str = Field("", max_length=500, description="Why; needed to delete.")
+
+
+class RestoredOut(BaseModel):
+    """Number of restored pictures."""
+
+    restored: int
+
+
 class DeletedOut(BaseModel):
-    """Number of deleted pictures."""
+    """Number of deleted pictures, also of those in the bin now."""
 
     deleted: int
     dry_run: bool = False

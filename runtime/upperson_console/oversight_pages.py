@@ -6,6 +6,7 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Form, Header, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
+from upperson_alerts.promise import read_rate
 from upperson_console.accounts import Access, Account
 from upperson_console.alerts import ConsoleAlerts
 from upperson_console.approvals import ROLES, Approval, Decision
@@ -14,8 +15,11 @@ from upperson_console.exports import MOST_EXPORTED, export_response
 from upperson_console.oversight import PURPOSE_COOKIE, Context, Stated, cookie_of
 from upperson_console.problems import ProblemError
 from upperson_console.rendering import local_path, render
+from upperson_console.reported import problem_text
 from upperson_console.search import Search
 from upperson_console.service import ConsoleService
+from upperson_console.times import local_time, read_time
+from upperson_console.translation import word
 
 _ID = "^[0-9a-f]{16}$"
 _Text: TypeAlias = Annotated[str, Form(max_length=200)]
@@ -42,7 +46,8 @@ def _purpose_page(routes: APIRouter, access: Access) -> None:
 
     def page(account: Account, next: str, given: Context | Stated, *lacks: str) -> Response:
         status, place = 422 if lacks else 200, local_path(next)
-        more = {"oversight": oversight, "next": place, "given": given, "lacks": lacks}
+        wrong = [word("stated", one) for one in lacks]
+        more = {"oversight": oversight, "next": place, "given": given, "lacks": wrong}
         return render("purpose", account, status, **more)
 
     @routes.get("/purpose")
@@ -66,6 +71,15 @@ def _purpose_page(routes: APIRouter, access: Access) -> None:
         answer = RedirectResponse(local_path(next), 303)
         access.set_cookie(answer, request, PURPOSE_COOKIE, cookie_of(purpose, case))
         return answer
+
+
+def _search_text(address: str) -> str:
+    """Return an address in words, with times as the reader's."""
+    pairs = [
+        (name, local_time(read_time(value, name)) if name in ("since", "until") else value)
+        for name, value in parse_qsl(address)
+    ]
+    return ", ".join(" ".join(pair).removeprefix("q ") for pair in pairs)
 
 
 def _approval_pages(
@@ -96,10 +110,9 @@ def _approval_pages(
             problem=problem,
             found=found,
             pictures=service.pictures,
-            search_of=lambda text: ", ".join(
-                " ".join(pair).removeprefix("q ") for pair in parse_qsl(text)
-            ),
+            search_of=_search_text,
             roles=ROLES,
+            read_rate=read_rate,
         )
 
     @routes.get("/approvals")
@@ -135,7 +148,7 @@ def _approval_pages(
         except ProblemError as problem:
             if problem.code != "reason_missing":
                 raise
-            return page(account, id, 0, problem.detail)
+            return page(account, id, 0, problem_text(problem))
         return RedirectResponse("/approvals", 303)
 
     @routes.get("/api/v1/approvals/{id}/export")

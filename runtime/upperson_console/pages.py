@@ -13,7 +13,7 @@ from pydantic import Field
 
 from upperson_console.access_log import AccessLog
 from upperson_console.accounts import COOKIE, Access, Account
-from upperson_console.api import PICTURE_HEADERS, notes_of, picture_response
+from upperson_console.api import PICTURE_HEADERS, picture_response
 from upperson_console.bounds import BoundedRoute
 from upperson_console.browse import browse, newest_by_camera
 from upperson_console.clip_blur import can_blur_clips
@@ -22,22 +22,21 @@ from upperson_console.oversight import PURPOSE_COOKIE
 from upperson_console.pictures import Size
 from upperson_console.problems import ProblemError
 from upperson_console.rendering import local_path, render
+from upperson_console.reported import notice_text, problem_text
 from upperson_console.results import match_of, run_search, timeline_hits
 from upperson_console.search import MOST_BY_TIME, MOST_HITS, MOST_MARKS, PAGE_HITS, Search, read_id
 from upperson_console.service import ConsoleService, span_of
 from upperson_console.timeline import timeline_of, whereabouts
+from upperson_console.translation import gettext, ngettext
 from upperson_console.user_state import SavedSearch
 from upperson_console.view_log import QuotaExceededError
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Filter, Hit, Item, TrackSpan
-from upperson_rt.printable import count_of
 
 _LAST = 2**63 - 1
 """The largest id."""
 _Ids: TypeAlias = list[Annotated[int, Field(ge=0, le=_LAST)]]
 _AROUND_S = 300.0
-_MEASURED = {"frame": "Frame", "sharpness": "Sharpness", "score": "Detector's score"}
-"""Labels of attributes that cameras and detectors write."""
 _TIMES = ("since", "until")
 _NO_MORE = {"command": None, "last": None, "also": None}
 
@@ -62,7 +61,7 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
         cursor = request.query_params.get("cursor")
         values: dict[str, Any] = dict.fromkeys(("result", "query_picture", "empty", "newest"))
         values |= {
-            "problem": None if problem is None else str(problem),
+            "problem": None if problem is None else problem_text(problem),
             "notes": [],
             "meant": None,
             "kept": {},
@@ -76,10 +75,11 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             except QuotaExceededError:
                 raise  # Its page says when to try again.
             except (UsageError, ProblemError) as error:
-                values["problem"] = getattr(error, "detail", str(error))
+                values["problem"] = problem_text(error)
                 status = getattr(error, "status", 422)
             else:
-                values |= {"result": result, "notes": notes_of(result, {"did_you_mean"})}
+                notices = [one for one in result.notices if one.code != "did_you_mean"]
+                values |= {"result": result, "notes": [*map(notice_text, notices)]}
                 meant = (one for one in result.notices if one.code == "did_you_mean")
                 values["meant"] = next((one.fields["sentence"] for one in meant), None)
                 kept = service.marks(account, search)
@@ -96,15 +96,15 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
                 values["result"] = {"page": page, "total": count}
             else:
                 values["newest"] = newest_by_camera(service, account)
-        reversed_ = problem is not None and problem.code == "times_reversed"
-        given = {one: request.query_params.get(one, "") if reversed_ else "" for one in _TIMES}
+        times_wrong = problem is not None and problem.code in ("times_reversed", "time_skipped")
+        given = {one: request.query_params.get(one, "") if times_wrong else "" for one in _TIMES}
         return render(
             "search",
             account,
             status,
             search=search,
             given=given,
-            times_wrong=reversed_,
+            times_wrong=values["problem"] if times_wrong else None,
             cameras=service.cameras(account),
             saved=_saved(service, account),
             pictures=service.pictures,
@@ -236,7 +236,11 @@ def _person_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             "person",
             account,
             person=found,
-            measured=_MEASURED,
+            measured={  # Attributes that cameras and detectors write.
+                "frame": gettext("Frame"),
+                "sharpness": gettext("Sharpness"),
+                "score": gettext("Detector's score"),
+            },
             match=match_of(service, account, search, id),
             span=span,
             around=_around(found.item.camera, span),
@@ -296,6 +300,7 @@ def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             chosen=chosen,
             min_score=min_score,
             pictures=service.pictures,
+            bin=service.bin,
         )
 
     @routes.get("/delete")
@@ -313,20 +318,29 @@ def _delete_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             chosen |= {one: found for one, (found, _) in service.gallery.get(of_track).items()}
         service.note_items(account, "view", chosen.items(), {"selected": len(ids)})
         views = [(one, item, None) for one, item in chosen.items()]
-        return render(
-            "delete", account, id=None, what="selected", chosen=views, pictures=service.pictures
-        )
+        more: dict[str, Any] = {"pictures": service.pictures, "bin": service.bin}
+        return render("delete", account, id=None, what="selected", chosen=views, **more)
 
     @routes.post("/delete")
     def delete(
         ids: Annotated[str, Form(max_length=1 << 20)],
         reason: Annotated[str, Form()] = "",
         what: Annotated[str, Form()] = "picture",
+        permanent: Annotated[bool, Form()] = False,
         account: Account = admin,
     ) -> Response:
         chosen = [read_id(one) for one in ids.split()]
-        deleted = service.delete(account, chosen, reason, {"what": what})
-        return render("deleted", account, deleted=deleted, chosen=len(chosen))
+        deleted = service.delete(account, chosen, reason, {"what": what}, permanent)
+        keeps = not permanent and service.bin is not None
+        return render(
+            "deleted",
+            account,
+            deleted=deleted,
+            chosen=len(chosen),
+            restored=False,
+            undo=ids if keeps else None,
+            until=time.time() + service.bin_s,
+        )
 
 
 def _login_pages(routes: APIRouter, access: Access, access_log: AccessLog) -> None:
@@ -341,7 +355,9 @@ def _login_pages(routes: APIRouter, access: Access, access_log: AccessLog) -> No
         account = None if access.accounts is None else access.accounts.of_token(token.strip())
         access_log.note("login-failed" if account is None else "login", request, account)
         if account is None:
-            why = "This token is not known: check it, or ask who runs this server for a new one."
+            why = gettext(
+                "This token is not known: check it, or ask the administrator for a new one."
+            )
             return render("login", None, 401, next=local_path(next), problem=why)
         answer = _see(local_path(next))
         access.set_cookie(answer, request, COOKIE, access.sessions.begin(token.strip()))
@@ -382,41 +398,45 @@ def _nothing(service: ConsoleService, account: Account, search: Search) -> dict[
     if not count:
         return {
             **_message(
-                "The gallery is empty",
-                "No pictures are in it yet. Add some, or let a camera do it:",
+                gettext("The gallery is empty"),
+                gettext("No pictures are in it yet. Add some, or let a camera do it:"),
                 "/live",
-                "See whether a camera is watching",
+                gettext("See whether a camera is watching"),
             ),
             "command": f"upperson-rt index PICTURES -g {account.path(service.gallery.location)}",
         }
     where = search.where
     for name in where.cameras or ():
         if name not in cameras:
-            known = ", ".join(list(cameras)[:8]) or "none that has a name"
+            known = ", ".join(list(cameras)[:8]) or gettext("none that has a name")
             return _message(
-                f"No pictures of the camera \u201c{name}\u201d",
-                f"It may be written in another way. There are: {known}.",
+                gettext("No pictures of the camera \u201c%(name)s\u201d", name=name),
+                gettext("It may be written in another way. There are: %(names)s.", names=known),
                 f"/?{search.address(where=Filter())}",
-                "Search in all cameras",
+                gettext("Search in all cameras"),
             )
     if where.cameras and (search.last is not None or where.since is not None):
         timeless = search.address(where=replace(where, since=None, until=None), last=None)
         return {
             **_message(
-                "No picture in this time",
-                "The newest picture of these cameras is older; a camera may have stopped.",
+                gettext("No picture in this time"),
+                gettext("The newest picture of these cameras is older; a camera may have stopped."),
                 f"/?{timeless}",
-                "Search without the time",
+                gettext("Search without the time"),
             ),
             "last": {name: cameras[name].last_time for name in where.cameras},
             "also": "/live",
-            "also_text": "See whether the cameras are running",
+            "also_text": gettext("See whether the cameras are running"),
         }
     return _message(
-        "Nothing passes the filter",
-        f"There are {count_of(count, 'picture')}, and none passes.",
+        gettext("Nothing passes the filter"),
+        ngettext(
+            "There is %(num)s picture, and it does not pass.",
+            "There are %(num)s pictures, and none passes.",
+            count,
+        ),
         f"/?{search.without_filter()}",
-        "Search without the filter",
+        gettext("Search without the filter"),
     )
 
 

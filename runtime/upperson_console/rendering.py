@@ -1,8 +1,7 @@
 """Templates of the pages with their filters, and the server's metrics."""
 
-import datetime
 import hashlib
-import time
+import re
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -13,10 +12,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from starlette.responses import HTMLResponse
 
+from upperson_console import reported, times, translation
 from upperson_console.accounts import Account
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import retention
-from upperson_rt.printable import count_of, local_time, show_percent, show_text
+from upperson_rt.printable import show_percent, show_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,15 +37,27 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"static": _static, "count_of": count_of, "zone": _zone}
+    environment.globals |= {
+        "_": translation.gettext,
+        "ngettext": translation.ngettext,
+        "word": translation.word,
+        "static": _static,
+        "reader": translation.reader,
+        "script_texts": _script_texts,
+        "zone_name": times.zone_name,
+        "reported": reported,
+    }
     environment.filters |= {
-        "clock": _clock,
-        "ago": _ago,
-        "input_time": _input_time,
-        "local_time": local_time,
+        "ago": times.age,
+        "clock": lambda seconds: times.local_time(seconds).partition(" ")[2],
+        "input_time": lambda seconds: times.local_time(seconds, "%Y-%m-%dT%H:%M:%S"),
+        "is_twice": times.is_twice,
+        "iso_text": times.iso_text,
+        "local_time": times.local_time,
+        "number": translation.number,
         "percent": lambda share: show_percent(share).replace(" ", "\u00a0"),
-        "period": _period,
-        "thousands": lambda number: f"{number:,}",
+        "period": times.period,
+        "sentence": translation.sentence,
     }
     return environment
 
@@ -69,36 +81,17 @@ def _static(name: str) -> str:
     return f"/static/{name}?{digest}"
 
 
-def _zone() -> str:
-    return datetime.datetime.now().astimezone().strftime("UTC%z")
+@cache
+def script_keys() -> list[str]:
+    """Return the texts of the script, which it writes as ``_("text")``."""
+    script = (STATIC / "console.js").read_text(encoding="utf-8")
+    return re.findall(r'\b_\("([^"]+)"', script)
 
 
-def _input_time(seconds: float | None) -> str:
-    return local_time(seconds).replace(" ", "T")
-
-
-def _clock(seconds: float | None) -> str:
-    return local_time(seconds).partition(" ")[2]
-
-
-def _period(first: float | None, last: float | None) -> str:
-    """Return ``2026-11-26 06:05:13 \u2013 06:05:19``; the day twice only if it differs."""
-    begin, end = local_time(first), local_time(last)
-    if begin == end:
-        return begin
-    day, _, clock = end.partition(" ")
-    return f"{begin} \u2013 {clock if begin.startswith(f'{day} ') else end}"
-
-
-def _ago(seconds: float | None) -> str:
-    """Return the age of a time in its largest unit."""
-    if seconds is None:
-        return "never"
-    passed = time.time() - seconds
-    for unit, length in (("day", 86400.0), ("hour", 3600.0), ("minute", 60.0)):
-        if passed >= length:
-            return f"{count_of(int(passed / length), unit)} ago"
-    return "just now" if passed > -60 else "in the future"
+def _script_texts() -> dict[str, str]:
+    """Return what the script shows in the reader's language, by its English texts."""
+    found = {key: translation.gettext(key) for key in script_keys()}
+    return {key: text for key, text in found.items() if text != key}
 
 
 # --- Metrics for Prometheus

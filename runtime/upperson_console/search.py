@@ -4,7 +4,6 @@ The address of a page holds the whole search, so that it can be bookmarked and s
 """
 
 import base64
-import datetime
 import hashlib
 import json
 import re
@@ -14,6 +13,8 @@ from typing import Any, Literal, TypeAlias
 from urllib.parse import urlencode
 
 from upperson_console.problems import invalid
+from upperson_console.times import read_time, utc_text
+from upperson_console.translation import zone_of
 from upperson_rt.arguments import read_attributes
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Hit
@@ -142,8 +143,9 @@ class Search:
             return given[name][-1] if name in given else None
 
         last = one("last") if one("last") in LAST else None
-        since = None if last else read_time(one("since"), "from")
-        until = None if last else read_time(one("until"), "to")
+        zone = zone_of(one("zone") or "")  # Of typed times; addresses that pages make have UTC.
+        since = None if last else read_time(one("since"), "from", zone)
+        until = None if last else read_time(one("until"), "to", zone, is_end=True)
         if since is not None and until is not None and since >= until:
             raise UsageError(
                 f"'from' must be before 'to': {local_time(since)} is not before "
@@ -198,8 +200,8 @@ class Search:
             ("share", f"{search.share:g}" if search.has_both and search.share != 0.5 else None),
             *(("camera", name) for name in where.cameras or ()),
             ("last", search.last),
-            ("since", None if timeless else _local(where.since)),
-            ("until", None if timeless else _local(where.until)),
+            ("since", None if timeless else utc_text(where.since)),
+            ("until", None if timeless else utc_text(where.until)),
             ("track", where.track),
             *(("where", pair) for pair in search.pairs),
             ("by", None if search.by_track else "picture"),
@@ -277,27 +279,6 @@ def read_cursor(cursor: str, search: Search) -> tuple[int, _Key]:
             "cursor_of_other_search",
         )
     return offset, key
-
-
-def read_time(text: str | None, what: str) -> float | None:
-    """Read an ISO 8601 time, local if it has no offset; return unix seconds."""
-    if text is None:
-        return None
-    try:
-        return datetime.datetime.fromisoformat(text.strip().replace("Z", "+00:00")).timestamp()
-    except (ValueError, OverflowError, OSError) as error:
-        raise UsageError(
-            f"'{what}' must be a time such as 2026-11-24T14:00, found {safe_repr(text)}",
-            code="time_malformed",
-            field=what,
-        ) from error
-
-
-def _local(time: float | None) -> str | None:
-    if time is None:
-        return None
-    moment = datetime.datetime.fromtimestamp(time)
-    return moment.isoformat(timespec="auto" if moment.second or moment.microsecond else "minutes")
 
 
 def _share(text: str | None) -> float:

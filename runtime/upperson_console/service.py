@@ -35,7 +35,8 @@ from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import CameraInfo, Filter, Gallery, Hit, Item, TrackSpan
 from upperson_rt.gallery.clips import ClipFile
 from upperson_rt.gallery.snapshots import Snapshot, picture_path, read_snapshots, snapshot_folder
-from upperson_rt.query_log import QueryLog
+from upperson_rt.gallery.sqlite.bin import Bin, BinEntry, empty_bin
+from upperson_rt.query_log import QueryLog, process_user
 from upperson_rt.retriever import find_alike
 from upperson_rt.search.query import QueryEncoder, SearchRequest
 from upperson_rt.search.service import SearchResult, SearchService
@@ -75,13 +76,15 @@ class ConsoleService:
         blur: bool = False,
         view_quota: int = USUAL_QUOTA,
         oversight: Oversight | None = None,
+        bin_s: float = 0.0,
     ) -> None:
         """Serve a gallery, which is opened again after it was replaced.
 
         ``background_KD`` are (K, D) embeddings of the background set: a bundle's golden samples.
         With ``blur``, others in frames and clips are shown for a reason, see `shows_all`.
-        ``view_quota`` is that of `ViewLog`.
+        ``view_quota`` is that of `ViewLog`. What is deleted can be restored for ``bin_s`` seconds.
         """
+        self.bin_s = bin_s
         self.seal = seal or Seal()
         self.blur = blur
         self.encoder = encoder
@@ -304,22 +307,88 @@ class ConsoleService:
         self.note(account, "alike", hits, details, shown=shown)
         return hits
 
-    def delete(self, account: Account, ids: Sequence[int], reason: str, details: _Details) -> int:
-        """Delete items and their pictures, with a reason; return how many there were.
+    def delete(
+        self,
+        account: Account,
+        ids: Sequence[int],
+        reason: str,
+        details: _Details,
+        permanent: bool = False,
+        from_bin: bool = False,
+    ) -> int:
+        """Move items and their pictures into the bin, with a reason; return how many there were.
 
+        Without a bin, or if ``permanent``, they are deleted; ``from_bin`` deletes what is there.
         Deletions of the same items take turns: the log names each one once.
         """
         reason = _require_reason(reason)
-        arguments = {"ids": [*ids], "reason": reason, "details": details}
-        self.approvals.require(account, "delete", len(self.seen(account, ids)), **arguments)
+        arguments: dict[str, Any] = {"ids": [*ids], "reason": reason, "details": details}
+        flags = {"permanent": permanent, "from_bin": from_bin}
+        arguments |= {name: True for name, is_set in flags.items() if is_set}
+
+        def chosen() -> list[tuple[int, Item]]:
+            if not from_bin:
+                return self.seen(account, ids)
+            return [(id_, entry.item) for id_, entry in self.binned(ids)]
+
+        self.approvals.require(account, "delete", len(chosen()), **arguments)
         with self._deleting:
-            items = self.seen(account, ids)
+            items, own_bin = chosen(), self.bin
             if ids and not items:
                 raise missing("none of these pictures is there; they may have been deleted")
-            self.note_items(account, "delete", items, {"reason": reason, **details}, None)
-            deleted = self.gallery.delete([item.key for _, item in items])
+            is_final = permanent or from_bin or own_bin is None
+            action = "delete" if is_final else "bin"
+            self.note_items(account, action, items, {"reason": reason, **details}, None)
+            keys = [item.key for _, item in items]
+            if own_bin is not None and from_bin:
+                deleted = own_bin.delete([self.ids.row(id_) for id_, _ in items])
+            elif own_bin is not None and not permanent:
+                deleted = own_bin.add(keys, account.name, reason)
+            else:
+                deleted = self.gallery.delete(keys)
             self.current.last.has_changed()
         return deleted
+
+    @property
+    def bin(self) -> Bin | None:
+        """The bin, which has row ids; None if deletions are final."""
+        found: Bin | None = getattr(self.gallery, "bin", None)
+        return found if self.bin_s else None
+
+    def binned(
+        self, ids: Sequence[int] | None = None, start: int = 0, most: int = -1
+    ) -> list[tuple[int, BinEntry]]:
+        """Return what is in the bin by id, see `Bin.entries`."""
+        rows = None if ids is None else [self.ids.row(id_) for id_ in ids if 0 <= id_ < 1 << 63]
+        found = [] if self.bin is None else self.bin.entries(rows, start=start, most=most)
+        return [(self.ids.opaque(entry.id), entry) for entry in found]
+
+    def restore(self, account: Account, ids: Sequence[int]) -> int:
+        """Move items from the bin back into the gallery; return how many there were."""
+        with self._deleting:
+            found, own_bin = self.binned(ids), self.bin
+            if own_bin is None or not found:
+                raise missing("none of these pictures is in the bin; restored or deleted since")
+            items = [(id_, entry.item) for id_, entry in found]
+            self.note_items(account, "restore", items, {}, None)
+            restored = own_bin.restore([entry.id for _, entry in found])
+            self.current.last.has_changed()
+        return restored
+
+    def empty_bin(self) -> None:
+        """Log and delete permanently what was in the bin for its retention."""
+        gallery, before = self.gallery, time.time() - self.bin_s
+        if (own_bin := getattr(gallery, "bin", None)) is None or gallery.is_read_only:
+            return
+        with self._deleting:
+            own_bin.tidy()
+            old = [(self.ids.opaque(one.id), one.item) for one in own_bin.entries(before=before)]
+            if old:
+                server = Account(name=process_user(), role="admin")
+                details = {"reason": "the retention of the bin", "deleted_before": before}
+                self.note_items(server, "delete", old, details, None)
+                empty_bin(gallery, before)
+                self.current.last.has_changed()
 
     def seen(self, account: Account, ids: Sequence[int]) -> list[tuple[int, Item]]:
         """Return those items of some ids that an account may see."""

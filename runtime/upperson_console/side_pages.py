@@ -1,4 +1,4 @@
-"""The pages around the search: live state, the frame of a picture, and records."""
+"""The pages around the search: live state, the frame of a picture, records, and settings."""
 
 import asyncio
 import time
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, TypeAlias
 
 from fastapi import APIRouter, Depends, Form, Query, Request, Response
-from fastapi.responses import HTMLResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from upperson_console.accounts import Access, Account
@@ -15,9 +15,10 @@ from upperson_console.bounds import BoundedRoute
 from upperson_console.live import Live
 from upperson_console.log_view import ACTIONS, LogFilter, passing_lines, read_page
 from upperson_console.pictures import as_jpeg, blurred_jpeg
-from upperson_console.problems import ProblemError, missing
+from upperson_console.problems import ProblemError, invalid, missing
 from upperson_console.rendering import render, templates
 from upperson_console.service import ConsoleService
+from upperson_console.translation import LANGUAGES, zones
 from upperson_rt.gallery import Filter, Item
 from upperson_rt.log_chain import SOON_BYTES, verify_log
 from upperson_rt.preprocess import use_image
@@ -32,6 +33,7 @@ _MOST_STREAMS_EACH = 4
 """Of one account."""
 _ALL_LINES = LogFilter()
 _Filter: TypeAlias = Annotated[LogFilter, Depends()]
+_Chosen: TypeAlias = Annotated[str, Form(max_length=100)]
 
 
 def side_routes(service: ConsoleService, access: Access, live: Live) -> APIRouter:
@@ -41,7 +43,7 @@ def side_routes(service: ConsoleService, access: Access, live: Live) -> APIRoute
     )
     _live_pages(routes, service, access, live)
     _record_pages(routes, service, access)
-    viewer = access.needs("viewer")
+    viewer, reader = access.needs("viewer"), access.needs("viewer", purpose=False)
 
     @routes.get("/people/{id}/frame")
     def frame(id: int, reason: str = "", account: Account = viewer) -> Response:
@@ -54,6 +56,18 @@ def side_routes(service: ConsoleService, access: Access, live: Live) -> APIRoute
         service.note_items(account, "view", items, {"frame": str(id)}, "frame")
         more = {"blurred": not shows_all, "reason": reason}
         return render("frame", account, 200, id=id, item=item, size=made[1], **more)
+
+    @routes.get("/settings")
+    def settings(account: Account = reader) -> Response:
+        chosen = service.user_state.settings(account.name)
+        return render("settings", account, chosen=chosen, languages=LANGUAGES, zones=zones())
+
+    @routes.post("/settings")
+    def choose(language: _Chosen = "", zone: _Chosen = "", account: Account = reader) -> Response:
+        if language not in ("", *LANGUAGES) or zone not in ("", *zones()):
+            raise invalid("choose a language and a time zone of the lists", "settings_unknown")
+        service.user_state.set_settings(account.name, language, zone)
+        return RedirectResponse("/settings", 303)
 
     return routes
 

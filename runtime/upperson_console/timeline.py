@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from upperson_console.search import Search
 from upperson_console.service import TrackViews, span_of
+from upperson_console.times import local_time
+from upperson_console.translation import gettext, number, word
 from upperson_rt.gallery import Hit, Item, TrackSpan
-from upperson_rt.printable import local_time
 from upperson_rt.search.service import SearchResult
 
 _STEPS_S = (1, 5, 15, 60, 300, 900, 3600, 3 * 3600, 6 * 3600, 86400, 7 * 86400, 30 * 86400)
@@ -104,7 +105,7 @@ def timeline_of(search: Search, hits: Sequence[Hit]) -> Timeline | None:
                     width=1 / parts,
                     height=count / most,
                     count=count,
-                    text=f"{camera}, from {local_time(since)}: {count}",
+                    text=f"{camera}, {local_time(since)}: {number(count)}",
                     address=search.address(where=where, last=None),
                 )
             )
@@ -117,13 +118,20 @@ def timeline_of(search: Search, hits: Sequence[Hit]) -> Timeline | None:
 def whereabouts(person: TrackViews, elsewhere: SearchResult) -> Whereabouts | None:
     """Return a track and the nearest ones of other cameras over time; None without times."""
     own = span_of(person.views)
-    tracks: list[tuple[TrackSpan, int, Item, str]] = [(own, person.id, person.item, "this track")]
+    tracks: list[tuple[TrackSpan, int, Item, str]] = [
+        (own, person.id, person.item, gettext("this track"))
+    ]
     tracks += [
-        (hit.span or span_of([(hit.id, hit.item)]), hit.id, hit.item, label)
+        (
+            hit.span or span_of([(hit.id, hit.item)]),
+            hit.id,
+            hit.item,
+            label and word("match", label),
+        )
         for hit, label in zip(elsewhere.hits, elsewhere.labels, strict=True)
     ]
     timed = [
-        (span.first_time, span.last_time, id_, item.camera or "no camera", label)
+        (span.first_time, span.last_time, id_, item.camera or gettext("no camera"), label)
         for span, id_, item, label in tracks
         if span.first_time is not None and span.last_time is not None
     ]

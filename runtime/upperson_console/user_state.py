@@ -1,4 +1,4 @@
-"""User state store, one SQLite file: query pictures, saved searches, marks, approvals, key of ids.
+"""User state store, one SQLite file: pictures, searches, marks, settings, approvals, key of ids.
 
 A write that has returned survives a killed process and a power failure. Rows have checksums, which
 are compared when the file is opened: SQLite has none.
@@ -50,6 +50,9 @@ CREATE TABLE IF NOT EXISTS id_key (key BLOB NOT NULL, checksum INTEGER);
 CREATE TABLE IF NOT EXISTS shared (
     saved INTEGER PRIMARY KEY, added REAL NOT NULL, checksum INTEGER
 );
+CREATE TABLE IF NOT EXISTS settings (
+    user TEXT PRIMARY KEY, language TEXT NOT NULL, zone TEXT NOT NULL, checksum INTEGER
+);
 """
 _GUARD = """
 CREATE TRIGGER IF NOT EXISTS saved_adding BEFORE INSERT ON saved BEGIN SELECT sum_of(); END
@@ -64,6 +67,7 @@ _SUMS = {
     "approvals": "sum_of(id, request, added)",
     "id_key": "sum_of(key)",
     "shared": "sum_of(saved, added)",
+    "settings": "sum_of(user, language, zone)",
 }
 """The checksum of a row, by table."""
 
@@ -245,6 +249,17 @@ class UserState:
         """Return the items that a user marked, and whether as right, in the order of marking."""
         sql = "SELECT item, yes FROM marks WHERE user = ? AND question = ? ORDER BY added"
         return {item: bool(yes) for item, yes in self._rows(sql, user, marks_key)}
+
+    def set_settings(self, user: str, language: str, zone: str) -> None:
+        """Keep the language and the time zone of an account; empty ones are not chosen."""
+        with self._writing("settings") as execute:
+            values = (user, language, zone)
+            execute("INSERT OR REPLACE INTO settings VALUES (?, ?, ?, NULL)", values)
+
+    def settings(self, user: str) -> tuple[str, str]:
+        """Return the language and the time zone that an account chose, or empty texts."""
+        found = self._rows("SELECT language, zone FROM settings WHERE user = ?", user)
+        return found[0] if found else ("", "")
 
     def set_approval(self, id_: str, request: str) -> None:
         """Keep a request for approval, JSON, or replace it; only the newest thousand are kept."""

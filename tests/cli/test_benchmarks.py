@@ -26,6 +26,7 @@ from benchmarks import (
     bases,
     contenders,
     detectors,
+    flash,
     gallery,
     loader,
     month,
@@ -68,6 +69,7 @@ NAMES = (
     "adapter",
     "people",
     "gallery",
+    "flash",
     "scores",
     "alerts",
     "detectors",
@@ -419,6 +421,20 @@ def test_a_gallery_is_measured_beside_the_engines_below(tmp_path: Path) -> None:
     for wrong in (("--rows", 999), ("--dim", 1), ("--seconds", "inf"), ("--seconds", -1)):
         result = fill(tmp_path, *wrong)
         assert (result.exit_code, result.stdout) == (2, ""), wrong
+    assert list(tmp_path.iterdir()) == [], "nothing stays behind"
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts what Linux counts")
+def test_bytes_written_for_a_row_are_counted_by_phase(tmp_path: Path) -> None:
+    options = ("--rows", 1000, "--dim", 32, "--batch", 100, "--batch", 500, "--folder", tmp_path)
+    found = values(run(flash, *options))
+    assert list(found["batches"]) == ["100 rows a commit", "500 rows a commit"]
+    for row in found["batches"].values():
+        assert row["total"] == pytest.approx(sum(row[phase] for phase in flash.PHASES))
+        assert row["factor"] == pytest.approx(row["total"] / row["row_bytes"])
+        assert 2 * 32 < row["row_bytes"] < 1000
+        if row["device_factor"]:  # On a disk.
+            assert min(row["insert"], row["prune"]) > row["row_bytes"]
     assert list(tmp_path.iterdir()) == [], "nothing stays behind"
 
 

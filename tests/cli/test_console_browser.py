@@ -70,7 +70,11 @@ def folder(tmp_path_factory, bundle_and_crops):
             for colour in COLOURS
             for number in range(6)
         ]
-        gallery.add(items, encoder.encode_images(files))
+        vectors = encoder.encode_images(files)
+        gallery.add(items, vectors)
+        crop = draw_person(gallery.crops_dir / "binned.png", "red", seed=9).name
+        gallery.add([Item(key="binned", camera="gate", time=START, crop=crop)], vectors[:1])
+        gallery.bin.add(["binned"], "Adam", "At the person's request")
         add_alert(gallery, encoder, "woman in a red coat", rate=1.0)
     return folder
 
@@ -233,9 +237,9 @@ def test_two_windows_do_not_overwrite_each_others_marks(open_page):
         page.wait_for_url("**marks=*")
     pages[1].get_by_text("Refined by 1 yes and 1 no.").wait_for()
     pages[0].reload()
-    pages[0].get_by_text("You marked 1 more no for this search").wait_for()
+    pages[0].get_by_text("on another page: 0 yes, 1 no.").wait_for()
     pages[0].get_by_role("button", name="Undo all").click()  # Its own mark.
-    pages[0].get_by_text("You marked 1 no for this search").wait_for()
+    pages[0].get_by_text("on another page: 0 yes, 1 no.").wait_for()
     assert pages[0].locator(".is-no").count() == 0
 
 
@@ -315,7 +319,7 @@ def test_selected_cards_are_marked_exported_and_deleted(open_page, with_script):
 
     select()
     if with_script:
-        assert bar.locator("strong").inner_text() == "Selected: 2 cards, 6 pictures"
+        assert bar.locator("strong").inner_text() == "Selected cards: 2, pictures: 6"
     with page.expect_download():
         bar.get_by_role("button", name="Export").click()
     bar.get_by_role("button", name="Yes").click()
@@ -326,16 +330,54 @@ def test_selected_cards_are_marked_exported_and_deleted(open_page, with_script):
     page.get_by_role("heading", name="Delete 6 pictures").wait_for()
     page.reload()
     page.get_by_role("heading", name="Delete 6 pictures").wait_for()
+    page.get_by_label("Why?").fill("At her request")
+    page.get_by_role("button", name="Move 6 pictures to the bin").click()
+    page.get_by_role("heading", name="Deleted 6 pictures").wait_for()
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_role("heading", name="Restored 6 pictures").wait_for()
+
+
+@pytest.mark.parametrize("with_script", [True, False])
+def test_pictures_are_restored_from_the_bin_or_deleted(open_page, folder, with_script):
+    keys = [f"{n}-{with_script}" for n in range(4)]
+    with Gallery.open(folder / "gallery") as gallery:
+        vector = next(gallery.vectors())[1][:1]
+        for key in keys:
+            gallery.add([Item(key=key, camera="hall", time=START)], vector)
+            gallery.bin.add([key], "Adam", "by mistake")
+    page = open_page("/bin", java_script_enabled=with_script)
+    cards = page.locator(".card", has_text="by mistake")
+    cards.nth(0).get_by_role("button", name="Restore").click()
+    page.get_by_role("heading", name="Restored 1 picture").wait_for()
+    page.get_by_role("link", name="Bin").click()
+    page.get_by_role("heading", name="Bin").wait_for()
+    for place in (0, 1):
+        cards.nth(place).get_by_role("checkbox").check()
+    if with_script:
+        assert page.locator("#selected strong").inner_text() == "Selected: 2 cards, 2 pictures"
+    page.get_by_label("Why?").fill("At his request")
+    page.get_by_role("button", name="Delete for good").click()
+    page.get_by_role("heading", name="Deleted 2 pictures").wait_for()
+    page.get_by_role("link", name="Bin").click()
+    cards.first.get_by_role("checkbox").check()
+    page.locator("#selected").get_by_role("button", name="Restore").click()
+    page.get_by_role("heading", name="Restored 1 picture").wait_for()
+    with Gallery.open(folder / "gallery") as gallery:
+        assert gallery.ids(keys).keys() == {keys[3], keys[0]}
+        assert [entry.item.key for entry in gallery.bin.entries()] == ["binned"]
+        gallery.delete(keys)
 
 
 def test_a_wide_screen_shows_twice_the_people(open_page):
     seen = """() => [...document.querySelectorAll('#cards .shot')].filter(
         (one) => one.getBoundingClientRect().top < innerHeight).length"""
-    found = []
-    for width in (1280, 2560):
-        page = open_page("/?order=time&by=picture", viewport={"width": width, "height": 860})
-        found.append(page.evaluate(seen))
-    assert found[1] >= 2 * found[0] > 0
+    for path in ("/?order=time&by=picture", "/?q=woman+in+a+red+coat&by=picture"):
+        found = []
+        for width in (1280, 2560):
+            page = open_page(path, viewport={"width": width, "height": 860}, locale="de")
+            page.wait_for_load_state("networkidle")
+            found.append(page.evaluate(seen))
+        assert found[1] >= 2 * found[0] > 0
 
 
 GIVEN = """([name, content]) => {
@@ -578,9 +620,11 @@ PAGES = {
     "delete": "/people/{person}/delete?what=track",
     "live": "/live",
     "alerts": "/alerts?q=woman+in+a+red+coat&camera=gate",
+    "bin": "/bin",
     "records": "/records",
     "problem": "/?q=woman&since=noon",
     "login": "/login",
+    "settings": "/settings",
 }
 
 
@@ -588,13 +632,21 @@ def test_every_page_fits_a_narrow_screen_while_frames_are_blurred(open_page, fol
     more = [Item(key=f"n{n}", camera="gate", time=START + 1500 + n, track=f"{n}") for n in range(5)]
     with Gallery.open(folder / "gallery") as gallery:
         gallery.add(more, next(gallery.vectors())[1][:5])
+    found = {}
     with served(folder, "--blur") as running:
-        page = open_page("/?q=red", url=running.url, viewport={"width": 320, "height": 800})
-        person = keys_shown(page)[0].rpartition("/")[2]
-        for name, path in PAGES.items():
-            page.goto(running.url + path.format(person=person))
-            page.wait_for_load_state("load" if name == "live" else "networkidle")
-            assert page.evaluate("document.documentElement.scrollWidth") <= 320, name
+        for language in ("en", "de", "fr"):
+            options = {"viewport": {"width": 320, "height": 800}, "locale": language}
+            page = open_page("/?q=red", url=running.url, bypass_csp=True, **options)
+            person = keys_shown(page)[0].rpartition("/")[2]
+            for name, path in PAGES.items():
+                page.goto(running.url + path.format(person=person))
+                page.wait_for_load_state("load" if name == "live" else "networkidle")
+                assert page.locator("html").get_attribute("lang") == language
+                wide = page.evaluate("document.documentElement.scrollWidth")
+                assert (name, language, wide) <= (name, language, 320)
+                broken = _violations(page) if language != "en" else {}
+                found |= {(name, language, id_): nodes for id_, nodes in broken.items()}
+    assert found == {}
     with Gallery.open(folder / "gallery") as gallery:
         gallery.delete([one.key for one in more])
     open_page.wrong[:] = [text for text in open_page.wrong if "422" not in text]

@@ -99,6 +99,18 @@ def test_delete_takes_the_frame_of_a_camera_that_has_no_picture(work):
     assert left() == list("abcdef")
 
 
+def test_delete_and_prune_are_final_also_in_the_bin(work):
+    with Gallery.open("gallery") as gallery:
+        gallery.bin.add(["a", "b", "c"], "Ada", "by mistake")
+    assert run_json("delete", "a", "--dry-run")["deleted"] == 0
+    assert run_json("delete", "a", "--yes")["deleted"] == 1
+    run("prune", "--older-than", "8.5h")
+    with Gallery.open("gallery") as gallery:
+        assert [entry.item.key for entry in gallery.bin.entries()] == ["c"]
+    assert run_json("info")["items"] == 3
+    assert run_json("verify")["problems"] == []
+
+
 def test_delete_takes_relative_paths(work):
     (work / "picture.jpg").touch()
     with Gallery.open("gallery") as gallery:
@@ -308,3 +320,29 @@ def test_erase_proof(work):
     assert (result.exit_code, json.loads(result.stdout)["left"]) == (6, 1)
     verified = run_rt("log", "verify", "gallery/erasures.log")
     assert verified.exit_code == 0
+
+
+def test_backup_and_restore(work):
+    for name in "abcd":  # Of the fixture, without hashes.
+        assert (work / "gallery" / "crops" / f"{name}.jpg").exists()
+    with Gallery.open("gallery") as gallery, gallery.outbox(write=True):
+        pass  # The first deletion makes these tables, after which a backup copies all once.
+    first = run_json("backup", "copy")
+    assert first == {
+        "gallery": "gallery", "destination": "copy", "pictures": 6, "crops": 4, "missing_crops": 0,
+        "is_increment": False, "rows_added": 6, "rows_removed": 0, "files_copied": 4,
+        "bytes_copied": 28, "files_removed": 0,
+    }  # fmt: skip
+    run("delete", "a", "--yes")
+    again = run_json("backup", "copy")
+    assert (again["is_increment"], again["rows_removed"], again["files_removed"]) == (True, 1, 1)
+    assert run_json("verify", "-g", "copy")["ok"]
+    assert run_json("restore", "copy", "-g", "restored")["pictures"] == 5
+    assert "5 pictures" in run("restore", "copy", "-g", "again").stdout
+    refusal(run("restore", "copy", "-g", "restored", "--json"), 3, "unowned_files")
+    for arguments in (["backup", "copy"], ["restore", "copy"]):
+        address = ["-g", "milvus://127.0.0.1:1/c", "--json"]
+        refusal(run(*arguments, *address), 2, "gallery_not_a_folder")
+    (work / "gallery" / "crops" / "b.jpg").unlink()
+    assert run_json("backup", "other")["missing_crops"] == 1
+    assert "b.jpg" in run("backup", "other").stderr

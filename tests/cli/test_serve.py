@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 import zipfile
 from contextlib import closing, suppress
 
@@ -149,6 +150,7 @@ NETWORK = ["--host", "0.0.0.0"]
         (["--sign-exports", "tokens.json"], 3, "key_unusable"),
         (["--onvif-discovery"], 2, "onvif_missing"),
         (["--tls-cert", "x.pem"], 2, "tls_incomplete"),
+        (["--bin", "7"], 2, "age_malformed"),
         (["--tls-cert", "x.pem", "--tls-key", "y.pem"], 3, "tls_file_unreadable"),
         (["--token-file", "none.json"], 3, "credentials_unreadable"),
         (["--oversight", "tokens.json"], 3, "key_unknown"),
@@ -230,6 +232,22 @@ def test_every_command_reports_a_cut_log_until_it_is_acknowledged(ready):
 
 
 @pytest.mark.timeout(180)  # Two servers start; a busy machine takes its time.
+def test_the_bin_keeps_deletions_for_a_week_or_not_at_all(ready):
+    with served(ready) as running:
+        (hit,) = search(running, sentence="red coat", limit=1).json()["hits"]
+        address = f"{running.url}/api/v1"
+        assert httpx.delete(f"{address}/items/{hit['id']}?reason=x").json()["deleted"] == 1
+        (entry,) = httpx.get(f"{address}/bin").json()
+        assert entry["id"] == hit["id"]
+    with served(ready, "--bin", 0) as running, Gallery.open(ready / "gallery") as gallery:
+        end = time.monotonic() + 60
+        while gallery.bin.entries() and time.monotonic() < end:
+            threading.Event().wait(0.05)
+        assert gallery.bin.entries() == []
+    *_, line = (json.loads(one) for one in (ready / "console/query.log").read_text().splitlines())
+    assert (line["action"], line["user"], line["keys"]) == ("delete", process_user(), [hit["key"]])
+
+
 @pytest.mark.parametrize("kill_after", range(KILLS))
 def test_what_was_acknowledged_outlives_a_kill(ready, kill_after):
     """Marks, saved searches and exports of several clients, and SIGKILL in the middle."""

@@ -31,6 +31,7 @@ from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.export import export_gallery
 from upperson_rt.gallery.sqlite import index
 from upperson_rt.gallery.sqlite.list_files import INDEX_FILE
+from upperson_rt.gallery.sqlite.schema import PAGE_BYTES
 
 TIME_LIMIT_S = 60
 KINDS = (
@@ -43,7 +44,6 @@ EARLIER = "earlier"
 BAD = ("crash", "wrong", "raw", "input", "missed")
 OUTCOMES = (*BAD, "refused", "right")
 """The worst first."""
-_PAGE = 4096
 _LEAF_OF_TABLE = 13  # The first byte of a page of rows.
 _NEWEST = 100
 _QUERIES = some_vectors(3, 77)
@@ -220,17 +220,17 @@ def damage(
         content[start : start + length] = bytes(min(length, len(content) - start))
 
     at = int(rng.integers(len(content)))
-    page = at // _PAGE * _PAGE
+    page = at // PAGE_BYTES * PAGE_BYTES
     changed = [
         start
-        for start in range(0, min(len(content), len(earlier)), _PAGE)
-        if content[start : start + _PAGE] != earlier[start : start + _PAGE]
+        for start in range(0, min(len(content), len(earlier)), PAGE_BYTES)
+        if content[start : start + PAGE_BYTES] != earlier[start : start + PAGE_BYTES]
     ]
     if kind == "newest rows":
         at, kind = _place_of_a_newest_row(content, rng) or at, "sector of zeros"
     if kind == "older page" and changed:
         page = int(rng.choice(changed))
-        content[page : page + _PAGE] = earlier[page : page + _PAGE]
+        content[page : page + PAGE_BYTES] = earlier[page : page + PAGE_BYTES]
     elif kind == "bit":
         content[at] ^= 1 << int(rng.integers(8))
     elif kind == "byte":
@@ -240,12 +240,12 @@ def damage(
     elif kind == "sector of zeros":
         zeros(at // 512 * 512, 512)
     elif kind == "page of zeros":
-        zeros(page, _PAGE)
+        zeros(page, PAGE_BYTES)
     elif kind == "cut":
         del content[at:]
     else:
-        other = int(rng.integers(max(1, len(content) // _PAGE))) * _PAGE
-        ours, theirs = content[page : page + _PAGE], content[other : other + _PAGE]
+        other = int(rng.integers(max(1, len(content) // PAGE_BYTES))) * PAGE_BYTES
+        ours, theirs = content[page : page + PAGE_BYTES], content[other : other + PAGE_BYTES]
         content[page : page + len(theirs)] = theirs
         if kind == "swap":
             content[other : other + len(ours)] = ours
@@ -255,11 +255,13 @@ def damage(
 def _place_of_a_newest_row(content: bytearray, rng: np.random.Generator) -> int | None:
     """Return a place in a page of rows that holds one of the newest."""
     found = [(match[0], match.start()) for match in re.finditer(rb"picture-\d{6}", content)]
-    places = [at for _, at in sorted(found) if content[at // _PAGE * _PAGE] == _LEAF_OF_TABLE]
+    places = [
+        at for _, at in sorted(found) if content[at // PAGE_BYTES * PAGE_BYTES] == _LEAF_OF_TABLE
+    ]
     if not places:
         return None
-    page = int(rng.choice(places[-_NEWEST:])) // _PAGE * _PAGE
-    return page + int(rng.integers(_PAGE))
+    page = int(rng.choice(places[-_NEWEST:])) // PAGE_BYTES * PAGE_BYTES
+    return page + int(rng.integers(PAGE_BYTES))
 
 
 def verdict_on(name: str, answer: str, expected: str | None) -> str:

@@ -34,6 +34,7 @@ from tests.helpers.gallery_damage import (
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from tests.helpers.trials import parse, print_tables
 from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery.sqlite.schema import PAGE_BYTES
 
 FILE, LOG, MARK = "gallery.sqlite", "gallery.sqlite-wal", "gallery.sqlite-mark"
 BAD = ("changed", "wrong", "unsound", "raw", "input", "crash")
@@ -108,7 +109,7 @@ def _free_list(folder: Path, rng: np.random.Generator) -> None:
     """Change a bit of the list of free pages, or of its header."""
     content = bytearray((folder / FILE).read_bytes())
     trunk, count = struct.unpack_from(">II", content, 32)
-    places = [(trunk - 1) * 4096 + 4 * place for place in range(1 + min(count, 1000))]
+    places = [(trunk - 1) * PAGE_BYTES + 4 * place for place in range(1 + min(count, 1000))]
     at = int(rng.choice([28, 32, 36, *places, *places])) + int(rng.integers(4))
     content[at] ^= 1 << int(rng.integers(8))
     (folder / FILE).write_bytes(content)
@@ -118,9 +119,9 @@ def _journal(folder: Path, rng: np.random.Generator) -> None:
     """Put a journal of another database beside it, which SQLite would play back."""
     content = (folder.parent / "other" / FILE).read_bytes()
     magic = bytes.fromhex("d9d505f920a163d7")
-    header = magic + struct.pack(">IIIII", 1, 7, len(content) // 4096, 512, 4096)
-    page = content[4096:8192]
-    total = (7 + sum(page[at] for at in range(4096 - 200, 0, -200))) & 0xFFFFFFFF
+    header = magic + struct.pack(">IIIII", 1, 7, len(content) // PAGE_BYTES, 512, PAGE_BYTES)
+    page = content[PAGE_BYTES : 2 * PAGE_BYTES]
+    total = (7 + sum(page[at] for at in range(PAGE_BYTES - 200, 0, -200))) & 0xFFFFFFFF
     body = struct.pack(">I", 2) + page + struct.pack(">I", total)
     (folder / f"{FILE}-journal").write_bytes(header.ljust(512, b"\0") + body)
 

@@ -121,6 +121,9 @@ def test_the_wheels_hold_their_packages_whole_and_nothing_else(wheels):
         "upperson/templates/demo.html.j2",
         "upperson/recipes/synthetic.yaml",
     }
+    assert content_of(runtime) >= {
+        f"upperson_console/locale/{language}/LC_MESSAGES/console.mo" for language in ("de", "fr")
+    }
     assert toolkit.getinfo(BASE).compress_size <= MOST_BASE_BYTES
     for name in content_of(toolkit) | content_of(runtime):
         assert "tests" not in name.split("/")

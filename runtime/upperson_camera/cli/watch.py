@@ -31,6 +31,7 @@ from upperson_rt.cli.options import (
     GalleryOption,
     Json,
     Model,
+    age_seconds,
     default_gallery,
     unix_seconds,
 )
@@ -234,6 +235,17 @@ class Tuning(OptionGroup, panel=ADVANCED):
         int,
         typer.Option("--batch-size", min=1, help="Pictures run and committed at a time."),
     ] = 16
+    commit_every: Annotated[
+        float | None,
+        typer.Option(
+            "--commit-every",
+            parser=age_seconds,
+            metavar="AGE",
+            show_default="at once",
+            help="Commit pictures together after so long, such as 10s, or when there are 256: "
+            "spares SD cards. A power cut may lose those that wait, never the gallery.",
+        ),
+    ] = None
     outputs: Annotated[
         list[str] | None,
         typer.Option(
@@ -530,6 +542,7 @@ def _settings(crops: Crops, tuning: Tuning) -> "PipelineSettings":
         clip_days=crops.clips_days,
         clip_mb=crops.clips_size,
         batch_size=tuning.batch_size,
+        commit_every_s=tuning.commit_every or 0.0,
         buffer=tuning.buffer,
         buffer_bytes=tuning.buffer_size << 20,
         capture_rules=CaptureRules(stall_s=tuning.stall, longest_wait_s=tuning.reconnect_max),

@@ -4,6 +4,9 @@
 const $ = (what, where = document) => where.querySelector(what);
 const $$ = (what, where = document) => [...where.querySelectorAll(what)];
 const announce = (text) => { $("#status").textContent = text; };
+const texts = JSON.parse($("#texts").textContent);
+// A text of the page in its language, with values for its %(name)s.
+const _ = (text, values = {}) => (texts[text] || text).replace(/%\((\w+)\)s/g, (_whole, name) => values[name]);
 const MOST_BYTES = 20 * 1024 * 1024;
 let request = null;
 let posting = Promise.resolve();
@@ -46,8 +49,9 @@ async function show(address, options = {}, keep = true) {
     if (keep && answer.url !== location.href) history.pushState({}, "", answer.url);
     if (!place(page) && keep) scrollTo(0, 0);
   } catch (error) {
-    if (error.name !== "AbortError") announce("The server does not answer: try again in a moment.");
-    if (error.name !== "AbortError") wrong("The server does not answer. Try again in a moment.");
+    const text = _("The server does not answer. Try again in a moment.");
+    if (error.name !== "AbortError") announce(text);
+    if (error.name !== "AbortError") wrong(text);
   } finally {
     if (own === request) document.body.classList.remove("busy");
   }
@@ -90,7 +94,7 @@ function place(page) {
   focused?.focus({ preventScroll: !again });
   const found = $$("#cards > .card").length;
   const verdict = $(".results > .verdict")?.textContent.trim() || "";
-  announce($(".message h1")?.textContent || (found ? `${found} shown. ${verdict}` : document.title));
+  announce($(".message h1")?.textContent || (found ? `${_("Shown: %(count)s.", { count: found })} ${verdict}` : document.title));
   return again;
 }
 
@@ -102,6 +106,7 @@ function addressOf(form) {
     if (hasLast && (name === "since" || name === "until")) continue;
     if ((name === "order" && value === "match") || (name === "by" && value === "track")) continue;
     if (name === "share" && value === "0.5") continue;
+    if (name === "zone" && !pairs.has("since") && !pairs.has("until")) continue;
     pairs.append(name, value);
   }
   const text = pairs.toString();
@@ -140,8 +145,8 @@ document.addEventListener("change", (event) => {
   if (field.matches(".select")) {
     const chosen = $$(".select:checked");
     const pictures = chosen.reduce((sum, one) => sum + Number(one.dataset.pictures), 0);
-    const text = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
-    $("#selected strong").textContent = `Selected: ${text(chosen.length, "card")}, ${text(pictures, "picture")}`;
+    const shown = (count) => count.toLocaleString(document.documentElement.lang);
+    $("#selected strong").textContent = _("Selected cards: %(cards)s, pictures: %(pictures)s", { cards: shown(chosen.length), pictures: shown(pictures) });
   }
   if (field.id === "file") {
     if (field.files[0]) sendPicture(field.files[0]);
@@ -162,12 +167,12 @@ document.addEventListener("focusout", (event) => {
 async function more(link) {
   if (link.dataset.waits) return;
   link.dataset.waits = "1";
-  link.textContent = "Loading …";
+  link.textContent = _("Loading …");
   try {
     const answer = await load(link.href);
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     const cards = $$("#cards > .card", page);
-    if (!cards.length) throw new Error($(".message p", page)?.textContent || "no answer");
+    if (!cards.length) throw new Error($(".message p", page)?.textContent || _("no answer"));
     $("#cards").append(...cards);
     if ($("#shown")) $("#shown").textContent = $$("#cards > .card").length;
     const next = $("#more", page);
@@ -177,9 +182,9 @@ async function more(link) {
     if (button) watchMore(button);
     cards[0].querySelector(".open").focus({ preventScroll: true });
   } catch (error) {
-    link.textContent = "Show more";
+    link.textContent = _("Show more");
     delete link.dataset.waits;
-    wrong(`More could not be loaded: ${error.message}`);
+    wrong(_("More could not be loaded: %(why)s", { why: error.message }));
   }
 }
 
@@ -192,8 +197,8 @@ function watchMore(link) {
 
 // A picture to search with: chosen, dropped or pasted.
 function sendPicture(file) {
-  if (!file.type.startsWith("image/")) return wrong(`${file.name} is no picture.`);
-  if (file.size > MOST_BYTES - 4096) return wrong(`${file.name} is larger than 20 MiB: choose a smaller picture.`);
+  if (!file.type.startsWith("image/")) return wrong(_("%(name)s is no picture.", { name: file.name }));
+  if (file.size > MOST_BYTES - 4096) return wrong(_("%(name)s is larger than 20 MiB: choose a smaller picture.", { name: file.name }));
   const body = new FormData($("#picture-form"));
   body.set("picture", file);
   if ($("#q")) {
@@ -271,7 +276,7 @@ addEventListener("error", (event) => {
   if (!(image instanceof HTMLImageElement) || !image.closest(".shot, .large")) return;
   const text = document.createElement("span");
   text.className = "no-picture";
-  text.textContent = "picture cannot be shown";
+  text.textContent = _("picture cannot be shown");
   image.replaceWith(text);
 }, true);
 
@@ -286,7 +291,7 @@ function live() {
   }
   if (events) return;
   events = new EventSource(spot.dataset.events);
-  events.onopen = () => { const note = $("#stale"); if (note) note.textContent = "renewed every two seconds"; };
+  events.onopen = () => { const note = $("#stale"); if (note) note.textContent = _("renewed every two seconds"); };
   events.onmessage = (event) => {
     const page = new DOMParser().parseFromString(event.data, "text/html");
     const now = $("[data-events]");
@@ -295,6 +300,6 @@ function live() {
     now.replaceChildren(...page.body.childNodes);
     if (focused) now.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
   };
-  events.onerror = () => { load("/api/v1/info").catch(() => {}); const note = $("#stale"); if (note) note.textContent = "The server does not answer; trying again."; };
+  events.onerror = () => { load("/api/v1/info").catch(() => {}); const note = $("#stale"); if (note) note.textContent = _("The server does not answer; trying again."); };
 }
 begin();

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from upperson_rt.cli.app import Command, new_app
+from upperson_rt.cli.gallery_backup import backup, restore
 from upperson_rt.cli.gallery_delete import delete, prune
 from upperson_rt.cli.gallery_erase import erase_proof
 from upperson_rt.cli.groups import grouped
@@ -66,6 +67,8 @@ def info(*, place: Place, output: Output) -> None:
 app.command(cls=Command)(delete)
 app.command(cls=Command)(prune)
 app.command(cls=Command)(erase_proof)
+app.command(cls=Command)(backup)
+app.command(cls=Command)(restore)
 
 
 @app.command(cls=Command)

@@ -127,7 +127,10 @@ def delete(
             what += f" and {frame}"
         if frames and deletion.dry_run:
             print_note(f"would also delete {frame}")
-        if (count or frames) and deletion.confirmed(f"delete {what} from gallery '{gallery}'?"):
+        in_bin_alone = deletion.yes and store.bin is not None  # Counted when it is deleted.
+        if (count or frames or in_bin_alone) and deletion.confirmed(
+            f"delete {what} from gallery '{gallery}'?"
+        ):
             if frames:
                 print_note(f"deleting {frame} as well")
             deleted = store.delete(sorted(wanted)) if keys else store.delete_where(passing)

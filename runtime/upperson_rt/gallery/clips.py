@@ -114,14 +114,20 @@ def remove_clips(crops_dir: Path, crops: Iterable[str]) -> None:
 
 
 def erase_clips(crops_dir: Path, rows: Iterable[Erased]) -> None:
-    """Remove what shows deleted people: all frames and clips of their camera at their time.
+    """Remove what shows deleted people, see `clips_showing`; raises OSError."""
+    for file in clips_showing(crops_dir, rows):
+        file.path.unlink(missing_ok=True)
+
+
+def clips_showing(crops_dir: Path, rows: Iterable[Erased]) -> Iterator[ClipFile]:
+    """Yield what may show deleted people: all frames and clips of their camera at their time.
 
     The rows of a track that are deleted together stand for the time between them, and each for
-    `BEFORE_S` before and `AFTER_S` after. Crops of other people stay; their frames and clips of
-    that time go. Links to folders and files are not followed, except the folder ``clips`` itself.
+    `BEFORE_S` before and `AFTER_S` after. Of other people there are no crops, but their frames and
+    clips of that time. Links to folders and files are not followed, except the folder ``clips``.
 
     Raises:
-        OSError: A file cannot be removed, or a folder cannot be read.
+        OSError: A folder cannot be read.
     """
     folder = clips_dir(crops_dir)
     if not folder.exists():
@@ -150,7 +156,7 @@ def erase_clips(crops_dir: Path, rows: Iterable[Erased]) -> None:
             for file in () if day.is_symlink() else clips_in(day):
                 before = bisect_right(begins, file.end)
                 if file.crop in crops or (before and ends[before - 1] >= file.begin):
-                    file.path.unlink(missing_ok=True)
+                    yield file
 
 
 def remove_stray_clips(crops_dir: Path, before: float) -> None:

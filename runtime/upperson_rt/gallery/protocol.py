@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,8 @@ class Gallery(ABC):
 
     has_outbox: ClassVar[bool] = False
     """Whether `outbox` works."""
+    bin: Any = None
+    """A `sqlite.bin.Bin` for what can be restored; None if deletions are final here."""
     is_remote: bool = False
     """Whether a server has it, which may be away for a while; it keeps no pictures then."""
     _most_hits: int = 2**31 - 1
@@ -319,7 +321,7 @@ class Gallery(ABC):
 
     @abstractmethod
     def delete(self, keys: Sequence[str]) -> int:
-        """Delete items by key, and their crops; return how many were there.
+        """Delete items by key, also from the `bin`, and their crops; return how many were there.
 
         Raises:
             InputError: A frame or clip of `watch` that may show them cannot be removed

@@ -36,10 +36,10 @@ def test_the_page_of_the_runtime(tmp_path, monkeypatch, capsys):
 def test_the_page_of_galleries(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     count, _ = run_page("gallery.md")
-    assert count == 6
+    assert count == 5
     with Gallery.open("gallery") as gallery:
         assert gallery.count() == 600 - 100 - 1 - 20
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "exported", "gallery"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "gallery"]
 
 
 def test_the_page_of_milvus(tmp_path):

@@ -42,12 +42,16 @@ _WAL_LIMIT_BYTES = 64 << 20
 _READERS_KB = 512
 """Pages that each reader keeps. SQLite's 2 MB make searches no quicker: what others write empties
 them, and the system keeps the file."""
+_WRITERS_KB = 16_384
+"""Pages that a writer keeps: one that runs out of room in a transaction writes them twice."""
 _SMALL = f"PRAGMA cache_size = -{_READERS_KB}"
 _SETTINGS = {
     "rw": (
         "PRAGMA synchronous = FULL",
         "PRAGMA secure_delete = ON",  # What was deleted is overwritten.
         f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}",
+        f"PRAGMA cache_size = -{_WRITERS_KB}",
+        "PRAGMA temp_store = MEMORY",  # Else large deletions write their way back into a file.
     ),
     "ro": (_SMALL,),
     MAIN_FILE_ONLY: (_SMALL,),

@@ -32,7 +32,7 @@ DATABASE_FILE = "gallery.sqlite"
 CHANGES_PROBLEM = "the log of changes is not what it should be"
 _MOST_IDLE = 16
 """Connections that are kept to be used again."""
-_CHECKPOINT_PAGES = 4096  # SQLite's 1000 costs a disk with slow syncs a quarter of its rate.
+_CHECKPOINT_BYTES = 16 << 20  # SQLite's 4 MB cost a disk with slow syncs a quarter of its rate.
 _ADVICE = {
     "locked": (
         "gallery_locked",
@@ -301,7 +301,8 @@ class Database:
                     with suppress(OSError):  # Left behind by what was replaced.
                         self._mark.unlink()
                 with access.folder_lock(self.path) as is_alone:
-                    pages = _CHECKPOINT_PAGES if is_alone else 0
+                    (page_bytes,) = writer.execute("PRAGMA page_size").fetchone()
+                    pages = _CHECKPOINT_BYTES // page_bytes if is_alone else 0
                     writer.execute(f"PRAGMA wal_autocheckpoint = {pages}")
                     writer.execute("COMMIT")
                 if sums is not None:

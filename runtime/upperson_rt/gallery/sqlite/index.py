@@ -15,6 +15,7 @@ from upperson_rt.gallery.records import Filter, IndexInfo
 from upperson_rt.gallery.sqlite import list_files
 from upperson_rt.gallery.sqlite.database import Transaction
 from upperson_rt.gallery.sqlite.index_file import (
+    OutdatedIndexError,
     UnusableIndexError,
     read_file,
     read_stamp,
@@ -318,7 +319,7 @@ class SearchIndex:
         )
 
     def problem(self, transaction: Transaction) -> str | None:
-        """Say what is wrong with the files, or return None; a missing file is fine."""
+        """Say what is wrong with the files, or return None; missing and outdated ones are fine."""
         try:
             _, _, stored = read_file(self.path)
             stamp = Stamp.read(stored)
@@ -329,6 +330,8 @@ class SearchIndex:
             if error.filename == str(self.path):
                 return None
             return f"index {error.filename} is missing: run  upperson-rt gallery rebuild"
+        except OutdatedIndexError:
+            return None
         except (UnusableIndexError, OSError) as error:
             return f"index {self.path}: {error}: run  upperson-rt gallery rebuild"
         return None

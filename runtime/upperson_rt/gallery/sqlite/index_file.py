@@ -33,6 +33,10 @@ class UnusableIndexError(Exception):
     """An index file that cannot be used, and why; it is made anew."""
 
 
+class OutdatedIndexError(UnusableIndexError):
+    """An index file of another release."""
+
+
 def write_file(path: Path, index: Any, arrays: Arrays, stamp: Mapping[str, Any]) -> None:
     """Write a file completely or not at all; ``index`` is faiss's, or None."""
     faiss = load_faiss()
@@ -109,6 +113,8 @@ def _read_end(file: BinaryIO) -> tuple[dict[str, Any], int, int]:
     file.seek(size - _END_BYTES)
     end = file.read(_END_BYTES)
     checksum, length = (int.from_bytes(end[at : at + 4], "little") for at in (0, 4))
+    if end[16:23] == _MAGIC[:7] and end[23:] != _MAGIC[7:]:
+        raise OutdatedIndexError("it is of another version")
     if end[16:] != _MAGIC or length > size - _END_BYTES:
         raise UnusableIndexError("it is cut off, or no index of this version")
     file.seek(size - _END_BYTES - length)

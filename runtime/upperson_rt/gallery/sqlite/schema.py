@@ -29,6 +29,10 @@ GUARD = "upperson_rt_keeps_checksums"
 INCREMENTAL = 2
 """SQLite's ``auto_vacuum`` of new galleries: free pages can be cut off the file in steps."""
 _SUMS = "sums"
+PAGE_BYTES = 1024
+"""Of new galleries. A commit of a few rows changes a page of each index for each camera, which its
+log holds whole: with SQLite's 4096 it writes twice as many bytes. Longer vectors get pages of their
+own."""
 _TABLES = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     # AUTOINCREMENT: an id is never used again, so what is newer than an index has a higher one.
@@ -278,6 +282,7 @@ def create(connection: sqlite3.Connection, fingerprint: str, embed_dim: int) -> 
         embed_dim=embed_dim,
         **made_now(),
     )
+    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
     connection.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
     connection.execute("BEGIN IMMEDIATE")
     for statement in _TABLES:

@@ -1,5 +1,6 @@
 """The gallery in a folder, of its database, its index and its crops."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -18,6 +19,7 @@ from upperson_rt.gallery.records import CameraInfo, Filter, GalleryInfo, Hit, It
 from upperson_rt.gallery.snapshots import SNAPSHOTS, remove_snapshots
 from upperson_rt.gallery.sqlite import rows as table
 from upperson_rt.gallery.sqlite import schema
+from upperson_rt.gallery.sqlite.bin import Bin
 from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, Transaction, make
 from upperson_rt.gallery.sqlite.deletion import Eraser, Selected, selected
 from upperson_rt.gallery.sqlite.index import SearchIndex
@@ -52,6 +54,7 @@ class SqliteGallery(Gallery):
 
     has_outbox = True
     crops_dir: Path
+    bin: Bin
 
     def __init__(self, path: Path, database: Database) -> None:
         super().__init__(str(path), database.meta, path / "crops")
@@ -59,6 +62,7 @@ class SqliteGallery(Gallery):
         self._database = database
         self._index = SearchIndex(path, database.meta, not database.read_only, database.reading)
         self._eraser = Eraser(database, self._writing, path / "crops")
+        self.bin = Bin(path, database.reading, self._writing, self._item)
 
     @classmethod
     def _open(cls, location: str, create: tuple[str, int] | None) -> "SqliteGallery":
@@ -154,13 +158,16 @@ class SqliteGallery(Gallery):
             rows[:, 1] = 0  # Also what is replaced meanwhile has the key.
             return rows
 
-        return self._eraser.erase("delete", {"keys": len(there)}, select)
+        among = "key IN (SELECT value FROM json_each(?))"
+        binned = self.bin.delete_where(among, [json.dumps(there)])
+        return binned + self._eraser.erase("delete", {"keys": len(there)}, select)
 
     def _delete_where(self, where: Filter) -> int:
         def select(transaction: Transaction) -> Selected:
             return selected(transaction, *table.passing(transaction, where))
 
-        deleted = self._eraser.erase("delete", where.conditions, select)
+        deleted = self.bin.delete_where(*table.condition_of(where))
+        deleted += self._eraser.erase("delete", where.conditions, select)
         remove_snapshots(self.path / SNAPSHOTS, where)
         return deleted
 
@@ -185,6 +192,7 @@ class SqliteGallery(Gallery):
         about = {**(too_old or scope).conditions, "keep_newest": keep_newest}
         deleted = self._eraser.erase("prune", about, select)
         if too_old is not None and too_old.until is not None:
+            self.bin.delete_where(*table.condition_of(too_old))
             remove_snapshots(self.path / SNAPSHOTS, too_old)
         if too_old is not None and too_old.until is not None and too_old.camera is None:
             # Processes that were killed leave files that no item names; those are pruned as well.

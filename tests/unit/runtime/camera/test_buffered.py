@@ -25,7 +25,7 @@ from tests.helpers.fake_camera import (
 from tests.helpers.refused import refused
 from tests.helpers.remote_gallery import RemoteGallery, refuse
 from upperson_camera import Pipeline
-from upperson_rt.errors import BackendError, InputError, IntegrityError
+from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.ingest.disk_buffer import DiskBuffer
 
@@ -103,6 +103,11 @@ def stop_away(pipeline, clock, waiting):
     assert pipeline.stats().failures == {"gallery_away": 1}
     check_sums(pipeline.stats(), ended=False)
     assert pipeline.stats().cameras["gate"].crops_waiting == waiting
+
+
+def test_commits_of_rows_for_a_server_do_not_wait(encoder, remote, options):
+    with refused("commits_not_batched", UsageError):
+        Pipeline(encoder, remote, commit_every_s=10.0, **options)
 
 
 def test_the_next_run_sends_what_waits_first_and_in_order(encoder, remote, options, clock, caplog):

@@ -280,6 +280,31 @@ def test_under_overload_nothing_waits_and_everything_is_counted(encoder, gallery
     assert frames == {*range(4), *latest}
 
 
+def test_commits_wait_for_their_time_for_many_rows_or_for_the_end(encoder, gallery, monkeypatch):
+    commits, add = [], gallery.add
+    monkeypatch.setattr("upperson_camera.commit._MOST_ROWS", 4)
+    monkeypatch.setattr(
+        gallery, "add", lambda items, *rest: (commits.append(len(items)), add(items, *rest))[1]
+    )
+    one_by_one = {"every_s": 0, "min_views": 1, "batch_size": 1, "max_delay_s": 0}
+    for every_s, expected in ((600.0, [4, 2]), (0.05, [1, 2]), (0.0, [1, 2])):
+        before = gallery.count()
+        with Pipeline(encoder, gallery, commit_every_s=every_s, **one_by_one) as pipeline:
+            pipeline.add_camera("gate")
+            for number in range(sum(expected)):
+                if number == expected[0]:
+                    wait_for(lambda: pipeline.stats().total("committed"))
+                    assert commits == [number]
+                at = START + number
+                assert pipeline.submit("gate", person_frame(), [BOX], at, tracks=[number])
+        stats = pipeline.stats()
+        check_sums(stats)
+        assert (sum(commits), commits[0]) == (sum(expected), expected[0])
+        assert len(commits) == 2 or every_s < 600
+        assert stats.total("committed") == gallery.count() - before == sum(expected)
+        commits.clear()
+
+
 def test_a_crop_that_another_camera_pushes_out_counts_for_its_own(encoder, gallery):
     gate = Gate()
     pipeline = Pipeline(
@@ -474,7 +499,7 @@ def test_settings_are_an_object_or_keywords_and_keywords_go_first(encoder, galle
     for setting, values in {
         "every_s": [-1], "lost_after_s": [0], "min_views": [0], "batch_size": [0],
         "jpeg_quality": [0, 101], "frame_queue": [0], "crop_queue": [0], "end_within_s": [0],
-        "max_delay_s": [-1],
+        "max_delay_s": [-1], "commit_every_s": [-1, 601],
     }.items():  # fmt: skip
         for value in values:
             with refused("setting_out_of_range", UsageError, setting=setting):

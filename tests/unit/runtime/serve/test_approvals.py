@@ -265,7 +265,7 @@ def test_the_second_person_sees_everything_that_is_asked(console):
     console.operator.post("/alerts", data={"sentence": "man in red", "count": 1, "period": "day"})
     page = console.otto.get("/approvals").text
     assert page.count("Not blurred") == 1
-    assert "<dd>1/day</dd>" in page
+    assert "<dd>at most 1 false alarm a day</dd>" in page
 
 
 def test_a_request_to_prune_shows_its_conditions(console):

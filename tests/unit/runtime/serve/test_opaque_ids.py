@@ -156,7 +156,7 @@ def test_marks_of_a_search_by_an_item_outlive_the_upgrade(make_console, tmp_path
         (found,) = connection.execute("SELECT question FROM marks")
     assert found == (key,)
     again = make_console()
-    assert "You marked 1 yes" in again.client.get(f"/?like={like}").text
+    assert "on another page: 1 yes" in again.client.get(f"/?like={like}").text
 
 
 @pytest.mark.parametrize("by_track", [False, True])

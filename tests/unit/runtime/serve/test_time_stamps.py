@@ -145,7 +145,7 @@ def test_an_authority_that_fails_costs_the_stamp_alone(
             page = archive.read("index.html").decode()
         missing = package.facts["timestamp_missing"]
         assert missing.startswith("no time stamp of 127.0.0.1: ")
-        assert "<dt>Time stamp</dt><dd>none: no time stamp of 127.0.0.1" in page
+        assert '>not stamped: <span lang="en">no time stamp of 127.0.0.1' in page
         assert log_lines(console)[-1]["details"]["timestamp_missing"] == missing
         lines = len(log_lines(console))
         answer, _ = export(replace(server, is_required=True))

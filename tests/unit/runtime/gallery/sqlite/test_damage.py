@@ -16,6 +16,7 @@ from upperson_doctor import diagnosis as doctor
 from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.sqlite import index
+from upperson_rt.gallery.sqlite.schema import PAGE_BYTES
 
 TRIALS = int(os.environ.get("UPPERSON_TEST_DAMAGES", "12"))
 """More make a longer test: UPPERSON_TEST_DAMAGES=1000 pytest -s -k damage_is_believed."""
@@ -53,7 +54,7 @@ def test_a_log_that_lost_what_was_acknowledged_is_not_believed(killed, loss):
     elif loss == "half":
         log.write_bytes(content[: len(content) // 2])
     elif loss == "last page":
-        log.write_bytes(content[:-4096])
+        log.write_bytes(content[:-PAGE_BYTES])
     else:
         content[-5000] ^= 1
         log.write_bytes(content)
@@ -131,7 +132,7 @@ def test_a_newest_vector_that_is_none_is_damage(closed, vector, monkeypatch):
 
 def pages(path):
     content = path.read_bytes()
-    return [content[start : start + 4096] for start in range(0, len(content), 4096)]
+    return [content[start : start + PAGE_BYTES] for start in range(0, len(content), PAGE_BYTES)]
 
 
 CAMERA = Filter(camera="c1")

@@ -11,6 +11,7 @@ from tests.helpers.refused import refused
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item, TrackSpan
 from upperson_rt.gallery.sqlite import schema
+from upperson_rt.gallery.sqlite.backup import back_up, restore
 from upperson_rt.gallery.sqlite.schema import ROW
 
 
@@ -374,7 +375,16 @@ def shown(gallery):
     )
 
 
-@pytest.mark.parametrize("change", ["delete", "rebuild"])
+def test_an_older_gallery_is_backed_up_whole(older, tmp_path):
+    for _ in range(2):
+        assert not back_up(older, tmp_path / "copy").is_increment
+    restore(tmp_path / "copy", tmp_path / "back")
+    with open_(older) as gallery, open_(tmp_path / "back") as back:
+        assert shown(gallery) == shown(back)
+        assert back.info().schema_version == 2
+
+
+@pytest.mark.parametrize("change", ["delete", "rebuild", "bin"])
 def test_an_older_gallery_is_read_and_gets_checksums_when_it_is_written(older, caplog, change):
     with open_(older) as gallery, open_(older) as other:
         assert gallery.info().schema_version == 2
@@ -383,6 +393,9 @@ def test_an_older_gallery_is_read_and_gets_checksums_when_it_is_written(older, c
         assert shown(other) == before
         if change == "rebuild":
             gallery.rebuild()
+        elif change == "bin":
+            assert gallery.bin.entries() == []
+            assert gallery.bin.add(["missing"], "ada", "why") == 0
         else:
             assert gallery.delete(["missing"]) == 0
         assert "giving gallery" in caplog.text

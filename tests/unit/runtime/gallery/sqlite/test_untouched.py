@@ -29,6 +29,7 @@ from upperson_rt.gallery.sqlite.access import (
     log_of,
     read_log,
 )
+from upperson_rt.gallery.sqlite.schema import PAGE_BYTES
 
 
 @pytest.mark.timeout(180)
@@ -74,7 +75,7 @@ def test_a_free_page_that_is_in_use_takes_no_change(closed):
     content = bytearray(path.read_bytes())
     trunk, count = struct.unpack_from(">II", content, 32)
     assert count > 3
-    struct.pack_into(">I", content, (trunk - 1) * 4096 + 8, 2)
+    struct.pack_into(">I", content, (trunk - 1) * PAGE_BYTES + 8, 2)
     path.write_bytes(content)
     before = look_of(closed)
     with Gallery.open(closed) as gallery:
@@ -125,7 +126,7 @@ def test_pages_in_each_others_place_give_no_sample(closed):
 
 
 def test_a_long_reading_sees_one_state_while_others_write_and_close(closed, monkeypatch):
-    monkeypatch.setattr(database, "_CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(database, "_CHECKPOINT_BYTES", PAGE_BYTES)
     with Gallery.open(closed) as reader:
         batches = reader.vectors(batch_size=10)
         next(batches)
@@ -169,8 +170,8 @@ def test_a_log_is_read_as_sqlite_reads_it(killed, tmp_path):
         found = read_log(folder / "gallery.sqlite-wal")
         with closing(sqlite3.connect(folder / "gallery.sqlite")) as connection:
             _, frames, _ = connection.execute("PRAGMA wal_checkpoint").fetchone()
-        place = 0 if found is None else max(found.last.values()) + 4096
-        assert place == (32 + frames * 4120 if frames > 0 else 0)
+        place = 0 if found is None else max(found.last.values()) + PAGE_BYTES
+        assert place == (32 + frames * (24 + PAGE_BYTES) if frames > 0 else 0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

@@ -1,0 +1,172 @@
+"""Bytes that a gallery writes to its disk for each row, from its insertion to its deletion.
+
+Two counts: what this process sent to the disk (``/proc/self/io``), and what all processes and the
+file system's journal wrote to the block device.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.gallery_data import SyntheticPeople
+from benchmarks.report import Column, conditions, print_report, table
+from upperson_rt.cli.app import Command, new_app, run_app
+from upperson_rt.cli.options import Debug
+from upperson_rt.cli.output import print_note
+from upperson_rt.errors import BackendError
+from upperson_rt.gallery import Gallery, Item
+
+_CAMERAS = 20
+_OF_TRACK = 5
+_PRUNINGS = 10
+_SECTOR_BYTES = 512
+PHASES = ("insert", "close", "index", "prune")
+COLUMNS = {
+    **{f"{phase} B/row": Column(phase, "{:.0f}") for phase in PHASES},
+    "all B/row": Column("total", "{:.0f}"),
+    "x row": Column("factor", "{:.1f}"),
+    "device x row": Column("device_factor", "{:.1f}"),
+}
+
+app = new_app("Count the bytes that a gallery writes to flash.")
+
+
+@app.command(cls=Command)
+def flash(
+    rows: Annotated[
+        int, typer.Option("--rows", min=1000, help="Rows to add and delete again.")
+    ] = 100_000,
+    dim: Annotated[int, typer.Option("--dim", min=2, help="Length of a vector.")] = 512,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option("--batch", min=1, help="Rows of a commit.", show_default="1, 16, 256"),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--folder",
+            help="Where galleries are made for a while; must be on a disk.",
+            show_default="the system's temporary folder",
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Fill a gallery as 20 cameras do, make its index, and delete the oldest rows step by step.
+
+    A row is its float16 vector and its metadata. The device's count is right on a disk that nothing
+    else writes to.
+
+    Example: `python -m benchmarks.flash --rows 100000`
+    """
+    result = conditions("flash", "faiss-cpu", threads=None, batch_size=1, warmup=0)
+    people, found = SyntheticPeople(rows, dim), {}
+    for size in batch or (1, 16, 256):
+        print_note(f"{rows} rows, {size} a commit")
+        with tempfile.TemporaryDirectory(prefix="upperson-bench-", dir=folder) as place:
+            found[f"{size} rows a commit"] = measure(people, size, Path(place) / "gallery")
+    result |= {"rows": rows, "dim": dim, "batches": found}
+    row_bytes = next(iter(found.values()))["row_bytes"]
+    facts = [f"{rows} rows of {row_bytes:.0f} bytes, from {_CAMERAS} cameras"]
+    print_report(result, facts, [table("written", found, COLUMNS)])
+
+
+def measure(people: SyntheticPeople, size: int, folder: Path) -> dict[str, Any]:
+    """Return bytes a row of each of `PHASES`, their sum, and their ratios to the bytes of a row.
+
+    Args:
+        people: What to fill a gallery with.
+        size: Rows of a commit.
+        folder: Where; not there yet.
+    """
+    with closing(Gallery.open(folder, "bench", people.dim, create=True)) as gallery:
+        meter, values = Meter(folder), dict[str, float]()
+        row_bytes = 0
+        for start in range(0, people.rows, size):
+            items = list(_items(start, min(start + size, people.rows)))
+            gallery.add(items, people.vectors(start, start + len(items)), "int8")
+            row_bytes += sum(map(_text_bytes, items))
+        values["insert"] = meter.lap()
+    values["close"] = meter.lap()
+    with closing(Gallery.open(folder)) as gallery:
+        gallery.rebuild()
+        values["index"] = meter.lap()
+        for left in range(_PRUNINGS - 1, -1, -1):
+            gallery.prune(keep_newest=people.rows * left // _PRUNINGS)
+    values["prune"] = meter.lap()
+    per_row = {name: value / people.rows for name, value in values.items()}
+    row, total = 2 * people.dim + row_bytes / people.rows, sum(per_row.values())
+    return per_row | {
+        "row_bytes": row,
+        "total": total,
+        "factor": total / row,
+        "device_factor": None
+        if (device := meter.device_bytes()) is None
+        else device / people.rows / row,
+    }
+
+
+class Meter:
+    """Counts written bytes since it was made."""
+
+    def __init__(self, folder: Path) -> None:
+        device = os.stat(folder).st_dev
+        self._device = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
+        os.sync()
+        self._before, self._device_before = _own_bytes(), self._sectors()
+
+    def lap(self) -> int:
+        """Return the bytes that this process wrote since the last call."""
+        before, self._before = self._before, _own_bytes()
+        return self._before - before
+
+    def device_bytes(self) -> int | None:
+        """Return the bytes that all processes wrote to the device; None where there is none."""
+        os.sync()
+        after = self._sectors()
+        if after is None or self._device_before is None:
+            return None
+        return (after - self._device_before) * _SECTOR_BYTES
+
+    def _sectors(self) -> int | None:
+        return int(self._device.read_text().split()[6]) if self._device.exists() else None
+
+
+def _own_bytes() -> int:
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except OSError as error:
+        raise BackendError(f"written bytes cannot be counted here: {error}") from error
+    counts = dict(line.split(": ") for line in lines)
+    return int(counts["write_bytes"]) - int(counts["cancelled_write_bytes"])
+
+
+def _items(start: int, stop: int) -> Iterator[Item]:
+    """Yield items as `watch` makes them: five pictures of a track, 20 cameras in turns."""
+    for row in range(start, stop):
+        camera, picture = f"camera-{row % _CAMERAS:02d}", row // _CAMERAS
+        track = f"{camera}/20261130T080000-c0ffee/{picture // _OF_TRACK}"
+        day, digits = row // 200_000, f"{row * 0x9E3779B97F4A7C15 % 2**64:016x}" * 2
+        yield Item(
+            key=f"{camera}|{track}|{picture}|10,20,74,212",
+            source=f"rtsp://10.0.0.{row % _CAMERAS}/stream2#time=2026-11-30T09:33:57.123Z",
+            camera=camera,
+            time=1_790_000_000.0 + row / 2,
+            track=track,
+            box=(10, 20, 74, 212),
+            crop=f"{camera}/2026-{day:05d}/{picture:06d}-123-{digits[:12]}.sha256-{digits}.jpg",
+            attributes={"frame": picture, "sharpness": 81.5, "score": 0.8125},
+        )
+
+
+def _text_bytes(item: Item) -> int:
+    texts = (item.key, item.source, item.camera, item.track, item.crop, item.attributes, item.box)
+    return 8 + sum(len(str(text)) for text in texts)
+
+
+if __name__ == "__main__":
+    run_app(app, "python -m benchmarks.flash")

@@ -1,0 +1,144 @@
+"""The bin: its page, its routes of the API, and its retention."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Literal, TypeAlias
+
+from fastapi import APIRouter, Form, Query, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+
+from upperson_console import models
+from upperson_console.accounts import Access, Account
+from upperson_console.api import PROBLEM, UNCACHED_HEADERS, file_of
+from upperson_console.bounds import BoundedRoute
+from upperson_console.models import Id
+from upperson_console.pictures import Size
+from upperson_console.problems import ProblemError, missing
+from upperson_console.rendering import render
+from upperson_console.search import read_id
+from upperson_console.service import ConsoleService
+from upperson_rt.errors import UppersonError
+from upperson_rt.gallery.sqlite.bin import BinEntry
+from upperson_rt.printable import get_logger
+
+_LOG = get_logger(__name__)
+_EMPTIED_EVERY_S = 600.0
+_MOST = 48
+"""Pictures on a page."""
+_Start: TypeAlias = Annotated[int, Query(ge=0, le=2**31)]
+
+
+@contextmanager
+def emptying(service: ConsoleService) -> Iterator[None]:
+    """Empty the bin of what is older than its retention, now and every ten minutes."""
+    has_ended = threading.Event()
+
+    def empty() -> None:
+        while True:
+            try:
+                service.empty_bin()
+            except (UppersonError, ProblemError) as error:  # Such as a log on a full disk.
+                _LOG.warning("the bin was not emptied: %s", error)
+            if has_ended.wait(_EMPTIED_EVERY_S):
+                return
+
+    thread = threading.Thread(target=empty, name="bin")
+    thread.start()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        thread.join()
+
+
+def bin_routes(service: ConsoleService, access: Access) -> list[APIRouter]:
+    """Return the routes of the API and of the page, all for administrators."""
+    api = APIRouter(
+        prefix="/api/v1/bin", responses=PROBLEM, route_class=BoundedRoute, tags=["delete"]
+    )
+    pages = APIRouter(
+        prefix="/bin",
+        include_in_schema=False,
+        default_response_class=HTMLResponse,
+        route_class=BoundedRoute,
+    )
+    admin = access.needs("admin")
+
+    def shown(account: Account, start: int, most: int) -> list[tuple[int, BinEntry]]:
+        """Return and log a page."""
+        found = service.binned(start=start, most=most)
+        items = [(id_, entry.item) for id_, entry in found]
+        service.note_items(account, "view", items, {"page": "bin"})
+        return found
+
+    @api.get("", summary="What is in the bin, last deleted first")
+    def entries(
+        start: _Start = 0,
+        limit: Annotated[int, Query(ge=1, le=100)] = 24,
+        account: Account = admin,
+    ) -> list[models.BinItemOut]:
+        pictures, items = service.current.last.binned, []
+        for id_, one in shown(account, start, limit):
+            about = {"deleted": one.deleted, "user": one.user, "reason": one.reason}
+            fields = models.item_fields(account, id_, one.item, False) | about
+            if pictures.file(one.item) is not None:
+                fields["picture"] = f"/api/v1/bin/{id_}/picture"
+            items.append(models.BinItemOut.model_validate(fields))
+        return items
+
+    @api.get(
+        "/{id}/picture",
+        summary="The picture as JPEG",
+        response_class=Response,
+        responses={200: {"content": file_of("image/jpeg"), "description": "The picture."}},
+    )
+    def picture(id: Id, size: Size = "view", account: Account = admin) -> Response:
+        for id_, one in service.binned([int(id)]):
+            made = service.current.last.binned.jpeg(one.item, size, service.blur)
+            if made is not None:
+                service.note_view(account, id_, one.item, "frame" if size == "frame" else "picture")
+                return Response(made[0], media_type="image/jpeg", headers=UNCACHED_HEADERS)
+        raise missing(f"no picture of {id} is in the bin")
+
+    @api.post("/restore", summary="Restore pictures")
+    def restore(request: models.BinIn, account: Account = admin) -> models.RestoredOut:
+        restored = service.restore(account, [int(id_) for id_ in request.ids])
+        return models.RestoredOut(restored=restored)
+
+    @api.post("/delete", summary="Delete pictures of the bin permanently")
+    def delete(request: models.BinIn, account: Account = admin) -> models.DeletedOut:
+        ids = [int(id_) for id_ in request.ids]
+        deleted = service.delete(account, ids, request.reason, {}, from_bin=True)
+        return models.DeletedOut(deleted=deleted)
+
+    @pages.get("")
+    def page(start: _Start = 0, account: Account = admin) -> Response:
+        return render(
+            "bin",
+            account,
+            entries=shown(account, start, _MOST),
+            start=start,
+            most=_MOST,
+            pictures=service.current.last.binned,
+            bin_s=service.bin and service.bin_s,
+        )
+
+    @pages.post("/{act}")
+    def change(
+        act: Literal["restore", "delete"],
+        ids: Annotated[list[str], Form()] = [],  # noqa: B006
+        reason: Annotated[str, Form()] = "",
+        account: Account = admin,
+    ) -> Response:
+        chosen = [read_id(one) for part in ids for one in part.split()]
+        if not chosen:
+            return RedirectResponse("/bin", 303)
+        if act == "restore":
+            count = service.restore(account, chosen)
+        else:
+            count = service.delete(account, chosen, reason, {"what": "bin"}, from_bin=True)
+        done = {"deleted": count, "chosen": len(chosen), "restored": act == "restore"}
+        return render("deleted", account, 200, undo=None, **done)
+
+    return [api, pages]

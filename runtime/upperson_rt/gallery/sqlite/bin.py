@@ -1,0 +1,266 @@
+"""The bin of a gallery in a folder: deleted items, until they are restored or deleted permanently.
+
+A row moves between the tables ``items`` and ``bin`` in one transaction and keeps its id, so that
+marks and links hold again after a restoration. Then its crop moves between ``FOLDER/crops`` and
+``FOLDER/bin/crops``, with all frames and clips that may show the person.
+"""
+
+import errno
+import json
+import math
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from upperson_rt.errors import InputError
+from upperson_rt.files import locked_folder, make_folder, write_atomically
+from upperson_rt.gallery.clips import Erased, all_clips, clips_dir, clips_showing, erase_clips
+from upperson_rt.gallery.crops import crop_path, has_hash, remove_crops
+from upperson_rt.gallery.protocol import Gallery
+from upperson_rt.gallery.records import Item
+from upperson_rt.gallery.sqlite import rows as table
+from upperson_rt.gallery.sqlite import schema
+from upperson_rt.gallery.sqlite.database import Transaction
+from upperson_rt.gallery.sqlite.schema import COLUMNS, ROW, Sums
+from upperson_rt.printable import count_of, safe_repr
+
+_TABLE = (
+    f"CREATE TABLE IF NOT EXISTS bin (id INTEGER PRIMARY KEY, {COLUMNS}, variant, vector, "
+    "checksum, deleted REAL NOT NULL, user TEXT NOT NULL, reason TEXT NOT NULL)"
+)
+_STORED = f"{ROW}, vector, checksum"
+_ADD = f"INSERT INTO bin VALUES ({', '.join('?' * 15)})"
+_WITH_ID = "id IN (SELECT value FROM json_each(?))"
+_KEY, _CROP, _COLUMNS = 1, 7, slice(1, 9)
+"""Places in `ROW` of some columns, and of all that makes an `Item`."""
+_Row: TypeAlias = tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinEntry:
+    """An item in the bin, with the id that it had and gets again."""
+
+    id: int
+    item: Item
+    deleted: float
+    """Unix seconds."""
+    user: str
+    reason: str
+
+
+def empty_bin(gallery: Gallery, before: float) -> int:
+    """Delete permanently what was deleted before a time, unix seconds; return how many items."""
+    return 0 if gallery.bin is None else int(gallery.bin.delete(before=before))
+
+
+class Bin:
+    """The bin. Safe for several threads and processes, which take turns."""
+
+    def __init__(
+        self,
+        folder: Path,
+        reading: Callable[[], AbstractContextManager[Transaction]],
+        writing: Callable[[], AbstractContextManager[tuple[Transaction, Sums]]],
+        item: Callable[[Sequence[Any]], Item],
+    ) -> None:
+        """Use `Gallery.bin`."""
+        self.crops_dir = folder / "bin" / "crops"
+        """Where `Item.crop` is found of what is in the bin."""
+        self._crops_dir = folder / "crops"
+        self._reading, self._writing, self._item = reading, writing, item
+
+    def entries(
+        self,
+        ids: Sequence[int] | None = None,
+        before: float = math.inf,
+        start: int = 0,
+        most: int = -1,
+    ) -> list[BinEntry]:
+        """Return what is in the bin, last deleted first: all, or ``most`` from ``start`` on.
+
+        With ``ids`` only these, and with ``before`` only what was deleted earlier (unix seconds).
+        """
+        condition, values = _condition(ids, before)
+        condition += f" ORDER BY deleted DESC, id DESC LIMIT {most:d} OFFSET {start:d}"
+        with self._reading() as transaction:
+            columns = f"{ROW}, checksum, deleted, user, reason"
+            found = _select(transaction, columns, condition, values)
+        for row in found:
+            schema.check_metadata(row, row[-4])
+        return [
+            BinEntry(id=row[0], item=self._item(row[_COLUMNS]), deleted=at, user=who, reason=why)
+            for *row, at, who, why in found
+        ]
+
+    def add(self, keys: Sequence[str], user: str, reason: str) -> int:
+        """Move items of the gallery into the bin; return how many.
+
+        Raises:
+            InputError: A file cannot be moved, or another one has its name in the bin.
+        """
+        with self._settling(), self._writing() as (transaction, sums):
+            transaction.execute(_TABLE)
+            source, values = table.has_key(transaction, keys)
+            rows = transaction.execute(f"SELECT {_STORED} FROM {source}", values).fetchall()
+            schema.check_rows(rows)
+            _require_free_names(rows, self.crops_dir)
+            about = time.time(), user, reason
+            transaction.connection.executemany(_ADD, ((*row, *about) for row in rows))
+            transaction.execute(f"DELETE FROM items WHERE {_WITH_ID}", _ids(rows))
+            sums.remove(rows)
+            sums.seq += len(rows)
+            table.trim_log(transaction)
+        return len(rows)
+
+    def restore(self, ids: Sequence[int]) -> int:
+        """Move items back into the gallery; return how many were in the bin.
+
+        Raises:
+            InputError: A key is in the gallery again (``key_taken``): all stay in the bin. Or a
+                file cannot be moved.
+        """
+        with self._settling(), self._writing() as (transaction, sums):
+            rows = _select(transaction, _STORED, *_condition(ids))
+            schema.check_rows(rows)
+            _require_free_keys(transaction, [row[_KEY] for row in rows])
+            _require_free_names(rows, self._crops_dir)
+            transaction.connection.executemany(table.ADD, rows)
+            # Indexes read these again, and by themselves only what is above the highest id.
+            changes = "INSERT INTO changes (id) VALUES (?)"
+            transaction.connection.executemany(changes, ((row[0],) for row in rows))
+            sums.add(rows)
+            sums.seq += len(rows)
+            if rows:
+                transaction.execute(f"DELETE FROM bin WHERE {_WITH_ID}", _ids(rows))
+        return len(rows)
+
+    def delete(self, ids: Sequence[int] | None = None, before: float = math.inf) -> int:
+        """Delete permanently what is in the bin, see `entries`; return how many items.
+
+        Raises:
+            InputError: A frame or clip cannot be removed. All items stay then.
+        """
+        return self.delete_where(*_condition(ids, before))
+
+    def delete_where(self, condition: str, values: Sequence[object]) -> int:
+        """Do the same with what meets a condition on the columns of ``items``, as SQL."""
+        with self._reading() as transaction:
+            if not _select(transaction, "id", f"{condition} LIMIT 1", values):
+                return 0
+        with self._settling(), self._writing() as (transaction, _):
+            erased = _erased(transaction, condition, values)
+            for folder in (self._crops_dir, self.crops_dir):
+                erase_clips(folder, erased)
+            crops = table.unnamed_crops(transaction, [row.crop for row in erased])
+            remove_crops(self._crops_dir, crops)  # Of a process that was killed.
+            return transaction.execute(f"DELETE FROM bin WHERE {condition}", values).rowcount
+
+    def tidy(self) -> None:
+        """Move files to where their rows are: what a killed process left, and late clips."""
+        if self.crops_dir.parent.exists():
+            with self._settling():
+                pass
+
+    @contextmanager
+    def _settling(self) -> Iterator[None]:
+        """Let no other thread or process change the bin meanwhile, and move files at the end."""
+        try:
+            make_folder(self.crops_dir.parent)
+            with locked_folder(self.crops_dir.parent):
+                yield
+                self._settle()
+        except OSError as error:
+            what = f"cannot move or remove {error.filename2 or error.filename}: {error.strerror}"
+            what += "; remove the cause, then repeat it"
+            raise InputError(what, code="bin_files") from error
+
+    def _settle(self) -> None:
+        main, own = self._crops_dir, self.crops_dir
+        files = {file.relative_to(own).as_posix() for file in own.rglob("*") if file.is_file()}
+        with self._reading() as transaction:
+            erased = _erased(transaction)
+            binned = {row.crop for row in erased}
+            unnamed = {*table.unnamed_crops(transaction, [*binned, *files])}
+        for crop in binned - files:
+            _move(main, own, crop, copy=crop not in unnamed)
+        for crop in files - unnamed:
+            if not (main / crop).exists():
+                _move(own, main, crop, copy=crop in binned)
+        remove_crops(main, files & binned & unnamed)
+        remove_crops(own, files - binned)
+        for file in [*clips_showing(main, erased)]:
+            _move(clips_dir(main), clips_dir(own), file.path.relative_to(clips_dir(main)))
+        shown = {file.path for file in clips_showing(own, erased)}
+        for file in [*all_clips(own)]:
+            name = file.path.relative_to(clips_dir(own))
+            if file.path in shown:
+                continue
+            if (main / name).with_name(f"{file.crop}.jpg").exists():
+                _move(clips_dir(own), clips_dir(main), name)
+            file.path.unlink(missing_ok=True)
+
+
+def _move(source: Path, target: Path, name: str | Path, copy: bool = False) -> None:
+    """Move or copy a file, if it is there."""
+    old, new = crop_path(source, str(name)), crop_path(target, str(name))
+    if old is None or new is None or not old.is_file():
+        return
+    make_folder(new.parent)
+    if copy:
+        write_atomically(new, old.read_bytes())
+    else:
+        shutil.move(old, new)
+
+
+def _require_free_names(rows: Iterable[_Row], target: Path) -> None:
+    """Refuse crops that would replace others; names with a hash have one content."""
+    for crop in (row[_CROP] for row in rows if row[_CROP] is not None):
+        if not has_hash(crop) and (target / crop).exists():
+            raise FileExistsError(errno.EEXIST, "another file has this name", str(target / crop))
+
+
+def _require_free_keys(transaction: Transaction, keys: list[str]) -> None:
+    source, values = table.has_key(transaction, keys)
+    taken = [key for (key,) in transaction.execute(f"SELECT key FROM {source}", values)]
+    taken += [key for key, count in Counter(keys).items() if count > 1]
+    if taken:
+        raise InputError(
+            f"{count_of(len(taken), 'picture')}, such as {safe_repr(taken[0])}, came into the "
+            "gallery again since: delete the newer one, or leave out the one in the bin",
+            code="key_taken",
+            key=taken[0],
+        )
+
+
+def _select(
+    transaction: Transaction, columns: str, condition: str = "1", values: Sequence[object] = ()
+) -> list[_Row]:
+    """Return rows of the bin; none of a gallery that never had one."""
+    if not transaction.execute("SELECT 1 FROM sqlite_master WHERE name = 'bin'").fetchone():
+        return []
+    sql = f"SELECT {columns} FROM bin WHERE {condition}"
+    return transaction.execute(sql, values).fetchall()
+
+
+def _condition(ids: Sequence[int] | None, before: float = math.inf) -> tuple[str, list[object]]:
+    if ids is None:
+        return "deleted < ?", [before]
+    return f"deleted < ? AND {_WITH_ID}", [before, json.dumps([*ids])]
+
+
+def _ids(rows: Iterable[_Row]) -> list[str]:
+    return [json.dumps([row[0] for row in rows])]
+
+
+def _erased(
+    transaction: Transaction, condition: str = "1", values: Sequence[object] = ()
+) -> list[Erased]:
+    """Return rows with a crop; a track stands for the time of its rows of one deletion."""
+    columns, condition = "crop, track || ' ' || deleted, time", f"crop IS NOT NULL AND {condition}"
+    found = _select(transaction, columns, condition, values)
+    return [Erased(crop=crop, track=track, time=at) for crop, track, at in found]

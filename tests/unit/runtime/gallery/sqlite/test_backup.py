@@ -1,0 +1,316 @@
+"""Backups: copies of a gallery in use, their updates, and their way back."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
+from tests.helpers.refused import refused
+from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.files import lock_until_closed
+from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery.crops import name_with_hash
+from upperson_rt.gallery.sqlite import backup as module
+from upperson_rt.gallery.sqlite import rows as table
+from upperson_rt.gallery.sqlite.backup import MANIFEST, back_up, restore
+
+KILLS = int(os.environ.get("UPPERSON_TEST_KILLS", "4"))
+
+
+def fill(gallery, start, stop, crops=True):
+    """Add items, each with a crop, and every tenth with a clip."""
+    items = []
+    for n in range(start, stop):
+        content = f"picture {n}".encode()
+        crop = f"gate/2026-11-30/{name_with_hash(f'{n:06d}', content)}" if crops else None
+        items.append(Item(key=f"k{n}", camera="gate", time=1e9 + n, track=f"t{n // 5}", crop=crop))
+        if crops:
+            file = gallery.crops_dir / crop
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+            if n % 10 == 0:
+                clip = gallery.path / "clips" / "gate" / "2026-11-30" / f"{file.stem}.{n}-{n}.mp4"
+                clip.parent.mkdir(parents=True, exist_ok=True)
+                clip.write_bytes(b"clip " + content)
+    gallery.add(items, some_vectors(stop - start, start), "int8")
+
+
+def everything(folder):
+    """Return all that a gallery holds: rows, the outbox, and files by name."""
+    with Gallery.open(folder) as gallery:
+        assert gallery.verify() == []
+        rows = {
+            item.key: (item, vector.tobytes())
+            for items, vectors in gallery.vectors()
+            for item, vector in zip(items, vectors, strict=True)
+        }
+        ids = gallery.ids(list(rows))
+        with gallery.outbox() as outbox:
+            document = outbox.document("d")
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(("gallery.", "backup."))
+    }
+    return rows, ids, document, files
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A gallery of 60 items, with an outbox and a file of its folder."""
+    folder = tmp_path / "gallery"
+    with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
+        fill(gallery, 0, 60)
+        with gallery.outbox(write=True) as outbox:
+            outbox.write("d", {"a": 1})
+    (folder / "scores.json").write_text("{}")
+    return folder
+
+
+def test_a_copy_follows_its_gallery_and_comes_back(tmp_path, made):
+    copy, back = tmp_path / "copy", tmp_path / "back"
+    done = back_up(made, copy)
+    assert (done.is_increment, done.rows_added, done.manifest.pictures) == (False, 60, 60)
+    assert everything(copy) == everything(made)
+    done = back_up(made, copy)
+    assert done.is_increment
+    assert (done.rows_added, done.rows_removed, done.files_copied, done.files_removed) == (0,) * 4
+
+    with Gallery.open(made) as gallery:
+        (gone,) = gallery.search(some_vectors(60)[7:8], 1)[0]
+        crop = gone.item.crop
+        gallery.delete([f"k{n}" for n in range(20)])
+        gallery.add([Item(key="k30", camera="hall")], some_vectors(1, 9))  # Replaced.
+        fill(gallery, 60, 90)
+        with gallery.outbox(write=True) as outbox:
+            outbox.write("d", {"a": 2})
+    (made / "scores.json").write_text('{"new": 1}')
+    expected = everything(made)
+    done = back_up(made, copy)
+    assert (done.is_increment, done.rows_added, done.rows_removed) == (True, 31, 21)
+    assert done.files_copied == 30 + 3 + 1
+    assert everything(copy) == expected
+    stored = np.float16(some_vectors(60)[7]).tobytes()
+    assert stored not in (copy / "gallery.sqlite").read_bytes(), "what was deleted is gone"
+    assert not (copy / "crops" / crop).exists()
+    assert not (copy / "gallery.sqlite-wal").exists()
+
+    (made / "scores.json").unlink()
+    back_up(made, copy)
+    assert not (copy / "scores.json").exists()
+    manifest = restore(copy, back)
+    assert everything(back) == everything(made)
+    assert manifest.pictures == 70
+    assert not list(back.glob("backup.*"))
+    back_up(back, copy)  # The gallery that came back has the same backup.
+    with refused("unowned_files", InputError):
+        restore(copy, back)
+    assert everything(copy) == everything(back)
+
+
+def test_each_copy_of_a_gallery_that_is_written_to_is_one_state(tmp_path, made):
+    """A writer adds and deletes steps of ten, crops included, while backups run."""
+    copy, stop = tmp_path / "copy", threading.Event()
+
+    def write():
+        with Gallery.open(made) as gallery:
+            for step in range(6, 10_000):
+                if stop.is_set():
+                    return
+                fill(gallery, 10 * step, 10 * step + 10)
+                gallery.delete([f"k{n}" for n in range(10 * step - 60, 10 * step - 50)])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        seen = set()
+        while len(seen) < 3:
+            done = back_up(made, copy)
+            keys = sorted(int(key[1:]) for key in everything(copy)[0])
+            assert keys == list(range(keys[0], keys[-1] + 1))
+            assert (keys[0] % 10, keys[-1] % 10, done.manifest.missing_crops) == (0, 9, ())
+            seen.add(keys[0])
+    finally:
+        stop.set()
+        writer.join()
+    back_up(made, copy)
+    assert everything(copy)[0] == everything(made)[0]
+
+
+def test_a_crop_that_goes_during_the_copy_takes_its_row_along(tmp_path, made, monkeypatch):
+    copy, copy_crops = tmp_path / "copy", module.copy_crops
+    rounds = []
+
+    def deleted_first(*arguments):
+        with Gallery.open(made) as gallery:
+            rounds.append(gallery.delete([f"k{len(rounds)}"]) if len(rounds) < 2 else 0)
+        return copy_crops(*arguments)
+
+    monkeypatch.setattr(module, "copy_crops", deleted_first)
+    done = back_up(made, copy)
+    assert (rounds, done.manifest.missing_crops) == ([1, 1, 0], ())
+    assert everything(copy) == everything(made)
+
+    lost = sorted((made / "crops").rglob("*.jpg"))[5].relative_to(made / "crops").as_posix()
+    (made / "crops" / lost).unlink()  # Missing in the gallery itself: no reason to refuse.
+    shutil.rmtree(copy)
+    assert back_up(made, copy).manifest.missing_crops == (lost,)
+    restore(copy, tmp_path / "back")
+
+
+def test_copies_that_no_increment_leads_to_are_made_anew(tmp_path, made, monkeypatch):
+    copy, earlier = tmp_path / "copy", tmp_path / "earlier"
+    back_up(made, earlier)
+    back_up(made, copy)
+    with Gallery.open(made) as gallery:
+        fill(gallery, 60, 70)
+    back_up(made, copy)
+    shutil.rmtree(made)  # An earlier state comes back, and goes another way.
+    restore(earlier, made)
+    with Gallery.open(made) as gallery:
+        fill(gallery, 300, 320)
+    assert not back_up(made, copy).is_increment
+    assert everything(copy) == everything(made)
+
+    monkeypatch.setattr(table, "_LOG_ENTRIES", 10)  # The log of changes does not reach back.
+    with Gallery.open(made) as gallery:
+        gallery.delete([f"k{n}" for n in range(40)])
+        gallery.delete(["k41"])
+    assert not back_up(made, copy).is_increment
+    assert everything(copy) == everything(made)
+
+
+@pytest.mark.timeout(max(120, 20 * KILLS))
+def test_backups_of_killed_processes_are_the_earlier_or_the_new_one(tmp_path, made):
+    rng, copy, back = np.random.default_rng(), tmp_path / "copy", tmp_path / "back"
+    began = time.perf_counter()
+    back_up(made, copy)
+    took, states = time.perf_counter() - began, [everything(made)]
+    killed = 0
+    for n in range(KILLS):
+        with Gallery.open(made) as gallery:
+            fill(gallery, 1000 * (n + 1), 1000 * (n + 1) + 30)
+            gallery.delete([f"k{one}" for one in range(10 * n, 10 * n + 10)])
+        states.append(everything(made))
+        child = os.fork()
+        if not child:
+            try:
+                back_up(made, copy)
+            finally:
+                os._exit(0)
+        time.sleep(rng.uniform(0, took))
+        os.kill(child, signal.SIGKILL)
+        killed += os.waitpid(child, 0)[1] == signal.SIGKILL
+        in_place = everything(copy)
+        restore(copy, back)
+        found = everything(back)
+        assert in_place[:3] == found[:3]
+        shutil.rmtree(back)
+        possible = [state for state in states if state[:3] == found[:3]]
+        assert len(possible) == 1
+        crops = {item.crop for item, _ in found[0].values()}
+        assert {name for name in found[3] if name.startswith("crops/")} == {
+            f"crops/{crop}" for crop in crops
+        }
+    back_up(made, copy)
+    assert everything(copy) == states[-1]
+    assert not list(copy.rglob(".*"))
+    print(f"{killed} of {KILLS} backups were killed: each left the earlier or the new one, whole")
+
+
+FULL = """
+from upperson_rt.gallery.sqlite.backup import back_up
+copy = folder.parent / "copy"
+for limit in (0, 100, 4096, 20_000, 60_000, 70_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    for place in (copy, folder.parent / "new"):
+        try:
+            back_up(folder, place)
+        except InputError as error:
+            print(limit, error.code, flush=True)
+"""
+
+
+def test_a_full_disk_leaves_the_earlier_backup(tmp_path, made, start):
+    copy = tmp_path / "copy"
+    back_up(made, copy)
+    before = everything(made)
+    with Gallery.open(made) as gallery:
+        gallery.delete(["k0"])
+        fill(gallery, 60, 120)
+    process = start(FULL, made)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "0 " in out
+    restore(copy, tmp_path / "back")
+    assert everything(tmp_path / "back")[0] in (before[0], everything(made)[0])
+    for place in (copy, tmp_path / "new"):
+        back_up(made, place)
+        assert everything(place) == everything(made)
+
+
+def test_refusals_change_nothing(tmp_path, made):
+    copy, other = tmp_path / "copy", tmp_path / "other"
+    back_up(made, copy)
+    Gallery.open(other, FINGERPRINT, DIM, create=True).close()
+    (tmp_path / "file").write_text("")
+    before = everything(copy)
+    for code, error, call in (
+        ("backup_in_gallery", UsageError, lambda: back_up(made, made / "copy")),
+        ("backup_in_gallery", UsageError, lambda: back_up(made, tmp_path)),
+        ("backup_of_other_gallery", InputError, lambda: back_up(other, copy)),
+        ("unowned_files", InputError, lambda: back_up(made, other)),
+        ("no_folder", InputError, lambda: back_up(made, tmp_path / "file")),
+        ("gallery_not_found", InputError, lambda: back_up(tmp_path / "none", copy)),
+        ("not_a_backup", InputError, lambda: restore(other, tmp_path / "back")),
+        ("unowned_files", InputError, lambda: restore(copy, other)),
+    ):
+        with refused(code, error):
+            call()
+    with open(copy / "backup.lock", "rb") as lock:
+        lock_until_closed(lock.fileno())
+        for call in (lambda: back_up(made, copy), lambda: restore(copy, tmp_path / "back")):
+            with refused("backup_in_use", InputError, path=copy):
+                call()
+    assert everything(copy) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "file", "gallery", "other"]
+
+
+@pytest.mark.parametrize("part", ["crops", "clips", "scores.json", "gallery.sqlite", MANIFEST])
+def test_damaged_backups_are_not_restored(tmp_path, made, part):
+    copy = tmp_path / "copy"
+    back_up(made, copy)
+    place = copy / part
+    file = place if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())[3]
+    before = shutil.copytree(copy, tmp_path / "before")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    if part == MANIFEST:
+        hostile = json.loads((before / MANIFEST).read_text()) | {"files": {"../x": ["0" * 64]}}
+        file.write_text(json.dumps(hostile))
+    with pytest.raises(IntegrityError):
+        restore(copy, tmp_path / "back")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["before", "copy", "gallery"]
+
+
+def test_a_damaged_gallery_does_not_replace_its_backup(tmp_path, made):
+    copy = tmp_path / "copy"
+    back_up(made, copy)
+    before = everything(copy)
+    with Gallery.open(made) as gallery:
+        fill(gallery, 100, 200)
+    content = (made / "gallery.sqlite").read_bytes()
+    place = content.rindex(np.float16(some_vectors(100, 100)[50]).tobytes())
+    changed = bytearray(content)
+    changed[place] ^= 1
+    (made / "gallery.sqlite").write_bytes(changed)
+    with pytest.raises(IntegrityError):
+        back_up(made, copy)
+    assert everything(copy)[0] == before[0]

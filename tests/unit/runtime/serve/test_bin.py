@@ -1,0 +1,297 @@
+"""The bin of the console: delete, undo, restore, delete permanently, retention."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from tests.helpers.console import Client, id_of, log_lines, problem
+from upperson_console import bin as console_bin
+from upperson_console.accounts import Account, add_token
+from upperson_console.bin import emptying
+from upperson_console.oversight import Oversight
+from upperson_console.search import Search
+from upperson_rt.gallery import Gallery, Item
+
+DAY = 86400.0
+ADA = Account(name="ada", role="admin")
+
+
+@pytest.fixture
+def console(make_console):
+    made = make_console()
+    made.service.bin_s = 7 * DAY
+    return made
+
+
+@pytest.fixture
+def guarded(make_guarded):
+    made = make_guarded()
+    made.service.bin_s = 7 * DAY
+    return made
+
+
+def delete(client, *ids, **more):
+    """Delete on the page; return its text."""
+    data = {"ids": " ".join(map(str, ids)), "reason": "a test", **more}
+    answer = client.post("/delete", data=data)
+    assert answer.status_code == 200, answer.text
+    return answer.text
+
+
+def binned(client):
+    answer = client.get("/api/v1/bin")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def actions(console):
+    return [(line["action"], [*map(str, line["ids"])]) for line in log_lines(console)]
+
+
+def test_a_deleted_picture_is_in_the_bin_alone(console):
+    service, client = console.service, console.client
+    id_ = id_of(console, "red-0")
+    count = service.gallery.count()
+    sentence = Search(sentence="red")
+    assert "Move 1 picture to the bin" in client.get(f"/people/{id_}/delete").text
+    service.mark(ADA, sentence, {id_: True})
+    text = delete(client, id_)
+    assert 'action="/bin/restore"' in text
+    for path in ("", "/picture", "/alike?min_score=-1"):
+        method = "DELETE" if "alike" in path else "GET"
+        problem(client(method, f"/api/v1/items/{id_}{path}"), 404, "picture_not_found")
+    hits = client.search(sentence="red", by_track=False, limit=100).json()["hits"]
+    assert str(id_) not in [hit["id"] for hit in hits]
+    answer = client.post("/api/v1/export", json={"ids": [str(id_)]})
+    assert answer.status_code == 404
+    assert client.get("/api/v1/info").json()["pictures"] == count - 1
+    (entry,) = binned(client)
+    assert (entry["id"], entry["key"]) == (str(id_), "red-0")
+    assert (entry["user"], entry["reason"]) == ("local", "a test")
+    picture = client.get(entry["picture"])
+    assert picture.headers["content-type"] == "image/jpeg"
+    page = client.get("/bin").text
+    assert f"/api/v1/bin/{id_}/picture" in page
+    # Undone, it is there with its id and its mark.
+    assert "Restored 1 picture" in client.post("/bin/restore", data={"ids": str(id_)}).text
+    assert service.gallery.count() == count
+    assert id_of(console, "red-0") == id_
+    assert service.marks(ADA, sentence) == {id_: True}
+    assert client.get(f"/api/v1/items/{id_}/picture").status_code == 200
+    assert binned(client) == []
+    problem(client.get(entry["picture"]), 404, "picture_not_found")
+    named = [line for line in actions(console) if line[0] in ("bin", "restore", "delete")]
+    assert named == [("bin", [str(id_)]), ("restore", [str(id_)])]
+
+
+def test_a_permanent_deletion_takes_one_step_from_everywhere(console):
+    client, gallery = console.client, console.service.gallery
+    first, second, third = (id_of(console, f"red-{n}") for n in range(3))
+    assert 'action="/bin/restore"' not in delete(client, first, permanent="true")
+    assert client("DELETE", f"/api/v1/items/{second}?reason=why&permanent=true").json() == {
+        "deleted": 1,
+        "dry_run": False,
+    }
+    delete(client, third)
+    assert [entry["id"] for entry in binned(client)] == [str(third)]
+    asked = {"ids": [str(third)], "reason": "at her request"}
+    assert client.post("/api/v1/bin/delete", json=asked).json()["deleted"] == 1
+    problem(client.post("/api/v1/bin/delete", json=asked), 404, "picture_not_found")
+    # A page of the bin may be outdated: what was restored since keeps its id, and stays.
+    restored = {"ids": [str(id_of(console, "blue-0"))], "reason": "why"}
+    problem(client.post("/api/v1/bin/delete", json=restored), 404, "picture_not_found")
+    assert gallery.ids(["blue-0"])
+    assert binned(client) == []
+    assert gallery.ids(["red-0", "red-1", "red-2"]) == {}
+    assert not [*console.folder.glob("**/red*")]
+    deletions = [line for line in actions(console) if line[0] in ("bin", "delete")]
+    assert deletions == [
+        ("delete", [str(first)]), ("delete", [str(second)]), ("bin", [str(third)]),
+        ("delete", [str(third)]),
+    ]  # fmt: skip
+
+
+def test_the_page_restores_and_deletes_many_at_once(console, monkeypatch):
+    monkeypatch.setattr(console_bin, "_MOST", 2)
+    client = console.client
+    ids = [id_of(console, f"red-{n}") for n in range(3)]
+    for id_ in ids:
+        delete(client, id_)
+    pages = [client.get(f"/bin?start={start}").text for start in (0, 2)]
+    assert [[str(id_) in page for id_ in ids] for page in pages] == [
+        [False, True, True],
+        [True, False, False],
+    ]
+    found = [client.get(f"/api/v1/bin?limit=2&start={start}").json() for start in (0, 2)]
+    assert [[one["id"] for one in page] for page in found] == [
+        [str(ids[2]), str(ids[1])],
+        [str(ids[0])],
+    ]
+    nothing = client.post("/bin/restore", data={})
+    assert (nothing.status_code, nothing.headers["location"]) == (303, "/bin")
+    assert client.post("/bin/delete", data={"ids": [str(ids[0])]}).status_code == 422
+    answer = client.post("/bin/restore", data={"ids": [str(ids[0]), str(ids[1])]})
+    assert "Restored 2 pictures" in answer.text
+    data = {"ids": [str(ids[2])], "reason": "why"}
+    assert "Deleted 1 picture" in client.post("/bin/delete", data=data).text
+    assert client.post("/bin/delete", data=data).status_code == 404
+    assert client.post("/bin/restore", data={"ids": "1 x"}).status_code == 422
+
+
+def test_a_key_that_came_again_is_not_replaced(console):
+    id_ = id_of(console, "red-0")
+    delete(console.client, id_)
+    vector = console.service.encoder.encode_texts(["red"])
+    console.service.gallery.add([Item(key="red-0")], vector)
+    answer = console.client.post("/api/v1/bin/restore", json={"ids": [str(id_)]})
+    problem(answer, 422, "key_taken")
+    assert [entry["id"] for entry in binned(console.client)] == [str(id_)]
+    delete(console.client, id_of(console, "red-0"), permanent="true")
+    # The same key: a request to delete it also holds for the bin.
+    assert binned(console.client) == []
+
+
+def test_only_administrators_see_the_bin_and_each_view_is_logged(guarded):
+    id_ = id_of(guarded, "red-0")
+    delete(guarded.admin, id_)
+    paths = ("/bin", "/api/v1/bin", f"/api/v1/bin/{id_}/picture")
+    for client in (guarded.viewer, guarded.operator):
+        assert [client.get(path).status_code for path in paths] == [403] * 3
+        body = {"ids": [str(id_)], "reason": "why"}
+        assert client.post("/api/v1/bin/delete", json=body).status_code == 403
+        assert client.post("/bin/restore", data={"ids": str(id_)}).status_code == 403
+    assert len(guarded.service.binned()) == 1
+    before = len(log_lines(guarded))
+    for path in paths:
+        assert guarded.admin.get(path).status_code == 200
+    lines = log_lines(guarded)[before:]
+    assert [(line["action"], line["ids"]) for line in lines] == [("view", [id_])] * 2
+    guarded.service.view_log.quota = 1
+    delete(guarded.admin, *(id_of(guarded, key) for key in ("red-1", "red-2")))
+    problem(guarded.admin.get("/api/v1/bin"), 429, "view_quota_exceeded")
+
+
+def test_without_a_log_nothing_moves(console, monkeypatch):
+    id_ = id_of(console, "red-0")
+    other = id_of(console, "red-1")
+    delete(console.client, other)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(console.service.log, "_put", full)
+    body = {"ids": [str(other)], "reason": "why"}
+    for answer in (
+        console.client("DELETE", f"/api/v1/items/{id_}?reason=why"),
+        console.client.post("/api/v1/bin/restore", json={"ids": [str(other)]}),
+        console.client.post("/api/v1/bin/delete", json=body),
+        console.client.get("/api/v1/bin"),
+    ):
+        problem(answer, 507, "log_not_writable")
+    assert [one for one, _ in console.service.binned()] == [other]
+    assert id_of(console, "red-0") == id_
+
+
+def test_a_second_person_approves_a_permanent_deletion(make_guarded):
+    console = make_guarded(oversight=Oversight(two_persons=("delete",)))
+    console.service.bin_s = DAY
+    token = add_token(console.token_file, "adam", "admin", None)
+    adam = Client(console.app, authorization=f"Bearer {token}")
+    id_ = id_of(console, "red-0")
+    answer = console.admin("DELETE", f"/api/v1/items/{id_}?reason=why")
+    problem(answer, 202, "approval_pending")
+    adam.post(f"/approvals/{answer.json()['approval']}/approve", data={})
+    assert [one for one, _ in console.service.binned()] == [id_]
+    body = {"ids": [str(id_)], "reason": "why"}
+    answer = console.admin.post("/api/v1/bin/delete", json=body)
+    problem(answer, 202, "approval_pending")
+    assert "for good" in adam.get("/approvals").text
+    assert len(console.service.binned()) == 1
+    adam.post(f"/approvals/{answer.json()['approval']}/approve", data={})
+    assert console.service.binned() == []
+    # Restoring needs one person.
+    other = id_of(console, "red-1")
+    asked = console.admin("DELETE", f"/api/v1/items/{other}?reason=why").json()["approval"]
+    adam.post(f"/approvals/{asked}/approve", data={})
+    answer = console.admin.post("/api/v1/bin/restore", json={"ids": [str(other)]})
+    assert answer.json() == {"restored": 1}
+
+
+def test_the_bin_empties_itself(console, monkeypatch):
+    service = console.service
+    first, second = id_of(console, "red-0"), id_of(console, "red-1")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 8 * DAY)
+    delete(console.client, first)
+    monkeypatch.setattr(time, "time", lambda: now)
+    delete(console.client, second)
+    service.empty_bin()
+    service.empty_bin()
+    assert [id_ for id_, _ in service.binned()] == [second]
+    *_, line = log_lines(console)
+    assert (line["action"], line["ids"], line["keys"]) == ("delete", [first], ["red-0"])
+    assert "deleted_before" in json.dumps(line["details"])
+    service.bin_s = 0.0  # Started with --bin 0.
+    monkeypatch.setattr(time, "time", lambda: now + 1)
+    service.empty_bin()
+    assert log_lines(console)[-1]["ids"] == [second]
+    assert console.service.gallery.bin.entries() == []
+    assert "Deletions are final here" in console.client.get("/bin").text
+    assert 'action="/bin/restore"' not in delete(console.client, id_of(console, "red-2"))
+
+
+def test_a_gallery_without_a_bin_deletes_at_once(console, monkeypatch):
+    id_ = id_of(console, "red-0")
+    monkeypatch.setattr(console.service.gallery, "bin", None, raising=False)
+    assert 'action="/bin/restore"' not in delete(console.client, id_)
+    assert binned(console.client) == []
+    console.service.empty_bin()
+    monkeypatch.undo()
+    assert binned(console.client) == []
+    assert log_lines(console)[0]["action"] == "delete"
+
+
+def test_the_thread_goes_on_after_a_full_disk(console, monkeypatch):
+    monkeypatch.setattr(console_bin, "_EMPTIED_EVERY_S", 0.01)
+    delete(console.client, id_of(console, "red-0"))
+    console.service.bin_s = 1e-9
+    failed, put = threading.Event(), console.service.log._put
+
+    def full(line):
+        if not failed.is_set():
+            failed.set()
+            raise OSError(28, "No space left on device")
+        return put(line)
+
+    monkeypatch.setattr(console.service.log, "_put", full)
+    with emptying(console.service):
+        end = time.monotonic() + 60
+        while console.service.gallery.bin.entries() and time.monotonic() < end:
+            threading.Event().wait(0.01)
+    assert failed.is_set()
+    assert console.service.gallery.bin.entries() == []
+
+
+def test_two_at_once_delete_and_restore_each_picture_once(console):
+    ids = [id_of(console, f"red-{n}") for n in range(3)]
+    statuses = []
+
+    def both():
+        statuses.append(console.client("DELETE", f"/api/v1/items/{ids[0]}?reason=x").status_code)
+        answer = console.client.post("/api/v1/bin/restore", json={"ids": [str(ids[0])]})
+        statuses.append(answer.status_code)
+
+    threads = [threading.Thread(target=both) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {*statuses} <= {200, 404}
+    moved = [action for action, _ in actions(console) if action in ("bin", "restore")]
+    assert moved[:2] == ["bin", "restore"]
+    assert moved[::2] == ["bin"] * len(moved[::2])
+    with Gallery.open(console.folder) as gallery:
+        assert gallery.verify() == []
+        assert len(gallery.bin.entries()) + len(gallery.ids(["red-0"])) == 1
