@@ -36,7 +36,8 @@ from upperson_rt.gallery import CameraInfo, Filter, Gallery, Hit, Item, TrackSpa
 from upperson_rt.gallery.clips import ClipFile
 from upperson_rt.gallery.snapshots import Snapshot, picture_path, read_snapshots, snapshot_folder
 from upperson_rt.gallery.sqlite.bin import Bin, BinEntry, empty_bin
-from upperson_rt.query_log import QueryLog, process_user
+from upperson_rt.log_writer import process_user
+from upperson_rt.query_log import QueryLog
 from upperson_rt.retriever import find_alike
 from upperson_rt.search.query import QueryEncoder, SearchRequest
 from upperson_rt.search.service import SearchResult, SearchService
