@@ -115,7 +115,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 f"{', '.join(f'tests/{tier}' for tier in TIER_TIMEOUT_S)}"
             )
         if item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(TIER_TIMEOUT_S[folder], func_only=True))
+            item.add_marker(pytest.mark.timeout(TIER_TIMEOUT_S[folder]))
     # Files that need the quick demo come first, so to one worker: others would wait while it runs.
     with_demo = {item.path for item in items if "quick_demo" in getattr(item, "fixturenames", ())}
     items.sort(key=lambda item: item.path not in with_demo)

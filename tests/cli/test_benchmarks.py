@@ -54,7 +54,7 @@ from upperson_rt.gallery import Gallery
 from upperson_scores import labelled_queries
 from upperson_synthetic.video import VideoSpec
 
-pytestmark = pytest.mark.timeout(180, func_only=True)
+pytestmark = pytest.mark.timeout(180)
 
 NAMES = (
     "training",

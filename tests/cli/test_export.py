@@ -79,7 +79,7 @@ def calibration_of(bundle):
     return json.loads((bundle / "calibration.json").read_text("utf-8"))
 
 
-@pytest.mark.timeout(180, func_only=True)
+@pytest.mark.timeout(180)
 def test_int8_that_fails_the_gate_is_measured_and_left_out_of_a_signed_bundle(copied_run, work):
     write_keys(work, "key", ec.generate_private_key(ec.SECP256R1()))
     failing = ("export", copied_run, "--max-r1-drop", -101, "--calib-size", 1)  # One is enough.
@@ -139,7 +139,7 @@ def test_a_variant_that_loses_short_queries_alone_ends_the_export(copied_run, wo
     assert names_in(work) == {"run"}
 
 
-@pytest.mark.timeout(120, func_only=True)
+@pytest.mark.timeout(120)
 def test_an_onnx_file_that_differs_from_torch_is_not_bundled(copied_run, work, monkeypatch):
     real = candidates.export_onnx
 
@@ -169,7 +169,7 @@ def test_a_folder_with_other_files_is_not_taken_for_a_bundle(demo_folder, copied
     assert worked == []
 
 
-@pytest.mark.timeout(240, func_only=True)
+@pytest.mark.timeout(240)
 def test_on_a_gpu_engines_are_built(copied_run, work, monkeypatch):
     install_fake_tensorrt(monkeypatch)
     monkeypatch.setenv("UPPERSON_CACHE", str(work / "cache"))
@@ -179,7 +179,7 @@ def test_on_a_gpu_engines_are_built(copied_run, work, monkeypatch):
     assert all(str(path) in str(report["engines"]) for path in built)
 
 
-@pytest.mark.timeout(240, func_only=True)
+@pytest.mark.timeout(240)
 def test_typed_variants_and_serving_files(copied_run, work):
     report = run_json(
         "export", copied_run, "--calib-size", 16, "--max-r1-drop", 5, "--trt", "--triton", "models"
@@ -196,7 +196,7 @@ def test_typed_variants_and_serving_files(copied_run, work):
     assert calibration_of(work / "bundle")["towers"]["text"]["forms"]["plain"]["largest_anywhere"]
 
 
-@pytest.mark.timeout(240, func_only=True)
+@pytest.mark.timeout(240)
 def test_a_calibration_that_is_reused_decides_everything(copied_run, people, work):
     """The first bundle is not measured: rendered people set its ranges, and it says so."""
     first = run_json("export", copied_run, "--no-gate", "--calib-size", 12)
@@ -273,7 +273,7 @@ def test_a_run_and_a_base_get_a_split_and_samples(copied_run, people, work, monk
     assert not split.has_identities
 
 
-@pytest.mark.timeout(240, func_only=True)
+@pytest.mark.timeout(240)
 def test_rtx_engines_and_deepstream_files_come_with_a_bundle(copied_run, work, monkeypatch):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has wheels for x86-64 only")
     result = run(
@@ -383,7 +383,7 @@ def test_bad_options_are_refused_before_any_work(copied_run, work, worked):
     assert names_in(work) == {"run", "empty", "mine", "file"}
 
 
-@pytest.mark.timeout(240, func_only=True)
+@pytest.mark.timeout(240)
 def test_a_base_is_exported_without_a_run_or_captions_and_finds_people(people, work, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)  # It compiles for longer than all else.
     crops = work / "crops"

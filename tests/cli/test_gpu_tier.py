@@ -24,7 +24,7 @@ def test_without_a_gpu_a_test_is_skipped_with_the_reason_before_its_fixtures(
     conftest.pytest_runtest_setup()
 
 
-@pytest.mark.timeout(300, func_only=True)
+@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("toy_graphs")
 def test_on_the_stand_ins_all_but_what_only_a_card_can_do_passes(
     tmp_path: Path, shared_folder: Path

@@ -39,7 +39,7 @@ from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.manifest import NO_ADAPTER, space_fingerprint
 
-pytestmark = pytest.mark.timeout(240, func_only=True)
+pytestmark = pytest.mark.timeout(240)
 
 STATISTICS = ((0.5, 0.4, 0.3), (0.5, 0.4, 0.6))
 ALL = tuple(name for name in VARIANTS if name != "fp32")

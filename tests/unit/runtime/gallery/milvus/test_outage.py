@@ -10,7 +10,7 @@ from upperson_rt.gallery import Gallery
 from upperson_rt.ingest.late_gallery import open_now_or_later
 
 
-@pytest.mark.timeout(180, func_only=True)
+@pytest.mark.timeout(180)
 def test_nothing_that_was_accepted_is_lost(server_place, shared_server, tmp_path):
     server = shared_server.server
     encoder = upperson_rt.open(make_toy_bundle(tmp_path / "bundle"), "fp32", "onnxruntime")
@@ -43,7 +43,7 @@ def test_nothing_that_was_accepted_is_lost(server_place, shared_server, tmp_path
         assert sorted(item.time for item in gallery.items()) == [START + n for n in range(40)]
 
 
-@pytest.mark.timeout(180, func_only=True)
+@pytest.mark.timeout(180)
 def test_cameras_start_while_the_server_is_away(server_place, shared_server, tmp_path):
     server = shared_server.server
     encoder = upperson_rt.open(make_toy_bundle(tmp_path / "bundle"), "fp32", "onnxruntime")
