@@ -34,7 +34,7 @@ demo: $(or $(wildcard $(STAMP)),$(DEMO_STAMP))  ## Run the whole path on synthet
 	$(BIN)/upperson demo $(ARGS)
 
 test: $(STAMP)  ## Run all tests.
-	$(BIN)/python -m tests.sessions -q -n $(WORKERS) --maxprocesses 4 --dist worksteal --durations=15 --durations-min=1 $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal --durations=15 --durations-min=1 $(ARGS)
 
 fuzz: $(STAMP)  ## Try odd arguments and damaged files for FUZZ_S=75 seconds; hours find more.
 	UPPERSON_FUZZ_S=$(FUZZ_S) $(BIN)/python -m pytest -q -n logical --maxprocesses 4 tests/fuzz $(ARGS)
@@ -122,10 +122,11 @@ $(DEMO_STAMP): pyproject.toml runtime/pyproject.toml
 	$(BIN)/python -m pip install -e ./runtime -e '.[$(DEMO)]'
 	@touch $@
 
+# Most modules are never imported: Python compiles the others when they first are.
 $(STAMP): pyproject.toml runtime/pyproject.toml
 	@rm -f $@
 	$(make_venv)
-	$(BIN)/python -m pip install -e ./runtime -e '.[all,dev]'
+	$(BIN)/python -m pip install --no-compile -e ./runtime -e '.[all,dev]'
 	$(BIN)/python -m pip install --no-deps 'trackers>=2.6'
 	@$(BIN)/python tests/helpers/real_tensorrt.py install
 	@touch $@

@@ -42,6 +42,10 @@ for _name in (
 if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers share one folder; it goes at the end.
     os.environ["UPPERSON_CACHE"] = tempfile.mkdtemp(prefix="upperson-tests-")
 
+# Full collections look through all that is imported, for up to a second, and were a third of some
+# files' time. `memory_is_given_back` makes one where memory has grown.
+gc.set_threshold(10_000, 10, 1_000_000)
+
 if threading.current_thread() is threading.main_thread():
     # What a shell starts in the background ignores Ctrl-C, and so would all that tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
