@@ -122,11 +122,10 @@ $(DEMO_STAMP): pyproject.toml runtime/pyproject.toml
 	$(BIN)/python -m pip install -e ./runtime -e '.[$(DEMO)]'
 	@touch $@
 
-# Most modules are never imported: Python compiles the others when they first are.
 $(STAMP): pyproject.toml runtime/pyproject.toml
 	@rm -f $@
 	$(make_venv)
-	$(BIN)/python -m pip install --no-compile -e ./runtime -e '.[all,dev]'
+	$(BIN)/python -m pip install -e ./runtime -e '.[all,dev]'
 	$(BIN)/python -m pip install --no-deps 'trackers>=2.6'
 	@$(BIN)/python tests/helpers/real_tensorrt.py install
 	@touch $@

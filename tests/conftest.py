@@ -21,7 +21,7 @@ import pytest
 from filelock import FileLock
 
 import upperson_rt  # noqa: F401 - Before onnxruntime, whose telemetry it turns off.
-from tests.helpers.command_line import run_program
+from tests.helpers.command_line import run_code
 from upperson_rt.machine import trim_heap
 
 # Hundreds of processes import the same files: one of them compiles each.
@@ -174,6 +174,16 @@ def _own_peak_mb() -> int:
     return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
+_TRACED_ONCE = """
+import pathlib, sys
+from tests.helpers.traces import once_in
+from upperson.cli import main
+from upperson_export import candidates
+candidates.export_onnx = once_in(pathlib.Path(sys.argv.pop(1)))
+main()
+"""
+
+
 class QuickDemo(NamedTuple):
     """The output of ``upperson demo --quick --json``. Tests copy the folder to change it."""
 
@@ -204,14 +214,16 @@ def toy_graphs(shared_folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def quick_demo(shared_folder: Path) -> QuickDemo:
-    """Run the quick demo once a session, as a user does; workers of one session share it."""
+    """Run the quick demo once a session; workers of one session share it.
+
+    It is what a user runs, but that two sites' towers, which have one shape, are traced once.
+    """
     shared = shared_folder / "quick_demo"
     with FileLock(f"{shared}.lock"):
         outputs = shared / "outputs.json"
         if not outputs.exists():
-            run = run_program(
-                "upperson", "demo", "--quick", "--json", "--output", shared / "demo", timeout_s=900
-            )
+            demo = ("demo", "--quick", "--json", "--output", shared / "demo")
+            run = run_code(_TRACED_ONCE, shared_folder / "traces", *demo, timeout_s=900)
             assert run.returncode == 0, run.stderr
             outputs.write_text(json.dumps([run.stdout, run.stderr]))
     return QuickDemo(shared / "demo", *json.loads(outputs.read_text()))

@@ -48,6 +48,7 @@ from tests.helpers.command_line import ROOT
 from tests.helpers.refused import refused
 from tests.helpers.toy_bases import configs, know_toy_towers, write_base
 from tests.helpers.traces import once_in
+from upperson_export import candidates
 from upperson_rt.backends.autotune import Timing
 from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_rt.gallery import Gallery
@@ -310,9 +311,10 @@ def test_towers_agree_and_are_timed_in_all_forms(shared_folder: Path) -> None:
 
 
 def test_bases_are_compared_with_open_clip_and_their_exports(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shared_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     know_toy_towers(monkeypatch)
+    monkeypatch.setattr(tower_graphs, "export_onnx", once_in(shared_folder / "traces"))
     monkeypatch.setitem(sys.modules, "openvino", None)  # It compiles for longer than all else.
     monkeypatch.setattr(contenders, "find_spec", lambda _: None)
     base, _ = write_base(tmp_path, "pecore", text_cfg=configs()["clip"]["text_cfg"])
@@ -327,7 +329,10 @@ def test_bases_are_compared_with_open_clip_and_their_exports(
         assert row["min_cosine"] > 0.98
 
 
-def test_an_applied_adapter_is_the_exported_bundle(tmp_path: Path) -> None:
+def test_an_applied_adapter_is_the_exported_bundle(
+    tmp_path: Path, shared_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "export_onnx", once_in(shared_folder / "traces"))
     base, _ = write_base(tmp_path, "clip")
     held = np.ones(400 << 20, np.uint8)  # What this process holds is no part of the peak.
     found = values(run(adapter, "--base", base, "--height", 48, "--width", 32, "--threads", 1))

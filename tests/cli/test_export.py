@@ -21,15 +21,14 @@ from tests.helpers.invoke import run, run_failing, run_json, run_rt_json, snapsh
 from tests.helpers.openai_archive import save_openai_archive
 from tests.helpers.signing_keys import write_keys
 from tests.helpers.toy_bases import toy_base, write_base
-from tests.helpers.toy_clip import toy_model
-from tests.helpers.toy_graphs import FOLD, export_exchanged
+from tests.helpers.traces import once_in
 from tests.helpers.vit_b16 import int8_gemms
 from upperson.cli import exportable
 from upperson.model.base import load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
 from upperson.run import TrainedEncoder
-from upperson_export import candidates, engines, graphs
+from upperson_export import candidates, engines
 from upperson_export.bundle import ExportOptions
 from upperson_export.precision_search import SplitEmbeds
 from upperson_rt.bundle import Bundle, unowned_in_bundle
@@ -41,20 +40,10 @@ FEW = ("--no-gate", "--calib-size", 8)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def towers_of_the_toy_are_not_traced(toy_graphs):
-    """Write them with their weights: `tests/parity/test_export.py` proves that it is the same."""
-
-    def shapes(tower):
-        return [(name, value.shape) for name, value in tower.state_dict().items()]
-
-    def export(tower, kind, path, *, example):
-        known = shapes(tower) == shapes(FOLD[kind](toy_model()))
-        return (export_exchanged if known else graphs.export_onnx)(
-            tower, kind, path, example=example
-        )
-
+def towers_of_one_shape_are_traced_once(shared_folder):
+    """Write others with their weights: `tests/parity/test_export.py` proves that it is the same."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(candidates, "export_onnx", export)
+        patch.setattr(candidates, "export_onnx", once_in(shared_folder / "traces"))
         yield
 
 
