@@ -311,10 +311,9 @@ def test_towers_agree_and_are_timed_in_all_forms(shared_folder: Path) -> None:
 
 
 def test_bases_are_compared_with_open_clip_and_their_exports(
-    tmp_path: Path, shared_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     know_toy_towers(monkeypatch)
-    monkeypatch.setattr(tower_graphs, "export_onnx", once_in(shared_folder / "traces"))
     monkeypatch.setitem(sys.modules, "openvino", None)  # It compiles for longer than all else.
     monkeypatch.setattr(contenders, "find_spec", lambda _: None)
     base, _ = write_base(tmp_path, "pecore", text_cfg=configs()["clip"]["text_cfg"])

@@ -55,14 +55,17 @@ def _once_in(
     for module in tower.modules():
         facts += [one for one in vars(module).items() if isinstance(one[1], _CONSTANTS)]
     kept = folder / hashlib.sha256(f"{kind} {tower} {facts}".encode()).hexdigest()
+    file = kept / f"{kind}.fp32.onnx"
     with FileLock(f"{kept}.lock"):
         if not kept.exists():
-            export_onnx(tower, kind, path, example=example)
+            graph = export_onnx(tower, kind, path, example=example)
             made = Path(f"{kept}.new")
             made.mkdir(exist_ok=True)
-            shutil.move(path, made / f"{kind}.fp32.onnx")
+            shutil.copyfile(path, made / file.name)
             made.rename(kept)
-    return _as_in(kept, tower, kind, path, example=example)
+            return graph
+    found = write_with_weights(_described(file, tower, kind), tower, path)
+    return export_onnx(tower, kind, path, example=example) if found is None else found
 
 
 def _described(file: Path, tower: PlainTower, kind: Tower) -> TowerGraph:
