@@ -29,9 +29,9 @@ DOCUMENTED = (
 )
 """Name and options of every run whose numbers are in docs/dev/benchmarks.md."""
 
-ON_A_GPU = ("gpu",)
-"""Run by name alone, as ``make gpu`` does: without an NVIDIA GPU it ends at once, and its numbers
-go to pages of their own, one a card."""
+BY_NAME = ("gpu", "month")
+"""Run by name alone. Without an NVIDIA GPU the first ends at once, and its numbers go to pages of
+their own, one a card. The second needs the demo, 20 GB and an hour."""
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """numpy's threads have no option: they follow this variable, set before numpy is imported."""
@@ -39,7 +39,7 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 def names() -> list[str]:
     """Return the names of all benchmarks."""
-    return [*dict.fromkeys(line.split()[0] for line in DOCUMENTED), *ON_A_GPU]
+    return [*dict.fromkeys(line.split()[0] for line in DOCUMENTED), *BY_NAME]
 
 
 def commands(arguments: list[str]) -> list[list[str]]:
@@ -54,7 +54,7 @@ def commands(arguments: list[str]) -> list[list[str]]:
     name, *options = arguments
     if name not in names():
         sys.exit(f"error: no benchmark '{name}': expected one of {', '.join(names())}")
-    if options or name in ON_A_GPU:
+    if options or name in BY_NAME:
         return [arguments]
     return [line for line in documented if line[0] == name]
 

@@ -9,7 +9,6 @@ import ssl
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 from upperson_alerts.delivery import (
     Delivery,
@@ -18,7 +17,7 @@ from upperson_alerts.delivery import (
     Refusal,
     UnreachableError,
 )
-from upperson_network.remote import http_target, http_within
+from upperson_network.remote import http_target, http_within, is_http_address
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import one_line
 
@@ -30,12 +29,7 @@ class WebhookDelivery(Delivery):
 
     def __init__(self, address: str, options: DeliveryOptions) -> None:
         """Read the secret, ``whsec_`` and Base64 or any text; without one nothing is signed."""
-        parts = urlsplit(address)
-        try:
-            is_usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-        except ValueError:
-            is_usable = False
-        if not is_usable or not address.isascii() or not address.isprintable() or " " in address:
+        if not is_http_address(address):
             raise UsageError(
                 f"expected the address of a webhook, such as https://host/path, found one of "
                 f"{len(address)} characters without a usable host",
@@ -45,7 +39,7 @@ class WebhookDelivery(Delivery):
         self._timeout_s = options.timeout_s
         self._key = None if options.secret is None else read_key(options.secret)
         self._context = None
-        if parts.scheme == "https":
+        if address.startswith("https:"):
             self._context = tls_context(options)
 
     def deliver(self, parcels: Sequence[Parcel]) -> Iterator[tuple[str, Refusal | None]]:

@@ -19,8 +19,8 @@ from upperson_console.bounds import BoundedRoute, check_json
 from upperson_console.exports import export_response
 from upperson_console.models import Id, Name, SearchIn, SearchOut
 from upperson_console.pictures import PIECE_BYTES, Size
-from upperson_console.problems import MEDIA_TYPE, ProblemError, invalid, missing, withheld
-from upperson_console.ranges import file_response
+from upperson_console.problems import MEDIA_TYPE, ProblemError, invalid, missing
+from upperson_console.ranges import bytes_response, file_response
 from upperson_console.rendering import server_metrics
 from upperson_console.results import ConsoleResult, run_search
 from upperson_console.search import LONGEST_SENTENCE, Search
@@ -376,10 +376,12 @@ def picture_response(
 def clip_response(
     service: ConsoleService, account: Account, id_: int, request: Request, reason: str = ""
 ) -> Response:
-    """Return an item's clip, or the part of it that is asked for, and log the view."""
+    """Return an item's clip, or the part of it that is asked for, and log the view.
+
+    With blur, it shows others only for a reason, which is logged.
+    """
     item, _ = service.item(account, id_)
-    if not service.shows_all(account, reason):
-        raise withheld("clips show others, too: an operator may see them for a reason")
+    shows_all = service.shows_all(account, reason)
     clip = service.pictures.clip(item)
     try:
         found = None if clip is None else clip.path.stat()
@@ -387,9 +389,13 @@ def clip_response(
         found = None
     if clip is None or found is None:
         raise missing(f"no clip of {id_} is kept", "clip_not_kept")
-    suffix = clip.path.suffix
-    name = f"clip-{id_}{suffix}"
-    response = file_response(request, clip.path, found, CLIP_TYPES[suffix], name)
+    suffix = clip.path.suffix if shows_all else ".mp4"
+    named = CLIP_TYPES[suffix], f"clip-{id_}{suffix}"
+    response: Response
+    if shows_all:
+        response = file_response(request, clip.path, found, *named)
+    else:
+        response = bytes_response(request, service.blurred_clip(account, item, clip), *named)
     service.note_clip(account, id_, item, reason)
     return response
 

@@ -12,7 +12,14 @@ import typer
 from upperson_console.view_log import MOST_QUOTA, USUAL_QUOTA
 from upperson_rt.cli.app import ending_gently
 from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
-from upperson_rt.cli.options import GalleryOption, Model, Output, QueryLogOption, default_gallery
+from upperson_rt.cli.options import (
+    GalleryOption,
+    Model,
+    Output,
+    QueryLogOption,
+    TsaCert,
+    default_gallery,
+)
 from upperson_rt.cli.output import print_json, print_line, print_note, print_warning
 from upperson_rt.errors import BackendError, UsageError, missing_extra
 
@@ -117,12 +124,24 @@ class Evidence(OptionGroup, panel="Evidence"):
             help="Sign exports with this private key (PEM), for  upperson-rt evidence verify.",
         ),
     ] = None
+    timestamp_url: Annotated[
+        str | None,
+        typer.Option(
+            "--timestamp-url",
+            metavar="URL",
+            help="Let a time-stamp authority (RFC 3161) stamp exports; it gets a hash only.",
+        ),
+    ] = None
+    timestamp_required: Annotated[
+        bool, typer.Option("--timestamp-required", help="Refuse exports without a time stamp.")
+    ] = False
+    tsa_cert: TsaCert = None
     blur: Annotated[
         bool,
         typer.Option(
             "--blur",
-            help="Pixelate whole frames outside the person's box, also in exports, and withhold "
-            "clips. Operators see them for a reason, which is logged.",
+            help="Pixelate frames and clips outside the person's box, also in exports; clips are "
+            "withheld without the extra camera. Operators see all for a reason, which is logged.",
         ),
     ] = False
 
@@ -170,7 +189,7 @@ def serve(
 
     Example: `upperson-rt serve -b bundle -g gallery --open`
     """
-    _require_packages()
+    require_packages("the console")
     from upperson_console.guard import is_loopback
 
     is_local = is_loopback(address.host)
@@ -228,7 +247,7 @@ def _opened(
         model.bundle, model.variant, model.backend, model.device,
         threads=model.threads, trust=model.trust,
     )  # fmt: skip
-    seal = _seal(evidence.sign_exports, opened.path, model.trust)
+    seal = _seal(evidence, opened.path, model.trust)
     encoder = opened.encoder()
     tls = None
     if access.tls_cert is not None and access.tls_key is not None:
@@ -270,14 +289,25 @@ def _opened(
         yield server, log, onvif
 
 
-def _seal(key: Path | None, bundle: Path, trust: Path | None) -> "Seal":
-    """Read the key for exports, and whose signature the bundle has, which was verified if asked."""
+def _seal(evidence: Evidence, bundle: Path, trust: Path | None) -> "Seal":
+    """Read key and authority for exports, and whose signature the bundle has, verified or not."""
     from upperson_console.evidence_check import Seal
+    from upperson_network.timestamps import TimeStampServer
     from upperson_rt.signature import key_fingerprint, named_key, read_private_key, read_public_key
+    from upperson_rt.timestamps import read_certificates
 
     signer = named_key(bundle) if trust is None else key_fingerprint(read_public_key(trust))
     state = {"signed_by": signer, "verified": trust is not None}
-    return Seal(key=None if key is None else read_private_key(key), bundle=state)
+    key, url, cert = evidence.sign_exports, evidence.timestamp_url, evidence.tsa_cert
+    if not url and (cert is not None or evidence.timestamp_required):
+        what = "--timestamp-required and --tsa-cert need --timestamp-url"
+        raise UsageError(what, code="timestamp_url_missing")
+    trusted = [] if cert is None else read_certificates(cert)
+    return Seal(
+        key=None if key is None else read_private_key(key),
+        bundle=state,
+        timestamps=TimeStampServer(url, trusted, evidence.timestamp_required) if url else None,
+    )
 
 
 def _run(
@@ -316,7 +346,8 @@ def _run(
             raise BackendError("the server ended by itself; its log says why")
 
 
-def _require_packages() -> None:
+def require_packages(purpose: str) -> None:
+    """Raise BackendError if a package of the extra ``serve`` is missing."""
     try:
         import fastapi  # noqa: F401 - Only whether it is installed.
         import jinja2  # noqa: F401
@@ -325,7 +356,7 @@ def _require_packages() -> None:
         import uvicorn  # noqa: F401
         import yaml  # noqa: F401
     except ImportError as error:
-        raise missing_extra(error.name or "fastapi", "serve", "the console") from error
+        raise missing_extra(error.name or "fastapi", "serve", purpose) from error
 
 
 def _note_chain(log: "QueryLog") -> None:

@@ -1,8 +1,9 @@
 """An evidence package: a zip with a report, pictures, facts and hashes, signed by the site's key.
 
 It needs nothing else to be read: ``index.html`` is the report, ``items.json`` has all facts,
-``manifest.json`` the SHA-256 of each other file, and ``manifest.sig`` signs all of them. Pictures
-that are kept are copied byte by byte. `evidence_check` verifies it.
+``manifest.json`` the SHA-256 of each other file, ``manifest.sig`` signs all of them, and
+``manifest.tsr`` is a time stamp of both. Pictures that are kept are copied byte by byte.
+`evidence_check` verifies it.
 """
 
 import datetime
@@ -12,20 +13,32 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from upperson_console.accounts import Account
-from upperson_console.evidence_check import KIND, MANIFEST, SIGNATURE, VERSION, Seal
+from upperson_console.evidence_check import (
+    KIND,
+    MANIFEST,
+    SIGNATURE,
+    STAMP,
+    VERSION,
+    Seal,
+    digest_of,
+    stamped_content,
+)
+from upperson_console.limits import BusyError
 from upperson_console.models import ItemOut, iso_time, item_fields
 from upperson_console.pictures import PIECE_BYTES, GalleryPictures
 from upperson_console.problems import ProblemError
 from upperson_console.rendering import templates
 from upperson_rt import __version__
-from upperson_rt.errors import InputError
+from upperson_rt.errors import BackendError, InputError
 from upperson_rt.gallery import Item
+from upperson_rt.gallery.clips import ClipFile
 from upperson_rt.gallery.crops import read_crop
 from upperson_rt.image_file import MOST_FILE_BYTES
 from upperson_rt.signature import sign_files
@@ -45,13 +58,13 @@ def write_package(
     seal: Seal,
     *,
     query_jpeg: bytes | None = None,
-    blurred: bool = False,
+    hide: Callable[[Item, ClipFile], bytes] | None = None,
     left_out: int = 0,
 ) -> tuple[IO[bytes], str, dict[str, Any]]:
     """Write a package of items; return its file at its beginning, its SHA-256, and its facts.
 
     ``matches`` has fields of those that were hits, by id; ``left_out`` is the number of further
-    hits. In a ``blurred`` package frames are pixelated outside of the box, and clips left out.
+    hits. With ``hide``, which returns a clip that shows its item alone, frames are pixelated, too.
     """
     now = datetime.datetime.now().astimezone()
     with ExitStack() as stack:
@@ -59,7 +72,7 @@ def write_package(
         stack.enter_context(_disk_errors())
         package = _Package(stack.enter_context(zipfile.ZipFile(file, "w", zipfile.ZIP_STORED)))
         rows = [
-            {**_row(account, package, pictures, id_, item, blurred), "hit": matches.get(id_)}
+            {**_row(account, package, pictures, id_, item, hide), "hit": matches.get(id_)}
             for id_, item in items
         ]
         folders = [name.partition("/")[0] for name in package.sha256]
@@ -73,7 +86,7 @@ def write_package(
             **{f"bundle_{name}": value for name, value in seal.bundle.items()},
             "sentence": query["sentence"],
             "verdict": (query["verdict"] or {}).get("text"),
-            "blurred": blurred,
+            "blurred": hide is not None,
             "entries": len(rows),
             "pictures": sum(row["file"] is not None for row in rows),
             "missing": [row["id"] for row in rows if row["file"] is None],
@@ -82,23 +95,51 @@ def write_package(
         }
         if query_jpeg is not None:
             package.put("query.jpg", query_jpeg)
-        package.put("items.json", _json({**facts, "query": query, "items": rows}))
         shown = {"has_picture": query_jpeg is not None, "is_signed": seal.key is not None}
-        page = templates().get_template("evidence.html.j2")
-        html = page.render(facts=facts, query=query, items=rows, **shown)
-        package.put("index.html", html.encode("utf-8"))
-        package.put(MANIFEST, _json({**facts, "sha256": dict(package.sha256)}))
-        if seal.key is not None:
-            files = dict(sorted(package.sha256.items()))
-            package.put(SIGNATURE, sign_files(files, seal.key, KIND, [SIGNATURE]).encode("ascii"))
+
+        def last(more: Mapping[str, Any]) -> dict[str, bytes]:
+            """Return the last members by name, with more facts."""
+            told = {**facts, **more}
+            page = templates().get_template("evidence.html.j2")
+            html = page.render(facts=told, query=query, items=rows, **shown)
+            made = {"items.json": _json({**told, "query": query, "items": rows})}
+            made["index.html"] = html.encode("utf-8")
+            sha256 = {name: hashlib.sha256(one).hexdigest() for name, one in made.items()}
+            sha256 = package.sha256 | sha256
+            made[MANIFEST] = _json({**told, "sha256": sha256})
+            if seal.key is not None:
+                sha256[MANIFEST] = hashlib.sha256(made[MANIFEST]).hexdigest()
+                files, unsigned = dict(sorted(sha256.items())), [SIGNATURE, STAMP]
+                made[SIGNATURE] = sign_files(files, seal.key, KIND, unsigned).encode("ascii")
+            return made
+
+        members, stamped = _stamped(seal, last)
+        facts |= stamped
+        for name, content in members.items():
+            package.put(name, content)
         package.archive.close()
-        digest = hashlib.sha256()
         file.seek(0)
-        while block := file.read(PIECE_BYTES):
-            digest.update(block)
+        digest = digest_of(file)
         file.seek(0)
         stack.pop_all()  # The caller closes it.
-    return file, digest.hexdigest(), facts
+    return file, digest, facts
+
+
+def _stamped(
+    seal: Seal, last: Callable[[Mapping[str, Any]], dict[str, bytes]]
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the last members with a time stamp, and facts about it, which may be its absence."""
+    if seal.timestamps is None:
+        return last({}), {}
+    members = last({"timestamp_by": seal.timestamps.host})
+    try:
+        answer, stamp = seal.timestamps.stamp(stamped_content(members))
+    except BackendError as error:
+        if seal.timestamps.is_required:
+            raise
+        facts = {"timestamp_missing": str(error)}
+        return last(facts), facts
+    return {**members, STAMP: answer}, {"timestamp": asdict(stamp)}
 
 
 class _Package:
@@ -162,7 +203,7 @@ def _row(
     pictures: GalleryPictures,
     id_: int,
     item: Item,
-    blurred: bool,
+    hide: Callable[[Item, ClipFile], bytes] | None,
 ) -> dict[str, Any]:
     """Copy picture, frame and clip of an item; return its facts."""
     fields = item_fields(account, id_, item, has_picture=False)
@@ -171,12 +212,19 @@ def _row(
     if (picture := _opened(pictures, item)) is not None:
         with picture:
             name = package.copy(picture, f"pictures/{id_}")
-    clip = None if blurred else pictures.clip(item)
-    copied = None if clip is None else package.share(clip.path, f"clips/{id_}")
+    clip, copied, withheld = pictures.clip(item), None, {}
+    if clip is not None and hide is None:
+        copied = package.share(clip.path, f"clips/{id_}")
+    elif clip is not None and hide is not None:
+        try:
+            copied = package.put(f"clips/{id_}.mp4", hide(item, clip))
+        except (ProblemError, BusyError) as problem:
+            withheld["clip_withheld"] = str(problem)
     return {
         **facts,
         **package.named(name),
-        "frame": _frame(package, pictures, id_, item, blurred),
+        "frame": _frame(package, pictures, id_, item, hide is not None),
+        **withheld,
         "clip": None
         if clip is None or copied is None
         else {**package.named(copied), "begin": iso_time(clip.begin), "end": iso_time(clip.end)},

@@ -1,5 +1,8 @@
 """The format of an evidence package, and its verification, which needs neither server nor network.
 
+A time stamp covers manifest and signature, so that both existed by then; it lies beside them. The
+manifest, which is signed before, names the authority: a stamp that was removed shows.
+
 A package may come from anyone: its members are read within limits and never unpacked.
 """
 
@@ -26,12 +29,15 @@ from upperson_rt.signature import (
     read_public_key,
 )
 from upperson_rt.strict import Sha256, parse_json, read_fields
+from upperson_rt.timestamps import MOST_STAMP_BYTES, TimeStamp, read_certificates, read_stamp
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
+    from upperson_network.timestamps import TimeStampServer
+
 KIND, VERSION = "upperson-evidence", 1
-MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+MANIFEST, SIGNATURE, STAMP = "manifest.json", "manifest.sig", "manifest.tsr"
 _MOST_MEMBERS = 20_000
 _MOST_MANIFEST_BYTES = 16 << 20
 _PIECE_BYTES = 1 << 20
@@ -43,17 +49,19 @@ _LOCAL_BYTES, _LISTED_BYTES, _END_BYTES, _ZIP64_BYTES = 30, 46, 22, 20
 """Of a zip beside names and contents: for a member, in the list of members, and at the end. The
 last stand before the end of a zip that is larger than a package can be."""
 SignatureState: TypeAlias = Literal["trusted", "not_checked", "none", "wrong"]
+"""Of a signature or a time stamp."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seal:
-    """Who signs the packages of a server, and whose signature its bundle has."""
+    """Who signs and stamps the packages of a server, and whose signature its bundle has."""
 
     key: "ec.EllipticCurvePrivateKey | None" = None
     bundle: Mapping[str, Any] = field(
         default_factory=lambda: {"signed_by": None, "verified": False}
     )
     """``signed_by`` is the fingerprint of the key that the signature names."""
+    timestamps: "TimeStampServer | None" = None
 
 
 @dataclass(frozen=True)
@@ -74,26 +82,33 @@ class _Hashes:
 class Package:
     """What a package says, compared with its hashes and its signature."""
 
-    def __init__(self, path: Path, trust: Path | None = None) -> None:
+    def __init__(self, path: Path, trust: Path | None = None, tsa_cert: Path | None = None) -> None:
         """Verify a package; ``trust`` is the file of the public key that must have signed it.
 
+        ``tsa_cert`` is that of the certificates of an authority that must have stamped it.
+
         Raises:
-            InputError: The file or the key cannot be read.
-            BackendError: The package cryptography is missing, which signatures need.
+            InputError: The file, the key or the certificates cannot be read.
+            BackendError: The package cryptography is missing, which signatures need, or
+                rfc3161-client, which time stamps need.
         """
         self._key = None if trust is None else read_public_key(trust)
+        self._authority = None if tsa_cert is None else read_certificates(tsa_cert)
         self._place = str(path)
         self.problems: list[Difference] = []
         self.signature: SignatureState = "none"
         self.signed_by: str | None = None
         """Fingerprint of the key; unless it is trusted, what the signature claims."""
+        self.stamp_state: SignatureState = "none"
+        self.stamp: TimeStamp | None = None
+        """A trusted time stamp."""
         self.facts: dict[str, Any] = {}
         """Who exported what, and when; empty if the signature is wrong, as nothing is read then."""
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # A pipe or a device may have no end.
                 raise OSError(errno.EINVAL, "not a regular file")
             with path.open("rb") as file:
-                self.sha256 = _digest(file)
+                self.sha256 = digest_of(file)
                 """Of the zip; the log's line of the export has it."""
                 self._verify(file)
         except OSError as error:
@@ -149,6 +164,7 @@ class Package:
                     return
                 if MANIFEST in names:
                     self._compare(archive, names, signed)
+                    self._read_stamp(archive, names)
                 else:
                     self._add("member_missing", MANIFEST, "a package has a manifest")
         except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, struct.error) as why:
@@ -222,14 +238,35 @@ class Package:
         expected = {**expected, MANIFEST: hashlib.sha256(text).hexdigest()}
         if signed is not None and signed != expected:
             self._add("manifest_differs", MANIFEST, "it differs from what was signed")
-        for name in sorted(names - expected.keys() - {SIGNATURE}):
+        for name in sorted(names - expected.keys() - {SIGNATURE, STAMP}):
             self._add("member_unexpected", name, "the manifest does not name it")
         for name in sorted(expected.keys() - names):
             self._add("member_missing", name, "the manifest names it, and it is not there")
         for name in sorted(expected.keys() & names):
             with archive.open(name) as member:
-                if _digest(member) != expected[name]:
+                if digest_of(member) != expected[name]:
                     self._add("hash_differs", name, "its content was changed")
+
+    def _read_stamp(self, archive: zipfile.ZipFile, names: set[str]) -> None:
+        if STAMP in names and self._authority is None:
+            self.stamp_state = "not_checked"
+        elif STAMP in names and self._authority is not None:
+            limits = {MANIFEST: _MOST_MANIFEST_BYTES, SIGNATURE: SIGNATURE_BYTES}
+            try:
+                content = {n: _read(archive, n, most) for n, most in limits.items() if n in names}
+                answer = _read(archive, STAMP, MOST_STAMP_BYTES)
+                self.stamp = read_stamp(answer, stamped_content(content), self._authority)
+                self.stamp_state = "trusted"
+            except IntegrityError as error:
+                self.stamp_state = "wrong"
+                self._add(error.code, STAMP, str(error))
+        elif self._authority is not None or "timestamp_by" in self.facts:
+            self._add("not_stamped", STAMP, "the package has no time stamp")
+
+
+def stamped_content(members: Mapping[str, bytes]) -> bytes:
+    """Return what a time stamp covers: the manifest, then the signature, if there is one."""
+    return members[MANIFEST] + members.get(SIGNATURE, b"")
 
 
 def _is_as_listed(file: IO[bytes], info: zipfile.ZipInfo) -> bool:
@@ -248,7 +285,8 @@ def _read(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     return archive.read(name)
 
 
-def _digest(file: IO[bytes]) -> str:
+def digest_of(file: IO[bytes]) -> str:
+    """Return the SHA-256 of a file from its place on; empty for a damaged member of a zip."""
     digest = hashlib.sha256()
     try:
         while piece := file.read(_PIECE_BYTES):

@@ -8,7 +8,7 @@ import typer
 
 from upperson_rt.cli.app import Command, new_app
 from upperson_rt.cli.groups import grouped
-from upperson_rt.cli.options import Output
+from upperson_rt.cli.options import Output, TsaCert
 from upperson_rt.cli.output import print_labelled, print_line, print_result
 from upperson_rt.errors import IntegrityError
 
@@ -31,6 +31,7 @@ def verify(
             "--trust", metavar="PUBKEY", help="Public key (PEM) that must have signed the package."
         ),
     ] = None,
+    tsa_cert: TsaCert = None,
     log: Annotated[
         Path | None,
         typer.Option(
@@ -41,13 +42,14 @@ def verify(
 ) -> None:
     """Check that no file of a package was changed, removed or added; else the exit code is 6.
 
-    Without --trust only the hashes are checked, which an attacker can replace. No network is used.
+    Without --trust only the hashes are checked, which an attacker can replace. With --tsa-cert the
+    package must have been stamped by that authority. No network is used.
 
     Example: `upperson-rt evidence verify export.zip --trust site.pub`
     """
     from upperson_console.evidence_check import Package
 
-    package = Package(file, trust)
+    package = Package(file, trust, tsa_cert)
     line = None if log is None else package.find_in(log)
     result = {
         "file": str(file),
@@ -55,6 +57,10 @@ def verify(
         "sha256": package.sha256,
         "signature": package.signature,
         "signed_by": package.signed_by,
+        "timestamp": {
+            "state": package.stamp_state,
+            **({} if package.stamp is None else asdict(package.stamp)),
+        },
         "log_line": line,
         "facts": package.facts,
         "problems": [asdict(problem) for problem in package.problems],
@@ -69,6 +75,10 @@ def verify(
         }
         if package.facts or package.signature != "none":  # Else it is no package.
             print_line(states[package.signature])
+            if (stamp := package.stamp) is not None:
+                print_line(f"existed at {stamp.time}, as stamped by {stamp.authority}")
+            elif package.stamp_state == "not_checked":
+                print_line("time stamp not checked: name its certificates with --tsa-cert")
             for name, value in ({"signed_by": package.signed_by} | package.facts).items():
                 print_line(f"{name}: {value}")
         if line is not None:

@@ -19,7 +19,7 @@ from upperson_console.models import iso_time
 from upperson_console.problems import ProblemError, missing
 from upperson_console.results import calibrated_hits
 from upperson_console.search import MOST_BY_TIME, MOST_HITS, PAGE_HITS, Search
-from upperson_console.service import ConsoleService
+from upperson_console.service import BLURRING_S, ConsoleService
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
 from upperson_rt.printable import count_of
@@ -65,6 +65,7 @@ def export_response(
     stated = ("purpose", "case", "approval", "approved_by")
     given = {name: getattr(account.context, name) for name in stated}
     given["reason"] = reason.strip()
+    until = time.monotonic() + BLURRING_S
     file, sha256, facts = write_package(
         account,
         items,
@@ -82,10 +83,11 @@ def export_response(
         {id_: match for result in reversed(found) for id_, match in _matches(result).items()},
         service.seal,
         query_jpeg=query_jpeg,
-        blurred=not shows_all,
+        hide=None if shows_all else partial(service.blurred_clip, account, until=until),
         left_out=len(chosen) - len(items),
     )
-    kept = {name: facts[name] for name in ("pictures", "missing")}
+    told = ("pictures", "missing", "timestamp", "timestamp_missing")
+    kept = {name: facts[name] for name in told if name in facts}
     details = {"sha256": sha256, **kept, "search": search.address()}
     try:
         service.note_items(account, "export", shown.items(), details)

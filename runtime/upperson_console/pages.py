@@ -16,6 +16,7 @@ from upperson_console.accounts import COOKIE, Access, Account
 from upperson_console.api import PICTURE_HEADERS, notes_of, picture_response
 from upperson_console.bounds import BoundedRoute
 from upperson_console.browse import browse, newest_by_camera
+from upperson_console.clip_blur import can_blur_clips
 from upperson_console.exports import export_response
 from upperson_console.oversight import PURPOSE_COOKIE
 from upperson_console.pictures import Size
@@ -244,6 +245,7 @@ def _person_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
             frame=_frame_size(service, found.item),
             clip=service.pictures.clip(found.item),
             blur=service.blur,
+            blurs_clips=can_blur_clips(),
             pictures=service.pictures,
             search=search,
         )

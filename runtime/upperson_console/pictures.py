@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from upperson_console.blur import Box, pixelated
+from upperson_console.clip_blur import KnownBoxes, blurred_clip
 from upperson_console.limits import RequestQueue
 from upperson_console.problems import missing
 from upperson_console.user_state import QueryPicture, UserState
@@ -50,6 +51,8 @@ PIECE_BYTES = 1 << 20
 _QUALITY = 85
 _SENTENCES_AT_ONCE = 4
 """Of one request, before the queue serves another client."""
+_MOST_BLURRING = 4
+"""Waiting clips."""
 _MOST_DECODING = 4
 """Waiting query pictures. With the encoder's queue they are fewer than the server's threads."""
 
@@ -118,9 +121,10 @@ class GalleryPictures:
     def __init__(self, crops_dir: Path | None) -> None:
         self._crops_dir = crops_dir
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, int, int, Size, Box | None, bool], _Jpeg] = OrderedDict()
+        self._kept: OrderedDict[tuple[object, ...], _Jpeg] = OrderedDict()
+        self._blurring = RequestQueue(waiting=_MOST_BLURRING)
         self.kept_bytes = 0
-        """Bytes of the cached pictures."""
+        """Bytes of the cached pictures and clips."""
 
     def file(self, item: Item) -> Path | None:
         """Return the file of an item's picture, or None."""
@@ -171,10 +175,8 @@ class GalleryPictures:
             return None
         box = item.box if size == "frame" or self.is_cut(item) else None
         key = str(file), found.st_mtime_ns, found.st_size, size, box, blurred
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
+        if (kept := self._cached(key)) is not None:
+            return kept
         try:
             if size != "frame":
                 cut = use_scaled_image(file, _cut(box, size), read_crop(file))
@@ -187,6 +189,33 @@ class GalleryPictures:
                 made = use_picture(file, lambda pixels: as_jpeg(pixels, size))
         except InputError as error:
             raise _without_path(error, file) from error
+        return self._cache(key, made)
+
+    def blurred_clip(self, clip: ClipFile, known: KnownBoxes, until: float) -> bytes:
+        """Return a clip in which only one person can be recognised, see `clip_blur`.
+
+        One is made at a time; further ones wait, or raise BusyError.
+        """
+        try:
+            found = clip.path.stat()
+        except OSError as error:  # It was deleted meanwhile.
+            raise missing("the clip is not kept any more", "clip_not_kept") from error
+        key = str(clip.path), found.st_mtime_ns, found.st_size, *known
+        if (kept := self._cached(key)) is None:
+            with self._blurring.slot():
+                kept = self._cached(key)  # A browser asks for the same one again.
+                if kept is None:
+                    made = blurred_clip(clip.path, clip.begin, known, until)
+                    kept = self._cache(key, (made, (0, 0)))
+        return kept[0]
+
+    def _cached(self, key: tuple[object, ...]) -> _Jpeg | None:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def _cache(self, key: tuple[object, ...], made: _Jpeg) -> _Jpeg:
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = made

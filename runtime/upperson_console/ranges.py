@@ -2,9 +2,10 @@
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
@@ -30,13 +31,30 @@ def file_response(
         stat_result=found,
         content_disposition_type="inline",
     )
+    same = response.headers["etag"], response.headers["last-modified"]
+    response.is_whole = _wanted(request, found.st_size, same) is None
+    return response
+
+
+def bytes_response(request: Request, content: bytes, media_type: str, filename: str) -> Response:
+    """Return bytes as `file_response` returns a file."""
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f'inline; filename="{filename}"',
+    }
+    part = _wanted(request, len(content), ())
+    if part is None:
+        return Response(content, 200, headers, media_type)
+    headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{len(content)}"
+    return Response(content[part.start : part.stop], 206, headers, media_type)
+
+
+def _wanted(request: Request, size: int, validators: Collection[str]) -> range | None:
+    """Return the one range of bytes that a request asks for; None for all of them."""
     condition = request.headers.get("if-range")
-    if condition not in (None, response.headers["etag"], response.headers["last-modified"]):
-        return response
     ranges = _byte_ranges(request.headers.get("range", ""))
-    if not ranges:
-        return response
-    size = found.st_size
+    if not ranges or (condition is not None and condition not in validators):
+        return None
     headers = {"Content-Range": f"bytes */{size}"}
     if len(ranges) > 1:
         what = "ask for one range of a file at a time"
@@ -45,8 +63,9 @@ def file_response(
     if not size or (last == 0 if first is None else first >= size):
         what = f"the file has {size:,} bytes: ask for a range that begins within it"
         raise ProblemError(416, what, headers, code="range_unsatisfiable")
-    response.is_whole = False
-    return response
+    if first is None:
+        return range(max(0, size - (last or 0)), size)
+    return range(first, size if last is None else min(last + 1, size))
 
 
 class _File(FileResponse):

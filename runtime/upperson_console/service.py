@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from upperson_console.access_log import AccessLog
 from upperson_console.accounts import Account
 from upperson_console.approvals import Approvals
+from upperson_console.clip_blur import LONGEST_GAP_S
 from upperson_console.current import CurrentGallery
 from upperson_console.evidence_check import Seal
 from upperson_console.limits import RequestQueue
@@ -32,6 +33,7 @@ from upperson_console.view_log import USUAL_QUOTA, Part, QuotaExceededError, Vie
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import CameraInfo, Filter, Gallery, Hit, Item, TrackSpan
+from upperson_rt.gallery.clips import ClipFile
 from upperson_rt.gallery.snapshots import Snapshot, picture_path, read_snapshots, snapshot_folder
 from upperson_rt.query_log import QueryLog
 from upperson_rt.retriever import find_alike
@@ -43,6 +45,8 @@ _NO_SEARCH = Search()
 _MOST_VIEWS = 500
 _MOST_OTHERS = 24
 _LONGEST_REASON = 500
+BLURRING_S = 30.0
+"""For the clips of one request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +79,8 @@ class ConsoleService:
         """Serve a gallery, which is opened again after it was replaced.
 
         ``background_KD`` are (K, D) embeddings of the background set: a bundle's golden samples.
-        With ``blur``, whole frames and clips need a reason, see `shows_all`. ``view_quota`` is that
-        of `ViewLog`.
+        With ``blur``, others in frames and clips are shown for a reason, see `shows_all`.
+        ``view_quota`` is that of `ViewLog`.
         """
         self.seal = seal or Seal()
         self.blur = blur
@@ -241,6 +245,22 @@ class ConsoleService:
             raise withheld("only operators and administrators may see what is blurred")
         _require_reason(reason)
         return True
+
+    def blurred_clip(
+        self, account: Account, item: Item, clip: ClipFile, until: float | None = None
+    ) -> bytes:
+        """Return an item's clip in which it alone can be recognised, see `clip_blur`.
+
+        It is given up at ``until`` on `time.monotonic`, by default after 30 s.
+        """
+        until = time.monotonic() + BLURRING_S if until is None else until
+        views = [(0, item)]
+        if item.track is not None and item.camera is not None:
+            since, last = clip.begin - LONGEST_GAP_S, clip.end + LONGEST_GAP_S
+            during = Filter(since=since, until=last)
+            views += self.views(account, item.camera, item.track, during)
+        known = {(one.time, one.box) for _, one in views if one.time is not None and one.box}
+        return self.pictures.blurred_clip(clip, sorted(known), until)
 
     # Actions.
 
@@ -422,9 +442,9 @@ class ConsoleService:
                 self.note(account, "view", [], {"snapshot": snapshot.camera}, where, shown=None)
 
     def note_clip(self, account: Account, id_: int, item: Item, reason: str) -> None:
-        """Log a view of an item's clip once an hour, with blur once for each reason."""
+        """Log a view of an item's clip once an hour, unblurred once for each reason."""
         given = [("clip", id_, reason)]
-        if not self.blur:
+        if not self.blur or not reason.strip():
             self.note_view(account, id_, item, "clip")
         elif self.view_log.uncovered(account.name, "snapshot", given):
             details = {"clip": str(id_), "reason": reason}

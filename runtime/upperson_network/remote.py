@@ -176,6 +176,17 @@ def http_connection(
     return _Connection(parts.hostname or "", parts.port, limit, context)
 
 
+def is_http_address(address: str) -> bool:
+    """Whether an address of HTTP(S) has a usable host, and no login or blanks."""
+    try:
+        parts = urlsplit(address)
+        has_host = bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:
+        return False
+    is_plain = address.isascii() and address.isprintable() and " " not in address
+    return has_host and is_plain and parts.scheme in ("http", "https")
+
+
 def http_target(address: str) -> str:
     """Return the part of an address that its server gets."""
     return urlsplit(address)._replace(scheme="", netloc="", fragment="").geturl() or "/"

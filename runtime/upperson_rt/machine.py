@@ -7,6 +7,7 @@ import platform
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +26,12 @@ _X86_SETS = (
 )  # fmt: skip
 _ARM_SETS = ("asimddp", "i8mm", "bf16", "sve")
 _BF16_SETS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def lower_priority() -> None:
+    """Let other threads and processes go before this thread, where the system can."""
+    with suppress(AttributeError, OSError):  # Priorities of threads are Linux's.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def describe_machine(*packages: str) -> dict[str, Any]:

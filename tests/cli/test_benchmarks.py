@@ -18,6 +18,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+import upperson_rt
 from benchmarks import __main__ as runner
 from benchmarks import (
     adapter,
@@ -27,6 +28,7 @@ from benchmarks import (
     detectors,
     gallery,
     loader,
+    month,
     motion,
     people,
     promise,
@@ -40,6 +42,7 @@ from benchmarks import (
 )
 from benchmarks.contenders import FOLDED, LITERAL, ORT_FP32, ORT_INT8, Contender
 from benchmarks.gallery_data import SyntheticPeople
+from benchmarks.month_data import Month
 from benchmarks.random_model import ModelSpec
 from benchmarks.report import timed_rows
 from benchmarks.towers import PADDED
@@ -47,11 +50,12 @@ from tests.helpers.alone import found_alone
 from tests.helpers.command_line import ROOT
 from tests.helpers.refused import refused
 from tests.helpers.toy_bases import configs, know_toy_towers, write_base
+from tests.helpers.toy_bundle import make_toy_bundle
 from tests.helpers.traces import once_in
 from upperson_export import candidates
 from upperson_rt.backends.autotune import Timing
 from upperson_rt.errors import BackendError, InputError, IntegrityError
-from upperson_rt.gallery import Gallery
+from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_scores import labelled_queries
 from upperson_synthetic.video import VideoSpec
 
@@ -95,7 +99,7 @@ def values(result: Any) -> Any:
 
 def test_one_is_run_by_name_and_all_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runner.commands([]) == [line.split() for line in runner.DOCUMENTED]
-    assert runner.names() == [*NAMES, "gpu"]
+    assert runner.names() == [*NAMES, "gpu", "month"]
     assert [line[2] for line in runner.commands(["gallery"])] == ["100000", "999000", "1000000"]
     assert runner.commands(["gallery", "--rows", "5000"]) == [["gallery", "--rows", "5000"]]
     with pytest.raises(SystemExit, match="'galery': expected one of training"):
@@ -426,10 +430,12 @@ def test_recall_of_an_approximate_index_counts_what_it_misses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("upperson_rt.gallery.sqlite.index.APPROXIMATE_FROM", 1000)
-    monkeypatch.setattr("upperson_rt.gallery.sqlite.segments._NPROBES", (1,))  # Finds little.
-    found = values(fill(tmp_path, "--rows", 2000))
-    assert "faiss IVF-SQ8 alone" in found["single"]
-    assert (found["index"]["kind"], 0.05 < found["recall_at_10"] < 0.95) == ("ivf-sq8", True)
+    monkeypatch.setattr("upperson_rt.gallery.sqlite.list_files.SEAL_ROWS", 1000)
+    for name, value in (("_LISTS_PROBED", 10_000), ("_RECALL", 0.0)):  # Finds little.
+        monkeypatch.setattr(f"upperson_rt.gallery.sqlite.lists.{name}", value)
+    found = values(fill(tmp_path, "--rows", 6000))
+    assert "faiss IVF-RaBitQ alone" in found["single"]
+    assert (found["index"]["kind"], 0.05 < found["recall_at_10"] < 0.95) == ("ivf-rabitq", True)
     assert abs(found["recall_at_10"] - found["index"]["recall_at_10"]) < 0.25
 
 
@@ -445,6 +451,37 @@ def test_bare_faiss_finds_the_same_pictures(tmp_path: Path, rows: int) -> None:
     assert (tmp_path / "gallery" / "gallery.index").exists() == (rows > 8192)
     assert name == "faiss flat fp16 alone"
     assert found.tolist() == expected
+
+
+def test_a_month_of_cameras_is_filled_and_searched(tmp_path: Path) -> None:
+    bundle = make_toy_bundle(tmp_path / "demo" / "bundle")
+    encoder = upperson_rt.open(bundle)
+    names = [f"{person}_{view}.jpg" for person in range(6) for view in range(2)]
+    vectors = np.random.default_rng(0).standard_normal((12, encoder.embed_dim)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    where = (tmp_path / "demo" / "gallery", encoder.fingerprint, encoder.embed_dim)
+    with Gallery.open(*where, create=True) as store:
+        store.add([Item(key=name) for name in names], vectors)
+    street = tmp_path / "demo" / "people" / "street-1"
+    street.mkdir(parents=True)
+    records = [{"image": name, "split": "test", "caption": f"person {name[0]}"} for name in names]
+    (street / "annotations.jsonl").write_text("\n".join(map(json.dumps, records)))
+    options = ("--folder", tmp_path / "month", "--demo", tmp_path / "demo", "--minutes", 0.03)
+
+    found = values(run(month, *options, "--rows", 1000, "--searches", 5))
+    assert found["recall"] == {"sentences": 1.0, "pictures": 1.0}
+    assert found["inserted"]["rows"] == 1000
+    assert found["sentences"]["searches"].keys() == month.FILTERS.keys()
+    assert found["live"]["commits of ten"]["count"] >= 2
+    assert found["live"]["searches beside"]["count"] >= 1
+
+    drawn = Month(tmp_path / "demo")
+    assert drawn.dim == 4 * encoder.embed_dim
+    with Gallery.open(tmp_path / "month") as store:
+        assert store.count() > 1000  # Those of the last test, too.
+        ((items, rows),) = list(store.vectors(Filter(track="00000007")))
+    assert items == drawn.items(35, 40)
+    assert np.array_equal(rows, drawn.vectors(0, 1000)[35:40].astype(np.float16))
 
 
 def test_boxes_of_detectors_are_counted_against_labels(tmp_path: Path) -> None:

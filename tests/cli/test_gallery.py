@@ -168,7 +168,8 @@ def test_rebuild_and_verify(work, monkeypatch):
     assert result.exit_code == 6
     assert "b.jpg" in json.loads(result.stdout)["problems"][0]
     monkeypatch.setattr("upperson_rt.gallery.sqlite.index.APPROXIMATE_FROM", 5)
-    assert "ivf-sq8, 6 pictures" in run("rebuild").stdout
+    monkeypatch.setattr("upperson_rt.gallery.sqlite.list_files.SEAL_ROWS", 5)
+    assert "ivf-rabitq, 6 pictures" in run("rebuild").stdout
     assert "recall@10 1.000" in run("info").stdout
     (work / "gallery" / "gallery.index").unlink()
     assert run_json("info")["index"] is None

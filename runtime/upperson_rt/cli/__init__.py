@@ -22,7 +22,7 @@ app.command(cls=Command)(index)
 app.command(cls=Command)(query)
 app.add_typer(gallery.app, name="gallery")
 app.add_typer(log.app, name="log")
-_groups = {"": app}
+_groups = {"": app, "log": log.app}
 for _name in extension_names("commands"):
     _group, _, _command = _name.rpartition(" ")
     try:

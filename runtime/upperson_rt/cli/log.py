@@ -1,6 +1,7 @@
 """`upperson-rt log`."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,13 +10,14 @@ import typer
 
 from upperson_rt.cli.app import Command, new_app
 from upperson_rt.cli.groups import grouped
-from upperson_rt.cli.options import Output
+from upperson_rt.cli.options import Output, TsaCert
 from upperson_rt.cli.output import print_labelled, print_line, print_result
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.printable import count_of, safe_repr
 
 if TYPE_CHECKING:
     from upperson_rt.log_chain import LogReport
+    from upperson_rt.timestamps import TimeStamp
 
 
 app = new_app("Verify query logs, and acknowledge broken ones.")
@@ -35,6 +37,16 @@ def verify(
             "again.",
         ),
     ] = None,
+    timestamp: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--timestamp",
+            metavar="FILE",
+            help="A stamp by  upperson-rt log timestamp, under its name: the log must have its "
+            "chain; needs --tsa-cert; may be given again.",
+        ),
+    ] = None,
+    tsa_cert: TsaCert = None,
     output: Output,
 ) -> None:
     """Check that no line was changed, removed or added; if one was, the exit code is 6.
@@ -57,11 +69,33 @@ def verify(
                 code="chain_malformed",
                 found=chain,
             )
-    report = verify_log(file, expected)
-    result = {"file": str(file), "ok": not report.problems, **asdict(report)}
-    print_result(result, output.as_json, lambda _: _print_report(report))
+    stamps = _read_stamps(timestamp or (), tsa_cert)
+    report = verify_log(file, [*expected, *stamps])
+    stamped = [asdict(one) | {"line": report.expected.get(chain)} for chain, one in stamps.items()]
+    result = {"file": str(file), "ok": not report.problems, **asdict(report), "timestamps": stamped}
+
+    def show(_: object) -> None:
+        _print_report(report)
+        for one in stamped:
+            print_line("line {line} existed at {time}, as stamped by {authority}".format(**one))
+
+    print_result(result, output.as_json, show)
     if report.problems:
         raise IntegrityError(f"{file}: {report.problems[0]}", code=report.code, path=file)
+
+
+def _read_stamps(files: Sequence[Path], tsa_cert: Path | None) -> dict[str, "TimeStamp"]:
+    """Return verified stamps by the chain that the name of each file has."""
+    from upperson_rt.files import read_bounded
+    from upperson_rt.timestamps import MOST_STAMP_BYTES, read_certificates, read_stamp
+
+    if tsa_cert is None or not files:
+        if tsa_cert is not None or files:
+            raise UsageError("--timestamp and --tsa-cert go together", code="tsa_cert_missing")
+        return {}
+    trusted = read_certificates(tsa_cert)
+    chains = {file.stem.rpartition(".")[2]: read_bounded(file, MOST_STAMP_BYTES) for file in files}
+    return {chain: read_stamp(one, chain.encode(), trusted) for chain, one in chains.items()}
 
 
 def _print_report(report: "LogReport") -> None:

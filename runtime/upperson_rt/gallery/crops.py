@@ -83,7 +83,7 @@ def crop_path(folder: Path, crop: str) -> Path | None:
     if "\0" in crop:
         return None
     path = folder / crop
-    inside = path.parent.resolve().is_relative_to(folder.resolve()) and ".." not in path.parts
+    inside = path.parent.resolve().is_relative_to(folder.resolve()) and ".." not in Path(crop).parts
     return path if inside and path != folder else None
 
 

@@ -5,23 +5,28 @@ transaction leaves sums over all rows, see `checksums`; how many transactions th
 in a file beside the log, so that a log that lost some is not believed.
 """
 
+import json
 import os
 import re
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError
 from upperson_rt.files import folder_near, locked_folder, make_folder
 from upperson_rt.gallery.protocol import no_gallery
 from upperson_rt.gallery.sqlite import access, schema
 from upperson_rt.gallery.sqlite.access import LOCK_TIMEOUT_S, MAIN_FILE_ONLY, Beside, Lease, Log
 from upperson_rt.gallery.sqlite.schema import ROW, DamageError, Description, SqliteMeta, Sums
-from upperson_rt.printable import one_line
+from upperson_rt.machine import lower_priority
+from upperson_rt.printable import get_logger, one_line
+
+_LOG = get_logger(__name__)
 
 DATABASE_FILE = "gallery.sqlite"
 CHANGES_PROBLEM = "the log of changes is not what it should be"
@@ -113,6 +118,8 @@ class Transaction:
     """None for a gallery that was made before there were checksums."""
     checked: set[str] = field(default_factory=set)
     """What this process has read through: ``structure``, ``table``, ``items``."""
+    beside: Callable[[], None] = lambda: None
+    """Starts the check of the table beside other work."""
 
     @property
     def checksum(self) -> str:
@@ -136,12 +143,16 @@ class Transaction:
             return self.sums.rows
         return int(self.execute("SELECT count(*) FROM items").fetchone()[0])
 
-    def check_table(self) -> None:
+    def check_table(self, now: bool = False) -> None:
         """Check once that all rows are there, and that SQLite's indexes name the right ones.
 
-        Whether a row fits its checksum is checked when the row is read.
+        Whether a row fits its checksum is checked when the row is read. In a large gallery that
+        takes minutes, so it is done beside other work; ``now`` waits for it.
         """
         if self.sums is None or "table" in self.checked:
+            return
+        if self.sums.rows >= LARGE_ROWS and not now:
+            self.beside()
             return
         if "structure" not in self.checked:
             for problem in schema.structural_problems(self.connection, of_items=True):
@@ -158,6 +169,10 @@ class Transaction:
             self.checked.add("items")
 
 
+LARGE_ROWS = 1_000_000
+"""Rows from which on reading through the file takes too long to wait for it."""
+_CHECKED_S = 7 * 86_400.0
+"""How long a large file that was closed in order need not be read through before a change."""
 _SMALLEST_BYTES = 512
 """SQLite takes a smaller file for a new one, and removes its log."""
 
@@ -206,6 +221,14 @@ class Database:
         """Whether damage was found: a log is not checkpointed into it."""
         self._writer: sqlite3.Connection | None = None
         self._checked: set[str] = set()
+        self._note = path.with_name(f"{path.name}-checked")
+        self._is_large = False
+        self._read_at: float | None = None
+        """When a process read through the file; None if it is not known."""
+        self._checker: threading.Thread | None = None
+        self._checking: sqlite3.Connection | None = None
+        self._found: DamageError | None = None
+        """What the check beside other work found."""
         with _translated(path):
             self._about = self._admit()
 
@@ -272,6 +295,7 @@ class Database:
                     transaction.check_changes()
                     sums.commits += 1
                     self._about.write_sums(writer, sums)
+                    self._is_large = sums.rows >= LARGE_ROWS
                 acknowledged = schema.read_mark(self._mark) if beside is not None else None
                 if acknowledged is not None and acknowledged[0] != self.meta.identity:
                     with suppress(OSError):  # Left behind by what was replaced.
@@ -298,10 +322,12 @@ class Database:
         self._about = self._admit()
         with self._leased() as (connection, held):
             transaction = self._begun(connection)
-            # Of the list of free pages, too: a change would overwrite what it names.
-            for problem in schema.structural_problems(connection):
-                raise DamageError(problem)
-            transaction.checked.add("structure")
+            if not self._reads_through_later(transaction):
+                # Of the list of free pages, too: a change would overwrite what it names.
+                for problem in schema.structural_problems(connection):
+                    raise DamageError(problem)
+                transaction.checked.add("structure")
+                self._read_at = time.time()
             transaction.check_changes()
         if self.read_only:
             self._writer = access.connect(self.path, MAIN_FILE_ONLY)
@@ -310,8 +336,51 @@ class Database:
         self._writer = access.connect_locked(self.path, "rw")
         return beside
 
+    def _check_beside(self) -> None:
+        """Check the table in a thread, once; later transactions refuse what it finds."""
+        with self._pool_lock:
+            if self._checker is not None or self._closed:
+                return
+            self._checker = threading.Thread(target=self._check, name="gallery-check", daemon=True)
+        self._checker.start()
+
+    def _check(self) -> None:
+        lower_priority()
+        # Errors are of the disk, or of the end of this gallery.
+        with suppress(UppersonError), self.reading() as transaction:
+            if not self._reads_through_later(transaction):
+                self._checking = transaction.connection
+                try:
+                    transaction.check_table(now=True)
+                except DamageError as error:
+                    self._found, self._damaged = error, True
+                    _LOG.error("gallery %s is damaged: %s", self.path, one_line(error))
+                finally:
+                    self._checking = None
+
+    def _reads_through_later(self, transaction: Transaction) -> bool:
+        """Whether a large file is as a process left it that had read through it lately."""
+        if transaction.count() < LARGE_ROWS:
+            return False
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            found = json.loads(self._note.read_bytes())
+            if found["state"] == self._state() and time.time() - found["time"] < _CHECKED_S:
+                self._read_at = float(found["time"])
+                transaction.checked |= {"structure", "table"}
+                return True
+        return False
+
+    def _state(self) -> list[int]:
+        found = self.path.stat()
+        return [found.st_ino, found.st_size, found.st_mtime_ns]
+
     def close(self) -> None:
         """Close all connections."""
+        while self._checker is not None and self._checker.is_alive():
+            if (checking := self._checking) is not None:
+                with suppress(sqlite3.Error):
+                    checking.interrupt()  # Of a statement that runs: there may be another one.
+            self._checker.join(0.05)
         with self._write_lock, self._pool_lock:
             self._closed = True
             for connection, _ in self._idle:
@@ -335,14 +404,19 @@ class Database:
         if not (self.read_only or self._damaged or access.log_of(self.path).exists()):
             with suppress(OSError):  # Without a log it says nothing that the database does not.
                 self._mark.unlink(missing_ok=True)
+                if self._is_large and self._read_at is not None:
+                    note = json.dumps({"state": self._state(), "time": self._read_at})
+                    self._note.write_text(note)
 
     def _begun(self, connection: sqlite3.Connection) -> Transaction:
         """Take the snapshot of a transaction."""
+        if self._found is not None:
+            raise DamageError(str(self._found), self._found.code, **self._found.fields)
         known = self._about
         about, sums = schema.read_sums(connection, self.path, known)
         if about is not known:  # Else a thread that writes may have just changed it.
             self._about = about
-        return Transaction(connection, sums, self._checked)
+        return Transaction(connection, sums, self._checked, self._check_beside)
 
     def reload(self, connection: sqlite3.Connection) -> None:
         """Read again what the gallery says about itself."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +37,45 @@ REPLACE = f"""
     UPDATE items SET ({COLUMNS}, variant, vector, checksum) = ({", ".join("?" * 11)}) WHERE id = ?
 """
 _Row: TypeAlias = tuple[Any, ...]
-Block: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float16], NDArray[np.int64]]
-"""(N,) ids, (N, D) vectors and (N,) checksums, 0 where a gallery keeps none."""
+
+
+class Block(NamedTuple):
+    """Some rows."""
+
+    ids: NDArray[np.int64]
+    """(N,)"""
+    vectors: NDArray[np.float16]
+    """(N, D)"""
+    checksums: NDArray[np.int64]
+    """(N,), 0 where a gallery keeps none."""
+    cameras: NDArray[np.object_] | None = None
+    """(N,) names or None; where asked for."""
+    times: NDArray[np.float64] | None = None
+    """(N,) unix seconds, NaN for none; where asked for."""
+
+    def only(self, chosen: NDArray[np.bool_]) -> "Block":
+        """Return some of the rows."""
+        if chosen.all():
+            return self
+        return Block._make(None if column is None else column[chosen] for column in self)
+
+    @classmethod
+    def joined(cls, blocks: Sequence["Block"], embed_dim: int) -> "Block":
+        """Return blocks, of the same columns, one behind the other."""
+        if not blocks:
+            return cls(
+                np.empty(0, np.int64), np.empty((0, embed_dim), STORED), np.empty(0, np.int64)
+            )
+        columns = zip(*blocks, strict=True)
+        return cls._make(None if part[0] is None else np.concatenate(part) for part in columns)
+
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_ .:-]+", re.ASCII)
 """Keys that need no escapes in a JSON path; all others are compared in Python, never as SQL."""
 _BLOCK_ROWS = 8192
+_CAMERA, _TIME = 3, 4
+MAX_ID = 2**63 - 1
+"""SQLite knows no larger number."""
 _LOG_ENTRIES = 1_000_000
 
 
@@ -182,41 +215,63 @@ def stored_vectors(
     embed_dim: int,
     since: int | None,
     also: NDArray[np.int64] | None = None,
+    *,
+    until: int = MAX_ID,
+    with_columns: bool = False,
 ) -> Iterator[Block]:
-    """Yield blocks: of those of the items named that are there, then of those newer than an id."""
-    sql = f"SELECT id, vector, {transaction.checksum} FROM items NOT INDEXED WHERE"
+    """Yield blocks: of those of the items named that are there, then of those newer than an id.
+
+    ``until`` is the last of those. ``with_columns`` adds camera and time, and checks all of a row.
+    """
+    columns = f"{ROW}, vector" if with_columns else "id, vector"
+    sql = f"SELECT {columns}, {transaction.checksum} FROM items NOT INDEXED WHERE"
     queries: list[tuple[str, tuple[object, ...]]] = []
     if also is not None:
         for start in range(0, len(also), _BLOCK_ROWS):
             ids = json.dumps(also[start : start + _BLOCK_ROWS].tolist())
             queries.append((f"{sql} id IN (SELECT value FROM json_each(?)) ORDER BY id", (ids,)))
     if since is not None:
-        queries.append((f"{sql} id > ? ORDER BY id", (since,)))
+        queries.append((f"{sql} id > ? AND id <= ? ORDER BY id", (since, until)))
     for query, values in queries:
         cursor, last = transaction.execute(query, values), -1
         while rows := cursor.fetchmany(_BLOCK_ROWS):
             block = _block(rows, embed_dim, transaction.sums is not None)
-            if block[0][0] <= last or (np.diff(block[0]) <= 0).any():
+            if block.ids[0] <= last or (np.diff(block.ids) <= 0).any():
                 raise DamageError("the pictures are not in the order of their ids")
-            last = int(block[0][-1])
+            last = int(block.ids[-1])
             yield block
+
+
+def vectors_with_ids(transaction: Transaction, ids: NDArray[np.int64], embed_dim: int) -> Block:
+    """Return those of some items (ascending) that are there."""
+    return Block.joined([*stored_vectors(transaction, embed_dim, None, ids)], embed_dim)
 
 
 def _block(rows: list[tuple[Any, ...]], embed_dim: int, has_checksums: bool) -> Block:
     size = embed_dim * STORED.itemsize
-    for id_, vector, checksum in rows:
-        if has_checksums:
-            schema.check_vector(id_, vector, checksum)
-        if not isinstance(vector, bytes) or len(vector) != size:
-            _check_vector_itself(id_, vector, embed_dim)
+    has_columns = len(rows[0]) > 3
+    if has_checksums and has_columns:
+        schema.check_rows(rows)
+    for row in rows:
+        if has_checksums and not has_columns:
+            schema.check_vector(row[0], row[-2], row[-1])
+        if not isinstance(row[-2], bytes) or len(row[-2]) != size:
+            _check_vector_itself(row[0], row[-2], embed_dim)
     ids = np.fromiter((row[0] for row in rows), np.int64, len(rows))
-    vectors = np.frombuffer(b"".join(row[1] for row in rows), STORED).reshape(-1, embed_dim)
+    vectors = np.frombuffer(b"".join(row[-2] for row in rows), STORED).reshape(-1, embed_dim)
+    checksums = np.zeros(len(rows), np.int64)
     if has_checksums:
-        return ids, vectors, np.fromiter((row[2] for row in rows), np.int64, len(rows))
-    lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
-    for row in np.flatnonzero(~(np.abs(lengths - 1) <= MAX_NORM_ERROR)):  # NaN, too.
-        _check_vector_itself(rows[row][0], rows[row][1], embed_dim)
-    return ids, vectors, np.zeros(len(rows), np.int64)
+        checksums = np.fromiter((row[-1] for row in rows), np.int64, len(rows))
+    else:
+        lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
+        for place in np.flatnonzero(~(np.abs(lengths - 1) <= MAX_NORM_ERROR)):  # NaN, too.
+            _check_vector_itself(rows[place][0], rows[place][-2], embed_dim)
+    if not has_columns:
+        return Block(ids, vectors, checksums)
+    cameras = np.empty(len(rows), np.object_)
+    cameras[:] = [row[_CAMERA] for row in rows]
+    times = np.array([row[_TIME] for row in rows], np.float64)  # None becomes NaN.
+    return Block(ids, vectors, checksums, cameras, times)
 
 
 def unnamed_crops(transaction: Transaction, crops: Sequence[str]) -> list[str]:

@@ -26,28 +26,38 @@ from upperson_rt.gallery.records import (
 )
 from upperson_rt.gallery.sqlite.database import Database, Transaction
 from upperson_rt.gallery.sqlite.index import SearchIndex, Snapshot
+from upperson_rt.gallery.sqlite.lists import candidates_for
 from upperson_rt.gallery.sqlite.rows import (
-    STORED,
+    Block,
     condition_of,
     ids_where,
     rows_with_ids,
-    stored_vectors,
+    vectors_with_ids,
 )
 from upperson_rt.gallery.sqlite.schema import COLUMNS, DamageError
-from upperson_rt.gallery.sqlite.segments import ALL_LISTS_FROM, Candidates, candidates_for
+from upperson_rt.gallery.sqlite.segments import Candidates
 
 _FROM_SQL = 10_000
-"""Items that pass a filter up to which reading their vectors is faster than loading the index, or
-than looking for them in all lists of an approximate one."""
+"""Items that pass a filter up to which their vectors are read instead of the index."""
 _WIDER = 8
 _EXTRA = 2
 _ROUNDING = 1e-5  # Far above that of 512 products in float32.
 _MOST_TIES = 4096
 _QUERIES_AT_A_TIME = 256
+_READ = 256
+"""Candidates with rough scores that are read at first, then twice as many each time."""
+_DEVIATIONS = 3.0
+_FETCHED = 64
+_MOST_ASKED = 10_000
+"""Candidates from which on all items that pass a filter by attributes are listed instead."""
 _Row: TypeAlias = tuple[Any, ...]
 """The values of `ROW`, the vector, the checksum."""
 _CAMERA, _TRACK, _VECTOR = 3, 5, -2
 _COLUMNS = slice(1, 1 + len(COLUMNS.split()))
+
+
+_Find: TypeAlias = Callable[[NDArray[np.float32], int], tuple[Candidates, bool]]
+"""From (Q, D) queries and a number: candidates, and whether these are all that pass."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class _Source:
     """Where the candidates of a search come from."""
 
     transaction: Transaction
-    find: Callable[[NDArray[np.float32], int], Candidates]
+    find: _Find
     is_exact: bool
     snapshot: Snapshot | None = None
     """What the candidates come from; None where they were read from the database."""
@@ -113,13 +123,15 @@ def _choose(
     transaction: Transaction, embed_dim: int, snapshot: Snapshot | None, where: Filter
 ) -> _Source | None:
     """Return the best source, or None if the index has to be loaded first."""
-    if where.is_empty:
-        assert snapshot is not None
-        return _Source(transaction, snapshot.search, snapshot.is_exact, snapshot)
     if snapshot is not None and snapshot.is_exact:
-        ids = ids_where(transaction, where)
+        ids = None if where.is_empty else ids_where(transaction, where)
+        return _Source(transaction, _all_of(snapshot, ids), True, snapshot)
+    if snapshot is not None and where.track is None and not where.attributes:
         return _Source(
-            transaction, lambda queries, k: snapshot.search(queries, k, ids), True, snapshot
+            transaction,
+            lambda queries, k: snapshot.search_lists(queries, k, where),
+            False,
+            snapshot,
         )
     ids = ids_where(transaction, where, most=_FROM_SQL + 1)
     if len(ids) <= _FROM_SQL:
@@ -129,50 +141,55 @@ def _choose(
     return _Source(transaction, _many(transaction, snapshot, where), False, snapshot)
 
 
-def _few(
-    transaction: Transaction, embed_dim: int, ids: NDArray[np.int64]
-) -> Callable[[NDArray[np.float32], int], Candidates]:
-    """Return a search among few items, whose vectors are read now."""
-    transaction.check_table()
-    parts = [rows for _, rows, _ in stored_vectors(transaction, embed_dim, since=None, also=ids)]
-    vectors_ND = np.concatenate([*parts, np.empty((0, embed_dim), STORED)]).astype(np.float32)
-    if len(vectors_ND) != len(ids):
-        raise DamageError(f"{len(ids)} pictures pass the filter, {len(vectors_ND)} are found")
+def _all_of(snapshot: Snapshot, only: NDArray[np.int64] | None) -> _Find:
+    """Return a search in an exact index."""
 
-    def find(queries_QD: NDArray[np.float32], k: int) -> Candidates:
-        scores = queries_QD @ vectors_ND.T
-        k = min(k, len(ids))
-        best = np.argpartition(scores, len(ids) - k, axis=1)[:, len(ids) - k :]
-        return np.take_along_axis(scores, best, axis=1), ids[best]
+    def find(queries_QD: NDArray[np.float32], k: int) -> tuple[Candidates, bool]:
+        scores, ids = snapshot.search(queries_QD, k, only)
+        return (scores, ids), ids.shape[1] < k or bool((ids < 0).any())
 
     return find
 
 
-def _many(
-    transaction: Transaction, snapshot: Snapshot, where: Filter
-) -> Callable[[NDArray[np.float32], int], Candidates]:
-    """Return a search in an approximate index for a filter that many items pass.
+def _few(transaction: Transaction, embed_dim: int, ids: NDArray[np.int64]) -> _Find:
+    """Return a search among few items, whose vectors are read now."""
+    transaction.check_table()
+    block = vectors_with_ids(transaction, ids, embed_dim)
+    vectors_ND = block.vectors.astype(np.float32)
+    if len(vectors_ND) != len(ids):
+        raise DamageError(f"{len(ids)} pictures pass the filter, {len(vectors_ND)} are found")
 
-    First among the best of all items; only if too few of them pass, all that pass are listed.
+    def find(queries_QD: NDArray[np.float32], k: int) -> tuple[Candidates, bool]:
+        scores = queries_QD @ vectors_ND.T
+        count = min(k, len(ids))
+        best = np.argpartition(scores, len(ids) - count, axis=1)[:, len(ids) - count :]
+        return (np.take_along_axis(scores, best, axis=1), ids[best]), count < k
+
+    return find
+
+
+def _many(transaction: Transaction, snapshot: Snapshot, where: Filter) -> _Find:
+    """Return a search in lists for a filter by track or attributes that many items pass.
+
+    Candidates pass camera and time; which of them pass the rest is asked of the database. If few
+    do, all items that pass are listed.
     """
     condition, values = condition_of(where)
     among = f"items NOT INDEXED WHERE id IN (SELECT value FROM json_each(?)) AND {condition}"
-    listed: list[NDArray[np.int64]] = []
 
-    def find(queries_QD: NDArray[np.float32], k: int) -> Candidates:
-        if not listed:
-            scores, ids = snapshot.search(queries_QD, _WIDER * k)
-            some = np.unique(ids[ids >= 0])
-            # Checks what the condition looks at.
-            _fetch(transaction, some, queries_QD.shape[1], snapshot)
-            values_of_some = (json.dumps(some.tolist()), *values)
-            rows = transaction.execute(f"SELECT id FROM {among}", values_of_some)
-            passed = np.isin(ids, np.fromiter((id_ for (id_,) in rows), np.int64))
-            if (np.count_nonzero(passed, axis=1) >= k).all():
-                order = np.lexsort((-scores, ~passed))[:, :k]
-                return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
-            listed.append(ids_where(transaction, where))
-        return snapshot.search(queries_QD, k, listed[0])
+    def find(queries_QD: NDArray[np.float32], k: int) -> tuple[Candidates, bool]:
+        if k > _MOST_ASKED:
+            ids = np.broadcast_to(
+                every := ids_where(transaction, where), (len(queries_QD), len(every))
+            )
+            return (np.zeros(ids.shape, np.float32), ids), True
+        (scores, ids), is_all = snapshot.search_lists(queries_QD, _WIDER * k, where)
+        some = np.unique(ids[ids >= 0])
+        # Checks what the condition looks at.
+        _fetch(transaction, some, queries_QD.shape[1])
+        rows = transaction.execute(f"SELECT id FROM {among}", (json.dumps(some.tolist()), *values))
+        passed = np.isin(ids, np.fromiter((id_ for (id_,) in rows), np.int64))
+        return (scores, np.where(passed, ids, -1)), is_all
 
     return find
 
@@ -184,37 +201,115 @@ def _rank(
     found: dict[int, list[tuple[float, _Row]]] = {}
     pending = np.arange(len(queries_QD))
     count = k + _EXTRA if source.is_exact else candidates_for(k)
-    if by_track:
+    if by_track and source.is_exact:
         count *= 4
     while len(pending):
-        scores_QK, ids_QK = source.find(queries_QD[pending], count)
-        wanted = np.unique(ids_QK[ids_QK >= 0])
-        rows = _fetch(source.transaction, wanted, queries_QD.shape[1], source.snapshot)
+        (scores_QK, ids_QK), is_all = source.find(queries_QD[pending], count)
+        rows = _Rows(source, queries_QD.shape[1], by_track, rough=not (source.is_exact or is_all))
+        rows.read_first(scores_QK, ids_QK)
         for query, scores, ids in zip(pending.tolist(), scores_QK, ids_QK, strict=True):
             there = ids >= 0
-            own = [rows[id_] for id_ in ids[there].tolist()]
-            ranked = _scored(queries_QD[query], own)
-            if by_track:
-                ranked = first_of_tracks(ranked, _track_of)
-            found[query] = ranked[:k]
-            # A few lists of an approximate index may hold few items that pass.
-            everything = len(own) < count and (source.is_exact or count >= ALL_LISTS_FROM)
+            ranked = rows.best(queries_QD[query], scores[there], ids[there], k)
+            found[query] = ranked
             lowest = float(scores[there].min(initial=np.inf))
             # What was not looked at may equal the last one that is returned, and have a lower id.
             ties = source.is_exact and len(ranked) >= k and lowest > ranked[k - 1][0] - _ROUNDING
-            if everything or (len(ranked) >= k and (not ties or count > k + _MOST_TIES)):
+            if is_all or (len(ranked) >= k and (not ties or count > k + _MOST_TIES)):
                 pending = pending[pending != query]
         count *= 4
     return [found[query] for query in range(len(queries_QD))]
 
 
-def _scored(query_D: NDArray[np.float32], rows: Sequence[_Row]) -> list[tuple[float, _Row]]:
-    """Return scores and rows of `_fetch`, whose vectors have been checked, best first."""
-    vectors = np.frombuffer(b"".join(row[_VECTOR] for row in rows), STORED)
-    exact = vectors.reshape(len(rows), len(query_D)).astype(np.float64) @ query_D.astype(np.float64)
-    scored = list(zip(exact.astype(np.float32).tolist(), rows, strict=True))
-    scored.sort(key=lambda pair: (-pair[0], pair[1][0]))
-    return scored
+class _Rows:
+    """Candidates: their vectors are read first, the rest of a row where it is returned.
+
+    Candidates with rough scores are read in their order, until the rest cannot be among the best:
+    by three standard deviations of the difference between rough and exact scores.
+    """
+
+    def __init__(self, source: _Source, embed_dim: int, by_track: bool, rough: bool) -> None:
+        self._source = source
+        self._by_track = by_track
+        self._rough = rough
+        self._first = Block.joined([], embed_dim)
+        self._rows: dict[int, _Row] = {}
+
+    def read_first(self, scores_QK: NDArray[np.float32], ids_QK: NDArray[np.int64]) -> None:
+        """Read what all queries begin with, together."""
+        if self._rough and ids_QK.shape[1] > _READ:
+            best = np.argpartition(-scores_QK, _READ, axis=1)[:, :_READ]
+            ids_QK = np.take_along_axis(ids_QK, best, axis=1)
+        self._first = self._vectors(np.unique(ids_QK[ids_QK >= 0]))
+
+    def best(
+        self,
+        query_D: NDArray[np.float32],
+        rough: NDArray[np.float32],
+        ids: NDArray[np.int64],
+        k: int,
+    ) -> list[tuple[float, _Row]]:
+        """Return scores and rows of the best k of some items, best first, ties by id."""
+        order = np.argsort(-rough, kind="stable")
+        rough, ids = rough[order], ids[order]
+        scores = np.empty(len(ids), np.float32)
+        wanted = 4 * k if self._by_track else k
+        done, size = 0, _READ
+        while done < len(ids):
+            part = slice(done, done + size if self._rough else len(ids))
+            scores[part] = self._exact(query_D, ids[part])
+            done, size = min(part.stop, len(ids)), 2 * size
+            if self._rough and wanted <= done < len(ids):
+                last = np.partition(scores[:done], done - wanted)[done - wanted]
+                if rough[done] + _DEVIATIONS * np.std(scores[:done] - rough[:done]) < last:
+                    break
+        ids, scores = ids[:done], scores[:done]
+        order = np.lexsort((ids, -scores))
+        ranked = list[tuple[float, _Row]]()
+        for start in range(0, len(order), _FETCHED):
+            chosen = order[start : start + _FETCHED] if self._by_track else order[:k]
+            taken = ids[chosen].tolist()
+            self._read([id_ for id_ in taken if id_ not in self._rows])
+            rows = zip(scores[chosen].tolist(), taken, strict=True)
+            ranked += [(score, self._rows[id_]) for score, id_ in rows]
+            if not self._by_track:
+                break
+            ranked = first_of_tracks(ranked, _track_of)
+            if len(ranked) >= k:
+                break
+        return ranked[:k]
+
+    def _exact(self, query_D: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        block, wanted = self._first, np.sort(ids)
+        places = np.searchsorted(block.ids, wanted)
+        if not np.array_equal(block.ids[np.minimum(places, len(block.ids) - 1)], wanted):
+            block, places = self._vectors(wanted), np.arange(len(wanted))
+        exact = block.vectors[places].astype(np.float64) @ query_D.astype(np.float64)
+        scores = np.empty(len(ids), np.float32)
+        scores[np.argsort(ids)] = exact
+        return scores
+
+    def _vectors(self, ids: NDArray[np.int64]) -> Block:
+        """Read the vectors of items (ascending), which have to be those of the index."""
+        transaction, snapshot = self._source.transaction, self._source.snapshot
+        block = vectors_with_ids(transaction, ids, self._first.vectors.shape[1])
+        if len(block.ids) != len(ids):
+            raise DamageError(
+                "the search index has pictures that the database lacks; if it was changed by "
+                "something else, run  upperson-rt gallery rebuild",
+                "index_contradicts_database",
+            )
+        if transaction.sums is not None and snapshot is not None:
+            expected = snapshot.checksums_of(ids)
+            for id_, checksum in zip(block.ids.tolist(), block.checksums.tolist(), strict=True):
+                if checksum != expected.get(id_):
+                    message = f"the picture with id {id_} is one of an earlier state"
+                    raise DamageError(message, "row_outdated", id=id_)
+        return block
+
+    def _read(self, ids: list[int]) -> None:
+        dim = self._first.vectors.shape[1]
+        wanted = np.sort(np.array(ids, np.int64))
+        self._rows |= _fetch(self._source.transaction, wanted, dim)
 
 
 def _track_of(scored: tuple[float, _Row]) -> Track | None:
@@ -238,21 +333,8 @@ def _spans(transaction: Transaction, tracks: set[Track], where: Filter) -> dict[
     return spans
 
 
-def _fetch(
-    transaction: Transaction, ids: NDArray[np.int64], embed_dim: int, snapshot: Snapshot | None
-) -> dict[int, _Row]:
+def _fetch(transaction: Transaction, ids: NDArray[np.int64], embed_dim: int) -> dict[int, _Row]:
     rows = {row[0]: row for row in rows_with_ids(transaction, ids.tolist(), embed_dim)}
     if len(rows) != len(ids):
-        raise DamageError(
-            "the search index has pictures that the database lacks; if it was changed by something "
-            "else, run  upperson-rt gallery rebuild",
-            "index_contradicts_database",
-        )
-    if transaction.sums is not None and snapshot is not None:
-        expected = snapshot.checksums_of(ids)
-        for id_, row in rows.items():
-            if row[-1] != expected.get(id_):
-                raise DamageError(
-                    f"the picture with id {id_} is one of an earlier state", "row_outdated", id=id_
-                )
+        raise DamageError("pictures that the search index has are missing")
     return rows

@@ -1,28 +1,28 @@
-"""Parts of the search index: faiss indexes, exact or approximate, and a growing tail beside them.
+"""Parts of the search index: exact ones of faiss, and a growing tail beside them.
 
 Shapes: Q queries, N rows, K candidates, D dimensions.
 """
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import BackendError
+from upperson_rt.gallery.records import Filter
 from upperson_rt.gallery.sqlite.rows import STORED, Block
 
 Candidates: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64]]
 """Scores and item ids, (Q, K) each, in no order; where there is none the id is -1."""
 
+_P = TypeVar("_P", bound="Part")
+
 _GEMM_FROM_QUERIES = 20  # Measured: decoding pays off from about there on.
 _GEMM_ROWS = 4096
-ALL_LISTS_FROM = 1000
-"""Candidates from which on an approximate index looks into all of its lists."""
 
 
 def load_faiss() -> Any:
@@ -36,52 +36,53 @@ def load_faiss() -> Any:
         ) from error
 
 
-def candidates_for(k: int) -> int:
-    """Return how many rows of the 8-bit lists to look at for the best k."""
-    return 4 * k + 32
-
-
 @dataclass(frozen=True)
-class Segment:
-    """A faiss index over rows 0 to N - 1, and which items they are."""
+class Part:
+    """Which items an index of faiss is about."""
 
     ids: NDArray[np.int64]
     """(N,) ascending."""
     checksums: NDArray[np.int64]
     """(N,) of the rows of the database that they were made from."""
     index: Any
-    """IndexScalarQuantizer of float16 (exact), or IndexIVFScalarQuantizer."""
-    nprobe: int | None = None
-    """Lists to look into; None for an exact index."""
-    dead: NDArray[np.bool_] | None = None
-    """(N,) rows that are gone or have been replaced."""
-    dead_count: int = 0
+    dead: NDArray[np.bool_] | None = field(default=None, kw_only=True)
+    """(N,) items that are gone or have been replaced."""
+    dead_count: int = field(default=0, kw_only=True)
 
     @property
     def alive(self) -> int:
-        """Rows that count."""
+        """Items that count."""
         return len(self.ids) - self.dead_count
 
     @cached_property
     def total(self) -> int:
-        """Sum of the checksums of the rows that count."""
+        """Sum of the checksums of the items that count."""
         return total_of(self.checksums, self.dead)
+
+    @property
+    def alive_ids(self) -> NDArray[np.int64]:
+        """Items that count, ascending."""
+        return self.ids if self.dead is None else self.ids[~self.dead]
 
     def checksums_of(self, ids: NDArray[np.int64]) -> dict[int, int]:
         """Return the checksums of those of the items (ascending) that count here, by id."""
-        rows = _rows_of(self.ids, ids)
+        rows = rows_of(self.ids, ids)
         if self.dead is not None:
             rows = rows[~self.dead[rows]]
         return dict(zip(self.ids[rows].tolist(), self.checksums[rows].tolist(), strict=True))
 
-    def without(self, ids: NDArray[np.int64]) -> "Segment":
-        """Return the segment with these items marked as gone."""
-        rows = _rows_of(self.ids, ids)
+    def without(self: _P, ids: NDArray[np.int64]) -> _P:
+        """Return the part with these items marked as gone."""
+        rows = rows_of(self.ids, ids)
         if not len(rows):
             return self
         dead = np.zeros(len(self.ids), np.bool_) if self.dead is None else self.dead.copy()
         dead[rows] = True
         return replace(self, dead=dead, dead_count=int(np.count_nonzero(dead)))
+
+
+class Segment(Part):
+    """An exact index, of float16; its row n is item n of ``ids``."""
 
     def search(
         self, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None
@@ -91,42 +92,23 @@ class Segment:
         allowed: NDArray[np.bool_] | None = None
         if only is not None:
             allowed = np.zeros(len(self.ids), np.bool_)
-            allowed[_rows_of(self.ids, only)] = True
+            allowed[rows_of(self.ids, only)] = True
             if self.dead is not None:
                 allowed &= ~self.dead
         elif self.dead_count and self.dead is not None:
             allowed = ~self.dead
-        nprobe = self._lists_for(k, only)
         k = min(k, len(self.ids) if allowed is None else int(np.count_nonzero(allowed)))
         if k == 0:
-            return _nothing(len(queries))
-        if self.nprobe is None and len(queries) >= _GEMM_FROM_QUERIES:
+            return nothing(len(queries))
+        if len(queries) >= _GEMM_FROM_QUERIES:
             scores, rows = self._search_many(queries, k, allowed)
         else:
-            bits, selector = None, None
+            parameters = None
             if allowed is not None:
                 bits = np.packbits(allowed, bitorder="little")
-                selector = faiss.IDSelectorBitmap(bits)
-            if nprobe is not None:
-                parameters = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
-            else:
-                parameters = None if selector is None else faiss.SearchParameters(sel=selector)
+                parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
             scores, rows = self.index.search(queries, k, params=parameters)
         return scores, np.where(rows >= 0, self.ids[rows], -1)
-
-    def _lists_for(self, k: int, only: NDArray[np.int64] | None) -> int | None:
-        """Return the lists to look into.
-
-        ``nprobe`` finds the ten best. The more rows are wanted, and the fewer may be found, the
-        more lists the best of them are spread over, and the less there is to look at in each.
-        """
-        if self.nprobe is None:
-            return None
-        every = int(self.index.nlist)
-        if k >= ALL_LISTS_FROM or (only is not None and 10 * len(only) <= len(self.ids)):
-            return every
-        wider = max(1, k // candidates_for(10)) if only is None else 16
-        return min(self.nprobe * wider, every)
 
     def _search_many(
         self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None
@@ -165,6 +147,10 @@ class Tail:
     """(capacity,)"""
     dead: NDArray[np.bool_] | None = None
     """(length,)"""
+    cameras: NDArray[np.object_] = field(default_factory=lambda: np.empty(0, np.object_))
+    """(capacity,) where blocks have them."""
+    times: NDArray[np.float64] = field(default_factory=lambda: np.empty(0, np.float64))
+    """(capacity,) where blocks have them, NaN for none."""
 
     @property
     def alive(self) -> int:
@@ -193,33 +179,70 @@ class Tail:
 
     def plus(self, block: Block) -> "Tail":
         """Return the tail with the items of a block behind it."""
-        ids, vectors, checksums = block
-        length = self.length + len(ids)
+        length = self.length + len(block.ids)
         grown = self._with_room(length)
         part = slice(self.length, length)
-        grown.ids[part], grown.vectors[part], grown.checksums[part] = ids, vectors, checksums
+        grown.ids[part], grown.vectors[part] = block.ids, block.vectors
+        grown.checksums[part] = block.checksums
+        if block.cameras is not None:
+            grown.cameras[part], grown.times[part] = block.cameras, block.times
         dead = self.dead
         if dead is not None:
-            dead = np.concatenate([dead, np.zeros(len(ids), np.bool_)])
+            dead = np.concatenate([dead, np.zeros(len(block.ids), np.bool_)])
         return replace(grown, length=length, dead=dead)
 
     def _with_room(self, length: int) -> "Tail":
         if length <= len(self.ids):
             return self
         capacity, kept = max(1024, 2 * length), slice(0, self.length)
-        ids, checksums = np.empty(capacity, np.int64), np.empty(capacity, np.int64)
-        vectors = np.empty((capacity, self.embed_dim), np.float32)
-        ids[kept], checksums[kept] = self.ids[kept], self.checksums[kept]
-        if self.length:
-            vectors[kept] = self.vectors[kept]
-        return replace(self, ids=ids, vectors=vectors, checksums=checksums)
+        names = ("ids", "checksums", "cameras", "times")
+        grown: dict[str, Any] = {
+            name: np.empty(capacity, getattr(self, name).dtype) for name in names
+        }
+        grown["vectors"] = np.empty((capacity, self.embed_dim), np.float32)
+        for name in grown if self.length else ():
+            grown[name][kept] = getattr(self, name)[kept]
+        return replace(self, **grown)
+
+    @property
+    def alive_ids(self) -> NDArray[np.int64]:
+        """Items that count, ascending."""
+        ids = self.ids[: self.length]
+        return np.sort(ids if self.dead is None else ids[~self.dead])
+
+    def kept(self, id_: int, also: NDArray[np.int64]) -> "Tail":
+        """Return the tail of items after an id, and of some others."""
+        ids = self.ids[: self.length]
+        rows = np.flatnonzero((ids > id_) | np.isin(ids, also))
+        if not len(rows):
+            return Tail(self.embed_dim)
+        names = ("ids", "vectors", "checksums", "cameras", "times")
+        columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in names}
+        dead = None if self.dead is None else self.dead[rows]
+        return Tail(self.embed_dim, len(rows), dead=dead, **columns)
+
+    def passing(self, where: Filter) -> NDArray[np.int64]:
+        """Return the items that pass camera and time of a filter, ascending."""
+        rows = slice(0, self.length)
+        passed = np.ones(self.length, np.bool_)
+        if where.cameras is not None:
+            wanted = {*where.cameras}
+            named = (camera in wanted for camera in self.cameras[rows])
+            passed &= np.fromiter(named, np.bool_, self.length)
+        if where.since is not None:
+            passed &= self.times[rows] >= where.since
+        if where.until is not None:
+            passed &= self.times[rows] < where.until
+        if self.dead is not None:
+            passed &= ~self.dead
+        return np.sort(self.ids[rows][passed])
 
     def search(
         self, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None
     ) -> Candidates:
         """See `Segment.search`."""
         if not self.length:
-            return _nothing(len(queries))
+            return nothing(len(queries))
         ids = self.ids[: self.length]
         scores = queries @ self.vectors[: self.length].T
         bad = self.dead
@@ -292,7 +315,7 @@ def merge_flat(segments: Sequence[Segment], embed_dim: int) -> Segment:
     return Segment(ids=ids[order], checksums=checksums, index=index)
 
 
-def _rows_of(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.intp]:
+def rows_of(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.intp]:
     """Return the rows of those wanted ids that are in ``ids`` (ascending)."""
     if not len(ids):
         return np.empty(0, np.intp)
@@ -305,120 +328,6 @@ def _rows_of(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.in
     return found
 
 
-def _nothing(count: int) -> Candidates:
+def nothing(count: int) -> Candidates:
+    """Return no candidates for so many queries."""
     return np.empty((count, 0), np.float32), np.empty((count, 0), np.int64)
-
-
-# --- The approximate index of large galleries: inverted lists of 8-bit vectors (IVF-SQ8)
-#
-# Its candidates are scored again from the stored float16, so 8 bits only decide what is a
-# candidate.
-
-_ROWS_PER_LIST = 50
-_NPROBES = (8, 16, 32, 64, 128, 256)
-_RECALL = 0.985
-_RECALL_AT = 10
-_QUERIES = 200
-_QUERY_COSINE = 0.54  # Of a sentence and the best picture, typically.
-
-
-@dataclass(frozen=True)
-class TrainedLists:
-    """An index, and what was found out about it."""
-
-    index: Any
-    ids: NDArray[np.int64]
-    """(N,) the item of each row."""
-    nlist: int
-    nprobe: int
-    recall_at_10: float
-
-
-def train_lists(
-    count: int,
-    embed_dim: int,
-    sample: Callable[[int], NDArray[np.float32]],
-    blocks: Callable[[], Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]],
-) -> TrainedLists:
-    """Make an index of about ``count`` rows and measure it.
-
-    nprobe is the smallest that finds 98.5 % of the ten best pictures of 200 queries which are as
-    far from the pictures as sentences are: stored vectors turned away to a cosine of 0.54. The
-    lists were not trained on those: theirs are found too easily.
-
-    Args:
-        count: Rows, about.
-        embed_dim: D.
-        sample: Gives up to that many random (N, D) rows.
-        blocks: Goes through all rows in ascending order of ids: (N,) ids and (N, D) vectors.
-    """
-    faiss = load_faiss()
-    nlist = max(1, round(2 * math.sqrt(count)))
-    queries, rows = _held_out(sample(nlist * _ROWS_PER_LIST + _QUERIES))
-    nlist = min(nlist, len(rows))
-    quantizer = faiss.IndexFlatIP(embed_dim)
-    index = faiss.IndexIVFScalarQuantizer(
-        quantizer,
-        embed_dim,
-        nlist,
-        faiss.ScalarQuantizer.QT_8bit,
-        faiss.METRIC_INNER_PRODUCT,
-        False,  # Residuals would need another table for every list.
-    )
-    index.cp.niter = 10
-    index.cp.min_points_per_centroid = 1
-    index.train(rows)
-    del rows
-
-    ids: list[NDArray[np.int64]] = []
-    best = np.full((len(queries), _RECALL_AT), -np.inf, np.float32)
-    found = np.full((len(queries), _RECALL_AT), -1, np.int64)
-    done = 0
-    for block_ids, vectors in blocks():
-        index.add(vectors)
-        scores = np.concatenate([best, queries @ vectors.T], axis=1)
-        rows_here = np.arange(done, done + len(vectors))
-        names = np.hstack([found, np.broadcast_to(rows_here, (len(queries), len(vectors)))])
-        keep = np.argpartition(scores, scores.shape[1] - _RECALL_AT, axis=1)[:, -_RECALL_AT:]
-        best = np.take_along_axis(scores, keep, axis=1)
-        found = np.take_along_axis(names, keep, axis=1)
-        ids.append(block_ids)
-        done += len(vectors)
-
-    nprobe, recall = nlist, 1.0
-    for nprobe in sorted({min(value, nlist) for value in _NPROBES}):
-        recall = _recall(index, queries, found, nprobe)
-        if recall >= _RECALL:
-            break
-    return TrainedLists(
-        index=index,
-        ids=np.concatenate(ids) if ids else np.empty(0, np.int64),
-        nlist=nlist,
-        nprobe=nprobe,
-        recall_at_10=recall,
-    )
-
-
-def _held_out(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return far queries made of some (N, D) rows, a tenth at most, and the other rows."""
-    rng = np.random.default_rng(0)
-    held = rng.choice(len(rows), min(_QUERIES, -(-len(rows) // 10)), replace=False)
-    away = rng.standard_normal((len(held), rows.shape[1]), np.float32)
-    away /= np.linalg.norm(away, axis=1, keepdims=True)
-    queries = rows[held] + math.sqrt(1 / _QUERY_COSINE**2 - 1) * away
-    turned: NDArray[np.float32] = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-    return turned, np.delete(rows, held, axis=0)
-
-
-def _recall(
-    index: Any, queries: NDArray[np.float32], expected: NDArray[np.int64], nprobe: int
-) -> float:
-    faiss = load_faiss()
-    _, rows = index.search(
-        queries, candidates_for(_RECALL_AT), params=faiss.SearchParametersIVF(nprobe=nprobe)
-    )
-    hits = sum(
-        len(np.intersect1d(found, best[best >= 0]))
-        for found, best in zip(rows, expected, strict=True)
-    )
-    return hits / max(1, int(np.count_nonzero(expected >= 0)))

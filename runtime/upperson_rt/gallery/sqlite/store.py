@@ -57,7 +57,7 @@ class SqliteGallery(Gallery):
         super().__init__(str(path), database.meta, path / "crops")
         self.path = path
         self._database = database
-        self._index = SearchIndex(path, database.meta, writable=not database.read_only)
+        self._index = SearchIndex(path, database.meta, not database.read_only, database.reading)
 
     @classmethod
     def _open(cls, location: str, create: tuple[str, int] | None) -> "SqliteGallery":
@@ -68,8 +68,8 @@ class SqliteGallery(Gallery):
         return cls(folder, Database(file))
 
     def close(self) -> None:
+        self._index.close()
         self._database.close()
-        self._index.snapshot = None
 
     def _add(
         self, items: Sequence[Item], vectors_ND: NDArray[np.float32], variant: str | None
@@ -117,6 +117,7 @@ class SqliteGallery(Gallery):
             if within is not None:
                 ids = {key: row[0] for key, row in rows.items()}
                 within(Outbox(transaction.connection, write=True), ids, [*replaced])
+            self._index.keep_up(transaction)
         remove_crops(self.crops_dir, unused)
         remove_clips(self.crops_dir, crops)
         return [*replaced]
@@ -374,8 +375,9 @@ class SqliteGallery(Gallery):
             with self._writing():
                 pass
         with self._database.reading() as transaction:
-            for _ in self._rows(transaction, Filter(), ROW):
-                pass
+            if not self._index.is_large(transaction):  # Whose parts are made of checked rows.
+                for _ in self._rows(transaction, Filter(), ROW):
+                    pass
             snapshot = self._index.build(transaction)
         with self._index.lock:
             self._index.snapshot = snapshot
@@ -402,7 +404,7 @@ def _remove(
     """Delete rows that are as they were written; return their number, and those with a crop."""
     ids: list[int] = []
     erased: list[Erased] = []
-    transaction.check_table()
+    transaction.check_table(now=True)
     cursor = transaction.execute(f"SELECT {ROW}, checksum FROM {source}", values)
     while rows := cursor.fetchmany(_ROWS_AT_A_TIME):
         for row in rows:

@@ -16,6 +16,7 @@ from tests.helpers.refused import refused
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.clips import all_clips, clip_name, clips_dir, clips_of
+from upperson_rt.gallery.crops import crop_path
 from upperson_rt.gallery.sqlite import schema
 
 START = 1_790_000_000.0
@@ -109,6 +110,9 @@ def test_only_own_names_count_and_nothing_outside_is_touched(gallery, tmp_path):
     (clips_dir(gallery.crops_dir) / "gate" / "linked").symlink_to(outside)
     assert len(clips_of(gallery.crops_dir, row.crop)) == 2
     assert clips_of(gallery.crops_dir, "../../outside/x.jpg") == []
+    other_name = gallery.crops_dir / ".." / gallery.crops_dir.name
+    assert crop_path(other_name, "a.jpg") == other_name / "a.jpg", "a user named it so"
+    assert crop_path(other_name, "../a.jpg") is None
     assert clips_of(gallery.crops_dir, "/etc/passwd") == []
     gallery.delete(["gateanna100"])
     assert left(gallery) == {}

@@ -22,8 +22,10 @@ from upperson_rt.gallery import Filter, Gallery, Item
 folder = Path(sys.argv[1])
 """
 KILLED = """
+kept = []
 for place in (folder / "killed", folder / "other"):
     gallery = Gallery.open(place, FINGERPRINT, DIM, create=True)
+    kept.append(gallery)
     for number in range(6):
         gallery.add([Item(key=f"{number}-{i}") for i in range(20)], some_vectors(20, number))
 os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,216 @@
+"""A gallery of up to ten million pictures, as twenty cameras fill it in a month.
+
+The folder is kept: a second call goes on with what is there.
+"""
+
+import json
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from benchmarks.month_data import START_S, Month
+from benchmarks.month_searches import K, month_searches, query_each_second
+from benchmarks.report import Column, conditions, print_report, table
+from upperson_bench.processes import call_in_fresh_process
+from upperson_rt.cli.app import Command, new_app, run_app
+from upperson_rt.cli.options import Debug
+from upperson_rt.cli.output import print_note
+from upperson_rt.gallery import Gallery
+
+app = new_app("A gallery of a month of cameras.")
+_FINGERPRINT = "sha256:" + 64 * "a"  # Of no model.
+_BATCH = 4096
+_QUERIES = 220
+_DAY_S = 86_400.0
+FILTERS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "0.1 %: a camera, one day": {"camera": "camera-3", "since": 20, "until": 21},
+    "1 %: a camera, ten days": {"camera": "camera-3", "since": 20, "until": 30},
+    "10 %: all cameras, five days": {"since": 20, "until": 25},
+    "10 %: two cameras": {"camera": ["camera-3", "camera-8"]},
+    "an hour of a camera": {"camera": "camera-3", "since": 20.5, "until": 20.5 + 1 / 24},
+    "by track": {"by_track": True},
+}
+"""By name; times in days. The shares are those of ten million pictures, of 50 days."""
+LIVE = {
+    "number": Column("count", "{:.0f}"),
+    "p50 ms": Column("p50_ms", "{:.1f}"),
+    "p95 ms": Column("p95_ms", "{:.1f}"),
+    "p99 ms": Column("p99_ms", "{:.1f}"),
+    "longest ms": Column("longest_ms", "{:.0f}"),
+}
+TIMES = {"p50 ms": Column("p50_ms", "{:.1f}"), "p95 ms": Column("p95_ms", "{:.1f}")}
+
+
+@app.command(cls=Command)
+def month(
+    folder: Annotated[Path, typer.Option("--folder", help="The gallery's; filled where it lacks.")],
+    demo: Annotated[Path, typer.Option("--demo", help="Folder that upperson demo wrote.")] = Path(
+        "demo"
+    ),
+    rows: Annotated[int, typer.Option("--rows", min=1000, help="Pictures.")] = 10_000_000,
+    searches: Annotated[int, typer.Option("--searches", min=0, help="To see memory.")] = 10_000,
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=0, help="Of adding 100 pictures a second meanwhile.")
+    ] = 0,
+    debug: Debug = False,
+) -> None:
+    """Fill a gallery with drawn pictures of 512 dimensions, and time opening and searching it.
+
+    Pictures and sentences lie as those of the demo. A process that is started for it searches on
+    one thread. Recall is against all stored vectors.
+
+    Example: `python -m benchmarks.month --folder month --rows 1000000`
+    """
+    drawn = Month(demo)
+    result = conditions("month", "faiss-cpu", threads=1, batch_size=1, warmup=20)
+    result |= {"rows": rows, "dim": drawn.dim} | _fill(drawn, folder, rows)
+    asked = {"sentences": drawn.queries(_QUERIES, rows), "pictures": drawn.pictures(_QUERIES, rows)}
+    filters = {name: _in_seconds(options) for name, options in FILTERS.items()}
+    for name, queries in asked.items():
+        print_note(f"searching with {name}")
+        np.save(folder / "queries.npy", queries)
+        result[name] = call_in_fresh_process(
+            month_searches, str(folder), str(folder / "queries.npy"), filters, searches
+        )
+    print_note("comparing with all stored vectors")
+    result["recall"] = _recall(folder, np.concatenate([*asked.values()]), list(asked))
+    shown = [table(name, result[name]["searches"], TIMES) for name in asked]
+    if minutes:
+        print_note(f"adding and searching for {minutes:g} minutes")
+        result["live"] = _live(drawn, folder, 60 * minutes)
+        shown.append(table("beside each other", result["live"], LIVE))
+    (folder / "queries.npy").unlink()
+    print_report(result, _facts(result), shown)
+
+
+def _in_seconds(options: dict[str, Any]) -> dict[str, Any]:
+    for name in {"since", "until"} & options.keys():
+        options = {**options, name: START_S + _DAY_S * options[name]}
+    return options
+
+
+def _fill(drawn: Month, folder: Path, rows: int) -> dict[str, Any]:
+    """Add the pictures that are not there yet, and make the index; return what that took."""
+    with Gallery.open(folder, _FINGERPRINT, drawn.dim, create=True) as gallery:
+        there, spent, written = gallery.count(), 0.0, _written()
+        for start in range(there, rows, _BATCH):
+            stop = min(start + _BATCH, rows)
+            items, vectors = drawn.items(start, stop), drawn.vectors(start, stop)
+            began = time.perf_counter()
+            gallery.add(items, vectors)
+            spent += time.perf_counter() - began
+            if start // _BATCH % 100 == 0:
+                print_note(f"{stop} pictures")
+        added = max(0, rows - there)
+        inserted = {"rows": added, "seconds": spent, "written_bytes": _written() - written}
+    with Gallery.open(folder) as gallery:
+        print_note("making the index, if it is not there")
+        began = time.perf_counter()
+        gallery.search(drawn.queries(1, rows), K)
+        made_s = time.perf_counter() - began
+        info = gallery.info()
+    return {
+        "inserted": inserted,
+        "index_s": made_s,
+        "index": None if info.index is None else asdict(info.index),
+        "size_bytes": info.size_bytes,
+        "index_bytes": sum(file.stat().st_size for file in folder.glob("gallery.index*")),
+    }
+
+
+def _live(drawn: Month, folder: Path, seconds: float) -> dict[str, Any]:
+    """Add ten pictures ten times a second while another process searches once a second."""
+    queries, commits = str(folder / "queries.npy"), list[float]()
+    task = partial(call_in_fresh_process, query_each_second, str(folder), queries)
+    quiet = task(min(60.0, seconds))
+    with ThreadPoolExecutor(1) as pool, Gallery.open(folder) as gallery:
+        searching, began = pool.submit(task, seconds), time.monotonic()
+        start = gallery.count()
+        while (now := time.monotonic() - began) < seconds:
+            items, vectors = drawn.items(start, start + 10), drawn.vectors(start, start + 10)
+            before = time.monotonic()
+            gallery.add(items, vectors)
+            commits.append(time.monotonic() - before)
+            start += 10
+            time.sleep(max(0.0, now + 0.1 - (time.monotonic() - began)))
+        beside = searching.result()
+    return {
+        name: {
+            "count": len(times),
+            **{f"p{p}_ms": 1e3 * float(np.percentile(times, p)) for p in (50, 95, 99)},
+            "longest_ms": 1e3 * max(times),
+        }
+        for name, times in {
+            "searches alone": [took for _, took in quiet],
+            "searches beside": [took for _, took in beside],
+            "commits of ten": commits,
+        }.items()
+    }
+
+
+def _written() -> int:
+    """Return the bytes that this process has written to the disk."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["write_bytes"])
+
+
+def _recall(folder: Path, queries: NDArray[np.float32], names: list[str]) -> dict[str, float]:
+    """Return the share of the ten best of all stored vectors that searches find, by kind."""
+    best = np.full((len(queries), K), -np.inf, np.float32)
+    ids = np.full((len(queries), K), -1, np.int64)
+    with closing(sqlite3.connect(folder / "gallery.sqlite")) as database:
+        stored = database.execute("SELECT id, vector FROM items NOT INDEXED ORDER BY id")
+        while part := stored.fetchmany(8192):
+            flat = np.frombuffer(b"".join(vector for _, vector in part), "<f2")
+            scores = queries @ flat.reshape(len(part), -1).astype(np.float32).T
+            scores = np.concatenate([best, scores], axis=1)
+            numbers = np.broadcast_to([id_ for id_, _ in part], (len(queries), len(part)))
+            every = np.concatenate([ids, numbers], axis=1)
+            top = np.argpartition(scores, scores.shape[1] - K, axis=1)[:, -K:]
+            best, ids = np.take_along_axis(scores, top, 1), np.take_along_axis(every, top, 1)
+    with Gallery.open(folder) as gallery:
+        found = [gallery.search(query[None], K)[0] for query in queries]
+    shares = [
+        len({hit.id for hit in hits} & set(right)) / K
+        for hits, right in zip(found, ids.tolist(), strict=True)
+    ]
+    return {
+        name: float(np.mean(part))
+        for name, part in zip(names, np.split(np.array(shares), len(names)), strict=True)
+    }
+
+
+def _facts(result: dict[str, Any]) -> list[str]:
+    inserted, index = result["inserted"], result["index"] or {}
+    facts = [f"{result['rows']} x {result['dim']}, {result['size_bytes'] / 1e9:.1f} GB of database"]
+    if inserted["rows"]:
+        facts.append(
+            f"added {inserted['rows'] / inserted['seconds']:.0f} rows/s in batches of {_BATCH}; "
+            f"{inserted['written_bytes'] / inserted['rows']:.0f} bytes written a row"
+        )
+    facts.append(
+        f"index {json.dumps(index)}: {result['index_bytes'] / 1e9:.2f} GB, "
+        f"{result['index_s']:.0f} s"
+    )
+    for name, recall in result["recall"].items():
+        found = result[name]
+        facts.append(
+            f"{name}: recall@{K} {recall:.4f}; first answer after {found['first_answer_s']:.2f} s; "
+            f"resident {found['rss_bytes'] / 1e6:.0f} MB, at the end "
+            f"{found['rss_at_end_bytes'] / 1e6:.0f} MB"
+        )
+    return facts
+
+
+if __name__ == "__main__":
+    run_app(app, "python -m benchmarks.month")

@@ -1,0 +1,72 @@
+"""Searches in a gallery of a month: their own module, since memory is that of a fresh process."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upperson_rt.machine import resident_bytes
+
+K = 10
+_WARMUP = 20
+
+
+def month_searches(folder: str, queries: str, filters: dict[str, Any], many: int) -> dict[str, Any]:
+    """Open a gallery, time searches on one thread, and repeat them to see memory.
+
+    Args:
+        folder: The gallery's.
+        queries: A .npy file of (Q, D).
+        filters: Arguments of `Filter` by name.
+        many: Searches at the end.
+
+    Returns:
+        ``first_answer_s`` from before the opening on, by name ``p50_ms`` and ``p95_ms``, and
+        resident bytes after 100 searches and at the end.
+    """
+    began = time.perf_counter()
+    import faiss
+
+    from upperson_rt.gallery import Filter, Gallery
+
+    faiss.omp_set_num_threads(1)
+    rows = np.load(queries)
+    with Gallery.open(folder) as gallery:
+        gallery.search(rows[:1], K)
+        result: dict[str, Any] = {"first_answer_s": time.perf_counter() - began, "searches": {}}
+        for name, options in filters.items():
+            by_track = bool(options.pop("by_track", False))
+            where = Filter(**options)
+            times = []
+            for number, row in enumerate(rows):
+                began = time.perf_counter()
+                gallery.search(row[None], K, where, by_track)
+                if number >= _WARMUP:
+                    times.append(1e3 * (time.perf_counter() - began))
+            p50, p95 = np.percentile(times, (50, 95)).tolist()
+            result["searches"][name] = {"p50_ms": p50, "p95_ms": p95}
+        result["rss_bytes"] = resident_bytes("VmRSS")
+        for number in range(many):
+            gallery.search(rows[number % len(rows)][None], K)
+    return result | {
+        "rss_at_end_bytes": resident_bytes("VmRSS"),
+        "peak_rss_bytes": resident_bytes("VmHWM"),
+    }
+
+
+def query_each_second(folder: str, queries: str, seconds: float) -> list[tuple[float, float]]:
+    """Search once a second, as a console does beside cameras; return starts and durations, s."""
+    import faiss
+
+    from upperson_rt.gallery import Gallery
+
+    faiss.omp_set_num_threads(1)
+    rows, found, began = np.load(queries), list[tuple[float, float]](), time.monotonic()
+    with Gallery.open(Path(folder)) as gallery:
+        while (now := time.monotonic() - began) < seconds:
+            gallery.search(rows[len(found) % len(rows)][None], K)
+            took = time.monotonic() - began - now
+            found.append((now, took))
+            time.sleep(max(0.0, 1.0 - took))
+    return found

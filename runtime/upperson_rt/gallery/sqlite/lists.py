@@ -1,0 +1,213 @@
+"""Parts of the index of a large gallery: inverted lists of vectors of 2 bits (IVF-RaBitQ).
+
+The 2 bits only choose candidates, which are scored again from the stored float16. Rows are in the
+order of camera and time, so that a filter by those is a range of rows for each camera.
+
+Shapes: Q queries, N rows, K candidates, D dimensions.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.errors import BackendError
+from upperson_rt.gallery.records import Filter
+from upperson_rt.gallery.sqlite.index_file import UnusableIndexError, read_file, write_file
+from upperson_rt.gallery.sqlite.rows import Block
+from upperson_rt.gallery.sqlite.segments import Candidates, Part, load_faiss, nothing
+
+KIND = "ivf-rabitq"
+_BITS = 2
+_QUERY_BITS = 4
+_ROWS_PER_LIST = 50  # That are trained with.
+_ITERATIONS = 10
+_ADD_ROWS = 8192
+_LISTS_PROBED = 32
+"""One list in so many is searched, or more: see `_measured`."""
+_RECALL = 0.99
+_RECALL_AT = 10
+_QUERIES = 100
+_QUERY_COSINE = 0.54  # Of a sentence and the best picture, typically.
+Ranges: TypeAlias = list[tuple[int, int]]
+"""First row, and the row after the last, ascending."""
+
+
+def candidates_for(k: int) -> int:
+    """Return how many candidates to score at most for the best k: 2 bits place them roughly."""
+    return 300 * k + 1000
+
+
+@dataclass(frozen=True)
+class ListPart(Part):
+    """A faiss index over rows 0 to N - 1."""
+
+    places: NDArray[np.int32]
+    """(N,) where the item of each row is in ``ids``."""
+    times: NDArray[np.float64]
+    """(N,) of each row, ascending for each camera, NaN last."""
+    cameras: list[tuple[str | None, int, int]]
+    """Names, first row, and the row after the last, in order."""
+    recall_at_10: float
+    """Measured, with candidates scored again."""
+
+    @cached_property
+    def _alive_rows(self) -> NDArray[np.bool_] | None:
+        return None if self.dead is None else ~self.dead[self.places]
+
+    def ranges(self, where: Filter) -> Ranges:
+        """Return the rows that pass camera and time of a filter."""
+        wanted = None if where.cameras is None else {*where.cameras}
+        found: Ranges = []
+        for camera, start, stop in self.cameras:
+            if wanted is not None and camera not in wanted:
+                continue
+            if where.since is not None or where.until is not None:
+                times = self.times[start:stop]
+                known = int(np.searchsorted(times, np.nan))
+                until = known
+                if where.until is not None:
+                    until = int(np.searchsorted(times[:known], where.until))
+                since = 0
+                if where.since is not None:
+                    since = int(np.searchsorted(times[:known], where.since))
+                start, stop = start + since, start + until
+            if found and found[-1][1] == start:
+                found[-1] = (found[-1][0], stop)
+            elif start < stop:
+                found.append((start, stop))
+        return found
+
+    def items_in(self, ranges: Ranges) -> NDArray[np.int64]:
+        """Return the items of rows that count, in no order."""
+        rows = np.concatenate([np.arange(*ends) for ends in ranges])
+        if self._alive_rows is not None:
+            rows = rows[self._alive_rows[rows]]
+        found: NDArray[np.int64] = self.ids[self.places[rows]]
+        return found
+
+    def search(self, queries: NDArray[np.float32], k: int, ranges: Ranges) -> Candidates:
+        """Find about the best k rows for (Q, D) queries among ranges of rows."""
+        faiss = load_faiss()
+        passing = sum(stop - start for start, stop in ranges)
+        if not passing:
+            return nothing(len(queries))
+        parameters = faiss.IVFRaBitQSearchParameters()
+        parameters.qb = int(self.index.qb)
+        # Filtered, the best are spread over more lists, and there is less to look at in each.
+        wider = math.sqrt(len(self.ids) / passing)
+        parameters.nprobe = min(int(self.index.nlist), math.ceil(self.index.nprobe * wider))
+        alive = self._alive_rows
+        if alive is None and len(ranges) == 1 and passing < len(self.ids):
+            parameters.sel = faiss.IDSelectorRange(*ranges[0], True)
+        elif alive is not None or passing < len(self.ids):
+            allowed = np.zeros(len(self.ids), np.bool_)
+            for start, stop in ranges:
+                allowed[start:stop] = True if alive is None else alive[start:stop]
+            bits = np.packbits(allowed, bitorder="little")
+            parameters.sel = faiss.IDSelectorBitmap(bits)
+        scores, rows = self.index.search(queries, min(k, passing), params=parameters)
+        return scores, np.where(rows >= 0, self.ids[self.places[rows]], -1)
+
+
+def write_part(path: Path, part: ListPart) -> None:
+    """Write a part completely or not at all."""
+    arrays = {name: getattr(part, name) for name in ("ids", "checksums", "places", "times")}
+    facts = {name: getattr(part, name) for name in ("cameras", "recall_at_10")}
+    write_file(path, part.index, arrays, facts)
+
+
+def read_part(path: Path) -> ListPart:
+    """Read the part of a file, where its rows stay."""
+    index, arrays, facts = read_file(path)
+    part = ListPart(
+        ids=arrays["ids"],
+        checksums=arrays["checksums"],
+        index=index,
+        places=arrays["places"],
+        times=arrays["times"],
+        cameras=[(name, start, stop) for name, start, stop in facts["cameras"]],
+        recall_at_10=facts["recall_at_10"],
+    )
+    if index is None or index.ntotal != len(part.ids):
+        raise UnusableIndexError("it does not hold the rows that its stamp says")
+    return part
+
+
+def make_part(block: Block) -> ListPart:
+    """Train lists on rows, whose ids ascend and which have columns, and fill them.
+
+    The share of lists that is searched starts at a 32nd, and is doubled until it finds 99 % of the
+    ten best pictures of 100 queries as far from the pictures as sentences are: stored vectors
+    turned away to a cosine of 0.54.
+    """
+    faiss = load_faiss()
+    if not hasattr(faiss, "IVFRaBitQSearchParameters"):
+        raise BackendError(
+            f"a gallery of this size needs faiss 1.13 or later, found {faiss.__version__}: run "
+            " pip install -U faiss-cpu"
+        )
+    assert block.cameras is not None
+    assert block.times is not None
+    count, embed_dim = block.vectors.shape
+    names = {name: number for number, name in enumerate(sorted({*block.cameras} - {None}), 1)}
+    codes = np.fromiter((names.get(name, 0) for name in block.cameras), np.int64, count)
+    places = np.lexsort((block.ids, block.times, codes)).astype(np.int32)
+    bounds = np.searchsorted(codes[places], np.arange(len(names) + 2)).tolist()
+
+    lists = max(1, round(2 * math.sqrt(count)))
+    rng = np.random.default_rng(0)
+    chosen = np.sort(rng.choice(count, min(count, lists * _ROWS_PER_LIST), replace=False))
+    index = faiss.IndexIVFRaBitQ(
+        faiss.IndexFlatIP(embed_dim), embed_dim, lists, faiss.METRIC_INNER_PRODUCT, True, _BITS
+    )
+    index.qb, index.nprobe = _QUERY_BITS, max(1, lists // _LISTS_PROBED)
+    index.cp.niter = _ITERATIONS
+    index.cp.min_points_per_centroid = 1
+    index.train(block.vectors[chosen].astype(np.float32))
+    for start in range(0, count, _ADD_ROWS):
+        index.add(block.vectors[places[start : start + _ADD_ROWS]].astype(np.float32))
+    part = ListPart(
+        ids=block.ids,
+        checksums=block.checksums,
+        index=index,
+        places=places,
+        times=block.times[places],
+        cameras=[
+            (name, *bounds[number : number + 2])
+            for number, name in enumerate([None, *names])
+            if bounds[number] < bounds[number + 1]
+        ],
+        recall_at_10=0.0,
+    )
+    return _measured(part, block.vectors, rng)
+
+
+def _measured(
+    part: ListPart, vectors_ND: NDArray[np.float16], rng: np.random.Generator
+) -> ListPart:
+    """Set how many lists are searched; return the part with what these find."""
+    count = len(vectors_ND)
+    near = vectors_ND[rng.choice(count, min(_QUERIES, count), replace=False)].astype(np.float32)
+    away = rng.standard_normal(near.shape, np.float32)
+    away /= np.linalg.norm(away, axis=1, keepdims=True)
+    queries = near + math.sqrt(1 / _QUERY_COSINE**2 - 1) * away
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    scores = np.empty((len(queries), count), np.float32)
+    for start in range(0, count, _ADD_ROWS):
+        rows = slice(start, start + _ADD_ROWS)
+        scores[:, rows] = queries @ vectors_ND[rows].astype(np.float32).T
+    best = np.argpartition(scores, max(0, count - _RECALL_AT), axis=1)[:, -_RECALL_AT:]
+    del scores
+    while True:
+        _, found = part.search(queries, candidates_for(_RECALL_AT), [(0, count)])
+        pairs = zip(found, part.ids[best], strict=True)
+        recall = sum(len(np.intersect1d(ids, right)) for ids, right in pairs) / best.size
+        part = replace(part, recall_at_10=recall)
+        if recall >= _RECALL or part.index.nprobe >= part.index.nlist:
+            return part
+        part.index.nprobe = min(2 * part.index.nprobe, part.index.nlist)

@@ -1,0 +1,97 @@
+"""Checks of galleries that are too large to be read through before each use."""
+
+import json
+import os
+import time
+
+import pytest
+
+from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors, sql
+from tests.helpers.refused import refused
+from upperson_rt.errors import IntegrityError
+from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.gallery.sqlite import database, schema
+
+WHERE = Filter(camera="c1")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "LARGE_ROWS", 100)
+    with Gallery.open(tmp_path / "gallery", FINGERPRINT, DIM, create=True) as gallery:
+        items = [Item(key=f"k{i}", camera=f"c{i % 3}", time=float(i)) for i in range(200)]
+        gallery.add(items, some_vectors(200))
+    return tmp_path / "gallery"
+
+
+@pytest.fixture
+def read_through(monkeypatch):
+    """The number of times that a file was read through."""
+    calls, problems = [], schema.structural_problems
+
+    def counted(connection, of_items=False):
+        calls.append(of_items)
+        return problems(connection, of_items)
+
+    monkeypatch.setattr(schema, "structural_problems", counted)
+    return calls
+
+
+def test_a_filter_does_not_wait_for_the_check_which_refuses_later(folder):
+    with Gallery.open(folder) as gallery:
+        assert gallery.count(WHERE) == 67
+        gallery._database._checker.join(30)
+        assert "table" in gallery._database._checked
+    sql(folder, "UPDATE items SET checksum = checksum + 1 WHERE id = 5")
+    with Gallery.open(folder) as gallery:
+        assert gallery.count(WHERE) == 67
+        gallery._database._checker.join(30)
+        with refused("rows_missing", IntegrityError):
+            gallery.count(WHERE)
+
+
+def test_a_deletion_waits_for_the_check(folder):
+    sql(folder, "UPDATE items SET checksum = checksum + 1 WHERE id = 5")
+    with Gallery.open(folder) as gallery, refused("rows_missing", IntegrityError):
+        gallery.delete(["k7"])
+
+
+def test_a_file_that_was_closed_in_order_is_not_read_through_again(folder, read_through):
+    def add():
+        with Gallery.open(folder) as gallery:
+            gallery.add([Item(key=f"new{time.monotonic_ns()}")], some_vectors(1))
+        found = [*read_through]
+        read_through.clear()
+        return found
+
+    assert add() == []  # The process that made it has read through it.
+    assert add() == []
+    note = folder / "gallery.sqlite-checked"
+    old = json.loads(note.read_bytes())
+    note.write_text(json.dumps({**old, "time": old["time"] - 8 * 86_400}))
+    assert add() == [False]
+    os.utime(folder / "gallery.sqlite")
+    assert add() == [False]
+    note.write_text("{")
+    assert add() == [False]
+    note.unlink()
+    assert add() == [False]
+    assert add() == []
+
+
+def test_the_end_of_a_gallery_ends_its_check(folder, monkeypatch):
+    def slow(connection, sums):
+        connection.execute(
+            "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c LIMIT 1000000000) "
+            "SELECT sum(n) FROM c"
+        ).fetchone()
+
+    monkeypatch.setattr(schema, "check_totals", slow)
+    (folder / "gallery.sqlite-checked").unlink()
+    began = time.monotonic()
+    with Gallery.open(folder) as gallery:
+        gallery.count(WHERE)
+        while gallery._database._checking is None and time.monotonic() - began < 30:
+            pass
+    assert not gallery._database._checker.is_alive()
+    assert time.monotonic() - began < 30
