@@ -322,7 +322,11 @@ class Database:
         self._about = self._admit()
         with self._leased() as (connection, held):
             transaction = self._begun(connection)
-            if not self._reads_through_later(transaction):
+            if self._reads_through_later(transaction):
+                pass
+            elif transaction.count() >= LARGE_ROWS and not _free_pages(connection):
+                self._check_beside()
+            else:
                 # Of the list of free pages, too: a change would overwrite what it names.
                 for problem in schema.structural_problems(connection):
                     raise DamageError(problem)
@@ -352,6 +356,7 @@ class Database:
                 self._checking = transaction.connection
                 try:
                     transaction.check_table(now=True)
+                    self._read_at = time.time()
                 except DamageError as error:
                     self._found, self._damaged = error, True
                     _LOG.error("gallery %s is damaged: %s", self.path, one_line(error))
@@ -507,6 +512,10 @@ class Database:
                 connection.close()
             else:
                 self._idle.append((connection, held))
+
+
+def _free_pages(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
 
 
 def _closed(path: Path) -> UsageError:
