@@ -34,7 +34,7 @@ demo: $(or $(wildcard $(STAMP)),$(DEMO_STAMP))  ## Run the whole path on synthet
 	$(BIN)/upperson demo $(ARGS)
 
 test: $(STAMP)  ## Run all tests.
-	$(BIN)/python -m tests.sessions -q -n $(WORKERS) --maxprocesses 4 --dist worksteal --durations=15 --durations-min=1 $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal --durations=15 --durations-min=1 $(ARGS)
 
 fuzz: $(STAMP)  ## Try odd arguments and damaged files for FUZZ_S=75 seconds; hours find more.
 	UPPERSON_FUZZ_S=$(FUZZ_S) $(BIN)/python -m pytest -q -n logical --maxprocesses 4 tests/fuzz $(ARGS)

@@ -53,13 +53,14 @@ from tests.helpers.refused import refused
 from tests.helpers.toy_bases import configs, know_toy_towers, write_base
 from tests.helpers.toy_bundle import make_toy_bundle
 from tests.helpers.traces import once_in
+from upperson_export import candidates
 from upperson_rt.backends.autotune import Timing
 from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_scores import labelled_queries
 from upperson_synthetic.video import VideoSpec
 
-pytestmark = pytest.mark.timeout(180, func_only=True)
+pytestmark = pytest.mark.timeout(180)
 
 NAMES = (
     "training",
@@ -333,7 +334,10 @@ def test_bases_are_compared_with_open_clip_and_their_exports(
         assert row["min_cosine"] > 0.98
 
 
-def test_an_applied_adapter_is_the_exported_bundle(tmp_path: Path) -> None:
+def test_an_applied_adapter_is_the_exported_bundle(
+    tmp_path: Path, shared_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "export_onnx", once_in(shared_folder / "traces"))
     base, _ = write_base(tmp_path, "clip")
     held = np.ones(400 << 20, np.uint8)  # What this process holds is no part of the peak.
     found = values(run(adapter, "--base", base, "--height", 48, "--width", 32, "--threads", 1))

@@ -21,15 +21,14 @@ from tests.helpers.invoke import run, run_failing, run_json, run_rt_json, snapsh
 from tests.helpers.openai_archive import save_openai_archive
 from tests.helpers.signing_keys import write_keys
 from tests.helpers.toy_bases import toy_base, write_base
-from tests.helpers.toy_clip import toy_model
-from tests.helpers.toy_graphs import FOLD, export_exchanged
+from tests.helpers.traces import once_in
 from tests.helpers.vit_b16 import int8_gemms
 from upperson.cli import exportable
 from upperson.model.base import load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
 from upperson.run import TrainedEncoder
-from upperson_export import candidates, engines, graphs
+from upperson_export import candidates, engines
 from upperson_export.bundle import ExportOptions
 from upperson_export.precision_search import SplitEmbeds
 from upperson_rt.bundle import Bundle, unowned_in_bundle
@@ -41,20 +40,10 @@ FEW = ("--no-gate", "--calib-size", 8)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def towers_of_the_toy_are_not_traced(toy_graphs):
-    """Write them with their weights: `tests/parity/test_export.py` proves that it is the same."""
-
-    def shapes(tower):
-        return [(name, value.shape) for name, value in tower.state_dict().items()]
-
-    def export(tower, kind, path, *, example):
-        known = shapes(tower) == shapes(FOLD[kind](toy_model()))
-        return (export_exchanged if known else graphs.export_onnx)(
-            tower, kind, path, example=example
-        )
-
+def towers_of_one_shape_are_traced_once(shared_folder):
+    """Write others with their weights: `tests/parity/test_export.py` proves that it is the same."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(candidates, "export_onnx", export)
+        patch.setattr(candidates, "export_onnx", once_in(shared_folder / "traces"))
         yield
 
 
@@ -79,7 +68,7 @@ def calibration_of(bundle):
     return json.loads((bundle / "calibration.json").read_text("utf-8"))
 
 
-@pytest.mark.timeout(180, func_only=True)
+@pytest.mark.timeout(180)
 def test_int8_that_fails_the_gate_is_measured_and_left_out_of_a_signed_bundle(copied_run, work):
     write_keys(work, "key", ec.generate_private_key(ec.SECP256R1()))
     failing = ("export", copied_run, "--max-r1-drop", -101, "--calib-size", 1)  # One is enough.
@@ -139,7 +128,7 @@ def test_a_variant_that_loses_short_queries_alone_ends_the_export(copied_run, wo
     assert names_in(work) == {"run"}
 
 
-@pytest.mark.timeout(120, func_only=True)
+@pytest.mark.timeout(120)
 def test_an_onnx_file_that_differs_from_torch_is_not_bundled(copied_run, work, monkeypatch):
     real = candidates.export_onnx
 
@@ -169,7 +158,7 @@ def test_a_folder_with_other_files_is_not_taken_for_a_bundle(demo_folder, copied
     assert worked == []
 
 
-@pytest.mark.timeout(240, func_only=True)
+@pytest.mark.timeout(240)
 def test_on_a_gpu_engines_are_built(copied_run, work, monkeypatch):
     install_fake_tensorrt(monkeypatch)
     monkeypatch.setenv("UPPERSON_CACHE", str(work / "cache"))
@@ -179,7 +168,7 @@ def test_on_a_gpu_engines_are_built(copied_run, work, monkeypatch):
     assert all(str(path) in str(report["engines"]) for path in built)
 
 
-@pytest.mark.timeout(240, func_only=True)
+@pytest.mark.timeout(240)
 def test_typed_variants_and_serving_files(copied_run, work):
     report = run_json(
         "export", copied_run, "--calib-size", 16, "--max-r1-drop", 5, "--trt", "--triton", "models"
@@ -196,7 +185,7 @@ def test_typed_variants_and_serving_files(copied_run, work):
     assert calibration_of(work / "bundle")["towers"]["text"]["forms"]["plain"]["largest_anywhere"]
 
 
-@pytest.mark.timeout(240, func_only=True)
+@pytest.mark.timeout(240)
 def test_a_calibration_that_is_reused_decides_everything(copied_run, people, work):
     """The first bundle is not measured: rendered people set its ranges, and it says so."""
     first = run_json("export", copied_run, "--no-gate", "--calib-size", 12)
@@ -273,7 +262,7 @@ def test_a_run_and_a_base_get_a_split_and_samples(copied_run, people, work, monk
     assert not split.has_identities
 
 
-@pytest.mark.timeout(240, func_only=True)
+@pytest.mark.timeout(240)
 def test_rtx_engines_and_deepstream_files_come_with_a_bundle(copied_run, work, monkeypatch):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has wheels for x86-64 only")
     result = run(
@@ -383,7 +372,7 @@ def test_bad_options_are_refused_before_any_work(copied_run, work, worked):
     assert names_in(work) == {"run", "empty", "mine", "file"}
 
 
-@pytest.mark.timeout(240, func_only=True)
+@pytest.mark.timeout(240)
 def test_a_base_is_exported_without_a_run_or_captions_and_finds_people(people, work, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)  # It compiles for longer than all else.
     crops = work / "crops"

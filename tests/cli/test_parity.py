@@ -113,7 +113,7 @@ def test_what_cannot_be_compared_is_refused(bundle, tmp_path, monkeypatch):
 # --- a real run and its bundle ---
 
 
-@pytest.mark.timeout(180, func_only=True)  # It traces both towers, in seconds on a quiet machine.
+@pytest.mark.timeout(180)  # It traces both towers, in seconds on a quiet machine.
 def test_a_run_agrees_with_its_folded_towers_and_a_fresh_export(toy_run):
     result = run("parity", toy_run, *SMALL)
     assert result.exit_code == 0, result.stderr

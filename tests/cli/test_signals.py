@@ -266,7 +266,7 @@ def test_threads_that_hang_and_forked_processes(work):
     assert (forking.returncode, forked) == (0, f"{-signal.SIGTERM}\n"), problems
 
 
-@pytest.mark.timeout(180, func_only=True)
+@pytest.mark.timeout(180)
 def test_exports_that_are_killed_or_terminated_leave_the_earlier_bundle(demo_folder, toy_run, work):
     copied_run = shutil.copytree(toy_run, work / "run")
     shutil.copytree(demo_folder / "bundle", work / "bundle")

@@ -25,7 +25,7 @@ from tests.packaging.test_docs import commands_in, complaint
 from upperson import run_writer
 from upperson_synthetic import SyntheticSpec, write_dataset
 
-pytestmark = pytest.mark.timeout(180, func_only=True)
+pytestmark = pytest.mark.timeout(180)
 
 DOCS = ROOT / "docs"
 HEIGHT, WIDTH = map(str, IMAGE_SIZE)

@@ -51,7 +51,7 @@ def results_of(run):
     return json.loads((run / "results.json").read_text("utf-8"))
 
 
-@pytest.mark.timeout(180, func_only=True)
+@pytest.mark.timeout(180)
 def test_a_killed_run_ends_as_one_that_was_not(people, tmp_path):
     whole = run("train", "--root", people, "--output", tmp_path / "whole", *RUN)
     assert whole.exit_code == 0, whole.stderr
@@ -93,7 +93,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(people, work):
     assert "only 1 of 32" in result.stderr
 
 
-@pytest.mark.timeout(120, func_only=True)
+@pytest.mark.timeout(120)
 def test_seeds_give_mean_and_spread(people, work, monkeypatch):
     summary = run_json(
         "train", "--root", people, "--output", "runs", "--epochs", 1, "--set", "warmup_epochs=0",

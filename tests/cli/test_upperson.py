@@ -225,7 +225,7 @@ def test_the_bundle_opens_and_the_gallery_is_searched(demo_folder, people, work)
     assert run_rt_json("doctor", *folders)["ok"]
 
 
-@pytest.mark.timeout(120, func_only=True)
+@pytest.mark.timeout(120)
 def test_train_and_export_alone(site, people, work, monkeypatch):
     monkeypatch.setattr("upperson_export.candidates.export_onnx", as_in(site / "bundle"))
     trained = run_json("train", "--root", people, "--epochs", 2, "--output", "run")
@@ -242,7 +242,7 @@ def test_train_and_export_alone(site, people, work, monkeypatch):
     assert {path.name for path in work.iterdir()} == {"run", "bundle"}
 
 
-@pytest.mark.timeout(120, func_only=True)
+@pytest.mark.timeout(120)
 def test_the_demo_runs_again_over_an_earlier_one(demo_folder, work, monkeypatch):
     folder = shutil.copytree(demo_folder, work / "demo")
     (folder / "notes.txt").write_text("mine")

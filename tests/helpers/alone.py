@@ -38,7 +38,7 @@ def found_alone(shared_folder: Path, work: Callable[..., Any], *paths: Path) -> 
         if not found.exists():
             (folder / "work").mkdir(parents=True, exist_ok=True)
             code = (
-                "import json, pathlib, sys\n"
+                "import gc, json, pathlib, sys\ngc.set_threshold(10_000, 10, 1_000_000)\n"
                 f"from {work.__module__} import {work.__name__} as work\n"
                 "folder, *paths = map(pathlib.Path, sys.argv[1:])\n"
                 "found = json.dumps(work(folder / 'work', *paths))\n"

@@ -20,9 +20,10 @@ import onnx_ir as ir
 import onnxruntime
 
 from tests.helpers.toy_clip import toy_ids, toy_model, toy_pixels
+from tests.helpers.traces import once_in
 from upperson_calibration.graph import BlockLinear, TowerGraph
 from upperson_export.fold import fold_image_tower, fold_text_tower
-from upperson_export.graphs import export_onnx, write_with_weights
+from upperson_export.graphs import write_with_weights
 from upperson_export.plain import PlainTower
 from upperson_rt.agreement import compare_embeds
 from upperson_rt.machine import int8_sums_saturate
@@ -54,7 +55,8 @@ def load_toy_graphs(folder: Path) -> None:
         file, description = folder / f"{kind}.onnx", folder / f"{kind}.json"
         if not description.exists():
             example = toy_pixels(3) if kind == "image" else toy_ids([4, 9])
-            graph = export_onnx(FOLD[kind](toy_model()), kind, file, example=example)
+            traced = once_in(folder.parent / "traces")
+            graph = traced(FOLD[kind](toy_model()), kind, file, example=example)
             description.write_text(json.dumps([asdict(linear) for linear in graph.linears]))
         linears = [BlockLinear(**fields) for fields in json.loads(description.read_text())]
         _GRAPHS[kind] = TowerGraph(kind, file, tuple(linears))

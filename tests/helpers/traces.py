@@ -10,7 +10,6 @@ import onnx_ir as ir
 from filelock import FileLock
 from torch import Tensor
 
-from upperson.model.base import weights_sha256
 from upperson_calibration.graph import TowerGraph
 from upperson_export.graphs import described_linears, export_onnx, write_with_weights
 from upperson_export.plain import PlainTower
@@ -18,6 +17,9 @@ from upperson_rt.towers import Tower
 
 Export = Callable[..., TowerGraph]
 """What does as `export_onnx`."""
+
+
+_CONSTANTS = (bool, int, float, str, tuple)
 
 
 def as_in(bundle: Path) -> Export:
@@ -30,8 +32,11 @@ def as_in(bundle: Path) -> Export:
 
 
 def once_in(folder: Path) -> Export:
-    """Return an export that traces a tower once, into a folder that processes share."""
-    folder.mkdir(exist_ok=True)
+    """Return an export that traces each shape of a tower once, into a folder that processes share.
+
+    What was traced with wrong constants would not be exported: its outputs are compared with torch.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     return partial(_once_in, folder)
 
 
@@ -46,14 +51,21 @@ def _as_in(
 def _once_in(
     folder: Path, tower: PlainTower, kind: Tower, path: Path, *, example: Tensor
 ) -> TowerGraph:
-    digest = hashlib.sha256(f"{tower} {weights_sha256(tower)}".encode()).hexdigest()
-    kept = folder / f"{digest}.onnx"
+    facts = [(name, value.shape) for name, value in tower.state_dict().items()]
+    for module in tower.modules():
+        facts += [one for one in vars(module).items() if isinstance(one[1], _CONSTANTS)]
+    kept = folder / hashlib.sha256(f"{kind} {tower} {facts}".encode()).hexdigest()
+    file = kept / f"{kind}.fp32.onnx"
     with FileLock(f"{kept}.lock"):
         if not kept.exists():
-            export_onnx(tower, kind, path, example=example)
-            shutil.move(path, kept)
-    shutil.copyfile(kept, path)
-    return _described(path, tower, kind)
+            graph = export_onnx(tower, kind, path, example=example)
+            made = Path(f"{kept}.new")
+            made.mkdir(exist_ok=True)
+            shutil.copyfile(path, made / file.name)
+            made.rename(kept)
+            return graph
+    found = write_with_weights(_described(file, tower, kind), tower, path)
+    return export_onnx(tower, kind, path, example=example) if found is None else found
 
 
 def _described(file: Path, tower: PlainTower, kind: Tower) -> TowerGraph:

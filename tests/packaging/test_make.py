@@ -28,3 +28,20 @@ def test_make_detector_beside_the_runtime_alone_installs_ssdlite_and_fetches_not
     assert "'.[export,cpu]'" in done.stdout
     (called,) = (tmp_path / "called").read_text().splitlines()
     assert called.startswith("python -m pip install")
+
+
+@pytest.mark.parametrize(
+    ("target", "steps"),
+    [
+        ("test", ["pytest -q -n", "-k gallery -n 0"]),
+        ("gpu", ["benchmarks.gpu --check", "pytest -q -n 0 tests/gpu", "benchmarks.gpu -k gall"]),
+    ],
+)
+def test_make_runs_the_tests_with_more_arguments_last(target, steps):
+    command = ["make", "-n", "-C", str(ROOT), "-o", ".venv/.installed", target]
+    done = subprocess.run(
+        [*command, "ARGS=-k gallery -n 0"], capture_output=True, text=True, check=True
+    )
+    places = [done.stdout.find(step) for step in steps]
+    assert -1 not in places
+    assert places == sorted(places)

@@ -44,14 +44,10 @@ def build(project, target, folder):
     return file
 
 
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory):
-    """The wheels of ``upperson`` and ``upperson-rt``."""
-    files = [
-        build(project, "wheel", tmp_path_factory.mktemp("wheel"))
-        for project in (ROOT, ROOT / "runtime")
-    ]
-    with zipfile.ZipFile(files[0]) as toolkit, zipfile.ZipFile(files[1]) as runtime:
+@pytest.fixture
+def archives(wheels):
+    """The same two as open archives."""
+    with zipfile.ZipFile(wheels[0]) as toolkit, zipfile.ZipFile(wheels[1]) as runtime:
         yield toolkit, runtime
 
 
@@ -111,8 +107,8 @@ def test_every_package_is_typed_and_the_small_base_is_small():
     assert len(zlib.compress((ROOT / BASE).read_bytes(), level=6)) <= MOST_BASE_BYTES
 
 
-def test_the_wheels_hold_their_packages_whole_and_nothing_else(wheels):
-    toolkit, runtime = wheels
+def test_the_wheels_hold_their_packages_whole_and_nothing_else(archives):
+    toolkit, runtime = archives
     assert content_of(toolkit) == set().union(*map(source_files, TOOLKIT))
     assert content_of(runtime) == set().union(*map(source_files, RUNTIME))
     assert content_of(toolkit) >= {
@@ -130,13 +126,13 @@ def test_the_wheels_hold_their_packages_whole_and_nothing_else(wheels):
         assert not name.endswith((".pyc", ".toml", ".so", ".onnx", ".npz"))
 
 
-def test_the_wheels_describe_themselves_and_need_no_torch(wheels):
+def test_the_wheels_describe_themselves_and_need_no_torch(archives):
     always = (
         {f"upperson-rt=={upperson_rt.__version__}"},
         {"faiss-cpu", "numpy", "pillow", "rapidfuzz", "rich", "tokenizers", "typer"},
     )
     projects = (ROOT, ROOT / "runtime")
-    for file, folder, packages in zip(wheels, projects, always, strict=True):
+    for file, folder, packages in zip(archives, projects, always, strict=True):
         project = read_toml(folder)["project"]
         (place,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = Parser().parsestr(file.read(place).decode())
@@ -158,7 +154,7 @@ def test_the_wheels_describe_themselves_and_need_no_torch(wheels):
 
 
 def test_an_index_would_take_the_wheels_and_source_distributions(wheels, sdists):
-    files = [*(wheel.filename for wheel in wheels), *sdists]
+    files = [*wheels, *sdists]
     done = subprocess.run(
         [sys.executable, "-m", "twine", "--no-color", "check", "--strict", *files],
         capture_output=True,

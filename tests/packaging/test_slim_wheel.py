@@ -11,9 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
-from tests.helpers.command_line import ROOT
 from tests.helpers.invoke import run_rt_json
 from tests.helpers.locks import EDGE
 
@@ -35,32 +33,24 @@ def call(*command, cwd, code=0, timeout_s=60):
     return done.stdout
 
 
+PIP = (sys.executable, "-m", "pip", "--python")
+
+
 @pytest.fixture(scope="module")
-def edge(shared_folder) -> Path:
-    """The bin folder of a fresh environment with the slim wheel and the locked packages only."""
-    folder = shared_folder / "edge"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "installed").exists():
-            install(folder)
-            (folder / "installed").touch()
-    return folder / "venv" / "bin"
+def edge(wheels, tmp_path_factory) -> Path:
+    """The bin folder of a fresh environment with the slim wheel and the locked packages only.
 
-
-def install(folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    wheels = folder / "wheels"
-    call(
-        sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation",
-        "--wheel-dir", wheels, ROOT / "runtime",
-        cwd=folder, timeout_s=120,
-    )  # fmt: skip
-    (wheel,) = wheels.iterdir()
-    assert wheel.name.startswith("upperson_rt-")
-    assert wheel.name.endswith("-py3-none-any.whl")
-    call(sys.executable, "-m", "venv", folder / "venv", cwd=folder, timeout_s=120)
-    pip = [folder / "venv" / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile"]
-    call(*pip, "--require-hashes", "-r", EDGE, cwd=folder, timeout_s=400)
-    call(*pip, "--no-deps", wheel, cwd=folder)
+    The packages are those of the environment that ``make sbom`` made, if the variable names it.
+    """
+    folder = tmp_path_factory.mktemp("edge")
+    made = os.environ.get("UPPERSON_TEST_EDGE")
+    venv = Path(made) if made else folder / "venv"
+    install = (*PIP, venv / "bin" / "python", "install", "--quiet", "--no-compile", "--no-deps")
+    if not made:
+        call(sys.executable, "-m", "venv", "--without-pip", venv, cwd=folder, timeout_s=120)
+        call(*install, "--require-hashes", "-r", EDGE, cwd=folder, timeout_s=400)
+    call(*install, "--force-reinstall", wheels[1], cwd=folder)
+    return venv / "bin"
 
 
 def test_the_environment_holds_no_training_packages_and_fits_together(edge, tmp_path):
@@ -69,7 +59,7 @@ def test_the_environment_holds_no_training_packages_and_fits_together(edge, tmp_
     code = f"from importlib.util import find_spec; print(*filter(find_spec, {absent!r}))"
     assert call(edge / "python", "-c", code, cwd=tmp_path).split() == []
     assert not (edge / "upperson").exists()
-    call(edge / "python", "-m", "pip", "check", cwd=tmp_path)
+    call(*PIP, edge / "python", "check", cwd=tmp_path)
 
 
 def test_the_slim_runtime_searches_indexes_and_checks_itself(edge, demo_folder, tmp_path):

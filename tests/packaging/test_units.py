@@ -40,16 +40,7 @@ def watch(folder, unit, tmp_path):
 
 
 @needs_seccomp
-@pytest.mark.parametrize("unit", UNITS.values(), ids=UNITS.keys())
-def test_the_programs_start_under_the_filters_of_either_unit(unit, tmp_path):
-    output = tmp_path / "version"
-    process = start_program("upperson-rt", "--version", output=output, within=under(unit))
-    assert process.wait(60) == 0, output.with_name("version.err").read_text()
-    assert output.read_text().startswith("upperson-rt ")
-
-
-@needs_seccomp
-def test_a_film_is_watched_to_its_end_under_the_filters(folder, tmp_path):
+def test_a_film_is_watched_and_the_console_is_ready_under_the_filters(folder, tmp_path):
     code, output, errors = watch(folder, UNITS["watch"], tmp_path)
     assert code == 0, errors
     assert "not permitted" not in errors
@@ -57,12 +48,6 @@ def test_a_film_is_watched_to_its_end_under_the_filters(folder, tmp_path):
     assert camera["state"] == "ended"
     assert camera["committed"] == camera["accepted"] > 0
     assert "upperson_committed_total" in (tmp_path / "watch.prom").read_text()
-
-
-@needs_seccomp
-def test_the_console_is_ready_under_the_filters(folder, tmp_path):
-    code, _, errors = watch(folder, UNITS["watch"], tmp_path)
-    assert code == 0, errors
     place = ("-b", folder / "bundle", "-g", tmp_path / "gallery", "--state", tmp_path / "console")
     with (
         served(tmp_path, *place, within=under(UNITS["console"])) as console,

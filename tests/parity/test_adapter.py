@@ -11,6 +11,7 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from tests.helpers.toy_bases import PARTS, SIZE, know_toy_towers, random_ids, to
 from tests.helpers.toy_bundle import make_toy_tokenizer_json
 from tests.helpers.toy_clip import disturb
 from tests.helpers.toy_graphs import export_exchanged
+from tests.helpers.traces import as_in
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
 from upperson_adapter import apply
@@ -39,7 +41,7 @@ from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.manifest import NO_ADAPTER, space_fingerprint
 
-pytestmark = pytest.mark.timeout(240, func_only=True)
+pytestmark = pytest.mark.timeout(240)
 
 STATISTICS = ((0.5, 0.4, 0.3), (0.5, 0.4, 0.6))
 ALL = tuple(name for name in VARIANTS if name != "fp32")
@@ -53,8 +55,8 @@ def model_of(kind, parts, seed=0):
     return model
 
 
-def export(model, kind, adapter, output, **options):
-    """Export with the toy's graphs where there are some, since a trace takes seconds."""
+def export(model, kind, adapter, output, like=None, **options):
+    """Export with the toy's graphs, or those of a bundle: a trace takes seconds."""
     rng = np.random.default_rng(3)
     images = rng.integers(0, 256, (6, *SIZE, 3), np.uint8)
     ids = random_ids(kind, [14, 9, 4, 7, 11, 5]).numpy()
@@ -67,8 +69,9 @@ def export(model, kind, adapter, output, **options):
         embed_dim=model.embed_dim,
     )
     with pytest.MonkeyPatch.context() as patch:
-        if kind == "clip" and adapter != NO_ADAPTER:
-            patch.setattr(candidates, "export_onnx", export_exchanged)
+        if like is not None or (kind == "clip" and adapter != NO_ADAPTER):
+            traced = export_exchanged if like is None else as_in(like)
+            patch.setattr(candidates, "export_onnx", traced)
         export_bundle(
             model, identity, make_toy_tokenizer_json(), samples, None, output,
             ExportOptions(**options), lambda work, done, total: None,
@@ -351,17 +354,19 @@ def test_the_bundle_of_another_site_or_base_is_replaced_only_by_force(site, chan
 
 def test_an_export_replaces_the_bundle_of_another_model_only_by_force(site):
     """A damaged bundle of the same model is replaced, too."""
-    model = model_of("clip", PLAIN_CLIP)
+    replace_it = partial(
+        export, model_of("clip", PLAIN_CLIP), "clip", NO_ADAPTER, like=site / "base"
+    )
     place = shutil.copytree("base", "bundle")
     (site / "bundle/image.fp32.onnx").write_bytes(b"damaged")
-    export(model, "clip", NO_ADAPTER, site / place, variants=())
+    replace_it(site / place, variants=())
     assert Bundle.open(place).check_golden_samples()
     as_if_of(site / place, adapter_sha256="7" * 64)
     before = snapshot(site)
     with refused("bundle_of_other_model", InputError):
-        export(model, "clip", NO_ADAPTER, site / place, variants=())
+        replace_it(site / place, variants=())
     assert snapshot(site) == before
-    export(model, "clip", NO_ADAPTER, site / place, variants=(), force=True)
+    replace_it(site / place, variants=(), force=True)
     assert read_manifest(site / place).model.adapter_sha256 == NO_ADAPTER
 
 

@@ -110,7 +110,7 @@ with Gallery.open(folder / "g", encoder.fingerprint, encoder.embed_dim, create=T
 """
 
 
-@pytest.mark.timeout(60, func_only=True)
+@pytest.mark.timeout(60)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_all_threads_together_take_what_two_pictures_may(tmp_path):
     make_toy_bundle(tmp_path / "bundle")

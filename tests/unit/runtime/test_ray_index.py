@@ -224,7 +224,7 @@ def short_folder():
         yield name
 
 
-@pytest.mark.timeout(600, func_only=True)
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs  pip install 'ray[data]'")
 def test_a_worker_of_a_cluster_is_killed(original, tmp_path, short_folder):
     (tmp_path / "cluster.py").write_text(CLUSTER)

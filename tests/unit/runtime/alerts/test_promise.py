@@ -68,6 +68,8 @@ def test_visits_a_day_of_even_busy_and_short_galleries():
     assert visits_per_day({5: 100, 6: 100}) == 2400  # Of two hours: twelve times as many.
     weekend = {24 * day + 12: (20 if day % 7 > 4 else 1000) for day in range(70)}
     assert visits_per_day(weekend) == 1000
+    half = dict.fromkeys(range(24), 100) | {24 * day: 100 for day in range(1, 25)}
+    assert visits_per_day(half) == 2400
 
 
 @pytest.mark.parametrize("far", [10**9 // 3600, -(10**9) // 3600, 10**11 // 3600])

@@ -64,7 +64,7 @@ def test_an_opencv_loop(work, monkeypatch, capsys):
     assert len(lines) == 2 + min(3, rows) > 2
 
 
-@pytest.mark.timeout(120, func_only=True)  # HOG looks at two frames, and a machine may be busy.
+@pytest.mark.timeout(120)  # HOG looks at two frames, and a machine may be busy.
 def test_a_gstreamer_source(work, monkeypatch, capsys):
     """OpenCV here has no GStreamer: what would be opened is looked at, the rest is real."""
     opened, silent = [], threading.Event()

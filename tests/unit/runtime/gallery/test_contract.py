@@ -13,7 +13,7 @@ from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.gallery import CameraInfo, Filter, Gallery, Item, TrackSpan
 
 # Some take dozens of requests, and a Milvus server on a busy machine answers late.
-pytestmark = pytest.mark.timeout(60, func_only=True)
+pytestmark = pytest.mark.timeout(60)
 ODD_TEXTS = [
     'quo"te', "apo'strophe", "back\\slash", "\\", '\\"', "new\nline", "\r", "tab\t", "\x01", "\x7f",
     "%", "_", "*", "{a}", "$.a", "a.b", "[0]", "~1", "/", "\\n", "\\u0041", "ü", "u\u0308", "人 😀",

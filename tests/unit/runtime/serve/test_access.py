@@ -5,6 +5,7 @@ import json
 import stat
 import threading
 import time
+from itertools import product
 from types import SimpleNamespace
 
 import httpx
@@ -236,8 +237,9 @@ def test_a_viewer_sees_only_its_cameras(guarded, tmp_path):
     vector = guarded.service.encoder.encode_images([crop])
     gallery.add([Item(key="no-camera", track="loose", crop="none.png")], vector)
     hidden = [id_of(guarded, key) for key in ("red-2", "no-camera")]
-    for by_track in (True, False):
-        hits = guarded.viewer.search(sentence="red", limit=100, by_track=by_track).json()["hits"]
+    for by_track, where in product((True, False), ({}, {"cameras": ["gate", ODD]})):
+        query = {"sentence": "red", "limit": 100, "by_track": by_track, "filter": where}
+        hits = guarded.viewer.search(**query).json()["hits"]
         assert {hit["camera"] for hit in hits} == {"gate"}
     found = guarded.viewer.search(sentence="red", filter={"cameras": [ODD]}).json()
     assert (found["hits"], found["total"]) == ([], 0)

@@ -8,7 +8,7 @@ from tests.helpers import boxes
 from tests.helpers.boxes import Box
 from upperson_rt.gallery import Filter, Gallery
 
-pytestmark = pytest.mark.timeout(180, func_only=True)  # Four processes, and a server's restart.
+pytestmark = pytest.mark.timeout(180)  # Four processes, and a server's restart.
 
 
 @pytest.fixture

@@ -9,60 +9,51 @@ from upperson_camera import Pipeline
 from upperson_rt.gallery import Gallery
 from upperson_rt.ingest.late_gallery import open_now_or_later
 
+OPTIONS = {"every_s": 0, "min_views": 1, "frame_queue": 64, "save_crops": False}
 
-@pytest.mark.timeout(180, func_only=True)
-def test_nothing_that_was_accepted_is_lost(server_place, shared_server, tmp_path):
+
+def submit(pipeline, numbers):
+    for number in numbers:
+        pipeline.submit("gate", person_frame(), [BOX], START + number, tracks=[number])
+
+
+@pytest.mark.timeout(180)
+def test_nothing_accepted_is_lost_also_where_a_camera_starts_meanwhile(
+    server_place, shared_server, tmp_path
+):
     server = shared_server.server
     encoder = upperson_rt.open(make_toy_bundle(tmp_path / "bundle"), "fp32", "onnxruntime")
-    location = f"{server_place.unused()}?timeout=1"
-    options = {"every_s": 0, "min_views": 1, "frame_queue": 64, "save_crops": False}
+    space = encoder.fingerprint, encoder.embed_dim
+    there, later = (f"{server_place.unused()}?timeout=1" for _ in range(2))
     with (
-        Gallery.open(location, encoder.fingerprint, encoder.embed_dim, create=True) as gallery,
-        Pipeline(encoder, gallery, buffer=tmp_path / "buffer", **options) as pipeline,
+        Gallery.open(there, *space, create=True) as gallery,
+        Pipeline(encoder, gallery, buffer=tmp_path / "first", **OPTIONS) as first,
     ):
-        pipeline.add_camera("gate")
-
-        def submit(numbers):
-            for number in numbers:
-                pipeline.submit("gate", person_frame(), [BOX], START + number, tracks=[number])
-
-        submit(range(10))
-        assert pipeline.drain(60)
+        first.add_camera("gate")
+        submit(first, range(10))
+        assert first.drain(60)
         server.kill()
         try:
-            submit(range(10, 30))
-            wait_for(lambda: pipeline.stats().buffered == 20)
-            wait_for(lambda: pipeline._sender._error != "it does not answer")
-            submit(range(30, 40))
-            wait_for(lambda: pipeline.stats().buffered == 30)
+            submit(first, range(10, 30))
+            wait_for(lambda: first.stats().buffered == 20)
+            late = open_now_or_later(later, *space)
+            second = Pipeline(encoder, late, buffer=tmp_path / "second", **OPTIONS)
+            second.start()
+            second.add_camera("gate")
+            submit(second, range(20))
+            wait_for(lambda: second.stats().buffered == 20)
+            wait_for(lambda: first._sender._error != "it does not answer")
+            submit(first, range(30, 40))
+            wait_for(lambda: first.stats().buffered == 30)
         finally:
             server.start()
-        assert pipeline.drain(120)
-        check_sums(pipeline.stats())
-        assert pipeline.stats().total("added_by_others") == 0
+        assert first.drain(120)
+        assert second.drain(120)
+        second.stop()
+        late.close()
+        check_sums(first.stats())
+        check_sums(second.stats())
+        assert first.stats().total("added_by_others") == 0
         assert sorted(item.time for item in gallery.items()) == [START + n for n in range(40)]
-
-
-@pytest.mark.timeout(180, func_only=True)
-def test_cameras_start_while_the_server_is_away(server_place, shared_server, tmp_path):
-    server = shared_server.server
-    encoder = upperson_rt.open(make_toy_bundle(tmp_path / "bundle"), "fp32", "onnxruntime")
-    location = f"{server_place.unused()}?timeout=1"
-    options = {"every_s": 0, "min_views": 1, "frame_queue": 64, "save_crops": False}
-    server.kill()
-    try:
-        late = open_now_or_later(location, encoder.fingerprint, encoder.embed_dim)
-        pipeline = Pipeline(encoder, late, buffer=tmp_path / "buffer", **options)
-        pipeline.start()
-        pipeline.add_camera("gate")
-        for number in range(20):
-            pipeline.submit("gate", person_frame(), [BOX], START + number, tracks=[number])
-        wait_for(lambda: pipeline.stats().buffered == 20)
-    finally:
-        server.start()
-    assert pipeline.drain(120)
-    pipeline.stop()
-    check_sums(pipeline.stats())
-    late.close()
-    with Gallery.open(location, encoder.fingerprint) as gallery:
+    with Gallery.open(later, encoder.fingerprint) as gallery:
         assert sorted(item.time for item in gallery.items()) == [START + n for n in range(20)]

@@ -191,7 +191,7 @@ def test_verify_finds_what_is_wrong(lite_place):
             list(gallery.items())
 
 
-@pytest.mark.timeout(150, func_only=True)  # A process that imports pymilvus.
+@pytest.mark.timeout(150)  # A process that imports pymilvus.
 def test_a_folder_belongs_to_one_process_until_it_is_closed(lite_place):
     location = lite_place.empty()
     code = (
@@ -244,7 +244,7 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch, package, locat
         Gallery.open(location)
 
 
-@pytest.mark.timeout(120, func_only=True)
+@pytest.mark.timeout(120)
 def test_a_server_that_dies_and_comes_back(server_place, shared_server):
     location, server = server_place.empty(), shared_server.server
     vectors = some_vectors(60)

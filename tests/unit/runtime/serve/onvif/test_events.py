@@ -297,19 +297,16 @@ GOOD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
+def test_values_of_other_types_or_out_of_range_are_faults(shared, vms):
+    assert post(shared, envelope(shared, EVENTS.format(**GOOD))).status_code == 200
+    for bad in (
         {"times": TIMES.format("yesterday", "2026-01-01T00:00:00Z")},
         {"times": TIMES.format("2026-01-01T00:00:00Z", "2026-13-01T00:00:00Z")},
         {"states": "maybe"}, {"states": ""}, {"most": "0"}, {"most": "2147483648"}, {"most": "1e3"},
         {"kept": "60"}, {"kept": "-PT60S"},
-    ],
-)  # fmt: skip
-def test_values_of_other_types_or_out_of_range_are_faults(shared, vms, bad):
-    assert post(shared, envelope(shared, EVENTS.format(**GOOD))).status_code == 200
-    answer = post(shared, envelope(shared, EVENTS.format(**GOOD | bad)))
-    assert (answer.status_code, "ter:InvalidArgVal" in answer.text) == (400, True)
+    ):  # fmt: skip
+        answer = post(shared, envelope(shared, EVENTS.format(**GOOD | bad)))
+        assert (answer.status_code, "ter:InvalidArgVal" in answer.text) == (400, True), bad
     for name, value in (
         ("GetMediaAttributes", "<tse:Time>2026-09-21</tse:Time>"),
         ("GetRecordingInformation", f"<tse:RecordingToken>{'x' * 65}</tse:RecordingToken>"),
