@@ -11,7 +11,7 @@ PYTHON ?= python3
 ARGS ?=
 NAME ?=
 # What deploy/requirements-edge.txt is for: the extras that the image installs.
-EDGE := alerts camera cpu metrics milvus serve sign
+EDGE := alerts camera cpu metrics milvus serve sign timestamp
 # What the demo and the commands that it prints need; tests and checks need much more.
 DEMO := cpu,export,serve
 FUZZ_S ?= 75
