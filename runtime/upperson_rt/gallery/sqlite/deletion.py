@@ -99,6 +99,7 @@ class Eraser:
             with self._writing():
                 pass
         with self._database.reading() as transaction:
+            transaction.check_table(now=True)  # Not in a step, where others wait to write.
             rows = select(transaction)
             records = unfinished(transaction)
         rows = rows[np.argsort(rows[:, 0])]
