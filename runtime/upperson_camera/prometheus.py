@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 from upperson_camera.pipeline import Pipeline
 from upperson_camera.source import import_extra
 from upperson_camera.stats import BOUNDS_S, BY_REASON, HELP
+from upperson_rt.cli.output import print_note
 from upperson_rt.errors import InputError
-from upperson_rt.gallery import retention
+from upperson_rt.gallery.retention import counters
 from upperson_rt.printable import get_logger
 
 _log = get_logger(__name__)
@@ -76,7 +78,7 @@ class _Collector:
         busy_s, text = stats.encoder_busy_s, "Seconds in which the encoder worked."
         yield counter("upperson_encoder_busy_seconds", text, value=busy_s)
         yield counter("upperson_batches", "Batches the encoder ran.", value=stats.batches)
-        for name, (text, value) in retention.counters().items():
+        for name, (text, value) in counters().items():
             yield counter(f"upperson_{name}", text, value=value)
         yield gauge("upperson_uptime_seconds", "Seconds since the start.", value=stats.seconds)
         for name, durations in self._pipeline.durations.items():
@@ -168,3 +170,13 @@ class MetricsFile:
         except OSError as error:
             text = f"cannot write metrics {self.path}: {error.strerror}"
             raise InputError(text, code="file_not_writable", path=self.path) from error
+
+
+def publish(pipeline: Pipeline, port: int | None, file: Path | None, stack: ExitStack) -> None:
+    """Serve metrics on a port, write them to a file, or both, until the stack ends."""
+    if port is not None:
+        server = MetricsServer(pipeline, port)
+        stack.callback(server.close)
+        print_note(f"metrics: {server.url}")
+    if file is not None:
+        stack.callback(MetricsFile(pipeline, file).close)

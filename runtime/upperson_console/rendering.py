@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse
 from upperson_console import reported, times, translation
 from upperson_console.accounts import Account
 from upperson_rt.errors import UppersonError
-from upperson_rt.gallery import retention
+from upperson_rt.gallery.retention import counters as erased
 from upperson_rt.printable import show_percent, show_text
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class _Collector:
             "encoder_refusals": ("Requests refused because the queue was full.", queue.refused),
             "quota_refusals": ("Requests refused by the view quota.", service.view_log.refusals),
             "encoder_busy_seconds": ("Seconds in which the encoder worked.", queue.busy_s),
-            **retention.counters(),
+            **erased(),
         }
         broken = int(bool(service.log.problem))
         gauges = {

@@ -354,7 +354,7 @@ def test_pictures_are_restored_from_the_bin_or_deleted(open_page, folder, with_s
     for place in (0, 1):
         cards.nth(place).get_by_role("checkbox").check()
     if with_script:
-        assert page.locator("#selected strong").inner_text() == "Selected: 2 cards, 2 pictures"
+        assert page.locator("#selected strong").inner_text() == "Selected cards: 2, pictures: 2"
     page.get_by_label("Why?").fill("At his request")
     page.get_by_role("button", name="Delete for good").click()
     page.get_by_role("heading", name="Deleted 2 pictures").wait_for()

@@ -249,6 +249,8 @@ def _back_up(source: Database, destination: Path, copies: Copies, is_increment: 
             _remove_log(file)
             put_in_place(place, file)
     changed = dict(changed_files(gallery, destination, files))
+    for path in [path for path in changed if not path.exists()]:  # Whose absence is damage.
+        write_atomically(path, changed[path])
     manifest = Manifest(
         time=began,
         generator=made_now()["generator"],
@@ -262,7 +264,7 @@ def _back_up(source: Database, destination: Path, copies: Copies, is_increment: 
         files=files,
     )
     write_atomically(destination / MANIFEST, json.dumps(asdict(manifest)))
-    for path, content in changed.items():
+    for path, content in changed.items():  # Manifests have both hashes of these.
         write_atomically(path, content)
     known = {name for name in (earlier.files if earlier else ()) if "/" not in name}
     clips = (path for path in (destination / "clips").rglob("*") if path.is_file())

@@ -489,6 +489,7 @@ class SearchIndex:
         arrays = {"ids": segment.ids, "checksums": segment.checksums}
         try:
             write_file(self.path, segment.index, arrays, asdict(stamp))
+            self._files.remove_parts()  # Of when it was large.
         except (OSError, InputError) as error:
             _LOG.warning("search index %s cannot be saved: %s", self.path, error)
 

@@ -278,7 +278,12 @@ class ListFiles:
 
     def remove(self) -> None:
         """Remove all files; what has them open goes on with them."""
-        for file in (self.path, *self._files()):
+        self.path.unlink(missing_ok=True)
+        self.remove_parts()
+
+    def remove_parts(self) -> None:
+        """Remove the files of parts."""
+        for file in self._files():
             file.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:

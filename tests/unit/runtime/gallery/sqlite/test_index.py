@@ -286,6 +286,17 @@ def test_a_deletion_takes_items_out_of_the_files(folder, approximate, monkeypatc
         assert gallery.verify() == []
 
 
+def test_a_gallery_that_shrinks_has_an_exact_index_again(folder, approximate):
+    with open_(folder) as gallery:
+        put(gallery, 0, 1000)
+        gallery.delete([f"k{n}" for n in range(700)])
+    with open_(folder) as gallery:
+        assert_right(gallery, 1000)
+        assert kinds(gallery) == ["exact"]
+        assert list(folder.glob("gallery.index-0*")) == []
+        assert gallery.verify() == []
+
+
 def test_only_a_damaged_part_is_made_again(folder, approximate, monkeypatch, caplog):
     with open_(folder) as gallery:
         put(gallery, 0, 1000)
