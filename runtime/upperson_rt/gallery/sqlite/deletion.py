@@ -33,8 +33,6 @@ from upperson_rt.gallery.outbox import Outbox
 from upperson_rt.gallery.sqlite import rows as table
 from upperson_rt.gallery.sqlite import schema
 from upperson_rt.gallery.sqlite.database import Database, Transaction
-from upperson_rt.gallery.sqlite.index_file import UnusableIndexError, read_stamp
-from upperson_rt.gallery.sqlite.list_files import INDEX_FILE
 from upperson_rt.gallery.sqlite.schema import ROW, DamageError, Sums
 from upperson_rt.printable import get_logger
 
@@ -73,9 +71,11 @@ class Eraser:
         self,
         database: Database,
         writing: Callable[[], AbstractContextManager[tuple[Transaction, Sums]]],
+        purge: Callable[[NDArray[np.int64], bool], None],
         crops_dir: Path,
     ) -> None:
         self._database, self._writing, self._crops_dir = database, writing, crops_dir
+        self._purge = purge
         self._folder = crops_dir.parent
 
     def erase(
@@ -101,6 +101,7 @@ class Eraser:
             with self._writing():
                 pass
         with self._database.reading() as transaction:
+            transaction.check_table(now=True)  # Not in a step, where others wait to write.
             rows = select(transaction)
             records = unfinished(transaction)
         rows = rows[np.argsort(rows[:, 0])]
@@ -122,7 +123,9 @@ class Eraser:
             with self._writing() as (transaction, _):
                 _write(transaction, done)
         if firsts:
-            self._tidy(np.concatenate(firsts))
+            self._tidy()
+        if firsts or action == "delete":
+            self._purge(np.concatenate([np.empty(0, np.int64), *firsts]), action == "delete")
         return deleted
 
     def begin(
@@ -210,14 +213,13 @@ class Eraser:
                 log.append(record["action"], line | ({"recovered": True} if recovered else {}))
         return {**record, "count": 0, "files": left} if left else None
 
-    def _tidy(self, firsts: NDArray[np.int64]) -> None:
+    def _tidy(self) -> None:
         """Give back the space of deleted rows; problems are logged, as the rows are gone."""
         try:
             self._shrink()
             self._database.empty_log()
         except UppersonError as error:
             _LOG.warning("the space of deleted rows is given back later: %s", error)
-        self._drop_index(firsts)
 
     def _shrink(self) -> None:
         """Cut free pages off the file; a gallery of an earlier release keeps them for new rows."""
@@ -233,18 +235,6 @@ class Eraser:
                 for _ in range(min(_STEP_PAGES, surplus - start)):
                     # One at a time: Python's sqlite3 ends this statement after the first.
                     transaction.execute("PRAGMA incremental_vacuum(1)")
-
-    def _drop_index(self, ids: NDArray[np.int64]) -> None:
-        """Remove a file of an exact index with deleted rows: the next search makes it anew."""
-        path = self._folder / INDEX_FILE
-        try:
-            stamp = read_stamp(path)
-            if stamp.get("kind") == "exact" and (ids <= stamp["last_id"]).any():
-                path.unlink(missing_ok=True)
-        except FileNotFoundError:
-            return
-        except (UnusableIndexError, OSError) as error:
-            _LOG.warning("search index %s may hold deleted rows: %s", path, error)
 
     def _erase_clips(self, rows: Sequence[Erased], advice: str) -> None:
         try:

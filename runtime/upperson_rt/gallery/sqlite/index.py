@@ -247,18 +247,45 @@ class SearchIndex:
             return self._files.read()
         return self._files.empty()
 
-    def _bring_up(self, lists: Lists, save: bool = True) -> Lists:
+    def _bring_up(self, lists: Lists) -> None:
         """Do all that is due, each step in a transaction of its own."""
         while not self._files.stopped.is_set():
             with self._reading() as transaction:
                 try:
-                    done = self._files.step(transaction, lists, save)
+                    done = self._files.step(transaction, lists)
                 except UnusableIndexError:
-                    done = self._files.step(transaction, self._files.empty(), save)
+                    done = self._files.step(transaction, self._files.empty())
             if done is None:
-                return lists
+                return
             lists = done
         raise StoppedError
+
+    def purge(self, ids: NDArray[np.int64], parts: bool) -> None:
+        """Take deleted items out of the files; those of an exact index go as a whole.
+
+        Problems are logged: see ``upperson-rt gallery erase-proof``.
+
+        Args:
+            ids: The lowest one of each deletion.
+            parts: Also of a large gallery; else the work beside searches does it sometime.
+        """
+        try:
+            stamp = Stamp.read(read_stamp(self.path))
+            if stamp.kind == _EXACT and (ids <= stamp.last_id).any():
+                self.path.unlink(missing_ok=True)
+            elif stamp.kind == KIND and parts:
+                with self._files.only_one(wait=False) as is_alone:
+                    if not is_alone:
+                        _LOG.warning(
+                            "search index %s is being made: it may hold deleted rows", self.path
+                        )
+                        return
+                    with self._reading() as transaction:
+                        self._files.step(transaction, self._files.read(), purge=True)
+        except FileNotFoundError:
+            return
+        except (UnusableIndexError, OSError) as error:
+            _LOG.warning("search index %s may hold deleted rows: %s", self.path, error)
 
     def _with_newer_files(self, transaction: Transaction, snapshot: Snapshot) -> Snapshot:
         """Return the snapshot with what was saved since, if that holds almost everything."""

@@ -23,7 +23,14 @@ from upperson_rt.errors import InputError
 from upperson_rt.files import lock_until_closed, unlock_and_close
 from upperson_rt.gallery.sqlite.database import Transaction
 from upperson_rt.gallery.sqlite.index_file import UnusableIndexError, read_file, write_file
-from upperson_rt.gallery.sqlite.lists import KIND, ListPart, make_part, read_part, write_part
+from upperson_rt.gallery.sqlite.lists import (
+    KIND,
+    ListPart,
+    make_part,
+    read_part,
+    without_dead,
+    write_part,
+)
 from upperson_rt.gallery.sqlite.rows import Block, changed_since, stored_vectors, version_of
 from upperson_rt.gallery.sqlite.schema import SqliteMeta
 from upperson_rt.printable import get_logger
@@ -187,8 +194,12 @@ class ListFiles:
         finally:
             unlock_and_close(handle)
 
-    def step(self, transaction: Transaction, lists: Lists, save: bool = True) -> Lists | None:
+    def step(
+        self, transaction: Transaction, lists: Lists, save: bool = True, purge: bool = False
+    ) -> Lists | None:
         """Do what is due first; return the outcome, or None if nothing is.
+
+        With ``purge`` only take all items that are gone out of the files.
 
         Raises UnusableIndexError if the files are of another state of the database.
         """
@@ -198,16 +209,26 @@ class ListFiles:
         again = _existing(transaction, changed[changed <= covered])
         missing = list(lists.missing)
         seals = bool(len(again)) and len(changed) >= _MOST_CHANGES
-        if missing:
+        seals = seals or newest - covered + len(again) >= SEAL_ROWS
+        least = 1 if purge else None
+        old = [name for name, part in parts.items() if part.dead_count >= (least or part.alive + 1)]
+        if purge and not old:
+            return None
+        if missing and not purge:
             first, last = missing.pop(0)
             parts |= self._made(transaction, parts, first, last)
-        elif seals or newest - covered + len(again) >= SEAL_ROWS:
+        elif seals and not purge:
             first, covered = covered + 1, min(newest, covered + PART_ROWS)
             parts |= self._made(transaction, parts, first, covered, again)
             again = again[:0]
-        elif old := _to_be_made_again(parts):
-            parts = {name: part for name, part in parts.items() if name not in old}
-            gone = [lists.parts[name].ids for name in old]
+        elif old:
+            for name in old:
+                part = parts.pop(name)
+                if part.alive:
+                    parts |= self._written(without_dead(part, self.path.with_name(name)), parts)
+        elif small := _to_be_merged(parts):
+            parts = {name: part for name, part in parts.items() if name not in small}
+            gone = [lists.parts[name].ids for name in small]
             first, last = min(ids[0] for ids in gone), max(ids[-1] for ids in gone)
             parts |= self._made(transaction, parts, int(first), int(last))
         elif len(changed) < _MOST_CHANGES:
@@ -288,11 +309,14 @@ class ListFiles:
         del blocks
         if not len(whole.ids):
             return {}
+        return self._written(make_part(whole), others)
+
+    def _written(self, part: ListPart, others: Mapping[str, ListPart]) -> dict[str, ListPart]:
+        """Write a part, and return it by the name of its file."""
         names = {*others, *(file.name for file in self._files())}
         numbers = [int(name.rpartition("-")[2]) for name in names]
         name = f"{INDEX_FILE}-{max(numbers, default=0) + 1:06d}"
         path = self.path.with_name(name)
-        part = make_part(whole)
         try:
             write_part(path, part)
             return {name: read_part(path)}
@@ -318,11 +342,8 @@ def _between(ids: NDArray[np.int64], first: int, last: int) -> NDArray[np.int64]
     return ids[np.searchsorted(ids, first) : np.searchsorted(ids, last, "right")]
 
 
-def _to_be_made_again(parts: Mapping[str, ListPart]) -> list[str]:
-    """Return parts that are due: one that is mostly gone, or the newest of many small ones."""
-    for name, part in parts.items():
-        if part.dead_count > part.alive:
-            return [name]
+def _to_be_merged(parts: Mapping[str, ListPart]) -> list[str]:
+    """Return the newest of many small parts."""
     small = [name for name, part in parts.items() if part.alive < PART_ROWS // 2]
     due, rows = list[str](), 0
     for name in reversed(small) if len(small) > _SMALL_PARTS else ():

@@ -56,7 +56,8 @@ class ListPart(Part):
     """Measured, with candidates scored again."""
 
     @cached_property
-    def _alive_rows(self) -> NDArray[np.bool_] | None:
+    def alive_rows(self) -> NDArray[np.bool_] | None:
+        """(N,) rows whose items count; None if all do."""
         return None if self.dead is None else ~self.dead[self.places]
 
     def ranges(self, where: Filter) -> Ranges:
@@ -85,8 +86,8 @@ class ListPart(Part):
     def items_in(self, ranges: Ranges) -> NDArray[np.int64]:
         """Return the items of rows that count, in no order."""
         rows = np.concatenate([np.arange(*ends) for ends in ranges])
-        if self._alive_rows is not None:
-            rows = rows[self._alive_rows[rows]]
+        if self.alive_rows is not None:
+            rows = rows[self.alive_rows[rows]]
         found: NDArray[np.int64] = self.ids[self.places[rows]]
         return found
 
@@ -101,7 +102,7 @@ class ListPart(Part):
         # Filtered, the best are spread over more lists, and there is less to look at in each.
         wider = math.sqrt(len(self.ids) / passing)
         parameters.nprobe = min(int(self.index.nlist), math.ceil(self.index.nprobe * wider))
-        alive = self._alive_rows
+        alive = self.alive_rows
         if alive is None and len(ranges) == 1 and passing < len(self.ids):
             parameters.sel = faiss.IDSelectorRange(*ranges[0], True)
         elif alive is not None or passing < len(self.ids):
@@ -136,6 +137,45 @@ def read_part(path: Path) -> ListPart:
     if index is None or index.ntotal != len(part.ids):
         raise UnusableIndexError("it does not hold the rows that its stamp says")
     return part
+
+
+def without_dead(part: ListPart, path: Path) -> ListPart:
+    """Return the part of a file without the items that are gone, of which nothing is left."""
+    faiss = load_faiss()
+    alive_rows = part.alive_rows
+    if alive_rows is None or part.dead is None:
+        return part
+    index = faiss.read_index(str(path))
+    new_rows, lists = np.cumsum(alive_rows) - 1, index.invlists
+    for number in range(index.nlist):
+        size = lists.list_size(number)
+        if not size:
+            continue
+        rows = faiss.rev_swig_ptr(lists.get_ids(number), size)
+        codes = faiss.rev_swig_ptr(lists.get_codes(number), size * index.code_size)
+        kept = alive_rows[rows]
+        count = int(np.count_nonzero(kept))
+        rows[:count] = new_rows[rows[kept]]
+        codes = codes.reshape(size, index.code_size)
+        codes[:count] = codes[kept]
+        lists.resize(number, count)
+    index.ntotal = part.alive
+    kept_items = ~part.dead
+    new_places = np.cumsum(kept_items) - 1
+    starts = np.concatenate([[0], np.cumsum(alive_rows)]).tolist()
+    return ListPart(
+        ids=part.ids[kept_items],
+        checksums=part.checksums[kept_items],
+        index=index,
+        places=new_places[part.places[alive_rows]].astype(np.int32),
+        times=part.times[alive_rows],
+        cameras=[
+            (name, starts[start], starts[stop])
+            for name, start, stop in part.cameras
+            if starts[start] < starts[stop]
+        ],
+        recall_at_10=part.recall_at_10,
+    )
 
 
 def make_part(block: Block) -> ListPart:

@@ -60,7 +60,7 @@ class SqliteGallery(Gallery):
         self.path = path
         self._database = database
         self._index = SearchIndex(path, database.meta, not database.read_only, database.reading)
-        self._eraser = Eraser(database, self._writing, path / "crops")
+        self._eraser = Eraser(database, self._writing, self._index.purge, path / "crops")
         self.bin = Bin(path, database.reading, self._writing, self._item, self._eraser)
 
     @classmethod

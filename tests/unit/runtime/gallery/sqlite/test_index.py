@@ -149,7 +149,8 @@ def test_changes_are_followed_row_by_row(folder, sizes, request, no_build):
             put(writer, start, start + 40)
             again = [Item(key=f"k{i}") for i in rng.choice(start, 9, replace=False)]
             writer.add(again, some_vectors(9, 200 + step))
-            delete_beside_index(writer, [f"k{i}" for i in rng.choice(start, 9, replace=False)])
+            delete = delete_beside_index if sizes == "small" else Gallery.delete
+            delete(writer, [f"k{i}" for i in rng.choice(start, 9, replace=False)])
             for k in (1, 10, 2000):  # 2000 are all of the items.
                 if sizes == "small" or k == 2000:
                     assert_right(gallery, k)
@@ -264,10 +265,32 @@ def test_files_of_deleted_rows_go(folder, busy):
         assert_right(gallery, 2000)
 
 
+def test_a_deletion_takes_items_out_of_the_files(folder, approximate, monkeypatch):
+    """Without encoding what stays again; retention leaves it to the work beside searches."""
+    with open_(folder) as gallery:
+        put(gallery, 0, 1000)
+        monkeypatch.setattr(list_files, "make_part", lambda _: pytest.fail("encoded"))
+        gallery.prune(older_than=20.0)
+        assert sum(part.dead_count for part in parts(gallery)) == 0
+        gallery.search(QUERIES, 1)
+        assert sum(part.dead_count for part in parts(gallery)) == 20
+        gallery.delete([f"k{n}" for n in range(0, 1000, 3)])
+        for where in WHERE:
+            assert_right(gallery, 2000, where)
+        assert sum(part.dead_count for part in parts(gallery)) == 0
+        assert sum(part.index.ntotal for part in parts(gallery)) == gallery.count()
+        (hits,) = gallery.search(QUERIES[:1], 3, Filter(camera="c3"))
+        assert {hit.item.camera for hit in hits} == {"c3"}
+    with open_(folder) as gallery:
+        assert_right(gallery, 2000)
+        assert gallery.verify() == []
+
+
 def test_only_a_damaged_part_is_made_again(folder, approximate, monkeypatch, caplog):
     with open_(folder) as gallery:
         put(gallery, 0, 1000)
         gallery.delete(["k300"])
+        gallery.search(QUERIES, 1)
         names = [*gallery._index.snapshot.lists.parts]
     damaged = folder / names[1]
     damaged.write_bytes(damaged.read_bytes()[:-50])
