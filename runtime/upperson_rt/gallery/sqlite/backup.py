@@ -1,9 +1,9 @@
 """Backups of a gallery that may be in use: a copy, increments of it, and their way back.
 
-A backup is a gallery without a search index, and a manifest. The first one copies the database; an
-increment changes the rows of the copy in one transaction, by the log of changes and by ids. Crops
-are written before the rows that name them and removed after those are gone, so a kill leaves the
-earlier backup or the new one, whole.
+A backup is a gallery without a search index and with an empty bin, and a manifest. The first one
+copies the database; an increment changes the rows of the copy in one transaction, by the log of
+changes and by ids. Crops are written before the rows that name them and removed after those are
+gone, so a kill leaves the earlier backup or the new one, whole.
 """
 
 import hashlib
@@ -37,6 +37,7 @@ from upperson_rt.gallery.sqlite.backup_files import (
     copy_crops,
     unnamed_files,
 )
+from upperson_rt.gallery.sqlite.bin import leave_out
 from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database
 from upperson_rt.gallery.sqlite.follow import UnrelatedError, follow
 from upperson_rt.gallery.sqlite.store import SqliteGallery
@@ -229,6 +230,7 @@ def _back_up(source: Database, destination: Path, copies: Copies, is_increment: 
             added = removed = 0
             if not is_increment:
                 then.check_items()
+            leave_out(then)
             before = set[str]()
             for _ in range(_ROUNDS):
                 if then.sums is not None:

@@ -54,6 +54,7 @@ class Copies:
 def copy_crops(transaction: Transaction, crops: Path, copies_dir: Path, copies: Copies) -> set[str]:
     """Copy the crops that rows name and that are not there yet; return those that are missing."""
     missing = set[str]()
+    binned = crops.parent / "bin" / CROPS  # A restored row is there before its crop is back.
     names = transaction.execute("SELECT crop FROM items WHERE crop IS NOT NULL ORDER BY crop")
     for folder, group in itertools.groupby((name for (name,) in names), os.path.dirname):
         there = set[str]()
@@ -62,8 +63,9 @@ def copy_crops(transaction: Transaction, crops: Path, copies_dir: Path, copies: 
         for name in group:
             if os.path.basename(name) in there:
                 continue
-            file, copy = crop_path(crops, name), crop_path(copies_dir, name)
-            if file is None or copy is None or copies.add(file, copy) is None:
+            copy = crop_path(copies_dir, name)
+            files = (crop_path(place, name) for place in (crops, binned))
+            if copy is None or all(one is None or copies.add(one, copy) is None for one in files):
                 missing.add(name)
     copies.flush()
     return missing

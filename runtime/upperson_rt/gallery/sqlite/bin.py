@@ -11,7 +11,7 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from upperson_rt.gallery.records import Item
 from upperson_rt.gallery.sqlite import rows as table
 from upperson_rt.gallery.sqlite import schema
 from upperson_rt.gallery.sqlite.database import Transaction
+from upperson_rt.gallery.sqlite.deletion import Eraser, Selected, selected
 from upperson_rt.gallery.sqlite.schema import COLUMNS, ROW, Sums
 from upperson_rt.printable import count_of, safe_repr
 
@@ -35,7 +36,6 @@ _TABLE = (
 )
 _STORED = f"{ROW}, vector, checksum"
 _ADD = f"INSERT INTO bin VALUES ({', '.join('?' * 15)})"
-_WITH_ID = "id IN (SELECT value FROM json_each(?))"
 _KEY, _CROP, _COLUMNS = 1, 7, slice(1, 9)
 """Places in `ROW` of some columns, and of all that makes an `Item`."""
 _Row: TypeAlias = tuple[Any, ...]
@@ -53,6 +53,22 @@ class BinEntry:
     reason: str
 
 
+def among(column: str, values: Sequence[object]) -> tuple[str, list[object]]:
+    """Return a condition for `Bin.delete_where`, with its values."""
+    return f"{column} IN (SELECT value FROM json_each(?))", [json.dumps([*values])]
+
+
+def rows_in_bin(transaction: Transaction) -> Selected:
+    """Return the ids and checksums of all rows in the bin."""
+    return selected(transaction, "bin" if _exists(transaction) else "items WHERE 0", ())
+
+
+def leave_out(transaction: Transaction) -> None:
+    """Remove all rows of the bin from a copy of a database."""
+    if _exists(transaction):
+        transaction.execute("DELETE FROM bin")
+
+
 def empty_bin(gallery: Gallery, before: float) -> int:
     """Delete permanently what was deleted before a time, unix seconds; return how many items."""
     return 0 if gallery.bin is None else int(gallery.bin.delete(before=before))
@@ -67,12 +83,14 @@ class Bin:
         reading: Callable[[], AbstractContextManager[Transaction]],
         writing: Callable[[], AbstractContextManager[tuple[Transaction, Sums]]],
         item: Callable[[Sequence[Any]], Item],
+        eraser: Eraser,
     ) -> None:
         """Use `Gallery.bin`."""
         self.crops_dir = folder / "bin" / "crops"
         """Where `Item.crop` is found of what is in the bin."""
         self._crops_dir = folder / "crops"
         self._reading, self._writing, self._item = reading, writing, item
+        self._eraser = eraser
 
     def entries(
         self,
@@ -111,7 +129,8 @@ class Bin:
             _require_free_names(rows, self.crops_dir)
             about = time.time(), user, reason
             transaction.connection.executemany(_ADD, ((*row, *about) for row in rows))
-            transaction.execute(f"DELETE FROM items WHERE {_WITH_ID}", _ids(rows))
+            condition, values = among("id", [row[0] for row in rows])
+            transaction.execute(f"DELETE FROM items WHERE {condition}", values)
             sums.remove(rows)
             sums.seq += len(rows)
             table.trim_log(transaction)
@@ -136,19 +155,30 @@ class Bin:
             sums.add(rows)
             sums.seq += len(rows)
             if rows:
-                transaction.execute(f"DELETE FROM bin WHERE {_WITH_ID}", _ids(rows))
+                condition, values = among("id", [row[0] for row in rows])
+                transaction.execute(f"DELETE FROM bin WHERE {condition}", values)
         return len(rows)
 
     def delete(self, ids: Sequence[int] | None = None, before: float = math.inf) -> int:
         """Delete permanently what is in the bin, see `entries`; return how many items.
 
         Raises:
-            InputError: A frame or clip cannot be removed. All items stay then.
+            InputError: A frame or clip cannot be removed. All items stay then. Or the log of
+                erasures cannot be written: the next deletion writes it.
         """
-        return self.delete_where(*_condition(ids, before))
+        return self.delete_where(*_condition(ids, before), {})
 
-    def delete_where(self, condition: str, values: Sequence[object]) -> int:
-        """Do the same with what meets a condition on the columns of ``items``, as SQL."""
+    def delete_where(
+        self,
+        condition: str,
+        values: Sequence[object],
+        about: Mapping[str, object],
+        action: str = "delete",
+    ) -> int:
+        """Do the same with what meets a condition on the columns of ``items``, as SQL.
+
+        See `Eraser.erase` for what the log of erasures gets; its ``about`` also has ``bin``.
+        """
         with self._reading() as transaction:
             if not _select(transaction, "id", f"{condition} LIMIT 1", values):
                 return 0
@@ -158,7 +188,31 @@ class Bin:
                 erase_clips(folder, erased)
             crops = table.unnamed_crops(transaction, [row.crop for row in erased])
             remove_crops(self._crops_dir, crops)  # Of a process that was killed.
-            return transaction.execute(f"DELETE FROM bin WHERE {condition}", values).rowcount
+            rows = _select(transaction, f"{ROW}, checksum", condition, values)
+            for row in rows:
+                schema.check_metadata(row, row[-1])
+            begun = self._eraser.begin(transaction, rows, action, {**about, "bin": True})
+            transaction.execute(f"DELETE FROM bin WHERE {condition}", values)
+        self._eraser.finish(begun)
+        return len(rows)
+
+    def traces(self, condition: str, values: Sequence[object]) -> tuple[int, int]:
+        """Count its rows and files, and of these what meets a condition or belongs to no row.
+
+        The condition is that of `delete_where`. A frame or clip belongs to each row that it may
+        show.
+        """
+        own, files = self.crops_dir, self._files()
+        clips = {file.path for file in all_clips(own)}
+        with self._reading() as transaction:
+            rows = len(_select(transaction, "id"))
+            gone = len(_select(transaction, "id", condition, values))
+            erased = _erased(transaction, condition, values)
+            kept = _erased(transaction, f"NOT ifnull({condition}, 0)", values)
+        shown = {file.path for file in clips_showing(own, kept)}
+        shown -= {file.path for file in clips_showing(own, erased)}
+        left = gone + len(files - {row.crop for row in kept}) + len(clips - shown)
+        return rows + len(files) + len(clips), left
 
     def tidy(self) -> None:
         """Move files to where their rows are: what a killed process left, and late clips."""
@@ -179,9 +233,12 @@ class Bin:
             what += "; remove the cause, then repeat it"
             raise InputError(what, code="bin_files") from error
 
+    def _files(self) -> set[str]:
+        own = self.crops_dir
+        return {file.relative_to(own).as_posix() for file in own.rglob("*") if file.is_file()}
+
     def _settle(self) -> None:
-        main, own = self._crops_dir, self.crops_dir
-        files = {file.relative_to(own).as_posix() for file in own.rglob("*") if file.is_file()}
+        main, own, files = self._crops_dir, self.crops_dir, self._files()
         with self._reading() as transaction:
             erased = _erased(transaction)
             binned = {row.crop for row in erased}
@@ -237,11 +294,15 @@ def _require_free_keys(transaction: Transaction, keys: list[str]) -> None:
         )
 
 
+def _exists(transaction: Transaction) -> bool:
+    return bool(transaction.execute("SELECT 1 FROM sqlite_master WHERE name = 'bin'").fetchone())
+
+
 def _select(
     transaction: Transaction, columns: str, condition: str = "1", values: Sequence[object] = ()
 ) -> list[_Row]:
     """Return rows of the bin; none of a gallery that never had one."""
-    if not transaction.execute("SELECT 1 FROM sqlite_master WHERE name = 'bin'").fetchone():
+    if not _exists(transaction):
         return []
     sql = f"SELECT {columns} FROM bin WHERE {condition}"
     return transaction.execute(sql, values).fetchall()
@@ -250,11 +311,8 @@ def _select(
 def _condition(ids: Sequence[int] | None, before: float = math.inf) -> tuple[str, list[object]]:
     if ids is None:
         return "deleted < ?", [before]
-    return f"deleted < ? AND {_WITH_ID}", [before, json.dumps([*ids])]
-
-
-def _ids(rows: Iterable[_Row]) -> list[str]:
-    return [json.dumps([row[0] for row in rows])]
+    condition, values = among("id", ids)
+    return f"deleted < ? AND {condition}", [before, *values]
 
 
 def _erased(

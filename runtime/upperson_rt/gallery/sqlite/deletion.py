@@ -83,6 +83,7 @@ class Eraser:
         action: str,
         about: Mapping[str, object],
         select: Callable[[Transaction], Selected],
+        begun: str | None = None,
     ) -> int:
         """Delete the selected rows that are still as they were; return how many.
 
@@ -90,6 +91,7 @@ class Eraser:
             action: Of the lines in the log, such as ``prune``.
             about: What was asked for, for the log.
             select: Selects the rows in a transaction that reads.
+            begun: What `begin` returned just now.
 
         Raises:
             InputError: A frame or clip cannot be removed (``clips_not_removed``), the gallery or
@@ -104,7 +106,9 @@ class Eraser:
             records = unfinished(transaction)
         rows = rows[np.argsort(rows[:, 0])]
         firsts = [unpack_ids(record["ids"])[:1] for record in records.values()]
-        done: _Records = {name: self._finish(one, recovered=True) for name, one in records.items()}
+        done: _Records = {
+            name: self._finish(one, recovered=name != begun) for name, one in records.items()
+        }
         id_, deleted = uuid.uuid4().hex, 0
         for step, start in enumerate(range(0, len(rows), STEP_ROWS)):
             if step:
@@ -123,6 +127,23 @@ class Eraser:
         if firsts or action == "delete":
             self._purge(np.concatenate([np.empty(0, np.int64), *firsts]), action == "delete")
         return deleted
+
+    def begin(
+        self,
+        transaction: Transaction,
+        rows: Sequence[Sequence[Any]],
+        action: str,
+        about: Mapping[str, object],
+    ) -> str:
+        """Write down rows that another one deletes in this transaction, for `finish`."""
+        id_ = uuid.uuid4().hex
+        line = {"erasure": id_, "step": 0, "action": action, "about": dict(about)}
+        _write(transaction, {f"{id_}/0": self._record(line, rows, ())})
+        return f"{id_}/0"
+
+    def finish(self, begun: str | None = None) -> None:
+        """Finish what `begin` and deletions that ended early left; errors are those of `erase`."""
+        self.erase("delete", {}, lambda _: np.empty((0, 2), np.int64), begun)
 
     def _step(self, part: Selected, line: dict[str, Any], done: _Records) -> dict[str, Any]:
         """Delete some rows; return what was written down with it, in place of what is done.
@@ -147,27 +168,32 @@ class Eraser:
                 schema.check_metadata(row, row[-1])
             sums.remove(rows)
             sums.seq += len(rows)
-            gone = sorted(row[0] for row in rows)
             delete = "DELETE FROM items WHERE id IN (SELECT value FROM json_each(?))"
-            if transaction.execute(delete, (dumps(gone),)).rowcount != len(rows):
+            gone = dumps([row[0] for row in rows])
+            if transaction.execute(delete, (gone,)).rowcount != len(rows):
                 raise DamageError("pictures that an index names are missing")
-            times = [row[_TIME] for row in rows if row[_TIME] is not None]
-            identity = self._database.meta.identity
-            record = {
-                **line,
-                "gallery": identity,
-                "count": len(rows),
-                "first_time": min(times, default=None),
-                "last_time": max(times, default=None),
-                "keys_sha256": digest_of_keys(identity, (row[_KEY] for row in rows)),
-                "ids": pack_ids(np.array(gone, np.int64)),
-                "files": [(one.crop, one.track, one.time) for one in _with_crops(rows)],
-            }
+            record = self._record(line, rows, _with_crops(rows))
             table.trim_log(transaction)
             if rows or done:
                 name = f"{line['erasure']}/{line['step']}"
                 _write(transaction, {**done, name: record if rows else None})
         return record
+
+    def _record(
+        self, line: _Record, rows: Sequence[Sequence[Any]], files: Sequence[Erased]
+    ) -> _Record:
+        times = [row[_TIME] for row in rows if row[_TIME] is not None]
+        identity = self._database.meta.identity
+        return {
+            **line,
+            "gallery": identity,
+            "count": len(rows),
+            "first_time": min(times, default=None),
+            "last_time": max(times, default=None),
+            "keys_sha256": digest_of_keys(identity, (row[_KEY] for row in rows)),
+            "ids": pack_ids(np.array(sorted(row[0] for row in rows), np.int64)),
+            "files": [(one.crop, one.track, one.time) for one in files],
+        }
 
     def _finish(self, record: _Record, *, recovered: bool = False) -> _Record | None:
         """Remove the files of deleted rows, and write the line; return what is still left."""

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from upperson_rt.errors import InputError, UppersonError, UsageError
 from upperson_rt.gallery.clips import all_clips, clips_dir
 from upperson_rt.gallery.erasures import ERASURE_LOG, ErasureLog, digest_of_keys, unpack_ids
+from upperson_rt.gallery.protocol import known_keys
 from upperson_rt.gallery.records import Filter
 from upperson_rt.gallery.snapshots import SNAPSHOTS, snapshots_passing
 from upperson_rt.gallery.sqlite import rows as table
+from upperson_rt.gallery.sqlite.bin import among, rows_in_bin
 from upperson_rt.gallery.sqlite.database import DATABASE_FILE
 from upperson_rt.gallery.sqlite.deletion import Selected, selected, unfinished
 from upperson_rt.gallery.sqlite.index_file import UnusableIndexError, read_file
@@ -61,7 +63,7 @@ def prove_erasure(
     """Finish what deletions left, look at each place, and write the result into the log.
 
     Args:
-        gallery: Its database, free pages, log, index, crops, frames, clips and calibration.
+        gallery: Its database, free pages, log, index, crops, frames, clips, bin and calibration.
         selection: What was erased.
         backups: Folders with copies of the gallery, at any depth.
 
@@ -94,7 +96,9 @@ def prove_erasure(
                             code="backup_of_another",
                             path=copy.location,
                         )
-                    gone = np.setdiff1d(of_copy[:, 0], rows[:, 0]) if ids is None else ids
+                    gone = ids
+                    if ids is None:
+                        gone = np.setdiff1d(of_copy.kept[:, 0], rows.kept[:, 0])
                 for place in _places(copy, selection, gone, of_copy):
                     places.append(place._replace(name=f"backup {number}: {place.name}"))
     about = {
@@ -110,21 +114,26 @@ def prove_erasure(
 
 
 def _places(
-    gallery: SqliteGallery, selection: Selection, ids: NDArray[np.int64] | None, rows: Selected
+    gallery: SqliteGallery, selection: Selection, ids: NDArray[np.int64] | None, all_rows: "_Rows"
 ) -> Iterator[Place]:
     """Look into one folder with these rows."""
+    rows = all_rows.items
     found: tuple[str, int] | None = None  # What was ever erased is what the database has not.
+    binned: tuple[str, list[object]] = "0", []
     if ids is not None:
         found = "erased row numbers", len(np.intersect1d(ids, rows[:, 0]))
+        binned = among("id", ids.tolist())
     elif selection.keys:
         found = "erased keys", len(gallery.ids(selection.keys))
+        binned = among("key", known_keys(selection.keys))
     elif selection.where.conditions:
         found = "rows that pass the filter", gallery.count(selection.where)
+        binned = table.condition_of(selection.where)
     if found is not None:
         yield Place("database", found[0], len(rows), found[1], "delete them there")
     pages, left = _free_pages(gallery.path / DATABASE_FILE)
     yield Place("free pages", "pages that are not zeros", pages, left, "VACUUM the database")
-    indexed, left = _stale_in_index(gallery.path, rows)
+    indexed, left = _stale_in_index(gallery.path, all_rows.kept)
     what = "embeddings that the database has not"
     yield Place("search index", what, indexed, left, "upperson-rt gallery rebuild")
     with gallery.database.reading() as transaction:
@@ -135,6 +144,9 @@ def _places(
     days = [gallery.crops_dir / clip.path.parent.relative_to(folder) for clip in clips]
     there = [(day / f"{clip.crop}.jpg").exists() for day, clip in zip(days, clips, strict=True)]
     yield Place("frames and clips", "files of no crop", len(clips), there.count(False), _PRUNE)
+    count, left = gallery.bin.traces(*binned)
+    what = "what was erased, and files of no row"
+    yield Place("bin", what, count, left, "upperson-rt gallery delete")
     frames, where = gallery.path / SNAPSHOTS, selection.where
     names = [] if where.is_empty else snapshots_passing(frames, where)
     count = len(list(frames.glob("*.jpg")))
@@ -164,9 +176,16 @@ def _ids_of(gallery: SqliteGallery, erasure: str) -> NDArray[np.int64]:
     return np.unique(np.concatenate(found))
 
 
-def _rows_of(gallery: SqliteGallery) -> Selected:
+class _Rows(NamedTuple):
+    items: Selected
+    kept: Selected
+    """These and those in the bin."""
+
+
+def _rows_of(gallery: SqliteGallery) -> _Rows:
     with gallery.database.reading() as transaction:
-        return selected(transaction, "items NOT INDEXED", ())
+        items = selected(transaction, "items NOT INDEXED", ())
+        return _Rows(items, np.concatenate([items, rows_in_bin(transaction)]))
 
 
 def _stale_in_index(folder: Path, rows: Selected) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """The gallery in a folder, of its database, its index and its crops."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -19,7 +18,7 @@ from upperson_rt.gallery.records import CameraInfo, Filter, GalleryInfo, Hit, It
 from upperson_rt.gallery.snapshots import SNAPSHOTS, remove_snapshots
 from upperson_rt.gallery.sqlite import rows as table
 from upperson_rt.gallery.sqlite import schema
-from upperson_rt.gallery.sqlite.bin import Bin
+from upperson_rt.gallery.sqlite.bin import Bin, among
 from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, Transaction, make
 from upperson_rt.gallery.sqlite.deletion import Eraser, Selected, selected
 from upperson_rt.gallery.sqlite.index import SearchIndex
@@ -62,7 +61,7 @@ class SqliteGallery(Gallery):
         self._database = database
         self._index = SearchIndex(path, database.meta, not database.read_only, database.reading)
         self._eraser = Eraser(database, self._writing, self._index.purge, path / "crops")
-        self.bin = Bin(path, database.reading, self._writing, self._item)
+        self.bin = Bin(path, database.reading, self._writing, self._item, self._eraser)
 
     @classmethod
     def _open(cls, location: str, create: tuple[str, int] | None) -> "SqliteGallery":
@@ -158,15 +157,15 @@ class SqliteGallery(Gallery):
             rows[:, 1] = 0  # Also what is replaced meanwhile has the key.
             return rows
 
-        among = "key IN (SELECT value FROM json_each(?))"
-        binned = self.bin.delete_where(among, [json.dumps(there)])
-        return binned + self._eraser.erase("delete", {"keys": len(there)}, select)
+        about = {"keys": len(there)}
+        binned = self.bin.delete_where(*among("key", there), about)
+        return binned + self._eraser.erase("delete", about, select)
 
     def _delete_where(self, where: Filter) -> int:
         def select(transaction: Transaction) -> Selected:
             return selected(transaction, *table.passing(transaction, where))
 
-        deleted = self.bin.delete_where(*table.condition_of(where))
+        deleted = self.bin.delete_where(*table.condition_of(where), where.conditions)
         deleted += self._eraser.erase("delete", where.conditions, select)
         remove_snapshots(self.path / SNAPSHOTS, where)
         return deleted
@@ -192,7 +191,7 @@ class SqliteGallery(Gallery):
         about = {**(too_old or scope).conditions, "keep_newest": keep_newest}
         deleted = self._eraser.erase("prune", about, select)
         if too_old is not None and too_old.until is not None:
-            self.bin.delete_where(*table.condition_of(too_old))
+            self.bin.delete_where(*table.condition_of(too_old), too_old.conditions, "prune")
             remove_snapshots(self.path / SNAPSHOTS, too_old)
         if too_old is not None and too_old.until is not None and too_old.camera is None:
             # Processes that were killed leave files that no item names; those are pruned as well.
@@ -212,7 +211,8 @@ class SqliteGallery(Gallery):
 
         It cannot while other programs read, see `Gallery.delete` for errors.
         """
-        self._eraser.erase("delete", {}, lambda _: np.empty((0, 2), np.int64))
+        self._eraser.finish()
+        self.bin.tidy()
         return self._database.empty_log()
 
     def _count(self, where: Filter) -> int:

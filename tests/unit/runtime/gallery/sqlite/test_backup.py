@@ -164,6 +164,36 @@ def test_a_crop_that_goes_during_the_copy_takes_its_row_along(tmp_path, made, mo
     restore(copy, tmp_path / "back")
 
 
+def test_a_copy_has_an_empty_bin(tmp_path, made):
+    copy, back = tmp_path / "copy", tmp_path / "back"
+    stored = np.float16(some_vectors(60)[7]).tobytes()
+    with Gallery.open(made) as gallery:
+        gallery.bin.add(["k7", "k10"], "ada", "why")
+        for is_increment in (False, True):
+            assert back_up(made, copy).is_increment == is_increment
+            assert stored not in (copy / "gallery.sqlite").read_bytes()
+            assert not (copy / "bin").exists()
+            gallery.bin.add([f"k{20 + is_increment}"], "ada", "why")
+        back_up(made, copy)
+        assert restore(copy, back).pictures == 56
+        with Gallery.open(back) as restored:
+            assert restored.bin.entries() == []
+        gallery.bin.restore([entry.id for entry in gallery.bin.entries()])
+        assert back_up(made, copy).is_increment
+    assert everything(copy) == everything(made)
+
+
+def test_a_crop_on_its_way_back_from_the_bin_is_copied(tmp_path, made, monkeypatch):
+    with Gallery.open(made) as gallery:
+        gallery.bin.add(["k7"], "ada", "why")
+        with monkeypatch.context() as patched:
+            patched.setattr(type(gallery.bin), "_settle", lambda _: None)
+            gallery.bin.restore([entry.id for entry in gallery.bin.entries()])
+        assert back_up(made, tmp_path / "copy").manifest.missing_crops == ()
+        gallery.bin.tidy()
+    assert everything(tmp_path / "copy") == everything(made)
+
+
 def test_copies_that_no_increment_leads_to_are_made_anew(tmp_path, made, monkeypatch):
     copy, earlier = tmp_path / "copy", tmp_path / "earlier"
     back_up(made, earlier)

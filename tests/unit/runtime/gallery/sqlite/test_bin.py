@@ -1,6 +1,7 @@
 """The bin of a gallery: what is deleted can be restored, with its id, until it is emptied."""
 
 import errno
+import json
 import sqlite3
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.clips import clip_name, clips_dir
 from upperson_rt.gallery.crops import name_with_hash
+from upperson_rt.gallery.erasures import ERASURE_LOG, digest_of_keys, unpack_ids
 from upperson_rt.gallery.sqlite import bin as bin_module
 from upperson_rt.gallery.sqlite import index as index_module
 from upperson_rt.gallery.sqlite import list_files
 from upperson_rt.gallery.sqlite.bin import empty_bin
+from upperson_rt.log_chain import verify_log
 
 START = 1_790_000_000.0
 DIM = 8
@@ -69,6 +72,12 @@ def files(folder):
         for path in folder.rglob("*")
         if path.is_file() and not path.name.startswith("gallery.")
     }
+
+
+def erasures(gallery):
+    file = gallery.path / ERASURE_LOG
+    assert verify_log(file).problems == []
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def assert_sound(gallery):
@@ -147,6 +156,47 @@ def test_emptying_removes_rows_files_and_what_shows_them(gallery):
     assert_sound(gallery)
 
 
+def test_a_final_deletion_is_in_the_log_and_leaves_no_vector(gallery, monkeypatch):
+    monkeypatch.setattr(index_module, "_SEAL_ROWS", 1)
+    names = ["gate/anna/100", "gate/anna/120", "hall/eve/100"]
+    add(gallery, *names)
+    gallery.search(unit(1)[None], 1)  # Saves an index.
+    ids = [*gallery.ids(names).values()]
+    stored = unit(len(names[0]) + 100).astype("<f2").tobytes()
+
+    def left():
+        return stored in b"".join(path.read_bytes() for path in gallery.path.glob("gallery.*"))
+
+    gallery.bin.add(names, "ada", "why")
+    assert left()
+    assert gallery.bin.delete(ids[:2]) == 2
+    assert not left()
+    assert (gallery.path / "gallery.sqlite-wal").stat().st_size == 0
+    gallery.delete_where(Filter(camera="hall"))
+    first, second = erasures(gallery)
+    assert [first[name] for name in ("action", "about", "count")] == ["delete", {"bin": True}, 2]
+    assert unpack_ids(first["ids"]).tolist() == ids[:2]
+    assert first["keys_sha256"] == digest_of_keys(first["gallery"], names[:2])
+    assert (first["first_time"], first["last_time"]) == (START + 100, START + 120)
+    assert "recovered" not in first
+    assert second["about"] == {"camera": "hall", "bin": True}
+    assert gallery.bin.delete() == 0
+    assert len(erasures(gallery)) == 2
+
+
+def test_a_log_that_cannot_be_written_is_written_later(gallery):
+    add(gallery, "gate/anna/100")
+    gallery.bin.add(["gate/anna/100"], "ada", "why")
+    (gallery.path / ERASURE_LOG).mkdir()
+    with refused("log_unwritable", InputError):
+        gallery.bin.delete()
+    assert (gallery.bin.entries(), files(gallery.path)) == ([], {})
+    (gallery.path / ERASURE_LOG).rmdir()
+    assert gallery.finish_erasures()
+    (line,) = erasures(gallery)
+    assert (line["count"], line["recovered"]) == (1, True)
+
+
 def test_a_final_deletion_also_empties_the_bin(gallery):
     add(gallery, *(f"gate/anna/{second}" for second in (1, 2, 3, 4, 5)))
     keys = [item.key for item in gallery.items()]
@@ -205,7 +255,7 @@ def test_a_crop_of_two_items_stays_for_the_other(gallery):
     gallery.delete([item.key])
     assert (gallery.bin.crops_dir / item.crop).exists()
     gallery.bin.delete()
-    assert files(gallery.path) == {}
+    assert not [name for name in files(gallery.path) if "/" in name]
 
 
 def test_a_full_disk_loses_nothing(gallery, monkeypatch):
@@ -340,6 +390,9 @@ def _after_a_kill(folder, all_in, what):
         gallery.bin.tidy()
         state = gallery.count(), len(gallery.bin.entries())
         assert gallery.verify() == []
+        if state == (2, 0):
+            gallery.finish_erasures()
+            assert {line["count"] for line in erasures(gallery)} == {2}
         anna = {name.partition("/")[0] for name in files(folder) if "anna" in name}
         assert anna == ({"bin"} if state[1] else set() if what == "delete" else {"crops", "clips"})
         gallery.bin.restore([entry.id for entry in gallery.bin.entries()])

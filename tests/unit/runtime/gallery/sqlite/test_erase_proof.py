@@ -125,6 +125,41 @@ def test_each_place_is_looked_into(gallery):
     assert "search index" not in left(gallery)
 
 
+BINNED = {
+    "all": EVERYTHING,
+    "keys": Selection(keys=["k7", "k8"]),
+    "filter": Selection(where=Filter(since=7, until=9)),
+}
+
+
+@pytest.mark.parametrize("kind", BINNED)
+def test_the_bin_is_looked_into(gallery, tmp_path, kind):
+    gallery.bin.add(["k7", "k8", "k60"], "ada", "why")
+    selection, copies = BINNED[kind], tmp_path / "copies"
+    # Two rows, each with a crop and a frame, and the frame k0, which was taken at their time.
+    binned = {} if kind == "all" else {"bin": 7}
+    assert left(gallery, selection) == binned
+    shutil.copytree(gallery.path, copies / "monday")
+    assert gallery.delete(["k7", "k8"]) == 2
+    erasure = last_line(gallery)["erasure"]
+    assert left(gallery, selection) == {}
+    for one in (selection, Selection(erasure=erasure)):
+        assert left(gallery, one, copies) == {"backup 1: bin": 7}
+    with Gallery.open(copies / "monday") as copy:
+        copy.delete(["k7", "k8"])
+    assert left(gallery, selection, copies) == {}
+    (copies / "monday/bin/crops/gate/day/707.jpg").write_bytes(b"jpeg")
+    (copies / "monday/bin/clips/gate/day/707.7000.jpg").write_bytes(b"jpeg")
+    assert left(gallery, selection, copies) == {"backup 1: bin": 2}
+
+
+def test_what_waits_in_the_bin_was_not_erased(gallery, backup):
+    gallery.bin.add(["k7"], "ada", "why")
+    (gallery.bin.crops_dir / "stray.jpg").write_bytes(b"jpeg")
+    assert left(gallery, EVERYTHING, backup) == {}
+    assert not (gallery.bin.crops_dir / "stray.jpg").exists()
+
+
 def test_a_reader_keeps_the_log_and_a_file_that_stays_is_named(gallery, monkeypatch):
     with gallery.database.reading():
         gallery.add([Item(key="new")], some_vectors(1))
