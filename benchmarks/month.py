@@ -30,6 +30,7 @@ app = new_app("A gallery of a month of cameras.")
 _FINGERPRINT = "sha256:" + 64 * "a"  # Of no model.
 _BATCH = 4096
 _QUERIES = 220
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _DAY_S = 86_400.0
 FILTERS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -80,7 +81,12 @@ def month(
         print_note(f"searching with {name}")
         np.save(folder / "queries.npy", queries)
         result[name] = call_in_fresh_process(
-            month_searches, str(folder), str(folder / "queries.npy"), filters, searches
+            month_searches,
+            str(folder),
+            str(folder / "queries.npy"),
+            filters,
+            searches,
+            environment=_ONE_THREAD,
         )
     print_note("comparing with all stored vectors")
     result["recall"] = _recall(folder, np.concatenate([*asked.values()]), list(asked))
@@ -131,7 +137,13 @@ def _fill(drawn: Month, folder: Path, rows: int) -> dict[str, Any]:
 def _live(drawn: Month, folder: Path, seconds: float) -> dict[str, Any]:
     """Add ten pictures ten times a second while another process searches once a second."""
     queries, commits = str(folder / "queries.npy"), list[float]()
-    task = partial(call_in_fresh_process, query_each_second, str(folder), queries)
+    task = partial(
+        call_in_fresh_process,
+        query_each_second,
+        str(folder),
+        queries,
+        environment=_ONE_THREAD,
+    )
     quiet = task(min(60.0, seconds))
     with ThreadPoolExecutor(1) as pool, Gallery.open(folder) as gallery:
         searching, began = pool.submit(task, seconds), time.monotonic()

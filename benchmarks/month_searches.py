@@ -49,10 +49,8 @@ def month_searches(folder: str, queries: str, filters: dict[str, Any], many: int
         result["rss_bytes"] = resident_bytes("VmRSS")
         for number in range(many):
             gallery.search(rows[number % len(rows)][None], K)
-    return result | {
-        "rss_at_end_bytes": resident_bytes("VmRSS"),
-        "peak_rss_bytes": resident_bytes("VmHWM"),
-    }
+        result["rss_at_end_bytes"] = resident_bytes("VmRSS")
+    return result | {"peak_rss_bytes": resident_bytes("VmHWM")}
 
 
 def query_each_second(folder: str, queries: str, seconds: float) -> list[tuple[float, float]]:
