@@ -196,7 +196,9 @@ def bare_faiss(gallery: Gallery) -> tuple[str, Callable[[Rows], object]]:
     """
     faiss = _faiss()
     folder = Path(gallery.location)
-    if parts := [faiss.read_index(str(file)) for file in sorted(folder.glob("gallery.index-0*"))]:
+    if parts := [
+        faiss.read_index(str(file)) for file in sorted(folder.glob("gallery.index-[0-9a-f]*"))
+    ]:
         return (
             "faiss IVF-RaBitQ alone",
             lambda queries: [part.search(queries, CANDIDATES) for part in parts],

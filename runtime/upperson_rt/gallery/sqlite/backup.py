@@ -141,12 +141,14 @@ def restore(backup: Path, gallery: Path) -> Manifest:
         (new := scratch / "gallery").mkdir()
         with closing(Database(backup / DATABASE_FILE)) as source:
             _copy_database(source, new / DATABASE_FILE)
-        copies = Copies(pool)
+        copies = Copies(pool, follow_links=False)  # A backup may come from others.
         with closing(Database(new / DATABASE_FILE)) as database, database.reading() as transaction:
             copy_crops(transaction, backup / CROPS, new / CROPS, copies)
         for name, digests in manifest.files.items():
             file, copy = crop_path(backup, name), crop_path(new, name)
-            content = None if file is None or copy is None else copies.add(file, copy)
+            content = None
+            if file is not None and copy is not None and not name.startswith("gallery."):
+                content = copies.add(file, copy)
             if content is None or hashlib.sha256(content).hexdigest() not in digests:
                 raise _damaged(backup, [f"{shortened(name)} is missing or was altered"])
         copies.flush()

@@ -22,8 +22,10 @@ _FILES_AT_A_TIME, _BYTES_AT_A_TIME = 64, 32 << 20
 class Copies:
     """Copies files, some at a time, each on disk before it gets its name."""
 
-    def __init__(self, pool: Executor) -> None:
+    def __init__(self, pool: Executor, follow_links: bool = True) -> None:
+        """Without ``follow_links`` a file behind one counts as missing: it may lie anywhere."""
         self.files = self.bytes = 0
+        self._follow_links = follow_links
         self._pool, self._waiting = pool, dict[Path, bytes]()
 
     def add(self, file: Path, copy: Path) -> bytes | None:
@@ -32,6 +34,8 @@ class Copies:
         Missing folders are made.
         """
         try:
+            if not self._follow_links and file.resolve() != file:
+                return None
             content = file.read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None

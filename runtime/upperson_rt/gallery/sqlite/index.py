@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.errors import InputError, UppersonError
+from upperson_rt.errors import InputError, UppersonError, UsageError
 from upperson_rt.gallery.records import Filter, IndexInfo
 from upperson_rt.gallery.sqlite import list_files
 from upperson_rt.gallery.sqlite.database import Transaction
@@ -36,6 +36,7 @@ from upperson_rt.gallery.sqlite.segments import (
     Segment,
     Tail,
     flat_index,
+    is_flat,
     load_faiss,
     merge_flat,
     stored_rows,
@@ -57,6 +58,9 @@ _LARGE_ROWS = 131_072
 _FEWEST_OF_A_PART = 500
 """Candidates of each part of a large gallery, at least."""
 _EXACT = "exact"
+_TRIES = 3
+_AFTER_FAILURE_S = 600.0
+_LONGEST_END_S = 5.0
 _EVERY_S = 10.0
 """How often to look whether there is work beside searches, for the first time after so long."""
 
@@ -119,11 +123,12 @@ class Snapshot:
         return _best(found, k)
 
     def search_lists(
-        self, queries: NDArray[np.float32], k: int, where: Filter
+        self, queries: NDArray[np.float32], k: int, where: Filter, wider: float
     ) -> tuple[Candidates, bool]:
         """Find about the k best items that pass camera and time of a filter; has to have lists.
 
-        Also returns whether these are all that pass: no more than k do.
+        Also returns whether these are all that pass: no more than k do. For ``wider`` see
+        `ListPart.search`.
         """
         assert self.lists is not None
         parts = [(part, part.ranges(where)) for part in self.lists.parts.values()]
@@ -134,7 +139,7 @@ class Snapshot:
         few = sum(stop - start for _, ranges in parts for start, stop in ranges)
         if few > k:
             most = min(k, max(2 * k // len(parts), _FEWEST_OF_A_PART))
-            found = [part.search(queries, most, ranges) for part, ranges in parts]
+            found = [part.search(queries, most, ranges, wider) for part, ranges in parts]
             return _best([tail, *found], k), False
         ids = [part.items_in(ranges) for part, ranges in parts if ranges]
         ids.append(self.tail.alive_ids if only is None else only)
@@ -186,13 +191,15 @@ class SearchIndex:
         """End the work beside searches, and forget the snapshot."""
         self._files.stopped.set()
         if self._worker is not None:
-            self._worker.join()
+            self._worker.join(_LONGEST_END_S)  # Training has no end in between.
         self.snapshot = None
 
     def refresh(self, transaction: Transaction) -> Snapshot:
         """Bring the index to the state that a transaction sees, and return it."""
         if self.snapshot is None or self.snapshot.lacks_checksums(transaction):
             self.snapshot = self._load(transaction)
+        elif self.snapshot.lists is not None and not self.is_large(transaction):
+            self.snapshot = self.build(transaction)
         elif (self.snapshot.seq, self.snapshot.last_id) != version_of(transaction):
             changed = changed_since(transaction, self.snapshot.seq)
             if changed is None:
@@ -208,9 +215,12 @@ class SearchIndex:
     def keep_up(self, transaction: Transaction) -> None:
         """Work on the files of a large gallery in a thread of low priority, if that is due."""
         now = time.monotonic()
-        if now - self._asked < _EVERY_S or not self.is_large(transaction):
+        every_s = _AFTER_FAILURE_S if self._files.failed else _EVERY_S
+        if now - self._asked < every_s or not self.is_large(transaction):
             return
         self._asked = now
+        if not self._writable:
+            return
         seq, last_id = version_of(transaction)
         lists = self.snapshot.lists if self.snapshot is not None else None
         if self.snapshot is not None and lists is not None:
@@ -236,10 +246,12 @@ class SearchIndex:
             load_faiss().omp_set_num_threads(1)
             with self._files.only_one(wait=False) as is_alone:
                 if is_alone:
+                    self._files.failed = False
                     self._bring_up(self._read_or_empty())
         except StoppedError:
             pass
-        except (UnusableIndexError, OSError, UppersonError) as error:
+        except (UnusableIndexError, OSError, UppersonError, RuntimeError) as error:  # faiss's.
+            self._files.failed = True
             _LOG.warning("search index %s cannot be kept up: %s", self.path, error)
 
     def _read_or_empty(self) -> Lists:
@@ -255,7 +267,7 @@ class SearchIndex:
                     done = self._files.step(transaction, lists)
                 except UnusableIndexError:
                     done = self._files.step(transaction, self._files.empty())
-            if done is None:
+            if done is None or self._files.failed:
                 return
             lists = done
         raise StoppedError
@@ -289,14 +301,13 @@ class SearchIndex:
 
     def _with_newer_files(self, transaction: Transaction, snapshot: Snapshot) -> Snapshot:
         """Return the snapshot with what was saved since, if that holds almost everything."""
-        version = self._files.version()
+        self._seen = self._files.version()
         known = None if snapshot.lists is None else snapshot.lists.parts
         try:
             lists = self._files.read(known)
             changed = lists.stamp.changes(transaction, self._meta)
         except (UnusableIndexError, OSError):
             return snapshot
-        self._seen = version
         if lists.missing or snapshot.last_id - lists.stamp.last_id > 8 * list_files.SEAL_ROWS:
             return snapshot
         loaded = Snapshot(lists.stamp.seq, lists.stamp.last_id, (), Tail(self.embed_dim), lists)
@@ -347,12 +358,17 @@ class SearchIndex:
 
     def problem(self, transaction: Transaction) -> str | None:
         """Say what is wrong with the files, or return None; missing and outdated ones are fine."""
+        for _ in range(_TRIES - 1):  # Others may be working on the files.
+            if self._problem(transaction) is None:
+                return None
+        return self._problem(transaction)
+
+    def _problem(self, transaction: Transaction) -> str | None:
         try:
-            _, _, stored = read_file(self.path)
-            stamp = Stamp.read(stored)
+            stamp = Stamp.read(read_file(self.path)[2])
             stamp.changes(transaction, self._meta)
             for part in stamp.parts:
-                read_file(self.path.with_name(part.name))
+                self._files.read_part(part.name)
         except FileNotFoundError as error:
             if error.filename == str(self.path):
                 return None
@@ -372,6 +388,8 @@ class SearchIndex:
             stamp = Stamp.read(stored)
             if stamp.kind != _EXACT:
                 raise UnusableIndexError("it is of a large gallery")
+            if not is_flat(index, len(arrays["ids"]), self.embed_dim):
+                raise UnusableIndexError("it does not hold the rows that its stamp says")
             changed = stamp.changes(transaction, self._meta)
         except FileNotFoundError:
             return self.build(transaction)
@@ -393,10 +411,11 @@ class SearchIndex:
         version = self._files.version()
         lists = self._files.read()
         changed = lists.stamp.changes(transaction, self._meta)
-        seq, last_id = version_of(transaction)
-        newer = max(last_id - lists.stamp.last_id, seq - lists.stamp.seq)
-        if lists.missing or newer > 8 * list_files.SEAL_ROWS:
-            return self.build(transaction, lists)
+        newer = version_of(transaction)[1] - lists.stamp.last_id
+        if self._writable and (lists.missing or newer > 8 * list_files.SEAL_ROWS):
+            return self._build_lists(transaction, lists)
+        if lists.missing:
+            raise UnusableIndexError("a part of it cannot be used")
         self._seen = version
         loaded = Snapshot(lists.stamp.seq, lists.stamp.last_id, (), Tail(self.embed_dim), lists)
         return self._checked(transaction, self._follow(transaction, loaded, changed))
@@ -451,18 +470,28 @@ class SearchIndex:
         return tuple(kept)
 
     def is_large(self, transaction: Transaction) -> bool:
-        """Whether the index is made in parts; unsaved they would be for once."""
-        return transaction.count() >= APPROXIMATE_FROM and self._writable
+        """Whether the index is in parts: from a size on, and then until half of that.
 
-    def build(self, transaction: Transaction, lists: Lists | None = None) -> Snapshot:
+        Who cannot write makes none, but uses what is there.
+        """
+        if transaction.count() < APPROXIMATE_FROM // 2:
+            return False
+        if self.snapshot is not None and self.snapshot.lists is not None:
+            return True
+        if transaction.count() >= APPROXIMATE_FROM and self._writable:
+            return True
+        with suppress(UnusableIndexError, OSError):
+            return Stamp.read(read_stamp(self.path)).kind == KIND
+        return False
+
+    def build(self, transaction: Transaction) -> Snapshot:
         """Make the index from the vectors that a transaction sees, save it, and return it.
 
-        Needs no lock: searches go on with what there is until ``snapshot`` is set. With ``lists``
-        a large gallery's index goes on from there.
+        Needs no lock: searches go on with what there is until ``snapshot`` is set.
         """
         count = transaction.count()
-        if self.is_large(transaction):
-            return self._build_lists(transaction, lists)
+        if self._writable and self.is_large(transaction):
+            return self._build_lists(transaction, None)
         if count < _SEAL_ROWS:
             empty = Snapshot(0, 0, (), Tail(self.embed_dim))
             followed = self._follow(transaction, empty, np.empty(0, np.int64))
@@ -502,9 +531,16 @@ class SearchIndex:
         with self._files.only_one(wait=True):
             # Made afresh it replaces what is there at the end, else what is done is not lost.
             afresh = lists is None and self.path.exists()
-            made = self._files.empty() if lists is None else lists
-            while (done := self._files.step(transaction, made, save=not afresh)) is not None:
-                made = done
+            made = self._files.empty()
+            if lists is not None:  # Another process may have gone on meanwhile.
+                made = self._read_or_empty()
+            try:
+                while (done := self._files.step(transaction, made, save=not afresh)) is not None:
+                    made = done
+            except StoppedError as error:
+                raise UsageError(
+                    "the gallery was closed meanwhile", code="gallery_closed"
+                ) from error
             changed = made.stamp.changes(transaction, self._meta)
             loaded = Snapshot(made.stamp.seq, made.stamp.last_id, (), Tail(self.embed_dim), made)
             followed = self._follow(transaction, loaded, changed)

@@ -8,11 +8,14 @@ such step sees one state of the database and is saved: what a kill interrupts go
 
 import json
 import os
+import re
 import threading
+import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,12 @@ from numpy.typing import NDArray
 from upperson_rt.errors import InputError
 from upperson_rt.files import lock_until_closed, unlock_and_close
 from upperson_rt.gallery.sqlite.database import Transaction
-from upperson_rt.gallery.sqlite.index_file import UnusableIndexError, read_file, write_file
+from upperson_rt.gallery.sqlite.index_file import (
+    UnusableIndexError,
+    read_file,
+    read_stamp,
+    write_file,
+)
 from upperson_rt.gallery.sqlite.lists import (
     KIND,
     ListPart,
@@ -31,7 +39,13 @@ from upperson_rt.gallery.sqlite.lists import (
     without_dead,
     write_part,
 )
-from upperson_rt.gallery.sqlite.rows import Block, changed_since, stored_vectors, version_of
+from upperson_rt.gallery.sqlite.rows import (
+    MAX_ID,
+    Block,
+    changed_since,
+    stored_vectors,
+    version_of,
+)
 from upperson_rt.gallery.sqlite.schema import SqliteMeta
 from upperson_rt.printable import get_logger
 
@@ -47,6 +61,7 @@ _SMALL_PARTS = 8
 _MOST_CHANGES = 100_000
 """Replaced and deleted rows that may be newer than the files; the log has the last million."""
 _WITNESSES = 32
+_NAME = re.compile(rf"{re.escape(INDEX_FILE)}-[0-9a-f]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +109,16 @@ class Stamp:
     def read(cls, stored: Mapping[str, Any]) -> "Stamp":
         """Read what was written; UnusableIndexError if it is of another version."""
         try:
-            return cls(**{**stored, "parts": [PartFile(**part) for part in stored["parts"]]})
+            found = cls(**{**stored, "parts": [PartFile(**part) for part in stored["parts"]]})
+            numbers = [found.seq, found.last_id, found.embed_dim, *chain(*found.witnesses)]
+            numbers += [n for part in found.parts for n in (part.first, part.last, part.alive)]
+            if not all(type(number) is int for number in numbers):
+                raise TypeError("a number is none")
+            if not all(len(witness) == 2 for witness in found.witnesses):
+                raise TypeError("a row has other numbers")
         except (TypeError, KeyError) as error:
             raise UnusableIndexError(f"it is of another version: {error}") from error
+        return found
 
     def changes(self, transaction: Transaction, meta: SqliteMeta) -> NDArray[np.int64]:
         """Return the items that changed since; UnusableIndexError if it is of another state."""
@@ -137,6 +159,8 @@ class ListFiles:
         self.path = folder / INDEX_FILE
         self.stopped = threading.Event()
         """Ends the work of other threads here."""
+        self.failed = False
+        """Whether something could not be saved."""
         self._meta = meta
 
     def version(self) -> tuple[int, int]:
@@ -158,8 +182,8 @@ class ListFiles:
         parts, missing = {}, []
         for file in stamp.parts:
             try:
-                part = (known or {}).get(file.name) or read_part(self.path.with_name(file.name))
-            except (UnusableIndexError, OSError, TypeError, KeyError) as error:
+                part = (known or {}).get(file.name) or self.read_part(file.name)
+            except (UnusableIndexError, OSError) as error:
                 _LOG.warning(
                     "part %s of the search index cannot be used (%s): making it again from the "
                     "database", self.path.with_name(file.name), error,
@@ -172,6 +196,13 @@ class ListFiles:
             count = 0 if dead is None else int(np.count_nonzero(dead))
             parts[file.name] = replace(part, dead=dead, dead_count=count)
         return Lists(stamp, parts, missing)
+
+    def read_part(self, name: str) -> ListPart:
+        """Read a part; UnusableIndexError or OSError if that cannot be used."""
+        if not _NAME.fullmatch(name):
+            raise UnusableIndexError("its name is none of a part")
+        path = self.path.with_name(name)
+        return read_part(path, self._meta.identity, self._meta.embed_dim)
 
     def empty(self) -> Lists:
         """Return what to begin with."""
@@ -225,12 +256,10 @@ class ListFiles:
             for name in old:
                 part = parts.pop(name)
                 if part.alive:
-                    parts |= self._written(without_dead(part, self.path.with_name(name)), parts)
+                    parts |= self._written(without_dead(part, self.path.with_name(name)))
         elif small := _to_be_merged(parts):
-            parts = {name: part for name, part in parts.items() if name not in small}
-            gone = [lists.parts[name].ids for name in small]
-            first, last = min(ids[0] for ids in gone), max(ids[-1] for ids in gone)
-            parts |= self._made(transaction, parts, int(first), int(last))
+            merged = np.sort(np.concatenate([parts.pop(name).alive_ids for name in small]))
+            parts |= self._made(transaction, parts, also=merged)
         elif len(changed) < _MOST_CHANGES:
             return None
         parts = dict(sorted(parts.items(), key=lambda part: int(part[1].ids[0])))
@@ -267,13 +296,17 @@ class ListFiles:
             for name, part in lists.parts.items()
             if part.dead is not None
         }
+        named = set[str]()
         try:
             write_file(self.path, None, dead, asdict(lists.stamp))
+            named = {*lists.parts}
         except (OSError, InputError) as error:
+            self.failed = True
             _LOG.warning("search index %s cannot be saved: %s", self.path, error)
-            return
+            with suppress(UnusableIndexError, OSError):
+                named = {part.name for part in Stamp.read(read_stamp(self.path)).parts}
         for file in self._files():
-            if file.name not in lists.parts:
+            if file.name not in named:
                 file.unlink(missing_ok=True)
 
     def remove(self) -> None:
@@ -287,47 +320,58 @@ class ListFiles:
             file.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
-        return [*self.path.parent.glob(f"{INDEX_FILE}-[0-9]*")]
+        return [*self.path.parent.glob(f"{INDEX_FILE}-[0-9a-f]*")]
 
     def _made(
         self,
         transaction: Transaction,
         others: Mapping[str, ListPart],
-        first: int,
-        last: int,
+        first: int | None = None,
+        last: int = MAX_ID,
         also: NDArray[np.int64] | None = None,
     ) -> dict[str, ListPart]:
         """Make and write a part of the items from one id to another that no other part has.
 
-        ``also`` are lower ids (ascending).
+        ``also`` are lower ids (ascending), or all of them without a first one.
         """
-        taken = [_between(part.alive_ids, first, last) for part in others.values()]
+        taken = (
+            []
+            if first is None
+            else [_between(part.alive_ids, first, last) for part in others.values()]
+        )
         elsewhere = np.concatenate([np.empty(0, np.int64), *taken])
         blocks = list[Block]()
         for block in stored_vectors(
-            transaction, self._meta.embed_dim, first - 1, also, until=last, with_columns=True
+            transaction,
+            self._meta.embed_dim,
+            None if first is None else first - 1,
+            also,
+            until=last,
+            with_columns=True,
         ):
-            if self.stopped.is_set():
-                raise StoppedError
+            self._check()
             blocks.append(block.only(~np.isin(block.ids, elsewhere)))
         whole = Block.joined(blocks, self._meta.embed_dim)
         del blocks
         if not len(whole.ids):
             return {}
-        return self._written(make_part(whole), others)
+        return self._written(make_part(whole, self._check))
 
-    def _written(self, part: ListPart, others: Mapping[str, ListPart]) -> dict[str, ListPart]:
-        """Write a part, and return it by the name of its file."""
-        names = {*others, *(file.name for file in self._files())}
-        numbers = [int(name.rpartition("-")[2]) for name in names]
-        name = f"{INDEX_FILE}-{max(numbers, default=0) + 1:06d}"
+    def _written(self, part: ListPart) -> dict[str, ListPart]:
+        """Write a part, and return it by the name of its file, which no other one ever had."""
+        name = f"{INDEX_FILE}-{uuid.uuid4().hex[:12]}"
         path = self.path.with_name(name)
         try:
-            write_part(path, part)
-            return {name: read_part(path)}
+            write_part(path, part, self._meta.identity)
+            return {name: read_part(path, self._meta.identity, self._meta.embed_dim)}
         except (OSError, InputError, UnusableIndexError) as error:
+            self.failed = True
             _LOG.warning("search index %s cannot be saved: %s", path, error)
             return {name: part}
+
+    def _check(self) -> None:
+        if self.stopped.is_set():
+            raise StoppedError
 
 
 class StoppedError(Exception):

@@ -7,6 +7,7 @@ Shapes: Q queries, N rows, K candidates, D dimensions.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -91,8 +92,13 @@ class ListPart(Part):
         found: NDArray[np.int64] = self.ids[self.places[rows]]
         return found
 
-    def search(self, queries: NDArray[np.float32], k: int, ranges: Ranges) -> Candidates:
-        """Find about the best k rows for (Q, D) queries among ranges of rows."""
+    def search(
+        self, queries: NDArray[np.float32], k: int, ranges: Ranges, wider: float = 1.0
+    ) -> Candidates:
+        """Find about the best k rows for (Q, D) queries among ranges of rows.
+
+        ``wider`` is how many times as many lists are searched as for the ten best of all.
+        """
         faiss = load_faiss()
         passing = sum(stop - start for start, stop in ranges)
         if not passing:
@@ -100,7 +106,8 @@ class ListPart(Part):
         parameters = faiss.IVFRaBitQSearchParameters()
         parameters.qb = int(self.index.qb)
         # Filtered, the best are spread over more lists, and there is less to look at in each.
-        wider = math.sqrt(len(self.ids) / passing)
+        if passing < len(self.ids):
+            wider *= 2 * math.sqrt(len(self.ids) / passing)
         parameters.nprobe = min(int(self.index.nlist), math.ceil(self.index.nprobe * wider))
         alive = self.alive_rows
         if alive is None and len(ranges) == 1 and passing < len(self.ids):
@@ -115,28 +122,58 @@ class ListPart(Part):
         return scores, np.where(rows >= 0, self.ids[self.places[rows]], -1)
 
 
-def write_part(path: Path, part: ListPart) -> None:
-    """Write a part completely or not at all."""
+def write_part(path: Path, part: ListPart, identity: str) -> None:
+    """Write a part of a gallery completely or not at all."""
     arrays = {name: getattr(part, name) for name in ("ids", "checksums", "places", "times")}
     facts = {name: getattr(part, name) for name in ("cameras", "recall_at_10")}
-    write_file(path, part.index, arrays, facts)
+    write_file(path, part.index, arrays, {"identity": identity, **facts})
 
 
-def read_part(path: Path) -> ListPart:
-    """Read the part of a file, where its rows stay."""
+def read_part(path: Path, identity: str, embed_dim: int) -> ListPart:
+    """Read the part of a file, where its rows stay; UnusableIndexError if that cannot be right."""
     index, arrays, facts = read_file(path)
-    part = ListPart(
-        ids=arrays["ids"],
-        checksums=arrays["checksums"],
-        index=index,
-        places=arrays["places"],
-        times=arrays["times"],
-        cameras=[(name, start, stop) for name, start, stop in facts["cameras"]],
-        recall_at_10=facts["recall_at_10"],
-    )
-    if index is None or index.ntotal != len(part.ids):
-        raise UnusableIndexError("it does not hold the rows that its stamp says")
+    try:
+        if facts["identity"] != identity:
+            raise UnusableIndexError("it belongs to another gallery")
+        cameras = [(name, start, stop) for name, start, stop in facts["cameras"]]
+        part = ListPart(
+            ids=arrays["ids"],
+            checksums=arrays["checksums"],
+            index=index,
+            places=arrays["places"],
+            times=arrays["times"],
+            cameras=cameras,
+            recall_at_10=float(facts["recall_at_10"]),
+        )
+        if not _is_sound(part, embed_dim):
+            raise UnusableIndexError("its rows are not what its stamp says")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UnusableIndexError(f"it is no part of an index: {error}") from error
     return part
+
+
+def _is_sound(part: ListPart, embed_dim: int) -> bool:
+    """Whether index and arrays of a file fit one another."""
+    index, count = part.index, len(part.ids)
+    ends = [0, *(stop for _, _, stop in part.cameras)]
+    kinds = (np.dtype("<i8"), np.dtype("<i8"), np.dtype("<i4"), np.dtype("<f8"))
+    columns: tuple[NDArray[np.generic], ...] = (part.ids, part.checksums, part.places, part.times)
+    return bool(
+        type(index).__name__ == "IndexIVFRaBitQ"
+        and index.ntotal == count > 0
+        and index.d == index.quantizer.d == embed_dim
+        and index.nlist == index.quantizer.ntotal == index.invlists.nlist
+        and index.rabitq.nb_bits == _BITS
+        and 1 <= index.qb <= 8
+        and index.nprobe >= 1
+        and all(one.dtype == kind for one, kind in zip(columns, kinds, strict=True))
+        and all(len(one) == count for one in columns)
+        and (np.diff(part.ids) > 0).all()
+        and part.places.min() >= 0
+        and (np.bincount(part.places, minlength=count) == 1).all()
+        and [start for _, start, _ in part.cameras] == ends[:-1]
+        and ends[-1] == count
+    )
 
 
 def without_dead(part: ListPart, path: Path) -> ListPart:
@@ -178,12 +215,12 @@ def without_dead(part: ListPart, path: Path) -> ListPart:
     )
 
 
-def make_part(block: Block) -> ListPart:
+def make_part(block: Block, check: Callable[[], None] = lambda: None) -> ListPart:
     """Train lists on rows, whose ids ascend and which have columns, and fill them.
 
     The share of lists that is searched starts at a 32nd, and is doubled until it finds 99 % of the
     ten best pictures of 100 queries as far from the pictures as sentences are: stored vectors
-    turned away to a cosine of 0.54.
+    turned away to a cosine of 0.54. ``check`` is called now and then, to end it with an error.
     """
     faiss = load_faiss()
     if not hasattr(faiss, "IVFRaBitQSearchParameters"):
@@ -199,7 +236,7 @@ def make_part(block: Block) -> ListPart:
     places = np.lexsort((block.ids, block.times, codes)).astype(np.int32)
     bounds = np.searchsorted(codes[places], np.arange(len(names) + 2)).tolist()
 
-    lists = max(1, round(2 * math.sqrt(count)))
+    lists = max(1, min(count, round(2 * math.sqrt(count))))
     rng = np.random.default_rng(0)
     chosen = np.sort(rng.choice(count, min(count, lists * _ROWS_PER_LIST), replace=False))
     index = faiss.IndexIVFRaBitQ(
@@ -210,6 +247,7 @@ def make_part(block: Block) -> ListPart:
     index.cp.min_points_per_centroid = 1
     index.train(block.vectors[chosen].astype(np.float32))
     for start in range(0, count, _ADD_ROWS):
+        check()
         index.add(block.vectors[places[start : start + _ADD_ROWS]].astype(np.float32))
     part = ListPart(
         ids=block.ids,

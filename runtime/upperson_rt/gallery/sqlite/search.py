@@ -47,6 +47,7 @@ _QUERIES_AT_A_TIME = 256
 _READ = 256
 """Candidates with rough scores that are read at first, then twice as many each time."""
 _DEVIATIONS = 3.0
+_AT_ONCE = 65_536
 _FETCHED = 64
 _MOST_ASKED = 10_000
 """Candidates from which on all items that pass a filter by attributes are listed instead."""
@@ -85,7 +86,9 @@ def search_items(
     ``make_item`` reads the values of `COLUMNS`.
     """
     found, stored = list[list[Hit]](), list[list[bytes]]()
-    with _source(database, index, where) as source:
+    # The best tracks, and more than ten pictures, are spread over more lists.
+    wider = (4.0 if by_track else 1.0) * min(4.0, max(1.0, (k / 10) ** 0.5))
+    with _source(database, index, where, wider) as source:
         for start in range(0, len(queries_QD), _QUERIES_AT_A_TIME):
             part = queries_QD[start : start + _QUERIES_AT_A_TIME]
             for ranked in _rank(source, part, k, by_track):
@@ -102,7 +105,9 @@ def search_items(
 
 
 @contextmanager
-def _source(database: Database, index: SearchIndex, where: Filter) -> Iterator[_Source]:
+def _source(
+    database: Database, index: SearchIndex, where: Filter, wider: float
+) -> Iterator[_Source]:
     """Give the source of one search; it sees one state of the database to the end."""
     load, source = where.is_empty, None
     with ExitStack() as stack:
@@ -114,13 +119,17 @@ def _source(database: Database, index: SearchIndex, where: Filter) -> Iterator[_
                 # The index is not worth loading if the filter leaves few items.
                 load = load or index.snapshot is not None
                 snapshot = index.refresh(transaction) if load else None
-            source = _choose(transaction, index.embed_dim, snapshot, where)
+            source = _choose(transaction, index.embed_dim, snapshot, where, wider)
             load = True
         yield source
 
 
 def _choose(
-    transaction: Transaction, embed_dim: int, snapshot: Snapshot | None, where: Filter
+    transaction: Transaction,
+    embed_dim: int,
+    snapshot: Snapshot | None,
+    where: Filter,
+    wider: float,
 ) -> _Source | None:
     """Return the best source, or None if the index has to be loaded first."""
     if snapshot is not None and snapshot.is_exact:
@@ -129,7 +138,7 @@ def _choose(
     if snapshot is not None and where.track is None and not where.attributes:
         return _Source(
             transaction,
-            lambda queries, k: snapshot.search_lists(queries, k, where),
+            lambda queries, k: snapshot.search_lists(queries, k, where, wider),
             False,
             snapshot,
         )
@@ -138,7 +147,7 @@ def _choose(
         return _Source(transaction, _few(transaction, embed_dim, ids), True)
     if snapshot is None:
         return None
-    return _Source(transaction, _many(transaction, snapshot, where), False, snapshot)
+    return _Source(transaction, _many(transaction, snapshot, where, wider), False, snapshot)
 
 
 def _all_of(snapshot: Snapshot, only: NDArray[np.int64] | None) -> _Find:
@@ -168,7 +177,7 @@ def _few(transaction: Transaction, embed_dim: int, ids: NDArray[np.int64]) -> _F
     return find
 
 
-def _many(transaction: Transaction, snapshot: Snapshot, where: Filter) -> _Find:
+def _many(transaction: Transaction, snapshot: Snapshot, where: Filter, wider: float) -> _Find:
     """Return a search in lists for a filter by track or attributes that many items pass.
 
     Candidates pass camera and time; which of them pass the rest is asked of the database. If few
@@ -183,7 +192,7 @@ def _many(transaction: Transaction, snapshot: Snapshot, where: Filter) -> _Find:
                 every := ids_where(transaction, where), (len(queries_QD), len(every))
             )
             return (np.zeros(ids.shape, np.float32), ids), True
-        (scores, ids), is_all = snapshot.search_lists(queries_QD, _WIDER * k, where)
+        (scores, ids), is_all = snapshot.search_lists(queries_QD, _WIDER * k, where, wider)
         some = np.unique(ids[ids >= 0])
         # Checks what the condition looks at.
         _fetch(transaction, some, queries_QD.shape[1])
@@ -239,7 +248,8 @@ class _Rows:
         if self._rough and ids_QK.shape[1] > _READ:
             best = np.argpartition(-scores_QK, _READ, axis=1)[:, :_READ]
             ids_QK = np.take_along_axis(ids_QK, best, axis=1)
-        self._first = self._vectors(np.unique(ids_QK[ids_QK >= 0]))
+        if ids_QK.size <= _AT_ONCE:
+            self._first = self._vectors(np.unique(ids_QK[ids_QK >= 0]))
 
     def best(
         self,
@@ -255,7 +265,7 @@ class _Rows:
         wanted = 4 * k if self._by_track else k
         done, size = 0, _READ
         while done < len(ids):
-            part = slice(done, done + size if self._rough else len(ids))
+            part = slice(done, done + (size if self._rough else _AT_ONCE))
             scores[part] = self._exact(query_D, ids[part])
             done, size = min(part.stop, len(ids)), 2 * size
             if self._rough and wanted <= done < len(ids):
@@ -281,7 +291,8 @@ class _Rows:
     def _exact(self, query_D: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
         block, wanted = self._first, np.sort(ids)
         places = np.searchsorted(block.ids, wanted)
-        if not np.array_equal(block.ids[np.minimum(places, len(block.ids) - 1)], wanted):
+        found = block.ids[np.minimum(places, len(block.ids) - 1)] if len(block.ids) else wanted[:0]
+        if not np.array_equal(found, wanted):
             block, places = self._vectors(wanted), np.arange(len(wanted))
         exact = block.vectors[places].astype(np.float64) @ query_D.astype(np.float64)
         scores = np.empty(len(ids), np.float32)

@@ -284,6 +284,16 @@ def flat_index(embed_dim: int, count: int) -> Any:
     return index
 
 
+def is_flat(index: Any, count: int, embed_dim: int) -> bool:
+    """Whether a faiss index that was read is one of `flat_index`."""
+    return (
+        type(index).__name__ == "IndexScalarQuantizer"
+        and (index.ntotal, index.d) == (count, embed_dim)
+        and index.sa_code_size() == embed_dim * STORED.itemsize
+        and index.codes.size() == count * embed_dim * STORED.itemsize
+    )
+
+
 def stored_rows(index: Any) -> NDArray[np.uint8]:
     """Return the rows of an exact index, to read or to fill: (N, 2 * D) bytes of float16."""
     faiss = load_faiss()

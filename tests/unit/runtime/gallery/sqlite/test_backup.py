@@ -344,3 +344,26 @@ def test_a_damaged_gallery_does_not_replace_its_backup(tmp_path, made):
     with pytest.raises(IntegrityError):
         back_up(made, copy)
     assert everything(copy)[0] == before[0]
+
+
+@pytest.mark.parametrize("kind", ["crop", "folder", "name"])
+def test_a_backup_of_others_brings_no_file_from_elsewhere(tmp_path, made, kind):
+    back_up(made, tmp_path / "copy")
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "file").write_text("secret")
+    crop = next((tmp_path / "copy" / "crops").rglob("*.jpg"))
+    if kind == "crop":
+        crop.unlink()
+        crop.symlink_to(secret / "file")
+    elif kind == "folder":
+        shutil.move(crop.parent, secret / "day")
+        crop.parent.symlink_to(secret / "day")
+    else:
+        manifest = json.loads((tmp_path / "copy" / MANIFEST).read_text())
+        manifest["files"]["gallery.sqlite-wal"] = [64 * "0"]
+        (tmp_path / "copy" / MANIFEST).write_text(json.dumps(manifest))
+        (tmp_path / "copy" / "gallery.sqlite-wal").write_bytes(b"")
+    with refused("backup_damaged", IntegrityError):
+        restore(tmp_path / "copy", tmp_path / "back")
+    assert not (tmp_path / "back").exists()

@@ -3,6 +3,7 @@
 import shutil
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -257,11 +258,11 @@ def test_new_rows_become_parts_and_small_parts_are_merged(folder, busy):
 def test_files_of_deleted_rows_go(folder, busy):
     with open_(folder) as gallery:
         put(gallery, 0, 1200)
-        before = {path.name for path in folder.glob("gallery.index-0*")}
+        before = {path.name for path in folder.glob("gallery.index-[0-9a-f]*")}
         gallery.prune(older_than=700.0)
         gallery.search(QUERIES, 1)
         worked(gallery)
-        assert before - {path.name for path in folder.glob("gallery.index-0*")}
+        assert before - {path.name for path in folder.glob("gallery.index-[0-9a-f]*")}
         assert_right(gallery, 2000)
 
 
@@ -269,7 +270,7 @@ def test_a_deletion_takes_items_out_of_the_files(folder, approximate, monkeypatc
     """Without encoding what stays again; retention leaves it to the work beside searches."""
     with open_(folder) as gallery:
         put(gallery, 0, 1000)
-        monkeypatch.setattr(list_files, "make_part", lambda _: pytest.fail("encoded"))
+        monkeypatch.setattr(list_files, "make_part", lambda *_: pytest.fail("encoded"))
         gallery.prune(older_than=20.0)
         assert sum(part.dead_count for part in parts(gallery)) == 0
         gallery.search(QUERIES, 1)
@@ -287,14 +288,86 @@ def test_a_deletion_takes_items_out_of_the_files(folder, approximate, monkeypatc
 
 
 def test_a_gallery_that_shrinks_has_an_exact_index_again(folder, approximate):
+    """At half the size at which it got parts, so that it does not change its index daily."""
     with open_(folder) as gallery:
         put(gallery, 0, 1000)
         gallery.delete([f"k{n}" for n in range(700)])
+        assert_right(gallery, 1000)
+        assert set(kinds(gallery)) == {"lists"}
     with open_(folder) as gallery:
         assert_right(gallery, 1000)
-        assert kinds(gallery) == ["exact"]
-        assert list(folder.glob("gallery.index-0*")) == []
+        assert set(kinds(gallery)) == {"lists"}
+        gallery.delete([f"k{n}" for n in range(800)])
+        assert_right(gallery, 1000)
+        assert kinds(gallery) in (["exact"], [])
+    with open_(folder) as gallery:
+        assert_right(gallery, 1000)
+        assert set(kinds(gallery)) == {"exact"}
+        assert list(folder.glob("gallery.index-[0-9a-f]*")) == []
         assert gallery.verify() == []
+
+
+def test_one_row_alone_is_a_part(folder, approximate):
+    """And two: fewer rows than lists would be trained."""
+    with open_(folder) as gallery:
+        put(gallery, 0, 1500)
+        gallery.delete([f"k{n}" for n in range(256, 511)])
+        gallery.delete([f"k{n}" for n in range(512, 766)])
+        gallery.rebuild()
+        assert_right(gallery, 2000)
+        assert {1, 2} <= {len(part.ids) for part in parts(gallery)}
+
+
+def test_a_reader_without_rights_uses_the_parts(folder, approximate, monkeypatch, no_build):
+    with open_(folder) as gallery:
+        put(gallery, 0, 1000)
+    monkeypatch.setattr("upperson_rt.gallery.sqlite.database._is_writable", lambda _: False)
+    no_build()
+    with open_(folder) as gallery:
+        assert_right(gallery, 2000)
+        assert set(kinds(gallery)) == {"lists"}
+
+
+def test_parts_of_others_and_altered_ones_are_told_and_not_used(folder, approximate):
+    """Their checksums are right: they were written so."""
+    for place in (folder, folder / "other"):
+        with open_(place) as gallery:
+            put(gallery, 0, 600, 3 if place == folder else 4)
+            names = [*gallery._index.snapshot.lists.parts]
+    with open_(folder) as gallery:
+        own = [*gallery._index._files.read().parts]
+    saved = (folder / own[0]).read_bytes()
+    alterations = {
+        "places": lambda part: {"places": np.zeros_like(part.places)},
+        "cameras": lambda part: {"cameras": part.cameras[1:]},
+        "ids": lambda part: {"ids": part.ids[::-1]},
+    }
+    for alter in (None, *alterations.values()):
+        if alter is None:
+            shutil.copy(folder / "other" / names[0], folder / own[0])
+        else:
+            with open_(folder) as gallery:
+                files = gallery._index._files
+                part = files.read_part(own[0])
+                identity = gallery._database.meta.identity
+            lists.write_part(folder / own[0], replace(part, **alter(part)), identity)
+        with open_(folder) as gallery:
+            assert len(gallery.verify()) == 1
+        (folder / own[0]).write_bytes(saved)
+    with open_(folder) as gallery:
+        assert gallery.verify() == []
+        assert_right(gallery, 2000)
+
+
+def test_a_full_disk_ends_the_work_for_a_while(folder, busy, monkeypatch, caplog):
+    with open_(folder) as gallery:
+        put(gallery, 0, 600)
+        monkeypatch.setattr(list_files, "write_part", full)
+        for start in range(600, 1000, 100):
+            put(gallery, start, start + 100)
+            worked(gallery)
+        assert_right(gallery, 2000)
+    assert len([line for line in caplog.messages if "cannot be saved" in line]) == 1
 
 
 def test_only_a_damaged_part_is_made_again(folder, approximate, monkeypatch, caplog):
@@ -306,7 +379,7 @@ def test_only_a_damaged_part_is_made_again(folder, approximate, monkeypatch, cap
     damaged = folder / names[1]
     damaged.write_bytes(damaged.read_bytes()[:-50])
     made, make = [], list_files.make_part
-    monkeypatch.setattr(list_files, "make_part", lambda block: made.append(block) or make(block))
+    monkeypatch.setattr(list_files, "make_part", lambda block, _: made.append(block) or make(block))
     with open_(folder) as gallery:
         assert_right(gallery, 2000)
         assert len(made) == 1
@@ -321,7 +394,7 @@ def test_an_interrupted_build_goes_on_where_it_was(folder, approximate, monkeypa
         gallery.add([Item(key=f"k{i}") for i in range(2000)], some_vectors(2000))
         made, make = [], list_files.make_part
 
-        def dying(block):
+        def dying(block, _):
             made.append(len(block.ids))
             if len(made) == 3:
                 raise KeyboardInterrupt
@@ -367,7 +440,9 @@ def test_a_filter_by_camera_and_time_is_a_range_of_rows(folder, approximate):
 
 def test_the_end_of_a_gallery_ends_the_work_on_its_index(folder, busy, monkeypatch):
     started, make = threading.Event(), list_files.make_part
-    monkeypatch.setattr(list_files, "make_part", lambda block: started.set() or make(block))
+    monkeypatch.setattr(
+        list_files, "make_part", lambda block, check: started.set() or make(block, check)
+    )
     with open_(folder) as gallery:
         put(gallery, 0, 450)
         put(gallery, 450, 800)
@@ -615,7 +690,7 @@ def test_searches_go_on_during_a_rebuild(folder, approximate, monkeypatch):
     with open_(folder) as gallery:
         put(gallery, 0, 600)
 
-        def slow(block):
+        def slow(block, _):
             if not found:
                 gallery.add([Item(key="new")], new)
                 gallery.delete(["k0", "k1"])
