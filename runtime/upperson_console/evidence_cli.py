@@ -79,7 +79,9 @@ def verify(
                 print_line(f"existed at {stamp.time}, as stamped by {stamp.authority}")
             elif package.stamp_state == "not_checked":
                 print_line("time stamp not checked: name its certificates with --tsa-cert")
-            for name, value in ({"signed_by": package.signed_by} | package.facts).items():
+            signed_by = {"signed_by": package.signed_by}
+            facts = signed_by | package.facts | signed_by  # A manifest may claim another key.
+            for name, value in facts.items():
                 print_line(f"{name}: {value}")
         if line is not None:
             print_line(f"its export is line {line} of the query log")

@@ -296,3 +296,19 @@ def test_the_command_ends_with_6_and_a_code_on_any_difference(sealed, package, k
     assert plain.exit_code == 0
     for part in ("trusted key", "user: local", "sentence: red coat", "pictures: 2", "line 1 of"):
         assert part in plain.stdout
+
+
+def test_a_manifest_does_not_name_the_key_in_place_of_the_program(calibrated, tmp_path):
+    file = tmp_path / "plain.zip"
+    body = {"ids": [str(id_of(calibrated, "red-0"))]}
+    file.write_bytes(calibrated.client.post("/api/v1/export", json=body).content)
+
+    def claiming(members):
+        files = dict(members)
+        manifest = json.loads(files["manifest.json"])
+        files["manifest.json"] = json.dumps({**manifest, "signed_by": "e" * 64}).encode()
+        return files.items()
+
+    plain = run_rt("evidence", "verify", rewritten(file, claiming))
+    assert (plain.exit_code, "signed_by: None" in plain.stdout) == (0, True)
+    assert "e" * 64 not in plain.stdout
