@@ -29,7 +29,13 @@ from upperson_rt.signature import (
     read_public_key,
 )
 from upperson_rt.strict import Sha256, parse_json, read_fields
-from upperson_rt.timestamps import MOST_STAMP_BYTES, TimeStamp, read_certificates, read_stamp
+from upperson_rt.timestamps import (
+    MOST_STAMP_BYTES,
+    TimeStamp,
+    check_form,
+    read_certificates,
+    read_stamp,
+)
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -238,7 +244,8 @@ class Package:
         expected = {**expected, MANIFEST: hashlib.sha256(text).hexdigest()}
         if signed is not None and signed != expected:
             self._add("manifest_differs", MANIFEST, "it differs from what was signed")
-        for name in sorted(names - expected.keys() - {SIGNATURE, STAMP}):
+        stamps = {STAMP} if "timestamp_by" in facts else set()
+        for name in sorted(names - expected.keys() - {SIGNATURE} - stamps):
             self._add("member_unexpected", name, "the manifest does not name it")
         for name in sorted(expected.keys() - names):
             self._add("member_missing", name, "the manifest names it, and it is not there")
@@ -248,15 +255,19 @@ class Package:
                     self._add("hash_differs", name, "its content was changed")
 
     def _read_stamp(self, archive: zipfile.ZipFile, names: set[str]) -> None:
-        if STAMP in names and self._authority is None:
-            self.stamp_state = "not_checked"
-        elif STAMP in names and self._authority is not None:
+        if STAMP in names and self.facts and "timestamp_by" not in self.facts:
+            self.stamp_state = "wrong"  # An unexpected member.
+        elif STAMP in names:
             limits = {MANIFEST: _MOST_MANIFEST_BYTES, SIGNATURE: SIGNATURE_BYTES}
             try:
-                content = {n: _read(archive, n, most) for n, most in limits.items() if n in names}
-                answer = _read(archive, STAMP, MOST_STAMP_BYTES)
-                self.stamp = read_stamp(answer, stamped_content(content), self._authority)
-                self.stamp_state = "trusted"
+                parts = {n: _read(archive, n, most) for n, most in limits.items() if n in names}
+                answer, content = _read(archive, STAMP, MOST_STAMP_BYTES), stamped_content(parts)
+                if self._authority is None:
+                    check_form(answer, content)
+                    self.stamp_state = "not_checked"
+                else:
+                    self.stamp = read_stamp(answer, content, self._authority)
+                    self.stamp_state = "trusted"
             except IntegrityError as error:
                 self.stamp_state = "wrong"
                 self._add(error.code, STAMP, str(error))
