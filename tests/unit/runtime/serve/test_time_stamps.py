@@ -208,9 +208,19 @@ def test_the_chain_of_a_log_is_stamped_and_verified(console, authority, tmp_path
         first = json.loads(run_rt(*command, "--tsa-cert", root).stdout)
         again = json.loads(run_rt(*command).stdout)
         assert (first["new"], again["new"], len(requests)) == (True, False, 1)
-        assert again["file"] == first["file"]
+        assert (again["file"], again["time"]) == (first["file"], first["time"])
         console.client.search(sentence="blue")
         second = json.loads(run_rt(*command).stdout)
+        # A file of that name that is no stamp of this chain is none.
+        place = Path(second["file"])
+        stamped = place.read_bytes()
+        for content in (b"", Path(first["file"]).read_bytes()):
+            place.write_bytes(content)
+            refusal(run_rt(*command), 6, "timestamp_wrong")
+            assert place.read_bytes() == content
+        place.write_bytes(stamped)
+        another = make_authority(tmp_path / "another") / "root.cert.pem"
+        refusal(run_rt(*command, "--tsa-cert", another), 6, "timestamp_wrong")
     assert (first["lines"], second["lines"], second["authority"]) == (1, 2, "CN=tsa")
     chosen = [word for one in (first, second) for word in ("--timestamp", one["file"])]
     verify = ("log", "verify", console.log, *chosen)
