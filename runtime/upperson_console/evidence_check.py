@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
-from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_rt.log_chain import verify_log
 from upperson_rt.printable import safe_repr
 from upperson_rt.signature import (
@@ -39,6 +39,7 @@ from upperson_rt.timestamps import (
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509 import Certificate
 
     from upperson_network.timestamps import TimeStampServer
 
@@ -95,11 +96,20 @@ class Package:
 
         Raises:
             InputError: The file, the key or the certificates cannot be read.
-            BackendError: The package cryptography is missing, which signatures need, or
-                rfc3161-client, which time stamps need.
         """
-        self._key = None if trust is None else read_public_key(trust)
-        self._authority = None if tsa_cert is None else read_certificates(tsa_cert)
+        self.unavailable: BackendError | None = None
+        """What kept the signature or the time stamp from being checked: a missing package."""
+        self._has_trust, self._has_authority = trust is not None, tsa_cert is not None
+        self._key: ec.EllipticCurvePublicKey | None = None
+        self._authority: list[Certificate] | None = None
+        try:
+            self._authority = None if tsa_cert is None else read_certificates(tsa_cert)
+        except BackendError as error:
+            self.unavailable = error
+        try:
+            self._key = None if trust is None else read_public_key(trust)
+        except BackendError as error:
+            self.unavailable = error
         self._place = str(path)
         self.problems: list[Difference] = []
         self.signature: SignatureState = "none"
@@ -208,7 +218,7 @@ class Package:
     def _signed(self, archive: zipfile.ZipFile, names: set[str]) -> dict[str, str] | None:
         """Return what is signed by the trusted key, and set the state of the signature."""
         if SIGNATURE not in names:
-            if self._key is not None:
+            if self._has_trust:
                 self.signature = "wrong"
                 self._add("not_signed", SIGNATURE, "the package is not signed")
             return None
@@ -271,7 +281,7 @@ class Package:
             except IntegrityError as error:
                 self.stamp_state = "wrong"
                 self._add(error.code, STAMP, str(error))
-        elif self._authority is not None or "timestamp_by" in self.facts:
+        elif self._has_authority or "timestamp_by" in self.facts:
             self._add("not_stamped", STAMP, "the package has no time stamp")
 
 
