@@ -35,6 +35,7 @@ from upperson_console.models import ItemOut, iso_time, item_fields
 from upperson_console.pictures import PIECE_BYTES, GalleryPictures
 from upperson_console.problems import ProblemError
 from upperson_console.rendering import templates
+from upperson_console.translation import reader
 from upperson_rt import __version__
 from upperson_rt.errors import BackendError, InputError
 from upperson_rt.gallery import Item
@@ -66,7 +67,7 @@ def write_package(
     ``matches`` has fields of those that were hits, by id; ``left_out`` is the number of further
     hits. With ``hide``, which returns a clip that shows its item alone, frames are pixelated, too.
     """
-    now = datetime.datetime.now().astimezone()
+    now = datetime.datetime.now().astimezone(reader().zone)
     with ExitStack() as stack:
         file = stack.enter_context(tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES))
         stack.enter_context(_disk_errors())
@@ -80,7 +81,7 @@ def write_package(
             "schema_version": VERSION,
             "kind": KIND,
             "exported": now.isoformat(timespec="seconds"),
-            "zone": f"{now.tzname()}, UTC{now:%z}",
+            "zone": str(reader().zone or "the server's time"),
             "program": f"upperson-rt {__version__}",
             **facts,
             **{f"bundle_{name}": value for name, value in seal.bundle.items()},

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
-from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_rt.log_chain import verify_log
 from upperson_rt.printable import safe_repr
 from upperson_rt.signature import (
@@ -29,10 +29,17 @@ from upperson_rt.signature import (
     read_public_key,
 )
 from upperson_rt.strict import Sha256, parse_json, read_fields
-from upperson_rt.timestamps import MOST_STAMP_BYTES, TimeStamp, read_certificates, read_stamp
+from upperson_rt.timestamps import (
+    MOST_STAMP_BYTES,
+    TimeStamp,
+    check_form,
+    read_certificates,
+    read_stamp,
+)
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509 import Certificate
 
     from upperson_network.timestamps import TimeStampServer
 
@@ -89,11 +96,20 @@ class Package:
 
         Raises:
             InputError: The file, the key or the certificates cannot be read.
-            BackendError: The package cryptography is missing, which signatures need, or
-                rfc3161-client, which time stamps need.
         """
-        self._key = None if trust is None else read_public_key(trust)
-        self._authority = None if tsa_cert is None else read_certificates(tsa_cert)
+        self.unavailable: BackendError | None = None
+        """What kept the signature or the time stamp from being checked: a missing package."""
+        self._has_trust, self._has_authority = trust is not None, tsa_cert is not None
+        self._key: ec.EllipticCurvePublicKey | None = None
+        self._authority: list[Certificate] | None = None
+        try:
+            self._authority = None if tsa_cert is None else read_certificates(tsa_cert)
+        except BackendError as error:
+            self.unavailable = error
+        try:
+            self._key = None if trust is None else read_public_key(trust)
+        except BackendError as error:
+            self.unavailable = error
         self._place = str(path)
         self.problems: list[Difference] = []
         self.signature: SignatureState = "none"
@@ -202,7 +218,7 @@ class Package:
     def _signed(self, archive: zipfile.ZipFile, names: set[str]) -> dict[str, str] | None:
         """Return what is signed by the trusted key, and set the state of the signature."""
         if SIGNATURE not in names:
-            if self._key is not None:
+            if self._has_trust:
                 self.signature = "wrong"
                 self._add("not_signed", SIGNATURE, "the package is not signed")
             return None
@@ -238,7 +254,8 @@ class Package:
         expected = {**expected, MANIFEST: hashlib.sha256(text).hexdigest()}
         if signed is not None and signed != expected:
             self._add("manifest_differs", MANIFEST, "it differs from what was signed")
-        for name in sorted(names - expected.keys() - {SIGNATURE, STAMP}):
+        stamps = {STAMP} if "timestamp_by" in facts else set()
+        for name in sorted(names - expected.keys() - {SIGNATURE} - stamps):
             self._add("member_unexpected", name, "the manifest does not name it")
         for name in sorted(expected.keys() - names):
             self._add("member_missing", name, "the manifest names it, and it is not there")
@@ -248,19 +265,23 @@ class Package:
                     self._add("hash_differs", name, "its content was changed")
 
     def _read_stamp(self, archive: zipfile.ZipFile, names: set[str]) -> None:
-        if STAMP in names and self._authority is None:
-            self.stamp_state = "not_checked"
-        elif STAMP in names and self._authority is not None:
+        if STAMP in names and self.facts and "timestamp_by" not in self.facts:
+            self.stamp_state = "wrong"  # An unexpected member.
+        elif STAMP in names:
             limits = {MANIFEST: _MOST_MANIFEST_BYTES, SIGNATURE: SIGNATURE_BYTES}
             try:
-                content = {n: _read(archive, n, most) for n, most in limits.items() if n in names}
-                answer = _read(archive, STAMP, MOST_STAMP_BYTES)
-                self.stamp = read_stamp(answer, stamped_content(content), self._authority)
-                self.stamp_state = "trusted"
+                parts = {n: _read(archive, n, most) for n, most in limits.items() if n in names}
+                answer, content = _read(archive, STAMP, MOST_STAMP_BYTES), stamped_content(parts)
+                if self._authority is None:
+                    check_form(answer, content)
+                    self.stamp_state = "not_checked"
+                else:
+                    self.stamp = read_stamp(answer, content, self._authority)
+                    self.stamp_state = "trusted"
             except IntegrityError as error:
                 self.stamp_state = "wrong"
                 self._add(error.code, STAMP, str(error))
-        elif self._authority is not None or "timestamp_by" in self.facts:
+        elif self._has_authority or "timestamp_by" in self.facts:
             self._add("not_stamped", STAMP, "the package has no time stamp")
 
 

@@ -43,7 +43,8 @@ def verify(
     """Check that no file of a package was changed, removed or added; else the exit code is 6.
 
     Without --trust only the hashes are checked, which an attacker can replace. With --tsa-cert the
-    package must have been stamped by that authority. No network is used.
+    package must have been stamped by that authority. No network is used. Without the package
+    cryptography, names and hashes are still checked; then the exit code is 5.
 
     Example: `upperson-rt evidence verify export.zip --trust site.pub`
     """
@@ -53,7 +54,7 @@ def verify(
     line = None if log is None else package.find_in(log)
     result = {
         "file": str(file),
-        "ok": not package.problems,
+        "ok": not package.problems and package.unavailable is None,
         "sha256": package.sha256,
         "signature": package.signature,
         "signed_by": package.signed_by,
@@ -69,7 +70,9 @@ def verify(
     def show(_: object) -> None:
         states = {
             "trusted": "signed by the trusted key",
-            "not_checked": "signed, but not checked: name the key with --trust",
+            "not_checked": "signed, but not checked: name the key with --trust"
+            if trust is None
+            else "signed, but not checked: names and hashes of the files were checked",
             "none": "not signed: its hashes detect accidents, not attacks",
             "wrong": "not signed by the trusted key: nothing else was read",
         }
@@ -77,9 +80,11 @@ def verify(
             print_line(states[package.signature])
             if (stamp := package.stamp) is not None:
                 print_line(f"existed at {stamp.time}, as stamped by {stamp.authority}")
-            elif package.stamp_state == "not_checked":
+            elif package.stamp_state == "not_checked" and tsa_cert is None:
                 print_line("time stamp not checked: name its certificates with --tsa-cert")
-            for name, value in ({"signed_by": package.signed_by} | package.facts).items():
+            signed_by = {"signed_by": package.signed_by}
+            facts = signed_by | package.facts | signed_by  # A manifest may claim another key.
+            for name, value in facts.items():
                 print_line(f"{name}: {value}")
         if line is not None:
             print_line(f"its export is line {line} of the query log")
@@ -92,3 +97,5 @@ def verify(
         first = package.problems[0]
         message = f"{file}: {first.path or 'the package'}: {first.text}"
         raise IntegrityError(message, code=first.code, path=file, member=first.path)
+    if package.unavailable is not None:
+        raise package.unavailable

@@ -24,15 +24,15 @@ def timestamp(
 ) -> None:
     """Let a time-stamp authority stamp the last chain of a query log, which stands for all of it.
 
-    The log is verified first. The stamp is the file FILE.CHAIN.tsr beside it; one that is there
-    stays. The authority gets a hash only.
+    The log is verified first. The stamp is the file FILE.CHAIN.tsr beside it; a valid one that is
+    there stays. The authority gets a hash only.
 
     Example: `upperson-rt log timestamp console/query.log --url http://tsa.example/tsr`
     """
     from upperson_network.timestamps import TimeStampServer
-    from upperson_rt.files import write_atomically
+    from upperson_rt.files import read_bounded, write_atomically
     from upperson_rt.log_chain import verify_log
-    from upperson_rt.timestamps import read_certificates
+    from upperson_rt.timestamps import MOST_STAMP_BYTES, read_certificates, read_stamp
 
     server = TimeStampServer(url, [] if tsa_cert is None else read_certificates(tsa_cert))
     report = verify_log(file)
@@ -43,8 +43,14 @@ def timestamp(
     if is_new := not place.exists():  # An older stamp of the same chain proves more.
         answer, stamp = server.stamp(report.chain.encode())
         write_atomically(place, answer)
-        result |= asdict(stamp)
-    shown = f"stamped at {stamp.time} by {stamp.authority}" if is_new else "it is stamped already"
-    print_result(
-        result | {"new": is_new}, output.as_json, lambda _: print_line(f"{shown}: {place}")
-    )
+    else:
+        answer = read_bounded(place, MOST_STAMP_BYTES)
+        try:
+            stamp = read_stamp(answer, report.chain.encode(), server.certificates)
+        except IntegrityError as error:
+            message = f"{place}: {error}: move this file away, and stamp the log again"
+            raise IntegrityError(message, code=error.code, path=place) from error
+    result |= {**asdict(stamp), "new": is_new}
+    how = "stamped" if is_new else "it is stamped already,"
+    shown = f"{how} at {stamp.time} by {stamp.authority}: {place}"
+    print_result(result, output.as_json, lambda _: print_line(shown))

@@ -8,8 +8,9 @@ import typer
 from upperson_console.cli import require_packages
 from upperson_rt.cli.app import Command, new_app
 from upperson_rt.cli.groups import grouped
-from upperson_rt.cli.options import Output
+from upperson_rt.cli.options import Output, age_seconds
 from upperson_rt.cli.output import print_line, print_note, print_result
+from upperson_rt.cli.retention import read_retention
 from upperson_rt.errors import UsageError
 
 app = new_app("Write outlines for data protection officers.")
@@ -41,7 +42,19 @@ def templates(
     ] = None,
     keep: Annotated[
         list[str] | None,
-        typer.Option("--keep", metavar="RULE", help="Retention in force, such as 30d; repeatable."),
+        typer.Option(
+            "--keep",
+            metavar="[CAMERA=]AGE",
+            help="Retention in force, as given to  upperson-rt serve; repeatable.",
+        ),
+    ] = None,
+    bin: Annotated[
+        str | None,
+        typer.Option(
+            "--bin",
+            metavar="AGE",
+            help="How long deleted pictures can be restored, as given to  upperson-rt serve.",
+        ),
     ] = None,
     blur: Annotated[bool, typer.Option("--blur", help="If  serve  runs with it.")] = False,
     language: Annotated[str, typer.Option("--language", help="en or de.")] = "en",
@@ -62,8 +75,12 @@ def templates(
         raise UsageError(
             f"--language takes {' or '.join(LANGUAGES)}", code="language_unknown", found=language
         )
+    read_retention(keep or (), None)  # Refuses what  serve  would refuse.
+    if bin not in (None, "0"):
+        age_seconds(bin)
     facts = site_facts(read_oversight(file), gallery, bundle, token_file)
-    written = write_documents(folder, language, {**facts, "keep": keep or [], "blur": blur})
+    facts |= {"keep": keep or [], "bin": bin, "blur": blur}
+    written = write_documents(folder, language, facts)
     files = [str(path) for path in written]
     print_result({"files": files}, output.as_json, lambda _: print_line(*files))
     print_note("no legal advice: fill in the blanks, and have counsel check the texts")

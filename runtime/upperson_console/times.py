@@ -22,11 +22,13 @@ def local_time(seconds: float | None, form: str | None = None) -> str:
     return moment.strftime(form or word("format of times", "%Y-%m-%d %H:%M:%S"))
 
 
-def zone_name() -> str:
-    """Return the reader's time zone with its present offset."""
+def zone_name(has_offset: bool = True) -> str:
+    """Return the reader's time zone, by default with its present offset."""
     zone = reader().zone
-    offset = datetime.now(zone).astimezone(zone).strftime("%z")
     name = gettext("the server's time") if zone is None else str(zone)
+    if not has_offset:
+        return name
+    offset = datetime.now(zone).astimezone(zone).strftime("%z")
     return f"{name}, UTC{offset[:3]}:{offset[3:5]}"
 
 

@@ -55,10 +55,10 @@ class TimeStampServer:
         try:
             with http_within(_LONGEST_S, self.url) as connection:
                 connection.request("POST", http_target(self.url), request.as_bytes(), headers)
-                answer = connection.getresponse()
-                if answer.status != http.client.OK:
-                    raise ValueError(f"it answers {answer.status}")
-                stamp = answer.read(MOST_STAMP_BYTES)  # A longer one is no stamp then.
+                with connection.getresponse() as answer:
+                    if answer.status != http.client.OK:
+                        raise ValueError(f"it answers {answer.status}")
+                    stamp = answer.read(MOST_STAMP_BYTES)  # A longer one is no stamp then.
             return stamp, read_stamp(stamp, content, self.certificates, request.nonce)
         except (OSError, ValueError, http.client.HTTPException, IntegrityError) as error:
             what = one_line(error) or type(error).__name__

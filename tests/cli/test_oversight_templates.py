@@ -95,6 +95,38 @@ def test_without_a_gallery_and_the_rest_there_are_more_blanks(site, tmp_path):
         assert part in bare
 
 
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_the_bin_and_a_time_stamp_authority_are_named(site, tmp_path, language):
+    def texts(name, *more):
+        folder = tmp_path / name
+        assert run_rt(*command(site, folder, "--language", language, *more)).exit_code == 0
+        return [(folder / one).read_text("utf-8") for one in NAMES]
+
+    deleted, blank = {
+        "en": ("- Deleted pictures: ", "**[to fill in: "),
+        "de": ("- Gelöschte Bilder: ", "**[auszufüllen: "),
+    }[language]
+    for name, more, has_blank in (
+        ("bare", (), True), ("days", ("--bin", "12h"), False), ("none", ("--bin", "0"), False),
+    ):  # fmt: skip
+        for text in texts(name, *more)[:2]:
+            (line,) = [line for line in text.splitlines() if line.startswith(deleted)]
+            assert (blank in line, "12h" in line) == (has_blank, name == "days"), line
+    authority = {"en": "time-stamp authority", "de": "Zeitstempeldienst"}[language]
+    assert f"{blank}{authority}" in texts("recipients")[1]
+
+
+def test_ages_are_read_as_serve_reads_them(site, tmp_path):
+    folder = tmp_path / "out"
+    for more, code in (
+        (("--keep", "long"), "age_malformed"),
+        (("--keep", "30d", "--keep", "7d"), "age_given_twice"),
+        (("--bin", "week"), "age_malformed"),
+    ):
+        refusal(run_rt(*command(site, folder, *more, "--json")), 2, code)
+    assert not folder.exists()
+
+
 def test_no_file_is_replaced_and_a_refusal_writes_nothing(site, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()

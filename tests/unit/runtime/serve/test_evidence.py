@@ -18,6 +18,7 @@ from tests.helpers.signing_keys import write_keys
 from tests.helpers.toy_bundle import draw_person
 from tests.unit.runtime.test_signature import model_signing
 from upperson_console.evidence_check import Package, Seal
+from upperson_rt.errors import install_command
 from upperson_rt.gallery import Item
 from upperson_rt.signature import read_private_key
 
@@ -275,6 +276,36 @@ def test_the_command_verifies_without_the_web_packages(sealed, package, keys):
     assert result["log_line"] == len(log_lines(sealed))
 
 
+def test_without_cryptography_names_and_hashes_are_checked(package, keys):
+    def verified(file):
+        program = (
+            "import sys\n"
+            "for name in ('cryptography', 'rfc3161_client'):\n"
+            "    sys.modules[name] = None\n"
+            "from upperson_rt.program import main\n"
+            "main()"
+        )
+        command = ["evidence", "verify", file, "--trust", keys / "site.pub"]
+        return [
+            subprocess.run(
+                [sys.executable, "-c", program, *map(str, command), *more],
+                capture_output=True, text=True, timeout=100,
+            )
+            for more in ([], ["--json"])
+        ]  # fmt: skip
+
+    plain, as_json = verified(package)
+    result = json.loads(as_json.stdout)
+    assert (plain.returncode, as_json.returncode, result["ok"]) == (5, 5, False)
+    assert (result["problems"], result["signature"]) == ([], "not_checked")
+    assert "names and hashes of the files were checked" in plain.stdout
+    assert install_command("sign") in plain.stderr
+    plain, as_json = verified(rewritten(package, picture_changed))
+    assert (plain.returncode, "hash_differs" in plain.stdout) == (6, True)
+    _, unsigned = verified(rewritten(package, CHANGES["unsigned"][0]))
+    assert json.loads(unsigned.stdout)["problems"][0]["code"] == "not_signed"
+
+
 def test_the_command_ends_with_6_and_a_code_on_any_difference(sealed, package, keys):
     changed = rewritten(package, picture_changed)
     command = ("evidence", "verify", changed)
@@ -296,3 +327,19 @@ def test_the_command_ends_with_6_and_a_code_on_any_difference(sealed, package, k
     assert plain.exit_code == 0
     for part in ("trusted key", "user: local", "sentence: red coat", "pictures: 2", "line 1 of"):
         assert part in plain.stdout
+
+
+def test_a_manifest_does_not_name_the_key_in_place_of_the_program(calibrated, tmp_path):
+    file = tmp_path / "plain.zip"
+    body = {"ids": [str(id_of(calibrated, "red-0"))]}
+    file.write_bytes(calibrated.client.post("/api/v1/export", json=body).content)
+
+    def claiming(members):
+        files = dict(members)
+        manifest = json.loads(files["manifest.json"])
+        files["manifest.json"] = json.dumps({**manifest, "signed_by": "e" * 64}).encode()
+        return files.items()
+
+    plain = run_rt("evidence", "verify", rewritten(file, claiming))
+    assert (plain.exit_code, "signed_by: None" in plain.stdout) == (0, True)
+    assert "e" * 64 not in plain.stdout

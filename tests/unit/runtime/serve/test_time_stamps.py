@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import time
 import zipfile
 from dataclasses import replace
@@ -15,7 +16,7 @@ from tests.helpers.console import id_of, log_lines, problem
 from tests.helpers.invoke import refusal, run_rt
 from tests.helpers.signing_keys import write_keys
 from tests.helpers.small_servers import dripping_server, http_server, no_server, other_server
-from tests.helpers.time_stamping import make_authority, time_stamping
+from tests.helpers.time_stamping import make_authority, stamp, time_stamping
 from tests.unit.runtime.serve.test_evidence import rewritten
 from tests.unit.runtime.test_signature import model_signing
 from upperson_console.evidence_check import Package, Seal
@@ -92,7 +93,7 @@ def test_a_stamp_covers_the_package_and_its_signature(
         assert model_signing((*verify, authority / "site.pub")) == [0]
 
 
-def test_what_is_wrong_with_a_stamp_is_found(export, authority, tmp_path):
+def test_what_is_wrong_with_a_stamp_is_found(export, authority, tmp_path, monkeypatch):
     with time_stamping(authority) as (url, _):
         _, file = export(TimeStampServer(url))
         other = make_authority(tmp_path / "other")
@@ -116,9 +117,36 @@ def test_what_is_wrong_with_a_stamp_is_found(export, authority, tmp_path):
         package = verified(changed, authority)
         assert codes(package)[0] in ("timestamp_wrong", "member_too_large")
         assert package.stamp_state == "wrong"
+        assert codes(Package(changed))[0] in ("timestamp_wrong", "member_too_large")
+        with monkeypatch.context() as without_package:
+            without_package.setitem(sys.modules, "rfc3161_client", None)
+            assert codes(Package(changed))[0] in ("timestamp_wrong", "member_too_large")
+            assert codes(Package(file)) == []
+    with zipfile.ZipFile(file) as archive:
+        another = archive.read("manifest.tsr")
     _, plain = export(None)
     assert codes(verified(plain, authority)) == ["not_stamped"]
     assert Package(plain, authority / "site.pub").problems == []
+    for content in (b"", another):
+        added = rewritten(plain, lambda m, c=content: [*m, ("manifest.tsr", c)])
+        for package in (Package(added, authority / "site.pub"), verified(added, authority)):
+            assert (codes(package), package.stamp_state) == (["member_unexpected"], "wrong")
+
+
+def test_a_malformed_certificate_in_an_answer_is_a_refusal(authority):
+    """Its version is 8: cryptography raises InvalidVersion, which is no ValueError."""
+    request = rfc3161_client.TimestampRequestBuilder().data(b"one").build()
+    answer = stamp(authority, request.as_bytes())
+    version = b"\xa0\x03\x02\x01"
+    assert answer.count(version + b"\x02") == 1
+    malformed = answer.replace(version + b"\x02", version + b"\x07")
+    for trusted in ((), read_certificates(authority / "root.cert.pem")):
+        with pytest.raises(IntegrityError) as caught:
+            read_stamp(malformed, b"one", trusted)
+        assert caught.value.code == "timestamp_wrong"
+    with other_server(HEAD + malformed) as port, pytest.raises(BackendError) as caught:
+        TimeStampServer(f"http://127.0.0.1:{port}/").stamp(b"one")
+    assert caught.value.code == "timestamp_unavailable"
 
 
 @pytest.mark.parametrize("kind", ["away", "slow", "garbage", "status", "long"])
@@ -180,9 +208,19 @@ def test_the_chain_of_a_log_is_stamped_and_verified(console, authority, tmp_path
         first = json.loads(run_rt(*command, "--tsa-cert", root).stdout)
         again = json.loads(run_rt(*command).stdout)
         assert (first["new"], again["new"], len(requests)) == (True, False, 1)
-        assert again["file"] == first["file"]
+        assert (again["file"], again["time"]) == (first["file"], first["time"])
         console.client.search(sentence="blue")
         second = json.loads(run_rt(*command).stdout)
+        # A file of that name that is no stamp of this chain is none.
+        place = Path(second["file"])
+        stamped = place.read_bytes()
+        for content in (b"", Path(first["file"]).read_bytes()):
+            place.write_bytes(content)
+            refusal(run_rt(*command), 6, "timestamp_wrong")
+            assert place.read_bytes() == content
+        place.write_bytes(stamped)
+        another = make_authority(tmp_path / "another") / "root.cert.pem"
+        refusal(run_rt(*command, "--tsa-cert", another), 6, "timestamp_wrong")
     assert (first["lines"], second["lines"], second["authority"]) == (1, 2, "CN=tsa")
     chosen = [word for one in (first, second) for word in ("--timestamp", one["file"])]
     verify = ("log", "verify", console.log, *chosen)

@@ -208,7 +208,10 @@ def test_a_report_names_the_zone_of_its_reader(console):
     answer = console.client.post("/export", data=form)
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         report = archive.read("index.html").decode()
-    assert "<dt>Fuseau horaire</dt><dd>Asia/Kathmandu, UTC+05:45</dd>" in report
+        facts = json.loads(archive.read("manifest.json"))
+    assert "<dt>Fuseau horaire</dt><dd>Asia/Kathmandu</dd>" in report
+    assert (facts["zone"], facts["exported"][-6:]) == ("Asia/Kathmandu", "+05:45")
+    assert f"<dd>{facts['exported']}</dd>" in report
     begin = datetime.fromtimestamp(START, zone_of("Asia/Kathmandu"))
     assert begin.isoformat(timespec="milliseconds") in report
     assert "<dd>2026-09-21T19:45:00.000+05:45</dd>" in report
