@@ -1,6 +1,8 @@
 """The bin: its page, its routes of the API, and its retention."""
 
+import math
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal, TypeAlias
@@ -18,15 +20,35 @@ from upperson_console.problems import ProblemError, missing
 from upperson_console.rendering import render
 from upperson_console.search import read_id
 from upperson_console.service import ConsoleService
-from upperson_rt.errors import UppersonError
+from upperson_rt.errors import InputError, UppersonError
+from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.sqlite.bin import BinEntry
-from upperson_rt.printable import get_logger
+from upperson_rt.printable import count_of, get_logger
 
 _LOG = get_logger(__name__)
 _EMPTIED_EVERY_S = 600.0
 _MOST = 48
 """Pictures on a page."""
 _Start: TypeAlias = Annotated[int, Query(ge=0, le=2**31)]
+
+
+def require_no_loss(gallery: Gallery, bin_s: float) -> None:
+    """Refuse to serve a gallery without its bin while that holds pictures.
+
+    Raises:
+        InputError: ``bin_s`` is 0 and the bin is not empty (``bin_not_empty``).
+    """
+    if bin_s or gallery.bin is None or gallery.is_read_only:
+        return
+    if entries := gallery.bin.entries():
+        age = f"{max(0, math.ceil((time.time() - entries[-1].deleted) / 86400)) + 7}d"
+        raise InputError(
+            f"the bin of {gallery.location} holds {count_of(len(entries), 'picture')}: start with  "
+            f"--bin {age}  and restore or delete them on the page Bin, then start with  --bin 0",
+            code="bin_not_empty",
+            path=gallery.location,
+            pictures=len(entries),
+        )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_console.access_log import AccessLog
-from upperson_console.accounts import Account
+from upperson_console.accounts import BIN_USER, Account
 from upperson_console.approvals import Approvals
 from upperson_console.clip_blur import LONGEST_GAP_S
 from upperson_console.current import CurrentGallery
@@ -36,7 +36,6 @@ from upperson_rt.gallery import CameraInfo, Filter, Gallery, Hit, Item, TrackSpa
 from upperson_rt.gallery.clips import ClipFile
 from upperson_rt.gallery.snapshots import Snapshot, picture_path, read_snapshots, snapshot_folder
 from upperson_rt.gallery.sqlite.bin import Bin, BinEntry, empty_bin
-from upperson_rt.log_writer import process_user
 from upperson_rt.query_log import QueryLog
 from upperson_rt.retriever import find_alike
 from upperson_rt.search.query import QueryEncoder, SearchRequest
@@ -377,15 +376,15 @@ class ConsoleService:
         return restored
 
     def empty_bin(self) -> None:
-        """Log and delete permanently what was in the bin for its retention."""
+        """Log and delete permanently what was in the bin for its retention, if it has one."""
         gallery, before = self.gallery, time.time() - self.bin_s
         if (own_bin := getattr(gallery, "bin", None)) is None or gallery.is_read_only:
             return
         with self._deleting:
             own_bin.tidy()
-            old = [(self.ids.opaque(one.id), one.item) for one in own_bin.entries(before=before)]
-            if old:
-                server = Account(name=process_user(), role="admin")
+            found = own_bin.entries(before=before) if self.bin_s else []
+            if old := [(self.ids.opaque(one.id), one.item) for one in found]:
+                server = Account(name=BIN_USER, role="admin")
                 details = {"reason": "the retention of the bin", "deleted_before": before}
                 self.note_items(server, "delete", old, details, None)
                 empty_bin(gallery, before)
