@@ -87,12 +87,13 @@ def bin_routes(service: ConsoleService, access: Access) -> list[APIRouter]:
     )
     admin = access.needs("admin")
 
-    def shown(account: Account, start: int, most: int) -> list[tuple[int, BinEntry]]:
-        """Return and log a page."""
-        found = service.binned(start=start, most=most)
+    def shown(account: Account, start: int, most: int) -> tuple[list[tuple[int, BinEntry]], bool]:
+        """Return and log a page; also return whether there is a next one."""
+        found = service.binned(start=start, most=most + 1)
+        has_more, found = len(found) > most, found[:most]
         items = [(id_, entry.item) for id_, entry in found]
         service.note_items(account, "view", items, {"page": "bin"})
-        return found
+        return found, has_more
 
     @api.get("", summary="What is in the bin, last deleted first")
     def entries(
@@ -101,7 +102,7 @@ def bin_routes(service: ConsoleService, access: Access) -> list[APIRouter]:
         account: Account = admin,
     ) -> list[models.BinItemOut]:
         pictures, items = service.current.last.binned, []
-        for id_, one in shown(account, start, limit):
+        for id_, one in shown(account, start, limit)[0]:
             about = {"deleted": one.deleted, "user": one.user, "reason": one.reason}
             fields = models.item_fields(account, id_, one.item, False) | about
             if pictures.file(one.item) is not None:
@@ -136,10 +137,12 @@ def bin_routes(service: ConsoleService, access: Access) -> list[APIRouter]:
 
     @pages.get("")
     def page(start: _Start = 0, account: Account = admin) -> Response:
+        entries, has_more = shown(account, start, _MOST)
         return render(
             "bin",
             account,
-            entries=shown(account, start, _MOST),
+            entries=entries,
+            has_more=has_more,
             start=start,
             most=_MOST,
             pictures=service.current.last.binned,

@@ -325,6 +325,9 @@ class ConsoleService:
         arguments: dict[str, Any] = {"ids": [*ids], "reason": reason, "details": details}
         flags = {"permanent": permanent, "from_bin": from_bin}
         arguments |= {name: True for name, is_set in flags.items() if is_set}
+        if from_bin:  # A request ends with the deletion that it was made for.
+            last = max((entry.deleted for _, entry in self.binned(ids)), default=None)
+            arguments["details"] = details = {**details, "deleted": last}
 
         def chosen() -> list[tuple[int, Item]]:
             if not from_bin:
@@ -364,13 +367,21 @@ class ConsoleService:
         return [(self.ids.opaque(entry.id), entry) for entry in found]
 
     def restore(self, account: Account, ids: Sequence[int]) -> int:
-        """Move items from the bin back into the gallery; return how many there were."""
+        """Move items from the bin back into the gallery; return how many there were.
+
+        One person may. The log has who deleted them, when and why.
+        """
         with self._deleting:
             found, own_bin = self.binned(ids), self.bin
             if own_bin is None or not found:
                 raise missing("none of these pictures is in the bin; restored or deleted since")
             items = [(id_, entry.item) for id_, entry in found]
-            self.note_items(account, "restore", items, {}, None)
+            deletions: dict[tuple[str, float, str], list[str]] = {}
+            for id_, one in found:
+                deletions.setdefault((one.user, one.deleted, one.reason), []).append(str(id_))
+            names = ("user", "deleted", "reason", "ids")
+            of = [dict(zip(names, (*one, own), strict=True)) for one, own in deletions.items()]
+            self.note_items(account, "restore", items, {"deletions": of}, None)
             restored = own_bin.restore([entry.id for _, entry in found])
             self.current.last.has_changed()
         return restored
