@@ -29,6 +29,8 @@ Role: TypeAlias = Literal["viewer", "operator", "admin"]
 prune."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
+BIN_USER = "(bin)"
+"""User of the log's lines for what the server deletes from the bin; no account gets this name."""
 _SESSION_S = 12 * 3600.0
 _MOST_SESSIONS = 1000
 _MOST_SESSIONS_EACH = 20
@@ -171,6 +173,9 @@ def check_new_name(name: str, known: Iterable[Token]) -> None:
     if not name.isprintable():
         what = f"the name {safe_repr(name)} holds characters that are not shown"
         raise UsageError(f"{what}: choose another name", code="name_not_printable")
+    if _folded(name) == BIN_USER:
+        what = f"{BIN_USER} stands in the log for what the server deletes itself"
+        raise UsageError(f"{what}: choose another name", code="name_reserved")
     same = next((one for one in names if _folded(one) == _folded(name)), None)
     if same is not None:
         what = f"there is an account {safe_repr(same)}, which reads the same"

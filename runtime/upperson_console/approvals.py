@@ -167,9 +167,9 @@ class Approvals:
         reason: str,
         perform: Callable[[Approval], None],
     ) -> None:
-        """Log, carry out and keep the decision of a second person.
+        """Carry out, log and keep the decision of a second person.
 
-        A request whose action fails stays pending.
+        A request whose action fails stays pending, and no decision is logged.
         """
         with self._lock:
             one, reason = self.find(account, id_), reason.strip()
@@ -185,11 +185,13 @@ class Approvals:
             if one.state != "pending":
                 what = f"this request is {one.state} already"
                 raise ProblemError(409, what, code="approval_closed")
-            self._log(account, one, f"approval-{decision}", {"reason": reason})
             one = replace(one, decision=decision, by=account.name, reason=reason or None)
             if decision == "approve":
                 perform(one)
-            self._user_state.set_approval(one.id, _text(one))
+                self._user_state.set_approval(one.id, _text(one))  # Also if the log fails now.
+            self._log(account, one, f"approval-{decision}", {"reason": reason})
+            if decision == "refuse":
+                self._user_state.set_approval(one.id, _text(one))
 
     def granted_export(self, account: Account, id_: str) -> Approval:
         """Return an approved export, which its account may download now, see `requester`."""

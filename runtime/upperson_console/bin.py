@@ -1,6 +1,8 @@
 """The bin: its page, its routes of the API, and its retention."""
 
+import math
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal, TypeAlias
@@ -18,15 +20,35 @@ from upperson_console.problems import ProblemError, missing
 from upperson_console.rendering import render
 from upperson_console.search import read_id
 from upperson_console.service import ConsoleService
-from upperson_rt.errors import UppersonError
+from upperson_rt.errors import InputError, UppersonError
+from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.sqlite.bin import BinEntry
-from upperson_rt.printable import get_logger
+from upperson_rt.printable import count_of, get_logger
 
 _LOG = get_logger(__name__)
 _EMPTIED_EVERY_S = 600.0
 _MOST = 48
 """Pictures on a page."""
 _Start: TypeAlias = Annotated[int, Query(ge=0, le=2**31)]
+
+
+def require_no_loss(gallery: Gallery, bin_s: float) -> None:
+    """Refuse to serve a gallery without its bin while that holds pictures.
+
+    Raises:
+        InputError: ``bin_s`` is 0 and the bin is not empty (``bin_not_empty``).
+    """
+    if bin_s or gallery.bin is None or gallery.is_read_only:
+        return
+    if entries := gallery.bin.entries():
+        age = f"{max(0, math.ceil((time.time() - entries[-1].deleted) / 86400)) + 7}d"
+        raise InputError(
+            f"the bin of {gallery.location} holds {count_of(len(entries), 'picture')}: start with  "
+            f"--bin {age}  and restore or delete them on the page Bin, then start with  --bin 0",
+            code="bin_not_empty",
+            path=gallery.location,
+            pictures=len(entries),
+        )
 
 
 @contextmanager
@@ -65,12 +87,13 @@ def bin_routes(service: ConsoleService, access: Access) -> list[APIRouter]:
     )
     admin = access.needs("admin")
 
-    def shown(account: Account, start: int, most: int) -> list[tuple[int, BinEntry]]:
-        """Return and log a page."""
-        found = service.binned(start=start, most=most)
+    def shown(account: Account, start: int, most: int) -> tuple[list[tuple[int, BinEntry]], bool]:
+        """Return and log a page; also return whether there is a next one."""
+        found = service.binned(start=start, most=most + 1)
+        has_more, found = len(found) > most, found[:most]
         items = [(id_, entry.item) for id_, entry in found]
         service.note_items(account, "view", items, {"page": "bin"})
-        return found
+        return found, has_more
 
     @api.get("", summary="What is in the bin, last deleted first")
     def entries(
@@ -79,7 +102,7 @@ def bin_routes(service: ConsoleService, access: Access) -> list[APIRouter]:
         account: Account = admin,
     ) -> list[models.BinItemOut]:
         pictures, items = service.current.last.binned, []
-        for id_, one in shown(account, start, limit):
+        for id_, one in shown(account, start, limit)[0]:
             about = {"deleted": one.deleted, "user": one.user, "reason": one.reason}
             fields = models.item_fields(account, id_, one.item, False) | about
             if pictures.file(one.item) is not None:
@@ -114,10 +137,12 @@ def bin_routes(service: ConsoleService, access: Access) -> list[APIRouter]:
 
     @pages.get("")
     def page(start: _Start = 0, account: Account = admin) -> Response:
+        entries, has_more = shown(account, start, _MOST)
         return render(
             "bin",
             account,
-            entries=shown(account, start, _MOST),
+            entries=entries,
+            has_more=has_more,
             start=start,
             most=_MOST,
             pictures=service.current.last.binned,

@@ -228,7 +228,7 @@ def _opened(
 ) -> "Iterator[tuple[Server, QueryLog, str | None]]":  # fmt: skip
     """Open everything; yield server, query log and the address of the ONVIF device service."""
     from upperson_console.accounts import Access, Account, Accounts
-    from upperson_console.bin import emptying
+    from upperson_console.bin import emptying, require_no_loss
     from upperson_console.live import Live, check_source
     from upperson_console.onvif.discovery import discoverable
     from upperson_console.onvif.routes import PATH, OnvifRoutes
@@ -279,7 +279,8 @@ def _opened(
             scheme = "http" if tls is None else "https"
             url = f"{scheme}://{interface}:{port}{PATH}/device_service"
             stack.enter_context(discoverable(url, interface))
-        open_gallery().close()  # Before files are created: a refused start leaves none.
+        with closing(open_gallery()) as found:  # A refused start creates no files.
+            require_no_loss(found, bin_s)
         given_log = served.query_log
         log = None if given_log is None else stack.enter_context(QueryLog(given_log))
         user_state = stack.enter_context(closing(UserState(served.state / "console.sqlite")))

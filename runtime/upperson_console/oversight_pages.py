@@ -95,8 +95,12 @@ def _approval_pages(
         found: dict[str, list[Any]] = {}
         for one in requests:
             if one.state == "pending":
-                items = service.gallery.get(one.arguments.get("ids", [])[start : start + most])
-                found[one.id] = [(id_, item) for id_, (item, _) in items.items()]
+                ids = one.arguments.get("ids", [])[start : start + most]
+                if one.about.get("from_bin"):
+                    found[one.id] = [(id_, entry.item) for id_, entry in service.binned(ids)]
+                else:
+                    items = service.gallery.get(ids)
+                    found[one.id] = [(id_, item) for id_, (item, _) in items.items()]
         if pictures := [picture for items in found.values() for picture in items]:
             service.note_items(account, "view", pictures, {"approvals": "pending"})
         return render(
@@ -110,6 +114,7 @@ def _approval_pages(
             problem=problem,
             found=found,
             pictures=service.pictures,
+            binned=service.current.last.binned,
             search_of=_search_text,
             roles=ROLES,
             read_rate=read_rate,

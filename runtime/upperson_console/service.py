@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_console.access_log import AccessLog
-from upperson_console.accounts import Account
+from upperson_console.accounts import BIN_USER, Account
 from upperson_console.approvals import Approvals
 from upperson_console.clip_blur import LONGEST_GAP_S
 from upperson_console.current import CurrentGallery
@@ -36,7 +36,6 @@ from upperson_rt.gallery import CameraInfo, Filter, Gallery, Hit, Item, TrackSpa
 from upperson_rt.gallery.clips import ClipFile
 from upperson_rt.gallery.snapshots import Snapshot, picture_path, read_snapshots, snapshot_folder
 from upperson_rt.gallery.sqlite.bin import Bin, BinEntry, empty_bin
-from upperson_rt.log_writer import process_user
 from upperson_rt.query_log import QueryLog
 from upperson_rt.retriever import find_alike
 from upperson_rt.search.query import QueryEncoder, SearchRequest
@@ -326,6 +325,9 @@ class ConsoleService:
         arguments: dict[str, Any] = {"ids": [*ids], "reason": reason, "details": details}
         flags = {"permanent": permanent, "from_bin": from_bin}
         arguments |= {name: True for name, is_set in flags.items() if is_set}
+        if from_bin:  # A request ends with the deletion that it was made for.
+            last = max((entry.deleted for _, entry in self.binned(ids)), default=None)
+            arguments["details"] = details = {**details, "deleted": last}
 
         def chosen() -> list[tuple[int, Item]]:
             if not from_bin:
@@ -365,27 +367,35 @@ class ConsoleService:
         return [(self.ids.opaque(entry.id), entry) for entry in found]
 
     def restore(self, account: Account, ids: Sequence[int]) -> int:
-        """Move items from the bin back into the gallery; return how many there were."""
+        """Move items from the bin back into the gallery; return how many there were.
+
+        One person may. The log has who deleted them, when and why.
+        """
         with self._deleting:
             found, own_bin = self.binned(ids), self.bin
             if own_bin is None or not found:
                 raise missing("none of these pictures is in the bin; restored or deleted since")
             items = [(id_, entry.item) for id_, entry in found]
-            self.note_items(account, "restore", items, {}, None)
+            deletions: dict[tuple[str, float, str], list[str]] = {}
+            for id_, one in found:
+                deletions.setdefault((one.user, one.deleted, one.reason), []).append(str(id_))
+            names = ("user", "deleted", "reason", "ids")
+            of = [dict(zip(names, (*one, own), strict=True)) for one, own in deletions.items()]
+            self.note_items(account, "restore", items, {"deletions": of}, None)
             restored = own_bin.restore([entry.id for _, entry in found])
             self.current.last.has_changed()
         return restored
 
     def empty_bin(self) -> None:
-        """Log and delete permanently what was in the bin for its retention."""
+        """Log and delete permanently what was in the bin for its retention, if it has one."""
         gallery, before = self.gallery, time.time() - self.bin_s
         if (own_bin := getattr(gallery, "bin", None)) is None or gallery.is_read_only:
             return
         with self._deleting:
             own_bin.tidy()
-            old = [(self.ids.opaque(one.id), one.item) for one in own_bin.entries(before=before)]
-            if old:
-                server = Account(name=process_user(), role="admin")
+            found = own_bin.entries(before=before) if self.bin_s else []
+            if old := [(self.ids.opaque(one.id), one.item) for one in found]:
+                server = Account(name=BIN_USER, role="admin")
                 details = {"reason": "the retention of the bin", "deleted_before": before}
                 self.note_items(server, "delete", old, details, None)
                 empty_bin(gallery, before)

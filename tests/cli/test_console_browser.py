@@ -332,7 +332,7 @@ def test_selected_cards_are_marked_exported_and_deleted(open_page, with_script):
     page.get_by_role("heading", name="Delete 6 pictures").wait_for()
     page.get_by_label("Why?").fill("At her request")
     page.get_by_role("button", name="Move 6 pictures to the bin").click()
-    page.get_by_role("heading", name="Deleted 6 pictures").wait_for()
+    page.get_by_role("heading", name="Moved 6 pictures to the bin").wait_for()
     page.get_by_role("button", name="Undo").click()
     page.get_by_role("heading", name="Restored 6 pictures").wait_for()
 

@@ -24,6 +24,7 @@ from tests.helpers.invoke import refusal, run_json, run_rt, run_rt_json
 from tests.helpers.served import served
 from tests.helpers.signing_keys import write_keys
 from upperson_camera.onvif import discover
+from upperson_console.accounts import BIN_USER
 from upperson_console.search import Search
 from upperson_console.user_state import UserState
 from upperson_rt.cli import app
@@ -239,13 +240,21 @@ def test_the_bin_keeps_deletions_for_a_week_or_not_at_all(ready):
         assert httpx.delete(f"{address}/items/{hit['id']}?reason=x").json()["deleted"] == 1
         (entry,) = httpx.get(f"{address}/bin").json()
         assert entry["id"] == hit["id"]
-    with served(ready, "--bin", 0) as running, Gallery.open(ready / "gallery") as gallery:
+    # Without a bin nothing that it holds is deleted.
+    done = run_rt("serve", "--json", "--port", "0", "--bin", "0")
+    found = refusal(done, 3, "bin_not_empty")
+    assert (found["fields"]["pictures"], "--bin 8d" in found["message"]) == (1, True)
+    with Gallery.open(ready / "gallery") as gallery:
+        assert len(gallery.bin.entries()) == 1
+    with served(ready, "--bin", "1s"), Gallery.open(ready / "gallery") as gallery:
         end = time.monotonic() + 60
         while gallery.bin.entries() and time.monotonic() < end:
             threading.Event().wait(0.05)
         assert gallery.bin.entries() == []
     *_, line = (json.loads(one) for one in (ready / "console/query.log").read_text().splitlines())
-    assert (line["action"], line["user"], line["keys"]) == ("delete", process_user(), [hit["key"]])
+    assert (line["action"], line["user"], line["keys"]) == ("delete", BIN_USER, [hit["key"]])
+    with served(ready, "--bin", 0):
+        pass
 
 
 @pytest.mark.parametrize("kill_after", range(KILLS))

@@ -160,7 +160,7 @@ class Pruning(OptionGroup, panel="Deletion"):
     )
     keep_bytes: int | None = option(
         None,
-        "Delete the oldest while all files of the gallery take more, such as 200G.",
+        "Delete what is in the bin, then the oldest, while all files take more, such as 200G.",
         parser=byte_size,
         metavar="SIZE",
     )

@@ -63,7 +63,8 @@ class Keeping(OptionGroup, panel="Retention"):
     )
     keep_bytes: int | None = option(
         None,
-        "Delete the oldest pictures while all files of the gallery take more, such as 200G.",
+        "Delete pictures, those in the bin first, then the oldest, while all files of the gallery "
+        "take more, such as 200G.",
         parser=byte_size,
         metavar="SIZE",
     )

@@ -35,8 +35,8 @@ class Retention:
     """Seconds, for all cameras that have no limit of their own; None for no limit."""
     by_camera: Mapping[str, float] = field(default_factory=dict)
     keep_bytes: int | None = None
-    """Of all files of a gallery in a folder: the oldest pictures go first. What its database keeps
-    free for new rows is not counted."""
+    """Of all files of a gallery in a folder: what was deleted first in its bin goes first, then the
+    oldest pictures. What its database keeps free for new rows is not counted."""
 
     @property
     def every_s(self) -> float:
@@ -103,13 +103,18 @@ class Retention:
             taken, count = used.count(), gallery.count()
             if taken <= self.keep_bytes:
                 break
-            if not count:
+            binned = [] if gallery.bin is None else gallery.bin.entries()  # Last deleted first.
+            if not count and not binned:
                 _LOG.warning("%s is empty and still has %d bytes", gallery.location, taken)
                 break
             share = (taken - _FILLED * self.keep_bytes) / taken
-            pruned += act(None, count - min(count, math.ceil(count * share)))
+            surplus = math.ceil((count + len(binned)) * share)
             if act == gallery.count_prunable:
-                break
+                return min(count + len(binned), surplus)
+            if binned:  # Pictures of the gallery stay while it holds any.
+                pruned += gallery.bin.delete([entry.id for entry in binned[-surplus:]])
+            else:
+                pruned += act(None, count - min(count, surplus))
         return pruned
 
 

@@ -214,6 +214,12 @@ class Bin:
         left = gone + len(files - {row.crop for row in kept}) + len(clips - shown)
         return rows + len(files) + len(clips), left
 
+    def problems(self, transaction: Transaction, embed_dim: int) -> list[str]:
+        """Check every row, its checksum, vector and crop; return what is wrong, a line each."""
+        if not _exists(transaction):
+            return []
+        return [*table.problems_of_bin(transaction, embed_dim, self.crops_dir)]
+
     def tidy(self) -> None:
         """Move files to where their rows are: what a killed process left, and late clips."""
         if self.crops_dir.parent.exists():

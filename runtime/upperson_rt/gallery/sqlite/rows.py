@@ -338,6 +338,14 @@ def problems_of(transaction: Transaction, embed_dim: int, crops_dir: Path) -> It
         )
 
 
+def problems_of_bin(transaction: Transaction, embed_dim: int, crops_dir: Path) -> Iterator[str]:
+    """Yield what is wrong with the rows of the bin and their crops, a line each."""
+    with _any_text(transaction.connection):
+        for row in transaction.execute(f"SELECT {ROW}, vector, checksum FROM bin ORDER BY id"):
+            for problem in _problems_of_row(row, embed_dim, crops_dir, has_sums=True):
+                yield f"bin: {problem}"
+
+
 def stray_crops(
     transaction: Transaction, folder: Path, before: float = float("inf")
 ) -> Iterator[str]:
@@ -377,26 +385,34 @@ def _problems_of_rows(transaction: Transaction, embed_dim: int, crops_dir: Path)
     columns = f"{ROW}, vector, {transaction.checksum}"
     count, total = 0, 0
     rows = transaction.execute(f"SELECT {columns} FROM items NOT INDEXED ORDER BY id")
-    for *row, vector, checksum in rows:
-        name = f"item {str(row[1]).encode('utf-8', 'replace').decode()}"
-        vector_altered = metadata_altered = None
-        if transaction.sums is not None:
-            if _problem_in(schema.check_vector, row[0], vector, checksum):
-                vector_altered = "its vector was altered"
-            if _problem_in(schema.check_metadata, row, checksum):
-                metadata_altered = "its metadata was altered"
-            count += 1
-            total += checksum if isinstance(checksum, int) else 0
-        for problem in (
-            _vector_problem(vector, embed_dim) or vector_altered,
-            _malformed(row) or metadata_altered or _problem_of_crop(row, crops_dir),
-        ):
-            if problem is not None:
-                yield f"{name}: {problem}"
+    for row in rows:
+        checksum, has_sums = row[-1], transaction.sums is not None
+        yield from _problems_of_row(row, embed_dim, crops_dir, has_sums)
+        count += 1
+        total += checksum if isinstance(checksum, int) else 0
     if transaction.sums is not None and (
         problem := _problem_in(transaction.sums.check, count, total)
     ):
         yield problem
+
+
+def _problems_of_row(
+    row: Sequence[Any], embed_dim: int, crops_dir: Path, has_sums: bool
+) -> Iterator[str]:
+    *about, vector, checksum = row
+    name = f"item {str(row[1]).encode('utf-8', 'replace').decode()}"
+    vector_altered = metadata_altered = None
+    if has_sums:
+        if _problem_in(schema.check_vector, row[0], vector, checksum):
+            vector_altered = "its vector was altered"
+        if _problem_in(schema.check_metadata, about, checksum):
+            metadata_altered = "its metadata was altered"
+    for problem in (
+        _vector_problem(vector, embed_dim) or vector_altered,
+        _malformed(about) or metadata_altered or _problem_of_crop(about, crops_dir),
+    ):
+        if problem is not None:
+            yield f"{name}: {problem}"
 
 
 def _problem_in(check: Callable[..., None], *arguments: object) -> str | None:

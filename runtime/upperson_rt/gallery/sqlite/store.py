@@ -372,11 +372,13 @@ class SqliteGallery(Gallery):
     def verify(self) -> list[str]:
         """Check the whole gallery; return what is wrong, one line each, or nothing.
 
-        Looks at SQLite's own structure, at every row, its checksum, vector and crop, at sums over
-        all rows, at files among the crops that no item names, and at the file of the search index.
+        Looks at SQLite's own structure, at every row, also of the bin, its checksum, vector and
+        crop, at sums over all rows, at files among the crops that no item names, and at the file of
+        the search index.
         """
         with self._database.reading() as transaction:
             problems = list(table.problems_of(transaction, self.embed_dim, self.crops_dir))
+            problems += self.bin.problems(transaction, self.embed_dim)
             index_problem = self._index.problem(transaction)
             if index_problem is not None:
                 problems.append(index_problem)

@@ -88,6 +88,23 @@ def test_by_bytes_of_all_files(gallery):
     assert gallery.count() == 0
 
 
+def test_by_bytes_the_bin_is_emptied_first(gallery):
+    for day in (0, 1, 2):
+        gallery.bin.add([f"{camera}/{day}/a.jpg" for camera in ("gate", "hall", None)], "ada", "x")
+    before = UsedBytes(gallery).count()
+    live = [item.key for item in gallery.items()]
+    keeping = Retention(keep_bytes=before - 2 * CROP_BYTES)
+    estimate = keeping.enforce(gallery, dry_run=True)
+    assert 0 < estimate <= 9
+    assert keeping.enforce(gallery) == estimate
+    assert [item.key for item in gallery.items()] == live
+    kept = [entry.item.key.split("/")[1] for entry in gallery.bin.entries()]
+    assert kept == [*"222111000"][: 9 - estimate]  # What was deleted first is gone.
+    Retention(keep_bytes=before // 2).enforce(gallery)
+    assert gallery.bin.entries() == []
+    assert 0 < gallery.count() < len(live)
+
+
 def test_unchanged_folders_are_read_once(gallery, monkeypatch):
     used, read = UsedBytes(gallery), []
     long_ago = time.time() - 100

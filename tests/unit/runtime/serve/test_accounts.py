@@ -82,6 +82,7 @@ def test_a_refused_change_changes_and_logs_nothing(guarded):
         ("", {"name": "ve\u200bra"}, 422, "name_not_printable"),
         ("", {"name": "\u202earev"}, 422, "name_not_printable"),
         ("", {"name": "a\x1b[2J"}, 422, "name_not_printable"),
+        ("", {"name": "(Bin)"}, 422, "name_reserved"),
         ("", {"name": " "}, 422, "no_name"),
         ("", {"name": "x", "role": "boss"}, 422, "request_invalid"),
         ("", {"name": "x", "role": "admin", "camera": "gate"}, 422, "admin_sees_all"),

@@ -99,7 +99,8 @@ def test_a_deletion_takes_the_pictures_that_were_asked_for(console):
     judge(console.otto, approval, status=404)
     judge(console.adam, approval)
     assert (gallery.count(), id_ in gallery.get([id_])) == (count - 1, False)
-    last = log_lines(console)[-1]
+    last, decision = log_lines(console)[-2:]
+    assert (decision["action"], decision["user"]) == ("approval-approve", "adam")
     assert (last["action"], last["user"], last["approved_by"]) == ("delete", "ada", "adam")
     assert (last["ids"], last["details"]["reason"]) == ([id_], "requested")
     judge(console.adam, approval, status=409)
@@ -111,6 +112,7 @@ def test_pruning_needs_approval_and_the_same_count(console):
     approval = pending(console.admin.post("/api/v1/prune", json=body))
     gallery.delete(["red-0"])
     assert "ask again" in judge(console.adam, approval, status=409)
+    assert log_lines(console)[-1]["action"] == "approval-ask"
     assert states(console) == {approval: "pending"}
     approval = pending(console.admin.post("/api/v1/prune", json={**body, "keep_newest": 11}))
     judge(console.adam, approval)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.console import Client, id_of, log_lines, problem
 from upperson_console import bin as console_bin
-from upperson_console.accounts import Account, add_token
+from upperson_console.accounts import BIN_USER, Account, add_token
 from upperson_console.bin import emptying
 from upperson_console.oversight import Oversight
 from upperson_console.search import Search
@@ -59,6 +59,7 @@ def test_a_deleted_picture_is_in_the_bin_alone(console):
     service.mark(ADA, sentence, {id_: True})
     text = delete(client, id_)
     assert 'action="/bin/restore"' in text
+    assert "<h1>Moved 1 picture to the bin</h1>" in text
     for path in ("", "/picture", "/alike?min_score=-1"):
         method = "DELETE" if "alike" in path else "GET"
         problem(client(method, f"/api/v1/items/{id_}{path}"), 404, "picture_not_found")
@@ -74,6 +75,7 @@ def test_a_deleted_picture_is_in_the_bin_alone(console):
     assert picture.headers["content-type"] == "image/jpeg"
     page = client.get("/bin").text
     assert f"/api/v1/bin/{id_}/picture" in page
+    ((_, kept),) = service.binned()
     # Undone, it is there with its id and its mark.
     assert "Restored 1 picture" in client.post("/bin/restore", data={"ids": str(id_)}).text
     assert service.gallery.count() == count
@@ -82,6 +84,10 @@ def test_a_deleted_picture_is_in_the_bin_alone(console):
     assert client.get(f"/api/v1/items/{id_}/picture").status_code == 200
     assert binned(client) == []
     problem(client.get(entry["picture"]), 404, "picture_not_found")
+    (line,) = [line for line in log_lines(console) if line["action"] == "restore"]
+    assert line["details"]["deletions"] == [
+        {"user": "local", "deleted": kept.deleted, "reason": "a test", "ids": [str(id_)]}
+    ]
     named = [line for line in actions(console) if line[0] in ("bin", "restore", "delete")]
     assert named == [("bin", [str(id_)]), ("restore", [str(id_)])]
 
@@ -120,6 +126,9 @@ def test_the_page_restores_and_deletes_many_at_once(console, monkeypatch):
     for id_ in ids:
         delete(client, id_)
     pages = [client.get(f"/bin?start={start}").text for start in (0, 2)]
+    assert ['rel="next"' in page for page in pages] == [True, False]
+    full = client.get("/bin?start=1").text  # It ends with the last picture.
+    assert (str(ids[0]) in full, 'rel="next"' in full) == (True, False)
     assert [[str(id_) in page for id_ in ids] for page in pages] == [
         [False, True, True],
         [True, False, False],
@@ -207,8 +216,22 @@ def test_a_second_person_approves_a_permanent_deletion(make_guarded):
     body = {"ids": [str(id_)], "reason": "why"}
     answer = console.admin.post("/api/v1/bin/delete", json=body)
     problem(answer, 202, "approval_pending")
-    assert "for good" in adam.get("/approvals").text
+    page = adam.get("/approvals").text
+    assert "for good" in page
+    picture = f"/api/v1/bin/{id_}/picture"
+    assert (f'href="{picture}"' in page, f'src="{picture}?size=thumb"' in page) == (True, True)
+    assert log_lines(console)[-1]["ids"] == [id_]
+    assert adam.get(picture).status_code == 200
+    # It holds for this deletion alone, not for a later one of the same picture.
+    assert console.admin.post("/api/v1/bin/restore", json={"ids": [str(id_)]}).status_code == 200
+    asked = console.admin("DELETE", f"/api/v1/items/{id_}?reason=why").json()["approval"]
+    adam.post(f"/approvals/{asked}/approve", data={})
+    before = log_lines(console)
+    stale = adam.post(f"/approvals/{answer.json()['approval']}/approve", data={})
+    assert (stale.status_code, log_lines(console)) == (409, before)
     assert len(console.service.binned()) == 1
+    answer = console.admin.post("/api/v1/bin/delete", json=body)
+    problem(answer, 202, "approval_pending")
     adam.post(f"/approvals/{answer.json()['approval']}/approve", data={})
     assert console.service.binned() == []
     # Restoring needs one person.
@@ -232,12 +255,12 @@ def test_the_bin_empties_itself(console, monkeypatch):
     assert [id_ for id_, _ in service.binned()] == [second]
     *_, line = log_lines(console)
     assert (line["action"], line["ids"], line["keys"]) == ("delete", [first], ["red-0"])
+    assert line["user"] == BIN_USER
     assert "deleted_before" in json.dumps(line["details"])
     service.bin_s = 0.0  # Started with --bin 0.
     monkeypatch.setattr(time, "time", lambda: now + 1)
     service.empty_bin()
-    assert log_lines(console)[-1]["ids"] == [second]
-    assert console.service.gallery.bin.entries() == []
+    assert len(service.gallery.bin.entries()) == 1
     assert "Deletions are final here" in console.client.get("/bin").text
     assert 'action="/bin/restore"' not in delete(console.client, id_of(console, "red-2"))
 

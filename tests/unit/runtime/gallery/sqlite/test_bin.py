@@ -323,6 +323,29 @@ def test_a_damaged_row_is_not_restored(gallery):
     assert len(gallery.bin.entries()) == 1
 
 
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ("vector = zeroblob(16)", "vector of length 0.0"),
+        ("camera = 'yard'", "its metadata was altered"),
+        ("user = user", "is missing"),
+    ],
+)
+def test_a_gallery_is_verified_with_its_bin(gallery, change, wrong):
+    add(gallery, "gate/anna/100", "gate/ben/200")
+    gallery.bin.add(["gate/anna/100"], "ada", "why")
+    assert gallery.verify() == []
+    with sqlite3.connect(gallery.path / "gallery.sqlite") as connection:
+        connection.execute(f"UPDATE bin SET {change}")
+    connection.close()
+    if wrong == "is missing":
+        for crop in gallery.bin.crops_dir.glob("gate/**/*.jpg"):
+            crop.unlink()
+    (problem,) = gallery.verify()
+    assert problem.startswith("bin: item gate/anna/100: ")
+    assert wrong in problem
+
+
 KILLED = """
 import os, shutil, sys
 from upperson_rt.gallery import Gallery
