@@ -54,7 +54,7 @@ def templates() -> jinja2.Environment:
         "is_twice": times.is_twice,
         "iso_text": times.iso_text,
         "local_time": times.local_time,
-        "number": translation.number,
+        "number": _number,
         "percent": lambda share: show_percent(share).replace(" ", "\u00a0"),
         "period": times.period,
         "sentence": translation.sentence,
@@ -72,6 +72,12 @@ def local_path(place: str) -> str:
     """Return a path of this server; any other address becomes the first page."""
     is_local = place.startswith("/") and not place.startswith(("//", "/\\"))
     return place if is_local and place.isprintable() else "/"
+
+
+@jinja2.pass_context
+def _number(_: jinja2.runtime.Context, value: float, form: str = ",") -> str:
+    """Return a number in the reader's language; with a context, no constant is folded."""
+    return translation.number(value, form)
 
 
 @cache

@@ -259,6 +259,23 @@ def test_times_in_the_wrong_order_stay_in_the_form(open_page):
     open_page.wrong[:] = [text for text in open_page.wrong if "422" not in text]
 
 
+def test_a_time_is_typed_by_keys_and_half_of_one_changes_nothing(open_page):
+    page = open_page("/?order=time")
+    field = page.locator("[name=since]")
+    field.focus()
+    page.keyboard.type("01022020")
+    page.locator("#q").focus()
+    assert "since" not in page.url
+    assert page.locator("#wrong").inner_text()
+    page.locator("[name=camera][value=gate]").check()
+    assert "camera" not in page.url
+    field.focus()
+    page.keyboard.type("01022020101500AM")
+    assert field.input_value() == "2020-01-02T10:15"
+    page.locator("#q").focus()
+    page.wait_for_url("**since=2020-01-02T10*camera=gate*")
+
+
 def test_a_lost_session_leads_to_the_login_and_back(open_page, folder):
     (folder / "home").mkdir()
     for name in ("bundle", "gallery"):
@@ -349,6 +366,7 @@ def test_pictures_are_restored_from_the_bin_or_deleted(open_page, folder, with_s
     cards = page.locator(".card", has_text="by mistake")
     cards.nth(0).get_by_role("button", name="Restore").click()
     page.get_by_role("heading", name="Restored 1 picture").wait_for()
+    assert page.locator("#wrong").count() == 0
     page.get_by_role("link", name="Bin").click()
     page.get_by_role("heading", name="Bin").wait_for()
     for place in (0, 1):

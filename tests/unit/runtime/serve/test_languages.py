@@ -18,7 +18,7 @@ from upperson_console import translation
 from upperson_console.accounts import Access, Account
 from upperson_console.app import make_app
 from upperson_console.oversight import Oversight
-from upperson_console.rendering import STATIC
+from upperson_console.rendering import STATIC, templates
 from upperson_console.translation import LANGUAGES, LOCALE, Locale
 from upperson_rt.search.notices import Notice
 from upperson_rt.search.verdict import _REASONS
@@ -323,6 +323,16 @@ def test_numbers_words_and_plurals_are_those_of_the_language(calibrated):
     one = id_of(calibrated, "red-9")
     page = calibrated.client.get(f"/people/{one}/delete", headers={"accept-language": "fr"}).text
     assert "Supprimer 1 image définitivement" in page
+
+
+def test_a_constant_number_is_in_the_language_of_each_reader():
+    page = templates().from_string("{{ 2000|number }}")
+    found = []
+    for language in LANGUAGES:
+        context = LOCALE.set(lambda language=language: Locale(language=language))
+        found.append(page.render())
+        LOCALE.reset(context)
+    assert found == ["2,000", "2.000", "2\u202f000"]
 
 
 def test_a_damaged_user_state_is_reported_in_the_browsers_language(console, monkeypatch):
