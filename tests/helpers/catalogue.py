@@ -64,9 +64,12 @@ _NO_PAGES = ("cli.py", "evidence_check.py", "oversight_documents.py", "server.py
 _CORE = [upperson_alerts.alerts, upperson_alerts.promise, upperson_rt.image_file]
 """Modules whose errors pages report."""
 _ALSO = (
-    "frame_not_kept", "no_name", "outbox_unsupported", "picture_not_found", "picture_not_kept",
+    "bin_files", "clips_not_removed", "crop_altered", "disk_read_only", "frame_not_kept",
+    "gallery_busy", "gallery_closed", "gallery_damaged", "gallery_not_found",
+    "gallery_of_other_model", "key_taken", "log_unwritable", "no_name", "outbox_unsupported",
+    "picture_not_found", "picture_not_kept", "server_away", "timestamp_unavailable",
 )  # fmt: skip
-"""Further codes, which are not written as such where they are raised."""
+"""Further codes, which are raised outside of the console or not written as such."""
 _ENGLISH = {
     "credential_not_found", "credentials_empty", "credentials_of_other_kind",
     "credentials_unreadable", "data_url_malformed", "internal_error", "json_not_utf8",

@@ -19,7 +19,9 @@ from upperson_console.accounts import Access, Account
 from upperson_console.app import make_app
 from upperson_console.oversight import Oversight
 from upperson_console.rendering import STATIC, templates
+from upperson_console.reported import problem_text
 from upperson_console.translation import LANGUAGES, LOCALE, Locale
+from upperson_rt.errors import InputError
 from upperson_rt.search.notices import Notice
 from upperson_rt.search.verdict import _REASONS
 
@@ -97,6 +99,17 @@ def test_notices_and_reasons_of_the_core_are_translated_by_code_with_their_field
             text = translation.by_code(kind, code, {}, "a <b>\x1b")
             assert text == '<span lang="en">a &lt;b&gt;\\x1b</span>'
         assert translation.number(1234567.5, ",.2f") in ("1.234.567,50", "1\u202f234\u202f567,50")
+    finally:
+        LOCALE.reset(context)
+
+
+@pytest.mark.parametrize("language", TRANSLATED)
+def test_errors_from_outside_the_console_are_translated(language):
+    context = LOCALE.set(lambda: Locale(language=language))
+    try:
+        for code in ("bin_files", "clips_not_removed", "key_taken", "timestamp_unavailable"):
+            text = problem_text(InputError("english", code=code))
+            assert "english" not in text, code
     finally:
         LOCALE.reset(context)
 
