@@ -313,7 +313,7 @@ def test_an_account_chooses_its_language_for_pages_alone(guarded):
     assert "Describe the person in English" not in guarded.operator.get("/").text
     page = guarded.viewer.get("/").text
     assert "auf Englisch" in page
-    assert 'title="Betrachtung">vera' in page
+    assert 'title="Betrachter">vera' in page
     # The API and the log stay as they are.
     found = guarded.viewer.search(sentence="zebra", limit=1)
     assert found.json()["verdict"]["text"].startswith("uncalibrated: the bundle")
