@@ -664,6 +664,12 @@ def test_every_page_fits_a_narrow_screen_while_frames_are_blurred(open_page, fol
                 assert (name, language, wide) <= (name, language, 320)
                 broken = _violations(page) if language != "en" else {}
                 found |= {(name, language, id_): nodes for id_, nodes in broken.items()}
+            page.goto(running.url + "/?q=red&by=picture&order=time")
+            page.locator("details.save > summary").first.click()
+            fits = "one => one.getBoundingClientRect().right <= innerWidth"
+            assert page.locator("#export").evaluate(fits)
+            assert page.locator("#export > *").evaluate_all(f"all => all.every({fits})")
+            assert page.evaluate("document.documentElement.scrollWidth") <= 320, language
     assert found == {}
     with Gallery.open(folder / "gallery") as gallery:
         gallery.delete([one.key for one in more])
