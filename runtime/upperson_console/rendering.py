@@ -2,7 +2,9 @@
 
 import hashlib
 import re
+from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from upperson_console.service import ConsoleService
 
 STATIC = Path(__file__).parent / "static"
+WAITING: ContextVar[Callable[[], int]] = ContextVar("WAITING", default=int)
+"""Returns the number of requests that the account of this request may decide."""
 
 
 @cache
@@ -44,6 +48,7 @@ def templates() -> jinja2.Environment:
         "static": _static,
         "reader": translation.reader,
         "script_texts": _script_texts,
+        "waiting": lambda: WAITING.get()(),
         "zone_name": times.zone_name,
         "reported": reported,
     }
