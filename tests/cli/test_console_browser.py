@@ -676,6 +676,17 @@ def test_every_page_fits_a_narrow_screen_while_frames_are_blurred(open_page, fol
     open_page.wrong[:] = [text for text in open_page.wrong if "422" not in text]
 
 
+def test_settings_offer_the_browsers_zone_first_and_say_that_they_are_saved(open_page):
+    page = open_page("/", timezone_id="Asia/Kolkata")
+    page.locator("header").get_by_role("link", name="Settings").click()
+    page.locator("#zone").wait_for()
+    zones = page.locator("#zone option")
+    assert zones.nth(1).inner_text() in ("Asia/Kolkata", "Asia/Calcutta")
+    assert page.locator("#zone").input_value() == ""
+    page.get_by_role("button", name="Save").click()
+    page.get_by_text("Saved.").wait_for()
+
+
 def test_lines_of_the_log_are_filtered_with_a_script(open_page):
     page = open_page("/?q=red")
     page.goto(page.evaluate("origin") + "/records")

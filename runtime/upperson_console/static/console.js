@@ -280,6 +280,9 @@ function begin() {
   if (button) watchMore(button);
   const current = $(".strip [aria-current]")?.parentElement;  // The view of this page.
   if (current) current.parentElement.scrollLeft = current.offsetLeft - current.parentElement.offsetLeft - current.offsetWidth;
+  const own = Intl.DateTimeFormat().resolvedOptions().timeZone;  // The browser's zone comes first.
+  const zone = [...($("#zone")?.options || [])].find((one) => one.text === own);
+  if (zone) $("#zone").options[0].after(zone);
   live();
 }
 

@@ -303,7 +303,9 @@ def test_an_account_chooses_its_language_for_pages_alone(guarded):
     assert choose(guarded.viewer, language="de", zone="Asia/Kathmandu") == 303
     for form in ({"language": "xx"}, {"zone": "../../etc/passwd"}, {"zone": "Mars/Base"}):
         assert choose(guarded.viewer, **form) == 422
+    assert "Gespeichert." in guarded.viewer.get("/settings?saved=true").text
     page = guarded.viewer.get("/settings", headers={"accept-language": "fr"}).text
+    assert "Gespeichert." not in page
     assert '<html lang="de">' in page
     assert '<option value="de" lang="de" selected>' in page
     assert '<option translate="no" selected>Asia/Kathmandu</option>' in page
