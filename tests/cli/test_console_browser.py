@@ -690,7 +690,7 @@ def test_settings_offer_the_browsers_zone_first_and_say_that_they_are_saved(open
 def test_lines_of_the_log_are_filtered_with_a_script(open_page):
     page = open_page("/?q=red")
     page.goto(page.evaluate("origin") + "/records")
-    page.get_by_label("Action").fill("query")
+    page.get_by_label("Action").select_option("query")
     page.get_by_role("button", name="Filter").click()
     page.wait_for_url("**/records?*action=query*")
     page.wait_for_function("() => document.querySelectorAll('.log tbody td').length > 4")

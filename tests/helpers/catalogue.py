@@ -30,6 +30,7 @@ from upperson_console import problems
 from upperson_console.accounts import ROLES
 from upperson_console.approvals import Approval
 from upperson_console.live import Process
+from upperson_console.log_view import ACTIONS
 from upperson_console.oversight import Approved
 from upperson_console.rendering import script_keys
 from upperson_console.translation import DOMAIN, FOLDER, LANGUAGES
@@ -48,6 +49,7 @@ _WORDS = {
     "alert state": get_args(get_type_hints(AlertReport)["state"]),
     "approval state": get_args(inspect.signature(Approval.state.fget).return_annotation),
     "approved action": get_args(Approved),
+    "log action": [*ACTIONS, "damaged"],
     "match": [label for label in get_args(MatchLabel) if label],
     "message label": ["confirmed", "dismissed"],
     "period": ["a day", "a week", "a month", "a year"],

@@ -340,6 +340,16 @@ def test_numbers_words_and_plurals_are_those_of_the_language(calibrated):
     assert "Supprimer 1 image définitivement" in page
 
 
+def test_actions_of_the_log_are_chosen_and_shown_in_words(guarded):
+    guarded.admin.get("/?q=red")
+    page = guarded.admin.get("/records?action=query", headers=GERMAN).text
+    assert '<option value="query" selected>Suche</option>' in page
+    assert "<td>Suche</td>" in page
+    assert "<td>query</td>" in guarded.admin.get("/records?action=query").text
+    page = guarded.admin.get("/records?action=of-a-later-release").text
+    assert '<option value="of-a-later-release" selected>' in page
+
+
 def test_a_constant_number_is_in_the_language_of_each_reader():
     page = templates().from_string("{{ 2000|number }}")
     found = []
