@@ -30,7 +30,7 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
     if verdict["likelihood"] is None:
         english = english.removeprefix(f"{verdict['word']}: ")
         why = by_code("reason", verdict["reason"], verdict["fields"], english)
-        return gettext("%(name)s: %(value)s", name=judged, value=why)
+        return f"{judged}{word('colon', ': ')}{why}"
     given = {"word": judged, "share": show_percent(verdict["likelihood"])}
     if verdict["word"] == "nobody":
         return gettext("%(word)s (%(share)s): probably no picture matches", **given)

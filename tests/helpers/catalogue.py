@@ -41,6 +41,7 @@ from upperson_rt.search.verdict import Reason, VerdictWord
 SOURCES = Path(upperson_console.__file__).parent
 TRANSLATED = [language for language in LANGUAGES if language != "en"]
 FORMATS = {
+    "colon": [": "],
     "format of times": ["%Y-%m-%d %H:%M:%S"],
     "separators of thousands and decimals": [",."],
 }

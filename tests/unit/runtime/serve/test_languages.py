@@ -335,6 +335,8 @@ def test_numbers_words_and_plurals_are_those_of_the_language(calibrated):
     assert re.search(r"\d\d\.\d\d\.2026 \d\d:\d\d:\d\d", page)
     page = calibrated.client.get("/?q=red&track=red-0", headers=GERMAN).text
     assert "Nichts entspricht dem Filter" in page
+    page = calibrated.client.get("/?q=zebra", headers={"accept-language": "fr"}).text
+    assert "Non calibré\u00a0: " in page
     one = id_of(calibrated, "red-9")
     page = calibrated.client.get(f"/people/{one}/delete", headers={"accept-language": "fr"}).text
     assert "Supprimer 1 image définitivement" in page
