@@ -276,7 +276,7 @@ class UserState:
             )
 
     def approvals(self, undecided: bool = False) -> list[str]:
-        """Return the requests for approval, newest first; all, or those that nobody decided."""
+        """Return the requests for approval, newest first; all, or only undecided ones."""
         which = "WHERE json_extract(request, '$.decision') IS NULL " if undecided else ""
         sql = f"SELECT request FROM approvals {which}ORDER BY added DESC"
         return [row[0] for row in self._rows(sql)]
