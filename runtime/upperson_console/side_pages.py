@@ -60,7 +60,12 @@ def side_routes(service: ConsoleService, access: Access, live: Live) -> APIRoute
     @routes.get("/settings")
     def settings(saved: bool = False, account: Account = reader) -> Response:
         chosen = service.user_state.settings(account.name)
-        more = {"chosen": chosen, "languages": LANGUAGES, "zones": zones(), "saved": saved}
+        more: dict[str, Any] = {
+            "chosen": chosen,
+            "languages": LANGUAGES,
+            "zones": zones(),
+            "saved": saved,
+        }
         return render("settings", account, **more)
 
     @routes.post("/settings")
