@@ -31,7 +31,7 @@ from upperson_console.onvif.routes import PATH, OnvifRoutes
 from upperson_console.oversight_pages import oversight_routes
 from upperson_console.pages import page_routes
 from upperson_console.problems import MEDIA_TYPE, ProblemError, problem_of
-from upperson_console.rendering import STATIC, render
+from upperson_console.rendering import STATIC, WAITING, render
 from upperson_console.service import ConsoleService
 from upperson_console.side_pages import EVENTS, side_routes
 from upperson_console.translation import LOCALE, Locale
@@ -92,7 +92,14 @@ def make_app(
                 chosen = chosen if name is None else service.user_state.settings(name)
             return Locale.of(*chosen, accepted)
 
+        def waiting() -> int:
+            with suppress(UppersonError):
+                if found is not None and found.sees_approvals:
+                    return service.approvals.waiting(found)
+            return 0
+
         LOCALE.set(cache(locale))
+        WAITING.set(waiting)
         return name
 
     apart = None if onvif is None else PATH

@@ -140,7 +140,15 @@ class Approvals:
         self._user_state.set_approval(made.id, _text(made))
         return made
 
-    def visible(self, account: Account) -> list[Approval]:
+    def waiting(self, account: Account) -> int:
+        """Return the number of pending requests that an account may decide."""
+        created = account.created or 0.0
+        return sum(
+            one.state == "pending" and one.user != account.name and created < one.added
+            for one in self.visible(account, undecided=True)
+        )
+
+    def visible(self, account: Account, undecided: bool = False) -> list[Approval]:
         """Return the requests that an account may decide or made itself, newest first.
 
         An account that is limited to cameras decides none: it might not see all pictures.
@@ -148,7 +156,7 @@ class Approvals:
         sees_all = account.cameras is None
         return [
             one
-            for one in self._all()
+            for one in self._all(undecided)
             if account.name == one.user or (sees_all and account.may(ROLES[one.action]))
         ]
 
@@ -202,10 +210,10 @@ class Approvals:
             )
         return one
 
-    def _all(self) -> list[Approval]:
+    def _all(self, undecided: bool = False) -> list[Approval]:
         return [
             _with_address(read_fields(Approval, json.loads(text), "a request for approval"))
-            for text in self._user_state.approvals()
+            for text in self._user_state.approvals(undecided)
         ]
 
     def _log(self, account: Account, one: Approval, action: str, more: dict[str, Any]) -> None:

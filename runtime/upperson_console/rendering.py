@@ -2,7 +2,9 @@
 
 import hashlib
 import re
+from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from upperson_console.service import ConsoleService
 
 STATIC = Path(__file__).parent / "static"
+WAITING: ContextVar[Callable[[], int]] = ContextVar("WAITING", default=int)
+"""Returns the number of requests that the account of this request may decide."""
 
 
 @cache
@@ -44,6 +48,7 @@ def templates() -> jinja2.Environment:
         "static": _static,
         "reader": translation.reader,
         "script_texts": _script_texts,
+        "waiting": lambda: WAITING.get()(),
         "zone_name": times.zone_name,
         "reported": reported,
     }
@@ -54,7 +59,7 @@ def templates() -> jinja2.Environment:
         "is_twice": times.is_twice,
         "iso_text": times.iso_text,
         "local_time": times.local_time,
-        "number": translation.number,
+        "number": _number,
         "percent": lambda share: show_percent(share).replace(" ", "\u00a0"),
         "period": times.period,
         "sentence": translation.sentence,
@@ -72,6 +77,12 @@ def local_path(place: str) -> str:
     """Return a path of this server; any other address becomes the first page."""
     is_local = place.startswith("/") and not place.startswith(("//", "/\\"))
     return place if is_local and place.isprintable() else "/"
+
+
+@jinja2.pass_context
+def _number(_: jinja2.runtime.Context, value: float, form: str = ",") -> str:
+    """Return a number in the reader's language; with a context, no constant is folded."""
+    return translation.number(value, form)
 
 
 @cache

@@ -29,7 +29,8 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
     judged, english = word("verdict", verdict["word"]), verdict["text"]
     if verdict["likelihood"] is None:
         english = english.removeprefix(f"{verdict['word']}: ")
-        return f"{judged}: {by_code('reason', verdict['reason'], verdict['fields'], english)}"
+        why = by_code("reason", verdict["reason"], verdict["fields"], english)
+        return f"{judged}{word('colon', ': ')}{why}"
     given = {"word": judged, "share": show_percent(verdict["likelihood"])}
     if verdict["word"] == "nobody":
         return gettext("%(word)s (%(share)s): probably no picture matches", **given)

@@ -58,16 +58,22 @@ def side_routes(service: ConsoleService, access: Access, live: Live) -> APIRoute
         return render("frame", account, 200, id=id, item=item, size=made[1], **more)
 
     @routes.get("/settings")
-    def settings(account: Account = reader) -> Response:
+    def settings(saved: bool = False, account: Account = reader) -> Response:
         chosen = service.user_state.settings(account.name)
-        return render("settings", account, chosen=chosen, languages=LANGUAGES, zones=zones())
+        more: dict[str, Any] = {
+            "chosen": chosen,
+            "languages": LANGUAGES,
+            "zones": zones(),
+            "saved": saved,
+        }
+        return render("settings", account, **more)
 
     @routes.post("/settings")
     def choose(language: _Chosen = "", zone: _Chosen = "", account: Account = reader) -> Response:
         if language not in ("", *LANGUAGES) or zone not in ("", *zones()):
             raise invalid("choose a language and a time zone of the lists", "settings_unknown")
         service.user_state.set_settings(account.name, language, zone)
-        return RedirectResponse("/settings", 303)
+        return RedirectResponse("/settings?saved=true", 303)
 
     return routes
 

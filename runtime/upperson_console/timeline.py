@@ -105,7 +105,7 @@ def timeline_of(search: Search, hits: Sequence[Hit]) -> Timeline | None:
                     width=1 / parts,
                     height=count / most,
                     count=count,
-                    text=f"{camera}, {local_time(since)}: {number(count)}",
+                    text=f"{camera}, {local_time(since)}{word('colon', ': ')}{number(count)}",
                     address=search.address(where=where, last=None),
                 )
             )
@@ -148,7 +148,7 @@ def whereabouts(person: TrackViews, elsewhere: SearchResult) -> Whereabouts | No
             place=(first - begin) / length,
             width=(last - first) / length,
             is_own=id_ == person.id,
-            text=f"{camera}, {local_time(first)}{label and f': {label}'}",
+            text=f"{camera}, {local_time(first)}{label and word('colon', ': ') + label}",
         )
         for first, last, id_, camera, label in timed
     ]

@@ -12,14 +12,20 @@ _CALENDAR_S = -62_135_596_800.0, 253_402_300_799.0
 
 
 def local_time(seconds: float | None, form: str | None = None) -> str:
-    """Return unix seconds as the reader's time; seconds if no calendar reaches them."""
+    """Return unix seconds as the reader's time; seconds if no calendar reaches them.
+
+    By default with its offset if the reader's clock shows this time twice.
+    """
     if seconds is None:
         return ""
     try:
         moment = datetime.fromtimestamp(seconds, reader().zone)
     except (OverflowError, OSError, ValueError):
         return f"{seconds:g} s"
-    return moment.strftime(form or word("format of times", "%Y-%m-%d %H:%M:%S"))
+    if form is not None:
+        return moment.strftime(form)
+    text = moment.strftime(word("format of times", "%Y-%m-%d %H:%M:%S"))
+    return f"{text} {_offset(moment)}" if is_twice(seconds) else text
 
 
 def zone_name(has_offset: bool = True) -> str:
@@ -28,8 +34,12 @@ def zone_name(has_offset: bool = True) -> str:
     name = gettext("the server's time") if zone is None else str(zone)
     if not has_offset:
         return name
-    offset = datetime.now(zone).astimezone(zone).strftime("%z")
-    return f"{name}, UTC{offset[:3]}:{offset[3:5]}"
+    return f"{name}, UTC{_offset(datetime.now(zone))}"
+
+
+def _offset(moment: datetime) -> str:
+    offset = moment.astimezone(reader().zone).strftime("%z")
+    return f"{offset[:3]}:{offset[3:5]}"
 
 
 def period(first: float | None, last: float | None) -> str:

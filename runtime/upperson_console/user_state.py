@@ -275,9 +275,11 @@ class UserState:
                 (_MOST_APPROVALS,),
             )
 
-    def approvals(self) -> list[str]:
-        """Return the requests for approval, newest first."""
-        return [row[0] for row in self._rows("SELECT request FROM approvals ORDER BY added DESC")]
+    def approvals(self, undecided: bool = False) -> list[str]:
+        """Return the requests for approval, newest first; all, or only undecided ones."""
+        which = "WHERE json_extract(request, '$.decision') IS NULL " if undecided else ""
+        sql = f"SELECT request FROM approvals {which}ORDER BY added DESC"
+        return [row[0] for row in self._rows(sql)]
 
     def id_permutation(self) -> IdPermutation:
         """Return the permutation of ids; the first call makes its key.

@@ -259,6 +259,23 @@ def test_times_in_the_wrong_order_stay_in_the_form(open_page):
     open_page.wrong[:] = [text for text in open_page.wrong if "422" not in text]
 
 
+def test_a_time_is_typed_by_keys_and_half_of_one_changes_nothing(open_page):
+    page = open_page("/?order=time")
+    field = page.locator("[name=since]")
+    field.focus()
+    page.keyboard.type("01022020")
+    page.locator("#q").focus()
+    assert "since" not in page.url
+    assert page.locator("#wrong").inner_text()
+    page.locator("[name=camera][value=gate]").check()
+    assert "camera" not in page.url
+    field.focus()
+    page.keyboard.type("01022020101500AM")
+    assert field.input_value() == "2020-01-02T10:15"
+    page.locator("#q").focus()
+    page.wait_for_url("**since=2020-01-02T10*camera=gate*")
+
+
 def test_a_lost_session_leads_to_the_login_and_back(open_page, folder):
     (folder / "home").mkdir()
     for name in ("bundle", "gallery"):
@@ -349,6 +366,7 @@ def test_pictures_are_restored_from_the_bin_or_deleted(open_page, folder, with_s
     cards = page.locator(".card", has_text="by mistake")
     cards.nth(0).get_by_role("button", name="Restore").click()
     page.get_by_role("heading", name="Restored 1 picture").wait_for()
+    assert page.locator("#wrong").count() == 0
     page.get_by_role("link", name="Bin").click()
     page.get_by_role("heading", name="Bin").wait_for()
     for place in (0, 1):
@@ -646,16 +664,33 @@ def test_every_page_fits_a_narrow_screen_while_frames_are_blurred(open_page, fol
                 assert (name, language, wide) <= (name, language, 320)
                 broken = _violations(page) if language != "en" else {}
                 found |= {(name, language, id_): nodes for id_, nodes in broken.items()}
+            page.goto(running.url + "/?q=red&by=picture&order=time")
+            page.locator("details.save > summary").first.click()
+            fits = "one => one.getBoundingClientRect().right <= innerWidth"
+            assert page.locator("#export").evaluate(fits)
+            assert page.locator("#export > *").evaluate_all(f"all => all.every({fits})")
+            assert page.evaluate("document.documentElement.scrollWidth") <= 320, language
     assert found == {}
     with Gallery.open(folder / "gallery") as gallery:
         gallery.delete([one.key for one in more])
     open_page.wrong[:] = [text for text in open_page.wrong if "422" not in text]
 
 
+def test_settings_offer_the_browsers_zone_first_and_say_that_they_are_saved(open_page):
+    page = open_page("/", timezone_id="Asia/Kolkata")
+    page.locator("header").get_by_role("link", name="Settings").click()
+    page.locator("#zone").wait_for()
+    zones = page.locator("#zone option")
+    assert zones.nth(1).inner_text() in ("Asia/Kolkata", "Asia/Calcutta")
+    assert page.locator("#zone").input_value() == ""
+    page.get_by_role("button", name="Save").click()
+    page.get_by_text("Saved.").wait_for()
+
+
 def test_lines_of_the_log_are_filtered_with_a_script(open_page):
     page = open_page("/?q=red")
     page.goto(page.evaluate("origin") + "/records")
-    page.get_by_label("Action").fill("query")
+    page.get_by_label("Action").select_option("query")
     page.get_by_role("button", name="Filter").click()
     page.wait_for_url("**/records?*action=query*")
     page.wait_for_function("() => document.querySelectorAll('.log tbody td').length > 4")

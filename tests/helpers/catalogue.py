@@ -30,6 +30,7 @@ from upperson_console import problems
 from upperson_console.accounts import ROLES
 from upperson_console.approvals import Approval
 from upperson_console.live import Process
+from upperson_console.log_view import ACTIONS
 from upperson_console.oversight import Approved
 from upperson_console.rendering import script_keys
 from upperson_console.translation import DOMAIN, FOLDER, LANGUAGES
@@ -40,6 +41,7 @@ from upperson_rt.search.verdict import Reason, VerdictWord
 SOURCES = Path(upperson_console.__file__).parent
 TRANSLATED = [language for language in LANGUAGES if language != "en"]
 FORMATS = {
+    "colon": [": "],
     "format of times": ["%Y-%m-%d %H:%M:%S"],
     "separators of thousands and decimals": [",."],
 }
@@ -48,6 +50,7 @@ _WORDS = {
     "alert state": get_args(get_type_hints(AlertReport)["state"]),
     "approval state": get_args(inspect.signature(Approval.state.fget).return_annotation),
     "approved action": get_args(Approved),
+    "log action": [*ACTIONS, "damaged"],
     "match": [label for label in get_args(MatchLabel) if label],
     "message label": ["confirmed", "dismissed"],
     "period": ["a day", "a week", "a month", "a year"],
@@ -64,9 +67,12 @@ _NO_PAGES = ("cli.py", "evidence_check.py", "oversight_documents.py", "server.py
 _CORE = [upperson_alerts.alerts, upperson_alerts.promise, upperson_rt.image_file]
 """Modules whose errors pages report."""
 _ALSO = (
-    "frame_not_kept", "no_name", "outbox_unsupported", "picture_not_found", "picture_not_kept",
+    "bin_files", "clips_not_removed", "crop_altered", "disk_read_only", "frame_not_kept",
+    "gallery_busy", "gallery_closed", "gallery_damaged", "gallery_not_found",
+    "gallery_of_other_model", "key_taken", "log_unwritable", "no_name", "outbox_unsupported",
+    "picture_not_found", "picture_not_kept", "server_away", "timestamp_unavailable",
 )  # fmt: skip
-"""Further codes, which are not written as such where they are raised."""
+"""Further codes, which are raised outside of the console or not written as such."""
 _ENGLISH = {
     "credential_not_found", "credentials_empty", "credentials_of_other_kind",
     "credentials_unreadable", "data_url_malformed", "internal_error", "json_not_utf8",

@@ -36,25 +36,27 @@ async function show(address, options = {}, keep = true) {
   const own = (request = new AbortController());
   document.body.classList.add("busy");
   if (new URL(address, location.href).pathname === "/" && new URL(address, location.href).search) bones();
+  let answer, text;
   try {
     const asked = { ...options, signal: own.signal, headers: { Accept: "text/html" } };
-    const answer = await load(address, asked, options.method ? location.href : address);
-    const text = await answer.text();
-    if (own !== request) return;
-    if (!(answer.headers.get("content-type") || "").startsWith("text/html")) {
-      report(answer, text);
-      return;
-    }
-    const page = new DOMParser().parseFromString(text, "text/html");
-    if (keep && answer.url !== location.href) history.pushState({}, "", answer.url);
-    if (!place(page) && keep) scrollTo(0, 0);
+    answer = await load(address, asked, options.method ? location.href : address);
+    text = await answer.text();
   } catch (error) {
-    const text = _("The server does not answer. Try again in a moment.");
-    if (error.name !== "AbortError") announce(text);
-    if (error.name !== "AbortError") wrong(text);
+    const failed = _("The server does not answer. Try again in a moment.");
+    if (error.name !== "AbortError") announce(failed);
+    if (error.name !== "AbortError") wrong(failed);
+    return;
   } finally {
     if (own === request) document.body.classList.remove("busy");
   }
+  if (own !== request) return;
+  if (!(answer.headers.get("content-type") || "").startsWith("text/html")) {
+    report(answer, text);
+    return;
+  }
+  const page = new DOMParser().parseFromString(text, "text/html");
+  if (keep && answer.url !== location.href) history.pushState({}, "", answer.url);
+  if (!place(page) && keep) scrollTo(0, 0);
 }
 
 function report(answer, text) {
@@ -90,12 +92,19 @@ function place(page) {
   if (open && $("#filters")) $("#filters").checked = true;
   begin();
   const again = card?.id && document.getElementById(card.id);
-  const focused = (held && $(held, again || document)) || (again && $(".open", again));
+  const focused = (held && $(held, again || document)) || (again && $(".open", again)) || null;
   focused?.focus({ preventScroll: !again });
   const found = $$("#cards > .card").length;
   const verdict = $(".results > .verdict")?.textContent.trim() || "";
   announce($(".message h1")?.textContent || (found ? `${_("Shown: %(count)s.", { count: found })} ${verdict}` : document.title));
   return again;
+}
+
+// A half-typed time has no value: said, not left out.
+function isTyped(form) {
+  const half = [...form.elements].find((one) => one.type === "datetime-local" && !one.validity.valid);
+  if (half) wrong(half.validationMessage);
+  return !half;
 }
 
 function addressOf(form) {
@@ -151,7 +160,7 @@ document.addEventListener("change", (event) => {
   if (field.id === "file") {
     if (field.files[0]) sendPicture(field.files[0]);
   } else if (field.form?.id === "search-form" && field.id !== "q") {
-    if (field.type !== "datetime-local") return show(addressOf(field.form));
+    if (field.type !== "datetime-local") return isTyped(field.form) && show(addressOf(field.form));
     field.dataset.changed = "";  // With each part that is typed: applied below.
     if (field.value) $('input[name="last"][value=""]').checked = true;
   }
@@ -160,7 +169,9 @@ document.addEventListener("change", (event) => {
 document.addEventListener("focusout", (event) => {
   const next = event.relatedTarget;
   if (event.target.type !== "datetime-local" || next?.type === "datetime-local" || next?.matches("a, button")) return;
-  if ($("[data-changed]")) show(addressOf($("#search-form")));
+  const form = $("#search-form");
+  if (event.target.form !== form || (event.target.validity.valid && !$("[data-changed]"))) return;
+  if (isTyped(form)) show(addressOf(form));
 });
 
 // More hits below those that are there.
@@ -202,6 +213,7 @@ function sendPicture(file) {
   const body = new FormData($("#picture-form"));
   body.set("picture", file);
   if ($("#q")) {
+    if (!isTyped($("#search-form"))) return;
     const address = new URLSearchParams(addressOf($("#search-form")).slice(2));
     body.set("address", address.toString());
   }
@@ -268,6 +280,9 @@ function begin() {
   if (button) watchMore(button);
   const current = $(".strip [aria-current]")?.parentElement;  // The view of this page.
   if (current) current.parentElement.scrollLeft = current.offsetLeft - current.parentElement.offsetLeft - current.offsetWidth;
+  const own = Intl.DateTimeFormat().resolvedOptions().timeZone;  // The browser's zone comes first.
+  const zone = [...($("#zone")?.options || [])].find((one) => one.text === own);
+  if (zone) $("#zone").options[0].after(zone);
   live();
 }
 

@@ -48,6 +48,21 @@ def states(console):
     return {one.id: one.state for one in console.service.approvals.visible(seen)}
 
 
+def test_the_header_counts_the_requests_that_the_reader_may_decide(console):
+    def badge(client):
+        found = re.search(r'class="badge">(\d+)', client.get("/approvals").text)
+        return found and found[1]
+
+    ids = [str(id_of(console, "red-0"))]
+    asked = pending(console.operator.post("/api/v1/export", json={"ids": ids, "search": {}}))
+    pending(console.admin("DELETE", f"/api/v1/items/{ids[0]}", params={"reason": "asked"}))
+    who = console.operator, console.otto, console.admin, console.adam
+    assert [badge(one) for one in who] == [None, "1", "1", "2"]
+    assert badge(console.viewer) is None
+    judge(console.otto, asked)
+    assert [badge(one) for one in who] == [None, None, None, "1"]
+
+
 def test_an_export_is_what_was_asked_for(console, monkeypatch):
     ids = [str(id_of(console, key)) for key in ("red-0", "blue-0")]
     asked = {"ids": ids, "search": {"sentence": "red"}}

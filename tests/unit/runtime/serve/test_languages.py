@@ -18,8 +18,10 @@ from upperson_console import translation
 from upperson_console.accounts import Access, Account
 from upperson_console.app import make_app
 from upperson_console.oversight import Oversight
-from upperson_console.rendering import STATIC
+from upperson_console.rendering import STATIC, templates
+from upperson_console.reported import problem_text
 from upperson_console.translation import LANGUAGES, LOCALE, Locale
+from upperson_rt.errors import InputError
 from upperson_rt.search.notices import Notice
 from upperson_rt.search.verdict import _REASONS
 
@@ -97,6 +99,17 @@ def test_notices_and_reasons_of_the_core_are_translated_by_code_with_their_field
             text = translation.by_code(kind, code, {}, "a <b>\x1b")
             assert text == '<span lang="en">a &lt;b&gt;\\x1b</span>'
         assert translation.number(1234567.5, ",.2f") in ("1.234.567,50", "1\u202f234\u202f567,50")
+    finally:
+        LOCALE.reset(context)
+
+
+@pytest.mark.parametrize("language", TRANSLATED)
+def test_errors_from_outside_the_console_are_translated(language):
+    context = LOCALE.set(lambda: Locale(language=language))
+    try:
+        for code in ("bin_files", "clips_not_removed", "key_taken", "timestamp_unavailable"):
+            text = problem_text(InputError("english", code=code))
+            assert "english" not in text, code
     finally:
         LOCALE.reset(context)
 
@@ -290,7 +303,9 @@ def test_an_account_chooses_its_language_for_pages_alone(guarded):
     assert choose(guarded.viewer, language="de", zone="Asia/Kathmandu") == 303
     for form in ({"language": "xx"}, {"zone": "../../etc/passwd"}, {"zone": "Mars/Base"}):
         assert choose(guarded.viewer, **form) == 422
+    assert "Gespeichert." in guarded.viewer.get("/settings?saved=true").text
     page = guarded.viewer.get("/settings", headers={"accept-language": "fr"}).text
+    assert "Gespeichert." not in page
     assert '<html lang="de">' in page
     assert '<option value="de" lang="de" selected>' in page
     assert '<option translate="no" selected>Asia/Kathmandu</option>' in page
@@ -300,7 +315,7 @@ def test_an_account_chooses_its_language_for_pages_alone(guarded):
     assert "Describe the person in English" not in guarded.operator.get("/").text
     page = guarded.viewer.get("/").text
     assert "auf Englisch" in page
-    assert 'title="Betrachtung">vera' in page
+    assert 'title="Betrachter">vera' in page
     # The API and the log stay as they are.
     found = guarded.viewer.search(sentence="zebra", limit=1)
     assert found.json()["verdict"]["text"].startswith("uncalibrated: the bundle")
@@ -320,9 +335,31 @@ def test_numbers_words_and_plurals_are_those_of_the_language(calibrated):
     assert re.search(r"\d\d\.\d\d\.2026 \d\d:\d\d:\d\d", page)
     page = calibrated.client.get("/?q=red&track=red-0", headers=GERMAN).text
     assert "Nichts entspricht dem Filter" in page
+    page = calibrated.client.get("/?q=zebra", headers={"accept-language": "fr"}).text
+    assert "Non calibré\u00a0: " in page
     one = id_of(calibrated, "red-9")
     page = calibrated.client.get(f"/people/{one}/delete", headers={"accept-language": "fr"}).text
     assert "Supprimer 1 image définitivement" in page
+
+
+def test_actions_of_the_log_are_chosen_and_shown_in_words(guarded):
+    guarded.admin.get("/?q=red")
+    page = guarded.admin.get("/records?action=query", headers=GERMAN).text
+    assert '<option value="query" selected>Suche</option>' in page
+    assert "<td>Suche</td>" in page
+    assert "<td>query</td>" in guarded.admin.get("/records?action=query").text
+    page = guarded.admin.get("/records?action=of-a-later-release").text
+    assert '<option value="of-a-later-release" selected>' in page
+
+
+def test_a_constant_number_is_in_the_language_of_each_reader():
+    page = templates().from_string("{{ 2000|number }}")
+    found = []
+    for language in LANGUAGES:
+        context = LOCALE.set(lambda language=language: Locale(language=language))
+        found.append(page.render())
+        LOCALE.reset(context)
+    assert found == ["2,000", "2.000", "2\u202f000"]
 
 
 def test_a_damaged_user_state_is_reported_in_the_browsers_language(console, monkeypatch):

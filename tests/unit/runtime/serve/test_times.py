@@ -77,6 +77,9 @@ def test_a_local_time_that_exists_twice_or_never(zone, server_in):
         assert found == [True, True, False]
         assert times.is_twice(None) is times.is_twice(1e300) is False
         assert times.local_time(utc("2026-10-25T01:30"), "%H:%M") == "02:30"
+        first, second = utc("2026-10-25T00:30"), utc("2026-10-25T01:30")
+        assert times.local_time(first) == "2026-10-25 02:30:00 +02:00"
+        assert times.period(first, second).endswith(" \u2013 02:30:00 +01:00")
         assert times.local_time(utc("2026-07-01T10:00:01.5")) == "2026-07-01 12:00:01"
         assert times.local_time(1e300) == "1e+300 s"
         assert times.zone_name().partition(", UTC")[2] in ("+01:00", "+02:00")
