@@ -29,7 +29,7 @@ from upperson_rt.gallery import Gallery
 app = new_app("A gallery of a month of cameras.")
 _FINGERPRINT = "sha256:" + 64 * "a"  # Of no model.
 _BATCH = 4096
-_QUERIES = 220
+_QUERIES = 100
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _DAY_S = 86_400.0
 FILTERS: dict[str, dict[str, Any]] = {
@@ -49,7 +49,13 @@ LIVE = {
     "p99 ms": Column("p99_ms", "{:.1f}"),
     "longest ms": Column("longest_ms", "{:.0f}"),
 }
-TIMES = {"p50 ms": Column("p50_ms", "{:.1f}"), "p95 ms": Column("p95_ms", "{:.1f}")}
+TIMES = {
+    "first p50 ms": Column("first_p50_ms", "{:.0f}"),
+    "first p95 ms": Column("first_p95_ms", "{:.0f}"),
+    "p50 ms": Column("p50_ms", "{:.1f}"),
+    "p95 ms": Column("p95_ms", "{:.1f}"),
+}
+"""Of queries asked for the first time, when the disk is read, and again."""
 
 
 @app.command(cls=Command)
@@ -73,7 +79,7 @@ def month(
     Example: `python -m benchmarks.month --folder month --rows 1000000`
     """
     drawn = Month(demo)
-    result = conditions("month", "faiss-cpu", threads=1, batch_size=1, warmup=20)
+    result = conditions("month", "faiss-cpu", threads=1, batch_size=1, warmup=0)
     result |= {"rows": rows, "dim": drawn.dim} | _fill(drawn, folder, rows)
     asked = {"sentences": drawn.queries(_QUERIES, rows), "pictures": drawn.pictures(_QUERIES, rows)}
     filters = {name: _in_seconds(options) for name, options in FILTERS.items()}
