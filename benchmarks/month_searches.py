@@ -38,7 +38,8 @@ def month_searches(folder: str, queries: str, filters: dict[str, Any], many: int
         for name, options in filters.items():
             by_track = bool(options.pop("by_track", False))
             where = Filter(**options)
-            row = result["searches"][name] = {}
+            row: dict[str, float] = {}
+            result["searches"][name] = row
             for prefix in ("first_", ""):  # Then the rows are in the system's cache.
                 times = []
                 for query in rows:
