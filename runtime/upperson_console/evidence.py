@@ -100,14 +100,14 @@ def write_package(
 
         def last(more: Mapping[str, Any]) -> dict[str, bytes]:
             """Return the last members by name, with more facts."""
-            told = {**facts, **more}
+            stated = {**facts, **more}
             page = templates().get_template("evidence.html.j2")
-            html = page.render(facts=told, query=query, items=rows, **shown)
-            made = {"items.json": _json({**told, "query": query, "items": rows})}
+            html = page.render(facts=stated, query=query, items=rows, **shown)
+            made = {"items.json": _json({**stated, "query": query, "items": rows})}
             made["index.html"] = html.encode("utf-8")
             sha256 = {name: hashlib.sha256(one).hexdigest() for name, one in made.items()}
             sha256 = package.sha256 | sha256
-            made[MANIFEST] = _json({**told, "sha256": sha256})
+            made[MANIFEST] = _json({**stated, "sha256": sha256})
             if seal.key is not None:
                 sha256[MANIFEST] = hashlib.sha256(made[MANIFEST]).hexdigest()
                 files, unsigned = dict(sorted(sha256.items())), [SIGNATURE, STAMP]

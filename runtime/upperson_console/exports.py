@@ -86,8 +86,8 @@ def export_response(
         hide=None if shows_all else partial(service.blurred_clip, account, until=until),
         left_out=len(chosen) - len(items),
     )
-    told = ("pictures", "missing", "timestamp", "timestamp_missing")
-    kept = {name: facts[name] for name in told if name in facts}
+    logged = ("pictures", "missing", "timestamp", "timestamp_missing")
+    kept = {name: facts[name] for name in logged if name in facts}
     details = {"sha256": sha256, **kept, "search": search.address()}
     try:
         service.note_items(account, "export", shown.items(), details)

@@ -75,8 +75,11 @@ class Snapshot:
     tail: Tail
     lists: Lists | None = None
     """Of a large gallery, which has no segments."""
-    stamp: Stamp | None = None
-    """Stands in the file that the first segment came from."""
+
+    @classmethod
+    def of(cls, lists: Lists, embed_dim: int) -> "Snapshot":
+        """Return the index as of the state of files."""
+        return cls(lists.stamp.seq, lists.stamp.last_id, (), Tail(embed_dim), lists)
 
     @property
     def is_exact(self) -> bool:
@@ -207,8 +210,10 @@ class SearchIndex:
             else:
                 followed = self._follow(transaction, self.snapshot, changed)
                 self.snapshot = self._checked(transaction, followed)
-        if self._files.version() != self._seen and self.is_large(transaction):
-            self.snapshot = self._with_newer_files(transaction, self.snapshot)
+        if (version := self._files.version()) != self._seen:
+            self._seen = version  # Before the files are read: later ones differ.
+            if self.is_large(transaction):
+                self.snapshot = self._with_newer_files(transaction, self.snapshot)
         self.keep_up(transaction)
         return self.snapshot
 
@@ -301,7 +306,6 @@ class SearchIndex:
 
     def _with_newer_files(self, transaction: Transaction, snapshot: Snapshot) -> Snapshot:
         """Return the snapshot with what was saved since, if that holds almost everything."""
-        self._seen = self._files.version()
         known = None if snapshot.lists is None else snapshot.lists.parts
         try:
             lists = self._files.read(known)
@@ -310,7 +314,7 @@ class SearchIndex:
             return snapshot
         if lists.missing or snapshot.last_id - lists.stamp.last_id > 8 * list_files.SEAL_ROWS:
             return snapshot
-        loaded = Snapshot(lists.stamp.seq, lists.stamp.last_id, (), Tail(self.embed_dim), lists)
+        loaded = Snapshot.of(lists, self.embed_dim)
         if snapshot.lists is None:  # What exact segments hold has no cameras and times.
             followed = self._follow(transaction, loaded, changed)
         else:
@@ -404,7 +408,7 @@ class SearchIndex:
             _LOG.info("search index %s is outdated: making it again", self.path)
             return self.build(transaction)
         tail = Tail(self.embed_dim)
-        loaded = Snapshot(stamp.seq, stamp.last_id, (segment,), tail, stamp=stamp)
+        loaded = Snapshot(stamp.seq, stamp.last_id, (segment,), tail)
         return self._checked(transaction, self._follow(transaction, loaded, changed))
 
     def _load_lists(self, transaction: Transaction) -> Snapshot:
@@ -417,7 +421,7 @@ class SearchIndex:
         if lists.missing:
             raise UnusableIndexError("a part of it cannot be used")
         self._seen = version
-        loaded = Snapshot(lists.stamp.seq, lists.stamp.last_id, (), Tail(self.embed_dim), lists)
+        loaded = Snapshot.of(lists, self.embed_dim)
         return self._checked(transaction, self._follow(transaction, loaded, changed))
 
     def _marked(self, snapshot: Snapshot, changed: NDArray[np.int64]) -> Snapshot:
@@ -506,7 +510,7 @@ class SearchIndex:
         stamp = Stamp.of(transaction, last_id, kind=_EXACT, identity=self._meta.identity,
                          embed_dim=self.embed_dim)  # fmt: skip
         tail = Tail(self.embed_dim)
-        snapshot = Snapshot(stamp.seq, last_id, (segment,), tail, stamp=stamp)
+        snapshot = Snapshot(stamp.seq, last_id, (segment,), tail)
         sound = self._sound(transaction, snapshot)
         if self._writable:  # A search that is refused leaves the file of the index alone.
             transaction.check_items()
@@ -542,7 +546,7 @@ class SearchIndex:
                     "the gallery was closed meanwhile", code="gallery_closed"
                 ) from error
             changed = made.stamp.changes(transaction, self._meta)
-            loaded = Snapshot(made.stamp.seq, made.stamp.last_id, (), Tail(self.embed_dim), made)
+            loaded = Snapshot.of(made, self.embed_dim)
             followed = self._follow(transaction, loaded, changed)
             sound = self._sound(transaction, followed)
             if afresh:

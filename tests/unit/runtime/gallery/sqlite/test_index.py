@@ -307,6 +307,16 @@ def test_a_gallery_that_shrinks_has_an_exact_index_again(folder, approximate):
         assert gallery.verify() == []
 
 
+def test_searches_read_no_file_of_an_index_again(folder, approximate, monkeypatch):
+    with open_(folder) as gallery:
+        put(gallery, 0, 400)
+        gallery.search(QUERIES, 1)
+        for name in ("read_stamp", "read_file"):
+            monkeypatch.setattr(index, name, lambda *_: pytest.fail("read again"))
+        put(gallery, 400, 410)
+        assert_right(gallery)
+
+
 def test_one_row_alone_is_a_part(folder, approximate):
     """And two: fewer rows than lists would be trained."""
     with open_(folder) as gallery:
