@@ -341,25 +341,33 @@ class Database:
         self._writer = access.connect_locked(self.path, "rw")
         return beside
 
-    def empty_log(self) -> bool:
-        """Bring SQLite's log into the file and cut it to nothing; False while readers need it."""
+    @contextmanager
+    def with_empty_log(self) -> Iterator[int | None]:
+        """Bring SQLite's log into the file and give that while nobody writes; None if not possible.
+
+        Readers may need the log.
+        """
         with self._write_lock, _translated(self.path):
-            if not _has_content(access.log_of(self.path)):
-                return True
             if self._writer is None:
                 self._open_writer()
             writer = self._writer
             assert writer is not None
-            with access.folder_lock(self.path) as is_alone:
-                if not is_alone:
-                    return False
-                # Others wait meanwhile, so this does not.
-                writer.execute("PRAGMA busy_timeout = 200")
-                try:
+            with (
+                access.folder_lock(self.path) as is_alone,
+                access.opened_bytes(self.path) as file,
+            ):
+                if is_alone:
+                    # Others wait meanwhile, so this does not.
+                    writer.execute("PRAGMA busy_timeout = 200")
                     row = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                finally:
                     writer.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_S * 1000:.0f}")
-            return bool(row[0] == 0)
+                    is_alone = row[0] == 0
+                writer.execute("BEGIN IMMEDIATE")
+                try:  # Another process may have written in between.
+                    is_empty = is_alone and not _has_content(access.log_of(self.path))
+                    yield file if is_empty else None
+                finally:
+                    writer.execute("ROLLBACK")
 
     def _check_beside(self) -> None:
         """Check the table in a thread, once; later transactions refuse what it finds."""
