@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.gallery.sqlite.access import Log
 from upperson_rt.gallery.sqlite.schema import DamageError
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # Of Linux' fallocate.
@@ -32,34 +33,51 @@ class FreePages:
     """Pages of the list itself; where the numbers in them end, in bytes."""
 
     @classmethod
-    def read(cls, descriptor: int) -> "FreePages":
-        """Read the list of a database file whose log is empty."""
+    def read(cls, descriptor: int, log: Log | None = None) -> "FreePages":
+        """Read the list of a database file as its log leaves it.
+
+        Raises:
+            DamageError: It was altered (``free_pages_altered``).
+        """
         size = int.from_bytes(_read(descriptor, 16, 18), "big")
         size = 65536 if size == 1 else size  # As SQLite writes it.
-        pages, trunk, total = np.frombuffer(_read(descriptor, 28, 40), ">u4").tolist()
+
+        def numbers(page: int) -> NDArray[np.int64]:
+            if log is not None and page in log.last:
+                content = log.page(log.last[page])
+            else:
+                content = _read(descriptor, (page - 1) * size, page * size)
+            return np.frombuffer(content, ">u4").astype(np.int64)
+
+        pages, trunk, total = numbers(1)[7:10].tolist()
         leaves, trunks = [np.empty(0, np.int64)], dict[int, int]()
         while trunk and len(trunks) < total:
-            listed = np.frombuffer(_read(descriptor, (trunk - 1) * size, trunk * size), ">u4")
+            listed = numbers(trunk)
             following, count = listed[:2].tolist() if len(listed) else (0, size)
             if trunk in trunks or count > size // 4 - 2:
                 raise DamageError("its list of free pages was altered", "free_pages_altered")
-            leaves.append(listed[2 : 2 + count].astype(np.int64))
+            leaves.append(listed[2 : 2 + count])
             trunks[trunk], trunk = 8 + 4 * count, following
         found = cls(size, np.unique(np.concatenate(leaves)), trunks)
-        numbers = [*trunks, *found.leaves[[0, -1]].tolist()] if len(found.leaves) else [*trunks]
-        if len(found.leaves) + len(trunks) != total or any(not 1 < n <= pages for n in numbers):
+        ends = [*trunks, *found.leaves[:1].tolist(), *found.leaves[-1:].tolist()]
+        if len(found.leaves) + len(trunks) != total or any(not 1 < end <= pages for end in ends):
             raise DamageError("its list of free pages was altered", "free_pages_altered")
         return found
 
-    def count_used(self, descriptor: int) -> int:
+    def count_used(self, descriptor: int, log: Log | None = None) -> int:
         """Count those that have content: rows that were deleted, for example."""
         used, last = 0, max(int(self.leaves.max(initial=0)), *self.trunks, 0)
-        for page, end in self.trunks.items():
+        for page, end in self.trunks.items() if log is None else ():
             place = (page - 1) * self.page_bytes
             rest = np.frombuffer(_read(descriptor, place + end, place + self.page_bytes), ">u4")
             used += bool((rest > last).any())  # SQLite leaves numbers of pages there.
-        for start, stop in self._runs(0):
-            content = np.frombuffer(_read(descriptor, start, stop), np.uint8)
+        logged = np.array(sorted(log.last if log is not None else ()), np.int64)
+        for page in np.intersect1d(self.leaves, logged).tolist():
+            assert log is not None
+            used += bool(log.page(log.last[page]).strip(b"\0"))
+        for start, stop in self._runs(np.setdiff1d(self.leaves, logged)):
+            found = _read(descriptor, start, stop).ljust(stop - start, b"\0")  # The file may end.
+            content = np.frombuffer(found, np.uint8)
             used += int(content.reshape(-1, self.page_bytes).any(axis=1).sum())
         return used
 
@@ -70,7 +88,8 @@ class FreePages:
             for page, end in self.trunks.items():
                 place = (page - 1) * self.page_bytes
                 _write_zeros(descriptor, place + end, place + self.page_bytes)
-        for start, stop in self._runs(after):
+        later = self.leaves[np.searchsorted(self.leaves, after, "right") :]
+        for start, stop in self._runs(later):
             first, last = -(-start // _BLOCK_BYTES) * _BLOCK_BYTES, stop // _BLOCK_BYTES
             last *= _BLOCK_BYTES
             if first < last and _punch(descriptor, first, last):
@@ -84,9 +103,8 @@ class FreePages:
         os.fsync(descriptor)
         return None
 
-    def _runs(self, after: int) -> list[tuple[int, int]]:
-        """Return where leaves that follow each other begin and end, in bytes."""
-        leaves = self.leaves[np.searchsorted(self.leaves, after, "right") :]
+    def _runs(self, leaves: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Return where pages that follow each other begin and end, in bytes."""
         parts = np.split(leaves, np.flatnonzero(np.diff(leaves) != 1) + 1) if len(leaves) else []
         size = self.page_bytes
         return [((int(part[0]) - 1) * size, int(part[-1]) * size) for part in parts]
