@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from importlib import import_module
@@ -352,7 +353,11 @@ class _Milvus:
             index = self._client.prepare_index_params()
             index.add_index("vector", "IVF_SQ8", metric_type="IP", params={"nlist": 2048})
             self._client.create_collection("rows", schema=schema, index_params=index)
-        self._client.load_collection("rows")
+        for _ in range(240):  # After a kill it says that it is healthy before it is ready.
+            with suppress(pymilvus.MilvusException):
+                self._client.load_collection("rows")
+                break
+            time.sleep(0.5)
 
     def insert(self, start: int, vectors: Rows, items: Sequence[Item]) -> None:
         rows = [

@@ -90,7 +90,7 @@ def stores(
     if unknown := set(only or ()) - STORES.keys():
         expected = ", ".join(STORES)
         raise UsageError(f"expected --only one of {expected}; found {', '.join(unknown)}")
-    work = folder / str(rows)
+    work = folder.resolve() / str(rows)  # Milvus runs elsewhere.
     if not (work / "plan.json").exists():
         print_note(f"drawing {rows} rows")
         draw(Month(demo), work, rows)
