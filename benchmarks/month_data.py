@@ -84,7 +84,8 @@ class Month:
         )
         return _unit(found)
 
-    def items(self, start: int, stop: int) -> list[Item]:
+    @staticmethod
+    def items(start: int, stop: int) -> list[Item]:
         """Return the items of these rows: 2,000 tracks a camera and day, nine tenths by day."""
         rows = np.arange(start, stop)
         tracks = rows // CROPS

@@ -36,6 +36,7 @@ from benchmarks import (
     promise,
     recall,
     scores,
+    stores,
     tower_graphs,
     towers,
     tracking,
@@ -56,7 +57,7 @@ from tests.helpers.toy_bundle import make_toy_bundle
 from tests.helpers.traces import once_in
 from upperson_export import candidates
 from upperson_rt.backends.autotune import Timing
-from upperson_rt.errors import BackendError, InputError, IntegrityError
+from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_scores import labelled_queries
 from upperson_synthetic.video import VideoSpec
@@ -102,7 +103,7 @@ def values(result: Any) -> Any:
 
 def test_one_is_run_by_name_and_all_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runner.commands([]) == [line.split() for line in runner.DOCUMENTED]
-    assert runner.names() == [*NAMES, "gpu", "month", "cost"]
+    assert runner.names() == [*NAMES, "gpu", "month", "cost", "stores"]
     assert [line[2] for line in runner.commands(["gallery"])] == ["100000", "999000", "1000000"]
     assert runner.commands(["gallery", "--rows", "5000"]) == [["gallery", "--rows", "5000"]]
     with pytest.raises(SystemExit, match="'galery': expected one of training"):
@@ -508,19 +509,24 @@ def test_boxes_of_a_cluster_come_from_lines_through_measurements(tmp_path: Path)
         cost.cost(measured)
 
 
-def test_a_month_of_cameras_is_filled_and_searched(tmp_path: Path) -> None:
-    bundle = make_toy_bundle(tmp_path / "demo" / "bundle")
+def make_toy_demo(folder: Path) -> None:
+    """Write what `Month` reads of a demo: a bundle, a gallery and captions of six people."""
+    bundle = make_toy_bundle(folder / "bundle")
     encoder = upperson_rt.open(bundle)
     names = [f"{person}_{view}.jpg" for person in range(6) for view in range(2)]
     vectors = np.random.default_rng(0).standard_normal((12, encoder.embed_dim)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    where = (tmp_path / "demo" / "gallery", encoder.fingerprint, encoder.embed_dim)
+    where = (folder / "gallery", encoder.fingerprint, encoder.embed_dim)
     with Gallery.open(*where, create=True) as store:
         store.add([Item(key=name) for name in names], vectors)
-    street = tmp_path / "demo" / "people" / "street-1"
+    street = folder / "people" / "street-1"
     street.mkdir(parents=True)
     records = [{"image": name, "split": "test", "caption": f"person {name[0]}"} for name in names]
     (street / "annotations.jsonl").write_text("\n".join(map(json.dumps, records)))
+
+
+def test_a_month_of_cameras_is_filled_and_searched(tmp_path: Path) -> None:
+    make_toy_demo(tmp_path / "demo")
     options = ("--folder", tmp_path / "month", "--demo", tmp_path / "demo", "--minutes", 0.03)
     options += ("--plot", tmp_path / "month.png")
 
@@ -534,12 +540,34 @@ def test_a_month_of_cameras_is_filled_and_searched(tmp_path: Path) -> None:
     assert found["live"]["searches beside"]["count"] >= 1
 
     drawn = Month(tmp_path / "demo")
-    assert drawn.dim == 4 * encoder.embed_dim
+    assert drawn.dim == 4 * upperson_rt.open(tmp_path / "demo" / "bundle").embed_dim
     with Gallery.open(tmp_path / "month") as store:
         assert store.count() > 1000  # Those of the last test, too.
         ((items, rows),) = list(store.vectors(Filter(track="00000007")))
     assert items == drawn.items(35, 40)
     assert np.array_equal(rows, drawn.vectors(0, 1000)[35:40].astype(np.float16))
+
+
+def test_stores_are_filled_searched_and_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_toy_demo(tmp_path / "demo")
+    monkeypatch.setattr(stores, "_KILLS", 1)
+    monkeypatch.setattr(stores, "_KILLED_COMMITS", 3)
+    options = ("--folder", tmp_path / "stores", "--demo", tmp_path / "demo", "--rows", 4096)
+    found = values(run(stores, *options, "--only", "ours", "--only", "faiss IVF-SQ8"))["stores"]
+    ours, faiss = found["ours"], found["faiss IVF-SQ8"]
+    assert ours["recall"] == ours["filter_recall"] == 1.0
+    assert ours["acknowledged"] >= 3 * 256
+    assert ours["lost"] == 0
+    assert faiss["acknowledged"] == faiss["lost"] >= 3 * 256
+    work = tmp_path / "stores" / "4096"
+    assert 0 < json.loads((work / "plan.json").read_text())["share"] < 0.03
+    assert not list(work.glob("*.store"))
+
+    (work / "ours.json").write_text(json.dumps({"p50_ms": 1.0}))  # What was measured is kept.
+    assert values(run(stores, *options, "--only", "ours"))["stores"]["ours"] == {"p50_ms": 1.0}
+    assert run(stores, *options, "--only", "fiass").exit_code == UsageError.exit_code
 
 
 def test_boxes_of_detectors_are_counted_against_labels(tmp_path: Path) -> None:
