@@ -80,7 +80,7 @@ def month(
     """
     drawn = Month(demo)
     result = conditions("month", "faiss-cpu", threads=1, batch_size=1, warmup=0)
-    result |= {"rows": rows, "dim": drawn.dim} | _fill(drawn, folder, rows)
+    result |= {"rows": rows, "dim": drawn.dim} | fill(drawn, folder, rows)
     asked = {"sentences": drawn.queries(_QUERIES, rows), "pictures": drawn.pictures(_QUERIES, rows)}
     filters = {name: _in_seconds(options) for name, options in FILTERS.items()}
     for name, queries in asked.items():
@@ -111,10 +111,10 @@ def _in_seconds(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _fill(drawn: Month, folder: Path, rows: int) -> dict[str, Any]:
+def fill(drawn: Month, folder: Path, rows: int) -> dict[str, Any]:
     """Add the pictures that are not there yet, and make the index; return what that took."""
     with Gallery.open(folder, _FINGERPRINT, drawn.dim, create=True) as gallery:
-        there, spent, written = gallery.count(), 0.0, _written()
+        there, spent, written = gallery.count(), 0.0, written_bytes()
         for start in range(there, rows, _BATCH):
             stop = min(start + _BATCH, rows)
             items, vectors = drawn.items(start, stop), drawn.vectors(start, stop)
@@ -124,7 +124,7 @@ def _fill(drawn: Month, folder: Path, rows: int) -> dict[str, Any]:
             if start // _BATCH % 100 == 0:
                 print_note(f"{stop} pictures")
         added = max(0, rows - there)
-        inserted = {"rows": added, "seconds": spent, "written_bytes": _written() - written}
+        inserted = {"rows": added, "seconds": spent, "written_bytes": written_bytes() - written}
     with Gallery.open(folder) as gallery:
         print_note("making the index, if it is not there")
         began = time.perf_counter()
@@ -176,7 +176,7 @@ def _live(drawn: Month, folder: Path, seconds: float) -> dict[str, Any]:
     }
 
 
-def _written() -> int:
+def written_bytes() -> int:
     """Return the bytes that this process has written to the disk."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["write_bytes"])
