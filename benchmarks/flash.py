@@ -117,11 +117,11 @@ class Meter:
         device = os.stat(folder).st_dev
         self._device = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
         os.sync()
-        self._before, self._device_before = _own_bytes(), self._sectors()
+        self._before, self._device_before = written_bytes(), self._sectors()
 
     def lap(self) -> int:
         """Return the bytes that this process wrote since the last call."""
-        before, self._before = self._before, _own_bytes()
+        before, self._before = self._before, written_bytes()
         return self._before - before
 
     def device_bytes(self) -> int | None:
@@ -136,7 +136,8 @@ class Meter:
         return int(self._device.read_text().split()[6]) if self._device.exists() else None
 
 
-def _own_bytes() -> int:
+def written_bytes() -> int:
+    """Return the bytes that this process has written to the disk."""
     try:
         lines = Path("/proc/self/io").read_text().splitlines()
     except OSError as error:

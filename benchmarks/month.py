@@ -17,6 +17,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from benchmarks.flash import written_bytes
 from benchmarks.month_data import START_S, Month
 from benchmarks.month_searches import K, month_searches, query_each_second
 from benchmarks.report import Column, conditions, print_report, table
@@ -32,6 +33,21 @@ _BATCH = 4096
 _QUERIES = 100
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _DAY_S = 86_400.0
+_FILL = "fill.jsonl"
+_STEPS = (100_000, 300_000, *range(1_000_000, 100_000_000, 1_000_000))
+"""Pictures at which a gallery that is filled is measured."""
+FILL = {
+    "rows/s": Column("rows_s", "{:.0f}"),
+    "written B/row": Column("written", "{:.0f}"),
+    "index s": Column("index_s", "{:.0f}"),
+    "index written B/row": Column("index_written", "{:.0f}"),
+    "database B/row": Column("database", "{:.0f}"),
+    "index B/row": Column("index", "{:.0f}"),
+    "resident MB": Column("rss_mb", "{:.0f}"),
+    "first answer s": Column("first_answer_s", "{:.1f}"),
+    "p50 ms": Column("p50_ms", "{:.1f}"),
+    "p95 ms": Column("p95_ms", "{:.1f}"),
+}
 FILTERS: dict[str, dict[str, Any]] = {
     "none": {},
     "0.1 %: a camera, one day": {"camera": "camera-3", "since": 20, "until": 21},
@@ -96,7 +112,8 @@ def month(
         )
     print_note("comparing with all stored vectors")
     result["recall"] = _recall(folder, np.concatenate([*asked.values()]), list(asked))
-    shown = [table(name, result[name]["searches"], TIMES) for name in asked]
+    shown = [table("pictures", _fill_table(result["fill"]), FILL)]
+    shown += [table(name, result[name]["searches"], TIMES) for name in asked]
     if minutes:
         print_note(f"adding and searching for {minutes:g} minutes")
         result["live"] = _live(drawn, folder, 60 * minutes)
@@ -112,8 +129,25 @@ def _in_seconds(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def fill(drawn: Month, folder: Path, rows: int) -> dict[str, Any]:
-    """Add the pictures that are not there yet, and make the index; return what that took."""
+    """Add the pictures that are not there yet, and make the index, in steps that are measured."""
     with Gallery.open(folder, _FINGERPRINT, drawn.dim, create=True) as gallery:
+        there = gallery.count()
+    np.save(folder / "queries.npy", drawn.queries(_QUERIES, rows))
+    for stop in sorted({step for step in _STEPS if there < step < rows} | {max(rows, there)}):
+        step = _step(drawn, folder, stop)
+        with (folder / _FILL).open("a") as lines:
+            lines.write(json.dumps(step) + "\n")
+    with Gallery.open(folder) as gallery:
+        info = gallery.info()
+    return {
+        "fill": [json.loads(line) for line in (folder / _FILL).read_text().splitlines()],
+        "index": None if info.index is None else asdict(info.index),
+    }
+
+
+def _step(drawn: Month, folder: Path, rows: int) -> dict[str, Any]:
+    """Add pictures until there are so many; return what that, the index, and searches took."""
+    with Gallery.open(folder) as gallery:
         there, spent, written = gallery.count(), 0.0, written_bytes()
         for start in range(there, rows, _BATCH):
             stop = min(start + _BATCH, rows)
@@ -121,22 +155,32 @@ def fill(drawn: Month, folder: Path, rows: int) -> dict[str, Any]:
             began = time.perf_counter()
             gallery.add(items, vectors)
             spent += time.perf_counter() - began
-            if start // _BATCH % 100 == 0:
-                print_note(f"{stop} pictures")
-        added = max(0, rows - there)
-        inserted = {"rows": added, "seconds": spent, "written_bytes": written_bytes() - written}
+    inserted = written_bytes() - written
+    print_note(f"{rows} pictures; making the index of what is new")
     with Gallery.open(folder) as gallery:
-        print_note("making the index, if it is not there")
         began = time.perf_counter()
         gallery.search(drawn.queries(1, rows), K)
-        made_s = time.perf_counter() - began
-        info = gallery.info()
+        index_s = time.perf_counter() - began
+    found = call_in_fresh_process(
+        month_searches,
+        str(folder),
+        str(folder / "queries.npy"),
+        {"none": {}},
+        0,
+        environment=_ONE_THREAD,
+    )
     return {
-        "inserted": inserted,
-        "index_s": made_s,
-        "index": None if info.index is None else asdict(info.index),
-        "size_bytes": info.size_bytes,
+        "rows": rows,
+        "added": rows - there,
+        "insert_s": spent,
+        "inserted_bytes": inserted,
+        "index_s": index_s,
+        "index_written_bytes": written_bytes() - written - inserted,
+        "database_bytes": (folder / "gallery.sqlite").stat().st_size,
         "index_bytes": sum(file.stat().st_size for file in folder.glob("gallery.index*")),
+        "first_answer_s": found["first_answer_s"],
+        "rss_bytes": found["rss_bytes"],
+        **found["searches"]["none"],
     }
 
 
@@ -176,12 +220,6 @@ def _live(drawn: Month, folder: Path, seconds: float) -> dict[str, Any]:
     }
 
 
-def written_bytes() -> int:
-    """Return the bytes that this process has written to the disk."""
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return int(dict(line.split(": ") for line in lines)["write_bytes"])
-
-
 def _recall(folder: Path, queries: NDArray[np.float32], names: list[str]) -> dict[str, float]:
     """Return the share of the ten best of all stored vectors that searches find, by kind."""
     best = np.full((len(queries), K), -np.inf, np.float32)
@@ -208,18 +246,27 @@ def _recall(folder: Path, queries: NDArray[np.float32], names: list[str]) -> dic
     }
 
 
+def _fill_table(steps: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        f"{step['rows'] / 1e6:g} M": {
+            **step,
+            "rows_s": step["added"] / step["insert_s"] if step["added"] else None,
+            "written": step["inserted_bytes"] / step["added"] if step["added"] else None,
+            "index_written": step["index_written_bytes"] / step["added"] if step["added"] else None,
+            "database": step["database_bytes"] / step["rows"],
+            "index": step["index_bytes"] / step["rows"],
+            "rss_mb": step["rss_bytes"] / 1e6,
+        }
+        for step in steps
+    }
+
+
 def _facts(result: dict[str, Any]) -> list[str]:
-    inserted, index = result["inserted"], result["index"] or {}
-    facts = [f"{result['rows']} x {result['dim']}, {result['size_bytes'] / 1e9:.1f} GB of database"]
-    if inserted["rows"]:
-        facts.append(
-            f"added {inserted['rows'] / inserted['seconds']:.0f} rows/s in batches of {_BATCH}; "
-            f"{inserted['written_bytes'] / inserted['rows']:.0f} bytes written a row"
-        )
-    facts.append(
-        f"index {json.dumps(index)}: {result['index_bytes'] / 1e9:.2f} GB, "
-        f"{result['index_s']:.0f} s"
-    )
+    last = result["fill"][-1]
+    facts = [
+        f"{result['rows']} x {result['dim']}, {last['database_bytes'] / 1e9:.1f} GB of database",
+        f"index {json.dumps(result['index'])}: {last['index_bytes'] / 1e9:.2f} GB",
+    ]
     for name, recall in result["recall"].items():
         found = result[name]
         facts.append(

@@ -28,7 +28,8 @@ import typer
 from numpy.typing import NDArray
 
 from benchmarks import damage, trials_work
-from benchmarks.month import fill, written_bytes
+from benchmarks.flash import written_bytes
+from benchmarks.month import fill
 from benchmarks.month_data import START_S, Month
 from benchmarks.month_searches import query_each_second
 from benchmarks.report import Column, Table, conditions, print_report, table
