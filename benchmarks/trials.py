@@ -8,6 +8,7 @@ import mmap
 import os
 import pickle
 import shutil
+import signal
 import sqlite3
 import struct
 import subprocess
@@ -38,8 +39,7 @@ from upperson_bench.processes import call_in_fresh_process, child_environment
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug
 from upperson_rt.cli.output import print_note
-from upperson_rt.errors import UppersonError
-from upperson_rt.gallery import Gallery
+from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.sqlite import index
 from upperson_rt.gallery.sqlite.backup import back_up, restore
 from upperson_rt.gallery.sqlite.index_file import UnusableIndexError
@@ -50,11 +50,12 @@ from upperson_rt.gallery.sqlite.store import SqliteGallery
 app = new_app("Try what a large gallery survives.")
 DATABASE, LOG = "gallery.sqlite", "gallery.sqlite-wal"
 PARTS = ("kills", "damage", "times", "backup", "prune")
-_LONGEST_S = 8.0
+_LONGEST_S = 5.0
 _QUERIES = 20
 _DAMAGES = 4
 _CROP = bytes.fromhex("ffd8ffe0") + bytes(2044)
 _SPAN_S = 1800.0
+_ONE = {"OMP_NUM_THREADS": "1"}
 _HEAD = struct.Struct("=4q")
 _ROUNDING = 1e-5
 TIMES = {
@@ -84,10 +85,17 @@ def trials(
 
     Example: `python -m benchmarks.trials --folder trials --trials 10`
     """
-    os.environ["OMP_NUM_THREADS"] = "1"  # Others would be missing in forked processes.
+    if "LD_PRELOAD" not in os.environ:  # Trials are forked: what they import is there.
+        folder.mkdir(parents=True, exist_ok=True)
+        one = {"OMP_NUM_THREADS": "1", "LD_PRELOAD": str(_built(folder / "unsynced"))}
+        command = (sys.executable, "-m", "benchmarks.trials", *sys.argv[1:])
+        os.execve(sys.executable, command, child_environment() | one)
     result = conditions("trials", "faiss-cpu", threads=1, batch_size=1, warmup=0)
-    drawn = Month(demo)
-    result |= {"rows": rows, "seed": seed, "made": fill(drawn, folder / "gallery", rows)}
+    kept = folder / "month.pickle"
+    drawn = pickle.loads(kept.read_bytes()) if kept.exists() else Month(demo)
+    result |= {"rows": rows, "seed": seed}
+    if not (folder / "gallery").exists():
+        result["made"] = fill(drawn, folder / "gallery", rows)
     shutil.rmtree(folder / "work", ignore_errors=True)
     shutil.copytree(folder / "gallery", folder / "work")
     trial = _Trials(drawn, folder, rows, seed)
@@ -107,25 +115,33 @@ class _Trials:
     def __init__(self, drawn: Month, folder: Path, rows: int, seed: int) -> None:
         self._drawn, self._folder, self._rows = drawn, folder, rows
         self._work, self._rng = folder / "work", np.random.default_rng(seed)
-        (folder / "month.pickle").write_bytes(pickle.dumps(drawn))
+        if not (folder / "month.pickle").exists():
+            (folder / "month.pickle").write_bytes(pickle.dumps(drawn))
         trials_work.set_sizes(rows)
         self._asked = drawn.queries(_QUERIES, rows)
         np.save(folder / "queries.npy", self._asked)
-        self._oldest = 0
+        self._oldest = self._last_id = self._looked_at = 0
         # By number of a row: scores of the queries, camera, time, and whether it has to be there.
-        self._scores = np.empty((_QUERIES, 0), np.float32)
+        self._scores = np.empty((0, _QUERIES), np.float32)
         self._cameras, self._times = np.empty(0, np.object_), np.empty(0)
         self._present = np.empty(0, np.bool_)
-        with closing(sqlite3.connect(folder / "gallery" / DATABASE)) as database:
-            stored = database.execute("SELECT key, camera, time, vector FROM items ORDER BY id")
-            while part := stored.fetchmany(8192):
-                vectors = np.frombuffer(b"".join(row[3] for row in part), "<f2")
-                assert number_of(part[0][0]) == len(self._times)
-                self._follow(vectors.reshape(len(part), -1), [row[1:3] for row in part])
+        with closing(sqlite3.connect(self._work / DATABASE)) as database:
+            found = database.execute("SELECT camera, time FROM items NOT INDEXED ORDER BY id")
+            self._follow(None, found.fetchall())
 
-    def _follow(self, vectors: NDArray[np.float16], rows: list[tuple[Any, ...]]) -> None:
-        scores = self._asked.astype(np.float64) @ vectors.astype(np.float64).T
-        self._scores = np.concatenate([self._scores, scores.astype(np.float32)], axis=1)
+    def _score_all(self) -> None:
+        """Score the rows that the gallery was made with."""
+        with closing(sqlite3.connect(self._work / DATABASE)) as database:
+            stored = database.execute("SELECT key, vector FROM items NOT INDEXED ORDER BY id")
+            while part := stored.fetchmany(65_536):
+                assert number_of(part[0][0]) == len(self._scores)
+                vectors = np.frombuffer(b"".join(row[1] for row in part), "<f2")
+                self._follow(vectors.reshape(len(part), -1), [])
+
+    def _follow(self, vectors: NDArray[np.float16] | None, rows: list[tuple[Any, ...]]) -> None:
+        if vectors is not None:
+            scores = vectors.astype(np.float32) @ self._asked.T
+            self._scores = np.concatenate([self._scores, scores])
         self._cameras = np.append(self._cameras, [camera for camera, _ in rows])
         self._times = np.append(self._times, [at for _, at in rows])
         self._present = np.append(self._present, np.ones(len(rows), np.bool_))
@@ -138,27 +154,26 @@ class _Trials:
         In the last third of the trials it also deletes.
         """
         outcomes, found = Counter[str](), defaultdict[str, list[float]](list)
-        library = _built(self._folder / "unsynced")
+        self._score_all()
         for count in range(number):
             power, deletes = bool(count % 2), count >= 2 * number // 3
-            doubtful, interrupted = self._killed(library if power else None, deletes)
+            doubtful, interrupted = self._killed(power, deletes)
             if power:
                 lost = self._lose_unsynced()
                 outcomes["unsynced bytes lost"] += lost
                 outcomes["power failed: trials"] += 1
                 outcomes["power failed: trials that lost unsynced writes"] += lost > 0
             outcomes[f"killed during {interrupted}"] += 1
-            try:
-                look = self._look(check=deletes)
-            except UppersonError as error:
-                outcomes[f"refused: {error.code}"] += 1
-                print_note(f"{count}: {error}")
-                raise
-            for problem in self._problems(look, doubtful, interrupted, found["recall"]):
+            since = 0 if deletes or count == number - 1 else self._last_id
+            look = self._look(check=deletes, rows=True, since=since)
+            if "count" not in look:
+                raise AssertionError(f"after a kill there is no answer: {look}")
+            for problem in self._problems(look, doubtful, interrupted, since, found["recall"]):
                 outcomes[f"wrong: {problem}"] += 1
                 print_note(f"{count}: {problem}")
             for name in ("open_s", "first_answer_s", "check_s"):
                 found[name] += [look[name]] if name in look else []
+            print_note(f"{count + 1} kills: {json.dumps([outcomes, look['first_answer_s']])}")
         with Gallery.open(self._work) as gallery:
             outcomes["wrong: verify finds something"] += len(gallery.verify())
         recall = found.pop("recall")
@@ -174,71 +189,83 @@ class _Trials:
             },
         }
 
-    def _killed(self, library: Path | None, deletes: bool) -> tuple[NDArray[np.int64], str]:
+    def _killed(self, power: bool, deletes: bool) -> tuple[NDArray[np.int64], str]:
         """Return the numbers of rows that may be there or not, and what was interrupted."""
         seed = int(self._rng.integers(2**31))
-        arguments = (self._rows, len(self._times), self._oldest, seed, int(deletes))
-        command = (sys.executable, "-m", "benchmarks.trials_work", str(self._work))
-        environment = child_environment() | {"OMP_NUM_THREADS": "1"}
-        if library is not None:
-            environment |= {"LD_PRELOAD": str(library), "UNSYNCED": str(library.parent)}
-        with subprocess.Popen(
-            [*command, str(self._folder / "month.pickle"), *map(str, arguments)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as process:
-            assert process.stdout is not None
-            lines = [process.stdout.readline(), process.stdout.readline()]
+        numbers = (self._rows, len(self._times), self._oldest, seed, int(deletes))
+        read, write = os.pipe()
+        if (child := os.fork()) == 0:
+            os.dup2(write, 1)
+            if power:
+                os.environ["UNSYNCED"] = str(self._folder / "unsynced")
+            try:
+                trials_work.work(str(self._work), str(self._folder / "month.pickle"), *numbers)
+            finally:
+                os._exit(1)
+        os.close(write)
+        with os.fdopen(read) as said:
+            lines = [said.readline(), said.readline()]
             time.sleep(self._rng.uniform(0, _LONGEST_S))
-            process.kill()
-            lines += process.stdout.readlines()
-        begun = ["ready"]
-        doubtful = np.empty(0, np.int64)
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            lines += said.readlines()
+        begun, added = ["ready"], list[tuple[list[Item], NDArray[np.float32]]]()
+        doubtful, gone = np.empty(0, np.int64), list[NDArray[np.int64]]()
         for line in filter(lambda line: line.endswith("\n"), lines):
             name, *values = json.loads(line)
             if name == "done":
                 if begun[0] in ("prune", "delete"):
-                    self._present[doubtful] = False
+                    gone.append(doubtful)
                 begun, doubtful = ["searched"], doubtful[:0]
                 continue
             begun = [name]
             if name == "add":
                 items, vectors = self._drawn.items(*values), self._drawn.vectors(*values)
-                rows: list[Any] = [(item.camera, item.time) for item in items]
-                self._follow(vectors.astype(np.float16), rows)
+                added.append((items, vectors))
                 doubtful = np.arange(*values)
             elif name == "prune":
                 self._oldest += trials_work.PRUNED
+                # Rows of this trial are newer.
                 doubtful = np.flatnonzero(self._present & (self._times < values[0]))
             elif name == "delete":
                 doubtful = np.unique(np.array(values, np.int64))
-        return doubtful, begun[0]
+        if added:
+            rows: list[Any] = [(item.camera, item.time) for items, _ in added for item in items]
+            self._follow(np.concatenate([v for _, v in added]).astype(np.float16), rows)
+        every = np.concatenate([doubtful[:0], *gone])
+        self._present[every] = False
+        return np.setdiff1d(doubtful, every), begun[0]
 
-    def _look(self, check: bool = False, rows: bool = True) -> dict[str, Any]:
+    def _look(
+        self, check: bool = False, rows: bool = False, since: int = 0, fresh: bool = False
+    ) -> dict[str, Any]:
         newest = float(self._times.max())
         self._where: dict[str, Any] = {
             "camera": "camera-3",
             "since": newest - _SPAN_S,
             "until": newest + 1,
         }
-        found: dict[str, Any] = call_in_fresh_process(
-            first_answers,
-            *(str(self._work), str(self._folder / "queries.npy"), self._where, self._rows),
-            *(str(self._folder / "rows.npy") if rows else None, check),
-            environment={"OMP_NUM_THREADS": "1"},
-        )
-        return found
+        where = (str(self._work), str(self._folder / "queries.npy"), self._where, self._rows)
+        what = (str(self._folder / "rows.npy") if rows else None, check, since)
+        if fresh:
+            return dict(call_in_fresh_process(first_answers, *where, *what, environment=_ONE))
+        return damage.in_child(partial(_caught, partial(first_answers, *where, *what)))
 
     def _problems(
-        self, look: dict[str, Any], doubtful: NDArray[np.int64], begun: str, recall: list[float]
+        self,
+        look: dict[str, Any],
+        doubtful: NDArray[np.int64],
+        begun: str,
+        since: int,
+        recall: list[float],
     ) -> Iterator[str]:
         """Yield what is wrong; then take what is there for what has to be there."""
         numbers = np.load(self._folder / "rows.npy")
         there = np.zeros(len(self._times), np.bool_)
+        there[: self._looked_at] = self._present[: self._looked_at] & (since > 0)
         there[numbers] = True
-        if np.count_nonzero(there) != len(numbers):
-            yield "rows are there twice"
+        if np.count_nonzero(there) != look["count"]:
+            yield "rows are missing, or there twice"
         certain = np.ones(len(there), np.bool_)
         certain[doubtful] = False
         if (self._present & certain & ~there).any():
@@ -247,7 +274,7 @@ class _Trials:
             yield "deleted rows came back"
         if begun == "add" and np.count_nonzero(there[doubtful]) not in (0, len(doubtful)):
             yield "a commit is there in part"
-        self._present = there
+        self._present, self._looked_at, self._last_id = there, len(there), look["last_id"]
         where = self._where
         passing = there & (self._cameras == where["camera"]) & (self._times >= where["since"])
         right, found = self._best(there), look["hits"]
@@ -256,12 +283,13 @@ class _Trials:
             shares = []
             for query, hits in enumerate(all_hits):
                 rows = [row for row, _ in hits]
-                scores = self._scores[query, rows]
+                scores = self._scores[rows, query]
                 if not there[rows].all():
                     yield f"{name} a hit is none of the rows"
                 if (np.abs(scores - [score for _, score in hits]) > _ROUNDING).any():
                     yield f"{name} a score is wrong"
-                shares.append(len({*rows} & {*best[query]}) / len(best[query]))
+                wanted = {*best[query]}
+                shares.append(len({*rows} & wanted) / len(wanted) if wanted else float(not rows))
             if name:
                 if min(shares) < 1:
                     yield "a filtered search misses the best"
@@ -270,7 +298,7 @@ class _Trials:
 
     def _best(self, among: NDArray[np.bool_]) -> list[list[int]]:
         rows = np.flatnonzero(among)
-        scores = self._scores[:, rows]
+        scores = self._scores[rows].T
         count = min(K, len(rows))
         best = np.argpartition(scores, len(rows) - count, axis=1)[:, len(rows) - count :]
         return [rows[part].tolist() for part in best]
@@ -314,16 +342,20 @@ class _Trials:
         index._EVERY_S = 600.0  # No work beside.
         for state in ("closed", "killed"):
             if state == "killed":
-                _, _ = self._killed(None, False)
-                self._look(rows=False)
+                _, _ = self._killed(False, False)
+                self._look(fresh=True)
             else:
-                self._look(check=True)
+                self._look(check=True, fresh=True)
             where = self._where | {"track": f"{len(self._times) // 5 - 400:08d}"}
             ask = partial(answers, self._work, self._asked[:4], where)
             expected = damage.in_child(partial(ask, True))
-            bad = [text for text in expected.values() if text.partition(":")[0] != text]
-            print_note(f"{state}: {[text[:60] for text in expected.values()]}, {len(bad)}")
+            bad = [one for one in expected.values() if one.partition(":")[0] in damage.OUTCOMES]
+            assert not bad, bad
             windows = self._windows(json.loads(expected["search"]))
+            print_note(
+                f"{state}: {[text[:60] for text in expected.values()]}, "
+                f"{len(windows['rows of answers'])} rows of answers found"
+            )
             for count in range(_DAMAGES * number // 2):
                 name = str(self._rng.choice([*windows]))
                 window = damage.Window(*windows[name][int(self._rng.integers(len(windows[name])))])
@@ -331,7 +363,7 @@ class _Trials:
                 kind = str(self._rng.choice(kinds))
                 damage.damage(window, kind, self._rng)
                 window.keep_time()
-                said = damage.in_child(partial(ask, count % 16 == 0))
+                said = damage.in_child(partial(ask, count % 32 == 0))
                 verdicts = {
                     key: damage.verdict_on(key, text, expected[key]) for key, text in said.items()
                 }
@@ -346,6 +378,7 @@ class _Trials:
                 found[f"kind: {kind}"][worst] += 1
                 for key, verdict in verdicts.items():
                     found[f"operation: {key}"][verdict] += 1
+                print_note(f"{count} {state} {name} {kind}: {worst}")
         found |= self._index_damage(number)
         return {name: dict(counts) for name, counts in found.items()}
 
@@ -354,9 +387,11 @@ class _Trials:
         path, log = self._work / DATABASE, self._work / LOG
         rows, page = [], PAGE_BYTES
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as all_:
-            for number, _ in chain(*hits):
-                key, at = f"#{number}rtsp".encode(), 0  # Key and source of a row.
-                while (at := all_.find(key, at + 1)) > 0:
+            for number, _ in [*chain(*hits)][::4]:
+                # Pages are in the order of ids, roughly. Key and source of a row follow each other.
+                near, wide = len(all_) * number // len(self._times), len(all_) // 30
+                at = all_.find(f"#{number}rtsp".encode(), max(0, near - wide), near + wide)
+                if at > 0:
                     rows.append((path, at // page * page, at // page * page + 2 * page))
         windows: dict[str, list[tuple[Any, ...]]] = {
             "database": [(path,)],
@@ -381,8 +416,10 @@ class _Trials:
         def said() -> dict[str, str]:
             try:
                 return {"read": "refused" if files.read().missing else "right"}
-            except UnusableIndexError:
+            except (UnusableIndexError, OSError):
                 return {"read": "refused"}
+            except Exception as error:  # In a forked process it must not go further up.
+                return {"read": "raw", "error": repr(error)}
 
         for path in self._index_files():
             for kind in damage.KINDS[:8]:
@@ -408,23 +445,23 @@ class _Trials:
     def times(self, number: int) -> dict[str, Any]:
         """Time opening, a damaged part of the index, and checks of the whole."""
         found: dict[str, Any] = {}
-        self._look(check=True)
-        found["closed"] = [self._look(rows=False)["first_answer_s"] for _ in range(5)]
+        self._look(check=True, fresh=True)
+        found["closed"] = [self._look(fresh=True)["first_answer_s"] for _ in range(5)]
         os.sync()
         for path in self._work.glob("gallery.*"):
             with open(path, "rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        found["closed, files not in memory"] = self._look(rows=False)["first_answer_s"]
+        found["closed, files not in memory"] = self._look(fresh=True)["first_answer_s"]
         with Gallery.open(self._work) as gallery:
             for name, check in (("check", gallery.check), ("verify", gallery.verify)):
                 began = time.perf_counter()
                 found[f"{name}: problems"] = len(check() or ())
                 found[f"{name}: s"] = time.perf_counter() - began
         largest = max(self._index_files(), key=lambda path: path.stat().st_size)
-        queries, one = str(self._folder / "queries.npy"), {"OMP_NUM_THREADS": "1"}
+        queries = str(self._folder / "queries.npy")
         with ThreadPoolExecutor(1) as pool:
             beside = pool.submit(
-                partial(call_in_fresh_process, query_each_second, environment=one),
+                partial(call_in_fresh_process, query_each_second, environment=_ONE),
                 *(str(self._work), queries, 90.0),
             )
             time.sleep(10)
@@ -432,9 +469,9 @@ class _Trials:
             shutil.copyfile(largest, self._folder / "part")
             damage.damage(damage.Window(self._folder / "part"), "byte", self._rng)
             (self._folder / "part").replace(largest)
-            look = self._look(rows=False)
+            look = self._look(fresh=True)
             found["a part damaged"] = look["first_answer_s"]
-            found["then again"] = self._look(rows=False)["first_answer_s"]
+            found["then again"] = self._look(fresh=True)["first_answer_s"]
             searches = [took for _, took in beside.result()]
         found["searches beside, p50 and longest ms"] = [
             1e3 * float(np.median(searches)), 1e3 * max(searches)
@@ -484,7 +521,7 @@ class _Trials:
         before, commits = _used(self._work), list[float]()
         with ThreadPoolExecutor(2) as pool, Gallery.open(self._work) as gallery:
             searching = pool.submit(
-                call_in_fresh_process, query_each_second, str(self._work), queries, 180.0
+                call_in_fresh_process, query_each_second, str(self._work), queries, 300.0
             )
             time.sleep(10)
             start = len(self._times)
@@ -509,6 +546,13 @@ class _Trials:
             "bytes before and after": [before, _used(self._work)],
             "files left": sum(len(files) for _, _, files in os.walk(self._work / "crops")),
         }
+
+
+def _caught(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return function()
+    except Exception as error:  # In a forked process it must not go further up.
+        return {"error": repr(error)}
 
 
 def _built(folder: Path) -> Path:

@@ -14,6 +14,7 @@ import numpy as np
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Hit
 from upperson_rt.gallery.sqlite import database, index, list_files
+from upperson_rt.gallery.sqlite.rows import version_of
 from upperson_rt.gallery.sqlite.store import SqliteGallery
 
 K = 10
@@ -65,15 +66,21 @@ def work(folder: str, drawn_file: str, *numbers: int) -> None:
                 until = drawn.items(oldest, oldest + 1)[0].time
                 do("prune", [until], partial(gallery.prune, older_than=until))
             elif kind == 2:
-                numbers = rng.integers(oldest + 10_000, first, DELETED).tolist()
-                keys = [drawn.items(number, number + 1)[0].key for number in numbers]
-                do("delete", numbers, partial(gallery.delete, keys))
+                chosen = rng.integers(oldest + 10_000, first, DELETED).tolist()
+                keys = [drawn.items(number, number + 1)[0].key for number in chosen]
+                do("delete", chosen, partial(gallery.delete, keys))
             else:
                 gallery.search(drawn.queries(1, rows), 1)
 
 
 def first_answers(
-    folder: str, queries: str, where: dict[str, Any], rows: int, out: str | None, check: bool
+    folder: str,
+    queries: str,
+    where: dict[str, Any],
+    rows: int,
+    out: str | None,
+    check: bool,
+    since: int = 0,
 ) -> dict[str, Any]:
     """Open a gallery, search it, and say how long that took.
 
@@ -82,8 +89,9 @@ def first_answers(
         queries: A .npy file of (Q, D).
         where: Arguments of a `Filter`.
         rows: That the gallery was made with.
-        out: Where to save the numbers of all rows; None for nowhere.
+        out: Where to save the numbers of rows; None for nowhere.
         check: Whether to check the whole file before.
+        since: Rows with higher ids are saved.
     """
     set_sizes(rows)
     asked, began = np.load(queries), time.perf_counter()
@@ -103,8 +111,10 @@ def first_answers(
                 gallery.finish_erasures()
                 result["check_s"] = time.perf_counter() - began
             with gallery.database.reading() as transaction:
-                keys = transaction.execute("SELECT key FROM items NOT INDEXED")
+                sql = "SELECT key FROM items NOT INDEXED WHERE id > ?"
+                keys = transaction.execute(sql, (since,))
                 np.save(out, np.fromiter((number_of(key) for (key,) in keys), np.int64))
+                result |= {"count": transaction.count(), "last_id": version_of(transaction)[1]}
     return result
 
 
