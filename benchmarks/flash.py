@@ -6,6 +6,7 @@ file system's journal wrote to the block device.
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -23,9 +24,10 @@ from upperson_rt.gallery import Gallery, Item
 
 _CAMERAS = 20
 _OF_TRACK = 5
-_PRUNINGS = 10
+_ROUNDS = 20
+_SEARCH_S = 5.0
 _SECTOR_BYTES = 512
-PHASES = ("insert", "close", "index", "prune")
+PHASES = ("insert", "prune", "close")
 COLUMNS = {
     **{f"{phase} B/row": Column(phase, "{:.0f}") for phase in PHASES},
     "all B/row": Column("total", "{:.0f}"),
@@ -39,12 +41,12 @@ app = new_app("Count the bytes that a gallery writes to flash.")
 @app.command(cls=Command)
 def flash(
     rows: Annotated[
-        int, typer.Option("--rows", min=1000, help="Rows to add and delete again.")
+        int, typer.Option("--rows", min=1000, help="Rows to add, and to delete.")
     ] = 100_000,
     dim: Annotated[int, typer.Option("--dim", min=2, help="Length of a vector.")] = 512,
     batch: Annotated[
         list[int] | None,
-        typer.Option("--batch", min=1, help="Rows of a commit.", show_default="1, 16, 256"),
+        typer.Option("--batch", min=1, help="Rows of a commit.", show_default="16, 512"),
     ] = None,
     folder: Annotated[
         Path | None,
@@ -56,16 +58,17 @@ def flash(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Fill a gallery as 20 cameras do, make its index, and delete the oldest rows step by step.
+    """Add rows to a gallery as 20 cameras do, and delete as many old ones as were added.
 
-    A row is its float16 vector and its metadata. The device's count is right on a disk that nothing
-    else writes to.
+    The gallery has as many rows before, which are not counted. Searches beside keep its index
+    up. A row is its float16 vector and its metadata. The device's count is right on a disk that
+    nothing else writes to.
 
     Example: `python -m benchmarks.flash --rows 100000`
     """
     result = conditions("flash", "faiss-cpu", threads=None, batch_size=1, warmup=0)
-    people, found = SyntheticPeople(rows, dim), {}
-    for size in batch or (1, 16, 256):
+    people, found = SyntheticPeople(2 * rows, dim), {}
+    for size in batch or (16, 512):
         print_note(f"{rows} rows, {size} a commit")
         with tempfile.TemporaryDirectory(prefix="upperson-bench-", dir=folder) as place:
             found[f"{size} rows a commit"] = measure(people, size, Path(place) / "gallery")
@@ -79,35 +82,43 @@ def measure(people: SyntheticPeople, size: int, folder: Path) -> dict[str, Any]:
     """Return bytes a row of each of `PHASES`, their sum, and their ratios to the bytes of a row.
 
     Args:
-        people: What to fill a gallery with.
+        people: What to fill a gallery with; the first half is not counted.
         size: Rows of a commit.
         folder: Where; not there yet.
     """
+    rows, row_bytes, values = people.rows // 2, 0, dict.fromkeys(PHASES, 0.0)
     with closing(Gallery.open(folder, "bench", people.dim, create=True)) as gallery:
-        meter, values = Meter(folder), dict[str, float]()
-        row_bytes = 0
-        for start in range(0, people.rows, size):
-            items = list(_items(start, min(start + size, people.rows)))
-            gallery.add(items, people.vectors(start, start + len(items)), "int8")
-            row_bytes += sum(map(_text_bytes, items))
-        values["insert"] = meter.lap()
-    values["close"] = meter.lap()
-    with closing(Gallery.open(folder)) as gallery:
-        gallery.rebuild()
-        values["index"] = meter.lap()
-        for left in range(_PRUNINGS - 1, -1, -1):
-            gallery.prune(keep_newest=people.rows * left // _PRUNINGS)
-    values["prune"] = meter.lap()
-    per_row = {name: value / people.rows for name, value in values.items()}
-    row, total = 2 * people.dim + row_bytes / people.rows, sum(per_row.values())
+        _add(gallery, people, 0, rows, 4096)
+        gallery.search(people.vectors(0, 1), 10)
+        meter = Meter(folder)
+        for number in range(_ROUNDS):
+            start, stop = (rows + rows * part // _ROUNDS for part in (number, number + 1))
+            row_bytes += _add(gallery, people, start, stop, size)
+            values["insert"] += meter.lap()
+            gallery.prune(keep_newest=rows)
+            values["prune"] += meter.lap()
+    values["close"] += meter.lap()
+    per_row = {name: value / rows for name, value in values.items()}
+    row, total = 2 * people.dim + row_bytes / rows, sum(per_row.values())
     return per_row | {
         "row_bytes": row,
         "total": total,
         "factor": total / row,
-        "device_factor": None
-        if (device := meter.device_bytes()) is None
-        else device / people.rows / row,
+        "device_factor": None if (device := meter.device_bytes()) is None else device / rows / row,
     }
+
+
+def _add(gallery: Gallery, people: SyntheticPeople, start: int, stop: int, size: int) -> int:
+    """Add rows in commits, and search now and then, as an operator does; return their bytes."""
+    row_bytes, searched = 0, time.monotonic()
+    for at in range(start, stop, size):
+        items = list(_items(at, min(at + size, stop)))
+        gallery.add(items, people.vectors(at, at + len(items)), "int8")
+        row_bytes += sum(map(_text_bytes, items))
+        if time.monotonic() - searched > _SEARCH_S:
+            gallery.search(people.vectors(at, at + 1), 10)
+            searched = time.monotonic()
+    return row_bytes
 
 
 class Meter:

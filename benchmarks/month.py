@@ -85,6 +85,9 @@ def month(
     minutes: Annotated[
         float, typer.Option("--minutes", min=0, help="Of adding 100 pictures a second meanwhile.")
     ] = 0,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="PNG file of the figures while it was filled.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Fill a gallery with drawn pictures of 512 dimensions, and time opening and searching it.
@@ -119,6 +122,8 @@ def month(
         result["live"] = _live(drawn, folder, 60 * minutes)
         shown.append(table("beside each other", result["live"], LIVE))
     (folder / "queries.npy").unlink()
+    if plot is not None:
+        _plot(result["fill"], plot)
     print_report(result, _facts(result), shown)
 
 
@@ -161,6 +166,9 @@ def _step(drawn: Month, folder: Path, rows: int) -> dict[str, Any]:
         began = time.perf_counter()
         gallery.search(drawn.queries(1, rows), K)
         index_s = time.perf_counter() - began
+    # Rows come so fast that checks and work on the index, which read beside, kept a long log.
+    with closing(sqlite3.connect(folder / "gallery.sqlite")) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     found = call_in_fresh_process(
         month_searches,
         str(folder),
@@ -259,6 +267,36 @@ def _fill_table(steps: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         }
         for step in steps
     }
+
+
+def _plot(steps: list[dict[str, Any]], plot: Path) -> None:
+    """Draw memory, times of searches, and written bytes over the pictures."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    memory, times, written = figure.subplots(1, 3)
+    millions = np.array([step["rows"] for step in steps]) / 1e6
+
+    def values(name: str) -> NDArray[np.float64]:
+        return np.array([step[name] for step in steps], np.float64)
+
+    memory.plot(millions, values("rss_bytes") / 1e9, "o-", label="resident, searching")
+    memory.plot(millions, values("index_bytes") / 1e9, "o-", label="index on disk")
+    memory.set_ylabel("GB")
+    for name, label in (("p50_ms", "median"), ("p95_ms", "95th percentile")):
+        times.plot(millions, values(name), "o-", label=f"again, {label}")
+    times.plot(millions, values("first_p50_ms"), "o:", label="first time, median")
+    times.set_ylabel("ms a sentence")
+    added = np.maximum(values("added"), 1)
+    for name, label in (("inserted_bytes", "rows"), ("index_written_bytes", "index")):
+        written.plot(millions, values(name) / added, "o-", label=label)
+    written.set_ylabel("bytes written a row added")
+    for axes in (memory, times, written):
+        axes.set_xlabel("million pictures of 512 dimensions")
+        axes.set_ylim(bottom=0)
+        axes.legend()
+        axes.grid(alpha=0.3)
+    figure.savefig(plot, dpi=110)
 
 
 def _facts(result: dict[str, Any]) -> list[str]:

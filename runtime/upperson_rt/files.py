@@ -25,6 +25,8 @@ from typing import TypeAlias
 
 from upperson_rt.errors import InputError
 
+_BLOCK = 512
+
 Unowned: TypeAlias = Callable[[Path], Collection[str]]
 """Returns what a folder holds beside an older result; nothing if it may be replaced."""
 
@@ -171,6 +173,12 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def bytes_on_disk(look: os.stat_result) -> int:
+    """Return what a file takes on its disk, without holes; its size rounded up where none tells."""
+    blocks: int = getattr(look, "st_blocks", -(-look.st_size // _BLOCK))
+    return blocks * _BLOCK
 
 
 def read_bounded(path: str | os.PathLike[str], most_bytes: int) -> bytes:

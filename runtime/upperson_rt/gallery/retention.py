@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from upperson_rt.errors import InputError, UppersonError
+from upperson_rt.files import bytes_on_disk
 from upperson_rt.gallery.protocol import Gallery
 from upperson_rt.gallery.records import Filter
 from upperson_rt.printable import count_of, get_logger
@@ -24,7 +25,6 @@ _FILLED = 0.98
 """Share of the bytes that a round prunes down to: the next pictures need no round of their own."""
 _MOST_PASSES = 8
 _SETTLED_NS = 2_000_000_000
-_BLOCK = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +156,7 @@ def _bytes_in(place: str, links: bool) -> tuple[int, list[str]]:
             if entry.is_dir(follow_symlinks=links):
                 folders.append(entry.path)
             else:
-                look = entry.stat(follow_symlinks=False)
-                total += getattr(look, "st_blocks", -(-look.st_size // _BLOCK)) * _BLOCK
+                total += bytes_on_disk(entry.stat(follow_symlinks=False))
     return total, folders
 
 

@@ -74,6 +74,9 @@ _without_locks: dict[str, set["_Connection"]] = defaultdict(set)
 closed, the system ends all locks of the process on the file: another process would then take the
 log for unused. So they stay open as long as there are locks."""
 
+_descriptors: dict[str, list[int]] = defaultdict(list)
+"""Other descriptors of files, kept for the same reason."""
+
 
 class _Connection(sqlite3.Connection):
     """A connection that is closed when it says so, and counted while it has SQLite's locks."""
@@ -113,6 +116,7 @@ class _Connection(sqlite3.Connection):
                 if not _with_locks[place]:
                     for waiting in [*_without_locks[place]]:
                         waiting.close()
+                    _close_descriptors(place)
 
 
 def connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
@@ -141,6 +145,34 @@ def connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+@contextmanager
+def opened_bytes(path: Path) -> Iterator[int]:
+    """Give a descriptor of a database file, to read and write bytes.
+
+    It stays open while this process has SQLite's locks on the file: its end would end them.
+    """
+    place = os.path.realpath(path)
+    with _guard:
+        kept, look = _descriptors[place], os.stat(place)
+        same = [one for one in kept if os.path.samestat(os.fstat(one), look)]
+        if not same:
+            writable = os.access(place, os.W_OK)
+            flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_BINARY", 0)
+            kept.append(os.open(place, flags))
+        descriptor = kept[-1] if not same else same[0]
+    try:
+        yield descriptor
+    finally:
+        with _guard:
+            if not _with_locks[place]:
+                _close_descriptors(place)
+
+
+def _close_descriptors(place: str) -> None:
+    for descriptor in _descriptors.pop(place, ()):
+        os.close(descriptor)
 
 
 def connect_locked(path: Path, mode: str) -> sqlite3.Connection:

@@ -22,6 +22,7 @@ from upperson_rt.files import folder_near, locked_folder, make_folder
 from upperson_rt.gallery.protocol import no_gallery
 from upperson_rt.gallery.sqlite import access, schema
 from upperson_rt.gallery.sqlite.access import LOCK_TIMEOUT_S, MAIN_FILE_ONLY, Beside, Lease, Log
+from upperson_rt.gallery.sqlite.free_pages import FreePages
 from upperson_rt.gallery.sqlite.schema import ROW, DamageError, Description, SqliteMeta, Sums
 from upperson_rt.machine import lower_priority
 from upperson_rt.printable import get_logger, one_line
@@ -325,7 +326,7 @@ class Database:
             transaction = self._begun(connection)
             if self._reads_through_later(transaction):
                 pass
-            elif transaction.count() >= LARGE_ROWS and not _free_pages(connection):
+            elif transaction.count() >= LARGE_ROWS and self._has_no_rows_in_free_pages(held):
                 self._check_beside()
             else:
                 # Of the list of free pages, too: a change would overwrite what it names.
@@ -341,25 +342,37 @@ class Database:
         self._writer = access.connect_locked(self.path, "rw")
         return beside
 
-    def empty_log(self) -> bool:
-        """Bring SQLite's log into the file and cut it to nothing; False while readers need it."""
+    def _has_no_rows_in_free_pages(self, held: Lease) -> bool:
+        """Whether pages that a change may overwrite are empty; no if another process may write."""
+        if held.state is None:
+            return False
+        with access.opened_bytes(self.path) as file:
+            return not FreePages.read(file, held.log).count_used(file, held.log)
+
+    @contextmanager
+    def with_empty_log(self) -> Iterator[int | None]:
+        """Empty SQLite's log, and give the file while nobody writes; None if readers need it."""
         with self._write_lock, _translated(self.path):
-            if not _has_content(access.log_of(self.path)):
-                return True
             if self._writer is None:
                 self._open_writer()
             writer = self._writer
             assert writer is not None
-            with access.folder_lock(self.path) as is_alone:
-                if not is_alone:
-                    return False
-                # Others wait meanwhile, so this does not.
-                writer.execute("PRAGMA busy_timeout = 200")
-                try:
+            with (
+                access.folder_lock(self.path) as is_alone,
+                access.opened_bytes(self.path) as file,
+            ):
+                if is_alone:
+                    # Others wait meanwhile, so this does not.
+                    writer.execute("PRAGMA busy_timeout = 200")
                     row = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                finally:
                     writer.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_S * 1000:.0f}")
-            return bool(row[0] == 0)
+                    is_alone = row[0] == 0
+                writer.execute("BEGIN IMMEDIATE")
+                try:  # Another process may have written in between.
+                    is_empty = is_alone and not _has_content(access.log_of(self.path))
+                    yield file if is_empty else None
+                finally:
+                    writer.execute("ROLLBACK")
 
     def _check_beside(self) -> None:
         """Check the table in a thread, once; later transactions refuse what it finds."""
@@ -537,10 +550,6 @@ class Database:
 
 def _has_content(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
-
-
-def _free_pages(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
 
 
 def _closed(path: Path) -> UsageError:

@@ -17,9 +17,11 @@ from upperson_rt.gallery.protocol import known_keys
 from upperson_rt.gallery.records import Filter
 from upperson_rt.gallery.snapshots import SNAPSHOTS, snapshots_passing
 from upperson_rt.gallery.sqlite import rows as table
+from upperson_rt.gallery.sqlite.access import opened_bytes
 from upperson_rt.gallery.sqlite.bin import among, rows_in_bin
 from upperson_rt.gallery.sqlite.database import DATABASE_FILE
 from upperson_rt.gallery.sqlite.deletion import Selected, selected, unfinished
+from upperson_rt.gallery.sqlite.free_pages import FreePages
 from upperson_rt.gallery.sqlite.index_file import UnusableIndexError, read_file
 from upperson_rt.gallery.sqlite.list_files import INDEX_FILE
 from upperson_rt.gallery.sqlite.store import SqliteGallery
@@ -131,7 +133,9 @@ def _places(
         binned = table.condition_of(selection.where)
     if found is not None:
         yield Place("database", found[0], len(rows), found[1], "delete them there")
-    pages, left = _free_pages(gallery.path / DATABASE_FILE)
+    with opened_bytes(gallery.path / DATABASE_FILE) as opened:
+        free = FreePages.read(opened)
+        pages, left = len(free.leaves) + len(free.trunks), free.count_used(opened)
     yield Place("free pages", "pages that are not zeros", pages, left, "VACUUM the database")
     indexed, left = _stale_in_index(gallery.path, all_rows.kept)
     what = "embeddings that the database has not"
@@ -205,29 +209,3 @@ def _stale_in_index(folder: Path, rows: Selected) -> tuple[int, int]:
                 same = (known[place] == ids) & (rows[at[place], 1] == arrays["checksums"])
             count, stale = count + len(ids), stale + int((~same).sum())
     return count, stale
-
-
-def _free_pages(file: Path) -> tuple[int, int]:
-    """Return how many free pages a database file has, and how many of them are not overwritten.
-
-    A page of the list itself has numbers of pages and nothing else.
-    """
-    with open(file, "rb") as opened:
-
-        def page(number: int) -> NDArray[np.uint32]:
-            opened.seek((number - 1) * size)
-            return np.frombuffer(opened.read(size), ">u4")
-
-        opened.seek(16)
-        size = int.from_bytes(opened.read(2), "big")
-        size = 65536 if size == 1 else size  # As SQLite writes it.
-        pages, trunk, total = page(1)[7:10].tolist()
-        left = 0
-        for _ in range(total):
-            if not trunk:
-                break
-            listed = page(trunk)
-            trunk, count = listed[:2].tolist()
-            left += int((listed > pages).any())
-            left += sum(bool(page(leaf).any()) for leaf in listed[2 : 2 + count].tolist())
-    return total, left

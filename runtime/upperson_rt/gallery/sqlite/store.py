@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import IntegrityError
+from upperson_rt.files import bytes_on_disk
 from upperson_rt.gallery.clips import remove_clips, remove_stray_clips
 from upperson_rt.gallery.crops import remove_crops
 from upperson_rt.gallery.outbox import Outbox, Within
@@ -213,7 +214,8 @@ class SqliteGallery(Gallery):
         """
         self._eraser.finish()
         self.bin.tidy()
-        return self._database.empty_log()
+        with self._database.with_empty_log() as file:
+            return file is not None
 
     def _count(self, where: Filter) -> int:
         with self._database.reading() as transaction:
@@ -339,9 +341,12 @@ class SqliteGallery(Gallery):
 
     def reusable_bytes(self) -> int:
         with self._database.reading() as transaction:
-            names = ("freelist_count", "page_size")
-            free, size = (transaction.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
-        return int(free * size)
+            names = ("page_count", "freelist_count", "page_size")
+            pages, free, size = (
+                transaction.execute(f"PRAGMA {name}").fetchone()[0] for name in names
+            )
+        used = int((pages - free) * size)
+        return max(0, bytes_on_disk(self._database.path.stat()) - used)
 
     def cameras(self) -> list[str]:
         with self._database.reading() as transaction:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 
 import pytest
@@ -11,6 +12,7 @@ from tests.helpers.refused import refused
 from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.sqlite import database, schema
+from upperson_rt.gallery.sqlite.free_pages import FreePages
 
 WHERE = Filter(camera="c1")
 
@@ -81,17 +83,65 @@ def test_a_file_that_was_closed_in_order_is_not_read_through_again(folder, read_
     assert add() == []
 
 
-def test_a_change_waits_for_the_check_of_a_file_with_free_pages(folder, read_through):
-    with Gallery.open(folder) as gallery:
-        gallery.add([Item(key="large", source="x" * 90_000)], some_vectors(1))
-        gallery.delete(["large"])
-    (folder / "gallery.sqlite-checked").unlink()
+@pytest.fixture
+def killed(folder, tmp_path):
+    """Files as they are when a process is killed after a deletion; in the log or in the file."""
+
+    def make(in_log):
+        copy = tmp_path / f"killed-{in_log}"
+        with Gallery.open(folder) as gallery:
+            gallery.add([Item(key="large", source="x" * 90_000)], some_vectors(1))
+            if in_log:
+                with gallery.database.writing() as transaction:
+                    where = "FROM items WHERE key = 'large'"
+                    rows = transaction.execute(f"SELECT {schema.ROW}, checksum {where}").fetchall()
+                    transaction.execute(f"DELETE {where}")
+                    transaction.sums.remove(rows)
+                    transaction.sums.seq += 1
+            else:
+                gallery.delete(["large"])
+            shutil.copytree(folder, copy)
+        (copy / "gallery.sqlite-checked").unlink(missing_ok=True)
+        return copy
+
+    return make
+
+
+@pytest.mark.parametrize("in_log", [True, False])
+def test_a_change_does_not_wait_where_free_pages_are_empty(killed, read_through, in_log):
+    folder = killed(in_log)
+    assert ((folder / "gallery.sqlite-wal").stat().st_size > 0) == in_log
     read_through.clear()
     with Gallery.open(folder) as gallery:
         gallery.add([Item(key="new")], some_vectors(1))
-    has_free_pages = sql(folder, "PRAGMA freelist_count") != [(0,)]
-    assert has_free_pages
+        gallery.database._checker.join(30)
+        assert gallery.count() == 201
+    assert read_through == [True]  # Beside it.
+    assert sql(folder, "PRAGMA freelist_count") != [(0,)]
+
+
+def test_a_change_waits_where_a_free_page_has_content(killed, read_through):
+    folder = killed(False)
+    with open(folder / "gallery.sqlite", "r+b") as file:
+        free = FreePages.read(file.fileno())
+        file.seek((int(free.leaves[3]) - 1) * free.page_bytes + 100)
+        file.write(b"row")
+    read_through.clear()
+    with Gallery.open(folder) as gallery:
+        gallery.add([Item(key="new")], some_vectors(1))
     assert read_through[0] is False
+
+
+def test_a_list_of_free_pages_that_names_a_row_is_refused(killed):
+    folder = killed(False)
+    with open(folder / "gallery.sqlite", "r+b") as file:
+        free = FreePages.read(file.fileno())
+        file.seek((next(iter(free.trunks)) - 1) * free.page_bytes + 8)
+        file.write((5).to_bytes(4, "big"))
+    before = (folder / "gallery.sqlite").read_bytes()
+    with Gallery.open(folder) as gallery, refused("gallery_damaged", IntegrityError):
+        gallery.add([Item(key="new")], some_vectors(1))
+    assert (folder / "gallery.sqlite").read_bytes() == before
 
 
 def test_the_end_of_a_gallery_ends_its_check(folder, monkeypatch):
