@@ -30,9 +30,9 @@ DOCUMENTED = (
 )
 """Name and options of every run whose numbers are in docs/dev/benchmarks.md."""
 
-BY_NAME = ("gpu", "month", "trials")
+BY_NAME = ("gpu", "month", "trials", "cost")
 """Run by name alone. Without an NVIDIA GPU the first ends at once, and its numbers go to pages of
-their own, one a card. The others need the demo, up to 20 GB and an hour."""
+their own, one a card. The next two need the demo, 20 GB and an hour. The last reads numbers."""
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """numpy's threads have no option: they follow this variable, set before numpy is imported."""

@@ -237,7 +237,7 @@ class Eraser:
                 return self._overwrite()
             with self._database.with_empty_log() as file:
                 return file is not None
-        except UppersonError as error:
+        except (UppersonError, OSError) as error:
             _LOG.warning("the space of deleted rows is given back later: %s", error)
             return False
 

@@ -8,8 +8,11 @@ of SQLite's file format (sqlite.org/fileformat2.html, 1.5).
 import ctypes
 import errno
 import os
+import sys
 import time
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +22,7 @@ from upperson_rt.gallery.sqlite.schema import DamageError
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # Of Linux' fallocate.
 _BLOCK_BYTES = 4096
+_RUN_PAGES = 4096
 _NOT_POSSIBLE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM}
 
 
@@ -104,15 +108,23 @@ class FreePages:
         return None
 
     def _runs(self, leaves: NDArray[np.int64]) -> list[tuple[int, int]]:
-        """Return where pages that follow each other begin and end, in bytes."""
-        parts = np.split(leaves, np.flatnonzero(np.diff(leaves) != 1) + 1) if len(leaves) else []
+        """Return where pages that follow each other, some MB at most, begin and end, in bytes."""
+        is_end = (np.diff(leaves) != 1) | (np.arange(1, max(1, len(leaves))) % _RUN_PAGES == 0)
+        parts = np.split(leaves, np.flatnonzero(is_end) + 1) if len(leaves) else []
         size = self.page_bytes
         return [((int(part[0]) - 1) * size, int(part[-1]) * size) for part in parts]
 
 
+@cache
+def _fallocate() -> Any:
+    if sys.platform != "linux":
+        return None
+    return getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+
+
 def _punch(descriptor: int, start: int, stop: int) -> bool:
     """Make a hole; False where the file system cannot."""
-    fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+    fallocate = _fallocate()
     if fallocate is None:
         return False
     offset, length = ctypes.c_int64(start), ctypes.c_int64(stop - start)
