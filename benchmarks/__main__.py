@@ -19,7 +19,7 @@ DOCUMENTED = (
     "gallery --rows 100000 --threads 1",
     "gallery --rows 999000 --threads 1",
     "gallery --rows 1000000 --threads 1",
-    "flash --rows 100000",
+    "flash --rows 30000",
     "scores",
     "alerts --sentences 1000 --rows 20000",
     "detectors",
@@ -30,10 +30,10 @@ DOCUMENTED = (
 )
 """Name and options of every run whose numbers are in docs/dev/benchmarks.md."""
 
-BY_NAME = ("gpu", "month", "cost", "stores")
+BY_NAME = ("gpu", "month", "cost", "trials", "stores")
 """Run by name alone. Without an NVIDIA GPU the first ends at once, and its numbers go to pages of
-their own, one a card. The second needs the demo, 20 GB and an hour. The third reads its numbers.
-The last needs the demo, other libraries and hours."""
+their own, one a card. The third reads the numbers of the second. All but it and the first need the
+demo, 20 GB and hours; the last also needs other libraries."""
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """numpy's threads have no option: they follow this variable, set before numpy is imported."""

@@ -101,7 +101,7 @@ def month(
     """
     drawn = Month(demo)
     result = conditions("month", "faiss-cpu", threads=1, batch_size=1, warmup=0)
-    result |= {"rows": rows, "dim": drawn.dim} | _fill(drawn, folder, rows)
+    result |= {"rows": rows, "dim": drawn.dim} | fill(drawn, folder, rows)
     asked = {"sentences": drawn.queries(_QUERIES, rows), "pictures": drawn.pictures(_QUERIES, rows)}
     filters = {name: _in_seconds(options) for name, options in FILTERS.items()}
     for name, queries in asked.items():
@@ -135,7 +135,7 @@ def _in_seconds(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _fill(drawn: Month, folder: Path, rows: int) -> dict[str, Any]:
+def fill(drawn: Month, folder: Path, rows: int) -> dict[str, Any]:
     """Add the pictures that are not there yet, and make the index, in steps that are measured."""
     with Gallery.open(folder, _FINGERPRINT, drawn.dim, create=True) as gallery:
         there = gallery.count()

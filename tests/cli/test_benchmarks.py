@@ -103,7 +103,7 @@ def values(result: Any) -> Any:
 
 def test_one_is_run_by_name_and_all_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runner.commands([]) == [line.split() for line in runner.DOCUMENTED]
-    assert runner.names() == [*NAMES, "gpu", "month", "cost", "stores"]
+    assert runner.names() == [*NAMES, "gpu", "month", "cost", "trials", "stores"]
     assert [line[2] for line in runner.commands(["gallery"])] == ["100000", "999000", "1000000"]
     assert runner.commands(["gallery", "--rows", "5000"]) == [["gallery", "--rows", "5000"]]
     with pytest.raises(SystemExit, match="'galery': expected one of training"):

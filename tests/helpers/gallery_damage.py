@@ -11,7 +11,6 @@ was refused.
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.damage import BAD, KINDS, OUTCOMES, damage, in_child, verdict_on
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from tests.helpers.trials import parse, print_tables
 from upperson_rt.errors import InputError, IntegrityError
@@ -31,21 +31,10 @@ from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.export import export_gallery
 from upperson_rt.gallery.sqlite import index
 from upperson_rt.gallery.sqlite.list_files import INDEX_FILE
-from upperson_rt.gallery.sqlite.schema import PAGE_BYTES
 
-TIME_LIMIT_S = 60
-KINDS = (
-    "bit", "byte", "16 bytes", "sector of zeros", "page of zeros", "cut", "swap", "misplaced",
-    "newest rows", "older page",
-)  # fmt: skip
 FILES = ("gallery.sqlite", "gallery.sqlite-wal", "gallery.index", "gallery.sqlite-mark")
 EARLIER = "earlier"
 """The folder of the first gallery as it once was."""
-BAD = ("crash", "wrong", "raw", "input", "missed")
-OUTCOMES = (*BAD, "refused", "right")
-"""The worst first."""
-_LEAF_OF_TABLE = 13  # The first byte of a page of rows.
-_NEWEST = 100
 _QUERIES = some_vectors(3, 77)
 
 
@@ -191,87 +180,6 @@ def _answer(folder: Path, operation: Callable[[Gallery], Any]) -> str:
         return f"input: {error}"
     except Exception:
         return f"raw: {traceback.format_exc()}"
-
-
-def in_child(function: Callable[[], dict[str, str]]) -> dict[str, str]:
-    """Call in a forked process, which may crash or hang."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        signal.setitimer(signal.ITIMER_PROF, TIME_LIMIT_S)  # Of its processor,
-        signal.alarm(20 * TIME_LIMIT_S)  # and for what waits.
-        os.close(read)
-        with os.fdopen(write, "w") as file:
-            json.dump(function(), file)
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as file:
-        text = file.read()
-    status = os.waitpid(child, 0)[1]
-    return json.loads(text) if status == 0 else {"process": f"crash: status {status}"}
-
-
-def damage(
-    content: bytearray, kind: str, rng: np.random.Generator, earlier: bytes = b""
-) -> bytearray:
-    """Return the content of a file with one damage."""
-
-    def zeros(start: int, length: int) -> None:
-        content[start : start + length] = bytes(min(length, len(content) - start))
-
-    at = int(rng.integers(len(content)))
-    page = at // PAGE_BYTES * PAGE_BYTES
-    changed = [
-        start
-        for start in range(0, min(len(content), len(earlier)), PAGE_BYTES)
-        if content[start : start + PAGE_BYTES] != earlier[start : start + PAGE_BYTES]
-    ]
-    if kind == "newest rows":
-        at, kind = _place_of_a_newest_row(content, rng) or at, "sector of zeros"
-    if kind == "older page" and changed:
-        page = int(rng.choice(changed))
-        content[page : page + PAGE_BYTES] = earlier[page : page + PAGE_BYTES]
-    elif kind == "bit":
-        content[at] ^= 1 << int(rng.integers(8))
-    elif kind == "byte":
-        content[at] ^= int(rng.integers(1, 256))
-    elif kind == "16 bytes":
-        content[at : at + 16] = rng.bytes(min(16, len(content) - at))
-    elif kind == "sector of zeros":
-        zeros(at // 512 * 512, 512)
-    elif kind == "page of zeros":
-        zeros(page, PAGE_BYTES)
-    elif kind == "cut":
-        del content[at:]
-    else:
-        other = int(rng.integers(max(1, len(content) // PAGE_BYTES))) * PAGE_BYTES
-        ours, theirs = content[page : page + PAGE_BYTES], content[other : other + PAGE_BYTES]
-        content[page : page + len(theirs)] = theirs
-        if kind == "swap":
-            content[other : other + len(ours)] = ours
-    return content
-
-
-def _place_of_a_newest_row(content: bytearray, rng: np.random.Generator) -> int | None:
-    """Return a place in a page of rows that holds one of the newest."""
-    found = [(match[0], match.start()) for match in re.finditer(rb"picture-\d{6}", content)]
-    places = [
-        at for _, at in sorted(found) if content[at // PAGE_BYTES * PAGE_BYTES] == _LEAF_OF_TABLE
-    ]
-    if not places:
-        return None
-    page = int(rng.choice(places[-_NEWEST:])) // PAGE_BYTES * PAGE_BYTES
-    return page + int(rng.integers(PAGE_BYTES))
-
-
-def verdict_on(name: str, answer: str, expected: str | None) -> str:
-    """Return one of `OUTCOMES` for what an operation says of a damaged gallery."""
-    if answer == expected:
-        return "right"
-    if name == "verify" and answer.startswith("["):
-        return "refused"  # It lists what is wrong.
-    kind = answer.partition(":")[0]
-    return kind if kind in ("refused", "input", "raw", "crash") else "wrong"
 
 
 def trials(galleries: list[Path], count: int, seed: int) -> Iterator[tuple[str, dict[str, str]]]:

@@ -21,16 +21,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from tests.helpers.gallery_damage import (
-    OPERATIONS,
-    _answer,
-    _fill,
-    _items,
-    change_and_die,
-    damage,
-    in_child,
-    verdict_on,
-)
+from benchmarks.damage import damage, in_child, verdict_on
+from tests.helpers.gallery_damage import OPERATIONS, _answer, _fill, _items, change_and_die
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from tests.helpers.trials import parse, print_tables
 from upperson_rt.gallery import Gallery, Item

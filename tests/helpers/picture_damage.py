@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.helpers.gallery_damage import damage, in_child
+from benchmarks.damage import damage, in_child
 from tests.helpers.trials import parse, print_tables
 from upperson_console.pictures import read_upload
 from upperson_rt.errors import UppersonError
