@@ -30,10 +30,10 @@ DOCUMENTED = (
 )
 """Name and options of every run whose numbers are in docs/dev/benchmarks.md."""
 
-BY_NAME = ("gpu", "month", "stores")
+BY_NAME = ("gpu", "month", "cost", "stores")
 """Run by name alone. Without an NVIDIA GPU the first ends at once, and its numbers go to pages of
-their own, one a card. The second needs the demo, 20 GB and an hour, the third one the demo, other
-libraries and hours."""
+their own, one a card. The second needs the demo, 20 GB and an hour. The third reads its numbers.
+The last needs the demo, other libraries and hours."""
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """numpy's threads have no option: they follow this variable, set before numpy is imported."""

@@ -5,6 +5,7 @@ The folder is kept: a second call goes on with what is there.
 
 import json
 import sqlite3
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -33,6 +34,7 @@ _BATCH = 4096
 _QUERIES = 100
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _DAY_S = 86_400.0
+_QUIET_S = 120.0
 _FILL = "fill.jsonl"
 _STEPS = (100_000, 300_000, *range(1_000_000, 100_000_000, 1_000_000))
 """Pictures at which a gallery that is filled is measured."""
@@ -193,7 +195,10 @@ def _step(drawn: Month, folder: Path, rows: int) -> dict[str, Any]:
 
 
 def _live(drawn: Month, folder: Path, seconds: float) -> dict[str, Any]:
-    """Add ten pictures ten times a second while another process searches once a second."""
+    """Add ten pictures ten times a second while another process searches once a second.
+
+    The check of a gallery that was not closed in order is over before.
+    """
     queries, commits = str(folder / "queries.npy"), list[float]()
     task = partial(
         call_in_fresh_process,
@@ -202,10 +207,15 @@ def _live(drawn: Month, folder: Path, seconds: float) -> dict[str, Any]:
         queries,
         environment=_ONE_THREAD,
     )
-    quiet = task(min(60.0, seconds))
     with ThreadPoolExecutor(1) as pool, Gallery.open(folder) as gallery:
-        searching, began = pool.submit(task, seconds), time.monotonic()
         start = gallery.count()
+        gallery.add(drawn.items(start, start + 10), drawn.vectors(start, start + 10))
+        for thread in threading.enumerate():
+            if thread.name == "gallery-check":  # Once in the life of a process.
+                thread.join()
+        start += 10
+        quiet = task(min(_QUIET_S, seconds))
+        searching, began = pool.submit(task, seconds), time.monotonic()
         while (now := time.monotonic() - began) < seconds:
             items, vectors = drawn.items(start, start + 10), drawn.vectors(start, start + 10)
             before = time.monotonic()

@@ -176,7 +176,7 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 
 
 def bytes_on_disk(look: os.stat_result) -> int:
-    """Return what a file takes on its disk, without holes; its size rounded up where none tells."""
+    """Return what a file takes on its disk, without holes; where that is unknown, its size."""
     blocks: int = getattr(look, "st_blocks", -(-look.st_size // _BLOCK))
     return blocks * _BLOCK
 

@@ -25,6 +25,7 @@ from benchmarks import (
     alerts,
     bases,
     contenders,
+    cost,
     detectors,
     flash,
     gallery,
@@ -102,7 +103,7 @@ def values(result: Any) -> Any:
 
 def test_one_is_run_by_name_and_all_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runner.commands([]) == [line.split() for line in runner.DOCUMENTED]
-    assert runner.names() == [*NAMES, "gpu", "month", "stores"]
+    assert runner.names() == [*NAMES, "gpu", "month", "cost", "stores"]
     assert [line[2] for line in runner.commands(["gallery"])] == ["100000", "999000", "1000000"]
     assert runner.commands(["gallery", "--rows", "5000"]) == [["gallery", "--rows", "5000"]]
     with pytest.raises(SystemExit, match="'galery': expected one of training"):
@@ -470,6 +471,44 @@ def test_bare_faiss_finds_the_same_pictures(tmp_path: Path, rows: int) -> None:
     assert found.tolist() == expected
 
 
+def test_boxes_of_a_cluster_come_from_lines_through_measurements(tmp_path: Path) -> None:
+    measured = tmp_path / "fill.jsonl"
+
+    def write(noise: float) -> None:
+        steps = [
+            {
+                "rows": rows,
+                "rss_bytes": 200 * rows + 1e8 * (1 + noise * (-1) ** number),
+                "p50_ms": 10 + 4e-6 * rows,
+                "database_bytes": 1300 * rows,
+                "index_bytes": 200 * rows,
+            }
+            for number, rows in enumerate((100_000, *range(1_000_000, 11_000_000, 1_000_000)))
+        ]
+        measured.write_text("".join(f"{json.dumps(step)}\n" for step in steps))
+
+    write(0.0)
+    options = ("--measured", measured, "--memory", 2.11, "--price", 30, "--within", 100)
+    found = values(run(cost, *options))["sizes"]["100 M"]
+    assert [found[name] for name in ("boxes", "limit", "cost")] == [10, "memory", 300]  # 10 M each.
+    assert found["boxes_low"] == found["boxes"] == found["boxes_high"]
+    for more, limit, boxes in (
+        (("--within", 30.5), "time", 20),
+        (("--disk", 7.6), "disk", 20),
+        (("--queries", 99), "cores", 40),  # 20 ms of two cores each: 2.55 million rows.
+    ):
+        found = values(run(cost, *options, *more))["sizes"]["100 M"]
+        assert (found["boxes"], found["limit"]) == (boxes, limit)
+    write(0.5)
+    found = values(run(cost, *options))["sizes"]["100 M"]
+    assert found["boxes_low"] <= found["boxes"] <= found["boxes_high"]
+    assert found["boxes_low"] < found["boxes_high"]
+
+    measured.write_text("".join(measured.read_text().splitlines(keepends=True)[:4]))
+    with refused("too_few_sizes", InputError):
+        cost.cost(measured)
+
+
 def make_toy_demo(folder: Path) -> None:
     """Write what `Month` reads of a demo: a bundle, a gallery and captions of six people."""
     bundle = make_toy_bundle(folder / "bundle")
@@ -489,10 +528,13 @@ def make_toy_demo(folder: Path) -> None:
 def test_a_month_of_cameras_is_filled_and_searched(tmp_path: Path) -> None:
     make_toy_demo(tmp_path / "demo")
     options = ("--folder", tmp_path / "month", "--demo", tmp_path / "demo", "--minutes", 0.03)
+    options += ("--plot", tmp_path / "month.png")
 
     found = values(run(month, *options, "--rows", 1000, "--searches", 5))
     assert found["recall"] == {"sentences": 1.0, "pictures": 1.0}
-    assert found["inserted"]["rows"] == 1000
+    assert [(step["rows"], step["added"]) for step in found["fill"]] == [(1000, 1000)]
+    with Image.open(tmp_path / "month.png") as plot:
+        assert plot.width > plot.height
     assert found["sentences"]["searches"].keys() == month.FILTERS.keys()
     assert found["live"]["commits of ten"]["count"] >= 2
     assert found["live"]["searches beside"]["count"] >= 1

@@ -351,7 +351,7 @@ class Database:
 
     @contextmanager
     def with_empty_log(self) -> Iterator[int | None]:
-        """Empty SQLite's log, and give the file while nobody writes; None if readers need it."""
+        """Empty SQLite's log, and give the file until others may write; None if it is read."""
         with self._write_lock, _translated(self.path):
             if self._writer is None:
                 self._open_writer()
