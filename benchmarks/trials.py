@@ -55,6 +55,8 @@ _QUERIES = 20
 _DAMAGES = 4
 _CROP = bytes.fromhex("ffd8ffe0") + bytes(2044)
 _SPAN_S = 1800.0
+_PRUNING_S = 120.0
+"""Of searches beside."""
 _ONE = {"OMP_NUM_THREADS": "1"}
 _HEAD = struct.Struct("=4q")
 _ROUNDING = 1e-5
@@ -523,7 +525,7 @@ class _Trials:
         before, commits = _used(self._work), list[float]()
         with ThreadPoolExecutor(2) as pool, Gallery.open(self._work) as gallery:
             searching = pool.submit(
-                call_in_fresh_process, query_each_second, str(self._work), queries, 300.0
+                call_in_fresh_process, query_each_second, str(self._work), queries, _PRUNING_S
             )
             time.sleep(10)
             start = len(self._times)
