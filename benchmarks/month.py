@@ -36,6 +36,7 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _DAY_S = 86_400.0
 _QUIET_S = 120.0
 _FILL = "fill.jsonl"
+_OF_FILLING = ("added", "insert_s", "inserted_bytes", "index_s", "index_written_bytes")
 _STEPS = (100_000, 300_000, *range(1_000_000, 100_000_000, 1_000_000))
 """Pictures at which a gallery that is filled is measured."""
 FILL = {
@@ -140,14 +141,19 @@ def fill(drawn: Month, folder: Path, rows: int) -> dict[str, Any]:
     with Gallery.open(folder, _FINGERPRINT, drawn.dim, create=True) as gallery:
         there = gallery.count()
     np.save(folder / "queries.npy", drawn.queries(_QUERIES, rows))
+    kept = folder / _FILL
+    steps = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    by_rows = {step["rows"]: step for step in steps}
     for stop in sorted({step for step in _STEPS if there < step < rows} | {max(rows, there)}):
         step = _step(drawn, folder, stop)
-        with (folder / _FILL).open("a") as lines:
-            lines.write(json.dumps(step) + "\n")
+        if not step["added"] and stop in by_rows:  # Searches are measured again.
+            step |= {name: by_rows[stop][name] for name in _OF_FILLING}
+        by_rows[stop] = step
+        kept.write_text("".join(f"{json.dumps(by_rows[key])}\n" for key in sorted(by_rows)))
     with Gallery.open(folder) as gallery:
         info = gallery.info()
     return {
-        "fill": [json.loads(line) for line in (folder / _FILL).read_text().splitlines()],
+        "fill": [by_rows[key] for key in sorted(by_rows)],
         "index": None if info.index is None else asdict(info.index),
     }
 

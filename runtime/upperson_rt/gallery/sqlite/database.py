@@ -350,7 +350,7 @@ class Database:
             return not FreePages.read(file, held.log).count_used(file, held.log)
 
     @contextmanager
-    def with_empty_log(self) -> Iterator[int | None]:
+    def with_empty_log(self, wait_ms: int = 200) -> Iterator[int | None]:
         """Empty SQLite's log, and give the file until others may write; None if it is read."""
         with self._write_lock, _translated(self.path):
             if self._writer is None:
@@ -362,8 +362,9 @@ class Database:
                 access.opened_bytes(self.path) as file,
             ):
                 if is_alone:
-                    # Others wait meanwhile, so this does not.
-                    writer.execute("PRAGMA busy_timeout = 200")
+                    # Most of it without a lock. Then others wait, so this does not.
+                    writer.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                    writer.execute(f"PRAGMA busy_timeout = {wait_ms}")
                     row = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                     writer.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_S * 1000:.0f}")
                     is_alone = row[0] == 0

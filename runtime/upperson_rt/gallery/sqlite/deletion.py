@@ -260,7 +260,7 @@ class Eraser:
         """Overwrite the file's free pages, in steps; False while readers need SQLite's log."""
         after, tries = 0, 0
         while tries < _TRIES:
-            with self._database.with_empty_log() as file:
+            with self._database.with_empty_log(wait_ms=0) as file:
                 if file is None:
                     tries += 1
                 elif (last := FreePages.read(file).overwrite(file, after, _STEP_S)) is None:
