@@ -66,6 +66,7 @@ def test_sentences_survive_a_reload_and_become_a_data_set(crops, bundle_and_crop
     assert states(page) == ["written", "written", "skipped", "open", "open", "open"]
 
     page.reload()
+    page.wait_for_selector("#crops .skipped")
     assert states(page) == ["written", "written", "skipped", "open", "open", "open"]
     page.keyboard.type("A child.")  # In the first open crop.
     other = open_page(context)  # A second tab begins at the next one.

@@ -71,7 +71,7 @@ def test_no_accepted_crop_is_lost_however_long_the_server_is_away(
         all_kept(pipeline, 110)
         stats = pipeline.stats()
         assert (stats.buffered, stats.total("committed")) == (100, 10)
-        assert stats.gallery_problem is not None
+        wait_for(lambda: pipeline.stats().gallery_problem is not None)
         assert stats.crop_queue == stats.commit_queue == 0, "nothing piles up in memory"
         assert stats.buffered_bytes > 0
         tries = remote.attempts
