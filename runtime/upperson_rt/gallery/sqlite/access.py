@@ -76,6 +76,8 @@ log for unused. So they stay open as long as there are locks."""
 
 _descriptors: dict[str, list[int]] = defaultdict(list)
 """Other descriptors of files, kept for the same reason."""
+_with_descriptors: Counter[str] = Counter()
+"""How many use them now."""
 
 
 class _Connection(sqlite3.Connection):
@@ -158,21 +160,26 @@ def opened_bytes(path: Path) -> Iterator[int]:
         kept, look = _descriptors[place], os.stat(place)
         same = [one for one in kept if os.path.samestat(os.fstat(one), look)]
         if not same:
-            writable = os.access(place, os.W_OK)
-            flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_BINARY", 0)
-            kept.append(os.open(place, flags))
-        descriptor = kept[-1] if not same else same[0]
+            binary = getattr(os, "O_BINARY", 0)
+            try:
+                same = [os.open(place, os.O_RDWR | binary)]
+            except OSError:  # A file of others, or a disk that cannot be written to.
+                same = [os.open(place, os.O_RDONLY | binary)]
+            kept += same
+        (descriptor,) = same
+        _with_descriptors[place] += 1
     try:
         yield descriptor
     finally:
         with _guard:
-            if not _with_locks[place]:
-                _close_descriptors(place)
+            _with_descriptors[place] -= 1
+            _close_descriptors(place)
 
 
 def _close_descriptors(place: str) -> None:
-    for descriptor in _descriptors.pop(place, ()):
-        os.close(descriptor)
+    if not (_with_locks[place] or _with_descriptors[place]):
+        for descriptor in _descriptors.pop(place, ()):
+            os.close(descriptor)
 
 
 def connect_locked(path: Path, mode: str) -> sqlite3.Connection:
