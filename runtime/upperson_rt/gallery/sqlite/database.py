@@ -357,16 +357,16 @@ class Database:
                 self._open_writer()
             writer = self._writer
             assert writer is not None
-            with (
-                access.folder_lock(self.path) as is_alone,
-                access.opened_bytes(self.path) as file,
-            ):
+            lock, opened = access.folder_lock(self.path), access.opened_bytes(self.path)
+            with lock as is_alone, opened as file:
                 if is_alone:
                     # Most of it without a lock. Then others wait, so this does not.
                     writer.execute("PRAGMA wal_checkpoint(PASSIVE)")
                     writer.execute(f"PRAGMA busy_timeout = {wait_ms}")
-                    row = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                    writer.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_S * 1000:.0f}")
+                    try:
+                        row = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                    finally:
+                        writer.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_S * 1000:.0f}")
                     is_alone = row[0] == 0
                 writer.execute("BEGIN IMMEDIATE")
                 try:  # Another process may have written in between.

@@ -125,7 +125,12 @@ class Eraser:
             firsts.append(part[:1, 0])
             done = {f"{id_}/{step}": self._finish(record)}
         if done:
-            left = {"action": action, "count": 0, "files": [], "ids": pack_ids(rows[:0, 0])}
+            left = {  # Until all is overwritten: see `_tidy`.
+                "action": "prune" if sparing else action,
+                "count": 0,
+                "files": [],
+                "ids": pack_ids(rows[:0, 0]),
+            }
             with self._writing() as (transaction, _):
                 _write(transaction, {name: one or left for name, one in done.items()})
         if firsts and self._tidy(sparing):
@@ -227,9 +232,8 @@ class Eraser:
     def _tidy(self, sparing: bool) -> bool:
         """Overwrite deleted rows and give back their space; False if the next deletion has to.
 
-        ``sparing`` if SQLite did not overwrite pages that became free.
-
-        Problems are logged, as the rows are gone.
+        ``sparing`` if SQLite did not overwrite pages that became free. Problems are logged, as the
+        rows are gone.
         """
         try:
             self._shrink()
