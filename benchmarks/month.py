@@ -19,7 +19,7 @@ import typer
 from numpy.typing import NDArray
 
 from benchmarks.flash import written_bytes
-from benchmarks.month_data import START_S, Month
+from benchmarks.month_data import START_S, DemoFolder, Month
 from benchmarks.month_searches import K, month_searches, query_each_second
 from benchmarks.report import Column, conditions, print_report, table
 from upperson_bench.processes import call_in_fresh_process
@@ -80,9 +80,7 @@ TIMES = {
 @app.command(cls=Command)
 def month(
     folder: Annotated[Path, typer.Option("--folder", help="The gallery's; filled where it lacks.")],
-    demo: Annotated[Path, typer.Option("--demo", help="Folder that upperson demo wrote.")] = Path(
-        "demo"
-    ),
+    demo: DemoFolder = Path("demo"),
     rows: Annotated[int, typer.Option("--rows", min=1000, help="Pictures.")] = 10_000_000,
     searches: Annotated[int, typer.Option("--searches", min=0, help="To see memory.")] = 10_000,
     minutes: Annotated[

@@ -7,9 +7,10 @@ of a person stay as far apart as the demo's are.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
 import upperson_rt
@@ -23,6 +24,10 @@ _TRACKS_A_DAY = 2000 * CAMERAS
 _DAY_S = 86_400.0
 _NOISE = 0.15
 START_S = 1_790_035_200.0  # Midnight.
+
+DemoFolder: TypeAlias = Annotated[
+    Path, typer.Option("--demo", help="Folder that upperson demo wrote.")
+]
 
 
 class Month:
@@ -123,6 +128,11 @@ class Month:
         views = rng.integers(0, self._pictures.shape[1], people.shape)
         noise = rng.standard_normal((count, self.dim), np.float32)
         return _unit(self._join(self._pictures, people, views) + noise * self._noise)
+
+
+def number_of(key: str) -> int:
+    """Return the number of a drawn row by its key."""
+    return int(key.rpartition("#")[2])
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

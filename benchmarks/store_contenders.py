@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.month_data import Month
+from benchmarks.month_data import Month, number_of
 from upperson_rt.gallery import Filter, Gallery, Item
 
 K = 10
@@ -78,7 +78,7 @@ class _Ours:
     def search(self, query: Rows, where: Where | None) -> list[int]:
         chosen = None if where is None else Filter(**where._asdict())
         (hits,) = self._gallery.search(query[None], K, chosen)
-        return [int(hit.item.key.rpartition("#")[2]) for hit in hits]
+        return [number_of(hit.item.key) for hit in hits]
 
     def count(self) -> int:
         return self._gallery.count()

@@ -16,7 +16,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from benchmarks.month_data import Month
+from benchmarks.month_data import DemoFolder, Month
 from benchmarks.report import Column, conditions, print_report, table
 from benchmarks.store_contenders import (
     BLOCK,
@@ -36,6 +36,7 @@ from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug
 from upperson_rt.cli.output import print_note
 from upperson_rt.errors import BackendError, UsageError
+from upperson_rt.files import bytes_on_disk
 from upperson_rt.machine import version_of
 
 app = new_app("A gallery beside other stores of vectors.")
@@ -70,9 +71,7 @@ SEARCHING = {
 @app.command(cls=Command)
 def stores(
     folder: Annotated[Path, typer.Option("--folder", help="Where all is made and kept.")],
-    demo: Annotated[Path, typer.Option("--demo", help="Folder that upperson demo wrote.")] = Path(
-        "demo"
-    ),
+    demo: DemoFolder = Path("demo"),
     rows: Annotated[int, typer.Option("--rows", min=BLOCK, help="Pictures.")] = 1_000_000,
     only: Annotated[
         list[str] | None, typer.Option("--only", help="A store.", show_default="all")
@@ -158,7 +157,7 @@ def measure(place: Path, rows: int) -> Mapping[str, Any]:
                 _empty(place)
             found |= call_in_fresh_process(task, str(place), rows, environment=environment)
             files = [file for file in place.rglob("*") if file.is_file()]
-            found["disk_bytes"] = sum(512 * file.stat().st_blocks for file in files)
+            found["disk_bytes"] = sum(bytes_on_disk(file.stat()) for file in files)
         print_note(f"{place.stem}: kill")
         found |= kill(place)
     except BackendError as error:

@@ -31,14 +31,15 @@ from numpy.typing import NDArray
 from benchmarks import damage, trials_work
 from benchmarks.flash import written_bytes
 from benchmarks.month import fill
-from benchmarks.month_data import START_S, Month
+from benchmarks.month_data import START_S, DemoFolder, Month, number_of
 from benchmarks.month_searches import query_each_second
 from benchmarks.report import Column, Table, conditions, print_report, table
-from benchmarks.trials_work import K, answers, first_answers, number_of, prune
+from benchmarks.trials_work import K, answers, first_answers, prune
 from upperson_bench.processes import call_in_fresh_process, child_environment
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug
 from upperson_rt.cli.output import print_note
+from upperson_rt.files import bytes_on_disk
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.sqlite import index
 from upperson_rt.gallery.sqlite.backup import back_up, restore
@@ -70,9 +71,7 @@ TIMES = {
 @app.command(cls=Command)
 def trials(
     folder: Annotated[Path, typer.Option("--folder", help="Of the gallery and its copies.")],
-    demo: Annotated[Path, typer.Option("--demo", help="Folder that upperson demo wrote.")] = Path(
-        "demo"
-    ),
+    demo: DemoFolder = Path("demo"),
     rows: Annotated[int, typer.Option("--rows", min=20_000, help="Pictures.")] = 1_000_000,
     number: Annotated[
         int, typer.Option("--trials", min=1, help="Kills, and power failures; four times damages.")
@@ -279,11 +278,9 @@ class _Trials:
         self._present, self._looked_at, self._last_id = there, len(there), look["last_id"]
         where = self._where
         passing = there & (self._cameras == where["camera"]) & (self._times >= where["since"])
-        right, found = self._best(there), look["hits"]
-        for name, best, all_hits in (("", right, found), ("filtered", self._best(passing), None)):
-            all_hits = look["filtered"] if all_hits is None else all_hits
-            shares = []
-            for query, hits in enumerate(all_hits):
+        for name, among, found in (("", there, "hits"), ("filtered", passing, "filtered")):
+            best, shares = self._best(among), []
+            for query, hits in enumerate(look[found]):
                 rows = [row for row, _ in hits]
                 scores = self._scores[rows, query]
                 if not there[rows].all():
@@ -531,10 +528,8 @@ class _Trials:
             start = len(self._times)
             pruning = pool.submit(call_in_fresh_process, prune, str(self._work), START_S)
             while not pruning.done():
-                items, vectors = (
-                    self._drawn.items(start, start + 10),
-                    self._drawn.vectors(start, start + 10),
-                )
+                part = (start, start + 10)
+                items, vectors = self._drawn.items(*part), self._drawn.vectors(*part)
                 began = time.monotonic()
                 gallery.add(items, vectors)
                 commits.append(time.monotonic() - began)
@@ -582,7 +577,7 @@ def _measured(change: Callable[[], object]) -> dict[str, float]:
 def _used(folder: Path) -> int:
     """Return the bytes that a folder takes on its disk."""
     return sum(
-        512 * (Path(place) / name).lstat().st_blocks
+        bytes_on_disk((Path(place) / name).lstat())
         for place, folders, files in os.walk(folder)
         for name in (*folders, *files)
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.month_data import number_of
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Hit
 from upperson_rt.gallery.sqlite import database, index, list_files
@@ -123,11 +124,6 @@ def prune(folder: str, until: float) -> tuple[int, float]:
     began = time.monotonic()
     with Gallery.open(folder) as gallery:
         return gallery.prune(older_than=until), time.monotonic() - began
-
-
-def number_of(key: str) -> int:
-    """Return the number of a drawn row by its key."""
-    return int(key.rpartition("#")[2])
 
 
 def _shown(found: list[list[Hit]]) -> list[list[tuple[int, float]]]:
