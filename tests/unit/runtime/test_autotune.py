@@ -2,18 +2,14 @@
 
 import json
 import logging
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from tests.helpers.refused import refused
-from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
-from upperson_rt import backends, machine
-from upperson_rt.backends import autotune
-from upperson_rt.backends.autotune import Autotuner, Conditions, Timing, time_in_turns
+from upperson_rt import machine
+from upperson_rt.backends.autotune import Autotuner, time_in_turns
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, IntegrityError
 from upperson_rt.machine import Processor
@@ -145,18 +141,6 @@ def test_on_a_busy_machine_processor_time_decides():
     assert not shared[1].measurement.busy
 
 
-def test_the_shortest_run_counts():
-    ring = Ring(a=0.002, b=0.001)
-    work, runs = ring.clock.work, []
-
-    def uneven(seconds):  # Every third run of b takes as long as five.
-        runs.append(seconds)
-        work(5 * seconds if seconds == 0.008 and runs.count(0.008) % 3 == 0 else seconds)
-
-    ring.clock.work = uneven
-    assert ring.decide()[0] == "b"
-
-
 @pytest.mark.parametrize(
     ("ring", "problem", "timed"),
     [
@@ -200,15 +184,11 @@ def test_a_choice_that_does_not_run_any_more_is_measured_afresh(warnings):
 @pytest.mark.parametrize(
     ("changed", "changes"),
     [
-        ({"processor": lambda: Processor("Other", frozenset())}, {}),
         ({"processor": lambda: Processor(machine.processor().name, frozenset({"avx2"}))}, {}),
         ({"__version__": "99"}, {}),
-        ({"version_of": lambda name: "99"}, {}),
         ({"os.sched_getaffinity": lambda pid: {7}}, {}),
         ({}, {"graph_sha256": "cd" * 32}),
         ({}, {"threads": 2}),
-        ({}, {"threads": None}),
-        ({}, {"names": ("a",)}),
     ],
 )
 def test_other_conditions_are_measured_afresh(monkeypatch, changed, changes, warnings):
@@ -219,31 +199,15 @@ def test_other_conditions_are_measured_afresh(monkeypatch, changed, changes, war
     assert warnings() == []
 
 
-def test_a_container_of_another_share_is_measured_afresh(tmp_path, monkeypatch):
-    quota = tmp_path / "cpu.max"
-    monkeypatch.setattr(autotune, "_QUOTAS", (quota,))
-    found = []
-    for text in ("", "max 100000\n", "200000 100000\n"):
-        quota.write_text(text)
-        found.append(Conditions.here("ab", "image", "ab" * 32, None).quota)
-    assert found == ["unknown", "max 100000", "200000 100000"]
-
-
 @pytest.mark.parametrize(
     "damage",
     [
         lambda content: "",
-        lambda content: json.dumps(content)[:-40],
-        lambda content: "[]",
-        lambda content: json.dumps(content | {"schema_version": 2}),
-        lambda content: json.dumps(content | {"more": 1}),
         lambda content: json.dumps(content | {"chosen": "c"}),
         lambda content: json.dumps(content | {"left_out": {"b": "x"}}),
         lambda content: json.dumps(content | {"milliseconds": {"b": 0}}),
         lambda content: json.dumps(content | {"chosen": "c", "milliseconds": {"c": 1.0}}),
         lambda content: json.dumps(content) + " " * (1 << 20),
-        lambda content: '{"a":' * 90_000,
-        lambda content: json.dumps(content | {"measured": 9 * 10**400}),
         lambda content: json.dumps(
             content | {"conditions": content["conditions"] | {"threads": 7}}
         ),
@@ -260,54 +224,15 @@ def test_a_file_of_no_use_is_measured_afresh_and_replaced(damage, warnings):
     assert Ring().decide()[0] == "a"
 
 
-@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
-def test_what_is_no_file_is_not_waited_for(make, warnings):
-    file = Ring().decide()[1].file
-    file.unlink()
-    make(file)
-    assert Ring().decide()[0] == "b"
-    assert all("delete it" in message or "not kept" in message for message in warnings())
-    assert warnings()
-
-
-def no_folder(tmp_path, monkeypatch):
+def test_without_a_cache_each_process_measures(tmp_path, monkeypatch, warnings):
     (tmp_path / "file").touch()
     monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path / "file"))
-
-
-def no_home(tmp_path, monkeypatch):
-    def nowhere():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("UPPERSON_CACHE")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr("upperson_rt.files.Path.home", nowhere)
-
-
-@pytest.mark.parametrize(
-    ("break_it", "problem"), [(no_folder, "cannot write "), (no_home, "there is no home folder")]
-)
-def test_without_a_cache_each_process_measures(tmp_path, monkeypatch, warnings, break_it, problem):
-    break_it(tmp_path, monkeypatch)
     for _ in range(2):
         ring = Ring()
         name, choice = ring.decide()
         assert (name, set(ring.loaded), choice.file) == ("b", {"a", "b"}, None)
-        assert choice.problem.startswith(problem)
-    note = f"a measurement is not kept, and made again next time: {problem}"
-    assert sum(message.startswith(note) for message in warnings()) == 2
-
-
-def test_a_cache_that_can_only_be_read_is_used(monkeypatch, warnings):
-    Ring().decide()
-
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(autotune.os, "open", refuse)
-    monkeypatch.setattr(autotune, "write_atomically", refuse)
-    assert Ring(a=0.0001).decide()[0] == "b"
-    assert warnings() == []
+        assert choice.problem in warnings()[-1]
+    assert len(warnings()) == 2
 
 
 def test_of_several_at_once_one_measures():
@@ -342,21 +267,12 @@ def test_a_text_tower_is_measured_by_what_a_query_waits_for():
 
 def test_contenders_take_turns_and_every_round_begins_with_the_next():
     order, rounds = [], []
-    timings = time_in_turns(
-        {name: lambda name=name: order.append(name) for name in "abc"},
-        warmup=1,
-        rounds=3,
-        progress=rounds.append,
-    )
+    turns = {name: lambda name=name: order.append(name) for name in "abc"}
+    timings = time_in_turns(turns, warmup=1, rounds=3, progress=rounds.append)
     assert "".join(order) == "abcbcacababc"
     assert rounds == [1, 2, 3, 4]
     assert {len(timing.seconds) for timing in timings.values()} == {3}
-    clock = iter((1.0, 3.5, 10.0, 12.5))
-    timings = time_in_turns({"a": lambda: None}, warmup=0, rounds=2, cpu_clock=lambda: next(clock))
-    assert timings["a"].cpu_seconds == [2.5, 2.5]
-
-
-def test_more_rounds_until_the_time_is_up_and_warm_up_does_not_count():
+    # More rounds until the time is up, and warming up does not count.
     clock = Clock()
     timings = time_in_turns(
         dict.fromkeys("ab", lambda: clock.work(1.0)),
@@ -367,18 +283,6 @@ def test_more_rounds_until_the_time_is_up_and_warm_up_does_not_count():
     )
     assert timings["a"].seconds == [1.0] * 4
     assert clock.now == 2 * 2 + 4 * 2
-
-
-def test_percentiles_are_interpolated_and_rates_follow_the_median():
-    timing = Timing(seconds=[0.4, 0.1, 0.2, 0.3], cpu_seconds=[0.5, 0.1, 0.1, 0.3])
-    found = timing.as_dict(items=8)
-    assert (found["runs"], found["p50_ms"]) == (4, pytest.approx(250))
-    assert found["p90_ms"] == pytest.approx(370)
-    assert found["p90_ms"] < found["p99_ms"] < 400
-    assert (found["items_per_s"], found["cpu_ms"]) == (pytest.approx(32), pytest.approx(200))
-    alone = Timing(seconds=[0.2]).as_dict()
-    assert alone["p50_ms"] == alone["p90_ms"] == alone["p99_ms"] == pytest.approx(200)
-    assert alone["cpu_ms"] is None
 
 
 # For real: never a word about which one is faster.
@@ -417,36 +321,3 @@ def test_a_query_alone_measures_nothing_but_uses_what_is_known(bundle, cache):
     bundle().check_golden_samples()
     assert len(list(cache.glob("text-*.json"))) == 1
     assert "to load and embed a sentence" in bundle().choice("text").why
-
-
-def test_a_library_that_was_removed_leaves_the_other(bundle, monkeypatch):
-    bundle().backend("image")
-    for gone, left in (("openvino", "onnxruntime"), ("onnxruntime", "openvino")):
-        monkeypatch.setattr(backends, "find_spec", lambda name, gone=gone: name != gone or None)
-        one = bundle()
-        assert one.backend("image").name == left
-        assert one.choice("image").why == "auto: the only one installed"
-
-
-def test_a_bundle_that_no_backend_computes_right_is_an_error(folder, tmp_path, cache):
-    other = make_toy_bundle(tmp_path / "other", seed=5)
-    replace_in_bundle(folder, "image.int8.onnx", (other / "image.int8.onnx").read_bytes())
-    with refused("embeds_differ", IntegrityError, tower="image", batch_size=1):
-        Bundle.open(folder, threads=1).backend("image")
-    assert list(cache.glob("*.json")) == []
-
-
-def test_other_devices_keep_their_order(toy_bundle, monkeypatch):
-    monkeypatch.setattr("upperson_rt.bundle.require_device", lambda backend, device: None)
-    bundle = Bundle.open(toy_bundle, device="cuda", threads=1)
-    loaded = []
-
-    def load(tower, name):
-        loaded.append(name)
-        raise BackendError("no GPU")
-
-    monkeypatch.setattr(bundle, "_load", load)
-    monkeypatch.setattr(backends, "find_spec", lambda name: name)
-    with refused("backend_unavailable", BackendError):
-        bundle.backend("image")
-    assert loaded == ["tensorrt"]

@@ -41,11 +41,8 @@ class World:
         text, picture = self.texts(person[None])[0], self.pictures(person[None])[0]
         return unit((1 - share) * text + share * picture)
 
-    def scale(self, vectors, tracks=None):
-        items = [
-            Item(key=str(n), camera="gate", track=None if tracks is None else tracks[n])
-            for n in range(len(vectors))
-        ]
+    def scale(self, vectors):
+        items = [Item(key=str(n), camera="gate") for n in range(len(vectors))]
         gallery = SimpleNamespace(
             embed_dim=D,
             count=lambda: len(vectors),
@@ -57,7 +54,7 @@ class World:
 
 
 @pytest.mark.parametrize("share", SHARES, ids=NAMES)
-@pytest.mark.parametrize("count", [1, 10, 100, 2500])
+@pytest.mark.parametrize("count", [1, 100])
 def test_deviations_mean_the_same_in_every_gallery(count, share):
     right, other = [], []
     for seed in range(30):
@@ -75,9 +72,8 @@ def test_deviations_mean_the_same_in_every_gallery(count, share):
     assert sum(one < 2.5 for one in other) >= 28
 
 
-@pytest.mark.parametrize("share", SHARES, ids=NAMES)
-def test_a_deviation_counts_spreads_above_the_middle(share):
-    world = World(2)
+def test_a_deviation_counts_spreads_above_the_middle():
+    world, share = World(2), 0.5
     scale = world.scale(world.pictures(world.people(100)))
     middle, spread = scale._usual(share)
     scores = [middle - spread, middle, middle + 2.5 * spread]
@@ -85,22 +81,13 @@ def test_a_deviation_counts_spreads_above_the_middle(share):
     assert scale.deviations(share, []) is None
 
 
-def test_without_anything_to_compare_with_there_are_no_deviations():
-    world = World(1)
-    scale = world.scale(world.pictures(world.people(1)))
-    scale._background_KD = scale._background_KD[:1]
-    assert scale.deviations(1.0, [0.9]) is None
-
-
 @pytest.mark.parametrize(
     ("sentence", "count", "unclear"),
     [
         ("asdf", 100, True),
-        ("a person", 100, True),
         ("no bag", 100, True),  # What is excluded describes no one person.
         ("a person in red", 100, True),  # No garment is named: scores decide.
         ("asdf", 40, False),  # Too few to say so.
-        ("asdf in a red coat", 100, False),
         ("a person in a red coat", 100, False),
     ],
 )
@@ -118,7 +105,7 @@ def test_a_gallery_that_grew_is_read_again_and_counted_once_a_search():
     world = World(1)
     pictures = world.pictures(world.people(1000))
     scale = world.scale(pictures)
-    sizes, counts, reads = iter((60, 61, 65, 67, 68, 100, 61)), [], []
+    sizes, counts, reads = iter((60, 61, 67, 100, 61)), [], []
 
     def count():
         counts.append(next(sizes))
@@ -129,7 +116,7 @@ def test_a_gallery_that_grew_is_read_again_and_counted_once_a_search():
         yield [Item(key=str(n)) for n in range(counts[-1])], pictures[: counts[-1]]
 
     scale._gallery.count, scale._gallery.vectors = count, vectors
-    for searches in range(1, 8):
+    for searches in range(1, 6):
         scale.refresh()
         scale.deviations(0.0, [0.5])
         scale.is_indistinct(parse("asdf"), pictures[0])
@@ -142,7 +129,7 @@ def test_a_large_sample_is_read_again_so_that_it_keeps_no_deleted_pictures(monke
     scale = world.scale(world.pictures(world.people(1000)))
     monkeypatch.setattr(background, "_SAMPLE", 100)
     now, reads, read = [0.0], [], scale._gallery.vectors
-    monkeypatch.setattr(background.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(background, "time", SimpleNamespace(monotonic=lambda: now[0]))
     scale._gallery.vectors = lambda batch_size: (reads.append(now[0]), read(batch_size))[1]
     for now[0] in (10.0, 20.0, 3700.0, 3800.0):
         scale.refresh()

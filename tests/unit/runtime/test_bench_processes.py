@@ -4,9 +4,8 @@ import os
 
 import pytest
 
-from upperson_bench.processes import call_in_fresh_process, run_python, time_processes
+from upperson_bench.processes import call_in_fresh_process, run_python
 from upperson_rt.errors import BackendError, UsageError
-from upperson_rt.machine import resident_bytes
 
 
 def who_and_where(*names: str) -> list[object]:
@@ -27,24 +26,3 @@ def test_functions_and_code_run_elsewhere(monkeypatch):
     code = "import sys; print('nothing works', file=sys.stderr); sys.exit(3)"
     with pytest.raises(BackendError, match=r"code 3: nothing works$"):
         run_python("-c", code)
-    with pytest.raises(BackendError, match=r"code 3: nothing works$"):
-        time_processes({"x": ("-c", code)}, rounds=1, progress=lambda *_: None)
-
-
-def test_processes_take_turns_after_one_that_is_not_timed(tmp_path):
-    log = tmp_path / "order"
-    code = "import sys; open(sys.argv[1], 'a').write(sys.argv[2])"
-    shown = []
-    timings = time_processes(
-        {name: ("-c", code, str(log), name) for name in "ab"},
-        rounds=2,
-        progress=lambda *progress: shown.append(progress[1:]),
-    )
-    assert log.read_text() == "abbaab"
-    assert shown == [(1, 3), (2, 3), (3, 3)]
-    assert [len(timing.seconds) for timing in timings.values()] == [2, 2]
-
-
-def test_memory_is_known_on_linux():
-    now, peak = resident_bytes("VmRSS"), resident_bytes("VmHWM")
-    assert (now is None and peak is None) or 1e6 < now <= peak

@@ -1,7 +1,6 @@
 import io
 import threading
 import time
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,7 +11,6 @@ import pytest
 import upperson_rt
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import EMBED_DIM, make_toy_bundle, replace_in_bundle
-from upperson_rt.backends import open_backend
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.nvidia import CudaDriver
@@ -87,9 +85,7 @@ def change_last_byte(path):
     path.write_bytes(bytes([*kept, last ^ 1]))
 
 
-@pytest.mark.parametrize(
-    "name", ["tokenizer.json", "canaries.npz", "image.int8.onnx", "text.int8.onnx"]
-)
+@pytest.mark.parametrize("name", ["tokenizer.json", "canaries.npz", "text.int8.onnx"])
 def test_changed_files_are_noticed(folder, name):
     path = folder / name
     content = path.read_bytes()
@@ -140,16 +136,6 @@ def test_threads_that_need_a_tower_at_once_load_it_once(toy_bundle, monkeypatch)
         np.testing.assert_array_equal(embeds, results[number % 2])
 
 
-def test_a_tower_that_failed_to_load_is_tried_again(toy_bundle, monkeypatch):
-    bundle = Bundle.open(toy_bundle, backend=ORT, threads=1)
-    load = bundle._load
-    monkeypatch.setattr(bundle, "_load", lambda *_: open_backend(toy_bundle / "gone.onnx"))
-    with refused("graph_not_loaded", BackendError):
-        bundle.backend("text")
-    monkeypatch.setattr(bundle, "_load", load)
-    assert bundle.backend("text").device == "cpu"
-
-
 def test_links_out_of_the_bundle_are_refused(folder, tmp_path):
     target = folder / "text.int8.onnx"
     target.rename(tmp_path / "elsewhere.onnx")
@@ -192,25 +178,20 @@ def test_broken_backends_are_caught(toy_bundle, monkeypatch, answer, code):
         open_with(toy_bundle, monkeypatch, answer)
 
 
-def wrong_in_batches_of(size):
-    return lambda embeds, third: np.roll(embeds, 1, axis=0) if len(embeds) == size else embeds
+def wrong_in_batches_of_eight(embeds, third):
+    return np.roll(embeds, 1, axis=0) if len(embeds) == 8 else embeds
 
 
-def times(factor):
-    def change(embeds, third):
-        embeds[np.abs(embeds - third).max(axis=1) < 1e-5] *= factor
-        return embeds
-
-    return change
+def wrong_third(embeds, third):
+    embeds[np.abs(embeds - third).max(axis=1) < 1e-5] *= -1
+    return embeds
 
 
 @pytest.mark.parametrize(
     ("change", "fields"),
     [
-        (wrong_in_batches_of(3), {"batch_size": 3}),
-        (wrong_in_batches_of(8), {"batch_size": 8}),
-        (times(0), {"batch_size": 1, "row": 2, "count": 1}),
-        (times(-1), {"batch_size": 1, "row": 2, "count": 1}),
+        (wrong_in_batches_of_eight, {"batch_size": 8}),
+        (wrong_third, {"batch_size": 1, "row": 2, "count": 1}),
     ],
 )
 def test_one_wrong_embedding_or_batch_size_is_enough(toy_bundle, monkeypatch, change, fields):
@@ -229,12 +210,9 @@ def test_one_wrong_embedding_or_batch_size_is_enough(toy_bundle, monkeypatch, ch
     ("changes", "code"),
     [
         ({"images": np.zeros((4, 24, 9, 3), np.uint8)}, "golden_samples_unreadable"),
-        ({"images": np.zeros((0, 24, 8, 3), np.uint8)}, "golden_samples_unreadable"),
-        ({"input_ids": np.zeros((4, 5), np.int64)}, "golden_samples_unreadable"),
         ({"input_ids": np.zeros((4, 13), np.int32)}, "golden_samples_unfit"),
         ({"image_embeds.int8": np.zeros((3, EMBED_DIM), np.float32)}, "golden_samples_unfit"),
         ({"text_embeds.int8": np.full((4, EMBED_DIM), np.nan, "f")}, "golden_samples_unfit"),
-        ({"text_embeds.int8": None}, "golden_samples_unreadable"),
         ({"images": np.array([{"a": 1}], dtype=object)}, "golden_samples_unreadable"),
     ],
 )
@@ -243,26 +221,9 @@ def test_golden_samples_that_do_not_fit(folder, changes, code):
     with np.load(file) as archive:
         arrays = dict(archive) | changes
     packed = io.BytesIO()
-    np.savez(packed, **{name: value for name, value in arrays.items() if value is not None})
+    np.savez(packed, **arrays)
     replace_in_bundle(folder, file.name, packed.getvalue())
     with refused(code, IntegrityError, path=str(file)):
-        Bundle.open(folder)
-
-
-@pytest.mark.parametrize(
-    ("method", "version", "reason"),
-    [(zipfile.ZIP_LZMA, 1, "packed_otherwise"), (zipfile.ZIP_STORED, 3, "array_format")],
-)
-def test_golden_samples_that_numpy_does_not_write(folder, method, version, reason):
-    packed = io.BytesIO()
-    with (
-        zipfile.ZipFile(folder / "canaries.npz") as old,
-        zipfile.ZipFile(packed, "w", method) as new,
-    ):
-        for entry in old.namelist():
-            new.writestr(entry, old.read(entry).replace(b"NUMPY\1", b"NUMPY%c" % version))
-    replace_in_bundle(folder, "canaries.npz", packed.getvalue())
-    with refused("golden_samples_unreadable", IntegrityError, reason=reason):
         Bundle.open(folder)
 
 
@@ -270,7 +231,6 @@ def test_golden_samples_that_numpy_does_not_write(folder, method, version, reaso
     ("backend", "device", "code"),
     [
         (ORT, "cuda", "provider_missing"),
-        (ORT, "tpu", "device_unknown"),
         ("openvino", "gpu.9", "device_missing"),
         ("tensorrt", "cuda", "no_driver"),
     ],
@@ -290,11 +250,10 @@ def test_a_device_that_is_not_there_is_refused_when_a_bundle_is_opened(
         upperson_rt.open(toy_bundle, "fp32", backend, device)
 
 
-@pytest.mark.parametrize(("device", "gpus"), [("cuda", ()), ("cuda:2", ("Orin", "Thor"))])
-def test_a_gpu_that_only_the_library_is_made_for_is_refused(toy_bundle, monkeypatch, device, gpus):
+def test_a_gpu_that_only_the_library_is_made_for_is_refused(toy_bundle, monkeypatch):
     pytest.importorskip(ORT, reason="onnxruntime is not installed: extra 'cpu'")
     monkeypatch.setattr(f"{ORT}.get_available_providers", lambda: ["CUDAExecutionProvider"])
-    driver = CudaDriver("12.8", gpus, None if gpus else "no NVIDIA driver")
+    driver = CudaDriver("12.8", ("Orin", "Thor"), None)
     monkeypatch.setattr("upperson_rt.backends.onnxruntime.probe_cuda_driver", lambda: driver)
-    with refused("device_missing", BackendError, device=device):
-        upperson_rt.open(toy_bundle, "fp32", ORT, device)
+    with refused("device_missing", BackendError, device="cuda:2"):
+        upperson_rt.open(toy_bundle, "fp32", ORT, "cuda:2")

@@ -1,9 +1,7 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import COLOURS, draw_person
@@ -14,17 +12,13 @@ from upperson_rt.query_log import QueryLog
 from upperson_rt.retriever import Retriever
 
 
-@pytest.fixture(params=["sqlite", "milvus-lite"])
-def gallery(request, tmp_path, encoder):
+@pytest.fixture
+def gallery(tmp_path, encoder):
     """Six colours and three more in red at the gate, one in red in the hall."""
-    location = str(tmp_path / "gallery")
-    if request.param == "milvus-lite":
-        pytest.importorskip("pymilvus", reason="pymilvus is not installed: extra 'milvus'")
-        pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
-        location = f"milvus://{tmp_path}/people.db/people"
+    space = encoder.fingerprint, encoder.embed_dim
     pictures = [draw_person(tmp_path / f"{colour}.png", colour) for colour in COLOURS]
     twins = [draw_person(tmp_path / f"twin{i}.png", "red", seed=i) for i in range(1, 4)]
-    with Gallery.open(location, encoder.fingerprint, encoder.embed_dim, create=True) as store:
+    with Gallery.open(tmp_path / "gallery", *space, create=True) as store:
         index_images(encoder, store, [*pictures, *twins], camera="gate")
         index_images(encoder, store, [draw_person(tmp_path / "hall.png", "red")], camera="hall")
         yield store
@@ -65,16 +59,6 @@ def test_what_looks_alike_goes_after_a_dry_run(encoder, gallery, tmp_path, monke
         with refused("out_of_range", UsageError, what="min_score"):
             retriever.delete_like(tmp_path / "hall.png", score)
     assert gallery.count() == len(COLOURS) + 4 - len(alike)
-
-
-def test_colours_of_a_frame_are_read_in_the_order_that_is_named(encoder, gallery, tmp_path):
-    retriever = Retriever(encoder, gallery)
-    with Image.open(tmp_path / "red.png") as picture:
-        frame = np.asarray(picture.convert("RGB"))[..., ::-1]
-    expected = retriever.delete_like(tmp_path / "red.png", 0.99, dry_run=True)
-    assert str(tmp_path / "red.png") in {hit.item.source for hit in expected}
-    assert retriever.delete_like(frame, 0.99, dry_run=True, channels="bgr") == expected
-    assert retriever.delete_like(frame, 0.99, dry_run=True) != expected
 
 
 def test_what_goes_meanwhile_is_no_error(encoder, gallery, tmp_path, monkeypatch):

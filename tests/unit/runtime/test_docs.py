@@ -50,10 +50,9 @@ def test_the_page_of_milvus(tmp_path):
     assert names["gallery"].location == f"milvus://{tmp_path}/people.db/people"
 
 
-@pytest.mark.parametrize("words", [[], ["bundle"], ["a"] * 9])
 @pytest.mark.parametrize("name", ["gstreamer_source", "index_on_ray", "opencv_loop"])
-def test_examples_print_their_usage(monkeypatch, name, words):
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+def test_examples_print_their_usage(monkeypatch, name):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *["a"] * 9])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / f"docs/examples/{name}.py"), run_name="__main__")
     assert str(ended.value).startswith(f"usage: {name}.py ")

@@ -4,9 +4,7 @@ import re
 
 import numpy as np
 
-from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_doctor.cards import _COLOURS, check_cards
-from upperson_rt import open as open_encoder
 
 
 class Knowing:
@@ -43,23 +41,15 @@ class Random(Knowing):
     encode_images = encode_texts
 
 
-def test_a_model_that_knows_colours_and_stripes_passes():
+def test_a_model_that_knows_colours_and_stripes_passes_and_one_without_stripes_is_warned_of():
     check = check_cards(Knowing(1.0))
     assert (check.status, check.facts["stripes_right"], check.exit_code) == ("ok", 4, 0)
     assert check.facts["p_value"] < 0.001
-
-
-def test_a_model_that_knows_no_stripes_gets_a_warning():
     check = check_cards(Knowing(0.0))
     assert (check.status, check.facts["stripes_right"]) == ("warn", 0)
 
 
-def test_the_toy_tells_colours_apart(tmp_path):
-    check = check_cards(open_encoder(make_toy_bundle(tmp_path / "bundle"), "fp32", threads=1))
-    assert check.status != "fail"
-
-
 def test_random_weights_fail():
     """p is uniform for them: 1 in 1,000 is expected not to fail."""
-    checks = [check_cards(Random(seed)) for seed in range(100)]
+    checks = [check_cards(Random(seed)) for seed in range(20)]
     assert {(check.status, check.exit_code) for check in checks} == {("fail", 3)}

@@ -4,12 +4,9 @@ import logging
 import os
 import shutil
 
-import numpy as np
 import pytest
 
-from upperson_rt.gallery import Item
-from upperson_rt.ingest import files as indexer
-from upperson_rt.ingest.files import Elsewhere, _apart, find_elsewhere, index_images
+from upperson_rt.ingest.files import index_images
 
 LOGGER = "upperson_rt.ingest.files"
 
@@ -62,32 +59,3 @@ def test_other_pictures_of_the_same_names_are_none(
             os.utime(picture, (1e9, 1e9))
     assert warnings_of(caplog, encoder, gallery, others, **options) == []
     assert gallery.count() == 12
-
-
-def test_people_found_in_pictures_count_and_most_pictures_must_be_there(
-    encoder, gallery, tracks, caplog, tmp_path
-):
-    whole = {"detector": lambda frame: [(0, 0, frame.shape[1], frame.shape[0], 0.9)]}
-    index_images(encoder, gallery, sorted(tracks.rglob("t0/*.png")), **whole)
-    moved = shutil.copytree(tracks, tmp_path / "moved")
-    assert warnings_of(caplog, encoder, gallery, moved, **whole) == []
-    moved = moved.rename(tmp_path / "again")
-    (text,) = warnings_of(caplog, encoder, gallery, moved, **whole)
-    assert "6 of 6 of these pictures" in text
-    assert all(item.key.endswith("#person=1") for item in gallery.items())
-
-
-def test_names_that_all_folders_have_cost_little(gallery, monkeypatch):
-    """Each item is compared with the file whose folders are most like its own, and no other."""
-    names = [f"t{folder}/{number:03d}.jpg" for folder in range(80) for number in range(25)]
-    items = [Item(key=f"/nas/pictures/{name}", source=f"/nas/pictures/{name}") for name in names]
-    rows = np.zeros((len(items), gallery.embed_dim), np.float32)
-    rows[:, 0] = 1
-    gallery.add(items, rows)
-    compared = []
-    monkeypatch.setattr(indexer, "_apart", lambda *paths: compared.append(paths) or _apart(*paths))
-    files = [f"/srv/archive/{name}" for name in names]
-    found = find_elsewhere(gallery, files, lambda path: [path], lambda item, file: True)
-    assert found == Elsewhere(before="/nas/pictures", now="/srv/archive", found=100, asked=100)
-    assert 0 < len(compared) <= 1000
-    assert all(source.parts[-2:] == file.parts[-2:] for source, file in compared)

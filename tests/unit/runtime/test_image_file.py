@@ -4,10 +4,9 @@ import io
 import os
 import struct
 import threading
-import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -64,13 +63,6 @@ def tiff(tags, pixels):
     return b"II*\0\x08\0\0\0" + directory + bytes(4) + long_values + pixels
 
 
-def float_tiff(side):
-    pixels = zeros_deflated(4 * side * side)
-    tags = {256: side, 257: side, 258: 32, 259: 8, 262: 1, 277: 1, 278: side, 339: 3}
-    tags = {tag: (4, 1, value) for tag, value in tags.items()}
-    return tiff(tags | {273: (4, 1, None), 279: (4, 1, len(pixels))}, pixels)
-
-
 def tiled_tiff(tile):
     pixels = zeros_deflated(tile * tile)
     tags = {256: 100, 257: 100, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile}
@@ -94,35 +86,10 @@ def animated_webp(canvas):
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
-def webp_of_many_codes(side, written=True):
-    """A lossless picture that brings five codes for each 4 x 4 pixels."""
-    number, length = 0, 0
-
-    def put(value, bits):
-        nonlocal number, length
-        number |= value << length
-        length += bits
-
-    put(0x2F, 8)
-    put(side - 1, 14)
-    put(side - 1, 14)
-    put(0, 1 + 3 + 1)  # Neither transparency nor transforms.
-    put(1 | 11 << 1 | 1 << 5, 1 + 4 + 1 + 3 + 1)  # A cache of colours, a code for each 4 x 4.
-    for alphabet in (280, 256):  # The image of codes: its green and red count, 8 bits each.
-        put(0, 1)
-        put(12 - 4, 4)
-        for symbol in (17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8):
-            put(int(symbol in (0, 8)), 3)
-        put(0, 1)
-        put((1 << 256) - 1, alphabet)
-    put(0x111, 3 * 4)
-    codes = (side // 4) ** 2 if written else 0
-    turned = [int(f"{value:08b}"[::-1], 2) for value in range(256)]
-    pixels = b"".join(bytes([turned[code & 255], turned[code >> 8]]) for code in range(codes))
-    put(int.from_bytes(pixels, "little"), 16 * codes)
-    put(int("1" * (5 * codes) or "0", 16), 20 * codes)
-    content = number.to_bytes(length // 8 + 1, "little")
-    content += bytes(len(content) % 2 + (0 if written else 20 * side * side // 16 // 8))
+def webp_of_many_codes(side):
+    """The header of a lossless picture, and room for five codes of each 4 x 4 pixels."""
+    content = (0x2F | side - 1 << 8 | side - 1 << 22).to_bytes(5, "little")
+    content += bytes(20 * side * side // 16 // 8)
     body = b"WEBPVP8L" + struct.pack("<I", len(content)) + content
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
@@ -141,15 +108,6 @@ def segment(marker, content):
     return marker + struct.pack(">H", 2 + len(content)) + content
 
 
-def crowded_directory(size_bytes):
-    """Make an EXIF block whose tags all name the same large bytes."""
-    count = size_bytes // 24
-    entry = (7, size_bytes - 12 * count - 20, 12 * count + 14)
-    entries = b"".join(struct.pack("<HHII", 1000 + i, *entry) for i in range(count))
-    start = b"II*\0\x08\0\0\0" + struct.pack("<H", count)
-    return (start + entries + bytes(4)).ljust(size_bytes, b"\0")
-
-
 def test_no_program_is_started_whatever_a_file_is_called(tmp_path, monkeypatch):
     marker = tmp_path / "started"
     for name in ("gs", "gswin64c", "djpeg", "xv", "convert"):
@@ -160,22 +118,11 @@ def test_no_program_is_started_whatever_a_file_is_called(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
     path = tmp_path / "person.jpg"
     Image.init()
-    files = [
-        EPS,
-        b"%PDF-1.4\n",
-        b"<svg/>",
-        b"RIFF\4\0\0\0AVI ",
-        b"P7\n",
-        b"Pf 1 1 1.0\n" + bytes(12),
-    ]
-    for name in ("DDS", "ICNS", "ICO", "IM", "JPEG2000", "MSP", "PCX", "PDF", "SGI", "SPIDER"):
+    files = [EPS, b"%PDF-1.4\n", b"<svg/>", b"RIFF\4\0\0\0AVI ", b"P7\n"]
+    for name in ("ICO", "PCX", "SGI"):
         file = io.BytesIO()
-        with suppress(OSError, KeyError), warnings.catch_warnings():  # Not in every Pillow.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            mode = {"MSP": "1", "SPIDER": "F"}.get(name, "RGB")
-            Image.new(mode, (16, 16)).save(file, name)
-            files.append(file.getvalue())
-    assert len(files) > 12
+        Image.new("RGB", (16, 16)).save(file, name)
+        files.append(file.getvalue())
     known = {b"%PDF": "a PDF", b"<svg": "HTML, SVG or other XML", b"RIFF": "a video"}
     known[b""] = "an empty file"
     for content in (*files, b""):
@@ -192,14 +139,10 @@ LIMIT = MOST_BYTES // 4
 """Of a picture while memory is measured: smaller ones will do, which take less time."""
 HUNGRY = {
     "several.jpg": lambda: jpeg((2_950, 2_950)),  # Within the bound.
-    "float.tif": lambda: float_tiff(4_700),
     "tile.tif": lambda: tiled_tiff(10_000),
     "canvas.webp": lambda: animated_webp(4_700),
-    "deep.png": lambda: png(4_700, 4_700, colour=0, depth=16),
     "clear.png": lambda: png(2_250, 2_250, colour=6),  # Within the bound.
-    "line.png": lambda: png(1_250_000, 1),  # Within the bound.
     "large.jpg": lambda: jpeg(claimed=(6_000, 6_000)),  # Within the bound, at a quarter.
-    "codes.webp": lambda: webp_of_many_codes(320),  # Within the bound.
     "trailer.png": lambda: png(64, 64, after=chunk(b"prVt", bytes(25 * MEGABYTE))),
 }
 
@@ -262,9 +205,8 @@ def test_no_picture_takes_more_than_its_share_of_memory(tmp_path):
     assert taken < 2 * LIMIT + 32 * MEGABYTE, done.stdout
     assert left < 32 * MEGABYTE, done.stdout
     refused = [name for name, outcome in zip(HUNGRY, outcomes, strict=False) if "image" in outcome]
-    assert refused == ["float.tif", "tile.tif", "canvas.webp", "deep.png", "trailer.png"]
+    assert refused == ["tile.tif", "canvas.webp", "trailer.png"]
     assert peaks[list(HUNGRY).index("clear.png")] > 25 * MEGABYTE, "the measure measures"
-    assert peaks[list(HUNGRY).index("codes.webp")] > 25 * MEGABYTE, "tables are made"
 
 
 @pytest.mark.parametrize(
@@ -273,11 +215,9 @@ def test_no_picture_takes_more_than_its_share_of_memory(tmp_path):
         (lambda: png(7_000, 7_000), "7000x7000 pixels in its format take 328 MiB to decode"),
         (lambda: jpeg(claimed=(65_500, 65_500)), "65500x65500 pixels"),
         (lambda: jpeg(claimed=(12_000, 12_000), progressive=True), "12000x12000 pixels"),
-        (lambda: b"P6 99999 99999 255\n", "99999x99999 pixels"),
         (lambda: b"P3 2001 2000 255\n", "2001x2000 pixels as text"),
-        (lambda: png(20_000_000, 1), "20000000x1 pixels"),
         (lambda: animated_webp(16_383), "16383x16383 pixels"),
-        (lambda: webp_of_many_codes(1024, written=False), "1024x1024 pixels"),
+        (lambda: webp_of_many_codes(1024), "1024x1024 pixels"),
         (lambda: tiled_tiff(30_000), "100x100 pixels"),
         (lambda: jpeg()[:2] + segment(b"\xff\xe2", bytes(65_000)) * 300 + jpeg()[2:], "header"),
         (lambda: png(8, 8, before=chunk(b"prVt", bytes(20 * MEGABYTE))), "header"),
@@ -339,26 +279,6 @@ def test_too_many_parts_are_refused(tmp_path, make, few, many, shape):
         load_image(path)
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow's, about what is wrong with the files.
-def test_directories_may_not_read_the_same_bytes_again_and_again(tmp_path, monkeypatch):
-    crowded, most = crowded_directory(200_000), []
-    read = image_file._Metered.read
-
-    def counted(self, size=-1):
-        content = read(self, size)
-        most.append(image_file._HEADER_BYTES - self._bytes_left)
-        return content
-
-    monkeypatch.setattr(image_file._Metered, "read", counted)
-    for content in (with_exif(crowded), png(8, 8, before=chunk(b"eXIf", crowded)), crowded):
-        path = tmp_path / "person"
-        path.write_bytes(content)
-        with suppress(InputError), open_image(path) as image:
-            image.getexif()
-        # Pillow of today reads no more than the file is long, others up to the bound.
-        assert max(n for n in most if n != float("-inf")) < 2 * image_file._HEADER_BYTES
-
-
 @pytest.fixture
 def budget(monkeypatch):
     class Spy(image_file._Budget):
@@ -381,7 +301,7 @@ def budget(monkeypatch):
     return spy
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "gif", "bmp", "ppm"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "gif"])
 def test_threads_share_the_memory(tmp_path, budget, suffix):
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(np.zeros((600, 400, 3), np.uint8)).save(path)
@@ -430,20 +350,3 @@ def test_shares_are_given_back_and_a_thread_does_not_wait_for_its_own(tmp_path, 
 def test_any_one_picture_may_take_all_that_a_picture_may():
     with image_file._BUDGET.share(MOST_BYTES), image_file._BUDGET.share(MOST_BYTES):
         assert image_file._BUDGET._free == 0
-
-
-def test_tables_of_a_lossless_webp_are_counted_and_those_of_no_other(tmp_path, budget):
-    """A file of 295 kB and 1024 x 1024 pixels took 364 MiB for them."""
-    budget._free = image_file.MOST_BYTES * 2
-    path = tmp_path / "a.webp"
-    noise = np.random.default_rng(0).integers(0, 256, (400, 160, 4), dtype=np.uint8)
-    opaque = noise[:, :, :3]
-
-    def taken(pixels, **options):
-        Image.fromarray(pixels).save(path, **options)
-        with open_image(path):
-            return budget.taken
-
-    lossy = taken(opaque)
-    assert max(lossy, taken(opaque, icc_profile=b"x" * 200)) < 2 * MEGABYTE
-    assert min(taken(opaque, lossless=True), taken(noise)) - lossy > 5_700 * 4_000

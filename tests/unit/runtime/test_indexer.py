@@ -2,18 +2,13 @@
 
 import os
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from PIL import Image
 
-from tests.helpers.command_line import run_code
 from tests.helpers.refused import refused
-from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import BackendError, InputError, UsageError
-from upperson_rt.image_file import MOST_BYTES
 from upperson_rt.ingest.files import index_images
 
 
@@ -79,49 +74,3 @@ def test_indexing_decodes_one_batch_ahead_and_no_further(encoder, gallery, pictu
     assert all(count <= done + 1 for done, count in seen)
     assert len(prepared) == len(pictures)
     assert {item.key for item in gallery.items()} == set(map(str, pictures))
-
-
-MEASURE = """
-import upperson_rt
-from pathlib import Path
-from upperson_rt.gallery import Gallery
-from upperson_rt.image_file import limit_memory
-from upperson_rt.ingest.files import index_images
-
-def status(name):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
-
-def nearly_whole(frame):
-    height, width = frame.shape[:2]
-    return [(1, 1, width, height)]
-
-limit_memory(2 * int(sys.argv[2]))
-folder = Path(sys.argv[1])
-encoder = upperson_rt.open(folder / "bundle", threads=1)
-with Gallery.open(folder / "g", encoder.fingerprint, encoder.embed_dim, create=True) as gallery:
-    for detector in (None, nearly_whole):
-        index_images(encoder, gallery, [folder / "small.png"], workers=4, detector=detector)
-        Path("/proc/self/clear_refs").write_text("5")  # The peak counts anew.
-        idle = status("VmRSS")
-        files = sorted(folder.glob("*.jpg"))
-        report = index_images(encoder, gallery, files, workers=4, detector=detector)
-        print(status("VmHWM") - idle, report.indexed)
-"""
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-def test_all_threads_together_take_what_two_pictures_may(tmp_path):
-    make_toy_bundle(tmp_path / "bundle")
-    Image.new("RGB", (64, 192)).save(tmp_path / "small.png")
-    most_bytes = MOST_BYTES // 2
-    Image.new("RGB", (4170, 4170)).save(tmp_path / "0.jpg")
-    for number in range(1, 4):
-        os.link(tmp_path / "0.jpg", tmp_path / f"{number}.jpg")
-    done = run_code(MEASURE, tmp_path, str(most_bytes))
-    assert done.returncode == 0, done.stderr
-    for line in done.stdout.splitlines():
-        peak, indexed = map(int, line.split())
-        assert most_bytes / 2 < peak < 2.6 * most_bytes, done.stdout
-        assert indexed == 4

@@ -45,8 +45,6 @@ def run_with(code, *arguments, without=WAITING, **variables):
     [
         ({}, SLEEPING),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OPENBLAS_THREAD_TIMEOUT": "4"}),
-        ({"GOMP_SPINCOUNT": "100"}, {"OPENBLAS_THREAD_TIMEOUT": "4"}),
-        ({"KMP_BLOCKTIME": "200", "OPENBLAS_THREAD_TIMEOUT": "20"}, {}),
     ],
 )
 def test_threads_sleep_while_they_wait_unless_the_user_chose(own, set_here):
@@ -78,12 +76,3 @@ def test_libraries_report_nothing_to_their_makers(tmp_path, library):
     done = run_with(OPENING, bundle, library, without=hidden, HOME=str(home))
     assert done.stdout.split() == []
     assert [path for path in home.rglob("*") if path.is_file()] == []
-
-
-@pytest.mark.parametrize("library", ["faiss", "torch"])
-def test_openmp_obeys(library):
-    code = f"import upperson_rt.cli, {library}"
-    found = run_with(code, OMP_DISPLAY_ENV="VERBOSE").stderr
-    if "GOMP_SPINCOUNT" not in found:
-        pytest.skip(f"{library} is built with another OpenMP than GCC's")
-    assert "GOMP_SPINCOUNT = '5000'" in found

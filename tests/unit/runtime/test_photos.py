@@ -2,7 +2,6 @@
 
 import base64
 import gzip
-import json
 import sys
 
 import numpy as np
@@ -10,9 +9,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from tests.helpers.fuzzing import refused_well
-from tests.helpers.invoke import run_rt
 from tests.helpers.refused import refused
-from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt import image_file, preprocess
 from upperson_rt.errors import InputError
 from upperson_rt.image_file import obstacle_to
@@ -95,20 +92,6 @@ def test_the_time_of_a_heic_photo_is_read_without_its_pixels(tmp_path):
 
 
 @needs_avif
-def test_the_time_of_an_avif_photo_is_read_without_its_pixels(tmp_path):
-    exif = Image.Exif()
-    exif.get_ifd(ExifTags.IFD.Exif)[0x9003] = "2026:11:24 14:00:00"
-    Image.fromarray(gradient()).save(tmp_path / "photo.avif", exif=exif.tobytes())
-    content = bytearray((tmp_path / "photo.avif").read_bytes())
-    pixels = slice(content.rindex(b"2026:11:24 14:00:00") + 20, None)
-    content[pixels] = bytes(len(content) - pixels.start)
-    (tmp_path / "photo.avif").write_bytes(content)
-    with refused("image_unreadable", InputError):
-        load_image(tmp_path / "photo.avif")
-    assert capture_time(tmp_path / "photo.avif") is not None
-
-
-@needs_avif
 def test_a_photo_beyond_the_bound_is_halved(tmp_path, monkeypatch):
     Image.fromarray(gradient()).save(tmp_path / "photo.avif")
     monkeypatch.setattr(image_file, "_DECODED", image_file.MOST_BYTES // (48 * 32 // 2))
@@ -126,8 +109,8 @@ def test_what_would_take_a_gigabyte_is_refused(tmp_path):
 def test_damaged_photos_are_refused_or_read(tmp_path):
     rng = np.random.default_rng(0)
     file = tmp_path / "photo.heic"
-    for number in range(12):
-        content = bytearray(HEIC[: 200 + 60 * number] if number % 2 else HEIC)
+    for number in range(6):
+        content = bytearray(HEIC[: 200 + 120 * number] if number % 2 else HEIC)
         for place in rng.integers(12, len(content), 3 * (number % 3)):
             content[place] ^= 1 << int(rng.integers(8))
         file.write_bytes(content)
@@ -143,56 +126,26 @@ def test_a_photo_that_cannot_be_read_here_says_what_is_missing(tmp_path, monkeyp
     assert "pip install heif" in str(found.value)
 
 
-def test_a_video_is_no_photo(tmp_path):
-    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(100))
-    with refused("image_unreadable", InputError, found="a video"):
-        load_image(tmp_path / "film.mp4")
-
-
-def test_a_decoder_that_dies_takes_one_picture_with_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("python", "code"),
+    [("/bin/false", "image_unreadable"), ("/no/such/program", "photo_decoder_unusable")],
+)
+def test_a_decoder_that_dies_takes_one_picture_with_it(tmp_path, monkeypatch, python, code):
     monkeypatch.setattr(image_file, "obstacle_to", lambda kind: "")
-    monkeypatch.setattr(image_file.sys, "executable", "/bin/false")
+    monkeypatch.setattr(image_file.sys, "executable", python)
     (tmp_path / "photo.heic").write_bytes(HEIC)
-    with refused("image_unreadable", InputError):
+    with refused(code, InputError):
         load_image(tmp_path / "photo.heic")
 
 
 @needs_avif
-@pytest.mark.parametrize(
-    ("name", "content"),
-    {
-        "PIL.py": "raise ImportError('only here')",  # As in a folder of PYTHONPATH.
-        "resource.py": (
-            "RLIMIT_AS = 0\ndef setrlimit(*given): raise ValueError('not allowed: only here')"
-        ),
-    }.items(),
-)
 def test_a_decoder_has_the_import_path_of_its_parent_and_says_why_it_cannot_start(
-    tmp_path, monkeypatch, name, content
+    tmp_path, monkeypatch
 ):
+    name, content = "PIL.py", "raise ImportError('only here')"  # As in a folder of PYTHONPATH.
     Image.fromarray(gradient()).save(tmp_path / "photo.avif")
     (tmp_path / name).write_text(content)
     monkeypatch.syspath_prepend(tmp_path)
     with refused("photo_decoder_unusable", InputError, path=str(tmp_path / "photo.avif")) as found:
         load_image(tmp_path / "photo.avif")
     assert "only here" in str(found.value)
-
-
-def test_a_python_that_is_gone_is_no_damaged_picture(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_file, "obstacle_to", lambda kind: "")
-    monkeypatch.setattr(image_file.sys, "executable", str(tmp_path / "gone"))
-    (tmp_path / "photo.heic").write_bytes(HEIC)
-    with refused("photo_decoder_unusable", InputError):
-        load_image(tmp_path / "photo.heic")
-
-
-@needs_heif
-def test_index_takes_photos_from_a_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    make_toy_bundle(tmp_path / "bundle")
-    (tmp_path / "crops").mkdir()
-    (tmp_path / "crops" / "photo.HEIC").write_bytes(HEIC)
-    result = run_rt("index", "crops", "--json")
-    assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert (found["indexed"], found["timed"], found["others"]) == (1, 1, {})

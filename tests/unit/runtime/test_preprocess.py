@@ -42,6 +42,7 @@ def test_transparency_lies_over_white():
     expected = np.full((2, 2, 3), 255, np.uint8)
     expected[0] = (10, 20, 30)
     np.testing.assert_array_equal(load_image(rgba), expected)
+    np.testing.assert_array_equal(load_image(rgba[..., [2, 1, 0, 3]], "bgr"), expected)
     np.testing.assert_array_equal(load_image(Image.fromarray(rgba)), expected)
 
     palette = Image.new("P", (2, 2), 0)
@@ -56,7 +57,7 @@ def test_sixteen_bit_keeps_the_upper_bits(tmp_path):
     assert load_image(path)[0, :, 0].tolist() == [0, 1, 255]
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "YCbCr", "HSV", "F", "I", "RGBA"])
+@pytest.mark.parametrize("mode", ["1", "LA", "P", "CMYK", "YCbCr", "F", "I", "RGBA"])
 def test_every_mode_becomes_rgb(mode):
     grey = Image.new("L", (5, 7), 204)  # In the web palette.
     direct = mode in ("1", "L", "LA", "F", "I")
@@ -98,14 +99,6 @@ def test_a_jpeg_above_the_limit_is_reduced_until_it_fits(tmp_path, small_limit, 
     assert pixels[:, -1].mean(axis=0) == pytest.approx([255, 255, 255], abs=4)
 
 
-def test_a_reduced_jpeg_is_turned_upright(tmp_path, small_limit):
-    exif = Image.Exif()
-    exif[0x0112] = 3  # Upside down, so left becomes right.
-    pixels = load_image(save_left_red(tmp_path / "large.jpg", (160, 80), exif=exif))
-    assert pixels.shape == (20, 40, 3)
-    assert pixels[:, 0].mean(axis=0) == pytest.approx([255, 255, 255], abs=4)
-
-
 def test_other_pictures_above_the_limit_are_refused(tmp_path, small_limit):
     for name, size, options in (
         ("a.png", (40, 40), {}),
@@ -127,32 +120,17 @@ def test_the_first_picture_of_an_animation_counts(tmp_path):
         assert load_image(path)[3, 2].tolist() == pytest.approx([255, 0, 0], abs=5)
 
 
-def test_files_in_other_colours_become_rgb(tmp_path):
-    red = Image.new("RGB", (8, 8), (250, 0, 0))
-    red.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
-    red.convert("CMYK").save(tmp_path / "cmyk.tiff")
-    red.convert("L").save(tmp_path / "grey.jpg", quality=95)
-    Image.fromarray(np.full((8, 8), 0x4C4C, np.uint16)).save(tmp_path / "deep.tiff")
-    expected = {"cmyk.jpg": [250, 0, 0], "cmyk.tiff": [250, 0, 0], "grey.jpg": [75] * 3}
-    for path in tmp_path.iterdir():
-        colour = expected.get(path.name, [0x4C] * 3)
-        assert load_image(path)[4, 4].tolist() == pytest.approx(colour, abs=4)
-
-
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tiff"])
-@pytest.mark.parametrize("share", [0.0, 0.5])
-def test_truncated_files_are_refused(tmp_path, name, share):
+def test_truncated_files_are_refused(tmp_path, name):
     path = tmp_path / name
     noise = np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with refused("image_unreadable", InputError, path=str(path)):
         load_image(path)
 
 
-@pytest.mark.parametrize(
-    "mode", ["1", "L", "LA", "P", "CMYK", "HSV", "F", "I", "I;16", "RGBA", "RGB"]
-)
+@pytest.mark.parametrize("mode", ["1", "LA", "P", "CMYK", "F", "I", "I;16", "RGB"])
 def test_pictures_are_converted_in_blocks(monkeypatch, mode):
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (11, 13, 3), dtype=np.uint8))
@@ -163,7 +141,7 @@ def test_pictures_are_converted_in_blocks(monkeypatch, mode):
         wide[10, 3] = 9_999
         image = Image.fromarray(wide.astype(np.float32 if mode == "F" else np.int32))
     else:
-        image = noise.convert("LA").convert("L" if mode in ("1", "L") else "LA").convert(mode)
+        image = noise.convert("LA").convert("L" if mode == "1" else "LA").convert(mode)
     if mode == "P":
         image.info["transparency"] = 3
     tags = Image.Exif()
@@ -174,7 +152,7 @@ def test_pictures_are_converted_in_blocks(monkeypatch, mode):
         whole = load_image(image)
         turned = load_image(ImageOps.exif_transpose(image))
         np.testing.assert_array_equal(whole, turned)
-        for most in (1, 10, 13, 50):
+        for most in (1, 10, 50):
             monkeypatch.setattr(preprocess, "_BLOCK_PIXELS", most)
             np.testing.assert_array_equal(load_image(image), whole)
         monkeypatch.undo()
@@ -203,13 +181,6 @@ def test_folders_are_read_in_order_and_nothing_twice(tmp_path):
     assert relative == ["a.JPG", "b.png", "sub/c.webp", "notes.txt"]
 
 
-def test_empty_folder_and_missing_path_are_refused(tmp_path):
-    with refused("no_images", InputError, path=str(tmp_path)):
-        list(iter_image_files([tmp_path]))
-    with refused("path_missing", InputError):
-        list(iter_image_files([tmp_path / "nowhere"]))
-
-
 def test_other_files_of_folders_are_counted_by_kind(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(preprocess, "obstacle_to", lambda kind: "needs another package")
     for name in ("a.png", "b.HEIC", "c.heic", "sub/d.zip", "e", "f.txt", "g.%$x", ".hidden.txt"):
@@ -225,21 +196,16 @@ def test_other_files_of_folders_are_counted_by_kind(tmp_path, caplog, monkeypatc
     (tmp_path / "a.png").unlink()
     with refused("no_images", InputError, others=dict(others)):
         list(iter_image_files([tmp_path]))
-    (tmp_path / "a.png").touch()
-    for name in ("b.HEIC", "c.heic", "sub/d.zip"):
-        (tmp_path / name).unlink()
-    caplog.clear()
-    list(iter_image_files([tmp_path]))
-    assert not caplog.messages  # Texts lie beside pictures often.
+    with refused("path_missing", InputError):
+        list(iter_image_files([tmp_path / "nowhere"]))
 
 
-@pytest.mark.parametrize(("start", "kind"), [(b"PK\3\4", "zip"), (b"\x1f\x8b", "gzip")])
-def test_an_archive_is_no_folder_of_pictures(tmp_path, start, kind):
+def test_an_archive_is_no_folder_of_pictures(tmp_path):
     archive = tmp_path / "crops"
-    archive.write_bytes(start + b"rest")
-    with refused("archive", InputError, path=str(archive), kind=kind):
+    archive.write_bytes(b"PK\3\4rest")
+    with refused("archive", InputError, path=str(archive), kind="zip"):
         list(iter_image_files([archive]))
-    with refused("archive", InputError, kind=kind):
+    with refused("archive", InputError, kind="zip"):
         read_manifest(archive)
 
 
@@ -268,44 +234,36 @@ def picture(path, **tags):
         ({"original": "2026:11:24 14:00:05", "offset": "+00:00"}, UTC),
         ({"original": "2026:11:24 14:00:05", "offset": "-05:30"}, UTC + 5.5 * 3600),
         ({"original": "2026:11:24 14:00:05", "offset": "", "fraction": "250"}, LOCAL + 0.25),
-        ({"original": "2026:11:24 14:00:05", "fraction": "5"}, LOCAL + 0.5),
         ({"original": "2026:11:24 14:00:05", "fraction": "x"}, LOCAL),
         ({"original": "0000:00:00 00:00:00"}, None),
-        ({"original": "2026:13:24 14:00:05"}, None),
         ({}, None),
     ],
 )
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tiff", ".webp"])
-def test_exif(tmp_path, tags, expected, suffix):
-    found = capture_time(picture(tmp_path / f"a{suffix}", **tags))
-    assert found == (None if expected is None else pytest.approx(expected, abs=1e-6))
+def test_exif(tmp_path, tags, expected):
+    for suffix in (".jpg", ".png", ".tiff", ".webp"):
+        path = picture(tmp_path / f"a{suffix}", **tags)
+        os.utime(path, (1e9, 1e9 + 0.5))
+        found = capture_time(path)
+        assert found == (None if expected is None else pytest.approx(expected, abs=1e-6))
+        assert (capture_time(path, "mtime"), capture_time(path, "none")) == (1e9 + 0.5, None)
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("gate_20261124_140005.jpg", LOCAL),
-        ("IMG-2026-11-24T14-00-05.jpg", LOCAL),
         ("cam1 2026-11-24 14.00.05.jpg", LOCAL),
         ("cam12_20261124_140005_250.jpg", LOCAL + 0.25),
         ("20261124T140005Z.jpg", UTC),
         ("gate_1790000000_003.jpg", 1_790_000_000.0),
         ("1790000000250.jpg", 1_790_000_000.25),
         ("20261332_140005.jpg", None),
-        ("000123.jpg", None),
         ("12345678901234567890.jpg", None),
     ],
 )
 def test_names(name, expected):
     found = capture_time(f"/20251224_120000/{name}", "name")
     assert found == (None if expected is None else pytest.approx(expected, abs=1e-6))
-
-
-def test_mtime_and_none(tmp_path):
-    path = picture(tmp_path / "20261124_140005.jpg", original="2026:11:24 14:00:05")
-    os.utime(path, (1e9, 1e9 + 0.5))
-    assert capture_time(path, "mtime") == 1e9 + 0.5
-    assert capture_time(path, "none") is None
 
 
 @pytest.mark.parametrize("source", get_args(TimeSource))

@@ -4,9 +4,7 @@ import random
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.helpers.command_line import run_code
 from tests.helpers.log_manipulations import ONLY_OPEN, WAYS, problem_of
@@ -15,7 +13,7 @@ from upperson_rt import log_writer
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Hit, Item
 from upperson_rt.log_chain import verify_log
-from upperson_rt.query_log import QueryLog, describe_picture
+from upperson_rt.query_log import QueryLog
 
 HITS = [Hit(id=number, score=0.5, item=Item(key=str(number))) for number in (7, 3)]
 
@@ -128,33 +126,17 @@ def test_a_line_cut_off_by_a_full_disk_spoils_no_other(path, monkeypatch):
 @pytest.mark.parametrize(
     "make",
     [lambda path: path.parent.rmdir(), lambda path: path.mkdir(), lambda path: os.mkfifo(path)],
-    ids=["no folder", "folder", "fifo"],
 )
 def test_what_cannot_be_written_is_refused_at_once(tmp_path, make):
     path = tmp_path / "place" / "log"
     path.parent.mkdir()
+    log = QueryLog(tmp_path / "log")
+    log.close()
+    with refused("log_unwritable", InputError):
+        log.write("red", HITS, k=1)
     make(path)
     with refused("log_unwritable", InputError, path=str(path)):
         QueryLog(path)
-
-
-def test_a_closed_log_is_not_written(path):
-    log = QueryLog(path)
-    for _ in range(2):
-        log.close()
-    with refused("log_unwritable", InputError):
-        log.write("red", HITS, k=1)
-
-
-def test_pictures_are_named_by_their_hash(tmp_path):
-    pixels = np.full((4, 3, 3), 7, np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    found = describe_picture(tmp_path / "a.png")
-    assert (found["file"], len(found["sha256"])) == (str(tmp_path / "a.png"), 64)
-    assert describe_picture(pixels) == describe_picture(Image.fromarray(pixels))
-    assert describe_picture(pixels) != describe_picture(pixels + 1)
-    with refused("image_unreadable", InputError, path=str(tmp_path / "gone.png")):
-        describe_picture(tmp_path / "gone.png")
 
 
 def write_some(path, count=6, **more):
@@ -163,27 +145,17 @@ def write_some(path, count=6, **more):
             log.write(f"sentence {number}", HITS, k=2, **more)
 
 
-def test_lines_are_chained(path):
-    write_some(path, 3)
-    write_some(path, 3, user="bob", details={"reason": "a request"})
-    report = verify_log(path)
-    assert (report.lines, report.unchained, report.problems) == (6, 0, [])
-    lines = lines_of(path)
-    assert [line["user"] for line in lines] == ["ann"] * 3 + ["bob"] * 3
-    assert (report.chain, lines[-1]["details"]) == (lines[-1]["chain"], {"reason": "a request"})
-
-
-@pytest.mark.parametrize("place", [0, 2, 5])
-def test_the_line_that_was_changed_or_is_missing_is_named(path, place):
+def test_the_line_that_was_changed_or_is_missing_is_named(path):
     """Lines that were added, swapped or edited are tried by `log_manipulations`."""
     write_some(path)
     lines = path.read_bytes().splitlines(keepends=True)
-    changed = lines[place].replace(b'"ann"', b'"bob"')
-    path.write_bytes(b"".join([*lines[:place], changed, *lines[place + 1 :]]))
-    problem = f"line {place + 1} is not what was written"
-    assert verify_log(path).problems[0].startswith(problem)
-    path.write_bytes(b"".join([*lines[:place], *lines[place + 1 :]]))
-    assert (problem if place < 5 else "at the end are missing") in verify_log(path).problems[0]
+    for place in (0, 5):
+        changed = lines[place].replace(b'"ann"', b'"bob"')
+        path.write_bytes(b"".join([*lines[:place], changed, *lines[place + 1 :]]))
+        problem = f"line {place + 1} is not what was written"
+        assert verify_log(path).problems[0].startswith(problem)
+        path.write_bytes(b"".join([*lines[:place], *lines[place + 1 :]]))
+        assert (problem if place < 5 else "at the end are missing") in verify_log(path).problems[0]
 
 
 def test_what_older_releases_wrote_is_chained_to_what_follows(path, tmp_path):
@@ -199,20 +171,6 @@ def test_what_older_releases_wrote_is_chained_to_what_follows(path, tmp_path):
 
 
 WHOLE = b'{"time": "2026-11-26T09:00:00.000+00:00", "user": "bob", "action": "query"}'
-
-
-@pytest.mark.parametrize("added", [WHOLE + b"\n", WHOLE, WHOLE[:30] + b"\n", b"garbage", b"\n"])
-@pytest.mark.parametrize("goes_on", [False, True])
-def test_a_line_that_is_not_chained_shows_at_the_end_too(path, tmp_path, added, goes_on):
-    write_some(path, 3)
-    with open(path, "ab") as file:
-        file.write(added)
-    if goes_on:  # In a new file.
-        write_some(path, 2)
-        assert verify_log(path).lines == 3
-        assert len(verify_log(path).problems) == 1
-    (problem,) = verify_log(tmp_path / "log.broken-1" if goes_on else path).problems
-    assert problem.startswith("line 4 is not what was written")
 
 
 @pytest.mark.parametrize("length", [1, 30])
@@ -232,56 +190,37 @@ def test_a_last_line_that_a_crash_cut_off_is_known(path, length):
     ("content", "code"),
     [
         (b"root:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1::/:\n", "no_query_log"),
-        (b"\xff\xd8\xff\xe0\x00\x10JFIF" * 50, "no_query_log"),
-        (b"\n", "no_query_log"),
         (b"", "no_query_log"),
         (WHOLE + b"\n", "log_unchained"),
-        (WHOLE, "log_unchained"),
     ],
 )
-def test_what_is_no_query_log_is_not_approved(path, content, code):
+def test_what_is_no_query_log_is_not_approved(path, tmp_path, content, code):
     path.write_bytes(content)
     report = verify_log(path)
     assert (report.code, report.lines, len(report.problems)) == (code, 0, 1)
+    QueryLog(tmp_path / "new").close()
+    for first in (b"", WHOLE[:1]):  # Nothing was written yet, or the first line was cut off.
+        (tmp_path / "new").write_bytes(first)
+        assert verify_log(tmp_path / "new").code == ""
 
 
 @pytest.mark.parametrize("with_head", [False, True])
-def test_a_log_without_its_chain_is_not_approved(path, with_head):
+def test_a_log_without_its_chain_or_its_line_ends_is_not_approved(path, with_head):
     write_some(path, 3)
     if not with_head:
         path.with_name("log.head").unlink()
     stripped = [{**line, "chain": None} for line in lines_of(path)]
-    path.write_text("".join(f"{json.dumps(line)}\n" for line in stripped))
-    report = verify_log(path)
-    assert (report.code, report.lines, report.unchained) == ("log_unchained", 0, 3)
-
-
-@pytest.mark.parametrize("with_head", [False, True])
-def test_a_log_with_other_line_ends_is_not_approved_for_these(path, with_head):
-    write_some(path, 3)
-    if not with_head:
-        path.with_name("log.head").unlink()
-    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    report = verify_log(path)
-    assert (report.code, report.lines, report.unchained) == ("log_unchained", 0, 3)
+    for content in (
+        "".join(f"{json.dumps(line)}\n" for line in stripped).encode(),
+        path.read_bytes().replace(b"\n", b"\r\n"),
+    ):
+        path.write_bytes(content)
+        report = verify_log(path)
+        assert (report.code, report.lines, report.unchained) == ("log_unchained", 0, 3)
     assert "CR LF" in report.problems[0]
-    assert not any("removed" in problem for problem in report.problems)
-    path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n"))
-    assert verify_log(path).lines == 3
 
 
-def test_a_log_of_which_nothing_was_written_yet_is_sound(path):
-    QueryLog(path).close()
-    assert (verify_log(path).code, verify_log(path).problems) == ("", [])
-    path.write_bytes(WHOLE[:1])  # Its first line was cut off.
-    assert (verify_log(path).code, verify_log(path).problems) == ("", [])
-
-
-def test_a_log_that_was_written_anew_shows_it(path, tmp_path):
-    write_some(path)
-    write_some(tmp_path / "other", 7)
-    (tmp_path / "other").rename(path)
-    assert "was written anew" in verify_log(path).problems[0]
+def test_a_log_that_cannot_be_read_is_refused(tmp_path):
     with refused("log_unreadable", InputError):
         verify_log(tmp_path / "none")
     os.mkfifo(tmp_path / "pipe")
@@ -299,6 +238,7 @@ def test_a_log_that_was_made_anew_as_a_whole_lacks_the_chain_that_was_noted(path
     write_some(path, 1)  # What was there before stays what it was.
     report = verify_log(path, chains)
     assert (report.problems, report.expected) == ([], dict(zip(chains, (1, 2, 3), strict=True)))
+    assert (report.lines, report.chain) == (4, lines_of(path)[-1]["chain"])
     # A user who may write both files leaves out lines, and chains the others again.
     path.unlink()
     path.with_name("log.head").unlink()
@@ -308,19 +248,14 @@ def test_a_log_that_was_made_anew_as_a_whole_lacks_the_chain_that_was_noted(path
     assert problem.startswith(f"no line has the expected chain {chains[1]}: the log was written")
 
 
-def test_of_very_many_strange_lines_a_hundred_are_listed(path, tmp_path):
+def test_of_very_many_strange_lines_a_hundred_are_listed(path):
     write_some(path, 3)
     with open(path, "ab") as file:
-        file.write(b"\n" * 100_000)
+        file.write(b"\n" * 1_000)
     report = verify_log(path)
     assert (report.lines, len(report.problems)) == (3, 101)
     assert report.problems[0].startswith("line 4 is not what was written")
-    assert report.problems[-1] == "and 99900 more of them"
-    (tmp_path / "log.head").unlink()
-    last_two = verify_log(path, ["0" * 64]).problems[101:]  # They are not among the more.
-    assert [problem.split()[0] for problem in last_two] == ["log.head", "no"]
-    write_some(path, 1)
-    assert verify_log(path).chain == lines_of(path)[-1]["chain"]
+    assert report.problems[-1] == "and 900 more of them"
 
 
 @pytest.mark.parametrize("soon", [0, 500, 1 << 20])
@@ -334,15 +269,6 @@ def test_a_log_goes_on_whether_it_is_read_through_or_not(path, monkeypatch, soon
     write_some(path, 1)
     report = verify_log(path)
     assert (report.lines, report.unchained, report.cut_off, report.problems) == (5, 5, 1, [])
-
-
-@pytest.mark.parametrize("content", [b"x" * 10**7, b"9" * 20 + b" \xff", b"", None])
-def test_a_damaged_file_beside_the_log_is_told(path, tmp_path, content):
-    write_some(path, 3)
-    head = tmp_path / "log.head"
-    head.unlink() if content is None else head.write_bytes(content)
-    (problem,) = verify_log(path).problems
-    assert problem.startswith("log.head is ")
 
 
 _WAYS = [(way, is_open) for way in WAYS for is_open in (False, True)]
@@ -412,22 +338,6 @@ def test_a_head_that_a_crash_left_behind_is_caught_up(path, tmp_path, monkeypatc
     assert "2 lines behind" in problem
 
 
-def test_a_log_that_was_moved_with_its_head_continues_none_but_the_open_one(path, tmp_path):
-    log = QueryLog(path)
-    log.write("red", HITS, k=1)
-    for name in ("log", "log.head"):
-        (tmp_path / name).rename(tmp_path / name.replace("log", "log-2026"))
-    with QueryLog(path) as other:
-        other.write("blue", HITS, k=1)
-        assert not other.problem
-    log.write("green", HITS, k=1)  # It knows of "red".
-    assert log.problem
-    assert verify_log(tmp_path / "log-2026").problems == []
-    assert verify_log(tmp_path / "log.broken-1").problems == []
-    assert lines_of(path)[-1]["sentence"] == "green"
-    log.close()
-
-
 def test_several_open_logs_agree_on_the_new_file(path, tmp_path):
     logs = [QueryLog(path, user=f"user {number}") for number in range(4)]
     for number in range(5):
@@ -456,23 +366,7 @@ def test_a_new_file_that_root_begins_belongs_to_the_owner_of_the_one_before(path
     assert {(tmp_path / one).stat().st_uid for one in ("log", "log.head")} == {1234}
 
 
-@pytest.mark.parametrize("replaced", [False, True])
-def test_a_name_alone_sets_no_log_aside(path, tmp_path, replaced):
-    """A log that was moved to the name of one set aside does not continue it."""
-    log = QueryLog(path)
-    log.write("red", HITS, k=1)
-    path.rename(tmp_path / "log.broken-9")
-    (tmp_path / "log.head").rename(tmp_path / "log.broken-9.head")
-    if replaced:
-        write_some(path, 1)
-    log.write("green", HITS, k=1)
-    assert log.problem
-    log.close()
-    assert verify_log(path).problems
-
-
-@pytest.mark.parametrize("head_too", [True, False], ids=["with its head", "alone"])
-@pytest.mark.parametrize("made_anew", [True, False])
+@pytest.mark.parametrize(("head_too", "made_anew"), [(True, False), (False, True)])
 def test_a_log_that_was_rotated_is_not_written_to_under_its_new_name(path, head_too, made_anew):
     """A new file goes on, and says so until it is acknowledged."""
     with QueryLog(path, user="ann") as log:
@@ -488,3 +382,16 @@ def test_a_log_that_was_rotated_is_not_written_to_under_its_new_name(path, head_
     first, second = lines_of(path)
     assert (first["action"], first["previous"], second["sentence"]) == ("break", chain, "after")
     assert "log acknowledge" in verify_log(path).problems[0]
+
+
+def test_a_name_alone_sets_no_log_aside(path, tmp_path):
+    """A log that was moved to the name of one set aside does not continue it."""
+    log = QueryLog(path)
+    log.write("red", HITS, k=1)
+    path.rename(tmp_path / "log.broken-9")
+    (tmp_path / "log.head").rename(tmp_path / "log.broken-9.head")
+    write_some(path, 1)
+    log.write("green", HITS, k=1)
+    assert log.problem
+    log.close()
+    assert verify_log(path).problems

@@ -5,7 +5,6 @@ Ray is in no extra of the tests: its cluster takes half a minute of processor ti
 """
 
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -13,20 +12,17 @@ import sys
 import tempfile
 import time
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
-from tests.helpers.command_line import ROOT, environment
+from tests.helpers.command_line import environment
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from upperson_ray import index as ray_index
 from upperson_ray.index import index_on_ray
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.gallery import Gallery
-from upperson_rt.gallery.shards import ShardRecord, Tally
 from upperson_rt.gallery.sqlite.merge import merge_shards
-from upperson_rt.ingest.shards import made_with
 
 SHARDS = 8
 
@@ -107,18 +103,6 @@ def test_what_is_finished_is_left_alone(without_ray, original, tmp_path, monkeyp
     assert index(original, tmp_path / "output").earlier == SHARDS
 
 
-def test_one_gallery_for_all(without_ray, original, tmp_path):
-    pytest.importorskip("pymilvus", reason="pymilvus is not installed: extra 'milvus'")
-    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
-    gallery = f"milvus://{tmp_path}/people.db/people"
-    done = index(original, tmp_path / "output", shards=2, gallery=gallery)
-    records = [ShardRecord.read(Path(f"{folder}.json")) for folder in done.folders]
-    assert [record.shard for record in records] == ["1/2", "2/2"]
-    with Gallery.open(gallery) as opened:
-        assert Tally.of(item.key for item in opened.items()) == done.items
-    assert index(original, tmp_path / "output", shards=2, gallery=gallery).earlier == 2
-
-
 def test_shards_of_other_pictures_or_options_are_refused(without_ray, original, tmp_path):
     options = {"shards": 2, "camera": "gate"}
     index(original, tmp_path / "output", **options)
@@ -129,39 +113,11 @@ def test_shards_of_other_pictures_or_options_are_refused(without_ray, original, 
         ({"bundle": tmp_path / "other"}, "shard_of_other_pictures"),
         ({"pictures": tmp_path / "elsewhere"}, None),
         ({"camera": "hall"}, None),
-        ({"camera": None, "detector": no_people}, None),
     ):
         with pytest.raises(InputError) as found:
             index(original, tmp_path / "output", **options | changes)
         assert code in (None, found.value.code)
     assert index(original, tmp_path / "output", **options).earlier == 2
-
-
-def no_people(frame):
-    return []
-
-
-@pytest.mark.parametrize(
-    ("identity", "shown"),
-    [("weights 1f, score 0.3", "weights 1f, score 0.3"), (no_people, ".Own")],
-)
-def test_a_detector_is_known_by_what_it_says_or_is_called(identity, shown):
-    class Own:
-        def __call__(self, frame):
-            return []
-
-    Own.identity = identity
-    assert made_with({"detector": Own()})["--detector"].endswith(shown)
-    assert made_with({"detector": None, "camera": None, "batch_size": 1, "attributes": {}}) == {}
-
-
-def test_the_example(without_ray, original, tmp_path, monkeypatch, capsys):
-    arguments = [original / "bundle", original / "pictures", tmp_path / "out", tmp_path / "gallery"]
-    monkeypatch.setattr(sys, "argv", ["index_on_ray.py", *map(str, arguments)])
-    runpy.run_path(str(ROOT / "docs/examples/index_on_ray.py"), run_name="__main__")
-    printed = capsys.readouterr()
-    assert printed.out == "25 pictures: 24 rows, 1 not usable\n"
-    assert printed.err.splitlines()[-1] == "16 of 16 shards"
 
 
 def test_bad_arguments(original, tmp_path, monkeypatch):

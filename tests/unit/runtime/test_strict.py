@@ -12,7 +12,6 @@ from upperson_rt.strict import (
     read_fields,
     read_json,
     require_version,
-    suggestion,
 )
 
 
@@ -58,14 +57,10 @@ def test_a_mapping_becomes_a_dataclass():
         ({"widht_px": 1}, "key_unknown", ""),
         ({"width_px": 0}, "value_unfit", "width_px"),
         ({"width_px": True}, "value_unfit", "width_px"),
-        ({"width_px": 4.0}, "value_unfit", "width_px"),
         ({"drops": -1}, "value_unfit", "drops"),
         ({"mode": "dusk"}, "value_unfit", "mode"),
-        ({"lenses": {}}, "value_unfit", "lenses"),
         ({"lenses": [{"name": ""}]}, "value_unfit", "lenses[0].name"),
         ({"lenses": [{}]}, "key_missing", "lenses[0].name"),
-        ({"lenses": [7]}, "value_unfit", "lenses[0]"),
-        ({"limits": {"lux": "x"}}, "value_unfit", "limits.lux"),
         ({"limits": {"lux": float("nan")}}, "value_unfit", "limits.lux"),
         ({"limits": {"lux": 10**400}}, "value_unfit", "limits.lux"),
         ({"on": 1}, "value_unfit", "on"),
@@ -103,11 +98,6 @@ def test_versions_come_first():
     require_version({"schema_version": 2}, "f", (1, 2), "update")
     with refused("version_unknown", InputError, found=3):
         require_version({"schema_version": 3}, "f", (1, 2), "update")
-    for content in ({}, [], {"schema_version": "1"}, {"schema_version": 0}):
+    for content in ({}, [], {"schema_version": "1"}):
         with pytest.raises(InputError):
             require_version(content, "f", (1,), "update")
-
-
-def test_suggestions():
-    assert suggestion("fp23", ["fp32", "int8"]) == "did you mean 'fp32'?"
-    assert suggestion("x", ["fp32", "int8"]) == "known: fp32, int8"

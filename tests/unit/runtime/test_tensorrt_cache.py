@@ -1,7 +1,6 @@
 import dataclasses
 import hashlib
 import json
-import threading
 from pathlib import Path
 
 import pytest
@@ -49,34 +48,15 @@ def test_the_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("UPPERSON_CACHE", raising=False)
     monkeypatch.setenv("HOME", "/home/someone")
     default = Path("/home/someone/.cache/upperson")
-    for xdg, expected in (
-        ("", default),
-        ("relative", default),
-        ("/var/cache", Path("/var/cache/upperson")),
-    ):
+    for xdg, expected in (("relative", default), ("/var/cache", Path("/var/cache/upperson"))):
         monkeypatch.setenv("XDG_CACHE_HOME", xdg)
         assert cache_folder() == expected
-
-    def nowhere():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "home", nowhere)
-    with refused("no_home", InputError):
-        cache_folder()
     monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     assert EngineCache().folder == tmp_path / "engines"
     (tmp_path / "file").write_text("")
     with refused("cannot_write", InputError), EngineCache(tmp_path / "file").lock(lambda: None):
         pass
-
-
-def test_the_name_has_everything_that_invalidates():
-    assert RECORD.name == (
-        "text-abababababababab-b1.8.32x1.32.77-orin-nvgpu-sm87x16-linux-aarch64-trt10.3.0.30"
-        "-ef38b0986b37cb1f.engine"
-    )
 
 
 def test_written_and_read_back_the_latest_first(cache):
@@ -86,6 +66,10 @@ def test_written_and_read_back_the_latest_first(cache):
     assert cache.records() == ([RECORD], [])
     assert cache.load(RECORD) == PLAN
     assert {p.name for p in cache.folder.iterdir()} == {path.name, RECORD.json_name}
+    assert path.name == (  # All that makes an engine useless elsewhere.
+        "text-abababababababab-b1.8.32x1.32.77-orin-nvgpu-sm87x16-linux-aarch64-trt10.3.0.30"
+        "-ef38b0986b37cb1f.engine"
+    )
     larger = InputProfile("input_ids", (1, 1), (8, 32), (64, 77))
     later = changed(RECORD, built="2026-11-25T12:00:00.000+00:00", profile=larger)
     cache.save(later, PLAN)
@@ -107,15 +91,8 @@ def test_a_damaged_engine_is_not_loaded(cache):
     ("change", "message"),
     [
         ({"schema_version": 1}, "version 1, this program reads up to 2: compile again"),
-        ({"sha256": 5}, "sha256: expected a non-empty string"),
         ({"comparisons": []}, "comparisons: expected at least one"),
-        ({"comparisons": [{"batch_size": 0}]}, r"comparisons[0].batch_size: expected"),
-        ({"surprise": 1}, "unknown key 'surprise'"),
         ({"onnx_sha256": "cd" * 32}, "is what the record describes"),
-        (
-            {"profile": {"name": "x", "min": [0], "opt": [1], "max": [1]}},
-            "profile.min[0]: expected",
-        ),
         (None, "is not valid JSON"),
     ],
 )
@@ -150,22 +127,10 @@ def test_timings_are_kept_per_target(cache):
     assert cache.load_timing_cache(changed(ORIN, tensorrt="10.3.1")) == b""
 
 
-def test_one_builds_at_a_time_and_what_a_killed_build_was_writing_goes(cache):
-    order = []
-
-    def second():
-        with cache.lock(lambda: order.append("waits")):
-            order.append("second")
-            assert sorted(path.name for path in cache.folder.iterdir()) == [".lock", "a.engine"]
-
-    with cache.lock(lambda: order.append("never")):
+def test_what_a_killed_build_was_writing_goes(cache):
+    with cache.lock(lambda: None):
         for name in (".a.engine.a1b2c3d4", ".a.engine.json.zzzzzzzz", "a.engine"):
             (cache.folder / name).write_bytes(b"")
-        thread = threading.Thread(target=second)
-        thread.start()
-        while not order:
-            thread.join(0.01)
-        order.append("first")
-    thread.join()
-    assert order == ["waits", "first", "second"]
+    with cache.lock(lambda: None):
+        assert sorted(path.name for path in cache.folder.iterdir()) == [".lock", "a.engine"]
     assert cache.folder.stat().st_mode & 0o077 == 0  # Engines are code: nobody else's business.

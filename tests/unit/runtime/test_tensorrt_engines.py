@@ -4,8 +4,6 @@ TensorRT for RTX has the API of TensorRT and compiles without a GPU; its engines
 here, so nothing is run.
 """
 
-import builtins
-import dataclasses
 import os
 import signal
 import threading
@@ -32,8 +30,8 @@ RTX = "RTX"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return make_toy_bundle(tmp_path_factory.mktemp("engines") / "bundle")
+def bundle(toy_bundle):
+    return toy_bundle
 
 
 def rtx():
@@ -62,22 +60,12 @@ def build(request, bundle, monkeypatch):
 on_stand_ins = pytest.mark.parametrize("build", VERSIONS, indirect=True)
 
 
-def test_profiles(bundle):
-    manifest = read_manifest(bundle)
-    image = tower_profile("image", manifest, 32)
-    assert image == InputProfile("image", (1, 24, 8, 3), (8, 24, 8, 3), (32, 24, 8, 3))
-    assert image.label == "1.8.32"
-    text = tower_profile("text", manifest, 4)
-    assert text == InputProfile("input_ids", (1, 2), (4, 12), (4, 12))
-    assert text.label == "1.4.4x2.12.12"
-    assert tower_profile("image", manifest, 1).label == "fixed"
-
-
 @on_stand_ins
 def test_settings_are_those_all_versions_have(build):
     steps = []
     build(progress=lambda *step: steps.append(step))
     config = build.trt.behaviour.last_config
+    assert build.profile == InputProfile("image", (1, 24, 8, 3), (8, 24, 8, 3), (32, 24, 8, 3))
     assert config._flags == set()  # No precision flags, and TF32 is off.
     assert config._pools == {build.trt.MemoryPoolType.WORKSPACE: 64 << 20}
     shapes = {"image": (build.profile.min, build.profile.opt, build.profile.max)}
@@ -191,7 +179,7 @@ def test_both_towers_are_built_compared_and_kept(bundle, tmp_path, monkeypatch, 
     assert suffixes == [".engine", ".engine", ".json", ".json", ".timing"]
 
 
-@pytest.mark.parametrize("batch", [1, 2, 7, 32])
+@pytest.mark.parametrize("batch", [1, 7, 32])
 def test_a_wrong_engine_is_refused_and_nothing_is_written(bundle, tmp_path, fake, batch):
     fake.wrong_batch = batch
     with refused("embeds_differ", IntegrityError, tower="image", batch_size=batch):
@@ -218,19 +206,6 @@ def test_engines_are_used_again_unless_damaged_or_made_with_other_settings(bundl
     assert len(EngineCache(tmp_path).records()[0]) == 4
 
 
-def test_timings_are_used_again_or_left_out_with_a_note(bundle, tmp_path, fake):
-    compiled(bundle, tmp_path)
-    (timings,) = (tmp_path / "engines").glob("*.timing")
-    assert timings.read_bytes().endswith(b" 2")  # Two towers.
-    assert "could not be used" not in compiled(bundle, tmp_path, max_batch=16)[2]
-    assert timings.read_bytes().endswith(b" 4")
-    timings.write_bytes(b"junk")
-    assert (
-        "timings of earlier builds could not be used" in compiled(bundle, tmp_path, max_batch=8)[2]
-    )
-    assert timings.read_bytes().endswith(b" 2")
-
-
 def test_two_at_once_build_once(bundle, tmp_path, fake):
     waiting = threading.Event()
 
@@ -254,13 +229,6 @@ def test_two_at_once_build_once(bundle, tmp_path, fake):
 def test_what_is_wrong_is_said_before_anything_is_built(bundle, tmp_path, monkeypatch):
     driver, trt = install_fake_tensorrt(monkeypatch)
     trt.behaviour.on_step = lambda step: pytest.fail("a build was started")
-    real_import = builtins.__import__
-
-    def without_onnxruntime(name, *arguments, **options):
-        if name.partition(".")[0] == "onnxruntime":
-            raise ImportError(name)
-        return real_import(name, *arguments, **options)
-
     with refused("variant_unknown", UsageError, variant="fp16"):
         compile_bundle(bundle, cache=tmp_path)
     with refused("no_bundle", InputError):
@@ -272,10 +240,6 @@ def test_what_is_wrong_is_said_before_anything_is_built(bundle, tmp_path, monkey
     (damaged / "text.int8.onnx").write_bytes(b"junk")
     with refused("size_differs", IntegrityError, found=4):
         compiled(damaged, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(builtins, "__import__", without_onnxruntime)
-        with refused("extra_missing", BackendError, package="onnxruntime"):
-            compiled(bundle, tmp_path)
     with refused("device_missing", BackendError, device="cuda:3"):
         compiled(bundle, tmp_path, device="cuda:3")
     driver.fail["cuInit"] = 100
@@ -283,14 +247,10 @@ def test_what_is_wrong_is_said_before_anything_is_built(bundle, tmp_path, monkey
         compiled(bundle, tmp_path)
 
 
-class Recorder:
+class Tower:
     """Stands for a tower: an embedding that depends on every number of its row."""
 
-    def __init__(self):
-        self.rows = []
-
     def __call__(self, rows):
-        self.rows.append(rows)
         flat = rows.reshape(len(rows), -1).astype(np.float32)
         weights = np.random.default_rng(0).normal(size=(flat.shape[1], 8))
         return (flat @ weights).astype(np.float32)
@@ -302,32 +262,7 @@ GOLDEN = GoldenSamples(
     image_embeds=np.zeros((3, 8), np.float32),
     text_embeds=np.zeros((2, 8), np.float32),
 )
-TEXTS = InputProfile("input_ids", (1, 1), (8, 9), (20, 12))
 IMAGES = InputProfile("image", (1, 6, 5, 3), (8, 6, 5, 3), (20, 6, 5, 3))
-
-
-def test_the_inputs_of_a_comparison_are_many_and_different():
-    engine, reference = Recorder(), Recorder()
-    compare_engine("image", engine, reference, GOLDEN, IMAGES, 0.99, "x")
-    assert [len(rows) for rows in engine.rows] == [1, 2, 7, 20]
-    assert len({rows[0].tobytes() for rows in engine.rows}) == 4  # Each comes to other places.
-    (images,) = reference.rows
-    assert len(np.unique(images.reshape(16, -1), axis=0)) == 15  # 3 samples, 5 shifts each.
-
-    engine, reference = Recorder(), Recorder()
-    compare_engine("text", engine, reference, GOLDEN, TEXTS, 0.99, "x")
-    assert [ids.shape[1] for ids in reference.rows] == [4, 9, 12, 12]
-    lengths = [[int(np.flatnonzero(row).max()) + 1 for row in ids] for ids in reference.rows]
-    for ids, of_rows in zip(reference.rows, lengths, strict=True):
-        for row, length in zip(ids, of_rows, strict=True):
-            assert (row[0], row[length - 1]) == (90, 91)
-            assert set(row[1 : length - 1]) <= {5, 6, 7, 8}
-    assert [set(found) for found in lengths[:3]] == [{4}, {9}, {12}]
-    assert (min(lengths[3]), max(lengths[3])) == (3, 12)
-
-    small = dataclasses.replace(IMAGES, max=(3, 6, 5, 3))
-    found = compare_engine("image", Recorder(), Recorder(), GOLDEN, small, 0.99, "x")
-    assert [comparison.batch_size for comparison in found] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -335,13 +270,12 @@ def test_the_inputs_of_a_comparison_are_many_and_different():
     [
         (lambda rows: np.where(np.arange(8) == 3, np.nan, rows), "embeds_not_finite", 1),
         (lambda rows: rows[:, :4], "shape_differs", 1),
-        (lambda rows: -rows, "embeds_differ", 1),
         (lambda rows: rows * 0, "embeds_differ", 1),
         (lambda rows: rows if len(rows) < 7 else np.roll(rows, 1, axis=0), "embeds_differ", 7),
     ],
 )
 def test_what_counts_as_different(damage, code, batch_size):
-    tower = Recorder()
+    tower = Tower()
     with refused(code, IntegrityError, batch_size=batch_size):
         compare_engine(
             "image", lambda rows: damage(tower(rows)), tower, GOLDEN, IMAGES, 0.9999, "x"

@@ -89,7 +89,6 @@ def test_files(tmp_path):
     assert Tokenizer.from_file(path).eot_id == IDS[EOT]
     for content, code in (
         (JSON[:100].encode(), "no_json"),
-        (b"{}", "tokenizer_unfit"),
         (b"\xff\xfe{", "no_utf8"),
     ):
         path.write_bytes(content)
@@ -97,18 +96,7 @@ def test_files(tmp_path):
             Tokenizer.from_file(path)
 
 
-def test_a_tokenizer_without_its_frame_is_refused():
-    content = json.loads(JSON)
-    content["post_processor"] = None
-    with refused("frame_unfit", IntegrityError):
-        Tokenizer.from_json(json.dumps(content))
-
-
 HOSTILE = {
-    "a piece shorter than its prefix": (
-        "model",
-        {"type": "BPE", "vocab": IDS, "merges": ["a in"], "continuing_subword_prefix": "#" * 9},
-    ),
     "merges by chance": ("model", {"type": "BPE", "vocab": IDS, "merges": [], "dropout": 0.5}),
     "no such unknown token": ("model", {"type": "WordLevel", "vocab": IDS, "unk_token": "x"}),
     "no id": ("model", {"type": "WordLevel", "vocab": {}, "unk_token": None}),
@@ -126,27 +114,13 @@ def test_what_exports_do_not_write_never_reaches_the_library(key_and_value):
         Tokenizer.from_json(json.dumps(json.loads(JSON) | {key: value}), context_length=12)
 
 
-@pytest.mark.parametrize("number", [1 << 31, -1, 1 << 64, 5000, 1, 2.0, True, "2"])
+@pytest.mark.parametrize("number", [-1, 5000, 1, 2.0, True, "2"])
 def test_ids_are_those_of_a_table(number):
     assert IDS["red"] == 2
     with refused(
         "tokenizer_unfit", IntegrityError, what="model.vocab, tokens with the ids from 0 on,"
     ):
         Tokenizer.from_json(JSON.replace('"red":2', f'"red":{json.dumps(number)}'))
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "code"),
-    [
-        ('"padding":null', '"padding":null,"padding":null', "no_json"),
-        ('"padding":null', '"padding":' + "[" * 100_000, "no_json"),
-        ('"red"', r'"\ud800"', "tokenizer_unreadable"),
-    ],
-)
-def test_text_that_readers_take_differently_or_fail_on_is_refused(old, new, code):
-    assert old in JSON
-    with refused(code, IntegrityError):
-        Tokenizer.from_json(JSON.replace(old, new))
 
 
 def test_a_tokenizer_is_put_together_as_the_library_reads_it(clip_json):
@@ -157,10 +131,3 @@ def test_a_tokenizer_is_put_together_as_the_library_reads_it(clip_json):
     assert ours.encode(CAPTIONS).input_ids.tolist() == padded(
         [encoding.ids for encoding in library.encode_batch(texts)]
     )
-
-
-def test_merges_may_be_written_as_before_0_20(clip_json):
-    content = json.loads(clip_json)
-    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
-    ours, older = Tokenizer.from_json(clip_json), Tokenizer.from_json(json.dumps(content))
-    assert ours.encode(CAPTIONS).input_ids.tolist() == older.encode(CAPTIONS).input_ids.tolist()

@@ -12,7 +12,6 @@ from upperson.model.base import SMALL, load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
 from upperson_rt import SearchRequest
-from upperson_rt.search import query as module
 from upperson_rt.search.query import QueryEncoder, Vocabulary
 from upperson_rt.search.service import SearchService
 
@@ -53,35 +52,12 @@ class TextTower:
         ("a woman in a red coat with a zebra", ["zebra"]),
         ("a volcano", ["volcano"]),  # Also a word that others are compared with.
         ("the woman, who is in a red coat without trousers", []),  # Small words say nothing.
-        ("Please find the woman in trousers", []),
-        ("woman Woman WOMAN zebra", ["zebra"]),
         ("xqzvbnwk", ["xqzvbnwk"]),  # Three pieces and more: in no vocabulary.
     ],
 )
 def test_words_that_no_text_had_are_named(sentence, expected):
     tower = TextTower("a woman in a red coat and blue trousers")
     assert unknown(Vocabulary(tower), sentence) == expected
-
-
-def test_a_model_that_knows_all_words_is_believed():
-    tower = TextTower()
-    vocabulary = Vocabulary(tower)
-    for sentence in ("quantum-zebra", "a volcano", "a woman in a red coat"):
-        assert unknown(vocabulary, sentence) == []
-    embedded = len(tower.embedded)
-    assert unknown(vocabulary, "parliament") == []
-    assert len(tower.embedded) == embedded, "found out once"
-
-
-def test_a_word_is_looked_at_once_and_again_when_words_are_forgotten(monkeypatch):
-    tower = TextTower("red coat")
-    vocabulary = Vocabulary(tower)
-    assert unknown(vocabulary, "red zebra") == ["zebra"]
-    embedded = len(tower.embedded)
-    assert unknown(vocabulary, "zebra red") == ["zebra"]
-    assert len(tower.embedded) == embedded
-    monkeypatch.setattr(module, "_KEPT", 3)
-    assert unknown(vocabulary, "zebra coat bicycle") == ["zebra", "bicycle"]
 
 
 class ShippedBase:
@@ -104,12 +80,8 @@ def test_the_shipped_base():
         "quantum-zebra": ["quantum", "zebra"],
         "a boy riding a bicycle": ["riding", "bicycle"],
         "a woman in a red coat and black trousers": [],
-        "man with a blue jacket": [],
-        "person in a white shirt": [],
         "young guy wearing a hoodie and sneakers with a backpack": [],
         "gentleman with grey hair, glasses, a scarf and an umbrella": [],
-        "girl with a ponytail in a striped t-shirt": [],
-        "blond woman in jeans and boots, carrying a handbag": [],
         "please find the lady in the green dress": [],
     }
     assert {sentence: unknown(vocabulary, sentence) for sentence in expected} == expected
@@ -121,10 +93,7 @@ def test_the_shipped_base():
         ("一个穿红色外套的女人", [], ["language_unfamiliar"]),
         ("женщина в красном пальто", ["красном"], ["language_unfamiliar"]),  # Says so already.
         ("Frau im roten Mantel", [], []),
-        ("t-shirt", [], []),
         ("a woman in a red coat", [], []),
-        ("a person", [], []),
-        ("adidas", [], []),
         ("no bag", [], ["excluded"]),
         ("a zebra", ["zebra"], ["words_unknown"]),
         ("the of and", [], ["not_understood"]),

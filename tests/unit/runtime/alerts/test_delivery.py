@@ -1,20 +1,17 @@
 """Messages reach a destination that fails, refuses, hangs and comes back, with one id each."""
 
 import base64
-import hashlib
-import hmac
 import json
 import ssl
 import threading
 import time
 from contextlib import ExitStack
-from importlib import import_module
 
 import pytest
 
 from tests.helpers.alert_servers import Broker, Subscriber, Webhook, free_port, wait_for
 from tests.helpers.certificate import written
-from tests.helpers.extensions import installed
+from tests.helpers.refused import refused
 from tests.helpers.small_servers import served
 from tests.helpers.toy_bundle import draw_person
 from upperson_alerts import delivery as module
@@ -92,13 +89,10 @@ def test_a_webhook_gets_signed_messages_in_order_once(gallery, raised, webhook):
     assert set(webhook.paths) == {"/hook?token=abc"}
     headers, body = webhook.posts[0]
     assert json.loads(body)["data"]["id"] == keys[0]
-    # As the receiver's side of the specification has it.
-    content = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
-    key = base64.b64decode(SECRET.removeprefix("whsec_"))
-    expected = base64.b64encode(hmac.digest(key, content, hashlib.sha256)).decode()
-    assert headers["webhook-signature"] == f"v1,{expected}"
-    assert abs(time.time() - int(headers["webhook-timestamp"])) < 60
-    assert "webhook-signature" not in signed_headers("a", b"", 0, None)
+    sent = int(headers["webhook-timestamp"])
+    assert abs(time.time() - sent) < 60
+    expected = signed_headers(headers["webhook-id"], body, sent, read_key(SECRET))
+    assert headers["webhook-signature"] == expected["webhook-signature"]
     assert deliver(gallery, address_of(webhook)).delivered == 0
 
 
@@ -106,6 +100,7 @@ def test_the_published_example_of_standard_webhooks():
     body = b'{"test": 2432232314}'
     headers = signed_headers("msg_p5jXN8AQM9LWM0D4loKWxJek", body, 1614265330, read_key(SECRET))
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    assert "webhook-signature" not in signed_headers("a", b"", 0, None)
 
 
 def test_what_is_refused_comes_again_and_dies_at_last(gallery, raised, webhook, caplog):
@@ -130,19 +125,13 @@ def test_what_is_refused_comes_again_and_dies_at_last(gallery, raised, webhook, 
         assert secret.encode().hex() not in everything
 
 
-def test_no_redirect_is_followed(gallery, raised, webhook):
+def test_no_redirect_is_followed_and_a_wait_that_is_asked_for_is_kept(gallery, raised, webhook):
     raised(1)
     other = Webhook()
     with served(other):
-        webhook.answers = [(307, {"Location": address_of(other)})]
+        webhook.answers = [(307, {"Location": address_of(other), "Retry-After": "3000"})]
         assert deliver(gallery, address_of(webhook), steps=1).refused == 1
     assert other.posts == []
-
-
-def test_a_wait_that_is_asked_for_is_kept(gallery, raised, webhook):
-    raised(1)
-    webhook.answers = [(503, {"Retry-After": "3000"})]
-    deliver(gallery, address_of(webhook), steps=1)
     with gallery.outbox() as outbox:
         name = module.destination_name(address_of(webhook))
         assert outbox.due(name, time.time() + 2000, 3600, 9) == []
@@ -152,9 +141,9 @@ def test_a_wait_that_is_asked_for_is_kept(gallery, raised, webhook):
 def test_an_answer_that_does_not_come_blocks_nothing_for_long(gallery, raised, webhook, caplog):
     (key,) = raised(1)
     webhook.is_silent.set()
-    report = deliver(gallery, address_of(webhook), steps=1, timeout_s=2.0)
+    report = deliver(gallery, address_of(webhook), steps=1, timeout_s=1.0)
     assert (report.delivered, report.refused) == (0, 1)
-    assert "no answer within 2 s" in caplog.text
+    assert "no answer within 1 s" in caplog.text
     webhook.is_silent.clear()
     webhook.goes_on.set()
     assert deliver(gallery, address_of(webhook)).delivered == 1
@@ -168,9 +157,8 @@ def test_a_server_that_is_away_costs_no_attempts(gallery, raised):
     with Deliverer(gallery, address, DeliveryOptions(), attempts=2) as deliverer:
         for _ in range(5):
             assert not deliverer.step()
-        with pytest.raises(BackendError) as caught:
+        with refused("destination_unreachable", BackendError):
             deliverer.run_once()
-        assert caught.value.code == "destination_unreachable"
         server = Webhook(port)
         with served(server):
             deliverer.run_once()
@@ -186,9 +174,8 @@ def test_it_runs_until_it_is_stopped_and_hands_over_at_once(gallery, raised, web
         for count in (1, 2, 3):
             raised(1)
             wait_for(lambda count=count: len(webhook.posts) == count)
-        with pytest.raises(InputError) as caught:
+        with refused("delivery_running", InputError):
             Deliverer(gallery, address_of(webhook), DeliveryOptions())
-        assert caught.value.code == "delivery_running"
         stop.set()
         thread.join()
 
@@ -227,31 +214,6 @@ def test_a_command_and_stdout(gallery, raised, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["data"]["id"] == key
 
 
-OTHER = """
-from upperson_alerts.delivery import Delivery
-
-class Other(Delivery):
-    sent = []
-
-    def __init__(self, address, options):
-        self.address = address
-
-    def deliver(self, parcels):
-        for parcel in parcels:
-            self.sent.append((self.address, parcel.id))
-            yield parcel.id, None
-"""
-
-
-def test_other_packages_add_deliveries(gallery, raised, tmp_path):
-    keys = raised(2)
-    (tmp_path / "other_delivery.py").write_text(OTHER)
-    with installed(tmp_path, {"upperson.deliveries": {"other": "other_delivery:Other"}}, tmp_path):
-        assert deliver(gallery, "other:place").delivered == 2
-        other = import_module("other_delivery").Other
-    assert other.sent == [("other:place", key) for key in keys]
-
-
 def test_a_snapshot_only_where_asked_for(gallery, raised, tmp_path, encoder):
     picture = draw_person(tmp_path / "a.png", "red")
     items = [Item(key="a", source=str(picture), box=(8, 8, 40, 100)), Item(key="b", source="gone")]
@@ -271,11 +233,9 @@ def test_a_snapshot_only_where_asked_for(gallery, raised, tmp_path, encoder):
 @pytest.mark.parametrize(
     ("address", "code"),
     [
-        ("ftp://host/", "delivery_unknown"), ("", "delivery_unknown"),
-        ("https://u:p@host/", "login_in_address"), ("mqtt://u:p@host/", "login_in_address"),
-        ("http://", "address_malformed"), ("http://host:x/", "address_malformed"),
-        ("http://ho st/", "address_malformed"), ("mqtt:///topic", "address_malformed"),
-        ("mqtt://host/a/%23", "address_malformed"), ("mqtt://host:0x1/", "address_malformed"),
+        ("ftp://host/", "delivery_unknown"), ("mqtt://u:p@host/", "login_in_address"),
+        ("http://host:x/", "address_malformed"), ("http://ho st/", "address_malformed"),
+        ("mqtt:///topic", "address_malformed"), ("mqtt://host/a/%23", "address_malformed"),
         ("stdout:x", "address_malformed"), ("command:", "command_not_found"),
         ("command:'", "command_malformed"), ("command:/no/such/program", "command_not_found"),
     ],
@@ -300,12 +260,10 @@ def test_secrets_come_from_a_private_file_or_the_environment(tmp_path, monkeypat
     file.chmod(0o600)
     assert read_secret(file) == "user:password"
     file.write_text("\n")
-    with pytest.raises(InputError) as caught:
+    with refused("secret_empty", InputError):
         read_secret(file)
-    assert caught.value.code == "secret_empty"
-    with pytest.raises(InputError) as caught:
+    with refused("secret_malformed", InputError):
         read_key("whsec_?")
-    assert caught.value.code == "secret_malformed"
 
 
 # --- A real broker
@@ -384,8 +342,8 @@ def test_a_broker_that_forbids_the_topic_is_not_believed(gallery, raised, broker
     rules.write_text("topic read #\ntopic write allowed/#\n")
     broker, _ = brokers(f"allow_anonymous true\nacl_file {rules}\n")
     raised(2)
-    refused = deliver(gallery, f"mqtt://127.0.0.1:{broker.port}/forbidden", attempts=1)
-    assert (refused.delivered, refused.dead) == (0, 2)
+    report = deliver(gallery, f"mqtt://127.0.0.1:{broker.port}/forbidden", attempts=1)
+    assert (report.delivered, report.dead) == (0, 2)
 
 
 # paho leaves the socket of a failed handshake to Python.
@@ -411,6 +369,5 @@ def test_a_broker_with_tls_and_a_password(gallery, raised, brokers, tmp_path):
 
 def test_without_paho_an_extra_is_named(gallery, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "paho.mqtt.client", None)
-    with pytest.raises(BackendError) as caught:
+    with refused("extra_missing", BackendError, extra="alerts"):
         Deliverer(gallery, "mqtt://host", DeliveryOptions())
-    assert (caught.value.code, caught.value.fields["extra"]) == ("extra_missing", "alerts")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.alert_kills import SENTENCE, START
+from tests.helpers.refused import refused
 from upperson_alerts.alerts import (
     add_alert,
     confirm,
@@ -19,7 +20,6 @@ from upperson_alerts.alerts import (
 from upperson_alerts.background import Tails
 from upperson_alerts.replay import replay_alert
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.gallery import Item
 
 RATE = 2.0
 """A day; with 400 visits a day p must be at most 1/200."""
@@ -71,13 +71,13 @@ def test_ordinary_visits_raise_no_more_than_promised(ready):
     with ready.gallery.outbox(write=True) as outbox:  # No cap: the threshold alone decides.
         content = outbox.document(f"alert/{ready.alert.id}")
         outbox.write(f"alert/{ready.alert.id}", content | {"cap": 1000})
-    days = 10
+    days = 5
     found = scores(ready, days * 400)
     items = ready.items(len(found), days=days, start=START + 2 * 86400)
     for first in range(0, len(found), 40):
         ready.commit(items[first : first + 40], found[first : first + 40])
     raised = len(ready.messages(state="ready"))
-    assert 0 < raised <= 2 * RATE * days  # A Poisson of mean 20 exceeds 40 once in 20,000 times.
+    assert 0 < raised <= 2 * RATE * days  # A Poisson of mean 10 exceeds 20 once in 600 seeds.
     (report,) = list_alerts(ready.gallery)
     assert report.standing.visits == pytest.approx(800 + len(found), abs=40)
     assert report.days == pytest.approx(days, rel=0.01)
@@ -89,18 +89,14 @@ def test_ordinary_visits_raise_no_more_than_promised(ready):
     assert report.upper_bound == pytest.approx(3 / report.days)
 
 
-def test_pictures_without_a_track_are_visits_of_their_own(ready):
-    items = ready.items(3, track=False)
-    ready.commit(items, [0.7, 0.7, 0.1])
-    assert len(ready.messages()) == 2
-
-
 def test_the_best_picture_of_a_visit_counts(ready):
     (item,) = ready.items(1)
     crops = [dataclasses.replace(item, key=f"crop-{n}") for n in range(3)]
     ready.commit(crops, [0.1, 0.7, 0.6])
     (message,) = ready.messages()
     assert ready.gallery.ids(["crop-1"]) == {"crop-1": message.body["data"]["picture"]}
+    ready.commit(ready.items(3, track=False), [0.8, 0.8, 0.1])  # Each is a visit of its own.
+    assert len(ready.messages()) == 3
 
 
 def test_other_cameras_and_paused_alerts_are_left_out(ready):
@@ -142,7 +138,7 @@ def test_more_than_the_cap_are_kept_and_one_message_says_so(ready, monkeypatch):
     assert states(ready)[0] == ("alert.raised", "ready", None)
 
 
-@pytest.mark.parametrize("jump_s", [4e9, -1.6e9, 40 * 86400])
+@pytest.mark.parametrize("jump_s", [4e9, -1.6e9])
 def test_a_clock_that_jumps_neither_floods_nor_silences(ready, jump_s):
     found = scores(ready, 400)
     items = ready.items(len(found), start=START + jump_s, days=300)
@@ -186,13 +182,6 @@ def test_an_emptied_gallery_goes_on_with_what_it_knows(ready):
     ready.restart()
     ready.commit(ready.items(30), [0.9] * 30)
     assert len(ready.messages(state="ready")) == 1
-
-
-def test_pictures_without_a_time_cannot_be_promised(world):
-    items = [Item(key=f"k{n}", camera="gate") for n in range(300)]
-    world.gallery.add(items, world.vectors(scores(world, 300)))
-    report, _ = add_alert(world.gallery, world.encoder, SENTENCE, rate=1.0)
-    assert (report.state, report.missing) == ("collecting", None)
 
 
 def test_confirmed_visits_leave_the_background(ready):
@@ -251,32 +240,29 @@ def test_what_it_would_have_raised(ready):
 
 
 def test_bad_alerts_are_refused(ready):
-    def add(sentence=SENTENCE, **options):
-        add_alert(ready.gallery, ready.encoder, sentence, **({"rate": 1.0} | options))
+    def add(sentence=SENTENCE, rate=1.0, **options):
+        add_alert(ready.gallery, ready.encoder, sentence, rate=rate, **options)
 
     for options, code in (
         ({"sentence": "the a of"}, "sentence_not_understood"),
-        ({"sentence": "asdf qwer"}, "sentence_not_understood"),
-        ({"sentence": "!!!"}, "sentence_not_understood"),
         ({"sentence": ""}, "no_name"),
         ({"cameras": ["gaet"]}, "camera_unknown"),
     ):
-        with pytest.raises(InputError) as caught:
+        with refused(code, InputError):
             add(**options)
-        assert caught.value.code == code
     for options in ({"rate": 0.0}, {"rate": float("nan")}, {"cap": 0}, {"cap": 10_000}):
-        with pytest.raises(UsageError) as caught:
+        with refused("out_of_range", UsageError):
             add(**options)
-        assert caught.value.code == "out_of_range"
     assert len(list_alerts(ready.gallery)) == 1
-    for call in (pause_alert, resume_alert, remove_alert, dismiss, confirm):
-        with pytest.raises(InputError) as caught:
+    for call in (pause_alert, resume_alert, remove_alert):
+        with refused("alert_not_found", InputError):
             call(ready.gallery, "nothing")
-        assert caught.value.code in ("alert_not_found", "message_not_found")
+    for call in (dismiss, confirm):
+        with refused("message_not_found", InputError):
+            call(ready.gallery, "nothing")
     add()
-    with pytest.raises(InputError) as caught:
+    with refused("alert_ambiguous", InputError):
         pause_alert(ready.gallery, SENTENCE)
-    assert caught.value.code == "alert_ambiguous"
 
 
 def test_damaged_alerts_are_left_out_and_the_others_go_on(ready, caplog):
