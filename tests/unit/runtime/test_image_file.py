@@ -292,9 +292,11 @@ def budget(monkeypatch):
                 with self.lock:
                     self.taken += size_bytes
                     self.most = max(self.most, self.taken)
-                yield
-            with self.lock:
-                self.taken -= size_bytes
+                try:
+                    yield
+                finally:  # Before another thread may have the share.
+                    with self.lock:
+                        self.taken -= size_bytes
 
     spy = Spy(10 * MEGABYTE)
     monkeypatch.setattr(image_file, "_BUDGET", spy)

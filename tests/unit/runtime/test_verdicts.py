@@ -346,6 +346,7 @@ def test_a_calibration_is_read_back_and_the_one_before_is_kept(encoder, tmp_path
     assert read_score_calibration(tmp_path / "scores-1.json", encoder.fingerprint) == made
     file.unlink()  # Numbers are not used again.
     assert add_site_calibration(file, made).version == 2
+    assert add_site_calibration(file, made).version == 3
     file.write_bytes(b"{")
     assert add_site_calibration(file, made).version == 3
     assert (tmp_path / "scores-damaged.json").read_bytes() == b"{"
