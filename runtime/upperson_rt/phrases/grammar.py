@@ -21,13 +21,13 @@ from upperson_rt.phrases.lexicon import (
     EXCLUDING,
     KINDS_OF,
     MODIFIERS,
-    NOUN_OF,
     PATTERNS,
     SMALL_WORDS,
     Kind,
     Phrase,
     Span,
     Token,
+    noun_of,
 )
 from upperson_rt.phrases.wording import MOST_ALTERNATIVES, alternatives, plain_wording
 
@@ -220,10 +220,8 @@ class _Parser:
         """Return how many tokens a noun has, or 0, with its kind and plain name."""
         for size in range(min(_LONGEST_NOUN, len(self.words) - at), 0, -1):
             words = tuple(self.words[at : at + size])
-            entry = NOUN_OF.get(words)
-            if entry is None and words[-1].endswith("s") and words[-1] != "dresses":
-                # *She dresses in red* has a verb.
-                entry = NOUN_OF.get((*words[:-1], words[-1][:-1]))
+            # *She dresses in red* has a verb.
+            entry = None if words[-1] == "dresses" else noun_of(words)
             if entry is not None:
                 return size, *entry
         return 0, "other", ""
