@@ -88,11 +88,11 @@ def test_what_cannot_be_ranked_is_refused(queries, gallery, pids, code, fields):
 
 def test_memory_grows_with_the_gallery_not_with_all_pairs():
     rng = np.random.default_rng(3)
-    embeds, pids = rng.normal(size=(3000, 8)).astype(np.float32), np.arange(3000) // 5
+    embeds, pids = rng.normal(size=(2000, 8)).astype(np.float32), np.arange(2000) // 5
     tracemalloc.start()
     try:
         retrieval_metrics(embeds, embeds, pids, pids, chunk_size=256)
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak_bytes < 3000 * 3000 * 4 / 2  # Half of the float32 scores alone.
+    assert peak_bytes < 2000 * 2000 * 4 / 2  # Half of the float32 scores alone.

@@ -74,8 +74,8 @@ def test_ordinary_visits_raise_no_more_than_promised(ready):
     days = 5
     found = scores(ready, days * 400)
     items = ready.items(len(found), days=days, start=START + 2 * 86400)
-    for first in range(0, len(found), 40):
-        ready.commit(items[first : first + 40], found[first : first + 40])
+    for first in range(0, len(found), 100):
+        ready.commit(items[first : first + 100], found[first : first + 100])
     raised = len(ready.messages(state="ready"))
     assert 0 < raised <= 2 * RATE * days  # A Poisson of mean 10 exceeds 20 once in 600 seeds.
     (report,) = list_alerts(ready.gallery)
