@@ -17,7 +17,14 @@ from upperson_rt import bundle as bundle_module
 from upperson_rt import signature
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.signature import named_key, read_private_key, sign_folder, verify_folder
+from upperson_rt.signature import (
+    named_key,
+    read_private_key,
+    sign_files,
+    sign_folder,
+    signed_digests,
+    verify_folder,
+)
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +201,14 @@ def test_files_of_git_may_lie_beside_it_and_nowhere_else(folder, keys):
         with refused("file_added", IntegrityError, path=f"more/{name}"):
             verify_folder(folder, keys / "ours.pub")
         shutil.rmtree(folder / "more")
+    # Nor anything else, whatever a statement leaves out.
+    files = signed_digests(folder, keys / "ours.pub")
+    left_out = [*signature._UNSIGNED, "plugin.py"]
+    text = sign_files(files, read_private_key(keys / "ours.pem"), "toy", left_out)
+    (folder / "model.sig").write_text(text)
+    added(folder)
+    with refused("file_added", IntegrityError, path="plugin.py"):
+        verify_folder(folder, keys / "ours.pub")
 
 
 def test_it_is_the_format_of_model_signing(folder, keys, tmp_path):

@@ -385,7 +385,7 @@ def test_a_calibration_that_is_not_one_is_refused(encoder, tmp_path, change, cod
 
 def test_a_bundle_with_a_changed_calibration_is_refused(folder):
     made, file = calibrate_toy_bundle(folder), folder / "scores.json"
-    assert Bundle.open(folder).encoder().calibration == made
+    assert Bundle.open(folder).encoder().calibration.curves == made.curves
     file.write_bytes(file.read_bytes().replace(b'"tests"', b'"tsets"'))
     with refused("checksum_differs", IntegrityError):
         Bundle.open(folder)
