@@ -12,13 +12,13 @@ import numpy as np
 from upperson_doctor.cards import check_cards
 from upperson_doctor.installed import installed_checks
 from upperson_doctor.scores import check_scores
+from upperson_log.chain import verify_log
 from upperson_rt.backends import auto_order, open_backend
 from upperson_rt.bundle import Bundle
 from upperson_rt.checks import OPTIONAL, Check, fail_from_error, failed, ok, warning
 from upperson_rt.errors import IntegrityError, UppersonError, install_command
 from upperson_rt.extensions import extension_names, load_extension
 from upperson_rt.gallery import Gallery
-from upperson_rt.log_chain import verify_log
 from upperson_rt.machine import version_of
 from upperson_rt.nvidia import probe_cuda_driver
 from upperson_rt.printable import count_of, one_line

@@ -12,6 +12,7 @@
 ``upperson.matchers``    compares rows with standing queries, an `ingest.service.Matcher`
 ``upperson.deliveries``  delivers messages of the outbox, by the scheme of an address
 ``upperson.commands``    a command of ``upperson-rt``
+``upperson.services``    what the core itself calls of the packages beside it, see `load_service`
 =======================  =========================================================================
 
 Nothing is imported before it is used.
@@ -24,11 +25,20 @@ from typing import Any, Literal, TypeAlias
 from upperson_rt.errors import BackendError, UppersonError, UsageError
 from upperson_rt.printable import error_text, safe_repr
 
-__all__ = ["Group", "extension_names", "load_extension"]
+__all__ = ["Group", "extension_names", "load_extension", "load_service"]
 
 Group: TypeAlias = Literal[
-    "stores", "sources", "detectors", "backends", "outputs", "matchers", "deliveries", "commands"
+    "stores",
+    "sources",
+    "detectors",
+    "backends",
+    "outputs",
+    "matchers",
+    "deliveries",
+    "commands",
+    "services",
 ]
+Service: TypeAlias = Literal["erasure-log", "query-log"]
 
 
 def extension_names(group: Group) -> list[str]:
@@ -61,6 +71,20 @@ def load_extension(group: Group, name: str) -> Any:
         message = f"the extension {found[0].value} of upperson.{group} cannot be imported "
         message += f"({error_text(error)}): install what it needs, or uninstall it"
         raise BackendError(message, code="extension_broken", **fields) from error
+
+
+def load_service(name: Service) -> Any:
+    """Import what a package of our own wheel does for the core; its errors are those of an import.
+
+    Raises:
+        BackendError: The package is missing (``service_missing``) or cannot be imported.
+        UsageError: Another package has that name, too.
+    """
+    if name not in extension_names("services"):
+        message = f"no {name} in upperson.services: files of this installation are missing, run  "
+        message += "pip install --force-reinstall --no-deps upperson-rt"
+        raise BackendError(message, code="service_missing", name=name)
+    return load_extension("services", name)
 
 
 @cache

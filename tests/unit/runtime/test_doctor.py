@@ -11,13 +11,13 @@ from tests.helpers.toy_bundle import calibrate_toy_bundle, make_toy_bundle, repl
 from upperson_doctor import diagnosis as doctor
 from upperson_doctor import installed as packages
 from upperson_doctor.diagnosis import diagnose
+from upperson_log.query_log import QueryLog
 from upperson_openvino.backend import OpenVinoBackend
 from upperson_rt import nvidia
 from upperson_rt.errors import BackendError, install_command
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.manifest import parse_manifest
 from upperson_rt.nvidia import CudaDriver
-from upperson_rt.query_log import QueryLog
 from upperson_rt.score_calibration import Reference, write_score_calibration
 
 
