@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from upperson_rt.ingest.boxes import QualityRules
     from upperson_rt.ingest.files import IndexReport, index_images
     from upperson_rt.manifest import Manifest
-    from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
     from upperson_rt.phrases.evidence import Explanation
     from upperson_rt.preprocess import iter_image_files, load_image, resize_image
     from upperson_rt.retriever import Retriever
     from upperson_rt.search.notices import Notice
     from upperson_rt.search.query import SearchRequest
     from upperson_rt.search.service import SearchResult
-    from upperson_rt.sheet import save_sheet
     from upperson_rt.tokenizer import Tokenizer
+    from upperson_scores.metrics import RetrievalMetrics, retrieval_metrics
+    from upperson_sheet.sheet import save_sheet
 
 __version__ = "0.1.0"
 
@@ -102,14 +102,14 @@ _MODULES = {
     "ingest.boxes": "QualityRules",
     "ingest.files": "IndexReport index_images",
     "manifest": "Manifest",
-    "metrics": "RetrievalMetrics retrieval_metrics",
+    "upperson_scores.metrics": "RetrievalMetrics retrieval_metrics",
     "phrases.evidence": "Explanation",
     "preprocess": "iter_image_files load_image resize_image",
     "retriever": "Retriever",
     "search.notices": "Notice",
     "search.query": "SearchRequest",
     "search.service": "SearchResult",
-    "sheet": "save_sheet",
+    "upperson_sheet.sheet": "save_sheet",
     "tokenizer": "Tokenizer",
     "upperson_log.query_log": "QueryLog",
     "upperson_camera": "CameraStats Pipeline PipelineStats",

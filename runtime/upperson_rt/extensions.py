@@ -38,7 +38,7 @@ Group: TypeAlias = Literal[
     "commands",
     "services",
 ]
-Service: TypeAlias = Literal["erasure-log", "query-log"]
+Service: TypeAlias = Literal["erasure-log", "query-log", "sheet"]
 
 
 def extension_names(group: Group) -> list[str]:

@@ -273,7 +273,7 @@ def test_what_to_change_on_a_jetson(monkeypatch, tmp_path, installed, jetson, ad
     found = by_name(packages.installed_checks())
     release = jetson.get("revision", "4.3")
     assert found["python"].facts["jetson"] == f"R36 (release), REVISION: {release}"
-    assert nvidia.jetson_release() == (36, int(release[0]), int(release[2]))
+    assert jetson.jetson_release() == (36, int(release[0]), int(release[2]))
     status = ("warn", "docs/how-to/jetson.md") if advice else ("ok", "")
     assert (found["jetson"].status, found["jetson"].fix) == status
     assert advice in found["jetson"].detail
