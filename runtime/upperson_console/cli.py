@@ -317,7 +317,12 @@ def _seal(evidence: Evidence, bundle: Path, trust: Path | None) -> "Seal":
     """Read key and authority for exports, and whose signature the bundle has, verified or not."""
     from upperson_console.evidence_check import Seal
     from upperson_log.timestamps import TimeStampServer, read_certificates
-    from upperson_rt.signature import key_fingerprint, named_key, read_private_key, read_public_key
+    from upperson_signature.signature import (
+        key_fingerprint,
+        named_key,
+        read_private_key,
+        read_public_key,
+    )
 
     signer = named_key(bundle) if trust is None else key_fingerprint(read_public_key(trust))
     state = {"signed_by": signer, "verified": trust is not None}

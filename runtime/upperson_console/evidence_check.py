@@ -28,14 +28,14 @@ from upperson_log.timestamps import (
 )
 from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_rt.printable import safe_repr
-from upperson_rt.signature import (
+from upperson_rt.strict import Sha256, parse_json, read_fields
+from upperson_signature.signature import (
     SIGNATURE_BYTES,
     files_of_signature,
     key_fingerprint,
     key_named_in,
     read_public_key,
 )
-from upperson_rt.strict import Sha256, parse_json, read_fields
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -22,8 +22,8 @@ from upperson_rt.gallery import Gallery
 from upperson_rt.machine import version_of
 from upperson_rt.nvidia import probe_cuda_driver
 from upperson_rt.printable import count_of, one_line
-from upperson_rt.signature import named_key
 from upperson_rt.towers import TOWERS, Tower
+from upperson_signature.signature import named_key
 
 _KERNEL_DRIVER = Path("/proc/driver/nvidia/version")
 

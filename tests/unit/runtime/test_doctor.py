@@ -11,6 +11,7 @@ from tests.helpers.toy_bundle import calibrate_toy_bundle, make_toy_bundle, repl
 from upperson_doctor import diagnosis as doctor
 from upperson_doctor import installed as packages
 from upperson_doctor.diagnosis import diagnose
+from upperson_doctor.jetson import jetson_release
 from upperson_log.query_log import QueryLog
 from upperson_openvino.backend import OpenVinoBackend
 from upperson_rt import nvidia
@@ -273,7 +274,7 @@ def test_what_to_change_on_a_jetson(monkeypatch, tmp_path, installed, jetson, ad
     found = by_name(packages.installed_checks())
     release = jetson.get("revision", "4.3")
     assert found["python"].facts["jetson"] == f"R36 (release), REVISION: {release}"
-    assert jetson.jetson_release() == (36, int(release[0]), int(release[2]))
+    assert jetson_release() == (36, int(release[0]), int(release[2]))
     status = ("warn", "docs/how-to/jetson.md") if advice else ("ok", "")
     assert (found["jetson"].status, found["jetson"].fix) == status
     assert advice in found["jetson"].detail

@@ -9,6 +9,7 @@ from tests.helpers.extensions import examples, installed
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import draw_person
 from upperson_rt import extensions
+from upperson_rt.bundle import MANIFEST_FILE, read_manifest
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.extensions import extension_names, load_extension
 from upperson_rt.gallery import Gallery, Item
@@ -47,7 +48,7 @@ def test_what_cannot_be_used_is_refused(tmp_path):
         load_extension("outputs", "same")  # One package that is found twice.
 
 
-def test_without_a_log_nothing_is_deleted_and_no_logged_query_runs(tmp_path, monkeypatch):
+def test_without_a_service_nothing_is_deleted_logged_or_trusted(tmp_path, monkeypatch):
     with Gallery.open(tmp_path / "gallery", "a model", 2, create=True) as gallery:
         gallery.add([Item(key="a"), Item(key="b")], np.eye(2, dtype=np.float32))
         gallery.bin.add(["a"], "ann", "")
@@ -58,6 +59,9 @@ def test_without_a_log_nothing_is_deleted_and_no_logged_query_runs(tmp_path, mon
                     delete()
             with refused("service_missing", BackendError, name="query-log"):
                 open_query_log(tmp_path / "log")
+            (tmp_path / MANIFEST_FILE).write_text("{}")
+            with refused("service_missing", BackendError, name="signature"):
+                read_manifest(tmp_path, tmp_path / "key.pem")
         assert (gallery.count(), len(gallery.bin.entries())) == (1, 1)
         assert gallery.delete(["b"]) == gallery.bin.delete() == 1
 

@@ -23,7 +23,7 @@ from upperson_console.evidence_check import Package, Seal
 from upperson_log import timestamps
 from upperson_log.timestamps import TimeStampServer, read_certificates, read_stamp
 from upperson_rt.errors import BackendError, InputError, IntegrityError
-from upperson_rt.signature import read_private_key
+from upperson_signature.signature import read_private_key
 
 HEAD = b"HTTP/1.0 200 OK\r\n\r\n"
 
