@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from upperson_rt.nvidia import jetson_line
+from upperson_rt.errors import jetson_line
 
 _OLDEST_RELEASE = (36, 4)
 """Jetson Linux of JetPack 6.1, the first with TensorRT 10.3."""

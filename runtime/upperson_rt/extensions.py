@@ -43,7 +43,7 @@ Service: TypeAlias = Literal["erasure-log", "query-log", "sheet", "signature"]
 
 def extension_names(group: Group) -> list[str]:
     """Return the names of the installed extensions of a group, sorted."""
-    return sorted(_entry_points(group))
+    return sorted(_named(group))
 
 
 def load_extension(group: Group, name: str) -> Any:
@@ -53,7 +53,7 @@ def load_extension(group: Group, name: str) -> Any:
         UsageError: There is none, or two installed packages have that name.
         BackendError: It cannot be imported.
     """
-    found, fields = _entry_points(group).get(name, []), {"group": group, "name": name}
+    found, fields = _named(group).get(name, []), {"group": group, "name": name}
     shown = f"{safe_repr(name)} in upperson.{group}"
     if not found:
         known = ", ".join(extension_names(group)) or "none is installed"
@@ -87,9 +87,14 @@ def load_service(name: Service) -> Any:
     return load_extension("services", name)
 
 
-@cache
-def _entry_points(group: Group) -> dict[str, list[metadata.EntryPoint]]:
+def _named(group: Group) -> dict[str, list[metadata.EntryPoint]]:
     found: dict[str, list[metadata.EntryPoint]] = {}
-    for point in metadata.entry_points(group=f"upperson.{group}"):
+    for point in _entry_points().select(group=f"upperson.{group}"):
         found.setdefault(point.name, []).append(point)
     return found
+
+
+@cache
+def _entry_points() -> Any:
+    """Read those of all groups: that opens a file of each installed package."""
+    return metadata.entry_points()

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from tests.helpers.refused import refused
-from upperson_rt import machine, nvidia
+from upperson_nvidia import driver as nvidia
+from upperson_rt import machine
 from upperson_rt.arguments import check_number
 from upperson_rt.errors import UsageError
 from upperson_rt.machine import Processor, describe_machine

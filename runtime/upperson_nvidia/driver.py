@@ -1,10 +1,9 @@
-"""NVIDIA's driver library and its GPUs, and what a Jetson needs."""
+"""NVIDIA's driver library and its GPUs."""
 
 import ctypes
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_ulonglong
 from ctypes import c_void_p as c_handle
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -89,20 +88,3 @@ def bound_library() -> ctypes.CDLL:
         function = getattr(library, name)
         function.argtypes, function.restype = types, c_int
     return library
-
-
-# --- A Jetson: TensorRT and OpenCV come with JetPack, PyPI has neither for it
-
-ADVICE = (
-    "use JetPack's TensorRT (sudo apt install python3-libnvinfer) in a virtual environment made "
-    "with --system-site-packages, see docs/how-to/jetson.md"
-)
-
-_TEGRA = Path("/etc/nv_tegra_release")
-
-
-def jetson_line() -> str | None:
-    """Return how a Jetson names its Linux, ``R36 (release), REVISION: 4.3``; None elsewhere."""
-    if not _TEGRA.is_file():
-        return None
-    return _TEGRA.read_text("utf-8", errors="replace").split(", GCID")[0].strip("# \n")

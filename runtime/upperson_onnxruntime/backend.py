@@ -9,9 +9,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from upperson_nvidia.driver import probe_cuda_driver
 from upperson_rt.errors import BackendError, install_command, missing_extra
 from upperson_rt.machine import EXACT, INT8_SUMS, int8_sums_saturate
-from upperson_rt.nvidia import probe_cuda_driver
 from upperson_rt.printable import one_line, safe_repr
 
 

@@ -1,0 +1,1 @@
+"""NVIDIA's driver, before any library that needs it is loaded."""
