@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from upperson_nvidia.driver import probe_cuda_driver
+from upperson_machine.nvidia import probe_cuda_driver
 from upperson_onnxruntime.backend import cuda_advice
 from upperson_rt.errors import BackendError, missing_extra
 from upperson_tensorrt.bindings import import_tensorrt

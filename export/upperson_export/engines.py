@@ -17,7 +17,7 @@ from typing import Any
 
 from upperson_export.made_files import RecordedFolder
 from upperson_export.variants import VARIANTS
-from upperson_nvidia.driver import probe_cuda_driver
+from upperson_machine.nvidia import probe_cuda_driver
 from upperson_rt.bundle import read_manifest
 from upperson_rt.errors import BackendError, UsageError
 from upperson_rt.files import require_writable

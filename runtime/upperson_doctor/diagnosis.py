@@ -12,7 +12,7 @@ from upperson_doctor.cards import check_cards
 from upperson_doctor.installed import installed_checks
 from upperson_doctor.scores import check_scores
 from upperson_log.chain import verify_log
-from upperson_nvidia.driver import probe_cuda_driver
+from upperson_machine.nvidia import probe_cuda_driver
 from upperson_rt.backends import auto_order, open_backend
 from upperson_rt.bundle import Bundle
 from upperson_rt.checks import Check, fail_from_error, failed, ok, warning

@@ -6,7 +6,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from upperson_nvidia.driver import probe_cuda_driver
+from upperson_machine.nvidia import probe_cuda_driver
 from upperson_rt.checks import OPTIONAL, Check, failed, ok, warning
 from upperson_rt.machine import version_of
 from upperson_rt.printable import one_line

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from upperson_nvidia.driver import probe_cuda_driver
+from upperson_machine.nvidia import probe_cuda_driver
 from upperson_rt.errors import JETPACK_ADVICE, BackendError, jetson_line
 from upperson_rt.printable import one_line, safe_repr
 from upperson_tensorrt.cuda import Cuda

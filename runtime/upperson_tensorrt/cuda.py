@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_nvidia.driver import bound_library, probe_cuda_driver
+from upperson_machine.nvidia import bound_library, probe_cuda_driver
 from upperson_rt.errors import BackendError
 
 CONSTANTS = {

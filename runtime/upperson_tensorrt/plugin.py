@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from upperson_nvidia.driver import probe_cuda_driver
+from upperson_machine.nvidia import probe_cuda_driver
 from upperson_rt.checks import OPTIONAL, Check, fail_from_error, failed, ok, warning
 from upperson_rt.errors import BackendError, UsageError
 

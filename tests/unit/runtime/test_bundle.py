@@ -12,7 +12,7 @@ import pytest
 import upperson_rt
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import EMBED_DIM, make_toy_bundle, replace_in_bundle
-from upperson_nvidia.driver import CudaDriver
+from upperson_machine.nvidia import CudaDriver
 from upperson_rt.backends import open_backend
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
@@ -284,7 +284,7 @@ def test_a_device_that_is_not_there_is_refused_when_a_bundle_is_opened(
     def no_library():
         raise OSError("libcuda.so.1 is not there")
 
-    monkeypatch.setattr("upperson_nvidia.driver.bound_library", no_library)
+    monkeypatch.setattr("upperson_machine.nvidia.bound_library", no_library)
     monkeypatch.setattr(f"{ORT}.get_available_providers", lambda: ["CPUExecutionProvider"])
     with refused(code, BackendError):
         upperson_rt.open(toy_bundle, "fp32", backend, device)

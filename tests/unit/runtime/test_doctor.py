@@ -14,7 +14,7 @@ from upperson_doctor import installed as packages
 from upperson_doctor.diagnosis import diagnose
 from upperson_doctor.jetson import jetson_release
 from upperson_log.query_log import QueryLog
-from upperson_nvidia.driver import CudaDriver
+from upperson_machine.nvidia import CudaDriver
 from upperson_openvino.backend import OpenVinoBackend
 from upperson_rt import errors
 from upperson_rt.errors import BackendError, install_command

@@ -17,8 +17,8 @@ from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_doctor import diagnosis as doctor
-from upperson_nvidia import driver as nvidia
-from upperson_nvidia.driver import SIGNATURES
+from upperson_machine import nvidia
+from upperson_machine.nvidia import SIGNATURES
 from upperson_rt import errors
 from upperson_rt.errors import BackendError
 from upperson_tensorrt import bindings

@@ -1,1 +1,0 @@
-"""NVIDIA's driver, before any library that needs it is loaded."""
