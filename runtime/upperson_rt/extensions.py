@@ -74,7 +74,7 @@ def load_extension(group: Group, name: str) -> Any:
 
 
 def load_service(name: Service) -> Any:
-    """Import what a package of our own wheel does for the core; its errors are those of an import.
+    """Import what the core calls of another package of the same wheel.
 
     Raises:
         BackendError: The package is missing (``service_missing``) or cannot be imported.

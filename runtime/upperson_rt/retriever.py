@@ -45,8 +45,8 @@ class Retriever:
     def __init__(self, encoder: Encoder, gallery: Gallery, log: QueryLogger | None = None) -> None:
         """Search a gallery that was opened with the encoder's fingerprint.
 
-        ``log`` gets a line a query before its hits are returned; if it cannot be written, the query
-        fails.
+        ``log``, such as a `upperson_rt.QueryLog`, gets a line a query before its hits are returned;
+        if it cannot be written, the query fails.
         """
         check_object(encoder, "an encoder", ("encode_texts", "encode_images", "embed_dim"))
         check_object(gallery, "a gallery", ("search", "search_with_vectors", "vectors_of"))
