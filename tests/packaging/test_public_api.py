@@ -19,7 +19,17 @@ RUNTIME_NAMES = [
     "UppersonError", "UsageError", "__version__", "index_images", "iter_image_files", "load_image",
     "open", "resize_image", "retrieval_metrics", "save_sheet",
 ]  # fmt: skip
-OPTIONAL = ("alerts", "bench", "camera", "console", "milvus", "ray", "tensorrt")
+OPTIONAL = (
+    "alerts",
+    "bench",
+    "camera",
+    "console",
+    "maintenance",
+    "milvus",
+    "ray",
+    "shards",
+    "tensorrt",
+)
 
 
 def test_the_runtimes_public_names_are_frozen():

@@ -22,7 +22,7 @@ app.command(cls=Command)(index)
 app.command(cls=Command)(query)
 app.add_typer(gallery.app, name="gallery")
 app.add_typer(log.app, name="log")
-_groups = {"": app, "log": log.app}
+_groups = {"": app, "gallery": gallery.app, "log": log.app}
 for _name in extension_names("commands"):
     _group, _, _command = _name.rpartition(" ")
     try:
@@ -34,6 +34,7 @@ for _name in extension_names("commands"):
             _groups[_group].command(_command, cls=Command)(_loaded)
     except UppersonError as _error:  # One that is broken must not take the others with it.
         print_warning(str(_error))
+gallery.sort_commands()
 
 
 def main() -> NoReturn:
