@@ -11,7 +11,7 @@ A frame passes these modules, in this order:
 ``detectors``   networks in ONNX files, HOG, boxes from a file
 ``tracker``     our own tracker, and those of the package ``trackers``
 ``crops``       selection of detections, crops, and the thread of the encoder
-``commit``      the thread that saves pictures and commits rows
+``commit``      the thread that saves pictures, see ``crop_folder``, and commits rows
 ``recorder``    the latest packets of a source, on disk
 ``clips``       the thread that saves whole frames, and clips of those packets
 ``buffered``    its like for a gallery on a server, behind ``disk_buffer``; ``late_gallery`` is one

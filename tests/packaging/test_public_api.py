@@ -20,16 +20,8 @@ RUNTIME_NAMES = [
     "open", "resize_image", "retrieval_metrics", "save_sheet",
 ]  # fmt: skip
 OPTIONAL = (
-    "alerts",
-    "bench",
-    "camera",
-    "console",
-    "maintenance",
-    "milvus",
-    "ray",
-    "shards",
-    "tensorrt",
-)
+    "alerts", "bench", "camera", "console", "maintenance", "milvus", "ray", "shards", "tensorrt",
+)  # fmt: skip
 
 
 def test_the_runtimes_public_names_are_frozen():

@@ -38,7 +38,7 @@ def sort_commands() -> None:
 
 
 def _name_of(command: CommandInfo) -> str:
-    return command.name or getattr(command.callback, "__name__", "")
+    return command.name or str(getattr(command.callback, "__name__", ""))
 
 
 @app.command(cls=Command)

@@ -14,9 +14,9 @@ from tests.helpers.command_line import run_code
 from tests.helpers.fake_camera import BOX, person_frame, pictures_of
 from tests.helpers.refused import refused
 from upperson_camera import Pipeline
+from upperson_camera.crop_folder import UnfinishedNote
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
-from upperson_rt.ingest.service import UnfinishedNote
 
 KILLED = """
 import os, signal
