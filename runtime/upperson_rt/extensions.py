@@ -10,6 +10,7 @@
 ``upperson.backends``    an `upperson_rt.backends.BackendPlugin`, by its name
 ``upperson.outputs``     gets each committed row, by its name; an `ingest.service.Output`
 ``upperson.matchers``    compares rows with standing queries, an `ingest.service.Matcher`
+``upperson.outboxes``    what is committed with rows of a kind of store, see `Gallery.outbox`
 ``upperson.parts``       chooses and indexes a part of the pictures, a `cli.index.Part`
 ``upperson.deliveries``  delivers messages of the outbox, by the scheme of an address
 ``upperson.commands``    a command of ``upperson-rt``
@@ -28,16 +29,9 @@ from upperson_rt.printable import error_text, safe_repr
 __all__ = ["Group", "extension_names", "load_extension"]
 
 Group: TypeAlias = Literal[
-    "stores",
-    "sources",
-    "detectors",
-    "backends",
-    "outputs",
-    "matchers",
-    "parts",
-    "deliveries",
-    "commands",
-]
+    "stores", "sources", "detectors", "backends", "outputs", "matchers", "outboxes", "parts",
+    "deliveries", "commands",
+]  # fmt: skip
 
 
 def extension_names(group: Group) -> list[str]:

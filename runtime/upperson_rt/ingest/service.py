@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,9 @@ from upperson_rt.encoder import Encoder
 from upperson_rt.errors import BackendError, UppersonError
 from upperson_rt.extensions import extension_names, load_extension
 from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery.protocol import Within
 from upperson_rt.ingest.detector import plugin_boundary
 from upperson_rt.printable import error_text, safe_repr
-
-if TYPE_CHECKING:
-    from upperson_rt.gallery.outbox import Outbox, Within
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +50,7 @@ class Output(Protocol):
 class Matcher(Protocol):
     """Compares rows with standing queries; an extension of ``upperson.matchers`` makes one."""
 
-    def match(self, items: Sequence[Item], embeds_ND: NDArray[np.float32]) -> "Within | None":
+    def match(self, items: Sequence[Item], embeds_ND: NDArray[np.float32]) -> Within | None:
         """Take rows that are about to be committed; return what to write with them, if anything.
 
         An error ends the run.
@@ -95,7 +93,7 @@ class Ingest:
             if not within:
                 return self.gallery.add(items, embeds_ND, self._encoder.variant)
 
-            def write(outbox: "Outbox", ids: Mapping[str, int], replaced: Sequence[str]) -> None:
+            def write(outbox: Any, ids: Mapping[str, int], replaced: Sequence[str]) -> None:
                 for one in within:
                     one(outbox, ids, replaced)
 

@@ -147,7 +147,7 @@ def test_a_note_is_on_disk_first_and_one_that_is_swept_before_it_is_locked_is_ma
         locked.append(handle)
         return True
 
-    monkeypatch.setattr("upperson_rt.ingest.service.lock_until_closed", lock)
+    monkeypatch.setattr("upperson_camera.crop_folder.lock_until_closed", lock)
     note = UnfinishedNote(gallery.crops_dir, "mine")
     assert len(locked) == 2
     monkeypatch.setattr(os, "fsync", lambda _: flushed.append(json.loads(path.read_bytes())))
