@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.sqlite.documents import (
+    make_documents,
     parse_document,
     read_document,
     read_documents,
@@ -82,8 +83,10 @@ class Outbox:
 
     def __init__(self, connection: sqlite3.Connection, write: bool) -> None:
         self._connection = connection
-        for statement in _TABLES if write else ():
-            connection.execute(statement)
+        if write:
+            make_documents(connection)
+            for statement in _TABLES:
+                connection.execute(statement)
         sql = "SELECT count(*) FROM sqlite_master WHERE name = 'outbox'"
         self._is_there = write or bool(connection.execute(sql).fetchone()[0])
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from upperson_rt.errors import IntegrityError
 
-__all__ = ["parse_document", "read_document", "read_documents", "write_document"]
+__all__ = ["make_documents", "parse_document", "read_document", "read_documents", "write_document"]
 
 _TABLE = "outbox_documents"
 """Documents came with the outbox, whose tables begin so."""
@@ -32,10 +32,15 @@ def _rows(connection: sqlite3.Connection, condition: str, *values: object) -> li
     return connection.execute(sql, values).fetchall()
 
 
-def write_document(connection: sqlite3.Connection, name: str, value: Any) -> None:
-    """Write a document; None removes it."""
+def make_documents(connection: sqlite3.Connection) -> None:
+    """Make the table, if it is not there."""
     sql = f"CREATE TABLE IF NOT EXISTS {_TABLE} (name TEXT PRIMARY KEY, value TEXT NOT NULL)"
     connection.execute(sql)
+
+
+def write_document(connection: sqlite3.Connection, name: str, value: Any) -> None:
+    """Write a document; None removes it."""
+    make_documents(connection)
     if value is None:
         connection.execute(f"DELETE FROM {_TABLE} WHERE name = ?", (name,))
     else:
