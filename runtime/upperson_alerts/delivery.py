@@ -328,7 +328,7 @@ def _lock(folder: Path, destination: str) -> int:
 
 def snapshot_of(gallery: Gallery, picture: int) -> str | None:
     """Return a picture as JPEG in Base64, 512 pixels high at most; None if there is none."""
-    from upperson_rt.sheet import picture_of
+    from upperson_sheet.sheet import picture_of
 
     found = gallery.get([picture]).get(picture)
     image = None if found is None else picture_of(found[0], gallery.crops_dir)

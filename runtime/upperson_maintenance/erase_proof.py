@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError, UppersonError, UsageError
 from upperson_rt.gallery.clips import all_clips, clips_dir
-from upperson_rt.gallery.erasures import ERASURE_LOG, ErasureLog, digest_of_keys, unpack_ids
+from upperson_rt.gallery.erasures import (
+    ERASURE_LOG,
+    digest_of_keys,
+    open_erasure_log,
+    unpack_ids,
+)
 from upperson_rt.gallery.protocol import known_keys
 from upperson_rt.gallery.records import Filter
 from upperson_rt.gallery.snapshots import SNAPSHOTS, snapshots_passing
@@ -115,7 +120,7 @@ def prove_erasure(
         "places": {place.name: place.left for place in places},
         "left": sum(place.left for place in places),
     }
-    with ErasureLog(gallery.path / ERASURE_LOG) as lines:
+    with open_erasure_log(gallery.path) as lines:
         lines.append("proof", about)
     return places
 

@@ -115,13 +115,13 @@ def open_retriever(
     model: "Model", searched: "Searched", tower: "Tower"
 ) -> "Iterator[tuple[Bundle, Backend, Retriever]]":
     """Open a retriever as `open_store` does; it logs every query."""
-    from upperson_rt.query_log import QueryLog
     from upperson_rt.retriever import Retriever
+    from upperson_rt.search.query_log import open_query_log
 
     log_file, allow_distilled = searched.query_log, searched.allow_distilled
     # The log first: a query that cannot be logged is not run.
     with (
-        nullcontext() if log_file is None else QueryLog(log_file) as log,
+        nullcontext() if log_file is None else open_query_log(log_file) as log,
         open_store(model, searched.gallery, tower, allow_distilled=allow_distilled) as found,
     ):
         opened, running, store = found

@@ -14,7 +14,7 @@ from upperson_maintenance.export import export_gallery
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
 from upperson_rt.gallery.crops import has_hash, name_with_hash, picture_file, read_crop
-from upperson_rt.sheet import draw_sheet
+from upperson_sheet.sheet import draw_sheet
 
 
 @pytest.fixture

@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from upperson_rt.arguments import check_path
 from upperson_rt.errors import InputError, IntegrityError, missing_extra
 from upperson_rt.files import sha256_of_file, write_atomically
+from upperson_rt.manifest import SIGNATURE_FILE
 from upperson_rt.printable import escape_for_display
 from upperson_rt.strict import Sha256, parse_json, read_fields
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
-
-SIGNATURE_FILE = "model.sig"
 
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"

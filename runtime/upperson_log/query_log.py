@@ -1,25 +1,20 @@
 """A log of queries and their users: one line of JSON a query, written before its results are shown.
 
-Lines are chained by checksums, see `log_chain`.
+Lines are chained by checksums, see `chain`.
 """
 
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from upperson_log.writer import ChainedLog, begin_entry
 from upperson_rt.arguments import check_text
 from upperson_rt.errors import InputError
 from upperson_rt.gallery.protocol import check_filter
 from upperson_rt.gallery.records import check_hits
-from upperson_rt.log_writer import ChainedLog, begin_entry
 from upperson_rt.printable import safe_repr
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter, Hit
-    from upperson_rt.preprocess import ImageSource
 
 
 class QueryLog(ChainedLog):
@@ -77,17 +72,3 @@ class QueryLog(ChainedLog):
         }
         with self._current():
             self._append({**entry, **self._open_break()})
-
-
-def describe_picture(source: "ImageSource") -> dict[str, str]:
-    """Return what the log says of a picture: the name and SHA-256 of a file, or of the pixels."""
-    if isinstance(source, str | os.PathLike):
-        from upperson_rt.files import sha256_of_file
-
-        path = os.fspath(source)
-        try:
-            return {"file": os.path.abspath(path), "sha256": sha256_of_file(path)}
-        except OSError as error:
-            message = f"cannot read image {path}: {error.strerror}"
-            raise InputError(message, code="image_unreadable", path=path) from error
-    return {"sha256": hashlib.sha256(np.ascontiguousarray(source).tobytes()).hexdigest()}

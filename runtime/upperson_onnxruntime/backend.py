@@ -9,9 +9,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from upperson_machine.int8 import EXACT, INT8_SUMS, int8_sums_saturate
+from upperson_machine.nvidia import probe_cuda_driver
 from upperson_rt.errors import BackendError, install_command, missing_extra
-from upperson_rt.machine import EXACT, INT8_SUMS, int8_sums_saturate
-from upperson_rt.nvidia import probe_cuda_driver
 from upperson_rt.printable import one_line, safe_repr
 
 
@@ -22,7 +22,7 @@ class OnnxRuntimeBackend:
     fails later on, with a line on stdout. Both are off here: they end in a BackendError.
 
     Where a CPU would add int8 products in saturating 16 bits, graphs that are not made for it are
-    computed in float: see ``machine.py``.
+    computed in float: see `upperson_machine.int8`.
     """
 
     name = "onnxruntime"

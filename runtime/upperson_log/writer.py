@@ -1,4 +1,4 @@
-"""Appends to a log with a checksum chain, see `log_chain`: for one process or several at once."""
+"""Appends to a log with a checksum chain, see `chain`: for one process or several at once."""
 
 import datetime
 import errno
@@ -14,10 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from upperson_rt.arguments import check_path, check_text
-from upperson_rt.errors import InputError
-from upperson_rt.files import locked, sync_folder
-from upperson_rt.log_chain import (
+from upperson_log.chain import (
     SOON_BYTES,
     Head,
     Scan,
@@ -28,6 +25,9 @@ from upperson_rt.log_chain import (
     unacknowledged,
     write_head,
 )
+from upperson_rt.arguments import check_path, check_text
+from upperson_rt.errors import InputError
+from upperson_rt.files import locked, sync_folder
 from upperson_rt.printable import get_logger
 
 _LOG = get_logger(__name__)
@@ -41,7 +41,7 @@ class ChainedLog:
 
     Every line is flushed to disk before the call returns. Several processes may write to one file,
     and a line that a full disk cut off does not spoil the next one. Each line is chained to
-    the one before, so that one that was changed or removed shows (`log_chain.verify_log`).
+    the one before, so that one that was changed or removed shows (`chain.verify_log`).
 
     A log that was cut, changed, replaced or removed is not continued, also while it is open. It is
     kept as ``NAME.broken-1`` (or a later number), a new file begins, and `problem` says so until
@@ -106,7 +106,7 @@ class ChainedLog:
             self._since = ""
 
     def last_chain(self) -> str:
-        """Return what stands for the whole log now, see `log_chain`; empty for a new one.
+        """Return what stands for the whole log now, see `chain`; empty for a new one.
 
         Raises:
             InputError: The log cannot be read.
@@ -301,6 +301,13 @@ class ChainedLog:
             left = left[os.write(self._file, left) :]
         os.fsync(self._file)
         return len(line)
+
+
+class ErasureLog(ChainedLog):
+    """The log of erasures beside a gallery in a folder."""
+
+    what = "erasure log"
+    refuses = "the rows are deleted, and the next deletion writes the line"
 
 
 def begin_entry(user: str, action: str) -> dict[str, str]:

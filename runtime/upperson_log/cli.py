@@ -1,24 +1,33 @@
-"""`upperson-rt log`."""
+"""The command line of the log: ``upperson-rt log``."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from upperson_rt.cli.app import Command, new_app
 from upperson_rt.cli.groups import grouped
-from upperson_rt.cli.options import Output, TsaCert
+from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import print_labelled, print_line, print_result
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.printable import count_of, safe_repr
 
 if TYPE_CHECKING:
-    from upperson_rt.log_chain import LogReport
-    from upperson_rt.timestamps import TimeStamp
+    from upperson_log.chain import LogReport
+    from upperson_log.timestamps import TimeStamp
 
+
+TsaCert: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--tsa-cert",
+        metavar="FILE",
+        help="Certificates of the time-stamp authority, PEM: its root, and others of its chain.",
+    ),
+]
 
 app = new_app("Verify query logs, and acknowledge broken ones.")
 
@@ -58,7 +67,7 @@ def verify(
 
     Example: `upperson-rt log verify console/query.log`
     """
-    from upperson_rt.log_chain import verify_log
+    from upperson_log.chain import verify_log
 
     expected = [chain.strip().lower() for chain in expect or ()]
     for chain in expected:
@@ -86,8 +95,8 @@ def verify(
 
 def _read_stamps(files: Sequence[Path], tsa_cert: Path | None) -> dict[str, "TimeStamp"]:
     """Return verified stamps by the chain that the name of each file has."""
+    from upperson_log.timestamps import MOST_STAMP_BYTES, read_certificates, read_stamp
     from upperson_rt.files import read_bounded
-    from upperson_rt.timestamps import MOST_STAMP_BYTES, read_certificates, read_stamp
 
     if tsa_cert is None or not files:
         if tsa_cert is not None or files:
@@ -131,8 +140,8 @@ def acknowledge(
 
     Example: `upperson-rt log acknowledge console/query.log --reason "disk was full"`
     """
-    from upperson_rt.log_chain import head_of
-    from upperson_rt.query_log import QueryLog
+    from upperson_log.chain import head_of
+    from upperson_log.query_log import QueryLog
 
     if not file.exists() and not head_of(file).exists():
         raise InputError(
@@ -145,3 +154,52 @@ def acknowledge(
     done = f"acknowledged: {problem}" if problem else f"nothing to acknowledge in {file}"
     result: dict[str, Any] = {"file": str(file), "acknowledged": problem or None}
     print_result(result, output.as_json, lambda _: print_line(done))
+
+
+@app.command(cls=Command)
+@grouped
+def timestamp(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Query log.")],
+    *,
+    url: Annotated[
+        str, typer.Option("--url", metavar="URL", help="Time-stamp authority (RFC 3161).")
+    ],
+    tsa_cert: TsaCert = None,
+    output: Output,
+) -> None:
+    """Let a time-stamp authority stamp the last chain of a query log, which stands for all of it.
+
+    The log is verified first. The stamp is the file FILE.CHAIN.tsr beside it; a valid one that is
+    there stays. The authority gets a hash only.
+
+    Example: `upperson-rt log timestamp console/query.log --url http://tsa.example/tsr`
+    """
+    from upperson_log.chain import verify_log
+    from upperson_log.timestamps import (
+        MOST_STAMP_BYTES,
+        TimeStampServer,
+        read_certificates,
+        read_stamp,
+    )
+    from upperson_rt.files import read_bounded, write_atomically
+
+    server = TimeStampServer(url, [] if tsa_cert is None else read_certificates(tsa_cert))
+    report = verify_log(file)
+    if report.problems:
+        raise IntegrityError(f"{file}: {report.problems[0]}", code=report.code, path=file)
+    place = file.with_name(f"{file.name}.{report.chain}.tsr")
+    result = {"file": str(place), "chain": report.chain, "lines": report.lines}
+    if is_new := not place.exists():  # An older stamp of the same chain proves more.
+        answer, stamp = server.stamp(report.chain.encode())
+        write_atomically(place, answer)
+    else:
+        answer = read_bounded(place, MOST_STAMP_BYTES)
+        try:
+            stamp = read_stamp(answer, report.chain.encode(), server.certificates)
+        except IntegrityError as error:
+            message = f"{place}: {error}: move this file away, and stamp the log again"
+            raise IntegrityError(message, code=error.code, path=place) from error
+    result |= {**asdict(stamp), "new": is_new}
+    how = "stamped" if is_new else "it is stamped already,"
+    shown = f"{how} at {stamp.time} by {stamp.authority}: {place}"
+    print_result(result, output.as_json, lambda _: print_line(shown))
