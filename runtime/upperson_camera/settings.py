@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from upperson_camera.clips import ClipStage
+from upperson_camera.disk_buffer import DiskBuffer
 from upperson_camera.frames import CameraCrop, EncodedCrops, check_unix_time
 from upperson_camera.queues import BoundedQueue, DropPolicy, check_policy, known_name
 from upperson_camera.regions import Regions
@@ -18,7 +19,6 @@ from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.ingest.boxes import QualityRules
 from upperson_rt.ingest.detector import Detector, SharedDetector, plugin_boundary
-from upperson_rt.ingest.disk_buffer import DiskBuffer
 from upperson_rt.printable import error_text, safe_repr, shortened
 
 _LONGEST_S = 7 * 86_400.0

@@ -11,6 +11,7 @@ import typer
 
 from upperson_console.view_log import MOST_QUOTA, USUAL_QUOTA
 from upperson_log.cli import TsaCert
+from upperson_maintenance.cli.retention import Keeping
 from upperson_rt.cli.app import ending_gently
 from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
 from upperson_rt.cli.options import (
@@ -22,7 +23,6 @@ from upperson_rt.cli.options import (
     default_gallery,
 )
 from upperson_rt.cli.output import print_json, print_line, print_note, print_warning
-from upperson_rt.cli.retention import Keeping
 from upperson_rt.errors import BackendError, UsageError, missing_extra
 
 if TYPE_CHECKING:
@@ -239,9 +239,9 @@ def _opened(
     from upperson_console.user_state import UserState
     from upperson_log.query_log import QueryLog
     from upperson_log.writer import process_user
+    from upperson_maintenance.retention import RetentionThread
     from upperson_rt.bundle import Bundle
     from upperson_rt.gallery import Gallery
-    from upperson_rt.gallery.retention import RetentionThread
 
     retention = keeping.retention()
     live = Live([check_source(source) for source in services.watch or ()])

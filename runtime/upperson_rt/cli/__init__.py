@@ -21,7 +21,7 @@ app = new_app("Find a person's pictures from a sentence.", "upperson-rt")
 app.command(cls=Command)(index)
 app.command(cls=Command)(query)
 app.add_typer(gallery.app, name="gallery")
-_groups = {"": app}
+_groups = {"": app, "gallery": gallery.app}
 for _name in extension_names("commands"):
     _group, _, _command = _name.rpartition(" ")
     try:
@@ -33,6 +33,7 @@ for _name in extension_names("commands"):
             _groups[_group].command(_command, cls=Command)(_loaded)
     except UppersonError as _error:  # One that is broken must not take the others with it.
         print_warning(str(_error))
+gallery.sort_commands()
 
 
 def main() -> NoReturn:

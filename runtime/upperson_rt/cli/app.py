@@ -239,8 +239,8 @@ def _forget() -> None:
 # --- Logs on stderr: warnings as text, or everything as JSON lines
 
 _LOGGED = (
-    "upperson_rt", "upperson_alerts", "upperson_camera", "upperson_log", "upperson_milvus",
-    "upperson_tensorrt",
+    "upperson_rt", "upperson_alerts", "upperson_camera", "upperson_log", "upperson_maintenance",
+    "upperson_milvus", "upperson_tensorrt",
 )  # fmt: skip
 """Packages whose log a command shows."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}

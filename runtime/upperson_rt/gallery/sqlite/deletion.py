@@ -29,10 +29,10 @@ from upperson_rt.gallery.erasures import (
     require_erasure_log,
     unpack_ids,
 )
-from upperson_rt.gallery.outbox import Outbox
 from upperson_rt.gallery.sqlite import rows as table
 from upperson_rt.gallery.sqlite import schema
 from upperson_rt.gallery.sqlite.database import Database, Transaction
+from upperson_rt.gallery.sqlite.documents import read_documents, write_document
 from upperson_rt.gallery.sqlite.free_pages import FreePages
 from upperson_rt.gallery.sqlite.schema import ROW, DamageError, Sums
 from upperson_rt.printable import get_logger
@@ -299,13 +299,12 @@ def _secure_delete(transaction: Transaction, mode: str) -> Iterator[None]:
 
 def unfinished(transaction: Transaction) -> dict[str, dict[str, Any]]:
     """Return what deletions have left to do, with the ``files`` that are to be removed."""
-    return Outbox(transaction.connection, write=False).documents(_RECORD)
+    return read_documents(transaction.connection, _RECORD)
 
 
 def _write(transaction: Transaction, records: _Records) -> None:
-    outbox = Outbox(transaction.connection, write=True)
     for name, record in records.items():
-        outbox.write(f"{_RECORD}{name}", record)
+        write_document(transaction.connection, f"{_RECORD}{name}", record)
 
 
 def _with_crops(rows: Sequence[Sequence[Any]]) -> list[Erased]:

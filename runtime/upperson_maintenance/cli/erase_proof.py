@@ -49,8 +49,8 @@ def erase_proof(
 
     Example: `upperson-rt gallery erase-proof --until 2026-11-01 --backup /mnt/backup`
     """
-    from upperson_rt.gallery.sqlite.erase_proof import Selection, prove_erasure
-    from upperson_rt.gallery.sqlite.store import SqliteGallery
+    from upperson_maintenance.erase_proof import Selection, prove_erasure
+    from upperson_rt.gallery.sqlite import SqliteGallery
 
     passing, both = where.as_filter(), set(keys or ())
     both |= {str(Path(key).absolute()) for key in both}

@@ -11,11 +11,12 @@ from typing import Any
 from upperson_rt.arguments import check_list, check_path
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError
-from upperson_rt.gallery import Gallery
-from upperson_rt.gallery.shards import RECORD_FILE, Shard, ShardRecord, Tally, options_apart
+from upperson_rt.gallery import Gallery, Item
 from upperson_rt.ingest.files import IndexReport, index_images
+from upperson_rt.ingest.service import Output
 from upperson_rt.preprocess import iter_named_images
 from upperson_rt.printable import safe_repr, shortened
+from upperson_shards.records import RECORD_FILE, Shard, ShardRecord, Tally, options_apart
 
 _IN_ROWS = {
     "camera": "--camera",
@@ -95,18 +96,14 @@ def record_of(location: str) -> Path | None:
     return None if "://" in location else Path(location, RECORD_FILE)
 
 
-def require_whole(location: str) -> None:
-    """Refuse a gallery that is a shard, for pictures that are chosen in another way."""
-    file = record_of(location)
-    if file is not None and file.exists():
-        raise InputError(
-            f"gallery {location} is shard {ShardRecord.read(file).shard}: index with  --shard, or "
-            "into another gallery"
-        )
-
-
 def index_shard(
-    encoder: Encoder, gallery: Gallery, chosen: ShardFiles, record_file: Path | None, **options: Any
+    encoder: Encoder,
+    gallery: Gallery,
+    chosen: ShardFiles,
+    record_file: Path | None,
+    *,
+    outputs: Sequence[Output] = (),
+    **options: Any,
 ) -> tuple[IndexReport, ShardRecord]:
     """Index the pictures of a shard as `index_images` does, and write its record, unfinished first.
 
@@ -123,11 +120,12 @@ def index_shard(
     if record_file is not None:
         _require_same(gallery, record_file, record)
         record.write(record_file)
-    report = index_images(encoder, gallery, chosen.files, **options)
+    keys = _Keys()
+    report = index_images(encoder, gallery, chosen.files, outputs=(keys, *outputs), **options)
     record = replace(
         record,
         finished=True,
-        items=report.keys,
+        items=keys.tally,
         with_items=report.with_items,
         empty=report.empty,
         skipped=tuple(report.skipped),
@@ -135,6 +133,17 @@ def index_shard(
     if record_file is not None:
         record.write(record_file)
     return report, record
+
+
+class _Keys:
+    """Tallies the keys of committed rows."""
+
+    tally = Tally()
+
+    def committed(self, items: Sequence[Item], replaced: Sequence[str]) -> None:
+        self.tally += Tally.of(item.key for item in items)
+
+    def close(self) -> None: ...
 
 
 def _require_same(gallery: Gallery, file: Path, record: ShardRecord) -> None:

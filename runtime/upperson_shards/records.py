@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeAlias
 
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import write_atomically
+from upperson_rt.ingest.files import SkippedImage
 from upperson_rt.printable import count_of, safe_repr, shortened
 from upperson_rt.strict import Constraint, Count, Positive, read_fields, read_json, require_version
 
@@ -96,14 +97,6 @@ def _hash(text: str | bytes) -> int:
     """Return 128 bits that are the same on every machine; names of files need not be text."""
     data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
     return int.from_bytes(blake2b(data, digest_size=16).digest(), "big")
-
-
-@dataclass(frozen=True)
-class SkippedImage:
-    """A picture that could not be used."""
-
-    path: str
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)

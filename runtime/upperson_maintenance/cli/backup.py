@@ -30,7 +30,7 @@ def backup(
 
     Example: `upperson-rt gallery backup -g gallery /mnt/disk/gallery-backup`
     """
-    from upperson_rt.gallery.sqlite.backup import back_up
+    from upperson_maintenance.backup import back_up
 
     done = back_up(_folder(place.gallery), destination)
     manifest = done.manifest
@@ -63,7 +63,7 @@ def restore(
 
     Example: `upperson-rt gallery restore /mnt/disk/gallery-backup -g restored`
     """
-    from upperson_rt.gallery.sqlite.backup import restore as restore_gallery
+    from upperson_maintenance.backup import restore as restore_gallery
 
     manifest = restore_gallery(backup, _folder(place.gallery))
     result = {"gallery": place.gallery, "backup": str(backup)} | {

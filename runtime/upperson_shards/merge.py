@@ -15,11 +15,15 @@ from typing import Any
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import put_in_place, require_place, scratch_folder
 from upperson_rt.gallery.protocol import Gallery
-from upperson_rt.gallery.shards import RECORD_FILE, ShardRecord, Tally, check_whole
-from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, make
-from upperson_rt.gallery.sqlite.rows import ADD, has_key
-from upperson_rt.gallery.sqlite.schema import Sums, checksum_of
-from upperson_rt.gallery.sqlite.store import SqliteGallery
+from upperson_rt.gallery.sqlite.stored import (
+    DATABASE_FILE,
+    Database,
+    SqliteGallery,
+    append_rows,
+    keys_there,
+    make,
+)
+from upperson_shards.records import RECORD_FILE, ShardRecord, Tally, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,19 +162,12 @@ def _open(stack: ExitStack, folder: Path, record: ShardRecord | None = None) -> 
 
 def _append(target: Database, source: SqliteGallery, batch: Sequence[tuple[Any, ...]]) -> None:
     with target.writing() as transaction:
-        there, values = has_key(transaction, [row[1] for row in batch])
-        for (key,) in transaction.execute(f"SELECT key FROM {there} LIMIT 1", values):
+        if there := keys_there(transaction, [row[1] for row in batch]):
             raise IntegrityError(
-                f"the picture {key} is in {source.location} and in another shard: index both again "
-                "from the same pictures"
+                f"the picture {there[0]} is in {source.location} and in another shard: index both "
+                "again from the same pictures"
             )
-        sums = transaction.sums
-        assert isinstance(sums, Sums)
-        numbered = [(sums.last_id + n, *row[1:]) for n, row in enumerate(batch, 1)]
-        rows = [(*row, checksum_of(row, row[-1])) for row in numbered]
-        sums.last_id += len(rows)
-        sums.add(rows)
-        transaction.connection.executemany(ADD, rows)
+        append_rows(transaction, batch)
 
 
 def _tally(batch: Sequence[tuple[Any, ...]]) -> Tally:

@@ -11,7 +11,7 @@ from upperson_rt.errors import UsageError
 from upperson_rt.printable import safe_repr
 
 if TYPE_CHECKING:
-    from upperson_rt.gallery.retention import Retention
+    from upperson_maintenance.retention import Retention
 
 _BYTES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -35,7 +35,7 @@ def read_retention(ages: Sequence[str], keep_bytes: int | None) -> "Retention | 
     Raises:
         UsageError: An age is malformed, or a camera has two.
     """
-    from upperson_rt.gallery.retention import Retention
+    from upperson_maintenance.retention import Retention
 
     limits: dict[str, float] = {}
     for text in ages:

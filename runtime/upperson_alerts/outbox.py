@@ -7,13 +7,19 @@ accepted.
 
 import json
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from upperson_rt.errors import IntegrityError
-
-__all__ = ["Failure", "Message", "Outbox", "State", "Within"]
+from upperson_rt.gallery import Gallery
+from upperson_rt.gallery.sqlite.documents import (
+    make_documents,
+    parse_document,
+    read_document,
+    read_documents,
+    write_document,
+)
 
 State: TypeAlias = Literal["ready", "review"]
 """Whether a message is delivered, or only kept."""
@@ -37,7 +43,6 @@ _TABLES = (
     """
     CREATE TABLE IF NOT EXISTS outbox_destinations (name TEXT PRIMARY KEY, done INTEGER NOT NULL)
     """,
-    "CREATE TABLE IF NOT EXISTS outbox_documents (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
 _MESSAGE = "o.seq, o.key, o.topic, o.time, o.state, o.label, o.body"
 
@@ -74,13 +79,15 @@ class Failure:
 
 
 class Outbox:
-    """The outbox in a transaction of its gallery; see `Gallery.outbox`."""
+    """The outbox in a transaction of its gallery; see `outbox_of`."""
 
     def __init__(self, connection: sqlite3.Connection, write: bool) -> None:
         self._connection = connection
-        for statement in _TABLES if write else ():
-            connection.execute(statement)
-        sql = "SELECT count(*) FROM sqlite_master WHERE name = 'outbox_documents'"
+        if write:
+            make_documents(connection)
+            for statement in _TABLES:
+                connection.execute(statement)
+        sql = "SELECT count(*) FROM sqlite_master WHERE name = 'outbox'"
         self._is_there = write or bool(connection.execute(sql).fetchone()[0])
 
     @property
@@ -228,22 +235,15 @@ class Outbox:
 
     def documents(self, prefix: str) -> dict[str, Any]:
         """Return the JSON documents whose name begins so, by the rest of their names."""
-        sql = "SELECT name, value FROM outbox_documents WHERE substr(name, 1, ?) = ? ORDER BY name"
-        rows = self._rows(sql, len(prefix), prefix)
-        return {name[len(prefix) :]: _parsed(name, value) for name, value in rows}
+        return read_documents(self._connection, prefix)
 
     def document(self, name: str) -> Any:
         """Return the JSON document of a name, or None."""
-        rows = self._rows("SELECT value FROM outbox_documents WHERE name = ?", name)
-        return _parsed(name, rows[0][0]) if rows else None
+        return read_document(self._connection, name)
 
     def write(self, name: str, value: Any) -> None:
         """Write a JSON document; None removes it."""
-        if value is None:
-            self._changed("DELETE FROM outbox_documents WHERE name = ?", name)
-            return
-        sql = "INSERT OR REPLACE INTO outbox_documents VALUES (?, ?)"
-        self._changed(sql, name, json.dumps(value))
+        write_document(self._connection, name, value)
 
     def _rows(self, sql: str, *values: object) -> list[Any]:
         return self._connection.execute(sql, values).fetchall() if self._is_there else []
@@ -252,9 +252,10 @@ class Outbox:
         return self._connection.execute(sql, values).rowcount
 
 
-Within: TypeAlias = Callable[[Outbox, Mapping[str, int], Sequence[str]], None]
-"""Is called in the transaction that adds items: with the outbox, `Hit.id` by key, and the keys that
-were there before. An error undoes everything."""
+def outbox_of(gallery: Gallery, write: bool = False) -> AbstractContextManager[Outbox]:
+    """Give the outbox of a gallery, see `Gallery.outbox`."""
+    return gallery.outbox(write)
+
 
 _CONDITIONS = {
     "key": "o.key = ?",
@@ -273,16 +274,5 @@ def _condition(where: Mapping[str, object]) -> tuple[str, list[object]]:
 
 def _message(row: Sequence[Any]) -> Message:
     seq, key, topic, time, state, label, body = row[:7]
-    parsed = _parsed(key, body)
+    parsed = parse_document(key, body)
     return Message(key=key, topic=topic, time=time, body=parsed, state=state, label=label, seq=seq)
-
-
-def _parsed(name: str, text: object) -> Any:
-    try:
-        return json.loads(str(text))
-    except ValueError as error:
-        raise IntegrityError(
-            f"{name} in the outbox of the gallery is damaged: restore the gallery from a copy",
-            code="outbox_damaged",
-            name=name,
-        ) from error

@@ -1,12 +1,16 @@
 """Makes the rows of a copy of a database those of a later state, by ids and the log of changes."""
 
 import itertools
-import json
 from typing import Any
 
-from upperson_rt.gallery.sqlite import rows as table
-from upperson_rt.gallery.sqlite.database import Transaction
-from upperson_rt.gallery.sqlite.schema import ROW
+from upperson_rt.gallery.sqlite.stored import (
+    Transaction,
+    add_rows,
+    changed_since,
+    remove_rows,
+    rows_after,
+    rows_with_ids,
+)
 
 _ROWS_AT_A_TIME = 4096
 
@@ -24,7 +28,7 @@ def follow(now: Transaction, then: Transaction, embed_dim: int) -> tuple[int, in
     new, sums = now.sums, then.sums
     assert new is not None
     assert sums is not None
-    changed = table.changed_since(now, sums.seq) if new.seq >= sums.seq else None
+    changed = changed_since(now, sums.seq) if new.seq >= sums.seq else None
     if changed is None or new.last_id < sums.last_id or _definitions(now) != _definitions(then):
         raise UnrelatedError
     removed, before_seq, before_id = 0, sums.seq, sums.last_id
@@ -34,20 +38,13 @@ def follow(now: Transaction, then: Transaction, embed_dim: int) -> tuple[int, in
         for start in range(0, len(changed), _ROWS_AT_A_TIME)
     ]
     for part in parts:
-        there = table.rows_with_ids(then, part, embed_dim)
-        sums.remove(there)
-        removed += len(there)
-        sql = "DELETE FROM items WHERE id IN (SELECT value FROM json_each(?))"
-        then.execute(sql, (json.dumps(part),))
-    sql = f"SELECT {ROW}, vector, checksum FROM items NOT INDEXED WHERE id > ? ORDER BY id"
-    newer = now.execute(sql, (before_id,))
+        removed += remove_rows(then, part, embed_dim)
     added = 0
     for rows in itertools.chain(
-        (table.rows_with_ids(now, part, embed_dim) for part in parts),
-        iter(lambda: table.checked(now, newer.fetchmany(_ROWS_AT_A_TIME), embed_dim), []),
+        (rows_with_ids(now, part, embed_dim) for part in parts),
+        rows_after(now, before_id, embed_dim),
     ):
-        then.connection.executemany(table.ADD, rows)
-        sums.add(rows)
+        add_rows(then, rows)
         added += len(rows)
     if (sums.rows, sums.total) != (new.rows, new.total):
         raise UnrelatedError

@@ -21,15 +21,20 @@ from upperson_rt.gallery.erasures import (
 from upperson_rt.gallery.protocol import known_keys
 from upperson_rt.gallery.records import Filter
 from upperson_rt.gallery.snapshots import SNAPSHOTS, snapshots_passing
-from upperson_rt.gallery.sqlite import rows as table
-from upperson_rt.gallery.sqlite.access import opened_bytes
-from upperson_rt.gallery.sqlite.bin import among, rows_in_bin
-from upperson_rt.gallery.sqlite.database import DATABASE_FILE
-from upperson_rt.gallery.sqlite.deletion import Selected, selected, unfinished
-from upperson_rt.gallery.sqlite.free_pages import FreePages
-from upperson_rt.gallery.sqlite.index_file import UnusableIndexError, read_file
-from upperson_rt.gallery.sqlite.list_files import INDEX_FILE
-from upperson_rt.gallery.sqlite.store import SqliteGallery
+from upperson_rt.gallery.sqlite.stored import (
+    DATABASE_FILE,
+    SqliteGallery,
+    among,
+    condition_of,
+    log_of,
+)
+from upperson_rt.gallery.sqlite.traces import (
+    Selected,
+    files_of_no_row,
+    free_pages,
+    indexed_rows,
+    stored_ids,
+)
 from upperson_rt.score_calibration import SCORES_FILE, read_score_calibration
 
 _PRUNE = "upperson-rt gallery prune --older-than"
@@ -79,9 +84,9 @@ def prove_erasure(
             gallery (``backup_not_found``, ``backup_of_another``), or the log cannot be written.
     """
     ids = None if selection.erasure is None else _ids_of(gallery, selection.erasure)
-    log = gallery.path / f"{DATABASE_FILE}-wal"
+    log = log_of(gallery.path / DATABASE_FILE)
     left = 0 if gallery.finish_erasures() else log.stat().st_size
-    rows = _rows_of(gallery)
+    rows = _stored(gallery)
     places = [Place("SQLite's log", "bytes", left, left, "a program reads it: try again")]
     places += _places(gallery, selection, ids, rows)
     for number, folder in enumerate(backups, start=1):
@@ -95,7 +100,7 @@ def prove_erasure(
         for file in found:
             with SqliteGallery.open(file.parent) as copy:
                 assert isinstance(copy, SqliteGallery)
-                of_copy, gone = _rows_of(copy), ids
+                of_copy, gone = _stored(copy), ids
                 if not (selection.keys or selection.where.conditions):
                     if copy.database.meta.identity != gallery.database.meta.identity:
                         raise InputError(
@@ -105,7 +110,7 @@ def prove_erasure(
                         )
                     gone = ids
                     if ids is None:
-                        gone = np.setdiff1d(of_copy.kept[:, 0], rows.kept[:, 0])
+                        gone = np.setdiff1d(of_copy[1][:, 0], rows[1][:, 0])
                 for place in _places(copy, selection, gone, of_copy):
                     places.append(place._replace(name=f"backup {number}: {place.name}"))
     about = {
@@ -121,10 +126,13 @@ def prove_erasure(
 
 
 def _places(
-    gallery: SqliteGallery, selection: Selection, ids: NDArray[np.int64] | None, all_rows: "_Rows"
+    gallery: SqliteGallery,
+    selection: Selection,
+    ids: NDArray[np.int64] | None,
+    stored: tuple[Selected, Selected],
 ) -> Iterator[Place]:
-    """Look into one folder with these rows."""
-    rows = all_rows.items
+    """Look into one folder with these rows, see `stored_ids`."""
+    rows, kept = stored
     found: tuple[str, int] | None = None  # What was ever erased is what the database has not.
     binned: tuple[str, list[object]] = "0", []
     if ids is not None:
@@ -135,19 +143,16 @@ def _places(
         binned = among("key", known_keys(selection.keys))
     elif selection.where.conditions:
         found = "rows that pass the filter", gallery.count(selection.where)
-        binned = table.condition_of(selection.where)
+        binned = condition_of(selection.where)
     if found is not None:
         yield Place("database", found[0], len(rows), found[1], "delete them there")
-    with opened_bytes(gallery.path / DATABASE_FILE) as opened:
-        free = FreePages.read(opened)
-        pages, left = len(free.leaves) + len(free.trunks), free.count_used(opened)
+    pages, left = free_pages(gallery.path)
     yield Place("free pages", "pages that are not zeros", pages, left, "VACUUM the database")
-    indexed, left = _stale_in_index(gallery.path, all_rows.kept)
+    indexed, left = indexed_rows(gallery.path, kept)
     what = "embeddings that the database has not"
     yield Place("search index", what, indexed, left, "upperson-rt gallery rebuild")
     with gallery.database.reading() as transaction:
-        crops = [*table.stray_crops(transaction, gallery.crops_dir)]
-        crops += [file for one in unfinished(transaction).values() for file in one["files"]]
+        crops = files_of_no_row(transaction, gallery.crops_dir)
     yield Place("crops", "files of no row", len(rows), len(crops), _PRUNE)
     clips, folder = list(all_clips(gallery.crops_dir)), clips_dir(gallery.crops_dir)
     days = [gallery.crops_dir / clip.path.parent.relative_to(folder) for clip in clips]
@@ -185,32 +190,6 @@ def _ids_of(gallery: SqliteGallery, erasure: str) -> NDArray[np.int64]:
     return np.unique(np.concatenate(found))
 
 
-class _Rows(NamedTuple):
-    items: Selected
-    kept: Selected
-    """These and those in the bin."""
-
-
-def _rows_of(gallery: SqliteGallery) -> _Rows:
+def _stored(gallery: SqliteGallery) -> tuple[Selected, Selected]:
     with gallery.database.reading() as transaction:
-        items = selected(transaction, "items NOT INDEXED", ())
-        return _Rows(items, np.concatenate([items, rows_in_bin(transaction)]))
-
-
-def _stale_in_index(folder: Path, rows: Selected) -> tuple[int, int]:
-    """Return how many rows the files of the index have, and of those that the database has not."""
-    known, at = np.unique(rows[:, 0], return_index=True)
-    count = stale = 0
-    for file in folder.glob(f"{INDEX_FILE}*"):
-        try:
-            arrays = read_file(file)[1] if file.stat().st_size else {}  # A lock is empty.
-        except (UnusableIndexError, OSError):
-            arrays = {"ids": np.zeros(1, np.int64), "checksums": np.zeros(1, np.int64)}
-        if "checksums" in arrays:
-            ids = arrays["ids"]
-            place = np.searchsorted(known, ids).clip(max=max(0, len(known) - 1))
-            same = np.zeros(len(ids), np.bool_)
-            if len(known):
-                same = (known[place] == ids) & (rows[at[place], 1] == arrays["checksums"])
-            count, stale = count + len(ids), stale + int((~same).sum())
-    return count, stale
+        return stored_ids(transaction)

@@ -17,6 +17,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from upperson_maintenance.backup_files import (
+    CROPS,
+    Copies,
+    changed_files,
+    copy_clips,
+    copy_crops,
+    unnamed_files,
+)
+from upperson_maintenance.follow import UnrelatedError, follow
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import (
     make_folder,
@@ -28,19 +37,13 @@ from upperson_rt.files import (
 )
 from upperson_rt.gallery.crops import crop_path
 from upperson_rt.gallery.protocol import made_now
-from upperson_rt.gallery.sqlite import access
-from upperson_rt.gallery.sqlite.backup_files import (
-    CROPS,
-    Copies,
-    changed_files,
-    copy_clips,
-    copy_crops,
-    unnamed_files,
+from upperson_rt.gallery.sqlite.stored import (
+    DATABASE_FILE,
+    Database,
+    SqliteGallery,
+    leave_out,
+    log_of,
 )
-from upperson_rt.gallery.sqlite.bin import leave_out
-from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database
-from upperson_rt.gallery.sqlite.follow import UnrelatedError, follow
-from upperson_rt.gallery.sqlite.store import SqliteGallery
 from upperson_rt.printable import count_of, shortened
 from upperson_rt.strict import Count, Positive, Sha256, read_fields, read_json
 
@@ -301,7 +304,7 @@ def _remove_log(file: Path) -> None:
     Raises:
         InputError: A process reads the copy.
     """
-    log = access.log_of(file)
+    log = log_of(file)
     if log.exists():
         with closing(Database(file)) as copy, copy.writing():
             pass

@@ -11,8 +11,7 @@ from pathlib import Path
 from upperson_rt.files import sha256_of_file, write_all_atomically
 from upperson_rt.gallery.clips import all_clips
 from upperson_rt.gallery.crops import crop_path
-from upperson_rt.gallery.sqlite import rows as table
-from upperson_rt.gallery.sqlite.database import Transaction
+from upperson_rt.gallery.sqlite.stored import Transaction, unnamed_crops
 
 CROPS = "crops"
 _NAMES_AT_A_TIME = 10_000
@@ -116,7 +115,7 @@ def unnamed_files(transaction: Transaction, crops_dir: Path) -> tuple[list[Path]
         Path(os.path.relpath(file, crops_dir)).as_posix(): file
         for file in itertools.islice(files, _NAMES_AT_A_TIME)
     }:
-        gone = set(table.unnamed_crops(transaction, [*part]))
+        gone = set(unnamed_crops(transaction, [*part]))
         unnamed += [Path(part[name]) for name in gone]
         for name in part.keys() - gone:
             count += 1
