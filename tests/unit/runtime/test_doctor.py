@@ -6,19 +6,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import upperson_onnxruntime
 from tests.helpers.toy_bundle import calibrate_toy_bundle, make_toy_bundle, replace_in_bundle
 from upperson_doctor import diagnosis as doctor
 from upperson_doctor import installed as packages
 from upperson_doctor.diagnosis import diagnose
+from upperson_doctor.jetson import jetson_release
 from upperson_doctor.scores import check_scores
+from upperson_log.query_log import QueryLog
+from upperson_machine.nvidia import CudaDriver
 from upperson_openvino.backend import OpenVinoBackend
-from upperson_rt import nvidia
+from upperson_rt import errors
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.manifest import parse_manifest
-from upperson_rt.nvidia import CudaDriver
-from upperson_rt.query_log import QueryLog
 from upperson_rt.score_calibration import Reference, write_score_calibration
 
 
@@ -120,7 +122,7 @@ def with_packages(monkeypatch, **versions):
     installed = {name.replace("_", "-"): version for name, version in versions.items()}
     spec = {"onnxruntime-gpu": "onnxruntime", "faiss-cpu": "faiss"}
     modules = {spec.get(name, name) for name in installed}
-    for module in (doctor, packages):
+    for module in (doctor, packages, upperson_onnxruntime):
         monkeypatch.setattr(module, "version_of", installed.get)
         monkeypatch.setattr(module, "find_spec", lambda name: name if name in modules else None)
 
@@ -187,14 +189,14 @@ def test_the_driver_is_named_and_missed_where_a_package_needs_it(monkeypatch, tm
 def test_what_to_change_on_a_jetson(monkeypatch, tmp_path, installed, sees_system, advice):
     path = tmp_path / "nv_tegra_release"
     path.write_text("# R36 (release), REVISION: 4.3, GCID: 37537400, BOARD: generic\n")
-    monkeypatch.setattr(nvidia, "_TEGRA", path)
+    monkeypatch.setattr(errors, "_TEGRA", path)
     config = f"home = /\ninclude-system-site-packages = {sees_system}\n"
     (tmp_path / "pyvenv.cfg").write_text(config)
     monkeypatch.setattr("sys.prefix", str(tmp_path))
     with_packages(monkeypatch, **installed)
     found = by_name(packages.installed_checks())
     assert found["python"].facts["jetson"] == "R36 (release), REVISION: 4.3"
-    assert nvidia.jetson_release() == (36, 4, 3)
+    assert jetson_release() == (36, 4, 3)
     status = ("warn", "docs/how-to/jetson.md") if advice else ("ok", "")
     assert (found["jetson"].status, found["jetson"].fix) == status
     assert advice in found["jetson"].detail
@@ -205,9 +207,9 @@ def test_what_to_change_on_a_jetson(monkeypatch, tmp_path, installed, sees_syste
 def test_an_onnxruntime_for_another_cuda(monkeypatch, driver, status):
     with_packages(monkeypatch, onnxruntime_gpu="1.31.1")
     requires = ["nvidia-cuda-runtime~=13.0; extra == 'cuda'"]
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: requires)
+    monkeypatch.setattr(upperson_onnxruntime.metadata, "requires", lambda name: requires)
     found = CudaDriver(driver, problem="no driver")
-    monkeypatch.setattr(doctor, "probe_cuda_driver", lambda: found)
+    monkeypatch.setattr(upperson_onnxruntime, "probe_cuda_driver", lambda: found)
     assert by_name(doctor._backends())["onnxruntime"].status == status
 
 

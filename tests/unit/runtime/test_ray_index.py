@@ -22,7 +22,7 @@ from upperson_ray import index as ray_index
 from upperson_ray.index import index_on_ray
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.gallery import Gallery
-from upperson_rt.gallery.sqlite.merge import merge_shards
+from upperson_shards.merge import merge_shards
 
 SHARDS = 8
 

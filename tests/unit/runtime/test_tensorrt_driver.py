@@ -15,8 +15,8 @@ from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_doctor import diagnosis as doctor
+from upperson_machine.nvidia import SIGNATURES
 from upperson_rt.errors import BackendError
-from upperson_rt.nvidia import SIGNATURES
 from upperson_tensorrt import bindings
 from upperson_tensorrt.bindings import import_tensorrt, open_gpu
 from upperson_tensorrt.compile import compile_bundle
