@@ -286,6 +286,21 @@ def add_alert(
         return _report(outbox, alert), notices
 
 
+def copy_alerts(sources: Sequence[Gallery], target: Gallery) -> None:
+    """Copy the alerts of galleries into one that has their pictures; their promises count from now.
+
+    Their messages are not copied: they name pictures by row, and have their destinations.
+    """
+    found: dict[str, Alert] = {}
+    for source in sources:
+        with source.outbox() as outbox:
+            found |= read_alerts(outbox)
+    if found:
+        with target.outbox(write=True) as outbox:
+            for alert in found.values():
+                _write(outbox, _restarted(outbox, alert))
+
+
 def pause_alert(gallery: Gallery, reference: str) -> AlertReport:
     """Stop comparing pictures with an alert (id or name) until it is resumed."""
     with gallery.outbox(write=True) as outbox:

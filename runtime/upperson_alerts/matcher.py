@@ -19,6 +19,7 @@ from upperson_alerts.alerts import (
     VERSION,
     Alert,
     background_of,
+    copy_alerts,
     count_visits,
     note_background,
     note_uncalibrated,
@@ -58,6 +59,8 @@ class AlertMatcher:
         self._refresh()
         while self._unread:
             self._read_older()
+
+    copy = staticmethod(copy_alerts)
 
     def match(self, items: Sequence[Item], embeds_ND: NDArray[np.float32]) -> Within | None:
         """Compare rows that are about to be committed; return what writes the messages."""
