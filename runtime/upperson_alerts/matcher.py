@@ -120,7 +120,7 @@ class AlertMatcher:
         new = {id_: one for id_, one in alerts.items() if id_ not in known}
         if new:
             self._queries = self._queries or QueryEncoder(self._encoder)
-            background = background_of(self._queries, new, frozen, last_id)
+            background = background_of(self._queries, self._gallery, new, frozen, last_id)
             for one in new.values():
                 self._follow_state(background, one)
             self._backgrounds.append(background)
