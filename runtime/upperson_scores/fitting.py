@@ -49,7 +49,7 @@ _PRIOR_PICTURE_RIDGE, _PRIOR_ANSWER_RIDGE = 5e5, 5e3
 _WRONG_NOBODY = 0.01
 _MOST_NOBODY = 0.25
 _CERTAIN = 0.8
-"""That the limit of `nobody` is wrong no more often: for more, too few absent people are told."""
+"""That the limit of `nobody` is wrong no more often than that; at 0.95 it misses more absences."""
 _CAUTION_PEOPLE = 50
 """With as many the limit of `nobody` is halved."""
 _LEAST_AUROC = 80.0
