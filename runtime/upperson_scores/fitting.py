@@ -286,8 +286,8 @@ def search_block(block: Block, evidence: Evidence) -> list[_Search]:
             there.setdefault((search.kind, search.is_present), []).append(search)
         for kind in KINDS:
             present, absent = (there.get((kind, is_present), []) for is_present in (True, False))
-            # People who look alike have numbers side by side, so one left out of a smaller gallery
-            # may have a likeness in it: those of other blocks come first.
+            # One left out of a smaller gallery may look like others of the block, who are in it.
+            # So people outside of the block come first.
             absent.sort(key=lambda one: one.person is not None)
             count = min(len(present), len(absent))
             found += present[:count] + absent[:count]

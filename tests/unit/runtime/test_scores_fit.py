@@ -151,8 +151,7 @@ def test_a_fit_tells_present_from_absent_and_says_how_well():
     assert again.picture == made.picture
 
 
-def test_absent_captions_are_of_other_blocks_first():
-    """People who look alike have numbers side by side: one left out may have a likeness inside."""
+def test_absent_captions_are_of_people_outside_of_the_block_first():
     world = World(40)
     blocks = blocks_of(world.pictures, np.random.default_rng(0))
     for gallery in blocks[0].galleries[1:]:
