@@ -14,10 +14,11 @@ from tests.helpers.gallery_places import sql
 from tests.helpers.invoke import refusal, run_rt, run_rt_json, snapshot
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from tests.packaging.test_docs import commands_in
+from upperson_alerts.outbox import outbox_of
 from upperson_rt.gallery import Gallery
-from upperson_rt.gallery.shards import RECORD_FILE, Shard, ShardRecord, Tally
-from upperson_rt.gallery.sqlite import merge as merging
 from upperson_rt.gallery.sqlite import store
+from upperson_shards import merge as merging
+from upperson_shards.records import RECORD_FILE, Shard, ShardRecord, Tally
 
 SHARDS = 3
 
@@ -109,7 +110,7 @@ def test_alerts_of_the_shards_are_kept_and_compare_new_pictures(work, monkeypatc
     assert {one["id"]: one["state"] for one in found} == wanted
     draw_person("new.png", "blue", seed=9)
     assert index(0, crops="new.png", to="gallery").exit_code == 0
-    with Gallery.open("gallery") as gallery, gallery.outbox() as outbox:
+    with Gallery.open("gallery") as gallery, outbox_of(gallery) as outbox:
         assert gallery.count() == 13
         assert outbox.document("alerts/visits") == {"": 1}
 
