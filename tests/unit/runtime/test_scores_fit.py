@@ -130,6 +130,7 @@ def test_traits_come_from_captions_where_nothing_else_says_them():
     }
 
 
+@pytest.mark.timeout(180)  # Of a busy machine.
 def test_a_fit_tells_present_from_absent_and_says_how_well():
     world = World(100)
     blocks = blocks_of(world.pictures, np.random.default_rng(0))
@@ -167,15 +168,15 @@ def test_absent_captions_are_of_people_outside_of_the_block_first():
 def test_the_limit_of_nobody_is_too_high_in_one_of_five_samples():
     rng = np.random.default_rng(0)
     too_high = 0
-    for _ in range(100):
-        answers = 0.2 * rng.random(1000)  # One in a hundred is below 0.002.
+    for _ in range(60):
+        answers = 0.2 * rng.random(300)  # One in a hundred is below 0.002.
         judged = [
             Judgement(kind="short", is_present=True, person=None, answer=one, likely_N=answers,
                       right_N=answers > 0)
             for one in answers
         ]  # fmt: skip
         too_high += fitting._nobody_below(judged) > 0.002
-    assert 10 <= too_high <= 30
+    assert 6 <= too_high <= 18
 
 
 def test_too_few_people_are_refused():
