@@ -196,6 +196,7 @@ def test_scores_are_calibrated_and_checked_on_others(
     written = json.loads(file.read_text("utf-8"))
     assert written["fitted_on"]["people"] == 80
     assert len(written["picture"]["weights"]) == 1 + 12 + 12 * 13 // 2
+    assert len(written["answer"]["weights"]) == 1 + 14 + 14 * 15 // 2
     assert found["nobody_below"] == pytest.approx(written["nobody_below"], rel=1e-5)
     assert found["rows"]["these sets, all"]["auroc"] > 80
     assert found["rows"]["these sets, pictures"]["right"] > 0
