@@ -30,7 +30,6 @@ from tests.helpers.toy_graphs import (
 from upperson_calibration.ranges import estimate, largest_values, observe
 from upperson_calibration.sensitivity import rank_by_sensitivity
 from upperson_export.graphs import build_variant, simulate_half
-from upperson_export.parity.subjects import BackendChoice, open_subject
 from upperson_export.passes.half import LIMIT
 from upperson_rt.backends import open_backend
 from upperson_rt.errors import InputError
@@ -69,15 +68,18 @@ def half_arithmetic(model, inputs):
 
 @each_tower
 @each_variant
-@pytest.mark.parametrize("count", [1, 9])
-def test_onnxruntime_runs_every_variant(kind, variant, count):
-    inputs = toy_inputs(kind, count)
+def test_onnxruntime_runs_every_variant(kind, variant):
+    inputs = toy_inputs(kind, 9)
     found = run_graph(variant_of(kind, variant), inputs)[0]
     expected = run_graph(toy_graph(kind), inputs)[0]
     assert found.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
     assert min_cosine(found, expected) > MIN_COSINE[variant]
     assert min_cosine(found, expected) < 1 - 1e-8, "it is the float32 graph"
+    few = [toy_pixels(2)] if kind == "image" else [toy_ids([2]), toy_ids([77, 3, 60])]
+    for inputs in few:  # A text may have any length, and a batch any size.
+        expected = run_graph(toy_graph(kind), inputs.numpy())[0]
+        assert min_cosine(run_graph(variant_of(kind, variant), inputs.numpy())[0], expected) > 0.998
 
 
 @each_tower
@@ -92,16 +94,6 @@ def test_openvino_runs_the_variants_for_cpus(kind, variant, tmp_path):
         assert min_cosine(found, run_graph(toy_graph(kind), inputs)[0]) > MIN_COSINE.get(
             variant, 0.99999
         )
-
-
-@each_tower
-@pytest.mark.parametrize("variant", ["fp16", "int8-fp16"])
-def test_a_text_may_have_any_length_and_a_batch_any_size(kind, variant):
-    model = variant_of(kind, variant)
-    rows = [toy_pixels(2)] if kind == "image" else [toy_ids([2]), toy_ids([77, 3, 60])]
-    for inputs in rows:
-        expected = run_graph(toy_graph(kind), inputs.numpy())[0]
-        assert min_cosine(run_graph(model, inputs.numpy())[0], expected) > 0.998
 
 
 def outlier(magnitude):
@@ -175,23 +167,6 @@ def test_largest_values_are_those_of_the_tensors(kind):
     assert len(largest) > 50
     with refused("no_samples", InputError):
         largest_values(fp32, inputs[:0])
-
-
-def test_a_cpu_compares_what_float16_does_to_a_typed_variant(tmp_path):
-    exact, paths = toy_graph("image"), {}
-    for kind in TOWERS:
-        paths[kind] = tmp_path / f"{kind}.fp16.onnx"
-        ir.save(build_variant(toy_graph(kind), "fp16"), paths[kind])
-    subject, _ = open_subject("fp16", paths, BackendChoice("onnxruntime", "cpu"), threads=1)
-    assert subject.backend.endswith("on cpu, float16 simulated")
-    images = toy_inputs("image")
-    expected, computed_in_float32 = (
-        run_graph(model, images)[0] for model in (exact, onnx.load(paths["image"]))
-    )
-    found = subject.run("image", images)
-    # Rounded weights alone are closer than rounded weights and results.
-    assert min_cosine(found, expected) > 0.999
-    assert np.abs(found - expected).max() > 1.2 * np.abs(computed_in_float32 - expected).max()
 
 
 def test_the_loudest_linears_are_the_most_sensitive_and_lose_as_much_alone_in_int8(tmp_path):
