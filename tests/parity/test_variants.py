@@ -30,6 +30,7 @@ from tests.helpers.toy_graphs import (
 from upperson_calibration.ranges import estimate, largest_values, observe
 from upperson_calibration.sensitivity import rank_by_sensitivity
 from upperson_export.graphs import build_variant, simulate_half
+from upperson_export.parity.subjects import BackendChoice, open_subject
 from upperson_export.passes.half import LIMIT
 from upperson_rt.backends import open_backend
 from upperson_rt.errors import InputError
@@ -167,6 +168,23 @@ def test_largest_values_are_those_of_the_tensors(kind):
     assert len(largest) > 50
     with refused("no_samples", InputError):
         largest_values(fp32, inputs[:0])
+
+
+def test_a_cpu_compares_what_float16_does_to_a_typed_variant(tmp_path):
+    exact, paths = toy_graph("image"), {}
+    for kind in TOWERS:
+        paths[kind] = tmp_path / f"{kind}.fp16.onnx"
+        ir.save(build_variant(toy_graph(kind), "fp16"), paths[kind])
+    subject, _ = open_subject("fp16", paths, BackendChoice("onnxruntime", "cpu"), threads=1)
+    assert subject.backend.endswith("on cpu, float16 simulated")
+    images = toy_inputs("image")
+    expected, computed_in_float32 = (
+        run_graph(model, images)[0] for model in (exact, onnx.load(paths["image"]))
+    )
+    found = subject.run("image", images)
+    # Rounded weights alone are closer than rounded weights and results.
+    assert min_cosine(found, expected) > 0.999
+    assert np.abs(found - expected).max() > 1.2 * np.abs(computed_in_float32 - expected).max()
 
 
 def test_the_loudest_linears_are_the_most_sensitive_and_lose_as_much_alone_in_int8(tmp_path):

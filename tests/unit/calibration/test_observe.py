@@ -1,5 +1,6 @@
 """Streaming activations of a float32 graph, against the torch tower it was made from."""
 
+import pickle
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.helpers.refused import refused
 from tests.helpers.toy_clip import toy_ids, toy_model, toy_pixels
 from tests.helpers.toy_graphs import FOLD, toy_graph
 from upperson_calibration.graph import TowerGraph, array_of
-from upperson_calibration.ranges import observe
+from upperson_calibration.ranges import KEPT_ROWS, observe
 from upperson_rt.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("toy_graphs")
@@ -105,6 +106,19 @@ def test_kept_rows_are_rows_of_valid_tokens_from_every_sample(towers, kind):
             nearest.add(int(np.argmin(distances)))
             assert min(distances[half::2]) < 1e-4
         assert nearest == set(range(len(samples)))
+
+
+def test_what_is_kept_does_not_grow_with_the_samples(towers):
+    tower = towers["image"]
+    few, many = (
+        observe(tower.graph, toy_pixels(count).numpy(), batch_size=64, threads=1)
+        for count in (KEPT_ROWS, 2 * KEPT_ROWS + 3)
+    )
+    for name, seen in many.items():
+        assert len(seen.rows) == KEPT_ROWS
+        assert seen.histogram.bins()[2].sum() > 2 * few[name].histogram.bins()[2].sum()
+        # All that is held, to the byte.
+        assert len(pickle.dumps(seen)) == len(pickle.dumps(few[name]))
 
 
 def test_an_activation_that_is_not_finite_and_no_samples_are_refused(towers, tmp_path):

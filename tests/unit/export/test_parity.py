@@ -69,6 +69,10 @@ def honest(tower, batch):
     return (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float32)
 
 
+def rotated_rows(tower, batch):
+    return np.roll(honest(tower, batch), 1, axis=0)
+
+
 def subject(embed, tolerance=FP32_TOLERANCE, **fields):
     return Subject(variant="fp32", backend="fake 1.0", tolerance=tolerance, run=embed, **fields)
 
@@ -176,6 +180,16 @@ def test_preprocessing_that_differs_is_found_on_the_way_from_the_file(inputs):
     assert f"image {inputs.files[0].parent}" in result.message()
 
 
+def test_both_towers_are_ranked_together(inputs):
+    both = [one.comparison for one in check(subject(rotated_rows), inputs).judged
+            if one.comparison.tower == "both"]  # fmt: skip
+    assert [one.batch_size for one in both] == BATCH_SIZES
+    assert all(one.ranking is not None for one in both)
+    alone, *batches = [one.ranking.mean_tau for one in both if one.ranking]
+    assert alone == 1.0
+    assert max(batches) < 0.9
+
+
 @pytest.mark.parametrize(
     ("value", "code"), [(np.nan, "reference_not_finite"), (0.25, "reference_constant")]
 )
@@ -277,6 +291,18 @@ def test_what_is_not_finite_is_named_and_has_no_number_in_json(inputs):
     assert (found["ok"], found["images"], found["captions"]) == (False, COUNT, COUNT)
 
 
+def test_batches_are_held_to_items_alone_though_those_are_not_judged(inputs):
+    def broken_alone(tower, batch):
+        return honest(tower, batch) * np.float32(np.nan if len(batch) == 1 else 1)
+
+    judged = check(subject(broken_alone), inputs)
+    in_batches = replace(
+        judged, judged=[one for one in judged.judged if one.comparison.batch_size == 8]
+    )
+    assert "by inf" in in_batches.message()
+    assert in_batches.would_pass() is None
+
+
 @pytest.mark.parametrize("floor", [None, 0.9999])
 def test_wrong_only_in_batches_is_named_with_a_tolerance_that_passes(inputs, floor):
     tolerance = FP32_TOLERANCE if floor is None else Tolerance(min_cosine=floor)
@@ -305,6 +331,28 @@ def test_padding_that_matters_is_named(inputs):
                 and one.comparison.inputs != "padded"]  # fmt: skip
     assert 'caption 0 "a man in a red coat" made 3 tokens long' in result.message()
     assert "padded to the context" in result.message()
+
+
+def test_a_suggested_tolerance_holds_for_all_variants(inputs):
+    """A stricter floor of one variant must not become that of a worse one that had passed."""
+
+    def noisy(size):
+        def embed(tower, batch):
+            embeds = honest(tower, batch)
+            return (embeds + size * np.sign(embeds)).astype(np.float32)
+
+        return embed
+
+    strict, loose = Tolerance(min_cosine=0.9999), Tolerance(min_cosine=0.5)
+    one = check(subject(noisy(0.02), strict), inputs)
+    other = check(subject(noisy(0.05), loose), inputs)
+    assert not one.ok
+    assert other.ok
+    together = replace(one, judged=[*one.judged, *other.judged])
+    loosened = together.would_pass()
+    assert loosened is not None
+    for size in (0.02, 0.05):
+        assert check(subject(noisy(size), Tolerance(**loosened)), inputs).ok
 
 
 @pytest.mark.parametrize(

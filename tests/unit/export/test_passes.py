@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, numpy_helper, parser
 
 from tests.helpers.refused import refused
+from tests.helpers.toy_graphs import run_graph
 from upperson_export.passes.half import ToHalf
 from upperson_export.passes.linears import QuantizeLinears
 from upperson_rt.errors import InputError
@@ -101,6 +102,8 @@ def test_a_range_that_is_no_usable_number_is_refused(proto, amax):
         quantized(proto, {"u": amax}, "kv")
     with refused("range_missing", InputError, tensor="u"):
         quantized(proto, {"row": 1.0}, "kv")
+    found = run_graph(quantized(proto, {"u": 0.0}, "kv", "q"), np.zeros((1, 5, 4), np.float32))
+    assert not np.any(found[0]), "zero is a range, too"
 
 
 @pytest.mark.parametrize("inputs", [6, 7])

@@ -189,6 +189,9 @@ def test_nvinfer_gets_the_tower_and_values_that_fit_it(bundle, tmp_path):
     least = int(config["input-object-min-height"]), int(config["input-object-min-width"])
     assert all(16 * a >= n > 16 * (a - 1) for a, n in zip(least, dims[2:], strict=True))
     assert config["output-blob-names"] == graph.output[0].name
+    readme = (written.folder / "README.md").read_text("utf-8")
+    for option in ("--stronglyTyped --noTF32 ", f"--saveEngine={config['model-engine-file']} "):
+        assert option in readme
 
 
 def chain(*elements):
@@ -293,6 +296,23 @@ def test_the_planar_graph_differs_at_its_input_alone_and_gives_the_same_bits(exp
     assert [node.op_type for node in typed.graph.node[:2]] == ["Transpose", "Cast"]
     with refused("input_not_pixels", IntegrityError):
         planar_float_input(adapted)
+
+
+def test_every_constant_comes_from_the_manifest(tmp_path, monkeypatch):
+    sizes = {"HEIGHT_PX": 48, "WIDTH_PX": 16, "EMBED_DIM": 20, "CONTEXT_LENGTH": 9}
+    for name, value in sizes.items():
+        monkeypatch.setattr(toy_bundle, name, value)
+    bundle = make_toy_bundle(tmp_path / "bundle")
+    models = write_triton(bundle, tmp_path / "models").folder
+    folder = write_deepstream(bundle, tmp_path / "ds").folder
+    for file, constants in (
+        (models / "toy_image/config.pbtxt", ["dims: [ 48, 16, 3 ]", "dims: [ 20 ]"]),
+        (models / "README.md", ['Tokenizer.from_file("tokenizer.json", 9)', "48, 16)"]),
+        (folder / "README.md", ["EMBED_DIM = 20", "x3x48x16"]),
+        (folder / CONFIG, ["infer-dims=3;48;16"]),
+    ):
+        text = file.read_text("utf-8")
+        assert [one for one in constants if one not in text] == []
 
 
 # --- Both formats

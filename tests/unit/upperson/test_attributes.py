@@ -1,6 +1,7 @@
 """Questions about attributes, held against simple models whose answers are known."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +197,24 @@ def test_what_a_caption_says_is_counted_apart():
         "glasses": (1, 100, 100),
         "pattern": (0, None, None),
     }
+
+
+def test_the_chance_of_map_is_its_mean_over_all_rankings(records):
+    few = [
+        dataclasses.replace(
+            records[0], attributes={"upper": upper, "upper_colour": "red"}, pid=number
+        )
+        for number, upper in enumerate(["coat", "coat", "dress", "dress"])
+    ]
+    found = []
+    for scores in itertools.permutations(range(1, 5)):
+        image_GE = np.array(scores, dtype=np.float32)[:, None]
+        report = measure_attributes(few, _same(range(8)), image_GE, _same)
+        found.append(report.short["clothes"].map)
+    assert report.short["clothes"].map_chance == pytest.approx(np.mean(found))
+    assert report.short.keys() == {"clothes"}, "no gender is known"
+    assert report.short["clothes"].presence_auroc is None
+    assert (report.with_thing, report.swapped) == ({}, None)
 
 
 def test_evidence_is_held_against_what_is_true(records):

@@ -117,6 +117,22 @@ def test_a_tag_decides_activation_and_pixel_statistics(
 
 
 @pytest.mark.usefixtures("toy")
+def test_first_values_are_drawn_only_for_what_is_drawn_after_them(tmp_path, state):
+    path = tmp_path / "toy.safetensors"
+    save_file(state, path)
+    after, hashes = [], set()
+    for draw in (True, False):
+        torch.manual_seed(0)
+        hashes.add(load_base("toy", str(path), draw=draw).sha256)
+        after.append(torch.rand(1))
+    torch.manual_seed(0)
+    CLIP(**TOY)
+    assert torch.equal(after[0], torch.rand(1)), "runs of one seed start as ever"
+    assert not torch.equal(*after)
+    assert len(hashes) == 1
+
+
+@pytest.mark.usefixtures("toy")
 def test_the_image_size_is_for_weights_on_the_grid_of_the_crops(tmp_path, state):
     path = tmp_path / "crops.safetensors"
     crops = CLIP(**(TOY | {"vision_cfg": TOY["vision_cfg"] | {"image_size": [96, 32]}}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from copy import deepcopy
 
 import open_clip
@@ -80,11 +81,14 @@ def test_what_a_file_says_and_the_tokenizer_identify_the_base(tmp_path):
 
 ENTRIES = {
     "clip": [
-        "embed_dim", "quick_gelu", "vision_cfg", "vision_cfg.patch_size", "text_cfg.vocab_size",
-        "text_cfg.heads",
+        "embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "vision_cfg.image_size",
+        "vision_cfg.patch_size", "vision_cfg.width", "vision_cfg.layers",
+        "text_cfg.context_length", "text_cfg.vocab_size", "text_cfg.width", "text_cfg.heads",
+        "text_cfg.layers",
     ],
     "siglip": [
-        "vision_cfg.timm_pool", "text_cfg.no_causal_mask", "text_cfg.norm_kwargs",
+        "vision_cfg.timm_pool", "vision_cfg.timm_proj", "text_cfg.no_causal_mask",
+        "text_cfg.pool_type", "text_cfg.norm_kwargs", "text_cfg.act_kwargs",
         "text_cfg.tokenizer_kwargs",
     ],
 }  # fmt: skip
@@ -217,6 +221,15 @@ def test_the_real_architectures_are_understood(name, grid, has_pool, embed_dim, 
     assert config.statistics == ((mean,) * 3, (std,) * 3)  # Of a local file, which has none.
 
 
+def test_pixel_statistics_in_which_the_tags_of_a_name_differ_are_not_taken(monkeypatch):
+    facts = {
+        tag: {"mean": (mean,) * 3, "std": (1.0,) * 3} for tag, mean in (("a", 0.0), ("b", 0.5))
+    }
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda _: list(facts))
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda _, tag: facts[tag])
+    assert base_config("ViT-B-16-SigLIP2-256").statistics is None
+
+
 def test_names_of_tinyclips_checkpoints_are_understood(tmp_path):
     config, _ = write_base(tmp_path, "clip")
     state = toy_base("clip").state_dict()
@@ -332,3 +345,14 @@ def test_a_published_file_under_a_base_of_the_other_activation_is_refused(tmp_pa
     (tmp_path / file).rename(tmp_path / "own.pt")  # Of other names nothing is known.
     with refused("weights_of_another_base", InputError):
         load_base(base, str(tmp_path / "own.pt"))
+
+
+def test_the_names_of_published_files_say_one_activation_each():
+    found = {}
+    for name, tag in open_clip.list_pretrained():
+        facts = open_clip.get_pretrained_cfg(name, tag)
+        file = (facts.get("url") or "").rpartition("/")[2]
+        found.setdefault(file, set()).add(bool(facts.get("quick_gelu")))
+    hashed = {file: kinds for file, kinds in found.items() if re.search(r"-[0-9a-f]{8}\.pt$", file)}
+    assert len(hashed) >= 8
+    assert all(len(kinds) == 1 for kinds in hashed.values())

@@ -1,5 +1,6 @@
 """Batches: who is in them, and what chance does to them."""
 
+import pickle
 import shutil
 from itertools import chain
 
@@ -164,6 +165,26 @@ def test_captions_are_reworded_as_they_are_drawn(records):
     assert moved.known_NK is batch.known_NK
     # Whatever a shorter caption says is said of its own person.
     assert (batch.known_NK[batch.mentioned_NK[:, :-1].nonzero(as_tuple=True)]).all()
+
+
+def test_captions_are_as_long_as_their_texts():
+    texts = ["a man", "a woman in a red coat", "!", "a man!"] * 1100
+    captions = tokenize(clip_tokenizer(), texts)
+    assert len(captions) == len(texts)
+    assert captions[-4].tolist() == captions[0].tolist() == [SOT, 320, 786, EOT]
+    assert [len(ids) for ids in captions] == captions.lengths().tolist()
+    assert [ids.tolist() for ids in captions[1:3]] == [captions[1].tolist(), [SOT, 256, EOT]]
+    assert captions[-1].tolist() == [SOT, 320, 786, 256, EOT]
+    with pytest.raises(IndexError):
+        captions[len(texts)]
+
+
+def test_a_data_set_for_workers_is_a_few_arrays_whatever_its_size(records):
+    """A tensor for each caption took a file handle each: spawned workers ran out of them."""
+    captions = tuple(f"a man {number}" for number in range(500))
+    pairs = dataset_of([Record(record.image, record.pid, captions) for record in records])
+    pickled = pickle.dumps(pairs, protocol=5, buffer_callback=(buffers := []).append)
+    assert (len(pairs), len(pickled) < 4000, len(buffers) < 10) == (3000, True, True)
 
 
 def test_workers_are_shared_out_and_fit_into_shared_memory(monkeypatch, tmp_path):

@@ -13,10 +13,12 @@ from tests.helpers.data_sets import (
     edit_json,
     write_cuhk_pedes,
     write_icfg_pedes,
+    write_jsonl,
     write_rstpreid,
 )
 from tests.helpers.refused import refused
 from upperson.data import check as check_module
+from upperson.data import images
 from upperson.data.annotations import Counts
 from upperson.data.check import Finding, check_dataset, require_published_counts
 from upperson.data.published import PUBLISHED_SETS
@@ -127,6 +129,19 @@ def test_missing_and_broken_images(tmp_path):
     assert [(error.kind, error.count) for error in report.errors] == [("missing_image", 1)]
 
 
+def test_an_image_whose_name_is_too_long_is_missing(tmp_path):
+    write_jsonl(tmp_path)
+    for long in ("[" * 3000, "y/" * 5000 + "0.jpg"):
+        line = {"image": long, "pid": 1, "caption": "a man"}
+        (tmp_path / "annotations.jsonl").write_text(json.dumps(line), "utf-8")
+        (error,) = check_dataset("jsonl", tmp_path, decode=False).errors
+        assert error.kind in ("missing_image", "missing_folder")
+        (record,) = read_dataset("jsonl", tmp_path)["train"]
+        with refused("images_missing", InputError) as found:
+            images.require_images([record.image])
+        assert len(str(found.value)) < 1000
+
+
 def test_missing_folders_are_reported_before_anything_is_decoded(tmp_path):
     folder = write_cuhk_pedes(tmp_path)
     (folder / "imgs/cam_b").rename(folder / "imgs/cam_c")
@@ -148,6 +163,17 @@ def test_missing_folders_are_reported_before_anything_is_decoded(tmp_path):
         f"{folder / 'imgs'}, which 7 images should be in",
     )
     assert not {"missing_image", "broken_image", "unlisted_image"} & kinds(report).keys()
+
+
+def test_a_folder_that_cannot_be_listed_is_still_looked_into(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(folder)
+
+    there, gone = (write_cuhk_pedes(tmp_path) / f"imgs/cam_a/000{n}.png" for n in (0, 2))
+    gone.unlink()
+    monkeypatch.setattr(images.os, "listdir", refuse)
+    found = images.find_images([there, gone])
+    assert (found.present, found.files) == ([there], [gone])
 
 
 def test_an_interrupt_does_not_wait_for_the_other_images(tmp_path, monkeypatch):

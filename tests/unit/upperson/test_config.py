@@ -137,3 +137,15 @@ def test_settings_replace_any_key():
     for setting, key in (("model.rank=3", "rank"), ("epochs=three", "epochs")):
         with pytest.raises(UsageError, match=key):
             read_recipe("synthetic", {"root": "p"}, [setting])
+
+
+def test_a_fault_of_a_recipe_is_its_files_whatever_the_options(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("epochs: many\nprecision: fp8")
+    for overrides, settings, error, text in (
+        ({"lr": float("nan")}, [], UsageError, "options: lr: expected a finite number"),
+        ({"lr": 1e-3}, [], InputError, "epochs: expected an integer, found 'many'"),
+        ({}, ["epochs=3", "warmup_epochs=1"], InputError, "precision: expected one of"),
+    ):
+        with pytest.raises(error, match=text):
+            read_recipe(str(path), {"root": "p"} | overrides, settings)

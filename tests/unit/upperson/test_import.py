@@ -112,6 +112,19 @@ def test_settings_are_read_off_names_and_shapes():
         assert found == UPPersonConfig(**(SIZES | expected)), changes
 
 
+def test_a_reduction_must_fit_both_towers():
+    """64 // 5 and 48 // 5 are 12 and 9: neither width alone gives the reduction by a division."""
+    found = map_toy(official_state(replace(TOY_OFFICIAL, reduction=5))).config
+    assert (64 // found.adapter_reduction, 48 // found.adapter_reduction) == (12, 9)
+    # 64 // 5 is 48 // 4, too, and still not of one reduction.
+    for image, text in ((4, 2), (5, 4)):
+        state = official_state(replace(TOY_OFFICIAL, reduction=image))
+        other = official_state(replace(TOY_OFFICIAL, reduction=text))
+        mixed = state | {key: value for key, value in other.items() if "visual" not in key}
+        with refused("sizes_differ", InputError, part="L-Adapters"):
+            map_toy(mixed)
+
+
 def test_parts_that_are_left_out():
     scale = "base_model.transformer.resblocks.0.scale_1"  # Without its adapter.
     state = official_state(replace(TOY_OFFICIAL, depth_adapter=1)) | {scale: torch.tensor(1.0)}

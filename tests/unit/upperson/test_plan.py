@@ -110,6 +110,18 @@ def test_activations_are_what_autograd_keeps():
     assert measure_activations(plain, 13, "fp32") == (features, 0)
 
 
+def test_checkpointing_keeps_the_blocks_inputs_and_one_block():
+    model = toy_model()
+    plain, _ = measure_activations(model, 13, "fp32")
+    model.checkpoint_activations = True
+    inputs, _ = measure_activations(model, 13, "fp32")
+    tokens, width = model.image.positional_embedding.shape
+    block_inputs = 4 * 2 * (tokens * width + 13 * 48)  # Two blocks a tower, float32.
+    assert block_inputs <= inputs < 1.5 * block_inputs
+    peak, _ = measure_activations(model, 13, "fp32", checkpointed=True)
+    assert inputs < peak < plain
+
+
 def test_memory_adds_up():
     model = toy_model()
     for parameter in model.parameters():

@@ -122,7 +122,7 @@ PEOPLE = np.arange(4)
         ("without a backpack", []),
         ("blond hair", []),  # No caption has it so; it might be long.
         ("green coat", []),
-        ("blue coat and a tattoo", []),  # The grammar does not know what a tattoo is.
+        ("red coat and a tattoo", []),  # The grammar does not know what a tattoo is.
         ("a person", []),
         ("zzz", []),
     ],
@@ -134,3 +134,10 @@ def test_a_caption_describes_everybody_with_all_of_its_attributes(caption, peopl
     assert known_4K.shape == (4, attributes.width)
     fits_4 = ~(mentioned_1K & ~known_4K).any(axis=1)
     assert np.flatnonzero(fits_4).tolist() == people
+
+
+def test_captions_without_a_phrase_describe_nobody_else():
+    attributes = CaptionAttributes(["zzz", "qqq"], np.array([0, 1]))
+    assert attributes.width == 1
+    assert attributes.mentioned_by(["zzz"]).all()
+    assert not attributes.known_of(np.array([0, 1])).any()
