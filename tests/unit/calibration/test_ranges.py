@@ -79,6 +79,12 @@ def test_mse_finds_the_range_that_brute_force_finds(values):
     assert error(found) <= error(largest)
 
 
+def test_entropy_keeps_a_uniform_range_and_cuts_lonely_outliers():
+    uniform = np.random.default_rng(0).uniform(-3, 3, 200_000).astype(np.float32)
+    assert amax_of(observed(uniform), "entropy") > 2.9
+    assert amax_of(observed(with_outliers()), "entropy") < 10
+
+
 def test_entropy_chooses_about_what_onnxruntime_chooses():
     calibrate = pytest.importorskip("onnxruntime.quantization.calibrate")
     values = np.random.default_rng(0).laplace(size=500_000).astype(np.float32)
