@@ -468,8 +468,7 @@ def test_low_rank_updates_are_summed_in_one_order():
         up, down = (
             trained[f"blocks.0.lora.{part}.{name}"].astype(float) for name in ("up", "down")
         )
-        expected[:, start : start + 64] += np.float64(np.float32(0.7)) * [
-            [math.fsum(up[o] * down[:, i]) for o in range(64)] for i in range(64)
-        ]
+        exact = [[math.fsum(up[o] * down[:, i]) for o in range(64)] for i in range(64)]
+        expected[:, start : start + 64] += np.float64(np.float32(0.7)) * np.array(exact)
     np.testing.assert_array_equal(folded[:, :64], expected[:, :64])
     np.testing.assert_allclose(folded, expected.astype(np.float32), rtol=2e-7)
