@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import invoke
 from upperson.data.records import read_dataset
 from upperson_rt.bundle import Bundle
-from upperson_rt.metrics import retrieval_metrics
+from upperson_scores.metrics import retrieval_metrics
 
 METRICS = ["R@1", "R@5", "R@10", "mAP", "mINP"]
 DIRECTIONS = ["text_to_image", "image_to_text"]

@@ -4,9 +4,9 @@ import pytest
 
 from tests.helpers.gallery_places import DIM, some_vectors, sql
 from tests.helpers.refused import refused
+from upperson_alerts.outbox import Failure, Message
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Item
-from upperson_rt.gallery.outbox import Failure, Message
 from upperson_rt.gallery.protocol import Gallery as AnyGallery
 
 
