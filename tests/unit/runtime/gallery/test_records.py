@@ -108,8 +108,9 @@ class Elsewhere:
 
 
 def test_another_store_is_found_by_its_entry_point(monkeypatch):
-    found = {"stores": {"elsewhere": [SimpleNamespace(value="a:b", load=lambda: Elsewhere)]}}
-    monkeypatch.setattr("upperson_rt.extensions._entry_points", lambda group: found[group])
+    store = SimpleNamespace(name="elsewhere", value="a:b", load=lambda: Elsewhere)
+    points = SimpleNamespace(select=lambda group: [store] if group == "upperson.stores" else [])
+    monkeypatch.setattr("upperson_rt.extensions._entry_points", lambda: points)
     location = "elsewhere://place/people"
     assert Gallery.open(location).arguments == (location, None)
     made = Gallery.open(location, FINGERPRINT, DIM, create=True)
