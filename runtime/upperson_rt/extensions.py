@@ -42,7 +42,7 @@ Group: TypeAlias = Literal[
     "commands",
     "services",
 ]
-Service: TypeAlias = Literal["erasure-log", "query-log", "sheet", "signature"]
+Service: TypeAlias = Literal["erasure-log", "photo-decoder", "query-log", "sheet", "signature"]
 
 
 def extension_names(group: Group) -> list[str]:
