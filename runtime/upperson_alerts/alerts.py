@@ -171,14 +171,14 @@ def describe_state(report: AlertReport) -> str:
 
 def describe_record(report: AlertReport) -> str:
     """Return how many messages were dismissed, in how many days, and which rate that shows."""
-    said = f"{report.dismissed or 'none'}"
+    text = f"{report.dismissed or 'none'}"
     if report.days >= 1:  # Of less, the visits of a day are only estimated.
-        said += f" in {report.days:.3g} days"
+        text += f" in {report.days:.3g} days"
     if report.days >= 1 and report.upper_bound is not None:
-        said += f": below {report.upper_bound:.2g} a day"
+        text += f": below {report.upper_bound:.2g} a day"
     elif report.days >= 1 and report.dismissed_per_day:
-        said += f": {report.dismissed_per_day:.2g} a day"
-    return f"{said}, {report.unjudged} not judged" if report.unjudged else said
+        text += f": {report.dismissed_per_day:.2g} a day"
+    return f"{text}, {report.unjudged} not judged" if report.unjudged else text
 
 
 def _report(outbox: Outbox, alert: Alert) -> AlertReport:

@@ -22,8 +22,8 @@ _log = get_logger(__name__)
 
 _CHECK_EVERY_S = 60.0
 _STEP_S = 0.1
-_MOST_ROWS = 512
-"""From so many rows on, a commit waits no longer."""
+_MOST_ROWS = 2048
+"""From so many rows on, a commit waits no longer: see `benchmarks.flash`."""
 
 
 class OtherWriters:

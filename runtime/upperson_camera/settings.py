@@ -104,7 +104,7 @@ class PipelineSettings:
     frame_queue: int = 4
     """Frames of a camera that may wait."""
     commit_every_s: float = 0.0
-    """Rows wait for so long, or until there are 512, and are committed together, which writes less
+    """Rows wait for so long, or until there are 2,048, and are committed together, which writes less
     to flash. A power failure may lose those that wait, see `Pipeline.stats`: not yet ``committed``.
     Not for galleries on servers."""
     crop_queue: int = 256

@@ -132,7 +132,7 @@ class Tuning(OptionGroup, panel=ADVANCED):
             parser=age_seconds,
             metavar="AGE",
             show_default="at once",
-            help="Commit pictures together after so long, such as 10s, or when there are 512: "
+            help="Commit pictures together after so long, such as 10s, or when there are 2,048: "
             "spares SD cards. A power cut may lose those that wait, never the gallery.",
         ),
     ] = None

@@ -70,8 +70,8 @@ class Graph:
     @property
     def is_rt_detr_of_ultralytics(self) -> bool:
         """Whether that export names RT-DETR, as its head or, in older files, its description."""
-        said = (self.metadata.get("head", ""), self.metadata.get("description", ""))
-        return self.is_ultralytics and "rtdetr" in " ".join(said).lower()
+        texts = (self.metadata.get("head", ""), self.metadata.get("description", ""))
+        return self.is_ultralytics and "rtdetr" in " ".join(texts).lower()
 
     @property
     def found(self) -> str:

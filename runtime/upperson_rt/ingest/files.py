@@ -56,7 +56,7 @@ class Elsewhere:
     """The same folder as it is called now."""
     found: int
     """Of the pictures that were looked up, those that are there by that name."""
-    asked: int
+    examined: int
 
 
 def find_elsewhere(
@@ -84,14 +84,14 @@ def find_elsewhere(
             folders[before, now] += before != now
     if not folders.total():
         return None
-    asked = [Path(file).absolute() for file in files[:: max(1, len(files) // _ASKED)][:_ASKED]]
-    own = {file: first_keys(str(file)) for file in asked}
+    examined = [Path(file).absolute() for file in files[:: max(1, len(files) // _ASKED)][:_ASKED]]
+    own = {file: first_keys(str(file)) for file in examined}
     there = gallery.ids([key for keys in own.values() for key in keys])
-    asked = [file for file, keys in own.items() if not there.keys() & set(keys)]
-    for (before, now), _ in folders.most_common(_TRIED if asked else 0):
+    missing = [file for file, keys in own.items() if not there.keys() & set(keys)]
+    for (before, now), _ in folders.most_common(_TRIED if missing else 0):
         named = {
             key: file
-            for file in asked
+            for file in missing
             if file.is_relative_to(now)
             for key in first_keys(os.path.join(before, file.relative_to(now)))
         }
@@ -100,8 +100,8 @@ def find_elsewhere(
             is_like(item, named[item.key]) and not _is_other(item.source, named[item.key])
             for item in items
         )
-        if 2 * found > len(asked):
-            return Elsewhere(before=before, now=now, found=found, asked=len(asked))
+        if 2 * found > len(missing):
+            return Elsewhere(before=before, now=now, found=found, examined=len(missing))
     return None
 
 
@@ -327,7 +327,7 @@ def _warn_of_others(
             "name them as they were named then, for which a link is enough",
             gallery.location,
             there.found,
-            there.asked,
+            there.examined,
             there.before,
             there.now,
         )
