@@ -323,6 +323,7 @@ def test_errors_are_one_line_and_a_code(work, monkeypatch):
     Gallery.open("other", "sha256:" + "a" * 64, 16, create=True).close()
     os.mkfifo("pipe.yaml")
     for arguments, exit_code, code in (
+        (("street.avi", "--tracker", "bytetrack"), 5, "extra_missing"),
         (("none.mp4",), 3, "source_not_found"),
         (("file:///a.mp4",), 2, "file_by_address"),
         (("rtsp://anna:a/b@cam/x",), 2, "login_not_escaped"),
@@ -334,7 +335,6 @@ def test_errors_are_one_line_and_a_code(work, monkeypatch):
         (("street.avi", "--drop", "some"), 2, "unknown_policy"),
         (("0", "--drop", "block"), 2, "only_files_wait"),
         (("street.avi", "--hwaccel", "abacus"), 2, "unknown_hwaccel"),
-        (("street.avi", "--tracker", "bytetrack"), 5, "extra_missing"),
         (("street.avi", "--detector", "none.onnx"), 3, "detector_not_found"),
         (("street.avi", "--start", "soon"), 2, None),
         (("street.avi", "-b", "none"), 3, None),

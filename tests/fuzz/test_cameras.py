@@ -20,7 +20,7 @@ from tests.helpers.fuzzing import (
     refused_well,
     texts,
 )
-from tests.helpers.onvif_device import OnvifDevice, onvif_device
+from tests.helpers.onvif_device import MATCH, OnvifDevice, onvif_device
 from upperson_camera import (
     BoxesFile,
     CaptureRules,
@@ -31,7 +31,7 @@ from upperson_camera import (
     parse_source,
 )
 from upperson_camera.config import CameraEntry, read_cameras
-from upperson_camera.onvif import ask_cameras, device_at
+from upperson_camera.onvif import Answer, ask_cameras, device_at, read_answer
 from upperson_camera.regions import Regions
 from upperson_camera.source import Logins, without_secrets
 from upperson_rt.errors import UppersonError
@@ -219,6 +219,21 @@ def test_notes_of_killed_processes(gallery, tmp_path_factory, note):
     done = refused_well(remove_unfinished, gallery, folder)
     assert done is None or isinstance(done, UppersonError)
     assert (folder.parent.parent / "outside.jpg").exists()
+
+
+QUESTION = "urn:uuid:1"
+MATCHES = [
+    MATCH.format(relates_to=QUESTION, name=name, addresses=addresses).encode()
+    for name, addresses in (("Gate", "http://10.0.0.5/x"), ("%ff", "http://[::1 https://10.0.0.5"))
+]
+
+
+@fuzz(content=damaged_bytes(MATCHES))
+def test_answers_to_a_search(content):
+    found = read_answer(content, "10.0.0.5", [QUESTION])
+    assert isinstance(found, Answer | None)
+    if found is not None and found.address is not None:
+        assert "://10.0.0.5" in found.address
 
 
 ONVIF = OnvifDevice(streams={"main": "rtsp://127.0.0.1/main"})

@@ -318,18 +318,6 @@ def answer_of(relay, address):
         return reader.recv(1000)
 
 
-@pytest.mark.parametrize("status", ["300 X", "399 X"])
-def test_a_relay_passes_no_redirect_on(status):
-    moved = hostile.rtsp(status, "Location: rtsp://127.0.0.2/x")
-    steps = hostile.rtsp_steps({"DESCRIBE": moved}, login=False)
-    with (
-        hostile.tcp_server(steps) as (port, _),
-        closing(Relay(f"rtsp://127.0.0.1:{port}/x", Access(), 10)) as relay,
-    ):
-        assert answer_of(relay, relay.address) == b""
-        assert relay.location == "rtsp://127.0.0.2/x"
-
-
 def test_others_on_this_machine_get_nothing_of_a_camera():
     steps = hostile.rtsp_steps({})
     with (

@@ -143,6 +143,17 @@ def test_a_stalled_stream_is_abandoned_and_opened_again(fake_time):
     opener.readers[1].closed.wait()
 
 
+def test_a_stream_that_its_reader_gives_up_after_a_long_silence_has_stalled(fake_time):
+    def silence():
+        fake_time.more_s += 0.95 * RULES.stall_s
+
+    watched = Watched(LIVE, FakeOpener([FRAME, silence], [FRAME, None], [FRAME]))
+    wait_for(lambda: len(watched.frames) == 3)
+    watched.stop()
+    lost = ["outages", "reconnects"]
+    assert watched.counts[:5] == ["stalls", *lost, *lost], "the second one just ended"
+
+
 def test_only_a_few_readers_may_hang_at_a_time():
     hang = threading.Event()
     opener = FakeOpener(*[[hang]] * 20)

@@ -91,7 +91,7 @@ def test_a_detector_has_its_own_time_and_one_that_hangs_is_abandoned_alone(
             assert pipeline.submit("gate", person_frame(), time=START + number)
             assert pipeline.submit("door", person_frame(), [BOX], START + number)
         wait_for(lambda: first.entered == 1)
-        wait_for(lambda: pipeline.stats().cameras["door"].frames_processed == 4)
+        wait_for(lambda: pipeline.stats().cameras["door"].committed == 4)
         stopping = threading.Thread(target=lambda: errors.append(pipeline.stop()))
         stopping.start()
         wait_for(lambda: pipeline._cameras["gate"]._frames.closed)  # By what stopped it.
@@ -101,6 +101,7 @@ def test_a_detector_has_its_own_time_and_one_that_hangs_is_abandoned_alone(
         patience.more_s += 0.2 * LIMIT_S
         wait_for(lambda: pipeline.stats().cameras["gate"].frames_dropped == {"stopped": 2})
         if hangs:
+            wait_for(lambda: pipeline.stats().cameras["gate"].committed == 1)
             patience.more_s += LIMIT_S
         else:
             second.open()
@@ -127,6 +128,28 @@ def published(pipeline, tmp_path):
     MetricsFile(pipeline, tmp_path / "upperson.prom").close()
     lines = (tmp_path / "upperson.prom").read_text().splitlines()
     return [line for line in lines if line.startswith("upperson_failures_total")]
+
+
+def test_cameras_that_wait_for_a_stuck_detector_are_abandoned_with_it(
+    encoder, gallery, all_threads_end
+):
+    gate = Gate()
+
+    def detector(frame):
+        gate.hold()
+        return [BOX]
+
+    with gate:
+        with Pipeline(encoder, gallery, end_within_s=0.2) as pipeline:
+            for name in ("a", "b", "c"):
+                pipeline.add_camera(name, detector=detector)
+                pipeline.submit(name, person_frame())
+            wait_for(lambda: sum(pipeline.stats().frame_queues.values()) == 0)
+        check_sums(pipeline.stats())
+        cameras = pipeline.stats().cameras.values()
+        assert [c.failures for c in cameras] == [{"detector_stuck": 1}] * 3
+    all_threads_end()
+    assert gate.entered == 1, "it is called no more once the end has passed"
 
 
 @pytest.mark.parametrize(

@@ -368,7 +368,7 @@ class All:
         ),
         ("own_people:makes_a_list", {}, InputError, "detector_not_callable"),
         ("x" * 70_000, {}, InputError, "unknown_detector"),
-        ("x" * 70_000 + ".onnx", {}, InputError, "detector_not_found"),
+        ("x" * 70_000 + ".onnx", {}, InputError, "path_unusable"),
     ],
 )
 def test_what_is_no_detector_is_refused_in_a_thousand_characters(

@@ -1,5 +1,6 @@
 """ONVIF cameras: discovery on the loopback network, streams, and malicious devices."""
 
+import base64
 import datetime
 import os
 
@@ -10,6 +11,7 @@ from tests.helpers.refused import refused
 from tests.helpers.small_servers import dripping_server, no_server, other_server
 from upperson_camera.onvif import Answer, ask_cameras, device_at, discover, read_answer
 from upperson_camera.source import Logins, parse_source
+from upperson_network.remote import password_digest
 from upperson_rt.errors import InputError, UsageError
 
 LOGIN = ("anna", "s:e/c<ret&1")
@@ -32,6 +34,13 @@ def ask(device, login=None):
 
 def match(relates_to, name="Front%20Door", addresses="http://127.0.0.1/onvif/device_service"):
     return MATCH.format(relates_to=relates_to, name=name, addresses=addresses).encode()
+
+
+def test_the_digest_of_a_password_is_the_published_one():
+    """The example of ONVIF's Application Programmer's Guide, 6.1.1.3."""
+    nonce = base64.b64decode("LKqI6G/AikKCQrN0zqZFlg==")
+    digest = password_digest(nonce, "2010-09-16T07:50:45Z", "userpassword")
+    assert digest == "tuOSpGlFlIXsozq4HFNeeGeFLEI="
 
 
 def test_devices_that_answer_in_time_are_found():

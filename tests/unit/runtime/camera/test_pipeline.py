@@ -145,6 +145,18 @@ def test_another_process_with_a_camera_of_the_same_name_is_noticed(encoder, gall
         check_sums(pipeline.stats())
 
 
+def test_a_check_for_others_that_fails_loses_nothing(encoder, gallery, monkeypatch):
+    with Pipeline(encoder, gallery) as pipeline:
+        pipeline.add_camera("gate")
+        submit_walk(pipeline)
+        assert pipeline.drain()
+        fail = InputError("the server is away")
+        monkeypatch.setattr(gallery, "count", lambda *_: (_ for _ in ()).throw(fail))
+    monkeypatch.undo()
+    assert pipeline.stats().cameras["gate"].committed == gallery.count() > 0
+    assert pipeline.stats().failures == {}
+
+
 def test_colours_arrive_as_they_should(encoder, gallery):
     red_bgr = person_frame(colour=(40, 30, 200))
     with Pipeline(encoder, gallery, every_s=0, min_views=1) as pipeline:

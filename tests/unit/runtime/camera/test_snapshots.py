@@ -175,6 +175,13 @@ def test_a_deletion_by_camera_or_time_removes_what_a_killed_process_left(
     assert len(os.listdir(folder)) == 2 * len(left)
 
 
+def test_a_deletion_by_camera_removes_a_frame_whose_facts_were_never_written(gallery, folder):
+    write_snapshot(folder, Snapshot(camera="gate", time=START, **SIZED), jpeg())
+    picture_path(folder, "gate").with_suffix(".json").unlink()
+    gallery.delete_where(Filter(camera="gate"))
+    assert os.listdir(folder) == []
+
+
 def test_a_camera_that_starts_removes_what_a_killed_process_left_of_it(encoder, gallery, folder):
     options = {"save_crops": False}
     for camera in ("gate", "hall"):
