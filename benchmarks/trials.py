@@ -36,13 +36,13 @@ from benchmarks.month_searches import query_each_second
 from benchmarks.report import Column, Table, conditions, print_report, table
 from benchmarks.trials_work import K, answers, first_answers, prune
 from upperson_bench.processes import call_in_fresh_process, child_environment
+from upperson_maintenance.backup import back_up, restore
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug
 from upperson_rt.cli.output import print_note
 from upperson_rt.files import bytes_on_disk
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.sqlite import index
-from upperson_rt.gallery.sqlite.backup import back_up, restore
 from upperson_rt.gallery.sqlite.index_file import UnusableIndexError
 from upperson_rt.gallery.sqlite.list_files import INDEX_FILE, ListFiles
 from upperson_rt.gallery.sqlite.schema import PAGE_BYTES

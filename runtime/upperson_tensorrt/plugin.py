@@ -8,9 +8,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from upperson_machine.nvidia import probe_cuda_driver
 from upperson_rt.checks import OPTIONAL, Check, fail_from_error, failed, ok, warning
 from upperson_rt.errors import BackendError, UsageError
-from upperson_rt.nvidia import probe_cuda_driver
 
 runs_any_graph = False
 

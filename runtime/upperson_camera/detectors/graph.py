@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from upperson_camera.detectors.layouts import TARGET_SIZES
 from upperson_camera.source import import_extra
+from upperson_onnxruntime.backend import session_options
 from upperson_rt.backends import open_backend
-from upperson_rt.backends.onnxruntime import session_options
 from upperson_rt.errors import BackendError, InputError
 from upperson_rt.onnx_file import require_no_loops
 from upperson_rt.printable import error_text, one_line, safe_repr

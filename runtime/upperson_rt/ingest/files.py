@@ -25,7 +25,6 @@ from upperson_rt.encoder import Encoder, Progress
 from upperson_rt.errors import BackendError, InputError, UppersonError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.records import attributes_as_json, check_new
-from upperson_rt.gallery.shards import SkippedImage, Tally
 from upperson_rt.ingest.service import Crop, Ingest, Output, embed_crops
 from upperson_rt.preprocess import use_image
 from upperson_rt.printable import error_text, get_logger, safe_repr
@@ -138,6 +137,14 @@ _USUAL_WORKERS, _MOST_WORKERS = 4, 256
 """Threads that decode; more than a few only wait for the model."""
 
 
+@dataclass(frozen=True)
+class SkippedImage:
+    """A picture that could not be used."""
+
+    path: str
+    reason: str
+
+
 @dataclass
 class IndexReport:
     """What `index_images` did."""
@@ -157,8 +164,6 @@ class IndexReport:
     """Pictures in which the detector found no people."""
     too_small: int = 0
     """People that the detector found, too small to be indexed."""
-    keys: Tally = field(default_factory=Tally)
-    """Of all that was added."""
 
 
 @dataclass(frozen=True)
@@ -292,7 +297,6 @@ def index_images(
                 ingest.deliver(items, replaced)
                 report.replaced += len(replaced)
                 report.indexed += len(items)
-                report.keys += Tally.of(item.key for item in items)
                 report.timed += sum(item.time is not None for item in items)
             if store is not None:
                 _delete_outdated(store, usable)

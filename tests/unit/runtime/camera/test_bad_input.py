@@ -28,11 +28,11 @@ from tests.helpers.fake_camera import (
 )
 from tests.helpers.refused import refused
 from upperson_camera import Pipeline
+from upperson_camera.crop_folder import UnfinishedNote
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.sqlite import access, database
 from upperson_rt.ingest.boxes import QualityRules
-from upperson_rt.ingest.service import UnfinishedNote
 
 ALL = {"every_s": 0, "min_views": 1}
 
@@ -332,7 +332,7 @@ def test_a_note_is_on_disk_first_and_one_that_is_swept_before_it_is_locked_is_ma
         locked.append(handle)
         return True
 
-    monkeypatch.setattr("upperson_rt.ingest.service.lock_until_closed", lock)
+    monkeypatch.setattr("upperson_camera.crop_folder.lock_until_closed", lock)
     note = UnfinishedNote(gallery.crops_dir, "mine")
     assert len(locked) == 2
     monkeypatch.setattr(os, "fsync", lambda _: flushed.append(json.loads(path.read_bytes())))

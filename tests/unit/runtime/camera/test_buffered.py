@@ -23,10 +23,10 @@ from tests.helpers.fake_camera import (
 from tests.helpers.refused import refused
 from tests.helpers.remote_gallery import RemoteGallery, refuse
 from upperson_camera import Pipeline
+from upperson_camera.disk_buffer import DiskBuffer
+from upperson_camera.late_gallery import LateGallery, open_now_or_later
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.gallery import Gallery, Item
-from upperson_rt.ingest.disk_buffer import DiskBuffer
-from upperson_rt.ingest.late_gallery import LateGallery, open_now_or_later
 
 ALL = {"every_s": 0, "min_views": 1, "save_crops": False, "frame_queue": 64}
 LIMIT_S = 1000
@@ -440,7 +440,7 @@ class Server:
 @pytest.fixture
 def server(gallery, monkeypatch):
     server = Server(gallery)
-    monkeypatch.setattr("upperson_rt.ingest.late_gallery.Gallery.open", server.open)
+    monkeypatch.setattr("upperson_camera.late_gallery.Gallery.open", server.open)
     return server
 
 

@@ -133,7 +133,7 @@ def test_a_change_that_cannot_be_logged_is_not_made(guarded, monkeypatch):
     def refused(*arguments, **more):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("upperson_rt.log_writer.os.fsync", refused)
+    monkeypatch.setattr("upperson_log.writer.os.fsync", refused)
     for path, form in (("", {"name": "x"}), ("/revoke", {"name": "vera"})):
         assert guarded.admin.post(f"/accounts{path}", data=form).status_code == 507
     assert guarded.token_file.read_bytes() == before

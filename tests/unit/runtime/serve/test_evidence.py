@@ -20,7 +20,7 @@ from tests.unit.runtime.test_signature import model_signing
 from upperson_console.evidence_check import Package, Seal
 from upperson_rt.errors import install_command
 from upperson_rt.gallery import Item
-from upperson_rt.signature import read_private_key
+from upperson_signature.signature import read_private_key
 
 
 @pytest.fixture(scope="module")

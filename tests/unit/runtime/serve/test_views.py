@@ -38,7 +38,7 @@ def full_disk(monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("upperson_rt.log_writer.write_head", full)
+        patch.setattr("upperson_log.writer.write_head", full)
         yield
 
 

@@ -215,7 +215,7 @@ def test_what_cannot_be_logged_is_not_shown(onvif, monkeypatch):
     def full(*args, **more):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("upperson_rt.log_writer.write_head", full)
+    monkeypatch.setattr("upperson_log.writer.write_head", full)
     with fault("Action", code="env:Receiver"):
         begin(onvif.client().search)
 

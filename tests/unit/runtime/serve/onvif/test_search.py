@@ -16,8 +16,8 @@ from tests.helpers.toy_bundle import draw_person
 from tests.unit.runtime.serve.onvif.conftest import NOW, envelope, fault, running
 from upperson_console.onvif import recordings
 from upperson_console.onvif.sessions import MOST_SESSIONS
+from upperson_log.chain import verify_log
 from upperson_rt.gallery import Filter, Item
-from upperson_rt.log_chain import verify_log
 
 
 def at(seconds):
@@ -495,7 +495,7 @@ def test_what_cannot_be_logged_is_not_shown(onvif, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("upperson_rt.log_writer.write_head", full)
+        patch.setattr("upperson_log.writer.write_head", full)
         with fault("Action", code="env:Receiver", match="No space left on device"):
             take(vms, token)
         with fault("Action"):
