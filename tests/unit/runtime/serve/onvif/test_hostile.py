@@ -8,8 +8,8 @@ import pytest
 from starlette.requests import Request
 
 from tests.helpers.console import START
-from tests.unit.runtime.serve.onvif.conftest import NAMESPACES, envelope, security, whole
-from tests.unit.runtime.serve.onvif.test_security import CAMERAS, post
+from tests.unit.runtime.serve.onvif.conftest import envelope, security, whole
+from tests.unit.runtime.serve.onvif.test_security import post
 from tests.unit.runtime.serve.test_guard import FORM, answered
 from upperson_console.onvif.soap import (
     FaultError,
@@ -35,25 +35,18 @@ SERVICES, CATEGORY = "tds:GetServices", "<tds:Category>X</tds:Category>"
     [
         (whole("<a>&l9;</a>", before=BOMB), NO_TYPE),
         (whole("<a>&x;</a>", '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>'), NO_TYPE),
-        (whole("<a/>", '<!DOCTYPE a SYSTEM "http://127.0.0.1:1/x.dtd">'), NO_TYPE),
         (UTF_16, "in UTF-8"),
         (whole("<a/>", '<?xml version="1.0" encoding="x-none"?>') + "<", BROKEN),
         (whole("<a>" * 3000), MANY),
         (whole("<a/>" * 3000), MANY),
-        (whole("<!-- x -->" * 3000), MANY),
         (whole(f"<a {' '.join(f'b{n}=``' for n in range(3000))}/>".replace("`", "'")), "2000 attr"),
         (whole("<a>" * 400 + "</a>" * 400), UNKNOWN),
-        (whole("<a>&nothing;</a>"), BROKEN),
         (whole("<a><b></a></b>"), BROKEN),
-        (whole("<a>\x00</a>"), BROKEN),
         (whole("<a/><b/>"), ONE),
         (whole(""), ONE),
-        (f"<env:Envelope {NAMESPACES}/>", ONE),
-        ("<a/>", VERSION),
         ('<e:Envelope xmlns:e="http://schemas.xmlsoap.org/soap/envelope/"/>', VERSION),
         (whole("<a/>", header='<b env:mustUnderstand="1"/>'), "is not understood"),
         ("", BROKEN),
-        (b"\xff<", BROKEN),
         ("--x\r\nContent-Type: application/xop+xml\r\n\r\n", BROKEN),
         (whole("<tse:FindPTZPosition/>"), UNKNOWN),
         (whole(f"<{SERVICES}/>"), "needs IncludeCapability"),
@@ -135,8 +128,6 @@ def test_large_requests_have_bounds_and_few_places(shared):
     finally:
         shared.routes._large = 0
     assert (answer.status_code, "ter:ResourceProblem" in answer.text) == (500, True)
-    answer = post(shared, envelope(shared, CAMERAS + " " * 200_000))
-    assert (answer.status_code, "only a picture" in answer.text) == (400, True)
     assert shared.routes._large == 0
 
 
@@ -178,7 +169,7 @@ VALUES = {
 }
 MALFORMED = {
     unix_time: [
-        "", "now", "2026-09-21", "2026-09-21T24:00:01Z", "2026-02-30T00:00:00Z",
+        "", "2026-09-21", "2026-09-21T24:00:01Z", "2026-02-30T00:00:00Z",
         "12026-01-01T00:00:00Z", "2026-09-21T14:13:20+15:00", "2026-09-21T14:13:20+02:99",
         "2026-09-21T14:13:20Zx", "\u0662026-09-21T14:13:20Z", "0000-01-01T00:00:00Z",
     ],
