@@ -73,10 +73,13 @@ def test_it_answers_and_ends_cleanly(ready, monkeypatch):
     assert (ready / "opened").read_text().strip().rstrip("/") == url
 
 
-def test_it_prunes_by_itself(ready):
+def test_it_prunes_by_itself_and_clients_of_onvif_find_it(ready):
     with Gallery.open(ready / "gallery") as gallery:
         count = gallery.count()
-    with served(ready, "--keep-bytes", "1", "--keep", "gate=7d") as running:
+    run_rt("token", "onvif.json", "vms", "--onvif")
+    findable = ("--onvif", "onvif.json", "--onvif-discovery")
+    with served(ready, "--keep-bytes", "1", "--keep", "gate=7d", *findable) as running:
+        assert discover(1.0, "127.0.0.1")["127.0.0.1"].name == "UP-Person Edge"
         pruned = f"upperson_serve_pruned_total {count}.0"
         wait_for(lambda: pruned in httpx.get(f"{running.url}/api/v1/metrics").text)
         assert search(running, sentence="red coat", limit=1).json()["hits"] == []
@@ -92,8 +95,7 @@ def test_others_need_a_token_and_clients_of_onvif_a_password(ready):
         log.write("red", [], k=1)
     (ready / "log").write_bytes(b"")
     options = ("--token-file", "t.json", "--onvif", "onvif.json", "--query-log", "log")
-    with served(ready, "--host", "0.0.0.0", *options, "--onvif-discovery") as running:
-        assert discover(1.0, "127.0.0.1")["127.0.0.1"].name == "UP-Person Edge"
+    with served(ready, "--host", "0.0.0.0", *options) as running:
         url = f"http://127.0.0.1:{running.url.rpartition(':')[2]}"
         assert httpx.get(f"{url}/api/v1/info").status_code == 401
         headers = {"authorization": f"Bearer {token}"}

@@ -211,6 +211,26 @@ def test_a_request_that_ends_as_its_turn_comes_gives_its_place_to_the_next():
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(("clients", "other"), [("aaaab", "b"), ("abbbb", "a")])
+def test_clients_take_turns_however_many_requests_one_has(clients, other):
+    async def run():
+        turns, order = Turns(1), []
+        await turns.begin("a")
+
+        async def one(client):
+            await turns.begin(client)
+            order.append(client)
+            turns.end()
+
+        waiting = [asyncio.ensure_future(one(client)) for client in clients]
+        await asyncio.sleep(0)
+        turns.end()
+        await asyncio.wait_for(asyncio.gather(*waiting), 10)
+        return order
+
+    assert asyncio.run(run()).index(other) <= 1
+
+
 def test_a_queue_has_bounds_and_a_failed_request_frees_its_slot():
     queue = RequestQueue(running=2, waiting=0)
     for _ in range(3):

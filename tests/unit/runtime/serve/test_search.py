@@ -1,8 +1,6 @@
 """Searches by API and page: the same results, the address is the search, pages without gaps."""
 
 import re
-import threading
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from urllib.parse import parse_qsl, urlencode
 
@@ -247,24 +245,3 @@ def test_an_empty_page_says_what_to_do(reader, make_console, tmp_path):
     empty = make_console(folder=tmp_path / "empty")
     for address in ("/", "/?q=red"):
         assert "upperson-rt index" in empty.client.get(address).text
-
-
-def test_counts_made_during_a_deletion_are_dropped(console, monkeypatch):
-    counts, goes_on = threading.Event(), threading.Event()
-
-    def info():
-        counts.set()
-        assert goes_on.wait(30)
-        return object()
-
-    monkeypatch.setattr(console.service.gallery, "info", info)
-    opened = console.service.current.last
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(opened.info)
-        assert counts.wait(30)
-        deleted = pool.submit(opened.has_changed)
-        wait([deleted], timeout=0.2)  # It may wait for the count, or not.
-        goes_on.set()
-        before = first.result(30)
-        deleted.result(30)
-    assert opened.info() is not before

@@ -1,7 +1,6 @@
 """Malicious requests: refused with a fault, at once and within little memory."""
 
 import asyncio
-import json
 import tracemalloc
 
 import pytest
@@ -10,7 +9,6 @@ from starlette.requests import Request
 from tests.helpers.console import START
 from tests.unit.runtime.serve.onvif.conftest import envelope, security, whole
 from tests.unit.runtime.serve.onvif.test_security import post
-from tests.unit.runtime.serve.test_guard import FORM, answered
 from upperson_console.onvif.soap import (
     FaultError,
     element,
@@ -129,29 +127,6 @@ def test_large_requests_have_bounds_and_few_places(shared):
         shared.routes._large = 0
     assert (answer.status_code, "ter:ResourceProblem" in answer.text) == (500, True)
     assert shared.routes._large == 0
-
-
-def test_bodies_that_never_end_keep_no_client_out(shared):
-    """They have places of their own, and give way there."""
-    guard = shared.guard
-
-    async def run():
-        idle = [
-            asyncio.create_task(answered(guard, "POST", "/onvif/search_service", FORM, first=b"<"))
-            for _ in range(64)
-        ]
-        while len(guard._others) < 64:
-            await asyncio.sleep(0.01)
-        other = await answered(guard, "GET", "/onvif/search.wsdl", more=False)
-        status, _, why = await idle[0]
-        for one in idle:
-            one.cancel()
-        return other[0], status, why, len(guard._authenticated) + len(guard._anonymous)
-
-    status, evicted, why, elsewhere = asyncio.run(run())
-    assert (status, evicted, elsewhere) == (200, 408, 0)
-    assert json.loads(why)["code"] == "body_evicted"
-    assert len(guard._others) == 0
 
 
 VALUES = {

@@ -14,7 +14,6 @@ from onvif import CacheMode, ONVIFClient, ZeepPatcher
 from tests.helpers.console import ODD
 from tests.unit.runtime.serve.onvif.conftest import envelope, running
 from tests.unit.runtime.serve.onvif.test_search import ALL, MINUTE
-from upperson_console.onvif.description import wsdl
 from upperson_rt.gallery import Filter
 
 PUBLISHED = Path(onvif.__file__).parent / "wsdl" / "ver10"
@@ -43,57 +42,6 @@ def test_its_client_searches(shared, red_jpeg, request, http_digest):
     token = search.FindRecordings(Scope={}, KeepAliveTime=MINUTE)
     assert len(search.GetRecordingSearchResults(token).RecordingInformation) == 2
     search.EndSearch(token)
-
-
-def declared(content):
-    """Elements and types of schemas by name: names, types and least numbers of their parts."""
-    found = {}
-    for schema in etree.fromstring(content).iter(f"{XS}schema"):
-        for top in schema:
-            parts = [
-                (one.get("name"), one.get("type"), one.get("minOccurs", "1"))
-                if one.get("ref") is None
-                else (one.get("ref").partition(":")[2], None, one.get("minOccurs", "1"))
-                for one in top.iter(f"{XS}element", f"{XS}attribute")
-                if one is not top
-            ]
-            if top.get("name"):
-                kind = etree.QName(top).localname
-                found[schema.get("targetNamespace"), kind, top.get("name")] = parts
-    return found
-
-
-def operations(content):
-    """The action of each operation."""
-    return {
-        one.get("name"): one[0].get("soapAction")
-        for one in etree.fromstring(content).iter("{http://schemas.xmlsoap.org/wsdl/}operation")
-        if one[0].get("soapAction") is not None
-    }
-
-
-@pytest.mark.parametrize(
-    ("own", "published"),
-    [("search", "search.wsdl"), ("device", "device/wsdl/devicemgmt.wsdl")],
-)
-def test_what_this_server_declares_is_declared_so(own, published):
-    theirs, there = {}, operations((PUBLISHED / published).read_bytes())
-    for name, action in operations(wsdl(own)).items():
-        assert there[name] == action
-    notification = PUBLISHED.parent / "schema" / "common" / "b-2.xsd"
-    files = (PUBLISHED / "schema" / f"{name}.xsd" for name in ("onvif", "common"))
-    for file in (PUBLISHED / published, notification, *files):
-        theirs |= declared(file.read_bytes().replace(b'"xsd:', b'"xs:'))
-    for (space, kind, name), parts in declared(wsdl(own)).items():
-        there = theirs[space, kind, name]
-        if name == "NetworkInterface":
-            there += theirs[space, kind, "DeviceEntity"]  # Which it extends.
-        for part in parts:
-            assert part in there or (part[0], None, part[2]) in there, (name, part)
-        order = [part[0] for part in there]
-        assert [order.index(part[0]) for part in parts] == sorted(
-            order.index(part[0]) for part in parts
-        ), name
 
 
 # --- Responses are valid by the schema
