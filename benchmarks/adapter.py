@@ -42,7 +42,7 @@ app = new_app("Export an adapter of real size, apply it as a box does, and compa
 _APPLY = """
 import atexit, pathlib
 from upperson_rt.cli import main
-from upperson_rt.machine import resident_bytes
+from upperson_machine.description import resident_bytes
 atexit.register(lambda: pathlib.Path("peak").write_text(str(resident_bytes("VmHWM") or "")))
 main()
 """

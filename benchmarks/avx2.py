@@ -45,11 +45,11 @@ def missing() -> str | None:
 def run(command: list[str], folder: Path) -> int:
     """Run a command and return its exit code; `folder` takes what it needs meanwhile."""
     folder.chmod(0o755)  # The command may start processes of other users.
-    library, told = folder / "avx2.so", folder / "cpuinfo"
+    library, cpuinfo = folder / "avx2.so", folder / "cpuinfo"
     subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, _SOURCE], check=True)
-    told.write_text(_NEWER.sub("", Path("/proc/cpuinfo").read_text()))
+    cpuinfo.write_text(_NEWER.sub("", Path("/proc/cpuinfo").read_text()))
     environment = {"LD_PRELOAD": str(library), "GLIBC_TUNABLES": _GLIBC}
-    started = [*_namespace(), "sh", "-c", _MOUNT_AND_RUN, str(told), *command]
+    started = [*_namespace(), "sh", "-c", _MOUNT_AND_RUN, str(cpuinfo), *command]
     return subprocess.run(started, env=os.environ | environment).returncode
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.report import Column, conditions, print_report, table
 from upperson_camera import open_detector
+from upperson_camera.drawn_people import overlaps
 from upperson_camera.source import import_cv2
 from upperson_rt.backends.autotune import time_in_turns
 from upperson_rt.cli.app import Command, new_app, run_app
@@ -25,7 +26,6 @@ from upperson_rt.errors import BackendError, InputError
 from upperson_rt.files import sha256_of_file
 from upperson_rt.ingest.boxes import clean_boxes
 from upperson_rt.ingest.detector import Detector
-from upperson_rt.ingest.drawn_people import overlaps
 
 app = new_app("Count the people that detectors find and miss on frames of a street.")
 

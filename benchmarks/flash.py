@@ -46,7 +46,7 @@ def flash(
     dim: Annotated[int, typer.Option("--dim", min=2, help="Length of a vector.")] = 512,
     batch: Annotated[
         list[int] | None,
-        typer.Option("--batch", min=1, help="Rows of a commit.", show_default="16, 512"),
+        typer.Option("--batch", min=1, help="Rows of a commit.", show_default="16, 2048"),
     ] = None,
     folder: Annotated[
         Path | None,
@@ -68,7 +68,7 @@ def flash(
     """
     result = conditions("flash", "faiss-cpu", threads=None, batch_size=1, warmup=0)
     people, found = SyntheticPeople(2 * rows, dim), {}
-    for size in batch or (16, 512):
+    for size in batch or (16, 2048):
         print_note(f"{rows} rows, {size} a commit")
         with tempfile.TemporaryDirectory(prefix="upperson-bench-", dir=folder) as place:
             found[f"{size} rows a commit"] = measure(people, size, Path(place) / "gallery")

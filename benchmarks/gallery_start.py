@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from upperson_rt.machine import resident_bytes
+from upperson_machine.description import resident_bytes
 
 
 def gallery_start(folder: str, queries: str) -> dict[str, Any]:

@@ -23,13 +23,13 @@ from benchmarks.random_model import BaseOption, HeightOption, ModelSpec, WidthOp
 from benchmarks.report import Column, Table, conditions, print_report, table
 from benchmarks.towers import COLUMNS, measure_towers
 from upperson_doctor.diagnosis import kernel_driver
+from upperson_machine.description import machine_lines
+from upperson_machine.nvidia import probe_cuda_driver
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug
 from upperson_rt.cli.output import print_note, show_progress
 from upperson_rt.errors import BackendError, UppersonError, UsageError
 from upperson_rt.files import write_atomically
-from upperson_rt.machine import machine_lines
-from upperson_rt.nvidia import probe_cuda_driver
 from upperson_tensorrt.cuda import Cuda
 
 DOCS = Path(__file__).parents[1] / "docs/dev"

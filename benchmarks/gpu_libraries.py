@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from upperson_rt.backends.onnxruntime import cuda_advice
+from upperson_machine.nvidia import probe_cuda_driver
+from upperson_onnxruntime.backend import cuda_advice
 from upperson_rt.errors import BackendError, missing_extra
-from upperson_rt.nvidia import probe_cuda_driver
 from upperson_tensorrt.bindings import import_tensorrt
 
 _TRTEXEC = Path("/usr/src/tensorrt/bin/trtexec")

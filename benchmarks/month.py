@@ -74,7 +74,7 @@ TIMES = {
     "p50 ms": Column("p50_ms", "{:.1f}"),
     "p95 ms": Column("p95_ms", "{:.1f}"),
 }
-"""Of queries asked for the first time, when the disk is read, and again."""
+"""Of queries for the first time, when the disk is read, and again."""
 
 
 @app.command(cls=Command)
@@ -101,9 +101,9 @@ def month(
     drawn = Month(demo)
     result = conditions("month", "faiss-cpu", threads=1, batch_size=1, warmup=0)
     result |= {"rows": rows, "dim": drawn.dim} | fill(drawn, folder, rows)
-    asked = {"sentences": drawn.queries(_QUERIES, rows), "pictures": drawn.pictures(_QUERIES, rows)}
+    kinds = {"sentences": drawn.queries(_QUERIES, rows), "pictures": drawn.pictures(_QUERIES, rows)}
     filters = {name: _in_seconds(options) for name, options in FILTERS.items()}
-    for name, queries in asked.items():
+    for name, queries in kinds.items():
         print_note(f"searching with {name}")
         np.save(folder / "queries.npy", queries)
         result[name] = call_in_fresh_process(
@@ -115,9 +115,9 @@ def month(
             environment=_ONE_THREAD,
         )
     print_note("comparing with all stored vectors")
-    result["recall"] = _recall(folder, np.concatenate([*asked.values()]), list(asked))
+    result["recall"] = _recall(folder, np.concatenate([*kinds.values()]), list(kinds))
     shown = [table("pictures", _fill_table(result["fill"]), FILL)]
-    shown += [table(name, result[name]["searches"], TIMES) for name in asked]
+    shown += [table(name, result[name]["searches"], TIMES) for name in kinds]
     if minutes:
         print_note(f"adding and searching for {minutes:g} minutes")
         result["live"] = _live(drawn, folder, 60 * minutes)

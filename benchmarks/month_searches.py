@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from upperson_rt.machine import resident_bytes
+from upperson_machine.description import resident_bytes
 
 K = 10
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import typer
 
+from upperson_machine.description import describe_machine, machine_lines
 from upperson_rt.backends.autotune import Timing
 from upperson_rt.cli.output import new_table, print_table
-from upperson_rt.machine import describe_machine, machine_lines
 
 
 class Column(NamedTuple):

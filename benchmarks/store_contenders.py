@@ -124,10 +124,10 @@ class _LanceDB:
         self._table.create_scalar_index("time", index_type="BTREE")
 
     def search(self, query: Rows, where: Where | None) -> list[int]:
-        asked = self._table.search(query).distance_type("dot").limit(K).refine_factor(10)
+        request = self._table.search(query).distance_type("dot").limit(K).refine_factor(10)
         if where is not None:
-            asked = asked.where(str(where), prefilter=True)
-        found: list[int] = asked.select(["id", "_distance"]).to_arrow()["id"].to_pylist()
+            request = request.where(str(where), prefilter=True)
+        found: list[int] = request.select(["id", "_distance"]).to_arrow()["id"].to_pylist()
         return found
 
     def count(self) -> int:

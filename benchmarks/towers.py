@@ -55,13 +55,14 @@ from benchmarks.report import (
 from benchmarks.tower_graphs import TowerGraphs, write_graphs
 from upperson.model.encoder import UPPerson
 from upperson_export.variants import VariantName
-from upperson_rt.agreement import compare_embeds, exchanged_item
+from upperson_rt.agreement import compare_embeds
 from upperson_rt.backends.autotune import time_in_turns
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Threads
 from upperson_rt.cli.output import show_progress
 from upperson_rt.errors import BackendError, IntegrityError
 from upperson_rt.towers import TOWERS, Tower
+from upperson_scores.rankings import exchanged_item
 
 T = TypeVar("T")
 Skipped: TypeAlias = dict[str, str]

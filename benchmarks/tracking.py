@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from benchmarks.report import Column, conditions, print_report, table
 from upperson_camera import PipelineSettings, open_detector
 from upperson_camera.crops import Selection
+from upperson_camera.drawn_people import overlaps
 from upperson_camera.tracker import new_tracker
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug
 from upperson_rt.ingest.boxes import Boxes, clean_boxes
-from upperson_rt.ingest.drawn_people import overlaps
 from upperson_synthetic.video import Sighting, Street, VideoSpec
 
 app = new_app("Compare trackers on drawn streets whose people are known.")

@@ -18,8 +18,9 @@ from benchmarks.random_model import ModelSpec, random_base, random_batch, random
 from upperson.components import fold_quick_gelu, keep_frozen_matrices_in
 from upperson.losses import same_identity, sdm_loss
 from upperson_bench.processes import call_in_fresh_process
+from upperson_machine.description import resident_bytes
 from upperson_rt.errors import BackendError, InputError
-from upperson_rt.machine import processor, resident_bytes
+from upperson_rt.machine import processor
 
 LITERAL = "literal fp32"
 OURS = "ours fp32"

@@ -36,13 +36,13 @@ from benchmarks.month_searches import query_each_second
 from benchmarks.report import Column, Table, conditions, print_report, table
 from benchmarks.trials_work import K, answers, first_answers, prune
 from upperson_bench.processes import call_in_fresh_process, child_environment
+from upperson_maintenance.backup import back_up, restore
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug
 from upperson_rt.cli.output import print_note
 from upperson_rt.files import bytes_on_disk
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.sqlite import index
-from upperson_rt.gallery.sqlite.backup import back_up, restore
 from upperson_rt.gallery.sqlite.index_file import UnusableIndexError
 from upperson_rt.gallery.sqlite.list_files import INDEX_FILE, ListFiles
 from upperson_rt.gallery.sqlite.schema import PAGE_BYTES
@@ -119,8 +119,8 @@ class _Trials:
         if not (folder / "month.pickle").exists():
             (folder / "month.pickle").write_bytes(pickle.dumps(drawn))
         trials_work.set_sizes(rows)
-        self._asked = drawn.queries(_QUERIES, rows)
-        np.save(folder / "queries.npy", self._asked)
+        self._queries = drawn.queries(_QUERIES, rows)
+        np.save(folder / "queries.npy", self._queries)
         self._oldest = self._last_id = self._looked_at = 0
         # By number of a row: scores of the queries, camera, time, and whether it has to be there.
         self._scores = np.empty((0, _QUERIES), np.float32)
@@ -141,7 +141,7 @@ class _Trials:
 
     def _follow(self, vectors: NDArray[np.float16] | None, rows: list[tuple[Any, ...]]) -> None:
         if vectors is not None:
-            scores = vectors.astype(np.float32) @ self._asked.T
+            scores = vectors.astype(np.float32) @ self._queries.T
             self._scores = np.concatenate([self._scores, scores])
         self._cameras = np.append(self._cameras, [camera for camera, _ in rows])
         self._times = np.append(self._times, [at for _, at in rows])
@@ -204,12 +204,12 @@ class _Trials:
             finally:
                 os._exit(1)
         os.close(write)
-        with os.fdopen(read) as said:
-            lines = [said.readline(), said.readline()]
+        with os.fdopen(read) as output:
+            lines = [output.readline(), output.readline()]
             time.sleep(self._rng.uniform(0, _LONGEST_S))
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            lines += said.readlines()
+            lines += output.readlines()
         begun, added = ["ready"], list[tuple[list[Item], NDArray[np.float32]]]()
         doubtful, gone = np.empty(0, np.int64), list[NDArray[np.int64]]()
         for line in filter(lambda line: line.endswith("\n"), lines):
@@ -346,8 +346,8 @@ class _Trials:
             else:
                 self._look()
             where = self._where | {"track": f"{len(self._times) // 5 - 400:08d}"}
-            ask = partial(answers, self._work, self._asked[:4], where)
-            expected = damage.in_child(partial(ask, False)) | {"check": "null"}
+            search = partial(answers, self._work, self._queries[:4], where)
+            expected = damage.in_child(partial(search, False)) | {"check": "null"}
             bad = [one for one in expected.values() if one.partition(":")[0] in damage.OUTCOMES]
             assert not bad, bad
             windows = self._windows(json.loads(expected["search"]))
@@ -362,16 +362,16 @@ class _Trials:
                 kind = str(self._rng.choice(kinds))
                 damage.damage(window, kind, self._rng)
                 window.keep_time()
-                said = damage.in_child(partial(ask, count % 64 == 63))
+                texts = damage.in_child(partial(search, count % 64 == 63))
                 verdicts = {
-                    key: damage.verdict_on(key, text, expected[key]) for key, text in said.items()
+                    key: damage.verdict_on(key, text, expected[key]) for key, text in texts.items()
                 }
-                if (wrong := {*verdicts.values()} - {"right", "refused"}) and "check" not in said:
-                    said |= damage.in_child(partial(ask, True))
+                if (wrong := {*verdicts.values()} - {"right", "refused"}) and "check" not in texts:
+                    texts |= damage.in_child(partial(search, True))
                 window.put_back()
                 for key in [key for key, verdict in verdicts.items() if verdict in wrong]:
-                    print_note(f"{count} {name} {kind}, check {said.get('check')}: {key}: "
-                               f"{said[key][:300]} instead of {expected[key][:300]}")  # fmt: skip
+                    print_note(f"{count} {name} {kind}, check {texts.get('check')}: {key}: "
+                               f"{texts[key][:300]} instead of {expected[key][:300]}")  # fmt: skip
                 worst = next(one for one in damage.OUTCOMES if one in verdicts.values())
                 found[f"{state}: {name}"][worst] += 1
                 found[f"kind: {kind}"][worst] += 1
@@ -412,7 +412,7 @@ class _Trials:
             assert isinstance(gallery, SqliteGallery)
             files = ListFiles(self._work, gallery.database.meta)
 
-        def said() -> dict[str, str]:
+        def read_index() -> dict[str, str]:
             try:
                 return {"read": "refused" if files.read().missing else "right"}
             except (UnusableIndexError, OSError):
@@ -425,7 +425,7 @@ class _Trials:
                 for _ in range(max(1, number // 20)):
                     window = damage.Window(path)
                     damage.damage(window, kind, self._rng)
-                    verdict = damage.in_child(said).get("read", "crash")
+                    verdict = damage.in_child(read_index).get("read", "crash")
                     if verdict == "right" and window.is_changed:
                         verdict = "wrong"
                     window.put_back()

@@ -95,16 +95,16 @@ def first_answers(
         since: Rows with higher ids are saved.
     """
     set_sizes(rows)
-    asked, began = np.load(queries), time.perf_counter()
+    vectors, began = np.load(queries), time.perf_counter()
     with Gallery.open(folder) as gallery:
         assert isinstance(gallery, SqliteGallery)
         opened = time.perf_counter()
-        gallery.search(asked[:1], K)
+        gallery.search(vectors[:1], K)
         result: dict[str, Any] = {
             "open_s": opened - began,
             "first_answer_s": time.perf_counter() - began,
-            "hits": _shown(gallery.search(asked, K)),
-            "filtered": _shown(gallery.search(asked, K, Filter(**where))),
+            "hits": _shown(gallery.search(vectors, K)),
+            "filtered": _shown(gallery.search(vectors, K, Filter(**where))),
         }
         if out is not None:
             began = time.perf_counter()
@@ -137,7 +137,7 @@ def answers(folder: Path, queries: Any, where: dict[str, Any], check: bool) -> d
     """
     track = Filter(track=where["track"])
     there = {name: value for name, value in where.items() if name != "track"}
-    asked: dict[str, Callable[[Gallery], Any]] = {
+    calls: dict[str, Callable[[Gallery], Any]] = {
         "search": lambda gallery: _shown(gallery.search(queries, K)),
         "search, filter": lambda gallery: _shown(gallery.search(queries, K, Filter(**there))),
         "search, track": lambda gallery: _shown(gallery.search(queries, K, track)),
@@ -149,17 +149,17 @@ def answers(folder: Path, queries: Any, where: dict[str, Any], check: bool) -> d
         "items": lambda gallery: [repr(item) for item in gallery.items(Filter(**there))],
     }
     if check:
-        asked["check"] = lambda gallery: gallery.check()
+        calls["check"] = lambda gallery: gallery.check()
     try:
         with Gallery.open(folder) as gallery:
-            return {name: _said(partial(ask, gallery)) for name, ask in asked.items()}
+            return {name: _outcome(partial(call, gallery)) for name, call in calls.items()}
     except IntegrityError as error:
-        return dict.fromkeys(asked, f"refused: {error.code}")
+        return dict.fromkeys(calls, f"refused: {error.code}")
 
 
-def _said(ask: Callable[[], Any]) -> str:
+def _outcome(call: Callable[[], Any]) -> str:
     try:
-        return json.dumps(ask())
+        return json.dumps(call())
     except IntegrityError as error:
         return f"refused: {error.code}"
     except InputError as error:

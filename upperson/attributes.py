@@ -31,9 +31,9 @@ from upperson.questions import (
     short_questions,
     thing_questions,
 )
-from upperson_rt.metrics import auroc
 from upperson_rt.phrases import Kind, parse
 from upperson_rt.phrases.evidence import EmbedTexts, Evidence, with_article
+from upperson_scores.metrics import auroc
 
 _FIRST = 10
 _NEVER_MENTIONED = frozenset({"skin"})

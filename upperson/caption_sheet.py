@@ -25,7 +25,7 @@ from upperson.data.records import Split, read_dataset
 from upperson_rt.arguments import check_choice, check_count
 from upperson_rt.encoder import Encoder, Progress
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.gallery.shards import SkippedImage
+from upperson_rt.ingest.files import SkippedImage
 from upperson_rt.preprocess import iter_named_images, load_image
 from upperson_rt.printable import count_of, escape_for_display
 

@@ -23,7 +23,7 @@ from upperson.model.student import StudentConfig
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.files import read_bounded
 from upperson_rt.strict import read_fields, require_values, suggestion
-from upperson_rt.yaml_file import parse_yaml
+from upperson_settings.yaml_file import parse_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 

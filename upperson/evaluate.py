@@ -23,10 +23,10 @@ from upperson.data.transforms import prepare_pixels
 from upperson.model.encoder import UPPerson
 from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError, UppersonError
-from upperson_rt.metrics import RetrievalMetrics, per_query_metrics, retrieval_metrics
 from upperson_rt.phrases import parse
 from upperson_rt.phrases.evidence import EmbedTexts, describe
 from upperson_rt.tokenizer import Tokenizer
+from upperson_scores.metrics import RetrievalMetrics, per_query_metrics, retrieval_metrics
 
 Embeds: TypeAlias = npt.NDArray[np.float32]  # Unit-norm rows of captions or images.
 Embeddings: TypeAlias = tuple[Embeds, Embeds]

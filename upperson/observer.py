@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from upperson_rt.metrics import RetrievalMetrics
+from upperson_scores.metrics import RetrievalMetrics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from upperson.data.annotations import ATTRIBUTE_KINDS
 from upperson.data.records import Record
 from upperson_rt.errors import InputError
-from upperson_rt.metrics import auroc
 from upperson_rt.phrases import Phrase, parse
 from upperson_rt.phrases.evidence import Evidence, with_article
+from upperson_scores.metrics import auroc
 
 Columns: TypeAlias = Mapping[str, NDArray[np.str_]]
 """By attribute the values of G pictures, as text."""

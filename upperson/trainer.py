@@ -26,8 +26,8 @@ from upperson.run import load_run
 from upperson.run_writer import RunWriter
 from upperson.step import set_learning_rate
 from upperson_rt.errors import InputError, UppersonError
-from upperson_rt.metrics import RetrievalMetrics
 from upperson_rt.tokenizer import Tokenizer
+from upperson_scores.metrics import RetrievalMetrics
 
 
 def pictures_of(

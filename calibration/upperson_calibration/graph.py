@@ -14,7 +14,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from upperson_rt.backends.onnxruntime import session_options
+from upperson_onnxruntime.backend import session_options
 from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError
 from upperson_rt.tokenizer import token_lengths

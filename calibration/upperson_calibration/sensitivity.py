@@ -25,9 +25,10 @@ from upperson_calibration.graph import (
     new_node,
 )
 from upperson_calibration.ranges import round_weight
-from upperson_rt.agreement import row_cosines, top_k_overlap
+from upperson_rt.agreement import row_cosines
 from upperson_rt.encoder import Progress
 from upperson_rt.towers import Tower
+from upperson_scores.rankings import top_k_overlap
 
 _NO_STEP = 2.0**-40
 """A step that changes no activation: a power of two, far below float32's resolution."""

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from upperson_ray.index import index_on_ray
-from upperson_rt.gallery.sqlite.merge import merge_shards
+from upperson_shards.merge import merge_shards
 
 SHARDS, WORKERS = 16, 2
 

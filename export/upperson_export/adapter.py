@@ -38,10 +38,10 @@ from upperson_export.fold import (
 )
 from upperson_export.plain import PlainTower
 from upperson_export.variants import EXACT
+from upperson_machine.int8 import PAIR_LIMIT
 from upperson_rt.bundle import CALIBRATION, read_manifest
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.files import all_names, sha256_of_file, write_atomically
-from upperson_rt.machine import PAIR_LIMIT
 from upperson_rt.manifest import Manifest
 from upperson_rt.towers import TOWERS, Tower
 

@@ -63,13 +63,13 @@ from upperson_rt.score_calibration import (
     ScoreCalibration,
     write_score_calibration,
 )
-from upperson_rt.signature import read_private_key, sign_folder
 from upperson_rt.towers import TOWERS, Tower, run_tower
 from upperson_scores.fitting import (
     FEWEST_PEOPLE,
     LabelledFiles,
     calibrate,
 )
+from upperson_signature.signature import read_private_key, sign_folder
 
 __all__ = ["ExportOptions", "ModelIdentity", "export_bundle"]
 

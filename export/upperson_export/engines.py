@@ -17,10 +17,10 @@ from typing import Any
 
 from upperson_export.made_files import RecordedFolder
 from upperson_export.variants import VARIANTS
+from upperson_machine.nvidia import probe_cuda_driver
 from upperson_rt.bundle import read_manifest
 from upperson_rt.errors import BackendError, UsageError
 from upperson_rt.files import require_writable
-from upperson_rt.nvidia import probe_cuda_driver
 from upperson_rt.towers import TOWERS
 from upperson_tensorrt.bindings import import_tensorrt
 from upperson_tensorrt.builder import (

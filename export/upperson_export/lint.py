@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from upperson_export.variants import VARIANTS
-from upperson_rt.machine import EXACT, INT8_SUMS, PAIR_LIMIT, largest_pair
+from upperson_machine.int8 import EXACT, INT8_SUMS, PAIR_LIMIT, largest_pair
 
 OPSETS = range(17, 21)
 """LayerNormalization is one op since 17; the parser of TensorRT 10.3 reads up to 20."""

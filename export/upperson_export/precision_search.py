@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from upperson_export.variants import AS_RUN, EXACT, VARIANTS, Variant, VariantName
-from upperson_rt.agreement import row_cosines, top_k_overlap
+from upperson_rt.agreement import row_cosines
 from upperson_rt.errors import AccuracyGateError, BackendError, IntegrityError
-from upperson_rt.metrics import PerQueryMetrics, RetrievalMetrics, per_query_metrics
 from upperson_rt.towers import TOWERS, Tower
+from upperson_scores.metrics import PerQueryMetrics, RetrievalMetrics, per_query_metrics
+from upperson_scores.rankings import top_k_overlap
 
 MIN_OVERLAP = 90.0
 """Default for the overlap of the first ten pictures with those of float32, in percent. The demo's

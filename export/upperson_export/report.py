@@ -19,8 +19,8 @@ from upperson_calibration.sensitivity import LayerSensitivity
 from upperson_export.graphs import Fp16Accumulation, float_type_of
 from upperson_export.precision_search import DRAWS, Accuracy, Compared, Measured
 from upperson_export.variants import VARIANTS, VariantName
+from upperson_machine.description import describe_machine
 from upperson_rt.backends import open_backend
-from upperson_rt.machine import describe_machine
 from upperson_rt.score_calibration import ScoreCalibration
 from upperson_rt.tokenizer import token_lengths
 from upperson_rt.towers import Tower, run_tower

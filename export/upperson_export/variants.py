@@ -10,7 +10,7 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from upperson_rt.machine import PAIR_LIMIT
+from upperson_machine.int8 import PAIR_LIMIT
 
 if TYPE_CHECKING:
     from onnx_ir.passes import InPlacePass

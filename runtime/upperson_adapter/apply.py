@@ -25,9 +25,9 @@ from upperson_rt.bundle import (
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import all_names, new_folder, read_bounded
 from upperson_rt.machine import trim_heap
-from upperson_rt.manifest import NO_ADAPTER, Manifest
-from upperson_rt.signature import SIGNATURE_FILE, signed_digests, verify_folder
+from upperson_rt.manifest import NO_ADAPTER, SIGNATURE_FILE, Manifest
 from upperson_rt.towers import TOWERS, Tower
+from upperson_signature.signature import signed_digests, verify_folder
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with (work, done, total)."""

@@ -97,7 +97,7 @@ def info(
 def _described(folder: Path) -> dict[str, Any]:
     from upperson_rt.bundle import read_manifest
     from upperson_rt.manifest import NO_ADAPTER
-    from upperson_rt.signature import named_key
+    from upperson_signature.signature import named_key
 
     manifest: Manifest = read_manifest(folder)
     model = manifest.model

@@ -20,8 +20,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_machine.int8 import largest_pair
 from upperson_rt.errors import InputError
-from upperson_rt.machine import largest_pair
 
 Weights: TypeAlias = Mapping[str, NDArray[np.float32]]
 

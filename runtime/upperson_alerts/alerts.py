@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from upperson_alerts.background import Background, Cameras, Standing, Watched, scope_of
+from upperson_alerts.outbox import Message, Outbox, outbox_of
 from upperson_alerts.promise import DEMOTE_AT, e_value, upper_bound
 from upperson_alerts.scoring import Scorer, sentence_scores
 from upperson_rt.arguments import check_count, check_name, check_number
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Gallery
-from upperson_rt.gallery.outbox import Message, Outbox
 from upperson_rt.phrases import parse_query
 from upperson_rt.printable import get_logger, safe_repr
 from upperson_rt.search.notices import Notice
@@ -135,7 +135,7 @@ def list_alerts(gallery: Gallery) -> list[AlertReport]:
     Raises:
         InputError: The gallery has no outbox.
     """
-    with gallery.outbox() as outbox:
+    with outbox_of(gallery) as outbox:
         alerts = sorted(read_alerts(outbox).values(), key=lambda one: (one.created, one.id))
         return [_report(outbox, alert) for alert in alerts]
 
@@ -151,7 +151,7 @@ def recent_messages(
         state: ``ready`` for those that are delivered, ``review`` for those that are kept.
         most: At most so many.
     """
-    with gallery.outbox() as outbox:
+    with outbox_of(gallery) as outbox:
         topic = None if alert is None else find_alert(outbox, alert).id
         return outbox.messages(most, topic=topic, state=state)
 
@@ -171,14 +171,14 @@ def describe_state(report: AlertReport) -> str:
 
 def describe_record(report: AlertReport) -> str:
     """Return how many messages were dismissed, in how many days, and which rate that shows."""
-    said = f"{report.dismissed or 'none'}"
+    text = f"{report.dismissed or 'none'}"
     if report.days >= 1:  # Of less, the visits of a day are only estimated.
-        said += f" in {report.days:.3g} days"
+        text += f" in {report.days:.3g} days"
     if report.days >= 1 and report.upper_bound is not None:
-        said += f": below {report.upper_bound:.2g} a day"
+        text += f": below {report.upper_bound:.2g} a day"
     elif report.days >= 1 and report.dismissed_per_day:
-        said += f": {report.dismissed_per_day:.2g} a day"
-    return f"{said}, {report.unjudged} not judged" if report.unjudged else said
+        text += f": {report.dismissed_per_day:.2g} a day"
+    return f"{text}, {report.unjudged} not judged" if report.unjudged else text
 
 
 def _report(outbox: Outbox, alert: Alert) -> AlertReport:
@@ -262,7 +262,7 @@ def add_alert(
     cap = check_count(cap, "the cap of an alert", most=_MOST_CAP)
     sentence = " ".join(check_name(sentence, "the sentence of an alert").split())
     _check_cameras(gallery, cameras)
-    with gallery.outbox() as outbox:  # Refuses before any work is done.
+    with outbox_of(gallery) as outbox:  # Refuses before any work is done.
         last_id = outbox.last_id
     queries = QueryEncoder(encoder)
     notices = _check_sentence(gallery, queries, sentence)
@@ -279,7 +279,7 @@ def add_alert(
     background = background_of(queries, {alert.id: alert}, {}, last_id)
     while background.step(gallery):
         pass
-    with gallery.outbox(write=True) as outbox:
+    with outbox_of(gallery, write=True) as outbox:
         alert = _restarted(outbox, alert)
         _write(outbox, alert)
         note_background(outbox, background.counted())
@@ -288,7 +288,7 @@ def add_alert(
 
 def pause_alert(gallery: Gallery, reference: str) -> AlertReport:
     """Stop comparing pictures with an alert (id or name) until it is resumed."""
-    with gallery.outbox(write=True) as outbox:
+    with outbox_of(gallery, write=True) as outbox:
         alert = replace(find_alert(outbox, reference), state="paused")
         _write(outbox, alert)
         return _report(outbox, alert)
@@ -296,7 +296,7 @@ def pause_alert(gallery: Gallery, reference: str) -> AlertReport:
 
 def resume_alert(gallery: Gallery, reference: str) -> AlertReport:
     """Deliver an alert again that was paused or demoted; its promise counts from now."""
-    with gallery.outbox(write=True) as outbox:
+    with outbox_of(gallery, write=True) as outbox:
         alert = _restarted(outbox, replace(find_alert(outbox, reference), state="active"))
         _write(outbox, alert)
         return _report(outbox, alert)
@@ -304,7 +304,7 @@ def resume_alert(gallery: Gallery, reference: str) -> AlertReport:
 
 def remove_alert(gallery: Gallery, reference: str) -> Alert:
     """Remove an alert and its messages, delivered or not."""
-    with gallery.outbox(write=True) as outbox:
+    with outbox_of(gallery, write=True) as outbox:
         alert = find_alert(outbox, reference)
         outbox.remove(topic=alert.id)
         outbox.write(f"{_ALERT}{alert.id}", None)
@@ -327,7 +327,7 @@ def confirm(gallery: Gallery, message: str) -> AlertReport:
 
 
 def _judge(gallery: Gallery, key: str, label: str) -> AlertReport:
-    with gallery.outbox(write=True) as outbox:
+    with outbox_of(gallery, write=True) as outbox:
         found = outbox.messages(key=key)
         alerts = read_alerts(outbox)
         if not found or found[0].topic not in alerts or "visit" not in found[0].body["data"]:

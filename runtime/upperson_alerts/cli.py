@@ -26,9 +26,9 @@ from upperson_rt.printable import count_of, local_time
 if TYPE_CHECKING:
     from upperson_alerts.alerts import AlertReport
     from upperson_alerts.delivery import DeliveryOptions
+    from upperson_alerts.outbox import Message, Outbox
     from upperson_alerts.replay import PastVisit, Replay
     from upperson_rt.gallery import Gallery
-    from upperson_rt.gallery.outbox import Message
 
 app = new_app("Standing queries: raise an alert when a new picture matches a sentence.")
 
@@ -100,7 +100,7 @@ def list_all(*, place: Place, output: Output) -> None:
     """
     from upperson_alerts.alerts import list_alerts
 
-    with _opened(place) as store, store.outbox() as outbox:
+    with _outbox_of(place) as (store, outbox):
         waiting, dead = outbox.waiting(), len(outbox.dead())
         reports = list_alerts(store)
     found = {"alerts": [_json_from(one) for one in reports], "waiting": waiting, "dead": dead}
@@ -304,7 +304,7 @@ def deliver(*, destination: Destination, place: Place, output: Output) -> None:
 
     if destination.forget:
         name = destination_name(destination.to)
-        with _opened(place) as store, store.outbox(write=True) as outbox:
+        with _outbox_of(place, write=True) as (_, outbox):
             outbox.end(name)
         print_result({"forgotten": name}, output.as_json, lambda _: print_line(f"forgot {name}"))
         return
@@ -339,7 +339,7 @@ def letters(*, place: Place, output: Output) -> None:
 
     Example: `upperson-rt alert letters`
     """
-    with _opened(place) as store, store.outbox() as outbox:
+    with _outbox_of(place) as (_, outbox):
         found = outbox.dead()
     rows = [
         {"id": one.key, "destination": name, "time": one.time, **asdict(failure)}
@@ -377,7 +377,7 @@ def replay(
 
     Example: `upperson-rt alert replay`
     """
-    with _opened(place) as store, store.outbox(write=True) as outbox:
+    with _outbox_of(place, write=True) as (_, outbox):
         count = outbox.replay(message)
     done = f"{count_of(count, 'message')} will be tried again"
     print_result({"replayed": count}, output.as_json, lambda _: print_line(done))
@@ -389,6 +389,14 @@ def _opened(place: Place) -> "Iterator[Gallery]":
 
     with Gallery.open(place.gallery) as store:
         yield store
+
+
+@contextmanager
+def _outbox_of(place: Place, write: bool = False) -> "Iterator[tuple[Gallery, Outbox]]":
+    from upperson_alerts.outbox import outbox_of
+
+    with _opened(place) as store, outbox_of(store, write) as outbox:
+        yield store, outbox
 
 
 def _change(action: str, reference: str, place: Place, output: Output) -> None:

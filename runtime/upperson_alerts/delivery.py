@@ -19,11 +19,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from upperson_alerts.alerts import VERSION, Alert, read_alerts
+from upperson_alerts.outbox import Failure, Message, outbox_of
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.extensions import extension_names, load_extension
 from upperson_rt.files import read_bounded, try_lock
 from upperson_rt.gallery import Gallery
-from upperson_rt.gallery.outbox import Failure, Message
 from upperson_rt.printable import get_logger, safe_repr
 
 _LOG = get_logger(__name__)
@@ -191,11 +191,11 @@ class Deliverer:
         self._down = 0
         self._down_until = 0.0
         self._is_over: Callable[[], bool] = lambda: False
-        with gallery.outbox():
+        with outbox_of(gallery):
             pass
         self._delivery = open_delivery(address, options)
         self._lock = _lock(Path(gallery.location), self.destination)
-        with gallery.outbox(write=True) as outbox:
+        with outbox_of(gallery, write=True) as outbox:
             outbox.begin(self.destination)
 
     def __enter__(self) -> "Deliverer":
@@ -238,7 +238,7 @@ class Deliverer:
 
     def step(self) -> bool:
         """Deliver some of what is due; return whether anything was accepted or refused."""
-        with self._gallery.outbox() as outbox:
+        with outbox_of(self._gallery) as outbox:
             due = outbox.due(self.destination, time.time(), _LONGEST_DELAY_S, _BATCH)
             version = outbox.document(VERSION)
             alerts = [] if version == self._version else [*read_alerts(outbox).values()]
@@ -264,7 +264,7 @@ class Deliverer:
             self._unreachable(str(error), was_sent)
         finally:
             if outcomes:
-                with self._gallery.outbox(write=True) as outbox:
+                with outbox_of(self._gallery, write=True) as outbox:
                     outbox.settle(self.destination, outcomes)
         self.report.delivered += sum(one is None for one in outcomes.values())
         return bool(outcomes)
@@ -328,7 +328,7 @@ def _lock(folder: Path, destination: str) -> int:
 
 def snapshot_of(gallery: Gallery, picture: int) -> str | None:
     """Return a picture as JPEG in Base64, 512 pixels high at most; None if there is none."""
-    from upperson_rt.sheet import picture_of
+    from upperson_sheet.sheet import picture_of
 
     found = gallery.get([picture]).get(picture)
     image = None if found is None else picture_of(found[0], gallery.crops_dir)

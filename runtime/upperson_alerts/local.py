@@ -57,8 +57,8 @@ class CommandDelivery(Delivery):
             return Refusal(f"it cannot be run: {error.strerror}")
         if done.returncode == 0:
             return None
-        said = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        return Refusal(shortened(f"exit code {done.returncode} {said}".strip()))
+        last_line = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        return Refusal(shortened(f"exit code {done.returncode} {last_line}".strip()))
 
 
 class StdoutDelivery(Delivery):

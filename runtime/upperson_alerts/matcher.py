@@ -25,9 +25,10 @@ from upperson_alerts.alerts import (
     read_alerts,
 )
 from upperson_alerts.background import Background, Comparison, Decision
+from upperson_alerts.outbox import Message, Outbox, State, outbox_of
 from upperson_rt.encoder import Encoder
 from upperson_rt.gallery import Gallery, Item
-from upperson_rt.gallery.outbox import Message, Outbox, State, Within
+from upperson_rt.gallery.protocol import Within
 from upperson_rt.search.query import QueryEncoder
 
 
@@ -97,7 +98,7 @@ class AlertMatcher:
 
     def _refresh(self) -> int:
         """Read the alerts again if they were changed; return the highest id of a row."""
-        with self._gallery.outbox() as outbox:
+        with outbox_of(self._gallery) as outbox:
             last_id = outbox.last_id
             version = outbox.document(VERSION)
             if version == self._version:

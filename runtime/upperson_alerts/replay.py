@@ -12,6 +12,7 @@ from upperson_alerts.background import (
     Standing,
     read_visits,
 )
+from upperson_alerts.outbox import outbox_of
 from upperson_alerts.scoring import Scorer, sentence_scores
 from upperson_rt.encoder import Encoder
 from upperson_rt.gallery import Gallery, Item
@@ -53,7 +54,7 @@ def replay_alert(gallery: Gallery, encoder: Encoder, reference: str, since: floa
     Raises:
         InputError: There is no such alert, or the gallery has no outbox.
     """
-    with gallery.outbox() as outbox:
+    with outbox_of(gallery) as outbox:
         alert, last_id = find_alert(outbox, reference), outbox.last_id
         marked = outbox.messages(topic=alert.id, label=CONFIRMED)
         confirmed = {int(message.body["data"]["visit"], 16) for message in marked}

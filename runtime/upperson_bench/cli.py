@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from upperson_machine.description import describe_machine, machine_lines
 from upperson_rt.cli.app import Command, new_app
 from upperson_rt.cli.groups import OptionGroup, grouped, option
 from upperson_rt.cli.opening import open_retriever
@@ -26,7 +27,6 @@ from upperson_rt.cli.output import (
     running_with,
     show_progress,
 )
-from upperson_rt.machine import describe_machine, machine_lines
 
 app = new_app("Time models and queries on this machine.")
 

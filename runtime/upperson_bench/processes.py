@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upperson_machine.description import resident_bytes
 from upperson_rt.errors import (
     BackendError,
     InputError,
@@ -19,7 +20,6 @@ from upperson_rt.errors import (
     UppersonError,
     UsageError,
 )
-from upperson_rt.machine import resident_bytes
 from upperson_rt.printable import one_line
 
 if TYPE_CHECKING:

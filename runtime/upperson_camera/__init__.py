@@ -11,10 +11,11 @@ A frame passes these modules, in this order:
 ``detectors``   networks in ONNX files, HOG, boxes from a file
 ``tracker``     our own tracker, and those of the package ``trackers``
 ``crops``       selection of detections, crops, and the thread of the encoder
-``commit``      the thread that saves pictures and commits rows
+``commit``      the thread that saves pictures, see ``crop_folder``, and commits rows
 ``recorder``    the latest packets of a source, on disk
 ``clips``       the thread that saves whole frames, and clips of those packets
-``buffered``    its like for a gallery on a server, behind a buffer on disk
+``buffered``    its like for a gallery on a server, behind ``disk_buffer``; ``late_gallery`` is one
+                whose server is away
 
 Around them: ``settings``, ``frames`` (the types), ``stats`` and ``prometheus`` (the counters),
 ``cameras`` (those that there are now), ``pipeline`` (all of it). ``access``, ``web`` and ``relay``

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from upperson_camera import Pipeline, PipelineStats
 from upperson_camera.queues import DropPolicy
+from upperson_machine.description import resident_bytes
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.ingest.boxes import QualityRules
-from upperson_rt.machine import resident_bytes
 
 _LEAST_PEOPLE, _MOST_PEOPLE = 4, 200
 _MOST_FPS = 30.0

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_camera.commit import CommitStage
+from upperson_camera.disk_buffer import BufferedRow, DiskBuffer
 from upperson_camera.frames import CameraCrop
+from upperson_camera.late_gallery import LateGallery
 from upperson_camera.queues import AbandonedError, Stage
 from upperson_camera.settings import Shared
 from upperson_rt.errors import BackendError, UsageError
-from upperson_rt.ingest.disk_buffer import BufferedRow, DiskBuffer
-from upperson_rt.ingest.late_gallery import LateGallery
 from upperson_rt.ingest.service import Ingest
 from upperson_rt.printable import count_of, get_logger
 

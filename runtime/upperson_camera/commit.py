@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_camera.crop_folder import CropFolder, remove_unfinished
 from upperson_camera.frames import CameraCrop, EncodedCrops
 from upperson_camera.queues import AbandonedError, Stage, log_camera
 from upperson_camera.settings import Shared
 from upperson_camera.stats import Counters, Durations
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.ingest.service import CropFolder, Ingest, remove_unfinished
+from upperson_rt.ingest.service import Ingest
 from upperson_rt.printable import count_of, get_logger
 
 # --- Another process with a camera of the same name
@@ -22,8 +23,8 @@ _log = get_logger(__name__)
 
 _CHECK_EVERY_S = 60.0
 _STEP_S = 0.1
-_MOST_ROWS = 512
-"""From so many rows on, a commit waits no longer."""
+_MOST_ROWS = 2048
+"""From so many rows on, a commit waits no longer: see `benchmarks.flash`."""
 
 
 class OtherWriters:
@@ -103,6 +104,7 @@ class CommitStage(Stage):
         self._batches, self._counters = shared.batches, shared.counters
         self._others = OtherWriters(ingest.gallery, shared.counters)
         self._crops: list[CameraCrop] = []
+        self._folder: CropFolder | None = None
         self.latency = Durations()
         self.encode_latency = Durations()
 
@@ -114,7 +116,8 @@ class CommitStage(Stage):
             except OSError as error:
                 text = f"cannot write {self._crops_dir}: {error.strerror}"
                 raise InputError(text, code="file_not_writable", path=self._crops_dir) from error
-            self._ingest.folder = CropFolder(self._crops_dir, self._run_name)
+            self._folder = CropFolder(self._crops_dir, self._run_name)
+            self._ingest.saving = self._folder.saved
         super().start()
 
     def abandon(self) -> str | None:
@@ -202,5 +205,5 @@ class CommitStage(Stage):
                 self._ingest.deliver(items, replaced)
 
     def _close_folder(self) -> None:
-        if self._ingest.folder is not None:
-            self._ingest.folder.close()
+        if self._folder is not None:
+            self._folder.close()

@@ -42,7 +42,7 @@ from upperson_rt.files import read_bounded
 from upperson_rt.ingest.detector import Detector
 from upperson_rt.printable import get_logger, safe_repr, shortened
 from upperson_rt.strict import read_fields
-from upperson_rt.yaml_file import parse_yaml
+from upperson_settings.yaml_file import parse_yaml
 
 _log = get_logger(__name__)
 

@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -301,6 +301,8 @@ class EncodeStage(Stage):
                 self._counters.count_crops(batch, "crops_dropped.failed")
                 raise
             self._counters.count_crops(batch, "embedded")
+            # Rows may wait for minutes: what was embedded needs no pixels any more.
+            batch = [replace(crop, pixels=np.empty((0, 0, 3), np.uint8)) for crop in batch]
             if self._batches.put((batch, embeds), "block") is not None:
                 self._counters.count_crops(batch, "crops_dropped.failed")  # The gallery has failed.
             self._crops.done(len(batch))

@@ -16,6 +16,7 @@ from upperson_camera.cameras import Cameras, end_cameras
 from upperson_camera.clips import ClipStage
 from upperson_camera.commit import CommitStage
 from upperson_camera.crops import EncodeStage
+from upperson_camera.disk_buffer import DiskBuffer
 from upperson_camera.frames import SubmitResult
 from upperson_camera.queues import BoundedQueue, DropPolicy
 from upperson_camera.regions import Polygon, Regions
@@ -37,7 +38,6 @@ from upperson_rt.errors import BackendError, InputError, IntegrityError, Upperso
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.snapshots import snapshot_folder
 from upperson_rt.ingest.detector import Detector
-from upperson_rt.ingest.disk_buffer import DiskBuffer
 from upperson_rt.ingest.service import Ingest, Output
 from upperson_rt.printable import count_of, error_text, get_logger, safe_repr
 

@@ -10,9 +10,9 @@ from typing import Any
 from upperson_camera.pipeline import Pipeline
 from upperson_camera.source import import_extra
 from upperson_camera.stats import BOUNDS_S, BY_REASON, HELP
+from upperson_maintenance.retention import counters
 from upperson_rt.cli.output import print_note
 from upperson_rt.errors import InputError
-from upperson_rt.gallery.retention import counters
 from upperson_rt.printable import get_logger
 
 _log = get_logger(__name__)

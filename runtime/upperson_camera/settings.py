@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from upperson_camera.clips import ClipStage
+from upperson_camera.disk_buffer import DiskBuffer
 from upperson_camera.frames import CameraCrop, EncodedCrops, check_unix_time
 from upperson_camera.queues import BoundedQueue, DropPolicy, check_policy, known_name
 from upperson_camera.regions import Regions
@@ -18,7 +19,6 @@ from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.ingest.boxes import QualityRules
 from upperson_rt.ingest.detector import Detector, SharedDetector, plugin_boundary
-from upperson_rt.ingest.disk_buffer import DiskBuffer
 from upperson_rt.printable import error_text, safe_repr, shortened
 
 _LONGEST_S = 7 * 86_400.0
@@ -104,9 +104,9 @@ class PipelineSettings:
     frame_queue: int = 4
     """Frames of a camera that may wait."""
     commit_every_s: float = 0.0
-    """Rows wait for so long, or until there are 512, and are committed together, which writes less
-    to flash. A power failure may lose those that wait, see `Pipeline.stats`: not yet ``committed``.
-    Not for galleries on servers."""
+    """Rows wait for so long, or until there are 2,048, and are committed together, which writes
+    less to flash. A power failure may lose those that wait, see `Pipeline.stats`: not yet
+    ``committed``. Not for galleries on servers."""
     crop_queue: int = 256
     """Crops of all cameras that may wait for the encoder."""
     drop: DropPolicy = "oldest"

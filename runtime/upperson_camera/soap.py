@@ -123,9 +123,9 @@ def is_http_of(address: str, host: str) -> bool:
 
 
 def _body_of(reply: _Reply, has_login: bool) -> Element:
-    said = "wrong" if has_login else "missing"
+    state = "wrong" if has_login else "missing"
     if reply.status == 401:
-        raise RefusedError(f"user name and password are {said}", code=f"credentials_{said}")
+        raise RefusedError(f"user name and password are {state}", code=f"credentials_{state}")
     try:
         body = next(iter(named(parse_xml(reply.content), "Body")), None)
         if body is None:
@@ -136,7 +136,7 @@ def _body_of(reply: _Reply, has_login: bool) -> Element:
     for fault in named(body, "Fault"):
         values = [value.text or "" for value in named(fault, "Value")]
         if any(value.rpartition(":")[2].strip() == "NotAuthorized" for value in values):
-            raise RefusedError(f"user name and password are {said}", code=f"credentials_{said}")
+            raise RefusedError(f"user name and password are {state}", code=f"credentials_{state}")
         text = shortened(one_line(child_text(fault, "Text") or "?"))
         raise RefusedError(f"it refuses: {text}", code="device_refuses")
     return body

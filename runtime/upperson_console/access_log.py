@@ -9,8 +9,8 @@ from fastapi import Request
 from upperson_console.accounts import Account, address_of, is_of_programs
 from upperson_console.connections import log_seldom
 from upperson_console.problems import ProblemError
+from upperson_log.query_log import QueryLog
 from upperson_rt.errors import InputError
-from upperson_rt.query_log import QueryLog
 
 _LOG = log_seldom(__name__)
 _UNKNOWN = "unknown client"

@@ -21,6 +21,7 @@ from upperson_alerts.alerts import (
     remove_alert,
     resume_alert,
 )
+from upperson_alerts.outbox import Message, outbox_of
 from upperson_alerts.promise import read_rate
 from upperson_alerts.replay import PastVisit, Replay, replay_alert
 from upperson_console.accounts import Account
@@ -28,7 +29,6 @@ from upperson_console.limits import RequestQueue
 from upperson_console.problems import invalid, missing
 from upperson_console.service import ConsoleService
 from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.gallery.outbox import Message
 from upperson_rt.printable import safe_repr
 from upperson_rt.search.notices import Notice
 
@@ -85,7 +85,7 @@ class ConsoleAlerts:
         if alert is not None:
             topics = [self.report(account, alert).alert.id]
         gallery = self._rows
-        with gallery.outbox() as outbox:
+        with outbox_of(gallery) as outbox:
             found = [
                 one for topic in topics for one in outbox.messages(most, topic=topic, state=state)
             ]
@@ -144,7 +144,7 @@ class ConsoleAlerts:
 
     def judge(self, account: Account, message: str, verdict: Verdict) -> AlertReport:
         """Confirm or dismiss a message by its id, log it, and return its alert."""
-        with self._rows.outbox() as outbox:
+        with outbox_of(self._rows) as outbox:
             found = outbox.messages(key=message)
         if not (
             found and "visit" in found[0].body["data"] and found[0].topic in self._topics(account)

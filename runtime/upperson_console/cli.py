@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from upperson_console.view_log import MOST_QUOTA, USUAL_QUOTA
+from upperson_log.cli import TsaCert
+from upperson_maintenance.cli.retention import Keeping
 from upperson_rt.cli.app import ending_gently
 from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
 from upperson_rt.cli.options import (
@@ -17,18 +19,16 @@ from upperson_rt.cli.options import (
     Model,
     Output,
     QueryLogOption,
-    TsaCert,
     age_seconds,
     default_gallery,
 )
 from upperson_rt.cli.output import print_json, print_line, print_note, print_warning
-from upperson_rt.cli.retention import Keeping
 from upperson_rt.errors import BackendError, UsageError, missing_extra
 
 if TYPE_CHECKING:
     from upperson_console.evidence_check import Seal
     from upperson_console.server import Server
-    from upperson_rt.query_log import QueryLog
+    from upperson_log.query_log import QueryLog
 
 _PORT = 8480
 _PICTURE_BYTES = 240 << 20
@@ -237,11 +237,11 @@ def _opened(
     from upperson_console.server import Server, listening, tls_context
     from upperson_console.service import ConsoleService
     from upperson_console.user_state import UserState
+    from upperson_log.query_log import QueryLog
+    from upperson_log.writer import process_user
+    from upperson_maintenance.retention import RetentionThread
     from upperson_rt.bundle import Bundle
     from upperson_rt.gallery import Gallery
-    from upperson_rt.gallery.retention import RetentionThread
-    from upperson_rt.log_writer import process_user
-    from upperson_rt.query_log import QueryLog
 
     retention = keeping.retention()
     live = Live([check_source(source) for source in services.watch or ()])
@@ -316,9 +316,13 @@ def _opened(
 def _seal(evidence: Evidence, bundle: Path, trust: Path | None) -> "Seal":
     """Read key and authority for exports, and whose signature the bundle has, verified or not."""
     from upperson_console.evidence_check import Seal
-    from upperson_network.timestamps import TimeStampServer
-    from upperson_rt.signature import key_fingerprint, named_key, read_private_key, read_public_key
-    from upperson_rt.timestamps import read_certificates
+    from upperson_log.timestamps import TimeStampServer, read_certificates
+    from upperson_signature.signature import (
+        key_fingerprint,
+        named_key,
+        read_private_key,
+        read_public_key,
+    )
 
     signer = named_key(bundle) if trust is None else key_fingerprint(read_public_key(trust))
     state = {"signed_by": signer, "verified": trust is not None}

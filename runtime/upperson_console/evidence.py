@@ -42,7 +42,7 @@ from upperson_rt.gallery import Item
 from upperson_rt.gallery.clips import ClipFile
 from upperson_rt.gallery.crops import read_crop
 from upperson_rt.image_file import MOST_FILE_BYTES
-from upperson_rt.signature import sign_files
+from upperson_signature.signature import sign_files
 
 _IN_MEMORY_BYTES = 8 << 20
 _MOST_EXPORT_BYTES = 2 << 30

@@ -18,30 +18,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
-from upperson_rt.errors import BackendError, InputError, IntegrityError
-from upperson_rt.log_chain import verify_log
-from upperson_rt.printable import safe_repr
-from upperson_rt.signature import (
-    SIGNATURE_BYTES,
-    files_of_signature,
-    key_fingerprint,
-    key_named_in,
-    read_public_key,
-)
-from upperson_rt.strict import Sha256, parse_json, read_fields
-from upperson_rt.timestamps import (
+from upperson_log.chain import verify_log
+from upperson_log.timestamps import (
     MOST_STAMP_BYTES,
     TimeStamp,
     check_form,
     read_certificates,
     read_stamp,
 )
+from upperson_rt.errors import BackendError, InputError, IntegrityError
+from upperson_rt.printable import safe_repr
+from upperson_rt.strict import Sha256, parse_json, read_fields
+from upperson_signature.signature import (
+    SIGNATURE_BYTES,
+    files_of_signature,
+    key_fingerprint,
+    key_named_in,
+    read_public_key,
+)
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509 import Certificate
 
-    from upperson_network.timestamps import TimeStampServer
+    from upperson_log.timestamps import TimeStampServer
 
 KIND, VERSION = "upperson-evidence", 1
 MANIFEST, SIGNATURE, STAMP = "manifest.json", "manifest.sig", "manifest.tsr"

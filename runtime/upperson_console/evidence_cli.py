@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from upperson_log.cli import TsaCert
 from upperson_rt.cli.app import Command, new_app
 from upperson_rt.cli.groups import grouped
-from upperson_rt.cli.options import Output, TsaCert
+from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import print_labelled, print_line, print_result
 from upperson_rt.errors import IntegrityError
 

@@ -23,7 +23,7 @@ from upperson_rt.errors import InputError
 from upperson_rt.files import read_bounded
 from upperson_rt.printable import safe_repr
 from upperson_rt.strict import Constraint, read_fields
-from upperson_rt.yaml_file import parse_yaml
+from upperson_settings.yaml_file import parse_yaml
 
 PURPOSE_COOKIE = "upperson_purpose"
 Approved: TypeAlias = Literal["export", "delete", "alert"]

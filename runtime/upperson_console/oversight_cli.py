@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from upperson_console.cli import require_packages
+from upperson_maintenance.cli.retention import read_retention
 from upperson_rt.cli.app import Command, new_app
 from upperson_rt.cli.groups import grouped
 from upperson_rt.cli.options import Output, age_seconds
 from upperson_rt.cli.output import print_line, print_note, print_result
-from upperson_rt.cli.retention import read_retention
 from upperson_rt.errors import UsageError
 
 app = new_app("Write outlines for data protection officers.")

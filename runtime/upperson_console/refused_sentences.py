@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
-from upperson_rt.yaml_file import parse_yaml
+from upperson_settings.yaml_file import parse_yaml
 
 Phrases: TypeAlias = list[tuple[str, "re.Pattern[str]"]]
 """Category and pattern, over text as `found_in` makes it."""

@@ -16,8 +16,8 @@ from starlette.responses import HTMLResponse
 
 from upperson_console import reported, times, translation
 from upperson_console.accounts import Account
+from upperson_maintenance.retention import counters as erased
 from upperson_rt.errors import UppersonError
-from upperson_rt.gallery.retention import counters as erased
 from upperson_rt.printable import show_percent, show_text
 
 if TYPE_CHECKING:

@@ -80,13 +80,13 @@ def alert_needs(report: AlertReport) -> str:
 
 def alert_record(report: AlertReport) -> str:
     """Return how many messages of an alert were dismissed, and which rate that shows."""
-    said = [number(report.dismissed) if report.dismissed else gettext("none")]
+    parts = [number(report.dismissed) if report.dismissed else gettext("none")]
     if report.days >= 1:  # Of less, the visits of a day are only estimated.
-        said.append(gettext("in %(days)s days", days=number(report.days, ".3g")))
+        parts.append(gettext("in %(days)s days", days=number(report.days, ".3g")))
     if report.days >= 1 and report.upper_bound is not None:
-        said.append(gettext("below %(rate)s a day", rate=number(report.upper_bound, ".2g")))
+        parts.append(gettext("below %(rate)s a day", rate=number(report.upper_bound, ".2g")))
     elif report.days >= 1 and report.dismissed_per_day:
-        said.append(gettext("%(rate)s a day", rate=number(report.dismissed_per_day, ".2g")))
+        parts.append(gettext("%(rate)s a day", rate=number(report.dismissed_per_day, ".2g")))
     if report.unjudged:
-        said.append(gettext("%(count)s not judged", count=number(report.unjudged)))
-    return ", ".join(said)
+        parts.append(gettext("%(count)s not judged", count=number(report.unjudged)))
+    return ", ".join(parts)

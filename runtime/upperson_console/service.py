@@ -30,13 +30,13 @@ from upperson_console.problems import ProblemError, missing, withheld
 from upperson_console.search import MOST_MARKS, Search
 from upperson_console.user_state import UserState
 from upperson_console.view_log import USUAL_QUOTA, Part, QuotaExceededError, ViewLog
+from upperson_log.query_log import QueryLog
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import CameraInfo, Filter, Gallery, Hit, Item, TrackSpan
 from upperson_rt.gallery.clips import ClipFile
 from upperson_rt.gallery.snapshots import Snapshot, picture_path, read_snapshots, snapshot_folder
 from upperson_rt.gallery.sqlite.bin import Bin, BinEntry, empty_bin
-from upperson_rt.query_log import QueryLog
 from upperson_rt.retriever import find_alike
 from upperson_rt.search.query import QueryEncoder, SearchRequest
 from upperson_rt.search.service import SearchResult, SearchService

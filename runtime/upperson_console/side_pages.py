@@ -19,8 +19,8 @@ from upperson_console.problems import ProblemError, invalid, missing
 from upperson_console.rendering import render, templates
 from upperson_console.service import ConsoleService
 from upperson_console.translation import LANGUAGES, zones
+from upperson_log.chain import SOON_BYTES, verify_log
 from upperson_rt.gallery import Filter, Item
-from upperson_rt.log_chain import SOON_BYTES, verify_log
 from upperson_rt.preprocess import use_image
 
 EVENTS = "/live/events"

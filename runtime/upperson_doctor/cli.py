@@ -56,7 +56,7 @@ class Checked(OptionGroup, panel="Model and gallery"):
 
     def found(self) -> tuple[Path | None, str | None, Path | None]:
         """Return bundle, gallery and log, by default those of the working folder."""
-        from upperson_rt.log_chain import head_of
+        from upperson_log.chain import head_of
 
         bundle, gallery, log = self.bundle, self.gallery, self.query_log
         if bundle is None and default_bundle.exists():

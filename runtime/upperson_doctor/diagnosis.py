@@ -2,7 +2,6 @@
 
 import re
 import tempfile
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,18 @@ import numpy as np
 from upperson_doctor.cards import check_cards
 from upperson_doctor.installed import installed_checks
 from upperson_doctor.scores import check_scores
+from upperson_log.chain import verify_log
+from upperson_machine.nvidia import probe_cuda_driver
 from upperson_rt.backends import auto_order, open_backend
 from upperson_rt.bundle import Bundle
-from upperson_rt.checks import OPTIONAL, Check, fail_from_error, failed, ok, warning
+from upperson_rt.checks import Check, fail_from_error, failed, ok, warning
 from upperson_rt.errors import IntegrityError, UppersonError, install_command
 from upperson_rt.extensions import extension_names, load_extension
 from upperson_rt.gallery import Gallery
-from upperson_rt.log_chain import verify_log
 from upperson_rt.machine import version_of
-from upperson_rt.nvidia import probe_cuda_driver
-from upperson_rt.printable import count_of, one_line
-from upperson_rt.signature import named_key
+from upperson_rt.printable import count_of
 from upperson_rt.towers import TOWERS, Tower
+from upperson_signature.signature import named_key
 
 _KERNEL_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -83,50 +82,13 @@ def _detector() -> list[Check]:
 
 
 def _backends() -> list[Check]:
-    gpu_build, cpu_build = version_of("onnxruntime-gpu"), version_of("onnxruntime")
-    checks = []
-    if find_spec("onnxruntime") is None:
-        checks.append(ok("onnxruntime", OPTIONAL))
-    elif gpu_build and cpu_build:
-        both = f"both onnxruntime {cpu_build} and onnxruntime-gpu {gpu_build} are installed; they"
-        both += " overwrite each other"
-        fix = "pip uninstall onnxruntime onnxruntime-gpu, then install one of them"
-        checks.append(warning("onnxruntime", both, fix))
-    else:
-        checks.append(_onnxruntime(gpu_build or cpu_build or "unknown version"))
+    checks: list[Check] = []
     for name in extension_names("backends"):
         checks += load_extension("backends", name).checks()
     if not any(find_spec(name) for name in ("onnxruntime", "openvino", "tensorrt")):
         advice = f"{install_command('cpu')}; for an NVIDIA GPU  {install_command('gpu')}"
         checks.append(failed("backend", "none is installed", advice))
     return checks
-
-
-def _onnxruntime(version: str) -> Check:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        problem = f"{version} does not import: {one_line(error)}"
-        return failed("onnxruntime", problem, "install it again")
-    available: list[str] = onnxruntime.get_available_providers()
-    providers = [name.removesuffix("ExecutionProvider") for name in available]
-    facts = {"version": version, "providers": providers}
-    wanted, driver = _onnxruntime_cuda(), probe_cuda_driver().version
-    if wanted is not None and driver is not None and int(driver.partition(".")[0]) < wanted:
-        detail = f"{version} is for CUDA {wanted}, but the driver only goes up to CUDA {driver}"
-        fix = "update the driver, or  pip install 'onnxruntime-gpu[cuda,cudnn]<1.27'"
-        return warning("onnxruntime", detail, fix, **facts)
-    return ok("onnxruntime", f"{version} with {', '.join(providers)}", **facts)
-
-
-def _onnxruntime_cuda() -> int | None:
-    """Return the version of CUDA that onnxruntime-gpu's own extra asks for, None if it does not."""
-    try:
-        requires = " ".join(metadata.requires("onnxruntime-gpu") or ())
-    except metadata.PackageNotFoundError:
-        return None
-    found = re.search(r"nvidia-cuda-runtime[\w-]*~=(\d+)", requires)
-    return found and int(found[1])
 
 
 def _device(backend: str, device: str) -> list[Check]:

@@ -5,10 +5,10 @@ import sqlite3
 from importlib import import_module
 from importlib.util import find_spec
 
+from upperson_doctor.jetson import jetson_advice, jetson_release
 from upperson_rt.checks import OPTIONAL, Check, failed, ok, warning
-from upperson_rt.errors import install_command
+from upperson_rt.errors import install_command, jetson_line
 from upperson_rt.machine import version_of
-from upperson_rt.nvidia import jetson_advice, jetson_line, jetson_release
 from upperson_rt.printable import one_line
 
 _OLDEST_SQLITE = (3, 24, 0)  # The first with UPSERT.

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from upperson_camera.drawn_people import draw_figures, figures_found, overlaps
 from upperson_rt.checks import Check, fail_from_error, ok, warning
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.files import write_atomically
 from upperson_rt.ingest.boxes import QualityRules, clean_boxes
 from upperson_rt.ingest.detector import Detector, open_detector, plugin_boundary
-from upperson_rt.ingest.drawn_people import draw_figures, figures_found, overlaps
 from upperson_rt.preprocess import load_image
 from upperson_rt.printable import count_of, error_text
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_machine.int8 import PAIR_LIMIT, int8_sums_saturate, largest_pair
 from upperson_rt.errors import BackendError, missing_extra
-from upperson_rt.machine import PAIR_LIMIT, int8_sums_saturate, largest_pair, processor
+from upperson_rt.machine import processor
 from upperson_rt.printable import one_line, safe_repr
 
 _TELEMETRY = "openvino_telemetry"

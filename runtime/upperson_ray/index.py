@@ -19,10 +19,10 @@ from upperson_rt.bundle import open_encoder
 from upperson_rt.errors import BackendError, InputError, UppersonError, missing_extra
 from upperson_rt.files import all_names, make_folder, new_folder
 from upperson_rt.gallery import Gallery
-from upperson_rt.gallery.shards import RECORD_FILE, Shard, ShardRecord, Tally, check_whole
-from upperson_rt.ingest.shards import ShardFiles, index_shard, made_with, require_same_rows, root_of
 from upperson_rt.preprocess import iter_named_images
 from upperson_rt.printable import error_text, get_logger
+from upperson_shards.indexing import ShardFiles, index_shard, made_with, require_same_rows, root_of
+from upperson_shards.records import RECORD_FILE, Shard, ShardRecord, Tally, check_whole
 
 _LOG = get_logger(__name__)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from upperson_camera import CameraStats, Pipeline, PipelineStats
+    from upperson_log.query_log import QueryLog
     from upperson_rt.bundle import Bundle
     from upperson_rt.bundle import open_encoder as open
     from upperson_rt.encoder import Encoder
@@ -32,16 +33,15 @@ if TYPE_CHECKING:
     from upperson_rt.ingest.boxes import QualityRules
     from upperson_rt.ingest.files import IndexReport, index_images
     from upperson_rt.manifest import Manifest
-    from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
     from upperson_rt.phrases.evidence import Explanation
     from upperson_rt.preprocess import iter_image_files, load_image, resize_image
-    from upperson_rt.query_log import QueryLog
     from upperson_rt.retriever import Retriever
     from upperson_rt.search.notices import Notice
     from upperson_rt.search.query import SearchRequest
     from upperson_rt.search.service import SearchResult
-    from upperson_rt.sheet import save_sheet
     from upperson_rt.tokenizer import Tokenizer
+    from upperson_scores.metrics import RetrievalMetrics, retrieval_metrics
+    from upperson_sheet.sheet import save_sheet
 
 __version__ = "0.1.0"
 
@@ -102,16 +102,16 @@ _MODULES = {
     "ingest.boxes": "QualityRules",
     "ingest.files": "IndexReport index_images",
     "manifest": "Manifest",
-    "metrics": "RetrievalMetrics retrieval_metrics",
+    "upperson_scores.metrics": "RetrievalMetrics retrieval_metrics",
     "phrases.evidence": "Explanation",
     "preprocess": "iter_image_files load_image resize_image",
-    "query_log": "QueryLog",
     "retriever": "Retriever",
     "search.notices": "Notice",
     "search.query": "SearchRequest",
     "search.service": "SearchResult",
-    "sheet": "save_sheet",
+    "upperson_sheet.sheet": "save_sheet",
     "tokenizer": "Tokenizer",
+    "upperson_log.query_log": "QueryLog",
     "upperson_camera": "CameraStats Pipeline PipelineStats",
 }
 _OWNERS = {name: module for module, names in _MODULES.items() for name in names.split()}
@@ -122,8 +122,8 @@ def __getattr__(name: str) -> object:
     if name not in _OWNERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     owner = _OWNERS[name]
-    # The camera package is optional; its names stay here for programs of earlier releases.
-    module = import_module(owner if owner == "upperson_camera" else f"{__name__}.{owner}")
+    # Names of the packages beside the core stay here for programs of earlier releases.
+    module = import_module(owner if owner.startswith("upperson_") else f"{__name__}.{owner}")
     value: object = getattr(module, "open_encoder" if name == "open" else name)
     globals()[name] = value
     return value

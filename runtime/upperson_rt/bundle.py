@@ -11,13 +11,13 @@ from upperson_rt.backends import installed_backends, open_backend, require_devic
 from upperson_rt.backends.autotune import Autotuner, Choice
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError
+from upperson_rt.extensions import load_service
 from upperson_rt.files import all_names, folder_near, refuse_archive, sha256_of_file
 from upperson_rt.golden_samples import GoldenCheck, GoldenSamples, check_tower
-from upperson_rt.manifest import FileEntry, Manifest, VariantEntry, parse_manifest
+from upperson_rt.manifest import SIGNATURE_FILE, FileEntry, Manifest, VariantEntry, parse_manifest
 from upperson_rt.onnx_file import check_graph
 from upperson_rt.printable import get_logger, safe_repr
 from upperson_rt.score_calibration import ScoreCalibration, read_score_calibration
-from upperson_rt.signature import SIGNATURE_FILE, verify_folder
 from upperson_rt.strict import suggestion
 from upperson_rt.tokenizer import Tokenizer
 from upperson_rt.towers import TOWERS, Backend, Tower, run_tower
@@ -108,7 +108,7 @@ class Bundle:
                 known to be broken.
             threads: CPU threads per tower; None lets the library choose.
             trust: File with a public key (PEM). Its owner must have signed the bundle, which is
-                checked before anything else in it is read; see `upperson_rt.signature`.
+                checked before anything else in it is read; see `upperson_signature.signature`.
 
         Raises:
             InputError: Not a bundle, or of a newer schema.
@@ -284,7 +284,7 @@ def read_manifest(root: Path, trust: str | os.PathLike[str] | None = None) -> Ma
         message = f"{root} is not a bundle ({problem}){advice}"
         raise InputError(message, code="no_bundle", path=str(root), near=near)
     if trust is not None:
-        verify_folder(root, trust)
+        load_service("signature")(root, trust)
     try:
         with file.open("rb") as stream:
             content = stream.read(_MOST_MANIFEST_BYTES + 1)

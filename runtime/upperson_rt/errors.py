@@ -10,6 +10,7 @@
 Every message says what was expected, what was found and what to do.
 """
 
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -77,6 +78,14 @@ class IntegrityError(UppersonError):
     default_code = "integrity"
 
 
+_TEGRA = Path("/etc/nv_tegra_release")
+JETPACK_ADVICE = (
+    "use JetPack's TensorRT (sudo apt install python3-libnvinfer) in a virtual environment made "
+    "with --system-site-packages, see docs/how-to/jetson.md"
+)
+"""TensorRT and OpenCV come with JetPack; PyPI has neither for a Jetson."""
+
+
 def missing_extra(package: str, extra: str, purpose: str) -> BackendError:
     """Build the error for an optional package that is missing; ``purpose`` needed it."""
     return BackendError(
@@ -97,17 +106,22 @@ def install_command(extra: str) -> str:
     import platform
     from importlib import metadata
 
-    from upperson_rt import nvidia
-
     try:
         metadata.distribution("upperson")
         distribution = "upperson"
     except metadata.PackageNotFoundError:
         distribution = "upperson-rt"
     if extra == "gpu" and platform.machine() == "aarch64":
-        return f"pip install '{distribution}[cpu]', then {nvidia.ADVICE}"
-    if extra == "camera" and nvidia.jetson_line() is not None:
+        return f"pip install '{distribution}[cpu]', then {JETPACK_ADVICE}"
+    if extra == "camera" and jetson_line() is not None:
         return "sudo apt install nvidia-opencv, then  pip install av  (PyPI's has no GStreamer)"
     if extra == "trackers":  # It asks for opencv-python, which would overwrite the OpenCV there is.
         return f"pip install '{distribution}[trackers]' && pip install --no-deps 'trackers>=2.6'"
     return f"pip install '{distribution}[{extra}]'"
+
+
+def jetson_line() -> str | None:
+    """Return how a Jetson names its Linux, ``R36 (release), REVISION: 4.3``; None elsewhere."""
+    if not _TEGRA.is_file():
+        return None
+    return _TEGRA.read_text("utf-8", errors="replace").split(", GCID")[0].strip("# \n")

@@ -10,8 +10,11 @@
 ``upperson.backends``    an `upperson_rt.backends.BackendPlugin`, by its name
 ``upperson.outputs``     gets each committed row, by its name; an `ingest.service.Output`
 ``upperson.matchers``    compares rows with standing queries, an `ingest.service.Matcher`
+``upperson.outboxes``    what is committed with rows of a kind of store, see `Gallery.outbox`
+``upperson.parts``       chooses and indexes a part of the pictures, a `cli.index.Part`
 ``upperson.deliveries``  delivers messages of the outbox, by the scheme of an address
 ``upperson.commands``    a command of ``upperson-rt``
+``upperson.services``    what the core itself calls of the packages beside it, see `load_service`
 =======================  =========================================================================
 
 Nothing is imported before it is used.
@@ -24,16 +27,27 @@ from typing import Any, Literal, TypeAlias
 from upperson_rt.errors import BackendError, UppersonError, UsageError
 from upperson_rt.printable import error_text, safe_repr
 
-__all__ = ["Group", "extension_names", "load_extension"]
+__all__ = ["Group", "extension_names", "load_extension", "load_service"]
 
 Group: TypeAlias = Literal[
-    "stores", "sources", "detectors", "backends", "outputs", "matchers", "deliveries", "commands"
+    "stores",
+    "sources",
+    "detectors",
+    "backends",
+    "outputs",
+    "matchers",
+    "outboxes",
+    "parts",
+    "deliveries",
+    "commands",
+    "services",
 ]
+Service: TypeAlias = Literal["erasure-log", "query-log", "sheet", "signature"]
 
 
 def extension_names(group: Group) -> list[str]:
     """Return the names of the installed extensions of a group, sorted."""
-    return sorted(_entry_points(group))
+    return sorted(_named(group))
 
 
 def load_extension(group: Group, name: str) -> Any:
@@ -43,7 +57,7 @@ def load_extension(group: Group, name: str) -> Any:
         UsageError: There is none, or two installed packages have that name.
         BackendError: It cannot be imported.
     """
-    found, fields = _entry_points(group).get(name, []), {"group": group, "name": name}
+    found, fields = _named(group).get(name, []), {"group": group, "name": name}
     shown = f"{safe_repr(name)} in upperson.{group}"
     if not found:
         known = ", ".join(extension_names(group)) or "none is installed"
@@ -63,9 +77,28 @@ def load_extension(group: Group, name: str) -> Any:
         raise BackendError(message, code="extension_broken", **fields) from error
 
 
-@cache
-def _entry_points(group: Group) -> dict[str, list[metadata.EntryPoint]]:
+def load_service(name: Service) -> Any:
+    """Import what the core calls of another package of the same wheel.
+
+    Raises:
+        BackendError: The package is missing (``service_missing``) or cannot be imported.
+        UsageError: Another package has that name, too.
+    """
+    if name not in extension_names("services"):
+        message = f"no {name} in upperson.services: files of this installation are missing, run  "
+        message += "pip install --force-reinstall --no-deps upperson-rt"
+        raise BackendError(message, code="service_missing", name=name)
+    return load_extension("services", name)
+
+
+def _named(group: Group) -> dict[str, list[metadata.EntryPoint]]:
     found: dict[str, list[metadata.EntryPoint]] = {}
-    for point in metadata.entry_points(group=f"upperson.{group}"):
+    for point in _entry_points().select(group=f"upperson.{group}"):
         found.setdefault(point.name, []).append(point)
     return found
+
+
+@cache
+def _entry_points() -> Any:
+    """Read those of all groups: that opens a file of each installed package."""
+    return metadata.entry_points()

@@ -1,4 +1,4 @@
-"""Logistic regression: log-odds from features, fitted by Newton's method with numpy alone.
+"""Logistic regression: log-odds from features, with numpy alone.
 
 Shapes: N rows, F features, W weights (features, their products if there are any, a constant).
 """
@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError
 
-_STEPS = 100
-_CLOSE = 1e-9
 _MOST = 50.0
 """Of log-odds, and least."""
 
@@ -51,61 +49,11 @@ class Logistic:
         """Return (N,) log-odds."""
         middle_F, scale_F, weights_W = self._arrays
         has_products = len(weights_W) > len(middle_F) + 1
-        inputs_NW = _inputs(features_NF, middle_F, scale_F, has_products)
+        inputs_NW = inputs_of(features_NF, middle_F, scale_F, has_products)
         with np.errstate(over="ignore", invalid="ignore"):  # Of a file from outside.
             found_N = np.nan_to_num(inputs_NW @ weights_W, nan=-_MOST)
         found: NDArray[np.float64] = np.clip(found_N, -_MOST, _MOST)
         return found
-
-
-def fit_logistic(
-    features_NF: NDArray[np.float64],
-    right_N: NDArray[np.bool_],
-    *,
-    products: bool,
-    ridge: float,
-    prior: Logistic | None = None,
-) -> Logistic:
-    """Fit the log-odds of ``right_N``.
-
-    ``products`` adds the products of every two features and their squares. ``ridge`` is the penalty
-    on squared weights, or on their squared distance from those of ``prior``, a model of the same
-    features; without a prior the constant is free.
-    """
-    if prior is None:
-        middle_F, scale_F = features_NF.mean(axis=0), np.maximum(features_NF.std(axis=0), 1e-6)
-        inputs_NW = _inputs(features_NF, middle_F, scale_F, products)
-        prior_W = np.zeros(inputs_NW.shape[1])
-        penalty_W = np.full(len(prior_W), ridge)
-        penalty_W[-1] = 1e-9
-    else:
-        middle_F, scale_F = np.array(prior.middle), np.array(prior.scale)
-        inputs_NW = _inputs(features_NF, middle_F, scale_F, products)
-        prior_W = np.array(prior.weights)
-        penalty_W = np.full(len(prior_W), ridge)
-    weights_W = prior_W.copy()
-
-    def loss(at_W: NDArray[np.float64]) -> float:
-        log_odds_N = inputs_NW @ at_W
-        surprise = np.logaddexp(0, log_odds_N).sum() - log_odds_N[right_N].sum()
-        return float(surprise + (penalty_W * np.square(at_W - prior_W)).sum() / 2)
-
-    for _ in range(_STEPS):
-        likely_N = probability(inputs_NW @ weights_W)
-        gradient_W = inputs_NW.T @ (likely_N - right_N) + penalty_W * (weights_W - prior_W)
-        curvature_WW = (inputs_NW.T * (likely_N * (1 - likely_N))) @ inputs_NW
-        step_W = np.linalg.solve(curvature_WW + np.diag(penalty_W), gradient_W)
-        before = loss(weights_W)
-        while loss(weights_W - step_W) > before and np.abs(step_W).max() > _CLOSE:
-            step_W /= 2  # Newton's step may go too far.
-        weights_W -= step_W
-        if np.abs(step_W).max() < _CLOSE:
-            break
-    return Logistic(
-        middle=tuple(middle_F.tolist()),
-        scale=tuple(scale_F.tolist()),
-        weights=tuple(weights_W.tolist()),
-    )
 
 
 def probability(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -128,12 +76,13 @@ def _pairs(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return first, second
 
 
-def _inputs(
+def inputs_of(
     features_NF: NDArray[np.float64],
     middle_F: NDArray[np.float64],
     scale_F: NDArray[np.float64],
     products: bool,
 ) -> NDArray[np.float64]:
+    """Return what (N, W) weights apply to: scaled features, their products if wanted, and ones."""
     own_NF = (features_NF - middle_F) / scale_F
     columns = [own_NF]
     if products:

@@ -24,6 +24,9 @@ from upperson_rt.towers import Backend, Tower
 SCHEMA_VERSION = 2
 """2: with `Manifest.scores`."""
 
+SIGNATURE_FILE = "model.sig"
+"""The file that a signed bundle has beside its manifest."""
+
 NO_ADAPTER = "none"
 """In place of an adapter's hash: the base is as it was published."""
 

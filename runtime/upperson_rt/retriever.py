@@ -15,8 +15,8 @@ from upperson_rt.gallery import Filter, Gallery, Hit, Item
 from upperson_rt.phrases import parse_query
 from upperson_rt.phrases.evidence import Explanation
 from upperson_rt.printable import safe_repr
-from upperson_rt.query_log import QueryLog, describe_picture
 from upperson_rt.search.query import SearchRequest
+from upperson_rt.search.query_log import QueryLogger, describe_picture
 from upperson_rt.search.service import SearchResult, SearchService
 
 if TYPE_CHECKING:  # Loads Pillow, which sentences do without.
@@ -42,11 +42,11 @@ class Retriever:
             hits = Retriever(encoder, gallery).query("a woman in a red coat", k=5)
     """
 
-    def __init__(self, encoder: Encoder, gallery: Gallery, log: QueryLog | None = None) -> None:
+    def __init__(self, encoder: Encoder, gallery: Gallery, log: QueryLogger | None = None) -> None:
         """Search a gallery that was opened with the encoder's fingerprint.
 
-        ``log`` gets a line a query before its hits are returned; if it cannot be written, the query
-        fails.
+        ``log``, such as a `upperson_rt.QueryLog`, gets a line a query before its hits are returned;
+        if it cannot be written, the query fails.
         """
         check_object(encoder, "an encoder", ("encode_texts", "encode_images", "embed_dim"))
         check_object(gallery, "a gallery", ("search", "search_with_vectors", "vectors_of"))

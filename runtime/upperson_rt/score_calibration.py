@@ -9,7 +9,7 @@ Shapes: N scores or pictures, D dimensions, R axes.
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError
-from upperson_rt.files import locked_folder, write_atomically
+from upperson_rt.files import write_atomically
 from upperson_rt.logistic import Logistic, probability
 from upperson_rt.strict import Constraint, Positive, read_fields, read_json, require_version
 
@@ -184,31 +184,6 @@ def write_score_calibration(path: Path, calibration: ScoreCalibration) -> None:
     text = calibration.to_json()
     read_fields(ScoreCalibration, json.loads(text), os.fspath(path))
     write_atomically(path, text)
-
-
-def add_site_calibration(path: Path, calibration: ScoreCalibration) -> ScoreCalibration:
-    """Write the calibration of a site with the next version, and keep the one before beside it.
-
-    Returns it with its version. One that is there and cannot be read is kept as ``-damaged``.
-    """
-    with locked_folder(path.parent):
-        kept = [
-            int(number)
-            for one in path.parent.glob(f"{path.stem}-*{path.suffix}")
-            if (number := one.stem.removeprefix(f"{path.stem}-")).isdecimal()
-        ]
-        last = max(kept, default=0)
-        if path.exists():
-            try:
-                before = read_score_calibration(path, calibration.fingerprint).version
-                last = max(last, before)
-                name = f"{path.stem}-{before}{path.suffix}"
-            except InputError:
-                name = f"{path.stem}-damaged{path.suffix}"
-            write_atomically(path.with_name(name), path.read_bytes())
-        made = replace(calibration, version=last + 1)
-        write_score_calibration(path, made)
-        return made
 
 
 def _rounded(value: Any) -> Any:

@@ -37,12 +37,9 @@ def calibrate(*, model: Model, place: Place, fit: Fit, output: Output) -> None:
 
     Example: `upperson-rt calibrate -g gallery --annotations crops/annotations.jsonl`
     """
-    from upperson_rt.score_calibration import (
-        add_site_calibration,
-        calibration_in_use,
-        site_calibration_file,
-    )
+    from upperson_rt.score_calibration import calibration_in_use, site_calibration_file
     from upperson_rt.search.shift import compare
+    from upperson_scores.site_calibration import add_site_calibration
 
     with open_store(model, place.gallery, "text") as (bundle, _, gallery):
         encoder = bundle.encoder()

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 import upperson_rt
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError
-from upperson_rt.logistic import Logistic, fit_logistic, probability
-from upperson_rt.metrics import auroc
+from upperson_rt.logistic import Logistic, probability
 from upperson_rt.phrases import parse
 from upperson_rt.phrases.evidence import EmbedTexts, Evidence
 from upperson_rt.score_calibration import Background, Curve, Reference, ScoreCalibration
@@ -35,6 +34,8 @@ from upperson_scores.labelled_queries import (
     queries_about,
     traits_of,
 )
+from upperson_scores.logistic_fit import fit_logistic
+from upperson_scores.metrics import auroc
 
 FEWEST_PEOPLE = 20
 """With fewer nothing can be fitted."""

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from upperson_rt.errors import BackendError
-from upperson_rt.nvidia import ADVICE, jetson_line, probe_cuda_driver
+from upperson_machine.nvidia import probe_cuda_driver
+from upperson_rt.errors import JETPACK_ADVICE, BackendError, jetson_line
 from upperson_rt.printable import one_line, safe_repr
 from upperson_tensorrt.cuda import Cuda
 
@@ -65,13 +65,13 @@ def import_tensorrt() -> ModuleType:
 def install_hint() -> str:
     """Return the command for the TensorRT that suits this machine and its driver."""
     if jetson_line() is not None:
-        return ADVICE
+        return JETPACK_ADVICE
     cuda = _driver_cuda()
     package = "tensorrt-cu13" if cuda is not None and cuda >= 13 else "tensorrt-cu12"
     hint = f"pip install {package}"
     if cuda is None:
         hint += "  (tensorrt-cu13 for a driver of CUDA 13 or later)"
-    return f"{hint}; on a Jetson {ADVICE}" if platform.machine() == "aarch64" else hint
+    return f"{hint}; on a Jetson {JETPACK_ADVICE}" if platform.machine() == "aarch64" else hint
 
 
 def _driver_cuda() -> int | None:

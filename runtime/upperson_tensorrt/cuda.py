@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_machine.nvidia import bound_library, probe_cuda_driver
 from upperson_rt.errors import BackendError
-from upperson_rt.nvidia import bound_library, probe_cuda_driver
 
 CONSTANTS = {
     "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR": 75,

@@ -8,9 +8,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from upperson_machine.nvidia import probe_cuda_driver
 from upperson_rt.checks import OPTIONAL, Check, fail_from_error, failed, ok, warning
 from upperson_rt.errors import BackendError, UsageError
-from upperson_rt.nvidia import probe_cuda_driver
 
 runs_any_graph = False
 
@@ -88,11 +88,11 @@ class TensorRtBackend:
         from upperson_tensorrt.session import EngineSession
 
         if cuda_graphs is None:
-            said = os.environ.get("UPPERSON_CUDA_GRAPHS", "0")
-            if said not in ("0", "1", ""):
-                message = f"$UPPERSON_CUDA_GRAPHS must be 1 (on) or 0 (off), found '{said}'"
+            value = os.environ.get("UPPERSON_CUDA_GRAPHS", "0")
+            if value not in ("0", "1", ""):
+                message = f"$UPPERSON_CUDA_GRAPHS must be 1 (on) or 0 (off), found '{value}'"
                 raise UsageError(message, code="choice_unknown", what="UPPERSON_CUDA_GRAPHS")
-            cuda_graphs = said == "1"
+            cuda_graphs = value == "1"
         self.device = f"cuda:{device_index(device)}"
         cuda = open_gpu(device)  # First: TensorRT can crash the process without a driver.
         trt = import_tensorrt()

@@ -12,7 +12,7 @@ from tests.helpers import invoke
 from tests.helpers.command_line import run_code
 from upperson.data.records import read_dataset
 from upperson_rt.bundle import Bundle
-from upperson_rt.metrics import retrieval_metrics
+from upperson_scores.metrics import retrieval_metrics
 
 METRICS = ["R@1", "R@5", "R@10", "mAP", "mINP"]
 DIRECTIONS = ["text_to_image", "image_to_text"]

@@ -33,7 +33,7 @@ from upperson_export.bundle import ExportOptions
 from upperson_export.precision_search import SplitEmbeds
 from upperson_rt.bundle import Bundle, unowned_in_bundle
 from upperson_rt.errors import InputError
-from upperson_rt.signature import verify_folder
+from upperson_signature.signature import verify_folder
 from upperson_synthetic import SyntheticSpec, write_dataset
 
 FEW = ("--no-gate", "--calib-size", 8)

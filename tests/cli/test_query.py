@@ -235,7 +235,7 @@ def test_queries_are_logged_or_not_run(work, monkeypatch):
 UNUSED = [
     "PIL", "cv2", "faiss", "openvino", "pandas", "prometheus_client", "pyarrow", "pymilvus",
     "rapidfuzz", "rich.progress", "tensorrt", "torch", "upperson_rt.preprocess",
-    "upperson_rt.sheet", "upperson_rt.ingest.files",
+    "upperson_sheet.sheet", "upperson_rt.ingest.files",
     "upperson_milvus", "upperson_doctor.diagnosis", "upperson_openvino.backend",
 ]  # fmt: skip
 
@@ -254,7 +254,7 @@ def test_a_query_loads_only_what_it_uses(work, monkeypatch):
     assert (loaded, table[1].split()[0::2][:2]) == ("", ["1", "gate"])
     # A sheet needs Pillow, so this list can tell.
     done = run_code(code, "query", "red", "-k", "1", "--sheet", "found.png")
-    used = ["PIL", "upperson_rt.preprocess", "upperson_rt.sheet"]
+    used = ["PIL", "upperson_rt.preprocess", "upperson_sheet.sheet"]
     assert done.stdout.splitlines()[-1].split() == used
 
 

@@ -25,11 +25,11 @@ from upperson_camera.onvif import discover
 from upperson_console.accounts import BIN_USER
 from upperson_console.search import Search
 from upperson_console.user_state import UserState
+from upperson_log.chain import verify_log
+from upperson_log.query_log import QueryLog
+from upperson_log.writer import process_user
 from upperson_rt.cli import app
 from upperson_rt.gallery import Gallery
-from upperson_rt.log_chain import verify_log
-from upperson_rt.log_writer import process_user
-from upperson_rt.query_log import QueryLog
 
 KILLS = int(os.environ.get("UPPERSON_TEST_KILLS", "1"))
 

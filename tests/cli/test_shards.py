@@ -15,9 +15,9 @@ from tests.helpers.invoke import refusal, run_rt, run_rt_json, snapshot
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from tests.packaging.test_docs import commands_in
 from upperson_rt.gallery import Gallery
-from upperson_rt.gallery.shards import RECORD_FILE, Shard, ShardRecord, Tally
-from upperson_rt.gallery.sqlite import merge as merging
 from upperson_rt.gallery.sqlite import store
+from upperson_shards import merge as merging
+from upperson_shards.records import RECORD_FILE, Shard, ShardRecord, Tally
 
 SHARDS = 3
 

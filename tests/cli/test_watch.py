@@ -146,7 +146,7 @@ from functools import partial
 import upperson_camera
 from upperson_camera import BoxesFile, StreamReader
 from upperson_rt.cli import main
-from upperson_rt.ingest import service
+from upperson_camera import crop_folder as service
 
 def hang(*arguments):
     print("hangs", file=sys.stderr, flush=True)

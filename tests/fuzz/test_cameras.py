@@ -31,13 +31,13 @@ from upperson_camera import (
     parse_source,
 )
 from upperson_camera.config import CameraEntry, read_cameras
+from upperson_camera.crop_folder import remove_unfinished
 from upperson_camera.onvif import Answer, ask_cameras, device_at, read_answer
 from upperson_camera.regions import Regions
 from upperson_camera.source import Logins, without_secrets
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Gallery
 from upperson_rt.ingest.boxes import QualityRules, clean_boxes
-from upperson_rt.ingest.service import remove_unfinished
 
 
 def examples(usual, *changes):

@@ -15,9 +15,9 @@ from upperson_console.log_view import LogFilter, read_page
 from upperson_console.onvif.discovery import Responder
 from upperson_console.onvif.filters import read_expression
 from upperson_console.onvif.soap import FaultError, header_of, read_envelope
+from upperson_log.chain import LogReport, head_of, verify_log
+from upperson_log.query_log import QueryLog
 from upperson_rt.gallery import Hit, Item
-from upperson_rt.log_chain import LogReport, head_of, verify_log
-from upperson_rt.query_log import QueryLog
 
 EXPONENTS = METRICS.replace("250.0", "2.5e2 1790000000000").encode()
 

@@ -36,9 +36,9 @@ from upperson_rt.score_calibration import (
     ScoreCalibration,
     read_score_calibration,
 )
-from upperson_rt.signature import named_key, read_private_key, sign_folder, verify_folder
 from upperson_rt.strict import read_fields
 from upperson_rt.tokenizer import Tokenizer
+from upperson_signature.signature import named_key, read_private_key, sign_folder, verify_folder
 from upperson_tensorrt.cache import EngineRecord
 
 _FIRST = {}

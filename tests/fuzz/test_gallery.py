@@ -22,12 +22,12 @@ from tests.helpers.fuzzing import (
     values,
 )
 from tests.helpers.gallery_places import some_vectors
+from upperson_log.query_log import QueryLog
+from upperson_maintenance.export import export_gallery
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.gallery.export import export_gallery
-from upperson_rt.gallery.shards import ShardRecord, Tally, _checksum, check_whole
-from upperson_rt.ingest.shards import require_same_rows
-from upperson_rt.query_log import QueryLog
+from upperson_shards.indexing import require_same_rows
+from upperson_shards.records import ShardRecord, Tally, _checksum, check_whole
 
 DIM = 8
 VECTORS = some_vectors(6, dim=DIM)

@@ -13,9 +13,9 @@ from upperson_rt import Bundle, Filter, Hit, Item, Pipeline, Retriever, Tokenize
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Gallery
 from upperson_rt.ingest.files import IndexReport, index_images
-from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
 from upperson_rt.preprocess import capture_time, iter_image_files, load_image, resize_image
-from upperson_rt.sheet import save_sheet
+from upperson_scores.metrics import RetrievalMetrics, retrieval_metrics
+from upperson_sheet.sheet import save_sheet
 
 PIXELS = np.zeros((20, 10, 3), np.uint8)
 

@@ -16,10 +16,10 @@ from PIL import Image
 
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from tests.helpers.trials import parse
+from upperson_maintenance.export import export_gallery
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.crops import name_with_hash, use_picture
-from upperson_rt.gallery.export import export_gallery
 
 KINDS = (
     "swap", "cut", "empty", "replace", "flip one bit", "append", "hard link", "symbolic link",

@@ -11,7 +11,7 @@ import os
 import threading
 from functools import partial
 
-from upperson_rt.nvidia import SIGNATURES
+from upperson_machine.nvidia import SIGNATURES
 from upperson_tensorrt.cuda import CONSTANTS
 
 ERRORS = {

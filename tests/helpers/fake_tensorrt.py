@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 
 from tests.helpers.fake_cuda import FakeDriver
-from upperson_rt.backends.onnxruntime import session_options
+from upperson_onnxruntime.backend import session_options
 
 VERSIONS = ("10.3.0.26", "10.16.1.11", "11.4.0.106")
 

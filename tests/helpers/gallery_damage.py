@@ -26,9 +26,9 @@ import numpy as np
 from benchmarks.damage import BAD, KINDS, OUTCOMES, damage, in_child, verdict_on
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from tests.helpers.trials import parse, print_tables
+from upperson_maintenance.export import export_gallery
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.gallery.export import export_gallery
 from upperson_rt.gallery.sqlite import index
 from upperson_rt.gallery.sqlite.list_files import INDEX_FILE
 

@@ -34,9 +34,9 @@ from tests.helpers.trials import parse
 from upperson_rt.bundle import Bundle, open_encoder
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Gallery
-from upperson_rt.gallery.shards import Shard, ShardRecord
-from upperson_rt.gallery.sqlite.merge import merge_shards
-from upperson_rt.ingest.shards import choose_files, index_shard
+from upperson_shards.indexing import choose_files, index_shard
+from upperson_shards.merge import merge_shards
+from upperson_shards.records import Shard, ShardRecord
 from upperson_synthetic.video import VideoSpec, write_video
 
 BAD = ("lost", "wrong", "raw error", "leftovers")

@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from upperson_log.chain import head_of, verify_log
+from upperson_log.query_log import QueryLog
 from upperson_rt.errors import InputError
-from upperson_rt.log_chain import head_of, verify_log
-from upperson_rt.query_log import QueryLog
 
 _LINES = 8
 

@@ -16,8 +16,8 @@ from tests.helpers.fake_camera import BOX, START, person_frame
 from tests.helpers.milvus_server import MilvusServer
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_camera import Pipeline
+from upperson_machine.description import resident_bytes
 from upperson_rt.gallery import Gallery
-from upperson_rt.machine import resident_bytes
 
 _INTERVAL_S = 0.1
 _AROUND_S = 8.0

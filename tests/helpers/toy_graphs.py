@@ -25,8 +25,8 @@ from upperson_calibration.graph import BlockLinear, TowerGraph
 from upperson_export.fold import fold_image_tower, fold_text_tower
 from upperson_export.graphs import write_with_weights
 from upperson_export.plain import PlainTower
+from upperson_machine.int8 import int8_sums_saturate
 from upperson_rt.agreement import compare_embeds
-from upperson_rt.machine import int8_sums_saturate
 from upperson_rt.towers import Tower
 
 Array = npt.NDArray[Any]

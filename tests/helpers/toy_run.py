@@ -21,7 +21,7 @@ from upperson.model.encoder import UPPerson
 from upperson.model.parts import UPPersonConfig
 from upperson.observer import Observer, Step
 from upperson.run import ADAPTER, CONFIG, pack_adapter
-from upperson_rt.metrics import RetrievalMetrics
+from upperson_scores.metrics import RetrievalMetrics
 from upperson_synthetic import SyntheticSpec, write_dataset
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="toy_run.")

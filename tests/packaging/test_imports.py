@@ -41,6 +41,18 @@ def test_all_of_the_runtime_imports_on_the_edge_and_loads_no_backend():
     assert [one for one in warnings if "of upperson.commands" not in one] == []
 
 
+def test_a_gallery_needs_no_other_package_but_the_log_of_deletions(tmp_path):
+    others = [one for one in OPTIONAL if one != "upperson_log"]
+    code = (
+        "import numpy as np; from upperson_rt.gallery import Gallery, Item; from pathlib import "
+        f"Path; g = Gallery.open({str(tmp_path)!r}, 'sha256:0', 4, create=True); "
+        "g.add([Item(key='a'), Item(key='b')], np.eye(2, 4, dtype=np.float32)); "
+        "assert g.search(np.eye(1, 4, dtype=np.float32), 1)[0][0].item.key == 'a'; "
+        "assert g.delete(['a']) == 1; assert (g.count(), g.verify()) == (1, [])"
+    )
+    assert loaded_by(code, OPTIONAL, others) == (["upperson_log"], [])
+
+
 @pytest.mark.parametrize(
     ("modules", "heavy"),
     [

@@ -23,12 +23,12 @@ from tests.helpers.toy_graphs import TOWERS, amax_of, min_cosine, run_graph, toy
 from upperson_bench.processes import child_environment
 from upperson_export.passes.linears import QuantizeLinears, TransposePacked
 from upperson_export.variants import VARIANTS
+from upperson_machine.int8 import PAIR_LIMIT, int8_sums_saturate
+from upperson_onnxruntime import backend as onnxruntime_backend
+from upperson_onnxruntime.backend import OnnxRuntimeBackend, session_options
 from upperson_openvino import backend as openvino_backend
 from upperson_openvino.backend import OpenVinoBackend
-from upperson_rt.backends import onnxruntime as onnxruntime_backend
-from upperson_rt.backends.onnxruntime import OnnxRuntimeBackend, session_options
 from upperson_rt.errors import BackendError
-from upperson_rt.machine import PAIR_LIMIT, int8_sums_saturate
 
 INPUTS, OUTPUTS, ROWS = 192, 48, 8
 HASWELL = shutil.which("qemu-x86_64")
@@ -40,7 +40,7 @@ for path in sys.argv[2:]:
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     np.save(path + ".npy", session.run(None, {"x": x})[0])
 
-from upperson_rt.backends import onnxruntime as backend
+from upperson_onnxruntime import backend
 backend.int8_sums_saturate = lambda: True  # /proc/cpuinfo is that of the real processor.
 for path in sys.argv[2:]:
     np.save(path + ".ours.npy", backend.OnnxRuntimeBackend(path).run({"x": x})["y"])

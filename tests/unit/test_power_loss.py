@@ -18,9 +18,9 @@ from tests.helpers.power_loss import (
 )
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson.checkpoint import Checkpointer
+from upperson_maintenance.export import export_gallery
 from upperson_rt.bundle import Bundle
 from upperson_rt.gallery import Gallery, Item
-from upperson_rt.gallery.export import export_gallery
 from upperson_rt.gallery.sqlite import index
 from upperson_rt.gallery.sqlite.index import INDEX_FILE
 from upperson_tensorrt.cache import EngineCache
@@ -119,7 +119,7 @@ GALLERY_EXPORT = """
 import sys
 from pathlib import Path
 from upperson_rt.gallery import Gallery
-from upperson_rt.gallery.export import export_gallery
+from upperson_maintenance.export import export_gallery
 
 with Gallery.open(Path(sys.argv[1])) as gallery:
     export_gallery(gallery, Path("out"))

@@ -38,7 +38,7 @@ from upperson_rt.gallery import Gallery
 from upperson_rt.ingest.files import index_images
 from upperson_rt.retriever import Retriever
 from upperson_rt.search.query import SearchRequest
-from upperson_rt.sheet import save_sheet
+from upperson_sheet.sheet import save_sheet
 from upperson_synthetic import SyntheticSpec, write_dataset
 from upperson_synthetic.look import SITES, TARGET, Look
 

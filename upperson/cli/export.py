@@ -406,7 +406,7 @@ def _export_options(
     from upperson_calibration.ranges import ESTIMATORS
     from upperson_export.bundle import ExportOptions
     from upperson_export.variants import variants_for
-    from upperson_rt.signature import read_private_key
+    from upperson_signature.signature import read_private_key
 
     estimator: Any = calibrated.estimator
     if estimator is not None:

@@ -35,7 +35,6 @@ from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
 from upperson_export.candidates import StageProgress
 from upperson_export.precision_search import RetrievalSplit, ShortQueries
 from upperson_export.report import ExportReport
-from upperson_rt.agreement import TOP_K
 from upperson_rt.errors import InputError
 from upperson_rt.files import put_in_place, scratch_folder, sha256_of_file
 from upperson_rt.manifest import NO_ADAPTER
@@ -44,6 +43,7 @@ from upperson_rt.preprocess import iter_image_files
 from upperson_rt.tokenizer import Tokenizer
 from upperson_scores.fitting import LabelledFiles
 from upperson_scores.labelled_queries import TRAITS
+from upperson_scores.rankings import TOP_K
 from upperson_synthetic import LOOKS, SyntheticSpec, describe, write_dataset
 from upperson_synthetic.people import sample_people
 

@@ -100,7 +100,8 @@ def sign(
     Example: `upperson sign bundle signing.pem`
     """
     from upperson_rt.bundle import Bundle, read_manifest
-    from upperson_rt.signature import SIGNATURE_FILE, read_private_key, sign_folder
+    from upperson_rt.manifest import SIGNATURE_FILE
+    from upperson_signature.signature import read_private_key, sign_folder
 
     private_key = read_private_key(key)
     manifest = read_manifest(bundle)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from upperson.cli.options import is_main_process
 from upperson.observer import Observer, Step
 from upperson_rt.cli.output import new_progress, print_note
-from upperson_rt.metrics import RetrievalMetrics
 from upperson_rt.printable import count_of
+from upperson_scores.metrics import RetrievalMetrics
 
 if TYPE_CHECKING:
     from upperson.config import TrainConfig

@@ -12,16 +12,10 @@ import numpy.typing as npt
 
 from upperson_export.parity.inputs import Case, ParityInputs, iter_cases, length_buckets
 from upperson_export.parity.subjects import RunTower, Subject
-from upperson_rt.agreement import (
-    TOP_K,
-    Agreement,
-    compare_embeds,
-    exchanged_item,
-    is_constant,
-    top_k_overlap,
-)
+from upperson_rt.agreement import Agreement, compare_embeds, is_constant
 from upperson_rt.errors import IntegrityError
 from upperson_rt.towers import TOWERS, Tower, batch_slices
+from upperson_scores.rankings import TOP_K, exchanged_item, top_k_overlap
 
 Embeds = npt.NDArray[np.float32]
 

@@ -19,12 +19,12 @@ from upperson_export.graphs import export_onnx, open_simulated
 from upperson_export.parity.inputs import ParityInputs
 from upperson_export.plain import PlainTower
 from upperson_export.variants import EXACT, VARIANTS, is_half
+from upperson_machine.nvidia import probe_cuda_driver
 from upperson_rt.backends import auto_order, open_backend
 from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import BackendError, UsageError
 from upperson_rt.manifest import VariantEntry
-from upperson_rt.nvidia import probe_cuda_driver
 from upperson_rt.tokenizer import Tokenizer
 from upperson_rt.towers import TOWERS, Backend, Tower, run_tower
 

@@ -7,8 +7,8 @@ import onnx_ir as ir
 
 from upperson_adapter.weights import LEVELS, half_at_least, quantized, weight_scales
 from upperson_calibration.graph import array_of, constant, new_node
+from upperson_machine.int8 import EXACT, INT8_SUMS
 from upperson_rt.errors import InputError
-from upperson_rt.machine import EXACT, INT8_SUMS
 
 _ROW_SELECTION = ("Slice", "Gather", "GatherElements")
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from upperson_machine.description import describe_machine, machine_lines
 from upperson_rt.cli.groups import OptionGroup, grouped
 from upperson_rt.cli.opening import open_model
 from upperson_rt.cli.options import Model, Output
@@ -22,7 +23,6 @@ from upperson_rt.cli.output import (
     show_progress,
 )
 from upperson_rt.errors import IntegrityError
-from upperson_rt.machine import describe_machine, machine_lines
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from upperson_camera.cli.sources import (
     with_access,
 )
 from upperson_camera.cli.summary import print_summary, progress_line, status_table
+from upperson_maintenance.cli.retention import Keeping
 from upperson_rt.cli.app import ending_gently, leave_open
 from upperson_rt.cli.groups import ADVANCED, OptionGroup, grouped
 from upperson_rt.cli.opening import open_store
@@ -41,7 +42,6 @@ from upperson_rt.cli.output import (
     print_json,
     print_note,
 )
-from upperson_rt.cli.retention import Keeping
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.printable import count_of
 
@@ -132,7 +132,7 @@ class Tuning(OptionGroup, panel=ADVANCED):
             parser=age_seconds,
             metavar="AGE",
             show_default="at once",
-            help="Commit pictures together after so long, such as 10s, or when there are 512: "
+            help="Commit pictures together after so long, such as 10s, or when there are 2,048: "
             "spares SD cards. A power cut may lose those that wait, never the gallery.",
         ),
     ] = None
@@ -328,10 +328,11 @@ def watch(
     named = with_access(named_sources(sources or [], playback.camera, logins), connection)
     from upperson_camera import Pipeline
     from upperson_camera.decoding import find_hwaccel, show_ffmpeg_lines
+    from upperson_camera.late_gallery import open_now_or_later
     from upperson_camera.prometheus import publish
     from upperson_camera.queues import check_policy
     from upperson_camera.source import quiet_opencv
-    from upperson_rt.gallery.retention import RetentionThread
+    from upperson_maintenance.retention import RetentionThread
     from upperson_rt.ingest.service import open_outputs
 
     if not reports.debug:
@@ -361,7 +362,7 @@ def watch(
             file = open_config(playback.config, settings, logins, model.threads, defaults)
         opening = stack.enter_context(ExitStack())
         opened, _, store = opening.enter_context(
-            open_store(model, model.gallery, "image", may_be_away=True)
+            open_store(model, model.gallery, "image", opening=open_now_or_later)
         )
         sinks = stack.enter_context(ExitStack())
         outputs = open_outputs(tuning.outputs or ())

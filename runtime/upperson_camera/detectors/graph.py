@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from upperson_camera.detectors.layouts import TARGET_SIZES
 from upperson_camera.source import import_extra
+from upperson_onnxruntime.backend import session_options
 from upperson_rt.backends import open_backend
-from upperson_rt.backends.onnxruntime import session_options
 from upperson_rt.errors import BackendError, InputError
 from upperson_rt.onnx_file import require_no_loops
 from upperson_rt.printable import error_text, one_line, safe_repr
@@ -70,8 +70,8 @@ class Graph:
     @property
     def is_rt_detr_of_ultralytics(self) -> bool:
         """Whether that export names RT-DETR, as its head or, in older files, its description."""
-        said = (self.metadata.get("head", ""), self.metadata.get("description", ""))
-        return self.is_ultralytics and "rtdetr" in " ".join(said).lower()
+        texts = (self.metadata.get("head", ""), self.metadata.get("description", ""))
+        return self.is_ultralytics and "rtdetr" in " ".join(texts).lower()
 
     @property
     def found(self) -> str:

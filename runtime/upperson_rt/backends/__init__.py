@@ -17,8 +17,6 @@ __all__ = ["BackendPlugin", "auto_order", "installed_backends", "open_backend", 
 
 _MOST_THREADS = 1024
 
-_OWN = "onnxruntime"
-
 
 class BackendPlugin(Protocol):
     """What an entry point of ``upperson.backends`` names: a module or an object with these."""
@@ -70,13 +68,7 @@ def open_backend(
         threads = check_count(threads, "threads", most=_MOST_THREADS)
     device = check_text(device, "device", UsageError).lower()
     check_text(backend, "backend", UsageError)
-    match installed_backends(device)[0] if backend == "auto" else backend:
-        case "onnxruntime":
-            from upperson_rt.backends.onnxruntime import OnnxRuntimeBackend
-
-            return OnnxRuntimeBackend(path, device, threads)
-        case other:
-            return _plugin(other).open(path, device, threads)
+    return _plugin(backend, device).open(path, device, threads)
 
 
 def require_device(backend: str, device: str) -> None:
@@ -84,26 +76,21 @@ def require_device(backend: str, device: str) -> None:
     device = device.lower()
     if device == "cpu":
         return
-    match installed_backends(device)[0] if backend == "auto" else backend:
-        case "onnxruntime":
-            from upperson_rt.backends.onnxruntime import require_provider
-
-            require_provider(device)
-        case other:
-            _plugin(other).require_device(device)
+    _plugin(backend, device).require_device(device)
 
 
-def _plugin(name: str) -> BackendPlugin:
+def _plugin(backend: str, device: str) -> BackendPlugin:
+    name = installed_backends(device)[0] if backend == "auto" else backend
     names = extension_names("backends")
     if name not in names:
-        message = f"no backend {safe_repr(name)}: use one of {', '.join(('auto', _OWN, *names))}"
+        message = f"no backend {safe_repr(name)}: use one of {', '.join(('auto', *names))}"
         raise UsageError(message, code="backend_unknown")
     plugin: BackendPlugin = load_extension("backends", name)
     return plugin
 
 
 def _is_installed(name: str) -> bool:
-    return find_spec(name) is not None and (name == _OWN or name in extension_names("backends"))
+    return find_spec(name) is not None and name in extension_names("backends")
 
 
 def installed_backends(device: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from upperson_rt.cli import gallery, log
+from upperson_rt.cli import gallery
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.index import index
 from upperson_rt.cli.output import print_warning
@@ -21,8 +21,7 @@ app = new_app("Find a person's pictures from a sentence.", "upperson-rt")
 app.command(cls=Command)(index)
 app.command(cls=Command)(query)
 app.add_typer(gallery.app, name="gallery")
-app.add_typer(log.app, name="log")
-_groups = {"": app, "log": log.app}
+_groups = {"": app, "gallery": gallery.app}
 for _name in extension_names("commands"):
     _group, _, _command = _name.rpartition(" ")
     try:
@@ -34,6 +33,7 @@ for _name in extension_names("commands"):
             _groups[_group].command(_command, cls=Command)(_loaded)
     except UppersonError as _error:  # One that is broken must not take the others with it.
         print_warning(str(_error))
+gallery.sort_commands()
 
 
 def main() -> NoReturn:

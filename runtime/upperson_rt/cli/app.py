@@ -239,7 +239,8 @@ def _forget() -> None:
 # --- Logs on stderr: warnings as text, or everything as JSON lines
 
 _LOGGED = (
-    "upperson_rt", "upperson_alerts", "upperson_camera", "upperson_milvus", "upperson_tensorrt",
+    "upperson_rt", "upperson_alerts", "upperson_camera", "upperson_log", "upperson_maintenance",
+    "upperson_milvus", "upperson_tensorrt",
 )  # fmt: skip
 """Packages whose log a command shows."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -391,16 +392,13 @@ class _Group(TyperGroup):
     """A group of commands that escapes what Typer prints of wrong options."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the options; ``--help`` shows no type for a flag."""
         return _without_types_of_flags(super().get_params(ctx))
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
-        """Read the options of the group."""
         with _printable_usage():
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: Any) -> Any:
-        """Read the options of a command, and run it."""
         with _printable_usage():
             return super().invoke(ctx)
 

@@ -2,37 +2,43 @@
 
 import time
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from typer.models import CommandInfo
 
 from upperson_rt.cli.app import Command, new_app
-from upperson_rt.cli.gallery_backup import backup, restore
-from upperson_rt.cli.gallery_delete import delete, prune
-from upperson_rt.cli.gallery_erase import erase_proof
+from upperson_rt.cli.gallery_delete import delete
 from upperson_rt.cli.groups import grouped
-from upperson_rt.cli.options import Output, Place, Where
+from upperson_rt.cli.options import Output, Place
 from upperson_rt.cli.output import (
-    new_progress,
     new_table,
     print_line,
     print_note,
-    print_notices,
     print_result,
     print_table,
-    print_warning,
-    warn_of_pictures_out_of_reach,
 )
-from upperson_rt.errors import IntegrityError, UsageError
+from upperson_rt.errors import IntegrityError
 from upperson_rt.printable import count_of, local_time
-from upperson_rt.search.notices import unknown_cameras
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import IndexInfo
 
 
 app = new_app("Inspect and maintain a gallery.")
+_ORDER = (
+    "info", "delete", "prune", "erase-proof", "backup", "restore", "verify", "rebuild", "export",
+    "merge",
+)  # fmt: skip
+
+
+def sort_commands() -> None:
+    """Bring the commands, also those of other packages, into the order of ``--help``."""
+    names = {name: place for place, name in enumerate(_ORDER)}
+    app.registered_commands.sort(key=lambda one: names.get(_name_of(one), len(names)))
+
+
+def _name_of(command: CommandInfo) -> str:
+    return command.name or str(getattr(command.callback, "__name__", ""))
 
 
 @app.command(cls=Command)
@@ -65,10 +71,6 @@ def info(*, place: Place, output: Output) -> None:
 
 
 app.command(cls=Command)(delete)
-app.command(cls=Command)(prune)
-app.command(cls=Command)(erase_proof)
-app.command(cls=Command)(backup)
-app.command(cls=Command)(restore)
 
 
 @app.command(cls=Command)
@@ -141,103 +143,6 @@ def rebuild(*, place: Place, output: Output) -> None:
         {"gallery": place.gallery, "items": found.items, "seconds": seconds, "index": index},
         output.as_json,
         lambda _: print_line(f"rebuilt in {seconds:.1f} s: {_index_line(found.index)}"),
-    )
-
-
-@app.command(cls=Command)
-@grouped
-def export(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the files go.")],
-    *,
-    place: Place,
-    where: Where,
-    output: Output,
-) -> None:
-    """Write vectors.npy and items.csv; with pyarrow installed also items.parquet.
-
-    Example: `upperson-rt gallery export exported/ --camera gate`
-    """
-    from upperson_rt.gallery import Gallery
-    from upperson_rt.gallery.export import export_gallery
-
-    passing = where.as_filter()
-    with Gallery.open(place.gallery) as store:
-        print_notices(unknown_cameras(store, passing))
-        done = export_gallery(store, folder, passing)
-    names = [path.name for path in done.files]
-    exported = f"exported {count_of(done.items, 'picture')} to {folder}: {', '.join(names)}"
-    print_result(
-        {"gallery": place.gallery, "items": done.items, "folder": str(folder), "files": names},
-        output.as_json,
-        lambda _: print_line(exported),
-    )
-
-
-@app.command(cls=Command)
-@grouped
-def merge(
-    shards: Annotated[
-        list[str],
-        typer.Argument(metavar="SHARD...", help="Galleries that `index --shard` has made."),
-    ],
-    *,
-    place: Place,
-    output: Output,
-) -> None:
-    """Join all shards of a set of pictures into a new gallery, and prove that it is complete.
-
-    The shards must be all parts of one list, each once and finished. Every row is checked when it
-    is read, and the new gallery is read back and compared before it gets its name: it has each row
-    of the shards once, or there is none. The shards stay as they are.
-
-    Example: `upperson-rt gallery merge shards/* -g gallery`
-    """
-    from upperson_rt.gallery.sqlite.merge import merge_shards
-
-    for location in (place.gallery, *shards):
-        if "://" in location:
-            raise UsageError(
-                f"merge joins galleries in folders into one in a folder, not {location}: shards "
-                "can be indexed into a collection of Milvus directly",
-                code="gallery_not_a_folder",
-                gallery=location,
-            )
-    with new_progress(time_left=True) as bar:
-        task = bar.add_task("merging", total=None)
-        done = merge_shards(
-            shards,
-            Path(place.gallery),
-            progress=lambda rows, total: bar.update(task, completed=rows, total=total),
-        )
-    for shard, _, reason in done.skipped:
-        print_warning(f"shard {shard} skipped: {reason}")
-    warn_of_pictures_out_of_reach(done.out_of_reach, done.with_items, done.first_out_of_reach or "")
-    result = {
-        "gallery": place.gallery,
-        "shards": done.shards,
-        "pictures": done.pictures,
-        "with_items": done.with_items,
-        "empty": done.empty,
-        "skipped": [
-            {"shard": shard, "path": path, "reason": reason} for shard, path, reason in done.skipped
-        ],
-        "items": done.items.count,
-        "keys": done.items.total,
-        "rows": done.rows.total,
-        "out_of_reach": done.out_of_reach,
-        "first_out_of_reach": done.first_out_of_reach,
-    }
-    print_result(result, output.as_json, _print_merged)
-
-
-def _print_merged(result: dict[str, Any]) -> None:
-    rows = count_of(result["items"], "row")
-    print_line(
-        f"merged {count_of(result['shards'], 'shard')} of "
-        f"{count_of(result['pictures'], 'picture')} into gallery '{result['gallery']}': "
-        f"{result['with_items']} gave {rows}, {result['empty']} showed no person, "
-        f"{len(result['skipped'])} could not be used",
-        f"proof: read back, it has each of the {rows} of the shards once, and no other",
     )
 
 

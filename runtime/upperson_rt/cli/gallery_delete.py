@@ -1,8 +1,7 @@
-"""`upperson-rt gallery delete` and `upperson-rt gallery prune`."""
+"""`upperson-rt gallery delete`."""
 
 import os
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ import typer
 
 from upperson_rt.cli.groups import OptionGroup, grouped, option
 from upperson_rt.cli.opening import open_retriever
-from upperson_rt.cli.options import Model, Output, Place, Searched, Where
+from upperson_rt.cli.options import Model, Output, Searched, Where
 from upperson_rt.cli.output import (
     json_from_hit,
     print_hits,
@@ -21,7 +20,6 @@ from upperson_rt.cli.output import (
     print_prompt,
     print_result,
 )
-from upperson_rt.cli.retention import byte_size, read_retention
 from upperson_rt.errors import UsageError
 from upperson_rt.printable import count_of
 from upperson_rt.search.notices import unknown_cameras
@@ -136,7 +134,7 @@ def delete(
             deleted = store.delete(sorted(wanted)) if keys else store.delete_where(passing)
             count = deleted
         left = store.count()
-    _report(gallery, count, deleted, left, deletion.dry_run, output.as_json)
+    report_deleted(gallery, count, deleted, left, deletion.dry_run, output.as_json)
 
 
 def _frames_passing(store: "Gallery", passing: "Filter") -> int:
@@ -145,65 +143,6 @@ def _frames_passing(store: "Gallery", passing: "Filter") -> int:
 
     folder = snapshot_folder(store)
     return 0 if folder is None or passing.is_empty else len(snapshots_passing(folder, passing))
-
-
-@dataclass(frozen=True)
-class Pruning(OptionGroup, panel="Deletion"):
-    """Which pictures are old."""
-
-    older_than: list[str] | None = option(
-        None,
-        "Delete pictures taken longer ago than this, such as 30d, 12h or 90m; with CAMERA= in "
-        "front those of one camera. Repeatable.",
-        metavar="[CAMERA=]AGE",
-        show_default="any age",
-    )
-    keep_bytes: int | None = option(
-        None,
-        "Delete what is in the bin, then the oldest, while all files take more, such as 200G.",
-        parser=byte_size,
-        metavar="SIZE",
-    )
-    keep: int | None = option(None, "Keep only the newest N pictures.", min=0, metavar="N")
-    camera: str | None = option(None, "Of this camera only.", show_default="all together")
-    dry_run: DryRun = False
-
-
-@grouped
-def prune(*, place: Place, pruning: Pruning, output: Output) -> None:
-    """Delete old pictures by age, by number or both, with their crops, without a confirmation.
-
-    Pictures without a time are never too old, but the first to go where there are too many. By age,
-    and of all cameras, saved crops that belong to no picture go as well. With --keep and
-    --keep-bytes `watch` and `serve` do this by themselves.
-
-    Example: `upperson-rt gallery prune --older-than 30d --keep 1000000`
-    """
-    from upperson_rt.gallery import Filter, Gallery
-    from upperson_rt.gallery.protocol import check_prune
-    from upperson_rt.gallery.retention import Retention
-
-    retention = read_retention(pruning.older_than or (), pruning.keep_bytes)
-    age = None if retention is None else retention.keep_s
-    limits = None if age is None else time.time() - age, pruning.keep
-    is_plain = retention is None or retention == Retention(keep_s=age)
-    if is_plain:
-        check_prune(*limits)
-    elif pruning.keep is not None or pruning.camera is not None:
-        raise UsageError(
-            "--keep-bytes and ages of cameras go without --keep and --camera: leave those out",
-            code="limits_conflict",
-        )
-    with Gallery.open(place.gallery) as store:
-        print_notices(unknown_cameras(store, Filter(camera=pruning.camera)))
-        if retention is None or is_plain:
-            count = store.count_prunable(*limits, pruning.camera)
-            deleted = 0 if pruning.dry_run else store.prune(*limits, pruning.camera)
-        else:
-            count = retention.enforce(store, dry_run=pruning.dry_run)
-            deleted = 0 if pruning.dry_run else count
-        left = store.count()
-    _report(place.gallery, count, deleted, left, pruning.dry_run, output.as_json)
 
 
 def _delete_like(
@@ -226,12 +165,12 @@ def _delete_like(
         hits = retriever.delete_like(like, min_score, passing)
         deleted = len(hits)
     shown = [json_from_hit(rank, hit, store.crops_dir) for rank, hit in enumerate(hits, start=1)]
-    _report(
+    report_deleted(
         store.location, len(hits), deleted, store.count(), deletion.dry_run, as_json, hits=shown
     )
 
 
-def _report(
+def report_deleted(
     gallery: str,
     count: int,
     deleted: int,
@@ -240,6 +179,7 @@ def _report(
     as_json: bool,
     **more: Any,
 ) -> None:
+    """Print what a deletion did; ``count`` pictures matched."""
     result = {
         "gallery": gallery,
         "dry_run": dry_run,

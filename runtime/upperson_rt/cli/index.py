@@ -1,11 +1,11 @@
 """`upperson-rt index`."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import typer
 
@@ -21,11 +21,14 @@ from upperson_rt.cli.output import (
     print_warning,
 )
 from upperson_rt.errors import InputError
+from upperson_rt.extensions import extension_names, load_extension
 from upperson_rt.printable import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from upperson_rt.encoder import Encoder
+    from upperson_rt.gallery import Gallery
     from upperson_rt.ingest.files import IndexReport
     from upperson_rt.manifest import ImageSection
 
@@ -65,6 +68,20 @@ class Run(OptionGroup, panel="Pictures"):
     batch_size: int = advanced(32, "Pictures run and committed at a time.", min=1)
 
 
+class Part(Protocol):
+    """A part of the pictures, and how it is indexed.
+
+    An extension of ``upperson.parts`` makes one of ``--shard`` and the location of the gallery. It
+    returns None without ``--shard``, or refuses the gallery.
+    """
+
+    def choose(self, paths: Sequence[Path], others: Counter[str]) -> list[Path]:
+        """Return the pictures of the part, and count other files as `iter_image_files` does."""
+
+    def index(self, encoder: "Encoder", gallery: "Gallery", **options: Any) -> "IndexReport":
+        """Index these pictures with the options of `index_images`."""
+
+
 @grouped
 def index(
     paths: Annotated[
@@ -94,9 +111,7 @@ def index(
 
     Example: `upperson-rt index crops/ --camera gate --time-from name`
     """
-    from upperson_rt.gallery.shards import Shard
     from upperson_rt.ingest.files import index_images
-    from upperson_rt.ingest.shards import choose_files, index_shard, record_of, require_whole
     from upperson_rt.preprocess import describe_others, iter_image_files
 
     options: dict[str, Any] = {
@@ -105,7 +120,9 @@ def index(
         "track_from": labels.track_from,
         "attributes": read_attributes(labels.attribute, "--attribute"),
     }
-    part = None if run.shard is None else Shard.parse(run.shard)
+    part: Part | None = None
+    if run.shard is not None or "shard" in extension_names("parts"):
+        part = load_extension("parts", "shard")(run.shard, place.gallery)
     detection.require_no_options()
     if detection.detector is not None:
         options["detector"] = open_announced(
@@ -118,14 +135,7 @@ def index(
             detection.detector_input,
         )
     others: Counter[str] = Counter()
-    chosen = None if part is None else choose_files(paths, part, others)
-    if chosen is None:
-        require_whole(place.gallery)
-        files = list(iter_image_files(paths, others))
-    else:
-        files = chosen.files
-        whole = count_of(chosen.whole.count, "picture")
-        print_note(f"shard {part}: {chosen.own.count} of {whole}")
+    files = list(iter_image_files(paths, others)) if part is None else part.choose(paths, others)
     with (
         delivery.opened() as outputs,
         open_to_index(model, place.gallery) as (opened, running, store),
@@ -133,12 +143,11 @@ def index(
         options |= {"batch_size": run.batch_size, "outputs": outputs}
         with _shown(len(files)) as progress:
             options["progress"] = progress
-            if chosen is None:
+            if part is None:
                 report = index_images(opened.encoder(), store, files, **options)
             else:
                 own = store() if isinstance(store, NewGallery) else store  # Its record comes first.
-                record = record_of(place.gallery)
-                report, _ = index_shard(opened.encoder(), own, chosen, record, **options)
+                report = part.index(opened.encoder(), own, **options)
         made = store.made if isinstance(store, NewGallery) else store
         total = 0 if made is None else made.count()
 

@@ -1,6 +1,6 @@
 """What commands open: a bundle, a gallery, a retriever over both, a detector."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,12 +25,12 @@ def open_store(
     *,
     create: bool = False,
     allow_distilled: bool = False,
-    may_be_away: bool = False,
+    opening: "Callable[[str, str, int], Gallery] | None" = None,
 ) -> "Iterator[tuple[Bundle, Backend, Gallery]]":
     """Load one tower of a bundle, print the backend that runs it, and open its gallery.
 
-    With ``may_be_away`` it is made where there is none, and while its server is away it is a
-    `LateGallery`.
+    ``opening`` makes the gallery where there is none, instead of `Gallery.open`, of its location,
+    the fingerprint and the number of dimensions.
     """
     from upperson_rt.files import remove_leftovers
     from upperson_rt.gallery import Gallery
@@ -39,14 +39,12 @@ def open_store(
     opened = open_model(model)
     manifest = opened.manifest
     dim = manifest.model.embed_dim
-    if create or may_be_away:
+    if create or opening is not None:
         opened.backend(tower)  # First: no gallery is made for a model that does not run.
         if "://" not in gallery:
             remove_leftovers(Path(gallery, DATABASE_FILE))
-    if may_be_away:
-        from upperson_rt.ingest.late_gallery import open_now_or_later
-
-        found = open_now_or_later(gallery, manifest.fingerprint, dim)
+    if opening is not None:
+        found = opening(gallery, manifest.fingerprint, dim)
     else:
         found = Gallery.open(
             gallery, manifest.fingerprint, dim, create=create, allow_distilled=allow_distilled
@@ -117,13 +115,13 @@ def open_retriever(
     model: "Model", searched: "Searched", tower: "Tower"
 ) -> "Iterator[tuple[Bundle, Backend, Retriever]]":
     """Open a retriever as `open_store` does; it logs every query."""
-    from upperson_rt.query_log import QueryLog
     from upperson_rt.retriever import Retriever
+    from upperson_rt.search.query_log import open_query_log
 
     log_file, allow_distilled = searched.query_log, searched.allow_distilled
     # The log first: a query that cannot be logged is not run.
     with (
-        nullcontext() if log_file is None else QueryLog(log_file) as log,
+        nullcontext() if log_file is None else open_query_log(log_file) as log,
         open_store(model, searched.gallery, tower, allow_distilled=allow_distilled) as found,
     ):
         opened, running, store = found

@@ -169,14 +169,6 @@ QueryLogOption: TypeAlias = Annotated[
         rich_help_panel=ADVANCED,
     ),
 ]
-TsaCert: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(
-        "--tsa-cert",
-        metavar="FILE",
-        help="Certificates of the time-stamp authority, PEM: its root, and others of its chain.",
-    ),
-]
 Json: TypeAlias = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr."),

@@ -20,6 +20,7 @@ from upperson_rt.cli.output import (
     warn_of_pictures_out_of_reach,
 )
 from upperson_rt.errors import UsageError
+from upperson_rt.extensions import load_service
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter
@@ -162,11 +163,10 @@ def _save_sheet(
     sheet: Path, request: "SearchRequest", result: "SearchResult", crops_dir: Path | None
 ) -> None:
     from upperson_rt.gallery.crops import picture_file
-    from upperson_rt.sheet import save_sheet
 
     hits = result.hits
     title = request.sentence or f"like {Path(str(request.picture)).name}"
-    save_sheet(
+    load_service("sheet")(
         sheet, title, hits, crops_dir=crops_dir, explanation=result.explanation, result=result
     )
     print_note(f"contact sheet: {sheet}")

@@ -1,30 +1,45 @@
 """The log of erasures beside a gallery in a folder: digests of what was deleted, never a key.
 
 Each line has the erasure's id and step, how many rows went, the filter, the period and the row
-numbers, which are never used again, and a SHA-256 of the keys. Lines are chained, see `log_chain`.
+numbers, which are never used again, and a SHA-256 of the keys. The package `upperson_log` writes
+and chains them.
 """
 
 import base64
 import binascii
 import hashlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError
-from upperson_rt.log_writer import ChainedLog
+from upperson_rt.extensions import load_service
 
 ERASURE_LOG = "erasures.log"
 _MOST_BYTES = 1 << 28
 
 
-class ErasureLog(ChainedLog):
+class ErasureLog(AbstractContextManager["ErasureLog"], Protocol):
     """The log in ``FOLDER/erasures.log``."""
 
-    what = "erasure log"
-    refuses = "the rows are deleted, and the next deletion writes the line"
+    def append(self, action: str, entry: Mapping[str, Any], /) -> None:
+        """Append a line and flush it to disk; raises InputError if it cannot be written."""
+
+
+def open_erasure_log(folder: Path) -> ErasureLog:
+    """Open the log of a gallery's folder; raises InputError if it cannot be written."""
+    return require_erasure_log()(folder / ERASURE_LOG)
+
+
+def require_erasure_log() -> Callable[[Path], ErasureLog]:
+    """Return what opens a log; raises BackendError if there is none: then nothing is deleted."""
+    found: Callable[[Path], ErasureLog] = load_service("erasure-log")
+    return found
 
 
 def digest_of_keys(identity: str, keys: Iterable[str]) -> str:

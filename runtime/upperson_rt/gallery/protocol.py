@@ -7,13 +7,13 @@ A store is a class derived from `Gallery`. Other packages add theirs under the e
 import datetime
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,12 +42,10 @@ from upperson_rt.gallery.records import (
 from upperson_rt.manifest import share_a_space
 from upperson_rt.printable import safe_repr
 
-if TYPE_CHECKING:
-    from upperson_rt.gallery.outbox import Outbox, Within
-
 __all__ = [
     "Gallery",
     "Meta",
+    "Within",
     "check_filter",
     "check_prune",
     "check_schema_version",
@@ -57,6 +55,9 @@ __all__ = [
     "read_item",
 ]
 
+Within: TypeAlias = Callable[[Any, Mapping[str, int], Sequence[str]], None]
+"""Is called in the transaction that adds items: with the outbox, `Hit.id` by key, and the keys that
+were there before. An error undoes everything."""
 _SQLITE = "upperson_rt.gallery.sqlite"  # Imported when a gallery is opened.
 _MOST_DIMENSIONS = 65_536
 _Self = TypeVar("_Self", bound="Gallery")
@@ -181,7 +182,7 @@ class Gallery(ABC):
         items: Sequence[Item],
         vectors: NDArray[np.float32],
         variant: str | None = None,
-        within: "Within | None" = None,
+        within: Within | None = None,
     ) -> list[str]:
         """Add items, all or none; durable on return. The same key replaces and keeps its id.
 
@@ -218,8 +219,10 @@ class Gallery(ABC):
         """Whether it could not be written to when it was opened: changes are refused."""
         return False
 
-    def outbox(self, write: bool = False) -> "AbstractContextManager[Outbox]":
+    def outbox(self, write: bool = False) -> AbstractContextManager[Any]:
         """Give the outbox in a transaction, which is committed at the end if it writes.
+
+        It is what the extension of ``upperson.outboxes`` makes, see `upperson_alerts.outbox`.
 
         Raises:
             InputError: This kind of gallery has none, see `has_outbox`.
@@ -451,7 +454,7 @@ class Gallery(ABC):
         items: Sequence[Item],
         vectors_ND: NDArray[np.float32],
         variant: str | None,
-        within: "Within",
+        within: Within,
     ) -> list[str]:
         """As `_add`, and call ``within`` in the same transaction."""
         raise self._no_outbox()

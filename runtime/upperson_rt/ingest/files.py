@@ -25,7 +25,6 @@ from upperson_rt.encoder import Encoder, Progress
 from upperson_rt.errors import BackendError, InputError, UppersonError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.records import attributes_as_json, check_new
-from upperson_rt.gallery.shards import SkippedImage, Tally
 from upperson_rt.ingest.service import Crop, Ingest, Output, embed_crops
 from upperson_rt.preprocess import use_image
 from upperson_rt.printable import error_text, get_logger, safe_repr
@@ -56,7 +55,7 @@ class Elsewhere:
     """The same folder as it is called now."""
     found: int
     """Of the pictures that were looked up, those that are there by that name."""
-    asked: int
+    examined: int
 
 
 def find_elsewhere(
@@ -84,14 +83,14 @@ def find_elsewhere(
             folders[before, now] += before != now
     if not folders.total():
         return None
-    asked = [Path(file).absolute() for file in files[:: max(1, len(files) // _ASKED)][:_ASKED]]
-    own = {file: first_keys(str(file)) for file in asked}
+    examined = [Path(file).absolute() for file in files[:: max(1, len(files) // _ASKED)][:_ASKED]]
+    own = {file: first_keys(str(file)) for file in examined}
     there = gallery.ids([key for keys in own.values() for key in keys])
-    asked = [file for file, keys in own.items() if not there.keys() & set(keys)]
-    for (before, now), _ in folders.most_common(_TRIED if asked else 0):
+    missing = [file for file, keys in own.items() if not there.keys() & set(keys)]
+    for (before, now), _ in folders.most_common(_TRIED if missing else 0):
         named = {
             key: file
-            for file in asked
+            for file in missing
             if file.is_relative_to(now)
             for key in first_keys(os.path.join(before, file.relative_to(now)))
         }
@@ -100,8 +99,8 @@ def find_elsewhere(
             is_like(item, named[item.key]) and not _is_other(item.source, named[item.key])
             for item in items
         )
-        if 2 * found > len(asked):
-            return Elsewhere(before=before, now=now, found=found, asked=len(asked))
+        if 2 * found > len(missing):
+            return Elsewhere(before=before, now=now, found=found, examined=len(missing))
     return None
 
 
@@ -138,6 +137,14 @@ _USUAL_WORKERS, _MOST_WORKERS = 4, 256
 """Threads that decode; more than a few only wait for the model."""
 
 
+@dataclass(frozen=True)
+class SkippedImage:
+    """A picture that could not be used."""
+
+    path: str
+    reason: str
+
+
 @dataclass
 class IndexReport:
     """What `index_images` did."""
@@ -157,8 +164,6 @@ class IndexReport:
     """Pictures in which the detector found no people."""
     too_small: int = 0
     """People that the detector found, too small to be indexed."""
-    keys: Tally = field(default_factory=Tally)
-    """Of all that was added."""
 
 
 @dataclass(frozen=True)
@@ -292,7 +297,6 @@ def index_images(
                 ingest.deliver(items, replaced)
                 report.replaced += len(replaced)
                 report.indexed += len(items)
-                report.keys += Tally.of(item.key for item in items)
                 report.timed += sum(item.time is not None for item in items)
             if store is not None:
                 _delete_outdated(store, usable)
@@ -327,7 +331,7 @@ def _warn_of_others(
             "name them as they were named then, for which a link is enough",
             gallery.location,
             there.found,
-            there.asked,
+            there.examined,
             there.before,
             there.now,
         )

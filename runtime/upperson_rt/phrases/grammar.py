@@ -21,13 +21,13 @@ from upperson_rt.phrases.lexicon import (
     EXCLUDING,
     KINDS_OF,
     MODIFIERS,
-    NOUN_OF,
     PATTERNS,
     SMALL_WORDS,
     Kind,
     Phrase,
     Span,
     Token,
+    noun_of,
 )
 from upperson_rt.phrases.wording import MOST_ALTERNATIVES, alternatives, plain_wording
 
@@ -159,7 +159,7 @@ class _Parser:
                 continue
             first, last = self._before(at), at + size
             end = self._after(last, kind)
-            text, said = self._text(first, last), self.words[first:last]
+            text, describing = self._text(first, last), self.words[first:last]
             if end > last and (self.words[last] in _DETAIL_WORDS or self._tied(last, kind)):
                 # Colours of buttons are not the coat's.
                 text = self._text(first, end)
@@ -167,8 +167,8 @@ class _Parser:
                 joins = () if kind == "hair" else ("and",)
                 adjectives = [w for w in self.words[last:end] if w in MODIFIERS or w in joins]
                 text = " ".join([*self.words[first:at], *adjectives, *self.words[at:last]])
-                said = self.words[last:end] + said
-            yield self._thing(kind, noun, text, said, first, end)
+                describing = self.words[last:end] + describing
+            yield self._thing(kind, noun, text, describing, first, end)
             at = self._skip_place(end)
             if length := self._negated_length(end):
                 at = end + length
@@ -177,7 +177,7 @@ class _Parser:
                 yield self._thing(kind, noun, text, wrong, end, at, negated=True)
 
     def _thing(
-        self, kind: Kind, noun: str, text: str, said: Sequence[str], first: int, last: int,
+        self, kind: Kind, noun: str, text: str, describing: Sequence[str], first: int, last: int,
         negated: bool = False,
     ) -> Span:  # fmt: skip
         phrase = Phrase(
@@ -186,7 +186,7 @@ class _Parser:
             self.tokens[first].start,
             self.tokens[last - 1].end,
             noun,
-            tuple(dict.fromkeys(_named(said, COLOURS))) if kind != "person" else (),
+            tuple(dict.fromkeys(_named(describing, COLOURS))) if kind != "person" else (),
             next(iter(_named(self.words[first:last], PATTERNS)), ""),
             negated,
         )
@@ -220,10 +220,8 @@ class _Parser:
         """Return how many tokens a noun has, or 0, with its kind and plain name."""
         for size in range(min(_LONGEST_NOUN, len(self.words) - at), 0, -1):
             words = tuple(self.words[at : at + size])
-            entry = NOUN_OF.get(words)
-            if entry is None and words[-1].endswith("s") and words[-1] != "dresses":
-                # *She dresses in red* has a verb.
-                entry = NOUN_OF.get((*words[:-1], words[-1][:-1]))
+            # *She dresses in red* has a verb.
+            entry = None if words[-1] == "dresses" else noun_of(words)
             if entry is not None:
                 return size, *entry
         return 0, "other", ""

@@ -268,6 +268,20 @@ MODIFIERS: frozenset[str] = _MODIFIERS | {
 }
 
 
+def singulars(word: str) -> list[str]:
+    """Return what a word that ends in -s may be in the singular, the likelier first."""
+    endings = ["s"] if word.endswith("s") else []
+    if word.endswith(("sses", "shes", "ches", "xes", "oes")):
+        endings.append("es")
+    return [word.removesuffix(ending) for ending in endings]
+
+
+def noun_of(words: tuple[str, ...]) -> tuple[Kind, str] | None:
+    """Return the kind and plain name of a noun, whose last word may be in the plural."""
+    ways = (words, *((*words[:-1], one) for one in singulars(words[-1])))
+    return next((NOUN_OF[way] for way in ways if way in NOUN_OF), None)
+
+
 # --- A phrase, and where its words are
 
 ENDS = frozenset(",.;:!?()-\u2013\u2014")

@@ -11,6 +11,7 @@ from upperson_rt.phrases.lexicon import (
     MODIFIERS,
     NOUN_OF,
     SMALL_WORDS,
+    singulars,
 )
 
 WORDS = (
@@ -36,13 +37,13 @@ def correction(word: str) -> str | None:
     near words are seldom meant.
     """
     word = word.lower()
-    singulars = word.removesuffix("s"), word.removesuffix("es")
-    if not 3 <= len(word) <= _LONGEST or not (WORDS | _RIGHT).isdisjoint((word, *singulars)):
+    written_ways = [word, *singulars(word)]
+    if not 3 <= len(word) <= _LONGEST or not (WORDS | _RIGHT).isdisjoint(written_ways):
         return None
     from rapidfuzz import process  # Only here: most queries have no such word.
     from rapidfuzz.distance import OSA
 
-    for written in dict.fromkeys((word, singulars[0])):  # *Jackts* is far from every singular.
+    for written in written_ways:  # *Jackts* is far from every singular.
         most = 1 if len(written) <= _SHORT else 2
         near = process.extract(
             written, _DESCRIBING, scorer=OSA.distance, score_cutoff=most, limit=None

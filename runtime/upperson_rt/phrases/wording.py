@@ -16,6 +16,8 @@ from upperson_rt.phrases.lexicon import (
     MODIFIERS,
     NOUN_OF,
     PERSON_PLURALS,
+    noun_of,
+    singulars,
 )
 
 _COLOUR = "|".join(sorted((" ".join(words) for words in COLOURS), key=len, reverse=True))
@@ -143,20 +145,11 @@ def _end_of_thing(words: list[str]) -> int:
     for first, word in enumerate(words):
         for size in (3, 2, 1):
             name = tuple(words[first : first + size])
-            if len(name) == size and (name in NOUN_OF or singular(name) in NOUN_OF):
+            if len(name) == size and noun_of(name):
                 return first + size
         if word not in MODIFIERS:
             break
     return 0
-
-
-def singular(words: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the words of a noun with the last one in the singular, as far as it ends in -s."""
-    *others, last = words
-    for ending, replacement in (("sses", "ss"), ("shes", "sh"), ("xes", "x"), ("s", "")):
-        if last.endswith(ending):
-            return (*others, last.removesuffix(ending) + replacement)
-    return words
 
 
 def _one_person(sentence: str) -> str:
@@ -167,9 +160,10 @@ def _one_person(sentence: str) -> str:
 
     def one(match: re.Match[str]) -> str:
         word = match[0].lower()
-        of_one = singular((word,))
-        is_plural = (word,) not in NOUN_OF and of_one in NOUN_OF
-        return match[0][: len(of_one[0])] if is_plural else match[0]
+        if (word,) in NOUN_OF:
+            return match[0]
+        found = (one for one in singulars(word) if (one,) in NOUN_OF)
+        return match[0][: len(next(found, word))]
 
     return (
         people["lead"]

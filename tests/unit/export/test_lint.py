@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from upperson_export.lint import lint
-from upperson_rt.machine import EXACT, INT8_SUMS
+from upperson_machine.int8 import EXACT, INT8_SUMS
 
 
 def findings_of(proto):

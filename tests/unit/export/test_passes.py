@@ -10,8 +10,8 @@ from tests.helpers.refused import refused
 from tests.helpers.toy_graphs import run_graph
 from upperson_export.passes.half import ToHalf
 from upperson_export.passes.linears import QuantizeLinears
+from upperson_machine.int8 import EXACT, INT8_SUMS, PAIR_LIMIT, largest_pair
 from upperson_rt.errors import InputError
-from upperson_rt.machine import EXACT, INT8_SUMS, PAIR_LIMIT, largest_pair
 
 SOURCE = """<ir_version: 9, opset_import: ["" : 19]>
 g (float[N, 5, 4] x) => (float[N, 5, 3] kv, float[N, 1, 3] q)

@@ -11,8 +11,8 @@ from tests.helpers.refused import refused
 from tests.helpers.toy_graphs import TOWERS, producers, proto_of, toy_graph
 from upperson_export.graphs import build_variant
 from upperson_export.lint import lint
+from upperson_machine.int8 import PAIR_LIMIT, largest_pair
 from upperson_rt.errors import InputError
-from upperson_rt.machine import PAIR_LIMIT, largest_pair
 
 pytestmark = pytest.mark.usefixtures("toy_graphs")
 

@@ -33,8 +33,8 @@ from upperson_export.report import (
 from upperson_export.variants import SIMULATED
 from upperson_rt.bundle import read_manifest
 from upperson_rt.manifest import NO_ADAPTER, space_fingerprint
-from upperson_rt.metrics import RetrievalMetrics
 from upperson_rt.printable import escape_for_display
+from upperson_scores.metrics import RetrievalMetrics
 
 METRICS = RetrievalMetrics(r1=50.0, r5=60.0, r10=70.0, map=40.0, minp=30.0)
 

@@ -3,14 +3,8 @@
 import numpy as np
 import pytest
 
-from upperson_rt.agreement import (
-    TOP_K,
-    compare_embeds,
-    exchanged_item,
-    is_constant,
-    row_cosines,
-    top_k_overlap,
-)
+from upperson_rt.agreement import compare_embeds, is_constant, row_cosines
+from upperson_scores.rankings import TOP_K, exchanged_item, top_k_overlap
 
 NOT_FINITE = [np.nan, np.inf, -np.inf]
 

@@ -14,11 +14,11 @@ import pytest
 from tests.helpers.command_line import run_code
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import save_graph
+from upperson_onnxruntime.backend import session_options
 from upperson_openvino import backend as openvino_backend
 from upperson_openvino.backend import PIECE, OpenVinoBackend
 from upperson_rt import backends
 from upperson_rt.backends import auto_order, open_backend
-from upperson_rt.backends.onnxruntime import session_options
 from upperson_rt.errors import BackendError, UsageError
 from upperson_rt.machine import Processor, processor
 from upperson_rt.towers import run_tower

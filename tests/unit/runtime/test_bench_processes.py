@@ -5,8 +5,8 @@ import os
 import pytest
 
 from upperson_bench.processes import call_in_fresh_process, run_python, time_processes
+from upperson_machine.description import resident_bytes
 from upperson_rt.errors import BackendError, UsageError
-from upperson_rt.machine import resident_bytes
 
 
 def who_and_where(*names: str) -> list[object]:

@@ -12,10 +12,10 @@ import pytest
 import upperson_rt
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import EMBED_DIM, make_toy_bundle, replace_in_bundle
+from upperson_machine.nvidia import CudaDriver
 from upperson_rt.backends import open_backend
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
-from upperson_rt.nvidia import CudaDriver
 
 ORT = "onnxruntime"
 
@@ -284,7 +284,7 @@ def test_a_device_that_is_not_there_is_refused_when_a_bundle_is_opened(
     def no_library():
         raise OSError("libcuda.so.1 is not there")
 
-    monkeypatch.setattr("upperson_rt.nvidia.bound_library", no_library)
+    monkeypatch.setattr("upperson_machine.nvidia.bound_library", no_library)
     monkeypatch.setattr(f"{ORT}.get_available_providers", lambda: ["CPUExecutionProvider"])
     with refused(code, BackendError):
         upperson_rt.open(toy_bundle, "fp32", backend, device)
@@ -295,6 +295,6 @@ def test_a_gpu_that_only_the_library_is_made_for_is_refused(toy_bundle, monkeypa
     pytest.importorskip(ORT, reason="onnxruntime is not installed: extra 'cpu'")
     monkeypatch.setattr(f"{ORT}.get_available_providers", lambda: ["CUDAExecutionProvider"])
     driver = CudaDriver("12.8", gpus, None if gpus else "no NVIDIA driver")
-    monkeypatch.setattr("upperson_rt.backends.onnxruntime.probe_cuda_driver", lambda: driver)
+    monkeypatch.setattr("upperson_onnxruntime.backend.probe_cuda_driver", lambda: driver)
     with refused("device_missing", BackendError, device=device):
         upperson_rt.open(toy_bundle, "fp32", ORT, device)

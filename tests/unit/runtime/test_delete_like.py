@@ -7,10 +7,10 @@ from PIL import Image
 
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import COLOURS, draw_person
+from upperson_log.query_log import QueryLog
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Filter, Gallery
 from upperson_rt.ingest.files import index_images
-from upperson_rt.query_log import QueryLog
 from upperson_rt.retriever import Retriever
 
 

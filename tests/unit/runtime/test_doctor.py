@@ -7,17 +7,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import upperson_onnxruntime
 from tests.helpers.toy_bundle import calibrate_toy_bundle, make_toy_bundle, replace_in_bundle
 from upperson_doctor import diagnosis as doctor
 from upperson_doctor import installed as packages
 from upperson_doctor.diagnosis import diagnose
+from upperson_doctor.jetson import jetson_release
+from upperson_log.query_log import QueryLog
+from upperson_machine.nvidia import CudaDriver
 from upperson_openvino.backend import OpenVinoBackend
-from upperson_rt import nvidia
+from upperson_rt import errors
 from upperson_rt.errors import BackendError, install_command
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.manifest import parse_manifest
-from upperson_rt.nvidia import CudaDriver
-from upperson_rt.query_log import QueryLog
 from upperson_rt.score_calibration import Reference, write_score_calibration
 
 
@@ -152,7 +154,7 @@ def with_packages(monkeypatch, **versions):
     installed = {name.replace("_", "-"): version for name, version in versions.items()}
     spec = {"onnxruntime-gpu": "onnxruntime", "faiss-cpu": "faiss"}
     modules = {spec.get(name, name) for name in installed}
-    for module in (doctor, packages):
+    for module in (doctor, packages, upperson_onnxruntime):
         monkeypatch.setattr(module, "version_of", installed.get)
         monkeypatch.setattr(module, "find_spec", lambda name: name if name in modules else None)
 
@@ -233,7 +235,7 @@ def test_packages_that_do_not_import_say_why(monkeypatch):
 def on_a_jetson(monkeypatch, tmp_path, revision="4.3", venv="true"):
     path = tmp_path / "nv_tegra_release"
     path.write_text(f"# R36 (release), REVISION: {revision}, GCID: 37537400, BOARD: generic\n")
-    monkeypatch.setattr(nvidia, "_TEGRA", path)
+    monkeypatch.setattr(errors, "_TEGRA", path)
     (tmp_path / "pyvenv.cfg").write_text(f"home = /\ninclude-system-site-packages = {venv}\n")
     monkeypatch.setattr("sys.prefix", str(tmp_path))
 
@@ -273,7 +275,7 @@ def test_what_to_change_on_a_jetson(monkeypatch, tmp_path, installed, jetson, ad
     found = by_name(packages.installed_checks())
     release = jetson.get("revision", "4.3")
     assert found["python"].facts["jetson"] == f"R36 (release), REVISION: {release}"
-    assert nvidia.jetson_release() == (36, int(release[0]), int(release[2]))
+    assert jetson_release() == (36, int(release[0]), int(release[2]))
     status = ("warn", "docs/how-to/jetson.md") if advice else ("ok", "")
     assert (found["jetson"].status, found["jetson"].fix) == status
     assert advice in found["jetson"].detail
@@ -301,10 +303,9 @@ def test_hints_for_machines_without_wheels(monkeypatch, tmp_path):
 )
 def test_an_onnxruntime_for_another_cuda(monkeypatch, requires, driver, status):
     with_packages(monkeypatch, onnxruntime_gpu="1.31.1")
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: requires)
-    monkeypatch.setattr(
-        doctor, "probe_cuda_driver", lambda: CudaDriver(driver, problem="no driver")
-    )
+    monkeypatch.setattr(upperson_onnxruntime.metadata, "requires", lambda name: requires)
+    found = CudaDriver(driver, problem="no driver")
+    monkeypatch.setattr(upperson_onnxruntime, "probe_cuda_driver", lambda: found)
     found = by_name(doctor._backends())["onnxruntime"]
     assert found.status == status
     if status == "warn":

@@ -88,6 +88,6 @@ def test_names_that_all_folders_have_cost_little(gallery, monkeypatch):
     monkeypatch.setattr(indexer, "_apart", lambda *paths: compared.append(paths) or _apart(*paths))
     files = [f"/srv/archive/{name}" for name in names]
     found = find_elsewhere(gallery, files, lambda path: [path], lambda item, file: True)
-    assert found == Elsewhere(before="/nas/pictures", now="/srv/archive", found=100, asked=100)
+    assert found == Elsewhere(before="/nas/pictures", now="/srv/archive", found=100, examined=100)
     assert 0 < len(compared) <= 1000
     assert all(source.parts[-2:] == file.parts[-2:] for source, file in compared)

@@ -8,8 +8,12 @@ import pytest
 from tests.helpers.extensions import examples, installed
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import draw_person
+from upperson_rt import extensions
+from upperson_rt.bundle import MANIFEST_FILE, read_manifest
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.extensions import extension_names, load_extension
+from upperson_rt.gallery import Gallery, Item
+from upperson_rt.search.query_log import open_query_log
 
 BUILT_IN = {"auto", "hog", "json", "nanodet", "onnx", "ssdlite", "xml"}
 
@@ -42,6 +46,24 @@ def test_what_cannot_be_used_is_refused(tmp_path):
     one = {"upperson.outputs": {"same": "json:dumps"}}
     with installed(tmp_path, one), installed(tmp_path, one):
         load_extension("outputs", "same")  # One package that is found twice.
+
+
+def test_without_a_service_nothing_is_deleted_logged_or_trusted(tmp_path, monkeypatch):
+    with Gallery.open(tmp_path / "gallery", "a model", 2, create=True) as gallery:
+        gallery.add([Item(key="a"), Item(key="b")], np.eye(2, dtype=np.float32))
+        gallery.bin.add(["a"], "ann", "")
+        with monkeypatch.context() as patch:
+            patch.setattr(extensions, "extension_names", lambda group: [])
+            for delete in (lambda: gallery.delete(["b"]), gallery.bin.delete):
+                with refused("service_missing", BackendError, name="erasure-log"):
+                    delete()
+            with refused("service_missing", BackendError, name="query-log"):
+                open_query_log(tmp_path / "log")
+            (tmp_path / MANIFEST_FILE).write_text("{}")
+            with refused("service_missing", BackendError, name="signature"):
+                read_manifest(tmp_path, tmp_path / "key.pem")
+        assert (gallery.count(), len(gallery.bin.entries())) == (1, 1)
+        assert gallery.delete(["b"]) == gallery.bin.delete() == 1
 
 
 def test_the_example_of_a_source(tmp_path):

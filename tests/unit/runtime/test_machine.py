@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from tests.helpers.refused import refused
-from upperson_rt import machine, nvidia
+from upperson_machine import int8, nvidia
+from upperson_machine.description import describe_machine
+from upperson_rt import machine
 from upperson_rt.arguments import check_number
 from upperson_rt.errors import UsageError
-from upperson_rt.machine import Processor, describe_machine
+from upperson_rt.machine import Processor
 
 
 @pytest.mark.parametrize(
@@ -62,9 +64,9 @@ def test_bf16_is_known_by_its_instructions():
 )
 def test_int8_sums_saturate_without_vnni_on_x86_alone(monkeypatch, architecture, flags, saturate):
     found = Processor("x", None if flags is None else frozenset(flags))
-    monkeypatch.setattr(machine, "processor", lambda: found)
+    monkeypatch.setattr(int8, "processor", lambda: found)
     monkeypatch.setattr(machine.platform, "machine", lambda: architecture)
-    assert machine.int8_sums_saturate() is saturate
+    assert int8.int8_sums_saturate() is saturate
 
 
 def test_the_drivers_version_is_the_highest_cuda(monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 
 from tests.helpers.refused import refused
 from upperson_rt.errors import InputError
-from upperson_rt.metrics import per_query_metrics, retrieval_metrics
+from upperson_scores.metrics import per_query_metrics, retrieval_metrics
 
 
 def naive_metrics(scores, query_pids, gallery_pids):

@@ -11,11 +11,12 @@ from PIL import Image
 from tests.helpers.command_line import run_code
 from tests.helpers.log_manipulations import ONLY_OPEN, WAYS, problem_of
 from tests.helpers.refused import refused
-from upperson_rt import log_writer
+from upperson_log import writer as log_writer
+from upperson_log.chain import verify_log
+from upperson_log.query_log import QueryLog
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Hit, Item
-from upperson_rt.log_chain import verify_log
-from upperson_rt.query_log import QueryLog, describe_picture
+from upperson_rt.search.query_log import describe_picture
 
 HITS = [Hit(id=number, score=0.5, item=Item(key=str(number))) for number in (7, 3)]
 
@@ -77,7 +78,7 @@ def test_every_line_is_on_disk_before_the_call_returns(path, monkeypatch):
 def test_lines_of_threads_and_processes_do_not_mix(path):
     code = """
 import sys
-from upperson_rt.query_log import QueryLog
+from upperson_log.query_log import QueryLog
 log = QueryLog(sys.argv[1], user=sys.argv[2])
 for _ in range(20):
     log.write("x" * 5000, [], k=1)
@@ -386,7 +387,7 @@ def test_a_break_that_is_interrupted_is_found_again(path, monkeypatch, fails):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"upperson_rt.log_writer.{fails}", full)
+        patch.setattr(f"upperson_log.writer.{fails}", full)
         with refused("log_unwritable", InputError):
             QueryLog(path)
     assert verify_log(path).problems

@@ -24,9 +24,9 @@ from upperson_ray import index as ray_index
 from upperson_ray.index import index_on_ray
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.gallery import Gallery
-from upperson_rt.gallery.shards import ShardRecord, Tally
-from upperson_rt.gallery.sqlite.merge import merge_shards
-from upperson_rt.ingest.shards import made_with
+from upperson_shards.indexing import made_with
+from upperson_shards.merge import merge_shards
+from upperson_shards.records import ShardRecord, Tally
 
 SHARDS = 8
 

@@ -11,7 +11,6 @@ from tests.helpers.toy_bundle import calibrate_toy_bundle, draw_person
 from upperson_rt.bundle import open_encoder
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery, Item
-from upperson_rt.metrics import auroc
 from upperson_rt.phrases.evidence import ALTERNATIVES
 from upperson_scores import fitting
 from upperson_scores.annotations import read_annotations
@@ -28,6 +27,7 @@ from upperson_scores.labelled_queries import (
     queries_about,
     traits_of,
 )
+from upperson_scores.metrics import auroc
 
 D, VIEWS = 48, 4
 NOUNS, COLOURS = ALTERNATIVES["upper"].nouns[:4], ALTERNATIVES["upper"].colours[:6]

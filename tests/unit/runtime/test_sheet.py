@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from tests.helpers.refused import refused
-from upperson_rt import sheet
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Hit, Item, TrackSpan
 from upperson_rt.phrases import parse
@@ -15,7 +14,8 @@ from upperson_rt.phrases.evidence import Explanation
 from upperson_rt.search.notices import Notice
 from upperson_rt.search.service import SearchResult
 from upperson_rt.search.verdict import Verdict
-from upperson_rt.sheet import draw_sheet, save_sheet
+from upperson_sheet import sheet
+from upperson_sheet.sheet import draw_sheet, save_sheet
 
 
 def hit(id, source, **fields):

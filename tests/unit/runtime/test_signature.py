@@ -14,10 +14,10 @@ from tests.helpers.refused import refused
 from tests.helpers.signing_keys import write_keys
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt import bundle as bundle_module
-from upperson_rt import signature
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, InputError, IntegrityError
-from upperson_rt.signature import named_key, read_private_key, sign_folder, verify_folder
+from upperson_signature import signature
+from upperson_signature.signature import named_key, read_private_key, sign_folder, verify_folder
 
 
 @pytest.fixture(scope="module")

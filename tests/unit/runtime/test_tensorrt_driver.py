@@ -17,9 +17,10 @@ from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_doctor import diagnosis as doctor
-from upperson_rt import nvidia
+from upperson_machine import nvidia
+from upperson_machine.nvidia import SIGNATURES
+from upperson_rt import errors
 from upperson_rt.errors import BackendError
-from upperson_rt.nvidia import SIGNATURES
 from upperson_tensorrt import bindings
 from upperson_tensorrt import cuda as cuda_module
 from upperson_tensorrt.bindings import import_tensorrt, install_hint, open_gpu
@@ -212,7 +213,7 @@ def test_the_package_that_is_advised_suits_the_driver(monkeypatch, tmp_path, cud
     assert install_hint().startswith(f"{PIP.format(f'tensorrt-cu{advised}')}; on a Jetson use Jet")
     release = tmp_path / "nv_tegra_release"
     release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081\n")
-    monkeypatch.setattr(nvidia, "_TEGRA", release)
+    monkeypatch.setattr(errors, "_TEGRA", release)
     assert install_hint().startswith("use JetPack's TensorRT (sudo apt install python3-libnvinfer")
 
 

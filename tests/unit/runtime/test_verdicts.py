@@ -12,7 +12,7 @@ from tests.helpers.toy_bundle import file_entry
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Item
-from upperson_rt.logistic import Logistic, fit_logistic, probability
+from upperson_rt.logistic import Logistic, probability
 from upperson_rt.phrases import parse
 from upperson_rt.phrases.changes import one_word_changes
 from upperson_rt.phrases.evidence import Evidence
@@ -21,7 +21,6 @@ from upperson_rt.score_calibration import (
     Curve,
     Reference,
     ScoreCalibration,
-    add_site_calibration,
     read_score_calibration,
     site_calibration_file,
     write_score_calibration,
@@ -31,6 +30,8 @@ from upperson_rt.search.features import SentenceFeatures, smoothed
 from upperson_rt.search.query import SearchRequest
 from upperson_rt.search.service import SearchService
 from upperson_rt.search.shift import FEWEST, LEAST, compare
+from upperson_scores.logistic_fit import fit_logistic
+from upperson_scores.site_calibration import add_site_calibration
 
 D = 16
 

@@ -133,8 +133,8 @@ def test_long_sentences_take_no_longer_than_their_length():
         "w/o ",
         " " * 30,
     ):
-        parse(part * 3000)
-        assert len(alternatives("without a red or blue bag or " * 3000)) == 1
+        parse(part * 1000)
+        assert len(alternatives("without a red or blue bag or " * 1000)) == 1
 
 
 @pytest.mark.parametrize("sentence", ["red or dark blue coat", "a coat in red or dark blue"])

@@ -21,8 +21,8 @@ from upperson.questions import (
     thing_questions,
 )
 from upperson_rt.errors import InputError
-from upperson_rt.metrics import auroc
 from upperson_rt.phrases.evidence import Evidence
+from upperson_scores.metrics import auroc
 from upperson_synthetic.people import sample_people
 
 VIEWS = 2

@@ -16,9 +16,9 @@ from upperson.data.records import Record
 from upperson.data.transforms import evaluation_transform
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.evaluate import embed_records, evaluate, pids_of
-from upperson_rt import metrics
 from upperson_rt.errors import InputError
 from upperson_rt.preprocess import prepare_image
+from upperson_scores import metrics
 
 
 @pytest.fixture(scope="module")

@@ -23,16 +23,16 @@ from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.gallery.clips import Erased, clips_dir, erase_clips
 from upperson_rt.gallery.crops import remove_crops
 from upperson_rt.gallery.erasures import (
-    ERASURE_LOG,
-    ErasureLog,
     digest_of_keys,
+    open_erasure_log,
     pack_ids,
+    require_erasure_log,
     unpack_ids,
 )
-from upperson_rt.gallery.outbox import Outbox
 from upperson_rt.gallery.sqlite import rows as table
 from upperson_rt.gallery.sqlite import schema
 from upperson_rt.gallery.sqlite.database import Database, Transaction
+from upperson_rt.gallery.sqlite.documents import read_documents, write_document
 from upperson_rt.gallery.sqlite.free_pages import FreePages
 from upperson_rt.gallery.sqlite.schema import ROW, DamageError, Sums
 from upperson_rt.printable import get_logger
@@ -101,6 +101,7 @@ class Eraser:
             InputError: A frame or clip cannot be removed (``clips_not_removed``), the gallery or
                 the log cannot be written. What is left is done by the next deletion.
         """
+        require_erasure_log()  # First: no row goes without a line.
         if not (self._database.has_sums or self._database.read_only):
             with self._writing():
                 pass
@@ -150,6 +151,7 @@ class Eraser:
         about: Mapping[str, object],
     ) -> str:
         """Write down rows that another one deletes in this transaction, for `finish`."""
+        require_erasure_log()
         id_ = uuid.uuid4().hex
         line = {"erasure": id_, "step": 0, "action": action, "about": dict(about)}
         _write(transaction, {f"{id_}/0": self._record(line, rows, ())})
@@ -225,7 +227,7 @@ class Eraser:
             left = [one for one in record["files"] if one[0] in there]
         if record["count"]:
             line = {key: value for key, value in record.items() if key not in ("files", "action")}
-            with ErasureLog(self._folder / ERASURE_LOG) as log:
+            with open_erasure_log(self._folder) as log:
                 log.append(record["action"], line | ({"recovered": True} if recovered else {}))
         return {**record, "count": 0, "files": left} if left else None
 
@@ -297,13 +299,12 @@ def _secure_delete(transaction: Transaction, mode: str) -> Iterator[None]:
 
 def unfinished(transaction: Transaction) -> dict[str, dict[str, Any]]:
     """Return what deletions have left to do, with the ``files`` that are to be removed."""
-    return Outbox(transaction.connection, write=False).documents(_RECORD)
+    return read_documents(transaction.connection, _RECORD)
 
 
 def _write(transaction: Transaction, records: _Records) -> None:
-    outbox = Outbox(transaction.connection, write=True)
     for name, record in records.items():
-        outbox.write(f"{_RECORD}{name}", record)
+        write_document(transaction.connection, f"{_RECORD}{name}", record)
 
 
 def _with_crops(rows: Sequence[Sequence[Any]]) -> list[Erased]:

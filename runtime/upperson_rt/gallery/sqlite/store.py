@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import IntegrityError
+from upperson_rt.extensions import load_extension
 from upperson_rt.files import bytes_on_disk
 from upperson_rt.gallery.clips import remove_clips, remove_stray_clips
 from upperson_rt.gallery.crops import remove_crops
-from upperson_rt.gallery.outbox import Outbox, Within
-from upperson_rt.gallery.protocol import Gallery, known_keys, read_item
+from upperson_rt.gallery.protocol import Gallery, Within, known_keys, read_item
 from upperson_rt.gallery.records import CameraInfo, Filter, GalleryInfo, Hit, Item
 from upperson_rt.gallery.snapshots import SNAPSHOTS, remove_snapshots
 from upperson_rt.gallery.sqlite import rows as table
@@ -121,7 +121,7 @@ class SqliteGallery(Gallery):
             table.trim_log(transaction)
             if within is not None:
                 ids = {key: row[0] for key, row in rows.items()}
-                within(Outbox(transaction.connection, write=True), ids, [*replaced])
+                within(_outbox(transaction, write=True), ids, [*replaced])
             self._index.keep_up(transaction)
         remove_crops(self.crops_dir, unused)
         remove_clips(self.crops_dir, crops)
@@ -132,13 +132,13 @@ class SqliteGallery(Gallery):
         return self._database.read_only
 
     @contextmanager
-    def outbox(self, write: bool = False) -> Iterator[Outbox]:
+    def outbox(self, write: bool = False) -> Iterator[Any]:
         if write:
             with self._writing() as (transaction, _):
-                yield Outbox(transaction.connection, write=True)
+                yield _outbox(transaction, write=True)
         else:
             with self._database.reading() as transaction:
-                yield Outbox(transaction.connection, write=False)
+                yield _outbox(transaction, write=False)
 
     @contextmanager
     def _writing(self) -> Iterator[tuple[Transaction, Sums]]:
@@ -408,6 +408,10 @@ class SqliteGallery(Gallery):
 
     def _item(self, columns: Sequence[Any]) -> Item:
         return read_item(table.item_from_row, columns, self.location)
+
+
+def _outbox(transaction: Transaction, write: bool) -> Any:
+    return load_extension("outboxes", "sqlite")(transaction.connection, write)
 
 
 def _counts(transaction: Transaction, column: str) -> dict[str, int]:

@@ -20,10 +20,10 @@ from tests.helpers.toy_bundle import draw_person
 from upperson_alerts import delivery as module
 from upperson_alerts.alerts import add_alert, remove_alert
 from upperson_alerts.delivery import Deliverer, DeliveryOptions, read_secret
+from upperson_alerts.outbox import Message
 from upperson_alerts.webhook import read_key, signed_headers
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.gallery import Item
-from upperson_rt.gallery.outbox import Message
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 

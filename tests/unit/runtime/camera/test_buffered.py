@@ -25,9 +25,9 @@ from tests.helpers.fake_camera import (
 from tests.helpers.refused import refused
 from tests.helpers.remote_gallery import RemoteGallery, refuse
 from upperson_camera import Pipeline
+from upperson_camera.disk_buffer import DiskBuffer
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.gallery import Gallery, Item
-from upperson_rt.ingest.disk_buffer import DiskBuffer
 
 ALL = {"every_s": 0, "min_views": 1, "save_crops": False, "frame_queue": 64}
 LIMIT_S = 1000

@@ -6,9 +6,9 @@ from tests.helpers.fake_camera import BOX, START, FakeTime, Gate, check_sums, pe
 from tests.helpers.refused import refused
 from tests.helpers.remote_gallery import RemoteGallery
 from upperson_camera import Pipeline
+from upperson_camera.disk_buffer import DiskBuffer
+from upperson_camera.late_gallery import LateGallery, open_now_or_later
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
-from upperson_rt.ingest.disk_buffer import DiskBuffer
-from upperson_rt.ingest.late_gallery import LateGallery, open_now_or_later
 
 ADDRESS = "milvus://ann:secret@host/people"
 SHOWN = "milvus://ann@host:19530/people"
@@ -34,7 +34,7 @@ class Server:
 @pytest.fixture
 def server(gallery, monkeypatch):
     server = Server(gallery)
-    monkeypatch.setattr("upperson_rt.ingest.late_gallery.Gallery.open", server.open)
+    monkeypatch.setattr("upperson_camera.late_gallery.Gallery.open", server.open)
     return server
 
 

@@ -14,9 +14,9 @@ from tests.helpers.command_line import run_code
 from tests.helpers.fake_camera import BOX, person_frame, pictures_of
 from tests.helpers.refused import refused
 from upperson_camera import Pipeline
+from upperson_camera.crop_folder import UnfinishedNote
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
-from upperson_rt.ingest.service import UnfinishedNote
 
 KILLED = """
 import os, signal
@@ -147,7 +147,7 @@ def test_a_note_is_on_disk_first_and_one_that_is_swept_before_it_is_locked_is_ma
         locked.append(handle)
         return True
 
-    monkeypatch.setattr("upperson_rt.ingest.service.lock_until_closed", lock)
+    monkeypatch.setattr("upperson_camera.crop_folder.lock_until_closed", lock)
     note = UnfinishedNote(gallery.crops_dir, "mine")
     assert len(locked) == 2
     monkeypatch.setattr(os, "fsync", lambda _: flushed.append(json.loads(path.read_bytes())))

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
+from upperson_maintenance.export import export_gallery
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.gallery.export import export_gallery
 
 ITEMS = [
     Item(
@@ -55,7 +55,7 @@ def test_rows_of_all_files_belong_together(gallery, out, monkeypatch):
     rows = parquet.read_table(out / "items.parquet").to_pylist()
     assert [row["key"] for row in rows] == [item.key for item in ITEMS]
     assert (rows[0]["time"], rows[0]["x1"], rows[1]["time"]) == (ITEMS[0].time, 3, None)
-    monkeypatch.setattr("upperson_rt.gallery.export.find_spec", lambda name: None)
+    monkeypatch.setattr("upperson_maintenance.export.find_spec", lambda name: None)
     done = export_gallery(gallery, out)  # Replaces the earlier one.
     assert [path.name for path in done.files] == ["gallery.json", "items.csv", "vectors.npy"]
 

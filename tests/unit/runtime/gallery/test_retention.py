@@ -11,9 +11,10 @@ import pytest
 from tests.helpers.fake_camera import wait_for
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from tests.helpers.refused import refused
+from upperson_maintenance import retention
+from upperson_maintenance.retention import Retention, RetentionThread, UsedBytes
 from upperson_rt.errors import BackendError, InputError, UsageError
-from upperson_rt.gallery import Gallery, Item, retention
-from upperson_rt.gallery.retention import Retention, RetentionThread, UsedBytes
+from upperson_rt.gallery import Gallery, Item
 
 DAY = 86400.0
 CROP_BYTES = 40_000
@@ -156,7 +157,7 @@ def test_what_cannot_be_enforced_is_refused(gallery, monkeypatch):
 
 
 def test_the_command_line(gallery):
-    from upperson_rt.cli.retention import byte_size, read_retention
+    from upperson_maintenance.cli.retention import byte_size, read_retention
 
     assert read_retention(["30d", "gate=7d", "a=b=12h"], 5) == Retention(
         keep_s=30 * DAY, by_camera={"gate": 7 * DAY, "a=b": DAY / 2}, keep_bytes=5

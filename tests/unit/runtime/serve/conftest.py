@@ -16,9 +16,9 @@ from upperson_console.accounts import Access, Account, Accounts, add_token
 from upperson_console.app import make_app
 from upperson_console.service import ConsoleService
 from upperson_console.user_state import UserState
+from upperson_log.query_log import QueryLog
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery, Item
-from upperson_rt.query_log import QueryLog
 
 LOCAL = Account(name="local", role="admin", logs_in=False)
 
@@ -187,7 +187,7 @@ def full_disk(monkeypatch):
     @contextmanager
     def on_full_disk():
         with monkeypatch.context() as patch:
-            patch.setattr("upperson_rt.log_writer.write_head", full)
+            patch.setattr("upperson_log.writer.write_head", full)
             yield
 
     return on_full_disk

@@ -14,8 +14,8 @@ from tests.helpers.toy_bundle import COLOURS
 from upperson_console import accounts, approvals, oversight_pages
 from upperson_console.accounts import Account, Accounts, add_token
 from upperson_console.oversight import Oversight
+from upperson_log.chain import verify_log
 from upperson_rt.gallery import Filter
-from upperson_rt.log_chain import verify_log
 
 TWO = Oversight(two_persons=("export", "delete", "alert"))
 

@@ -17,11 +17,11 @@ from tests.helpers.toy_bundle import draw_person, make_toy_bundle
 from upperson_console import current
 from upperson_console.accounts import Account
 from upperson_console.problems import ProblemError, problem_of
+from upperson_log.chain import verify_log
 from upperson_rt.bundle import open_encoder
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.crops import name_with_hash
-from upperson_rt.log_chain import verify_log
 
 
 def send(console, content):

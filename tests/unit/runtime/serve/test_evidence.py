@@ -17,7 +17,7 @@ from tests.helpers.toy_bundle import draw_person
 from tests.unit.runtime.test_signature import model_signing
 from upperson_console.evidence_check import Package, Seal
 from upperson_rt.gallery import Item
-from upperson_rt.signature import read_private_key
+from upperson_signature.signature import read_private_key
 
 
 @pytest.fixture(scope="module")

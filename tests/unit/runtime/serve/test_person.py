@@ -14,10 +14,10 @@ from tests.helpers.toy_bundle import COLOURS, draw_person
 from tests.unit.runtime.serve.conftest import LOCAL
 from upperson_console import side_pages
 from upperson_console.search import Search
+from upperson_log.chain import verify_log
+from upperson_log.query_log import QueryLog
 from upperson_rt.gallery import Gallery, Item
-from upperson_rt.log_chain import verify_log
 from upperson_rt.printable import local_time
-from upperson_rt.query_log import QueryLog
 
 
 def size_of(answer):

@@ -20,11 +20,10 @@ from tests.helpers.small_servers import dripping_server, http_server, no_server,
 from tests.helpers.time_stamping import make_authority, stamp, time_stamping
 from tests.unit.runtime.serve.test_evidence import rewritten
 from upperson_console.evidence_check import Package, Seal
-from upperson_network import timestamps
-from upperson_network.timestamps import TimeStampServer
+from upperson_log import timestamps
+from upperson_log.timestamps import TimeStampServer, read_certificates, read_stamp
 from upperson_rt.errors import BackendError, InputError, IntegrityError
-from upperson_rt.signature import read_private_key
-from upperson_rt.timestamps import read_certificates, read_stamp
+from upperson_signature.signature import read_private_key
 
 HEAD = b"HTTP/1.0 200 OK\r\n\r\n"
 

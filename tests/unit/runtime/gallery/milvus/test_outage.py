@@ -6,8 +6,8 @@ import upperson_rt
 from tests.helpers.fake_camera import BOX, START, check_sums, person_frame, wait_for
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_camera import Pipeline
+from upperson_camera.late_gallery import open_now_or_later
 from upperson_rt.gallery import Gallery
-from upperson_rt.ingest.late_gallery import open_now_or_later
 
 OPTIONS = {"every_s": 0, "min_views": 1, "frame_queue": 64, "save_crops": False}
 

@@ -12,13 +12,13 @@ import pytest
 
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from tests.helpers.refused import refused
+from upperson_maintenance import backup as module
+from upperson_maintenance.backup import MANIFEST, back_up, restore
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import lock_until_closed
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.crops import name_with_hash
-from upperson_rt.gallery.sqlite import backup as module
 from upperson_rt.gallery.sqlite import rows as table
-from upperson_rt.gallery.sqlite.backup import MANIFEST, back_up, restore
 
 KILLS = int(os.environ.get("UPPERSON_TEST_KILLS", "4"))
 
@@ -255,7 +255,7 @@ def test_backups_of_killed_processes_are_the_earlier_or_the_new_one(tmp_path, ma
 
 
 FULL = """
-from upperson_rt.gallery.sqlite.backup import back_up
+from upperson_maintenance.backup import back_up
 copy = folder.parent / "copy"
 for limit in (0, 100, 4096, 20_000, 60_000, 70_000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))

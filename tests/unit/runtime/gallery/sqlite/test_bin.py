@@ -12,6 +12,7 @@ import pytest
 
 from tests.helpers.command_line import environment
 from tests.helpers.refused import refused
+from upperson_log.chain import verify_log
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.clips import clip_name, clips_dir
@@ -21,7 +22,6 @@ from upperson_rt.gallery.sqlite import bin as bin_module
 from upperson_rt.gallery.sqlite import index as index_module
 from upperson_rt.gallery.sqlite import list_files
 from upperson_rt.gallery.sqlite.bin import empty_bin
-from upperson_rt.log_chain import verify_log
 
 START = 1_790_000_000.0
 DIM = 8

@@ -10,11 +10,11 @@ import pytest
 from tests.helpers import crop_damage
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from tests.helpers.refused import refused
+from upperson_maintenance.export import export_gallery
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
 from upperson_rt.gallery.crops import has_hash, name_with_hash, picture_file, read_crop
-from upperson_rt.gallery.export import export_gallery
-from upperson_rt.sheet import draw_sheet
+from upperson_sheet.sheet import draw_sheet
 
 
 @pytest.fixture

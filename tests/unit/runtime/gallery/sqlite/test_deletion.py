@@ -9,11 +9,11 @@ import pytest
 
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from tests.helpers.refused import refused
+from upperson_log.chain import verify_log
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.erasures import ERASURE_LOG, digest_of_keys, pack_ids, unpack_ids
 from upperson_rt.gallery.sqlite import deletion, index
-from upperson_rt.log_chain import verify_log
 
 ROWS = 100
 

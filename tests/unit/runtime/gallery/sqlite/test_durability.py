@@ -17,9 +17,9 @@ import pytest
 
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from tests.helpers.refused import refused
+from upperson_maintenance.export import export_gallery
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.gallery.export import export_gallery
 from upperson_rt.gallery.sqlite import access
 
 KILLS = int(os.environ.get("UPPERSON_TEST_KILLS", "4"))

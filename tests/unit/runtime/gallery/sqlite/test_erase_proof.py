@@ -11,14 +11,14 @@ import pytest
 
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from tests.helpers.refused import refused
+from upperson_log.chain import verify_log
+from upperson_maintenance.erase_proof import Selection, prove_erasure
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.clips import clip_name, clips_dir
 from upperson_rt.gallery.erasures import ERASURE_LOG
 from upperson_rt.gallery.snapshots import SNAPSHOTS, Snapshot, write_snapshot
 from upperson_rt.gallery.sqlite import index
-from upperson_rt.gallery.sqlite.erase_proof import Selection, prove_erasure
-from upperson_rt.log_chain import verify_log
 
 EVERYTHING = Selection()
 

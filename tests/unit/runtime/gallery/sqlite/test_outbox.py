@@ -5,9 +5,9 @@ import sqlite3
 import pytest
 
 from tests.helpers.gallery_places import DIM, some_vectors
+from upperson_alerts.outbox import Failure, Message
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Gallery, Item
-from upperson_rt.gallery.outbox import Failure, Message
 from upperson_rt.gallery.protocol import Gallery as AnyGallery
 
 

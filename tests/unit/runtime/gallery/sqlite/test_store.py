@@ -8,10 +8,10 @@ import pytest
 
 from tests.helpers.gallery_places import DIM, FINGERPRINT, keys_of, some_vectors, sql
 from tests.helpers.refused import refused
+from upperson_maintenance.backup import back_up, restore
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item, TrackSpan
 from upperson_rt.gallery.sqlite import schema
-from upperson_rt.gallery.sqlite.backup import back_up, restore
 from upperson_rt.gallery.sqlite.schema import ROW
 
 

@@ -16,7 +16,6 @@ from tests.helpers.toy_bundle import draw_person
 from tests.unit.runtime.serve.onvif.conftest import NOW, envelope, fault, running
 from upperson_console.onvif import recordings
 from upperson_rt.gallery import Filter, Item
-from upperson_rt.log_chain import verify_log
 
 
 def at(seconds):

@@ -1,0 +1,1 @@
+"""This machine: its description, NVIDIA's driver, and how its processor adds int8."""

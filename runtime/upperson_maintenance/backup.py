@@ -1,0 +1,312 @@
+"""Backups of a gallery that may be in use: a copy, increments of it, and their way back.
+
+A backup is a gallery without a search index and with an empty bin, and a manifest. The first one
+copies the database; an increment changes the rows of the copy in one transaction, by the log of
+changes and by ids. Crops are written before the rows that name them and removed after those are
+gone, so a kill leaves the earlier backup or the new one, whole.
+"""
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from upperson_maintenance.backup_files import (
+    CROPS,
+    Copies,
+    changed_files,
+    copy_clips,
+    copy_crops,
+    unnamed_files,
+)
+from upperson_maintenance.follow import UnrelatedError, follow
+from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.files import (
+    make_folder,
+    put_in_place,
+    require_place,
+    scratch_folder,
+    try_lock,
+    write_atomically,
+)
+from upperson_rt.gallery.crops import crop_path
+from upperson_rt.gallery.protocol import made_now
+from upperson_rt.gallery.sqlite.stored import (
+    DATABASE_FILE,
+    Database,
+    SqliteGallery,
+    leave_out,
+    log_of,
+)
+from upperson_rt.printable import count_of, shortened
+from upperson_rt.strict import Count, Positive, Sha256, read_fields, read_json
+
+MANIFEST = "backup.json"
+_LOCK = "backup.lock"
+_ROUNDS = 20
+_WRITERS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a backup holds, as ``backup.json`` says it."""
+
+    format: Literal[1] = 1
+    time: float
+    """Unix seconds when the backup began."""
+    generator: str
+    fingerprint: str
+    embed_dim: Positive
+    pictures: Count
+    checksums: Count
+    """Sum of the checksums of all rows, modulo 2^64; 0 without checksums."""
+    crops: Count
+    crop_bytes: Count
+    missing_crops: tuple[str, ...] = ()
+    """Named by rows, and missing in the gallery itself."""
+    files: dict[str, tuple[Sha256, ...]] = field(default_factory=dict)
+    """Frames, clips and files of the gallery's folder: the hashes that their content may have, two
+    while a changed file is replaced. Crops have theirs in their names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackedUp:
+    """What a backup did."""
+
+    manifest: Manifest
+    is_increment: bool
+    """Whether an earlier copy of the database was changed, instead of copied anew."""
+    rows_added: int
+    rows_removed: int
+    files_copied: int
+    bytes_copied: int
+    """Of these files."""
+    files_removed: int
+
+
+def back_up(gallery: Path, destination: Path) -> BackedUp:
+    """Copy a gallery that may be in use into a folder, or bring an earlier backup there up to date.
+
+    Raises:
+        UsageError: One of the folders lies in the other one.
+        InputError: The folder holds something else or the backup of another gallery, another backup
+            writes to it, or it cannot be written to. The earlier backup stays as it was.
+        IntegrityError: The gallery or the earlier backup is damaged.
+    """
+    gallery, destination = gallery.resolve(), destination.resolve()
+    if destination.is_relative_to(gallery) or gallery.is_relative_to(destination):
+        raise UsageError(
+            f"the backup {destination} and the gallery {gallery} must not lie in one another: "
+            "choose another folder",
+            code="backup_in_gallery",
+        )
+    with ExitStack() as stack:
+        source = stack.enter_context(closing(Database(gallery / DATABASE_FILE)))
+        lock = destination / _LOCK
+        if not lock.is_file():
+            require_place(destination)
+        stack.enter_context(_locked(lock))
+        copies = Copies(stack.enter_context(ThreadPoolExecutor(_WRITERS)))
+        for is_increment in (_is_earlier(source, destination), False, False):
+            with suppress(UnrelatedError):
+                return _back_up(source, destination, copies, is_increment)
+        raise _busy(gallery)
+
+
+def restore(backup: Path, gallery: Path) -> Manifest:
+    """Check a backup and make a gallery of it, completely or not at all.
+
+    Raises:
+        InputError: There is no backup, or there is something at the place of the gallery.
+        IntegrityError: The backup is damaged.
+    """
+    backup, gallery = backup.resolve(), gallery.resolve()
+    manifest = _read_manifest(backup)
+    if manifest is None:
+        raise InputError(
+            f"{backup} is no backup, it has no {MANIFEST}: name a folder of  upperson-rt gallery "
+            "backup",
+            code="not_a_backup",
+            path=backup,
+        )
+    require_place(gallery)
+    with (
+        _locked(backup / _LOCK),
+        scratch_folder(gallery) as scratch,
+        ThreadPoolExecutor(_WRITERS) as pool,
+    ):
+        (new := scratch / "gallery").mkdir()
+        with closing(Database(backup / DATABASE_FILE)) as source:
+            _copy_database(source, new / DATABASE_FILE)
+        copies = Copies(pool, follow_links=False)  # A backup may come from others.
+        with closing(Database(new / DATABASE_FILE)) as database, database.reading() as transaction:
+            copy_crops(transaction, backup / CROPS, new / CROPS, copies)
+        for name, digests in manifest.files.items():
+            file, copy = crop_path(backup, name), crop_path(new, name)
+            content = None
+            if file is not None and copy is not None and not name.startswith("gallery."):
+                content = copies.add(file, copy)
+            if content is None or hashlib.sha256(content).hexdigest() not in digests:
+                raise _damaged(backup, [f"{shortened(name)} is missing or was altered"])
+        copies.flush()
+        known = tuple(f"its crop {shortened(one)} is missing" for one in manifest.missing_crops)
+        with closing(SqliteGallery.open(new)) as restored:
+            problems = [one for one in restored.verify() if not one.endswith(known)]
+        if problems:
+            raise _damaged(backup, problems)
+        require_place(gallery)
+        put_in_place(new, gallery)
+    return manifest
+
+
+def _damaged(backup: Path, problems: list[str]) -> IntegrityError:
+    return IntegrityError(
+        f"the backup {backup} has {count_of(len(problems), 'problem')}, such as: {problems[0]}; "
+        "nothing was restored. What is sound of it can be used in place, with  --gallery",
+        code="backup_damaged",
+        path=backup,
+        problems=len(problems),
+    )
+
+
+@contextmanager
+def _locked(lock: Path) -> Iterator[None]:
+    """Keep others from using a backup; make its folder and the file to lock if need be."""
+    folder = lock.parent
+    try:
+        make_folder(folder)
+        with open(lock, "rb" if lock.exists() else "xb") as file:
+            if not try_lock(file.fileno()):
+                raise _in_use(folder)
+            yield
+    except OSError as error:
+        raise InputError(
+            f"cannot copy to or from {folder}: {error}", code="backup_failed", path=folder
+        ) from error
+
+
+def _in_use(backup: Path) -> InputError:
+    text = f"another process uses the backup {backup}: wait for its end, then try again"
+    return InputError(text, code="backup_in_use", path=backup)
+
+
+def _busy(gallery: Path) -> InputError:
+    text = f"gallery {gallery} is changed faster than it can be copied: try again"
+    return InputError(text, code="gallery_busy", path=gallery)
+
+
+def _read_manifest(backup: Path) -> Manifest | None:
+    file = backup / MANIFEST
+    return read_fields(Manifest, read_json(file), str(file)) if file.is_file() else None
+
+
+def _is_earlier(source: Database, destination: Path) -> bool:
+    """Whether there is a copy that may be brought up to date; refuses one of another gallery."""
+    file = destination / DATABASE_FILE
+    if not file.exists():
+        return False
+    with closing(Database(file)) as copy:
+        if copy.meta.identity != source.meta.identity:
+            raise InputError(
+                f"{destination} is the backup of another gallery: choose another folder",
+                code="backup_of_other_gallery",
+                path=destination,
+            )
+        return copy.meta == source.meta and source.has_sums
+
+
+def _back_up(source: Database, destination: Path, copies: Copies, is_increment: bool) -> BackedUp:
+    began, gallery = time.time(), source.path.parent
+    file, earlier = destination / DATABASE_FILE, _read_manifest(destination)
+    with ExitStack() as stack:
+        place = file
+        if not is_increment:
+            place = stack.enter_context(scratch_folder(file)) / "new" / DATABASE_FILE
+            place.parent.mkdir()  # A database locks its folder, which the other one is already.
+            _copy_database(source, place)
+        copy = stack.enter_context(closing(Database(place)))
+        with copy.writing() as then:
+            added = removed = 0
+            if not is_increment:
+                then.check_items()
+            leave_out(then)
+            before = set[str]()
+            for _ in range(_ROUNDS):
+                if then.sums is not None:
+                    with source.reading() as now:
+                        counts = follow(now, then, copy.meta.embed_dim)
+                    added, removed = added + counts[0], removed + counts[1]
+                missing = copy_crops(then, gallery / CROPS, destination / CROPS, copies)
+                if missing == before:  # None, or not because their rows were deleted meanwhile.
+                    break
+                before = missing
+            else:
+                raise _busy(gallery)
+            files = copy_clips(gallery, destination, copies, earlier.files if earlier else {})
+            strays, crops, crop_bytes = unnamed_files(then, destination / CROPS)
+            pictures, sums = then.count(), then.sums
+        copy.close()
+        if not is_increment:
+            _remove_log(file)
+            put_in_place(place, file)
+    changed = dict(changed_files(gallery, destination, files))
+    for path in [path for path in changed if not path.exists()]:  # Whose absence is damage.
+        write_atomically(path, changed[path])
+    manifest = Manifest(
+        time=began,
+        generator=made_now()["generator"],
+        fingerprint=source.meta.fingerprint,
+        embed_dim=source.meta.embed_dim,
+        pictures=pictures,
+        checksums=0 if sums is None else sums.total,
+        crops=crops,
+        crop_bytes=crop_bytes,
+        missing_crops=tuple(sorted(missing)),
+        files=files,
+    )
+    write_atomically(destination / MANIFEST, json.dumps(asdict(manifest)))
+    for path, content in changed.items():  # Manifests have both hashes of these.
+        write_atomically(path, content)
+    known = {name for name in (earlier.files if earlier else ()) if "/" not in name}
+    clips = (path for path in (destination / "clips").rglob("*") if path.is_file())
+    names = known.union(path.relative_to(destination).as_posix() for path in clips)
+    strays += [destination / name for name in names - files.keys()]
+    for path in strays:
+        path.unlink(missing_ok=True)
+    return BackedUp(
+        manifest=manifest,
+        is_increment=is_increment,
+        rows_added=added if is_increment else manifest.pictures,
+        rows_removed=removed,
+        files_copied=copies.files + len(changed),
+        bytes_copied=copies.bytes + sum(map(len, changed.values())),
+        files_removed=len(strays),
+    )
+
+
+# --- The database
+
+
+def _copy_database(source: Database, file: Path) -> None:
+    with source.reading() as transaction, closing(sqlite3.connect(file)) as copy:
+        transaction.connection.backup(copy)
+
+
+def _remove_log(file: Path) -> None:
+    """Bring the log that a kill left of a copy into its file: another one is about to come there.
+
+    Raises:
+        InputError: A process reads the copy.
+    """
+    log = log_of(file)
+    if log.exists():
+        with closing(Database(file)) as copy, copy.writing():
+            pass
+    if log.exists():
+        raise _in_use(file.parent)

@@ -1,0 +1,1 @@
+"""Files of settings: YAML, of cameras, the console and recipes."""
