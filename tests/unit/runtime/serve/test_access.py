@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from tests.helpers.console import BASE, ODD, Client, client_of, id_of, problem
+from tests.helpers.console import BASE, ODD, Client, client_of, id_of, log_lines, problem
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import draw_person
 from upperson_console import accounts, side_pages
@@ -69,6 +69,12 @@ def quick_live(monkeypatch):
     monkeypatch.setattr(side_pages, "_POLLED_S", 0.01)
 
 
+def watches(console, user):
+    """Whether a live page of an account has begun: it is logged before it is sent."""
+    lines = (one for one in log_lines(console) if one["user"] == user)
+    return any(one["details"].get("page") == "live" for one in lines if "details" in one)
+
+
 def logged_in(console, role):
     """A browser with a session."""
     answer = Client(console.app).post("/login", data={"token": console.tokens[role]})
@@ -84,8 +90,8 @@ def test_a_change_of_the_token_file_counts_at_once(guarded, quick_live):
         target=lambda: answers.append(browser.get("/live/events")), daemon=True
     )
     events.start()
-    events.join(0.2)
-    assert events.is_alive()
+    while not watches(guarded, "olga"):
+        assert events.is_alive()
     Accounts.revoke(guarded.token_file, "olga")
     events.join(30)
     assert "data: " in answers[0].text
@@ -119,7 +125,8 @@ def test_live_pages_of_one_account_keep_no_other_one_out(guarded, quick_live):
                 answer = await refused  # It may be refused after its response has begun.
                 assert (answer.status_code, answer.text) == (200, "") or answer.status_code == 429
             other = watch("operator")
-            await asyncio.wait({other}, timeout=0.2)
+            while not watches(guarded, "olga"):
+                await asyncio.sleep(0.01)
             assert not any(one.done() for one in (*own[:4], other))
             for name in ("vera", "olga"):  # Ends their streams.
                 Accounts.revoke(guarded.token_file, name)

@@ -15,6 +15,7 @@ from tests.helpers.console import ODD, START, log_lines
 from tests.helpers.toy_bundle import draw_person
 from tests.unit.runtime.serve.onvif.conftest import NOW, envelope, fault, running
 from upperson_console.onvif import recordings
+from upperson_log.chain import verify_log
 from upperson_rt.gallery import Filter, Item
 
 
