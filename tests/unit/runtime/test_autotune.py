@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -222,6 +223,16 @@ def test_a_file_of_no_use_is_measured_afresh_and_replaced(damage, warnings):
     assert all(str(file) in message for message in warnings())
     assert json.loads(file.read_text())["chosen"] == "a"
     assert Ring().decide()[0] == "a"
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_not_waited_for(make, warnings):
+    file = Ring().decide()[1].file
+    file.unlink()
+    make(file)
+    assert Ring().decide()[0] == "b"
+    assert all("delete it" in message or "not kept" in message for message in warnings())
+    assert warnings()
 
 
 def test_without_a_cache_each_process_measures(tmp_path, monkeypatch, warnings):

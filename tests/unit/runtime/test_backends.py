@@ -112,6 +112,17 @@ def test_auto_takes_the_first_installed_and_bad_arguments_are_refused(text_tower
         open_backend(text_tower)
 
 
+def test_openvino_on_another_device_is_noticed(text_tower, monkeypatch):
+    core = pytest.importorskip("openvino").Core
+    run = core.compile_model
+    monkeypatch.setattr(core, "available_devices", ["CPU", "GPU"])
+    monkeypatch.setattr(
+        core, "compile_model", lambda self, model, device, config: run(self, model, "CPU", config)
+    )
+    with refused("device_not_started", BackendError, device="gpu"):
+        open_backend(text_tower, "openvino", device="gpu")
+
+
 class FakeCuda:
     """ONNX Runtime as it behaves with a GPU: the session is a real one on the CPU."""
 

@@ -12,6 +12,7 @@ import upperson_rt
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import EMBED_DIM, make_toy_bundle, replace_in_bundle
 from upperson_machine.nvidia import CudaDriver
+from upperson_rt.backends import open_backend
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 
@@ -134,6 +135,16 @@ def test_threads_that_need_a_tower_at_once_load_it_once(toy_bundle, monkeypatch)
     assert sorted(loaded) == ["image", "text"]
     for number, embeds in enumerate(results):
         np.testing.assert_array_equal(embeds, results[number % 2])
+
+
+def test_a_tower_that_failed_to_load_is_tried_again(toy_bundle, monkeypatch):
+    bundle = Bundle.open(toy_bundle, backend=ORT, threads=1)
+    load = bundle._load
+    monkeypatch.setattr(bundle, "_load", lambda *_: open_backend(toy_bundle / "gone.onnx"))
+    with refused("graph_not_loaded", BackendError):
+        bundle.backend("text")
+    monkeypatch.setattr(bundle, "_load", load)
+    assert bundle.backend("text").device == "cpu"
 
 
 def test_links_out_of_the_bundle_are_refused(folder, tmp_path):

@@ -6,7 +6,7 @@ import struct
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +106,15 @@ def jpeg(size=(64, 64), claimed=None, **options):
 
 def segment(marker, content):
     return marker + struct.pack(">H", 2 + len(content)) + content
+
+
+def crowded_directory(size_bytes):
+    """Make an EXIF block whose tags all name the same large bytes."""
+    count = size_bytes // 24
+    entry = (7, size_bytes - 12 * count - 20, 12 * count + 14)
+    entries = b"".join(struct.pack("<HHII", 1000 + i, *entry) for i in range(count))
+    start = b"II*\0\x08\0\0\0" + struct.pack("<H", count)
+    return (start + entries + bytes(4)).ljust(size_bytes, b"\0")
 
 
 def test_no_program_is_started_whatever_a_file_is_called(tmp_path, monkeypatch):
@@ -277,6 +286,26 @@ def test_too_many_parts_are_refused(tmp_path, make, few, many, shape):
     path.write_bytes(make(many))
     with refused("image_too_large", InputError, path=str(path)):
         load_image(path)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about what is wrong with the files.
+def test_directories_may_not_read_the_same_bytes_again_and_again(tmp_path, monkeypatch):
+    crowded, most = crowded_directory(200_000), []
+    read = image_file._Metered.read
+
+    def counted(self, size=-1):
+        content = read(self, size)
+        most.append(image_file._HEADER_BYTES - self._bytes_left)
+        return content
+
+    monkeypatch.setattr(image_file._Metered, "read", counted)
+    for content in (with_exif(crowded), png(8, 8, before=chunk(b"eXIf", crowded)), crowded):
+        path = tmp_path / "person"
+        path.write_bytes(content)
+        with suppress(InputError), open_image(path) as image:
+            image.getexif()
+        # Pillow of today reads no more than the file is long, others up to the bound.
+        assert max(n for n in most if n != float("-inf")) < 2 * image_file._HEADER_BYTES
 
 
 @pytest.fixture

@@ -58,6 +58,16 @@ def test_a_log_is_printable_whoever_handles_it(caplog):
     assert logging.getLogger("upperson_rt.test") is log
 
 
+def test_a_log_of_what_cannot_be_shown_raises_nothing(caplog):
+    class UnspeakableError(Exception):
+        def __str__(self):
+            raise self
+
+    get_logger("upperson_rt.test").warning("failed: %s", UnspeakableError())
+    (record,) = caplog.records
+    assert record.getMessage() == "'failed: %s' of values that cannot be shown: UnspeakableError"
+
+
 def test_whatever_commands_print_is_printable(capsys):
     name = HOSTILE
     output.print_line(name, name)

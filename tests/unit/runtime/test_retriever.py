@@ -97,6 +97,22 @@ def test_sentences_and_pictures_in_one_call(retriever, pictures):
         retriever.query([5])
 
 
+def test_a_picture_gives_up_what_it_has_no_longer(encoder, gallery, pictures):
+    two = [[0, 0, 30, 190], [32, 0, 64, 190]]
+    for boxes, keys in (
+        (None, [""]),
+        (two, ["#person=1", "#person=2"]),
+        (two[:1], ["#person=1"]),
+        ([], []),
+        (two, ["#person=1", "#person=2"]),
+        (None, [""]),
+    ):
+        detector = None if boxes is None else lambda frame, boxes=boxes: boxes
+        index_images(encoder, gallery, pictures[:1], detector=detector)
+        found = [item.key.removeprefix(str(pictures[0])) for item in gallery.items()]
+        assert sorted(found) == keys
+
+
 def test_threads_may_share_a_retriever(retriever, pictures):
     queries = [*COLOURS, *pictures] * 2
     expected = [retriever.query(query, k=3) for query in queries]

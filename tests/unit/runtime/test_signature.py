@@ -15,7 +15,7 @@ from tests.helpers.signing_keys import write_keys
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt import bundle as bundle_module
 from upperson_rt.bundle import Bundle
-from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_signature import signature
 from upperson_signature.signature import (
     named_key,
@@ -249,3 +249,10 @@ def test_keys_that_cannot_be_used(folder, keys, tmp_path):
     both.write_bytes((keys / "ours.pub").read_bytes() + (keys / "other.pub").read_bytes())
     with refused("several_keys", InputError, count=2):
         Bundle.open(folder, trust=both)
+
+
+def test_the_package_is_named_where_it_is_missing(folder, keys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
+    with refused("extra_missing", BackendError, extra="sign"):
+        Bundle.open(folder, trust=keys / "ours.pub")
+    Bundle.open(folder)

@@ -166,6 +166,13 @@ def test_the_right_pictures_are_likely_and_counted(searched):
     assert min(result.likelihoods[:4]) > 0.9
 
 
+def test_hits_beyond_the_candidates_and_single_pictures_are_judged_alike(searched):
+    all_ = searched(k=60)
+    few = searched(k=3)
+    assert all_.likelihoods[:3] == pytest.approx(few.likelihoods)
+    assert len(all_.likelihoods) == 60
+
+
 def test_nobody_is_said_below_the_limit_of_the_calibration(encoder, searched, compared):
     weak = searched(made=calibration(encoder, background=FAR), notices=True)
     assert weak.notices == []
@@ -199,6 +206,11 @@ def test_what_a_sentence_excludes_lowers_likelihoods(searched):
     assert sum(without.likelihoods) < sum(with_.likelihoods)
 
 
+def test_the_better_reading_counts(searched):
+    either = searched("a man in a red or blue coat", k=4)
+    assert either.likelihoods == pytest.approx(searched(k=4).likelihoods, abs=0.02)
+
+
 def test_few_pictures_and_no_calibration_are_said(encoder, gallery):
     service = SearchService(encoder, gallery)
     request = SearchRequest(sentence="a man in a red coat", calibrate=True)
@@ -221,6 +233,12 @@ def test_expected_matches_do_not_depend_on_the_number_of_hits(searched, gallery)
     for query in ({"sentence": "a man in a red coat"}, {"sentence": None, "picture": red_D}):
         found = {searched(k=k, **query).verdict.expected for k in (1, 5, 60)}
         assert len(found) == 1
+
+
+def test_a_sentence_about_things_that_were_not_fitted_has_no_count(searched):
+    result = searched("a man in a red coat with a backpack")
+    assert result.verdict.expected is None
+    assert result.verdict.as_json()["expected_matches"] is None
 
 
 # --- Pictures that are unlike
@@ -305,6 +323,17 @@ def not_compared(result):
     return found[0] if found else None
 
 
+def test_many_cameras_are_all_compared(encoder, gallery, monkeypatch):
+    monkeypatch.setattr(shift, "LEAST", 20)
+    monkeypatch.setattr(shift, "_MOST_READ", 100)  # Of all cameras together.
+    cameras = [f"cam{number}" for number in range(12)]
+    for number, camera in enumerate(cameras):
+        add_pictures(encoder, gallery, 20 + number, camera)
+    add_pictures(encoder, gallery, 19, "few")
+    found = compare(gallery, calibration(encoder).reference)
+    assert {group.camera for group in found} == {*cameras}
+
+
 def test_nobody_is_not_said_where_most_pictures_are_of_cameras_not_compared(encoder, searched):
     made = calibration(encoder, background=FAR)
     result = searched(made=made, notices=True)
@@ -351,6 +380,15 @@ def test_a_calibration_is_read_back_and_the_one_before_is_kept(encoder, tmp_path
     file.write_bytes(b"{")
     assert add_site_calibration(file, made).version == 3
     assert (tmp_path / "scores-damaged.json").read_bytes() == b"{"
+
+
+def test_a_calibration_of_other_dimensions_is_refused(encoder, gallery):
+    write_score_calibration(
+        site_calibration_file(gallery.location),
+        calibration(encoder, reference=Reference(mean=(0.0,), axes=((1.0,),), threshold=1.0)),
+    )
+    with refused("axes_unfit", InputError):
+        SearchService(encoder, gallery)
 
 
 def test_the_gallerys_own_calibration_counts(encoder, gallery, searched, compared):

@@ -163,3 +163,11 @@ def test_an_uncalibrated_alert_is_resumed_and_confirmed_visits_do_not_count(worl
     assert resume_alert(world.gallery, SENTENCE).state == "active"
     world.commit(world.items(1, start=START + 4 * DAY), [0.9])
     assert world.messages(most=1)[0].state == "ready"
+
+
+def test_counts_that_chance_exceeds_once_in_ten_thousand_times():
+    rng = np.random.default_rng(0)
+    for mean in (0.3, 2.0, 40.0, 700.0):
+        found = rng.poisson(mean, 200_000)
+        assert (found > most_by_chance(mean)).mean() < 2.5e-4
+        assert (found >= most_by_chance(mean) - np.sqrt(mean) - 1).mean() > 1e-4
