@@ -2,7 +2,7 @@
 
 Nothing else in the toolkit opens a picture. Pillow itself would try all of its readers, some of
 which start programs, whatever a file is called; here a file's first bytes choose one of the seven
-classes below. HEIC and AVIF are decoded by a process of their own, see `photo_decoder`.
+classes below. HEIC and AVIF are decoded by a process of their own, see `upperson_photos`.
 
 A header is read from a file that gives out so many bytes and no more. From it follows what decoding
 will take, before anything is decoded; a JPEG that would take more than `MOST_BYTES` is decoded at a
@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
 from PIL import ExifTags, Image, TiffTags, features
@@ -36,9 +35,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from upperson_rt.arguments import LONGEST_PATH
-from upperson_rt.errors import InputError, install_command
+from upperson_rt.errors import BackendError, InputError, install_command
 from upperson_rt.machine import limit_heap, trim_heap
-from upperson_rt.photo_decoder import SETUP_FAILED
 from upperson_rt.printable import safe_repr
 
 MOST_BYTES = 240 << 20
@@ -81,10 +79,6 @@ _MOST_SCANS = 100
 
 class _TooLargeError(Exception):
     """What a picture would need is beyond the bound; says how much and of what."""
-
-
-class _NoDecoderError(Exception):
-    """The process that decodes photos cannot start or set itself up; says why."""
 
 
 @contextmanager
@@ -133,7 +127,7 @@ def naming_image(name: str) -> Iterator[None]:
     except (_TooLargeError, Image.DecompressionBombError) as error:
         message = f"image {name} is too large to be a person's picture: {error}"
         raise InputError(message, code="image_too_large", path=name) from error
-    except _NoDecoderError as error:
+    except BackendError as error:  # Of `upperson_photos`.
         message = f"cannot read image {name}: its decoder does not start: {error}"
         raise InputError(message, code="photo_decoder_unusable", path=name) from error
     except Exception as error:  # A damaged file may lead Pillow's readers to any error.
@@ -364,7 +358,6 @@ _BRANDS: dict[PhotoKind, frozenset[bytes]] = {
 _MOST_PHOTO_BYTES = 64 << 20
 _DECODED = 10
 """Bytes a pixel of the PNG that the decoder writes, and of what it is decoded to."""
-_PHOTO_TIMEOUT_S = 120.0
 
 
 def obstacle_to(kind: PhotoKind) -> str:
@@ -388,12 +381,15 @@ def _photo_kind(start: bytes) -> PhotoKind | None:
 def _open_photo(kind: PhotoKind, header_only: bool, file: _Metered, take: _Take) -> ImageFile:
     if obstacle := obstacle_to(kind):
         raise InputError(f"{kind.upper()} cannot be read: {obstacle}", found=kind)
+    from upperson_rt.extensions import load_service  # Here, for the reason in `version_of`.
+
     file.give()
     content = file.read(_MOST_PHOTO_BYTES + 1)
     if len(content) > _MOST_PHOTO_BYTES:
         raise _TooLargeError(f"its file has more than {_MOST_PHOTO_BYTES >> 20} MiB")
     with _BUDGET.share(_BUDGET.each):
-        decoded = _decoded_apart(kind, content, 0 if header_only else _BUDGET.each // _DECODED)
+        most_pixels = 0 if header_only else _BUDGET.each // _DECODED
+        decoded: bytes = load_service("photo-decoder")(kind, content, most_pixels)
     if not decoded.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError("its decoder wrote no picture")
     inner = _Metered(io.BytesIO(decoded))
@@ -403,32 +399,6 @@ def _open_photo(kind: PhotoKind, header_only: bool, file: _Metered, take: _Take)
     is_huge = image.width * image.height * shrink**2 > MOST_BYTES // _DECODED
     _settle(image, inner, take, len(decoded)).info["shrink"] = None if is_huge else shrink
     return image
-
-
-def _decoded_apart(kind: PhotoKind, content: bytes, most_pixels: int) -> bytes:
-    """Return a photo as a PNG, from a process of its own; see `photo_decoder.main`."""
-    import subprocess
-
-    program = str(Path(__file__).with_name("photo_decoder.py"))
-    # Isolated, it would not know the packages of PYTHONPATH and of the user.
-    folders = [folder for folder in sys.path if os.path.isabs(folder)]
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", program, kind, str(most_pixels), *folders],
-            input=content,
-            capture_output=True,
-            timeout=_PHOTO_TIMEOUT_S,
-            env={"MALLOC_ARENA_MAX": "1"},  # Of each thread's memory 64 MiB would count.
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ValueError(f"its decoder took more than {_PHOTO_TIMEOUT_S:g} s") from error
-    except OSError as error:
-        raise _NoDecoderError(f"{sys.executable}: {error.strerror}") from error
-    if done.returncode == SETUP_FAILED:
-        raise _NoDecoderError(done.stderr.decode(errors="replace").strip())
-    if done.returncode:
-        raise ValueError("its decoder failed: it is damaged, or too large")
-    return done.stdout
 
 
 _OTHER_KINDS = {

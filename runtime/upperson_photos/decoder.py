@@ -1,4 +1,4 @@
-"""Decode one HEIC or AVIF photo, in a process of its own: run by `image_file`.
+"""Decode one HEIC or AVIF photo, in a process of its own: run by `process`.
 
 The decoders are large and written in C, and a file may say another size than its pictures have. So
 this process may take so much memory and time and no more, and if it dies it takes no other with

@@ -1,0 +1,1 @@
+"""Extra [heif]: HEIC and AVIF photos, decoded in a process of their own."""
