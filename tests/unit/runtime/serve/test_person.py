@@ -185,7 +185,7 @@ def test_the_api_deletes_after_a_dry_run(console):
     assert (line["action"], len(line["ids"])) == ("alike", dry["deleted"])
     assert (dry["dry_run"], console.service.gallery.count()) == (True, 18)
     problem(delete(dry_run=False), 422, "reason_missing")
-    problem(delete(dry_run=False, reason="x" * 501), 422, "reason_too_long")
+    problem(delete(dry_run=False, reason="x" * 501), 422, "request_invalid")
     assert delete(dry_run=False, reason="requested").json()["deleted"] == dry["deleted"] >= 1
     track = {"track": "green-True", "camera": ODD, "reason": "requested"}
     path = "/api/v1/tracks"
