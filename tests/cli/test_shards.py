@@ -14,6 +14,7 @@ from tests.helpers.gallery_places import sql
 from tests.helpers.invoke import refusal, run_rt, run_rt_json, snapshot
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from tests.packaging.test_docs import commands_in
+from upperson_alerts.outbox import outbox_of
 from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.sqlite import store
 from upperson_shards import merge as merging
@@ -91,6 +92,27 @@ def test_every_picture_is_there_once(work, original):
     hits = run_rt_json("query", "red", "-b", "bundle", "-k", 2, "--threads", 1)["hits"]
     assert {Path(hit["source"]).name for hit in hits} == {"red.png"}
     assert index(0, to="gallery").exit_code == 3  # Only for the bad picture: it is no shard.
+
+
+def test_alerts_of_the_shards_are_kept_and_compare_new_pictures(work, monkeypatch):
+    monkeypatch.setenv("UPPERSON_BUNDLE", "bundle")
+    for number, sentence in ((1, "man in red coat"), (3, "woman in blue coat")):
+        add = ("alert", "add", sentence, "-g", f"shards/{number}", "--max-false", "1/day")
+        assert run_rt_json(*add)["state"] == "collecting"
+    assert run_rt("alert", "pause", "man in red coat", "-g", "shards/1").exit_code == 0
+    wanted = {
+        one["id"]: one["state"]
+        for number in (1, 3)
+        for one in run_rt_json("alert", "list", "-g", f"shards/{number}")["alerts"]
+    }
+    merged()
+    found = run_rt_json("alert", "list", "-g", "gallery")["alerts"]
+    assert {one["id"]: one["state"] for one in found} == wanted
+    draw_person("new.png", "blue", seed=9)
+    assert index(0, crops="new.png", to="gallery").exit_code == 0
+    with Gallery.open("gallery") as gallery, outbox_of(gallery) as outbox:
+        assert gallery.count() == 13
+        assert outbox.document("alerts/visits") == {"": 1}
 
 
 def test_shards_do_not_depend_on_machine_or_order(work):
