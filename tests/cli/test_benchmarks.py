@@ -135,7 +135,7 @@ SMALL_RUNS: dict[str, tuple[str, Any]] = {
         lambda found: found["rows"]["site 2"]["inside %"] >= 50,
     ),
     "people": (
-        "--people 8 --people 12 --test-people 12 --passes 1",
+        "--people 8 --test-people 12 --passes 1",
         lambda found: all(
             row["R@1 low"] <= row["R@1 points"] <= row["R@1 high"] for row in found["rows"].values()
         ),
