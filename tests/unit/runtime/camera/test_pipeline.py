@@ -362,7 +362,7 @@ def test_a_package_may_bring_a_kind_of_source(encoder, gallery, monkeypatch):
 
     points = {"noise": [SimpleNamespace(value="noise:open", load=lambda: open_noise)]}
     monkeypatch.setattr(
-        "upperson_rt.extensions._entry_points", lambda group: points if group == "sources" else {}
+        "upperson_rt.extensions._named", lambda group: points if group == "sources" else {}
     )
     address = "Noise://anna:s3cret@lab/1?token=s3cret!"
     source = parse_source(address)
