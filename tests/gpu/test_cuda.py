@@ -55,14 +55,6 @@ def numbers(seed=0):
     return np.random.default_rng(seed).normal(size=COUNT).astype(np.float32)
 
 
-def test_torch_sees_the_same_gpu(cuda, torch_gpu):
-    facts = torch_gpu.cuda.get_device_properties(0)
-    assert facts.name == cuda.gpu.name
-    assert f"{facts.major}.{facts.minor}" == cuda.gpu.compute_capability
-    assert facts.multi_processor_count == cuda.gpu.multiprocessors
-    assert bool(facts.is_integrated) == cuda.gpu.integrated
-
-
 @pytest.mark.parametrize("current", [False, True])
 def test_what_goes_in_comes_out(cuda, work, current):
     with cuda.current() if current else nullcontext():

@@ -6,23 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers.toy_run import Recorder, toy_config
+from tests.helpers.toy_run import Recorder, StoppedError, toy_config
 from upperson.train import train
 
 # 6 people x 2 views x 2 captions in batches of 12 are 2 steps an epoch.
 EPOCHS, STEPS = 8, 16
 STOPPED_AFTER = 7  # In the middle of an epoch.
-
-
-class StoppedError(Exception):
-    pass
-
-
-class StopAfter(Recorder):
-    def step(self, step):
-        super().step(step)
-        if len(self.losses) == STOPPED_AFTER:
-            raise StoppedError
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +62,7 @@ def test_the_loss_falls_as_on_the_cpu(trained, on_cpu):
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not(trained, tmp_path):
-    stopped, rest = StopAfter(), Recorder()
+    stopped, rest = Recorder(STOPPED_AFTER), Recorder()
     with pytest.raises(StoppedError):
         train(trained.config, tmp_path / "run", stopped, device=trained.device)
     train(trained.config, tmp_path / "run", rest, device=trained.device, resume=True)

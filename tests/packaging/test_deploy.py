@@ -107,6 +107,9 @@ def test_each_service_of_the_composition_has_a_health_check_of_what_it_does(tmp_
 
 
 def test_the_units_run_what_parses_and_are_hardened_alike():
+    prune = (DEPLOY / "upperson-prune.service").read_text()
+    commands = re.findall(r"^ExecStart=/opt/upperson/bin/(.*)$", prune, re.MULTILINE)
+    assert [complaint(*command.split()) for command in commands] == ["", ""]
     rest = {}
     for name in ("console", "watch"):
         text = (DEPLOY / f"upperson-{name}.service").read_text()
@@ -117,28 +120,3 @@ def test_the_units_run_what_parses_and_are_hardened_alike():
             assert f"\n{line}\n" in text
         rest[name] = text.partition("MemoryMax=")[2].splitlines()
     assert [line for line in rest["watch"] if not line.startswith("#")] == rest["console"]
-
-
-def test_files_and_pages_name_one_layout():
-    page = (ROOT / "docs/how-to/console.md").read_text()
-    layout = set(re.findall(r"`(/(?:opt|srv|var/lib|etc)/upperson[\w/.]*)`", page))
-    assert len(layout) == 11
-    texts = [*DEPLOY.iterdir(), *(ROOT / "docs").glob("**/*.md"), ROOT / "README.md"]
-    for file in texts:
-        for place in re.findall(
-            r"(?<![\w.])/(?:opt|srv|var/lib|etc)/upperson[\w/.-]*", file.read_text()
-        ):
-            known = any(place == one or place.startswith(f"{one}/") for one in layout)
-            above = any(one.startswith(f"{place.rstrip('/.')}/") for one in layout)
-            assert known or above, f"{place} in {file}"
-    mounted = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
-    for service in ("watch", "console"):
-        for volume in mounted[service]["volumes"]:
-            place = volume.split(":")[1]
-            assert f"`{place}" in page, place
-
-
-def test_the_commands_of_the_timer_parse():
-    text = (DEPLOY / "upperson-prune.service").read_text()
-    commands = re.findall(r"^ExecStart=/opt/upperson/bin/(.*)$", text, re.MULTILINE)
-    assert [complaint(*command.split()) for command in commands] == ["", ""]

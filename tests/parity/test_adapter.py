@@ -143,17 +143,13 @@ def test_command_lines_apply_describe_and_remove(site):
 
 def test_the_adapter_is_small_and_holds_what_was_trained(site):
     with AdapterFile("site.adapter") as file:
-        trained = {tower: file.trained(tower) for tower in ("image", "text")}
-        assert set(file.manifest.copied) == {"tokenizer.json"}
+        trained = [v for tower in ("image", "text") for v in file.trained(tower).values()]
         literal = sum(len(file.graph(name)) for name in file.manifest.graphs)
     model = model_of("clip", PARTS)
     wanted = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert sum(v.size for tensors in trained.values() for v in tensors.values()) == wanted
-    assert {v.dtype for tensors in trained.values() for v in tensors.values()} == {
-        np.dtype(np.float16)
-    }
-    graphs = sum(path.stat().st_size for path in (site / "home").glob("*.onnx"))
-    assert literal < graphs / 4
+    assert sum(value.size for value in trained) == wanted
+    assert {value.dtype for value in trained} == {np.dtype(np.float16)}
+    assert literal < sum(path.stat().st_size for path in (site / "home").glob("*.onnx")) / 4
 
 
 # --- What is refused: the bundle that is there stays
@@ -204,23 +200,8 @@ def to_another(value):
     value[0, 0] += 1
 
 
-def without_part(content):
-    parts = content["graphs"]["image.int8.onnx"]["parts"]
-    del parts[len(parts) // 2]
-
-
-def beyond_the_base(content):
-    places = content["towers"]["text"]["frozen"]
-    places["embedding"]["offset"] = 1 << 40
-
-
-def twice(content):
-    parts = content["graphs"]["image.int8.onnx"]["parts"]
-    parts.insert(0, parts[0])
-
-
-def outside(content):
-    content["copied"].append("../tokenizer.json")
+def parts_of(content):
+    return content["graphs"]["image.int8.onnx"]["parts"]
 
 
 FILES = {
@@ -232,7 +213,7 @@ FILES = {
         lambda path: rewritten(path, **{"trained.safetensors": b"\xff" * 40}),
         lambda path: rewritten(path, **{"graphs/image.int8.onnx": None}),
         lambda path: with_manifest(path, lambda content: content.pop("base")),
-        lambda path: with_manifest(path, twice),
+        lambda path: with_manifest(path, lambda c: parts_of(c).insert(0, parts_of(c)[0])),
         lambda path: rewritten(path, **{"adapter.json": b"[" * 9_000_000}),
         lambda path: rewritten(path, **{"files/canaries.npz": b"other"}),
         lambda path: rewritten(path, **{"files/.git/config": b"[core]"}),
@@ -244,27 +225,32 @@ FILES = {
     "graph_differs": (
         lambda path: changed_tensor(path, to_another),
         lambda path: rewritten(path, **{"graphs/image.fp32.onnx": b"other"}),
-        lambda path: with_manifest(path, without_part),
+        lambda path: with_manifest(path, lambda c: parts_of(c).pop(len(parts_of(c)) // 2)),
     ),
     "weight_unfit": (
-        lambda path: with_manifest(path, beyond_the_base),
+        lambda path: with_manifest(
+            path, lambda c: c["towers"]["text"]["frozen"]["embedding"].update(offset=1 << 40)
+        ),
         lambda path: rewritten(path, **{"trained.safetensors": pack_tensors({})}),
     ),
-    "path_outside": (lambda path: with_manifest(path, outside),),
+    "path_outside": (
+        lambda path: with_manifest(path, lambda c: c["copied"].append("../tokenizer.json")),
+    ),
     "version_unknown": (lambda path: with_manifest(path, lambda c: c.update(schema_version=2)),),
 }
 
 
-@pytest.mark.parametrize(
-    ("code", "change"), [(code, change) for code, all_ in FILES.items() for change in all_]
-)
-def test_a_damaged_or_changed_adapter_leaves_the_bundle(site, code, change):
+def test_a_damaged_or_changed_adapter_leaves_the_bundle(site):
     shutil.copytree("base", "bundle")
-    change(site / "site.adapter")
-    before = snapshot(site)
-    with refused(code):
-        apply_adapter("site.adapter", "base", "bundle")
-    assert snapshot(site) == before
+    adapter = site / "site.adapter"
+    whole = adapter.read_bytes()
+    for code, change in ((code, change) for code, all_ in FILES.items() for change in all_):
+        adapter.write_bytes(whole)
+        change(adapter)
+        before = snapshot(site)
+        with refused(code):
+            apply_adapter("site.adapter", "base", "bundle")
+        assert snapshot(site) == before
 
 
 def changed_graph(site):
@@ -331,13 +317,6 @@ def as_if_of(bundle, **changes):
     (bundle / "bundle.json").write_text(changed.to_json(), "utf-8")
 
 
-def test_an_earlier_bundle_of_the_site_is_replaced(site):
-    shutil.copytree("home", "bundle")
-    as_if_of(site / "bundle", adapter_sha256="7" * 64)
-    apply_adapter("site.adapter", "base", "bundle")
-    assert snapshot(site / "bundle") == snapshot(site / "home")
-
-
 @pytest.mark.parametrize("change", [{"name": "another site"}, {"base_sha256": "5" * 64}])
 def test_the_bundle_of_another_site_or_base_is_replaced_only_by_force(site, change):
     shutil.copytree("home", "bundle")
@@ -349,6 +328,9 @@ def test_the_bundle_of_another_site_or_base_is_replaced_only_by_force(site, chan
         refusal(run_rt("apply", "--remove", *into, "--json"), 3, "bundle_of_other_model")
     assert snapshot(site) == before
     assert run_rt("apply", "site.adapter", *into, "--force").exit_code == 0
+    assert snapshot(site / "bundle") == snapshot(site / "home")
+    as_if_of(site / "bundle", adapter_sha256="7" * 64)  # An earlier one of the site.
+    apply_adapter("site.adapter", "base", "bundle")
     assert snapshot(site / "bundle") == snapshot(site / "home")
 
 
@@ -370,13 +352,12 @@ def test_an_export_replaces_the_bundle_of_another_model_only_by_force(site):
     assert read_manifest(site / place).model.adapter_sha256 == NO_ADAPTER
 
 
-@pytest.mark.parametrize("output", ["base", "base/site", "."])
-@pytest.mark.parametrize("made", [apply_adapter, restore_base])
-def test_base_and_output_are_apart(site, output, made):
+def test_base_and_output_are_apart(site):
     before = snapshot(site)
-    given = ("site.adapter", "base") if made is apply_adapter else ("base",)
-    with refused("output_is_base", UsageError):
-        made(*given, output)
+    for output in ("base", "base/site", "."):
+        for made, *given in ((apply_adapter, "site.adapter", "base"), (restore_base, "base")):
+            with refused("output_is_base", UsageError):
+                made(*given, output)
     with refused("base_has_adapter", UsageError):
         restore_base("home", "bundle")
     assert snapshot(site) == before
@@ -406,7 +387,7 @@ def test_killed_at_any_moment_the_earlier_bundle_serves(site):
     once.join(120)
     assert once.exitcode == 0
     whole_s = time.monotonic() - start
-    for share in np.linspace(0.05, 1.1, 8):
+    for share in np.linspace(0.05, 1.1, 5):
         process = applying.Process(target=apply_adapter, args=("site.adapter", "base", "bundle"))
         process.start()
         process.join(share * whole_s)
@@ -482,16 +463,12 @@ def test_low_rank_updates_are_summed_in_one_order():
         trained[f"blocks.0.lora.{part}.down"] = rng.standard_normal((32, 64), np.float32)
         trained[f"blocks.0.lora.{part}.scale"] = np.float32(0.7)
     (folded,) = fold_trained(frozen, trained, heads=1).values()
-    before = frozen["blocks.0.attention.qkv.weight"]
-    np.testing.assert_array_equal(folded[:, :64], before[:, :64])
-    for part, columns in (("key", slice(64, 128)), ("value", slice(128, 192))):
-        up, down, scale = (
-            trained[f"blocks.0.lora.{part}.{name}"].astype(np.float64)
-            for name in ("up", "down", "scale")
+    expected = frozen["blocks.0.attention.qkv.weight"].astype(np.float64)
+    for part, start in (("key", 64), ("value", 128)):
+        up, down = (
+            trained[f"blocks.0.lora.{part}.{name}"].astype(float) for name in ("up", "down")
         )
-        exact = [
-            [math.fsum(up[o, r] * down[r, i] for r in range(32)) for o in range(64)]
-            for i in range(64)
-        ]
-        expected = (before[:, columns] + scale * np.array(exact)).astype(np.float32)
-        np.testing.assert_allclose(folded[:, columns], expected, rtol=2e-7)
+        exact = [[math.fsum(up[o] * down[:, i]) for o in range(64)] for i in range(64)]
+        expected[:, start : start + 64] += np.float64(np.float32(0.7)) * np.array(exact)
+    np.testing.assert_array_equal(folded[:, :64], expected[:, :64])
+    np.testing.assert_allclose(folded, expected.astype(np.float32), rtol=2e-7)

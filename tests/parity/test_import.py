@@ -65,11 +65,8 @@ def require_parity(model, state):
     "settings",
     [
         {},
-        {"depth_prefix": 1},
-        {"depth_lora": 1, "depth_adapter": 1},
-        {"depth_prefix": 0},
-        {"depth_lora": 0, "prefix_length": 1},
-        {"depth_adapter": 12},
+        {"depth_prefix": 1, "depth_lora": 0},
+        {"depth_lora": 1, "depth_adapter": 1, "depth_prefix": 0},
         PLAIN,
     ],
     ids=lambda settings: ",".join(f"{key}={value}" for key, value in settings.items()) or "all",

@@ -23,9 +23,7 @@ CONFIGS = [
     UPPersonConfig(lora_rank=4, adapter_reduction=4, **others)
     for others in (
         {"prefix_length": 0},
-        {"prefix_length": 1},
         {"prefix_length": 5},
-        {"prefix_length": 5, "prefix_blocks": "1"},
         {"prefix_length": 5, "prefix_blocks": "2", "lora_blocks": "1", "adapter_blocks": "1-1"},
     )
 ]

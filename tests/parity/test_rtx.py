@@ -17,7 +17,7 @@ from tests.helpers.refused import refused
 from tests.helpers.toy_bases import shortened_base
 from tests.helpers.toy_graphs import TOWERS, toy_graph
 from tests.helpers.vit_b16 import PROFILES, export_vit_b16, int8_gemms, vit_b16_variant
-from upperson_export.engines import RtxEngine, build_rtx_engine, parse_layers, rtx_target
+from upperson_export.engines import build_rtx_engine, rtx_target
 from upperson_export.fold import fold_image_tower
 from upperson_export.graphs import build_variant, export_onnx
 from upperson_export.lint import lint
@@ -160,15 +160,6 @@ def test_the_planar_graph_of_deepstream_is_taken(tmp_path):
 
 
 @needs_rtx
-def test_one_build_makes_one_engine(tmp_path):
-    first = build(toy_fp16(), tmp_path, TOY_PROFILE, "8.9")
-    assert first.content == build(toy_fp16(), tmp_path, TOY_PROFILE, "8.9").content
-    assert first.content != build(toy_fp16(), tmp_path, TOY_PROFILE, "7.5").content
-    assert first.version
-    assert len(first.layers) > 10
-
-
-@needs_rtx
 def test_a_graph_that_the_linter_finds_fault_with_is_refused_by_the_compiler(tmp_path):
     broken = toy_fp16().clone()
     add = next(node for node in broken.graph if node.name == "blocks.0/Add_2")
@@ -196,27 +187,3 @@ def test_a_missing_package_is_a_clear_error():
         pytest.skip("TensorRT for RTX is installed")
     with refused("extra_missing", BackendError, package="tensorrt_rtx"):
         rtx_target("8.6")
-
-
-def test_the_table_of_layers_is_read():
-    tensor = "{{ Name: t, Dimensions: [-1,7], Datatype: {}, Format: (Linear) Row major }}"
-    lines = [
-        "Layers:",
-        f"Name: _gemm_mha_v2_0, LayerType: kgen, Inputs: [ {tensor.format('Half')}], "
-        f"Constants: [], Outputs: [ {tensor.format('Int8')}], TacticName: x_0x12, StreamId: 0, "
-        "Metadata: [ONNX Layer: a/MatMul][ONNX Layer: a/Softmax]",
-        f"Name: fc1_1, LayerType: gemm, Inputs: [ {tensor.format('Int8')}], "
-        f"Constants: [ {tensor.format('Int8')}, {tensor.format('Float')}], Outputs: [], "
-        "TacticName: , StreamId: 0, Metadata: [ONNX Layer: fc1/MatMul]",
-        f"Name: fc2_1, LayerType: gemm, Inputs: [ {tensor.format('Half')}], "
-        f"Constants: [ {tensor.format('Int8')}], Outputs: [], TacticName: , StreamId: 0, "
-        "Metadata: [ONNX Layer: fc2/MatMul]",
-        "Bindings:",
-    ]
-    engine = RtxEngine(b"", "1", tuple(parse_layers("\n".join(lines))))
-    nodes = [("a/MatMul", "a/Softmax"), ("fc1/MatMul",), ("fc2/MatMul",)]
-    assert [layer.nodes for layer in engine.layers] == nodes
-    types = [{"Half"}, {"Int8", "Float"}, {"Half", "Int8"}]
-    assert [layer.types for layer in engine.layers] == types
-    assert [layer.name for layer in engine.fused_attentions()] == ["_gemm_mha_v2_0"]
-    assert [layer.name for layer in engine.int8_gemms()] == ["fc1_1"]

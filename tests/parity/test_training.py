@@ -99,12 +99,11 @@ def test_two_processes_train_as_one(config, one, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"accumulate": 3},
         {"accumulate": 20},
         {"checkpoint_activations": True},
         {"workers": 2, "cache": "cache"},
     ],
-    ids=["three parts", "more parts than pairs", "activations recomputed", "two workers, a cache"],
+    ids=["more parts than pairs", "activations recomputed", "two workers, a cache"],
 )
 def test_the_way_of_computing_does_not_change_the_run(config, one, tmp_path, changes, monkeypatch):
     monkeypatch.chdir(tmp_path)

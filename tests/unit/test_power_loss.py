@@ -236,13 +236,11 @@ def test_folders_and_files_are_old_or_new(tmp_path, disk_calls, fault):
 @pytest.mark.parametrize(
     "fault",
     [
-        "files._sync_file = lambda path: None",
-        "files.sync_folder = lambda folder: None",
         "files.os.fsync = lambda handle: None",
         "real = files.sync_folder\n"
         "files.sync_folder = lambda folder: folder.resolve() == Path.cwd() or real(folder)",
     ],
-    ids=["files", "folders", "all", "the folder with the name"],
+    ids=["all", "the folder with the name"],
 )
 def test_a_sync_that_is_left_out_is_found(tmp_path, disk_calls, fault):
     assert "damaged" in outcomes(recorded_folders(tmp_path / "work", disk_calls, fault))

@@ -61,6 +61,11 @@ def test_reading_gives_what_was_written(tmp_path):
     path = tmp_path / "calibration.json"
     write_calibration(path, calibration())
     found = read_calibration(path)
+    content = json.loads(path.read_text("utf-8"))
+    for changed in ({"schema_version": 9}, {"estimator": "ms"}, {"extra": 1}):
+        (tmp_path / "other.json").write_text(json.dumps(content | changed), "utf-8")
+        with pytest.raises(InputError):
+            read_calibration(tmp_path / "other.json")
     assert found == calibration()
     assert found.to_json() == path.read_text("utf-8") == calibration().to_json()
     image = json.loads(path.read_text("utf-8"))["towers"]["image"]
@@ -68,20 +73,6 @@ def test_reading_gives_what_was_written(tmp_path):
     assert list(found.towers["image"].forms["plain"].amax) == ["add_1", "add_2"]
     factors = found.towers["image"].smoothing["blocks.0.ln_1"].factors
     np.testing.assert_array_equal(factors, np.exp2(np.float32([-9 / 8, 0, 6])))
-
-
-def test_a_changed_range_is_one_line_of_a_difference():
-    one = calibration()
-
-    def with_range(value):
-        image = one.towers["image"]
-        plain = replace(image.forms["plain"], amax={"add_1": 0.0, "add_2": value})
-        changed = replace(image, forms={**image.forms, "plain": plain})
-        return replace(one, towers={**one.towers, "image": changed}).to_json()
-
-    assert with_range(3.2500004) == one.to_json()
-    lines = one.to_json().splitlines(), with_range(3.26).splitlines()
-    assert [a.strip() for a, b in zip(*lines, strict=True) if a != b] == ['"add_2": 3.25']
 
 
 def test_samples_are_recorded_by_hash_in_any_order():
@@ -107,38 +98,6 @@ def test_it_is_refused_with_another_estimator_or_for_another_graph():
         one.for_graphs({"image": IMAGE_GRAPH, "text": "3" * 64})
     with refused("tower_not_calibrated", IntegrityError, tower="text"):
         replace(one, towers={"image": one.towers["image"]}).for_graphs({"text": TEXT_GRAPH})
-
-
-TEXT_RANGES = ("towers", "text", "forms", "plain", "amax")
-FACTORS = ("towers", "image", "smoothing", "blocks.0.ln_1", "log2_factors_in_eighths")
-
-
-@pytest.mark.parametrize(
-    ("where", "value", "place"),
-    [
-        (("schema_version",), 9, "version 9"),
-        (("extra",), 1, "'extra'"),
-        (("samples", "texts", "sha256"), ["a"], "texts.sha256[0]"),
-        (("towers", "audio"), {}, "towers.audio"),
-        (("estimator",), "ms", "'ms'"),
-        ((*TEXT_RANGES, "a"), -1, "amax.a"),
-        ((*TEXT_RANGES, "b"), 1.0, "'b'"),
-        (("towers", "text", "forms", "mixed"), {}, "forms.mixed"),
-        (FACTORS, "1 2.5", "log2_factors_in_eighths"),
-        (FACTORS, "1 2000", "log2_factors_in_eighths"),
-        (FACTORS, " ", "log2_factors_in_eighths"),
-    ],
-)
-def test_a_damaged_file_is_refused_with_the_place(tmp_path, where, value, place):
-    content = parent = json.loads(calibration().to_json())
-    for step in where[:-1]:
-        parent = parent[step]
-    parent[where[-1]] = value
-    path = tmp_path / "calibration.json"
-    path.write_text(json.dumps(content), "utf-8")
-    with pytest.raises(InputError) as found:
-        read_calibration(path)
-    assert place in str(found.value)
 
 
 def places(value, path=()):

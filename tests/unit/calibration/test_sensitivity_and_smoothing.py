@@ -9,7 +9,7 @@ from tests.helpers.refused import refused
 from upperson_calibration.graph import BlockLinear, TowerGraph
 from upperson_calibration.ranges import AbsHistogram, Observed, round_activation, round_weight
 from upperson_calibration.sensitivity import rank_by_sensitivity
-from upperson_calibration.smoothing import STEPS_PER_OCTAVE, choose_smoothing
+from upperson_calibration.smoothing import choose_smoothing
 from upperson_rt.errors import InputError
 
 INPUTS, DIM = 12, 8
@@ -171,16 +171,6 @@ def test_loud_channels_are_evened_out(choose):
     np.testing.assert_allclose(smoothing.factors[[3, 17]] / np.median(others), 64, rtol=0.5)
 
 
-def test_factors_lie_on_the_grid_that_a_file_stores(choose):
-    stressed = rows(2) * np.geomspace(0.01, 100, WIDTH).astype(np.float32)
-    smoothing = choose({"qkv": normal(3, WIDTH, 48)}, {"qkv": stressed})["ln_1"]
-    assert smoothing.alpha is not None
-    np.testing.assert_array_equal(
-        smoothing.factors, np.exp2(smoothing.exponents / STEPS_PER_OCTAVE).astype(np.float32)
-    )
-    assert abs(smoothing.exponents.mean()) < STEPS_PER_OCTAVE  # Magnitudes stay.
-
-
 def test_no_factors_are_chosen_if_they_do_not_help(choose):
     """The numbers are in int8 already: any factor only coarsens some weights."""
     exact = np.random.default_rng(0).integers(-127, 128, (200, WIDTH)).astype(np.float32)
@@ -192,14 +182,6 @@ def test_no_factors_are_chosen_if_they_do_not_help(choose):
     assert smoothing.alpha is None
     assert (smoothing.factors == 1).all()
     assert smoothing.error_after == smoothing.error_before
-
-
-def test_q_and_kv_share_factors_and_fc2_has_none(choose):
-    weights = {name: normal(index, WIDTH, 48) for index, name in enumerate(("kv", "q", "fc2"))}
-    every = rows(0, 30)
-    found = choose(weights, {"kv": every, "q": every[:5], "fc2": rows(1)})
-    assert list(found) == ["ln_1"]
-    assert found["ln_1"].error_after < found["ln_1"].error_before
 
 
 def test_silent_channels_and_unread_rows_keep_factor_one(choose):

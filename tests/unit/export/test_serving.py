@@ -190,10 +190,8 @@ def test_nvinfer_gets_the_tower_and_values_that_fit_it(bundle, tmp_path):
     assert all(16 * a >= n > 16 * (a - 1) for a, n in zip(least, dims[2:], strict=True))
     assert config["output-blob-names"] == graph.output[0].name
     readme = (written.folder / "README.md").read_text("utf-8")
-    assert f"--saveEngine={config['model-engine-file']} " in readme
-    assert " --stronglyTyped --noTF32 " in readme
-    assert "--onnx=image.fp32.planar.onnx " in readme
-    assert f"--maxShapes=image:{BATCH_SIZE}x3x24x8\n" in readme
+    for option in ("--stronglyTyped --noTF32 ", f"--saveEngine={config['model-engine-file']} "):
+        assert option in readme
 
 
 def chain(*elements):
@@ -287,10 +285,6 @@ def test_the_planar_graph_differs_at_its_input_alone_and_gives_the_same_bits(exp
             run(adapted, "image", np.ascontiguousarray(planar[rows])),
             run(exported, "image", pixels[rows]),
         )
-    (given,) = adapted.graph.input
-    shape = [dim.dim_param or dim.dim_value for dim in given.type.tensor_type.shape.dim]
-    assert (given.name, given.type.tensor_type.elem_type) == ("image", TensorProto.FLOAT)
-    assert shape == ["batch", 3, 48, 32]
     assert adapted.graph.output == exported.graph.output
     assert adapted.graph.initializer == exported.graph.initializer
     first, *rest = adapted.graph.node
@@ -302,9 +296,6 @@ def test_the_planar_graph_differs_at_its_input_alone_and_gives_the_same_bits(exp
     assert [node.op_type for node in typed.graph.node[:2]] == ["Transpose", "Cast"]
     with refused("input_not_pixels", IntegrityError):
         planar_float_input(adapted)
-
-
-# --- Both formats
 
 
 def test_every_constant_comes_from_the_manifest(tmp_path, monkeypatch):
@@ -322,6 +313,9 @@ def test_every_constant_comes_from_the_manifest(tmp_path, monkeypatch):
     ):
         text = file.read_text("utf-8")
         assert [one for one in constants if one not in text] == []
+
+
+# --- Both formats
 
 
 @each_format
@@ -343,7 +337,7 @@ def test_gpu_servers_get_fp16_else_fp32_or_what_is_named(bundle, tmp_path, write
     assert not (tmp_path / "d").exists()
 
 
-@pytest.mark.parametrize("name", ["../../up", "/etc/cron.d/x", 'a"b\n}', "..", "личность"])
+@pytest.mark.parametrize("name", ["../../up", 'a"b\n}', ".."])
 def test_a_models_name_stays_inside_the_folder(bundle, tmp_path, name, kserve):
     edit_manifest(bundle, lambda content: content["model"].update(name=name))
     folder = write_triton(bundle, tmp_path / "out" / "models").folder
@@ -412,6 +406,6 @@ def test_a_graph_that_breaks_the_contract_is_refused(bundle, tmp_path, write):
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     assert with_file(model.SerializeToString()) == "graph_not_as_manifest"
     with_file(b"\xffgarbage")
-    (bundle / "image.fp32.onnx").write_bytes(b"changed")
-    with pytest.raises(IntegrityError):
+    (bundle / "image.fp32.onnx").write_bytes(b"\xffgarbled")  # As long, and another hash.
+    with refused("checksum_differs", IntegrityError):
         write(bundle, tmp_path / "out")

@@ -14,15 +14,12 @@ from upperson.questions import (
     ANY,
     THINGS,
     attribute_columns,
-    has_all,
     measure_evidence,
-    negated_questions,
     short_questions,
     thing_questions,
 )
 from upperson_rt.errors import InputError
 from upperson_rt.phrases.evidence import Evidence
-from upperson_scores.metrics import auroc
 from upperson_synthetic.people import sample_people
 
 VIEWS = 2
@@ -75,43 +72,6 @@ def measure(model, records):
     return measure_attributes(records, model.embed_texts(texts), model.image_GE, model.embed_texts)
 
 
-def test_questions_are_all_that_could_be_asked(records, people):
-    columns = attribute_columns(records)
-    questions = short_questions(columns, "{gender} in {upper_colour} {upper}")
-    worn = {(person.gender, person.upper) for person in people if not person.is_child}
-    colours = {person.upper_colour for person in people}
-    assert {question.text for question in questions} == {
-        f"{gender} in {colour} {upper}" for (gender, upper) in worn for colour in colours
-    }
-    assert len(worn) == 13, "men wear no dress"
-    assert questions[0].wanted.keys() == {"gender", "upper_colour", "upper"}
-    clothes = short_questions(columns, "{upper_colour} {upper}")
-    assert len(clothes) == len({person.upper for person in people}) * len(colours)
-
-    things = {question.text for name in THINGS for question in thing_questions(columns, name)}
-    assert {"a person with a backpack", "a person with a raised hood"} < things
-    assert len(things) == 4 + 4 + 3, "nothing is no thing"
-    for question in negated_questions(columns, "bag", clothed=True):
-        fitting = [p for p in people if {p.upper, p.upper_colour} == {*question.wanted.values()}]
-        assert question.forbidden["bag"] in {person.bag for person in fitting}
-        assert {person.bag for person in fitting} - {question.forbidden["bag"]}
-        assert question.text.startswith("a person in a")
-
-    (bag,) = negated_questions(columns, "bag", anything=True)
-    assert (bag.text, bag.forbidden) == ("a person without a bag", {"bag": ANY})
-    (hat,) = negated_questions(columns, "headwear", anything=True)
-    assert hat.text == "a person without headwear"
-    assert negated_questions(columns, "accessory", anything=True) == []
-    clothed = negated_questions(columns, "bag", clothed=True, anything=True)
-    assert len(clothed) == len({question.text for question in clothed}) > 5
-    has_bag = has_all(columns, {"bag": ANY})
-    assert (has_bag == (columns["bag"] != "none")).all()
-    for question in clothed:
-        wearing = has_all(columns, question.wanted)
-        assert (wearing & has_bag).any()
-        assert (wearing & ~has_bag).any()
-
-
 def test_a_model_that_knows_the_words_is_right(records):
     model = Knowing(records, "gender", "upper", "upper_colour", *THINGS)
     report = measure(model, records)
@@ -142,12 +102,7 @@ def test_a_model_that_sees_colours_alone(records):
             return super().embed_texts([text.replace(" and ", " ") for text in texts])
 
     report = measure(Knowing(records, "upper_colour"), records)
-    parts = report.short["person"].parts
-    assert parts["colour"].top1 == 100
-    assert parts["colour"].at10 == parts["colour"].at10_most
-    for name in ("gender", "garment"):
-        assert abs(parts[name].top1 - parts[name].chance) < 25
-    assert report.captions["upper_colour"].top1 == 100
+    assert report.short["person"].parts["colour"].top1 == 100
     assert report.captions["upper_colour"].r1_lost == 0
     assert report.captions["upper"].r1_lost > 0
     mixes = measure(Mixing(records, "upper_colour"), records).swapped
@@ -271,13 +226,8 @@ def test_evidence_is_held_against_what_is_true(records):
     assert found.keys() == things | colours | {"any bag", "any headwear"}
     for name in ("gender", "upper", "upper_colour", "bag", "any bag"):
         assert found[name].auroc > 95, name
-        assert found[name].least <= found[name].auroc
-    worn = {*zip(columns["upper_colour"], columns["upper"], strict=True)}
-    phrases = {
-        "upper": len({*columns["upper"]}), "bag": len({*columns["bag"]} - {"none"}),
-        "upper_colour": len(worn), "any bag": 1, "glasses": 1, "hair_colour": 5,
-    }  # fmt: skip
-    assert {name: found[name].phrases for name in phrases} == phrases
+    assert found["bag"].phrases == len({*columns["bag"]} - {"none"})
+    assert found["any bag"].phrases == 1
     blind = measure_evidence(columns, model.image_GE[:, :1] * 0 + 1, Evidence(_same))
     assert {truth.auroc for truth in blind.values()} == {50.0}
     alike = {"upper": np.full(len(records), "coat"), "gender": np.full(len(records), "zzz")}
@@ -286,14 +236,6 @@ def test_evidence_is_held_against_what_is_true(records):
 
 def _same(texts):
     return np.ones((len(texts), 1), dtype=np.float32)
-
-
-def test_auroc_counts_pairs():
-    rng = np.random.default_rng(1)
-    one, other = rng.integers(0, 6, 20) / 2, rng.integers(0, 6, 30) / 2
-    pairs = [(a > b) + 0.5 * (a == b) for a in one for b in other]
-    assert auroc(one, other) == pytest.approx(100 * np.mean(pairs))
-    assert auroc(one, one[:0]) is None
 
 
 def test_what_is_not_annotated_is_not_guessed_and_null_is_no_such_thing():

@@ -12,7 +12,6 @@ from tests.helpers.data_sets import (
     WRITERS,
     edit_json,
     write_cuhk_pedes,
-    write_flickr30k,
     write_icfg_pedes,
     write_jsonl,
     write_rstpreid,
@@ -77,21 +76,15 @@ def test_counts_are_compared_with_the_published_ones(tmp_path, monkeypatch):
     splits = read_dataset("cuhk-pedes", folder)
     with refused("counts_differ", InputError, dataset="cuhk-pedes"):
         require_published_counts("cuhk-pedes", tmp_path, splits)
-    known = dataclasses.replace(PUBLISHED_SETS["cuhk-pedes"], counts=SMALL)
+    people = {split: count.ids for split, count in SMALL.items()}
+    known = dataclasses.replace(PUBLISHED_SETS["cuhk-pedes"], outdated=people)
+    monkeypatch.setitem(PUBLISHED_SETS, "cuhk-pedes", known)  # Of another release.
+    assert "outdated_splits" in findings(check_dataset("cuhk-pedes", folder, decode=False))
+    known = dataclasses.replace(known, counts=SMALL, outdated=None)
     monkeypatch.setitem(PUBLISHED_SETS, "cuhk-pedes", known)
     assert check_dataset("cuhk-pedes", folder).findings == ()
     require_published_counts("cuhk-pedes", tmp_path, splits)
     require_published_counts("jsonl", tmp_path, splits)
-
-
-def test_published_counts_add_up():
-    totals = {
-        name: tuple(map(sum, zip(*published.counts.values(), strict=True)))
-        for name, published in PUBLISHED_SETS.items()
-    }
-    assert totals["cuhk-pedes"] == (13003, 40206, 80440)
-    assert totals["icfg-pedes"] == (4102, 54522, 54522)
-    assert totals["rstpreid"] == (4101, 20505, 41010)
 
 
 def test_a_val_split_that_was_never_published_and_the_report_as_json(tmp_path):
@@ -105,34 +98,11 @@ def test_a_val_split_that_was_never_published_and_the_report_as_json(tmp_path):
     content = report.as_dict()
     assert json.loads(json.dumps(content)) == content
     assert (content["usable"], content["files"]) == (False, [str(folder / "ICFG-PEDES.json")])
-    assert content["splits"]["train"] == {
-        "ids": 2,
-        "images": 4,
-        "captions": 4,
-        "published": {"ids": 3102, "images": 34674, "captions": 34674},
-    }
+    published = {"ids": 3102, "images": 34674, "captions": 34674}
+    counts = {"ids": 2, "images": 4, "captions": 4, "published": published}
+    assert content["splits"]["train"] == counts
     assert content["splits"]["val"]["published"] is None
-    assert content["findings"]["missing_image"] == {
-        "severity": "error",
-        "count": 1,
-        "examples": [str(missing)],
-    }
-
-
-def test_the_splits_of_the_first_rstpreid_are_known(tmp_path, monkeypatch):
-    rstpreid = PUBLISHED_SETS["rstpreid"]
-    assert rstpreid.outdated == {"train": 3901, "val": 100, "test": 100}
-    folder = write_rstpreid(tmp_path)
-    for test_people, outdated in ((1, True), (2, False)):
-        people = {"train": 2, "val": 1, "test": test_people}
-        first = dataclasses.replace(rstpreid, outdated=people)
-        monkeypatch.setitem(PUBLISHED_SETS, "rstpreid", first)
-        found = findings(check_dataset("rstpreid", folder, decode=False))
-        assert ("outdated_splits" in found) == outdated
-        with refused("counts_differ", InputError) as caught:
-            require_published_counts("RSTPReid", folder, read_dataset("rstpreid", folder))
-        expected = found["outdated_splits" if outdated else "counts_differ"].examples
-        assert tuple(caught.value.fields["differing"]) == expected
+    assert content["findings"]["missing_image"]["examples"] == [str(missing)]
 
 
 def test_missing_and_broken_images(tmp_path):
@@ -150,13 +120,8 @@ def test_missing_and_broken_images(tmp_path):
     assert found["missing_image"] == Finding("missing_image", "error", 1, (str(missing),))
     (example,) = found["truncated_image"].examples
     assert str(truncated) in example
-    assert [
-        str(path) in example
-        for path, example in zip((text, directory), found["broken_image"].examples, strict=True)
-    ] == [True, True]
-    assert [error.kind for error in report.errors] == [
-        "missing_image", "truncated_image", "broken_image"
-    ]  # fmt: skip
+    for path, example in zip((text, directory), found["broken_image"].examples, strict=True):
+        assert str(path) in example
     with pytest.raises(InputError, match="truncated"):  # Pillow's switch is as it was.
         load_image(truncated)
     report = check_dataset("rstpreid", folder, decode=False)
@@ -164,19 +129,17 @@ def test_missing_and_broken_images(tmp_path):
     assert [(error.kind, error.count) for error in report.errors] == [("missing_image", 1)]
 
 
-@pytest.mark.parametrize("long", ["[" * 3000, "x" * 300 + "/0.jpg", "y/" * 5000 + "0.jpg"])
-def test_an_image_whose_name_is_too_long_is_missing(tmp_path, long):
+def test_an_image_whose_name_is_too_long_is_missing(tmp_path):
     write_jsonl(tmp_path)
-    line = {"image": long, "pid": 1, "caption": "a man"}
-    (tmp_path / "annotations.jsonl").write_text(json.dumps(line), "utf-8")
-    (error,) = check_dataset("jsonl", tmp_path, decode=False).errors
-    assert error.kind in ("missing_image", "missing_folder")
-    assert error.count == 1
-    assert len(error.examples[0]) < 1000
-    (record,) = read_dataset("jsonl", tmp_path)["train"]
-    with refused("images_missing", InputError) as found:
-        images.require_images([record.image])
-    assert len(str(found.value)) < 1000
+    for long in ("[" * 3000, "y/" * 5000 + "0.jpg"):
+        line = {"image": long, "pid": 1, "caption": "a man"}
+        (tmp_path / "annotations.jsonl").write_text(json.dumps(line), "utf-8")
+        (error,) = check_dataset("jsonl", tmp_path, decode=False).errors
+        assert error.kind in ("missing_image", "missing_folder")
+        (record,) = read_dataset("jsonl", tmp_path)["train"]
+        with refused("images_missing", InputError) as found:
+            images.require_images([record.image])
+        assert len(str(found.value)) < 1000
 
 
 def test_missing_folders_are_reported_before_anything_is_decoded(tmp_path):
@@ -276,21 +239,16 @@ def test_everything_that_is_wrong_is_found_in_one_go(tmp_path):
     assert severities == sorted(severities, key=["error", "warning", "note"].index)
 
 
-def test_gaps_in_the_ids_of_train_are_a_note_but_not_in_numbers_of_images(tmp_path):
-    people, scenes = write_rstpreid(tmp_path), write_flickr30k(tmp_path)
-
+def test_gaps_in_the_ids_of_train_are_a_note(tmp_path):
     def change(entries):
-        for entry in entries[2:4]:
-            entry.update(id=2, image_id="900")
-        entries[4].update(id=90)  # That of val.
+        for entry, pid in zip(entries[2:5], (2, 2, 90), strict=True):
+            entry.update(id=pid)
 
-    assert "unused_train_ids" not in kinds(check_dataset("rstpreid", people, decode=False))
-    edit_json(people / "data_captions.json", change)
-    report = check_dataset("rstpreid", people)
+    folder = write_rstpreid(tmp_path)
+    edit_json(folder / "data_captions.json", change)
+    report = check_dataset("rstpreid", folder, decode=False)
     assert findings(report)["unused_train_ids"].examples[0].startswith("2 ids from 0 to 2;")
     assert report.errors == ()
-    edit_json(scenes / "flickr30k_train.json", change)
-    assert kinds(check_dataset("flickr30k", scenes)) == {"counts_differ": 3}
 
 
 def test_sets_without_records_and_what_cannot_be_checked_at_all(tmp_path):

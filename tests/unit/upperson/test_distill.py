@@ -19,7 +19,7 @@ from upperson.data.batches import LoadedBatch
 from upperson.data.pictures import Pictures
 from upperson.data.records import read_dataset
 from upperson.data.vocabulary import clip_tokenizer
-from upperson.distill import Teacher, distill, operations, student_config
+from upperson.distill import Teacher, distill, student_config
 from upperson.evaluate import embed_records
 from upperson.model.parts import PLAIN_CLIP
 from upperson.model.student import StudentSize, build_student, start_from_teacher
@@ -66,15 +66,6 @@ def test_a_piece_as_large_as_the_whole_is_the_whole(parts):
     torch.testing.assert_close(student(image), teacher(image), rtol=1e-4, atol=1e-5)
 
 
-def test_a_narrower_student_holds_pieces_of_its_teacher():
-    teacher, student, _ = start((1, 32))
-    assert len(student.blocks) == 1
-    assert student.proj.shape == (32, 24)
-    rows = {tuple(row) for row in teacher.proj.tolist()}
-    assert {tuple(row) for row in student.proj.tolist()} < rows
-    assert operations(student, IMAGE_SIZE) < operations(teacher, IMAGE_SIZE) / 3
-
-
 @torch.no_grad()
 def test_a_larger_patch_starts_as_the_mean_of_those_within():
     teacher, student, image = start((2, 64, (48, 16)))
@@ -82,26 +73,10 @@ def test_a_larger_patch_starts_as_the_mean_of_those_within():
     torch.testing.assert_close(student.stem(image), expected)
     rows = teacher.positional_embedding[1:].unflatten(0, (3, 2)).mean(dim=0)
     torch.testing.assert_close(student.positional_embedding[1:], rows)
-    assert operations(student, IMAGE_SIZE) < operations(teacher, IMAGE_SIZE)
-
-
-@torch.no_grad()
-def test_a_patch_half_as_large_again_starts_as_two_that_overlap():
-    teacher, student, image = start((2, 64, (24, 16)))
+    # One half as large again starts as two that overlap.
+    _, student, image = start((2, 64, (24, 16)), teacher)
     above, below = (teacher.stem(image[:, :, top : top + 16]) for top in (0, 8))
     torch.testing.assert_close(student.stem(image)[:, :, :1], (above + below) / 2)
-
-
-@pytest.mark.parametrize("patch", [(16, 16), (24, 16), (48, 32)])
-def test_a_matrix_product_makes_the_patches_of_a_convolution(patch):
-    _, student, image = start((1, 32, patch))
-    student.requires_grad_(True)
-    made, expected = student.stem(image), F.conv2d(image, student.stem.weight, stride=patch)
-    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
-    gradients = [
-        torch.autograd.grad(x.square().sum(), student.stem.weight) for x in (made, expected)
-    ]
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -144,9 +119,6 @@ def test_a_student_is_a_run_near_its_teacher(teacher, tmp_path):
     assert facts["teacher"] == {name: measured[name] for name in ("val", "test")}
     saved = load_file(tmp_path / "student/adapter.safetensors")
     assert saved["image.proj"].shape == (32, 24)
-    card = (tmp_path / "student/README.md").read_text("utf-8")
-    assert "a student of 1x32 (blocks x width), distilled" in card
-    assert "caption masking" not in card
 
 
 @pytest.mark.parametrize("augment", [True, False])

@@ -96,13 +96,6 @@ def test_tal_keeps_a_margin_to_the_soft_maximum_of_other_people():
     )
 
 
-def test_a_text_that_fits_others_is_right_for_them_in_three_losses():
-    for name, loss in (("sdm", sdm_loss), ("asdm", asdm_loss), ("tal", tal_loss)):
-        assert objective(name) == pytest.approx(loss(*UNIT, RIGHT).item(), rel=1e-5)
-    for name in ("itc", "cmpm"):
-        assert objective(name) == Objective((name,), 6, 3)(*FEATURES, LABELS).item()
-
-
 def test_a_batch_of_one_person_gives_no_loss_and_no_gradient():
     image = F.normalize(torch.randn(3, 6), dim=-1).requires_grad_()
     for loss in (tal_loss, asdm_loss):
@@ -161,7 +154,11 @@ def test_id_classifies_both_modalities_with_one_classifier():
     assert id_loss(classifier, *FEATURES, LABELS).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_an_objective_is_the_sum_of_its_losses():
+def test_an_objective_is_the_sum_of_its_losses_and_a_text_that_fits_others_counts_in_three():
+    for name, loss in (("sdm", sdm_loss), ("asdm", asdm_loss), ("tal", tal_loss)):
+        assert objective(name) == pytest.approx(loss(*UNIT, RIGHT).item(), rel=1e-5)
+    for name in ("itc", "cmpm"):
+        assert objective(name) == Objective((name,), 6, 3)(*FEATURES, LABELS).item()
     parts = [objective(name) for name in LOSSES]
     assert objective(*LOSSES) == pytest.approx(sum(parts), rel=1e-6)
     assert len({round(part, 3) for part in parts}) == len(LOSSES)
@@ -185,11 +182,3 @@ def test_wrong_captions_push_their_image_away(tau):
     assert loss.item() == pytest.approx(expected, rel=1e-4)
     (gradient,) = torch.autograd.grad(loss, wrong_NE)
     assert wrong_caption_loss(image_NE, text_NE, wrong_NE - 0.01 * gradient, tau) < loss
-
-
-def test_a_caption_that_could_not_be_made_false_gives_no_gradient():
-    image_NE, same_NE = torch.randn(2, 5, 4).requires_grad_()
-    loss = wrong_caption_loss(image_NE, same_NE, same_NE)
-    of_image, of_text = torch.autograd.grad(loss, (image_NE, same_NE))
-    assert of_image.abs().max() == 0
-    assert of_text.abs().max() < 1e-6

@@ -13,10 +13,8 @@ from tests.helpers.data_sets import (
     WRITERS,
     captions_of,
     edit_json,
-    write_csv,
     write_cuhk_pedes,
     write_icfg_pedes,
-    write_jsonl,
     write_mscoco,
     write_rstpreid,
 )
@@ -104,15 +102,6 @@ def test_a_bad_line_is_named(tmp_path, code):
 # --- csv ---
 
 
-def test_csv_and_jsonl_say_the_same(tmp_path):
-    write_csv(tmp_path)
-    write_jsonl(tmp_path)
-    splits = read_dataset("csv", tmp_path)
-    assert splits == read_dataset("jsonl", tmp_path)
-    captions = tuple(captions_of(CROPS[4]))
-    assert splits["val"] == [Record(tmp_path / "images/2_0.png", 2, captions, "c0")]
-
-
 def test_what_people_write(tmp_path):
     for text in (
         "image,pid,caption\na.jpg,7,a man\n",
@@ -183,16 +172,13 @@ def test_a_missing_set_or_an_unknown_name_is_answered_with_what_there_is(tmp_pat
     (folder / "data_captions.json").rename(folder / "captions.json")
     with refused("dataset_not_found", InputError, found="only captions.json"):
         read_dataset("rstpreid", tmp_path)
+    (tmp_path / "people.zip").write_bytes(b"PK\3\4")
+    with refused("archive", InputError, kind="zip"):
+        read_dataset("jsonl", tmp_path / "people.zip")
     for name, suggestion in (("cuhk_pedes", "'cuhk-pedes'"), ("market", "known: csv, ")):
         with refused("dataset_unknown", UsageError, dataset=name) as found:
             read_dataset(name, tmp_path)
         assert suggestion in found.value.fields["suggestion"]
-
-
-def test_a_zip_file_is_no_data_set(tmp_path):
-    (tmp_path / "people.zip").write_bytes(b"PK\3\4")
-    with refused("archive", InputError, kind="zip"):
-        read_dataset("jsonl", tmp_path / "people.zip")
 
 
 def test_an_empty_caption_beside_another_is_left_out_and_logged(tmp_path, caplog):
@@ -321,7 +307,6 @@ def test_a_broken_file_is_one_line(tmp_path, name):
         (b'[{"split": "train",', "not_json"),
         (b"\xff\xfe\x00", "not_json"),
         (b'{"train": []}', "not_a_list"),
-        (b"", "not_json"),
         (b"[" * 100_000, "not_json"),
     ):
         path.write_bytes(content)
@@ -385,22 +370,17 @@ def test_the_identity_is_the_image_and_a_split_may_have_no_file(tmp_path, name):
     assert read_dataset(name, folder) == splits | {"val": []}
 
 
-@pytest.mark.parametrize(
-    ("split", "values", "code"),
-    [
+def test_a_bad_record_of_a_scene_is_named(tmp_path):
+    for split, values, code in (
         ("train", {"image_id": "coco_x"}, "image_id_wrong"),
-        ("train", {"image_id": True}, "image_id_wrong"),
         ("train", {"image_id": "9" * 19}, "pid_out_of_range"),
         ("train", {"image_id": "5"}, "conflicting_image"),
         ("train", {"caption": "?!"}, "no_caption"),
         ("test", {"caption": "a"}, "wrong_type"),
-        ("test", {"caption": [1]}, "caption_not_text"),
         ("test", {"image": "val2014/000000000000.jpg"}, "conflicting_image"),
-    ],
-)
-def test_a_bad_record_of_a_scene_is_named(tmp_path, split, values, code):
-    path = write_mscoco(tmp_path) / f"coco_{split}.json"
-    edit_json(path, lambda entries: entries[0].update(values))
-    with refused(code, InputError) as found:
-        read_dataset("mscoco", tmp_path)
-    assert str(found.value.fields["where"]).startswith(f"{path}, record [")
+    ):
+        path = write_mscoco(tmp_path) / f"coco_{split}.json"
+        edit_json(path, lambda entries, values=values: entries[0].update(values))
+        with refused(code, InputError) as found:
+            read_dataset("mscoco", tmp_path)
+        assert str(found.value.fields["where"]).startswith(f"{path}, record [")

@@ -152,37 +152,29 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(config, whole_run, t
     assert result_files(tmp_path / "run") == result_files(whole_run)
 
 
-def test_a_run_of_before_a_setting_goes_on_with_its_default(config, tmp_path, monkeypatch):
+def test_changed_data_and_configuration_are_refused(config, tmp_path, monkeypatch):
     def without_temperature(*facts):
         return {name: value for name, value in identity_of(*facts).items() if name != "temperature"}
 
     run = tmp_path / "run"
-    with monkeypatch.context() as before:
+    with monkeypatch.context() as before:  # There was no such setting when the run began.
         before.setattr("upperson.train.identity_of", without_temperature)
         stop(config, run, 2)
-    other = replace(config, temperature=0.01)
-    with refused("run_changed", IntegrityError, fact="temperature", before="0.02", now="0.01"):
-        train(other, run, Recorder(), resume=True)
-    stop(config, run, 1, resume=True)
-
-
-def test_changed_data_and_configuration_are_refused(config, tmp_path):
-    run = tmp_path / "run"
-    stop(config, run, 2)
-    file = run / "config.yaml"
-    text = file.read_text("utf-8")
-    file.write_text(text.replace("lora_rank: 4", "lora_rank: 2"), "utf-8")
+    for fact, old, new in (
+        ("temperature", 0.02, 0.01), ("lr", 0.001, 0.002), ("epochs", EPOCHS, EPOCHS + 1)
+    ):  # fmt: skip
+        with refused("run_changed", IntegrityError, fact=fact, before=str(old), now=str(new)):
+            train(replace(config, **{fact: new}), run, Recorder(), resume=True)
+    parts = replace(config.model, lora_rank=2)
     with refused("run_changed", IntegrityError, fact="model"):
-        train(read_config(file), run, Recorder(), resume=True)
-    file.write_text(text.replace("lr: 0.001", "lr: 0.002"), "utf-8")
-    with refused("run_changed", IntegrityError, fact="lr", before="0.001", now="0.002"):
-        train(read_config(file), run, Recorder(), resume=True)
-    file.write_text(text, "utf-8")
+        train(replace(config, model=parts), run, Recorder(), resume=True)
     annotations = Path(config.root) / "annotations.jsonl"
-    lines = annotations.read_text("utf-8").splitlines(keepends=True)
-    annotations.write_text("".join(lines[1:]), "utf-8")
+    text = annotations.read_text("utf-8")
+    annotations.write_text("".join(text.splitlines(keepends=True)[1:]), "utf-8")
     with refused("run_changed", IntegrityError, fact="data"):
         train(config, run, Recorder(), resume=True)
+    annotations.write_text(text, "utf-8")
+    stop(config, run, 1, resume=True)  # A setting of later has its default.
 
 
 def checkpointer(folder, scaler=None):
@@ -207,24 +199,22 @@ def test_only_the_newest_two_checkpoints_stay(tmp_path):
     assert problems == []
 
 
-def test_one_changed_bit_is_noticed_and_without_a_whole_file_it_ends(tmp_path):
-    checkpointer(tmp_path)[1].save(RunState(), 1)
+def test_a_changed_number_of_tensors_or_state_and_a_state_that_is_none_are_damage(tmp_path):
+    checkpointer(tmp_path)[1].save(RunState(epoch=7), 1)
     (file,) = tmp_path.iterdir()
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-    with refused("checkpoints_damaged", IntegrityError, path=tmp_path) as found:
-        checkpointer(tmp_path)[1].load()
-    assert "hash" in found.value.fields["problems"][0]
-
-
-@pytest.mark.parametrize("state", ["", "[]", "[" * 100_000])
-def test_a_state_that_is_none_is_damage_whatever_its_hash(tmp_path, state):
-    digest = hashlib.sha256(state.encode()).hexdigest()
-    file = tmp_path / "step_00000001.safetensors"
-    file.write_bytes(save({}, metadata={"state": state, "sha256": digest}))
-    with refused("checkpoints_damaged", IntegrityError):
-        checkpointer(tmp_path)[1].load()
+    content = file.read_bytes()
+    before, after = (rf"\"epoch\": {epoch}".encode() for epoch in (7, 8))
+    assert content.count(before) == 1
+    for damaged in (content[:-1] + bytes([content[-1] ^ 1]), content.replace(before, after)):
+        file.write_bytes(damaged)
+        with refused("checkpoints_damaged", IntegrityError, path=tmp_path) as found:
+            checkpointer(tmp_path)[1].load()
+        assert "hash" in found.value.fields["problems"][0]
+    for state in ("", "[]", "[" * 100_000):
+        digest = hashlib.sha256(state.encode()).hexdigest()
+        file.write_bytes(save({}, metadata={"state": state, "sha256": digest}))
+        with refused("checkpoints_damaged", IntegrityError):
+            checkpointer(tmp_path)[1].load()
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(config, whole_run, tmp_path, monkeypatch):

@@ -85,15 +85,14 @@ def test_an_option_that_rewords_nothing_is_refused_and_one_that_rewords_little_i
             require_phrases([caption] * 300, option)
     assert require_phrases(["somebody"] * 5 + [RED] * 5, option) == ""
     assert "4 of 10" in require_phrases(["somebody"] * 6 + [RED] * 4, option)
+    # A woman can be called a man, and nothing of her can be left out.
+    if option == "shorten_captions":
+        with refused("captions_not_readable", InputError):
+            require_phrases(["a woman over there"], option)
+    else:
+        assert require_phrases(["a woman over there"], option) == ""
     # No other thing could replace a watch, but it can be excluded.
     assert require_phrases(["somebody with a watch"], option) == ""
-
-
-def test_each_option_needs_what_it_rewords():
-    # A woman can be called a man, and nothing of her can be left out.
-    assert require_phrases(["a woman over there"], "wrong_captions") == ""
-    with refused("captions_not_readable", InputError, option="shorten_captions"):
-        require_phrases(["a woman over there"], "shorten_captions")
 
 
 # --- whom else a caption describes
@@ -123,7 +122,7 @@ PEOPLE = np.arange(4)
         ("without a backpack", []),
         ("blond hair", []),  # No caption has it so; it might be long.
         ("green coat", []),
-        ("blue coat and a tattoo", []),  # The grammar does not know what a tattoo is.
+        ("red coat and a tattoo", []),  # The grammar does not know what a tattoo is.
         ("a person", []),
         ("zzz", []),
     ],

@@ -1,14 +1,15 @@
-"""One step's loss and gradients against those of the whole batch, written out plainly."""
+"""One step: its loss and gradients against the whole batch's, and what it keeps for them."""
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 from tests.helpers.toy_clip import normalised, toy_ids, toy_model, toy_pixels
 from upperson.components import start_accelerator
-from upperson.config import TrainConfig
 from upperson.data.batches import Batch
 from upperson.losses import Objective, wrong_caption_loss
-from upperson.step import backward_through_batch, build_optimizer, schedule, set_learning_rate
+from upperson.model.parts import UPPersonConfig
+from upperson.step import backward_through_batch
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -38,31 +39,58 @@ def test_a_step_learns_from_captions_from_wrong_ones_and_from_what_fits(accumula
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-4 * largest + 1e-7)
 
 
-def test_prefixes_have_a_rate_of_their_own_and_biases_no_decay():
-    config = TrainConfig(
-        root="", lr=1.0, prefix_lr=3.0, weight_decay=0.5, epochs=6, warmup_epochs=2
-    )
-    names = {
-        "a.weight": (0.5, 1),
-        "a.bias": (0, 1),
-        "b.prefix.x": (0.5, 3),
-        "b.prefix.bias": (0, 3),
-    }
-    parameters = {name: torch.nn.Parameter(torch.zeros(1)) for name in names}
-    frozen = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
-    optimizer = build_optimizer([*parameters.items(), ("c.weight", frozen)], config)
-    assert set_learning_rate(optimizer, 1, config) == pytest.approx(0.55)
-    found = {
-        id(parameter): (group["weight_decay"], group["lr"] / 0.55)
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-    assert len(found) == len(names)
-    for name, expected in names.items():
-        assert found[id(parameters[name])] == pytest.approx(expected), name
+def saved(model, forward):
+    """Return one tensor of every storage that a forward pass keeps, parameters left out."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    frozen = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    return [tensor for place, tensor in kept.items() if place not in frozen]
 
 
-def test_the_rate_rises_to_its_peak_and_falls_to_nothing():
-    config = TrainConfig(root="", epochs=6, warmup_epochs=2)
-    rates = [schedule(epoch, config) for epoch in range(7)]
-    assert rates == pytest.approx([0.1, 0.55, 1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0])
+def size_bytes(tensors):
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+def test_a_block_keeps_seven_narrow_tensors_and_one_wide():
+    batch, length, width, prefix_length = 8, 40, 64, 3
+    model = toy_model()
+    x_NLD = torch.randn(batch, length, width, requires_grad=True)
+    kept = [t for t in saved(model, lambda: model.image.blocks[0](x_NLD)) if t.ndim >= 2]
+    wide = [t for t in kept if t.shape[-1] == 4 * width]
+    assert [t.numel() for t in wide] == [batch * length * 4 * width]
+    # x before attention and before the MLP, its input, q, k, v, and what attention returns.
+    narrow = size_bytes([t for t in kept if t.numel() >= batch * length * width]) - size_bytes(wide)
+    assert narrow == 4 * batch * width * (7 * length + 2 * prefix_length)
+
+
+def test_the_last_block_computes_the_pooled_token_alone():
+    model = toy_model()
+    image, ids = normalised(model, toy_pixels(2)), toy_ids([5, 9]).long()
+    shapes = []
+    for tower in (model.image, model.text):
+        tower.blocks[-1].ln_2.register_forward_hook(lambda _, __, out: shapes.append(out.shape))
+    model(image, ids)
+    assert [tuple(shape) for shape in shapes] == [(2, 64), (2, 48)]
+
+
+def test_checkpointing_has_the_same_gradients_and_keeps_less(monkeypatch):
+    config = UPPersonConfig(prefix_length=3, lora_rank=4, adapter_reduction=4, prefix_blocks="1")
+    image, ids = normalised(toy_model(), toy_pixels(3)), toy_ids([4, 9, 20]).long()
+    gradients, sizes = [], []
+    for checkpointed in (False, True):
+        model = toy_model(config)
+        model.checkpoint_activations = checkpointed
+        torch.stack(model(image, ids)).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+        sizes.append(size_bytes(saved(model, lambda model=model: model(image, ids))))
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    assert sizes[1] < 0.5 * sizes[0]
+    monkeypatch.setattr("upperson.model.encoder.checkpoint", None)
+    with torch.no_grad():  # It is for training only.
+        model.encode_text(ids)

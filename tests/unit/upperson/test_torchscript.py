@@ -9,6 +9,7 @@ from struct import pack, unpack
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 
 from tests.helpers.openai_archive import save_openai_archive, save_scripted
@@ -63,7 +64,6 @@ class Odd(nn.Module):
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(3, 2)
-        self.numbers = torch.jit.Attribute([1, 2], list[int])
         self.named = torch.jit.Attribute({"one": torch.ones(1)}, dict[str, torch.Tensor])
         self.pair = (1, 2.5)
         self.big = 2**40
@@ -128,12 +128,17 @@ def test_nothing_in_a_pickle_is_called(tmp_path):
         with refused("weights_unreadable", InputError):
             read_weights(bad)
     torch.save({"state_dict": Trap(marker)}, tmp_path / "plain.pt")
+    torch.save({"model": {"w": VALUES}, "optimizer": Trap(marker)}, tmp_path / "beside.pt")
     torch.save(Trap(marker), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     (tmp_path / "bare.pt").write_bytes(pickle.dumps({"w": Trap(marker)}))
-    for name in ("plain", "old", "bare"):
+    for name in ("plain", "beside", "old", "bare"):
         with refused("weights_unreadable", InputError) as found:
             read_weights(tmp_path / f"{name}.pt")
         assert "nothing was executed" in found.value.fields["reason"]
+        with pytest.raises(InputError) as caught:
+            read_checkpoint(tmp_path / f"{name}.pt")
+        assert caught.value.code in ("checkpoint_may_run_code", "checkpoint_unreadable")
+        assert "weights_only" not in str(caught.value)
     assert not marker.exists()
 
 
@@ -207,7 +212,7 @@ def test_a_damaged_archive_is_refused_wherever_it_is_cut(tmp_path):
     save_openai_archive({"a.weight": torch.ones(300), "b": torch.ones(2, 2)}, path)
     content = path.read_bytes()
     cut = tmp_path / "cut.pt"
-    for size in range(0, len(content) - 1, 97):
+    for size in range(0, len(content) - 1, 293):
         cut.write_bytes(content[:size])
         with refused("weights_unreadable", InputError):
             read_weights(cut)
@@ -258,6 +263,8 @@ def test_saved_files_that_would_unpack_to_more_than_they_are_refused(tmp_path):
     overlap(tmp_path / "overlap.pth")
     (tmp_path / "cut.pth").write_bytes(plain.read_bytes()[:-100])
     (tmp_path / "empty.pth").touch()
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(save({"w": VALUES})[:-1])
     reasons = {
         "deflated": "its records are compressed",
         "crowd": "its description takes more than 4 MiB",
@@ -267,6 +274,8 @@ def test_saved_files_that_would_unpack_to_more_than_they_are_refused(tmp_path):
         "empty": "it is empty",
     }
     for read, code in READERS:
+        with refused(code, InputError, path=cut):
+            read(cut)
         assert read(plain)["w"].shape == (5_000_000,)
         for name, reason in reasons.items():
             with refused(code, InputError) as found:
