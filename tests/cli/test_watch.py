@@ -443,9 +443,9 @@ def test_outputs_get_the_rows_and_are_closed_also_after_an_error(work, monkeypat
         name: [SimpleNamespace(value=name, load=lambda kind=kind: kind)]
         for name, kind in (("notes", Sink), ("broken", Broken))
     }
-    found = extensions._entry_points
+    found = extensions._named
     monkeypatch.setattr(
-        extensions, "_entry_points", lambda group: points if group == "outputs" else found(group)
+        extensions, "_named", lambda group: points if group == "outputs" else found(group)
     )
     monkeypatch.setattr(Sink, "made", [])
     if fails == "gallery":

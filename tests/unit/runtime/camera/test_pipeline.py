@@ -33,6 +33,7 @@ from upperson_camera import (
     PipelineSettings,
     parse_source,
 )
+from upperson_rt import extensions
 from upperson_rt.errors import InputError, IntegrityError, UsageError, install_command
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.ingest.boxes import QualityRules
@@ -361,8 +362,9 @@ def test_a_package_may_bring_a_kind_of_source(encoder, gallery, monkeypatch):
         return FakeOpener([person_frame()] * 2)(source, timeout_s)
 
     points = {"noise": [SimpleNamespace(value="noise:open", load=lambda: open_noise)]}
+    named = extensions._named
     monkeypatch.setattr(
-        "upperson_rt.extensions._entry_points", lambda group: points if group == "sources" else {}
+        extensions, "_named", lambda group: points if group == "sources" else named(group)
     )
     address = "Noise://anna:s3cret@lab/1?token=s3cret!"
     source = parse_source(address)
