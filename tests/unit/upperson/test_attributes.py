@@ -20,7 +20,6 @@ from upperson.questions import (
 )
 from upperson_rt.errors import InputError
 from upperson_rt.phrases.evidence import Evidence
-from upperson_scores.metrics import auroc
 from upperson_synthetic.people import sample_people
 
 VIEWS = 2
