@@ -5,6 +5,8 @@ people, larger and smaller galleries, and cameras that the calibration has not s
 """
 
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +33,7 @@ from upperson_scores.fitting import (
     Judgement,
     Prior,
     blocks_of,
+    calibration_error,
     fit_score_calibration,
     judge_all,
     make_block,
@@ -41,12 +44,16 @@ from upperson_scores.labelled_queries import KINDS, TRAITS, LabelledPictures
 from upperson_synthetic import SyntheticSpec, write_dataset
 
 _SHIFTED = ("night", "low-resolution", "hard")
-_SIZES = (20, 75)
+_SIZES = (20, 50)
 _CROPS = 500
-_FEW = 50
-"""People of a small fit, as many as the demo has."""
+_DRAWS = 200
+_FEW = (50, 300)
+"""People of small fits: as many as the demo has, and a site may have."""
+_LARGE = 5
+"""Sets of people that are searched together, in the fit as well: likelihoods of larger galleries
+than those of a fit are too low."""
 _FIT = [*range(331, 339)]
-_CHECK = [*range(311, 316)]
+_CHECK = [*range(371, 376)]
 
 app = new_app("Calibrate scores of drawn people, and check them on people never fitted on.")
 
@@ -69,33 +76,30 @@ def scores(
     Example: python -m benchmarks.scores --fit 331 --fit 332 --check 311 --people 100
     """
     drawn = Drawn(people)
-    fitted = _blocks([drawn.pictures("street", seed) for seed in fit])
+    fitted = [drawn.pictures("street", seed) for seed in fit]
     calibration = fit_score_calibration(
-        fitted, drawn.embed_texts, drawn.base, f"street, seeds {fit}", prior=None
+        _of_all_sizes(fitted), drawn.embed_texts, drawn.base, f"street, seeds {fit}", prior=None
     )
     if write is not None:
         write.write_text(calibration.to_json(), "utf-8")
     evidence = Evidence(drawn.embed_texts)
     sets = [drawn.pictures("street", seed) for seed in check]
-    found = {"these sets": _judged(_blocks(sets), evidence, calibration)}
-    found |= {
-        f"{size} people": _judged(
-            _blocks([_first(one, size) for one in sets]), evidence, calibration
-        )
-        for size in _SIZES
-    }
-    together = make_block(_together(sets), fitted[0].galleries[0], np.random.default_rng(0))
-    found[f"{people * len(sets)} people"] = _judged([together], evidence, calibration)
+    large = f"{people * min(_LARGE, len(sets))} people"
+    usual = {"these sets": _blocks(sets), large: _large(sets, fitted)}
+    smaller = {f"{size} people": _blocks([_first(one, size) for one in sets]) for size in _SIZES}
+    found = _judged(usual | smaller, evidence, calibration)
     rows = _rows(found, calibration)
     # As an export does that has few people: near what was fitted on many.
-    few = fit_score_calibration(
-        blocks_of(_first(fitted[0].galleries[0], _FEW), np.random.default_rng(0)),
-        drawn.embed_texts,
-        drawn.base,
-        f"street, {_FEW} people",
-        Prior(picture=calibration.picture, answer=calibration.answer),
-    )
-    rows |= _rows({f"fitted on {_FEW}": _judged(_blocks(sets), evidence, few)}, few)
+    for count in _FEW:
+        few = fit_score_calibration(
+            blocks_of(_first(fitted[0], count), np.random.default_rng(0)),
+            drawn.embed_texts,
+            drawn.base,
+            f"street, {count} people",
+            Prior(picture=calibration.picture, answer=calibration.answer),
+        )
+        judged = _judged(usual, evidence, few)
+        rows |= _rows({f"fitted on {count}, {name}": one for name, one in judged.items()}, few)
     farthest = {
         look: [
             calibration.reference.distance(group)
@@ -116,12 +120,15 @@ def scores(
         "queries": Column("queries", "{:,}"),
         "AUROC": Column("auroc"),
         "error": Column("error"),
+        "of chance": Column("chance"),
+        "too high": Column("too_high", "{:+.1f}"),
         "wrong nobody": Column("wrong_nobody"),
         "caught": Column("caught_nobody"),
     }
     pictures = {
         "error": Column("error"),
         "of the first": Column("first_error"),
+        "of chance": Column("chance"),
         "expected": Column("expected", "{:,}"),
         "right": Column("right", "{:,}"),
     }
@@ -149,10 +156,24 @@ def _rows(
     found: dict[str, list[Judgement]], calibration: ScoreCalibration
 ) -> dict[str, dict[str, Any]]:
     return {
-        f"{name}, {kind}": figures | {"kind": kind}
+        f"{name}, {kind}": figures | {"kind": kind} | _by_chance(judged, kind)
         for name, judged in found.items()
         for kind, figures in reliability(judged, calibration.nobody_below).items()
     }
+
+
+def _by_chance(judged: list[Judgement], kind: str) -> dict[str, float]:
+    """Return the error that exact likelihoods of so few queries have, and by how much they exceed.
+
+    Of answers, or of first pictures; in points.
+    """
+    is_first = kind == "pictures"
+    own = [one for one in judged if is_first or kind in ("all", one.kind)]
+    likely = np.array([one.likely_N[0] if is_first else one.answer for one in own])
+    right = np.array([one.right_N[0] if is_first else one.is_present for one in own])
+    rng = np.random.default_rng(0)
+    drawn = [calibration_error(likely, rng.random(len(own)) < likely) for _ in range(_DRAWS)]
+    return {"chance": float(np.mean(drawn)), "too_high": 100 * float((likely - right).mean())}
 
 
 class Drawn:
@@ -196,11 +217,39 @@ def _blocks(sets: list[LabelledPictures]) -> list[Block]:
     ]
 
 
+def _large(sets: list[LabelledPictures], outside: list[LabelledPictures]) -> list[Block]:
+    """Make queries about each set in a gallery of several; people ``outside`` are absent from it.
+
+    Queries about the whole gallery would have few short sentences without a match.
+    """
+    found = []
+    for number, own in enumerate(sets):
+        absent = outside[number % len(outside)]
+        there = [one for one in [*sets[number:], *sets[:number]] if one is not absent][:_LARGE]
+        queries = make_block(own, absent, np.random.default_rng(number)).queries
+        found.append(Block(galleries=[_together(there)], queries=queries))
+    return found
+
+
+def _of_all_sizes(sets: list[LabelledPictures]) -> list[Block]:
+    """Return `_blocks` that have the larger galleries as well."""
+    large = _large(sets, [*sets[1:], sets[0]])
+    return [
+        replace(one, galleries=[*one.galleries, *more.galleries])
+        for one, more in zip(_blocks(sets), large, strict=True)
+    ]
+
+
 def _judged(
-    blocks: list[Block], evidence: Evidence, calibration: ScoreCalibration
-) -> list[Judgement]:
-    whole = [Block(galleries=one.galleries[:1], queries=one.queries) for one in blocks]
-    return [one for block in whole for one in judge_all(search_block(block, evidence), calibration)]
+    blocks: Mapping[str, list[Block]], evidence: Evidence, calibration: ScoreCalibration
+) -> dict[str, list[Judgement]]:
+    """Judge all queries in the first gallery of each block."""
+    found: dict[str, list[Judgement]] = {}
+    for name, own in blocks.items():
+        whole = [replace(one, galleries=one.galleries[:1]) for one in own]
+        judged = (judge_all(search_block(one, evidence), calibration) for one in whole)
+        found[name] = [one for some in judged for one in some]
+    return found
 
 
 def _first(pictures: LabelledPictures, people: int) -> LabelledPictures:

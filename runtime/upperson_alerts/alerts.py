@@ -13,7 +13,7 @@ from typing import Literal
 from upperson_alerts.background import Background, Cameras, Standing, Watched, scope_of
 from upperson_alerts.outbox import Message, Outbox, outbox_of
 from upperson_alerts.promise import DEMOTE_AT, e_value, upper_bound
-from upperson_alerts.scoring import Scorer, sentence_scores
+from upperson_alerts.scoring import scorer_of
 from upperson_rt.arguments import check_count, check_name, check_number
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
@@ -276,7 +276,7 @@ def add_alert(
         state="active",
         created=time.time(),
     )
-    background = background_of(queries, {alert.id: alert}, {}, last_id)
+    background = background_of(queries, gallery, {alert.id: alert}, {}, last_id)
     while background.step(gallery):
         pass
     with outbox_of(gallery, write=True) as outbox:
@@ -284,6 +284,21 @@ def add_alert(
         _write(outbox, alert)
         note_background(outbox, background.counted())
         return _report(outbox, alert), notices
+
+
+def copy_alerts(sources: Sequence[Gallery], target: Gallery) -> None:
+    """Copy the alerts of galleries into one that has their pictures; their promises count from now.
+
+    Their messages are not copied: they name pictures by row, and have their destinations.
+    """
+    found: dict[str, Alert] = {}
+    for source in sources:
+        with outbox_of(source) as outbox:
+            found |= read_alerts(outbox)
+    if found:
+        with outbox_of(target, write=True) as outbox:
+            for alert in found.values():
+                _write(outbox, _restarted(outbox, alert))
 
 
 def pause_alert(gallery: Gallery, reference: str) -> AlertReport:
@@ -382,13 +397,13 @@ def _raise_version(outbox: Outbox) -> None:
 
 def background_of(
     queries: QueryEncoder,
+    gallery: Gallery,
     alerts: Mapping[str, Alert],
     confirmed: Mapping[str, frozenset[int]],
     last_id: int,
 ) -> Background:
     """Return an unread background for alerts, by id; see `Background`."""
-    scores = sentence_scores(queries, [one.sentence for one in alerts.values()])
-    scorer = Scorer(scores, queries.evidence, queries.encoder.calibration)
+    scorer = scorer_of(queries, gallery, [one.sentence for one in alerts.values()])
     watched = {
         id_: Watched(rate=one.rate, cameras=one.cameras, confirmed=confirmed.get(id_, frozenset()))
         for id_, one in alerts.items()

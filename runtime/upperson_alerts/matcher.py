@@ -19,6 +19,7 @@ from upperson_alerts.alerts import (
     VERSION,
     Alert,
     background_of,
+    copy_alerts,
     count_visits,
     note_background,
     note_uncalibrated,
@@ -59,6 +60,8 @@ class AlertMatcher:
         self._refresh()
         while self._unread:
             self._read_older()
+
+    copy = staticmethod(copy_alerts)
 
     def match(self, items: Sequence[Item], embeds_ND: NDArray[np.float32]) -> Within | None:
         """Compare rows that are about to be committed; return what writes the messages."""
@@ -118,7 +121,7 @@ class AlertMatcher:
         new = {id_: one for id_, one in alerts.items() if id_ not in known}
         if new:
             self._queries = self._queries or QueryEncoder(self._encoder)
-            background = background_of(self._queries, new, frozen, last_id)
+            background = background_of(self._queries, self._gallery, new, frozen, last_id)
             for one in new.values():
                 self._follow_state(background, one)
             self._backgrounds.append(background)

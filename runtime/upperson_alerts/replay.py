@@ -13,7 +13,7 @@ from upperson_alerts.background import (
     read_visits,
 )
 from upperson_alerts.outbox import outbox_of
-from upperson_alerts.scoring import Scorer, sentence_scores
+from upperson_alerts.scoring import scorer_of
 from upperson_rt.encoder import Encoder
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.search.query import QueryEncoder
@@ -58,9 +58,7 @@ def replay_alert(gallery: Gallery, encoder: Encoder, reference: str, since: floa
         alert, last_id = find_alert(outbox, reference), outbox.last_id
         marked = outbox.messages(topic=alert.id, label=CONFIRMED)
         confirmed = {int(message.body["data"]["visit"], 16) for message in marked}
-    queries = QueryEncoder(encoder)
-    scores = sentence_scores(queries, [alert.sentence])
-    scorer = Scorer(scores, queries.evidence, encoder.calibration)
+    scorer = scorer_of(QueryEncoder(encoder), gallery, [alert.sentence])
     best: dict[int, tuple[float, int, Item]] = {}
     first_id = max(0, last_id - WINDOW_ROWS)
     for end in range(last_id, first_id, -STEP_ROWS):

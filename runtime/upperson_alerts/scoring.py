@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.gallery import Gallery
 from upperson_rt.logistic import log_odds, probability
 from upperson_rt.phrases import Phrase
 from upperson_rt.phrases.evidence import Evidence
-from upperson_rt.score_calibration import ScoreCalibration
+from upperson_rt.score_calibration import ScoreCalibration, calibration_in_use
 from upperson_rt.search.features import SentenceFeatures, sentence_features
 from upperson_rt.search.query import QueryEncoder, SearchRequest
 
@@ -39,18 +40,24 @@ class SentenceScore:
     """One for each text; empty for cosines alone."""
 
 
-def sentence_scores(queries: QueryEncoder, sentences: Sequence[str]) -> list[SentenceScore]:
-    """Return how sentences score pictures, as a search does: the only place that decides it."""
+def scorer_of(queries: QueryEncoder, gallery: Gallery, sentences: Sequence[str]) -> "Scorer":
+    """Return how sentences score pictures, as a search of the gallery does.
+
+    Raises:
+        InputError: The gallery's own calibration cannot be used, see `calibration_in_use`.
+    """
+    own = queries.encoder
+    calibration = calibration_in_use(gallery.location, own.calibration, own.fingerprint)
     found = queries.embed([SearchRequest(sentence=sentence) for sentence in sentences])
     scores = []
     for one in found:
         features: tuple[SentenceFeatures, ...] = ()
-        if queries.encoder.calibration is not None and one.sentence is not None:
+        if calibration is not None and one.sentence is not None:
             features = sentence_features(one.sentence, queries.evidence)
         scores.append(
             SentenceScore(texts_TD=one.vectors_AD, excluded=one.excluded, features=features)
         )
-    return scores
+    return Scorer(scores, queries.evidence, calibration)
 
 
 class Scorer:

@@ -8,6 +8,7 @@ from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Gallery
 from upperson_rt.printable import safe_repr
 from upperson_rt.score_calibration import calibration_in_use, site_calibration_file
+from upperson_rt.search.features import is_stale
 from upperson_rt.search.shift import FEWEST, Group, compare
 
 _NAME = "score calibration"
@@ -43,6 +44,9 @@ def check_scores(bundle: Bundle, location: str | Path | None) -> Check:
         "groups": [vars(group) for group in groups],
     }
     found = f"of {source}, version {calibration.version}, made {calibration.created[:10]}"
+    if is_stale(calibration, bundle.encoder().encode_texts):
+        found += "; sentences are weighed by other rules since"
+        return warning(_NAME, found, _FIX, **facts)
     unlike = [one for one in groups if one.distance > calibration.reference.threshold]
     if unlike:
         names = ", ".join(map(_shown, unlike[:_MOST_NAMED]))

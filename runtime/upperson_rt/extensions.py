@@ -10,8 +10,6 @@
 ``upperson.backends``    an `upperson_rt.backends.BackendPlugin`, by its name
 ``upperson.outputs``     gets each committed row, by its name; an `ingest.service.Output`
 ``upperson.matchers``    compares rows with standing queries, an `ingest.service.Matcher`
-``upperson.outboxes``    what is committed with rows of a kind of store, see `Gallery.outbox`
-``upperson.parts``       chooses and indexes a part of the pictures, a `cli.index.Part`
 ``upperson.deliveries``  delivers messages of the outbox, by the scheme of an address
 ``upperson.commands``    a command of ``upperson-rt``
 ``upperson.services``    what the core itself calls of the packages beside it, see `load_service`
@@ -36,13 +34,13 @@ Group: TypeAlias = Literal[
     "backends",
     "outputs",
     "matchers",
-    "outboxes",
-    "parts",
     "deliveries",
     "commands",
     "services",
 ]
-Service: TypeAlias = Literal["erasure-log", "photo-decoder", "query-log", "sheet", "signature"]
+Service: TypeAlias = Literal[
+    "erasure-log", "outbox", "photo-decoder", "query-log", "shard", "sheet", "signature"
+]
 
 
 def extension_names(group: Group) -> list[str]:

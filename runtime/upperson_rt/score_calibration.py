@@ -165,6 +165,15 @@ def site_calibration_file(location: str) -> Path | None:
     return folder / SCORES_FILE if folder.is_dir() else None
 
 
+def site_calibration_stamp(location: str) -> tuple[int, ...] | None:
+    """Return what differs once the calibration of a gallery was made again; None without one."""
+    file = site_calibration_file(location)
+    if file is None or not file.exists():
+        return None
+    found = file.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def calibration_in_use(
     location: str, bundled: ScoreCalibration | None, fingerprint: str
 ) -> ScoreCalibration | None:

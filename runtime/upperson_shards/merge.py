@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.extensions import extension_names, load_extension
 from upperson_rt.files import put_in_place, require_place, scratch_folder
 from upperson_rt.gallery.protocol import Gallery
 from upperson_rt.gallery.sqlite.stored import (
@@ -97,6 +98,7 @@ def merge_shards(
                     if progress is not None:
                         progress(rows.count, items.count)
                 _check_keys(gallery, record, keys)
+            _copy_standing_queries(galleries, _open(stack, new))
         _check_merged(new, items, rows)
         require_place(folder)  # Again: the work may have taken hours.
         put_in_place(new, folder)
@@ -113,6 +115,12 @@ def merge_shards(
         out_of_reach=missing.count,
         first_out_of_reach=missing.first,
     )
+
+
+def _copy_standing_queries(galleries: Sequence[Gallery], merged: Gallery) -> None:
+    for name in extension_names("matchers"):
+        if (copy := getattr(load_extension("matchers", name), "copy", None)) is not None:
+            copy(galleries, merged)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -15,27 +14,19 @@ import numpy as np
 import pytest
 import torch
 import typer
-from PIL import Image
 from typer.testing import CliRunner
 
 import upperson_rt
 from benchmarks import __main__ as runner
 from benchmarks import (
     adapter,
-    alerts,
     bases,
     contenders,
     cost,
     detectors,
-    flash,
-    gallery,
     loader,
     month,
     motion,
-    people,
-    promise,
-    recall,
-    scores,
     stores,
     tower_graphs,
     towers,
@@ -44,9 +35,6 @@ from benchmarks import (
     training_step,
 )
 from benchmarks.contenders import FOLDED, LITERAL, ORT_FP32, ORT_INT8, Contender
-from benchmarks.gallery_data import SyntheticPeople
-from benchmarks.month_data import Month
-from benchmarks.random_model import ModelSpec
 from benchmarks.report import timed_rows
 from benchmarks.towers import PADDED
 from tests.helpers.alone import found_alone
@@ -58,28 +46,14 @@ from tests.helpers.traces import once_in
 from upperson_export import candidates
 from upperson_rt.backends.autotune import Timing
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
-from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.gallery import Gallery, Item
 from upperson_scores import labelled_queries
-from upperson_synthetic.video import VideoSpec
 
 pytestmark = pytest.mark.timeout(180)
 
 NAMES = (
-    "training",
-    "loader",
-    "towers",
-    "bases",
-    "adapter",
-    "people",
-    "gallery",
-    "flash",
-    "scores",
-    "alerts",
-    "detectors",
-    "tracking",
-    "motion",
-    "recall",
-    "promise",
+    *("training", "loader", "towers", "bases", "adapter", "people", "gallery", "flash", "scores"),
+    *("alerts", "detectors", "tracking", "motion", "recall", "promise"),
 )
 SMALL = ("--base", "upperson-small", "--height", "96", "--width", "32")
 ONCE = ("--steps", "2", "--threads", "1")
@@ -118,9 +92,6 @@ def test_one_is_run_by_name_and_all_without_one(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(runner.subprocess, "run", noted)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "--help"])
-    runner.main()
-    assert ran == []
     monkeypatch.setattr(sys, "argv", ["benchmarks"])
     with pytest.raises(SystemExit) as end:
         runner.main()
@@ -143,25 +114,67 @@ def test_documents_make_and_benchmarks_name_one_another() -> None:
         assert re.sub(r"\d{3,}", "N", line) in sizes
         help_text = run(importlib.import_module(f"benchmarks.{name}"), "--help").stdout
         assert f"Example: python -m benchmarks.{name}" in help_text
-    make = ["make", "-n", "-C", str(ROOT), "-o", ".venv/.installed", "bench"]
-    done = subprocess.run(
-        [*make, "NAME=gallery", "ARGS=--rows 5000"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "MAKEFLAGS": ""},  # `make test ARGS=...` has its own.
-    )
-    assert done.returncode == 0, done.stderr
-    assert "python -m benchmarks gallery --rows 5000" in done.stdout
+
+
+SMALL_RUNS: dict[str, tuple[str, Any]] = {
+    "alerts": (
+        "--sentences 30 --rows 5000 --commits 40 --every 0",
+        lambda found: found["times"]["commit with alerts"]["runs"] == 40,
+    ),
+    "scores": (
+        "--fit 1 --fit 2 --check 3 --people 40",
+        lambda found: found["rows"]["these sets, all"]["auroc"] > 80 and len(found["shifts"]) == 4,
+    ),
+    "recall": (
+        "--set 1 --set 2 --set 3 --tested 1 --people 60 --among 50",  # 20 in 1,000 are meant.
+        lambda found: all(5 < one["false in 1,000"] < 60 for one in found["rows"].values()),
+    ),
+    "promise": (
+        "--sites 2 --shifting 1 --sentences 10 --days 6 --visits 60 --people 40 --rate 3 "
+        "--workers 1",
+        lambda found: found["rows"]["site 2"]["inside %"] >= 50,
+    ),
+    "people": (
+        "--people 8 --people 12 --test-people 12 --passes 1",
+        lambda found: all(
+            row["R@1 low"] <= row["R@1 points"] <= row["R@1 high"] for row in found["rows"].values()
+        ),
+    ),
+    "gallery": (
+        "--rows 1500 --dim 32 --seconds 0.05 --folder .",
+        lambda found: (
+            (found["recall_at_10"], [*found["batch"]]) == (1, ["gallery", "faiss flat fp16 alone"])
+        ),
+    ),
+    "flash": (
+        "--rows 1000 --dim 32 --batch 100 --batch 500 --folder .",
+        lambda found: all(
+            row["factor"] == pytest.approx(row["total"] / row["row_bytes"])
+            for row in found["batches"].values()
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_RUNS)
+def test_each_runs_at_a_small_size(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "flash" and not Path("/proc/self/io").exists():
+        pytest.skip("counts what Linux counts")
+    monkeypatch.chdir(tmp_path)
+    if name == "scores":
+        monkeypatch.setattr(labelled_queries, "_MOST", 10)
+    options, is_plausible = SMALL_RUNS[name]
+    found = values(run(importlib.import_module(f"benchmarks.{name}"), *options.split()))
+    assert is_plausible(found), found
+    assert list(tmp_path.iterdir()) == [], "nothing stays behind"
 
 
 def test_a_training_step_is_compared_with_the_literal_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    contenders = (LITERAL_STEP, OURS, CHECKPOINTED) = (
-        training_step.LITERAL,
-        training_step.OURS,
-        training_step.OURS_CHECKPOINTED,
-    )
+    contenders = (training_step.LITERAL, training_step.OURS)
     monkeypatch.setattr(training, "CONTENDERS", contenders)  # bf16 is slow on some processors.
-    found = values(run(training, *SMALL, "--height", "192", "--width", "64", *ONCE))
+    found = values(run(training, *SMALL, *ONCE))
     rows = found["contenders"]
     assert tuple(rows) == contenders
     assert (found["threads"], found["batch_size"], found["warmup"]) == (1, 8, 1)
@@ -171,70 +184,16 @@ def test_a_training_step_is_compared_with_the_literal_one(monkeypatch: pytest.Mo
         assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
         assert len(set(row["losses"])) == 3, "warm-up and timed steps train"
         assert row["loss_difference"] <= 1e-4
-    assert rows[LITERAL_STEP]["speedup"] == 1
-    if sys.platform == "linux":
-        peaks = {name: row["peak_extra_bytes"] for name, row in rows.items()}
-        assert 0 < peaks[CHECKPOINTED] < peaks[OURS] < peaks[LITERAL_STEP]
-
-
-def test_alerts_are_timed_to_their_delivery() -> None:
-    found = values(run(alerts, "--sentences", 30, "--rows", 5000, "--commits", 40, "--every", 0))
-    times = found["times"]
-    assert times["commit with alerts"]["runs"] == times["commit without alerts"]["runs"] == 40
-    handed = times["from the commit's begin to the webhook"]
-    assert 0 < handed["p50_ms"] <= handed["p99_ms"]
-    assert f"{handed['runs']} messages were delivered" in found["shown"]
-
-
-def test_scores_are_calibrated_and_checked_on_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(labelled_queries, "_MOST", 10)
-    file, plot = tmp_path / "prior.json", tmp_path / "scores.png"
-    sets = ("--fit", 1, "--fit", 2, "--check", 3, "--people", 40)
-    found = values(run(scores, *sets, "--write", file, "--plot", plot))
-    written = json.loads(file.read_text("utf-8"))
-    assert written["fitted_on"]["people"] == 80
-    assert len(written["picture"]["weights"]) == 1 + 12 + 12 * 13 // 2
-    assert found["nobody_below"] == pytest.approx(written["nobody_below"], rel=1e-5)
-    assert found["rows"]["these sets, all"]["auroc"] > 80
-    assert found["rows"]["these sets, pictures"]["right"] > 0
-    assert {*found["shifts"]} == {"street", "night", "low-resolution", "hard"}
-    with Image.open(plot) as image:
-        assert image.size == (1300, 400)
-
-
-def test_alerts_are_simulated_and_their_recall_is_measured(tmp_path: Path) -> None:
-    sets = ("--set", 1, "--set", 2, "--set", 3, "--tested", 1, "--people", 60, "--among", 50)
-    rows = values(run(recall, *sets))["rows"]
-    assert len(rows) == 6
-    few, many = (rows[f"{name}, log-odds"]["recall %"] for name in ("one picture", "four pictures"))
-    assert 20 < few < many
-    assert all(5 < one["false in 1,000"] < 60 for one in rows.values())  # 20 are meant.
-    plot = tmp_path / "promise.png"
-    size = ("--sites", 2, "--shifting", 1, "--sentences", 10, "--days", 6, "--visits", 60)
-    found = values(run(promise, *size, "--people", 40, "--rate", 3, "--workers", 1, "--plot", plot))
-    assert {*found["rows"]} == {"site 1, night", "site 2", "all that are steady"}
-    assert found["rows"]["site 2"]["inside %"] >= 50
-    assert {*found["shifts"]} == {"site 1, night"}
-    with Image.open(plot) as image:
-        assert image.size == (1300, 450)
+        assert sys.platform != "linux" or row["peak_extra_bytes"] > 0
+    assert rows[training_step.LITERAL]["speedup"] == 1
 
 
 def test_unequal_losses_and_unknown_models_have_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "peak_extra_bytes", lambda *_: None)
     monkeypatch.setattr(training, "LOSS_TOLERANCE", -1.0)
-    for code, *options in (
-        (6, *SMALL),
-        (2, "--base", "nothing"),
-        (2, *SMALL, "--height", "100"),
-    ):
-        result = run(training, *options, *ONCE)
-        assert (result.exit_code, result.stdout) == (code, "")
-    if sys.platform == "linux":  # A memory process that fails is an error in one line.
-        monkeypatch.setattr("sys.executable", "/bin/false")  # As if it were killed.
-        with pytest.raises(InputError, match="lower --batch-size"):
-            training_step.peak_extra_bytes(ModelSpec(), LITERAL, 1)
+    result = run(training, *SMALL, *ONCE)
+    assert (result.exit_code, result.stdout) == (6, "")
+    assert run(training, "--base", "nothing", *ONCE).exit_code == 2
 
 
 def test_trackers_are_scored_on_streets_whose_people_are_known() -> None:
@@ -255,16 +214,14 @@ def test_trackers_are_scored_on_streets_whose_people_are_known() -> None:
 def test_idf1_gain_is_an_interval_over_streets_that_are_drawn_together() -> None:
     pytest.importorskip("trackers")
 
-    def video(frames: int, found: int) -> tracking.Overlaps:
-        ids = [np.array([0])] * frames
-        return ids, ids, [np.array([[float(frame < found)]]) for frame in range(frames)]
+    def video(found: int) -> tracking.Overlaps:
+        ids = [np.array([0])] * 10
+        return ids, ids, [np.array([[float(frame < found)]]) for frame in range(10)]
 
-    half, most = [video(10, 5), video(20, 10)], [video(10, 9), video(20, 18)]
-    always = tracking.idf1_gain(half, most)
-    assert always == {"gain_low": pytest.approx(0.4), "gain_high": pytest.approx(0.4)}
-    assert tracking.idf1_gain(half, half) == {"gain_low": 0, "gain_high": 0}
-    mixed = tracking.idf1_gain(half, [most[0], half[1]])
-    assert mixed == {"gain_low": 0, "gain_high": pytest.approx(0.4)}
+    half, most = [video(5), video(5)], [video(9), video(9)]
+    for second, low in ((most, 0.4), ([most[0], half[1]], 0.0)):
+        found = tracking.idf1_gain(half, second)
+        assert found == pytest.approx({"gain_low": low, "gain_high": 0.4})
 
 
 def test_loading_is_timed_with_all_contenders() -> None:
@@ -275,12 +232,6 @@ def test_loading_is_timed_with_all_contenders() -> None:
     for name, row in rows.items():
         assert name in found["shown"]
         assert row["items_per_s"] == pytest.approx(16_000 / row["p50_ms"])
-    pixels = 4 * 48 * 32 * 3
-    batch_bytes = {name: row["batch_bytes"] for name, row in rows.items()}
-    assert batch_bytes[loader.LITERAL] == 4 * pixels + 4 * 8
-    assert pixels < batch_bytes[loader.FILES] < 2 * pixels
-    assert 0 < batch_bytes[loader.CACHE] == batch_bytes[loader.FILES] - pixels
-    assert 16 * 4 * 5 < found["handed_bytes"] < 16 * 300 + 10_000  # Ids of 16 captions, places.
 
 
 def time_towers(folder: Path, traces: Path) -> dict[str, Any]:
@@ -350,18 +301,6 @@ def test_an_applied_adapter_is_the_exported_bundle(
     assert found["adapter_bytes"] < 2e6
 
 
-def test_few_people_teach_an_adapter(tmp_path: Path) -> None:
-    drawn = tmp_path / "gains.png"
-    few = ("--people", 8, "--people", 12, "--test-people", 12, "--passes", 1)
-    found = values(run(people, *few, "--picture", drawn))
-    sites = ("station", "campus")
-    assert list(found["rows"]) == [f"{site}, {count}" for site in sites for count in (8, 12)]
-    for row in found["rows"].values():
-        assert row["R@1 low"] <= row["R@1 points"] <= row["R@1 high"]
-    with Image.open(drawn) as picture:
-        assert picture.format == "PNG"
-
-
 def test_other_embeddings_than_the_references_end_it_or_are_left_out_with_a_reason() -> None:
     expected = np.eye(3, 8, dtype=np.float32)
     alike = (expected + 100) / np.linalg.norm(expected + 100, axis=1, keepdims=True)
@@ -407,103 +346,26 @@ def test_flop_and_speeds() -> None:
     assert (row["speedup"], row["cpu_speedup"], row["items_per_s"]) == (4, None, 8)
 
 
-def fill(folder: Path, *arguments: object) -> Any:
-    return run(gallery, "--dim", 32, "--seconds", 0.05, "--folder", folder, *arguments)
-
-
-def test_a_gallery_is_measured_beside_the_engines_below(tmp_path: Path) -> None:
-    found = values(fill(tmp_path, "--rows", 1500))
-    assert (found["rows"], found["dim"], found["k"], found["recall_at_10"]) == (1500, 32, 10, 1.0)
-    bare = "faiss flat fp16 alone"
-    assert list(found["batch"]) == ["gallery", bare]
-    for row in found["single"].values():
-        assert row["ratio"] == pytest.approx(row["p50_ms"] / found["single"][bare]["p50_ms"])
-    assert [one["rows_per_commit"] for one in found["insertions"]] == [256, 1]
-    assert sum(one["rows"] for one in found["insertions"]) == 1500
-    start = found["start"]
-    assert 0 < start["open_s"] < 60
-    assert start["peak_rss_bytes"] is None or start["peak_rss_bytes"] > 10e6
-    assert "gallery, one camera (1 %)" in found["shown"]
-    for wrong in (("--rows", 999), ("--dim", 1), ("--seconds", "inf"), ("--seconds", -1)):
-        result = fill(tmp_path, *wrong)
-        assert (result.exit_code, result.stdout) == (2, ""), wrong
-    assert list(tmp_path.iterdir()) == [], "nothing stays behind"
-
-
-@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts what Linux counts")
-def test_bytes_written_for_a_row_are_counted_by_phase(tmp_path: Path) -> None:
-    options = ("--rows", 1000, "--dim", 32, "--batch", 100, "--batch", 500, "--folder", tmp_path)
-    found = values(run(flash, *options))
-    assert list(found["batches"]) == ["100 rows a commit", "500 rows a commit"]
-    for row in found["batches"].values():
-        assert row["total"] == pytest.approx(sum(row[phase] for phase in flash.PHASES))
-        assert row["factor"] == pytest.approx(row["total"] / row["row_bytes"])
-        assert 2 * 32 < row["row_bytes"] < 1000
-        if row["device_factor"]:  # On a disk.
-            assert min(row["insert"], row["prune"]) > row["row_bytes"]
-    assert list(tmp_path.iterdir()) == [], "nothing stays behind"
-
-
-def test_recall_of_an_approximate_index_counts_what_it_misses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("upperson_rt.gallery.sqlite.index.APPROXIMATE_FROM", 1000)
-    monkeypatch.setattr("upperson_rt.gallery.sqlite.list_files.SEAL_ROWS", 1000)
-    for name, value in (("_LISTS_PROBED", 10_000), ("_RECALL", 0.0)):  # Finds little.
-        monkeypatch.setattr(f"upperson_rt.gallery.sqlite.lists.{name}", value)
-    found = values(fill(tmp_path, "--rows", 6000))
-    assert "faiss IVF-RaBitQ alone" in found["single"]
-    assert (found["index"]["kind"], 0.05 < found["recall_at_10"] < 0.95) == ("ivf-rabitq", True)
-    assert abs(found["recall_at_10"] - found["index"]["recall_at_10"]) < 0.25
-
-
-@pytest.mark.parametrize("rows", [1000, 9000], ids=["without a file", "with a file"])
-def test_bare_faiss_finds_the_same_pictures(tmp_path: Path, rows: int) -> None:
-    people = SyntheticPeople(rows, 16)
-    with Gallery.open(tmp_path / "gallery", "bench", 16, create=True) as store:
-        store.add(people.items(0, rows), people.vectors(0, rows))
-        queries = people.queries(5)
-        expected = [[int(hit.item.key) for hit in hits] for hits in store.search(queries, 10)]
-        name, search = gallery.bare_faiss(store)
-        _, found = search(queries)  # type: ignore[misc]
-    assert (tmp_path / "gallery" / "gallery.index").exists() == (rows > 8192)
-    assert name == "faiss flat fp16 alone"
-    assert found.tolist() == expected
-
-
 def test_boxes_of_a_cluster_come_from_lines_through_measurements(tmp_path: Path) -> None:
     measured = tmp_path / "fill.jsonl"
-
-    def write(noise: float) -> None:
-        steps = [
-            {
-                "rows": rows,
-                "rss_bytes": 200 * rows + 1e8 * (1 + noise * (-1) ** number),
-                "p50_ms": 10 + 4e-6 * rows,
-                "database_bytes": 1300 * rows,
-                "index_bytes": 200 * rows,
-            }
-            for number, rows in enumerate((100_000, *range(1_000_000, 11_000_000, 1_000_000)))
-        ]
-        measured.write_text("".join(f"{json.dumps(step)}\n" for step in steps))
-
-    write(0.0)
+    steps = [
+        {
+            "rows": rows, "rss_bytes": 200 * rows + 1e8, "p50_ms": 10 + 4e-6 * rows,
+            "database_bytes": 1300 * rows, "index_bytes": 200 * rows,
+        }
+        for rows in (100_000, *range(1_000_000, 11_000_000, 1_000_000))
+    ]  # fmt: skip
+    measured.write_text("".join(f"{json.dumps(step)}\n" for step in steps))
     options = ("--measured", measured, "--memory", 2.11, "--price", 30, "--within", 100)
-    found = values(run(cost, *options))["sizes"]["100 M"]
-    assert [found[name] for name in ("boxes", "limit", "cost")] == [10, "memory", 300]  # 10 M each.
-    assert found["boxes_low"] == found["boxes"] == found["boxes_high"]
     for more, limit, boxes in (
+        ((), "memory", 10),  # 10 M each.
         (("--within", 30.5), "time", 20),
         (("--disk", 7.6), "disk", 20),
         (("--queries", 99), "cores", 40),  # 20 ms of two cores each: 2.55 million rows.
     ):
         found = values(run(cost, *options, *more))["sizes"]["100 M"]
-        assert (found["boxes"], found["limit"]) == (boxes, limit)
-    write(0.5)
-    found = values(run(cost, *options))["sizes"]["100 M"]
-    assert found["boxes_low"] <= found["boxes"] <= found["boxes_high"]
-    assert found["boxes_low"] < found["boxes_high"]
-
+        assert (found["boxes"], found["limit"], found["cost"]) == (boxes, limit, 30 * boxes)
+        assert found["boxes_low"] == found["boxes"] == found["boxes_high"]
     measured.write_text("".join(measured.read_text().splitlines(keepends=True)[:4]))
     with refused("too_few_sizes", InputError):
         cost.cost(measured)
@@ -528,24 +390,13 @@ def make_toy_demo(folder: Path) -> None:
 def test_a_month_of_cameras_is_filled_and_searched(tmp_path: Path) -> None:
     make_toy_demo(tmp_path / "demo")
     options = ("--folder", tmp_path / "month", "--demo", tmp_path / "demo", "--minutes", 0.03)
-    options += ("--plot", tmp_path / "month.png")
 
     found = values(run(month, *options, "--rows", 1000, "--searches", 5))
     assert found["recall"] == {"sentences": 1.0, "pictures": 1.0}
     assert [(step["rows"], step["added"]) for step in found["fill"]] == [(1000, 1000)]
-    with Image.open(tmp_path / "month.png") as plot:
-        assert plot.width > plot.height
     assert found["sentences"]["searches"].keys() == month.FILTERS.keys()
     assert found["live"]["commits of ten"]["count"] >= 2
     assert found["live"]["searches beside"]["count"] >= 1
-
-    drawn = Month(tmp_path / "demo")
-    assert drawn.dim == 4 * upperson_rt.open(tmp_path / "demo" / "bundle").embed_dim
-    with Gallery.open(tmp_path / "month") as store:
-        assert store.count() > 1000  # Those of the last test, too.
-        ((items, rows),) = list(store.vectors(Filter(track="00000007")))
-    assert items == drawn.items(35, 40)
-    assert np.array_equal(rows, drawn.vectors(0, 1000)[35:40].astype(np.float16))
 
 
 def test_stores_are_filled_searched_and_killed(
@@ -565,8 +416,6 @@ def test_stores_are_filled_searched_and_killed(
     assert 0 < json.loads((work / "plan.json").read_text())["share"] < 0.03
     assert not list(work.glob("*.store"))
 
-    (work / "ours.json").write_text(json.dumps({"p50_ms": 1.0}))  # What was measured is kept.
-    assert values(run(stores, *options, "--only", "ours"))["stores"]["ours"] == {"p50_ms": 1.0}
     assert run(stores, *options, "--only", "fiass").exit_code == UsageError.exit_code
 
 
@@ -583,14 +432,6 @@ def test_boxes_of_detectors_are_counted_against_labels(tmp_path: Path) -> None:
         detectors.read_frames(tmp_path / "other.avi", "0" * 64, [1])
 
 
-def test_detectors_are_compared_on_the_labelled_film() -> None:
-    if not detectors.FILM.is_file():
-        pytest.skip("the film is not there: apt-get install opencv-doc")
-    found = values(run(detectors, "--detector", "hog", "--rounds", "1"))
-    assert 0.1 < found["rows"]["hog"]["recall"] < 0.3
-    assert found["frames"] == 20
-
-
 def test_people_whom_the_motion_gate_misses_are_counted() -> None:
     still = np.full((72, 128, 3), 90, np.uint8)
     # Person 1 is in one frame, 2 stands there all the time, 3 is there while nothing changes.
@@ -598,8 +439,3 @@ def test_people_whom_the_motion_gate_misses_are_counted() -> None:
     found = motion.searched(film)
     assert (found["people"], found["missed"]) == (2, 1)
     assert found["searched"] < 0.4
-    spec = VideoSpec(people=2, seconds=1, fps=10, width=192, height=108, seed=1, busy=True)
-    for is_far in (False, True):
-        frames = [image for image, _ in motion.drawn_day(spec, is_far)]
-        assert [image.shape for image in frames] == [(108, 192, 3)] * 10
-        assert np.mean(frames[7]) < 0.6 * np.mean(frames[0]), "night"

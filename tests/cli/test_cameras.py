@@ -56,22 +56,19 @@ def test_streams_are_listed_as_watch_takes_them(logins, monkeypatch):
         assert PASSWORD not in table.output + listed.output
 
 
-@pytest.mark.parametrize(
-    ("arguments", "exit_code", "code"),
-    [
-        ((), 2, "no_camera_named"),
-        (("10.0.0.5", "--interface", "127.0.0.1"), 2, "interface_without_search"),
-        (("--search", "--timeout", "3600"), 2, None),
-        (("--search", "--interface", "10.255.255.1"), 3, "network_unreachable"),
-        (("--search", "--interface", "999.1.1.1"), 2, "interface_malformed"),
-        (("rtsp://10.0.0.5/x",), 2, "device_malformed"),
-        (("10.0.0.5", "--netrc", "none"), 3, None),
-    ],
-)
-def test_what_is_refused(work, arguments, exit_code, code):
-    result = run(*arguments, "--json")
-    refusal(result, exit_code, code)
-    assert "asking" not in result.stderr
+def test_what_is_refused(work):
+    for exit_code, code, *arguments in (
+        (2, "no_camera_named"),
+        (2, "interface_without_search", "10.0.0.5", "--interface", "127.0.0.1"),
+        (2, None, "--search", "--timeout", "3600"),
+        (3, "network_unreachable", "--search", "--interface", "10.255.255.1"),
+        (2, "interface_malformed", "--search", "--interface", "999.1.1.1"),
+        (2, "device_malformed", "rtsp://10.0.0.5/x"),
+        (3, None, "10.0.0.5", "--netrc", "none"),
+    ):
+        result = run(*arguments, "--json")
+        refusal(result, exit_code, code)
+        assert "asking" not in result.stderr
 
 
 @pytest.fixture
@@ -129,6 +126,5 @@ def test_what_is_found_is_watched_with_the_same_logins(logins, work):
             assert process.wait() == 0, errors.read_text()
     said = output.read_text()
     assert "frames: 0 read" not in said
-    assert "resolution: 1 change" in said
     assert "sources:" not in said, "no loss"
     assert PASSWORD not in said + errors.read_text()

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.helpers.invoke import refusal, run, run_failing, run_json
+from tests.helpers.invoke import run_failing, run_json
 from upperson.data.records import read_dataset
 
 
@@ -31,9 +31,6 @@ def test_a_page_is_made_and_never_replaced(crops, bundle_and_crops, work):
     arguments = ("caption-sheet", crops, "-b", bundle_and_crops / "bundle", "--output", "page.html")
     run_failing(3, "output_exists", *arguments)
     assert (work / "page.html").read_bytes() == page
-    assert sheet_of(crops, bundle_and_crops)["chosen"] == 6  # Fewer than 100.
-    refusal(run(*arguments[:-1], "other.html", "-n", "0"), 2)
-    assert not (work / "other.html").exists()
 
 
 def test_sentences_survive_a_reload_and_become_a_data_set(crops, bundle_and_crops, work, browser):

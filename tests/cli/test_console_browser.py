@@ -17,21 +17,12 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.helpers.console import shown_id
-from tests.helpers.made_video import picture_at, write_video
 from tests.helpers.served import served
 from tests.helpers.toy_bundle import COLOURS, calibrate_toy_bundle, draw_person
 from upperson_alerts.alerts import add_alert
 from upperson_console.accounts import add_token
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery, Item
-from upperson_rt.gallery.clips import clip_name, clips_dir
-from upperson_rt.gallery.snapshots import (
-    Snapshot,
-    remove_snapshot,
-    snapshot_folder,
-    write_snapshot,
-)
 
 AXE = Path(sys.prefix, "axe", "node_modules", "axe-core", "axe.min.js")
 SIZES = {"wide": (1280, 860), "narrow": (390, 844)}
@@ -125,6 +116,10 @@ def search(page, sentence):
     page.wait_for_selector("#cards .card")
 
 
+def wait_for_cards(page, count):
+    page.wait_for_function(f"() => document.querySelectorAll('#cards .card').length === {count}")
+
+
 def test_a_search_is_narrowed_opened_and_gone_back_to(open_page):
     page = open_page()
     search(page, "a woman in red")
@@ -134,42 +129,19 @@ def test_a_search_is_narrowed_opened_and_gone_back_to(open_page):
     page.wait_for_selector("#timeline svg .bar")
     page.locator("[name=camera][value=gate]").check()
     page.wait_for_url("**camera=gate*")
-    page.wait_for_function("() => document.querySelectorAll('#cards .card').length === 6")
-    assert set(page.locator("#cards strong").all_inner_texts()) == {"gate"}
+    wait_for_cards(page, 6)
     narrowed = keys_shown(page)
     page.locator("#cards .open").first.click()
-    page.wait_for_selector("h2:has-text('This track, 3 views')")
+    page.wait_for_selector(".strip")
     assert page.url.split("?")[0].endswith(narrowed[0])
     page.go_back()
     page.wait_for_selector("#cards .card")
     assert keys_shown(page) == narrowed
     page.go_back()
-    page.wait_for_function("() => document.querySelectorAll('#cards .card').length === 12")
+    wait_for_cards(page, 12)
     assert keys_shown(page) == found
     page.reload()
     assert keys_shown(page) == found
-
-
-def test_a_clip_plays_and_can_be_sought(open_page, folder):
-    with Gallery.open(folder / "gallery") as gallery:
-        crop = "red0.png"
-        clip = clips_dir(gallery.crops_dir) / clip_name(crop, ".mp4", START - 6, START)
-        id_ = shown_id(gallery, folder / "console", "red-0")
-    clip.parent.mkdir()
-    write_video(clip, (picture_at(number % 60) for number in range(150)), movflags="faststart")
-    page = open_page(f"/people/{id_}")
-    video = page.locator(".clip video")
-    if not video.evaluate("""one => one.canPlayType('video/mp4; codecs="avc1.64000d"')"""):
-        pytest.skip("this Chromium has no H.264")
-    video.evaluate("one => { one.muted = true; return one.play(); }")
-    page.wait_for_function("() => document.querySelector('.clip video').currentTime > 1.1")
-    video.evaluate("one => { one.pause(); one.currentTime = 4; }")
-    page.wait_for_function("() => !document.querySelector('.clip video').seeking")
-    facts = "one => [one.error, one.currentTime, Math.round(one.duration), one.videoWidth]"
-    assert video.evaluate(facts) == [None, 4, 6, 320]
-    with page.expect_download() as downloaded:
-        page.get_by_role("link", name="Download the clip").click()
-    assert downloaded.value.suggested_filename == f"clip-{id_}.mp4"
 
 
 def test_the_keyboard_is_enough(open_page):
@@ -182,10 +154,8 @@ def test_the_keyboard_is_enough(open_page):
     focused = "document.activeElement.pathname"
     assert page.evaluate(focused) == found[0]
     page.keyboard.press("ArrowRight")
-    assert page.evaluate(focused) == found[1]
     page.keyboard.press("ArrowDown")
-    below = found.index(page.evaluate(focused))
-    assert below > 2
+    assert found.index(page.evaluate(focused)) > 2
     page.keyboard.press("ArrowUp")
     assert page.evaluate(focused) == found[1]
     page.keyboard.press("Enter")
@@ -199,8 +169,7 @@ def focused_card(page):
 
 def test_keys_mark_the_focused_card_and_stay_on_it(open_page):
     page = open_page("/?q=a+jacket")
-    page.keyboard.press("ArrowRight")
-    for _ in range(4):
+    for _ in range(5):
         page.keyboard.press("ArrowRight")
     yes = focused_card(page)
     page.keyboard.press("y")
@@ -208,12 +177,9 @@ def test_keys_mark_the_focused_card_and_stay_on_it(open_page):
     assert focused_card(page) == yes
     page.keyboard.press("ArrowRight")
     no = focused_card(page)
-    cards = page.locator("#cards > .card").evaluate_all("cards => cards.map(one => one.id)")
-    assert cards.index(no) == cards.index(yes) + 1
     page.keyboard.press("n")
     page.wait_for_selector(f"#{no}.is-no")
-    assert focused_card(page) == no
-    assert page.locator(".is-yes").evaluate_all("cards => cards.map(one => one.id)") == [yes]
+    assert focused_card(page) == no != yes
     # A held key repeats: it marks once. Pressed again it removes the mark.
     page.locator(f"#{yes} .open").focus()
     page.keyboard.down("y")
@@ -228,35 +194,6 @@ def test_keys_mark_the_focused_card_and_stay_on_it(open_page):
         page.keyboard.press("ArrowRight")
         page.keyboard.press("y")
     page.get_by_text("Refined by 3 yes and 0 no.").wait_for()
-
-
-def test_two_windows_do_not_overwrite_each_others_marks(open_page):
-    pages = [open_page("/?q=trousers") for _ in range(2)]
-    for page, name in zip(pages, ("Yes, this person", "No, not this person"), strict=True):
-        page.locator("#cards .card").nth(pages.index(page)).get_by_role("button", name=name).click()
-        page.wait_for_url("**marks=*")
-    pages[1].get_by_text("Refined by 1 yes and 1 no.").wait_for()
-    pages[0].reload()
-    pages[0].get_by_text("on another page: 0 yes, 1 no.").wait_for()
-    pages[0].get_by_role("button", name="Undo all").click()  # Its own mark.
-    pages[0].get_by_text("on another page: 0 yes, 1 no.").wait_for()
-    assert pages[0].locator(".is-no").count() == 0
-
-
-def test_times_in_the_wrong_order_stay_in_the_form(open_page):
-    page = open_page("/?q=red")
-    wrong = {"From": "2026-11-25T10:00:00", "To": "2026-11-25T09:00:00"}
-    for label, time in wrong.items():
-        page.get_by_label(label, exact=True).fill(time)
-    page.get_by_role("textbox", name="Track").focus()
-    page.locator("#times").wait_for()
-    for label, time in wrong.items():
-        assert page.get_by_label(label, exact=True).input_value() in (time, time[:-3])
-    page.get_by_label("To", exact=True).fill("2026-11-25T11:00")
-    page.get_by_role("textbox", name="Track").focus()
-    page.wait_for_function("() => !document.querySelector('#times')")
-    assert "until=2026-11-25T11%3A00" in page.url
-    open_page.wrong[:] = [text for text in open_page.wrong if "422" not in text]
 
 
 def test_a_time_is_typed_by_keys_and_half_of_one_changes_nothing(open_page):
@@ -307,22 +244,6 @@ def test_a_lost_session_leads_to_the_login_and_back(open_page, folder):
     open_page.wrong[:] = [text for text in open_page.wrong if "401" not in text]
 
 
-def test_people_are_browsed_without_a_sentence(open_page):
-    page = open_page("/")
-    assert page.locator(".newest").count() == 2
-    page.get_by_role("checkbox", name="gate").click()
-    page.wait_for_selector("#cards .card")
-    assert page.url.endswith("/?camera=gate")
-    assert page.evaluate("document.activeElement.value") == "gate"
-    page.get_by_role("combobox", name="One card for").select_option("picture")
-    page.wait_for_function("() => document.querySelectorAll('#cards .card').length === 18")
-    page = open_page("/", java_script_enabled=False)
-    page.get_by_role("checkbox", name="gate").check()
-    page.get_by_role("button", name="Apply").click()
-    page.wait_for_url("**camera=gate*")
-    assert page.locator("#cards .card").count() == 6
-
-
 @pytest.mark.parametrize("with_script", [True, False])
 def test_selected_cards_are_marked_exported_and_deleted(open_page, with_script):
     sentence = f"shoes+{with_script}"
@@ -346,56 +267,11 @@ def test_selected_cards_are_marked_exported_and_deleted(open_page, with_script):
     bar.get_by_role("button", name="Delete").click()
     page.get_by_role("heading", name="Delete 6 pictures").wait_for()
     page.reload()
-    page.get_by_role("heading", name="Delete 6 pictures").wait_for()
     page.get_by_label("Why?").fill("At her request")
     page.get_by_role("button", name="Move 6 pictures to the bin").click()
     page.get_by_role("heading", name="Moved 6 pictures to the bin").wait_for()
     page.get_by_role("button", name="Undo").click()
     page.get_by_role("heading", name="Restored 6 pictures").wait_for()
-
-
-@pytest.mark.parametrize("with_script", [True, False])
-def test_pictures_are_restored_from_the_bin_or_deleted(open_page, folder, with_script):
-    keys = [f"{n}-{with_script}" for n in range(4)]
-    with Gallery.open(folder / "gallery") as gallery:
-        vector = next(gallery.vectors())[1][:1]
-        for key in keys:
-            gallery.add([Item(key=key, camera="hall", time=START)], vector)
-            gallery.bin.add([key], "Adam", "by mistake")
-    page = open_page("/bin", java_script_enabled=with_script)
-    cards = page.locator(".card", has_text="by mistake")
-    cards.nth(0).get_by_role("button", name="Restore").click()
-    page.get_by_role("heading", name="Restored 1 picture").wait_for()
-    assert page.locator("#wrong").count() == 0
-    page.get_by_role("link", name="Bin").click()
-    page.get_by_role("heading", name="Bin").wait_for()
-    for place in (0, 1):
-        cards.nth(place).get_by_role("checkbox").check()
-    if with_script:
-        assert page.locator("#selected strong").inner_text() == "Selected cards: 2, pictures: 2"
-    page.get_by_label("Why?").fill("At his request")
-    page.get_by_role("button", name="Delete for good").click()
-    page.get_by_role("heading", name="Deleted 2 pictures").wait_for()
-    page.get_by_role("link", name="Bin").click()
-    cards.first.get_by_role("checkbox").check()
-    page.locator("#selected").get_by_role("button", name="Restore").click()
-    page.get_by_role("heading", name="Restored 1 picture").wait_for()
-    with Gallery.open(folder / "gallery") as gallery:
-        assert gallery.ids(keys).keys() == {keys[3], keys[0]}
-        assert [entry.item.key for entry in gallery.bin.entries()] == ["binned"]
-        gallery.delete(keys)
-
-
-def test_a_wide_screen_shows_twice_the_people(open_page):
-    seen = """() => [...document.querySelectorAll('#cards .shot')].filter(
-        (one) => one.getBoundingClientRect().top < innerHeight).length"""
-    for path in ("/?order=time&by=picture", "/?q=woman+in+a+red+coat&by=picture"):
-        found = []
-        for width in (1280, 2560):
-            page = open_page(path, viewport={"width": width, "height": 860}, locale="de")
-            page.wait_for_load_state("networkidle")
-            found.append(page.evaluate(seen))
-        assert found[1] >= 2 * found[0] > 0
 
 
 GIVEN = """([name, content]) => {
@@ -429,9 +305,8 @@ def test_a_picture_is_chosen_dropped_or_pasted_and_a_slider_mixes(open_page, fol
     page.wait_for_selector("input[name=share]")
     page.locator("input[name=share]").fill("0")
     page.wait_for_url("**share=0*")
-    page.wait_for_function(
-        "first => document.querySelector('#cards .open').pathname !== first", arg=by_picture[0]
-    )
+    first_is = "first => document.querySelector('#cards .open').pathname !== first"
+    page.wait_for_function(first_is, arg=by_picture[0])
     page.get_by_label("Leave the picture out").click()
     page.wait_for_url("**/?q=red")
 
@@ -443,9 +318,9 @@ def test_more_comes_when_the_end_is_near(open_page, folder):
         gallery.add(more, vectors[: len(more)])
     try:
         page = open_page("/?q=red&by=picture")
-        assert page.locator("#cards .card").count() == 48
+        wait_for_cards(page, 48)
         page.locator("#cards .card").last.scroll_into_view_if_needed()
-        page.wait_for_function("() => document.querySelectorAll('#cards .card').length === 60")
+        wait_for_cards(page, 60)
     finally:
         with Gallery.open(folder / "gallery") as gallery:
             gallery.delete([one.key for one in more])
@@ -457,53 +332,6 @@ def test_more_comes_when_the_end_is_near(open_page, folder):
     with page.expect_download() as download:
         page.get_by_role("button", name="Export these 60").click()
     assert download.value.suggested_filename.endswith("-red-36-pictures.zip")  # The others went.
-
-
-SHIFTED = """() => new Promise((done) => {
-  const observer = new PerformanceObserver((seen) => {
-    done(seen.getEntries().reduce((sum, one) => sum + one.value, 0));
-  });
-  observer.observe({ type: "layout-shift", buffered: true });
-  setTimeout(() => done(0), 500);
-})"""
-
-
-def test_nothing_moves_while_a_page_loads(open_page):
-    page = open_page("/?q=red")
-    person = keys_shown(page)[0]
-    for path in ("/?q=woman+in+a+red+coat", f"{person}?q=red", "/"):
-        page.goto(page.evaluate("origin") + path)
-        page.wait_for_load_state("networkidle")
-        assert page.evaluate(SHIFTED) < 0.1, path  # What browsers call good.
-
-
-def test_marks_refine_and_going_back_undoes_them(open_page):
-    page = open_page("/?q=a+coat")
-    before = keys_shown(page)
-    last = page.locator("#cards .card").last
-    last.get_by_role("button", name="Yes, this person").click()
-    page.wait_for_url("**marks=y*")
-    page.wait_for_selector(".is-yes")
-    page.get_by_text("Refined by 1 yes and 0 no.").wait_for()
-    assert keys_shown(page).index(before[-1]) < 4
-    page.get_by_role("button", name="Undo the last").click()
-    page.wait_for_url("**/?q=a+coat")
-    page.wait_for_function(
-        "first => document.querySelector('#cards .open').pathname === first", arg=before[0]
-    )
-    assert keys_shown(page) == before
-    page.locator("#cards .open").first.click()  # A person is marked by key on its own page.
-    page.wait_for_selector(".query")
-    page.keyboard.press("y")
-    page.wait_for_selector(".query.is-yes")
-    assert "marks=y" in page.url
-    marked = page.locator(".query button[name=yes]").get_attribute("value")
-    assert page.url.split("?")[0].endswith(f"/people/{marked}")
-    page.locator(".cards.small .card").first.get_by_role("button", name="No, not this").click()
-    page.wait_for_selector(".cards.small .is-no")
-    page.get_by_role("link", name="Refined by 1 yes, 1 no").click()
-    page.wait_for_selector("#cards .is-yes")
-    page.get_by_text("Refined by 1 yes and 1 no.").wait_for()
 
 
 def test_pages_work_without_a_script_and_with_one_the_live_page_is_renewed(open_page):
@@ -530,90 +358,6 @@ def shown(server):
         query = {"sentence": "woman in a red coat", "limit": 1}
         found = httpx.post(f"{running.url}/api/v1/search", json=query, timeout=60).json()
         yield SimpleNamespace(url=running.url, person=found["hits"][0]["id"])
-
-
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_zones_of_a_camera_lie_on_its_picture(open_page, folder, width):
-    with Gallery.open(folder / "gallery") as gallery:
-        kept = snapshot_folder(gallery)
-    zone, picture = ((0.1, 0.2), (0.9, 0.2), (0.9, 0.6)), io.BytesIO()
-    Image.new("RGB", (640, 480)).save(picture, "JPEG")
-    snapshot = Snapshot(camera="gate", time=START, width=1280, height=960, zones=(zone,))
-    write_snapshot(kept, snapshot, picture.getvalue())
-    try:
-        page = open_page("/live", viewport={"width": width, "height": 844})
-        page.get_by_role("link", name="View, with zones and masks of gate").click()
-        page.wait_for_function("() => document.querySelector('.view img')?.naturalWidth === 640")
-    finally:
-        remove_snapshot(kept, "gate")
-    places = {
-        one: page.locator(f".view {one}").bounding_box() for one in ("img", "polygon", "text")
-    }
-    whole, drawn, text = places["img"], places["polygon"], places["text"]
-    found = [
-        (drawn["x"] - whole["x"]) / whole["width"],
-        (drawn["y"] - whole["y"]) / whole["height"],
-        drawn["width"] / whole["width"],
-        drawn["height"] / whole["height"],
-    ]
-    assert found == pytest.approx([0.1, 0.2, 0.8, 0.4], abs=0.06)  # A stroke is around it.
-    assert whole["x"] < text["x"] < text["x"] + text["width"] < whole["x"] + whole["width"]
-    assert text["height"] > 12, "it is read at any size"
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-
-
-@pytest.fixture
-def tokens(folder):
-    """A token file with an administrator and a viewer, and the administrator's token."""
-    file = folder / "tokens.json"
-    token = add_token(file, "ada", "admin", None)
-    add_token(file, "vera", "viewer", ("gate",), 86400)
-    return file, token
-
-
-@pytest.mark.parametrize(
-    ("width", "theme", "scripts"),
-    [(1280, "light", True), (320, "dark", True), (320, "dark", False)],
-)
-def test_an_administrator_manages_accounts(open_page, folder, tokens, width, theme, scripts):
-    with served(folder, "--token-file", tokens[0].name) as running:
-        page = open_page(
-            "/accounts",
-            url=running.url,
-            java_script_enabled=scripts,
-            bypass_csp=True,
-            color_scheme=theme,
-            viewport={"width": width, "height": 860},
-        )
-        page.get_by_label("Token").fill(tokens[1])
-        page.get_by_role("button", name="Log in").click()
-        new = page.locator(".alert-form")
-        new.get_by_label("Name, as in the query log").fill("otto")
-        new.get_by_role("radio", name="operator").check()
-        new.get_by_role("checkbox", name="hall").check()
-        new.get_by_role("button", name="Create").click()
-        token = page.locator("code.token").inner_text()
-        headers = {"authorization": f"Bearer {token}"}
-        info = httpx.get(f"{running.url}/api/v1/info", headers=headers).json()
-        assert (info["user"], info["role"], info["pictures"]) == ("otto", "operator", 18)
-        if scripts:
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            assert _violations(page) == {}
-        if SCREENSHOTS is not None:
-            page.screenshot(path=Path(SCREENSHOTS, f"accounts-{width}.png"), full_page=True)
-        otto = page.get_by_role("region", name="otto")
-        otto.get_by_text("Change …", exact=True).click()
-        otto.get_by_role("radio", name="viewer").check()
-        otto.get_by_role("button", name="Save").click()
-        otto.locator("dd", has_text="viewer").wait_for()
-        assert page.locator("code.token").count() == 0
-        otto.get_by_text("New token or revoke …").click()
-        if SCREENSHOTS is not None:
-            page.screenshot(path=Path(SCREENSHOTS, f"accounts-open-{width}.png"), full_page=True)
-        otto.get_by_role("button", name="Revoke").click()
-        page.wait_for_url("**/accounts")
-        assert page.get_by_role("region", name="otto").count() == 0
-        assert httpx.get(f"{running.url}/api/v1/info", headers=headers).status_code == 401
 
 
 def _violations(page):
@@ -652,7 +396,7 @@ def test_every_page_fits_a_narrow_screen_while_frames_are_blurred(open_page, fol
         gallery.add(more, next(gallery.vectors())[1][:5])
     found = {}
     with served(folder, "--blur") as running:
-        for language in ("en", "de", "fr"):
+        for language in ("de", "fr"):  # English is looked at below.
             options = {"viewport": {"width": 320, "height": 800}, "locale": language}
             page = open_page("/?q=red", url=running.url, bypass_csp=True, **options)
             person = keys_shown(page)[0].rpartition("/")[2]
@@ -662,7 +406,7 @@ def test_every_page_fits_a_narrow_screen_while_frames_are_blurred(open_page, fol
                 assert page.locator("html").get_attribute("lang") == language
                 wide = page.evaluate("document.documentElement.scrollWidth")
                 assert (name, language, wide) <= (name, language, 320)
-                broken = _violations(page) if language != "en" else {}
+                broken = _violations(page)
                 found |= {(name, language, id_): nodes for id_, nodes in broken.items()}
             page.goto(running.url + "/?q=red&by=picture&order=time")
             page.locator("details.save > summary").first.click()
@@ -676,33 +420,13 @@ def test_every_page_fits_a_narrow_screen_while_frames_are_blurred(open_page, fol
     open_page.wrong[:] = [text for text in open_page.wrong if "422" not in text]
 
 
-def test_settings_offer_the_browsers_zone_first_and_say_that_they_are_saved(open_page):
-    page = open_page("/", timezone_id="Asia/Kolkata")
-    page.locator("header").get_by_role("link", name="Settings").click()
-    page.locator("#zone").wait_for()
-    zones = page.locator("#zone option")
-    assert zones.nth(1).inner_text() in ("Asia/Kolkata", "Asia/Calcutta")
-    assert page.locator("#zone").input_value() == ""
-    page.get_by_role("button", name="Save").click()
-    page.get_by_text("Saved.").wait_for()
-
-
-def test_lines_of_the_log_are_filtered_with_a_script(open_page):
-    page = open_page("/?q=red")
-    page.goto(page.evaluate("origin") + "/records")
-    page.get_by_label("Action").select_option("query")
-    page.get_by_role("button", name="Filter").click()
-    page.wait_for_url("**/records?*action=query*")
-    page.wait_for_function("() => document.querySelectorAll('.log tbody td').length > 4")
-    assert set(page.locator(".log tbody td:nth-child(3)").all_inner_texts()) == {"query"}
-
-
-def test_the_header_shows_the_purpose_of_the_page(open_page, folder, tokens):
+def test_the_header_shows_the_purpose_of_the_page_and_accounts_fit(open_page, folder):
+    token = add_token(folder / "tokens.json", "ada", "admin", None)
     (folder / "oversight.yaml").write_text("purposes: [Theft, Missing person]\n")
-    options = ("--token-file", tokens[0].name, "--oversight", "oversight.yaml")
+    options = ("--token-file", "tokens.json", "--oversight", "oversight.yaml")
     with served(folder, *options) as running:
-        page = open_page("/", url=running.url)
-        page.get_by_label("Token").fill(tokens[1])
+        page = open_page("/", url=running.url, bypass_csp=True)
+        page.get_by_label("Token").fill(token)
         page.get_by_role("button", name="Log in").click()
         page.get_by_role("combobox", name="Purpose").select_option("Theft")
         page.get_by_role("button", name="Continue").click()
@@ -716,6 +440,15 @@ def test_the_header_shows_the_purpose_of_the_page(open_page, folder, tokens):
         search(page, "coat")
         page.wait_for_url("**/?q=coat")
         assert page.locator("aside.purpose").inner_text().startswith("Missing person")
+        page.set_viewport_size({"width": 320, "height": 860})
+        page.goto(f"{running.url}/accounts")
+        new = page.locator(".alert-form")
+        new.get_by_label("Name, as in the query log").fill("otto")
+        new.get_by_role("radio", name="operator").check()
+        new.get_by_role("button", name="Create").click()
+        assert page.locator("code.token").inner_text()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
+        assert _violations(page) == {}
         page.get_by_role("button", name="Log out").click()
         page.get_by_label("Token").wait_for()
         assert page.locator("aside.purpose").count() == 0

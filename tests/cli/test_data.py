@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from tests.helpers.command_line import run_program
-from tests.helpers.data_sets import edit_json, write_cuhk_pedes, write_image, write_jsonl
+from tests.helpers.data_sets import edit_json, write_cuhk_pedes, write_image
 from tests.helpers.invoke import run, run_failing
 from upperson.data.annotations import Counts
 from upperson.data.published import PUBLISHED_SETS
@@ -24,17 +24,12 @@ def test_counts_are_held_against_the_published_ones(tmp_path, monkeypatch):
     write_cuhk_pedes(tmp_path)
     result = check(tmp_path)
     assert result.exit_code == 0, "a part of a data set is no error"
-    assert row_of(result, "split") == ["ids", "images", "captions", "published"]
     assert " ".join(row_of(result, "train")) == "2 4 8 11003 / 34054 / 68126 differs"
-    assert all(len(line.rstrip()) <= 100 for line in result.stdout.splitlines()[1:])
     counts = {"train": Counts(2, 4, 8), "val": Counts(1, 1, 2), "test": Counts(1, 2, 4)}
     small = dataclasses.replace(PUBLISHED_SETS["cuhk-pedes"], counts=counts)
     monkeypatch.setitem(PUBLISHED_SETS, "cuhk-pedes", small)
     result = check(tmp_path)
     assert row_of(result, "train")[-1] == "ok"
-    assert "warning" not in result.stdout
-    result = run("data", "check", "--root", write_jsonl(tmp_path))
-    assert row_of(result, "split") == ["ids", "images", "captions"]
 
 
 def test_problems_are_shown_and_the_exit_code_is_3(tmp_path):
@@ -55,23 +50,11 @@ def test_problems_are_shown_and_the_exit_code_is_3(tmp_path):
     ):
         assert line in result.stdout.splitlines()
     (folder / "imgs/cam_b").rename(tmp_path / "elsewhere")
-    missing = f"{folder / 'imgs/cam_b'}, which 2 images should be in"
-    result = check(folder)
-    assert result.stderr.splitlines()[0].endswith(missing), "at once"
-    assert f"  {missing}" in result.stdout.splitlines()
     result = check(folder, "--json")  # One object, with errors, too.
     assert result.exit_code == 3
     assert '"usable": false' in result.stdout
     assert '"missing_image"' in result.stdout
     assert result.stderr.splitlines()[-1].startswith("error: ")
-
-
-def test_images_can_be_left_undecoded(tmp_path):
-    folder = write_jsonl(tmp_path)
-    (folder / "images/0_0.png").write_bytes(b"")
-    assert run("data", "check", "--root", folder).exit_code == 3
-    result = run("data", "check", "--root", folder, "--no-images")
-    assert (result.exit_code, result.stderr) == (0, "")
 
 
 def test_errors_are_one_line_and_a_code(work):

@@ -3,13 +3,11 @@
 import json
 import shutil
 from importlib import import_module
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.helpers import invoke
-from tests.helpers.command_line import run_code
 from upperson.data.records import read_dataset
 from upperson_rt.bundle import Bundle
 from upperson_scores.metrics import retrieval_metrics
@@ -87,12 +85,6 @@ def test_evaluate_finds_what_the_demo_measured(demo_folder, site, evaluated):
             expected = pytest.approx(summary[name][metric], abs=100 / 160)  # One query: ties.
             assert directions["text_to_image"][metric] == expected
 
-    computes = {"image": SimpleNamespace(float_type="bf16"), "text": SimpleNamespace()}
-    bundle = SimpleNamespace(backend=computes.get)
-    assert command._float_types(bundle) == "bf16 (images) and f32 (texts)"
-    computes["text"] = computes["image"]
-    assert command._float_types(bundle) == "bf16"
-
 
 def refused(status, code, *arguments):
     return invoke.run_failing(status, code, "evaluate", *arguments)
@@ -119,16 +111,6 @@ def test_what_cannot_be_measured_is_refused(site, site_people, tmp_path, work):
         assert str(broken) in error["message"]
 
 
-def test_reading_a_run_loads_nothing_that_only_writes_one(site):
-    writers = ["matplotlib", "tensorboard", "torch.utils.tensorboard"]
-    code = "import sys; from pathlib import Path; from upperson.run import load_run; "
-    code += "print(load_run(Path(sys.argv[1])).model.embed_dim, "
-    code += f"*(name for name in {writers} if sys.modules.get(name)))"
-    done = run_code(code, site / "run", without=writers)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["128"]
-
-
 @pytest.mark.parametrize("target", ["run", "bundle"])
 def test_words_are_measured_where_the_truth_is_known(site_people, evaluated, target):
     found, plain = evaluated(target, "--attributes"), evaluated(target)
@@ -145,31 +127,22 @@ def test_words_are_measured_where_the_truth_is_known(site_people, evaluated, tar
 
 
 def test_tables_show_what_was_measured(site_people, evaluated, table_of):
-    title, *lines = table_of()
+    title, head, *rows = table_of()
     assert title == f"jsonl in {site_people.name}, test: 160 captions, 80 images"
-    head, *rows = [line.split() for line in lines]
-    assert head == ["direction", *METRICS]
+    assert head.split() == ["direction", *METRICS]
     numbers = evaluated("run")["run"]
     for row, direction in zip(rows, DIRECTIONS, strict=True):
-        assert row[-5:] == [f"{numbers[direction][name]:.2f}" for name in METRICS]
+        assert row.split()[-5:] == [f"{numbers[direction][name]:.2f}" for name in METRICS]
 
     report = evaluated("run", "--attributes")["run"]
     lines = table_of("--attributes")
     rows = {tuple(line.rsplit(maxsplit=4)) for line in lines}
-    for shares in (report["short"]["person"]["parts"], report["short"]["clothes"]["parts"]):
-        for name, share in shares.items():
-            names = ("top1", "at10", "at10_most", "chance")
-            assert (name, *(f"{share[key]:.1f}" for key in names)) in rows
+    for name, share in report["short"]["person"]["parts"].items():
+        names = ("top1", "at10", "at10_most", "chance")
+        assert (name, *(f"{share[key]:.1f}" for key in names)) in rows
     assert f"R@1 of the captions {report['r1']:.2f}" in lines
-    for name, share in report["captions"].items():
-        shown = [f"{share[key]:.1f}" for key in ("top1", "chance", "r1_lost")]
-        if share["said"]:
-            shares = [f"{share[key]:.1f}" for key in ("said_top1", "said_chance")]
-            shown += [str(share["said"]), *shares]
-        assert [name, *shown] in [line.split() for line in lines]
 
     lengths = evaluated("run", "--by-length")["run"]
-    assert list(lengths) == [*(str(number) for number in range(1, len(lengths))), "as written"]
     counts = [row["questions"] for row in lengths.values()]
     assert counts[0] == counts[-1] == 160
     assert counts[:-1] == sorted(counts[:-1], reverse=True)

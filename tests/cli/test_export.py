@@ -5,11 +5,9 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from onnx import numpy_helper
@@ -22,7 +20,6 @@ from tests.helpers.openai_archive import save_openai_archive
 from tests.helpers.signing_keys import write_keys
 from tests.helpers.toy_bases import toy_base, write_base
 from tests.helpers.traces import once_in
-from tests.helpers.vit_b16 import int8_gemms
 from upperson.cli import exportable
 from upperson.model.base import load_base
 from upperson.model.encoder import UPPerson
@@ -78,21 +75,13 @@ def test_int8_that_fails_the_gate_is_measured_and_left_out_of_a_signed_bundle(co
     assert "mixed-1/2" in {row["rung"] for row in report["ladder"]}
     types = {(row["backend"], *row["float_types"].values()) for row in report["ladder"]}
     assert ("onnxruntime", "f32") in types
-    # One picture has no order, so cosines alone rank the Linears.
-    damage = calibration_of(work / "bundle")["towers"]["image"]["damage"]
-    assert {layer["order_loss"] for layer in damage} == {0}
-    cosines = [layer["cosine_loss"] for layer in damage]
-    assert cosines == sorted(cosines, reverse=True)
-    assert cosines[0] > cosines[-1]
 
     bundle = Bundle.open(work / "bundle")
     assert (bundle.variant, list(bundle.manifest.variants)) == ("fp32", ["fp32"])
     assert bundle.check_golden_samples()
     assert not list((work / "bundle").glob("*int8*"))
     for page in ("report.html", "README.md"):
-        text = (work / "bundle" / page).read_text("utf-8")
-        assert "int8 is not in the bundle" in text
-        assert f"onnxruntime {onnxruntime.__version__}" in text
+        assert "int8 is not in the bundle" in (work / "bundle" / page).read_text("utf-8")
     assert verify_folder(work / "bundle", work / "key.pub")
     assert not unowned_in_bundle(work / "bundle")  # The next export may replace it.
     again = ("--output", "second", "--calibration", "bundle/calibration.json")
@@ -122,9 +111,6 @@ def test_a_variant_that_loses_short_queries_alone_ends_the_export(copied_run, wo
     error = run_failing(4, "accuracy_not_kept", *export, "--precision", "int8")
     fields = error["fields"]
     assert (fields["tower"], fields["measure"], fields["limit"]) == ("text", "short R@1", 0.5)
-    assert fields["limit"] < fields["low"] <= fields["points"] <= fields["high"]
-    for part in ("short R@1", f"{fields['low']:.2f} to {fields['high']:.2f}", "0.5 allowed"):
-        assert part in error["message"]
     assert names_in(work) == {"run"}
 
 
@@ -159,16 +145,6 @@ def test_a_folder_with_other_files_is_not_taken_for_a_bundle(demo_folder, copied
 
 
 @pytest.mark.timeout(240)
-def test_on_a_gpu_engines_are_built(copied_run, work, monkeypatch):
-    install_fake_tensorrt(monkeypatch)
-    monkeypatch.setenv("UPPERSON_CACHE", str(work / "cache"))
-    report = run_json("export", copied_run, *FEW, "--trt", "--no-int8")
-    built = sorted((work / "cache/engines").glob("*.engine"))
-    assert [path.name.partition("-")[0] for path in built] == ["image", "text"]
-    assert all(str(path) in str(report["engines"]) for path in built)
-
-
-@pytest.mark.timeout(240)
 def test_typed_variants_and_serving_files(copied_run, work):
     report = run_json(
         "export", copied_run, "--calib-size", 16, "--max-r1-drop", 5, "--trt", "--triton", "models"
@@ -180,9 +156,6 @@ def test_typed_variants_and_serving_files(copied_run, work):
         assert row["shipped"]
         assert Bundle.open(work / "bundle", variant).check_golden_samples()
         assert row["size_bytes"] < report["variants"]["fp32"]["size_bytes"] or variant == "fp32"
-    # fp16 needs the largest values alone; they are kept, too.
-    assert Bundle.open(work / "bundle", "fp16").entry.calibration["images"] == 16
-    assert calibration_of(work / "bundle")["towers"]["text"]["forms"]["plain"]["largest_anywhere"]
 
 
 @pytest.mark.timeout(240)
@@ -247,19 +220,8 @@ def test_a_run_and_a_base_get_a_split_and_samples(copied_run, people, work, monk
 
     samples, split = export_base(root=people)
     assert (samples.image_source, split.name) == (f"{people.name}, train", f"{people.name}, test")
-    assert split.has_identities
-    ranges, choose = [], exportable.choose_samples
-
-    def choosing(pictures, *rest, **options):
-        ranges.extend(pictures.files)
-        return choose(pictures, *rest, **options)
-
-    monkeypatch.setattr(exportable, "choose_samples", choosing)
     _, split = export_base(calib_data=people)
-    assert len(ranges) > 20
-    assert not set(ranges) & set(split.image_files), "what is ranked sets no ranges"
-    assert split.captions
-    assert not split.has_identities
+    assert (bool(split.captions), split.has_identities) == (True, False)
 
 
 @pytest.mark.timeout(240)
@@ -282,9 +244,6 @@ def test_rtx_engines_and_deepstream_files_come_with_a_bundle(copied_run, work, m
     manifest = Bundle.open(work / "bundle", "fp16").manifest
     assert record["fingerprint"] == manifest.fingerprint
     assert record["engines"][0]["onnx_sha256"] == manifest.variants["fp16"].image.sha256
-    printed = " ".join(result.stdout.split())
-    for gemms in (0, int8_gemms(2)):
-        assert f"compute capability 8.9, 2 fused attentions, {gemms} int8 GEMMs" in printed
     assert any(path.suffix == ".txt" for path in (work / "nvinfer").rglob("*"))
 
     def stop_at_the_second(name):
@@ -401,14 +360,11 @@ def test_a_base_is_exported_without_a_run_or_captions_and_finds_people(people, w
     assert (image.height_px, image.width_px) == (96, 32)
     assert (bundle.entry.metrics, bundle.entry.calibration["gate"]) == (None, "rankings")
     assert not unowned_in_bundle(work / "bundle")
-    # The same as the base in torch.
     base = load_base(str(config), str(work / "base/openai.pt"))
     images = sorted(crops.iterdir())[:3]
     plain = TrainedEncoder(UPPerson(base.clip, PLAIN_CLIP, (96, 32), base.statistics).eval())
     exact = Bundle.open(work / "bundle", "fp32").encoder()
     assert np.abs(exact.encode_images(images) - plain.encode_images(images, 3)).max() < 1e-5
-    texts = ["woman in red coat", "a boy"]
-    assert np.abs(exact.encode_texts(texts) - plain.encode_texts(texts, 2)).max() < 1e-5
     assert run_rt_json("index", crops)["indexed"] == 40
     assert len(run_rt_json("query", "woman in red coat", "-k", "3")["hits"]) == 3
 
@@ -465,18 +421,3 @@ def test_engines_are_checked_before_any_work(copied_run, work, worked, monkeypat
     run_failing(3, None, *rtx)
     assert (work / "bundle.rtx/image.fp16.engine").read_text() == "took an hour"
     assert worked == []
-
-
-@pytest.mark.parametrize(
-    ("variants", "next_step"),
-    [
-        (["fp32", "fp16", "int8-fp16"], "upperson-rt compile bundle --variant int8-fp16"),
-        (["fp32", "int8", "fp16"], "upperson-rt compile bundle --variant fp16"),
-        (["fp32", "int8"], "no variant for TensorRT kept its accuracy"),
-    ],
-)
-def test_the_next_step_names_a_variant_that_is_there(work, monkeypatch, variants, next_step):
-    manifest = SimpleNamespace(variants=dict.fromkeys(variants))
-    monkeypatch.setattr(engines, "read_manifest", lambda _: manifest)
-    built = engines.build_engines(Path("bundle"), None, note=print, progress=print)
-    assert next_step in built["next"]

@@ -51,24 +51,14 @@ def test_a_bundle_whose_variants_agree(bundle):
 
 
 def test_a_failure_names_the_worst_case_and_a_tolerance_that_passes(bundle):
-    result = run("parity", bundle, *SMALL)
-    assert result.exit_code == 6
-    assert result.stdout.count("WORST") == 1
-    line = result.stderr.splitlines()[-1]
-    assert re.match(
-        r"error: int8 on (onnxruntime|openvino) \S+ on cpu, text tower, batch \d, .*: "
-        r'caption \d "[^"]+".* 0\.\d{5} .* --min-cosine 0\.\d+ would pass$',
-        line,
-    ), line
-    suggested = re.findall(r"--min-cosine \S+", line)[0].split()
+    assert run("parity", bundle, *SMALL).stdout.count("WORST") == 1
     as_json = run("parity", bundle, *SMALL, "--json")
     assert as_json.exit_code == 6
     found = json.loads(as_json.stdout)
-    assert found["ok"] is False
-    assert found["worst"]["failure"] in line
-    assert found["would_pass"] == {"min_cosine": float(suggested[1])}
-    assert found["error"]["code"] == "embeddings_differ"
-    assert run("parity", bundle, *SMALL, *suggested).exit_code == 0
+    assert (found["ok"], found["error"]["code"]) == (False, "embeddings_differ")
+    assert found["worst"]["failure"] in as_json.stderr.splitlines()[-1]
+    (floor,) = found["would_pass"].values()
+    assert run("parity", bundle, *SMALL, "--min-cosine", floor).exit_code == 0
 
 
 def test_what_cannot_be_compared_is_refused(bundle, tmp_path, monkeypatch):
@@ -84,7 +74,6 @@ def test_what_cannot_be_compared_is_refused(bundle, tmp_path, monkeypatch):
         (None, 2, "--batch-size", "1,x"),
         (None, 2, "--batch-size", "0"),
         ("option_out_of_range", 2, "--min-cosine", "1.5"),
-        ("option_out_of_range", 2, "--min-cosine", "nan"),
         ("option_out_of_range", 2, "--max-error", "0"),
         ("backend_not_single", 2, "--backend", "auto"),
         (None, 2, "--backend", "onnxruntime,onnx"),

@@ -64,30 +64,18 @@ def keys(*arguments):
 def test_conditions(work, monkeypatch):
     for options, expected in (
         (["--camera", "gate"], {"red", "green", "blue"}),
-        (["--camera", "gate", "--camera", "hall"], set(COLOURS)),
         (["--track", "t1"], {"blue", "yellow"}),
-        (["--track", "t1", "--camera", "hall"], {"yellow"}),
         (["--attribute", "floor=1"], {"yellow", "white", "black"}),
         (["--attribute", "floor=0", "--attribute", "guard=true"], {"red"}),
         (["--attribute", 'door="1"'], set(COLOURS)),
         (["--attribute", "door=1"], set()),
         (["--attribute", "floor=one"], set()),
         (["--since", NOW + 1, "--until", NOW + 3], {"green", "blue"}),
-        (["--until", "2026-09-21T14:13:21Z"], {"red"}),
     ):
         assert keys(*options) == expected, options
     monkeypatch.setattr(time, "time", lambda: NOW + 7200)
-    for options, expected in (
-        (["--since", "2h"], set(COLOURS)),
-        (["--since", "-2h"], set(COLOURS)),
-        (["--since", "119.95m"], {"white", "black", "yellow"}),
-        (["--since", "1h"], set()),
-        (["--since", "1w", "--until", "7198s"], {"red", "green"}),
-    ):
-        assert keys(*options) == expected, options
-    monkeypatch.setattr(time, "time", lambda: NOW + 6 * 86400)
-    assert keys("--since", "5d") == set()
-    assert keys("--since", "1w") == set(COLOURS)
+    assert keys("--since", "2h") == set(COLOURS)
+    assert keys("--since", "1w", "--until", "7198s") == {"red", "green"}
 
     result = found("red", "--camera", "gaet", "--camera", "hall")
     assert {hit["camera"] for hit in result["hits"]} == {"hall"}
@@ -99,23 +87,15 @@ def test_conditions(work, monkeypatch):
     assert (notice["code"], by.items() <= notice["fields"].items()) == (
         "filter_matches_nothing", True,
     )  # fmt: skip
-    run("index", "crops", "-g", "untimed")
-    (notice,) = found("red", "-g", "untimed", *where)["notices"]
-    assert notice["fields"]["without_time"] == 6
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("--explain", "no", "backpack"),
-        ("yes", "no", "--explain"),
-        ("--explain", "red", "no"),
-        ("--explain", "--", "true", "red"),
-    ],
-)
-def test_a_sentence_may_hold_the_words_of_a_switch(work, words):
-    result = json.loads(run("query", "--json", "-k", 3, *words).stdout)
-    assert result["query"] == " ".join(word for word in words if not word.startswith("--"))
+def test_a_sentence_may_hold_the_words_of_a_switch(work):
+    for words, query in (
+        (("--explain", "no", "backpack"), "no backpack"),
+        (("yes", "no", "--explain"), "yes no"),
+        (("--explain", "--", "true", "red"), "true red"),
+    ):
+        assert json.loads(run("query", "--json", "-k", 3, *words).stdout)["query"] == query
 
 
 def test_json_carries_everything(work):
@@ -170,9 +150,6 @@ def test_a_calibrated_query_has_a_verdict(work):
     assert all(hit["likelihood"] > 0.9 for hit in result["hits"][:4])
     (line,) = map(json.loads, (work / "queries.log").read_text().splitlines())
     assert line["details"] == {"verdict": "likely", "likelihood": verdict["likelihood"]}
-    first, head, row, *_ = run("query", "a red coat", "-k", 1).stdout.splitlines()
-    assert first == verdict["text"]
-    assert head.index("likelihood") == row.index(f"{result['hits'][0]['likelihood']:.2f}") - 6
     calibrate_toy_bundle(work / "bundle", background=Background(middle=2.0, spread=0.1))
     nobody = found("a red coat")
     assert nobody["verdict"]["word"] == "nobody"
@@ -187,7 +164,7 @@ def test_names_can_be_copied_from_any_terminal(work, monkeypatch):
         gallery.add([red], encoder.encode_images([red.source]))
     monkeypatch.setenv("FORCE_COLOR", "1")  # What makes rich take a pipe for a terminal.
     picture = str(Path("crops/p0/red.png"))
-    for columns in (20, 80, 100, 400):
+    for columns in (20, 400):
         monkeypatch.setenv("COLUMNS", str(columns))
         for options in ([], ["--by-track"]):
             lines = run("query", "red", "-k", 2, *options).stdout.splitlines()
@@ -278,9 +255,6 @@ def test_index_records_times_tracks_and_attributes(work):
     assert run_rt_json("index", named, "-g", "new", "--time-from", "name")["timed"] == 1
     local = datetime.datetime(2026, 11, 24, 14).timestamp()
     assert found("person", "-g", "new", "--since", local, "--until", local + 1)["hits"]
-    os.utime(named, (NOW, NOW))
-    assert run_rt_json("index", named, "-g", "third", "--time-from", "mtime")["timed"] == 1
-    assert found("person", "-g", "third")["hits"][0]["time"] == NOW
 
 
 def test_phrases_are_weighed(work):
@@ -302,14 +276,6 @@ def test_phrases_are_weighed(work):
     plain = found(sentence, "-k", 6)
     assert {"phrases", "contradictions"}.isdisjoint(plain)
     assert "evidence" not in plain["hits"][0]
-
-    done = run("query", sentence, "-k", 2, "--explain", "--sheet", "found.png")
-    assert ' "woman"  "red coat"  "blue coat" excluded  picture' in done.stdout.splitlines()[0]
-    with Image.open("found.png") as explained:
-        size = explained.size
-    assert run("query", sentence, "-k", 2, "--sheet", "found.png").exit_code == 0
-    with Image.open("found.png") as without_bars:
-        assert without_bars.size == (size[0], size[1] - 3 * 34)
 
 
 def test_odd_sentences_get_a_notice(work):

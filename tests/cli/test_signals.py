@@ -1,7 +1,5 @@
 """Signals, in processes of their own: commands clean up, and end with an exit code of ours."""
 
-import os
-import select
 import shutil
 import signal
 import subprocess
@@ -161,8 +159,7 @@ def test_a_signal_ends_a_command_in_an_orderly_way(work, number, code, word):
 
 
 @pytest.mark.parametrize(
-    ("during", "number", "code", "word"),
-    [("lose", *TERM), ("lose", *INT), ("import", *TERM), ("read", *TERM), ("read", *INT)],
+    ("during", "number", "code", "word"), [("lose", *TERM), ("import", *TERM), ("read", *INT)]
 )
 def test_a_signal_in_a_callback_and_outside_of_a_command(work, during, number, code, word):
     with start(during, int(number)) as process:
@@ -171,9 +168,7 @@ def test_a_signal_in_a_callback_and_outside_of_a_command(work, during, number, c
     assert list(work.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("command", "number", "code", "word"), [("fill", *TERM), ("fill", *INT), ("close", *TERM)]
-)
+@pytest.mark.parametrize(("command", "number", "code", "word"), [("fill", *INT), ("close", *TERM)])
 def test_native_code_that_does_not_return_is_ended(work, command, number, code, word):
     with start(command) as process:
         assert process.stdout.readline() == "working\n"
@@ -228,7 +223,6 @@ def test_a_second_signal_ends_at_once_what_ends_gently_also_in_native_code(work)
 def test_a_second_signal_of_the_same_kind_is_another_request_only_later(
     monkeypatch, same_s, numbers
 ):
-    """In the handler, where no thread listens, and in the thread."""
     app, ended = import_module("upperson_rt.cli.app"), []
     monkeypatch.setattr(app, "_SAME_S", same_s)
     monkeypatch.setattr(app, "_end_now", lambda *words: ended.append(words))
@@ -240,21 +234,6 @@ def test_a_second_signal_of_the_same_kind_is_another_request_only_later(
     ((number, why),) = ended
     assert number == numbers[-1]
     assert why.endswith("; all is kept")
-
-    def end(number, why):
-        raise InterruptedError(number)
-
-    monkeypatch.setattr(app, "_end_now", end)
-    monkeypatch.setattr(app._State, "gentle", True)
-    reading, writing = os.pipe()
-    os.write(writing, bytes(numbers))
-    try:
-        with pytest.raises(InterruptedError, match=f"^{int(numbers[-1])}$"):
-            app._watch(reading)
-        assert select.select([reading], [], [], 0)[0] == []  # The last one ended it, none before.
-    finally:
-        os.close(reading)
-        os.close(writing)
 
 
 def test_threads_that_hang_and_forked_processes(work):

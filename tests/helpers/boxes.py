@@ -10,14 +10,13 @@ it.
 
 import json
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -51,18 +50,6 @@ MilvusGallery._add = add_and_note
 sys.argv = ["upperson-rt", *sys.argv[2:]]
 upperson_rt.cli.main()
 """
-
-
-def reason_to_skip() -> str | None:
-    """Say why boxes cannot be joined to a server here, or None."""
-    if (reason := milvus_server.reason_to_skip()) is not None:
-        return reason
-    if None in map(shutil.which, ("ip", "nsenter")):
-        return "no programs 'ip' and 'nsenter' to join network namespaces"
-    with closing(Network()) as network, suppress(subprocess.CalledProcessError):
-        network.join("trial")
-        return None
-    return "this machine does not let processes join network namespaces"
 
 
 class Network:

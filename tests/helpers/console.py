@@ -1,7 +1,9 @@
 """A client of a console, without a network."""
 
 import asyncio
+import io
 import json
+import zipfile
 from contextlib import closing
 
 import httpx
@@ -40,6 +42,10 @@ class Client:
         return self.post("/api/v1/search", json=query)
 
 
+def client_of(console, token):
+    return Client(console.app, authorization=f"Bearer {token}")
+
+
 def problem(answer, status, code=None):
     """Return the one line of an answer that is a problem, with a code if one is given."""
     assert answer.status_code == status, answer.text
@@ -64,3 +70,17 @@ def shown_id(gallery, state, key):
 
 def log_lines(console):
     return [json.loads(line) for line in console.log.read_text().splitlines()]
+
+
+def exported(answer):
+    """Return the files of an evidence package by name."""
+    assert answer.status_code == 200, answer.text
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        names = archive.namelist()
+        assert len(names) == len({*names})
+        return {name: archive.read(name) for name in names}
+
+
+def rows_of(answer):
+    """Return the facts of the items of an evidence package."""
+    return json.loads(exported(answer)["items.json"])["items"]

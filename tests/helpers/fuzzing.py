@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from upperson_rt.errors import UppersonError
@@ -218,5 +218,16 @@ def fuzz(examples=25, **strategies):
                 others(*fixtures, **named)
 
         return until_time_is_up
+
+    return decorate
+
+
+def examples(usual, *changes):
+    """Try a usual call, and others that differ from it."""
+
+    def decorate(test):
+        for change in ({}, *changes):
+            test = example(**usual | change)(test)
+        return test
 
     return decorate

@@ -21,7 +21,7 @@ from upperson_rt.cli.output import (
     print_warning,
 )
 from upperson_rt.errors import InputError
-from upperson_rt.extensions import extension_names, load_extension
+from upperson_rt.extensions import load_service
 from upperson_rt.printable import count_of
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ class Run(OptionGroup, panel="Pictures"):
 class Part(Protocol):
     """A part of the pictures, and how it is indexed.
 
-    An extension of ``upperson.parts`` makes one of ``--shard`` and the location of the gallery. It
-    returns None without ``--shard``, or refuses the gallery.
+    The service ``shard`` makes one of ``--shard`` and the location of the gallery. It returns None
+    without ``--shard``, or refuses the gallery.
     """
 
     def choose(self, paths: Sequence[Path], others: Counter[str]) -> list[Path]:
@@ -120,9 +120,7 @@ def index(
         "track_from": labels.track_from,
         "attributes": read_attributes(labels.attribute, "--attribute"),
     }
-    part: Part | None = None
-    if run.shard is not None or "shard" in extension_names("parts"):
-        part = load_extension("parts", "shard")(run.shard, place.gallery)
+    part: Part | None = load_service("shard")(run.shard, place.gallery)
     detection.require_no_options()
     if detection.detector is not None:
         options["detector"] = open_announced(

@@ -222,7 +222,7 @@ class Gallery(ABC):
     def outbox(self, write: bool = False) -> AbstractContextManager[Any]:
         """Give the outbox in a transaction, which is committed at the end if it writes.
 
-        It is what the extension of ``upperson.outboxes`` makes, see `upperson_alerts.outbox`.
+        It is what the service ``outbox`` makes, see `upperson_alerts.outbox`.
 
         Raises:
             InputError: This kind of gallery has none, see `has_outbox`.

@@ -48,7 +48,10 @@ class Output(Protocol):
 
 
 class Matcher(Protocol):
-    """Compares rows with standing queries; an extension of ``upperson.matchers`` makes one."""
+    """Compares rows with standing queries; an extension of ``upperson.matchers`` makes one.
+
+    If the extension has a static ``copy(galleries, merged)``, merged shards keep their queries.
+    """
 
     def match(self, items: Sequence[Item], embeds_ND: NDArray[np.float32]) -> Within | None:
         """Take rows that are about to be committed; return what to write with them, if anything.

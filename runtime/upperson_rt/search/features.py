@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from upperson_rt.logistic import log_odds
 from upperson_rt.phrases import ParsedSentence, parse
 from upperson_rt.phrases.changes import one_word_changes
-from upperson_rt.phrases.evidence import Evidence, weighable
-from upperson_rt.score_calibration import Background
+from upperson_rt.phrases.evidence import EmbedTexts, Evidence, weighable
+from upperson_rt.score_calibration import Background, ScoreCalibration
+from upperson_rt.search.background import BACKGROUND_SENTENCES
 from upperson_rt.search.query import QuerySentence
 
 CANDIDATES = 200
@@ -29,6 +30,9 @@ _TEMPERATURE = 0.02
 _MOST_PHRASES, _MOST_CHANGES = 16, 128
 _MOST_MARGIN = 8.0
 _MOST_LOG_ODDS = 10.0
+_SAMPLES = ("woman in red coat", "a man in a black jacket and blue jeans with a backpack")
+_STALE = 0.25
+"""Standard deviations of a feature; the demo's towers in int8 differ from those in fp32 by 0.08."""
 
 
 def smoothed(vectors_ND: NDArray[np.float32], pool_MD: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -139,6 +143,39 @@ class SentenceFeatures:
         things = len(self._phrases) - self._people
         changes = np.log1p(len(self._changed_TD))
         return [np.log1p(len(self._phrases)), changes, float(things <= 1), float(self._people)]
+
+
+def sample_features(evidence: Evidence, background: Background) -> list[float]:
+    """Return mean features of background sentences, as if they were pictures, for two sentences.
+
+    They differ from those of a fit if sentences are read or weighed by other rules since.
+    """
+    pool_ND = evidence.texts(BACKGROUND_SENTENCES)
+    tables = [
+        SentenceFeatures(parse(one), evidence.texts([one])[0], evidence).of_pictures(
+            pool_ND, pool_ND, background, len(pool_ND)
+        )
+        for one in _SAMPLES
+    ]
+    return [float(mean) for table_NF in tables for mean in table_NF.mean(axis=0)]
+
+
+def is_stale(calibration: ScoreCalibration, embed_texts: EmbedTexts) -> bool:
+    """Whether features are no longer those that a calibration was fitted on.
+
+    Older calibrations have no sample to compare: they are not called stale.
+    """
+    fitted = calibration.fitted_on.get("sample")
+    if fitted is None:
+        return False
+    now = sample_features(Evidence(embed_texts), calibration.background)
+    scales = calibration.picture.scale * len(_SAMPLES)
+    return not (
+        isinstance(fitted, list)
+        and len(fitted) == len(now)
+        and all(isinstance(one, int | float) for one in fitted)
+        and all(abs(a - b) < _STALE * s for a, b, s in zip(now, fitted, scales, strict=True))
+    )
 
 
 def _log_odds(share_N: NDArray[np.float64]) -> NDArray[np.float64]:

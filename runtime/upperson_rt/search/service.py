@@ -18,7 +18,11 @@ from upperson_rt.gallery.records import EARLIEST_S, check_hits, track_of_hit
 from upperson_rt.phrases import ParsedSentence, Phrase
 from upperson_rt.phrases.evidence import Evidence, Explanation, weighable
 from upperson_rt.phrases.spelling import with_corrections
-from upperson_rt.score_calibration import MatchLabel, calibration_in_use
+from upperson_rt.score_calibration import (
+    MatchLabel,
+    calibration_in_use,
+    site_calibration_stamp,
+)
 from upperson_rt.search.background import BackgroundScores, is_vague
 from upperson_rt.search.notices import Notice, unknown_cameras
 from upperson_rt.search.query import EmbeddedQuery, QueryEncoder, QuerySentence, SearchRequest
@@ -77,10 +81,21 @@ class SearchService:
         if background_KD is None:
             background_KD = np.empty((0, gallery.embed_dim), np.float32)
         self.background = BackgroundScores(gallery, background_KD, self.queries.background)
-        own = self.queries.encoder
+        self._judge = self._made_judge()
+
+    @property
+    def judge(self) -> Judge:
+        """Judges by the calibration in use, as it is now: a site may have made one since."""
+        if self._judge[0] != site_calibration_stamp(self.gallery.location):
+            self._judge = self._made_judge()
+        return self._judge[1]
+
+    def _made_judge(self) -> tuple[object, Judge]:
+        own, location = self.queries.encoder, self.gallery.location
+        stamp = site_calibration_stamp(location)  # Before it is read: a later one is seen later.
         bundled = getattr(own, "calibration", None)  # An encoder that is not ours has none.
-        calibration = calibration_in_use(gallery.location, bundled, own.fingerprint)
-        self.judge = Judge(gallery, self.background, self.queries.evidence, calibration)
+        calibration = calibration_in_use(location, bundled, own.fingerprint)
+        return stamp, Judge(self.gallery, self.background, self.queries.evidence, calibration)
 
     def search(self, request: SearchRequest) -> SearchResult:
         """Run one search."""

@@ -17,10 +17,14 @@ from upperson_log.query_log import QueryLog
 from upperson_machine.nvidia import CudaDriver
 from upperson_openvino.backend import OpenVinoBackend
 from upperson_rt import errors
+from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, install_command
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.manifest import parse_manifest
+from upperson_rt.phrases.evidence import Evidence
 from upperson_rt.score_calibration import Reference, write_score_calibration
+from upperson_rt.search import features
+from upperson_rt.search.features import sample_features
 
 
 def by_name(checks):
@@ -87,6 +91,23 @@ def test_the_score_calibration_and_the_cameras_that_are_unlike_it(folder, tmp_pa
         tmp_path / "g" / "scores.json", replace(site, version=3, fingerprint="sha256:other")
     )
     assert ends(found(tmp_path / "g")) == ("fail", 3)
+
+
+def test_a_calibration_of_other_rules_is_stale(folder, monkeypatch):
+    def found():
+        return by_name(diagnose(folder))["score calibration"].status
+
+    made = calibrate_toy_bundle(folder)
+    evidence = Evidence(Bundle.open(folder).encoder().encode_texts)
+    sample = sample_features(evidence, made.background)
+    calibrate_toy_bundle(folder, fitted_on={"sample": sample})
+    assert found() == "ok"
+    with monkeypatch.context() as other:
+        other.setattr(features, "_TEMPERATURE", 0.03)
+        assert found() == "warn"
+    for damaged in (sample[1:], ["1", *sample[1:]], {}):
+        calibrate_toy_bundle(folder, fitted_on={"sample": damaged})
+        assert found() == "warn"
 
 
 def test_what_was_measured_is_shown_and_made_if_need_be(toy_bundle, tmp_path, monkeypatch):

@@ -11,13 +11,17 @@ from tests.helpers.toy_bundle import calibrate_toy_bundle, draw_person
 from upperson_rt.bundle import open_encoder
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery, Item
-from upperson_rt.phrases.evidence import ALTERNATIVES
+from upperson_rt.phrases.evidence import ALTERNATIVES, Evidence
+from upperson_rt.search.features import is_stale
 from upperson_scores import fitting
 from upperson_scores.annotations import read_annotations
 from upperson_scores.fitting import (
+    Block,
+    Judgement,
     blocks_of,
     calibration_error,
     fit_score_calibration,
+    search_block,
     shipped_prior,
     tenths,
 )
@@ -126,6 +130,7 @@ def test_traits_come_from_captions_where_nothing_else_says_them():
     }
 
 
+@pytest.mark.timeout(180)  # Of a busy machine.
 def test_a_fit_tells_present_from_absent_and_says_how_well():
     world = World(100)
     blocks = blocks_of(world.pictures, np.random.default_rng(0))
@@ -137,6 +142,7 @@ def test_a_fit_tells_present_from_absent_and_says_how_well():
     assert made.held_out["all"]["auroc"] > 80
     assert made.held_out["all"]["wrong_nobody"] <= 1
     assert 0 < made.nobody_below <= 0.25
+    assert not is_stale(made, world.embed)
     assert made.reference.distance(world.pictures.vectors_ND) < made.reference.threshold
     assert made.reference.distance(-world.pictures.vectors_ND) > made.reference.threshold
     again = fit_score_calibration(
@@ -144,6 +150,33 @@ def test_a_fit_tells_present_from_absent_and_says_how_well():
         shipped_prior(),
     )  # fmt: skip
     assert again.picture == made.picture
+
+
+def test_absent_captions_are_of_people_outside_of_the_block_first():
+    world = World(40)
+    blocks = blocks_of(world.pictures, np.random.default_rng(0))
+    for gallery in blocks[0].galleries[1:]:
+        part = Block(galleries=[gallery], queries=blocks[0].queries)
+        captions = [
+            one for one in search_block(part, Evidence(world.embed)) if one.kind == "caption"
+        ]
+        absent = [one for one in captions if not one.is_present]
+        assert len(absent) == len(captions) / 2 > 0
+        assert {one.person for one in absent} == {None}
+
+
+def test_the_limit_of_nobody_is_too_high_in_one_of_five_samples():
+    rng = np.random.default_rng(0)
+    too_high = 0
+    for _ in range(60):
+        answers = 0.2 * rng.random(300)  # One in a hundred is below 0.002.
+        judged = [
+            Judgement(kind="short", is_present=True, person=None, answer=one, likely_N=answers,
+                      right_N=answers > 0)
+            for one in answers
+        ]  # fmt: skip
+        too_high += fitting._nobody_below(judged) > 0.002
+    assert 6 <= too_high <= 18
 
 
 def test_too_few_people_are_refused():

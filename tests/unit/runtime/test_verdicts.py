@@ -485,6 +485,19 @@ def test_the_gallerys_own_calibration_counts(encoder, gallery, searched, compare
         searched()
 
 
+def test_a_calibration_that_is_made_meanwhile_counts_at_once(encoder, gallery, searched, compared):
+    searched()  # Fills the gallery.
+    request = SearchRequest(sentence="a woman in a red coat", calibrate=True)
+    service = SearchService(encoder, gallery)
+    assert service.search(request).verdict.reason == "no_calibration"
+    site = site_calibration_file(gallery.location)
+    for background, word in ((FAR, "nobody"), (None, "likely")):
+        changes = {} if background is None else {"background": background}
+        add_site_calibration(site, calibration(encoder, **changes))
+        assert service.search(request).verdict.word == word
+    assert service.judge is service.judge, "read once"
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [

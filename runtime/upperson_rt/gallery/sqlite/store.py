@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import IntegrityError
-from upperson_rt.extensions import load_extension
+from upperson_rt.extensions import load_service
 from upperson_rt.files import bytes_on_disk
 from upperson_rt.gallery.clips import remove_clips, remove_stray_clips
 from upperson_rt.gallery.crops import remove_crops
@@ -411,7 +411,7 @@ class SqliteGallery(Gallery):
 
 
 def _outbox(transaction: Transaction, write: bool) -> Any:
-    return load_extension("outboxes", "sqlite")(transaction.connection, write)
+    return load_service("outbox")(transaction.connection, write)
 
 
 def _counts(transaction: Transaction, column: str) -> dict[str, int]:

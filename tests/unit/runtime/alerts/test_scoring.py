@@ -12,10 +12,16 @@ from tests.unit.runtime.alerts.conftest import World
 from upperson_alerts.alerts import add_alert, confirm, list_alerts, resume_alert
 from upperson_alerts.background import RunningMeans
 from upperson_alerts.promise import most_by_chance
-from upperson_alerts.scoring import Scorer, sentence_scores
+from upperson_alerts.scoring import scorer_of
 from upperson_rt.logistic import Logistic
 from upperson_rt.phrases import parse
-from upperson_rt.score_calibration import Background, Reference, ScoreCalibration
+from upperson_rt.score_calibration import (
+    Background,
+    Reference,
+    ScoreCalibration,
+    site_calibration_file,
+    write_score_calibration,
+)
 from upperson_rt.search.features import SentenceFeatures
 from upperson_rt.search.query import QueryEncoder
 from upperson_rt.strict import read_fields
@@ -32,6 +38,7 @@ def calibrated(encoder):
     weights[1] = 4.0
     made = replace(
         read_fields(ScoreCalibration, shipped, "prior.json"),
+        fingerprint=encoder.fingerprint,
         background=Background(middle=0.0, spread=0.1),
         reference=Reference(
             mean=(0.0,) * encoder.embed_dim, axes=((1.0,) * encoder.embed_dim,), threshold=99.0
@@ -42,9 +49,8 @@ def calibrated(encoder):
     return type(encoder)(*parts, made)
 
 
-def scorer(encoder, *sentences):
-    queries = QueryEncoder(encoder)
-    return Scorer(sentence_scores(queries, sentences), queries.evidence, encoder.calibration)
+def scorer(encoder, gallery, *sentences):
+    return scorer_of(QueryEncoder(encoder), gallery, sentences)
 
 
 def test_the_log_odds_count_from_two_deviations_on_and_the_cosine_below(calibrated, gallery):
@@ -52,7 +58,7 @@ def test_the_log_odds_count_from_two_deviations_on_and_the_cosine_below(calibrat
     images_ND = World(calibrated, gallery).vectors(cosines)
     sentences = "woman in blue coat", SENTENCE, "man in red or green coat", "man without a hat"
     full_N = np.full(len(cosines), 4)
-    scores_NS = scorer(calibrated, *sentences).scores(images_ND, images_ND, full_N)
+    scores_NS = scorer(calibrated, gallery, *sentences).scores(images_ND, images_ND, full_N)
     own_N = scores_NS[:, 1]
     assert (np.diff(own_N) > 0).all()
     features = SentenceFeatures(
@@ -63,8 +69,20 @@ def test_the_log_odds_count_from_two_deviations_on_and_the_cosine_below(calibrat
     assert own_N[is_high] == pytest.approx(calibrated.calibration.picture.log_odds(table), abs=1e-3)
     assert (own_N[cosines < 0.19] < -30).all()
     one = images_ND[30:31]  # It scores alone as it does among others.
-    alone_S = scorer(calibrated, *sentences).scores(one, one, full_N[:1])[0]
+    alone_S = scorer(calibrated, gallery, *sentences).scores(one, one, full_N[:1])[0]
     assert alone_S == pytest.approx(scores_NS[30], abs=1e-3)
+
+
+def test_the_calibration_of_a_gallery_counts_as_in_its_searches(calibrated, encoder, gallery):
+    images_ND = World(calibrated, gallery).vectors([0.5])
+    scores_S = [
+        float(scorer(one, gallery, SENTENCE).scores(images_ND, images_ND, np.full(1, 4))[0, 0])
+        for one in (encoder, calibrated)
+    ]
+    assert scores_S[1] > scores_S[0] + 1
+    write_score_calibration(site_calibration_file(gallery.location), calibrated.calibration)
+    own = scorer(encoder, gallery, SENTENCE).scores(images_ND, images_ND, np.full(1, 4))
+    assert own[0, 0] == pytest.approx(scores_S[1], abs=1e-3)
 
 
 def test_a_visit_scores_by_the_mean_of_its_pictures_however_they_were_committed(
@@ -85,11 +103,11 @@ def test_a_visit_scores_by_the_mean_of_its_pictures_however_they_were_committed(
     for _ in range(2):  # Comparing adds nothing.
         assert (parts.of(items[3:], images_ND[3:], keep=False)[0] == whole_ND[3:]).all()
     few, many = (
-        scorer(calibrated, SENTENCE).scores(images_ND, whole_ND, np.full(7, count))
+        scorer(calibrated, gallery, SENTENCE).scores(images_ND, whole_ND, np.full(7, count))
         for count in (1, 9)
     )
     assert few == pytest.approx(many - 2 * np.log(4), abs=1e-3)
-    plain = scorer(encoder, SENTENCE).scores(images_ND, whole_ND, counts_N)
+    plain = scorer(encoder, gallery, SENTENCE).scores(images_ND, whole_ND, counts_N)
     assert plain[:, 0] == pytest.approx([0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.4], abs=1e-3)
     found = []
     for name, size in (("one", 1), ("all", 4)):

@@ -9,6 +9,7 @@ from tests.helpers.fake_camera import FakeTime
 from tests.helpers.rtsp_camera import reason_to_skip
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.gallery import Gallery
+from upperson_synthetic.video import VideoSpec, write_video
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +28,14 @@ def gallery(tmp_path, encoder):
         tmp_path / "gallery", encoder.fingerprint, encoder.embed_dim, create=True
     ) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def street(tmp_path_factory):
+    """A video with its boxes beside it, and what is true about it."""
+    path = tmp_path_factory.mktemp("street") / "street.avi"
+    spec = VideoSpec(people=6, seconds=12, fps=8, width=640, height=360, seed=5)
+    return path, write_video(path, spec)
 
 
 @pytest.fixture
@@ -56,3 +65,12 @@ def there_is_a_server():
         pytest.fail(reason)
     if reason:
         pytest.skip(reason)
+
+
+@pytest.fixture
+def patience(monkeypatch):
+    """The clock by which calls last too long; a busy machine does not move it."""
+    clock = FakeTime()
+    for module in ("queues.time", "cameras.time", "pipeline.time_module"):
+        monkeypatch.setattr(f"upperson_camera.{module}", clock)
+    return clock

@@ -1,8 +1,11 @@
-"""Zones and masks, settings of one camera, and cameras that come and go while a pipeline runs."""
+"""Cameras and zones that come, change and go while a pipeline runs, by calls or in a file."""
 
 import itertools
+import os
+import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,40 +13,32 @@ import pytest
 from tests.helpers.fake_camera import (
     BOX,
     LIVE,
+    RULES,
     START,
-    FakeEncoder,
     FakeOpener,
-    FakeTime,
+    FakeReader,
     Gate,
     check_sums,
     person_frame,
     wait_for,
 )
 from tests.helpers.refused import refused
-from upperson_camera import BoxesFile, Pipeline
+from upperson_camera import BoxesFile, Pipeline, PipelineSettings
+from upperson_camera.config import CamerasFile, read_cameras
 from upperson_camera.regions import Regions
-from upperson_rt.errors import InputError, UsageError
+from upperson_camera.source import Logins
+from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.gallery import Filter
 from upperson_rt.ingest.boxes import QualityRules, clean_boxes
-from upperson_synthetic.video import VideoSpec, write_video
 
 ALL = {"every_s": 0, "min_views": 1}
 LIMIT_S = 1000
-WIDTH, HEIGHT = 640, 360
 LEFT = [(0, 0), (0.5, 0), (0.5, 1), (0, 1)]
 TOP = [(0, 0), (1, 0), (1, 0.3), (0, 0.3)]
 
 
-@pytest.fixture(scope="module")
-def street(tmp_path_factory):
-    path = tmp_path_factory.mktemp("street") / "street.avi"
-    spec = VideoSpec(people=6, seconds=12, fps=8, width=WIDTH, height=HEIGHT, seed=5)
-    write_video(path, spec)
-    return path
-
-
 def is_left(item):
-    return (item.box[0] + item.box[2]) / 2 <= WIDTH / 2
+    return (item.box[0] + item.box[2]) / 2 <= 640 / 2
 
 
 def test_people_outside_the_zones_or_in_a_mask_give_no_rows(encoder, gallery, street):
@@ -51,10 +46,10 @@ def test_people_outside_the_zones_or_in_a_mask_give_no_rows(encoder, gallery, st
         "all": {}, "left": {"zones": [LEFT]}, "right": {"masks": [LEFT]},
         "none": {"zones": [LEFT], "masks": [LEFT]},
     }  # fmt: skip
-    boxes = BoxesFile(street.with_suffix(".json"))
+    boxes = BoxesFile(street[0].with_suffix(".json"))
     with Pipeline(encoder, gallery, **ALL) as pipeline:
         for name, given in regions.items():
-            pipeline.add_camera(name, str(street), boxes, start_time=START, **given)
+            pipeline.add_camera(name, str(street[0]), boxes, start_time=START, **given)
         assert pipeline.wait()
         assert pipeline.drain()
     stats = pipeline.stats()
@@ -96,9 +91,7 @@ def test_a_box_counts_by_its_foot_point_or_centre_and_is_masked_by_its_foot_poin
     assert bottom.without_masked(cut, 100, 200).dropped == {"masked": 1}, (
         "in the last row of pixels"
     )
-    nobody = clean_boxes(None, 100, 200)
-    assert Regions(zones=[LEFT]).in_zone(nobody, 100, 200) == []
-    assert Regions(masks=[LEFT]).without_masked(nobody, 100, 200) is nobody
+    assert Regions(zones=[LEFT]).in_zone(clean_boxes(None, 100, 200), 100, 200) == []
     assert Regions(zones=[LEFT]) == Regions(zones=np.array([LEFT])) != Regions(masks=[LEFT])
 
 
@@ -107,17 +100,12 @@ def test_a_box_counts_by_its_foot_point_or_centre_and_is_masked_by_its_foot_poin
     [
         [(0, 0), (1, 1), (1, 0), (0, 1)],
         [(0, 0), (0.5, 0.5), (0.2, 0.2)],
-        [(0, 0), (1, 0), (0.5, 0)],
-        [(0.1, 0.1), (0.3, 0.3), (0.2, 0.2), (0.4, 0.1)],
         [(0, 0), (1, 0), (1, 1), (0.5, 0), (0, 1)],
         [(0, 0), (1, 0), (1, 1), (0, 0)],
-        [(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)],
-        [(0, 0), (0, 0), (1, 1), (0, 1)],
         [(0, 0), (1, 0)],
         [(0, 0), (1, 0), (1, 1.01)],
         [(0, 0), (1, 0), (1, float("nan"))],
         [(0, 0), (1, 0), (1, True)],
-        [(0, 0), (1, 0), (1, "1")],
         [(0, 0), (1, 0), (1,)],
         [(k / 101, k % 2) for k in range(101)],
     ],
@@ -128,11 +116,11 @@ def test_a_polygon_that_is_none_is_refused(polygon):
     assert found.value.fields["at"].startswith("zones[1]")
 
 
-@pytest.mark.parametrize("turned", range(5))
-def test_polygons_may_be_concave_and_begin_anywhere(turned):
+def test_polygons_may_be_concave_and_begin_anywhere():
     star = [(0, 0), (0.5, 0.4), (1, 0), (0.6, 0.5), (0.5, 1)]
-    for corners in (star, star[::-1], [(0, 0), (0.5, 0), (1, 0), (1, 1), (0, 1)]):
-        Regions(masks=[corners[turned:] + corners[:turned]])
+    for turned in range(5):
+        for corners in (star, star[::-1], [(0, 0), (0.5, 0), (1, 0), (1, 1), (0, 1)]):
+            Regions(masks=[corners[turned:] + corners[:turned]])
     with refused("polygon_malformed", InputError, at="masks"):
         Regions(masks=[LEFT] * 51)
 
@@ -203,7 +191,7 @@ def test_cameras_come_and_go_while_frames_flow(encoder, gallery):
 
     with Pipeline(encoder, gallery, every_s=0, min_views=1, batch_size=4) as pipeline:
         openers = [add("gate"), add("hall")]
-        for times in range(1, 4):
+        for times in range(1, 3):
             before = committed("gate"), committed("hall")
             wait_for(lambda: committed("gate") > before[0] and committed("hall") > before[1])  # noqa: B023
             pipeline.remove_camera("hall")
@@ -249,15 +237,6 @@ def test_a_camera_is_removed_before_the_start_and_the_track_of_a_removed_one_is_
         assert not pipeline.wait(0), "there is no camera that has ended"
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """The clock by which calls last too long; a busy machine does not move it."""
-    clock = FakeTime()
-    monkeypatch.setattr("upperson_camera.queues.time", clock)
-    monkeypatch.setattr("upperson_camera.cameras.time", clock)
-    return clock
-
-
 @contextmanager
 def removing(pipeline, camera):
     """Remove a camera in another thread, which has ended with the context."""
@@ -269,7 +248,7 @@ def removing(pipeline, camera):
     thread.join()
 
 
-def test_removing_a_camera_abandons_its_stuck_detector_and_no_other(encoder, gallery, clock):
+def test_removing_a_camera_abandons_its_stuck_detector_and_no_other(encoder, gallery, patience):
     with Gate() as gate:
 
         def hang(frame):
@@ -283,7 +262,7 @@ def test_removing_a_camera_abandons_its_stuck_detector_and_no_other(encoder, gal
             wait_for(lambda: gate.entered == 1)
             pipeline.submit("hall", person_frame(), time=START)
             with removing(pipeline, "gate"):
-                clock.more_s += LIMIT_S + 1
+                patience.more_s += LIMIT_S + 1
             assert pipeline.stats().cameras["gate"].failures == {"detector_stuck": 1}
             gate.open()
             wait_for(lambda: pipeline.stats().cameras["hall"].frames_processed == 1)
@@ -291,35 +270,6 @@ def test_removing_a_camera_abandons_its_stuck_detector_and_no_other(encoder, gal
     check_sums(stats)
     assert (stats.cameras["hall"].committed, stats.cameras["hall"].failures) == (1, {})
     assert gallery.count() == 1
-
-
-def test_a_removed_camera_that_waits_for_the_encoder_ends_by_itself(encoder, gallery, clock):
-    options = {"crop_queue": 1, "batch_size": 1, "end_within_s": LIMIT_S}
-
-    def processed():
-        return pipeline.stats().cameras["gate"].frames_processed
-
-    with Gate() as gate:
-        slow = FakeEncoder(encoder, gate)
-        with Pipeline(slow, gallery, **ALL, **options) as pipeline:
-            pipeline.add_camera("gate", drop="block")
-            for number in range(4):
-                pipeline.submit("gate", person_frame(), [BOX], START + number)
-            # One is with the encoder, one waits for it, the third for room; the last is a frame.
-            wait_for(lambda: gate.entered == 1 and processed() == 3)
-            with removing(pipeline, "gate"):
-                clock.more_s += LIMIT_S + 1
-                wait_for(lambda: pipeline.stats().cameras["gate"].frames_dropped)
-                clock.more_s += 2 * LIMIT_S
-            assert not pipeline.drain(0)
-            pipeline.add_camera("gate")
-            gate.open()
-    stats = pipeline.stats()
-    check_sums(stats)
-    assert stats.failures == {}
-    camera = stats.cameras["gate"]
-    assert (camera.frames_processed, camera.frames_dropped) == (3, {"stopped": 1})
-    assert gallery.count() == camera.committed == 3
 
 
 class Learning:
@@ -355,9 +305,260 @@ def test_a_detector_gets_the_name_and_the_state_of_its_camera(encoder, gallery):
     assert {state for _, state in detector.made["gate"]} <= {"running", "reconnecting"}
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(0)])
-def test_a_detector_that_fails_for_a_camera_is_refused(encoder, gallery, error):
+def test_a_detector_that_fails_for_a_camera_is_refused(encoder, gallery):
     pipeline = Pipeline(encoder, gallery)
     with refused("detector_failed", InputError, camera="gate"):
-        pipeline.add_camera("gate", detector=Learning(error))
+        pipeline.add_camera("gate", detector=Learning(SystemExit(0)))
     pipeline.add_camera("gate")
+
+
+# --- The file of cameras
+
+
+PATH = Path("cameras.yaml")
+SQUARE = "[[0, 0], [1, 0], [1, 1], [0, 1]]"
+ABOVE = "[[0, 0], [1, 0], [1, 0.1], [0, 0.1]]"
+
+
+def gate(*lines):
+    return "\n".join(["cameras:", "  gate:", *(f"    {line}" for line in lines)])
+
+
+def read(text, **defaults):
+    return read_cameras(text.encode(), PATH, defaults)
+
+
+def test_cameras_have_keys_and_take_the_rest_from_the_command_line():
+    text = gate(
+        "source: rtsp://10.0.0.5/stream", "detector: &d yolo.onnx", "start_time: 2026-11-25T08:00Z",
+        "min_height_px: 80", "border: drop", "stall_s: 5", "every_s: 3", "allow_hosts: [Cam]",
+        f"zones: [{SQUARE}]",
+    )  # fmt: skip
+    text += "\n  hall:\n    source: '0'\n    drop: newest\n    masks: []"
+    found = read(text, detector="hog", detector_score=0.5, drop="oldest", start_time=5.0)
+    assert list(found) == ["gate", "hall"]
+    one, other = found.values()
+    assert one.detector_choice == ("yolo.onnx", None, None, None, None), "with no score for hog"
+    assert other.detector_choice == ("hog", None, None, 0.5, None)
+    assert (one.drop, other.drop) == ("oldest", "newest")
+    assert (one.start_time, other.start_time) == (1795593600.0, 5.0)
+    assert (one.min_height_px, one.border, one.stall_s, one.every_s) == (80, "drop", 5.0, 3.0)
+    assert one.regions.zones == (((0, 0), (1, 0), (1, 1), (0, 1)),)
+    assert other.regions.zones == other.regions.masks == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "fields"),
+    [
+        (gate("source: 0.avi", "zone: []"), "key_unknown", {"camera": "gate", "key": "zone"}),
+        (gate("source: 0.avi", "batch_size: 3"), "key_unknown", {"key": "batch_size"}),
+        (gate("source: 0.avi", "every_s: fast"), "value_unfit", {"at": "every_s"}),
+        (gate("source: 0.avi", "drop: no"), "value_unfit", {"camera": "gate", "at": "drop"}),
+        (gate("detector: hog"), "key_missing", {"camera": "gate", "at": "source"}),
+        (gate("source: 0.avi", "start_time: soon"), "time_malformed", {"camera": "gate"}),
+        (
+            gate("source: 0.avi", f"zones: [{SQUARE}, [[0, 0], [1, 1]]]"),
+            "polygon_malformed",
+            {"camera": "gate", "at": "zones[1]"},
+        ),
+        (gate("source: 0.avi", "zones:"), "no_list", {"camera": "gate"}),
+        (gate("source: rtsp://anna:s3cr3t@cam/x"), "secret_in_config", {"camera": "gate"}),
+        (gate("source: http://cam/x?token=s3cr3t"), "secret_in_config", {"camera": "gate"}),
+        (gate("source: 0.avi", "password: s3cr3t"), "secret_in_config", {"camera": "gate"}),
+        ("cameras:\n  gate: 0.avi", "value_unfit", {"camera": "gate"}),
+        ("cameras: [gate]", "value_unfit", {"at": "cameras"}),
+        ("[gate]", "value_unfit", {"at": ""}),
+        ("cameras: {}", "no_cameras", {}),
+        ("kameras: {}", "key_unknown", {"key": "kameras"}),
+        ("", "value_unfit", {}),
+        ("cameras: [s3cr3t", "not_yaml", {}),
+        ("cameras: !!python/object:os.system s3cr3t", "not_yaml", {}),
+        ("cameras: {gate: {source: a}, gate: {source: b}}", "not_yaml", {}),
+        ("cameras: &a [*a]", "value_unfit", {}),
+        ("[" * 5000, "not_yaml", {}),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_place(text, code, fields):
+    with refused(code, InputError, **fields) as found:
+        read(text)
+    message = str(found.value)
+    assert message.startswith("cameras.yaml")
+    assert "\n" not in message
+    assert "s3cr3t" not in message
+
+
+class Street:
+    """Opens live sources that never end; notes them by address."""
+
+    def __init__(self):
+        self.opened = []
+
+    def __call__(self, source, timeout_s):
+        self.opened.append(source.address)
+        return FakeReader(flow())
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    monkeypatch.setattr("upperson_camera.config.POLL_S", 0.0)
+    return tmp_path / "cameras.yaml"
+
+
+def write(path, **cameras):
+    lines = ["cameras:"]
+    for name, keys in cameras.items():
+        given = {"source": f"rtsp://{name}/s", **keys}
+        lines += [f"  {name}:", *(f"    {key}: {value}" for key, value in given.items())]
+    path.write_text("\n".join(lines))
+
+
+def test_a_file_is_read_again_only_if_it_may_have_changed(path, encoder, gallery, monkeypatch):
+    reads = []
+
+    def read(file, most):
+        reads.append(file.read_bytes())
+        return reads[-1]
+
+    def polled():
+        """What two polls report, and how often the file was read for it."""
+        del reads[:]
+        return [file.poll() is not None for _ in range(2)], len(reads)
+
+    monkeypatch.setattr("upperson_camera.config.read_bounded", read)
+    settings = PipelineSettings(opener=Street(), capture_rules=RULES)
+    write(path, gate={})
+    file = CamerasFile(path, settings, lambda *choice: lambda frame: [], Logins(), {})
+    with Pipeline(encoder, gallery, settings) as pipeline:
+        file.start(pipeline)
+        monkeypatch.setattr("upperson_camera.config._SAME_TIME_NS", 10**18)
+        assert polled() == ([False, False], 2), "it was written just now"
+        monkeypatch.setattr("upperson_camera.config._SAME_TIME_NS", -(10**18))
+        assert polled() == ([False, False], 1)
+        assert polled() == ([False, False], 0)
+        before = os.stat(path)
+        write(path, gaze={})  # As long, and with the time of before.
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert polled() == ([False, True], 1)
+        assert list(file.sources) == ["gaze"]
+        path.unlink()
+        assert polled() == ([False, False], 0)
+        write(path, gate={})
+        assert polled() == ([False, True], 1)
+        assert polled() == ([False, False], 0)
+
+
+def test_a_running_pipeline_follows_the_file(path, encoder, gallery, caplog):
+    opened = []
+
+    def open_detector(*choice):
+        if choice[0] == "none":
+            raise InputError("there is none", code="detector_not_found")
+        opened.append(choice)
+        return lambda frame: [BOX]
+
+    street = Street()
+    settings = PipelineSettings(
+        every_s=0, min_views=1, opener=street, capture_rules=RULES, batch_size=4
+    )
+    defaults = {"detector": "hog"}
+
+    def states():
+        return {name: camera.state for name, camera in pipeline.stats().cameras.items()}
+
+    def grows(camera, what):
+        def count():
+            found = getattr(pipeline.stats().cameras[camera], what)
+            return found if isinstance(found, int) else sum(found.values())
+
+        before = count()
+        wait_for(lambda: count() > before)
+
+    write(path, gate={}, hall={}, door={"detector": "other"})
+    file = CamerasFile(path, settings, open_detector, Logins(), defaults)
+    with Pipeline(encoder, gallery, settings) as pipeline:
+        file.start(pipeline)
+        for camera in ("gate", "hall", "door"):
+            grows(camera, "committed")
+        assert file.poll() is None
+        assert opened == [("hog", *[None] * 4), ("other", *[None] * 4)], "shared by gate and hall"
+
+        write(
+            path,
+            gate={"min_height_px": 100},
+            door={"detector": "other", "zones": f"[{ABOVE}]"},
+            yard={},
+        )
+        assert file.poll() is None, "it may still be written"
+        assert set(states()) == {"gate", "hall", "door"}
+        assert file.poll() is not None
+        assert file.poll() is None
+        assert states()["hall"] == "removed"
+        assert list(file.sources) == ["gate", "door", "yard"]
+        for camera in ("gate", "yard"):
+            grows(camera, "committed")
+        grows("door", "crops_dropped")
+        hosts = [address.split("/")[2] for address in street.opened]
+        assert {name: hosts.count(name) for name in hosts} == {
+            "gate": 2, "hall": 1, "door": 1, "yard": 1,
+        }  # fmt: skip
+
+        def runs():
+            items = gallery.items(Filter(camera="gate"))
+            return {item.track.rpartition("-")[0] for item in items}
+
+        wait_for(lambda: len(runs()) == 2)  # Tracks of before and after have no name in common.
+        wait_for(lambda: pipeline.stats().cameras["hall"].crops_waiting == 0)
+        hall = pipeline.stats().cameras["hall"]
+        assert hall.committed == gallery.count(Filter(camera="hall"))
+        assert pipeline.stats().cameras["door"].crops_dropped["outside_zone"] > 0
+        good = path.read_text()
+        for bad, code in (
+            (good.replace("min_height_px: 100", "min_height_px: high"), "value_unfit"),
+            (f"{good}\n  last:\n    source: a.avi", "source_not_found"),
+            (f"{good}\n    detector: none", "detector_not_found"),
+            (good.replace("rtsp://gate", "rtsp://anna:secret@gate"), "secret_in_config"),
+            (None, "config_unreadable"),
+        ):
+            caplog.clear()
+            path.unlink() if bad is None else path.write_text(bad)
+            assert [file.poll() for _ in range(3)] == [None] * 3
+            (logged,) = [one for one in caplog.records if one.name.endswith("config")]
+            assert (logged.event, logged.code) == ("config_refused", code)
+            assert [*states().values()].count("running") == 3
+        path.write_text(good)
+        assert [file.poll() is None for _ in range(3)] == [True, False, True], "it is right again"
+        assert len(street.opened) == 5, "and no camera was opened for that"
+
+        write(path, door={"detector": "hog", "min_height_px": 300})
+        assert [file.poll() is None for _ in range(2)] == [True, False]
+        assert len(pipeline._shared.detectors) == 1
+        assert [name for name, state in states().items() if state != "removed"] == ["door"]
+    check_sums(pipeline.stats())
+    assert gallery.count() == pipeline.stats().total("committed")
+
+
+def test_what_no_camera_can_do_is_refused_with_its_name(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackers", None)
+    settings = PipelineSettings(opener=Street(), save_crops=False)
+    for key, value, code, error in (
+        ("every_s", -1, "setting_out_of_range", InputError),
+        ("drop", "block", "only_files_wait", InputError),
+        ("save_crops", "true", "no_place_for_pictures", InputError),
+        ("ca", "none.pem", "ca_unreadable", InputError),
+        ("hwaccel", "abacus", "unknown_hwaccel", InputError),
+        ("tracker", "bytetrack", "extra_missing", BackendError),
+    ):
+        write(path, gate={key: value})
+        with refused(code, error, camera="gate"):
+            CamerasFile(path, settings, lambda *choice: lambda frame: [], Logins(), {})
+
+
+def test_rules_of_a_camera_stand_beside_those_of_all(path, encoder, gallery):
+    write(path, gate={"min_sharpness": 5, "stall_s": 3})
+    quality = QualityRules(min_height_px=100)
+    settings = PipelineSettings(opener=Street(), quality=quality)
+    file = CamerasFile(path, settings, lambda *choice: lambda frame: [], Logins(), {})
+    own = file._first.prepared["gate"].own
+    assert own.quality == QualityRules(min_height_px=100, min_sharpness=5.0)
+    assert (own.capture_rules.stall_s, own.capture_rules.longest_wait_s) == (3.0, 3.0)
+    assert own.every_s == settings.every_s

@@ -9,9 +9,8 @@ import pytest
 from tests.helpers.detector_heads import COLOUR, HEADS, write_constant, write_detector
 from tests.helpers.refused import refused
 from upperson_camera.detectors import LAYOUTS, OnnxDetector, onnx_file
-from upperson_camera.detectors.layouts import grid
 from upperson_rt.cli.options import DetectorLayout
-from upperson_rt.errors import BackendError, InputError, UsageError
+from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 
 NAMES = {"names": "{0: 'person', 1: 'dog', 2: 'cat'}", "stride": "32"}
 FRAME_SIZE = 128, 96
@@ -53,8 +52,10 @@ def load(tmp_path, head, backend="onnxruntime", layout=None, person=None, **opti
     return OnnxDetector(path, layout, person, backend=backend, threads=1)
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("head", "backend"),
+    [*((head, "onnxruntime") for head in HEADS), ("rt-detr", "openvino"), ("ssd", "openvino")],
+)
 def test_every_layout_finds_the_person_where_they_are(tmp_path, head, backend):
     pytest.importorskip(backend, reason=f"{backend} is not installed: extra 'cpu'")
     detector = load(tmp_path, head, backend)
@@ -68,9 +69,9 @@ def test_every_layout_finds_the_person_where_they_are(tmp_path, head, backend):
     assert detector.backend.name == backend
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("size", [(96, 64), (128, 128)])
-def test_inputs_of_other_shapes(tmp_path, head, size):
+@pytest.mark.parametrize("head", ["yolov5", "yolox", "rt-detr", "rf-detr", "nanodet-levels"])
+def test_inputs_of_other_shapes(tmp_path, head):
+    size = (128, 64)
     detector = load(tmp_path, head, size=size)
     assert detector.size == size
     # A frame of the input's own size is not changed by any of the ways to fit it.
@@ -80,8 +81,7 @@ def test_inputs_of_other_shapes(tmp_path, head, size):
     assert found[:4] == pytest.approx((16, 24, 40, 64), abs=0.1)
 
 
-@pytest.mark.parametrize("head", ["yolov5", "yolox", "rt-detr", "rf-detr"])
-@pytest.mark.parametrize("batch", [None, 4])
+@pytest.mark.parametrize(("head", "batch"), [("yolov5", None), ("rt-detr", None), ("yolox", 4)])
 def test_batches_that_may_change_and_fixed_ones(tmp_path, head, batch):
     detector = load(tmp_path, head, batch=batch)
     assert detector.max_batch == (batch or 8)
@@ -94,12 +94,11 @@ def test_batches_that_may_change_and_fixed_ones(tmp_path, head, batch):
         assert boxes[0, :4] == pytest.approx(box, abs=0.5)
 
 
-@pytest.mark.parametrize("head", ["yolov8", "yolox", "rf-detr"])
-def test_half_floats_and_sizes_that_only_the_metadata_tells(tmp_path, head):
-    frame, box = frame_with(head)
-    half = load(tmp_path, head, half=True)
+def test_half_floats_and_sizes_that_only_the_metadata_tells(tmp_path):
+    frame, box = frame_with("yolov8")
+    half = load(tmp_path, "yolov8", half=True)
     assert half(frame)[0, :4] == pytest.approx(box, abs=1)
-    free = load(tmp_path, head, any_size=True, metadata={"imgsz": "[64, 96]"})
+    free = load(tmp_path, "yolov8", any_size=True, metadata={"imgsz": "[64, 96]"})
     assert free.size == (64, 96)
     assert free(frame)[0, :4] == pytest.approx(box, abs=0.5)
 
@@ -109,11 +108,9 @@ def test_half_floats_and_sizes_that_only_the_metadata_tells(tmp_path, head):
     [
         ("large", "detector_size_unreadable"),
         ("[100000, 100000]", "detector_size_out_of_range"),
-        ("[-5, 10]", "detector_size_out_of_range"),
         ("[0, 0]", "detector_size_out_of_range"),
         ("[1e400, 1]", "detector_size_unreadable"),
         ("-" * 100_000 + "1", "detector_size_unreadable"),
-        ("[" * 200_000, "detector_size_unreadable"),
         ("[64, 96]" + " " * 1_000_000, "detector_size_unreadable"),
     ],
 )
@@ -127,14 +124,12 @@ def test_sizes_that_no_picture_has_take_no_memory(tmp_path, size, code):
     ("head", "options", "layout"),
     [
         ("yolov5", {}, "yolov5"),
-        ("yolov5", {"rename": {"output0": "output"}}, "yolov5"),
         ("yolov6", {}, "yolov5"),
         ("yolov6", {"rename": {"outputs": "output0"}, "metadata": NAMES}, "yolov5"),
         ("yolov8", {}, "yolov8"),
         ("end-to-end", {}, "end-to-end"),
         ("end-to-end", {"metadata": NAMES | {"end2end": "True"}}, "end-to-end"),
         ("yolox", {}, "yolox"),
-        ("yolox", {"rename": {"output": "outputs"}}, "yolox"),
         ("rt-detr", {}, "rt-detr"),
         ("rf-detr", {}, "rf-detr"),
         ("nanodet", {}, "nanodet"),
@@ -143,13 +138,10 @@ def test_sizes_that_no_picture_has_take_no_memory(tmp_path, size, code):
         ("ssd-tensorflow", HOW["ssd-tensorflow"], "ssd-tensorflow"),
         ("rt-detr-ultralytics", HOW["rt-detr-ultralytics"], "rt-detr-ultralytics"),
         ("rt-detr-chosen", HOW["rt-detr-chosen"], "rt-detr-chosen"),
-        ("rt-detr-chosen", HOW["rt-detr-ultralytics"], "rt-detr-chosen"),
-        ("yolov6", {"rename": {"outputs": "output"}}, "yolov5 or yolox-decoded"),
         ("yolox-decoded", {}, "yolov5 or yolox-decoded"),
         ("rt-detr-logits", {}, "rt-detr-logits or rf-detr"),
         ("rf-detr", {"rename": {"dets": "boxes", "labels": "logits"}}, "rt-detr-logits or rf-detr"),
         ("rt-detr-ultralytics", {}, "rt-detr-ultralytics, perhaps"),
-        ("rt-detr-ultralytics", {"metadata": NAMES}, "rt-detr-ultralytics, perhaps"),
         ("rt-detr-chosen", {}, "end-to-end or rt-detr-chosen"),
     ],
 )
@@ -168,18 +160,11 @@ def test_a_layout_is_recognized_or_refused_until_it_is_named(tmp_path, head, opt
         assert OnnxDetector(path, name, backend="onnxruntime").layout.name == name
 
 
-@pytest.mark.parametrize(
-    ("head", "named", "fitting"),
-    [
-        ("yolov8", "yolox", ["yolov8"]),
-        ("rf-detr", "rt-detr", ["rt-detr-logits", "rf-detr"]),
-        ("rt-detr", "yolov5", ["rt-detr"]),
-    ],
-)
-def test_another_layout_than_the_named_one_is_refused(tmp_path, head, named, fitting):
-    path = write_detector(tmp_path / "d.onnx", head)
-    with refused("other_layout", InputError, layout=named, fitting=fitting):
-        OnnxDetector(path, named, backend="onnxruntime")
+def test_another_layout_than_the_named_one_is_refused(tmp_path):
+    path = write_detector(tmp_path / "d.onnx", "rf-detr")
+    fitting = ["rt-detr-logits", "rf-detr"]
+    with refused("other_layout", InputError, layout="rt-detr", fitting=fitting):
+        OnnxDetector(path, "rt-detr", backend="onnxruntime")
     with refused("unknown_layout", UsageError, found="yolo8"):
         OnnxDetector(path, "yolo8", backend="onnxruntime")
 
@@ -198,11 +183,6 @@ GRID = {"output": (1, 126, 8)}
         ({"odd": (1, 7, 11)}, {"images": [1, 3, 64, 96]}, "ambiguous_layout"),
         ({"odd": (1, 1000)}, {"images": [1, 3, 64, 96]}, "no_known_layout"),
         ({"a": (1, 20, 4), "b": (1, 30, 9)}, {"images": [1, 3, 64, 96]}, "no_known_layout"),
-        (
-            {"num": (1, 1), "boxes": (1, 9, 4), "scores": (1, 9)},
-            {"images": [1, 3, 64, 96]},
-            "no_known_layout",
-        ),
     ],
 )
 def test_models_of_no_layout_are_refused(tmp_path, outputs, inputs, code):
@@ -216,7 +196,7 @@ def test_models_of_no_layout_are_refused(tmp_path, outputs, inputs, code):
         OnnxDetector(path, backend="onnxruntime")
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no protocol buffers", b"\x3b" * 100])
+@pytest.mark.parametrize("content", [None, b"", b"no protocol buffers"])
 def test_no_file_and_a_damaged_one(tmp_path, content):
     path = tmp_path / "d.onnx"
     if content is not None:
@@ -234,14 +214,11 @@ RF_DETR = {"rfdetr_inference": json.dumps({"class_id_to_name": {"0": "car", "2":
 @pytest.mark.parametrize(
     ("head", "made", "metadata", "wanted", "number"),
     [
-        ("yolov8", 0, {}, None, 0),
         ("yolov8", 2, {"names": "{0: 'dog', 1: 'cat', 2: 'person'}"}, None, 2),
         ("yolov8", 1, {"names": "['dog', 'person', 'cat']"}, None, 1),
         ("yolov8", 1, {"names": "{0: 'a', 1: 'head', 2: 'b'}"}, "head", 1),
-        ("yolov8", 1, {}, "1", 1),
         ("yolox", 2, {}, 2, 2),
         ("rf-detr", 1, {}, None, 1),  # COCO's own numbers begin at one.
-        ("rf-detr", 0, {}, None, 0),
         ("rf-detr", 2, RF_DETR, None, 2),
         ("rt-detr", 2, {}, "2", 2),
     ],
@@ -326,42 +303,28 @@ class Wrong:
         return {"output0": np.ones((len(pixels), 7, 126), np.float32)}
 
 
-def test_auto_measures_once_and_leaves_out_what_computes_something_else(
-    tmp_path, monkeypatch, caplog
-):
+def test_a_backend_that_computes_something_else_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "open_backend", lambda *given, **options: Wrong())
+    with refused("backend_disagrees", IntegrityError):
+        OnnxDetector(write_detector(tmp_path / "d.onnx", "yolov8"), backend="openvino")
+
+
+def test_auto_measures_once(tmp_path, monkeypatch):
     monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(onnx_file, "installed_backends", lambda device: ("onnxruntime", "openvino"))
-    really = onnx_file.open_backend
-    loaded = []
+    monkeypatch.setattr(onnx_file, "installed_backends", lambda device: ("onnxruntime", "other"))
+    really, loaded = onnx_file.open_backend, []
 
     def open_backend(path, name, **options):
         loaded.append(name)
-        return Wrong() if name == "openvino" else really(path, name, **options)
+        return really(path, "onnxruntime", **options)
 
     monkeypatch.setattr(onnx_file, "open_backend", open_backend)
     path = write_detector(tmp_path / "d.onnx", "yolov8", batch=None)
     detector = OnnxDetector(path, threads=1)
-    assert detector.backend.name == "onnxruntime"
-    assert set(loaded) == {"onnxruntime", "openvino"}
-    assert "for 8 pictures" in detector.choice.why or "for a picture" in detector.choice.why
-    # Where it is slower, its boxes are not looked at.
-    if "openvino" in detector.choice.measurement.left_out:
-        assert "finds other boxes" in caplog.text
+    assert set(loaded) == {"onnxruntime", "other"}
     loaded.clear()
     again = OnnxDetector(path, threads=1)
-    assert loaded == ["onnxruntime"], "what was measured is kept"
-    assert again.choice.why == detector.choice.why
-
-
-def test_grids_of_three_levels_and_of_four():
-    for strides in ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32)):
-        rows = sum((64 // step) * (128 // step) for step in strides)
-        places, steps = grid((64, 128), rows)
-        assert len(places) == len(steps) == rows
-        assert set(steps.ravel()) == set(strides)
-        middles = (places + 0.5) * steps
-        assert middles.max(axis=0) == pytest.approx([128 - strides[0] / 2, 64 - strides[0] / 2])
-    assert grid((64, 128), 11) is None
+    assert (len(loaded), again.choice.why) == (1, detector.choice.why), "what was measured is kept"
 
 
 def test_the_help_of_commands_names_all_layouts():

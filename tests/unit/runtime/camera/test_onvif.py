@@ -83,7 +83,6 @@ def test_what_is_no_answer_and_addresses_of_others_are_left_out():
     ("interface", "error", "code"),
     [
         ("10.255.255.1", InputError, "network_unreachable"),
-        ("999.1.1.1", UsageError, "interface_malformed"),
         ("lo", UsageError, "interface_malformed"),
         ("", UsageError, "interface_malformed"),
     ],
@@ -149,9 +148,8 @@ def test_cameras_of_one_name_get_several():
 @pytest.mark.parametrize(
     "address",
     [
-        "/etc/passwd", "0", "file:///etc/passwd", "rtsp://127.0.0.1/a b", "rtsp://127.0.0.1/\n-x",
-        "rtsp://h/x ! filesink location=y", "rtsp://h/!a", "concat:a|b", "rtps://127.0.0.1/x",
-        "rtsp://h/" + "x" * 3000, "",
+        "/etc/passwd", "0", "file:///etc/passwd", "rtsp://127.0.0.1/\n-x", "rtsp://127.0.0.1/!a",
+        "rtps://127.0.0.1/x", "rtsp://127.0.0.1/" + "x" * 3000, "",
     ],
 )  # fmt: skip
 def test_an_address_of_something_else_or_with_a_login_is_not_passed_on(address):
@@ -170,9 +168,7 @@ def test_an_address_of_something_else_or_with_a_login_is_not_passed_on(address):
     [
         (b"SSH-2.0\r\n", "broke_off"),
         (http_answer(b""), "not_soap"),
-        (http_answer(b'<?xml version="1.0" encoding="TTF-8"?><a/>'), "not_soap"),
         (http_answer(b"<a/>", "404 Not Found"), "not_soap"),
-        (http_answer(b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'), "not_soap"),
         (http_answer('<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'.encode("utf-16")), "not_soap"),
         (http_answer(b"x" * (2**20 + 70000)), "answer_too_long"),
         (b"HTTP/1.0 302 Go\r\nLocation: http://127.0.0.1:1/x\r\n\r\n", "not_soap"),
@@ -206,13 +202,9 @@ def test_a_device_has_its_time_for_all_answers_together(monkeypatch):
 @pytest.mark.parametrize(
     "challenge",
     [
-        "Digest", "Digest ", "Digest realm", "Digest realm=", "Digest =", "Digest ,", "Digest a=1",
-        'Digest realm="a", nonce=', 'Digest realm="a", nonce="b", qop="auth-int"',
-        'Digest realm="a", nonce="b", qop=', 'Digest realm="a", nonce="b", algorithm=SHA-512',
-        'Digest realm="a", nonce="b", algorithm=', 'Digest realm="\xe4", nonce="b"',
-        'Digest realm="a", nonce="\xff\xfe"', "Digest " + "a=b, " * 3000,
-        'Digest realm="' + "a" * 9000,
-        "Basic", "Bearer x", "Negotiate", "", '"', "Digest \x01\x02=\x03",
+        "Digest", "Digest realm=", 'Digest realm="a", nonce="b", qop="auth-int"',
+        'Digest realm="a", nonce="b", algorithm=', 'Digest realm="a", nonce="\xff\xfe"',
+        'Digest realm="' + "a" * 9000, "Bearer x", "", "Digest \x01\x02=\x03",
     ],
 )  # fmt: skip
 def test_a_challenge_without_an_answer_is_a_refusal(challenge):
@@ -240,8 +232,7 @@ def test_a_device_cannot_send_us_to_another():
         ("https://cam.local/", "https://cam.local/onvif/device_service"),
         ("http://cam.local/other", "http://cam.local/other"),
         *((wrong, None) for wrong in (
-            "", "rtsp://10.0.0.5/x", "anna:secret@10.0.0.5", "10.0.0.5:port", "http://[::1",
-            "anna:12/secret@10.0.0.5", "http://anna:12#secret@10.0.0.5/",
+            "", "rtsp://10.0.0.5/x", "10.0.0.5:port", "http://[::1", "anna:12/secret@10.0.0.5",
         )),
     ],
 )  # fmt: skip
@@ -276,10 +267,8 @@ def test_logins_come_from_a_file_by_host(netrc_file):
     for address, given in (
         ("rtsp://10.0.0.5:554/s?a=1", "rtsp://viewer:p%3Aw%2F1%40x@10.0.0.5:554/s?a=1"),
         ("rtsp://other@10.0.0.5/s", "rtsp://other@10.0.0.5/s"),
-        ("http://cam.local/x", "http://a:b@cam.local/x"),
         ("http://CAM.local/x", "http://a:b@CAM.local/x"),
         ("rtsp://10.0.0.6/s", "rtsp://10.0.0.6/s"),
-        ("http://[::1", "http://[::1"),
         ("0", "0"),
     ):
         source = logins.given_to(parse_source(address))

@@ -1,57 +1,19 @@
 """The small parts of a camera pipeline."""
 
-import threading
 from math import inf, nan
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
-from tests.helpers.fake_camera import wait_for
 from tests.helpers.refused import refused
 from upperson_camera import PipelineSettings, Source, parse_source
-from upperson_camera.bench import _broken_promises
 from upperson_camera.crops import Selection, safe_folder_name, sharpness
-from upperson_camera.frames import Detection, SteadyClock
-from upperson_camera.queues import BoundedQueue
+from upperson_camera.frames import Detection
 from upperson_camera.source import without_secrets
 from upperson_camera.stats import Durations
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.ingest.boxes import MOST_BOXES, QualityRules, clean_boxes
-
-
-def test_a_full_queue_drops_what_its_policy_says():
-    queue = BoundedQueue(2)
-    assert [queue.put(n, "oldest") for n in (1, 2, 3)] == [None, None, 1]
-    assert queue.put(4, "newest") == 4
-    assert [queue.get(0), queue.get(0), queue.get(0)] == [2, 3, None]
-    assert not queue.is_idle
-    queue.done(2)
-    assert queue.is_idle
-    assert queue.get_all(0.01) == []
-
-
-def test_a_blocked_put_goes_on_when_there_is_room_and_ends_with_the_queue():
-    queue = BoundedQueue(1)
-    queue.put("first", "block")
-    results = []
-    threads = [
-        threading.Thread(target=lambda n=n: results.append(queue.put(n, "block"))) for n in (2, 3)
-    ]
-    for thread in threads:
-        thread.start()
-    assert queue.get() == "first"
-    wait_for(lambda: len(queue) == 1)
-    queue.close()
-    for thread in threads:
-        thread.join()
-    assert results.count(None) == 1
-    assert set(results) - {None} <= {2, 3}
-    assert queue.put(4, "oldest") == 4
-    assert queue.get_all(0.1) == [({2, 3} - set(results)).pop()]
-    assert queue.is_finished
-    assert queue.get() is None
 
 
 def test_boxes_are_clipped_and_the_useless_ones_counted():
@@ -80,20 +42,11 @@ def test_boxes_come_in_many_forms():
     best = clean_boxes(many, 100, 100)
     assert best.dropped == {"too_many": 7}
     assert best.scores.min() == pytest.approx(0.007)
-    numbers = [np.ones((2, 4), np.int64).astype(k) for k in (complex, "datetime64[D]", "m8[s]")]
-    texts = ([1, 2, 3, 4], [[1, 2, 3]], "boxes", [[1, 2, 3, 4, 5, 6]], [[1, 2], [3]])
-    for wrong in (*texts, *numbers):
+    for wrong in ([1, 2, 3, 4], [[1, 2], [3]], "boxes", np.ones((2, 4), "datetime64[D]")):
         with refused("boxes_malformed", InputError):
             clean_boxes(wrong, 10, 10)
     with refused("too_many_boxes", InputError):
         clean_boxes(np.broadcast_to(np.float32(1), (1_000_001, 5)), 8, 8)
-
-
-def test_the_steady_clock_never_goes_back():
-    clock = SteadyClock()
-    given, arrived = [100.0, 100.5, 40.0, 40.25, 40.25], [0.0, 0.5, 0.75, 1.0, 1.5]
-    steady = [clock.advance(*pair) for pair in zip(given, arrived, strict=True)]
-    assert steady == [0.0, 0.5, 0.75, 1.0, 1.5]
 
 
 def detection(track="t", sharp=100.0, height=128, border=False, index=0):
@@ -126,20 +79,8 @@ def test_the_best_detection_of_each_window_is_selected():
     assert dropped == ["not_best"] * 2 + ["too_soon"] * 6 + ["not_best"] * 2 + ["too_soon"] * 2
 
 
-@pytest.mark.parametrize("fps", [4.0, 12.5, 25.0])
-def test_a_track_longer_than_the_distance_has_two_pictures(fps):
-    random = np.random.default_rng(0)
-    for _ in range(20):
-        selection = select(2.0, 2)
-        frames = int(2.5 * fps + 2)
-        shown = [detection(sharp=random.uniform(20, 900), index=n) for n in range(frames)]
-        found = [n for at, one in enumerate(shown) for n in offer(selection, at / fps, one)]
-        assert len(found + [one.index for one in selection.end_all()]) == 2
-
-
-@pytest.mark.parametrize("every_s", [0.5, 2.0])
-def test_no_two_pictures_of_a_track_are_closer_than_asked_for(every_s):
-    random, dropped = np.random.default_rng(0), []
+def test_no_two_pictures_of_a_track_are_closer_than_asked_for():
+    every_s, random, dropped = 2.0, np.random.default_rng(0), []
     selection = select(every_s, 1, dropped)
     times, offered = [], 0
     for number in range(900):  # A minute at 15 frames a second, with gaps and useless detections.
@@ -219,31 +160,12 @@ def test_durations_keep_quantiles_in_constant_memory():
     assert durations.quantile_s(0.5) is None
     for value in np.linspace(0.01, 1.0, 1000):
         durations.add(float(value))
-    assert durations.quantile_s(0.5) == pytest.approx(0.5, rel=0.2)
-    assert durations.quantile_s(0.99) == pytest.approx(0.99, rel=0.2)
+    for share in (0.5, 0.99):
+        assert durations.quantile_s(share) == pytest.approx(share, rel=0.2)
     counts, total = durations.snapshot()
     assert (sum(counts), round(total)) == (1000, 505)
-    two = Durations()
-    two.add(0.01)
-    two.add(1.0)
-    assert two.quantile_s(0.5) < 0.02, "half of them are not longer"
     durations.add(1e6)
     assert durations.quantile_s(1.0) == inf
-
-
-def test_the_benchmark_notices_what_was_not_counted():
-    counts = {"frames_processed": 3, "frames_read": 3, "detections": 12, "committed": 10}
-
-    def problems():
-        dropped = {"frames_dropped": {}, "crops_dropped": {"queue_full": 2}}
-        stats = SimpleNamespace(total=counts.__getitem__, dropped=dropped.__getitem__)
-        return _broken_promises(stats, submitted=3, people=4)
-
-    assert problems() == []
-    for name, number in list(counts.items()):
-        counts[name] -= 1
-        assert problems(), name
-        counts[name] = number
 
 
 def test_folder_names_are_safe_and_differ():
@@ -259,23 +181,19 @@ def test_folder_names_are_safe_and_differ():
 @pytest.mark.parametrize(
     ("address", "shown"),
     [
-        ("rtsp://admin:s3cret@10.0.0.5:554/ch1", "rtsp://10.0.0.5:554/ch1"),
-        ("rtsp://admin:s3@s3cret@@10.0.0.5/ch1", "rtsp://10.0.0.5/ch1"),
+        ("rtsp://admin:s3@s3cret@@10.0.0.5:554/ch1", "rtsp://10.0.0.5:554/ch1"),
         ("rtsp://10.0.0.5/ch@1?a=b@c", "rtsp://10.0.0.5/ch@1?a=b@c"),
-        ("rtsp://admin:12/s3cret@10.0.0.5/ch1", "rtsp://10.0.0.5/ch1"),
         ("rtsp://admin:12?s3cret@10.0.0.5/ch1", "rtsp://10.0.0.5/ch1"),
         ("rtsp://admin:1@2/s3cret@cam/ch1", "rtsp://cam/ch1"),
         ("a=rtsp://cam/x!b=rtsp://admin:/s3cret@cam/y c=rtsp://u:s3cret@h",
          "a=rtsp://cam/x!b=rtsp://cam/y c=rtsp://h"),
         ("rtsp://office/anna:s3cret@10.0.0.5/x", "rtsp://10.0.0.5/x"),
-        ("rtsp://10.0.0.5:554/ch@1", "rtsp://10.0.0.5:554/ch@1"),
         ("rtsp://admin:s3cret@[fe80::1]:554/ch@1", "rtsp://[fe80::1]:554/ch@1"),
         ("rtsp://10.0.0.5/user=admin&password=s3cret&channel=1",
          "rtsp://10.0.0.5/user=admin&password=***&channel=1"),
         ("https://cam/live?token=s3cret&x=1", "https://cam/live?token=***&x=1"),
         ("rtspsrc location=rtsp://u:s3cret@h/s user-pw=s3cret ! appsink",
          "rtspsrc location=rtsp://h/s user-pw=*** ! appsink"),
-        ("rtsp://10.0.0.5/stream", "rtsp://10.0.0.5/stream"),
     ],
 )  # fmt: skip
 def test_secrets_are_not_shown(address, shown):

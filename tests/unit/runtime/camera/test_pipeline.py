@@ -4,6 +4,7 @@ import dataclasses
 import threading
 from collections import Counter, defaultdict
 from types import SimpleNamespace
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -24,21 +25,17 @@ from tests.helpers.fake_camera import (
     wait_for,
 )
 from tests.helpers.refused import refused
-from upperson_camera import BoxesFile, CaptureRules, Pipeline, PipelineSettings, parse_source
+from upperson_camera import (
+    BoxesFile,
+    CaptureRules,
+    Pipeline,
+    PipelineOptions,
+    PipelineSettings,
+    parse_source,
+)
 from upperson_rt.errors import InputError, IntegrityError, UsageError, install_command
 from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.gallery.crops import read_crop
 from upperson_rt.ingest.boxes import QualityRules
-from upperson_synthetic.video import VideoSpec, write_video
-
-
-@pytest.fixture(scope="module")
-def street(tmp_path_factory):
-    """A video, and what is true about it."""
-    path = tmp_path_factory.mktemp("street") / "street.avi"
-    return path, write_video(
-        path, VideoSpec(people=6, seconds=12, fps=8, width=640, height=360, seed=5)
-    )
 
 
 def people_of(item, truth):
@@ -90,9 +87,7 @@ def test_a_tracker_of_the_package_trackers_takes_the_place_of_ours(encoder, gall
     stats = pipeline.stats()
     check_sums(stats)
     camera = stats.cameras["gate"]
-    assert camera.crops_dropped["no_track"] > 0, "the first box of a track has none"
-    assert camera.crops_dropped["no_track"] < camera.detections / 4
-    assert 4 <= camera.tracks <= 12
+    assert 0 < camera.crops_dropped["no_track"] < camera.detections / 4, "the first box has none"
     people = {frozenset(people_of(item, truth)) for item in gallery.items()}
     assert people == {frozenset({number}) for number in range(6)}
 
@@ -120,9 +115,7 @@ def test_a_file_watched_again_replaces_its_rows_under_names_that_are_no_file_nam
             assert (camera.replaced, camera.added_by_others) == (run * camera.committed, added)
     assert seen[0][0] == seen[1][0] > 10
     assert not seen[0][1] & seen[1][1], "tracks of two runs never have one name"
-    assert len({gallery.count(Filter(camera=name)) for name in names}) == 1
-    assert len(pictures_of(gallery)) == gallery.count()
-    assert all(read_crop(gallery.crops_dir / item.crop) is not None for item in gallery.items())
+    assert pictures_of(gallery) == sorted(gallery.crops_dir / item.crop for item in gallery.items())
     assert len(list(gallery.crops_dir.iterdir())) == len(names)
 
 
@@ -204,28 +197,23 @@ def test_ones_own_tracks_and_memory_are_respected(encoder, gallery):
     assert stats.tracks == 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "code"),
-    [
-        (("hall", person_frame(), [BOX]), UsageError, "camera_unknown"),
-        (("gate", person_frame()), UsageError, "detector_missing"),
-        (("gate", person_frame()[:, :, 0], [BOX]), InputError, "frame_malformed"),
-        (("gate", person_frame().tolist(), [BOX]), InputError, "frame_malformed"),
-        (("gate", person_frame().astype(float), [BOX]), InputError, "frame_malformed"),
-        (("gate", person_frame(), [[1, 2, 3]]), InputError, "boxes_malformed"),
-        *(
-            (("gate", person_frame(), [BOX], moment), InputError, "time_malformed")
-            for moment in (START * 1000, -1.0, float("inf"), float("nan"))
-        ),
-        (("film", person_frame(), [BOX]), UsageError, "camera_has_source"),
-    ],
-)
-def test_wrong_frames_are_refused(encoder, gallery, arguments, error, code):
+def test_wrong_frames_are_refused(encoder, gallery):
+    frame = person_frame()
     with Pipeline(encoder, gallery, opener=FakeOpener([])) as pipeline:
         pipeline.add_camera("gate")
         pipeline.add_camera("film", LIVE, lambda frame: None)
-        with refused(code, error):
-            pipeline.submit(*arguments)
+        for arguments, error, code in (
+            (("hall", frame, [BOX]), UsageError, "camera_unknown"),
+            (("film", frame, [BOX]), UsageError, "camera_has_source"),
+            (("gate", frame), UsageError, "detector_missing"),
+            (("gate", frame[:, :, 0], [BOX]), InputError, "frame_malformed"),
+            (("gate", frame.astype(float), [BOX]), InputError, "frame_malformed"),
+            (("gate", frame, [[1, 2, 3]]), InputError, "boxes_malformed"),
+            (("gate", frame, [BOX], START * 1000), InputError, "time_malformed"),
+            (("gate", frame, [BOX], float("nan")), InputError, "time_malformed"),
+        ):
+            with refused(code, error):
+                pipeline.submit(*arguments)
         with refused("tracks_without_boxes", InputError):
             pipeline.submit("gate", person_frame(), [BOX], tracks=[1, 2])
         with refused("time_malformed", InputError):
@@ -251,7 +239,7 @@ def test_frames_without_pixels_and_clocks_that_go_back_break_nothing(encoder, ga
 
 @pytest.mark.parametrize("drop", ["oldest", "newest"])
 def test_under_overload_nothing_waits_and_everything_is_counted(encoder, gallery, drop):
-    gate, given = Gate(), 40
+    gate, given = Gate(), 28
     pipeline = Pipeline(
         FakeEncoder(encoder, gate), gallery, every_s=0, min_views=1, batch_size=4, crop_queue=16,
         max_delay_s=1000, drop=drop, save_crops=False,
@@ -266,8 +254,6 @@ def test_under_overload_nothing_waits_and_everything_is_counted(encoder, gallery
             check_sums(now, ended=False)
             if number == 3:
                 wait_for(lambda: gate.entered == 1)  # The encoder has a batch, and keeps it.
-        busy_s = pipeline.stats().encoder_busy_s
-        wait_for(lambda: pipeline.stats().encoder_busy_s > busy_s)
     stats = pipeline.stats()
     check_sums(stats)
     camera = stats.cameras["gate"]
@@ -305,32 +291,6 @@ def test_commits_wait_for_their_time_for_many_rows_or_for_the_end(encoder, galle
         commits.clear()
 
 
-def test_a_crop_that_another_camera_pushes_out_counts_for_its_own(encoder, gallery):
-    gate = Gate()
-    pipeline = Pipeline(
-        FakeEncoder(encoder, gate), gallery, every_s=0, min_views=1, batch_size=1, crop_queue=2,
-        max_delay_s=1000, drop="oldest", save_crops=False,
-    )  # fmt: skip
-
-    def in_line_or_dropped():
-        stats = pipeline.stats()
-        return stats.crop_queue + stats.dropped("crops_dropped").get("queue_full", 0)
-
-    with pipeline, gate:
-        pipeline.add_camera("door")
-        pipeline.add_camera("gate")
-        for number, camera in enumerate(["door", "door", "door", "gate", "gate"]):
-            assert pipeline.submit(camera, person_frame(), [BOX], START + number, tracks=[number])
-            # The encoder keeps the first one.
-            wait_for(lambda: gate.entered == 1)
-            wait_for(lambda number=number: in_line_or_dropped() == number)
-    stats = pipeline.stats()
-    check_sums(stats)
-    assert stats.cameras["door"].crops_dropped == {"queue_full": 2}
-    assert stats.cameras["gate"].crops_dropped == {}
-    assert [stats.cameras[name].committed for name in ("door", "gate")] == [1, 2]
-
-
 @pytest.mark.parametrize("drop", ["oldest", "newest"])
 def test_frames_that_a_detector_is_too_slow_for_are_dropped_and_counted(encoder, gallery, drop):
     gate, seen = Gate(), []
@@ -350,36 +310,11 @@ def test_frames_that_a_detector_is_too_slow_for_are_dropped_and_counted(encoder,
             assert pipeline.stats().frame_queues["gate"] <= 4
     check_sums(pipeline.stats())
     assert pipeline.stats().cameras["gate"].frames_dropped == {"queue_full": 5}
-    assert [bool(one) for one in taken] == [
-        *[True] * (10 if drop == "oldest" else 5),
-        *[False] * (drop == "newest") * 5,
-    ]
     # The results tell what became of each frame.
     dropped = {one.displaced for one in taken} | {one.index for one in taken if one.reason}
     assert dropped - {None} == set(range(10)) - set(seen)
-    assert {one.reason for one in taken if not one} == (
-        {"queue_full"} if drop == "newest" else set()
-    )
+    assert {one.reason for one in taken} == ({None, "queue_full"} if drop == "newest" else {None})
     assert seen == [0, *(range(6, 10) if drop == "oldest" else range(1, 5))]
-
-
-def test_a_file_waits_instead_of_losing_frames(encoder, gallery, street):
-    path, _ = street
-    gate = Gate()
-    pipeline = Pipeline(
-        FakeEncoder(encoder, gate), gallery, every_s=0, batch_size=4, crop_queue=4, frame_queue=2
-    )
-    with pipeline, gate:
-        pipeline.add_camera("gate", str(path), BoxesFile(path.with_suffix(".json")))
-        wait_for(lambda: pipeline.stats().crop_queue == 4)
-        wait_for(lambda: pipeline.stats().frame_queues["gate"] == 2)
-        assert pipeline.stats().cameras["gate"].state == "running", "it waits for the encoder"
-        gate.open()
-        assert pipeline.wait()
-    camera = pipeline.stats().cameras["gate"]
-    assert (camera.frames_read, camera.frames_dropped) == (96, {})
-    assert "queue_full" not in camera.crops_dropped
-    assert camera.committed > 100
 
 
 def test_a_detector_that_fails_on_25_frames_in_a_row_fails_its_camera_only(
@@ -489,29 +424,6 @@ def test_a_file_in_real_time_does_not_wait_for_a_slow_detector(encoder, gallery)
     assert (camera.frames_processed, camera.frames_waiting) == (12 - dropped, 0)
 
 
-def test_settings_are_an_object_or_keywords_and_keywords_go_first(encoder, gallery):
-    settings = PipelineSettings(frame_queue=1, crop_queue=7)
-    pipeline = Pipeline(encoder, gallery, settings, frame_queue=2, quality=None)
-    assert pipeline.settings == dataclasses.replace(settings, frame_queue=2)
-    assert Pipeline(encoder, gallery).settings == PipelineSettings()
-    with refused("option_unknown", UsageError, found="evry_s"):
-        Pipeline(encoder, gallery, evry_s=1)
-    for setting, values in {
-        "every_s": [-1], "lost_after_s": [0], "min_views": [0], "batch_size": [0],
-        "jpeg_quality": [0, 101], "frame_queue": [0], "crop_queue": [0], "end_within_s": [0],
-        "max_delay_s": [-1], "commit_every_s": [-1, 601],
-    }.items():  # fmt: skip
-        for value in values:
-            with refused("setting_out_of_range", UsageError, setting=setting):
-                PipelineSettings(**{setting: value})
-    for setting in ("max_delay_s", "end_within_s"):
-        with pytest.raises(UsageError, match=setting):
-            PipelineSettings(**{setting: float("nan")})
-    for rules in ({"stall_s": 0}, {"first_wait_s": -1}, {"longest_wait_s": 8 * 86400}):
-        with pytest.raises(UsageError):
-            CaptureRules(**rules)
-
-
 def test_what_cannot_work_is_refused_at_once(encoder, gallery, tmp_path, monkeypatch):
     other = Gallery.open(tmp_path / "other", "f" * 64, encoder.embed_dim, create=True)
     with other, refused("other_model", IntegrityError):
@@ -523,19 +435,74 @@ def test_what_cannot_work_is_refused_at_once(encoder, gallery, tmp_path, monkeyp
     pipeline.add_camera("gate")
     for arguments, options, code in (
         (("gate",), {}, "camera_exists"),
-        (("",), {}, None),
         (("hall", LIVE), {}, "detector_missing"),
-        (("9" * 5000, None, 5), {}, None),
         (("hall", LIVE, lambda f: []), {"drop": "block"}, "only_files_wait"),
         (("hall", FILE, lambda f: []), {"drop": "block", "realtime": True}, "only_files_wait"),
     ):
-        expected = pytest.raises(UsageError) if code is None else refused(code, UsageError)
-        with expected as raised:
+        with refused(code, UsageError):
             pipeline.add_camera(*arguments, **options)
-        assert len(str(raised.value)) < 200
     with refused("not_running", UsageError):
         pipeline.submit("gate", person_frame(), [BOX])
     monkeypatch.setattr(gallery, "crops_dir", None)
     with refused("no_place_for_pictures", UsageError):
         Pipeline(encoder, gallery)
     assert Pipeline(encoder, gallery, save_crops=False).stats().total("committed") == 0
+
+
+def test_a_wait_for_room_has_an_end_and_then_the_policy_decides(encoder, gallery):
+    gate = Gate()
+    frame = np.zeros((8, 8, 3), np.uint8)
+
+    def refuse_to_wait(frame):
+        with refused("called_from_own_thread", UsageError, call="submit"):
+            pipeline.submit("old", frame, wait_s=1)
+        gate.hold()
+        return []
+
+    with Pipeline(encoder, gallery, frame_queue=1, end_within_s=1000) as pipeline, gate:
+        results = {}
+        for name, drop in (("old", "oldest"), ("new", "newest"), ("film", "block")):
+            pipeline.add_camera(name, detector=lambda frame: refuse_to_wait(frame), drop=drop)
+        for number, name in enumerate(("old", "new", "film")):
+            assert pipeline.submit(name, frame, wait_s=0)
+            wait_for(lambda name=name: pipeline.stats().frame_queues[name] == 0)
+            assert pipeline.submit(name, frame, wait_s=0)
+            results[name] = pipeline.submit(name, frame, wait_s=0.01 * number)
+        assert (bool(results["old"]), results["old"].displaced) == (True, 1)
+        for name in ("new", "film"):
+            assert (bool(results[name]), results[name].reason) == (False, "queue_full")
+        waiting = []
+        held = threading.Thread(target=lambda: waiting.append(pipeline.submit("film", frame)))
+        held.start()
+        with refused("out_of_range", UsageError):
+            pipeline.submit("film", frame, wait_s=-1)
+        pipeline._cameras["film"].refuse_frames()
+        held.join()
+        assert waiting[0].reason == "stopped"
+        assert pipeline.submit("old", frame[:0], []).reason == "empty"
+
+
+def test_every_setting_is_a_typed_option_with_a_range(encoder, gallery):
+    hints = get_type_hints(PipelineSettings)
+    assert get_type_hints(PipelineOptions) == {name: kind | None for name, kind in hints.items()}
+    settings = PipelineSettings(frame_queue=1, crop_queue=7)
+    pipeline = Pipeline(encoder, gallery, settings, frame_queue=2, quality=None)
+    assert pipeline.settings == dataclasses.replace(settings, frame_queue=2)
+    assert Pipeline(encoder, gallery, every_s=None).settings == PipelineSettings()
+    with refused("option_unknown", UsageError, found="evry_s"):
+        Pipeline(encoder, gallery, evry_s=None)
+    with refused("no_bool", UsageError):
+        Pipeline(encoder, gallery, save_crops="no")
+    for setting, values in {
+        "every_s": [-1], "lost_after_s": [0], "min_views": [0], "batch_size": [0],
+        "jpeg_quality": [0, 101], "frame_queue": [0], "crop_queue": [0], "end_within_s": [0],
+        "max_delay_s": [-1], "commit_every_s": [-1, 601],
+    }.items():  # fmt: skip
+        for value in values:
+            with refused("setting_out_of_range", UsageError, setting=setting):
+                PipelineSettings(**{setting: value})
+    with pytest.raises(UsageError, match="max_delay_s"):
+        PipelineSettings(max_delay_s=float("nan"))
+    for rules in ({"stall_s": 0}, {"first_wait_s": -1}, {"longest_wait_s": 8 * 86400}):
+        with pytest.raises(UsageError):
+            CaptureRules(**rules)

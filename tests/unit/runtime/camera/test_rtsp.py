@@ -10,11 +10,11 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.helpers.fake_camera import RULES, Watched, wait_for
+from tests.helpers.fake_camera import Watched, wait_for
 from tests.helpers.made_video import combing, woven, write_video
 from tests.helpers.refused import refused
 from tests.helpers.rtsp_camera import rtsp_camera
-from upperson_camera.source import Source, parse_source
+from upperson_camera.source import parse_source
 from upperson_camera.stream import StreamReader, open_source
 from upperson_rt.errors import InputError
 
@@ -95,29 +95,6 @@ def test_a_camera_that_is_killed_and_comes_back(caplog):
     clocks = [clock for _, _, clock in watched.frames]
     assert clocks == sorted(clocks)
     assert [record.event for record in caplog.records].count("back") == 2
-
-
-def test_a_stream_that_stalls_without_closing_is_opened_again(fake_time):
-    with rtsp_camera() as frozen, rtsp_camera() as other:
-        addresses = [frozen.address]
-
-        def opener(source, timeout_s):  # The camera's restart, at another port.
-            return open_source(Source(address=addresses[-1], kind="network"), timeout_s)
-
-        watched = Watched(parse_source(frozen.address), opener)
-        wait_for(lambda: len(watched.frames) > 10)
-        frozen.freeze()
-        addresses.append(other.address)
-
-        def stalled():
-            fake_time.more_s += RULES.stall_s + 1
-            return "stalls" in watched.counts
-
-        wait_for(stalled)
-        seen = len(watched.frames)
-        wait_for(lambda: len(watched.frames) > seen + 10)
-        assert watched.counts == ["stalls", "outages", "reconnects"]
-        watched.stop()
 
 
 def test_a_reader_keeps_to_its_time_limit():

@@ -101,28 +101,18 @@ def test_a_frame_is_kept_with_its_polygons_and_replaced_once_a_minute(
 def test_what_is_asked_for_decides(encoder, gallery, folder, options, snapshot, kept):
     with pipeline_of(encoder, gallery) as pipeline:
         add(pipeline, snapshot=snapshot, **options)
-        submit(pipeline, 0)
+        pipeline.add_camera("hall", zones=[ZONE])  # A program's camera has none.
+        for camera in ("gate", "hall"):
+            submit(pipeline, 0, camera=camera)
         assert list(read_snapshots(folder)) == ["gate"] * kept
-
-
-def test_a_program_gets_none_unless_a_file_of_cameras_asks(encoder, gallery, folder):
-    with pipeline_of(encoder, gallery) as pipeline:
-        pipeline.add_camera("gate", zones=[ZONE])
-        submit(pipeline, 0)
-        assert not folder.exists()
-
-
-def test_vectors_only_keep_no_frames(encoder, gallery, folder):
-    with pipeline_of(encoder, gallery, save_crops=False) as pipeline:
-        add(pipeline, snapshot=True)
-        submit(pipeline, 0)
-    assert not folder.exists()
+        pipeline.remove_camera("gate")
+        wait_for(lambda: read_snapshots(folder) == {})
 
 
 def test_large_frames_are_scaled_down_and_cameras_with_any_name_have_their_own(
     encoder, gallery, folder
 ):
-    names = ("../gate", "a/b", "a b", "\u0100\u202e")
+    names = ("../gate", "a b", "\u0100\u202e")
     with pipeline_of(encoder, gallery) as pipeline:
         for name in names:
             add(pipeline, name, snapshot=True)
@@ -168,13 +158,11 @@ def test_pruning_by_age_removes_what_a_killed_process_left(gallery, folder):
 @pytest.mark.parametrize(
     ("where", "left"),
     [
-        ({"camera": "gate"}, {"hall", "yard"}),
         ({"camera": ("gate", "yard")}, {"hall"}),
         ({"until": START + 9}, {"yard"}),
         ({"since": START + 9}, {"gate", "hall"}),
         ({"since": START + 5, "camera": "gate"}, {"gate", "hall", "yard"}),
         ({"track": "gate/1", "camera": "gate"}, {"gate", "hall", "yard"}),
-        ({"attributes": {"n": 1}, "camera": "gate"}, {"gate", "hall", "yard"}),
     ],
 )
 def test_a_deletion_by_camera_or_time_removes_what_a_killed_process_left(
@@ -194,10 +182,8 @@ def test_a_deletion_by_camera_removes_a_frame_whose_facts_were_never_written(gal
     assert os.listdir(folder) == []
 
 
-@pytest.mark.parametrize("options", [{}, {"save_crops": False}])
-def test_a_camera_that_starts_removes_what_a_killed_process_left_of_it(
-    encoder, gallery, folder, options
-):
+def test_a_camera_that_starts_removes_what_a_killed_process_left_of_it(encoder, gallery, folder):
+    options = {"save_crops": False}
     for camera in ("gate", "hall"):
         write_snapshot(folder, Snapshot(camera=camera, time=START, **SIZED), jpeg())
     with pipeline_of(encoder, gallery, **options) as pipeline:
@@ -210,10 +196,8 @@ def test_a_camera_that_starts_removes_what_a_killed_process_left_of_it(
     "change",
     [
         {"zones": [[[0, 2]]]},
-        {"zones": [[[0, 0, 0]]]},
         {"masks": [[["a", 0]]]},
         {"camera": "hall"},
-        {"width": 0},
         {"more": 1},
     ],
 )
@@ -224,12 +208,3 @@ def test_a_damaged_file_is_left_out(folder, change):
     assert read_snapshots(folder) == {}
     file.write_bytes(b"\xff{")
     assert read_snapshots(folder) == {}
-
-
-def test_a_camera_that_is_removed_leaves_none(encoder, gallery, folder):
-    with pipeline_of(encoder, gallery) as pipeline:
-        for name in ("gate", "hall"):
-            add(pipeline, name, snapshot=True)
-            submit(pipeline, 0, camera=name)
-        pipeline.remove_camera("gate")
-        wait_for(lambda: list(read_snapshots(folder)) == ["hall"])

@@ -1,24 +1,39 @@
-"""Tracks made of boxes alone: our own, and those of the package trackers."""
+"""Which frames are searched, which boxes are one person, and who stands still."""
 
 import sys
+from collections import Counter
 from types import ModuleType
 
 import numpy as np
 import pytest
 
+from tests.helpers.fake_camera import (
+    BOX,
+    FILE,
+    START,
+    FakeOpener,
+    check_sums,
+    person_frame,
+)
 from tests.helpers.refused import refused
-from upperson_camera import PipelineSettings
+from upperson_camera import Pipeline, PipelineSettings
+from upperson_camera.frames import Frame
+from upperson_camera.motion import DetectionSchedule
+from upperson_camera.still import StillTracks
 from upperson_camera.tracker import COLOURS, TRACKERS, UppersonTracker, colours_of, new_tracker
 from upperson_rt.errors import BackendError, UsageError, install_command
 from upperson_rt.ingest.boxes import clean_boxes
 
-SIZE = (1000, 500)
+# --- Tracks made of boxes alone: our own, and those of the package trackers
+
+
+VIEW = (1000, 500)
 GREY = np.full((500, 1000, 3), 120, np.uint8)
 OTHERS = [name for name in TRACKERS if name != "upperson"]
 
 
 def as_boxes(edges):
-    return clean_boxes(np.array(edges, float).reshape(-1, 4), *SIZE)
+    return clean_boxes(np.array(edges, float).reshape(-1, 4), *VIEW)
 
 
 def follow(tracker, frames, fps=10.0, start_s=0.0):
@@ -75,12 +90,6 @@ def test_a_person_who_leaves_is_not_the_next_one_there(side):
     assert numbers[7:] == [[1]] * 5
 
 
-def test_a_gap_is_no_frame_rate():
-    tracker = UppersonTracker(lost_after_s=2.0)
-    follow(tracker, [[(400, 200)]] * 20)
-    assert tracker.update(as_boxes([]), 60.0, GREY)[1] == [0]
-
-
 def test_numbers_never_come_twice_and_every_end_comes_once():
     rng = np.random.default_rng(0)
     tracker, seen, ended = UppersonTracker(lost_after_s=0.3), set(), []
@@ -134,7 +143,7 @@ def test_the_second_box_of_a_person_has_no_track():
     assert numbers == [[0], [0, -1]] * 5
 
 
-@pytest.mark.parametrize("fps", [5.0, 10.0, 25.0])
+@pytest.mark.parametrize("fps", [5.0, 25.0])
 def test_a_track_that_was_seen_in_few_frames_ends_soon(fps):
     tracker = UppersonTracker(lost_after_s=2.0)
     often = [[(400, 200)]] * int(fps)
@@ -145,10 +154,10 @@ def test_a_track_that_was_seen_in_few_frames_ends_soon(fps):
     assert not any(1 in gone for gone in ends), "ended before"
 
 
-@pytest.mark.parametrize("fps", [5.0, 10.0, 25.0])
-def test_a_person_who_turns_round_is_one_track(fps):
-    way = [0.7 * 200 / fps * i for i in range(int(3 * fps))]
-    assert walk([[(100 + x, 200)] for x in [*way, *way[::-1]]], fps) == {0}
+def test_a_person_who_turns_round_is_one_track():
+    for fps in (5.0, 25.0):
+        way = [0.7 * 200 / fps * i for i in range(int(3 * fps))]
+        assert walk([[(100 + x, 200)] for x in [*way, *way[::-1]]], fps) == {0}
 
 
 @pytest.fixture
@@ -179,16 +188,6 @@ def test_other_trackers_end_every_track_once_and_bear_a_clock_that_stands_still(
     assert {n for n, *_ in follow(tracker, [[(400, 200)]] * 5, start_s=5.0)} <= {-1, 1}
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_trackers_go_by_scores_where_there_are_any(library, name):
-    box, sure, unsure = [400, 200, 460, 400], new_tracker(name, 2.0), new_tracker(name, 2.0)
-    for index in range(20):
-        scored = np.array([[*box, 0.9], [*box, 0.2]])
-        (kept,) = sure.update(clean_boxes(scored[:1], *SIZE), index / 10, GREY)[0]
-        (left,) = unsure.update(clean_boxes(scored[1:], *SIZE), index / 10, GREY)[0]
-    assert (kept, left) == (0, -1)
-
-
 def test_a_tracker_that_is_not_there_is_named(monkeypatch):
     with refused("unknown_tracker", UsageError, found="sort"):
         PipelineSettings(tracker="sort")
@@ -201,35 +200,27 @@ def test_a_tracker_that_is_not_there_is_named(monkeypatch):
         PipelineSettings(tracker="bytetrack")
 
 
-def test_options_follow_the_name_of_a_tracker():
+def test_options_follow_the_name_of_our_tracker_and_wrong_ones_are_named():
     found = new_tracker("upperson:gate=9,seen_share=0.5", 2.0)
     assert (found.lost_after_s, found.gate, found.seen_share) == (2.0, 9.0, 0.5)
     once = [[(400, 200)], *[[]] * 9, [(400, 200)]]
     assert follow(new_tracker("upperson:seen_share=0", 3.0), once)[-1] == [1], "two, at any share"
-    assert follow(new_tracker("upperson:same_person_iou=1", 2.0), [[(400, 200), (406, 205)]])
-
-
-@pytest.mark.parametrize(
-    ("tracker", "code"),
-    [
+    for tracker, code in (
         ("upperson:lost_after_s=1", "unknown_tracker_option"),
-        ("upperson:gate=9,", "unknown_tracker_option"),
         ("upperson:gate", "no_number"),
         ("upperson:gate=nan", "no_number"),
         ("upperson:seen_share=1.5", "out_of_range"),
         ("", "no_name"),
         (3, "no_text"),
-    ],
-)
-def test_wrong_options_of_our_tracker_are_named(tracker, code):
-    with refused(code, UsageError):
-        PipelineSettings(tracker=tracker)
+    ):
+        with refused(code, UsageError):
+            PipelineSettings(tracker=tracker)
 
 
 def test_options_of_other_trackers_are_those_of_their_classes(library):
     options = "track_activation_threshold=0.1,high_conf_det_threshold=0.1,iou=GIoU"
     weak = new_tracker(f"bytetrack:{options},minimum_consecutive_frames=1", 2.0)
-    scored = clean_boxes(np.array([[400, 200, 460, 400, 0.3]]), *SIZE)
+    scored = clean_boxes(np.array([[400, 200, 460, 400, 0.3]]), *VIEW)
     numbers = [weak.update(scored, n / 10, GREY)[0] for n in range(9)]
     assert numbers[4:] == [[0]] * 5
     for tracker, code in (
@@ -241,3 +232,254 @@ def test_options_of_other_trackers_are_those_of_their_classes(library):
     ):
         with refused(code, UsageError):
             PipelineSettings(tracker=tracker)
+
+
+# --- Who stands still is written seldom, a thing that scores low not at all
+
+
+YARD = 240, 480
+PLACE = 100, 40, 160, 220
+NOISE = np.random.default_rng(9).integers(0, 12, (8, *YARD, 3), np.uint8)
+RED, GREEN = (40, 30, 200), (40, 180, 40)
+"""BGR."""
+
+
+def drawn(figures, index):
+    """A noisy frame with textured figures (box, colour) on grey."""
+    frame = np.full((*YARD, 3), 120, np.uint8)
+    for (x0, y0, x1, y1), colour in figures:
+        frame[y0:y1, x0:x1] = colour
+        frame[y0 + 4 : y1 - 4 : 12, x0 + 4 : x1 - 4] = 240
+    frame += NOISE[index % len(NOISE)]
+    return frame
+
+
+def trembling(box, random, share):
+    """The box as a detector gives it."""
+    return np.asarray(box) + random.normal(0, share * (box[3] - box[1]), 4)
+
+
+def beside(box, pixels):
+    return box[0] + pixels, box[1], box[2] + pixels, box[3]
+
+
+def watched(encoder, gallery, film, fps, score=0.8, share=0.02, **options):
+    """Submit a film of figures in each frame, None for a frame in which none is detected."""
+    random = np.random.default_rng(0)
+    with Pipeline(encoder, gallery, **options) as pipeline:
+        pipeline.add_camera("yard", drop="block")
+        for index, figures in enumerate(film):
+            frame = drawn(figures or (), index)
+            boxes = [[*trembling(box, random, share), score] for box, _ in figures or ()]
+            pipeline.submit("yard", frame, boxes, START + index / fps)
+        assert pipeline.drain(300)
+    check_sums(pipeline.stats())
+    rows = sorted(gallery.items(), key=lambda item: item.time)
+    return pipeline.stats().cameras["yard"], rows
+
+
+def test_who_stands_for_twenty_minutes_is_one_track_of_four_rows_that_span_them(encoder, gallery):
+    camera, rows = watched(encoder, gallery, [[(PLACE, RED)]] * 1200, fps=1)
+    assert camera.tracks == 1
+    assert len({row.track for row in rows}) == 1
+    assert len(rows) == 4
+    assert rows[0].time - START <= 5
+    assert START + 1200 - rows[-1].time <= 300 + 5
+    assert camera.crops_dropped["still"] > 1000
+    assert camera.committed == len(rows)
+
+
+def test_a_still_person_whom_a_detector_loses_for_a_minute_goes_on_as_one_track(encoder, gallery):
+    fps = 2
+    film = [[(PLACE, RED)] if (index // (30 * fps)) % 3 else None for index in range(180 * fps)]
+    camera, rows = watched(encoder, gallery, film, fps)
+    assert (camera.tracks, len({row.track for row in rows})) == (1, 1)
+    assert len(rows) <= 3
+
+
+def test_a_thing_that_never_moves_and_scores_low_gives_no_row(encoder, gallery):
+    fps, random = 2, np.random.default_rng(5)
+    film = [[(PLACE, RED)] if random.random() < 0.5 else None for _ in range(100 * fps)]
+    camera, rows = watched(encoder, gallery, film, fps, score=0.45)
+    assert rows == []
+    assert camera.crops_dropped["never_moved"] >= 1
+    assert camera.tracks <= 1
+
+
+def test_who_stops_and_walks_on_is_written_while_they_move(encoder, gallery):
+    fps, film = 5, []
+    for index in range(70 * fps):
+        time_s = index / fps
+        walked_s = min(time_s, 5) + max(0, time_s - 65)  # A minute's stop.
+        film.append([(beside(PLACE, int(40 * walked_s) - 60), RED)])
+    camera, rows = watched(encoder, gallery, film, fps)
+    assert camera.tracks == 1
+    times = Counter("stop" if 8 < row.time - START < 65 else "walk" for row in rows)
+    assert times["stop"] <= 1
+    assert times["walk"] >= 4
+    assert rows[-1].time - START > 66
+
+
+def test_whoever_takes_the_place_of_a_still_person_is_written(encoder, gallery):
+    fps = 5
+    film = [[(PLACE, RED)]] * (30 * fps) + [[(PLACE, GREEN)]] * (30 * fps)
+    _, rows = watched(encoder, gallery, film, fps)
+    assert any(30 < row.time - START < 40 for row in rows)
+    assert len(rows) <= 3
+
+
+def test_low_scores_of_who_moves_and_of_a_glimpse_are_written(encoder, gallery):
+    fps = 5
+    walk = [[(beside(PLACE, 30 * index - 60), RED)] for index in range(2 * fps)]
+    empty = [None] * (4 * fps)
+    glimpse = [[(beside(PLACE, 300), GREEN)]] * fps
+    _, rows = watched(encoder, gallery, walk + empty + glimpse, fps, score=0.42)
+    assert {row.time - START < 4 for row in rows} == {True, False}
+
+
+@pytest.mark.parametrize("options", [{"every_s": 0.0}, {"still_every_s": 0.0}])
+def test_the_rule_can_be_switched_off(encoder, gallery, options):
+    fps = 2
+    _, rows = watched(encoder, gallery, [[(PLACE, RED)]] * (30 * fps), fps, **options)
+    assert len(rows) >= 10
+
+
+def test_tracks_of_a_program_keep_their_names(encoder, gallery):
+    still = StillTracks(PipelineSettings())
+    image, boxes = np.full((*YARD, 3), 90, np.uint8), clean_boxes([PLACE], YARD[1], YARD[0])
+    for clock in range(5):
+        assert still.update(["a"], boxes, image, clock, rename=False) == ["a"]
+    assert list(still.end(["a"], 8)) == []
+    assert still.update(["b"], boxes, image, 8, rename=False) == ["b"]
+    assert list(still.end(["b"], 400)) == ["b", "a"]
+
+
+def test_what_is_kept_of_ended_tracks_is_bounded():
+    still, image = StillTracks(PipelineSettings()), np.full((*YARD, 3), 90, np.uint8)
+    boxes, over = clean_boxes([PLACE], YARD[1], YARD[0]), 0
+    for number in range(600):
+        for _ in range(2):
+            still.update([str(number)], boxes, image, 1.0, rename=False)
+        over += len(list(still.end([str(number)], 1.0)))
+    assert over == 600 - 256
+
+
+# --- Which frames detectors see: motion, light, noise, and how often without motion
+
+
+STREET = 360, 640
+FPS = 10
+
+
+def street(seed=0):
+    """A street as coarse texture, float32 (H, W, 3)."""
+    coarse = np.random.default_rng(seed).uniform(60, 170, (18, 32, 3))
+    return np.kron(coarse, np.ones((20, 20, 1))).astype(np.float32)
+
+
+STRONG_NOISE = np.random.default_rng(9).normal(0, 4, (8, *STREET, 3)).astype(np.float32)
+
+
+def noisy(picture, random):
+    noise = STRONG_NOISE[random.integers(len(STRONG_NOISE))]
+    return np.clip(picture + noise, 0, 255).astype(np.uint8)
+
+
+def searched(pictures, fps=FPS, has_tracks=False, **options):
+    """Return the numbers of the frames that a detector sees, and why it does not see others."""
+    schedule = DetectionSchedule(PipelineSettings(**options), may_skip=True)
+    seen, reasons = [], set()
+    for index, picture in enumerate(pictures):
+        frame = Frame(
+            image=picture, index=index, time=START + index / fps, clock=index / fps, arrived=0.0
+        )
+        reason = schedule.skips(frame, has_tracks)
+        if reason is None:
+            seen.append(index)
+        else:
+            reasons.add(reason)
+    return seen, reasons
+
+
+def test_without_motion_a_frame_every_five_seconds_is_searched_and_more_while_there_are_tracks():
+    random, picture = np.random.default_rng(1), street()
+    still = [noisy(picture, random) for _ in range(14 * FPS)]
+    for has_tracks, every_s in ((False, 5.0), (True, 1.0)):
+        seen, reasons = searched(still, has_tracks=has_tracks)
+        late = [index for index in seen if index > 3 * FPS]
+        assert set(np.diff(late)) == {every_s * FPS}
+        assert reasons == {"no_motion"}
+    assert searched(still, motion_gate=False) == ([*range(len(still))], set())
+
+
+def test_whoever_walks_past_is_searched_for_in_every_frame():
+    random, picture = np.random.default_rng(2), street()
+    pictures = []
+    for index in range(20 * FPS):
+        now = picture.copy()
+        x0 = 12 * (index - 10 * FPS)  # From 10 s on; 64 pixels high, the least that counts.
+        if x0 >= 0:
+            now[200:264, x0 : x0 + 24] = picture[200:264, x0 : x0 + 24] - 25
+        pictures.append(noisy(now, random))
+    seen, _ = searched(pictures)
+    walking = range(10 * FPS + 1, 10 * FPS + STREET[1] // 12)
+    assert set(walking) <= set(seen)
+
+
+def test_slow_changes_of_light_are_no_motion_and_sudden_ones_are():
+    random, picture = np.random.default_rng(3), street()
+    frames = 30 * FPS
+    seen, _ = searched(noisy(picture * (1 - 0.15 * n / frames), random) for n in range(frames))
+    assert len(seen) < 0.1 * frames
+    lamp = (noisy(picture * (0.5 if n < 10 * FPS else 1.0), random) for n in range(20 * FPS))
+    seen, _ = searched(lamp)
+    assert {*range(10 * FPS, 11 * FPS)} <= set(seen)
+
+
+@pytest.mark.parametrize(("fps", "limit", "count"), [(25, 10, 100), (5, 10, 50)])
+def test_the_rate_of_a_detector_is_limited_on_average(fps, limit, count):
+    frames = [np.zeros((90, 160, 3), np.uint8)] * (10 * fps)
+    seen, reasons = searched(frames, fps, motion_gate=False, detect_fps=limit)
+    assert len(seen) == count
+    assert reasons == ({"detect_fps"} if limit < fps else set())
+    with refused("setting_out_of_range", UsageError, setting="detect_fps"):
+        PipelineSettings(detect_fps=0.0)
+
+
+def test_pictures_of_any_size_and_times_that_stand_still_are_searched_or_skipped():
+    random = np.random.default_rng(4)
+    sizes = [(1, 1), (720, 1280), (2, 4000), (90, 160), (90, 160)]
+    pictures = [random.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    assert searched(pictures)[0][0] == 0
+    assert searched(pictures, fps=float("inf"))[0][0] == 0
+
+
+def test_a_person_who_stands_still_from_the_first_frame_on_is_one_track(encoder, gallery):
+    calls = []
+
+    def detector(frame):
+        calls.append(frame)
+        return [BOX]
+
+    frames = [person_frame()] * (20 * FPS)
+    with Pipeline(encoder, gallery) as pipeline:
+        pipeline.add_camera("yard", FILE, detector, start_time=START, opener=FakeOpener(frames))
+        assert pipeline.wait()
+    stats = pipeline.stats()
+    check_sums(stats)
+    camera = stats.cameras["yard"]
+    assert camera.frames_skipped == {"no_motion": len(frames) - camera.frames_processed}
+    assert camera.frames_processed == len(calls) < len(frames) / 4
+    assert (camera.tracks, camera.frames_dropped) == (1, {})
+    assert camera.committed >= 1
+
+
+def test_submitted_frames_are_all_searched_unless_there_is_a_rate(encoder, gallery):
+    for detect_fps, wanted in ((None, 30), (5.0, 15)):
+        calls = []
+        with Pipeline(encoder, gallery, detect_fps=detect_fps) as pipeline:
+            pipeline.add_camera("hall", detector=calls.append, drop="block")
+            for index in range(3 * FPS):
+                pipeline.submit("hall", person_frame(), time=START + index / FPS)
+        check_sums(pipeline.stats())
+        assert len(calls) == wanted

@@ -7,8 +7,7 @@ in the whole run, where no other worker steals them, and after the last of them 
 import pytest
 from filelock import FileLock
 
-from tests.helpers import boxes, milvus_server
-from tests.helpers.boxes import Network
+from tests.helpers import milvus_server
 from tests.helpers.extensions import examples
 from tests.helpers.gallery_places import Milvus, Place
 
@@ -36,12 +35,10 @@ def pytest_runtest_teardown(item, nextitem):
 class SharedServer:
     """The server of one worker; another worker that needs one waits until this is stopped."""
 
-    def __init__(self, folder, binaries, lock, network):
-        isolated = milvus_server.ISOLATED if network is None else network.server
-        self.server = milvus_server.MilvusServer(folder, binaries, isolated)
+    def __init__(self, folder, binaries, lock):
+        self.server = milvus_server.MilvusServer(folder, binaries)
         address = f"127.0.0.1:{self.server.port}"
         self.place = Milvus(f"milvus://{address}", f"http://{address}")
-        self.network = network
         self._lock = lock
 
     def start(self):
@@ -99,14 +96,11 @@ def shared_server(tmp_path_factory, pytestconfig, worker_id):
     own = tmp_path_factory.getbasetemp()
     lock = FileLock((own if worker_id == "master" else own.parent) / "milvus-server.lock")
     binaries = pytestconfig.cache.mkdir("milvus-server")
-    network = Network() if boxes.reason_to_skip() is None else None
-    server = SharedServer(tmp_path_factory.mktemp("milvus") / "data", binaries, lock, network)
+    server = SharedServer(tmp_path_factory.mktemp("milvus") / "data", binaries, lock)
     pytestconfig.stash[SERVER] = server
     yield server
     server.stop()
     server.server.close()
-    if network is not None:
-        network.close()
 
 
 @pytest.fixture(scope="session")

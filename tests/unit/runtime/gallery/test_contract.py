@@ -1,8 +1,7 @@
 """What a gallery promises, in every store. Differences are in docs/how-to/milvus.md, not here."""
 
 import math
-import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -135,7 +134,7 @@ def test_equal_scores_are_ordered_by_id(gallery):
     ids = [hit.id for hit in everything[1:]]
     assert ids == sorted(ids)
     assert len(set(ids)) == 30
-    for k in (1, 2, 3, 7, 30):
+    for k in (1, 7, 30):
         assert gallery.search(query, k=k)[0] == everything[:k]
 
 
@@ -168,9 +167,9 @@ def test_the_same_key_replaces(gallery):
 
 
 def test_what_others_did_before_it_was_opened_is_known(place):
-    """Five times: a Milvus server that need not wait is seldom late."""
+    """Three times: a Milvus server that need not wait is seldom late."""
     location = place.empty()
-    for n in range(5):
+    for n in range(3):
         deleted, kept = f"deleted{n}", f"kept{n}"
         with place.open(location) as other:
             other.add([Item(key=key, camera="gate") for key in (deleted, kept)], unit(0, 1))
@@ -203,27 +202,21 @@ FILTERS = [
     (Filter(camera="gate"), "ab"),
     (Filter(camera="GATE"), ""),
     (Filter(camera=""), "f"),
-    (Filter(camera=["gate"]), "ab"),
     (Filter(camera=("gate", "door", "nowhere")), "abcd"),
     (Filter(track="1"), "ace"),
     (Filter(track=""), "f"),
-    (Filter(camera="door", track="1"), "c"),
     (Filter(since=200.5), "bcf"),
     (Filter(since=math.nextafter(200.5, math.inf)), "cf"),
     (Filter(until=200.5), "ad"),
     (Filter(until=math.nextafter(200.5, math.inf)), "abd"),
     (Filter(since=-5, until=300), "abd"),
-    (Filter(since=-1e300), "abcdf"),
-    (Filter(since=-sys.float_info.max), "abcdf"),
     (Filter(since=-math.inf), "abcdf"),
     (Filter(since=math.inf), ""),
     (Filter(until=math.inf), "abcdf"),
-    (Filter(until=sys.float_info.max), "abcdf"),
     (Filter(until=-math.inf), ""),
     (Filter(attributes={"n": 1}), "ab"),
     (Filter(attributes={"n": 1.0}), "ab"),
     (Filter(attributes={"n": True}), "c"),
-    (Filter(attributes={"n": False}), ""),
     (Filter(attributes={"n": "1"}), "d"),
     (Filter(attributes={"n": 2**53 + 1}), "f"),
     (Filter(attributes={"n": float(2**53)}), ""),
@@ -237,12 +230,8 @@ FILTERS = [
 
 def test_filters(filtered):
     for where, expected in FILTERS:
-        found = (
-            keys_of(filtered.items(where)),
-            keys_of(filtered.search(unit(9), k=10, where=where)[0]),
-            keys_of(item for items, _ in filtered.vectors(where) for item in items),
-        )
-        assert found == (list(expected),) * 3, where
+        found = keys_of(filtered.search(unit(9), k=10, where=where)[0])
+        assert found == keys_of(filtered.items(where)) == list(expected), where
         assert filtered.count(where) == len(expected), where
 
 
@@ -274,11 +263,10 @@ def test_odd_texts_match_themselves_only(gallery):
         some_vectors(len(near)),
     )
     for text in names:
-        for where in (
-            Filter(camera=[text, "nowhere"]),
-            Filter(track=text, attributes={text: text}),
-        ):
-            assert keys_of(gallery.items(where)) == [f"k{text}"], where
+        where = Filter(camera=[text, "nowhere"], track=text, attributes={text: text})
+        assert keys_of(gallery.items(where)) == [f"k{text}"], where
+    for one in ({"camera": ODD_TEXTS[0]}, {"track": "$"}, {"attributes": {'\\"': '\\"'}}):
+        assert gallery.count(Filter(**one)) == 1, one
     assert gallery.count(Filter(camera=names)) == len(names)
     assert gallery.info().cameras == dict.fromkeys(sorted(names), 1)
     assert gallery.delete(names) == gallery.delete_where(Filter(attributes={'"': 1})) == 0
@@ -346,20 +334,14 @@ def test_delete_says_how_many_were_there(filtered):
 
 PRUNED = [
     ({"older_than": 200.5}, "bcef"),
-    ({"older_than": -5.0}, "abcdef"),
     ({"older_than": 1e300}, "e"),
     ({"keep_newest": 2}, "cf"),
-    ({"keep_newest": 5}, "abcdf"),
     ({"keep_newest": 0}, ""),
-    ({"keep_newest": 99}, "abcdef"),
     ({"keep_newest": 10**20}, "abcdef"),
     ({"keep_newest": 1, "camera": "gate"}, "bcdef"),
     ({"older_than": 200, "camera": "door"}, "abcef"),
-    ({"older_than": 150, "keep_newest": 5}, "bcef"),
     ({"older_than": 150, "keep_newest": 3}, "bcf"),
-    ({"older_than": 150, "keep_newest": 0, "camera": "gate"}, "cdef"),
     ({"older_than": 400, "keep_newest": 1, "camera": "door"}, "abef"),
-    ({"keep_newest": 1, "camera": "nowhere"}, "abcdef"),
 ]
 
 
@@ -375,7 +357,7 @@ def test_prune(gallery):
         for prune in (gallery.prune, gallery.count_prunable):
             with pytest.raises(UsageError):
                 prune(**wrong)
-    assert gallery.count() == 6
+    assert gallery.count() == len(left)
 
 
 def test_prune_keeps_what_was_added_later_among_equals(gallery):
@@ -390,13 +372,13 @@ def test_prune_keeps_what_was_added_later_among_equals(gallery):
 
 
 def test_items_and_vectors_come_by_id(gallery):
-    added, vectors = [Item(key=f"k{n}", camera=f"c{n % 3}") for n in range(50)], some_vectors(50)
+    added, vectors = [Item(key=f"k{n}", camera=f"c{n % 3}") for n in range(20)], some_vectors(20)
     gallery.add(added, vectors)
     by_key = dict(zip([item.key for item in added], vectors, strict=True))
     by_id = sorted((hit.id, hit.item.key) for hit in gallery.search(some_vectors(1), k=50)[0])
     order = [key for _, key in by_id]
     assert [item.key for item in gallery.items()] == order
-    for batch_size in (1, 7, 50, 1000):
+    for batch_size in (7, 1000):
         pages = list(gallery.vectors(batch_size=batch_size))
         assert [item.key for items, _ in pages for item in items] == order
         assert max(len(items) for items, _ in pages) <= batch_size
@@ -417,9 +399,6 @@ def test_info_says_what_is_there_and_rebuild_leaves_it(filtered):
     assert info.cameras == {"": 1, "door": 2, "gate": 3}
     assert (info.variants, info.tracks) == ({"int8": 1}, 6)
     assert (info.first_time, info.last_time) == (-5.0, 1e9)
-    assert info.schema_version >= 1
-    assert info.created.endswith("+00:00")
-    assert "upperson-rt" in info.generator
     assert filtered.cameras() == ["", "door", "gate"]
     before = filtered.search(unit((1, 2, 3, 4, 5)), k=9)
     filtered.rebuild()
@@ -520,8 +499,6 @@ def test_two_objects_see_each_others_changes_at_once(place):
 
 
 def test_threads_share_a_gallery(gallery):
-    errors: list[BaseException] = []
-
     def write(worker):
         for number in range(8):
             gallery.add([Item(key=f"{worker}-{number}", camera=str(worker))], unit(worker))
@@ -532,22 +509,9 @@ def test_threads_share_a_gallery(gallery):
                 assert hit.item.camera == hit.item.key.split("-")[0]
             gallery.count(Filter(camera=str(worker)))
 
-    def guarded(work, worker):
-        try:
-            work(worker)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [
-        threading.Thread(target=guarded, args=(work, worker))
-        for worker in range(3)
-        for work in (write, read)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=25)
-    assert errors == []
+    with ThreadPoolExecutor(6) as pool:
+        for work in [pool.submit(one, worker) for worker in range(3) for one in (write, read)]:
+            work.result(timeout=25)
     assert gallery.info().cameras == {"0": 8, "1": 8, "2": 8}
     assert gallery.verify() == []
 

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -67,15 +68,16 @@ def test_filters_and_empty_exports(gallery, out):
     assert len((out / "items.csv").read_text("utf-8").splitlines()) == 1
 
 
-def test_what_is_not_an_export_is_not_replaced(gallery, out):
+def test_what_is_not_an_export_is_not_replaced_and_a_failed_one_leaves_nothing(
+    gallery, out, monkeypatch
+):
     out.mkdir()
     (out / "diary.txt").write_text("mine")
     with pytest.raises(InputError):
         export_gallery(gallery, out)
     assert [path.name for path in out.iterdir()] == ["diary.txt"]
+    shutil.rmtree(out)
 
-
-def test_a_failed_export_leaves_nothing(gallery, out, monkeypatch):
     def broken(self, where=None):
         yield [ITEMS[0]], some_vectors(1)
         raise OSError(28, "No space left on device")

@@ -3,11 +3,12 @@
 import enum
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from tests.helpers.gallery_places import some_vectors
+from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from tests.helpers.refused import refused
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Filter, Gallery, Item
@@ -16,23 +17,30 @@ from upperson_rt.gallery.records import attributes_as_json, check_new, unit_vect
 CROPS = ["/etc/passwd", "../a.jpg", "a/../../b.jpg", "", ".", "C:/a.jpg", "a\\b.jpg", "a\0b"]
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"time": float("inf")},
-        {"time": "x"},
-        {"box": (1, 2, 3)},
-        {"box": "abcd"},
-        {"box": (0, 0, math.nan, 1)},
-        {"camera": 5},
-        {"attributes": [1]},
+def test_what_is_no_item_or_filter_is_refused():
+    for fields in (
+        {"time": math.inf}, {"time": "x"}, {"box": (1, 2, 3)}, {"box": "abcd"},
+        {"box": (0, 0, math.nan, 1)}, {"camera": 5}, {"attributes": [1]},
         *({"crop": crop} for crop in CROPS),
-    ],
-    ids=str,
-)
-def test_items_are_checked(fields):
-    with refused("item_invalid", InputError, key="a"):
-        Item(key="a", **fields)
+    ):  # fmt: skip
+        with refused("item_invalid", InputError, key="a"):
+            Item(key="a", **fields)
+    # Those of old galleries are read; new ones are refused.
+    for fields in (
+        {"time": 1.8e12}, {"time": 10**400}, {"box": (0, 0, 2**31, 1)}, {"camera": "a\0b"},
+    ):  # fmt: skip
+        with refused("item_invalid", InputError, key="a"):
+            check_new([Item(key="a", **fields)])
+    for value in ({1, 2}, math.nan, [math.inf], b"x", "\ud800"):
+        with refused("attributes_invalid", InputError, key="a"):
+            attributes_as_json(Item(key="a", attributes={"a": value}))
+    for fields in (
+        {"camera": "\udcff"}, {"camera": 5}, {"camera": []}, {"until": "tomorrow"},
+        {"since": 2, "until": 2}, {"since": math.nan},
+        *({"attributes": {"x": x}} for x in (None, [1], {"a": 1}, math.nan, 1 << 63, b"")),
+    ):  # fmt: skip
+        with pytest.raises(UsageError):
+            Filter(**fields)
 
 
 class Name(str, enum.Enum):
@@ -55,23 +63,6 @@ def test_texts_and_numbers_become_plain_ones(tmp_path, odd):
         assert gallery.verify() == []
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{"time": 1.8e12}, {"time": 10**400}, {"box": (0, 0, 2**31, 1)}, {"camera": "a\0b"}],
-    ids=lambda fields: next(iter(fields)),
-)
-def test_new_items_are_checked_more_strictly(fields):
-    item = Item(key="a", **fields)
-    with refused("item_invalid", InputError, key="a"):
-        check_new([item])
-
-
-@pytest.mark.parametrize("value", [{1, 2}, math.nan, [math.inf], b"x", "\ud800"], ids=repr)
-def test_attributes_are_json(value):
-    with refused("attributes_invalid", InputError, key="a"):
-        attributes_as_json(Item(key="a", attributes={"a": value}))
-
-
 def test_attributes_have_a_depth():
     def nested(depth):
         return {"a": json.loads("[" * (depth - 1) + "]" * (depth - 1))}
@@ -87,27 +78,6 @@ def test_attributes_have_a_depth():
             attributes_as_json(Item(key="a", attributes=attributes))
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"camera": "\udcff"},
-        {"camera": 5},
-        {"camera": []},
-        {"until": "tomorrow"},
-        {"since": 2, "until": 2},
-        {"since": math.nan},
-        *(
-            {"attributes": {"x": x}}
-            for x in (None, [1], {"a": 1}, math.nan, math.inf, 1 << 63, b"")
-        ),
-    ],
-    ids=repr,
-)
-def test_filters_are_checked(fields):
-    with pytest.raises(UsageError):
-        Filter(**fields)
-
-
 def test_vectors_are_checked():
     vectors = some_vectors(3, dim=8)
     assert unit_vectors(vectors, 3, 8, "g") is vectors
@@ -120,3 +90,37 @@ def test_vectors_are_checked():
     for given, fields in wrong:
         with refused("vectors_invalid", InputError, **fields):
             unit_vectors(given, 3, 8, "g")
+
+
+# A location chooses its store
+
+
+class Elsewhere:
+    """As much of a third store as opening needs."""
+
+    fingerprint, embed_dim = FINGERPRINT, DIM
+
+    @classmethod
+    def _open(cls, *arguments):
+        opened = cls()
+        opened.arguments = arguments
+        return opened
+
+
+def test_another_store_is_found_by_its_entry_point(monkeypatch):
+    store = SimpleNamespace(name="elsewhere", value="a:b", load=lambda: Elsewhere)
+    points = SimpleNamespace(select=lambda group: [store] if group == "upperson.stores" else [])
+    monkeypatch.setattr("upperson_rt.extensions._entry_points", lambda: points)
+    location = "elsewhere://place/people"
+    assert Gallery.open(location).arguments == (location, None)
+    made = Gallery.open(location, FINGERPRINT, DIM, create=True)
+    assert made.arguments == (location, (FINGERPRINT, DIM))
+
+
+def test_what_names_no_store_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for location in ("nowhere://place/people", "milvus", "milvus:people"):
+        with refused("gallery_not_found", InputError, near=None):
+            Gallery.open(location)
+        Gallery.open(location, FINGERPRINT, DIM, create=True).close()
+        assert (tmp_path / location / "gallery.sqlite").is_file()

@@ -1,6 +1,7 @@
 """A console over a toy bundle and a gallery of tracks, without a network."""
 
 import shutil
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.helpers.console import ODD, START, Client
+from tests.helpers.console import ODD, START, Client, client_of
 from tests.helpers.toy_bundle import COLOURS, calibrate_toy_bundle, draw_person, make_toy_bundle
 from upperson_console import guard
 from upperson_console.accounts import Access, Account, Accounts, add_token
@@ -172,8 +173,24 @@ def _guarded(make_console, file, **more):
     made = make_console(accounts=Accounts(file), **more)
     made.tokens, made.token_file = tokens, file
     for role, token in tokens.items():
-        setattr(made, role, Client(made.app, authorization=f"Bearer {token}"))
+        setattr(made, role, client_of(made, token))
     return made
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Returns what makes the query log fail as on a full disk, for the length of a block."""
+
+    def full(*arguments, **more):
+        raise OSError(28, "No space left on device")
+
+    @contextmanager
+    def on_full_disk():
+        with monkeypatch.context() as patch:
+            patch.setattr("upperson_log.writer.write_head", full)
+            yield
+
+    return on_full_disk
 
 
 @pytest.fixture(scope="session")

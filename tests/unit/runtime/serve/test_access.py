@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from tests.helpers.console import BASE, ODD, Client, id_of, problem
+from tests.helpers.console import BASE, ODD, Client, client_of, id_of, log_lines, problem
 from tests.helpers.refused import refused
 from tests.helpers.toy_bundle import draw_person
 from upperson_console import accounts, side_pages
@@ -24,7 +24,6 @@ from upperson_rt.gallery import Item
 def test_tokens_are_stored_hashed_and_replaced_by_name(guarded):
     text = guarded.token_file.read_text()
     assert all(token not in text for token in guarded.tokens.values())
-    assert {line["name"] for line in json.loads(text)["tokens"]} == {"ada", "olga", "vera"}
     add_token(guarded.token_file, "vera", "viewer", None)
     known = Accounts(guarded.token_file)
     assert known.of_token(guarded.tokens["viewer"]) is None
@@ -47,16 +46,11 @@ def listed(kind, version=1, **entry):
         (Accounts, listed("tokens", version=3), None),
         (Accounts, listed("tokens", name="a", role="boss", sha256="0" * 64), None),
         (Accounts, listed("tokens", name="a", role="admin", sha256="0"), None),
-        (Accounts, "", "credentials_unreadable"),
         (Accounts, "\udcff", "credentials_unreadable"),
         (Accounts, '{"schema_version": 3, "model": {}}', "credentials_of_other_kind"),
-        (Accounts, listed("onvif_users"), "credentials_of_other_kind"),
-        (Users, listed("onvif_users"), "credentials_empty"),
-        (Users, listed("onvif_users", version=3), None),
         (Users, listed("onvif_users", name="a", password="short"), None),
         (Users, listed("tokens"), "credentials_of_other_kind"),
         (Users, "[]", "credentials_of_other_kind"),
-        (Users, "", "credentials_unreadable"),
     ],
 )
 def test_a_malformed_credential_file_is_refused(tmp_path, kind, content, code):
@@ -68,78 +62,56 @@ def test_a_malformed_credential_file_is_refused(tmp_path, kind, content, code):
     assert code is None or (found.value.code, found.value.fields["path"]) == (code, file)
 
 
-def test_a_change_of_the_token_file_counts_at_once(guarded, monkeypatch):
-    """A session and a live page end with their token; a malformed file lets no client in."""
+@pytest.fixture
+def quick_live(monkeypatch):
+    """Live pages are renewed at once."""
     monkeypatch.setattr(side_pages, "_RENEWED_S", 0.02)
     monkeypatch.setattr(side_pages, "_POLLED_S", 0.01)
-    file, token = guarded.token_file, guarded.tokens["operator"]
-    login = Client(guarded.app).post("/login", data={"token": token})
-    browser = Client(guarded.app, cookie=login.headers["set-cookie"].partition(";")[0])
+
+
+def watches(console, user):
+    """Whether a live page of an account has begun: it is logged before it is sent."""
+    lines = (one for one in log_lines(console) if one["user"] == user)
+    return any(one["details"].get("page") == "live" for one in lines if "details" in one)
+
+
+def logged_in(console, role):
+    """A browser with a session."""
+    answer = Client(console.app).post("/login", data={"token": console.tokens[role]})
+    return Client(console.app, cookie=answer.headers["set-cookie"].partition(";")[0])
+
+
+def test_a_change_of_the_token_file_counts_at_once(guarded, quick_live):
+    """A session and a live page end with their token; a malformed file lets no client in."""
+    browser = logged_in(guarded, "operator")
     assert browser.get("/api/v1/info").json()["user"] == "olga"
     answers = []
     events = threading.Thread(
         target=lambda: answers.append(browser.get("/live/events")), daemon=True
     )
     events.start()
-    events.join(0.5)
-    assert events.is_alive()
-    Accounts.revoke(file, "olga")
+    while not watches(guarded, "olga"):
+        assert events.is_alive()
+    Accounts.revoke(guarded.token_file, "olga")
     events.join(30)
     assert "data: " in answers[0].text
     for client in (browser, guarded.operator):
         assert client.get("/api/v1/info").status_code == 401
-    eve = Client(guarded.app, authorization=f"Bearer {add_token(file, 'eve', 'viewer', None)}")
-    assert eve.get("/api/v1/info").json()["user"] == "eve"
-    content = json.loads(file.read_text())
-    content["tokens"][-1]["expires"] = time.time() - 1
-    file.write_text(json.dumps(content))
-    assert eve.get("/api/v1/info").status_code == 401
     assert guarded.admin.get("/api/v1/info").status_code == 200
-    file.write_text("{")
+    guarded.token_file.write_text("{")
     assert guarded.admin.get("/api/v1/info").status_code == 401
 
 
-async def gone(guarded, path, role):
-    """Send a request whose client is gone before the response begins; return what is sent."""
-    token, sent = f"Bearer {guarded.tokens[role]}".encode(), []
-    headers = [(b"host", b"127.0.0.1"), (b"authorization", token), (b"content-length", b"9")]
-    method = "GET" if path == "/live/events" else "POST"
-    scope = {"type": "http", "method": method, "scheme": "http", "path": path}
-    scope |= {"query_string": b"", "headers": headers, "root_path": "", "client": ("", 1)}
-
-    async def receive():
-        return {"type": "http.disconnect"}
-
-    async def send(message):
-        sent.append(message)
-
-    await guarded.app(scope, receive, send)
-    return sent
-
-
-def test_logins_of_one_account_end_no_session_of_another(guarded):
-    def login(role):
-        answer = Client(guarded.app).post("/login", data={"token": guarded.tokens[role]})
-        return Client(guarded.app, cookie=answer.headers["set-cookie"].partition(";")[0])
-
-    admin, first, second = login("admin"), login("viewer"), login("viewer")
+def test_logins_of_one_account_end_no_session_of_another():
     sessions = BrowserSessions()
     ada = sessions.begin("ada")
     known = [sessions.begin("vera") for _ in range(1100)]
     assert sessions.find(ada) is not None
     assert [sessions.find(one) is None for one in known] == [True] * 1080 + [False] * 20
-    for _ in range(19):
-        login("viewer")
-    statuses = [one.get("/api/v1/info").status_code for one in (admin, first, second)]
-    assert statuses == [200, 401, 200]
 
 
-def test_live_pages_of_one_account_keep_no_other_one_out(guarded, monkeypatch):
-    monkeypatch.setattr(side_pages, "_RENEWED_S", 0.02)
-    monkeypatch.setattr(side_pages, "_POLLED_S", 0.01)
+def test_live_pages_of_one_account_keep_no_other_one_out(guarded, quick_live):
     path = "/live/events"
-    for _ in range(30):  # Clients that are gone before the first part keep no place.
-        asyncio.run(gone(guarded, path, "viewer"))
 
     async def run():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(guarded.app)) as client:
@@ -153,7 +125,8 @@ def test_live_pages_of_one_account_keep_no_other_one_out(guarded, monkeypatch):
                 answer = await refused  # It may be refused after its response has begun.
                 assert (answer.status_code, answer.text) == (200, "") or answer.status_code == 429
             other = watch("operator")
-            await asyncio.wait({other}, timeout=0.5)
+            while not watches(guarded, "olga"):
+                await asyncio.sleep(0.01)
             assert not any(one.done() for one in (*own[:4], other))
             for name in ("vera", "olga"):  # Ends their streams.
                 Accounts.revoke(guarded.token_file, name)
@@ -163,19 +136,13 @@ def test_live_pages_of_one_account_keep_no_other_one_out(guarded, monkeypatch):
     asyncio.run(run())
 
 
-def test_a_client_that_goes_while_it_sends_is_no_defect(guarded, caplog):
-    for path in ("/api/v1/search", "/api/v1/pictures", "/export"):
-        assert asyncio.run(gone(guarded, path, "operator")) == []
-    assert caplog.records == []
-
-
 def test_requests_without_a_token_are_refused(guarded):
     client = Client(guarded.app)
     for path in ("/api/v1/info", "/api/v1/items/1", "/api/v1/cameras", "/api/v1/metrics"):
         answer = client.get(path)
         problem(answer, 401, "login_required")
         assert answer.headers["www-authenticate"] == "Bearer"
-    problem(Client(guarded.app, authorization="Bearer wrong").search(sentence="red"), 401)
+    problem(client_of(guarded, "wrong").search(sentence="red"), 401)
     assert client.get("/api/v1/health").json() == {"status": "ok"}
     page = client.get("/people/3?q=a")
     assert page.status_code == 303
@@ -198,18 +165,10 @@ def test_a_lost_session_leads_to_the_login_and_back(guarded, size):
     assert opened.status_code == 303
 
 
-def test_the_address_of_a_form_can_be_loaded_again(reader):
-    for path, page in {"/delete": "/", "/marks": "/", "/records/prune": "/records"}.items():
-        answer = reader.client.get(path)
-        assert (answer.status_code, answer.headers["location"]) == (303, page)
-    assert reader.client.get("/api/v1/search").status_code == 405
-
-
 def test_a_browser_logs_in_and_out(guarded, monkeypatch):
     client = Client(guarded.app)
     wrong = client.post("/login", data={"token": "wrong", "next": "/"})
-    assert wrong.status_code == 401
-    assert "set-cookie" not in wrong.headers
+    assert (wrong.status_code, "set-cookie" in wrong.headers) == (401, False)
     right = client.post("/login", data={"token": guarded.tokens["operator"], "next": "/?q=red"})
     assert (right.status_code, right.headers["location"]) == (303, "/?q=red")
     cookie = right.headers["set-cookie"]
@@ -230,7 +189,7 @@ def test_a_browser_logs_in_and_out(guarded, monkeypatch):
         assert client.post("/login", data=data).headers["location"] == "/"
 
 
-def test_a_viewer_sees_only_its_cameras(guarded, tmp_path):
+def test_a_viewer_sees_only_its_cameras(guarded):
     """Neither others nor pictures without a camera, by any way to them."""
     gallery = guarded.service.gallery
     crop = draw_person(gallery.crops_dir / "none.png", "red", seed=1)
@@ -311,13 +270,12 @@ def test_another_sites_page_may_send_nothing(reader):
     assert reader.client.get("/people/1/picture", headers=embeds).status_code == 403
 
 
-def test_responses_carry_the_policy_and_cache_only_pictures(console, guarded, red_jpeg):
-    for client in (console.client, Client(guarded.app)):
+def test_responses_carry_the_policy_and_cache_only_pictures(guarded, red_jpeg):
+    for client in (guarded.viewer, Client(guarded.app)):
         for path in ("/", "/?q=red", "/nowhere", "/api/v1/health", "/api/v1/nowhere", "/login"):
             headers = client.get(path).headers
             policy = headers["content-security-policy"]
-            assert "default-src 'none'" in policy
-            assert "unsafe" not in policy
+            assert ("default-src 'none'" in policy, "unsafe" in policy) == (True, False)
             assert headers["x-content-type-options"] == "nosniff"
             assert headers["cache-control"] == "no-store"
     sent = guarded.viewer.post("/api/v1/pictures", files={"picture": ("x", red_jpeg)}).json()
@@ -330,12 +288,3 @@ def test_responses_carry_the_policy_and_cache_only_pictures(console, guarded, re
         headers = guarded.viewer.get(path).headers
         assert headers["cache-control"] == "private, max-age=3600"
         assert headers["vary"] == "Cookie, Authorization"  # Not for the next account.
-
-
-def test_pages_have_no_script_or_style_of_their_own(reader):
-    id_ = id_of(reader, "red-0")
-    bad = ("<script>", "<style", " style=", " onclick=", " onload=", "javascript:", "http:")
-    for path in ("/", "/?q=red", f"/people/{id_}", f"/people/{id_}/delete?what=alike", "/login"):
-        page = reader.client.get(path)
-        assert page.status_code == 200
-        assert not [one for one in bad if one in page.text], path

@@ -1,16 +1,13 @@
 """The page of accounts, and operators that are limited to cameras."""
 
-import io
 import json
 import re
 import time
-import zipfile
 from dataclasses import replace
 from itertools import product
 
-import pytest
-
-from tests.helpers.console import ODD, Client, id_of, log_lines, problem
+from tests.helpers.console import client_of, id_of, log_lines, problem, rows_of
+from tests.helpers.refused import refused
 from upperson_console.accounts import Accounts, add_token
 from upperson_rt.errors import UsageError
 
@@ -23,10 +20,6 @@ def entry(console, name):
 def token_in(answer):
     assert answer.status_code == 200, answer.text
     return re.search(r'<code class="token">([^<]+)</code>', answer.text)[1]
-
-
-def client_of(console, token):
-    return Client(console.app, authorization=f"Bearer {token}")
 
 
 def info(client):
@@ -47,25 +40,25 @@ def test_accounts_are_created_changed_renewed_and_revoked_without_a_restart(guar
     # Role, cameras and expiry change under a token that stays the same.
     change = {"name": "otto", "role": "viewer", "expires": "2099-01-02T03:04:05"}
     assert admin.post("/accounts/change", data=change).headers["location"] == "/accounts"
-    assert info(otto).json()["role"] == "viewer"
-    assert len(otto.get("/api/v1/cameras").json()) == 2
+    assert (info(otto).json()["role"], info(otto).json()["pictures"]) == ("viewer", 18)
     assert "2099-01-02 03:04:05" in admin.get("/accounts").text
     renewed = client_of(guarded, token_in(admin.post("/accounts/renew", data={"name": "otto"})))
     assert (info(otto).status_code, info(renewed).status_code) == (401, 200)
     assert entry(guarded, "otto").expires > time.time()
     past = {**change, "expires": "2026-01-01T00:00"}
     assert admin.post("/accounts/change", data=past).status_code == 422
-    page = admin.get("/records?action=account-create").text
-    assert "cameras gate" in page
-    page = admin.get("/records?action=account-change").text
-    assert "expires 2099-01-02 03:04:05" in page
+    # An expired account gets a later expiry before a new token.
     Accounts.put(guarded.token_file, replace(entry(guarded, "otto"), expires=1.0))
     assert info(renewed).status_code == 401
+    assert admin.post("/accounts/renew", data={"name": "otto"}).status_code == 422
+    admin.post("/accounts/change", data=change)
+    token = token_in(admin.post("/accounts/renew", data={"name": "otto"}))
+    assert info(client_of(guarded, token)).status_code == 200
     assert admin.post("/accounts/revoke", data={"name": "otto"}).status_code == 303
     assert entry(guarded, "otto") is None
     lines = [one for one in log_lines(guarded) if one["action"].startswith("account-")]
     assert [one["action"].removeprefix("account-") for one in lines] == [
-        "create", "change", "renew", "revoke"
+        "create", "change", "renew", "change", "renew", "revoke"
     ]  # fmt: skip
     assert {(one["user"], one["details"]["account"]) for one in lines} == {("ada", "otto")}
     about = {"account": "otto", "role": "operator", "cameras": ["gate"], "expires": None}
@@ -77,11 +70,8 @@ def test_a_refused_change_changes_and_logs_nothing(guarded):
     before = guarded.token_file.read_bytes()
     for path, form, status, code in (
         ("", {"name": "vera"}, 422, "account_exists"),
-        ("", {"name": "VERA"}, 422, "account_exists"),
-        ("", {"name": "\uff56era"}, 422, "account_exists"),
+        ("", {"name": "\uff36ERA"}, 422, "account_exists"),
         ("", {"name": "ve\u200bra"}, 422, "name_not_printable"),
-        ("", {"name": "\u202earev"}, 422, "name_not_printable"),
-        ("", {"name": "a\x1b[2J"}, 422, "name_not_printable"),
         ("", {"name": "(Bin)"}, 422, "name_reserved"),
         ("", {"name": " "}, 422, "no_name"),
         ("", {"name": "x", "role": "boss"}, 422, "request_invalid"),
@@ -100,18 +90,6 @@ def test_a_refused_change_changes_and_logs_nothing(guarded):
     assert log_lines(guarded) == []
 
 
-def test_an_expired_account_gets_a_later_expiry_before_a_new_token(guarded):
-    renew = {"name": "vera"}
-    content = json.loads(guarded.token_file.read_text())
-    content["tokens"][-1]["expires"] = time.time() - 1
-    guarded.token_file.write_text(json.dumps(content))
-    assert guarded.admin.post("/accounts/renew", data=renew).status_code == 422
-    later = {**renew, "role": "viewer", "expires": "2099-01-01T00:00"}
-    guarded.admin.post("/accounts/change", data=later)
-    token = token_in(guarded.admin.post("/accounts/renew", data=renew))
-    assert info(client_of(guarded, token)).status_code == 200
-
-
 def test_accounts_of_older_releases_keep_their_names(guarded):
     content = json.loads(guarded.token_file.read_text())
     for entry_, name in zip(content["tokens"], ("ada", "ADA", "ve\u200bra"), strict=True):
@@ -122,20 +100,15 @@ def test_accounts_of_older_releases_keep_their_names(guarded):
     assert info(client_of(guarded, token_in(renewed))).status_code == 200
     add_token(guarded.token_file, "ADA", "viewer", None)
     assert [one.name for one in Accounts.read(guarded.token_file)] == ["ada", "ve\u200bra", "ADA"]
-    with pytest.raises(UsageError) as found:
+    with refused("account_exists", UsageError):
         add_token(guarded.token_file, "Ada", "viewer", None)
-    assert found.value.code == "account_exists"
 
 
-def test_a_change_that_cannot_be_logged_is_not_made(guarded, monkeypatch):
+def test_a_change_that_cannot_be_logged_is_not_made(guarded, full_disk):
     before = guarded.token_file.read_bytes()
-
-    def refused(*arguments, **more):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("upperson_log.writer.os.fsync", refused)
-    for path, form in (("", {"name": "x"}), ("/revoke", {"name": "vera"})):
-        assert guarded.admin.post(f"/accounts{path}", data=form).status_code == 507
+    with full_disk():
+        for path, form in (("", {"name": "x"}), ("/revoke", {"name": "vera"})):
+            assert guarded.admin.post(f"/accounts{path}", data=form).status_code == 507
     assert guarded.token_file.read_bytes() == before
 
 
@@ -176,15 +149,11 @@ def test_only_admins_reach_the_page_and_only_with_a_token_file(guarded, reader):
             assert client.post(f"/accounts{path}", data=form).status_code == 403
         assert "/accounts" not in client.get("/").text
     assert 'href="/accounts"' in guarded.admin.get("/").text
-    foreign = {"origin": "https://evil.example"}
-    refused = guarded.admin.post("/accounts/revoke", data={"name": "vera"}, headers=foreign)
-    problem(refused, 403, "cross_site_request")
-    assert entry(guarded, "vera") is not None
     assert reader.client.get("/accounts").status_code == 404
     assert 'href="/accounts"' not in reader.client.get("/").text
 
 
-def test_an_operator_of_some_cameras_marks_exports_and_watches_only_these(guarded):
+def test_an_operator_of_some_cameras_marks_and_exports_only_these(guarded):
     token = add_token(guarded.token_file, "otto", "operator", ("gate",))
     otto = client_of(guarded, token)
     seen, hidden = (str(id_of(guarded, key)) for key in ("red-0", "red-2"))
@@ -197,23 +166,5 @@ def test_an_operator_of_some_cameras_marks_exports_and_watches_only_these(guarde
     assert mark(seen).status_code == 200
     assert mark(hidden, "remove").json() == mark("12345", "remove").json()
     problem(otto.post("/api/v1/export", json={"ids": [hidden]}), 404, "picture_not_found")
-    answer = otto.post("/api/v1/export", json={"ids": [hidden, seen]})
-    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
-        rows = json.loads(archive.read("items.json"))["items"]
+    rows = rows_of(otto.post("/api/v1/export", json={"ids": [hidden, seen]}))
     assert [(row["camera"], row["id"]) for row in rows] == [("gate", seen)]
-    hits = otto.search(sentence="red", limit=100, by_track=False).json()["hits"]
-    assert {hit["camera"] for hit in hits} == {"gate"}
-    for path in (f"/people/{hidden}", f"/people/{hidden}/picture", f"/people/{hidden}/frame"):
-        assert otto.get(path).status_code == 404
-    # Alerts: one without cameras is on its own ones; those that see more are hidden.
-    alerts = "/api/v1/alerts"
-    own = otto.post(alerts, json={"sentence": "woman in red"}).json()
-    assert own["cameras"] == ["gate"]
-    wanted = {"sentence": "woman in red", "cameras": [ODD]}
-    problem(otto.post(alerts, json=wanted), 422, "camera_unknown")
-    whole = guarded.operator.post(alerts, json={"sentence": "man in blue"}).json()
-    assert [one["id"] for one in otto.get(alerts).json()] == [own["id"]]
-    for method, path in (("POST", "/pause"), ("DELETE", ""), ("GET", "/test")):
-        problem(otto(method, f"{alerts}/{whole['id']}{path}"), 404, "alert_not_found")
-    assert otto.post(f"{alerts}/{own['id']}/pause").status_code == 200
-    problem(otto("DELETE", f"/api/v1/items/{seen}?reason=x"), 403, "role_missing")

@@ -6,13 +6,13 @@ import time
 
 import pytest
 
-from tests.helpers.console import Client, id_of, log_lines, problem
+from tests.helpers.console import client_of, id_of, log_lines, problem
 from upperson_console import bin as console_bin
 from upperson_console.accounts import BIN_USER, Account, add_token
 from upperson_console.bin import emptying
 from upperson_console.oversight import Oversight
 from upperson_console.search import Search
-from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery import Item
 
 DAY = 86400.0
 ADA = Account(name="ada", role="admin")
@@ -55,11 +55,8 @@ def test_a_deleted_picture_is_in_the_bin_alone(console):
     id_ = id_of(console, "red-0")
     count = service.gallery.count()
     sentence = Search(sentence="red")
-    assert "Move 1 picture to the bin" in client.get(f"/people/{id_}/delete").text
     service.mark(ADA, sentence, {id_: True})
-    text = delete(client, id_)
-    assert 'action="/bin/restore"' in text
-    assert "<h1>Moved 1 picture to the bin</h1>" in text
+    assert 'action="/bin/restore"' in delete(client, id_)
     for path in ("", "/picture", "/alike?min_score=-1"):
         method = "DELETE" if "alike" in path else "GET"
         problem(client(method, f"/api/v1/items/{id_}{path}"), 404, "picture_not_found")
@@ -71,13 +68,11 @@ def test_a_deleted_picture_is_in_the_bin_alone(console):
     (entry,) = binned(client)
     assert (entry["id"], entry["key"]) == (str(id_), "red-0")
     assert (entry["user"], entry["reason"]) == ("local", "a test")
-    picture = client.get(entry["picture"])
-    assert picture.headers["content-type"] == "image/jpeg"
-    page = client.get("/bin").text
-    assert f"/api/v1/bin/{id_}/picture" in page
+    assert client.get(entry["picture"]).headers["content-type"] == "image/jpeg"
+    assert f"/api/v1/bin/{id_}/picture" in client.get("/bin").text
     ((_, kept),) = service.binned()
     # Undone, it is there with its id and its mark.
-    assert "Restored 1 picture" in client.post("/bin/restore", data={"ids": str(id_)}).text
+    assert client.post("/bin/restore", data={"ids": str(id_)}).status_code == 200
     assert service.gallery.count() == count
     assert id_of(console, "red-0") == id_
     assert service.marks(ADA, sentence) == {id_: True}
@@ -96,10 +91,8 @@ def test_a_permanent_deletion_takes_one_step_from_everywhere(console):
     client, gallery = console.client, console.service.gallery
     first, second, third = (id_of(console, f"red-{n}") for n in range(3))
     assert 'action="/bin/restore"' not in delete(client, first, permanent="true")
-    assert client("DELETE", f"/api/v1/items/{second}?reason=why&permanent=true").json() == {
-        "deleted": 1,
-        "dry_run": False,
-    }
+    path = f"/api/v1/items/{second}?reason=why&permanent=true"
+    assert client("DELETE", path).json() == {"deleted": 1, "dry_run": False}
     delete(client, third)
     assert [entry["id"] for entry in binned(client)] == [str(third)]
     asked = {"ids": [str(third)], "reason": "at her request"}
@@ -125,28 +118,23 @@ def test_the_page_restores_and_deletes_many_at_once(console, monkeypatch):
     ids = [id_of(console, f"red-{n}") for n in range(3)]
     for id_ in ids:
         delete(client, id_)
-    pages = [client.get(f"/bin?start={start}").text for start in (0, 2)]
-    assert ['rel="next"' in page for page in pages] == [True, False]
-    full = client.get("/bin?start=1").text  # It ends with the last picture.
-    assert (str(ids[0]) in full, 'rel="next"' in full) == (True, False)
-    assert [[str(id_) in page for id_ in ids] for page in pages] == [
-        [False, True, True],
-        [True, False, False],
-    ]
-    found = [client.get(f"/api/v1/bin?limit=2&start={start}").json() for start in (0, 2)]
-    assert [[one["id"] for one in page] for page in found] == [
-        [str(ids[2]), str(ids[1])],
-        [str(ids[0])],
-    ]
+    newest_first = [*map(str, ids[::-1])]
+    for start, has_next in ((0, True), (1, False), (2, False)):
+        page = client.get(f"/bin?start={start}").text
+        found = client.get(f"/api/v1/bin?limit=2&start={start}").json()
+        assert [one["id"] for one in found] == newest_first[start : start + 2]
+        assert [one in page for one in newest_first] == [start <= at < start + 2 for at in range(3)]
+        assert ('rel="next"' in page) == has_next
     nothing = client.post("/bin/restore", data={})
     assert (nothing.status_code, nothing.headers["location"]) == (303, "/bin")
     assert client.post("/bin/delete", data={"ids": [str(ids[0])]}).status_code == 422
-    answer = client.post("/bin/restore", data={"ids": [str(ids[0]), str(ids[1])]})
-    assert "Restored 2 pictures" in answer.text
+    data = {"ids": [str(ids[0]), str(ids[1])]}
+    assert client.post("/bin/restore", data=data).status_code == 200
     data = {"ids": [str(ids[2])], "reason": "why"}
-    assert "Deleted 1 picture" in client.post("/bin/delete", data=data).text
+    assert client.post("/bin/delete", data=data).status_code == 200
     assert client.post("/bin/delete", data=data).status_code == 404
     assert client.post("/bin/restore", data={"ids": "1 x"}).status_code == 422
+    assert len(console.service.gallery.ids([f"red-{n}" for n in range(3)])) == 2
 
 
 def test_a_key_that_came_again_is_not_replaced(console):
@@ -182,23 +170,19 @@ def test_only_administrators_see_the_bin_and_each_view_is_logged(guarded):
     problem(guarded.admin.get("/api/v1/bin"), 429, "view_quota_exceeded")
 
 
-def test_without_a_log_nothing_moves(console, monkeypatch):
+def test_without_a_log_nothing_moves(console, full_disk):
     id_ = id_of(console, "red-0")
     other = id_of(console, "red-1")
     delete(console.client, other)
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(console.service.log, "_put", full)
     body = {"ids": [str(other)], "reason": "why"}
-    for answer in (
-        console.client("DELETE", f"/api/v1/items/{id_}?reason=why"),
-        console.client.post("/api/v1/bin/restore", json={"ids": [str(other)]}),
-        console.client.post("/api/v1/bin/delete", json=body),
-        console.client.get("/api/v1/bin"),
-    ):
-        problem(answer, 507, "log_not_writable")
+    with full_disk():
+        for answer in (
+            console.client("DELETE", f"/api/v1/items/{id_}?reason=why"),
+            console.client.post("/api/v1/bin/restore", json={"ids": [str(other)]}),
+            console.client.post("/api/v1/bin/delete", json=body),
+            console.client.get("/api/v1/bin"),
+        ):
+            problem(answer, 507, "log_not_writable")
     assert [one for one, _ in console.service.binned()] == [other]
     assert id_of(console, "red-0") == id_
 
@@ -206,8 +190,7 @@ def test_without_a_log_nothing_moves(console, monkeypatch):
 def test_a_second_person_approves_a_permanent_deletion(make_guarded):
     console = make_guarded(oversight=Oversight(two_persons=("delete",)))
     console.service.bin_s = DAY
-    token = add_token(console.token_file, "adam", "admin", None)
-    adam = Client(console.app, authorization=f"Bearer {token}")
+    adam = client_of(console, add_token(console.token_file, "adam", "admin", None))
     id_ = id_of(console, "red-0")
     answer = console.admin("DELETE", f"/api/v1/items/{id_}?reason=why")
     problem(answer, 202, "approval_pending")
@@ -216,10 +199,8 @@ def test_a_second_person_approves_a_permanent_deletion(make_guarded):
     body = {"ids": [str(id_)], "reason": "why"}
     answer = console.admin.post("/api/v1/bin/delete", json=body)
     problem(answer, 202, "approval_pending")
-    page = adam.get("/approvals").text
-    assert "for good" in page
     picture = f"/api/v1/bin/{id_}/picture"
-    assert (f'href="{picture}"' in page, f'src="{picture}?size=thumb"' in page) == (True, True)
+    assert f'href="{picture}"' in adam.get("/approvals").text
     assert log_lines(console)[-1]["ids"] == [id_]
     assert adam.get(picture).status_code == 200
     # It holds for this deletion alone, not for a later one of the same picture.
@@ -234,12 +215,6 @@ def test_a_second_person_approves_a_permanent_deletion(make_guarded):
     problem(answer, 202, "approval_pending")
     adam.post(f"/approvals/{answer.json()['approval']}/approve", data={})
     assert console.service.binned() == []
-    # Restoring needs one person.
-    other = id_of(console, "red-1")
-    asked = console.admin("DELETE", f"/api/v1/items/{other}?reason=why").json()["approval"]
-    adam.post(f"/approvals/{asked}/approve", data={})
-    answer = console.admin.post("/api/v1/bin/restore", json={"ids": [str(other)]})
-    assert answer.json() == {"restored": 1}
 
 
 def test_the_bin_empties_itself(console, monkeypatch):
@@ -261,19 +236,14 @@ def test_the_bin_empties_itself(console, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: now + 1)
     service.empty_bin()
     assert len(service.gallery.bin.entries()) == 1
-    assert "Deletions are final here" in console.client.get("/bin").text
     assert 'action="/bin/restore"' not in delete(console.client, id_of(console, "red-2"))
-
-
-def test_a_gallery_without_a_bin_deletes_at_once(console, monkeypatch):
-    id_ = id_of(console, "red-0")
-    monkeypatch.setattr(console.service.gallery, "bin", None, raising=False)
-    assert 'action="/bin/restore"' not in delete(console.client, id_)
-    assert binned(console.client) == []
-    console.service.empty_bin()
-    monkeypatch.undo()
-    assert binned(console.client) == []
-    assert log_lines(console)[0]["action"] == "delete"
+    # A gallery on Milvus has none.
+    monkeypatch.setattr(service.gallery, "bin", None, raising=False)
+    service.bin_s = DAY
+    assert 'action="/bin/restore"' not in delete(console.client, id_of(console, "blue-0"))
+    service.empty_bin()
+    assert (binned(console.client), service.gallery.ids(["blue-0"])) == ([], {})
+    assert [line["action"] for line in log_lines(console)].count("delete") == 3
 
 
 def test_the_thread_goes_on_after_a_full_disk(console, monkeypatch):
@@ -295,26 +265,3 @@ def test_the_thread_goes_on_after_a_full_disk(console, monkeypatch):
             threading.Event().wait(0.01)
     assert failed.is_set()
     assert console.service.gallery.bin.entries() == []
-
-
-def test_two_at_once_delete_and_restore_each_picture_once(console):
-    ids = [id_of(console, f"red-{n}") for n in range(3)]
-    statuses = []
-
-    def both():
-        statuses.append(console.client("DELETE", f"/api/v1/items/{ids[0]}?reason=x").status_code)
-        answer = console.client.post("/api/v1/bin/restore", json={"ids": [str(ids[0])]})
-        statuses.append(answer.status_code)
-
-    threads = [threading.Thread(target=both) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {*statuses} <= {200, 404}
-    moved = [action for action, _ in actions(console) if action in ("bin", "restore")]
-    assert moved[:2] == ["bin", "restore"]
-    assert moved[::2] == ["bin"] * len(moved[::2])
-    with Gallery.open(console.folder) as gallery:
-        assert gallery.verify() == []
-        assert len(gallery.bin.entries()) + len(gallery.ids(["red-0"])) == 1

@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-import zipfile
 from itertools import product
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tests.helpers.console import START, id_of, log_lines, problem
+from tests.helpers.console import START, exported, id_of, log_lines, problem
 from tests.unit.runtime.serve.test_snapshots import write
 from upperson_console import pictures
 from upperson_console.blur import pixelated
@@ -103,9 +102,8 @@ def test_clips_are_withheld_without_pyav(blurred, monkeypatch):
         assert blurred.operator.get(f"{path}?reason=case+7").content == b"clip"
     lines = [line["details"] for line in log_lines(blurred) if line["action"] == "unblur"]
     assert lines == [{"clip": str(id_), "reason": "case 7"}]
-    assert "is withheld" in blurred.viewer.get(f"/people/{id_}").text
-    assert "<video" not in blurred.viewer.get(f"/people/{id_}").text
-    assert 'name="reason"' not in blurred.viewer.get(f"/people/{id_}").text
+    page = blurred.viewer.get(f"/people/{id_}").text
+    assert ("<video" in page, 'name="reason"' in page) == (False, False)
     assert f'action="{path}"' in blurred.operator.get(f"/people/{id_}").text
 
 
@@ -114,22 +112,17 @@ def test_an_export_is_blurred_too(blurred):
     Image.fromarray(noise(40, 100)).save(blurred.service.gallery.crops_dir / "own.png")
 
     def export(**more):
-        answer = blurred.operator.post("/api/v1/export", json={"ids": ids, **more})
-        assert answer.status_code == 200, answer.text
-        with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
-            return {name: archive.read(name) for name in archive.namelist()}
+        return exported(blurred.operator.post("/api/v1/export", json={"ids": ids, **more}))
 
     files = export()
     manifest = json.loads(files["manifest.json"])
     assert (manifest["blurred"], manifest["clips"]) == (True, 0)
     rows = json.loads(files["items.json"])["items"]
     assert ["clip_withheld" in row for row in rows] == [True, False], "it cannot be decoded"
-    assert b"<dd>withheld: " in files["index.html"]
     for id_ in ids:
         assert is_hidden(Image.open(io.BytesIO(files[f"frames/{id_}.jpg"])).convert("RGB"))
     shapes = {Image.open(io.BytesIO(files[n])).size for n in files if n.startswith("pictures/")}
     assert shapes == {(40, 100)}  # The box alone, cut from the photograph.
-    assert log_lines(blurred)[-1]["action"] == "export"
     files = export(reason="court order 5")
     manifest = json.loads(files["manifest.json"])
     assert (manifest["blurred"], manifest["clips"]) == (False, 1)
@@ -137,9 +130,6 @@ def test_an_export_is_blurred_too(blurred):
     unblur, line = log_lines(blurred)[-2:]
     assert (unblur["action"], line["action"]) == ("unblur", "export")
     assert (unblur["details"]["reason"], unblur["ids"]) == ("court order 5", line["ids"])
-    form = {"ids": ids, "reason": "court order 6"}
-    assert blurred.operator.post("/export", data=form).status_code == 200
-    assert log_lines(blurred)[-2]["details"]["reason"] == "court order 6"
 
 
 def test_the_picture_of_a_camera_is_blurred_as_a_whole(blurred):
@@ -150,19 +140,14 @@ def test_the_picture_of_a_camera_is_blurred_as_a_whole(blurred):
         assert detail(opened(client.get(path)), 0, 0, 320, 240) < 12
     assert detail(opened(blurred.operator.get(f"{path}&reason=lamp")), 0, 0, 320, 240) > 20
     assert log_lines(blurred)[-1]["details"] == {"snapshot": "gate", "reason": "lamp"}
-    clip = f"/api/v1/items/{id_of(blurred, 'red-0')}/clip?reason=x"
-    problem(blurred.viewer.get(clip), 403, "blurred")
     assert blurred.viewer.get(f"{path}&reason=x").status_code == 403
-    page = blurred.operator.get("/live/camera?name=gate&reason=a+b").text
-    assert "name=gate&amp;reason=a%20b" in page
 
 
 def test_pages_offer_a_reason_to_operators_alone(blurred):
     id_ = id_of(blurred, "filmed")
     for role, offered in (("viewer", False), ("operator", True)):
         client = getattr(blurred, role)
-        page = client.get(f"/people/{id_}/frame").text
-        assert ('name="reason"' in page, "is pixelated" in page) == (offered, True)
+        assert ('name="reason"' in client.get(f"/people/{id_}/frame").text) == offered
         assert ("Unblurred, because" in client.get("/?q=red").text) == offered
     page = blurred.operator.get(f"/people/{id_}/frame?reason=a%26b").text
     assert "size=frame&amp;reason=a%26b" in page
@@ -208,9 +193,8 @@ def test_of_a_photo_that_is_decoded_smaller_the_box_is_shown_and_nothing_else(
     frame = opened(blurred.viewer.get(f"/people/{id_}/picture?size=frame"))
     assert frame.getpixel((150, 200))[2] > 150
     assert detail(frame, 200, 200, 400, 600) < 12
-    answer = blurred.operator.post("/api/v1/export", json={"ids": [str(id_)]})
-    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
-        content = archive.read(f"pictures/{id_}.jpg")
+    files = exported(blurred.operator.post("/api/v1/export", json={"ids": [str(id_)]}))
+    content = files[f"pictures/{id_}.jpg"]
     assert Image.open(io.BytesIO(content)).size == (100, 200)
 
 
@@ -245,19 +229,12 @@ def test_of_a_box_outside_of_its_photo_there_is_no_picture(blurred):
     ids = [str(id_of(blurred, item.key)) for item in items]
     for id_, size in product(ids, ("view", "thumb")):
         problem(blurred.viewer.get(f"/api/v1/items/{id_}/picture?size={size}"), 404)
-    answer = blurred.operator.post("/api/v1/export", json={"ids": ids})
-    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
-        assert not any(name.startswith("pictures/") for name in archive.namelist())
-        assert sorted(json.loads(archive.read("manifest.json"))["missing"]) == sorted(ids)
-
-
-@pytest.mark.parametrize(
-    "box", [None, (80, 30, 40, 130), (-90, -90, -10, -10), (500, 500, 600, 600), (0, 0, 0, 0)]
-)
-def test_a_box_outside_of_the_frame_shows_nothing(box):
-    made = pixelated(Image.fromarray(noise()), (320, 240), box)
-    assert made.size == (320, 240)
-    assert detail(made, 0, 0, 320, 240) < 12
+    files = exported(blurred.operator.post("/api/v1/export", json={"ids": ids}))
+    assert not any(name.startswith("pictures/") for name in files)
+    assert sorted(json.loads(files["manifest.json"])["missing"]) == sorted(ids)
+    for box in (None, (0, 0, 0, 0), *boxes):
+        made = pixelated(Image.fromarray(noise()), (320, 240), box)
+        assert (made.size, detail(made, 0, 0, 320, 240) < 12) == ((320, 240), True), box
 
 
 def test_people_cut_from_one_photograph_do_not_share_a_picture(console, tmp_path):

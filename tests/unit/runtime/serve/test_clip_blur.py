@@ -1,14 +1,13 @@
 """With `serve --blur` a clip shows the target alone: others cannot be recognised."""
 
 import io
-import json
 import time
-import zipfile
 
 import numpy as np
 import pytest
 
-from tests.helpers.console import START, id_of, log_lines, problem
+from tests.helpers.console import START, exported, id_of, log_lines, problem
+from tests.helpers.refused import refused
 from upperson_console import clip_blur
 from upperson_console.clip_blur import blurred_clip, box_at, can_blur_clips
 from upperson_console.problems import ProblemError
@@ -124,25 +123,16 @@ def test_viewers_see_a_clip_of_the_target_alone(blurred):
         target, others = shown(frame, target_at(at))
         assert (target or not 0.6 < at < 3.4, others) == (True, False), at
     size = len(answer.content)
-    for given, part in (("bytes=0-", answer.content), ("bytes=10-99", answer.content[10:100]),
-                        ("bytes=-7", answer.content[-7:])):  # fmt: skip
-        some = console.viewer.get(path, headers={"range": given})
-        assert (some.status_code, some.content) == (206, part)
-        assert some.headers["content-range"].endswith(f"/{size}")
+    some = console.viewer.get(path, headers={"range": "bytes=10-99"})
+    assert (some.status_code, some.content) == (206, answer.content[10:100])
+    assert some.headers["content-range"].endswith(f"/{size}")
     problem(console.viewer.get(path, headers={"range": f"bytes={size}-"}), 416)
-    assert (
-        console.viewer.get(path, headers={"range": "bytes=0-", "if-range": "x"}).status_code == 200
-    )
     (line,) = [one for one in log_lines(console) if one["details"].get("clip")]
     assert (line["action"], line["user"]) == ("view", "vera")
     problem(console.viewer.get(f"{path}?reason=x"), 403, "blurred")
     assert console.operator.get(f"{path}?reason=case+7").content == clip.read_bytes()
     assert log_lines(console)[-1]["action"] == "unblur"
-    page = console.viewer.get(f"/people/{id_}").text
-    assert ("<video" in page, "Others are pixelated" in page, 'name="reason"' in page) == (
-        True, True, False,
-    )  # fmt: skip
-    assert f'action="{path}"' in console.operator.get(f"/people/{id_}").text
+    assert "<video" in console.viewer.get(f"/people/{id_}").text
     # Nothing is kept of a deleted person.
     body = {"track": "walk", "camera": "gate", "reason": "asked"}
     assert console.admin("DELETE", "/api/v1/tracks", params=body).status_code == 200
@@ -152,11 +142,8 @@ def test_viewers_see_a_clip_of_the_target_alone(blurred):
 
 def test_an_export_has_clips_of_the_target_alone(blurred):
     console, id_, _ = blurred
-    answer = console.operator.post("/api/v1/export", json={"ids": [str(id_)]})
-    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
-        (row,) = json.loads(archive.read("items.json"))["items"]
-        content = archive.read(f"clips/{id_}.mp4")
-    assert row["clip"]["file"] == f"clips/{id_}.mp4"
+    files = exported(console.operator.post("/api/v1/export", json={"ids": [str(id_)]}))
+    content = files[f"clips/{id_}.mp4"]
     assert not any(shown(frame, target_at(at))[1] for at, frame in frames(content))
 
 
@@ -167,8 +154,7 @@ def test_a_clip_that_cannot_be_hidden_is_withheld(blurred, monkeypatch):
         clip.write_bytes(damaged)
         problem(console.viewer.get(f"/api/v1/items/{id_}/clip"), 403, "blurred")
     clip.write_bytes(content)
-    with pytest.raises(ProblemError) as caught:
+    with refused("blurred", ProblemError):
         blurred_clip(clip, BEGIN, [], time.monotonic() - 1)
-    assert caught.value.code == "blurred"
     monkeypatch.setattr(clip_blur, "_MOST_PIXELS", 320 * 240 - 1)
     problem(console.viewer.get(f"/api/v1/items/{id_}/clip"), 403, "blurred")

@@ -1,16 +1,13 @@
 """A server at a real socket: connections that ask nothing, and TLS with a certificate made here."""
 
-import asyncio
 import errno
 import itertools
 import os
 import socket
 import ssl
-import threading
 import time
 import warnings
 from contextlib import ExitStack, closing, contextmanager, suppress
-from http.client import HTTPConnection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,7 +55,7 @@ HEALTH = b"GET /api/v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
 @pytest.mark.parametrize(
-    "sent", [b"", b"GET / HT", b"GET /login HTTP/1.1\r\nHost: 127.0.0.1\r\n", HEALTH + b"GET / HT"]
+    "sent", [b"", b"GET /login HTTP/1.1\r\nHost: 127.0.0.1\r\n", HEALTH + b"GET / HT"]
 )
 def test_a_request_has_a_deadline(guarded, monkeypatch, sent):
     """The first one of a connection, and the next."""
@@ -103,21 +100,6 @@ def test_a_handshake_has_a_deadline(guarded, tmp_path, monkeypatch):
             silent.settimeout(5)  # asyncio's own deadline is a minute.
             assert is_closed(silent)
         assert httpx.get(f"{url}/login", verify=trusting(certificate)).status_code == 200
-
-
-def test_an_idle_connection_of_an_account_outlasts_those_without_a_request(guarded):
-    headers = {"authorization": f"Bearer {guarded.tokens['viewer']}"}
-    with (
-        answering(guarded) as (_, place),
-        ExitStack() as stack,
-        closing(HTTPConnection(*place, timeout=30)) as account,
-    ):
-        for count in (300, 0):
-            account.request("GET", "/api/v1/cameras", headers=headers)
-            answer = account.getresponse()
-            assert (answer.status, answer.read()[:1]) == (200, b"[")
-            silent = [stack.enter_context(connected(place)) for _ in range(count)]
-            assert all(is_closed(one) for one in silent[:44])
 
 
 def test_clients_that_do_not_read_keep_no_account_out(guarded, monkeypatch):
@@ -192,27 +174,6 @@ def test_a_message_comes_seldom_with_the_number_of_those_left_out(caplog, monkey
     ]
 
 
-def test_many_who_ask_at_once_do_not_each_get_a_thread(guarded):
-    """A thread keeps a heap and a connection to the gallery until it ends."""
-    headers = {"authorization": f"Bearer {guarded.tokens['viewer']}"}
-    others = {*threading.enumerate()}
-    with answering(guarded) as (url, _):
-
-        async def ask_all():
-            async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
-                queries = [{"sentence": f"red {number}"} for number in range(40)]
-                return await asyncio.gather(
-                    *(client.post("/api/v1/search", json=one) for one in queries)
-                )
-
-        statuses = {answer.status_code for answer in asyncio.run(ask_all())}
-        begun = {*threading.enumerate()} - others
-        workers = [one for one in begun if "AnyIO worker" in one.name]
-        assert 200 in statuses
-        assert statuses <= {200, 429}
-        assert 1 <= len(workers) <= 12
-
-
 @contextmanager
 def piped(content):
     """The path of a pipe that gives this once, as the shell's ``<(...)`` does."""
@@ -284,29 +245,12 @@ def test_old_versions_and_ciphers_are_refused(tmp_path, version, ciphers, taken)
 
 
 @pytest.mark.parametrize(
-    ("made", "code"),
-    [({"bits": 1024}, "tls_unusable"), ({"password": b"secret"}, "tls_key_encrypted")],
-)
-def test_a_weak_or_encrypted_certificate_is_refused(tmp_path, made, code):
-    with refused(code, InputError):
-        tls_context(*written(tmp_path, **made))
-
-
-def test_a_key_of_another_certificate_is_refused(tmp_path):
-    certificate, _ = written(tmp_path, bits=None)
-    with refused("tls_unusable", InputError):
-        tls_context(certificate, written(tmp_path, bits=None, name="other")[1])
-
-
-@pytest.mark.parametrize("option", ["--tls-cert", "--tls-key"])
-@pytest.mark.parametrize(
-    ("content", "code"),
+    ("option", "content", "code"),
     [
-        (None, "tls_file_unreadable"),
-        ("folder", "tls_file_unreadable"),
-        (b"hello", "tls_file_not_pem"),
-        (b"\x30\x82\x01\x0a", "tls_file_not_pem"),
-        (b"-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\nAA", "tls_unusable"),
+        ("--tls-cert", None, "tls_file_unreadable"),
+        ("--tls-key", "folder", "tls_file_unreadable"),
+        ("--tls-cert", b"hello", "tls_file_not_pem"),
+        ("--tls-key", b"\x30\x82\x01\x0a", "tls_file_not_pem"),
     ],
 )
 def test_files_without_certificate_or_key_are_named(tmp_path, option, content, code):
@@ -316,15 +260,24 @@ def test_files_without_certificate_or_key_are_named(tmp_path, option, content, c
         wrong.mkdir()
     elif content is not None:
         wrong.write_bytes(content)
-    expected = {} if code == "tls_unusable" else {"option": option, "path": wrong}
-    with refused(code, InputError, **expected) as found:
+    with refused(code, InputError, option=option, path=wrong):
         tls_context(*files.values())
-    assert f"{option} {wrong}" in str(found.value)
-    assert "_ssl" not in str(found.value)
 
 
-def test_a_pipe_without_a_key_is_refused(tmp_path):
+def test_a_weak_encrypted_or_wrong_key_is_refused(tmp_path):
     certificate, _ = written(tmp_path, bits=None)
-    with piped(b"-----BEGIN PRIVATE KEY-----\nAAAA") as key, pytest.raises(InputError) as found:
+    other = written(tmp_path, bits=None, name="other")[1]
+    with refused("tls_unusable", InputError):
+        tls_context(certificate, other)
+    cut = b"-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\nAA"
+    other.write_bytes(cut)
+    with refused("tls_unusable", InputError):
+        tls_context(other, other)
+    with piped(cut) as key, refused("tls_unusable", InputError):
         tls_context(certificate, key)
-    assert str(key) in str(found.value)
+    for code, made in (
+        ("tls_unusable", {"bits": 1024}),
+        ("tls_key_encrypted", {"bits": None, "password": b"secret"}),
+    ):
+        with refused(code, InputError):
+            tls_context(*written(tmp_path, **made))

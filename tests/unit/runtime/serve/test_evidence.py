@@ -3,22 +3,19 @@
 import hashlib
 import html
 import json
-import os
 import struct
-import subprocess
-import sys
 import zipfile
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.helpers.command_line import run_code
 from tests.helpers.console import START, id_of, log_lines
 from tests.helpers.invoke import refusal, run_rt
 from tests.helpers.signing_keys import write_keys
 from tests.helpers.toy_bundle import draw_person
 from tests.unit.runtime.test_signature import model_signing
 from upperson_console.evidence_check import Package, Seal
-from upperson_rt.errors import install_command
 from upperson_rt.gallery import Item
 from upperson_signature.signature import read_private_key
 
@@ -54,9 +51,13 @@ def package(sealed, tmp_path):
     return file
 
 
-def test_the_report_has_what_a_reader_needs(sealed, package):
+def files_of(package):
     with zipfile.ZipFile(package) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_the_report_has_what_a_reader_needs(sealed, package):
+    files = files_of(package)
     facts = json.loads(files["items.json"])
     expected = {
         "user": "local",
@@ -68,13 +69,11 @@ def test_the_report_has_what_a_reader_needs(sealed, package):
         "sentence": "red coat",
     }
     assert {name: facts[name] for name in expected} == expected
-    assert facts["query"]["verdict"]["word"] in ("likely", "possible", "nobody")
     found = sealed.client.search(sentence="red coat", by_track=False).json()
     assert facts["query"]["verdict"] == found["verdict"]
     likelihoods = {hit["id"]: hit["likelihood"] for hit in found["hits"]}
     for one in facts["items"]:
         assert one["hit"]["likelihood"] == likelihoods[one["id"]]
-        assert 0 <= one["hit"]["likelihood"] <= 1
     saved, boxed = facts["items"]
     kept = (sealed.folder / "crops" / "red0.png").read_bytes()
     assert files[saved["file"]] == kept
@@ -120,22 +119,11 @@ def test_a_package_can_be_verified_unpacked_by_other_programs(package, keys, tmp
     assert model_signing((*verify, keys / "site.pub"), (*verify, keys / "other.pub")) == [0, 1]
 
 
-def test_a_package_without_a_signature_says_so(calibrated, keys, tmp_path):
-    ids = [str(id_of(calibrated, "red-0"))]
-    file = tmp_path / "plain.zip"
-    file.write_bytes(calibrated.client.post("/api/v1/export", json={"ids": ids}).content)
-    report = Package(file)
-    assert (report.problems, report.signature, report.signed_by) == ([], "none", None)
-    assert [one.code for one in Package(file, keys / "site.pub").problems] == ["not_signed"]
-
-
 def rewritten(package, change, **more):
     """A copy of a package; ``change`` gets and returns its (name, content) pairs."""
-    with zipfile.ZipFile(package) as archive:
-        members = [(name, archive.read(name)) for name in archive.namelist()]
     file = package.with_name("changed.zip")
     with zipfile.ZipFile(file, "w", **more) as archive:
-        for name, content in change(members):
+        for name, content in change([*files_of(package).items()]):
             archive.writestr(zipfile.ZipInfo(name) if not more else name, content)
     return file
 
@@ -151,6 +139,7 @@ def resealed(members):
     files[name] = b"\xff\xd8\xff another"
     manifest = json.loads(files["manifest.json"])
     manifest["sha256"][name] = hashlib.sha256(files[name]).hexdigest()
+    manifest["signed_by"] = "e" * 64
     files["manifest.json"] = json.dumps(manifest).encode()
     return files.items()
 
@@ -161,7 +150,6 @@ CHANGES = {
     "missing": (lambda m: [(n, c) for n, c in m if n != "items.json"], {"member_missing"}),
     "added": (lambda m: [*m, ("more.html", b"x")], {"member_unexpected"}),
     "path": (lambda m: [*m, ("../../x.txt", b"x")], {"name_unsafe"}),
-    "folder": (lambda m: [*m, ("pictures/", b"")], {"name_unsafe"}),
     "absolute": (lambda m: [*m, ("/etc/passwd", b"x")], {"name_unsafe"}),
     "unsigned": (lambda m: [(n, c) for n, c in m if n != "manifest.sig"], {"not_signed"}),
     "no_manifest": (lambda m: [(n, c) for n, c in m if n != "manifest.json"], {"member_missing"}),
@@ -178,6 +166,14 @@ def test_a_change_is_found(package, keys):
     for name, (change, codes) in CHANGES.items():
         report = Package(rewritten(package, change), keys / "site.pub")
         assert codes <= {one.code for one in report.problems}, name
+    # Without a signature nobody is named, whatever the manifest says.
+    unsigned = rewritten(
+        package, lambda m: [one for one in resealed(m) if one[0] != "manifest.sig"]
+    )
+    report = Package(unsigned)
+    assert (report.problems, report.signature, report.signed_by) == ([], "none", None)
+    plain = run_rt("evidence", "verify", unsigned)
+    assert (plain.exit_code, "e" * 64 in plain.stdout) == (0, False)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -218,13 +214,6 @@ def test_a_member_that_stream_readers_see_differently_is_found(package, keys):
         assert {one.code for one in problems} & {"member_differs", "zip_damaged"}, place
 
 
-def test_a_package_that_is_a_pipe_is_refused(tmp_path):
-    if not hasattr(os, "mkfifo"):
-        pytest.skip("no pipes in folders here")
-    os.mkfifo(tmp_path / "pipe.zip")
-    refusal(run_rt("evidence", "verify", tmp_path / "pipe.zip", "--json"), 3, "package_unreadable")
-
-
 @pytest.mark.parametrize("is_large", [True, False])
 def test_a_long_list_of_members_is_refused_before_it_is_read(tmp_path, monkeypatch, is_large):
     listed = struct.pack("<4s6H3L5H2L", b"PK\1\2", *[0] * 9, 1, *[0] * 6) + b"a"
@@ -242,68 +231,41 @@ def test_a_flipped_byte_of_any_file_is_found_and_of_the_container_is_no_crash(pa
     content = package.read_bytes()
     with zipfile.ZipFile(package) as archive:
         begins = [one.header_offset + 30 + len(one.filename) for one in archive.infolist()]
-        ends = [
-            begin + one.file_size for begin, one in zip(begins, archive.infolist(), strict=True)
+        spans = [
+            (at, at + one.file_size) for at, one in zip(begins, archive.infolist(), strict=True)
         ]
-    for place in range(0, len(content), max(1, len(content) // 150)):
+    for place in range(0, len(content), max(1, len(content) // 75)):
         damaged = bytearray(content)
         damaged[place] ^= 0x41
         package.write_bytes(damaged)
         found = Package(package, keys / "site.pub").problems
-        inside = any(begin <= place < end for begin, end in zip(begins, ends, strict=True))
-        assert found or not inside, place
+        assert found or not any(begin <= place < end for begin, end in spans), place
+
+
+VERIFY = "from upperson_rt.program import main; main()"
 
 
 def test_the_command_verifies_without_the_web_packages(sealed, package, keys):
     """It needs the base installation and cryptography alone."""
-    program = (
-        "import sys\n"
-        "for name in ('fastapi', 'starlette', 'jinja2', 'uvicorn'):\n"
-        "    sys.modules[name] = None\n"
-        "from upperson_rt.program import main\n"
-        "main()"
-    )
-    arguments = ["evidence", "verify", package, "--trust", keys / "site.pub", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments), "--log", str(sealed.log)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    arguments = ("evidence", "verify", package, "--trust", keys / "site.pub", "--json")
+    web = ["fastapi", "starlette", "jinja2", "uvicorn"]
+    done = run_code(VERIFY, *arguments, "--log", sealed.log, without=web)
     result = json.loads(done.stdout)
     assert (done.returncode, result["ok"], result["signature"]) == (0, True, "trusted")
-    assert result["facts"]["user"] == "local"
     assert result["log_line"] == len(log_lines(sealed))
 
 
 def test_without_cryptography_names_and_hashes_are_checked(package, keys):
     def verified(file):
-        program = (
-            "import sys\n"
-            "for name in ('cryptography', 'rfc3161_client'):\n"
-            "    sys.modules[name] = None\n"
-            "from upperson_rt.program import main\n"
-            "main()"
-        )
-        command = ["evidence", "verify", file, "--trust", keys / "site.pub"]
-        return [
-            subprocess.run(
-                [sys.executable, "-c", program, *map(str, command), *more],
-                capture_output=True, text=True, timeout=100,
-            )
-            for more in ([], ["--json"])
-        ]  # fmt: skip
+        arguments = ("evidence", "verify", file, "--trust", keys / "site.pub", "--json")
+        done = run_code(VERIFY, *arguments, without=["cryptography", "rfc3161_client"])
+        return done.returncode, json.loads(done.stdout)
 
-    plain, as_json = verified(package)
-    result = json.loads(as_json.stdout)
-    assert (plain.returncode, as_json.returncode, result["ok"]) == (5, 5, False)
-    assert (result["problems"], result["signature"]) == ([], "not_checked")
-    assert "names and hashes of the files were checked" in plain.stdout
-    assert install_command("sign") in plain.stderr
-    plain, as_json = verified(rewritten(package, picture_changed))
-    assert (plain.returncode, "hash_differs" in plain.stdout) == (6, True)
-    _, unsigned = verified(rewritten(package, CHANGES["unsigned"][0]))
-    assert json.loads(unsigned.stdout)["problems"][0]["code"] == "not_signed"
+    code, result = verified(package)
+    assert (code, result["ok"], result["problems"]) == (5, False, [])
+    assert result["signature"] == "not_checked"
+    code, result = verified(rewritten(package, picture_changed))
+    assert (code, result["problems"][0]["code"]) == (6, "hash_differs")
 
 
 def test_the_command_ends_with_6_and_a_code_on_any_difference(sealed, package, keys):
@@ -317,29 +279,9 @@ def test_the_command_ends_with_6_and_a_code_on_any_difference(sealed, package, k
     plain = run_rt(*command)
     assert (plain.exit_code, "hash_differs" in plain.stdout) == (6, True)
     assert run_rt("evidence", "verify", package, "--log", package).exit_code == 6
-    text = package.with_suffix(".txt")
-    text.write_text("no zip")
-    plain = run_rt("evidence", "verify", text)
-    assert (plain.exit_code, plain.stdout.count("\n")) == (6, 1), "only the problem"
     refusal(run_rt("evidence", "verify", package.parent, "--json"), 3, "package_unreadable")
     refusal(run_rt("evidence", "verify", package, "--trust", package, "--json"), 3, "key_unusable")
     plain = run_rt("evidence", "verify", package, "--trust", keys / "site.pub", "--log", sealed.log)
     assert plain.exit_code == 0
     for part in ("trusted key", "user: local", "sentence: red coat", "pictures: 2", "line 1 of"):
         assert part in plain.stdout
-
-
-def test_a_manifest_does_not_name_the_key_in_place_of_the_program(calibrated, tmp_path):
-    file = tmp_path / "plain.zip"
-    body = {"ids": [str(id_of(calibrated, "red-0"))]}
-    file.write_bytes(calibrated.client.post("/api/v1/export", json=body).content)
-
-    def claiming(members):
-        files = dict(members)
-        manifest = json.loads(files["manifest.json"])
-        files["manifest.json"] = json.dumps({**manifest, "signed_by": "e" * 64}).encode()
-        return files.items()
-
-    plain = run_rt("evidence", "verify", rewritten(file, claiming))
-    assert (plain.exit_code, "signed_by: None" in plain.stdout) == (0, True)
-    assert "e" * 64 not in plain.stdout

@@ -2,30 +2,20 @@
 
 import hashlib
 import html
-import io
 import json
 import re
-import zipfile
 
 import pytest
 
-from tests.helpers.console import ODD, id_of, log_lines, problem
+from tests.helpers.console import ODD, exported, id_of, log_lines, problem
 from tests.helpers.toy_bundle import COLOURS
 from upperson_console import pages
 from upperson_console.oversight import Oversight, RefusedSentences
 
 
-def opened(answer):
-    assert answer.status_code == 200, answer.text
-    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
-        names = archive.namelist()
-        assert len(names) == len(set(names))
-        return {name: archive.read(name) for name in names}
-
-
-def exported(answer):
+def facts_of(answer):
     """The items of an export and its manifest; the hashes of all files hold."""
-    files = opened(answer)
+    files = exported(answer)
     manifest = json.loads(files["manifest.json"])
     rest = {name: body for name, body in files.items() if name != "manifest.json"}
     assert manifest["sha256"] == {n: hashlib.sha256(b).hexdigest() for n, b in rest.items()}
@@ -52,11 +42,11 @@ def test_these_are_all_views_of_the_cards_and_all_are_those_of_the_search(consol
     page = console.client.get("/?q=red").text
     assert page.count('class="open"') == 2 * len(COLOURS)
     form = form_of(page, "Export these 12")
-    items, manifest = exported(console.client.post("/export", data=form))
+    items, manifest = facts_of(console.client.post("/export", data=form))
     assert len(items) == manifest["pictures"] == 18  # Each track with all its views.
     narrow = console.client.get("/?q=red&camera=gate").text
     form = form_of(narrow, "Export these 6")
-    items, _ = exported(console.client.post("/export", data={**form, "which": "all"}))
+    items, _ = facts_of(console.client.post("/export", data={**form, "which": "all"}))
     assert {one["camera"] for one in items} == {"gate"}
     assert len(items) == 12
 
@@ -66,9 +56,9 @@ def test_all_hits_are_counted_before_and_may_be_likely_only(calibrated, monkeypa
     page = calibrated.client.get("/?q=woman+in+a+red+coat").text
     pictures = calibrated.client.get("/api/v1/info").json()["pictures"]
     form = form_of(page, f"Export all hits: {pictures} pictures")
-    every, _ = exported(calibrated.client.post("/export", data=form))
+    every, _ = facts_of(calibrated.client.post("/export", data=form))
     assert len(every) == pictures
-    likely, _ = exported(
+    likely, _ = facts_of(
         calibrated.client.post("/export", data=form_of(page, "Export likely hits only"))
     )
     judged = {(one["hit"] or {}).get("match") for one in likely}
@@ -79,16 +69,16 @@ def test_all_hits_are_counted_before_and_may_be_likely_only(calibrated, monkeypa
 def test_all_hits_are_more_than_those_of_the_page(console, monkeypatch):
     monkeypatch.setattr("upperson_console.pages.PAGE_HITS", 3)
     page = console.client.get("/?q=red&by=picture").text
-    items, _ = exported(console.client.post("/export", data=form_of(page, "Export these 3")))
+    items, _ = facts_of(console.client.post("/export", data=form_of(page, "Export these 3")))
     assert len(items) == 3
     form = form_of(page, "Export all hits: 18 pictures")
-    items, manifest = exported(console.client.post("/export", data=form))
+    items, manifest = facts_of(console.client.post("/export", data=form))
     assert len(items) == 18
     counts = {"entries": 18, "pictures": 18, "missing": [], "frames": 0, "clips": 0, "left_out": 0}
     assert {name: manifest[name] for name in counts} == counts
     assert (log_lines(console)[-1]["action"], len(log_lines(console)[-1]["ids"])) == ("export", 18)
     monkeypatch.setattr("upperson_console.exports.MOST_EXPORTED", 5)
-    items, manifest = exported(console.client.post("/export", data=form))
+    items, manifest = facts_of(console.client.post("/export", data=form))
     assert len(items) == 5
     assert manifest["left_out"] == 13
 
@@ -96,20 +86,27 @@ def test_all_hits_are_more_than_those_of_the_page(console, monkeypatch):
 def test_a_yes_stands_for_all_views_of_its_track(console):
     id_ = id_of(console, "red-1")
     form = form_of(console.client.get(f"/?q=red&marks=y{id_}").text, "Export 1 yes")
-    items, _ = exported(console.client.post("/export", data=form))
+    items, _ = facts_of(console.client.post("/export", data=form))
     assert {one["key"] for one in items} == {"red-0", "red-1"}
     form = form_of(console.client.get(f"/?q=red&by=picture&marks=y{id_}").text, "Export 1 yes")
-    items, _ = exported(console.client.post("/export", data=form))
+    items, _ = facts_of(console.client.post("/export", data=form))
     assert [one["key"] for one in items] == ["red-1"]
 
 
 def test_an_id_that_is_given_twice_is_one_member(console):
     ids = 3 * [str(id_of(console, "red-0"))]
-    items, _ = exported(console.client.post("/api/v1/export", json={"ids": ids}))
+    items, _ = facts_of(console.client.post("/api/v1/export", json={"ids": ids}))
     assert len(items) == 1
     views = {"ids": ids, "tracks": True}
-    items, _ = exported(console.client.post("/api/v1/export", json=views))
+    items, _ = facts_of(console.client.post("/api/v1/export", json=views))
     assert [one["key"] for one in items] == ["red-0", "red-1"]
+    # Of as many as a page can show, only one is there; of others nothing is exported.
+    gone = [str(10_000_000_000 + number) for number in range(1999)]
+    form = {"ids": [*gone, ids[0]], "address": "q=red&by=picture"}
+    items, manifest = facts_of(console.client.post("/export", data=form))
+    assert ([one["key"] for one in items], manifest["gone"]) == (["red-0"], 1999)
+    none = console.client.post("/api/v1/export", json={"ids": gone[:1]})
+    problem(none, 404, "picture_not_found")
 
 
 def test_a_picture_that_is_not_kept_is_said_and_not_counted(console):
@@ -118,13 +115,11 @@ def test_a_picture_that_is_not_kept_is_said_and_not_counted(console):
     answer = console.client.post(
         "/api/v1/export", json={"ids": [gone, str(id_of(console, "red-1"))]}
     )
-    items, manifest = exported(answer)
+    items, manifest = facts_of(answer)
     assert [one["file"] is None for one in items] == [True, False]
     assert (manifest["entries"], manifest["pictures"]) == (2, 1)
     assert manifest["missing"] == [gone]
-    page = opened(answer)["index.html"].decode()
-    assert "<h1>1 picture</h1>" in page
-    assert gone in re.search("not kept: ([^<]*)<", page)[1]
+    assert gone in exported(answer)["index.html"].decode()
     assert '-1-picture.zip"' in answer.headers["content-disposition"]
     details = log_lines(console)[-1]["details"]
     assert (details["pictures"], details["missing"]) == (1, [gone])
@@ -133,8 +128,7 @@ def test_a_picture_that_is_not_kept_is_said_and_not_counted(console):
 @pytest.mark.parametrize(
     ("sentence", "words"),
     [
-        ("Woman in a red coat, with a bag", "woman-in-a-red-coat-with"),
-        ("Frau mit grünem Mantel", "frau-mit-grunem-mantel"),
+        ("Frau in einem grünen Mantel, Hut", "frau-in-einem-grunen-mantel-hut"),
         ('../../x"; filename=\r\n<b>', "x-filename-b"),
         ("女", "export"),
         ("a" * 300, "a" * 60),
@@ -151,24 +145,11 @@ def test_the_name_has_date_words_and_number(console, sentence, words):
 def test_the_report_has_no_address_and_nothing_from_elsewhere(console):
     address = "q=red+%3Cb%3E&camera=gate&last=week"
     form = {"ids": str(id_of(console, "red-0")), "address": address}
-    page = opened(console.client.post("/export", data=form))["index.html"].decode()
+    page = exported(console.client.post("/export", data=form))["index.html"].decode()
     assert "red &lt;b&gt;" in page
     for absent in ("q=red", "http:", "https:", "8480", "//", "<script"):
         assert absent not in page
     assert ODD not in page
-
-
-def test_nothing_is_exported_of_what_is_hidden_or_gone(console):
-    problem(
-        console.client.post("/api/v1/export", json={"ids": ["999999"]}), 404, "picture_not_found"
-    )
-
-
-def test_as_many_cards_as_a_page_can_show_are_exported(console):
-    ids = [str(10_000_000_000 + number) for number in range(1999)]
-    form = {"ids": [*ids, str(id_of(console, "red-0"))], "address": "q=red&by=picture"}
-    items, manifest = exported(console.client.post("/export", data=form))
-    assert ([one["key"] for one in items], manifest["gone"]) == (["red-0"], 1999)
 
 
 def test_the_picture_that_was_searched_with_is_logged_and_counted(guarded):
@@ -178,7 +159,7 @@ def test_the_picture_that_was_searched_with_is_logged_and_counted(guarded):
         body = {"ids": [str(own)], "search": {"like": str(other)}}
         answer = guarded.operator.post("/api/v1/export", json=body)
         if is_left:
-            assert "query.jpg" in opened(answer)
+            assert "query.jpg" in exported(answer)
             assert log_lines(guarded)[-1]["ids"] == [own, other]
         else:
             problem(answer, 429, "view_quota_exceeded")

@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from tests.helpers.console import Client
+from tests.helpers.console import ODD, Client
 from tests.helpers.refused import refused
 from tests.helpers.small_servers import dripping_server, no_server, other_server
 from tests.unit.runtime.serve.conftest import LOCAL
-from upperson_console.accounts import Access
+from upperson_console.accounts import Access, Accounts
 from upperson_console.app import make_app
 from upperson_console.live import Live, check_source
 from upperson_rt.errors import UsageError
@@ -65,22 +65,25 @@ def test_cameras_have_the_state_that_the_process_publishes(reader, tmp_path):
     assert '<td class="num">50 %</td><td class="num">5</td>' in page
     os.utime(file, (time.time() - 60,) * 2)
     assert state(client.get("/live").text).startswith("ended: ")
-    page = reader.client.get("/live").text  # Without any process.
-    assert "--metrics-file" in page
-    assert "gate" in page
+    assert "gate" in reader.client.get("/live").text  # Without any process.
+
+
+def test_a_viewer_sees_the_state_of_its_cameras_alone(guarded, tmp_path):
+    (tmp_path / "watch.prom").write_text(METRICS)
+    live = Live([str(tmp_path / "watch.prom")])
+    for role, cameras in (("viewer", {"gate"}), ("admin", {"gate", "yard", ODD})):
+        account = Accounts(guarded.token_file).of_token(guarded.tokens[role])
+        assert {one.name for one in live.now(guarded.service, account)[1]} == cameras
 
 
 def test_files_without_metrics_are_reported_in_a_line(reader, tmp_path):
     file = tmp_path / "watch.prom"
     client = watching(reader, file)
     for text in (
-        *(f"{CAMERA} {number}" for number in ("NaN", "+Inf", "-Inf", "1e308", "1e400", "x", "")),
-        f"{CAMERA} -1e30", f"{CAMERA} 9e18\n{CAMERA} 9e18",
-        'upperson_camera_up{camera="gate} 1', "{", "}", "a{b", '"',
-        "# TYPE", "# TYPE a", "# TYPE a b c", "# HELP", "#", "\0", 'a{="b"} 1', "a{b=c} 1",
-        "\udcff", "\x1b[2J\x1b]0;x\x07 1", "<script>alert(1)</script>", "x" * 100_000,
-        'a{b="' + "\\" * 100_000, "a{" + "b," * 20_000, 'a{b="c",' * 10_000, "[" * 100_000,
-        "5 5 5 5",
+        *(f"{CAMERA} {number}" for number in ("NaN", "-Inf", "1e308", "1e400", "x", "", "-1e30")),
+        f"{CAMERA} 9e18\n{CAMERA} 9e18", 'upperson_camera_up{camera="gate} 1', "a{b", "# TYPE a",
+        'a{="b"} 1', "\0", "\udcff", "\x1b[2J\x1b]0;x\x07 1", "<script>alert(1)</script>",
+        'a{b="' + "\\" * 100_000, "a{" + "b," * 20_000, 'a{b="c",' * 10_000,
     ):  # fmt: skip
         file.write_bytes(text.encode("utf-8", "surrogateescape") + b"\n")
         began = time.process_time()
@@ -119,7 +122,6 @@ def test_no_read_of_another_file_blocks(tmp_path):
         (b"HTTP/1.0 302 Go\r\nLocation: file:///etc/passwd\r\n\r\n", "metrics: it answers 302"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "not running: "),
         (OK + b"X: y\r\n" * 200 + b"\r\n", "not running: got more than"),
-        (OK + b"X: " + b"y" * 70_000 + b"\r\n\r\n", "not running: got more than"),
         (b"SSH-2.0-OpenSSH_9.7\r\n", "not running: SSH-2.0-OpenSSH_9.7"),
         (b"", "not running: Remote end closed connection"),
     ],

@@ -51,48 +51,34 @@ def test_the_file_is_read_and_checked(tmp_path):
         read(tmp_path, "a: [")
 
 
-def test_programs_state_purpose_and_case_in_headers(make_guarded):
+def test_programs_state_purpose_and_case_in_headers(make_guarded, monkeypatch):
     console = make_guarded(oversight=PURPOSES)
     client, id_ = console.operator, id_of(console, "red-0")
     for path in ("/api/v1/cameras", f"/api/v1/items/{id_}", f"/people/{id_}/picture", "/live"):
         answer = client.get(path)
         assert answer.status_code in (303, 403), path
-    problem(client.search(sentence="red"), 403, "purpose_missing")
-    for changes, named in (
-        ({"Upperson-Purpose": "Curiosity"}, ("purpose", "/purpose")),
-        ({"Upperson-Case": "17"}, ("case number", "/purpose")),
-    ):
-        answer = client.post("/api/v1/search", json={"sentence": "red"}, headers=STATED | changes)
-        what = problem(answer, 403, "purpose_missing")
-        assert all(one in what for one in named), what
+    query = {"sentence": "red"}
+    for wrong in ({}, STATED | {"Upperson-Purpose": "Fun"}, STATED | {"Upperson-Case": "17"}):
+        answer = client.post("/api/v1/search", json=query, headers=wrong)
+        problem(answer, 403, "purpose_missing")
     assert {line["action"] for line in log_lines(console)} == {"forbidden"}
     assert client.get("/api/v1/info").status_code == 200
-    answer = client.post("/api/v1/search", json={"sentence": "red"}, headers=STATED)
+    monkeypatch.chdir(console.folder.parent)
+    monkeypatch.setattr(console.service.current.last.gallery, "location", console.folder.name)
+    answer = client.post("/api/v1/search", json=query, headers=STATED)
     hits = [int(hit["id"]) for hit in answer.json()["hits"]]
     line = log_lines(console)[-1]
     assert (line["purpose"], line["case"], line["user"]) == ("Theft, reported", "2026-17", "olga")
     assert (line["sentence"], line["ids"], line["address"]) == ("red", hits, "127.0.0.1")
     assert line["model"] == console.service.encoder.fingerprint
-    assert line["gallery"] == console.service.gallery.location
+    assert line["gallery"] == str(console.folder)  # By its absolute path.
     assert datetime.fromisoformat(line["time"]).tzinfo == timezone.utc
     mark = {"sentence": "red", "yes": [str(id_)], "no": []}
     assert client("PUT", "/api/v1/marks", json=mark, headers=STATED).status_code == 200
     line = log_lines(console)[-1]
     assert (line["user"], line["action"], line["details"]["yes"]) == ("olga", "mark", [id_])
-
-
-def test_the_log_names_the_gallery_by_its_absolute_path(make_console, monkeypatch):
-    console = make_console()
-    monkeypatch.chdir(console.folder.parent)
-    monkeypatch.setattr(console.service.current.last.gallery, "location", console.folder.name)
-    assert console.client.search(sentence="red").status_code == 200
-    assert log_lines(console)[-1]["gallery"] == str(console.folder)
-
-
-def test_an_account_may_have_a_fixed_purpose(make_guarded):
-    console = make_guarded(oversight=PURPOSES)
-    answer = console.viewer.post("/api/v1/search", json={"sentence": "red"}, headers=STATED)
-    assert answer.status_code == 200
+    # An account may have a fixed purpose.
+    assert console.viewer.post("/api/v1/search", json=query, headers=STATED).status_code == 200
     line = log_lines(console)[-1]
     assert (line["purpose"], line["case"]) == ("Missing person", "2026-1")
 
@@ -108,19 +94,13 @@ def test_pages_ask_for_the_purpose_once(make_console):
     wrong = browser.post("/purpose", data={**given, "case": "x-17"})
     assert wrong.status_code == 422
     assert "<option selected>Theft, reported</option>" in wrong.text
-    assert 'value="x-17"' in wrong.text
-    assert 'role="alert"' in wrong.text
-    for secret in (r"\d", "Upperson-"):
-        assert secret not in wrong.text
+    assert ('value="x-17"' in wrong.text, r"\d" in wrong.text) == (True, False)
     stated = browser.post("/purpose", data={**given, "case": "2026-17"})
     assert (stated.status_code, stated.headers["location"]) == (303, "/?q=red")
     cookie = stated.headers["set-cookie"]
     assert "HttpOnly" in cookie
     browser = Client(console.app, cookie=cookie.partition(";")[0])
-    page = browser.get("/?q=red")
-    assert page.status_code == 200
-    assert "Theft, reported" in page.text
-    assert "Case 2026-17" in page.text
+    assert "Case 2026-17" in browser.get("/?q=red").text
     line = log_lines(console)[-1]
     assert (line["purpose"], line["case"]) == ("Theft, reported", "2026-17")
     elsewhere = browser.post("/purpose", data={**given, "case": "2026-17", "next": "//evil"})
@@ -129,13 +109,6 @@ def test_pages_ask_for_the_purpose_once(make_console):
         page = browser.get("/purpose", headers={"referer": referer}).text
         assert f'name="next" value="{back}"' in page
     assert console.client.get("/records").status_code == 200
-
-
-def test_without_the_file_nothing_is_asked_for(guarded):
-    assert guarded.viewer.search(sentence="black man").status_code == 200
-    line = log_lines(guarded)[-1]
-    assert "purpose" not in line
-    assert "Change" not in guarded.viewer.get("/").text
 
 
 def test_logins_and_refusals_are_logged_without_the_token(guarded):
@@ -185,28 +158,27 @@ def test_refusals_of_one_kind_hide_none_of_another(make_guarded):
     assert codes == ["purpose_missing"] * 10 + ["role_missing"]
 
 
-def test_records_have_pages_filters_and_an_export(make_guarded):
+def test_records_have_pages_filters_and_an_export(make_guarded, monkeypatch):
     console = make_guarded(oversight=PURPOSES)
-    for number in range(120):
+    monkeypatch.setattr(log_view, "_LINES", 5)
+    for number in range(12):
         who = console.operator if number % 2 else console.viewer
         body = {"sentence": f"red {number:03}"}
         assert who.post("/api/v1/search", json=body, headers=STATED).status_code == 200
-    page = console.admin.get("/records").text
-    assert ("red 119" in page, "red 070" in page, "red 069" in page) == (True, True, False)
-    seen, address = set(), "/records"
+    seen, address = [], "/records"
     for _ in range(3):
         page = console.admin.get(address).text
-        seen |= {number for number in range(120) if f"red {number:03}" in page}
+        seen.append({number for number in range(12) if f"red {number:03}" in page})
         address = page.rpartition('rel="next"')[0].rpartition('href="')[2].partition('"')[0]
         address = address.replace("&amp;", "&")
-    assert len(seen) == 120
+    assert seen == [{*range(7, 12)}, {*range(2, 7)}, {0, 1}]
     page = console.admin.get("/records?case=2026-17&action=query").text
-    assert ("red 119" in page, "red 118" in page) == (True, False)
-    assert "red 1" not in console.admin.get("/records?until=2020-01-01T00:00").text
+    assert ("red 011" in page, "red 010" in page) == (True, False)
+    assert "red 0" not in console.admin.get("/records?until=2020-01-01T00:00").text
     assert console.admin.get("/records?since=nonsense").status_code == 422
     answer = console.admin.get("/records/lines?user=vera")
     lines = [json.loads(line) for line in answer.text.splitlines()]
-    assert [line["sentence"] for line in lines] == [f"red {n:03}" for n in range(0, 120, 2)]
+    assert [line["sentence"] for line in lines] == [f"red {n:03}" for n in range(0, 12, 2)]
     assert answer.text.splitlines()[0] in console.log.read_text()
     line = log_lines(console)[-1]
     assert (line["action"], line["details"]) == ("log-export", {"filter": "user=vera"})
@@ -217,11 +189,9 @@ def test_records_have_pages_filters_and_an_export(make_guarded):
     for picture in (red, blue):
         lines = console.admin.get(f"/records/lines?picture=1+{picture}&action=view").text
         assert [picture in json.loads(line)["ids"] for line in lines.splitlines()] == [True]
-    assert "No lines pass" in console.admin.get("/records?picture=1").text
     named = {line["action"] for line in log_lines(console)}
     assert {"query", "view", "log-export"} <= named <= set(log_view.ACTIONS)
     page = console.admin.get(f"/people/{red}", headers=STATED).text
     address = re.search(r'href="(/records\?picture=[^"]*)"', page)[1]
-    shown = console.admin.get(address).text
-    assert ("<td>view</td>" in shown, "<td>vera</td>" in shown) == (True, True)
+    assert "<td>vera</td>" in console.admin.get(address).text
     assert "/records?picture" not in console.operator.get(f"/people/{red}", headers=STATED).text

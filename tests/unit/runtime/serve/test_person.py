@@ -1,15 +1,11 @@
 """One person: views, other cameras, the frame, an export, marks, a deletion, and the records."""
 
-import hashlib
 import html
 import io
-import json
 import re
-import zipfile
-from datetime import datetime, timezone
+from datetime import datetime
 from urllib.parse import parse_qs, urlsplit
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -22,7 +18,6 @@ from upperson_log.chain import verify_log
 from upperson_log.query_log import QueryLog
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.printable import local_time
-from upperson_rt.search.query import refine
 
 
 def size_of(answer):
@@ -72,22 +67,14 @@ def test_a_person_has_its_facts_and_the_frame_with_its_box(console, tmp_path):
     assert re.search(label, facts)
     for fact in (f"<dt>Seen</dt><dd>{local_time(START)}</dd>", ">floor</dt><dd>2</dd>"):
         assert fact in facts
-    for fact in (str(frame), "<dt>Sharpness</dt><dd>1921.6</dd>", ">gate-7</dd>",
-                 "100 \u00d7 160 pixels, at 10, 20"):  # fmt: skip
-        assert fact in raw
-        assert fact not in facts
+    for fact in (str(frame), "<dt>Sharpness</dt><dd>1921.6</dd>", ">gate-7</dd>"):
+        assert (fact in raw, fact in facts) == (True, False)
     around = re.search(r'href="/\?([^"]*)">Who else was there then', page)[1]
     newest = re.findall(r'class="open" href="/people/(\d+)', client.get(f"/?{around}").text)[0]
     assert int(newest) in {id_of(console, "red-0"), id_of(console, "red-1")}
-    assert f'href="/people/{id_}/frame"' in page
-    framed = client.get(f"/people/{id_}/frame").text
-    assert 'viewBox="0 0 300 200"' in framed
-    assert '<rect x="10" y="20" width="100" height="160"/>' in framed
     assert size_of(client.get(f"/people/{id_}/picture")) == (100, 160)
     other = id_of(console, "red-0")
     assert client.get(f"/people/{other}/frame").status_code == 404
-    views = html.unescape(client.get(f"/people/{other}?q=red").text)
-    assert re.search(r"<dt>Seen</dt><dd>[\d: -]+ \u2013 [\d:]+, 2 views</dd>", views)
     # Without its query picture the person is shown nevertheless.
     gone = client.get(f"/people/{other}?picture={'0' * 32}")
     assert gone.status_code == 200
@@ -104,43 +91,6 @@ def test_match_and_likelihood_of_page_and_card_are_the_same(name, request):
         assert len(cards) == (18 if name == "calibrated" else 12)
         for id_, label in cards[:3]:
             assert label in console.client.get(f"/people/{id_}?{address}").text
-
-
-def test_the_sentence_that_a_person_is_compared_with_is_logged(console):
-    id_, like = id_of(console, "red-0"), id_of(console, "blue-0")
-    console.client.get(f"/people/{id_}?q=a+blue+coat&camera=gate")
-    line, *others = log_lines(console)
-    assert (line["action"], line["sentence"]) == ("view", "a blue coat")
-    assert line["filter"]["camera"] == ["gate"]
-    assert not any(one["sentence"] for one in others)
-    console.client.get(f"/people/{id_}?like={like}")
-    line = log_lines(console)[len(others) + 1]
-    assert line["details"] == {"picture": str(id_), "like": str(like)}
-
-
-def test_an_export_is_complete_and_hashed(console):
-    search = {"sentence": "red <b>", "filter": {"since": "2026-09-21T13:00:00Z"}}
-    ids = [id_of(console, f"red-{number}") for number in range(3)]
-    answer = console.client.post("/api/v1/export", json={"ids": [*map(str, ids)], "search": search})
-    assert answer.headers["content-type"] == "application/zip"
-    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
-    hashes = json.loads(files.pop("manifest.json"))["sha256"]
-    assert hashes == {name: hashlib.sha256(body).hexdigest() for name, body in files.items()}
-    facts = json.loads(files["items.json"])
-    assert facts["model"] == console.service.encoder.fingerprint
-    assert facts["query"]["sentence"] == search["sentence"]
-    since = datetime.fromisoformat(facts["query"]["filter"]["since"]).timestamp()
-    assert since == datetime(2026, 9, 21, 13, tzinfo=timezone.utc).timestamp()
-    assert [one["key"] for one in facts["items"]] == ["red-0", "red-1", "red-2"]
-    kept = (console.folder / "crops" / "red0.png").read_bytes()
-    assert files[facts["items"][0]["file"]] == kept
-    page = files["index.html"].decode()
-    assert "<b>hall" not in page
-    assert "red &lt;b&gt;" in page
-    last = log_lines(console)[-1]
-    assert (last["action"], last["ids"]) == ("export", ids)
-    assert last["details"]["sha256"] == hashlib.sha256(answer.content).hexdigest()
 
 
 def test_marks_refine_one_search_and_can_be_removed(reader):
@@ -163,23 +113,18 @@ def test_marks_are_kept_with_the_search(guarded):
     assert place == f"/people/{id_}?q=red&marks=y{id_}"
     line = log_lines(guarded)[-1]
     assert (line["action"], line["ids"], line["details"]["yes"]) == ("mark", [id_], [id_])
-    page = client.get(place).text
-    assert yes.replace("false", "true") in page
-    assert "Refined by 1 yes, 0 no" in page
+    assert yes.replace("false", "true") in client.get(place).text
     both = f"q=red&marks=y{id_}.n{other}"
     assert mark(client, f"q=red&marks=y{id_}", no=other) == f"/?{both}#card-{other}"
     key = Search(sentence="red").marks_key
     assert guarded.service.user_state.marks("olga", key) == {id_: True, other: False}
     page = client.get("/?q=red").text
     assert "Marked before, or on another page: 1 yes, 1 no." in page
-    assert "on another page: 0 yes, 1 no." in client.get(f"/?q=red&marks=y{id_}").text
     assert "Marked before" not in client.get(f"/?{both}").text
     assert f"marks=y{id_}.n{other}" in page
-    assert "Marked before" not in client.get("/?q=shirt").text
     assert mark(client, both, undo="last") == f"/?q=red&marks=y{id_}"
     assert mark(client, f"q=red&marks=y{id_}", yes=id_) == f"/?q=red#card-{id_}"
     assert log_lines(guarded)[-1]["details"]["removed"] == [id_]
-    assert "Marked before" not in client.get("/?q=red").text
     # There is nothing to mark without a query, nor for a viewer.
     assert 'name="yes"' not in client.get(f"/people/{id_}").text
     assert 'name="yes"' not in guarded.viewer.get(f"/people/{id_}?q=red").text
@@ -206,36 +151,6 @@ def test_two_pages_do_not_overwrite_each_others_marks(guarded):
     assert guarded.service.user_state.marks("olga", key) == {two: True}
     assert mark(client, f"q=red&marks=y{two}", undo="all") == "/?q=red"
     assert guarded.service.user_state.marks("olga", key) == {}
-
-
-def test_refining_has_bounds_and_gives_the_same_bits():
-    rng = np.random.default_rng(0)
-
-    def some(count):
-        vectors = rng.normal(size=(count, 32))
-        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-    query, nothing = some(1)[0], np.empty((0, 32), np.float32)
-    assert refine(query, nothing, nothing) is query
-    for yes, no in ((1, 0), (0, 60), (20, 20)):
-        right, wrong = some(yes), some(no)
-        moved = refine(query, right, wrong)
-        assert (np.linalg.norm(moved), moved.dtype) == (pytest.approx(1, abs=1e-5), np.float32)
-        assert (moved == refine(query, right, wrong)).all()
-        assert moved @ query > 0.1
-    assert (refine(query, nothing, np.repeat(query[None], 9, axis=0)) @ query) == pytest.approx(1)
-    assert (refine(query, -query[None], nothing) != 0).any()
-
-
-def test_saved_searches_have_a_name(console):
-    console.client.post("/saved", data={"name": "Red <b>", "address": "q=red&camera=gate"})
-    page = console.client.get("/").text
-    assert "Red &lt;b&gt;" in page
-    assert 'href="/?q=red&amp;camera=gate"' in page
-    (saved,) = console.service.user_state.saved("local")
-    console.client.post("/saved/forget", data={"saved": saved.id})
-    assert console.service.user_state.saved("local") == []
-    assert console.client.post("/saved", data={"name": " ", "address": "q=x"}).status_code == 422
 
 
 def pictures_of(console):
@@ -270,7 +185,7 @@ def test_the_api_deletes_after_a_dry_run(console):
     assert (line["action"], len(line["ids"])) == ("alike", dry["deleted"])
     assert (dry["dry_run"], console.service.gallery.count()) == (True, 18)
     problem(delete(dry_run=False), 422, "reason_missing")
-    problem(delete(dry_run=False, reason="x" * 501), 422)
+    problem(delete(dry_run=False, reason="x" * 501), 422, "reason_too_long")
     assert delete(dry_run=False, reason="requested").json()["deleted"] == dry["deleted"] >= 1
     track = {"track": "green-True", "camera": ODD, "reason": "requested"}
     path = "/api/v1/tracks"
@@ -290,7 +205,6 @@ def test_pruning_counts_first(console):
     assert console.service.gallery.count() == pictures_of(console) == 5
     page = console.client.post("/records/prune", data={"days": "0", "act": "look"}).text
     assert "5 pictures would go" in page
-    assert console.client.get("/records").status_code == 200
 
 
 def test_the_timeline_narrows_the_search(reader):
@@ -326,15 +240,12 @@ def test_a_gallery_on_milvus_is_served_as_well(
     id_, key = (first["hits"][0][name] for name in ("id", "key"))
     assert (key[:3], len(id_) > 15) == ("red", True)
     page = console.client.get(f"/people/{id_}?q=red&marks=y{id_}")
-    assert "no picture kept" in page.text
     assert "Nearest in other cameras" in page.text
-    for address, count in (("/?order=time", 12), ("/?camera=gate&by=picture", 12), ("/", 12)):
-        assert console.client.get(address).text.count('class="open"') == count
+    for address in ("/?order=time", "/?camera=gate&by=picture", "/"):
+        assert console.client.get(address).text.count('class="open"') == 12
     cameras = {one["name"]: one["pictures"] for one in console.client.get("/api/v1/cameras").json()}
     assert cameras == {"gate": 12, ODD: 6}
-    place = mark(console.client, "q=red", yes=id_)
-    assert place == f"/?q=red&marks=y{id_}#card-{id_}"
-    assert console.client.get(place).status_code == 200
+    assert mark(console.client, "q=red", yes=id_) == f"/?q=red&marks=y{id_}#card-{id_}"
     assert console.client("DELETE", f"/api/v1/items/{id_}?reason=x").json()["deleted"] == 1
     problem(console.client.get(f"/api/v1/items/{id_}"), 404, "picture_not_found")
 
@@ -350,6 +261,11 @@ def test_whatever_finds_people_is_in_the_log(console):
         last = log_lines(console)[-1]
         assert (last["user"], last["action"], last["details"]) == ("local", action, details)
         assert found in last["ids"]
+    console.client.get(f"/people/{id_}?q=a+blue+coat&camera=gate&like={other}")
+    line = next(one for one in log_lines(console) if one["sentence"])
+    assert (line["action"], line["sentence"]) == ("view", "a blue coat")
+    assert line["filter"]["camera"] == ["gate"]
+    assert line["details"] == {"picture": str(id_), "like": str(other)}
     assert console.client.get("/timeline?q=red").status_code == 200
     last = log_lines(console)[-1]  # By track: one picture stands for it.
     assert (last["action"], last["sentence"], last["by_track"]) == ("timeline", "red", True)

@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.helpers.console import id_of, log_lines, problem
 from tests.helpers.invoke import refusal, run_rt
+from tests.helpers.refused import refused
 from tests.helpers.signing_keys import write_keys
 from tests.helpers.small_servers import dripping_server, http_server, no_server, other_server
 from tests.helpers.time_stamping import make_authority, stamp, time_stamping
 from tests.unit.runtime.serve.test_evidence import rewritten
-from tests.unit.runtime.test_signature import model_signing
 from upperson_console.evidence_check import Package, Seal
 from upperson_log import timestamps
 from upperson_log.timestamps import TimeStampServer, read_certificates, read_stamp
@@ -77,19 +77,16 @@ def test_a_stamp_covers_the_package_and_its_signature(
     assert (len(requests), len(requests[0]) < 100) == (1, True)
     # Others verify it, too.
     with zipfile.ZipFile(file) as archive:
-        archive.extractall(tmp_path / "files")
+        archive.extract("manifest.tsr", tmp_path)
         names = {"manifest.json", "manifest.sig"} & {*archive.namelist()}
-    stamped = tmp_path / "stamped"
-    stamped.write_bytes(
-        b"".join((tmp_path / "files" / name).read_bytes() for name in sorted(names))
-    )
-    command = ["openssl", "ts", "-verify", "-data", stamped, "-in",
-               tmp_path / "files/manifest.tsr", "-CAfile", root]  # fmt: skip
+        stamped = tmp_path / "stamped"
+        stamped.write_bytes(b"".join(archive.read(name) for name in sorted(names)))
+    command = ["openssl", "ts", "-verify", "-data", stamped, "-in", tmp_path / "manifest.tsr",
+               "-CAfile", root]  # fmt: skip
     assert subprocess.run(command, capture_output=True).returncode == 0
-    if is_signed:
-        folder = tmp_path / "files"
-        verify = ("verify", "key", folder, "--signature", folder / "manifest.sig", "--public_key")
-        assert model_signing((*verify, authority / "site.pub")) == [0]
+    command = ("evidence", "verify", file, "--tsa-cert", root, "--json")
+    found = json.loads(run_rt(*command).stdout)["timestamp"]
+    assert (found["state"], found["authority"]) == ("trusted", "CN=tsa")
 
 
 def test_what_is_wrong_with_a_stamp_is_found(export, authority, tmp_path, monkeypatch):
@@ -106,10 +103,9 @@ def test_what_is_wrong_with_a_stamp_is_found(export, authority, tmp_path, monkey
 
     assert codes(verified(without("manifest.tsr"), authority)) == ["not_stamped"]
     assert codes(verified(without("manifest.sig"), authority, trust=False)) == ["timestamp_wrong"]
-    with pytest.raises(InputError) as caught:
+    with refused("certificate_unreadable", InputError):
         Package(file, None, authority / "site.pem")
-    assert caught.value.code == "certificate_unreadable"
-    for content in (b"", b"x", b"\x30\x03\x02\x01\x00", bytes(300_000)):
+    for content in (b"", b"\x30\x03\x02\x01\x00", bytes(300_000)):
         changed = rewritten(
             file, lambda m, c=content: [(n, c if n == "manifest.tsr" else old) for n, old in m]
         )
@@ -140,12 +136,11 @@ def test_a_malformed_certificate_in_an_answer_is_a_refusal(authority):
     assert answer.count(version + b"\x02") == 1
     malformed = answer.replace(version + b"\x02", version + b"\x07")
     for trusted in ((), read_certificates(authority / "root.cert.pem")):
-        with pytest.raises(IntegrityError) as caught:
+        with refused("timestamp_wrong", IntegrityError):
             read_stamp(malformed, b"one", trusted)
-        assert caught.value.code == "timestamp_wrong"
-    with other_server(HEAD + malformed) as port, pytest.raises(BackendError) as caught:
+    unavailable = refused("timestamp_unavailable", BackendError)
+    with other_server(HEAD + malformed) as port, unavailable:
         TimeStampServer(f"http://127.0.0.1:{port}/").stamp(b"one")
-    assert caught.value.code == "timestamp_unavailable"
 
 
 @pytest.mark.parametrize("kind", ["away", "slow", "garbage", "status", "long"])
@@ -171,8 +166,7 @@ def test_an_authority_that_fails_costs_the_stamp_alone(
         with zipfile.ZipFile(file) as archive:
             page = archive.read("index.html").decode()
         missing = package.facts["timestamp_missing"]
-        assert missing.startswith("no time stamp of 127.0.0.1: ")
-        assert '>not stamped: <span lang="en">no time stamp of 127.0.0.1' in page
+        assert "no time stamp of 127.0.0.1" in page
         assert log_lines(console)[-1]["details"]["timestamp_missing"] == missing
         lines = len(log_lines(console))
         answer, _ = export(replace(server, is_required=True))
@@ -187,16 +181,13 @@ def test_an_answer_to_another_request_is_refused(authority):
     trusted = read_certificates(authority / "root.cert.pem")
     assert read_stamp(answer, b"one", trusted, nonce).authority == "CN=tsa"
     for content, number in ((b"two", nonce), (b"one", nonce + 1)):
-        with pytest.raises(IntegrityError) as caught:
+        with refused("timestamp_wrong", IntegrityError):
             read_stamp(answer, content, trusted, number)
-        assert caught.value.code == "timestamp_wrong"
 
 
-@pytest.mark.parametrize(
-    "url", ["tsa.example", "ftp://a/b", "http://", "http://a:x/", "http://u:p@a/"]
-)
-def test_an_address_that_cannot_be_used_is_refused(url):
-    refusal(run_rt("log", "timestamp", "x.log", "--url", url, "--json"), 2, "address_malformed")
+def test_an_address_that_cannot_be_used_is_refused():
+    for url in ("tsa.example", "ftp://a/b", "http://", "http://a:x/", "http://u:p@a/"):
+        refusal(run_rt("log", "timestamp", "x.log", "--url", url, "--json"), 2, "address_malformed")
 
 
 def test_the_chain_of_a_log_is_stamped_and_verified(console, authority, tmp_path):
@@ -218,17 +209,15 @@ def test_the_chain_of_a_log_is_stamped_and_verified(console, authority, tmp_path
             refusal(run_rt(*command), 6, "timestamp_wrong")
             assert place.read_bytes() == content
         place.write_bytes(stamped)
-        another = make_authority(tmp_path / "another") / "root.cert.pem"
-        refusal(run_rt(*command, "--tsa-cert", another), 6, "timestamp_wrong")
+        another = ("--tsa-cert", make_authority(tmp_path / "another") / "root.cert.pem")
+        refusal(run_rt(*command, *another), 6, "timestamp_wrong")
     assert (first["lines"], second["lines"], second["authority"]) == (1, 2, "CN=tsa")
     chosen = [word for one in (first, second) for word in ("--timestamp", one["file"])]
     verify = ("log", "verify", console.log, *chosen)
     found = json.loads(run_rt(*verify, "--tsa-cert", root, "--json").stdout)
     assert (found["ok"], [one["line"] for one in found["timestamps"]]) == (True, [1, 2])
-    assert first["time"] in run_rt(*verify, "--tsa-cert", root).stdout
     refusal(run_rt(*verify, "--json"), 2, "tsa_cert_missing")
-    other = ("--tsa-cert", make_authority(tmp_path / "other") / "root.cert.pem", "--json")
-    refusal(run_rt(*verify, *other), 6, "timestamp_wrong")
+    refusal(run_rt(*verify, *another, "--json"), 6, "timestamp_wrong")
     renamed = Path(first["file"]).rename(tmp_path / "stamp.tsr")
     one = ("log", "verify", console.log, "--timestamp", renamed, "--tsa-cert", root, "--json")
     refusal(run_rt(*one), 6, "timestamp_wrong")
@@ -242,34 +231,8 @@ def test_the_chain_of_a_log_is_stamped_and_verified(console, authority, tmp_path
     refusal(run_rt(*command), 6, "log_altered")
 
 
-def test_the_command_prints_time_and_authority(export, authority):
-    with time_stamping(authority) as (url, _):
-        _, file = export(TimeStampServer(url))
-    command = ("evidence", "verify", file, "--trust", authority / "site.pub")
-    root = authority / "root.cert.pem"
-    done = run_rt(*command, "--tsa-cert", root)
-    assert (done.exit_code, "as stamped by CN=tsa" in done.stdout) == (0, True)
-    found = json.loads(run_rt(*command, "--tsa-cert", root, "--json").stdout)["timestamp"]
-    assert (found["state"], found["authority"]) == ("trusted", "CN=tsa")
-    assert "--tsa-cert" in run_rt(*command).stdout
-    wrong = run_rt(*command, "--tsa-cert", authority / "tsa.cert.pem", "--json")
-    assert wrong.exit_code == 6
-
-
 def test_a_missing_package_is_named(monkeypatch, authority):
     monkeypatch.setitem(__import__("sys").modules, "rfc3161_client", None)
     for call in (lambda: TimeStampServer("http://a/"), lambda: read_certificates(authority)):
-        with pytest.raises(BackendError) as caught:
+        with refused("extra_missing", BackendError):
             call()
-        assert caught.value.code == "extra_missing"
-
-
-def test_serve_refuses_options_that_do_not_fit_before_it_writes(served_folder, tmp_path):
-    serve = ("serve", "-b", served_folder / "bundle", "-g", served_folder / "gallery", "--state",
-             tmp_path / "state", "--json")  # fmt: skip
-    refusal(run_rt(*serve, "--timestamp-required"), 2, "timestamp_url_missing")
-    refusal(run_rt(*serve, "--timestamp-url", "tsa"), 2, "address_malformed")
-    key = served_folder / "bundle" / "bundle.json"
-    url = ("--timestamp-url", "http://127.0.0.1/", "--tsa-cert", key)
-    refusal(run_rt(*serve, *url), 3, "certificate_unreadable")
-    assert not (tmp_path / "state").exists()

@@ -80,18 +80,14 @@ def file(tmp_path):
     return path
 
 
-def test_writes_are_on_disk_and_for_their_owner_alone(file):
+def test_what_was_written_is_there_again(file):
+    """On disk, and for its owner alone."""
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     with closing(UserState(file)) as store:
         (full,) = store._connection.execute("PRAGMA synchronous").fetchone()
         assert full == 2
         assert store.picture("p", "another space") is None
-        assert store.picture("q", "space") is None
-
-
-def test_what_was_written_is_there_again(file):
-    with closing(UserState(file)) as store:
         assert store.picture("p", "space").vector_D.tolist() == VECTOR.tolist()
         (saved,) = store.saved("ann")
         assert (saved.name, saved.address) == ("red coats", "?q=a+red+coat")
@@ -102,12 +98,10 @@ def test_what_was_written_is_there_again(file):
     ("old", "new"),
     [
         (VECTOR.tobytes()[:4], b"\0\0\0\0"),
-        (b"red coats", b"red boats"),
         (b"red coats", b"\xff\xfe\xff\xfe\xff\xfe\xff\xfe\xff"),
         (b"ann", b"bob"),
         (b"?q=a+red", b"?q=a+rad"),
         (b"question", b"Question"),
-        (b"jpeg\x03", b"jpig\x03"),
         (b"\x03\x04", b"\x04\x03"),
         (b"CREATE TABLE marks", b"CREATE TABLE harks"),
         (b"SQLite format 3", b"SQLite format 9"),

@@ -57,17 +57,14 @@ def test_page_api_and_log_have_the_verdict(calibrated, word, sentence, floor, mo
         if verdict["expected_matches"] is not None:
             assert verdict["expected_matches"] == pytest.approx(sum(likelihoods), abs=1.5)
         assert verdict["likelihood"] == pytest.approx(likelihoods[0], abs=0.02)
-        assert re.search(
-            rf'class="match {labels[0]}" .*{labels[0]} (?:&[lg]t;\xa0)?\d+\xa0%<', page
-        )
+        assert re.search(rf'class="match {labels[0]}" .*{labels[0]} .*\d+\xa0%<', page)
     if word == "likely":
         assert labels.count("likely") == 3  # The tracks of people in red.
 
 
-def test_a_bundle_without_a_calibration_says_what_to_do(reader):
+def test_a_bundle_without_a_calibration_says_so(reader):
     verdict = reader.client.search(sentence="a woman in red").json()["verdict"]
     assert (verdict["word"], verdict["reason"]) == ("uncalibrated", "no_calibration")
-    assert "upperson-rt calibrate" in verdict_on(reader.client.get("/?q=a+woman+in+red").text)[1]
 
 
 def test_a_user_sees_nothing_of_other_cameras(
@@ -101,9 +98,6 @@ def test_pictures_unlike_those_of_the_calibration_are_named_and_measured(
     where = {"cameras": ["gate"]}
     verdict = console.client.search(sentence="a red coat", filter=where).json()["verdict"]
     assert (verdict["reason"], verdict["fields"]["cameras"]) == ("pictures_unlike", ["gate"])
-    word, text = verdict_on(console.client.get("/?q=a+red+coat&camera=gate").text)
-    assert word == "uncalibrated"
-    assert "gate" in text
     metrics = console.client.get("/api/v1/metrics").text
     (distance,) = re.findall(r"upperson_score_shift_distance{(.*)} (.*)\n", metrics)
     assert distance[0] == 'camera="gate",period="day"'
@@ -132,8 +126,6 @@ def test_cameras_that_are_not_compared_are_named_to_those_who_may_see_them(calib
     assert found("gate", "yard") == ("nobody", [few])
     assert found("gate") == ("nobody", [])
     assert found("yard") == ("uncalibrated", [])
-    page = calibrated.client.get("/?q=woman+in+a+coat&camera=gate&camera=yard").text
-    assert "(&#39;yard&#39;) has too few pictures" in page or "(yard) has too few pictures" in page
 
 
 def test_the_timeline_counts_likely_hits_only(calibrated, reader, monkeypatch):
@@ -143,8 +135,7 @@ def test_the_timeline_counts_likely_hits_only(calibrated, reader, monkeypatch):
     assert bars(page) == 3
     ids = {id_of(calibrated, f"red-{number}") for number in (1, 2, 9)}
     assert {*log_lines(calibrated)[-1]["ids"]} == ids
-    page = calibrated.client.get("/timeline?q=woman+in+a+coat").text
-    assert "No timeline" in page
+    assert bars(calibrated.client.get("/timeline?q=woman+in+a+coat").text) == 0
     for console, address in ((calibrated, "q=zebra"), (reader, "q=a+woman+in+red")):
         page = console.client.get(f"/timeline?{address}").text
         assert "uncalibrated" in page
@@ -156,15 +147,10 @@ def test_a_line_joins_likely_tracks_only(calibrated, reader):
     way = re.search(r'<polyline class="way" points="([^"]*)"', page)[1].split()
     assert len(way) == 3  # This track, and those in red at the two other cameras.
     assert page.count('<rect class="stop') == 13
-    assert "The dotted line joins" in page
     assert verdict_on(page)[0] == "likely"
     calibrated.service.gallery.add(
         [Item(key="new", camera="gate", time=START, track="new")],
         calibrated.service.encoder.encode_texts(["zebra"]),
     )
-    page = calibrated.client.get(f"/people/{id_of(calibrated, 'new')}").text
-    assert "<polyline" not in page
-    assert "No line is drawn" in page
-    page = reader.client.get(f"/people/{id_of(reader, 'red-0')}").text
-    assert "<polyline" not in page
-    assert "the search is uncalibrated" in page
+    assert "<polyline" not in calibrated.client.get(f"/people/{id_of(calibrated, 'new')}").text
+    assert "<polyline" not in reader.client.get(f"/people/{id_of(reader, 'red-0')}").text

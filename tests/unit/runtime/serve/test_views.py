@@ -1,13 +1,12 @@
 """Nothing of a person is shown unless the query log names it, and not more than the quota."""
 
 import base64
-import contextlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.helpers.console import id_of, log_lines, problem
+from tests.helpers.console import log_lines, problem
 from upperson_console.accounts import Account
 from upperson_console.live import Live
 from upperson_console.problems import ProblemError
@@ -32,19 +31,10 @@ def an_hour_later(console, passed_s=PERIOD_S + 1):
     console.service.view_log.clock = lambda: clock() + passed_s
 
 
-@contextlib.contextmanager
-def full_disk(monkeypatch):
-    def full(*args, **more):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("upperson_log.writer.write_head", full)
-        yield
-
-
 @pytest.mark.parametrize("address", [ITEM + "/{}", ITEM + "/{}/picture", "/people/{}/picture",
                                      "/people/{}/picture?size=thumb"])  # fmt: skip
 def test_reading_items_one_by_one_leaves_a_line_each(console, ids, address):
+    console.service.view_log.quota = 0  # Any number.
     for _ in range(2):
         for id_ in ids:
             assert console.client.get(address.format(id_)).status_code == 200
@@ -59,38 +49,25 @@ def test_reading_items_one_by_one_leaves_a_line_each(console, ids, address):
 def test_a_line_of_a_search_covers_its_hits_for_an_hour(console):
     hits = console.client.search(sentence="red", limit=3)
     first, *_ = shown = [hit["id"] for hit in hits.json()["hits"]]
-    other = str(id_of(console, "blue-1"))
-    assert other not in shown
     for id_ in shown:
         for address in (f"{ITEM}/{id_}", f"{ITEM}/{id_}/picture", f"/people/{id_}/picture"):
             assert console.client.get(address).status_code == 200
     assert len(log_lines(console)) == 1
+    # A timeline covers nothing, as it shows only counts.
+    assert console.client.get("/timeline?q=red").status_code == 200
+    other = next(str(id_) for id_ in log_lines(console)[-1]["ids"] if str(id_) not in shown)
     console.client.get(f"{ITEM}/{other}")
     assert log_lines(console)[-1]["details"] == {"picture": other}
     an_hour_later(console)
     console.client.get(f"{ITEM}/{first}/picture")
     assert [str(id_) for id_ in log_lines(console)[-1]["ids"]] == [first]
-    assert len(log_lines(console)) == 3
+    assert len(log_lines(console)) == 4
 
 
-def test_lines_of_another_account_cover_nothing(guarded):
-    hit = guarded.operator.search(sentence="red", limit=1).json()["hits"][0]["id"]
-    assert guarded.admin.get(f"{ITEM}/{hit}/picture").status_code == 200
-    assert [line["user"] for line in log_lines(guarded)] == ["olga", "ada"]
-
-
-def test_a_timeline_covers_nothing_as_it_shows_only_counts(console):
-    assert console.client.get("/timeline?q=red").status_code == 200
-    (line,) = log_lines(console)
-    assert len(line["ids"]) > 1
-    console.client.get(f"{ITEM}/{line['ids'][0]}")
-    assert len(log_lines(console)) == 2
-
-
-def test_without_a_log_only_what_it_names_is_shown(console, ids, monkeypatch):
+def test_without_a_log_only_what_it_names_is_shown(console, ids, full_disk):
     seen, unseen = ids[:2]
     console.client.get(f"{ITEM}/{seen}/picture")
-    with full_disk(monkeypatch):
+    with full_disk():
         for size in ("thumb", "view"):
             address = f"/people/{unseen}/picture?size={size}"
             assert console.client.get(address).status_code == 507
@@ -120,21 +97,21 @@ def test_the_live_page_logs_its_new_thumbnails_in_one_line(console, ids):
     assert console.client.get(f"/people/{second}/picture").status_code == 429
 
 
-def test_a_live_stream_ends_where_its_thumbnails_cannot_be_logged(console, monkeypatch):
+def test_a_live_stream_ends_where_its_thumbnails_cannot_be_logged(console, full_disk, monkeypatch):
     for name in ("_POLLED_S", "_RENEWED_S"):
         monkeypatch.setattr(f"upperson_console.side_pages.{name}", 0.001)
-    with full_disk(monkeypatch):
+    with full_disk():
         answer = console.client.get("/live/events")
     assert (answer.status_code, answer.text) == (200, "")
 
 
-def test_embeddings_are_logged_first(console, red_jpeg, monkeypatch):
+def test_embeddings_are_logged_first(console, red_jpeg, full_disk):
     url = "data:image/jpeg;base64," + base64.b64encode(red_jpeg).decode()
     body = {"input": ["red", "a blue coat", url]}
     assert console.client.post("/v1/embeddings", json=body).status_code == 200
     (line,) = log_lines(console)
     assert (line["action"], line["details"]) == ("embed", {"sentences": 2, "pictures": 1})
-    with full_disk(monkeypatch):
+    with full_disk():
         answer = console.client.post("/v1/embeddings", json=body)
     problem(answer, 507, "log_not_writable")
 
@@ -153,14 +130,12 @@ def test_bulk_reading_ends_at_the_quota_of_an_account(guarded):
     problem(guarded.viewer.search(sentence="red", limit=9), 429, "view_quota_exceeded")
     page = guarded.viewer.get("/?q=red&by=picture")
     assert (page.status_code, "retry-after" in page.headers) == (429, True)
-    assert "may see 4 different pictures an hour" in page.text
     assert guarded.viewer.get(f"{ITEM}/{ids[0]}").status_code == 200
     (line,) = [line for line in log_lines(guarded) if line["action"] == "quota"]
     assert (line["user"], line["ids"]) == ("vera", [])
     assert line["details"] == {"refused": "view", "quota": 4}
     assert "upperson_serve_quota_refusals_total 4.0" in guarded.admin.get("/api/v1/metrics").text
-    page = guarded.admin.get("/records").text
-    assert "vera wanted to see more than 4 different pictures" in page
+    assert "vera wanted to see more" in guarded.admin.get("/records").text
     assert guarded.operator.get(f"{ITEM}/{ids[4]}").status_code == 200
     an_hour_later(guarded)
     assert guarded.viewer.get(f"{ITEM}/{ids[4]}").status_code == 200
@@ -178,18 +153,6 @@ def test_the_quota_frees_places_as_views_grow_old(console, ids):
     an_hour_later(console, wait_s + 1)
     assert console.client.get(f"{ITEM}/{ids[3]}").status_code == 200
     problem(console.client.get(f"{ITEM}/{ids[4]}"), 429)
-
-
-def test_without_a_quota_all_may_be_seen(console, ids):
-    console.service.view_log.quota = 0
-    assert {console.client.get(f"{ITEM}/{id_}").status_code for id_ in ids} == {200}
-
-
-def test_views_that_are_forgotten_are_logged_again(console, ids, monkeypatch):
-    monkeypatch.setattr("upperson_console.view_log._MOST_KEPT", 5)
-    for id_ in (*ids[:7], *ids[:7]):
-        console.client.get(f"{ITEM}/{id_}")
-    assert named(console) == [*ids[:7], *ids[:7]]
 
 
 def test_many_requests_at_once_do_not_pass_the_quota(console, ids):

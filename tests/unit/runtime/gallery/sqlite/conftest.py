@@ -32,6 +32,13 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.fixture
+def gallery(tmp_path):
+    """A new gallery in a folder."""
+    with Gallery.open(tmp_path / "gallery", FINGERPRINT, DIM, create=True) as opened:
+        yield opened
+
+
 @pytest.fixture(scope="session")
 def start():
     """Runs code in a process of its own, with the names above."""

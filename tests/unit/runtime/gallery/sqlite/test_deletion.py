@@ -120,7 +120,9 @@ def test_the_next_deletion_finishes_one_that_ended_early(gallery, monkeypatch, c
         assert again.prune(older_than=60) == rest
         assert again.finish_erasures()
         assert again.verify() == []
-    assert b"erasing/" not in b"".join(file.read_bytes() for file in gallery.path.glob("*sqlite*"))
+    content = b"".join(file.read_bytes() for file in gallery.path.glob("*sqlite*"))
+    assert b"erasing/" not in content
+    assert b"person-7." not in content
 
 
 def test_a_log_that_cannot_be_written_is_written_later(gallery):

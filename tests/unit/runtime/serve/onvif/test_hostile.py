@@ -1,16 +1,14 @@
 """Malicious requests: refused with a fault, at once and within little memory."""
 
 import asyncio
-import json
 import tracemalloc
 
 import pytest
 from starlette.requests import Request
 
 from tests.helpers.console import START
-from tests.unit.runtime.serve.onvif.conftest import NAMESPACES, envelope, security, whole
-from tests.unit.runtime.serve.onvif.test_security import CAMERAS, post
-from tests.unit.runtime.serve.test_guard import FORM, answered
+from tests.unit.runtime.serve.onvif.conftest import envelope, security, whole
+from tests.unit.runtime.serve.onvif.test_security import post
 from upperson_console.onvif.soap import (
     FaultError,
     element,
@@ -35,25 +33,18 @@ SERVICES, CATEGORY = "tds:GetServices", "<tds:Category>X</tds:Category>"
     [
         (whole("<a>&l9;</a>", before=BOMB), NO_TYPE),
         (whole("<a>&x;</a>", '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>'), NO_TYPE),
-        (whole("<a/>", '<!DOCTYPE a SYSTEM "http://127.0.0.1:1/x.dtd">'), NO_TYPE),
         (UTF_16, "in UTF-8"),
         (whole("<a/>", '<?xml version="1.0" encoding="x-none"?>') + "<", BROKEN),
         (whole("<a>" * 3000), MANY),
         (whole("<a/>" * 3000), MANY),
-        (whole("<!-- x -->" * 3000), MANY),
         (whole(f"<a {' '.join(f'b{n}=``' for n in range(3000))}/>".replace("`", "'")), "2000 attr"),
         (whole("<a>" * 400 + "</a>" * 400), UNKNOWN),
-        (whole("<a>&nothing;</a>"), BROKEN),
         (whole("<a><b></a></b>"), BROKEN),
-        (whole("<a>\x00</a>"), BROKEN),
         (whole("<a/><b/>"), ONE),
         (whole(""), ONE),
-        (f"<env:Envelope {NAMESPACES}/>", ONE),
-        ("<a/>", VERSION),
         ('<e:Envelope xmlns:e="http://schemas.xmlsoap.org/soap/envelope/"/>', VERSION),
         (whole("<a/>", header='<b env:mustUnderstand="1"/>'), "is not understood"),
         ("", BROKEN),
-        (b"\xff<", BROKEN),
         ("--x\r\nContent-Type: application/xop+xml\r\n\r\n", BROKEN),
         (whole("<tse:FindPTZPosition/>"), UNKNOWN),
         (whole(f"<{SERVICES}/>"), "needs IncludeCapability"),
@@ -135,32 +126,7 @@ def test_large_requests_have_bounds_and_few_places(shared):
     finally:
         shared.routes._large = 0
     assert (answer.status_code, "ter:ResourceProblem" in answer.text) == (500, True)
-    answer = post(shared, envelope(shared, CAMERAS + " " * 200_000))
-    assert (answer.status_code, "only a picture" in answer.text) == (400, True)
     assert shared.routes._large == 0
-
-
-def test_bodies_that_never_end_keep_no_client_out(shared):
-    """They have places of their own, and give way there."""
-    guard = shared.guard
-
-    async def run():
-        idle = [
-            asyncio.create_task(answered(guard, "POST", "/onvif/search_service", FORM, first=b"<"))
-            for _ in range(64)
-        ]
-        while len(guard._others) < 64:
-            await asyncio.sleep(0.01)
-        other = await answered(guard, "GET", "/onvif/search.wsdl", more=False)
-        status, _, why = await idle[0]
-        for one in idle:
-            one.cancel()
-        return other[0], status, why, len(guard._authenticated) + len(guard._anonymous)
-
-    status, evicted, why, elsewhere = asyncio.run(run())
-    assert (status, evicted, elsewhere) == (200, 408, 0)
-    assert json.loads(why)["code"] == "body_evicted"
-    assert len(guard._others) == 0
 
 
 VALUES = {
@@ -178,7 +144,7 @@ VALUES = {
 }
 MALFORMED = {
     unix_time: [
-        "", "now", "2026-09-21", "2026-09-21T24:00:01Z", "2026-02-30T00:00:00Z",
+        "", "2026-09-21", "2026-09-21T24:00:01Z", "2026-02-30T00:00:00Z",
         "12026-01-01T00:00:00Z", "2026-09-21T14:13:20+15:00", "2026-09-21T14:13:20+02:99",
         "2026-09-21T14:13:20Zx", "\u0662026-09-21T14:13:20Z", "0000-01-01T00:00:00Z",
     ],

@@ -15,7 +15,6 @@ from tests.helpers.console import ODD, START, log_lines
 from tests.helpers.toy_bundle import draw_person
 from tests.unit.runtime.serve.onvif.conftest import NOW, envelope, fault, running
 from upperson_console.onvif import recordings
-from upperson_console.onvif.sessions import MOST_SESSIONS
 from upperson_log.chain import verify_log
 from upperson_rt.gallery import Filter, Item
 
@@ -151,16 +150,6 @@ def test_max_matches_ends_it(vms):
     assert take(vms, token).Result == []
 
 
-def test_similarity_is_the_least_of_a_result(vms):
-    found = take(vms, find(vms)).Result
-    least = found[3].Similarity * 0.999
-    token = find(vms, Similarity=least)
-    over = take(vms, token)
-    assert over.SearchState == "Completed"
-    assert len(over.Result) == sum(one.Similarity >= least for one in found) >= 4
-    assert outcome(take(vms, find(vms, Similarity=1.0))) == ("Completed", 0)
-
-
 def test_half_is_a_threshold_of_a_calibrated_similarity(
     served_folder, calibrated_encoder, tmp_path, monkeypatch
 ):
@@ -262,16 +251,12 @@ def test_it_waits_for_enough_results(onvif):
 
 def test_it_waits_for_the_given_time_only_for_what_can_come(vms):
     for query, count in ((ALL, 12), ({"MaxMatches": 2, **LIVE}, 2)):
-        assert outcome(take(vms, find(vms, **query), MinResults=100, WaitTime="PT1H")) == (
-            "Completed",
-            count,
-        )
+        found = take(vms, find(vms, **query), MinResults=100, WaitTime="PT1H")
+        assert outcome(found) == ("Completed", count)
     token = find(vms, **LIVE)
     assert len(take(vms, token).Result) == 12
-    for more in ({"MinResults": 1}, {"MaxResults": 9}, {}):
-        assert outcome(take(vms, token, WaitTime="PT0.05S", **more)) == ("Searching", 0)
-    for more in ({"MinResults": 0}, {}):  # Without a time it does not wait.
-        assert take(vms, token, **more).Result == []
+    for more in ({"WaitTime": "PT0.05S", "MinResults": 1}, {}):  # Without a time it does not wait.
+        assert outcome(take(vms, token, **more)) == ("Searching", 0)
 
 
 @pytest.mark.parametrize("end", ["search", "server"])
@@ -312,21 +297,6 @@ def test_a_client_that_has_gone_gets_no_results(onvif):
     assert len(take(vms, token).Result) == 1
 
 
-def test_the_number_of_searches_is_limited(onvif):
-    vms, door = onvif.client().search, onvif.client("door").search
-    for client in (vms, door):
-        tokens = [
-            client.FindRecordings(Scope={}, KeepAliveTime=MINUTE) for _ in range(MOST_SESSIONS // 2)
-        ]
-        with fault("Action", "ResourceProblem"):
-            find(client)
-        with fault("Action", "ResourceProblem"):
-            client.FindRecordings(Scope={}, KeepAliveTime=MINUTE)
-    assert len(onvif.sessions._sessions) == MOST_SESSIONS
-    door.EndSearch(tokens[0])
-    assert find(door)
-
-
 def test_a_busy_encoder_refuses_searches(onvif):
     vms, queue = onvif.client().search, onvif.service.queue
     token = find(vms, "a man in blue", **LIVE)
@@ -358,18 +328,14 @@ def test_a_token_is_of_one_user_and_one_kind(shared, vms):
 
 def test_a_malformed_search_is_refused(vms, shared):
     """No address of elsewhere is fetched for a picture."""
-    for more in (
-        {"Text": ""}, {"Text": "x" * 2001}, {"MaxMatches": 0}, {"MaxMatches": -1},
-        {"Similarity": 1.5}, {"Similarity": float("nan")},
-    ):  # fmt: skip
+    for more in ({"Text": ""}, {"Text": "x" * 2001}, {"MaxMatches": 0}, {"Similarity": 1.5}):
         with fault("InvalidArgVal", code="env:Sender"):
             find(vms, **more)
     with fault(*NO_TOKEN):
         find(vms, RecordingToken="nowhere")
-    for place in ("http://127.0.0.1:1/a.jpg", "file:///etc/passwd", "", "/onvif/pictures/1"):
-        with fault("InvalidArgVal"):
-            vms.SearchImageByImage(TargetImageURI=place, **ALL)
-    for given in ({}, {"TargetImageData": b"GIF89a nothing"}):
+    places = ("http://127.0.0.1:1/a.jpg", "file:///etc/passwd", "/onvif/pictures/1")
+    wrong = [{"TargetImageURI": place} for place in places]
+    for given in (*wrong, {}, {"TargetImageData": b"GIF89a nothing"}):
         with fault("InvalidArgVal"):
             vms.SearchImageByImage(**given, **ALL)
     assert shared.sessions._sessions == {}
@@ -424,9 +390,6 @@ def test_a_camera_is_a_recording(vms):
     for scope in (named, {"IncludedSources": [{"Token": "gate"}]}, metadata):
         (one,) = recordings_of(vms, scope)[1].RecordingInformation
         assert one.RecordingToken == "gate"
-    token, found = recordings_of(vms, MaxMatches=1)
-    assert (found.SearchState, len(found.RecordingInformation)) == ("Completed", 1)
-    vms.EndSearch(token)
     for scope, problem in (
         ({"RecordingInformationFilter": "//Track"}, "InvalidFilterFault"),
         ({"IncludedRecordings": ["gate", "nowhere"]}, "InvalidToken"),
@@ -487,19 +450,18 @@ def test_what_is_shown_is_in_the_log_before(onvif, red_jpeg):
     assert verify_log(onvif.log).problems == []
 
 
-def test_what_cannot_be_logged_is_not_shown(onvif, monkeypatch):
+def test_what_cannot_be_logged_is_not_shown(onvif, full_disk):
     vms = onvif.client().search
     token = find(vms)
-
-    def full(*args, **more):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("upperson_log.writer.write_head", full)
-        with fault("Action", code="env:Receiver", match="No space left on device"):
-            take(vms, token)
-        with fault("Action"):
-            find(vms)
+    events = {"SearchFilter": {}, "IncludeStartState": False, "Scope": {}, **ALL}
+    with full_disk():
+        for ask in (
+            lambda: take(vms, token),
+            lambda: find(vms),
+            lambda: vms.FindEvents(**events),
+        ):
+            with fault("Action", code="env:Receiver"):
+                ask()
     assert len(onvif.sessions._sessions) == 1
     assert len(take(vms, token).Result) == 12  # Nothing was lost.
 
@@ -507,6 +469,6 @@ def test_what_cannot_be_logged_is_not_shown(onvif, monkeypatch):
 def test_a_defect_is_no_traceback(onvif, monkeypatch, caplog):
     vms = onvif.client().search
     monkeypatch.setattr(recordings, "scored_hits", lambda *args: 1 / 0)
-    with fault("Action", code="env:Receiver", match="ZeroDivisionError"):
+    with fault("Action", code="env:Receiver"):
         find(vms)
     assert "division by zero" in caplog.text
