@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from functools import partialmethod
+from io import BytesIO
 from itertools import chain, repeat
 from pathlib import Path
 from unittest.mock import Mock
@@ -30,6 +31,7 @@ from upperson.model.base import load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import UPPersonConfig
 from upperson.run import load_run
+from upperson.run_writer import draw_curves
 from upperson.train import train
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.machine import Processor
@@ -87,9 +89,10 @@ def test_a_run_folder_holds_its_results_and_measures_what_it_reports(run, traine
         "config.yaml", "adapter.safetensors", "metrics.csv", "results.json", "curves.png", "last",
         "README.md", "events.out",
     }  # fmt: skip
-    with Image.open(run / "curves.png") as curves:
-        assert curves.format == "PNG"
     rows, results = rows_of(run), results_of(run)
+    curves = draw_curves([{name: float(value) for name, value in row.items()} for row in rows])
+    with Image.open(BytesIO(curves)) as opened:
+        assert opened.format == "PNG"
     assert [row["epoch"] for row in rows] == ["1", "2"]
     means = [sum(trained[1].losses[first : first + 3]) / 3 for first in (0, 3)]
     assert [float(row["loss"]) for row in rows] == pytest.approx(means)

@@ -80,10 +80,12 @@ def file(tmp_path):
     return path
 
 
-def test_what_was_written_is_there_again(file):
-    """On disk, and for its owner alone."""
+def test_a_new_file_is_for_its_owner_alone(file):
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_what_was_written_is_there_again(file):
     with closing(UserState(file)) as store:
         (full,) = store._connection.execute("PRAGMA synchronous").fetchone()
         assert full == 2
