@@ -19,7 +19,7 @@ from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Gallery
 from upperson_rt.phrases import parse_query
-from upperson_rt.printable import get_logger, safe_repr
+from upperson_rt.printable import count_of, get_logger, safe_repr
 from upperson_rt.search.notices import Notice
 from upperson_rt.search.query import QueryEncoder, SearchRequest
 from upperson_rt.search.service import SearchService
@@ -286,19 +286,30 @@ def add_alert(
         return _report(outbox, alert), notices
 
 
-def copy_alerts(sources: Sequence[Gallery], target: Gallery) -> None:
-    """Copy the alerts of galleries into one that has their pictures; their promises count from now.
+def copy_alerts(sources: Sequence[Gallery], target: Gallery) -> int:
+    """Copy the alerts of galleries into one that has their pictures; return how many.
 
-    Their messages are not copied: they name pictures by row, and have their destinations.
+    Their promises count from now. Alerts with the same name, sentence, cameras and rate are one.
+    Messages are not copied: they name pictures by row, and have their destinations.
     """
-    found: dict[str, Alert] = {}
+    found: dict[tuple[object, ...], Alert] = {}
+    messages = 0
     for source in sources:
         with outbox_of(source) as outbox:
-            found |= read_alerts(outbox)
+            messages += outbox.count(state="ready")
+            for one in read_alerts(outbox).values():
+                found[one.name, one.sentence, one.cameras, one.rate] = one
+    if messages:
+        _LOG.warning(
+            "%s of alerts stay in the shards: run  upperson-rt alert deliver  there for those that "
+            "wait",
+            count_of(messages, "message"),
+        )
     if found:
         with outbox_of(target, write=True) as outbox:
             for alert in found.values():
                 _write(outbox, _restarted(outbox, alert))
+    return len(found)
 
 
 def pause_alert(gallery: Gallery, reference: str) -> AlertReport:

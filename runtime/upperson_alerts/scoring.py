@@ -9,13 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery
 from upperson_rt.logistic import log_odds, probability
 from upperson_rt.phrases import Phrase
 from upperson_rt.phrases.evidence import Evidence
+from upperson_rt.printable import get_logger
 from upperson_rt.score_calibration import ScoreCalibration, calibration_in_use
 from upperson_rt.search.features import SentenceFeatures, sentence_features
 from upperson_rt.search.query import QueryEncoder, SearchRequest
+
+_LOG = get_logger(__name__)
 
 _COMPARED_FROM = 2.0
 """Standard deviations of background scores above which the log-odds of a cosine are computed: of
@@ -43,11 +47,15 @@ class SentenceScore:
 def scorer_of(queries: QueryEncoder, gallery: Gallery, sentences: Sequence[str]) -> "Scorer":
     """Return how sentences score pictures, as a search of the gallery does.
 
-    Raises:
-        InputError: The gallery's own calibration cannot be used, see `calibration_in_use`.
+    A calibration of the gallery that cannot be used must not stop commits: that of the bundle is
+    used, with a warning. Alerts keep their rates, as their thresholds come from the same scores.
     """
     own = queries.encoder
-    calibration = calibration_in_use(gallery.location, own.calibration, own.fingerprint)
+    try:
+        calibration = calibration_in_use(gallery.location, own.calibration, own.fingerprint)
+    except InputError as error:
+        calibration = own.calibration
+        _LOG.warning("alerts use the score calibration of the bundle: %s", error)
     found = queries.embed([SearchRequest(sentence=sentence) for sentence in sentences])
     scores = []
     for one in found:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,9 @@ _log = get_logger(__name__)
 _CHECK_EVERY_S = 60.0
 _STEP_S = 0.1
 _MOST_ROWS = 2048
-"""From so many rows on, a commit waits no longer: see `benchmarks.flash`."""
+_MOST_BYTES = 64 << 20
+"""From so many rows, or bytes of their pictures, on a commit waits no longer: see
+`benchmarks.flash`."""
 
 
 class OtherWriters:
@@ -89,7 +92,7 @@ class OtherWriters:
 class CommitStage(Stage):
     """Saves the pictures of all batches that wait, then commits their rows in one transaction.
 
-    Batches wait for ``commit_every_s``, for `_MOST_ROWS` rows, or for the end.
+    Batches wait for ``commit_every_s``, for `_MOST_ROWS` rows, for `_MOST_BYTES`, or for the end.
     """
 
     def __init__(
@@ -162,6 +165,7 @@ class CommitStage(Stage):
         return (
             time.monotonic() - since >= self._every_s
             or sum(len(batch) for batch, _ in waiting) >= _MOST_ROWS
+            or sum(map(_bytes_of, chain.from_iterable(batch for batch, _ in waiting))) > _MOST_BYTES
             or self._batches.is_finished
         )
 
@@ -207,3 +211,7 @@ class CommitStage(Stage):
     def _close_folder(self) -> None:
         if self._folder is not None:
             self._folder.close()
+
+
+def _bytes_of(crop: CameraCrop) -> int:
+    return sum(len(jpeg) for jpeg in (crop.jpeg, crop.frame_jpeg) if jpeg is not None)

@@ -28,6 +28,7 @@ def follow(now: Transaction, then: Transaction, embed_dim: int) -> tuple[int, in
     new, sums = now.sums, then.sums
     assert new is not None
     assert sums is not None
+    _make_outbox(now, then)
     changed = changed_since(now, sums.seq) if new.seq >= sums.seq else None
     if changed is None or new.last_id < sums.last_id or _definitions(now) != _definitions(then):
         raise UnrelatedError
@@ -63,6 +64,14 @@ def _copy_rows(now: Transaction, then: Transaction, name: str, where: str = "") 
     rows = now.execute(f"SELECT * FROM {name} {where}")
     places = ", ".join("?" * len(rows.description))
     then.connection.executemany(f"INSERT INTO {name} VALUES ({places})", rows)
+
+
+def _make_outbox(now: Transaction, then: Transaction) -> None:
+    """Make tables of the outbox that were made since: the first deletion or alert makes some."""
+    there = {name for name, _ in _definitions(then)}
+    for name, sql in _definitions(now):
+        if name.startswith("outbox") and name not in there and sql is not None:
+            then.execute(sql)
 
 
 def _definitions(transaction: Transaction) -> list[tuple[Any, ...]]:

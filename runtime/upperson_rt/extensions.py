@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeAlias
 from upperson_rt.errors import BackendError, UppersonError, UsageError
 from upperson_rt.printable import error_text, safe_repr
 
-__all__ = ["Group", "extension_names", "load_extension", "load_service"]
+__all__ = ["Group", "extension_names", "load_extension", "load_service", "missing_files"]
 
 Group: TypeAlias = Literal[
     "stores",
@@ -83,10 +83,15 @@ def load_service(name: Service) -> Any:
         UsageError: Another package has that name, too.
     """
     if name not in extension_names("services"):
-        message = f"no {name} in upperson.services: files of this installation are missing, run  "
-        message += "pip install --force-reinstall --no-deps upperson-rt"
-        raise BackendError(message, code="service_missing", name=name)
+        raise missing_files(name)
     return load_extension("services", name)
+
+
+def missing_files(name: str) -> BackendError:
+    """Return the error for what belongs to this distribution and is not installed with it."""
+    message = f"no {name} is found: files of this installation are missing, run  pip install "
+    message += "--force-reinstall --no-deps upperson-rt"
+    return BackendError(message, code="service_missing", name=name)
 
 
 def _named(group: Group) -> dict[str, list[metadata.EntryPoint]]:

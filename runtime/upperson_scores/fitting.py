@@ -49,8 +49,8 @@ _PRIOR_PICTURE_RIDGE, _PRIOR_ANSWER_RIDGE = 5e5, 5e3
 """Divided by the people of a fit."""
 _WRONG_NOBODY = 0.01
 _MOST_NOBODY = 0.25
-_CERTAIN = 0.8
-"""That the limit of `nobody` is wrong no more often than that; at 0.95 it misses more absences."""
+_NOBODY_CONFIDENCE = 0.8
+"""One-sided, of the bootstrap of the limit of `nobody`; at 0.95 it misses more absences."""
 _CAUTION_PEOPLE = 50
 """With as many the limit of `nobody` is halved."""
 _LEAST_AUROC = 80.0
@@ -392,7 +392,7 @@ def _nobody_below(judged: Sequence[Judgement]) -> float:
         present = np.sort(np.concatenate([groups[row] for row in drawn]))
         allowed = int(_WRONG_NOBODY * (len(present) + 1))
         limits.append(float(present[allowed - 1]) if allowed else 0.0)
-    return min(float(np.quantile(limits, 1 - _CERTAIN)), _MOST_NOBODY)
+    return min(float(np.quantile(limits, 1 - _NOBODY_CONFIDENCE)), _MOST_NOBODY)
 
 
 def _sentence_curve(tables: Sequence[_Table]) -> Curve:

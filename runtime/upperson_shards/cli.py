@@ -70,6 +70,7 @@ def merge(
         "rows": done.rows.total,
         "out_of_reach": done.out_of_reach,
         "first_out_of_reach": done.first_out_of_reach,
+        "alerts": done.alerts,
     }
     print_result(result, output.as_json, _print_merged)
 
@@ -83,3 +84,5 @@ def _print_merged(result: dict[str, Any]) -> None:
         f"{len(result['skipped'])} could not be used",
         f"proof: read back, it has each of the {rows} of the shards once, and no other",
     )
+    if alerts := result["alerts"]:
+        print_line(f"{count_of(alerts, 'alert')} copied: the promised rates count from now")

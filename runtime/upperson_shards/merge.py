@@ -49,6 +49,8 @@ class Merged:
     elsewhere."""
     first_out_of_reach: str | None
     """The first one's path."""
+    alerts: int
+    """Standing queries that were copied."""
 
 
 def merge_shards(
@@ -98,7 +100,7 @@ def merge_shards(
                     if progress is not None:
                         progress(rows.count, items.count)
                 _check_keys(gallery, record, keys)
-            _copy_standing_queries(galleries, _open(stack, new))
+            alerts = _copy_standing_queries(galleries, _open(stack, new))
         _check_merged(new, items, rows)
         require_place(folder)  # Again: the work may have taken hours.
         put_in_place(new, folder)
@@ -114,13 +116,13 @@ def merge_shards(
         rows=rows,
         out_of_reach=missing.count,
         first_out_of_reach=missing.first,
+        alerts=alerts,
     )
 
 
-def _copy_standing_queries(galleries: Sequence[Gallery], merged: Gallery) -> None:
-    for name in extension_names("matchers"):
-        if (copy := getattr(load_extension("matchers", name), "copy", None)) is not None:
-            copy(galleries, merged)
+def _copy_standing_queries(galleries: Sequence[Gallery], merged: Gallery) -> int:
+    matchers = (load_extension("matchers", name) for name in extension_names("matchers"))
+    return sum(one.copy(galleries, merged) for one in matchers if hasattr(one, "copy"))
 
 
 @dataclass

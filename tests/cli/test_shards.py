@@ -105,7 +105,7 @@ def test_alerts_of_the_shards_are_kept_and_compare_new_pictures(work, monkeypatc
         for number in (1, 3)
         for one in run_rt_json("alert", "list", "-g", f"shards/{number}")["alerts"]
     }
-    merged()
+    assert merged()["alerts"] == 2
     found = run_rt_json("alert", "list", "-g", "gallery")["alerts"]
     assert {one["id"]: one["state"] for one in found} == wanted
     draw_person("new.png", "blue", seed=9)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from upperson_rt.arguments import check_count, check_text
 from upperson_rt.errors import BackendError, UsageError, install_command
-from upperson_rt.extensions import extension_names, load_extension
+from upperson_rt.extensions import extension_names, load_extension, missing_files
 from upperson_rt.printable import safe_repr
 from upperson_rt.towers import Backend
 
@@ -98,6 +98,8 @@ def installed_backends(device: str) -> tuple[str, ...]:
     order = auto_order(device)
     if found := tuple(name for name in order if _is_installed(name)):
         return found
+    if not extension_names("backends"):  # This distribution has some, so its files are missing.
+        raise missing_files("backend")
     extra = "gpu" if device.startswith("cuda") else "cpu"
     message = f"no inference backend for the device {safe_repr(device)} is installed (looked for "
     message += f"{', '.join(order)}): run  {install_command(extra)}"

@@ -536,7 +536,8 @@ def check_prune(older_than: float | None, keep_newest: int | None) -> None:
     """Check the arguments of `Gallery.prune`."""
     if older_than is None and keep_newest is None:
         raise UsageError(
-            "prune needs an age (--older-than), a number of pictures to keep (--keep), or both",
+            "prune needs an age (--older-than), a number of pictures to keep (--keep), or bytes "
+            "(--keep-bytes)",
             code="prune_without_limit",
         )
     if older_than is not None and not is_finite(older_than):

@@ -50,7 +50,8 @@ class Output(Protocol):
 class Matcher(Protocol):
     """Compares rows with standing queries; an extension of ``upperson.matchers`` makes one.
 
-    If the extension has a static ``copy(galleries, merged)``, merged shards keep their queries.
+    If the extension has a static ``copy(galleries, merged)``, merged shards keep their queries; it
+    returns how many they are.
     """
 
     def match(self, items: Sequence[Item], embeds_ND: NDArray[np.float32]) -> Within | None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from upperson.attributes import measure_attributes
 from upperson.cli.exportable import retrieval_split
 from upperson.data.records import Record
 from upperson_export.precision_search import (
+    Drop,
     PrecisionSearch,
     RetrievalSplit,
     ShortQueries,
@@ -330,3 +332,19 @@ def test_map_is_limited_as_r1_is():
     refused_row = found.measured[0]
     assert (refused_row.failed_by, refused_row.accuracy.drops["R@1"].points) == ("mAP", 0.0)
     assert refused_row.accuracy.drops["mAP"].points > 0.5
+
+
+@pytest.mark.parametrize(
+    ("drops", "overlap", "by"),
+    [
+        ({"R@1": Drop(0.6, 0.1, 1.1)}, 100.0, "R@1"),
+        ({"R@1": Drop(0.5, 0.1, 1.1)}, 100.0, None),
+        ({"short R@1": Drop(0.6, 0.1, 1.1)}, 100.0, None),
+        ({"short R@1": Drop(0.8, 0.6, 1.1)}, 100.0, "short R@1"),
+        ({}, 89.9, "top 10"),
+        ({}, 90.0, None),
+    ],
+)
+def test_the_gate_refuses_just_beyond_its_limits(drops, overlap, by):
+    found = SimpleNamespace(drops=drops, top10_overlap=overlap)
+    assert search({})._judge(found)[0] == by

@@ -73,7 +73,9 @@ def test_the_log_odds_count_from_two_deviations_on_and_the_cosine_below(calibrat
     assert alone_S == pytest.approx(scores_NS[30], abs=1e-3)
 
 
-def test_the_calibration_of_a_gallery_counts_as_in_its_searches(calibrated, encoder, gallery):
+def test_the_calibration_of_a_gallery_counts_as_in_its_searches(
+    calibrated, encoder, gallery, caplog
+):
     images_ND = World(calibrated, gallery).vectors([0.5])
     scores_S = [
         float(scorer(one, gallery, SENTENCE).scores(images_ND, images_ND, np.full(1, 4))[0, 0])
@@ -83,6 +85,11 @@ def test_the_calibration_of_a_gallery_counts_as_in_its_searches(calibrated, enco
     write_score_calibration(site_calibration_file(gallery.location), calibrated.calibration)
     own = scorer(encoder, gallery, SENTENCE).scores(images_ND, images_ND, np.full(1, 4))
     assert own[0, 0] == pytest.approx(scores_S[1], abs=1e-3)
+    site_calibration_file(gallery.location).write_text("{", "utf-8")
+    own = scorer(encoder, gallery, SENTENCE).scores(images_ND, images_ND, np.full(1, 4))
+    assert own[0, 0] == pytest.approx(scores_S[0]), "rows are committed all the same"
+    (logged,) = caplog.records
+    assert (logged.levelname, "scores.json" in logged.getMessage()) == ("WARNING", True)
 
 
 def test_a_visit_scores_by_the_mean_of_its_pictures_however_they_were_committed(

@@ -294,9 +294,13 @@ def test_the_oldest_holder_of_the_busiest_network_is_evicted():
     limit.release(places[1])  # It was evicted already.
     limit.release(places[0])
     assert len(limit) == 3
-    full = ConcurrencyLimit(1)
-    full.pin(full.acquire("a", gone.clear))
+    full, gone = ConcurrencyLimit(1), []
+    place = full.acquire("a", gone.clear)
+    full.pin(place)
     assert full.acquire("b", gone.clear) is None
+    full.unpin(place, "a", lambda: gone.append("a"))  # A reader that stalls.
+    assert full.acquire("b", gone.clear) is not None
+    assert gone == ["a"]
 
 
 def test_an_address_stands_for_its_network():

@@ -114,6 +114,23 @@ def test_a_copy_follows_its_gallery_and_comes_back(tmp_path, made):
     assert everything(copy) == everything(back)
 
 
+def test_the_first_deletion_and_the_first_alert_are_followed(tmp_path):
+    folder, copy = tmp_path / "gallery", tmp_path / "copy"
+    with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
+        fill(gallery, 0, 20)
+        back_up(folder, copy)
+        gallery.delete(["k3"])
+        after_deletion = back_up(folder, copy)
+        with gallery.outbox(write=True) as outbox:
+            outbox.write("d", {"a": 1})
+        after_alert = back_up(folder, copy)
+    done = (after_deletion, after_alert)
+    found = [(one.is_increment, one.rows_added, one.rows_removed) for one in done]
+    assert found == [(True, 0, 1), (True, 0, 0)]
+    restore(copy, tmp_path / "restored")
+    assert everything(tmp_path / "restored") == everything(folder)
+
+
 def test_each_copy_of_a_gallery_that_is_written_to_is_one_state(tmp_path, made):
     """A writer adds and deletes steps of ten, crops included, while backups run."""
     copy, stop = tmp_path / "copy", threading.Event()
