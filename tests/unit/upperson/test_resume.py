@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from tests.helpers.refused import refused
 from tests.helpers.toy_bases import SIZE, know_toy_towers, write_base
@@ -65,6 +66,9 @@ def stopped_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped")
     run = folder / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
+        # TensorBoard reads files by their names: of one second, number 10 before number 9.
+        counter = event_file_writer.AtomicCounter(1000)
+        monkeypatch.setattr(event_file_writer, "_global_uid", counter)
         config = make_config(folder, monkeypatch)
         stop(config, run, 1)
         assert not (run / "last").exists(), "it starts from the beginning"
