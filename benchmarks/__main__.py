@@ -10,11 +10,7 @@ import subprocess
 import sys
 
 DOCUMENTED = (
-    "training --threads 1",
-    "loader --workers 2",
     "towers --threads 1 --rounds 9",
-    "bases",
-    "adapter",
     "people",
     "gallery --rows 100000 --threads 1",
     "gallery --rows 999000 --threads 1",
@@ -22,9 +18,6 @@ DOCUMENTED = (
     "flash --rows 30000",
     "scores",
     "alerts --sentences 1000 --rows 20000",
-    "detectors",
-    "tracking --hog",
-    "motion --detector nanodet",
     "recall",
     "promise",
 )

@@ -21,7 +21,7 @@ import pytest
 from filelock import FileLock
 
 import upperson_rt  # noqa: F401 - Before onnxruntime, whose telemetry it turns off.
-from tests.helpers.command_line import run_code
+from tests.helpers.command_line import TRACED_ONCE, run_code
 from upperson_rt.machine import trim_heap
 
 # Hundreds of processes import the same files: one of them compiles each.
@@ -174,16 +174,6 @@ def _own_peak_mb() -> int:
     return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
-_TRACED_ONCE = """
-import pathlib, sys
-from tests.helpers.traces import once_in
-from upperson.cli import main
-from upperson_export import candidates
-candidates.export_onnx = once_in(pathlib.Path(sys.argv.pop(1)))
-main()
-"""
-
-
 class QuickDemo(NamedTuple):
     """The output of ``upperson demo --quick --json``. Tests copy the folder to change it."""
 
@@ -223,7 +213,7 @@ def quick_demo(shared_folder: Path) -> QuickDemo:
         outputs = shared / "outputs.json"
         if not outputs.exists():
             demo = ("demo", "--quick", "--json", "--output", shared / "demo")
-            run = run_code(_TRACED_ONCE, shared_folder / "traces", *demo, timeout_s=900)
+            run = run_code(TRACED_ONCE, shared_folder / "traces", *demo, timeout_s=900)
             assert run.returncode == 0, run.stderr
             outputs.write_text(json.dumps([run.stdout, run.stderr]))
     return QuickDemo(shared / "demo", *json.loads(outputs.read_text()))

@@ -328,8 +328,7 @@ class UppersonTracker:
             Fitted with `VIEW_S` on drawn streets of seeds 100 to 103: false boxes appear again at
             one place, but not in most frames.
         same_person_iou: From this overlap with a tracked box, a box is a second one of the same
-            person. No two of the 120 people in ``benchmarks/street_people.json``, who are labelled
-            by hand, share as much.
+            person. No two of 120 people labelled by hand on a street share as much.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,32 +19,16 @@ from typer.testing import CliRunner
 
 import upperson_rt
 from benchmarks import __main__ as runner
-from benchmarks import (
-    adapter,
-    bases,
-    contenders,
-    cost,
-    detectors,
-    loader,
-    month,
-    motion,
-    stores,
-    tower_graphs,
-    towers,
-    tracking,
-    training,
-    training_step,
-)
+from benchmarks import cost, month, people, scores, stores, tower_graphs, towers
 from benchmarks.contenders import FOLDED, LITERAL, ORT_FP32, ORT_INT8, Contender
 from benchmarks.report import timed_rows
 from benchmarks.towers import PADDED
 from tests.helpers.alone import found_alone
 from tests.helpers.command_line import ROOT
 from tests.helpers.refused import refused
-from tests.helpers.toy_bases import configs, know_toy_towers, write_base
+from tests.helpers.toy_bases import write_base
 from tests.helpers.toy_bundle import make_toy_bundle
 from tests.helpers.traces import once_in
-from upperson_export import candidates
 from upperson_rt.backends.autotune import Timing
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.gallery import Gallery, Item
@@ -51,12 +36,7 @@ from upperson_scores import labelled_queries
 
 pytestmark = pytest.mark.timeout(180)
 
-NAMES = (
-    *("training", "loader", "towers", "bases", "adapter", "people", "gallery", "flash", "scores"),
-    *("alerts", "detectors", "tracking", "motion", "recall", "promise"),
-)
-SMALL = ("--base", "upperson-small", "--height", "96", "--width", "32")
-ONCE = ("--steps", "2", "--threads", "1")
+NAMES = ("towers", "people", "gallery", "flash", "scores", "alerts", "recall", "promise")
 
 
 def run(module: Any, *arguments: object) -> Any:
@@ -80,7 +60,7 @@ def test_one_is_run_by_name_and_all_without_one(monkeypatch: pytest.MonkeyPatch)
     assert runner.names() == [*NAMES, "gpu", "month", "cost", "trials", "stores"]
     assert [line[2] for line in runner.commands(["gallery"])] == ["100000", "999000", "1000000"]
     assert runner.commands(["gallery", "--rows", "5000"]) == [["gallery", "--rows", "5000"]]
-    with pytest.raises(SystemExit, match="'galery': expected one of training"):
+    with pytest.raises(SystemExit, match="'galery': expected one of towers"):
         runner.commands(["galery"])
 
     codes = iter((0, 6, 3, *[0] * len(runner.DOCUMENTED)))  # The exit code is the first failure's.
@@ -165,73 +145,15 @@ def test_each_runs_at_a_small_size(
     monkeypatch.chdir(tmp_path)
     if name == "scores":
         monkeypatch.setattr(labelled_queries, "_MOST", 10)
+        # The other numbers of people are more than there are: they would do the same again.
+        monkeypatch.setattr(scores, "_FEW", scores._FEW[:1])
+        monkeypatch.setattr(scores, "_SIZES", scores._SIZES[:1])
+        monkeypatch.setattr(scores.Drawn, "pictures", cache(scores.Drawn.pictures))
+    monkeypatch.setattr(people, "_REHEARSED", 8)
     options, is_plausible = SMALL_RUNS[name]
     found = values(run(importlib.import_module(f"benchmarks.{name}"), *options.split()))
     assert is_plausible(found), found
     assert list(tmp_path.iterdir()) == [], "nothing stays behind"
-
-
-def test_a_training_step_is_compared_with_the_literal_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    contenders = (training_step.LITERAL, training_step.OURS)
-    monkeypatch.setattr(training, "CONTENDERS", contenders)  # bf16 is slow on some processors.
-    found = values(run(training, *SMALL, *ONCE))
-    rows = found["contenders"]
-    assert tuple(rows) == contenders
-    assert (found["threads"], found["batch_size"], found["warmup"]) == (1, 8, 1)
-    assert "no instructions for bf16 here: 'ours bf16' is left out" in found["shown"]
-    for row in rows.values():
-        assert len(row["seconds"]) == row["runs"] == 2
-        assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
-        assert len(set(row["losses"])) == 3, "warm-up and timed steps train"
-        assert row["loss_difference"] <= 1e-4
-        assert sys.platform != "linux" or row["peak_extra_bytes"] > 0
-    assert rows[training_step.LITERAL]["speedup"] == 1
-
-
-def test_unequal_losses_and_unknown_models_have_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "peak_extra_bytes", lambda *_: None)
-    monkeypatch.setattr(training, "LOSS_TOLERANCE", -1.0)
-    result = run(training, *SMALL, *ONCE)
-    assert (result.exit_code, result.stdout) == (6, "")
-    assert run(training, "--base", "nothing", *ONCE).exit_code == 2
-
-
-def test_trackers_are_scored_on_streets_whose_people_are_known() -> None:
-    pytest.importorskip("trackers")
-    patient, hasty = "upperson", "upperson:gate=0"
-    sizes = ("--streets", 1, "--people", 4, "--seconds", 4)
-    rows = values(run(tracking, *sizes, "--tracker", patient, "--tracker", hasty))["rows"]
-    assert len(rows) == 2 * len(tracking.NOISES) * len(tracking.RATES)
-    row = rows[f"mild, 5 fps: {patient}"]
-    assert row["IDF1"] > 0.7
-    assert 0.5 < row["HOTA"] <= 1
-    assert row["tracks"] == 1 > row["switches"]
-    none = rows[f"mild, 5 fps: {hasty}"]
-    assert (none["IDF1"], none["tracks"]) == (0, 0), "every box is a new track, which counts not"
-    assert "gain_low" not in row | none, "one street has no interval"
-
-
-def test_idf1_gain_is_an_interval_over_streets_that_are_drawn_together() -> None:
-    pytest.importorskip("trackers")
-
-    def video(found: int) -> tracking.Overlaps:
-        ids = [np.array([0])] * 10
-        return ids, ids, [np.array([[float(frame < found)]]) for frame in range(10)]
-
-    half, most = [video(5), video(5)], [video(9), video(9)]
-    for second, low in ((most, 0.4), ([most[0], half[1]], 0.0)):
-        found = tracking.idf1_gain(half, second)
-        assert found == pytest.approx({"gain_low": low, "gain_high": 0.4})
-
-
-def test_loading_is_timed_with_all_contenders() -> None:
-    sizes = ("--pictures", 8, "--times", 2, "--batch-size", 4, "--height", 48, "--width", 32)
-    found = values(run(loader, *sizes, "--workers", 0, "--rounds", 1))
-    rows = found["contenders"]
-    assert tuple(rows) == loader.CONTENDERS
-    for name, row in rows.items():
-        assert name in found["shown"]
-        assert row["items_per_s"] == pytest.approx(16_000 / row["p50_ms"])
 
 
 def time_towers(folder: Path, traces: Path) -> dict[str, Any]:
@@ -267,38 +189,6 @@ def test_towers_agree_and_are_timed_in_all_forms(shared_folder: Path) -> None:
     ratio = image[LITERAL]["p50_ms"] / image[summary["image_int8"]]["p50_ms"]
     assert summary["image_int8_over_literal"] == pytest.approx(ratio)
     assert summary["text_fp32_over_padded"] == pytest.approx(text[ORT_FP32]["padded_ratio"])
-
-
-def test_bases_are_compared_with_open_clip_and_their_exports(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    know_toy_towers(monkeypatch)
-    monkeypatch.setitem(sys.modules, "openvino", None)  # It compiles for longer than all else.
-    monkeypatch.setattr(contenders, "find_spec", lambda _: None)
-    base, _ = write_base(tmp_path, "pecore", text_cfg=configs()["clip"]["text_cfg"])
-    found = values(run(bases, "--base", base, "--height", 48, "--width", 32, "--threads", 1))
-    rows = found["bases"][str(base)]["towers"]
-    exact = {LITERAL, "folded", ORT_FP32}
-    assert rows["text"].keys() == {"open_clip", *exact, ORT_INT8}
-    assert rows["image"].keys() == {"open_clip, 32x32", "open_clip, 48x32", *exact, ORT_INT8}
-    for name, row in (*rows["image"].items(), *rows["text"].items()):
-        assert name in found["shown"]
-        assert (row["max_error"] < 1e-5) == (name != ORT_INT8)
-        assert row["min_cosine"] > 0.98
-
-
-def test_an_applied_adapter_is_the_exported_bundle(
-    tmp_path: Path, shared_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(candidates, "export_onnx", once_in(shared_folder / "traces"))
-    base, _ = write_base(tmp_path, "clip")
-    held = np.ones(400 << 20, np.uint8)  # What this process holds is no part of the peak.
-    found = values(run(adapter, "--base", base, "--height", 48, "--width", 32, "--threads", 1))
-    row = found["applied"]["this processor"]
-    assert (row["different"], row["files"] > 9) == (0, True)
-    assert sys.platform != "linux" or 0 < row["peak_bytes"] < held.nbytes
-    assert ("AVX2 alone" in found["applied"]) == (found["avx2"] is None)
-    assert found["adapter_bytes"] < 2e6
 
 
 def test_other_embeddings_than_the_references_end_it_or_are_left_out_with_a_reason() -> None:
@@ -417,25 +307,3 @@ def test_stores_are_filled_searched_and_killed(
     assert not list(work.glob("*.store"))
 
     assert run(stores, *options, "--only", "fiass").exit_code == UsageError.exit_code
-
-
-def test_boxes_of_detectors_are_counted_against_labels(tmp_path: Path) -> None:
-    labels = json.loads(detectors.LABELS.read_text("utf-8"))["frames"]
-    assert len(labels) == 20
-    shown = [{"people": [[0, 0, 10, 20], [12, 0, 22, 20]], "unclear": [[50, 50, 60, 60]]}] * 2
-    best_first = [[0, 0, 10, 18], [0, 2, 10, 20], [13, 0, 23, 20], [50, 50, 60, 58], [80, 0, 90, 9]]
-    found = detectors.counted([np.array(best_first, float), np.zeros((0, 4))], shown)
-    # One shows a person that is taken, one lies elsewhere, one where it does not count.
-    assert found == {"found": 2, "recall": 0.5, "false_a_frame": 1.0}
-    (tmp_path / "other.avi").write_bytes(b"another film")
-    with refused("film_differs", InputError):
-        detectors.read_frames(tmp_path / "other.avi", "0" * 64, [1])
-
-
-def test_people_whom_the_motion_gate_misses_are_counted() -> None:
-    still = np.full((72, 128, 3), 90, np.uint8)
-    # Person 1 is in one frame, 2 stands there all the time, 3 is there while nothing changes.
-    film = [(still, [2, *[1] * (index == 3), *[3] * (52 <= index < 54)]) for index in range(100)]
-    found = motion.searched(film)
-    assert (found["people"], found["missed"]) == (2, 1)
-    assert found["searched"] < 0.4

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -58,12 +59,12 @@ def _once_in(
     file = kept / f"{kind}.fp32.onnx"
     with FileLock(f"{kept}.lock"):
         if not kept.exists():
-            graph = export_onnx(tower, kind, path, example=example)
             made = Path(f"{kept}.new")
             made.mkdir(exist_ok=True)
-            shutil.copyfile(path, made / file.name)
+            graph = export_onnx(tower, kind, made / file.name, example=example)
             made.rename(kept)
-            return graph
+            shutil.copyfile(file, path)  # Last: who waits for it may kill this process.
+            return replace(graph, file=path)
     found = write_with_weights(_described(file, tower, kind), tower, path)
     return export_onnx(tower, kind, path, example=example) if found is None else found
 

@@ -24,8 +24,7 @@ from tests.helpers.signing_keys import write_keys
 from tests.helpers.toy_bases import PARTS, SIZE, know_toy_towers, random_ids, toy_base
 from tests.helpers.toy_bundle import make_toy_tokenizer_json
 from tests.helpers.toy_clip import disturb
-from tests.helpers.toy_graphs import export_exchanged
-from tests.helpers.traces import as_in
+from tests.helpers.traces import as_in, once_in
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
 from upperson_adapter import apply
@@ -55,8 +54,8 @@ def model_of(kind, parts, seed=0):
     return model
 
 
-def export(model, kind, adapter, output, like=None, **options):
-    """Export with the toy's graphs, or those of a bundle: a trace takes seconds."""
+def export(model, kind, adapter, output, traced, **options):
+    """Export with what does as `export_onnx`: a trace takes seconds."""
     rng = np.random.default_rng(3)
     images = rng.integers(0, 256, (6, *SIZE, 3), np.uint8)
     ids = random_ids(kind, [14, 9, 4, 7, 11, 5]).numpy()
@@ -69,36 +68,37 @@ def export(model, kind, adapter, output, like=None, **options):
         embed_dim=model.embed_dim,
     )
     with pytest.MonkeyPatch.context() as patch:
-        if like is not None or (kind == "clip" and adapter != NO_ADAPTER):
-            traced = export_exchanged if like is None else as_in(like)
-            patch.setattr(candidates, "export_onnx", traced)
+        patch.setattr(candidates, "export_onnx", traced)
         export_bundle(
             model, identity, make_toy_tokenizer_json(), samples, None, output,
             ExportOptions(**options), lambda work, done, total: None,
         )  # fmt: skip
 
 
-def exported(kind, folder):
+def exported(kind, folder, traces):
     """Fill a folder with ``base``, ``home``, the exported bundle, and ``site.adapter``."""
     write_keys(folder, "key", ec.generate_private_key(ec.SECP256R1()))
-    export(model_of(kind, PLAIN_CLIP), kind, NO_ADAPTER, folder / "base", variants=("int8",))
+    traced = once_in(traces)
+    export(
+        model_of(kind, PLAIN_CLIP), kind, NO_ADAPTER, folder / "base", traced, variants=("int8",)
+    )
     onto = AdapterBase.open(folder / "base")
     model = model_of(kind, PARTS)
     export(
-        model, kind, "1" * 64, folder / "home",
+        model, kind, "1" * 64, folder / "home", traced,
         variants=ALL, onto=onto, sign=folder / "key.pem",
     )  # fmt: skip
     write_adapter(folder / "home", onto, model, "float16", folder / "site.adapter")
 
 
 @pytest.fixture(scope="session")
-def of_clip(shared_folder, toy_graphs):
+def of_clip(shared_folder):
     """The folder of a CLIP, made once a session."""
     folder = shared_folder / "adapter"
     with FileLock(f"{folder}.lock"):
         if not (folder / "site.adapter").exists():
             folder.mkdir(exist_ok=True)
-            exported("clip", folder)
+            exported("clip", folder, shared_folder / "traces")
     return folder
 
 
@@ -122,9 +122,11 @@ def test_the_bundle_is_the_exported_one_byte_for_byte_and_the_base_comes_back(si
     }  # fmt: skip
 
 
-def test_so_is_that_of_pe_core_with_rotary_embeddings_and_attention_pooling(tmp_path, monkeypatch):
+def test_so_is_that_of_pe_core_with_rotary_embeddings_and_attention_pooling(
+    shared_folder, tmp_path, monkeypatch
+):
     know_toy_towers(monkeypatch)
-    exported("pecore", tmp_path)
+    exported("pecore", tmp_path, shared_folder / "traces")
     apply_adapter(tmp_path / "site.adapter", tmp_path / "base", tmp_path / "bundle")
     assert snapshot(tmp_path / "bundle") == snapshot(tmp_path / "home")
 
@@ -337,7 +339,7 @@ def test_the_bundle_of_another_site_or_base_is_replaced_only_by_force(site, chan
 def test_an_export_replaces_the_bundle_of_another_model_only_by_force(site):
     """A damaged bundle of the same model is replaced, too."""
     replace_it = partial(
-        export, model_of("clip", PLAIN_CLIP), "clip", NO_ADAPTER, like=site / "base"
+        export, model_of("clip", PLAIN_CLIP), "clip", NO_ADAPTER, traced=as_in(site / "base")
     )
     place = shutil.copytree("base", "bundle")
     (site / "bundle/image.fp32.onnx").write_bytes(b"damaged")
@@ -418,7 +420,9 @@ def test_a_run_over_another_base_and_a_base_with_an_adapter_are_refused(site):
     onto = AdapterBase.open(site / "base")
     other = model_of("clip", PARTS, seed=1)
     with refused("adapter_of_other_base", IntegrityError):
-        export(other, "clip", "2" * 64, site / "other", variants=(), onto=onto)
+        export(
+            other, "clip", "2" * 64, site / "other", as_in(site / "home"), variants=(), onto=onto
+        )
     with refused("base_has_adapter", UsageError):
         AdapterBase.open(site / "home")
     assert not (site / "other").exists()
@@ -428,7 +432,7 @@ def test_float32_tensors_are_stored_as_they_are(site):
     onto = AdapterBase.open(site / "base")
     model = UPPerson(toy_base("clip"), PARTS, SIZE, STATISTICS).eval()
     disturb(model)
-    export(model, "clip", "3" * 64, site / "exact", variants=(), onto=onto)
+    export(model, "clip", "3" * 64, site / "exact", as_in(site / "home"), variants=(), onto=onto)
     with refused("trained_beyond_type", InputError):
         write_adapter(site / "exact", onto, model, "float16", site / "exact.adapter")
     write_adapter(site / "exact", onto, model, "float32", site / "exact.adapter")

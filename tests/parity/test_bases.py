@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import literal
-from benchmarks.bases import beside_open_clip
-from benchmarks.random_model import ModelSpec, random_model, tower_inputs
+from benchmarks.random_model import ModelSpec, random_batch, random_model, tower_inputs
 from tests.helpers.toy_bases import (
     CONTEXT,
     SIZE,
@@ -22,12 +21,13 @@ from tests.helpers.toy_bases import (
     toy_person,
 )
 from tests.helpers.toy_clip import normalised
+from tests.helpers.traces import once_in
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
 from upperson_calibration.ranges import estimate, observe
 from upperson_calibration.smoothing import choose_smoothing
 from upperson_export.fold import fold_image_tower, fold_text_tower, smooth
-from upperson_export.graphs import build_variant, export_onnx
+from upperson_export.graphs import build_variant
 from upperson_export.lint import lint
 from upperson_rt.agreement import row_cosines
 from upperson_rt.backends import open_backend
@@ -79,18 +79,27 @@ def test_rotary_embeddings_follow_the_grid_as_timm_resizes_them():
 
 
 def test_pe_core_at_its_real_sizes(monkeypatch):
-    """Of real widths, with fewer blocks; `python -m benchmarks.bases` has all, and exports them."""
+    """Of real widths, with fewer blocks."""
     spec = ModelSpec(base="PE-Core-T-16-384", batch_size=2)
     clip = shortened_base(spec.base, 4, monkeypatch)
     model = random_model(spec, clip).eval()
     raw = torch.from_numpy(tower_inputs(spec)["image"])
     with torch.no_grad():
         close(fold_image_tower(model)(raw), model.encode_image(normalised(model, raw)))
-    del model
-    compared = [*beside_open_clip(spec, clip)]
-    assert [tower for tower, *_ in compared] == ["text", "image", "image"]
-    for _, _, expected, found in compared:
-        assert np.abs(found - expected).max() < TOLERANCE
+        del model
+        images, ids_NL, _ = random_batch(spec)
+        visual, size = clip.visual, (spec.height_px, spec.width_px)
+        plain = UPPerson(clip, PLAIN_CLIP, visual.image_size).eval()
+        padded_NL = F.pad(ids_NL, (0, plain.text.context_length - ids_NL.shape[1]))
+        close(plain.encode_text(ids_NL), F.normalize(clip.encode_text(padded_NL), dim=-1))
+        squares = F.interpolate(images, visual.image_size)
+        close(plain.encode_image(squares), F.normalize(clip.encode_image(squares), dim=-1))
+        crops = UPPerson(clip, PLAIN_CLIP, size).eval()
+        visual.set_input_size(size)
+        # timm interpolates positions in another way than the paper.
+        count = visual.trunk.pos_embed.shape[1]
+        visual.trunk.pos_embed = nn.Parameter(crops.image.positional_embedding[None, -count:])
+        close(crops.encode_image(images), F.normalize(clip.encode_image(images), dim=-1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -143,7 +152,7 @@ def test_padding_counts_where_it_was_trained_on():
     ("kind", "tower"),
     [("siglip", "image"), ("siglip", "text"), ("pecore", "image"), ("mobileclip", "image")],
 )
-def test_exported_smoothed_and_int8_towers_agree(kind, tower, tmp_path):
+def test_exported_smoothed_and_int8_towers_agree(kind, tower, shared_folder, tmp_path):
     model = toy_person(kind)
     if tower == "image":
         plain, given = fold_image_tower(model), pixels(12).numpy()
@@ -157,7 +166,8 @@ def test_exported_smoothed_and_int8_towers_agree(kind, tower, tmp_path):
             return folded(torch.from_numpy(array)).numpy()
 
     expected = embed(given)
-    graph = export_onnx(plain, tower, tmp_path / f"{tower}.onnx", example=example)
+    traced = once_in(shared_folder / "traces")
+    graph = traced(plain, tower, tmp_path / f"{tower}.onnx", example=example)
     assert not lint(graph.load())
     exact = open_backend(graph.file, "onnxruntime")
     alone = np.concatenate([run_tower(exact, tower, row[None]) for row in given])
