@@ -187,10 +187,7 @@ def _report(outbox: Outbox, alert: Alert) -> AlertReport:
     standing = Standing.of(visits - confirmed, per_day, alert.rate)
     missing = None if standing.required is None else max(0, standing.required - standing.visits)
     dismissed, unjudged = (
-        sum(
-            one.seq > alert.from_seq and "visit" in one.body["data"]
-            for one in outbox.messages(topic=alert.id, state="ready", label=label)
-        )
+        len(outbox.visits(topic=alert.id, state="ready", label=label, after=alert.from_seq))
         for label in (DISMISSED, "")
     )
     days = (_visits(outbox, alert) - alert.from_visits) / per_day if per_day else 0.0
@@ -296,7 +293,7 @@ def copy_alerts(sources: Sequence[Gallery], target: Gallery) -> int:
     messages = 0
     for source in sources:
         with outbox_of(source) as outbox:
-            messages += outbox.count(state="ready")
+            messages += len(outbox.messages(state="ready"))
             for one in read_alerts(outbox).values():
                 found[one.name, one.sentence, one.cameras, one.rate] = one
     if messages:
@@ -374,9 +371,7 @@ def _judge(gallery: Gallery, key: str, label: str) -> AlertReport:
 
 def _restarted(outbox: Outbox, alert: Alert) -> Alert:
     """Return an alert whose promise counts from now."""
-    newest = outbox.messages(1)
-    from_seq = newest[0].seq if newest else 0
-    return replace(alert, from_seq=from_seq, from_visits=_visits(outbox, alert))
+    return replace(alert, from_seq=outbox.last_seq, from_visits=_visits(outbox, alert))
 
 
 def _write(outbox: Outbox, alert: Alert) -> None:

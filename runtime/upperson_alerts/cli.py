@@ -116,7 +116,9 @@ def list_all(*, place: Place, output: Output) -> None:
     if dead:
         print_note(f"{count_of(dead, 'dead letter')}: see  upperson-rt alert letters")
     if not waiting and any(one.delivered for one in reports):
-        print_note("nothing delivers them yet: run  upperson-rt alert deliver --to ADDRESS")
+        print_note(
+            "nothing delivers what is raised yet: run  upperson-rt alert deliver --to ADDRESS"
+        )
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Period(OptionGroup, panel="Alert"):
 def would_raise(
     alert: Reference, *, period: Period, model: Model, place: Place, output: Output
 ) -> None:
-    """Show what an alert would have raised in the last week. Changes nothing.
+    """Show what an alert that was added would have raised in the last week. Changes nothing.
 
     Example: `upperson-rt alert test "man with a red backpack" --since 7d`
     """
@@ -429,10 +431,10 @@ def _print_reports(reports: "Sequence[AlertReport]") -> None:
         "state": [describe_state(one) for one in reports],
         "promise": [describe_rate(one.alert.rate) for one in reports],
         "dismissed": [describe_record(one) for one in reports],
-        "delivered": [str(one.delivered) for one in reports],
+        "raised": [str(one.delivered) for one in reports],
         "review": [str(one.review) for one in reports],
     }
-    print_columns(columns, ("delivered", "review"), "alert")
+    print_columns(columns, ("raised", "review"), "alert")
 
 
 def _print_messages(found: "Sequence[Message]") -> None:

@@ -108,9 +108,8 @@ class AlertMatcher:
                 return last_id
             alerts = read_alerts(outbox)
             confirmed: dict[str, set[int]] = {}
-            for message in outbox.messages(label=CONFIRMED):
-                visit = int(message.body["data"]["visit"], 16)
-                confirmed.setdefault(message.topic, set()).add(visit)
+            for topic, visit in outbox.visits(label=CONFIRMED):
+                confirmed.setdefault(topic, set()).add(int(visit, 16))
         frozen = {alert: frozenset(visits) for alert, visits in confirmed.items()}
         known: set[str] = set()
         for background in self._backgrounds:

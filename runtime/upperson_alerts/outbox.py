@@ -3,6 +3,9 @@
 A message has a unique key, so a commit that is repeated cannot write it twice. Each destination
 gets the messages in the order in which they were written, and keeps its own account of which it has
 accepted.
+
+Of a message whose picture is deleted permanently its visit and its label stay, which rates of false
+alarms are counted from. It is neither listed nor delivered any more.
 """
 
 import json
@@ -44,6 +47,9 @@ _TABLES = (
     CREATE TABLE IF NOT EXISTS outbox_destinations (name TEXT PRIMARY KEY, done INTEGER NOT NULL)
     """,
 )
+_FORGOTTEN = "/forgotten"
+"""Ends the state of a message whose picture is deleted."""
+_PICTURE = "CASE WHEN json_valid(body) THEN json_extract(body, '$.data.picture') END"
 _MESSAGE = "o.seq, o.key, o.topic, o.time, o.state, o.label, o.body"
 
 
@@ -96,6 +102,12 @@ class Outbox:
         (found,) = self._connection.execute("SELECT ifnull(max(id), 0) FROM items").fetchone()
         return int(found)
 
+    @property
+    def last_seq(self) -> int:
+        """The `Message.seq` of the newest message; 0 if there is none."""
+        found = self._rows("SELECT ifnull(max(seq), 0) FROM outbox")
+        return int(found[0][0]) if found else 0
+
     def put(self, message: Message) -> bool:
         """Write a message, unless there is one of its key; return whether it is new."""
         row = (message.key, message.topic, message.time, message.state, message.label)
@@ -114,14 +126,27 @@ class Outbox:
                 ``until``, unix seconds.
         """
         condition, values = _condition(where)
+        condition += f" AND o.state NOT GLOB '*{_FORGOTTEN}'"
         sql = f"SELECT {_MESSAGE} FROM outbox o WHERE {condition} ORDER BY o.seq DESC LIMIT ?"
         return [_message(row) for row in self._rows(sql, *values, -1 if most is None else most)]
 
     def count(self, **where: object) -> int:
-        """Return how many messages there are, see `messages`."""
+        """Return how many messages there are, see `messages`, with those of deleted pictures.
+
+        ``after`` is the `Message.seq` that theirs are above.
+        """
         condition, values = _condition(where)
         rows = self._rows(f"SELECT count(*) FROM outbox o WHERE {condition}", *values)
         return int(rows[0][0]) if rows else 0
+
+    def visits(self, **where: object) -> list[tuple[str, str]]:
+        """Return the topic and the visit of each message of one, see `count`, in their order."""
+        condition, values = _condition(where)
+        sql = f"SELECT {_MESSAGE} FROM outbox o WHERE {condition} ORDER BY o.seq"
+        found = [
+            (row[2], _message(row).body["data"].get("visit")) for row in self._rows(sql, *values)
+        ]
+        return [(topic, visit) for topic, visit in found if visit is not None]
 
     def label(self, key: str, label: str) -> bool:
         """Set the label of a message; return whether it is there."""
@@ -133,6 +158,35 @@ class Outbox:
         count = self._changed(f"DELETE FROM outbox AS o WHERE {condition}", *values)
         self._changed("DELETE FROM outbox_deliveries WHERE seq NOT IN (SELECT seq FROM outbox)")
         return count
+
+    def by_picture(self) -> dict[int, list[int]]:
+        """Return `Message.seq` of those that name a picture, by its `Hit.id`."""
+        found: dict[int, list[int]] = {}
+        sql = f"SELECT {_PICTURE}, seq FROM outbox WHERE {_PICTURE} IS NOT NULL"
+        for picture, seq in self._rows(sql):
+            found.setdefault(picture, []).append(seq)
+        return found
+
+    def of_deleted(self) -> list[int]:
+        """Return `Message.seq` of those whose picture is neither in the gallery nor in its bin."""
+        sql = "SELECT name FROM sqlite_master WHERE name IN ('items', 'bin')"
+        absent = "".join(
+            f" AND NOT EXISTS (SELECT 1 FROM {table} t WHERE t.id = {_PICTURE})"
+            for (table,) in self._connection.execute(sql).fetchall()
+        )
+        sql = f"SELECT seq FROM outbox WHERE {_PICTURE} IS NOT NULL{absent}"
+        return [seq for (seq,) in self._rows(sql)]
+
+    def forget(self, seqs: Sequence[int]) -> None:
+        """Keep of messages only what rates of false alarms are counted from."""
+        which = "seq IN (SELECT value FROM json_each(?))"
+        self._changed(
+            f"UPDATE outbox SET state = state || '{_FORGOTTEN}', body = json_object('type', "
+            "json_extract(body, '$.type'), 'data', json_object('visit', json_extract(body, "
+            f"'$.data.visit'))) WHERE {which}",
+            json.dumps([*seqs]),
+        )
+        self._changed(f"DELETE FROM outbox_deliveries WHERE {which}", json.dumps([*seqs]))
 
     # --- Destinations
 
@@ -167,7 +221,8 @@ class Outbox:
         """
         again = f"""
             SELECT {_MESSAGE}, d.attempts FROM outbox_deliveries d JOIN outbox o USING (seq)
-            WHERE d.destination = ? AND d.state = 'failed' AND NOT (d.due > ? AND d.due <= ?)
+            WHERE d.destination = ? AND o.state = 'ready' AND d.state = 'failed'
+            AND NOT (d.due > ? AND d.due <= ?)
             ORDER BY o.seq LIMIT ?
         """
         rows = self._rows(again, destination, now, now + longest_s, most)
@@ -193,9 +248,13 @@ class Outbox:
                 self._changed(sql, destination, seq)
             else:
                 state = "dead" if failure.is_dead else "failed"
-                sql = "INSERT OR REPLACE INTO outbox_deliveries VALUES (?, ?, ?, ?, ?, ?)"
+                # Its picture may have been deleted meanwhile.
+                sql = (
+                    "INSERT OR REPLACE INTO outbox_deliveries SELECT ?, seq, ?, ?, ?, ? FROM "
+                    "outbox WHERE seq = ? AND state = 'ready'"
+                )
                 row = (state, failure.attempts, failure.due, failure.error)
-                self._changed(sql, destination, seq, *row)
+                self._changed(sql, destination, *row, seq)
         sql = "UPDATE outbox_destinations SET done = max(done, ?) WHERE name = ?"
         self._changed(sql, last, destination)
 
@@ -260,10 +319,11 @@ def outbox_of(gallery: Gallery, write: bool = False) -> AbstractContextManager[O
 _CONDITIONS = {
     "key": "o.key = ?",
     "topic": "o.topic = ?",
-    "state": "o.state = ?",
+    "state": f"replace(o.state, '{_FORGOTTEN}', '') = ?",
     "label": "o.label = ?",
     "since": "o.time >= ?",
     "until": "o.time < ?",
+    "after": "o.seq > ?",
 }
 
 

@@ -56,8 +56,8 @@ def replay_alert(gallery: Gallery, encoder: Encoder, reference: str, since: floa
     """
     with outbox_of(gallery) as outbox:
         alert, last_id = find_alert(outbox, reference), outbox.last_id
-        marked = outbox.messages(topic=alert.id, label=CONFIRMED)
-        confirmed = {int(message.body["data"]["visit"], 16) for message in marked}
+        marked = outbox.visits(topic=alert.id, label=CONFIRMED)
+        confirmed = {int(visit, 16) for _, visit in marked}
     scorer = scorer_of(QueryEncoder(encoder), gallery, [alert.sentence])
     best: dict[int, tuple[float, int, Item]] = {}
     first_id = max(0, last_id - WINDOW_ROWS)

@@ -181,7 +181,7 @@ def verify_log(path: Path, expected: Collection[str] = ()) -> LogReport:
 
 
 _EXPECTED = {
-    "no_query_log": 'it is no query log: expected lines such as {"time": ..., "chain": ...}',
+    "no_query_log": 'it is no such log: expected lines such as {"time": ..., "chain": ...}',
     "log_unchained": "none of its lines has a chain: expected each to end in its chain, as the "
     "releases since chains write it, or the chains were removed",
 }

@@ -29,13 +29,16 @@ TsaCert: TypeAlias = Annotated[
     ),
 ]
 
-app = new_app("Verify query logs, and acknowledge broken ones.")
+app = new_app("Verify query logs and logs of erasures, and acknowledge broken ones.")
 
 
 @app.command(cls=Command)
 @grouped
 def verify(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Query log.")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Query log, or the erasures.log of a gallery."),
+    ],
     *,
     expect: Annotated[
         list[str] | None,
@@ -60,12 +63,14 @@ def verify(
 ) -> None:
     """Check that no line was changed, removed or added; if one was, the exit code is 6.
 
-    A file that is no query log, or has no chains, ends with 6, too.
+    A file that is no such log, or has no chains, ends with 6, too.
 
     A user who can write the log can replace all of it. The last chain stands for the whole log:
     note it now and then where that user cannot write, and pass it with --expect.
 
     Example: `upperson-rt log verify console/query.log`
+
+    Example: `upperson-rt log verify gallery/erasures.log`
     """
     from upperson_log.chain import verify_log
 

@@ -39,8 +39,10 @@ from upperson_rt.gallery.crops import crop_path
 from upperson_rt.gallery.protocol import made_now
 from upperson_rt.gallery.sqlite.stored import (
     DATABASE_FILE,
+    INDEX_FILE,
     Database,
     SqliteGallery,
+    forget_messages,
     leave_out,
     log_of,
 )
@@ -88,6 +90,8 @@ class BackedUp:
     bytes_copied: int
     """Of these files."""
     files_removed: int
+    pictures_without_crop: int
+    """Pictures without a saved crop, indexed where they lie: their files are not copied."""
 
 
 def back_up(gallery: Path, destination: Path) -> BackedUp:
@@ -248,9 +252,13 @@ def _back_up(source: Database, destination: Path, copies: Copies, is_increment: 
                 before = missing
             else:
                 raise _busy(gallery)
+            forget_messages(then)  # Of what is in the bin.
             files = copy_clips(gallery, destination, copies, earlier.files if earlier else {})
             strays, crops, crop_bytes = unnamed_files(then, destination / CROPS)
             pictures, sums = then.count(), then.sums
+            # From SQLite's index: the table has the vectors.
+            sql = "SELECT count(*) FROM items INDEXED BY items_by_crop WHERE crop IS NOT NULL"
+            (with_crop,) = then.execute(sql).fetchone()
         copy.close()
         if not is_increment:
             _remove_log(file)
@@ -279,6 +287,9 @@ def _back_up(source: Database, destination: Path, copies: Copies, is_increment: 
     strays += [destination / name for name in names - files.keys()]
     for path in strays:
         path.unlink(missing_ok=True)
+    if removed or not is_increment:  # A search of the copy has made an index of what is gone.
+        for path in destination.glob(f"{INDEX_FILE}*"):
+            path.unlink(missing_ok=True)
     return BackedUp(
         manifest=manifest,
         is_increment=is_increment,
@@ -287,6 +298,7 @@ def _back_up(source: Database, destination: Path, copies: Copies, is_increment: 
         files_copied=copies.files + len(changed),
         bytes_copied=copies.bytes + sum(map(len, changed.values())),
         files_removed=len(strays),
+        pictures_without_crop=pictures - with_crop,
     )
 
 

@@ -33,6 +33,7 @@ from upperson_rt.gallery.sqlite.traces import (
     files_of_no_row,
     free_pages,
     indexed_rows,
+    messages,
     stored_ids,
 )
 from upperson_rt.score_calibration import SCORES_FILE, read_score_calibration
@@ -111,8 +112,11 @@ def prove_erasure(
                     gone = ids
                     if ids is None:
                         gone = np.setdiff1d(of_copy[1][:, 0], rows[1][:, 0])
+                advice = f"upperson-rt gallery backup -g {gallery.location} {copy.location} ; "
+                advice += "delete a copy that something else made"
                 for place in _places(copy, selection, gone, of_copy):
-                    places.append(place._replace(name=f"backup {number}: {place.name}"))
+                    name = f"backup {number}: {place.name}"
+                    places.append(place._replace(name=name, advice=advice))
     about = {
         "erasure": selection.erasure,
         "about": selection.where.conditions,
@@ -153,6 +157,8 @@ def _places(
     yield Place("search index", what, indexed, left, "upperson-rt gallery rebuild")
     with gallery.database.reading() as transaction:
         crops = files_of_no_row(transaction, gallery.crops_dir)
+        count, left = messages(transaction)
+    yield Place("alerts", "messages of no row", count, left, _PRUNE)
     yield Place("crops", "files of no row", len(rows), len(crops), _PRUNE)
     clips, folder = list(all_clips(gallery.crops_dir)), clips_dir(gallery.crops_dir)
     days = [gallery.crops_dir / clip.path.parent.relative_to(folder) for clip in clips]

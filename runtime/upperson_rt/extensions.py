@@ -20,7 +20,7 @@ Nothing is imported before it is used.
 
 from functools import cache
 from importlib import metadata
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from upperson_rt.errors import BackendError, UppersonError, UsageError
 from upperson_rt.printable import error_text, safe_repr
@@ -82,7 +82,7 @@ def load_service(name: Service) -> Any:
         BackendError: The package is missing (``service_missing``) or cannot be imported.
         UsageError: Another package has that name, too.
     """
-    if name not in extension_names("services"):
+    if name not in _named("services"):
         raise missing_files(name)
     return load_extension("services", name)
 
@@ -95,13 +95,16 @@ def missing_files(name: str) -> BackendError:
 
 
 def _named(group: Group) -> dict[str, list[metadata.EntryPoint]]:
-    found: dict[str, list[metadata.EntryPoint]] = {}
-    for point in _entry_points().select(group=f"upperson.{group}"):
-        found.setdefault(point.name, []).append(point)
-    return found
+    return _entry_points().get(group, {})
 
 
 @cache
-def _entry_points() -> Any:
-    """Read those of all groups: that opens a file of each installed package."""
-    return metadata.entry_points()
+def _entry_points() -> dict[Group, dict[str, list[metadata.EntryPoint]]]:
+    """Read those of all groups, by group and name: that opens a file of each installed package."""
+    points = metadata.entry_points()
+    found: dict[Group, dict[str, list[metadata.EntryPoint]]] = {}
+    for group in get_args(Group):
+        named = found.setdefault(group, {})
+        for point in points.select(group=f"upperson.{group}"):
+            named.setdefault(point.name, []).append(point)
+    return found

@@ -250,9 +250,10 @@ def require_place(path: Path, unowned: Unowned = all_names) -> None:
         raise InputError(message, code="no_folder", path=str(path))
     if path.exists() and (others := sorted(unowned(path))):
         shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        found = "exists and is not an earlier result, or was changed or holds other files as well"
         raise InputError(
-            f"{path} exists and is not an earlier result, or was changed or holds other files as "
-            f"well ({shown}): choose another output, or move it away",
+            f"{path} {'is not empty' if unowned is all_names else found} ({shown}): choose another "
+            "output, or move it away",
             code="unowned_files",
             path=str(path),
             names=shown,

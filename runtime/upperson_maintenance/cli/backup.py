@@ -8,7 +8,7 @@ import typer
 
 from upperson_rt.cli.groups import grouped
 from upperson_rt.cli.options import Output, Place
-from upperson_rt.cli.output import print_line, print_result, print_warning
+from upperson_rt.cli.output import print_line, print_note, print_result, print_warning
 from upperson_rt.errors import UsageError
 from upperson_rt.printable import count_of, local_time
 
@@ -26,7 +26,8 @@ def backup(
 
     The copy is a gallery of its own, without the search index. An update copies new rows, crops,
     frames and clips; those that were deleted from the gallery are deleted from the copy. If it is
-    interrupted, the earlier copy stays usable. Run it from a timer.
+    interrupted, the earlier copy stays usable. Run it from a timer. Photographs that were indexed
+    where they lie are not copied: only their rows are.
 
     Example: `upperson-rt gallery backup -g gallery /mnt/disk/gallery-backup`
     """
@@ -39,6 +40,9 @@ def backup(
             f"{count_of(len(missing), 'crop')} that pictures name are missing in the gallery, such "
             f"as {missing[0]}: see  upperson-rt gallery verify"
         )
+    if done.pictures_without_crop:
+        without = count_of(done.pictures_without_crop, "picture")
+        print_note(f"{without} without a saved crop: their files are not part of this backup")
     result = {
         "gallery": place.gallery,
         "destination": str(destination),

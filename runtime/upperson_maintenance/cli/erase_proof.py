@@ -13,8 +13,8 @@ from upperson_rt.errors import IntegrityError, UsageError
 from upperson_rt.printable import count_of
 
 _UNPROVEN = (
-    "not proven: other copies, the disk below the file system, the memory of running programs; "
-    "query logs and alerts keep their lines"
+    "not proven: photographs indexed where they lie, other copies, the disk below the file "
+    "system, the memory of running programs; query logs and delivered alerts keep their lines"
 )
 
 

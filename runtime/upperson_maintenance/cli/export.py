@@ -14,13 +14,15 @@ from upperson_rt.search.notices import unknown_cameras
 
 @grouped
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the files go.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="New, or an earlier export, which is replaced.")
+    ],
     *,
     place: Place,
     where: Where,
     output: Output,
 ) -> None:
-    """Write vectors.npy and items.csv; with pyarrow installed also items.parquet.
+    """Write vectors.npy, items.csv and gallery.json; with pyarrow installed also items.parquet.
 
     Example: `upperson-rt gallery export exported/ --camera gate`
     """

@@ -60,7 +60,9 @@ def prune(*, place: Place, pruning: Pruning, output: Output) -> None:
             code="limits_conflict",
         )
     with Gallery.open(place.gallery) as store:
-        print_notices(unknown_cameras(store, Filter(camera=pruning.camera)))
+        named = [pruning.camera] if retention is None else [pruning.camera, *retention.by_camera]
+        cameras = [name for name in named if name is not None]
+        print_notices(unknown_cameras(store, Filter(camera=cameras or None)))
         if retention is None or is_plain:
             count = store.count_prunable(*limits, pruning.camera)
             deleted = 0 if pruning.dry_run else store.prune(*limits, pruning.camera)

@@ -21,7 +21,7 @@ from upperson_rt.cli.output import (
     print_result,
 )
 from upperson_rt.errors import UsageError
-from upperson_rt.printable import count_of
+from upperson_rt.printable import count_of, safe_repr
 from upperson_rt.search.notices import unknown_cameras
 
 if TYPE_CHECKING:
@@ -117,7 +117,11 @@ def delete(
     with Gallery.open(gallery) as store:
         print_notices(unknown_cameras(store, passing))
         wanted = {str(Path(key).absolute()) if os.path.exists(key) else key for key in keys or ()}
-        count = len(store.ids(sorted(wanted))) if keys else store.count(passing)
+        known = store.ids(sorted(wanted)) if keys else {}
+        count = len(known) if keys else store.count(passing)
+        if known and (unknown := sorted(wanted - known.keys())):
+            keys_of_none = f"{count_of(len(unknown), 'key')} of no picture"
+            print_note(f"{keys_of_none}, such as {safe_repr(unknown[0])}")
         deleted = 0
         what, frames = count_of(count, "picture"), _frames_passing(store, passing)
         frame = f"the newest frame of {count_of(frames, 'camera')}"

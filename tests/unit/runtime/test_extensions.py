@@ -53,7 +53,7 @@ def test_without_a_service_nothing_is_deleted_logged_or_trusted(tmp_path, monkey
         gallery.add([Item(key="a"), Item(key="b")], np.eye(2, dtype=np.float32))
         gallery.bin.add(["a"], "ann", "")
         with monkeypatch.context() as patch:
-            patch.setattr(extensions, "extension_names", lambda group: [])
+            patch.setattr(extensions, "_named", lambda group: {})
             for delete in (lambda: gallery.delete(["b"]), gallery.bin.delete):
                 with refused("service_missing", BackendError, name="erasure-log"):
                     delete()

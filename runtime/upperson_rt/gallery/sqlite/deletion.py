@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError, UppersonError
+from upperson_rt.extensions import load_service
 from upperson_rt.gallery.clips import Erased, clips_dir, erase_clips
 from upperson_rt.gallery.crops import remove_crops
 from upperson_rt.gallery.erasures import (
@@ -33,7 +34,7 @@ from upperson_rt.gallery.sqlite import rows as table
 from upperson_rt.gallery.sqlite import schema
 from upperson_rt.gallery.sqlite.database import Database, Transaction
 from upperson_rt.gallery.sqlite.documents import read_documents, write_document
-from upperson_rt.gallery.sqlite.free_pages import FreePages
+from upperson_rt.gallery.sqlite.free_pages import FreePages, can_punch
 from upperson_rt.gallery.sqlite.schema import ROW, DamageError, Sums
 from upperson_rt.printable import get_logger
 
@@ -55,11 +56,38 @@ _UNLINKING = 8
 _STEP_S = 0.2
 _TRIES = 50
 """To find SQLite's log unread: searches keep it for some milliseconds each."""
-_STEP_PAGES = 8192
+_SHRINKING_S = 10.0
 _SPARE_PAGES = 4096
-"""Free pages that the file keeps for new rows, and a tenth of it: the rest is given back."""
+"""Free pages that the file keeps for new rows, and a tenth of it."""
 _KEY, _TIME, _TRACK, _CROP = 1, 4, 5, 7
 """Places in `ROW`."""
+
+
+def outbox_in(transaction: Transaction, write: bool) -> Any:
+    """Return what the service ``outbox`` makes, see `upperson_alerts.outbox`."""
+    return load_service("outbox")(transaction.connection, write)
+
+
+def own_outbox(transaction: Transaction) -> Any:
+    """Return the outbox of a gallery to read; None for one that never had alerts.
+
+    So a deletion there needs no package of alerts.
+    """
+    sql = "SELECT count(*) FROM sqlite_master WHERE name = 'outbox'"
+    (count,) = transaction.execute(sql).fetchone()
+    return outbox_in(transaction, write=False) if count else None
+
+
+def outdated_messages(transaction: Transaction) -> list[int]:
+    """Return the numbers of messages whose picture is deleted."""
+    outbox = own_outbox(transaction)
+    return [] if outbox is None else outbox.of_deleted()
+
+
+def forget_messages(transaction: Transaction) -> None:
+    """Take out of messages what they say of pictures that are deleted."""
+    if seqs := outdated_messages(transaction):
+        outbox_in(transaction, write=False).forget(seqs)
 
 
 def selected(transaction: Transaction, source: str, values: Sequence[object]) -> Selected:
@@ -109,22 +137,27 @@ class Eraser:
             transaction.check_table(now=True)  # Not in a step, where others wait to write.
             rows = select(transaction)
             records = unfinished(transaction)
+            outbox = own_outbox(transaction)
+            messages = {} if outbox is None else outbox.by_picture()
         rows = rows[np.argsort(rows[:, 0])]
         firsts = [unpack_ids(record["ids"])[:1] for record in records.values()]
         sparing = "prune" in {action, *(record["action"] for record in records.values())}
-        done: _Records = {
-            name: self._finish(one, recovered=name != begun) for name, one in records.items()
-        }
-        id_, deleted = uuid.uuid4().hex, 0
-        for step, start in enumerate(range(0, len(rows), STEP_ROWS)):
-            if step:
-                time.sleep(PAUSE_S)
-            part = rows[start : start + STEP_ROWS]
-            line = {"erasure": id_, "step": step, "action": action, "about": dict(about)}
-            record = self._step(part, line, done)
-            deleted += record["count"]
-            firsts.append(part[:1, 0])
-            done = {f"{id_}/{step}": self._finish(record)}
+        id_, deleted, committed = uuid.uuid4().hex, 0, 0.0
+        with ThreadPoolExecutor(_UNLINKING) as pool:
+            done: _Records = {
+                name: self._finish(one, pool, recovered=name != begun)
+                for name, one in records.items()
+            }
+            for step, start in enumerate(range(0, len(rows), STEP_ROWS)):
+                if step:  # Others also write while files are removed.
+                    time.sleep(max(0.0, committed + PAUSE_S - time.monotonic()))
+                part = rows[start : start + STEP_ROWS]
+                line = {"erasure": id_, "step": step, "action": action, "about": dict(about)}
+                record = self._step(part, line, done, messages)
+                committed = time.monotonic()
+                deleted += record["count"]
+                firsts.append(part[:1, 0])
+                done = {f"{id_}/{step}": self._finish(record, pool)}
         if done:
             left = {  # Until all is overwritten: see `_tidy`.
                 "action": "prune" if sparing else action,
@@ -134,7 +167,12 @@ class Eraser:
             }
             with self._writing() as (transaction, _):
                 _write(transaction, {name: one or left for name, one in done.items()})
-        if firsts and self._tidy(sparing):
+        with self._database.reading() as transaction:
+            is_left = bool(outdated_messages(transaction))
+        if is_left:  # Of a deletion that was killed, or an earlier release.
+            with self._writing() as (transaction, _):
+                forget_messages(transaction)
+        if (firsts or is_left) and self._tidy(sparing):
             with self._writing() as (transaction, _):
                 _write(transaction, {name: None for name, one in done.items() if one is None})
             with self._database.with_empty_log():
@@ -161,8 +199,16 @@ class Eraser:
         """Finish what `begin` and deletions that ended early left; errors are those of `erase`."""
         self.erase("delete", {}, lambda _: np.empty((0, 2), np.int64), begun)
 
-    def _step(self, part: Selected, line: dict[str, Any], done: _Records) -> dict[str, Any]:
+    def _step(
+        self,
+        part: Selected,
+        line: dict[str, Any],
+        done: _Records,
+        messages: Mapping[int, Sequence[int]],
+    ) -> dict[str, Any]:
         """Delete some rows; return what was written down with it, in place of what is done.
+
+        ``messages`` are those of the outbox, see `Outbox.by_picture`.
 
         Frames and clips go before the commit, so that a deletion that fails or is killed can be
         repeated: its rows are still there. They go once more after it: others may be written
@@ -190,6 +236,8 @@ class Eraser:
                 delete = "DELETE FROM items WHERE id IN (SELECT value FROM json_each(?))"
                 if transaction.execute(delete, (gone,)).rowcount != len(rows):
                     raise DamageError("pictures that an index names are missing")
+            if outdated := [seq for row in rows for seq in messages.get(row[0], ())]:
+                outbox_in(transaction, write=False).forget(outdated)
             record = self._record(line, rows, _with_crops(rows))
             table.trim_log(transaction)
             if rows or done:
@@ -213,16 +261,17 @@ class Eraser:
             "files": [(one.crop, one.track, one.time) for one in files],
         }
 
-    def _finish(self, record: _Record, *, recovered: bool = False) -> _Record | None:
+    def _finish(
+        self, record: _Record, pool: ThreadPoolExecutor, *, recovered: bool = False
+    ) -> _Record | None:
         """Remove the files of deleted rows, and write the line; return what is still left."""
         erased = [Erased(crop=crop, track=track, time=at) for crop, track, at in record["files"]]
         left = []
         if erased:
             with self._database.reading() as transaction:
                 unused = table.unnamed_crops(transaction, [row.crop for row in erased])
-            with ThreadPoolExecutor(_UNLINKING) as pool:
-                parts = (unused[start::_UNLINKING] for start in range(_UNLINKING))
-                there = set(chain(*pool.map(partial(remove_crops, self._crops_dir), parts)))
+            parts = (unused[start::_UNLINKING] for start in range(_UNLINKING))
+            there = set(chain(*pool.map(partial(remove_crops, self._crops_dir), parts)))
             self._erase_clips(erased, "the rows are deleted: remove the cause and the file")
             left = [one for one in record["files"] if one[0] in there]
         if record["count"]:
@@ -238,29 +287,42 @@ class Eraser:
         rows are gone.
         """
         try:
-            self._shrink()
             if sparing:
-                return self._overwrite()
-            with self._database.with_empty_log() as file:
-                return file is not None
+                is_done = self._overwrite()
+            else:
+                with self._database.with_empty_log() as file:
+                    is_done = file is not None
+            self._shrink()
+            return is_done
         except (UppersonError, OSError) as error:
             _LOG.warning("the space of deleted rows is given back later: %s", error)
             return False
 
     def _shrink(self) -> None:
-        """Cut free pages off the file; a gallery of an earlier release keeps them for new rows."""
+        """Cut free pages off the file if they are more than half of it, or if they take space.
+
+        Holes take none, while SQLite moves the last pages of the file and looks for each of them
+        among all that are free. What takes too long is left for the next deletion. A gallery of an
+        earlier release keeps its free pages.
+        """
         with self._database.reading() as transaction:
             mode, free, pages = (
                 transaction.execute(f"PRAGMA {name}").fetchone()[0]
                 for name in ("auto_vacuum", "freelist_count", "page_count")
             )
         surplus = free - max(_SPARE_PAGES, pages // 10) if mode == schema.INCREMENTAL else 0
-        for start in range(0, surplus, _STEP_PAGES):
+        if surplus > 0 and free <= pages // 2:
+            with self._database.with_empty_log(wait_ms=0) as file:  # No one reads without locks.
+                surplus = 0 if file is None or can_punch(file) else surplus
+        end = time.monotonic() + _SHRINKING_S
+        while surplus > 0 and time.monotonic() < end:
             time.sleep(PAUSE_S)
             with self._writing() as (transaction, _):
-                for _ in range(min(_STEP_PAGES, surplus - start)):
+                until = time.monotonic() + _STEP_S
+                while surplus > 0 and time.monotonic() < until:
                     # One at a time: Python's sqlite3 ends this statement after the first.
                     transaction.execute("PRAGMA incremental_vacuum(1)")
+                    surplus -= 1
 
     def _overwrite(self) -> bool:
         """Overwrite the file's free pages, in steps; False while readers need SQLite's log."""

@@ -62,9 +62,13 @@ class FreePages:
                 raise DamageError("its list of free pages was altered", "free_pages_altered")
             leaves.append(listed[2 : 2 + count])
             trunks[trunk], trunk = 8 + 4 * count, following
-        found = cls(size, np.unique(np.concatenate(leaves)), trunks)
+        found = cls(size, np.sort(np.concatenate(leaves)), trunks)
         ends = [*trunks, *found.leaves[:1].tolist(), *found.leaves[-1:].tolist()]
-        if len(found.leaves) + len(trunks) != total or any(not 1 < end <= pages for end in ends):
+        if (
+            len(found.leaves) + len(trunks) != total
+            or not (np.diff(found.leaves) > 0).all()
+            or any(not 1 < end <= pages for end in ends)
+        ):
             raise DamageError("its list of free pages was altered", "free_pages_altered")
         return found
 
@@ -134,6 +138,12 @@ def _punch(descriptor: int, start: int, stop: int) -> bool:
     if number in _NOT_POSSIBLE:
         return False
     raise OSError(number, os.strerror(number))
+
+
+def can_punch(descriptor: int) -> bool:
+    """Whether the file system makes holes; tries it behind the end of the file."""
+    end = -(-os.fstat(descriptor).st_size // _BLOCK_BYTES) * _BLOCK_BYTES
+    return _punch(descriptor, end, end + _BLOCK_BYTES)
 
 
 def _read(descriptor: int, start: int, stop: int) -> bytes:

@@ -9,12 +9,12 @@ from upperson_rt.gallery.sqlite import rows as table
 from upperson_rt.gallery.sqlite.access import opened_bytes
 from upperson_rt.gallery.sqlite.bin import rows_in_bin
 from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Transaction
-from upperson_rt.gallery.sqlite.deletion import Selected, selected, unfinished
+from upperson_rt.gallery.sqlite.deletion import Selected, own_outbox, selected, unfinished
 from upperson_rt.gallery.sqlite.free_pages import FreePages
 from upperson_rt.gallery.sqlite.index_file import UnusableIndexError, read_file
 from upperson_rt.gallery.sqlite.list_files import INDEX_FILE
 
-__all__ = ["Selected", "files_of_no_row", "free_pages", "indexed_rows", "stored_ids"]
+__all__ = ["Selected", "files_of_no_row", "free_pages", "indexed_rows", "messages", "stored_ids"]
 
 
 def stored_ids(transaction: Transaction) -> tuple[Selected, Selected]:
@@ -50,6 +50,12 @@ def indexed_rows(folder: Path, stored: Selected) -> tuple[int, int]:
                 same = (known[place] == ids) & (stored[at[place], 1] == arrays["checksums"])
             count, stale = count + len(ids), stale + int((~same).sum())
     return count, stale
+
+
+def messages(transaction: Transaction) -> tuple[int, int]:
+    """Count the messages of alerts, and those of them that name a picture that is deleted."""
+    outbox = own_outbox(transaction)
+    return (0, 0) if outbox is None else (outbox.count(), len(outbox.of_deleted()))
 
 
 def files_of_no_row(transaction: Transaction, crops_dir: Path) -> Sequence[str]:

@@ -18,8 +18,10 @@ from upperson_alerts.alerts import (
     resume_alert,
 )
 from upperson_alerts.background import Tails
+from upperson_alerts.outbox import Failure, Message
 from upperson_alerts.replay import replay_alert
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.gallery.sqlite import deletion
 
 RATE = 2.0
 """A day; with 400 visits a day p must be at most 1/200."""
@@ -197,7 +199,89 @@ def test_confirmed_visits_leave_the_background(ready):
     assert ready.messages()[0].body["data"]["p_value"] == pytest.approx(1 / 802)
 
 
-def test_a_broken_promise_demotes_until_it_is_resumed(ready):
+def test_what_messages_say_of_a_picture_goes_with_it_and_rates_stay(ready):
+    items = [dataclasses.replace(one, track=f"walker-{n}") for n, one in enumerate(ready.items(3))]
+    ready.commit(items, [0.7, 0.8, 0.9])
+    judged, confirmed, kept = reversed(ready.messages())
+    dismiss(ready.gallery, judged.key)
+    before = confirm(ready.gallery, confirmed.key)
+    with ready.gallery.outbox(write=True) as outbox:
+        outbox.begin("hook")
+        outbox.settle("hook", {judged.seq: Failure(attempts=1, due=0.0, error="down")})
+    ready.gallery.bin.add([items[1].key], "olga", "blurred")
+    assert len(ready.messages()) == 3  # It may be restored.
+    ready.gallery.delete([items[0].key, items[1].key])
+    assert ready.messages() == [kept]
+    assert list_alerts(ready.gallery) == [before]
+    with ready.gallery.outbox() as outbox:
+        assert [one for one, _ in outbox.due("hook", 0.0, 3600.0, 9)] == [kept]
+        assert outbox.waiting() == {"hook": 1}
+    stored = b"".join(path.read_bytes() for path in ready.gallery.path.glob("gallery.sqlite*"))
+    assert [f"walker-{n}".encode() in stored for n in range(3)] == [False, False, True]
+    with pytest.raises(InputError):
+        dismiss(ready.gallery, judged.key)
+    ready.commit([items[0]], [0.7])  # The same visit.
+    assert ready.messages() == [kept]
+
+
+def key_of(world, message):
+    picture = message.body["data"]["picture"]
+    return world.gallery.get([picture])[picture][0].key
+
+
+def test_an_alert_that_is_resumed_starts_anew_though_pictures_are_deleted(ready):
+    ready.commit(ready.items(3), [0.7, 0.8, 0.9])
+    for message in ready.messages():
+        dismiss(ready.gallery, message.key)
+    ready.gallery.delete([key_of(ready, message) for message in ready.messages()])
+    assert resume_alert(ready.gallery, ready.alert.id).dismissed == 0
+    ready.commit(ready.items(1), [0.95])
+    report = confirm(ready.gallery, ready.messages()[0].key)
+    assert (report.state, report.dismissed, report.confirmed) == ("active", 0, 1)
+
+
+def test_a_delivery_that_fails_while_its_picture_is_deleted_is_not_tried_again(ready):
+    ready.commit(ready.items(1), [0.7])
+    (message,) = ready.messages()
+    with ready.gallery.outbox(write=True) as outbox:
+        outbox.begin("hook")
+    ready.gallery.delete([key_of(ready, message)])
+    for is_dead in (False, True):
+        failure = Failure(attempts=1, due=0.0, error="down", is_dead=is_dead)
+        with ready.gallery.outbox(write=True) as outbox:
+            outbox.settle("hook", {message.seq: failure})
+            assert outbox.due("hook", 1.0, 3600.0, 9) == []
+            assert (outbox.dead(), outbox.waiting()) == ([], {"hook": 0})
+
+
+def test_each_step_of_a_deletion_forgets_its_messages(ready, monkeypatch):
+    monkeypatch.setattr(deletion, "STEP_ROWS", 1)
+    ready.commit(ready.items(3), [0.7, 0.8, 0.9])
+    keys, left = [key_of(ready, message) for message in ready.messages()], []
+
+    def note(self, *given):
+        left.append(len(ready.messages()))
+        return step(self, *given)
+
+    step = deletion.Eraser._step
+    monkeypatch.setattr(deletion.Eraser, "_step", note)
+    ready.gallery.delete(keys)
+    assert left == [3, 2, 1]
+    assert ready.messages() == []
+
+
+def test_what_an_earlier_release_left_goes_with_the_next_deletion(ready):
+    body = {"type": "alert.raised", "data": {"picture": 99_999, "visit": "0a", "track": "walker"}}
+    with ready.gallery.outbox(write=True) as outbox:
+        outbox.put(Message(key="k", topic=ready.alert.id, time=0.0, body=body))
+    assert ready.gallery.delete(["no such key"]) == 0
+    assert ready.messages() == []
+    files = ready.gallery.path.glob("gallery.sqlite*")
+    assert not any(b"walker" in path.read_bytes() for path in files)
+
+
+def test_a_broken_promise_demotes_until_it_is_resumed(ready, monkeypatch):
+    monkeypatch.setattr("upperson_alerts.matcher.time.time", lambda: 1_800_000_000.0)
     for number in range(4):
         ready.commit(ready.items(1, start=START + 2 * 86400 + number), [0.5 + number / 100])
     raised = ready.messages(state="ready", topic=ready.alert.id)

@@ -121,13 +121,26 @@ def test_what_an_alert_still_needs_and_that_it_is_uncalibrated(alerted):
     assert found["state"] == "uncalibrated"
 
 
-def test_a_message_outlives_its_picture(alerted):
+def test_the_page_shows_that_a_cap_is_reached(alerted):
+    alerted.add(cap=1)
+    alerted.appear("a", "b", "c")
+    kinds = [message["type"] for message in alerted.client.get(f"{API}/messages").json()]
+    assert kinds.count("alert.capped") == 1
+    page = alerted.client.get("/alerts")
+    assert page.status_code == 200
+    assert "The cap of this hour is reached" in page.text
+
+
+def test_a_message_stays_as_long_as_its_picture(alerted):
     alerted.add()
     alerted.appear("a")
-    alerted.service.gallery.delete(["a"])
+    alerted.service.gallery.bin.add(["a"], "olga", "blurred")
     (message,) = alerted.client.get(f"{API}/messages").json()
     assert (message["track"], message["item"]) == ("a", None)
-    assert alerted.client.get("/alerts").status_code == 200
+    assert message["id"] in alerted.client.get("/alerts").text
+    alerted.service.gallery.bin.delete()
+    assert alerted.client.get(f"{API}/messages").json() == []
+    assert message["id"] not in alerted.client.get("/alerts").text
 
 
 def test_viewers_change_nothing_and_see_no_other_cameras(alerted):

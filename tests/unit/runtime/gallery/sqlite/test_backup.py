@@ -119,8 +119,12 @@ def test_the_first_deletion_and_the_first_alert_are_followed(tmp_path):
     with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
         fill(gallery, 0, 20)
         back_up(folder, copy)
+        (copy / "gallery.index").write_bytes(b"made by a search of the copy")
+        back_up(folder, copy)
+        assert (copy / "gallery.index").exists()
         gallery.delete(["k3"])
         after_deletion = back_up(folder, copy)
+        assert not (copy / "gallery.index").exists(), "it has the vectors of deleted rows"
         with gallery.outbox(write=True) as outbox:
             outbox.write("d", {"a": 1})
         after_alert = back_up(folder, copy)

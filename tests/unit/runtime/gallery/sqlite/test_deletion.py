@@ -13,7 +13,7 @@ from upperson_log.chain import verify_log
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.erasures import ERASURE_LOG, digest_of_keys, pack_ids, unpack_ids
-from upperson_rt.gallery.sqlite import deletion, index
+from upperson_rt.gallery.sqlite import deletion, free_pages, index
 
 ROWS = 100
 
@@ -158,16 +158,23 @@ def test_nothing_of_a_deleted_row_is_left_in_a_file(gallery, monkeypatch):
     assert (gallery.path / "gallery.sqlite-wal").stat().st_size == 0
 
 
-def test_free_space_goes_back_to_the_file_system(gallery, monkeypatch):
+@pytest.mark.parametrize("punches", [True, False])
+def test_free_space_goes_back_to_the_file_system(gallery, monkeypatch, punches):
+    """As holes; the file is cut where more than half is free, or where holes are not possible."""
+    if not punches:
+        monkeypatch.setattr(free_pages, "_punch", lambda *_: False)
     monkeypatch.setattr(deletion, "_SPARE_PAGES", 4)
-    monkeypatch.setattr(deletion, "_STEP_PAGES", 7)
+    monkeypatch.setattr(deletion, "_STEP_S", 0.002)
     monkeypatch.setattr(deletion, "STEP_ROWS", 1000)
     fill(gallery, 3000, ROWS)
     file = gallery.path / "gallery.sqlite"
     assert gallery.prune(keep_newest=3000) == 100
-    before = file.stat().st_size
-    assert gallery.prune(keep_newest=300) == 2700
-    assert file.stat().st_size < before / 2
+    before = file.stat()
+    assert gallery.prune(keep_newest=2000) == 1000
+    assert (file.stat().st_size == before.st_size) == punches
+    assert file.stat().st_blocks < 0.9 * before.st_blocks
+    assert gallery.prune(keep_newest=300) == 1700
+    assert file.stat().st_size < before.st_size / 2
     assert gallery.verify() == []
 
 

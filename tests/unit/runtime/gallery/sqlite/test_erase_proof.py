@@ -11,7 +11,9 @@ import pytest
 
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from tests.helpers.refused import refused
+from upperson_alerts.outbox import Message
 from upperson_log.chain import verify_log
+from upperson_maintenance.backup import back_up
 from upperson_maintenance.erase_proof import Selection, prove_erasure
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Filter, Gallery, Item
@@ -123,6 +125,32 @@ def test_each_place_is_looked_into(gallery):
     gallery.prune(older_than=0.5)
     os.utime(gallery.crops_dir / "gate/day/7.jpg", (0, 0))
     assert "search index" not in left(gallery)
+
+
+def test_messages_of_deleted_pictures_are_found(gallery, backup):
+    with Gallery.open(backup / "monday") as copy:
+        with copy.outbox(write=True) as outbox:
+            for number in (1, 999):
+                data = {"picture": number, "camera": "gate"}
+                outbox.put(Message(key=str(number), topic="red", time=0.0, body={"data": data}))
+        assert left(gallery, EVERYTHING, backup) == {"backup 1: alerts": 1}
+        assert left(copy) == {}  # It finishes what is left.
+    assert left(gallery, EVERYTHING, backup) == {}
+
+
+def test_a_backup_has_no_message_of_what_is_in_the_bin(gallery, tmp_path):
+    with gallery.outbox(write=True) as outbox:
+        for key, picture in gallery.ids(["k7", "k8"]).items():
+            data = {"picture": picture, "track": f"track of {key}"}
+            outbox.put(Message(key=key, topic="red", time=0.0, body={"data": data}))
+    gallery.bin.add(["k7"], "ada", "why")
+    for is_increment in (False, True):
+        assert back_up(gallery.path, tmp_path / "backup").is_increment == is_increment
+        assert left(gallery, EVERYTHING, tmp_path / "backup") == {}
+        stored = (tmp_path / "backup/gallery.sqlite").read_bytes()
+        assert (b"track of k7" in stored, b"track of k8" in stored) == (False, True)
+    with gallery.outbox() as outbox:
+        assert len(outbox.messages()) == 2
 
 
 @pytest.mark.parametrize("kind", ["all", "keys", "filter"])

@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from tests.helpers.refused import refused
+from upperson_rt.errors import IntegrityError
 from upperson_rt.files import bytes_on_disk
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.sqlite import deletion, free_pages
@@ -132,6 +133,21 @@ def test_pages_that_a_reader_needs_are_overwritten_by_the_next_deletion(gallery,
     assert gallery.delete(["nothing"]) == 0
     assert left(gallery) == 0
     assert gallery.verify() == []
+
+
+def test_a_deletion_of_nothing_spares_the_first_change_no_check(gallery):
+    gallery.prune(older_than=100)
+    gallery.close()
+    file = gallery.path / "gallery.sqlite"
+    with Gallery.open(gallery.path) as again:
+        assert again.prune(older_than=0) == again.delete(["nothing"]) == 0
+        content = bytearray(file.read_bytes())
+        content[36:40] = b"\xff\xff\xff\xff"  # The number of free pages.
+        file.write_bytes(content)
+        for _ in range(2):
+            with pytest.raises(IntegrityError):
+                again.add([Item(key="new")], some_vectors(1))
+        assert file.read_bytes() == content
 
 
 def test_what_the_process_has_locked_stays_locked(gallery):

@@ -485,6 +485,11 @@ def test_the_approximate_index_measures_itself(folder, monkeypatch):
         assert info.recall_at_10 >= 0.99
         # Scores are equal to the last bit where the item is.
         assert share_found(gallery, queries) >= 0.97
+        hits, found_KD = gallery.search_with_vectors(queries[0], 200, certain=10)
+        assert hits[:10] == gallery.search(queries[:1], 10)[0]
+        assert (len({hit.id for hit in hits}), len(found_KD)) == (200, 200)
+        scores = [hit.score for hit in hits]
+        assert scores == sorted(scores, reverse=True)
         gallery.add([Item(key="new", camera="c9")], queries[:1])
         assert gallery.search(queries[:1], 1)[0][0].item.key == "new"
         info = gallery.info().index
