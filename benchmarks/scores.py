@@ -1,11 +1,12 @@
 """How reliable likelihoods and verdicts are, on drawn people who were never fitted on.
 
 The shipped base is calibrated on some sets of people and checked on others: present and absent
-people, larger and smaller galleries, and cameras that the calibration has not seen.
+people, larger and smaller galleries, and cameras that the calibration has not seen. Also: what is
+found first by score, and by likelihood.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,9 +26,12 @@ from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug
+from upperson_rt.phrases import parse
 from upperson_rt.phrases.evidence import Evidence
 from upperson_rt.score_calibration import ScoreCalibration
+from upperson_rt.search.features import CANDIDATES, COMPARED, SentenceFeatures
 from upperson_rt.search.shift import LEAST
+from upperson_rt.search.verdict import judge_sentence
 from upperson_scores.fitting import (
     Block,
     Judgement,
@@ -50,10 +54,10 @@ _DRAWS = 200
 _FEW = (50, 300)
 """People of small fits: as many as the demo has, and a site may have."""
 _LARGE = 5
-"""Sets of people that are searched together, in the fit as well: likelihoods of larger galleries
-than those of a fit are too low."""
+"""Sets of people that are searched together in the fit: likelihoods of larger galleries than those
+of a fit are too low."""
 _FIT = [*range(331, 339)]
-_CHECK = [*range(371, 376)]
+_CHECK = [*range(393, 405)]
 
 app = new_app("Calibrate scores of drawn people, and check them on people never fitted on.")
 
@@ -63,6 +67,9 @@ def scores(
     fit: Annotated[list[int], typer.Option(help="Sets of people to fit on.")] = _FIT,
     check: Annotated[list[int], typer.Option(help="Sets of people to check on.")] = _CHECK,
     people: Annotated[int, typer.Option(min=40, help="People of a set, four pictures each.")] = 300,
+    large: Annotated[
+        list[int] | None, typer.Option(help="Sets to check that are searched together.")
+    ] = None,
     write: Annotated[
         Path | None, typer.Option(help="JSON file to write the calibration to.")
     ] = None,
@@ -84,8 +91,10 @@ def scores(
         write.write_text(calibration.to_json(), "utf-8")
     evidence = Evidence(drawn.embed_texts)
     sets = [drawn.pictures("street", seed) for seed in check]
-    large = f"{people * min(_LARGE, len(sets))} people"
-    usual = {"these sets": _blocks(sets), large: _large(sets, fitted)}
+    usual = {"these sets": _blocks(sets)} | {
+        f"{people * count} people": _large(sets, fitted, count)
+        for count in large or sorted({min(_LARGE, len(sets)), len(sets)})
+    }
     smaller = {f"{size} people": _blocks([_first(one, size) for one in sets]) for size in _SIZES}
     found = _judged(usual | smaller, evidence, calibration)
     rows = _rows(found, calibration)
@@ -103,7 +112,7 @@ def scores(
     farthest = {
         look: [
             calibration.reference.distance(group)
-            for seed in check
+            for seed in check[:_LARGE]
             for group in _groups(drawn.pictures(look, seed))
         ]
         for look in ("street", *_SHIFTED)
@@ -139,14 +148,29 @@ def scores(
         "farthest": Column("farthest"),
     }
     values = conditions("scores", "torch", threads=None, batch_size=64, warmup=0)
+    orders = {
+        f"{name}, {kind}": row
+        for name, blocks in usual.items()
+        for kind, row in _orders(blocks, evidence, calibration).items()
+    }
+    order = {
+        "sentences": Column("queries", "{:,}"),
+        "R@1 by score": Column("r1_score"),
+        "by likelihood": Column("r1_likelihood"),
+        "at least": Column("r1_from", "{:+.1f}"),
+        "at most": Column("r1_to", "{:+.1f}"),
+        "mAP by score": Column("map_score"),
+        "mAP by likelihood": Column("map_likelihood"),
+    }
     values |= {"rows": rows, "shifts": shifts, "limit": limit, "fit": fit, "check": check}
-    values |= {"nobody_below": calibration.nobody_below, "people": people}
+    values |= {"nobody_below": calibration.nobody_below, "people": people, "orders": orders}
     print_report(
         values,
         (),
         [
             table("answers", {k: v for k, v in rows.items() if v["kind"] != "pictures"}, answers),
             table("pictures", {k: v for k, v in rows.items() if v["kind"] == "pictures"}, pictures),
+            table("order", orders, order),
             table(f"cameras, limit {limit:.2f}", shifts, groups),
         ],
     )
@@ -217,7 +241,9 @@ def _blocks(sets: list[LabelledPictures]) -> list[Block]:
     ]
 
 
-def _large(sets: list[LabelledPictures], outside: list[LabelledPictures]) -> list[Block]:
+def _large(
+    sets: list[LabelledPictures], outside: list[LabelledPictures], count: int
+) -> list[Block]:
     """Make queries about each set in a gallery of several; people ``outside`` are absent from it.
 
     Queries about the whole gallery would have few short sentences without a match.
@@ -225,7 +251,7 @@ def _large(sets: list[LabelledPictures], outside: list[LabelledPictures]) -> lis
     found = []
     for number, own in enumerate(sets):
         absent = outside[number % len(outside)]
-        there = [one for one in [*sets[number:], *sets[:number]] if one is not absent][:_LARGE]
+        there = [one for one in [*sets[number:], *sets[:number]] if one is not absent][:count]
         queries = make_block(own, absent, np.random.default_rng(number)).queries
         found.append(Block(galleries=[_together(there)], queries=queries))
     return found
@@ -233,7 +259,7 @@ def _large(sets: list[LabelledPictures], outside: list[LabelledPictures]) -> lis
 
 def _of_all_sizes(sets: list[LabelledPictures]) -> list[Block]:
     """Return `_blocks` that have the larger galleries as well."""
-    large = _large(sets, [*sets[1:], sets[0]])
+    large = _large(sets, [*sets[1:], sets[0]], _LARGE)
     return [
         replace(one, galleries=[*one.galleries, *more.galleries])
         for one, more in zip(_blocks(sets), large, strict=True)
@@ -250,6 +276,64 @@ def _judged(
         judged = (judge_all(search_block(one, evidence), calibration) for one in whole)
         found[name] = [one for some in judged for one in some]
     return found
+
+
+def _orders(
+    blocks: list[Block], evidence: Evidence, calibration: ScoreCalibration
+) -> dict[str, dict[str, float]]:
+    """Return R@1 and mAP of sentences with a match, by score and by likelihood, of each kind.
+
+    The interval of the difference of R@1 is from a bootstrap over people, or over sentences that
+    several people may match.
+    """
+    found: dict[str, list[tuple[int, NDArray[np.float64]]]] = {}
+    for number, block in enumerate(blocks):
+        gallery = block.galleries[0]
+        vectors_QD = evidence.texts([parse(one.sentence).wanted for one in block.queries])
+        for row, (query, vector_D) in enumerate(zip(block.queries, vectors_QD, strict=True)):
+            right_N = query.right(gallery)
+            if not right_N.any():
+                continue
+            by_score = np.argsort(-(gallery.vectors_ND @ vector_D), kind="stable")
+            best = by_score[:CANDIDATES]
+            features = SentenceFeatures(parse(query.sentence), vector_D, evidence)
+            pool_ND = gallery.vectors_ND[best]
+            own = pool_ND, pool_ND
+            likely_N, _ = judge_sentence(calibration, features, *own, COMPARED, len(right_N))
+            by_likelihood = by_score.copy()
+            by_likelihood[:CANDIDATES] = best[np.argsort(-likely_N, kind="stable")]
+            figures = [_figures(right_N[order]) for order in (by_score, by_likelihood)]
+            group = row if query.person is None else -1 - query.person
+            one = number * 1_000_000 + group, np.array(figures)
+            for kind in ("all", query.kind):
+                found.setdefault(kind, []).append(one)
+    return {kind: _compared(*zip(*found[kind], strict=True)) for kind in sorted(found)}
+
+
+def _figures(right_N: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return R@1 and average precision of pictures in their order, in percent."""
+    places = np.flatnonzero(right_N)
+    return 100.0 * right_N[0], float(100 * (np.arange(1, len(places) + 1) / (places + 1)).mean())
+
+
+def _compared(groups: Sequence[int], figures: Sequence[NDArray[np.float64]]) -> dict[str, float]:
+    figures_Q22 = np.stack(figures)
+    means = figures_Q22.mean(axis=0)
+    _, group_Q = np.unique(groups, return_inverse=True)
+    count = int(group_Q.max()) + 1
+    gained_G = np.bincount(group_Q, figures_Q22[:, 1, 0] - figures_Q22[:, 0, 0], count)
+    size_G = np.bincount(group_Q, minlength=count)
+    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=_DRAWS)
+    low, high = np.quantile((draws @ gained_G) / (draws @ size_G), [0.025, 0.975])
+    return {
+        "queries": len(groups),
+        "r1_score": means[0, 0],
+        "r1_likelihood": means[1, 0],
+        "r1_from": float(low),
+        "r1_to": float(high),
+        "map_score": means[0, 1],
+        "map_likelihood": means[1, 1],
+    }
 
 
 def _first(pictures: LabelledPictures, people: int) -> LabelledPictures:

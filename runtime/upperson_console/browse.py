@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TypeAlias
 
 from upperson_console.accounts import Account
-from upperson_console.search import MOST_HITS, Page, Search, make_cursor, read_cursor
+from upperson_console.search import MOST_HITS, Cursor, Page, Search, make_cursor, read_cursor
 from upperson_console.service import ConsoleService, span_of
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
 
@@ -31,14 +31,16 @@ def browse(
     service: ConsoleService, account: Account, search: Search, limit: int, cursor: str | None = None
 ) -> Page:
     """Return and log a page of all that passes the filter of a search without a query."""
-    after = None if cursor is None else read_cursor(cursor, search)[1]
+    after = None if cursor is None else read_cursor(cursor, search).last
     where = account.visible(search.filter_at(time.time()))
     found: list[tuple[_Place, Hit]] = []
     if where is not None:
         found = _read(service, where, limit + 1, search.by_track, after)
     shown = [hit for _, hit in found[:limit]]
     service.note_search(account, search, shown, limit, {}, action="browse")
-    following = make_cursor(search, 0, found[limit - 1][0]) if len(found) > limit else None
+    following = (
+        make_cursor(search, Cursor(last=found[limit - 1][0])) if len(found) > limit else None
+    )
     return Page(shown, 1, following)
 
 

@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from upperson_console.accounts import Account
-from upperson_console.search import LONGEST_SENTENCE, MOST_MARKS, Order, Search
+from upperson_console.search import LONGEST_CURSOR, LONGEST_SENTENCE, MOST_MARKS, Order, Search
 from upperson_rt.gallery import Filter, Item
 from upperson_rt.score_calibration import MatchLabel
 from upperson_rt.search.verdict import Reason, VerdictWord
@@ -135,7 +135,9 @@ class SearchIn(_Strict):
         default_factory=list, max_length=MOST_MARKS, description="Items marked as wrong."
     )
     limit: StrictInt = Field(24, ge=1, le=100, description="Hits a page.")
-    cursor: str | None = Field(None, max_length=500, description="`next` of the page before.")
+    cursor: str | None = Field(
+        None, max_length=LONGEST_CURSOR, description="`next` of the page before."
+    )
 
     def as_search(self) -> Search:
         """Return the search."""
@@ -223,7 +225,7 @@ class NoticeOut(BaseModel):
 class SearchOut(BaseModel):
     """A page of hits."""
 
-    hits: list[HitOut]
+    hits: list[HitOut] = Field(description="Best first: by likelihood, where it is known.")
     verdict: VerdictOut
     next: str | None = Field(description="Cursor of the next page; null at the end.")
     total: int | None = Field(

@@ -57,10 +57,10 @@ def run_search(
     verdict = _NOTHING_SEARCHED
     hidden = _OF_THE_GALLERY if account.cameras is None else _OF_THE_GALLERY | {"indistinct"}
 
-    def best(count: int) -> list[Hit]:
+    def best(count: int) -> tuple[list[Hit], int]:
         nonlocal verdict
         if request.where is None:
-            return []
+            return [], 0
         result = opened.search.search(replace(request, k=count, calibrate=True, notices=True))
         pairs = zip(result.likelihoods, result.labels, strict=True)
         judged.update(zip((hit.id for hit in result.hits), pairs, strict=True))
@@ -68,7 +68,7 @@ def run_search(
         for notice in result.notices:
             if notice.code not in hidden:
                 notices[notice.code] = notice
-        return result.hits
+        return result.hits, result.ranked
 
     page = page_of(search, limit, cursor, best)
     if verdict.reason == "few_pictures":  # It counts hidden cameras.

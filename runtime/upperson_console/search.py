@@ -7,10 +7,12 @@ import base64
 import hashlib
 import json
 import re
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlencode
+from zlib import crc32
 
 from upperson_console.problems import invalid
 from upperson_console.times import read_time, utc_text
@@ -18,6 +20,7 @@ from upperson_console.translation import zone_of
 from upperson_rt.arguments import read_attributes
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Hit
+from upperson_rt.gallery.records import track_of_hit
 from upperson_rt.printable import local_time, safe_repr
 
 Order: TypeAlias = Literal["match", "time"]
@@ -30,6 +33,8 @@ MOST_HITS = 2000
 MOST_BY_TIME = 200
 """Hits that are ordered by time: the best ones."""
 LAST = {"hour": 3600.0, "day": 86400.0, "week": 7 * 86400.0}
+LONGEST_CURSOR = 4000
+"""Letters; each hit in order of likelihood that was shown takes five or six."""
 _CLOCK_SKEW_S = 10.0
 """By which the clock of a camera may be ahead."""
 _MOST_FILTERS = 200
@@ -222,30 +227,69 @@ class Page:
     """Cursor of the next page; None at the end."""
 
 
-def page_of(
-    search: Search, limit: int, cursor: str | None, best: Callable[[int], list[Hit]]
-) -> Page:
-    """Return a page of a search, of ``limit`` hits; ``best`` returns the k best ones.
+@dataclass(frozen=True, kw_only=True)
+class Cursor:
+    """Where a page ends."""
 
-    A page begins after the last hit of the page before, by score and id, so that no hit is shown
-    twice if items are added between pages. It ends only where all hits of its last score are known:
-    ``best`` may order equal ones otherwise.
+    offset: int = 0
+    """Hits of the pages so far."""
+    last: _Key | None = None
+    """Of the last hit that was not in order of likelihood."""
+    shown: frozenset[int] = frozenset()
+    """Marks of the hits in order of likelihood."""
+
+    def is_new(self, hit: Hit, order: Order) -> bool:
+        """Return whether a hit is still to be shown."""
+        return _mark(hit) not in self.shown and (self.last is None or _key(hit, order) > self.last)
+
+    def after(self, page: Sequence[tuple[Hit, bool]], order: Order) -> "Cursor":
+        """Return the end of the next page; of its hits, whether they are in order of likelihood."""
+        keys = [_key(hit, order) for hit, is_likeliest in page if not is_likeliest]
+        return Cursor(
+            offset=self.offset + len(page),
+            last=keys[-1] if keys else self.last,
+            shown=self.shown | {_mark(hit) for hit, is_likeliest in page if is_likeliest},
+        )
+
+
+def page_of(
+    search: Search,
+    limit: int,
+    cursor: str | None,
+    best: Callable[[int], tuple[Sequence[Hit], int]],
+) -> Page:
+    """Return a page of a search, of ``limit`` hits.
+
+    ``best`` returns the k best hits, and how many of the first are in order of likelihood. A page
+    begins after the last hit of the page before, by score and id, so that no hit is shown twice if
+    items are added between pages. Likelihoods change then: those hits are remembered. A page ends
+    only where all hits of its last score are known: ``best`` may order equal ones otherwise.
     """
-    offset, last = (0, None) if cursor is None else read_cursor(cursor, search)
-    most = MOST_BY_TIME if search.order == "time" else MOST_HITS
-    count = most if search.order == "time" else min(most, offset + limit + 1)
+    start = Cursor() if cursor is None else read_cursor(cursor, search)
+    by_time = search.order == "time"
+    most = MOST_BY_TIME if by_time else MOST_HITS
+    count = most if by_time else min(most, start.offset + limit + 1)
     while True:
-        hits = best(count)
-        ordered = sorted(hits, key=lambda hit: _key(hit, search.order))
-        rest = [hit for hit in ordered if last is None or _key(hit, search.order) > last]
-        is_through = len(hits) < count or count >= most
-        if is_through or (len(rest) > limit and hits[-1].score < rest[limit - 1].score):
+        hits, likeliest = best(count)
+        likeliest = 0 if by_time else likeliest
+        by_score = sorted(hits[likeliest:], key=lambda hit: _key(hit, search.order))
+        ordered = [*((hit, True) for hit in hits[:likeliest]), *((hit, False) for hit in by_score)]
+        rest = [one for one in ordered if start.is_new(one[0], search.order)]
+        if len(hits) < count or count >= most:
+            break
+        if len(rest) > limit and (rest[limit - 1][1] or hits[-1].score < rest[limit - 1][0].score):
             break
         count = min(most, 2 * count)
     page, following = rest[:limit], None
     if len(rest) > limit:
-        following = make_cursor(search, offset + limit, _key(page[-1], search.order))
-    return Page(page, offset + 1, following)
+        following = make_cursor(search, start.after(page, search.order))
+    return Page([hit for hit, _ in page], start.offset + 1, following)
+
+
+def _mark(hit: Hit) -> int:
+    """Return four bytes of an id, or of a track's name: a cursor is part of an address."""
+    track = None if hit.span is None else track_of_hit(hit)
+    return hit.id & 0xFFFFFFFF if track is None else crc32(json.dumps(track).encode())
 
 
 def _key(hit: Hit, order: Order) -> _Key:
@@ -255,21 +299,29 @@ def _key(hit: Hit, order: Order) -> _Key:
     return (float("inf") if time is None else -time), hit.id
 
 
-def make_cursor(search: Search, offset: int, key: _Key) -> str:
-    """Return the cursor of the page after a number of hits, the last of which has a key."""
-    text = json.dumps([search.digest, offset, key[0].hex(), str(key[1])])
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+def make_cursor(search: Search, end: Cursor) -> str:
+    """Return the text of a cursor of a search."""
+    key = None if end.last is None else [end.last[0].hex(), str(end.last[1])]
+    shown = struct.pack(f">{len(end.shown)}I", *end.shown)
+    text = json.dumps([search.digest, end.offset, key])
+    return f"{_base64(text.encode())}.{_base64(shown)}"
 
 
-def read_cursor(cursor: str, search: Search) -> tuple[int, _Key]:
-    """Return offset and key of a cursor; raises ProblemError if it is not of the search."""
+def read_cursor(cursor: str, search: Search) -> Cursor:
+    """Read a cursor; raises ProblemError if it is not of the search."""
     try:
-        text = base64.urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4))
-        digest, offset, first, id_ = json.loads(text)
-        key = float.fromhex(first), int(id_)
-        if not isinstance(offset, int) or not 0 <= offset <= MOST_HITS:
+        if len(cursor) > LONGEST_CURSOR:
             raise ValueError
-    except (ValueError, TypeError, RecursionError, AttributeError, OverflowError):
+        text, shown = map(_bytes, cursor.split("."))
+        digest, offset, key = json.loads(text)
+        found = Cursor(
+            offset=offset,
+            last=None if key is None else (float.fromhex(key[0]), int(key[1])),
+            shown=frozenset(value for (value,) in struct.iter_unpack(">I", shown)),
+        )
+        if type(offset) is not int or not 0 <= offset <= MOST_HITS:
+            raise ValueError
+    except (ValueError, TypeError, LookupError, RecursionError, OverflowError, struct.error):
         raise invalid(
             "this cursor is none that a search gave: begin again without one", "cursor_unknown"
         ) from None
@@ -278,7 +330,15 @@ def read_cursor(cursor: str, search: Search) -> tuple[int, _Key]:
             "this cursor belongs to another search: repeat the search that gave it as it was",
             "cursor_of_other_search",
         )
-    return offset, key
+    return found
+
+
+def _base64(value: bytes) -> str:
+    return base64.urlsafe_b64encode(value).decode().rstrip("=")
+
+
+def _bytes(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text.encode() + b"=" * (-len(text) % 4))
 
 
 def _share(text: str | None) -> float:

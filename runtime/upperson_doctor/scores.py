@@ -13,7 +13,7 @@ from upperson_rt.search.shift import FEWEST, Group, compare
 
 _NAME = "score calibration"
 _MOST_NAMED = 5
-_FIX = "calibrate with  upperson-rt calibrate"
+_FIX = "calibrate with  upperson-rt calibrate --annotations FILE"
 
 
 def check_scores(bundle: Bundle, location: str | Path | None) -> Check:

@@ -62,6 +62,7 @@ def test_sentences_survive_a_reload_and_become_a_data_set(crops, bundle_and_crop
     page.click("#skip")
     assert states(page) == ["written", "written", "skipped", "open", "open", "open"]
 
+    page.wait_for_timeout(500)  # Chromium passes on what a page has stored a little later.
     page.reload()
     page.wait_for_selector("#crops .skipped")
     assert states(page) == ["written", "written", "skipped", "open", "open", "open"]

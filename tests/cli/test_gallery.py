@@ -92,6 +92,11 @@ def test_delete_takes_the_frame_of_a_camera_that_has_no_picture(work):
     assert left() == list("abcdef")
 
 
+def test_a_key_of_no_picture_is_named(work):
+    for keys, is_named in ((["a", "typo"], True), (["a"], False)):
+        assert ("'typo'" in run("delete", *keys, "--dry-run").stderr) == is_named
+
+
 def test_delete_and_prune_are_final_also_in_the_bin(work):
     with Gallery.open("gallery") as gallery:
         gallery.bin.add(["a", "b", "c"], "Ada", "by mistake")
@@ -260,6 +265,7 @@ def test_prune_by_camera_and_by_bytes(work):
         (["--keep-bytes", "much"], "size_malformed"),
     ):
         refusal(run("prune", *arguments, "--json"), 2, code)
+    assert "gaet" in run("prune", "--older-than", "gaet=1s").stderr
     done = run_json("prune", "--older-than", "gate=1s", "--keep-bytes", "1T")
     assert done["deleted"] > 0
     assert "gate" not in run_json("info")["cameras"]
@@ -290,7 +296,7 @@ def test_backup_and_restore(work):
     assert first == {
         "gallery": "gallery", "destination": "copy", "pictures": 6, "crops": 4, "missing_crops": 0,
         "is_increment": False, "rows_added": 6, "rows_removed": 0, "files_copied": 4,
-        "bytes_copied": 28, "files_removed": 0,
+        "bytes_copied": 28, "files_removed": 0, "pictures_without_crop": 2,
     }  # fmt: skip
     run("delete", "a", "--yes")
     again = run_json("backup", "copy")

@@ -10,6 +10,8 @@ import pytest
 
 from tests.helpers.invoke import run, run_failing, run_json
 from tests.helpers.toy_bundle import draw_person, make_toy_bundle, replace_in_bundle
+from tests.helpers.traces import once_in
+from upperson_export.parity import subjects
 from upperson_rt.manifest import parse_manifest, space_fingerprint
 
 SMALL = ["--count", "9", "--batch-size", "1,4", "--threads", "1"]
@@ -102,8 +104,11 @@ def test_what_cannot_be_compared_is_refused(bundle, tmp_path, monkeypatch):
 # --- a real run and its bundle ---
 
 
-@pytest.mark.timeout(180)  # It traces both towers, in seconds on a quiet machine.
-def test_a_run_agrees_with_its_folded_towers_and_a_fresh_export(toy_run):
+@pytest.mark.timeout(180)  # It may trace both towers, in seconds on a quiet machine.
+def test_a_run_agrees_with_its_folded_towers_and_a_fresh_export(
+    toy_run, shared_folder, monkeypatch
+):
+    monkeypatch.setattr(subjects, "export_onnx", once_in(shared_folder / "traces"))
     result = run("parity", toy_run, *SMALL)
     assert result.exit_code == 0, result.stderr
     heads = [line for line in result.stdout.splitlines() if line.endswith("max error 1e-05")]

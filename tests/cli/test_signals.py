@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.command_line import environment, run_code, start_program
+from tests.helpers.command_line import TRACED_ONCE, environment, run_code, start_code
 from tests.helpers.fake_camera import wait_for
 from tests.helpers.invoke import snapshot
 from upperson_rt.bundle import Bundle
@@ -246,16 +246,19 @@ def test_threads_that_hang_and_forked_processes(work):
 
 
 @pytest.mark.timeout(180)
-def test_exports_that_are_killed_or_terminated_leave_the_earlier_bundle(demo_folder, toy_run, work):
+def test_exports_that_are_killed_or_terminated_leave_the_earlier_bundle(
+    demo_folder, toy_run, shared_folder, work
+):
     copied_run = shutil.copytree(toy_run, work / "run")
     shutil.copytree(demo_folder / "bundle", work / "bundle")
     before = snapshot(work)
-    killed, left = exporting(work, copied_run)
+    traces = shared_folder / "traces"
+    killed, left = exporting(work, copied_run, traces)
     killed.kill()
     killed.wait(timeout=30)
     assert snapshot(work / "bundle") == snapshot(demo_folder / "bundle")
     assert left.exists()
-    terminated, folder = exporting(work, copied_run)
+    terminated, folder = exporting(work, copied_run, traces)
     assert folder != left
     assert not left.exists()
     terminated.terminate()
@@ -265,10 +268,11 @@ def test_exports_that_are_killed_or_terminated_leave_the_earlier_bundle(demo_fol
     assert Bundle.open(work / "bundle").check_golden_samples()
 
 
-def exporting(work, run):
+def exporting(work, run, traces):
     """Start an export; return it and its temporary folder when the first graph is there."""
     earlier = set(work.glob(".bundle.*"))
-    program = start_program("upperson", "export", run, "--output", "bundle", "--force", cwd=work)
+    export = ("export", run, "--output", "bundle", "--force")
+    program = start_code(TRACED_ONCE, traces, *export, cwd=work)
     deadline = time.monotonic() + 80
     while program.poll() is None and time.monotonic() < deadline:
         for graph in work.glob(".bundle.*/.building/*.onnx"):

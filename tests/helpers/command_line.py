@@ -11,6 +11,16 @@ from typing import Literal
 ROOT = Path(__file__).parents[2]
 SOURCES = [ROOT, ROOT / "calibration", ROOT / "export", ROOT / "runtime"]
 Program = Literal["upperson", "upperson-rt"]
+TRACED_ONCE = """
+import gc, pathlib, sys
+gc.set_threshold(10_000, 10, 1_000_000)  # As in tests: a trace makes much that stays.
+from tests.helpers.traces import once_in
+from upperson.cli import main
+from upperson_export import candidates
+candidates.export_onnx = once_in(pathlib.Path(sys.argv.pop(1)))
+main()
+"""
+"""``upperson`` that traces each shape of a tower once into its first argument, a folder."""
 
 
 def run_program(
@@ -31,7 +41,18 @@ def start_program(
     output: Path = Path(os.devnull),
     within: Sequence[str] = (),
 ) -> "subprocess.Popen[str]":
-    """Start a command as `run_program` does, and do not wait for it.
+    """Start a command as `run_program` does; see `start_code`."""
+    return start_code(_main_of(program), *arguments, cwd=cwd, output=output, within=within)
+
+
+def start_code(
+    code: str,
+    *arguments: object,
+    cwd: Path | None = None,
+    output: Path = Path(os.devnull),
+    within: Sequence[str] = (),
+) -> "subprocess.Popen[str]":
+    """Start Python code as `run_code` does, and do not wait for it.
 
     Its stdout goes into ``output``, its stderr into the same name with ``.err``. ``within`` is a
     command that runs the one that follows it.
@@ -39,7 +60,7 @@ def start_program(
     errors = output if output == Path(os.devnull) else output.with_name(f"{output.name}.err")
     with output.open("w") as out, errors.open("w") as err:
         return subprocess.Popen(
-            [*within, sys.executable, "-W", "error", "-c", _main_of(program), *map(str, arguments)],
+            [*within, sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
             cwd=cwd,
             env=environment(),
             stdin=subprocess.DEVNULL,

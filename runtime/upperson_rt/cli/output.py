@@ -276,7 +276,10 @@ def backend_line(bundle: "Bundle", tower: "Tower") -> str:
 
 
 def print_hits(
-    hits: "Sequence[Hit]", crops_dir: Path | None, more: Mapping[str, list[str]] | None = None
+    hits: "Sequence[Hit]",
+    crops_dir: Path | None,
+    likelihoods: Sequence[str] = (),
+    more: Mapping[str, list[str]] | None = None,
 ) -> None:
     """Print a table; a column that is empty for all hits is left out.
 
@@ -285,6 +288,7 @@ def print_hits(
     """
     columns: dict[str, list[str]] = {
         "rank": [str(rank) for rank in range(1, len(hits) + 1)],
+        "likelihood": [*likelihoods],
         "score": [f"{hit.score:.3f}" for hit in hits],
         "camera": [hit.item.camera or "" for hit in hits],
         "time": [local_time(hit.item.time) for hit in hits],
@@ -296,7 +300,7 @@ def print_hits(
         "picture": [short_path(_picture(hit.item, crops_dir)) for hit in hits],
     }
     shown = {name: cells for name, cells in columns.items() if any(cells)}
-    print_columns(shown, ("rank", "score", "pictures", *(more or ())), "picture")
+    print_columns(shown, ("rank", "likelihood", "score", "pictures", *(more or ())), "picture")
 
 
 def _boxes(hits: "Sequence[Hit]") -> list[str]:

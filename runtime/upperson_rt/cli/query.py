@@ -156,7 +156,7 @@ def _print_result(result: "SearchResult", crops_dir: Path | None) -> None:
     if verdict is not None and result.hits:
         (print_note if verdict.word == "uncalibrated" else print_line)(verdict.text)
     likely = ["" if one is None else f"{one:.2f}" for one in result.likelihoods]
-    print_hits(result.hits, crops_dir, {"likelihood": likely} | _columns_of(result.explanation))
+    print_hits(result.hits, crops_dir, likely, _columns_of(result.explanation))
 
 
 def _save_sheet(

@@ -264,14 +264,18 @@ class Gallery(ABC):
         k: int,
         where: Filter | None = None,
         by_track: bool = False,
+        certain: int | None = None,
     ) -> tuple[list[Hit], NDArray[np.float32]]:
         """Find the best items for one (D,) query as `search` does, with their (K, D) vectors.
 
-        Items that have left the gallery meanwhile are left out.
+        Items that have left the gallery meanwhile are left out. ``certain`` is how many of the hits
+        are as surely the best ones as in a search for that number; the others may lack some that
+        score higher. Fewer take less time in a large gallery. By default it is ``k``.
         """
         k = check_count(k, "k", most=self._most_hits)
+        certain = k if certain is None else min(k, check_count(certain, "certain"))
         query_1D = unit_vectors(vector[None], 1, self.embed_dim, self.location)
-        return self._search_with_vectors(query_1D, k, check_filter(where), by_track)
+        return self._search_with_vectors(query_1D, k, check_filter(where), by_track, certain)
 
     def count(self, where: Filter | None = None) -> int:
         """Return the number of items, or of those that pass a filter."""
@@ -441,7 +445,7 @@ class Gallery(ABC):
     ) -> list[list[Hit]]: ...
 
     def _search_with_vectors(
-        self, query_1D: NDArray[np.float32], k: int, where: Filter, by_track: bool
+        self, query_1D: NDArray[np.float32], k: int, where: Filter, by_track: bool, certain: int
     ) -> tuple[list[Hit], NDArray[np.float32]]:
         (hits,) = self._search(query_1D, k, where, by_track)
         vectors = self._vectors_of({hit.id for hit in hits})

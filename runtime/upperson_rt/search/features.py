@@ -35,13 +35,17 @@ _STALE = 0.25
 """Standard deviations of a feature; the demo's towers in int8 differ from those in fp32 by 0.08."""
 
 
-def smoothed(vectors_ND: NDArray[np.float32], pool_MD: NDArray[np.float32]) -> NDArray[np.float32]:
+def smoothed(
+    vectors_ND: NDArray[np.float32], pool_MD: NDArray[np.float32], within: int | None = None
+) -> NDArray[np.float32]:
     """Return (N, D) vectors of unit length, each averaged with its neighbours in (M, D).
 
-    Each is its own nearest neighbour: it is in the pool.
+    The first ``within`` ones, by default all, are in the pool: each is its own nearest neighbour.
     """
     weights_NM = np.exp((vectors_ND @ pool_MD.T - 1) / _NEIGHBOUR_WIDTH)
     means_ND = weights_NM @ pool_MD
+    if within is not None:
+        means_ND[within:] += vectors_ND[within:]
     means_ND /= np.linalg.norm(means_ND, axis=1, keepdims=True)
     found: NDArray[np.float32] = means_ND.astype(np.float32)
     return found
@@ -78,12 +82,13 @@ class SentenceFeatures:
         pool_MD: NDArray[np.float32] | None,
         background: Background,
         searched: int,
+        within: int | None = None,
     ) -> NDArray[np.float64]:
         """Return (N, 12) features; ``searched`` is how many pictures the pool is the best of.
 
-        Without a pool no picture has neighbours.
+        Without a pool no picture has neighbours. For ``within`` see `smoothed`.
         """
-        near_ND = vectors_ND if pool_MD is None else smoothed(vectors_ND, pool_MD)
+        near_ND = vectors_ND if pool_MD is None else smoothed(vectors_ND, pool_MD, within)
         own_N = (vectors_ND @ self._vector_D - background.middle) / background.spread
         near_N = near_ND @ self._vector_D
         person_N, clothes_N = np.zeros(len(own_N)), np.full(len(own_N), _MOST_LOG_ODDS)

@@ -249,6 +249,13 @@ class EmbeddedQuery:
     """Whether its embedding comes from words, moved by feedback at most."""
 
     @property
+    def is_sentence(self) -> bool:
+        """Whether it is the sentence's own embedding, without a picture or feedback."""
+        return self.sentence is not None and np.array_equal(
+            self.vectors_AD, self.sentence.vectors_AD
+        )
+
+    @property
     def excluded(self) -> tuple[Phrase, ...]:
         """What the sentence excludes."""
         return () if self.sentence is None else self.sentence.parsed.excluded

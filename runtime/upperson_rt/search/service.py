@@ -24,12 +24,15 @@ from upperson_rt.score_calibration import (
     site_calibration_stamp,
 )
 from upperson_rt.search.background import BackgroundScores, is_vague
+from upperson_rt.search.features import CANDIDATES
 from upperson_rt.search.notices import Notice, unknown_cameras
 from upperson_rt.search.query import EmbeddedQuery, QueryEncoder, QuerySentence, SearchRequest
-from upperson_rt.search.verdict import Judge, Judged, Verdict
+from upperson_rt.search.verdict import Candidates, Judge, Judged, Verdict
 
 _CANDIDATES = 40
 """Hits that are looked at where phrases are excluded, at least: up to 20 do not depend on k."""
+_CERTAIN = 50
+"""Hits, of those that are put in order of likelihood: a page of the console, and `COMPARED`."""
 _MOST_CANDIDATES = 4000
 _MOST_TOKENS_PER_LETTER = 0.75
 """English has 0.3, German 0.4, Turkish 0.6; scripts that CLIP's tokenizer takes apart by bytes have
@@ -41,7 +44,8 @@ class SearchResult:
     """Hits, and what the request wanted to know about them."""
 
     hits: list[Hit]
-    """Best first."""
+    """Best first: by score or, if the request is a sentence and is calibrated, by likelihood; one
+    without a likelihood keeps its place."""
     parsed: ParsedSentence | None
     """The sentence's phrases; None without a sentence."""
     labels: list[MatchLabel]
@@ -54,6 +58,8 @@ class SearchResult:
     """None without a sentence, or unless `SearchRequest.explain`."""
     notices: list[Notice]
     """Warnings first; empty unless `SearchRequest.notices`."""
+    ranked: int = 0
+    """So many of the first hits are in order of likelihood."""
 
 
 @dataclass(frozen=True)
@@ -137,17 +143,24 @@ class SearchService:
 
     def _find(
         self, requests: Sequence[SearchRequest], queries: Sequence[EmbeddedQuery]
-    ) -> list[list[Hit]]:
-        found: list[list[Hit]] = [[] for _ in requests]
+    ) -> list["_Found"]:
+        found = [_Found()] * len(requests)
         together: dict[tuple[int, int, bool], list[int]] = {}
         for row, (one, query) in enumerate(zip(requests, queries, strict=True)):
+            is_ranked = one.calibrate and query.is_sentence and self.judge.calibration is not None
+            k = max(one.k, CANDIDATES) if is_ranked else one.k
+            # The rest of those that are ranked may lack some: that takes less time.
+            certain = max(one.k, _CERTAIN) if is_ranked else None
             if query.excluded:
-                rest = query.excluded, one.k, one.where, one.by_track
+                rest = query.excluded, k, one.where, one.by_track, certain
                 own = [
                     search_excluding(self.gallery, self.queries.evidence, vector_D, *rest)
                     for vector_D in query.vectors_AD
                 ]
-                found[row] = _merged(own, one.k, one.by_track)
+                ranked = CANDIDATES if is_ranked else 0
+                found[row] = _Found(hits=_merged(own, k, one.by_track), ranked=ranked)
+            elif certain is not None:
+                found[row] = self._find_ranked(one, query, k, certain)
             else:  # Requests that share a filter object are searched together.
                 together.setdefault((one.k, id(one.where), one.by_track), []).append(row)
         for rows in together.values():
@@ -156,19 +169,45 @@ class SearchService:
             hits = iter(self.gallery.search(queries_QD, one.k, one.where, one.by_track))
             for row in rows:
                 own = [next(hits) for _ in queries[row].vectors_AD]
-                found[row] = _merged(own, one.k, one.by_track)
+                found[row] = _Found(hits=_merged(own, one.k, one.by_track))
         return found
 
+    def _find_ranked(
+        self, request: SearchRequest, query: EmbeddedQuery, k: int, certain: int
+    ) -> "_Found":
+        """Find those with the highest scores that are put in order of likelihood."""
+        own = [
+            self.gallery.search_with_vectors(vector_D, k, request.where, request.by_track, certain)
+            for vector_D in query.vectors_AD
+        ]
+        best = [(hits[:CANDIDATES], found_ND[:CANDIDATES]) for hits, found_ND in own]
+        return _Found(
+            hits=_merged([hits for hits, _ in own], k, request.by_track),
+            ranked=CANDIDATES,
+            vectors={
+                hit.id: vector_D
+                for hits, found_ND in own
+                for hit, vector_D in zip(hits, found_ND, strict=True)
+            },
+            candidates=() if request.by_track else best,
+        )
+
     def _result(
-        self, request: SearchRequest, query: EmbeddedQuery, hits: list[Hit]
+        self, request: SearchRequest, query: EmbeddedQuery, found: "_Found"
     ) -> SearchResult:
+        hits = found.hits
         parsed = None if query.sentence is None else query.sentence.parsed
         if request.notices and parsed is not None and is_vague(parsed):
             self.background.refresh()
         words = self._words(query.sentence) if request.calibrate or request.notices else _Words()
         judged: Judged | None = None
+        ranked, rows = 0, [*range(len(hits))]
         if request.calibrate:
-            judged = self.judge.judge(query, request.where, hits, words.all)
+            judged = self.judge.judge(
+                query, request.where, hits, words.all, found.vectors, found.candidates
+            )
+            ranked, rows = _order(judged, found.ranked, request.k)
+            hits = [hits[row] for row in rows]
         explanation = None if parsed is None or not request.explain else self.explain(parsed, hits)
         notices: list[Notice] = []
         if request.notices:
@@ -178,9 +217,10 @@ class SearchService:
                 notices.insert(0, Notice("cameras_not_compared", few.fields))
         return SearchResult(
             hits=hits,
+            ranked=ranked,
             parsed=parsed,
-            labels=[] if judged is None else judged.labels,
-            likelihoods=[] if judged is None else judged.likelihoods,
+            labels=[] if judged is None else [judged.labels[row] for row in rows],
+            likelihoods=[] if judged is None else [judged.likelihoods[row] for row in rows],
             verdict=None if judged is None else judged.verdict,
             explanation=explanation,
             notices=notices,
@@ -265,6 +305,33 @@ class SearchService:
         return Notice("filter_matches_nothing", fields)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What a search found, before it is judged."""
+
+    hits: list[Hit] = field(default_factory=list)
+    """Highest score first, more than were requested if they are ranked."""
+    ranked: int = 0
+    """So many of them are put in order of likelihood."""
+    vectors: Mapping[int, NDArray[np.float32]] | None = None
+    """Embeddings (D,) of the hits by `Hit.id`; None if they were not read."""
+    candidates: Sequence[Candidates] = ()
+    """See `Judge.judge`."""
+
+
+def _order(judged: Judged, ranked: int, k: int) -> tuple[int, list[int]]:
+    """Return the rows of the first k hits, and how many of them are in order of likelihood.
+
+    These are the first ``ranked`` hits. One whose likelihood is not known stays where it is.
+    """
+    rows = [*range(len(judged.labels))]
+    known = [row for row in rows[:ranked] if judged.likelihoods[row] is not None]
+    best = sorted(known, key=lambda row: -(judged.likelihoods[row] or 0.0))
+    for place, row in zip(known, best, strict=True):
+        rows[place] = row
+    return min(ranked, len(rows), k) if known else 0, rows[:k]
+
+
 @dataclass(frozen=True)
 class _Words:
     """Words of a sentence that a model has not learned."""
@@ -301,14 +368,16 @@ def search_excluding(
     k: int,
     where: Filter | None,
     by_track: bool,
+    certain: int | None = None,
 ) -> list[Hit]:
     """Search, and lower the scores of hits with evidence for an excluded phrase.
 
-    A bounded number of candidates, searched away from what is excluded, is rescored.
+    A bounded number of candidates, searched away from what is excluded, is rescored. For
+    ``certain`` see `Gallery.search_with_vectors`.
     """
     candidates = max(k, _CANDIDATES, min(2 * k, _MOST_CANDIDATES))
     hits, images_ND = gallery.search_with_vectors(
-        evidence.away(query_D, excluded), candidates, where, by_track
+        evidence.away(query_D, excluded), candidates, where, by_track, certain
     )
     if not hits:
         return []

@@ -12,18 +12,30 @@ from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Hit
-from upperson_rt.logistic import log_odds, probability
-from upperson_rt.phrases.evidence import Evidence
+from upperson_rt.logistic import probability
+from upperson_rt.phrases import Phrase
+from upperson_rt.phrases.evidence import MOST_EXCLUDED, Evidence
 from upperson_rt.printable import count_of, safe_repr, show_percent
 from upperson_rt.score_calibration import LIKELY, MatchLabel, ScoreCalibration
 from upperson_rt.search.background import BackgroundScores
-from upperson_rt.search.features import CANDIDATES, COMPARED, SentenceFeatures, sentence_features
+from upperson_rt.search.features import (
+    CANDIDATES,
+    COMPARED,
+    SentenceFeatures,
+    sentence_features,
+    smoothed,
+)
 from upperson_rt.search.query import EmbeddedQuery
 from upperson_rt.search.shift import FEWEST, NotCompared, ShiftCheck, is_night
 
 VerdictWord: TypeAlias = Literal["likely", "possible", "nobody", "uncalibrated"]
+_EXCLUDED_WEIGHT = 32.0
+"""What log-odds lose at most for an excluded phrase. With 16 likelihoods of such hits are exact on
+average, but one in five of the first ten shows what is excluded; so they are too low instead."""
 _STILL_LIKELY = 0.05
 """Likelihood of one of the last pictures that were compared, from which there are more."""
+Candidates: TypeAlias = tuple[Sequence[Hit], NDArray[np.float32]]
+"""The best pictures of a search, and their (N, D) embeddings."""
 Reason: TypeAlias = Literal[
     "no_calibration",
     "few_pictures",
@@ -91,15 +103,15 @@ def _pictures_unlike(fields: Mapping[str, Any]) -> str:
     where = f" of {', '.join(map(safe_repr, names[:_MOST_NAMED]))}" if names else ""
     return (
         f"the pictures{where}{' at night' if fields['at_night'] else ''} do not look like those "
-        "that scores were calibrated on; calibrate with  upperson-rt calibrate"
+        "that scores were calibrated on; calibrate with  upperson-rt calibrate --annotations FILE"
     )
 
 
 _MOST_NAMED = 3
 _REASONS: Mapping[Reason, Callable[[Mapping[str, Any]], str]] = {
     "no_calibration": lambda _: (
-        "the bundle has no score calibration, which needs captions of people: make one with  "
-        "upperson-rt calibrate --annotations FILE"
+        "the bundle has no score calibration, its README.md says why: make one with  upperson-rt "
+        "calibrate --annotations FILE"
     ),
     "few_pictures": lambda f: f"{f['pictures']} pictures are too few, {f['least']} are needed",
     "pictures_unlike": _pictures_unlike,
@@ -161,11 +173,19 @@ class Judge:
         hits: Sequence[Hit],
         unknown: Sequence[str] = (),
         vectors: Mapping[int, NDArray[np.float32]] | None = None,
+        candidates: Sequence[Candidates] = (),
     ) -> Judged:
         """Return likelihoods and labels of hits, and the verdict on all pictures that pass.
 
-        ``unknown`` are words of the sentence that the model does not know: the rest may match, the
-        whole cannot be judged. ``vectors`` are (D,) by `Hit.id`; those of the gallery by default.
+        Args:
+            query: What was searched with.
+            where: Which pictures pass.
+            hits: To be judged.
+            unknown: Words of the sentence that the model does not know: the rest may match, the
+                whole cannot be judged.
+            vectors: (D,) by `Hit.id`; those of the gallery by default.
+            candidates: The `CANDIDATES` best pictures, of each reading of the sentence; searched
+                for by default.
         """
         if self.calibration is None or self.shift is None:
             return self._uncalibrated(hits, "no_calibration")
@@ -189,11 +209,14 @@ class Judge:
             if not features:
                 return self._uncalibrated(hits, "sentence_vague")
             own = self._gallery.vectors_of(hits) if vectors is None else vectors
-            readings = zip(features, query.sentence.vectors_AD, strict=True)
+            best = candidates or [
+                self._gallery.search_with_vectors(vector_D, CANDIDATES, where, certain=COMPARED)
+                for vector_D in query.sentence.vectors_AD
+            ]
             found = _best(
                 [
-                    self._of_reading(one, vector_D, query, where, hits, own, unlike, searched)
-                    for one, vector_D in readings
+                    self._of_reading(one, reading, query.excluded, hits, own, unlike, searched)
+                    for one, reading in zip(features, best, strict=True)
                 ]
             )
         word = self._word(found)
@@ -280,9 +303,8 @@ class Judge:
     def _of_reading(
         self,
         features: SentenceFeatures,
-        vector_D: NDArray[np.float32],
-        query: EmbeddedQuery,
-        where: Filter | None,
+        candidates: Candidates,
+        excluded: Sequence[Phrase],
         hits: Sequence[Hit],
         own: Mapping[int, NDArray[np.float32]],
         unlike: set[tuple[str | None, bool]],
@@ -290,29 +312,36 @@ class Judge:
     ) -> "_Found":
         """Judge the best pictures for one reading of a sentence, and the hits."""
         assert self.calibration is not None
-        found, found_ND = self._gallery.search_with_vectors(vector_D, CANDIDATES, where)
+        found, found_ND = candidates
         kept = [row for row, hit in enumerate(found) if _group_of(hit) not in unlike]
         there = {found[row].id for row in kept}
         more = [hit for hit in hits if hit.id in own and hit.id not in there]
         if not kept and not more:
             return _Found(np.zeros(len(hits)), 0.0, 0.0, 0.0, False)
-        pool_MD = np.stack([*(found_ND[row] for row in kept), *(own[hit.id] for hit in more)])
-        likely_M, answer = judge_sentence(
+        pool_MD = found_ND[kept]
+        vectors_ND = np.concatenate([pool_MD, *(own[hit.id][None] for hit in more)])
+        lost_N = None
+        if excluded:
+            near_ND = smoothed(vectors_ND, pool_MD, len(pool_MD))
+            lost_N = self._evidence.against(excluded, near_ND) * (_EXCLUDED_WEIGHT / MOST_EXCLUDED)
+        # Neighbours are candidates, so that likelihoods do not depend on the number of hits.
+        likely_N, answer = judge_sentence(
             self.calibration,
             features,
+            vectors_ND,
             pool_MD,
             min(COMPARED, len(kept)),
             searched,
-            self._evidence.left(query.excluded, pool_MD) if query.excluded else None,
+            lost_N,
         )
         ids = [*(found[row].id for row in kept), *(hit.id for hit in more)]
-        likely = dict(zip(ids, likely_M.tolist(), strict=True))
-        best_M = likely_M[: len(kept)]
+        likely = dict(zip(ids, likely_N.tolist(), strict=True))
+        best_M = likely_N[: len(kept)]
         counts = features.was_fitted
         return _Found(
             likely_N=np.array([likely.get(hit.id, 0.0) for hit in hits]),
             answer=answer,
-            best=float(likely_M.max()),
+            best=float((best_M if kept else likely_N).max()),
             expected=float(best_M.sum()) if counts else None,
             is_more=counts and searched > len(found) and _goes_on(best_M),
         )
@@ -355,22 +384,24 @@ def _group_of(hit: Hit) -> tuple[str | None, bool]:
 def judge_sentence(
     calibration: ScoreCalibration,
     features: SentenceFeatures,
-    pool_ND: NDArray[np.float32],
+    vectors_ND: NDArray[np.float32],
+    pool_MD: NDArray[np.float32],
     compared: int,
     searched: int,
-    left_N: NDArray[np.float64] | None = None,
+    lost_N: NDArray[np.floating[Any]] | None = None,
 ) -> tuple[NDArray[np.float64], float]:
-    """Return (N,) likelihoods of pictures, best score first, and that of the answer.
+    """Return (N,) likelihoods of pictures, and that of the answer.
 
-    The answer is judged by the first ``compared`` ones, the best of ``searched`` pictures. Where a
-    sentence excludes something, ``left_N`` (N,) lowers likelihoods.
+    The first M of the pictures are the candidates ``pool_MD``, best score first, among which all
+    have their neighbours. The answer is judged by the first ``compared`` ones, the best of
+    ``searched`` pictures. Log-odds lose ``lost_N`` (N,) for what a sentence excludes.
     """
-    features_NF = features.of_pictures(pool_ND, pool_ND, calibration.background, searched)
+    background = calibration.background
+    features_NF = features.of_pictures(vectors_ND, pool_MD, background, searched, len(pool_MD))
     log_odds_N = calibration.picture.log_odds(features_NF)
+    if lost_N is not None:
+        log_odds_N = log_odds_N - lost_N
     likely_N = probability(log_odds_N)
-    if left_N is not None:
-        likely_N = likely_N * left_N
-        log_odds_N = log_odds(likely_N)
     if not compared:
         return likely_N, 0.0
     together = features.of_answer(features_NF[:compared], log_odds_N[:compared])

@@ -27,9 +27,10 @@ def test_the_page_of_the_runtime(tmp_path, monkeypatch, capsys):
         draw_person(tmp_path / "crops" / f"{colour}.jpg", colour)
     monkeypatch.chdir(tmp_path)
     count, names = run_page("embed.md")
-    assert count == 5
+    assert count == 6
     assert capsys.readouterr().out.startswith(f"{len(COLOURS)} [(")
     assert len(names["hits"]) == 3
+    assert (len(names["found"].hits), names["found"].verdict.word) == (3, "uncalibrated")
     assert len((tmp_path / "queries.jsonl").read_text().splitlines()) == 3
 
 

@@ -156,18 +156,27 @@ def test_absent_captions_are_of_people_outside_of_the_block_first():
         assert {one.person for one in absent} == {None}
 
 
+def limit_of(answers):
+    """The limit of `nobody` for queries that all have a match."""
+    judged = [
+        Judgement(kind="short", is_present=True, person=None, answer=one, likely_N=answers,
+                  right_N=answers > 0)
+        for one in answers
+    ]  # fmt: skip
+    return fitting._nobody_below(judged)
+
+
 def test_the_limit_of_nobody_is_too_high_in_one_of_five_samples():
     rng = np.random.default_rng(0)
-    too_high = 0
-    for _ in range(60):
-        answers = 0.2 * rng.random(300)  # One in a hundred is below 0.002.
-        judged = [
-            Judgement(kind="short", is_present=True, person=None, answer=one, likely_N=answers,
-                      right_N=answers > 0)
-            for one in answers
-        ]  # fmt: skip
-        too_high += fitting._nobody_below(judged) > 0.002
+    # One in a hundred is below 0.002.
+    too_high = sum(limit_of(0.2 * rng.random(300)) > 0.002 for _ in range(60))
     assert 6 <= too_high <= 18
+
+
+def test_the_limit_of_nobody_aims_lower_where_queries_are_many_and_is_none_where_they_are_few():
+    few, many = (limit_of(0.2 * (np.arange(count) + 0.5) / count) for count in (90, 9000))
+    assert few == 0
+    assert 0.0010 < many < 0.0016  # Of 0.002, below which one in a hundred is.
 
 
 def test_too_few_people_are_refused():

@@ -25,7 +25,7 @@ from upperson_rt.score_calibration import (
     site_calibration_file,
     write_score_calibration,
 )
-from upperson_rt.search import shift
+from upperson_rt.search import service, shift, verdict
 from upperson_rt.search.features import SentenceFeatures
 from upperson_rt.search.query import SearchRequest
 from upperson_rt.search.service import SearchService
@@ -171,6 +171,82 @@ def test_hits_beyond_the_candidates_and_single_pictures_are_judged_alike(searche
     few = searched(k=3)
     assert all_.likelihoods[:3] == pytest.approx(few.likelihoods)
     assert len(all_.likelihoods) == 60
+
+
+def falls(values):
+    return [*values] == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize("by_track", [False, True])
+def test_hits_of_a_sentence_come_most_likely_first(encoder, searched, monkeypatch, by_track):
+    monkeypatch.setattr(service, "CANDIDATES", 20)
+    backwards = calibration(encoder, picture=linear(0.0, -4.0, *[0.0] * 10, 8.0))
+    every, few = (searched(made=backwards, k=k, by_track=by_track) for k in (60, 5))
+    scores = [hit.score for hit in every.hits]
+    assert falls(every.likelihoods[:20])
+    assert not falls(scores[:20])
+    assert falls(scores[20:])  # A likelihood of fewer pictures does not depend on their number.
+    assert (min(scores[:20]) >= max(scores[20:]), len(scores)) == (True, 60)
+    assert [hit.id for hit in few.hits] == [hit.id for hit in every.hits[:5]]
+    assert few.likelihoods == pytest.approx(every.likelihoods[:5])
+    assert few.labels == every.labels[:5]
+
+
+def test_likelihoods_do_not_depend_on_the_number_of_hits(searched, monkeypatch):
+    for module in (service, verdict):
+        monkeypatch.setattr(module, "CANDIDATES", 20)
+    few, every = searched(k=3), searched(k=60)
+    assert [hit.id for hit in few.hits] == [hit.id for hit in every.hits[:3]]
+    assert few.likelihoods == pytest.approx(every.likelihoods[:3], abs=1e-12)
+    assert few.verdict == every.verdict
+
+
+def test_a_hit_without_a_likelihood_keeps_its_place():
+    likely = [0.1, None, 0.3, 0.2, None, 0.9]
+    judged = verdict.Judged(
+        likelihoods=likely,
+        labels=["" if one is None else "likely" for one in likely],
+        verdict=verdict.Verdict(word="likely", likelihood=0.9, expected=None),
+    )
+    assert service._order(judged, 6, 9) == (6, [5, 1, 2, 3, 4, 0])
+    assert service._order(judged, 4, 5) == (4, [2, 1, 3, 0, 4])
+    assert service._order(judged, 6, 2) == (2, [5, 1])
+    assert service._order(judged, 0, 3) == (0, [0, 1, 2])
+
+
+def test_what_is_excluded_comes_late(searched, compared, gallery, encoder, monkeypatch):
+    sentence = "a man in a red coat without a hat"
+    excluded = parse(sentence).excluded
+    heard = []
+    for weight in (0.0, 300.0):
+        monkeypatch.setattr(verdict, "_EXCLUDED_WEIGHT", weight)
+        found = searched(sentence, k=60)
+        vectors = gallery.vectors_of(found.hits)
+        images_ND = np.stack([vectors[hit.id] for hit in found.hits])
+        heard.append(Evidence(encoder.encode_texts).against(excluded, images_ND)[:40])
+        assert found.ranked == 60
+        few = searched(sentence, k=7)
+        assert [hit.id for hit in few.hits] == [hit.id for hit in found.hits[:7]]
+    by_likelihood, by_excluded = heard
+    assert by_excluded[:10].mean() < by_likelihood[:10].mean()
+    assert by_excluded[:10].mean() < by_excluded[-10:].mean()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"not_relevant_ND": unit(np.ones((1, 16)))},
+        {"picture": unit(np.ones(16))},
+        {"sentence": "a person"},
+    ],
+    ids=["feedback", "picture", "uncalibrated"],
+)
+def test_other_hits_come_by_score(encoder, searched, options):
+    assert encoder.embed_dim == 16
+    backwards = calibration(encoder, picture=linear(0.0, -4.0, *[0.0] * 10, 8.0))
+    found = searched(made=backwards, k=9, **options)
+    assert (len(found.hits), len(found.labels), len(found.likelihoods)) == (9, 9, 9)
+    assert falls([hit.score for hit in found.hits])
 
 
 def test_nobody_is_said_below_the_limit_of_the_calibration(encoder, searched, compared):

@@ -247,31 +247,39 @@ def vectors_with_ids(transaction: Transaction, ids: NDArray[np.int64], embed_dim
     return Block.joined([*stored_vectors(transaction, embed_dim, None, ids)], embed_dim)
 
 
-def _block(rows: list[tuple[Any, ...]], embed_dim: int, has_checksums: bool) -> Block:
+def block_of(rows: Sequence[_Row], embed_dim: int) -> Block:
+    """Return rows that end with vector and checksum, which were checked, without other columns."""
+    if not rows:
+        return Block.joined([], embed_dim)
     size = embed_dim * STORED.itemsize
+    for row in rows:
+        if not isinstance(row[-2], bytes) or len(row[-2]) != size:
+            _check_vector_itself(row[0], row[-2], embed_dim)
+    return Block(
+        ids=np.fromiter((row[0] for row in rows), np.int64, len(rows)),
+        vectors=np.frombuffer(b"".join(row[-2] for row in rows), STORED).reshape(-1, embed_dim),
+        checksums=np.fromiter((row[-1] or 0 for row in rows), np.int64, len(rows)),
+    )
+
+
+def _block(rows: list[tuple[Any, ...]], embed_dim: int, has_checksums: bool) -> Block:
     has_columns = len(rows[0]) > 3
     if has_checksums and has_columns:
         schema.check_rows(rows)
-    for row in rows:
-        if has_checksums and not has_columns:
+    elif has_checksums:
+        for row in rows:
             schema.check_vector(row[0], row[-2], row[-1])
-        if not isinstance(row[-2], bytes) or len(row[-2]) != size:
-            _check_vector_itself(row[0], row[-2], embed_dim)
-    ids = np.fromiter((row[0] for row in rows), np.int64, len(rows))
-    vectors = np.frombuffer(b"".join(row[-2] for row in rows), STORED).reshape(-1, embed_dim)
-    checksums = np.zeros(len(rows), np.int64)
-    if has_checksums:
-        checksums = np.fromiter((row[-1] for row in rows), np.int64, len(rows))
-    else:
-        lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
+    block = block_of(rows, embed_dim)
+    if not has_checksums:
+        lengths = np.linalg.norm(block.vectors.astype(np.float32), axis=1)
         for place in np.flatnonzero(~(np.abs(lengths - 1) <= MAX_NORM_ERROR)):  # NaN, too.
             _check_vector_itself(rows[place][0], rows[place][-2], embed_dim)
     if not has_columns:
-        return Block(ids, vectors, checksums)
+        return block
     cameras = np.empty(len(rows), np.object_)
     cameras[:] = [row[_CAMERA] for row in rows]
     times = np.array([row[_TIME] for row in rows], np.float64)  # None becomes NaN.
-    return Block(ids, vectors, checksums, cameras, times)
+    return block._replace(cameras=cameras, times=times)
 
 
 def unnamed_crops(transaction: Transaction, crops: Sequence[str]) -> list[str]:

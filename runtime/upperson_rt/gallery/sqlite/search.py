@@ -29,6 +29,7 @@ from upperson_rt.gallery.sqlite.index import SearchIndex, Snapshot
 from upperson_rt.gallery.sqlite.lists import candidates_for
 from upperson_rt.gallery.sqlite.rows import (
     Block,
+    block_of,
     condition_of,
     ids_where,
     rows_with_ids,
@@ -79,19 +80,20 @@ def search_items(
     k: int,
     where: Filter,
     by_track: bool,
+    certain: int,
     make_item: Callable[[Sequence[Any]], Item],
 ) -> list[tuple[list[Hit], list[bytes]]]:
     """Find the best items for each query, see `Gallery.search`, with their vectors as stored.
 
-    ``make_item`` reads the values of `COLUMNS`.
+    For ``certain`` see `Gallery.search_with_vectors`. ``make_item`` reads the values of `COLUMNS`.
     """
     found, stored = list[list[Hit]](), list[list[bytes]]()
     # The best tracks, and more than ten pictures, are spread over more lists.
-    wider = (4.0 if by_track else 1.0) * min(4.0, max(1.0, (k / 10) ** 0.5))
+    wider = (4.0 if by_track else 1.0) * min(4.0, max(1.0, (certain / 10) ** 0.5))
     with _source(database, index, where, wider) as source:
         for start in range(0, len(queries_QD), _QUERIES_AT_A_TIME):
             part = queries_QD[start : start + _QUERIES_AT_A_TIME]
-            for ranked in _rank(source, part, k, by_track):
+            for ranked in _rank(source, part, k, by_track, certain):
                 found.append(
                     [
                         Hit(id=row[0], score=score, item=make_item(row[_COLUMNS]))
@@ -204,12 +206,12 @@ def _many(transaction: Transaction, snapshot: Snapshot, where: Filter, wider: fl
 
 
 def _rank(
-    source: _Source, queries_QD: NDArray[np.float32], k: int, by_track: bool
+    source: _Source, queries_QD: NDArray[np.float32], k: int, by_track: bool, certain: int
 ) -> list[list[tuple[float, _Row]]]:
     """Return scores and rows of the best k for each query, best first, ties by id."""
     found: dict[int, list[tuple[float, _Row]]] = {}
     pending = np.arange(len(queries_QD))
-    count = k + _EXTRA if source.is_exact else candidates_for(k)
+    count = k + _EXTRA if source.is_exact else max(k, candidates_for(certain))
     if by_track and source.is_exact:
         count *= 4
     while len(pending):
@@ -218,7 +220,7 @@ def _rank(
         rows.read_first(scores_QK, ids_QK)
         for query, scores, ids in zip(pending.tolist(), scores_QK, ids_QK, strict=True):
             there = ids >= 0
-            ranked = rows.best(queries_QD[query], scores[there], ids[there], k)
+            ranked = rows.best(queries_QD[query], scores[there], ids[there], k, certain)
             found[query] = ranked
             lowest = float(scores[there].min(initial=np.inf))
             # What was not looked at may equal the last one that is returned, and have a lower id.
@@ -248,8 +250,17 @@ class _Rows:
         if self._rough and ids_QK.shape[1] > _READ:
             best = np.argpartition(-scores_QK, _READ, axis=1)[:, :_READ]
             ids_QK = np.take_along_axis(ids_QK, best, axis=1)
-        if ids_QK.size <= _AT_ONCE:
-            self._first = self._vectors(np.unique(ids_QK[ids_QK >= 0]))
+        if ids_QK.size > _AT_ONCE:
+            return
+        ids = np.unique(ids_QK[ids_QK >= 0])
+        if self._rough or not 0 < len(ids) <= _FETCHED:
+            self._first = self._vectors(ids)
+            return
+        # Most of these few are returned: they are read once, as a whole.
+        dim = self._first.vectors.shape[1]
+        rows = rows_with_ids(self._source.transaction, ids.tolist(), dim)
+        self._first = self._current(block_of(rows, dim), ids)
+        self._rows = {row[0]: row for row in rows}
 
     def best(
         self,
@@ -257,18 +268,19 @@ class _Rows:
         rough: NDArray[np.float32],
         ids: NDArray[np.int64],
         k: int,
+        certain: int,
     ) -> list[tuple[float, _Row]]:
         """Return scores and rows of the best k of some items, best first, ties by id."""
         order = np.argsort(-rough, kind="stable")
         rough, ids = rough[order], ids[order]
         scores = np.empty(len(ids), np.float32)
-        wanted = 4 * k if self._by_track else k
+        wanted = 4 * certain if self._by_track else certain
         done, size = 0, _READ
         while done < len(ids):
             part = slice(done, done + (size if self._rough else _AT_ONCE))
             scores[part] = self._exact(query_D, ids[part])
             done, size = min(part.stop, len(ids)), 2 * size
-            if self._rough and wanted <= done < len(ids):
+            if self._rough and max(k, wanted) <= done < len(ids):
                 last = np.partition(scores[:done], done - wanted)[done - wanted]
                 if rough[done] + _DEVIATIONS * np.std(scores[:done] - rough[:done]) < last:
                     break
@@ -278,7 +290,8 @@ class _Rows:
         for start in range(0, len(order), _FETCHED):
             chosen = order[start : start + _FETCHED] if self._by_track else order[:k]
             taken = ids[chosen].tolist()
-            self._read([id_ for id_ in taken if id_ not in self._rows])
+            if missing := [id_ for id_ in taken if id_ not in self._rows]:
+                self._read(missing)
             rows = zip(scores[chosen].tolist(), taken, strict=True)
             ranked += [(score, self._rows[id_]) for score, id_ in rows]
             if not self._by_track:
@@ -300,9 +313,13 @@ class _Rows:
         return scores
 
     def _vectors(self, ids: NDArray[np.int64]) -> Block:
-        """Read the vectors of items (ascending), which have to be those of the index."""
+        """Read the vectors of items (ascending)."""
+        dim = self._first.vectors.shape[1]
+        return self._current(vectors_with_ids(self._source.transaction, ids, dim), ids)
+
+    def _current(self, block: Block, ids: NDArray[np.int64]) -> Block:
+        """Return what was read of these items, which have to be those of the index."""
         transaction, snapshot = self._source.transaction, self._source.snapshot
-        block = vectors_with_ids(transaction, ids, self._first.vectors.shape[1])
         if len(block.ids) != len(ids):
             raise DamageError(
                 "the search index has pictures that the database lacks; if it was changed by "

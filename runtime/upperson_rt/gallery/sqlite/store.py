@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import IntegrityError
-from upperson_rt.extensions import load_service
 from upperson_rt.files import bytes_on_disk
 from upperson_rt.gallery.clips import remove_clips, remove_stray_clips
 from upperson_rt.gallery.crops import remove_crops
@@ -21,7 +20,7 @@ from upperson_rt.gallery.sqlite import rows as table
 from upperson_rt.gallery.sqlite import schema
 from upperson_rt.gallery.sqlite.bin import Bin, among
 from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, Transaction, make
-from upperson_rt.gallery.sqlite.deletion import Eraser, Selected, selected
+from upperson_rt.gallery.sqlite.deletion import Eraser, Selected, outbox_in, selected
 from upperson_rt.gallery.sqlite.index import SearchIndex
 from upperson_rt.gallery.sqlite.rows import ADD, REPLACE, STORED
 from upperson_rt.gallery.sqlite.schema import ROW, DamageError, Sums
@@ -121,7 +120,7 @@ class SqliteGallery(Gallery):
             table.trim_log(transaction)
             if within is not None:
                 ids = {key: row[0] for key, row in rows.items()}
-                within(_outbox(transaction, write=True), ids, [*replaced])
+                within(outbox_in(transaction, write=True), ids, [*replaced])
             self._index.keep_up(transaction)
         remove_crops(self.crops_dir, unused)
         remove_clips(self.crops_dir, crops)
@@ -135,10 +134,10 @@ class SqliteGallery(Gallery):
     def outbox(self, write: bool = False) -> Iterator[Any]:
         if write:
             with self._writing() as (transaction, _):
-                yield _outbox(transaction, write=True)
+                yield outbox_in(transaction, write=True)
         else:
             with self._database.reading() as transaction:
-                yield _outbox(transaction, write=False)
+                yield outbox_in(transaction, write=False)
 
     @contextmanager
     def _writing(self) -> Iterator[tuple[Transaction, Sums]]:
@@ -296,19 +295,20 @@ class SqliteGallery(Gallery):
     def _search(
         self, queries_QD: NDArray[np.float32], k: int, where: Filter, by_track: bool
     ) -> list[list[Hit]]:
-        return [hits for hits, _ in self._found(queries_QD, k, where, by_track)]
+        return [hits for hits, _ in self._found(queries_QD, k, where, by_track, k)]
 
     def _search_with_vectors(
-        self, query_1D: NDArray[np.float32], k: int, where: Filter, by_track: bool
+        self, query_1D: NDArray[np.float32], k: int, where: Filter, by_track: bool, certain: int
     ) -> tuple[list[Hit], NDArray[np.float32]]:
-        ((hits, stored),) = self._found(query_1D, k, where, by_track)
+        ((hits, stored),) = self._found(query_1D, k, where, by_track, certain)
         vectors = np.frombuffer(b"".join(stored), STORED).astype(np.float32)
         return hits, vectors.reshape(len(hits), self.embed_dim)
 
     def _found(
-        self, queries_QD: NDArray[np.float32], k: int, where: Filter, by_track: bool
+        self, queries_QD: NDArray[np.float32], k: int, where: Filter, by_track: bool, certain: int
     ) -> list[tuple[list[Hit], list[bytes]]]:
-        return search_items(self._database, self._index, queries_QD, k, where, by_track, self._item)
+        own = self._database, self._index
+        return search_items(*own, queries_QD, k, where, by_track, certain, self._item)
 
     def info(self) -> GalleryInfo:
         files = [
@@ -408,10 +408,6 @@ class SqliteGallery(Gallery):
 
     def _item(self, columns: Sequence[Any]) -> Item:
         return read_item(table.item_from_row, columns, self.location)
-
-
-def _outbox(transaction: Transaction, write: bool) -> Any:
-    return load_service("outbox")(transaction.connection, write)
 
 
 def _counts(transaction: Transaction, column: str) -> dict[str, int]:

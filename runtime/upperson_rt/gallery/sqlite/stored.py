@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 from upperson_rt.gallery.sqlite.access import log_of
 from upperson_rt.gallery.sqlite.bin import among, leave_out
 from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, Transaction, make
+from upperson_rt.gallery.sqlite.deletion import forget_messages
+from upperson_rt.gallery.sqlite.list_files import INDEX_FILE
 from upperson_rt.gallery.sqlite.rows import (
     ADD,
     changed_since,
@@ -28,6 +30,7 @@ from upperson_rt.gallery.sqlite.store import SqliteGallery
 __all__ = [
     "COLUMNS",
     "DATABASE_FILE",
+    "INDEX_FILE",
     "Database",
     "SqliteGallery",
     "StoredRow",
@@ -37,6 +40,7 @@ __all__ = [
     "append_rows",
     "changed_since",
     "condition_of",
+    "forget_messages",
     "item_from_row",
     "keys_there",
     "leave_out",

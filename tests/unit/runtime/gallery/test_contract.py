@@ -103,6 +103,8 @@ def test_vectors_come_with_hits_and_by_id(gallery):
         best, found_KD = gallery.search_with_vectors(unit(0)[0], 5, where, by_track)
         assert best == gallery.search(unit(0), 5, where, by_track)[0]
         assert len(best) == 5
+        fewer, _ = gallery.search_with_vectors(unit(0)[0], 5, where, by_track, certain=2)
+        assert fewer == best, "the gallery is small"
         known = gallery.vectors_of(best)
         np.testing.assert_array_equal(found_KD, np.stack([known[hit.id] for hit in best]))
     gallery.delete([hits[1].item.key])

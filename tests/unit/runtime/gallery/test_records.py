@@ -109,7 +109,7 @@ class Elsewhere:
 
 def test_another_store_is_found_by_its_entry_point(monkeypatch):
     store = SimpleNamespace(name="elsewhere", value="a:b", load=lambda: Elsewhere)
-    points = SimpleNamespace(select=lambda group: [store] if group == "upperson.stores" else [])
+    points = {"stores": {"elsewhere": [store]}}
     monkeypatch.setattr("upperson_rt.extensions._entry_points", lambda: points)
     location = "elsewhere://place/people"
     assert Gallery.open(location).arguments == (location, None)

@@ -9,7 +9,9 @@ import pytest
 
 from tests.helpers.console import ODD, START, id_of
 from tests.helpers.refused import refused
-from upperson_console.search import Search
+from upperson_console.models import SearchIn
+from upperson_console.problems import ProblemError
+from upperson_console.search import Cursor, Search, make_cursor, read_cursor
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.phrases import parse_query
@@ -115,6 +117,49 @@ def test_what_is_added_meanwhile_shows_nothing_twice(console):
     second = keys(console.client.search(**query, cursor=first["next"]))
     assert not {hit["key"] for hit in first["hits"]} & {*second}
     assert "new" not in second
+
+
+def test_pages_go_on_from_likelihoods_to_scores(calibrated, monkeypatch):
+    monkeypatch.setattr("upperson_rt.search.service.CANDIDATES", 7)
+    query = {"sentence": "a woman in red", "by_track": False}
+    whole = calibrated.client.search(**query, limit=100).json()["hits"]
+    likely = [hit["likelihood"] for hit in whole]
+    assert likely[:7] == sorted(likely[:7], reverse=True)
+    page = calibrated.client.search(**query, limit=3).json()
+    found = page["hits"]
+    while page["next"] is not None:
+        vector = calibrated.service.encoder.encode_texts(["red"])
+        calibrated.service.gallery.add([Item(key=f"new {len(found)}")], vector)
+        page = calibrated.client.search(**query, limit=3, cursor=page["next"]).json()
+        found += page["hits"]
+        assert len(found) < 200
+    keys = [hit["key"] for hit in found if not hit["key"].startswith("new")]
+    assert len(keys) == len({*keys})
+    assert {*keys} == {hit["key"] for hit in whole}
+    assert [hit["rank"] for hit in found] == [*range(1, len(found) + 1)]
+
+
+def test_a_track_that_gets_a_better_picture_meanwhile_is_shown_once(calibrated):
+    query = {"sentence": "a woman in red", "limit": 4}
+    page = calibrated.client.search(**query).json()
+    first, found = page["hits"][0], [(hit["camera"], hit["track"]) for hit in page["hits"]]
+    better = Item(key="better", camera=first["camera"], track=first["track"], time=START + 30_000)
+    gallery = calibrated.service.gallery
+    gallery.add([better], calibrated.service.encoder.encode_texts(["a woman in red"]))
+    while page["next"] is not None:
+        page = calibrated.client.search(**query, cursor=page["next"]).json()
+        found += [(hit["camera"], hit["track"]) for hit in page["hits"]]
+    assert len(found) == len({*found}) == 18
+
+
+def test_a_cursor_of_all_that_is_ordered_is_taken():
+    search = Search(sentence="red", by_track=False)
+    end = Cursor(offset=240, last=(-0.25, 2**63), shown=frozenset(range(2**32 - 200, 2**32)))
+    text = make_cursor(search, end)
+    assert read_cursor(text, search) == end
+    assert SearchIn(sentence="red", cursor=text).cursor == text
+    with pytest.raises(ProblemError):
+        read_cursor("A" * 5000, search)
 
 
 def test_a_misspelt_word_is_one_click_from_the_right_one(reader):
