@@ -243,10 +243,13 @@ def digest_of(text: str) -> str:
 
 COOKIE = "upperson_session"
 _OF_PROGRAMS = ("/api/", "/v1/", "/onvif/")
+_EVENTS = "text/event-stream"
 
 
 def is_of_programs(request: Request) -> bool:
     """Return whether a request gets problem+json, not a page."""
+    if request.headers.get("accept") == _EVENTS:  # An EventSource cannot show a page.
+        return True
     opens = request.headers.get("sec-fetch-mode") == "navigate"
     return request.url.path.startswith(_OF_PROGRAMS) and not opens
 

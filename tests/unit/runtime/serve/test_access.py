@@ -164,6 +164,8 @@ def test_a_lost_session_leads_to_the_login_and_back(guarded, size):
     problem(client.post("/api/v1/search", json={"sentence": "x" * size}), 401)
     opened = client.get("/api/v1/items/1/clip", headers={"sec-fetch-mode": "navigate"})
     assert opened.status_code == 303
+    events = client.get("/live/events", headers={"accept": "text/event-stream"})
+    problem(events, 401, "login_required")  # A page would be an error in the browser's console.
 
 
 def test_a_browser_logs_in_and_out(guarded, monkeypatch):
