@@ -25,7 +25,7 @@ from upperson_rt.gallery import Item
 from upperson_rt.phrases.evidence import ALTERNATIVES
 from upperson_scores.labelled_queries import LabelledPictures
 
-_SETS = [*range(401, 415)]
+_SETS = [*range(415, 439)]
 _PARTS = ("gender", "upper_colour", "upper")
 
 app = new_app("Measure which share of the people whom alerts mean they find.")

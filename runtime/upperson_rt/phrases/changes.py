@@ -7,7 +7,7 @@ import re
 
 from upperson_rt.phrases.evidence import ALTERNATIVES
 from upperson_rt.phrases.grammar import ParsedSentence
-from upperson_rt.phrases.lexicon import Phrase
+from upperson_rt.phrases.lexicon import KINDS_OF, Phrase
 
 
 def one_word_changes(parsed: ParsedSentence) -> list[str]:
@@ -30,6 +30,8 @@ def _exchanges(phrase: Phrase) -> list[tuple[str, tuple[str, ...]]]:
     if kind is None:
         return []
     found = [(colour, kind.colours) for colour in phrase.colours]
-    if phrase.noun and (phrase.kind != "person" or phrase.noun in kind.nouns):
+    # *Coat* in the place of *clothes* would say no less.
+    is_one = phrase.noun not in KINDS_OF and (phrase.kind != "person" or phrase.noun in kind.nouns)
+    if phrase.noun and is_one:
         found.append((phrase.noun, kind.nouns))
     return found

@@ -474,7 +474,19 @@ def _contradictions(phrases: Sequence[Phrase], readings: Sequence[str]) -> tuple
         for phrase in phrases
         if phrase.negated and phrase.noun in wanted and not phrase.colours
     ]
+    found += [
+        f"with and without {one.text}"
+        for one in phrases
+        if one.negated and one.colours and any(_is_among(other, one) for other in phrases)
+    ]
     return tuple(dict.fromkeys(found))
+
+
+def _is_among(wanted: Phrase, excluded: Phrase) -> bool:
+    """Whether a wanted *red coat* is one of excluded *red clothes*."""
+    same = wanted.noun in (excluded.noun, *KINDS_OF.get(excluded.noun, ()))
+    colours = set(wanted.colours)
+    return same and not wanted.negated and bool(colours) and colours <= {*excluded.colours}
 
 
 def _has_unjoined_colours(text: str) -> bool:

@@ -47,6 +47,7 @@ NOUNS: Mapping[Kind, Mapping[str, str]] = {
         "dress": "dress, gown, frock, sundress",
         "top": "top, tank top, halter top, tunic, tank, camisole, crop top",
         "uniform": "uniform, overalls, jumpsuit, dungarees, robe",
+        "clothes": "clothes, clothing, garment, outfit",
     },
     "lower": {
         "jeans": "jeans, denim jeans, denim pants, denims, jean",
@@ -144,8 +145,11 @@ KINDS_OF: Mapping[str, tuple[str, ...]] = {
     "bag": ("backpack", "handbag", "shoulder bag", "suitcase", "briefcase", "tote bag",
             "shopping bag", "duffel bag", "pouch"),
     "headwear": ("cap", "beanie", "hat", "hood", "helmet"),
+    "clothes": ("coat", "jacket", "blazer", "suit", "vest", "t-shirt", "shirt", "blouse", "polo",
+                "hoodie", "sweatshirt", "sweater", "cardigan", "dress", "top", "uniform"),
 }  # fmt: skip
-"""Plain names of things that are one of several: who has a backpack has a bag."""
+"""Plain names of things that are one of several: who has a backpack has a bag. Clothes are those of
+the upper body, which show most of a person's colour."""
 
 _COLOUR_WORDS: Mapping[str, str] = {
     "black": "black, jet black, pitch black",

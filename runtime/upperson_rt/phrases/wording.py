@@ -42,6 +42,13 @@ _SHORT_FORMS = (
 _ANYTHING_BUT = re.compile(
     rf"\b(?:(?:in|with|wearing|carrying) )?(?:any|every)thing {_BUT}\b", re.I
 )
+_NO_COLOUR = re.compile(
+    r"(?:\b(?P<no>without|no|(?:not|never|isn't|doesn't) "
+    r"(?:(?:wear|wearing|wears|in|dressed in|clad in)\b ?)+)(?: ?anything)?|\b(?:in )?nothing)"
+    rf" (?P<colour>(?:{_COLOUR})(?:(?:, | or | nor |, or )(?:{_COLOUR}))*)"
+    rf"(?=\s*(?:$|[,.;!?)]|\b(?:but|with|carrying|holding)\b|\band\b(?! (?:{_COLOUR})\b)))",
+    re.I,
+)
 _NOT_COLOUR = re.compile(r"\b(?:non[- ]|(?<=\b(?:an|in) )not\s+|(?<=\ba )not\s+)(?=\w)", re.I)
 _PEOPLE = re.compile(
     r"(?P<lead>\s*(?:(?:please|find|show|search|look|looking|me|us|for|the)\s+)*)"
@@ -64,6 +71,7 @@ def plain_wording(sentence: str) -> str:
     for pattern, replacement in _SHORT_FORMS:
         sentence = pattern.sub(replacement, sentence)
     sentence = _ANYTHING_BUT.sub(_without, sentence)
+    sentence = _NO_COLOUR.sub(_without_clothes, sentence)
     return _one_person(_colours_behind(sentence))
 
 
@@ -71,6 +79,11 @@ def _without(match: re.Match[str]) -> str:
     """Rewrite *in anything but jeans*, but not *not carrying anything but a bag*."""
     before = match.string[max(0, match.start() - _CLAUSE) : match.start()]
     return match[0] if _is_excluded(before) else "without"
+
+
+def _without_clothes(match: re.Match[str]) -> str:
+    """Rewrite *not in black* as *without black clothes*: what is excluded needs a thing."""
+    return f"{(match['no'] or 'without').rstrip()} {match['colour']} clothes"
 
 
 def alternatives(sentence: str) -> list[str]:

@@ -127,6 +127,8 @@ def test_contradictions_are_found():
     red = parse("a red bag that is not blue")
     assert (red.contradictions, [phrase.text for phrase in red.excluded]) == ((), ["blue bag"])
     assert parse("a man with a red bag, no blue bag").contradictions == ()
+    again = parse("a red coat without red clothes")
+    assert again.contradictions == ("with and without red clothes",)
     assert parse("a woman. The lady carries a bag").contradictions == ()
 
 

@@ -127,6 +127,7 @@ def test_a_logistic_model_is_found_again():
     [
         ("woman in red coat", ["man in red coat", "woman in blue coat", "woman in red dress"], 20),
         ("a person with a backpack", ["a person with a suitcase"], 3),
+        ("a person in red clothes", ["a person in blue clothes"], 11),
         ("asdf", [], 0),
     ],
 )

@@ -26,6 +26,10 @@ from upperson_synthetic.people import sample_people
         ("a bare-headed man", "a bareheaded man"),
         ("hat-less woman", "hatless woman"),
         ("woman in anything but jeans", "woman without jeans"),
+        ("woman in anything but black", "woman without black clothes"),
+        ("man not in black or red, jeans", "man not in black or red clothes, jeans"),
+        ("she isn't wearing white and has a bag", "she isn't wearing white clothes and has a bag"),
+        ("nothing red", "without red clothes"),
         ("a coat of any colour but red, jeans", "a coat that is not red, jeans"),
         ("red, dark blue or green coat", "red or dark blue or green coat"),
     ],
@@ -51,6 +55,8 @@ def test_other_ways_of_writing(sentence, expected):
         "w/b shirt",
         "A woman, not a man, in a red/white coat.",
         "carrying nothing except a bag",
+        "not in black and white shirt",
+        "man without black shoes",
     ],
 )
 def test_plain_sentences_stay(sentence):
