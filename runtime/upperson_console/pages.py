@@ -78,7 +78,11 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
                 values["problem"] = problem_text(error)
                 status = getattr(error, "status", 422)
             else:
-                notices = [one for one in result.notices if one.code != "did_you_mean"]
+                notices = [
+                    one
+                    for one in result.notices
+                    if one.code != "did_you_mean" and not result.verdict.says(one)
+                ]
                 values |= {"result": result, "notes": [*map(notice_text, notices)]}
                 meant = (one for one in result.notices if one.code == "did_you_mean")
                 values["meant"] = next((one.fields["sentence"] for one in meant), None)

@@ -99,7 +99,9 @@ _TEXTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
         f"the model breaks these {f['letters']} letters into {f['tokens']} pieces, so it saw "
         "little of this language in training: describe the person in English"
     ),
-    "words_unknown": lambda f: f"the model may not know {_names(f['words'])}: try a plainer word",
+    "words_unknown": lambda f: (
+        f"the model may not know {_names(f['words'])}: check the spelling, or use a plainer word"
+    ),
     "did_you_mean": lambda f: f"did you mean {safe_repr(f['sentence'])}?",
     "either": lambda f: (
         f"searched as {' and as '.join(map(safe_repr, f['sentences']))}: the better score counts"

@@ -25,6 +25,7 @@ from upperson_rt.search.features import (
     sentence_features,
     smoothed,
 )
+from upperson_rt.search.notices import Notice
 from upperson_rt.search.query import EmbeddedQuery
 from upperson_rt.search.shift import FEWEST, NotCompared, ShiftCheck, is_night
 
@@ -80,6 +81,10 @@ class Verdict:
         more = "more than" if self.is_more else "about"
         return f"{self.word} ({percent}): {more} {count} match{'es' * (count == '1 picture')}"
 
+    def says(self, notice: Notice) -> bool:
+        """Whether its text says what a notice of the same search says."""
+        return notice.code == self.reason and notice.fields == self.fields
+
     def for_log(self) -> dict[str, Any]:
         """Return what a query log keeps of it."""
         likelihood = {} if self.likelihood is None else {"likelihood": round(self.likelihood, 4)}
@@ -125,7 +130,7 @@ _REASONS: Mapping[Reason, Callable[[Mapping[str, Any]], str]] = {
     "sentence_truncated": lambda _: "the sentence is longer than the model reads",
     "words_unknown": lambda f: (
         f"the model may not know {', '.join(map(safe_repr, f['words'][:_MOST_NAMED]))}: check the "
-        "spelling, or use another word"
+        "spelling, or use a plainer word"
     ),
     "nothing_searched": lambda _: "no picture passes the filter",
 }
