@@ -462,7 +462,10 @@ def _print_replay(replay: "Replay", since: float) -> None:
     standing, visits = replay.standing, count_of(replay.visits, "visit")
     period = f"since {local_time(since)}"
     if not replay.visits:
-        print_line(f"there are no visits {period}: choose an earlier time with  --since")
+        why = "choose an earlier time with  --since"
+        if standing.per_day is None and standing.visits:
+            why = "no picture has a time: index them with  --time-from name  or  mtime"
+        print_line(f"there are no visits {period}: {why}")
         return
     if standing.is_ready:
         compared = "earlier visits" if replay.against == "earlier" else "all other visits"

@@ -32,8 +32,8 @@ _RIGHT = {
 def correction(word: str) -> str | None:
     """Return the known word that a misspelt one stands for, or None if none is near.
 
-    An edit inserts, removes or replaces a letter, or swaps two neighbours; words of three letters
-    may only have two swapped. The first letter must be right, or swapped with the second: other
+    An edit inserts, removes or replaces a letter, or swaps two neighbours, which is the likeliest;
+    words of three letters may only have two swapped. The first letter must be right, or swapped with the second: other
     near words are seldom meant.
     """
     word = word.lower()
@@ -49,12 +49,13 @@ def correction(word: str) -> str | None:
             written, _DESCRIBING, scorer=OSA.distance, score_cutoff=most, limit=None
         )
         likely = (
-            (edits, found)
+            (edits, sorted(found) != sorted(written), found)
             for found, edits, _ in near
-            if found[0] in written[:2] and (len(word) > 3 or sorted(found) == sorted(word))
+            if found[0] in written[:2]
         )
-        if best := min(likely, default=None):
-            return str(best[1])
+        best = min(likely, default=None)
+        if best is not None and (len(word) > 3 or not best[1]):
+            return str(best[2])
     return None
 
 
