@@ -339,7 +339,7 @@ def dismiss(gallery: Gallery, message: str) -> AlertReport:
     """Mark a message, by its id, as a false alarm; an alert that broke its promise is demoted.
 
     Raises:
-        InputError: There is no such message.
+        InputError: There is no such message, or it is not of a visit.
     """
     return _judge(gallery, message, DISMISSED)
 
@@ -353,11 +353,18 @@ def _judge(gallery: Gallery, key: str, label: str) -> AlertReport:
     with outbox_of(gallery, write=True) as outbox:
         found = outbox.messages(key=key)
         alerts = read_alerts(outbox)
-        if not found or found[0].topic not in alerts or "visit" not in found[0].body["data"]:
+        if not found or found[0].topic not in alerts:
             raise InputError(
-                f"there is no message of a visit {safe_repr(key)}: expected an id of  upperson-rt "
-                "alert messages",
+                f"there is no message {safe_repr(key)}: expected an id of  upperson-rt alert "
+                "messages",
                 code="message_not_found",
+                found=key,
+            )
+        if "visit" not in found[0].body["data"]:
+            raise InputError(
+                f"the message {safe_repr(key)} says that an hour's cap was reached: only those of "
+                "visits are right or false",
+                code="message_of_no_visit",
                 found=key,
             )
         outbox.label(key, label)

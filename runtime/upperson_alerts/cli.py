@@ -439,15 +439,18 @@ def _print_reports(reports: "Sequence[AlertReport]") -> None:
 
 def _print_messages(found: "Sequence[Message]") -> None:
     bodies = [one.body["data"] for one in found]
-    states = [one.label or one.body["data"].get("reason") or "" for one in found]
+    states = [
+        one.label or data.get("reason") or ("raised" if "visit" in data else "cap reached")
+        for one, data in zip(found, bodies, strict=True)
+    ]
     columns = {
         "id": [one.key for one in found],
         "alert": [one["alert"]["name"] for one in bodies],
         "camera": [one.get("camera") or "" for one in bodies],
-        "taken": [one.get("time") or "" for one in bodies],
-        "score": [f"{one['score']:.3f}" if "score" in one else "cap" for one in bodies],
+        "taken": [one.get("time") or one.get("hour") or "" for one in bodies],
+        "score": [f"{one['score']:.3f}" if "score" in one else "" for one in bodies],
         "p": [f"{one['p_value']:.2g}" if "p_value" in one else "" for one in bodies],
-        "state": [state or "raised" for state in states],
+        "state": states,
     }
     print_columns(columns, ("score", "p"), "alert")
 

@@ -33,8 +33,8 @@ def correction(word: str) -> str | None:
     """Return the known word that a misspelt one stands for, or None if none is near.
 
     An edit inserts, removes or replaces a letter, or swaps two neighbours, which is the likeliest;
-    words of three letters may only have two swapped. The first letter must be right, or swapped with the second: other
-    near words are seldom meant.
+    words of three letters may only have two swapped. The first letter must be right, or swapped
+    with the second: other near words are seldom meant.
     """
     word = word.lower()
     written_ways = [word, *singulars(word)]

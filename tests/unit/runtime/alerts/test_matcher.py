@@ -133,8 +133,8 @@ def test_more_than_the_cap_are_kept_and_one_message_says_so(ready, monkeypatch):
     assert found.count(("alert.raised", "review", "cap")) == 5
     assert found.count(("alert.capped", "ready", None)) == 1
     (capped,) = (one.key for one in ready.messages() if one.body["type"] == "alert.capped")
-    with pytest.raises(InputError):
-        confirm(ready.gallery, capped)  # It is of no visit.
+    with refused("message_of_no_visit", InputError):
+        confirm(ready.gallery, capped)
     now[0] += 3600
     ready.commit(ready.items(1), [0.9])
     assert states(ready)[0] == ("alert.raised", "ready", None)
