@@ -10,6 +10,7 @@ from upperson.cli.options import require_extra
 from upperson_rt.cli.groups import grouped
 from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import new_table, print_json, print_line, print_table
+from upperson_rt.score_calibration import SCORES_FILE
 
 
 @grouped
@@ -62,6 +63,10 @@ def demo(
         print_line(
             f'  upperson-rt query -b {folder}/bundle -g {folder}/gallery "{site["question"]}"'
         )
+        if not (folder / "bundle" / SCORES_FILE).exists():
+            print_line(
+                f"    (no likelihoods: those of the few people of {name} would not be reliable)"
+            )
     print_line(
         f"or search in a browser:  upperson-rt serve -b {output}/bundle -g {output}/gallery --open"
     )
