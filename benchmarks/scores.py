@@ -161,6 +161,7 @@ def scores(
         "at most": Column("r1_to", "{:+.1f}"),
         "mAP by score": Column("map_score"),
         "mAP by likelihood": Column("map_likelihood"),
+        "error of the first": Column("first_error"),
     }
     values |= {"rows": rows, "shifts": shifts, "limit": limit, "fit": fit, "check": check}
     values |= {"nobody_below": calibration.nobody_below, "people": people, "orders": orders}
@@ -284,30 +285,43 @@ def _orders(
     """Return R@1 and mAP of sentences with a match, by score and by likelihood, of each kind.
 
     The interval of the difference of R@1 is from a bootstrap over people, or over sentences that
-    several people may match.
+    several people may match. The error is that of the likelihood of the first picture that users
+    see, also for sentences without a match.
     """
     found: dict[str, list[tuple[int, NDArray[np.float64]]]] = {}
+    shown: dict[str, list[tuple[float, bool]]] = {}
     for number, block in enumerate(blocks):
         gallery = block.galleries[0]
         vectors_QD = evidence.texts([parse(one.sentence).wanted for one in block.queries])
         for row, (query, vector_D) in enumerate(zip(block.queries, vectors_QD, strict=True)):
             right_N = query.right(gallery)
-            if not right_N.any():
-                continue
             by_score = np.argsort(-(gallery.vectors_ND @ vector_D), kind="stable")
             best = by_score[:CANDIDATES]
             features = SentenceFeatures(parse(query.sentence), vector_D, evidence)
             pool_ND = gallery.vectors_ND[best]
             own = pool_ND, pool_ND
-            likely_N, _ = judge_sentence(calibration, features, *own, COMPARED, len(right_N))
+            likely_N, answer = judge_sentence(calibration, features, *own, COMPARED, len(right_N))
             by_likelihood = by_score.copy()
             by_likelihood[:CANDIDATES] = best[np.argsort(-likely_N, kind="stable")]
+            first = min(float(likely_N.max()), answer), bool(right_N[by_likelihood[0]])
+            for kind in ("all", query.kind):
+                shown.setdefault(kind, []).append(first)
+            if not right_N.any():
+                continue
             figures = [_figures(right_N[order]) for order in (by_score, by_likelihood)]
             group = row if query.person is None else -1 - query.person
             one = number * 1_000_000 + group, np.array(figures)
             for kind in ("all", query.kind):
                 found.setdefault(kind, []).append(one)
-    return {kind: _compared(*zip(*found[kind], strict=True)) for kind in sorted(found)}
+    return {
+        kind: _compared(*zip(*found[kind], strict=True)) | _error_of_first(shown[kind])
+        for kind in sorted(found)
+    }
+
+
+def _error_of_first(shown: list[tuple[float, bool]]) -> dict[str, float]:
+    likely, right = (np.array(column) for column in zip(*shown, strict=True))
+    return {"first_error": calibration_error(likely, right)}
 
 
 def _figures(right_N: NDArray[np.bool_]) -> tuple[float, float]:

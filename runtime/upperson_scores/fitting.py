@@ -323,8 +323,10 @@ class Judgement:
     person: int | None
     answer: float
     likely_N: NDArray[np.float64]
-    """Of the candidates, best score first."""
+    """Of the first `COMPARED` candidates as they are shown: most likely first, at most `answer`."""
     right_N: NDArray[np.bool_]
+    expected: float
+    """How many of these match, on average."""
 
 
 def judge_all(searches: Sequence[_Search], calibration: ScoreCalibration) -> list[Judgement]:
@@ -366,13 +368,16 @@ def _judged(table: _Table, picture: Logistic, answer: Logistic) -> Judgement:
     log_odds_N = picture.log_odds(table.features_NF)
     likely_N = probability(log_odds_N)
     together_F = table.search.features.of_answer(table.features_NF, log_odds_N)
+    of_answer = float(probability(answer.log_odds(together_F[None]))[0])
+    shown = np.argsort(-likely_N, kind="stable")
     return Judgement(
         kind=table.search.kind,
         is_present=table.search.is_present,
         person=table.search.person,
-        answer=float(probability(answer.log_odds(together_F[None]))[0]),
-        likely_N=likely_N,
-        right_N=table.search.right_N,
+        answer=of_answer,
+        likely_N=np.minimum(likely_N, of_answer)[shown],
+        right_N=table.search.right_N[shown],
+        expected=float(likely_N.sum()),
     )
 
 
@@ -507,7 +512,7 @@ def _of_pictures(judged: Sequence[Judgement]) -> dict[str, Any]:
     return {
         "error": round(calibration_error(likely, right), 2),
         "first_error": round(calibration_error(first, first_right), 2),
-        "expected": round(float(likely.sum())),
+        "expected": round(sum(one.expected for one in judged)),
         "right": int(right.sum()),
         "tenths": tenths(likely, right),
     }

@@ -326,7 +326,7 @@ def _order(judged: Judged, ranked: int, k: int) -> tuple[int, list[int]]:
     """
     rows = [*range(len(judged.labels))]
     known = [row for row in rows[:ranked] if judged.likelihoods[row] is not None]
-    best = sorted(known, key=lambda row: -(judged.likelihoods[row] or 0.0))
+    best = sorted(known, key=lambda row: -judged.order[row])
     for place, row in zip(known, best, strict=True):
         rows[place] = row
     return min(ranked, len(rows), k) if known else 0, rows[:k]

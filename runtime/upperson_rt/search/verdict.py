@@ -141,9 +141,11 @@ class Judged:
     """Likelihoods of a search."""
 
     likelihoods: list[float | None]
-    """One a hit, 0 to 1; None where its label is empty."""
+    """One a hit, 0 to 1, at most the verdict's; None where its label is empty."""
     labels: list[MatchLabel]
     """One a hit."""
+    order: list[float]
+    """By which hits come, one a hit: likelihoods before that limit."""
     verdict: Verdict
     not_compared: NotCompared | None = None
     """Where the verdict is ``nobody``: pictures of which it is not known whether that holds."""
@@ -225,9 +227,11 @@ class Judge:
                 ]
             )
         word = self._word(found)
+        # The likeliest of many is overrated, and no picture is likelier than that there is one.
+        likelihoods_N = np.minimum(found.likely_N, found.answer)
         labels = [
             "" if _group_of(hit) in unlike else self._label(word, float(one))
-            for hit, one in zip(hits, found.likely_N, strict=True)
+            for hit, one in zip(hits, likelihoods_N, strict=True)
         ]
         if unlike and ("" in labels or word == "nobody") and "likely" not in labels:
             names = sorted({name or "" for name, _ in unlike})
@@ -239,24 +243,29 @@ class Judge:
             return self._uncalibrated(hits, "cameras_not_compared", unsure.fields)
         verdict = Verdict(
             word=word,
-            likelihood=max(found.answer, found.best),
+            likelihood=found.answer,
             expected=found.expected,
             is_more=found.is_more,
         )
         likelihoods = [
             likelihood if label else None
-            for likelihood, label in zip(found.likely_N.tolist(), labels, strict=True)
+            for likelihood, label in zip(likelihoods_N.tolist(), labels, strict=True)
         ]
-        return Judged(likelihoods=likelihoods, labels=labels, verdict=verdict, not_compared=unsure)
+        return Judged(
+            likelihoods=likelihoods,
+            labels=labels,
+            order=found.likely_N.tolist(),
+            verdict=verdict,
+            not_compared=unsure,
+        )
 
     def _word(self, found: "_Found") -> VerdictWord:
         """Return the verdict; a likely answer needs a picture that is possible at least."""
         assert self.calibration is not None
         limit = self.calibration.nobody_below
-        answer = max(found.answer, found.best)
-        if answer < limit:
+        if found.answer < limit:
             return "nobody"
-        return "likely" if answer >= LIKELY and found.best >= limit else "possible"
+        return "likely" if found.answer >= LIKELY and found.best >= limit else "possible"
 
     def _label(self, word: VerdictWord, likelihood: float) -> MatchLabel:
         assert self.calibration is not None
@@ -293,7 +302,10 @@ class Judge:
         verdict = Verdict(
             word="uncalibrated", likelihood=None, expected=None, reason=reason, fields=fields or {}
         )
-        return Judged(likelihoods=[None] * len(hits), labels=[""] * len(hits), verdict=verdict)
+        count = len(hits)
+        return Judged(
+            likelihoods=[None] * count, labels=[""] * count, order=[0.0] * count, verdict=verdict
+        )
 
     def _by_deviation(self, query: EmbeddedQuery, hits: Sequence[Hit]) -> NDArray[np.float64]:
         """Return (N,) likelihoods by scores alone; the cosine from 0 to 1 without a background."""
@@ -342,11 +354,12 @@ class Judge:
         ids = [*(found[row].id for row in kept), *(hit.id for hit in more)]
         likely = dict(zip(ids, likely_N.tolist(), strict=True))
         best_M = likely_N[: len(kept)]
+        best = float((best_M if kept else likely_N).max())
         counts = features.was_fitted
         return _Found(
             likely_N=np.array([likely.get(hit.id, 0.0) for hit in hits]),
-            answer=answer,
-            best=float((best_M if kept else likely_N).max()),
+            answer=answer if kept else best,
+            best=best,
             expected=float(best_M.sum()) if counts else None,
             is_more=counts and searched > len(found) and _goes_on(best_M),
         )

@@ -160,7 +160,7 @@ def limit_of(answers):
     """The limit of `nobody` for queries that all have a match."""
     judged = [
         Judgement(kind="short", is_present=True, person=None, answer=one, likely_N=answers,
-                  right_N=answers > 0)
+                  right_N=answers > 0, expected=0.0)
         for one in answers
     ]  # fmt: skip
     return fitting._nobody_below(judged)

@@ -193,6 +193,17 @@ def test_hits_of_a_sentence_come_most_likely_first(encoder, searched, monkeypatc
     assert few.labels == every.labels[:5]
 
 
+def test_the_verdict_is_that_of_the_answer_and_no_hit_is_likelier(encoder, searched):
+    plain = searched(k=60)
+    # An answer at 0.3 whatever the pictures are.
+    low = searched(made=calibration(encoder, answer=linear(*[0.0] * 14, np.log(3 / 7))), k=60)
+    assert (low.verdict.word, low.verdict.likelihood) == ("possible", pytest.approx(0.3))
+    assert low.likelihoods == pytest.approx(np.minimum(plain.likelihoods, 0.3))
+    assert max(plain.likelihoods) > 0.9
+    assert [hit.id for hit in low.hits] == [hit.id for hit in plain.hits]
+    assert low.verdict.expected == plain.verdict.expected
+
+
 def test_likelihoods_do_not_depend_on_the_number_of_hits(searched, monkeypatch):
     for module in (service, verdict):
         monkeypatch.setattr(module, "CANDIDATES", 20)
@@ -203,11 +214,12 @@ def test_likelihoods_do_not_depend_on_the_number_of_hits(searched, monkeypatch):
 
 
 def test_a_hit_without_a_likelihood_keeps_its_place():
-    likely = [0.1, None, 0.3, 0.2, None, 0.9]
+    likely = [0.1, None, 0.3, 0.2, None, 0.3]
     judged = verdict.Judged(
         likelihoods=likely,
         labels=["" if one is None else "likely" for one in likely],
-        verdict=verdict.Verdict(word="likely", likelihood=0.9, expected=None),
+        order=[0.1, 0.99, 0.4, 0.2, 0.0, 0.9],  # Two are above the limit of 0.3.
+        verdict=verdict.Verdict(word="possible", likelihood=0.3, expected=None),
     )
     assert service._order(judged, 6, 9) == (6, [5, 1, 2, 3, 4, 0])
     assert service._order(judged, 4, 5) == (4, [2, 1, 3, 0, 4])

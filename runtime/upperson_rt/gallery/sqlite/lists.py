@@ -33,6 +33,8 @@ _LISTS_PROBED = 32
 _RECALL = 0.99
 _RECALL_AT = 10
 _QUERIES = 100
+_SPREAD = 0.75
+"""More lists than without a filter, of the root of the inverse share that passes."""
 _QUERY_COSINE = 0.54  # Of a sentence and the best picture, typically.
 Ranges: TypeAlias = list[tuple[int, int]]
 """First row, and the row after the last, ascending."""
@@ -107,7 +109,7 @@ class ListPart(Part):
         parameters.qb = int(self.index.qb)
         # Filtered, the best are spread over more lists, and there is less to look at in each.
         if passing < len(self.ids):
-            wider *= 2 * math.sqrt(len(self.ids) / passing)
+            wider *= max(1.0, _SPREAD * math.sqrt(len(self.ids) / passing))
         parameters.nprobe = min(int(self.index.nlist), math.ceil(self.index.nprobe * wider))
         alive = self.alive_rows
         if alive is None and len(ranges) == 1 and passing < len(self.ids):

@@ -89,7 +89,7 @@ def search_items(
     """
     found, stored = list[list[Hit]](), list[list[bytes]]()
     # The best tracks, and more than ten pictures, are spread over more lists.
-    wider = (4.0 if by_track else 1.0) * min(4.0, max(1.0, (certain / 10) ** 0.5))
+    wider = (1.5 if by_track else 1.0) * min(4.0, max(1.0, (certain / 10) ** 0.5))
     with _source(database, index, where, wider) as source:
         for start in range(0, len(queries_QD), _QUERIES_AT_A_TIME):
             part = queries_QD[start : start + _QUERIES_AT_A_TIME]
@@ -274,32 +274,49 @@ class _Rows:
         order = np.argsort(-rough, kind="stable")
         rough, ids = rough[order], ids[order]
         scores = np.empty(len(ids), np.float32)
-        wanted = 4 * certain if self._by_track else certain
         done, size = 0, _READ
         while done < len(ids):
             part = slice(done, done + (size if self._rough else _AT_ONCE))
             scores[part] = self._exact(query_D, ids[part])
             done, size = min(part.stop, len(ids)), 2 * size
-            if self._rough and max(k, wanted) <= done < len(ids):
-                last = np.partition(scores[:done], done - wanted)[done - wanted]
-                if rough[done] + _DEVIATIONS * np.std(scores[:done] - rough[:done]) < last:
+            if self._rough and k <= done < len(ids):
+                highest = rough[done] + _DEVIATIONS * np.std(scores[:done] - rough[:done])
+                if self._has_certain(ids[:done], scores[:done], highest, certain):
                     break
         ids, scores = ids[:done], scores[:done]
         order = np.lexsort((ids, -scores))
         ranked = list[tuple[float, _Row]]()
         for start in range(0, len(order), _FETCHED):
             chosen = order[start : start + _FETCHED] if self._by_track else order[:k]
-            taken = ids[chosen].tolist()
-            if missing := [id_ for id_ in taken if id_ not in self._rows]:
-                self._read(missing)
-            rows = zip(scores[chosen].tolist(), taken, strict=True)
-            ranked += [(score, self._rows[id_]) for score, id_ in rows]
+            ranked += self._with_rows(scores[chosen], ids[chosen])
             if not self._by_track:
                 break
             ranked = first_of_tracks(ranked, _track_of)
             if len(ranked) >= k:
                 break
         return ranked[:k]
+
+    def _has_certain(
+        self, ids: NDArray[np.int64], scores: NDArray[np.float32], highest: float, certain: int
+    ) -> bool:
+        """Whether so many pictures, or tracks, score more than what was not read may at most."""
+        above = np.flatnonzero(scores > highest)
+        if not self._by_track or len(above) < certain:
+            return len(above) >= certain
+        # Only what is probably returned is worth reading as a whole.
+        above = above[np.argsort(-scores[above])][: 4 * certain]
+        tracks = first_of_tracks(self._with_rows(scores[above], ids[above]), _track_of)
+        return len(tracks) >= certain
+
+    def _with_rows(
+        self, scores: NDArray[np.float32], ids: NDArray[np.int64]
+    ) -> list[tuple[float, _Row]]:
+        if missing := [id_ for id_ in ids.tolist() if id_ not in self._rows]:
+            self._read(missing)
+        return [
+            (score, self._rows[id_])
+            for score, id_ in zip(scores.tolist(), ids.tolist(), strict=True)
+        ]
 
     def _exact(self, query_D: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
         block, wanted = self._first, np.sort(ids)
