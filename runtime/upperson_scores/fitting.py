@@ -30,6 +30,7 @@ from upperson_rt.search.features import (
     sample_features,
 )
 from upperson_rt.search.shift import LEAST
+from upperson_rt.search.verdict import likelihood_of_any
 from upperson_rt.strict import read_fields
 from upperson_scores.labelled_queries import (
     KINDS,
@@ -369,6 +370,7 @@ def _judged(table: _Table, picture: Logistic, answer: Logistic) -> Judgement:
     likely_N = probability(log_odds_N)
     together_F = table.search.features.of_answer(table.features_NF, log_odds_N)
     of_answer = float(probability(answer.log_odds(together_F[None]))[0])
+    of_answer = likelihood_of_any(of_answer, likely_N)
     shown = np.argsort(-likely_N, kind="stable")
     return Judgement(
         kind=table.search.kind,

@@ -43,6 +43,8 @@ _CARRYING = frozenset({"carrying", "carries", "carry"})
 _WITHOUT = frozenset({"bareheaded", "hatless", "bagless"})
 _GOES_ON = frozenset({"but", "except", "besides", "apart", "other", "else", "only", "or"})
 """After *carrying nothing*: there is something after all."""
+_DECIDING = EXCLUDING | {"or", "non", "except", "excluding"}
+_OF_PERSON = frozenset({"in", "with", "wearing", "carrying", "who"})
 _COPULAS = frozenset({"is", "are", "was", "were"})
 _TOWARDS = frozenset({"from", "to", "towards", "toward", "at", "facing"})
 
@@ -66,6 +68,8 @@ class ParsedSentence:
     counts."""
     contradictions: tuple[str, ...] = ()
     """What cannot all be true, such as ``man and woman``."""
+    unread: tuple[str, ...] = ()
+    """Words that exclude or choose, such as *not* or *or*, of which it is not clear what."""
 
     @property
     def understood(self) -> tuple[Phrase, ...]:
@@ -107,10 +111,7 @@ def parse_query(sentence: str) -> ParsedSentence:
 class _Parser:
     def __init__(self, sentence: str) -> None:
         self.sentence = sentence
-        self.tokens = [
-            Token(match[0].lower().replace("\u2019", "'"), match.start(), match.end())
-            for match in _TOKEN.finditer(sentence)
-        ]
+        self.tokens = _tokens_of(sentence)
         self.words = [token.word for token in self.tokens]
         self.used = [False] * len(self.tokens)
 
@@ -135,7 +136,15 @@ class _Parser:
             wanted=wanted,
             readings=readings,
             contradictions=_contradictions(phrases, readings),
+            unread=self._unread(spans, readings),
         )
+
+    def _unread(self, spans: Sequence[Span], readings: Sequence[str]) -> tuple[str, ...]:
+        found = [word for text in readings for word in _words_of(text) if word in _DECIDING]
+        for span in spans:  # *Everyone except women in red coats*.
+            if span.phrase.negated and span.phrase.kind == "person":
+                found += [w for w in self.words[span.last : span.last + 1] if w in _OF_PERSON]
+        return tuple(dict.fromkeys(found))
 
     def _text(self, first: int, last: int) -> str:
         return " ".join(self.sentence[self.tokens[first].start : self.tokens[last - 1].end].split())
@@ -323,11 +332,11 @@ class _Parser:
     def _negated_length(self, at: int) -> int:
         """Return how many tokens *that is not red* has, or 0."""
         end = at
-        for skipped in ((",",), ("but",), ("that", "which"), _COPULAS):
+        for skipped in ((",",), ("but",), ("that", "which"), {*_COPULAS, "s"}):
             end += end < len(self.words) and self.words[end] in skipped
         if end >= len(self.words) or self.words[end] not in ("not", "isn't", "aren't"):
             return 0
-        last = self._while_in(end + 1, MODIFIERS)
+        last = self._while_in(end + 1, MODIFIERS | {"or", "nor"})
         return last - at if last > end + 1 and self._phrase_ends(last) else 0
 
     def _while_in(self, at: int, words: frozenset[str]) -> int:
@@ -417,6 +426,17 @@ class _Parser:
         return self._span(Phrase(kind, self._text(first, last), start, end), first, last)
 
 
+def _tokens_of(sentence: str) -> list[Token]:
+    return [
+        Token(match[0].lower().replace("\u2019", "'"), match.start(), match.end())
+        for match in _TOKEN.finditer(sentence)
+    ]
+
+
+def _words_of(sentence: str) -> list[str]:
+    return [token.word for token in _tokens_of(sentence)]
+
+
 def _named(words: Sequence[str], table: Mapping[tuple[str, ...], str]) -> list[str]:
     """Return the plain names of a table's entries among words, the longest at each place."""
     names, at = [], 0
@@ -443,8 +463,15 @@ def _readings(sentence: str) -> list[str]:
     """Return the sentences that *or* between colours, things or people stands for."""
     if "or" not in sentence.lower().split():
         return [sentence]
-    found = [thing for colour in alternatives(sentence) for thing in _either_thing(colour)]
-    return [*dict.fromkeys(found)][:MOST_ALTERNATIVES]
+    found, open_ = list[str](), alternatives(sentence)
+    while open_ and len(found) + len(open_) <= MOST_ALTERNATIVES:
+        first, *open_ = open_
+        ways = _either_thing(first)
+        if len(ways) == 1:
+            found += ways
+        else:
+            open_ = [*ways, *open_]
+    return [*dict.fromkeys([*found, *open_])][:MOST_ALTERNATIVES]
 
 
 def _either_thing(sentence: str) -> list[str]:
@@ -455,6 +482,8 @@ def _either_thing(sentence: str) -> list[str]:
         if gap[:1] == ["or"] and ARTICLES.issuperset(gap[1:]) and not other.phrase.negated:
             first, last = one.phrase, other.phrase
             left = sentence[: parser.tokens[one.last - 1].end]
+            if last.kind == "person" != first.kind:  # *Man in a red coat or woman in blue*.
+                return [left, sentence[last.start :]]
             return [
                 left + sentence[parser.tokens[other.last - 1].end :],
                 sentence[: first.start] + sentence[last.start :],

@@ -30,6 +30,11 @@ _SHORT_FORMS = (
     (re.compile(r"\b(?:sans|excluding)\b", re.I), "without"),
     (re.compile(r"\b((?:every|any)(?:one|body)),? except(?: for)?\b", re.I), r"\1 without"),
     (re.compile(rf"\b(?:in|of) any colou?r {_BUT}\b", re.I), "that is not"),
+    (re.compile(rf"\b(?:that|which) (?:is|are) anything {_BUT}\b", re.I), "that is not"),
+    (
+        re.compile(rf"(?<=\w),?(?: but)? not (?:an?|the) ({_COLOUR}) one\b", re.I),
+        r" that is not \1",
+    ),
     (
         re.compile(rf"(?<=\w),? (?:except|other than)(?= (?:{_COLOUR})(?:$|[,.;]| and\b))", re.I),
         " that is not",
@@ -43,16 +48,21 @@ _ANYTHING_BUT = re.compile(
     rf"\b(?:(?:in|with|wearing|carrying) )?(?:any|every)thing {_BUT}\b", re.I
 )
 _NO_COLOUR = re.compile(
-    r"(?:\b(?P<no>without|no|(?:not|never|isn't|doesn't) "
-    r"(?:(?:wear|wearing|wears|in|dressed in|clad in)\b ?)+)(?: ?anything)?|\b(?:in )?nothing)"
-    rf" (?P<colour>(?:{_COLOUR})(?:(?:, | or | nor |, or )(?:{_COLOUR}))*)"
+    r"(?:\b(?P<no>without|(?:not|never|(?:is|are|was|does|do|did)n['\u2019]?t) "
+    r"(?:(?:wear|wearing|wears|in|dressed in|clad in)\b ?)+)(?: ?any(?:thing)?)?"
+    r"|\b(?:in )?(?:nothing|neither))"
+    rf" (?P<colour>(?:{_COLOUR})(?:(?:, | or | nor | and |, or )(?:{_COLOUR}))*)"
     rf"(?=\s*(?:$|[,.;!?)]|\b(?:but|with|carrying|holding)\b|\band\b(?! (?:{_COLOUR})\b)))",
     re.I,
 )
 _NOT_COLOUR = re.compile(r"\b(?:non[- ]|(?<=\b(?:an|in) )not\s+|(?<=\ba )not\s+)(?=\w)", re.I)
+_OF_PEOPLE = (
+    "young", "younger", "old", "older", "elderly", "tall", "short", "slim", "thin", "big", "small",
+)  # fmt: skip
 _PEOPLE = re.compile(
     r"(?P<lead>\s*(?:(?:please|find|show|search|look|looking|me|us|for|the)\s+)*)"
     r"(?:(?:all(?: the)?|two|three|four|several|some|many|\d+)\s+)?"
+    rf"(?P<which>(?:(?:{'|'.join(_OF_PEOPLE)})\s+){{0,3}})"
     rf"(?P<people>{'|'.join(PERSON_PLURALS)})\b(?!['\u2019])",
     re.I,
 )
@@ -83,7 +93,8 @@ def _without(match: re.Match[str]) -> str:
 
 def _without_clothes(match: re.Match[str]) -> str:
     """Rewrite *not in black* as *without black clothes*: what is excluded needs a thing."""
-    return f"{(match['no'] or 'without').rstrip()} {match['colour']} clothes"
+    colour = re.sub(r" (?:nor|and) ", " or ", match["colour"], flags=re.I)
+    return f"{(match['no'] or 'without').rstrip()} {colour} clothes"
 
 
 def alternatives(sentence: str) -> list[str]:
@@ -180,6 +191,7 @@ def _one_person(sentence: str) -> str:
 
     return (
         people["lead"]
+        + people["which"]
         + PERSON_PLURALS[people["people"].lower()]
         + _WORD.sub(one, sentence[people.end() :])
     )

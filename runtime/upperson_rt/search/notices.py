@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from upperson_rt.gallery import Filter, Gallery
 
 NoticeCode: TypeAlias = Literal[
-    "sentence_truncated", "language_unfamiliar", "words_unknown", "contradiction",
-    "colours_joined", "excluded", "not_understood", "indistinct", "camera_unknown", "did_you_mean",
-    "rewritten", "either",
+    "sentence_truncated", "language_unfamiliar", "words_unknown", "words_unread",
+    "contradiction", "colours_joined", "excluded", "not_understood", "indistinct",
+    "camera_unknown", "did_you_mean", "rewritten", "either",
     "feedback_missing", "gallery_empty", "filter_matches_nothing", "cameras_not_compared",
 ]  # fmt: skip
 _WARNINGS = frozenset({
-    "sentence_truncated", "language_unfamiliar", "words_unknown", "contradiction", "indistinct",
-    "camera_unknown", "feedback_missing", "did_you_mean", "cameras_not_compared",
+    "sentence_truncated", "language_unfamiliar", "words_unknown", "words_unread", "contradiction",
+    "indistinct", "camera_unknown", "feedback_missing", "did_you_mean", "cameras_not_compared",
 })  # fmt: skip
 _MOST_NAMED = 5
 
@@ -101,6 +101,10 @@ _TEXTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     ),
     "words_unknown": lambda f: (
         f"the model may not know {_names(f['words'])}: check the spelling, or use a plainer word"
+    ),
+    "words_unread": lambda f: (
+        f"it is not clear what {_names(f['words'])} refers to: say it in another way, such as "
+        " without a red coat"
     ),
     "did_you_mean": lambda f: f"did you mean {safe_repr(f['sentence'])}?",
     "either": lambda f: (

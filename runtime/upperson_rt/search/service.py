@@ -269,6 +269,8 @@ class SearchService:
                 notices.append(Notice("did_you_mean", fields))
             if rest := [word for word in words.unknown if word not in meant]:
                 notices.append(Notice("words_unknown", {"words": rest}))
+        if parsed.unread:
+            notices.append(Notice("words_unread", {"words": [*parsed.unread]}))
         if len(parsed.readings) > 1:
             notices.append(Notice("either", {"sentences": [*parsed.readings]}))
         elif parsed.read_as != parsed.sentence:

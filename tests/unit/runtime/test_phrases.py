@@ -5,7 +5,7 @@ import pytest
 
 from tests.helpers.refused import refused
 from upperson_rt.errors import InputError
-from upperson_rt.phrases import grammar, parse
+from upperson_rt.phrases import grammar, parse, parse_query
 from upperson_synthetic import captions
 from upperson_synthetic.captions import brief
 from upperson_synthetic.look import SOURCE, TARGET
@@ -114,6 +114,39 @@ def test_what_only_sounds_like_an_exclusion_stays(sentence):
 )
 def test_what_it_does_not_understand_stays_whole(sentence, expected):
     assert _texts(sentence) == expected
+
+
+@pytest.mark.parametrize(
+    ("sentence", "readings"),
+    [
+        (
+            "man in a red coat or woman in a blue dress",
+            {"man in a red coat", "woman in a blue dress"},
+        ),
+        ("red coat or blue jacket or green dress", {"red coat", "blue jacket", "green dress"}),
+        ("man no hat red coat", {"man red coat"}),
+        ("a coat that isn't red or blue", {"a coat"}),
+        ("coat that's not red", {"coat"}),
+    ],
+)
+def test_choices_and_exclusions_reach_as_far_as_people_mean(sentence, readings):
+    parsed = parse_query(sentence)
+    assert ({*parsed.readings}, parsed.unread) == (readings, ())
+
+
+@pytest.mark.parametrize(
+    ("sentence", "unread"),
+    [
+        ("everyone except women in red coats", ("in",)),
+        ("woman in a red coat and without", ("without",)),
+        ("woman with long hair, no grey", ("no",)),
+        ("woman in non-red, non-blue coat", ("non",)),
+        ("red or white or blue or green or pink or black coat", ("or",)),
+        ("woman in a red coat without a bag", ()),
+    ],
+)
+def test_words_that_decide_and_were_not_understood_are_named(sentence, unread):
+    assert parse_query(sentence).unread == unread
 
 
 def test_contradictions_are_found():

@@ -204,6 +204,15 @@ def test_the_verdict_is_that_of_the_answer_and_no_hit_is_likelier(encoder, searc
     assert low.verdict.expected == plain.verdict.expected
 
 
+def test_where_many_match_the_likeliest_of_them_counts(encoder, searched, monkeypatch):
+    low = calibration(encoder, answer=linear(*[0.0] * 14, np.log(3 / 7)))
+    assert searched(made=low).verdict.likelihood == pytest.approx(0.3)
+    monkeypatch.setattr(verdict, "_MANY", 3.0)  # Of four.
+    found = searched(made=low)
+    assert found.verdict.word == "likely"
+    assert found.verdict.likelihood == max(found.likelihoods) > 0.9
+
+
 def test_likelihoods_do_not_depend_on_the_number_of_hits(searched, monkeypatch):
     for module in (service, verdict):
         monkeypatch.setattr(module, "CANDIDATES", 20)
@@ -278,6 +287,7 @@ def test_nobody_is_said_below_the_limit_of_the_calibration(encoder, searched, co
         ("a person", "sentence_vague"),
         ("a man in a red coat and " * 50, "sentence_truncated"),
         ("a man in a red coat and a zzz", "words_unknown"),
+        ("a man in a red coat, no grey", "words_unread"),
     ],
 )
 def test_a_sentence_that_cannot_be_judged_is_uncalibrated(searched, sentence, reason):

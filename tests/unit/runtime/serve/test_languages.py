@@ -51,6 +51,7 @@ NOTICES = [
     Notice("sentence_truncated", {"context_length": 77}),
     Notice("language_unfamiliar", {"letters": 9, "tokens": 8}),
     Notice("words_unknown", {"words": ["frock"]}),
+    Notice("words_unread", {"words": ["without"]}),
     Notice("contradiction", {"contradiction": "red, not red"}),
     Notice("colours_joined", {"phrase": "red and blue coat", "noun": "coat", "colours": ["red"]}),
     Notice("excluded", {"phrases": ["hat"]}),
@@ -70,6 +71,7 @@ REASONS = {
     "pictures_unlike": {"cameras": ["gate"], "at_night": True},
     "cameras_not_compared": {"wanted": 30},
     "words_unknown": {"words": ["frock"]},
+    "words_unread": {"words": ["without"]},
 }
 
 
