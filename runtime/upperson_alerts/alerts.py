@@ -430,10 +430,11 @@ def background_of(
 def _check_cameras(gallery: Gallery, cameras: Sequence[str]) -> None:
     known = gallery.cameras()
     unknown = [name for name in cameras if check_name(name, "a camera") not in known]
-    if unknown and known:
+    if unknown and gallery.count():  # An empty gallery will have them.
+        names = ", ".join(map(safe_repr, known[:5])) or "none of its pictures has one"
         raise InputError(
             f"no picture of the camera {safe_repr(unknown[0])}:  watch  it once first, or name a "
-            f"camera of the gallery ({', '.join(map(safe_repr, known[:5]))})",
+            f"camera of the gallery ({names})",
             code="camera_unknown",
             found=unknown[0],
         )

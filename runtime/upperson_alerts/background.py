@@ -160,6 +160,7 @@ class Tails:
     def __init__(self, alerts: int, most: int = _TAIL) -> None:
         self._scores_SK = np.full((alerts, most), -np.inf, np.float32)
         self._visits_SK = np.zeros((alerts, most), np.uint64)
+        self._dropped = [dict[int, np.float32]() for _ in range(alerts)]
 
     def floors(self) -> NDArray[np.float32]:
         """Return (S,) scores up to which not all are kept."""
@@ -205,7 +206,21 @@ class Tails:
     def drop(self, alert: int, visits: Iterable[int]) -> None:
         """Leave visits out of the tail of one alert."""
         gone_K = np.isin(self._visits_SK[alert], np.array([*visits], np.uint64))
+        gone_K &= self._scores_SK[alert] > -np.inf
+        own = zip(
+            self._visits_SK[alert, gone_K].tolist(), self._scores_SK[alert, gone_K], strict=True
+        )
+        self._dropped[alert] |= dict(own)
         self._scores_SK[alert, gone_K] = -np.inf
+
+    def restore(self, alert: int, visits: Iterable[int]) -> None:
+        """Take back visits that were left out. Of those that never were in it nothing is known."""
+        for visit in visits:
+            score = self._dropped[alert].pop(visit, None)
+            if score is not None:
+                new_S = np.full(len(self._scores_SK), -np.inf, np.float32)
+                new_S[alert] = score
+                self._replace(visit, new_S)
 
     def own(self, visit: int) -> NDArray[np.float32]:
         """Return the (S,) scores of a visit; -inf where it is not kept."""
@@ -422,6 +437,7 @@ class Background:
         one = self.alerts[alert]
         if visits != one.confirmed:
             self.alerts[alert] = Watched(rate=one.rate, cameras=one.cameras, confirmed=visits)
+            self._tails.restore(self._columns[alert], one.confirmed - visits)
             self._tails.drop(self._columns[alert], visits)
             self._surplus.drop(self._columns[alert], visits)
 

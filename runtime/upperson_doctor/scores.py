@@ -35,7 +35,7 @@ def check_scores(bundle: Bundle, location: str | Path | None) -> Check:
         return fail_from_error(_NAME, error)
     if calibration is None:
         found = "the bundle has none: verdicts are uncalibrated"
-        return warning(_NAME, found, f"{_FIX} --annotations FILE", source=None)
+        return warning(_NAME, found, _FIX, source=None)
     facts = {
         "source": source.removeprefix("the "),
         "version": calibration.version,

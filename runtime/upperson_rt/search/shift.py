@@ -28,6 +28,8 @@ _DAYLIGHT = range(6, 20)
 """Hours of the local day that count as day."""
 _KEPT_S = 600.0
 _Vectors: TypeAlias = list[NDArray[np.float32]]
+_Key: TypeAlias = tuple[str | None, bool]
+"""Camera, and whether by night."""
 _Picture: TypeAlias = tuple[Item, NDArray[np.float32]]
 
 
@@ -131,14 +133,13 @@ def compare(
     )
     # From all over the gallery where the last hours do not have enough, the newest first.
     sampled = _grouped(_sampled(gallery))
-    by_group |= {
-        group: own for group, own in sampled.items() if len(by_group.get(group, ())) < LEAST
-    }
-    # Of many cameras, a sample has few of each.
-    there = {camera for (camera, _), own in by_group.items() if len(own) >= LEAST}
+    by_group |= _more(sampled, by_group)
+    # Of many cameras, a sample has few of each, or none by night.
     for name, info in cameras.items():
-        if name not in there and info.pictures >= LEAST:
-            by_group |= _grouped(_read(gallery, Filter(camera=name), _MOST_OF_CAMERA))
+        both = [by_group.get((name, at_night), []) for at_night in (False, True)]
+        if info.pictures >= LEAST and min(map(len, both)) < LEAST:
+            latest = _grouped(_read(gallery, Filter(camera=name), _MOST_OF_CAMERA))
+            by_group |= _more(latest, by_group)
     found = [
         Group(
             camera=camera,
@@ -152,9 +153,18 @@ def compare(
     return sorted(found, key=lambda group: -group.distance)
 
 
-def _grouped(pictures: Iterable[_Picture]) -> dict[tuple[str | None, bool], _Vectors]:
+def _more(found: Mapping[_Key, _Vectors], there: Mapping[_Key, _Vectors]) -> dict[_Key, _Vectors]:
+    """Return the groups of which too few are there."""
+    return {
+        group: own
+        for group, own in found.items()
+        if len(there.get(group, ())) < min(LEAST, len(own))
+    }
+
+
+def _grouped(pictures: Iterable[_Picture]) -> dict[_Key, _Vectors]:
     """Return vectors by camera, and whether they were taken at night."""
-    found: dict[tuple[str | None, bool], _Vectors] = {}
+    found: dict[_Key, _Vectors] = {}
     for item, vector_D in pictures:
         found.setdefault((item.camera, is_night(item)), []).append(vector_D)
     return found

@@ -408,10 +408,11 @@ def test_hits_of_cameras_that_are_unlike_have_no_label(encoder, gallery, referen
     assert own.verdict.fields == {"cameras": ["few"], "pictures": LEAST - 1, "wanted": LEAST}
 
 
-def add_pictures(encoder, gallery, count, camera):
+def add_pictures(encoder, gallery, count, camera, time=None):
     rng = np.random.default_rng(count)
     vectors_ND = unit(rng.normal(size=(count, encoder.embed_dim)))
-    gallery.add([Item(key=f"{camera} {n}", camera=camera) for n in range(count)], vectors_ND)
+    keys = [f"{camera} {time} {n}" for n in range(count)]
+    gallery.add([Item(key=key, camera=camera, time=time) for key in keys], vectors_ND)
 
 
 def not_compared(result):
@@ -422,15 +423,17 @@ def not_compared(result):
     return found[0] if found else None
 
 
-def test_many_cameras_are_all_compared(encoder, gallery, monkeypatch):
+def test_many_cameras_are_all_compared_by_day_and_by_night(encoder, gallery, utc, monkeypatch):
     monkeypatch.setattr(shift, "LEAST", 20)
     monkeypatch.setattr(shift, "_MOST_READ", 100)  # Of all cameras together.
     cameras = [f"cam{number}" for number in range(12)]
     for number, camera in enumerate(cameras):
         add_pictures(encoder, gallery, 20 + number, camera)
+        add_pictures(encoder, gallery, 40, camera, time=1_764_374_400 - 86_400 * number)
     add_pictures(encoder, gallery, 19, "few")
     found = compare(gallery, calibration(encoder).reference)
-    assert {group.camera for group in found} == {*cameras}
+    expected = {(camera, at_night) for camera in cameras for at_night in (False, True)}
+    assert {(group.camera, group.is_night) for group in found} == expected
 
 
 def test_nobody_is_not_said_where_most_pictures_are_of_cameras_not_compared(encoder, searched):

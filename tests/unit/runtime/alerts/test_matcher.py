@@ -194,9 +194,13 @@ def test_confirmed_visits_leave_the_background(ready):
     ready.commit(ready.items(1), [0.7])
     first = ready.messages()[0].body["data"]["p_value"]
     assert first == pytest.approx(1 / 801)  # As if 0.9 were not there.
+    dismiss(ready.gallery, message.key)  # It was a mistake.
+    ready.commit(ready.items(1), [0.72])
+    assert len(ready.messages()) == 2, "0.9 is there again"
+    confirm(ready.gallery, message.key)
     ready.restart()
     ready.commit(ready.items(1), [0.75])
-    assert ready.messages()[0].body["data"]["p_value"] == pytest.approx(1 / 802)
+    assert ready.messages()[0].body["data"]["p_value"] == pytest.approx(1 / 803)
 
 
 def test_what_messages_say_of_a_picture_goes_with_it_and_rates_stay(ready):
