@@ -519,15 +519,24 @@ class Background:
                         counts.add(items[first].time)
         while len(self._seen) > _MOST_SEEN:
             del self._seen[next(iter(self._seen))]
-        self._tails.add(visits.ids, self._looked_at(items, visits))
+        self._tails.add(visits.ids, self._of_cameras(items, visits))
+        for column, one in enumerate(self.alerts.values()):
+            if confirmed := one.confirmed.intersection(visits.ids):
+                self._tails.drop(column, confirmed)
 
     def _looked_at(self, items: Sequence[Item], visits: Visits) -> NDArray[np.float32]:
         """Return (V, S) scores, -inf for other cameras and for confirmed visits."""
+        scores_VS = self._of_cameras(items, visits)
+        for column, one in enumerate(self.alerts.values()):
+            if one.confirmed:
+                scores_VS[[visit in one.confirmed for visit in visits.ids], column] = -np.inf
+        return scores_VS
+
+    def _of_cameras(self, items: Sequence[Item], visits: Visits) -> NDArray[np.float32]:
+        """Return (V, S) scores, -inf for other cameras."""
         scores_VS = visits.scores_VS.copy()
         cameras = [items[first].camera for first in visits.firsts]
         for column, one in enumerate(self.alerts.values()):
             if one.cameras is not None:
                 scores_VS[[camera not in one.cameras for camera in cameras], column] = -np.inf
-            if one.confirmed:
-                scores_VS[[visit in one.confirmed for visit in visits.ids], column] = -np.inf
         return scores_VS
