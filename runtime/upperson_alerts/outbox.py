@@ -23,6 +23,9 @@ from upperson_rt.gallery.sqlite.documents import (
     read_documents,
     write_document,
 )
+from upperson_rt.printable import count_of, get_logger
+
+_LOG = get_logger(__name__)
 
 State: TypeAlias = Literal["ready", "review"]
 """Whether a message is delivered, or only kept."""
@@ -180,6 +183,15 @@ class Outbox:
     def forget(self, seqs: Sequence[int]) -> None:
         """Keep of messages only what rates of false alarms are counted from."""
         which = "seq IN (SELECT value FROM json_each(?))"
+        (waiting,) = self._rows(
+            f"SELECT count(*) FROM outbox o WHERE o.{which} AND o.state = 'ready' AND (EXISTS "
+            "(SELECT 1 FROM outbox_destinations d WHERE o.seq > d.done) OR EXISTS (SELECT 1 FROM "
+            "outbox_deliveries l WHERE l.seq = o.seq))",
+            json.dumps([*seqs]),
+        )[0]
+        if waiting:
+            messages = count_of(waiting, "message")
+            _LOG.warning("%s of alerts not delivered: their pictures are deleted", messages)
         self._changed(
             f"UPDATE outbox SET state = state || '{_FORGOTTEN}', body = json_object('type', "
             "json_extract(body, '$.type'), 'data', json_object('visit', json_extract(body, "

@@ -10,7 +10,6 @@ from upperson.cli.options import require_extra
 from upperson_rt.cli.groups import grouped
 from upperson_rt.cli.options import Output
 from upperson_rt.cli.output import new_table, print_json, print_line, print_table
-from upperson_rt.score_calibration import SCORES_FILE
 
 
 @grouped
@@ -37,6 +36,7 @@ def demo(
     from upperson.cli.demo_run import FULL, QUICK, run_demo
     from upperson.cli.progress import Display
     from upperson.demo_page import site_rows, street_rows
+    from upperson_rt.score_calibration import SCORES_FILE
 
     with Display() as display:
         summary = run_demo(output, QUICK if quick else FULL, display)

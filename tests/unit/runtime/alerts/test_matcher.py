@@ -203,7 +203,7 @@ def test_confirmed_visits_leave_the_background(ready):
     assert ready.messages()[0].body["data"]["p_value"] == pytest.approx(1 / 803)
 
 
-def test_what_messages_say_of_a_picture_goes_with_it_and_rates_stay(ready):
+def test_what_messages_say_of_a_picture_goes_with_it_and_rates_stay(ready, caplog):
     items = [dataclasses.replace(one, track=f"walker-{n}") for n, one in enumerate(ready.items(3))]
     ready.commit(items, [0.7, 0.8, 0.9])
     judged, confirmed, kept = reversed(ready.messages())
@@ -215,6 +215,8 @@ def test_what_messages_say_of_a_picture_goes_with_it_and_rates_stay(ready):
     ready.gallery.bin.add([items[1].key], "olga", "blurred")
     assert len(ready.messages()) == 3  # It may be restored.
     ready.gallery.delete([items[0].key, items[1].key])
+    logged = [(one.levelname, "1 message " in one.getMessage()) for one in caplog.records]
+    assert logged == 2 * [("WARNING", True)], "neither was delivered"
     assert ready.messages() == [kept]
     assert list_alerts(ready.gallery) == [before]
     with ready.gallery.outbox() as outbox:
