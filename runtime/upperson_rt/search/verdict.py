@@ -119,8 +119,8 @@ def _pictures_unlike(fields: Mapping[str, Any]) -> str:
 _MOST_NAMED = 3
 _REASONS: Mapping[Reason, Callable[[Mapping[str, Any]], str]] = {
     "no_calibration": lambda _: (
-        "the bundle has no score calibration, its README.md says why: make one with  upperson-rt "
-        "calibrate --annotations FILE"
+        "scores of this bundle are not calibrated, so they do not say whether anybody matches: "
+        "look at the hits, or calibrate, see  upperson-rt calibrate --help"
     ),
     "few_pictures": lambda f: f"{f['pictures']} pictures are too few, {f['least']} are needed",
     "pictures_unlike": _pictures_unlike,
