@@ -119,7 +119,7 @@ def _pictures_unlike(fields: Mapping[str, Any]) -> str:
 _MOST_NAMED = 3
 _REASONS: Mapping[Reason, Callable[[Mapping[str, Any]], str]] = {
     "no_calibration": lambda _: (
-        "scores of this bundle are not calibrated, so they do not say whether anybody matches: "
+        "scores of this bundle are not calibrated, so they do not say whether any picture matches: "
         "look at the hits, or calibrate, see  upperson-rt calibrate --help"
     ),
     "few_pictures": lambda f: f"{f['pictures']} pictures are too few, {f['least']} are needed",
