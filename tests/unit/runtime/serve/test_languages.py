@@ -187,7 +187,7 @@ def test_an_account_chooses_its_language_for_pages_alone(guarded):
     assert '<html lang="fr">' in guarded.operator.get("/", headers={"accept-language": "fr"}).text
     # The API and the log stay as they are.
     found = guarded.viewer.search(sentence="zebra", limit=1)
-    assert found.json()["verdict"]["text"].startswith("uncalibrated: the bundle")
+    assert found.json()["verdict"]["text"].startswith("uncalibrated: scores of this bundle")
     answer = guarded.viewer.get("/api/v1/items/7", headers=GERMAN)
     assert answer.json()["detail"].startswith("there is no picture 7")
     assert "Dieses Bild gibt es nicht" in guarded.viewer.get("/people/7").text
