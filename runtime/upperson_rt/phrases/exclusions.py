@@ -22,6 +22,7 @@ def without_cuts(sentence: str, cuts: Sequence[tuple[int, int]]) -> str:
     left = re.sub(r"\s+([,.;])", r"\1", left)
     left = re.sub(r"[,;](?:\s*[,;])*(?=\s*(?:[.!?]|$))|([,;])(?:\s*[,;])+", r"\1", left)
     left = re.sub(r"([.!?])(?:\s*[.,!?])+", r"\1", left).strip(" ,;")
+    left = re.sub(r"^(?:and|but|or)\s+", "", left)
     left = re.sub(r"(?:\s+(?:and|or|but|with|is|who|wearing))+(\s*[.!?]?)$", r"\1", left)
     return left if re.search(r"\w", left) else ""
 

@@ -44,6 +44,7 @@ _WITHOUT = frozenset({"bareheaded", "hatless", "bagless"})
 _GOES_ON = frozenset({"but", "except", "besides", "apart", "other", "else", "only", "or"})
 """After *carrying nothing*: there is something after all."""
 _DECIDING = EXCLUDING | {"or", "non", "except", "excluding"}
+_ALL = frozenset({"any", "all", "every", "nothing", "anything", "everything"})
 _OF_PERSON = frozenset({"in", "with", "wearing", "carrying", "who"})
 _COPULAS = frozenset({"is", "are", "was", "were"})
 _TOWARDS = frozenset({"from", "to", "towards", "toward", "at", "facing"})
@@ -104,8 +105,12 @@ def parse(sentence: str) -> ParsedSentence:
 
 
 def parse_query(sentence: str) -> ParsedSentence:
-    """Find the phrases of what a user searches for, in the wording of `plain_wording`."""
-    return _Parser(plain_wording(check_text(sentence, "the sentence"))).parse(sentence)
+    """Find the phrases of what a user searches for, in the wording of `plain_wording`, lower case.
+
+    Texts with one word changed, by which pictures are compared, would lack some of *Red Coat*.
+    """
+    plain = plain_wording(check_text(sentence, "the sentence"))
+    return _Parser(plain.lower()).parse(sentence)
 
 
 class _Parser:
@@ -127,7 +132,9 @@ class _Parser:
         wanted = self.sentence
         if cuts:
             asks = any(not phrase.negated for phrase in phrases)
-            wanted = (asks and without_cuts(self.sentence, cuts)) or "a person"
+            people = (one.noun for one in phrases if one.kind == "person" and not one.negated)
+            whoever = f"a {next(people, 'person')}"
+            wanted = (asks and without_cuts(self.sentence, cuts)) or whoever
         readings = tuple(_readings(wanted))
         return ParsedSentence(
             sentence=original,
@@ -141,6 +148,11 @@ class _Parser:
 
     def _unread(self, spans: Sequence[Span], readings: Sequence[str]) -> tuple[str, ...]:
         found = [word for text in readings for word in _words_of(text) if word in _DECIDING]
+        for before, after in pairwise(self.words):
+            if before == "or" and after in EXCLUDING:  # *With glasses or without a bag*.
+                found.append(before)
+        if "but" in self.words and not _ALL.isdisjoint(self.words[: self.words.index("but")]):
+            found += ["but"] if any("but" in _words_of(text) for text in readings) else []
         for span in spans:  # *Everyone except women in red coats*.
             if span.phrase.negated and span.phrase.kind == "person":
                 found += [w for w in self.words[span.last : span.last + 1] if w in _OF_PERSON]

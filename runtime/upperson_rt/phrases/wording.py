@@ -23,13 +23,31 @@ from upperson_rt.phrases.lexicon import (
 _COLOUR = "|".join(sorted((" ".join(words) for words in COLOURS), key=len, reverse=True))
 _BUT = r"(?:but|except|other than)"
 _SHORT_FORMS = (
+    (
+        re.compile(
+            r"^\s*(?:please[, ]+|(?:can|could) you (?:please )?|(?:find|show)(?: me)? |(?:are|is) "
+            r"there (?:any |an? )?|(?:i am |i'm )?look(?:ing)? for )+(?=\w)",
+            re.I,
+        ),
+        "",
+    ),
+    (re.compile(r"\bwith[- ]out\b", re.I), "without"),
+    (re.compile(r"\beither (?=.{1,100}\bor\b)", re.I), ""),
+    (re.compile(rf"\b({_COLOUR}) or (?:an?|the) (?=(?:{_COLOUR})\b)", re.I), r"\1 or "),
     (re.compile(r"\bw\s?/\s?o(?:ut)?\b\.?", re.I), "without"),
     (re.compile(r"\bw\s?/\s?(?=a\b|\w\w)", re.I), "with "),
     (re.compile(r"\bbare[- ]headed\b", re.I), "bareheaded"),
     (re.compile(r"\b(hat|bag)[- ]less\b", re.I), r"\1less"),
     (re.compile(r"\b(?:sans|excluding)\b", re.I), "without"),
-    (re.compile(r"\b((?:every|any)(?:one|body)),? except(?: for)?\b", re.I), r"\1 without"),
+    (
+        re.compile(r"\b((?:every|any)(?:one|body)),? (?:but|except(?: for)?)\b", re.I),
+        r"\1 without",
+    ),
     (re.compile(rf"\b(?:in|of) any colou?r {_BUT}\b", re.I), "that is not"),
+    (
+        re.compile(rf"\bany ((?:\w+ )?\w+) {_BUT} (?=(?:{_COLOUR})(?:$|[,.;]))", re.I),
+        r"a \1 that is not ",
+    ),
     (re.compile(rf"\b(?:that|which) (?:is|are) anything {_BUT}\b", re.I), "that is not"),
     (
         re.compile(rf"(?<=\w),?(?: but)? not (?:an?|the) ({_COLOUR}) one\b", re.I),
@@ -184,6 +202,8 @@ def _one_person(sentence: str) -> str:
 
     def one(match: re.Match[str]) -> str:
         word = match[0].lower()
+        if word in PERSON_PLURALS:
+            return PERSON_PLURALS[word]
         if (word,) in NOUN_OF:
             return match[0]
         found = (one for one in singulars(word) if (one,) in NOUN_OF)

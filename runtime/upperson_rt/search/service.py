@@ -273,7 +273,7 @@ class SearchService:
             notices.append(Notice("words_unread", {"words": [*parsed.unread]}))
         if len(parsed.readings) > 1:
             notices.append(Notice("either", {"sentences": [*parsed.readings]}))
-        elif parsed.read_as != parsed.sentence:
+        elif parsed.read_as != parsed.sentence.lower():
             notices.append(Notice("rewritten", {"sentence": parsed.read_as}))
         notices += [
             Notice("contradiction", {"contradiction": one}) for one in parsed.contradictions
@@ -327,8 +327,8 @@ def _order(judged: Judged, ranked: int, k: int) -> tuple[int, list[int]]:
     These are the first ``ranked`` hits. One whose likelihood is not known stays where it is.
     """
     rows = [*range(len(judged.labels))]
-    known = [row for row in rows[:ranked] if judged.likelihoods[row] is not None]
-    best = sorted(known, key=lambda row: -judged.order[row])
+    known = [row for row in rows[:ranked] if judged.order[row] is not None]
+    best = sorted(known, key=lambda row: -(judged.order[row] or 0.0))
     for place, row in zip(known, best, strict=True):
         rows[place] = row
     return min(ranked, len(rows), k) if known else 0, rows[:k]

@@ -4,7 +4,7 @@ Shapes: N pictures, D dimensions, A readings of a sentence.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -49,6 +49,7 @@ Reason: TypeAlias = Literal[
     "sentence_truncated",
     "words_unknown",
     "words_unread",
+    "exclusion_uncertain",
     "nothing_searched",
 ]
 
@@ -140,6 +141,10 @@ _REASONS: Mapping[Reason, Callable[[Mapping[str, Any]], str]] = {
         f"it is not clear what {', '.join(map(safe_repr, f['words'][:_MOST_NAMED]))} refers to: "
         "say it in another way, such as  without a red coat"
     ),
+    "exclusion_uncertain": lambda _: (
+        "no picture is likely to match, but that was not calibrated for sentences that exclude "
+        "something: look at the hits"
+    ),
     "nothing_searched": lambda _: "no picture passes the filter",
 }
 
@@ -152,8 +157,8 @@ class Judged:
     """One a hit, 0 to 1, at most the verdict's; None where its label is empty."""
     labels: list[MatchLabel]
     """One a hit."""
-    order: list[float]
-    """By which hits come, one a hit: likelihoods before that limit."""
+    order: list[float | None]
+    """By which hits come, one a hit: likelihoods before that limit, None where none is known."""
     verdict: Verdict
     not_compared: NotCompared | None = None
     """Where the verdict is ``nobody``: pictures of which it is not known whether that holds."""
@@ -247,6 +252,9 @@ class Judge:
             names = sorted({name or "" for name, _ in unlike})
             fields = {"cameras": names, "at_night": any(group.is_night for group in shifted)}
             return self._uncalibrated(hits, "pictures_unlike", fields)
+        if word == "nobody" and query.excluded:
+            judged = self._uncalibrated(hits, "exclusion_uncertain")
+            return replace(judged, order=found.likely_N.tolist())
         unsure = self.shift.not_compared(where, searched) if word == "nobody" else None
         # What a camera's pictures have in common may be why none of them is found.
         if unsure is not None and 2 * unsure.of_cameras > unsure.searched:
@@ -264,7 +272,10 @@ class Judge:
         return Judged(
             likelihoods=likelihoods,
             labels=labels,
-            order=found.likely_N.tolist(),
+            order=[
+                one if label else None
+                for one, label in zip(found.likely_N.tolist(), labels, strict=True)
+            ],
             verdict=verdict,
             not_compared=unsure,
         )
@@ -314,7 +325,7 @@ class Judge:
         )
         count = len(hits)
         return Judged(
-            likelihoods=[None] * count, labels=[""] * count, order=[0.0] * count, verdict=verdict
+            likelihoods=[None] * count, labels=[""] * count, order=[None] * count, verdict=verdict
         )
 
     def _by_deviation(self, query: EmbeddedQuery, hits: Sequence[Hit]) -> NDArray[np.float64]:

@@ -127,6 +127,8 @@ def test_what_it_does_not_understand_stays_whole(sentence, expected):
         ("man no hat red coat", {"man red coat"}),
         ("a coat that isn't red or blue", {"a coat"}),
         ("coat that's not red", {"coat"}),
+        ("he is not wearing a hat", {"a man"}),
+        ("Woman in RED Coat", {"woman in red coat"}),
     ],
 )
 def test_choices_and_exclusions_reach_as_far_as_people_mean(sentence, readings):
@@ -140,6 +142,8 @@ def test_choices_and_exclusions_reach_as_far_as_people_mean(sentence, readings):
         ("everyone except women in red coats", ("in",)),
         ("woman in a red coat and without", ("without",)),
         ("woman with long hair, no grey", ("no",)),
+        ("woman with glasses or without a bag", ("or",)),
+        ("woman with any bag but a handbag", ("but",)),
         ("woman in non-red, non-blue coat", ("non",)),
         ("red or white or blue or green or pink or black coat", ("or",)),
         ("woman in a red coat without a bag", ()),

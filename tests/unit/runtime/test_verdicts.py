@@ -204,6 +204,17 @@ def test_the_verdict_is_that_of_the_answer_and_no_hit_is_likelier(encoder, searc
     assert low.verdict.expected == plain.verdict.expected
 
 
+def test_nobody_is_not_said_of_what_a_sentence_excludes(encoder, searched):
+    """Answers were fitted on sentences that exclude nothing."""
+    low = calibration(encoder, answer=linear(*[0.0] * 14, -9.0))
+    sentence = "a man in a red coat without a hat"
+    assert searched(made=low).verdict.word == "nobody"
+    found = searched(sentence, made=low)
+    assert (found.verdict.word, found.verdict.reason) == ("uncalibrated", "exclusion_uncertain")
+    assert {*found.labels} == {""}
+    assert [hit.id for hit in found.hits] == [hit.id for hit in searched(sentence).hits]
+
+
 def test_where_many_match_the_likeliest_of_them_counts(encoder, searched, monkeypatch):
     low = calibration(encoder, answer=linear(*[0.0] * 14, np.log(3 / 7)))
     assert searched(made=low).verdict.likelihood == pytest.approx(0.3)
@@ -227,7 +238,7 @@ def test_a_hit_without_a_likelihood_keeps_its_place():
     judged = verdict.Judged(
         likelihoods=likely,
         labels=["" if one is None else "likely" for one in likely],
-        order=[0.1, 0.99, 0.4, 0.2, 0.0, 0.9],  # Two are above the limit of 0.3.
+        order=[0.1, None, 0.4, 0.2, None, 0.9],  # Two are above the limit of 0.3.
         verdict=verdict.Verdict(word="possible", likelihood=0.3, expected=None),
     )
     assert service._order(judged, 6, 9) == (6, [5, 1, 2, 3, 4, 0])
