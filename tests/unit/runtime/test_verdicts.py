@@ -204,7 +204,7 @@ def test_the_verdict_is_that_of_the_answer_and_no_hit_is_likelier(encoder, searc
     assert low.verdict.expected == plain.verdict.expected
 
 
-def test_nobody_is_not_said_of_what_a_sentence_excludes(encoder, searched):
+def test_nobody_is_not_said_of_what_a_sentence_excludes(encoder, searched, compared):
     """Answers were fitted on sentences that exclude nothing."""
     low = calibration(encoder, answer=linear(*[0.0] * 14, -9.0))
     sentence = "a man in a red coat without a hat"
