@@ -369,8 +369,9 @@ def _judged(table: _Table, picture: Logistic, answer: Logistic) -> Judgement:
     log_odds_N = picture.log_odds(table.features_NF)
     likely_N = probability(log_odds_N)
     together_F = table.search.features.of_answer(table.features_NF, log_odds_N)
-    of_answer = float(probability(answer.log_odds(together_F[None]))[0])
-    of_answer = likelihood_of_any(of_answer, likely_N)
+    of_answer = likelihood_of_any(
+        float(probability(answer.log_odds(together_F[None]))[0]), likely_N
+    )
     shown = np.argsort(-likely_N, kind="stable")
     return Judgement(
         kind=table.search.kind,

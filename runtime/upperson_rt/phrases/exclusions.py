@@ -60,10 +60,9 @@ class Exclusions:
         while at < len(self._words):
             span, word = self._starting.get(at), self._words[at]
             leads_on = self._words[at - 1] in ("or", "nor", "and", *ARTICLES)
-            if any_yet and span is not None and at == end:
-                break  # *No hat red coat*.
-            if any_yet and span is not None and span.phrase.kind == "person" and not leads_on:
-                break
+            is_person = span is not None and span.phrase.kind == "person"
+            if any_yet and span is not None and (at == end or (is_person and not leads_on)):
+                break  # *No hat red coat*, *no hat woman*.
             if span is not None and span.phrase.noun not in ("", "person"):
                 span.phrase = replace(span.phrase, negated=not span.phrase.negated)
                 any_yet, at = True, self._after_place(span.last)

@@ -133,8 +133,8 @@ class _Parser:
         if cuts:
             asks = any(not phrase.negated for phrase in phrases)
             people = (one.noun for one in phrases if one.kind == "person" and not one.negated)
-            whoever = f"a {next(people, 'person')}"
-            wanted = (asks and without_cuts(self.sentence, cuts)) or whoever
+            person = f"a {next(people, 'person')}"
+            wanted = (asks and without_cuts(self.sentence, cuts)) or person
         readings = tuple(_readings(wanted))
         return ParsedSentence(
             sentence=original,
@@ -147,12 +147,13 @@ class _Parser:
         )
 
     def _unread(self, spans: Sequence[Span], readings: Sequence[str]) -> tuple[str, ...]:
-        found = [word for text in readings for word in _words_of(text) if word in _DECIDING]
+        left = [word for text in readings for word in _words_of(text)]
+        found = [word for word in left if word in _DECIDING]
         for before, after in pairwise(self.words):
             if before == "or" and after in EXCLUDING:  # *With glasses or without a bag*.
                 found.append(before)
-        if "but" in self.words and not _ALL.isdisjoint(self.words[: self.words.index("but")]):
-            found += ["but"] if any("but" in _words_of(text) for text in readings) else []
+        if "but" in left and not _ALL.isdisjoint(self.words[: self.words.index("but")]):
+            found.append("but")
         for span in spans:  # *Everyone except women in red coats*.
             if span.phrase.negated and span.phrase.kind == "person":
                 found += [w for w in self.words[span.last : span.last + 1] if w in _OF_PERSON]

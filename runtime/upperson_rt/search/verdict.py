@@ -133,14 +133,8 @@ _REASONS: Mapping[Reason, Callable[[Mapping[str, Any]], str]] = {
         "the sentence names no known garment or kind of person, such as a red coat or a woman"
     ),
     "sentence_truncated": lambda _: "the sentence is longer than the model reads",
-    "words_unknown": lambda f: (
-        f"the model may not know {', '.join(map(safe_repr, f['words'][:_MOST_NAMED]))}: check the "
-        "spelling, or use a plainer word"
-    ),
-    "words_unread": lambda f: (
-        f"it is not clear what {', '.join(map(safe_repr, f['words'][:_MOST_NAMED]))} refers to: "
-        "say it in another way, such as  without a red coat"
-    ),
+    "words_unknown": lambda f: Notice("words_unknown", f).text,
+    "words_unread": lambda f: Notice("words_unread", f).text,
     "exclusion_uncertain": lambda _: (
         "no picture is likely to match, but that was not calibrated for sentences that exclude "
         "something: look at the hits"
@@ -265,17 +259,14 @@ class Judge:
             expected=found.expected,
             is_more=found.is_more,
         )
-        likelihoods = [
-            likelihood if label else None
-            for likelihood, label in zip(likelihoods_N.tolist(), labels, strict=True)
-        ]
+        likelihoods, order = (
+            [one if label else None for one, label in zip(own_N.tolist(), labels, strict=True)]
+            for own_N in (likelihoods_N, found.likely_N)
+        )
         return Judged(
             likelihoods=likelihoods,
             labels=labels,
-            order=[
-                one if label else None
-                for one, label in zip(found.likely_N.tolist(), labels, strict=True)
-            ],
+            order=order,
             verdict=verdict,
             not_compared=unsure,
         )
