@@ -19,7 +19,7 @@ import typer
 from numpy.typing import NDArray
 
 from benchmarks.flash import written_bytes
-from benchmarks.month_data import START_S, DemoFolder, Month
+from benchmarks.month_data import CROPS, START_S, DemoFolder, Month
 from benchmarks.month_searches import K, month_searches, query_each_second
 from benchmarks.report import Column, conditions, print_report, table
 from upperson_bench.processes import call_in_fresh_process
@@ -32,6 +32,8 @@ app = new_app("A gallery of a month of cameras.")
 _FINGERPRINT = "sha256:" + 64 * "a"  # Of no model.
 _BATCH = 4096
 _QUERIES = 100
+_NEAREST = CROPS * K
+"""So many best pictures hold the ten best tracks."""
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _DAY_S = 86_400.0
 _QUIET_S = 120.0
@@ -115,7 +117,8 @@ def month(
             environment=_ONE_THREAD,
         )
     print_note("comparing with all stored vectors")
-    result["recall"] = _recall(folder, np.concatenate([*kinds.values()]), list(kinds))
+    compared = _recall(folder, np.concatenate([*kinds.values()]), list(kinds))
+    result["recall"], result["recall_by_track"] = compared
     shown = [table("pictures", _fill_table(result["fill"]), FILL)]
     shown += [table(name, result[name]["searches"], TIMES) for name in kinds]
     if minutes:
@@ -242,10 +245,15 @@ def _live(drawn: Month, folder: Path, seconds: float) -> dict[str, Any]:
     }
 
 
-def _recall(folder: Path, queries: NDArray[np.float32], names: list[str]) -> dict[str, float]:
-    """Return the share of the ten best of all stored vectors that searches find, by kind."""
-    best = np.full((len(queries), K), -np.inf, np.float32)
-    ids = np.full((len(queries), K), -1, np.int64)
+def _recall(
+    folder: Path, queries: NDArray[np.float32], names: list[str]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the share of the ten best of all stored vectors that searches find, by kind.
+
+    And the same of the ten best tracks.
+    """
+    best = np.full((len(queries), _NEAREST), -np.inf, np.float32)
+    ids = np.full((len(queries), _NEAREST), -1, np.int64)
     with closing(sqlite3.connect(folder / "gallery.sqlite")) as database:
         stored = database.execute("SELECT id, vector FROM items NOT INDEXED ORDER BY id")
         while part := stored.fetchmany(8192):
@@ -254,18 +262,25 @@ def _recall(folder: Path, queries: NDArray[np.float32], names: list[str]) -> dic
             scores = np.concatenate([best, scores], axis=1)
             numbers = np.broadcast_to([id_ for id_, _ in part], (len(queries), len(part)))
             every = np.concatenate([ids, numbers], axis=1)
-            top = np.argpartition(scores, scores.shape[1] - K, axis=1)[:, -K:]
+            top = np.argpartition(scores, scores.shape[1] - _NEAREST, axis=1)[:, -_NEAREST:]
             best, ids = np.take_along_axis(scores, top, 1), np.take_along_axis(every, top, 1)
+        ids = np.take_along_axis(ids, np.argsort(-best, axis=1), 1)
+        chosen = "SELECT id, track FROM items WHERE id IN (SELECT value FROM json_each(?))"
+        track_of = dict(database.execute(chosen, (json.dumps(np.unique(ids).tolist()),)))
+    right = [row[:K] for row in ids.tolist()]
+    tracks = [[*dict.fromkeys(track_of.get(id_) for id_ in row)][:K] for row in ids.tolist()]
     with Gallery.open(folder) as gallery:
-        found = [gallery.search(query[None], K)[0] for query in queries]
-    shares = [
-        len({hit.id for hit in hits} & set(right)) / K
-        for hits, right in zip(found, ids.tolist(), strict=True)
-    ]
-    return {
-        name: float(np.mean(part))
-        for name, part in zip(names, np.split(np.array(shares), len(names)), strict=True)
-    }
+        hits = [gallery.search(query[None], K)[0] for query in queries]
+        of_tracks = [gallery.search(query[None], K, by_track=True)[0] for query in queries]
+    found = [[hit.id for hit in row] for row in hits]
+    found_tracks = [[hit.item.track for hit in row] for row in of_tracks]
+    return _shares(found, right, names), _shares(found_tracks, tracks, names)
+
+
+def _shares(found: list[list[Any]], right: list[list[Any]], names: list[str]) -> dict[str, float]:
+    shares = [len({*one} & {*other}) / K for one, other in zip(found, right, strict=True)]
+    parts = np.split(np.array(shares), len(names))
+    return {name: float(np.mean(part)) for name, part in zip(names, parts, strict=True)}
 
 
 def _fill_table(steps: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -320,11 +335,11 @@ def _facts(result: dict[str, Any]) -> list[str]:
         f"index {json.dumps(result['index'])}: {last['index_bytes'] / 1e9:.2f} GB",
     ]
     for name, recall in result["recall"].items():
-        found = result[name]
+        found, tracks = result[name], result["recall_by_track"][name]
         facts.append(
-            f"{name}: recall@{K} {recall:.4f}; first answer after {found['first_answer_s']:.2f} s; "
-            f"resident {found['rss_bytes'] / 1e6:.0f} MB, at the end "
-            f"{found['rss_at_end_bytes'] / 1e6:.0f} MB"
+            f"{name}: recall@{K} {recall:.4f}, by track {tracks:.4f}; first answer after "
+            f"{found['first_answer_s']:.2f} s; resident {found['rss_bytes'] / 1e6:.0f} MB, at the "
+            f"end {found['rss_at_end_bytes'] / 1e6:.0f} MB"
         )
     return facts
 
