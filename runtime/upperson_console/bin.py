@@ -53,15 +53,19 @@ def require_no_loss(gallery: Gallery, bin_s: float) -> None:
 
 @contextmanager
 def emptying(service: ConsoleService) -> Iterator[None]:
-    """Empty the bin of what is older than its retention, now and every ten minutes."""
+    """Empty the bin of what is older than its retention, now and every ten minutes.
+
+    Old query pictures go, too.
+    """
     has_ended = threading.Event()
 
     def empty() -> None:
         while True:
             try:
                 service.empty_bin()
+                service.forget_query_pictures()
             except (UppersonError, ProblemError) as error:  # Such as a log on a full disk.
-                _LOG.warning("the bin was not emptied: %s", error)
+                _LOG.warning("the bin, or old query pictures, were not deleted: %s", error)
             if has_ended.wait(_EMPTIED_EVERY_S):
                 return
 

@@ -46,6 +46,7 @@ _NO_SEARCH = Search()
 _MOST_VIEWS = 500
 _MOST_OTHERS = 24
 _LONGEST_REASON = 500
+_QUERY_PICTURES_S = 30 * 86_400.0
 BLURRING_S = 30.0
 """For the clips of one request."""
 
@@ -400,6 +401,10 @@ class ConsoleService:
                 self.note_items(server, "delete", old, details, None)
                 empty_bin(gallery, before)
                 self.current.last.has_changed()
+
+    def forget_query_pictures(self) -> None:
+        """Delete query pictures of more than 30 days ago: they show people, as the gallery does."""
+        self.user_state.forget_pictures(time.time() - _QUERY_PICTURES_S)
 
     def seen(self, account: Account, ids: Sequence[int]) -> list[tuple[int, Item]]:
         """Return those items of some ids that an account may see."""

@@ -71,6 +71,9 @@ _SUMS = {
 }
 """The checksum of a row, by table."""
 
+_UNSAVED = "NOT EXISTS (SELECT 1 FROM saved WHERE instr(saved.address, 'picture=' || pictures.id))"
+"""Of pictures that no saved search needs."""
+
 _DAMAGED = re.compile("decode|malformed|no such (column|table|index|function)|syntax|user-defined")
 """SQLite's messages that mean damage, as our statements are correct."""
 
@@ -165,7 +168,10 @@ class UserState:
             self._connection.close()
 
     def keep_picture(self, picture: QueryPicture, fingerprint: str) -> None:
-        """Keep a picture with its embedding of one model; only the newest thousand are kept."""
+        """Keep a picture with its embedding of one model.
+
+        Only the newest thousand, and those of saved searches, are kept.
+        """
         vector = picture.vector_D.astype("<f4").tobytes()
         row = (picture.id, picture.sha256, fingerprint, vector, picture.jpeg, *picture.size)
         with self._writing("pictures") as execute:
@@ -174,10 +180,15 @@ class UserState:
                 (*row, time.time()),
             )
             execute(
-                "DELETE FROM pictures WHERE id NOT IN "
+                f"DELETE FROM pictures WHERE {_UNSAVED} AND id NOT IN "
                 "(SELECT id FROM pictures ORDER BY added DESC LIMIT ?)",
                 (_MOST_PICTURES,),
             )
+
+    def forget_pictures(self, before: float) -> None:
+        """Delete pictures that were last sent before a Unix time; not those of saved searches."""
+        with self._writing("pictures") as execute:
+            execute(f"DELETE FROM pictures WHERE {_UNSAVED} AND added < ?", (before,))
 
     def picture(self, id_: str, fingerprint: str) -> QueryPicture | None:
         """Return a picture with its embedding of a model, or None."""

@@ -5,8 +5,10 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,6 +96,17 @@ def test_what_was_written_is_there_again(file):
         (saved,) = store.saved("ann")
         assert (saved.name, saved.address) == ("red coats", "?q=a+red+coat")
         assert store.marks("ann", "question") == {3: True, 1: True, 2: False}
+
+
+def test_old_pictures_go_but_those_of_saved_searches(file):
+    with closing(UserState(file)) as store:
+        store.keep_picture(replace(picture(), id="q"), "space")
+        now = time.time()
+        store.save("ann", "like this", "?picture=p&k=5")
+        store.forget_pictures(now - 60)
+        assert store.picture("q", "space") is not None
+        store.forget_pictures(now + 60)
+        assert [store.picture(id_, "space") is None for id_ in "pq"] == [False, True]
 
 
 @pytest.mark.parametrize(
