@@ -100,7 +100,8 @@ _TEXTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
         "little of this language in training: describe the person in English"
     ),
     "words_unknown": lambda f: (
-        f"the model may not know {_names(f['words'])}: check the spelling, or use a plainer word"
+        f"the model may not know {_names(f['words'])}: check the spelling, or use plainer words, "
+        "in English"
     ),
     "words_unread": lambda f: (
         f"it is not clear what {_names(f['words'])} refers to: say it in another way, such as "

@@ -264,10 +264,13 @@ class SearchService:
             notices.append(Notice("language_unfamiliar", {"letters": letters, "tokens": tokens}))
         else:
             meant = words.meant
+            rest = [word for word in words.unknown if word not in meant]
+            if len(rest) > 1 and len(rest) >= len(meant):  # Such as of another language.
+                meant, rest = {}, words.all
             if meant:
                 fields = {"words": meant, "sentence": with_corrections(parsed.sentence, meant)}
                 notices.append(Notice("did_you_mean", fields))
-            if rest := [word for word in words.unknown if word not in meant]:
+            if rest:
                 notices.append(Notice("words_unknown", {"words": rest}))
         if parsed.unread:
             notices.append(Notice("words_unread", {"words": [*parsed.unread]}))

@@ -101,6 +101,7 @@ def test_the_shipped_base():
         ("women in red jackts", [], ["did_you_mean", "rewritten"]),
         ("women in red or blue coats", [], ["either"]),
         ("woman in a zebra jaket", ["zebra"], ["did_you_mean", "words_unknown"]),
+        ("Mann mit roter Hose", ["mit", "roter", "hose"], ["words_unknown"]),  # Not: man.
         ("a Jaket", ["jaket", "jacket"], ["words_unknown"]),  # It does not know that either.
     ],
 )
