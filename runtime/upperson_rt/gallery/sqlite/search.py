@@ -88,8 +88,8 @@ def search_items(
     For ``certain`` see `Gallery.search_with_vectors`. ``make_item`` reads the values of `COLUMNS`.
     """
     found, stored = list[list[Hit]](), list[list[bytes]]()
-    # The best tracks, and more than ten pictures, are spread over more lists.
-    wider = (1.5 if by_track else 1.0) * min(4.0, max(1.0, (certain / 10) ** 0.5))
+    # More than the ten best are spread over more lists.
+    wider = min(4.0, max(1.0, (certain / 10) ** 0.5))
     with _source(database, index, where, wider) as source:
         for start in range(0, len(queries_QD), _QUERIES_AT_A_TIME):
             part = queries_QD[start : start + _QUERIES_AT_A_TIME]
@@ -274,15 +274,18 @@ class _Rows:
         order = np.argsort(-rough, kind="stable")
         rough, ids = rough[order], ids[order]
         scores = np.empty(len(ids), np.float32)
-        done, size = 0, _READ
+        done, size = 0, _READ if self._rough else _AT_ONCE
         while done < len(ids):
-            part = slice(done, done + (size if self._rough else _AT_ONCE))
+            part = slice(done, min(done + size, len(ids)))
             scores[part] = self._exact(query_D, ids[part])
-            done, size = min(part.stop, len(ids)), 2 * size
+            done, size = part.stop, 2 * size if self._rough else size
             if self._rough and k <= done < len(ids):
-                highest = rough[done] + _DEVIATIONS * np.std(scores[:done] - rough[:done])
-                if self._has_certain(ids[:done], scores[:done], highest, certain):
+                lowest = self._certain_score(ids[:done], scores[:done], certain)
+                lowest -= _DEVIATIONS * float(np.std(scores[:done] - rough[:done]))
+                needed = int(np.count_nonzero(rough >= lowest))
+                if needed <= done:
                     break
+                size = min(size, max(needed - done, _FETCHED))
         ids, scores = ids[:done], scores[:done]
         order = np.lexsort((ids, -scores))
         ranked = list[tuple[float, _Row]]()
@@ -296,17 +299,20 @@ class _Rows:
                 break
         return ranked[:k]
 
-    def _has_certain(
-        self, ids: NDArray[np.int64], scores: NDArray[np.float32], highest: float, certain: int
-    ) -> bool:
-        """Whether so many pictures, or tracks, score more than what was not read may at most."""
-        above = np.flatnonzero(scores > highest)
-        if not self._by_track or len(above) < certain:
-            return len(above) >= certain
-        # Only what is probably returned is worth reading as a whole.
-        above = above[np.argsort(-scores[above])][: 4 * certain]
-        tracks = first_of_tracks(self._with_rows(scores[above], ids[above]), _track_of)
-        return len(tracks) >= certain
+    def _certain_score(
+        self, ids: NDArray[np.int64], scores: NDArray[np.float32], certain: int
+    ) -> float:
+        """Return what so many of the best pictures, or tracks, score at least; -inf if fewer."""
+        if not self._by_track:
+            best = scores
+        else:
+            # Only what is probably returned is worth reading as a whole.
+            above = np.argsort(-scores, kind="stable")[: 4 * certain]
+            tracks = first_of_tracks(self._with_rows(scores[above], ids[above]), _track_of)
+            best = np.array([score for score, _ in tracks], np.float32)
+        if len(best) < certain:
+            return -np.inf
+        return float(np.partition(best, len(best) - certain)[len(best) - certain])
 
     def _with_rows(
         self, scores: NDArray[np.float32], ids: NDArray[np.int64]
