@@ -47,7 +47,9 @@ _MOST_TIES = 4096
 _QUERIES_AT_A_TIME = 256
 _READ = 256
 """Candidates with rough scores that are read at first, then twice as many each time."""
-_DEVIATIONS = 3.0
+_DEVIATIONS = 3.25
+"""At ten million pictures a sentence misses 0.9 % of its ten best with 3, 0.5 % with 3.5, which
+reads half as many rows more."""
 _AT_ONCE = 65_536
 _FETCHED = 64
 _MOST_ASKED = 10_000
@@ -235,7 +237,7 @@ class _Rows:
     """Candidates: their vectors are read first, the rest of a row where it is returned.
 
     Candidates with rough scores are read in their order, until the rest cannot be among the best:
-    by three standard deviations of the difference between rough and exact scores.
+    by `_DEVIATIONS` standard deviations of the difference between rough and exact scores.
     """
 
     def __init__(self, source: _Source, embed_dim: int, by_track: bool, rough: bool) -> None:
