@@ -78,13 +78,10 @@ def _search_pages(routes: APIRouter, service: ConsoleService, access: Access) ->
                 values["problem"] = problem_text(error)
                 status = getattr(error, "status", 422)
             else:
-                notices = [
-                    one
-                    for one in result.notices
-                    if one.code != "did_you_mean" and not result.verdict.says(one)
-                ]
-                values |= {"result": result, "notes": [*map(notice_text, notices)]}
-                meant = (one for one in result.notices if one.code == "did_you_mean")
+                notices = result.verdict.unsaid(result.notices)
+                notes = [notice_text(one) for one in notices if one.code != "did_you_mean"]
+                values |= {"result": result, "notes": notes}
+                meant = (one for one in notices if one.code == "did_you_mean")
                 values["meant"] = next((one.fields["sentence"] for one in meant), None)
                 kept = service.marks(account, search)
                 shown = dict(search.marks)

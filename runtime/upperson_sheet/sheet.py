@@ -47,6 +47,8 @@ _VERDICTS: Mapping[str, _Colour] = {"likely": _WANTED, "possible": (29, 95, 191)
 _REMARK_SIZE = 18
 _REMARK_HEIGHT = 26
 _MOST_WARNINGS = 5
+_READINGS = frozenset({"rewritten", "either", "excluded"})
+"""Notices of how a sentence was read."""
 _LONGEST_REMARK = 400
 
 
@@ -69,8 +71,8 @@ def save_sheet(
         crops_dir: `Gallery.crops_dir`, where the saved pictures of cameras are.
         explanation: `Retriever.explain` of these hits: a bar for each phrase, eight at most. Bars
             of what must not be there are red.
-        result: The search that found these hits: its verdict and its warnings are written under the
-            sentence, likelihoods and labels below the pictures.
+        result: The search that found these hits: its verdict, how the sentence was read and
+            warnings are written under it, likelihoods and labels below the pictures.
     """
     file = Path(check_path(path, "a contact sheet"))
     sheet = draw_sheet(sentence, hits, columns, crops_dir, explanation, result)
@@ -149,10 +151,12 @@ def draw_sheet(
 
 
 def _remarks(result: SearchResult | None, width: int) -> list[tuple[str, _Colour]]:
-    """Return lines for the verdict and the warnings of a search, with a colour each."""
+    """Return lines for the verdict, how the sentence was read, and warnings; with a colour each."""
     if result is None:
         return []
-    texts = [(one.text, _WARNING) for one in result.notices if one.is_warning][:_MOST_WARNINGS]
+    notices = result.notices_beside_verdict
+    texts = [(one.text, _MUTED) for one in notices if one.code in _READINGS]
+    texts += [(one.text, _WARNING) for one in notices if one.is_warning][:_MOST_WARNINGS]
     if result.verdict is not None:
         texts.insert(0, (result.verdict.text, _VERDICTS.get(result.verdict.word, _MUTED)))
     font = _font(_REMARK_SIZE)

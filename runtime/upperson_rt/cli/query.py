@@ -119,8 +119,7 @@ def query(
     with open_retriever(model, searched, tower) as (opened, running, retriever):
         result = retriever.search(request)
         total, crops_dir = retriever.gallery.count(), retriever.gallery.crops_dir
-    said = result.verdict
-    print_notices([one for one in result.notices if said is None or not said.says(one)])
+    print_notices(result.notices_beside_verdict)
     if search.sheet is not None:
         _save_sheet(search.sheet, request, result, crops_dir)
     found = {

@@ -61,6 +61,11 @@ class SearchResult:
     ranked: int = 0
     """So many of the first hits are in order of likelihood."""
 
+    @property
+    def notices_beside_verdict(self) -> list[Notice]:
+        """The notices that the text of the verdict does not say."""
+        return self.notices if self.verdict is None else self.verdict.unsaid(self.notices)
+
 
 @dataclass(frozen=True)
 class PictureMatch:

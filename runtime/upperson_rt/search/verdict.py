@@ -86,9 +86,9 @@ class Verdict:
         more = "more than" if self.is_more else "about"
         return f"{self.word} ({percent}): {more} {count} match{'es' * (count == '1 picture')}"
 
-    def says(self, notice: Notice) -> bool:
-        """Whether its text says what a notice of the same search says."""
-        return notice.code == self.reason and notice.fields == self.fields
+    def unsaid(self, notices: Sequence[Notice]) -> list[Notice]:
+        """Return the notices of the same search that its text does not say."""
+        return [one for one in notices if (one.code, one.fields) != (self.reason, self.fields)]
 
     def for_log(self) -> dict[str, Any]:
         """Return what a query log keeps of it."""

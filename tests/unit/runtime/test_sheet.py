@@ -96,15 +96,20 @@ def test_a_sheet_shows_verdict_likelihoods_and_warnings(monkeypatch, word):
         likelihoods=[0.871, 0.002] if is_likely else [None, None],
         verdict=verdict,
         explanation=None,
-        notices=[Notice("words_unknown", {"words": ["zebra"]}), Notice("not_understood")],
+        notices=[
+            Notice("words_unknown", {"words": ["zebra"]}),
+            Notice("not_understood"),
+            Notice("rewritten", {"sentence": "woman in red"}),
+        ],
     )
     plain = draw_sheet("red", hits)
     drawn.clear()
     made = draw_sheet("red", hits, result=found)
     shown = " ".join(drawn).lower()
     assert verdict.text.split()[0] in shown
-    assert found.notices[0].text in shown
-    assert found.notices[1].text not in shown  # Notes are left to the command.
+    assert found.notices[0].text.lower() in shown
+    assert found.notices[1].text not in shown  # Notes are left to the command,
+    assert found.notices[2].text in shown  # but for how the sentence was read.
     assert ("likely 87 %" in drawn, "unlikely < 1 %" in drawn) == (is_likely, is_likely)
     assert ("0.500" in drawn) != is_likely
     assert ("0.500  b.png" in drawn) == is_likely
