@@ -27,6 +27,8 @@ from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug
 from upperson_rt.cli.output import print_note
 from upperson_rt.gallery import Gallery
+from upperson_rt.search.features import CANDIDATES
+from upperson_rt.search.service import CERTAIN
 
 app = new_app("A gallery of a month of cameras.")
 _FINGERPRINT = "sha256:" + 64 * "a"  # Of no model.
@@ -61,8 +63,11 @@ FILTERS: dict[str, dict[str, Any]] = {
     "10 %: two cameras": {"camera": ["camera-3", "camera-8"]},
     "an hour of a camera": {"camera": "camera-3", "since": 20.5, "until": 20.5 + 1 / 24},
     "by track": {"by_track": True},
+    "with a verdict": {"k": CANDIDATES, "certain": CERTAIN},
+    "with a verdict, by track": {"k": CANDIDATES, "certain": CERTAIN, "by_track": True},
 }
-"""By name; times in days. The shares are those of ten million pictures, of 50 days."""
+"""By name; times in days. The shares are those of ten million pictures, of 50 days. With a verdict
+a search looks at 200 candidates, and is as sure of the best 50 as another of the best ten."""
 LIVE = {
     "number": Column("count", "{:.0f}"),
     "p50 ms": Column("p50_ms", "{:.1f}"),

@@ -9,6 +9,7 @@ import numpy as np
 from upperson_machine.description import resident_bytes
 
 K = 10
+_HOW = {"k", "certain", "by_track"}
 
 
 def month_searches(folder: str, queries: str, filters: dict[str, Any], many: int) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def month_searches(folder: str, queries: str, filters: dict[str, Any], many: int
     Args:
         folder: The gallery's.
         queries: A .npy file of (Q, D).
-        filters: Arguments of `Filter` by name.
+        filters: Arguments of `Filter` and of `Gallery.search_with_vectors` by name.
         many: Searches at the end.
 
     Returns:
@@ -36,7 +37,7 @@ def month_searches(folder: str, queries: str, filters: dict[str, Any], many: int
         gallery.search(rows[:1], K)
         result: dict[str, Any] = {"first_answer_s": time.perf_counter() - began, "searches": {}}
         for name, options in filters.items():
-            by_track = bool(options.pop("by_track", False))
+            how = {"k": K} | {key: options.pop(key) for key in _HOW & options.keys()}
             where = Filter(**options)
             row: dict[str, float] = {}
             result["searches"][name] = row
@@ -44,7 +45,7 @@ def month_searches(folder: str, queries: str, filters: dict[str, Any], many: int
                 times = []
                 for query in rows:
                     began = time.perf_counter()
-                    gallery.search(query[None], K, where, by_track)
+                    gallery.search_with_vectors(query, where=where, **how)
                     times.append(1e3 * (time.perf_counter() - began))
                 p50, p95 = np.percentile(times, (50, 95)).tolist()
                 row |= {f"{prefix}p50_ms": p50, f"{prefix}p95_ms": p95}

@@ -31,7 +31,7 @@ from upperson_rt.search.verdict import Candidates, Judge, Judged, Verdict
 
 _CANDIDATES = 40
 """Hits that are looked at where phrases are excluded, at least: up to 20 do not depend on k."""
-_CERTAIN = 50
+CERTAIN = 50
 """Hits, of those that are put in order of likelihood: a page of the console, and `COMPARED`."""
 _MOST_CANDIDATES = 4000
 _MOST_TOKENS_PER_LETTER = 0.75
@@ -155,7 +155,7 @@ class SearchService:
             is_ranked = one.calibrate and query.is_sentence and self.judge.calibration is not None
             k = max(one.k, CANDIDATES) if is_ranked else one.k
             # The rest of those that are ranked may lack some: that takes less time.
-            certain = max(one.k, _CERTAIN) if is_ranked else None
+            certain = max(one.k, CERTAIN) if is_ranked else None
             if query.excluded:
                 rest = query.excluded, k, one.where, one.by_track, certain
                 own = [
