@@ -159,6 +159,9 @@ def check_totals(connection: sqlite3.Connection, sums: Sums) -> None:
     sums.check(count, (high << _VECTOR_BITS) + low)
 
 
+_OF_DATABASE = "*** in database main ***\n"
+
+
 def structural_problems(connection: sqlite3.Connection, of_items: bool = False) -> Iterator[str]:
     """Yield what SQLite's integrity check finds, and surplus entries of its partial indexes.
 
@@ -166,7 +169,8 @@ def structural_problems(connection: sqlite3.Connection, of_items: bool = False) 
     and the list of free pages.
     """
     sql = f"PRAGMA integrity_check{'(items)' if of_items else ''}"
-    lines = [line for (line,) in connection.execute(sql)]
+    texts = [text.removeprefix(_OF_DATABASE) for (text,) in connection.execute(sql)]
+    lines = [line for text in texts for line in text.splitlines()]  # A text may have a hundred.
     if lines != ["ok"]:
         yield from (f"SQLite: {line}" for line in lines)
         return
