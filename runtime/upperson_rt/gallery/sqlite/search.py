@@ -285,10 +285,15 @@ class _Rows:
                 lowest = self._certain_score(ids[:done], scores[:done], certain)
                 lowest -= _DEVIATIONS * float(np.std(scores[:done] - rough[:done]))
                 needed = int(np.count_nonzero(rough >= lowest))
-                if needed <= done:
-                    break
-                size = min(size, max(needed - done, _FETCHED))
-        ids, scores = ids[:done], scores[:done]
+                if needed > done:
+                    size = min(size, max(needed - done, _FETCHED))
+                elif len(ranked := self._ranked(ids[:done], scores[:done], k)) == k:
+                    return ranked  # Else their tracks are too few.
+        return self._ranked(ids, scores, k)
+
+    def _ranked(
+        self, ids: NDArray[np.int64], scores: NDArray[np.float32], k: int
+    ) -> list[tuple[float, _Row]]:
         order = np.lexsort((ids, -scores))
         ranked = list[tuple[float, _Row]]()
         for start in range(0, len(order), _FETCHED):
@@ -305,16 +310,12 @@ class _Rows:
         self, ids: NDArray[np.int64], scores: NDArray[np.float32], certain: int
     ) -> float:
         """Return what so many of the best pictures, or tracks, score at least; -inf if fewer."""
-        if not self._by_track:
-            best = scores
-        else:
-            # Only what is probably returned is worth reading as a whole.
-            above = np.argsort(-scores, kind="stable")[: 4 * certain]
-            tracks = first_of_tracks(self._with_rows(scores[above], ids[above]), _track_of)
-            best = np.array([score for score, _ in tracks], np.float32)
-        if len(best) < certain:
+        if len(ids) < certain:
             return -np.inf
-        return float(np.partition(best, len(best) - certain)[len(best) - certain])
+        if not self._by_track:
+            return float(np.partition(scores, len(scores) - certain)[len(scores) - certain])
+        ranked = self._ranked(ids, scores, certain)
+        return ranked[-1][0] if len(ranked) == certain else -np.inf
 
     def _with_rows(
         self, scores: NDArray[np.float32], ids: NDArray[np.int64]
