@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_camera import CaptureRules, PipelineStats, Reader, Source
+from upperson_camera import CaptureRules, Pipeline, PipelineStats, Reader, Source
 from upperson_camera.capture import Capture
 from upperson_camera.settings import CameraSettings
 from upperson_camera.source import Opener
@@ -26,6 +26,8 @@ FILE = Source(address="clip.avi", kind="file")
 WANTS_TO_END = [SystemExit(0), KeyboardInterrupt(), GeneratorExit("enough")]
 BOX = [100, 40, 160, 220]
 """Of the person in `person_frame`."""
+ALL: dict[str, Any] = {"every_s": 0, "min_views": 1}
+"""Options with which every box becomes a row."""
 
 
 def person_frame(
@@ -45,6 +47,21 @@ def wait_for(condition: Callable[[], object]) -> None:
     """Return as soon as something is so."""
     while not condition():
         time.sleep(0.002)
+
+
+def started(encoder: Encoder, gallery: Gallery, **options: Any) -> Pipeline:
+    """Return a running pipeline with a camera ``gate``, of whose boxes every one becomes a row."""
+    pipeline = Pipeline(encoder, gallery, **{**ALL, **options})
+    pipeline.start()
+    pipeline.add_camera("gate")
+    return pipeline
+
+
+def submit(pipeline: Pipeline, count: int = 1, first: int = 0, camera: str = "gate") -> None:
+    """Submit frames of a person, a second apart, each as a track of its own and after the last."""
+    for number in range(first, first + count):
+        pipeline.submit(camera, person_frame(), [BOX], START + number, tracks=[number])
+        wait_for(lambda: pipeline.stats().cameras[camera].frames_waiting == 0)
 
 
 def pictures_of(gallery: Gallery) -> list[Path]:

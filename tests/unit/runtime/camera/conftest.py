@@ -5,9 +5,11 @@ import os
 import pytest
 
 import upperson_rt
-from tests.helpers.fake_camera import FakeTime
+from tests.helpers.fake_camera import FakeTime, check_sums
 from tests.helpers.rtsp_camera import reason_to_skip
 from tests.helpers.toy_bundle import make_toy_bundle
+from upperson_camera import Pipeline
+from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Gallery
 from upperson_synthetic.video import VideoSpec, write_video
 
@@ -36,6 +38,28 @@ def street(tmp_path_factory):
     path = tmp_path_factory.mktemp("street") / "street.avi"
     spec = VideoSpec(people=6, seconds=12, fps=8, width=640, height=360, seed=5)
     return path, write_video(path, spec)
+
+
+@pytest.fixture(autouse=True)
+def everything_is_counted():
+    """Wherever a pipeline ends, all that came in was counted, and nothing waits but on disk."""
+    stop = Pipeline.stop
+
+    def stop_and_check(pipeline):
+        try:
+            stop(pipeline)
+        except UsageError:  # It goes on.
+            raise
+        except BaseException:
+            check_sums(pipeline.stats(), ended=pipeline._buffer is None)
+            raise
+        stats = pipeline.stats()  # A defect leaves a frame's work half done.
+        has_defect = any("defect" in camera.failures for camera in stats.cameras.values())
+        check_sums(stats, ended=not has_defect)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Pipeline, "stop", stop_and_check)
+        yield
 
 
 @pytest.fixture

@@ -105,10 +105,9 @@ def test_a_redirect_and_a_playlist_at_the_cameras_own_place_are_read_with_its_lo
 
 @pytest.mark.parametrize("kind", ["video/mp4", "application/x-mpegurl"])
 def test_a_playlist_that_grows_is_read_again(kind):
-    content = hostile.film()
-    lines = ["#EXTINF:1,", "/0.ts", "#EXTINF:1,", "/1.ts"]
-    bodies = [hostile.playlist(*lines[:2]).replace(b"#EXT-X-ENDLIST\n", b"")]
-    bodies.append(hostile.playlist(*lines))
+    content, lines = hostile.film(), ["#EXTINF:1,", "/0.ts", "#EXTINF:1,", "/1.ts"]
+    begun = hostile.playlist(*lines[:2]).replace(b"#EXT-X-ENDLIST\n", b"")
+    bodies = [begun, hostile.playlist(*lines)]
 
     def reply(first, number):
         if ".m3u8" in first:
@@ -159,13 +158,10 @@ def test_parts_of_files_are_asked_for(knows_parts):
             return b""
         begin = requests[-1].decode().partition("Range: bytes=")[2].partition("-")[0]
         served.append(int(begin or 0))
-        part = content[served[-1] :]
-        return hostile.http(206 if begin else 200, "Accept-Ranges: bytes", body=part)
+        status, part = 206 if begin and knows_parts else 200, content[served[-1] :]
+        return hostile.http(status, "Accept-Ranges: bytes", body=part)
 
-    def whole(first, number):
-        return reply(first, number).replace(b"HTTP/1.1 206", b"HTTP/1.1 200")
-
-    with hostile.tcp_server(reply if knows_parts else whole) as (port, requests):
+    with hostile.tcp_server(reply) as (port, requests):
         address = f"http://127.0.0.1:{port}/film.mp4"
         if knows_parts:
             assert read_one(address).shape == (64, 64, 3)
@@ -174,20 +170,6 @@ def test_parts_of_files_are_asked_for(knows_parts):
                 read_one(address)
     assert served[0] == 0
     assert any(served[1:])
-
-
-def test_another_host_that_is_allowed_gets_no_login():
-    files = {"/film.ts": hostile.film()}
-    with hostile.tcp_server(camera_of_files(files, False), "127.0.0.2") as (other, arrived):
-        moved = {"/a": f"http://127.0.0.2:{other}/film.ts"}
-        with hostile.tcp_server(camera_of_files(moved)) as (port, _):
-            address = f"http://{hostile.LOGIN}@127.0.0.1:{port}/a"
-            with refused("redirect_to_other_host", InputError, host="127.0.0.2"):
-                read_one(address)
-            assert not arrived
-            assert read_one(address, allowed_hosts=frozenset({"127.0.0.2"})) is not None
-    assert arrived
-    assert not any(b"uthorization" in request for request in arrived)
 
 
 @pytest.mark.parametrize(
@@ -267,12 +249,11 @@ def test_nothing_is_sent_before_the_certificate_is_trusted(
     assert "s3cret" not in caplog.text + str(raised.value)
 
 
-@pytest.mark.parametrize("content", [b"nothing", None])
-def test_a_file_without_certificates_is_refused(tmp_path, content):
-    if content is not None:
-        (tmp_path / "ca.pem").write_bytes(content)
-    with refused("ca_unreadable", InputError, path=tmp_path / "ca.pem"):
-        Access(ca_file=tmp_path / "ca.pem").context()
+def test_a_file_without_certificates_is_refused(tmp_path):
+    (tmp_path / "no.pem").write_bytes(b"nothing")
+    for path in (tmp_path / "no.pem", tmp_path / "none"):
+        with refused("ca_unreadable", InputError, path=path):
+            Access(ca_file=path).context()
 
 
 def test_onvif_over_tls_and_streams_at_other_hosts(tmp_path):
@@ -310,24 +291,20 @@ def test_a_file_that_names_other_files_is_no_video(tmp_path, start):
         StreamReader(parse_source(str(tmp_path / "video.mp4")), 1.0)
 
 
-def answer_of(relay, address):
-    """Return what a relay answers to the description of an address."""
-    parts = urlsplit(relay.address)
-    with socket.create_connection((parts.hostname, parts.port), 10) as reader:
-        reader.sendall(f"DESCRIBE {address} RTSP/1.0\r\nCSeq: 1\r\n\r\n".encode())
-        return reader.recv(1000)
-
-
 def test_others_on_this_machine_get_nothing_of_a_camera():
-    steps = hostile.rtsp_steps({})
+    def answer_to(address):
+        with socket.create_connection((place.hostname, place.port), 10) as reader:
+            reader.sendall(f"DESCRIBE {address} RTSP/1.0\r\nCSeq: 1\r\n\r\n".encode())
+            return reader.recv(1000)
+
     with (
-        hostile.tcp_server(steps) as (port, requests),
+        hostile.tcp_server(hostile.rtsp_steps({})) as (port, requests),
         closing(Relay(f"rtsp://{hostile.LOGIN}@127.0.0.1:{port}/x", Access(), 10)) as relay,
     ):
-        place = urlsplit(relay.address).netloc
-        assert answer_of(relay, f"rtsp://{place}/x") == b""
+        place = urlsplit(relay.address)
+        assert answer_to(f"rtsp://{place.netloc}/x") == b""
         assert not requests
-        assert answer_of(relay, relay.address).startswith(b"RTSP/1.0 200 OK")
+        assert answer_to(relay.address).startswith(b"RTSP/1.0 200 OK")
     assert [request.split(b"\r\n")[0].decode() for request in requests] == [
         f"DESCRIBE rtsp://127.0.0.1:{port}/x RTSP/1.0"
     ] * 2, "once more with the login; the camera sees its own address"
@@ -386,25 +363,19 @@ def test_credentials_that_are_missing_wrong_and_right(scheme, auth):
         assert ask(scheme, port, LOGIN) is None
 
 
-@pytest.mark.parametrize(
-    ("scheme", "status", "code"),
-    [
+def test_answers_that_are_no_stream():
+    for scheme, status, code in (
         ("rtsp", "404 Not Found", "stream_not_found"),
         ("rtsp", "454 Session Not Found", "session_unknown"),
         ("rtsp", "503 Service Unavailable", "server_busy"),
         ("rtsp", "500 Internal Server Error", "server_error"),
         ("http", 404, "stream_not_found"),
         ("http", 403, "forbidden"),
-    ],
-)
-def test_statuses(scheme, status, code):
-    with SERVERS[scheme](status) as port:
-        reason = ask(scheme, port)
-    assert (reason.code, reason.fields["status"]) == (code, int(str(status)[:3]))
-    assert str(reason.fields["status"]) in str(reason)
-
-
-def test_answers_that_are_no_stream():
+    ):
+        with SERVERS[scheme](status) as port:
+            reason = ask(scheme, port)
+        assert (reason.code, reason.fields["status"]) == (code, int(str(status)[:3]))
+        assert str(reason.fields["status"]) in str(reason)
     with http_server(kind="text/html; charset=utf-8") as port:
         reason = ask("http", port)
         assert (reason.code, reason.fields["kind"]) == ("not_video", "text/html")
@@ -426,21 +397,24 @@ def test_a_server_that_drips_has_its_time(scheme):
 
 @pytest.mark.parametrize("scheme", SERVERS)
 def test_a_redirect_is_shown_and_not_followed(scheme):
-    answer = f"{scheme.upper()}/1.0 302 Found\r\nLocation: %s\r\n\r\n"
+    def redirecting(field):
+        return other_server(f"{scheme.upper()}/1.0 302 Found\r\n{field}\r\n".encode())
+
     with no_server() as other:
         to = f"{scheme}://anna:secret@127.0.0.1:{other}/live?token=abc"
-        with other_server((answer % to).encode()) as port:
+        with redirecting(f"Location: {to}\r\n") as port:
             shown = f"{scheme}://127.0.0.1:{other}/live,"
             assert code_of(scheme, port) == "redirected"
             assert shown in str(ask(scheme, port)).split()
             with pytest.raises(InputError, match=shown):
                 StreamReader(parse_source(f"{scheme}://127.0.0.1:{port}/stream"), 10)
-    with other_server((answer % "../login").encode()) as port:
+    with redirecting("Location: ../login\r\n") as port:
         assert f"{scheme}://127.0.0.1:{port}/login," in str(ask(scheme, port)).split()
-    for location in ("http://[::1/", "http://anna:12/secret@camera/live", None):
-        field = "" if location is None else f"Location: {location}\r\n"
-        with other_server(answer.replace("Location: %s\r\n", field).encode()) as port:
+    for location in ("http://[::1/", "http://anna:12/secret@camera/live"):
+        with redirecting(f"Location: {location}\r\n") as port:
             assert code_of(scheme, port) == "redirected"
+    with redirecting("") as port:
+        assert code_of(scheme, port) == "redirected"
 
 
 @pytest.mark.parametrize("scheme", ["rtsp", "http", "rtmp"])
@@ -466,35 +440,15 @@ def test_no_server(scheme, monkeypatch):
     assert asked == [("fe80::1", PORTS[scheme])], "IPv6 has colons that are no port"
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
-        *('Bearer realm="x"', "Digest realm=", 'Digest realm="x", nonce="1", qop="auth-int"'),
-    ],
-)
-def test_other_kinds_of_credentials(asked):
-    head = f"401 Unauthorized\r\nWWW-Authenticate: {asked}\r\nContent-Length: 0\r\n"
-    for scheme, version, more in (("rtsp", "RTSP/1.0", "CSeq: 1\r\n"), ("http", "HTTP/1.1", "")):
-        with other_server(f"{version} {head}{more}\r\n".encode()) as port:
-            assert code_of(scheme, port) == "credentials_missing"
-            assert code_of(scheme, port, LOGIN) in ("challenge_unknown", "credentials_wrong")
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "rtsp://host:port/x",
-        "rtsp://[::1/x",
-        "http://127.0.0.1:9/a b?token=s3cret",
-        "http://127.0.0.1:9/\xe4\x7f?token=s3cret",
-        "rtsp://anna:12/s3cret@127.0.0.1/y",
+def test_an_address_that_cannot_be_read_is_refused_without_its_secrets():
+    for address in (
+        *("rtsp://host:port/x", "rtsp://[::1/x", "http://127.0.0.1:9/a b?token=s3cret"),
+        *("http://127.0.0.1:9/\xe4\x7f?token=s3cret", "rtsp://anna:12/s3cret@127.0.0.1/y"),
         "rtsp://anna:s3cret\uff0f@127.0.0.1/y",
-    ],
-)
-def test_an_address_that_cannot_be_read_is_refused_without_its_secrets(address):
-    reason = reason_of_address(address, 1)
-    assert reason.code == "address_malformed"
-    assert "s3cret" not in str(reason)
+    ):
+        reason = reason_of_address(address, 1)
+        assert reason.code == "address_malformed", address
+        assert "s3cret" not in str(reason)
 
 
 def test_devices(monkeypatch):

@@ -6,7 +6,7 @@ import os
 import signal
 import sqlite3
 import sys
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,17 @@ from PIL import Image
 
 from tests.helpers.command_line import run_code
 from tests.helpers.fake_camera import (
+    ALL,
     BOX,
     FILE,
     LIVE,
     PATIENT,
     START,
     FakeOpener,
-    check_sums,
     person_frame,
     pictures_of,
+    started,
+    submit,
     wait_for,
 )
 from tests.helpers.refused import refused
@@ -33,20 +35,6 @@ from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.sqlite import access, database
 from upperson_rt.ingest.boxes import QualityRules
-
-ALL = {"every_s": 0, "min_views": 1}
-
-
-@contextmanager
-def watching(encoder, gallery, frames, detector):
-    """Run a pipeline until the frames of its live camera were read and worked on."""
-    options = {"opener": FakeOpener(frames), "capture_rules": PATIENT, **ALL}
-    with Pipeline(encoder, gallery, frame_queue=8, **options) as pipeline:
-        pipeline.add_camera("gate", LIVE, detector)
-        wait_for(lambda: pipeline.stats().cameras["gate"].frames_read == len(frames))
-        wait_for(lambda: pipeline.stats().cameras["gate"].frames_waiting == 0)
-        yield pipeline
-    check_sums(pipeline.stats())
 
 
 def test_a_person_20000_pixels_wide_is_a_row_and_one_too_large_for_jpeg_is_counted(
@@ -59,7 +47,6 @@ def test_a_person_20000_pixels_wide_is_a_row_and_one_too_large_for_jpeg_is_count
             frame = np.zeros((64, width, 3), np.uint8)
             pipeline.submit("gate", frame, [[0, 0, width, 64]], START + width)
             pipeline.drain()
-    check_sums(pipeline.stats())
     assert pipeline.stats().cameras["gate"].crops_dropped == {"unusable": 1}
     assert "70000 x 64" in caplog.text
     (item,) = gallery.items()
@@ -68,27 +55,26 @@ def test_a_person_20000_pixels_wide_is_a_row_and_one_too_large_for_jpeg_is_count
 
 
 def test_frames_of_other_kinds_from_a_source_are_converted_or_counted(encoder, gallery):
-    frame, seen = person_frame(), []
-    grey, frames = np.repeat(frame[:, :, :1], 3, axis=2), []
-    for converted, expected in (
-        (np.dstack([frame, frame[:, :, :1]]), frame),  # BGRx
-        (frame[:, :, 0], grey),  # Infrared.
-        (frame[:, :, :1], grey),
-        ((frame[:, :, 0].astype(np.uint16) << 8) + 255, grey),  # 16 bits.
-    ):
-        frames.append(converted)
-        seen.append(expected)
+    frame = person_frame()
+    infrared = frame[:, :, 0]
+    frames = [np.dstack([frame, infrared]), infrared, frame[:, :, :1]]  # The first is BGRx.
+    frames.append((infrared.astype(np.uint16) << 8) + 255)  # 16 bits.
+    expected = [frame, *[np.dstack([infrared] * 3)] * 3]
     frames += [np.zeros(shape, np.uint8) for shape in ((0, 0, 3), (4, 4, 2), (4,), (2, 4, 4, 3))]
     frames.append(np.zeros((4, 4), np.float32))
 
     def detector(found):
-        np.testing.assert_array_equal(found, seen.pop(0))
+        np.testing.assert_array_equal(found, expected.pop(0))
         assert found.flags.c_contiguous
         return []
 
-    with watching(encoder, gallery, frames, detector) as pipeline:
-        camera = pipeline.stats().cameras["gate"]
-    assert (camera.frames_dropped, camera.frames_processed, seen) == ({"empty": 5}, 4, [])
+    options = {"opener": FakeOpener(frames), "capture_rules": PATIENT, "frame_queue": 8}
+    with Pipeline(encoder, gallery, **options) as pipeline:
+        pipeline.add_camera("gate", LIVE, detector)
+        wait_for(lambda: pipeline.stats().cameras["gate"].frames_read == len(frames))
+        wait_for(lambda: pipeline.stats().cameras["gate"].frames_waiting == 0)
+    camera = pipeline.stats().cameras["gate"]
+    assert (camera.frames_dropped, camera.frames_processed, expected) == ({"empty": 5}, 4, [])
 
 
 @pytest.mark.parametrize("wrong", ["nan", "locked", "folder"])
@@ -108,53 +94,31 @@ def test_what_cannot_be_committed_stops_the_pipeline(encoder, tmp_path, monkeypa
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             if wrong == "locked":
                 other.execute("BEGIN IMMEDIATE")
-            pipeline = Pipeline(encoder, gallery, **ALL)
-            pipeline.start()
-            pipeline.add_camera("gate")
-            pipeline.submit("gate", person_frame(), [BOX], START)
+            pipeline = started(encoder, gallery)
+            submit(pipeline)
             with pytest.raises(IntegrityError if wrong == "nan" else InputError):
                 pipeline.stop()
-        check_sums(pipeline.stats())
         assert pipeline.stats().cameras["gate"].crops_dropped == {"failed": 1}
         assert gallery.count() == 0
         assert not list(gallery.crops_dir.rglob("*.jpg"))
 
 
-def test_a_database_locked_for_a_while_costs_nothing(encoder, gallery):
-    path = gallery.path / database.DATABASE_FILE
-    with Pipeline(encoder, gallery, **ALL) as pipeline:
-        pipeline.add_camera("gate")
-        with closing(sqlite3.connect(path, isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
-            for second in range(3):
-                pipeline.submit("gate", person_frame(), [BOX], START + second)
-                wait_for(lambda: pipeline.stats().frame_queues["gate"] == 0)
-            assert not pipeline.drain(0.2)
-            assert gallery.count() == 0
-        assert pipeline.drain()
-        assert gallery.count() == 3
-    check_sums(pipeline.stats())
-
-
 FULL = """
 import resource
 import upperson_rt
-from tests.helpers.fake_camera import BOX, check_sums, person_frame
-from upperson_camera import Pipeline
+from tests.helpers.fake_camera import check_sums, started, submit
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery
 
 encoder = upperson_rt.open(sys.argv[1], "fp32", "onnxruntime", threads=1)
 with Gallery.open(sys.argv[2], encoder.fingerprint, encoder.embed_dim, create=True) as gallery:
-    done, options = [], {"every_s": 0, "min_views": 1, "batch_size": 1}
-    pipeline = Pipeline(encoder, gallery, on_commit=done.extend, **options)
-    pipeline.start()
-    pipeline.add_camera("gate")
+    done = []
+    pipeline = started(encoder, gallery, on_commit=done.extend, batch_size=1)
     # The system refuses to let files grow, as it does when a disk is full.
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
     try:
         for number in range(10_000):
-            pipeline.submit("gate", person_frame(), [BOX], 1e9 + number)
+            submit(pipeline, first=number)
             pipeline.drain()
     except InputError as error:
         print(type(error).__name__)
@@ -206,19 +170,17 @@ def test_a_defect_in_one_camera_leaves_the_others_alone(encoder, gallery, monkey
 KILLED = """
 import os, signal
 import upperson_rt
-from tests.helpers.fake_camera import BOX, person_frame
-from upperson_camera import Pipeline
+from tests.helpers.fake_camera import started, submit
 from upperson_rt.gallery import Gallery
 
 encoder = upperson_rt.open(sys.argv[1], "fp32", "onnxruntime", threads=1)
 with Gallery.open(sys.argv[2], encoder.fingerprint, encoder.embed_dim, create=True) as gallery:
-    with Pipeline(encoder, gallery, every_s=0, min_views=1) as pipeline:
-        pipeline.add_camera("gate")
-        for number in range(6):
-            if number == 3:
-                gallery.add = lambda *items: os.kill(os.getpid(), signal.SIGKILL)
-            pipeline.submit("gate", person_frame(), [BOX], 1e9 + number)
-            pipeline.drain()
+    pipeline = started(encoder, gallery)
+    submit(pipeline, 3)
+    pipeline.drain()
+    gallery.add = lambda *items: os.kill(os.getpid(), signal.SIGKILL)
+    submit(pipeline, first=3)
+    pipeline.drain()
 """
 
 
@@ -227,13 +189,10 @@ def test_the_next_run_removes_what_a_killed_one_left(bundle, encoder, gallery, c
     done = run_code(KILLED, bundle, gallery.path)
     assert done.returncode == -signal.SIGKILL, done.stderr
     note, *pictures = pictures_of(gallery)
-    assert len(pictures) == 4
-    assert gallery.count() == 3
-    left = json.loads(note.read_bytes())["pictures"]
-    assert len(left) == 1
-    half = gallery.crops_dir / os.path.dirname(left[0]) / f".{os.path.basename(left[0])}.x7"
+    assert (len(pictures), gallery.count()) == (4, 3)
+    (left,) = json.loads(note.read_bytes())["pictures"]
+    half = gallery.crops_dir / os.path.dirname(left) / f".{os.path.basename(left)}.x7"
     half.write_bytes(b"half a picture")
-
     with Pipeline(encoder, gallery) as pipeline:
         assert len(pictures_of(gallery)) == 4, "three pictures, and the note of this run"
         pipeline.drain()
@@ -299,13 +258,11 @@ def test_pictures_on_a_disk_that_turns_read_only_go_the_next_time(
             monkeypatch.setattr(UnfinishedNote, "_empty", read_only)
         raise InputError("the disk is read-only")
 
-    pipeline = Pipeline(encoder, gallery, every_s=0, min_views=1)
-    pipeline.start()
-    pipeline.add_camera("gate")
-    pipeline.submit("gate", person_frame(), [BOX], 1e9)
+    pipeline = started(encoder, gallery)
+    submit(pipeline)
     pipeline.drain()
     monkeypatch.setattr(gallery, "add", turn)
-    pipeline.submit("gate", person_frame(), [BOX], 1e9 + 1)
+    submit(pipeline, first=1)
     with pytest.raises(InputError, match="the disk is read-only"):
         pipeline.stop()
     note, *pictures = pictures_of(gallery)

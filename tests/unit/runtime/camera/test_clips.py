@@ -4,17 +4,16 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from contextlib import closing
-from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
 
+from tests.helpers.command_line import run_code
 from tests.helpers.fake_camera import (
     BOX,
     LIVE,
@@ -24,6 +23,8 @@ from tests.helpers.fake_camera import (
     FakeTime,
     Gate,
     person_frame,
+    started,
+    submit,
     wait_for,
 )
 from tests.helpers.made_video import RATE, write_video
@@ -67,9 +68,9 @@ def numbers_in(path):
         return [number_of(frame.to_ndarray(format="bgr24")) for frame in video.decode(video=0)]
 
 
-def watch(encoder, gallery, path, **options):
+def watch(encoder, gallery, path, own=None, **options):
     with Pipeline(encoder, gallery, **{**RULES, "clip_s": 0.8, **options}) as pipeline:
-        pipeline.add_camera("gate", str(path), lambda frame: [BOX], start_time=START)
+        pipeline.add_camera("gate", str(path), lambda f: [BOX], start_time=START, **own or {})
         pipeline.wait()
     return pipeline.stats().cameras["gate"]
 
@@ -156,22 +157,14 @@ def test_frames_of_crops_that_wait_are_bounded(encoder, gallery, film, monkeypat
     monkeypatch.setattr(worker, "_MOST_FRAMES", 2)
     assert watch(encoder, gallery, film, every_s=0.4, batch_size=1).clips == 12  # A file waits.
     with Gate() as gate:
-        slow = FakeEncoder(encoder, gate)
-        options = {**RULES, "every_s": 0.0, "min_views": 1, "clip_s": 1.0}
-        with Pipeline(slow, gallery, **options, batch_size=1) as pipeline:
-            pipeline.add_camera("hall")
-            for number in range(6):
-                pipeline.submit("hall", person_frame(), [BOX], time=START + number)
-                wait_for(lambda number=number: stats_of(pipeline).accepted == number + 1)
-            gate.open()
-    dropped = stats_of(pipeline).clips_dropped
-    assert dropped["queue_full"] in (3, 4)  # The encoder may have taken one.
-    assert stats_of(pipeline).whole_frames == 6 - dropped["queue_full"]
-    assert stats_of(pipeline).committed == 6
-
-
-def stats_of(pipeline):
-    return pipeline.stats().cameras["hall"]
+        pipeline = started(FakeEncoder(encoder, gate), gallery, clip_s=1.0, batch_size=1)
+        submit(pipeline, 6)
+        wait_for(lambda: pipeline.stats().cameras["gate"].accepted == 6)
+    pipeline.stop()
+    stats = pipeline.stats().cameras["gate"]
+    dropped = stats.clips_dropped["queue_full"]
+    assert dropped in (3, 4)  # The encoder may have taken one.
+    assert (stats.whole_frames, stats.committed) == (6 - dropped, 6)
 
 
 def test_off_by_default_frames_alone_and_cameras_without_pictures(encoder, gallery, film):
@@ -183,13 +176,8 @@ def test_off_by_default_frames_alone_and_cameras_without_pictures(encoder, galle
         Pipeline(encoder, gallery, clip_s=1.0, save_crops=False)
     with refused("setting_out_of_range", UsageError):
         PipelineSettings(clip_s=61.0)
-    with Pipeline(encoder, gallery, **RULES, clip_s=1.0) as pipeline:
-        pipeline.add_camera(
-            "hall", str(film), lambda frame: [BOX], start_time=START, save_crops=False
-        )
-        pipeline.wait()
-    hall = pipeline.stats().cameras["hall"]
-    assert (hall.committed, hall.whole_frames, hall.clips_dropped) == (3, 0, {})
+    stats = watch(encoder, gallery, film, own={"save_crops": False})
+    assert (stats.committed, stats.whole_frames, stats.clips_dropped) == (3, 0, {})
 
 
 def test_a_source_without_packets_has_frames_only(encoder, gallery):
@@ -278,7 +266,7 @@ def test_when_pictures_came_counts_where_a_stream_has_no_times(tmp_path, monkeyp
         session.put(packet)
 
     with (
-        mjpeg_camera([person_frame()] * 30) as (_, source),
+        mjpeg_camera([person_frame()] * 30) as source,
         closing(StreamReader(source, 10.0)) as reader,
     ):
         reader.on_packet = put
@@ -319,29 +307,26 @@ def test_a_full_disk_costs_clips_and_nothing_else(encoder, gallery, film, monkey
     def full(*values):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(recorder.Segment, "add", full)
-        stats = watch(encoder, gallery, film)
-    assert (stats.committed, stats.whole_frames, stats.clips) == (3, 3, 0)
-    assert stats.clips_dropped == {"disk": 3}
-    with monkeypatch.context() as patched:
-        patched.setattr(clips, "write_clip", full)
-        stats = watch(encoder, gallery, film)
-    assert (stats.committed, stats.whole_frames, stats.clips_dropped) == (3, 3, {"disk": 3})
+    def check_with(whole_frames, lost, name, value, *places):
+        with monkeypatch.context() as patched:
+            for place in places:
+                patched.setattr(place, name, value)
+            stats = watch(encoder, gallery, film)
+        assert (stats.committed, stats.whole_frames, stats.clips) == (3, whole_frames, 0)
+        assert stats.clips_dropped == {"disk": lost}
+
+    check_with(3, 3, "add", full, recorder.Segment)
+    check_with(3, 3, "write_clip", full, clips)
     lost = [one for one in caplog.records if getattr(one, "event", "") == "clips_lost"]
     assert len(lost) == 2  # Once for the packets, once for the files.
-    with monkeypatch.context() as patched:
-        for module in (recorder, clips):  # What is left for the gallery.
-            patched.setattr(module, "RESERVE_BYTES", shutil.disk_usage(gallery.location).total)
-        stats = watch(encoder, gallery, film)
-    assert (stats.committed, stats.whole_frames, stats.clips_dropped) == (3, 0, {"disk": 6})
+    # What is left for the gallery.
+    check_with(0, 6, "RESERVE_BYTES", shutil.disk_usage(gallery.location).total, recorder, clips)
     assert list(all_clips(gallery.crops_dir)) == []  # The oldest went first, in vain.
     assert watch(encoder, gallery, film).clips == 3
 
 
 KILLED = """
-import os, signal, sys
-from pathlib import Path
+import os, signal
 import upperson_rt
 from tests.unit.runtime.camera import test_clips
 from upperson_camera import clips
@@ -361,9 +346,8 @@ with upperson_rt.Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim, c
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_a_process_that_is_killed_leaves_no_half_clip(bundle, gallery, encoder, film):
-    command = [sys.executable, "-c", KILLED, str(bundle), gallery.location, str(film)]
-    ended = subprocess.run(command, check=False, cwd=Path(__file__).parents[4])
-    assert ended.returncode == -signal.SIGKILL
+    ended = run_code(KILLED, bundle, gallery.location, film)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
     folder = clips_dir(gallery.crops_dir)
     assert len(list(folder.glob(".unfinished.*"))) == 1
     assert not any(file.is_clip for file in all_clips(gallery.crops_dir))
@@ -420,30 +404,21 @@ def test_what_is_deleted_while_its_clip_is_written_does_not_come_back(
     assert list(all_clips(gallery.crops_dir)) == []
 
 
-def saved_crop(gallery, name, at=START, size=1000):
-    """Return a committed crop, whose file is there, with a whole frame of some bytes."""
-    crop = f"gate/2026-11-30/{name}.jpg"
-    path = gallery.crops_dir / crop
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"crop")
-    return CameraCrop(
-        item=Item(key=name, time=at, crop=crop), pixels=person_frame(), camera="gate", arrived=0.0,
-        chosen=0.0, frame_jpeg=bytes(size),
-    )  # fmt: skip
-
-
 def test_frames_of_the_time_of_a_deleted_person_are_not_saved(gallery):
     assert PipelineSettings().still_every_s + BEFORE_S <= AFTER_S
-    stage = stage_of(gallery)
-    anna = saved_crop(gallery, "anna")
-    (gallery.crops_dir / anna.item.crop).unlink()
-    near = {
-        "before": -BEFORE_S - 1,
-        "early": -BEFORE_S + 1,
-        "late": AFTER_S - 1,
-        "after": AFTER_S + 1,
-    }
-    stage.put([anna, *(saved_crop(gallery, name, START + at) for name, at in near.items())])
+    stage, crops = stage_of(gallery), []
+    near = {"before": -BEFORE_S - 1, "early": -BEFORE_S + 1, "late": AFTER_S - 1}
+    for name, later_s in {"anna": 0, **near, "after": AFTER_S + 1}.items():
+        path = gallery.crops_dir / f"gate/2026-11-30/{name}.jpg"
+        if name != "anna":  # Who was deleted.
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"crop")
+        crop = str(path.relative_to(gallery.crops_dir))
+        crops.append(CameraCrop(
+            item=Item(key=name, time=START + later_s, crop=crop), pixels=person_frame(),
+            camera="gate", arrived=0.0, chosen=0.0, frame_jpeg=bytes(1000),
+        ))  # fmt: skip
+    stage.put(crops)
     stage.end(10.0)
     assert {file.crop for file in all_clips(gallery.crops_dir)} == {"before", "after"}
 

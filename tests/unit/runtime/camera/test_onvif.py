@@ -2,7 +2,7 @@
 
 import base64
 import datetime
-import os
+import re
 
 import pytest
 
@@ -23,7 +23,6 @@ SOAP = (
 
 
 def http_answer(content, status="200 OK"):
-    content = content.encode() if isinstance(content, str) else content
     return f"HTTP/1.0 {status}\r\n\r\n".encode() + content
 
 
@@ -45,18 +44,14 @@ def test_the_digest_of_a_password_is_the_published_one():
 
 def test_devices_that_answer_in_time_are_found():
     def answers(question):
-        return [
-            match(question, addresses="http://10.0.0.1/x https://127.0.0.1/s http://127.0.0.1/o"),
-            match(question, name="again"),
-        ]
+        addresses = "http://10.0.0.1/x https://127.0.0.1/s http://127.0.0.1/o"
+        return [match(question, addresses=addresses), match(question, name="again")]
 
     with responder(answers) as (port, asked):
         found = discover(1.0, LOOPBACK, port)  # A busy machine may send late.
-    assert found == {
-        LOOPBACK: Answer(
-            host=LOOPBACK, address="http://127.0.0.1/o", name="Front Door", hardware="C5"
-        )
-    }
+    address = "http://127.0.0.1/o"
+    expected = Answer(host=LOOPBACK, address=address, name="Front Door", hardware="C5")
+    assert found == {LOOPBACK: expected}
     assert len(asked) == 4, "both kinds of device, twice"
     assert len(set(asked)) == 2
 
@@ -79,18 +74,15 @@ def test_what_is_no_answer_and_addresses_of_others_are_left_out():
         assert read_answer(content, LOOPBACK, [probe]) is None
 
 
-@pytest.mark.parametrize(
-    ("interface", "error", "code"),
-    [
+def test_an_interface_that_is_not_there_is_refused_before_anything_is_asked():
+    begun = []
+    for interface, error, code in (
         ("10.255.255.1", InputError, "network_unreachable"),
         ("lo", UsageError, "interface_malformed"),
         ("", UsageError, "interface_malformed"),
-    ],
-)
-def test_an_interface_that_is_not_there_is_refused_before_anything_is_asked(interface, error, code):
-    begun = []
-    with refused(code, error, interface=interface):
-        discover(0.1, interface, begun=lambda: begun.append(1))
+    ):
+        with refused(code, error, interface=interface):
+            discover(0.1, interface, begun=lambda: begun.append(1))
     assert begun == []
 
 
@@ -117,22 +109,18 @@ def test_streams_need_the_login(options):
         assert LOGIN[1].encode() not in device.received
         if device.login is None:
             return
-        for login, code in (
-            ((LOGIN[0], "other"), "credentials_wrong"),
-            (None, "credentials_missing"),
-        ):
-            refused_camera = ask(device, login)
-            assert (refused_camera.code, refused_camera.streams) == (code, ())
+        wrong, missing = ask(device, (LOGIN[0], "other")), ask(device)
+        assert (wrong.code, missing.code) == ("credentials_wrong", "credentials_missing")
+        assert wrong.streams == missing.streams == ()
 
 
 def test_old_devices_are_asked_in_the_old_way():
     def answer(name):
         if name == "GetServices":
             fault = "<e:Fault><e:Reason><e:Text>unknown action</e:Text></e:Reason></e:Fault>"
-            return http_answer(SOAP.format(fault), "500 No")
-        media = f"<Media><XAddr>{device.address}</XAddr></Media>"
-        capabilities = SOAP.format(f"<Capabilities>{media}</Capabilities>")
-        return http_answer(capabilities) if name == "GetCapabilities" else None
+            return http_answer(SOAP.format(fault).encode(), "500 No")
+        media = f"<Capabilities><Media><XAddr>{device.address}</XAddr></Media></Capabilities>"
+        return http_answer(SOAP.format(media).encode()) if name == "GetCapabilities" else None
 
     with onvif_device(streams=STREAMS, answer=answer) as device:
         assert len(ask(device).streams) == 2
@@ -245,22 +233,15 @@ def test_a_device_is_named_by_its_host(place, address):
     assert "secret" not in str(raised.value)
 
 
-@pytest.fixture
-def netrc_file(tmp_path):
-    def write(text, mode=0o600):
-        path = tmp_path / "cameras.netrc"
+def test_logins_come_from_a_file_by_host(tmp_path):
+    def read(text):
         path.write_text(text)
-        path.chmod(mode)
-        return path
+        path.chmod(0o600)
+        return Logins.read(path)
 
-    return write
-
-
-def test_logins_come_from_a_file_by_host(netrc_file):
-    path = netrc_file(
-        "machine 10.0.0.5 login viewer password p:w/1@x\nmachine Cam.local login a password b\n"
-    )
-    logins = Logins.read(path)
+    path = tmp_path / "cameras.netrc"
+    viewer = "machine 10.0.0.5 login viewer password p:w/1@x\n"
+    logins = read(f"{viewer}machine Cam.local login a password b\n")
     assert logins.of("10.0.0.5") == ("viewer", "p:w/1@x")
     assert logins.of("10.0.0.6") is None
     assert "p:w" not in repr(logins)
@@ -271,25 +252,15 @@ def test_logins_come_from_a_file_by_host(netrc_file):
         ("rtsp://10.0.0.6/s", "rtsp://10.0.0.6/s"),
         ("0", "0"),
     ):
-        source = logins.given_to(parse_source(address))
-        assert source.address == given
+        assert logins.given_to(parse_source(address)).address == given
     assert logins.given_to(parse_source("rtsp://10.0.0.5/s")).shown == "rtsp://10.0.0.5/s"
-    everywhere = Logins.read(netrc_file("default login viewer password secret"))
-    assert everywhere.of("10.0.0.6") == ("viewer", "secret")
-
-
-@pytest.mark.parametrize(
-    ("text", "mode", "code"),
-    [
-        ("machine a login b password c", 0o644, None),
-        ("machine a login b\npassword c\nhunter2 x", 0o600, "netrc_malformed"),
-        (None, 0, None),
-    ],
-)
-def test_files_of_logins_that_cannot_be_used(netrc_file, tmp_path, text, mode, code):
-    path = tmp_path / "none" if text is None else netrc_file(text, mode)
-    with pytest.raises(InputError) if code is None else refused(code, InputError) as raised:
-        Logins.read(path)
+    assert read("default login viewer password secret").of("10.0.0.6") == ("viewer", "secret")
+    with refused("netrc_malformed", InputError, line=3) as raised:
+        read("machine a login b\npassword c\nhunter2 x")
+    assert str(path) in str(raised.value)
     assert "hunter2" not in str(raised.value)
-    assert os.fspath(path) in str(raised.value)
-    assert code is None or raised.value.fields["line"] == 3
+    path.write_text(viewer)
+    path.chmod(0o644)  # Others may read it.
+    for unusable in (path, tmp_path / "none"):
+        with pytest.raises(InputError, match=re.escape(str(unusable))):
+            Logins.read(unusable)

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import upperson_rt
-from tests.helpers.fake_camera import BOX, person_frame, wait_for
+from tests.helpers.fake_camera import ALL, BOX, person_frame, wait_for
 from tests.helpers.refused import refused
 from upperson_camera import Pipeline
 from upperson_camera.prometheus import MetricsFile, MetricsServer
@@ -25,7 +25,7 @@ def pipeline(bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("metrics") / "gallery"
     encoder = upperson_rt.open(bundle, "fp32", "onnxruntime", threads=1)
     with Gallery.open(folder, encoder.fingerprint, encoder.embed_dim, create=True) as gallery:
-        with Pipeline(encoder, gallery, every_s=0, min_views=1) as found:
+        with Pipeline(encoder, gallery, max_delay_s=0, **ALL) as found:
             found.add_camera('gate "1"\n')
             for second in range(3):
                 boxes = [BOX, [900, 900, 950, 990]]
