@@ -1,6 +1,7 @@
 """What is left when the power fails at any moment: the old result or the new one, and whole."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers.power_loss import (
-    Call,
-    Recording,
-    below,
-    build_disk_calls,
-    record,
-    write_files,
-)
+from tests.helpers.power_loss import Files, Recording, below, build_disk_calls, record, write_files
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson.checkpoint import Checkpointer
 from upperson_maintenance.export import export_gallery
@@ -107,12 +101,11 @@ os._exit(0)
 """
 
 REBUILD = """
-from pathlib import Path
 from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.sqlite import index
 
 index._SEAL_ROWS = 4
-with Gallery.open(Path("gallery")) as gallery:
+with Gallery.open("gallery") as gallery:
     gallery.rebuild()
 """
 GALLERY_EXPORT = """
@@ -121,14 +114,27 @@ from pathlib import Path
 from upperson_rt.gallery import Gallery
 from upperson_maintenance.export import export_gallery
 
-with Gallery.open(Path(sys.argv[1])) as gallery:
+with Gallery.open(sys.argv[1]) as gallery:
     export_gallery(gallery, Path("out"))
 """
 
 
-def positions(calls: list[Call], name: str, start: str) -> list[int]:
-    """Where calls of a kind are whose path begins with something."""
-    return [n for n, call in enumerate(calls) if call.name == name and call.path.startswith(start)]
+def outputs(states: list[Files], name: str) -> set[frozenset[tuple[str, bytes]]]:
+    """What a folder holds in some states, each once."""
+    return {frozenset(below(state, name).items()) for state in states}
+
+
+def opened(states: list[Files], name: str, folder: Path) -> Iterator[Path]:
+    """Write what has a name in each state into a folder, and yield that."""
+    for number, state in enumerate(states):
+        yield write_files(below(state, name), folder / str(number))
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """The folder that a process writes into."""
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work"
 
 
 @pytest.fixture(scope="module")
@@ -145,51 +151,23 @@ def recording(toy_graphs, shared_folder, disk_calls, tmp_path_factory) -> Record
     return record(code, folder, shared_folder / "toy_graphs", library=disk_calls)
 
 
-def test_an_export_syncs_its_files_then_swaps_then_syncs_the_name_then_removes_the_old(recording):
-    (swap,) = (n for n, call in enumerate(recording.calls) if call.name == "exchange")
-    temporary = recording.calls[swap].path
-    assert recording.calls[swap].to == "bundle"
-    synced = {recording.calls[n].path: n for n in positions(recording.calls, "fsync", temporary)}
-    files = {name for name in below(recording.final[0], "bundle") if not name.endswith("/")}
-    assert files >= {"bundle.json", "canaries.npz", "image.fp32.onnx", "report.json"}
-    assert set(synced) == {temporary, *(f"{temporary}/{name}" for name in files)}
-    assert max(synced.values()) < swap
-    named = recording.calls.index(Call("fsync", "."), swap)
-    removals = [n for n in positions(recording.calls, "unlink", temporary) if n > swap]
-    assert removals
-    assert swap < named < min(removals)
-
-
 def test_an_export_leaves_the_old_bundle_or_the_new_one(recording, tmp_path):
-    bundles = {frozenset(below(state, "bundle").items()) for state in recording.states}
+    bundles = outputs(recording.states, "bundle")
     assert len(recording.states) > 20
     assert len(bundles) == 2
     for number, content in enumerate(bundles):
-        opened = Bundle.open(write_files(dict(content), tmp_path / str(number)), "fp32")
-        opened.check_files()
-    (final,) = {frozenset(below(state, "bundle").items()) for state in recording.final}
+        bundle = Bundle.open(write_files(dict(content), tmp_path / str(number)), "fp32")
+        bundle.check_files()
+    (final,) = outputs(recording.final, "bundle")
     assert json.loads(dict(final)["bundle.json"])["model"]["embed_dim"] == 24
     assert final in bundles
-
-
-def test_a_checkpoint_is_on_disk_before_an_older_one_goes(recording):
-    calls = recording.calls
-    renames = positions(calls, "rename", "run/last/.step_")
-    assert [calls[n].to[-18:] for n in renames] == [f"{n:06d}.safetensors" for n in range(1, 5)]
-    for rename in renames:
-        assert Call("fsync", calls[rename].path) in calls[:rename]
-        named = calls.index(Call("fsync", "run/last"), rename)
-        removals = [n for n in positions(calls, "unlink", "run/last/step_") if n > rename]
-        assert not removals or named < removals[0]
-    assert len(positions(calls, "unlink", "run/last/step_")) == 2
 
 
 def test_whenever_the_power_fails_a_run_goes_on_from_its_newest_checkpoint(recording, tmp_path):
     layer = nn.Linear(4, 4)
     optimizer = torch.optim.AdamW(layer.parameters())
     found = []
-    for number, state in enumerate((*recording.states, *recording.final)):
-        last = write_files(below(state, "run/last"), tmp_path / str(number))
+    for last in opened([*recording.states, *recording.final], "run/last", tmp_path):
         there = sorted(int(path.stem[5:]) for path in last.glob("step_*"))
         checkpointer = Checkpointer(last, layer, optimizer, None, {"data": "d", "base": "b"})
         resumed, problems = checkpointer.load()
@@ -233,26 +211,21 @@ def test_folders_and_files_are_old_or_new(tmp_path, disk_calls, fault):
     assert all(state.items() >= (NEW | {"single": b"new"}).items() for state in recording.final)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        "files.os.fsync = lambda handle: None",
-        "real = files.sync_folder\n"
-        "files.sync_folder = lambda folder: folder.resolve() == Path.cwd() or real(folder)",
-    ],
-    ids=["all", "the folder with the name"],
-)
+NO_SYNC = "files.os.fsync = lambda handle: None"
+NO_NAME = """real = files.sync_folder
+files.sync_folder = lambda folder: folder.resolve() == Path.cwd() or real(folder)"""
+
+
+@pytest.mark.parametrize("fault", [NO_SYNC, NO_NAME], ids=["all", "the folder with the name"])
 def test_a_sync_that_is_left_out_is_found(tmp_path, disk_calls, fault):
     assert "damaged" in outcomes(recorded_folders(tmp_path / "work", disk_calls, fault))
 
 
-def test_an_engine_built_again_takes_the_place_of_a_whole_one(tmp_path, disk_calls):
-    folder = tmp_path / "work"
-    folder.mkdir()
-    recording = record(ENGINES, folder, library=disk_calls)
+def test_an_engine_built_again_takes_the_place_of_a_whole_one(work, tmp_path, disk_calls):
+    recording = record(ENGINES, work, library=disk_calls)
     sizes = []
-    for number, state in enumerate((*recording.states, *recording.final)):
-        cache = EngineCache(write_files(below(state, "cache"), tmp_path / str(number)))
+    for folder in opened([*recording.states, *recording.final], "cache", tmp_path):
+        cache = EngineCache(folder)
         records, problems = cache.records()
         assert problems == []
         sizes.append([len(cache.load(one)) for one in records])
@@ -261,12 +234,9 @@ def test_an_engine_built_again_takes_the_place_of_a_whole_one(tmp_path, disk_cal
     assert sizes[-1] == [6]
 
 
-def test_what_a_gallery_acknowledged_is_there(tmp_path, disk_calls):
-    folder = tmp_path / "work"
-    folder.mkdir()
-    recording = record(GALLERY, folder, library=disk_calls)
-    for number, state in enumerate(recording.final):
-        place = write_files(state, tmp_path / str(number)) / "deep/gallery"
+def test_what_a_gallery_acknowledged_is_there(work, tmp_path, disk_calls):
+    recording = record(GALLERY, work, library=disk_calls)
+    for place in opened(recording.final, "deep/gallery", tmp_path):
         with Gallery.open(place) as gallery:
             crops = [item.crop for item in gallery.items()]
             assert crops == ["cam/0.jpg", "cam/1.jpg", "cam/2.jpg"]
@@ -281,20 +251,19 @@ def filled(folder: Path, rows: int, start: int = 0) -> Gallery:
     return gallery
 
 
-def test_a_rebuilt_index_is_the_old_one_or_the_new_one(tmp_path, disk_calls, monkeypatch):
+def test_a_rebuilt_index_is_the_old_one_or_the_new_one(work, tmp_path, disk_calls, monkeypatch):
     monkeypatch.setattr(index, "_SEAL_ROWS", 4)
-    folder = tmp_path / "work" / "gallery"
+    folder = work / "gallery"
     with filled(folder, 8) as gallery:
         gallery.rebuild()
     filled(folder, 3, start=8).close()
     old = (folder / INDEX_FILE).read_bytes()
-    recording = record(REBUILD, folder.parent, library=disk_calls)
+    recording = record(REBUILD, work, library=disk_calls)
     name = f"gallery/{INDEX_FILE}"
     (new,) = {state[name] for state in recording.final}
     assert new != old
     assert {state[name] for state in recording.states} == {old, new}
-    for number, state in enumerate((*recording.states, *recording.final)):
-        place = write_files(below(state, "gallery"), tmp_path / str(number))
+    for place in opened([*recording.states, *recording.final], "gallery", tmp_path):
         with Gallery.open(place) as gallery:
             (hits,) = gallery.search(np.eye(12, dtype=np.float32)[9:10], 20)
             assert len(hits) == 11
@@ -302,18 +271,14 @@ def test_a_rebuilt_index_is_the_old_one_or_the_new_one(tmp_path, disk_calls, mon
             assert gallery.verify() == []
 
 
-def test_an_exported_gallery_is_the_old_one_or_the_new_one(tmp_path, disk_calls):
-    folder = tmp_path / "work"
-    folder.mkdir()
+def test_an_exported_gallery_is_the_old_one_or_the_new_one(work, tmp_path, disk_calls):
     with filled(tmp_path / "gallery", 3) as gallery:
-        export_gallery(gallery, folder / "out")
-    old = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+        export_gallery(gallery, work / "out")
+    old = {path.name: path.read_bytes() for path in (work / "out").iterdir()}
     filled(tmp_path / "gallery", 5, start=3).close()
-    recording = record(GALLERY_EXPORT, folder, tmp_path / "gallery", library=disk_calls)
-    (new,) = {frozenset(below(state, "out").items()) for state in recording.final}
-    assert {frozenset(below(state, "out").items()) for state in recording.states} == {
-        frozenset(old.items()), new,
-    }  # fmt: skip
+    recording = record(GALLERY_EXPORT, work, tmp_path / "gallery", library=disk_calls)
+    (new,) = outputs(recording.final, "out")
+    assert outputs(recording.states, "out") == {frozenset(old.items()), new}
     out = write_files(dict(new), tmp_path / "new")
     assert json.loads((out / "gallery.json").read_text())["items"] == 8
     assert np.array_equal(np.load(out / "vectors.npy"), np.eye(12, dtype=np.float32)[:8])

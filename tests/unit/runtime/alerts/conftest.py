@@ -40,12 +40,18 @@ class World:
         """Add rows without alerts being compared with them."""
         self.gallery.add(self.items(len(scores), **options), self.vectors(scores))
 
-    def commit(self, items, scores):
-        """Commit rows as `index` and `watch` do."""
+    def commit(self, items, scores, size=None):
+        """Commit rows as `index` and `watch` do, so many at a time."""
         if self._ingest is None:
             self._ingest = Ingest(self.encoder, self.gallery)
-        crops = [Crop(item=item, pixels=_PIXELS) for item in items]
-        return self._ingest.commit(crops, self.vectors(scores))
+        size = size or len(items)
+        for at in range(0, len(items), size):
+            crops = [Crop(item=item, pixels=_PIXELS) for item in items[at : at + size]]
+            self._ingest.commit(crops, self.vectors(scores[at : at + size]))
+
+    def visit(self, *scores, **options):
+        """Commit a picture of a new visit for each score, together."""
+        self.commit(self.items(len(scores), **options), scores)
 
     def restart(self):
         """Compare with a new process's matcher from now on."""

@@ -1,8 +1,10 @@
 """Messages reach a destination that fails, refuses, hangs and comes back, with one id each."""
 
 import base64
+import itertools
 import json
 import ssl
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -42,12 +44,10 @@ def webhook():
 @pytest.fixture
 def raised(gallery):
     """Writes messages into the outbox; returns their ids."""
-    count = 0
+    numbers = itertools.count()
 
-    def write(number, picture=None):
-        nonlocal count
-        keys = [f"id-{count + n}" for n in range(number)]
-        count += number
+    def write(count, picture=None):
+        keys = [f"id-{number}" for number in itertools.islice(numbers, count)]
         with gallery.outbox(write=True) as outbox:
             for key in keys:
                 body = {"type": "alert.raised", "data": {"id": key, "picture": picture}}
@@ -61,15 +61,24 @@ def address_of(server):
     return f"http://127.0.0.1:{server.server_address[1]}/hook?token=abc"
 
 
-def deliver(gallery, address, steps=None, attempts=40, snapshot=False, **options):
-    """Deliver until nothing waits, or so many batches; return the report."""
+def open_(gallery, address, attempts=40, snapshot=False, **options):
     settings = DeliveryOptions(**options)
-    with Deliverer(gallery, address, settings, attempts=attempts, snapshot=snapshot) as deliverer:
+    return Deliverer(gallery, address, settings, attempts=attempts, snapshot=snapshot)
+
+
+def deliver(gallery, address, steps=None, **options):
+    """Deliver until nothing waits, or so many batches; return the report."""
+    with open_(gallery, address, **options) as deliverer:
         if steps is None:
             wait_for(lambda: not (deliverer.step() or waiting(gallery)))
         for _ in range(steps or 0):
             deliverer.step()
     return deliverer.report
+
+
+def assert_away(deliverer):
+    assert not deliverer.step()
+    assert not deliverer.report.is_reachable
 
 
 def waiting(gallery):
@@ -151,10 +160,8 @@ def test_an_answer_that_does_not_come_blocks_nothing_for_long(gallery, raised, w
 
 
 def test_a_server_that_is_away_costs_no_attempts(gallery, raised):
-    keys = raised(60)
-    port = free_port()
-    address = f"http://127.0.0.1:{port}/"
-    with Deliverer(gallery, address, DeliveryOptions(), attempts=2) as deliverer:
+    keys, port = raised(60), free_port()
+    with open_(gallery, f"http://127.0.0.1:{port}/", attempts=2) as deliverer:
         for _ in range(5):
             assert not deliverer.step()
         with refused("destination_unreachable", BackendError):
@@ -168,14 +175,14 @@ def test_a_server_that_is_away_costs_no_attempts(gallery, raised):
 
 def test_it_runs_until_it_is_stopped_and_hands_over_at_once(gallery, raised, webhook):
     stop = threading.Event()
-    with Deliverer(gallery, address_of(webhook), DeliveryOptions()) as deliverer:
+    with open_(gallery, address_of(webhook)) as deliverer:
         thread = threading.Thread(target=deliverer.run, args=(stop.is_set, 0.01))
         thread.start()
         for count in (1, 2, 3):
             raised(1)
             wait_for(lambda count=count: len(webhook.posts) == count)
         with refused("delivery_running", InputError):
-            Deliverer(gallery, address_of(webhook), DeliveryOptions())
+            open_(gallery, address_of(webhook))
         stop.set()
         thread.join()
 
@@ -190,9 +197,8 @@ def test_certificates_are_verified(gallery, raised, tmp_path):
     server.handle_error = lambda *_: None
     address = address_of(server).replace("http", "https")
     with served(server):
-        with Deliverer(gallery, address, DeliveryOptions()) as deliverer:
-            assert not deliverer.step()
-            assert not deliverer.report.is_reachable
+        with open_(gallery, address) as deliverer:
+            assert_away(deliverer)
         assert deliver(gallery, address, ca_file=certificate).delivered == 1
 
 
@@ -208,7 +214,7 @@ def test_a_command_and_stdout(gallery, raised, tmp_path, capsys):
     assert deliver(gallery, f"command:{script} '{tmp_path}/a b'", attempts=1).dead == 1
     with gallery.outbox() as outbox:
         assert outbox.dead()[0][2].error == "exit code 3 no"
-    with Deliverer(gallery, "stdout", DeliveryOptions()) as deliverer:
+    with open_(gallery, "stdout") as deliverer:
         (key,) = raised(1)
         deliverer.run_once()
     assert json.loads(capsys.readouterr().out)["data"]["id"] == key
@@ -230,22 +236,21 @@ def test_a_snapshot_only_where_asked_for(gallery, raised, tmp_path, encoder):
     assert "snapshot" not in bodies[3]
 
 
-@pytest.mark.parametrize(
-    ("address", "code"),
-    [
+def test_other_addresses_are_refused_and_a_missing_extra_is_named(gallery, monkeypatch):
+    pytest.importorskip("paho.mqtt.client")
+    for address, code in (
         ("ftp://host/", "delivery_unknown"), ("mqtt://u:p@host/", "login_in_address"),
         ("http://host:x/", "address_malformed"), ("http://ho st/", "address_malformed"),
         ("mqtt:///topic", "address_malformed"), ("mqtt://host/a/%23", "address_malformed"),
         ("stdout:x", "address_malformed"), ("command:", "command_not_found"),
         ("command:'", "command_malformed"), ("command:/no/such/program", "command_not_found"),
-    ],
-)  # fmt: skip
-def test_other_addresses_are_refused(gallery, address, code):
-    pytest.importorskip("paho.mqtt.client")
-    with pytest.raises((UsageError, InputError)) as caught:
-        Deliverer(gallery, address, DeliveryOptions())
-    assert caught.value.code == code
-    assert "u:p" not in str(caught.value)
+    ):  # fmt: skip
+        with refused(code, (UsageError, InputError)) as caught:
+            open_(gallery, address)
+        assert "u:p" not in str(caught.value)
+    monkeypatch.setitem(sys.modules, "paho.mqtt.client", None)
+    with refused("extra_missing", BackendError, extra="alerts"):
+        open_(gallery, "mqtt://host")
 
 
 def test_secrets_come_from_a_private_file_or_the_environment(tmp_path, monkeypatch):
@@ -295,7 +300,7 @@ def test_a_broker_that_goes_and_comes_back(gallery, raised, brokers):
     broker, subscriber = brokers()
     address = f"mqtt://127.0.0.1:{broker.port}/house/alerts"
     keys = raised(120)
-    with Deliverer(gallery, address, DeliveryOptions()) as deliverer:
+    with open_(gallery, address) as deliverer:
         deliverer.run_once()
         assert deliverer.report.delivered == 120
         wait_for(lambda: len(subscriber.messages) == 120)
@@ -306,8 +311,7 @@ def test_a_broker_that_goes_and_comes_back(gallery, raised, brokers):
         broker.stop()
         wait_for(lambda: not subscriber.is_subscribed)
         more = raised(3)
-        assert not deliverer.step()
-        assert not deliverer.report.is_reachable
+        assert_away(deliverer)
         broker.start()
         wait_for(lambda: subscriber.is_subscribed)
         deliverer.run_once()
@@ -322,8 +326,7 @@ def test_home_assistant_learns_of_alerts_and_of_their_end(world, brokers):
     broker, subscriber = brokers()
     report, _ = add_alert(gallery, world.encoder, "man in red coat", rate=1.0, name="Red")
     topic = f"homeassistant/event/upperson_{report.alert.id}/config"
-    options = DeliveryOptions(discovery=True)
-    with Deliverer(gallery, f"mqtt://127.0.0.1:{broker.port}", options) as deliverer:
+    with open_(gallery, f"mqtt://127.0.0.1:{broker.port}", discovery=True) as deliverer:
         deliverer.run_once()
         wait_for(lambda: len(subscriber.messages) == 1)
         found = json.loads(subscriber.messages[0][1])
@@ -359,15 +362,8 @@ def test_a_broker_with_tls_and_a_password(gallery, raised, brokers, tmp_path):
     )
     raised(2)
     address = f"mqtts://127.0.0.1:{port}"
-    with Deliverer(gallery, address, DeliveryOptions()) as deliverer:
-        assert not deliverer.step()
-        assert not deliverer.report.is_reachable
-    options = {"ca_file": certificate, "secret": "anna:secret"}
-    assert deliver(gallery, address, **options).delivered == 2
+    with open_(gallery, address) as deliverer:
+        assert_away(deliverer)
+    found = deliver(gallery, address, ca_file=certificate, secret="anna:secret")
+    assert found.delivered == 2
     wait_for(lambda: len(subscriber.messages) == 2)
-
-
-def test_without_paho_an_extra_is_named(gallery, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "paho.mqtt.client", None)
-    with refused("extra_missing", BackendError, extra="alerts"):
-        Deliverer(gallery, "mqtt://host", DeliveryOptions())

@@ -1,6 +1,6 @@
 """What is raised, kept for review, and not raised, commit by commit."""
 
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +49,22 @@ def states(world):
     ]
 
 
+def key_of(world, message):
+    picture = message.body["data"]["picture"]
+    return world.gallery.get([picture])[picture][0].key
+
+
+def stored(world):
+    return b"".join(path.read_bytes() for path in world.gallery.path.glob("gallery.sqlite*"))
+
+
+def set_cap(world, cap):
+    with world.gallery.outbox(write=True) as outbox:
+        name = f"alert/{world.alert.id}"
+        outbox.write(name, outbox.document(name) | {"cap": cap})
+        outbox.write("alerts/version", 99)
+
+
 def test_a_match_is_raised_in_the_same_commit_once_for_a_visit(ready):
     (item,) = ready.items(1, start=START + 2 * 86400)
     ready.commit([item], [0.7])
@@ -59,25 +75,22 @@ def test_a_match_is_raised_in_the_same_commit_once_for_a_visit(ready):
     assert (data["camera"], data["track"], data["sentence"]) == ("gate", item.track, SENTENCE)
     assert data["score"] == pytest.approx(0.7, abs=0.01)
     assert data["p_value"] == pytest.approx(1 / 801)
-    assert ready.gallery.get([data["picture"]])[data["picture"]][0].key == item.key
-    again = [dataclasses.replace(item, key=f"again-{n}") for n in range(5)]
+    assert key_of(ready, message) == item.key
+    again = [replace(item, key=f"again-{n}") for n in range(5)]
     ready.commit(again, [0.8] * 5)
     ready.commit([item], [0.9])  # Indexed again.
     ready.restart()
-    ready.commit([dataclasses.replace(item, key="later")], [0.9])
+    ready.commit([replace(item, key="later")], [0.9])
     assert len(ready.messages()) == 1
     assert ready.gallery.verify() == []
 
 
 def test_ordinary_visits_raise_no_more_than_promised(ready):
-    with ready.gallery.outbox(write=True) as outbox:  # No cap: the threshold alone decides.
-        content = outbox.document(f"alert/{ready.alert.id}")
-        outbox.write(f"alert/{ready.alert.id}", content | {"cap": 1000})
+    set_cap(ready, 1000)  # The threshold alone decides.
     days = 5
     found = scores(ready, days * 400)
     items = ready.items(len(found), days=days, start=START + 2 * 86400)
-    for first in range(0, len(found), 100):
-        ready.commit(items[first : first + 100], found[first : first + 100])
+    ready.commit(items, found, 100)
     raised = len(ready.messages(state="ready"))
     assert 0 < raised <= 2 * RATE * days  # A Poisson of mean 10 exceeds 20 once in 600 seeds.
     (report,) = list_alerts(ready.gallery)
@@ -93,41 +106,35 @@ def test_ordinary_visits_raise_no_more_than_promised(ready):
 
 def test_the_best_picture_of_a_visit_counts(ready):
     (item,) = ready.items(1)
-    crops = [dataclasses.replace(item, key=f"crop-{n}") for n in range(3)]
-    ready.commit(crops, [0.1, 0.7, 0.6])
+    ready.commit([replace(item, key=f"crop-{n}") for n in range(3)], [0.1, 0.7, 0.6])
     (message,) = ready.messages()
-    assert ready.gallery.ids(["crop-1"]) == {"crop-1": message.body["data"]["picture"]}
-    ready.commit(ready.items(3, track=False), [0.8, 0.8, 0.1])  # Each is a visit of its own.
+    assert key_of(ready, message) == "crop-1"
+    ready.visit(0.8, 0.8, 0.1, track=False)  # Each is a visit of its own.
     assert len(ready.messages()) == 3
 
 
-def test_other_cameras_and_paused_alerts_are_left_out(ready):
+def test_alerts_come_pause_and_go_and_look_at_their_cameras(ready):
+    ready.visit(0.1)
     report, _ = add_alert(ready.gallery, ready.encoder, SENTENCE, rate=RATE, cameras=["gate"])
     pause_alert(ready.gallery, ready.alert.id)
-    ready.commit(ready.items(2, camera="hall"), [0.7, 0.7])
+    ready.visit(0.7, 0.7, camera="hall")
     assert ready.messages() == []
-    ready.commit(ready.items(1), [0.7])
+    ready.visit(0.7)
     assert [one.topic for one in ready.messages()] == [report.alert.id]
     resume_alert(ready.gallery, ready.alert.id)
-    ready.commit(ready.items(1), [0.9])
-    assert len(ready.messages(topic=ready.alert.id)) == 1
-
-
-def test_an_alert_that_was_added_meanwhile_is_compared(ready):
-    ready.commit(ready.items(1), [0.1])
-    other, _ = add_alert(ready.gallery, ready.encoder, "woman in red coat", rate=RATE)
-    ready.commit(ready.items(1), [0.7])
-    assert {one.topic for one in ready.messages()} == {ready.alert.id, other.alert.id}
-    remove_alert(ready.gallery, SENTENCE)
-    ready.commit(ready.items(1), [0.7])
-    assert len(ready.messages()) == len(ready.messages(topic=other.alert.id)) == 2
+    ready.visit(0.9)
+    topics = [one.topic for one in ready.messages()]
+    assert sorted(topics) == sorted([ready.alert.id, report.alert.id, report.alert.id])
+    remove_alert(ready.gallery, report.alert.id)
+    ready.visit(0.95)
+    assert [one.topic for one in ready.messages()] == [ready.alert.id] * 2
 
 
 def test_more_than_the_cap_are_kept_and_one_message_says_so(ready, monkeypatch):
     now = [1_800_000_000.0 // 3600 * 3600]
     monkeypatch.setattr("upperson_alerts.matcher.time.time", lambda: now[0])
     for number in range(8):  # Each beats those before: they are background by then.
-        ready.commit(ready.items(1), [0.7 + number / 100])
+        ready.visit(0.7 + number / 100)
     found = states(ready)
     assert found.count(("alert.raised", "ready", None)) == 3
     assert found.count(("alert.raised", "review", "cap")) == 5
@@ -136,7 +143,7 @@ def test_more_than_the_cap_are_kept_and_one_message_says_so(ready, monkeypatch):
     with refused("message_of_no_visit", InputError):
         confirm(ready.gallery, capped)
     now[0] += 3600
-    ready.commit(ready.items(1), [0.9])
+    ready.visit(0.9)
     assert states(ready)[0] == ("alert.raised", "ready", None)
 
 
@@ -144,45 +151,39 @@ def test_more_than_the_cap_are_kept_and_one_message_says_so(ready, monkeypatch):
 def test_a_clock_that_jumps_neither_floods_nor_silences(ready, jump_s):
     found = scores(ready, 400)
     items = ready.items(len(found), start=START + jump_s, days=300)
-    for first in range(0, len(found), 40):
-        ready.commit(items[first : first + 40], found[first : first + 40])
+    ready.commit(items, found, 40)
     assert len(ready.messages()) <= 4 + 3 * RATE
     before = len(ready.messages())
-    ready.commit(ready.items(1, start=START + 3 * 86400), [0.9])
+    ready.visit(0.9, start=START + 3 * 86400)
     assert len(ready.messages()) == before + 1
     (report,) = list_alerts(ready.gallery)
     assert report.standing.per_day == pytest.approx(400, rel=0.5)
 
 
-def test_too_few_visits_are_collected_and_the_best_kept_for_review(world):
-    world.add(scores(world, 100), days=0.25)
+@pytest.mark.parametrize("count", [0, 3, 100])
+def test_too_few_visits_are_collected_and_none_is_raised(world, count):
+    world.add(scores(world, count), days=0.25)
     report, _ = add_alert(world.gallery, world.encoder, SENTENCE, rate=1.0)
-    assert (report.state, report.standing.required) == ("collecting", 400 - 0)
-    assert report.missing == 300
-    world.commit(world.items(2, start=START + 3600), [0.9, 0.1])
-    ((kind, state, reason),) = states(world)
-    assert (kind, state, reason) == ("alert.raised", "review", "collecting")
+    assert report.state == "collecting"
+    if count == 100:
+        assert (report.standing.required, report.missing) == (400, 300)
+        world.visit(0.9, 0.1, start=START + 3600)
+        assert states(world) == [("alert.raised", "review", "collecting")]  # The best.
+    else:
+        assert (report.missing is None) == (count == 0)
+        world.visit(*[0.9] * 12)
+        assert world.messages() == []
+        assert replay_alert(world.gallery, world.encoder, SENTENCE, START).raised == []
     assert recent_messages(world.gallery, state="ready") == []
 
 
-@pytest.mark.parametrize("count", [0, 3])
-def test_a_gallery_of_three_pictures_or_none_floods_nobody(world, count):
-    world.add(scores(world, count))
-    report, _ = add_alert(world.gallery, world.encoder, SENTENCE, rate=1.0)
-    assert report.state == "collecting"
-    assert (report.missing is None) == (count == 0)
-    world.commit(world.items(12), [0.9] * 12)
-    assert len(world.messages()) == 0
-    assert replay_alert(world.gallery, world.encoder, SENTENCE, START).raised == []
-
-
 def test_an_emptied_gallery_goes_on_with_what_it_knows(ready):
-    ready.commit(ready.items(1), [0.1])
+    ready.visit(0.1)
     ready.gallery.prune(keep_newest=0)
-    ready.commit(ready.items(1), [0.9])
+    ready.visit(0.9)
     assert len(ready.messages(state="ready")) == 1
     ready.restart()
-    ready.commit(ready.items(30), [0.9] * 30)
+    ready.visit(*[0.9] * 30)
     assert len(ready.messages(state="ready")) == 1
 
 
@@ -191,20 +192,20 @@ def test_confirmed_visits_leave_the_background(ready):
     ready.commit([item], [0.9])
     (message,) = ready.messages()
     assert confirm(ready.gallery, message.key).confirmed == 1
-    ready.commit(ready.items(1), [0.7])
+    ready.visit(0.7)
     first = ready.messages()[0].body["data"]["p_value"]
     assert first == pytest.approx(1 / 801)  # As if 0.9 were not there.
     dismiss(ready.gallery, message.key)  # It was a mistake.
-    ready.commit(ready.items(1), [0.72])
+    ready.visit(0.72)
     assert ready.messages()[0].body["data"]["p_value"] == pytest.approx(2 / 803)
     confirm(ready.gallery, message.key)
     ready.restart()
-    ready.commit(ready.items(1), [0.75])
+    ready.visit(0.75)
     assert ready.messages()[0].body["data"]["p_value"] == pytest.approx(1 / 803)
 
 
 def test_what_messages_say_of_a_picture_goes_with_it_and_rates_stay(ready, caplog):
-    items = [dataclasses.replace(one, track=f"walker-{n}") for n, one in enumerate(ready.items(3))]
+    items = [replace(one, track=f"walker-{n}") for n, one in enumerate(ready.items(3))]
     ready.commit(items, [0.7, 0.8, 0.9])
     judged, confirmed, kept = reversed(ready.messages())
     dismiss(ready.gallery, judged.key)
@@ -222,32 +223,26 @@ def test_what_messages_say_of_a_picture_goes_with_it_and_rates_stay(ready, caplo
     with ready.gallery.outbox() as outbox:
         assert [one for one, _ in outbox.due("hook", 0.0, 3600.0, 9)] == [kept]
         assert outbox.waiting() == {"hook": 1}
-    stored = b"".join(path.read_bytes() for path in ready.gallery.path.glob("gallery.sqlite*"))
-    assert [f"walker-{n}".encode() in stored for n in range(3)] == [False, False, True]
+    assert [f"walker-{n}".encode() in stored(ready) for n in range(3)] == [False, False, True]
     with pytest.raises(InputError):
         dismiss(ready.gallery, judged.key)
     ready.commit([items[0]], [0.7])  # The same visit.
     assert ready.messages() == [kept]
 
 
-def key_of(world, message):
-    picture = message.body["data"]["picture"]
-    return world.gallery.get([picture])[picture][0].key
-
-
 def test_an_alert_that_is_resumed_starts_anew_though_pictures_are_deleted(ready):
-    ready.commit(ready.items(3), [0.7, 0.8, 0.9])
+    ready.visit(0.7, 0.8, 0.9)
     for message in ready.messages():
         dismiss(ready.gallery, message.key)
     ready.gallery.delete([key_of(ready, message) for message in ready.messages()])
     assert resume_alert(ready.gallery, ready.alert.id).dismissed == 0
-    ready.commit(ready.items(1), [0.95])
+    ready.visit(0.95)
     report = confirm(ready.gallery, ready.messages()[0].key)
     assert (report.state, report.dismissed, report.confirmed) == ("active", 0, 1)
 
 
 def test_a_delivery_that_fails_while_its_picture_is_deleted_is_not_tried_again(ready):
-    ready.commit(ready.items(1), [0.7])
+    ready.visit(0.7)
     (message,) = ready.messages()
     with ready.gallery.outbox(write=True) as outbox:
         outbox.begin("hook")
@@ -260,67 +255,59 @@ def test_a_delivery_that_fails_while_its_picture_is_deleted_is_not_tried_again(r
             assert (outbox.dead(), outbox.waiting()) == ([], {"hook": 0})
 
 
-def test_each_step_of_a_deletion_forgets_its_messages(ready, monkeypatch):
+def test_each_step_of_a_deletion_forgets_its_messages_and_what_an_earlier_release_left(
+    ready, monkeypatch
+):
     monkeypatch.setattr(deletion, "STEP_ROWS", 1)
-    ready.commit(ready.items(3), [0.7, 0.8, 0.9])
+    ready.visit(0.7, 0.8, 0.9)
     keys, left = [key_of(ready, message) for message in ready.messages()], []
+    step = deletion.Eraser._step
 
     def note(self, *given):
         left.append(len(ready.messages()))
         return step(self, *given)
 
-    step = deletion.Eraser._step
     monkeypatch.setattr(deletion.Eraser, "_step", note)
     ready.gallery.delete(keys)
     assert left == [3, 2, 1]
     assert ready.messages() == []
-
-
-def test_what_an_earlier_release_left_goes_with_the_next_deletion(ready):
     body = {"type": "alert.raised", "data": {"picture": 99_999, "visit": "0a", "track": "walker"}}
     with ready.gallery.outbox(write=True) as outbox:
         outbox.put(Message(key="k", topic=ready.alert.id, time=0.0, body=body))
     assert ready.gallery.delete(["no such key"]) == 0
     assert ready.messages() == []
-    files = ready.gallery.path.glob("gallery.sqlite*")
-    assert not any(b"walker" in path.read_bytes() for path in files)
+    assert b"walker" not in stored(ready)
 
 
 def test_a_broken_promise_demotes_until_it_is_resumed(ready, monkeypatch):
     monkeypatch.setattr("upperson_alerts.matcher.time.time", lambda: 1_800_000_000.0)
     for number in range(4):
-        ready.commit(ready.items(1, start=START + 2 * 86400 + number), [0.5 + number / 100])
-    raised = ready.messages(state="ready", topic=ready.alert.id)
-    raised = [one for one in raised if one.body["type"] == "alert.raised"]
-    assert len(raised) == 3  # The cap.
-    with ready.gallery.outbox(write=True) as outbox:
-        content = outbox.document(f"alert/{ready.alert.id}")
-        outbox.write(f"alert/{ready.alert.id}", content | {"cap": 1000})
-        outbox.write("alerts/version", 99)
+        ready.visit(0.5 + number / 100, start=START + 2 * 86400 + number)
+    assert states(ready).count(("alert.raised", "ready", None)) == 3  # The cap.
+    set_cap(ready, 1000)
     for number in range(5):
-        ready.commit(ready.items(1, start=START + 2 * 86400 + number), [0.8 + number / 100])
+        ready.visit(0.8 + number / 100, start=START + 2 * 86400 + number)
     raised = [one for one in ready.messages(state="ready") if one.body["type"] == "alert.raised"]
     seen = [dismiss(ready.gallery, one.key) for one in raised]
     assert [one.dismissed for one in seen] == list(range(1, 9))
-    assert [one.state for one in seen] == [
-        "review" if one.e_value >= 20 else "active" for one in seen
-    ]
-    assert seen[0].state == "active"
-    assert seen[-1].state == "review"
-    ready.commit(ready.items(1), [0.95])
+    expected = ["review" if one.e_value >= 20 else "active" for one in seen]
+    assert [one.state for one in seen] == expected
+    assert (expected[0], expected[-1]) == ("active", "review")
+    ready.visit(0.95)
     assert states(ready)[0] == ("alert.raised", "review", "demoted")
     report = resume_alert(ready.gallery, ready.alert.id)
     assert (report.state, report.dismissed) == ("active", 0)
-    ready.commit(ready.items(1), [0.96])
+    ready.visit(0.96)
     assert states(ready)[0] == ("alert.raised", "ready", None)
 
 
 def test_what_it_would_have_raised(ready):
     assert replay_alert(ready.gallery, ready.encoder, SENTENCE, START + 2 * 86400).visits == 0
     ready.add([0.9, 0.1, 0.8], start=START + 3 * 86400)
-    version = ready.gallery.path.joinpath("gallery.sqlite").read_bytes()
+    file = ready.gallery.path / "gallery.sqlite"
+    before = file.read_bytes()
     found = replay_alert(ready.gallery, ready.encoder, ready.alert.id, START + 2 * 86400)
-    assert ready.gallery.path.joinpath("gallery.sqlite").read_bytes() == version
+    assert file.read_bytes() == before
     assert (found.visits, found.against) == (3, "earlier")
     assert [round(one.score, 1) for one in found.raised] == [0.9, 0.8]
     assert [one.would_raise for one in found.best] == [True, True, False]
@@ -334,22 +321,20 @@ def test_bad_alerts_are_refused(ready):
         add_alert(ready.gallery, ready.encoder, sentence, rate=rate, **options)
 
     for options, code in (
-        ({"sentence": "the a of"}, "sentence_not_understood"),
-        ({"sentence": ""}, "no_name"),
-        ({"cameras": ["gaet"]}, "camera_unknown"),
-    ):
-        with refused(code, InputError):
-            add(**options)
-    for options in ({"rate": 0.0}, {"rate": float("nan")}, {"cap": 0}, {"cap": 10_000}):
-        with refused("out_of_range", UsageError):
+        ({"sentence": "the a of"}, "sentence_not_understood"), ({"sentence": ""}, "no_name"),
+        ({"cameras": ["gaet"]}, "camera_unknown"), ({"rate": 0.0}, "out_of_range"),
+        ({"rate": float("nan")}, "out_of_range"), ({"cap": 0}, "out_of_range"),
+        ({"cap": 10_000}, "out_of_range"),
+    ):  # fmt: skip
+        with refused(code, (InputError, UsageError)):
             add(**options)
     assert len(list_alerts(ready.gallery)) == 1
-    for call in (pause_alert, resume_alert, remove_alert):
-        with refused("alert_not_found", InputError):
-            call(ready.gallery, "nothing")
-    for call in (dismiss, confirm):
-        with refused("message_not_found", InputError):
-            call(ready.gallery, "nothing")
+    for what, calls in (
+        ("alert", (pause_alert, resume_alert, remove_alert)), ("message", (dismiss, confirm))
+    ):  # fmt: skip
+        for call in calls:
+            with refused(f"{what}_not_found", InputError):
+                call(ready.gallery, "nothing")
     add()
     with refused("alert_ambiguous", InputError):
         pause_alert(ready.gallery, SENTENCE)
@@ -359,7 +344,7 @@ def test_damaged_alerts_are_left_out_and_the_others_go_on(ready, caplog):
     with ready.gallery.outbox(write=True) as outbox:
         outbox.write("alert/bad", {"id": "bad"})
         outbox.write("alerts/version", 99)
-    ready.commit(ready.items(1), [0.9])
+    ready.visit(0.9)
     assert len(ready.messages()) == 1
     assert "alert bad is not used" in caplog.text
 

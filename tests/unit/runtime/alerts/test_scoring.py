@@ -77,17 +77,17 @@ def test_the_calibration_of_a_gallery_counts_as_in_its_searches(
     calibrated, encoder, gallery, caplog
 ):
     images_ND = World(calibrated, gallery).vectors([0.5])
-    scores_S = [
-        float(scorer(one, gallery, SENTENCE).scores(images_ND, images_ND, np.full(1, 4))[0, 0])
-        for one in (encoder, calibrated)
-    ]
-    assert scores_S[1] > scores_S[0] + 1
-    write_score_calibration(site_calibration_file(gallery.location), calibrated.calibration)
-    own = scorer(encoder, gallery, SENTENCE).scores(images_ND, images_ND, np.full(1, 4))
-    assert own[0, 0] == pytest.approx(scores_S[1], abs=1e-3)
-    site_calibration_file(gallery.location).write_text("{", "utf-8")
-    own = scorer(encoder, gallery, SENTENCE).scores(images_ND, images_ND, np.full(1, 4))
-    assert own[0, 0] == pytest.approx(scores_S[0]), "rows are committed all the same"
+
+    def score(one):
+        return scorer(one, gallery, SENTENCE).scores(images_ND, images_ND, np.full(1, 4))[0, 0]
+
+    cosine, log_odds = score(encoder), score(calibrated)
+    assert log_odds > cosine + 1
+    own = site_calibration_file(gallery.location)
+    write_score_calibration(own, calibrated.calibration)
+    assert score(encoder) == pytest.approx(log_odds, abs=1e-3)
+    own.write_text("{", "utf-8")
+    assert score(encoder) == pytest.approx(cosine), "rows are committed all the same"
     (logged,) = caplog.records
     assert (logged.levelname, "scores.json" in logged.getMessage()) == ("WARNING", True)
 
@@ -125,12 +125,19 @@ def test_a_visit_scores_by_the_mean_of_its_pictures_however_they_were_committed(
         crops = [replace(item, track="x") for item in world.items(4, start=START + 2 * DAY)]
         vectors_ND = world.vectors([0.5, 0.6, 0.7, 0.8])
         world.vectors = lambda rows: rows
-        for at in range(0, 4, size):
-            world.commit(crops[at : at + size], vectors_ND[at : at + size])
+        world.commit(crops, vectors_ND, size)
         world.restart()
         world.commit([replace(crops[0], key="later", track="y")], vectors_ND[3:])
         found.append([one.body["data"]["p_value"] for one in world.messages()])
     assert found[0] == found[1] == [2 / 802, 1 / 801]  # The newest first.
+
+
+@pytest.fixture
+def watched(world):
+    """Two days of visits, and an alert that is never capped."""
+    world.add(world.rng.uniform(0, 0.4, 2 * PER_DAY), days=2.0)
+    add_alert(world.gallery, world.encoder, SENTENCE, rate=2.0, cap=1000)
+    return world
 
 
 def days_of(world, first, days, shift):
@@ -138,16 +145,13 @@ def days_of(world, first, days, shift):
     found = []
     for day in range(first, first + days):
         scores = world.rng.uniform(0, 0.4, PER_DAY) + shift
-        items = world.items(PER_DAY, start=START + day * DAY)
-        for at in range(0, PER_DAY, 40):
-            world.commit(items[at : at + 40], scores[at : at + 40])
+        world.commit(world.items(PER_DAY, start=START + day * DAY), scores, 40)
         found.append(list_alerts(world.gallery)[0].state)
     return found
 
 
-def test_an_alert_whose_visits_score_higher_is_uncalibrated_until_they_are_background(world):
-    world.add(world.rng.uniform(0, 0.4, 2 * PER_DAY), days=2.0)
-    add_alert(world.gallery, world.encoder, SENTENCE, rate=2.0, cap=1000)
+def test_an_alert_whose_visits_score_higher_is_uncalibrated_until_they_are_background(watched):
+    world = watched
     assert days_of(world, 2, 3, 0.0) == ["active"] * 3
     before = len(world.messages(state="ready"))
     assert days_of(world, 5, 1, 0.2) == ["uncalibrated"]
@@ -159,16 +163,15 @@ def test_an_alert_whose_visits_score_higher_is_uncalibrated_until_they_are_backg
     assert (states[0], states[-1]) == ("uncalibrated", "active")
 
 
-def test_an_uncalibrated_alert_is_resumed_and_confirmed_visits_do_not_count(world):
-    world.add(world.rng.uniform(0, 0.4, 2 * PER_DAY), days=2.0)
-    add_alert(world.gallery, world.encoder, SENTENCE, rate=2.0, cap=1000)
+def test_an_uncalibrated_alert_is_resumed_and_confirmed_visits_do_not_count(watched):
+    world = watched
     for number in range(3 * most_by_chance(2.0)):
-        world.commit(world.items(1, start=START + 2 * DAY + number), [0.6])
+        world.visit(0.6, start=START + 2 * DAY + number)
         confirm(world.gallery, world.messages(most=1)[0].key)
     assert list_alerts(world.gallery)[0].state == "active"
     assert days_of(world, 3, 1, 0.2) == ["uncalibrated"]
     assert resume_alert(world.gallery, SENTENCE).state == "active"
-    world.commit(world.items(1, start=START + 4 * DAY), [0.9])
+    world.visit(0.9, start=START + 4 * DAY)
     assert world.messages(most=1)[0].state == "ready"
 
 

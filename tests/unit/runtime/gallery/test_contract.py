@@ -6,7 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tests.helpers.gallery_places import DIM, FINGERPRINT, keys_of, some_vectors, unit
+from tests.helpers.gallery_places import (
+    DIM,
+    FINGERPRINT,
+    items_of,
+    keys_of,
+    put,
+    some_vectors,
+    unit,
+)
 from tests.helpers.refused import refused
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.gallery import CameraInfo, Filter, Gallery, Item, TrackSpan
@@ -21,22 +29,11 @@ ODD_TEXTS = [
     "'; DROP TABLE items; --", "' || '", "a b", "$", "$.x", '"', "x[0]", "a\\", "?", ":x", "@x",
 ]  # fmt: skip
 FULL = Item(
-    key="/crops/ünï 人😀.jpg",
-    source='rtsp://cam/1?a="b"\\c',
-    camera="gate 'north'",
-    time=1_700_000_000.123456,
-    track="t-7",
-    box=(-3, 0, 12345, 70000),
-    crop="gate/000001.jpg",
+    key="/crops/ünï 人😀.jpg", source='rtsp://cam/1?a="b"\\c', camera="gate 'north'",
+    time=1_700_000_000.123456, track="t-7", box=(-3, 0, 12345, 70000), crop="gate/000001.jpg",
     attributes={
-        "colour": "röd",
-        "sub": {"deep": [1, None, "x"], "quo\"te": True},
-        "score": 0.1,
-        "large": 2**53 + 1,
-        "negative": -(2**62),
-        "whole": 3.0,
-        "none": None,
-        "on": True,
+        "colour": "röd", "sub": {"deep": [1, None, "x"], "quo\"te": True}, "score": 0.1,
+        "large": 2**53 + 1, "negative": -(2**62), "whole": 3.0, "none": None, "on": True,
         "": "empty name",
     },
 )  # fmt: skip
@@ -77,8 +74,8 @@ def test_an_empty_gallery_answers(gallery):
 
 
 def test_a_sample_is_some_of_the_items(gallery):
-    gallery.add([Item(key=str(n), camera=f"c{n % 3}") for n in range(50)], some_vectors(50))
-    gallery.delete([str(n) for n in range(10, 40)])
+    put(gallery, range(50), camera=lambda n: f"c{n % 3}")
+    gallery.delete([f"k{n}" for n in range(10, 40)])
     there = {item.key: item for item in gallery.items()}
     for count in (1, 7, 20, 1000):
         sample = gallery.sample(count)
@@ -89,16 +86,14 @@ def test_a_sample_is_some_of_the_items(gallery):
 
 
 def test_vectors_come_with_hits_and_by_id(gallery):
-    vectors = some_vectors(20)
-    items = [Item(key=str(n), camera="gate", track=f"t{n // 2}") for n in range(20)]
-    gallery.add(items, vectors)
+    vectors, where = some_vectors(20), Filter(camera="gate")
+    put(gallery, map(str, range(20)), camera="gate", track=lambda key: f"t{int(key) // 2}")
     (hits,) = gallery.search(unit(0), k=4)
     found = gallery.vectors_of([*hits, hits[0]])
     assert sorted(found) == sorted(hit.id for hit in hits)
     for hit in hits:
         np.testing.assert_allclose(found[hit.id], vectors[int(hit.item.key)], atol=1e-3)
         assert found[hit.id] @ unit(0)[0] == pytest.approx(hit.score, abs=1e-3)
-    where = Filter(camera="gate")
     for by_track in (False, True):
         best, found_KD = gallery.search_with_vectors(unit(0)[0], 5, where, by_track)
         assert best == gallery.search(unit(0), 5, where, by_track)[0]
@@ -113,9 +108,27 @@ def test_vectors_come_with_hits_and_by_id(gallery):
         gallery.vectors_of(["0"])
 
 
+def test_items_are_found_by_id_with_their_vectors(gallery):
+    vectors = some_vectors(3)
+    gallery.add([FULL, *items_of("bc")], vectors)
+    ids = gallery.ids([FULL.key, "b", "c"])
+    full, b, c = ids[FULL.key], ids["b"], ids["c"]
+    found = gallery.get([c, full, c, 2**62 + 1, 2**80])
+    assert {id_: item.key for id_, (item, _) in found.items()} == {c: "c", full: FULL.key}
+    item, vector_D = found[full]
+    assert item == FULL
+    assert vector_D.dtype == np.float32
+    np.testing.assert_allclose(vector_D, vectors[0], atol=2e-3)
+    gallery.delete(["c"])
+    assert [*gallery.get([c, b])] == [b]
+    for odd in ([-1], ["1"], [1.5], "12"):
+        with pytest.raises(UsageError):
+            gallery.get(odd)
+
+
 def test_search_ranks_by_cosine(gallery):
     vectors, queries = some_vectors(300), some_vectors(5, seed=1)
-    gallery.add([Item(key=str(n)) for n in range(300)], vectors)
+    put(gallery, map(str, range(300)))
     scores = queries @ vectors.T
     for line, hits in zip(scores, gallery.search(queries, k=20), strict=True):
         found = [hit.score for hit in hits]
@@ -128,9 +141,9 @@ def test_search_ranks_by_cosine(gallery):
 
 
 def test_equal_scores_are_ordered_by_id(gallery):
-    gallery.add([Item(key=f"same{n}") for n in range(30)], unit(*[0] * 30))
-    gallery.add([Item(key="better")], unit((1, 0.01)))
     query = unit((1, 0.01))
+    gallery.add(items_of(range(30)), unit(*[0] * 30))
+    gallery.add(items_of(["better"]), query)
     everything = gallery.search(query, k=31)[0]
     assert everything[0].item.key == "better"
     ids = [hit.id for hit in everything[1:]]
@@ -174,10 +187,10 @@ def test_what_others_did_before_it_was_opened_is_known(place):
     for n in range(3):
         deleted, kept = f"deleted{n}", f"kept{n}"
         with place.open(location) as other:
-            other.add([Item(key=key, camera="gate") for key in (deleted, kept)], unit(0, 1))
+            put(other, [deleted, kept], camera="gate")
             other.delete([deleted])
         with place.open(location) as opened:
-            assert opened.add([Item(key=deleted), Item(key=kept)], unit(0, 1)) == [kept]
+            assert put(opened, [deleted, kept]) == [kept]
             assert opened.delete([deleted]) == 1
     with place.open(location) as opened:
         assert {item.camera for item in opened.items()} == {"gate"}
@@ -216,18 +229,13 @@ FILTERS = [
     (Filter(since=math.inf), ""),
     (Filter(until=math.inf), "abcdf"),
     (Filter(until=-math.inf), ""),
-    (Filter(attributes={"n": 1}), "ab"),
-    (Filter(attributes={"n": 1.0}), "ab"),
-    (Filter(attributes={"n": True}), "c"),
-    (Filter(attributes={"n": "1"}), "d"),
-    (Filter(attributes={"n": 2**53 + 1}), "f"),
-    (Filter(attributes={"n": float(2**53)}), ""),
-    (Filter(attributes={"c": "red"}), "a"),
-    (Filter(attributes={"c": ""}), "c"),
-    (Filter(attributes={"missing": 0}), ""),
-    (Filter(attributes={"n": 1, "c": "Red"}), "b"),
+    *((Filter(attributes=attributes), found) for attributes, found in (
+        ({"n": 1}, "ab"), ({"n": 1.0}, "ab"), ({"n": True}, "c"), ({"n": "1"}, "d"),
+        ({"n": 2**53 + 1}, "f"), ({"n": float(2**53)}, ""), ({"c": "red"}, "a"), ({"c": ""}, "c"),
+        ({"missing": 0}, ""), ({"n": 1, "c": "Red"}, "b"),
+    )),
     (Filter(camera="gate", since=150, until=250, track="2", attributes={"c": "Red"}), "b"),
-]
+]  # fmt: skip
 
 
 def test_filters(filtered):
@@ -239,31 +247,24 @@ def test_filters(filtered):
 
 def test_attributes_are_equal_by_kind_and_value(gallery):
     values = [1, 1.0, True, "1", "true", 0, False, None, [1], {"a": 1}, "ü", 2**62, 0.1]
-    gallery.add(
-        [Item(key=chr(97 + i), attributes={"x": one, "y": i}) for i, one in enumerate(values)],
-        some_vectors(len(values)),
-    )
+    by_key = {chr(97 + i): {"x": value, "y": i} for i, value in enumerate(values)}
+    put(gallery, by_key, attributes=by_key.get)
     for value, expected in (
         (1, "ab"), (True, "c"), ("1", "d"), ("true", "e"), (0, "f"), (False, "g"), ("ü", "k"),
         (2**62, "l"), (0.1, "m"), ("None", ""),
     ):  # fmt: skip
-        found = keys_of(gallery.items(Filter(attributes={"x": value})))
-        assert found == list(expected), value
+        assert keys_of(gallery.items(Filter(attributes={"x": value}))) == [*expected], value
         assert gallery.count(Filter(attributes={"x": value, "y": 99})) == 0
 
 
 def test_odd_texts_match_themselves_only(gallery):
-    """And none of them ends the text of a filter."""
     names = list(dict.fromkeys(ODD_TEXTS))
     gallery.add(
         [Item(key=f"k{text}", camera=text, track=text, attributes={text: text}) for text in names],
         some_vectors(len(names)),
     )
     near = [{f"{text}~": text, "other": {text: text}} for text in names]
-    gallery.add(
-        [Item(key=f"near{i}", attributes=one) for i, one in enumerate(near)],
-        some_vectors(len(near)),
-    )
+    put(gallery, range(len(near)), attributes=near.__getitem__)
     for text in names:
         where = Filter(camera=[text, "nowhere"], track=text, attributes={text: text})
         assert keys_of(gallery.items(where)) == [f"k{text}"], where
@@ -278,45 +279,41 @@ def test_odd_texts_match_themselves_only(gallery):
 
 
 def test_by_track_gives_the_best_picture_of_each(gallery):
-    gallery.add(
-        [
-            Item(key="a1", camera="a", track="1", time=10),
-            Item(key="a2", camera="a", track="1", time=5),
-            Item(key="a3", camera="a", track="1"),
-            Item(key="b1", camera="b", track="1", time=7),
-            Item(key="n1", track="1"),
-            Item(key="alone", camera="a", time=1),
-            Item(key="alone too", camera="a", time=2),
-        ],
-        unit((1, 0.3), (1, 0.1), (1, 0.5), (1, 0.2), (1, 0.9), (1, 0.4), (1, 0.6)),
-    )
-    (hits,) = gallery.search(unit(0), k=10, by_track=True)
-    assert [(hit.item.key, hit.span) for hit in hits] == [
+    names = "key", "camera", "track", "time"
+    rows = [
+        ("a1", "a", "1", 10), ("a2", "a", "1", 5), ("a3", "a", "1", None), ("b1", "b", "1", 7),
+        ("n1", None, "1", None), ("alone", "a", None, 1), ("alone too", "a", None, 2),
+    ]  # fmt: skip
+    far = unit(*((1, one) for one in (0.3, 0.1, 0.5, 0.2, 0.9, 0.4, 0.6)))
+    gallery.add([Item(**dict(zip(names, row, strict=True))) for row in rows], far)
+
+    def found(k=10, **where):
+        (hits,) = gallery.search(unit(0), k, Filter(**where), by_track=True)
+        return [(hit.item.key, hit.span) for hit in hits]
+
+    every = [
         ("a2", TrackSpan(first_time=5, last_time=10, pictures=3)),
         ("b1", TrackSpan(first_time=7, last_time=7, pictures=1)),
         ("alone", None),
         ("alone too", None),
         ("n1", TrackSpan(first_time=None, last_time=None, pictures=1)),
     ]
-    assert gallery.search(unit(0), k=2, by_track=True) == [hits[:2]]
-    assert hits[0].id == gallery.search(unit(0), k=1)[0][0].id
-    (hits,) = gallery.search(unit(0), k=10, where=Filter(camera="a", since=6), by_track=True)
-    assert [(hit.item.key, hit.span) for hit in hits] == [
-        ("a1", TrackSpan(first_time=10, last_time=10, pictures=1))
-    ]
+    assert found() == every
+    assert found(k=2) == every[:2]
+    span = TrackSpan(first_time=10, last_time=10, pictures=1)
+    assert found(camera="a", since=6) == [("a1", span)]
     first, second = gallery.search(unit(0, 1), k=1, by_track=True)
     assert [hit.item.key for hit in (*first, *second)] == ["a2", "n1"]
+    assert first[0].id == gallery.search(unit(0), k=1)[0][0].id
 
 
 def test_a_long_track_does_not_hide_the_others(gallery):
     near = unit(*[(1, n / 1000) for n in range(400)])
-    gallery.add([Item(key=f"near{n}", camera="a", track="long") for n in range(400)], near)
-    gallery.add(
-        [Item(key="far", camera="a", track="2"), Item(key="alone", camera="a")],
-        unit((1, 2), (1, 3)),
-    )
+    gallery.add(items_of(range(400), camera="a", track="long"), near)
+    others = [Item(key="far", camera="a", track="2"), Item(key="alone", camera="a")]
+    gallery.add(others, unit((1, 2), (1, 3)))
     (hits,) = gallery.search(unit(0), k=3, by_track=True)
-    assert [hit.item.key for hit in hits] == ["near0", "far", "alone"]
+    assert [hit.item.key for hit in hits] == ["k0", "far", "alone"]
     assert hits[0].span.pictures == 400
 
 
@@ -374,9 +371,8 @@ def test_prune_keeps_what_was_added_later_among_equals(gallery):
 
 
 def test_items_and_vectors_come_by_id(gallery):
-    added, vectors = [Item(key=f"k{n}", camera=f"c{n % 3}") for n in range(20)], some_vectors(20)
-    gallery.add(added, vectors)
-    by_key = dict(zip([item.key for item in added], vectors, strict=True))
+    put(gallery, range(20), camera=lambda n: f"c{n % 3}")
+    by_key = {f"k{n}": vector for n, vector in enumerate(some_vectors(20))}
     by_id = sorted((hit.id, hit.item.key) for hit in gallery.search(some_vectors(1), k=50)[0])
     order = [key for _, key in by_id]
     assert [item.key for item in gallery.items()] == order
@@ -411,8 +407,13 @@ def test_info_says_what_is_there_and_rebuild_leaves_it(filtered):
 
 def test_what_is_refused_stores_nothing(gallery):
     good, bad = Item(key="good"), Item(key="bad", attributes={"a": math.nan})
-    for vectors in (np.concatenate([unit(0), BAD]), unit(0), unit(0, 1)[:, :-1], unit(0, 1) * 1.1):
-        with refused("vectors_invalid", InputError):
+    two = unit(0, 1)
+    for vectors, fields in (
+        (np.concatenate([two[:1], BAD]), {"bad": 1, "first": 1}), (two * 1.1, {"bad": 2}),
+        (two[:1], {}), (two[:, :-1], {}), (two[None], {}), (two * 0, {"first": 0}),
+        (np.full_like(two, np.inf), {"bad": 2, "first": 0}),
+    ):  # fmt: skip
+        with refused("vectors_invalid", InputError, **fields):
             gallery.add([good, Item(key="b")], vectors)
     with refused("attributes_invalid", InputError, key="bad"):
         gallery.add([good, bad], unit(0, 1))
@@ -424,7 +425,7 @@ def test_what_is_refused_stores_nothing(gallery):
             gallery.search_with_vectors(query[0], 1)
 
 
-def test_another_space_is_refused(place):
+def test_another_space_is_refused_and_a_distilled_one_opened_on_purpose_alone(place):
     location = place.empty()
     for fingerprint, dim in (("other", DIM), (FINGERPRINT, DIM + 1), ("other", None)):
         for create in {False, dim is not None}:
@@ -433,10 +434,6 @@ def test_another_space_is_refused(place):
     with Gallery.open(location) as gallery:
         assert (gallery.fingerprint, gallery.embed_dim) == (FINGERPRINT, DIM)
         assert gallery.count() == 0
-
-
-def test_a_space_that_was_distilled_is_opened_on_purpose_alone(place):
-    location = place.empty()
     for fingerprint in (f"sha256:student/{FINGERPRINT}", f"a/b/{FINGERPRINT}"):
         for create in (False, True):
             with refused("gallery_of_distilled_model", IntegrityError):
@@ -465,19 +462,15 @@ def test_everything_is_there_after_opening_again(place):
     location = place.empty()
     vectors = some_vectors(40)
     with place.open(location) as gallery:
-        gallery.add([Item(key=f"k{n}", camera="gate", time=n) for n in range(40)], vectors, "fp32")
+        put(gallery, range(40), variant="fp32", camera="gate", time=float)
         assert gallery.delete(["k0"]) == 1
         gallery.add([Item(key="k1", time=1000)], vectors[1:2])
         before = gallery.search(vectors, k=5)
     gallery.close()  # Once more does no harm.
     for use in (
-        lambda: gallery.count(),
-        lambda: gallery.search(unit(0), k=1),
-        lambda: gallery.add([BARE], unit(0)),
-        lambda: list(gallery.items()),
-        lambda: gallery.delete(["a"]),
-        lambda: gallery.info(),
-    ):
+        gallery.count, gallery.info, lambda: list(gallery.items()), lambda: gallery.delete(["a"]),
+        lambda: gallery.search(unit(0), k=1), lambda: gallery.add([BARE], unit(0)),
+    ):  # fmt: skip
         with refused("gallery_closed", UsageError):
             use()
     with Gallery.open(gallery.location, FINGERPRINT, DIM) as gallery:
@@ -518,34 +511,11 @@ def test_threads_share_a_gallery(gallery):
     assert gallery.verify() == []
 
 
-def test_items_are_found_by_id_with_their_vectors(gallery):
-    vectors = some_vectors(3)
-    gallery.add([FULL, Item(key="b"), Item(key="c")], vectors)
-    ids = gallery.ids([FULL.key, "b", "c"])
-    found = gallery.get([ids["c"], ids[FULL.key], ids["c"], 2**62 + 1, 2**80])
-    assert {id_: item.key for id_, (item, _) in found.items()} == {
-        ids["c"]: "c",
-        ids[FULL.key]: FULL.key,
-    }
-    item, vector_D = found[ids[FULL.key]]
-    assert item == FULL
-    assert vector_D.dtype == np.float32
-    np.testing.assert_allclose(vector_D, vectors[0], atol=2e-3)
-    gallery.delete(["c"])
-    assert list(gallery.get([ids["c"], ids["b"]])) == [ids["b"]]
-    for odd in ([-1], ["1"], [1.5], "12"):
-        with pytest.raises(UsageError):
-            gallery.get(odd)
-
-
 def test_cameras_have_numbers_and_times_of_their_pictures(gallery):
     taken = {"gate": [5.0, None, 9.5], "ha'll": [None], "": [-3.0], None: [7.0]}
-    items = [
-        Item(key=f"{camera}{number}", camera=camera, time=time)
-        for camera, times in taken.items()
-        for number, time in enumerate(times)
-    ]
-    gallery.add(items, some_vectors(len(items)))
+    for camera, times in taken.items():
+        keys = {f"{camera}{number}": time for number, time in enumerate(times)}
+        put(gallery, keys, camera=camera, time=keys.get)
     assert gallery.by_camera() == {
         "": CameraInfo(pictures=1, first_time=-3.0, last_time=-3.0),
         "gate": CameraInfo(pictures=3, first_time=5.0, last_time=9.5),

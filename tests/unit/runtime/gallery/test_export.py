@@ -1,14 +1,13 @@
 import csv
 import json
-import shutil
 
 import numpy as np
 import pytest
 
-from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
+from tests.helpers.gallery_places import DIM, FINGERPRINT, open_new, save, some_vectors
 from upperson_maintenance.export import export_gallery
 from upperson_rt.errors import InputError
-from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.gallery import Filter, Item
 
 ITEMS = [
     Item(
@@ -22,7 +21,7 @@ ITEMS = [
 
 @pytest.fixture
 def gallery(tmp_path):
-    with Gallery.open(tmp_path / "gallery", FINGERPRINT, DIM, create=True) as store:
+    with open_new(tmp_path / "gallery") as store:
         store.add(ITEMS, some_vectors(3))
         yield store
 
@@ -71,12 +70,12 @@ def test_filters_and_empty_exports(gallery, out):
 def test_what_is_not_an_export_is_not_replaced_and_a_failed_one_leaves_nothing(
     gallery, out, monkeypatch
 ):
-    out.mkdir()
-    (out / "diary.txt").write_text("mine")
+    save(out, "diary.txt")
     with pytest.raises(InputError):
         export_gallery(gallery, out)
     assert [path.name for path in out.iterdir()] == ["diary.txt"]
-    shutil.rmtree(out)
+    (out / "diary.txt").unlink()
+    out.rmdir()
 
     def broken(self, where=None):
         yield [ITEMS[0]], some_vectors(1)

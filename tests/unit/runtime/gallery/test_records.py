@@ -3,16 +3,15 @@
 import enum
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
+from tests.helpers.gallery_places import open_new, some_vectors
 from tests.helpers.refused import refused
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.gallery.records import attributes_as_json, check_new, unit_vectors
+from upperson_rt.gallery.records import attributes_as_json, check_new
 
 CROPS = ["/etc/passwd", "../a.jpg", "a/../../b.jpg", "", ".", "C:/a.jpg", "a\\b.jpg", "a\0b"]
 
@@ -43,8 +42,7 @@ def test_what_is_no_item_or_filter_is_refused():
             Filter(**fields)
 
 
-class Name(str, enum.Enum):
-    GATE = "gate"
+Name = enum.Enum("Name", {"GATE": "gate"}, type=str)
 
 
 @pytest.mark.parametrize("odd", [np.str_("gate"), Name.GATE])
@@ -57,7 +55,7 @@ def test_texts_and_numbers_become_plain_ones(tmp_path, odd):
     where = Filter(camera=[odd], track=odd, attributes={odd: odd})
     texts = (item.key, item.source, item.camera, item.track, item.crop, where.track)
     assert {type(text) for text in (*texts, *where.camera, *where.attributes)} == {str}
-    with Gallery.open(tmp_path, "f", 16, create=True) as gallery:
+    with open_new(tmp_path) as gallery:
         gallery.add([item], some_vectors(1), variant=odd)
         assert gallery.count(where) == gallery.delete([odd]) == 1
         assert gallery.verify() == []
@@ -78,43 +76,7 @@ def test_attributes_have_a_depth():
             attributes_as_json(Item(key="a", attributes=attributes))
 
 
-def test_vectors_are_checked():
-    vectors = some_vectors(3, dim=8)
-    assert unit_vectors(vectors, 3, 8, "g") is vectors
-    wrong = [(vectors * 2, {"bad": 3, "first": 0}), (np.ones((3, 9), np.float32), {})]
-    wrong += [(vectors[:2], {}), (vectors[None], {}), (vectors * 0, {"bad": 3})]
-    for value in (np.nan, np.inf):
-        bad = vectors.copy()
-        bad[2, 0] = value
-        wrong.append((bad, {"bad": 1, "first": 2}))
-    for given, fields in wrong:
-        with refused("vectors_invalid", InputError, **fields):
-            unit_vectors(given, 3, 8, "g")
-
-
 # A location chooses its store
-
-
-class Elsewhere:
-    """As much of a third store as opening needs."""
-
-    fingerprint, embed_dim = FINGERPRINT, DIM
-
-    @classmethod
-    def _open(cls, *arguments):
-        opened = cls()
-        opened.arguments = arguments
-        return opened
-
-
-def test_another_store_is_found_by_its_entry_point(monkeypatch):
-    store = SimpleNamespace(name="elsewhere", value="a:b", load=lambda: Elsewhere)
-    points = {"stores": {"elsewhere": [store]}}
-    monkeypatch.setattr("upperson_rt.extensions._entry_points", lambda: points)
-    location = "elsewhere://place/people"
-    assert Gallery.open(location).arguments == (location, None)
-    made = Gallery.open(location, FINGERPRINT, DIM, create=True)
-    assert made.arguments == (location, (FINGERPRINT, DIM))
 
 
 def test_what_names_no_store_is_a_folder(tmp_path, monkeypatch):
@@ -122,5 +84,5 @@ def test_what_names_no_store_is_a_folder(tmp_path, monkeypatch):
     for location in ("nowhere://place/people", "milvus", "milvus:people"):
         with refused("gallery_not_found", InputError, near=None):
             Gallery.open(location)
-        Gallery.open(location, FINGERPRINT, DIM, create=True).close()
+        open_new(location).close()
         assert (tmp_path / location / "gallery.sqlite").is_file()

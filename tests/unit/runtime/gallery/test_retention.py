@@ -1,7 +1,6 @@
 """Retention: by age, by camera and by bytes, once or in a thread."""
 
 import os
-import threading
 import time
 from collections import Counter
 from contextlib import closing
@@ -9,12 +8,13 @@ from contextlib import closing
 import pytest
 
 from tests.helpers.fake_camera import wait_for
-from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
+from tests.helpers.gallery_places import open_new, put, save
 from tests.helpers.refused import refused
 from upperson_maintenance import retention
+from upperson_maintenance.cli.retention import byte_size, read_retention
 from upperson_maintenance.retention import Retention, RetentionThread, UsedBytes
 from upperson_rt.errors import BackendError, InputError, UsageError
-from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery import Gallery
 
 DAY = 86400.0
 CROP_BYTES = 40_000
@@ -23,18 +23,13 @@ CROP_BYTES = 40_000
 @pytest.fixture
 def gallery(tmp_path):
     """Three cameras, one of them without a name, a picture a day of each for ten days."""
-    with Gallery.open(tmp_path / "gallery", FINGERPRINT, DIM, create=True) as opened:
+    with open_new(tmp_path / "gallery") as opened:
         now = time.time()
-        items = []
         for camera in ("gate", "hall", None):
-            for day in range(10):
-                crop = f"{camera}/{day}/a.jpg"
-                file = opened.crops_dir / crop
-                file.parent.mkdir(parents=True)
-                file.write_bytes(os.urandom(CROP_BYTES))
-                at = now - DAY * day - 60
-                items.append(Item(key=crop, camera=camera, time=at, crop=crop))
-        opened.add(items, some_vectors(len(items)))
+            taken = {f"{camera}/{day}/a.jpg": now - DAY * day - 60 for day in range(10)}
+            for crop in taken:
+                save(opened.crops_dir, crop, content=os.urandom(CROP_BYTES))
+            put(opened, taken, camera=camera, time=taken.get, crop=str)
         yield opened
 
 
@@ -72,12 +67,10 @@ def test_by_age(gallery, limits, expected):
 
 
 def test_by_bytes_of_all_files(gallery):
-    used, crops = UsedBytes(gallery), gallery.crops_dir
+    used = UsedBytes(gallery)
     before = used.count()
     assert before > 30 * CROP_BYTES
-    clip = crops.with_name("clips") / "gate" / "0" / "b.1.jpg"
-    clip.parent.mkdir(parents=True)
-    clip.write_bytes(os.urandom(CROP_BYTES))
+    save(gallery.path, "clips/gate/0/b.1.jpg", content=os.urandom(CROP_BYTES))
     assert used.count() - before >= CROP_BYTES
     keeping = Retention(keep_bytes=before // 2)
     assert keeping.enforce(gallery, dry_run=True) > 10
@@ -107,14 +100,16 @@ def test_by_bytes_the_bin_is_emptied_first(gallery):
 
 
 def test_unchanged_folders_are_read_once(gallery, monkeypatch):
-    used, read = UsedBytes(gallery), []
+    used, read, inside = UsedBytes(gallery), [], retention._bytes_in
     long_ago = time.time() - 100
     for place, _, _ in os.walk(gallery.path):
         os.utime(place, (long_ago, long_ago))
-    inside = retention._bytes_in
-    monkeypatch.setattr(
-        retention, "_bytes_in", lambda place, links: (read.append(place), inside(place, links))[1]
-    )
+
+    def noted(place, links):
+        read.append(place)
+        return inside(place, links)
+
+    monkeypatch.setattr(retention, "_bytes_in", noted)
     first = used.count()
     assert len(read) == 35
     (gallery.crops_dir / "gate/3/b.jpg").write_bytes(b"x" * 5000)
@@ -123,42 +118,31 @@ def test_unchanged_folders_are_read_once(gallery, monkeypatch):
     assert sorted(read) == [str(gallery.path), str(gallery.crops_dir / "gate/3")]
 
 
-def test_a_thread_enforces_at_once_and_goes_on_after_failures(gallery, monkeypatch):
+def test_threads_enforce_at_once_do_no_harm_and_go_on_after_failures(gallery, monkeypatch):
     monkeypatch.setattr(Retention, "every_s", 0.001)
-    rounds = threading.Event()
-    prune = type(gallery).prune
+    errors, prune = iter([BackendError("the server is away")]), type(gallery).prune
 
     def failing(self, *limits):
-        if rounds.is_set():
-            return prune(self, *limits)
-        rounds.set()
-        raise BackendError("the server is away")
+        for error in errors:
+            raise error
+        return prune(self, *limits)
 
     monkeypatch.setattr(type(gallery), "prune", failing)
-    with closing(RetentionThread(Retention(keep_s=3 * DAY), gallery)):
-        wait_for(lambda: retention.counters()["pruned"][1])
-    assert retention._counts == {"pruned": 21, "prune_failures": 1}
-    assert left(gallery) == {"gate": 3, "hall": 3, None: 3}
-
-
-def test_two_at_once_do_no_harm(gallery):
-    with Gallery.open(gallery.location) as other:
-        keeping = Retention(keep_s=3 * DAY, by_camera={"gate": DAY})
-        with closing(RetentionThread(keeping, gallery)), closing(RetentionThread(keeping, other)):
-            wait_for(lambda: retention._counts["pruned"] == 23)
+    keeping = Retention(keep_s=3 * DAY, by_camera={"gate": DAY})
+    with (
+        Gallery.open(gallery.location) as other,
+        closing(RetentionThread(keeping, gallery)),
+        closing(RetentionThread(keeping, other)),
+    ):
+        wait_for(lambda: retention.counters()["pruned"][1] == 23)
+    assert retention._counts == {"pruned": 23, "prune_failures": 1}
     assert left(gallery) == {"gate": 1, "hall": 3, None: 3}
-    assert retention._counts == {"pruned": 23}
 
 
-def test_what_cannot_be_enforced_is_refused(gallery, monkeypatch):
+def test_limits_are_read_and_checked(gallery, monkeypatch):
     monkeypatch.setattr(gallery, "is_remote", True)
     with refused("bytes_not_counted", InputError):
         RetentionThread(Retention(keep_bytes=10), gallery)
-
-
-def test_the_command_line(gallery):
-    from upperson_maintenance.cli.retention import byte_size, read_retention
-
     assert read_retention(["30d", "gate=7d", "a=b=12h"], 5) == Retention(
         keep_s=30 * DAY, by_camera={"gate": 7 * DAY, "a=b": DAY / 2}, keep_bytes=5
     )
@@ -170,6 +154,8 @@ def test_the_command_line(gallery):
     for ages, code in ((["30"], "age_malformed"), (["1d", "2d"], "age_given_twice")):
         with refused(code, UsageError):
             read_retention(ages, None)
-    assert Retention(keep_s=DAY).every_s == 3600
-    assert Retention(by_camera={"gate": 3600.0}).every_s == 150
-    assert Retention(keep_s=30 * DAY, keep_bytes=1).every_s == 600
+    for keeping, every_s in (
+        (Retention(keep_s=DAY), 3600), (Retention(by_camera={"gate": 3600.0}), 150),
+        (Retention(keep_s=30 * DAY, keep_bytes=1), 600),
+    ):  # fmt: skip
+        assert keeping.every_s == every_s

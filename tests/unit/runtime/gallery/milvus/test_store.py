@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.helpers.command_line import environment
-from tests.helpers.gallery_places import DIM, keys_of, some_vectors, unit
+from tests.helpers.gallery_places import DIM, items_of, keys_of, put, some_vectors, unit
 from tests.helpers.refused import refused
 from upperson_milvus import collection, rows
 from upperson_milvus.collection import MOST_HITS
@@ -81,18 +81,18 @@ def test_a_batch_that_is_too_large_is_refused_as_a_whole(server_place):
 
 def test_pages_join_up(gallery, monkeypatch):
     monkeypatch.setattr(collection, "_AT_A_TIME", 7)
-    items = [Item(key=f"k{n}", camera=f"c{n % 2}", track=str(n % 5), time=n) for n in range(30)]
-    gallery.add(items, some_vectors(30))
-    assert keys_of(gallery.items()) == keys_of(items)
+    columns = {"camera": lambda n: f"c{n % 2}", "track": lambda n: str(n % 5), "time": float}
+    put(gallery, range(30), **columns)
+    assert keys_of(gallery.items()) == sorted(f"k{n}" for n in range(30))
     assert gallery.info().items == 30
     assert gallery.verify() == []
     (hits,) = gallery.search(unit(0), k=10, by_track=True)
     assert sum(hit.span.pictures for hit in hits) == 30
-    gallery.add(items, some_vectors(30, seed=1))
+    put(gallery, range(30), 1, **columns)
     assert gallery.count() == 30
     assert gallery.prune(keep_newest=22) == 8
     assert gallery.delete_where(Filter(camera="c0")) == 11
-    assert gallery.delete([item.key for item in items]) == 11
+    assert gallery.delete([f"k{n}" for n in range(30)]) == 11
 
 
 # Collections
@@ -102,11 +102,11 @@ def test_pages_join_up(gallery, monkeypatch):
 def test_an_index_is_chosen_in_the_location(lite_place, index):
     location = lite_place.unused()
     with lite_place.open(f"{location}?index={index}", create=True) as gallery:
-        gallery.add([Item(key=str(n)) for n in range(100)], some_vectors(100))
+        put(gallery, range(100))
         gallery.rebuild()
         found = gallery.info().index
         assert (found.kind, found.rows, found.recall_at_10) == (index.replace("_", "-"), 100, None)
-        assert gallery.search(some_vectors(100)[5:6], k=1)[0][0].item.key == "5"
+        assert gallery.search(some_vectors(100)[5:6], k=1)[0][0].item.key == "k5"
     with lite_place.open(location) as gallery:
         assert gallery.info().index.kind == index.replace("_", "-")
         gallery.rebuild()
@@ -166,45 +166,41 @@ def test_an_interrupted_creation_is_completed(place, monkeypatch):
 def test_verify_finds_what_is_wrong(lite_place):
     location = lite_place.empty()
     with lite_place.open(location) as gallery, lite_place.client() as client:
-        gallery.add([Item(key=k, attributes={"n": 1}) for k in "abcde"], unit(0, 1, 2, 3, 4))
+        put(gallery, "abcde", attributes={"n": 1})
         name = location.rsplit("/", 1)[1]
-        stored = {
-            row["key"]: row for row in client.query(name, filter="id >= 0", output_fields=["*"])
-        }
+        rows_of = client.query(name, filter="id >= 0", output_fields=["*"])
+        stored = {row["key"]: row for row in rows_of}
         stored["b"]["vector"] = [0.5] * DIM
         stored["c"]["attributes"] = {"n": 2}
         stored["d"]["box"] = {"x0": 1}
         stored["e"]["key"] = "f"
         client.upsert(name, [stored[key] for key in "bcde"])
+        texts = {
+            "b": "length 2", "c": "filters do not see", "d": "malformed", "f": "not that of its key"
+        }  # fmt: skip
         problems = sorted(gallery.verify())
-        assert len(problems) == 4
-        for problem, key, text in zip(
-            problems,
-            "bcdf",
-            ["length 2", "filters do not see", "malformed", "not that of its key"],
-            strict=True,
-        ):
+        for problem, (key, text) in zip(problems, texts.items(), strict=True):
             assert problem.startswith(f"item {key}:")
             assert text in problem
         with refused("item_damaged", IntegrityError):
             list(gallery.items())
 
 
+COUNTS = """
+import sys
+from upperson_rt.gallery import Gallery
+from upperson_rt.errors import InputError
+for line in sys.stdin:
+    try: print(Gallery.open(line.strip()).count(), flush=True)
+    except InputError as error: print(error.code, flush=True)
+"""
+
+
 @pytest.mark.timeout(150)  # A process that imports pymilvus.
 def test_a_folder_belongs_to_one_process_until_it_is_closed(lite_place):
     location = lite_place.empty()
-    code = (
-        "import sys\n"
-        "from upperson_rt.gallery import Gallery\n"
-        "from upperson_rt.errors import InputError\n"
-        "for line in sys.stdin:\n"
-        "    try: print(Gallery.open(line.strip()).count(), flush=True)\n"
-        "    except InputError as error: print(error.code, flush=True)\n"
-    )
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=pipe, stdout=pipe, env=environment(), text=True
-    ) as other:
+    pipe, command = subprocess.PIPE, [sys.executable, "-c", COUNTS]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment(), text=True) as other:
 
         def elsewhere():
             other.stdin.write(f"{location}\n")
@@ -223,14 +219,12 @@ def test_a_folder_belongs_to_one_process_until_it_is_closed(lite_place):
 # Trouble on the way
 
 
-@pytest.mark.parametrize(
-    ("package", "location"),
-    [("pymilvus", "milvus://host/people"), ("milvus_lite", "milvus:///tmp/people.db/people")],
-)
-def test_a_missing_package_is_named_with_its_command(monkeypatch, package, location):
-    monkeypatch.setitem(sys.modules, package, None)
-    with refused("extra_missing", BackendError, package=package):
-        Gallery.open(location)
+def test_a_missing_package_is_named_with_its_command(monkeypatch):
+    for package, place in (("pymilvus", "host/people"), ("milvus_lite", "/tmp/people.db/people")):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            with refused("extra_missing", BackendError, package=package):
+                Gallery.open(f"milvus://{place}")
 
 
 @pytest.mark.timeout(120)
@@ -241,7 +235,7 @@ def test_a_server_that_dies_and_comes_back(server_place, shared_server):
     with gallery:
         for start in range(0, 50, 5):
             part = range(start, start + 5)
-            gallery.add([Item(key=f"k{n}", camera="gate", time=n) for n in part], vectors[part])
+            gallery.add(items_of(part, camera="gate", time=float), vectors[part])
         assert gallery.delete(["k0"]) == 1
         server.kill()  # Nothing is flushed.
         try:

@@ -4,19 +4,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from tests.helpers.command_line import environment
-from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
-from upperson_rt.gallery import Gallery, Item
+from tests.helpers.gallery_places import open_new, put
 
 PREFIX = """
 import os, resource, shutil, signal, sys
 from pathlib import Path
 import numpy as np
-from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
+from tests.helpers.gallery_places import DIM, FINGERPRINT, open_new, put, some_vectors
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Item
 folder = Path(sys.argv[1])
@@ -24,19 +25,25 @@ folder = Path(sys.argv[1])
 KILLED = """
 kept = []
 for place in (folder / "killed", folder / "other"):
-    gallery = Gallery.open(place, FINGERPRINT, DIM, create=True)
-    kept.append(gallery)
+    kept.append(open_new(place))
     for number in range(6):
-        gallery.add([Item(key=f"{number}-{i}") for i in range(20)], some_vectors(20, number))
+        put(kept[-1], [f"{number}-{i}" for i in range(20)], number)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 @pytest.fixture
 def gallery(tmp_path):
-    """A new gallery in a folder."""
-    with Gallery.open(tmp_path / "gallery", FINGERPRINT, DIM, create=True) as opened:
+    with open_new(tmp_path / "gallery") as opened:
         yield opened
+
+
+@pytest.fixture
+def in_memory(tmp_path):
+    """A folder for what a kill leaves; in memory where possible, as most time goes into syncs."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")
@@ -76,8 +83,8 @@ def killed(killed_galleries, tmp_path):
 @pytest.fixture(scope="session")
 def closed_gallery(tmp_path_factory):
     folder = tmp_path_factory.mktemp("closed") / "closed"
-    with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
-        gallery.add(items(300), some_vectors(300))
+    with open_new(folder) as gallery:
+        put_of_cameras(gallery, 300)
     return folder
 
 
@@ -87,7 +94,6 @@ def closed(closed_gallery, tmp_path):
     return shutil.copytree(closed_gallery, tmp_path / "closed")
 
 
-def items(count, start=0):
-    return [
-        Item(key=f"k{i}", camera=f"c{i % 3}", time=float(i)) for i in range(start, start + count)
-    ]
+def put_of_cameras(gallery, count, start=0, seed=0):
+    """Add pictures of three cameras, a second apart."""
+    put(gallery, range(start, start + count), seed, camera=lambda n: f"c{n % 3}", time=float)

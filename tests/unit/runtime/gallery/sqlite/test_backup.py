@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
+from tests.helpers.gallery_places import open_new, put, save, some_vectors
 from tests.helpers.refused import refused
 from upperson_maintenance import backup as module
 from upperson_maintenance.backup import MANIFEST, back_up, restore
@@ -23,22 +23,35 @@ from upperson_rt.gallery.sqlite import rows as table
 KILLS = int(os.environ.get("UPPERSON_TEST_KILLS", "4"))
 
 
-def fill(gallery, start, stop, crops=True):
+def fill(gallery, start, stop):
     """Add items, each with a crop, and every tenth with a clip."""
     items = []
     for n in range(start, stop):
         content = f"picture {n}".encode()
-        crop = f"gate/2026-11-30/{name_with_hash(f'{n:06d}', content)}" if crops else None
+        crop = f"gate/2026-11-30/{name_with_hash(f'{n:06d}', content)}"
         items.append(Item(key=f"k{n}", camera="gate", time=1e9 + n, track=f"t{n // 5}", crop=crop))
-        if crops:
-            file = gallery.crops_dir / crop
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
-            if n % 10 == 0:
-                clip = gallery.path / "clips" / "gate" / "2026-11-30" / f"{file.stem}.{n}-{n}.mp4"
-                clip.parent.mkdir(parents=True, exist_ok=True)
-                clip.write_bytes(b"clip " + content)
+        save(gallery.crops_dir, crop, content=content)
+        if n % 10 == 0:
+            clip = f"{crop.removesuffix('.jpg')}.{n}-{n}.mp4"
+            save(gallery.path / "clips", clip, content=b"clip " + content)
     gallery.add(items, some_vectors(stop - start, start), "int8")
+
+
+def write_document(gallery, value):
+    with gallery.outbox(write=True) as outbox:
+        outbox.write("d", {"a": value})
+
+
+def delete(gallery, *numbers):
+    return gallery.delete([f"k{n}" for n in numbers])
+
+
+def to_bin(gallery, *numbers):
+    gallery.bin.add([f"k{n}" for n in numbers], "ada", "why")
+
+
+def from_bin(gallery):
+    gallery.bin.restore([entry.id for entry in gallery.bin.entries()])
 
 
 def everything(folder):
@@ -61,20 +74,29 @@ def everything(folder):
     return rows, ids, document, files
 
 
-@pytest.fixture
-def made(tmp_path):
-    """A gallery of 60 items, with an outbox and a file of its folder."""
-    folder = tmp_path / "gallery"
-    with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
+@pytest.fixture(scope="session")
+def gallery_of_60(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "gallery"
+    with open_new(folder) as gallery:
         fill(gallery, 0, 60)
-        with gallery.outbox(write=True) as outbox:
-            outbox.write("d", {"a": 1})
+        write_document(gallery, 1)
     (folder / "scores.json").write_text("{}")
     return folder
 
 
-def test_a_copy_follows_its_gallery_and_comes_back(tmp_path, made):
-    copy, back = tmp_path / "copy", tmp_path / "back"
+@pytest.fixture
+def made(gallery_of_60, tmp_path):
+    """A gallery of 60 items, with an outbox and a file of its folder."""
+    return shutil.copytree(gallery_of_60, tmp_path / "gallery")
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return tmp_path / "copy"
+
+
+def test_a_copy_follows_its_gallery_and_comes_back(tmp_path, made, copy):
+    back = tmp_path / "back"
     done = back_up(made, copy)
     assert (done.is_increment, done.rows_added, done.manifest.pictures) == (False, 60, 60)
     assert everything(copy) == everything(made)
@@ -85,11 +107,10 @@ def test_a_copy_follows_its_gallery_and_comes_back(tmp_path, made):
     with Gallery.open(made) as gallery:
         (gone,) = gallery.search(some_vectors(60)[7:8], 1)[0]
         crop = gone.item.crop
-        gallery.delete([f"k{n}" for n in range(20)])
-        gallery.add([Item(key="k30", camera="hall")], some_vectors(1, 9))  # Replaced.
+        delete(gallery, *range(20))
+        put(gallery, [30], 9, camera="hall")  # Replaced.
         fill(gallery, 60, 90)
-        with gallery.outbox(write=True) as outbox:
-            outbox.write("d", {"a": 2})
+        write_document(gallery, 2)
     (made / "scores.json").write_text('{"new": 1}')
     expected = everything(made)
     done = back_up(made, copy)
@@ -114,30 +135,27 @@ def test_a_copy_follows_its_gallery_and_comes_back(tmp_path, made):
     assert everything(copy) == everything(back)
 
 
-def test_the_first_deletion_and_the_first_alert_are_followed(tmp_path):
-    folder, copy = tmp_path / "gallery", tmp_path / "copy"
-    with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
+def test_the_first_deletion_and_the_first_alert_are_followed(tmp_path, copy):
+    folder = tmp_path / "gallery"
+    with open_new(folder) as gallery:
         fill(gallery, 0, 20)
         back_up(folder, copy)
         (copy / "gallery.index").write_bytes(b"made by a search of the copy")
         back_up(folder, copy)
         assert (copy / "gallery.index").exists()
-        gallery.delete(["k3"])
-        after_deletion = back_up(folder, copy)
+        delete(gallery, 3)
+        done = back_up(folder, copy)
+        assert (done.is_increment, done.rows_added, done.rows_removed) == (True, 0, 1)
         assert not (copy / "gallery.index").exists(), "it has the vectors of deleted rows"
-        with gallery.outbox(write=True) as outbox:
-            outbox.write("d", {"a": 1})
-        after_alert = back_up(folder, copy)
-    done = (after_deletion, after_alert)
-    found = [(one.is_increment, one.rows_added, one.rows_removed) for one in done]
-    assert found == [(True, 0, 1), (True, 0, 0)]
+        write_document(gallery, 1)
+        done = back_up(folder, copy)
+        assert (done.is_increment, done.rows_added, done.rows_removed) == (True, 0, 0)
     restore(copy, tmp_path / "restored")
     assert everything(tmp_path / "restored") == everything(folder)
 
 
-def test_each_copy_of_a_gallery_that_is_written_to_is_one_state(tmp_path, made):
-    """A writer adds and deletes steps of ten, crops included, while backups run."""
-    copy, stop = tmp_path / "copy", threading.Event()
+def test_each_copy_of_a_gallery_that_is_written_to_is_one_state(made, copy):
+    stop = threading.Event()
 
     def write():
         with Gallery.open(made) as gallery:
@@ -145,7 +163,7 @@ def test_each_copy_of_a_gallery_that_is_written_to_is_one_state(tmp_path, made):
                 if stop.is_set():
                     return
                 fill(gallery, 10 * step, 10 * step + 10)
-                gallery.delete([f"k{n}" for n in range(10 * step - 60, 10 * step - 50)])
+                delete(gallery, *range(10 * step - 60, 10 * step - 50))
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -164,13 +182,12 @@ def test_each_copy_of_a_gallery_that_is_written_to_is_one_state(tmp_path, made):
     assert everything(copy)[0] == everything(made)[0]
 
 
-def test_a_crop_that_goes_during_the_copy_takes_its_row_along(tmp_path, made, monkeypatch):
-    copy, copy_crops = tmp_path / "copy", module.copy_crops
-    rounds = []
+def test_a_crop_that_goes_during_the_copy_takes_its_row_along(tmp_path, made, copy, monkeypatch):
+    rounds, copy_crops = [], module.copy_crops
 
     def deleted_first(*arguments):
         with Gallery.open(made) as gallery:
-            rounds.append(gallery.delete([f"k{len(rounds)}"]) if len(rounds) < 2 else 0)
+            rounds.append(delete(gallery, len(rounds)) if len(rounds) < 2 else 0)
         return copy_crops(*arguments)
 
     monkeypatch.setattr(module, "copy_crops", deleted_first)
@@ -185,38 +202,31 @@ def test_a_crop_that_goes_during_the_copy_takes_its_row_along(tmp_path, made, mo
     restore(copy, tmp_path / "back")
 
 
-def test_a_copy_has_an_empty_bin(tmp_path, made):
-    copy, back = tmp_path / "copy", tmp_path / "back"
+def test_a_copy_has_an_empty_bin(tmp_path, made, copy, monkeypatch):
     stored = np.float16(some_vectors(60)[7]).tobytes()
     with Gallery.open(made) as gallery:
-        gallery.bin.add(["k7", "k10"], "ada", "why")
+        to_bin(gallery, 7, 10)
         for is_increment in (False, True):
             assert back_up(made, copy).is_increment == is_increment
             assert stored not in (copy / "gallery.sqlite").read_bytes()
             assert not (copy / "bin").exists()
-            gallery.bin.add([f"k{20 + is_increment}"], "ada", "why")
+            to_bin(gallery, 20 + is_increment)
         back_up(made, copy)
-        assert restore(copy, back).pictures == 56
-        with Gallery.open(back) as restored:
+        assert restore(copy, tmp_path / "back").pictures == 56
+        with Gallery.open(tmp_path / "back") as restored:
             assert restored.bin.entries() == []
-        gallery.bin.restore([entry.id for entry in gallery.bin.entries()])
-        assert back_up(made, copy).is_increment
+        with monkeypatch.context() as patched:  # Crops are on their way back from the bin.
+            patched.setattr(type(gallery.bin), "_settle", lambda _: None)
+            from_bin(gallery)
+        done = back_up(made, copy)
+        assert (done.is_increment, done.manifest.missing_crops) == (True, ())
+        gallery.bin.tidy()
+        back_up(made, copy)  # Clips come after the crops.
     assert everything(copy) == everything(made)
 
 
-def test_a_crop_on_its_way_back_from_the_bin_is_copied(tmp_path, made, monkeypatch):
-    with Gallery.open(made) as gallery:
-        gallery.bin.add(["k7"], "ada", "why")
-        with monkeypatch.context() as patched:
-            patched.setattr(type(gallery.bin), "_settle", lambda _: None)
-            gallery.bin.restore([entry.id for entry in gallery.bin.entries()])
-        assert back_up(made, tmp_path / "copy").manifest.missing_crops == ()
-        gallery.bin.tidy()
-    assert everything(tmp_path / "copy") == everything(made)
-
-
-def test_copies_that_no_increment_leads_to_are_made_anew(tmp_path, made, monkeypatch):
-    copy, earlier = tmp_path / "copy", tmp_path / "earlier"
+def test_copies_that_no_increment_leads_to_are_made_anew(tmp_path, made, copy, monkeypatch):
+    earlier = tmp_path / "earlier"
     back_up(made, earlier)
     back_up(made, copy)
     with Gallery.open(made) as gallery:
@@ -231,15 +241,15 @@ def test_copies_that_no_increment_leads_to_are_made_anew(tmp_path, made, monkeyp
 
     monkeypatch.setattr(table, "_LOG_ENTRIES", 10)  # The log of changes does not reach back.
     with Gallery.open(made) as gallery:
-        gallery.delete([f"k{n}" for n in range(40)])
-        gallery.delete(["k41"])
+        delete(gallery, *range(40))
+        delete(gallery, 41)
     assert not back_up(made, copy).is_increment
     assert everything(copy) == everything(made)
 
 
 @pytest.mark.timeout(max(120, 20 * KILLS))
-def test_backups_of_killed_processes_are_the_earlier_or_the_new_one(tmp_path, made):
-    rng, copy, back = np.random.default_rng(), tmp_path / "copy", tmp_path / "back"
+def test_backups_of_killed_processes_are_the_earlier_or_the_new_one(tmp_path, made, copy):
+    rng, back = np.random.default_rng(), tmp_path / "back"
     began = time.perf_counter()
     back_up(made, copy)
     took, states = time.perf_counter() - began, [everything(made)]
@@ -247,7 +257,7 @@ def test_backups_of_killed_processes_are_the_earlier_or_the_new_one(tmp_path, ma
     for n in range(KILLS):
         with Gallery.open(made) as gallery:
             fill(gallery, 1000 * (n + 1), 1000 * (n + 1) + 30)
-            gallery.delete([f"k{one}" for one in range(10 * n, 10 * n + 10)])
+            delete(gallery, *range(10 * n, 10 * n + 10))
         states.append(everything(made))
         child = os.fork()
         if not child:
@@ -265,10 +275,8 @@ def test_backups_of_killed_processes_are_the_earlier_or_the_new_one(tmp_path, ma
         shutil.rmtree(back)
         possible = [state for state in states if state[:3] == found[:3]]
         assert len(possible) == 1
-        crops = {item.crop for item, _ in found[0].values()}
-        assert {name for name in found[3] if name.startswith("crops/")} == {
-            f"crops/{crop}" for crop in crops
-        }
+        crops = {f"crops/{item.crop}" for item, _ in found[0].values()}
+        assert {name for name in found[3] if name.startswith("crops/")} == crops
     back_up(made, copy)
     assert everything(copy) == states[-1]
     assert not list(copy.rglob(".*"))
@@ -288,12 +296,11 @@ for limit in (0, 100, 4096, 20_000, 60_000, 70_000):
 """
 
 
-def test_a_full_disk_leaves_the_earlier_backup(tmp_path, made, start):
-    copy = tmp_path / "copy"
+def test_a_full_disk_leaves_the_earlier_backup(tmp_path, made, copy, start):
     back_up(made, copy)
     before = everything(made)
     with Gallery.open(made) as gallery:
-        gallery.delete(["k0"])
+        delete(gallery, 0)
         fill(gallery, 60, 120)
     process = start(FULL, made)
     out, err = process.communicate()
@@ -306,10 +313,10 @@ def test_a_full_disk_leaves_the_earlier_backup(tmp_path, made, start):
         assert everything(place) == everything(made)
 
 
-def test_refusals_change_nothing(tmp_path, made):
-    copy, other = tmp_path / "copy", tmp_path / "other"
+def test_refusals_change_nothing(tmp_path, made, copy):
+    other = tmp_path / "other"
     back_up(made, copy)
-    Gallery.open(other, FINGERPRINT, DIM, create=True).close()
+    open_new(other).close()
     (tmp_path / "file").write_text("")
     before = everything(copy)
     for code, error, call in (
@@ -334,8 +341,7 @@ def test_refusals_change_nothing(tmp_path, made):
 
 
 @pytest.mark.parametrize("part", ["crops", "clips", "scores.json", "gallery.sqlite", MANIFEST])
-def test_damaged_backups_are_not_restored(tmp_path, made, part):
-    copy = tmp_path / "copy"
+def test_damaged_backups_are_not_restored(tmp_path, made, copy, part):
     back_up(made, copy)
     place = copy / part
     file = place if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())[3]
@@ -351,29 +357,25 @@ def test_damaged_backups_are_not_restored(tmp_path, made, part):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["before", "copy", "gallery"]
 
 
-def test_a_damaged_gallery_does_not_replace_its_backup(tmp_path, made):
-    copy = tmp_path / "copy"
+def test_a_damaged_gallery_does_not_replace_its_backup(made, copy):
     back_up(made, copy)
     before = everything(copy)
     with Gallery.open(made) as gallery:
         fill(gallery, 100, 200)
-    content = (made / "gallery.sqlite").read_bytes()
-    place = content.rindex(np.float16(some_vectors(100, 100)[50]).tobytes())
-    changed = bytearray(content)
-    changed[place] ^= 1
-    (made / "gallery.sqlite").write_bytes(changed)
+    content = bytearray((made / "gallery.sqlite").read_bytes())
+    content[content.rindex(np.float16(some_vectors(100, 100)[50]).tobytes())] ^= 1
+    (made / "gallery.sqlite").write_bytes(content)
     with pytest.raises(IntegrityError):
         back_up(made, copy)
     assert everything(copy)[0] == before[0]
 
 
 @pytest.mark.parametrize("kind", ["crop", "folder", "name"])
-def test_a_backup_of_others_brings_no_file_from_elsewhere(tmp_path, made, kind):
-    back_up(made, tmp_path / "copy")
+def test_a_backup_of_others_brings_no_file_from_elsewhere(tmp_path, made, copy, kind):
+    back_up(made, copy)
     secret = tmp_path / "secret"
-    secret.mkdir()
-    (secret / "file").write_text("secret")
-    crop = next((tmp_path / "copy" / "crops").rglob("*.jpg"))
+    save(secret, "file", content=b"secret")
+    crop, manifest = next((copy / "crops").rglob("*.jpg")), copy / MANIFEST
     if kind == "crop":
         crop.unlink()
         crop.symlink_to(secret / "file")
@@ -381,10 +383,10 @@ def test_a_backup_of_others_brings_no_file_from_elsewhere(tmp_path, made, kind):
         shutil.move(crop.parent, secret / "day")
         crop.parent.symlink_to(secret / "day")
     else:
-        manifest = json.loads((tmp_path / "copy" / MANIFEST).read_text())
-        manifest["files"]["gallery.sqlite-wal"] = [64 * "0"]
-        (tmp_path / "copy" / MANIFEST).write_text(json.dumps(manifest))
-        (tmp_path / "copy" / "gallery.sqlite-wal").write_bytes(b"")
+        found = json.loads(manifest.read_text())
+        found["files"]["gallery.sqlite-wal"] = [64 * "0"]
+        manifest.write_text(json.dumps(found))
+        save(copy, "gallery.sqlite-wal", content=b"")
     with refused("backup_damaged", IntegrityError):
-        restore(tmp_path / "copy", tmp_path / "back")
+        restore(copy, tmp_path / "back")
     assert not (tmp_path / "back").exists()

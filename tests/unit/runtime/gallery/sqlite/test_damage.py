@@ -4,17 +4,17 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from contextlib import suppress
 
 import pytest
 
 from tests.helpers.command_line import environment
-from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors, sql
+from tests.helpers.gallery_places import open_new, put, some_vectors, sql
 from tests.helpers.gallery_untouched import look_of
 from tests.helpers.refused import refused
 from upperson_doctor import diagnosis as doctor
 from upperson_rt.errors import IntegrityError
-from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.gallery import Filter, Gallery
 from upperson_rt.gallery.sqlite import index
 from upperson_rt.gallery.sqlite.schema import PAGE_BYTES
 
@@ -23,7 +23,7 @@ TRIALS = int(os.environ.get("UPPERSON_TEST_DAMAGES", "12"))
 
 
 @pytest.mark.timeout(120 + 6 * TRIALS)
-def test_no_damage_is_believed():
+def test_no_damage_is_believed(in_memory):
     """Of any size: in the database, in its log, in the file of the index; in pictures, too."""
     lines = {}
     for name, *options in (
@@ -32,7 +32,8 @@ def test_no_damage_is_believed():
     ):
         done = subprocess.run(
             [sys.executable, "-m", f"tests.helpers.{name}", *options],
-            env=environment(), capture_output=True, text=True, check=False,
+            env={**environment(), "TMPDIR": str(in_memory)},
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
         print(done.stdout)
         assert done.returncode == 0, done.stdout + done.stderr[-3000:]
@@ -45,28 +46,35 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("loss", ["all", "half", "last page", "bit"])
+LOSSES = {
+    "all": None,
+    "half": lambda content: content[: len(content) // 2],
+    "last page": lambda content: content[:-PAGE_BYTES],
+    "bit": lambda content: content[:-5000] + bytes([content[-5000] ^ 1]) + content[-4999:],
+}
+
+
+def assert_not_believed(folder, code, **fields):
+    """Twice, and nothing is changed."""
+    before = contents(folder)
+    for _ in range(2):
+        with refused(code, IntegrityError, **fields):
+            open_new(folder, create=False)
+        assert contents(folder) == before
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_a_log_that_lost_what_was_acknowledged_is_not_believed(killed, loss):
     log = killed / "gallery.sqlite-wal"
-    content = bytearray(log.read_bytes())
     if loss == "all":
         log.unlink()
-    elif loss == "half":
-        log.write_bytes(content[: len(content) // 2])
-    elif loss == "last page":
-        log.write_bytes(content[:-PAGE_BYTES])
     else:
-        content[-5000] ^= 1
-        log.write_bytes(content)
-    before = contents(killed)
-    for _ in range(2):
-        with refused("transactions_lost", IntegrityError, acknowledged=6):
-            Gallery.open(killed, FINGERPRINT, DIM)
-        assert contents(killed) == before
+        log.write_bytes(LOSSES[loss](log.read_bytes()))
+    assert_not_believed(killed, "transactions_lost", acknowledged=6)
     (killed / "gallery.sqlite-mark").unlink()
     if loss == "all":
         return  # The tables stood in it, too.
-    with Gallery.open(killed, FINGERPRINT, DIM) as gallery:
+    with open_new(killed, create=False) as gallery:
         assert gallery.count() in range(20, 120, 20)
         assert gallery.verify() == []
 
@@ -74,24 +82,11 @@ def test_a_log_that_lost_what_was_acknowledged_is_not_believed(killed, loss):
 def test_the_log_of_another_gallery_is_not_believed(killed, killed_galleries):
     shutil.copy(killed_galleries / "other" / "gallery.sqlite-wal", killed)
     (killed / "gallery.sqlite-shm").unlink()
-    before = contents(killed)
-    for _ in range(2):
-        with refused("log_of_other_gallery", IntegrityError):
-            Gallery.open(killed, FINGERPRINT, DIM)
-        assert contents(killed) == before
-
-
-def test_the_mark_of_another_gallery_says_nothing_without_a_log(killed, closed):
-    shutil.copy(killed / "gallery.sqlite-mark", closed)
-    with Gallery.open(closed) as gallery, Gallery.open(closed) as other:
-        gallery.add([Item(key="b")], some_vectors(1, 2))
-        with Gallery.open(closed) as third:
-            assert other.count() == third.count() == 301
+    assert_not_believed(killed, "log_of_other_gallery")
 
 
 @pytest.mark.parametrize("vector", [5, b""])
 def test_a_newest_vector_that_is_none_is_damage(closed, vector, monkeypatch):
-    """The file of the index knows the newest vectors, too."""
     monkeypatch.setattr(index, "_SEAL_ROWS", 64)
     with Gallery.open(closed) as gallery:
         gallery.search(some_vectors(1), 1)
@@ -113,6 +108,7 @@ def pages(path):
     return [content[start : start + PAGE_BYTES] for start in range(0, len(content), PAGE_BYTES)]
 
 
+COLUMNS = {"camera": lambda n: f"c{n % 3}", "time": float, "track": lambda n: f"t{n % 2}"}
 CAMERA = Filter(camera="c1")
 USES = {
     "search": lambda gallery: gallery.search(some_vectors(1), 5),
@@ -122,7 +118,7 @@ USES = {
     "attributes": lambda gallery: gallery.search(some_vectors(1), 5, Filter(attributes={"n": 1})),
     "items": lambda gallery: list(gallery.items(CAMERA)),
     "vectors": lambda gallery: list(gallery.vectors(CAMERA)),
-    "replace": lambda gallery: gallery.add([Item(key="k250")], some_vectors(1)),
+    "replace": lambda gallery: put(gallery, [250]),
     "delete": lambda gallery: gallery.delete(["k250"]),
     "delete_where": lambda gallery: gallery.delete_where(CAMERA),
     "check": lambda gallery: gallery.check(),
@@ -135,15 +131,12 @@ def test_a_page_of_an_earlier_state_is_not_believed(tmp_path, monkeypatch, index
     if indexed:
         monkeypatch.setattr(index, "_SEAL_ROWS", 64)
     path = tmp_path / "gallery.sqlite"
-    items = [
-        Item(key=f"k{n}", camera=f"c{n % 3}", time=float(n), track=f"t{n % 2}", attributes={"n": 1})
-        for n in range(300)
-    ]
-    with Gallery.open(tmp_path, FINGERPRINT, DIM, create=True) as gallery:
-        gallery.add(items, some_vectors(300))
+    columns = {**COLUMNS, "attributes": {"n": 1}}
+    with open_new(tmp_path) as gallery:
+        put(gallery, range(300), **columns)
     earlier = pages(path)
     with Gallery.open(tmp_path) as gallery:
-        gallery.add(items, some_vectors(300, 2))
+        put(gallery, range(300), 2, **columns)
         gallery.search(some_vectors(1), 1)
     now = pages(path)
     leaves = [n for n in range(len(earlier)) if earlier[n] != now[n] and b'{"n": 1}' in now[n]]
@@ -153,12 +146,9 @@ def test_a_page_of_an_earlier_state_is_not_believed(tmp_path, monkeypatch, index
         damaged = contents(tmp_path)
         believed = set()
         for name, use in USES.items():
-            with Gallery.open(tmp_path) as gallery:
-                try:
-                    use(gallery)
-                    believed.add(name)
-                except IntegrityError:
-                    pass
+            with Gallery.open(tmp_path) as gallery, suppress(IntegrityError):
+                use(gallery)
+                believed.add(name)
         assert contents(tmp_path) == damaged
         assert believed <= ({"search"} if indexed and len(some) == 1 else set())  # Not of the page.
         with Gallery.open(tmp_path) as gallery:
@@ -168,28 +158,23 @@ def test_a_page_of_an_earlier_state_is_not_believed(tmp_path, monkeypatch, index
             assert any("300 pictures were stored" in problem for problem in gallery.verify())
 
 
-@pytest.mark.parametrize(
-    ("column", "change"),
-    [
-        *((column, "delete") for column in ("key", "camera_time", "track", "crop")),
-        *((column, "add") for column in ("key", "time", "variant")),
-    ],
-)
+DELETED, ADDED = ("key", "camera_time", "track", "crop"), ("key", "time", "variant")
+PAGES = [*((column, "delete") for column in DELETED), *((column, "add") for column in ADDED)]
+
+
+@pytest.mark.parametrize(("column", "change"), PAGES)
 def test_an_earlier_page_of_an_index_is_not_believed(tmp_path, column, change):
     """SQLite's integrity check takes more entries of a partial index than there are rows."""
     path = tmp_path / "gallery.sqlite"
-    items = [
-        Item(key=f"k{n}", camera=f"c{n % 3}", time=float(n), track=f"t{n % 2}", crop=f"{n}.jpg")
-        for n in range(20)
-    ]
-    with Gallery.open(tmp_path, FINGERPRINT, DIM, create=True) as gallery:
-        gallery.add(items, some_vectors(20), "int8")
+    with open_new(tmp_path) as gallery:
+        put(gallery, range(20), variant="int8", **COLUMNS, crop="{}.jpg".format)
     earlier = pages(path)
     with Gallery.open(tmp_path) as gallery:
         if change == "delete":
             gallery.delete(["k7"])
         else:
-            gallery.add([replace(items[0], key="new", crop="new.jpg")], some_vectors(1), "int8")
+            more = {"camera": "c0", "time": 0.0, "track": "t0", "crop": "new.jpg"}
+            put(gallery, ["new"], variant="int8", **more)
     name = "sqlite_autoindex_items_1" if column == "key" else f"items_by_{column}"
     ((page,),) = sql(tmp_path, "SELECT rootpage FROM sqlite_master WHERE name = ?", name)
     now = pages(path)
@@ -207,12 +192,12 @@ def test_an_altered_row_is_not_replaced(closed, column):
     sql(closed, f"UPDATE items SET {column} = 'hall' WHERE key = 'k1'")
     before = look_of(closed)
     with Gallery.open(closed) as gallery, refused("row_altered", IntegrityError, id=2):
-        gallery.add([Item(key="new"), Item(key="k1")], some_vectors(2, 1))
+        put(gallery, ["new", 1], 1)
     assert look_of(closed) == before
     with Gallery.open(closed) as gallery:
         assert gallery.count() == 300
         assert any("k1: " in problem for problem in gallery.verify())
-        gallery.add([Item(key="k0")], some_vectors(1, 2))  # Others are.
+        put(gallery, [0], 2)  # Others are.
 
 
 @pytest.mark.parametrize("end", [b"\x9d", b"\n"])
@@ -227,8 +212,8 @@ def test_a_definition_that_cannot_be_read_is_damage_in_one_line(closed, end):
 def test_a_log_of_changes_that_was_altered_takes_no_more(closed):
     sql(closed, "INSERT OR REPLACE INTO sqlite_sequence (name, seq) VALUES ('changes', 7)")
     for change in (
-        lambda gallery: gallery.add([Item(key="new")], some_vectors(1)),
-        lambda gallery: gallery.add([Item(key="k1")], some_vectors(1)),
+        lambda gallery: put(gallery, ["new"]),
+        lambda gallery: put(gallery, ["k1"]),
         lambda gallery: gallery.delete(["k1"]),
     ):
         with Gallery.open(closed) as gallery:
@@ -244,19 +229,23 @@ def test_a_log_is_believed_without_a_mark(killed, mark):
     path.unlink()
     if mark is not None:
         path.write_bytes(mark)
-    with Gallery.open(killed, FINGERPRINT, DIM) as gallery:
+    with open_new(killed, create=False) as gallery:
         assert gallery.count() == 120
-        gallery.add([Item(key="more")], some_vectors(1))
+        put(gallery, ["more"])
         assert path.exists()
     assert not path.exists()
     assert not (killed / "gallery.sqlite-wal").exists()
 
 
-def test_a_copy_that_is_put_back_after_closing_is_no_loss(closed):
-    copy = (closed / "gallery.sqlite").read_bytes()
-    with Gallery.open(closed) as gallery:
-        gallery.add([Item(key="b")], some_vectors(1, 2))
-    (closed / "gallery.sqlite").write_bytes(copy)
+def test_the_mark_of_another_or_a_later_state_says_nothing_without_a_log(killed, closed):
+    file = closed / "gallery.sqlite"
+    copy = file.read_bytes()
+    shutil.copy(killed / "gallery.sqlite-mark", closed)
+    with Gallery.open(closed) as gallery, Gallery.open(closed) as other:
+        put(gallery, ["b"], 2)
+        with Gallery.open(closed) as third:
+            assert other.count() == third.count() == 301
+    file.write_bytes(copy)  # It is put back after closing.
     with Gallery.open(closed) as gallery:
         assert gallery.count() == 300
         assert gallery.ids(["b"]) == {}

@@ -7,7 +7,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
+from tests.helpers.gallery_places import open_new, put, save, some_vectors
 from tests.helpers.refused import refused
 from upperson_log.chain import verify_log
 from upperson_rt.errors import InputError
@@ -29,19 +29,17 @@ def steps(monkeypatch):
 
 @pytest.fixture
 def gallery(tmp_path, steps):
-    with Gallery.open(tmp_path / "gallery", FINGERPRINT, DIM, create=True) as opened:
+    with open_new(tmp_path / "gallery") as opened:
         fill(opened, ROWS)
         yield opened
 
 
 def fill(gallery, count, start=0):
-    items = []
-    for number in range(start, start + count):
-        crop = f"c{number % 2}/day/person-{number}.jpg"
-        items.append(Item(key=f"person-{number}", camera=f"c{number % 2}", time=number, crop=crop))
-        file = gallery.crops_dir / crop
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"jpeg")
+    items = [
+        Item(key=f"person-{n}", camera=f"c{n % 2}", time=n, crop=f"c{n % 2}/day/person-{n}.jpg")
+        for n in range(start, start + count)
+    ]
+    save(gallery.crops_dir, *(item.crop for item in items))
     gallery.add(items, some_vectors(count, start))
 
 
@@ -54,21 +52,25 @@ def lines(gallery):
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def log_bytes(gallery):
+    return (gallery.path / "gallery.sqlite-wal").stat().st_size
+
+
 def test_others_read_and_write_between_two_steps(gallery, steps):
     seen = []
 
     def use():
         with Gallery.open(gallery.path) as other:
             seen.append(other.count())
-            other.add([Item(key=f"new-{len(seen)}", time=1.0)], some_vectors(1))
-            other.add([Item(key="person-59", time=59.0)], some_vectors(1))  # Replaced meanwhile.
+            put(other, [f"new-{len(seen)}"], time=1.0)
+            put(other, ["person-59"], time=59.0)  # Replaced meanwhile.
 
     steps.append(use)
     assert gallery.prune(older_than=60) == 59
     assert seen == [90, 81, 72, 63, 54]
     assert gallery.verify() == []
     assert gallery.count() == 40 + 1 + 5
-    assert crops(gallery) == list(range(60, 100))
+    assert crops(gallery) == [*range(60, 100)]
 
 
 def test_two_prunings_at_once_delete_each_row_once(gallery, steps):
@@ -96,9 +98,8 @@ def test_the_log_has_digests_and_row_numbers_only(gallery):
     assert (report.lines, report.problems) == (4, [])
     *pruned, deleted = lines(gallery)
     assert {line["erasure"] for line in pruned} != {deleted["erasure"]}
-    assert [(line["action"], line["step"], line["count"]) for line in pruned] == [
-        ("prune", step, 10) for step in range(3)
-    ]
+    found = [(line["action"], line["step"], line["count"]) for line in pruned]
+    assert found == [("prune", step, 10) for step in range(3)]
     assert pruned[0]["about"] == {"camera": "c0", "until": 60.0, "keep_newest": None}
     assert (pruned[0]["first_time"], pruned[2]["last_time"]) == (0.0, 58.0)
     assert np.concatenate([unpack_ids(line["ids"]) for line in pruned]).tolist() == ids
@@ -139,7 +140,7 @@ def test_a_log_that_cannot_be_written_is_written_later(gallery):
 def test_nothing_of_a_deleted_row_is_left_in_a_file(gallery, monkeypatch):
     monkeypatch.setattr(index, "_SEAL_ROWS", 64)
     gallery.search(some_vectors(1), 1)
-    vector = some_vectors(ROWS, 0)[7].astype("<f2").tobytes()
+    vector = some_vectors(ROWS)[7].astype("<f2").tobytes()
 
     def left():
         files = [file for file in gallery.path.rglob("*") if file.is_file()]
@@ -148,24 +149,28 @@ def test_nothing_of_a_deleted_row_is_left_in_a_file(gallery, monkeypatch):
 
     assert left() == (True, True)
     gallery.delete(["person-7"])
-    assert (gallery.path / "gallery.sqlite-wal").stat().st_size == 0
+    assert log_bytes(gallery) == 0
     assert left() == (False, False)
     assert len(gallery.search(some_vectors(1), ROWS)[0]) == ROWS - 1
     with gallery._database.reading():  # A reader keeps the log: the next deletion empties it.
         gallery.delete(["person-8"])
-        assert (gallery.path / "gallery.sqlite-wal").stat().st_size > 0
+        assert log_bytes(gallery) > 0
     gallery.delete(["person-9"])
-    assert (gallery.path / "gallery.sqlite-wal").stat().st_size == 0
+    assert log_bytes(gallery) == 0
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(deletion, "_SPARE_PAGES", 4)
+    monkeypatch.setattr(deletion, "STEP_ROWS", 1000)
 
 
 @pytest.mark.parametrize("punches", [True, False])
-def test_free_space_goes_back_to_the_file_system(gallery, monkeypatch, punches):
+def test_free_space_goes_back_to_the_file_system(gallery, quick, monkeypatch, punches):
     """As holes; the file is cut where more than half is free, or where holes are not possible."""
     if not punches:
         monkeypatch.setattr(free_pages, "_punch", lambda *_: False)
-    monkeypatch.setattr(deletion, "_SPARE_PAGES", 4)
     monkeypatch.setattr(deletion, "_STEP_S", 0.002)
-    monkeypatch.setattr(deletion, "STEP_ROWS", 1000)
     fill(gallery, 3000, ROWS)
     file = gallery.path / "gallery.sqlite"
     assert gallery.prune(keep_newest=3000) == 100
@@ -178,10 +183,8 @@ def test_free_space_goes_back_to_the_file_system(gallery, monkeypatch, punches):
     assert gallery.verify() == []
 
 
-def test_a_gallery_of_an_earlier_release_gives_space_back_after_one_command(gallery, monkeypatch):
+def test_a_gallery_of_an_earlier_release_gives_space_back_after_one_command(gallery, quick):
     """The command of docs/how-to/gallery.md."""
-    monkeypatch.setattr(deletion, "_SPARE_PAGES", 4)
-    monkeypatch.setattr(deletion, "STEP_ROWS", 1000)
     gallery.close()
     file = gallery.path / "gallery.sqlite"
     for mode, shrinks in ((0, False), (2, True)):
@@ -198,9 +201,8 @@ def test_a_gallery_of_an_earlier_release_gives_space_back_after_one_command(gall
 
 
 def test_row_numbers_are_packed():
-    ids = np.array([1, 2, 3, 900, 2**40], np.int64)
-    assert unpack_ids(pack_ids(ids)).tolist() == ids.tolist()
-    assert unpack_ids(pack_ids(np.arange(1, 100_001))).tolist() == list(range(1, 100_001))
+    for numbers in ([1, 2, 3, 900, 2**40], [*range(1, 100_001)]):
+        assert unpack_ids(pack_ids(np.array(numbers, np.int64))).tolist() == numbers
     for wrong in ("", "?", "AAAA", None):
         with refused("erasure_malformed", InputError):
             unpack_ids(wrong)

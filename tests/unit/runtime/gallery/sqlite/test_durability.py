@@ -8,14 +8,14 @@ import signal
 import sqlite3
 import tempfile
 import time
+from collections import Counter
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
+from tests.helpers.gallery_places import DIM, items_of, open_new, put, save, some_vectors
 from tests.helpers.refused import refused
 from upperson_maintenance.export import export_gallery
 from upperson_rt.errors import InputError
@@ -28,18 +28,15 @@ UPPERSON_TEST_KILLS=100 pytest -s -k writer_is_killed."""
 
 
 WRITER = """
-gallery = Gallery.open(folder, FINGERPRINT, DIM, create=True)
+gallery = open_new(folder)
 number = int(sys.argv[2])
 while True:
-    size = number % 37 + 1
-    items = [
-        Item(key=f"{number}-{i}", camera=f"c{i}", time=float(number), attributes={"n": number})
-        for i in range(size)
-    ]
-    gallery.add(items, some_vectors(size, number), "int8")
+    keys = [f"{number}-{i}" for i in range(number % 37 + 1)]
+    columns = {"camera": lambda key: "c" + key.partition("-")[2], "attributes": {"n": number}}
+    put(gallery, keys, number, "int8", time=float(number), **columns)
     if number % 5 == 4:
         gallery.delete([f"{number - 1}-0"])
-        gallery.add([Item(key=f"{number - 2}-0", camera="again")], some_vectors(1, -number + 10**6))
+        put(gallery, [f"{number - 2}-0"], -number + 10**6, camera="again")
     if number % 20 == 10:
         gallery.search(some_vectors(1), 1)
     print(number, flush=True)
@@ -69,65 +66,53 @@ def stored_rows(gallery):
 
 @pytest.mark.timeout(max(30, 8 * KILLS))
 def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path, start):
-    """The kill comes at a random moment of the writing, each time another one."""
     rng = np.random.default_rng()
-    next_number, commits, rows_checked, unfinished = 0, 0, 0, 0
+    first, counted = 0, Counter()
     for _ in range(KILLS):
-        writer = start(WRITER, tmp_path / "gallery", next_number)
-        lines = list(itertools.islice(writer.stdout, int(rng.integers(1, 40))))
+        writer = start(WRITER, tmp_path / "gallery", first)
+        lines = [*itertools.islice(writer.stdout, int(rng.integers(1, 40)))]
         writer.send_signal(signal.SIGKILL)
         lines += writer.stdout.readlines()
         assert writer.wait() == -signal.SIGKILL, writer.stderr.read()
         acknowledged = int([line for line in lines if line.endswith("\n")][-1])
-        assert acknowledged >= next_number
-        with Gallery.open(tmp_path / "gallery", FINGERPRINT, DIM) as gallery:
+        assert acknowledged >= first
+        with open_new(tmp_path / "gallery", create=False) as gallery:
             assert gallery.verify() == []
-            expected = expected_rows(acknowledged)
-            stored = stored_rows(gallery)
-            half_done = {
-                key for key in stored.keys() | expected.keys()
-                if int(key.partition("-")[0]) == acknowledged + 1
-            } | {f"{acknowledged}-0", f"{acknowledged - 1}-0"}  # fmt: skip
-            lost = expected.keys() - half_done - stored.keys()
+            expected, stored = expected_rows(acknowledged), stored_rows(gallery)
+            new = {key for key in stored if key.startswith(f"{acknowledged + 1}-")}
+            half_done = new | {f"{acknowledged}-0", f"{acknowledged - 1}-0"}
+            certain = expected.keys() - half_done
+            lost = certain - stored.keys()
             assert not lost, f"{len(lost)} acknowledged rows are lost"
-            for key in expected.keys() - half_done:
+            assert stored.keys() - half_done == certain
+            for key in certain:
                 camera, vector = expected[key]
                 assert stored[key][0] == camera
                 assert np.array_equal(stored[key][1], vector.astype(np.float16))
-            assert stored.keys() - half_done == expected.keys() - half_done
             # The commit that was under way is there completely or not at all.
-            begun = sum(key.startswith(f"{acknowledged + 1}-") for key in stored)
-            assert begun in (0, (acknowledged + 1) % 37 + 1)
-            commits += acknowledged + 1 - next_number
-            rows_checked += len(expected.keys() - half_done)
-            unfinished += begun > 0
+            assert len(new) in (0, (acknowledged + 1) % 37 + 1)
             found = gallery.search(some_vectors(3), 10**6)
             assert all(len(hits) == len(stored) for hits in found)
             gallery.delete([key for key in stored if key not in expected])
-            again = sorted(half_done & expected.keys())
-            gallery.add(
-                [Item(key=key, camera=expected[key][0]) for key in again],
-                np.array([expected[key][1] for key in again]).reshape(-1, DIM),
-            )
-        next_number = acknowledged + 1
+            for key in half_done & expected.keys():
+                camera, vector = expected[key]
+                gallery.add([Item(key=key, camera=camera)], vector[None])
+        counted += Counter(batches=acknowledged + 1 - first, rows=len(certain), late=len(new) > 0)
+        first = acknowledged + 1
     print(
-        f"{KILLS} kills, {commits} batches acknowledged, {rows_checked} rows compared after the "
-        f"kills: none lost, none half; {unfinished} batches were durable, but not acknowledged yet"
+        f"{KILLS} kills, {counted['batches']} batches acknowledged, {counted['rows']} rows "
+        "compared after the kills: none lost, none half; "
+        f"{counted['late']} batches were durable, but not acknowledged yet"
     )
 
 
-MANY = [Item(key=f"k{i}", camera=f"c{i % 3}", time=float(i)) for i in range(3000)]
+MANY = items_of(range(3000), camera=lambda n: f"c{n % 3}", time=float)
 COMMANDS = {
     "export": (3000, export_gallery),
     "rebuild": (3000, lambda gallery, _: gallery.rebuild()),
     "prune": (1000, lambda gallery, _: gallery.prune(older_than=1500.0, keep_newest=1000)),
     "delete": (2000, lambda gallery, _: gallery.delete_where(Filter(camera="c1"))),
-    "replace": (
-        3000,
-        lambda gallery, _: gallery.add(
-            [replace(item, camera="new") for item in MANY[:2000]], some_vectors(2000, 5)
-        ),
-    ),
+    "replace": (3000, lambda gallery, _: put(gallery, range(2000), 5, camera="new", time=float)),
 }
 """How many pictures each leaves, and what it does."""
 
@@ -135,7 +120,7 @@ COMMANDS = {
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sound") / "gallery"
-    with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
+    with open_new(folder) as gallery:
         gallery.add(MANY, some_vectors(3000, 9))
         gallery.crops_dir.mkdir()
     return folder
@@ -147,7 +132,7 @@ def finishes(folder, place, command, after_s=None):
     if not child:
         code = 1
         try:
-            COMMANDS[command][1](Gallery.open(folder, FINGERPRINT, DIM), place)
+            COMMANDS[command][1](open_new(folder, create=False), place)
             code = 0
         finally:
             os._exit(code)
@@ -162,7 +147,6 @@ def finishes(folder, place, command, after_s=None):
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.timeout(max(60, 10 * KILLS))
 def test_a_killed_command_did_all_or_nothing(tmp_path, sound, command):
-    """Killed at random moments."""
     rng = np.random.default_rng()
     folder, place, left = tmp_path / "gallery", tmp_path / "exported", COMMANDS[command][0]
     took, done = None, 0
@@ -172,10 +156,9 @@ def test_a_killed_command_did_all_or_nothing(tmp_path, sound, command):
         finished = finishes(folder, place, command, took and rng.uniform(0, took))
         took = took or time.perf_counter() - began
         done += finished
-        with Gallery.open(folder, FINGERPRINT, DIM) as gallery:
+        with open_new(folder, create=False) as gallery:
             assert gallery.verify() == []
-            count = gallery.count()
-            changed = gallery.count(Filter(camera="new"))
+            count, changed = gallery.count(), gallery.count(Filter(camera="new"))
             assert len(gallery.search(some_vectors(1), 10**6)[0]) == count
             assert count in ((left,) if finished else (3000, left))
             assert changed in ((2000,) if finished and command == "replace" else (0, 2000))
@@ -190,28 +173,23 @@ def test_a_killed_command_did_all_or_nothing(tmp_path, sound, command):
     print(f"{command}: {KILLS - done} kills, {done} had finished: each did all or nothing")
 
 
-def test_a_disk_that_turns_read_only_acknowledges_nothing(tmp_path, monkeypatch):
+def test_a_disk_that_turns_read_only_acknowledges_nothing(gallery, monkeypatch):
     """Linux may say of files that they were synced then, though the last change is lost."""
-    with Gallery.open(tmp_path, FINGERPRINT, DIM, create=True) as gallery:
-        gallery.add([Item(key="a", crop="a.jpg")], some_vectors(1))
-        gallery.crops_dir.mkdir()
-        (gallery.crops_dir / "a.jpg").touch()
-        opened = os.open
+    put(gallery, ["a"], crop="a.jpg")
+    save(gallery.crops_dir, "a.jpg")
+    opened = os.open
 
-        def turned(path, flags, *mode):
-            if os.fspath(path).endswith("-mark"):
-                raise OSError(errno.EROFS, "Read-only file system")
-            return opened(path, flags, *mode)
+    def turned(path, flags, *mode):
+        if os.fspath(path).endswith("-mark"):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opened(path, flags, *mode)
 
-        monkeypatch.setattr(os, "open", turned)
-        for change in (
-            lambda: gallery.add([Item(key="b")], some_vectors(1)),
-            lambda: gallery.delete(["a"]),
-        ):
-            with refused("disk_read_only", InputError, path=tmp_path):
-                change()
-        assert (gallery.crops_dir / "a.jpg").exists()
-        assert gallery.count() == 1
+    monkeypatch.setattr(os, "open", turned)
+    for change in (lambda: put(gallery, ["b"]), lambda: gallery.delete(["a"])):
+        with refused("disk_read_only", InputError, path=gallery.path):
+            change()
+    assert (gallery.crops_dir / "a.jpg").exists()
+    assert gallery.count() == 1
 
 
 FULL = """
@@ -220,7 +198,7 @@ with Gallery.open(folder) as gallery:
     assert len(gallery.search(some_vectors(1), 999)[0]) == 300
     assert gallery.verify() == []
     try:
-        gallery.add([Item(key="new")], some_vectors(1))
+        put(gallery, ["new"])
     except InputError:
         pass
     else:
@@ -233,7 +211,7 @@ for limit in limits:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     place = folder.parent / "a" / "b"
     try:
-        Gallery.open(place, FINGERPRINT, DIM, create=True).close()
+        open_new(place).close()
     except InputError:
         assert not place.parent.exists(), limit
     else:
@@ -247,7 +225,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
 gallery, number = Gallery.open(folder), 0
 try:
     while True:
-        gallery.add([Item(key=f"{number}-{i}") for i in range(20)], some_vectors(20, number))
+        put(gallery, [f"{number}-{i}" for i in range(20)], number)
         number += 1
 except InputError as error:
     assert error.code.startswith("disk_"), error.code
@@ -263,26 +241,25 @@ def test_a_full_disk_can_be_read_loses_nothing_and_keeps_no_half_made_gallery(cl
     assert int(out) > 3
     with Gallery.open(closed) as gallery:
         assert gallery.verify() == []
-        gallery.add([Item(key="goes on")], some_vectors(1))
+        put(gallery, ["goes on"])
         assert gallery.count() == 300 + 20 * int(out) + 1
 
 
-def test_a_lock_ends_with_advice(tmp_path, monkeypatch):
+def test_a_lock_ends_with_advice(gallery, monkeypatch):
     monkeypatch.setattr(access, "LOCK_TIMEOUT_S", 0.05)
-    with Gallery.open(tmp_path, FINGERPRINT, DIM, create=True) as gallery:
-        gallery.add([Item(key="a")], some_vectors(1))
-        with closing(sqlite3.connect(tmp_path / "gallery.sqlite", isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
-            for change in (
-                lambda: gallery.add([Item(key="b")], some_vectors(1)),
-                lambda: gallery.delete(["a"]),
-                lambda: gallery.prune(keep_newest=0),
-            ):
-                with refused("gallery_locked", InputError):
-                    change()
-            assert len(gallery.search(some_vectors(1), 9)[0]) == 1  # Reading goes on.
-        gallery.add([Item(key="b")], some_vectors(1))
-        assert gallery.count() == 2
+    put(gallery, ["a"])
+    with closing(sqlite3.connect(gallery.path / "gallery.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for change in (
+            lambda: put(gallery, ["b"]),
+            lambda: gallery.delete(["a"]),
+            lambda: gallery.prune(keep_newest=0),
+        ):
+            with refused("gallery_locked", InputError):
+                change()
+        assert len(gallery.search(some_vectors(1), 9)[0]) == 1  # Reading goes on.
+    put(gallery, ["b"])
+    assert gallery.count() == 2
 
 
 @pytest.fixture
@@ -290,8 +267,8 @@ def public_folder():
     """A gallery of 40 pictures that other users reach; pytest's own folders are private."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, "gallery")
-        with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
-            gallery.add([Item(key=f"k{i}") for i in range(40)], some_vectors(40, 99))
+        with open_new(folder) as gallery:
+            put(gallery, range(40), 99)
         for path in (Path(parent), folder):
             path.chmod(0o755)
         yield folder
@@ -299,7 +276,7 @@ def public_folder():
 
 
 UNPRIVILEGED = """
-with Gallery.open(folder, FINGERPRINT, DIM) as gallery:  # Imports everything: only root may.
+with open_new(folder, create=False) as gallery:  # Imports everything: only root may.
     gallery.search(some_vectors(1), 1)
     gallery.verify()
 if os.getuid() == 0:
@@ -308,14 +285,13 @@ if os.getuid() == 0:
 else:
     from upperson_rt.gallery.sqlite import database
     database._is_writable = lambda path: False
-gallery = Gallery.open(folder, FINGERPRINT, DIM)
+gallery = open_new(folder, create=False)
 assert gallery._database.read_only
 """
 CHANGES = """
 assert len(gallery.search(some_vectors(1), 99)[0]) == 40
 assert gallery.verify() == [], gallery.verify()
-new, vector = [Item(key="new")], some_vectors(1)
-for change in (lambda: gallery.add(new, vector), lambda: gallery.delete(["k1"])):
+for change in (lambda: put(gallery, ["new"]), lambda: gallery.delete(["k1"])):
     try:
         change()
     except InputError as error:
@@ -365,23 +341,23 @@ def test_a_reader_that_may_not_write_sees_every_commit(start, public_folder):
 
     assert ask(0).endswith("40 40")
     for number in range(1, 4):
-        with Gallery.open(public_folder, FINGERPRINT, DIM) as writer:
+        with open_new(public_folder) as writer:
             for part in range(2):
                 key = 10 * number + part
-                writer.add([Item(key=f"n{key}")], some_vectors(1, key))
+                put(writer, [f"n{key}"], key)
                 count = 40 + 2 * number - 1 + part
                 assert ask(key) == f"n{key} {count} {count}"
         assert ask(10 * number) == f"n{10 * number} {count} {count}"
     reader.communicate()
     assert reader.returncode == 0
     # A new one, since the former kept the log from being removed.
-    with Gallery.open(public_folder, FINGERPRINT, DIM) as writer:
-        writer.add([Item(key="last")], some_vectors(1))
+    with open_new(public_folder) as writer:
+        put(writer, ["last"])
     assert not (public_folder / "gallery.sqlite-wal").exists()
     reader = start(UNPRIVILEGED + UNPRIVILEGED_READER, public_folder)
     assert ask("begin") == "10"
-    with Gallery.open(public_folder, FINGERPRINT, DIM) as writer:
-        writer.add([Item(key=f"m{i}") for i in range(200)], some_vectors(200, 5))
+    with open_new(public_folder) as writer:
+        put(writer, [f"m{i}" for i in range(200)], 5)
     assert ask("end") == "37"  # Of the state in which it began.
     assert ask(0).endswith("247 99")
     reader.communicate()

@@ -9,14 +9,14 @@ from contextlib import closing
 
 import pytest
 
-from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
+from tests.helpers.gallery_places import open_new, put, save, some_vectors
 from tests.helpers.refused import refused
 from upperson_alerts.outbox import Message
 from upperson_log.chain import verify_log
 from upperson_maintenance.backup import back_up
 from upperson_maintenance.erase_proof import Selection, prove_erasure
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.gallery import Filter, Gallery
 from upperson_rt.gallery.clips import clip_name, clips_dir
 from upperson_rt.gallery.erasures import ERASURE_LOG
 from upperson_rt.gallery.snapshots import SNAPSHOTS, Snapshot, write_snapshot
@@ -28,18 +28,12 @@ EVERYTHING = Selection()
 @pytest.fixture
 def gallery(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "_SEAL_ROWS", 64)
-    with Gallery.open(tmp_path / "gallery", FINGERPRINT, DIM, create=True) as opened:
-        items = []
-        for number in range(100):
-            crop = f"gate/day/{number}.jpg"
-            items.append(Item(key=f"k{number}", camera="gate", time=float(number), crop=crop))
-            for file in (
-                opened.crops_dir / crop,
-                clips_dir(opened.crops_dir) / clip_name(crop, ".jpg", 1000.0 * number),
-            ):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(b"jpeg")
-        opened.add(items, some_vectors(100))
+    with open_new(tmp_path / "gallery") as opened:
+        crops = [f"gate/day/{number}.jpg" for number in range(100)]
+        save(opened.crops_dir, *crops)
+        frames = (clip_name(crop, ".jpg", 1000.0 * number) for number, crop in enumerate(crops))
+        save(clips_dir(opened.crops_dir), *frames)
+        put(opened, range(100), camera="gate", time=float, crop=crops.__getitem__)
         opened.search(some_vectors(1), 1)
         yield opened
 
@@ -54,9 +48,16 @@ def backup(gallery, tmp_path):
 
 
 def left(gallery, selection=EVERYTHING, *backups):
-    return {
-        place.name: place.left for place in prove_erasure(gallery, selection, backups) if place.left
-    }
+    places = prove_erasure(gallery, selection, backups)
+    return {place.name: place.left for place in places if place.left}
+
+
+def put_messages(gallery, pictures):
+    """Write messages of alerts on pictures, by key."""
+    with gallery.outbox(write=True) as outbox:
+        for key, picture in pictures.items():
+            data = {"picture": picture, "track": f"track of {key}"}
+            outbox.put(Message(key=key, topic="red", time=0.0, body={"data": data}))
 
 
 def last_line(gallery):
@@ -101,12 +102,9 @@ def test_each_place_is_looked_into(gallery):
     gallery.delete(["k7"])
     gallery._index.path.write_bytes(old_index)
     long_ago = time.time() - 7200
-    for file in (
-        gallery.crops_dir / "gate/day/7.jpg",
-        clips_dir(gallery.crops_dir) / clip_name("gate/day/707.jpg", ".jpg", 7.0),
-    ):
-        file.write_bytes(b"jpeg")
-        os.utime(file, (long_ago, long_ago))
+    for name in ("crops/gate/day/7.jpg", "clips/gate/day/707.7000.jpg"):
+        save(gallery.path, name)
+        os.utime(gallery.path / name, (long_ago, long_ago))
     (gallery.path / "scores.json").write_text('{"pictures": [[0.1, 0.2]]}')
     with closing(sqlite3.connect(gallery.path / "gallery.sqlite")) as other:
         other.execute("PRAGMA secure_delete = OFF")
@@ -129,20 +127,14 @@ def test_each_place_is_looked_into(gallery):
 
 def test_messages_of_deleted_pictures_are_found(gallery, backup):
     with Gallery.open(backup / "monday") as copy:
-        with copy.outbox(write=True) as outbox:
-            for number in (1, 999):
-                data = {"picture": number, "camera": "gate"}
-                outbox.put(Message(key=str(number), topic="red", time=0.0, body={"data": data}))
+        put_messages(copy, {"there": 1, "gone": 999})
         assert left(gallery, EVERYTHING, backup) == {"backup 1: alerts": 1}
         assert left(copy) == {}  # It finishes what is left.
     assert left(gallery, EVERYTHING, backup) == {}
 
 
 def test_a_backup_has_no_message_of_what_is_in_the_bin(gallery, tmp_path):
-    with gallery.outbox(write=True) as outbox:
-        for key, picture in gallery.ids(["k7", "k8"]).items():
-            data = {"picture": picture, "track": f"track of {key}"}
-            outbox.put(Message(key=key, topic="red", time=0.0, body={"data": data}))
+    put_messages(gallery, gallery.ids(["k7", "k8"]))
     gallery.bin.add(["k7"], "ada", "why")
     for is_increment in (False, True):
         assert back_up(gallery.path, tmp_path / "backup").is_increment == is_increment
@@ -154,8 +146,11 @@ def test_a_backup_has_no_message_of_what_is_in_the_bin(gallery, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["all", "keys", "filter"])
-def test_the_bin_is_looked_into(gallery, tmp_path, kind):
+def test_the_bin_is_looked_into(gallery, backup, tmp_path, kind):
     gallery.bin.add(["k7", "k8", "k60"], "ada", "why")
+    save(gallery.bin.crops_dir, "stray.jpg")
+    assert left(gallery, EVERYTHING, backup) == {}, "what waits there was not erased"
+    assert not (gallery.bin.crops_dir / "stray.jpg").exists()
     selection, copies = SELECTIONS[kind](gallery), tmp_path / "copies"
     # Two rows, each with a crop and a frame, and the frame k0, which was taken at their time.
     binned = {} if kind == "all" else {"bin": 7}
@@ -169,21 +164,13 @@ def test_the_bin_is_looked_into(gallery, tmp_path, kind):
     with Gallery.open(copies / "monday") as copy:
         copy.delete(["k7", "k8"])
     assert left(gallery, selection, copies) == {}
-    (copies / "monday/bin/crops/gate/day/707.jpg").write_bytes(b"jpeg")
-    (copies / "monday/bin/clips/gate/day/707.7000.jpg").write_bytes(b"jpeg")
+    save(copies / "monday/bin", "crops/gate/day/707.jpg", "clips/gate/day/707.7000.jpg")
     assert left(gallery, selection, copies) == {"backup 1: bin": 2}
-
-
-def test_what_waits_in_the_bin_was_not_erased(gallery, backup):
-    gallery.bin.add(["k7"], "ada", "why")
-    (gallery.bin.crops_dir / "stray.jpg").write_bytes(b"jpeg")
-    assert left(gallery, EVERYTHING, backup) == {}
-    assert not (gallery.bin.crops_dir / "stray.jpg").exists()
 
 
 def test_a_reader_keeps_the_log_and_a_file_that_stays_is_named(gallery, monkeypatch):
     with gallery.database.reading():
-        gallery.add([Item(key="new")], some_vectors(1))
+        put(gallery, ["new"])
         assert left(gallery)["SQLite's log"] > 0
     assert left(gallery) == {}
     with monkeypatch.context() as patched:
@@ -202,7 +189,7 @@ def test_what_cannot_be_proven_is_refused(gallery, backup, tmp_path):
     (tmp_path / "empty").mkdir()
     with refused("backup_not_found", InputError):
         prove_erasure(gallery, EVERYTHING, [tmp_path / "empty"])
-    Gallery.open(tmp_path / "other", FINGERPRINT, DIM, create=True).close()
+    open_new(tmp_path / "other").close()
     with refused("backup_of_another", InputError):
         prove_erasure(gallery, EVERYTHING, [tmp_path / "other"])
     with refused("selections_conflict", UsageError):

@@ -9,11 +9,11 @@ from contextlib import closing
 
 import pytest
 
-from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
+from tests.helpers.gallery_places import open_new, put
 from tests.helpers.refused import refused
 from upperson_rt.errors import IntegrityError
 from upperson_rt.files import bytes_on_disk
-from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.sqlite import deletion, free_pages
 from upperson_rt.gallery.sqlite.free_pages import FreePages
 from upperson_rt.gallery.sqlite.schema import DamageError
@@ -49,9 +49,15 @@ def way(request, monkeypatch):
     return request.param
 
 
-def test_free_pages_become_zeros_and_nothing_else_changes(file, way):
+@pytest.fixture
+def handle(file):
+    opened = os.open(file, os.O_RDWR)
+    yield opened
+    os.close(opened)
+
+
+def test_free_pages_become_zeros_and_nothing_else_changes(file, handle, way):
     before, taken = kept(file), bytes_on_disk(file.stat())
-    handle = os.open(file, os.O_RDWR)
     free = FreePages.read(handle)
     with closing(sqlite3.connect(file)) as connection:
         (count,) = connection.execute("PRAGMA freelist_count").fetchone()
@@ -62,45 +68,35 @@ def test_free_pages_become_zeros_and_nothing_else_changes(file, way):
         after, steps = free.overwrite(handle, after, 0.0), steps + 1
     assert steps > 2  # Time ended after each.
     assert free.count_used(handle) == 0
-    os.close(handle)
     assert kept(file) == before
     assert b"00001234" not in file.read_bytes()
     if way == "zeros":
         assert bytes_on_disk(file.stat()) == taken
 
 
-def test_what_is_zero_is_not_written_again(file, monkeypatch):
+def test_what_is_zero_is_not_written_again(handle, monkeypatch):
     monkeypatch.setattr(free_pages, "_punch", lambda *_: False)
-    handle, written = os.open(file, os.O_RDWR), []
     FreePages.read(handle).overwrite(handle, 0, 60.0)
-    monkeypatch.setattr(free_pages.os, "write", lambda *_: written.append(1))
+    monkeypatch.setattr(free_pages.os, "write", lambda *_: pytest.fail("written"))
     FreePages.read(handle).overwrite(handle, 0, 60.0)
-    os.close(handle)
-    assert written == []
 
 
-def test_an_altered_list_is_refused(file):
+def test_an_altered_list_is_refused(file, handle):
     sound = file.read_bytes()
     page_bytes, first = (int.from_bytes(sound[at : at + n], "big") for at, n in ((16, 2), (32, 4)))
     start = (first - 1) * page_bytes
     for place in (32, 36, start, start + 4, start + 8):  # First, number, next, count, leaf.
         for content in (b"\0\0\0\1", b"\xff\xff\xff\xff"):
             file.write_bytes(sound[:place] + content + sound[place + 4 :])
-            handle = os.open(file, os.O_RDWR)
             with refused("free_pages_altered", DamageError):
                 FreePages.read(handle)
-            os.close(handle)
 
 
 @pytest.fixture
 def gallery(tmp_path, monkeypatch):
     monkeypatch.setattr(deletion, "PAUSE_S", 0.0)
-    with Gallery.open(tmp_path / "gallery", FINGERPRINT, DIM, create=True) as opened:
-        items = [
-            Item(key=f"k{row}", source=f"source-{row:06d}-" + 300 * "x", time=row)
-            for row in range(ROWS)
-        ]
-        opened.add(items, some_vectors(ROWS))
+    with open_new(tmp_path / "gallery") as opened:
+        put(opened, range(ROWS), source=f"source-{{:06d}}-{300 * 'x'}".format, time=float)
         yield opened
 
 
@@ -146,7 +142,7 @@ def test_a_deletion_of_nothing_spares_the_first_change_no_check(gallery):
         file.write_bytes(content)
         for _ in range(2):
             with pytest.raises(IntegrityError):
-                again.add([Item(key="new")], some_vectors(1))
+                put(again, ["new"])
         assert file.read_bytes() == content
 
 

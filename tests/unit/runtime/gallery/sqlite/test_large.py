@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors, sql
+from tests.helpers.gallery_places import open_new, put, sql
 from tests.helpers.refused import refused
+from tests.unit.runtime.gallery.sqlite.conftest import put_of_cameras
 from upperson_rt.errors import IntegrityError
-from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.gallery import Filter, Gallery
 from upperson_rt.gallery.sqlite import database, schema
 from upperson_rt.gallery.sqlite.free_pages import FreePages
 
@@ -20,9 +21,8 @@ WHERE = Filter(camera="c1")
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(database, "LARGE_ROWS", 100)
-    with Gallery.open(tmp_path / "gallery", FINGERPRINT, DIM, create=True) as gallery:
-        items = [Item(key=f"k{i}", camera=f"c{i % 3}", time=float(i)) for i in range(200)]
-        gallery.add(items, some_vectors(200))
+    with open_new(tmp_path / "gallery") as gallery:
+        put_of_cameras(gallery, 200)
     return tmp_path / "gallery"
 
 
@@ -39,47 +39,43 @@ def read_through(monkeypatch):
     return calls
 
 
-def test_a_filter_does_not_wait_for_the_check_which_refuses_later(folder):
-    with Gallery.open(folder) as gallery:
-        assert gallery.count(WHERE) == 67
-        gallery._database._checker.join(30)
-        assert "table" in gallery._database._checked
-    sql(folder, "UPDATE items SET checksum = checksum + 1 WHERE id = 5")
-    with Gallery.open(folder) as gallery:
-        assert gallery.count(WHERE) == 67
-        gallery._database._checker.join(30)
-        with refused("rows_missing", IntegrityError):
-            gallery.count(WHERE)
+def test_a_filter_does_not_wait_for_the_check_but_a_deletion_does(folder):
+    def count_twice():
+        with Gallery.open(folder) as gallery:
+            assert gallery.count(WHERE) == 67
+            gallery._database._checker.join(30)
+            return gallery.count(WHERE)
 
-
-def test_a_deletion_waits_for_the_check(folder):
+    assert count_twice() == 67
     sql(folder, "UPDATE items SET checksum = checksum + 1 WHERE id = 5")
+    with refused("rows_missing", IntegrityError):
+        count_twice()
     with Gallery.open(folder) as gallery, refused("rows_missing", IntegrityError):
-        gallery.delete(["k7"])
+        gallery.delete(["k7"])  # This waits for it.
 
 
 def test_a_file_that_was_closed_in_order_is_not_read_through_again(folder, read_through):
     def add():
         with Gallery.open(folder) as gallery:
-            gallery.add([Item(key=f"new{time.monotonic_ns()}")], some_vectors(1))
+            put(gallery, [f"new{time.monotonic_ns()}"])
             if gallery._database._checker is not None:
                 gallery._database._checker.join(30)
         found = [*read_through]
         read_through.clear()
         return found
 
+    note = folder / "gallery.sqlite-checked"
     assert add() == []  # The process that made it has read through it.
     assert add() == []
-    note = folder / "gallery.sqlite-checked"
-    old = json.loads(note.read_bytes())
-    note.write_text(json.dumps({**old, "time": old["time"] - 8 * 86_400}))
-    assert add() == [True]
-    os.utime(folder / "gallery.sqlite")
-    assert add() == [True]
-    note.write_text("{")
-    assert add() == [True]
-    note.unlink()
-    assert add() == [True]
+    made = json.loads(note.read_bytes())
+    for change in (
+        lambda: note.write_text(json.dumps({**made, "time": made["time"] - 8 * 86_400})),
+        lambda: os.utime(folder / "gallery.sqlite"),
+        lambda: note.write_text("{"),
+        note.unlink,
+    ):
+        change()
+        assert add() == [True]
     assert add() == []
 
 
@@ -90,7 +86,7 @@ def killed(folder, tmp_path):
     def make(in_log):
         copy = tmp_path / f"killed-{in_log}"
         with Gallery.open(folder) as gallery:
-            gallery.add([Item(key="large", source="x" * 90_000)], some_vectors(1))
+            put(gallery, ["large"], source="x" * 90_000)
             if in_log:
                 with gallery.database.writing() as transaction:
                     where = "FROM items WHERE key = 'large'"
@@ -113,7 +109,7 @@ def test_a_change_does_not_wait_where_free_pages_are_empty(killed, read_through,
     assert ((folder / "gallery.sqlite-wal").stat().st_size > 0) == in_log
     read_through.clear()
     with Gallery.open(folder) as gallery:
-        gallery.add([Item(key="new")], some_vectors(1))
+        put(gallery, ["new"])
         gallery.database._checker.join(30)
         assert gallery.count() == 201
     assert read_through == [True]  # Beside it.
@@ -128,7 +124,7 @@ def test_a_change_waits_where_a_free_page_has_content(killed, read_through):
         file.write(b"row")
     read_through.clear()
     with Gallery.open(folder) as gallery:
-        gallery.add([Item(key="new")], some_vectors(1))
+        put(gallery, ["new"])
     assert read_through[0] is False
 
 
@@ -140,7 +136,7 @@ def test_a_list_of_free_pages_that_names_a_row_is_refused(killed):
         file.write((5).to_bytes(4, "big"))
     before = (folder / "gallery.sqlite").read_bytes()
     with Gallery.open(folder) as gallery, refused("gallery_damaged", IntegrityError):
-        gallery.add([Item(key="new")], some_vectors(1))
+        put(gallery, ["new"])
     assert (folder / "gallery.sqlite").read_bytes() == before
 
 

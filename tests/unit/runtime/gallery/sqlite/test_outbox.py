@@ -69,9 +69,8 @@ def settle(gallery, **outcomes):
 
 def test_a_destination_gets_each_message_until_it_accepts(gallery):
     with gallery.outbox(write=True) as outbox:
-        for number in range(4):
-            outbox.put(message(number))
-        outbox.put(message(9, state="review"))
+        for number, state in enumerate(("ready", "ready", "ready", "ready", "review")):
+            outbox.put(message(number, state=state))
         outbox.begin("a")
         outbox.begin("later")
     assert due(gallery) == [(1, 0), (2, 0), (3, 0), (4, 0)]
@@ -117,13 +116,15 @@ def test_messages_are_filtered(gallery):
 
 def test_other_stores_refuse(gallery):
     class Other(AnyGallery):
+        location, embed_dim = "other://", DIM
+
         def __init__(self):
-            self.location, self.embed_dim = "other://", DIM
+            pass
 
     Other.__abstractmethods__ = frozenset()
     for call in (
-        lambda: Other().outbox(),
-        lambda: Other().add([Item(key="a")], some_vectors(1), within=print),
+        Other().outbox,
+        lambda: Other().add([Item(key="a")], some_vectors(1), None, print),
     ):
         with refused("outbox_unsupported", InputError):
             call()

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from tests.helpers.command_line import environment
-from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors, sql
+from tests.helpers.gallery_places import open_new, put, some_vectors, sql
 from tests.helpers.gallery_untouched import look_of
 from tests.helpers.refused import refused
-from tests.unit.runtime.gallery.sqlite.conftest import items
+from tests.unit.runtime.gallery.sqlite.conftest import put_of_cameras
 from tests.unit.runtime.gallery.sqlite.test_damage import pages
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Gallery
@@ -32,12 +32,13 @@ from upperson_rt.gallery.sqlite.schema import PAGE_BYTES
 
 
 @pytest.mark.timeout(180)
-def test_no_refusal_changes_a_file():
+def test_no_refusal_changes_a_file(in_memory):
     """Logs of others, older and newer ones, damage of each kind; reading, and what would write."""
     command = [sys.executable, "-m", "tests.helpers.gallery_untouched", "--trials=13"]
     done = subprocess.run(
         [*command, "--uses=2", "--rows=250"],
-        env=environment(), capture_output=True, text=True, check=False,
+        env={**environment(), "TMPDIR": str(in_memory)},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
 
@@ -46,7 +47,7 @@ def test_no_refusal_changes_a_file():
 def test_reading_changes_no_file(place, request):
     folder = request.getfixturevalue(place)
     before = look_of(folder)
-    with Gallery.open(folder, FINGERPRINT, DIM) as gallery:
+    with open_new(folder, create=False) as gallery:
         count = gallery.count()
         assert len(gallery.search(some_vectors(1), 10**6)[0]) == count
         assert gallery.verify() == []
@@ -57,7 +58,7 @@ def test_reading_changes_no_file(place, request):
 def test_damage_that_a_later_change_meets_keeps_the_log(closed):
     sql(closed, "UPDATE items SET source = 'other' WHERE key = 'k1'")
     with Gallery.open(closed) as gallery:
-        gallery.add(items(1, 1000), some_vectors(1))
+        put(gallery, [1000])
         with pytest.raises(IntegrityError):
             gallery.delete(["k1"])
         assert gallery.count() == 301
@@ -67,13 +68,12 @@ def test_damage_that_a_later_change_meets_keeps_the_log(closed):
 
 
 def test_free_pages_of_another_program_are_no_damage(closed):
-    """Only galleries overwrite what they delete."""
     with closing(sqlite3.connect(closed / "gallery.sqlite")) as other:
         other.execute("CREATE TABLE large AS SELECT hex(zeroblob(90000)) AS x")
         other.execute("DROP TABLE large")
         other.commit()
     with Gallery.open(closed) as gallery:
-        gallery.add(items(100, 1000), some_vectors(100))
+        put(gallery, range(1000, 1100))
         assert gallery.verify() == []
 
 
@@ -105,27 +105,27 @@ def test_pages_in_each_others_place_give_no_sample(closed):
 def test_a_long_reading_sees_one_state_while_others_write_and_close(closed, monkeypatch):
     monkeypatch.setattr(database, "_CHECKPOINT_BYTES", PAGE_BYTES)
     with Gallery.open(closed) as reader:
-        batches = reader.vectors(batch_size=10)
-        next(batches)
+        batches, walk = reader.vectors(batch_size=10), reader.items()
+        _, stored = next(batches)
+        assert np.array_equal(stored, some_vectors(300)[:10].astype(np.float16))
+        assert next(walk).key == "k0"
         for number in range(3):
             with Gallery.open(closed) as writer:
-                writer.add(items(50, 1000 * (number + 1)), some_vectors(50, number))
+                put_of_cameras(writer, 50, 1000 * (number + 1), number)
                 writer.delete([f"k{number}", f"k{200 + number}"])
-        assert sum(len(found) for found, _ in batches) == 290
+        rest = [item.key for found, _ in batches for item in found]
+        assert rest == [f"k{n}" for n in range(10, 300)]
+        assert [item.key for item in walk] == [f"k{n}" for n in range(1, 300)]
         assert reader.count() == 300 + 150 - 6
     with Gallery.open(closed) as gallery:
-        gallery.add(items(1, 9000), some_vectors(1))
+        put(gallery, [9000])
     assert sorted(path.name for path in closed.glob("gallery*")) == ["gallery.sqlite"]
     with Gallery.open(closed) as gallery:
         assert gallery.count() == 445
         assert gallery.verify() == []
-
-
-def test_a_program_that_writes_without_locks_is_noticed(closed):
-    with Gallery.open(closed) as gallery:
         batches = gallery.vectors(batch_size=10)
         next(batches)
-        with open(closed / "gallery.sqlite", "ab") as file:
+        with open(closed / "gallery.sqlite", "ab") as file:  # A program that knows no locks.
             file.write(b"x")
         with pytest.raises(InputError):
             list(batches)
@@ -133,13 +133,18 @@ def test_a_program_that_writes_without_locks_is_noticed(closed):
 
 def test_a_log_is_read_as_sqlite_reads_it(killed, tmp_path):
     content = (killed / "gallery.sqlite-wal").read_bytes()
-    rng = np.random.default_rng(5)
-    damaged = [content, b"", content[:31], content[:32], content + bytes(5000)]
-    for at in rng.integers(0, len(content), 12).tolist():
-        damaged += [content[:at], content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]]
-    for at in (0, 3, 8, 17, 27, 40, 47):
-        damaged.append(content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :])
-    for number, log in enumerate(damaged):
+
+    def flipped(at, bits):
+        return content[:at] + bytes([content[at] ^ bits]) + content[at + 1 :]
+
+    some = np.random.default_rng(5).integers(0, len(content), 12).tolist()
+    for number, log in enumerate(
+        [
+            content, b"", content[:31], content[:32], content + bytes(5000),
+            *(content[:at] for at in some), *(flipped(at, 1) for at in some),
+            *(flipped(at, 255) for at in (0, 3, 8, 17, 27, 40, 47)),
+        ]
+    ):  # fmt: skip
         folder = tmp_path / f"copy{number}"
         folder.mkdir()
         shutil.copy(killed / "gallery.sqlite", folder)
@@ -157,11 +162,11 @@ def test_a_process_that_began_on_the_log_of_a_killed_one_keeps_its_locks(killed,
     time.sleep(0.15)  # A reading without locks is used again once its files have settled.
     with Gallery.open(killed) as gallery:
         gallery.count()
-        gallery.add(items(1, 1000), some_vectors(1))
+        put(gallery, [1000])
         gallery.count()
         code = "with Gallery.open(folder) as gallery: gallery.delete(['1-1'])"
         assert start(code, killed).wait() == 0
-        gallery.add(items(1, 2000), some_vectors(1))
+        put(gallery, [2000])
         child = os.fork()
         if not child:
             os._exit(0)
@@ -180,7 +185,7 @@ def test_a_checkpoint_that_was_cut_short_is_read_on(killed):
             file.write(log.page(place))
     with Gallery.open(killed) as gallery:
         assert gallery.verify() == []
-        gallery.add(items(1, 1000), some_vectors(1))
+        put(gallery, [1000])
         assert gallery.count() == 121
 
 
@@ -191,22 +196,22 @@ def test_a_link_to_the_file_is_that_file(killed, tmp_path):
     with Gallery.open(folder) as linked:
         assert linked.count() == 120  # The log lies beside the file.
     with Gallery.open(killed) as gallery, Gallery.open(folder) as linked:
-        gallery.add(items(1, 1000), some_vectors(1))
+        put(gallery, [1000])
         assert linked.count() == gallery.count() == 121
-        linked.add(items(1, 2000), some_vectors(1))
+        put(linked, [2000])
         assert gallery.count() == 122
     assert [one.name for one in folder.iterdir()] == ["gallery.sqlite"]
 
 
-@pytest.mark.parametrize("size", [0, 1, 511])
-def test_a_file_without_a_page_keeps_its_log(killed, size):
+def test_a_file_without_a_page_keeps_its_log(killed):
     """SQLite would remove it."""
-    os.truncate(killed / "gallery.sqlite", size)
-    before = look_of(killed)
-    for create in (False, True):
-        with refused("gallery_file_empty", IntegrityError):
-            Gallery.open(killed, FINGERPRINT, DIM, create=create)
-    assert look_of(killed) == before
+    for size in (511, 1, 0):
+        os.truncate(killed / "gallery.sqlite", size)
+        before = look_of(killed)
+        for create in (False, True):
+            with refused("gallery_file_empty", IntegrityError):
+                open_new(killed, create=create)
+        assert look_of(killed) == before
 
 
 def test_what_is_no_file_beside_it_is_refused(closed):
