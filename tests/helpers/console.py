@@ -7,6 +7,7 @@ import zipfile
 from contextlib import closing
 
 import httpx
+from PIL import Image
 
 from upperson_console.user_state import UserState
 
@@ -62,6 +63,17 @@ def id_of(console, key):
     return console.service.gallery.ids([key])[key]
 
 
+def add_items(console, *items, text="red"):
+    """Add items with the embedding of a sentence; return their ids."""
+    console.service.gallery.add(items, console.service.encoder.encode_texts([text] * len(items)))
+    return [id_of(console, item.key) for item in items]
+
+
+def picture_in(content):
+    """Decode the bytes of a picture."""
+    return Image.open(io.BytesIO(content)).convert("RGB")
+
+
 def shown_id(gallery, state, key):
     """Return the id that a server with a state folder shows for a key of a `Gallery`."""
     with closing(UserState(state / "console.sqlite")) as store:
@@ -70,6 +82,17 @@ def shown_id(gallery, state, key):
 
 def log_lines(console):
     return [json.loads(line) for line in console.log.read_text().splitlines()]
+
+
+def last_line(console):
+    return log_lines(console)[-1]
+
+
+def logged(console, **fields):
+    """Expect fields of the last line of the query log, which is returned."""
+    line = last_line(console)
+    assert {name: line.get(name) for name in fields} == fields
+    return line
 
 
 def exported(answer):

@@ -2,7 +2,7 @@
 
 import shutil
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ from upperson_console import guard
 from upperson_console.accounts import Access, Account, Accounts, add_token
 from upperson_console.app import make_app
 from upperson_console.service import ConsoleService
+from upperson_console.translation import LOCALE, Locale
 from upperson_console.user_state import UserState
 from upperson_log.query_log import QueryLog
 from upperson_rt.bundle import open_encoder
@@ -153,28 +154,31 @@ def calibrated(make_console, calibrated_encoder):
 
 
 @pytest.fixture
+def make_guarded(make_console, tmp_path):
+    """Makes a console with a login, and a client for each role; arguments as for `made`."""
+
+    def make(**more):
+        file = tmp_path / "tokens.json"
+        roles = {"admin": ("ada", None), "operator": ("olga", None), "viewer": ("vera", ("gate",))}
+        tokens = {role: add_token(file, n, role, cameras) for role, (n, cameras) in roles.items()}
+        made = make_console(accounts=Accounts(file), **more)
+        clients = {role: client_of(made, token) for role, token in tokens.items()}
+        return SimpleNamespace(**vars(made), tokens=tokens, token_file=file, **clients)
+
+    return make
+
+
+@pytest.fixture
 def guarded(make_guarded):
-    """A console with a login, and a client for each role."""
     return make_guarded()
 
 
 @pytest.fixture
-def make_guarded(make_console, tmp_path):
-    """Makes such a console; arguments as for `made`."""
-    return partial(_guarded, make_console, tmp_path / "tokens.json")
-
-
-def _guarded(make_console, file, **more):
-    tokens = {
-        "admin": add_token(file, "ada", "admin", None),
-        "operator": add_token(file, "olga", "operator", None),
-        "viewer": add_token(file, "vera", "viewer", ("gate",)),
-    }
-    made = make_console(accounts=Accounts(file), **more)
-    made.tokens, made.token_file = tokens, file
-    for role, token in tokens.items():
-        setattr(made, role, client_of(made, token))
-    return made
+def in_locale():
+    """Sets language and zone of the reader."""
+    before = LOCALE.get()
+    yield lambda **more: LOCALE.set(lambda: Locale(**more))
+    LOCALE.set(before)
 
 
 @pytest.fixture

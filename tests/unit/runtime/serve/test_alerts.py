@@ -17,7 +17,7 @@ from upperson_console.app import make_app
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.ingest.service import Crop, Ingest
 
-API = "/api/v1/alerts"
+API, MESSAGES = "/api/v1/alerts", "/api/v1/alerts/messages"
 VISITS = 400
 """Of yesterday, at each of two cameras."""
 
@@ -48,7 +48,7 @@ def folder(served_encoder, tmp_path):
 
 @pytest.fixture
 def alerted(make_console, folder):
-    """A console over that gallery, and a function that commits new people who match."""
+    """A console over that gallery, and functions that commit new people who match, and so on."""
     console = make_console(folder)
 
     def appear(*names, camera="gate"):
@@ -56,17 +56,18 @@ def alerted(make_console, folder):
         about = {"camera": camera, "time": time.time(), "crop": "new.png"}
         items = [Item(key=name, track=name, **about) for name in names]
         crops = [Crop(item=item, pixels=np.zeros((24, 8, 3), np.uint8)) for item in items]
-        scores = np.linspace(0.8, 0.9, len(names))
-        Ingest(encoder, gallery).commit(
-            crops, vectors_of(encoder, scores, np.random.default_rng(1))
-        )
+        vectors = vectors_of(encoder, np.linspace(0.8, 0.9, len(names)), np.random.default_rng(1))
+        Ingest(encoder, gallery).commit(crops, vectors)
 
     def add(**more):
         answer = console.client.post(API, json={"sentence": SENTENCE, "rate": "4/day", **more})
         assert answer.status_code == 201, answer.text
         return answer.json()
 
-    return SimpleNamespace(**vars(console), appear=appear, add=add)
+    def messages(query=""):
+        return console.client.get(MESSAGES + query).json()
+
+    return SimpleNamespace(**vars(console), appear=appear, add=add, messages=messages)
 
 
 def test_an_alert_is_added_judged_paused_and_removed(alerted):
@@ -80,27 +81,26 @@ def test_an_alert_is_added_judged_paused_and_removed(alerted):
     test = client.get(f"{one}/test").json()
     assert (test["visits"], test["count"], len(test["best"])) == (VISITS + 3, 4, 5)
     assert {visit["track"] for visit in test["raised"]} > {"a", "b", "c"}
-    found = client.get(f"{API}/messages").json()
+    found = alerted.messages()
     assert {message["track"] for message in found} == {"a", "b", "c"}
     assert {message["alert"] for message in found} == {added["id"]}
-    assert found == client.get(f"{API}/messages?state=ready&alert={added['id']}").json()
-    newest = client.get(f"{API}/messages?limit=1").json()
-    assert newest == found[:1]
-    (newest,) = newest
+    assert found == alerted.messages(f"?state=ready&alert={added['id']}")
+    (newest,) = alerted.messages("?limit=1")
+    assert newest == found[0]
     assert (newest["camera"], newest["state"], newest["verdict"]) == ("gate", "ready", None)
     assert newest["score"] == pytest.approx(0.85, abs=0.06)
     assert client.get(newest["item"]["picture"]).headers["content-type"] == "image/jpeg"
-    right, wrong, _ = (f"{API}/messages/{message['id']}" for message in found)
-    assert client.post(f"{right}/confirm").json()["confirmed"] == 1
-    assert client.post(f"{wrong}/dismiss").json()["dismissed"] == 1
-    verdicts = [message["verdict"] for message in client.get(f"{API}/messages").json()]
+    for message, verdict in zip(found, ("confirm", "dismiss"), strict=False):
+        judged = client.post(f"{MESSAGES}/{message['id']}/{verdict}").json()
+        assert judged[f"{verdict}ed"] == 1
+    verdicts = [message["verdict"] for message in alerted.messages()]
     assert verdicts == ["confirmed", "dismissed", None]
     assert client.post(f"{one}/pause").json()["state"] == "paused"
     alerted.appear("d")
-    assert len(client.get(f"{API}/messages").json()) == 3
+    assert len(alerted.messages()) == 3
     assert client.post(f"{one}/resume").json()["state"] == "active"
     assert client("DELETE", one).status_code == 204
-    assert client.get(API).json() == client.get(f"{API}/messages").json() == []
+    assert client.get(API).json() == alerted.messages() == []
     lines = log_lines(alerted)
     assert {line["user"] for line in lines} == {"local"}
     actions = [line["action"] for line in lines if line["action"] != "view"]
@@ -108,7 +108,7 @@ def test_an_alert_is_added_judged_paused_and_removed(alerted):
     assert actions == [f"alert-{change}" for change in changes]
     assert (lines[0]["sentence"], lines[0]["filter"]) == (SENTENCE, {"camera": ["gate"]})
     shown = next(line for line in lines if line["action"] == "view")
-    assert sorted(map(str, shown["ids"])) == sorted(message["item"]["id"] for message in found)
+    assert {*map(str, shown["ids"])} == {message["item"]["id"] for message in found}
 
 
 def test_what_an_alert_still_needs_and_that_it_is_uncalibrated(alerted):
@@ -121,107 +121,95 @@ def test_what_an_alert_still_needs_and_that_it_is_uncalibrated(alerted):
     assert found["state"] == "uncalibrated"
 
 
-def test_the_page_shows_that_a_cap_is_reached(alerted):
+def test_a_cap_is_shown_and_a_message_stays_as_long_as_its_picture(alerted):
     alerted.add(cap=1)
-    alerted.appear("a", "b", "c")
-    kinds = [message["type"] for message in alerted.client.get(f"{API}/messages").json()]
-    assert kinds.count("alert.capped") == 1
-    page = alerted.client.get("/alerts")
-    assert page.status_code == 200
-    assert "The cap of this hour is reached" in page.text
-
-
-def test_a_message_stays_as_long_as_its_picture(alerted):
-    alerted.add()
     alerted.appear("a")
     alerted.service.gallery.bin.add(["a"], "olga", "blurred")
-    (message,) = alerted.client.get(f"{API}/messages").json()
+    (message,) = alerted.messages()
     assert (message["track"], message["item"]) == ("a", None)
     assert message["id"] in alerted.client.get("/alerts").text
     alerted.service.gallery.bin.delete()
-    assert alerted.client.get(f"{API}/messages").json() == []
+    assert alerted.messages() == []
     assert message["id"] not in alerted.client.get("/alerts").text
+    alerted.appear("b", "c")
+    assert [one["type"] for one in alerted.messages()].count("alert.capped") == 1
+    assert "The cap of this hour is reached" in alerted.client.get("/alerts").text
 
 
 def test_viewers_change_nothing_and_see_no_other_cameras(alerted):
-    everywhere, there = alerted.add(), alerted.add(cameras=[ODD])
-    here = alerted.add(cameras=["gate"])
+    everywhere, there, here = (
+        alerted.add(**more)["id"] for more in ({}, {"cameras": [ODD]}, {"cameras": ["gate"]})
+    )
     alerted.appear("a")
     alerted.appear("secret", camera=ODD)
-    assert len(alerted.client.get(f"{API}/messages").json()) == 4
+    assert len(alerted.messages()) == 4
     for client in (limited(alerted, "viewer", "gate"), limited(alerted, "operator", "gate")):
-        assert [one["id"] for one in client.get(API).json()] == [here["id"]]
-        (message,) = client.get(f"{API}/messages").json()
-        assert (message["alert"], message["camera"]) == (here["id"], "gate")
+        assert [one["id"] for one in client.get(API).json()] == [here]
+        (message,) = client.get(MESSAGES).json()
+        assert (message["alert"], message["camera"]) == (here, "gate")
         page = client.get("/alerts").text
-        assert message["id"] in page
-        assert "hall" not in page
-        assert client.get(f"{API}/{here['id']}/test").status_code == 200
-        for hidden in (everywhere["id"], there["id"]):
+        assert (message["id"] in page, "hall" in page) == (True, False)
+        assert client.get(f"{API}/{here}/test").status_code == 200
+        for hidden in (everywhere, there):
             problem(client.get(f"{API}/{hidden}/test"), 404, "alert_not_found")
-            problem(client.get(f"{API}/messages?alert={hidden}"), 404, "alert_not_found")
+            problem(client.get(f"{MESSAGES}?alert={hidden}"), 404, "alert_not_found")
             assert client.get(f"/alerts?of={hidden}").status_code == 404
     viewer, operator = limited(alerted, "viewer"), limited(alerted, "operator", "gate")
-    message = f"{API}/messages/{message['id']}"
     for method, path in (
         ("POST", API),
-        ("POST", f"{API}/{here['id']}/pause"),
-        ("POST", f"{API}/{here['id']}/resume"),
-        ("DELETE", f"{API}/{here['id']}"),
-        ("POST", f"{message}/confirm"),
-        ("POST", f"{message}/dismiss"),
+        ("POST", f"{API}/{here}/pause"),
+        ("DELETE", f"{API}/{here}"),
+        ("POST", f"{MESSAGES}/{message['id']}/confirm"),
     ):
         problem(viewer(method, path, json={"sentence": SENTENCE}), 403, "role_missing")
-    for path in ("", f"/{here['id']}/remove", f"/messages/{'0' * 16}/confirm"):
+    for path in ("", f"/{here}/remove", f"/messages/{'0' * 16}/confirm"):
         assert viewer.post(f"/alerts{path}").status_code == 403
     # An operator of one camera: for it alone, and what is hidden looks as if it were not there.
-    other = alerted.client.get(f"{API}/messages?alert={everywhere['id']}").json()[0]["id"]
-    problem(operator.post(f"{API}/messages/{other}/dismiss"), 404, "message_not_found")
-    problem(operator("DELETE", f"{API}/{there['id']}"), 404, "alert_not_found")
+    other = alerted.messages(f"?alert={everywhere}")[0]["id"]
+    problem(operator.post(f"{MESSAGES}/{other}/dismiss"), 404, "message_not_found")
+    problem(operator("DELETE", f"{API}/{there}"), 404, "alert_not_found")
     body = {"sentence": SENTENCE, "cameras": [ODD]}
     assert "gate" not in problem(operator.post(API, json=body), 422, "camera_unknown")
     assert operator.post(API, json={"sentence": SENTENCE}).json()["cameras"] == ["gate"]
 
 
-def test_each_wrong_request_has_its_code(alerted):
+def test_what_is_wrong_or_cannot_be_logged_changes_nothing(alerted, full_disk):
+    client = alerted.client
+
     def add(**more):
-        return alerted.client.post(API, json={"sentence": SENTENCE, **more})
+        return client.post(API, json={"sentence": SENTENCE, **more})
 
     problem(add(rate="often"), 422, "rate_malformed")
     problem(add(rate="0/day"), 422, "rate_zero")
     problem(add(sentence="the"), 422, "sentence_not_understood")
     problem(add(cap=0), 422, "request_invalid")
     assert "gate" not in problem(add(cameras=["nowhere"]), 422, "camera_unknown")
-    assert alerted.client.get(API).json() == []
-    id_, message = "0" * 8, "0" * 16
-    problem(alerted.client.post(f"{API}/{id_}/resume"), 404, "alert_not_found")
-    problem(alerted.client.post(f"{API}/messages/{message}/confirm"), 404, "message_not_found")
-    problem(alerted.client("DELETE", f"{API}/red"), 422, "request_invalid")
-    problem(alerted.client.get(f"{API}/{id_}/test?days=0"), 422, "request_invalid")
-
-
-def test_nothing_is_changed_that_cannot_be_logged(alerted, full_disk):
+    assert client.get(API).json() == []
+    id_ = "0" * 8
+    problem(client.post(f"{API}/{id_}/resume"), 404, "alert_not_found")
+    problem(client.post(f"{MESSAGES}/{id_ * 2}/confirm"), 404, "message_not_found")
+    problem(client("DELETE", f"{API}/red"), 422, "request_invalid")
+    problem(client.get(f"{API}/{id_}/test?days=0"), 422, "request_invalid")
     kept = alerted.add()
     alerted.appear("a")
     with full_disk():
-        problem(alerted.client.post(API, json={"sentence": SENTENCE}), 507, "log_not_writable")
-        problem(alerted.client("DELETE", f"{API}/{kept['id']}"), 507, "log_not_writable")
-        problem(alerted.client.get(f"{API}/messages"), 507, "log_not_writable")
-    assert [one["id"] for one in alerted.client.get(API).json()] == [kept["id"]]
+        for answer in (add(), client("DELETE", f"{API}/{kept['id']}"), client.get(MESSAGES)):
+            problem(answer, 507, "log_not_writable")
+    assert [one["id"] for one in client.get(API).json()] == [kept["id"]]
 
 
 def test_a_gallery_without_an_outbox_says_so(alerted, monkeypatch):
-    store = type(alerted.service.current.last.rows)
+    store, client = type(alerted.service.current.last.rows), alerted.client
     monkeypatch.setattr(store, "has_outbox", False)  # As those on Milvus.
     monkeypatch.setattr(store, "outbox", Gallery.outbox)
-    assert 'action="/alerts"' not in alerted.client.get("/alerts").text
-    for answer in (
-        alerted.client.get(API),
-        alerted.client.get(f"{API}/messages"),
-        alerted.client.post(API, json={"sentence": SENTENCE}),
-        alerted.client("DELETE", f"{API}/{'0' * 8}"),
+    assert 'action="/alerts"' not in client.get("/alerts").text
+    for method, path in (
+        ("GET", API),
+        ("GET", MESSAGES),
+        ("POST", API),
+        ("DELETE", f"{API}/{0:08}"),
     ):
-        problem(answer, 422, "outbox_unsupported")
+        problem(client(method, path, json={"sentence": SENTENCE}), 422, "outbox_unsupported")
 
 
 def test_alerts_of_a_read_only_gallery_are_shown_only(served_encoder, folder, make_console):
@@ -242,9 +230,7 @@ def test_the_page_adds_and_judges_without_scripts(alerted):
     link = re.search(r'href="(/alerts\?q=[^"]+)">Alert me', results)[1].replace("&amp;", "&")
     assert "Alert me" not in limited(alerted, "viewer").get("/", params={"q": SENTENCE}).text
     page = client.get(link).text
-    assert f'value="{SENTENCE}"' in page
-    assert page.count(" checked") == 1
-    assert ODD not in page
+    assert (f'value="{SENTENCE}"' in page, page.count(" checked"), ODD in page) == (True, 1, False)
     form = {"sentence": SENTENCE, "camera": ["gate"], "count": "4", "period": "day"}
     wrong = client.post("/alerts", data={**form, "sentence": "the"})
     assert (wrong.status_code, 'value="the"' in wrong.text) == (422, True)
@@ -253,20 +239,18 @@ def test_the_page_adds_and_judges_without_scripts(alerted):
     (alert,) = client.get(API).json()
     assert (alert["cameras"], alert["rate"]) == (["gate"], "4/day")
     alerted.appear("a")
-    (message,) = client.get(f"{API}/messages").json()
+    (message,) = alerted.messages()
     page = client.get("/alerts").text
     assert f"/people/{message['item']['id']}/picture?size=thumb" in page
-    judged = client.post(f"/alerts/messages/{message['id']}/dismiss", data={"of": alert["id"]})
+    judge = f"/alerts/messages/{message['id']}"
+    judged = client.post(f"{judge}/dismiss", data={"of": alert["id"]})
     assert judged.status_code == 303
     assert judged.headers["location"] == f"/alerts?of={alert['id']}#m{message['id']}"
     assert "is-no" in client.get(judged.headers["location"]).text
-    elsewhere = client.post(
-        f"/alerts/messages/{message['id']}/confirm", data={"of": "//elsewhere.example"}
-    )
+    elsewhere = client.post(f"{judge}/confirm", data={"of": "//elsewhere.example"})
     assert elsewhere.status_code == 422
     assert client.get(f"/alerts/{alert['id']}/test").text.count('class="card"') >= 1
-    for change, state in (("pause", "paused"), ("resume", "active")):
-        assert client.post(f"/alerts/{alert['id']}/{change}").headers["location"] == "/alerts"
-        assert client.get(API).json()[0]["state"] == state
-    assert client.post(f"/alerts/{alert['id']}/remove").status_code == 303
-    assert client.get(API).json() == []
+    for change, states in (("pause", ["paused"]), ("resume", ["active"]), ("remove", [])):
+        changed = client.post(f"/alerts/{alert['id']}/{change}")
+        assert (changed.status_code, changed.headers["location"]) == (303, "/alerts")
+        assert [one["state"] for one in client.get(API).json()] == states

@@ -1,15 +1,15 @@
 """The bin of the console: delete, undo, restore, delete permanently, retention."""
 
-import json
 import threading
 import time
 
 import pytest
 
-from tests.helpers.console import client_of, id_of, log_lines, problem
+from tests.helpers.console import add_items, client_of, id_of, last_line, log_lines, logged, problem
+from tests.helpers.refused import refused
 from upperson_console import bin as console_bin
 from upperson_console.accounts import BIN_USER, Account, add_token
-from upperson_console.bin import emptying
+from upperson_console.bin import emptying, require_no_loss
 from upperson_console.oversight import Oversight
 from upperson_console.search import Search
 from upperson_rt.gallery import Item
@@ -52,9 +52,7 @@ def actions(console):
 
 def test_a_deleted_picture_is_in_the_bin_alone(console):
     service, client = console.service, console.client
-    id_ = id_of(console, "red-0")
-    count = service.gallery.count()
-    sentence = Search(sentence="red")
+    id_, sentence = id_of(console, "red-0"), Search(sentence="red")
     service.mark(ADA, sentence, {id_: True})
     assert 'action="/bin/restore"' in delete(client, id_)
     for path in ("", "/picture", "/alike?min_score=-1"):
@@ -62,19 +60,17 @@ def test_a_deleted_picture_is_in_the_bin_alone(console):
         problem(client(method, f"/api/v1/items/{id_}{path}"), 404, "picture_not_found")
     hits = client.search(sentence="red", by_track=False, limit=100).json()["hits"]
     assert str(id_) not in [hit["id"] for hit in hits]
-    answer = client.post("/api/v1/export", json={"ids": [str(id_)]})
-    assert answer.status_code == 404
-    assert client.get("/api/v1/info").json()["pictures"] == count - 1
+    assert client.post("/api/v1/export", json={"ids": [str(id_)]}).status_code == 404
+    assert client.get("/api/v1/info").json()["pictures"] == 17
     (entry,) = binned(client)
-    assert (entry["id"], entry["key"]) == (str(id_), "red-0")
-    assert (entry["user"], entry["reason"]) == ("local", "a test")
+    about = {"id": str(id_), "key": "red-0", "user": "local", "reason": "a test"}
+    assert entry.items() >= about.items()
     assert client.get(entry["picture"]).headers["content-type"] == "image/jpeg"
     assert f"/api/v1/bin/{id_}/picture" in client.get("/bin").text
     ((_, kept),) = service.binned()
     # Undone, it is there with its id and its mark.
     assert client.post("/bin/restore", data={"ids": str(id_)}).status_code == 200
-    assert service.gallery.count() == count
-    assert id_of(console, "red-0") == id_
+    assert (service.gallery.count(), id_of(console, "red-0")) == (18, id_)
     assert service.marks(ADA, sentence) == {id_: True}
     assert client.get(f"/api/v1/items/{id_}/picture").status_code == 200
     assert binned(client) == []
@@ -122,8 +118,9 @@ def test_the_page_restores_and_deletes_many_at_once(console, monkeypatch):
     for start, has_next in ((0, True), (1, False), (2, False)):
         page = client.get(f"/bin?start={start}").text
         found = client.get(f"/api/v1/bin?limit=2&start={start}").json()
-        assert [one["id"] for one in found] == newest_first[start : start + 2]
-        assert [one in page for one in newest_first] == [start <= at < start + 2 for at in range(3)]
+        shown = newest_first[start : start + 2]
+        assert [one["id"] for one in found] == shown
+        assert [one for one in newest_first if one in page] == shown
         assert ('rel="next"' in page) == has_next
     nothing = client.post("/bin/restore", data={})
     assert (nothing.status_code, nothing.headers["location"]) == (303, "/bin")
@@ -140,12 +137,11 @@ def test_the_page_restores_and_deletes_many_at_once(console, monkeypatch):
 def test_a_key_that_came_again_is_not_replaced(console):
     id_ = id_of(console, "red-0")
     delete(console.client, id_)
-    vector = console.service.encoder.encode_texts(["red"])
-    console.service.gallery.add([Item(key="red-0")], vector)
+    (new,) = add_items(console, Item(key="red-0"))
     answer = console.client.post("/api/v1/bin/restore", json={"ids": [str(id_)]})
     problem(answer, 422, "key_taken")
     assert [entry["id"] for entry in binned(console.client)] == [str(id_)]
-    delete(console.client, id_of(console, "red-0"), permanent="true")
+    delete(console.client, new, permanent="true")
     # The same key: a request to delete it also holds for the bin.
     assert binned(console.client) == []
 
@@ -171,17 +167,15 @@ def test_only_administrators_see_the_bin_and_each_view_is_logged(guarded):
 
 
 def test_without_a_log_nothing_moves(console, full_disk):
-    id_ = id_of(console, "red-0")
-    other = id_of(console, "red-1")
+    id_, other = id_of(console, "red-0"), id_of(console, "red-1")
     delete(console.client, other)
     body = {"ids": [str(other)], "reason": "why"}
     with full_disk():
-        for answer in (
-            console.client("DELETE", f"/api/v1/items/{id_}?reason=why"),
-            console.client.post("/api/v1/bin/restore", json={"ids": [str(other)]}),
-            console.client.post("/api/v1/bin/delete", json=body),
-            console.client.get("/api/v1/bin"),
-        ):
+        for method, path in (
+            ("DELETE", f"items/{id_}?reason=why"), ("POST", "bin/restore"), ("POST", "bin/delete"),
+            ("GET", "bin"),
+        ):  # fmt: skip
+            answer = console.client(method, f"/api/v1/{path}", json=body)
             problem(answer, 507, "log_not_writable")
     assert [one for one, _ in console.service.binned()] == [other]
     assert id_of(console, "red-0") == id_
@@ -192,28 +186,29 @@ def test_a_second_person_approves_a_permanent_deletion(make_guarded):
     console.service.bin_s = DAY
     adam = client_of(console, add_token(console.token_file, "adam", "admin", None))
     id_ = id_of(console, "red-0")
-    answer = console.admin("DELETE", f"/api/v1/items/{id_}?reason=why")
-    problem(answer, 202, "approval_pending")
-    adam.post(f"/approvals/{answer.json()['approval']}/approve", data={})
+    picture, body = f"/api/v1/bin/{id_}/picture", {"ids": [str(id_)], "reason": "why"}
+
+    def ask(method, path):
+        answer = console.admin(method, path, json=body)
+        problem(answer, 202, "approval_pending")
+        return answer.json()["approval"]
+
+    def approve(id_):
+        return adam.post(f"/approvals/{id_}/approve", data={}).status_code
+
+    approve(ask("DELETE", f"/api/v1/items/{id_}?reason=why"))
     assert [one for one, _ in console.service.binned()] == [id_]
-    body = {"ids": [str(id_)], "reason": "why"}
-    answer = console.admin.post("/api/v1/bin/delete", json=body)
-    problem(answer, 202, "approval_pending")
-    picture = f"/api/v1/bin/{id_}/picture"
+    first = ask("POST", "/api/v1/bin/delete")
     assert f'href="{picture}"' in adam.get("/approvals").text
-    assert log_lines(console)[-1]["ids"] == [id_]
+    assert last_line(console)["ids"] == [id_]
     assert adam.get(picture).status_code == 200
     # It holds for this deletion alone, not for a later one of the same picture.
-    assert console.admin.post("/api/v1/bin/restore", json={"ids": [str(id_)]}).status_code == 200
-    asked = console.admin("DELETE", f"/api/v1/items/{id_}?reason=why").json()["approval"]
-    adam.post(f"/approvals/{asked}/approve", data={})
+    assert console.admin.post("/api/v1/bin/restore", json=body).status_code == 200
+    approve(ask("DELETE", f"/api/v1/items/{id_}?reason=why"))
     before = log_lines(console)
-    stale = adam.post(f"/approvals/{answer.json()['approval']}/approve", data={})
-    assert (stale.status_code, log_lines(console)) == (409, before)
+    assert (approve(first), log_lines(console)) == (409, before)
     assert len(console.service.binned()) == 1
-    answer = console.admin.post("/api/v1/bin/delete", json=body)
-    problem(answer, 202, "approval_pending")
-    adam.post(f"/approvals/{answer.json()['approval']}/approve", data={})
+    approve(ask("POST", "/api/v1/bin/delete"))
     assert console.service.binned() == []
 
 
@@ -225,13 +220,14 @@ def test_the_bin_empties_itself(console, monkeypatch):
     delete(console.client, first)
     monkeypatch.setattr(time, "time", lambda: now)
     delete(console.client, second)
+    with refused("bin_not_empty", pictures=2) as found:
+        require_no_loss(service.gallery, 0.0)
+    assert "--bin 15d" in str(found.value)  # A shorter time would delete the first at once.
     service.empty_bin()
     service.empty_bin()
     assert [id_ for id_, _ in service.binned()] == [second]
-    *_, line = log_lines(console)
-    assert (line["action"], line["ids"], line["keys"]) == ("delete", [first], ["red-0"])
-    assert line["user"] == BIN_USER
-    assert "deleted_before" in json.dumps(line["details"])
+    line = logged(console, action="delete", ids=[first], keys=["red-0"])
+    assert (line["user"], "deleted_before" in line["details"]) == (BIN_USER, True)
     service.bin_s = 0.0  # Started with --bin 0.
     monkeypatch.setattr(time, "time", lambda: now + 1)
     service.empty_bin()

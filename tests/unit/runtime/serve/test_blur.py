@@ -1,6 +1,5 @@
 """With `serve --blur` frames and clips show one person, unless there is a reason."""
 
-import io
 import json
 import sys
 from itertools import product
@@ -10,8 +9,17 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tests.helpers.console import START, exported, id_of, log_lines, problem
-from tests.unit.runtime.serve.test_snapshots import write
+from tests.helpers.console import (
+    START,
+    add_items,
+    exported,
+    id_of,
+    last_line,
+    log_lines,
+    picture_in,
+    problem,
+)
+from tests.unit.runtime.serve.test_live import write
 from upperson_console import pictures
 from upperson_console.blur import pixelated
 from upperson_rt import image_file
@@ -34,7 +42,7 @@ def detail(pixels, x0, y0, x1, y1):
 
 def opened(answer):
     assert answer.status_code == 200, answer.text
-    return Image.open(io.BytesIO(answer.content)).convert("RGB")
+    return picture_in(answer.content)
 
 
 def is_hidden(picture):
@@ -54,11 +62,10 @@ def blurred(guarded):
     (folder / clip_name(CROP, ".mp4", START - 5, START + 4)).write_bytes(b"clip")
     cut = gallery.crops_dir / CROP
     cut.parent.mkdir(parents=True)
-    item = Item(key="filmed", camera="gate", time=START, box=BOX, crop=CROP)
-    photo = gallery.crops_dir.parent / "photo.png"
-    Image.fromarray(noise()).save(photo)
-    more = Item(key="photo", camera="gate", time=START, box=BOX, source=str(photo))
-    gallery.add([item, more], guarded.service.encoder.encode_texts(["red", "red"]))
+    Image.fromarray(noise()).save(photo := guarded.folder / "photo.png")
+    place = {"camera": "gate", "time": START, "box": BOX}
+    whole = Item(key="photo", source=str(photo), **place)
+    add_items(guarded, Item(key="filmed", crop=CROP, **place), whole)
     return guarded
 
 
@@ -72,11 +79,11 @@ def test_a_frame_shows_the_target_alone_to_everybody_without_a_reason(blurred, k
     for path in paths(blurred, key):
         for client in (blurred.viewer, blurred.operator, blurred.admin):
             assert is_hidden(opened(client.get(path)))
-        problem(blurred.viewer.get(f"{paths(blurred)[1]}&reason=x"), 403, "blurred")
-        assert not any(line["action"] == "unblur" for line in log_lines(blurred))
+    problem(blurred.viewer.get(f"{path}&reason=x"), 403, "blurred")
+    assert not any(line["action"] == "unblur" for line in log_lines(blurred))
 
 
-def test_an_operator_sees_it_for_a_reason_that_is_logged_each_time(blurred):
+def test_an_operator_is_offered_and_sees_it_for_a_reason_that_is_logged_each_time(blurred):
     id_ = id_of(blurred, "filmed")
     for path in paths(blurred):
         for _ in range(2):
@@ -89,6 +96,13 @@ def test_an_operator_sees_it_for_a_reason_that_is_logged_each_time(blurred):
     ]
     assert is_hidden(opened(blurred.operator.get(path)))  # The cache keeps both apart.
     problem(blurred.operator.get(f"{paths(blurred)[1]}&reason={'x' * 501}"), 422)
+    for role, offered in (("viewer", False), ("operator", True)):
+        client = getattr(blurred, role)
+        assert ('name="reason"' in client.get(f"/people/{id_}/frame").text) == offered
+        assert ("Unblurred, because" in client.get("/?q=red").text) == offered
+    page = blurred.operator.get(f"/people/{id_}/frame?reason=a%26b").text
+    assert "size=frame&amp;reason=a%26b" in page
+    assert blurred.viewer.get(f"/people/{id_}/frame?reason=x").status_code == 403
 
 
 def test_clips_are_withheld_without_pyav(blurred, monkeypatch):
@@ -115,18 +129,16 @@ def test_an_export_is_blurred_too(blurred):
         return exported(blurred.operator.post("/api/v1/export", json={"ids": ids, **more}))
 
     files = export()
-    manifest = json.loads(files["manifest.json"])
-    assert (manifest["blurred"], manifest["clips"]) == (True, 0)
-    rows = json.loads(files["items.json"])["items"]
-    assert ["clip_withheld" in row for row in rows] == [True, False], "it cannot be decoded"
-    for id_ in ids:
-        assert is_hidden(Image.open(io.BytesIO(files[f"frames/{id_}.jpg"])).convert("RGB"))
-    shapes = {Image.open(io.BytesIO(files[n])).size for n in files if n.startswith("pictures/")}
+    facts = json.loads(files["items.json"])
+    assert (facts["blurred"], facts["clips"]) == (True, 0)
+    withheld = ["clip_withheld" in row for row in facts["items"]]
+    assert withheld == [True, False], "it cannot be decoded"
+    assert all(is_hidden(picture_in(files[f"frames/{id_}.jpg"])) for id_ in ids)
+    shapes = {picture_in(files[name]).size for name in files if name.startswith("pictures/")}
     assert shapes == {(40, 100)}  # The box alone, cut from the photograph.
-    files = export(reason="court order 5")
-    manifest = json.loads(files["manifest.json"])
-    assert (manifest["blurred"], manifest["clips"]) == (False, 1)
-    assert manifest["reason"] == "court order 5"
+    facts = json.loads(export(reason="court order 5")["items.json"])
+    shown = facts["blurred"], facts["clips"], facts["reason"]
+    assert shown == (False, 1, "court order 5")
     unblur, line = log_lines(blurred)[-2:]
     assert (unblur["action"], line["action"]) == ("unblur", "export")
     assert (unblur["details"]["reason"], unblur["ids"]) == ("court order 5", line["ids"])
@@ -139,19 +151,8 @@ def test_the_picture_of_a_camera_is_blurred_as_a_whole(blurred):
     for client in (blurred.viewer, blurred.admin):
         assert detail(opened(client.get(path)), 0, 0, 320, 240) < 12
     assert detail(opened(blurred.operator.get(f"{path}&reason=lamp")), 0, 0, 320, 240) > 20
-    assert log_lines(blurred)[-1]["details"] == {"snapshot": "gate", "reason": "lamp"}
+    assert last_line(blurred)["details"] == {"snapshot": "gate", "reason": "lamp"}
     assert blurred.viewer.get(f"{path}&reason=x").status_code == 403
-
-
-def test_pages_offer_a_reason_to_operators_alone(blurred):
-    id_ = id_of(blurred, "filmed")
-    for role, offered in (("viewer", False), ("operator", True)):
-        client = getattr(blurred, role)
-        assert ('name="reason"' in client.get(f"/people/{id_}/frame").text) == offered
-        assert ("Unblurred, because" in client.get("/?q=red").text) == offered
-    page = blurred.operator.get(f"/people/{id_}/frame?reason=a%26b").text
-    assert "size=frame&amp;reason=a%26b" in page
-    assert blurred.viewer.get(f"/people/{id_}/frame?reason=x").status_code == 403
 
 
 @pytest.fixture
@@ -170,8 +171,7 @@ def large(blurred):
         file = blurred.folder / f"large{suffix}"
         Image.fromarray(pixels).save(file, quality=90)
         item = Item(key="large", camera="gate", time=START, box=box, source=str(file))
-        blurred.service.gallery.add([item], blurred.service.encoder.encode_texts(["red"]))
-        return id_of(blurred, "large")
+        return add_items(blurred, item)[0]
 
     yield add
     image_file.limit_memory(before)
@@ -194,8 +194,7 @@ def test_of_a_photo_that_is_decoded_smaller_the_box_is_shown_and_nothing_else(
     assert frame.getpixel((150, 200))[2] > 150
     assert detail(frame, 200, 200, 400, 600) < 12
     files = exported(blurred.operator.post("/api/v1/export", json={"ids": [str(id_)]}))
-    content = files[f"pictures/{id_}.jpg"]
-    assert Image.open(io.BytesIO(content)).size == (100, 200)
+    assert picture_in(files[f"pictures/{id_}.jpg"]).size == (100, 200)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", needs_avif()])
@@ -210,12 +209,10 @@ def test_of_a_photo_that_was_indexed_smaller_nothing_is_shown(blurred, large, su
 
 
 def test_a_text_in_a_png_does_not_move_the_box(blurred, tmp_path):
-    facts = PngInfo()
+    facts, file = PngInfo(), tmp_path / "text.png"
     facts.add_text("shrink", "8")
-    file = tmp_path / "text.png"
     Image.fromarray(noise()).save(file, pnginfo=facts)
-    jpeg, _ = pictures.blurred_jpeg(file, BOX)
-    assert is_hidden(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+    assert is_hidden(picture_in(pictures.blurred_jpeg(file, BOX)[0]))
 
 
 def test_of_a_box_outside_of_its_photo_there_is_no_picture(blurred):
@@ -225,8 +222,7 @@ def test_of_a_box_outside_of_its_photo_there_is_no_picture(blurred):
         Item(key=f"outside{n}", camera="gate", time=START, box=box, source=str(file))
         for n, box in enumerate(boxes)
     ]
-    blurred.service.gallery.add(items, blurred.service.encoder.encode_texts(["red"] * 3))
-    ids = [str(id_of(blurred, item.key)) for item in items]
+    ids = [*map(str, add_items(blurred, *items))]
     for id_, size in product(ids, ("view", "thumb")):
         problem(blurred.viewer.get(f"/api/v1/items/{id_}/picture?size={size}"), 404)
     files = exported(blurred.operator.post("/api/v1/export", json={"ids": ids}))
@@ -246,9 +242,5 @@ def test_people_cut_from_one_photograph_do_not_share_a_picture(console, tmp_path
         Item(key=f"cut{n}", box=box, source=str(photo), crop=None if n else "gone.jpg")
         for n, box in enumerate(boxes)
     ]
-    console.service.gallery.add(items, console.service.encoder.encode_texts(["red", "red"]))
-    sizes = [
-        opened(console.client.get(f"/people/{id_of(console, item.key)}/picture?size=view")).size
-        for item in items
-    ]
-    assert sizes == [(50, 100), (80, 100)]
+    for id_, size in zip(add_items(console, *items), [(50, 100), (80, 100)], strict=True):
+        assert opened(console.client.get(f"/people/{id_}/picture?size=view")).size == size

@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.helpers.command_line import run_code
-from tests.helpers.console import START, id_of, log_lines
+from tests.helpers.console import START, add_items, id_of, log_lines
 from tests.helpers.invoke import refusal, run_rt
 from tests.helpers.signing_keys import write_keys
 from tests.helpers.toy_bundle import draw_person
@@ -40,11 +40,11 @@ def sealed(calibrated, keys):
 def package(sealed, tmp_path):
     """A signed package of two pictures, one with its frame."""
     frame = draw_person(tmp_path / "frame.png", "red", size=(300, 200))
-    item = Item(
-        key="boxed", camera="gate", time=START, box=(10, 20, 110, 180), source=str(frame)
-    )  # fmt: skip
-    sealed.service.gallery.add([item], sealed.service.encoder.encode_texts(["red"]))
-    ids = [str(id_of(sealed, key)) for key in ("red-0", "boxed")]
+    box = (10, 20, 110, 180)
+    (boxed,) = add_items(
+        sealed, Item(key="boxed", camera="gate", time=START, box=box, source=str(frame))
+    )
+    ids = [str(id_of(sealed, "red-0")), str(boxed)]
     body = {"ids": ids, "search": {"sentence": "red coat", "by_track": False}}
     file = tmp_path / "package.zip"
     file.write_bytes(sealed.client.post("/api/v1/export", json=body).content)
@@ -59,16 +59,12 @@ def files_of(package):
 def test_the_report_has_what_a_reader_needs(sealed, package):
     files = files_of(package)
     facts = json.loads(files["items.json"])
+    encoder = sealed.service.encoder
     expected = {
-        "user": "local",
-        "role": "admin",
-        "model": sealed.service.encoder.fingerprint,
-        "variant": sealed.service.encoder.variant,
-        "bundle_signed_by": "f" * 64,
-        "bundle_verified": True,
-        "sentence": "red coat",
-    }
-    assert {name: facts[name] for name in expected} == expected
+        "user": "local", "role": "admin", "model": encoder.fingerprint, "variant": encoder.variant,
+        "bundle_signed_by": "f" * 64, "bundle_verified": True, "sentence": "red coat",
+    }  # fmt: skip
+    assert facts.items() >= expected.items()
     found = sealed.client.search(sentence="red coat", by_track=False).json()
     assert facts["query"]["verdict"] == found["verdict"]
     likelihoods = {hit["id"]: hit["likelihood"] for hit in found["hits"]}
@@ -88,8 +84,7 @@ def test_the_report_has_what_a_reader_needs(sealed, package):
 
 def test_a_signed_package_is_verified_and_is_in_the_log(sealed, package, keys):
     report = Package(package, keys / "site.pub")
-    assert (report.problems, report.signature) == ([], "trusted")
-    assert report.facts["pictures"] == 2
+    assert (report.problems, report.signature, report.facts["pictures"]) == ([], "trusted", 2)
     first = log_lines(sealed)[-2]["chain"] if len(log_lines(sealed)) > 1 else ""
     assert report.facts["log_chain"] == first
     number = report.find_in(sealed.log)
@@ -100,8 +95,7 @@ def test_a_signed_package_is_verified_and_is_in_the_log(sealed, package, keys):
     assert (named.problems, named.signature) == ([], "not_checked")
     assert named.signed_by == report.signed_by
     other = Package(package, keys / "other.pub")
-    assert [one.code for one in other.problems] == ["signature_wrong"]
-    assert other.facts == {}
+    assert ([one.code for one in other.problems], other.facts) == (["signature_wrong"], {})
     # A package of which the log knows nothing.
     report.sha256 = "0" * 64
     assert report.find_in(sealed.log) is None
@@ -144,32 +138,36 @@ def resealed(members):
     return files.items()
 
 
-CHANGES = {
-    "picture": (picture_changed, {"hash_differs"}),
-    "shorter": (lambda m: [(n, c[:-1] if "index" in n else c) for n, c in m], {"hash_differs"}),
-    "missing": (lambda m: [(n, c) for n, c in m if n != "items.json"], {"member_missing"}),
-    "added": (lambda m: [*m, ("more.html", b"x")], {"member_unexpected"}),
-    "path": (lambda m: [*m, ("../../x.txt", b"x")], {"name_unsafe"}),
-    "absolute": (lambda m: [*m, ("/etc/passwd", b"x")], {"name_unsafe"}),
-    "unsigned": (lambda m: [(n, c) for n, c in m if n != "manifest.sig"], {"not_signed"}),
-    "no_manifest": (lambda m: [(n, c) for n, c in m if n != "manifest.json"], {"member_missing"}),
-    "resealed": (resealed, {"manifest_differs"}),
-    "nothing": (lambda m: [], {"not_signed"}),
-    "signature": (
-        lambda m: [(n, b"{}" if n == "manifest.sig" else c) for n, c in m],
-        {"signature_malformed"},
-    ),
-}
+def without(name, change=list):
+    return lambda members: [one for one in change(members) if one[0] != name]
+
+
+def with_member(name, content=b"x"):
+    """Add a member, or replace its content."""
+    return lambda members: [*without(name)(members), (name, content)]
+
+
+CHANGES = [
+    (picture_changed, "hash_differs"),
+    (with_member("index.html"), "hash_differs"),
+    (without("items.json"), "member_missing"),
+    (with_member("more.html"), "member_unexpected"),
+    (with_member("../../x.txt"), "name_unsafe"),
+    (with_member("/etc/passwd"), "name_unsafe"),
+    (without("manifest.sig"), "not_signed"),
+    (without("manifest.json"), "member_missing"),
+    (resealed, "manifest_differs"),
+    (lambda members: [], "not_signed"),
+    (with_member("manifest.sig", b"{}"), "signature_malformed"),
+]
 
 
 def test_a_change_is_found(package, keys):
-    for name, (change, codes) in CHANGES.items():
+    for change, code in CHANGES:
         report = Package(rewritten(package, change), keys / "site.pub")
-        assert codes <= {one.code for one in report.problems}, name
+        assert code in {one.code for one in report.problems}
     # Without a signature nobody is named, whatever the manifest says.
-    unsigned = rewritten(
-        package, lambda m: [one for one in resealed(m) if one[0] != "manifest.sig"]
-    )
+    unsigned = rewritten(package, without("manifest.sig", resealed))
     report = Package(unsigned)
     assert (report.problems, report.signature, report.signed_by) == ([], "none", None)
     plain = run_rt("evidence", "verify", unsigned)
@@ -245,26 +243,23 @@ def test_a_flipped_byte_of_any_file_is_found_and_of_the_container_is_no_crash(pa
 VERIFY = "from upperson_rt.program import main; main()"
 
 
-def test_the_command_verifies_without_the_web_packages(sealed, package, keys):
-    """It needs the base installation and cryptography alone."""
-    arguments = ("evidence", "verify", package, "--trust", keys / "site.pub", "--json")
-    web = ["fastapi", "starlette", "jinja2", "uvicorn"]
-    done = run_code(VERIFY, *arguments, "--log", sealed.log, without=web)
-    result = json.loads(done.stdout)
-    assert (done.returncode, result["ok"], result["signature"]) == (0, True, "trusted")
-    assert result["log_line"] == len(log_lines(sealed))
-
-
-def test_without_cryptography_names_and_hashes_are_checked(package, keys):
-    def verified(file):
-        arguments = ("evidence", "verify", file, "--trust", keys / "site.pub", "--json")
-        done = run_code(VERIFY, *arguments, without=["cryptography", "rfc3161_client"])
+def test_the_command_needs_no_web_packages_and_checks_hashes_without_cryptography(
+    sealed, package, keys
+):
+    def verified(file, without, *more):
+        arguments = ("evidence", "verify", file, "--trust", keys / "site.pub", "--json", *more)
+        done = run_code(VERIFY, *arguments, without=without)
         return done.returncode, json.loads(done.stdout)
 
-    code, result = verified(package)
+    web = ["fastapi", "starlette", "jinja2", "uvicorn"]
+    code, result = verified(package, web, "--log", sealed.log)
+    assert (code, result["ok"], result["signature"]) == (0, True, "trusted")
+    assert result["log_line"] == len(log_lines(sealed))
+    cryptography = ["cryptography", "rfc3161_client"]
+    code, result = verified(package, cryptography)
     assert (code, result["ok"], result["problems"]) == (5, False, [])
     assert result["signature"] == "not_checked"
-    code, result = verified(rewritten(package, picture_changed))
+    code, result = verified(rewritten(package, picture_changed), cryptography)
     assert (code, result["problems"][0]["code"]) == (6, "hash_differs")
 
 
@@ -273,9 +268,8 @@ def test_the_command_ends_with_6_and_a_code_on_any_difference(sealed, package, k
     command = ("evidence", "verify", changed)
     failed = run_rt(*command, "--trust", keys / "site.pub", "--json")
     problem = json.loads(failed.stdout)["problems"][0]
-    assert (failed.exit_code, problem["code"], problem["path"][:9]) == (
-        6, "hash_differs", "pictures/",
-    )  # fmt: skip
+    assert (failed.exit_code, problem["code"]) == (6, "hash_differs")
+    assert problem["path"].startswith("pictures/")
     plain = run_rt(*command)
     assert (plain.exit_code, "hash_differs" in plain.stdout) == (6, True)
     assert run_rt("evidence", "verify", package, "--log", package).exit_code == 6

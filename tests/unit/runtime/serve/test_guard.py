@@ -2,12 +2,16 @@
 
 import asyncio
 import json
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
+import httpx
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 
+from tests.helpers.console import BASE, problem
 from upperson_console import guard
 from upperson_console.guard import Guard
 from upperson_console.limits import (
@@ -20,58 +24,41 @@ from upperson_console.limits import (
 )
 
 WITHIN_S = 0.2
+FORM = {"content-type": "application/x-www-form-urlencoded", "content-length": "1000"}
 
 
 async def answered(app, method, path, headers=None, first=b"", more=True, client="127.0.0.1"):
-    """Send a request whose body begins and, with ``more``, never ends.
+    """The response to a request whose body begins and, with ``more``, never ends."""
 
-    Returns status, headers and body of the response.
-    """
-    headers = {"host": "127.0.0.1:8480", **(headers or {})}
-    scope = {
-        "type": "http",
-        "method": method,
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-        "client": (client, 1),
-    }
-    messages = [{"type": "http.request", "body": first, "more_body": more}]
-    answer = []
-
-    async def receive():
-        if not messages:
+    async def body():
+        yield first
+        while more:
             await asyncio.Event().wait()
-        return messages.pop()
 
-    async def send(message):
-        answer.append(message)
-
-    await app(scope, receive, send)
-    headers = {name.decode(): value.decode() for name, value in answer[0]["headers"]}
-    return answer[0]["status"], headers, b"".join(part.get("body", b"") for part in answer[1:])
+    transport = httpx.ASGITransport(app, client=(client, 1))
+    async with httpx.AsyncClient(transport=transport, base_url=BASE) as opened:
+        content = body() if more or first else None
+        return await opened.request(method, path, headers=headers, content=content)
 
 
-FORM = {"content-type": "application/x-www-form-urlencoded", "content-length": "1000"}
+def given_up(answer, code):
+    problem(answer, 408, code)
+    return answer.headers["connection"] == "close"
 
 
 def test_a_body_that_never_ends_has_a_deadline(guarded):
     guarded.app.body_within_s = (30.0, WITHIN_S)
-    status, headers, body = asyncio.run(answered(guarded.app, "POST", "/login", FORM, first=b"t"))
-    assert (status, headers["connection"]) == (408, "close")
-    assert json.loads(body)["code"] == "body_timeout"
+    answer = asyncio.run(answered(guarded.app, "POST", "/login", FORM, first=b"t"))
+    assert given_up(answer, "body_timeout")
     assert len(guarded.app._anonymous) == len(guarded.app._authenticated) == 0
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["his address too", "other addresses"])
 def test_anonymous_bodies_that_never_end_keep_no_client_out(guarded, own):
     token = {"authorization": f"Bearer {guarded.tokens['viewer']}"}
-    me = "10.0.0.1"
     form = f"token={guarded.tokens['operator']}".encode()
     login = {**FORM, "content-length": str(len(form))}
-    app = guarded.app
+    app, me = guarded.app, "10.0.0.1"
 
     async def run():
         clients = [me if own else f"10.1.0.{n}" for n in range(64)]
@@ -82,7 +69,7 @@ def test_anonymous_bodies_that_never_end_keep_no_client_out(guarded, own):
         while len(app._anonymous) < 64:
             await asyncio.sleep(0.01)
         during = [
-            (await answered(app, *request, more=False, client=me))[0]
+            (await answered(app, *request, more=False, client=me)).status_code
             for request in (
                 ("GET", "/api/v1/health"),
                 ("GET", "/api/v1/ready"),
@@ -94,15 +81,14 @@ def test_anonymous_bodies_that_never_end_keep_no_client_out(guarded, own):
         gone, left = await asyncio.wait(idle, return_when=asyncio.FIRST_COMPLETED)
         for one in left:
             one.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
         return during, [one.result() for one in gone]
 
     during, gone = asyncio.run(run())
     assert during == [200, 200, 200, 200, 303]
     # The oldest, and one more for each place that was taken and released.
     assert 1 <= len(gone) <= 2
-    for status, headers, body in gone:
-        assert (status, headers["connection"]) == (408, "close")
-        assert json.loads(body)["code"] == "body_evicted"
+    assert all(given_up(answer, "body_evicted") for answer in gone)
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -111,32 +97,26 @@ def test_a_failed_request_releases_its_place(known):
         raise RuntimeError("broken")
 
     made = Guard(broken, sender=lambda scope: "anna" if known else None)
-
-    async def run():
-        for _ in range(100):
-            with pytest.raises(RuntimeError, match="broken"):
-                await answered(made, "GET", "/search", more=False)
-
-    asyncio.run(run())
+    for _ in range(100):
+        with pytest.raises(RuntimeError, match="broken"):
+            asyncio.run(answered(made, "GET", "/search", more=False))
     assert made.refused == len(made._authenticated) == len(made._anonymous) == 0
 
 
-@pytest.mark.parametrize("length", [{"content-length": "100000"}, {}])
+@pytest.mark.parametrize("length", [{"content-length": "100017"}, {}])
 def test_a_large_body_needs_a_token(guarded, length):
     headers = {"content-type": "application/json", **length}
     body = json.dumps({"sentence": "x" * 100_000}).encode()
 
-    def post():
-        status, headers_of, text = asyncio.run(
-            answered(guarded.app, "POST", "/api/v1/search", headers, first=body, more=False)
-        )
-        return status, headers_of, json.loads(text)["code"]
+    def post(**more):
+        sent = answered(guarded.app, "POST", "/api/v1/search", headers | more, body, more=False)
+        return asyncio.run(sent)
 
-    status, answer, code = post()
-    assert (status, answer["www-authenticate"], code) == (401, "Bearer", "login_required")
-    headers["authorization"] = f"Bearer {guarded.tokens['viewer']}"
-    status, _, code = post()
-    assert (status, code) == (422, "json_text_too_long")
+    answer = post()
+    problem(answer, 401, "login_required")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    token = f"Bearer {guarded.tokens['viewer']}"
+    problem(post(authorization=token), 422, "json_text_too_long")
 
 
 def test_a_large_body_is_read_slowly(monkeypatch):
@@ -144,8 +124,8 @@ def test_a_large_body_is_read_slowly(monkeypatch):
     monkeypatch.setattr(guard, "_LARGE_BYTES_PER_S", 20 << 20)
 
     async def app(scope, receive, send):
-        await receive()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await Request(scope, receive).body()
+        await Response()(scope, receive, send)
 
     began = time.monotonic()
     made = Guard(app, sender=lambda scope: "anna")
@@ -154,36 +134,39 @@ def test_a_large_body_is_read_slowly(monkeypatch):
 
 
 def test_what_is_too_large_is_refused_and_discarded_for_a_while_only(reader):
-    length = {"content-length": "9" * 5000}
-    assert asyncio.run(answered(reader.app, "POST", "/marks", length, more=False))[0] == 413
     made = Guard(None)
     made.body_within_s = (WITHIN_S, WITHIN_S)
-    length = {"content-length": str(100 << 20)}
-    assert asyncio.run(answered(made, "POST", "/picture", length, first=b"x"))[0] == 413
+    for app, length, more in ((reader.app, "9" * 5000, False), (made, str(100 << 20), True)):
+        sent = answered(app, "POST", "/marks", {"content-length": length}, b"x", more)
+        problem(asyncio.run(sent), 413, "body_too_large")
 
 
 # --- Queue and limits
 
 
+def request(queue, client, served, parts=1):
+    CLIENT.set(client.partition(" ")[0])
+    with queue.slot():
+        for part in range(parts):
+            queue.pause() if part else None
+            served.append(client)
+
+
+def queued(pool, queue, clients, *more):
+    """Queue a request of each client behind one that runs."""
+    requests = []
+    for number, client in enumerate(clients, 2):
+        requests.append(pool.submit(request, queue, client, *more))
+        while queue.waiting < number:
+            pass
+    return requests
+
+
 def served_in_order(clients, parts=1):
     """Queue requests of clients behind one that runs; return the clients of the served parts."""
-    queue, order, threads = RequestQueue(running=1, waiting=8), [], []
-
-    def request(client):
-        CLIENT.set(client.partition(" ")[0])
-        with queue.slot():
-            for part in range(parts):
-                queue.pause() if part else None
-                order.append(client)
-
-    with queue.slot():
-        for number, client in enumerate(clients):
-            threads.append(threading.Thread(target=request, args=(client,)))
-            threads[-1].start()
-            while queue.waiting < number + 2:
-                pass
-    for thread in threads:
-        thread.join()
+    queue, order = RequestQueue(running=1, waiting=8), []
+    with ThreadPoolExecutor(8) as pool, queue.slot():
+        queued(pool, queue, clients, order, parts)
     assert (queue.waiting, queue._free, queue.served) == (0, 1, len(clients) + 1)
     return order
 
@@ -194,6 +177,12 @@ def test_requests_run_in_their_order_and_clients_take_turns():
     order = served_in_order(["a", "a", "a", "b"], parts=2)
     assert order.index("b") <= 2
     assert sorted(order) == ["a"] * 6 + ["b"] * 2
+    queue, order, client = RequestQueue(), [], CLIENT.set("a")
+    with ThreadPoolExecutor(2) as pool, queue.slot():
+        queued(pool, queue, "ab", order)
+        queue.pause()  # Of a long request of a.
+        assert order == ["b", "a"]
+    CLIENT.reset(client)
 
 
 def test_a_request_that_ends_as_its_turn_comes_gives_its_place_to_the_next():
@@ -247,38 +236,19 @@ def test_a_queue_has_bounds_and_a_failed_request_frees_its_slot():
 
 
 def test_in_a_full_queue_the_busiest_client_gives_way():
-    queue, refused, threads = RequestQueue(running=1, waiting=4), [], []
-
-    def request(client):
-        CLIENT.set(client)
-        try:
-            with queue.slot():
-                pass
-        except BusyError:
-            refused.append(client)
-
-    def start(client):
-        threads.append(threading.Thread(target=request, args=(client,)))
-        threads[-1].start()
-
-    with queue.slot():
-        for number, client in enumerate(["a", "a", "a", "b"]):
-            start(client)
-            while queue.waiting < number + 2:
-                pass
-        start("c")
+    queue, served = RequestQueue(running=1, waiting=4), []
+    with ThreadPoolExecutor(8) as pool, queue.slot():
+        early = queued(pool, queue, ["a", "a", "a", "b"], served)
+        late = pool.submit(request, queue, "c", served)
+        assert isinstance(early[2].exception(30), BusyError)  # The newest.
         while "c" not in queue._queue:
             pass
-        while not refused:
-            pass
-        for client in ("a", "b", "c"):  # Nobody has two more than another one now.
-            start(client)
-        for thread in threads[-3:]:
-            thread.join()
+        for client in "abc":  # Nobody has two more than another one now.
+            refused = pool.submit(request, queue, client, served)
+            assert isinstance(refused.exception(30), BusyError)
         assert queue.waiting == 5
-    for thread in threads:
-        thread.join()
-    assert sorted(refused) == ["a", "a", "b", "c"]
+        assert not late.done()
+    assert sorted(served) == ["a", "a", "b", "c"]
     assert (queue.waiting, queue._free, queue.served, queue.refused) == (0, 1, 5, 4)
 
 
@@ -287,12 +257,12 @@ def test_the_oldest_holder_of_the_busiest_network_is_evicted():
     limit = ConcurrencyLimit(4)
     places = [limit.acquire(name, lambda n=n: gone.append(n)) for n, name in enumerate("abba")]
     limit.pin(places[0])
-    assert limit.acquire("c", lambda: gone.append("c")) is not None
-    assert gone == [1]
-    limit.acquire("c", lambda: gone.append("d"))
-    assert gone == [1, 2]
+    for evicted in ([1], [1, 2]):
+        assert limit.acquire("c", lambda: gone.append("c")) is not None
+        assert gone == evicted
     limit.release(places[1])  # It was evicted already.
     limit.release(places[0])
+    limit.unpin(places[0], "a", gone.clear)  # It has ended meanwhile.
     assert len(limit) == 3
     full, gone = ConcurrencyLimit(1), []
     place = full.acquire("a", gone.clear)

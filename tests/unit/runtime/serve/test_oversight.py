@@ -2,14 +2,22 @@
 
 import json
 import re
+from collections import Counter
 from datetime import datetime, timezone
 from types import SimpleNamespace
 
-from tests.helpers.console import BASE, Client, id_of, log_lines, problem
+import numpy as np
+import pytest
+
+from tests.helpers.console import BASE, Client, id_of, last_line, log_lines, logged, problem
 from tests.helpers.refused import refused
 from upperson_console import access_log, log_view
-from upperson_console.oversight import Oversight, Stated, read_oversight
+from upperson_console.oversight import Oversight, RefusedSentences, Stated, read_oversight
+from upperson_console.refused_sentences import built_in_phrases, extra_phrases, found_in
 from upperson_rt.errors import InputError
+from upperson_synthetic.captions import brief, caption
+from upperson_synthetic.look import anywhere
+from upperson_synthetic.people import sample_people
 
 PURPOSES = Oversight(
     purposes=("Theft, reported", "Missing person"),
@@ -20,20 +28,16 @@ PURPOSES = Oversight(
 STATED = {"Upperson-Purpose": "Theft, reported", "Upperson-Case": "2026-17"}
 
 
-def read(tmp_path, text):
-    file = tmp_path / "oversight.yaml"
-    file.write_text(text)
-    return read_oversight(file)
-
-
 def test_the_file_is_read_and_checked(tmp_path):
+    def read(text):
+        (tmp_path / "oversight.yaml").write_text(text)
+        return read_oversight(tmp_path / "oversight.yaml")
+
     found = read(
-        tmp_path,
         'purposes: ["Theft, reported"]\ncase_number: optional\ntwo_persons: [export, delete]\n'
-        "accounts: {nvr: {purpose: 'Theft, reported'}}\nrefused_sentences: {extra: [tattoo*]}\n",
+        "accounts: {nvr: {purpose: 'Theft, reported'}}\nrefused_sentences: {extra: [tattoo*]}\n"
     )
-    assert found.two_persons == ("export", "delete")
-    assert found.approvals_expire_hours == 24
+    assert (found.two_persons, found.approvals_expire_hours) == (("export", "delete"), 24)
     assert found.accounts["nvr"] == Stated(purpose="Theft, reported")
     for text, code, at in (
         ("purpose: [a]", "key_unknown", ""),
@@ -44,11 +48,10 @@ def test_the_file_is_read_and_checked(tmp_path):
         ("approvals_expire_hours: 0", "value_unfit", "approvals_expire_hours"),
         ("purposes: [a]\naccounts: {nvr: {purpose: b}}", "purpose_missing", "accounts.nvr"),
     ):
-        with refused(code, InputError, at=at) as found:
-            read(tmp_path, text)
-        assert "/purpose" not in str(found.value)
+        with refused(code, InputError, at=at):
+            read(text)
     with refused("not_yaml", InputError):
-        read(tmp_path, "a: [")
+        read("a: [")
 
 
 def test_programs_state_purpose_and_case_in_headers(make_guarded, monkeypatch):
@@ -67,20 +70,18 @@ def test_programs_state_purpose_and_case_in_headers(make_guarded, monkeypatch):
     monkeypatch.setattr(console.service.current.last.gallery, "location", console.folder.name)
     answer = client.post("/api/v1/search", json=query, headers=STATED)
     hits = [int(hit["id"]) for hit in answer.json()["hits"]]
-    line = log_lines(console)[-1]
-    assert (line["purpose"], line["case"], line["user"]) == ("Theft, reported", "2026-17", "olga")
+    line = logged(console, purpose="Theft, reported", case="2026-17", user="olga")
     assert (line["sentence"], line["ids"], line["address"]) == ("red", hits, "127.0.0.1")
-    assert line["model"] == console.service.encoder.fingerprint
-    assert line["gallery"] == str(console.folder)  # By its absolute path.
+    about = line["model"], line["gallery"]  # By its absolute path.
+    assert about == (console.service.encoder.fingerprint, str(console.folder))
     assert datetime.fromisoformat(line["time"]).tzinfo == timezone.utc
     mark = {"sentence": "red", "yes": [str(id_)], "no": []}
     assert client("PUT", "/api/v1/marks", json=mark, headers=STATED).status_code == 200
-    line = log_lines(console)[-1]
+    line = last_line(console)
     assert (line["user"], line["action"], line["details"]["yes"]) == ("olga", "mark", [id_])
     # An account may have a fixed purpose.
     assert console.viewer.post("/api/v1/search", json=query, headers=STATED).status_code == 200
-    line = log_lines(console)[-1]
-    assert (line["purpose"], line["case"]) == ("Missing person", "2026-1")
+    logged(console, purpose="Missing person", case="2026-1")
 
 
 def test_pages_ask_for_the_purpose_once(make_console):
@@ -92,17 +93,15 @@ def test_pages_ask_for_the_purpose_once(make_console):
     assert "Missing person</option>" in browser.get(place).text
     given = {"purpose": "Theft, reported", "next": "/?q=red"}
     wrong = browser.post("/purpose", data={**given, "case": "x-17"})
-    assert wrong.status_code == 422
-    assert "<option selected>Theft, reported</option>" in wrong.text
-    assert ('value="x-17"' in wrong.text, r"\d" in wrong.text) == (True, False)
+    kept = "<option selected>Theft, reported</option>" in wrong.text, 'value="x-17"' in wrong.text
+    assert (wrong.status_code, kept, r"\d" in wrong.text) == (422, (True, True), False)
     stated = browser.post("/purpose", data={**given, "case": "2026-17"})
     assert (stated.status_code, stated.headers["location"]) == (303, "/?q=red")
-    cookie = stated.headers["set-cookie"]
-    assert "HttpOnly" in cookie
-    browser = Client(console.app, cookie=cookie.partition(";")[0])
+    cookie, _, more = stated.headers["set-cookie"].partition(";")
+    assert "HttpOnly" in more
+    browser = Client(console.app, cookie=cookie)
     assert "Case 2026-17" in browser.get("/?q=red").text
-    line = log_lines(console)[-1]
-    assert (line["purpose"], line["case"]) == ("Theft, reported", "2026-17")
+    logged(console, purpose="Theft, reported", case="2026-17")
     elsewhere = browser.post("/purpose", data={**given, "case": "2026-17", "next": "//evil"})
     assert elsewhere.headers["location"] == "/"
     for referer, back in ((f"{BASE}/?q=red&by=track", "/?q=red&amp;by=track"), (f"{BASE}//a", "/")):
@@ -129,34 +128,29 @@ def test_logins_and_refusals_are_logged_without_the_token(guarded):
     assert {line["address"] for line in lines} == {"127.0.0.1"}
     assert lines[3]["details"] == {"path": "/records", "code": "role_missing"}
     text = guarded.log.read_text()
-    assert token not in text
-    assert "wrong-secret" not in text
+    assert [one for one in (token, "wrong-secret") if one in text] == []
 
 
-def test_failed_logins_do_not_fill_the_disk(guarded, monkeypatch):
+def test_failed_logins_and_refusals_do_not_fill_the_disk_or_hide_each_other(
+    make_guarded, monkeypatch
+):
     now = [6000.0]
     monkeypatch.setattr(access_log, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    client = Client(guarded.app)
+    console = make_guarded(oversight=PURPOSES)
+    client = Client(console.app)
     for _ in range(25):
         assert client.post("/login", data={"token": "wrong"}).status_code == 401
-    client.post("/login", data={"token": guarded.tokens["operator"]})
-    assert [line["user"] for line in log_lines(guarded)] == ["unknown client"] * 10 + ["olga"]
+        assert console.operator.get("/live").status_code == 303  # It leads on, and is not logged.
+        problem(console.operator.get("/api/v1/cameras"), 403, "purpose_missing")
+    client.post("/login", data={"token": console.tokens["operator"]})
+    assert console.operator.get("/records").status_code == 403
+    whys = (line.get("details", {}).get("code", line["action"]) for line in log_lines(console))
+    assert Counter(whys) == {
+        "login-failed": 10, "purpose_missing": 10, "login": 1, "role_missing": 1
+    }  # fmt: skip
     now[0] += 60
     client.post("/login", data={"token": "wrong"})
-    assert log_lines(guarded)[-1]["details"] == {"left_out": 15}
-
-
-def test_refusals_of_one_kind_hide_none_of_another(make_guarded, monkeypatch):
-    monkeypatch.setattr(access_log, "time", SimpleNamespace(monotonic=lambda: 6000.0))
-    console = make_guarded(oversight=PURPOSES)
-    for _ in range(12):
-        assert console.operator.get("/live").status_code == 303
-    assert not console.log.read_text()
-    for _ in range(12):
-        problem(console.operator.get("/api/v1/cameras"), 403, "purpose_missing")
-    assert console.operator.get("/records").status_code == 403
-    codes = [line["details"]["code"] for line in log_lines(console)]
-    assert codes == ["purpose_missing"] * 10 + ["role_missing"]
+    assert last_line(console)["details"] == {"left_out": 15}
 
 
 def test_records_have_pages_filters_and_an_export(make_guarded, monkeypatch):
@@ -181,8 +175,7 @@ def test_records_have_pages_filters_and_an_export(make_guarded, monkeypatch):
     lines = [json.loads(line) for line in answer.text.splitlines()]
     assert [line["sentence"] for line in lines] == [f"red {n:03}" for n in range(0, 12, 2)]
     assert answer.text.splitlines()[0] in console.log.read_text()
-    line = log_lines(console)[-1]
-    assert (line["action"], line["details"]) == ("log-export", {"filter": "user=vera"})
+    logged(console, action="log-export", details={"filter": "user=vera"})
     assert console.operator.get("/records/lines").status_code == 403
     red, blue = (id_of(console, f"{colour}-0") for colour in ("red", "blue"))
     for id_ in (red, blue):
@@ -196,3 +189,81 @@ def test_records_have_pages_filters_and_an_export(make_guarded, monkeypatch):
     address = re.search(r'href="(/records\?picture=[^"]*)"', page)[1]
     assert "<td>vera</td>" in console.admin.get(address).text
     assert "/records?picture" not in console.operator.get(f"/people/{red}", headers=STATED).text
+
+
+# --- Refused sentences
+
+REFUSING = Oversight(refused_sentences=RefusedSentences(extra=("tattoo*", "head scarf")))
+
+
+@pytest.mark.parametrize(
+    ("category", "sentences"),
+    [
+        ("origin", "black man; a White woman with a bag; two tall, asian men; man with dark skin"),
+        ("origin", "black man's jacket; a white man\u2019s coat; black woman\u02bcs bag"),
+        ("religion", "a muslim's coat; Jehovah\u2019s witness; a Jew\u2018s hat"),
+        ("origin", "a middle aged white man; an asian in jeans; man who is black; hispanic male"),
+        ("religion", "Muslim woman; a catholic priest; jewish boy"),
+        (
+            "religion",
+            "a &amp;#109;uslim man; a &#109;uslim man; \uff4duslim man; mus\u200blim; mus\xadlim",
+        ),
+        ("health", "a disabled person; mentally ill man; blind woman; pregnant"),
+        ("politics", "protester with a flag; right-wing activist; trump supporter"),
+        ("sexual orientation", "gay couple; straight man; LGBT person"),
+    ],
+)
+def test_sentences_about_a_category_are_refused(category, sentences):
+    for sentence in sentences.split("; "):
+        found = found_in(sentence, built_in_phrases())
+        assert (found and found[0], sentence) == (category, sentence)
+
+
+ALLOWED = """woman in a black coat; white jacket man; man in white, woman in black;
+man dressed in black; white haired woman; black bearded man; man in black woman's shoes;
+jacket black, man with bag; Chinese dress; a woman with straight hair; man with Christian Dior bag;
+man's black jacket; skin colored tights; man with a french braid; polish shoes; green party hat;
+union jack shirt; person with a right hand bag; light brown hair; German shepherd dog;
+black child seat; left wing of the building; right wing mirror; black men jacket; white kids shirt;
+white worker helmet; black student backpack; a shirt that is black"""
+
+
+def test_clothes_things_and_drawn_captions_are_not_refused():
+    rng = np.random.default_rng(0)
+    sentences = re.split(r";\s", ALLOWED)
+    for person in sample_people(500, rng):
+        sentences += [caption(person, anywhere(rng), rng).text, brief(person, rng).text]
+    assert [one for one in sentences if found_in(one, built_in_phrases())] == []
+
+
+def test_phrases_of_the_site_are_refused_as_whole_words():
+    phrases = extra_phrases(("tattoo*", "Head scarf"))
+    assert found_in("man with Tattoos", phrases) == ("extra", "tattoos")
+    assert found_in("blue head scarf", phrases) == ("extra", "head scarf")
+    assert found_in("overhead scarf", phrases) is None
+
+
+def test_each_way_to_ask_refuses_and_logs(make_console):
+    console = make_console(oversight=REFUSING)
+    client, sentence = console.client, "black man"
+    saved = {"name": "x", "address": "q=black+man", "shared": "true"}
+    assert client.post("/saved", data=saved).status_code == 422
+    assert console.service.user_state.saved("local") == []
+    one = {"ids": [str(id_of(console, "red-0"))], "search": {"sentence": sentence}}
+    answers = [
+        client.search(sentence=sentence),
+        client.post("/api/v1/export", json=one),
+        client.post("/v1/embeddings", json={"input": ["red", sentence]}),
+        client.post("/api/v1/alerts", json={"sentence": sentence, "rate": "1/day"}),
+    ]
+    for answer in answers:
+        problem(answer, 422, "sentence_refused")
+        assert answer.json()["category"] == "origin"
+    for path in ("/?q=black+man", "/timeline?q=black+man"):
+        page = client.get(path)
+        assert (page.status_code, "words about origin" in page.text) == (422, True)
+    refusals = [(line["action"], line["sentence"], line["ids"]) for line in log_lines(console)]
+    assert refusals == [("refused", sentence, [])] * 7
+    assert log_lines(console)[0]["details"] == {"category": "origin", "words": "black man"}
+    problem(client.search(sentence="man with tattoos"), 422, "sentence_refused")
+    assert client.search(sentence="man in a black coat").status_code == 200

@@ -3,7 +3,6 @@
 import base64
 import os
 import warnings
-from collections import Counter
 from contextlib import suppress
 
 import numpy as np
@@ -21,7 +20,7 @@ EXAMPLES = int(os.environ.get("UPPERSON_TEST_SCHEMA_EXAMPLES", "2"))
 BEYOND_SCHEMAS = [openapi_checks.positive_data_acceptance]
 """The check that cannot hold: no schema says that a file must be a picture, a cursor of this very
 search, or that a sentence needs a word."""
-JSON = {"content-type": "application/json"}
+JSON, PROBLEM = {"content-type": "application/json"}, "application/problem+json"
 
 
 def codes_of(strategy):
@@ -53,16 +52,14 @@ def codes_of(strategy):
 def test_no_request_breaks_the_api(make_console, mode):
     console = make_console(names=["testserver"])
     schema = schemathesis.openapi.from_asgi("/api/v1/openapi.json", console.app)
-    generation = schemathesis.GenerationMode(mode)
     tried = {}
     for found in schema.get_all_operations():
         operation = found.ok()
-        strategy = operation.as_strategy(generation_mode=generation)
+        strategy = operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode))
         with suppress(Unsatisfiable):  # Nothing about it can be wrong.
             tried[operation.label] = codes_of(strategy)
-    print({label: dict(sorted(Counter(codes).items())) for label, codes in tried.items()})
     assert len(tried) >= (25 if mode == "positive" else 18)
-    assert max(code for codes in tried.values() for code in codes) < 500
+    assert max(map(max, tried.values())) < 500
 
 
 def test_the_description_is_openapi_3_1_with_examples(console, guarded):
@@ -72,11 +69,10 @@ def test_the_description_is_openapi_3_1_with_examples(console, guarded):
     schemas = document["components"]["schemas"]
     assert schemas["SearchIn"]["examples"]
     assert "code" in schemas["ProblemOut"]["required"]
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
+    for operations in document["paths"].values():
+        for operation in operations.values():
             problems = operation["responses"]["default"]["content"]
-            assert list(problems) == ["application/problem+json"], (path, method)
-            assert operation["summary"]
+            assert (list(problems), bool(operation["summary"])) == ([PROBLEM], True), operation
     secured = guarded.viewer.get("/api/v1/openapi.json").json()
     assert secured["paths"]["/api/v1/search"]["post"]["security"] == [{"token": []}]
     assert "security" not in secured["paths"]["/api/v1/health"]["get"]
@@ -85,8 +81,6 @@ def test_the_description_is_openapi_3_1_with_examples(console, guarded):
 def test_a_wrong_method_is_answered_with_all_right_ones(reader):
     for path, methods in {
         "/api/v1/items/1": "DELETE, GET, HEAD",
-        "/api/v1/tracks": "DELETE, GET, HEAD",
-        "/api/v1/alerts": "GET, POST, HEAD",
         "/api/v1/marks": "PUT",
         "/alerts": "GET, POST, HEAD",
         "/live/events": "GET",
@@ -114,8 +108,7 @@ def test_each_kind_of_wrong_request_is_a_problem(reader):
     assert "character 13" in problem(broken, 422, "request_invalid")
     problem(client.search(), 422, "query_empty")
     problem(client("PUT", "/api/v1/marks", json={}), 422, "query_empty")
-    twice = {"picture": "0" * 32, "like": "3"}
-    problem(client.search(**twice), 422, "two_pictures")
+    problem(client.search(picture="0" * 32, like="3"), 422, "two_pictures")
 
 
 def test_a_value_of_another_type_is_not_converted(reader):
@@ -144,8 +137,7 @@ def test_embeddings_are_the_gallerys(reader, red_jpeg, monkeypatch):
     url = "data:image/jpeg;base64," + base64.b64encode(red_jpeg).decode()
     body = {"input": ["a red coat", url], "model": "any"}
     answer = embed(**body).json()
-    assert answer["object"] == "list"
-    assert [one["index"] for one in answer["data"]] == [0, 1]
+    assert (answer["object"], [one["index"] for one in answer["data"]]) == ("list", [0, 1])
     text_D = reader.service.encoder.encode_texts(["a red coat"])[0]
     np.testing.assert_allclose(answer["data"][0]["embedding"], text_D, atol=1e-6)
     packed = embed(**body, encoding_format="base64").json()["data"]

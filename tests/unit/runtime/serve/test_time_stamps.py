@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import time
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tests.helpers.refused import refused
 from tests.helpers.signing_keys import write_keys
 from tests.helpers.small_servers import dripping_server, http_server, no_server, other_server
 from tests.helpers.time_stamping import make_authority, stamp, time_stamping
-from tests.unit.runtime.serve.test_evidence import rewritten
+from tests.unit.runtime.serve.test_evidence import files_of, rewritten, with_member, without
 from upperson_console.evidence_check import Package, Seal
 from upperson_log import timestamps
 from upperson_log.timestamps import TimeStampServer, read_certificates, read_stamp
@@ -76,11 +75,9 @@ def test_a_stamp_covers_the_package_and_its_signature(
     # Nothing but a hash is sent.
     assert (len(requests), len(requests[0]) < 100) == (1, True)
     # Others verify it, too.
-    with zipfile.ZipFile(file) as archive:
-        archive.extract("manifest.tsr", tmp_path)
-        names = {"manifest.json", "manifest.sig"} & {*archive.namelist()}
-        stamped = tmp_path / "stamped"
-        stamped.write_bytes(b"".join(archive.read(name) for name in sorted(names)))
+    members, stamped = files_of(file), tmp_path / "stamped"
+    (tmp_path / "manifest.tsr").write_bytes(members["manifest.tsr"])
+    stamped.write_bytes(members["manifest.json"] + members.get("manifest.sig", b""))
     command = ["openssl", "ts", "-verify", "-data", stamped, "-in", tmp_path / "manifest.tsr",
                "-CAfile", root]  # fmt: skip
     assert subprocess.run(command, capture_output=True).returncode == 0
@@ -98,17 +95,13 @@ def test_what_is_wrong_with_a_stamp_is_found(export, authority, tmp_path, monkey
     assert codes(verified(file, authority, root="tsa")) == ["timestamp_wrong"], "no root"
     assert codes(Package(file, None, other / "root.cert.pem")) == ["timestamp_wrong"]
 
-    def without(name):
-        return rewritten(file, lambda members: [one for one in members if one[0] != name])
-
-    assert codes(verified(without("manifest.tsr"), authority)) == ["not_stamped"]
-    assert codes(verified(without("manifest.sig"), authority, trust=False)) == ["timestamp_wrong"]
+    for name, code in (("tsr", "not_stamped"), ("sig", "timestamp_wrong")):
+        changed = rewritten(file, without(f"manifest.{name}"))
+        assert codes(verified(changed, authority, trust=name == "tsr")) == [code]
     with refused("certificate_unreadable", InputError):
         Package(file, None, authority / "site.pem")
     for content in (b"", b"\x30\x03\x02\x01\x00", bytes(300_000)):
-        changed = rewritten(
-            file, lambda m, c=content: [(n, c if n == "manifest.tsr" else old) for n, old in m]
-        )
+        changed = rewritten(file, with_member("manifest.tsr", content))
         package = verified(changed, authority)
         assert codes(package)[0] in ("timestamp_wrong", "member_too_large")
         assert package.stamp_state == "wrong"
@@ -117,30 +110,14 @@ def test_what_is_wrong_with_a_stamp_is_found(export, authority, tmp_path, monkey
             without_package.setitem(sys.modules, "rfc3161_client", None)
             assert codes(Package(changed))[0] in ("timestamp_wrong", "member_too_large")
             assert codes(Package(file)) == []
-    with zipfile.ZipFile(file) as archive:
-        another = archive.read("manifest.tsr")
+    another = files_of(file)["manifest.tsr"]
     _, plain = export(None)
     assert codes(verified(plain, authority)) == ["not_stamped"]
     assert Package(plain, authority / "site.pub").problems == []
     for content in (b"", another):
-        added = rewritten(plain, lambda m, c=content: [*m, ("manifest.tsr", c)])
+        added = rewritten(plain, with_member("manifest.tsr", content))
         for package in (Package(added, authority / "site.pub"), verified(added, authority)):
             assert (codes(package), package.stamp_state) == (["member_unexpected"], "wrong")
-
-
-def test_a_malformed_certificate_in_an_answer_is_a_refusal(authority):
-    """Its version is 8: cryptography raises InvalidVersion, which is no ValueError."""
-    request = rfc3161_client.TimestampRequestBuilder().data(b"one").build()
-    answer = stamp(authority, request.as_bytes())
-    version = b"\xa0\x03\x02\x01"
-    assert answer.count(version + b"\x02") == 1
-    malformed = answer.replace(version + b"\x02", version + b"\x07")
-    for trusted in ((), read_certificates(authority / "root.cert.pem")):
-        with refused("timestamp_wrong", IntegrityError):
-            read_stamp(malformed, b"one", trusted)
-    unavailable = refused("timestamp_unavailable", BackendError)
-    with other_server(HEAD + malformed) as port, unavailable:
-        TimeStampServer(f"http://127.0.0.1:{port}/").stamp(b"one")
 
 
 @pytest.mark.parametrize("kind", ["away", "slow", "garbage", "status", "long"])
@@ -163,10 +140,8 @@ def test_an_authority_that_fails_costs_the_stamp_alone(
         assert time.monotonic() - begin < 15, "a slow one goes on for 20 s"
         package = Package(file, authority / "site.pub")
         assert (package.problems, package.stamp_state) == ([], "none")
-        with zipfile.ZipFile(file) as archive:
-            page = archive.read("index.html").decode()
         missing = package.facts["timestamp_missing"]
-        assert "no time stamp of 127.0.0.1" in page
+        assert b"no time stamp of 127.0.0.1" in files_of(file)["index.html"]
         assert log_lines(console)[-1]["details"]["timestamp_missing"] == missing
         lines = len(log_lines(console))
         answer, _ = export(replace(server, is_required=True))
@@ -174,7 +149,7 @@ def test_an_authority_that_fails_costs_the_stamp_alone(
         assert not [line for line in log_lines(console)[lines:] if line["action"] == "export"]
 
 
-def test_an_answer_to_another_request_is_refused(authority):
+def test_a_malformed_answer_or_one_to_another_request_is_refused(authority):
     with time_stamping(authority) as (url, _):
         answer, _ = TimeStampServer(url).stamp(b"one")
     nonce = rfc3161_client.decode_timestamp_response(answer).tst_info.nonce
@@ -183,11 +158,27 @@ def test_an_answer_to_another_request_is_refused(authority):
     for content, number in ((b"two", nonce), (b"one", nonce + 1)):
         with refused("timestamp_wrong", IntegrityError):
             read_stamp(answer, content, trusted, number)
+    # Its version is 8: cryptography raises InvalidVersion, which is no ValueError.
+    request = rfc3161_client.TimestampRequestBuilder().data(b"one").build()
+    made = stamp(authority, request.as_bytes())
+    version = b"\xa0\x03\x02\x01"
+    assert made.count(version + b"\x02") == 1
+    malformed = made.replace(version + b"\x02", version + b"\x07")
+    for known in ((), trusted):
+        with refused("timestamp_wrong", IntegrityError):
+            read_stamp(malformed, b"one", known)
+    unavailable = refused("timestamp_unavailable", BackendError)
+    with other_server(HEAD + malformed) as port, unavailable:
+        TimeStampServer(f"http://127.0.0.1:{port}/").stamp(b"one")
 
 
-def test_an_address_that_cannot_be_used_is_refused():
+def test_an_address_that_cannot_be_used_or_a_missing_package_is_refused(monkeypatch, authority):
     for url in ("tsa.example", "ftp://a/b", "http://", "http://a:x/", "http://u:p@a/"):
         refusal(run_rt("log", "timestamp", "x.log", "--url", url, "--json"), 2, "address_malformed")
+    monkeypatch.setitem(sys.modules, "rfc3161_client", None)
+    for call in (lambda: TimeStampServer("http://a/"), lambda: read_certificates(authority)):
+        with refused("extra_missing", BackendError):
+            call()
 
 
 def test_the_chain_of_a_log_is_stamped_and_verified(console, authority, tmp_path):
@@ -229,10 +220,3 @@ def test_the_chain_of_a_log_is_stamped_and_verified(console, authority, tmp_path
     # Nothing is stamped that is wrong already.
     console.log.write_bytes(console.log.read_bytes().replace(b"red", b"tan"))
     refusal(run_rt(*command), 6, "log_altered")
-
-
-def test_a_missing_package_is_named(monkeypatch, authority):
-    monkeypatch.setitem(__import__("sys").modules, "rfc3161_client", None)
-    for call in (lambda: TimeStampServer("http://a/"), lambda: read_certificates(authority)):
-        with refused("extra_missing", BackendError):
-            call()

@@ -3,17 +3,22 @@
 import html
 import re
 import shutil
-from urllib.parse import urlencode
 
 import pytest
 
-from tests.helpers.console import ODD, START, Client, id_of, log_lines
+from tests.helpers.console import ODD, START, add_items, id_of, last_line
 from tests.helpers.toy_bundle import EMBED_DIM, calibrate_toy_bundle
-from upperson_console.accounts import Accounts, add_token
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Item
 from upperson_rt.score_calibration import Reference
 from upperson_rt.search import shift
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """Sets the number of pictures that are compared with the calibration, in every time zone."""
+    monkeypatch.setattr(shift, "_DAYLIGHT", range(24))
+    return lambda least: monkeypatch.setattr(shift, "LEAST", least)
 
 
 def verdict_on(page):
@@ -31,27 +36,22 @@ def verdict_on(page):
         ("uncalibrated", "zebra", {}),
     ],
 )
-def test_page_api_and_log_have_the_verdict(calibrated, word, sentence, floor, monkeypatch):
-    monkeypatch.setattr(shift, "LEAST", 3)
-    monkeypatch.setattr(shift, "_DAYLIGHT", range(24))  # In every time zone.
+def test_page_api_and_log_have_the_verdict(calibrated, compared, word, sentence, floor):
+    compared(3)
     found = calibrated.client.search(sentence=sentence, filter={"attributes": floor}).json()
-    verdict, hits = found["verdict"], found["hits"]
-    assert verdict["word"] == word
-    labels = [hit["match"] for hit in hits]
-    likelihoods = [hit["likelihood"] for hit in hits]
-    where = [("where", f"{key}={value}") for key, value in floor.items()]
-    page = calibrated.client.get("/?" + urlencode([("q", sentence), *where])).text
+    verdict = found["verdict"]
+    labels, likelihoods = ([hit[name] for hit in found["hits"]] for name in ("match", "likelihood"))
+    where = {"where": [f"{key}={value}" for key, value in floor.items()]}
+    page = calibrated.client.get("/", params={"q": sentence, **where}).text
     shown, text = verdict_on(page)
-    assert shown == word
+    kept = last_line(calibrated)["details"]
+    assert word == verdict["word"] == shown == kept["verdict"]
+    assert kept.get("likelihood") == verdict["likelihood"]
     assert text.lower().startswith(verdict["text"].lower())
-    kept = log_lines(calibrated)[-1]["details"]
-    assert (kept["verdict"], kept.get("likelihood")) == (word, verdict["likelihood"])
     if word == "uncalibrated":
         assert (verdict["reason"], verdict["likelihood"]) == ("words_unknown", None)
-        assert {*labels} == {""}
-        assert {*likelihoods} == {None}
-        assert 'class="match unknown"' in page
-        assert "%" not in text
+        assert ({*labels}, {*likelihoods}) == ({""}, {None})
+        assert ('class="match unknown"' in page, "%" in text) == (True, False)
     else:
         assert labels[0] == {"nobody": "unlikely"}.get(word, word)
         if verdict["expected_matches"] is not None:
@@ -62,46 +62,33 @@ def test_page_api_and_log_have_the_verdict(calibrated, word, sentence, floor, mo
         assert labels.count("likely") == 3  # The tracks of people in red.
 
 
-def test_a_bundle_without_a_calibration_says_so(reader):
-    verdict = reader.client.search(sentence="a woman in red").json()["verdict"]
-    assert (verdict["word"], verdict["reason"]) == ("uncalibrated", "no_calibration")
-
-
-def test_a_user_sees_nothing_of_other_cameras(
-    make_console, calibrated_encoder, tmp_path, monkeypatch
-):
-    file = tmp_path / "tokens.json"
-    token = add_token(file, "vera", "viewer", (ODD,))
-    console = make_console(encoder=calibrated_encoder, accounts=Accounts(file))
-    client = Client(console.app, authorization=f"Bearer {token}")
+def test_a_user_sees_nothing_of_other_cameras(make_guarded, calibrated_encoder, compared):
+    client = make_guarded(encoder=calibrated_encoder).viewer
     verdict = client.search(sentence="a woman in red").json()["verdict"]
-    assert (verdict["reason"], verdict["fields"]["pictures"]) == ("few_pictures", 6)
-    monkeypatch.setattr(shift, "LEAST", 1)
-    monkeypatch.setattr(shift, "_DAYLIGHT", range(24))
+    assert (verdict["reason"], verdict["fields"]["pictures"]) == ("few_pictures", 12)
+    compared(1)
     metrics = client.get("/api/v1/metrics").text
     assert metrics.count("upperson_score_shift_distance{") == 1  # No other camera is named.
-    hidden = client.search(sentence="red coat", filter={"cameras": ["gate"]}).json()["verdict"]
+    hidden = client.search(sentence="red coat", filter={"cameras": [ODD]}).json()["verdict"]
     assert hidden["reason"] == "nothing_searched"
 
 
 def test_pictures_unlike_those_of_the_calibration_are_named_and_measured(
-    make_console, served_folder, tmp_path, monkeypatch
+    make_console, served_folder, tmp_path, monkeypatch, compared
 ):
     bundle = shutil.copytree(served_folder / "bundle", tmp_path / "bundle")
     ones = (1.0,) * EMBED_DIM
     reference = Reference(mean=(0.0,) * EMBED_DIM, axes=(ones,), threshold=1e-9)
     calibrate_toy_bundle(bundle, reference=reference)
     monkeypatch.setattr("upperson_rt.search.verdict.FEWEST", 10)
-    monkeypatch.setattr(shift, "LEAST", 10)
-    monkeypatch.setattr(shift, "_DAYLIGHT", range(24))  # In every time zone.
+    compared(10)
     console = make_console(encoder=open_encoder(bundle, threads=1))
     where = {"cameras": ["gate"]}
     verdict = console.client.search(sentence="a red coat", filter=where).json()["verdict"]
     assert (verdict["reason"], verdict["fields"]["cameras"]) == ("pictures_unlike", ["gate"])
     metrics = console.client.get("/api/v1/metrics").text
     (distance,) = re.findall(r"upperson_score_shift_distance{(.*)} (.*)\n", metrics)
-    assert distance[0] == 'camera="gate",period="day"'
-    assert float(distance[1]) > 1e-9
+    assert (distance[0], float(distance[1]) > 1e-9) == ('camera="gate",period="day"', True)
     assert "upperson_score_shift_limit 1e-09" in metrics
     # The other camera has too few pictures to be compared.
     other = console.client.search(sentence="a red coat", filter={"cameras": [ODD]}).json()
@@ -112,9 +99,8 @@ def bars(page):
     return sum(int(number) for number in re.findall(r'aria-label="[^"]*: (\d+)"', page))
 
 
-def test_cameras_that_are_not_compared_are_named_to_those_who_may_see_them(calibrated, monkeypatch):
-    monkeypatch.setattr(shift, "LEAST", 7)  # Of gate alone.
-    monkeypatch.setattr(shift, "_DAYLIGHT", range(24))
+def test_cameras_that_are_not_compared_are_named_to_those_who_may_see_them(calibrated, compared):
+    compared(7)  # Of gate alone.
 
     def found(*cameras):
         filter_ = {"cameras": cameras} if cameras else {}
@@ -128,18 +114,19 @@ def test_cameras_that_are_not_compared_are_named_to_those_who_may_see_them(calib
     assert found("yard") == ("uncalibrated", [])
 
 
-def test_the_timeline_counts_likely_hits_only(calibrated, reader, monkeypatch):
-    monkeypatch.setattr(shift, "LEAST", 3)
-    monkeypatch.setattr(shift, "_DAYLIGHT", range(24))
-    page = calibrated.client.get("/timeline?q=a+woman+in+red").text
-    assert bars(page) == 3
+def test_the_timeline_counts_likely_hits_only_and_all_without_a_calibration(
+    calibrated, reader, compared
+):
+    compared(3)
+    assert bars(calibrated.client.get("/timeline?q=a+woman+in+red").text) == 3
     ids = {id_of(calibrated, f"red-{number}") for number in (1, 2, 9)}
-    assert {*log_lines(calibrated)[-1]["ids"]} == ids
+    assert {*last_line(calibrated)["ids"]} == ids
     assert bars(calibrated.client.get("/timeline?q=woman+in+a+coat").text) == 0
-    for console, address in ((calibrated, "q=zebra"), (reader, "q=a+woman+in+red")):
-        page = console.client.get(f"/timeline?{address}").text
-        assert "uncalibrated" in page
-        assert bars(page) == (18 if console is calibrated else 12)
+    for console, sentence, count in ((calibrated, "zebra", 18), (reader, "a woman in red", 12)):
+        page = console.client.get("/timeline", params={"q": sentence}).text
+        assert ("uncalibrated" in page, bars(page)) == (True, count)
+    verdict = reader.client.search(sentence="a woman in red").json()["verdict"]
+    assert (verdict["word"], verdict["reason"]) == ("uncalibrated", "no_calibration")
 
 
 def test_a_line_joins_likely_tracks_only(calibrated, reader):
@@ -148,9 +135,7 @@ def test_a_line_joins_likely_tracks_only(calibrated, reader):
     assert len(way) == 3  # This track, and those in red at the two other cameras.
     assert page.count('<rect class="stop') == 13
     assert verdict_on(page)[0] == "likely"
-    calibrated.service.gallery.add(
-        [Item(key="new", camera="gate", time=START, track="new")],
-        calibrated.service.encoder.encode_texts(["zebra"]),
-    )
-    assert "<polyline" not in calibrated.client.get(f"/people/{id_of(calibrated, 'new')}").text
+    item = Item(key="new", camera="gate", time=START, track="new")
+    (new,) = add_items(calibrated, item, text="zebra")
+    assert "<polyline" not in calibrated.client.get(f"/people/{new}").text
     assert "<polyline" not in reader.client.get(f"/people/{id_of(reader, 'red-0')}").text

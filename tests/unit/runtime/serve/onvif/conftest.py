@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from types import SimpleNamespace
 
@@ -46,40 +46,6 @@ def fault(*subcodes, code=None, match=None):
     return pytest.raises(Fault, check=is_it, match=match)
 
 
-class Onvif:
-    """A running server."""
-
-    def __init__(self, service, routes, server, passwords, log, token):
-        self.service, self.routes, self.server = service, routes, server
-        self.sessions, self.log, self.token = routes.sessions, log, token
-        self.passwords = passwords
-        self.url = server.url.rstrip("/")
-        self.guard = server._server.config.app
-        self._opened = []
-
-    def client(self, name="vms", proof="token", password=None):
-        """Clients of both services, which authenticate by a token, a digest, or not."""
-        password = self.passwords.get(name) if password is None else password
-        session = requests.Session()
-        self._opened.append(session)
-        wsse = None
-        if proof == "digest":
-            session.auth = HTTPDigestAuth(name, password)
-        elif proof == "token":
-            wsse = UsernameToken(name, password, use_digest=True)
-        made = {}
-        for service in ("device", "search"):
-            transport = zeep.Transport(session=session)
-            client = zeep.Client(described(service), wsse=wsse, transport=transport)
-            binding = f"{{http://www.onvif.org/ver10/{service}/wsdl}}{service.title()}Binding"
-            made[service] = client.create_service(binding, f"{self.url}/onvif/{service}_service")
-        return SimpleNamespace(**made)
-
-    def close(self):
-        for session in self._opened:
-            session.close()
-
-
 @contextmanager
 def running(gallery, state, encoder, oversight=None):
     """A server over a gallery for `vms`, who sees all, and `door`, who sees one camera."""
@@ -90,14 +56,32 @@ def running(gallery, state, encoder, oversight=None):
     access, live = Access(Accounts(state / "tokens.json"), LOCAL, oversight), Live(())
     routes = OnvifRoutes(service, Users(file), live)
     routes.sessions.now = lambda: NOW
-    with listening("127.0.0.1", 0) as place:
+    with listening("127.0.0.1", 0) as place, ExitStack() as opened:
         server = Server(service, access, place, live=live, onvif=routes)
+        url = server.url.rstrip("/")
+
+        def client(name="vms", proof="token", password=None):
+            """Clients of both services, which authenticate by a token, a digest, or not."""
+            password = passwords.get(name) if password is None else password
+            session = opened.enter_context(requests.Session())
+            session.auth = HTTPDigestAuth(name, password) if proof == "digest" else None
+            wsse = UsernameToken(name, password, use_digest=True) if proof == "token" else None
+            made = {}
+            for kind in ("device", "search"):
+                known = zeep.Client(
+                    described(kind), wsse=wsse, transport=zeep.Transport(session=session)
+                )
+                binding = f"{{http://www.onvif.org/ver10/{kind}/wsdl}}{kind.title()}Binding"
+                made[kind] = known.create_service(binding, f"{url}/onvif/{kind}_service")
+            return SimpleNamespace(**made)
+
+        about = {"service": service, "routes": routes, "sessions": routes.sessions, "url": url}
+        about |= {"passwords": passwords, "token": token, "log": state / "query.log"}
         server.start()
-        onvif = Onvif(service, routes, server, passwords, state / "query.log", token)
         try:
-            yield onvif
+            yield SimpleNamespace(server=server, client=client, **about)
         finally:
-            onvif.close()
+            opened.close()
             server.end()
             service.close()
 
