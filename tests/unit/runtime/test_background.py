@@ -11,8 +11,6 @@ from upperson_rt.search import background
 from upperson_rt.search.background import BACKGROUND_SENTENCES, BackgroundScores
 
 D = 64
-SHARES = [0.0, 0.5, 1.0]
-NAMES = ["a sentence", "both", "a picture"]
 
 
 def unit(vectors):
@@ -29,13 +27,15 @@ class World:
     def people(self, count):
         return 8 * self.rng.normal(size=(count, D)) / D**0.5
 
+    def _seen(self, kind, people, noise):
+        views = noise * self.rng.normal(size=people.shape) / D**0.5
+        return unit(self.common[kind] + people + views)
+
     def pictures(self, people):
-        return unit(
-            self.common["picture"] + people + 4 * self.rng.normal(size=people.shape) / D**0.5
-        )
+        return self._seen("picture", people, 4)
 
     def texts(self, people):
-        return unit(self.common["text"] + people + 8 * self.rng.normal(size=people.shape) / D**0.5)
+        return self._seen("text", people, 8)
 
     def query(self, person, share):
         text, picture = self.texts(person[None])[0], self.pictures(person[None])[0]
@@ -53,7 +53,7 @@ class World:
         return BackgroundScores(gallery, background, lambda: sentences)
 
 
-@pytest.mark.parametrize("share", SHARES, ids=NAMES)
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0], ids=["a sentence", "both", "a picture"])
 @pytest.mark.parametrize("count", [1, 100])
 def test_deviations_mean_the_same_in_every_gallery(count, share):
     right, other = [], []
@@ -61,9 +61,8 @@ def test_deviations_mean_the_same_in_every_gallery(count, share):
         world = World(seed)
         people = world.people(count)
         pictures = world.pictures(people)
-        scores = [
-            world.query(person, share) @ pictures[0] for person in (people[0], world.people(1)[0])
-        ]
+        both = people[0], world.people(1)[0]
+        scores = [world.query(person, share) @ pictures[0] for person in both]
         own, another = world.scale(pictures).deviations(share, scores)
         right.append(own)
         other.append(another)

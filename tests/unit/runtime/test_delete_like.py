@@ -71,6 +71,5 @@ def test_what_goes_meanwhile_is_no_error(encoder, gallery, tmp_path, monkeypatch
 
     monkeypatch.setattr(type(gallery), "vectors", another_process_deletes)
     gone = Retriever(encoder, gallery).delete_like(tmp_path / "hall.png", 0.9999)
-    sources = {hit.item.source for hit in gone}
-    assert str(tmp_path / "hall.png") in sources
-    assert str(tmp_path / "red.png") not in sources, "the same picture in another camera"
+    sources = {Path(hit.item.source).name for hit in gone}
+    assert ("hall.png" in sources, "red.png" in sources) == (True, False), "the same picture"

@@ -12,7 +12,7 @@ from upperson_rt.gallery import Gallery
 
 
 def run_page(name, **names):
-    """Run the blocks of a page in order; return how many, and the names they leave."""
+    """Return how many blocks of a page ran, in order, and the names they leave."""
     page = (ROOT / "docs/how-to" / name).read_text("utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     for number, block in enumerate(blocks, start=1):

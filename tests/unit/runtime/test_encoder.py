@@ -76,8 +76,6 @@ def test_nothing_gives_nothing_and_bad_arguments_are_refused(encoder, pictures, 
             encoder.encode_pixels(pixels)
     with refused("out_of_range", InputError, what="batch_size"):
         encoder.encode_texts(["red"], batch_size=0)
-    with refused("sentence_empty", InputError, index=0):
-        encoder.encode_texts(["  "])
     with refused("no_list", InputError, what="sentences"):
         encoder.encode_texts("red")
     with refused("choice_unknown", UsageError, what="channels"):
@@ -91,16 +89,14 @@ def test_nothing_gives_nothing_and_bad_arguments_are_refused(encoder, pictures, 
     ):
         with refused(code, InputError):
             encoder.encode_images(wrong)
-
-
-def test_useless_output_is_never_returned(encoder):
-    pixels = np.zeros((2, 24, 8, 3), np.uint8)
-    for outputs, code in (
-        ({"image_embeds": np.full((2, EMBED_DIM), np.nan, np.float32)}, "embeds_unusable"),
-        ({"image_embeds": np.zeros((2, EMBED_DIM), np.float32)}, "embeds_unusable"),
-        ({"embeddings": np.ones((2, EMBED_DIM), np.float32)}, "output_missing"),
+    # Useless output of a backend is never returned.
+    for name, value, code in (
+        ("image_embeds", np.nan, "embeds_unusable"),
+        ("image_embeds", 0, "embeds_unusable"),
+        ("embeddings", 1, "output_missing"),
     ):
+        outputs = {name: np.full((2, EMBED_DIM), value, np.float32)}
         broken = SimpleNamespace(max_batch=None, run=lambda inputs, outputs=outputs: outputs)
+        made = Encoder(encoder.manifest, "int8", encoder.tokenizer, {"image": broken}.get)
         with refused(code, IntegrityError, tower="image"):
-            made = Encoder(encoder.manifest, "int8", encoder.tokenizer, {"image": broken}.get)
-            made.encode_pixels(pixels)
+            made.encode_pixels(np.zeros((2, 24, 8, 3), np.uint8))

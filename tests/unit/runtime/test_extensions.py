@@ -15,8 +15,6 @@ from upperson_rt.extensions import extension_names, load_extension
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.search.query_log import open_query_log
 
-BUILT_IN = {"auto", "hog", "json", "nanodet", "onnx", "ssdlite", "xml"}
-
 
 def test_an_extension_is_imported_when_it_is_used(tmp_path):
     (tmp_path / "late_module.py").write_text("def make():\n    return 5\n")
@@ -87,16 +85,3 @@ def test_the_example_of_a_source(tmp_path):
     assert [frame.mean(axis=(0, 1)).argmax() for frame in frames] == [2, 0]  # BGR
     assert again.read().size == 0
     assert again.read() is None
-
-
-def test_the_example_of_a_detector(tmp_path):
-    frame = np.full((90, 80, 3), 20, np.uint8)
-    with examples(tmp_path):
-        assert set(extension_names("detectors")) == {*BUILT_IN, "contrast"}
-        make = load_extension("detectors", "contrast")
-        find = make("contrast", None, None, None, None)
-        with pytest.raises(UsageError):
-            make("contrast", "yolox", None, None, None)
-    assert find(frame).shape == (0, 5)
-    frame[10:70, 30:50] = 200
-    assert find(frame).tolist() == [[30, 10, 50, 70, 1]]

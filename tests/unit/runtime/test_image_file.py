@@ -25,6 +25,12 @@ MEGABYTE = 1_000_000
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n%%EOF\n"
 
 
+def saved(size, name, **options):
+    file = io.BytesIO()
+    Image.new("RGB", size, (200, 30, 60)).save(file, name, **options)
+    return file.getvalue()
+
+
 def zeros_deflated(count):
     """Deflate a number of zeros in no time: a flushed block over and over, without the checksum."""
     packer = zlib.compressobj(9)
@@ -66,18 +72,16 @@ def tiff(tags, pixels):
 def tiled_tiff(tile):
     pixels = zeros_deflated(tile * tile)
     tags = {256: 100, 257: 100, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile}
-    tags = {tag: (4, 1, value) for tag, value in tags.items()}
-    return tiff(tags | {324: (4, 1, None), 325: (4, 1, len(pixels))}, pixels)
+    tags |= {324: None, 325: len(pixels)}
+    return tiff({tag: (4, 1, value) for tag, value in tags.items()}, pixels)
 
 
 def animated_webp(canvas):
-    frame = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(frame, "WEBP", lossless=True)
-
     def number(value):
         return value.to_bytes(3, "little")
 
-    shown = number(0) * 2 + number(15) * 2 + number(100) + b"\0" + frame.getvalue()[12:]
+    frame = saved((16, 16), "WEBP", lossless=True)[12:]
+    shown = number(0) * 2 + number(15) * 2 + number(100) + b"\0" + frame
     parts = [(b"VP8X", b"\2\0\0\0" + number(canvas - 1) * 2), (b"ANIM", bytes(6))]
     parts += [(b"ANMF", shown)] * 2
     body = b"WEBP" + b"".join(
@@ -95,9 +99,7 @@ def webp_of_many_codes(side):
 
 
 def jpeg(size=(64, 64), claimed=None, **options):
-    file = io.BytesIO()
-    Image.new("RGB", size, (200, 30, 60)).save(file, "JPEG", **options)
-    content = bytearray(file.getvalue())
+    content = bytearray(saved(size, "JPEG", **options))
     if claimed:
         at = content.index(b"\xff\xc2" if options.get("progressive") else b"\xff\xc0") + 5
         content[at : at + 4] = struct.pack(">HH", claimed[1], claimed[0])
@@ -119,24 +121,22 @@ def crowded_directory(size_bytes):
 
 def test_no_program_is_started_whatever_a_file_is_called(tmp_path, monkeypatch):
     marker = tmp_path / "started"
+    (tmp_path / "bin").mkdir()
     for name in ("gs", "gswin64c", "djpeg", "xv", "convert"):
-        program = tmp_path / "bin" / name
-        program.parent.mkdir(exist_ok=True)
-        program.write_text(f"#!/bin/sh\ntouch {marker}\n")
-        program.chmod(0o755)
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\ntouch {marker}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
     path = tmp_path / "person.jpg"
     Image.init()
-    files = [EPS, b"%PDF-1.4\n", b"<svg/>", b"RIFF\4\0\0\0AVI ", b"P7\n"]
-    for name in ("ICO", "PCX", "SGI"):
-        file = io.BytesIO()
-        Image.new("RGB", (16, 16)).save(file, name)
-        files.append(file.getvalue())
-    known = {b"%PDF": "a PDF", b"<svg": "HTML, SVG or other XML", b"RIFF": "a video"}
-    known[b""] = "an empty file"
-    for content in (*files, b""):
+    others = EPS, b"P7\n", *(saved((16, 16), name) for name in ("ICO", "PCX", "SGI"))
+    for content, found in (
+        (b"%PDF-1.4\n", "a PDF"),
+        (b"<svg/>", "HTML, SVG or other XML"),
+        (b"RIFF\4\0\0\0AVI ", "a video"),
+        (b"", "an empty file"),
+        *((content, "another kind of file") for content in others),
+    ):
         path.write_bytes(content)
-        found = known.get(content[:4], "another kind of file")
         with refused("image_unreadable", InputError, found=found) as caught:
             load_image(path)
         assert "\n" not in str(caught.value)
@@ -213,8 +213,8 @@ def test_no_picture_takes_more_than_its_share_of_memory(tmp_path):
     assert max(peaks) < 1.2 * LIMIT, done.stdout
     assert taken < 2 * LIMIT + 32 * MEGABYTE, done.stdout
     assert left < 32 * MEGABYTE, done.stdout
-    refused = [name for name, outcome in zip(HUNGRY, outcomes, strict=False) if "image" in outcome]
-    assert refused == ["tile.tif", "canvas.webp", "trailer.png"]
+    too_large = [name for name, said in zip(HUNGRY, outcomes, strict=False) if "image" in said]
+    assert too_large == ["tile.tif", "canvas.webp", "trailer.png"]
     assert peaks[list(HUNGRY).index("clear.png")] > 25 * MEGABYTE, "the measure measures"
 
 
@@ -361,9 +361,7 @@ def test_threads_share_the_memory(tmp_path, budget, suffix):
 
 def test_shares_are_given_back_and_a_thread_does_not_wait_for_its_own(tmp_path, budget):
     path = tmp_path / "cut.png"
-    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
-    path.write_bytes(path.read_bytes()[:9_000])
+    path.write_bytes(png(200, 200)[:60])
     with refused("image_unreadable", InputError, path=str(path)):
         load_image(path)
     with pytest.raises(KeyboardInterrupt), open_image(path):

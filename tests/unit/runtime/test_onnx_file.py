@@ -17,9 +17,9 @@ def words(model):
 
 
 def outside(model):
+    """Without a place of its own; `tests.helpers.hostile_graphs` has one with it."""
     words(model).ClearField("raw_data")
     words(model).data_location = TensorProto.EXTERNAL
-    words(model).external_data.add(key="location", value="/etc/passwd")
 
 
 def declared(*sizes):
@@ -27,24 +27,6 @@ def declared(*sizes):
         words(model).dims[:] = sizes
 
     return change
-
-
-def appended(model, node):
-    """Put a node between the graph and its output."""
-    last = model.graph.node[-1]
-    node.output.append(last.output[0])
-    last.output[0] = "before"
-    model.graph.node.append(node)
-
-
-def loop(model):
-    value = [
-        helper.make_tensor_value_info(name, kind, [])
-        for name, kind in (("i", TensorProto.INT64), ("c", TensorProto.BOOL))
-    ]
-    body = helper.make_graph([helper.make_node("Identity", ["c"], ["d"])], "body", value, [])
-    model.graph.initializer.append(numpy_helper.from_array(np.array(1 << 60), "steps"))
-    appended(model, helper.make_node("Loop", ["steps", "", "before"], [], body=body))
 
 
 def sparse(model):
@@ -60,7 +42,6 @@ def sparse(model):
         (lambda model: words(model).external_data.add(key="location", value="x"), "other_file"),
         (declared(1 << 40, 1 << 20), "tensor_size"),
         (declared(*[1] * 17), "tensor_size"),
-        (loop, "graph_inside"),
         (sparse, "sparse"),
         (lambda model: model.graph.input[0].type.tensor_type.shape.dim.add(), "ends_differ"),
         (lambda model: setattr(model.graph.input[0].type.tensor_type, "elem_type", 1),
@@ -81,28 +62,15 @@ def test_graphs_that_exports_do_not_write_are_refused(toy_bundle, tmp_path, chan
 def test_places_that_argmax_found_are_taken(toy_bundle, tmp_path):
     model = onnx.load(toy_bundle / "text.int8.onnx")
     model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "axis"))
-    appended(model, helper.make_node("GatherND", ["before", "place"], []))
-    model.graph.node.insert(0, helper.make_node("Unsqueeze", ["end", "axis"], ["place"]))
-    model.graph.node.insert(0, helper.make_node("ArgMax", ["input_ids"], ["end"], keepdims=0))
+    nodes = model.graph.node
+    gather = helper.make_node("GatherND", ["before", "place"], [*nodes[-1].output])
+    nodes[-1].output[0] = "before"
+    nodes.append(gather)
+    nodes.insert(0, helper.make_node("Unsqueeze", ["end", "axis"], ["place"]))
+    nodes.insert(0, helper.make_node("ArgMax", ["input_ids"], ["end"], keepdims=0))
     path = tmp_path / "text.onnx"
     path.write_bytes(model.SerializeToString())
     check_graph(path, "text", Bundle.open(toy_bundle).manifest)
-
-
-def test_random_damage_is_refused_or_read(toy_bundle, tmp_path):
-    manifest, path = Bundle.open(toy_bundle).manifest, tmp_path / "image.onnx"
-    content, rng = (toy_bundle / "image.int8.onnx").read_bytes(), np.random.default_rng(0)
-    refusals = 0
-    for trial in range(60):
-        changed = bytearray(content)
-        for _ in range(1 + trial % 4):
-            changed[rng.integers(len(changed))] = rng.integers(256)
-        path.write_bytes(changed)
-        try:
-            check_graph(path, "image", manifest)
-        except IntegrityError:
-            refusals += 1
-    assert refusals > 12
 
 
 def test_a_file_of_endless_small_fields_is_given_up(toy_bundle, tmp_path, monkeypatch):

@@ -6,42 +6,24 @@ import logging
 from rich.console import Console
 
 from upperson_rt.cli import output
-from upperson_rt.printable import (
-    code_span,
-    escape_for_display,
-    get_logger,
-    one_line,
-    safe_repr,
-)
+from upperson_rt.printable import code_span, escape_for_display, get_logger, one_line, safe_repr
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\n\u2028\u202egpj.\u200b\ufeff\udcff\x00\x7f\x85"
 """A title, a cleared screen, colours, line ends, a reversed name, hidden marks, bytes, nulls."""
 SHOWN = r"\x1b]0;owned\x07\x1b[2J\x9b31m\r\n\u2028\u202egpj.\u200b\ufeff\udcff\x00\x7f\x85"
 
 
-def test_what_a_terminal_would_obey_is_shown():
+def test_what_a_terminal_would_obey_is_shown_and_names_of_all_languages_stay():
     assert escape_for_display(HOSTILE) == SHOWN
-    assert escape_for_display(SHOWN) == SHOWN
-
-
-def test_names_of_all_languages_stay_as_they_are():
-    for name in (
-        "Türe",
-        "門\u3000二",
-        "دوربین می\u200cروم",
-        "\N{BLACK HEART SUIT}\ufe0f",
-        "a\u00a0b",
-    ):
+    persian, heart = "دوربین می\u200cروم", "\N{BLACK HEART SUIT}\ufe0f"
+    for name in (SHOWN, "Türe", "門\u3000二", persian, heart, "a\u00a0b"):
         assert escape_for_display(name) == name
 
 
-def test_a_code_span_holds_no_markdown():
+def test_values_and_messages_are_shown_in_a_few_words_and_no_markdown():
     assert code_span("a`b``c") == "```a`b``c```"
     assert code_span("`a\n# b") == r"`` `a\n# b ``"
     assert code_span("\u202e<b>") == r"`\u202e<b>`"
-
-
-def test_values_and_messages_are_shown_in_a_few_words():
     assert one_line(ValueError("cannot\n\tread  it\n")) == "cannot read it"
     assert safe_repr("\x1b" * 3) == r"'\x1b\x1b\x1b'"
     assert len(safe_repr("a" * 10_000)) == 60
@@ -57,30 +39,25 @@ def test_a_log_is_printable_whoever_handles_it(caplog):
     assert record.camera == HOSTILE  # Exact where it is data.
     assert logging.getLogger("upperson_rt.test") is log
 
-
-def test_a_log_of_what_cannot_be_shown_raises_nothing(caplog):
     class UnspeakableError(Exception):
         def __str__(self):
             raise self
 
-    get_logger("upperson_rt.test").warning("failed: %s", UnspeakableError())
-    (record,) = caplog.records
-    assert record.getMessage() == "'failed: %s' of values that cannot be shown: UnspeakableError"
+    log.warning("failed: %s", UnspeakableError())
+    shown = "'failed: %s' of values that cannot be shown: UnspeakableError"
+    assert caplog.records[-1].getMessage() == shown
 
 
 def test_whatever_commands_print_is_printable(capsys):
-    name = HOSTILE
-    output.print_line(name, name)
-    output.print_labelled(name, "red", name)
-    table = output.new_table(name)
-    table.add_row(name)
+    output.print_line(HOSTILE, HOSTILE)
+    output.print_labelled(HOSTILE, "red", HOSTILE)
+    table = output.new_table(HOSTILE)
+    table.add_row(HOSTILE)
     output.print_table(table)
-    output.print_note(name)
-    output.print_warning(name)
-    output.print_error(name)
-    output.print_prompt(name)
+    for show in (output.print_note, output.print_warning, output.print_error, output.print_prompt):
+        show(HOSTILE)
     with output.show_progress() as progress:
-        progress(name, 1, 1)
+        progress(HOSTILE, 1, 1)
     printed = capsys.readouterr()
     assert printed.out.count(SHOWN) == 6
     assert printed.err.count(SHOWN) == 5

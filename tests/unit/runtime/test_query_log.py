@@ -2,6 +2,7 @@ import json
 import os
 import random
 import stat
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -27,6 +28,22 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def write_some(path, count=6, **more):
+    with QueryLog(path, user="ann") as log:
+        for number in range(count):
+            log.write(f"sentence {number}", HITS, k=2, **more)
+
+
+def counts_of(path):
+    """Lines, those of older releases, those cut off, and problems."""
+    report = verify_log(path)
+    return report.lines, report.unchained, report.cut_off, report.problems
+
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+
 def test_a_line_says_who_asked_what_and_what_came_out(path):
     with QueryLog(path, user="ann") as log:
         where = Filter(camera=["gate", "hall"], since=5.0, attributes={"floor": 2})
@@ -34,20 +51,15 @@ def test_a_line_says_who_asked_what_and_what_came_out(path):
         log.write("red", HITS, k=2, where=Filter(camera="gate"))
     line, other = lines_of(path)
     assert other["filter"] == {"camera": "gate"}
-    assert stat.S_IMODE((path).stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(line.pop("chain")) == 64
     assert line.pop("time").endswith("+00:00")
+    where = {"camera": ["gate", "hall"], "since": 5.0, "attributes": {"floor": 2}}
     assert line == {
-        "user": "ann",
-        "action": "query",
-        "sentence": "woman\nin \N{BLACK HEART SUIT}",
-        "filter": {"camera": ["gate", "hall"], "since": 5.0, "attributes": {"floor": 2}},
-        "k": 2,
-        "by_track": False,
-        "gallery": "g",
-        "ids": [7, 3],
+        "user": "ann", "action": "query", "sentence": "woman\nin \N{BLACK HEART SUIT}",
+        "filter": where, "k": 2, "by_track": False, "gallery": "g", "ids": [7, 3],
         "keys": ["7", "3"],
-    }
+    }  # fmt: skip
 
 
 @pytest.mark.skipif(os.name != "posix", reason="users have numbers on POSIX only")
@@ -91,9 +103,8 @@ for _ in range(20):
         jobs += [pool.submit(log.write, "x" * 5000, HITS, k=1) for _ in range(20)]
         for job in jobs:
             job.result()
-    users = [line["user"] for line in lines_of(path)]
-    assert verify_log(path).problems == []
-    assert sorted(users) == ["a"] * 20 + ["b"] * 20 + ["threads"] * 20
+    assert counts_of(path) == (60, 0, 0, [])
+    assert Counter(line["user"] for line in lines_of(path)) == {"a": 20, "b": 20, "threads": 20}
 
 
 def test_a_line_cut_off_by_a_full_disk_spoils_no_other(path, monkeypatch):
@@ -102,25 +113,17 @@ def test_a_line_cut_off_by_a_full_disk_spoils_no_other(path, monkeypatch):
 
     monkeypatch.setattr(os, "write", lambda file, content: write(file, content[:9]))
     log.write("red", HITS, k=1)  # In pieces, but whole.
-    calls = iter([write, None])
-
-    def fails_second(file, content):
-        if next(calls) is None:
-            raise OSError(28, "No space left on device")
-        return write(file, content[:20])
-
-    monkeypatch.setattr(os, "write", fails_second)
+    calls = iter([lambda file, content: write(file, content[:20]), full])
+    monkeypatch.setattr(os, "write", lambda *arguments: next(calls)(*arguments))
     with refused("log_unwritable", InputError, path=str(path)):
         log.write("green", HITS, k=1)
     monkeypatch.setattr(os, "write", write)
     log.write("blue", HITS, k=1)
     first, torn, last = path.read_text().splitlines()
-    assert (json.loads(first)["sentence"], json.loads(last)["sentence"]) == ("red", "blue")
-    assert len(torn) == 20
-    report = verify_log(path)
-    assert (report.lines, report.unchained, report.cut_off) == (2, 0, 1)
-    assert report.problems == []
-    assert json.loads(last)["cut_off"] == 20
+    first, last = json.loads(first), json.loads(last)
+    assert (first["sentence"], last["sentence"]) == ("red", "blue")
+    assert len(torn) == last["cut_off"] == 20
+    assert counts_of(path) == (2, 0, 1, [])
 
 
 @pytest.mark.parametrize(
@@ -137,12 +140,6 @@ def test_what_cannot_be_written_is_refused_at_once(tmp_path, make):
     make(path)
     with refused("log_unwritable", InputError, path=str(path)):
         QueryLog(path)
-
-
-def write_some(path, count=6, **more):
-    with QueryLog(path, user="ann") as log:
-        for number in range(count):
-            log.write(f"sentence {number}", HITS, k=2, **more)
 
 
 def test_the_line_that_was_changed_or_is_missing_is_named(path):
@@ -162,8 +159,7 @@ def test_what_older_releases_wrote_is_chained_to_what_follows(path, tmp_path):
     old = b'{"user": "old"}\n' * 3 + b'{"user": "cut o'
     path.write_bytes(old)
     write_some(path, 2)
-    report = verify_log(path)
-    assert (report.lines, report.unchained, report.problems) == (2, 4, [])
+    assert counts_of(path) == (2, 4, 0, [])
     path.write_bytes(path.read_bytes().replace(b'"old"', b'"new"', 1))
     assert verify_log(path).problems[0].startswith("line 5 ")
     (tmp_path / "log.head").unlink()
@@ -179,11 +175,9 @@ def test_a_last_line_that_a_crash_cut_off_is_known(path, length):
     for count in (1, 2):
         with open(path, "ab") as file:
             file.write(WHOLE[:length])
-        report = verify_log(path)
-        assert (report.unchained, report.cut_off, report.problems) == (0, count, [])
+        assert counts_of(path) == (1 + 2 * count, 0, count, [])
         write_some(path, 2)
-        report = verify_log(path)
-        assert (report.unchained, report.cut_off, report.problems) == (0, count, [])
+        assert counts_of(path) == (3 + 2 * count, 0, count, [])
 
 
 @pytest.mark.parametrize(
@@ -202,6 +196,10 @@ def test_what_is_no_query_log_is_not_approved(path, tmp_path, content, code):
     for first in (b"", WHOLE[:1]):  # Nothing was written yet, or the first line was cut off.
         (tmp_path / "new").write_bytes(first)
         assert verify_log(tmp_path / "new").code == ""
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("none", "pipe"):  # Reading that would wait forever.
+        with refused("log_unreadable", InputError):
+            verify_log(tmp_path / name)
 
 
 @pytest.mark.parametrize("with_head", [False, True])
@@ -218,14 +216,6 @@ def test_a_log_without_its_chain_or_its_line_ends_is_not_approved(path, with_hea
         report = verify_log(path)
         assert (report.code, report.lines, report.unchained) == ("log_unchained", 0, 3)
     assert "CR LF" in report.problems[0]
-
-
-def test_a_log_that_cannot_be_read_is_refused(tmp_path):
-    with refused("log_unreadable", InputError):
-        verify_log(tmp_path / "none")
-    os.mkfifo(tmp_path / "pipe")
-    with refused("log_unreadable", InputError):  # Reading it would wait forever.
-        verify_log(tmp_path / "pipe")
 
 
 def test_a_log_that_was_made_anew_as_a_whole_lacks_the_chain_that_was_noted(path):
@@ -252,10 +242,9 @@ def test_of_very_many_strange_lines_a_hundred_are_listed(path):
     write_some(path, 3)
     with open(path, "ab") as file:
         file.write(b"\n" * 1_000)
-    report = verify_log(path)
-    assert (report.lines, len(report.problems)) == (3, 101)
-    assert report.problems[0].startswith("line 4 is not what was written")
-    assert report.problems[-1] == "and 900 more of them"
+    lines, _, _, problems = counts_of(path)
+    assert (lines, len(problems), problems[-1]) == (3, 101, "and 900 more of them")
+    assert problems[0].startswith("line 4 is not what was written")
 
 
 @pytest.mark.parametrize("soon", [0, 500, 1 << 20])
@@ -267,8 +256,7 @@ def test_a_log_goes_on_whether_it_is_read_through_or_not(path, monkeypatch, soon
     with open(path, "ab") as file:
         file.write(b'{"time": "2026-')
     write_some(path, 1)
-    report = verify_log(path)
-    assert (report.lines, report.unchained, report.cut_off, report.problems) == (5, 5, 1, [])
+    assert counts_of(path) == (5, 5, 1, [])
 
 
 _WAYS = [(way, is_open) for way in WAYS for is_open in (False, True)]
@@ -307,10 +295,6 @@ def test_a_log_that_was_cut_goes_on_in_a_new_file_until_that_is_acknowledged(pat
 def test_a_break_that_is_interrupted_is_found_again(path, monkeypatch, fails):
     write_some(path, 3)
     path.write_bytes(path.read_bytes()[:-9])
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
         patch.setattr(f"upperson_log.writer.{fails}", full)
         with refused("log_unwritable", InputError):
@@ -321,18 +305,17 @@ def test_a_break_that_is_interrupted_is_found_again(path, monkeypatch, fails):
     assert lines_of(path)[-1]["sentence"] == "sentence 0"
 
 
-def test_a_head_that_a_crash_left_behind_is_caught_up(path, tmp_path, monkeypatch):
-    log = QueryLog(path)
-    log.write("red", HITS, k=1)
+def test_a_head_that_a_crash_left_behind_is_caught_up(path, tmp_path):
+    write_some(path, 1)
     head = (tmp_path / "log.head").read_bytes()
-    log.write("green", HITS, k=1)
-    log.close()
+    write_some(path, 1)
     (tmp_path / "log.head").write_bytes(head)
     path.write_bytes(path.read_bytes()[:-1])  # Its line end is missing, too.
     assert verify_log(path).problems == []
+    QueryLog(path).close()
+    assert (tmp_path / "log.head").read_bytes() != head
     write_some(path, 1)
-    report = verify_log(path)
-    assert (report.lines, report.previous, report.problems) == (3, "", [])
+    assert (verify_log(path).previous, counts_of(path)) == ("", (3, 0, 0, []))
     (tmp_path / "log.head").write_bytes(head)  # No crash leaves it two lines behind.
     (problem,) = verify_log(path).problems
     assert "2 lines behind" in problem
@@ -392,6 +375,6 @@ def test_a_name_alone_sets_no_log_aside(path, tmp_path):
     (tmp_path / "log.head").rename(tmp_path / "log.broken-9.head")
     write_some(path, 1)
     log.write("green", HITS, k=1)
-    assert log.problem
     log.close()
+    assert log.problem
     assert verify_log(path).problems

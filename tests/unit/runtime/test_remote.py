@@ -12,8 +12,6 @@ from tests.helpers.small_servers import dripping_server, no_server, other_server
 from upperson_network import remote
 from upperson_network.remote import http_within, within
 
-LATE = r"it does not answer within 0\.2 s"
-
 
 @contextmanager
 def silent_server():
@@ -39,46 +37,36 @@ def full_server():
         yield server.getsockname()[1]
 
 
-def found_at(monkeypatch, *ports):
-    """Have every host be found at ports of this machine."""
-    found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port)) for port in ports]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: found)
+def late():
+    return pytest.raises(TimeoutError, match=r"it does not answer within 0\.2 s")
 
 
 def test_it_is_late_when_the_limit_between_two_bytes_ends_before_the_timer_runs(monkeypatch):
     started = threading.Timer
     monkeypatch.setattr(threading, "Timer", lambda _, call: started(60, call))  # A busy machine.
-    with silent_server() as port, pytest.raises(TimeoutError, match=LATE), within(0.2) as limit:
+    with silent_server() as port, late(), within(0.2) as limit:
         limit.connect("127.0.0.1", port).recv(1)
 
 
 def test_a_reader_is_woken():
-    def read_for_ever(port):
-        with within(0.2) as limit:
-            connection = limit.connect("127.0.0.1", port)
-            connection.settimeout(None)
-            assert connection.recv(1) == b""
-
-    with silent_server() as port, pytest.raises(TimeoutError, match=LATE):
-        read_for_ever(port)
+    with silent_server() as port, late(), within(0.2) as limit:
+        connection = limit.connect("127.0.0.1", port)
+        connection.settimeout(None)
+        assert connection.recv(1) == b""
 
 
 def test_a_host_that_is_looked_up_for_ever_has_its_time(monkeypatch):
     answered = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: answered.wait())
     try:
-        with pytest.raises(TimeoutError, match=LATE), within(0.2) as limit:
+        with late(), within(0.2) as limit:
             limit.connect("camera.local", 80)
     finally:
         answered.set()
 
 
 def test_connecting_is_within_the_limit():
-    with (
-        full_server() as port,
-        pytest.raises(TimeoutError, match=LATE),
-        http_within(0.2, f"http://127.0.0.1:{port}/") as connection,
-    ):
+    with full_server() as port, late(), http_within(0.2, f"http://127.0.0.1:{port}/") as connection:
         connection.request("GET", "/")
 
 
@@ -102,7 +90,11 @@ def test_what_came_before_is_no_longer_left(monkeypatch):
 
 def test_an_address_that_does_not_answer_leaves_time_for_the_next(monkeypatch):
     with full_server() as full, other_server(b"here") as port, no_server() as refusing:
-        found_at(monkeypatch, refusing, full, port)
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", one))
+            for one in (refusing, full, port)
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: found)
         with within(2) as limit:
             connection = limit.connect("camera.local", 80)
             connection.sendall(b"?")
@@ -112,11 +104,7 @@ def test_an_address_that_does_not_answer_leaves_time_for_the_next(monkeypatch):
 def test_a_handshake_that_drips_has_its_time():
     long_record = b"\x16\x03\x03\x40\x00"  # Of TLS, with 16 KiB to come.
     with dripping_server(long_record) as (port, cut):
-        with (
-            pytest.raises(TimeoutError, match=LATE),
-            http_within(
-                0.2, f"https://127.0.0.1:{port}/", ssl.create_default_context()
-            ) as connection,
-        ):
+        address, context = f"https://127.0.0.1:{port}/", ssl.create_default_context()
+        with late(), http_within(0.2, address, context) as connection:
             connection.request("GET", "/")
         assert cut.wait(25)

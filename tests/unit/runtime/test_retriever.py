@@ -35,6 +35,10 @@ def colour_of(hit):
     return Path(hit.item.source).stem
 
 
+def ids(hits):
+    return [hit.id for hit in hits]
+
+
 def test_sentences_find_pictures(encoder, gallery, pictures):
     report = index_images(encoder, gallery, pictures, camera="gate", batch_size=4)
     assert (report.indexed, report.skipped) == (len(pictures), [])
@@ -45,15 +49,12 @@ def test_sentences_find_pictures(encoder, gallery, pictures):
     red, blue = retriever.query(["red", "blue"], k=1)
     assert [red[0].item.source, blue[0].item.source] == [str(pictures[0]), str(pictures[2])]
     assert retriever.query("red", where=Filter(camera="hall")) == []
-    requests = [
-        SearchRequest(sentence="red", where=where) for where in (None, Filter(camera="hall"))
-    ]
+    hall = Filter(camera="hall")
+    requests = [SearchRequest(sentence="red", where=where) for where in (None, hall)]
     everywhere, nowhere = retriever.service.search_all(requests)
     assert (len(everywhere.hits), nowhere.hits) == (len(pictures), [])
-    where = Filter(camera="hall")
-    noted = retriever.service.search(
-        SearchRequest(sentence="red, no bag", where=where, notices=True)
-    )
+    request = SearchRequest(sentence="red, no bag", where=hall, notices=True)
+    noted = retriever.service.search(request)
     assert [notice.is_warning for notice in noted.notices] == [True, False, False]
     assert retriever.query([]) == []
     with refused("sentence_empty", InputError):
@@ -67,9 +68,8 @@ def test_or_between_colours_finds_either(retriever, pictures):
     scores = {}
     for hit in [*apart[0], *apart[1]]:
         scores[hit.id] = max(hit.score, scores.get(hit.id, -1))
-    expected = sorted(scores, key=lambda id_: -scores[id_])[:3]
-    assert [hit.id for hit in hits] == expected
-    assert [hit.score for hit in hits] == [scores[id_] for id_ in expected]
+    expected = sorted(scores.items(), key=lambda pair: -pair[1])[:3]
+    assert [(hit.id, hit.score) for hit in hits] == expected
     (first, *_), vectors_ND = next(retriever.gallery.vectors())
     match = retriever.service.match(either, 1, first, vectors_ND[0])
     assert match.score == pytest.approx(scores[1], abs=1e-6)
@@ -120,7 +120,7 @@ def test_threads_may_share_a_retriever(retriever, pictures):
         assert list(pool.map(lambda query: retriever.query(query, k=3), queries)) == expected
 
 
-def test_a_phrase_speaks_for_the_pictures_it_is_true_of(retriever):
+def test_a_phrase_speaks_for_the_pictures_it_is_true_of_and_outlives_them(retriever):
     sentence = "a person in a red coat and a blue bag, not in a green coat"
     hits = retriever.query("person", k=len(COLOURS))
     found = retriever.explain(sentence, hits)
@@ -132,9 +132,6 @@ def test_a_phrase_speaks_for_the_pictures_it_is_true_of(retriever):
         best = hits[int(found.evidence_HP[:, column].argmax())]
         assert colour_of(best) == colour
     assert found.parsed == parse(sentence)
-
-
-def test_an_explanation_outlives_its_pictures(retriever):
     hits = retriever.query("red coat", k=3)
     before = retriever.explain("red coat", hits).evidence_HP
     retriever.gallery.delete([hits[1].item.key])
@@ -159,9 +156,10 @@ def test_what_a_sentence_excludes_goes_down(retriever):
     assert max(lost, key=lost.get) == "red"
     assert [hit.score for hit in excluded] == sorted((hit.score for hit in excluded), reverse=True)
     # However many hits there are, the first ones are the same.
-    assert [hit.id for hit in retriever.query("a coat that is not red", k=2)] == (
-        [hit.id for hit in excluded[:2]]
-    )
+    assert ids(retriever.query("a coat that is not red", k=2)) == ids(excluded[:2])
+    # What is wanted is not excluded.
+    wanted = retriever.query("a woman with a bag", k=3)
+    assert ids(retriever.query("a woman with a bag without a bag", k=3)) == ids(wanted)
 
 
 def test_hits_are_looked_for_away_from_what_is_excluded(encoder, gallery):
@@ -201,18 +199,10 @@ def test_scores_without_a_gallery_are_those_of_queries(retriever, pictures):
         assert found == pytest.approx(row.tolist(), abs=3e-3), sentence  # Galleries keep float16.
 
 
-def test_a_sentence_that_excludes_what_it_wants_is_taken_as_wanting(retriever):
-    wanted = retriever.query("a woman with a bag", k=3)
-    both = retriever.query("a woman with a bag without a bag", k=3)
-    assert [hit.id for hit in both] == [hit.id for hit in wanted]
-
-
 def test_paraphrases_are_averaged(retriever):
     sentence = "a woman in a red coat and a blue bag"
-    requests = [
-        SearchRequest(sentence=sentence, paraphrases=count) for count in (1, MOST_PARAPHRASES)
-    ]
-    # Both at once: a wording count is not taken for another.
+    counts = 1, MOST_PARAPHRASES  # Both at once: a wording count is not taken for another.
+    requests = [SearchRequest(sentence=sentence, paraphrases=count) for count in counts]
     alone, averaged = (query.vectors_AD[0] for query in retriever.service.queries.embed(requests))
     wordings = paraphrases(parse(sentence), MOST_PARAPHRASES)
     mean_D = retriever.encoder.encode_texts(wordings).mean(axis=0)

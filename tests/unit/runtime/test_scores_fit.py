@@ -25,12 +25,7 @@ from upperson_scores.fitting import (
     shipped_prior,
     tenths,
 )
-from upperson_scores.labelled_queries import (
-    TRAITS,
-    LabelledPictures,
-    queries_about,
-    traits_of,
-)
+from upperson_scores.labelled_queries import TRAITS, LabelledPictures, queries_about, traits_of
 from upperson_scores.metrics import auroc
 
 D, VIEWS = 48, 4
@@ -45,24 +40,14 @@ class World:
         rng = np.random.default_rng(seed)
         self._words = {}
         self._rng = np.random.default_rng(9)
-        values = [
-            (
-                rng.choice(["woman", "man"]),
-                rng.choice(COLOURS),
-                rng.choice(NOUNS),
-                rng.choice(COLOURS),
-                rng.choice(LOWER),
-            )
-            for _ in range(people)
-        ]
+        choices = ["woman", "man"], COLOURS, NOUNS, COLOURS, LOWER
+        values = [[rng.choice(some) for some in choices] for _ in range(people)]
         sentences = [f"a {a} in a {b} {c} and {d} {e}" for a, b, c, d, e in values]
-        clean_PD = self.embed(sentences)
-        noise = 0.12 * rng.normal(size=(people * VIEWS, D))
-        vectors_ND = np.repeat(clean_PD, VIEWS, axis=0) + noise
+        vectors_ND = np.repeat(self.embed(sentences), VIEWS, axis=0)
+        vectors_ND = vectors_ND + 0.12 * rng.normal(size=vectors_ND.shape)
+        vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
         self.pictures = LabelledPictures(
-            vectors_ND=(vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)).astype(
-                "f4"
-            ),
+            vectors_ND=vectors_ND.astype(np.float32),
             people_N=np.repeat(np.arange(people), VIEWS),
             cameras_N=np.tile(["gate", "hall"], people * VIEWS // 2),
             captions=[[sentence] for sentence in sentences for _ in range(VIEWS)],
@@ -148,9 +133,8 @@ def test_absent_captions_are_of_people_outside_of_the_block_first():
     blocks = blocks_of(world.pictures, np.random.default_rng(0))
     for gallery in blocks[0].galleries[1:]:
         part = Block(galleries=[gallery], queries=blocks[0].queries)
-        captions = [
-            one for one in search_block(part, Evidence(world.embed)) if one.kind == "caption"
-        ]
+        searches = search_block(part, Evidence(world.embed))
+        captions = [one for one in searches if one.kind == "caption"]
         absent = [one for one in captions if not one.is_present]
         assert len(absent) == len(captions) / 2 > 0
         assert {one.person for one in absent} == {None}
@@ -167,24 +151,19 @@ def limit_of(answers):
 
 
 def test_the_limit_of_nobody_is_too_high_in_one_of_five_samples():
+    """It aims lower where queries are many, and is none where they are few."""
     rng = np.random.default_rng(0)
     # One in a hundred is below 0.002.
     too_high = sum(limit_of(0.2 * rng.random(300)) > 0.002 for _ in range(60))
     assert 6 <= too_high <= 18
-
-
-def test_the_limit_of_nobody_aims_lower_where_queries_are_many_and_is_none_where_they_are_few():
     few, many = (limit_of(0.2 * (np.arange(count) + 0.5) / count) for count in (90, 9000))
     assert few == 0
-    assert 0.0010 < many < 0.0016  # Of 0.002, below which one in a hundred is.
+    assert 0.0010 < many < 0.0016
 
 
-def test_too_few_people_are_refused():
+def test_figures_and_too_few_people():
     with refused("too_few_people", InputError, found=19):
         blocks_of(World(19).pictures, np.random.default_rng(0))
-
-
-def test_figures():
     likely, right = np.array([0.05, 0.05, 0.95, 0.95]), np.array([False, False, True, False])
     assert auroc(likely[right], likely[~right]) == pytest.approx(100 * (2 + 0.5) / 3)
     assert tenths(likely, right)[0] == [2, 0.1, 0]
@@ -202,15 +181,14 @@ def site(tmp_path, folder, monkeypatch):
     encoder = open_encoder(folder, threads=1)
     with Gallery.open("gallery", encoder.fingerprint, encoder.embed_dim, create=True) as gallery:
         gallery.add([Item(key="1")], encoder.encode_texts(["a man in a red coat"]))
-    lines = []
-    for person in range(20):
-        colour = ["red", "green", "blue", "yellow"][person % 4]
-        for view in range(2):
-            draw_person(tmp_path / f"{person}-{view}.png", colour, seed=10 * person + view)
-            caption = f"a {('man', 'woman')[person % 2]} in a {colour} coat"
-            lines.append({"image": f"{person}-{view}.png", "pid": person, "caption": caption})
     file = tmp_path / "site.jsonl"
-    file.write_text("\n".join(map(json.dumps, lines)) + "\n", "utf-8")
+    with file.open("w", encoding="utf-8") as lines:
+        for picture in range(40):
+            person, name = picture // 2, f"{picture // 2}-{picture % 2}.png"
+            colour = ["red", "green", "blue", "yellow"][person % 4]
+            draw_person(tmp_path / name, colour, seed=picture)
+            caption = f"a {('man', 'woman')[person % 2]} in a {colour} coat"
+            lines.write(json.dumps({"image": name, "pid": person, "caption": caption}) + "\n")
     return file
 
 
@@ -228,8 +206,7 @@ def test_a_site_calibrates_on_its_own_pictures(site, tmp_path, monkeypatch):
     assert (tmp_path / "gallery" / "scores-1.json").is_file()
     calibrate_toy_bundle(tmp_path / "bundle")
     assert run_rt_json(*place)["version"] == 2, "the gallery's own counts"
-    shown = run_rt(*place).stdout
-    assert "version 2" in shown
+    assert "version 2" in run_rt(*place).stdout
 
 
 @pytest.mark.parametrize(

@@ -76,31 +76,24 @@ def test_sizes_of_sheets(monkeypatch):
 def test_a_sheet_shows_verdict_likelihoods_and_warnings(monkeypatch, word):
     drawn = []
     draw = sheet.ImageDraw.ImageDraw.text
-    monkeypatch.setattr(
-        sheet.ImageDraw.ImageDraw,
-        "text",
-        lambda self, at, text, **more: (drawn.append(text), draw(self, at, text, **more)),
-    )
+
+    def noted(self, at, text, **more):
+        drawn.append(text)
+        draw(self, at, text, **more)
+
+    monkeypatch.setattr(sheet.ImageDraw.ImageDraw, "text", noted)
     is_likely = word == "likely"
-    verdict = Verdict(
-        word=word,
-        likelihood=0.9 if is_likely else None,
-        expected=2.0 if is_likely else None,
-        reason=None if is_likely else "no_calibration",
-    )
+    if is_likely:
+        verdict = Verdict(word=word, likelihood=0.9, expected=2.0)
+        judged = {"labels": ["likely", "unlikely"], "likelihoods": [0.871, 0.002]}
+    else:
+        verdict = Verdict(word=word, likelihood=None, expected=None, reason="no_calibration")
+        judged = {"labels": ["", ""], "likelihoods": [None, None]}
     hits = [hit(1, None, camera="gate"), hit(2, "b.png")]
+    notices = [Notice("words_unknown", {"words": ["zebra"]}), Notice("not_understood")]
+    notices.append(Notice("rewritten", {"sentence": "woman in red"}))
     found = SearchResult(
-        hits=hits,
-        parsed=None,
-        labels=["likely", "unlikely"] if is_likely else ["", ""],
-        likelihoods=[0.871, 0.002] if is_likely else [None, None],
-        verdict=verdict,
-        explanation=None,
-        notices=[
-            Notice("words_unknown", {"words": ["zebra"]}),
-            Notice("not_understood"),
-            Notice("rewritten", {"sentence": "woman in red"}),
-        ],
+        hits=hits, parsed=None, verdict=verdict, explanation=None, notices=notices, **judged
     )
     plain = draw_sheet("red", hits)
     drawn.clear()

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -30,11 +31,12 @@ from upperson_signature.signature import (
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
     folder = tmp_path_factory.mktemp("keys")
-    write_keys(folder, "ours", ec.generate_private_key(ec.SECP256R1()))
-    write_keys(folder, "other", ec.generate_private_key(ec.SECP256R1()))
-    write_keys(folder, "large", ec.generate_private_key(ec.SECP521R1()))
+    for name, curve in {
+        "ours": ec.SECP256R1(), "other": ec.SECP256R1(), "large": ec.SECP521R1(),
+        "bitcoin": ec.SECP256K1(),
+    }.items():  # fmt: skip
+        write_keys(folder, name, ec.generate_private_key(curve))
     write_keys(folder, "locked", ec.generate_private_key(ec.SECP256R1()), b"word")
-    write_keys(folder, "bitcoin", ec.generate_private_key(ec.SECP256K1()))
     write_keys(folder, "edwards", ed25519.Ed25519PrivateKey.generate())
     # On a curve, SM2, that the package has never heard of.
     for name in ("bitcoin.pem", "bitcoin.pub"):
@@ -82,30 +84,22 @@ def test_a_signed_bundle_opens_for_who_trusts_its_key(folder, keys):
     assert hashlib.sha256(public.read_bytes()).hexdigest() == fingerprint
 
 
-def added(folder):
-    (folder / "plugin.py").write_text("boom")
+def added(path):
+    (path.parent / "plugin.py").write_text("boom")
 
 
-def changed(name):
-    def change(folder):
-        path = folder / name
-        *kept, last = path.read_bytes()
-        path.write_bytes(bytes([*kept, last ^ 1]))
-
-    return change
+def changed(path):
+    *kept, last = path.read_bytes()
+    path.write_bytes(bytes([*kept, last ^ 1]))
 
 
-def linked(name):
-    def change(folder):
-        (folder / name).rename(folder.parent / name)
-        (folder / name).symlink_to(folder.parent / name)
-
-    return change
+def linked(path):
+    path.rename(path.parent.parent / path.name)
+    path.symlink_to(path.parent.parent / path.name)
 
 
 def edited(change):
-    def edit(folder):
-        path = folder / "model.sig"
+    def edit(path):
         content = json.loads(path.read_text())
         change(content)
         path.write_text(json.dumps(content))
@@ -113,45 +107,36 @@ def edited(change):
     return edit
 
 
-def edited_statement(old, new):
-    def change(content):
-        payload = base64.b64decode(content["dsseEnvelope"]["payload"])
-        assert old in payload
-        changed = payload.replace(old, new, 1)
-        content["dsseEnvelope"]["payload"] = base64.b64encode(changed).decode()
-
-    return edited(change)
-
-
-MALFORMED = ("signature_malformed", {})
-UNTRUE = ("signature_wrong", {})
+def renamed(content):
+    payload = base64.b64decode(content["dsseEnvelope"]["payload"])
+    assert b"toy" in payload
+    payload = base64.b64encode(payload.replace(b"toy", b"try", 1))
+    content["dsseEnvelope"]["payload"] = payload.decode()
 
 
 @pytest.mark.parametrize(
-    ("damage", "expected"),
+    ("name", "damage", "code", "path"),
     [
-        (lambda folder: (folder / "model.sig").unlink(), ("not_signed", {})),
-        (added, ("file_added", {"path": "plugin.py"})),
-        (lambda folder: (folder / "text.fp32.onnx").unlink(),
-         ("file_missing", {"path": "text.fp32.onnx"})),
-        (changed("bundle.json"), ("file_changed", {"path": "bundle.json"})),
-        (linked("text.fp32.onnx"), ("irregular_file", {"path": "text.fp32.onnx"})),
-        (lambda folder: os.mkfifo(folder / "pipe"), ("irregular_file", {"path": "pipe"})),
-        (linked("model.sig"), ("irregular_file", {"path": "model.sig"})),
-        (changed("model.sig"), MALFORMED),
-        (edited_statement(b"toy", b"try"), UNTRUE),
-        (edited(lambda content: content.pop("dsseEnvelope")), MALFORMED),
-        (lambda folder: (folder / "model.sig").write_bytes(b"[" * 10**5), MALFORMED),
-        (lambda folder: (folder / "model.sig").write_bytes(b"\xff"), MALFORMED),
+        ("model.sig", Path.unlink, "not_signed", None),
+        ("model.sig", added, "file_added", "plugin.py"),
+        ("text.fp32.onnx", Path.unlink, "file_missing", "text.fp32.onnx"),
+        ("bundle.json", changed, "file_changed", "bundle.json"),
+        ("text.fp32.onnx", linked, "irregular_file", "text.fp32.onnx"),
+        ("pipe", os.mkfifo, "irregular_file", "pipe"),
+        ("model.sig", linked, "irregular_file", "model.sig"),
+        ("model.sig", changed, "signature_malformed", None),
+        ("model.sig", edited(renamed), "signature_wrong", None),
+        ("model.sig", edited(lambda c: c.pop("dsseEnvelope")), "signature_malformed", None),
+        ("model.sig", lambda path: path.write_bytes(b"[" * 10**5), "signature_malformed", None),
+        ("model.sig", lambda path: path.write_bytes(b"\xff"), "signature_malformed", None),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_as_it_was_signed_is_refused_unread(
-    folder, keys, monkeypatch, damage, expected
+    folder, keys, monkeypatch, name, damage, code, path
 ):
-    damage(folder)
+    damage(folder / name)
     monkeypatch.setattr(bundle_module, "parse_manifest", lambda *_, **__: pytest.fail("parsed"))
-    code, fields = expected
-    with refused(code, IntegrityError, **fields):
+    with refused(code, IntegrityError, path=path):
         Bundle.open(folder, trust=keys / "ours.pub")
 
 
@@ -161,7 +146,8 @@ def test_another_key_is_refused(folder, keys):
             Bundle.open(folder, trust=keys / f"{name}.pub")
     ours = named_key(folder)
     sign_folder(folder, read_private_key(keys / "other.pem"), "toy")
-    edited(lambda content: content["verificationMaterial"]["publicKey"].update(hint=ours))(folder)
+    rename = edited(lambda content: content["verificationMaterial"]["publicKey"].update(hint=ours))
+    rename(folder / "model.sig")
     assert named_key(folder) == ours  # What a signature says of its key proves nothing.
     with refused("signature_wrong", IntegrityError, named=ours):
         Bundle.open(folder, trust=keys / "ours.pub")
@@ -206,30 +192,28 @@ def test_files_of_git_may_lie_beside_it_and_nowhere_else(folder, keys):
     left_out = [*signature._UNSIGNED, "plugin.py"]
     text = sign_files(files, read_private_key(keys / "ours.pem"), "toy", left_out)
     (folder / "model.sig").write_text(text)
-    added(folder)
+    added(folder / "model.sig")
     with refused("file_added", IntegrityError, path="plugin.py"):
         verify_folder(folder, keys / "ours.pub")
 
 
 def test_it_is_the_format_of_model_signing(folder, keys, tmp_path):
     """Its command takes our signature, and we take its."""
-    more, theirs = tmp_path / "more", tmp_path / "theirs"
-    for copy in (more, theirs):
-        shutil.copytree(folder, copy)
-    added(more)
+    more, theirs = (shutil.copytree(folder, tmp_path / name) for name in ("more", "theirs"))
+    added(more / "model.sig")
     (theirs / "model.sig").unlink()
-    verify, sign = (
-        lambda place: ("verify", "key", place, "--signature", place / "model.sig"),
-        ("sign", "key", theirs, "--signature", theirs / "model.sig"),
-    )
+
+    def command(verb, place, kind, key):
+        return verb, "key", place, "--signature", place / "model.sig", f"--{kind}_key", keys / key
+
     assert model_signing(
-        (*verify(folder), "--public_key", keys / "ours.pub"),
-        (*verify(folder), "--public_key", keys / "other.pub"),
-        (*verify(more), "--public_key", keys / "ours.pub"),
-        (*sign, "--private_key", keys / "large.pem"),
+        command("verify", folder, "public", "ours.pub"),
+        command("verify", folder, "public", "other.pub"),
+        command("verify", more, "public", "ours.pub"),
+        command("sign", theirs, "private", "large.pem"),
     ) == [0, 1, 1, 0]
     assert verify_folder(theirs, keys / "large.pub") == named_key(theirs)
-    added(theirs)
+    added(theirs / "model.sig")
     with refused("file_added", IntegrityError, path="plugin.py"):
         verify_folder(theirs, keys / "large.pub")
 

@@ -17,45 +17,32 @@ MAX_BATCH = 8
 
 
 @pytest.fixture(scope="module")
-def bundle(toy_bundle):
-    return toy_bundle
-
-
-@pytest.fixture(scope="module")
-def caches(bundle, tmp_path_factory):
+def caches(toy_bundle, tmp_path_factory):
     """A cache with engines of each version."""
     found = {}
     for version in VERSIONS:
         with pytest.MonkeyPatch.context() as monkeypatch:
             install_fake_tensorrt(monkeypatch, version)
             found[version] = tmp_path_factory.mktemp("cache")
-            compile_bundle(bundle, "fp32", max_batch=MAX_BATCH, cache=found[version])
+            compile_bundle(toy_bundle, "fp32", max_batch=MAX_BATCH, cache=found[version])
     return found
 
 
 @pytest.fixture
-def start(caches, monkeypatch):
-    """Put a driver and a TensorRT in place; return the driver."""
-
-    def start(version=VERSIONS[0], **options):
-        driver, driver.trt = install_fake_tensorrt(monkeypatch, version, **options)
-        monkeypatch.setenv("UPPERSON_CACHE", str(caches[version]))
-        return driver
-
-    return start
-
-
-@pytest.fixture
-def driver(start, request):
-    return start(getattr(request, "param", VERSIONS[0]))
+def driver(caches, monkeypatch, request):
+    """A driver and a TensorRT of a version in their place."""
+    version = getattr(request, "param", VERSIONS[0])
+    driver, driver.trt = install_fake_tensorrt(monkeypatch, version)
+    monkeypatch.setenv("UPPERSON_CACHE", str(caches[version]))
+    return driver
 
 
 on_each_version = pytest.mark.parametrize("driver", VERSIONS, indirect=True)
 
 
 @pytest.fixture
-def open_image(bundle):
-    return lambda **options: TensorRtBackend(bundle / "image.fp32.onnx", **options)
+def open_image(toy_bundle):
+    return lambda **options: TensorRtBackend(toy_bundle / "image.fp32.onnx", **options)
 
 
 def images(count, seed=0):
@@ -63,9 +50,9 @@ def images(count, seed=0):
 
 
 @pytest.fixture(scope="module")
-def assert_right(bundle):
+def assert_right(toy_bundle):
     """A function that embeds images and compares them with ONNX Runtime's, bit by bit."""
-    reference = open_backend(bundle / "image.fp32.onnx", "onnxruntime", threads=1)
+    reference = open_backend(toy_bundle / "image.fp32.onnx", "onnxruntime", threads=1)
 
     def check(backend, rows):
         found = backend.run({"image": rows})["image_embeds"]
@@ -80,14 +67,14 @@ def assert_right(bundle):
 
 @on_each_version
 def test_a_bundle_runs_with_its_golden_samples_and_no_line_of_the_log_reaches_python(
-    bundle, driver, capfd, monkeypatch
+    toy_bundle, driver, capfd, monkeypatch
 ):
     monkeypatch.setattr("upperson_rt.backends.find_spec", lambda name: name == "tensorrt")
-    backend = open_backend(bundle / "image.fp32.onnx", device="cuda")  # ``auto``.
+    backend = open_backend(toy_bundle / "image.fp32.onnx", device="cuda")  # ``auto``.
     assert (backend.name, backend.device) == ("tensorrt", "cuda:0")
     assert backend.version == driver.trt.__version__
     assert backend.record.variant == "fp32"
-    opened = Bundle.open(bundle, "fp32", "tensorrt", "cuda")
+    opened = Bundle.open(toy_bundle, "fp32", "tensorrt", "cuda")
     assert min(check.min_cosine for check in opened.check_golden_samples()) > 0.99999
     assert opened.encoder().encode_texts(["a man in red", "green"]).shape == (2, 16)
     assert driver.trt.behaviour.python_lines == []
@@ -104,9 +91,9 @@ def test_any_batch_and_any_view_is_right_and_the_callers_own(open_image, driver,
     np.testing.assert_array_equal(first, kept)
 
 
-def test_texts_of_any_length(bundle, driver):
-    backend = TensorRtBackend(bundle / "text.fp32.onnx")
-    reference = open_backend(bundle / "text.fp32.onnx", "onnxruntime", threads=1)
+def test_texts_of_any_length(toy_bundle, driver):
+    backend = TensorRtBackend(toy_bundle / "text.fp32.onnx")
+    reference = open_backend(toy_bundle / "text.fp32.onnx", "onnxruntime", threads=1)
     for tokens in (2, 5, 12):
         ids = np.random.default_rng(1).integers(2, 12, (11, tokens), dtype=np.int32)
         found, expected = (one.run({"input_ids": ids}) for one in (backend, reference))
@@ -168,8 +155,8 @@ def test_without_memory_for_a_second_lane_batches_take_turns(
     assert len(driver.streams) == 1
 
 
-def test_an_integrated_gpu_copies_nothing(open_image, start, assert_right):
-    driver = start(integrated=True)
+def test_an_integrated_gpu_copies_nothing(open_image, driver, assert_right):
+    driver.integrated = True
     backend = open_image(cuda_graphs=True)
     for turn in range(6):
         assert_right(backend, images(MAX_BATCH + 3, seed=turn))
@@ -204,19 +191,17 @@ def test_graphs_take_over_shapes_that_come_back(open_image, driver, assert_right
     assert driver.calls.count("cuGraphLaunch") == 4 * (1 + 3)  # The first of each is a test.
 
 
-@pytest.mark.parametrize(("said", "captured"), [(None, False), ("1", True), ("yes", None)])
-def test_the_environment_switches_graphs_on(bundle, driver, monkeypatch, said, captured):
+def test_the_environment_switches_graphs_on(toy_bundle, driver, monkeypatch):
     monkeypatch.delenv("UPPERSON_CUDA_GRAPHS", raising=False)
-    if said is not None:
-        monkeypatch.setenv("UPPERSON_CUDA_GRAPHS", said)
-    if captured is None:
-        with refused("choice_unknown", UsageError, what="UPPERSON_CUDA_GRAPHS"):
-            open_backend(bundle / "image.fp32.onnx", "tensorrt", "cuda")
-        return
-    encoder = Bundle.open(bundle, "fp32", "tensorrt", "cuda").encoder()
-    for _ in range(9):
-        encoder.encode_pixels(images(2))
-    assert ("cuStreamBeginCapture_v2" in driver.calls) == captured
+    for is_on in (False, True):
+        encoder = Bundle.open(toy_bundle, "fp32", "tensorrt", "cuda").encoder()
+        for _ in range(9):
+            encoder.encode_pixels(images(2))
+        assert ("cuStreamBeginCapture_v2" in driver.calls) == is_on
+        monkeypatch.setenv("UPPERSON_CUDA_GRAPHS", "1")
+    monkeypatch.setenv("UPPERSON_CUDA_GRAPHS", "yes")
+    with refused("choice_unknown", UsageError, what="UPPERSON_CUDA_GRAPHS"):
+        open_backend(toy_bundle / "image.fp32.onnx", "tensorrt", "cuda")
 
 
 @pytest.mark.parametrize("wrong", [False, True])
@@ -234,7 +219,7 @@ def test_a_graph_that_computes_something_else_or_cannot_be_captured_is_not_used(
     assert driver.graphs == {}
 
 
-def test_nothing_is_built_or_replaced_on_the_way(bundle, driver, tmp_path, monkeypatch):
+def test_nothing_is_built_or_replaced_on_the_way(toy_bundle, driver, tmp_path, monkeypatch):
     monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path))
     for name, device, code in (
         ("image.fp32.onnx", "cpu", "device_unknown"),
@@ -242,7 +227,7 @@ def test_nothing_is_built_or_replaced_on_the_way(bundle, driver, tmp_path, monke
         ("nowhere.onnx", "cuda", "graph_not_loaded"),
     ):
         with refused(code, BackendError):
-            open_backend(bundle / name, "tensorrt", device)
+            open_backend(toy_bundle / name, "tensorrt", device)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,6 @@
-import dataclasses
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +12,9 @@ from upperson_tensorrt.builder import Comparison, InputProfile
 from upperson_tensorrt.cache import EngineCache, EngineRecord, Target
 
 ORIN = Target(
-    gpu="Orin (nvgpu)",
-    compute_capability="8.7",
-    multiprocessors=16,
-    platform="linux-aarch64",
+    gpu="Orin (nvgpu)", compute_capability="8.7", multiprocessors=16, platform="linux-aarch64",
     tensorrt="10.3.0.30",
-)
+)  # fmt: skip
 PLAN = b"a serialized engine"
 RECORD = EngineRecord(
     target=ORIN,
@@ -35,8 +32,6 @@ RECORD = EngineRecord(
     comparisons=(Comparison(1, "4 tokens", min_cosine=1.0, max_error=0.0),),
 )
 ONNX = Path("b/text.fp16.onnx")
-
-changed = dataclasses.replace
 
 
 @pytest.fixture
@@ -59,7 +54,7 @@ def test_the_folder(monkeypatch, tmp_path):
         pass
 
 
-def test_written_and_read_back_the_latest_first(cache):
+def test_written_and_read_back_the_latest_first_and_never_damaged(cache):
     assert cache.records() == ([], [])
     path = cache.save(RECORD, PLAN)
     assert path.read_bytes() == PLAN  # Raw: other programs can load it as well.
@@ -71,14 +66,10 @@ def test_written_and_read_back_the_latest_first(cache):
         "-ef38b0986b37cb1f.engine"
     )
     larger = InputProfile("input_ids", (1, 1), (8, 32), (64, 77))
-    later = changed(RECORD, built="2026-11-25T12:00:00.000+00:00", profile=larger)
+    later = replace(RECORD, built="2026-11-25T12:00:00.000+00:00", profile=larger)
     cache.save(later, PLAN)
     assert cache.records() == ([later, RECORD], [])
     assert cache.find(ONNX, RECORD.onnx_sha256, ORIN) == later
-
-
-def test_a_damaged_engine_is_not_loaded(cache):
-    path = cache.save(RECORD, PLAN)
     path.write_bytes(PLAN[:-1])
     with refused("checksum_differs", IntegrityError, path=str(path)):
         cache.load(RECORD)
@@ -107,9 +98,12 @@ def test_an_edited_record_is_a_problem_and_not_used(cache, change, message):
         cache.find(ONNX, RECORD.onnx_sha256, ORIN)
 
 
-def test_what_there_is_instead_is_said(cache):
+def test_timings_and_engines_are_of_one_target_and_what_there_is_instead_is_said(cache):
     cache.save(RECORD, PLAN)
-    newer = changed(ORIN, tensorrt="10.16.2")
+    newer = replace(ORIN, tensorrt="10.16.2")
+    assert cache.load_timing_cache(ORIN) == b""
+    cache.save_timing_cache(ORIN, b"timings")
+    assert (cache.load_timing_cache(ORIN), cache.load_timing_cache(newer)) == (b"timings", b"")
     for onnx_sha256, target, found in (
         (RECORD.onnx_sha256, newer, "the engines of this file are for TensorRT 10.3.0.30 on Orin"),
         ("cd" * 32, ORIN, "engines there: fp16 of toy"),
@@ -118,13 +112,6 @@ def test_what_there_is_instead_is_said(cache):
         with refused("no_engine", BackendError) as error:
             cache.find(ONNX, onnx_sha256, target)
         assert error.value.fields["found"].startswith(found)
-
-
-def test_timings_are_kept_per_target(cache):
-    assert cache.load_timing_cache(ORIN) == b""
-    cache.save_timing_cache(ORIN, b"timings")
-    assert cache.load_timing_cache(ORIN) == b"timings"
-    assert cache.load_timing_cache(changed(ORIN, tensorrt="10.3.1")) == b""
 
 
 def test_what_a_killed_build_was_writing_goes(cache):

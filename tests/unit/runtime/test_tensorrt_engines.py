@@ -17,7 +17,6 @@ from onnx import helper
 
 from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
 from tests.helpers.refused import refused
-from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.golden_samples import GoldenSamples
@@ -29,11 +28,6 @@ from upperson_tensorrt.cuda import Cuda
 RTX = "RTX"
 
 
-@pytest.fixture(scope="module")
-def bundle(toy_bundle):
-    return toy_bundle
-
-
 def rtx():
     """The compiler, loaded by its own tests alone: it takes 100 MB."""
     return pytest.importorskip(
@@ -43,12 +37,12 @@ def rtx():
 
 
 @pytest.fixture(params=[*VERSIONS, RTX])
-def build(request, bundle, monkeypatch):
+def build(request, toy_bundle, monkeypatch):
     """A function that builds an engine with a stand-in or with TensorRT for RTX."""
-    is_rtx, profile = request.param == RTX, tower_profile("image", read_manifest(bundle), 32)
+    is_rtx, profile = request.param == RTX, tower_profile("image", read_manifest(toy_bundle), 32)
     trt = rtx() if is_rtx else install_fake_tensorrt(monkeypatch, request.param)[1]
 
-    def build(file=bundle / "image.fp32.onnx", profile=profile, **options):
+    def build(file=toy_bundle / "image.fp32.onnx", profile=profile, **options):
         options |= {"workspace_bytes": 64 << 20, "targets": ("SM86",) if is_rtx else ()}
         with nullcontext() if is_rtx else Cuda().current():
             return build_engine(trt, file, profile, **options)
@@ -73,8 +67,8 @@ def test_settings_are_those_all_versions_have(build):
     assert steps == [("Building engine", n, 3) for n in range(4)]
 
 
-def test_every_error_of_the_parser_is_passed_on(bundle, build, tmp_path):
-    model = onnx.load(bundle / "image.fp32.onnx")
+def test_every_error_of_the_parser_is_passed_on(toy_bundle, build, tmp_path):
+    model = onnx.load(toy_bundle / "image.fp32.onnx")
     model.graph.node.extend(
         helper.make_node("Det", ["raw"], [f"x{i}"], name=f"odd/{i}") for i in range(2)
     )
@@ -87,22 +81,21 @@ def test_every_error_of_the_parser_is_passed_on(bundle, build, tmp_path):
         build(tmp_path / "junk.onnx")
 
 
-def test_a_graph_that_is_not_the_tower_and_shapes_that_are_refused(bundle, build, tmp_path):
-    model = onnx.load(bundle / "image.fp32.onnx")
+def test_a_graph_that_is_not_the_tower_and_shapes_that_are_refused(toy_bundle, build, tmp_path):
+    model = onnx.load(toy_bundle / "image.fp32.onnx")
     model.graph.output.append(onnx.helper.make_tensor_value_info("raw", 1, None))
     model.graph.output[1].name = model.graph.node[0].output[0]
     onnx.save(model, tmp_path / "two.onnx")
     larger = InputProfile("image", (1, 48, 8, 3), (8, 48, 8, 3), (32, 48, 8, 3))
-    for options in (
-        {"file": bundle / "text.fp32.onnx"},
-        {"file": tmp_path / "two.onnx"},
-        {"profile": larger},
-    ):
-        with refused("no_tower", IntegrityError):
-            build(**options)
     upside_down = InputProfile("image", (4, 24, 8, 3), (2, 24, 8, 3), (8, 24, 8, 3))
-    with refused("shapes_refused", BackendError):
-        build(profile=upside_down)
+    for options, code, error in (
+        ({"file": toy_bundle / "text.fp32.onnx"}, "no_tower", IntegrityError),
+        ({"file": tmp_path / "two.onnx"}, "no_tower", IntegrityError),
+        ({"profile": larger}, "no_tower", IntegrityError),
+        ({"profile": upside_down}, "shapes_refused", BackendError),
+    ):
+        with refused(code, error):
+            build(**options)
 
 
 class StoppedError(Exception):
@@ -150,20 +143,28 @@ def fake(monkeypatch):
     return install_fake_tensorrt(monkeypatch)[1].behaviour
 
 
-def compiled(bundle, cache, **options):
-    notes = []
-    found = compile_bundle(bundle, "int8", cache=cache, note=notes.append, **options)
-    return found, [tower.reused for tower in found.towers], " ".join(notes)
+@pytest.fixture
+def compiled(toy_bundle, tmp_path):
+    """A function that compiles; it returns the result, what was reused, and the notes."""
+
+    def compiled(bundle=toy_bundle, **options):
+        notes = []
+        found = compile_bundle(bundle, "int8", cache=tmp_path, note=notes.append, **options)
+        return found, [tower.reused for tower in found.towers], " ".join(notes)
+
+    return compiled
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_both_towers_are_built_compared_and_kept(bundle, tmp_path, monkeypatch, version):
+def test_both_towers_are_built_compared_and_kept(
+    toy_bundle, compiled, tmp_path, monkeypatch, version
+):
     install_fake_tensorrt(monkeypatch, version)
-    result, reused, notes = compiled(bundle, tmp_path)
+    result, reused, notes = compiled()
     assert [tower.tower for tower in result.towers] == ["image", "text"]
     assert reused == [False, False]
     assert notes.startswith(f"TensorRT {version} on Orin (compute capability 8.7, 16 multi")
-    manifest = Bundle.open(bundle, "int8").manifest
+    manifest = Bundle.open(toy_bundle, "int8").manifest
     for tower in result.towers:
         record = tower.record
         assert tower.path.parent == result.folder == tmp_path / "engines"
@@ -180,80 +181,75 @@ def test_both_towers_are_built_compared_and_kept(bundle, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("batch", [1, 7, 32])
-def test_a_wrong_engine_is_refused_and_nothing_is_written(bundle, tmp_path, fake, batch):
+def test_a_wrong_engine_is_refused_and_nothing_is_written(compiled, tmp_path, fake, batch):
     fake.wrong_batch = batch
     with refused("embeds_differ", IntegrityError, tower="image", batch_size=batch):
-        compiled(bundle, tmp_path)
+        compiled()
     assert [path.name for path in (tmp_path / "engines").iterdir()] == [".lock"]
 
 
-def test_engines_are_used_again_unless_damaged_or_made_with_other_settings(bundle, tmp_path, fake):
-    first, *_ = compiled(bundle, tmp_path)
+def test_engines_are_used_again_unless_damaged_or_made_otherwise(compiled, tmp_path, fake):
+    first, *_ = compiled()
     fake.no_plan = True
-    again, reused, notes = compiled(bundle, tmp_path)
+    again, reused, notes = compiled()
     assert reused == [True, True]
     assert [t.record for t in again.towers] == [t.record for t in first.towers]
     assert "the engine of the text tower is there already" in notes
     fake.no_plan = False
     first.towers[0].path.write_bytes(b"junk")
-    _, reused, notes = compiled(bundle, tmp_path)
+    _, reused, notes = compiled()
     assert reused == [False, True]
     assert "building the engine of the image tower again: " in notes
     assert first.towers[0].path.read_bytes() != b"junk"
-    assert compiled(bundle, tmp_path, workspace_mib=64)[1] == [False, False]
+    assert compiled(workspace_mib=64)[1] == [False, False]
     assert set(fake.last_config._pools.values()) == {64 << 20}
-    assert compiled(bundle, tmp_path, max_batch=64)[1] == [False, False]
+    assert compiled(max_batch=64)[1] == [False, False]
     assert len(EngineCache(tmp_path).records()[0]) == 4
 
 
-def test_two_at_once_build_once(bundle, tmp_path, fake):
+def test_two_at_once_build_once(toy_bundle, tmp_path, fake):
     waiting = threading.Event()
-
-    def wait_for_the_other(step):
-        assert waiting.wait(20)
-
-    fake.on_step = wait_for_the_other
+    fake.on_step = lambda step: waiting.wait(20) or pytest.fail("nobody waits")
 
     def note(text):
         if "waiting" in text:
             waiting.set()
 
     def work(_):
-        towers = compile_bundle(bundle, "int8", cache=tmp_path, note=note).towers
+        towers = compile_bundle(toy_bundle, "int8", cache=tmp_path, note=note).towers
         return [tower.reused for tower in towers]
 
     with ThreadPoolExecutor(2) as pool:
         assert sorted(pool.map(work, range(2))) == [[False, False], [True, True]]
 
 
-def test_what_is_wrong_is_said_before_anything_is_built(bundle, tmp_path, monkeypatch):
+def test_what_is_wrong_is_said_before_anything_is_built(
+    toy_bundle, folder, compiled, tmp_path, monkeypatch
+):
     driver, trt = install_fake_tensorrt(monkeypatch)
     trt.behaviour.on_step = lambda step: pytest.fail("a build was started")
     with refused("variant_unknown", UsageError, variant="fp16"):
-        compile_bundle(bundle, cache=tmp_path)
-    with refused("no_bundle", InputError):
-        compile_bundle(tmp_path, cache=tmp_path)
-    for option in ("max_batch", "workspace_mib"):
-        with refused("out_of_range", UsageError, what=option):
-            compiled(bundle, tmp_path, **{option: 0})
-    damaged = make_toy_bundle(tmp_path / "damaged")
-    (damaged / "text.int8.onnx").write_bytes(b"junk")
-    with refused("size_differs", IntegrityError, found=4):
-        compiled(damaged, tmp_path)
-    with refused("device_missing", BackendError, device="cuda:3"):
-        compiled(bundle, tmp_path, device="cuda:3")
+        compile_bundle(toy_bundle, cache=tmp_path)
+    (folder / "text.int8.onnx").write_bytes(b"junk")
+    for options, code, error, fields in (
+        ({"bundle": tmp_path}, "no_bundle", InputError, {}),
+        ({"max_batch": 0}, "out_of_range", UsageError, {"what": "max_batch"}),
+        ({"workspace_mib": 0}, "out_of_range", UsageError, {"what": "workspace_mib"}),
+        ({"bundle": folder}, "size_differs", IntegrityError, {"found": 4}),
+        ({"device": "cuda:3"}, "device_missing", BackendError, {"device": "cuda:3"}),
+    ):
+        with refused(code, error, **fields):
+            compiled(**options)
     driver.fail["cuInit"] = 100
     with refused("no_driver", BackendError):
-        compiled(bundle, tmp_path)
+        compiled()
 
 
-class Tower:
-    """Stands for a tower: an embedding that depends on every number of its row."""
-
-    def __call__(self, rows):
-        flat = rows.reshape(len(rows), -1).astype(np.float32)
-        weights = np.random.default_rng(0).normal(size=(flat.shape[1], 8))
-        return (flat @ weights).astype(np.float32)
+def tower(rows):
+    """Embeddings that depend on every number of their row."""
+    flat = rows.reshape(len(rows), -1).astype(np.float32)
+    weights = np.random.default_rng(0).normal(size=(flat.shape[1], 8))
+    return (flat @ weights).astype(np.float32)
 
 
 GOLDEN = GoldenSamples(
@@ -275,8 +271,8 @@ IMAGES = InputProfile("image", (1, 6, 5, 3), (8, 6, 5, 3), (20, 6, 5, 3))
     ],
 )
 def test_what_counts_as_different(damage, code, batch_size):
-    tower = Tower()
+    def engine(rows):
+        return damage(tower(rows))
+
     with refused(code, IntegrityError, batch_size=batch_size):
-        compare_engine(
-            "image", lambda rows: damage(tower(rows)), tower, GOLDEN, IMAGES, 0.9999, "x"
-        )
+        compare_engine("image", engine, tower, GOLDEN, IMAGES, 0.9999, "x")

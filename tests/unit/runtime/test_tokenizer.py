@@ -10,17 +10,8 @@ from upperson.data.vocabulary import clip_tokenizer_json
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.tokenizer import Tokenizer, token_lengths
 
-CAPTIONS = [
-    "A woman in a red coat.",
-    "It\u2019s \u201c42\u201d \n caf\u00e9s & a na\u0308ive <|endoftext|> dog",
-]
 JSON = make_toy_tokenizer_json()
 IDS = json.loads(JSON)["model"]["vocab"]
-
-
-@pytest.fixture(scope="module")
-def clip_json():
-    return clip_tokenizer_json()
 
 
 def padded(sequences):
@@ -40,31 +31,29 @@ def test_special_ids_are_read_from_the_file(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("texts", "rows", "truncated"),
+    ("texts", "words", "truncated"),
     [
-        (["Red", "a man in", "Blue coat"],
-         [[SOT, "red", EOT], [SOT, "a", "man", "in", EOT], [SOT, "blue", "coat", EOT]], []),
+        (["Red", "a man in", "Blue coat"], ["red", "a man in", "blue coat"], []),
         (["red", "a man in a red", "a man in a", "red " * 50],
-         [[SOT, "red", EOT], [SOT, "a", "man", "in", "a", EOT], [SOT, "a", "man", "in", "a", EOT],
-          [SOT, *["red"] * 4, EOT]], [1, 3]),
-        (["  red \t\n &amp;amp;  coat "], [[SOT, "red", "&", "coat", EOT]], []),
+         ["red", "a man in a", "a man in a", "red red red red"], [1, 3]),
+        (["  red \t\n &amp;amp;  coat "], ["red & coat"], []),
     ],
     ids=["as long as the longest", "cut to the context", "entities and white space"],
 )  # fmt: skip
-def test_ids_of_a_batch(tokenizer, texts, rows, truncated):
+def test_ids_of_a_batch(tokenizer, texts, words, truncated):
     batch = tokenizer.encode(texts)
     assert batch.input_ids.dtype == np.int32
-    assert batch.input_ids.tolist() == padded([[IDS[word] for word in row] for row in rows])
-    assert batch.truncated == truncated
+    rows = [[IDS[word] for word in (SOT, *one.split(), EOT)] for one in words]
+    assert (batch.input_ids.tolist(), batch.truncated) == (padded(rows), truncated)
 
 
 def test_special_tokens_in_a_sentence_and_zeros_before_its_end_are_ordinary(tokenizer):
-    ids = tokenizer.encode([f"red {EOT} coat"]).input_ids[0]
-    assert np.count_nonzero(ids == IDS[EOT]) == 1
-    assert ids[-1] == IDS[EOT]
+    ids = tokenizer.encode([f"red {EOT} coat"]).input_ids[0].tolist()
+    assert ids.index(IDS[EOT]) == len(ids) - 1
     batch = tokenizer.encode(["red ! coat", "red"])
     assert IDS["!"] == 0
     assert token_lengths(batch.input_ids).tolist() == [5, 3]
+    assert [tokenizer.is_broken(["x"] * count) for count in (1, 2, 3)] == [False, False, True]
 
 
 def test_bad_arguments_are_refused(tokenizer):
@@ -87,10 +76,7 @@ def test_files(tmp_path):
         Tokenizer.from_file(path)
     path.write_text(JSON, encoding="utf-8")
     assert Tokenizer.from_file(path).eot_id == IDS[EOT]
-    for content, code in (
-        (JSON[:100].encode(), "no_json"),
-        (b"\xff\xfe{", "no_utf8"),
-    ):
+    for content, code in ((JSON[:100].encode(), "no_json"), (b"\xff\xfe{", "no_utf8")):
         path.write_bytes(content)
         with refused(code, IntegrityError):
             Tokenizer.from_file(path)
@@ -117,17 +103,16 @@ def test_what_exports_do_not_write_never_reaches_the_library(key_and_value):
 @pytest.mark.parametrize("number", [-1, 5000, 1, 2.0, True, "2"])
 def test_ids_are_those_of_a_table(number):
     assert IDS["red"] == 2
-    with refused(
-        "tokenizer_unfit", IntegrityError, what="model.vocab, tokens with the ids from 0 on,"
-    ):
+    what = "model.vocab, tokens with the ids from 0 on,"
+    with refused("tokenizer_unfit", IntegrityError, what=what):
         Tokenizer.from_json(JSON.replace('"red":2', f'"red":{json.dumps(number)}'))
 
 
-def test_a_tokenizer_is_put_together_as_the_library_reads_it(clip_json):
-    ours = Tokenizer.from_json(clip_json)
-    library = tokenizers.Tokenizer.from_str(clip_json)
+def test_a_tokenizer_is_put_together_as_the_library_reads_it():
+    odd = "It\u2019s \u201c42\u201d \n caf\u00e9s & a na\u0308ive <|endoftext|> dog"
+    texts = ["A woman in a red coat.", odd]
+    library = tokenizers.Tokenizer.from_str(clip_tokenizer_json())
     library.encode_special_tokens = True
-    texts = [" ".join(text.split()) for text in CAPTIONS]
-    assert ours.encode(CAPTIONS).input_ids.tolist() == padded(
-        [encoding.ids for encoding in library.encode_batch(texts)]
-    )
+    found = library.encode_batch([" ".join(text.split()) for text in texts])
+    ours = Tokenizer.from_json(clip_tokenizer_json()).encode(texts)
+    assert ours.input_ids.tolist() == padded([encoding.ids for encoding in found])

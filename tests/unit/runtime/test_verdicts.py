@@ -1,6 +1,7 @@
 """Verdicts: features, score calibrations, what they say of a search, and shifted pictures."""
 
 import json
+import time
 from dataclasses import replace
 from importlib.resources import files
 
@@ -68,17 +69,39 @@ def calibration(encoder, **changes):
     return replace(read_fields(ScoreCalibration, PRIOR, "prior.json"), **own | changes)
 
 
+SENTENCE = "a man in a red coat"
+REQUEST = SearchRequest(sentence=SENTENCE, calibrate=True)
+
+
 def calibrated(encoder, made):
     """The same encoder with another calibration."""
     parts = encoder.manifest, encoder.variant, encoder.tokenizer, encoder.backend
     return type(encoder)(*parts, made)
 
 
+def fixed(encoder, log_odds, **changes):
+    """A calibration whose answer is the same whatever the pictures are."""
+    return calibration(encoder, answer=linear(*[0.0] * 14, log_odds), **changes)
+
+
+def backwards(encoder):
+    """The lower a score, the likelier."""
+    return calibration(encoder, picture=linear(0.0, -4.0, *[0.0] * 10, 8.0))
+
+
+def word_and_reason(result):
+    return result.verdict.word, result.verdict.reason
+
+
+def ids(result):
+    return [hit.id for hit in result.hits]
+
+
 @pytest.fixture
 def searched(encoder, gallery):
     """A gallery of 60 pictures, of which 4 are near `a man in a red coat`; what searches it."""
     rng = np.random.default_rng(0)
-    red_D = encoder.encode_texts(["a man in a red coat"])[0]
+    red_D = encoder.encode_texts([SENTENCE])[0]
     others_ND = rng.normal(size=(56, encoder.embed_dim))
     others_ND -= 1.2 * (others_ND @ red_D)[:, None] * red_D
     near_ND = red_D + 0.02 * rng.normal(size=(4, encoder.embed_dim))
@@ -86,10 +109,10 @@ def searched(encoder, gallery):
     items = [Item(key=str(n), camera=f"cam{n % 2}") for n in range(60)]
     gallery.add(items, vectors_ND)
 
-    def search(sentence="a man in a red coat", made=None, **options):
-        encoder_of = calibrated(encoder, made or calibration(encoder))
+    def search(sentence=SENTENCE, made=None, **options):
+        own = calibrated(encoder, made or calibration(encoder))
         request = SearchRequest(sentence=sentence, calibrate=True, **options)
-        return SearchService(encoder_of, gallery).search(request)
+        return SearchService(own, gallery).search(request)
 
     return search
 
@@ -104,9 +127,6 @@ FAR = Background(middle=0.9, spread=0.25)
 """So far from all scores that no picture matches."""
 
 
-# --- Logistic regression
-
-
 def test_a_logistic_model_is_found_again():
     rng = np.random.default_rng(0)
     features_NF = 3 + 2 * rng.normal(size=(20_000, 2))
@@ -117,9 +137,6 @@ def test_a_logistic_model_is_found_again():
     plain = fit_logistic(features_NF, right_N, products=False, ridge=1.0)
     assert len(plain.weights) == 3
     assert np.abs(plain.log_odds(features_NF) - log_odds_N).mean() > 0.5
-
-
-# --- Features
 
 
 @pytest.mark.parametrize(
@@ -140,14 +157,12 @@ def test_one_word_changes(sentence, there, count):
 
 def test_features_of_a_picture_say_what_speaks_for_it(encoder):
     evidence = Evidence(encoder.encode_texts)
-    red_D, blue_D = encoder.encode_texts(["a man in a red coat", "a man in a blue coat"])
-    features = SentenceFeatures(parse("a man in a red coat"), red_D, evidence)
-    pool_ND = np.stack([red_D, blue_D])
+    pool_ND = encoder.encode_texts([SENTENCE, "a man in a blue coat"])
+    features = SentenceFeatures(parse(SENTENCE), pool_ND[0], evidence)
     found_NF = features.of_pictures(pool_ND, pool_ND, Background(middle=0.1, spread=0.5), 1000)
     assert found_NF.shape == (2, 12)
     assert found_NF[0, 0] == pytest.approx((1 - 0.1) / 0.5, abs=1e-4)
-    for column in (0, 1, 2, 3, 4, 5):  # Scores, evidence, margins.
-        assert found_NF[0, column] > found_NF[1, column]
+    assert (found_NF[0, :6] > found_NF[1, :6]).all()  # Scores, evidence, margins.
     assert found_NF[0, 11] == pytest.approx(np.log(1000))
     together = features.of_answer(found_NF, np.array([2.0, -1.0]))
     assert together.shape == (14,)
@@ -157,7 +172,7 @@ def test_features_of_a_picture_say_what_speaks_for_it(encoder):
 # --- Verdicts
 
 
-def test_the_right_pictures_are_likely_and_counted(searched):
+def test_the_right_pictures_are_likely_and_counted(searched, gallery):
     result = searched(k=6)
     assert result.verdict.word == "likely"
     assert result.verdict.likelihood > 0.9
@@ -165,13 +180,16 @@ def test_the_right_pictures_are_likely_and_counted(searched):
     assert not result.verdict.is_more
     assert result.labels == ["likely"] * 4 + ["unlikely"] * 2
     assert min(result.likelihoods[:4]) > 0.9
-
-
-def test_hits_beyond_the_candidates_and_single_pictures_are_judged_alike(searched):
-    all_ = searched(k=60)
-    few = searched(k=3)
-    assert all_.likelihoods[:3] == pytest.approx(few.likelihoods)
-    assert len(all_.likelihoods) == 60
+    # Expected matches do not depend on the number of hits.
+    red_D = gallery.vectors_of(result.hits)[result.hits[0].id]
+    for query in ({"sentence": SENTENCE}, {"sentence": None, "picture": red_D}):
+        assert len({searched(k=k, **query).verdict.expected for k in (1, 5, 60)}) == 1
+    other = searched("a man in a red coat with a backpack")  # Bags were not fitted.
+    assert other.verdict.expected is other.verdict.as_json()["expected_matches"] is None
+    either = searched("a man in a red or blue coat", k=4)  # The better reading counts.
+    assert either.likelihoods == pytest.approx(result.likelihoods[:4], abs=0.02)
+    without = searched("a man in a red coat, not a red coat", k=4)
+    assert sum(without.likelihoods) < sum(result.likelihoods[:4])
 
 
 def falls(values):
@@ -181,54 +199,52 @@ def falls(values):
 @pytest.mark.parametrize("by_track", [False, True])
 def test_hits_of_a_sentence_come_most_likely_first(encoder, searched, monkeypatch, by_track):
     monkeypatch.setattr(service, "CANDIDATES", 20)
-    backwards = calibration(encoder, picture=linear(0.0, -4.0, *[0.0] * 10, 8.0))
-    every, few = (searched(made=backwards, k=k, by_track=by_track) for k in (60, 5))
+    every, few = (searched(made=backwards(encoder), k=k, by_track=by_track) for k in (60, 5))
     scores = [hit.score for hit in every.hits]
     assert falls(every.likelihoods[:20])
     assert not falls(scores[:20])
     assert falls(scores[20:])  # A likelihood of fewer pictures does not depend on their number.
     assert (min(scores[:20]) >= max(scores[20:]), len(scores)) == (True, 60)
-    assert [hit.id for hit in few.hits] == [hit.id for hit in every.hits[:5]]
+    assert ids(few) == ids(every)[:5]
     assert few.likelihoods == pytest.approx(every.likelihoods[:5])
     assert few.labels == every.labels[:5]
 
 
-def test_the_verdict_is_that_of_the_answer_and_no_hit_is_likelier(encoder, searched):
+def test_the_verdict_is_that_of_the_answer_and_no_hit_is_likelier(encoder, searched, monkeypatch):
     plain = searched(k=60)
-    # An answer at 0.3 whatever the pictures are.
-    low = searched(made=calibration(encoder, answer=linear(*[0.0] * 14, np.log(3 / 7))), k=60)
+    low = searched(made=fixed(encoder, np.log(3 / 7)), k=60)
     assert (low.verdict.word, low.verdict.likelihood) == ("possible", pytest.approx(0.3))
     assert low.likelihoods == pytest.approx(np.minimum(plain.likelihoods, 0.3))
     assert max(plain.likelihoods) > 0.9
-    assert [hit.id for hit in low.hits] == [hit.id for hit in plain.hits]
-    assert low.verdict.expected == plain.verdict.expected
-
-
-def test_nobody_is_not_said_of_what_a_sentence_excludes(encoder, searched, compared):
-    """Answers were fitted on sentences that exclude nothing."""
-    low = calibration(encoder, answer=linear(*[0.0] * 14, -9.0))
-    sentence = "a man in a red coat without a hat"
-    assert searched(made=low).verdict.word == "nobody"
-    found = searched(sentence, made=low)
-    assert (found.verdict.word, found.verdict.reason) == ("uncalibrated", "exclusion_uncertain")
-    assert {*found.labels} == {""}
-    assert [hit.id for hit in found.hits] == [hit.id for hit in searched(sentence).hits]
-
-
-def test_where_many_match_the_likeliest_of_them_counts(encoder, searched, monkeypatch):
-    low = calibration(encoder, answer=linear(*[0.0] * 14, np.log(3 / 7)))
-    assert searched(made=low).verdict.likelihood == pytest.approx(0.3)
+    assert (ids(low), low.verdict.expected) == (ids(plain), plain.verdict.expected)
+    # Where many match, the likeliest of them counts.
     monkeypatch.setattr(verdict, "_MANY", 3.0)  # Of four.
-    found = searched(made=low)
+    found = searched(made=fixed(encoder, np.log(3 / 7)))
     assert found.verdict.word == "likely"
     assert found.verdict.likelihood == max(found.likelihoods) > 0.9
 
 
-def test_likelihoods_do_not_depend_on_the_number_of_hits(searched, monkeypatch):
+def test_a_likely_answer_without_a_possible_picture_is_possible(encoder, searched):
+    found = searched(made=fixed(encoder, 9.0, background=FAR))
+    assert (found.verdict.word, found.verdict.likelihood > 0.99) == ("possible", True)
+
+
+def test_nobody_is_not_said_of_what_a_sentence_excludes(encoder, searched, compared):
+    """Answers were fitted on sentences that exclude nothing."""
+    low, sentence = fixed(encoder, -9.0), "a man in a red coat without a hat"
+    assert searched(made=low).verdict.word == "nobody"
+    found = searched(sentence, made=low)
+    assert word_and_reason(found) == ("uncalibrated", "exclusion_uncertain")
+    assert {*found.labels} == {""}
+    assert ids(found) == ids(searched(sentence))
+
+
+@pytest.mark.parametrize("candidates", [20, verdict.CANDIDATES])
+def test_likelihoods_do_not_depend_on_the_number_of_hits(searched, monkeypatch, candidates):
     for module in (service, verdict):
-        monkeypatch.setattr(module, "CANDIDATES", 20)
+        monkeypatch.setattr(module, "CANDIDATES", candidates)
     few, every = searched(k=3), searched(k=60)
-    assert [hit.id for hit in few.hits] == [hit.id for hit in every.hits[:3]]
+    assert (ids(few), len(every.likelihoods)) == (ids(every)[:3], 60)
     assert few.likelihoods == pytest.approx(every.likelihoods[:3], abs=1e-12)
     assert few.verdict == every.verdict
 
@@ -258,8 +274,7 @@ def test_what_is_excluded_comes_late(searched, compared, gallery, encoder, monke
         images_ND = np.stack([vectors[hit.id] for hit in found.hits])
         heard.append(Evidence(encoder.encode_texts).against(excluded, images_ND)[:40])
         assert found.ranked == 60
-        few = searched(sentence, k=7)
-        assert [hit.id for hit in few.hits] == [hit.id for hit in found.hits[:7]]
+        assert ids(searched(sentence, k=7)) == ids(found)[:7]
     by_likelihood, by_excluded = heard
     assert by_excluded[:10].mean() < by_likelihood[:10].mean()
     assert by_excluded[:10].mean() < by_excluded[-10:].mean()
@@ -275,9 +290,7 @@ def test_what_is_excluded_comes_late(searched, compared, gallery, encoder, monke
     ids=["feedback", "picture", "uncalibrated"],
 )
 def test_other_hits_come_by_score(encoder, searched, options):
-    assert encoder.embed_dim == 16
-    backwards = calibration(encoder, picture=linear(0.0, -4.0, *[0.0] * 10, 8.0))
-    found = searched(made=backwards, k=9, **options)
+    found = searched(made=backwards(encoder), k=9, **options)
     assert (len(found.hits), len(found.labels), len(found.likelihoods)) == (9, 9, 9)
     assert falls([hit.score for hit in found.hits])
 
@@ -303,70 +316,44 @@ def test_nobody_is_said_below_the_limit_of_the_calibration(encoder, searched, co
 )
 def test_a_sentence_that_cannot_be_judged_is_uncalibrated(searched, sentence, reason):
     result = searched(sentence)
-    assert (result.verdict.word, result.verdict.reason) == ("uncalibrated", reason)
-    assert {*result.likelihoods} == {None}
+    assert word_and_reason(result) == ("uncalibrated", reason)
+    assert result.likelihoods == [None] * len(result.hits)
     assert {*result.labels} == {""}
     assert result.verdict.likelihood is None
-    assert len(result.likelihoods) == len(result.hits)
-
-
-def test_what_a_sentence_excludes_lowers_likelihoods(searched):
-    with_, without = searched(k=4), searched("a man in a red coat, not a red coat", k=4)
-    assert with_.verdict.word == "likely"
-    assert sum(without.likelihoods) < sum(with_.likelihoods)
-
-
-def test_the_better_reading_counts(searched):
-    either = searched("a man in a red or blue coat", k=4)
-    assert either.likelihoods == pytest.approx(searched(k=4).likelihoods, abs=0.02)
 
 
 def test_few_pictures_and_no_calibration_are_said(encoder, gallery):
-    service = SearchService(encoder, gallery)
-    request = SearchRequest(sentence="a man in a red coat", calibrate=True)
-    assert service.search(request).verdict.reason == "no_calibration"
+    assert SearchService(encoder, gallery).search(REQUEST).verdict.reason == "no_calibration"
     service = SearchService(calibrated(encoder, calibration(encoder)), gallery)
-    assert service.search(request).verdict.reason == "nothing_searched"
-    rng = np.random.default_rng(0)
-    vectors_ND = unit(rng.normal(size=(FEWEST, encoder.embed_dim)))
-    gallery.add([Item(key="0"), Item(key="1"), Item(key="2")], vectors_ND[:3])
-    found = service.search(request).verdict
+    assert service.search(REQUEST).verdict.reason == "nothing_searched"
+    vectors_ND = unit(np.random.default_rng(0).normal(size=(FEWEST, encoder.embed_dim)))
+    items = [Item(key=str(n)) for n in range(FEWEST)]
+    gallery.add(items[:3], vectors_ND[:3])
+    found = service.search(REQUEST).verdict
     assert (found.reason, found.fields["pictures"]) == ("few_pictures", 3)
-    gallery.add([Item(key=str(n)) for n in range(FEWEST)], vectors_ND)
-    assert service.search(request).verdict.reason is None
-    gallery.delete([str(n) for n in range(FEWEST)])
-    assert service.search(request).verdict.reason == "nothing_searched"
-
-
-def test_expected_matches_do_not_depend_on_the_number_of_hits(searched, gallery):
-    red_D = np.stack([*gallery.vectors_of(searched(k=1).hits).values()])[0]
-    for query in ({"sentence": "a man in a red coat"}, {"sentence": None, "picture": red_D}):
-        found = {searched(k=k, **query).verdict.expected for k in (1, 5, 60)}
-        assert len(found) == 1
-
-
-def test_a_sentence_about_things_that_were_not_fitted_has_no_count(searched):
-    result = searched("a man in a red coat with a backpack")
-    assert result.verdict.expected is None
-    assert result.verdict.as_json()["expected_matches"] is None
+    gallery.add(items, vectors_ND)
+    assert service.search(REQUEST).verdict.reason is None
+    gallery.delete([item.key for item in items])
+    assert service.search(REQUEST).verdict.reason == "nothing_searched"
 
 
 # --- Pictures that are unlike
 
+NOON, NIGHT = 1_764_417_600, 1_764_374_400
+"""12:00 and 00:00 UTC."""
 
-def shifted_gallery(gallery, offset=3.0):
+
+def shifted_gallery(gallery):
     """Three cameras of which one, and another by night, are far off."""
     rng = np.random.default_rng(0)
-    noon, night = 1_764_417_600, 1_764_374_400  # 12:00 and 00:00 UTC; local hours are patched.
-    for name, away, time in (
-        ("plain", 0.0, noon), ("far", offset, noon), ("plain", offset, night), ("few", offset, noon)
+    for name, is_far, at, count in (
+        ("plain", False, NOON, LEAST), ("far", True, NOON, LEAST),
+        ("plain", True, NIGHT, LEAST), ("few", True, NOON, LEAST - 1),
     ):  # fmt: skip
-        count = LEAST if name != "few" else LEAST - 1
         vectors_ND = 0.1 * rng.normal(size=(count, gallery.embed_dim))
-        vectors_ND[:, 1] += 1
-        vectors_ND[:, 0] += away
-        keys = [f"{name} {time} {n}" for n in range(count)]
-        gallery.add([Item(key=key, camera=name, time=time) for key in keys], unit(vectors_ND))
+        vectors_ND[:, :2] += 3 * is_far, 1
+        keys = [f"{name} {at} {n}" for n in range(count)]
+        gallery.add([Item(key=key, camera=name, time=at) for key in keys], unit(vectors_ND))
 
 
 @pytest.fixture
@@ -378,8 +365,6 @@ def reference(encoder):
 
 @pytest.fixture
 def utc(monkeypatch):
-    import time
-
     monkeypatch.setattr(shift.time, "localtime", time.gmtime)
 
 
@@ -395,14 +380,12 @@ def test_a_camera_with_few_pictures_a_day_and_a_clock_in_the_future_is_compared(
     rng = np.random.default_rng(0)
     vectors_ND = 0.1 * rng.normal(size=(300, gallery.embed_dim))
     vectors_ND[:, 0] += 3
-    noon = 1_764_417_600
-    times = [noon + 86_400 * (n // 30) for n in range(300)]
+    times = [NOON + 86_400 * (n // 30) for n in range(300)]
     times[-1] += 10 * 365 * 86_400
-    items = [Item(key=str(n), camera="far", time=time) for n, time in enumerate(times)]
+    items = [Item(key=str(n), camera="far", time=at) for n, at in enumerate(times)]
     gallery.add(items, unit(vectors_ND))
     (group,) = compare(gallery, reference)
-    assert (group.camera, group.is_night) == ("far", False)
-    assert group.pictures >= LEAST
+    assert (group.camera, group.is_night, group.pictures >= LEAST) == ("far", False, True)
     assert group.distance > reference.threshold
 
 
@@ -410,13 +393,14 @@ def test_hits_of_cameras_that_are_unlike_have_no_label(encoder, gallery, referen
     shifted_gallery(gallery)
     made = calibration(encoder, reference=reference)
     service = SearchService(calibrated(encoder, made), gallery)
-    everywhere = service.search(SearchRequest(sentence="a man in a red coat", calibrate=True))
-    assert everywhere.verdict.reason == "pictures_unlike"
-    assert everywhere.verdict.fields == {"cameras": ["far", "plain"], "at_night": True}
-    where = Filter(camera="few")
-    own = service.search(SearchRequest(sentence="a man in a red coat", where=where, calibrate=True))
-    assert own.verdict.reason == "cameras_not_compared"
-    assert own.verdict.fields == {"cameras": ["few"], "pictures": LEAST - 1, "wanted": LEAST}
+    for camera, reason, fields in (
+        (None, "pictures_unlike", {"cameras": ["far", "plain"], "at_night": True}),
+        ("far", "pictures_unlike", {"cameras": ["far"], "at_night": False}),
+        ("few", "cameras_not_compared",
+         {"cameras": ["few"], "pictures": LEAST - 1, "wanted": LEAST}),
+    ):  # fmt: skip
+        found = service.search(replace(REQUEST, where=Filter(camera=camera))).verdict
+        assert (found.reason, found.fields) == (reason, fields)
 
 
 def add_pictures(encoder, gallery, count, camera, time=None):
@@ -440,7 +424,7 @@ def test_many_cameras_are_all_compared_by_day_and_by_night(encoder, gallery, utc
     cameras = [f"cam{number}" for number in range(12)]
     for number, camera in enumerate(cameras):
         add_pictures(encoder, gallery, 20 + number, camera)
-        add_pictures(encoder, gallery, 40, camera, time=1_764_374_400 - 86_400 * number)
+        add_pictures(encoder, gallery, 40, camera, time=NIGHT - 86_400 * number)
     add_pictures(encoder, gallery, 19, "few")
     found = compare(gallery, calibration(encoder).reference)
     expected = {(camera, at_night) for camera in cameras for at_night in (False, True)}
@@ -450,10 +434,9 @@ def test_many_cameras_are_all_compared_by_day_and_by_night(encoder, gallery, utc
 def test_nobody_is_not_said_where_most_pictures_are_of_cameras_not_compared(encoder, searched):
     made = calibration(encoder, background=FAR)
     result = searched(made=made, notices=True)
-    assert (result.verdict.word, result.verdict.reason) == ("uncalibrated", "cameras_not_compared")
+    assert word_and_reason(result) == ("uncalibrated", "cameras_not_compared")
     assert result.verdict.fields == {"cameras": ["cam0", "cam1"], "pictures": 60, "wanted": LEAST}
-    assert {*result.labels} == {""}
-    assert {*result.likelihoods} == {None}
+    assert ({*result.labels}, {*result.likelihoods}) == ({""}, {None})
     assert searched().verdict.word == "likely", "what is found is said all the same"
 
 
@@ -463,17 +446,16 @@ def test_nobody_has_a_notice_where_few_pictures_are_of_cameras_not_compared(
     made = calibration(encoder, background=FAR)
     for camera, count in (("new", 20), ("yard", 9), (None, 25)):
         add_pictures(encoder, gallery, count, camera)
-    result = searched(made=made, notices=True)
-    assert result.verdict.word == "nobody"
-    expected = {"cameras": ["new", "yard"], "pictures": 54, "wanted": 30}
-    assert not_compared(result) == expected
     assert not_compared(searched(notices=True)) is None, "it is about nobody alone"
-    where = Filter(camera=("cam0", "new"))
-    result = searched(made=made, notices=True, where=where)
-    assert not_compared(result) == {"cameras": ["new"], "pictures": 20, "wanted": 30}
-    assert not_compared(searched(made=made, notices=True, where=Filter(camera="cam0"))) is None
-    result = searched(made=made, notices=True, where=Filter(camera=("new", "yard")))
-    assert (result.verdict.reason, not_compared(result)) == ("cameras_not_compared", None)
+    for cameras, word, fields in (
+        (None, "nobody", {"cameras": ["new", "yard"], "pictures": 54, "wanted": 30}),
+        (("cam0", "new"), "nobody", {"cameras": ["new"], "pictures": 20, "wanted": 30}),
+        ("cam0", "nobody", None),
+        (("new", "yard"), "uncalibrated", None),
+    ):
+        result = searched(made=made, notices=True, where=Filter(camera=cameras))
+        assert (result.verdict.word, not_compared(result)) == (word, fields)
+    assert result.verdict.reason == "cameras_not_compared"
 
 
 # --- Files
@@ -496,34 +478,29 @@ def test_a_calibration_is_read_back_and_the_one_before_is_kept(encoder, tmp_path
 
 
 def test_a_calibration_of_other_dimensions_is_refused(encoder, gallery):
-    write_score_calibration(
-        site_calibration_file(gallery.location),
-        calibration(encoder, reference=Reference(mean=(0.0,), axes=((1.0,),), threshold=1.0)),
-    )
+    reference = Reference(mean=(0.0,), axes=((1.0,),), threshold=1.0)
+    site = site_calibration_file(gallery.location)
+    write_score_calibration(site, calibration(encoder, reference=reference))
     with refused("axes_unfit", InputError):
         SearchService(encoder, gallery)
 
 
-def test_the_gallerys_own_calibration_counts(encoder, gallery, searched, compared):
+def test_the_gallerys_own_calibration_counts_as_soon_as_it_is_made(
+    encoder, gallery, searched, compared
+):
     site = site_calibration_file(gallery.location)
-    write_score_calibration(site, calibration(encoder, background=FAR, version=2))
-    assert searched().verdict.word == "nobody"
+    services = [
+        SearchService(one, gallery) for one in (encoder, calibrated(encoder, calibration(encoder)))
+    ]
+    before = [word_and_reason(service.search(REQUEST)) for service in services]
+    assert before == [("uncalibrated", "no_calibration"), ("likely", None)]
+    for changes, word in (({"background": FAR}, "nobody"), ({}, "likely")):
+        add_site_calibration(site, calibration(encoder, **changes))
+        assert {service.search(REQUEST).verdict.word for service in services} == {word}
+    assert services[0].judge is services[0].judge, "read once"
     site.write_text(site.read_text("utf-8").replace('"version": 2', '"version": "two"'), "utf-8")
     with refused("value_unfit", InputError):
         searched()
-
-
-def test_a_calibration_that_is_made_meanwhile_counts_at_once(encoder, gallery, searched, compared):
-    searched()  # Fills the gallery.
-    request = SearchRequest(sentence="a woman in a red coat", calibrate=True)
-    service = SearchService(encoder, gallery)
-    assert service.search(request).verdict.reason == "no_calibration"
-    site = site_calibration_file(gallery.location)
-    for background, word in ((FAR, "nobody"), (None, "likely")):
-        changes = {} if background is None else {"background": background}
-        add_site_calibration(site, calibration(encoder, **changes))
-        assert service.search(request).verdict.word == word
-    assert service.judge is service.judge, "read once"
 
 
 @pytest.mark.parametrize(
@@ -559,6 +536,5 @@ def test_a_bundle_with_a_changed_calibration_is_refused(folder):
 def test_the_prior_was_fitted_on_many_and_checked_on_others():
     assert PRIOR["fitted_on"]["people"] >= 2000
     held_out = PRIOR["held_out"]["all"]
-    assert held_out["auroc"] > 95
-    assert held_out["error"] < 3
+    assert (held_out["auroc"] > 95, held_out["error"] < 3) == (True, True)
     assert held_out["wrong_nobody"] <= 1.0

@@ -72,11 +72,10 @@ def test_plain_sentences_stay(sentence):
     assert plain_wording(sentence) == sentence
 
 
-@pytest.mark.parametrize("look", [SOURCE, TARGET])
-def test_captions_of_training_stay(look):
+def test_captions_of_training_stay():
     rng = np.random.default_rng(7)
-    for person in sample_people(30, rng):
-        caption = describe(person, look, rng)
+    for person in sample_people(60, rng):
+        caption = describe(person, SOURCE if rng.random() < 0.5 else TARGET, rng)
         parsed = parse(caption)
         assert (parsed.read_as, parsed.readings) == (caption.lower(), (parsed.wanted,))
 
@@ -127,23 +126,11 @@ def test_long_sentences_take_no_longer_than_their_length(part):
     assert took[2] < 24 * took[1] + 0.1, "eight times as long, and not the square of it"
 
 
-@pytest.mark.parametrize(
-    ("word", "expected"),
-    [
-        ("womna", "woman"),
-        ("caot", "coat"),
-        ("jackt", "jacket"),
-        ("swetshirt", "sweatshirt"),
-        ("RDE", "red"),
-        ("jackts", "jacket"),
-        ("hag", None),
-        ("s" * 2000, None),
-        ("coat", None),
-        ("dresses", None),
-        ("nurse", None),  # No purse.
-        ("xy", None),
-        ("", None),
-    ],
-)
-def test_corrections(word, expected):
-    assert correction(word) == expected
+def test_corrections():
+    for word, expected in (
+        ("womna", "woman"), ("caot", "coat"), ("jackt", "jacket"), ("swetshirt", "sweatshirt"),
+        ("RDE", "red"), ("jackts", "jacket"),
+    ):  # fmt: skip
+        assert correction(word) == expected
+    for word in ("hag", "s" * 2000, "coat", "dresses", "nurse", "xy", ""):  # Not a purse.
+        assert correction(word) is None
